@@ -1,0 +1,47 @@
+# Targets of README and docs/; paths are relative, so that a folder with a space in its name works.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+export PYTHONDONTWRITEBYTECODE :=
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: all setup demo run test bench lint lock clean
+all: setup
+
+setup: $(VENV)/stamp
+
+$(VENV)/packages: requirements.lock
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "dicom-ingest needs Python 3.11 or newer; set PYTHON=python3.11")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --require-hashes -r requirements.lock
+	touch $@
+
+$(VENV)/stamp: $(VENV)/packages pyproject.toml setup.py $(wildcard ext/*.pyx ext/*.pxd)
+	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
+	touch $@
+
+demo: setup
+	$(BIN)/ingest demo
+
+run: setup
+	test -e config/pki/node.key || $(BIN)/ingest certs new config/pki/node --name localhost --trust config/pki/trusted.crt
+	$(BIN)/ingest serve --config config/ingest.toml
+
+test: setup
+	$(BIN)/python -m pytest
+
+bench: setup
+	$(BIN)/python -m benchmarks
+
+lint: setup
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/cython-lint ext
+
+lock:
+	uv pip compile --universal --python-version 3.11 --no-emit-index-url --generate-hashes --no-header \
+	  pyproject.toml --group dev --output-file requirements.lock
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info ext/*.c ext/*.so

@@ -1,0 +1,210 @@
+"""The configuration as frozen, validated models: what every role is given, once, at its start.
+
+Names and defaults are those of docs/configuration.md. Types, ranges and unknown keys are checked here; what needs the
+file system or two sections at once is checked in `ingest.config.toml`, so that all faults are reported together.
+"""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+AETitle = Annotated[str, Field(min_length=1, max_length=16, pattern=r"^(?=.*[^ ])[ -\[\]-~]+$")]
+"""PS3.5 6.2, VR AE: 1 to 16 characters, no backslash, no control characters, not only spaces."""
+
+Port = Annotated[int, Field(ge=0, le=65535)]
+Seconds = Annotated[float, Field(gt=0)]
+Positive = Annotated[int, Field(ge=1)]
+NotNegative = Annotated[int, Field(ge=0)]
+
+
+class Model(BaseModel):
+    """Frozen, and unknown keys are faults."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=False)
+
+
+class Node(Model):
+    """`[node]`: who we are and where our data lies."""
+
+    ae_title: AETitle = "INGEST"
+    data_dir: Path = Path("../var")
+    drain_seconds: Seconds = 30.0
+
+
+class Listener(Model):
+    """One of `[[listeners]]`."""
+
+    host: str = "0.0.0.0"  # noqa: S104 - a receiving node listens
+    port: Port = 2762
+    tls: str | Literal[False] = "node"
+
+
+class TLS(Model):
+    """`[tls.NAME]`: key material and rules, usable by listeners and destinations."""
+
+    certificate: Path | None = None
+    private_key: Path | None = None
+    password_file: Path | None = None
+    trusted: tuple[Path, ...] = ()
+    peer_certificate: Literal["required", "optional", "none"] = "required"
+    profile: Literal["rfc8996", "custom"] = "rfc8996"
+    minimum_version: str = ""
+    ciphers: str = ""
+    check_server_name: bool = False
+
+
+class Receive(Model):
+    """`[receive]`: listeners, their limits and deadlines."""
+
+    processes: NotNegative = 0
+    max_pdu_length: Annotated[int, Field(ge=4096, le=4 * 1024 * 1024)] = 131072
+    max_associations: Positive = 500
+    durability: Literal["fsync", "page-cache"] = "fsync"
+    spool_dir: Path | None = None
+    quarantine: bool = True
+    accept_unknown_sop_classes: bool = True
+    transfer_syntaxes: tuple[str, ...] = ("*",)
+    check_called_ae: bool = False
+    max_operations: Annotated[int, Field(ge=1, le=1024)] = 64
+    handshake_seconds: Seconds = 10.0
+    artim_seconds: Seconds = 30.0
+    idle_seconds: Seconds = 600.0
+    max_command_bytes: Annotated[int, Field(ge=1024)] = 65536
+    max_instance_bytes: Positive = 4 * 1024**3
+    spool_max_bytes: NotNegative = 0
+    min_free_bytes: NotNegative = 256 * 1024**2
+
+
+class Peer(Model):
+    """One of `[[peers]]`: a caller that is let in, and what it may do."""
+
+    ae_title: AETitle
+    hosts: tuple[str, ...] = ()
+    certificate: str = ""
+    allow: tuple[Literal["echo", "store"], ...] = ("echo", "store")
+
+
+class Queue(Model):
+    """`[queue]`: the Redis that carries references (or, with carrier "redis", the data sets)."""
+
+    url: str = ""
+    carrier: Literal["spool", "redis"] = "spool"
+    carrier_max_bytes: Positive = 64 * 1024**2
+    carrier_max_waiting: Positive = 256
+
+
+class Store(Model):
+    """`[store]`: where instances end up, and what a second one of the same UID means."""
+
+    root: Path | None = None
+    path: str = "{study_uid}/{series_uid}/{sop_uid}.dcm"
+    duplicates: Literal["keep-identical", "keep-first", "overwrite"] = "keep-identical"
+
+
+class Workers(Model):
+    """`[workers]`: how many processes of each kind `ingest serve` starts."""
+
+    persist: NotNegative = 1
+    forward: NotNegative = 2
+
+
+class LedgerConfig(Model):
+    """`[ledger]`: empty is SQLite in data_dir; else an SQLAlchemy URL."""
+
+    url: str = ""
+
+
+class Destination(Model):
+    """One of `[[destinations]]`: a remote node that instances are forwarded to."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,64}$")]
+    ae_title: AETitle
+    host: str
+    port: Annotated[int, Field(ge=1, le=65535)] = 2762
+    tls: str | Literal[False] = "node"
+    associations: Positive = 1
+    connect_seconds: Seconds = 10.0
+    response_seconds: Seconds = 60.0
+    linger_seconds: Annotated[float, Field(ge=0)] = 1.0
+    retry_first_seconds: Seconds = 2.0
+    retry_max_seconds: Seconds = 300.0
+    max_attempts: Positive = 20
+
+
+class Route(Model):
+    """One of `[[routes]]`: which destinations get an instance."""
+
+    to: tuple[str, ...]
+    when: dict[str, Any] = Field(default_factory=dict)
+
+
+class Console(Model):
+    """`[console]`: where the web console will listen."""
+
+    host: str = "127.0.0.1"
+    port: Port = 8080
+
+
+class Log(Model):
+    """`[log]`: standard error, or a file that USR1 reopens."""
+
+    format: Literal["console", "json"] = "console"
+    level: Literal["debug", "info", "warning", "error"] = "info"
+    file: Path | None = None
+
+
+class Config(Model):
+    """A whole configuration; every path in it is absolute once `ingest.config.load` has read it."""
+
+    node: Node = Node()
+    listeners: tuple[Listener, ...] = ()
+    tls: dict[str, TLS] = Field(default_factory=dict)
+    receive: Receive = Receive()
+    peers: tuple[Peer, ...] = ()
+    queue: Queue = Queue()
+    store: Store = Store()
+    workers: Workers = Workers()
+    ledger: LedgerConfig = LedgerConfig()
+    destinations: tuple[Destination, ...] = ()
+    routes: tuple[Route, ...] = ()
+    console: Console = Console()
+    log: Log = Log()
+
+    @property
+    def data_dir(self) -> Path:
+        """The folder below which everything lies that is not set apart."""
+        return self.node.data_dir
+
+    @property
+    def spool_dir(self) -> Path:
+        """`[receive] spool_dir`, or `data_dir/spool`."""
+        return self.receive.spool_dir or self.data_dir / "spool"
+
+    @property
+    def store_root(self) -> Path:
+        """`[store] root`, or `data_dir/store`."""
+        return self.store.root or self.data_dir / "store"
+
+    @property
+    def quarantine_dir(self) -> Path:
+        """`data_dir/quarantine`: copies of what was refused as unreadable or conflicting."""
+        return self.data_dir / "quarantine"
+
+    @property
+    def run_dir(self) -> Path:
+        """`data_dir/run`: scoreboard, locks and process ids of a running node."""
+        return self.data_dir / "run"
+
+    @property
+    def ledger_url(self) -> str:
+        """The SQLAlchemy URL of the ledger."""
+        return self.ledger.url or f"sqlite:///{self.data_dir / 'ledger.db'}"
+
+    def destination(self, name: str) -> Destination:
+        """The destination called `name`.
+
+        Raises:
+            KeyError: There is none.
+        """
+        return next(d for d in self.destinations if d.name == name)

@@ -1,0 +1,69 @@
+"""Every error that this project raises on purpose, in one shallow tree.
+
+`PeerError` stands beside the tree: it blames the peer's bytes, and ext/, which raises it, imports nothing of ours.
+Everything below `IngestError` blames our side: what a person configured, a disk, a queue or a remote that is away.
+"""
+
+from collections.abc import Sequence
+
+from ext.errors import PeerError
+
+__all__ = [
+    "AssociationError",
+    "BootError",
+    "ConfigError",
+    "IngestError",
+    "LedgerError",
+    "PeerError",
+    "QueueError",
+    "SpoolError",
+    "StoreError",
+]
+
+
+class IngestError(Exception):
+    """Root of our own errors; the message names the key, file, AE title or UID, and what to do next."""
+
+
+class ConfigError(IngestError):
+    """The configuration cannot be used; the node exits with 2.
+
+    Attributes:
+        faults: One line for each fault, each naming its key (or file) and the remedy.
+    """
+
+    def __init__(self, faults: Sequence[str]) -> None:
+        super().__init__("\n".join(faults))
+        self.faults = tuple(faults)
+
+
+class BootError(IngestError):
+    """A child cannot start with this configuration (a port in use, a key that does not fit); exit 3."""
+
+
+class SpoolError(IngestError):
+    """The spool folder cannot be used, or an entry is not there."""
+
+
+class StoreError(IngestError):
+    """The store could not keep or give an instance."""
+
+
+class QueueError(IngestError):
+    """Redis is away or answers what it should not; the caller waits and tries again."""
+
+
+class LedgerError(IngestError):
+    """The ledger is away or of an unknown schema version."""
+
+
+class AssociationError(IngestError):
+    """An association with a remote could not be made or ended early.
+
+    Attributes:
+        permanent: True where trying again with the same proposal cannot help (A-ASSOCIATE-RJ permanent).
+    """
+
+    def __init__(self, message: str, *, permanent: bool = False) -> None:
+        super().__init__(message)
+        self.permanent = permanent

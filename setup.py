@@ -1,0 +1,24 @@
+"""The extension modules; everything else is in pyproject.toml."""
+
+from Cython.Build import cythonize
+from setuptools import Extension, setup
+
+DIRECTIVES = {
+    "language_level": 3,
+    "boundscheck": False,
+    "wraparound": False,
+    "initializedcheck": False,
+    "cdivision": True,
+    "embedsignature": True,
+    "freethreading_compatible": False,
+}
+
+setup(
+    ext_modules=cythonize(
+        [
+            Extension(f"ext.{name}", [f"ext/{name}.pyx"], extra_compile_args=["-O3", "-Wall", "-Wno-unused-function"])
+            for name in ("pdu", "encode", "command", "header")
+        ],
+        compiler_directives=DIRECTIVES,
+    )
+)
