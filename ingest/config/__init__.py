@@ -1,0 +1,10 @@
+"""Configuration: frozen models, and the reader that turns a file into them.
+
+`load` is what every role calls; `ingest.config.check` looks at what the configuration points to.
+"""
+
+from ingest.config.faults import Fault
+from ingest.config.model import TLS, Config
+from ingest.config.toml import load
+
+__all__ = ["TLS", "Config", "Fault", "load"]

@@ -1,41 +1,73 @@
 """The configuration as frozen, validated models: what every role is given, once, at its start.
 
-Names and defaults are those of docs/configuration.md. Types, ranges and unknown keys are checked here; what needs the
-file system or two sections at once is checked in `ingest.config.toml`, so that all faults are reported together.
+Names and defaults are those of docs/configuration.md. Types, ranges and unknown keys are checked here; what
+needs the file system or two sections at once is checked in `ingest.config.rules`, so that all faults are
+reported together.
 """
 
+import os
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo
 
-AETitle = Annotated[str, Field(min_length=1, max_length=16, pattern=r"^(?=.*[^ ])[ -\[\]-~]+$")]
+
+def _absolute(path: Path | None, info: ValidationInfo) -> Path | None:
+    """`path` below the folder that the reader names in the context; as it is where nobody does (tests)."""
+    if path is None or not info.context:
+        return path
+    return Path(os.path.normpath(info.context["folder"] / path))
+
+
+def _not_empty(value: Any) -> Any:
+    """An empty path would silently mean the file's own folder."""
+    if value == "":
+        raise ValueError("is empty")
+    return value
+
+
+def _empty_is_none(value: Any) -> Any:
+    return None if value == "" else value
+
+
+def _absolute_ledger(url: str, info: ValidationInfo) -> str:
+    """A relative SQLite file (three slashes) starts at the file's folder, as every path does."""
+    scheme, separator, path = url.partition(":///")
+    if not info.context or not separator or not scheme.startswith("sqlite") or path.startswith(("/", ":")):
+        return url
+    return f"{scheme}:///{os.path.normpath(info.context['folder'] / path)}" if path else url
+
+
+FilePath = Annotated[Path, BeforeValidator(_not_empty), AfterValidator(_absolute)]
+OptionalPath = Annotated[Path | None, BeforeValidator(_empty_is_none), AfterValidator(_absolute)]
+
+AETitle = Annotated[str, Field(min_length=1, max_length=16, pattern=r"^ *[!-\[\]-~][ -\[\]-~]*$")]
 """PS3.5 6.2, VR AE: 1 to 16 characters, no backslash, no control characters, not only spaces."""
 
 Port = Annotated[int, Field(ge=0, le=65535)]
-Seconds = Annotated[float, Field(gt=0)]
-Positive = Annotated[int, Field(ge=1)]
-NotNegative = Annotated[int, Field(ge=0)]
+Seconds = Annotated[float, Field(gt=0, le=1e9, allow_inf_nan=False)]
+Positive = Annotated[int, Field(ge=1, lt=2**63)]
+NotNegative = Annotated[int, Field(ge=0, lt=2**63)]
 
 
 class Model(BaseModel):
     """Frozen, and unknown keys are faults."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=False)
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class Node(Model):
     """`[node]`: who we are and where our data lies."""
 
     ae_title: AETitle = "INGEST"
-    data_dir: Path = Path("../var")
+    data_dir: FilePath = Path("../var")
     drain_seconds: Seconds = 30.0
 
 
 class Listener(Model):
     """One of `[[listeners]]`."""
 
-    host: str = "0.0.0.0"  # noqa: S104 - a receiving node listens
+    host: Annotated[str, Field(min_length=1)] = "0.0.0.0"  # noqa: S104 - a receiving node listens
     port: Port = 2762
     tls: str | Literal[False] = "node"
 
@@ -43,14 +75,16 @@ class Listener(Model):
 class TLS(Model):
     """`[tls.NAME]`: key material and rules, usable by listeners and destinations."""
 
-    certificate: Path | None = None
-    private_key: Path | None = None
-    password_file: Path | None = None
-    trusted: tuple[Path, ...] = ()
+    certificate: OptionalPath = None
+    private_key: OptionalPath = None
+    pkcs12: OptionalPath = None
+    password_file: OptionalPath = None
+    trusted: tuple[FilePath, ...] = ()
     peer_certificate: Literal["required", "optional", "none"] = "required"
     profile: Literal["rfc8996", "custom"] = "rfc8996"
     minimum_version: str = ""
     ciphers: str = ""
+    crl: tuple[FilePath, ...] = ()
     check_server_name: bool = False
 
 
@@ -61,7 +95,7 @@ class Receive(Model):
     max_pdu_length: Annotated[int, Field(ge=4096, le=4 * 1024 * 1024)] = 131072
     max_associations: Positive = 500
     durability: Literal["fsync", "page-cache"] = "fsync"
-    spool_dir: Path | None = None
+    spool_dir: OptionalPath = None
     quarantine: bool = True
     accept_unknown_sop_classes: bool = True
     transfer_syntaxes: tuple[str, ...] = ("*",)
@@ -88,7 +122,7 @@ class Peer(Model):
 class Queue(Model):
     """`[queue]`: the Redis that carries references (or, with carrier "redis", the data sets)."""
 
-    url: str = ""
+    url: str = Field(default="", repr=False)
     carrier: Literal["spool", "redis"] = "spool"
     carrier_max_bytes: Positive = 64 * 1024**2
     carrier_max_waiting: Positive = 256
@@ -97,7 +131,7 @@ class Queue(Model):
 class Store(Model):
     """`[store]`: where instances end up, and what a second one of the same UID means."""
 
-    root: Path | None = None
+    root: OptionalPath = None
     path: str = "{study_uid}/{series_uid}/{sop_uid}.dcm"
     duplicates: Literal["keep-identical", "keep-first", "overwrite"] = "keep-identical"
 
@@ -112,7 +146,7 @@ class Workers(Model):
 class LedgerConfig(Model):
     """`[ledger]`: empty is SQLite in data_dir; else an SQLAlchemy URL."""
 
-    url: str = ""
+    url: Annotated[str, AfterValidator(_absolute_ledger)] = Field(default="", repr=False)
 
 
 class Destination(Model):
@@ -120,13 +154,13 @@ class Destination(Model):
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,64}$")]
     ae_title: AETitle
-    host: str
+    host: Annotated[str, Field(min_length=1)]
     port: Annotated[int, Field(ge=1, le=65535)] = 2762
     tls: str | Literal[False] = "node"
     associations: Positive = 1
     connect_seconds: Seconds = 10.0
     response_seconds: Seconds = 60.0
-    linger_seconds: Annotated[float, Field(ge=0)] = 1.0
+    linger_seconds: Annotated[float, Field(ge=0, le=1e9, allow_inf_nan=False)] = 1.0
     retry_first_seconds: Seconds = 2.0
     retry_max_seconds: Seconds = 300.0
     max_attempts: Positive = 20
@@ -151,7 +185,7 @@ class Log(Model):
 
     format: Literal["console", "json"] = "console"
     level: Literal["debug", "info", "warning", "error"] = "info"
-    file: Path | None = None
+    file: OptionalPath = None
 
 
 class Config(Model):

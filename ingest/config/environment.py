@@ -1,0 +1,101 @@
+"""`INGEST_SECTION__KEY` in the environment takes the place of a key in the file.
+
+The value is written as in TOML (`INGEST_RECEIVE__PROCESSES=2`, `INGEST_LISTENERS__0__TLS=false`), or bare
+where the key takes text (`INGEST_NODE__AE_TITLE=STORE1`). Lists of tables are reached by index, from 0.
+"""
+
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from types import NoneType
+from typing import Any, Literal, get_args, get_origin
+
+from pydantic import BaseModel
+
+from ingest.config.faults import Fault, Location, annotation_at
+
+PREFIX = "INGEST_"
+
+
+def override(data: dict[str, Any], environ: Mapping[str, str]) -> tuple[dict[Location, str], list[Fault]]:
+    """Write every override into `data`, the file's tables.
+
+    Returns:
+        The variable behind each key that was set, so that its faults name the variable; and the faults of
+        those that name no place in the file.
+    """
+    origins: dict[Location, str] = {}
+    faults = []
+    for variable in sorted(environ):
+        if not variable.startswith(PREFIX) or "__" not in variable:
+            continue
+        location = _place(data, variable.removeprefix(PREFIX).split("__"))
+        if location is None:
+            remedy = (
+                "name sections and keys of the file, as in INGEST_NODE__AE_TITLE or INGEST_LISTENERS__0__PORT"
+            )
+            faults.append(Fault(variable, "names no place in the configuration", remedy))
+            continue
+        parent: Any = data
+        for part in location[:-1]:
+            parent = parent[part]
+        parent[location[-1]] = _value(environ[variable], annotation_at(location))
+        origins[location] = variable
+    return origins, faults
+
+
+def _place(data: dict[str, Any], parts: list[str]) -> Location | None:
+    """Where the parts of a variable's name lead, making the tables on the way; None where there is no way."""
+    here: Any = data
+    location: list[str | int] = []
+    for depth, part in enumerate(parts):
+        if isinstance(here, list):
+            if not part.isdecimal() or int(part) >= len(here):
+                return None
+            step: str | int = int(part)
+        elif isinstance(here, dict) and part:
+            step = _known(here, part)
+            if depth < len(parts) - 1:
+                here.setdefault(step, {})
+        else:
+            return None
+        location.append(step)
+        if depth < len(parts) - 1:
+            here = here[step]
+    return tuple(location) if isinstance(here, dict) and len(parts) > 1 else None
+
+
+def _known(table: Mapping[str, Any], part: str) -> str:
+    """The key that `part` means: a variable has neither case nor hyphens, a [tls.NAME] may have both."""
+    return next((k for k in table if k.replace("-", "_").upper() == part.upper()), part.lower())
+
+
+def _value(text: str, annotation: Any) -> Any:
+    try:
+        table = tomllib.loads(f"value = {text}")
+    except tomllib.TOMLDecodeError:
+        table = {}
+    if table.keys() != {"value"}:
+        return [text] if _is_list_of_text(annotation) and text else text
+    value = table["value"]
+    if _takes_text(annotation) and not isinstance(value, str) and not _takes_false(annotation, value):
+        return text
+    return value
+
+
+def _takes_text(annotation: Any) -> bool:
+    if get_origin(annotation) is Literal:
+        return str in {type(choice) for choice in get_args(annotation)}
+    options = get_args(annotation) or (annotation,)
+    return any(option in {str, Path} for option in options) and get_origin(annotation) not in {tuple, dict}
+
+
+def _takes_false(annotation: Any, value: Any) -> bool:
+    return value is False and any(get_args(option) == (False,) for option in get_args(annotation))
+
+
+def _is_list_of_text(annotation: Any) -> bool:
+    if get_origin(annotation) is not tuple:
+        return False
+    item = get_args(annotation)[0]
+    return not (isinstance(item, type) and issubclass(item, BaseModel | NoneType))

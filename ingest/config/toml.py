@@ -1,0 +1,124 @@
+"""Reads a TOML configuration: file, environment, models, rules; all faults are found before any is told."""
+
+import json
+import os
+import re
+import tomllib
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from ingest.config import rules
+from ingest.config.environment import override
+from ingest.config.faults import Fault, Location, faults_of, without
+from ingest.config.model import Config
+from ingest.errors import ConfigError
+
+_STAND_INS = {"ae_title": "MISSING", "host": "missing", "to": []}
+"""Values for required keys that are missing, so that the rules can look at the rest of the configuration."""
+
+_ROUNDS = 4
+"""A repair may uncover a fault below it; the models are three levels deep."""
+
+
+def load(
+    path: str | os.PathLike[str], *, roles: Collection[str] = (), environ: Mapping[str, str] | None = None
+) -> Config:
+    """Read, override, validate.
+
+    Args:
+        path: A TOML file; relative paths in it start at its folder.
+        roles: What will run with it ("listen", "persist", "forward"); "listen" asks for a listener.
+        environ: In place of `os.environ`.
+
+    Raises:
+        ConfigError: With every fault, each a line `key: cause; remedy`.
+    """
+    file = Path(path)
+    data = _read(file)
+    origins, faults = override(data, os.environ if environ is None else environ)
+    node = data.setdefault("node", {})
+    if isinstance(node, dict):  # the default, like a path in the file, starts at the file's folder
+        node.setdefault("data_dir", str(Config().data_dir))
+    config, found = _validate(data, {"folder": file.absolute().parent.resolve()})
+    faults += found
+    if config is not None:
+        names = rules.Names.of(data)
+        faults += without(list(rules.faults(config, names, roles)), [f.key for f in found])
+    if faults or config is None:
+        raise ConfigError([_line(fault, origins) for fault in faults])
+    return config
+
+
+def _read(file: Path) -> dict[str, Any]:
+    if file.suffix.lower() == ".json":
+        remedy = "write a TOML file (see config/ingest.toml)"
+        raise ConfigError([f"{file}: Orthanc's JSON configurations are not supported yet; {remedy}"])
+    try:
+        return tomllib.loads(file.read_bytes().decode("utf-8"))
+    except OSError as error:
+        remedy = "name a TOML file that this user may read"
+        raise ConfigError([f"{file}: cannot be read: {error.strerror}; {remedy}"]) from None
+    except ValueError as error:  # TOMLDecodeError, UnicodeDecodeError, and a NUL in the path
+        raise ConfigError([_syntax(file, error)]) from None
+
+
+def _syntax(file: Path, error: ValueError) -> str:
+    """`file:line: cause; remedy`; tomllib says where only in its message (before Python 3.14)."""
+    if isinstance(error, UnicodeDecodeError):
+        line = error.object[: error.start].count(b"\n") + 1
+        return f"{file}:{line}: is not UTF-8; save the file as UTF-8"
+    if not isinstance(error, tomllib.TOMLDecodeError):
+        return f"{file!s}: cannot be read: {error}; name a TOML file"
+    place = re.search(r" \(at line (\d+), column (\d+)\)$", str(error))
+    if place is None:
+        return f"{file}: {error}; correct the TOML syntax"
+    return f"{file}:{place[1]}: {str(error)[: place.start()]} at column {place[2]}; correct the TOML syntax"
+
+
+def _validate(data: dict[str, Any], context: dict[str, Any]) -> tuple[Config | None, list[Fault]]:
+    """Config and no faults; or the faults and, if it can be had, a Config with the faulty values left out."""
+    faults: dict[Location, Fault] = {}
+    # As JSON, because strict Python input would refuse a list for a tuple and a string for a path.
+    whole = json.loads(json.dumps(data, default=lambda value: {"a TOML date or time": str(value)}))
+    for _ in range(_ROUNDS):
+        try:
+            config = Config.model_validate_json(json.dumps(whole), strict=True, context=context)
+        except ValidationError as error:
+            found = faults_of(error)
+            for location, fault in found.items():
+                if not any(location[: len(known)] == known for known in faults):
+                    faults[location] = fault
+            for location in found:
+                _repair(whole, location)
+        else:
+            return config, list(faults.values())
+    return None, list(faults.values())
+
+
+def _repair(whole: dict[str, Any], location: Location) -> None:
+    """Take the faulty value out, or put a stand-in where one is required."""
+    while len(location) > 2 and isinstance(location[-1], int):
+        location = location[:-1]
+    parent: Any = whole
+    for part in location[:-1]:
+        try:
+            parent = parent[part]
+        except (KeyError, IndexError):
+            return  # went with an earlier repair
+    name = location[-1]
+    if isinstance(parent, list):
+        parent[int(name)] = {}
+    elif isinstance(parent, dict) and name in parent:
+        del parent[name]
+    elif isinstance(parent, dict):
+        parent[str(name)] = _STAND_INS.get(str(name), f"missing-{location[-2]}" if len(location) > 1 else "")
+
+
+def _line(fault: Fault, origins: Mapping[Location, str]) -> str:
+    for location, variable in origins.items():
+        if fault.key == rules.dotted(location):
+            return f"{fault.key} (from {variable}): {fault.cause}; {fault.remedy}"
+    return str(fault)
