@@ -1,0 +1,29 @@
+"""The ledger: what every instance and every delivery is, durably, in SQL."""
+
+from ingest.ledger.ledger import Ledger
+from ingest.ledger.rows import (
+    Counts,
+    Delivery,
+    DeliveryResult,
+    DeliveryRow,
+    DeliveryState,
+    Instance,
+    InstanceState,
+    NewInstance,
+    Outcome,
+)
+from ingest.ledger.schema import SCHEMA_VERSION
+
+__all__ = [
+    "SCHEMA_VERSION",
+    "Counts",
+    "Delivery",
+    "DeliveryResult",
+    "DeliveryRow",
+    "DeliveryState",
+    "Instance",
+    "InstanceState",
+    "Ledger",
+    "NewInstance",
+    "Outcome",
+]

@@ -1,0 +1,205 @@
+"""How SQLite and PostgreSQL are opened, migrated and asked; where their errors become `LedgerError`."""
+
+import contextlib
+import fcntl
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Final
+
+import sqlalchemy
+from sqlalchemy import Connection, Engine, event, make_url
+from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError, NoSuchModuleError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+
+from ingest.errors import LedgerError
+from ingest.ledger.schema import SCHEMA_VERSION
+
+BUSY_MILLISECONDS: Final = 10_000
+"""How long a writer of SQLite waits for another."""
+
+MIGRATION_SECONDS: Final = 60.0
+"""How long a process waits for another that migrates."""
+
+_MIGRATION_LOCK: Final = 0x1D1C0
+"""Key of PostgreSQL's advisory lock that one migrating process holds."""
+
+
+class Database:
+    """An engine for one ledger. Make it after the fork: connections do not survive one."""
+
+    def __init__(self, url: str) -> None:
+        """Prepare; nothing is opened yet.
+
+        Args:
+            url: An SQLAlchemy URL: `sqlite:////abs/path` or `postgresql+psycopg://…`.
+
+        Raises:
+            LedgerError: The URL cannot be read, or its driver is not installed.
+        """
+        try:
+            self._url = make_url(url)
+            self.name = self._url.render_as_string(hide_password=True)
+            self._engine = _engine(self._url)
+        except (ArgumentError, NoSuchModuleError, ImportError) as error:
+            raise LedgerError(f"[ledger] url cannot be used: {error}; see docs/configuration.md") from error
+        self.dialect = self._engine.dialect.name
+        self._writer = self._engine.execution_options(ingest_writer=True)
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._engine.dispose()
+
+    @contextlib.contextmanager
+    def read(self) -> Iterator[Connection]:
+        """A transaction that only reads.
+
+        Raises:
+            LedgerError: The ledger is away.
+        """
+        with self._errors(), self._engine.begin() as connection:
+            yield connection
+
+    @contextlib.contextmanager
+    def write(self) -> Iterator[Connection]:
+        """A transaction that is durable once the block has ended; on SQLite the only one that writes.
+
+        Raises:
+            LedgerError: The ledger is away; nothing was written, or all where the answer to COMMIT was lost.
+        """
+        with self._errors(), self._writer.begin() as connection:
+            yield connection
+
+    def version(self) -> str | None:
+        """The revision of the schema; None for an empty ledger.
+
+        Raises:
+            LedgerError: The ledger is away.
+        """
+        if self._file is not None and not self._file.exists():
+            return None
+        with self.read() as connection:
+            return _version(connection)
+
+    def check_schema(self) -> None:
+        """Make sure that the ledger is of the revision that this program knows.
+
+        Raises:
+            LedgerError: It is of another, or the ledger is away.
+        """
+        self._require(self.version())
+
+    def migrate(self) -> None:
+        """Bring the schema to this program's revision; of several processes one does it and the others wait.
+
+        Raises:
+            LedgerError: The ledger is away, or of a revision that this program does not know.
+        """
+        if self.version() == SCHEMA_VERSION:
+            return
+        with self._migration_lock(), self.write() as connection:
+            if self.dialect == "postgresql":
+                connection.execute(sqlalchemy.select(sqlalchemy.func.pg_advisory_xact_lock(_MIGRATION_LOCK)))
+            found = _version(connection)
+            if found != SCHEMA_VERSION:
+                # alembic takes longer to import than all the rest: only who needs it pays.
+                from ingest.migrations import upgrade  # noqa: PLC0415 - see above
+
+                if not upgrade(connection):
+                    self._require(found)
+
+    def _require(self, found: str | None) -> None:
+        if found != SCHEMA_VERSION:
+            raise LedgerError(
+                f"the ledger {self.name} has schema version {found or 'none'}, this program needs "
+                f"{SCHEMA_VERSION}; `ingest serve` migrates an older one, for a newer one use a newer program"
+            )
+
+    @property
+    def _file(self) -> Path | None:
+        if self.dialect != "sqlite" or not self._url.database:
+            return None
+        return Path(self._url.database)
+
+    @contextlib.contextmanager
+    def _migration_lock(self) -> Iterator[None]:
+        """SQLite: a lock beside the file, since changing to WAL fails at once where another is doing so."""
+        if self._file is None:
+            yield
+            return
+        try:
+            self._file.parent.mkdir(parents=True, exist_ok=True, mode=0o750)
+            lock = os.open(f"{self._file}.lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o640)
+        except OSError as error:
+            raise LedgerError(f"the ledger {self.name} cannot be made: {error}") from error
+        try:
+            self._wait_for(lock)
+            yield
+        finally:
+            os.close(lock)
+
+    def _wait_for(self, lock: int) -> None:
+        deadline = time.monotonic() + MIGRATION_SECONDS
+        while True:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    raise LedgerError(
+                        f"the ledger {self.name} has been migrated for {MIGRATION_SECONDS:.0f} s by "
+                        f"the process that holds {self._file}.lock; see what it waits for"
+                    ) from None
+                time.sleep(0.02)
+            else:
+                return
+
+    @contextlib.contextmanager
+    def _errors(self) -> Iterator[None]:
+        try:
+            yield
+        except (OperationalError, InterfaceError) as error:
+            raise LedgerError(f"the ledger {self.name} cannot be used: {error.orig}") from error
+        except PoolTimeoutError as error:
+            raise LedgerError(f"the ledger {self.name} has no connection free") from error
+        except DBAPIError as error:
+            if error.connection_invalidated:
+                raise LedgerError(f"the ledger {self.name} closed the connection: {error.orig}") from error
+            raise
+
+
+def _version(connection: Connection) -> str | None:
+    if not sqlalchemy.inspect(connection).has_table("alembic_version"):
+        return None
+    found: str | None = connection.execute(
+        sqlalchemy.text("SELECT version_num FROM alembic_version")
+    ).scalar_one_or_none()
+    return found
+
+
+def _engine(url: sqlalchemy.URL) -> Engine:
+    if url.get_backend_name() != "sqlite":
+        # A connection that died while idle is replaced instead of failing a batch.
+        return sqlalchemy.create_engine(url, pool_pre_ping=True)
+    engine = sqlalchemy.create_engine(url, connect_args={"timeout": BUSY_MILLISECONDS / 1000})
+    event.listen(engine, "connect", _prepare_sqlite)
+    event.listen(engine, "begin", _begin_sqlite)
+    return engine
+
+
+def _prepare_sqlite(connection: Any, _record: object) -> None:
+    # The driver would begin transactions by itself, too late and never IMMEDIATE.
+    connection.isolation_level = None
+    cursor = connection.cursor()
+    cursor.execute("PRAGMA journal_mode = WAL")
+    # In WAL mode FULL syncs the log at every commit; NORMAL would lose the last ones with the power.
+    cursor.execute("PRAGMA synchronous = FULL")
+    cursor.execute("PRAGMA foreign_keys = ON")
+    cursor.execute("PRAGMA cache_size = -16384")
+    cursor.close()
+
+
+def _begin_sqlite(connection: Connection) -> None:
+    # A writer that began as a reader fails, without waiting, where another wrote meanwhile: it says so first.
+    writer = connection.get_execution_options().get("ingest_writer")
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if writer else "BEGIN")

@@ -1,0 +1,254 @@
+"""The half of the ledger that knows deliveries: leases, attempts and what came of them."""
+
+from collections.abc import Sequence
+from typing import Any, Final
+
+from sqlalchemy import (
+    Connection,
+    Select,
+    and_,
+    bindparam,
+    exists,
+    func,
+    null,
+    or_,
+    select,
+    union_all,
+    update,
+)
+
+from ingest.ledger.database import Database
+from ingest.ledger.rows import Delivery, DeliveryResult, DeliveryRow, DeliveryState
+from ingest.ledger.schema import deliveries, instances
+
+# In each of these states `next_at` says from when on a row may be taken.
+_OPEN: Final = (DeliveryState.WAITING.value, DeliveryState.RETRY.value, DeliveryState.SENDING.value)
+
+_DUE: Final = (
+    select(
+        deliveries.c.id,
+        deliveries.c.instance_id,
+        deliveries.c.destination,
+        deliveries.c.attempts,
+        instances.c.store_key,
+        instances.c.size,
+        instances.c.data_set_offset,
+        instances.c.sop_class_uid,
+        instances.c.sop_instance_uid,
+        instances.c.transfer_syntax_uid,
+    )
+    .join(instances, instances.c.id == deliveries.c.instance_id)
+    .where(
+        deliveries.c.destination == bindparam("of"),
+        deliveries.c.state == bindparam("in_state"),
+        deliveries.c.next_at <= bindparam("now"),
+    )
+    .order_by(deliveries.c.next_at, deliveries.c.instance_id)
+    .limit(bindparam("at_most"))
+    # PostgreSQL only: what another worker is leasing is passed over. SQLite has one writer at a time.
+    .with_for_update(skip_locked=True, of=deliveries)
+)
+_IDS: Final = deliveries.c.id.in_(bindparam("ids", expanding=True))
+_OURS: Final = and_(
+    _IDS,
+    deliveries.c.lease_owner == bindparam("owner"),
+    deliveries.c.state == DeliveryState.SENDING.value,
+)
+_LEASE: Final = (
+    update(deliveries)
+    .where(_IDS)
+    .values(
+        state=DeliveryState.SENDING.value,
+        attempts=deliveries.c.attempts + 1,
+        next_at=bindparam("until"),
+        lease_owner=bindparam("owner"),
+        lease_until=bindparam("until"),
+        updated_at=bindparam("now"),
+    )
+)
+_RENEW: Final = (
+    update(deliveries)
+    .where(_OURS)
+    .values(next_at=bindparam("until"), lease_until=bindparam("until"), updated_at=bindparam("now"))
+    .returning(deliveries.c.id)
+)
+_RELEASE: Final = (
+    update(deliveries)
+    .where(_OURS)
+    .values(
+        state=DeliveryState.WAITING.value,
+        attempts=deliveries.c.attempts - 1,
+        next_at=0,
+        lease_owner=null(),
+        lease_until=null(),
+    )
+)
+_FINISH: Final = (
+    update(deliveries)
+    .where(
+        deliveries.c.id == bindparam("of"),
+        deliveries.c.lease_owner == bindparam("owner"),
+        deliveries.c.state == DeliveryState.SENDING.value,
+    )
+    .values(
+        state=bindparam("to"),
+        next_at=bindparam("at"),
+        lease_owner=null(),
+        lease_until=null(),
+        last_status=bindparam("status"),
+        last_error=bindparam("error"),
+        updated_at=bindparam("now"),
+    )
+)
+
+
+def _destinations() -> Any:
+    """All names in `deliveries`, by one seek in the index each, not by reading all rows."""
+    names = select(func.min(deliveries.c.destination).label("name")).cte("names", recursive=True)
+    next_name = (
+        select(func.min(deliveries.c.destination))
+        .where(deliveries.c.destination > names.c.name)
+        .correlate(names)
+        .scalar_subquery()
+    )
+    return names.union_all(select(next_name).where(names.c.name.is_not(None)))
+
+
+def _due_destinations() -> Select[Any]:
+    names = _destinations()
+    due = (
+        exists().where(
+            deliveries.c.destination == names.c.name,
+            deliveries.c.state == state,
+            deliveries.c.next_at <= bindparam("now"),
+        )
+        for state in _OPEN
+    )
+    return select(names.c.name).where(names.c.name.is_not(None), or_(*due)).order_by(names.c.name)
+
+
+_DUE_DESTINATIONS: Final = _due_destinations()
+_NEXT_DUE: Final = union_all(
+    *(
+        select(func.min(deliveries.c.next_at)).where(
+            deliveries.c.destination == bindparam("of"), deliveries.c.state == state
+        )
+        for state in _OPEN
+    )
+)
+
+
+class Deliveries(Database):
+    """Leases deliveries and keeps what became of them."""
+
+    def lease(self, destination: str, owner: str, limit: int, now_ms: int, lease_ms: int) -> list[Delivery]:
+        """Take what is due: waiting, to be tried again by now, or leased by somebody whose time is over.
+
+        Args:
+            destination: Its name.
+            owner: Who takes them; unique to one worker's run.
+            limit: At most so many.
+            now_ms: The time, in Unix milliseconds.
+            lease_ms: How long nobody else will take them, in milliseconds.
+
+        Returns:
+            Them in the order in which their instances were recorded; attempts count this one.
+
+        Raises:
+            LedgerError: The ledger is away.
+        """
+        until = now_ms + lease_ms
+        with self.write() as connection:
+            rows = self._due(connection, destination, limit, now_ms)
+            if rows:
+                ids = [row["id"] for row in rows]
+                connection.execute(_LEASE, {"ids": ids, "owner": owner, "until": until, "now": now_ms})
+        return [Delivery(**{**row, "attempts": row["attempts"] + 1, "lease_until": until}) for row in rows]
+
+    def renew(self, ids: Sequence[int], owner: str, now_ms: int, lease_ms: int) -> set[int]:
+        """Extend leases; returns the ids that are still the owner's. The others must not be sent any more.
+
+        Raises:
+            LedgerError: The ledger is away.
+        """
+        parameters = {"ids": list(ids), "owner": owner, "until": now_ms + lease_ms, "now": now_ms}
+        with self.write() as connection:
+            return set(connection.execute(_RENEW, parameters).scalars())
+
+    def finish(self, results: Sequence[DeliveryResult], now_ms: int) -> int:
+        """Write how attempts ended, in one transaction; returns how many of them were still their owner's.
+
+        Raises:
+            LedgerError: The ledger is away.
+        """
+        if not results:
+            return 0
+        parameters = [
+            {
+                "of": result.id,
+                "owner": result.owner,
+                "to": result.state.value,
+                "at": result.next_at if result.state is DeliveryState.RETRY else 0,
+                "status": result.last_status,
+                "error": result.last_error or None,
+                "now": now_ms,
+            }
+            for result in results
+        ]
+        with self.write() as connection:
+            return connection.execute(_FINISH, parameters).rowcount
+
+    def release(self, ids: Sequence[int], owner: str) -> None:
+        """Give back what was not attempted: it waits again, and the attempt does not count.
+
+        Raises:
+            LedgerError: The ledger is away; the leases end by themselves.
+        """
+        if ids:
+            with self.write() as connection:
+                connection.execute(_RELEASE, {"ids": list(ids), "owner": owner})
+
+    def due_destinations(self, now_ms: int) -> list[str]:
+        """Names of the destinations for which `lease` would find something.
+
+        Raises:
+            LedgerError: The ledger is away.
+        """
+        with self.read() as connection:
+            return list(connection.execute(_DUE_DESTINATIONS, {"now": now_ms}).scalars())
+
+    def next_due(self, destination: str) -> int | None:
+        """From when on `lease` finds something (0: at once); None while there is nothing to come.
+
+        Raises:
+            LedgerError: The ledger is away.
+        """
+        with self.read() as connection:
+            times = connection.execute(_NEXT_DUE, {"of": destination}).scalars().all()
+        return min((time for time in times if time is not None), default=None)
+
+    def deliveries_of(self, instance_id: int) -> list[DeliveryRow]:
+        """All deliveries of one instance.
+
+        Raises:
+            LedgerError: The ledger is away.
+        """
+        query = (
+            select(deliveries)
+            .where(deliveries.c.instance_id == instance_id)
+            .order_by(deliveries.c.destination)
+        )
+        with self.read() as connection:
+            return [
+                DeliveryRow(**{**row, "state": DeliveryState(row["state"])})
+                for row in connection.execute(query).mappings()
+            ]
+
+    @staticmethod
+    def _due(connection: Connection, destination: str, limit: int, now_ms: int) -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = []
+        for state in _OPEN:
+            parameters = {"of": destination, "in_state": state, "now": now_ms, "at_most": limit}
+            found.extend(dict(row) for row in connection.execute(_DUE, parameters).mappings())
+        found.sort(key=lambda row: row["instance_id"])
+        return found[:limit]

@@ -1,0 +1,226 @@
+"""The half of the ledger that knows instances."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import fields
+from itertools import islice
+from typing import Any, Final
+
+from sqlalchemy import Connection, RowMapping, bindparam, func, insert, select, update
+from sqlalchemy.dialects import postgresql, sqlite
+
+from ingest.ledger.database import Database
+from ingest.ledger.rows import (
+    Counts,
+    DeliveryState,
+    Instance,
+    InstanceState,
+    NewInstance,
+    Outcome,
+)
+from ingest.ledger.schema import deliveries, instances
+
+CHUNK: Final = 500
+"""How many values one IN list holds."""
+
+_COLUMNS: Final = tuple(
+    field.name for field in fields(NewInstance) if field.name not in {"destinations", "replaces"}
+)
+_INSERT: Final = {
+    "sqlite": sqlite.insert(instances)
+    .on_conflict_do_nothing()
+    .returning(instances.c.id, instances.c.spool_ref),
+    "postgresql": postgresql.insert(instances)
+    .on_conflict_do_nothing()
+    .returning(instances.c.id, instances.c.spool_ref),
+}
+_INSERT_DELIVERIES: Final = insert(deliveries).values(
+    instance_id=bindparam("instance_id"),
+    destination=bindparam("destination"),
+    state=DeliveryState.WAITING.value,
+    attempts=0,
+    next_at=0,
+    created_at=bindparam("at"),
+    updated_at=bindparam("at"),
+)
+_KNOWN: Final = select(instances.c.spool_ref).where(
+    instances.c.spool_ref.in_(bindparam("refs", expanding=True))
+)
+_BY_UID: Final = (
+    select(instances).where(instances.c.sop_instance_uid == bindparam("uid")).order_by(instances.c.id)
+)
+_OF_KEYS: Final = (
+    instances.c.store_key.in_(bindparam("keys", expanding=True)),
+    instances.c.state != InstanceState.REPLACED,
+)
+_OPEN: Final = (DeliveryState.WAITING.value, DeliveryState.SENDING.value, DeliveryState.RETRY.value)
+
+
+class Instances(Database):
+    """Records and finds instances."""
+
+    def record(self, rows: Sequence[NewInstance]) -> list[Outcome]:
+        """Write instances and their deliveries in one transaction, durable on return.
+
+        A row whose spool reference, or whose file, has a row already changes nothing.
+
+        Returns:
+            One outcome for each of `rows`, in their order.
+
+        Raises:
+            LedgerError: The ledger is away; the caller does the same again later, written or not.
+        """
+        if not rows:
+            return []
+        with self.write() as connection:
+            replaced = [row.store_key for row in rows if row.replaces]
+            if replaced:
+                _supersede(connection, replaced, rows[0].stored_at, keep=[row.spool_ref for row in rows])
+            ids = {
+                ref: number
+                for number, ref in connection.execute(
+                    _INSERT[self.dialect], [_parameters(row) for row in rows]
+                )
+            }
+            # The same reference twice in one batch: the row is that of the first.
+            new = [ids.pop(row.spool_ref, None) for row in rows]
+            waiting = [
+                {"instance_id": number, "destination": destination, "at": row.stored_at}
+                for row, number in zip(rows, new, strict=True)
+                if number is not None
+                for destination in row.destinations
+            ]
+            if waiting:
+                connection.execute(_INSERT_DELIVERIES, waiting)
+            known = _known(
+                connection, [row.spool_ref for row, number in zip(rows, new, strict=True) if number is None]
+            )
+        return [
+            Outcome.RECORDED
+            if number is not None
+            else (Outcome.KNOWN if row.spool_ref in known else Outcome.TAKEN)
+            for row, number in zip(rows, new, strict=True)
+        ]
+
+    def supersede(self, store_keys: Sequence[str], now_ms: int) -> None:
+        """Let the rows of files go that are about to be replaced; what is not delivered of them is dropped.
+
+        Raises:
+            LedgerError: The ledger is away.
+        """
+        with self.write() as connection:
+            _supersede(connection, store_keys, now_ms, keep=[])
+
+    def known_spool_refs(self, refs: Iterable[str]) -> set[str]:
+        """Those of `refs` that have a row.
+
+        Raises:
+            LedgerError: The ledger is away.
+        """
+        with self.read() as connection:
+            return _known(connection, refs)
+
+    def by_sop_instance(self, uid: str) -> list[Instance]:
+        """All rows of a SOP instance UID, oldest first.
+
+        Raises:
+            LedgerError: The ledger is away.
+        """
+        with self.read() as connection:
+            return [_instance(row) for row in connection.execute(_BY_UID, {"uid": uid}).mappings()]
+
+    def instances(
+        self,
+        limit: int = 100,
+        *,
+        before: int | None = None,
+        state: InstanceState | None = None,
+        study_uid: str | None = None,
+    ) -> list[Instance]:
+        """The newest instances first, for people to read.
+
+        Args:
+            limit: At most so many.
+            before: Only rows with a smaller id: the last one's of the page before.
+            state: Only rows of this state.
+            study_uid: Only rows of this study.
+
+        Raises:
+            LedgerError: The ledger is away.
+        """
+        query = select(instances).order_by(instances.c.id.desc()).limit(limit)
+        if before is not None:
+            query = query.where(instances.c.id < before)
+        if state is not None:
+            query = query.where(instances.c.state == state.value)
+        if study_uid is not None:
+            query = query.where(instances.c.study_uid == study_uid)
+        with self.read() as connection:
+            return [_instance(row) for row in connection.execute(query).mappings()]
+
+    def counts(self) -> Counts:
+        """How many instances are in each state, and deliveries by destination and state.
+
+        Raises:
+            LedgerError: The ledger is away.
+        """
+        by_state = select(instances.c.state, func.count()).group_by(instances.c.state)
+        by_destination = select(deliveries.c.destination, deliveries.c.state, func.count()).group_by(
+            deliveries.c.destination, deliveries.c.state
+        )
+        of_destinations: dict[str, dict[DeliveryState, int]] = {}
+        with self.read() as connection:
+            of_instances = {InstanceState(state): count for state, count in connection.execute(by_state)}
+            for destination, state, count in connection.execute(by_destination):
+                of_destinations.setdefault(destination, {})[DeliveryState(state)] = count
+        return Counts(of_instances, of_destinations)
+
+
+def _parameters(row: NewInstance) -> dict[str, Any]:
+    return {name: _clean(getattr(row, name)) for name in _COLUMNS}
+
+
+def _clean(value: Any) -> Any:
+    """Text that both databases take: PostgreSQL refuses NUL, both refuse lone surrogates."""
+    if not isinstance(value, str) or (value.isascii() and "\0" not in value):
+        return value
+    return value.replace("\0", "").encode("utf-8", "replace").decode("utf-8")
+
+
+def _supersede(connection: Connection, keys: Sequence[str], now_ms: int, *, keep: Sequence[str]) -> None:
+    old = (*_OF_KEYS, instances.c.spool_ref.not_in(bindparam("keep", expanding=True)))
+    parameters = {"keys": list(keys), "keep": list(keep)}
+    connection.execute(
+        update(deliveries)
+        .where(
+            deliveries.c.instance_id.in_(select(instances.c.id).where(*old)), deliveries.c.state.in_(_OPEN)
+        )
+        .values(
+            state=DeliveryState.DROPPED.value,
+            next_at=0,
+            lease_owner=None,
+            lease_until=None,
+            last_error="a newer object of the same SOP instance UID replaced it",
+            updated_at=now_ms,
+        ),
+        parameters,
+    )
+    connection.execute(update(instances).where(*old).values(state=InstanceState.REPLACED.value), parameters)
+
+
+def _known(connection: Connection, refs: Iterable[str]) -> set[str]:
+    known: set[str] = set()
+    for chunk in _chunks(refs):
+        known.update(connection.execute(_KNOWN, {"refs": chunk}).scalars())
+    return known
+
+
+def _chunks(values: Iterable[str]) -> Iterator[list[str]]:
+    iterator = iter(values)
+    while chunk := list(islice(iterator, CHUNK)):
+        yield chunk
+
+
+def _instance(row: RowMapping) -> Instance:
+    values = dict(row)
+    values["state"] = InstanceState(values["state"])
+    return Instance(**values)

@@ -1,0 +1,13 @@
+"""The ledger as one object."""
+
+from ingest.ledger.deliveries import Deliveries
+from ingest.ledger.instances import Instances
+
+
+class Ledger(Instances, Deliveries):
+    """Instances and deliveries in SQLite (WAL, synchronous FULL) or PostgreSQL.
+
+    Make one for each process, after the fork. `migrate` once at the start, then every method may be called
+    from any thread. Each is one transaction, durable on return; while the database is away it raises
+    `LedgerError`.
+    """

@@ -1,0 +1,173 @@
+"""What goes into the ledger and comes out of it, as values; times are Unix milliseconds."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import Enum, StrEnum
+
+
+class InstanceState(StrEnum):
+    """What became of an instance that was received."""
+
+    STORED = "stored"
+    """In the store under its own name."""
+    VARIANT = "variant"
+    """In the store beside the first one of its UID, in another transfer syntax; not forwarded."""
+    QUARANTINED = "quarantined"
+    """In the quarantine folder; the note says why."""
+    REPLACED = "replaced"
+    """Its file gave way to a newer one of the same UID (`[store] duplicates = "overwrite"`)."""
+
+
+class DeliveryState(StrEnum):
+    """How far the delivery of one instance to one destination is."""
+
+    WAITING = "waiting"
+    SENDING = "sending"
+    DELIVERED = "delivered"
+    RETRY = "retry"
+    DEAD = "dead"
+    DROPPED = "dropped"
+
+
+class Outcome(Enum):
+    """What `Ledger.record` did with one instance."""
+
+    RECORDED = "recorded"
+    """It has a new row, and its deliveries wait."""
+    KNOWN = "known"
+    """Its spool reference had a row already; nothing changed."""
+    TAKEN = "taken"
+    """Its file in the store belongs to the row of another reference; nothing changed."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NewInstance:
+    """An instance to record.
+
+    Attributes:
+        state: What became of it.
+        store_key: Its name below the store's root; below the quarantine folder where it is quarantined.
+        size: Bytes of the whole Part 10 file.
+        data_set_offset: Where in the file its data set begins.
+        source: Presentation address of who sent it, as in the File Meta (0002,0026).
+        spool_ref: Spool id, ":", and place in the spool; unique for ever.
+        note: What an operator should know, or empty.
+        destinations: Names of the destinations that it is to be delivered to.
+        replaces: Whether an older row of the same `store_key` gives way to this one.
+    """
+
+    state: InstanceState
+    sop_instance_uid: str
+    sop_class_uid: str
+    study_uid: str
+    series_uid: str
+    transfer_syntax_uid: str
+    store_key: str
+    size: int
+    data_set_offset: int
+    calling_ae: str
+    called_ae: str
+    source: str
+    spool_ref: str
+    note: str
+    received_at: int
+    stored_at: int
+    destinations: tuple[str, ...] = ()
+    replaces: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Instance:
+    """A row of `instances`; the names are those of `NewInstance`."""
+
+    id: int
+    state: InstanceState
+    sop_instance_uid: str
+    sop_class_uid: str
+    study_uid: str
+    series_uid: str
+    transfer_syntax_uid: str
+    store_key: str
+    size: int
+    data_set_offset: int
+    calling_ae: str
+    called_ae: str
+    source: str
+    spool_ref: str
+    note: str
+    received_at: int
+    stored_at: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Delivery:
+    """A leased delivery, with what is needed to send its instance.
+
+    Attributes:
+        attempts: How often it was leased, this time included.
+        lease_until: When others may take it.
+        store_key, size, data_set_offset: Of the instance's file.
+    """
+
+    id: int
+    instance_id: int
+    destination: str
+    attempts: int
+    lease_until: int
+    store_key: str
+    size: int
+    data_set_offset: int
+    sop_class_uid: str
+    sop_instance_uid: str
+    transfer_syntax_uid: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeliveryResult:
+    """How an attempt ended.
+
+    Attributes:
+        owner: Who leased the delivery; if it is somebody else's by now, the result counts for nothing.
+        state: DELIVERED, RETRY (with `next_at`), DEAD or DROPPED.
+        last_status: The DIMSE status of the answer (PS3.7 C), or None where there was none.
+        last_error: Why it failed, in words, or empty.
+        next_at: When to try again; 0 unless `state` is RETRY.
+    """
+
+    id: int
+    owner: str
+    state: DeliveryState
+    last_status: int | None = None
+    last_error: str = ""
+    next_at: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeliveryRow:
+    """A row of `deliveries`."""
+
+    id: int
+    instance_id: int
+    destination: str
+    state: DeliveryState
+    attempts: int
+    next_at: int
+    lease_owner: str | None
+    lease_until: int | None
+    last_status: int | None
+    last_error: str | None
+    created_at: int
+    updated_at: int
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """How many rows there are.
+
+    Attributes:
+        instances: By state; a state without rows is missing.
+        deliveries: By destination, then by state; likewise.
+    """
+
+    instances: Mapping[InstanceState, int]
+    deliveries: Mapping[str, Mapping[DeliveryState, int]]

@@ -1,0 +1,80 @@
+"""The tables of the ledger as its newest revision has them; times are integers, Unix milliseconds."""
+
+from typing import Final
+
+from sqlalchemy import (
+    BigInteger,
+    Column,
+    ForeignKey,
+    Index,
+    Integer,
+    MetaData,
+    Table,
+    Text,
+    UniqueConstraint,
+    text,
+)
+
+SCHEMA_VERSION: Final = "0001"
+"""The revision in ingest/migrations that made the tables below."""
+
+# SQLite hands out row ids of its own only for a primary key that is declared INTEGER.
+_Id = BigInteger().with_variant(Integer(), "sqlite")
+
+metadata = MetaData()
+
+instances = Table(
+    "instances",
+    metadata,
+    Column("id", _Id, primary_key=True),
+    Column("state", Text, nullable=False),
+    Column("sop_instance_uid", Text, nullable=False),
+    Column("sop_class_uid", Text, nullable=False),
+    Column("study_uid", Text, nullable=False),
+    Column("series_uid", Text, nullable=False),
+    Column("transfer_syntax_uid", Text, nullable=False),
+    Column("store_key", Text, nullable=False),
+    Column("size", BigInteger, nullable=False),
+    Column("data_set_offset", BigInteger, nullable=False),
+    Column("calling_ae", Text, nullable=False),
+    Column("called_ae", Text, nullable=False),
+    Column("source", Text, nullable=False),
+    Column("spool_ref", Text, nullable=False),
+    Column("note", Text, nullable=False),
+    Column("received_at", BigInteger, nullable=False),
+    Column("stored_at", BigInteger, nullable=False),
+    # The same reference twice is the same instance.
+    UniqueConstraint("spool_ref", name="instances_spool_ref"),
+    Index("instances_sop_instance_uid", "sop_instance_uid"),
+    Index("instances_study_uid", "study_uid"),
+    Index("instances_state", "state"),
+    # A file of the store belongs to one row. What was replaced keeps the name that it had.
+    Index(
+        "instances_store_key",
+        "store_key",
+        unique=True,
+        sqlite_where=text("state <> 'replaced'"),
+        postgresql_where=text("state <> 'replaced'"),
+    ),
+)
+
+deliveries = Table(
+    "deliveries",
+    metadata,
+    Column("id", _Id, primary_key=True),
+    Column("instance_id", _Id, ForeignKey("instances.id"), nullable=False),
+    Column("destination", Text, nullable=False),
+    Column("state", Text, nullable=False),
+    Column("attempts", Integer, nullable=False),
+    # When somebody may take the row: 0 while waiting, the time of the next attempt, or the end of the lease.
+    Column("next_at", BigInteger, nullable=False),
+    Column("lease_owner", Text),
+    Column("lease_until", BigInteger),
+    Column("last_status", Integer),
+    Column("last_error", Text),
+    Column("created_at", BigInteger, nullable=False),
+    Column("updated_at", BigInteger, nullable=False),
+    UniqueConstraint("instance_id", "destination", name="deliveries_instance_destination"),
+    # Equality on the first two and the order of the rest is how a lease reads, whatever the backlog.
+    Index("deliveries_due", "destination", "state", "next_at", "instance_id"),
+)
