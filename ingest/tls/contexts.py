@@ -1,0 +1,214 @@
+"""TLS contexts for both roles, from a `[tls.NAME]`; the profiles of PS3.15 Annex B.
+
+`ssl.SSLContext` is used directly: `ssl.create_default_context` would trust the system's public authorities, which
+have no say in a hospital, and write session keys to $SSLKEYLOGFILE.
+"""
+
+import re
+import ssl
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+from ingest.config.model import TLS
+from ingest.config.rules import TLS_VERSIONS
+from ingest.errors import ConfigError
+
+RFC8996_CIPHERS = (
+    "ECDHE-ECDSA-AES128-GCM-SHA256",
+    "ECDHE-RSA-AES128-GCM-SHA256",
+    "ECDHE-ECDSA-AES256-GCM-SHA384",
+    "ECDHE-RSA-AES256-GCM-SHA384",
+)
+"""For TLS 1.2, PS3.15 B.12: what BCP 195 recommends (RFC 9325 4.2). TLS 1.3 has OpenSSL's own list."""
+
+_OPTIONS = (
+    ssl.OP_NO_TICKET | ssl.OP_NO_RENEGOTIATION | ssl.OP_NO_COMPRESSION | ssl.OP_CIPHER_SERVER_PREFERENCE
+)
+
+_VERIFY = {"required": ssl.CERT_REQUIRED, "optional": ssl.CERT_OPTIONAL, "none": ssl.CERT_NONE}
+_PEM = re.compile(
+    rb"-----BEGIN ((?:X509 |TRUSTED )?CERTIFICATE)-----[A-Za-z0-9+/=\s]+?-----END \1-----", re.ASCII
+)
+_PASSWORD_MAX = 1024
+"""Bytes; Python's limit for the password of a key."""
+
+
+def server_context(tls: TLS) -> ssl.SSLContext:
+    """The context of a listener (SCP).
+
+    Raises:
+        ConfigError: A file cannot be used; the message names it and what to do.
+    """
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    # A resumed session is not verified again, so a certificate that was revoked since would still be let in.
+    context.num_tickets = 0
+    _set_up(context, tls)
+    if tls.certificate is None:
+        raise ConfigError(
+            ["certificate: a listener needs one; name a PEM file (`ingest certs new` makes one)"]
+        )
+    return context
+
+
+def client_context(tls: TLS) -> ssl.SSLContext:
+    """The context of a sender (SCU). With `check_server_name`, wrap with `server_hostname`.
+
+    Raises:
+        ConfigError: A file cannot be used; the message names it and what to do.
+    """
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = tls.check_server_name
+    _set_up(context, tls)
+    return context
+
+
+def _set_up(context: ssl.SSLContext, tls: TLS) -> None:
+    context.options |= _OPTIONS
+    # Trusting a certificate that is not self-signed (a modality's own, from another authority) must work, as it
+    # does in DCMTK and Orthanc; and what `openssl req -x509` and older modalities make lacks extensions that
+    # RFC 5280 asks for, so the strict checks, which newer Pythons set in places, stay off.
+    context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
+    context.verify_flags &= ~ssl.VERIFY_X509_STRICT
+    _set_protocol(context, tls)
+    if tls.certificate is not None:
+        _load_pair(context, tls.certificate, tls.private_key or tls.certificate, tls.password_file)
+    if tls.peer_certificate != "none" and not tls.trusted:
+        raise ConfigError(
+            ['trusted: nothing to verify peers with; name PEM bundles, or peer_certificate = "none"']
+        )
+    for path in tls.trusted:
+        _load_trusted(context, path)
+    context.verify_mode = _VERIFY[tls.peer_certificate]
+
+
+def _set_protocol(context: ssl.SSLContext, tls: TLS) -> None:
+    """Versions and, for TLS 1.2 and below, cipher suites."""
+    custom = tls.profile == "custom"
+    minimum = TLS_VERSIONS[(tls.minimum_version if custom else "") or "TLSv1.2"]
+    ciphers = tls.ciphers if custom else ":".join(RFC8996_CIPHERS)
+    if minimum < ssl.TLSVersion.TLSv1_2 and not ciphers:
+        ciphers = (
+            "DEFAULT@SECLEVEL=0"  # OpenSSL 3 has TLS 1.0 and 1.1, whose signatures are SHA-1, only there
+        )
+    with warnings.catch_warnings():
+        warnings.simplefilter(
+            "ignore", DeprecationWarning
+        )  # old versions are asked for by name, and said at start
+        context.minimum_version = minimum
+    if ciphers:
+        try:
+            context.set_ciphers(ciphers)
+        except ssl.SSLError:
+            raise ConfigError(
+                ["ciphers: OpenSSL finds no cipher in it; write an OpenSSL cipher list"]
+            ) from None
+
+
+def _load_pair(context: ssl.SSLContext, certificate: Path, key: Path, password_file: Path | None) -> None:
+    def password() -> bytes:
+        # Without it OpenSSL would ask on the terminal.
+        if password_file is None:
+            raise ConfigError([f"{key}: is encrypted; name the file with its password in password_file"])
+        return read_password(password_file)
+
+    try:
+        context.load_cert_chain(certificate, key, password)
+    except ssl.SSLError as error:
+        raise ConfigError([_diagnose(certificate, key, password_file, error)]) from None
+    except OSError as error:
+        # load_cert_chain does not say which of the two files it could not open.
+        raise ConfigError(
+            [_unreadable(certificate) or _unreadable(key) or f"{certificate}: {error}"]
+        ) from None
+
+
+def read_password(path: Path) -> bytes:
+    """The first line of a password file.
+
+    Raises:
+        ConfigError: It cannot be read, is empty, or is longer than a key's password may be.
+    """
+    try:
+        password = path.read_bytes().partition(b"\n")[0].removesuffix(b"\r")
+    except OSError as error:
+        raise ConfigError([f"{path}: {error.strerror}; let this user read the password file"]) from None
+    if not 0 < len(password) <= _PASSWORD_MAX:
+        raise ConfigError(
+            [f"{path}: holds no password of 1 to {_PASSWORD_MAX} bytes; write it on the first line"]
+        )
+    return password
+
+
+def _unreadable(path: Path) -> str | None:
+    try:
+        path.read_bytes()
+    except OSError as error:
+        return f"{path}: {error.strerror}; name a file that this user may read"
+    return None
+
+
+def _diagnose(certificate: Path, key: Path, password_file: Path | None, error: ssl.SSLError) -> str:
+    """What is wrong with a pair that OpenSSL refused; its own words do not say which file it means."""
+    # Imported here, because a pair that fits, the usual one, does not need it.
+    from cryptography import x509  # noqa: PLC0415 - see above
+    from cryptography.hazmat.primitives.serialization import load_pem_private_key  # noqa: PLC0415 - see above
+
+    try:
+        chain = x509.load_pem_x509_certificates(certificate.read_bytes())
+    except ValueError:
+        return f"{certificate}: {_not_pem(certificate, 'certificate')}"
+    try:
+        private = load_pem_private_key(
+            key.read_bytes(), read_password(password_file) if password_file else None
+        )
+    except (
+        TypeError
+    ):  # a password for a key that has none; load_cert_chain does not mind, so it is not the cause
+        private = load_pem_private_key(key.read_bytes(), None)
+    except ValueError:
+        if password_file is not None and b"ENCRYPTED" in key.read_bytes():
+            return f"{key}: cannot be decrypted with the password in {password_file}; correct the password"
+        return f"{key}: {_not_pem(key, 'private key')}"
+    own = private.public_key()
+    if chain[0].public_key() != own:
+        if any(c.public_key() == own for c in chain[1:]):
+            return f"{certificate}: the certificate of {key} is not the first; put it before those of its issuers"
+        return (
+            f"{certificate}: does not belong to the private key {key}; name the two that were made together"
+        )
+    return f"{certificate}: OpenSSL refuses it ({error.reason or error}); make a pair with at least RSA 2048 or EC P-256"
+
+
+def _not_pem(path: Path, what: str) -> str:
+    if path.read_bytes()[:1] == b"\x30":  # an ASN.1 SEQUENCE
+        return f"is DER or PKCS#12, not PEM; convert it (`openssl x509 -inform DER`, `openssl pkcs12 -in {path.name}`)"
+    return f"holds no {what} in PEM; name the file that does"
+
+
+def _load_trusted(context: ssl.SSLContext, path: Path) -> None:
+    """Trust every certificate in a bundle, or in every file of a folder whatever its name."""
+    found = False
+    for file in _files(path):
+        try:
+            blocks = [block.group().decode("ascii") for block in _PEM.finditer(file.read_bytes())]
+        except OSError as error:
+            raise ConfigError([f"{file}: {error.strerror}; let this user read it"]) from None
+        if not blocks:
+            continue
+        try:
+            context.load_verify_locations(cadata="\n".join(blocks))
+        except ssl.SSLError as error:
+            cause = f"a certificate in it cannot be read ({error.reason or error})"
+            raise ConfigError([f"{file}: {cause}; export it again as PEM"]) from None
+        found = True
+    if not found:
+        cause = _not_pem(path, "certificate") if path.is_file() else "holds no file with a PEM certificate"
+        raise ConfigError([f"{path}: {cause.partition(';')[0]}; peers are verified with what is in it"])
+
+
+def _files(path: Path) -> Iterator[Path]:
+    try:
+        yield from sorted(entry for entry in path.iterdir() if entry.is_file()) if path.is_dir() else [path]
+    except OSError as error:
+        raise ConfigError([f"{path}: {error.strerror}; let this user read the folder"]) from None
