@@ -1,7 +1,7 @@
 """TLS contexts for both roles, from a `[tls.NAME]`; the profiles of PS3.15 Annex B.
 
-`ssl.SSLContext` is used directly: `ssl.create_default_context` would trust the system's public authorities, which
-have no say in a hospital, and write session keys to $SSLKEYLOGFILE.
+`ssl.SSLContext` is used directly: `ssl.create_default_context` would trust the system's public authorities,
+which have no say in a hospital, and write session keys to $SSLKEYLOGFILE.
 """
 
 import re
@@ -150,7 +150,7 @@ def _unreadable(path: Path) -> str | None:
 
 def _diagnose(certificate: Path, key: Path, password_file: Path | None, error: ssl.SSLError) -> str:
     """What is wrong with a pair that OpenSSL refused; its own words do not say which file it means."""
-    # Imported here, because a pair that fits, the usual one, does not need it.
+    # Imported here, because only a pair that does not fit needs it.
     from cryptography import x509  # noqa: PLC0415 - see above
     from cryptography.hazmat.primitives.serialization import load_pem_private_key  # noqa: PLC0415 - see above
 
@@ -177,12 +177,13 @@ def _diagnose(certificate: Path, key: Path, password_file: Path | None, error: s
         return (
             f"{certificate}: does not belong to the private key {key}; name the two that were made together"
         )
-    return f"{certificate}: OpenSSL refuses it ({error.reason or error}); make a pair with at least RSA 2048 or EC P-256"
+    remedy = "make a pair with at least RSA 2048 or EC P-256"
+    return f"{certificate}: OpenSSL refuses it ({error.reason or error}); {remedy}"
 
 
 def _not_pem(path: Path, what: str) -> str:
     if path.read_bytes()[:1] == b"\x30":  # an ASN.1 SEQUENCE
-        return f"is DER or PKCS#12, not PEM; convert it (`openssl x509 -inform DER`, `openssl pkcs12 -in {path.name}`)"
+        return "is DER or PKCS#12, not PEM; convert it (`openssl x509 -inform DER`, `openssl pkcs12`)"
     return f"holds no {what} in PEM; name the file that does"
 
 

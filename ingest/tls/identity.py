@@ -39,7 +39,7 @@ def identity_of(der: bytes) -> Identity:
     """Read a certificate as it came over the wire (`SSLObject.getpeercert(True)`).
 
     Raises:
-        PeerError: It cannot be read. OpenSSL has parsed what it verified, so this is rare, but it is less strict.
+        PeerError: It cannot be read. Rare, as OpenSSL has parsed it too, but OpenSSL is less strict.
     """
     try:
         certificate = x509.load_der_x509_certificate(der)
@@ -76,8 +76,8 @@ def matches(identity: Identity, pattern: str) -> bool:
 
     Args:
         identity: Of a certificate that was verified.
-        pattern: A SHA-256 fingerprint (with or without colons), the whole subject (as RFC 4514 or OpenSSL print
-            it), or a subject alternative name (`ct1.example.org` or `DNS:ct1.example.org`). There are no
+        pattern: A SHA-256 fingerprint (with or without colons), the whole subject (as RFC 4514 or OpenSSL
+            print it), or a subject alternative name (`ct1.example.org` or `DNS:ct1.example.org`). There are no
             wildcards: a binding that lets in more than one holder is none. An empty pattern matches nobody.
     """
     wanted = pattern.strip()

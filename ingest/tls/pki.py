@@ -62,9 +62,9 @@ def self_signed(
 ) -> Pair:
     """A pair that peers trust by having its certificate in their bundle.
 
-    It is no authority (basicConstraints CA:FALSE), so that its holder cannot make further certificates which those
-    peers would take. It has no key usage either: older OpenSSL sees a certificate whose key usage lacks keyCertSign
-    as not self-signed, and then asks for its issuer.
+    It is no authority (basicConstraints CA:FALSE), so that its holder cannot make further certificates which
+    those peers would take. It has no key usage either: older OpenSSL sees a certificate whose key usage lacks
+    keyCertSign as not self-signed, and then asks for its issuer.
 
     Args:
         name: Common name.
@@ -228,7 +228,7 @@ def write_pair(
 
 
 def _write(path: Path, data: bytes, mode: int, *, force: bool) -> None:
-    """Create with these permissions; to replace, create beside it and rename, so that no reader sees half a file."""
+    """Create with these permissions; to replace, create beside it and rename: nobody reads half a file."""
     target = path.with_name(f".{path.name}.{os.getpid()}.new") if force else path
     descriptor = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
     with os.fdopen(descriptor, "wb") as file:
