@@ -1,1 +1,517 @@
-"""To be written."""
+"""Sans-IO parser of the DICOM upper layer protocol (PS3.8 section 9.3), for acceptor and requestor alike.
+
+Bytes are received straight into a window (`get_buffer`, `buffer_updated`) and leave it as events
+(`next_event`). Fragments of a data set never become Python objects: C writes them from the window to the
+sink's descriptor, all fragments of one window in one writev(2). What a window's end cuts apart is kept in the
+parser's own memory, so that many parsers can share one window. A parser is used by one thread at a time.
+"""
+
+cimport cython
+from cpython.buffer cimport PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
+from cpython.mem cimport PyMem_Free, PyMem_Realloc
+from libc.errno cimport EINTR, EIO, errno
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from libc.string cimport memcpy
+from posix.uio cimport iovec, writev
+
+from ext.errors import PeerError
+
+__all__ = ["Command", "ControlPDU", "DataSet", "PDUParser"]
+
+cdef size_t OWN_WINDOW = 131072
+cdef size_t KEPT_AT_REST = 4096     # a usual command set fits, and an idle association holds no more
+
+# PS3.8 Table 9-26: the reasons of a provider's A-ABORT, as in PeerError.
+cdef int UNRECOGNIZED_PDU = 1
+cdef int UNEXPECTED_PDU = 2
+cdef int INVALID_PARAMETER = 6
+
+
+cdef inline uint32_t big_endian_32(const uint8_t *data) noexcept nogil:
+    return (<uint32_t> data[0] << 24) | (<uint32_t> data[1] << 16) | (<uint32_t> data[2] << 8) | data[3]
+
+
+cdef int keep(Kept *kept, const uint8_t *data, size_t length) except -1:
+    """Append; the capacity at most doubles, so it stays within twice of what has arrived."""
+    cdef size_t needed = kept.length + length
+    cdef size_t capacity
+    cdef void *grown
+    if needed > kept.capacity:
+        capacity = max(needed, 2 * kept.capacity, <size_t> 256)
+        grown = PyMem_Realloc(kept.data, capacity)
+        if grown == NULL:
+            raise MemoryError
+        kept.data = <uint8_t *> grown
+        kept.capacity = capacity
+    if length:
+        memcpy(kept.data + kept.length, data, length)
+    kept.length = needed
+    return 0
+
+
+cdef void forget(Kept *kept) noexcept:
+    kept.length = 0
+    if kept.capacity > KEPT_AT_REST:
+        PyMem_Free(kept.data)
+        kept.data = NULL
+        kept.capacity = 0
+
+
+cdef bytes kept_bytes(Kept *kept):
+    if kept.length == 0:
+        return b""
+    return PyBytes_FromStringAndSize(<char *> kept.data, <Py_ssize_t> kept.length)
+
+
+cdef int write_all(int fd, iovec *parts, int count) noexcept nogil:
+    """Write every part, none of them empty. Returns 0, or the errno of the write that failed."""
+    cdef ssize_t written
+    while count > 0:
+        written = writev(fd, parts, count)
+        if written < 0:
+            if errno == EINTR:
+                continue
+            return errno
+        if written == 0:
+            return EIO              # cannot happen for a file; without this it would be an endless loop
+        while count > 0 and <size_t> written >= parts.iov_len:
+            written -= <ssize_t> parts.iov_len
+            parts += 1
+            count -= 1
+        if count > 0:
+            parts.iov_base = <char *> parts.iov_base + written
+            parts.iov_len -= <size_t> written
+    return 0
+
+
+@cython.final
+@cython.freelist(8)
+cdef class ControlPDU:
+    """A whole PDU of the association itself: A-ASSOCIATE-RQ/AC/RJ, A-RELEASE-RQ/RP or A-ABORT.
+
+    Attributes:
+        pdu_type: 1, 2, 3, 5, 6 or 7 (PS3.8 9.3.2 to 9.3.8).
+        data: The PDU with its 6-byte header.
+    """
+
+    def __eq__(self, other):
+        if not isinstance(other, ControlPDU):
+            return NotImplemented
+        return self.pdu_type == (<ControlPDU> other).pdu_type and self.data == (<ControlPDU> other).data
+
+    def __repr__(self):
+        return f"ControlPDU(pdu_type={self.pdu_type}, length={len(self.data)})"
+
+
+@cython.final
+@cython.freelist(8)
+cdef class Command:
+    """A complete command set (PS3.7 6.3), its fragments joined.
+
+    Attributes:
+        context_id: Presentation context ID, odd, 1 to 255.
+        data: The command set as on the wire, Implicit VR Little Endian.
+    """
+
+    def __eq__(self, other):
+        if not isinstance(other, Command):
+            return NotImplemented
+        return self.context_id == (<Command> other).context_id and self.data == (<Command> other).data
+
+    def __repr__(self):
+        return f"Command(context_id={self.context_id}, length={len(self.data)})"
+
+
+@cython.final
+@cython.freelist(8)
+cdef class DataSet:
+    """The end of a data set whose bytes went to the sink of `expect_data_set`.
+
+    Attributes:
+        context_id: Presentation context ID, odd, 1 to 255.
+        length: Bytes of the data set on the wire, kept or not.
+        data: The data set, for a memory sink that was large enough; else None.
+        too_large: It was longer than the limit; what came after is not in the sink.
+        errno: 0, or the error of the write that failed; what came after is not in the sink.
+    """
+
+    @property
+    def errno(self):
+        return self.write_errno
+
+    def __eq__(self, other):
+        cdef DataSet that
+        if not isinstance(other, DataSet):
+            return NotImplemented
+        that = <DataSet> other
+        return (
+            self.context_id == that.context_id
+            and self.length == that.length
+            and self.data == that.data
+            and self.too_large == that.too_large
+            and self.write_errno == that.write_errno
+        )
+
+    def __repr__(self):
+        return (
+            f"DataSet(context_id={self.context_id}, length={self.length}, "
+            f"too_large={bool(self.too_large)}, errno={self.write_errno})"
+        )
+
+
+@cython.final
+cdef class PDUParser:
+    """Frames the seven PDU types of PS3.8 9.3 and the PDVs within P-DATA-TF.
+
+    Args:
+        buffer: The window to receive into, writable and contiguous; parsers that are drained before another
+            one receives may share it. None: 128 KiB of its own.
+        max_pdu_length: Longest P-DATA-TF accepted, in bytes after its 6-byte header (PS3.8 D.1); 0: any.
+        max_control_length: Longest A-ASSOCIATE-RQ/AC accepted, in bytes after its header.
+        max_command_bytes: Longest command set accepted.
+        max_data_set_bytes: Longest data set that reaches a sink; longer ones are drained and marked.
+
+    Raises:
+        ValueError: A limit is negative, or the window is empty.
+        BufferError: The window cannot be written to.
+    """
+
+    def __cinit__(
+        self,
+        buffer=None,
+        *,
+        long long max_pdu_length=131072,
+        long long max_control_length=262144,
+        long long max_command_bytes=65536,
+        long long max_data_set_bytes=4294967296,
+    ):
+        self.fd = -1
+        if max_pdu_length < 0 or max_control_length < 0 or max_command_bytes < 0 or max_data_set_bytes < 0:
+            raise ValueError("limits of a PDUParser are not negative")
+        self.max_pdu_length = max_pdu_length
+        self.max_control_length = max_control_length
+        self.max_command_bytes = max_command_bytes
+        self.max_data_set_bytes = max_data_set_bytes
+        self.view = memoryview(bytearray(OWN_WINDOW) if buffer is None else buffer).cast("B")
+        PyObject_GetBuffer(self.view, &self.window, PyBUF_WRITABLE)
+        self.window_held = True
+        if self.window.len < 1:
+            raise ValueError("the window of a PDUParser has room for at least one byte")
+
+    def __dealloc__(self):
+        if self.window_held:
+            PyBuffer_Release(&self.window)
+        PyMem_Free(self.control.data)
+        PyMem_Free(self.message.data)
+
+    def get_buffer(self, Py_ssize_t sizehint=-1):
+        """The whole window as a memoryview; received bytes belong at its start. `sizehint` is not needed."""
+        return self.view
+
+    def buffer_updated(self, Py_ssize_t nbytes):
+        """The first `nbytes` of the window are received; `next_event` must then be called until it returns
+        None.
+
+        Raises:
+            ValueError: The window is shorter than `nbytes`.
+            RuntimeError: The window before this one was not drained.
+        """
+        self.check_idle()
+        if nbytes < 0 or nbytes > self.window.len:
+            raise ValueError(f"{nbytes} bytes cannot have been received into a window of {self.window.len}")
+        if self.failure is not None:
+            return
+        if self.position < self.end:
+            raise RuntimeError("the window is not drained: call next_event until it returns None")
+        self.position = 0
+        self.end = <size_t> nbytes
+
+    def next_event(self):
+        """The next event of the window: a ControlPDU, Command or DataSet; None when the window is used up.
+
+        Raises:
+            PeerError: The peer broke PS3.8; its `reason` is the one to abort with. Every later call raises it
+                again.
+        """
+        cdef Gather gather
+        self.check_idle()
+        if self.failure is not None:
+            raise PeerError(self.failure, self.failure_reason)
+        gather.count = 0
+        try:
+            event = self.advance(&gather)
+        except MemoryError:
+            self.failure = "the parser ran out of memory"   # fragments may be lost: no event may follow
+            raise
+        self.flush(&gather)
+        return event
+
+    def expect_data_set(self, int context_id, int fd=-1, bytes head=b"", long long memory_limit=0):
+        """The command set just delivered announced a data set (CommandDataSetType is not 0101H): say where it
+        goes.
+
+        Args:
+            context_id: Presentation context of the command set; the data set must come on the same.
+            fd: Descriptor to write to, blocking; it stays the caller's, and must stay open until the DataSet
+                event or `drop_sink`.
+            head: Bytes to write to `fd` ahead of the first fragment (a Part 10 File Meta, say).
+            memory_limit: Keep the data set in memory up to this many bytes. With neither this nor `fd`, it is
+                dropped.
+
+        Raises:
+            ValueError: The context ID is even or out of range, or both sinks are asked for.
+            RuntimeError: A command set or another data set is not finished.
+        """
+        self.check_idle()
+        if context_id < 1 or context_id > 255 or not context_id & 1:
+            raise ValueError(f"{context_id} is no presentation context ID (odd, 1 to 255)")
+        if memory_limit < 0 or (memory_limit > 0 and fd >= 0):
+            raise ValueError("a data set goes to a descriptor or to memory of a positive limit, not to both")
+        if self.data_set_context or self.command_context:
+            raise RuntimeError("the message before this data set is not finished")
+        self.data_set_context = context_id
+        self.data_set_length = 0
+        self.data_set_limit = self.max_data_set_bytes
+        self.in_memory = memory_limit > 0
+        if self.in_memory:
+            self.data_set_limit = min(self.data_set_limit, <uint64_t> memory_limit)
+        self.too_large = False
+        self.write_errno = 0
+        self.fd = fd if fd >= 0 else -1
+        self.head = head if fd >= 0 and head else None
+
+    def drop_sink(self):
+        """From now on drop what comes of the current data set; its descriptor may then be closed."""
+        self.check_idle()
+        self.discard_sink()
+
+    @property
+    def in_data_set(self):
+        """Whether a data set is expected and its last fragment has not come."""
+        return self.data_set_context != 0
+
+    cdef object advance(self, Gather *gather):
+        while True:
+            if self.phase == IN_FRAGMENT:
+                if not self.take_fragment(gather):
+                    return None
+                event = self.close_fragment(gather)
+                if event is not None:
+                    return event
+            elif self.phase == IN_PDV_HEADER:
+                if self.pdu_left == 0:
+                    self.phase = IN_PDU_HEADER
+                    continue
+                if self.pdu_left < HEADER_LENGTH:
+                    self.fail("P-DATA-TF ends within a PDV item", INVALID_PARAMETER)
+                if not self.fill_header():
+                    return None
+                self.open_pdv(gather)
+            elif self.phase == IN_PDU_HEADER:
+                if not self.fill_header():
+                    # PS3.8 9.3.1, byte 1: PDU-type. Told by its first byte, for a peer that speaks something
+                    # else may not send six.
+                    if self.header_have and not ASSOCIATE_RQ <= self.header[0] <= ABORT:
+                        self.fail(f"PDU type {self.header[0]:02X}H is unknown", UNRECOGNIZED_PDU)
+                    return None
+                self.open_pdu()
+            else:
+                if not self.take_control():
+                    return None
+                return self.close_control()
+
+    cdef bint fill_header(self) noexcept:
+        """Move bytes from the window to `header`; whether all six are there. Its reader resets the count."""
+        cdef size_t length = min(HEADER_LENGTH - self.header_have, self.end - self.position)
+        memcpy(&self.header[self.header_have], <uint8_t *> self.window.buf + self.position, length)
+        self.position += length
+        self.header_have += length
+        return self.header_have == HEADER_LENGTH
+
+    cdef int open_pdu(self) except -1:
+        cdef int pdu_type = self.header[0]                      # PS3.8 9.3.1, byte 1: PDU-type
+        cdef uint64_t length = big_endian_32(&self.header[2])   # bytes 3-6: PDU-length; byte 2 is not tested
+        self.header_have = 0
+        self.pdu_left = length
+        if pdu_type == P_DATA_TF:
+            if self.max_pdu_length and length > self.max_pdu_length:
+                self.fail(f"P-DATA-TF of {length} bytes, limit {self.max_pdu_length}", INVALID_PARAMETER)
+            if length == 0:
+                # PS3.8 Table 9-22, bytes 7-: one or more PDV items
+                self.fail("P-DATA-TF without a PDV item", INVALID_PARAMETER)
+            self.phase = IN_PDV_HEADER
+            return 0
+        if pdu_type == ASSOCIATE_RQ or pdu_type == ASSOCIATE_AC:
+            if length > self.max_control_length:
+                self.fail(f"A-ASSOCIATE: {length} bytes, limit {self.max_control_length}", INVALID_PARAMETER)
+        elif ASSOCIATE_RJ <= pdu_type <= ABORT:
+            if length != 4:             # PS3.8 Tables 9-21, 9-24, 9-25, 9-26, bytes 3-6
+                self.fail(f"PDU type {pdu_type:02X}H of {length} bytes instead of 4", INVALID_PARAMETER)
+        else:
+            self.fail(f"PDU type {pdu_type:02X}H is unknown", UNRECOGNIZED_PDU)
+        forget(&self.control)
+        keep(&self.control, self.header, HEADER_LENGTH)
+        self.phase = IN_CONTROL_BODY
+        return 0
+
+    cdef bint take_control(self) except -1:
+        cdef size_t length = self.end - self.position
+        if length > self.pdu_left:
+            length = <size_t> self.pdu_left
+        keep(&self.control, <uint8_t *> self.window.buf + self.position, length)
+        self.position += length
+        self.pdu_left -= length
+        return self.pdu_left == 0
+
+    cdef object close_control(self):
+        cdef ControlPDU event = ControlPDU.__new__(ControlPDU)
+        event.data = kept_bytes(&self.control)
+        event.pdu_type = self.control.data[0]
+        forget(&self.control)
+        self.phase = IN_PDU_HEADER
+        return event
+
+    cdef int open_pdv(self, Gather *gather) except -1:
+        # PS3.8 Table 9-23, bytes 1-4: item-length, which counts all that follows in the item
+        cdef uint64_t length = big_endian_32(self.header)
+        cdef int context_id = self.header[4]                    # byte 5: presentation-context-ID
+        cdef int control = self.header[5]               # PS3.8 E.2: message control header; bits 2-7 any
+        self.header_have = 0
+        if length < 2:
+            self.fail(f"PDV item of {length} bytes has no message control header", INVALID_PARAMETER)
+        if 4 + length > self.pdu_left:
+            self.fail("PDV item is longer than its P-DATA-TF", INVALID_PARAMETER)
+        if not context_id & 1:
+            self.fail(f"presentation context ID {context_id} is even", INVALID_PARAMETER)
+        self.pdu_left -= 4 + length
+        self.fragment_left = length - 2
+        self.fragment_is_command = control & 1          # PS3.8 E.2, bit 0: command (1) or data set (0)
+        self.fragment_is_last = (control >> 1) & 1              # bit 1: last fragment
+        if self.fragment_is_command:
+            self.open_command_fragment(context_id, length - 2)
+        else:
+            self.open_data_fragment(gather, context_id, length - 2)
+        self.phase = IN_FRAGMENT
+        return 0
+
+    cdef int open_command_fragment(self, int context_id, uint64_t length) except -1:
+        if self.data_set_context:
+            self.fail("PDV out of order: command fragment before the end of a data set", UNEXPECTED_PDU)
+        if self.command_context and self.command_context != context_id:
+            self.fail("PDV out of order: command set changes its presentation context", UNEXPECTED_PDU)
+        if self.message.length + length > self.max_command_bytes:
+            self.fail(f"command set is longer than {self.max_command_bytes} bytes", INVALID_PARAMETER)
+        self.command_context = context_id
+        return 0
+
+    cdef int open_data_fragment(self, Gather *gather, int context_id, uint64_t length) except -1:
+        if not self.data_set_context:
+            self.fail("PDV out of order: data set that no command set announced", UNEXPECTED_PDU)
+        if self.data_set_context != context_id:
+            self.fail("PDV out of order: data set changes its presentation context", UNEXPECTED_PDU)
+        self.data_set_length += length
+        if self.data_set_length > self.data_set_limit and not self.too_large:
+            self.too_large = True
+            gather.count = 0                # they point at the head, which goes with the sink
+            self.discard_sink()
+        return 0
+
+    cdef bint take_fragment(self, Gather *gather) except -1:
+        cdef const uint8_t *data = <const uint8_t *> self.window.buf + self.position
+        cdef size_t length = self.end - self.position
+        if length > self.fragment_left:
+            length = <size_t> self.fragment_left
+        if length:
+            if self.fragment_is_command or self.in_memory:
+                keep(&self.message, data, length)
+            elif self.fd >= 0:
+                self.put(gather, data, length)
+            self.position += length
+            self.fragment_left -= length
+        return self.fragment_left == 0
+
+    cdef object close_fragment(self, Gather *gather):
+        cdef Command command
+        cdef DataSet data_set
+        self.phase = IN_PDV_HEADER
+        if not self.fragment_is_last:
+            return None
+        if self.fragment_is_command:
+            command = Command.__new__(Command)
+            command.context_id = self.command_context
+            command.data = kept_bytes(&self.message)
+            self.command_context = 0
+            forget(&self.message)
+            return command
+        self.put_head(gather)               # a data set of no bytes at all still gets its head
+        self.flush(gather)
+        data_set = DataSet.__new__(DataSet)
+        data_set.context_id = self.data_set_context
+        data_set.length = self.data_set_length
+        data_set.too_large = self.too_large
+        data_set.write_errno = self.write_errno
+        if self.in_memory:
+            data_set.data = kept_bytes(&self.message)
+        self.discard_sink()
+        self.data_set_context = 0
+        return data_set
+
+    cdef int put(self, Gather *gather, const uint8_t *data, size_t length) except -1:
+        """Note a fragment for the next writev; write first when the array is full."""
+        if gather.count == GATHER_MAX:
+            self.flush(gather)
+            if self.fd < 0:
+                return 0
+        self.put_head(gather)
+        gather.parts[gather.count].iov_base = <void *> data
+        gather.parts[gather.count].iov_len = length
+        gather.count += 1
+        return 0
+
+    cdef int put_head(self, Gather *gather) except -1:
+        """Note the head if it is still to be written; it then is the first part."""
+        if self.head is not None and gather.count == 0:
+            gather.parts[0].iov_base = PyBytes_AS_STRING(self.head)
+            gather.parts[0].iov_len = <size_t> PyBytes_GET_SIZE(self.head)
+            gather.count = 1
+        return 0
+
+    cdef int flush(self, Gather *gather) except -1:
+        cdef int error
+        if gather.count == 0:
+            return 0
+        self.writing = True
+        with nogil:
+            error = write_all(self.fd, gather.parts, gather.count)
+        self.writing = False
+        gather.count = 0
+        self.head = None
+        if error:
+            self.write_errno = error
+            self.discard_sink()
+        return 0
+
+    cdef int discard_sink(self) except -1:
+        self.fd = -1
+        self.head = None
+        if self.in_memory:
+            self.in_memory = False
+            forget(&self.message)
+        return 0
+
+    cdef int check_idle(self) except -1:
+        # C reads the window without the GIL; a second thread would change it under the write.
+        if self.writing:
+            raise RuntimeError("another thread is using this PDUParser")
+        return 0
+
+    cdef int fail(self, str message, int reason) except -1:
+        """Raise, now and ever after; nothing of the peer's is kept."""
+        self.failure = message
+        self.failure_reason = reason
+        self.position = self.end = 0
+        self.discard_sink()
+        forget(&self.control)
+        forget(&self.message)
+        raise PeerError(message, reason)

@@ -1,0 +1,5 @@
+from collections.abc import Iterable
+
+def scan(
+    data: bytes | bytearray | memoryview, transfer_syntax_uid: str, tags: Iterable[int], at_end: bool
+) -> dict[int, bytes] | None: ...

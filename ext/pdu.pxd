@@ -1,0 +1,116 @@
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from posix.uio cimport iovec
+
+cdef enum:
+    HEADER_LENGTH = 6       # of a PDU (PS3.8 9.3.1), and also of a PDV item up to its fragment (Table 9-23)
+    GATHER_MAX = 256        # parts of one writev; 4 KiB of stack, below every system's IOV_MAX
+
+# PS3.8 9.3.2 to 9.3.8, byte 1 of each PDU.
+cdef enum PDUType:
+    ASSOCIATE_RQ = 0x01
+    ASSOCIATE_AC = 0x02
+    ASSOCIATE_RJ = 0x03
+    P_DATA_TF = 0x04
+    RELEASE_RQ = 0x05
+    RELEASE_RP = 0x06
+    ABORT = 0x07
+
+# What the next byte of the window belongs to.
+cdef enum Phase:
+    IN_PDU_HEADER
+    IN_CONTROL_BODY
+    IN_PDV_HEADER
+    IN_FRAGMENT
+
+# Bytes kept from one window to the next. Grows by what has arrived, never by what a length field claims.
+cdef struct Kept:
+    uint8_t *data
+    size_t length
+    size_t capacity
+
+# Fragments of one window that wait for one writev. Lives on the stack of next_event, so nothing outlasts the
+# window.
+cdef struct Gather:
+    int count
+    iovec parts[GATHER_MAX]
+
+cdef int keep(Kept *kept, const uint8_t *data, size_t length) except -1
+cdef void forget(Kept *kept) noexcept
+cdef int write_all(int fd, iovec *parts, int count) noexcept nogil
+
+
+cdef class ControlPDU:
+    cdef readonly int pdu_type
+    cdef readonly bytes data
+
+
+cdef class Command:
+    cdef readonly int context_id
+    cdef readonly bytes data
+
+
+cdef class DataSet:
+    cdef readonly int context_id
+    cdef readonly uint64_t length
+    cdef readonly bytes data
+    cdef readonly bint too_large
+    cdef int write_errno    # `errno` is a macro of C, so Python sees it through a property
+
+
+cdef class PDUParser:
+    # Limits, fixed at construction.
+    cdef uint64_t max_pdu_length        # 0: unlimited
+    cdef uint64_t max_control_length
+    cdef uint64_t max_command_bytes
+    cdef uint64_t max_data_set_bytes
+
+    # The window: lent to whoever receives, read by us up to `end`.
+    cdef object view
+    cdef Py_buffer window
+    cdef bint window_held
+    cdef size_t position
+    cdef size_t end
+
+    # Where we are in the stream.
+    cdef Phase phase
+    cdef uint8_t header[HEADER_LENGTH]
+    cdef size_t header_have
+    cdef uint64_t pdu_left              # bytes of the current PDU not yet opened as a PDV or kept
+    cdef uint64_t fragment_left
+    cdef bint fragment_is_command
+    cdef bint fragment_is_last
+    cdef Kept control                   # a control PDU with its header
+    cdef Kept message                   # a command set, or a data set of a memory sink; never both at once
+    cdef int command_context            # 0: no command set is under way
+
+    # The data set under way and its sink.
+    cdef int data_set_context           # 0: none is expected
+    cdef uint64_t data_set_length
+    cdef uint64_t data_set_limit
+    cdef bint too_large
+    cdef bint in_memory
+    cdef int fd                         # -1: no descriptor
+    cdef bytes head                     # None once it is written
+    cdef int write_errno
+    cdef bint writing                   # the GIL is away and C reads the window
+
+    # Set once, by the first error.
+    cdef str failure
+    cdef int failure_reason
+
+    cdef object advance(self, Gather *gather)
+    cdef bint fill_header(self) noexcept
+    cdef int open_pdu(self) except -1
+    cdef bint take_control(self) except -1
+    cdef object close_control(self)
+    cdef int open_pdv(self, Gather *gather) except -1
+    cdef int open_command_fragment(self, int context_id, uint64_t length) except -1
+    cdef int open_data_fragment(self, Gather *gather, int context_id, uint64_t length) except -1
+    cdef bint take_fragment(self, Gather *gather) except -1
+    cdef object close_fragment(self, Gather *gather)
+    cdef int put(self, Gather *gather, const uint8_t *data, size_t length) except -1
+    cdef int put_head(self, Gather *gather) except -1
+    cdef int flush(self, Gather *gather) except -1
+    cdef int discard_sink(self) except -1
+    cdef int check_idle(self) except -1
+    cdef int fail(self, str message, int reason) except -1
