@@ -17,6 +17,7 @@ __all__ = [
     "PeerError",
     "QueueError",
     "SpoolError",
+    "StoreAwayError",
     "StoreError",
 ]
 
@@ -47,6 +48,10 @@ class SpoolError(IngestError):
 
 class StoreError(IngestError):
     """The store could not keep or give an instance."""
+
+
+class StoreAwayError(StoreError):
+    """The store is full, failing or not there; trying the same again later may help."""
 
 
 class QueueError(IngestError):
