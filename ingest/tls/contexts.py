@@ -4,15 +4,14 @@
 which have no say in a hospital, and write session keys to $SSLKEYLOGFILE.
 """
 
-import re
 import ssl
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 
 from ingest.config.model import TLS
 from ingest.config.rules import TLS_VERSIONS
 from ingest.errors import ConfigError
+from ingest.tls import pem
 
 RFC8996_CIPHERS = (
     "ECDHE-ECDSA-AES128-GCM-SHA256",
@@ -27,9 +26,6 @@ _OPTIONS = (
 )
 
 _VERIFY = {"required": ssl.CERT_REQUIRED, "optional": ssl.CERT_OPTIONAL, "none": ssl.CERT_NONE}
-_PEM = re.compile(
-    rb"-----BEGIN ((?:X509 |TRUSTED )?CERTIFICATE)-----[A-Za-z0-9+/=\s]+?-----END \1-----", re.ASCII
-)
 _PASSWORD_MAX = 1024
 """Bytes; Python's limit for the password of a key."""
 
@@ -65,9 +61,9 @@ def client_context(tls: TLS) -> ssl.SSLContext:
 
 def _set_up(context: ssl.SSLContext, tls: TLS) -> None:
     context.options |= _OPTIONS
-    # Trusting a certificate that is not self-signed (a modality's own, from another authority) must work, as it
-    # does in DCMTK and Orthanc; and what `openssl req -x509` and older modalities make lacks extensions that
-    # RFC 5280 asks for, so the strict checks, which newer Pythons set in places, stay off.
+    # Trusting a certificate that is not self-signed (a modality's own, from another authority) must work, as
+    # it does in DCMTK and Orthanc; and what modalities make lacks extensions that RFC 5280 asks for, so the
+    # strict checks, which Python 3.13 sets in its default contexts, stay off whatever the default becomes.
     context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
     context.verify_flags &= ~ssl.VERIFY_X509_STRICT
     _set_protocol(context, tls)
@@ -88,13 +84,11 @@ def _set_protocol(context: ssl.SSLContext, tls: TLS) -> None:
     minimum = TLS_VERSIONS[(tls.minimum_version if custom else "") or "TLSv1.2"]
     ciphers = tls.ciphers if custom else ":".join(RFC8996_CIPHERS)
     if minimum < ssl.TLSVersion.TLSv1_2 and not ciphers:
-        ciphers = (
-            "DEFAULT@SECLEVEL=0"  # OpenSSL 3 has TLS 1.0 and 1.1, whose signatures are SHA-1, only there
-        )
+        ciphers = "DEFAULT@SECLEVEL=0"  # the only level where OpenSSL 3 has TLS 1.0 and 1.1, which sign SHA-1
     with warnings.catch_warnings():
         warnings.simplefilter(
             "ignore", DeprecationWarning
-        )  # old versions are asked for by name, and said at start
+        )  # whoever asks for an old version is told at start
         context.minimum_version = minimum
     if ciphers:
         try:
@@ -157,7 +151,7 @@ def _diagnose(certificate: Path, key: Path, password_file: Path | None, error: s
     try:
         chain = x509.load_pem_x509_certificates(certificate.read_bytes())
     except ValueError:
-        return f"{certificate}: {_not_pem(certificate, 'certificate')}"
+        return f"{certificate}: {pem.not_pem(certificate, 'certificate')}"
     try:
         private = load_pem_private_key(
             key.read_bytes(), read_password(password_file) if password_file else None
@@ -169,11 +163,11 @@ def _diagnose(certificate: Path, key: Path, password_file: Path | None, error: s
     except ValueError:
         if password_file is not None and b"ENCRYPTED" in key.read_bytes():
             return f"{key}: cannot be decrypted with the password in {password_file}; correct the password"
-        return f"{key}: {_not_pem(key, 'private key')}"
+        return f"{key}: {pem.not_pem(key, 'private key')}"
     own = private.public_key()
     if chain[0].public_key() != own:
         if any(c.public_key() == own for c in chain[1:]):
-            return f"{certificate}: the certificate of {key} is not the first; put it before those of its issuers"
+            return f"{certificate}: does not begin with the certificate of {key}; put it before its issuers"
         return (
             f"{certificate}: does not belong to the private key {key}; name the two that were made together"
         )
@@ -181,22 +175,10 @@ def _diagnose(certificate: Path, key: Path, password_file: Path | None, error: s
     return f"{certificate}: OpenSSL refuses it ({error.reason or error}); {remedy}"
 
 
-def _not_pem(path: Path, what: str) -> str:
-    if path.read_bytes()[:1] == b"\x30":  # an ASN.1 SEQUENCE
-        return "is DER or PKCS#12, not PEM; convert it (`openssl x509 -inform DER`, `openssl pkcs12`)"
-    return f"holds no {what} in PEM; name the file that does"
-
-
 def _load_trusted(context: ssl.SSLContext, path: Path) -> None:
     """Trust every certificate in a bundle, or in every file of a folder whatever its name."""
     found = False
-    for file in _files(path):
-        try:
-            blocks = [block.group().decode("ascii") for block in _PEM.finditer(file.read_bytes())]
-        except OSError as error:
-            raise ConfigError([f"{file}: {error.strerror}; let this user read it"]) from None
-        if not blocks:
-            continue
+    for file, blocks in pem.blocks(path):
         try:
             context.load_verify_locations(cadata="\n".join(blocks))
         except ssl.SSLError as error:
@@ -204,12 +186,4 @@ def _load_trusted(context: ssl.SSLContext, path: Path) -> None:
             raise ConfigError([f"{file}: {cause}; export it again as PEM"]) from None
         found = True
     if not found:
-        cause = _not_pem(path, "certificate") if path.is_file() else "holds no file with a PEM certificate"
-        raise ConfigError([f"{path}: {cause.partition(';')[0]}; peers are verified with what is in it"])
-
-
-def _files(path: Path) -> Iterator[Path]:
-    try:
-        yield from sorted(entry for entry in path.iterdir() if entry.is_file()) if path.is_dir() else [path]
-    except OSError as error:
-        raise ConfigError([f"{path}: {error.strerror}; let this user read the folder"]) from None
+        raise ConfigError([f"{path}: {pem.not_pem(path, 'certificate')}"])

@@ -77,8 +77,8 @@ def matches(identity: Identity, pattern: str) -> bool:
     Args:
         identity: Of a certificate that was verified.
         pattern: A SHA-256 fingerprint (with or without colons), the whole subject (as RFC 4514 or OpenSSL
-            print it), or a subject alternative name (`ct1.example.org` or `DNS:ct1.example.org`). There are no
-            wildcards: a binding that lets in more than one holder is none. An empty pattern matches nobody.
+            print it), or a subject alternative name (`ct1.example.org` or `DNS:ct1.example.org`). There are
+            no wildcards: a binding that lets in more than one holder is none. "" matches nobody.
     """
     wanted = pattern.strip()
     fingerprint = _FINGERPRINT.fullmatch(wanted)

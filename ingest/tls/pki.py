@@ -4,6 +4,7 @@ import contextlib
 import ipaddress
 import os
 import re
+import ssl
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -15,7 +16,9 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from ingest.errors import IngestError
+from ingest.errors import IngestError, PeerError
+from ingest.tls import pem
+from ingest.tls.identity import Identity, identity_of
 
 PrivateKey = rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey
 KeyType = Literal["rsa2048", "rsa3072", "ec"]
@@ -277,3 +280,18 @@ def trust(certificate: x509.Certificate, bundle: Path) -> None:
         raise IngestError(f"{bundle}: {error.strerror}; name a file that can be written") from None
     except ValueError:
         raise IngestError(f"{bundle}: is not a bundle of PEM certificates; name another file") from None
+
+
+def inspect(path: Path) -> tuple[Identity, ...]:
+    """Every certificate in a PEM file, or in the files of a folder, in their order.
+
+    Raises:
+        IngestError: It cannot be read or holds none.
+    """
+    found = [text for _, texts in pem.blocks(path) for text in texts]
+    if not found:
+        raise IngestError(f"{path}: {pem.not_pem(path, 'certificate')}")
+    try:
+        return tuple(identity_of(ssl.PEM_cert_to_DER_cert(text)) for text in found)
+    except (PeerError, ValueError) as error:
+        raise IngestError(f"{path}: {error}; export the certificate again") from None

@@ -1,0 +1,171 @@
+"""Logging: structlog for our own events, the standard library's loggers through the same renderer.
+
+An event is a snake_case name with fields (`log.info("association_accepted", calling_ae="CT1")`). UIDs and AE
+titles may be fields; what a data set says of a patient never. Tracebacks show no local variables, since those
+may hold it.
+"""
+
+import logging
+import os
+from pathlib import Path
+from typing import Final
+
+import structlog
+from structlog.typing import EventDict, Processor, WrappedLogger
+
+from ingest.config.model import Log
+from ingest.errors import BootError
+
+LEVELS: Final = {
+    "debug": logging.DEBUG,
+    "info": logging.INFO,
+    "warning": logging.WARNING,
+    "error": logging.ERROR,
+}
+_FIRST: Final = ("timestamp", "level", "event", "role", "pid")
+_STDERR: Final = 2
+
+
+class Sink:
+    """Standard error or a file, written a line at a time, so that the lines of several processes do not mix.
+
+    Args:
+        file: None is standard error.
+
+    Raises:
+        BootError: The file cannot be opened.
+    """
+
+    def __init__(self, file: Path | None) -> None:
+        self._file = file
+        self._descriptor = _STDERR
+        self.reopen()
+
+    def reopen(self) -> None:
+        """Open the file by its name again, after it was rotated; on failure the old one stays.
+
+        Raises:
+            BootError: It cannot be opened.
+        """
+        if self._file is None:
+            return
+        try:
+            descriptor = os.open(self._file, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o640)
+        except OSError as error:
+            remedy = "let this user write it, or name another file"
+            raise BootError(f"log.file: {self._file}: {error.strerror}; {remedy}") from None
+        self.close()
+        self._descriptor = descriptor
+
+    def close(self) -> None:
+        """Give the file back; what is logged from now on goes to standard error."""
+        if self._descriptor != _STDERR:
+            os.close(self._descriptor)
+        self._descriptor = _STDERR
+
+    def msg(self, line: str) -> None:
+        """Write one line. A full disk or a closed pipe loses the line, never the node."""
+        data = memoryview(line.encode("utf-8", "backslashreplace") + b"\n")
+        try:
+            while data:
+                data = data[os.write(self._descriptor, data) :]
+        except OSError:
+            return
+
+    debug = info = warning = error = critical = exception = log = msg
+
+    @property
+    def is_terminal(self) -> bool:
+        """Whether a person looks at it, who likes colours."""
+        return os.isatty(self._descriptor)
+
+
+class _Bridge(logging.Handler):
+    """Takes what libraries (redis, rq, SQLAlchemy, asyncio) log and passes it on as our events."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            fields = {"library": record.name, "message": record.getMessage(), "exc_info": record.exc_info}
+            structlog.get_logger().log(record.levelno, "library", **fields)
+        except Exception:  # as logging itself does: a message that cannot be logged stops nobody
+            self.handleError(record)
+
+
+class _Current:
+    """The sink in use. Logging is the one thing that belongs to the process, not to whoever is passed it."""
+
+    sink: Sink | None = None
+
+
+def configure(log: Log) -> None:
+    """Set up logging for this process and those that it forks; again after a reload.
+
+    A child says who it is with `structlog.contextvars.bind_contextvars(role="listen")`.
+
+    Raises:
+        BootError: `[log] file` cannot be opened; what was set up before stays.
+    """
+    old, sink = _Current.sink, Sink(log.file)
+    _Current.sink = sink
+    structlog.configure(
+        processors=[*_common(), *(_json() if log.format == "json" else _console(colors=sink.is_terminal))],
+        wrapper_class=structlog.make_filtering_bound_logger(LEVELS[log.level]),
+        logger_factory=lambda *_: sink,
+        # Loggers are made at import, before this runs, and outlive a reload: none may keep its first set-up.
+        cache_logger_on_first_use=False,
+    )
+    root = logging.getLogger()
+    root.handlers = [_Bridge()]
+    root.setLevel(max(logging.WARNING, LEVELS[log.level]))
+    logging.captureWarnings(True)
+    if old is not None:
+        old.close()
+
+
+def reopen() -> None:
+    """Open the log file by its name again (USR1); where it cannot be, the old one stays and says why."""
+    if _Current.sink is None:
+        return
+    try:
+        _Current.sink.reopen()
+    except BootError as error:
+        structlog.get_logger().error("log_not_reopened", error=str(error))
+
+
+def _common() -> list[Processor]:
+    return [
+        structlog.contextvars.merge_contextvars,
+        structlog.processors.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        _add_process,
+        structlog.processors.StackInfoRenderer(),
+        structlog.processors.format_exc_info,
+    ]
+
+
+def _add_process(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
+    event.setdefault("role", "node")
+    event["pid"] = os.getpid()
+    return event
+
+
+def _json() -> list[Processor]:
+    def in_order(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
+        return {**{key: event[key] for key in _FIRST if key in event}, **event}
+
+    return [in_order, structlog.processors.JSONRenderer(default=str)]
+
+
+def _console(*, colors: bool) -> list[Processor]:
+    def harmless(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
+        """A peer chooses its AE title; control characters in it must not write lines or move the cursor."""
+        for key, value in event.items():
+            if isinstance(value, str):
+                event[key] = "\n".join(map(_printable, value.split("\n") if key == "exception" else [value]))
+        return event
+
+    return [harmless, structlog.dev.ConsoleRenderer(colors=colors, pad_event_to=30)]
+
+
+def _printable(text: str) -> str:
+    return text if text.isprintable() else text.encode("unicode_escape").decode("ascii")
