@@ -16,8 +16,12 @@ DIRECTIVES = {
 setup(
     ext_modules=cythonize(
         [
-            Extension(f"ext.{name}", [f"ext/{name}.pyx"], extra_compile_args=["-O3", "-Wall", "-Wno-unused-function"])
-            for name in ("pdu", "encode", "command", "header")
+            Extension(
+                f"ext.{name}",
+                [f"ext/{name}.pyx"],
+                extra_compile_args=["-O3", "-Wall", "-Wno-unused-function"],
+            )
+            for name in ("pdu", "sink", "encode", "command", "header")
         ],
         compiler_directives=DIRECTIVES,
     )

@@ -1,9 +1,9 @@
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
-from posix.uio cimport iovec
+
+from ext.sink cimport Gather, Kept, Sink
 
 cdef enum:
     HEADER_LENGTH = 6       # of a PDU (PS3.8 9.3.1), and also of a PDV item up to its fragment (Table 9-23)
-    GATHER_MAX = 256        # parts of one writev; 4 KiB of stack, below every system's IOV_MAX
 
 # PS3.8 9.3.2 to 9.3.8, byte 1 of each PDU.
 cdef enum PDUType:
@@ -21,22 +21,6 @@ cdef enum Phase:
     IN_CONTROL_BODY
     IN_PDV_HEADER
     IN_FRAGMENT
-
-# Bytes kept from one window to the next. Grows by what has arrived, never by what a length field claims.
-cdef struct Kept:
-    uint8_t *data
-    size_t length
-    size_t capacity
-
-# Fragments of one window that wait for one writev. Lives on the stack of next_event, so nothing outlasts the
-# window.
-cdef struct Gather:
-    int count
-    iovec parts[GATHER_MAX]
-
-cdef int keep(Kept *kept, const uint8_t *data, size_t length) except -1
-cdef void forget(Kept *kept) noexcept
-cdef int write_all(int fd, iovec *parts, int count) noexcept nogil
 
 
 cdef class ControlPDU:
@@ -80,7 +64,7 @@ cdef class PDUParser:
     cdef bint fragment_is_command
     cdef bint fragment_is_last
     cdef Kept control                   # a control PDU with its header
-    cdef Kept message                   # a command set, or a data set of a memory sink; never both at once
+    cdef Kept command
     cdef int command_context            # 0: no command set is under way
 
     # The data set under way and its sink.
@@ -88,11 +72,7 @@ cdef class PDUParser:
     cdef uint64_t data_set_length
     cdef uint64_t data_set_limit
     cdef bint too_large
-    cdef bint in_memory
-    cdef int fd                         # -1: no descriptor
-    cdef bytes head                     # None once it is written
-    cdef int write_errno
-    cdef bint writing                   # the GIL is away and C reads the window
+    cdef Sink sink
 
     # Set once, by the first error.
     cdef str failure
@@ -108,9 +88,5 @@ cdef class PDUParser:
     cdef int open_data_fragment(self, Gather *gather, int context_id, uint64_t length) except -1
     cdef bint take_fragment(self, Gather *gather) except -1
     cdef object close_fragment(self, Gather *gather)
-    cdef int put(self, Gather *gather, const uint8_t *data, size_t length) except -1
-    cdef int put_head(self, Gather *gather) except -1
-    cdef int flush(self, Gather *gather) except -1
-    cdef int discard_sink(self) except -1
     cdef int check_idle(self) except -1
     cdef int fail(self, str message, int reason) except -1

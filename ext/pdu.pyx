@@ -8,19 +8,16 @@ parser's own memory, so that many parsers can share one window. A parser is used
 
 cimport cython
 from cpython.buffer cimport PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
-from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
-from cpython.mem cimport PyMem_Free, PyMem_Realloc
-from libc.errno cimport EINTR, EIO, errno
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.string cimport memcpy
-from posix.uio cimport iovec, writev
+
+from ext.sink cimport Gather, Sink, forget, keep, kept_bytes, release
 
 from ext.errors import PeerError
 
 __all__ = ["Command", "ControlPDU", "DataSet", "PDUParser"]
 
 cdef size_t OWN_WINDOW = 131072
-cdef size_t KEPT_AT_REST = 4096     # a usual command set fits, and an idle association holds no more
 
 # PS3.8 Table 9-26: the reasons of a provider's A-ABORT, as in PeerError.
 cdef int UNRECOGNIZED_PDU = 1
@@ -30,59 +27,6 @@ cdef int INVALID_PARAMETER = 6
 
 cdef inline uint32_t big_endian_32(const uint8_t *data) noexcept nogil:
     return (<uint32_t> data[0] << 24) | (<uint32_t> data[1] << 16) | (<uint32_t> data[2] << 8) | data[3]
-
-
-cdef int keep(Kept *kept, const uint8_t *data, size_t length) except -1:
-    """Append; the capacity at most doubles, so it stays within twice of what has arrived."""
-    cdef size_t needed = kept.length + length
-    cdef size_t capacity
-    cdef void *grown
-    if needed > kept.capacity:
-        capacity = max(needed, 2 * kept.capacity, <size_t> 256)
-        grown = PyMem_Realloc(kept.data, capacity)
-        if grown == NULL:
-            raise MemoryError
-        kept.data = <uint8_t *> grown
-        kept.capacity = capacity
-    if length:
-        memcpy(kept.data + kept.length, data, length)
-    kept.length = needed
-    return 0
-
-
-cdef void forget(Kept *kept) noexcept:
-    kept.length = 0
-    if kept.capacity > KEPT_AT_REST:
-        PyMem_Free(kept.data)
-        kept.data = NULL
-        kept.capacity = 0
-
-
-cdef bytes kept_bytes(Kept *kept):
-    if kept.length == 0:
-        return b""
-    return PyBytes_FromStringAndSize(<char *> kept.data, <Py_ssize_t> kept.length)
-
-
-cdef int write_all(int fd, iovec *parts, int count) noexcept nogil:
-    """Write every part, none of them empty. Returns 0, or the errno of the write that failed."""
-    cdef ssize_t written
-    while count > 0:
-        written = writev(fd, parts, count)
-        if written < 0:
-            if errno == EINTR:
-                continue
-            return errno
-        if written == 0:
-            return EIO              # cannot happen for a file; without this it would be an endless loop
-        while count > 0 and <size_t> written >= parts.iov_len:
-            written -= <ssize_t> parts.iov_len
-            parts += 1
-            count -= 1
-        if count > 0:
-            parts.iov_base = <char *> parts.iov_base + written
-            parts.iov_len -= <size_t> written
-    return 0
 
 
 @cython.final
@@ -186,7 +130,7 @@ cdef class PDUParser:
         long long max_command_bytes=65536,
         long long max_data_set_bytes=4294967296,
     ):
-        self.fd = -1
+        self.sink = Sink.__new__(Sink)
         if max_pdu_length < 0 or max_control_length < 0 or max_command_bytes < 0 or max_data_set_bytes < 0:
             raise ValueError("limits of a PDUParser are not negative")
         self.max_pdu_length = max_pdu_length
@@ -202,8 +146,8 @@ cdef class PDUParser:
     def __dealloc__(self):
         if self.window_held:
             PyBuffer_Release(&self.window)
-        PyMem_Free(self.control.data)
-        PyMem_Free(self.message.data)
+        release(&self.control)
+        release(&self.command)
 
     def get_buffer(self, Py_ssize_t sizehint=-1):
         """The whole window as a memoryview; received bytes belong at its start. `sizehint` is not needed."""
@@ -244,7 +188,7 @@ cdef class PDUParser:
         except MemoryError:
             self.failure = "the parser ran out of memory"   # fragments may be lost: no event may follow
             raise
-        self.flush(&gather)
+        self.sink.flush(&gather)
         return event
 
     def expect_data_set(self, int context_id, int fd=-1, bytes head=b"", long long memory_limit=0):
@@ -273,18 +217,15 @@ cdef class PDUParser:
         self.data_set_context = context_id
         self.data_set_length = 0
         self.data_set_limit = self.max_data_set_bytes
-        self.in_memory = memory_limit > 0
-        if self.in_memory:
+        if memory_limit > 0:
             self.data_set_limit = min(self.data_set_limit, <uint64_t> memory_limit)
         self.too_large = False
-        self.write_errno = 0
-        self.fd = fd if fd >= 0 else -1
-        self.head = head if fd >= 0 and head else None
+        self.sink.open(fd, head, memory_limit > 0)
 
     def drop_sink(self):
         """From now on drop what comes of the current data set; its descriptor may then be closed."""
         self.check_idle()
-        self.discard_sink()
+        self.sink.discard()
 
     @property
     def in_data_set(self):
@@ -400,7 +341,7 @@ cdef class PDUParser:
             self.fail("PDV out of order: command fragment before the end of a data set", UNEXPECTED_PDU)
         if self.command_context and self.command_context != context_id:
             self.fail("PDV out of order: command set changes its presentation context", UNEXPECTED_PDU)
-        if self.message.length + length > self.max_command_bytes:
+        if self.command.length + length > self.max_command_bytes:
             self.fail(f"command set is longer than {self.max_command_bytes} bytes", INVALID_PARAMETER)
         self.command_context = context_id
         return 0
@@ -414,7 +355,7 @@ cdef class PDUParser:
         if self.data_set_length > self.data_set_limit and not self.too_large:
             self.too_large = True
             gather.count = 0                # they point at the head, which goes with the sink
-            self.discard_sink()
+            self.sink.discard()
         return 0
 
     cdef bint take_fragment(self, Gather *gather) except -1:
@@ -423,10 +364,10 @@ cdef class PDUParser:
         if length > self.fragment_left:
             length = <size_t> self.fragment_left
         if length:
-            if self.fragment_is_command or self.in_memory:
-                keep(&self.message, data, length)
-            elif self.fd >= 0:
-                self.put(gather, data, length)
+            if self.fragment_is_command:
+                keep(&self.command, data, length)
+            else:
+                self.sink.put(gather, data, length)
             self.position += length
             self.fragment_left -= length
         return self.fragment_left == 0
@@ -440,69 +381,26 @@ cdef class PDUParser:
         if self.fragment_is_command:
             command = Command.__new__(Command)
             command.context_id = self.command_context
-            command.data = kept_bytes(&self.message)
+            command.data = kept_bytes(&self.command)
             self.command_context = 0
-            forget(&self.message)
+            forget(&self.command)
             return command
-        self.put_head(gather)               # a data set of no bytes at all still gets its head
-        self.flush(gather)
+        self.sink.put_head(gather)               # a data set of no bytes at all still gets its head
+        self.sink.flush(gather)
         data_set = DataSet.__new__(DataSet)
         data_set.context_id = self.data_set_context
         data_set.length = self.data_set_length
         data_set.too_large = self.too_large
-        data_set.write_errno = self.write_errno
-        if self.in_memory:
-            data_set.data = kept_bytes(&self.message)
-        self.discard_sink()
+        data_set.write_errno = self.sink.write_errno
+        if self.sink.in_memory:
+            data_set.data = kept_bytes(&self.sink.memory)
+        self.sink.discard()
         self.data_set_context = 0
         return data_set
 
-    cdef int put(self, Gather *gather, const uint8_t *data, size_t length) except -1:
-        """Note a fragment for the next writev; write first when the array is full."""
-        if gather.count == GATHER_MAX:
-            self.flush(gather)
-            if self.fd < 0:
-                return 0
-        self.put_head(gather)
-        gather.parts[gather.count].iov_base = <void *> data
-        gather.parts[gather.count].iov_len = length
-        gather.count += 1
-        return 0
-
-    cdef int put_head(self, Gather *gather) except -1:
-        """Note the head if it is still to be written; it then is the first part."""
-        if self.head is not None and gather.count == 0:
-            gather.parts[0].iov_base = PyBytes_AS_STRING(self.head)
-            gather.parts[0].iov_len = <size_t> PyBytes_GET_SIZE(self.head)
-            gather.count = 1
-        return 0
-
-    cdef int flush(self, Gather *gather) except -1:
-        cdef int error
-        if gather.count == 0:
-            return 0
-        self.writing = True
-        with nogil:
-            error = write_all(self.fd, gather.parts, gather.count)
-        self.writing = False
-        gather.count = 0
-        self.head = None
-        if error:
-            self.write_errno = error
-            self.discard_sink()
-        return 0
-
-    cdef int discard_sink(self) except -1:
-        self.fd = -1
-        self.head = None
-        if self.in_memory:
-            self.in_memory = False
-            forget(&self.message)
-        return 0
-
     cdef int check_idle(self) except -1:
         # C reads the window without the GIL; a second thread would change it under the write.
-        if self.writing:
+        if self.sink.writing:
             raise RuntimeError("another thread is using this PDUParser")
         return 0
 
@@ -511,7 +409,7 @@ cdef class PDUParser:
         self.failure = message
         self.failure_reason = reason
         self.position = self.end = 0
-        self.discard_sink()
+        self.sink.discard()
         forget(&self.control)
-        forget(&self.message)
+        forget(&self.command)
         raise PeerError(message, reason)

@@ -1,0 +1,37 @@
+from libc.stdint cimport uint8_t
+from posix.uio cimport iovec
+
+cdef enum:
+    GATHER_MAX = 256        # parts of one writev; 4 KiB of stack, below every system's IOV_MAX
+
+# Bytes kept from one window to the next. Grows by what has arrived, never by what a length field claims.
+cdef struct Kept:
+    uint8_t *data
+    size_t length
+    size_t capacity
+
+# Fragments of one window that wait for one writev. On the stack of next_event: nothing outlasts the window.
+cdef struct Gather:
+    int count
+    iovec parts[GATHER_MAX]
+
+cdef int keep(Kept *kept, const uint8_t *data, size_t length) except -1
+cdef bytes kept_bytes(Kept *kept)
+cdef void forget(Kept *kept) noexcept
+cdef void release(Kept *kept) noexcept
+cdef int write_all(int fd, iovec *parts, int count) noexcept nogil
+
+
+cdef class Sink:
+    cdef int fd             # -1: no descriptor
+    cdef bytes head         # what is still to be written ahead of the first fragment
+    cdef bint in_memory
+    cdef Kept memory
+    cdef int write_errno    # 0, or why the descriptor was given up
+    cdef bint writing       # the GIL is away and C reads the window
+
+    cdef int open(self, int fd, bytes head, bint in_memory) except -1
+    cdef int put(self, Gather *gather, const uint8_t *data, size_t length) except -1
+    cdef int put_head(self, Gather *gather) except -1
+    cdef int flush(self, Gather *gather) except -1
+    cdef int discard(self) except -1

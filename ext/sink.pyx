@@ -1,0 +1,136 @@
+"""Where the fragments of a data set go: a descriptor, memory, or nowhere. Used by the parser, from C only."""
+
+cimport cython
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
+from cpython.mem cimport PyMem_Free, PyMem_Realloc
+from libc.errno cimport EIO, EINTR, errno
+from libc.stdint cimport uint8_t
+from libc.string cimport memcpy
+from posix.uio cimport iovec, writev
+
+__all__ = ["Sink"]
+
+cdef size_t KEPT_AT_REST = 4096     # a usual command set fits, and an idle association holds no more
+
+
+cdef int keep(Kept *kept, const uint8_t *data, size_t length) except -1:
+    """Append; the capacity at most doubles, so it stays within twice of what has arrived."""
+    cdef size_t needed = kept.length + length
+    cdef size_t capacity
+    cdef void *grown
+    if needed > kept.capacity:
+        capacity = max(needed, 2 * kept.capacity, <size_t> 256)
+        grown = PyMem_Realloc(kept.data, capacity)
+        if grown == NULL:
+            raise MemoryError
+        kept.data = <uint8_t *> grown
+        kept.capacity = capacity
+    if length:
+        memcpy(kept.data + kept.length, data, length)
+    kept.length = needed
+    return 0
+
+
+cdef bytes kept_bytes(Kept *kept):
+    if kept.length == 0:
+        return b""
+    return PyBytes_FromStringAndSize(<char *> kept.data, <Py_ssize_t> kept.length)
+
+
+cdef void forget(Kept *kept) noexcept:
+    kept.length = 0
+    if kept.capacity > KEPT_AT_REST:
+        release(kept)
+
+
+cdef void release(Kept *kept) noexcept:
+    PyMem_Free(kept.data)
+    kept.data = NULL
+    kept.length = 0
+    kept.capacity = 0
+
+
+cdef int write_all(int fd, iovec *parts, int count) noexcept nogil:
+    """Write every part, none of them empty. Returns 0, or the errno of the write that failed."""
+    cdef ssize_t written
+    while count > 0:
+        written = writev(fd, parts, count)
+        if written < 0:
+            if errno == EINTR:
+                continue
+            return errno
+        if written == 0:
+            return EIO              # no file does this; without it, one that did would be an endless loop
+        while count > 0 and <size_t> written >= parts.iov_len:
+            written -= <ssize_t> parts.iov_len
+            parts += 1
+            count -= 1
+        if count > 0:
+            parts.iov_base = <char *> parts.iov_base + written
+            parts.iov_len -= <size_t> written
+    return 0
+
+
+@cython.final
+cdef class Sink:
+    """Takes the fragments of one data set after another; what it cannot take any more is dropped."""
+
+    def __cinit__(self):
+        self.fd = -1
+
+    def __dealloc__(self):
+        release(&self.memory)
+
+    cdef int open(self, int fd, bytes head, bint in_memory) except -1:
+        self.discard()
+        self.fd = fd if fd >= 0 else -1
+        self.head = head if fd >= 0 and head else None
+        self.in_memory = in_memory
+        self.write_errno = 0
+        return 0
+
+    cdef int put(self, Gather *gather, const uint8_t *data, size_t length) except -1:
+        """Keep a fragment, or note it for the next writev; write first when the array is full."""
+        if self.in_memory:
+            return keep(&self.memory, data, length)
+        if gather.count == GATHER_MAX:
+            self.flush(gather)
+        if self.fd < 0:
+            return 0
+        self.put_head(gather)
+        gather.parts[gather.count].iov_base = <void *> data
+        gather.parts[gather.count].iov_len = length
+        gather.count += 1
+        return 0
+
+    cdef int put_head(self, Gather *gather) except -1:
+        """Note the head if it is still to be written; it then is the first part."""
+        if self.head is not None and gather.count == 0:
+            gather.parts[0].iov_base = PyBytes_AS_STRING(self.head)
+            gather.parts[0].iov_len = <size_t> PyBytes_GET_SIZE(self.head)
+            gather.count = 1
+        return 0
+
+    cdef int flush(self, Gather *gather) except -1:
+        """Write what is noted. A failure is kept in `write_errno`, and the sink takes no more."""
+        cdef int error
+        if gather.count == 0:
+            return 0
+        self.writing = True
+        with nogil:
+            error = write_all(self.fd, gather.parts, gather.count)
+        self.writing = False
+        gather.count = 0
+        self.head = None
+        if error:
+            self.write_errno = error
+            self.discard()
+        return 0
+
+    cdef int discard(self) except -1:
+        """Take no more; parts noted before point at the head and must be gone first."""
+        self.fd = -1
+        self.head = None
+        self.in_memory = False
+        forget(&self.memory)
+        return 0
