@@ -22,6 +22,9 @@ from ingest.ledger.schema import deliveries, instances
 CHUNK: Final = 500
 """How many values one IN list holds."""
 
+TEXT_MAX: Final = 600
+"""Characters of one value: PostgreSQL cannot index 2,704 bytes or more, and peers choose their UIDs."""
+
 _COLUMNS: Final = tuple(
     field.name for field in fields(NewInstance) if field.name not in {"destinations", "replaces"}
 )
@@ -48,10 +51,11 @@ _KNOWN: Final = select(instances.c.spool_ref).where(
 _BY_UID: Final = (
     select(instances).where(instances.c.sop_instance_uid == bindparam("uid")).order_by(instances.c.id)
 )
-_OF_KEYS: Final = (
-    instances.c.store_key.in_(bindparam("keys", expanding=True)),
-    instances.c.state != InstanceState.REPLACED,
+_STORED: Final = (
+    instances.c.sop_instance_uid.in_(bindparam("uids", expanding=True)),
+    instances.c.state == InstanceState.STORED.value,
 )
+_STORED_KEYS: Final = select(instances.c.sop_instance_uid, instances.c.store_key).where(*_STORED)
 _OPEN: Final = (DeliveryState.WAITING.value, DeliveryState.SENDING.value, DeliveryState.RETRY.value)
 
 
@@ -72,7 +76,7 @@ class Instances(Database):
         if not rows:
             return []
         with self.write() as connection:
-            replaced = [row.store_key for row in rows if row.replaces]
+            replaced = [row.sop_instance_uid for row in rows if row.replaces]
             if replaced:
                 _supersede(connection, replaced, rows[0].stored_at, keep=[row.spool_ref for row in rows])
             ids = {
@@ -101,14 +105,16 @@ class Instances(Database):
             for row, number in zip(rows, new, strict=True)
         ]
 
-    def supersede(self, store_keys: Sequence[str], now_ms: int) -> None:
-        """Let the rows of files go that are about to be replaced; what is not delivered of them is dropped.
+    def supersede(self, uids: Sequence[str], now_ms: int) -> None:
+        """Mark what is stored of these SOP instance UIDs as replaced; what is not delivered of it is dropped.
+
+        Done before the files are replaced, so that no row ever speaks of a file that is another's by now.
 
         Raises:
             LedgerError: The ledger is away.
         """
         with self.write() as connection:
-            _supersede(connection, store_keys, now_ms, keep=[])
+            _supersede(connection, uids, now_ms, keep=[])
 
     def known_spool_refs(self, refs: Iterable[str]) -> set[str]:
         """Those of `refs` that have a row.
@@ -119,6 +125,20 @@ class Instances(Database):
         with self.read() as connection:
             return _known(connection, refs)
 
+    def stored_keys(self, uids: Iterable[str]) -> dict[str, str]:
+        """The store keys of those SOP instance UIDs that are stored; not those of variants.
+
+        Raises:
+            LedgerError: The ledger is away.
+        """
+        found: dict[str, str] = {}
+        with self.read() as connection:
+            for chunk in _chunks(uids):
+                asked = {_clean(uid): uid for uid in chunk}
+                for uid, key in connection.execute(_STORED_KEYS, {"uids": list(asked)}):
+                    found[asked[uid]] = key
+        return found
+
     def by_sop_instance(self, uid: str) -> list[Instance]:
         """All rows of a SOP instance UID, oldest first.
 
@@ -126,7 +146,7 @@ class Instances(Database):
             LedgerError: The ledger is away.
         """
         with self.read() as connection:
-            return [_instance(row) for row in connection.execute(_BY_UID, {"uid": uid}).mappings()]
+            return [_instance(row) for row in connection.execute(_BY_UID, {"uid": _clean(uid)}).mappings()]
 
     def instances(
         self,
@@ -181,14 +201,14 @@ def _parameters(row: NewInstance) -> dict[str, Any]:
 
 def _clean(value: Any) -> Any:
     """Text that both databases take: PostgreSQL refuses NUL, both refuse lone surrogates."""
-    if not isinstance(value, str) or (value.isascii() and "\0" not in value):
+    if not isinstance(value, str) or (value.isascii() and "\0" not in value and len(value) <= TEXT_MAX):
         return value
-    return value.replace("\0", "").encode("utf-8", "replace").decode("utf-8")
+    return value.replace("\0", "")[:TEXT_MAX].encode("utf-8", "replace").decode("utf-8")
 
 
-def _supersede(connection: Connection, keys: Sequence[str], now_ms: int, *, keep: Sequence[str]) -> None:
-    old = (*_OF_KEYS, instances.c.spool_ref.not_in(bindparam("keep", expanding=True)))
-    parameters = {"keys": list(keys), "keep": list(keep)}
+def _supersede(connection: Connection, uids: Sequence[str], now_ms: int, *, keep: Sequence[str]) -> None:
+    old = (*_STORED, instances.c.spool_ref.not_in(bindparam("keep", expanding=True)))
+    parameters = {"uids": [_clean(uid) for uid in uids], "keep": list(keep)}
     connection.execute(
         update(deliveries)
         .where(

@@ -53,7 +53,7 @@ class NewInstance:
         spool_ref: Spool id, ":", and place in the spool; unique for ever.
         note: What an operator should know, or empty.
         destinations: Names of the destinations that it is to be delivered to.
-        replaces: Whether an older row of the same `store_key` gives way to this one.
+        replaces: Whether what is stored of the same SOP instance UID gives way to this one.
     """
 
     state: InstanceState
