@@ -1,0 +1,146 @@
+"""The sender: SCU of Verification and Storage (PS3.4 A and B), synchronous, no wait without a deadline.
+
+A data set goes from its file to the remote through the encoder's one buffer, as it is: no transcoding, and no
+memory that grows with it.
+"""
+
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Final
+
+from ext.encode import DataSetEncoder, encode_p_data
+from ingest.dicom import dimse, uids
+from ingest.dicom.dimse import Response
+from ingest.errors import AssociationError, PeerError, StoreError
+from ingest.transport import Remote
+from ingest.upper_layer import CONTEXTS_MAX, Context, Timeouts, UpperLayer
+
+__all__ = ["Association", "Context", "Remote", "Response", "Timeouts", "plan", "proposals"]
+
+SEND_BUFFER: Final = 1 << 17
+JOINED_MAX: Final = 1 << 14
+"""A data set up to so many bytes shares a write, and mostly a TLS record, with its command set."""
+
+
+def plan(contexts: Iterable[Context]) -> list[tuple[Context, ...]]:
+    """What to offer, for what is to be sent: each context once, in order, at most 128 to an association."""
+    unique = list(dict.fromkeys(contexts))
+    return [tuple(unique[at : at + CONTEXTS_MAX]) for at in range(0, len(unique), CONTEXTS_MAX)]
+
+
+def proposals(contexts: Iterable[Context]) -> list[tuple[str, tuple[str, ...]]]:
+    """Contexts in the shape that `Association.open` takes."""
+    return [(sop_class, (transfer_syntax,)) for sop_class, transfer_syntax in contexts]
+
+
+class Association(UpperLayer):
+    """An association that stores and verifies; opened by `open`."""
+
+    _encoder: DataSetEncoder | None = None
+    _message_id = 0
+
+    def store(
+        self,
+        source: int | Path,
+        offset: int,
+        length: int | None,
+        *,
+        sop_class: str,
+        sop_instance: str,
+        transfer_syntax: str,
+        message_id: int | None = None,
+    ) -> Response:
+        """C-STORE one data set (PS3.7 9.1.1) and wait for the answer, whatever its status.
+
+        Args:
+            source: The file, as a path or as a descriptor that stays the caller's.
+            offset: Where in it the data set begins, in bytes.
+            length: Bytes of the data set; None up to the end of the file.
+            sop_class: Its SOP class UID.
+            sop_instance: Its SOP instance UID.
+            transfer_syntax: The UID of the transfer syntax that it has.
+            message_id: 1 to 65535; None takes the next one.
+
+        Raises:
+            AssociationError: The association ended; nothing is known about this instance.
+            StoreError: The file could not be read. Where that happened half-way, the association was aborted.
+            LookupError: The remote accepted no such context; ask `accepted` first.
+        """
+        context_id = self.accepted(sop_class, transfer_syntax)
+        if context_id is None:
+            raise LookupError(f"{self.remote} accepted no context for {sop_class} in {transfer_syntax}")
+        message_id = message_id or self._next_message_id()
+        command = dimse.store_request(message_id, sop_class, sop_instance)
+        try:
+            fd = source if isinstance(source, int) else os.open(source, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as error:
+            raise StoreError(f"{sop_instance}: its file cannot be opened: {error}") from error
+        try:
+            length = max(0, os.fstat(fd).st_size - offset) if length is None else length
+            encoder = self._encoder_for_peer()
+            encoder.start(context_id, fd, offset, length)
+            fragments = _fragments(encoder, sop_instance)
+            # A missing or short file says so before the first byte went out, which keeps the association.
+            first = next(fragments)
+            head = encode_p_data(context_id, command, self.peer_max_pdu_length)
+            if len(first) <= JOINED_MAX:
+                return self._operate(message_id, head + first, fragments)
+            return self._operate(message_id, head, _chain(first, fragments))
+        finally:
+            if fd is not source:
+                os.close(fd)
+
+    def echo(self) -> Response:
+        """C-ECHO (PS3.7 9.1.5).
+
+        Raises:
+            AssociationError: The association ended.
+            LookupError: The remote accepted no context for Verification.
+        """
+        context_id = self.accepted(uids.VERIFICATION, uids.IMPLICIT_LITTLE_ENDIAN)
+        if context_id is None:
+            raise LookupError(f"{self.remote} accepted no context for Verification")
+        message_id = self._next_message_id()
+        command = dimse.echo_request(message_id)
+        return self._operate(
+            message_id, encode_p_data(context_id, command, self.peer_max_pdu_length), iter(())
+        )
+
+    def _operate(self, message_id: int, head: bytes, rest: Iterator[memoryview]) -> Response:
+        answer = self.exchange(head, rest)
+        try:
+            response = dimse.decode_response(answer.data)
+            if response.message_id != message_id:
+                raise PeerError(f"it answers message {response.message_id}, but {message_id} was asked")
+        except PeerError as error:
+            self.abort()
+            raise AssociationError(f"{self.remote}: {error}") from error
+        return response
+
+    def _encoder_for_peer(self) -> DataSetEncoder:
+        if self._encoder is None:
+            try:
+                self._encoder = DataSetEncoder(self.peer_max_pdu_length, SEND_BUFFER)
+            except ValueError as error:
+                self.abort()
+                raise AssociationError(f"{self.remote}: {error}") from error
+        return self._encoder
+
+    def _next_message_id(self) -> int:
+        # PS3.7 E.1: Message ID is a US; 0 is left out, since some remotes take it for "none".
+        self._message_id = self._message_id % 0xFFFF + 1
+        return self._message_id
+
+
+def _fragments(encoder: DataSetEncoder, sop_instance: str) -> Iterator[memoryview]:
+    try:
+        while fragments := encoder.fill():
+            yield fragments
+    except OSError as error:
+        raise StoreError(f"{sop_instance}: its file cannot be read: {error}") from error
+
+
+def _chain(first: memoryview, rest: Iterator[memoryview]) -> Iterator[memoryview]:
+    yield first
+    yield from rest

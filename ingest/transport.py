@@ -1,0 +1,250 @@
+"""The sender's connection: TCP, with TLS or without, on which every wait ends at a deadline.
+
+The socket never blocks; each wait is a poll(2) of at most half a second, after which the owner is given its
+turn (`on_tick`): a forward worker renews its leases there, also while one large instance is on its way.
+"""
+
+import contextlib
+import os
+import select
+import socket
+import ssl
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final, Self
+
+from ingest import explain
+from ingest.errors import AssociationError
+
+TICK_SECONDS: Final = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class Remote:
+    """Whom to associate with, and as whom.
+
+    Attributes:
+        host: Name or address of the remote.
+        port: Its TCP port.
+        called_ae: Its AE title.
+        calling_ae: Ours.
+        tls: A client context, or None for plain TCP.
+        server_hostname: The name to ask for and to check where `tls` checks names; None is `host`.
+    """
+
+    host: str
+    port: int
+    called_ae: str
+    calling_ae: str
+    tls: ssl.SSLContext | None = None
+    server_hostname: str | None = None
+
+    def __str__(self) -> str:
+        return f"{self.called_ae} at {self.host}:{self.port}"
+
+
+def no_tick() -> None:
+    """For owners that have nothing to do while they wait."""
+
+
+class Transport:
+    """One connection to a remote. Raises `AssociationError` for everything that the network or TLS does.
+
+    Attributes:
+        stall_seconds: How long the remote may take nothing at all of what is sent.
+        mid_send: Whether a send broke off, so that the remote waits for the rest of a PDU.
+        hint: What may be wrong should the connection break now; empty once there is an association.
+    """
+
+    def __init__(self, remote: Remote, sock: socket.socket, on_tick: Callable[[], None] = no_tick) -> None:
+        """Take over a socket that is not yet connected."""
+        self.remote = remote
+        self.stall_seconds = 60.0
+        self.mid_send = False
+        self.hint = ""
+        self._on_tick = on_tick
+        self._socket = sock
+        self._tls: ssl.SSLSocket | None = None
+        self._poll = select.poll()
+        self._poll.register(sock.fileno(), 0)
+        self._fd = sock.fileno()
+
+    @classmethod
+    def connect(cls, remote: Remote, seconds: float, on_tick: Callable[[], None] = no_tick) -> Self:
+        """Connect to one of the remote's addresses and shake hands, both within `seconds`.
+
+        Raises:
+            AssociationError: No address answered, or TLS failed; names the verify message or the alert.
+        """
+        deadline = time.monotonic() + seconds
+        try:
+            found = socket.getaddrinfo(remote.host, remote.port, type=socket.SOCK_STREAM)
+        except (OSError, UnicodeError) as error:
+            raise AssociationError(f"{remote}: the name cannot be resolved: {error}") from error
+        failure: AssociationError | None = None
+        for index, (family, kind, protocol, _, address) in enumerate(found):
+            # The addresses that are left share the time that is left.
+            share = (deadline - time.monotonic()) / (len(found) - index)
+            sock = socket.socket(family, kind, protocol)
+            transport = cls(remote, sock, on_tick)
+            try:
+                transport._connect(address, time.monotonic() + share)
+                break
+            except AssociationError as error:
+                failure = error
+                sock.close()
+            except BaseException:
+                sock.close()
+                raise
+        else:
+            raise failure or AssociationError(f"{remote}: the name has no address")
+        try:
+            transport._handshake(deadline)
+        except BaseException:
+            transport.close()
+            raise
+        return transport
+
+    def send(self, data: bytes | memoryview, on_readable: Callable[[], None]) -> None:
+        """Send all of `data`.
+
+        Args:
+            data: What to send; not kept.
+            on_readable: Called when the remote says something while it does not take what we send.
+
+        Raises:
+            AssociationError: The connection broke, or the remote stalled.
+        """
+        sent, size = 0, len(data)
+        stalled_since = 0.0
+        self.mid_send = True
+        with memoryview(data) as view:
+            while sent < size:
+                try:
+                    sent += self._socket.send(view[sent:] if sent else view)
+                    stalled_since = 0.0
+                    continue
+                except (BlockingIOError, ssl.SSLWantWriteError):
+                    wanted = select.POLLOUT | select.POLLIN
+                except ssl.SSLWantReadError:
+                    wanted = select.POLLIN
+                except OSError as error:
+                    self._explain_broken_send(on_readable)
+                    raise self._failed(error) from error
+                stalled_since = stalled_since or time.monotonic()
+                if self._wait(wanted, stalled_since + self.stall_seconds, "takes no data") & select.POLLIN:
+                    on_readable()
+        self.mid_send = False
+        self._on_tick()
+
+    def receive_into(self, buffer: memoryview, deadline: float) -> int:
+        """Wait for bytes and put them into `buffer`; 0 is the end of the connection.
+
+        Args:
+            buffer: Where to; what fits is taken.
+            deadline: On the clock of time.monotonic().
+
+        Raises:
+            AssociationError: The connection broke, or nothing came in time.
+        """
+        while True:
+            if not (self._tls and self._tls.pending()):
+                self._wait(select.POLLIN, deadline, "gives no answer")
+            received = self.receive_now(buffer)
+            if received is not None:
+                return received
+
+    def receive_now(self, buffer: memoryview) -> int | None:
+        """Put what is there into `buffer`; None where nothing is, 0 at the end of the connection."""
+        try:
+            return self._socket.recv_into(buffer)
+        except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
+            return None
+        except ssl.SSLEOFError:
+            return 0
+        except OSError as error:
+            raise self._failed(error) from error
+
+    def readable(self) -> bool:
+        """Whether a read may give something now."""
+        if self._tls and self._tls.pending():
+            return True
+        self._poll.modify(self._fd, select.POLLIN)
+        return bool(self._poll.poll(0))
+
+    def silence(self, seconds: float) -> None:
+        """Before the last words: no more turns for the owner, and little patience."""
+        self._on_tick = no_tick
+        self.stall_seconds = seconds
+
+    def close(self) -> None:
+        """Say so in TLS, if that takes no waiting, and close."""
+        if self._tls is not None:
+            with contextlib.suppress(OSError, ValueError):
+                self._tls.unwrap()
+        self._socket.close()
+
+    def _connect(self, address: object, deadline: float) -> None:
+        sock = self._socket
+        sock.setblocking(False)
+        # C-STORE is request and answer: a last short segment must not wait for an acknowledgement.
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        try:
+            with contextlib.suppress(BlockingIOError):
+                sock.connect(address)  # type: ignore[arg-type]  # as getaddrinfo gave it
+            self._wait(select.POLLOUT, deadline, "does not take the connection")
+        except OSError as error:
+            raise self._failed(error) from error
+        error_number = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        if error_number:
+            raise AssociationError(f"{self.remote}: {os.strerror(error_number)}")
+
+    def _handshake(self, deadline: float) -> None:
+        if self.remote.tls is None:
+            self.hint = "; does its port expect TLS?"
+            return
+        # TLS 1.3: that the remote refuses our certificate shows only after the handshake.
+        self.hint = "; does it trust our certificate?"
+        name = self.remote.server_hostname or self.remote.host
+        try:
+            self._tls = self.remote.tls.wrap_socket(
+                self._socket, do_handshake_on_connect=False, server_hostname=name
+            )
+        except (OSError, ValueError) as error:
+            raise AssociationError(f"{self.remote}: TLS cannot start for {name!r}: {error}") from error
+        self._socket = self._tls
+        while True:
+            try:
+                self._tls.do_handshake()
+                return
+            except ssl.SSLWantReadError:
+                wanted = select.POLLIN
+            except ssl.SSLWantWriteError:
+                wanted = select.POLLOUT
+            except (OSError, ValueError) as error:
+                raise self._failed(error, shaking=True) from error
+            self._wait(wanted, deadline, "does not finish the TLS handshake (is its port a plain one?)")
+
+    def _wait(self, events: int, deadline: float, complaint: str) -> int:
+        """Wait for one of `events`; gives what came, with POLLIN also for errors that a read would tell."""
+        self._poll.modify(self._fd, events)
+        while True:
+            left = deadline - time.monotonic()
+            ready = self._poll.poll(max(0.0, min(left, TICK_SECONDS)) * 1000)
+            self._on_tick()
+            if ready:
+                came = ready[0][1]
+                return came if came & events else came | events
+            if left <= 0:
+                raise AssociationError(f"{self.remote}: the remote {complaint}")
+
+    def _explain_broken_send(self, on_readable: Callable[[], None]) -> None:
+        """The remote's A-ABORT or TLS alert, sent before it closed, says more than EPIPE does: read it."""
+        with contextlib.suppress(OSError):
+            if self.readable():
+                on_readable()
+
+    def _failed(self, error: Exception, *, shaking: bool = False) -> AssociationError:
+        hint = "" if shaking or isinstance(error, ssl.SSLError) else self.hint
+        return AssociationError(f"{self.remote}: {explain.failed(error, shaking=shaking)}{hint}")

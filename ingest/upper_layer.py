@@ -1,0 +1,311 @@
+"""The upper layer of the sender: PS3.8 as the requestor of an association, over a transport with deadlines.
+
+What moves between the states is `ingest.dicom.requestor.TABLE`; this module does what its actions ask.
+"""
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Final, NoReturn, Self
+
+from ext.pdu import Command, ControlPDU, DataSet, PDUParser
+from ingest import explain
+from ingest.dicom import requestor, wire
+from ingest.dicom.states import Action, Event, State
+from ingest.errors import AssociationError, PeerError
+from ingest.transport import Remote, Transport, no_tick
+
+CONTEXTS_MAX: Final = 128
+"""PS3.8 Table 9-13: presentation context IDs are the odd numbers from 1 to 255."""
+RECEIVE_BUFFER: Final = 1 << 15
+ABORT_SECONDS: Final = 1.0
+RELEASE_SECONDS: Final = 5.0
+EARLY_ANSWER_STALL_SECONDS: Final = 5.0
+"""How long a remote that has answered already may leave the rest of the data set unread."""
+
+Context = tuple[str, str]
+"""SOP class UID and transfer syntax UID."""
+
+_TLS_ALERT: Final = 0x15  # RFC 8446 5.1, ContentType; no PDU type of PS3.8 has this value
+_P_DATA: Final = 0x04
+_EVENTS: Final = {
+    0x01: Event.ASSOCIATE_RQ,
+    0x02: Event.ASSOCIATE_AC,
+    0x03: Event.ASSOCIATE_RJ,
+    _P_DATA: Event.DATA_TF,
+    0x05: Event.RELEASE_RQ,
+    0x06: Event.RELEASE_RP,
+    0x07: Event.ABORT,
+}
+"""PS3.8 9.3.1: PDU-type."""
+_USER, _PROVIDER = 0, 2  # PS3.8 Table 9-26, byte 9: source of an A-ABORT
+
+
+@dataclass(frozen=True, slots=True)
+class Timeouts:
+    """Deadlines in seconds.
+
+    Attributes:
+        connect: TCP connection and TLS handshake together.
+        response: Each answer (A-ASSOCIATE-AC, C-STORE-RSP), and how long a remote may take no data.
+    """
+
+    connect: float = 10.0
+    response: float = 60.0
+
+
+class UpperLayer:
+    """One association as its requestor; a `with` block ends in a release, or after an exception in an abort.
+
+    Attributes:
+        remote: Whom it is with.
+        proposed: The contexts that were offered, accepted or not.
+        peer_max_pdu_length: The longest PDU that the remote takes, in bytes (PS3.8 D.1); 0 means any.
+    """
+
+    def __init__(self, remote: Remote, timeouts: Timeouts, max_pdu_length: int) -> None:
+        """Prepare; `open` is what callers want."""
+        self.remote = remote
+        self.proposed: frozenset[Context] = frozenset()
+        self.peer_max_pdu_length = 0
+        self._timeouts = timeouts
+        self._max_pdu_length = max_pdu_length
+        self._state = State.IDLE
+        self._transport: Transport
+        self._parser = PDUParser(bytearray(RECEIVE_BUFFER), max_pdu_length=max_pdu_length)
+        self._contexts: dict[Context, int] = {}
+        self._early: Command | None = None
+
+    @classmethod
+    def open(
+        cls,
+        remote: Remote,
+        proposals: Sequence[tuple[str, Sequence[str]]],
+        *,
+        timeouts: Timeouts = Timeouts(),
+        max_pdu_length: int = 131072,
+        async_operations: int = 0,
+        on_tick: Callable[[], None] = no_tick,
+    ) -> Self:
+        """Connect, shake hands and associate.
+
+        Args:
+            remote: Whom to associate with.
+            proposals: SOP class UIDs, each with its transfer syntaxes; each pair becomes one presentation
+                context, so that a file goes in the transfer syntax that it has. At most 128 pairs.
+            timeouts: Deadlines.
+            max_pdu_length: The longest PDU that we take, in bytes.
+            async_operations: What to ask for as asynchronous operations window (PS3.7 D.3.3.3); 0 does not
+                ask, since some remotes drop the connection when asked.
+            on_tick: Called at least twice a second while anything is waited for or sent; an exception aborts.
+
+        Raises:
+            AssociationError: It could not be made; permanent for an A-ASSOCIATE-RJ of that kind.
+            ValueError: No contexts, or too many.
+        """
+        contexts = [(sop_class, syntax) for sop_class, syntaxes in proposals for syntax in syntaxes]
+        if not 0 < len(contexts) <= CONTEXTS_MAX:
+            raise ValueError(f"{len(contexts)} presentation contexts; an association has 1 to {CONTEXTS_MAX}")
+        self = cls(remote, timeouts, max_pdu_length)
+        self._step(Event.ASSOCIATE_REQUEST)
+        self._transport = Transport.connect(remote, timeouts.connect, on_tick)
+        with self._aborting():
+            self._associate(contexts, async_operations)
+        return self
+
+    @property
+    def alive(self) -> bool:
+        """Whether it is established and can carry another operation."""
+        return self._state is State.ESTABLISHED
+
+    @property
+    def _ended(self) -> bool:
+        return self._state is State.IDLE
+
+    def accepted(self, sop_class: str, transfer_syntax: str) -> int | None:
+        """The ID of the presentation context for instances of this kind; None where none was accepted."""
+        return self._contexts.get((sop_class, transfer_syntax))
+
+    def exchange(self, head: bytes, rest: Iterator[memoryview]) -> Command:
+        """Send PDUs and wait for the command set that answers them.
+
+        A remote that answers or aborts before all is sent is noticed between PDUs and while it takes nothing.
+
+        Args:
+            head: Whole P-DATA-TF PDUs.
+            rest: More of them, whole too; each is sent before the next is asked for.
+
+        Raises:
+            AssociationError: The association ended. Whatever `rest` raises passes, after an abort.
+        """
+        if not self.alive:
+            raise AssociationError(f"{self.remote}: the association has ended")
+        self._early = None
+        self._transport.stall_seconds = self._timeouts.response
+        with self._aborting():
+            self._step(Event.DATA_REQUEST)
+            try:
+                self._transmit(head)
+                for fragments in rest:
+                    if self._transport.readable():
+                        self._listen()
+                    self._transmit(fragments)
+            except AssociationError:
+                # If it said what it thinks of this instance and went away only then, that is the answer.
+                if self._early is None:
+                    raise
+                self.abort()
+            return self._early or self._answer(time.monotonic() + self._timeouts.response)
+
+    def release(self) -> None:
+        """End in order (PS3.8 7.2); whatever goes wrong with that, the connection is closed afterwards."""
+        if self._state is not State.ESTABLISHED:
+            self.abort()
+            return
+        with contextlib.suppress(AssociationError), self._aborting():
+            self._step(Event.RELEASE_REQUEST)
+            self._transmit(wire.RELEASE_RQ)
+            deadline = time.monotonic() + RELEASE_SECONDS
+            while not self._ended:
+                self._take(self._next(deadline))
+        self._transport.close()
+
+    def abort(self) -> None:
+        """End at once, with an A-ABORT (PS3.8 9.3.8, service-user) where somebody is there to hear it."""
+        if self._state is not State.IDLE:
+            self._end(Event.ABORT_REQUEST, _USER, 0)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None:
+            self.release()
+        else:
+            self.abort()
+
+    def _associate(self, contexts: Sequence[Context], async_operations: int) -> None:
+        offered = {2 * index + 1: context for index, context in enumerate(contexts)}
+        request = wire.AssociateRequest(
+            called_ae=self.remote.called_ae,
+            calling_ae=self.remote.calling_ae,
+            contexts=tuple(
+                wire.ProposedContext(number, sop, (syntax,)) for number, (sop, syntax) in offered.items()
+            ),
+            max_pdu_length=self._max_pdu_length,
+            async_operations=(async_operations, 1) if async_operations else None,
+        )
+        self._step(Event.TRANSPORT_CONFIRMED)
+        self._transmit(wire.encode_associate_rq(request))
+        answer = self._next(time.monotonic() + self._timeouts.response)
+        self._take(answer)
+        try:
+            accept = wire.decode_associate_ac(answer.data or b"")
+        except PeerError as error:
+            self._refuse(error)
+        self._transport.hint = ""
+        self.peer_max_pdu_length = accept.max_pdu_length
+        self.proposed = frozenset(contexts)
+        for result in accept.contexts:
+            context = offered.get(result.context_id)
+            # PS3.8 Table 9-18: 0 is acceptance. Of a transfer syntax not offered it is worth nothing.
+            if context and result.result == 0 and result.transfer_syntax == context[1]:
+                self._contexts[context] = result.context_id
+
+    def _answer(self, deadline: float) -> Command:
+        while (answer := self._take(self._next(deadline))) is None:
+            pass
+        return answer
+
+    def _listen(self) -> None:
+        """Take in what the remote says while we still send: an A-ABORT, or an answer before its time."""
+        count = self._transport.receive_now(self._parser.get_buffer())
+        if count is None:
+            return
+        self._feed(count)
+        while (event := self._parse()) is not None:
+            self._early = self._take(event) or self._early
+        if self._early is not None:
+            self._transport.stall_seconds = min(EARLY_ANSWER_STALL_SECONDS, self._timeouts.response)
+
+    def _step(self, event: Event) -> Action:
+        action, self._state = requestor.next_step(self._state, event)
+        return action
+
+    def _take(self, event: ControlPDU | Command | DataSet) -> Command | None:
+        """Do what the table asks for one PDU of the remote; gives the command set that it carried, if any."""
+        kind = event.pdu_type if isinstance(event, ControlPDU) else _P_DATA
+        action = self._step(_EVENTS[kind])
+        if action is Action.DT_2:
+            if isinstance(event, Command):
+                return event
+            self._refuse(PeerError("a data set that nobody asked for", PeerError.UNEXPECTED_PDU))
+        if action is Action.AA_8:
+            self._refuse(PeerError(f"a PDU of type {kind:02X}H out of order", PeerError.UNEXPECTED_PDU))
+        if action is Action.AE_4:
+            self._transport.close()
+            raise explain.rejected(str(self.remote), event.data or b"")
+        if action is Action.AA_3:
+            self._transport.close()
+            raise explain.aborted(str(self.remote), event.data or b"")
+        if action in {Action.AR_2, Action.AR_8}:
+            # AR-4 answers and ends; AR-9 answers, and the answer to our own release is still to come.
+            ended = self._step(Event.RELEASE_RESPONSE) is Action.AR_4
+            self._transmit(wire.RELEASE_RP)
+            if ended:
+                self._end(None)
+                raise AssociationError(f"{self.remote} released the association")
+        return None
+
+    def _transmit(self, data: bytes | memoryview) -> None:
+        self._transport.send(data, self._listen)
+
+    def _next(self, deadline: float) -> ControlPDU | Command | DataSet:
+        while (event := self._parse()) is None:
+            self._feed(self._transport.receive_into(self._parser.get_buffer(), deadline))
+        return event
+
+    def _feed(self, count: int) -> None:
+        plain, waiting = self.remote.tls is None, self._state is State.AWAITING_ASSOCIATE_AC_OR_RJ
+        if count == 0:
+            self._step(Event.TRANSPORT_CLOSED)
+            self._transport.close()
+            raise AssociationError(f"{self.remote} closed the connection{self._transport.hint}")
+        if plain and waiting and self._parser.get_buffer()[0] == _TLS_ALERT:
+            self._end(None)
+            raise AssociationError(f"{self.remote} speaks TLS on this port, and we do not")
+        self._parser.buffer_updated(count)
+
+    def _parse(self) -> ControlPDU | Command | DataSet | None:
+        try:
+            return self._parser.next_event()
+        except PeerError as error:
+            self._step(Event.INVALID_PDU)
+            self._refuse(error)
+
+    def _refuse(self, error: PeerError) -> NoReturn:
+        """What PS3.8 AA-8 asks for: A-ABORT by the service-provider, with the reason."""
+        self._end(None, _PROVIDER, error.reason)
+        raise AssociationError(f"{self.remote} broke the protocol and was aborted: {error}") from error
+
+    def _end(self, event: Event | None, source: int | None = None, reason: int = 0) -> None:
+        """Close, after an A-ABORT of this source and reason where a whole PDU can still be said."""
+        if event is not None:
+            with contextlib.suppress(LookupError):
+                self._step(event)
+        self._state = State.IDLE
+        transport = self._transport
+        if source is not None and not transport.mid_send:
+            transport.silence(ABORT_SECONDS)
+            with contextlib.suppress(AssociationError):
+                transport.send(wire.encode_abort(source, reason), no_tick)
+        transport.close()
+
+    @contextlib.contextmanager
+    def _aborting(self) -> Iterator[None]:
+        try:
+            yield
+        except BaseException:
+            self.abort()
+            raise
