@@ -1,203 +1,46 @@
-"""Makes and inspects key pairs: self-signed ones, and ones signed by a small authority of our own."""
+"""Key pairs in files: makes, writes, reads, trusts and inspects them."""
 
-import contextlib
-import ipaddress
 import os
-import re
 import ssl
 from collections.abc import Iterable
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Literal
 
 from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec, rsa
-from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+from cryptography.hazmat.primitives import serialization
 
 from ingest.errors import IngestError, PeerError
 from ingest.tls import pem
+from ingest.tls.contexts import read_password
 from ingest.tls.identity import Identity, identity_of
+from ingest.tls.issue import (
+    DEFAULT_DAYS,
+    KEY_TYPES,
+    KeyType,
+    Pair,
+    PrivateKey,
+    authority,
+    general_name,
+    self_signed,
+    signed,
+)
 
-PrivateKey = rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey
-KeyType = Literal["rsa2048", "rsa3072", "ec"]
-KEY_TYPES: tuple[KeyType, ...] = ("rsa2048", "rsa3072", "ec")
-DEFAULT_DAYS = 825
-AUTHORITY_DAYS = 3650
-
-_BOTH_ROLES = x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH])
-"""A node is TLS server as SCP and TLS client as SCU, with one certificate."""
-
-_CLOCK_SKEW = timedelta(hours=1)
-_HOST_NAME = re.compile(r"(?!-)[A-Za-z0-9_-]{1,63}(?:\.[A-Za-z0-9_-]{1,63})*")
-
-
-@dataclass(frozen=True, slots=True)
-class Pair:
-    """A certificate and the private key that belongs to it."""
-
-    certificate: x509.Certificate
-    private_key: PrivateKey
-
-    @property
-    def certificate_pem(self) -> bytes:
-        """The certificate alone."""
-        return self.certificate.public_bytes(serialization.Encoding.PEM)
-
-    def key_pem(self, password: bytes | None = None) -> bytes:
-        """The key as PKCS#8, encrypted when there is a password."""
-        encryption: serialization.KeySerializationEncryption = (
-            serialization.BestAvailableEncryption(password) if password else serialization.NoEncryption()
-        )
-        return self.private_key.private_bytes(
-            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, encryption
-        )
-
-
-def self_signed(
-    name: str,
-    *,
-    names: Iterable[str] = (),
-    days: float = DEFAULT_DAYS,
-    key_type: KeyType = "rsa2048",
-    start: datetime | None = None,
-) -> Pair:
-    """A pair that peers trust by having its certificate in their bundle.
-
-    It is no authority (basicConstraints CA:FALSE), so that its holder cannot make further certificates which
-    those peers would take. It has no key usage either: older OpenSSL sees a certificate whose key usage lacks
-    keyCertSign as not self-signed, and then asks for its issuer.
-
-    Args:
-        name: Common name.
-        names: Subject alternative names, host names or addresses; by default `name`, where it is one.
-        days: Validity from now on, or from `start`.
-        key_type: RSA of 2048 or 3072 bits, or EC on P-256.
-        start: Begin of validity; by default an hour ago, for peers whose clock is late.
-    """
-    key = _new_key(key_type)
-    builder = _builder(name, key, days, start).issuer_name(_subject(name))
-    builder = _leaf(builder, name, names)
-    return Pair(builder.sign(key, hashes.SHA256()), key)
-
-
-def authority(name: str, *, days: float = AUTHORITY_DAYS, key_type: KeyType = "rsa3072") -> Pair:
-    """A root that signs the pairs of one site, so that each peer trusts one certificate instead of all."""
-    key = _new_key(key_type)
-    builder = _builder(name, key, days, None).issuer_name(_subject(name))
-    builder = builder.add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
-    builder = builder.add_extension(_usage(certificates=True), critical=True)
-    return Pair(builder.sign(key, hashes.SHA256()), key)
-
-
-def signed(
-    name: str,
-    issuer: Pair,
-    *,
-    names: Iterable[str] = (),
-    days: float = DEFAULT_DAYS,
-    key_type: KeyType = "rsa2048",
-    start: datetime | None = None,
-) -> Pair:
-    """A pair signed by `issuer`; arguments as for `self_signed`. It does not outlive its issuer.
-
-    Raises:
-        IngestError: The issuer is no authority.
-    """
-    if not _is_authority(issuer.certificate):
-        subject = issuer.certificate.subject.rfc4514_string()
-        raise IngestError(f"{subject} is not a certificate authority; name one (`ingest certs new --ca`)")
-    key = _new_key(key_type)
-    builder = _leaf(_builder(name, key, days, start, issuer.certificate.not_valid_after_utc), name, names)
-    builder = builder.issuer_name(issuer.certificate.subject)
-    builder = builder.add_extension(_usage(certificates=False), critical=True)
-    builder = builder.add_extension(
-        x509.AuthorityKeyIdentifier.from_issuer_public_key(issuer.private_key.public_key()), critical=False
-    )
-    return Pair(builder.sign(issuer.private_key, hashes.SHA256()), key)
-
-
-def _new_key(key_type: KeyType) -> PrivateKey:
-    if key_type == "ec":
-        return ec.generate_private_key(ec.SECP256R1())
-    return rsa.generate_private_key(public_exponent=65537, key_size=int(key_type.removeprefix("rsa")))
-
-
-def _subject(name: str) -> x509.Name:
-    try:
-        return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
-    except ValueError:
-        raise IngestError(f"{name!r} cannot be a common name; write 1 to 64 characters") from None
-
-
-def _builder(
-    name: str, key: PrivateKey, days: float, start: datetime | None, latest: datetime | None = None
-) -> x509.CertificateBuilder:
-    begin = start or datetime.now(UTC) - _CLOCK_SKEW
-    end = (start or datetime.now(UTC)) + timedelta(days=days)
-    end = min(end, latest) if latest else end
-    return (
-        x509.CertificateBuilder()
-        .subject_name(_subject(name))
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(begin)
-        .not_valid_after(end)
-        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
-    )
-
-
-def _leaf(builder: x509.CertificateBuilder, name: str, names: Iterable[str]) -> x509.CertificateBuilder:
-    builder = builder.add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
-    builder = builder.add_extension(_BOTH_ROLES, critical=False)
-    alternatives = [general_name(text) for text in dict.fromkeys(names)] or _default_names(name)
-    if alternatives:
-        builder = builder.add_extension(x509.SubjectAlternativeName(alternatives), critical=False)
-    return builder
-
-
-def _default_names(name: str) -> list[x509.GeneralName]:
-    loopback = ("127.0.0.1", "::1") if name == "localhost" else ()
-    try:
-        return [general_name(text) for text in (name, *loopback)]
-    except IngestError:
-        return []  # a name such as "CT scanner 1" is no host
-
-
-def general_name(text: str) -> x509.GeneralName:
-    """A host name or an address, with or without `DNS:` or `IP:` before it.
-
-    Raises:
-        IngestError: It is neither.
-    """
-    bare = text.partition(":")[2] if text.upper().startswith(("DNS:", "IP:")) else text
-    try:
-        return x509.IPAddress(ipaddress.ip_address(bare))
-    except ValueError:
-        if not _HOST_NAME.fullmatch(bare.removeprefix("*.")):
-            raise IngestError(f"{text!r} is neither a host name nor an address; correct it") from None
-        return x509.DNSName(bare)
-
-
-def _usage(*, certificates: bool) -> x509.KeyUsage:
-    return x509.KeyUsage(
-        digital_signature=True,
-        content_commitment=False,
-        key_encipherment=not certificates,
-        data_encipherment=False,
-        key_agreement=False,
-        key_cert_sign=certificates,
-        crl_sign=certificates,
-        encipher_only=False,
-        decipher_only=False,
-    )
-
-
-def _is_authority(certificate: x509.Certificate) -> bool:
-    with contextlib.suppress(x509.ExtensionNotFound):
-        return certificate.extensions.get_extension_for_class(x509.BasicConstraints).value.ca
-    return False
+__all__ = [
+    "DEFAULT_DAYS",
+    "KEY_TYPES",
+    "KeyType",
+    "Made",
+    "Pair",
+    "authority",
+    "files_of",
+    "inspect",
+    "make",
+    "read_pair",
+    "self_signed",
+    "signed",
+    "trust",
+    "write_pair",
+]
 
 
 def files_of(prefix: Path) -> tuple[Path, Path]:
@@ -295,3 +138,59 @@ def inspect(path: Path) -> tuple[Identity, ...]:
         return tuple(identity_of(ssl.PEM_cert_to_DER_cert(text)) for text in found)
     except (PeerError, ValueError) as error:
         raise IngestError(f"{path}: {error}; export the certificate again") from None
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """What `make` wrote.
+
+    Attributes:
+        files: Every file, in the order of writing.
+        anchor: The certificate that peers must trust: the pair's own, or its authority's.
+    """
+
+    files: tuple[Path, ...]
+    anchor: x509.Certificate
+
+
+def make(
+    prefix: Path,
+    name: str,
+    *,
+    san: Iterable[str] = (),
+    days: int = DEFAULT_DAYS,
+    key_type: KeyType = "rsa2048",
+    ca: Path | None = None,
+    password_file: Path | None = None,
+    force: bool = False,
+) -> Made:
+    """Make a pair and write it: `ingest certs new`.
+
+    Args:
+        prefix: Of the files to write.
+        name: Common name.
+        san: Alternative names; by default `name`.
+        days: Validity.
+        key_type: Kind of key.
+        ca: Prefix of the authority that signs; it is made where neither of its files is there.
+        password_file: Its first line encrypts the key.
+        force: Replace the pair (never the authority).
+
+    Raises:
+        IngestError: A file is there or cannot be written, or a name is none.
+    """
+    password = read_password(password_file) if password_file else None
+    names = tuple(san)
+    for text in names:
+        general_name(text)  # before anything is written
+    written: tuple[Path, ...] = ()
+    if ca is None:
+        pair = self_signed(name, names=names, days=days, key_type=key_type)
+        anchor = pair.certificate
+    else:
+        if not any(path.exists() for path in files_of(ca)):
+            written = write_pair(authority(f"{ca.name} authority"), ca)
+        issuer = read_pair(ca)
+        pair = signed(name, issuer, names=names, days=days, key_type=key_type)
+        anchor = issuer.certificate
+    return Made((*written, *write_pair(pair, prefix, password=password, force=force)), anchor)

@@ -1,0 +1,277 @@
+"""The command `ingest`: options and exit codes; the work of each command lives elsewhere."""
+
+# ruff: noqa: PLC0415 - what a command needs is imported when it runs, so that --help and short commands start fast
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from ingest.cli_options import remote_options, tls_of
+from ingest.errors import BootError, ConfigError, IngestError
+
+if TYPE_CHECKING:
+    from ingest.config import Config, Fault
+
+FAULTS = 1
+BAD_CONFIGURATION = 2
+CANNOT_BOOT = 3
+
+_F = TypeVar("_F", bound=Callable[..., Any])
+
+
+class Commands(click.Group):
+    """A group that lists its commands in the order of the source and turns our errors into exit codes."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
+        """The order in which they are told, not the alphabet's."""
+        return list(self.commands)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run a command; `ConfigError` exits with 2, `BootError` with 3, what else is ours with 1."""
+        try:
+            return super().invoke(ctx)
+        except ConfigError as error:
+            _say_faults(error.faults)
+            ctx.exit(BAD_CONFIGURATION)
+        except BootError as error:
+            _say_faults([str(error)])
+            ctx.exit(CANNOT_BOOT)
+        except IngestError as error:
+            _say_faults([str(error)])
+            ctx.exit(FAULTS)
+
+
+def _say_faults(lines: Sequence[str]) -> None:
+    for line in lines:
+        click.echo(f"{click.style('error', fg='red')} {line}", err=True)
+
+
+def _config_option(function: _F) -> _F:
+    return click.option(
+        "-c",
+        "--config",
+        "path",
+        required=True,
+        envvar="INGEST_CONFIG",
+        metavar="FILE",
+        type=click.Path(path_type=Path),
+        help="TOML configuration (see config/ingest.toml), or $INGEST_CONFIG.",
+    )(function)
+
+
+def _load(path: Path) -> "Config":
+    """The configuration, for a command that is no node: it logs warnings only, to standard error."""
+    from ingest.config import load
+    from ingest.config.model import Log
+    from ingest.log import configure
+
+    configure(Log(level="warning"))
+    return load(path)
+
+
+def _run(path: Path, *roles: str) -> None:
+    from ingest.node import supervisor
+
+    click.get_current_context().exit(supervisor.run(path, frozenset(roles)))
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="dicom-ingest", prog_name="ingest")
+def main() -> None:
+    """Receive DICOM over TLS, keep it durably, forward it over TLS.
+
+    Exit codes: 0 done, 1 failed or faults found, 2 bad configuration or usage, 3 a process of the node could
+    not start with this configuration.
+    """
+
+
+@main.command()
+@_config_option
+def serve(path: Path) -> None:
+    """Run the whole node in the foreground.
+
+    TERM and INT drain and stop, a second one stops at once; HUP reloads configuration and certificates; USR1
+    opens the log file again.
+    """
+    _run(path, "listen", "persist", "forward")
+
+
+@main.command()
+@_config_option
+def listen(path: Path) -> None:
+    """Run the listeners alone: receive, spool, put on the queue."""
+    _run(path, "listen")
+
+
+@main.group(cls=Commands)
+def work() -> None:
+    """Run workers of one kind alone, on this host or another."""
+
+
+@work.command()
+@_config_option
+def persist(path: Path) -> None:
+    """Move what the queue names from the spool into store and ledger."""
+    _run(path, "persist")
+
+
+@work.command()
+@_config_option
+def forward(path: Path) -> None:
+    """Send what the ledger says is due to its destinations."""
+    _run(path, "forward")
+
+
+@main.command()
+@_config_option
+def check(path: Path) -> None:
+    """Validate configuration, certificates, folders, queue and ledger.
+
+    Names cause and remedy of each fault. Exits with 0 when all is sound, 1 on faults, 2 when the file itself
+    cannot be used.
+    """
+    from ingest.config.check import check as look
+
+    faults = look(_load(path))
+    _print_check(path, faults)
+    click.get_current_context().exit(FAULTS if any(not fault.note for fault in faults) else 0)
+
+
+def _print_check(path: Path, faults: "Sequence[Fault]") -> None:
+    from rich.console import Console
+    from rich.markup import escape
+
+    console = Console(highlight=False, soft_wrap=True)
+    for fault in sorted(faults, key=lambda fault: fault.note):
+        label = "[yellow]note [/yellow]" if fault.note else "[red]fault[/red]"
+        console.print(
+            f"{label} [bold]{escape(fault.key)}[/bold]: {escape(fault.cause)}; {escape(fault.remedy)}"
+        )
+    serious = sum(not fault.note for fault in faults)
+    color, verdict = ("red", f"{serious} faults") if serious else ("green", "sound")
+    console.print(f"[{color}]{escape(str(path))}: {verdict}[/{color}]")
+
+
+@main.command()
+@_config_option
+@click.option("--json", "as_json", is_flag=True, help="For programs.")
+@click.option(
+    "--watch",
+    type=click.FloatRange(min=0.1),
+    is_flag=False,
+    flag_value=2.0,
+    metavar="[SECONDS]",
+    help="Again every 2 SECONDS, until interrupted.",
+)
+def status(path: Path, as_json: bool, watch: float | None) -> None:
+    """Show listeners, spool, queue, destinations and certificates."""
+    from ingest.status import status_command
+
+    click.get_current_context().exit(status_command(_load(path), as_json=as_json, watch=watch))
+
+
+@main.command()
+@_config_option
+def sweep(path: Path) -> None:
+    """Reconcile spool, queue and ledger once."""
+    from ingest.spool.sweep import sweep_command
+
+    click.get_current_context().exit(sweep_command(_load(path)))
+
+
+@main.command()
+@remote_options
+@click.argument("files", nargs=-1, required=True, type=click.Path(exists=True, path_type=Path))
+@click.option(
+    "-j", "--jobs", type=click.IntRange(1, 64), default=1, show_default=True, help="Associations at a time."
+)
+def send(
+    *, host: str, port: int, files: tuple[Path, ...], called: str, calling: str, jobs: int, **tls: Any
+) -> None:
+    """Store FILES and folders on a remote with C-STORE.
+
+    Exits with 0 when all were stored, with 1 when some were not.
+    """
+    settings = tls_of(tls)
+    from ingest.send import send_command
+
+    code = send_command(host, port, files, called_ae=called, calling_ae=calling, tls=settings, jobs=jobs)
+    click.get_current_context().exit(code)
+
+
+@main.command()
+@remote_options
+def echo(host: str, port: int, called: str, calling: str, **tls: Any) -> None:
+    """Ask a remote for an answer with C-ECHO."""
+    settings = tls_of(tls)
+    from ingest.send import echo_command
+
+    code = echo_command(host, port, called_ae=called, calling_ae=calling, tls=settings)
+    click.get_current_context().exit(code)
+
+
+@main.group(cls=Commands)
+def certs() -> None:
+    """Make certificates."""
+
+
+@certs.command()
+@click.argument("prefix", type=click.Path(path_type=Path))
+@click.option(
+    "--name", required=True, metavar="CN", help="Common name; also the alternative name if it is a host."
+)
+@click.option(
+    "--san", multiple=True, metavar="HOST", help="Host name or address that it stands for; repeatable."
+)
+@click.option("--days", type=click.IntRange(1, 36500), default=825, show_default=True, help="Validity.")
+@click.option(
+    "--key-type", type=click.Choice(["rsa2048", "rsa3072", "ec"]), default="rsa2048", show_default=True
+)
+@click.option(
+    "--ca", type=click.Path(path_type=Path), metavar="PREFIX", help="Signed by this authority; made if new."
+)
+@click.option(
+    "--trust", type=click.Path(path_type=Path), metavar="FILE", help="Append it (or its authority) here."
+)
+@click.option(
+    "--password-file", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Encrypt the key."
+)
+@click.option("--force", is_flag=True, help="Replace what is there.")
+def new(prefix: Path, name: str, trust: Path | None, **options: Any) -> None:
+    """Make PREFIX.crt and PREFIX.key, self-signed or signed by an authority of your own.
+
+    The key can be read by its owner only. Both TLS roles are allowed, since a node is server and client.
+    """
+    from ingest.tls import pki
+
+    made = pki.make(prefix, name, **options)
+    if trust is not None:
+        pki.trust(made.anchor, trust)
+    for path in (*made.files, *([trust] if trust else [])):
+        click.echo(path)
+
+
+@main.group(cls=Commands)
+def config() -> None:
+    """Show configurations."""
+
+
+@config.command()
+@_config_option
+@click.option("--json", "as_json", is_flag=True, help="As JSON instead of TOML.")
+def show(path: Path, as_json: bool) -> None:
+    """Print the effective configuration, defaults and environment included, without secrets."""
+    from ingest.config import show as text
+
+    loaded = _load(path)
+    click.echo(text.as_json(loaded) if as_json else text.as_toml(loaded), nl=as_json)
+
+
+@main.command()
+def demo() -> None:
+    """Run a node and a remote on this machine and send files through both over TLS."""
+    from ingest.demo import run
+
+    click.get_current_context().exit(run())

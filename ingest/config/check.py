@@ -1,0 +1,225 @@
+"""What `ingest check` looks at beyond the file itself: certificates, folders, Redis, the ledger.
+
+Nothing is changed: no folder is made, no table, no key in Redis.
+"""
+
+import contextlib
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from ipaddress import ip_address
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from ingest.config.faults import Fault
+from ingest.config.model import Config
+from ingest.config.show import masked
+from ingest.config.tls_check import check_tls, ends
+from ingest.errors import IngestError
+
+__all__ = ["Fault", "check", "notices"]
+
+PROBE_SECONDS = 5.0
+"""Longest wait for Redis, the ledger or the embedded server's program."""
+
+
+def check(config: Config) -> list[Fault]:
+    """Every fault, and notes on what works but may surprise, in the order of the file."""
+    return [
+        *check_tls(config, datetime.now(UTC)),
+        *_folders(config),
+        *_queue(config),
+        *_ledger(config),
+        *_flow(config),
+        *_choices(config),
+    ]
+
+
+def notices(config: Config) -> list[Fault]:
+    """What a node says at every start and reload: choices that others should know, certificates that end.
+
+    An own certificate that ended is said, not refused: peers may not mind, a node that is down helps none.
+    """
+    found = _choices(config)
+    for name, tls in config.tls.items():
+        with contextlib.suppress(
+            IngestError
+        ):  # the context, made at the same start, raises what is wrong with it
+            found += ends(f"tls.{name}", tls, datetime.now(UTC))
+    return found
+
+
+def _choices(config: Config) -> list[Fault]:
+    found = []
+    if config.receive.durability == "page-cache":
+        cause = "Success does not mean durable: a power cut loses acknowledged instances"
+        found.append(Fault("receive.durability", cause, 'set it to "fsync"', note=True))
+    for name, tls in config.tls.items():
+        if tls.profile == "custom" and tls.minimum_version in {"TLSv1", "TLSv1.1"}:
+            cause = f"{tls.minimum_version} is broken, and forbidden by RFC 8996"
+            found.append(
+                Fault(f"tls.{name}.minimum_version", cause, "use it in a closed network only", note=True)
+            )
+        if tls.peer_certificate != "required":
+            cause = f'peer_certificate = "{tls.peer_certificate}" lets in peers that nobody vouches for'
+            found.append(Fault(f"tls.{name}.peer_certificate", cause, 'set it to "required"', note=True))
+    return found
+
+
+def _folders(config: Config) -> Iterator[Fault]:
+    folders = {
+        "node.data_dir": config.data_dir,
+        "receive.spool_dir": config.spool_dir,
+        "store.root": config.store_root,
+    }
+    for key, path in folders.items():
+        yield from _folder(key, path, config.receive.min_free_bytes)
+    if _device(config.spool_dir) != _device(config.store_root):
+        cause = "spool and store are on two file systems, so each instance is copied instead of linked"
+        yield Fault("store.root", cause, "put both on one for speed; it works as it is", note=True)
+
+
+def _folder(key: str, path: Path, min_free: int) -> Iterator[Fault]:
+    """A folder, or the nearest one above it that is there, can be written and has space."""
+    there = _nearest(path)
+    try:
+        with tempfile.TemporaryFile(dir=there):
+            pass
+        free = shutil.disk_usage(there).free
+    except OSError as error:
+        yield Fault(
+            key, f"{there} cannot be written: {error.strerror}", "let this user write it, or name another"
+        )
+        return
+    if free < min_free:
+        cause = f"{there} has {free // 1024**2} MiB free, less than [receive] min_free_bytes"
+        yield Fault(key, cause, "free space, or name a larger file system")
+
+
+def _nearest(path: Path) -> Path:
+    return next((folder for folder in (path, *path.parents) if folder.is_dir()), Path("/"))
+
+
+def _device(path: Path) -> int:
+    return _nearest(path).stat().st_dev
+
+
+def _queue(config: Config) -> Iterator[Fault]:
+    if config.queue.url:
+        yield from _redis(config.queue.url)
+    else:
+        yield from _embedded()
+    if config.queue.carrier == "redis":
+        cause = "the queue carries whole data sets, that is, patient data"
+        remedy = "give that Redis TLS, a password and disks like those of the store"
+        yield Fault("queue.carrier", cause, remedy, note=True)
+    elif config.queue.url and not _is_local(config.queue.url):
+        cause = "Redis is on another host, and the queue carries references to files in the spool"
+        remedy = f'workers there need {config.spool_dir} as a shared folder; else set carrier = "redis"'
+        yield Fault("queue.carrier", cause, remedy, note=True)
+
+
+def _redis(url: str) -> Iterator[Fault]:
+    import redis  # noqa: PLC0415 - the configuration is read by commands that need none
+    from redis.backoff import NoBackoff  # noqa: PLC0415
+    from redis.retry import Retry  # noqa: PLC0415
+
+    try:
+        client = redis.Redis.from_url(
+            url,
+            socket_timeout=PROBE_SECONDS,
+            socket_connect_timeout=PROBE_SECONDS,
+            retry=Retry(NoBackoff(), 0),
+        )
+    except (ValueError, TypeError) as error:
+        yield Fault("queue.url", f"{masked(url)} is not understood: {error}", "correct it")
+        return
+    try:
+        client.ping()
+    except redis.AuthenticationError:
+        yield Fault(
+            "queue.url", f"{masked(url)} refuses the password", "correct user and password in the URL"
+        )
+    except (redis.RedisError, OSError) as error:
+        yield Fault(
+            "queue.url", f"{masked(url)} does not answer: {error}", "start that Redis, or correct the URL"
+        )
+    finally:
+        client.close()
+
+
+def _embedded() -> Iterator[Fault]:
+    from ingest.node.embedded_queue import binary  # noqa: PLC0415 - the node's room imports this one
+
+    try:
+        program = binary()
+        subprocess.run([program, "--version"], check=True, capture_output=True, timeout=PROBE_SECONDS)
+    except IngestError as error:
+        yield Fault("queue.url", "there is no embedded server for this machine", str(error))
+    except (OSError, subprocess.SubprocessError) as error:
+        remedy = "run a Redis and name it in queue.url"
+        yield Fault("queue.url", f"the embedded server does not run: {error}", remedy)
+
+
+def _is_local(url: str) -> bool:
+    parts = urlsplit(url)
+    if parts.scheme == "unix" or parts.hostname == "localhost":
+        return True
+    try:
+        return ip_address(parts.hostname or "").is_loopback
+    except ValueError:
+        return False
+
+
+def _ledger(config: Config) -> Iterator[Fault]:
+    import sqlalchemy  # noqa: PLC0415 - slow to import, and only needed here
+
+    url = sqlalchemy.make_url(config.ledger_url)
+    options: dict[str, object] = {}
+    if url.get_backend_name() == "sqlite":
+        file = Path(url.database or "")
+        if not file.exists():
+            yield from _folder("ledger.url", file.parent, 0)
+            return
+        url = url.set(database=file.absolute().as_uri(), query={"mode": "ro", "uri": "true"})
+    else:
+        options["connect_timeout"] = int(PROBE_SECONDS)
+    try:
+        engine = sqlalchemy.create_engine(url, poolclass=sqlalchemy.NullPool, connect_args=options)
+        with engine.connect() as connection:
+            connection.execute(sqlalchemy.text("SELECT 1"))
+    except ImportError as error:
+        yield Fault("ledger.url", f"its driver is missing: {error}", "pip install 'dicom-ingest[postgresql]'")
+    except sqlalchemy.exc.SQLAlchemyError as error:
+        cause = str(error.__cause__ or error).strip().partition("\n")[0]
+        yield Fault(
+            "ledger.url",
+            f"{masked(config.ledger_url)} does not open: {cause}",
+            "start it, or correct the URL",
+        )
+
+
+def _flow(config: Config) -> Iterator[Fault]:
+    """Parts of the configuration that are sound alone, but of no use together."""
+    routed = {name for route in config.routes for name in route.to}
+    for index, destination in enumerate(config.destinations):
+        if destination.name not in routed:
+            cause = "no route leads there"
+            yield Fault(
+                f"destinations[{index}]", cause, "name it in a [[routes]] to forward to it", note=True
+            )
+    if routed and not config.workers.forward:
+        yield Fault(
+            "workers.forward", "is 0, so `ingest serve` forwards nothing", "set it to 1 or more", note=True
+        )
+    if not config.listeners:
+        yield Fault(
+            "listeners", "there is none, so nothing can be received", "add a [[listeners]]", note=True
+        )
+    cores = os.cpu_count() or 1
+    if config.receive.processes > 4 * cores:
+        cause = f"{config.receive.processes} listeners share {cores} cores"
+        yield Fault("receive.processes", cause, "0 starts one a core", note=True)

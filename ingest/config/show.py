@@ -1,0 +1,82 @@
+"""The effective configuration as text, without what is secret in it."""
+
+import json
+from typing import Any
+from urllib.parse import urlsplit, urlunsplit
+
+from ingest.config.model import Config
+
+MASK = "***"
+
+
+def plain(config: Config) -> dict[str, Any]:
+    """The configuration as values of TOML and JSON; passwords in URLs are masked, paths are absolute."""
+    data = config.model_dump(mode="json")
+    data["node"]["data_dir"] = str(config.data_dir)
+    data["receive"]["spool_dir"] = str(config.spool_dir)
+    data["store"]["root"] = str(config.store_root)
+    data["queue"]["url"] = masked(config.queue.url)
+    data["ledger"]["url"] = masked(config.ledger.url)
+    return data
+
+
+def masked(url: str) -> str:
+    """A URL whose password, in the authority or the query, is `***`."""
+    try:
+        parts = urlsplit(url)
+        password = parts.password
+    except ValueError:
+        return MASK
+    authority = parts.netloc
+    if password is not None:
+        credentials, _, host = authority.rpartition("@")
+        authority = f"{credentials.partition(':')[0]}:{MASK}@{host}"
+    query = "&".join(
+        f"{name}={MASK}" if name.lower() in {"password", "sslpassword"} else f"{name}{equals}{value}"
+        for name, equals, value in (item.partition("=") for item in parts.query.split("&"))
+    )
+    if (authority, query) == (parts.netloc, parts.query):
+        return url
+    return urlunsplit(parts._replace(netloc=authority, query=query))
+
+
+def as_json(config: Config) -> str:
+    """As JSON, indented."""
+    return json.dumps(plain(config), indent=2, ensure_ascii=False)
+
+
+def as_toml(config: Config) -> str:
+    """As TOML that `ingest.config.load` reads (but for masked passwords)."""
+    top: list[str] = []
+    tables: list[str] = []
+    for name, section in plain(config).items():
+        if isinstance(section, list):
+            if not section:
+                top.append(f"{name} = []")
+            tables += [_table(f"[[{name}]]", item) for item in section]
+        elif name == "tls":
+            tables += [_table(f"[tls.{_key(key)}]", item) for key, item in section.items()]
+        else:
+            tables.append(_table(f"[{name}]", section))
+    return "\n\n".join(["\n".join(top), *tables] if top else tables) + "\n"
+
+
+def _table(head: str, values: dict[str, Any]) -> str:
+    return "\n".join([head, *(f"{_key(name)} = {_value(value)}" for name, value in values.items())])
+
+
+def _key(name: str) -> str:
+    bare = name.replace("-", "").replace("_", "")
+    return name if bare.isalnum() and bare.isascii() else _value(name)
+
+
+def _value(value: Any) -> str:
+    if value is None:
+        return '""'  # an empty path is none
+    if isinstance(value, list):
+        return f"[{', '.join(map(_value, value))}]"
+    if isinstance(value, dict):
+        inner = ", ".join(f"{_key(key)} = {_value(item)}" for key, item in value.items())
+        return f"{{ {inner} }}" if inner else "{}"
+    # A JSON string, number or boolean is a TOML one, but for DEL, which TOML wants escaped.
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
