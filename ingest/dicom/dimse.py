@@ -1,0 +1,288 @@
+"""DIMSE messages of Verification and Storage as values (PS3.7 9.1 and 9.3), both directions."""
+
+from dataclasses import dataclass
+from enum import Enum, IntEnum
+from typing import Any
+
+from ext.command import decode_command, encode_command
+from ingest.dicom.uids import VERIFICATION, is_valid_uid
+from ingest.errors import PeerError
+
+# (0000,0100) Command Field, PS3.7 E.1
+C_STORE_RQ, C_STORE_RSP = 0x0001, 0x8001
+C_ECHO_RQ, C_ECHO_RSP = 0x0030, 0x8030
+C_CANCEL_RQ = 0x0FFF
+_RESPONSE = 0x8000
+
+NO_DATA_SET = 0x0101
+"""(0000,0800) Command Data Set Type, PS3.7 9.3: any other value says that a data set follows."""
+_DATA_SET = 0x0001
+
+_COMMENT_LENGTH = 64  # PS3.5 6.2, VR LO
+
+
+class Status(IntEnum):
+    """(0000,0900) Status, PS3.7 Annex C and PS3.4 Table B.2-1."""
+
+    SUCCESS = 0x0000
+    PROCESSING_FAILURE = 0x0110
+    DUPLICATE_SOP_INSTANCE = 0x0111
+    INVALID_SOP_INSTANCE = 0x0117
+    SOP_CLASS_NOT_SUPPORTED = 0x0122
+    NOT_AUTHORIZED = 0x0124
+    DUPLICATE_INVOCATION = 0x0210
+    UNRECOGNIZED_OPERATION = 0x0211
+    OUT_OF_RESOURCES = 0xA700
+    DATA_SET_MISMATCH = 0xA900
+    CANNOT_UNDERSTAND = 0xC000
+    CANCEL = 0xFE00
+
+
+class Category(Enum):
+    """What a status means to an SCU (PS3.7 Annex C)."""
+
+    SUCCESS = "success"
+    WARNING = "warning"  # done, with remarks
+    FAILURE = "failure"
+    CANCEL = "cancel"
+    PENDING = "pending"
+
+
+@dataclass(frozen=True, slots=True)
+class StoreRequest:
+    """C-STORE-RQ (PS3.7 Table 9.3-1).
+
+    UIDs are as received: empty when missing, and not to be trusted before `store_fault` has seen them.
+    """
+
+    message_id: int
+    sop_class_uid: str
+    sop_instance_uid: str
+    priority: int = 0
+    move_originator_ae: str = ""
+    move_originator_message_id: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class EchoRequest:
+    """C-ECHO-RQ (PS3.7 Table 9.3-12); a data set is not foreseen, but is to be drained if announced."""
+
+    message_id: int
+    has_data_set: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class OtherRequest:
+    """A request that is not served here; a C-CANCEL-RQ (0FFFH) has the ID of what it cancels."""
+
+    command_field: int
+    message_id: int
+    has_data_set: bool
+    sop_class_uid: str = ""
+
+    @property
+    def wants_response(self) -> bool:
+        """False for C-CANCEL-RQ alone (PS3.7 9.3.2.3)."""
+        return self.command_field != C_CANCEL_RQ
+
+
+Request = StoreRequest | EchoRequest | OtherRequest
+
+
+@dataclass(frozen=True, slots=True)
+class Response:
+    """A response, as an SCU sees it."""
+
+    command_field: int
+    message_id: int  # (0000,0120) Message ID Being Responded To
+    status: int
+    error_comment: str = ""
+    sop_instance_uid: str = ""
+    has_data_set: bool = False
+
+    @property
+    def category(self) -> Category:
+        """What the status means."""
+        return category(self.status)
+
+
+def category(status: int) -> Category:
+    """PS3.7 Annex C: the class of a status by its code."""
+    if status == Status.SUCCESS:
+        return Category.SUCCESS
+    if status == Status.CANCEL:
+        return Category.CANCEL
+    if status in {0xFF00, 0xFF01}:
+        return Category.PENDING
+    if status in {0x0001, 0x0107, 0x0116} or status >> 12 == 0xB:
+        return Category.WARNING
+    return Category.FAILURE
+
+
+def decode_request(data: bytes) -> Request:
+    """The request in a command set.
+
+    Raises:
+        PeerError: The command set is broken, lacks what every request has, is a response, or is a
+        C-STORE-RQ without
+            a data set.
+    """
+    elements = decode_command(data)
+    field = _integer(elements, "CommandField")
+    if field & _RESPONSE:
+        raise PeerError(f"the response {field:04X}H to nothing that was asked", PeerError.NOT_SPECIFIED)
+    has_data_set = _integer(elements, "CommandDataSetType") != NO_DATA_SET
+    if field == C_CANCEL_RQ:
+        return OtherRequest(field, _integer(elements, "MessageIDBeingRespondedTo"), has_data_set)
+    message_id = _integer(elements, "MessageID")
+    if field == C_STORE_RQ:
+        if not has_data_set:
+            raise PeerError(f"C-STORE-RQ {message_id} announces no data set")
+        return StoreRequest(
+            message_id,
+            _text(elements, "AffectedSOPClassUID"),
+            _text(elements, "AffectedSOPInstanceUID"),
+            _optional(elements, "Priority") or 0,
+            _text(elements, "MoveOriginatorApplicationEntityTitle"),
+            _optional(elements, "MoveOriginatorMessageID"),
+        )
+    if field == C_ECHO_RQ:
+        return EchoRequest(message_id, has_data_set)
+    sop_class = _text(elements, "AffectedSOPClassUID") or _text(elements, "RequestedSOPClassUID")
+    return OtherRequest(field, message_id, has_data_set, sop_class)
+
+
+def decode_response(data: bytes) -> Response:
+    """The response in a command set.
+
+    Raises:
+        PeerError: The command set is broken, lacks what every response has, or is a request.
+    """
+    elements = decode_command(data)
+    field = _integer(elements, "CommandField")
+    if not field & _RESPONSE:
+        raise PeerError(f"the request {field:04X}H where a response is due", PeerError.NOT_SPECIFIED)
+    return Response(
+        field,
+        _integer(elements, "MessageIDBeingRespondedTo"),
+        _integer(elements, "Status"),
+        _text(elements, "ErrorComment"),
+        _text(elements, "AffectedSOPInstanceUID"),
+        _optional(elements, "CommandDataSetType") not in {None, NO_DATA_SET},
+    )
+
+
+def store_fault(request: StoreRequest, abstract_syntax: str) -> tuple[Status, str] | None:
+    """What refuses a C-STORE-RQ before its data set is looked at: (status, error comment), or None.
+
+    Args:
+        request: The request.
+        abstract_syntax: That of the presentation context on which it came; PS3.7 9.1.1.1.2 wants it to be
+            the class.
+    """
+    if request.sop_class_uid != abstract_syntax:
+        return Status.SOP_CLASS_NOT_SUPPORTED, "SOP class is not that of the presentation context"
+    if not is_valid_uid(request.sop_instance_uid):
+        return Status.INVALID_SOP_INSTANCE, "Affected SOP Instance UID is no UID"
+    return None
+
+
+def store_request(
+    message_id: int,
+    sop_class_uid: str,
+    sop_instance_uid: str,
+    *,
+    priority: int = 0,
+    move_originator_ae: str = "",
+    move_originator_message_id: int | None = None,
+) -> bytes:
+    """The command set of a C-STORE-RQ (PS3.7 Table 9.3-1); priority 0 medium, 1 high, 2 low."""
+    elements: dict[str, Any] = {
+        "AffectedSOPClassUID": sop_class_uid,
+        "CommandField": C_STORE_RQ,
+        "MessageID": message_id,
+        "Priority": priority,
+        "CommandDataSetType": _DATA_SET,
+        "AffectedSOPInstanceUID": sop_instance_uid,
+    }
+    if move_originator_ae:
+        elements["MoveOriginatorApplicationEntityTitle"] = move_originator_ae
+    if move_originator_message_id is not None:
+        elements["MoveOriginatorMessageID"] = move_originator_message_id
+    return encode_command(elements)
+
+
+def echo_request(message_id: int) -> bytes:
+    """The command set of a C-ECHO-RQ (PS3.7 Table 9.3-12)."""
+    return encode_command(
+        {
+            "AffectedSOPClassUID": VERIFICATION,
+            "CommandField": C_ECHO_RQ,
+            "MessageID": message_id,
+            "CommandDataSetType": NO_DATA_SET,
+        }
+    )
+
+
+def store_response(request: StoreRequest, status: int, comment: str = "") -> bytes:
+    """The command set of a C-STORE-RSP (PS3.7 Table 9.3-2).
+
+    Args:
+        request: What is answered; a UID in it that is none is left out.
+        status: (0000,0900).
+        comment: (0000,0902) Error Comment, cut to 64 characters; nothing of a patient in it.
+    """
+    elements = _response(C_STORE_RSP, request.message_id, status, request.sop_class_uid, comment)
+    if is_valid_uid(request.sop_instance_uid):
+        elements["AffectedSOPInstanceUID"] = request.sop_instance_uid
+    return encode_command(elements)
+
+
+def echo_response(request: EchoRequest, status: int = Status.SUCCESS) -> bytes:
+    """The command set of a C-ECHO-RSP (PS3.7 Table 9.3-13)."""
+    return encode_command(_response(C_ECHO_RSP, request.message_id, status, VERIFICATION, ""))
+
+
+def unsupported_response(
+    request: OtherRequest, status: int = Status.UNRECOGNIZED_OPERATION, comment: str = ""
+) -> bytes:
+    """The command set that answers an operation which is not served here, without a data set.
+
+    Raises:
+        ValueError: `request` is a C-CANCEL-RQ, which has no response.
+    """
+    if not request.wants_response:
+        raise ValueError("C-CANCEL-RQ has no response")
+    field = request.command_field | _RESPONSE
+    return encode_command(_response(field, request.message_id, status, request.sop_class_uid, comment))
+
+
+def _response(field: int, message_id: int, status: int, sop_class_uid: str, comment: str) -> dict[str, Any]:
+    elements: dict[str, Any] = {
+        "CommandField": field,
+        "MessageIDBeingRespondedTo": message_id,
+        "CommandDataSetType": NO_DATA_SET,
+        "Status": int(status),
+    }
+    if is_valid_uid(sop_class_uid):
+        elements["AffectedSOPClassUID"] = sop_class_uid
+    if comment:
+        elements["ErrorComment"] = comment[:_COMMENT_LENGTH]
+    return elements
+
+
+def _integer(elements: dict[str, Any], keyword: str) -> int:
+    value = elements.get(keyword)
+    if not isinstance(value, int):
+        raise PeerError(f"a command set without {keyword}")
+    return value
+
+
+def _optional(elements: dict[str, Any], keyword: str) -> int | None:
+    value = elements.get(keyword)
+    return value if isinstance(value, int) else None
+
+
+def _text(elements: dict[str, Any], keyword: str) -> str:
+    value = elements.get(keyword)
+    return value if isinstance(value, str) else ""

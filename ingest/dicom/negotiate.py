@@ -1,0 +1,186 @@
+"""The answer of an acceptor to an A-ASSOCIATE-RQ, as a pure function (PS3.8 7.1, PS3.7 D.3)."""
+
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+from ingest.dicom import uids
+from ingest.dicom.pdus import (
+    APPLICATION_CONTEXT_NOT_SUPPORTED,
+    CALLED_AE_NOT_RECOGNIZED,
+    LOCAL_LIMIT_EXCEEDED,
+    PROTOCOL_VERSION_NOT_SUPPORTED,
+    AssociateAccept,
+    AssociateReject,
+    AssociateRequest,
+    ContextResult,
+    ProposedContext,
+    Role,
+)
+
+__all__ = ["Accepted", "AcceptedContext", "AcceptorPolicy", "Rejected", "local_limit_exceeded", "negotiate"]
+
+# PS3.8 Table 9-18, byte 7: result/reason
+ACCEPTANCE, USER_REJECTION, ABSTRACT_SYNTAX_NOT_SUPPORTED, TRANSFER_SYNTAXES_NOT_SUPPORTED = 0, 1, 3, 4
+
+_LAST_CHOICE = uids.DEFLATED | {uids.EXPLICIT_BIG_ENDIAN}
+
+
+@dataclass(frozen=True, slots=True)
+class AcceptorPolicy:
+    """What this node takes; the caller's own permissions are in `allow_store` and `allow_echo`.
+
+    Attributes:
+        ae_title: Our AE title.
+        check_called_ae: Refuse callers that call somebody else.
+        max_pdu_length: The longest P-DATA-TF that we take, in bytes; 0 is unlimited.
+        transfer_syntaxes: UIDs or glob patterns. "*" alone means all that DICOM defines for data sets, now
+            or later; a private one has to be named, since how it encodes a data set cannot be known.
+        accept_unknown_sop_classes: Take SOP classes that no register names (private, or newer than ours) as
+            storage.
+        max_operations: The most operations that a requestor may have outstanding, if it asks.
+    """
+
+    ae_title: str
+    check_called_ae: bool = False
+    max_pdu_length: int = 131072
+    transfer_syntaxes: tuple[str, ...] = ("*",)
+    accept_unknown_sop_classes: bool = True
+    max_operations: int = 1
+    allow_store: bool = True
+    allow_echo: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class AcceptedContext:
+    """An accepted presentation context."""
+
+    abstract_syntax: str
+    transfer_syntax: str
+
+
+@dataclass(frozen=True, slots=True)
+class Accepted:
+    """The association is accepted, even when no context is: then each carries its reason.
+
+    Attributes:
+        pdu: The answer.
+        contexts: The accepted contexts by ID.
+        peer_max_pdu_length: The longest P-DATA-TF to send, in bytes; 0 is unlimited.
+        operations: How many operations the requestor may have outstanding; 1 is synchronous.
+    """
+
+    pdu: AssociateAccept
+    contexts: dict[int, AcceptedContext]
+    peer_max_pdu_length: int
+    operations: int
+
+
+@dataclass(frozen=True, slots=True)
+class Rejected:
+    """The association is refused.
+
+    Attributes:
+        pdu: The answer.
+        why: One line for the log.
+    """
+
+    pdu: AssociateReject
+    why: str
+
+
+def local_limit_exceeded(why: str) -> Rejected:
+    """The transient refusal of too many associations, a full spool or a node that is draining."""
+    return Rejected(LOCAL_LIMIT_EXCEEDED, why)
+
+
+def negotiate(request: AssociateRequest, policy: AcceptorPolicy) -> Accepted | Rejected:
+    """The answer to `request`; admission of the caller (`ingest.dicom.policy`) comes before."""
+    if not request.protocol_version & 1:  # PS3.8 Table 9-11: a receiver tests bit 0 alone
+        version = f"protocol version {request.protocol_version:04X}H lacks bit 0"
+        return Rejected(PROTOCOL_VERSION_NOT_SUPPORTED, version)
+    if request.application_context != uids.APPLICATION_CONTEXT:
+        name = f"application context {request.application_context!r} is not DICOM's"
+        return Rejected(APPLICATION_CONTEXT_NOT_SUPPORTED, name)
+    if not request.called_ae:  # PS3.8 Table 9-11: 16 spaces are no AE title
+        return Rejected(CALLED_AE_NOT_RECOGNIZED, "the called AE title is empty")
+    if policy.check_called_ae and request.called_ae != policy.ae_title.strip(" "):
+        called = f"called AE title {request.called_ae!r} is not ours, {policy.ae_title!r}"
+        return Rejected(CALLED_AE_NOT_RECOGNIZED, called)
+    return _accept(request, policy)
+
+
+def _accept(request: AssociateRequest, policy: AcceptorPolicy) -> Accepted:
+    # Where a class is proposed in several role selections, the first counts.
+    roles = {role.sop_class_uid: role for role in reversed(request.roles)}
+    results = tuple(_decide(context, policy, roles) for context in request.contexts)
+    accepted = {
+        result.context_id: AcceptedContext(context.abstract_syntax, result.transfer_syntax)
+        for context, result in zip(request.contexts, results, strict=True)
+        if result.result == ACCEPTANCE
+    }
+    classes = {context.abstract_syntax for context in accepted.values()}
+    window = _operations(request, policy)
+    answer = AssociateAccept(
+        called_ae=request.called_ae,
+        calling_ae=request.calling_ae,
+        contexts=results,
+        max_pdu_length=policy.max_pdu_length,
+        async_operations=window,
+        # PS3.7 D.3.3.4: answered when asked; the requestor is SCU, never SCP, of what we accept.
+        roles=tuple(Role(uid, scu=True, scp=False) for uid in roles if uid in classes),
+        title_fields=request.title_fields,
+    )
+    return Accepted(answer, accepted, request.max_pdu_length, window[0] if window else 1)
+
+
+def _operations(request: AssociateRequest, policy: AcceptorPolicy) -> tuple[int, int] | None:
+    """PS3.7 D.3.3.3: neither number may exceed what was asked; we invoke none, of which 1 is the least."""
+    if request.async_operations is None:
+        return None
+    invoked = request.async_operations[0]
+    return min(invoked or policy.max_operations, policy.max_operations), 1
+
+
+def _decide(context: ProposedContext, policy: AcceptorPolicy, roles: dict[str, Role]) -> ContextResult:
+    """One context; PS3.8 9.3.3.2 wants a transfer syntax in a refused one, too, though it means nothing."""
+    abstract, unused = context.abstract_syntax, context.transfer_syntaxes[0]
+    if abstract == uids.VERIFICATION:
+        allowed = policy.allow_echo
+    elif _is_storage(abstract, policy):
+        allowed = policy.allow_store
+    else:
+        return ContextResult(context.context_id, ABSTRACT_SYNTAX_NOT_SUPPORTED, unused)
+    role = roles.get(abstract)
+    if not allowed or (
+        role is not None and not role.scu
+    ):  # a requestor that would be SCP only has no use for us
+        return ContextResult(context.context_id, USER_REJECTION, unused)
+    chosen = _choose(context.transfer_syntaxes, policy.transfer_syntaxes)
+    if chosen is None:
+        return ContextResult(context.context_id, TRANSFER_SYNTAXES_NOT_SUPPORTED, unused)
+    return ContextResult(context.context_id, ACCEPTANCE, chosen)
+
+
+def _is_storage(abstract_syntax: str, policy: AcceptorPolicy) -> bool:
+    if abstract_syntax in uids.storage_classes():
+        return True
+    return (
+        policy.accept_unknown_sop_classes
+        and abstract_syntax not in uids.other_registered()
+        and uids.is_valid_uid(abstract_syntax)
+    )
+
+
+def _choose(proposed: tuple[str, ...], patterns: tuple[str, ...]) -> str | None:
+    """The first acceptable one as proposed; deflated or (retired) big endian if there is nothing else."""
+    acceptable = [uid for uid in proposed if _matches(uid, patterns)]
+    return next((uid for uid in acceptable if uid not in _LAST_CHOICE), acceptable[0] if acceptable else None)
+
+
+def _matches(transfer_syntax: str, patterns: tuple[str, ...]) -> bool:
+    return any(
+        uids.is_data_set_transfer_syntax(transfer_syntax)
+        if pattern == "*"
+        else fnmatchcase(transfer_syntax, pattern)
+        for pattern in patterns
+    )

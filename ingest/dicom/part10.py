@@ -1,0 +1,210 @@
+"""The File Meta Information of PS3.10 7.1: preamble, prefix and group 0002, in Explicit VR Little Endian.
+
+`encode_file_meta` runs once for each instance received, so what an association keeps constant is made once.
+"""
+
+import os
+import stat
+import struct
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+from ingest.dicom.uids import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION
+from ingest.errors import PeerError
+
+_HEAD_LENGTH = 132  # PS3.10 7.1: a preamble of 128 bytes, then DICM
+_BEFORE_LENGTH = bytes(128) + b"DICM\x02\x00\x00\x00UL\x04\x00"
+"""Up to the value of (0002,0000) File Meta Information Group Length: how many bytes follow it."""
+_READ_FIRST = 4096
+_META_MAX = 1 << 20
+"""Private information (0002,0102) may be long; beyond this it is not read into memory."""
+
+_VERSION = b"\x02\x00\x01\x00OB\x00\x00\x02\x00\x00\x00\x00\x01"
+"""(0002,0001) File Meta Information Version, 0001H."""
+
+_GROUP = b"\x02\x00"
+_LONG_VRS = frozenset(
+    {b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"SV", b"UC", b"UN", b"UR", b"UT", b"UV"}
+)
+"""PS3.5 Table 7.1-1: after these VRs come two reserved bytes and a 32-bit length."""
+
+_Elements = dict[int, bytes]
+
+
+@dataclass(frozen=True, slots=True)
+class FileMeta:
+    """What group 0002 says.
+
+    Attributes:
+        sop_class_uid: (0002,0002).
+        sop_instance_uid: (0002,0003).
+        transfer_syntax_uid: (0002,0010).
+        calling_ae: (0002,0016) and (0002,0017): who sent it; empty when unknown.
+        called_ae: (0002,0018): whom it was sent to; empty when unknown.
+        source_address: (0002,0026): a URI as `presentation_address` makes it; None when unknown.
+    """
+
+    sop_class_uid: str
+    sop_instance_uid: str
+    transfer_syntax_uid: str
+    calling_ae: str = ""
+    called_ae: str = ""
+    source_address: str | None = None
+
+
+def presentation_address(host: str, port: int, *, tls: bool) -> str:
+    """The URI of a peer for (0002,0026) Source Presentation Address; an IPv6 address gets its brackets."""
+    scheme = "dicom-tls" if tls else "dicom"
+    return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
+
+
+def encode_file_meta(meta: FileMeta) -> bytes:
+    """The bytes that come before the data set in a file of PS3.10.
+
+    Never raises for what a peer sent: an over-long or non-ASCII value, which callers refuse long before, is
+    cut or gets "?".
+    """
+    group = b"".join(
+        (
+            _VERSION,
+            _uid_kept(0x0002, meta.sop_class_uid),
+            _uid(0x0003, meta.sop_instance_uid),
+            _uid_kept(0x0010, meta.transfer_syntax_uid),
+            _provenance(meta.calling_ae, meta.called_ae, meta.source_address or ""),
+        )
+    )
+    return _BEFORE_LENGTH + len(group).to_bytes(4, "little") + group
+
+
+def read_file_meta(fd: int) -> tuple[FileMeta, int]:
+    """What the File Meta of an open file says, and at which byte its data set begins; the file position stays.
+
+    Missing and odd values are taken as they are; lengths are not.
+
+    Raises:
+        PeerError: It is no file of PS3.10, its group 0002 ends beyond the file or is not Explicit VR Little
+        Endian,
+            or names no transfer syntax.
+        OSError: It cannot be read.
+    """
+    data = os.pread(fd, _READ_FIRST, 0)
+    if len(data) < _HEAD_LENGTH or data[128:132] != b"DICM":
+        raise PeerError("no DICM after a preamble of 128 bytes: not a file of PS3.10")
+    parsed = _parse(data)
+    if parsed is None:
+        data = _read_up_to(fd, _META_MAX)
+        parsed = _parse(data)
+    if parsed is None:
+        raise PeerError(f"the File Meta is cut short or longer than {_META_MAX} bytes")
+    elements, offset = parsed
+    meta = FileMeta(
+        _value(elements, 0x0002),
+        _value(elements, 0x0003),
+        _value(elements, 0x0010),
+        _value(elements, 0x0017) or _value(elements, 0x0016),
+        _value(elements, 0x0018),
+        _value(elements, 0x0026) or None,
+    )
+    if not meta.transfer_syntax_uid:
+        raise PeerError("the File Meta names no transfer syntax")
+    return meta, offset
+
+
+def is_part10(path: str | os.PathLike[str]) -> bool:
+    """Whether `path` is a regular file with the prefix of PS3.10; False for what cannot be read."""
+    try:
+        if not stat.S_ISREG(Path(path).stat().st_mode):
+            return False
+        with open(path, "rb", buffering=0) as file:
+            return os.pread(file.fileno(), 4, 128) == b"DICM"
+    except (OSError, ValueError):
+        return False
+
+
+def _element(element: int, vr: bytes, value: bytes, pad: bytes) -> bytes:
+    """An element of group 0002 with a 16-bit length, padded to even length (PS3.5 7.1.2)."""
+    if len(value) % 2:
+        value += pad
+    return struct.pack("<HH2sH", 0x0002, element, vr, len(value)) + value
+
+
+def _uid(element: int, uid: str) -> bytes:
+    return _element(element, b"UI", uid.encode("ascii", "replace")[:64], b"\0")
+
+
+_uid_kept = lru_cache(maxsize=1024)(_uid)
+"""For SOP classes and transfer syntaxes: few and always the same."""
+
+
+@lru_cache(maxsize=1024)
+def _provenance(calling_ae: str, called_ae: str, source_address: str) -> bytes:
+    """Everything from (0002,0012) to (0002,0026): the same for a whole association."""
+    parts = [
+        _uid(0x0012, IMPLEMENTATION_CLASS_UID),
+        _element(0x0013, b"SH", IMPLEMENTATION_VERSION.encode(), b" "),
+    ]
+    calling, called = (ae.encode("ascii", "replace")[:16] for ae in (calling_ae, called_ae))
+    if calling:
+        parts += [_element(0x0016, b"AE", calling, b" "), _element(0x0017, b"AE", calling, b" ")]
+    if called:
+        parts.append(_element(0x0018, b"AE", called, b" "))
+    if source_address:
+        uri = source_address.encode("ascii", "replace")[:1024]
+        uri += b" " * (len(uri) % 2)
+        parts.append(struct.pack("<HH2sHL", 0x0002, 0x0026, b"UR", 0, len(uri)) + uri)
+    return b"".join(parts)
+
+
+def _parse(data: bytes) -> tuple[_Elements, int] | None:
+    """Elements of group 0002 and the offset of the data set; None when `data` ends before it is known.
+
+    The group ends where its length says, if an element ends there; else (the length is missing or wrong, as
+    some writers have it) before the first element of another group. The former must be asked first: a
+    deflated data set may begin with the bytes of a group number.
+    """
+    elements: _Elements = {}
+    at, end = _HEAD_LENGTH, -1
+    while at != end:
+        if data[at : at + 2] != _GROUP:
+            return (elements, at) if at + 2 <= len(data) else None
+        found = _read_element(data, at)
+        if found is None:
+            return None
+        element, value, at = found
+        elements[element] = value
+        if element == 0x0000 and len(value) == 4:
+            end = at + int.from_bytes(value, "little")
+    return elements, at
+
+
+def _read_element(data: bytes, at: int) -> tuple[int, bytes, int] | None:
+    """The element at an offset (PS3.5 7.1.2): number, value, next offset; None when `data` ends before."""
+    header = data[at : at + 12]
+    if len(header) < 8:
+        return None
+    element, vr, length = struct.unpack_from("<H2sH", header, 2)
+    if not (vr.isalpha() and vr.isupper()):
+        raise PeerError(f"(0002,{element:04X}) is not in Explicit VR Little Endian")
+    start = at + 8
+    if vr in _LONG_VRS:
+        if len(header) < 12:
+            return None
+        length, start = int.from_bytes(header[8:], "little"), at + 12
+    if length > _META_MAX:  # undefined length, too
+        raise PeerError(f"(0002,{element:04X}) has a length of {length} bytes")
+    stop = start + length
+    return None if stop > len(data) else (element, data[start:stop], stop)
+
+
+def _read_up_to(fd: int, limit: int) -> bytes:
+    parts: list[bytes] = []
+    size = 0
+    while size < limit and (part := os.pread(fd, limit - size, size)):
+        parts.append(part)
+        size += len(part)
+    return b"".join(parts)
+
+
+def _value(elements: _Elements, element: int) -> str:
+    return elements.get(element, b"").decode("ascii", "replace").strip("\0 ")

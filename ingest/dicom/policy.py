@@ -1,0 +1,128 @@
+"""Who is let in: a pure decision on AE title, address and certificate, made before negotiation."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
+from typing import Protocol
+
+from ingest.dicom.pdus import CALLING_AE_NOT_RECOGNIZED, AssociateReject
+from ingest.tls.identity import Identity, matches
+
+EVERYTHING = frozenset({"echo", "store"})
+
+
+class PeerRule(Protocol):
+    """One of `[[peers]]`, as `ingest.config.model.Peer` has it."""
+
+    @property
+    def ae_title(self) -> str: ...  # noqa: D102 - as the key of that name
+    @property
+    def hosts(self) -> tuple[str, ...]: ...  # noqa: D102 - as the key of that name
+    @property
+    def certificate(self) -> str: ...  # noqa: D102 - as the key of that name
+    @property
+    def allow(self) -> Sequence[str]: ...  # noqa: D102 - as the key of that name
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Who calls.
+
+    Attributes:
+        ae_title: Calling AE title as decoded.
+        address: IP address in text, without port.
+        certificate: Who its certificate says it is; None without TLS or without a certificate.
+    """
+
+    ae_title: str
+    address: str
+    certificate: Identity | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Admission:
+    """The caller is let in.
+
+    Attributes:
+        allow: What it may do: "echo", "store".
+    """
+
+    allow: frozenset[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """The caller is not let in.
+
+    Attributes:
+        why: One line for the log; names the AE title and, where they decided, address, subject and binding.
+        pdu: The answer.
+    """
+
+    why: str
+    pdu: AssociateReject
+
+
+def admit(caller: Caller, peers: Sequence[PeerRule]) -> Admission | Refusal:
+    """Whether `caller` is one of `peers`: the first entry that fits decides. Without entries everybody is.
+
+    An entry fits when its AE title is the caller's, one of its hosts (if any) holds the address, and the
+    caller's certificate (if one is named) is the named one.
+    """
+    if not caller.ae_title:  # PS3.8 Table 9-11: 16 spaces are no AE title
+        return Refusal(f"the calling AE title from {caller.address} is empty", CALLING_AE_NOT_RECOGNIZED)
+    if not peers:
+        return Admission(EVERYTHING)
+    faults = []
+    for peer in peers:
+        if peer.ae_title.strip(" ") != caller.ae_title:
+            continue
+        fault = _misfit(caller, peer)
+        if fault is None:
+            return Admission(frozenset(peer.allow))
+        faults.append(fault)
+    why = (
+        "; ".join(faults)
+        or f"calling AE title {caller.ae_title!r} of {caller.address} is not among [[peers]]"
+    )
+    return Refusal(why, CALLING_AE_NOT_RECOGNIZED)
+
+
+def _misfit(caller: Caller, peer: PeerRule) -> str | None:
+    title = f"AE title {caller.ae_title!r}"
+    if peer.hosts and not any(_holds(host, caller.address) for host in peer.hosts):
+        return f"{title} may not call from {caller.address}, only from {', '.join(peer.hosts)}"
+    if not peer.certificate:
+        return None
+    if caller.certificate is None:
+        return f"{title} is bound to the certificate {peer.certificate!r}, but none was presented"
+    if not matches(caller.certificate, peer.certificate):
+        return (
+            f"certificate {caller.certificate.subject!r} is not bound to {title}, "
+            f"which is bound to {peer.certificate!r}"
+        )
+    return None
+
+
+def _holds(host: str, address: str) -> bool:
+    network, ip = _network(host), _address(address)
+    return network is not None and ip is not None and ip.version == network.version and ip in network
+
+
+@lru_cache(maxsize=4096)
+def _network(host: str) -> IPv4Network | IPv6Network | None:
+    """None for a name: names are not looked up, since a decision must not wait for somebody's DNS."""
+    try:
+        return ip_network(host, strict=False)
+    except ValueError:
+        return None
+
+
+def _address(text: str) -> IPv4Address | IPv6Address | None:
+    try:
+        ip = ip_address(text.partition("%")[0])  # a link-local address may carry its zone
+    except ValueError:
+        return None
+    mapped = ip.ipv4_mapped if isinstance(ip, IPv6Address) else None
+    return mapped or ip  # a dual-stack socket shows IPv4 callers as ::ffff:a.b.c.d

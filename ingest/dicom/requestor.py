@@ -1,0 +1,82 @@
+"""The association requestor's state table: the rows of PS3.8 Table 9-10 that follow from a request of ours.
+
+One cell of the standard leaves a choice: AR-8 goes to Sta9, the requestor's side of a release collision.
+"""
+
+from ingest.dicom.states import Action, Event, State, table
+
+__all__ = ["TABLE", "Action", "Event", "State", "next_step"]
+
+TABLE = table(
+    (
+        # state, events, action, next state
+        # Sta1 IDLE
+        ("Sta1", "Evt1", "AE-1", "Sta4"),
+        # Sta4 AWAITING_TRANSPORT_CONNECTION
+        ("Sta4", "Evt2", "AE-2", "Sta5"),
+        ("Sta4", "Evt15", "AA-2", "Sta1"),
+        ("Sta4", "Evt17", "AA-4", "Sta1"),
+        # Sta5 AWAITING_ASSOCIATE_AC_OR_RJ
+        ("Sta5", "Evt3", "AE-3", "Sta6"),
+        ("Sta5", "Evt4", "AE-4", "Sta1"),
+        ("Sta5", "Evt6 Evt10 Evt12 Evt13 Evt19", "AA-8", "Sta13"),
+        ("Sta5", "Evt15", "AA-1", "Sta13"),
+        ("Sta5", "Evt16", "AA-3", "Sta1"),
+        ("Sta5", "Evt17", "AA-4", "Sta1"),
+        # Sta6 ESTABLISHED
+        ("Sta6", "Evt3 Evt4 Evt6 Evt13 Evt19", "AA-8", "Sta13"),
+        ("Sta6", "Evt9", "DT-1", "Sta6"),
+        ("Sta6", "Evt10", "DT-2", "Sta6"),
+        ("Sta6", "Evt11", "AR-1", "Sta7"),
+        ("Sta6", "Evt12", "AR-2", "Sta8"),
+        ("Sta6", "Evt15", "AA-1", "Sta13"),
+        ("Sta6", "Evt16", "AA-3", "Sta1"),
+        ("Sta6", "Evt17", "AA-4", "Sta1"),
+        # Sta7 AWAITING_RELEASE_RP
+        ("Sta7", "Evt3 Evt4 Evt6 Evt19", "AA-8", "Sta13"),
+        ("Sta7", "Evt10", "AR-6", "Sta7"),
+        ("Sta7", "Evt12", "AR-8", "Sta9"),
+        ("Sta7", "Evt13", "AR-3", "Sta1"),
+        ("Sta7", "Evt15", "AA-1", "Sta13"),
+        ("Sta7", "Evt16", "AA-3", "Sta1"),
+        ("Sta7", "Evt17", "AA-4", "Sta1"),
+        # Sta8 AWAITING_LOCAL_RELEASE_RESPONSE
+        ("Sta8", "Evt3 Evt4 Evt6 Evt10 Evt12 Evt13 Evt19", "AA-8", "Sta13"),
+        ("Sta8", "Evt9", "AR-7", "Sta8"),
+        ("Sta8", "Evt14", "AR-4", "Sta13"),
+        ("Sta8", "Evt15", "AA-1", "Sta13"),
+        ("Sta8", "Evt16", "AA-3", "Sta1"),
+        ("Sta8", "Evt17", "AA-4", "Sta1"),
+        # Sta9 COLLISION_REQUESTOR_AWAITING_LOCAL_RELEASE_RESPONSE
+        ("Sta9", "Evt3 Evt4 Evt6 Evt10 Evt12 Evt13 Evt19", "AA-8", "Sta13"),
+        ("Sta9", "Evt14", "AR-9", "Sta11"),
+        ("Sta9", "Evt15", "AA-1", "Sta13"),
+        ("Sta9", "Evt16", "AA-3", "Sta1"),
+        ("Sta9", "Evt17", "AA-4", "Sta1"),
+        # Sta11 COLLISION_REQUESTOR_AWAITING_RELEASE_RP
+        ("Sta11", "Evt3 Evt4 Evt6 Evt10 Evt12 Evt19", "AA-8", "Sta13"),
+        ("Sta11", "Evt13", "AR-3", "Sta1"),
+        ("Sta11", "Evt15", "AA-1", "Sta13"),
+        ("Sta11", "Evt16", "AA-3", "Sta1"),
+        ("Sta11", "Evt17", "AA-4", "Sta1"),
+        # Sta13 AWAITING_TRANSPORT_CLOSE
+        ("Sta13", "Evt3 Evt4 Evt10 Evt12 Evt13", "AA-6", "Sta13"),
+        ("Sta13", "Evt6 Evt19", "AA-7", "Sta13"),
+        ("Sta13", "Evt16 Evt18", "AA-2", "Sta1"),
+        ("Sta13", "Evt17", "AR-5", "Sta1"),
+    )
+)
+
+
+def next_step(state: State, event: Event) -> tuple[Action, State]:
+    """What PS3.8 asks for when `event` happens in `state`, and the state that follows.
+
+    Raises:
+        LookupError: The standard has no such cell: a fault of ours, not of the peer. The driver aborts.
+    """
+    try:
+        return TABLE[state, event]
+    except KeyError:
+        raise LookupError(
+            f"{event.value} ({event.name}) cannot happen in {state.value} ({state.name})"
+        ) from None

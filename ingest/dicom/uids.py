@@ -1,0 +1,76 @@
+"""UIDs with a meaning here, who we are on the wire, and which SOP classes can be stored.
+
+The tables of SOP classes are pynetdicom's (its current storage classes) and pydicom's (the register of
+PS3.6, which also has the retired ones); nothing of their behaviour is used.
+"""
+
+import re
+from functools import cache
+
+from pydicom._uid_dict import UID_dictionary
+from pynetdicom import sop_class
+
+IMPLEMENTATION_CLASS_UID = "2.25.181761815639605390132969297983716919251"
+"""PS3.7 D.3.3.2; made once from a UUID (PS3.5 B.2), never changes."""
+IMPLEMENTATION_VERSION = "DICOM-INGEST_01"
+"""PS3.7 D.3.3.2.3: 1 to 16 characters."""
+
+APPLICATION_CONTEXT = "1.2.840.10008.3.1.1.1"
+"""PS3.7 A.2.1: the only application context that DICOM defines."""
+VERIFICATION = "1.2.840.10008.1.1"
+"""PS3.4 A.4: the SOP class of C-ECHO."""
+
+IMPLICIT_LITTLE_ENDIAN = "1.2.840.10008.1.2"
+EXPLICIT_LITTLE_ENDIAN = "1.2.840.10008.1.2.1"
+DEFLATED_EXPLICIT_LITTLE_ENDIAN = "1.2.840.10008.1.2.1.99"
+EXPLICIT_BIG_ENDIAN = "1.2.840.10008.1.2.2"
+DEFLATED = frozenset({DEFLATED_EXPLICIT_LITTLE_ENDIAN, "1.2.840.10008.1.2.4.95", "1.2.840.10008.1.2.4.205"})
+"""Transfer syntaxes whose whole data set is a deflate stream (PS3.5 A.5, A.7, A.10)."""
+
+_UID = re.compile(r"[0-9]+(?:\.[0-9]+)*")
+_NOT_STORED = ("MediaStorageDirectory", "StorageCommitment", "StorageManagement", "StoredPrint")
+
+
+def is_valid_uid(text: str) -> bool:
+    """Whether `text` may be used as a UID: 1 to 64 characters, digits in components between single dots.
+
+    Leading zeros in a component break PS3.5 9.1, but instances that carry them exist and can be kept. What
+    this lets pass holds no path separator and no empty component, so it is a safe file name.
+    """
+    return len(text) <= 64 and _UID.fullmatch(text) is not None
+
+
+@cache
+def storage_classes() -> frozenset[str]:
+    """SOP class UIDs that are stored with C-STORE (PS3.4 B.5 and GG.3, and what PS3.6 lists as retired)."""
+    listed = (*sop_class._STORAGE_CLASSES.values(), *sop_class._NON_PATIENT_OBJECT_CLASSES.values())
+    registered = (
+        uid
+        for uid, (_, kind, _, _, keyword) in UID_dictionary.items()
+        if kind == "SOP Class" and "Storage" in keyword and not keyword.startswith(_NOT_STORED)
+    )
+    return frozenset(str(uid) for uid in (*listed, *registered))
+
+
+@cache
+def other_registered() -> frozenset[str]:
+    """UIDs that PS3.6 gives to what cannot be stored: Query/Retrieve, worklists, print, transfer syntaxes."""
+    services = (
+        uid
+        for name, group in vars(sop_class).items()
+        if name.endswith("_CLASSES") and isinstance(group, dict)
+        for uid in group.values()
+        if isinstance(uid, str)
+    )
+    return frozenset(str(uid) for uid in (*services, *UID_dictionary)) - storage_classes()
+
+
+def is_data_set_transfer_syntax(uid: str) -> bool:
+    """Whether `uid` is, or may come to be, an encoding of a data set that DICOM defines (PS3.5 Annex A).
+
+    The arcs 6 (RFC 2557 and XML, for what is not a data set) and 7 (SMPTE streams of PS3.22) are none.
+    """
+    arc = f"{IMPLICIT_LITTLE_ENDIAN}."
+    return uid == IMPLICIT_LITTLE_ENDIAN or (
+        uid.startswith(arc) and is_valid_uid(uid) and not uid.startswith((f"{arc}6.", f"{arc}7."))
+    )

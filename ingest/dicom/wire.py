@@ -1,0 +1,323 @@
+"""A-ASSOCIATE, A-RELEASE and A-ABORT PDUs (PS3.8 9.3), both ways; the only door to pynetdicom's PDUs.
+
+Every `decode_…` takes one complete PDU with its header, as the parser of ext/ frames it, and raises
+PeerError alone. Every `encode_…` takes values of ours and raises ValueError for what cannot be sent.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+from pynetdicom import pdu_items
+
+from ingest.dicom import items
+from ingest.dicom.pdus import (
+    APPLICATION_CONTEXT_NOT_SUPPORTED,
+    CALLED_AE_NOT_RECOGNIZED,
+    CALLING_AE_NOT_RECOGNIZED,
+    DEFAULT_PEER_PDU_LENGTH,
+    LOCAL_LIMIT_EXCEEDED,
+    PROTOCOL_VERSION_NOT_SUPPORTED,
+    Abort,
+    AssociateAccept,
+    AssociateReject,
+    AssociateRequest,
+    ContextResult,
+    ProposedContext,
+    Role,
+)
+from ingest.dicom.uids import APPLICATION_CONTEXT
+from ingest.errors import PeerError
+
+__all__ = [
+    "ABORT",
+    "APPLICATION_CONTEXT_NOT_SUPPORTED",
+    "ASSOCIATE_AC",
+    "ASSOCIATE_RJ",
+    "ASSOCIATE_RQ",
+    "CALLED_AE_NOT_RECOGNIZED",
+    "CALLING_AE_NOT_RECOGNIZED",
+    "DEFAULT_PEER_PDU_LENGTH",
+    "LOCAL_LIMIT_EXCEEDED",
+    "PROTOCOL_VERSION_NOT_SUPPORTED",
+    "P_DATA_TF",
+    "RELEASE_RP",
+    "RELEASE_RQ",
+    "SERVICE_PROVIDER",
+    "SERVICE_USER",
+    "Abort",
+    "AssociateAccept",
+    "AssociateReject",
+    "AssociateRequest",
+    "ContextResult",
+    "ProposedContext",
+    "Role",
+    "decode_abort",
+    "decode_associate_ac",
+    "decode_associate_rj",
+    "decode_associate_rq",
+    "encode_abort",
+    "encode_associate_ac",
+    "encode_associate_rj",
+    "encode_associate_rq",
+]
+
+ASSOCIATE_RQ, ASSOCIATE_AC, ASSOCIATE_RJ, P_DATA_TF, RELEASE_RQ_TYPE, RELEASE_RP_TYPE, ABORT = range(1, 8)
+"""PS3.8 9.3.1: PDU-type."""
+
+RELEASE_RQ = b"\x05\x00\x00\x00\x00\x04\x00\x00\x00\x00"
+"""PS3.8 Table 9-24."""
+RELEASE_RP = b"\x06\x00\x00\x00\x00\x04\x00\x00\x00\x00"
+"""PS3.8 Table 9-25."""
+
+SERVICE_USER, SERVICE_PROVIDER = 0, 2
+"""PS3.8 Table 9-26, byte 9: sources of an A-ABORT."""
+
+_TITLES = 74  # PS3.8 Table 9-11: variable items begin at byte 75
+
+
+def decode_associate_rq(data: bytes) -> AssociateRequest:
+    """The A-ASSOCIATE-RQ in `data`.
+
+    Raises:
+        PeerError: Lengths do not agree, a mandatory item is missing or comes twice, context IDs are even or
+        repeat.
+    """
+    _check_pdu(data, ASSOCIATE_RQ, _TITLES)
+    variable = _variable_items(data, items.PROPOSED_CONTEXT_ITEM)
+    contexts = tuple(ProposedContext(*items.read_proposed_context(raw)) for raw in variable.contexts)
+    _check_context_ids(contexts)
+    return AssociateRequest(
+        called_ae=_ae_title(data[10:26]),  # PS3.8 Table 9-11, bytes 11-26
+        calling_ae=_ae_title(data[26:42]),  # bytes 27-42
+        application_context=variable.application_context,
+        contexts=contexts,
+        protocol_version=int.from_bytes(data[6:8]),  # bytes 7-8
+        title_fields=data[10:_TITLES],
+        **variable.user,
+    )
+
+
+def decode_associate_ac(data: bytes) -> AssociateAccept:
+    """The A-ASSOCIATE-AC in `data`.
+
+    Raises:
+        PeerError: As for `decode_associate_rq`, or an accepted context without its one transfer syntax.
+    """
+    _check_pdu(data, ASSOCIATE_AC, _TITLES)
+    variable = _variable_items(data, items.CONTEXT_RESULT_ITEM)
+    contexts = tuple(ContextResult(*items.read_context_result(raw)) for raw in variable.contexts)
+    _check_context_ids(contexts)
+    variable.user.pop("user_identity")
+    return AssociateAccept(
+        called_ae=items.text(data[10:26]),  # PS3.8 Table 9-17: reserved, shall not be tested
+        calling_ae=items.text(data[26:42]),
+        contexts=contexts,
+        title_fields=data[10:_TITLES],
+        **variable.user,
+    )
+
+
+def decode_associate_rj(data: bytes) -> AssociateReject:
+    """The A-ASSOCIATE-RJ in `data`; PeerError where its length is not 4."""
+    _check_pdu(data, ASSOCIATE_RJ, 10, exact=True)
+    return AssociateReject(data[7], data[8], data[9])  # PS3.8 Table 9-21, bytes 8 to 10
+
+
+def decode_abort(data: bytes) -> Abort:
+    """The A-ABORT in `data`; PeerError where its length is not 4."""
+    _check_pdu(data, ABORT, 10, exact=True)
+    return Abort(data[8], data[9])  # PS3.8 Table 9-26, bytes 9 and 10
+
+
+def encode_associate_rq(request: AssociateRequest) -> bytes:
+    """The bytes of an A-ASSOCIATE-RQ.
+
+    Raises:
+        ValueError: An AE title, UID, context ID or number does not fit into its field.
+    """
+    body = [_encode_proposed(context) for context in request.contexts]
+    return _encode_associate(
+        ASSOCIATE_RQ, request, request.application_context, body, request.protocol_version
+    )
+
+
+def encode_associate_ac(accept: AssociateAccept) -> bytes:
+    """The bytes of an A-ASSOCIATE-AC; ValueError as for `encode_associate_rq`."""
+    body = [_encode_result(c.context_id, c.result, c.transfer_syntax) for c in accept.contexts]
+    return _encode_associate(ASSOCIATE_AC, accept, APPLICATION_CONTEXT, body, 1)
+
+
+def encode_associate_rj(reject: AssociateReject) -> bytes:
+    """The bytes of an A-ASSOCIATE-RJ."""
+    return b"\x03\x00\x00\x00\x00\x04\x00" + bytes((reject.result, reject.source, reject.reason))
+
+
+def encode_abort(source: int, reason: int = 0) -> bytes:
+    """The bytes of an A-ABORT; from source 0 (service-user) the reason is not significant and sent as 0."""
+    return b"\x07\x00\x00\x00\x00\x04\x00\x00" + bytes((source, reason if source else 0))
+
+
+@dataclass(slots=True)
+class _Variable:
+    application_context: str
+    contexts: list[bytes]
+    user: dict[str, Any]
+
+
+_READERS: dict[int, tuple[str, Callable[[bytes], Any]]] = {
+    items.MAXIMUM_LENGTH: ("max_pdu_length", items.read_maximum_length),
+    items.IMPLEMENTATION_CLASS: ("implementation_class_uid", lambda item: items.text(item[4:])),
+    items.IMPLEMENTATION_VERSION: ("implementation_version", lambda item: items.text(item[4:])),
+    items.ASYNC_OPERATIONS: ("async_operations", items.read_async_operations),
+    items.USER_IDENTITY: ("user_identity", lambda _: True),
+}
+
+
+def _check_pdu(data: bytes, pdu_type: int, minimum: int, *, exact: bool = False) -> None:
+    """PS3.8 9.3: byte 1 type, byte 2 reserved, bytes 3-6 length of what follows."""
+    if len(data) < minimum or data[0] != pdu_type:
+        raise items.fault(f"{len(data)} bytes that are no PDU of type {pdu_type:02X}H")
+    if int.from_bytes(data[2:6]) != len(data) - 6 or (exact and len(data) != minimum):
+        raise items.fault(f"a PDU of type {pdu_type:02X}H whose length is not that of its fields")
+
+
+def _variable_items(data: bytes, context_item: int) -> _Variable:
+    """Items in any order, unknown ones skipped (PS3.8 9.3.1)."""
+    names, users, contexts = [], [], []
+    for kind, raw in items.walk(data, _TITLES, len(data)):
+        if kind == items.APPLICATION_CONTEXT_ITEM:
+            names.append(raw)
+        elif kind == context_item:
+            contexts.append(raw)
+        elif kind == items.USER_INFORMATION_ITEM:
+            users.append(raw)
+    if not names or not users or not contexts:
+        raise items.fault(
+            "an A-ASSOCIATE without application context, presentation context or user information"
+        )
+    if len(names) > 1 or len(users) > 1:
+        raise items.fault("an A-ASSOCIATE with two of a kind", PeerError.UNEXPECTED_PARAMETER)
+    return _Variable(items.read_application_context(names[0]), contexts, _user_information(users[0]))
+
+
+def _user_information(item: bytes) -> dict[str, Any]:
+    """Keyword arguments of AssociateRequest, from user information (PS3.8 Table 9-16, PS3.7 D.3.3)."""
+    found: dict[str, Any] = {}
+    roles = []
+    for kind, raw in items.walk(item, 4, len(item)):
+        if kind == items.ROLE_SELECTION:
+            roles.append(Role(*items.read_role(raw)))
+        elif kind in _READERS:
+            name, read = _READERS[kind]
+            if name in found:
+                raise items.fault(f"two sub-items of type {kind:02X}H", PeerError.UNEXPECTED_PARAMETER)
+            found[name] = read(raw)
+    unsaid = {"implementation_class_uid": "", "implementation_version": "", "user_identity": False}
+    return unsaid | found | {"roles": tuple(roles)}
+
+
+def _check_context_ids(contexts: Iterable[ProposedContext | ContextResult]) -> None:
+    seen: set[int] = set()
+    for context in contexts:
+        if context.context_id in seen:
+            raise items.fault(f"presentation context ID {context.context_id} comes twice")
+        seen.add(context.context_id)
+
+
+def _ae_title(field: bytes) -> str:
+    """PS3.5 6.2, VR AE: printable ASCII without backslash; padding with NUL is taken for spaces."""
+    title = field.strip(b"\0 ")
+    if any(byte < 0x20 or byte > 0x7E or byte == 0x5C for byte in title):
+        raise items.fault("an AE title with characters that VR AE does not have")
+    return title.decode("ascii")
+
+
+def _title_fields(called: str, calling: str) -> bytes:
+    for title in (called, calling):
+        if not 0 < len(title.strip()) <= len(title) <= 16 or not title.isascii() or not title.isprintable():
+            raise ValueError(f"AE title {title!r} is not 1 to 16 printable ASCII characters")
+    return called.ljust(16).encode() + calling.ljust(16).encode() + bytes(32)
+
+
+def _encode_associate(
+    pdu_type: int,
+    pdu: AssociateRequest | AssociateAccept,
+    application_context: str,
+    contexts: list[bytes],
+    protocol_version: int,
+) -> bytes:
+    name = pdu_items.ApplicationContextItem()
+    name.application_context_name = application_context
+    body = b"".join(
+        (
+            protocol_version.to_bytes(2),  # PS3.8 Table 9-11, bytes 7-8
+            bytes(2),
+            pdu.title_fields or _title_fields(pdu.called_ae, pdu.calling_ae),
+            name.encode(),
+            *contexts,
+            _encode_user_information(pdu),
+        )
+    )
+    return bytes((pdu_type, 0)) + len(body).to_bytes(4) + body
+
+
+def _encode_user_information(pdu: AssociateRequest | AssociateAccept) -> bytes:
+    if not 0 <= pdu.max_pdu_length <= 0xFFFFFFFF:
+        raise ValueError(f"a maximum PDU length of {pdu.max_pdu_length} does not fit")
+    length = pdu_items.MaximumLengthSubItem()
+    length.maximum_length_received = pdu.max_pdu_length
+    class_uid = pdu_items.ImplementationClassUIDSubItem()
+    class_uid.implementation_class_uid = pdu.implementation_class_uid
+    user: list[Any] = [length, class_uid]
+    if pdu.async_operations is not None:
+        window = pdu_items.AsynchronousOperationsWindowSubItem()
+        window.maximum_number_operations_invoked, window.maximum_number_operations_performed = (
+            pdu.async_operations
+        )
+        user.append(window)
+    for role in pdu.roles:
+        selection = pdu_items.SCP_SCU_RoleSelectionSubItem()
+        selection.sop_class_uid, selection.scu_role, selection.scp_role = (
+            role.sop_class_uid,
+            role.scu,
+            role.scp,
+        )
+        user.append(selection)
+    if pdu.implementation_version:
+        version = pdu_items.ImplementationVersionNameSubItem()
+        version.implementation_version_name = pdu.implementation_version
+        user.append(version)
+    item = pdu_items.UserInformationItem()
+    item.user_data = user
+    return bytes(item.encode())
+
+
+def _encode_proposed(context: ProposedContext) -> bytes:
+    abstract = pdu_items.AbstractSyntaxSubItem()
+    abstract.abstract_syntax_name = context.abstract_syntax
+    item = pdu_items.PresentationContextItemRQ()
+    item.presentation_context_id = _sendable_id(context.context_id)
+    item.abstract_transfer_syntax_sub_items = [abstract, *map(_transfer_syntax, context.transfer_syntaxes)]
+    return bytes(item.encode())
+
+
+@lru_cache(maxsize=4096)
+def _encode_result(context_id: int, result: int, transfer_syntax: str) -> bytes:
+    item = pdu_items.PresentationContextItemAC()
+    item.presentation_context_id, item.result_reason = _sendable_id(context_id), result
+    item.transfer_syntax_sub_item = [_transfer_syntax(transfer_syntax)]
+    return bytes(item.encode())
+
+
+def _transfer_syntax(uid: str) -> pdu_items.TransferSyntaxSubItem:
+    item = pdu_items.TransferSyntaxSubItem()
+    item.transfer_syntax_name = uid
+    return item
+
+
+def _sendable_id(context_id: int) -> int:
+    if context_id % 2 == 0 or not 0 < context_id < 256:
+        raise ValueError(f"presentation context ID {context_id} is not an odd number from 1 to 255")
+    return context_id
