@@ -78,7 +78,7 @@ def encode_file_meta(meta: FileMeta) -> bytes:
 
 
 def read_file_meta(fd: int) -> tuple[FileMeta, int]:
-    """What the File Meta of an open file says, and at which byte its data set begins; the file position stays.
+    """What the File Meta of an open file says, and the offset of its data set; the file position stays.
 
     Missing and odd values are taken as they are; lengths are not.
 
