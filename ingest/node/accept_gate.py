@@ -1,0 +1,53 @@
+"""Who accepts the next connection: the listener that serves the fewest associations.
+
+DICOM associations are few and long; the kernel would give several to one process and none to another. A
+listener that is dead, stopped or stuck has a stale heartbeat and does not count; and whatever the counts say,
+a connection that was passed over a few times is accepted by whoever sees it, so that no mistake here can hold
+a scanner back.
+"""
+
+from typing import Final
+
+from ingest.node.scoreboard import ACCEPTING, ACTIVE, HEARTBEAT, ROWS, STATE, Scoreboard, now_ms
+
+STALE_MS: Final = 2500
+"""Without a heartbeat for so long, a listener is not waited for; it gives one every second."""
+
+PASS_SECONDS: Final = 0.004
+"""How long a listener that is not among the least loaded leaves a waiting connection to the others."""
+
+MAX_PASSES: Final = 5
+
+
+class AcceptGate:
+    """The decision of one listener, taken at each waiting connection."""
+
+    def __init__(self, board: Scoreboard, row: int) -> None:
+        self._board = board
+        self._row = row
+        self._passes = 0
+
+    def open(self) -> bool:
+        """Whether this listener shall accept now; if not, ask again after `PASS_SECONDS`."""
+        if self._passes >= MAX_PASSES or not self._less_loaded_listener():
+            self._passes = 0
+            return True
+        self._passes += 1
+        return False
+
+    def reset(self) -> None:
+        """Somebody else took the connection."""
+        self._passes = 0
+
+    def total(self) -> int:
+        """Associations of all listeners together."""
+        return sum(self._board.get(row, ACTIVE) for row in range(ROWS) if self._board.get(row, STATE))
+
+    def _less_loaded_listener(self) -> bool:
+        board, mine, oldest = self._board, self._board.get(self._row, ACTIVE), now_ms() - STALE_MS
+        return any(
+            board.get(row, STATE) == ACCEPTING
+            and board.get(row, ACTIVE) < mine
+            and board.get(row, HEARTBEAT) >= oldest
+            for row in range(ROWS)
+        )

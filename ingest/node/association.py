@@ -1,0 +1,313 @@
+"""The acceptor's side of one association: the driver of `ingest.dicom.acceptor.TABLE`.
+
+It knows PDUs and the state machine, and nothing of sockets and TLS: those are its link's.
+"""
+
+from collections.abc import Callable
+from typing import Any, Final, Protocol
+
+import structlog
+
+from ext.encode import encode_p_data
+from ext.errors import PeerError
+from ext.pdu import Command, ControlPDU, DataSet, PDUParser
+from ingest.dicom import acceptor, wire
+from ingest.dicom.negotiate import Accepted, Rejected
+from ingest.dicom.pdus import AssociateRequest
+from ingest.dicom.states import Action, Event, State
+from ingest.node.scoreboard import ASSOCIATIONS, REFUSED
+from ingest.node.store_scp import Caller, Services, StoreSCP
+from ingest.tls.identity import Identity
+
+SLACK_OPERATIONS: Final = 8
+"""Requests beyond the negotiated window that are read before reading stops; some peers pipeline unasked."""
+
+PDU_EVENTS: Final = {
+    1: Event.ASSOCIATE_RQ,
+    2: Event.ASSOCIATE_AC,
+    3: Event.ASSOCIATE_RJ,
+    5: Event.RELEASE_RQ,
+    6: Event.RELEASE_RP,
+    7: Event.ABORT,
+}
+
+log = structlog.get_logger()
+
+
+class Link(Protocol):
+    """The connection, as seen from its association."""
+
+    address: str
+    uri: str
+    identity: Identity | None
+    tls_version: str
+
+    def send(self, data: bytes) -> None:
+        """Write, as one TLS record where it fits in one."""
+
+    def close(self) -> None:
+        """Close after what was written."""
+
+    def cut(self) -> None:
+        """Close at once."""
+
+    def pause(self) -> None:
+        """Stop reading."""
+
+    def resume(self) -> None:
+        """Read on."""
+
+    def time(self) -> float:
+        """The event loop's clock, seconds."""
+
+
+class Decider(Protocol):
+    """The listener, as seen from its associations."""
+
+    services: Services
+
+    def decide(
+        self, request: AssociateRequest, address: str, identity: Identity | None
+    ) -> Accepted | Rejected:
+        """Admit and negotiate."""
+
+    def spool_full(self) -> str:
+        """Why nothing more is taken now, or an empty string."""
+
+
+class Association:
+    """State, service and ARTIM timer of one association.
+
+    Attributes:
+        state: As PS3.8 9.2 names it.
+        artim: When the ARTIM timer was started, or None while it is stopped.
+        calling_ae: Empty until the A-ASSOCIATE-RQ.
+    """
+
+    def __init__(self, link: Link, server: Decider, parser: PDUParser) -> None:
+        self._link = link
+        self._server = server
+        self._parser = parser
+        self._scp: StoreSCP | None = None
+        self._peer_max_pdu_length = 0
+        self._operations = 1
+        self._paused = False
+        self._release_asked = False
+        self.state = State.IDLE
+        self.artim: float | None = None
+        self.calling_ae = ""
+
+    @property
+    def busy(self) -> bool:
+        """Whether an operation waits for our answer."""
+        return self._scp is not None and bool(self._scp.outstanding) and not self._parser.in_data_set
+
+    # --- what the link tells
+
+    def begin(self) -> None:
+        """The transport connection stands, with TLS where there is TLS."""
+        self._step(Event.TRANSPORT_INDICATION)
+
+    def received(self, event: ControlPDU | Command | DataSet) -> None:
+        """The parser has given an event.
+
+        Raises:
+            PeerError: The peer broke the protocol; to be given to `broken`.
+        """
+        if isinstance(event, ControlPDU):
+            self._step(PDU_EVENTS[event.pdu_type], event)
+        else:
+            self._step(Event.DATA_TF, event)
+
+    def broken(self, error: PeerError) -> None:
+        """The peer broke the protocol: A-ABORT with the error's reason."""
+        self._step(Event.INVALID_PDU, error)
+
+    def artim_expired(self) -> None:
+        """The peer did in time neither associate nor close."""
+        self._step(Event.ARTIM_EXPIRED)
+
+    def abort(self) -> None:
+        """End the association from our side (A-ABORT)."""
+        if self.state is State.IDLE:
+            self._link.cut()
+        elif self.state is not State.AWAITING_TRANSPORT_CLOSE:
+            self._step(Event.ABORT_REQUEST)
+
+    def lost(self) -> None:
+        """The transport connection is gone."""
+        if self.state is not State.IDLE:
+            self._step(Event.TRANSPORT_CLOSED)
+        self._end_service()
+
+    # --- state machine
+
+    def _step(self, event: Event, subject: object = None) -> None:
+        """One row of the table: do its action, take its next state."""
+        try:
+            action, following = acceptor.next_step(self.state, event)
+        except LookupError:
+            log.warning(
+                "event_out_of_place",
+                fsm_event=event.value,
+                state=self.state.value,
+                address=self._link.address,
+            )
+            self._link.cut()
+            return
+        handler = _HANDLERS.get(action)
+        self.state = following
+        if handler is not None:
+            handler(self, subject)
+
+    def _send(self, data: bytes) -> None:  # DT-1, AR-7
+        self._link.send(data)
+
+    def _start_artim(self, _subject: object = None) -> None:
+        self.artim = self._link.time()
+
+    def _associate(self, pdu: ControlPDU) -> None:  # AE-6
+        self.artim = None
+        try:
+            request = wire.decode_associate_rq(pdu.data)
+        except PeerError:
+            # The PDU is one, its content is not: Evt19, as if it had never been recognized (PS3.8 9.3.1).
+            self.state = State.AWAITING_ASSOCIATE_RQ
+            raise
+        self.calling_ae = request.calling_ae
+        answer = self._server.decide(request, self._link.address, self._link.identity)
+        if isinstance(answer, Rejected):
+            self._step(Event.ASSOCIATE_REJECT, answer)
+        else:
+            self._step(Event.ASSOCIATE_ACCEPT, (request, answer))
+
+    def _accept(self, subject: tuple[AssociateRequest, Accepted]) -> None:  # AE-7
+        request, answer = subject
+        caller = Caller(request.calling_ae, request.called_ae, self._link.uri)
+        self._scp = StoreSCP(self, self._parser, self._server.services, caller, answer.contexts)
+        self._peer_max_pdu_length = answer.peer_max_pdu_length
+        self._operations = answer.operations
+        self._server.services.board.add(self._server.services.row, ASSOCIATIONS)
+        self._link.send(wire.encode_associate_ac(answer.pdu))
+        log.info(
+            "association_accepted",
+            address=self._link.address,
+            calling_ae=request.calling_ae,
+            called_ae=request.called_ae,
+            contexts=len(answer.contexts),
+            tls=self._link.tls_version,
+            subject=self._link.identity.subject if self._link.identity else "",
+        )
+
+    def _reject(self, answer: Rejected) -> None:  # AE-8
+        board, row = self._server.services.board, self._server.services.row
+        board.add(row, REFUSED)
+        log.warning(
+            "association_rejected",
+            address=self._link.address,
+            calling_ae=self.calling_ae,
+            subject=self._link.identity.subject if self._link.identity else "",
+            reason=answer.why,
+        )
+        self._link.send(wire.encode_associate_rj(answer.pdu))
+        self._start_artim()
+
+    def _data(self, event: Command | DataSet) -> None:  # DT-2
+        scp = self._scp
+        if scp is None:  # pragma: no cover - the table lets data in only when established
+            return
+        if isinstance(event, Command):
+            scp.command(event.context_id, event.data)
+        else:
+            scp.data_set(event)
+        if len(scp.outstanding) >= self._operations + SLACK_OPERATIONS and not self._paused:
+            self._paused = True
+            self._link.pause()
+
+    def _released(self, _subject: object) -> None:  # AR-2
+        self._release_asked = True
+        self._finish_release()
+
+    def _finish_release(self) -> None:
+        if self._release_asked and self._scp is not None and not self._scp.outstanding:
+            self._release_asked = False
+            self._step(Event.RELEASE_RESPONSE)
+
+    def _answer_release(self, _subject: object) -> None:  # AR-4
+        log.info(
+            "association_released",
+            address=self._link.address,
+            calling_ae=self.calling_ae,
+            stored=self._scp.stored if self._scp else 0,
+        )
+        self._link.send(wire.RELEASE_RP)
+        self._start_artim()
+
+    def _abort_as_user(self, _subject: object) -> None:  # AA-1
+        self._end_service()
+        self._link.send(wire.encode_abort(0, 0))
+        self._start_artim()
+
+    def _abort_as_provider(self, subject: object) -> None:  # AA-7, AA-8
+        self._end_service()
+        reason = subject.reason if isinstance(subject, PeerError) else PeerError.UNEXPECTED_PDU
+        self._link.send(wire.encode_abort(2, reason))
+        if self.artim is None:
+            self._start_artim()
+
+    def _aborted(self, _subject: object) -> None:  # AA-3
+        log.info("association_aborted_by_peer", address=self._link.address, calling_ae=self.calling_ae)
+        self._end_service()
+        self._link.close()
+
+    def _lost(self, _subject: object) -> None:  # AA-4
+        log.info("association_lost", address=self._link.address, calling_ae=self.calling_ae)
+
+    def _stop_and_close(self, _subject: object) -> None:  # AA-2
+        self.artim = None
+        self._end_service()
+        self._link.cut()
+
+    def _end_service(self) -> None:
+        if self._scp is not None:
+            self._scp.end()
+
+    # --- what the service asks of us
+
+    def respond(self, context_id: int, command: bytes) -> None:
+        """Send a response as one write, and so as one TLS record: two would wait for each other's ACK."""
+        if self.state in (State.ESTABLISHED, State.AWAITING_LOCAL_RELEASE_RESPONSE):
+            self._step(Event.DATA_REQUEST, encode_p_data(context_id, command, self._peer_max_pdu_length))
+
+    def operation_done(self) -> None:
+        """Read on if reading had stopped; answer a release that waited for this."""
+        scp = self._scp
+        if scp is None:
+            return
+        if self._paused and len(scp.outstanding) < self._operations + SLACK_OPERATIONS:
+            self._paused = False
+            self._link.resume()
+        self._finish_release()
+
+    def spool_full(self) -> str:
+        """Why nothing more is taken now, or an empty string."""
+        return self._server.spool_full()
+
+
+_HANDLERS: Final[dict[Action, Callable[[Association, Any], None]]] = {
+    Action.AE_5: Association._start_artim,
+    Action.AE_6: Association._associate,
+    Action.AE_7: Association._accept,
+    Action.AE_8: Association._reject,
+    Action.DT_1: Association._send,
+    Action.DT_2: Association._data,
+    Action.AR_2: Association._released,
+    Action.AR_4: Association._answer_release,
+    Action.AR_7: Association._send,
+    Action.AA_1: Association._abort_as_user,
+    Action.AA_2: Association._stop_and_close,
+    Action.AA_3: Association._aborted,
+    Action.AA_4: Association._lost,
+    Action.AA_7: Association._abort_as_provider,
+    Action.AA_8: Association._abort_as_provider,
+}

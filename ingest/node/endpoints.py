@@ -1,0 +1,90 @@
+"""Where a node listens: bound sockets with their TLS contexts, made before the fork, shared by all."""
+
+import errno
+import socket
+import ssl
+import time
+from dataclasses import dataclass
+from typing import Final
+
+from ingest.config.model import Config
+from ingest.errors import BootError
+from ingest.tls.contexts import server_context
+
+BACKLOG: Final = 1024
+BIND_SECONDS: Final = 3.0
+"""A node that was killed a moment ago may hold its port until its children have ended."""
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """One of `[[listeners]]`, bound.
+
+    Attributes:
+        host: As configured.
+        port: As configured; 0 lets the kernel choose.
+        socket: Listening, not blocking.
+        context: None for plain DICOM.
+    """
+
+    host: str
+    port: int
+    socket: socket.socket
+    context: ssl.SSLContext | None
+
+    def __str__(self) -> str:
+        host, port = self.socket.getsockname()[:2]
+        shown = f"[{host}]" if ":" in host else host
+        return f"{'dicom-tls' if self.context else 'dicom'}://{shown}:{port}"
+
+
+def bind(config: Config, existing: tuple[Endpoint, ...] = ()) -> tuple[Endpoint, ...]:
+    """Bind all listeners; sockets of `existing` ones with the same host and port are taken over.
+
+    Raises:
+        BootError: An address cannot be bound.
+        ConfigError: TLS material cannot be used.
+    """
+    sections = {item.tls for item in config.listeners if item.tls}
+    contexts = {name: server_context(config.tls[name]) for name in sections}
+    held = {(endpoint.host, endpoint.port): endpoint.socket for endpoint in existing}
+    made: list[socket.socket] = []
+    endpoints = []
+    try:
+        for item in config.listeners:
+            bound = held.get((item.host, item.port))
+            if bound is None:
+                bound = _listen(item.host, item.port)
+                made.append(bound)
+            endpoints.append(Endpoint(item.host, item.port, bound, contexts[item.tls] if item.tls else None))
+    except BaseException:
+        for bound in made:
+            bound.close()
+        raise
+    return tuple(endpoints)
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+    except OSError as error:
+        raise BootError(f"[[listeners]] host {host!r} is not an address of this machine: {error}") from error
+    deadline = time.monotonic() + BIND_SECONDS
+    while True:
+        bound = socket.socket(family, kind, protocol)
+        try:
+            bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            bound.bind(address)
+            bound.listen(BACKLOG)
+            bound.setblocking(False)
+        except OSError as error:
+            bound.close()
+            if error.errno == errno.EADDRINUSE and time.monotonic() < deadline:
+                time.sleep(0.05)
+                continue
+            raise BootError(
+                f"cannot listen on {host}:{port}: {error.strerror}; change [[listeners]] port"
+            ) from error
+        return bound

@@ -1,0 +1,263 @@
+"""What an association does with its messages: C-STORE into the spool, C-ECHO, a clear no to all else.
+
+No I/O on the network here: the parser's events come in, responses go out through the association's link.
+"""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import structlog
+
+from ext.errors import PeerError
+from ext.pdu import DataSet, PDUParser
+from ingest.dicom import dimse
+from ingest.dicom.dimse import EchoRequest, OtherRequest, Status, StoreRequest
+from ingest.dicom.negotiate import AcceptedContext
+from ingest.dicom.part10 import FileMeta, encode_file_meta
+from ingest.handoff import Handoff
+from ingest.node import header_check
+from ingest.node.header_check import Verdict
+from ingest.node.scoreboard import BYTES, FAILED, INSTANCES, Scoreboard
+from ingest.spool.spool import Entry, Spool
+
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Who sends, as the File Meta of what it sends says.
+
+    Attributes:
+        calling_ae: Its AE title.
+        called_ae: The AE title it asked for.
+        address: Its address as a URI, "dicom-tls://192.0.2.1:50000".
+    """
+
+    calling_ae: str
+    called_ae: str
+    address: str
+
+
+@dataclass(frozen=True, slots=True)
+class Services:
+    """What the listener process gives to every association."""
+
+    spool: Spool
+    handoff: Handoff
+    board: Scoreboard
+    row: int
+    quarantine: bool
+
+
+class Owner(Protocol):
+    """The connection, as seen from here."""
+
+    def respond(self, context_id: int, command: bytes) -> None:
+        """Send a response; without effect once the association has ended."""
+
+    def operation_done(self) -> None:
+        """One operation fewer is outstanding."""
+
+    def spool_full(self) -> str:
+        """Why nothing more is taken now, or an empty string."""
+
+
+@dataclass(slots=True)
+class _Receiving:
+    """A message whose data set is on its way."""
+
+    request: StoreRequest | OtherRequest | EchoRequest
+    context_id: int
+    transfer_syntax: str
+    verdict: Verdict
+    entry: Entry | None = None
+    offset: int = 0
+
+
+class StoreSCP:
+    """The DIMSE side of one association."""
+
+    __slots__ = (
+        "_caller",
+        "_contexts",
+        "_current",
+        "_owner",
+        "_parser",
+        "_services",
+        "outstanding",
+        "stored",
+    )
+
+    def __init__(
+        self,
+        owner: Owner,
+        parser: PDUParser,
+        services: Services,
+        caller: Caller,
+        contexts: dict[int, AcceptedContext],
+    ) -> None:
+        self._owner = owner
+        self._parser = parser
+        self._services = services
+        self._caller = caller
+        self._contexts = contexts
+        self._current: _Receiving | None = None
+        self.outstanding: set[int] = set()
+        self.stored = 0
+
+    def command(self, context_id: int, data: bytes) -> None:
+        """A complete command set has arrived.
+
+        Raises:
+            PeerError: It cannot be read, or its presentation context was not accepted.
+        """
+        context = self._contexts.get(context_id)
+        if context is None:
+            raise PeerError(
+                f"presentation context {context_id} was not accepted", PeerError.INVALID_PARAMETER
+            )
+        request = dimse.decode_request(data)
+        if isinstance(request, OtherRequest) and not request.wants_response:
+            return  # C-CANCEL-RQ: nothing here takes long enough to be cancelled
+        if isinstance(request, StoreRequest):
+            self._store(request, context_id, context)
+            return
+        self.outstanding.add(request.message_id)
+        receiving = _Receiving(request, context_id, context.transfer_syntax, header_check.SOUND)
+        if request.has_data_set:
+            self._current = receiving
+            self._parser.expect_data_set(context_id)
+        else:
+            self._answer(receiving)
+
+    def data_set(self, event: DataSet) -> None:
+        """The last fragment of a data set has arrived.
+
+        Raises:
+            PeerError: No message waits for one.
+        """
+        receiving, self._current = self._current, None
+        if receiving is None:
+            raise PeerError("a data set without a command", PeerError.UNEXPECTED_PDU)
+        if receiving.entry is None:
+            self._answer(receiving)
+            return
+        verdict = self._examine(receiving, receiving.entry, event)
+        size = event.length
+        if verdict.status == Status.OUT_OF_RESOURCES or (verdict.status and not self._services.quarantine):
+            self._services.spool.discard(receiving.entry)
+            receiving.verdict = verdict
+            self._answer(receiving)
+            return
+        receiving.verdict = verdict
+        self._services.spool.commit(
+            receiving.entry,
+            lambda where, error: self._committed(receiving, size, where, error),
+            verdict.status,
+        )
+
+    def end(self) -> None:
+        """The association has ended: what is half there goes; what is being committed stays."""
+        receiving, self._current = self._current, None
+        if receiving is not None and receiving.entry is not None:
+            self._parser.drop_sink()
+            self._services.spool.discard(receiving.entry)
+
+    def _store(self, request: StoreRequest, context_id: int, context: AcceptedContext) -> None:
+        receiving = _Receiving(request, context_id, context.transfer_syntax, self._admit(request, context))
+        self.outstanding.add(request.message_id)
+        self._current = receiving
+        if receiving.verdict.status:
+            self._parser.expect_data_set(context_id)
+            return
+        head = encode_file_meta(
+            FileMeta(
+                request.sop_class_uid,
+                request.sop_instance_uid,
+                context.transfer_syntax,
+                self._caller.calling_ae,
+                self._caller.called_ae,
+                self._caller.address,
+            )
+        )
+        try:
+            receiving.entry = self._services.spool.begin()
+        except OSError as error:
+            receiving.verdict = self._failing_disk(error.strerror or str(error))
+            self._parser.expect_data_set(context_id)
+            return
+        receiving.offset = len(head)
+        self._parser.expect_data_set(context_id, receiving.entry.fd, head)
+
+    def _admit(self, request: StoreRequest, context: AcceptedContext) -> Verdict:
+        """Whether the data set shall be kept at all, decided before its first byte."""
+        if request.message_id in self.outstanding:
+            return Verdict(Status.DUPLICATE_INVOCATION, f"message {request.message_id} is outstanding")
+        fault = dimse.store_fault(request, context.abstract_syntax)
+        if fault is not None:
+            return Verdict(*fault)
+        full = self._owner.spool_full()
+        if full:
+            return Verdict(Status.OUT_OF_RESOURCES, "the spool is full")
+        return header_check.SOUND
+
+    def _examine(self, receiving: _Receiving, entry: Entry, event: DataSet) -> Verdict:
+        if event.too_large:
+            return Verdict(Status.OUT_OF_RESOURCES, "the data set is larger than is taken here")
+        if event.errno:
+            return self._failing_disk(f"errno {event.errno}")
+        request = receiving.request
+        if not isinstance(request, StoreRequest):  # pragma: no cover - only C-STORE has an entry
+            return receiving.verdict
+        try:
+            return header_check.check(
+                entry.fd,
+                receiving.offset,
+                event.length,
+                transfer_syntax=receiving.transfer_syntax,
+                sop_class=request.sop_class_uid,
+                sop_instance=request.sop_instance_uid,
+            )
+        except OSError as error:
+            return self._failing_disk(error.strerror or str(error))
+
+    def _failing_disk(self, why: str) -> Verdict:
+        log.error(
+            "spool_write_failed",
+            error=why,
+            remedy="free space on, or replace, the disk of [receive] spool_dir",
+        )
+        return Verdict(Status.OUT_OF_RESOURCES, "the disk is full or failing")
+
+    def _committed(self, receiving: _Receiving, size: int, where: str, error: OSError | None) -> None:
+        services = self._services
+        if error is not None:
+            receiving.verdict = self._failing_disk(error.strerror or str(error))
+        elif not receiving.verdict.status:
+            services.board.add(services.row, INSTANCES)
+            services.board.add(services.row, BYTES, size)
+            self.stored += 1
+        self._answer(receiving)
+        if error is None:
+            services.handoff.put(where)
+
+    def _answer(self, receiving: _Receiving) -> None:
+        request, verdict = receiving.request, receiving.verdict
+        self.outstanding.discard(request.message_id)
+        if verdict.status:
+            self._services.board.add(self._services.row, FAILED)
+            log.warning(
+                "instance_refused",
+                status=f"{verdict.status:04X}",
+                reason=verdict.comment,
+                calling_ae=self._caller.calling_ae,
+                sop_instance=getattr(request, "sop_instance_uid", ""),
+            )
+        if isinstance(request, StoreRequest):
+            response = dimse.store_response(request, verdict.status, verdict.comment)
+        elif isinstance(request, EchoRequest):
+            response = dimse.echo_response(request)
+        else:
+            response = dimse.unsupported_response(request)
+        self._owner.respond(receiving.context_id, response)
+        self._owner.operation_done()

@@ -1,0 +1,417 @@
+"""The supervisor: forks the children of a node, watches, drains and reloads them. It serves nothing itself.
+
+Before the fork: configuration, TLS contexts, listening sockets, scoreboard. Not before it: threads, event
+loops, clients of Redis and SQL. Signal handlers only queue; the loop dispatches, then reaps, then manages.
+"""
+
+import fcntl
+import importlib
+import os
+import select
+import signal
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Final
+
+import structlog
+
+from ingest.config import load
+from ingest.config.model import Config
+from ingest.errors import BootError, ConfigError
+from ingest.log import configure as configure_log
+from ingest.log import reopen as reopen_log
+from ingest.node import listener
+from ingest.node.embedded_queue import EmbeddedQueue
+from ingest.node.endpoints import Endpoint, bind
+from ingest.node.process import die_with_parent, name_process
+from ingest.node.scoreboard import ACCEPTING, BOOTING, HEARTBEAT, PID, STATE, Scoreboard, now_ms
+
+ALL_ROLES: Final = frozenset({"listen", "persist", "forward"})
+WORKERS: Final = {"persist": "workers.persist:main", "forward": "workers.forward:main"}
+"""Named, never imported here: imports run from workers to ingest, not back."""
+
+SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGCHLD)
+BOOT_EXIT: Final = 3
+TICK_SECONDS: Final = 0.5
+BACK_OFF_SECONDS: Final = (0.0, 0.1, 0.5, 1.0, 2.0, 5.0)
+SOUND_AFTER_SECONDS: Final = 10.0
+"""A child that lived so long was sound; its end does not count towards the back-off."""
+
+STUCK_MS: Final = 60_000
+"""A listener without a heartbeat for so long is stuck in a call that will not return."""
+
+GRACE_SECONDS: Final = 3.0
+
+log = structlog.get_logger()
+
+
+@dataclass(slots=True)
+class Child:
+    """A process that we forked."""
+
+    pid: int
+    role: str
+    generation: int
+    started: float
+    row: int | None = None
+    stopping: bool = False
+    stuck: bool = False
+
+
+@dataclass(slots=True)
+class Place:
+    """One of the processes that a generation shall have; remembers how its last ones ended."""
+
+    role: str
+    pid: int = 0
+    failures: int = 0
+    fork_at: float = 0.0
+
+
+@dataclass(slots=True)
+class Generation:
+    """What one reading of the configuration asks for."""
+
+    number: int
+    config: Config
+    endpoints: tuple[Endpoint, ...]
+    places: list[Place] = field(default_factory=list)
+
+
+def run(path: Path, roles: frozenset[str]) -> int:
+    """Run the given roles of a node until told to stop; returns the exit code.
+
+    Raises:
+        ConfigError: The configuration cannot be used.
+        BootError: A port, folder or key cannot be used.
+    """
+    config = load(path, roles=roles)
+    configure_log(config.log)
+    supervisor = Supervisor(path, config, roles)
+    return supervisor.run()
+
+
+class Supervisor:
+    """One node's parent process."""
+
+    def __init__(self, path: Path, config: Config, roles: frozenset[str]) -> None:
+        self.path = path
+        self.roles = roles
+        self.children: dict[int, Child] = {}
+        self.generation = Generation(0, config, ())
+        self.board: Scoreboard | None = None
+        self.queue: EmbeddedQueue | None = None
+        self.exit_code = 0
+        self._queue_place = Place("queue")
+        self._pending: deque[int] = deque()
+        self._ready = False
+        self._drain_until: float | None = None
+        self._lock: int | None = None
+
+    @property
+    def config(self) -> Config:
+        """The configuration in force."""
+        return self.generation.config
+
+    def run(self) -> int:
+        """Start, serve until stopped, return the exit code."""
+        self._prepare_folders()
+        wakeup = self._catch_signals()
+        try:
+            self._start()
+            while not self._finished():
+                select.select([wakeup], [], [], 0.02 if not self._ready else TICK_SECONDS)
+                while select.select([wakeup], [], [], 0)[0]:
+                    os.read(wakeup, 4096)
+                self._turn()
+        finally:
+            self._kill_all()
+            if self.queue is not None:
+                self.queue.stop()
+        log.info("stopped", exit_code=self.exit_code)
+        return self.exit_code
+
+    def _turn(self) -> None:
+        while self._pending:
+            number = signal.Signals(self._pending.popleft())
+            if number != signal.SIGCHLD:
+                log.info("signal", signal=number.name)
+                getattr(self, f"_handle_{number.name.removeprefix('SIG').lower()}")()
+        self._reap()
+        self._manage()
+
+    # --- start
+
+    def _prepare_folders(self) -> None:
+        config = self.config
+        try:
+            for folder in (config.data_dir, config.run_dir):
+                folder.mkdir(parents=True, exist_ok=True, mode=0o750)
+        except OSError as error:
+            raise BootError(f"[node] data_dir: {error.filename} cannot be made: {error.strerror}") from error
+        if "listen" in self.roles:
+            self._take_lock(config.run_dir / "node.lock")
+            self.board = Scoreboard.create(config.run_dir / "scoreboard")
+
+    def _take_lock(self, path: Path) -> None:
+        """One node for a data folder. A record lock (fcntl), since children must not inherit it."""
+        self._lock = os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o640)
+        try:
+            fcntl.lockf(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            owner = os.read(self._lock, 32).decode(errors="replace").strip()
+            raise BootError(
+                f"[node] data_dir: process {owner or 'unknown'} runs a node on {path.parent.parent}; stop it"
+            ) from error
+        os.ftruncate(self._lock, 0)
+        os.write(self._lock, f"{os.getpid()}\n".encode())
+
+    def _catch_signals(self) -> int:
+        reader, writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+
+        def queue(number: int, _frame: FrameType | None) -> None:
+            self._pending.append(number)
+
+        for number in SIGNALS:
+            signal.signal(number, queue)
+        return reader
+
+    def _start(self) -> None:
+        config = self.config
+        endpoints = bind(config) if "listen" in self.roles else ()
+        self.generation = self._new_generation(1, config, endpoints)
+        if config.receive.durability == "page-cache" and "listen" in self.roles:
+            log.warning(
+                "durability_page_cache", meaning="Success does not mean durable: a power cut loses images"
+            )
+        if self.roles == ALL_ROLES and not config.queue.url:
+            self.queue = EmbeddedQueue(config.data_dir)
+            self.queue.start()
+        self._manage()
+
+    def _new_generation(self, number: int, config: Config, endpoints: tuple[Endpoint, ...]) -> Generation:
+        counts = {
+            "listen": config.receive.processes or os.cpu_count() or 1,
+            "persist": config.workers.persist,
+            "forward": config.workers.forward if config.destinations else 0,
+        }
+        if self.roles != ALL_ROLES:
+            counts = {role: max(count, 1) for role, count in counts.items()}
+        places = [Place(role) for role in counts if role in self.roles for _ in range(counts[role])]
+        return Generation(number, config, endpoints, places)
+
+    # --- children
+
+    def _manage(self) -> None:
+        now = time.monotonic()
+        if self._drain_until is not None:
+            self._manage_drain(now, self._drain_until)
+            return
+        for place in self.generation.places:
+            if not place.pid and now >= place.fork_at:
+                self._fork(place)
+        self._watch_queue(now)
+        self._watch_heartbeats()
+        if not self._ready and self._all_accept():
+            self._ready = True
+            # The start of a node is answered on standard output, for people and for scripts that wait for it.
+            sys.stdout.write(" ".join(["ready", *(str(e) for e in self.generation.endpoints)]) + "\n")
+            sys.stdout.flush()
+            log.info("ready", listening=[str(endpoint) for endpoint in self.generation.endpoints])
+
+    def _all_accept(self) -> bool:
+        """Whether every listener of this generation accepts; true where this node has none."""
+        rows = [child.row for child in self.children.values() if child.row is not None]
+        wanted = sum(place.role == "listen" for place in self.generation.places)
+        board = self.board
+        return board is None or sum(board.get(row, STATE) == ACCEPTING for row in rows) >= wanted
+
+    def _fork(self, place: Place) -> None:
+        row = None
+        if place.role == "listen" and self.board is not None:
+            row = self.board.free_row()
+            if row is None:
+                log.error("too_many_listeners")
+                return
+            self.board.set(row, STATE, BOOTING)
+            self.board.set(row, HEARTBEAT, now_ms())
+        arm = die_with_parent(signal.SIGKILL)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        pid = os.fork()
+        if pid == 0:
+            self._be_child(place.role, row, arm)
+        if row is not None and self.board is not None:
+            self.board.set(row, PID, pid)
+        place.pid = pid
+        self.children[pid] = Child(pid, place.role, self.generation.number, time.monotonic(), row)
+
+    def _be_child(self, role: str, row: int | None, arm: Callable[[], None]) -> None:
+        code = 1
+        try:
+            arm()
+            signal.set_wakeup_fd(-1)
+            for number in SIGNALS:
+                signal.signal(number, signal.SIG_DFL)
+            name_process(f"ingest-{role}")
+            structlog.contextvars.bind_contextvars(role=role)
+            code = self._work(role, row)
+        except (BootError, ConfigError) as error:
+            log.error("cannot_boot", error=str(error))
+            code = BOOT_EXIT
+        except KeyboardInterrupt:
+            code = 0
+        except BaseException:
+            log.exception("child_failed")
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(code)
+
+    def _work(self, role: str, row: int | None) -> int:
+        if row is not None and self.board is not None:
+            return listener.run(self.config, self.generation.endpoints, self.board, row)
+        module, _, name = WORKERS[role].partition(":")
+        main: Callable[[Config, threading.Event], int] = getattr(importlib.import_module(module), name)
+        return main(self.config, threading.Event())
+
+    def _reap(self) -> None:
+        for pid in list(self.children):
+            done, status = os.waitpid(pid, os.WNOHANG)
+            if done:
+                self._ended(self.children.pop(pid), os.waitstatus_to_exitcode(status))
+
+    def _ended(self, child: Child, code: int) -> None:
+        if child.row is not None and self.board is not None:
+            self.board.clear(child.row)
+        place = next((place for place in self.generation.places if place.pid == child.pid), None)
+        if place is None or child.stopping:
+            log.info("child_ended", child=child.role, child_pid=child.pid, code=code)
+            return
+        place.pid = 0
+        if code == BOOT_EXIT and not self._ready and self._drain_until is None:
+            log.error("node_cannot_start", child=child.role)
+            self.exit_code = BOOT_EXIT
+            self._handle_term()
+            return
+        if time.monotonic() - child.started >= SOUND_AFTER_SECONDS:
+            place.failures = 0
+        pause = BACK_OFF_SECONDS[min(place.failures, len(BACK_OFF_SECONDS) - 1)]
+        place.failures += 1
+        place.fork_at = time.monotonic() + pause
+        log.error("child_died", child=child.role, child_pid=child.pid, code=code, again_in_seconds=pause)
+
+    def _watch_queue(self, now: float) -> None:
+        queue, place = self.queue, self._queue_place
+        if queue is None or queue.process is None or queue.process.poll() is None or now < place.fork_at:
+            return
+        log.error("embedded_queue_died", code=queue.process.returncode)
+        place.failures += 1
+        place.fork_at = now + BACK_OFF_SECONDS[min(place.failures, len(BACK_OFF_SECONDS) - 1)]
+        try:
+            queue.start()
+        except BootError as error:
+            log.error("embedded_queue_does_not_start", error=str(error))
+
+    def _watch_heartbeats(self) -> None:
+        if self.board is None:
+            return
+        for child in self.children.values():
+            if child.row is not None and now_ms() - self.board.get(child.row, HEARTBEAT) > STUCK_MS:
+                log.error("listener_stuck", child_pid=child.pid, silent_ms=STUCK_MS)
+                self.board.set(child.row, HEARTBEAT, now_ms())
+                os.kill(child.pid, signal.SIGKILL if child.stuck else signal.SIGABRT)
+                child.stuck = True
+
+    # --- signals
+
+    def _handle_term(self) -> None:
+        if self._drain_until is not None:
+            log.warning("stopping_at_once")
+            self._drain_until = 0.0
+            return
+        self._drain_until = time.monotonic() + self.config.node.drain_seconds
+        self._signal_role("listen", signal.SIGTERM)
+        if "listen" not in self.roles:
+            self._signal_workers()
+
+    _handle_int = _handle_term
+
+    def _handle_usr1(self) -> None:
+        reopen_log()
+        for pid in self.children:
+            os.kill(pid, signal.SIGUSR1)
+
+    def _handle_hup(self) -> None:
+        """Take a new configuration for new associations; the running ones end with the old one."""
+        if self._drain_until is not None:
+            return
+        try:
+            config = load(self.path, roles=self.roles)
+            self._check_reloadable(config)
+            endpoints = bind(config, self.generation.endpoints) if "listen" in self.roles else ()
+        except (ConfigError, BootError) as error:
+            faults = list(error.faults) if isinstance(error, ConfigError) else [str(error)]
+            log.error("reload_refused", faults=faults, in_force="the configuration read before")
+            return
+        old = self.generation
+        self.generation = self._new_generation(old.number + 1, config, endpoints)
+        configure_log(config.log)
+        for child in self.children.values():
+            child.stopping = True
+            os.kill(child.pid, signal.SIGHUP if child.role == "listen" else signal.SIGTERM)
+        kept = {endpoint.socket for endpoint in endpoints}
+        for endpoint in old.endpoints:
+            if endpoint.socket not in kept:
+                endpoint.socket.close()
+        log.info("reloaded", generation=self.generation.number)
+
+    def _check_reloadable(self, config: Config) -> None:
+        faults = [
+            f"{key}: cannot change while the node runs; restart it"
+            for key, old, new in (
+                ("node.data_dir", self.config.data_dir, config.data_dir),
+                ("receive.spool_dir", self.config.spool_dir, config.spool_dir),
+                ("queue.url", self.config.queue.url, config.queue.url),
+            )
+            if old != new
+        ]
+        if faults:
+            raise ConfigError(faults)
+
+    # --- the end
+
+    def _signal_role(self, role: str, number: signal.Signals) -> None:
+        for child in self.children.values():
+            if child.role == role:
+                child.stopping = True
+                os.kill(child.pid, number)
+
+    def _signal_workers(self) -> None:
+        for role in WORKERS:
+            self._signal_role(role, signal.SIGTERM)
+
+    def _manage_drain(self, now: float, until: float) -> None:
+        """Listeners first, then the workers; whoever is left at the deadline is killed."""
+        listening = any(child.role == "listen" for child in self.children.values())
+        if not listening and not all(child.stopping for child in self.children.values()):
+            self._signal_workers()
+            self._drain_until = max(until, now + GRACE_SECONDS) if until else until
+        if now > until + (GRACE_SECONDS if until else 0.0):
+            self._kill_all()
+
+    def _finished(self) -> bool:
+        return self._drain_until is not None and not self.children
+
+    def _kill_all(self) -> None:
+        for pid in list(self.children):
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+            del self.children[pid]

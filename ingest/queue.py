@@ -1,0 +1,59 @@
+"""The Redis that carries references: how to reach it and what its keys are called.
+
+Redis is a hint, never the truth: whatever is lost here is put back from spool and ledger. Every key starts
+with
+`ingest:`, so that a site may share its Redis.
+"""
+
+from typing import Final
+
+import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+from ingest.config.model import Config
+from ingest.node.embedded_queue import socket_path
+
+GROUP: Final = "persist"
+"""The consumer group of the persist workers, on every stream."""
+
+SPOOLS_KEY: Final = "ingest:spools"
+"""Set of the ids of all spools that ever handed something off."""
+
+CHUNK: Final = 1 << 20
+"""Bytes of one list element where the `redis` carrier moves a file."""
+
+
+def stream_key(spool: str) -> str:
+    """The stream of references of the spool with this id."""
+    return f"ingest:stream:{spool}"
+
+
+def data_key(spool: str, where: str) -> str:
+    """The list of chunks of one Part 10 file (`redis` carrier)."""
+    return f"ingest:data:{spool}:{where}"
+
+
+def persisted_key(spool: str) -> str:
+    """The list of places that the spool may let go of, since store and ledger have them (`redis` carrier)."""
+    return f"ingest:persisted:{spool}"
+
+
+def url(config: Config) -> str:
+    """`[queue] url`, or the socket of the embedded server."""
+    return config.queue.url or f"unix://{socket_path(config.data_dir)}"
+
+
+def connect(config: Config, *, timeout: float = 10.0) -> redis.Redis:
+    """A client that connects at its first command and waits at most `timeout` seconds for an answer.
+
+    It does not try again by itself: its callers do, since they must notice a Redis that was emptied
+    meanwhile.
+    """
+    return redis.Redis.from_url(
+        url(config),
+        socket_timeout=timeout,
+        socket_connect_timeout=timeout,
+        retry=Retry(NoBackoff(), 0),
+        health_check_interval=0,
+    )

@@ -1,0 +1,201 @@
+"""The spool: where an instance lies from its first byte until store and ledger hold it.
+
+```
+<spool_dir>/id                      names the spool, and with it the stream of its references
+<spool_dir>/L<n>/lock               held by the process that fills this slot; freed by the kernel at its end
+<spool_dir>/L<n>/partial/<name>     being received; worthless once the lock is free
+<spool_dir>/L<n>/ready/<name>.dcm   promised: a Part 10 file, durable under this name
+<spool_dir>/L<n>/ready/<name>.A900.dcm   refused with that status and kept for quarantine
+```
+
+Names sort by time of arrival. The files describe themselves (File Meta holds AE titles and addresses), so
+that a spool alone is enough to rebuild every reference. Nothing here knows of DIMSE.
+"""
+
+import contextlib
+import fcntl
+import itertools
+import os
+import time
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Self
+
+from ingest.errors import SpoolError
+from ingest.spool.commit import Commit, Committer, Post
+
+DIRECTORY_MODE: Final = 0o750
+FILE_MODE: Final = 0o640
+
+
+@dataclass(eq=False, slots=True)
+class Entry:
+    """An instance being received: open for reading and writing until committed or discarded."""
+
+    fd: int
+    name: str
+
+
+def spool_id(root: Path, *, create: bool = False) -> str | None:
+    """The id of the spool in `root`; None where there is none yet and `create` is false.
+
+    Raises:
+        SpoolError: The folder cannot be made or read.
+    """
+    path = root / "id"
+    try:
+        with contextlib.suppress(FileNotFoundError):
+            return path.read_text().strip()
+        if not create:
+            return None
+        root.mkdir(parents=True, exist_ok=True, mode=DIRECTORY_MODE)
+        temporary = root / f".id.{uuid.uuid4().hex}"
+        temporary.write_text(f"{uuid.uuid4().hex}\n")
+        try:
+            # link(2) fails where the name exists, so that of two processes that start together one decides.
+            with contextlib.suppress(FileExistsError):
+                os.link(temporary, path)
+        finally:
+            temporary.unlink()
+        sync_folder(root)
+        return path.read_text().strip()
+    except OSError as error:
+        raise SpoolError(f"the spool {root} cannot be used: {error.strerror} ({error.filename})") from error
+
+
+def sync_folder(path: Path) -> None:
+    """Make the names in a folder durable."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+class Slot:
+    """One locked folder of the spool; whoever holds it may tell its partial files from a living process's."""
+
+    def __init__(self, root: Path, name: str, lock: int) -> None:
+        self.root = root
+        self.name = name
+        self.path = root / name
+        self._lock = lock
+
+    @classmethod
+    def lock(cls, root: Path, name: str) -> Self | None:
+        """Make and lock the slot `name`; None while another process holds it."""
+        path = root / name
+        for folder in (path, path / "partial", path / "ready"):
+            folder.mkdir(parents=True, exist_ok=True, mode=DIRECTORY_MODE)
+        fd = os.open(path / "lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, FILE_MODE)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(fd)
+            return None
+        except BaseException:
+            os.close(fd)
+            raise
+        return cls(root, name, fd)
+
+    def remove_partials(self) -> int:
+        """Remove what a dead owner had begun; returns how many."""
+        found = list((self.path / "partial").iterdir())
+        for path in found:
+            path.unlink(missing_ok=True)
+        return len(found)
+
+    def release(self) -> None:
+        """Let another process have the slot."""
+        os.close(self._lock)
+
+
+class Spool:
+    """One process's hold on a spool: begins entries in its own slot, commits or discards them."""
+
+    def __init__(self, root: Path, identity: str, slot: Slot, *, durable: bool, post: Post) -> None:
+        self.root = root
+        self.id = identity
+        self.slot = slot
+        self._sequence = itertools.count()
+        self._partial_dir = os.open(slot.path / "partial", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        self._ready_dir = os.open(slot.path / "ready", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        self._committer = Committer(self._partial_dir, self._ready_dir, durable=durable, post=post)
+
+    @classmethod
+    def claim(cls, root: Path, *, durable: bool, post: Post) -> Self:
+        """Take the first free slot of the spool in `root`, and clear away what its last owner had begun.
+
+        Raises:
+            SpoolError: The folder cannot be made, read or locked.
+        """
+        identity = spool_id(root, create=True)
+        if identity is None:
+            raise SpoolError(f"the spool {root} has no id")
+        try:
+            for number in itertools.count():
+                slot = Slot.lock(root, f"L{number}")
+                if slot is not None:
+                    slot.remove_partials()
+                    if durable:
+                        for folder in (slot.path, root, root.parent):
+                            sync_folder(folder)
+                    return cls(root, identity, slot, durable=durable, post=post)
+        except OSError as error:
+            raise SpoolError(
+                f"the spool {root} cannot be used: {error.strerror} ({error.filename})"
+            ) from error
+        raise AssertionError("unreachable")  # pragma: no cover - itertools.count has no end
+
+    def begin(self) -> Entry:
+        """Open a new partial file.
+
+        Raises:
+            OSError: The disk is full or failing.
+        """
+        name = f"{time.time_ns():016x}-{next(self._sequence):x}"
+        fd = os.open(
+            name, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, FILE_MODE, dir_fd=self._partial_dir
+        )
+        return Entry(fd, name)
+
+    def commit(self, entry: Entry, done: Callable[[str, OSError | None], None], status: int = 0) -> None:
+        """Make an entry durable under its final name, then call `done(where, error)`.
+
+        `where` is what a `Reference` says of it. A `status` other than 0 marks an instance that was refused
+        with it and is only kept for quarantine.
+        """
+        ready = f"{entry.name}.{status:04X}.dcm" if status else f"{entry.name}.dcm"
+        where = f"{self.slot.name}/ready/{ready}"
+        self._committer.submit(Commit(entry.fd, entry.name, ready, lambda error: done(where, error)))
+
+    def discard(self, entry: Entry) -> None:
+        """Close and remove a partial file."""
+        os.close(entry.fd)
+        with contextlib.suppress(OSError):
+            os.unlink(entry.name, dir_fd=self._partial_dir)
+
+    def full(self, min_free_bytes: int, max_bytes: int, used: int) -> str:
+        """Why the spool takes nothing more, or an empty string.
+
+        Args:
+            min_free_bytes: What must stay free on its file system.
+            max_bytes: What its ready files may take together; 0 is no limit.
+            used: What they took when last counted.
+        """
+        facts = os.fstatvfs(self._ready_dir)
+        free = facts.f_bavail * facts.f_frsize
+        if free < min_free_bytes:
+            return f"{free} bytes free, [receive] min_free_bytes is {min_free_bytes}"
+        if max_bytes and used >= max_bytes:
+            return f"{used} bytes wait in the spool, [receive] spool_max_bytes is {max_bytes}"
+        return ""
+
+    def close(self) -> None:
+        """Finish the commits under way and give the slot back."""
+        self._committer.close()
+        os.close(self._partial_dir)
+        os.close(self._ready_dir)
+        self.slot.release()

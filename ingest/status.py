@@ -1,0 +1,212 @@
+"""`ingest status`: what a node is doing, gathered from scoreboard, spool, queue, ledger and certificates.
+
+Every part that cannot be read is reported as such; the others are still shown.
+"""
+
+import json
+import time
+from typing import Any, Final
+
+import redis
+from rich.console import Console, Group
+from rich.live import Live
+from rich.table import Table
+
+from ingest.config.model import Config
+from ingest.errors import IngestError
+from ingest.ledger import DeliveryState, Ledger
+from ingest.node.scoreboard import ACCEPTING, DRAINING, Scoreboard
+from ingest.queue import GROUP, connect, stream_key
+from ingest.spool import sweep
+from ingest.spool.spool import spool_id
+from ingest.tls.pki import inspect
+
+STATES: Final = {ACCEPTING: "accepting", DRAINING: "draining"}
+STATE_COLUMNS: Final = tuple(state.value for state in DeliveryState)
+
+
+def gather(config: Config) -> dict[str, Any]:
+    """The state of the node with this configuration, as plain values for JSON."""
+    return {
+        "time": time.time(),
+        "listeners": _listeners(config),
+        "spool": _spool(config),
+        "queue": _queue(config),
+        "ledger": _ledger(config),
+        "certificates": _certificates(config),
+    }
+
+
+def status_command(config: Config, *, as_json: bool, watch: float | None) -> int:
+    """Print the state once, or again every `watch` seconds until interrupted; returns the exit code."""
+    console = Console()
+    if as_json:
+        console.print_json(json.dumps(gather(config)))
+        return 0
+    before = gather(config)
+    if watch is None:
+        console.print(_page(before, None))
+        return 0
+    try:
+        with Live(_page(before, None), console=console, auto_refresh=False) as live:
+            while True:
+                time.sleep(watch)
+                after = gather(config)
+                live.update(_page(after, before), refresh=True)
+                before = after
+    except KeyboardInterrupt:
+        return 0
+
+
+def _listeners(config: Config) -> list[dict[str, Any]]:
+    board = Scoreboard.attach(config.run_dir / "scoreboard")
+    return [
+        {
+            "pid": row.pid,
+            "state": STATES.get(row.state, "booting"),
+            "heartbeat_age_ms": row.age_ms,
+            "active": row.active,
+            "associations": row.associations,
+            "refused": row.refused,
+            "instances": row.instances,
+            "bytes": row.bytes,
+            "failed": row.failed,
+        }
+        for row in (board.rows() if board else [])
+    ]
+
+
+def _spool(config: Config) -> dict[str, Any]:
+    root = config.spool_dir
+    return {
+        "path": str(root),
+        "waiting": sum(len(sweep.ready(root, slot)) for slot in sweep.slots(root)),
+        "bytes": sweep.usage(root),
+    }
+
+
+def _queue(config: Config) -> dict[str, Any]:
+    identity = spool_id(config.spool_dir)
+    client = connect(config, timeout=2.0)
+    try:
+        key = stream_key(identity or "")
+        known = bool(client.exists(key))
+        groups = client.xinfo_groups(key) if known else []
+        return {
+            "reachable": True,
+            "references": client.xlen(key) if known else 0,
+            "in_workers_hands": sum(group["pending"] for group in groups if group["name"] == GROUP.encode()),
+        }
+    except redis.RedisError as error:
+        return {"reachable": False, "error": str(error)}
+    finally:
+        client.close()
+
+
+def _ledger(config: Config) -> dict[str, Any]:
+    try:
+        counts = Ledger(config.ledger_url).counts()
+        return {
+            "reachable": True,
+            "instances": {state.value: count for state, count in counts.instances.items()},
+            "deliveries": {
+                name: {state.value: count for state, count in states.items()}
+                for name, states in counts.deliveries.items()
+            },
+        }
+    except IngestError as error:
+        return {"reachable": False, "error": str(error)}
+
+
+def _certificates(config: Config) -> list[dict[str, Any]]:
+    found = []
+    for name, section in config.tls.items():
+        for path in (section.certificate, *section.trusted):
+            if path is None:
+                continue
+            try:
+                found += [
+                    {
+                        "section": f"tls.{name}",
+                        "file": str(path),
+                        "subject": certificate.subject,
+                        "not_after": certificate.not_after.isoformat(),
+                        "days_left": round((certificate.not_after.timestamp() - time.time()) / 86400, 1),
+                    }
+                    for certificate in inspect(path)
+                ]
+            except (IngestError, OSError) as error:
+                found.append({"section": f"tls.{name}", "file": str(path), "error": str(error)})
+    return found
+
+
+def _page(now: dict[str, Any], before: dict[str, Any] | None) -> Group:
+    return Group(
+        _listener_table(now, before), _stage_table(now), _delivery_table(now), _certificate_table(now)
+    )
+
+
+def _listener_table(now: dict[str, Any], before: dict[str, Any] | None) -> Table:
+    table = Table(
+        "listener", "state", "associations", "instances", "instances/s", "MB/s", "failed", "refused"
+    )
+    table.title = "Receiving"
+    earlier = {row["pid"]: row for row in before["listeners"]} if before else {}
+    for row in now["listeners"]:
+        old = earlier.get(row["pid"])
+        rates = ("", "")
+        if old is not None and before is not None:
+            seconds = now["time"] - before["time"]
+            rates = (
+                f"{(row['instances'] - old['instances']) / seconds:.0f}",
+                f"{(row['bytes'] - old['bytes']) / seconds / 1e6:.1f}",
+            )
+        table.add_row(
+            str(row["pid"]),
+            row["state"],
+            f"{row['active']} of {row['associations']}",
+            str(row["instances"]),
+            *rates,
+            str(row["failed"]),
+            str(row["refused"]),
+        )
+    return table
+
+
+def _stage_table(now: dict[str, Any]) -> Table:
+    table = Table("stage", "state")
+    table.title = "On the way"
+    spool, queue, ledger = now["spool"], now["queue"], now["ledger"]
+    table.add_row("spool", f"{spool['waiting']} instances, {spool['bytes'] / 1e6:.1f} MB")
+    table.add_row(
+        "queue",
+        f"{queue['references']} references, {queue['in_workers_hands']} of them in workers' hands"
+        if queue["reachable"]
+        else f"away: {queue['error']}",
+    )
+    table.add_row(
+        "ledger",
+        ", ".join(f"{count} {state}" for state, count in ledger["instances"].items()) or "empty"
+        if ledger["reachable"]
+        else f"away: {ledger['error']}",
+    )
+    return table
+
+
+def _delivery_table(now: dict[str, Any]) -> Table:
+    table = Table("destination", *STATE_COLUMNS)
+    table.title = "Deliveries"
+    for name, states in sorted(now["ledger"].get("deliveries", {}).items()):
+        table.add_row(name, *(str(states.get(state, 0)) for state in STATE_COLUMNS))
+    return table
+
+
+def _certificate_table(now: dict[str, Any]) -> Table:
+    table = Table("section", "subject", "valid until", "days left")
+    table.title = "Certificates"
+    for row in now["certificates"]:
+        if "error" in row:
+            table.add_row(row["section"], row["error"], "", "")
+        else:
+            table.add_row(row["section"], row["subject"], row["not_after"][:10], str(row["days_left"]))
+    return table

@@ -1,0 +1,96 @@
+"""TLS over buffers: ciphertext in, plaintext out, without a socket.
+
+Why not the TLS of asyncio or uvloop: neither sends the alert that tells a peer why its handshake failed, and
+both hold buffers of their own for every connection. Here all connections of a process read into the same two
+buffers.
+"""
+
+import contextlib
+import ssl
+from typing import Final
+
+RECORD: Final = 16384
+"""Plaintext bytes of the largest TLS record (RFC 8446 5.1)."""
+
+
+class Pump:
+    """One side of one TLS connection."""
+
+    __slots__ = ("_incoming", "_outgoing", "_tls", "established")
+
+    def __init__(
+        self, context: ssl.SSLContext, *, server_side: bool = True, server_hostname: str | None = None
+    ) -> None:
+        self._incoming = ssl.MemoryBIO()
+        self._outgoing = ssl.MemoryBIO()
+        self._tls = context.wrap_bio(
+            self._incoming, self._outgoing, server_side=server_side, server_hostname=server_hostname
+        )
+        self.established = False
+
+    def feed(self, ciphertext: memoryview) -> None:
+        """Take bytes from the network."""
+        self._incoming.write(ciphertext)
+
+    def feed_eof(self) -> None:
+        """The network has ended."""
+        self._incoming.write_eof()
+
+    def handshake(self) -> bool:
+        """Go as far as the bytes allow; whether the handshake is complete.
+
+        Raises:
+            ssl.SSLError: It failed; `output` then holds the alert for the peer (RFC 8446 6.2).
+        """
+        try:
+            self._tls.do_handshake()
+        except ssl.SSLWantReadError:
+            return False
+        self.established = True
+        return True
+
+    def read_into(self, window: memoryview) -> int:
+        """Fill `window` with plaintext, several records where they are there.
+
+        Returns:
+            Bytes written to the front of `window`; 0 when more ciphertext is needed, -1 at the peer's
+            close_notify.
+
+        Raises:
+            ssl.SSLError: The peer broke TLS, or the network ended without close_notify.
+        """
+        filled, size = 0, len(window)
+        read = self._tls.read
+        try:
+            while size - filled >= RECORD:
+                count = read(size - filled, window[filled:])  # type: ignore[arg-type]
+                if count == 0:
+                    return filled or -1
+                filled += count  # type: ignore[operator]
+        except ssl.SSLWantReadError:
+            pass
+        except ssl.SSLZeroReturnError:
+            return filled or -1
+        return filled
+
+    def write(self, plaintext: bytes) -> None:
+        """Encrypt; one call makes one record where `plaintext` fits in one."""
+        self._tls.write(plaintext)
+
+    def output(self) -> bytes:
+        """What is to be sent to the network now."""
+        return self._outgoing.read() if self._outgoing.pending else b""
+
+    def close_notify(self) -> None:
+        """Say that we send nothing more (RFC 8446 6.1); the answer is not waited for."""
+        # WANT_READ: the peer's own close_notify has not come yet. Anything else: there is nobody to tell.
+        with contextlib.suppress(ssl.SSLError, OSError):
+            self._tls.unwrap()
+
+    def peer_certificate(self) -> bytes | None:
+        """The verified certificate of the peer, DER; None where it gave none or none was asked for."""
+        return self._tls.getpeercert(binary_form=True)
+
+    def version(self) -> str:
+        """The protocol version for logs, as OpenSSL names it ("TLSv1.3")."""
+        return self._tls.version() or ""
