@@ -85,7 +85,9 @@ def encode_p_data(int context_id, bytes command not None, long long max_pdu_leng
     return encoded
 
 
+# Hidden from the collector, so that `view` outlives `buffer`; nothing that an encoder holds leads back to it.
 @cython.final
+@cython.no_gc
 cdef class DataSetEncoder:
     """Turns the data set of a file into P-DATA-TF PDUs, a buffer of whole PDUs at a time.
 

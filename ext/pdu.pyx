@@ -104,7 +104,10 @@ cdef class DataSet:
         )
 
 
+# Hidden from the collector, which would clear `view` while `window` still is an export of it: CPython then
+# crashes. Nothing that a parser holds leads back to it, so no cycle is missed.
 @cython.final
+@cython.no_gc
 cdef class PDUParser:
     """Frames the seven PDU types of PS3.8 9.3 and the PDVs within P-DATA-TF.
 
