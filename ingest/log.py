@@ -92,15 +92,16 @@ class _Bridge(logging.Handler):
 
 
 class _Current:
-    """The sink in use. Logging is the one thing that belongs to the process, not to whoever is passed it."""
+    """Sink and role in use. Logging alone belongs to the process, not to whoever is passed it."""
 
     sink: Sink | None = None
+    role = "node"
 
 
 def configure(log: Log) -> None:
     """Set up logging for this process and those that it forks; again after a reload.
 
-    A child says who it is with `structlog.contextvars.bind_contextvars(role="listen")`.
+    A child says who it is with `be`.
 
     Raises:
         BootError: `[log] file` cannot be opened; what was set up before stays.
@@ -120,6 +121,11 @@ def configure(log: Log) -> None:
     logging.captureWarnings(True)
     if old is not None:
         old.close()
+
+
+def be(role: str) -> None:
+    """Name this process in all that it logs, from every thread."""
+    _Current.role = role
 
 
 def reopen() -> None:
@@ -144,7 +150,7 @@ def _common() -> list[Processor]:
 
 
 def _add_process(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
-    event.setdefault("role", "node")
+    event.setdefault("role", _Current.role)
     event["pid"] = os.getpid()
     return event
 

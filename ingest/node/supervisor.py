@@ -24,6 +24,7 @@ import structlog
 from ingest.config import load
 from ingest.config.model import Config
 from ingest.errors import BootError, ConfigError
+from ingest.log import be as log_as
 from ingest.log import configure as configure_log
 from ingest.log import reopen as reopen_log
 from ingest.node import listener
@@ -261,7 +262,7 @@ class Supervisor:
             for number in SIGNALS:
                 signal.signal(number, signal.SIG_DFL)
             name_process(f"ingest-{role}")
-            structlog.contextvars.bind_contextvars(role=role)
+            log_as(role)
             code = self._work(role, row)
         except (BootError, ConfigError) as error:
             log.error("cannot_boot", error=str(error))
