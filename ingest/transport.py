@@ -5,10 +5,13 @@ turn (`on_tick`): a forward worker renews its leases there, also while one large
 """
 
 import contextlib
+import fcntl
 import os
 import select
 import socket
 import ssl
+import sys
+import termios
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -138,19 +141,21 @@ class Transport:
         self.mid_send = False
         self._on_tick()
 
-    def receive_into(self, buffer: memoryview, deadline: float) -> int:
+    def receive_into(self, buffer: memoryview, deadline: float, patience: float = 0.0) -> int:
         """Wait for bytes and put them into `buffer`; 0 is the end of the connection.
 
         Args:
             buffer: Where to; what fits is taken.
             deadline: On the clock of time.monotonic().
+            patience: Seconds by which the deadline moves while the remote takes what was sent: a thin line may
+                need longer for what the kernel holds than a remote may think.
 
         Raises:
             AssociationError: The connection broke, or nothing came in time.
         """
         while True:
             if not (self._tls and self._tls.pending()):
-                self._wait(select.POLLIN, deadline, "gives no answer")
+                self._wait(select.POLLIN, deadline, "gives no answer", patience)
             received = self.receive_now(buffer)
             if received is not None:
                 return received
@@ -226,9 +231,10 @@ class Transport:
                 raise self._failed(error, shaking=True) from error
             self._wait(wanted, deadline, "does not finish the TLS handshake (is its port a plain one?)")
 
-    def _wait(self, events: int, deadline: float, complaint: str) -> int:
-        """Wait for one of `events`; gives what came, with POLLIN also for errors that a read would tell."""
+    def _wait(self, events: int, deadline: float, complaint: str, patience: float = 0.0) -> int:
+        """Wait for one of `events`; gives what came, or all of them where an error is to be fetched."""
         self._poll.modify(self._fd, events)
+        unsent = 0
         while True:
             left = deadline - time.monotonic()
             ready = self._poll.poll(max(0.0, min(left, TICK_SECONDS)) * 1000)
@@ -236,8 +242,15 @@ class Transport:
             if ready:
                 came = ready[0][1]
                 return came if came & events else came | events
-            if left <= 0:
+            before, unsent = unsent, self._unsent() if patience else 0
+            if unsent < before:
+                deadline = time.monotonic() + patience
+            elif left <= 0:
                 raise AssociationError(f"{self.remote}: the remote {complaint}")
+
+    def _unsent(self) -> int:
+        """Bytes that the remote's TCP has not confirmed yet."""
+        return int.from_bytes(fcntl.ioctl(self._fd, termios.TIOCOUTQ, bytes(4)), sys.byteorder)
 
     def _explain_broken_send(self, on_readable: Callable[[], None]) -> None:
         """The remote's A-ABORT or TLS alert, sent before it closed, says more than EPIPE does: read it."""

@@ -156,7 +156,7 @@ class UpperLayer:
                 if self._early is None:
                     raise
                 self.abort()
-            return self._early or self._answer(time.monotonic() + self._timeouts.response)
+            return self._early or self._answer()
 
     def release(self) -> None:
         """End in order (PS3.8 7.2); whatever goes wrong with that, the connection is closed afterwards."""
@@ -213,8 +213,10 @@ class UpperLayer:
             if context and result.result == 0 and result.transfer_syntax == context[1]:
                 self._contexts[context] = result.context_id
 
-    def _answer(self, deadline: float) -> Command:
-        while (answer := self._take(self._next(deadline))) is None:
+    def _answer(self) -> Command:
+        patience = self._timeouts.response
+        deadline = time.monotonic() + patience
+        while (answer := self._take(self._next(deadline, patience))) is None:
             pass
         return answer
 
@@ -261,9 +263,9 @@ class UpperLayer:
     def _transmit(self, data: bytes | memoryview) -> None:
         self._transport.send(data, self._listen)
 
-    def _next(self, deadline: float) -> ControlPDU | Command | DataSet:
+    def _next(self, deadline: float, patience: float = 0.0) -> ControlPDU | Command | DataSet:
         while (event := self._parse()) is None:
-            self._feed(self._transport.receive_into(self._parser.get_buffer(), deadline))
+            self._feed(self._transport.receive_into(self._parser.get_buffer(), deadline, patience))
         return event
 
     def _feed(self, count: int) -> None:
