@@ -1,0 +1,75 @@
+"""Telling the forward workers that a destination has something due: one RQ job "drain D", unless one waits.
+
+The job is a hint. What is to be sent, how often it was tried and when it is due again stands in the ledger.
+"""
+
+import re
+import uuid
+from typing import Final
+
+import redis
+from rq import Queue
+from rq.serializers import JSONSerializer
+
+QUEUE: Final = "forward"
+"""The RQ queue of the forward workers."""
+
+JOB: Final = "workers.forward.drain"
+"""What the job calls, with the destination's name; never imported here."""
+
+WAITS_MILLISECONDS: Final = 30_000
+"""How long a woken destination is not woken again, unless a worker began to drain it and removed the key."""
+
+JOB_TTL_SECONDS: Final = 60
+"""How long a job waits for a worker; what it stood for is found in the ledger then."""
+
+
+def drain_key(destination: str) -> str:
+    """The key that is there while a job for this destination waits; who takes the job removes it."""
+    return f"ingest:drain:{destination}"
+
+
+class Waker:
+    """Wakes destinations through one client."""
+
+    def __init__(self, client: redis.Redis) -> None:
+        self._client = client
+        self._queue = Queue(QUEUE, connection=client, serializer=JSONSerializer)
+
+    def wake(self, destination: str) -> bool:
+        """Have the destination drained; False where a job for it waits already.
+
+        Raises:
+            redis.RedisError: Redis is away; waking again later does no harm.
+        """
+        key = drain_key(destination)
+        if not self._client.set(key, b"1", nx=True, px=WAITS_MILLISECONDS):
+            return False
+        try:
+            self._queue.enqueue_call(
+                JOB,
+                args=(destination,),
+                # RQ takes letters, digits, "_" and "-" only.
+                job_id=f"drain-{re.sub('[^A-Za-z0-9_-]', '_', destination)}-{uuid.uuid4().hex[:12]}",
+                description=f"drain {destination}",
+                # Each wait within a drain has its own deadline; RQ's would end a long one in the middle.
+                timeout=-1,
+                result_ttl=0,
+                failure_ttl=JOB_TTL_SECONDS,
+                ttl=JOB_TTL_SECONDS,
+            )
+        except redis.RedisError:
+            self._forget(key)
+            raise
+        return True
+
+    def _forget(self, key: str) -> None:
+        try:
+            self._client.delete(key)
+        except redis.RedisError:
+            return  # it ends by itself
+
+
+def wake(client: redis.Redis, destination: str) -> bool:
+    """`Waker.wake` for who does it once."""
+    return Waker(client).wake(destination)

@@ -1,0 +1,192 @@
+"""From a reference to an open file, and to what the ledger wants to know of it."""
+
+import contextlib
+import itertools
+import mmap
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, cast
+
+import redis
+
+from ext.header import scan
+from ingest.dicom.part10 import read_file_meta
+from ingest.errors import PeerError, SpoolError
+from ingest.queue import data_key
+from ingest.spool.reference import Reference
+from workers.store import FileStore, Source
+
+WINDOW: Final = 16 << 10
+"""Bytes of a data set that are read to find its UIDs; nearly always enough."""
+
+SOP_CLASS_UID: Final = 0x0008_0016
+SOP_INSTANCE_UID: Final = 0x0008_0018
+STUDY_INSTANCE_UID: Final = 0x0020_000D
+SERIES_INSTANCE_UID: Final = 0x0020_000E
+TAGS: Final = (SOP_CLASS_UID, SOP_INSTANCE_UID, STUDY_INSTANCE_UID, SERIES_INSTANCE_UID)
+
+
+class GoneError(SpoolError):
+    """What a reference points to is not there any more."""
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What a Part 10 file says of itself.
+
+    Attributes:
+        size: Bytes of the file.
+        data_set_offset: Where in it the data set begins.
+        conflict: Why it must not be stored, or empty.
+    """
+
+    sop_instance_uid: str
+    sop_class_uid: str
+    study_uid: str
+    series_uid: str
+    transfer_syntax_uid: str
+    calling_ae: str
+    called_ae: str
+    source: str
+    size: int
+    data_set_offset: int
+    conflict: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Arrival:
+    """One instance in hand.
+
+    Attributes:
+        reference: Where it waits.
+        source: Its open file.
+        received_at: When it was received, in Unix milliseconds.
+    """
+
+    reference: Reference
+    source: Source
+    received_at: int
+
+    @property
+    def spool_ref(self) -> str:
+        """What the ledger calls the reference."""
+        return spool_ref(self.reference)
+
+
+def spool_ref(reference: Reference) -> str:
+    """The name of a reference in the ledger; unique for ever."""
+    at = f"#{reference.offset}" if reference.offset else ""
+    return f"{reference.spool}:{reference.where}{at}"
+
+
+@contextlib.contextmanager
+def open_spooled(reference: Reference, spool_dir: Path, *, synced: bool) -> Iterator[Arrival]:
+    """Open what a reference with carrier "spool" points to.
+
+    Raises:
+        GoneError: The file is not there.
+        SpoolError: The reference is not one into this spool.
+        OSError: The file cannot be read.
+    """
+    path = spooled_path(reference, spool_dir)
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except FileNotFoundError:
+        raise GoneError(f"{path} is not there") from None
+    try:
+        yield Arrival(reference, Source.of(path, fd, synced=synced), os.fstat(fd).st_mtime_ns // 1_000_000)
+    finally:
+        os.close(fd)
+
+
+def spooled_path(reference: Reference, spool_dir: Path) -> str:
+    """The path of the file that a reference points to.
+
+    Raises:
+        SpoolError: The reference leads out of the spool, or to a part of a file.
+    """
+    parts = reference.where.split("/")
+    if any(part in {"", ".", ".."} or "\0" in part for part in parts) or reference.offset:
+        raise SpoolError(f"{reference.where!r} is not a place in the spool {spool_dir}")
+    return f"{spool_dir}/{reference.where}"
+
+
+@contextlib.contextmanager
+def open_carried(
+    reference: Reference, client: redis.Redis, store: FileStore, received_at: int
+) -> Iterator[Arrival]:
+    """Fetch what a reference with carrier "redis" points to into a temporary file of the store.
+
+    Raises:
+        GoneError: The data set is not on the queue, or not all of it.
+        redis.RedisError: Redis is away.
+        StoreAwayError: There is no room for it.
+    """
+    key, size = data_key(reference.spool, reference.where), 0
+    with store.temporary() as (path, fd):
+        # Chunk by chunk: only one of them is in memory.
+        for number in itertools.count():
+            chunk = cast("bytes | None", client.lindex(key, number))
+            if not chunk:
+                break
+            store.append(fd, chunk)
+            size += len(chunk)
+        if size == 0 or (reference.length and size != reference.length):
+            raise GoneError(f"{key} holds {size} of {reference.length or 'its'} bytes")
+        yield Arrival(reference, Source.of(path, fd, synced=False), received_at)
+
+
+def identify(source: Source) -> Facts:
+    """Read File Meta and UIDs of a Part 10 file, without reading all of it.
+
+    Raises:
+        PeerError: It is no Part 10 file, or its data set cannot be read as its transfer syntax.
+        OSError: The disk is failing.
+    """
+    meta, offset = read_file_meta(source.fd)
+    found = _scan(source, offset, meta.transfer_syntax_uid)
+    conflict = ""
+    for tag, name, said in (
+        (SOP_CLASS_UID, "SOP Class UID", meta.sop_class_uid),
+        (SOP_INSTANCE_UID, "SOP Instance UID", meta.sop_instance_uid),
+    ):
+        if tag in found and _uid(found[tag]) != said:
+            conflict = f"the data set has another {name} than the C-STORE request had"
+    return Facts(
+        sop_instance_uid=meta.sop_instance_uid,
+        sop_class_uid=meta.sop_class_uid,
+        study_uid=_uid(found.get(STUDY_INSTANCE_UID, b"")),
+        series_uid=_uid(found.get(SERIES_INSTANCE_UID, b"")),
+        transfer_syntax_uid=meta.transfer_syntax_uid,
+        calling_ae=meta.calling_ae,
+        called_ae=meta.called_ae,
+        source=meta.source_address or "",
+        size=source.size,
+        data_set_offset=offset,
+        conflict=conflict,
+    )
+
+
+def _scan(source: Source, offset: int, transfer_syntax_uid: str) -> dict[int, bytes]:
+    length = source.size - offset
+    window = os.pread(source.fd, WINDOW, offset)
+    found = scan(window, transfer_syntax_uid, TAGS, len(window) >= length)
+    if found is not None:
+        return found
+    # Something long stands before the UIDs. A mapping lets the scanner step over it without reading it.
+    with (
+        mmap.mmap(source.fd, 0, access=mmap.ACCESS_READ) as mapped,
+        memoryview(mapped) as view,
+        view[offset:] as data_set,
+    ):
+        found = scan(data_set, transfer_syntax_uid, TAGS, True)
+    if found is None:
+        raise PeerError("the data set ends within an element")
+    return found
+
+
+def _uid(value: bytes) -> str:
+    # PS3.5 9.1: padded with one NUL; some pad with a space.
+    return value.rstrip(b"\0 ").decode("ascii", "replace")

@@ -1,0 +1,270 @@
+"""One batch of references: opened, identified, placed, recorded, and let go of in the spool."""
+
+import contextlib
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+import redis
+import structlog
+
+from ingest.dicom.part10 import read_file_meta
+from ingest.errors import PeerError, SpoolError, StoreAwayError, StoreError
+from ingest.ledger import NewInstance, Outcome
+from workers.arrival import (
+    Arrival,
+    Facts,
+    GoneError,
+    identify,
+    open_carried,
+    open_spooled,
+    spool_ref,
+    spooled_path,
+)
+from workers.inbox import Entry
+from workers.ledger import PatientLedger
+from workers.patience import StoppedError
+from workers.placement import Placer, Placing
+from workers.store import FileStore
+
+DELIVERIES_MAX: Final = 5
+"""An entry that was delivered more often, and did not fail for want of a disk, is set aside."""
+
+log = structlog.get_logger()
+
+
+@dataclass(slots=True)
+class Results:
+    """What came of a batch.
+
+    Attributes:
+        done: May be taken off the queue.
+        away: Could not be kept for want of a disk; to be tried again, without blame.
+        failed: Failed for another reason, which is the value.
+        wake: Destinations that something is due for now.
+        error: Why the store is away, if it is.
+    """
+
+    done: list[Entry] = field(default_factory=list)
+    away: list[Entry] = field(default_factory=list)
+    failed: dict[str, str] = field(default_factory=dict)
+    wake: dict[str, None] = field(default_factory=dict)
+    error: StoreAwayError | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Tools:
+    """What all batches of a worker share.
+
+    Attributes:
+        spool_dir: The spool that references with carrier "spool" point into.
+        spool: Its id.
+        synced: Whether what lies in the spool is on stable storage.
+        client: Where data sets with carrier "redis" lie.
+        store: Where those go first.
+        placer: Decides and places.
+        ledger: Records; waits while the ledger is away.
+        pending: Why an entry failed before, by its id.
+        enough: Tells when what was placed so far should be recorded before going on.
+        current: Told which entry is being worked on.
+        stopping: Whether the worker was told to stop.
+    """
+
+    spool_dir: Path
+    spool: Callable[[], str | None]
+    synced: bool
+    client: redis.Redis
+    store: FileStore
+    placer: Placer
+    ledger: PatientLedger
+    pending: dict[str, str]
+    enough: Callable[[], bool]
+    current: Callable[[Entry | None], None]
+    stopping: Callable[[], bool]
+
+
+class Work:
+    """A batch at work; `results` is filled step by step, so that it is true even after an error."""
+
+    def __init__(self, tools: Tools) -> None:
+        self.results = Results()
+        self._tools = tools
+        self._placed: list[Entry] = []
+
+    def persist(self, entries: Sequence[Entry]) -> None:
+        """Persist what the entries point to, as far as that can be done now.
+
+        Raises:
+            redis.RedisError: Redis is away.
+            StoppedError: The worker was told to stop while the ledger was away.
+            StoreAwayError: The store is not there at all.
+        """
+        with contextlib.ExitStack() as stack:
+            placing = stack.enter_context(self._tools.placer.batch())
+            opened = self._open(stack, entries)
+            placing.look_up([facts for _, _, facts in opened])
+            for entry, arrival, facts in opened:
+                self._place(placing, entry, arrival, facts)
+                if self._tools.enough():
+                    self._record(placing)
+                if self._tools.stopping():
+                    break
+            self._record(placing)
+
+    def _open(
+        self, stack: contextlib.ExitStack, entries: Sequence[Entry]
+    ) -> list[tuple[Entry, Arrival, Facts]]:
+        opened: list[tuple[Entry, Arrival, Facts]] = []
+        gone: list[Entry] = []
+        for entry in entries:
+            self._tools.current(entry)
+            try:
+                arrival = stack.enter_context(self._opened(entry))
+                opened.append((entry, arrival, self._identified(entry, arrival)))
+            except GoneError:
+                gone.append(entry)
+            except SpoolError as error:
+                self._unusable(entry, error)
+            except Exception as error:
+                self._failed(entry, error)
+        self._tools.current(None)
+        if gone:
+            self._report_gone(gone)
+        return opened
+
+    def _unusable(self, entry: Entry, error: SpoolError) -> None:
+        """A reference that this worker cannot follow; perhaps another can."""
+        if entry.deliveries > DELIVERIES_MAX:
+            log.error("reference_dropped", error=str(error), attempts=entry.deliveries)
+            self.results.done.append(entry)
+        else:
+            log.error("reference_unusable", error=str(error))
+            self.results.failed[entry.id] = str(error)
+
+    def _opened(self, entry: Entry) -> contextlib.AbstractContextManager[Arrival]:
+        tools, reference = self._tools, entry.reference
+        if reference.carrier == "redis":
+            return open_carried(reference, tools.client, tools.store, entry.added_at)
+        if reference.spool != tools.spool():
+            raise SpoolError(
+                f"{reference.where} lies in the spool {reference.spool}, which is not {tools.spool_dir}; "
+                'share one [receive] spool_dir, or set [queue] carrier = "redis"'
+            )
+        return open_spooled(reference, tools.spool_dir, synced=tools.synced)
+
+    def _identified(self, entry: Entry, arrival: Arrival) -> Facts:
+        if entry.deliveries > DELIVERIES_MAX:
+            # Nothing of it is read any more: reading may be what kills.
+            last = self._tools.pending.get(entry.id, "its worker died each time")
+            return _blank(arrival, f"not persisted in {entry.deliveries - 1} attempts: {last}")
+        try:
+            return identify(arrival.source)
+        except PeerError as error:
+            return _unreadable(arrival, str(error))
+
+    def _place(self, placing: Placing, entry: Entry, arrival: Arrival, facts: Facts) -> None:
+        self._tools.current(entry)
+        try:
+            placing.place(arrival, facts)
+            self._placed.append(entry)
+        except Exception as error:
+            self._failed(entry, error)
+        finally:
+            self._tools.current(None)
+
+    def _failed(self, entry: Entry, error: Exception) -> None:
+        """Keep one entry's failure from the others; what concerns all of them goes on upwards."""
+        if isinstance(error, redis.RedisError | StoppedError):
+            raise error
+        if isinstance(error, StoreAwayError):
+            self.results.away.append(entry)
+            self.results.error = error
+            return
+        self.results.failed[entry.id] = f"{type(error).__name__}: {error}"
+        log.error("not_persisted", where=entry.reference.where, attempt=entry.deliveries, exc_info=error)
+
+    def _record(self, placing: Placing) -> None:
+        """Make what was placed durable, then its rows; only then let go of the spool's copies."""
+        if not self._placed:
+            return
+        try:
+            placing.sync()
+        except StoreAwayError as error:
+            self.results.away += self._placed
+            self.results.error = error
+            self._placed.clear()
+            raise
+        self._write(placing.rows)
+        try:
+            placing.recorded()
+        except StoreError as error:
+            log.error("replaced_file_stays", error=str(error), remedy="remove it by hand")
+        for entry in self._placed:
+            self._release(entry)
+        self.results.done += self._placed
+        self._placed.clear()
+
+    def _write(self, rows: Sequence[NewInstance]) -> None:
+        """All rows at once; one by one where the ledger refuses some, so that these keep back no others."""
+        try:
+            outcomes = self._tools.ledger.record(rows)
+        except StoppedError:
+            raise
+        except Exception as error:
+            if len(rows) > 1:
+                for row in list(rows):
+                    self._write([row])
+                return
+            refused = [entry for entry in self._placed if spool_ref(entry.reference) == rows[0].spool_ref]
+            self._placed = [entry for entry in self._placed if entry not in refused]
+            for entry in refused:
+                self._failed(entry, error)
+            return
+        for row, outcome in zip(rows, outcomes, strict=True):
+            if outcome is Outcome.RECORDED:
+                self.results.wake.update(dict.fromkeys(row.destinations))
+
+    def _release(self, entry: Entry) -> None:
+        if entry.reference.carrier == "spool":
+            path = spooled_path(entry.reference, self._tools.spool_dir)
+            try:
+                os.unlink(path)
+            except FileNotFoundError:
+                return
+            except OSError as error:
+                log.error("spool_file_stays", file=path, error=str(error), remedy="remove it by hand")
+
+    def _report_gone(self, gone: Sequence[Entry]) -> None:
+        refs = {spool_ref(entry.reference): entry for entry in gone}
+        known = self._tools.ledger.known_spool_refs(refs)
+        for ref in refs.keys() - known:
+            # Persisted as a duplicate before a crash; or lost, or (carrier "redis") put back by its listener.
+            log.warning("reference_without_file", reference=ref)
+        self.results.done += gone
+
+
+def _blank(arrival: Arrival, conflict: str) -> Facts:
+    return Facts("", "", "", "", "", "", "", "", arrival.source.size, 0, conflict)
+
+
+def _unreadable(arrival: Arrival, reason: str) -> Facts:
+    """What can be said of a file whose data set cannot be read."""
+    try:
+        meta, offset = read_file_meta(arrival.source.fd)
+    except PeerError:
+        return _blank(arrival, reason)
+    return Facts(
+        sop_instance_uid=meta.sop_instance_uid,
+        sop_class_uid=meta.sop_class_uid,
+        study_uid="",
+        series_uid="",
+        transfer_syntax_uid=meta.transfer_syntax_uid,
+        calling_ae=meta.calling_ae,
+        called_ae=meta.called_ae,
+        source=meta.source_address or "",
+        size=arrival.source.size,
+        data_set_offset=offset,
+        conflict=reason,
+    )

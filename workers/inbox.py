@@ -1,0 +1,245 @@
+"""The persist workers' side of the streams: what is theirs to do, what others left, and what is done.
+
+Every entry is delivered to one consumer and stays pending there until `done`. The count of its deliveries
+tells an entry that kills its worker from one that merely waits for a disk.
+"""
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, cast
+
+import redis
+import structlog
+
+from ingest.queue import GROUP, data_key, persisted_key
+from ingest.spool.reference import Reference
+
+IDLE_MILLISECONDS: Final = 10_000
+"""An entry that its consumer has not touched for so long is anybody's."""
+
+STREAMS_SECONDS: Final = 2.0
+"""How old the list of streams may be."""
+
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One entry of a stream, delivered to us.
+
+    Attributes:
+        stream: The stream's key.
+        id: Its id there, which begins with when it was added, in Unix milliseconds.
+        reference: What it says.
+        deliveries: How often it was delivered, this time included.
+    """
+
+    stream: str
+    id: str
+    reference: Reference
+    deliveries: int = 1
+
+    @property
+    def added_at(self) -> int:
+        """When it was added, in Unix milliseconds."""
+        return int(self.id.partition("-")[0])
+
+
+class Inbox:
+    """The consumer `consumer` in the group of persist workers, on every stream that `streams` names."""
+
+    def __init__(self, client: redis.Redis, consumer: str, streams: Callable[[], Sequence[str]]) -> None:
+        self._client = client
+        self._consumer = consumer
+        self._find_streams = streams
+        self._streams: list[str] = []
+        self._streams_until = 0.0
+        self._own_after: dict[str, str] = {}
+
+    def streams(self) -> list[str]:
+        """The streams as they are now; their groups are there.
+
+        Raises:
+            redis.RedisError: Redis is away.
+        """
+        if time.monotonic() >= self._streams_until:
+            found = list(self._find_streams())
+            for stream in found:
+                if stream not in self._streams:
+                    self._make_group(stream)
+            self._streams = found
+            self._streams_until = time.monotonic() + STREAMS_SECONDS
+        return self._streams
+
+    def fresh(self, count: int, block_milliseconds: int) -> list[Entry]:
+        """New entries, at most `count` of each stream.
+
+        Raises:
+            redis.RedisError: Redis is away.
+        """
+        wanted = dict.fromkeys(self.streams(), ">")
+        return self._read(wanted, count, block_milliseconds) if wanted else []
+
+    def begin_own(self) -> None:
+        """Have `own` begin anew."""
+        self._own_after = {}
+        self._streams_until = 0.0
+        self._streams = []
+
+    def own(self, count: int) -> list[Entry]:
+        """What was delivered to this consumer before and is not done: its last run's, or what failed.
+
+        An entry that was delivered often comes alone: if it kills the worker, it alone has one delivery more.
+
+        Raises:
+            redis.RedisError: Redis is away.
+        """
+        for stream in self.streams():
+            after = self._own_after.get(stream, "0")
+            deliveries = self._deliveries(stream, f"({after}", "+", count)
+            if not deliveries:
+                continue
+            alone = max(deliveries.values()) > 1
+            found = self._read({stream: after}, 1 if alone else count, None)
+            self._own_after[stream] = next(reversed(deliveries)) if not alone else next(iter(deliveries))
+            if found:
+                return self._counted(stream, found)
+        return []
+
+    def abandoned(self, count: int) -> list[Entry]:
+        """What nobody has touched for a while, from any consumer; now ours.
+
+        Raises:
+            redis.RedisError: Redis is away.
+        """
+        for stream in self.streams():
+            start = "0-0"
+            while True:
+                # One call looks at ten times `count` entries; idle ones may stand behind those in hand.
+                answer = self._claim(stream, start, count)
+                found = self._entries(stream, answer[1])
+                if found:
+                    return self._counted(stream, found)
+                start = answer[0].decode()
+                if start == "0-0":
+                    break
+        return []
+
+    def touch(self, entries: Iterable[Entry], *, forgive: bool = False) -> None:
+        """Say that these are still in hand.
+
+        Args:
+            entries: Them.
+            forgive: Whether their earlier deliveries are to be forgotten: what failed was not theirs to mend.
+
+        Raises:
+            redis.RedisError: Redis is away.
+        """
+        by_stream: dict[str, list[str]] = {}
+        for entry in entries:
+            by_stream.setdefault(entry.stream, []).append(entry.id)
+        pipeline = self._client.pipeline(transaction=False)
+        for stream, ids in by_stream.items():
+            count = 1 if forgive else None
+            pipeline.xclaim(
+                stream, GROUP, self._consumer, 0, cast("list[Any]", ids), retrycount=count, justid=True
+            )
+        # Without the group, which a flushed Redis has forgotten, nothing is pending either.
+        pipeline.execute(raise_on_error=False)
+
+    def done(self, entries: Sequence[Entry]) -> None:
+        """Take entries off their streams; with carrier `redis`, let the listeners know what is persisted.
+
+        Raises:
+            redis.RedisError: Redis is away; doing it again does no harm.
+        """
+        pipeline = self._client.pipeline(transaction=True)
+        by_stream: dict[str, list[str]] = {}
+        for entry in entries:
+            by_stream.setdefault(entry.stream, []).append(entry.id)
+            reference = entry.reference
+            if reference.carrier == "redis":
+                pipeline.rpush(persisted_key(reference.spool), reference.where)
+                pipeline.delete(data_key(reference.spool, reference.where))
+        for stream, ids in by_stream.items():
+            # XACK of an entry without a group answers 0; it is no error.
+            pipeline.xack(stream, GROUP, *ids)
+            pipeline.xdel(stream, *ids)
+        pipeline.execute()
+
+    def _claim(self, stream: str, start: str, count: int) -> list[Any]:
+        return cast(
+            "list[Any]",
+            self._grouped(
+                stream,
+                lambda: self._client.xautoclaim(
+                    stream, GROUP, self._consumer, IDLE_MILLISECONDS, start_id=start, count=count
+                ),
+            ),
+        )
+
+    def _read(self, wanted: dict[str, str], count: int, block: int | None) -> list[Entry]:
+        try:
+            answer = self._client.xreadgroup(
+                GROUP, self._consumer, cast("dict[Any, Any]", wanted), count=count, block=block
+            )
+        except redis.ResponseError as error:
+            if not str(error).startswith("NOGROUP"):
+                raise
+            for stream in wanted:
+                self._make_group(stream)
+            return []
+        found: list[Entry] = []
+        for name, entries in cast("list[tuple[bytes, list[Any]]]", answer or []):
+            found += self._entries(name.decode(), entries)
+        return found
+
+    def _entries(self, stream: str, raw: Iterable[tuple[bytes, dict[bytes, bytes] | None]]) -> list[Entry]:
+        found, useless = [], []
+        for number, fields in raw:
+            try:
+                # An entry that was deleted while pending has no fields.
+                reference = Reference.from_fields(fields or {})
+            except ValueError as error:
+                if fields:
+                    log.error("stream_entry_unreadable", stream=stream, id=number.decode(), error=str(error))
+                useless.append(number)
+            else:
+                found.append(Entry(stream, number.decode(), reference))
+        if useless:
+            self._client.xack(stream, GROUP, *useless)
+            self._client.xdel(stream, *useless)
+        return found
+
+    def _counted(self, stream: str, entries: Sequence[Entry]) -> list[Entry]:
+        deliveries = self._deliveries(stream, entries[0].id, entries[-1].id, 10 * len(entries))
+        return [Entry(stream, entry.id, entry.reference, deliveries.get(entry.id, 1)) for entry in entries]
+
+    def _deliveries(self, stream: str, first: str, last: str, count: int) -> dict[str, int]:
+        """How often our own pending entries were delivered, by id, in order."""
+        pending = self._grouped(
+            stream,
+            lambda: self._client.xpending_range(
+                stream, GROUP, min=first, max=last, count=count, consumername=self._consumer
+            ),
+        )
+        return {row["message_id"].decode(): int(row["times_delivered"]) for row in pending}
+
+    def _grouped(self, stream: str, ask: Callable[[], Any]) -> Any:
+        """Ask; once more where a flushed Redis had forgotten the group."""
+        try:
+            return ask()
+        except redis.ResponseError as error:
+            if not str(error).startswith("NOGROUP"):
+                raise
+            self._make_group(stream)
+            return ask()
+
+    def _make_group(self, stream: str) -> None:
+        try:
+            # From the first entry on: what was added before the group was made is to be done, too.
+            self._client.xgroup_create(stream, GROUP, id="0", mkstream=True)
+        except redis.ResponseError as error:
+            if not str(error).startswith("BUSYGROUP"):
+                raise

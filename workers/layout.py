@@ -1,0 +1,92 @@
+"""From UIDs to names in the store: `[store] path`, and what is done where a UID does not make a safe name."""
+
+import hashlib
+import re
+from string import Formatter
+from typing import Final
+
+from ingest.errors import StoreError
+from ingest.spool.reference import Reference
+
+INCOMING: Final = ".incoming"
+"""Folder below a store's root for what is being copied; no key begins with it."""
+
+FIELDS: Final = frozenset({"study_uid", "series_uid", "sop_uid"})
+
+# PS3.5 9.1: digits and periods, at most 64. Leading zeros and empty components are wrong, but safe in a name.
+_SAFE: Final = re.compile(r"[0-9][0-9.]{0,63}")
+_NAME_MAX: Final = 255
+
+
+def safe_name(uid: str, missing: str) -> str:
+    """A UID as one component of a path: itself where that is safe, else made from its hash.
+
+    Args:
+        uid: As it came, without padding.
+        missing: The name for an empty UID.
+    """
+    if _SAFE.fullmatch(uid):
+        return uid
+    if not uid:
+        return missing
+    return "x" + hashlib.sha256(uid.encode("utf-8", "surrogatepass")).hexdigest()[:40]
+
+
+class Layout:
+    """The template of `[store] path`."""
+
+    def __init__(self, template: str) -> None:
+        """Check it.
+
+        Raises:
+            StoreError: It names an unknown field, no `{sop_uid}`, or could lead out of the store.
+        """
+        try:
+            fields = {field for _, field, spec, _ in Formatter().parse(template) if field is not None}
+            sample = template.format(study_uid="1", series_uid="1", sop_uid="1")
+        except (ValueError, LookupError, AttributeError) as error:
+            raise StoreError(f"store.path: {template!r} cannot be read: {error}") from error
+        if not fields <= FIELDS or "sop_uid" not in fields:
+            raise StoreError(
+                f"store.path: {template!r} must name {{sop_uid}}, and no field but {sorted(FIELDS)}"
+            )
+        check_key(sample)
+        self._template = template
+
+    def key(self, study_uid: str, series_uid: str, sop_uid: str) -> str:
+        """The key of an instance; never outside the store, whatever the UIDs are."""
+        return self._template.format(
+            study_uid=safe_name(study_uid, "no-study"),
+            series_uid=safe_name(series_uid, "no-series"),
+            sop_uid=safe_name(sop_uid, "no-instance"),
+        )
+
+
+def variant_key(key: str, transfer_syntax_uid: str) -> str:
+    """The key of an object beside the first one of its UID: one for each transfer syntax."""
+    stem, dot, suffix = key.rpartition(".")
+    if not dot or "/" in suffix:
+        stem, dot, suffix = key, "", ""
+    return f"{stem}~{safe_name(transfer_syntax_uid, 'no-syntax')}{dot}{suffix}"
+
+
+def quarantine_key(reference: Reference) -> str:
+    """The key below the quarantine folder; always the same, so that a second try finds the first."""
+    name = re.sub(r"[^0-9A-Za-z_-]+", ".", f"{reference.spool}.{reference.where}.{reference.offset}").strip(
+        "."
+    )
+    if len(name) > _NAME_MAX - len(".dcm"):
+        name = hashlib.sha256(name.encode()).hexdigest()
+    return f"{name}.dcm"
+
+
+def check_key(key: str) -> tuple[str, ...]:
+    """The components of a key.
+
+    Raises:
+        StoreError: It is not a relative path that stays below the root.
+    """
+    parts = tuple(key.split("/"))
+    if parts[0] == INCOMING or any(part in {"", ".", ".."} or "\0" in part for part in parts):
+        raise StoreError(f"{key!r} is not a path below the store; see [store] path")
+    return parts

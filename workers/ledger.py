@@ -1,0 +1,48 @@
+"""The ledger as a persist worker asks it: while it is away the worker waits, with its batch in hand."""
+
+from collections.abc import Callable, Iterable, Sequence
+
+import structlog
+
+from ingest.ledger import Ledger, NewInstance, Outcome
+from workers.patience import Patience
+
+log = structlog.get_logger()
+
+
+class PatientLedger:
+    """Every method waits until the ledger answers, and raises `StoppedError` if told to stop meanwhile."""
+
+    def __init__(self, ledger: Ledger, patience: Patience, meanwhile: Callable[[], None]) -> None:
+        """Wrap a ledger.
+
+        Args:
+            ledger: The ledger.
+            patience: How to wait for it.
+            meanwhile: Called between two attempts.
+        """
+        self._ledger = ledger
+        self._patience = patience
+        self._meanwhile = meanwhile
+
+    def migrate(self) -> None:
+        """See `Ledger.migrate`."""
+        self._patience.insist(self._ledger.migrate, self._meanwhile)
+
+    def stored_keys(self, uids: Iterable[str]) -> dict[str, str]:
+        """See `Ledger.stored_keys`."""
+        asked = list(uids)
+        return self._patience.insist(lambda: self._ledger.stored_keys(asked), self._meanwhile)
+
+    def known_spool_refs(self, refs: Iterable[str]) -> set[str]:
+        """See `Ledger.known_spool_refs`."""
+        asked = list(refs)
+        return self._patience.insist(lambda: self._ledger.known_spool_refs(asked), self._meanwhile)
+
+    def supersede(self, uids: list[str], now_ms: int) -> None:
+        """See `Ledger.supersede`."""
+        self._patience.insist(lambda: self._ledger.supersede(uids, now_ms), self._meanwhile)
+
+    def record(self, rows: Sequence[NewInstance]) -> list[Outcome]:
+        """See `Ledger.record`."""
+        return self._patience.insist(lambda: self._ledger.record(rows), self._meanwhile)

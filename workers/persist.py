@@ -1,0 +1,293 @@
+"""The persist worker: takes references off the streams, and puts what they point to into store and ledger.
+
+Several run side by side, on one host or many. What one of them leaves, killed at any line, is found: its own
+entries at its next start, those of others when nobody has touched them for a while.
+"""
+
+import contextlib
+import signal
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final, cast
+
+import redis
+import structlog
+
+from ingest.config.model import Config
+from ingest.errors import BootError, LedgerError, SpoolError, StoreError
+from ingest.ledger import Ledger
+from ingest.queue import SPOOLS_KEY, connect, stream_key
+from ingest.spool.spool import spool_id
+from ingest.wake import Waker
+from workers.batch import Results, Tools, Work
+from workers.inbox import Entry, Inbox
+from workers.layout import Layout
+from workers.ledger import PatientLedger
+from workers.patience import Patience, StoppedError
+from workers.placement import Placer
+from workers.routes import Router
+from workers.slot import slot
+from workers.store import FileStore
+
+BATCH: Final = 64
+CARRIED_BATCH: Final = 8
+"""The same where the data sets ride on the queue, and lie in the store twice while a batch is at work."""
+
+BLOCK_MILLISECONDS: Final = 1000
+CLAIM_SECONDS: Final = 3.0
+TOUCH_SECONDS: Final = 3.0
+RECORD_SECONDS: Final = 2.0
+"""What was placed is recorded after so long, even if the batch has more."""
+
+SUSPECT: Final = 2
+"""What was delivered more often than this is worked on alone."""
+
+REMEMBERED_MAX: Final = 10_000
+NO_STREAM_SECONDS: Final = 0.2
+
+log = structlog.get_logger()
+
+
+class Persister:
+    """One worker's loop."""
+
+    def __init__(self, config: Config, stop: threading.Event, consumer: str) -> None:
+        """Prepare; waits for nothing.
+
+        Args:
+            config: The configuration.
+            stop: Ends the loop after the batch in hand.
+            consumer: The name of this worker in the consumer group; the same again after a restart.
+
+        Raises:
+            BootError: The configuration cannot be used.
+        """
+        self._config = config
+        self._stop = stop
+        self._client = connect(config)
+        self._spool: str | None = None
+        self._inbox = Inbox(self._client, consumer, self._streams)
+        self._waker = Waker(self._client)
+        self._queue_patience = Patience(stop, "queue_away", "what is received waits in the spool")
+        self._spool_patience = Patience(stop, "spool_away", "mount it, or see [receive] spool_dir")
+        self._store_patience = Patience(stop, "store_away", "what is received waits in the spool; make room")
+        try:
+            self._layout, self._router = Layout(config.store.path), Router(config.routes)
+            self._ledger = PatientLedger(
+                Ledger(config.ledger_url),
+                Patience(stop, "ledger_away", "what is received waits in the spool"),
+                lambda: self._touch(forgive=True),
+            )
+        except (StoreError, LedgerError) as error:
+            raise BootError(str(error)) from error
+        self._batch = CARRIED_BATCH if config.queue.carrier == "redis" else BATCH
+        # What is still to be said to Redis; none of it is lost with a connection.
+        self._done: list[Entry] = []
+        self._forgive: list[Entry] = []
+        self._wake: dict[str, None] = {}
+        self._in_hand: Sequence[Entry] = ()
+        self._current: Entry | None = None
+        self._pending: dict[str, str] = {}
+        self._touched_at = self._recorded_at = self._claim_at = 0.0
+        self._own = True
+
+    def run(self) -> None:
+        """Persist until told to stop.
+
+        Raises:
+            ConfigError: As `__init__`.
+        """
+        with contextlib.suppress(StoppedError), contextlib.ExitStack() as stack:
+            self._ledger.migrate()
+            self._store = self._opened(stack, self._config.store_root)
+            self._tools = self._make_tools(self._opened(stack, self._config.quarantine_dir))
+            while not self._stop.is_set():
+                self._turn()
+        with contextlib.suppress(redis.RedisError):
+            self._settle()
+        self._client.close()
+
+    def _turn(self) -> None:
+        try:
+            self._settle()
+            entries = self._next()
+            self._queue_patience.worked()
+            self._spool_patience.worked()
+            for share in _shares(entries, self._batch):
+                self._work(share)
+                if self._stop.is_set():
+                    return
+        except redis.RedisError as error:
+            self._own = True
+            self._inbox.begin_own()
+            self._queue_patience.failed(error)
+        except SpoolError as error:
+            self._spool_patience.failed(error)
+
+    def _next(self) -> list[Entry]:
+        """What to do next: what a former run left, what others left, what is new."""
+        if self._own:
+            entries = self._inbox.own(self._batch)
+            if entries:
+                return entries
+            self._own = False
+        if time.monotonic() >= self._claim_at:
+            entries = self._inbox.abandoned(self._batch)
+            if entries:
+                return entries
+            self._claim_at = time.monotonic() + CLAIM_SECONDS
+        if not self._inbox.streams():
+            # No listener has made its spool yet.
+            time.sleep(NO_STREAM_SECONDS)
+            return []
+        return self._inbox.fresh(self._batch, BLOCK_MILLISECONDS)
+
+    def _work(self, entries: Sequence[Entry]) -> None:
+        self._in_hand = entries
+        self._touched_at = self._recorded_at = time.monotonic()
+        work = Work(self._tools)
+        try:
+            work.persist(entries)
+        except StoreError as error:
+            self._forgive += [entry for entry in entries if entry not in work.results.done]
+            self._store_patience.failed(error)
+        except (redis.RedisError, StoppedError):
+            self._forgive += [entry for entry in entries if entry not in work.results.done]
+            raise
+        else:
+            self._judge(work.results)
+        finally:
+            self._in_hand = ()
+            self._take(work.results)
+        self._settle()
+
+    def _judge(self, results: Results) -> None:
+        """Wait a little where the store is full for some, so that the disk is not asked without end."""
+        self._forgive += results.away
+        if results.error is not None:
+            self._store_patience.failed(results.error)
+        elif results.done:
+            self._store_patience.worked()
+
+    def _take(self, results: Results) -> None:
+        self._done += results.done
+        self._wake.update(results.wake)
+        if len(self._pending) > REMEMBERED_MAX:
+            self._pending.clear()
+        self._pending.update(results.failed)
+        for entry in results.done:
+            self._pending.pop(entry.id, None)
+
+    def _settle(self) -> None:
+        """Tell Redis what is done, what is not to blame, and whom to wake.
+
+        Raises:
+            redis.RedisError: Redis is away; what was not said is said later.
+        """
+        if self._done:
+            self._inbox.done(self._done)
+            self._done = []
+        if self._forgive:
+            self._inbox.touch(self._forgive, forgive=True)
+            self._forgive = []
+        for destination in list(self._wake):
+            self._waker.wake(destination)
+            del self._wake[destination]
+
+    def _touch(self, *, forgive: bool = False) -> None:
+        """Keep what is in hand from being taken for abandoned, as often as is needed."""
+        now = time.monotonic()
+        if now - self._touched_at < TOUCH_SECONDS or not self._in_hand:
+            return
+        self._touched_at = now
+        try:
+            self._inbox.touch(self._in_hand, forgive=forgive)
+            if self._current is not None:
+                # It has been worked on for seconds: whatever ends this worker now, reading it did not.
+                self._inbox.touch([self._current], forgive=True)
+        except redis.RedisError:
+            # Others may take it then; twice does no harm.
+            self._touched_at = now + 10 * TOUCH_SECONDS
+
+    def _enough(self) -> bool:
+        self._touch()
+        if time.monotonic() - self._recorded_at < RECORD_SECONDS:
+            return False
+        self._recorded_at = time.monotonic()
+        return True
+
+    def _streams(self) -> list[str]:
+        self._spool = spool_id(self._config.spool_dir)
+        streams = {stream_key(self._spool)} if self._spool else set()
+        if self._config.queue.carrier == "redis":
+            spools = cast("set[bytes]", self._client.smembers(SPOOLS_KEY))
+            streams |= {stream_key(name.decode()) for name in spools}
+        return sorted(streams)
+
+    def _opened(self, stack: contextlib.ExitStack, root: Path) -> FileStore:
+        durable = self._config.receive.durability == "fsync"
+        store = FileStore(root, durable=durable, progress=self._touch)
+        self._store_patience.insist(store.prepare)
+        stack.callback(store.close)
+        return store
+
+    def _make_tools(self, quarantine: FileStore) -> Tools:
+        placer = Placer(
+            store=self._store,
+            quarantine=quarantine,
+            rows=self._ledger,
+            layout=self._layout,
+            policy=self._config.store.duplicates,
+            router=self._router,
+            now=lambda: time.time_ns() // 1_000_000,
+            progress=self._touch,
+        )
+        return Tools(
+            spool_dir=self._config.spool_dir,
+            spool=lambda: self._spool,
+            synced=self._config.receive.durability == "fsync",
+            client=self._client,
+            store=self._store,
+            placer=placer,
+            ledger=self._ledger,
+            pending=self._pending,
+            enough=self._enough,
+            current=self._set_current,
+            stopping=self._stop.is_set,
+        )
+
+    def _set_current(self, entry: Entry | None) -> None:
+        self._current = entry
+
+
+def _shares(entries: Sequence[Entry], size: int) -> list[Sequence[Entry]]:
+    """Batches: many at once of what was not delivered often; each other alone, so that only it does harm."""
+    alone: list[Sequence[Entry]] = [[entry] for entry in entries if entry.deliveries > SUSPECT]
+    sound = [entry for entry in entries if entry.deliveries <= SUSPECT]
+    return [sound[start : start + size] for start in range(0, len(sound), size)] + alone
+
+
+def run(config: Config, stop: threading.Event) -> None:
+    """Persist in this process until `stop` is set; what is in hand then is finished first.
+
+    Raises:
+        BootError: The configuration cannot be used.
+        ConfigError: Likewise.
+    """
+    with slot(config.run_dir, "persist") as consumer:
+        Persister(config, stop, consumer).run()
+
+
+def main(config: Config, stop: threading.Event) -> int:
+    """Entry point of the child process: TERM and INT end it in good order; returns the exit code.
+
+    Raises:
+        BootError: As `run`.
+        ConfigError: As `run`.
+    """
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    run(config, stop)
+    return 0

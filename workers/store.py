@@ -1,0 +1,314 @@
+"""Where instances stay: the Store seam, and the file system behind it.
+
+What `put` has done is durable once its batch was synced. A name is given by link(2), which never replaces a
+file: of several workers with the same key one wins, and the others are told.
+"""
+
+import contextlib
+import errno
+import hashlib
+import os
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Protocol
+
+from ingest.dicom.part10 import read_file_meta
+from ingest.errors import StoreAwayError, StoreError
+from workers.folders import Folders
+from workers.incoming import FILE_MODE, Incoming, lock
+from workers.layout import INCOMING, check_key
+
+REPLACE_SECONDS: Final = 10.0
+"""How long one worker waits for another that replaces files."""
+
+# Another name for the same file cannot be had: other file system, too many links, not allowed, or its first
+# name is gone, since another worker was quicker with it.
+_NO_LINK: Final = frozenset(
+    {errno.EXDEV, errno.EPERM, errno.EACCES, errno.EMLINK, errno.EOPNOTSUPP, errno.ENOSYS, errno.ENOENT}
+)
+# These blame the name that was asked for; everything else blames the disk, and is over some day.
+_OF_THE_NAME: Final = frozenset({errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EISDIR})
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A whole Part 10 file that may be linked or copied.
+
+    Attributes:
+        path: Its name, for link(2).
+        fd: Open for reading; stays the caller's.
+        size: Bytes.
+        device, inode: As fstat(2) gives them.
+        synced: Whether its bytes are on stable storage.
+    """
+
+    path: str
+    fd: int
+    size: int
+    device: int
+    inode: int
+    synced: bool
+
+    @classmethod
+    def of(cls, path: str, fd: int, *, synced: bool) -> "Source":
+        """The open file `fd` that is called `path`."""
+        facts = os.fstat(fd)
+        return cls(path, fd, facts.st_size, facts.st_dev, facts.st_ino, synced)
+
+
+@dataclass(slots=True)
+class Batch:
+    """What was put together and becomes durable together."""
+
+    folders: Folders
+    lock: int | None = None
+
+
+class Store(Protocol):
+    """What the workers ask of a store; a key is a relative path with "/"."""
+
+    def batch(self) -> contextlib.AbstractContextManager[Batch]:
+        """A batch to put into; what is not synced at its end may be lost with the power."""
+
+    def put(self, batch: Batch, source: Source, key: str) -> bool:
+        """Keep a file under a key; False where the key is taken (that key is made durable all the same).
+
+        Raises:
+            StoreAwayError: The store is full, failing or not there; trying again later may help.
+            StoreError: This key cannot be had.
+        """
+
+    def replace(self, batch: Batch, source: Source, key: str) -> None:
+        """Keep a file under a key in place of what is there, between two instants; raises as `put`."""
+
+    def remove(self, batch: Batch, key: str) -> None:
+        """Forget a key, if it is there; raises as `put`."""
+
+    def exclude_replacing(self, batch: Batch) -> None:
+        """Keep other workers from replacing until the batch ends; raises as `put`."""
+
+    def sync(self, batch: Batch) -> None:
+        """Make durable what was put so far; raises as `put`."""
+
+    def open(self, key: str) -> int:
+        """A descriptor to read a file from; the caller closes it.
+
+        Raises:
+            FileNotFoundError: The key is not there.
+            StoreAwayError, StoreError: As `put`.
+        """
+
+    def size(self, key: str) -> int:
+        """Bytes of the Part 10 file; raises as `open`."""
+
+    def digest(self, key: str) -> str:
+        """SHA-256 of the data set, in hexadecimal; raises as `open`, and PeerError for no DICOM file."""
+
+
+class FileStore:
+    """A folder of Part 10 files."""
+
+    def __init__(
+        self, root: Path, *, durable: bool = True, progress: Callable[[], None] = lambda: None
+    ) -> None:
+        """Describe it; who only reads needs no more.
+
+        Args:
+            root: The folder.
+            durable: Whether `sync` waits for the disk (`[receive] durability = "fsync"`).
+            progress: Called often while something large is copied.
+        """
+        self.root = root
+        self._durable = durable
+        self._progress = progress
+        self._durable_names: set[tuple[int, int]] = set()
+        self._prepared: Incoming | None = None
+
+    def prepare(self) -> None:
+        """Make the folder, take a place to copy to, and clear the places of dead workers.
+
+        Raises:
+            StoreAwayError: The folder cannot be made or written to.
+        """
+        with _blamed(str(self.root)):
+            _make_root(self.root)
+            self._prepared = Incoming(self.root / INCOMING)
+
+    def close(self) -> None:
+        """Give the place to copy to back."""
+        if self._prepared is not None:
+            self._prepared.close()
+            self._prepared = None
+
+    @property
+    def _incoming(self) -> Incoming:
+        if self._prepared is None:
+            raise StoreError(f"the store {self.root} was opened for reading only")
+        return self._prepared
+
+    @contextlib.contextmanager
+    def batch(self) -> Iterator[Batch]:
+        """See `Store.batch`."""
+        with _blamed(str(self.root)):
+            batch = Batch(Folders(self.root, self._durable_names))
+        try:
+            yield batch
+        finally:
+            batch.folders.close()
+            if batch.lock is not None:
+                os.close(batch.lock)
+
+    def put(self, batch: Batch, source: Source, key: str) -> bool:
+        """See `Store.put`."""
+        *parents, name = check_key(key)
+        with _blamed(key):
+            folder = batch.folders.open(parents)
+            try:
+                self._give_name(source, folder, name)
+            except FileExistsError:
+                return False
+            return True
+
+    def replace(self, batch: Batch, source: Source, key: str) -> None:
+        """See `Store.replace`."""
+        *parents, name = check_key(key)
+        with _blamed(key):
+            folder = batch.folders.open(parents)
+            temporary = self._incoming.new_name()
+            self._give_name(source, self._incoming.fd, temporary)
+            os.rename(temporary, name, src_dir_fd=self._incoming.fd, dst_dir_fd=folder)
+            # Of two names of one file rename(2) removes neither.
+            self._incoming.unlink(temporary)
+
+    def remove(self, batch: Batch, key: str) -> None:
+        """See `Store.remove`; folders stay."""
+        *parents, name = check_key(key)
+        with _blamed(key), contextlib.suppress(FileNotFoundError):
+            os.unlink(name, dir_fd=batch.folders.open(parents))
+
+    def exclude_replacing(self, batch: Batch) -> None:
+        """See `Store.exclude_replacing`."""
+        if batch.lock is not None:
+            return
+        path = self.root / INCOMING / "replace.lock"
+        with _blamed(str(path)):
+            fd = os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW, FILE_MODE)
+        deadline = time.monotonic() + REPLACE_SECONDS
+        while not lock(fd):
+            if time.monotonic() > deadline:
+                os.close(fd)
+                raise StoreAwayError(f"{path} is held by another worker for {REPLACE_SECONDS:.0f} s")
+            self._progress()
+            time.sleep(0.01)
+        batch.lock = fd
+
+    def sync(self, batch: Batch) -> None:
+        """See `Store.sync`."""
+        if self._durable:
+            with _blamed(str(self.root)):
+                batch.folders.sync()
+
+    def open(self, key: str) -> int:
+        """See `Store.open`; symbolic links are not followed."""
+        check_key(key)
+        try:
+            return os.open(self.root / key, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        except FileNotFoundError:
+            raise
+        except OSError as error:
+            raise _blame(error, key) from error
+
+    def size(self, key: str) -> int:
+        """See `Store.size`."""
+        fd = self.open(key)
+        try:
+            return os.fstat(fd).st_size
+        finally:
+            os.close(fd)
+
+    def digest(self, key: str) -> str:
+        """See `Store.digest`."""
+        with open(self.open(key), "rb", buffering=0) as file:
+            _, offset = read_file_meta(file.fileno())
+            file.seek(offset)
+            return hashlib.file_digest(file, "sha256").hexdigest()
+
+    @contextlib.contextmanager
+    def temporary(self) -> Iterator[tuple[str, int]]:
+        """A new file beside the store, as path and descriptor to read and write; gone afterwards.
+
+        Raises:
+            StoreAwayError: It cannot be made.
+        """
+        name = self._incoming.new_name()
+        with _blamed(str(self._incoming.path)):
+            fd = self._incoming.create(name, os.O_RDWR)
+        try:
+            yield str(self._incoming.path / name), fd
+        finally:
+            os.close(fd)
+            self._incoming.unlink(name)
+
+    def append(self, fd: int, data: bytes) -> None:
+        """Write all of `data` to a file of `temporary`.
+
+        Raises:
+            StoreAwayError: There is no room for it.
+        """
+        with _blamed(str(self._incoming.path)), memoryview(data) as left:
+            done = 0
+            while done < len(left):
+                done += os.write(fd, left[done:])
+        self._progress()
+
+    def _give_name(self, source: Source, folder: int, name: str) -> None:
+        """Link where that works, else copy.
+
+        Raises:
+            FileExistsError: The name is taken.
+        """
+        if source.device == os.fstat(folder).st_dev:
+            try:
+                if self._durable and not source.synced:
+                    os.fdatasync(source.fd)
+                os.link(source.path, name, dst_dir_fd=folder, follow_symlinks=False)
+            except OSError as error:
+                if error.errno not in _NO_LINK:
+                    raise
+            else:
+                return
+        with contextlib.suppress(FileNotFoundError):
+            os.stat(name, dir_fd=folder, follow_symlinks=False)
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), name)
+        copy = self._incoming.copied(source.fd, source.size, durable=self._durable, progress=self._progress)
+        with copy as temporary:
+            # Durable before it has its name: a name never stands for half a file.
+            os.link(temporary, name, src_dir_fd=self._incoming.fd, dst_dir_fd=folder, follow_symlinks=False)
+
+
+def _make_root(root: Path) -> None:
+    """Make the root and what is missing above it, durably."""
+    missing = [path for path in (root, *root.parents) if not path.exists()]
+    for path in reversed(missing):
+        path.mkdir(mode=0o750, exist_ok=True)
+        fd = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+
+
+def _blame(error: OSError, what: str) -> StoreError:
+    if error.errno in _OF_THE_NAME:
+        return StoreError(f"the store cannot keep {what}: {error.strerror}")
+    return StoreAwayError(f"the store cannot keep {what}: {error.strerror}; make room or mount it")
+
+
+@contextlib.contextmanager
+def _blamed(what: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise _blame(error, what) from error
