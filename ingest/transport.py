@@ -147,8 +147,8 @@ class Transport:
         Args:
             buffer: Where to; what fits is taken.
             deadline: On the clock of time.monotonic().
-            patience: Seconds by which the deadline moves while the remote takes what was sent: a thin line may
-                need longer for what the kernel holds than a remote may think.
+            patience: Seconds by which the deadline moves while the remote takes what was sent: a thin line
+                may need longer for what the kernel holds than a remote may think.
 
         Raises:
             AssociationError: The connection broke, or nothing came in time.
