@@ -8,7 +8,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Sequence
-from typing import Final, cast
+from typing import Final
 
 import redis
 import structlog
@@ -126,10 +126,7 @@ class Handoff:
         A data set without a reference, left by a crash in between, is replaced by the next try of the same
         file.
         """
-        while (
-            cast("int", self._client.xlen(stream_key(self._spool.id)))
-            >= self._config.queue.carrier_max_waiting
-        ):
+        while self._client.xlen(stream_key(self._spool.id)) >= self._config.queue.carrier_max_waiting:
             if self._closing:
                 raise redis.BusyLoadingError("the queue is full; what is left stays in the spool")
             time.sleep(FULL_SECONDS)

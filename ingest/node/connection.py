@@ -81,7 +81,7 @@ class Connection(asyncio.BufferedProtocol):
         if self._pump is None:
             self._association.begin()
 
-    def get_buffer(self, sizehint: int) -> memoryview:  # type: ignore[override]  # noqa: ARG002 - asyncio's name
+    def get_buffer(self, sizehint: int) -> memoryview:  # noqa: ARG002 - asyncio's name
         """Where the network's next bytes go: the process's one buffer."""
         return self._server.plaintext if self._pump is None else self._server.ciphertext
 

@@ -7,7 +7,7 @@ buffers.
 
 import contextlib
 import ssl
-from typing import Final
+from typing import Final, cast
 
 RECORD: Final = 16384
 """Plaintext bytes of the largest TLS record (RFC 8446 5.1)."""
@@ -63,10 +63,10 @@ class Pump:
         read = self._tls.read
         try:
             while size - filled >= RECORD:
-                count = read(size - filled, window[filled:])  # type: ignore[arg-type]
-                if count == 0:
+                count = cast("int", read(size - filled, window[filled:]))
+                if not count:
                     return filled or -1
-                filled += count  # type: ignore[operator]
+                filled += count
         except ssl.SSLWantReadError:
             pass
         except ssl.SSLZeroReturnError:
