@@ -1,7 +1,7 @@
 """Bytes of the upper layer with their meaning: what a parser must make of them, however TCP cuts them.
 
-A command set here has one element, Command Data Set Type (0000,0800), which is all that decides whether a data set
-follows: 0101H says none does.
+A command set here has one element, Command Data Set Type (0000,0800), which is all that decides whether a
+data set follows: 0101H says none does.
 """
 
 from dataclasses import dataclass
@@ -38,14 +38,15 @@ def _data_set(context_id: int, text: str) -> tuple[object, ...]:
 
 
 # PS3.8 Table 9-11: version 1, called "ANY-SCP", calling "ECHOSCU", reserved, then the variable items:
-# application context (10H), presentation context (20H) with Verification (30H) in Implicit VR Little Endian (40H),
-# user information (50H) with maximum length 16384 (51H).
+# application context (10H), presentation context (20H) with Verification (30H) in Implicit VR Little Endian (40H), user
+# information (50H) with maximum length 16384 (51H).
 ASSOCIATE_RQ = (
-    "01 00 0000008A 0001 0000 414E592D534350202020202020202020 4543484F534355202020202020202020"
-    + "00" * 32
-    + "10 00 0015 312E322E3834302E31303030382E332E312E312E31"
-    + "20 00 001D 01 00 FF 00 30 00 0001 31 40 00 0010" + "31" * 16
-    + "50 00 0008 51 00 0004 00004000"
+    "01 00 0000009B 0001 0000 414E592D534350202020202020202020 4543484F534355202020202020202020" + "00" * 32 +
+    "10 00 0015 312E322E3834302E31303030382E332E312E312E31"
+    "20 00 002E 01 00 FF 00"
+    "30 00 0011 312E322E3834302E31303030382E312E31"
+    "40 00 0011 312E322E3834302E31303030382E312E32"
+    "50 00 0008 51 00 0004 00004000"
 )  # fmt: skip
 # A-ASSOCIATE-AC of the same shape as far as framing goes: header, version, reserved, names, reserved.
 ASSOCIATE_AC = "02 00 00000044 0001 0000" + "41" * 32 + "00" * 32
@@ -100,7 +101,7 @@ VALID = (
         _wire("04 00 0000001A 0000000C 01 03" + AHEAD + "00000006 01 02 CAFEBABE"),
         (_command(1, AHEAD), _data_set(1, "CAFEBABE")),
     ),
-    # A data set in four fragments, the second and the last of them empty, over three PDUs; then another message.
+    # A data set in four fragments, the second and the last empty, over three PDUs; then another message.
     Vector(
         "a data set in fragments, then another message",
         _wire(
@@ -109,7 +110,7 @@ VALID = (
             "04 00 00000010 0000000C 01 03" + ALONE
         ),
         (_command(1, AHEAD), _data_set(1, "01020304"), _command(1, ALONE)),
-    ),  # fmt: skip
+    ),
     Vector(
         "an empty data set",
         _wire("04 00 00000016 0000000C 07 03" + AHEAD + "00000002 07 02"),
