@@ -275,3 +275,7 @@ def demo() -> None:
     from ingest.demo import run
 
     click.get_current_context().exit(run())
+
+
+if __name__ == "__main__":
+    main()
