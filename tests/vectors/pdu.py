@@ -38,8 +38,8 @@ def _data_set(context_id: int, text: str) -> tuple[object, ...]:
 
 
 # PS3.8 Table 9-11: version 1, called "ANY-SCP", calling "ECHOSCU", reserved, then the variable items:
-# application context (10H), presentation context (20H) with Verification (30H) in Implicit VR Little Endian (40H), user
-# information (50H) with maximum length 16384 (51H).
+# application context (10H), presentation context (20H) with Verification (30H) in Implicit VR Little Endian
+# (40H), user information (50H) with maximum length 16384 (51H).
 ASSOCIATE_RQ = (
     "01 00 0000009B 0001 0000 414E592D534350202020202020202020 4543484F534355202020202020202020" + "00" * 32 +
     "10 00 0015 312E322E3834302E31303030382E332E312E312E31"
