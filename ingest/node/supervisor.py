@@ -14,7 +14,6 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 from typing import Final
@@ -29,11 +28,11 @@ from ingest.log import configure as configure_log
 from ingest.log import reopen as reopen_log
 from ingest.node import listener
 from ingest.node.embedded_queue import EmbeddedQueue
-from ingest.node.endpoints import Endpoint, bind
+from ingest.node.endpoints import bind
+from ingest.node.generation import ALL_ROLES, Child, Generation, Place, plan
 from ingest.node.process import die_with_parent, name_process
 from ingest.node.scoreboard import ACCEPTING, BOOTING, HEARTBEAT, PID, STATE, Scoreboard, now_ms
 
-ALL_ROLES: Final = frozenset({"listen", "persist", "forward"})
 WORKERS: Final = {"persist": "workers.persist:main", "forward": "workers.forward:main"}
 """Named, never imported here: imports run from workers to ingest, not back."""
 
@@ -50,39 +49,6 @@ STUCK_MS: Final = 60_000
 GRACE_SECONDS: Final = 3.0
 
 log = structlog.get_logger()
-
-
-@dataclass(slots=True)
-class Child:
-    """A process that we forked."""
-
-    pid: int
-    role: str
-    generation: int
-    started: float
-    row: int | None = None
-    stopping: bool = False
-    stuck: bool = False
-
-
-@dataclass(slots=True)
-class Place:
-    """One of the processes that a generation shall have; remembers how its last ones ended."""
-
-    role: str
-    pid: int = 0
-    failures: int = 0
-    fork_at: float = 0.0
-
-
-@dataclass(slots=True)
-class Generation:
-    """What one reading of the configuration asks for."""
-
-    number: int
-    config: Config
-    endpoints: tuple[Endpoint, ...]
-    places: list[Place] = field(default_factory=list)
 
 
 def run(path: Path, roles: frozenset[str]) -> int:
@@ -187,7 +153,7 @@ class Supervisor:
     def _start(self) -> None:
         config = self.config
         endpoints = bind(config) if "listen" in self.roles else ()
-        self.generation = self._new_generation(1, config, endpoints)
+        self.generation = plan(1, config, endpoints, self.roles)
         if config.receive.durability == "page-cache" and "listen" in self.roles:
             log.warning(
                 "durability_page_cache", meaning="Success does not mean durable: a power cut loses images"
@@ -196,17 +162,6 @@ class Supervisor:
             self.queue = EmbeddedQueue(config.data_dir)
             self.queue.start()
         self._manage()
-
-    def _new_generation(self, number: int, config: Config, endpoints: tuple[Endpoint, ...]) -> Generation:
-        counts = {
-            "listen": config.receive.processes or os.cpu_count() or 1,
-            "persist": config.workers.persist,
-            "forward": config.workers.forward if config.destinations else 0,
-        }
-        if self.roles != ALL_ROLES:
-            counts = {role: max(count, 1) for role, count in counts.items()}
-        places = [Place(role) for role in counts if role in self.roles for _ in range(counts[role])]
-        return Generation(number, config, endpoints, places)
 
     # --- children
 
@@ -363,7 +318,7 @@ class Supervisor:
             log.error("reload_refused", faults=faults, in_force="the configuration read before")
             return
         old = self.generation
-        self.generation = self._new_generation(old.number + 1, config, endpoints)
+        self.generation = plan(old.number + 1, config, endpoints, self.roles)
         configure_log(config.log)
         for child in self.children.values():
             child.stopping = True
