@@ -1,0 +1,66 @@
+"""DCMTK's echoscu and storescu, as their users call them."""
+
+import os
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+
+from tests.peers import require_program
+from tests.pki import Material
+
+SECONDS = 60
+
+
+def authenticated(material: Material, name: str, trusted: Path | None = None) -> list[str]:
+    """TLS with a certificate, as "peer" or whoever else `material` knows."""
+    return [
+        "+tls",
+        str(material.key(name)),
+        str(material.certificate(name)),
+        "+cf",
+        str(trusted or material.trusted),
+    ]
+
+
+def anonymous(material: Material) -> list[str]:
+    """TLS without a certificate of its own."""
+    return ["--anonymous-tls", "+cf", str(material.trusted)]
+
+
+def scu(
+    program: str, port: int, *options: str, files: Sequence[Path] = (), host: str = "localhost"
+) -> "subprocess.CompletedProcess[str]":
+    """Run one of DCMTK's SCUs; DCMTK writes no more than a few lines, and stops at deadlines of its own."""
+    command = [
+        require_program(program),
+        "-v",
+        "-to",
+        "10",
+        "-ta",
+        "10",
+        "-td",
+        "30",
+        *options,
+        host,
+        str(port),
+    ]
+    return subprocess.run(
+        [*command, *map(str, files)],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+        # By default it lets the kernel hold back the second of two small writes, 40 ms for each instance.
+        env={**os.environ, "TCP_NODELAY": "1"},
+        timeout=SECONDS,
+        check=False,
+    )
+
+
+def echoscu(port: int, *options: str) -> "subprocess.CompletedProcess[str]":
+    return scu("echoscu", port, *options)
+
+
+def storescu(port: int, *options: str, files: Sequence[Path]) -> "subprocess.CompletedProcess[str]":
+    return scu("storescu", port, *options, files=files)
