@@ -155,5 +155,9 @@ def _shown(value: Any) -> str:
 
 
 def without(faults: Sequence[Fault], keys: Sequence[str]) -> list[Fault]:
-    """`faults` but for those at or below one of `keys`: what is wrong already need not be faulted twice."""
-    return [f for f in faults if not any(f.key == k or f.key.startswith((f"{k}.", f"{k}[")) for k in keys)]
+    """`faults` but for what is at, below or just above one of `keys`: one mistake need not be told twice."""
+
+    def known(key: str) -> bool:
+        return any(key == k or key.startswith((f"{k}.", f"{k}[")) or k.startswith(f"{key}[") for k in keys)
+
+    return [fault for fault in faults if not known(fault.key)]

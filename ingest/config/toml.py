@@ -113,6 +113,8 @@ def _repair(whole: dict[str, Any], location: Location) -> None:
         parent[int(name)] = {}
     elif isinstance(parent, dict) and name in parent:
         del parent[name]
+        if location[0] == "listeners" and name == "port":
+            parent["port"] = 0  # the default would be taken by another listener
     elif isinstance(parent, dict):
         parent[str(name)] = _STAND_INS.get(str(name), f"missing-{location[-2]}" if len(location) > 1 else "")
 

@@ -14,6 +14,8 @@ from ext.errors import PeerError
 _FINGERPRINT = re.compile(
     r"(?:sha-?256(?: fingerprint)?[:=])?((?:[0-9a-f]{2}:?){31}[0-9a-f]{2})", re.IGNORECASE
 )
+_ATTRIBUTE = re.compile(r'(?:\\.|"[^"]*"|[^,\\"])+')
+"""One `name = value` of a subject; commas that are escaped or quoted belong to the value."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,10 +117,11 @@ def _is_subject(wanted: str, subject: str) -> bool:
     """Compare attribute by attribute: OpenSSL prints a name from its other end, with spaces or slashes."""
     if wanted == subject:
         return True
-    slashes = wanted.startswith("/")
-    spaced = ",".join(wanted.strip("/").split("/")) if slashes else re.sub(r"\s*([,=])\s*", r"\1", wanted)
-    own = x509.Name.from_rfc4514_string(subject).rdns
-    for text in (wanted, spaced):
+    try:
+        own = x509.Name.from_rfc4514_string(subject).rdns
+    except ValueError:
+        return False  # of a kind that RFC 4514 cannot write and read again: bind it by fingerprint
+    for text in (wanted, _as_rfc4514(wanted)):
         try:
             other = x509.Name.from_rfc4514_string(text).rdns
         except ValueError:
@@ -126,3 +129,17 @@ def _is_subject(wanted: str, subject: str) -> bool:
         if own in (other, other[::-1]):
             return True
     return False
+
+
+def _as_rfc4514(text: str) -> str:
+    """`/C=BE/CN=x` and `C = BE, O = "A, B"` as RFC 4514 writes them, in the order in which they stand."""
+    if text.startswith("/"):
+        return text[1:].replace(",", "\\,").replace("/", ",")
+    return ",".join(_attribute(part) for part in _ATTRIBUTE.findall(text))
+
+
+def _attribute(text: str) -> str:
+    name, _, value = (part.strip() for part in text.partition("="))
+    if len(value) > 1 and value[0] == value[-1] == '"':
+        value = re.sub(r'([,+"\\<>;])', r"\\\1", value[1:-1])
+    return f"{name}={value}"

@@ -1,0 +1,370 @@
+"""TLS contexts of both roles, shaking hands with each other and with certificates as others make them."""
+
+import shutil
+import ssl
+import subprocess
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from ingest.config import TLS
+from ingest.errors import ConfigError
+from ingest.tls import pki
+from ingest.tls.contexts import RFC8996_CIPHERS, client_context, server_context
+
+PAST = datetime.now(UTC) - timedelta(days=30)
+
+
+class Site:
+    """Pairs in a folder, made when first asked for."""
+
+    def __init__(self, folder):
+        self.folder = folder
+        self.ca = pki.authority("Site", key_type="ec")
+        (folder / "ca.crt").write_bytes(self.ca.certificate_pem)
+
+    def pair(self, name, make=pki.self_signed, *args, **options):
+        options.setdefault("key_type", "ec")
+        pair = make(name, *args, **options)
+        certificate, key = pki.write_pair(pair, self.folder / name)
+        return {"certificate": certificate, "private_key": key}
+
+    def bundle(self, name, *certificates):
+        path = self.folder / name
+        path.write_text("".join(file.read_text() for file in certificates))
+        return path
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    site = Site(tmp_path_factory.mktemp("site"))
+    site.scp = site.pair("localhost")
+    site.scu = site.pair("ct1")
+    site.signed = site.pair("mr1", pki.signed, site.ca)
+    site.expired = site.pair("old", start=PAST, days=1)
+    site.stranger = site.pair("stranger")
+    site.trusted = site.bundle(
+        "trusted.crt",
+        *(pair["certificate"] for pair in (site.scp, site.scu, site.expired)),
+        site.folder / "ca.crt",
+    )
+    return site
+
+
+def shake(server, client, name=None):
+    """Shake hands over memory; the two ends, or the first error of the server, else of the client."""
+    to_server, to_client = ssl.MemoryBIO(), ssl.MemoryBIO()
+    ends = [
+        server.wrap_bio(to_server, to_client, server_side=True),
+        client.wrap_bio(to_client, to_server, server_hostname=name),
+    ]
+    errors = {}
+    for _ in range(8):
+        for end in ends:
+            try:
+                end.do_handshake()
+            except ssl.SSLWantReadError:
+                pass
+            except ssl.SSLError as error:
+                errors.setdefault(end is ends[0], error)
+    if errors:
+        raise errors.get(True) or errors[False]
+    return ends
+
+
+def settings(site, pair, **changes):
+    return TLS(**{**pair, "trusted": (site.trusted,), **changes})
+
+
+@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
+@pytest.mark.parametrize("who", ["scu", "signed"])
+def test_trusted_pairs_shake_hands_and_know_each_other(site, version, who):
+    client = client_context(settings(site, getattr(site, who)))
+    client.maximum_version = version
+    server, end = shake(server_context(settings(site, site.scp)), client)
+    assert end.version() == {ssl.TLSVersion.TLSv1_2: "TLSv1.2", ssl.TLSVersion.TLSv1_3: "TLSv1.3"}[version]
+    assert server.getpeercert(True) == ssl.PEM_cert_to_DER_cert(getattr(site, who)["certificate"].read_text())
+    assert server.compression() is None
+
+
+def test_certificate_of_nobody_is_refused_with_its_verify_code(site):
+    with pytest.raises(ssl.SSLCertVerificationError) as caught:
+        shake(server_context(settings(site, site.scp)), client_context(settings(site, site.stranger)))
+    assert caught.value.verify_code in {18, 20}  # self-signed certificate, no local issuer
+
+
+def test_expired_certificate_is_refused_although_trusted(site):
+    with pytest.raises(ssl.SSLCertVerificationError) as caught:
+        shake(server_context(settings(site, site.scp)), client_context(settings(site, site.expired)))
+    assert caught.value.verify_code == 10
+
+
+def test_client_refuses_an_untrusted_server(site):
+    with pytest.raises(ssl.SSLError):
+        shake(server_context(settings(site, site.stranger)), client_context(settings(site, site.scu)))
+
+
+@pytest.mark.parametrize("rule", ["required", "optional", "none"])
+def test_anonymous_client_is_let_in_unless_certificates_are_required(site, rule):
+    server = server_context(settings(site, site.scp, peer_certificate=rule))
+    client = client_context(settings(site, {}))
+    if rule == "required":
+        with pytest.raises(ssl.SSLError, match="PEER_DID_NOT_RETURN_A_CERTIFICATE"):
+            shake(server, client)
+    else:
+        assert shake(server, client)[0].getpeercert(True) is None
+
+
+@pytest.mark.parametrize(("rule", "let_in"), [("optional", False), ("none", True)])
+def test_optional_still_refuses_a_stranger(site, rule, let_in):
+    server = server_context(settings(site, site.scp, peer_certificate=rule))
+    client = client_context(settings(site, site.stranger))
+    if let_in:
+        shake(server, client)
+    else:
+        with pytest.raises(ssl.SSLCertVerificationError):
+            shake(server, client)
+
+
+def test_none_needs_no_trust_and_takes_any_server(site):
+    client = client_context(TLS(peer_certificate="none"))
+    shake(server_context(settings(site, site.stranger, peer_certificate="none")), client)
+
+
+def test_leaf_of_an_unknown_authority_can_be_trusted_by_itself(site):
+    other = pki.authority("Other", key_type="ec")
+    leaf = site.pair("leaf", pki.signed, other)
+    server = server_context(settings(site, site.scp, trusted=(leaf["certificate"],)))
+    shake(server, client_context(settings(site, leaf)))
+
+
+@pytest.mark.skipif(not shutil.which("openssl"), reason="the openssl program is not installed")
+def test_certificates_of_the_orthanc_guide_are_taken(site):
+    names = {name: site.folder / f"guide.{name}" for name in ("key", "crt")}
+    subprocess.run(
+        [
+            *(
+                "openssl",
+                "req",
+                "-x509",
+                "-nodes",
+                "-days",
+                "365",
+                "-newkey",
+                "rsa:2048",
+                "-subj",
+                "/C=BE/CN=localhost",
+            ),
+            *("-keyout", names["key"], "-out", names["crt"]),
+        ],
+        check=True,
+        capture_output=True,
+    )
+    pair = {"certificate": names["crt"], "private_key": names["key"], "trusted": (names["crt"],)}
+    shake(server_context(TLS(**pair)), client_context(TLS(**pair, check_server_name=True)), "localhost")
+
+
+def test_server_name_is_checked_only_when_asked(site):
+    server = server_context(settings(site, site.scp))
+    shake(server, client_context(settings(site, site.scu)), "elsewhere")
+    strict = client_context(settings(site, site.scu, check_server_name=True))
+    shake(server, strict, "localhost")
+    shake(server, strict, "127.0.0.1")
+    with pytest.raises(ssl.SSLError):
+        shake(server, strict, "elsewhere")
+
+
+def test_folder_of_certificates_is_trusted_whatever_their_names(site, tmp_path):
+    (tmp_path / "sub").mkdir()
+    shutil.copy(site.scu["certificate"], tmp_path / "ct1.anything")
+    shutil.copy(site.scu["private_key"], tmp_path / "key.crt")
+    (tmp_path / "README").write_bytes(b"Schl\xfcssel\n-----BEGIN nothing")
+    server = server_context(settings(site, site.scp, trusted=(tmp_path,)))
+    shake(server, client_context(settings(site, site.scu)))
+
+
+def test_bundle_may_hold_comments_in_any_encoding_and_a_certificate_twice(site, tmp_path):
+    text = site.scu["certificate"].read_bytes()
+    (tmp_path / "b.pem").write_bytes(
+        b"# R\xf6ntgen\r\n" + text + b"\n# noch einmal\n" + text.replace(b"\n", b"\r\n")
+    )
+    server = server_context(settings(site, site.scp, trusted=(tmp_path / "b.pem",)))
+    shake(server, client_context(settings(site, site.scu)))
+
+
+@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1, ssl.TLSVersion.TLSv1_1])
+@pytest.mark.filterwarnings("ignore:ssl.TLSVersion:DeprecationWarning")
+def test_old_versions_are_refused_by_the_profile_and_possible_with_custom(site, version):
+    client = client_context(settings(site, site.scu, profile="custom", minimum_version="TLSv1"))
+    client.maximum_version = version
+    with pytest.raises(ssl.SSLError):
+        shake(server_context(settings(site, site.scp)), client)
+    old = server_context(settings(site, site.scp, profile="custom", minimum_version="TLSv1"))
+    assert shake(old, client)[0].version() in {"TLSv1", "TLSv1.1"}
+
+
+def test_profile_offers_the_ciphers_of_b12_only(site):
+    for context in (server_context(settings(site, site.scp)), client_context(settings(site, site.scu))):
+        assert {c["name"] for c in context.get_ciphers() if c["protocol"] == "TLSv1.2"} == set(
+            RFC8996_CIPHERS
+        )
+        assert context.minimum_version == ssl.TLSVersion.TLSv1_2
+        assert context.maximum_version in {ssl.TLSVersion.MAXIMUM_SUPPORTED, ssl.TLSVersion.TLSv1_3}
+
+
+def test_client_of_another_cipher_is_refused(site):
+    client = client_context(settings(site, site.scu, profile="custom", ciphers="ECDHE-ECDSA-AES128-SHA"))
+    client.maximum_version = ssl.TLSVersion.TLSv1_2
+    with pytest.raises(ssl.SSLError, match="NO_SHARED_CIPHER"):
+        shake(server_context(settings(site, site.scp)), client)
+
+
+def test_custom_minimum_of_1_3_refuses_1_2(site):
+    client = client_context(settings(site, site.scu))
+    client.maximum_version = ssl.TLSVersion.TLSv1_2
+    with pytest.raises(ssl.SSLError):
+        shake(server_context(settings(site, site.scp, profile="custom", minimum_version="TLSv1.3")), client)
+
+
+def test_there_are_no_tickets_no_renegotiation_no_compression(site):
+    context = server_context(settings(site, site.scp))
+    assert context.num_tickets == 0
+    for option in (ssl.OP_NO_TICKET, ssl.OP_NO_RENEGOTIATION, ssl.OP_NO_COMPRESSION):
+        assert context.options & option
+    server, client = shake(context, client_context(settings(site, site.scu)))
+    server.write(b"x")
+    assert client.read(1) == b"x"  # a ticket would come before it
+    assert not client.session.has_ticket
+
+
+def test_session_keys_are_never_logged(site, tmp_path, monkeypatch):
+    monkeypatch.setenv("SSLKEYLOGFILE", str(tmp_path / "keys"))
+    shake(server_context(settings(site, site.scp)), client_context(settings(site, site.scu)))
+    assert not (tmp_path / "keys").exists()
+
+
+def test_public_authorities_are_not_trusted(site):
+    assert client_context(settings(site, {}, peer_certificate="none", trusted=())).get_ca_certs() == []
+
+
+def test_encrypted_key_is_opened_with_its_password_file(site, tmp_path):
+    pair = pki.self_signed("locked", key_type="ec")
+    certificate, key = pki.write_pair(pair, tmp_path / "locked", password="geheim ö".encode())
+    (tmp_path / "password").write_bytes("geheim ö\r\nsecond line".encode())
+    tls = settings(
+        site, {"certificate": certificate, "private_key": key}, password_file=tmp_path / "password"
+    )
+    server_context(tls)
+
+
+def damage(site, tmp_path, case):
+    """Settings that are wrong in one way, and words of the fault that names file and remedy."""
+    scp, other = site.scp, site.scu
+    locked_crt, locked_key = pki.write_pair(
+        pki.self_signed("x", key_type="ec"), tmp_path / "x", password=b"right"
+    )
+    locked = {"certificate": locked_crt, "private_key": locked_key}
+    (tmp_path / "wrong").write_text("wrong\n")
+    (tmp_path / "empty").write_text("\n")
+    (tmp_path / "long").write_text("p" * 2000)
+    (tmp_path / "text").write_text("hello")
+    (tmp_path / "der").write_bytes(ssl.PEM_cert_to_DER_cert(scp["certificate"].read_text()))
+    (tmp_path / "cut").write_text(
+        scp["certificate"].read_text().replace("MII", "MIX", 1).replace("MIIB", "AAAA")
+    )
+    (tmp_path / "reversed").write_bytes(
+        (site.folder / "ca.crt").read_bytes() + site.signed["certificate"].read_bytes()
+    )
+    (tmp_path / "folder").mkdir()
+    none = tmp_path / "none"
+    return {
+        "another key": ({**scp, "private_key": other["private_key"]}, scp["certificate"], "does not belong"),
+        "issuer first": (
+            {**site.signed, "certificate": tmp_path / "reversed"},
+            tmp_path / "reversed",
+            "put it before",
+        ),
+        "no password": (locked, locked_key, "password_file"),
+        "wrong password": (
+            {**locked, "password_file": tmp_path / "wrong"},
+            locked_key,
+            "cannot be decrypted",
+        ),
+        "empty password": ({**locked, "password_file": tmp_path / "empty"}, tmp_path / "empty", "first line"),
+        "long password": ({**locked, "password_file": tmp_path / "long"}, tmp_path / "long", "1024"),
+        "no password file": ({**locked, "password_file": none}, none, "password file"),
+        "text as certificate": (
+            {**scp, "certificate": tmp_path / "text"},
+            tmp_path / "text",
+            "no certificate in PEM",
+        ),
+        "DER": ({**scp, "certificate": tmp_path / "der"}, tmp_path / "der", "convert it"),
+        "text as key": (
+            {**scp, "private_key": tmp_path / "text"},
+            tmp_path / "text",
+            "no private key in PEM",
+        ),
+        "no certificate": ({**scp, "certificate": none}, none, "No such file"),
+        "no key": ({**scp, "private_key": none}, none, "No such file"),
+        "no bundle": ({**scp, "trusted": (none,)}, none, "No such file"),
+        "text as bundle": (
+            {**scp, "trusted": (tmp_path / "text",)},
+            tmp_path / "text",
+            "no certificate in PEM",
+        ),
+        "DER as bundle": ({**scp, "trusted": (tmp_path / "der",)}, tmp_path / "der", "convert it"),
+        "broken bundle": ({**scp, "trusted": (tmp_path / "cut",)}, tmp_path / "cut", "cannot be read"),
+        "empty folder": ({**scp, "trusted": (tmp_path / "folder",)}, tmp_path / "folder", "holds no file"),
+        "nothing trusted": ({**scp, "trusted": ()}, "trusted", "peer_certificate"),
+    }[case]
+
+
+CASES = [
+    "another key",
+    "issuer first",
+    "no password",
+    "wrong password",
+    "empty password",
+    "long password",
+    "no password file",
+    "text as certificate",
+    "DER",
+    "text as key",
+    "no certificate",
+    "no key",
+    "no bundle",
+    "text as bundle",
+    "DER as bundle",
+    "broken bundle",
+    "empty folder",
+    "nothing trusted",
+]
+
+
+@pytest.mark.parametrize("role", [server_context, client_context])
+@pytest.mark.parametrize("case", CASES)
+def test_what_cannot_be_loaded_is_named_with_its_remedy(site, tmp_path, case, role):
+    changes, file, words = damage(site, tmp_path, case)
+    with pytest.raises(ConfigError) as caught:
+        role(settings(site, {}, **changes))
+    (line,) = caught.value.faults
+    assert line.startswith(f"{file}: ")
+    assert words in line
+    assert "; " in line
+
+
+def test_weak_key_is_refused_by_name(site, tmp_path):
+    from cryptography.hazmat.primitives.asymmetric import rsa
+
+    key = rsa.generate_private_key(public_exponent=65537, key_size=1024)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("ingest.tls.issue._new_key", lambda _: key)
+        weak = pki.self_signed("weak")
+    certificate, path = pki.write_pair(weak, tmp_path / "weak")
+    with pytest.raises(ConfigError, match="RSA 2048"):
+        server_context(settings(site, {"certificate": certificate, "private_key": path}))
+
+
+def test_listener_without_certificate_is_a_fault(site):
+    with pytest.raises(ConfigError, match="a listener needs one"):
+        server_context(settings(site, {}))
