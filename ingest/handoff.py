@@ -24,7 +24,7 @@ WAITING_MAX: Final = 100_000
 """References kept in memory while Redis is away; the sweep finds the rest."""
 
 SWEEP_SECONDS: Final = 4.0
-SWEEP_AGE_SECONDS: Final = 3.0
+SWEEP_AGE_SECONDS: Final = 0.5
 SWEEP_SHARE: Final = 20
 """A sweep that took t seconds is not repeated before 20 t have passed."""
 

@@ -49,6 +49,7 @@ class Node:
     tls_port: int = 0
     plain_port: int = 0
     command: tuple[str, ...] = ("serve",)
+    data_folder: Path | None = None
 
     @property
     def config_path(self) -> Path:
@@ -56,7 +57,7 @@ class Node:
 
     @property
     def data(self) -> Path:
-        return self.folder / "var"
+        return self.data_folder or self.folder / "var"
 
     @property
     def store(self) -> Path:

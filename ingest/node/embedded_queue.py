@@ -95,6 +95,15 @@ class EmbeddedQueue:
             time.sleep(0.01)
         return False
 
+    def set_aside(self) -> None:
+        """Move its files out of its way: a queue that cannot read them is worth less than an empty one.
+
+        The sweep fills it again from the spool, and the ledger knows every delivery.
+        """
+        kept = self.folder / "appendonlydir"
+        if kept.exists():
+            kept.rename(self.folder / f"unreadable-{time.time_ns()}")
+
     def stop(self) -> None:
         """Have it write what it holds and end; kill it if it does not within the deadline."""
         if self.process is None:

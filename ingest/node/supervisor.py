@@ -4,6 +4,7 @@ Before the fork: configuration, TLS contexts, listening sockets, scoreboard. Not
 loops, clients of Redis and SQL. Signal handlers only queue; the loop dispatches, then reaps, then manages.
 """
 
+import contextlib
 import fcntl
 import importlib
 import os
@@ -28,7 +29,7 @@ from ingest.log import configure as configure_log
 from ingest.log import reopen as reopen_log
 from ingest.node import listener
 from ingest.node.embedded_queue import EmbeddedQueue
-from ingest.node.endpoints import bind
+from ingest.node.endpoints import bind, unbind
 from ingest.node.generation import ALL_ROLES, Child, Generation, Place, plan
 from ingest.node.process import die_with_parent, name_process
 from ingest.node.scoreboard import ACCEPTING, BOOTING, HEARTBEAT, PID, STATE, Scoreboard, now_ms
@@ -42,6 +43,9 @@ TICK_SECONDS: Final = 0.5
 BACK_OFF_SECONDS: Final = (0.0, 0.1, 0.5, 1.0, 2.0, 5.0)
 SOUND_AFTER_SECONDS: Final = 10.0
 """A child that lived so long was sound; its end does not count towards the back-off."""
+
+UNREADABLE_AFTER: Final = 3
+"""Ends of the embedded queue in a row after which its files are to blame."""
 
 STUCK_MS: Final = 60_000
 """A listener without a heartbeat for so long is stuck in a call that will not return."""
@@ -120,18 +124,19 @@ class Supervisor:
         try:
             for folder in (config.data_dir, config.run_dir):
                 folder.mkdir(parents=True, exist_ok=True, mode=0o750)
+            if "listen" in self.roles:
+                self._take_lock(config.run_dir / "node.lock")
+                self.board = Scoreboard.create(config.run_dir / "scoreboard")
         except OSError as error:
-            raise BootError(f"[node] data_dir: {error.filename} cannot be made: {error.strerror}") from error
-        if "listen" in self.roles:
-            self._take_lock(config.run_dir / "node.lock")
-            self.board = Scoreboard.create(config.run_dir / "scoreboard")
+            where = error.filename or config.run_dir
+            raise BootError(f"[node] data_dir: {where} cannot be used: {error.strerror}") from error
 
     def _take_lock(self, path: Path) -> None:
         """One node for a data folder. A record lock (fcntl), since children must not inherit it."""
         self._lock = os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o640)
         try:
             fcntl.lockf(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
+        except (BlockingIOError, PermissionError) as error:
             owner = os.read(self._lock, 32).decode(errors="replace").strip()
             raise BootError(
                 f"[node] data_dir: process {owner or 'unknown'} runs a node on {path.parent.parent}; stop it"
@@ -177,10 +182,16 @@ class Supervisor:
         self._watch_heartbeats()
         if not self._ready and self._all_accept():
             self._ready = True
-            # The start of a node is answered on standard output, for people and for scripts that wait for it.
-            sys.stdout.write(" ".join(["ready", *(str(e) for e in self.generation.endpoints)]) + "\n")
-            sys.stdout.flush()
-            log.info("ready", listening=[str(endpoint) for endpoint in self.generation.endpoints])
+            self._say_ready()
+
+    def _say_ready(self) -> None:
+        """Answer the start on standard output, for people and for scripts that wait for it."""
+        listening = [str(endpoint) for endpoint in self.generation.endpoints]
+        log.info("ready", listening=listening)
+        # Whoever started us may have closed it, or have gone: no reason to stop.
+        if sys.stdout is not None:
+            with contextlib.suppress(OSError):
+                os.write(sys.stdout.fileno(), " ".join(["ready", *listening]).encode() + b"\n")
 
     def _all_accept(self) -> bool:
         """Whether every listener of this generation accepts; true where this node has none."""
@@ -199,11 +210,21 @@ class Supervisor:
             self.board.set(row, STATE, BOOTING)
             self.board.set(row, HEARTBEAT, now_ms())
         arm = die_with_parent(signal.SIGKILL)
-        sys.stdout.flush()
-        sys.stderr.flush()
-        pid = os.fork()
-        if pid == 0:
-            self._be_child(place.role, row, arm)
+        # A signal that reached the child before it has handlers of its own would be queued in its copy of our
+        # deque, and lost: it is held back until then.
+        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+        try:
+            pid = os.fork()
+            if pid == 0:
+                self._be_child(place.role, row, arm)
+        except OSError as error:
+            log.error("fork_failed", child=place.role, error=error.strerror)
+            place.fork_at = time.monotonic() + BACK_OFF_SECONDS[-1]
+            if row is not None and self.board is not None:
+                self.board.clear(row)
+            return
+        finally:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
         if row is not None and self.board is not None:
             self.board.set(row, PID, pid)
         place.pid = pid
@@ -216,6 +237,9 @@ class Supervisor:
             signal.set_wakeup_fd(-1)
             for number in SIGNALS:
                 signal.signal(number, signal.SIG_DFL)
+            # Its default would end a worker, and a listener that is not up yet.
+            signal.signal(signal.SIGUSR1, lambda *_: reopen_log())
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
             name_process(f"ingest-{role}")
             log_as(role)
             code = self._work(role, row)
@@ -227,8 +251,7 @@ class Supervisor:
         except BaseException:
             log.exception("child_failed")
         finally:
-            sys.stdout.flush()
-            sys.stderr.flush()
+            # Nothing may raise here: it would unwind into the parent's loop, in the child.
             os._exit(code)
 
     def _work(self, role: str, row: int | None) -> int:
@@ -269,7 +292,11 @@ class Supervisor:
         if queue is None or queue.process is None or queue.process.poll() is None or now < place.fork_at:
             return
         log.error("embedded_queue_died", code=queue.process.returncode)
-        place.failures += 1
+        place.failures = 0 if now - place.fork_at > SOUND_AFTER_SECONDS else place.failures + 1
+        if place.failures >= UNREADABLE_AFTER:
+            log.error("embedded_queue_set_aside", remedy="nothing is lost: spool and ledger fill a new one")
+            queue.set_aside()
+            place.failures = 0
         place.fork_at = now + BACK_OFF_SECONDS[min(place.failures, len(BACK_OFF_SECONDS) - 1)]
         try:
             queue.start()
@@ -309,25 +336,38 @@ class Supervisor:
         """Take a new configuration for new associations; the running ones end with the old one."""
         if self._drain_until is not None:
             return
+        old = self.generation
         try:
-            config = load(self.path, roles=self.roles)
-            self._check_reloadable(config)
-            endpoints = bind(config, self.generation.endpoints) if "listen" in self.roles else ()
+            self.generation = self._next_generation()
         except (ConfigError, BootError) as error:
             faults = list(error.faults) if isinstance(error, ConfigError) else [str(error)]
             log.error("reload_refused", faults=faults, in_force="the configuration read before")
             return
-        old = self.generation
-        self.generation = plan(old.number + 1, config, endpoints, self.roles)
-        configure_log(config.log)
         for child in self.children.values():
-            child.stopping = True
-            os.kill(child.pid, signal.SIGHUP if child.role == "listen" else signal.SIGTERM)
-        kept = {endpoint.socket for endpoint in endpoints}
-        for endpoint in old.endpoints:
-            if endpoint.socket not in kept:
-                endpoint.socket.close()
+            # One that is ending already would take a second signal for more haste.
+            if not child.stopping:
+                child.stopping = True
+                os.kill(child.pid, signal.SIGHUP if child.role == "listen" else signal.SIGTERM)
+        unbind(old.endpoints, keep=self.generation.endpoints)
         log.info("reloaded", generation=self.generation.number)
+
+    def _next_generation(self) -> Generation:
+        """The configuration as it is now.
+
+        Raises:
+            ConfigError: It cannot be used; nothing has changed.
+            BootError: Likewise.
+        """
+        old = self.generation
+        config = load(self.path, roles=self.roles)
+        self._check_reloadable(config)
+        endpoints = bind(config, old.endpoints) if "listen" in self.roles else ()
+        try:
+            configure_log(config.log)
+        except BootError:
+            unbind(endpoints, keep=old.endpoints)
+            raise
+        return plan(old.number + 1, config, endpoints, self.roles)
 
     def _check_reloadable(self, config: Config) -> None:
         faults = [

@@ -52,7 +52,11 @@ def spool_id(root: Path, *, create: bool = False) -> str | None:
             return None
         root.mkdir(parents=True, exist_ok=True, mode=DIRECTORY_MODE)
         temporary = root / f".id.{uuid.uuid4().hex}"
-        temporary.write_text(f"{uuid.uuid4().hex}\n")
+        with temporary.open("w") as file:
+            file.write(f"{uuid.uuid4().hex}\n")
+            file.flush()
+            # Before it has its name: an empty file under it, after a power cut, would orphan every reference.
+            os.fsync(file.fileno())
         try:
             # link(2) fails where the name exists, so that of two processes that start together one decides.
             with contextlib.suppress(FileExistsError):

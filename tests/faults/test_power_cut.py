@@ -1,0 +1,84 @@
+"""A power cut, as near as software gets: the file system is shut down under the node without a flush."""
+
+import os
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.nodes import Node, eventually
+from tests.peers import require_program
+from tests.senders import Modality, kept_whole, nothing_half_there
+
+MEBIBYTES = 512
+
+
+class Disk:
+    """An ext4 file system in a file, on a loop device."""
+
+    def __init__(self, folder: Path) -> None:
+        self.image = folder / "disk.img"
+        self.mount_point = folder / "disk"
+        self.mount_point.mkdir()
+        with self.image.open("wb") as file:
+            file.truncate(MEBIBYTES << 20)
+        subprocess.run(["mkfs.ext4", "-q", str(self.image)], check=True)
+
+    def mount(self) -> None:
+        subprocess.run(["mount", "-o", "loop", str(self.image), str(self.mount_point)], check=True)
+
+    def unmount(self) -> None:
+        subprocess.run(["umount", str(self.mount_point)], check=True)
+
+    def cut(self) -> None:
+        """Nothing that is not on the device now will ever be."""
+        subprocess.run(["xfs_io", "-x", "-c", "shutdown", str(self.mount_point)], check=True)
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Disk]:
+    for program in ("xfs_io", "mkfs.ext4", "mount"):
+        require_program(program)
+    if os.geteuid() != 0:
+        pytest.skip("mounting a loop device needs root")
+    made = Disk(tmp_path)
+    made.mount()
+    try:
+        yield made
+    finally:
+        # Lazily: after a failure, processes of the node may be on their way out still.
+        subprocess.run(["umount", "-l", str(made.mount_point)], check=False, capture_output=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("instances", [20, 400])
+def test_what_was_acknowledged_before_a_power_cut_is_whole_after_it(
+    instances: int, disk: Disk, make_node: Callable[..., Node], tmp_path: Path
+) -> None:
+    node = make_node()
+    node.configure(node=f'[node]\nae_title = "INGEST"\ndata_dir = "{disk.mount_point / "var"}"')
+    node.data_folder = disk.mount_point / "var"
+    node.start()
+    with Modality(node, tmp_path / "sender", size=30_000) as modality:
+        modality.until(instances)
+        disk.cut()
+        node.kill()
+        modality.stop()
+    promised = dict(modality.acknowledged)
+    assert len(promised) >= instances
+    eventually(lambda: _unmounted(disk), 20, "no process uses the disk any more")
+    disk.mount()
+    node.start()
+    eventually(lambda: kept_whole(node, promised), 30, "all promised is in store and ledger")
+    eventually(lambda: node.spooled() == [], 20, "the spool is empty")
+    nothing_half_there(node, modality)
+    assert node.stop() == 0
+
+
+def _unmounted(disk: Disk) -> bool:
+    try:
+        disk.unmount()
+    except subprocess.CalledProcessError:
+        return False
+    return True
