@@ -1,6 +1,8 @@
 """Fixtures that several folders of tests use; the servers and peers themselves are in tests/*.py."""
 
 import contextlib
+import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -8,6 +10,7 @@ import pytest
 
 from tests.nodes import Node, cleaned
 from tests.pki import Material, make
+from tests.servers import Valkey, valkey
 
 
 @pytest.fixture(scope="session")
@@ -33,3 +36,31 @@ def make_node(tmp_path: Path, material: Material) -> Iterator[Callable[..., Node
 def node(make_node: Callable[..., Node]) -> Node:
     """One running node without destinations."""
     return make_node().start()
+
+
+@pytest.fixture(scope="session")
+def shared_valkey() -> Iterator[Valkey]:
+    """One Valkey for all tests that only need it empty."""
+    with valkey() as server:
+        yield server
+
+
+@pytest.fixture
+def redis_server(shared_valkey: Valkey) -> Iterator[Valkey]:
+    """An empty Valkey; a test that kills it starts it again."""
+    with contextlib.closing(shared_valkey.client()) as client:
+        client.flushall()
+    yield shared_valkey
+    if shared_valkey.process is None:
+        shared_valkey.start()
+
+
+@pytest.fixture
+def second_file_system(tmp_path: Path) -> Iterator[Path]:
+    """A folder on another file system than tmp_path."""
+    shared = Path("/dev/shm")
+    if not shared.is_dir() or shared.stat().st_dev == tmp_path.stat().st_dev:
+        pytest.skip("no second file system")
+    folder = Path(tempfile.mkdtemp(dir=shared))
+    yield folder
+    shutil.rmtree(folder)

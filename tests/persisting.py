@@ -1,0 +1,155 @@
+"""A site for tests of the persist worker: spool, store, ledger and queue, without listeners."""
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import redis
+
+from ingest.config.model import Config
+from ingest.ledger import Instance, Ledger
+from ingest.queue import CHUNK, GROUP, SPOOLS_KEY, data_key, persisted_key, stream_key
+from ingest.spool.reference import Reference
+from ingest.spool.spool import spool_id
+from tests.instances import Made
+from workers.inbox import Entry
+from workers.persist import Persister
+
+
+@dataclass
+class Site:
+    """What a listener has left, and what became of it.
+
+    Attributes:
+        config: What workers get.
+        client: The queue.
+        spool: The spool's id.
+    """
+
+    config: Config
+    client: redis.Redis
+    spool: str
+    number: int = 0
+
+    @property
+    def stream(self) -> str:
+        return stream_key(self.spool)
+
+    def spooled(self, content: bytes, name: str = "", suffix: str = "") -> str:
+        """Commit a file to the spool; returns where."""
+        self.number += 1
+        where = f"L0/ready/{name or f'{self.number:04x}'}{suffix}.dcm"
+        path = self.config.spool_dir / where
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+        return where
+
+    def receive(self, made: Made | bytes, **how: str) -> str:
+        """Commit a file and hand its reference off, as a listener does."""
+        where = self.spooled(made.file if isinstance(made, Made) else made, **how)
+        self.hand_off(where)
+        return where
+
+    def hand_off(self, where: str) -> None:
+        """Put the reference on the stream."""
+        carrier = self.config.queue.carrier
+        if carrier == "redis":
+            content = (self.config.spool_dir / where).read_bytes()
+            for start in range(0, len(content), CHUNK):
+                self.client.rpush(data_key(self.spool, where), content[start : start + CHUNK])
+            self.client.sadd(SPOOLS_KEY, self.spool)
+        self.refer(Reference(carrier, self.spool, where))
+
+    def refer(self, reference: Reference) -> None:
+        """Put any reference on the stream."""
+        self.client.xadd(self.stream, cast("dict[Any, Any]", reference.to_fields()))
+
+    def work(self, consumer: str = "one", kind: "type[Drainer] | None" = None, **changes: Any) -> "Drainer":
+        """Have a worker in this process do all that there is, and end."""
+        config = self.config.model_copy(update=changes) if changes else self.config
+        worker = (kind or Drainer)(config, threading.Event(), consumer)
+        worker.run()
+        return worker
+
+    def instances(self) -> list[Instance]:
+        """All rows, oldest first."""
+        with self.ledger() as ledger:
+            return ledger.instances()[::-1]
+
+    @contextmanager
+    def ledger(self) -> Iterator[Ledger]:
+        """The ledger, migrated."""
+        ledger = Ledger(self.config.ledger_url)
+        try:
+            ledger.migrate()
+            yield ledger
+        finally:
+            ledger.close()
+
+    def deliveries(self) -> int:
+        """How many there are."""
+        with self.ledger() as ledger:
+            return sum(sum(states.values()) for states in ledger.counts().deliveries.values())
+
+    def waiting(self) -> list[str]:
+        """What lies in the spool."""
+        return sorted(path.name for path in self.config.spool_dir.glob("L*/ready/*"))
+
+    def stored(self) -> list[str]:
+        """All files of the store, below its root."""
+        root = self.config.store_root
+        return sorted(
+            str(path.relative_to(root))
+            for path in root.rglob("*")
+            if path.is_file() and not path.is_relative_to(root / ".incoming")
+        )
+
+    def quarantined(self) -> list[Path]:
+        """All files of the quarantine."""
+        return sorted(self.config.quarantine_dir.glob("*.dcm"))
+
+    def pending(self) -> int:
+        """Entries that were delivered and are not done."""
+        return int(cast("dict[str, int]", self.client.xpending(self.stream, GROUP))["pending"])
+
+    def settled(self) -> bool:
+        """Whether neither stream nor spool holds anything any more."""
+        gone = not self.waiting() if self.config.queue.carrier == "spool" else True
+        return gone and self.client.xlen(self.stream) == 0
+
+    def persisted(self) -> list[str]:
+        """What the listener is told of (`redis` carrier)."""
+        return [
+            where.decode()
+            for where in cast("list[bytes]", self.client.lrange(persisted_key(self.spool), 0, -1))
+        ]
+
+
+class Drainer(Persister):
+    """A worker that ends when there is nothing left for it."""
+
+    def _next(self) -> list[Entry]:
+        entries = super()._next()
+        if not entries and not self._own:
+            self._stop.set()
+        return entries
+
+
+def make_site(folder: Path, url: str, **sections: Any) -> Site:
+    """A site below a folder; sections of the configuration as keywords, as dictionaries."""
+    values: dict[str, Any] = {
+        "node": {"data_dir": folder / "a var"},
+        "queue": {"url": url},
+        "destinations": [{"name": "pacs", "ae_title": "PACS", "host": "127.0.0.1"}],
+        "routes": [{"to": ["pacs"]}],
+    }
+    for section, changes in sections.items():
+        values[section] = {**values.get(section, {}), **changes} if isinstance(changes, dict) else changes
+    config = Config.model_validate(values)
+    config.data_dir.mkdir(parents=True, exist_ok=True)
+    identity = spool_id(config.spool_dir, create=True)
+    assert identity is not None
+    return Site(config, redis.Redis.from_url(url, socket_timeout=10), identity)

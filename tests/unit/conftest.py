@@ -1,0 +1,33 @@
+"""Fixtures of the unit tests."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.persisting import Site, make_site
+from tests.servers import Valkey
+
+
+@pytest.fixture
+def make_persist_site(
+    tmp_path: Path, redis_server: Valkey, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Callable[..., Site]]:
+    """Makes sites for persist workers, which block for a moment only."""
+    monkeypatch.setattr("workers.persist.BLOCK_MILLISECONDS", 1)
+    sites: list[Site] = []
+
+    def make_one(**sections: Any) -> Site:
+        sites.append(make_site(tmp_path, redis_server.url, **sections))
+        return sites[-1]
+
+    yield make_one
+    for site in sites:
+        site.client.close()
+
+
+@pytest.fixture
+def site(make_persist_site: Callable[..., Site]) -> Site:
+    """A site with the defaults."""
+    return make_persist_site()

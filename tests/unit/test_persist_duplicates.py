@@ -1,0 +1,230 @@
+"""A second object of a SOP instance UID, through the whole worker, for each policy."""
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+
+from ingest.ledger import DeliveryResult, DeliveryState, InstanceState
+from tests.instances import EXPLICIT, IMPLICIT, Made
+from tests.ledgers import delivery_states
+from tests.persisting import Site
+from workers.store import FileStore
+
+Sites = Callable[..., Site]
+
+FIRST = Made()
+SAME_SENT_AGAIN = Made(calling="OTHER")
+OTHER_CONTENT = Made(pixels=b"\4\3\2\1")
+LONGER = Made(pixels=b"\4\3\2\1\0\0")
+OTHER_SYNTAX = Made(syntax=IMPLICIT)
+OTHER_SERIES = Made(series="1.2.3.2")
+KEY = "1.2.3/1.2.3.1/1.2.3.4.dcm"
+
+STORED, VARIANT = InstanceState.STORED, InstanceState.VARIANT
+QUARANTINED, REPLACED = InstanceState.QUARANTINED, InstanceState.REPLACED
+
+
+@pytest.fixture(params=["together", "apart"])
+def arrive(request: pytest.FixtureRequest) -> Callable[..., None]:
+    """Has instances arrive one after the other: in one batch, or in a batch each."""
+
+    def do(site: Site, *made: Made) -> None:
+        for one in made:
+            site.receive(one)
+            if request.param == "apart":
+                site.work()
+        site.work()
+        assert site.settled()
+
+    return do
+
+
+Arrive = Callable[..., None]
+
+
+def states(site: Site) -> list[InstanceState]:
+    return [row.state for row in site.instances()]
+
+
+def content(site: Site, key: str = KEY) -> bytes:
+    return (site.config.store_root / key).read_bytes()
+
+
+def test_identical_data_set_sent_again_changes_nothing(site: Site, arrive: Arrive) -> None:
+    arrive(site, FIRST, SAME_SENT_AGAIN, FIRST)
+    assert states(site) == [STORED]
+    assert content(site) == FIRST.file
+    assert site.deliveries() == 1
+    assert site.quarantined() == []
+
+
+@pytest.mark.parametrize("second", [OTHER_CONTENT, LONGER, OTHER_SERIES], ids=["bytes", "length", "series"])
+def test_other_content_is_quarantined_and_the_first_stays(site: Site, arrive: Arrive, second: Made) -> None:
+    arrive(site, FIRST, second)
+    assert states(site) == [STORED, QUARANTINED]
+    assert content(site) == FIRST.file
+    assert [path.read_bytes() for path in site.quarantined()] == [second.file]
+    assert site.deliveries() == 1
+    assert "other content" in site.instances()[1].note
+
+
+def test_other_transfer_syntax_is_kept_once_as_a_variant_and_not_forwarded(
+    site: Site, arrive: Arrive
+) -> None:
+    arrive(site, FIRST, OTHER_SYNTAX, OTHER_SYNTAX)
+    assert states(site) == [STORED, VARIANT]
+    assert content(site) == FIRST.file
+    variant = site.instances()[1]
+    assert content(site, variant.store_key) == OTHER_SYNTAX.file
+    assert variant.transfer_syntax_uid == IMPLICIT
+    assert EXPLICIT in variant.note
+    assert site.deliveries() == 1
+
+
+def test_variant_of_other_content_is_quarantined(site: Site, arrive: Arrive) -> None:
+    arrive(site, FIRST, OTHER_SYNTAX, Made(syntax=IMPLICIT, pixels=b"\4\3\2\1"))
+    assert states(site) == [STORED, VARIANT, QUARANTINED]
+
+
+@pytest.mark.parametrize(
+    "second", [OTHER_CONTENT, OTHER_SYNTAX, OTHER_SERIES], ids=["bytes", "syntax", "series"]
+)
+def test_keep_first_drops_what_comes_later(make_persist_site: Sites, arrive: Arrive, second: Made) -> None:
+    site = make_persist_site(store={"duplicates": "keep-first"})
+    arrive(site, FIRST, second)
+    assert states(site) == [STORED]
+    assert content(site) == FIRST.file
+    assert (site.stored(), site.quarantined(), site.deliveries()) == ([KEY], [], 1)
+
+
+@pytest.mark.parametrize(
+    "second", [FIRST, OTHER_CONTENT, LONGER, OTHER_SYNTAX], ids=["same", "bytes", "length", "syntax"]
+)
+def test_overwrite_replaces_file_row_and_deliveries(
+    make_persist_site: Sites, arrive: Arrive, second: Made
+) -> None:
+    site = make_persist_site(store={"duplicates": "overwrite"})
+    arrive(site, FIRST, second)
+    old, new = site.instances()
+    assert (old.state, new.state) == (REPLACED, STORED)
+    assert content(site) == second.file
+    assert (new.size, new.transfer_syntax_uid) == (len(second.file), second.syntax)
+    assert site.stored() == [KEY]
+    with site.ledger() as ledger:
+        assert DeliveryState.WAITING not in delivery_states(ledger, old.id).values()
+        assert delivery_states(ledger, new.id) == {"pacs": DeliveryState.WAITING}
+
+
+def test_overwrite_under_another_name_removes_the_old_file(make_persist_site: Sites, arrive: Arrive) -> None:
+    site = make_persist_site(store={"duplicates": "overwrite"})
+    arrive(site, FIRST, OTHER_SERIES)
+    assert states(site) == [REPLACED, STORED]
+    assert site.stored() == ["1.2.3/1.2.3.2/1.2.3.4.dcm"]
+
+
+def test_overwritten_object_that_comes_back_from_a_crash_does_not_replace_its_successor(
+    make_persist_site: Sites,
+) -> None:
+    site = make_persist_site(store={"duplicates": "overwrite"})
+    site.receive(FIRST, name="a")
+    site.work()
+    site.receive(OTHER_CONTENT)
+    site.work()
+    # As after a crash before the spool's copy was removed.
+    site.receive(FIRST, name="a")
+    site.work()
+    assert content(site) == OTHER_CONTENT.file
+    assert states(site) == [REPLACED, STORED]
+    assert site.settled()
+
+
+@pytest.mark.parametrize("policy", ["keep-identical", "keep-first", "overwrite"])
+def test_file_that_cannot_be_read_gives_way(make_persist_site: Sites, policy: str) -> None:
+    site = make_persist_site(store={"duplicates": policy})
+    path = site.config.store_root / KEY
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b"")  # as a power cut leaves it with durability "page-cache"
+    site.receive(FIRST)
+    site.work()
+    assert states(site) == [STORED]
+    assert content(site) == FIRST.file
+    assert site.deliveries() == 1
+
+
+def test_file_that_somebody_removed_is_stored_again_and_not_delivered_again(site: Site) -> None:
+    site.receive(FIRST)
+    site.work()
+    (site.config.store_root / KEY).unlink()
+    site.receive(FIRST)
+    site.work()
+    assert content(site) == FIRST.file
+    assert (states(site), site.deliveries()) == ([STORED], 1)
+
+
+def test_delivered_instance_sent_again_is_not_delivered_again(site: Site) -> None:
+    site.receive(FIRST)
+    site.work()
+    with site.ledger() as ledger:
+        [leased] = ledger.lease("pacs", "me", 9, 0, 1000)
+        ledger.finish([DeliveryResult(id=leased.id, owner="me", state=DeliveryState.DELIVERED)], 1)
+    site.receive(FIRST)
+    site.work()
+    with site.ledger() as ledger:
+        assert ledger.due_destinations(10**15) == []
+
+
+def test_file_in_the_store_without_a_row_becomes_the_instance_that_comes_again(site: Site) -> None:
+    path = site.config.store_root / KEY
+    path.parent.mkdir(parents=True)
+    path.write_bytes(SAME_SENT_AGAIN.file)
+    site.receive(FIRST)
+    site.work()
+    [row] = site.instances()
+    assert (row.size, row.data_set_offset) == (len(SAME_SENT_AGAIN.file), len(SAME_SENT_AGAIN.meta))
+    assert row.calling_ae == "OTHER"
+    assert site.deliveries() == 1
+
+
+@pytest.mark.parametrize("policy", ["keep-identical", "keep-first", "overwrite"])
+@pytest.mark.parametrize("link", [True, False])
+def test_workers_with_the_same_uid_at_once_leave_one_stored_row_true_to_its_file(
+    make_persist_site: Sites, second_file_system: Any, policy: str, link: bool
+) -> None:
+    elsewhere = {} if link else {"receive": {"spool_dir": second_file_system / "spool"}}
+    site = make_persist_site(store={"duplicates": policy}, **elsewhere)
+    with site.ledger():
+        pass
+    for number in range(100):
+        sop = f"1.7.{number // 4}"
+        site.receive(
+            Made(sop=sop, calling=f"AE{number}", pixels=bytes([number % 4 // 2]) * (2 + 2 * (number % 2)))
+        )
+    small = 5
+    with ThreadPoolExecutor(4) as pool:
+        for done in [pool.submit(_work_in_small_batches, site, f"w{number}", small) for number in range(4)]:
+            done.result()
+    stored = [row for row in site.instances() if row.state is STORED]
+    assert sorted(row.sop_instance_uid for row in stored) == sorted(f"1.7.{number}" for number in range(25))
+    store = FileStore(site.config.store_root)
+    assert {row.store_key: store.size(row.store_key) for row in stored} == {
+        row.store_key: row.size for row in stored
+    }
+    with site.ledger() as ledger:
+        open_ones = [
+            row for row in stored if delivery_states(ledger, row.id) == {"pacs": DeliveryState.WAITING}
+        ]
+    assert len(open_ones) == 25
+    assert site.settled()
+
+
+def _work_in_small_batches(site: Site, consumer: str, size: int) -> None:
+    from tests.persisting import Drainer
+
+    class Small(Drainer):
+        def __init__(self, *arguments: Any) -> None:
+            super().__init__(*arguments)
+            self._batch = size
+
+    site.work(consumer, Small)
