@@ -4,7 +4,7 @@ import contextlib
 import itertools
 import mmap
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, cast
@@ -40,6 +40,7 @@ class Facts:
         size: Bytes of the file.
         data_set_offset: Where in it the data set begins.
         conflict: Why it must not be stored, or empty.
+        note: What an operator should know, or empty.
     """
 
     sop_instance_uid: str
@@ -53,6 +54,7 @@ class Facts:
     size: int
     data_set_offset: int
     conflict: str = ""
+    note: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,13 +148,19 @@ def identify(source: Source) -> Facts:
         OSError: The disk is failing.
     """
     meta, offset = read_file_meta(source.fd)
-    found = _scan(source, offset, meta.transfer_syntax_uid)
-    conflict = ""
+    conflict = note = ""
+    try:
+        found = _scan(source, offset, meta.transfer_syntax_uid, TAGS)
+    except PeerError as error:
+        # The listener looked as far as the SOP instance UID, and promised to keep what is sound up to there.
+        found = _scan(source, offset, meta.transfer_syntax_uid, TAGS[:2])
+        note = f"its study cannot be told: {error}"
     for tag, name, said in (
         (SOP_CLASS_UID, "SOP Class UID", meta.sop_class_uid),
         (SOP_INSTANCE_UID, "SOP Instance UID", meta.sop_instance_uid),
     ):
-        if tag in found and _uid(found[tag]) != said:
+        # One that is missing or empty contradicts nothing: the listener took it, too.
+        if _uid(found.get(tag, b"")) not in {"", said}:
             conflict = f"the data set has another {name} than the C-STORE request had"
     return Facts(
         sop_instance_uid=meta.sop_instance_uid,
@@ -166,13 +174,14 @@ def identify(source: Source) -> Facts:
         size=source.size,
         data_set_offset=offset,
         conflict=conflict,
+        note=note,
     )
 
 
-def _scan(source: Source, offset: int, transfer_syntax_uid: str) -> dict[int, bytes]:
+def _scan(source: Source, offset: int, transfer_syntax_uid: str, tags: Sequence[int]) -> dict[int, bytes]:
     length = source.size - offset
     window = os.pread(source.fd, WINDOW, offset)
-    found = scan(window, transfer_syntax_uid, TAGS, len(window) >= length)
+    found = scan(window, transfer_syntax_uid, tags, len(window) >= length)
     if found is not None:
         return found
     # Something long stands before the UIDs. A mapping lets the scanner step over it without reading it.
@@ -181,7 +190,7 @@ def _scan(source: Source, offset: int, transfer_syntax_uid: str) -> dict[int, by
         memoryview(mapped) as view,
         view[offset:] as data_set,
     ):
-        found = scan(data_set, transfer_syntax_uid, TAGS, True)
+        found = scan(data_set, transfer_syntax_uid, tags, True)
     if found is None:
         raise PeerError("the data set ends within an element")
     return found

@@ -25,6 +25,10 @@ class PatientLedger:
         self._patience = patience
         self._meanwhile = meanwhile
 
+    def close(self) -> None:
+        """Close its connections."""
+        self._ledger.close()
+
     def migrate(self) -> None:
         """See `Ledger.migrate`."""
         self._patience.insist(self._ledger.migrate, self._meanwhile)

@@ -99,15 +99,17 @@ class Persister:
         Raises:
             ConfigError: As `__init__`.
         """
-        with contextlib.suppress(StoppedError), contextlib.ExitStack() as stack:
-            self._ledger.migrate()
-            self._store = self._opened(stack, self._config.store_root)
-            self._tools = self._make_tools(self._opened(stack, self._config.quarantine_dir))
-            while not self._stop.is_set():
-                self._turn()
-        with contextlib.suppress(redis.RedisError):
-            self._settle()
-        self._client.close()
+        with contextlib.ExitStack() as stack:
+            stack.callback(self._client.close)
+            stack.callback(self._ledger.close)
+            with contextlib.suppress(StoppedError):
+                self._ledger.migrate()
+                self._store = self._opened(stack, self._config.store_root)
+                self._tools = self._make_tools(self._opened(stack, self._config.quarantine_dir))
+                while not self._stop.is_set():
+                    self._turn()
+            with contextlib.suppress(redis.RedisError):
+                self._settle()
 
     def _turn(self) -> None:
         try:

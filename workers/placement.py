@@ -274,7 +274,8 @@ def _same(one: Source, other: Source) -> bool:
 
 def _note(facts: Facts) -> str:
     """What an operator should know of an instance that is stored."""
-    notes = [
+    notes = [facts.note] if facts.note else []
+    notes += [
         f"no {name} Instance UID: stored as {missing}"
         for name, uid, missing in (
             ("Study", facts.study_uid, "no-study"),
