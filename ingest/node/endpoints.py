@@ -41,18 +41,20 @@ class Endpoint:
 def bind(config: Config, existing: tuple[Endpoint, ...] = ()) -> tuple[Endpoint, ...]:
     """Bind all listeners; sockets of `existing` ones with the same host and port are taken over.
 
+    A port that the kernel chose counts as the port that was asked for (0) and as the one that it is.
+
     Raises:
         BootError: An address cannot be bound.
         ConfigError: TLS material cannot be used.
     """
     sections = {item.tls for item in config.listeners if item.tls}
     contexts = {name: server_context(config.tls[name]) for name in sections}
-    held = {(endpoint.host, endpoint.port): endpoint.socket for endpoint in existing}
+    held = list(existing)
     made: list[socket.socket] = []
     endpoints = []
     try:
         for item in config.listeners:
-            bound = held.get((item.host, item.port))
+            bound = _take_over(held, item.host, item.port)
             if bound is None:
                 bound = _listen(item.host, item.port)
                 made.append(bound)
@@ -62,6 +64,23 @@ def bind(config: Config, existing: tuple[Endpoint, ...] = ()) -> tuple[Endpoint,
             bound.close()
         raise
     return tuple(endpoints)
+
+
+def unbind(endpoints: tuple[Endpoint, ...], keep: tuple[Endpoint, ...] = ()) -> None:
+    """Close the sockets of `endpoints`, but not those that `keep` uses too."""
+    kept = {endpoint.socket for endpoint in keep}
+    for endpoint in endpoints:
+        if endpoint.socket not in kept:
+            endpoint.socket.close()
+
+
+def _take_over(held: list[Endpoint], host: str, port: int) -> socket.socket | None:
+    """The socket that listens there already, taken out of `held`, so that no two listeners share it."""
+    for endpoint in held:
+        if endpoint.host == host and port in (endpoint.port, endpoint.socket.getsockname()[1]):
+            held.remove(endpoint)
+            return endpoint.socket
+    return None
 
 
 def _listen(host: str, port: int) -> socket.socket:

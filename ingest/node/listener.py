@@ -256,6 +256,8 @@ class Listener:
 
     def _retire(self) -> None:
         """Leave new connections to the listeners of a newer configuration; end with the last association."""
+        if self._retiring:
+            return
         self._retiring = True
         self.services.board.set(self.services.row, STATE, DRAINING)
         for endpoint in self._endpoints:

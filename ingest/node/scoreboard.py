@@ -68,7 +68,8 @@ class Scoreboard:
         temporary = path.with_name(f".{path.name}.{os.getpid()}")
         fd = os.open(temporary, os.O_CREAT | os.O_RDWR | os.O_TRUNC | os.O_CLOEXEC, 0o640)
         try:
-            os.ftruncate(fd, _SIZE)
+            # Not ftruncate: to write to a hole in a mapping is SIGBUS once the disk is full.
+            os.posix_fallocate(fd, 0, _SIZE)
             board = cls(mmap.mmap(fd, _SIZE))
         finally:
             os.close(fd)
