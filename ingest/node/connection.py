@@ -13,7 +13,6 @@ import structlog
 from ext.errors import PeerError
 from ext.pdu import PDUParser
 from ingest.config.model import Config
-from ingest.dicom.states import State
 from ingest.node.association import Association, Decider
 from ingest.node.scoreboard import REFUSED
 from ingest.tls.identity import Identity, identity_of
@@ -105,7 +104,7 @@ class Connection(asyncio.BufferedProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The transport connection is gone."""
-        if self._association.state is State.IDLE and self._pump is not None and not self._deaf:
+        if self._pump is not None and not self._pump.established and not self._deaf:
             log.info("closed_before_handshake", address=self.address, error=str(exc) if exc else "")
         self._deaf = True
         self._transport = None
@@ -118,6 +117,9 @@ class Connection(asyncio.BufferedProtocol):
 
     def check_deadlines(self, now: float) -> None:
         """Called by the listener several times a second."""
+        self._guard(self._check_deadlines, now)
+
+    def _check_deadlines(self, now: float) -> None:
         receive, association = self._server.config.receive, self._association
         if self._pump is not None and not self._pump.established:
             if now - self._opened_at > receive.handshake_seconds:
@@ -191,7 +193,7 @@ class Connection(asyncio.BufferedProtocol):
 
     # --- bytes
 
-    def _guard(self, work: Any, *arguments: int) -> None:
+    def _guard(self, work: Any, *arguments: float) -> None:
         try:
             work(*arguments)
         except ssl.SSLError as error:

@@ -243,7 +243,8 @@ class StoreSCP:
 
     def _answer(self, receiving: _Receiving) -> None:
         request, verdict = receiving.request, receiving.verdict
-        self.outstanding.discard(request.message_id)
+        if verdict.status != Status.DUPLICATE_INVOCATION:  # then it is the first one's, which still is
+            self.outstanding.discard(request.message_id)
         if verdict.status:
             self._services.board.add(self._services.row, FAILED)
             log.warning(

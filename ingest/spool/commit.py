@@ -12,8 +12,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
+import structlog
+
 THREADS: Final = 4
 GROUP: Final = 32
+
+log = structlog.get_logger()
 
 
 @dataclass(eq=False, slots=True)
@@ -60,8 +64,8 @@ class Committer:
             # Threads start with the first work, after the fork.
             if len(self._threads) < THREADS:
                 thread = threading.Thread(target=self._run, name="commit", daemon=True)
-                self._threads.append(thread)
                 thread.start()
+                self._threads.append(thread)
             self._wake.notify()
 
     def close(self) -> None:
@@ -123,4 +127,8 @@ class Committer:
 
 def _report(group: Sequence[Commit], results: Sequence[OSError | None]) -> None:
     for commit, result in zip(group, results, strict=True):
-        commit.done(result)
+        try:
+            commit.done(result)
+        except Exception:
+            # A defect in answering one must not leave the others of its group unanswered for ever.
+            log.exception("commit_not_answered")
