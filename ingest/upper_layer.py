@@ -119,6 +119,13 @@ class UpperLayer:
         """Whether it is established and can carry another operation."""
         return self._state is State.ESTABLISHED
 
+    def check(self) -> bool:
+        """Whether it is alive after a silence; takes in what came meanwhile: a release, an abort, the end."""
+        with contextlib.suppress(AssociationError), self._aborting():
+            while self.alive and self._transport.readable():
+                self._listen()
+        return self.alive
+
     @property
     def _ended(self) -> bool:
         return self._state is State.IDLE

@@ -1,0 +1,95 @@
+"""The failure policy, by table."""
+
+import pytest
+
+from ingest.config.model import Destination
+from workers.retry import (
+    Answered,
+    Away,
+    Broken,
+    Dead,
+    Delivered,
+    Limits,
+    NotAccepted,
+    Outcome,
+    Refused,
+    Retry,
+    Unreadable,
+    decide,
+    pause_ms,
+)
+
+LIMITS = Limits(first_ms=2_000, max_ms=300_000, max_attempts=20)
+
+
+def most() -> float:
+    return 1.0
+
+
+@pytest.mark.parametrize("status", [0x0000, 0xB000, 0xB006, 0xB007, 0x0111])
+def test_success_warnings_and_what_the_remote_has_already_are_delivered(status: int) -> None:
+    decision = decide(Answered(status, "remark"), 1, LIMITS, most)
+    assert isinstance(decision, Delivered)
+    assert decision.status == status
+    assert (status == 0) is (decision.remark == "")
+
+
+@pytest.mark.parametrize("status", [0xA700, 0xA701, 0xA7FF, 0x0110, 0x0213])
+def test_transient_statuses_are_tried_again_until_the_last_attempt(status: int) -> None:
+    assert decide(Answered(status), 1, LIMITS, most) == Retry(2_000, f"answered {status:04X}H", status)
+    assert decide(Answered(status), 19, LIMITS, most) == Retry(300_000, f"answered {status:04X}H", status)
+    assert isinstance(decide(Answered(status), 20, LIMITS, most), Dead)
+    assert isinstance(decide(Answered(status), 99, LIMITS, most), Dead)
+
+
+@pytest.mark.parametrize(
+    "status",
+    [0x0122, 0x0124, 0x0117, 0x0210, 0x0211, 0x0212, 0xA900, 0xA9FF, 0xC000, 0xCFFF, 0xA800, 0xFE00, 0x0001],
+)
+def test_every_other_status_is_dead_at_once_with_its_reason(status: int) -> None:
+    assert decide(Answered(status, "why"), 1, LIMITS, most) == Dead(f"answered {status:04X}H: why", status)
+
+
+@pytest.mark.parametrize("outcome", [NotAccepted("no context"), Unreadable("file is gone")])
+def test_what_no_attempt_can_mend_is_dead_at_once(outcome: Outcome) -> None:
+    assert decide(outcome, 1, LIMITS, most) == Dead(outcome.reason)
+
+
+def test_broken_association_counts_as_an_attempt() -> None:
+    assert decide(Broken("reset"), 1, LIMITS, most) == Retry(2_000, "reset")
+    assert decide(Broken("reset"), 20, LIMITS, most) == Dead("reset (attempt 20, the last)")
+
+
+@pytest.mark.parametrize(
+    ("outcome", "after"), [(Refused("unknown AE title"), 300_000), (Away("store"), 2_000)]
+)
+def test_what_says_nothing_about_the_instance_never_kills_it(outcome: Outcome, after: int) -> None:
+    assert decide(outcome, 500, LIMITS, most) == Retry(after, outcome.reason, counted=False)  # type: ignore[union-attr]
+
+
+def test_pause_doubles_up_to_the_longest() -> None:
+    assert [pause_ms(attempt, LIMITS, most) for attempt in (1, 2, 3, 8, 9, 10_000)] == [
+        2_000,
+        4_000,
+        8_000,
+        256_000,
+        300_000,
+        300_000,
+    ]
+
+
+def test_jitter_takes_off_up_to_a_half() -> None:
+    assert pause_ms(1, LIMITS, lambda: 0.0) == 1_000
+    assert pause_ms(1, LIMITS, lambda: 0.5) == 1_500
+
+
+def test_limits_come_from_the_destination() -> None:
+    destination = Destination(
+        name="pacs",
+        ae_title="PACS",
+        host="pacs",
+        retry_first_seconds=0.5,
+        retry_max_seconds=60,
+        max_attempts=3,
+    )
+    assert Limits.of(destination) == Limits(500, 60_000, 3)

@@ -1,0 +1,290 @@
+"""The forward worker: an RQ worker whose only job is "drain destination D".
+
+RQ starts work and remembers nothing: attempts, times and leases are in the ledger. A second thread looks
+there for what is due and wakes its destinations, so that an emptied Redis and a lost job cost seconds.
+"""
+
+import contextlib
+import itertools
+import logging
+import os
+import random
+import signal
+import socket
+import threading
+from collections.abc import Callable, Sequence
+from contextvars import ContextVar
+from typing import Any, Final
+
+import redis
+import structlog
+from rq import SimpleWorker
+from rq.exceptions import StopRequested
+from rq.serializers import JSONSerializer
+from rq.timeouts import BaseDeathPenalty
+
+from ingest.config.model import Config
+from ingest.errors import BootError, IngestError, LedgerError, QueueError
+from ingest.ledger import Ledger
+from ingest.queue import connect
+from ingest.scu import Remote
+from ingest.tls.contexts import client_context
+from ingest.wake import QUEUE, Waker, drain_key
+from workers.drain import Drain, Tools
+from workers.leases import now_ms
+from workers.patience import Patience, StoppedError
+from workers.store import FileStore
+
+WAKE_SECONDS: Final = 2.0
+WORKER_TTL_SECONDS: Final = 16
+"""RQ waits 15 s less than this for a job, so that a worker that is told to stop does so within a second."""
+
+REDIS_SECONDS: Final = 5.0
+
+WAITING_MARK: Final = b"1"
+"""What `ingest.wake` leaves at the drain key while a job waits."""
+
+RQ_QUEUE_KEY: Final = f"rq:queue:{QUEUE}"
+
+log = structlog.get_logger()
+
+
+class Forwarder:
+    """What one forward worker is made of; made after the fork."""
+
+    def __init__(self, config: Config, stop: threading.Event, name: str) -> None:
+        """Prepare; waits for nothing.
+
+        Args:
+            config: The configuration.
+            stop: Ends the worker after the instance on its way.
+            name: Of the worker; unique.
+
+        Raises:
+            BootError: The ledger's URL cannot be used.
+            ConfigError: TLS material cannot be used.
+        """
+        self.stop = stop
+        self.name = name
+        self.destinations = {destination.name: destination for destination in config.destinations}
+        contexts = {
+            section: client_context(config.tls[section])
+            for section in {destination.tls for destination in config.destinations}
+            if section
+        }
+        self.remotes = {
+            destination.name: Remote(
+                destination.host,
+                destination.port,
+                destination.ae_title,
+                config.node.ae_title,
+                contexts[destination.tls] if destination.tls else None,
+            )
+            for destination in config.destinations
+        }
+        try:
+            self.ledger = Ledger(config.ledger_url)
+        except LedgerError as error:
+            raise BootError(str(error)) from error
+        self.client = connect(config, timeout=REDIS_SECONDS)
+        self.waker = Waker(self.client)
+        self.tools = Tools(
+            ledger=self.ledger,
+            store=FileStore(config.store_root),
+            client=self.client,
+            stopping=stop.is_set,
+            rng=random.Random().random,  # noqa: S311 - jitter
+            others=lambda name: [other for other in self.destinations if other != name],
+        )
+
+    def drain(self, name: str) -> None:
+        """Drain a destination, and wake it again if there is more; what fails is left to `LedgerWatch`."""
+        destination = self.destinations.get(name)
+        if destination is None:
+            log.warning("destination_unknown", destination=name)
+            return
+        try:
+            if Drain(self.tools, destination, self.remotes[name], self.name).run():
+                self.waker.wake(name)
+        except (redis.RedisError, IngestError) as error:
+            log.warning("drain_failed", destination=name, error=str(error))
+        except Exception:
+            log.exception("drain_failed", destination=name)
+
+    def close(self) -> None:
+        """Close the connections to ledger and Redis."""
+        self.ledger.close()
+        self.client.close()
+
+
+_FORWARDER: ContextVar[Forwarder] = ContextVar("forwarder")
+
+
+def drain(destination: str) -> None:
+    """The RQ job (`ingest.wake.JOB`): drain one destination with the forwarder of this worker."""
+    _FORWARDER.get().drain(destination)
+
+
+class NoDeathPenalty(BaseDeathPenalty):
+    """RQ's own deadline would end a drain in the middle; every wait within one has its own."""
+
+    def setup_death_penalty(self) -> None:
+        """Set no alarm."""
+
+    def cancel_death_penalty(self) -> None:
+        """There is none."""
+
+
+class Worker(SimpleWorker):
+    """An RQ worker that leaves signals and logging to its owner, and ends when told to.
+
+    Attributes:
+        stop: Set by the owner before `work`.
+        ready: Called once it is registered; likewise.
+    """
+
+    death_penalty_class = NoDeathPenalty
+    max_connection_wait_time = 1.0
+    log_result_lifespan = False
+    log_job_description = False
+    stop: threading.Event
+    ready: Callable[[], None]
+
+    def bootstrap(self, *_: object, **__: object) -> None:
+        """Register. RQ's log handlers and its command channel, with a thread of its own, are left out."""
+        self.register_birth()  # type: ignore[no-untyped-call]
+        self.set_state("started")
+        self.ready()
+
+    def unsubscribe(self) -> None:
+        """There is no command channel."""
+
+    def _install_signal_handlers(self) -> None:
+        """`main` has set them."""
+
+    def procline(self, message: str) -> None:
+        """The title of the process is its parent's business."""
+
+    def heartbeat(self, timeout: int | None = None, pipeline: Any = None) -> None:
+        """As RQ does it; between two jobs it also learns here that it is to stop, or that Redis was emptied.
+
+        Raises:
+            StopRequested: RQ's own way to end its loop.
+        """
+        if pipeline is None:
+            if self.stop.is_set():
+                raise StopRequested
+            if not self.connection.hexists(self.key, "birth"):
+                self.register_birth()  # type: ignore[no-untyped-call]
+        super().heartbeat(timeout, pipeline)
+
+
+class LedgerWatch:
+    """Wakes what the ledger has due, every two seconds: what Redis lost, what is to be tried again by now."""
+
+    def __init__(self, forwarder: Forwarder) -> None:
+        """Prepare; `start` starts its thread."""
+        self._forwarder = forwarder
+        self._queue = Patience(forwarder.stop, "queue_away", "deliveries wait in the ledger")
+        self._ledger = Patience(forwarder.stop, "ledger_away", "deliveries wait")
+        self._suspects: set[str] = set()
+        self._thread = threading.Thread(target=self._run, name="ledger-watch", daemon=True)
+
+    def start(self) -> None:
+        """Watch from now on, until the forwarder is to stop."""
+        self._thread.start()
+
+    def join(self) -> None:
+        """Wait until it has ended."""
+        self._thread.join(2 * REDIS_SECONDS)
+
+    def _run(self) -> None:
+        while True:
+            try:
+                due = self._forwarder.ledger.due_destinations(now_ms())
+                self._ledger.worked()
+                self._wake([name for name in due if name in self._forwarder.destinations])
+                self._queue.worked()
+            except LedgerError as error:
+                self._ledger.failed(error)
+            except redis.RedisError as error:
+                self._queue.failed(error)
+            if self._forwarder.stop.wait(WAKE_SECONDS):
+                return
+
+    def _wake(self, due: Sequence[str]) -> None:
+        not_woken = {name for name in due if not self._forwarder.waker.wake(name)}
+        lost = {name for name in not_woken if self._job_is_missing(name)}
+        for name in lost & self._suspects:
+            # A worker was killed with the job in its hands; the mark it left would last for half a minute.
+            self._forwarder.client.delete(drain_key(name))
+            self._forwarder.waker.wake(name)
+        self._suspects = lost
+
+    def _job_is_missing(self, name: str) -> bool:
+        client = self._forwarder.client
+        return client.get(drain_key(name)) == WAITING_MARK and client.llen(RQ_QUEUE_KEY) == 0
+
+
+def _work(forwarder: Forwarder, config: Config) -> None:
+    """Run RQ workers, one after the other, until told to stop: RQ's loop may end when Redis is away."""
+    patience = Patience(forwarder.stop, "queue_away", "deliveries wait in the ledger")
+    with contextlib.closing(connect(config, timeout=REDIS_SECONDS)) as client:
+        for number in itertools.count():
+            # RQ refuses the name of a worker that could not say that it had ended.
+            name = f"{forwarder.name}-{number}" if number else forwarder.name
+            try:
+                worker = Worker(
+                    [QUEUE],
+                    name=name,
+                    connection=client,
+                    serializer=JSONSerializer,
+                    worker_ttl=WORKER_TTL_SECONDS,
+                )
+                worker.stop, worker.ready = forwarder.stop, patience.worked
+                worker.work()
+                if forwarder.stop.is_set():
+                    return
+                patience.failed(QueueError("RQ's loop has ended"))
+            except (redis.RedisError, OSError, ValueError) as error:
+                if forwarder.stop.is_set():
+                    return
+                patience.failed(error)
+
+
+def run(config: Config, stop: threading.Event) -> None:
+    """Forward in this process until `stop` is set; the instance on its way is finished first.
+
+    Raises:
+        BootError: The configuration cannot be used.
+        ConfigError: Likewise.
+    """
+    for name in ("rq.worker", "rq.job"):
+        logging.getLogger(name).setLevel(
+            logging.CRITICAL
+        )  # it would report every job, and Redis once a second
+    forwarder = Forwarder(config, stop, f"forward-{socket.gethostname()}-{os.getpid()}")
+    token = _FORWARDER.set(forwarder)
+    try:
+        with contextlib.suppress(StoppedError):
+            Patience(stop, "ledger_away", "deliveries wait").insist(forwarder.ledger.migrate)
+            watch = LedgerWatch(forwarder)
+            watch.start()
+            _work(forwarder, config)
+            watch.join()
+    finally:
+        _FORWARDER.reset(token)
+        forwarder.close()
+
+
+def main(config: Config, stop: threading.Event) -> int:
+    """Entry point of the child process: TERM and INT end it in good order; returns the exit code.
+
+    Raises:
+        BootError: As `run`.
+        ConfigError: As `run`.
+    """
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    run(config, stop)
+    return 0

@@ -1,0 +1,164 @@
+"""What one worker has leased of one destination, and what it has to write about it.
+
+What is leased is either concluded (delivered, to be tried again, dead) or given back; a worker that dies
+leaves leases that end by themselves.
+"""
+
+import time
+from collections import Counter
+from typing import Final
+
+import structlog
+
+from ingest.errors import LedgerError
+from ingest.ledger import Delivery, DeliveryResult, DeliveryState, Ledger
+from workers.retry import Dead, Decision, Delivered, Retry
+
+BATCH: Final = 64
+LEASE_MILLISECONDS: Final = 10_000
+RENEW_SECONDS: Final = 3.0
+RETRY_SECONDS: Final = 1.0
+
+FINISH_SECONDS: Final = 0.5
+"""Results wait for others at most so long before they are written together."""
+
+log = structlog.get_logger()
+
+
+class LeaseLostError(Exception):
+    """The ledger could not be asked for so long that others may send what we hold."""
+
+
+def now_ms() -> int:
+    """Unix milliseconds."""
+    return time.time_ns() // 1_000_000
+
+
+class Leases:
+    """The leases of one turn.
+
+    Attributes:
+        rows: What is leased and not concluded, by id.
+        counts: How many were concluded, by state.
+    """
+
+    def __init__(self, ledger: Ledger, destination: str, owner: str) -> None:
+        """Begin with nothing.
+
+        Args:
+            ledger: The ledger.
+            destination: Its name.
+            owner: Unique to this turn.
+        """
+        self.rows: dict[int, Delivery] = {}
+        self.counts: Counter[DeliveryState] = Counter()
+        self._ledger = ledger
+        self._destination = destination
+        self._owner = owner
+        self._results: list[DeliveryResult] = []
+        self._ends = self._renew_at = self._finish_at = 0.0
+
+    def due(self) -> bool:
+        """Whether there is something to lease now; LedgerError while the ledger is away."""
+        when = self._ledger.next_due(self._destination)
+        return when is not None and when <= now_ms()
+
+    def take(self) -> list[Delivery]:
+        """Lease what is due, in order of arrival, at most a batch; LedgerError while the ledger is away."""
+        if not self.due():
+            return []
+        now = time.monotonic()
+        rows = self._ledger.lease(self._destination, self._owner, BATCH, now_ms(), LEASE_MILLISECONDS)
+        self.rows = {row.id: row for row in rows}
+        self._leased_at(now)
+        return rows
+
+    def conclude(self, row: Delivery, decision: Decision) -> None:
+        """Note what became of a delivery; `finish` writes it. What was no attempt stays, to be given back."""
+        if row.id not in self.rows or (isinstance(decision, Retry) and not decision.counted):
+            return
+        del self.rows[row.id]
+        if not self._results:
+            self._finish_at = time.monotonic() + FINISH_SECONDS
+        result = self._result(row.id, decision)
+        self._results.append(result)
+        self.counts[result.state] += 1
+        if isinstance(decision, Dead):
+            # A remote's comment may hold what is a patient's: it goes into the ledger, not into the log.
+            said = decision.reason if decision.status is None else f"answered {decision.status:04X}H"
+            log.warning(
+                "delivery_dead", destination=self._destination, sop_instance=row.sop_instance_uid, reason=said
+            )
+
+    def tick(self) -> None:
+        """Often, also while an instance is on its way: write what waits, renew what is held.
+
+        Raises:
+            LeaseLostError: The leases have ended, for the ledger could not be asked.
+        """
+        now = time.monotonic()
+        if self._results and now >= self._finish_at:
+            try:
+                self.finish()
+            except LedgerError as error:
+                log.warning("ledger_away", error=str(error))
+                self._finish_at = time.monotonic() + RETRY_SECONDS
+        if self.rows and now >= self._renew_at:
+            self._renew(now)
+
+    def finish(self) -> None:
+        """Write what waits, in one transaction; LedgerError while the ledger is away, and it waits on."""
+        if self._results:
+            self._ledger.finish(self._results, now_ms())
+            self._results = []
+
+    def give_back(self) -> None:
+        """Give back what was not attempted; LedgerError while the ledger is away."""
+        if self.rows:
+            self._ledger.release(list(self.rows), self._owner)
+            self.rows = {}
+
+    def end(self) -> None:
+        """Write and give back what there is, insisting for as long as the leases last.
+
+        What cannot be written then is sent once more by somebody else, which the remote can bear.
+        """
+        while True:
+            try:
+                self.finish()
+                self.give_back()
+            except LedgerError as error:
+                if time.monotonic() >= self._ends:
+                    log.warning("ledger_away", error=str(error), results_lost=len(self._results))
+                    return
+                time.sleep(0.1)
+            else:
+                return
+
+    def _leased_at(self, now: float) -> None:
+        self._ends = now + LEASE_MILLISECONDS / 1000
+        self._renew_at = now + RENEW_SECONDS
+
+    def _renew(self, now: float) -> None:
+        try:
+            kept = self._ledger.renew(list(self.rows), self._owner, now_ms(), LEASE_MILLISECONDS)
+        except LedgerError as error:
+            if time.monotonic() >= self._ends:
+                self.rows = {}
+                raise LeaseLostError from error
+            self._renew_at = time.monotonic() + RETRY_SECONDS
+            return
+        self._leased_at(now)
+        self.rows = {number: row for number, row in self.rows.items() if number in kept}
+
+    def _result(self, number: int, decision: Decision) -> DeliveryResult:
+        match decision:
+            case Delivered(status, remark):
+                state, at = DeliveryState.DELIVERED, 0
+            case Retry(after_ms, remark, status):
+                state, at = DeliveryState.RETRY, now_ms() + after_ms
+            case Dead(remark, status):
+                state, at = DeliveryState.DEAD, 0
+        return DeliveryResult(
+            id=number, owner=self._owner, state=state, last_status=status, last_error=remark, next_at=at
+        )
