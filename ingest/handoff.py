@@ -4,8 +4,10 @@ One thread of each listener does it with a blocking client, so that neither Redi
 event loop. What it loses (a crash, a Redis that was emptied) its own sweep puts back from the spool.
 """
 
+import contextlib
 import threading
 import time
+import uuid
 from collections import deque
 from collections.abc import Sequence
 from typing import Final
@@ -29,6 +31,9 @@ SWEEP_SHARE: Final = 20
 """A sweep that took t seconds is not repeated before 20 t have passed."""
 
 FULL_SECONDS: Final = 0.1
+UNNAMED_SECONDS: Final = 60
+"""How long Redis keeps a data set that no reference names yet, from its last chunk on."""
+
 BACK_OFF_SECONDS: Final = (0.05, 0.1, 0.2, 0.5, 1.0)
 
 log = structlog.get_logger()
@@ -79,15 +84,16 @@ class Handoff:
             if not batch and self._closing:
                 return
             try:
-                self._turn(batch)
-            except (redis.RedisError, OSError) as error:
+                stuck = not self._turn(batch)
+            except Exception as error:  # without this thread nothing more would reach the queue
                 self._failed(error)
-                if self._closing:
-                    return
+                stuck = True
+            if stuck and self._closing:
+                return  # what is left stays in the spool
 
-    def _turn(self, batch: Sequence[str]) -> None:
-        if batch:
-            self._push(batch)
+    def _turn(self, batch: Sequence[str]) -> bool:
+        """Push, count and sweep; whether the queue had room for the batch."""
+        room = self._push(batch)
         now = time.monotonic()
         if self._config.receive.spool_max_bytes and now >= self._count_at:
             self.used = sweep.usage(self._spool.root)
@@ -98,6 +104,9 @@ class Handoff:
         if self._failures:
             log.info("queue_back")
             self._failures = 0
+        if not room:
+            self._pause(FULL_SECONDS)
+        return room
 
     def _peek(self) -> list[str]:
         """What is pushed next; it stays in front of the line until it was."""
@@ -111,35 +120,65 @@ class Handoff:
             for _ in range(count):
                 self._waiting.popleft()
 
-    def _push(self, batch: Sequence[str]) -> None:
+    def _push(self, batch: Sequence[str]) -> bool:
+        """Put a batch on the queue; False when the queue became full before the last of it."""
         if self._config.queue.carrier == "spool":
-            sweep.push(self._client, [Reference("spool", self._spool.id, where) for where in batch])
-            self._pushed(len(batch))
-            return
+            if batch:
+                sweep.push(self._client, [Reference("spool", self._spool.id, where) for where in batch])
+                self._pushed(len(batch))
+            return True
+        stream, most = stream_key(self._spool.id), self._config.queue.carrier_max_waiting
         for where in batch:
+            if self._client.xlen(stream) >= most:
+                return False
             self._carry(where)
             self._pushed(1)
+        return True
 
     def _carry(self, where: str) -> None:
-        """Put the file itself on the queue, chunk by chunk, then its reference (`redis` carrier).
+        """Put the file itself on the queue, then its reference (`redis` carrier).
 
-        A data set without a reference, left by a crash in between, is replaced by the next try of the same
-        file.
+        The data set gets its name together with its reference: it is there whole or not at all, also where
+        two listeners carry the same file, which both found in a slot whose own listener is gone.
         """
-        while self._client.xlen(stream_key(self._spool.id)) >= self._config.queue.carrier_max_waiting:
-            if self._closing:
-                raise redis.BusyLoadingError("the queue is full; what is left stays in the spool")
-            time.sleep(FULL_SECONDS)
         key = data_key(self._spool.id, where)
+        temporary = f"{key}:{uuid.uuid4().hex}"
         try:
-            file = (self._spool.root / where).open("rb", buffering=0)
+            length = self._copy(where, temporary)
+        except redis.RedisError:
+            # A Redis that is full must not stay so because of what could not be put there.
+            with contextlib.suppress(redis.RedisError):
+                self._client.delete(temporary)
+            raise
         except FileNotFoundError:
             return  # persisted already
-        with file:
-            self._client.delete(key)
+        except OSError as error:
+            # The others must not wait behind it. The sweep finds it again.
+            log.error("spool_read_failed", where=where, error=error.strerror, remedy="look at its disk")
+            return
+        if not length:
+            log.error("spool_file_empty", where=where, remedy="remove it; no data set was promised by it")
+            return
+        pipeline = self._client.pipeline(transaction=True)
+        pipeline.rename(temporary, key)
+        pipeline.persist(key)
+        sweep.append(pipeline, Reference("redis", self._spool.id, where, length=length))
+        pipeline.execute()
+
+    def _copy(self, where: str, key: str) -> int:
+        """Put a file on the queue chunk by chunk; returns its length in bytes.
+
+        What a crash leaves under `key` ends by itself.
+        """
+        length = 0
+        with (self._spool.root / where).open("rb", buffering=0) as file:
             while chunk := file.read(CHUNK):
-                self._client.rpush(key, chunk)
-        sweep.push(self._client, [Reference("redis", self._spool.id, where)])
+                pipeline = self._client.pipeline(transaction=True)
+                pipeline.rpush(key, chunk)
+                pipeline.expire(key, UNNAMED_SECONDS)
+                pipeline.execute()
+                length += len(chunk)
+        return length
 
     def _sweep(self) -> None:
         spool = self._spool
@@ -151,9 +190,13 @@ class Handoff:
             sweep.remove_persisted(spool.root, spool.id, self._client)
         # Our own slot, and those whose listener is gone; every living listener minds its own.
         names = [spool.slot.name, *sweep.unowned(spool.root)]
+        lost = sweep.missing(spool.root, spool.id, self._client, names, SWEEP_AGE_SECONDS)
+        if lost and self._config.queue.carrier == "redis":
+            # Off the stream and on the list of what is persisted are one step: looked at in that order.
+            sweep.remove_persisted(spool.root, spool.id, self._client)
+            lost = [where for where in lost if (spool.root / where).exists()]
         with self._wake:
             waiting = set(self._waiting)
-        lost = sweep.missing(spool.root, spool.id, self._client, names, SWEEP_AGE_SECONDS)
         lost = [where for where in lost if where not in waiting]
         if lost:
             log.warning("references_put_back", references=len(lost))
@@ -161,13 +204,17 @@ class Handoff:
                 self._waiting.extend(lost[: WAITING_MAX - len(self._waiting)])
 
     def _failed(self, error: Exception) -> None:
-        if self._failures == 0:
+        if self._failures == 0 and not isinstance(error, (redis.RedisError, OSError)):
+            log.exception("handoff_failed")
+        elif self._failures == 0:
             log.warning(
                 "queue_away", error=str(error), remedy="receiving goes on; instances wait in the spool"
             )
         pause = BACK_OFF_SECONDS[min(self._failures, len(BACK_OFF_SECONDS) - 1)]
         self._failures += 1
         self._sweep_at = 0.0  # what it forgot is looked for as soon as it is back
+        self._pause(pause)
+
+    def _pause(self, seconds: float) -> None:
         with self._wake:
-            if not self._closing:
-                self._wake.wait_for(lambda: self._closing, pause)
+            self._wake.wait_for(lambda: self._closing, seconds)

@@ -4,7 +4,9 @@ The spool is the truth and Redis a hint: a reference that is on the queue twice 
 is idempotent.
 """
 
+import contextlib
 import os
+import re
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -21,6 +23,9 @@ from ingest.spool.reference import Reference
 from ingest.spool.spool import Slot, spool_id
 
 PAGE: Final = 1000
+
+PLACE: Final = re.compile(r"L[0-9]+/ready/[0-9a-fA-F.-]+\.dcm")
+"""What a place in the spool looks like."""
 
 log = structlog.get_logger()
 
@@ -42,12 +47,13 @@ def slots(root: Path) -> list[str]:
 
 def ready(root: Path, slot: str, *, older_than: float = 0.0) -> list[str]:
     """What waits in one slot for at least `older_than` seconds, oldest first, as references say it."""
-    latest = time.time() - older_than
+    now = time.time()
     found = []
     for entry in _scan(root / slot / "ready"):
         try:
-            # rename(2) sets the change time: it tells when the file became ready.
-            if older_than <= 0 or entry.stat().st_ctime <= latest:
+            # rename(2) sets the change time: it tells when the file became ready. One in the future was set
+            # by a clock that has been put right since, and may not wait until that time has come.
+            if older_than <= 0 or not now - older_than < entry.stat().st_ctime <= now:
                 found.append(f"{slot}/ready/{entry.name}")
         except FileNotFoundError:
             continue
@@ -107,15 +113,18 @@ def remove_persisted(root: Path, spool: str, client: redis.Redis) -> int:
     Raises:
         redis.RedisError: Redis is away.
     """
-    removed = 0
-    # Read, unlink, then trim: a crash between repeats the unlink, which does no harm.
-    while page := cast("list[bytes]", client.lrange(persisted_key(spool), 0, PAGE - 1)):
+    removed, key = 0, persisted_key(spool)
+    # Read, unlink, then take off the list: a crash between repeats the unlink, which does no harm.
+    while page := cast("list[bytes]", client.lrange(key, 0, PAGE - 1)):
+        pipeline = client.pipeline(transaction=False)
         for where in page:
-            path = (root / where.decode()).resolve()
-            if path.is_relative_to(root.resolve()) and path.parent.name == "ready":
-                path.unlink(missing_ok=True)
-                removed += 1
-        client.ltrim(persisted_key(spool), len(page), -1)
+            if PLACE.fullmatch(where.decode(errors="replace")):
+                with contextlib.suppress(FileNotFoundError):
+                    (root / where.decode()).unlink()
+                    removed += 1
+            # By its value: by its position, two listeners with the same page would take off two pages.
+            pipeline.lrem(key, 1, cast("Any", where))
+        pipeline.execute()
     return removed
 
 
@@ -151,8 +160,13 @@ def push(client: redis.Redis, references: Iterable[Reference]) -> None:
     """
     pipeline = client.pipeline(transaction=False)
     for reference in references:
-        pipeline.xadd(stream_key(reference.spool), cast("dict[Any, Any]", reference.to_fields()))
+        append(pipeline, reference)
     pipeline.execute()
+
+
+def append(client: redis.Redis, reference: Reference) -> None:
+    """Append one reference to the stream of its spool; with a pipeline, when that is executed."""
+    client.xadd(stream_key(reference.spool), cast("dict[Any, Any]", reference.to_fields()))
 
 
 def sweep_command(config: Config) -> int:
