@@ -78,6 +78,19 @@ def sync_folder(path: Path) -> None:
         os.close(fd)
 
 
+def sync_upwards(path: Path) -> None:
+    """Make the names in a folder durable, and the folder's own, up to its mount point.
+
+    All of the folders above it may be as new as it is. One that we may not read, we have not made.
+    """
+    device = path.stat().st_dev
+    for folder in (path, *path.absolute().parents):
+        with contextlib.suppress(PermissionError):
+            if folder.stat().st_dev != device:
+                return
+            sync_folder(folder)
+
+
 class Slot:
     """One locked folder of the spool; whoever holds it may tell its partial files from a living process's."""
 
@@ -144,8 +157,7 @@ class Spool:
                 if slot is not None:
                     slot.remove_partials()
                     if durable:
-                        for folder in (slot.path, root, root.parent):
-                            sync_folder(folder)
+                        sync_upwards(slot.path)
                     return cls(root, identity, slot, durable=durable, post=post)
         except OSError as error:
             raise SpoolError(
@@ -189,7 +201,10 @@ class Spool:
             max_bytes: What its ready files may take together; 0 is no limit.
             used: What they took when last counted.
         """
-        facts = os.fstatvfs(self._ready_dir)
+        try:
+            facts = os.fstatvfs(self._ready_dir)
+        except OSError as error:
+            return f"{self.root} cannot be asked for its free space: {error.strerror}"
         free = facts.f_bavail * facts.f_frsize
         if free < min_free_bytes:
             return f"{free} bytes free, [receive] min_free_bytes is {min_free_bytes}"
