@@ -77,7 +77,7 @@ class Site:
     def instances(self) -> list[Instance]:
         """All rows, oldest first."""
         with self.ledger() as ledger:
-            return ledger.instances()[::-1]
+            return ledger.instances(1_000_000)[::-1]
 
     @contextmanager
     def ledger(self) -> Iterator[Ledger]:
