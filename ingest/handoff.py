@@ -30,7 +30,10 @@ SWEEP_AGE_SECONDS: Final = 0.5
 SWEEP_SHARE: Final = 20
 """A sweep that took t seconds is not repeated before 20 t have passed."""
 
-FULL_SECONDS: Final = 0.1
+LET_GO_SECONDS: Final = 0.5
+"""How often the spool lets go of what workers elsewhere have persisted."""
+
+FULL_SECONDS: Final = 0.05
 UNNAMED_SECONDS: Final = 60
 """How long Redis keeps a data set that no reference names yet, from its last chunk on."""
 
@@ -56,6 +59,7 @@ class Handoff:
         self._failures = 0
         self._sweep_at = 0.0
         self._count_at = 0.0
+        self._let_go_at = 0.0
         self._client = connect(config)
         self._thread = threading.Thread(target=self._run, name="handoff", daemon=True)
         self.used = 0
@@ -98,6 +102,9 @@ class Handoff:
         if self._config.receive.spool_max_bytes and now >= self._count_at:
             self.used = sweep.usage(self._spool.root)
             self._count_at = now + 1.0
+        if self._config.queue.carrier == "redis" and now >= self._let_go_at:
+            sweep.remove_persisted(self._spool.root, self._spool.id, self._client)
+            self._let_go_at = now + LET_GO_SECONDS
         if now >= self._sweep_at and not self._closing:
             self._sweep()
             self._sweep_at = time.monotonic() + max(SWEEP_SECONDS, SWEEP_SHARE * (time.monotonic() - now))

@@ -31,13 +31,16 @@ class Modality:
         other: Answers that were not Success.
     """
 
-    def __init__(self, node: Node, folder: Path, *, associations: int = 4, size: int = 8192) -> None:
+    def __init__(
+        self, node: Node, folder: Path, *, associations: int = 4, size: int = 8192, pause: float = 0.0
+    ) -> None:
         self.acknowledged: dict[str, bytes] = {}
         self.sent: set[str] = set()
         self.other: list[int] = []
         self._node = node
         self._folder = folder
         self._size = size
+        self._pause = pause
         self._stop = threading.Event()
         self._study = f"1.2.826.{time.time_ns()}"
         self._numbers = itertools.count(1)
@@ -73,7 +76,7 @@ class Modality:
                 self._stop.wait(0.05)
                 continue
             with contextlib.suppress(AssociationError), association:
-                while not self._stop.is_set():
+                while not self._stop.wait(self._pause):
                     self._store(association, number)
 
     def _store(self, association: Association, thread: int) -> None:

@@ -20,7 +20,7 @@ def test_receiving_goes_on_without_redis_and_the_queue_catches_up(
 ) -> None:
     with valkey() as server:
         node = make_node(queue=f'[queue]\nurl = "{server.url}"\ncarrier = "{carrier}"').start()
-        with Modality(node, tmp_path / "sender", associations=2) as modality:
+        with Modality(node, tmp_path / "sender", associations=2, pause=0.005) as modality:
             modality.until(50)
             server.kill()
             begun = time.monotonic()
