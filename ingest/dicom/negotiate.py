@@ -20,7 +20,7 @@ from ingest.dicom.pdus import (
 __all__ = ["Accepted", "AcceptedContext", "AcceptorPolicy", "Rejected", "local_limit_exceeded", "negotiate"]
 
 # PS3.8 Table 9-18, byte 7: result/reason
-ACCEPTANCE, USER_REJECTION, ABSTRACT_SYNTAX_NOT_SUPPORTED, TRANSFER_SYNTAXES_NOT_SUPPORTED = 0, 1, 3, 4
+ACCEPTANCE, ABSTRACT_SYNTAX_NOT_SUPPORTED, TRANSFER_SYNTAXES_NOT_SUPPORTED = 0, 3, 4
 
 _LAST_CHOICE = uids.DEFLATED | {uids.EXPLICIT_BIG_ENDIAN}
 
@@ -144,21 +144,20 @@ def _operations(request: AssociateRequest, policy: AcceptorPolicy) -> tuple[int,
 def _decide(context: ProposedContext, policy: AcceptorPolicy, roles: dict[str, Role]) -> ContextResult:
     """One context; PS3.8 9.3.3.2 wants a transfer syntax in a refused one, too, though it means nothing."""
     abstract, unused = context.abstract_syntax, context.transfer_syntaxes[0]
-    if abstract == uids.VERIFICATION:
-        allowed = policy.allow_echo
-    elif _is_storage(abstract, policy):
-        allowed = policy.allow_store
-    else:
-        return ContextResult(context.context_id, ABSTRACT_SYNTAX_NOT_SUPPORTED, unused)
     role = roles.get(abstract)
-    if not allowed or (
-        role is not None and not role.scu
-    ):  # a requestor that would be SCP only has no use for us
-        return ContextResult(context.context_id, USER_REJECTION, unused)
+    if not _serves(abstract, policy) or (role is not None and not role.scu):
+        # A requestor that would be SCP only (C-GET) has no use for what we do with this class.
+        return ContextResult(context.context_id, ABSTRACT_SYNTAX_NOT_SUPPORTED, unused)
     chosen = _choose(context.transfer_syntaxes, policy.transfer_syntaxes)
     if chosen is None:
         return ContextResult(context.context_id, TRANSFER_SYNTAXES_NOT_SUPPORTED, unused)
     return ContextResult(context.context_id, ACCEPTANCE, chosen)
+
+
+def _serves(abstract_syntax: str, policy: AcceptorPolicy) -> bool:
+    if abstract_syntax == uids.VERIFICATION:
+        return policy.allow_echo
+    return policy.allow_store and _is_storage(abstract_syntax, policy)
 
 
 def _is_storage(abstract_syntax: str, policy: AcceptorPolicy) -> bool:

@@ -1,15 +1,17 @@
-"""A-ASSOCIATE, A-RELEASE and A-ABORT PDUs (PS3.8 9.3), both ways; the only door to pynetdicom's PDUs.
+"""A-ASSOCIATE, A-RELEASE and A-ABORT PDUs (PS3.8 9.3): from bytes to values and back.
 
 Every `decode_…` takes one complete PDU with its header, as the parser of ext/ frames it, and raises
 PeerError alone. Every `encode_…` takes values of ours and raises ValueError for what cannot be sent.
+
+pynetdicom's PDU classes would do the same, but not with what a peer may send: they trust lengths, refuse
+unknown items, raise what happens to break (AssertionError, KeyError, struct.error …; less of it under `python
+-O`), and turn each odd UID into a warning, whose text Python keeps. Once all that is held back from them no
+work is left for them, so they are not used here. In the tests they are a second opinion on every PDU.
 """
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
-
-from pynetdicom import pdu_items
 
 from ingest.dicom import items
 from ingest.dicom.pdus import (
@@ -145,7 +147,7 @@ def encode_associate_rq(request: AssociateRequest) -> bytes:
 
 def encode_associate_ac(accept: AssociateAccept) -> bytes:
     """The bytes of an A-ASSOCIATE-AC; ValueError as for `encode_associate_rq`."""
-    body = [_encode_result(c.context_id, c.result, c.transfer_syntax) for c in accept.contexts]
+    body = [_encode_result(context) for context in accept.contexts]
     return _encode_associate(ASSOCIATE_AC, accept, APPLICATION_CONTEXT, body, 1)
 
 
@@ -248,14 +250,12 @@ def _encode_associate(
     contexts: list[bytes],
     protocol_version: int,
 ) -> bytes:
-    name = pdu_items.ApplicationContextItem()
-    name.application_context_name = application_context
     body = b"".join(
         (
-            protocol_version.to_bytes(2),  # PS3.8 Table 9-11, bytes 7-8
+            protocol_version.to_bytes(2),  # PS3.8 Tables 9-11 and 9-17, bytes 7-8
             bytes(2),
-            pdu.title_fields or _title_fields(pdu.called_ae, pdu.calling_ae),
-            name.encode(),
+            pdu.title_fields or _title_fields(pdu.called_ae, pdu.calling_ae),  # bytes 11-74
+            _uid_item(items.APPLICATION_CONTEXT_ITEM, application_context),
             *contexts,
             _encode_user_information(pdu),
         )
@@ -264,57 +264,60 @@ def _encode_associate(
 
 
 def _encode_user_information(pdu: AssociateRequest | AssociateAccept) -> bytes:
-    if not 0 <= pdu.max_pdu_length <= 0xFFFFFFFF:
-        raise ValueError(f"a maximum PDU length of {pdu.max_pdu_length} does not fit")
-    length = pdu_items.MaximumLengthSubItem()
-    length.maximum_length_received = pdu.max_pdu_length
-    class_uid = pdu_items.ImplementationClassUIDSubItem()
-    class_uid.implementation_class_uid = pdu.implementation_class_uid
-    user: list[Any] = [length, class_uid]
+    """PS3.8 Table 9-16; sub-items in the order that PS3.7 D.3.3 tells them."""
+    version = pdu.implementation_version.encode("ascii")
+    if len(version) > 16:
+        raise ValueError(f"implementation version name {pdu.implementation_version!r} is longer than 16")
+    user = [
+        _item(items.MAXIMUM_LENGTH, _number(pdu.max_pdu_length, 4)),
+        _uid_item(items.IMPLEMENTATION_CLASS, pdu.implementation_class_uid),
+    ]
     if pdu.async_operations is not None:
-        window = pdu_items.AsynchronousOperationsWindowSubItem()
-        window.maximum_number_operations_invoked, window.maximum_number_operations_performed = (
-            pdu.async_operations
-        )
-        user.append(window)
+        invoked, performed = pdu.async_operations
+        user.append(_item(items.ASYNC_OPERATIONS, _number(invoked, 2) + _number(performed, 2)))
     for role in pdu.roles:
-        selection = pdu_items.SCP_SCU_RoleSelectionSubItem()
-        selection.sop_class_uid, selection.scu_role, selection.scp_role = (
-            role.sop_class_uid,
-            role.scu,
-            role.scp,
-        )
-        user.append(selection)
-    if pdu.implementation_version:
-        version = pdu_items.ImplementationVersionNameSubItem()
-        version.implementation_version_name = pdu.implementation_version
-        user.append(version)
-    item = pdu_items.UserInformationItem()
-    item.user_data = user
-    return bytes(item.encode())
+        uid = _uid(role.sop_class_uid)
+        user.append(_item(items.ROLE_SELECTION, _number(len(uid), 2) + uid + bytes((role.scu, role.scp))))
+    if version:
+        user.append(_item(items.IMPLEMENTATION_VERSION, version))
+    return _item(items.USER_INFORMATION_ITEM, b"".join(user))
 
 
 def _encode_proposed(context: ProposedContext) -> bytes:
-    abstract = pdu_items.AbstractSyntaxSubItem()
-    abstract.abstract_syntax_name = context.abstract_syntax
-    item = pdu_items.PresentationContextItemRQ()
-    item.presentation_context_id = _sendable_id(context.context_id)
-    item.abstract_transfer_syntax_sub_items = [abstract, *map(_transfer_syntax, context.transfer_syntaxes)]
-    return bytes(item.encode())
+    """PS3.8 Table 9-13."""
+    syntaxes = (_uid_item(items.TRANSFER_SYNTAX, uid) for uid in context.transfer_syntaxes)
+    fixed = bytes((_sendable_id(context.context_id), 0, 0, 0))
+    abstract = _uid_item(items.ABSTRACT_SYNTAX, context.abstract_syntax)
+    return _item(items.PROPOSED_CONTEXT_ITEM, fixed + abstract + b"".join(syntaxes))
 
 
-@lru_cache(maxsize=4096)
-def _encode_result(context_id: int, result: int, transfer_syntax: str) -> bytes:
-    item = pdu_items.PresentationContextItemAC()
-    item.presentation_context_id, item.result_reason = _sendable_id(context_id), result
-    item.transfer_syntax_sub_item = [_transfer_syntax(transfer_syntax)]
-    return bytes(item.encode())
+def _encode_result(context: ContextResult) -> bytes:
+    """PS3.8 Table 9-18."""
+    fixed = bytes((_sendable_id(context.context_id), 0, context.result, 0))
+    syntax = _uid_item(items.TRANSFER_SYNTAX, context.transfer_syntax)
+    return _item(items.CONTEXT_RESULT_ITEM, fixed + syntax)
 
 
-def _transfer_syntax(uid: str) -> pdu_items.TransferSyntaxSubItem:
-    item = pdu_items.TransferSyntaxSubItem()
-    item.transfer_syntax_name = uid
-    return item
+def _item(kind: int, value: bytes) -> bytes:
+    """PS3.8 9.3: byte 1 item type, byte 2 reserved, bytes 3-4 length of what follows."""
+    return bytes((kind, 0)) + _number(len(value), 2) + value
+
+
+def _uid_item(kind: int, uid: str) -> bytes:
+    return _item(kind, _uid(uid))
+
+
+def _uid(text: str) -> bytes:
+    """PS3.8 Annex F: not padded, whatever its length."""
+    if not 0 < len(text) <= 64:
+        raise ValueError(f"a UID of {len(text)} characters")
+    return text.encode("ascii")
+
+
+def _number(value: int, size: int) -> bytes:
+    if not 0 <= value < 1 << 8 * size:
+        raise ValueError(f"{value} does not fit into {size} bytes")
+    return value.to_bytes(size)
 
 
 def _sendable_id(context_id: int) -> int:

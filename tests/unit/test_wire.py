@@ -1,0 +1,366 @@
+"""A-ASSOCIATE, A-RELEASE and A-ABORT: both ways, at their bounds, and with what a sloppy peer sends."""
+
+import struct
+import time
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pynetdicom.pdu import (
+    A_ABORT_RQ,
+    A_ASSOCIATE_AC,
+    A_ASSOCIATE_RJ,
+    A_ASSOCIATE_RQ,
+    A_RELEASE_RP,
+    A_RELEASE_RQ,
+    PDU,
+)
+
+from ingest.dicom import uids, wire
+from ingest.dicom.wire import AssociateAccept, AssociateRequest, ContextResult, ProposedContext, Role
+from ingest.errors import PeerError
+
+CT, IMPLICIT = "1.2.840.10008.5.1.4.1.1.2", "1.2.840.10008.1.2"
+
+
+def item(kind: int, value: bytes) -> bytes:
+    return struct.pack(">BxH", kind, len(value)) + value
+
+
+def context(context_id: int, *sub_items: bytes) -> bytes:
+    return item(0x20, bytes((context_id, 0, 0, 0)) + b"".join(sub_items))
+
+
+ABSTRACT, TRANSFER = item(0x30, CT.encode()), item(0x40, IMPLICIT.encode())
+NAME = item(0x10, uids.APPLICATION_CONTEXT.encode())
+LENGTH = item(0x51, struct.pack(">L", 4096))
+USER = item(0x50, LENGTH + item(0x52, b"1.2.3"))
+CONTEXT = context(1, ABSTRACT, TRANSFER)
+
+
+def rq(
+    *variable: bytes,
+    called: bytes = b"NODE            ",
+    calling: bytes = b"CT1             ",
+    version: int = 1,
+) -> bytes:
+    body = struct.pack(">HH", version, 0) + called + calling + bytes(32) + b"".join(variable)
+    return b"\x01\x00" + len(body).to_bytes(4) + body
+
+
+def ac(*variable: bytes) -> bytes:
+    return b"\x02" + rq(*variable)[1:]
+
+
+def reason_of(data: bytes) -> int:
+    decode = wire.decode_associate_rq if data[0] == 1 else wire.decode_associate_ac
+    with pytest.raises(PeerError) as raised:
+        decode(data)
+    return raised.value.reason
+
+
+uid = st.lists(st.integers(0, 99999), min_size=2, max_size=8).map(lambda arcs: ".".join(map(str, arcs)))
+ae_title = st.text(
+    st.characters(min_codepoint=0x21, max_codepoint=0x7E, exclude_characters="\\"), min_size=1, max_size=16
+)
+context_ids = st.lists(st.integers(0, 127).map(lambda n: 2 * n + 1), unique=True, min_size=1, max_size=12)
+window = st.none() | st.tuples(st.integers(0, 65535), st.integers(0, 65535))
+roles = st.lists(st.builds(Role, uid, st.booleans(), st.booleans()), max_size=3).map(tuple)
+length = st.just(0) | st.integers(8, 2**32 - 1)
+
+
+@st.composite
+def requests(draw: st.DrawFn) -> AssociateRequest:
+    syntaxes = st.lists(uid, min_size=1, max_size=4).map(tuple)
+    return AssociateRequest(
+        draw(ae_title),
+        draw(ae_title),
+        draw(uid),
+        tuple(ProposedContext(number, draw(uid), draw(syntaxes)) for number in draw(context_ids)),
+        draw(length),
+        draw(uid),
+        draw(ae_title),
+        draw(window),
+        draw(roles),
+    )
+
+
+@st.composite
+def acceptances(draw: st.DrawFn) -> AssociateAccept:
+    contexts = tuple(
+        ContextResult(number, draw(st.sampled_from((0, 0, 1, 2, 3, 4))), draw(uid))
+        for number in draw(context_ids)
+    )
+    return AssociateAccept(
+        draw(ae_title),
+        draw(ae_title),
+        contexts,
+        draw(length),
+        draw(uid),
+        draw(ae_title),
+        draw(window),
+        draw(roles),
+    )
+
+
+@given(requests())
+def test_request_is_read_as_it_was_written(request: AssociateRequest) -> None:
+    read = wire.decode_associate_rq(wire.encode_associate_rq(request))
+    assert len(read.title_fields) == 64
+    assert read == AssociateRequest(
+        **{n: getattr(request, n) for n in request.__slots__} | {"title_fields": read.title_fields}
+    )
+
+
+@given(acceptances())
+def test_acceptance_is_read_as_it_was_written(accept: AssociateAccept) -> None:
+    read = wire.decode_associate_ac(wire.encode_associate_ac(accept))
+    # The transfer syntax of a context that is not accepted "shall not be tested" (PS3.8 Table 9-18).
+    significant = tuple(
+        c if c.result == 0 else ContextResult(c.context_id, c.result, "") for c in accept.contexts
+    )
+    assert read.contexts == significant
+    for name in (
+        "called_ae",
+        "calling_ae",
+        "max_pdu_length",
+        "implementation_class_uid",
+        "async_operations",
+        "roles",
+    ):
+        assert getattr(read, name) == getattr(accept, name)
+
+
+@given(st.binary(max_size=300))
+def test_any_bytes_behind_a_header_give_a_value_or_a_peer_error(noise: bytes) -> None:
+    for decode, data in (
+        (wire.decode_associate_rq, rq(NAME, noise, USER)),
+        (wire.decode_associate_rq, rq(NAME, CONTEXT, item(0x50, noise))),
+        (wire.decode_associate_rq, rq(NAME, context(1, noise), USER)),
+        (wire.decode_associate_ac, ac(NAME, item(0x21, b"\x01\x00\x00\x00" + noise), USER)),
+        (wire.decode_associate_rj, noise),
+        (wire.decode_abort, noise),
+    ):
+        try:
+            decode(data)
+        except PeerError as error:
+            assert error.reason in {PeerError.UNEXPECTED_PARAMETER, PeerError.INVALID_PARAMETER}  # noqa: PT017 - it need not raise
+
+
+@given(st.sampled_from((1, 2)), st.integers(1, 2), st.integers(0, 7))
+def test_rejection_is_pynetdicoms(result: int, source: int, reason: int) -> None:
+    data = wire.encode_associate_rj(wire.AssociateReject(result, source, reason))
+    theirs = A_ASSOCIATE_RJ()
+    theirs.decode(data)
+    assert (theirs.result, theirs.source, theirs.reason_diagnostic) == (result, source, reason)
+    assert theirs.encode() == data
+    assert wire.decode_associate_rj(data) == wire.AssociateReject(result, source, reason)
+
+
+def test_abort_and_release_are_pynetdicoms() -> None:
+    theirs = A_ABORT_RQ()
+    theirs.decode(wire.encode_abort(wire.SERVICE_PROVIDER, PeerError.INVALID_PARAMETER))
+    assert (theirs.source, theirs.reason_diagnostic) == (2, 6)
+    assert wire.decode_abort(wire.encode_abort(wire.SERVICE_USER, 5)) == wire.Abort(0, 0)
+    assert A_RELEASE_RQ().encode() == wire.RELEASE_RQ
+    assert A_RELEASE_RP().encode() == wire.RELEASE_RP
+
+
+def test_rejections_and_aborts_of_another_length_are_refused() -> None:
+    for decode, data in (
+        (wire.decode_associate_rj, b"\x03\x00\x00\x00\x00\x05" + bytes(5)),
+        (wire.decode_associate_rj, b"\x03\x00\x00\x00\x00\x03" + bytes(3)),
+        (wire.decode_abort, b"\x07\x00\x00\x00\x00\x00"),
+        (wire.decode_abort, b"\x03" + bytes(9)),
+        (wire.decode_abort, b""),
+    ):
+        with pytest.raises(PeerError):
+            decode(data)
+
+
+@pytest.mark.parametrize("pdu_type", [1, 2])
+def test_pynetdicom_reads_and_writes_what_we_write(pdu_type: int) -> None:
+    ours: PDU
+    role, window = (Role(CT, scu=True, scp=False),), (64, 1)
+    if pdu_type == 1:
+        contexts = (
+            ProposedContext(1, CT, (IMPLICIT, uids.EXPLICIT_LITTLE_ENDIAN)),
+            ProposedContext(3, uids.VERIFICATION, (IMPLICIT,)),
+        )
+        data = wire.encode_associate_rq(
+            AssociateRequest(
+                "NODE", "CT1", contexts=contexts, max_pdu_length=0, async_operations=window, roles=role
+            )
+        )
+        ours = A_ASSOCIATE_RQ()
+    else:
+        results = (ContextResult(1, 0, IMPLICIT), ContextResult(3, 4, IMPLICIT))
+        data = wire.encode_associate_ac(
+            AssociateAccept("NODE", "CT1", results, 131072, async_operations=window, roles=role)
+        )
+        ours = A_ASSOCIATE_AC()
+    ours.decode(data)
+    assert ours.encode() == data
+    assert len(ours.presentation_context) == 2
+    assert ours.user_information.async_ops_window.max_operations_invoked == 64
+    assert ours.user_information.implementation_class_uid == uids.IMPLEMENTATION_CLASS_UID
+    assert ours.user_information.role_selection[CT].scu_role == 1
+
+
+def test_odd_uids_of_a_peer_raise_no_warning() -> None:
+    odd = context(1, item(0x30, b"1.02.x"), item(0x40, b"no uid"))
+    read = wire.decode_associate_rq(rq(NAME, odd, USER))
+    assert read.contexts == (ProposedContext(1, "1.02.x", ("no uid",)),)
+    assert wire.decode_associate_rq(wire.encode_associate_rq(read)).contexts == read.contexts
+
+
+def test_rejections_are_said_in_words() -> None:
+    assert str(wire.LOCAL_LIMIT_EXCEEDED) == "rejected (transient): local limit exceeded"
+    assert not wire.LOCAL_LIMIT_EXCEEDED.permanent
+    assert "calling AE title not recognized" in str(wire.CALLING_AE_NOT_RECOGNIZED)
+    assert "no reason given" in str(wire.AssociateReject(1, 3, 9))
+
+
+def test_items_may_come_in_any_order_and_unknown_ones_are_skipped() -> None:
+    unknown = item(0x99, b"whatever")
+    user = item(0x50, unknown + item(0x56, b"\x00\x031.2") + LENGTH + item(0x55, b"V1"))
+    read = wire.decode_associate_rq(
+        rq(user, unknown, context(3, TRANSFER, unknown, ABSTRACT, TRANSFER), NAME)
+    )
+    assert read.contexts == (ProposedContext(3, CT, (IMPLICIT, IMPLICIT)),)
+    assert (read.max_pdu_length, read.implementation_version, read.implementation_class_uid) == (
+        4096,
+        "V1",
+        "",
+    )
+
+
+def test_uids_padded_with_nul_or_space_are_read_without() -> None:
+    padded = context(1, item(0x30, CT.encode() + b"\0"), item(0x40, IMPLICIT.encode() + b" \0\0"))
+    read = wire.decode_associate_rq(rq(item(0x10, uids.APPLICATION_CONTEXT.encode() + b"\0"), padded, USER))
+    assert read.contexts == (ProposedContext(1, CT, (IMPLICIT,)),)
+    assert read.application_context == uids.APPLICATION_CONTEXT
+
+
+def test_ae_titles_lose_spaces_at_both_ends_and_keep_their_bytes_for_the_answer() -> None:
+    read = wire.decode_associate_rq(
+        rq(NAME, CONTEXT, USER, called=b"  NODE A        ", calling=b"CT1\0\0\0\0\0\0\0\0\0\0\0\0\0")
+    )
+    assert (read.called_ae, read.calling_ae) == ("NODE A", "CT1")
+    assert read.title_fields[:32] == b"  NODE A        CT1" + bytes(13)
+    answer = AssociateAccept(
+        "NODE A", "CT1", (ContextResult(1, 0, IMPLICIT),), title_fields=read.title_fields
+    )
+    assert wire.encode_associate_ac(answer)[10:74] == read.title_fields
+
+
+def test_blank_ae_titles_are_read_as_empty_and_strange_ones_refused() -> None:
+    assert wire.decode_associate_rq(rq(NAME, CONTEXT, USER, called=b" " * 16)).called_ae == ""
+    for strange in (b"A\\B", b"A\nB", b"\xc3\x84", b"A\x7f", b"A\0B"):
+        assert reason_of(rq(NAME, CONTEXT, USER, calling=strange.ljust(16))) == PeerError.INVALID_PARAMETER
+
+
+def test_sloppy_names_do_not_end_an_association() -> None:
+    user = item(
+        0x50, LENGTH + item(0x52, b"not a uid \xff") + item(0x55, b"a name that is much too long\xff")
+    )
+    read = wire.decode_associate_rq(rq(NAME, CONTEXT, user))
+    assert read.implementation_class_uid == "not a uid ?"
+    assert read.implementation_version.endswith("long?")
+
+
+def test_a_missing_maximum_length_is_taken_for_a_small_one() -> None:
+    assert wire.decode_associate_rq(rq(NAME, CONTEXT, item(0x50, b""))).max_pdu_length == 16384
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        rq(),
+        rq(NAME, CONTEXT),
+        rq(NAME, USER),
+        rq(CONTEXT, USER),
+        rq(NAME, context(2, ABSTRACT, TRANSFER), USER),
+        rq(NAME, context(0, ABSTRACT, TRANSFER), USER),
+        rq(NAME, CONTEXT, context(3, ABSTRACT, TRANSFER), CONTEXT, USER),
+        rq(NAME, context(1, TRANSFER), USER),
+        rq(NAME, context(1, ABSTRACT), USER),
+        rq(NAME, context(1, ABSTRACT, ABSTRACT, TRANSFER), USER),
+        rq(NAME, context(1, ABSTRACT, *[TRANSFER] * 257), USER),
+        rq(NAME, context(1, item(0x30, b""), TRANSFER), USER),
+        rq(NAME, context(1, item(0x30, b"1" * 65), TRANSFER), USER),
+        rq(NAME, context(1, ABSTRACT, item(0x40, b"1.2.\xe9")), USER),
+        rq(NAME, item(0x20, b"\x01\x00"), USER),
+        rq(NAME, CONTEXT, item(0x50, item(0x51, b"\x00\x00\x10"))),
+        rq(NAME, CONTEXT, item(0x50, item(0x51, b"\x00\x00\x00\x07"))),
+        rq(NAME, CONTEXT, item(0x50, LENGTH + item(0x53, b"\x00\x01"))),
+        rq(NAME, CONTEXT, item(0x50, LENGTH + item(0x54, b"\x00\x091.2\x01\x00"))),
+        rq(NAME, CONTEXT, item(0x50, LENGTH + item(0x54, b"\x00\x031.2\x02\x00"))),
+        rq(NAME, CONTEXT, item(0x50, LENGTH + item(0x54, b"\x00\x00\x01\x00"))),
+        rq(NAME, CONTEXT, USER, b"\x00"),
+        rq(NAME, CONTEXT, USER[:-1]),
+        rq(NAME, CONTEXT, USER) + b"\x00",
+        rq(NAME, CONTEXT, USER)[:-1],
+        rq()[:60],
+        ac(NAME, item(0x21, b"\x02\x00\x00\x00" + TRANSFER), USER),
+        ac(NAME, item(0x21, b"\x01\x00\x00\x00"), USER),
+        ac(NAME, item(0x21, b"\x01\x00\x05\x00" + TRANSFER), USER),
+        ac(NAME, item(0x21, b"\x01\x00\x00"), USER),
+        ac(NAME, item(0x21, b"\x01\x00\x00\x00" + TRANSFER + TRANSFER), USER),
+    ],
+)
+def test_broken_pdus_are_invalid_parameters(data: bytes) -> None:
+    assert reason_of(data) == PeerError.INVALID_PARAMETER
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        rq(NAME, NAME, CONTEXT, USER),
+        rq(NAME, CONTEXT, USER, USER),
+        rq(NAME, CONTEXT, item(0x50, LENGTH + LENGTH)),
+    ],
+)
+def test_what_may_come_once_and_comes_twice_is_an_unexpected_parameter(data: bytes) -> None:
+    assert reason_of(data) == PeerError.UNEXPECTED_PARAMETER
+
+
+def test_refused_context_of_an_acceptance_needs_no_transfer_syntax() -> None:
+    read = wire.decode_associate_ac(
+        ac(NAME, item(0x21, b"\x01\x00\x04\x00"), item(0x21, b"\x03\x00\x03\x00" + item(0x40, b"")), USER)
+    )
+    assert read.contexts == (ContextResult(1, 4, ""), ContextResult(3, 3, ""))
+
+
+def test_all_128_contexts_can_be_proposed_and_no_more() -> None:
+    proposals = [context(number, ABSTRACT, TRANSFER) for number in range(1, 256, 2)]
+    assert len(wire.decode_associate_rq(rq(NAME, *proposals, USER)).contexts) == 128
+    assert reason_of(rq(NAME, *proposals, proposals[7], USER)) == PeerError.INVALID_PARAMETER
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        AssociateRequest("", "B"),
+        AssociateRequest("A" * 17, "B"),
+        AssociateRequest("A", "Ä"),
+        AssociateRequest("A", "B", contexts=(ProposedContext(2, CT, (IMPLICIT,)),)),
+        AssociateRequest("A", "B", contexts=(ProposedContext(257, CT, (IMPLICIT,)),)),
+        AssociateRequest("A", "B", contexts=(ProposedContext(1, "1" * 65, (IMPLICIT,)),)),
+        AssociateRequest("A", "B", max_pdu_length=-1),
+        AssociateRequest("A", "B", implementation_version="x" * 17),
+    ],
+)
+def test_what_cannot_be_sent_is_a_value_error(request_: AssociateRequest) -> None:
+    with pytest.raises(ValueError, match=r"."):
+        wire.encode_associate_rq(request_)
+
+
+def test_the_longest_pdu_of_a_hostile_peer_is_read_in_bounded_time() -> None:
+    smallest = item(0x40, b"1")
+    contexts = [context(number, ABSTRACT, *[smallest] * 256) for number in range(1, 256, 2)]
+    data = rq(NAME, *contexts, USER)
+    assert len(data) < 262144
+    started = time.process_time()
+    wire.decode_associate_rq(data)
+    assert time.process_time() - started < 5
