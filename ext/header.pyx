@@ -263,7 +263,7 @@ cdef int ask(Scan *state, object tags) except -1:
     return 0
 
 
-def scan(data, str transfer_syntax_uid not None, tags, bint at_end):
+def scan(data, transfer_syntax_uid, tags, bint at_end):
     """The raw values of top-level attributes out of the first part of a data set.
 
     Args:
