@@ -29,39 +29,43 @@ _STDERR: Final = 2
 class Sink:
     """Standard error or a file, written a line at a time, so that the lines of several processes do not mix.
 
-    Args:
-        file: None is standard error.
-
-    Raises:
-        BootError: The file cannot be opened.
+    There is one for a process, since loggers that were bound before a reload keep it.
     """
 
-    def __init__(self, file: Path | None) -> None:
-        self._file = file
+    def __init__(self) -> None:
+        self.role = "node"
+        self._file: Path | None = None
         self._descriptor = _STDERR
-        self.reopen()
 
-    def reopen(self) -> None:
-        """Open the file by its name again, after it was rotated; on failure the old one stays.
+    def open(self, file: Path | None) -> None:
+        """Write to `file` from now on, None is standard error; on failure all stays as it was.
 
         Raises:
             BootError: It cannot be opened.
         """
-        if self._file is None:
-            return
-        try:
-            descriptor = os.open(self._file, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o640)
-        except OSError as error:
-            remedy = "let this user write it, or name another file"
-            raise BootError(f"log.file: {self._file}: {error.strerror}; {remedy}") from None
-        self.close()
+        descriptor = _STDERR
+        if file is not None:
+            try:
+                descriptor = os.open(file, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o640)
+            except OSError as error:
+                remedy = "let this user write it, or name another file"
+                raise BootError(f"log.file: {file}: {error.strerror}; {remedy}") from None
+        self._file, old = file, self._descriptor
+        if _STDERR not in {old, descriptor}:
+            # Another thread may be writing, and a number that was closed is soon another file's.
+            os.dup2(descriptor, old, inheritable=False)
+            descriptor, old = old, descriptor
         self._descriptor = descriptor
+        if old != _STDERR:
+            os.close(old)
 
-    def close(self) -> None:
-        """Give the file back; what is logged from now on goes to standard error."""
-        if self._descriptor != _STDERR:
-            os.close(self._descriptor)
-        self._descriptor = _STDERR
+    def reopen(self) -> None:
+        """Open the file by its name again, after it was rotated.
+
+        Raises:
+            BootError: It cannot be opened; the old one stays.
+        """
+        self.open(self._file)
 
     def msg(self, line: str) -> None:
         """Write one line. A full disk or a closed pipe loses the line, never the node."""
@@ -91,11 +95,8 @@ class _Bridge(logging.Handler):
             self.handleError(record)
 
 
-class _Current:
-    """Sink and role in use. Logging alone belongs to the process, not to whoever is passed it."""
-
-    sink: Sink | None = None
-    role = "node"
+_sink: Final = Sink()
+"""Logging is the one thing that belongs to the process, not to whoever is passed it."""
 
 
 def configure(log: Log) -> None:
@@ -106,34 +107,31 @@ def configure(log: Log) -> None:
     Raises:
         BootError: `[log] file` cannot be opened; what was set up before stays.
     """
-    old, sink = _Current.sink, Sink(log.file)
-    _Current.sink = sink
+    _sink.open(log.file)
     structlog.configure(
-        processors=[*_common(), *(_json() if log.format == "json" else _console(colors=sink.is_terminal))],
+        processors=[*_common(), *(_json() if log.format == "json" else _console(colors=_sink.is_terminal))],
         wrapper_class=structlog.make_filtering_bound_logger(LEVELS[log.level]),
-        logger_factory=lambda *_: sink,
+        logger_factory=lambda *_: _sink,
         # Loggers are made at import, before this runs, and outlive a reload: none may keep its first set-up.
         cache_logger_on_first_use=False,
     )
     root = logging.getLogger()
-    root.handlers = [_Bridge()]
-    root.setLevel(max(logging.WARNING, LEVELS[log.level]))
+    # At the handler too: some libraries set the level of their loggers themselves.
+    level = max(logging.WARNING, LEVELS[log.level])
+    root.handlers = [_Bridge(level)]
+    root.setLevel(level)
     logging.captureWarnings(True)
-    if old is not None:
-        old.close()
 
 
 def be(role: str) -> None:
     """Name this process in all that it logs, from every thread."""
-    _Current.role = role
+    _sink.role = role
 
 
 def reopen() -> None:
     """Open the log file by its name again (USR1); where it cannot be, the old one stays and says why."""
-    if _Current.sink is None:
-        return
     try:
-        _Current.sink.reopen()
+        _sink.reopen()
     except BootError as error:
         structlog.get_logger().error("log_not_reopened", error=str(error))
 
@@ -150,7 +148,7 @@ def _common() -> list[Processor]:
 
 
 def _add_process(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
-    event.setdefault("role", _Current.role)
+    event.setdefault("role", _sink.role)
     event["pid"] = os.getpid()
     return event
 

@@ -187,10 +187,12 @@ def _ledger(config: Config) -> Iterator[Fault]:
         url = url.set(database=file.absolute().as_uri(), query={"mode": "ro", "uri": "true"})
     else:
         options["connect_timeout"] = int(PROBE_SECONDS)
+    # SQLite does not open the file for less than reading a table.
+    probe = "SELECT count(*) FROM sqlite_master" if url.get_backend_name() == "sqlite" else "SELECT 1"
     try:
         engine = sqlalchemy.create_engine(url, poolclass=sqlalchemy.NullPool, connect_args=options)
         with engine.connect() as connection:
-            connection.execute(sqlalchemy.text("SELECT 1"))
+            connection.execute(sqlalchemy.text(probe))
     except ImportError as error:
         yield Fault("ledger.url", f"its driver is missing: {error}", "pip install 'dicom-ingest[postgresql]'")
     except sqlalchemy.exc.SQLAlchemyError as error:

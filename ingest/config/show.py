@@ -2,7 +2,7 @@
 
 import json
 from typing import Any
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import urlsplit
 
 from ingest.config.model import Config
 
@@ -37,7 +37,8 @@ def masked(url: str) -> str:
     )
     if (authority, query) == (parts.netloc, parts.query):
         return url
-    return urlunsplit(parts._replace(netloc=authority, query=query))
+    head = f"{parts.scheme}://{authority}{parts.path}"  # urlunsplit loses the slashes of unix:///
+    return f"{head}?{query}" if query else head
 
 
 def as_json(config: Config) -> str:
