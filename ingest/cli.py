@@ -240,9 +240,9 @@ def certs() -> None:
 )
 @click.option("--force", is_flag=True, help="Replace what is there.")
 def new(prefix: Path, name: str, trust: Path | None, **options: Any) -> None:
-    """Make PREFIX.crt and PREFIX.key, self-signed or signed by an authority of your own.
+    """Make a certificate and its private key.
 
-    The key can be read by its owner only. Both TLS roles are allowed, since a node is server and client.
+    Writes PREFIX.crt and PREFIX.key, self-signed or signed by an authority of your own. The key can be read by its owner only. Both TLS roles are allowed, since a node is server and client.
     """
     from ingest.tls import pki
 
@@ -262,7 +262,10 @@ def config() -> None:
 @_config_option
 @click.option("--json", "as_json", is_flag=True, help="As JSON instead of TOML.")
 def show(path: Path, as_json: bool) -> None:
-    """Print the effective configuration, defaults and environment included, without secrets."""
+    """Print the effective configuration without its secrets.
+
+    Defaults and the environment are included; passwords in URLs are masked.
+    """
     from ingest.config import show as text
 
     loaded = _load(path)
@@ -271,7 +274,10 @@ def show(path: Path, as_json: bool) -> None:
 
 @main.command()
 def demo() -> None:
-    """Run a node and a remote on this machine and send files through both over TLS."""
+    """Send real files through a node to a remote.
+
+    Both run on this machine and speak mutual TLS; what arrives is compared byte for byte.
+    """
     from ingest.demo import run
 
     click.get_current_context().exit(run())
