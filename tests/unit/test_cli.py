@@ -49,7 +49,11 @@ def file(tmp_path):
     """A configuration without listeners, whose data lies beside it."""
     path = tmp_path / "ingest.toml"
     path.write_text(
-        '[node]\ndata_dir = "var"\n[receive]\nmin_free_bytes = 0\n[[listeners]]\nport = 0\ntls = false\n'
+        """
+        node.data_dir = "var"
+        receive.min_free_bytes = 0
+        listeners = [{ port = 0, tls = false }]
+        """
     )
     return path
 
