@@ -242,8 +242,8 @@ def certs() -> None:
 def new(prefix: Path, name: str, trust: Path | None, **options: Any) -> None:
     """Make a certificate and its private key.
 
-    Writes PREFIX.crt and PREFIX.key, self-signed or signed by an authority of your own. The key can be read by
-    its owner only. Both TLS roles are allowed, since a node is server and client.
+    Writes PREFIX.crt and PREFIX.key, self-signed or signed by an authority of your own. The key can be read
+    by its owner only. Both TLS roles are allowed, since a node is server and client.
     """
     from ingest.tls import pki
 

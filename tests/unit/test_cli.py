@@ -60,7 +60,7 @@ def file(tmp_path):
 
 @pytest.fixture
 def calls(monkeypatch):
-    """Records calls of the functions that do a command's work; they return 0, or raise what a test asks for."""
+    """Records calls of what does a command's work, which returns 0 or raises what a test asks for."""
     made = []
 
     def replace(target, result=0):

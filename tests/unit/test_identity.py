@@ -156,6 +156,7 @@ def test_fingerprint_of_a_subject_is_no_subject():
     assert not matches(identity, "ab" * 32)
 
 
+@pytest.mark.filterwarnings("ignore::cryptography.utils.CryptographyDeprecationWarning")
 @given(st.integers(0, 2**32))
 def test_damaged_certificate_is_an_identity_or_a_peer_error(seed):
     damaged = bytearray(SOUND)
