@@ -1,37 +1,8 @@
-from typing import ClassVar, final
+from typing import final
 
-@final
-class ControlPDU:
-    __hash__: ClassVar[None]  # type: ignore[assignment]
-    @property
-    def pdu_type(self) -> int: ...
-    @property
-    def data(self) -> bytes: ...
-    def __eq__(self, other: object) -> bool: ...
+from ext.events import Command, ControlPDU, DataSet
 
-@final
-class Command:
-    __hash__: ClassVar[None]  # type: ignore[assignment]
-    @property
-    def context_id(self) -> int: ...
-    @property
-    def data(self) -> bytes: ...
-    def __eq__(self, other: object) -> bool: ...
-
-@final
-class DataSet:
-    __hash__: ClassVar[None]  # type: ignore[assignment]
-    @property
-    def context_id(self) -> int: ...
-    @property
-    def length(self) -> int: ...
-    @property
-    def data(self) -> bytes | None: ...
-    @property
-    def too_large(self) -> bool: ...
-    @property
-    def errno(self) -> int: ...
-    def __eq__(self, other: object) -> bool: ...
+__all__ = ["Command", "ControlPDU", "DataSet", "PDUParser"]
 
 @final
 class PDUParser:

@@ -11,9 +11,11 @@ from cpython.buffer cimport PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 
+from ext cimport events
 from ext.sink cimport Gather, Sink, forget, keep, kept_bytes, release
 
 from ext.errors import PeerError
+from ext.events import Command, ControlPDU, DataSet
 
 __all__ = ["Command", "ControlPDU", "DataSet", "PDUParser"]
 
@@ -27,81 +29,6 @@ cdef int INVALID_PARAMETER = 6
 
 cdef inline uint32_t big_endian_32(const uint8_t *data) noexcept nogil:
     return (<uint32_t> data[0] << 24) | (<uint32_t> data[1] << 16) | (<uint32_t> data[2] << 8) | data[3]
-
-
-@cython.final
-@cython.freelist(8)
-cdef class ControlPDU:
-    """A whole PDU of the association itself: A-ASSOCIATE-RQ/AC/RJ, A-RELEASE-RQ/RP or A-ABORT.
-
-    Attributes:
-        pdu_type: 1, 2, 3, 5, 6 or 7 (PS3.8 9.3.2 to 9.3.8).
-        data: The PDU with its 6-byte header.
-    """
-
-    def __eq__(self, other):
-        if not isinstance(other, ControlPDU):
-            return NotImplemented
-        return self.pdu_type == (<ControlPDU> other).pdu_type and self.data == (<ControlPDU> other).data
-
-    def __repr__(self):
-        return f"ControlPDU(pdu_type={self.pdu_type}, length={len(self.data)})"
-
-
-@cython.final
-@cython.freelist(8)
-cdef class Command:
-    """A complete command set (PS3.7 6.3), its fragments joined.
-
-    Attributes:
-        context_id: Presentation context ID, odd, 1 to 255.
-        data: The command set as on the wire, Implicit VR Little Endian.
-    """
-
-    def __eq__(self, other):
-        if not isinstance(other, Command):
-            return NotImplemented
-        return self.context_id == (<Command> other).context_id and self.data == (<Command> other).data
-
-    def __repr__(self):
-        return f"Command(context_id={self.context_id}, length={len(self.data)})"
-
-
-@cython.final
-@cython.freelist(8)
-cdef class DataSet:
-    """The end of a data set whose bytes went to the sink of `expect_data_set`.
-
-    Attributes:
-        context_id: Presentation context ID, odd, 1 to 255.
-        length: Bytes of the data set on the wire, kept or not.
-        data: The data set, for a memory sink that was large enough; else None.
-        too_large: It was longer than the limit; what came after is not in the sink.
-        errno: 0, or the error of the write that failed; what came after is not in the sink.
-    """
-
-    @property
-    def errno(self):
-        return self.write_errno
-
-    def __eq__(self, other):
-        cdef DataSet that
-        if not isinstance(other, DataSet):
-            return NotImplemented
-        that = <DataSet> other
-        return (
-            self.context_id == that.context_id
-            and self.length == that.length
-            and self.data == that.data
-            and self.too_large == that.too_large
-            and self.write_errno == that.write_errno
-        )
-
-    def __repr__(self):
-        return (
-            f"DataSet(context_id={self.context_id}, length={self.length}, "
-            f"too_large={bool(self.too_large)}, errno={self.write_errno})"
-        )
 
 
 # Hidden from the collector, which would clear `view` while `window` still is an export of it: CPython then
@@ -309,7 +236,7 @@ cdef class PDUParser:
         return self.pdu_left == 0
 
     cdef object close_control(self):
-        cdef ControlPDU event = ControlPDU.__new__(ControlPDU)
+        cdef events.ControlPDU event = events.ControlPDU.__new__(events.ControlPDU)
         event.data = kept_bytes(&self.control)
         event.pdu_type = self.control.data[0]
         forget(&self.control)
@@ -376,13 +303,13 @@ cdef class PDUParser:
         return self.fragment_left == 0
 
     cdef object close_fragment(self, Gather *gather):
-        cdef Command command
-        cdef DataSet data_set
+        cdef events.Command command
+        cdef events.DataSet data_set
         self.phase = IN_PDV_HEADER
         if not self.fragment_is_last:
             return None
         if self.fragment_is_command:
-            command = Command.__new__(Command)
+            command = events.Command.__new__(events.Command)
             command.context_id = self.command_context
             command.data = kept_bytes(&self.command)
             self.command_context = 0
@@ -390,7 +317,7 @@ cdef class PDUParser:
             return command
         self.sink.put_head(gather)               # a data set of no bytes at all still gets its head
         self.sink.flush(gather)
-        data_set = DataSet.__new__(DataSet)
+        data_set = events.DataSet.__new__(events.DataSet)
         data_set.context_id = self.data_set_context
         data_set.length = self.data_set_length
         data_set.too_large = self.too_large
