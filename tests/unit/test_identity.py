@@ -10,7 +10,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ext.errors import PeerError
@@ -157,6 +157,7 @@ def test_fingerprint_of_a_subject_is_no_subject():
 
 
 @pytest.mark.filterwarnings("ignore::cryptography.utils.CryptographyDeprecationWarning")
+@settings(deadline=None)
 @given(st.integers(0, 2**32))
 def test_damaged_certificate_is_an_identity_or_a_peer_error(seed):
     damaged = bytearray(SOUND)
@@ -174,6 +175,7 @@ def test_damaged_certificate_is_an_identity_or_a_peer_error(seed):
 SOUND = make(SUBJECT, NAMES)
 
 
+@settings(deadline=None)
 @given(st.text(max_size=80))
 def test_any_pattern_gives_an_answer(pattern):
     assert matches(identity_of(SOUND), pattern) in {True, False}
