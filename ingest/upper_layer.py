@@ -122,6 +122,7 @@ class UpperLayer:
     def check(self) -> bool:
         """Whether it is alive after a silence; takes in what came meanwhile: a release, an abort, the end."""
         with contextlib.suppress(AssociationError), self._aborting():
+            self._take_in()
             while self.alive and self._transport.readable():
                 self._listen()
         return self.alive
@@ -151,6 +152,7 @@ class UpperLayer:
         self._early = None
         self._transport.stall_seconds = self._timeouts.response
         with self._aborting():
+            self._take_in()
             self._step(Event.DATA_REQUEST)
             try:
                 self._transmit(head)
@@ -229,14 +231,19 @@ class UpperLayer:
 
     def _listen(self) -> None:
         """Take in what the remote says while we still send: an A-ABORT, or an answer before its time."""
+        self._take_in()
         count = self._transport.receive_now(self._parser.get_buffer())
         if count is None:
             return
         self._feed(count)
-        while (event := self._parse()) is not None:
-            self._early = self._take(event) or self._early
+        self._take_in()
         if self._early is not None:
             self._transport.stall_seconds = min(EARLY_ANSWER_STALL_SECONDS, self._timeouts.response)
+
+    def _take_in(self) -> None:
+        """Take what was received already: a read may have brought more than the answer it was for."""
+        while (event := self._parse()) is not None:
+            self._early = self._take(event) or self._early
 
     def _step(self, event: Event) -> Action:
         action, self._state = requestor.next_step(self._state, event)

@@ -121,7 +121,7 @@ class Drain:
                 self._leases.give_back()
                 self._leases.finish()
                 quiet_since = time.monotonic()
-            elif self._association is None or self._lingered(quiet_since):
+            elif self._association is None or not self._association.check() or self._lingered(quiet_since):
                 return
             else:
                 time.sleep(POLL_SECONDS)
@@ -161,8 +161,6 @@ class Drain:
 
     def _send(self, waiting: deque[Delivery]) -> None:
         """Send what was leased; what is not attempted stays leased."""
-        if self._association is not None and not self._association.check():
-            self._association = None
         while waiting and not self._over():
             row = waiting.popleft()
             if row.id not in self._leases.rows:
@@ -220,7 +218,7 @@ class Drain:
         context = row.sop_class_uid, row.transfer_syntax_uid
         association, self._association = self._association, None
         if association is not None:
-            if association.alive and context in association.proposed:
+            if association.check() and context in association.proposed:
                 self._association = association
                 return association
             association.release()

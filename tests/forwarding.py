@@ -1,0 +1,171 @@
+"""A store and a ledger with instances to forward, and forward workers as processes of their own."""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ingest.config.model import TLS, Config, Destination, LedgerConfig, Node, Queue
+from ingest.ledger import InstanceState, Ledger, NewInstance
+from ingest.ledger.rows import DeliveryRow
+from ingest.wake import wake
+from tests.instances import CT, Made
+from tests.nodes import eventually
+from tests.peers import AE_TITLE
+from tests.servers import Valkey
+
+WORKER = (
+    "import sys, threading; from ingest.config.model import Config; from workers.forward import main;"
+    "sys.exit(main(Config.model_validate_json(sys.stdin.read()), threading.Event()))"
+)
+
+
+@dataclass
+class Forwarding:
+    """What a forward worker needs, without the rest of a node."""
+
+    folder: Path
+    server: Valkey
+    tls: TLS | None = None
+    destinations: list[Destination] = field(default_factory=list)
+    recorded: int = 0
+
+    def __post_init__(self) -> None:
+        self.config.store_root.mkdir(parents=True)
+        self.ledger = Ledger(self.config.ledger_url)
+        self.ledger.migrate()
+
+    @property
+    def config(self) -> Config:
+        return Config(
+            node=Node(data_dir=self.folder),
+            tls={"node": self.tls} if self.tls else {},
+            queue=Queue(url=self.server.url),
+            ledger=LedgerConfig(),
+            destinations=tuple(self.destinations),
+        )
+
+    def add(self, port: int, name: str = "pacs", **settings: object) -> Destination:
+        """Another destination on this host."""
+        defaults = {"linger_seconds": 0.1, "response_seconds": 5.0, "retry_first_seconds": 0.2}
+        destination = Destination(
+            name=name,
+            ae_title=AE_TITLE,
+            host="127.0.0.1",
+            port=port,
+            tls="node" if self.tls else False,
+            **(defaults | settings),  # type: ignore[arg-type]
+        )
+        self.destinations.append(destination)
+        return destination
+
+    def record(self, *made: Made, to: Sequence[str] = ("pacs",)) -> list[Made]:
+        """Have instances in store and ledger, to be delivered."""
+        rows = []
+        for one in made:
+            self.recorded += 1
+            key = f"{one.sop}.dcm"
+            (self.config.store_root / key).write_bytes(one.file)
+            rows.append(
+                NewInstance(
+                    state=InstanceState.STORED,
+                    sop_instance_uid=one.sop,
+                    sop_class_uid=CT,
+                    study_uid="1.2.3",
+                    series_uid="1.2.3.1",
+                    transfer_syntax_uid=one.syntax,
+                    store_key=key,
+                    size=len(one.file),
+                    data_set_offset=len(one.file) - len(one.data_set),
+                    calling_ae="CT1",
+                    called_ae="INGEST",
+                    source="",
+                    spool_ref=f"spool:{self.recorded}",
+                    note="",
+                    received_at=0,
+                    stored_at=0,
+                    destinations=tuple(to),
+                )
+            )
+        self.ledger.record(rows)
+        return list(made)
+
+    def many(self, count: int, pixels: bytes = b"\1\2", to: Sequence[str] = ("pacs",)) -> list[Made]:
+        """So many CT instances, numbered."""
+        first = self.recorded
+        return self.record(
+            *(Made(sop=f"1.2.3.{first + n}", pixels=pixels) for n in range(1, count + 1)), to=to
+        )
+
+    def row(self, sop: str, destination: str = "pacs") -> DeliveryRow:
+        (instance,) = self.ledger.by_sop_instance(sop)
+        return next(row for row in self.ledger.deliveries_of(instance.id) if row.destination == destination)
+
+    def states(self, destination: str = "pacs") -> dict[str, int]:
+        counts = self.ledger.counts().deliveries.get(destination, {})
+        return {state.value: count for state, count in counts.items() if count}
+
+    def lease_owner(self) -> str:
+        """Who holds a lease now; empty where nobody does."""
+        with self.ledger.read() as connection:
+            query = "SELECT lease_owner FROM deliveries WHERE state = 'sending'"
+            return connection.exec_driver_sql(query).scalars().first() or ""
+
+    def wake(self, destination: str = "pacs") -> None:
+        with contextlib.closing(self.server.client()) as client:
+            wake(client, destination)
+
+    def wait(self, expected: dict[str, int], seconds: float = 20.0, destination: str = "pacs") -> None:
+        eventually(
+            lambda: self.states(destination) == expected,
+            seconds,
+            f"{expected}",
+        )
+
+    @contextlib.contextmanager
+    def worker(self) -> Iterator["WorkerProcess"]:
+        """A forward worker; killed at the end if it still runs."""
+        process = WorkerProcess(self.config, self.folder / f"worker-{time.monotonic_ns()}.log")
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+class WorkerProcess:
+    """`workers.forward.main` in a process of its own."""
+
+    def __init__(self, config: Config, log: Path) -> None:
+        self.log = log
+        with log.open("wb") as output:
+            self.process = subprocess.Popen(
+                [sys.executable, "-c", WORKER],
+                stdin=subprocess.PIPE,
+                stdout=output,
+                stderr=output,
+                cwd=Path(__file__).parents[1],
+                env=os.environ | {"PYTHONWARNINGS": "error"},
+            )
+        assert self.process.stdin
+        self.process.stdin.write(config.model_dump_json().encode())
+        self.process.stdin.close()
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid
+
+    def terminate(self, seconds: float = 15.0) -> int:
+        self.process.terminate()
+        return self.process.wait(seconds)
+
+    def signal(self, number: signal.Signals) -> None:
+        self.process.send_signal(number)
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait()

@@ -1,0 +1,433 @@
+"""One turn at one destination, with a real ledger, a real Valkey and real remotes."""
+
+import contextlib
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ingest.config.model import TLS
+from ingest.dicom import wire
+from ingest.wake import drain_key
+from tests.forwarding import Forwarding
+from tests.instances import EXPLICIT, IMPLICIT, Made
+from tests.nodes import eventually
+from tests.peers import (
+    CT,
+    Conversation,
+    PynetdicomRemote,
+    ScriptedPeer,
+    Stored,
+    free_port,
+    make_tls,
+)
+from tests.servers import Valkey
+from workers import drain, leases
+from workers.forward import Forwarder
+from workers.turns import hold_key, place_key
+
+CONTEXTS = [(CT, [EXPLICIT])]
+
+
+@pytest.fixture(scope="module")
+def tls(tmp_path_factory: pytest.TempPathFactory) -> TLS:
+    return make_tls(tmp_path_factory.mktemp("pki"))
+
+
+@pytest.fixture
+def forwarding(tmp_path: Path, redis_server: Valkey, tls: TLS) -> Iterator[Forwarding]:
+    made = Forwarding(tmp_path / "node", redis_server, tls)
+    yield made
+    made.ledger.close()
+
+
+@pytest.fixture
+def plain(tmp_path: Path, redis_server: Valkey) -> Iterator[Forwarding]:
+    made = Forwarding(tmp_path / "node", redis_server)
+    yield made
+    made.ledger.close()
+
+
+@contextlib.contextmanager
+def forwarder(forwarding: Forwarding, stop: threading.Event | None = None) -> Iterator[Forwarder]:
+    made = Forwarder(forwarding.config, stop or threading.Event(), "forward-test")
+    try:
+        yield made
+    finally:
+        made.close()
+
+
+def drain_once(forwarding: Forwarding, name: str = "pacs") -> None:
+    with forwarder(forwarding) as worker:
+        worker.drain(name)
+
+
+def due_now(forwarding: Forwarding, sops: list[str], name: str = "pacs") -> None:
+    """Wait until retries are due, and until nothing holds the destination off."""
+    with contextlib.closing(forwarding.server.client()) as client:
+        eventually(lambda: not client.exists(hold_key(name)), 10, "the hold ends")
+    eventually(lambda: all(forwarding.row(sop, name).next_at <= leases.now_ms() for sop in sops), 10, "due")
+
+
+def test_everything_due_arrives_in_order_over_one_association(forwarding: Forwarding, tls: TLS) -> None:
+    with PynetdicomRemote(CONTEXTS, tls) as scp:
+        forwarding.add(scp.port)
+        sent = forwarding.many(150)
+        drain_once(forwarding)
+        assert scp.associations == 1
+    assert [(stored.sop_instance, stored.data_set) for stored in scp.stored] == [
+        (one.sop, one.data_set) for one in sent
+    ]
+    assert forwarding.states() == {"delivered": 150}
+    row = forwarding.row(sent[0].sop)
+    assert (row.attempts, row.last_status, row.last_error, row.lease_owner) == (1, 0, None, None)
+
+
+def test_turn_gives_back_its_place_and_lets_others_wake(forwarding: Forwarding, tls: TLS) -> None:
+    with PynetdicomRemote(CONTEXTS, tls) as scp, contextlib.closing(forwarding.server.client()) as client:
+        forwarding.add(scp.port)
+        forwarding.many(1)
+        forwarding.wake()
+        drain_once(forwarding)
+        assert not client.exists(drain_key("pacs"), place_key("pacs", 0), hold_key("pacs"))
+
+
+def test_each_status_is_kept_on_its_row_and_stops_no_other(forwarding: Forwarding, tls: TLS) -> None:
+    statuses = [0x0000, 0xB000, 0x0111, 0xA700, 0x0110, 0xC000, 0xA900, 0x0122, 0x0000]
+
+    def answer(stored: Stored) -> int:
+        return statuses[int(stored.sop_instance.rpartition(".")[2]) - 1]
+
+    with PynetdicomRemote(CONTEXTS, tls, answer=answer) as scp:
+        forwarding.add(scp.port)
+        sent = forwarding.many(len(statuses))
+        drain_once(forwarding)
+        assert scp.associations == 1
+    rows = [forwarding.row(one.sop) for one in sent]
+    assert [row.last_status for row in rows] == statuses
+    assert [row.state for row in rows] == [*["delivered"] * 3, *["retry"] * 2, *["dead"] * 3, "delivered"]
+    assert rows[5].last_error == "answered C000H"
+    assert rows[3].next_at > 0
+
+
+def test_transient_status_is_tried_again_until_dead(forwarding: Forwarding, tls: TLS) -> None:
+    with PynetdicomRemote(CONTEXTS, tls, answer=lambda _: 0xA700) as scp:
+        forwarding.add(scp.port, max_attempts=3, retry_first_seconds=0.05, linger_seconds=0)
+        (one,) = forwarding.many(1)
+        for attempt in (1, 2):
+            drain_once(forwarding)
+            assert (forwarding.row(one.sop).state, forwarding.row(one.sop).attempts) == ("retry", attempt)
+            due_now(forwarding, [one.sop])
+        drain_once(forwarding)
+    row = forwarding.row(one.sop)
+    assert (row.state, row.attempts, row.last_status) == ("dead", 3, 0xA700)
+
+
+def test_refused_context_kills_only_what_needs_it(forwarding: Forwarding, tls: TLS) -> None:
+    with PynetdicomRemote(CONTEXTS, tls) as scp:
+        forwarding.add(scp.port)
+        forwarding.record(Made(sop="1.1"), Made(sop="1.2", syntax=IMPLICIT), Made(sop="1.3"))
+        drain_once(forwarding)
+    assert [forwarding.row(sop).state for sop in ("1.1", "1.2", "1.3")] == ["delivered", "dead", "delivered"]
+    assert IMPLICIT in str(forwarding.row("1.2").last_error)
+
+
+def test_missing_and_foreign_files_kill_only_their_own_delivery(forwarding: Forwarding, tls: TLS) -> None:
+    with PynetdicomRemote(CONTEXTS, tls) as scp:
+        forwarding.add(scp.port)
+        gone, grown, sound = forwarding.many(3)
+        (forwarding.config.store_root / f"{gone.sop}.dcm").unlink()
+        with (forwarding.config.store_root / f"{grown.sop}.dcm").open("ab") as file:
+            file.write(b"more")
+        drain_once(forwarding)
+    assert [stored.sop_instance for stored in scp.stored] == [sound.sop]
+    assert "gone from the store" in str(forwarding.row(gone.sop).last_error)
+    assert "not the one" in str(forwarding.row(grown.sop).last_error)
+    assert forwarding.states() == {"dead": 2, "delivered": 1}
+
+
+def test_dead_remote_costs_one_connection_and_one_attempt_a_batch(forwarding: Forwarding) -> None:
+    connections = []
+
+    def script(peer: Conversation) -> None:
+        connections.append(peer)
+        peer.read(1)
+
+    with ScriptedPeer(script) as peer:  # does not speak TLS
+        forwarding.add(peer.port, retry_first_seconds=60, connect_seconds=0.5)
+        forwarding.many(100)
+        drain_once(forwarding)
+        drain_once(forwarding)
+        assert len(connections) == 1
+    assert forwarding.states() == {"retry": 64, "waiting": 36}
+    row = forwarding.row("1.2.3.1")
+    assert row.attempts == 1
+    assert "TLS handshake" in str(row.last_error)
+    assert row.next_at > leases.now_ms() + 20_000
+
+
+def test_destination_that_comes_back_gets_everything(forwarding: Forwarding, tls: TLS) -> None:
+    port = free_port()
+    forwarding.add(port, retry_first_seconds=0.05)
+    sent = forwarding.many(3)
+    with forwarder(forwarding) as worker:
+        worker.drain("pacs")
+        assert forwarding.states() == {"retry": 3}
+        due_now(forwarding, [one.sop for one in sent])
+        with PynetdicomRemote(CONTEXTS, tls, port=port):
+            worker.drain("pacs")
+    assert forwarding.states() == {"delivered": 3}
+    assert forwarding.row(sent[0].sop).attempts == 2
+
+
+def test_permanent_rejection_holds_all_rows_and_counts_no_attempt(plain: Forwarding) -> None:
+    def script(peer: Conversation) -> None:
+        peer.read_pdu()
+        peer.sock.sendall(wire.encode_associate_rj(wire.AssociateReject(1, 1, 7)))
+
+    with ScriptedPeer(script) as peer, contextlib.closing(plain.server.client()) as client:
+        plain.add(peer.port, max_attempts=1)
+        plain.many(5)
+        drain_once(plain)
+        assert plain.states() == {"waiting": 5}
+        assert plain.row("1.2.3.1").attempts == 0
+        assert client.pttl(hold_key("pacs")) > 100_000
+        drain_once(plain)
+        assert peer.connections == 1
+
+
+def test_instance_that_makes_the_remote_abort_is_tried_later_and_the_rest_goes_on(plain: Forwarding) -> None:
+    stored: list[str] = []
+
+    def script(peer: Conversation) -> None:
+        peer.accept()
+        while True:
+            context, command = peer.read_command()
+            peer.read_data_set()
+            uid = command["AffectedSOPInstanceUID"]
+            if uid == "1.2.3.2":
+                peer.sock.sendall(wire.encode_abort(2, 0))
+                return
+            stored.append(uid)
+            peer.answer(context, command)
+
+    with ScriptedPeer(script) as peer:
+        plain.add(peer.port, retry_first_seconds=60)
+        plain.many(5)
+        drain_once(plain)
+        assert peer.connections == 2
+    assert stored == ["1.2.3.1", "1.2.3.3", "1.2.3.4", "1.2.3.5"]
+    row = plain.row("1.2.3.2")
+    assert (row.state, row.attempts) == ("retry", 1)
+    assert "aborted" in str(row.last_error)
+
+
+def test_remote_that_aborts_every_time_is_left_alone_after_three_associations(plain: Forwarding) -> None:
+    def script(peer: Conversation) -> None:
+        peer.accept()
+        peer.read_command()
+        peer.sock.sendall(wire.encode_abort(2, 0))
+
+    with ScriptedPeer(script) as peer:
+        plain.add(peer.port, retry_first_seconds=60)
+        plain.many(20)
+        drain_once(plain)
+        drain_once(plain)
+        assert peer.connections == 3
+    assert plain.states() == {"retry": 3, "waiting": 17}
+    assert plain.row("1.2.3.9").attempts == 0
+
+
+def test_association_stays_open_for_what_follows(forwarding: Forwarding, tls: TLS) -> None:
+    with PynetdicomRemote(CONTEXTS, tls) as scp, forwarder(forwarding) as worker:
+        forwarding.add(scp.port, linger_seconds=5)
+        stop = threading.Event()
+        with forwarder(forwarding, stop) as worker:
+            forwarding.many(1)
+            thread = threading.Thread(target=worker.drain, args=("pacs",))
+            thread.start()
+            for count in (2, 3, 4):
+                forwarding.wait({"delivered": count - 1})
+                forwarding.many(1)
+            forwarding.wait({"delivered": 4})
+            stop.set()
+            thread.join(10)
+        assert scp.associations == 1
+
+
+def test_lingering_ends_when_another_destination_waits(forwarding: Forwarding, tls: TLS) -> None:
+    with PynetdicomRemote(CONTEXTS, tls) as scp:
+        forwarding.add(scp.port, linger_seconds=30)
+        forwarding.add(scp.port, "other")
+        forwarding.many(1)
+        forwarding.wake("other")
+        started = time.monotonic()
+        drain_once(forwarding)
+        assert time.monotonic() - started < 5
+
+
+def test_association_that_ended_while_idle_is_replaced_at_nobodys_cost(plain: Forwarding) -> None:
+    def script(peer: Conversation) -> None:
+        peer.accept()
+        context, command = peer.read_command()
+        peer.read_data_set()
+        peer.answer(context, command)
+        peer.sock.sendall(wire.RELEASE_RQ)
+        heard.append(peer.read_pdu()[1])
+
+    heard: list[bytes] = []
+    with ScriptedPeer(script) as peer:
+        plain.add(peer.port, linger_seconds=30)
+        with forwarder(plain) as worker:
+            for number in (1, 2):
+                plain.many(1)
+                worker.drain("pacs")  # ends with the association, not with the lingering
+                assert plain.states() == {"delivered": number}
+        assert heard == [wire.RELEASE_RP] * 2
+    assert plain.row("1.2.3.2").attempts == 1
+
+
+def test_new_kinds_of_instances_are_offered_on_a_new_association_with_the_old_ones(
+    plain: Forwarding,
+) -> None:
+    offered: list[list[tuple[str, tuple[str, ...]]]] = []
+
+    def script(peer: Conversation) -> None:
+        peer.accept()
+        request = wire.decode_associate_rq(peer.request)
+        offered.append([(c.abstract_syntax, c.transfer_syntaxes) for c in request.contexts])
+        peer.serve()
+
+    with ScriptedPeer(script) as peer:
+        plain.add(peer.port)
+        with forwarder(plain) as worker:
+            plain.record(Made(sop="1.1"))
+            worker.drain("pacs")
+            plain.record(Made(sop="1.2", syntax=IMPLICIT))
+            worker.drain("pacs")
+            plain.record(Made(sop="1.3"))
+            worker.drain("pacs")
+    both = [(CT, (IMPLICIT,)), (CT, (EXPLICIT,))]
+    assert offered == [[(CT, (EXPLICIT,))], both, both[::-1]]
+    assert plain.states() == {"delivered": 3}
+
+
+@pytest.mark.parametrize("associations", [1, 2])
+def test_no_more_associations_than_the_destination_takes(
+    forwarding: Forwarding, tls: TLS, associations: int
+) -> None:
+    with PynetdicomRemote(CONTEXTS, tls) as scp:
+        forwarding.add(scp.port, associations=associations)
+        forwarding.many(400)
+        with contextlib.ExitStack() as stack:
+            workers = [stack.enter_context(forwarder(forwarding)) for _ in range(4)]
+            threads = [threading.Thread(target=worker.drain, args=("pacs",)) for worker in workers]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join(60)
+        assert scp.most_at_once == associations
+    assert forwarding.states() == {"delivered": 400}
+    assert len({stored.sop_instance for stored in scp.stored}) == len(scp.stored) == 400
+
+
+def test_stop_ends_after_the_instance_on_its_way_and_gives_the_rest_back(plain: Forwarding) -> None:
+    stop = threading.Event()
+
+    def status(_: dict[str, Any]) -> int:
+        stop.set()
+        return 0
+
+    with ScriptedPeer(lambda peer: (peer.accept(), peer.serve(status))[1]) as peer:
+        plain.add(peer.port)
+        plain.many(10)
+        with forwarder(plain, stop) as worker:
+            worker.drain("pacs")
+    assert plain.states() == {"delivered": 1, "waiting": 9}
+    assert plain.row("1.2.3.2").attempts == 0
+
+
+def test_results_are_written_and_leases_renewed_while_a_later_instance_hangs(
+    plain: Forwarding, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(leases, "LEASE_MILLISECONDS", 1500)
+    monkeypatch.setattr(leases, "RENEW_SECONDS", 0.5)
+    going = threading.Event()
+
+    def status(command: dict[str, Any]) -> int:
+        if command["AffectedSOPInstanceUID"] == "1.2.3.2":
+            going.wait(20)
+        return 0
+
+    with ScriptedPeer(lambda peer: (peer.accept(), peer.serve(status))[1]) as peer:
+        plain.add(peer.port, response_seconds=30)
+        plain.many(3)
+        with forwarder(plain) as worker:
+            thread = threading.Thread(target=worker.drain, args=("pacs",))
+            thread.start()
+            eventually(lambda: plain.states().get("delivered") == 1, 3, "the first result")
+            until = time.monotonic() + 2.5
+            eventually(lambda: time.monotonic() > until, 5)
+            assert plain.ledger.due_destinations(leases.now_ms()) == []
+            going.set()
+            thread.join(10)
+    assert plain.states() == {"delivered": 3}
+    assert plain.row("1.2.3.3").attempts == 1
+
+
+def test_lease_that_somebody_else_took_is_not_sent(
+    plain: Forwarding, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(leases, "RENEW_SECONDS", 0.0)
+    seen: list[str] = []
+
+    def status(command: dict[str, Any]) -> int:
+        seen.append(command["AffectedSOPInstanceUID"])
+        if len(seen) == 1:
+            later = leases.now_ms() + 60_000
+            assert len(plain.ledger.lease("pacs", "thief", 10, later, 100_000)) == 3
+        return 0
+
+    with ScriptedPeer(lambda peer: (peer.accept(), peer.serve(status))[1]) as peer:
+        plain.add(peer.port)
+        plain.many(3)
+        drain_once(plain)
+    assert seen == ["1.2.3.1"]
+    assert plain.states() == {"sending": 3}
+
+
+def test_turn_ends_after_its_slice_and_says_that_there_is_more(
+    plain: Forwarding, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(drain, "SLICE_SECONDS", 0.2)
+
+    def status(_: dict[str, Any]) -> int:
+        time.sleep(0.05)
+        return 0
+
+    with ScriptedPeer(lambda peer: (peer.accept(), peer.serve(status))[1]) as peer:
+        plain.add(peer.port)
+        plain.many(20)
+        drain_once(plain)
+        with contextlib.closing(plain.server.client()) as client:
+            assert client.get(drain_key("pacs")) == b"1"
+            assert client.llen("rq:queue:forward") == 1
+    assert 1 <= plain.states()["delivered"] < 20
+    assert plain.states()["waiting"] == 20 - plain.states()["delivered"]
+
+
+def test_destination_that_is_no_longer_configured_is_left_alone(plain: Forwarding) -> None:
+    plain.many(1, to=["gone"])
+    drain_once(plain, "gone")
+    assert plain.states("gone") == {"waiting": 1}
+
+
+def test_redis_away_sends_nothing_and_raises_nothing(plain: Forwarding) -> None:
+    plain.add(free_port())
+    plain.many(1)
+    plain.server.kill()
+    drain_once(plain)
+    assert plain.states() == {"waiting": 1}
