@@ -92,6 +92,16 @@ def _postgresql_program(name: str) -> str | None:
     return str(found[-1]) if found else shutil.which(name)
 
 
+def _connects(folder: Path) -> bool:
+    import psycopg  # an optional dependency
+
+    try:
+        psycopg.connect(f"host={folder} user=postgres dbname=postgres").close()
+    except psycopg.OperationalError:
+        return False
+    return True
+
+
 @contextlib.contextmanager
 def postgresql() -> Iterator[str]:
     """A running server of our own; yields an SQLAlchemy URL."""
@@ -114,7 +124,7 @@ def postgresql() -> Iterator[str]:
         **as_user,
     )
     try:
-        eventually(lambda: (folder / ".s.PGSQL.5432").exists(), 20, "PostgreSQL listens")
+        eventually(lambda: _connects(folder), 30, "PostgreSQL takes connections")
         yield f"postgresql+psycopg://postgres@/postgres?host={folder}"
     finally:
         process.terminate()

@@ -69,7 +69,7 @@ class Tools:
         pending: Why an entry failed before, by its id.
         enough: Tells when what was placed so far should be recorded before going on.
         current: Told which entry is being worked on.
-        stopping: Whether the worker was told to stop.
+        stopping: Whether to leave the rest of the batch on the queue.
     """
 
     spool_dir: Path

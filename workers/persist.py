@@ -90,7 +90,7 @@ class Persister:
         self._in_hand: Sequence[Entry] = ()
         self._current: Entry | None = None
         self._pending: dict[str, str] = {}
-        self._touched_at = self._recorded_at = self._claim_at = 0.0
+        self._touched_at = self._recorded_at = self._began_at = self._claim_at = 0.0
         self._own = True
 
     def run(self) -> None:
@@ -148,7 +148,7 @@ class Persister:
 
     def _work(self, entries: Sequence[Entry]) -> None:
         self._in_hand = entries
-        self._touched_at = self._recorded_at = time.monotonic()
+        self._touched_at = self._recorded_at = self._began_at = time.monotonic()
         work = Work(self._tools)
         try:
             work.persist(entries)
@@ -220,6 +220,10 @@ class Persister:
         self._recorded_at = time.monotonic()
         return True
 
+    def _hurried(self) -> bool:
+        """Whether the worker was told to stop, and its batch takes longer than batches mostly do."""
+        return self._stop.is_set() and time.monotonic() - self._began_at > RECORD_SECONDS
+
     def _streams(self) -> list[str]:
         self._spool = spool_id(self._config.spool_dir)
         streams = {stream_key(self._spool)} if self._spool else set()
@@ -257,7 +261,7 @@ class Persister:
             pending=self._pending,
             enough=self._enough,
             current=self._set_current,
-            stopping=self._stop.is_set,
+            stopping=self._hurried,
         )
 
     def _set_current(self, entry: Entry | None) -> None:
