@@ -159,7 +159,8 @@ class Connection(asyncio.BufferedProtocol):
             self.cut()
 
     def close(self) -> None:
-        """Close after what was written, with TLS's close_notify."""
+        """Close after what was written, with TLS's close_notify; what still comes is not looked at."""
+        self._deaf = True
         transport = self._transport
         if transport is None or transport.is_closing():
             return

@@ -100,6 +100,7 @@ class Listener:
         self._loop = asyncio.get_running_loop()
         self._gate = AcceptGate(services.board, services.row)
         self._connections: set[Connection] = set()
+        self._arriving: set[Connection] = set()  # accepted, and not `opened` yet
         self._draining = False
         self._retiring = False
         self._deadline: float | None = None
@@ -135,7 +136,8 @@ class Listener:
     # --- for connections
 
     def opened(self, connection: Connection) -> None:
-        """Count a connection."""
+        """Count a connection, once: it may ask for its association before the task that made it ends."""
+        self._arriving.discard(connection)
         self._connections.add(connection)
         self._count()
 
@@ -208,21 +210,25 @@ class Listener:
             self.services.board.add(self.services.row, REFUSED)
             accepted.close()
             return
-        task = self._loop.create_task(self._connect(accepted, endpoint))
+        connection = Connection(self, endpoint.context)
+        self._arriving.add(connection)
+        task = self._loop.create_task(self._connect(accepted, connection))
         self._tasks.add(task)
         task.add_done_callback(self._connected)
         self._count()  # before the next look at the gate, which may come before the transport is made
 
-    async def _connect(self, accepted: socket.socket, endpoint: Endpoint) -> None:
+    async def _connect(self, accepted: socket.socket, connection: Connection) -> None:
         try:
             accepted.setblocking(False)
             accepted.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             accepted.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-            await self._loop.connect_accepted_socket(lambda: Connection(self, endpoint.context), accepted)
+            await self._loop.connect_accepted_socket(lambda: connection, accepted)
         except OSError as error:
             accepted.close()
             if error.errno not in (errno.ENOTCONN, errno.ECONNRESET, errno.EINVAL):
                 log.warning("connection_not_taken", error=error.strerror)
+        finally:
+            self._arriving.discard(connection)
 
     def _connected(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
@@ -231,7 +237,7 @@ class Listener:
     # --- life
 
     def _count(self) -> None:
-        self.services.board.set(self.services.row, ACTIVE, len(self._connections) + len(self._tasks))
+        self.services.board.set(self.services.row, ACTIVE, len(self._connections) + len(self._arriving))
 
     def _tick(self) -> None:
         board, row, receive = self.services.board, self.services.row, self.config.receive
