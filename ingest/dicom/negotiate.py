@@ -180,6 +180,6 @@ def _matches(transfer_syntax: str, patterns: tuple[str, ...]) -> bool:
     return any(
         uids.is_data_set_transfer_syntax(transfer_syntax)
         if pattern == "*"
-        else fnmatchcase(transfer_syntax, pattern)
+        else uids.is_valid_uid(transfer_syntax) and fnmatchcase(transfer_syntax, pattern)
         for pattern in patterns
     )
