@@ -1,5 +1,7 @@
 from typing import final
 
+__all__ = ["DataSetEncoder", "encode_p_data"]
+
 def encode_p_data(context_id: int, command: bytes, max_pdu_length: int) -> bytes: ...
 
 @final

@@ -1,5 +1,7 @@
 from typing import final
 
+__all__ = ["Sink"]
+
 @final
 class Sink:
     def __init__(self) -> None: ...
