@@ -12,6 +12,7 @@ from typing import Final
 from ext.header import scan
 from ingest.dicom import part10
 from ingest.dicom.dimse import Category, Response, Status
+from ingest.dicom.uids import is_valid_uid
 from ingest.errors import AssociationError, IngestError, PeerError, StoreError
 from ingest.scu import Association, Context, Remote, Timeouts, plan, proposals
 
@@ -200,7 +201,7 @@ def _examine(path: Path) -> Found | FileResult:
 def _sop_uids(fd: int, meta: part10.FileMeta, offset: int) -> tuple[str, str]:
     """SOP class and instance UID as the data set has them: a remote compares the command with these.
 
-    What its first part does not tell is taken from the File Meta.
+    What its first part does not tell, or not as a UID, is taken from the File Meta.
     """
     data = os.pread(fd, HEADER_BYTES, offset)
     try:
@@ -210,9 +211,10 @@ def _sop_uids(fd: int, meta: part10.FileMeta, offset: int) -> tuple[str, str]:
     except PeerError:
         found = None
     values = [
-        (found or {}).get(tag, b"").decode("ascii", "replace") for tag in (SOP_CLASS_UID, SOP_INSTANCE_UID)
+        (found or {}).get(tag, b"").decode("ascii", "replace").strip("\0 ")
+        for tag in (SOP_CLASS_UID, SOP_INSTANCE_UID)
     ]
-    sop_class, sop_instance = (value.strip("\0 ") for value in values)
+    sop_class, sop_instance = (value if is_valid_uid(value) else "" for value in values)
     return sop_class or meta.sop_class_uid, sop_instance or meta.sop_instance_uid
 
 
