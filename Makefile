@@ -37,7 +37,7 @@ lint: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/cython-lint ext
+	PATH="$(CURDIR)/$(BIN):$$PATH" cython-lint ext
 
 lock:
 	uv pip compile --universal --python-version 3.11 --no-emit-index-url --generate-hashes --no-header \

@@ -11,14 +11,14 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 from typing import IO, Final
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from ingest.config import load
@@ -26,6 +26,7 @@ from ingest.config.model import TLS, Config
 from ingest.dicom.part10 import read_file_meta
 from ingest.errors import IngestError, LedgerError
 from ingest.ledger import Counts, DeliveryState, InstanceState, Ledger
+from ingest.node.header_check import SOUND, check
 from ingest.sender import Found, SendSummary, collect, send_files
 from ingest.tls import pki
 from ingest.tls.contexts import client_context
@@ -129,12 +130,28 @@ def _make_pki(folder: Path) -> TLS:
 
 
 def _real_files() -> list[Found]:
-    """One file for each SOP instance UID among those that pydicom ships."""
+    """One file for each SOP instance UID among those that pydicom ships.
+
+    Without those that no node may take: data sets that are not of the transfer syntax in their File Meta.
+    """
     packages = [Path(str(files("pydicom"))) / "data"]
     with contextlib.suppress(ModuleNotFoundError):
         packages.append(Path(str(files("data_store"))) / "data")
     found, _, _ = collect(packages)
-    return list({item.sop_instance_uid: item for item in found}.values())
+    return list({item.sop_instance_uid: item for item in found if _is_sound(item)}.values())
+
+
+def _is_sound(item: Found) -> bool:
+    with item.path.open("rb") as file:
+        verdict = check(
+            file.fileno(),
+            item.offset,
+            item.size,
+            transfer_syntax=item.transfer_syntax_uid,
+            sop_class=item.sop_class_uid,
+            sop_instance=item.sop_instance_uid,
+        )
+    return verdict == SOUND
 
 
 @contextlib.contextmanager
@@ -210,35 +227,35 @@ def _send_and_watch(
             daemon=True,
         )
         sender.start()
-        _watch(bars, stages, node, remote, len(paths))
+        ledgers = Ledger(node.config.ledger_url), Ledger(remote.config.ledger_url)
+        deadline = time.monotonic() + ARRIVE_SECONDS
+        while True:
+            refused = bool(results) and bool(results[0].failed)
+            seen = _seen(*ledgers)
+            for stage, count in seen.items():
+                bars.update(stages[stage], completed=count)
+            if refused or min(seen.values()) >= len(paths) or time.monotonic() > deadline:
+                break
+            time.sleep(POLL_SECONDS)
         sender.join(STOP_SECONDS)
     if not results:
         raise DemoError("the sender did not end")
     if results[0].failed:
         first = results[0].failed[0]
-        raise DemoError(
-            f"{len(results[0].failed)} files were not taken, the first {first.path}: {first.error}"
-        )
+        raise DemoError(f"{len(results[0].failed)} files failed, the first {first.path}: {first.error}")
+    if min(seen.values()) < len(paths):
+        raise DemoError(f"after {ARRIVE_SECONDS:.0f} s only {seen} of {len(paths)} arrived")
     return results[0]
 
 
-def _watch(bars: Progress, stages: Mapping[str, TaskID], node: Running, remote: Running, total: int) -> None:
-    ours, theirs = Ledger(node.config.ledger_url), Ledger(remote.config.ledger_url)
-    deadline = time.monotonic() + ARRIVE_SECONDS
-    while True:
-        here, there = _counts(ours), _counts(theirs)
-        seen = {
-            "stored": sum(here.instances.get(state, 0) for state in STATES),
-            "delivered": here.deliveries.get("remote", {}).get(DeliveryState.DELIVERED, 0),
-            "arrived": sum(there.instances.get(state, 0) for state in STATES),
-        }
-        for stage, count in seen.items():
-            bars.update(stages[stage], completed=count)
-        if min(seen.values()) >= total:
-            return
-        if time.monotonic() > deadline:
-            raise DemoError(f"after {ARRIVE_SECONDS:.0f} s only {seen} of {total} arrived")
-        time.sleep(POLL_SECONDS)
+def _seen(node: Ledger, remote: Ledger) -> dict[str, int]:
+    """How many instances have come how far."""
+    here, there = _counts(node), _counts(remote)
+    return {
+        "stored": sum(here.instances.get(state, 0) for state in STATES),
+        "delivered": here.deliveries.get("remote", {}).get(DeliveryState.DELIVERED, 0),
+        "arrived": sum(there.instances.get(state, 0) for state in STATES),
+    }
 
 
 def _counts(ledger: Ledger) -> Counts:

@@ -22,6 +22,7 @@ from typing import Final
 import structlog
 
 from ingest.config import load
+from ingest.config.check import notices
 from ingest.config.model import Config
 from ingest.errors import BootError, ConfigError
 from ingest.log import be as log_as
@@ -159,10 +160,7 @@ class Supervisor:
         config = self.config
         endpoints = bind(config) if "listen" in self.roles else ()
         self.generation = plan(1, config, endpoints, self.roles)
-        if config.receive.durability == "page-cache" and "listen" in self.roles:
-            log.warning(
-                "durability_page_cache", meaning="Success does not mean durable: a power cut loses images"
-            )
+        _say_notices(config)
         if self.roles == ALL_ROLES and not config.queue.url:
             self.queue = EmbeddedQueue(config.data_dir)
             self.queue.start()
@@ -285,7 +283,9 @@ class Supervisor:
         pause = BACK_OFF_SECONDS[min(place.failures, len(BACK_OFF_SECONDS) - 1)]
         place.failures += 1
         place.fork_at = time.monotonic() + pause
-        log.error("child_died", child=child.role, child_pid=child.pid, code=code, again_in_seconds=pause)
+        # A worker that ends well was told to by somebody else, such as a terminal that signals all of us.
+        say = log.info if code == 0 else log.error
+        say("child_died", child=child.role, child_pid=child.pid, code=code, again_in_seconds=pause)
 
     def _watch_queue(self, now: float) -> None:
         queue, place = self.queue, self._queue_place
@@ -349,6 +349,7 @@ class Supervisor:
                 child.stopping = True
                 os.kill(child.pid, signal.SIGHUP if child.role == "listen" else signal.SIGTERM)
         unbind(old.endpoints, keep=self.generation.endpoints)
+        _say_notices(self.config)
         log.info("reloaded", generation=self.generation.number)
 
     def _next_generation(self) -> Generation:
@@ -411,3 +412,8 @@ class Supervisor:
             os.kill(pid, signal.SIGKILL)
             os.waitpid(pid, 0)
             del self.children[pid]
+
+
+def _say_notices(config: Config) -> None:
+    for notice in notices(config):
+        log.warning("notice", key=notice.key, cause=notice.cause, remedy=notice.remedy)

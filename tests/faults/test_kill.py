@@ -44,7 +44,7 @@ def recovery(
     eventually(lambda: kept_whole(node, promised), RECOVERY_SECONDS, "all promised is in store and ledger")
     record_property("recovered_seconds", round(time.monotonic() - started, 2))
     eventually(lambda: set(node.deliveries()) == {"delivered"}, 60, f"deliveries end: {node.deliveries()}")
-    assert kept_whole(remote, promised)
+    eventually(lambda: kept_whole(remote, promised), 20, "all of it is in the remote")
     eventually(lambda: node.spooled() == [], RECOVERY_SECONDS, "the spool is empty")
     nothing_half_there(node, modality)
     rows = remote.query("SELECT count(*), count(DISTINCT sop_instance_uid) FROM instances")
