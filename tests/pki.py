@@ -39,7 +39,9 @@ def make(folder: Path) -> Material:
     """Write pairs "node", "remote", "peer", "other", "stranger" and "expired"."""
     material = Material(folder)
     for name in ("node", "remote", "peer", "other", "stranger"):
-        pair = pki.self_signed(name, names=["localhost", "127.0.0.1"], key_type="ec" if name == "other" else "rsa2048")
+        pair = pki.self_signed(
+            name, names=["localhost", "127.0.0.1"], key_type="ec" if name == "other" else "rsa2048"
+        )
         pki.write_pair(pair, folder / name)
         if name != "stranger":
             pki.trust(pair.certificate, material.trusted)
