@@ -1,0 +1,206 @@
+"""DIMSE messages of Verification and Storage, with pynetdicom as the second opinion."""
+
+from io import BytesIO
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydicom import Dataset
+from pydicom.uid import UID
+from pynetdicom.dimse_messages import C_ECHO_RQ, C_STORE_RQ
+from pynetdicom.dimse_primitives import C_ECHO, C_STORE
+from pynetdicom.dsutils import decode
+from pynetdicom.status import STORAGE_SERVICE_CLASS_STATUS, code_to_category
+
+from ext.command import encode_command
+from ingest.dicom import dimse
+from ingest.dicom.dimse import Category, EchoRequest, OtherRequest, Response, Status, StoreRequest
+from ingest.errors import PeerError
+
+CT, VERIFICATION = "1.2.840.10008.5.1.4.1.1.2", "1.2.840.10008.1.1"
+
+
+def as_data_set(command: bytes) -> Dataset:
+    return decode(BytesIO(command), True, True)
+
+
+def test_store_request_of_pynetdicom_is_read() -> None:
+    theirs = C_STORE()
+    theirs.MessageID, theirs.AffectedSOPClassUID, theirs.AffectedSOPInstanceUID = 7, UID(CT), UID("1.2.3")
+    theirs.Priority, theirs.DataSet = 2, BytesIO(b"\0\0")
+    theirs.MoveOriginatorApplicationEntityTitle, theirs.MoveOriginatorMessageID = "ARCHIVE", 9
+    message = C_STORE_RQ()
+    message.primitive_to_message(theirs)
+    command = next(message.encode_msg(1, 0)).presentation_data_value_list[0][1][1:]
+    assert dimse.decode_request(command) == StoreRequest(7, CT, "1.2.3", 2, "ARCHIVE", 9)
+
+
+def test_echo_request_of_pynetdicom_is_read() -> None:
+    theirs = C_ECHO()
+    theirs.MessageID, theirs.AffectedSOPClassUID = 3, UID(VERIFICATION)
+    message = C_ECHO_RQ()
+    message.primitive_to_message(theirs)
+    command = next(message.encode_msg(1, 0)).presentation_data_value_list[0][1][1:]
+    assert dimse.decode_request(command) == EchoRequest(3)
+    assert dimse.echo_request(3) == command
+
+
+def test_responses_are_read_by_pydicom() -> None:
+    response = as_data_set(
+        dimse.store_response(StoreRequest(7, CT, "1.2.3"), Status.OUT_OF_RESOURCES, "disk full")
+    )
+    assert (response.CommandField, response.MessageIDBeingRespondedTo) == (0x8001, 7)
+    assert (response.Status, response.ErrorComment) == (0xA700, "disk full")
+    assert (response.AffectedSOPClassUID, response.AffectedSOPInstanceUID) == (CT, "1.2.3")
+    assert response.CommandDataSetType == 0x0101
+    echo = as_data_set(dimse.echo_response(EchoRequest(3)))
+    assert (echo.CommandField, echo.Status, echo.AffectedSOPClassUID) == (0x8030, 0, VERIFICATION)
+
+
+def test_responses_read_back() -> None:
+    request = StoreRequest(65535, CT, "1.2.3")
+    assert dimse.decode_response(dimse.store_response(request, 0)) == Response(0x8001, 65535, 0, "", "1.2.3")
+    assert dimse.decode_response(dimse.echo_response(EchoRequest(1))).category is Category.SUCCESS
+    long = dimse.decode_response(dimse.store_response(request, 0xC000, "x" * 100))
+    assert long.error_comment == "x" * 64  # PS3.5 6.2, VR LO
+
+
+def test_store_request_reads_back() -> None:
+    data = dimse.store_request(
+        1, CT, "1.2.3", priority=1, move_originator_ae="MOVER", move_originator_message_id=0
+    )
+    assert dimse.decode_request(data) == StoreRequest(1, CT, "1.2.3", 1, "MOVER", 0)
+
+
+def test_other_operations_are_told_and_can_be_refused() -> None:
+    elements = {
+        "CommandField": 0x0020,
+        "MessageID": 5,
+        "Priority": 0,
+        "CommandDataSetType": 1,
+        "AffectedSOPClassUID": CT,
+    }
+    request = dimse.decode_request(encode_command(elements))
+    assert request == OtherRequest(0x0020, 5, True, CT)
+    response = dimse.decode_response(dimse.unsupported_response(request))
+    assert response == Response(0x8020, 5, Status.UNRECOGNIZED_OPERATION)
+
+
+def test_requested_sop_class_of_an_n_operation_is_told() -> None:
+    elements = {
+        "CommandField": 0x0130,
+        "MessageID": 5,
+        "CommandDataSetType": 0x0101,
+        "RequestedSOPClassUID": "1.2.3",
+    }
+    assert dimse.decode_request(encode_command(elements)) == OtherRequest(0x0130, 5, False, "1.2.3")
+
+
+def test_a_cancel_has_no_response() -> None:
+    elements = {"CommandField": 0x0FFF, "MessageIDBeingRespondedTo": 4, "CommandDataSetType": 0x0101}
+    request = dimse.decode_request(encode_command(elements))
+    assert request == OtherRequest(0x0FFF, 4, False)
+    assert isinstance(request, OtherRequest)
+    assert not request.wants_response
+    with pytest.raises(ValueError, match="C-CANCEL"):
+        dimse.unsupported_response(request)
+
+
+def test_an_announced_data_set_of_an_echo_is_told_so_that_it_can_be_drained() -> None:
+    request = dimse.decode_request(
+        encode_command({"CommandField": 0x30, "MessageID": 1, "CommandDataSetType": 0})
+    )
+    assert request == EchoRequest(1, has_data_set=True)
+
+
+@pytest.mark.parametrize(
+    "elements",
+    [
+        {},
+        {"MessageID": 1, "CommandDataSetType": 1},
+        {"CommandField": 1, "CommandDataSetType": 1},
+        {"CommandField": 1, "MessageID": 1},
+        {"CommandField": 1, "MessageID": 1, "CommandDataSetType": 0x0101},
+        {"CommandField": 0x0FFF, "MessageID": 1, "CommandDataSetType": 0x0101},
+        {"CommandField": 0x8001, "MessageIDBeingRespondedTo": 1, "CommandDataSetType": 0x0101, "Status": 0},
+    ],
+)
+def test_what_is_no_request_is_a_peer_error(elements: dict[str, int]) -> None:
+    with pytest.raises(PeerError):
+        dimse.decode_request(encode_command(elements))
+
+
+@pytest.mark.parametrize(
+    "elements",
+    [
+        {},
+        {"CommandField": 0x8001, "CommandDataSetType": 0x0101, "Status": 0},
+        {"CommandField": 0x8001, "MessageIDBeingRespondedTo": 1, "CommandDataSetType": 0x0101},
+        {"CommandField": 1, "MessageID": 1, "CommandDataSetType": 1},
+    ],
+)
+def test_what_is_no_response_is_a_peer_error(elements: dict[str, int]) -> None:
+    with pytest.raises(PeerError):
+        dimse.decode_response(encode_command(elements))
+
+
+@given(st.binary(max_size=200))
+def test_any_bytes_are_a_message_or_a_peer_error(data: bytes) -> None:
+    for read in (dimse.decode_request, dimse.decode_response):
+        try:
+            read(data)
+        except PeerError:
+            continue
+
+
+HOSTILE = ["", "../../etc", "1.2\x003", "1." * 5000, "1..2", "1.2\n", "1.2 ", "\u0661.2", "1.2.", "1" * 65]
+
+
+@pytest.mark.parametrize("uid", HOSTILE)
+def test_hostile_uids_are_refused_and_can_still_be_answered(uid: str) -> None:
+    request = StoreRequest(1, CT, uid)
+    fault = dimse.store_fault(request, CT)
+    assert fault is not None
+    assert fault[0] == Status.INVALID_SOP_INSTANCE
+    assert dimse.decode_response(dimse.store_response(request, *fault)).status == 0x0117
+    other = StoreRequest(1, uid, "1.2.3")
+    fault = dimse.store_fault(other, CT)
+    assert fault is not None
+    assert fault[0] == Status.SOP_CLASS_NOT_SUPPORTED
+    assert dimse.decode_response(dimse.store_response(other, *fault)).sop_instance_uid == "1.2.3"
+    refusal = dimse.unsupported_response(OtherRequest(0x20, 1, False, uid))
+    assert dimse.decode_response(refusal).status == Status.UNRECOGNIZED_OPERATION
+
+
+@pytest.mark.parametrize("length", [65, 1000, 60000])
+def test_overlong_uids_in_a_command_are_read_or_refused_without_harm(length: int) -> None:
+    data = dimse.store_request(1, CT, "1.2.3")
+    uid = b"1" * (length + length % 2)
+    element = b"\0\0\0\x10" + len(uid).to_bytes(4, "little") + uid
+    at = data.index(b"\0\0\0\x10")
+    body = data[12:at] + element
+    command = data[:8] + len(body).to_bytes(4, "little") + body
+    try:
+        request = dimse.decode_request(command)
+    except PeerError:
+        return
+    assert isinstance(request, StoreRequest)
+    assert dimse.store_fault(request, CT) is not None
+
+
+def test_a_sound_request_has_no_fault() -> None:
+    assert dimse.store_fault(StoreRequest(1, CT, "1.2.840.0.03"), CT) is None
+
+
+def test_categories_are_those_of_pynetdicom() -> None:
+    for code in STORAGE_SERVICE_CLASS_STATUS:
+        assert dimse.category(code).value == code_to_category(code).lower()
+    for code in (0xFE00, 0xFF00, 0xFF01, 0x0110, 0x0124, 0x0211, 0x0212, 0x0107, 0x0116):
+        assert dimse.category(code).value == code_to_category(code).lower()
+
+
+def test_statuses_of_storage_mean_what_pynetdicom_says() -> None:
+    meant = {code: text for code, (_, text) in STORAGE_SERVICE_CLASS_STATUS.items()}
+    assert "Out of Resources" in meant[Status.OUT_OF_RESOURCES]
+    assert "Does Not Match" in meant[Status.DATA_SET_MISMATCH]
+    assert "nderstand" in meant[Status.CANNOT_UNDERSTAND]

@@ -1,0 +1,270 @@
+"""What is answered to a proposal."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pynetdicom import AllStoragePresentationContexts, QueryRetrievePresentationContexts
+from pynetdicom.presentation import (
+    BasicWorklistManagementPresentationContexts,
+    ModalityPerformedPresentationContexts,
+    PrintManagementPresentationContexts,
+    StorageCommitmentPresentationContexts,
+    UnifiedProcedurePresentationContexts,
+)
+
+from ingest.dicom import uids
+from ingest.dicom.negotiate import (
+    Accepted,
+    AcceptedContext,
+    AcceptorPolicy,
+    Rejected,
+    local_limit_exceeded,
+    negotiate,
+)
+from ingest.dicom.wire import (
+    APPLICATION_CONTEXT_NOT_SUPPORTED,
+    CALLED_AE_NOT_RECOGNIZED,
+    LOCAL_LIMIT_EXCEEDED,
+    PROTOCOL_VERSION_NOT_SUPPORTED,
+    AssociateRequest,
+    ProposedContext,
+    Role,
+    decode_associate_ac,
+    encode_associate_ac,
+)
+
+CT, PRIVATE = "1.2.840.10008.5.1.4.1.1.2", "1.3.12.2.1107.5.9.1"
+IMPLICIT, EXPLICIT, BIG = uids.IMPLICIT_LITTLE_ENDIAN, uids.EXPLICIT_LITTLE_ENDIAN, uids.EXPLICIT_BIG_ENDIAN
+DEFLATED, JPEG = uids.DEFLATED_EXPLICIT_LITTLE_ENDIAN, "1.2.840.10008.1.2.4.50"
+POLICY = AcceptorPolicy("INGEST")
+
+
+def request(*contexts: tuple[str, tuple[str, ...]], **fields: object) -> AssociateRequest:
+    proposed = tuple(ProposedContext(2 * n + 1, *context) for n, context in enumerate(contexts))
+    return AssociateRequest("INGEST", "CT1", contexts=proposed, **fields)  # type: ignore[arg-type]
+
+
+def accepted(rq: AssociateRequest, policy: AcceptorPolicy = POLICY) -> Accepted:
+    answer = negotiate(rq, policy)
+    assert isinstance(answer, Accepted)
+    return answer
+
+
+def result_of(
+    abstract_syntax: str, *transfer_syntaxes: str, policy: AcceptorPolicy = POLICY
+) -> tuple[int, str]:
+    [result] = accepted(request((abstract_syntax, transfer_syntaxes)), policy).pdu.contexts
+    return result.result, result.transfer_syntax
+
+
+def test_accepted_contexts_are_those_that_the_answer_accepts() -> None:
+    answer = accepted(
+        request(
+            (CT, (JPEG, IMPLICIT)), ("1.2.840.10008.5.1.4.31", (IMPLICIT,)), (uids.VERIFICATION, (IMPLICIT,))
+        )
+    )
+    assert answer.contexts == {1: AcceptedContext(CT, JPEG), 5: AcceptedContext(uids.VERIFICATION, IMPLICIT)}
+    assert [(c.context_id, c.result) for c in answer.pdu.contexts] == [(1, 0), (3, 3), (5, 0)]
+    assert decode_associate_ac(encode_associate_ac(answer.pdu)).contexts[0] == answer.pdu.contexts[0]
+
+
+def test_an_association_without_an_acceptable_context_is_accepted_and_says_why_for_each() -> None:
+    policy = AcceptorPolicy("INGEST", transfer_syntaxes=(EXPLICIT,))
+    answer = accepted(request(("1.2.840.10008.5.1.4.1.2.1.1", (EXPLICIT,)), (CT, (JPEG,))), policy)
+    assert answer.contexts == {}
+    assert [c.result for c in answer.pdu.contexts] == [3, 4]
+
+
+@pytest.mark.parametrize(
+    ("proposed", "chosen"),
+    [
+        ((IMPLICIT, EXPLICIT), IMPLICIT),
+        ((EXPLICIT, IMPLICIT), EXPLICIT),
+        ((JPEG, EXPLICIT), JPEG),
+        ((BIG, EXPLICIT, IMPLICIT), EXPLICIT),
+        ((DEFLATED, BIG, IMPLICIT), IMPLICIT),
+        ((DEFLATED,), DEFLATED),
+        ((BIG,), BIG),
+        ((BIG, DEFLATED), BIG),
+        ((PRIVATE, IMPLICIT), IMPLICIT),
+    ],
+)
+def test_transfer_syntax_is_the_first_proposed_but_no_retired_or_deflated_one_while_there_is_another(
+    proposed: tuple[str, ...], chosen: str
+) -> None:
+    assert result_of(CT, *proposed) == (0, chosen)
+
+
+def test_star_takes_every_dicom_transfer_syntax_of_data_sets_also_future_ones_and_no_private_one() -> None:
+    for uid in (
+        IMPLICIT,
+        DEFLATED,
+        "1.2.840.10008.1.2.4.201",
+        "1.2.840.10008.1.2.4.205",
+        "1.2.840.10008.1.2.4.999",
+    ):
+        assert result_of(CT, uid) == (0, uid)
+    for uid in (
+        "1.2.840.113619.5.2",
+        "1.2.840.10008.1.2.6.1",
+        "1.2.840.10008.1.2.7.1",
+        "1.2.840.10008.1.20",
+        "1.2.840.10008.1.2.x",
+    ):
+        assert result_of(CT, uid)[0] == 4
+
+
+def test_patterns_choose_transfer_syntaxes() -> None:
+    policy = AcceptorPolicy("INGEST", transfer_syntaxes=("1.2.840.10008.1.2.4.5?", "1.2.840.113619.5.2"))
+    assert result_of(CT, EXPLICIT, JPEG, policy=policy) == (0, JPEG)
+    assert result_of(CT, "1.2.840.113619.5.2", policy=policy)[0] == 0
+    assert result_of(CT, EXPLICIT, policy=policy)[0] == 4
+
+
+def test_every_storage_class_of_pynetdicom_is_taken_and_no_other_service() -> None:
+    strict = AcceptorPolicy("INGEST", accept_unknown_sop_classes=False)
+    for context in AllStoragePresentationContexts:
+        assert result_of(str(context.abstract_syntax), IMPLICIT, policy=strict)[0] == 0
+    for context in (
+        *QueryRetrievePresentationContexts,
+        *BasicWorklistManagementPresentationContexts,
+        *ModalityPerformedPresentationContexts,
+        *PrintManagementPresentationContexts,
+        *StorageCommitmentPresentationContexts,
+        *UnifiedProcedurePresentationContexts,
+    ):
+        assert result_of(str(context.abstract_syntax), IMPLICIT)[0] == 3
+
+
+def test_retired_and_non_patient_storage_classes_are_known() -> None:
+    for uid in ("1.2.840.10008.5.1.4.1.1.3", "1.2.840.10008.5.1.4.1.1.5", "1.2.840.10008.5.1.4.38.1"):
+        assert uid in uids.storage_classes()
+
+
+def test_no_register_entry_that_is_not_storage_is_taken_for_a_sop_class() -> None:
+    for uid in (
+        "1.2.840.10008.1.3.10",
+        "1.2.840.10008.1.20.1",
+        uids.APPLICATION_CONTEXT,
+        IMPLICIT,
+        "1.2.840.10008.4.2",
+    ):
+        assert result_of(uid, IMPLICIT)[0] == 3
+
+
+def test_unknown_sop_classes_are_stored_only_where_they_are_allowed_and_only_under_a_real_uid() -> None:
+    newer = "1.2.840.10008.5.1.4.1.1.9999"
+    strict = AcceptorPolicy("INGEST", accept_unknown_sop_classes=False)
+    for uid in (PRIVATE, newer):
+        assert result_of(uid, IMPLICIT)[0] == 0
+        assert result_of(uid, IMPLICIT, policy=strict)[0] == 3
+    for uid in ("1..2", "../x", "1.2/3", "private"):
+        assert result_of(uid, IMPLICIT)[0] == 3
+
+
+def test_what_a_caller_may_not_do_is_refused_by_context() -> None:
+    only_echo = AcceptorPolicy("INGEST", allow_store=False)
+    only_store = AcceptorPolicy("INGEST", allow_echo=False)
+    assert result_of(CT, IMPLICIT, policy=only_echo)[0] == 3
+    assert result_of(uids.VERIFICATION, IMPLICIT, policy=only_echo)[0] == 0
+    assert result_of(CT, IMPLICIT, policy=only_store)[0] == 0
+    assert result_of(uids.VERIFICATION, IMPLICIT, policy=only_store)[0] == 3
+
+
+def test_another_application_context_or_protocol_version_is_refused_for_good() -> None:
+    answer = negotiate(request((CT, (IMPLICIT,)), application_context="1.2.3"), POLICY)
+    assert isinstance(answer, Rejected)
+    assert answer.pdu == APPLICATION_CONTEXT_NOT_SUPPORTED
+    assert "1.2.3" in answer.why
+    answer = negotiate(request((CT, (IMPLICIT,)), protocol_version=2), POLICY)
+    assert isinstance(answer, Rejected)
+    assert answer.pdu == PROTOCOL_VERSION_NOT_SUPPORTED
+    accepted(request((CT, (IMPLICIT,)), protocol_version=3))  # bit 0 alone counts
+
+
+def test_called_ae_title_counts_only_when_it_is_to_be_checked() -> None:
+    checking = AcceptorPolicy(" OTHER ", check_called_ae=True)
+    answer = negotiate(request((CT, (IMPLICIT,))), checking)
+    assert isinstance(answer, Rejected)
+    assert answer.pdu == CALLED_AE_NOT_RECOGNIZED
+    assert "INGEST" in answer.why
+    assert "OTHER" in answer.why
+    accepted(request((CT, (IMPLICIT,))), AcceptorPolicy("OTHER"))
+    accepted(request((CT, (IMPLICIT,))), AcceptorPolicy("INGEST", check_called_ae=True))
+    blank = negotiate(AssociateRequest("", "CT1", contexts=(ProposedContext(1, CT, (IMPLICIT,)),)), POLICY)
+    assert isinstance(blank, Rejected)
+    assert blank.pdu == CALLED_AE_NOT_RECOGNIZED
+
+
+@pytest.mark.parametrize(
+    ("asked", "most", "answered", "operations"),
+    [
+        (None, 64, None, 1),
+        ((0, 0), 64, (64, 1), 64),
+        ((8, 1), 64, (8, 1), 8),
+        ((100, 5), 64, (64, 1), 64),
+        ((1, 1), 64, (1, 1), 1),
+        ((0, 1), 1, (1, 1), 1),
+    ],
+)
+def test_asynchronous_operations_are_answered_when_asked(
+    asked: tuple[int, int] | None, most: int, answered: tuple[int, int] | None, operations: int
+) -> None:
+    answer = accepted(
+        request((CT, (IMPLICIT,)), async_operations=asked), AcceptorPolicy("INGEST", max_operations=most)
+    )
+    assert (answer.pdu.async_operations, answer.operations) == (answered, operations)
+
+
+def test_roles_are_answered_when_asked_and_the_requestor_is_scu_alone() -> None:
+    asked = (
+        Role(CT, scu=True, scp=True),
+        Role(uids.VERIFICATION, scu=True, scp=False),
+        Role("1.2.3", scu=True, scp=True),
+    )
+    answer = accepted(request((CT, (IMPLICIT,)), (uids.VERIFICATION, (IMPLICIT,)), roles=asked))
+    assert set(answer.pdu.roles) == {
+        Role(CT, scu=True, scp=False),
+        Role(uids.VERIFICATION, scu=True, scp=False),
+    }
+    assert accepted(request((CT, (IMPLICIT,)))).pdu.roles == ()
+
+
+def test_a_requestor_that_would_only_be_scp_gets_no_context() -> None:
+    answer = accepted(request((CT, (IMPLICIT,)), roles=(Role(CT, scu=False, scp=True),)))
+    assert [c.result for c in answer.pdu.contexts] == [3]
+    assert answer.pdu.roles == ()
+
+
+def test_pdu_lengths_of_both_sides_are_told() -> None:
+    answer = accepted(
+        request((CT, (IMPLICIT,)), max_pdu_length=0), AcceptorPolicy("INGEST", max_pdu_length=65536)
+    )
+    assert (answer.peer_max_pdu_length, answer.pdu.max_pdu_length) == (0, 65536)
+
+
+def test_local_limits_are_transient() -> None:
+    refusal = local_limit_exceeded("500 associations")
+    assert (refusal.pdu, refusal.why) == (LOCAL_LIMIT_EXCEEDED, "500 associations")
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from((CT, PRIVATE, uids.VERIFICATION, "1.2.840.10008.5.1.4.31", "x")),
+            st.lists(
+                st.sampled_from((IMPLICIT, EXPLICIT, BIG, DEFLATED, JPEG, "1.2.3")), min_size=1, max_size=5
+            ).map(tuple),
+        ),
+        max_size=10,
+    )
+)
+def test_every_proposal_gets_one_answer_and_every_accepted_syntax_was_proposed(
+    contexts: list[tuple[str, tuple[str, ...]]],
+) -> None:
+    rq = request(*contexts)
+    answer = accepted(rq)
+    assert [c.context_id for c in answer.pdu.contexts] == [c.context_id for c in rq.contexts]
+    for proposed, result in zip(rq.contexts, answer.pdu.contexts, strict=True):
+        assert result.transfer_syntax in proposed.transfer_syntaxes
+        assert (result.result == 0) == (result.context_id in answer.contexts)

@@ -1,0 +1,83 @@
+"""Who is let in."""
+
+from datetime import UTC, datetime
+
+import pytest
+
+from ingest.config.model import Peer
+from ingest.dicom.policy import Admission, Caller, Refusal, admit
+from ingest.dicom.wire import CALLING_AE_NOT_RECOGNIZED
+from ingest.tls.identity import Identity
+
+CT1 = Identity(
+    fingerprint="ab" * 32,
+    subject="CN=ct1,O=Hospital",
+    issuer="CN=Hospital CA",
+    names=("DNS:ct1.example.org",),
+    not_after=datetime(2040, 1, 1, tzinfo=UTC),
+)
+
+
+def refused(caller: Caller, *peers: Peer) -> str:
+    answer = admit(caller, peers)
+    assert isinstance(answer, Refusal)
+    assert answer.pdu == CALLING_AE_NOT_RECOGNIZED
+    return answer.why
+
+
+def test_without_peers_every_caller_may_do_everything() -> None:
+    assert admit(Caller("ANY", "10.0.0.1"), ()) == Admission(frozenset({"echo", "store"}))
+
+
+def test_an_empty_calling_ae_title_is_nobody() -> None:
+    assert "10.0.0.1" in refused(Caller("", "10.0.0.1"))
+
+
+def test_with_peers_only_their_ae_titles_are_let_in() -> None:
+    peers = (Peer(ae_title="CT1"), Peer(ae_title="MR1", allow=("echo",)))
+    assert admit(Caller("CT1", "10.0.0.1"), peers) == Admission(frozenset({"echo", "store"}))
+    assert admit(Caller("MR1", "10.0.0.1"), peers) == Admission(frozenset({"echo"}))
+    why = refused(Caller("ct1", "10.0.0.1"), *peers)
+    assert "'ct1'" in why
+    assert "10.0.0.1" in why
+
+
+def test_spaces_around_a_configured_title_do_not_count() -> None:
+    assert isinstance(admit(Caller("CT1", "10.0.0.1"), (Peer(ae_title=" CT1 "),)), Admission)
+
+
+@pytest.mark.parametrize("address", ["10.1.2.3", "::ffff:10.1.2.3", "2001:db8::1", "fe80::1%eth0"])
+def test_addresses_within_a_network_are_let_in(address: str) -> None:
+    peer = Peer(ae_title="CT1", hosts=("10.1.0.0/16", "2001:db8::/32", "fe80::1"))
+    assert isinstance(admit(Caller("CT1", address), (peer,)), Admission)
+
+
+@pytest.mark.parametrize("address", ["10.2.0.1", "::1", "2001:db9::1", "", "nonsense"])
+def test_other_addresses_are_refused_and_named(address: str) -> None:
+    peer = Peer(ae_title="CT1", hosts=("10.1.0.0/16", "2001:db8::/32", "not-an-address"))
+    why = refused(Caller("CT1", address), peer)
+    assert f"from {address}," in why
+    assert "10.1.0.0/16" in why
+
+
+def test_a_bound_title_needs_its_certificate() -> None:
+    bound = Peer(ae_title="CT1", certificate="DNS:ct1.example.org")
+    assert isinstance(admit(Caller("CT1", "10.0.0.1", CT1), (bound,)), Admission)
+    assert "none was presented" in refused(Caller("CT1", "10.0.0.1"), bound)
+
+
+def test_refusal_of_another_certificate_names_subject_title_and_binding() -> None:
+    why = refused(Caller("MR1", "10.0.0.1", CT1), Peer(ae_title="MR1", certificate="mr1.example.org"))
+    assert CT1.subject in why
+    assert "MR1" in why
+    assert "mr1.example.org" in why
+
+
+def test_of_several_entries_for_a_title_the_first_that_fits_decides() -> None:
+    peers = (
+        Peer(ae_title="CT1", hosts=("10.0.0.0/8",), allow=("echo",)),
+        Peer(ae_title="CT1", hosts=("192.168.0.0/16",)),
+    )
+    assert admit(Caller("CT1", "10.0.0.1"), peers) == Admission(frozenset({"echo"}))
+    assert admit(Caller("CT1", "192.168.0.1"), peers) == Admission(frozenset({"echo", "store"}))
+    assert "; " in refused(Caller("CT1", "172.16.0.1"), *peers)
