@@ -1,7 +1,8 @@
 """Every error that this project raises on purpose, in one shallow tree.
 
-`PeerError` stands beside the tree: it blames the peer's bytes, and ext/, which raises it, imports nothing of ours.
-Everything below `IngestError` blames our side: what a person configured, a disk, a queue or a remote that is away.
+`PeerError` stands beside the tree: it blames the peer's bytes, and ext/, which raises it, imports nothing of
+ours. Everything below `IngestError` blames our side: what a person configured, a disk, a queue or a remote
+that is away.
 """
 
 from collections.abc import Sequence

@@ -87,7 +87,8 @@ class Node:
                 f'[[listeners]]\nhost = "127.0.0.1"\nport = {self.plain_port}\ntls = false'
             ),
             "tls": (
-                f'[tls.node]\ncertificate = "{material.certificate("node")}"\nprivate_key = "{material.key("node")}"\n'
+                f'[tls.node]\ncertificate = "{material.certificate("node")}"\n'
+                f'private_key = "{material.key("node")}"\n'
                 f'trusted = ["{material.trusted}"]'
             ),
             "receive": "[receive]\nprocesses = 2\nmin_free_bytes = 0",
@@ -154,7 +155,7 @@ class Node:
             process.stdout.close()
 
     def children(self, name: str = "") -> list[psutil.Process]:
-        """The node's processes; `name` as in "ingest-listen", "ingest-persist", "ingest-forward", "valkey-server"."""
+        """The node's processes; `name` as in "ingest-listen", "ingest-forward", "valkey-server"."""
         assert self.process is not None
         found = []
         for child in psutil.Process(self.process.pid).children(recursive=True):
