@@ -180,7 +180,8 @@ def store_fault(request: StoreRequest, abstract_syntax: str) -> tuple[Status, st
         abstract_syntax: That of the presentation context on which it came; PS3.7 9.1.1.1.2 wants it to be
             the class.
     """
-    if request.sop_class_uid != abstract_syntax:
+    # On a context for C-ECHO nothing is stored: its caller may be one that is not allowed to.
+    if request.sop_class_uid != abstract_syntax or abstract_syntax == VERIFICATION:
         return Status.SOP_CLASS_NOT_SUPPORTED, "SOP class is not that of the presentation context"
     if not is_valid_uid(request.sop_instance_uid):
         return Status.INVALID_SOP_INSTANCE, "Affected SOP Instance UID is no UID"

@@ -192,6 +192,12 @@ def test_a_sound_request_has_no_fault() -> None:
     assert dimse.store_fault(StoreRequest(1, CT, "1.2.840.0.03"), CT) is None
 
 
+def test_nothing_is_stored_on_a_context_of_verification() -> None:
+    fault = dimse.store_fault(StoreRequest(1, VERIFICATION, "1.2.3"), VERIFICATION)
+    assert fault is not None
+    assert fault[0] == Status.SOP_CLASS_NOT_SUPPORTED
+
+
 def test_categories_are_those_of_pynetdicom() -> None:
     for code in STORAGE_SERVICE_CLASS_STATUS:
         assert dimse.category(code).value == code_to_category(code).lower()
