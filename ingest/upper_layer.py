@@ -278,9 +278,13 @@ class UpperLayer:
         self._transport.send(data, self._listen)
 
     def _next(self, deadline: float, patience: float = 0.0) -> ControlPDU | Command | DataSet:
-        while (event := self._parse()) is None:
+        if (event := self._parse()) is not None:
+            return event
+        while True:
             self._feed(self._transport.receive_into(self._parser.get_buffer(), deadline, patience))
-        return event
+            if (event := self._parse()) is not None:
+                return event
+            self._transport.acknowledge()
 
     def _feed(self, count: int) -> None:
         plain, waiting = self.remote.tls is None, self._state is State.AWAITING_ASSOCIATE_AC_OR_RJ

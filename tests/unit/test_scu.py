@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -205,6 +206,34 @@ def test_128_contexts_fit_and_one_more_does_not() -> None:
             Association.open(remote(peer.port), [(CT, syntaxes)])
         with pytest.raises(ValueError, match="0 presentation"):
             Association.open(remote(peer.port), [])
+
+
+def test_answers_that_come_in_pieces_cost_no_delayed_acknowledgement(tmp_path: Path) -> None:
+    small = tmp_path / "small"
+    small.write_bytes(bytes(100))
+
+    def script(peer: Conversation) -> None:
+        peer.accept()
+        peer.sock = InPieces(peer.sock)  # type: ignore[assignment]
+        peer.serve()
+
+    with ScriptedPeer(script) as peer, open_ct(peer.port) as association:
+        started = time.monotonic()
+        for _ in range(25):
+            assert store(association, small) == 0
+        assert time.monotonic() - started < 0.6  # 25 times 40 ms otherwise
+
+
+class InPieces:
+    """A socket that writes every PDU's header by itself."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._sock = sock
+        self.recv = sock.recv
+
+    def sendall(self, data: bytes) -> None:
+        self._sock.send(data[:6])
+        self._sock.send(data[6:])
 
 
 # -- what the remote does wrong
