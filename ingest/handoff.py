@@ -25,6 +25,10 @@ BATCH: Final = 256
 WAITING_MAX: Final = 100_000
 """References kept in memory while Redis is away; the sweep finds the rest."""
 
+IDLE_SECONDS: Final = 1.0
+LINGER_SECONDS: Final = 0.003
+"""After the first reference of a batch, how long others may join it: one round trip then serves all."""
+
 SWEEP_SECONDS: Final = 4.0
 SWEEP_AGE_SECONDS: Final = 0.5
 SWEEP_SHARE: Final = 20
@@ -57,6 +61,7 @@ class Handoff:
         self._wake = threading.Condition()
         self._closing = False
         self._failures = 0
+        self._idle = False
         self._sweep_at = 0.0
         self._count_at = 0.0
         self._let_go_at = 0.0
@@ -73,7 +78,8 @@ class Handoff:
         with self._wake:
             if len(self._waiting) < WAITING_MAX:
                 self._waiting.append(where)
-            self._wake.notify()
+            if self._idle:  # one that lingers or pauses looks by itself; waking it each time costs the loop
+                self._wake.notify()
 
     def close(self, seconds: float) -> None:
         """Hand off what waits, for at most `seconds`; the rest is for the next start's sweep."""
@@ -118,8 +124,11 @@ class Handoff:
     def _peek(self) -> list[str]:
         """What is pushed next; it stays in front of the line until it was."""
         with self._wake:
-            if not self._waiting and not self._closing:
-                self._wake.wait(1.0)
+            self._idle = True
+            waited = not self._waiting and not self._closing and self._wake.wait(IDLE_SECONDS)
+            self._idle = False
+            if waited and not self._closing:
+                self._wake.wait_for(lambda: self._closing, LINGER_SECONDS)
             return [self._waiting[i] for i in range(min(BATCH, len(self._waiting)))]
 
     def _pushed(self, count: int) -> None:
