@@ -6,6 +6,7 @@ with
 """
 
 from typing import Final
+from urllib.parse import quote
 
 import redis
 from redis.backoff import NoBackoff
@@ -41,7 +42,7 @@ def persisted_key(spool: str) -> str:
 
 def url(config: Config) -> str:
     """`[queue] url`, or the socket of the embedded server."""
-    return config.queue.url or f"unix://{socket_path(config.data_dir)}"
+    return config.queue.url or f"unix://{quote(str(socket_path(config.data_dir)))}"
 
 
 def connect(config: Config, *, timeout: float = 10.0) -> redis.Redis:

@@ -7,6 +7,7 @@ bytes.
 import contextlib
 import hashlib
 import os
+import shutil
 import signal
 import socket
 import stat
@@ -65,13 +66,13 @@ class EmbeddedQueue:
             self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             _private(self.socket.parent.parent)
             _private(self.socket.parent)
+            configuration = self.folder / "valkey.conf"
+            configuration.write_bytes(os.fsencode(_configuration(self.folder, self.socket)))
         except OSError as error:
             raise BootError(f"the embedded queue cannot use {error.filename}: {error.strerror}") from error
         self._end_survivor()
         with contextlib.suppress(FileNotFoundError):
             self.socket.unlink()
-        configuration = self.folder / "valkey.conf"
-        configuration.write_text(_configuration(self.folder, self.socket))
         try:
             self.process = subprocess.Popen(
                 [str(binary()), str(configuration)],
@@ -98,11 +99,14 @@ class EmbeddedQueue:
     def set_aside(self) -> None:
         """Move its files out of its way: a queue that cannot read them is worth less than an empty one.
 
-        The sweep fills it again from the spool, and the ledger knows every delivery.
+        The sweep fills it again from the spool, and the ledger knows every delivery. Only the last ones are
+        kept: where it ends for another reason, a full disk, this is done again and again.
         """
-        kept = self.folder / "appendonlydir"
+        kept, aside = self.folder / "appendonlydir", self.folder / "unreadable"
         if kept.exists():
-            kept.rename(self.folder / f"unreadable-{time.time_ns()}")
+            shutil.rmtree(aside, ignore_errors=True)
+            with contextlib.suppress(OSError):
+                kept.rename(aside)
 
     def stop(self) -> None:
         """Have it write what it holds and end; kill it if it does not within the deadline."""
