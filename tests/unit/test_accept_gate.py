@@ -1,0 +1,83 @@
+"""The accept gate: the least loaded accepts, and no mistake can hold a connection back."""
+
+from pathlib import Path
+
+import pytest
+
+from ingest.node.accept_gate import MAX_PASSES, STALE_MS, AcceptGate
+from ingest.node.scoreboard import ACCEPTING, ACTIVE, BOOTING, DRAINING, HEARTBEAT, STATE, Scoreboard, now_ms
+
+
+@pytest.fixture
+def board(tmp_path: Path) -> Scoreboard:
+    return Scoreboard.create(tmp_path / "scoreboard")
+
+
+def listener(board: Scoreboard, row: int, active: int, *, state: int = ACCEPTING, age: int = 0) -> AcceptGate:
+    board.set(row, STATE, state)
+    board.set(row, ACTIVE, active)
+    board.set(row, HEARTBEAT, now_ms() - age)
+    return AcceptGate(board, row)
+
+
+def test_a_listener_alone_accepts(board: Scoreboard) -> None:
+    assert listener(board, 0, 100).open()
+
+
+def test_the_least_loaded_accepts_and_the_others_leave_it_to_it(board: Scoreboard) -> None:
+    busy, idle = listener(board, 0, 2), listener(board, 1, 1)
+    assert not busy.open()
+    assert idle.open()
+
+
+def test_equally_loaded_ones_all_try(board: Scoreboard) -> None:
+    assert listener(board, 0, 3).open()
+    assert listener(board, 200, 3).open()
+
+
+@pytest.mark.parametrize("state", [BOOTING, DRAINING])
+def test_one_that_does_not_accept_is_not_waited_for(state: int, board: Scoreboard) -> None:
+    busy = listener(board, 0, 5)
+    listener(board, 1, 0, state=state)
+    assert busy.open()
+
+
+def test_one_that_is_dead_or_stopped_is_not_waited_for(board: Scoreboard) -> None:
+    busy = listener(board, 0, 5)
+    listener(board, 1, 0, age=STALE_MS + 1000)
+    assert busy.open()
+
+
+def test_a_connection_that_nobody_takes_is_taken_after_a_few_passes(board: Scoreboard) -> None:
+    busy = listener(board, 0, 5)
+    listener(board, 1, 0)  # it lives, and does not come
+    assert [busy.open() for _ in range(MAX_PASSES + 1)] == [False] * MAX_PASSES + [True]
+    assert not busy.open(), "the next connection is another decision"
+
+
+def test_a_connection_that_somebody_took_does_not_count_for_the_next(board: Scoreboard) -> None:
+    busy = listener(board, 0, 5)
+    listener(board, 1, 0)
+    for _ in range(MAX_PASSES - 1):
+        assert not busy.open()
+    busy.reset()
+    assert [busy.open() for _ in range(MAX_PASSES)] == [False] * MAX_PASSES
+
+
+def test_total_counts_all_listeners_also_those_that_drain(board: Scoreboard) -> None:
+    gate = listener(board, 0, 5)
+    listener(board, 1, 2, state=DRAINING)
+    board.set(9, ACTIVE, 50)  # a free row
+    assert gate.total() == 7
+
+
+def test_associations_that_come_one_after_the_other_spread_evenly(board: Scoreboard) -> None:
+    gates = [listener(board, row, 0) for row in range(4)]
+    for number in range(30):
+        # The worst order of wake-ups: always the same listener first.
+        taker = next(row for row, gate in enumerate(gates) if gate.open())
+        board.set(taker, ACTIVE, board.get(taker, ACTIVE) + 1)
+        for gate in gates:
+            gate.reset()
+        counts = [board.get(row, ACTIVE) for row in range(4)]
+        assert max(counts) - min(counts) <= 1, number
