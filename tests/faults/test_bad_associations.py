@@ -18,6 +18,7 @@ from tests.faults.caller import (
     VERIFICATION,
     Caller,
     command,
+    data_pdus,
     new_uid,
     request,
     with_titles,
@@ -179,6 +180,12 @@ def test_a_peer_that_may_only_echo_gets_no_storage_context(node: Node) -> None:
         accept = caller.associate(calling="ECHOER")
         assert [c.context_id for c in accept.contexts if c.result == 0] == [3]
         assert caller.echo() == 0
+        # Nor can it store on the context that it got: PS3.7 C.5.19, SOP class not supported.
+        for sop_class in (VERIFICATION, CT):
+            caller.begin_store("1.2.3", 3, sop_class=sop_class)
+            caller.send(data_pdus(3, Made(sop="1.2.3").data_set))
+            assert caller.response().status == 0x0122
+    nothing_received(node)
 
 
 @pytest.mark.parametrize("syntax", [b"../../../etc", b"1.2.3/../..", b"1.2.840.10008.1.2.1/../../x"])

@@ -122,7 +122,7 @@ def test_an_echo_with_a_data_set_is_answered_after_it(caller: Caller) -> None:
         (1, MR, "1.2.3", 0x0122),  # PS3.7 C.5.19: SOP class is not that of the presentation context
         (3, VERIFICATION, "1.2.3", 0x0122),
         (1, None, "1.2..3", 0x0117),  # PS3.7 C.5.9: invalid SOP instance
-        (1, None, "not a UID".replace(" ", "-"), 0x0117),
+        (1, None, "not-a-UID", 0x0117),
         (1, None, "../../../../tmp/x", 0x0117),
         (1, None, "/etc/passwd", 0x0117),
         (1, None, "", 0x0117),
