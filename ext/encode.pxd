@@ -18,6 +18,7 @@ cdef class DataSetEncoder:
     cdef int fd
     cdef int64_t offset             # of the next byte to read
     cdef uint64_t left
+    cdef uint64_t padding           # bytes to follow them, 0 or 1
     cdef bint last_sent
 
     cdef int read_around(self, uint64_t length) noexcept nogil

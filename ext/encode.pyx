@@ -112,11 +112,12 @@ cdef class DataSetEncoder:
         self.fd = -1
         self.last_sent = True
 
-    def start(self, int context_id, int fd, long long offset, long long length):
+    def start(self, int context_id, int fd, long long offset, long long length, bint pad=False):
         """Begin with the data set that is `length` bytes from `offset` of `fd`; what was under way is
         forgotten.
 
-        `fd` stays the caller's and must stay open until `fill` is done.
+        `fd` stays the caller's and must stay open until `fill` is done. With `pad`, a 00H follows an odd
+        `length`, as PS3.5 A.5 wants it after a deflate stream.
 
         Raises:
             ValueError: An argument is out of range.
@@ -128,6 +129,8 @@ cdef class DataSetEncoder:
         self.fd = fd
         self.offset = offset
         self.left = <uint64_t> length
+        # Even fragments leave room for it in the last one; 1-byte fragments, which nobody asks for, do not.
+        self.padding = 1 if pad and length & 1 and self.fragment > 1 else 0
         self.last_sent = False
 
     def fill(self):
@@ -155,23 +158,30 @@ cdef class DataSetEncoder:
         self.offset += <int64_t> length
         self.left -= length
         self.last_sent = self.left == 0
+        if self.last_sent:
+            length += self.padding
         return self.view[:<Py_ssize_t> (length + count * HEADERS_LENGTH)]
 
     cdef int read_around(self, uint64_t length) noexcept nogil:
         """Write the headers and read `length` bytes between them; 0, an errno or SHORT_FILE."""
         cdef iovec parts[PARTS_MAX]
         cdef uint8_t *at = self.buffer
-        cdef uint64_t done = 0, step, filled
+        cdef uint64_t done = 0, step, filled, padding
+        cdef bint last
         cdef int count, error
         while True:
             count = 0
             filled = 0
             while count < PARTS_MAX and done + filled < length:
                 step = min(self.fragment, length - done - filled)
-                write_headers(at, self.context_id, step, False, done + filled + step == self.left)
+                last = done + filled + step == self.left
+                padding = self.padding if last else 0
+                write_headers(at, self.context_id, step + padding, False, last)
                 parts[count].iov_base = at + HEADERS_LENGTH
                 parts[count].iov_len = <size_t> step
                 at += HEADERS_LENGTH + step
+                if padding:
+                    at[0] = 0x00
                 filled += step
                 count += 1
             error = read_all(self.fd, parts, count, self.offset + <int64_t> done)

@@ -79,7 +79,8 @@ class Association(UpperLayer):
         try:
             length = max(0, os.fstat(fd).st_size - offset) if length is None else length
             encoder = self._encoder_for_peer()
-            encoder.start(context_id, fd, offset, length)
+            # A deflate stream may be odd in a file, but no fragment may be (PS3.5 A.5, PS3.8 E.1).
+            encoder.start(context_id, fd, offset, length, transfer_syntax in uids.DEFLATED)
             fragments = _fragments(encoder, sop_instance)
             # A missing or short file says so before the first byte went out, which keeps the association.
             first = next(fragments)

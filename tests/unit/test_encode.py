@@ -87,6 +87,18 @@ def test_data_set_comes_back_from_any_buffer(source: int, buffer_size: int) -> N
         assert pdus(view)  # whole PDUs only
 
 
+@pytest.mark.parametrize("max_pdu_length", [8, 4096, 16384, 0])
+@pytest.mark.parametrize("length", [0, 1, 2, 4089, 4090, 4091])
+def test_padded_data_set_has_even_fragments_and_one_zero_more_where_it_was_odd(
+    source: int, length: int, max_pdu_length: int
+) -> None:
+    encoder = DataSetEncoder(max_pdu_length, 4102)
+    encoder.start(9, source, 9, length, pad=True)
+    sent = encoded(encoder)
+    assert check(sent, 9, 0, max_pdu_length) == DATA[:length] + b"\0" * (length % 2)
+    assert all(len(pdu) % 2 == 0 for pdu in pdus(sent))
+
+
 def test_small_pdus_fill_the_buffer_in_one_go(source: int) -> None:
     encoder = DataSetEncoder(4096, 131072)
     encoder.start(1, source, 9, len(DATA))
