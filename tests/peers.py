@@ -304,11 +304,11 @@ def client_tls(tls: TLS) -> ssl.SSLContext:
 
 
 @contextlib.contextmanager
-def storescp(folder: Path, tls: TLS | None, *options: str) -> Iterator[int]:
+def storescp(folder: Path, tls: TLS | None, *options: str, port: int = 0) -> Iterator[int]:
     """DCMTK's storescp that keeps data sets as they come (+B); gives its port."""
     program = require_program("storescp")
     folder.mkdir(parents=True, exist_ok=True)
-    port = free_port()
+    port = port or free_port()
     security: list[str] = []
     if tls is not None:
         security = ["+tls", str(tls.private_key), str(tls.certificate)]
