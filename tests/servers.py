@@ -1,6 +1,7 @@
 """Servers that tests start for themselves, in short private folders: Valkey and PostgreSQL, on sockets."""
 
 import contextlib
+import importlib.util
 import os
 import shutil
 import signal
@@ -10,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import pytest
 import redis
 
 from ingest.node.embedded_queue import binary
@@ -78,13 +80,15 @@ def valkey() -> Iterator[Valkey]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def postgresql_missing() -> str:
-    """Why there can be no PostgreSQL in the tests, or empty."""
-    try:
-        import psycopg  # noqa: F401 - an optional dependency
-    except ImportError:
-        return "psycopg is not installed"
-    return "" if _postgresql_program("initdb") else "PostgreSQL's initdb is not installed"
+def require_postgresql() -> None:
+    """Skip where there is no PostgreSQL, or no client for it; fail in CI."""
+    reason = "" if _postgresql_program("initdb") else "PostgreSQL's initdb is not installed"
+    if importlib.util.find_spec("psycopg") is None:
+        reason = "psycopg is not installed"
+    if reason and os.environ.get("CI") == "true":
+        pytest.fail(reason)
+    if reason:
+        pytest.skip(reason)
 
 
 def _postgresql_program(name: str) -> str | None:

@@ -7,7 +7,15 @@ from typing import Any
 import pytest
 
 from tests.persisting import Site, make_site
-from tests.servers import Valkey
+from tests.servers import Valkey, postgresql, require_postgresql
+
+
+@pytest.fixture(scope="session")
+def postgresql_url() -> Iterator[str]:
+    """A PostgreSQL of the test session's own, as an SQLAlchemy URL; tests empty what they use."""
+    require_postgresql()
+    with postgresql() as url:
+        yield url
 
 
 @pytest.fixture

@@ -9,16 +9,6 @@ import pytest
 from ingest.errors import LedgerError
 from ingest.ledger import DeliveryState, InstanceState, Ledger, Outcome
 from tests.ledgers import delivery_states, row
-from tests.servers import postgresql, postgresql_missing
-
-
-@pytest.fixture(scope="module")
-def postgresql_url() -> Iterator[str]:
-    missing = postgresql_missing()
-    if missing:
-        pytest.skip(missing)
-    with postgresql() as url:
-        yield url
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])

@@ -8,16 +8,6 @@ import pytest
 
 from ingest.ledger import Delivery, DeliveryResult, DeliveryState, Ledger
 from tests.ledgers import row
-from tests.servers import postgresql, postgresql_missing
-
-
-@pytest.fixture(scope="module")
-def postgresql_url() -> Iterator[str]:
-    missing = postgresql_missing()
-    if missing:
-        pytest.skip(missing)
-    with postgresql() as url:
-        yield url
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
