@@ -41,6 +41,7 @@ class Results:
 
     Attributes:
         done: May be taken off the queue.
+        lost: Likewise, but nothing is kept of them: their listeners must not let go of the files.
         away: Could not be kept for want of a disk; to be tried again, without blame.
         failed: Failed for another reason, which is the value.
         wake: Destinations that something is due for now.
@@ -48,6 +49,7 @@ class Results:
     """
 
     done: list[Entry] = field(default_factory=list)
+    lost: list[Entry] = field(default_factory=list)
     away: list[Entry] = field(default_factory=list)
     failed: dict[str, str] = field(default_factory=dict)
     wake: dict[str, None] = field(default_factory=dict)
@@ -242,7 +244,9 @@ class Work:
         for ref in refs.keys() - known:
             # Persisted as a duplicate before a crash; or lost, or (carrier "redis") put back by its listener.
             log.warning("reference_without_file", reference=ref)
-        self.results.done += gone
+        for entry in gone:
+            kept = spool_ref(entry.reference) in known
+            (self.results.done if kept else self.results.lost).append(entry)
 
 
 def _blank(arrival: Arrival, conflict: str) -> Facts:

@@ -154,13 +154,25 @@ class Inbox:
         Raises:
             redis.RedisError: Redis is away; doing it again does no harm.
         """
+        self._take_off(entries, persisted=True)
+
+    def drop(self, entries: Sequence[Entry]) -> None:
+        """Take entries off their streams whose data sets are not there; their listeners still have the files.
+
+        Raises:
+            redis.RedisError: Redis is away; doing it again does no harm.
+        """
+        self._take_off(entries, persisted=False)
+
+    def _take_off(self, entries: Sequence[Entry], *, persisted: bool) -> None:
         pipeline = self._client.pipeline(transaction=True)
         by_stream: dict[str, list[str]] = {}
         for entry in entries:
             by_stream.setdefault(entry.stream, []).append(entry.id)
             reference = entry.reference
             if reference.carrier == "redis":
-                pipeline.rpush(persisted_key(reference.spool), reference.where)
+                if persisted:
+                    pipeline.rpush(persisted_key(reference.spool), reference.where)
                 pipeline.delete(data_key(reference.spool, reference.where))
         for stream, ids in by_stream.items():
             # XACK of an entry without a group answers 0; it is no error.

@@ -85,6 +85,7 @@ class Persister:
         self._batch = CARRIED_BATCH if config.queue.carrier == "redis" else BATCH
         # What is still to be said to Redis; none of it is lost with a connection.
         self._done: list[Entry] = []
+        self._lost: list[Entry] = []
         self._forgive: list[Entry] = []
         self._wake: dict[str, None] = {}
         self._in_hand: Sequence[Entry] = ()
@@ -175,11 +176,12 @@ class Persister:
 
     def _take(self, results: Results) -> None:
         self._done += results.done
+        self._lost += results.lost
         self._wake.update(results.wake)
         if len(self._pending) > REMEMBERED_MAX:
             self._pending.clear()
         self._pending.update(results.failed)
-        for entry in results.done:
+        for entry in (*results.done, *results.lost):
             self._pending.pop(entry.id, None)
 
     def _settle(self) -> None:
@@ -191,6 +193,9 @@ class Persister:
         if self._done:
             self._inbox.done(self._done)
             self._done = []
+        if self._lost:
+            self._inbox.drop(self._lost)
+            self._lost = []
         if self._forgive:
             self._inbox.touch(self._forgive, forgive=True)
             self._forgive = []

@@ -85,6 +85,7 @@ def test_data_set_that_is_not_whole_on_the_queue_is_left_to_its_listener(make_pe
     site.refer(Reference("redis", site.spool, "L0/ready/2.dcm"))
     site.work()
     assert site.instances() == []
+    assert site.persisted() == []  # else the listener would remove the only copies
     assert site.settled()
 
 
