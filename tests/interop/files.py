@@ -16,7 +16,7 @@ from tests.instances import CT, EXPLICIT, element
 from tests.peers import require_program
 
 REFUSED = {
-    "bad_sequence.dcm": 0x0117,  # its SOP Instance UID is a hash in hexadecimal
+    "bad_sequence.dcm": 0xA900,  # its SOP Instance UID is a hash in hexadecimal; the File Meta has another
     "SC_rgb_jpeg.dcm": 0xC000,  # JPEG Baseline, says its File Meta, but the VR is implicit
 }
 """Part 10 files that are shipped but cannot be stored, and the status that says why."""
