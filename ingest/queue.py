@@ -5,6 +5,10 @@ with
 `ingest:`, so that a site may share its Redis.
 """
 
+import hashlib
+import os
+import tempfile
+from pathlib import Path
 from typing import Final
 from urllib.parse import quote
 
@@ -13,7 +17,6 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from ingest.config.model import Config
-from ingest.node.embedded_queue import socket_path
 
 GROUP: Final = "persist"
 """The consumer group of the persist workers, on every stream."""
@@ -38,6 +41,12 @@ def data_key(spool: str, where: str) -> str:
 def persisted_key(spool: str) -> str:
     """The list of places that the spool may let go of, since store and ledger have them (`redis` carrier)."""
     return f"ingest:persisted:{spool}"
+
+
+def socket_path(data_dir: Path) -> Path:
+    """Where the embedded server of this data folder's node listens; the same for every role and command."""
+    name = hashlib.sha256(str(data_dir.resolve()).encode()).hexdigest()[:16]
+    return Path(tempfile.gettempdir()) / f"dicom-ingest-{os.geteuid()}" / name / "valkey.sock"
 
 
 def url(config: Config) -> str:

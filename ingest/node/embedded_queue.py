@@ -5,14 +5,12 @@ bytes.
 """
 
 import contextlib
-import hashlib
 import os
 import shutil
 import signal
 import socket
 import stat
 import subprocess
-import tempfile
 import time
 from importlib.resources import files
 from pathlib import Path
@@ -22,6 +20,7 @@ import structlog
 
 from ingest.errors import BootError
 from ingest.node.process import die_with_parent
+from ingest.queue import socket_path
 
 SHUTDOWN_SECONDS: Final = 10.0
 
@@ -40,12 +39,6 @@ def binary() -> Path:
             f"no Valkey program for {os.uname().machine} is installed; run a Redis and name it in [queue] url"
         )
     return found[0]
-
-
-def socket_path(data_dir: Path) -> Path:
-    """Where the embedded server of this data folder's node listens; the same for every role and command."""
-    name = hashlib.sha256(str(data_dir.resolve()).encode()).hexdigest()[:16]
-    return Path(tempfile.gettempdir()) / f"dicom-ingest-{os.geteuid()}" / name / "valkey.sock"
 
 
 class EmbeddedQueue:

@@ -13,8 +13,8 @@ import pytest
 import redis
 
 from ingest.errors import BootError
-from ingest.node.embedded_queue import EmbeddedQueue, socket_path
-from ingest.queue import connect
+from ingest.node.embedded_queue import EmbeddedQueue
+from ingest.queue import connect, socket_path
 from tests.nodes import eventually
 from tests.spools import config
 
