@@ -7,10 +7,15 @@ from typing import Final
 from ext.errors import PeerError
 from ext.header import scan
 from ingest.dicom.dimse import Status
+from ingest.dicom.uids import IMPLICIT_LITTLE_ENDIAN
 
 SOP_CLASS_UID: Final = 0x00080016
 SOP_INSTANCE_UID: Final = 0x00080018
 TAGS: Final = (SOP_CLASS_UID, SOP_INSTANCE_UID)
+
+LAST_TAG: Final = 0xFFFCFFFC
+"""Data Set Trailing Padding: no element of a data set comes after it."""
+UNDEFINED_LENGTH: Final = 0xFFFFFFFF
 
 STEPS: Final = (4096, 65536, 1 << 20, 16 << 20)
 """How much of the data set is read, from try to try: (0008,0018) mostly lies in the first kilobyte."""
@@ -65,6 +70,28 @@ def _header(fd: int, offset: int, length: int, transfer_syntax: str) -> dict[int
     for step in STEPS:
         data = os.pread(fd, min(step, length), offset)
         found = scan(data, transfer_syntax, TAGS, len(data) >= length or step == STEPS[-1])
-        if found is not None:
+        if found:
             return found
-    return {}  # pragma: no cover - the last step ends the scan
+        if found is not None:
+            break
+    _look_closer(os.pread(fd, min(STEPS[0], length), offset), length, transfer_syntax)
+    return {}
+
+
+def _look_closer(data: bytes, length: int, transfer_syntax: str) -> None:
+    """Neither UID is there, and the scan may have ended at once, at what only looks like a greater tag.
+
+    Args:
+        data: The beginning of the data set.
+        length: Bytes of all of it.
+        transfer_syntax: How it is encoded.
+
+    Raises:
+        PeerError: The elements of the beginning cannot be read.
+    """
+    scan(data, transfer_syntax, (LAST_TAG,), False)
+    if transfer_syntax == IMPLICIT_LITTLE_ENDIAN:
+        # There is no VR to tell noise by. PS3.5 Table 7.1-3, bytes 5-8: value length
+        first = int.from_bytes(data[4:8], "little")
+        if len(data) < 8 or (first != UNDEFINED_LENGTH and first > length - 8):
+            raise PeerError("the first element is longer than the data set", PeerError.INVALID_PARAMETER)
