@@ -36,7 +36,7 @@ class Forwarding:
     recorded: int = 0
 
     def __post_init__(self) -> None:
-        self.config.store_root.mkdir(parents=True)
+        (self.config.store_root / ".incoming").mkdir(parents=True)
         self.ledger = Ledger(self.config.ledger_url)
         self.ledger.migrate()
 

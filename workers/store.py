@@ -216,6 +216,9 @@ class FileStore:
         try:
             return os.open(self.root / key, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
         except FileNotFoundError:
+            # Whoever made the store made that folder, too: without it this is a mount point, or nothing.
+            if not (self.root / INCOMING).is_dir():
+                raise StoreAwayError(f"the store {self.root} is not there; mount it") from None
             raise
         except OSError as error:
             raise _blame(error, key) from error

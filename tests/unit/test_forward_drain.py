@@ -135,6 +135,22 @@ def test_refused_context_kills_only_what_needs_it(forwarding: Forwarding, tls: T
     assert IMPLICIT in str(forwarding.row("1.2").last_error)
 
 
+def test_store_that_is_not_mounted_kills_no_delivery(forwarding: Forwarding, tls: TLS) -> None:
+    with PynetdicomRemote(CONTEXTS, tls) as scp:
+        forwarding.add(scp.port)
+        forwarding.many(3)
+        root = forwarding.config.store_root
+        elsewhere = root.rename(root.with_name("elsewhere"))
+        root.mkdir()  # a mount point without its file system
+        drain_once(forwarding)
+        assert forwarding.states() == {"waiting": 3}
+        root.rmdir()
+        elsewhere.rename(root)
+        due_now(forwarding, [])
+        drain_once(forwarding)
+    assert forwarding.states() == {"delivered": 3}
+
+
 def test_missing_and_foreign_files_kill_only_their_own_delivery(forwarding: Forwarding, tls: TLS) -> None:
     with PynetdicomRemote(CONTEXTS, tls) as scp:
         forwarding.add(scp.port)
