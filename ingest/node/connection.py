@@ -221,12 +221,20 @@ class Connection(asyncio.BufferedProtocol):
     def _shake_hands(self, pump: Pump) -> bool:
         done = pump.handshake()
         self._flush()
-        if done:
-            der = pump.peer_certificate()
+        if not done:
+            return False
+        der = pump.peer_certificate()
+        try:
             self.identity = identity_of(der) if der else None
-            self.tls_version = pump.version()
-            self._association.begin()
-        return done
+        except PeerError as error:
+            # OpenSSL has verified it, but whom it names cannot be told, and so not what its holder may do.
+            log.warning("tls_handshake_failed", **self._who(), error=str(error))
+            self._server.services.board.add(self._server.services.row, REFUSED)
+            self.close()
+            return False
+        self.tls_version = pump.version()
+        self._association.begin()
+        return True
 
     def _consume(self, count: int) -> None:
         parser, association = self._parser, self._association

@@ -52,7 +52,13 @@ def identity_of(der: bytes) -> Identity:
             names=tuple(_alternative_names(certificate)),
             not_after=certificate.not_valid_after_utc,
         )
-    except (ValueError, TypeError, x509.UnsupportedGeneralNameType) as error:
+    except (
+        ValueError,
+        TypeError,
+        x509.DuplicateExtension,
+        x509.InvalidVersion,
+        x509.UnsupportedGeneralNameType,
+    ) as error:
         raise PeerError(f"the certificate cannot be read: {error}") from None
 
 
