@@ -13,9 +13,10 @@ from rich.live import Live
 from rich.table import Table
 
 from ingest.config.model import Config
-from ingest.errors import IngestError
+from ingest.errors import IngestError, SpoolError
 from ingest.ledger import DeliveryState, Ledger
-from ingest.node.scoreboard import ACCEPTING, DRAINING, Scoreboard
+from ingest.node.accept_gate import STALE_MS
+from ingest.node.scoreboard import ACCEPTING, DRAINING, RowView, Scoreboard
 from ingest.queue import GROUP, connect, stream_key
 from ingest.spool import sweep
 from ingest.spool.spool import spool_id
@@ -63,7 +64,7 @@ def _listeners(config: Config) -> list[dict[str, Any]]:
     return [
         {
             "pid": row.pid,
-            "state": STATES.get(row.state, "booting"),
+            "state": _state(row),
             "heartbeat_age_ms": row.age_ms,
             "active": row.active,
             "associations": row.associations,
@@ -76,20 +77,27 @@ def _listeners(config: Config) -> list[dict[str, Any]]:
     ]
 
 
+def _state(row: RowView) -> str:
+    # The rows of a node that was killed stay as they were, also over a restart of the machine and its clock.
+    return STATES.get(row.state, "booting") if abs(row.age_ms) <= STALE_MS else "silent"
+
+
 def _spool(config: Config) -> dict[str, Any]:
     root = config.spool_dir
-    return {
-        "path": str(root),
-        "waiting": sum(len(sweep.ready(root, slot)) for slot in sweep.slots(root)),
-        "bytes": sweep.usage(root),
-    }
+    found: dict[str, Any] = {"path": str(root), "waiting": 0, "bytes": 0}
+    try:
+        found["waiting"] = sum(len(sweep.ready(root, slot)) for slot in sweep.slots(root))
+        found["bytes"] = sweep.usage(root)
+    except OSError as error:
+        found["error"] = f"{error.filename}: {error.strerror}"
+    return found
 
 
 def _queue(config: Config) -> dict[str, Any]:
-    identity = spool_id(config.spool_dir)
     client = connect(config, timeout=2.0)
     try:
-        key = stream_key(identity or "")
+        client.ping()
+        key = stream_key(spool_id(config.spool_dir) or "")
         known = bool(client.exists(key))
         groups = client.xinfo_groups(key) if known else []
         return {
@@ -97,7 +105,7 @@ def _queue(config: Config) -> dict[str, Any]:
             "references": client.xlen(key) if known else 0,
             "in_workers_hands": sum(group["pending"] for group in groups if group["name"] == GROUP.encode()),
         }
-    except redis.RedisError as error:
+    except (redis.RedisError, SpoolError) as error:
         return {"reachable": False, "error": str(error)}
     finally:
         client.close()
@@ -177,7 +185,9 @@ def _stage_table(now: dict[str, Any]) -> Table:
     table = Table("stage", "state")
     table.title = "On the way"
     spool, queue, ledger = now["spool"], now["queue"], now["ledger"]
-    table.add_row("spool", f"{spool['waiting']} instances, {spool['bytes'] / 1e6:.1f} MB")
+    table.add_row(
+        "spool", spool.get("error") or f"{spool['waiting']} instances, {spool['bytes'] / 1e6:.1f} MB"
+    )
     table.add_row(
         "queue",
         f"{queue['references']} references, {queue['in_workers_hands']} of them in workers' hands"
