@@ -490,6 +490,8 @@ def test_a_killed_supervisor_takes_all_its_processes_along_and_the_next_start_wo
         eventually(lambda: ended(children), 10, "no process is left")
         record_property("gone_seconds", round(time.monotonic() - begun, 2))
         caller.expect_closed()
+    # Nothing of it is left to take its rows off the scoreboard.
+    eventually(lambda: states(node) == ["silent"] * 2, 10)
     node.start()
     assert (node.tls_port, node.plain_port) == ports
     works(node)

@@ -1,0 +1,79 @@
+"""`ingest status`: every part that can be read is told, whatever cannot."""
+
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from ingest.cli import main
+from ingest.node.scoreboard import ACCEPTING, ACTIVE, BOOTING, DRAINING, HEARTBEAT, STATE, Scoreboard, now_ms
+from ingest.spool import sweep
+from ingest.spool.reference import Reference
+from ingest.status import gather
+from tests.servers import Valkey
+from tests.spools import claim, config, keep
+
+
+def test_a_node_that_was_never_started_has_nothing_to_tell(tmp_path: Path) -> None:
+    found = gather(config(tmp_path))
+    assert found["listeners"] == []
+    assert found["spool"] == {"path": str(tmp_path / "spool"), "waiting": 0, "bytes": 0}
+    assert found["queue"]["reachable"] is False
+    assert not (tmp_path / "spool").exists(), "to look changes nothing"
+
+
+def test_spool_and_queue_are_counted(tmp_path: Path, redis_server: Valkey) -> None:
+    settings = config(tmp_path, redis_server.url)
+    spool = claim(settings)
+    where = keep(spool, b"x" * 1000)
+    with redis_server.client() as client:
+        sweep.push(client, [Reference("spool", spool.id, where)])
+    found = gather(settings)
+    spool.close()
+    assert (found["spool"]["waiting"], found["spool"]["bytes"]) == (1, 1000)
+    assert found["queue"] == {"reachable": True, "references": 1, "in_workers_hands": 0}
+
+
+def test_each_listener_has_a_state_and_those_that_say_nothing_are_silent(tmp_path: Path) -> None:
+    settings = config(tmp_path)
+    settings.run_dir.mkdir(parents=True)
+    board = Scoreboard.create(settings.run_dir / "scoreboard")
+    for row, (state, heartbeat) in enumerate(
+        [
+            (BOOTING, now_ms()),
+            (ACCEPTING, now_ms()),
+            (DRAINING, now_ms()),
+            (ACCEPTING, now_ms() - 60_000),
+            (ACCEPTING, now_ms() + 10**9),  # of before the machine was started again
+        ]
+    ):
+        board.set(row, STATE, state)
+        board.set(row, HEARTBEAT, heartbeat)
+        board.set(row, ACTIVE, row)
+    listeners = gather(settings)["listeners"]
+    assert [row["state"] for row in listeners] == ["booting", "accepting", "draining", "silent", "silent"]
+    assert [row["active"] for row in listeners] == [0, 1, 2, 3, 4]
+
+
+def test_a_spool_that_cannot_be_read_does_not_hide_the_rest(tmp_path: Path, redis_server: Valkey) -> None:
+    settings = config(tmp_path, redis_server.url)
+    (tmp_path / "spool" / "L0").mkdir(parents=True)
+    (tmp_path / "spool" / "L0" / "ready").write_text("no folder")
+    (tmp_path / "spool" / "id").mkdir()
+    found = gather(settings)
+    assert "ready: Not a directory" in found["spool"]["error"]
+    assert "cannot be used" in found["queue"]["error"]
+    assert "ledger" in found
+
+
+@pytest.mark.parametrize("arguments", [[], ["--json"]])
+def test_the_command_prints_it(arguments: list[str], tmp_path: Path, redis_server: Valkey) -> None:
+    path = tmp_path / "ingest.toml"
+    path.write_text(f'[node]\ndata_dir = "."\n[queue]\nurl = "{redis_server.url}"\n')
+    result = CliRunner().invoke(main, ["status", *arguments, "-c", str(path)])
+    assert result.exit_code == 0, result.output
+    if arguments:
+        assert json.loads(result.output)["queue"]["reachable"] is True
+    else:
+        assert "0 references" in " ".join(result.output.split())
