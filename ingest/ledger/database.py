@@ -22,6 +22,16 @@ BUSY_MILLISECONDS: Final = 10_000
 MIGRATION_SECONDS: Final = 60.0
 """How long a process waits for another that migrates."""
 
+_POSTGRESQL_WAITS: Final = {
+    "connect_timeout": 10,
+    "tcp_user_timeout": 20_000,
+    "keepalives_idle": 10,
+    "keepalives_interval": 5,
+    "keepalives_count": 2,
+}
+"""Parameters of libpq: a server that is cut off without a word is given up after about 20 s. Those in the
+URL go first."""
+
 _MIGRATION_LOCK: Final = 0x1D1C0
 """Key of PostgreSQL's advisory lock that one migrating process holds."""
 
@@ -58,6 +68,9 @@ class Database:
         Raises:
             LedgerError: The ledger is away.
         """
+        # SQLite would make the file, for whoever only asks: `ingest status` may be another user.
+        if self._file is not None and not self._file.exists():
+            raise LedgerError(f"the ledger {self.name} is not there; `ingest serve` makes it")
         with self._errors(), self._engine.begin() as connection:
             yield connection
 
@@ -179,9 +192,12 @@ def _version(connection: Connection) -> str | None:
 
 def _engine(url: sqlalchemy.URL) -> Engine:
     if url.get_backend_name() != "sqlite":
+        waits = {key: value for key, value in _POSTGRESQL_WAITS.items() if key not in url.query}
         # A connection that died while idle is replaced instead of failing a batch.
-        return sqlalchemy.create_engine(url, pool_pre_ping=True)
-    engine = sqlalchemy.create_engine(url, connect_args={"timeout": BUSY_MILLISECONDS / 1000})
+        return sqlalchemy.create_engine(url, connect_args=waits, pool_pre_ping=True, hide_parameters=True)
+    timeout = {"timeout": BUSY_MILLISECONDS / 1000}
+    # The values of a statement that fails are no matter of logs.
+    engine = sqlalchemy.create_engine(url, connect_args=timeout, hide_parameters=True)
     event.listen(engine, "connect", _prepare_sqlite)
     event.listen(engine, "begin", _begin_sqlite)
     return engine

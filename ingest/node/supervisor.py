@@ -63,6 +63,8 @@ def run(path: Path, roles: frozenset[str]) -> int:
         ConfigError: The configuration cannot be used.
         BootError: A port, folder or key cannot be used.
     """
+    # What the node makes (ledger, log, spool id) tells of patients: none of it is for everybody.
+    os.umask(os.umask(0o077) | 0o027)
     config = load(path, roles=roles)
     configure_log(config.log)
     supervisor = Supervisor(path, config, roles)

@@ -198,8 +198,9 @@ def sweep(config: Config) -> Swept:
         result.partials_removed = clear_orphans(root)
         result.done_removed = remove_persisted(root, identity, client)
         waiting = [where for name in slots(root) for where in ready(root, name)]
-        ledger = Ledger(config.ledger_url)
-        known = ledger.known_spool_refs([f"{identity}:{where}" for where in waiting])
+        with contextlib.closing(Ledger(config.ledger_url)) as ledger:
+            refs = [f"{identity}:{where}" for where in waiting]
+            known = ledger.known_spool_refs(refs) if refs else set()
         for where in waiting:
             if f"{identity}:{where}" in known:
                 (root / where).unlink(missing_ok=True)

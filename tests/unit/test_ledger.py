@@ -1,6 +1,7 @@
 """Instances in the ledger: idempotent, durable, and the same in SQLite and PostgreSQL."""
 
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -137,3 +138,11 @@ def _delivered(number: int) -> Any:
     from ingest.ledger import DeliveryResult
 
     return DeliveryResult(id=number, owner="me", state=DeliveryState.DELIVERED)
+
+
+def test_who_only_asks_makes_no_ledger(tmp_path: Path) -> None:
+    with closing(Ledger(f"sqlite:///{tmp_path}/absent.db")) as ledger:
+        with pytest.raises(LedgerError, match="not there"):
+            ledger.counts()
+        assert ledger.version() is None
+    assert list(tmp_path.iterdir()) == []

@@ -279,6 +279,9 @@ def test_reader_needs_no_place_of_its_own(tmp_path: Path) -> None:
     (tmp_path / "a.dcm").write_bytes(b"content")
     reader = FileStore(tmp_path)
     assert reader.size("a.dcm") == 7
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(StoreAwayError, match="mount it"):
         reader.open("b.dcm")
     assert not (tmp_path / ".incoming").exists()
+    (tmp_path / ".incoming").mkdir()
+    with pytest.raises(FileNotFoundError):
+        reader.open("b.dcm")
