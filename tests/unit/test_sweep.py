@@ -240,16 +240,18 @@ def test_a_sweep_puts_back_what_is_missing_and_removes_what_the_ledger_holds(
 
 def test_a_sweep_leaves_what_is_being_received_alone(settings: Config, own: Spool) -> None:
     entry = own.begin()
+    Ledger(settings.ledger_url).migrate()
     assert sweep.sweep(settings).partials_removed == 0
     assert os.listdir(own.slot.path / "partial") == [entry.name]
     own.discard(entry)
 
 
-def test_a_sweep_without_a_ledger_removes_nothing(settings: Config, own: Spool) -> None:
+def test_a_sweep_without_a_ledger_removes_nothing_and_says_so(settings: Config, own: Spool) -> None:
     where = keep(own)
-    Ledger(settings.ledger_url).migrate()
-    sweep.sweep(settings)
+    with pytest.raises(IngestError, match="ledger"):
+        sweep.sweep(settings)
     assert (own.root / where).exists()
+    assert not (settings.data_dir / "ledger.db").exists(), "made by whoever sweeps, it might be root's"
 
 
 def test_a_sweep_of_a_spool_that_nobody_made_does_nothing(settings: Config) -> None:
