@@ -1,7 +1,8 @@
 /* Preloaded into a node: calls on files of a spool fail on demand, as those of a dying disk do.
 
    $FAILING_DISK is a folder. While it holds a file named like a call, that call fails with the number in the file
-   as errno. fdatasync, writev, pread and openat fail for files below "partial", fsync and renameat for "ready". */
+   as errno, and leaves a file with ".failed" after its name. fdatasync, writev, pread and openat fail for files
+   below "partial", fsync and renameat for "ready". */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <errno.h>
@@ -35,6 +36,10 @@ static int fails(const char *call, int fd, const char *folder)
         return 0;
     length = NEXT(read)(control, number, sizeof number - 1);
     NEXT(close)(control);
+    snprintf(path, sizeof path, "%s/%s.failed", faults, call);
+    control = NEXT(open)(path, O_WRONLY | O_CREAT | O_CLOEXEC, 0600);
+    if (control >= 0)
+        NEXT(close)(control);
     errno = length > 0 ? atoi(number) : EIO;
     return 1;
 }

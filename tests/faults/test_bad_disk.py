@@ -87,7 +87,7 @@ def test_full_disk_in_mid_image_leaves_other_associations_untouched(full: Node, 
 
 @pytest.fixture(scope="module")
 def faults(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A folder: a file in it named like a system call makes that call fail in the nodes started from now on."""
+    """A folder: a file in it named like a system call makes it fail in nodes that are started from now on."""
     folder = tmp_path_factory.mktemp("faults")
     library = folder / "failing_disk.so"
     source = Path(__file__).with_name("failing_disk.c")
@@ -155,7 +155,7 @@ def test_failing_disk_answers_a700_and_keeps_the_association(
 
 
 def test_a_disk_that_fails_in_mid_image_is_told_at_its_end(
-    node: Node, fail: Callable[[str, int], None]
+    node: Node, faults: Path, fail: Callable[[str, int], None]
 ) -> None:
     made = Made(sop=new_uid(), pixels=bytes(500_000))
     with Caller.plain(node) as caller:
@@ -163,8 +163,10 @@ def test_a_disk_that_fails_in_mid_image_is_told_at_its_end(
         caller.begin_store(made.sop)
         caller.send(data_pdus(1, made.data_set[:300_000], last=False))
         partial_of(node, 200_000)
+        (faults / "writev.failed").unlink(missing_ok=True)
         fail("writev", errno.EIO)
         caller.send(data_pdus(1, made.data_set[300_000:400_000], last=False))
+        eventually((faults / "writev.failed").exists, 5)
         fail("writev", 0)
         caller.send(data_pdus(1, made.data_set[400_000:]))
         assert caller.response().status == 0xA700
