@@ -1,7 +1,7 @@
 """The Redis that carries references: how to reach it and what its keys are called.
 
-Redis is a hint, never the truth: whatever is lost here is put back from spool and ledger. Every key starts
-with `ingest:`, so that a site may share its Redis.
+Redis is a hint, never the truth: whatever is lost here is put back from spool and ledger. Our keys start
+with `ingest:` and RQ's with `rq:`, so that a site may share its Redis, but not two nodes one database of it.
 """
 
 import hashlib

@@ -234,11 +234,3 @@ class Config(Model):
     def ledger_url(self) -> str:
         """The SQLAlchemy URL of the ledger."""
         return self.ledger.url or f"sqlite:///{self.data_dir / 'ledger.db'}"
-
-    def destination(self, name: str) -> Destination:
-        """The destination called `name`.
-
-        Raises:
-            KeyError: There is none.
-        """
-        return next(d for d in self.destinations if d.name == name)

@@ -13,6 +13,7 @@ import structlog
 from ext.errors import PeerError
 from ext.pdu import PDUParser
 from ingest.config.model import Config
+from ingest.dicom.part10 import presentation_address
 from ingest.node.association import Association, Decider
 from ingest.node.scoreboard import REFUSED
 from ingest.tls.identity import Identity, identity_of
@@ -73,8 +74,7 @@ class Connection(asyncio.BufferedProtocol):
         self._transport = cast("asyncio.Transport", transport)
         peer = transport.get_extra_info("peername") or ("", 0)
         self.address = str(peer[0])
-        shown = f"[{self.address}]" if ":" in self.address else self.address
-        self.uri = f"{'dicom-tls' if self._pump else 'dicom'}://{shown}:{peer[1]}"
+        self.uri = presentation_address(self.address, peer[1], tls=self._pump is not None)
         self._opened_at = self._last_heard = self._server.time()
         self._server.opened(self)
         if self._pump is None:
