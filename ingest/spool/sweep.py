@@ -72,22 +72,23 @@ def usage(root: Path) -> int:
     return total
 
 
-def on_stream(client: redis.Redis, spool: str) -> set[str]:
+def on_stream(client: redis.Redis, spool: str) -> Iterator[str]:
     """Where the references that are on the stream now point to, delivered to a worker or not.
+
+    One after the other: of a backlog there may be millions.
 
     Raises:
         redis.RedisError: Redis is away.
     """
-    found: set[str] = set()
     start = "-"
     while True:
         page = cast(
             "list[tuple[bytes, dict[bytes, bytes]]]", client.xrange(stream_key(spool), start, "+", PAGE)
         )
         for _, fields in page:
-            found.add(fields.get(b"w", b"").decode(errors="replace"))
+            yield fields.get(b"w", b"").decode(errors="replace")
         if len(page) < PAGE:
-            return found
+            return
         start = f"({page[-1][0].decode()}"
 
 
@@ -99,12 +100,13 @@ def missing(
     Raises:
         redis.RedisError: Redis is away.
     """
-    waiting = [where for name in names for where in ready(root, name, older_than=older_than)]
+    waiting = dict.fromkeys(where for name in names for where in ready(root, name, older_than=older_than))
     if not waiting:
         return []
-    known = on_stream(client, spool)
+    for where in on_stream(client, spool):
+        waiting.pop(where, None)
     # Listed before the stream was read: one that has been persisted meanwhile is gone from the folder.
-    return [where for where in waiting if where not in known and (root / where).exists()]
+    return [where for where in waiting if (root / where).exists()]
 
 
 def remove_persisted(root: Path, spool: str, client: redis.Redis) -> int:

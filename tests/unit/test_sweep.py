@@ -94,7 +94,7 @@ def test_references_on_the_stream_are_read_page_by_page(
     monkeypatch.setattr(sweep, "PAGE", 7)
     places = [f"L0/ready/{number}.dcm" for number in range(50)]
     sweep.push(client, [Reference("spool", own.id, where) for where in places])
-    assert sweep.on_stream(client, own.id) == set(places)
+    assert list(sweep.on_stream(client, own.id)) == places
 
 
 def test_missing_is_what_waits_and_is_not_on_the_stream(own: Spool, client: redis.Redis) -> None:
@@ -116,7 +116,7 @@ def test_what_is_persisted_while_the_sweep_looks_is_not_missing(
 ) -> None:
     where, on_stream = keep(own), sweep.on_stream
 
-    def persist_meanwhile(*arguments: Any) -> set[str]:
+    def persist_meanwhile(*arguments: Any) -> Iterator[str]:
         # As the worker does: first the file goes, then the reference.
         (own.root / where).unlink()
         return on_stream(*arguments)
