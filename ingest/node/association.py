@@ -273,6 +273,7 @@ class Association:
         self._link.cut()
 
     def _end_service(self) -> None:
+        self._release_asked = False  # what is still being committed must not answer it
         if self._scp is not None:
             self._scp.end()
 
