@@ -135,12 +135,30 @@ class Placing:
 
     def _store(self, arrival: Arrival, facts: Facts) -> None:
         key = self._shared.layout.key(facts.study_uid, facts.series_uid, facts.sop_instance_uid)
-        taken = self._keys.get(facts.sop_instance_uid, key)
-        if taken == key and self._shared.store.put(self._stored, arrival.source, key):
+        taken = self._keys.get(facts.sop_instance_uid)
+        if taken is None and self._shared.store.put(self._stored, arrival.source, key):
             self._add(arrival, facts, key, InstanceState.STORED, _note(facts))
-        else:
-            self._collide(arrival, facts, taken, key)
+        elif taken is None or not self._restore(arrival, facts, taken, key):
+            self._collide(arrival, facts, taken or key, key)
         self._keys.setdefault(facts.sop_instance_uid, key)
+
+    def _restore(self, arrival: Arrival, facts: Facts, taken: str, key: str) -> bool:
+        """Store an instance whose row is in the ledger, but whose file somebody has removed from the store.
+
+        Nobody can tell any more whether it is the same object, so it is delivered as a new one: a destination
+        that gets an object twice is no harm, one that never gets it is.
+        """
+        with self._existing(taken) as (there, _):
+            if there is not None:
+                return False
+        if not self._shared.store.put(self._stored, arrival.source, key):
+            return False
+        self._add(arrival, facts, key, InstanceState.STORED, _note(facts), replaces=True)
+        self._keys[facts.sop_instance_uid] = key
+        log.warning(
+            "stored_again", sop_instance_uid=facts.sop_instance_uid, reason="its file was gone", file=taken
+        )
+        return True
 
     def _collide(self, arrival: Arrival, facts: Facts, taken: str, key: str) -> None:
         with self._existing(taken) as (there, known):

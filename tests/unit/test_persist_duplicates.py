@@ -2,11 +2,12 @@
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from typing import Any
 
 import pytest
 
-from ingest.ledger import DeliveryResult, DeliveryState, InstanceState
+from ingest.ledger import DeliveryResult, DeliveryState, InstanceState, Ledger
 from tests.instances import EXPLICIT, IMPLICIT, Made
 from tests.ledgers import delivery_states
 from tests.persisting import Site
@@ -153,14 +154,18 @@ def test_file_that_cannot_be_read_gives_way(make_persist_site: Sites, policy: st
     assert site.deliveries() == 1
 
 
-def test_file_that_somebody_removed_is_stored_again_and_not_delivered_again(site: Site) -> None:
+@pytest.mark.parametrize("second", [FIRST, OTHER_CONTENT, OTHER_SERIES], ids=["same", "content", "series"])
+def test_instance_whose_file_somebody_removed_is_stored_and_delivered_anew(site: Site, second: Made) -> None:
     site.receive(FIRST)
     site.work()
     (site.config.store_root / KEY).unlink()
-    site.receive(FIRST)
+    site.receive(second)
     site.work()
-    assert content(site) == FIRST.file
-    assert (states(site), site.deliveries()) == ([STORED], 1)
+    assert states(site) == [REPLACED, STORED]
+    with closing(Ledger(site.config.ledger_url)) as ledger:
+        kept = next(row for row in ledger.by_sop_instance(FIRST.sop) if row.state is STORED)
+        assert [row.state for row in ledger.deliveries_of(kept.id)] == [DeliveryState.WAITING]
+    assert (site.config.store_root / kept.store_key).read_bytes() == second.file
 
 
 def test_delivered_instance_sent_again_is_not_delivered_again(site: Site) -> None:
