@@ -101,9 +101,13 @@ class Caller:
         return cls(_connect(node.plain_port, **options))
 
     @classmethod
-    def tls(cls, node: Node, name: str | None = "peer", **options: Any) -> Self:
+    def tls(cls, node: Node, name: str | None = "peer", *, receive_buffer: int = 0, **options: Any) -> Self:
         """With the certificate `name` of the test's material, or none."""
-        return cls(handshake(_connect(node.tls_port), client(node.material, name, **options)))
+        return cls(
+            handshake(
+                _connect(node.tls_port, receive_buffer=receive_buffer), client(node.material, name, **options)
+            )
+        )
 
     def __enter__(self) -> Self:
         return self

@@ -22,7 +22,7 @@ from tests.faults.caller import (
 )
 from tests.faults.watch import Watch, known, nothing_received, partial_of, receive, row
 from tests.instances import CT, Made
-from tests.nodes import Node
+from tests.nodes import Node, eventually
 
 MAX_COMMAND, MAX_INSTANCE = 2048, 200_000
 C_FIND, N_ACTION, C_CANCEL = 0x0020, 0x0130, 0x0FFF
@@ -226,6 +226,23 @@ def test_a_peer_that_vanishes_before_its_answer_loses_nothing_or_all(node: Node)
     for path in node.stored().values():
         if made.sop in path.name:
             assert path.read_bytes().endswith(made.data_set)
+
+
+def test_a_peer_that_releases_and_vanishes_before_its_answers_is_only_gone(node: Node, watch: Watch) -> None:
+    instances = [Made(sop=new_uid(), pixels=bytes(1_000)) for _ in range(8)]
+    with Caller.plain(node) as caller:
+        caller.associate(calling="HASTY")
+        messages = [
+            command(1, dimse.store_request(number, CT, made.sop)) + data_pdus(1, made.data_set)
+            for number, made in enumerate(instances)
+        ]
+        # The commits are under way when the connection ends.
+        caller.send(*messages, wire.RELEASE_RQ)
+        caller.shut()
+    eventually(lambda: [*watch.events("association_lost"), *watch.events("association_released")])
+    for made in instances:
+        row(node, made.sop, "stored")
+    assert not list(watch.events("event_out_of_place"))
 
 
 def test_a_release_in_mid_image_is_not_answered_before_the_image_or_its_end(node: Node) -> None:
