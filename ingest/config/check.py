@@ -120,6 +120,10 @@ def _queue(config: Config) -> Iterator[Fault]:
         cause = "Redis is on another host, and the queue carries references to files in the spool"
         remedy = f'workers there need {config.spool_dir} as a shared folder; else set carrier = "redis"'
         yield Fault("queue.carrier", cause, remedy, note=True)
+    if config.queue.url and not _is_local(config.queue.url) and config.ledger_url.startswith("sqlite"):
+        cause = "Redis is on another host, and the ledger is a file on this one"
+        remedy = "workers elsewhere need a ledger that all reach: postgresql+psycopg://USER@HOST/DATABASE"
+        yield Fault("ledger.url", cause, remedy, note=True)
 
 
 def _redis(url: str) -> Iterator[Fault]:

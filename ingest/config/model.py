@@ -125,7 +125,7 @@ class Queue(Model):
     url: str = Field(default="", repr=False)
     carrier: Literal["spool", "redis"] = "spool"
     carrier_max_bytes: Positive = 64 * 1024**2
-    carrier_max_waiting: Positive = 256
+    carrier_max_waiting: Positive = 32
 
 
 class Store(Model):

@@ -379,6 +379,8 @@ class Supervisor:
                 ("node.data_dir", self.config.data_dir, config.data_dir),
                 ("receive.spool_dir", self.config.spool_dir, config.spool_dir),
                 ("queue.url", self.config.queue.url, config.queue.url),
+                ("store.root", self.config.store_root, config.store_root),
+                ("ledger.url", self.config.ledger_url, config.ledger_url),
             )
             if old != new
         ]

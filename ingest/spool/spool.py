@@ -16,6 +16,7 @@ import contextlib
 import fcntl
 import itertools
 import os
+import threading
 import time
 import uuid
 from collections.abc import Callable
@@ -28,6 +29,8 @@ from ingest.spool.commit import Commit, Committer, Post
 
 DIRECTORY_MODE: Final = 0o750
 FILE_MODE: Final = 0o640
+LARGE: Final = 32 << 20
+"""Bytes of a file that are freed on a thread of their own."""
 
 
 @dataclass(eq=False, slots=True)
@@ -189,9 +192,13 @@ class Spool:
 
     def discard(self, entry: Entry) -> None:
         """Close and remove a partial file."""
-        os.close(entry.fd)
         with contextlib.suppress(OSError):
             os.unlink(entry.name, dir_fd=self._partial_dir)
+        # The last close frees the blocks: of gigabytes, longer than an event loop may wait.
+        if os.fstat(entry.fd).st_size > LARGE:
+            threading.Thread(target=os.close, args=(entry.fd,), name="discard").start()
+        else:
+            os.close(entry.fd)
 
     def full(self, min_free_bytes: int, max_bytes: int, used: int) -> str:
         """Why the spool takes nothing more, or an empty string.

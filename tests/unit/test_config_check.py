@@ -145,15 +145,16 @@ def test_redis_that_does_not_answer_is_a_fault_without_its_password(config):
     assert "geheim" not in str(fault)
 
 
-def test_redis_elsewhere_needs_a_shared_spool_or_the_redis_carrier(config, monkeypatch):
+def test_redis_elsewhere_needs_a_shared_spool_or_the_redis_carrier_and_a_ledger_for_all(config, monkeypatch):
     monkeypatch.setattr("ingest.config.check._redis", lambda _: iter(()))
-    (fault,) = check(config('[queue]\nurl = "redis://10.0.0.1"'))
-    assert (fault.key, fault.note) == ("queue.carrier", True)
-    assert 'carrier = "redis"' in fault.remedy
+    spool, ledger = check(config('[queue]\nurl = "redis://10.0.0.1"'))
+    assert (spool.key, spool.note) == ("queue.carrier", True)
+    assert 'carrier = "redis"' in spool.remedy
+    assert (ledger.key, ledger.note) == ("ledger.url", True)
     assert check(config('[queue]\nurl = "redis://[::1]:6379"')) == []
     assert check(config('[queue]\nurl = "unix:///run/redis.sock"')) == []
-    (fault,) = check(config('[queue]\nurl = "redis://10.0.0.1"\ncarrier = "redis"'))
-    assert "patient data" in fault.cause
+    carried, _ = check(config('[queue]\nurl = "redis://10.0.0.1"\ncarrier = "redis"'))
+    assert "patient data" in carried.cause
 
 
 def test_embedded_server_that_does_not_run_is_a_fault(config, monkeypatch, tmp_path):
