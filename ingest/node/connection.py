@@ -5,6 +5,8 @@ all that it was given before it returns.
 """
 
 import asyncio
+import contextlib
+import socket
 import ssl
 from typing import Any, Final, Protocol, cast
 
@@ -58,6 +60,7 @@ class Connection(asyncio.BufferedProtocol):
         self._parser = _parser(server)
         self._association = Association(self, server, self._parser)
         self._transport: asyncio.Transport | None = None
+        self._socket: socket.socket | None = None
         self._first_byte: int | None = None
         self._deaf = False  # nothing that comes is looked at any more
         self._paused = False
@@ -72,6 +75,7 @@ class Connection(asyncio.BufferedProtocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """A peer has connected."""
         self._transport = cast("asyncio.Transport", transport)
+        self._socket = transport.get_extra_info("socket")
         peer = transport.get_extra_info("peername") or ("", 0)
         self.address = str(peer[0])
         self.uri = presentation_address(self.address, peer[1], tls=self._pump is not None)
@@ -89,6 +93,7 @@ class Connection(asyncio.BufferedProtocol):
         if self._deaf:
             return
         self._last_heard = self._server.time()
+        self._acknowledge()
         window = self.get_buffer(0)
         if self._first_byte is None:
             self._first_byte = window[0]
@@ -193,6 +198,17 @@ class Connection(asyncio.BufferedProtocol):
         return self._server.time()
 
     # --- bytes
+
+    def _acknowledge(self) -> None:
+        """Have the kernel acknowledge at once what came.
+
+        DCMTK, and so Orthanc and many modalities, write command and data set apart and leave Nagle's
+        algorithm on: the second write waits for the acknowledgement of the first, which Linux holds back for
+        40 ms. The kernel forgets the option by itself, so it is set each time.
+        """
+        if self._socket is not None:
+            with contextlib.suppress(OSError):
+                self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
 
     def _guard(self, work: Any, *arguments: float) -> None:
         try:
