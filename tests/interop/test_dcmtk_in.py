@@ -1,5 +1,6 @@
 """DCMTK's echoscu and storescu call the node: who is let in, and that what they send is kept as it came."""
 
+import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -256,6 +257,21 @@ def test_many_files_over_one_association_are_all_kept(
     assert node.query("SELECT DISTINCT calling_ae, state FROM instances") == [("MANY", "stored")]
     eventually(lambda: not node.spooled(), what="an empty spool")
     assert len(node.events("association_accepted")) == 1
+
+
+def test_storescu_that_leaves_nagle_on_waits_for_no_delayed_acknowledgement(
+    shared_node: Node, material: Material, tmp_path: Path
+) -> None:
+    """It does so by default; every instance would take the 40 ms after which Linux acknowledges at last."""
+    files = write_made(tmp_path / "made", 100, first=2000)
+
+    began = time.monotonic()
+    done = dcmtk.storescu(
+        shared_node.tls_port, *dcmtk.authenticated(material, "peer"), files=files, no_delay=False
+    )
+
+    assert done.returncode == 0, done.stdout[-2000:]
+    assert time.monotonic() - began < 0.040 * len(files) * 0.75
 
 
 @pytest.mark.parametrize("length", [4096, 131072])
