@@ -10,6 +10,10 @@ from ingest.node.endpoints import Endpoint
 ALL_ROLES: Final = frozenset({"listen", "persist", "forward"})
 """A whole node; it alone runs the embedded queue."""
 
+BACK_OFF_SECONDS: Final = (0.0, 0.1, 0.5, 1.0, 2.0, 5.0)
+SOUND_AFTER_SECONDS: Final = 10.0
+"""A process that lived so long was sound; its end does not count towards the back-off."""
+
 
 @dataclass(slots=True)
 class Child:
@@ -32,6 +36,16 @@ class Place:
     pid: int = 0
     failures: int = 0
     fork_at: float = 0.0
+
+    def died(self, lived: float, now: float) -> float:
+        """Note that its process ended after `lived` seconds; returns how many to wait for the next one."""
+        self.pid = 0
+        if lived >= SOUND_AFTER_SECONDS:
+            self.failures = 0
+        pause = BACK_OFF_SECONDS[min(self.failures, len(BACK_OFF_SECONDS) - 1)]
+        self.failures += 1
+        self.fork_at = now + pause
+        return pause
 
 
 @dataclass(slots=True)

@@ -25,26 +25,19 @@ from ingest.config import load
 from ingest.config.check import notices
 from ingest.config.model import Config
 from ingest.errors import BootError, ConfigError
-from ingest.log import be as log_as
 from ingest.log import configure as configure_log
 from ingest.log import reopen as reopen_log
 from ingest.node import listener
+from ingest.node.child import BOOT_EXIT, SIGNALS, fork
 from ingest.node.embedded_queue import EmbeddedQueue
 from ingest.node.endpoints import bind, unbind
-from ingest.node.generation import ALL_ROLES, Child, Generation, Place, plan
-from ingest.node.process import die_with_parent, name_process
+from ingest.node.generation import ALL_ROLES, BACK_OFF_SECONDS, Child, Generation, Place, plan
 from ingest.node.scoreboard import ACCEPTING, BOOTING, HEARTBEAT, PID, STATE, Scoreboard, now_ms
 
 WORKERS: Final = {"persist": "workers.persist:main", "forward": "workers.forward:main"}
 """Named, never imported here: imports run from workers to ingest, not back."""
 
-SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGCHLD)
-BOOT_EXIT: Final = 3
 TICK_SECONDS: Final = 0.5
-BACK_OFF_SECONDS: Final = (0.0, 0.1, 0.5, 1.0, 2.0, 5.0)
-SOUND_AFTER_SECONDS: Final = 10.0
-"""A child that lived so long was sound; its end does not count towards the back-off."""
-
 UNREADABLE_AFTER: Final = 3
 """Ends of the embedded queue in a row after which its files are to blame."""
 
@@ -209,50 +202,18 @@ class Supervisor:
                 return
             self.board.set(row, STATE, BOOTING)
             self.board.set(row, HEARTBEAT, now_ms())
-        arm = die_with_parent(signal.SIGKILL)
-        # A signal that reached the child before it has handlers of its own would be queued in its copy of our
-        # deque, and lost: it is held back until then.
-        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
         try:
-            pid = os.fork()
-            if pid == 0:
-                self._be_child(place.role, row, arm)
+            pid = fork(place.role, lambda: self._work(place.role, row))
         except OSError as error:
             log.error("fork_failed", child=place.role, error=error.strerror)
             place.fork_at = time.monotonic() + BACK_OFF_SECONDS[-1]
             if row is not None and self.board is not None:
                 self.board.clear(row)
             return
-        finally:
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
         if row is not None and self.board is not None:
             self.board.set(row, PID, pid)
         place.pid = pid
         self.children[pid] = Child(pid, place.role, self.generation.number, time.monotonic(), row)
-
-    def _be_child(self, role: str, row: int | None, arm: Callable[[], None]) -> None:
-        code = 1
-        try:
-            arm()
-            signal.set_wakeup_fd(-1)
-            for number in SIGNALS:
-                signal.signal(number, signal.SIG_DFL)
-            # Its default would end a worker, and a listener that is not up yet.
-            signal.signal(signal.SIGUSR1, lambda *_: reopen_log())
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
-            name_process(f"ingest-{role}")
-            log_as(role)
-            code = self._work(role, row)
-        except (BootError, ConfigError) as error:
-            log.error("cannot_boot", error=str(error))
-            code = BOOT_EXIT
-        except KeyboardInterrupt:
-            code = 0
-        except BaseException:
-            log.exception("child_failed")
-        finally:
-            # Nothing may raise here: it would unwind into the parent's loop, in the child.
-            os._exit(code)
 
     def _work(self, role: str, row: int | None) -> int:
         if row is not None and self.board is not None:
@@ -274,17 +235,14 @@ class Supervisor:
         if place is None or child.stopping:
             log.info("child_ended", child=child.role, child_pid=child.pid, code=code)
             return
-        place.pid = 0
         if code == BOOT_EXIT and not self._ready and self._drain_until is None:
             log.error("node_cannot_start", child=child.role)
             self.exit_code = BOOT_EXIT
+            place.pid = 0
             self._handle_term()
             return
-        if time.monotonic() - child.started >= SOUND_AFTER_SECONDS:
-            place.failures = 0
-        pause = BACK_OFF_SECONDS[min(place.failures, len(BACK_OFF_SECONDS) - 1)]
-        place.failures += 1
-        place.fork_at = time.monotonic() + pause
+        now = time.monotonic()
+        pause = place.died(now - child.started, now)
         # A worker that ends well was told to by somebody else, such as a terminal that signals all of us.
         say = log.info if code == 0 else log.error
         say("child_died", child=child.role, child_pid=child.pid, code=code, again_in_seconds=pause)
@@ -294,12 +252,11 @@ class Supervisor:
         if queue is None or queue.process is None or queue.process.poll() is None or now < place.fork_at:
             return
         log.error("embedded_queue_died", code=queue.process.returncode)
-        place.failures = 0 if now - place.fork_at > SOUND_AFTER_SECONDS else place.failures + 1
-        if place.failures >= UNREADABLE_AFTER:
+        place.died(now - place.fork_at, now)
+        if place.failures > UNREADABLE_AFTER:
             log.error("embedded_queue_set_aside", remedy="nothing is lost: spool and ledger fill a new one")
             queue.set_aside()
             place.failures = 0
-        place.fork_at = now + BACK_OFF_SECONDS[min(place.failures, len(BACK_OFF_SECONDS) - 1)]
         try:
             queue.start()
         except BootError as error:
