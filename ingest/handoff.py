@@ -176,23 +176,28 @@ class Handoff:
             log.error("spool_file_empty", where=where, remedy="remove it; no data set was promised by it")
             return
         pipeline = self._client.pipeline(transaction=True)
+        pipeline.lpop(temporary)
         pipeline.rename(temporary, key)
         pipeline.persist(key)
         sweep.append(pipeline, Reference("redis", self._spool.id, where, length=length))
         pipeline.execute()
 
     def _copy(self, where: str, key: str) -> int:
-        """Put a file on the queue chunk by chunk; returns its length in bytes.
+        """Put a file on the queue chunk by chunk, behind an empty one; returns its length in bytes.
 
-        What a crash leaves under `key` ends by itself.
+        What a crash leaves under `key` ends by itself, for which the key has to be there before the data.
         """
         length = 0
         with (self._spool.root / where).open("rb", buffering=0) as file:
+            pipeline = self._client.pipeline(transaction=True)
+            pipeline.rpush(key, b"")
+            pipeline.expire(key, UNNAMED_SECONDS)
+            pipeline.execute()
             while chunk := file.read(CHUNK):
-                pipeline = self._client.pipeline(transaction=True)
-                pipeline.rpush(key, chunk)
-                pipeline.expire(key, UNNAMED_SECONDS)
-                pipeline.execute()
+                # Not through a pipeline: when one fails, redis-py puts into words what was sent, which takes
+                # long and has no place in a log.
+                self._client.rpush(key, chunk)
+                self._client.expire(key, UNNAMED_SECONDS)
                 length += len(chunk)
         return length
 
