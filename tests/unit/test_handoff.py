@@ -191,7 +191,11 @@ def test_what_redis_has_lost_is_put_back(
 
 
 def test_a_redis_without_memory_keeps_nothing_from_being_handed_off_later(
-    carrier: str, tmp_path: Path, redis_server: Valkey, client: redis.Redis
+    carrier: str,
+    tmp_path: Path,
+    redis_server: Valkey,
+    client: redis.Redis,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     # With the data sets on the queue, room for some chunks and not for all.
     room = client.info("memory")["used_memory"] + 4 * CHUNK if carrier == "redis" else CHUNK
@@ -199,7 +203,7 @@ def test_a_redis_without_memory_keeps_nothing_from_being_handed_off_later(
     client.config_set("maxmemory-policy", "noeviction")
     try:
         with handing_off(settings_of(tmp_path, redis_server, carrier)) as (spool, hand):
-            where = keep(spool, os.urandom(8 * CHUNK))
+            where = keep(spool, b"DOE^JANE " * (4 * CHUNK))
             hand.put(where)
             eventually(lambda: hand._failures >= 2, 10, "Redis refuses")
             assert places(client, spool) == []
@@ -208,6 +212,9 @@ def test_a_redis_without_memory_keeps_nothing_from_being_handed_off_later(
             eventually(lambda: where in places(client, spool), 10)
     finally:
         client.config_set("maxmemory", "0")
+    said = "".join(capfd.readouterr())
+    assert "queue_away" in said
+    assert "DOE" not in said
 
 
 def test_more_than_is_remembered_while_redis_is_away_is_found_by_the_sweep(
