@@ -1,6 +1,7 @@
 """`python -m benchmarks`: what receiving costs this node, for a few sizes; about two minutes."""
 
 import json
+import shutil
 import statistics
 import tempfile
 from pathlib import Path
@@ -13,7 +14,7 @@ from rich.table import Table
 from benchmarks.load import Load, run
 from benchmarks.node import Receiver, receiver
 
-WORK = ((8 << 10, 2000), (128 << 10, 800), (512 << 10, 300), (27 << 20, 10))
+WORK = ((8 << 10, 2000), (128 << 10, 800), (512 << 10, 300), (27 << 20, 4))
 """Bytes of a data set, instances of each association."""
 
 
@@ -30,9 +31,17 @@ WORK = ((8 << 10, 2000), (128 << 10, 800), (512 << 10, 300), (27 << 20, 10))
     "--folder", type=click.Path(path_type=Path), help="Where the node keeps its data.  [default: a new one]"
 )
 @click.option("--whole", is_flag=True, help="With queue, persist worker and ledger.")
+@click.option("--keep", is_flag=True, help="Leave the node's folder.")
 @click.option("--json", "as_json", is_flag=True)
 def main(  # noqa: PLR0917 - click names them
-    runs: int, associations: int, pdu: int, durability: str, folder: Path | None, whole: bool, as_json: bool
+    runs: int,
+    associations: int,
+    pdu: int,
+    durability: str,
+    folder: Path | None,
+    whole: bool,
+    keep: bool,
+    as_json: bool,
 ) -> None:
     """Measure what receiving over mutual TLS costs this node's processes."""
     base = Path(tempfile.mkdtemp(prefix="ingest-bench-", dir=folder))
@@ -43,6 +52,8 @@ def main(  # noqa: PLR0917 - click names them
             run(node.target, load)
             rows.append(_row(load, [_measure(node, load) for _ in range(runs)]))
         memory = node.memory()
+    if not keep:
+        shutil.rmtree(base)  # at the end: a file system that has just deleted much creates slowly
     if as_json:
         click.echo(
             json.dumps({"rows": rows, "pss": memory, "durability": durability, "whole": whole}, indent=2)
@@ -60,7 +71,8 @@ def main(  # noqa: PLR0917 - click names them
     Console().print(
         "PSS of the largest process, MB:", {name: round(size / 1e6, 1) for name, size in memory.items()}
     )
-    click.echo(f"the node's folder is {base}; remove it when you do not need it")
+    if keep:
+        click.echo(f"the node's folder is {base}")
 
 
 def _measure(node: Receiver, load: Load) -> dict[str, float]:
