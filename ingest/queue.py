@@ -48,14 +48,18 @@ def persisted_key(spool: str) -> str:
 def socket_path(data_dir: Path) -> Path:
     """Where the embedded server of this data folder's node listens; the same for every role and command.
 
-    In its own folder, where the kernel takes a path of that length; else in a private one below the temporary
-    folder, which a service with a temporary folder of its own does not share with commands.
+    In its own folder, where such a path can be a socket's; else in a private one below the temporary folder,
+    which a service with a temporary folder of its own does not share with commands.
     """
-    path = data_dir.resolve() / "queue" / "valkey.sock"
-    if len(os.fsencode(path)) <= SOCKET_PATH_BYTES:
-        return path
     name = hashlib.sha256(str(data_dir.resolve()).encode()).hexdigest()[:16]
-    return Path(tempfile.gettempdir()) / f"dicom-ingest-{os.geteuid()}" / name / "valkey.sock"
+    below = Path(f"dicom-ingest-{os.geteuid()}") / name / "valkey.sock"
+    own, temporary = data_dir.resolve() / "queue" / "valkey.sock", Path(tempfile.gettempdir()) / below
+    return next((path for path in (own, temporary) if _can_be_socket(path)), Path("/tmp") / below)  # noqa: S108
+
+
+def _can_be_socket(path: Path) -> bool:
+    # RQ reads the server's list of clients, whose fields, paths among them, are set apart by spaces.
+    return len(os.fsencode(path)) <= SOCKET_PATH_BYTES and not any(map(str.isspace, str(path)))
 
 
 def url(config: Config) -> str:

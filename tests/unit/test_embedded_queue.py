@@ -67,6 +67,7 @@ def test_it_runs_in_any_folder(
     queue = started(make_queue(tmp_path / name))
     with client(tmp_path / name) as connection:
         connection.set("key", "value")
+        assert connection.client_list()  # RQ asks for it, and it is a list of words
         assert connection.config_get("dir")["dir"] == str(tmp_path / name / "queue")
     queue.stop()
     assert queue.process is None
