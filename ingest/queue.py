@@ -58,7 +58,7 @@ def socket_path(data_dir: Path) -> Path:
 
 
 def _can_be_socket(path: Path) -> bool:
-    # RQ reads the server's list of clients, whose fields, paths among them, are set apart by spaces.
+    # RQ asks for CLIENT INFO, whose fields, the socket's path among them, are set apart by spaces.
     return len(os.fsencode(path)) <= SOCKET_PATH_BYTES and not any(map(str.isspace, str(path)))
 
 

@@ -3,14 +3,22 @@
 import os
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
+import pytest
 
 
-def test_demo_takes_every_file_through_two_nodes_and_leaves_nothing(tmp_path: Path) -> None:
-    place = tmp_path / "with a space"
-    place.mkdir()
+@pytest.fixture
+def place() -> Iterator[Path]:
+    """A folder with a space, and short: in pytest's own a socket would not fit, and be elsewhere."""
+    with tempfile.TemporaryDirectory(prefix="a b ") as folder:
+        yield Path(folder)
+
+
+def test_demo_takes_every_file_through_two_nodes_and_leaves_nothing(place: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "ingest.cli", "demo"],
         capture_output=True,

@@ -67,11 +67,21 @@ def test_it_runs_in_any_folder(
     queue = started(make_queue(tmp_path / name))
     with client(tmp_path / name) as connection:
         connection.set("key", "value")
-        assert connection.client_list()  # RQ asks for it, and it is a list of words
         assert connection.config_get("dir")["dir"] == str(tmp_path / name / "queue")
     queue.stop()
     assert queue.process is None
     assert not queue.socket.exists()
+
+
+def test_client_info_can_be_read_where_a_short_folder_has_a_space(
+    make_queue: Callable[[Path], EmbeddedQueue],
+) -> None:
+    # Not pytest's folder: it is too long for a socket in it, so that another place is taken anyway.
+    with tempfile.TemporaryDirectory(prefix="a b ") as folder:
+        queue = started(make_queue(Path(folder)))
+        with client(Path(folder)) as connection:
+            assert connection.client_info(), "RQ asks for it"
+        queue.stop()
 
 
 def test_what_it_held_is_there_after_a_restart(
