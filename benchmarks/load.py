@@ -1,30 +1,38 @@
-"""The load generator: pre-encoded C-STORE messages replayed over TLS, one process an association.
+"""The load generator: pre-encoded C-STORE messages over TLS, a process for each association.
 
-Each message is encoded once, with a SOP instance UID of fixed length; for every instance only the digits of
-that UID are written in place, in the command and in the data set. So sending costs little more than TLS, and
-never less instances are counted than were answered: every status is read and checked.
+It counts what was answered, not what was sent: every status is checked, and `Result.acknowledged` names what
+a receiver must have stored.
 """
 
+import contextlib
+import gc
+import mmap
 import multiprocessing
+import multiprocessing.connection
 import os
-import socket
+import resource
+import signal
 import ssl
 import time
-from dataclasses import dataclass
+from array import array
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
-from pathlib import Path
+from multiprocessing.process import BaseProcess
+from typing import Final
 
-from ext.command import decode_command
-from ext.encode import encode_p_data
-from ext.pdu import Command, ControlPDU, PDUParser
-from ingest.dicom import wire
-from ingest.dicom.dimse import store_request
-from ingest.dicom.pdus import AssociateRequest, ProposedContext
-from ingest.dicom.uids import EXPLICIT_LITTLE_ENDIAN
+from benchmarks.load_idle import idle_associations
+from benchmarks.messages import Message, instance_uid
+from benchmarks.receivers import Target
+from benchmarks.session import LoadError, Session, tls_context
 
-CT_IMAGE = "1.2.840.10008.5.1.4.1.1.2"
-DIGITS = 12
-TIMEOUT_SECONDS = 120.0
+__all__ = ["Load", "LoadError", "Result", "Target", "run"]
+
+STALLED_SECONDS: Final = 120.0
+"""Without one more answer for so long, a run is given up."""
+
+PROGRESS_SECONDS: Final = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,8 +43,14 @@ class Load:
         size: Bytes of a data set.
         instances: For each association.
         associations: At the same time, each in a process of its own.
-        pdu: Bytes of the largest P-DATA-TF that is sent (PS3.8 9.3.5), if the receiver takes it.
+        pdu: Largest PDU length to send (PS3.8 D.1), if the receiver takes it.
         tls_version: "TLSv1.3" or "TLSv1.2".
+        operations: Asynchronous operations to ask for, and to keep outstanding where they are granted.
+        think_seconds: Pause of each sender before each instance but the first.
+        churn: Connect, send one instance and release, `instances` times over.
+        idle: Further associations that are opened before and say nothing.
+        root: UID under which the instances are numbered, at most 48 characters; the same again sends the same
+            instances. Empty makes a new one.
     """
 
     size: int
@@ -44,17 +58,11 @@ class Load:
     associations: int = 4
     pdu: int = 131072
     tls_version: str = "TLSv1.3"
-
-
-@dataclass(frozen=True, slots=True)
-class Target:
-    """Whom to send it to; `certificate` is None for plain DICOM."""
-
-    host: str
-    port: int
-    certificate: Path | None
-    key: Path | None
-    trusted: Path | None
+    operations: int = 1
+    think_seconds: float = 0.0
+    churn: bool = False
+    idle: int = 0
+    root: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,9 +70,16 @@ class Result:
     """What came of it.
 
     Attributes:
-        seconds: From the first byte of the first data set to the last answer.
-        latencies: Of every instance, seconds from its first byte to its answer.
-        failed: Instances that were not answered with 0000H.
+        seconds: From the first byte of the first data set (churn: the first connection) to the last answer.
+        instances: That were answered with 0000H.
+        bytes: Of their data sets.
+        latencies: Of every answered instance, seconds from its first byte to its answer; with churn, from
+            connecting to the answer to A-RELEASE.
+        failed: Instances that were answered with another status than 0000H.
+        statuses: How often each status came.
+        operations: That were outstanding at a time, at most: 1 where the receiver grants no more.
+        sender_seconds: CPU time of the senders in those seconds.
+        root: Of the UIDs.
     """
 
     seconds: float
@@ -72,165 +87,247 @@ class Result:
     bytes: int
     latencies: tuple[float, ...]
     failed: int
+    statuses: dict[int, int]
+    operations: int
+    sender_seconds: float
+    root: str
+    refused: frozenset[tuple[int, int]] = field(repr=False)
+    load: Load
+
+    def acknowledged(self) -> Iterator[str]:
+        """The SOP instance UIDs that were answered with 0000H."""
+        for association in range(self.load.associations):
+            for number in range(self.load.instances):
+                if (association, number) not in self.refused:
+                    yield instance_uid(f"{self.root}.{association}", number)
+
+    def latency(self, share: float) -> float:
+        """The latency that `share` (0.5, 0.99) of the instances did not exceed, seconds."""
+        ordered = sorted(self.latencies)
+        return ordered[min(len(ordered) - 1, int(len(ordered) * share))]
 
 
-class Message:
-    """One C-STORE message whose instance UID can be replaced in place."""
+@dataclass(slots=True)
+class _Part:
+    """What one sender did."""
 
-    def __init__(self, size: int, pdu: int, root: str) -> None:
-        uid = f"{root}.{'1' * DIGITS}"
-        command = encode_p_data(1, store_request(1, CT_IMAGE, uid), pdu)
-        self.bytes = bytearray(command + _fragments(_data_set(uid, root, size), pdu))
-        needle = ("." + "1" * DIGITS).encode()
-        self._places = []
-        at = self.bytes.find(needle)
-        while at >= 0:
-            self._places.append(at + 1)
-            at = self.bytes.find(needle, at + 1)
-
-    def number(self, value: int) -> None:
-        """Make it the instance number `value`; 10**11 and up keep UID components free of leading zeros."""
-        digits = str(10 ** (DIGITS - 1) + value).encode()
-        for place in self._places:
-            self.bytes[place : place + DIGITS] = digits
+    ended: float = 0.0
+    latencies: "array[float]" = field(default_factory=lambda: array("d"))
+    statuses: Counter[int] = field(default_factory=Counter)
+    refused: list[int] = field(default_factory=list)
+    cpu: float = 0.0
+    data_bytes: int = 0
+    operations: int = 1
 
 
-def run(target: Target, load: Load) -> Result:
+@dataclass(slots=True)
+class _Sender:
+    process: BaseProcess
+    pipe: Connection
+
+
+def run(target: Target, load: Load, *, progress: Callable[[int], None] | None = None) -> Result:
     """Send it all; returns when everything is answered.
 
+    Senders are forked: a caller with threads must hold no lock that the standard library takes.
+
+    Args:
+        target: The receiver.
+        load: What to send.
+        progress: Called a few times a second with how many instances were answered.
+
     Raises:
-        RuntimeError: A sender could not associate or lost its association.
+        LoadError: A sender could not associate, lost its association, or nothing was answered for long.
     """
-    context = multiprocessing.get_context("fork")
-    gate = context.Barrier(load.associations + 1)
-    pipes, processes = [], []
-    seed = f"2.25.{time.time_ns()}"
-    for number in range(load.associations):
-        ours, theirs = context.Pipe(duplex=False)
-        process = context.Process(target=_send, args=(target, load, f"{seed}.{number}", gate, theirs))
-        process.start()
-        theirs.close()
-        pipes.append(ours)
-        processes.append(process)
-    gate.wait(TIMEOUT_SECONDS)
-    started = time.perf_counter()
+    root = load.root or f"2.25.{time.time_ns()}"
+    with idle_associations(target, load.idle, load.tls_version), _Run(target, load, root) as senders:
+        started = senders.start()
+        parts = senders.collect(progress)
+    statuses = sum((part.statuses for part in parts), Counter())
+    stored = statuses[0]
+    return Result(
+        seconds=max(part.ended for part in parts) - started,
+        instances=stored,
+        bytes=stored * parts[0].data_bytes,
+        latencies=tuple(latency for part in parts for latency in part.latencies),
+        failed=statuses.total() - stored,
+        statuses=dict(statuses),
+        operations=min(part.operations for part in parts),
+        sender_seconds=sum(part.cpu for part in parts),
+        root=root,
+        refused=frozenset((i, number) for i, part in enumerate(parts) for number in part.refused),
+        load=load,
+    )
+
+
+class _Run:
+    """The senders of one run, from their fork to their end."""
+
+    def __init__(self, target: Target, load: Load, root: str) -> None:
+        self._load = load
+        self._counts = mmap.mmap(-1, 8 * load.associations)
+        self._go_read, self._go_write = os.pipe()
+        context = multiprocessing.get_context("fork")
+        self._senders: list[_Sender] = []
+        for number in range(load.associations):
+            ours, theirs = context.Pipe(duplex=False)
+            process = context.Process(
+                target=self._body, args=(target, f"{root}.{number}", number, theirs), daemon=True
+            )
+            process.start()
+            theirs.close()
+            self._senders.append(_Sender(process, ours))
+
+    def __enter__(self) -> "_Run":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self._go_write)  # whoever still waits for it ends
+        os.close(self._go_read)
+        for sender in self._senders:
+            sender.process.join(5.0)
+            if sender.process.is_alive():
+                sender.process.kill()
+                sender.process.join()
+            sender.pipe.close()
+            sender.process.close()
+        self._counts.close()
+
+    def start(self) -> float:
+        """Wait until all are associated, let them go; the time then (perf_counter)."""
+        for sender in self._senders:
+            if not sender.pipe.poll(STALLED_SECONDS):
+                raise LoadError("a sender is not associated in time")
+            _received(sender)
+        started = time.perf_counter()
+        os.write(self._go_write, b"g" * len(self._senders))
+        return started
+
+    def collect(self, progress: Callable[[int], None] | None) -> list[_Part]:
+        """Wait until all have sent what they did."""
+        parts: dict[int, _Part] = {}
+        last, since = -1, time.monotonic()
+        with memoryview(self._counts) as raw, raw.cast("Q") as counts:
+            while len(parts) < len(self._senders):
+                waiting = {s.pipe: i for i, s in enumerate(self._senders) if i not in parts}
+                for pipe in multiprocessing.connection.wait(list(waiting), PROGRESS_SECONDS):
+                    number = waiting[pipe]  # type: ignore[index]
+                    part = _received(self._senders[number])
+                    assert isinstance(part, _Part)
+                    parts[number] = part
+                answered = sum(counts)
+                if progress is not None and answered != last:
+                    progress(answered)
+                if answered != last:
+                    last, since = answered, time.monotonic()
+                elif time.monotonic() - since > STALLED_SECONDS:
+                    for sender in self._senders:
+                        sender.process.kill()
+                    raise LoadError(f"no answer for {STALLED_SECONDS:.0f} s, after {answered}")
+        return [parts[number] for number in range(len(self._senders))]
+
+    def _body(self, target: Target, root: str, number: int, pipe: Connection) -> None:
+        """A sender's process: never returns."""
+        os.close(self._go_write)
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        try:
+            _send(target, self._load, root, _Caller(pipe, self._go_read, self._counts, number))
+        except (LoadError, OSError, ValueError) as error:
+            with contextlib.suppress(OSError):
+                pipe.send(f"{type(error).__name__}: {error}")
+        finally:
+            os._exit(0)
+
+
+def _received(sender: _Sender) -> object:
     try:
-        results = [pipe.recv() for pipe in pipes]
-    except EOFError as error:
-        raise RuntimeError("a sender ended early") from error
-    finally:
-        for process in processes:
-            process.join()
-    ended = max(end for end, _, _ in results)
-    latencies = tuple(latency for _, own, _ in results for latency in own)
-    failed = sum(count for _, _, count in results)
-    return Result(ended - started, len(latencies), len(latencies) * load.size, latencies, failed)
+        said = sender.pipe.recv()
+    except EOFError:
+        sender.process.join(1.0)
+        raise LoadError(f"a sender ended, exit code {sender.process.exitcode}") from None
+    if isinstance(said, str):
+        raise LoadError(said)
+    return said
 
 
-def _send(target: Target, load: Load, root: str, gate: object, pipe: Connection) -> None:
-    with _connect(target, load) as connection:
-        parser = PDUParser(max_pdu_length=0)
-        limit = _associate(connection, parser)
-        message = Message(load.size, min(load.pdu, limit) if limit else load.pdu, root)
-        gate.wait(TIMEOUT_SECONDS)  # type: ignore[attr-defined]
-        latencies, failed = [], 0
-        for number in range(load.instances):
-            message.number(number)
-            begun = time.perf_counter()
-            connection.sendall(message.bytes)
-            failed += _answer(connection, parser) != 0
-            latencies.append(time.perf_counter() - begun)
-        ended = time.perf_counter()
-        connection.sendall(wire.RELEASE_RQ)
-        _event(connection, parser)
-    pipe.send((ended, latencies, failed))
-    pipe.close()
-    os._exit(0)
+class _Caller:
+    """A sender's way to who started it."""
+
+    def __init__(self, pipe: Connection, go: int, counts: mmap.mmap, number: int) -> None:
+        self._pipe = pipe
+        self._go = go
+        self._counts = memoryview(counts).cast("Q")
+        self._number = number
+
+    def wait_to_go(self) -> bool:
+        """Say that all is ready, and wait; false when it is called off."""
+        self._pipe.send(None)
+        return bool(os.read(self._go, 1))
+
+    def count(self, answers: int) -> None:
+        """Say how many there were until now."""
+        self._counts[self._number] = answers
+
+    def report(self, part: _Part) -> None:
+        """Say what came of it."""
+        self._pipe.send(part)
 
 
-def _connect(target: Target, load: Load) -> socket.socket:
-    plain = socket.create_connection((target.host, target.port), TIMEOUT_SECONDS)
-    plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    if target.certificate is None:
-        return plain
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.check_hostname = False
-    context.minimum_version = context.maximum_version = getattr(
-        ssl.TLSVersion, load.tls_version.replace(".", "_")
-    )
-    context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
-    context.load_cert_chain(target.certificate, target.key)
-    context.load_verify_locations(target.trusted)
-    return context.wrap_socket(plain, server_hostname=target.host)
+def _send(target: Target, load: Load, root: str, caller: _Caller) -> None:
+    part = _Part()
+    answers = 0
+
+    def answered(which: int, status: int, seconds: float) -> None:
+        nonlocal answers
+        answers += 1
+        caller.count(answers)
+        part.latencies.append(seconds)
+        part.statuses[status] += 1
+        if status:
+            part.refused.append(which)
+
+    tls = tls_context(target, load.tls_version)
+    with Session(target, tls, load.operations) as session:
+        part.operations = session.operations
+        message = Message(load.size, min(load.pdu, session.max_pdu or load.pdu), root)
+        part.data_bytes = message.data_bytes
+        gc.disable()  # nothing here makes cycles
+        if load.churn:
+            session.release()
+            session.close()
+        if not caller.wait_to_go():
+            return
+        used = _cpu_seconds()
+        if load.churn:
+            _visit(target, tls, load, message, answered)
+        else:
+            session.store(message, range(load.instances), answered, load.think_seconds)
+        part.ended = time.perf_counter()
+        part.cpu = _cpu_seconds() - used
+        if not load.churn:
+            session.release()
+    caller.report(part)
 
 
-def _associate(connection: socket.socket, parser: PDUParser) -> int:
-    """Associate; returns the longest P-DATA-TF that the receiver takes."""
-    context = ProposedContext(1, CT_IMAGE, (EXPLICIT_LITTLE_ENDIAN,))
-    request = AssociateRequest(
-        called_ae="ANY-SCP", calling_ae="LOAD", contexts=(context,), max_pdu_length=16384
-    )
-    connection.sendall(wire.encode_associate_rq(request))
-    event = _event(connection, parser)
-    if not isinstance(event, ControlPDU) or event.pdu_type != 2:
-        raise RuntimeError(f"not associated: {event}")
-    answer = wire.decode_associate_ac(event.data)
-    if answer.contexts[0].result != 0:
-        raise RuntimeError(f"CT Image Storage is not accepted: {answer.contexts}")
-    return answer.max_pdu_length
+def _visit(
+    target: Target,
+    tls: ssl.SSLContext | None,
+    load: Load,
+    message: Message,
+    answered: Callable[[int, int, float], None],
+) -> None:
+    """An association for each instance."""
+    statuses: list[int] = []
+    for number in range(load.instances):
+        if load.think_seconds and number:
+            time.sleep(load.think_seconds)
+        begun = time.perf_counter()
+        with Session(target, tls) as session:
+            session.store(message, range(number, number + 1), lambda _, status, __: statuses.append(status))
+            session.release()
+        answered(number, statuses.pop(), time.perf_counter() - begun)
 
 
-def _answer(connection: socket.socket, parser: PDUParser) -> int:
-    event = _event(connection, parser)
-    if not isinstance(event, Command):
-        raise RuntimeError(f"not a response: {event}")
-    return int(decode_command(event.data)["Status"])
-
-
-def _event(connection: socket.socket, parser: PDUParser) -> object:
-    while (event := parser.next_event()) is None:
-        count = connection.recv_into(parser.get_buffer())
-        if not count:
-            raise RuntimeError("the receiver closed the connection")
-        parser.buffer_updated(count)
-    return event
-
-
-def _element(group: int, element: int, vr: bytes, value: bytes) -> bytes:
-    """One element in Explicit VR Little Endian (PS3.5 7.1.2)."""
-    value += b"\0" * (len(value) % 2)
-    tag = group.to_bytes(2, "little") + element.to_bytes(2, "little") + vr
-    if vr in {b"OB", b"OW"}:
-        return tag + b"\0\0" + len(value).to_bytes(4, "little") + value
-    return tag + len(value).to_bytes(2, "little") + value
-
-
-def _data_set(uid: str, root: str, size: int) -> bytes:
-    """A data set of exactly `size` bytes (or the little more that its header takes)."""
-    head = b"".join(
-        (
-            _element(0x0008, 0x0016, b"UI", CT_IMAGE.encode()),
-            _element(0x0008, 0x0018, b"UI", uid.encode()),
-            _element(0x0008, 0x0060, b"CS", b"CT"),
-            _element(0x0020, 0x000D, b"UI", root.encode()),
-            _element(0x0020, 0x000E, b"UI", f"{root}.1".encode()),
-        )
-    )
-    return head + _element(0x7FE0, 0x0010, b"OW", bytes(max(0, size - len(head) - 12) & ~1))
-
-
-def _fragments(data: bytes, pdu: int) -> bytes:
-    """A data set as P-DATA-TFs of one PDV each (PS3.8 9.3.5)."""
-    step = pdu - 6
-    parts = []
-    for at in range(0, len(data), step):
-        piece = data[at : at + step]
-        last = at + step >= len(data)
-        parts.append(
-            b"\x04\0"
-            + (len(piece) + 6).to_bytes(4, "big")
-            + (len(piece) + 2).to_bytes(4, "big")
-            + bytes((1, 2 if last else 0))
-            + piece
-        )
-    return b"".join(parts)
+def _cpu_seconds() -> float:
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    return used.ru_utime + used.ru_stime
