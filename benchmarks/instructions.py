@@ -1,0 +1,96 @@
+"""How many instructions parsing a fixed stream takes, counted by valgrind: the same figure on every run.
+
+Counted is what happens inside the parser's methods, down to the write; not the interpreter around them and
+not the kernel's work.
+"""
+
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from benchmarks import stream
+from benchmarks.peers import find_program
+
+ROUNDS = 8
+METHODS = "__pyx_pw_3ext_3pdu_9PDUParser_*"  # Cython's names of what Python calls
+SECONDS = 300
+
+
+class CountError(Exception):
+    """There is no count; the message says what valgrind printed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Count:
+    """Instructions for one stream.
+
+    Attributes:
+        stream: Its name.
+        total: For the whole stream.
+        per_byte: Of the stream.
+        per_pdu: Of the P-DATA-TFs in it.
+        per_instance: Of the C-STORE requests in it.
+    """
+
+    stream: str
+    total: int
+    per_byte: float
+    per_pdu: float
+    per_instance: float
+
+
+def count_all() -> list[Count]:
+    """Count every fixed stream.
+
+    Raises:
+        Unavailable: valgrind is not on the PATH.
+        CountError: It ended without a count.
+    """
+    return [_count(number) for number in range(len(stream.STREAMS))]
+
+
+def as_values(counts: list[Count]) -> list[dict[str, object]]:
+    """For JSON."""
+    return [asdict(count) for count in counts]
+
+
+def _count(number: int) -> Count:
+    sample = stream.stream(*stream.STREAMS[number])
+    total = _instructions(sample.data, ROUNDS) / ROUNDS
+    return Count(
+        sample.name,
+        round(total),
+        total / len(sample.data),
+        total / sample.pdus,
+        total / sample.instances,
+    )
+
+
+def _instructions(data: bytes, rounds: int) -> int:
+    """Of the parser's methods in a process that parses `data` so often."""
+    valgrind = find_program("valgrind")
+    with tempfile.TemporaryDirectory(prefix="callgrind") as folder:
+        path = Path(folder) / "stream"
+        path.write_bytes(data)
+        command = [valgrind, "--tool=callgrind", f"--toggle-collect={METHODS}"]
+        command += [f"--callgrind-out-file={Path(folder) / 'out'}"]
+        command += [sys.executable, "-m", "benchmarks.parsing", str(path), str(rounds)]
+        # One seed, one allocator and no late binding, or the count would differ from run to run.
+        environment = {**os.environ, "PYTHONHASHSEED": "0", "PYTHONMALLOC": "malloc", "LD_BIND_NOW": "1"}
+        done = subprocess.run(
+            command,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=SECONDS,
+            check=False,
+            cwd=Path(__file__).parents[1],
+        )
+    found = re.search(r"Collected : (\d+)", done.stderr)
+    if done.returncode != 0 or found is None or int(found[1]) == 0:
+        raise CountError(f"valgrind counted nothing (exit {done.returncode}):\n{done.stderr[-2000:]}")
+    return int(found[1])
