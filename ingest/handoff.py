@@ -1,15 +1,18 @@
-"""From the spool to the queue: references of what was promised, in pipelined batches, after the answer.
+"""From the spool to the queue: references of what was promised, in batches of one command, after the answer.
 
 One thread of each listener does it with a blocking client, so that neither Redis nor the sweep ever holds the
-event loop. What it loses (a crash, a Redis that was emptied) its own sweep puts back from the spool.
+event loop. It shares the interpreter's lock with that loop, so that what it costs is taken from receiving:
+under load it sleeps while a batch fills. What it loses (a crash, a Redis that was emptied) its own sweep puts
+back from the spool.
 """
 
 import contextlib
+import sys
 import threading
 import time
 import uuid
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Final
 
 import redis
@@ -18,16 +21,21 @@ import structlog
 from ingest.config.model import Config
 from ingest.queue import CHUNK, SPOOLS_KEY, connect, data_key, stream_key
 from ingest.spool import sweep
-from ingest.spool.reference import Reference
+from ingest.spool.push import AT_ONCE, Pusher, append
+from ingest.spool.reference import Place, Reference
 from ingest.spool.spool import Spool
 
-BATCH: Final = 256
+BATCH: Final = AT_ONCE
 WAITING_MAX: Final = 100_000
 """References kept in memory while Redis is away; the sweep finds the rest."""
 
 IDLE_SECONDS: Final = 1.0
-LINGER_SECONDS: Final = 0.003
+LINGER_SECONDS: Final = 0.005
 """After the first reference of a batch, how long others may join it: one round trip then serves all."""
+
+LINGER_EACH_SECONDS: Final = 0.0002
+LINGER_SECONDS_MAX: Final = 0.02
+"""How much longer after a batch, for each reference that it had: waking up is what costs most."""
 
 SWEEP_SECONDS: Final = 4.0
 SWEEP_AGE_SECONDS: Final = 0.5
@@ -57,7 +65,10 @@ class Handoff:
     def __init__(self, config: Config, spool: Spool) -> None:
         self._config = config
         self._spool = spool
-        self._waiting: deque[str] = deque()
+        # One end is the putters', the other the thread's: deques need no lock for that.
+        self._waiting: deque[Place] = deque()
+        self._in_hand: Sequence[Place] = ()
+        self._linger = LINGER_SECONDS
         self._wake = threading.Condition()
         self._closing = False
         self._failures = 0
@@ -66,6 +77,7 @@ class Handoff:
         self._count_at = 0.0
         self._let_go_at = 0.0
         self._client = connect(config)
+        self._pusher = Pusher(self._client, spool.id)
         self._thread = threading.Thread(target=self._run, name="handoff", daemon=True)
         self.used = 0
 
@@ -73,12 +85,23 @@ class Handoff:
         """Start the thread; after the fork."""
         self._thread.start()
 
-    def put(self, where: str) -> None:
-        """Have the entry at `where` (as the spool's commit gave it) put on the queue; never waits."""
-        with self._wake:
-            if len(self._waiting) < WAITING_MAX:
-                self._waiting.append(where)
-            if self._idle:  # one that lingers or pauses looks by itself; waking it each time costs the loop
+    def put(self, place: str | Place) -> None:
+        """Have what lies at `place` put on the queue; never waits.
+
+        Args:
+            place: As the spool's commit gave it; a string is the place of a whole file.
+        """
+        self.put_many((place,))
+
+    def put_many(self, places: Iterable[str | Place]) -> None:
+        """The same for many at once, which costs less for each."""
+        waiting = self._waiting
+        if len(waiting) < WAITING_MAX:
+            waiting.extend([Place(place) if isinstance(place, str) else place for place in places])
+        # One that lingers, pushes or pauses looks by itself; waking it each time would cost the loop. Whoever
+        # is about to wait says so first and looks then, so that either it or we see the other.
+        if self._idle:
+            with self._wake:
                 self._wake.notify()
 
     def close(self, seconds: float) -> None:
@@ -90,20 +113,20 @@ class Handoff:
 
     def _run(self) -> None:
         while True:
-            batch = self._peek()
-            if not batch and self._closing:
+            self._take()
+            if not self._in_hand and self._closing:
                 return
             try:
-                stuck = not self._turn(batch)
+                stuck = not self._turn()
             except Exception as error:  # without this thread nothing more would reach the queue
                 self._failed(error)
                 stuck = True
             if stuck and self._closing:
                 return  # what is left stays in the spool
 
-    def _turn(self, batch: Sequence[str]) -> bool:
+    def _turn(self) -> bool:
         """Push, count and sweep; whether the queue had room for the batch."""
-        room = self._push(batch)
+        room = self._push()
         now = time.monotonic()
         if self._config.receive.spool_max_bytes and now >= self._count_at:
             self.used = sweep.usage(self._spool.root)
@@ -121,46 +144,48 @@ class Handoff:
             self._pause(FULL_SECONDS)
         return room
 
-    def _peek(self) -> list[str]:
-        """What is pushed next; it stays in front of the line until it was."""
+    def _take(self) -> None:
+        """Wait for a batch and take it in hand, where it stays until it was pushed."""
+        if self._in_hand:
+            return
+        waiting = self._waiting
         with self._wake:
             self._idle = True
-            waited = not self._waiting and not self._closing and self._wake.wait(IDLE_SECONDS)
+            if not waiting and not self._closing:
+                self._wake.wait(IDLE_SECONDS)
             self._idle = False
-            if waited and not self._closing:
-                self._wake.wait_for(lambda: self._closing, LINGER_SECONDS)
-            return [self._waiting[i] for i in range(min(BATCH, len(self._waiting)))]
+            if waiting and len(waiting) < BATCH and not self._closing:
+                self._wake.wait(self._linger)
+        count = min(BATCH, len(waiting))
+        self._linger = min(LINGER_SECONDS + count * LINGER_EACH_SECONDS, LINGER_SECONDS_MAX)
+        self._in_hand = [waiting.popleft() for _ in range(count)]
 
-    def _pushed(self, count: int) -> None:
-        with self._wake:
-            for _ in range(count):
-                self._waiting.popleft()
-
-    def _push(self, batch: Sequence[str]) -> bool:
-        """Put a batch on the queue; False when the queue became full before the last of it."""
+    def _push(self) -> bool:
+        """Put what is in hand on the queue; False when the queue became full before the last of it."""
         if self._config.queue.carrier == "spool":
-            if batch:
-                sweep.push(self._client, [Reference("spool", self._spool.id, where) for where in batch])
-                self._pushed(len(batch))
+            if self._in_hand:
+                self._pusher.push(self._in_hand)
+                self._in_hand = ()
             return True
         stream, most = stream_key(self._spool.id), self._config.queue.carrier_max_waiting
-        for where in batch:
+        while self._in_hand:
             if self._client.xlen(stream) >= most:
                 return False
-            self._carry(where)
-            self._pushed(1)
+            self._carry(self._in_hand[0])
+            self._in_hand = self._in_hand[1:]
         return True
 
-    def _carry(self, where: str) -> None:
+    def _carry(self, place: Place) -> None:
         """Put the file itself on the queue, then its reference (`redis` carrier).
 
         The data set gets its name together with its reference: it is there whole or not at all, also where
         two listeners carry the same file, which both found in a slot whose own listener is gone.
         """
-        key = data_key(self._spool.id, where)
+        where, offset, _ = place
+        key = data_key(self._spool.id, place.name)
         temporary = f"{key}:{uuid.uuid4().hex}"
         try:
-            length = self._copy(where, temporary)
+            length = self._copy(place, temporary)
         except redis.RedisError:
             # A Redis that is full must not stay so because of what could not be put there.
             with contextlib.suppress(redis.RedisError):
@@ -179,21 +204,23 @@ class Handoff:
         pipeline.lpop(temporary)
         pipeline.rename(temporary, key)
         pipeline.persist(key)
-        sweep.append(pipeline, Reference("redis", self._spool.id, where, length=length))
+        append(pipeline, Reference("redis", self._spool.id, where, offset, length))
         pipeline.execute()
 
-    def _copy(self, where: str, key: str) -> int:
-        """Put a file on the queue chunk by chunk, behind an empty one; returns its length in bytes.
+    def _copy(self, place: Place, key: str) -> int:
+        """Put data on the queue chunk by chunk, behind an empty one; returns its length in bytes.
 
         What a crash leaves under `key` ends by itself, for which the key has to be there before the data.
         """
         length = 0
-        with (self._spool.root / where).open("rb", buffering=0) as file:
+        most = place.length or sys.maxsize
+        with (self._spool.root / place.where).open("rb", buffering=0) as file:
+            file.seek(place.offset)
             pipeline = self._client.pipeline(transaction=True)
             pipeline.rpush(key, b"")
             pipeline.expire(key, UNNAMED_SECONDS)
             pipeline.execute()
-            while chunk := file.read(CHUNK):
+            while chunk := file.read(min(CHUNK, most - length)):
                 # Not through a pipeline: when one fails, redis-py puts into words what was sent, which takes
                 # long and has no place in a log.
                 self._client.rpush(key, chunk)
@@ -215,14 +242,14 @@ class Handoff:
         if lost and self._config.queue.carrier == "redis":
             # Off the stream and on the list of what is persisted are one step: looked at in that order.
             sweep.remove_persisted(spool.root, spool.id, self._client)
-            lost = [where for where in lost if (spool.root / where).exists()]
-        with self._wake:
-            waiting = set(self._waiting)
-        lost = [where for where in lost if where not in waiting]
+            lost = [place for place in lost if (spool.root / place.where).exists()]
+        if lost:
+            # What was put meanwhile is on neither list.
+            waiting = {(place.where, place.offset) for place in (*self._in_hand, *self._waiting.copy())}
+            lost = [place for place in lost if (place.where, place.offset) not in waiting]
         if lost:
             log.warning("references_put_back", references=len(lost))
-            with self._wake:
-                self._waiting.extend(lost[: WAITING_MAX - len(self._waiting)])
+            self._waiting.extend(lost[: max(0, WAITING_MAX - len(self._waiting))])
 
     def _failed(self, error: Exception) -> None:
         if self._failures == 0 and not isinstance(error, (redis.RedisError, OSError)):

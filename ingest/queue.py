@@ -35,9 +35,9 @@ def stream_key(spool: str) -> str:
     return f"ingest:stream:{spool}"
 
 
-def data_key(spool: str, where: str) -> str:
-    """The list of chunks of one Part 10 file (`redis` carrier)."""
-    return f"ingest:data:{spool}:{where}"
+def data_key(spool: str, name: str) -> str:
+    """The list of chunks of one Part 10 file, by the name of its place (`redis` carrier)."""
+    return f"ingest:data:{spool}:{name}"
 
 
 def persisted_key(spool: str) -> str:

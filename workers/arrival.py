@@ -79,8 +79,7 @@ class Arrival:
 
 def spool_ref(reference: Reference) -> str:
     """The name of a reference in the ledger; unique for ever."""
-    at = f"#{reference.offset}" if reference.offset else ""
-    return f"{reference.spool}:{reference.where}{at}"
+    return f"{reference.spool}:{reference.place.name}"
 
 
 @contextlib.contextmanager
@@ -110,7 +109,7 @@ def spooled_path(reference: Reference, spool_dir: Path) -> str:
         SpoolError: The reference leads out of the spool, or to a part of a file.
     """
     parts = reference.where.split("/")
-    if any(part in {"", ".", ".."} or "\0" in part for part in parts) or reference.offset:
+    if any(part in {"", ".", ".."} or "\0" in part for part in parts) or reference.offset or reference.length:
         raise SpoolError(f"{reference.where!r} is not a place in the spool {spool_dir}")
     return f"{spool_dir}/{reference.where}"
 
@@ -126,7 +125,7 @@ def open_carried(
         redis.RedisError: Redis is away.
         StoreAwayError: There is no room for it.
     """
-    key, size = data_key(reference.spool, reference.where), 0
+    key, size = data_key(reference.spool, reference.place.name), 0
     with store.temporary() as (path, fd):
         # Chunk by chunk: only one of them is in memory.
         for number in itertools.count():

@@ -172,8 +172,8 @@ class Inbox:
             reference = entry.reference
             if reference.carrier == "redis":
                 if persisted:
-                    pipeline.rpush(persisted_key(reference.spool), reference.where)
-                pipeline.delete(data_key(reference.spool, reference.where))
+                    pipeline.rpush(persisted_key(reference.spool), reference.place.name)
+                pipeline.delete(data_key(reference.spool, reference.place.name))
         for stream, ids in by_stream.items():
             # XACK of an entry without a group answers 0; it is no error.
             pipeline.xack(stream, GROUP, *ids)

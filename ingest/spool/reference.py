@@ -1,7 +1,23 @@
 """What travels on the queue instead of the data set: an opaque reference, read by spool and store alone."""
 
 from dataclasses import dataclass
-from typing import Self
+from typing import NamedTuple, Self
+
+
+class Place(NamedTuple):
+    """Where in its spool one committed instance lies; the attributes are those of `Reference`.
+
+    What tells two places apart is `where` and `offset`.
+    """
+
+    where: str
+    offset: int = 0
+    length: int = 0
+
+    @property
+    def name(self) -> str:
+        """What tells it apart, as one word: keys of the queue and of the ledger end with it."""
+        return f"{self.where}#{self.offset}" if self.offset else self.where
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +37,11 @@ class Reference:
     where: str
     offset: int = 0
     length: int = 0
+
+    @property
+    def place(self) -> Place:
+        """Where it waits within its spool."""
+        return Place(self.where, self.offset, self.length)
 
     def to_fields(self) -> dict[str, str]:
         """The fields of a stream entry."""

@@ -19,7 +19,8 @@ import structlog
 from ingest.config.model import Config
 from ingest.errors import IngestError
 from ingest.queue import connect, persisted_key, stream_key
-from ingest.spool.reference import Reference
+from ingest.spool.push import Pusher
+from ingest.spool.reference import Place
 from ingest.spool.spool import Slot, spool_id
 
 PAGE: Final = 1000
@@ -72,10 +73,10 @@ def usage(root: Path) -> int:
     return total
 
 
-def on_stream(client: redis.Redis, spool: str) -> Iterator[str]:
-    """Where the references that are on the stream now point to, delivered to a worker or not.
+def on_stream(client: redis.Redis, spool: str) -> Iterator[tuple[bytes, bytes]]:
+    """What the references that are on the stream now point to, delivered to a worker or not.
 
-    One after the other: of a backlog there may be millions.
+    One after the other, `where` and offset as they stand there: of a backlog there may be millions.
 
     Raises:
         redis.RedisError: Redis is away.
@@ -86,7 +87,7 @@ def on_stream(client: redis.Redis, spool: str) -> Iterator[str]:
             "list[tuple[bytes, dict[bytes, bytes]]]", client.xrange(stream_key(spool), start, "+", PAGE)
         )
         for _, fields in page:
-            yield fields.get(b"w", b"").decode(errors="replace")
+            yield fields.get(b"w", b""), fields.get(b"o", b"0")
         if len(page) < PAGE:
             return
         start = f"({page[-1][0].decode()}"
@@ -94,19 +95,20 @@ def on_stream(client: redis.Redis, spool: str) -> Iterator[str]:
 
 def missing(
     root: Path, spool: str, client: redis.Redis, names: Iterable[str], older_than: float
-) -> list[str]:
+) -> list[Place]:
     """What waits in the named slots and is not on the stream.
 
     Raises:
         redis.RedisError: Redis is away.
     """
-    waiting = dict.fromkeys(where for name in names for where in ready(root, name, older_than=older_than))
+    places = (Place(where) for name in names for where in ready(root, name, older_than=older_than))
+    waiting = {(place.where.encode(), b"%d" % place.offset): place for place in places}
     if not waiting:
         return []
-    for where in on_stream(client, spool):
-        waiting.pop(where, None)
+    for found in on_stream(client, spool):
+        waiting.pop(found, None)
     # Listed before the stream was read: one that has been persisted meanwhile is gone from the folder.
-    return [where for where in waiting if (root / where).exists()]
+    return [place for place in waiting.values() if (root / place.where).exists()]
 
 
 def remove_persisted(root: Path, spool: str, client: redis.Redis) -> int:
@@ -154,23 +156,6 @@ def unowned(root: Path) -> list[str]:
     return free
 
 
-def push(client: redis.Redis, references: Iterable[Reference]) -> None:
-    """Append references to the streams of their spools, in one round trip.
-
-    Raises:
-        redis.RedisError: Redis is away or full; some may have been appended, which does no harm.
-    """
-    pipeline = client.pipeline(transaction=False)
-    for reference in references:
-        append(pipeline, reference)
-    pipeline.execute()
-
-
-def append(client: redis.Redis, reference: Reference) -> None:
-    """Append one reference to the stream of its spool; with a pipeline, when that is executed."""
-    client.xadd(stream_key(reference.spool), cast("dict[Any, Any]", reference.to_fields()))
-
-
 def sweep_command(config: Config) -> int:
     """`ingest sweep`: sweep once and say what was done; returns the exit code."""
     from rich.console import Console  # noqa: PLC0415 - only commands need it
@@ -212,7 +197,8 @@ def sweep(config: Config) -> Swept:
             # Its data sets are moved by the listeners, which see for themselves what is missing.
             return result
         back = missing(root, identity, client, slots(root), 0.0)
-        push(client, [Reference("spool", identity, where) for where in back])
+        if back:
+            Pusher(client, identity).push(back)
         result.put_back = len(back)
     except redis.RedisError as error:
         raise IngestError(f"the queue cannot be reached: {error}; is the node running?") from error

@@ -15,7 +15,7 @@ from ingest import handoff
 from ingest.config.model import Config
 from ingest.handoff import Handoff
 from ingest.queue import CHUNK, SPOOLS_KEY, connect, data_key, persisted_key, stream_key
-from ingest.spool.reference import Reference
+from ingest.spool.reference import Place, Reference
 from ingest.spool.spool import Spool
 from tests.nodes import eventually
 from tests.servers import Valkey
@@ -150,6 +150,79 @@ def test_bytes_in_the_spool_are_counted_where_they_are_limited(tmp_path: Path, r
         hand.start()
         eventually(lambda: hand.used == 1500, 10)
         hand.close(10)
+
+
+def test_many_are_put_at_once_as_places_or_as_strings(
+    carrier: str, tmp_path: Path, redis_server: Valkey, client: redis.Redis
+) -> None:
+    settings = settings_of(tmp_path, redis_server, carrier, carrier_max_waiting=10_000)
+    with handing_off(settings) as (spool, hand):
+        kept = [keep(spool) for _ in range(3000)]
+        hand.put_many(kept[:1500])
+        hand.put_many(Place(where) for where in kept[1500:])
+        hand.put_many([])
+        eventually(lambda: client.xlen(stream_key(spool.id)) >= 3000, 20)
+        assert places(client, spool) == kept
+
+
+def test_places_within_a_file_keep_their_offset_and_length(
+    carrier: str, tmp_path: Path, redis_server: Valkey, client: redis.Redis
+) -> None:
+    with handing_off(settings_of(tmp_path, redis_server, carrier)) as (spool, hand):
+        where = keep(spool, data := os.urandom(3 * CHUNK))
+        parts = [Place(where, 0, 700), Place(where, 1024, CHUNK + 5), Place(where, 2 * CHUNK, 99)]
+        hand.put_many(parts)
+        eventually(lambda: len(references(client, spool)) >= 3, 10)
+        assert [one.place for one in references(client, spool)[:3]] == parts
+        if carrier == "redis":
+            for part in parts:
+                assert carried(client, spool, part.name) == data[part.offset : part.offset + part.length]
+
+
+def test_under_load_many_references_take_few_round_trips(
+    tmp_path: Path, redis_server: Valkey, client: redis.Redis
+) -> None:
+    with handing_off(settings_of(tmp_path, redis_server)) as (spool, hand):
+        kept = [f"L0/ready/{number:x}.dcm" for number in range(2000)]
+        before = client.info("stats")["total_reads_processed"]
+        for start in range(0, 2000, 10):
+            hand.put_many(kept[start : start + 10])
+            time.sleep(0.001)
+        eventually(lambda: client.xlen(stream_key(spool.id)) == 2000, 10)
+        assert client.info("stats")["total_reads_processed"] - before < 150
+        assert places(client, spool) == kept
+
+
+@pytest.mark.parametrize("loss", ["forgotten", "killed"])
+def test_a_redis_that_has_forgotten_the_script_is_told_again(
+    loss: str, tmp_path: Path, redis_server: Valkey, client: redis.Redis, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with handing_off(settings_of(tmp_path, redis_server)) as (spool, hand):
+        hand.put(first := keep(spool))
+        eventually(lambda: places(client, spool) == [first], 10)
+        if loss == "forgotten":
+            client.script_flush()
+        else:
+            redis_server.kill()
+            redis_server.start()
+        hand.put(second := keep(spool))
+        eventually(lambda: second in places(client, spool), 10)
+        assert client.info("commandstats")["cmdstat_evalsha"]["calls"] > 0
+    assert "queue_runs_no_scripts" not in "".join(capfd.readouterr())
+
+
+def test_a_redis_that_allows_no_scripts_gets_references_one_by_one_and_that_is_said_once(
+    tmp_path: Path, redis_server: Valkey, client: redis.Redis, capfd: pytest.CaptureFixture[str]
+) -> None:
+    client.execute_command("ACL", "SETUSER", "poor", "on", ">word", "~*", "&*", "+@all", "-@scripting")
+    url = redis_server.url.replace("unix://", "unix://poor:word@")
+    with handing_off(config(tmp_path, url)) as (spool, hand):
+        kept = [keep(spool) for _ in range(10)]
+        for start in (0, 5):
+            hand.put_many(kept[start : start + 5])
+            eventually(lambda start=start: places(client, spool) == kept[: start + 5], 10)
+    client.execute_command("ACL", "DELUSER", "poor")
+    assert "".join(capfd.readouterr()).count("queue_runs_no_scripts") == 1
 
 
 # --- Redis away and back
@@ -321,7 +394,7 @@ def test_two_listeners_that_carry_the_same_file_leave_it_whole(
 
         def carry(hand: Handoff) -> None:
             while not stop.is_set():
-                hand._carry(where)
+                hand._carry(Place(where))
 
         threads = [threading.Thread(target=carry, args=(hand,)) for hand in (first, second)]
         for thread in threads:

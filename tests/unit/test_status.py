@@ -8,7 +8,7 @@ from click.testing import CliRunner
 
 from ingest.cli import main
 from ingest.node.scoreboard import ACCEPTING, ACTIVE, BOOTING, DRAINING, HEARTBEAT, STATE, Scoreboard, now_ms
-from ingest.spool import sweep
+from ingest.spool.push import push
 from ingest.spool.reference import Reference
 from ingest.status import gather
 from tests.servers import Valkey
@@ -28,7 +28,7 @@ def test_spool_and_queue_are_counted(tmp_path: Path, redis_server: Valkey) -> No
     spool = claim(settings)
     where = keep(spool, b"x" * 1000)
     with redis_server.client() as client:
-        sweep.push(client, [Reference("spool", spool.id, where)])
+        push(client, [Reference("spool", spool.id, where)])
     found = gather(settings)
     spool.close()
     assert (found["spool"]["waiting"], found["spool"]["bytes"]) == (1, 1000)

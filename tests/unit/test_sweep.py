@@ -16,7 +16,8 @@ from ingest.errors import IngestError
 from ingest.ledger import Ledger
 from ingest.queue import connect, persisted_key, stream_key
 from ingest.spool import sweep
-from ingest.spool.reference import Reference
+from ingest.spool.push import push
+from ingest.spool.reference import Place, Reference
 from ingest.spool.spool import Spool
 from tests.ledgers import row
 from tests.servers import Valkey
@@ -93,19 +94,32 @@ def test_references_on_the_stream_are_read_page_by_page(
 ) -> None:
     monkeypatch.setattr(sweep, "PAGE", 7)
     places = [f"L0/ready/{number}.dcm" for number in range(50)]
-    sweep.push(client, [Reference("spool", own.id, where) for where in places])
-    assert list(sweep.on_stream(client, own.id)) == places
+    push(client, [Reference("spool", own.id, where) for where in places])
+    assert list(sweep.on_stream(client, own.id)) == [(where.encode(), b"0") for where in places]
 
 
 def test_missing_is_what_waits_and_is_not_on_the_stream(own: Spool, client: redis.Redis) -> None:
     places = [keep(own) for _ in range(4)]
-    sweep.push(client, [Reference("spool", own.id, where) for where in places[:2]])
-    assert sweep.missing(own.root, own.id, client, ["L0"], 0.0) == places[2:]
+    push(client, [Reference("spool", own.id, where) for where in places[:2]])
+    assert sweep.missing(own.root, own.id, client, ["L0"], 0.0) == [Place(where) for where in places[2:]]
+
+
+def test_a_reference_into_the_middle_of_a_file_is_none_to_the_file(own: Spool, client: redis.Redis) -> None:
+    where = keep(own)
+    push(client, [Reference("spool", own.id, where, offset=512, length=4)])
+    assert sweep.missing(own.root, own.id, client, ["L0"], 0.0) == [Place(where)]
+
+
+def test_junk_on_the_stream_does_not_end_a_sweep(own: Spool, client: redis.Redis) -> None:
+    where = keep(own)
+    for fields in ({"no": "reference"}, {"w": b"\xff\0", "o": b"9" * 5000}, {"w": where, "o": "x"}):
+        client.xadd(stream_key(own.id), fields)  # type: ignore[arg-type]
+    assert sweep.missing(own.root, own.id, client, ["L0"], 0.0) == [Place(where)]
 
 
 def test_a_reference_in_a_workers_hands_is_not_missing(own: Spool, client: redis.Redis) -> None:
     where, stream = keep(own), stream_key(own.id)
-    sweep.push(client, [Reference("spool", own.id, where)])
+    push(client, [Reference("spool", own.id, where)])
     client.xgroup_create(stream, "persist", id="0")
     client.xreadgroup("persist", "w", {stream: ">"})
     assert sweep.missing(own.root, own.id, client, ["L0"], 0.0) == []
@@ -116,7 +130,7 @@ def test_what_is_persisted_while_the_sweep_looks_is_not_missing(
 ) -> None:
     where, on_stream = keep(own), sweep.on_stream
 
-    def persist_meanwhile(*arguments: Any) -> Iterator[str]:
+    def persist_meanwhile(*arguments: Any) -> Iterator[tuple[bytes, bytes]]:
         # As the worker does: first the file goes, then the reference.
         (own.root / where).unlink()
         return on_stream(*arguments)
