@@ -21,7 +21,7 @@ setup(
                 [f"ext/{name}.pyx"],
                 extra_compile_args=["-O3", "-Wall", "-Wno-unused-function"],
             )
-            for name in ("pdu", "events", "sink", "encode", "command", "header")
+            for name in ("pdu", "events", "sink", "encode", "command", "header", "tls", "commit", "channel", "store")
         ],
         compiler_directives=DIRECTIVES,
     )

@@ -44,3 +44,5 @@ cdef Step step_outside(Scan *state, const uint8_t *data, size_t *at, size_t end,
 cdef Step step_inside(Scan *state, const uint8_t *data, size_t *at, size_t end) except? DONE
 cdef Step read_header(Coding coding, const uint8_t *data, size_t left, bint nested, Element *e) except? DONE
 cdef int enter(Scan *state, Element *element) except -1
+cdef int coding_of(str transfer_syntax_uid) except -2
+cdef bint names(int coding, const uint8_t *data, size_t length, bytes sop_class, bytes sop_instance) except -1

@@ -23,6 +23,8 @@ cdef Py_ssize_t INFLATED_STEP = 65536           # output of one step
 cdef Py_ssize_t MAX_VALUE = 1048576             # of an attribute asked for, when inflated
 cdef uint64_t MAX_INFLATED = 67108864           # a few KiB can inflate to more than any header needs
 
+cdef uint32_t SOP_CLASS_UID = 0x00080016
+cdef uint32_t SOP_INSTANCE_UID = 0x00080018
 cdef uint32_t ITEM = 0xFFFEE000                 # PS3.5 Table 7.5-1 to 7.5-3
 cdef uint32_t ITEM_DELIMITATION = 0xFFFEE00D
 cdef uint32_t SEQUENCE_DELIMITATION = 0xFFFEE0DD
@@ -263,7 +265,7 @@ cdef int ask(Scan *state, object tags) except -1:
     return 0
 
 
-def scan(data, transfer_syntax_uid, tags, bint at_end):
+def scan(data, str transfer_syntax_uid, tags, bint at_end):
     """The raw values of top-level attributes out of the first part of a data set.
 
     Args:
@@ -287,6 +289,7 @@ def scan(data, transfer_syntax_uid, tags, bint at_end):
     """
     cdef Scan state
     cdef Py_buffer buffer
+    cdef int coding
     cdef size_t at = 0
     cdef dict found = {}
     cdef Step step
@@ -294,12 +297,9 @@ def scan(data, transfer_syntax_uid, tags, bint at_end):
     ask(&state, tags)
     if state.asked == 0:
         return found
-    state.coding = EXPLICIT_LITTLE
-    if transfer_syntax_uid in IMPLICIT:
-        state.coding = IMPLICIT_LITTLE
-    elif transfer_syntax_uid == BIG_ENDIAN:
-        state.coding = EXPLICIT_BIG
-    elif transfer_syntax_uid in DEFLATED:
+    coding = coding_of(transfer_syntax_uid)
+    state.coding = EXPLICIT_LITTLE if coding < 0 else <Coding> coding
+    if coding < 0:
         return scan_deflated(&state, memoryview(data).cast("B"), at_end, found)
     PyObject_GetBuffer(data, &buffer, PyBUF_SIMPLE)
     try:
@@ -307,3 +307,33 @@ def scan(data, transfer_syntax_uid, tags, bint at_end):
     finally:
         PyBuffer_Release(&buffer)
     return outcome(&state, step, at_end, found)
+
+
+cdef int coding_of(str transfer_syntax_uid) except -2:
+    """How a data set is encoded, as `Coding`; -1 where it is deflated."""
+    if transfer_syntax_uid in IMPLICIT:
+        return IMPLICIT_LITTLE
+    if transfer_syntax_uid == BIG_ENDIAN:
+        return EXPLICIT_BIG
+    return -1 if transfer_syntax_uid in DEFLATED else EXPLICIT_LITTLE
+
+
+cdef bint names(int coding, const uint8_t *data, size_t length, bytes sop_class, bytes sop_instance) except -1:
+    """Whether the beginning of a data set says these UIDs. False: it says others, or not here, or is no data set."""
+    cdef Scan state
+    cdef size_t at = 0
+    cdef dict found = {}
+    memset(&state, 0, sizeof(state))
+    state.asked = 2
+    state.tags[0] = SOP_CLASS_UID
+    state.tags[1] = SOP_INSTANCE_UID
+    state.coding = <Coding> coding
+    try:
+        if run(&state, data, &at, length, found) != DONE or len(found) != 2:
+            return False
+    except PeerError:
+        return False
+    return (
+        (<bytes> found[SOP_CLASS_UID]).rstrip(b"\0 ") == sop_class
+        and (<bytes> found[SOP_INSTANCE_UID]).rstrip(b"\0 ") == sop_instance
+    )

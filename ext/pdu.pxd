@@ -60,6 +60,10 @@ cdef class PDUParser:
     cdef str failure
     cdef int failure_reason
 
+    cdef int received(self, Py_ssize_t nbytes) except -1
+    cdef object step(self)
+    cdef int expect(self, int context_id, int fd, bytes head, long long memory_limit) except -1
+    cdef bint in_message(self) noexcept
     cdef object advance(self, Gather *gather)
     cdef bint fill_header(self) noexcept
     cdef int open_pdu(self) except -1

@@ -91,15 +91,19 @@ cdef class PDUParser:
             ValueError: The window is shorter than `nbytes`.
             RuntimeError: The window before this one was not drained.
         """
+        self.received(nbytes)
+
+    cdef int received(self, Py_ssize_t nbytes) except -1:
         self.check_idle()
         if nbytes < 0 or nbytes > self.window.len:
             raise ValueError(f"{nbytes} bytes cannot have been received into a window of {self.window.len}")
         if self.failure is not None:
-            return
+            return 0
         if self.position < self.end:
             raise RuntimeError("the window is not drained: call next_event until it returns None")
         self.position = 0
         self.end = <size_t> nbytes
+        return 0
 
     def next_event(self):
         """The next event of the window: a ControlPDU, Command or DataSet; None when the window is used up.
@@ -108,11 +112,15 @@ cdef class PDUParser:
             PeerError: The peer broke PS3.8; its `reason` is the one to abort with. Every later call raises it
                 again.
         """
+        return self.step()
+
+    cdef object step(self):
         cdef Gather gather
         self.check_idle()
         if self.failure is not None:
             raise PeerError(self.failure, self.failure_reason)
         gather.count = 0
+        gather.length = 0
         try:
             event = self.advance(&gather)
         except MemoryError:
@@ -137,6 +145,9 @@ cdef class PDUParser:
             ValueError: The context ID is even or out of range, or both sinks are asked for.
             RuntimeError: A command set or another data set is not finished.
         """
+        self.expect(context_id, fd, head, memory_limit)
+
+    cdef int expect(self, int context_id, int fd, bytes head, long long memory_limit) except -1:
         self.check_idle()
         if context_id < 1 or context_id > 255 or not context_id & 1:
             raise ValueError(f"{context_id} is no presentation context ID (odd, 1 to 255)")
@@ -151,6 +162,13 @@ cdef class PDUParser:
             self.data_set_limit = min(self.data_set_limit, <uint64_t> memory_limit)
         self.too_large = False
         self.sink.open(fd, head, memory_limit > 0)
+        return 0
+
+    cdef bint in_message(self) noexcept:
+        """Whether what has come so far ends within a PDU or a message."""
+        return (
+            self.phase != IN_PDU_HEADER or self.header_have or self.command_context or self.data_set_context
+        )
 
     def drop_sink(self):
         """From now on drop what comes of the current data set; its descriptor may then be closed."""
@@ -285,6 +303,7 @@ cdef class PDUParser:
         if self.data_set_length > self.data_set_limit and not self.too_large:
             self.too_large = True
             gather.count = 0                # they point at the head, which goes with the sink
+            gather.length = 0
             self.sink.discard()
         return 0
 

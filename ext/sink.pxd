@@ -1,4 +1,4 @@
-from libc.stdint cimport uint8_t
+from libc.stdint cimport int64_t, uint8_t
 from posix.uio cimport iovec
 
 cdef enum:
@@ -13,6 +13,7 @@ cdef struct Kept:
 # Fragments of one window that wait for one writev. On the stack of next_event: nothing outlasts the window.
 cdef struct Gather:
     int count
+    size_t length           # bytes of all parts
     iovec parts[GATHER_MAX]
 
 cdef int keep(Kept *kept, const uint8_t *data, size_t length) except -1
@@ -29,6 +30,11 @@ cdef class Sink:
     cdef Kept memory
     cdef int write_errno    # 0, or why the descriptor was given up
     cdef bint writing       # the GIL is away and C reads the window
+    cdef const uint8_t *first   # the first piece of the data set, while its window lasts; NULL: none or gone
+    cdef size_t first_length
+    cdef bint early         # start writing to the disk while more comes, so that the last fsync is short
+    cdef int64_t written    # bytes given to the descriptor, as far as they matter for `early`
+    cdef int64_t started    # bytes of them that are on their way to the disk
 
     cdef int open(self, int fd, bytes head, bint in_memory) except -1
     cdef int put(self, Gather *gather, const uint8_t *data, size_t length) except -1

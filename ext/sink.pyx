@@ -4,12 +4,18 @@ cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from cpython.mem cimport PyMem_Free, PyMem_Realloc
 from libc.errno cimport EIO, EINTR, errno
-from libc.stdint cimport uint8_t
+from libc.stdint cimport int64_t, uint8_t
 from libc.string cimport memcpy
 from posix.uio cimport iovec, writev
 
 __all__ = ["Sink"]
 
+cdef extern from "fcntl.h" nogil:
+    int sync_file_range(int, long long, long long, unsigned int)
+    enum: SYNC_FILE_RANGE_WRITE
+
+cdef size_t SHORT_WRITE = 65536     # to let other threads run would take longer than to write so little
+cdef int64_t EARLY_STEP = 4194304   # what is written before the disk is told to begin with it
 cdef size_t KEPT_AT_REST = 4096     # a usual command set fits, and an idle association holds no more
 
 
@@ -87,10 +93,16 @@ cdef class Sink:
         self.head = head if fd >= 0 and head else None
         self.in_memory = in_memory
         self.write_errno = 0
+        self.first = NULL
+        self.first_length = 0
+        self.written = self.started = 0
         return 0
 
     cdef int put(self, Gather *gather, const uint8_t *data, size_t length) except -1:
         """Keep a fragment, or note it for the next writev; write first when the array is full."""
+        if self.first_length == 0:
+            self.first = data
+            self.first_length = length
         if self.in_memory:
             return keep(&self.memory, data, length)
         if gather.count == GATHER_MAX:
@@ -101,6 +113,7 @@ cdef class Sink:
         gather.parts[gather.count].iov_base = <void *> data
         gather.parts[gather.count].iov_len = length
         gather.count += 1
+        gather.length += length
         return 0
 
     cdef int put_head(self, Gather *gather) except -1:
@@ -109,6 +122,7 @@ cdef class Sink:
             gather.parts[0].iov_base = PyBytes_AS_STRING(self.head)
             gather.parts[0].iov_len = <size_t> PyBytes_GET_SIZE(self.head)
             gather.count = 1
+            gather.length = <size_t> PyBytes_GET_SIZE(self.head)
         return 0
 
     cdef int flush(self, Gather *gather) except -1:
@@ -116,11 +130,19 @@ cdef class Sink:
         cdef int error
         if gather.count == 0:
             return 0
-        self.writing = True
-        with nogil:
+        if gather.length < SHORT_WRITE:
             error = write_all(self.fd, gather.parts, gather.count)
-        self.writing = False
+        else:
+            self.writing = True
+            with nogil:
+                error = write_all(self.fd, gather.parts, gather.count)
+            self.writing = False
+        self.written += <int64_t> gather.length
         gather.count = 0
+        gather.length = 0
+        if self.early and self.written - self.started >= EARLY_STEP:
+            sync_file_range(self.fd, self.started, self.written - self.started, SYNC_FILE_RANGE_WRITE)
+            self.started = self.written
         self.head = None
         if error:
             self.write_errno = error

@@ -59,22 +59,29 @@ def presentation_address(host: str, port: int, *, tls: bool) -> str:
     return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
 
 
+def file_meta_parts(meta: FileMeta) -> tuple[bytes, bytes, bytes]:
+    """What a File Meta has around its group length and its (0002,0003): the same for a presentation context.
+
+    Returns:
+        All up to the value of (0002,0000); of group 0002, what comes before (0002,0003), and what after it.
+    """
+    return (
+        _BEFORE_LENGTH,
+        _VERSION + _uid_kept(0x0002, meta.sop_class_uid),
+        _uid_kept(0x0010, meta.transfer_syntax_uid)
+        + _provenance(meta.calling_ae, meta.called_ae, meta.source_address or ""),
+    )
+
+
 def encode_file_meta(meta: FileMeta) -> bytes:
     """The bytes that come before the data set in a file of PS3.10.
 
     Never raises for what a peer sent: an over-long or non-ASCII value, which callers refuse long before, is
     cut or gets "?".
     """
-    group = b"".join(
-        (
-            _VERSION,
-            _uid_kept(0x0002, meta.sop_class_uid),
-            _uid(0x0003, meta.sop_instance_uid),
-            _uid_kept(0x0010, meta.transfer_syntax_uid),
-            _provenance(meta.calling_ae, meta.called_ae, meta.source_address or ""),
-        )
-    )
-    return _BEFORE_LENGTH + len(group).to_bytes(4, "little") + group
+    lead, before, after = file_meta_parts(meta)
+    group = before + _uid(0x0003, meta.sop_instance_uid) + after
+    return lead + len(group).to_bytes(4, "little") + group
 
 
 def read_file_meta(fd: int) -> tuple[FileMeta, int]:

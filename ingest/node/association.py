@@ -8,6 +8,7 @@ from typing import Any, Final, Protocol
 
 import structlog
 
+from ext.channel import Channel
 from ext.encode import encode_p_data
 from ext.errors import PeerError
 from ext.pdu import Command, ControlPDU, DataSet, PDUParser
@@ -21,6 +22,11 @@ from ingest.tls.identity import Identity
 
 SLACK_OPERATIONS: Final = 8
 """Requests beyond the negotiated window that are read before reading stops; some peers pipeline unasked."""
+
+RESPONSE_BYTES: Final = 256
+"""A peer that takes no P-DATA-TF of so many bytes gets its responses in several, from here."""
+
+ANSWERING: Final = (State.ESTABLISHED, State.AWAITING_LOCAL_RELEASE_RESPONSE)
 
 PDU_EVENTS: Final = {
     1: Event.ASSOCIATE_RQ,
@@ -51,11 +57,8 @@ class Link(Protocol):
     def cut(self) -> None:
         """Close at once."""
 
-    def pause(self) -> None:
-        """Stop reading."""
-
-    def resume(self) -> None:
-        """Read on."""
+    def noticed(self) -> None:
+        """Act upon what the channel has noticed."""
 
     def time(self) -> float:
         """The event loop's clock, seconds."""
@@ -84,14 +87,14 @@ class Association:
         calling_ae: Empty until the A-ASSOCIATE-RQ.
     """
 
-    def __init__(self, link: Link, server: Decider, parser: PDUParser) -> None:
+    def __init__(self, link: Link, server: Decider, parser: PDUParser, channel: Channel) -> None:
         self._link = link
         self._server = server
         self._parser = parser
+        self._channel = channel
         self._scp: StoreSCP | None = None
         self._peer_max_pdu_length = 0
-        self._operations = 1
-        self._paused = False
+        self._fast = False
         self._release_asked = False
         self.state = State.IDLE
         self.artim: float | None = None
@@ -157,8 +160,15 @@ class Association:
             return
         handler = _HANDLERS.get(action)
         self.state = following
+        self._tell_service()
         if handler is not None:
             handler(self, subject)
+
+    def _tell_service(self) -> None:
+        """Which messages may pass without a look at the table: in Sta6 both, in Sta8 responses alone."""
+        if self._scp is not None:
+            self._scp.cycle.receiving = self.state is State.ESTABLISHED and self._fast
+            self._scp.cycle.answering = self.state in ANSWERING
 
     def _send(self, data: bytes) -> None:  # DT-1, AR-7
         self._link.send(data)
@@ -184,9 +194,14 @@ class Association:
     def _accept(self, subject: tuple[AssociateRequest, Accepted]) -> None:  # AE-7
         request, answer = subject
         caller = Caller(request.calling_ae, request.called_ae, self._link.uri)
-        self._scp = StoreSCP(self, self._parser, self._server.services, caller, answer.contexts)
+        limit = answer.operations + SLACK_OPERATIONS
+        self._scp = StoreSCP(
+            self, self._channel, self._parser, self._server.services, caller, answer.contexts, limit
+        )
+        self._channel.taker = self._scp.cycle
         self._peer_max_pdu_length = answer.peer_max_pdu_length
-        self._operations = answer.operations
+        self._fast = not 0 < answer.peer_max_pdu_length < RESPONSE_BYTES
+        self._tell_service()
         self._server.services.board.add(self._server.services.row, ASSOCIATIONS)
         self._link.send(wire.encode_associate_ac(answer.pdu))
         log.info(
@@ -220,12 +235,11 @@ class Association:
             scp.command(event.context_id, event.data)
         else:
             scp.data_set(event)
-        if len(scp.outstanding) >= self._operations + SLACK_OPERATIONS and not self._paused:
-            self._paused = True
-            self._link.pause()
 
     def _released(self, _subject: object) -> None:  # AR-2
         self._release_asked = True
+        if self._scp is not None:
+            self._scp.cycle.watched = True
         self._finish_release()
 
     def _finish_release(self) -> None:
@@ -281,18 +295,16 @@ class Association:
 
     def respond(self, context_id: int, command: bytes) -> None:
         """Send a response as one write, and so as one TLS record: two would wait for each other's ACK."""
-        if self.state in (State.ESTABLISHED, State.AWAITING_LOCAL_RELEASE_RESPONSE):
+        if self.state in ANSWERING:
             self._step(Event.DATA_REQUEST, encode_p_data(context_id, command, self._peer_max_pdu_length))
 
     def operation_done(self) -> None:
-        """Read on if reading had stopped; answer a release that waited for this."""
-        scp = self._scp
-        if scp is None:
-            return
-        if self._paused and len(scp.outstanding) < self._operations + SLACK_OPERATIONS:
-            self._paused = False
-            self._link.resume()
+        """Answer a release that waited for this."""
         self._finish_release()
+
+    def noticed(self) -> None:
+        """The channel has notices to act upon, or one fewer."""
+        self._link.noticed()
 
     def spool_full(self) -> str:
         """Why nothing more is taken now, or an empty string."""

@@ -6,12 +6,14 @@ all that it was given before it returns.
 
 import asyncio
 import contextlib
+import select
 import socket
 import ssl
-from typing import Any, Final, Protocol, cast
+from typing import Any, Final, Protocol
 
 import structlog
 
+from ext.channel import BLOCKED, CLOSED, ENDED, PAUSED, Channel
 from ext.errors import PeerError
 from ext.pdu import PDUParser
 from ingest.config.model import Config
@@ -32,101 +34,164 @@ log = structlog.get_logger()
 
 
 class Server(Decider, Protocol):
-    """The listener, as seen from its connections."""
+    """The listener, as seen from its connections.
+
+    Attributes:
+        config: The configuration.
+        loop: Its event loop.
+        ciphertext: Where the network's bytes go; all connections share it.
+        plaintext: What TLS makes of them; two records longer.
+    """
 
     config: Config
+    loop: asyncio.AbstractEventLoop
     ciphertext: memoryview
     plaintext: memoryview
-
-    def opened(self, connection: "Connection") -> None:
-        """A connection has begun."""
 
     def closed(self, connection: "Connection") -> None:
         """A connection has ended."""
 
     def time(self) -> float:
-        """The event loop's clock, seconds."""
+        """The monotonic clock, seconds."""
 
-    def soon(self, connection: "Connection") -> None:
-        """Call `connection.take_up` at the loop's next turn."""
+    def watch(self, descriptor: int, connection: "Connection", events: int) -> None:
+        """From now on call `connection.ready` at these events of epoll(7) alone, and at errors."""
+
+    def hand_off(self) -> None:
+        """Instances may have been promised."""
 
 
-class Connection(asyncio.BufferedProtocol):
+class Connection:
     """Bytes in and out of one peer."""
 
-    def __init__(self, server: Server, context: ssl.SSLContext | None) -> None:
+    def __init__(self, server: Server, accepted: socket.socket, context: ssl.SSLContext | None) -> None:
+        """Take over a socket that was accepted.
+
+        Raises:
+            OSError: The peer has gone already.
+        """
+        accepted.setblocking(False)
+        accepted.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        accepted.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        peer = accepted.getpeername()
         self._server = server
+        self._socket = accepted
+        self.descriptor = accepted.fileno()
         self._pump = Pump(context) if context is not None else None
         self._parser = _parser(server)
-        self._association = Association(self, server, self._parser)
-        self._transport: asyncio.Transport | None = None
-        self._socket: socket.socket | None = None
+        self._channel = Channel(self.descriptor, self._parser, server.ciphertext)
+        self._association = Association(self, server, self._parser, self._channel)
         self._first_byte: int | None = None
-        self._deaf = False  # nothing that comes is looked at any more
-        self._paused = False
-        self._opened_at = self._last_heard = 0.0
-        self.address = ""
-        self.uri = ""
+        self._events = 0  # of epoll(7) that are waited for
+        self._finished = False
+        self._closing: float | None = None  # since when
+        self._opened_at = server.time()
+        self.address = str(peer[0])
+        self.uri = presentation_address(self.address, peer[1], tls=self._pump is not None)
         self.identity: Identity | None = None
         self.tls_version = ""
 
-    # --- asyncio
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """A peer has connected."""
-        self._transport = cast("asyncio.Transport", transport)
-        self._socket = transport.get_extra_info("socket")
-        peer = transport.get_extra_info("peername") or ("", 0)
-        self.address = str(peer[0])
-        self.uri = presentation_address(self.address, peer[1], tls=self._pump is not None)
-        self._opened_at = self._last_heard = self._server.time()
-        self._server.opened(self)
+    def start(self) -> None:
+        """Begin to read."""
         if self._pump is None:
             self._association.begin()
+        self.noticed()
 
-    def get_buffer(self, sizehint: int) -> memoryview:  # noqa: ARG002 - asyncio's name
-        """Where the network's next bytes go: the process's one buffer."""
-        return self._server.plaintext if self._pump is None else self._server.ciphertext
+    # --- the event loop
 
-    def buffer_updated(self, nbytes: int) -> None:
-        """Bytes have arrived; all of them are consumed here."""
-        if self._deaf:
+    def ready(self, events: int) -> None:
+        """The socket is ready for what it was watched for, or has failed."""
+        if events & select.EPOLLOUT:
+            self._writable()
+        if events & ~select.EPOLLOUT:
+            if self._events & select.EPOLLIN:
+                self._readable()
+            else:
+                self._finish()  # nothing is waited for, and still the peer is gone
+
+    def _readable(self) -> None:
+        if self._finished:
             return
-        self._last_heard = self._server.time()
-        self._acknowledge()
-        window = self.get_buffer(0)
-        if self._first_byte is None:
-            self._first_byte = window[0]
-        if self._pump is None:
-            self._guard(self._consume, nbytes)
+        channel, association = self._channel, self._association
+        try:
+            if self._pump is None or self._pump.established or self._shake_hands(self._pump):
+                if self._first_byte is None:
+                    self._look_at_first_byte()
+                while (event := channel.receive()) is not None:
+                    association.received(event)
+        except PeerError as error:
+            self._peer_failed(error)
+        except ssl.SSLError as error:
+            self._tls_failed(error)
+        except Exception:
+            # A defect of ours must cost this association, not the process with all the others.
+            log.exception("connection_failed", **self._who())
+            self.cut()
+        if channel.notices:
+            self.noticed()
+        self._server.hand_off()
+
+    def _writable(self) -> None:
+        self._channel.flush()
+        if self._closing is not None and not self._channel.unsent:
+            self._finish()
         else:
-            self._pump.feed(window[:nbytes])
-            self._guard(self._read_tls)
+            self.noticed()
 
-    def eof_received(self) -> bool:
-        """The peer sends nothing more, so nothing that it began can be finished: close."""
-        return False
+    def noticed(self) -> None:
+        """Act upon what the channel has noticed."""
+        if self._finished:
+            return
+        channel = self._channel
+        if channel.notices & ENDED:
+            self._finish()
+            return
+        if channel.unsent > UNREAD_BYTES:
+            log.warning("responses_not_read", **self._who())
+            self.cut()
+            return
+        if channel.notices & CLOSED and self._closing is None:
+            self.close()
+            return
+        events = select.EPOLLOUT if channel.notices & BLOCKED else 0
+        if not channel.notices & PAUSED and self._closing is None:
+            events |= select.EPOLLIN
+        if events & ~self._events & select.EPOLLIN:
+            self._server.loop.call_soon(self._readable)  # TLS may hold what came before a pause
+        if events != self._events:
+            self._events = events
+            self._server.watch(self.descriptor, self, events)
 
-    def connection_lost(self, exc: Exception | None) -> None:
-        """The transport connection is gone."""
-        if self._pump is not None and not self._pump.established and not self._deaf:
-            log.info("closed_before_handshake", address=self.address, error=str(exc) if exc else "")
-        self._deaf = True
-        self._transport = None
+    def _gone(self, error: str) -> None:
+        log.info("closed_before_handshake", address=self.address, error=error)
+        self._finish()
+
+    def _finish(self) -> None:
+        """Close the socket; the association hears of it at the loop's next turn."""
+        if self._finished:
+            return
+        self._finished = self._channel.deaf = True
+        self._socket.close()  # and so out of epoll's sight
+        self._server.loop.call_soon(self._lost)
+
+    def _lost(self) -> None:
         try:
             self._association.lost()
         finally:
+            self._channel.taker = None
             self._server.closed(self)
 
     # --- the listener
 
     def check_deadlines(self, now: float) -> None:
         """Called by the listener several times a second."""
-        self._guard(self._check_deadlines, now)
-
-    def _check_deadlines(self, now: float) -> None:
         receive, association = self._server.config.receive, self._association
-        if self._pump is not None and not self._pump.established:
+        if self._finished:
+            return
+        if self._closing is not None:
+            if now - self._closing > receive.artim_seconds:
+                self.cut()
+        elif self._pump is not None and not self._pump.established:
             if now - self._opened_at > receive.handshake_seconds:
                 self._late("handshake_seconds")
                 self.cut()
@@ -134,7 +199,7 @@ class Connection(asyncio.BufferedProtocol):
             if now - association.artim > receive.artim_seconds:
                 self._late("artim_seconds")
                 association.artim_expired()
-        elif now - self._last_heard > receive.idle_seconds and not association.busy:
+        elif now - max(self._channel.heard, self._opened_at) > receive.idle_seconds and not association.busy:
             self._late("idle_seconds")
             association.abort()
 
@@ -142,103 +207,68 @@ class Connection(asyncio.BufferedProtocol):
         """End the association from our side."""
         self._association.abort()
 
-    def take_up(self) -> None:
-        """Go on with what had arrived when reading was paused."""
-        if self._pump is not None and not self._deaf:
-            self._guard(self._read_tls)
-
     # --- the association
 
     def send(self, data: bytes) -> None:
         """Write in one piece: two would make the second wait for the peer's delayed ACK of the first."""
-        transport = self._transport
-        if transport is None or transport.is_closing():
+        if self._finished or self._closing is not None:
             return
-        if self._pump is None:
-            transport.write(data)
-        else:
-            self._pump.write(data)
-            transport.write(self._pump.output())
-        if transport.get_write_buffer_size() > UNREAD_BYTES:
-            log.warning("responses_not_read", **self._who())
-            self.cut()
+        self._channel.send(data)
+        if self._channel.notices:
+            self.noticed()
 
     def close(self) -> None:
         """Close after what was written, with TLS's close_notify; what still comes is not looked at."""
-        self._deaf = True
-        transport = self._transport
-        if transport is None or transport.is_closing():
+        if self._finished or self._closing is not None:
             return
         if self._pump is not None and self._pump.established:
-            self._pump.close_notify()
-            self._flush()
-        transport.close()
+            with contextlib.suppress(ssl.SSLError):
+                self._channel.close_notify()
+        self._close_when_sent()
+
+    def _close_when_sent(self) -> None:
+        self._closing, self._channel.deaf = self.time(), True
+        if self._channel.unsent:
+            self.noticed()
+        else:
+            self._finish()
 
     def cut(self) -> None:
         """Close at once, whatever is unsent."""
-        self._deaf = True
-        if self._transport is not None:
-            self._transport.abort()
-
-    def pause(self) -> None:
-        """Stop reading."""
-        self._paused = True
-        if self._transport is not None:
-            self._transport.pause_reading()
-
-    def resume(self) -> None:
-        """Read on, first what TLS still holds."""
-        self._paused = False
-        if self._transport is not None and not self._transport.is_closing():
-            self._transport.resume_reading()
-            self._server.soon(self)
+        self._finish()
 
     def time(self) -> float:
-        """The event loop's clock, seconds."""
+        """The monotonic clock, seconds."""
         return self._server.time()
 
-    # --- bytes
+    # --- before there is plaintext
 
-    def _acknowledge(self) -> None:
-        """Have the kernel acknowledge at once what came.
-
-        DCMTK, and so Orthanc and many modalities, write command and data set apart and leave Nagle's
-        algorithm on: the second write waits for the acknowledgement of the first, which Linux holds back for
-        40 ms. The kernel forgets the option by itself, so it is set each time.
-        """
-        if self._socket is not None:
-            with contextlib.suppress(OSError):
-                self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
-
-    def _guard(self, work: Any, *arguments: float) -> None:
-        try:
-            work(*arguments)
-        except ssl.SSLError as error:
-            self._tls_failed(error)
-        except Exception:
-            # A defect of ours must cost this association, not the process with all the others.
-            log.exception("connection_failed", **self._who())
-            self.cut()
-
-    def _read_tls(self) -> None:
-        pump = self._pump
-        if pump is None or not (pump.established or self._shake_hands(pump)):
-            return
-        while not (self._paused or self._deaf):
-            count = pump.read_into(self._server.plaintext)
-            if count > 0:
-                self._consume(count)
-                continue
-            self._flush()
-            if count < 0:
-                self.close()
-            return
+    def _look_at_first_byte(self) -> None:
+        with contextlib.suppress(OSError):
+            first = self._socket.recv(1, socket.MSG_PEEK)
+            self._first_byte = first[0] if first else None
 
     def _shake_hands(self, pump: Pump) -> bool:
-        done = pump.handshake()
-        self._flush()
-        if not done:
+        """Go on with the handshake; whether it is complete, and the peer known."""
+        window = self._server.ciphertext
+        try:
+            count = self._socket.recv_into(window)
+        except (BlockingIOError, InterruptedError):
             return False
+        except OSError as error:
+            self._gone(error.strerror or str(error))
+            return False
+        if not count:
+            self._gone("")
+            return False
+        if self._first_byte is None:
+            self._first_byte = window[0]
+        pump.feed(window[:count])
+        done = pump.handshake()
+        self._channel.send_raw(pump.output())
+        return done and self._is_known(pump)
+
+    def _is_known(self, pump: Pump) -> bool:
         der = pump.peer_certificate()
         try:
             self.identity = identity_of(der) if der else None
@@ -246,25 +276,13 @@ class Connection(asyncio.BufferedProtocol):
             # OpenSSL has verified it, but whom it names cannot be told, and so not what its holder may do.
             log.warning("tls_handshake_failed", **self._who(), error=str(error))
             self._server.services.board.add(self._server.services.row, REFUSED)
+            self._channel.secure(pump)
             self.close()
             return False
         self.tls_version = pump.version()
+        self._channel.secure(pump)
         self._association.begin()
         return True
-
-    def _consume(self, count: int) -> None:
-        parser, association = self._parser, self._association
-        try:
-            parser.buffer_updated(count)
-            while not self._deaf and (event := parser.next_event()) is not None:
-                association.received(event)
-        except PeerError as error:
-            self._peer_failed(error)
-
-    def _flush(self) -> None:
-        """Send what TLS itself wants to say."""
-        if self._pump is not None and self._transport is not None and (output := self._pump.output()):
-            self._transport.write(output)
 
     # --- failures
 
@@ -286,10 +304,9 @@ class Connection(asyncio.BufferedProtocol):
             )
         log.warning("tls_failed" if established else "tls_handshake_failed", **self._who(), **facts)
         self._server.services.board.add(self._server.services.row, REFUSED)
-        self._deaf = True
-        self._flush()
-        if self._transport is not None:
-            self._transport.close()
+        if not established and self._pump is not None:
+            self._channel.send_raw(self._pump.output())
+        self._close_when_sent()
 
     def _peer_failed(self, error: PeerError) -> None:
         mismatch = self._pump is None and self._first_byte == TLS_HANDSHAKE
@@ -302,7 +319,7 @@ class Connection(asyncio.BufferedProtocol):
             "peer_broke_protocol", **self._who(), error=str(error), **({"remedy": remedy} if remedy else {})
         )
         self._association.broken(error)
-        self._deaf = True
+        self._channel.deaf = True
         if mismatch:
             self.close()
 

@@ -3,14 +3,16 @@
 import asyncio
 import errno
 import resource
+import select
 import signal
-import socket
+import time
 from dataclasses import replace
 from typing import Final
 
 import structlog
 import uvloop
 
+from ext.store import Intake
 from ingest.config.model import Config
 from ingest.dicom.negotiate import Accepted, AcceptorPolicy, Rejected, local_limit_exceeded, negotiate
 from ingest.dicom.pdus import AssociateRequest
@@ -24,8 +26,10 @@ from ingest.node.endpoints import Endpoint
 from ingest.node.scoreboard import (
     ACCEPTING,
     ACTIVE,
+    BYTES,
     DRAINING,
     HEARTBEAT,
+    INSTANCES,
     REFUSED,
     STATE,
     Scoreboard,
@@ -34,6 +38,7 @@ from ingest.node.scoreboard import (
 from ingest.node.store_scp import Services
 from ingest.spool.spool import Spool
 from ingest.tls.identity import Identity
+from ingest.tls.pump import RECORD
 
 BUFFER: Final = 256 * 1024
 """Bytes of each of the two buffers that all connections of the process share."""
@@ -61,22 +66,21 @@ def run(config: Config, endpoints: tuple[Endpoint, ...], board: Scoreboard, row:
 
 
 async def _serve(config: Config, endpoints: tuple[Endpoint, ...], board: Scoreboard, row: int) -> int:
-    loop = asyncio.get_running_loop()
+    durable = config.receive.durability == "fsync"
     try:
-        spool = Spool.claim(
-            config.spool_dir,
-            durable=config.receive.durability == "fsync",
-            post=loop.call_soon_threadsafe,
-        )
+        spool = Spool.claim(config.spool_dir, durable=durable)
     except SpoolError as error:
         raise BootError(f"[receive] spool_dir: {error}") from error
     handoff = Handoff(config, spool)
-    listener = Listener(config, endpoints, Services(spool, handoff, board, row, config.receive.quarantine))
+    intake = Intake(spool.committer, spool.slot.name, board.counters(row), INSTANCES, BYTES, durable=durable)
+    services = Services(spool, intake, handoff, board, row, config.receive.quarantine)
+    listener = Listener(config, endpoints, services)
+    loop = asyncio.get_running_loop()
     try:
         await listener.serve()
     finally:
         await loop.run_in_executor(None, spool.close)
-        await asyncio.sleep(0)  # what the last commits posted
+        listener.collect()
         await loop.run_in_executor(None, handoff.close, HANDOFF_SECONDS)
     return 0
 
@@ -95,17 +99,17 @@ class Listener:
         self.config = config
         self.services = services
         self.ciphertext = memoryview(bytearray(BUFFER))
-        self.plaintext = memoryview(bytearray(BUFFER))
+        self.plaintext = memoryview(bytearray(BUFFER + 2 * RECORD))
+        self.loop = asyncio.get_running_loop()
         self._endpoints = endpoints
-        self._loop = asyncio.get_running_loop()
         self._gate = AcceptGate(services.board, services.row)
         self._connections: set[Connection] = set()
-        self._arriving: set[Connection] = set()  # accepted, and not `opened` yet
+        self._poller = select.epoll()
+        self._watched: dict[int, Connection] = {}
         self._draining = False
         self._retiring = False
         self._deadline: float | None = None
         self._full = ""
-        self._tasks: set[asyncio.Task[None]] = set()
         receive = config.receive
         self._policy = AcceptorPolicy(
             ae_title=config.node.ae_title,
@@ -118,13 +122,13 @@ class Listener:
 
     async def serve(self) -> None:
         """Accept and serve until a signal ends it: TERM drains, HUP lets a newer listener take over."""
-        self._loop.add_signal_handler(signal.SIGTERM, self._drain)
-        self._loop.add_signal_handler(
-            signal.SIGINT, lambda: None
-        )  # the terminal's; the supervisor sends TERM
-        self._loop.add_signal_handler(signal.SIGHUP, self._retire)
-        self._loop.add_signal_handler(signal.SIGUSR1, reopen_log)
+        self.loop.add_signal_handler(signal.SIGTERM, self._drain)
+        self.loop.add_signal_handler(signal.SIGINT, lambda: None)  # the terminal's; the supervisor sends TERM
+        self.loop.add_signal_handler(signal.SIGHUP, self._retire)
+        self.loop.add_signal_handler(signal.SIGUSR1, reopen_log)
         self._tick()
+        self.loop.add_reader(self.services.spool.committer.wakeup, self.collect)
+        self.loop.add_reader(self._poller.fileno(), self._poll)
         self.services.handoff.start()
         for endpoint in self._endpoints:
             self._watch(endpoint)
@@ -135,24 +139,38 @@ class Listener:
 
     # --- for connections
 
-    def opened(self, connection: Connection) -> None:
-        """Count a connection, once: it may ask for its association before the task that made it ends."""
-        self._arriving.discard(connection)
-        self._connections.add(connection)
-        self._count()
-
     def closed(self, connection: Connection) -> None:
         """Count a connection no more."""
         self._connections.discard(connection)
+        if self._watched.get(connection.descriptor) is connection:
+            del self._watched[connection.descriptor]
         self._count()
 
     def time(self) -> float:
-        """The event loop's clock, seconds."""
-        return self._loop.time()
+        """The monotonic clock, seconds."""
+        return time.monotonic()
 
-    def soon(self, connection: Connection) -> None:
-        """Have a connection go on at the loop's next turn."""
-        self._loop.call_soon(connection.take_up)
+    def watch(self, descriptor: int, connection: Connection, events: int) -> None:
+        """From now on call `connection.ready` at these events of epoll(7) alone, and at errors."""
+        if self._watched.get(descriptor) is connection:
+            self._poller.modify(descriptor, events)
+        else:  # a new one, perhaps with the number of one that is closed
+            self._watched[descriptor] = connection
+            self._poller.register(descriptor, events)
+
+    def hand_off(self) -> None:
+        """Have what was promised put on the queue."""
+        intake = self.services.intake
+        if intake.promised:
+            for where in intake.take_promised():
+                self.services.handoff.put(where)
+
+    def collect(self) -> None:
+        """Answer what has become durable."""
+        for error in self.services.intake.collect():
+            # A defect in answering one must not leave the others unanswered for ever.
+            log.error("commit_not_answered", exc_info=error)
+        self.hand_off()
 
     def spool_full(self) -> str:
         """Why nothing more is taken now, or an empty string; looked at several times a second."""
@@ -182,15 +200,26 @@ class Listener:
             return f"[receive] max_associations is {self.config.receive.max_associations}"
         return ""
 
+    def _poll(self) -> None:
+        """Look which connections are ready.
+
+        Why not the loop's own readers: uvloop does not report a connection that was reset, and one call of it
+        for each ready connection costs more than receiving a small instance.
+        """
+        for descriptor, events in self._poller.poll(0):
+            connection = self._watched.get(descriptor)
+            if connection is not None:
+                connection.ready(events)
+
     # --- accepting
 
     def _watch(self, endpoint: Endpoint) -> None:
         if not self._retiring:
-            self._loop.add_reader(endpoint.socket, self._readable, endpoint)
+            self.loop.add_reader(endpoint.socket, self._readable, endpoint)
 
     def _pause(self, endpoint: Endpoint, seconds: float) -> None:
-        self._loop.remove_reader(endpoint.socket)
-        self._loop.call_later(seconds, self._watch, endpoint)
+        self.loop.remove_reader(endpoint.socket)
+        self.loop.call_later(seconds, self._watch, endpoint)
 
     def _readable(self, endpoint: Endpoint) -> None:
         if not self._gate.open():
@@ -210,34 +239,21 @@ class Listener:
             self.services.board.add(self.services.row, REFUSED)
             accepted.close()
             return
-        connection = Connection(self, endpoint.context)
-        self._arriving.add(connection)
-        task = self._loop.create_task(self._connect(accepted, connection))
-        self._tasks.add(task)
-        task.add_done_callback(self._connected)
-        self._count()  # before the next look at the gate, which may come before the transport is made
-
-    async def _connect(self, accepted: socket.socket, connection: Connection) -> None:
         try:
-            accepted.setblocking(False)
-            accepted.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            accepted.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-            await self._loop.connect_accepted_socket(lambda: connection, accepted)
+            connection = Connection(self, accepted, endpoint.context)
         except OSError as error:
             accepted.close()
-            if error.errno not in (errno.ENOTCONN, errno.ECONNRESET, errno.EINVAL):
+            if error.errno not in {errno.ENOTCONN, errno.ECONNRESET, errno.EINVAL}:
                 log.warning("connection_not_taken", error=error.strerror)
-        finally:
-            self._arriving.discard(connection)
-
-    def _connected(self, task: asyncio.Task[None]) -> None:
-        self._tasks.discard(task)
-        self._count()
+            return
+        self._connections.add(connection)
+        self._count()  # before the next look at the gate
+        connection.start()
 
     # --- life
 
     def _count(self) -> None:
-        self.services.board.set(self.services.row, ACTIVE, len(self._connections) + len(self._arriving))
+        self.services.board.set(self.services.row, ACTIVE, len(self._connections))
 
     def _tick(self) -> None:
         board, row, receive = self.services.board, self.services.row, self.config.receive
@@ -248,6 +264,7 @@ class Listener:
         if bool(full) != bool(self._full):
             log.warning("spool_full" if full else "spool_has_room", reason=full)
         self._full = full
+        self.services.intake.full = bool(full)
         now = self.time()
         for connection in list(self._connections):
             connection.check_deadlines(now)
@@ -267,12 +284,12 @@ class Listener:
         self._retiring = True
         self.services.board.set(self.services.row, STATE, DRAINING)
         for endpoint in self._endpoints:
-            self._loop.remove_reader(endpoint.socket)
+            self.loop.remove_reader(endpoint.socket)
             endpoint.socket.close()
         log.info("retiring", associations=len(self._connections))
 
     def _finished(self) -> bool:
-        if not self._connections and not self._tasks and (self._draining or self._retiring):
+        if not self._connections and (self._draining or self._retiring):
             return True
         if self._deadline is not None and self.time() > self._deadline:
             log.warning("drain_deadline", associations_aborted=len(self._connections))

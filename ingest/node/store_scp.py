@@ -1,24 +1,31 @@
 """What an association does with its messages: C-STORE into the spool, C-ECHO, a clear no to all else.
 
-No I/O on the network here: the parser's events come in, responses go out through the association's link.
+Sound C-STOREs, which are nearly all, are done by `ext.store` and never come here; what does is odd in some
+way, and is looked at in full. No I/O on the network: the parser's events come in, responses go out through the
+owner.
 """
 
+import os
 from dataclasses import dataclass
 from typing import Protocol
 
 import structlog
 
+from ext.channel import Channel
+from ext.commit import Entry
 from ext.errors import PeerError
 from ext.pdu import DataSet, PDUParser
+from ext.store import Intake, Operation, StoreContext, StoreCycle
 from ingest.dicom import dimse
 from ingest.dicom.dimse import EchoRequest, OtherRequest, Status, StoreRequest
 from ingest.dicom.negotiate import AcceptedContext
-from ingest.dicom.part10 import FileMeta, encode_file_meta
+from ingest.dicom.part10 import FileMeta, encode_file_meta, file_meta_parts
+from ingest.dicom.uids import VERIFICATION, is_valid_uid
 from ingest.handoff import Handoff
 from ingest.node import header_check
 from ingest.node.header_check import Verdict
 from ingest.node.scoreboard import BYTES, FAILED, INSTANCES, Scoreboard
-from ingest.spool.spool import Entry, Spool
+from ingest.spool.spool import Spool
 
 log = structlog.get_logger()
 
@@ -43,6 +50,7 @@ class Services:
     """What the listener process gives to every association."""
 
     spool: Spool
+    intake: Intake
     handoff: Handoff
     board: Scoreboard
     row: int
@@ -56,7 +64,10 @@ class Owner(Protocol):
         """Send a response; without effect once the association has ended."""
 
     def operation_done(self) -> None:
-        """One operation fewer is outstanding."""
+        """One operation fewer is outstanding; called while `StoreSCP.cycle.watched`."""
+
+    def noticed(self) -> None:
+        """The channel has notices to act upon, or one fewer."""
 
     def spool_full(self) -> str:
         """Why nothing more is taken now, or an empty string."""
@@ -84,17 +95,18 @@ class StoreSCP:
         "_owner",
         "_parser",
         "_services",
-        "outstanding",
-        "stored",
+        "cycle",
     )
 
-    def __init__(
+    def __init__(  # noqa: PLR0917 - one caller
         self,
         owner: Owner,
+        channel: Channel,
         parser: PDUParser,
         services: Services,
         caller: Caller,
         contexts: dict[int, AcceptedContext],
+        limit: int,
     ) -> None:
         self._owner = owner
         self._parser = parser
@@ -102,8 +114,27 @@ class StoreSCP:
         self._caller = caller
         self._contexts = contexts
         self._current: _Receiving | None = None
-        self.outstanding: set[int] = set()
-        self.stored = 0
+        storable = [
+            StoreContext(
+                context_id,
+                context.abstract_syntax,
+                context.transfer_syntax,
+                *file_meta_parts(self._file_meta(context.abstract_syntax, "", context.transfer_syntax)),
+            )
+            for context_id, context in contexts.items()
+            if context.abstract_syntax != VERIFICATION and is_valid_uid(context.abstract_syntax)
+        ]
+        self.cycle = StoreCycle(services.intake, channel, parser, self, storable, limit)
+
+    @property
+    def outstanding(self) -> int:
+        """How many operations wait for their response."""
+        return self.cycle.outstanding
+
+    @property
+    def stored(self) -> int:
+        """Instances answered with Success."""
+        return self.cycle.stored
 
     def command(self, context_id: int, data: bytes) -> None:
         """A complete command set has arrived.
@@ -122,7 +153,7 @@ class StoreSCP:
         if isinstance(request, StoreRequest):
             self._store(request, context_id, context)
             return
-        self.outstanding.add(request.message_id)
+        self.cycle.add(request.message_id)
         receiving = _Receiving(request, context_id, context.transfer_syntax, header_check.SOUND)
         if request.has_data_set:
             self._current = receiving
@@ -137,6 +168,9 @@ class StoreSCP:
             PeerError: No message waits for one.
         """
         receiving, self._current = self._current, None
+        operation = self.cycle.hand_over()
+        if operation is not None:
+            receiving = self._taken_over(operation)
         if receiving is None:
             raise PeerError("a data set without a command", PeerError.UNEXPECTED_PDU)
         if receiving.entry is None:
@@ -159,26 +193,55 @@ class StoreSCP:
     def end(self) -> None:
         """The association has ended: what is half there goes; what is being committed stays."""
         receiving, self._current = self._current, None
-        if receiving is not None and receiving.entry is not None:
+        entry: Entry | None = self.cycle.hand_over()
+        self.cycle.receiving = self.cycle.answering = False
+        if entry is None and receiving is not None:
+            entry = receiving.entry
+        if entry is not None:
             self._parser.drop_sink()
-            self._services.spool.discard(receiving.entry)
+            self._services.spool.discard(entry)
+
+    # --- what the cycle leaves to us
+
+    def settled(self, operation: Operation, error: int) -> None:
+        """An instance could not be made durable."""
+        receiving = self._taken_over(operation)
+        receiving.verdict = self._failing_disk(os.strerror(error))
+        self._answer(receiving)
+
+    def operation_done(self) -> None:
+        """One operation fewer is outstanding."""
+        self._owner.operation_done()
+
+    def noticed(self) -> None:
+        """The channel has notices to act upon, or one fewer."""
+        self._owner.noticed()
+
+    def _taken_over(self, operation: Operation) -> "_Receiving":
+        context = self._contexts[operation.context_id]
+        head = encode_file_meta(
+            self._file_meta(context.abstract_syntax, operation.sop_instance_uid, context.transfer_syntax)
+        )
+        request = StoreRequest(operation.message_id, operation.sop_class_uid, operation.sop_instance_uid)
+        return _Receiving(
+            request, operation.context_id, context.transfer_syntax, header_check.SOUND, operation, len(head)
+        )
+
+    def _file_meta(self, sop_class: str, sop_instance: str, transfer_syntax: str) -> FileMeta:
+        caller = self._caller
+        return FileMeta(
+            sop_class, sop_instance, transfer_syntax, caller.calling_ae, caller.called_ae, caller.address
+        )
 
     def _store(self, request: StoreRequest, context_id: int, context: AcceptedContext) -> None:
         receiving = _Receiving(request, context_id, context.transfer_syntax, self._admit(request, context))
-        self.outstanding.add(request.message_id)
+        self.cycle.add(request.message_id)
         self._current = receiving
         if receiving.verdict.status:
             self._parser.expect_data_set(context_id)
             return
         head = encode_file_meta(
-            FileMeta(
-                request.sop_class_uid,
-                request.sop_instance_uid,
-                context.transfer_syntax,
-                self._caller.calling_ae,
-                self._caller.called_ae,
-                self._caller.address,
-            )
+            self._file_meta(request.sop_class_uid, request.sop_instance_uid, context.transfer_syntax)
         )
         try:
             receiving.entry = self._services.spool.begin()
@@ -191,7 +254,7 @@ class StoreSCP:
 
     def _admit(self, request: StoreRequest, context: AcceptedContext) -> Verdict:
         """Whether the data set shall be kept at all, decided before its first byte."""
-        if request.message_id in self.outstanding:
+        if self.cycle.is_outstanding(request.message_id):
             return Verdict(Status.DUPLICATE_INVOCATION, f"message {request.message_id} is outstanding")
         fault = dimse.store_fault(request, context.abstract_syntax)
         if fault is not None:
@@ -236,15 +299,13 @@ class StoreSCP:
         elif not receiving.verdict.status:
             services.board.add(services.row, INSTANCES)
             services.board.add(services.row, BYTES, size)
-            self.stored += 1
+            self.cycle.stored += 1
         self._answer(receiving)
         if error is None:
             services.handoff.put(where)
 
     def _answer(self, receiving: _Receiving) -> None:
         request, verdict = receiving.request, receiving.verdict
-        if verdict.status != Status.DUPLICATE_INVOCATION:  # then it is the first one's, which still is
-            self.outstanding.discard(request.message_id)
         if verdict.status:
             self._services.board.add(self._services.row, FAILED)
             log.warning(
@@ -261,4 +322,4 @@ class StoreSCP:
         else:
             response = dimse.unsupported_response(request)
         self._owner.respond(receiving.context_id, response)
-        self._owner.operation_done()
+        self.cycle.remove(request.message_id)

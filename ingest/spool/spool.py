@@ -17,28 +17,21 @@ import fcntl
 import itertools
 import os
 import threading
-import time
 import uuid
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Self
 
+from ext.commit import Committer, Entry
 from ingest.errors import SpoolError
-from ingest.spool.commit import Commit, Committer, Post
 
 DIRECTORY_MODE: Final = 0o750
 FILE_MODE: Final = 0o640
 LARGE: Final = 32 << 20
 """Bytes of a file that are freed on a thread of their own."""
 
-
-@dataclass(eq=False, slots=True)
-class Entry:
-    """An instance being received: open for reading and writing until committed or discarded."""
-
-    fd: int
-    name: str
+THREADS: Final = 4
+"""How many groups of entries may wait for the disk at the same time."""
 
 
 def spool_id(root: Path, *, create: bool = False) -> str | None:
@@ -133,19 +126,28 @@ class Slot:
 
 
 class Spool:
-    """One process's hold on a spool: begins entries in its own slot, commits or discards them."""
+    """One process's hold on a spool: begins entries in its own slot, commits or discards them.
 
-    def __init__(self, root: Path, identity: str, slot: Slot, *, durable: bool, post: Post) -> None:
+    Attributes:
+        committer: Makes entries durable; `collect` is to be called when its `wakeup` is readable.
+    """
+
+    def __init__(self, root: Path, identity: str, slot: Slot, *, durable: bool) -> None:
         self.root = root
         self.id = identity
         self.slot = slot
-        self._sequence = itertools.count()
         self._partial_dir = os.open(slot.path / "partial", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         self._ready_dir = os.open(slot.path / "ready", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        self._committer = Committer(self._partial_dir, self._ready_dir, durable=durable, post=post)
+        self.committer = Committer(self._partial_dir, self._ready_dir, durable=durable)
+        self._threads = [
+            threading.Thread(target=self.committer.run, name="commit", daemon=True)
+            for _ in range(THREADS if durable else 0)
+        ]
+        for thread in self._threads:
+            thread.start()
 
     @classmethod
-    def claim(cls, root: Path, *, durable: bool, post: Post) -> Self:
+    def claim(cls, root: Path, *, durable: bool) -> Self:
         """Take the first free slot of the spool in `root`, and clear away what its last owner had begun.
 
         Raises:
@@ -161,7 +163,7 @@ class Spool:
                     slot.remove_partials()
                     if durable:
                         sync_upwards(slot.path)
-                    return cls(root, identity, slot, durable=durable, post=post)
+                    return cls(root, identity, slot, durable=durable)
         except OSError as error:
             raise SpoolError(
                 f"the spool {root} cannot be used: {error.strerror} ({error.filename})"
@@ -174,26 +176,19 @@ class Spool:
         Raises:
             OSError: The disk is full or failing.
         """
-        name = f"{time.time_ns():016x}-{next(self._sequence):x}"
-        fd = os.open(
-            name, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, FILE_MODE, dir_fd=self._partial_dir
-        )
-        return Entry(fd, name)
+        return self.committer.begin()
 
-    def commit(self, entry: Entry, done: Callable[[str, OSError | None], None], status: int = 0) -> None:
+    def commit(self, entry: Entry, done: Callable[[str, OSError | None], object], status: int = 0) -> None:
         """Make an entry durable under its final name, then call `done(where, error)`.
 
         `where` is what a `Reference` says of it. A `status` other than 0 marks an instance that was refused
         with it and is only kept for quarantine.
         """
-        ready = f"{entry.name}.{status:04X}.dcm" if status else f"{entry.name}.dcm"
-        where = f"{self.slot.name}/ready/{ready}"
-        self._committer.submit(Commit(entry.fd, entry.name, ready, lambda error: done(where, error)))
+        self.committer.commit(entry, status, lambda error: done(self._where(entry), error))
 
     def discard(self, entry: Entry) -> None:
         """Close and remove a partial file."""
-        with contextlib.suppress(OSError):
-            os.unlink(entry.name, dir_fd=self._partial_dir)
+        self.committer.discard(entry)
         # The last close frees the blocks: of gigabytes, longer than an event loop may wait.
         if os.fstat(entry.fd).st_size > LARGE:
             threading.Thread(target=os.close, args=(entry.fd,), name="discard").start()
@@ -220,8 +215,13 @@ class Spool:
         return ""
 
     def close(self) -> None:
-        """Finish the commits under way and give the slot back."""
-        self._committer.close()
+        """Finish the commits under way and give the slot back; what they came to is there for `collect`."""
+        self.committer.close()
+        for thread in self._threads:
+            thread.join()
         os.close(self._partial_dir)
         os.close(self._ready_dir)
         self.slot.release()
+
+    def _where(self, entry: Entry) -> str:
+        return f"{self.slot.name}/ready/{entry.ready_name}"

@@ -87,6 +87,15 @@ class Pump:
         with contextlib.suppress(ssl.SSLError, OSError):
             self._tls.unwrap()
 
+    @property
+    def connection(self) -> ssl.SSLObject:
+        """What does the work."""
+        return self._tls
+
+    def hand_over(self) -> tuple[ssl.SSLObject, bytes]:
+        """The connection, for who does its records from now on, and ciphertext not yet looked at."""
+        return self._tls, self._incoming.read()
+
     def peer_certificate(self) -> bytes | None:
         """The verified certificate of the peer, DER; None where it gave none or none was asked for."""
         return self._tls.getpeercert(binary_form=True)

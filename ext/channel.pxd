@@ -1,0 +1,45 @@
+from libc.stdint cimport uint8_t
+
+from ext.pdu cimport PDUParser
+from ext.sink cimport Kept
+from ext.tls cimport Records
+
+# Why the owner of a channel has to look at it.
+cdef enum Notice:
+    ENDED = 1               # the network has ended, or failed
+    CLOSED = 2              # the peer's close_notify
+    BLOCKED = 4             # the kernel takes no more for now
+    PAUSED = 8              # too many operations are outstanding
+
+
+cdef class Taker:
+    cdef bint take(self, object event) except -1
+    cdef int window_goes(self) except -1
+
+
+cdef class Channel:
+    cdef int fd
+    cdef readonly int notices
+    cdef readonly int error         # errno of the network, 0 for its orderly end
+    cdef readonly double heard      # when something came last, seconds of the monotonic clock
+    cdef public bint deaf           # nothing that comes is looked at any more
+    cdef PDUParser parser
+    cdef object ciphertext
+    cdef Py_buffer window           # of `ciphertext`
+    cdef bint window_held
+    cdef Records records            # TLS in C
+    cdef object pump                # or TLS by the ssl module
+    cdef public Taker taker
+    cdef bint received              # this turn's bytes are here
+    cdef Kept pending               # to be encrypted
+    cdef Kept outgoing              # to be sent
+
+    cdef int answer_before_error(self) except -1
+    cdef int drain(self) except -1
+    cdef int get(self) except -1
+    cdef int fill(self) except -1
+    cdef Py_ssize_t decrypt(self, Py_ssize_t length) except -2
+    cdef int say(self, const uint8_t *data, size_t length) except -1
+    cdef int out(self) except -1
+    cdef int transmit(self) except -1
+    cdef int acknowledge(self) noexcept

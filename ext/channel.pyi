@@ -1,0 +1,29 @@
+from typing import Any, Final
+
+from ext.events import Command, ControlPDU, DataSet
+from ext.pdu import PDUParser
+
+__all__ = ["BLOCKED", "CLOSED", "ENDED", "PAUSED", "Channel", "Taker"]
+
+ENDED: Final = 1
+CLOSED: Final = 2
+BLOCKED: Final = 4
+PAUSED: Final = 8
+
+class Taker: ...
+
+class Channel:
+    notices: int
+    error: int
+    heard: float
+    deaf: bool
+    taker: Taker | None
+    def __init__(self, fd: int, parser: PDUParser, ciphertext: memoryview) -> None: ...
+    def secure(self, pump: Any) -> None: ...
+    def receive(self) -> ControlPDU | Command | DataSet | None: ...
+    def send(self, data: bytes) -> None: ...
+    def send_raw(self, data: bytes) -> None: ...
+    def flush(self) -> None: ...
+    def close_notify(self) -> None: ...
+    @property
+    def unsent(self) -> int: ...

@@ -1,0 +1,284 @@
+"""One connection of a receiver: socket, TLS records and PDUs, in one call for all that has arrived.
+
+What the protocol's happy path brings is taken by a `Taker` in C; only events that it leaves come back to Python.
+Responses that arise meanwhile are encrypted together and sent in one piece: two would make the second wait for
+the peer's delayed ACK of the first.
+"""
+
+cimport cython
+from cpython.buffer cimport PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
+from libc.errno cimport EAGAIN, EINTR, errno
+from libc.stdint cimport uint8_t
+from libc.string cimport memcpy, memmove
+from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
+
+from ext cimport tls
+from ext.pdu cimport PDUParser
+from ext.sink cimport Kept, forget, keep, kept_bytes, release
+
+__all__ = ["BLOCKED", "CLOSED", "ENDED", "PAUSED", "Channel", "Taker"]
+
+cdef extern from "sys/socket.h" nogil:
+    Py_ssize_t recv(int, void *, size_t, int)
+    Py_ssize_t send(int, const void *, size_t, int)
+    int setsockopt(int, int, int, const void *, unsigned int)
+    enum: MSG_DONTWAIT
+    enum: MSG_NOSIGNAL
+
+cdef extern from "netinet/in.h" nogil:
+    enum: IPPROTO_TCP
+
+cdef extern from "netinet/tcp.h" nogil:
+    enum: TCP_QUICKACK
+
+globals().update(BLOCKED=BLOCKED, CLOSED=CLOSED, ENDED=ENDED, PAUSED=PAUSED)
+
+
+cdef class Taker:
+    """Who takes events from a channel before Python sees them."""
+
+    cdef bint take(self, object event) except -1:
+        """Whether the event needs nobody else."""
+        return False
+
+    cdef int window_goes(self) except -1:
+        """The bytes of this window will be overwritten."""
+        return 0
+
+
+@cython.final
+cdef class Channel:
+    """One connection.
+
+    Args:
+        fd: The socket, non-blocking; it stays the caller's.
+        parser: Frames what comes; its window holds two TLS records more than `ciphertext`.
+        ciphertext: Where the network's bytes go; shared by all channels of a thread.
+
+    Attributes:
+        notices: ENDED, CLOSED, BLOCKED and PAUSED, or'ed: what the owner has to act upon.
+        error: The errno with which the network failed, 0 for its orderly end.
+        heard: When something came last, seconds of the monotonic clock.
+        deaf: Set to look at nothing that comes any more.
+        taker: Takes events first.
+    """
+
+    def __cinit__(self, int fd, PDUParser parser not None, ciphertext not None):
+        self.fd = fd
+        self.parser = parser
+        self.ciphertext = ciphertext
+        PyObject_GetBuffer(ciphertext, &self.window, PyBUF_WRITABLE)
+        self.window_held = True
+
+    def __dealloc__(self):
+        if self.window_held:
+            PyBuffer_Release(&self.window)
+        release(&self.pending)
+        release(&self.outgoing)
+
+    def secure(self, pump):
+        """From now on everything is in TLS.
+
+        Args:
+            pump: An ingest.tls.pump.Pump whose handshake is complete. It goes on doing the records only where
+                OpenSSL cannot be reached behind its connection.
+        """
+        cdef bytes leftover
+        if tls.available(pump.connection):
+            connection, leftover = pump.hand_over()
+            self.records = tls.records(connection, &self.outgoing)
+            memcpy(self.window.buf, PyBytes_AS_STRING(leftover), <size_t> PyBytes_GET_SIZE(leftover))
+        else:
+            leftover = b""
+            self.pump = pump
+        self.parser.received(max(self.decrypt(PyBytes_GET_SIZE(leftover)), 0))
+
+    def receive(self):
+        """Take what has arrived; the next event that is Python's to handle, or None when there is no more now.
+
+        After an event, call it again until None.
+
+        Raises:
+            PeerError: The peer broke the protocol.
+            ssl.SSLError: It broke TLS; the alert is sent.
+        """
+        if self.deaf:
+            self.drain()
+            return None
+        try:
+            while True:
+                event = self.parser.step()
+                while event is not None:
+                    if self.taker is None or not self.taker.take(event):
+                        return event
+                    event = self.parser.step()
+                if self.taker is not None:
+                    self.taker.window_goes()
+                if self.deaf or not self.get():
+                    break
+        except BaseException:
+            self.received = False
+            self.answer_before_error()
+            raise
+        self.received = False
+        self.out()
+        if self.parser.in_message():
+            self.acknowledge()
+        return None
+
+    def send(self, bytes data not None):
+        """Encrypt and send, in one record where it fits in one."""
+        self.say(<const uint8_t *> PyBytes_AS_STRING(data), <size_t> PyBytes_GET_SIZE(data))
+        self.out()
+
+    def send_raw(self, bytes data not None):
+        """Send as it is: what the handshake says."""
+        keep(&self.outgoing, <const uint8_t *> PyBytes_AS_STRING(data), <size_t> PyBytes_GET_SIZE(data))
+        self.transmit()
+
+    def flush(self):
+        """Send what is unsent, as far as the kernel takes it."""
+        self.notices &= ~BLOCKED
+        self.out()
+
+    def close_notify(self):
+        """Say in TLS that nothing more is sent."""
+        self.out()
+        if self.records is not None:
+            self.records.close_notify()
+        elif self.pump is not None:
+            self.pump.close_notify()
+        self.out()
+
+    @property
+    def unsent(self):
+        """Bytes that the peer has not taken."""
+        return self.outgoing.length
+
+    cdef int answer_before_error(self) except -1:
+        try:
+            self.out()
+        except Exception:
+            self.transmit()             # TLS is broken; its alert is among what is to be sent
+        return 0
+
+    cdef int drain(self) except -1:
+        """Look at nothing but the network's end."""
+        cdef Py_ssize_t count = recv(self.fd, self.window.buf, <size_t> self.window.len, MSG_DONTWAIT)
+        if count == 0 or (count < 0 and errno != EAGAIN and errno != EINTR):
+            self.error = errno if count < 0 else 0
+            self.notices |= ENDED
+        return 0
+
+    cdef int get(self) except -1:
+        """Fill the parser's window; 0 when there is nothing more to be had now."""
+        cdef Py_ssize_t count = 0
+        if self.notices & (PAUSED | ENDED | CLOSED):
+            return 0
+        if self.records is not None and self.records.ending:
+            count = self.decrypt(0)
+        elif self.received or not self.fill():
+            return 0
+        else:
+            self.received = True
+            return 1
+        if count > 0:
+            self.parser.received(count)
+            return 1
+        return 0
+
+    cdef int fill(self) except -1:
+        """One read from the network; 0 when nothing has come, or it has ended."""
+        cdef bint plain = self.records is None and self.pump is None
+        cdef Py_buffer *window = &self.parser.window if plain else &self.window
+        cdef Py_ssize_t count
+        cdef timespec now
+        while True:
+            count = recv(self.fd, window.buf, <size_t> window.len, MSG_DONTWAIT)
+            if count >= 0 or errno != EINTR:
+                break
+        if count <= 0:
+            if count == 0 or errno != EAGAIN:
+                self.error = errno if count < 0 else 0
+                self.notices |= ENDED
+            return 0
+        clock_gettime(CLOCK_MONOTONIC, &now)
+        self.heard = <double> now.tv_sec + <double> now.tv_nsec * 1e-9
+        if not plain:
+            count = self.decrypt(count)
+        self.parser.received(max(count, 0))
+        return 1
+
+    cdef Py_ssize_t decrypt(self, Py_ssize_t length) except -2:
+        cdef Py_ssize_t count
+        if self.records is not None:
+            count = self.records.read(
+                <const uint8_t *> self.window.buf, <size_t> length,
+                <uint8_t *> self.parser.window.buf, <size_t> self.parser.window.len,
+            )
+        else:
+            if length:
+                self.pump.feed(self.ciphertext[:length])
+            count = self.pump.read_into(self.parser.view)
+        if count < 0:
+            self.notices |= CLOSED
+        return count
+
+    cdef int say(self, const uint8_t *data, size_t length) except -1:
+        """Have something encrypted and sent when this turn ends."""
+        return keep(&self.pending, data, length)
+
+    cdef int out(self) except -1:
+        """Encrypt what is said and send it."""
+        cdef bytes piece
+        if self.pending.length:
+            if self.records is not None:
+                self.records.write(self.pending.data, self.pending.length)
+            elif self.pump is not None:
+                self.pump.write(kept_bytes(&self.pending))
+            else:
+                keep(&self.outgoing, self.pending.data, self.pending.length)
+            forget(&self.pending)
+        if self.pump is not None:
+            piece = self.pump.output()
+            keep(&self.outgoing, <const uint8_t *> PyBytes_AS_STRING(piece), <size_t> PyBytes_GET_SIZE(piece))
+        if self.outgoing.length:
+            self.transmit()
+        return 0
+
+    cdef int transmit(self) except -1:
+        cdef Py_ssize_t count
+        cdef size_t done = 0
+        if self.notices & (BLOCKED | ENDED):
+            return 0
+        while done < self.outgoing.length:
+            count = send(
+                self.fd, self.outgoing.data + done, self.outgoing.length - done, MSG_DONTWAIT | MSG_NOSIGNAL
+            )
+            if count >= 0:
+                done += <size_t> count
+            elif errno == EAGAIN:
+                self.notices |= BLOCKED
+                break
+            elif errno != EINTR:
+                self.error = errno
+                self.notices |= ENDED
+                break
+        if done == self.outgoing.length or self.notices & ENDED:
+            forget(&self.outgoing)
+        elif done:
+            self.outgoing.length -= done
+            memmove(self.outgoing.data, self.outgoing.data + done, self.outgoing.length)
+        return 0
+
+    cdef int acknowledge(self) noexcept:
+        """Have the kernel acknowledge at once what came, when the peer's message is not complete.
+
+        DCMTK, and so Orthanc and many modalities, write command and data set apart and leave Nagle's algorithm
+        on: the second write waits for the acknowledgement of the first, which Linux holds back for 40 ms. The
+        kernel forgets the option by itself, so it is set each time.
+        """
+        cdef int on = 1
+        setsockopt(self.fd, IPPROTO_TCP, TCP_QUICKACK, &on, sizeof(on))
+        return 0

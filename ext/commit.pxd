@@ -1,0 +1,52 @@
+from libc.stdint cimport uint64_t
+
+cdef enum:
+    PARTIAL_SIZE = 40       # bytes of the name of an entry's file, with its NUL
+    READY_SIZE = 56         # the same with a status
+
+cdef extern from "pthread.h" nogil:
+    ctypedef struct pthread_mutex_t:
+        pass
+    ctypedef struct pthread_cond_t:
+        pass
+
+# What the threads need of an entry; they touch no Python object.
+cdef struct Job:
+    Job *next
+    void *entry             # a reference to the Entry, held while the job is in the line
+    int fd
+    int error
+    char partial[PARTIAL_SIZE]
+    char ready[READY_SIZE]
+
+cdef struct Line:
+    Job *first
+    Job *last
+    size_t length
+
+
+cdef class Entry:
+    cdef Job job
+    cdef object done        # Python's callback, or None
+
+    cdef int finished(self, int error) except -1
+
+
+cdef class Committer:
+    cdef readonly int wakeup
+    cdef int partial_dir
+    cdef int ready_dir
+    cdef bint durable
+    cdef bint closed
+    cdef uint64_t sequence
+    cdef pthread_mutex_t mutex
+    cdef pthread_cond_t work
+    cdef Line waiting
+    cdef Line finished
+
+    cdef int open(self, Entry entry) except -1
+    cdef int submit(self, Entry entry) except -1
+    cdef size_t take(self, Job **group) noexcept nogil
+    cdef void commit_group(self, Job **group, size_t count) noexcept nogil
+    cdef void report(self, Job **group, size_t count) noexcept nogil
+    cdef int move(self, Job *job) noexcept nogil

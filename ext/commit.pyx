@@ -1,0 +1,289 @@
+"""Entries of a spool: begun as files in one folder, made durable in groups and renamed into another.
+
+Threads that run `Committer.run` take whatever waits and never need the interpreter: fdatasync of each file,
+rename, one fsync of the folder for all. While they wait for the disk more arrives, so groups grow with the load.
+"""
+
+from cpython.ref cimport Py_DECREF, Py_INCREF
+from libc.errno cimport EINTR, errno
+from libc.stdint cimport uint64_t
+from libc.stdio cimport snprintf
+from libc.string cimport memset
+from posix.fcntl cimport O_CREAT, O_EXCL, O_RDWR
+from posix.time cimport CLOCK_REALTIME, clock_gettime, timespec
+from posix.unistd cimport close, fdatasync, fsync
+
+import os
+
+__all__ = ["Committer", "Entry"]
+
+cdef extern from "pthread.h" nogil:
+    int pthread_mutex_init(pthread_mutex_t *, void *)
+    int pthread_mutex_lock(pthread_mutex_t *)
+    int pthread_mutex_unlock(pthread_mutex_t *)
+    int pthread_mutex_destroy(pthread_mutex_t *)
+    int pthread_cond_init(pthread_cond_t *, void *)
+    int pthread_cond_wait(pthread_cond_t *, pthread_mutex_t *)
+    int pthread_cond_signal(pthread_cond_t *)
+    int pthread_cond_broadcast(pthread_cond_t *)
+    int pthread_cond_destroy(pthread_cond_t *)
+
+cdef extern from "sys/eventfd.h" nogil:
+    int eventfd(unsigned int, int)
+    int eventfd_write(int, uint64_t)
+    int eventfd_read(int, uint64_t *)
+    enum: EFD_NONBLOCK
+    enum: EFD_CLOEXEC
+
+cdef extern from "fcntl.h" nogil:
+    int openat(int, const char *, int, ...)
+    int sync_file_range(int, long long, long long, unsigned int)
+    enum: O_CLOEXEC
+    enum: SYNC_FILE_RANGE_WRITE
+
+cdef extern from "stdio.h" nogil:
+    int renameat(int, const char *, int, const char *)
+
+cdef extern from "unistd.h" nogil:
+    int unlinkat(int, const char *, int)
+
+cdef enum:
+    GROUP = 64
+    SHARES = 2              # what waits is divided by so many, that one group may wait for the disk beside another
+
+cdef int FILE_MODE = 0o640
+
+
+cdef void append(Line *line, Job *job) noexcept nogil:
+    job.next = NULL
+    if line.last == NULL:
+        line.first = job
+    else:
+        line.last.next = job
+    line.last = job
+    line.length += 1
+
+
+cdef class Entry:
+    """An instance being received: open for reading and writing until committed or discarded.
+
+    Attributes:
+        fd: The open file.
+        name: Of the file in the partial folder.
+        ready_name: Of the file in the ready folder, known once it is committed.
+    """
+
+    def __cinit__(self):
+        self.job.fd = -1
+
+    @property
+    def fd(self):
+        return self.job.fd
+
+    @property
+    def name(self):
+        return (<bytes> self.job.partial).decode()
+
+    @property
+    def ready_name(self):
+        return (<bytes> self.job.ready).decode()
+
+    cdef int finished(self, int error) except -1:
+        """Called on the owner's thread when it is durable, or cannot be."""
+        done, self.done = self.done, None
+        done(OSError(error, os.strerror(error)) if error else None)
+        return 0
+
+
+cdef class Committer:
+    """Commits files from one folder into another, durable before they are reported unless `durable` is false.
+
+    Args:
+        partial_dir: Descriptor of the folder of what is being received; it stays the caller's.
+        ready_dir: Of the folder of what is promised.
+        durable: Whether to wait for stable storage. Without, `commit` reports at once and needs no thread.
+
+    Attributes:
+        wakeup: Readable when `collect` has something to report.
+    """
+
+    def __cinit__(self, int partial_dir, int ready_dir, *, bint durable):
+        self.wakeup = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC)
+        if self.wakeup < 0:
+            raise OSError(errno, os.strerror(errno))
+        self.partial_dir = partial_dir
+        self.ready_dir = ready_dir
+        self.durable = durable
+        pthread_mutex_init(&self.mutex, NULL)
+        pthread_cond_init(&self.work, NULL)
+
+    def __dealloc__(self):
+        if self.wakeup >= 0:
+            close(self.wakeup)
+        pthread_cond_destroy(&self.work)
+        pthread_mutex_destroy(&self.mutex)
+
+    def begin(self):
+        """A new entry with a file of its own in the partial folder.
+
+        Raises:
+            OSError: The disk is full or failing.
+        """
+        cdef Entry entry = Entry.__new__(Entry)
+        if self.open(entry) < 0:
+            raise OSError(errno, os.strerror(errno))
+        return entry
+
+    cdef int open(self, Entry entry) except -1:
+        """Give an entry its file; -2 where the disk is full or failing, `errno` says how."""
+        cdef timespec now
+        cdef Job *job = &entry.job
+        clock_gettime(CLOCK_REALTIME, &now)
+        snprintf(
+            job.partial, PARTIAL_SIZE, b"%016llx-%llx",
+            <unsigned long long> now.tv_sec * 1000000000 + <unsigned long long> now.tv_nsec,
+            <unsigned long long> self.sequence,
+        )
+        self.sequence += 1
+        job.fd = openat(self.partial_dir, job.partial, O_CREAT | O_EXCL | O_RDWR | O_CLOEXEC, FILE_MODE)
+        snprintf(job.ready, READY_SIZE, b"%s.dcm", job.partial)
+        return 0 if job.fd >= 0 else -2
+
+    def commit(self, Entry entry not None, int status, done not None):
+        """Make an entry durable under its name in the ready folder, then call `done(error)` from `collect`.
+
+        A `status` other than 0 becomes part of the name. The file is closed, whatever happens.
+        """
+        if status:
+            snprintf(entry.job.ready, READY_SIZE, b"%s.%04X.dcm", entry.job.partial, <unsigned int> status & 0xFFFF)
+        entry.done = done
+        self.submit(entry)
+
+    cdef int submit(self, Entry entry) except -1:
+        cdef int error
+        if not self.durable:
+            error = self.move(&entry.job)
+            entry.finished(error)
+            return 0
+        entry.job.entry = <void *> entry
+        Py_INCREF(entry)
+        with nogil:
+            pthread_mutex_lock(&self.mutex)
+            append(&self.waiting, &entry.job)
+            pthread_cond_signal(&self.work)
+            pthread_mutex_unlock(&self.mutex)
+        return 0
+
+    def discard(self, Entry entry not None):
+        """Remove an entry's file; its descriptor stays open, since the last close of a large one takes long."""
+        unlinkat(self.partial_dir, entry.job.partial, 0)
+
+    def run(self):
+        """Commit what is submitted until `close`; the body of a thread."""
+        cdef Job *group[GROUP]
+        cdef size_t count
+        with nogil:
+            while True:
+                count = self.take(group)
+                if count == 0:
+                    break
+                self.commit_group(group, count)
+                self.report(group, count)
+
+    def collect(self):
+        """Report what has become durable or failed; the owner's thread calls it when `wakeup` is readable.
+
+        Returns:
+            Exceptions that callbacks raised; none keeps the others from being called.
+        """
+        cdef uint64_t ignored
+        cdef Job *job
+        cdef Entry entry
+        cdef list raised = []
+        eventfd_read(self.wakeup, &ignored)
+        with nogil:
+            pthread_mutex_lock(&self.mutex)
+            job = self.finished.first
+            memset(&self.finished, 0, sizeof(Line))
+            pthread_mutex_unlock(&self.mutex)
+        while job != NULL:
+            entry = <Entry> job.entry
+            job = job.next
+            try:
+                entry.finished(entry.job.error)
+            except Exception as error:
+                raised.append(error)
+            Py_DECREF(entry)
+        return raised
+
+    def close(self):
+        """Let the threads end once nothing waits any more."""
+        pthread_mutex_lock(&self.mutex)
+        self.closed = True
+        pthread_cond_broadcast(&self.work)
+        pthread_mutex_unlock(&self.mutex)
+
+    cdef size_t take(self, Job **group) noexcept nogil:
+        """What one thread commits next: its share of what waits; nothing once closed and done."""
+        cdef size_t share, count = 0
+        pthread_mutex_lock(&self.mutex)
+        while self.waiting.first == NULL and not self.closed:
+            pthread_cond_wait(&self.work, &self.mutex)
+        share = min(<size_t> GROUP, (self.waiting.length + SHARES - 1) // SHARES)
+        while count < share:
+            group[count] = self.waiting.first
+            self.waiting.first = self.waiting.first.next
+            count += 1
+        self.waiting.length -= count
+        if self.waiting.first == NULL:
+            self.waiting.last = NULL
+        pthread_mutex_unlock(&self.mutex)
+        return count
+
+    cdef void commit_group(self, Job **group, size_t count) noexcept nogil:
+        cdef size_t at
+        cdef bint any_moved = False
+        cdef int error
+        if count > 1:
+            # Blocks are allocated as writing starts: one commit of the journal then serves the whole group.
+            for at in range(count):
+                sync_file_range(group[at].fd, 0, 0, SYNC_FILE_RANGE_WRITE)
+        for at in range(count):
+            group[at].error = 0
+            if fdatasync(group[at].fd) != 0:
+                group[at].error = errno
+                close(group[at].fd)
+                group[at].fd = -1
+                unlinkat(self.partial_dir, group[at].partial, 0)
+                continue
+        for at in range(count):
+            if group[at].error == 0:
+                group[at].error = self.move(group[at])
+                any_moved = any_moved or group[at].error == 0
+        if any_moved and fsync(self.ready_dir) != 0:
+            # The names are not safe. The files stay: they are whole, and the sweep hands them off; the sender,
+            # which is told of a failure, sends them again, and the store finds them identical.
+            error = errno
+            for at in range(count):
+                if group[at].error == 0:
+                    group[at].error = error
+
+    cdef int move(self, Job *job) noexcept nogil:
+        """Close and rename; 0 or an errno, and then the file is gone."""
+        cdef int error = 0
+        if close(job.fd) != 0 and errno != EINTR:
+            error = errno
+        job.fd = -1
+        if error == 0 and renameat(self.partial_dir, job.partial, self.ready_dir, job.ready) != 0:
+            error = errno
+        if error:
+            unlinkat(self.partial_dir, job.partial, 0)
+        return error
+
+    cdef void report(self, Job **group, size_t count) noexcept nogil:
+        cdef size_t at
+        pthread_mutex_lock(&self.mutex)
+        for at in range(count):
+            append(&self.finished, group[at])
+        pthread_mutex_unlock(&self.mutex)
+        eventfd_write(self.wakeup, 1)

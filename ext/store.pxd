@@ -1,0 +1,64 @@
+from libc.stdint cimport uint8_t, uint16_t, uint64_t
+
+from ext.channel cimport Channel, Taker
+from ext.commit cimport Committer, Entry
+from ext.pdu cimport PDUParser
+
+
+cdef class StoreContext:
+    cdef readonly int context_id
+    cdef bytes sop_class            # without padding
+    cdef int coding                 # of its data sets, as ext.header says; -1: deflated
+    cdef bytes lead                 # the three constant parts of a File Meta
+    cdef bytes before
+    cdef bytes after
+
+
+cdef class Operation(Entry):
+    cdef StoreCycle cycle
+    cdef StoreContext context
+    cdef uint16_t _message_id
+    cdef uint64_t size
+    cdef bytes uid
+    cdef bint sound                 # the data set says the UIDs of its command
+    cdef bint examined
+
+
+cdef class Intake:
+    cdef readonly Committer committer
+    cdef readonly list promised
+    cdef public bint full
+    cdef uint64_t[::1] counters
+    cdef int instances
+    cdef int volume
+    cdef bint durable
+    cdef bytes slot
+    cdef list speaking              # cycles with responses to send
+
+
+cdef class StoreCycle(Taker):
+    cdef public bint receiving
+    cdef public bint answering
+    cdef public bint watched
+    cdef public uint64_t stored
+    cdef Intake intake
+    cdef Channel channel
+    cdef PDUParser parser
+    cdef object owner
+    cdef list contexts              # 128 places, by context ID
+    cdef Operation current
+    cdef uint16_t *ids
+    cdef size_t count
+    cdef size_t capacity
+    cdef size_t limit
+    cdef bint speaks
+
+    cdef bint begin(self, int context_id, bytes command) except -1
+    cdef bint end_data_set(self, object event) except -1
+    cdef int examine(self) except -1
+    cdef bytes file_meta(self, StoreContext context, bytes uid)
+    cdef Py_ssize_t place(self, uint16_t message_id) noexcept
+    cdef int enter(self, uint16_t message_id) except -1
+    cdef int leave(self, uint16_t message_id) except -1
+    cdef int respond(self, Operation operation) except -1
+    cdef int settle(self, Operation operation, int error) except -1

@@ -1,0 +1,72 @@
+from collections.abc import Sequence
+from typing import Any, final
+
+from ext.channel import Channel, Taker
+from ext.commit import Committer, Entry
+from ext.pdu import PDUParser
+
+__all__ = ["Intake", "Operation", "StoreContext", "StoreCycle"]
+
+@final
+class StoreContext:
+    context_id: int
+    def __init__(
+        self,
+        context_id: int,
+        sop_class_uid: str,
+        transfer_syntax_uid: str,
+        lead: bytes,
+        before: bytes,
+        after: bytes,
+    ) -> None: ...
+
+@final
+class Operation(Entry):
+    @property
+    def message_id(self) -> int: ...
+    @property
+    def context_id(self) -> int: ...
+    @property
+    def sop_class_uid(self) -> str: ...
+    @property
+    def sop_instance_uid(self) -> str: ...
+
+@final
+class Intake:
+    committer: Committer
+    promised: list[str]
+    full: bool
+    def __init__(
+        self,
+        committer: Committer,
+        slot: str,
+        counters: memoryview,
+        instances: int,
+        volume: int,
+        *,
+        durable: bool,
+    ) -> None: ...
+    def take_promised(self) -> list[str]: ...
+    def collect(self) -> list[BaseException]: ...
+
+@final
+class StoreCycle(Taker):
+    receiving: bool
+    answering: bool
+    watched: bool
+    stored: int
+    def __init__(
+        self,
+        intake: Intake,
+        channel: Channel,
+        parser: PDUParser,
+        owner: Any,
+        contexts: Sequence[StoreContext],
+        limit: int,
+    ) -> None: ...
+    @property
+    def outstanding(self) -> int: ...
+    def is_outstanding(self, message_id: int) -> bool: ...
+    def add(self, message_id: int) -> None: ...
+    def remove(self, message_id: int) -> None: ...
+    def hand_over(self) -> Operation | None: ...

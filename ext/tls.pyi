@@ -1,0 +1,5 @@
+import ssl
+
+__all__ = ["available"]
+
+def available(connection: ssl.SSLObject) -> bool: ...
