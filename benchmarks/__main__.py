@@ -12,7 +12,9 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.load import Load, run
-from benchmarks.node import Receiver, receiver
+from benchmarks.node import Node, ours
+from benchmarks.node import whole as whole_node
+from benchmarks.receivers import make_pki
 
 WORK = ((8 << 10, 2000), (128 << 10, 800), (512 << 10, 300), (27 << 20, 4))
 """Bytes of a data set, instances of each association."""
@@ -46,12 +48,13 @@ def main(  # noqa: PLR0917 - click names them
     """Measure what receiving over mutual TLS costs this node's processes."""
     base = Path(tempfile.mkdtemp(prefix="ingest-bench-", dir=folder))
     rows = []
-    with receiver(base, durability, whole=whole) as node:
+    start = whole_node if whole else ours
+    with start(base, make_pki(base / "pki"), durability=durability) as node:
         for size, instances in WORK:
             load = Load(size, instances, associations, pdu)
             run(node.target, load)
             rows.append(_row(load, [_measure(node, load) for _ in range(runs)]))
-        memory = node.memory()
+        memory = {"largest": max(node.group.pss_each().values())}
     if not keep:
         shutil.rmtree(base)  # at the end: a file system that has just deleted much creates slowly
     if as_json:
@@ -75,11 +78,10 @@ def main(  # noqa: PLR0917 - click names them
         click.echo(f"the node's folder is {base}")
 
 
-def _measure(node: Receiver, load: Load) -> dict[str, float]:
-    before = node.cost()
+def _measure(node: Node, load: Load) -> dict[str, float]:
+    before = node.group.by_name()["ingest-listen"]
     result = run(node.target, load)
-    used = node.cost().since(before)
-    cpu = used.get("ingest-listen", 0.0)
+    cpu = node.group.by_name()["ingest-listen"] - before
     ordered = sorted(result.latencies)
     return {
         "rate": result.instances / result.seconds,

@@ -6,6 +6,7 @@
 
    floor [-s] CERTIFICATE KEY TRUSTED FOLDER
      -s      fdatasync of the file and fsync of the folder before each answer
+   floor -v  prints the version of OpenSSL
    It takes a free port of 127.0.0.1 and prints it. TLS 1.2 or 1.3; a client certificate is required. */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
@@ -268,6 +269,10 @@ static SSL_CTX *tls_context(char **files) {
 }
 
 int main(int count, char **words) {
+    if (count == 2 && !strcmp(words[1], "-v")) {
+        puts(OpenSSL_version(OPENSSL_VERSION_STRING));
+        return 0;
+    }
     if (count > 1 && !strcmp(words[1], "-s")) durable = 1;
     if (count != 5 + durable) {
         fprintf(stderr, "usage: floor [-s] CERTIFICATE KEY TRUSTED FOLDER\n");

@@ -1,31 +1,52 @@
-"""A node of ours as the receiver: its own configuration, its processes' CPU time and memory."""
+"""Our own node as a receiver: its listeners alone, or the whole of it."""
 
 import contextlib
+import os
+import re
 import subprocess
 import sys
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
+from typing import Final, Literal
 
-import psutil
+import redis
 
-from benchmarks.load import Target
-from ingest.tls import pki
+from benchmarks.accounting import Group
+from benchmarks.receivers import Durability, Facts, Pki, Target, Unavailable, target_of, wait_until
+from ingest.errors import BootError
+from ingest.node.embedded_queue import binary
 
-CONFIGURATION = """
+MAX_ASSOCIATIONS: Final = 4000
+READY: Final = re.compile(r"dicom-tls://\S+?:(\d+)")
+_INSTANCE_UID: Final = re.compile(rb"\x02\x00\x03\x00UI(..)", re.DOTALL)  # PS3.10 7.1
+_FILE_META_BYTES: Final = 1024
+
+VALKEY: Final = ("--save", "", "--appendonly", "no", "--logfile", "log")
+CONFIGURATION: Final = """
 [node]
 data_dir = "var"
+drain_seconds = 5
 [[listeners]]
 host = "127.0.0.1"
 port = 0
 tls = "node"
 [tls.node]
-certificate = "node.crt"
-private_key = "node.key"
-trusted = ["trusted.crt"]
+certificate = "{keys.certificate}"
+private_key = "{keys.key}"
+trusted = ["{keys.trusted}"]
 [receive]
 durability = "{durability}"
 processes = {processes}
+max_associations = {associations}
+min_free_bytes = 0
+[queue]
+url = "{queue}"
+[workers]
+persist = {persist}
+forward = 1
 [log]
 level = "warning"
 file = "log"
@@ -33,74 +54,157 @@ file = "log"
 
 
 @dataclass(frozen=True, slots=True)
-class Cost:
-    """CPU seconds used, by name of process."""
+class Node:
+    """A running node of ours.
 
-    seconds: dict[str, float]
+    Attributes:
+        group: The listeners with the supervisor that started them; of a whole node, also workers and Valkey
+            (`group.by_name()` tells them apart).
+        queue: What `[queue] url` says; empty in a whole node, which has its own.
+    """
 
-    def since(self, before: "Cost") -> dict[str, float]:
-        """CPU seconds used after `before` was taken."""
-        return {name: value - before.seconds.get(name, 0.0) for name, value in self.seconds.items()}
-
-
-@dataclass(frozen=True, slots=True)
-class Receiver:
-    """A running node."""
-
+    facts: Facts
     target: Target
+    group: Group
     folder: Path
-    pid: int
-
-    def processes(self) -> list[psutil.Process]:
-        """All of it, the supervisor first."""
-        parent = psutil.Process(self.pid)
-        return [parent, *parent.children(recursive=True)]
-
-    def cost(self) -> Cost:
-        """CPU time until now."""
-        totals: dict[str, float] = {}
-        for process in self.processes():
-            times = process.cpu_times()
-            totals[process.name()] = totals.get(process.name(), 0.0) + times.user + times.system
-        return Cost(totals)
-
-    def memory(self) -> dict[str, int]:
-        """Proportional set size of the largest process of each name, bytes."""
-        sizes: dict[str, int] = {}
-        for process in self.processes():
-            sizes[process.name()] = max(sizes.get(process.name(), 0), process.memory_full_info().pss)
-        return sizes
+    queue: str
 
     def waiting(self) -> int:
         """Instances that are promised and not yet in the store."""
-        return sum(1 for _ in self.folder.glob("var/spool/L*/ready/*.dcm"))
+        return sum(1 for _ in self._spooled())
+
+    def stored(self) -> int:
+        """Instances in spool and store."""
+        return len(self._uids())
+
+    def missing(self, uids: Iterable[str]) -> list[str]:
+        """Those that are neither in the spool nor in the store."""
+        there = self._uids()
+        return [uid for uid in uids if uid not in there]
+
+    def clear(self) -> None:
+        """Remove the files of spool and store; a ledger keeps its rows."""
+        for entry in (*self._spooled(), *self._kept()):
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(entry.path)
+        if self.queue:
+            with contextlib.closing(redis.Redis.from_url(self.queue)) as client:
+                client.flushall()
+
+    def _uids(self) -> set[str]:
+        # The spool first: what moves on meanwhile is then found in the store.
+        found = {uid for entry in self._spooled() if (uid := _instance_uid(entry))}
+        return found | {entry.name.removesuffix(".dcm") for entry in self._kept()}
+
+    def _spooled(self) -> Iterator["os.DirEntry[str]"]:
+        for folder in (self.folder / "var" / "spool").glob("L*/ready"):
+            yield from _files(folder)
+
+    def _kept(self) -> Iterator["os.DirEntry[str]"]:
+        store = self.folder / "var" / "store"
+        for series in store.glob("[0-9]*/[0-9]*"):
+            yield from _files(series)
 
 
 @contextlib.contextmanager
-def receiver(folder: Path, durability: str, *, processes: int = 2, whole: bool = False) -> Iterator[Receiver]:
-    """A node in `folder`: its listeners alone, or (with `whole`) with queue, persist worker and ledger."""
-    for name in ("node", "load"):
-        pair = pki.self_signed(name, names=["localhost"])
-        pki.write_pair(pair, folder / name)
-        pki.trust(pair.certificate, folder / "trusted.crt")
-    path = folder / "ingest.toml"
-    path.write_text(CONFIGURATION.format(durability=durability, processes=processes))
-    process = subprocess.Popen(
-        [sys.executable, "-m", "ingest.cli", "serve" if whole else "listen", "-c", str(path)],
-        stdout=subprocess.PIPE,
-        text=True,
+def ours(base: Path, keys: Pki, *, durability: Durability, processes: int = 2) -> Iterator[Node]:
+    """Our listeners alone (`ingest listen`), beside a Valkey that is not counted and that nobody reads."""
+    with tempfile.TemporaryDirectory(prefix="bench-") as short, Group("queue") as beside:
+        url = f"unix://{short}/s"
+        server = beside.popen(
+            [_valkey(), "--port", "0", "--unixsocket", f"{short}/s", "--dir", short, *VALKEY],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+        )
+        wait_until(lambda: _answers(url), server, Path(short) / "log")
+        settings = _configuration(keys, durability, processes, queue=url)
+        with _node(base, keys, "listen", settings, durable=durability == "fsync", queue=url) as node:
+            yield node
+
+
+@contextlib.contextmanager
+def whole(
+    base: Path, keys: Pki, *, durability: Durability, processes: int = 2, persist: int = 1
+) -> Iterator[Node]:
+    """The whole node (`ingest serve`): listeners, Valkey, persist workers and ledger; no destinations."""
+    settings = _configuration(keys, durability, processes, persist=persist)
+    with _node(base, keys, "serve", settings, durable=durability == "fsync") as node:
+        yield node
+
+
+@contextlib.contextmanager
+def _node(
+    base: Path,
+    keys: Pki,
+    command: Literal["listen", "serve"],
+    settings: str,
+    *,
+    durable: bool,
+    queue: str = "",
+) -> Iterator[Node]:
+    base.mkdir(parents=True, exist_ok=True)
+    path, output = base / "ingest.toml", base / "output"
+    path.write_text(settings)
+    with Group("ours") as group:
+        with output.open("wb") as said:
+            process = group.popen(
+                [sys.executable, "-m", "ingest.cli", command, "-c", path],
+                stdin=subprocess.DEVNULL,
+                stdout=said,
+                stderr=said,
+            )
+        wait_until(lambda: READY.search(output.read_text()) is not None, process, output)
+        ready = READY.search(output.read_text())
+        assert ready is not None
+        name = "ours" if command == "listen" else "ours, whole path"
+        facts = Facts(name, metadata.version("dicom-ingest"), durable)
+        yield Node(facts, target_of(keys, int(ready[1])), group, base, queue)
+
+
+def _configuration(
+    keys: Pki, durability: Durability, processes: int, *, queue: str = "", persist: int = 1
+) -> str:
+    return CONFIGURATION.format(
+        keys=keys,
+        durability=durability,
+        processes=processes,
+        associations=MAX_ASSOCIATIONS,
+        queue=queue,
+        persist=persist,
     )
+
+
+def _valkey() -> Path:
     try:
-        if process.stdout is None:
-            raise RuntimeError("the node has no standard output")
-        line = process.stdout.readline()
-        if not line.startswith("ready"):
-            raise RuntimeError(f"the node is not ready; see {folder / 'log'}")
-        port = int(line.split()[1].rpartition(":")[2])
-        target = Target("localhost", port, folder / "load.crt", folder / "load.key", folder / "trusted.crt")
-        yield Receiver(target, folder, process.pid)
-    finally:
-        process.terminate()
-        process.wait(60)
-        if process.stdout is not None:
-            process.stdout.close()
+        return binary()
+    except BootError as error:
+        raise Unavailable(str(error)) from error
+
+
+def _answers(url: str) -> bool:
+    with contextlib.closing(redis.Redis.from_url(url)) as client:
+        try:
+            return bool(client.ping())
+        except redis.RedisError:
+            return False
+
+
+def _files(folder: Path) -> Iterator["os.DirEntry[str]"]:
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.name.endswith(".dcm"):
+                yield entry
+
+
+def _instance_uid(entry: "os.DirEntry[str]") -> str:
+    """(0002,0003) of a file in the spool; empty where it has just moved on."""
+    try:
+        with open(entry.path, "rb", buffering=0) as file:
+            start = file.read(_FILE_META_BYTES)
+    except FileNotFoundError:
+        return ""
+    found = _INSTANCE_UID.search(start)
+    if found is None:
+        return ""
+    length = int.from_bytes(found[1], "little")
+    return start[found.end() : found.end() + length].rstrip(b"\0").decode("ascii", "replace")
