@@ -1,112 +1,222 @@
-"""`python -m benchmarks`: what receiving costs this node, for a few sizes; about two minutes."""
+"""`python -m benchmarks`: what receiving over mutual TLS costs, ours and others; parts by command."""
 
-import json
-import shutil
-import statistics
-import tempfile
+import sys
 from pathlib import Path
 from typing import Any
 
 import click
+import pytest
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.load import Load, run
-from benchmarks.node import Node, ours
-from benchmarks.node import whole as whole_node
-from benchmarks.receivers import make_pki
+from benchmarks import instructions, judged, plots, report, suite, workloads
+from benchmarks.load import LoadError, run
+from benchmarks.options import CONNECTION, LOAD, OUTPUT, PLACES, Bytes, load_of, target_of, with_options
+from benchmarks.receivers import NotStartedError, Unavailable
+from benchmarks.workloads import Entrant, Work
 
-WORK = ((8 << 10, 2000), (128 << 10, 800), (512 << 10, 300), (27 << 20, 4))
-"""Bytes of a data set, instances of each association."""
+DEFAULT_FOLDER = Path("build", "benchmarks")
+DURABILITY = click.Choice(["page-cache", "fsync"])
+NAMES = click.Choice(list(suite.RECEIVERS))
 
 
-@click.command()
+class Commands(click.Group):
+    """Says what went wrong in one line, where it is known."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command."""
+        try:
+            return super().invoke(ctx)
+        except (LoadError, NotStartedError, Unavailable, instructions.CountError) as error:
+            raise click.ClickException(str(error)) from error
+
+
+@click.group(cls=Commands, invoke_without_command=True)
+@click.option("--minutes", default=10.0, show_default=True, help="How long the suite may take.")
+@click.option("--pairs", type=click.IntRange(1), help="Counted rounds of each work.  [default: 10]")
 @click.option(
-    "--runs", default=3, show_default=True, help="Counted runs of each size, after one that warms up."
+    "--output",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=DEFAULT_FOLDER,
+    show_default=True,
+    help="Folder for results.json and the plots.",
 )
-@click.option("--associations", default=4, show_default=True)
-@click.option("--pdu", default=131072, show_default=True, help="Bytes of a P-DATA-TF.")
-@click.option(
-    "--durability", type=click.Choice(["fsync", "page-cache"]), default="page-cache", show_default=True
-)
-@click.option(
-    "--folder", type=click.Path(path_type=Path), help="Where the node keeps its data.  [default: a new one]"
-)
-@click.option("--whole", is_flag=True, help="With queue, persist worker and ledger.")
-@click.option("--keep", is_flag=True, help="Leave the node's folder.")
-@click.option("--json", "as_json", is_flag=True)
-def main(  # noqa: PLR0917 - click names them
-    runs: int,
-    associations: int,
-    pdu: int,
-    durability: str,
-    folder: Path | None,
-    whole: bool,
-    keep: bool,
-    as_json: bool,
-) -> None:
-    """Measure what receiving over mutual TLS costs this node's processes."""
-    base = Path(tempfile.mkdtemp(prefix="ingest-bench-", dir=folder))
-    rows = []
-    start = whole_node if whole else ours
-    with start(base, make_pki(base / "pki"), durability=durability) as node:
-        for size, instances in WORK:
-            load = Load(size, instances, associations, pdu)
-            run(node.target, load)
-            rows.append(_row(load, [_measure(node, load) for _ in range(runs)]))
-        memory = {"largest": max(node.group.pss_each().values())}
-    if not keep:
-        shutil.rmtree(base)  # at the end: a file system that has just deleted much creates slowly
-    if as_json:
-        click.echo(
-            json.dumps({"rows": rows, "pss": memory, "durability": durability, "whole": whole}, indent=2)
-        )
+@with_options(PLACES)
+@click.pass_context
+def main(ctx: click.Context, minutes: float, pairs: int | None, output: Path, **folders: Path | None) -> None:
+    """Measure what receiving costs: the whole suite, or a part of it by command."""
+    if ctx.invoked_subcommand is None:
+        works = [_paired(work, pairs) for work in workloads.suite()]
+        _measure(works, folders, output / "results.json", output, minutes=minutes, rest=True)
+
+
+@main.command()
+@click.argument("address", required=False, metavar="[HOST:PORT]")
+@click.option("--receiver", type=NAMES, help="Start this one here and send to it.")
+@with_options(LOAD, CONNECTION, PLACES)
+def load(address: str | None, receiver: str | None, **values: Any) -> None:
+    """Send load to HOST:PORT, or to a receiver that is started here, and print what came of it."""
+    work = load_of(values)
+    if (address is None) == (receiver is None):
+        raise click.UsageError("name HOST:PORT or --receiver, one of them")
+    if address is not None:
+        target = target_of(address, values)
+        _print_result(run(target, work), Console())
         return
-    table = Table("data set", "instances/s", "MB/s", "CPU s/GB", "CPU ms each", "p50 ms", "p99 ms", "failed")
-    table.title = f"{associations} associations, {durability}, median of {runs} (least – most)"
-    for row in rows:
-        table.add_row(
-            f"{row['size'] >> 10} KB",
-            *(_shown(row[name]) for name in ("rate", "mb_s", "cpu_s_gb", "cpu_ms", "p50_ms", "p99_ms")),
-            str(row["failed"]),
-        )
-    Console().print(table)
-    Console().print(
-        "PSS of the largest process, MB:", {name: round(size / 1e6, 1) for name, size in memory.items()}
-    )
-    if keep:
-        click.echo(f"the node's folder is {base}")
+    with (
+        suite.places(values["memory"], values["disk"]) as where,
+        suite.RECEIVERS[str(receiver)](where.memory / "data", where.keys, durability="page-cache") as one,
+    ):
+        before = one.group.cpu_seconds()
+        result = run(one.target, work)
+        cpu = one.group.cpu_seconds() - before
+        _print_result(result, Console(), cpu, len(one.missing(result.acknowledged())))
 
 
-def _measure(node: Node, load: Load) -> dict[str, float]:
-    before = node.group.by_name()["ingest-listen"]
-    result = run(node.target, load)
-    cpu = node.group.by_name()["ingest-listen"] - before
-    ordered = sorted(result.latencies)
-    return {
-        "rate": result.instances / result.seconds,
-        "mb_s": result.bytes / result.seconds / 1e6,
-        "cpu_s_gb": cpu / (result.bytes / 1e9),
-        "cpu_ms": cpu / result.instances * 1e3,
-        "p50_ms": ordered[len(ordered) // 2] * 1e3,
-        "p99_ms": ordered[int(len(ordered) * 0.99)] * 1e3,
-        "failed": result.failed,
-    }
+@main.command()
+@click.argument("receivers", nargs=-1, required=True, type=NAMES)
+@click.option("--pairs", default=workloads.PAIRS, show_default=True, type=click.IntRange(1))
+@click.option(
+    "--durability", type=click.Choice(["page-cache", "fsync"]), default="page-cache", show_default=True
+)
+@with_options(LOAD, PLACES, OUTPUT)
+def compare(receivers: tuple[str, ...], pairs: int, durability: Any, **values: Any) -> None:
+    """Let RECEIVERS take turns at one load; the first is compared with the others."""
+    one = load_of(values)
+    entrants = tuple(Entrant(name, name, one) for name in dict.fromkeys(receivers))
+    place: workloads.Place = "memory" if durability == "page-cache" else "disk"
+    _run_parts([Work(workloads.load_name(one), entrants, durability, place, pairs=pairs)], values)
 
 
-def _row(load: Load, measured: list[dict[str, float]]) -> dict[str, Any]:
-    names = ("rate", "mb_s", "cpu_s_gb", "cpu_ms", "p50_ms", "p99_ms")
-    spread = {
-        name: [f([m[name] for m in measured]) for f in (statistics.median, min, max)]  # type: ignore[operator]
-        for name in names
-    }
-    return {"size": load.size, **spread, "failed": sum(int(m["failed"]) for m in measured)}
+@main.command()
+@click.option("--pairs", default=workloads.PAIRS, show_default=True, type=click.IntRange(1))
+@with_options(PLACES, OUTPUT)
+def storescu(pairs: int, **values: Any) -> None:
+    """DCMTK's storescu as the sender, 200 images of 512 KB, with fsync."""
+    _run_parts([_paired(workloads.one_by_one(), pairs)], values)
 
 
-def _shown(spread: list[float]) -> str:
-    median, least, most = spread
-    digits = 0 if median >= 100 else 2 if median >= 1 else 3
-    return f"{median:.{digits}f} ({least:.{digits}f}–{most:.{digits}f})"
+@main.command(name="async")
+@click.option("--pairs", default=workloads.PAIRS, show_default=True, type=click.IntRange(1))
+@with_options(PLACES, OUTPUT)
+def asynchronous(pairs: int, **values: Any) -> None:
+    """One association with and without asynchronous operations, with fsync."""
+    _run_parts([_paired(workloads.asynchronous(), pairs)], values)
+
+
+@main.command()
+@click.option("--pairs", default=workloads.PAIRS, show_default=True, type=click.IntRange(1))
+@with_options(PLACES, OUTPUT)
+def churn(pairs: int, **values: Any) -> None:
+    """Connect, send one image, release, over and over."""
+    _run_parts([_paired(workloads.churn(), pairs)], values)
+
+
+@main.command()
+@click.option("--associations", default=suite.IDLE_ASSOCIATIONS, show_default=True)
+@with_options(PLACES, OUTPUT)
+def idle(associations: int, **values: Any) -> None:
+    """Associations that say nothing, alone and beside four busy ones."""
+    with suite.places(values["memory"], values["disk"]) as where:
+        found = {**_bare(where), "idle": suite.idle_beside(where, associations)}
+    _finish(judged.complete(found), values["json_path"], values["plots_folder"])
+
+
+@main.command()
+@click.option("--size", type=Bytes(), multiple=True, default=("8K", "512K"), show_default=True)
+@click.option("--seconds", default=60.0, show_default=True, help="How long each size is kept up.")
+@with_options(PLACES, OUTPUT)
+def path(size: tuple[int, ...], seconds: float, **values: Any) -> None:
+    """Measure the whole path with fsync: listeners, queue, persist worker and ledger."""
+    with suite.places(values["memory"], values["disk"]) as where, suite.Watch(Console()) as watch:
+        found = {
+            **_bare(where),
+            "path": [suite.sustained(where, watch, suite.path_load(each), seconds) for each in size],
+        }
+    _finish(judged.complete(found), values["json_path"], values["plots_folder"])
+
+
+@main.command(name="instructions")
+def count_instructions() -> None:
+    """Count the instructions of parsing fixed streams (valgrind)."""
+    report.console().print(report.instructions_table(instructions.as_values(instructions.count_all())))
+
+
+@main.command(context_settings={"ignore_unknown_options": True})
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+def micro(arguments: tuple[str, ...]) -> None:
+    """Time ext/ piece by piece; ARGUMENTS go to pytest, such as --benchmark-autosave."""
+    script = Path(__file__).with_name("micro.py")
+    sys.exit(pytest.main([str(script), "-q", "--benchmark-only", "--benchmark-disable-gc", *arguments]))
+
+
+@main.command(name="plot")
+@click.argument("results", type=click.Path(path_type=Path, exists=True))
+@click.argument("folder", type=click.Path(path_type=Path, file_okay=False))
+def draw(results: Path, folder: Path) -> None:
+    """Draw the plots of RESULTS (JSON) into FOLDER again, and print its tables."""
+    found = judged.complete(report.read(results))
+    report.show(found, report.console())
+    plots.draw(found, folder)
+
+
+def _paired(work: Work, pairs: int | None) -> Work:
+    return workloads.with_pairs(work, pairs) if pairs else work
+
+
+def _bare(where: suite.Places) -> dict[str, Any]:
+    return {"machine": suite.machine_of(where), "works": []}
+
+
+def _run_parts(works: list[Work], values: dict[str, Any]) -> None:
+    folders = {name: values[name] for name in ("memory", "disk")}
+    _measure(works, folders, values["json_path"], values["plots_folder"])
+
+
+def _measure(
+    works: list[Work],
+    folders: dict[str, Path | None],
+    json_path: Path | None,
+    plots_folder: Path | None,
+    **how: Any,
+) -> None:
+    with suite.places(**folders) as where, suite.Watch(Console()) as watch:
+        found = suite.measure(works, where, watch, **how)
+    _finish(found, json_path, plots_folder)
+
+
+def _finish(found: dict[str, Any], json_path: Path | None, plots_folder: Path | None) -> None:
+    """Tables, files; exit code 1 where an acknowledged instance is not stored."""
+    report.show(found, report.console())
+    if json_path is not None:
+        report.write(found, json_path)
+        click.echo(f"figures: {json_path}")
+    if plots_folder is not None:
+        for drawn in plots.draw(found, plots_folder):
+            click.echo(f"plot: {drawn}")
+    if found["lost"]:
+        sys.exit(1)
+
+
+def _print_result(
+    result: Any, console: Console, cpu: float | None = None, missing: int | None = None
+) -> None:
+    table = Table("measure", "", show_header=False)
+    table.add_row("instances/s", report.number(result.instances / result.seconds))
+    table.add_row("MB/s", report.number(result.bytes / result.seconds / 1e6))
+    for share in (0.5, 0.9, 0.99, 1.0):
+        table.add_row(f"p{share * 100:g} ms", report.number(result.latency(share) * 1e3))
+    table.add_row("statuses", ", ".join(f"{status:04X}H: {n}" for status, n in result.statuses.items()))
+    table.add_row("operations outstanding", str(result.operations))
+    table.add_row("sender's CPU s", report.number(result.sender_seconds))
+    if cpu is not None:
+        table.add_row("receiver's CPU s/GB", report.number(cpu / result.bytes * 1e9))
+        table.add_row("receiver's CPU ms each", report.number(cpu / result.instances * 1e3))
+    if missing is not None:
+        table.add_row("acknowledged and not stored", str(missing))
+    console.print(table)
+    if result.failed or missing:
+        sys.exit(1)
 
 
 if __name__ == "__main__":

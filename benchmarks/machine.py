@@ -5,6 +5,7 @@ import datetime
 import os
 import platform
 import ssl
+import tempfile
 from importlib import metadata
 from pathlib import Path
 
@@ -47,6 +48,12 @@ def memory_folder() -> Path | None:
     if shared.is_dir() and os.access(shared, os.W_OK) and file_system(shared) == "tmpfs":
         return shared
     return None
+
+
+def disk_folder() -> Path:
+    """A folder for temporary files that is not in memory, where there is one."""
+    temporary = Path(tempfile.gettempdir())
+    return Path("/var/tmp") if file_system(temporary) == "tmpfs" else temporary
 
 
 def _processor() -> str:

@@ -1,11 +1,7 @@
-"""What a run of the suite came to: claims with their ratios, tables for the terminal, JSON.
-
-A report is plain values, so that one read back from JSON gives the same tables and plots.
-"""
+"""A report as tables for the terminal and as JSON."""
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,134 +9,32 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks import pairs
-from benchmarks.rounds import LESS_IS_BETTER, MEASURES
+from benchmarks.rounds import MEASURES
 
 Values = dict[str, Any]
 SHOWN = ("rate", "mb_s", "cpu_s_gb", "cpu_ms", "p50_ms", "p99_ms", "seconds")
-ABSOLUTE = {"pss_mb": "PSS MB", "pss_largest_mb": "PSS MB of the largest process"}
+ABSOLUTE = {
+    "pss_mb": "PSS MB",
+    "pss_largest_mb": "PSS MB of the largest process",
+    "added_mb": "PSS MB more",
+    "cpu_percent": "CPU % of a core",
+    "growing": "the queue grows",
+    "persist_ms": "CPU ms/instance, persist worker",
+}
+WIDTH = 118
 COLOURS = {"yes": "green", "likely": "yellow", "no": "red"}
-
-
-@dataclass(frozen=True, slots=True)
-class Judged:
-    """A claim and what came of it.
-
-    Attributes:
-        work: Its name.
-        measure: Key of the measure.
-        of: Label of whom it is asked.
-        against: Label of the other; empty where the measure itself is limited.
-        limit: The limit.
-        at_most: False where more is better.
-        value: The ratio or the measure: median.
-        low: Lower end of the ratio's 95% interval, or the least run.
-        high: Upper end, or the most.
-        runs: Pairs, or runs.
-        kept: "yes", "likely" or "no".
-    """
-
-    work: str
-    measure: str
-    of: str
-    against: str
-    limit: float
-    at_most: bool
-    value: float
-    low: float
-    high: float
-    runs: int
-    kept: pairs.Verdict
-
-
-def paired(work: Values, of: str, against: str, measure: str) -> tuple[list[float], list[float]]:
-    """The measure of both in the rounds in which both ran."""
-    mine, theirs = (
-        {
-            sample["round"]: sample[measure]
-            for sample in work["entrants"][label]["samples"]
-            if measure in sample
-        }
-        for label in (of, against)
-    )
-    rounds = sorted(mine.keys() & theirs.keys())
-    return [mine[number] for number in rounds], [theirs[number] for number in rounds]
-
-
-def judge(work: Values) -> Iterator[Judged]:
-    """Every claim of a work whose entrants could run."""
-    for claim in work["claims"]:
-        of, against, measure = claim["of"], claim["against"], claim["measure"]
-        common = (work["name"], measure, of, against or "", claim["limit"], claim["at_most"])
-        if against is None:
-            entrant = work["entrants"][of]
-            values = [sample[measure] for sample in entrant["samples"] if measure in sample]
-            values = values or [entrant.get(measure, 0.0)]
-            found = pairs.spread(values)
-            own = pairs.Ratio(found.median, found.least, found.most, found.runs)
-        else:
-            mine, theirs = paired(work, of, against, measure)
-            if not mine:
-                continue
-            own = pairs.ratio(mine, theirs)
-        kept = own.verdict(claim["limit"], at_most=claim["at_most"])
-        yield Judged(*common, own.median, own.low, own.high, own.pairs, kept)
-
-
-def losses(work: Values) -> Iterator[Judged]:
-    """Where the first entrant is dearer or slower than another, whether a claim asks for it or not."""
-    first, *others = work["entrants"]
-    for other in others:
-        for measure in ("rate", "cpu_s_gb", "p99_ms", "seconds"):
-            if measure == "seconds" and work["sender"] == "load":
-                continue  # the rate says it, and for different numbers of instances too
-            mine, theirs = paired(work, first, other, measure)
-            if not mine:
-                continue
-            own = pairs.ratio(mine, theirs)
-            at_most = measure in LESS_IS_BETTER
-            kept = own.verdict(1.0, at_most=at_most)
-            if kept == "no":
-                yield Judged(
-                    work["name"],
-                    measure,
-                    first,
-                    other,
-                    1.0,
-                    at_most,
-                    own.median,
-                    own.low,
-                    own.high,
-                    own.pairs,
-                    kept,
-                )
-
-
-def lost(report: Values) -> list[str]:
-    """Runs in which something failed or was acknowledged and not stored; there should be none."""
-    return [
-        f"{work['name']}, {label}: {sample['failed']:.0f} failed, {sample['missing']:.0f} not stored"
-        for work in report["works"]
-        for label, entrant in work["entrants"].items()
-        for sample in entrant["samples"]
-        if sample["failed"] or sample["missing"]
-    ]
-
-
-def complete(report: Values) -> Values:
-    """The report with its claims judged and its losses named."""
-    works = report["works"]
-    return {
-        **report,
-        "claims": [asdict(one) for work in works for one in judge(work)],
-        "losses": [asdict(one) for work in works for one in losses(work)],
-        "lost": lost(report),
-    }
 
 
 def write(report: Values, path: Path) -> None:
     """Write JSON."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(report, indent=1) + "\n")
+
+
+def read(path: Path) -> Values:
+    """Read what `write` wrote."""
+    found: Values = json.loads(path.read_text())
+    return found
 
 
 def show(report: Values, console: Console) -> None:
@@ -152,14 +46,38 @@ def show(report: Values, console: Console) -> None:
         f"file systems {machine['file_systems']}",
         highlight=False,
     )
+    console.print(", ".join(versions(report)), highlight=False)
     for work in report["works"]:
         console.print(work_table(work))
+    for one in report.get("idle", ()):
+        console.print(idle_table(one))
+    if report.get("path"):
+        console.print(path_table(report["path"]))
+    if report.get("instructions"):
+        console.print(instructions_table(report["instructions"]))
     if report["claims"]:
         console.print(judged_table(report["claims"], "What must hold: ratios with 95% intervals"))
     if report["losses"]:
         console.print(judged_table(report["losses"], "Where we are dearer or slower", limits=False))
     for line in report["lost"]:
         console.print(f"[red]lost[/red] {line}")
+
+
+def versions(report: Values) -> list[str]:
+    """Every receiver that ran, with its version and how its CPU time was counted."""
+    found = {}
+    for work in report["works"]:
+        for entrant in work["entrants"].values():
+            if entrant["facts"]:
+                name, version = entrant["facts"]["name"], entrant["facts"]["version"]
+                found[name] = f"{name} {version} (CPU by {entrant['counted_by']})"
+    return list(found.values())
+
+
+def console() -> Console:
+    """The terminal, or a file with lines that hold the tables."""
+    terminal = Console()
+    return terminal if terminal.is_terminal else Console(width=max(WIDTH, terminal.width))
 
 
 def work_table(work: Values) -> Table:
@@ -171,18 +89,18 @@ def work_table(work: Values) -> Table:
         and (name != "seconds" or work["sender"] != "load")
     ]
     table = Table(
-        work["name"],
+        "",
         *(MEASURES[name] for name in measures),
         "PSS MB",
         "runs",
-        title=f"{work['durability']}, in {work['place']}; median (least – most)",
+        title=f"{work['name']}, {work['durability']}, in {work['place']}; median, least – most",
         title_justify="left",
     )
     for label, entrant in work["entrants"].items():
         if entrant["unavailable"]:
             table.add_row(label, entrant["unavailable"])
         elif entrant["samples"]:
-            table.add_row(_name(label, entrant), *_cells(entrant["samples"], measures), *_rest(entrant))
+            table.add_row(label, *_cells(entrant["samples"], measures), *_rest(entrant))
     return table
 
 
@@ -204,13 +122,46 @@ def judged_table(judged: Sequence[Values], title: str, *, limits: bool = True) -
     return table
 
 
+def idle_table(idle: Values) -> Table:
+    """Idle associations of one receiver."""
+    count = idle["associations"]
+    table = Table("", "alone", f"beside {count:,} idle", title=f"{idle['receiver']}: idle associations")
+    table.title_justify = "left"
+    table.add_row("PSS MB", number(idle["pss_before_mb"]), number(idle["pss_idle_mb"]))
+    table.add_row("CPU % of a core, nobody busy", "", number(idle["cpu_percent"]))
+    for measure, name in (("cpu_ms", "CPU ms/instance, 4 busy"), ("p99_ms", "p99 ms, 4 busy")):
+        cells = _cells([{measure: value} for value in idle[f"{measure}_alone"]], [measure])
+        beside = _cells([{measure: value} for value in idle[f"{measure}_beside"]], [measure])
+        table.add_row(name, *cells, *beside)
+    return table
+
+
+def path_table(paths: Sequence[Values]) -> Table:
+    """The whole path."""
+    columns = ("seconds", "instances/s", "MB/s", "p99 ms", "most in queue", "queue grows", "drained in s")
+    table = Table("whole path, fsync", *columns, "CPU ms/instance", title_justify="left")
+    for one in paths:
+        cpu = ", ".join(f"{name.removeprefix('ingest-')} {number(ms)}" for name, ms in one["cpu_ms"].items())
+        most = max(waiting for _, waiting in one["queue"])
+        figures = (one["seconds"], one["rate"], one["mb_s"], one["p99_ms"], most)
+        grows = "yes" if one["growing"] else "no"
+        table.add_row(one["name"], *map(number, figures), grows, number(one["drained_seconds"]), cpu)
+    return table
+
+
+def instructions_table(counts: Sequence[Values]) -> Table:
+    """Instructions of the parser."""
+    columns = ("instructions", "each byte", "each PDU", "each instance")
+    table = Table("parsing", *columns, title="Counted by valgrind", title_justify="left")
+    for one in counts:
+        figures = (one["total"], one["per_byte"], one["per_pdu"], one["per_instance"])
+        table.add_row(one["stream"], *map(number, figures))
+    return table
+
+
 def number(value: float) -> str:
     """Three digits or so."""
     return f"{value:,.{0 if abs(value) >= 100 else 2 if abs(value) >= 1 else 3}f}"
-
-
-def _name(label: str, entrant: Values) -> str:
-    return f"{label} ({entrant['facts']['version']})"
 
 
 def _cells(samples: Sequence[Values], measures: Sequence[str]) -> Iterator[str]:
@@ -218,7 +169,7 @@ def _cells(samples: Sequence[Values], measures: Sequence[str]) -> Iterator[str]:
         values = [sample[name] for sample in samples if name in sample]
         if values:
             found = pairs.spread(values)
-            yield f"{number(found.median)} ({number(found.least)}–{number(found.most)})"
+            yield f"{number(found.median)}\n[dim]{number(found.least)}–{number(found.most)}[/]"
         else:
             yield ""
 

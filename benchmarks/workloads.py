@@ -224,6 +224,11 @@ def churn() -> Work:
     return _instances_dominate()[1]
 
 
+def with_pairs(work: Work, pairs: int) -> Work:
+    """The same with another number of rounds."""
+    return replace(work, pairs=pairs)
+
+
 def suite() -> list[Work]:
     """All of it."""
     return [
