@@ -14,9 +14,14 @@ RECORD: Final = 16384
 
 
 class Pump:
-    """One side of one TLS connection."""
+    """One side of one TLS connection.
 
-    __slots__ = ("_incoming", "_outgoing", "_tls", "established")
+    Attributes:
+        established: Whether the handshake is complete.
+        ending: Whether nothing more comes; `read_into` says how it ended once all before is read.
+    """
+
+    __slots__ = ("_failure", "_incoming", "_outgoing", "_tls", "ending", "established")
 
     def __init__(
         self, context: ssl.SSLContext, *, server_side: bool = True, server_hostname: str | None = None
@@ -26,7 +31,8 @@ class Pump:
         self._tls = context.wrap_bio(
             self._incoming, self._outgoing, server_side=server_side, server_hostname=server_hostname
         )
-        self.established = False
+        self.established = self.ending = False
+        self._failure: ssl.SSLError | None = None
 
     def feed(self, ciphertext: memoryview) -> None:
         """Take bytes from the network."""
@@ -62,16 +68,21 @@ class Pump:
         filled, size = 0, len(window)
         read = self._tls.read
         try:
-            while size - filled >= RECORD:
+            while not self.ending and size - filled >= RECORD:
                 count = cast("int", read(size - filled, window[filled:]))
-                if not count:
-                    return filled or -1
+                self.ending = not count
                 filled += count
         except ssl.SSLWantReadError:
             pass
         except ssl.SSLZeroReturnError:
-            return filled or -1
-        return filled
+            self.ending = True
+        except ssl.SSLError as error:
+            self.ending, self._failure = True, error
+        if filled or not self.ending:
+            return filled
+        if self._failure is not None:
+            raise self._failure
+        return -1
 
     def write(self, plaintext: bytes) -> None:
         """Encrypt; one call makes one record where `plaintext` fits in one."""
