@@ -22,7 +22,7 @@ from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from typing import Final
 
-from benchmarks.load_idle import idle_associations
+from benchmarks.load_idle import idle_associations, start_forked
 from benchmarks.messages import Message, instance_uid
 from benchmarks.receivers import Target
 from benchmarks.session import LoadError, Session, tls_context
@@ -174,7 +174,7 @@ class _Run:
             process = context.Process(
                 target=self._body, args=(target, f"{root}.{number}", number, theirs), daemon=True
             )
-            process.start()
+            start_forked(process)
             theirs.close()
             self._senders.append(_Sender(process, ours))
 
