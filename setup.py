@@ -1,5 +1,7 @@
 """The extension modules; everything else is in pyproject.toml."""
 
+from pathlib import Path
+
 from Cython.Build import cythonize
 from setuptools import Extension, setup
 
@@ -21,7 +23,7 @@ setup(
                 [f"ext/{name}.pyx"],
                 extra_compile_args=["-O3", "-Wall", "-Wno-unused-function"],
             )
-            for name in ("pdu", "events", "sink", "encode", "command", "header", "tls", "commit", "channel", "store")
+            for name in sorted(path.stem for path in Path("ext").glob("*.pyx"))
         ],
         compiler_directives=DIRECTIVES,
     )

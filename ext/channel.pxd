@@ -1,6 +1,7 @@
 from libc.stdint cimport uint8_t
 
 from ext.pdu cimport PDUParser
+from ext.poller cimport Watched
 from ext.sink cimport Kept
 from ext.tls cimport Records
 
@@ -17,16 +18,21 @@ cdef class Taker:
     cdef int window_goes(self) except -1
 
 
-cdef class Channel:
+cdef class Channel(Watched):
     cdef int fd
+    cdef object owner
+    cdef bint open                  # what comes is PDUs, perhaps within TLS
     cdef readonly int notices
+    cdef readonly int first         # the first byte of all; -1 before it
     cdef readonly int error         # errno of the network, 0 for its orderly end
     cdef readonly double heard      # when something came last, seconds of the monotonic clock
     cdef public bint deaf           # nothing that comes is looked at any more
+    cdef public bint mute           # nothing is said any more
     cdef PDUParser parser
     cdef object ciphertext
-    cdef Py_buffer window           # of `ciphertext`
-    cdef bint window_held
+    # Of `ciphertext`. Behind a pointer, for Cython would clear a member of the struct's own: the collector could
+    # then take `ciphertext` apart while it still is exported, and CPython crashes.
+    cdef Py_buffer *window
     cdef Records records            # TLS in C
     cdef object pump                # or TLS by the ssl module
     cdef public Taker taker
@@ -34,9 +40,11 @@ cdef class Channel:
     cdef Kept pending               # to be encrypted
     cdef Kept outgoing              # to be sent
 
+    cdef object next(self)
     cdef int answer_before_error(self) except -1
     cdef int drain(self) except -1
     cdef int get(self) except -1
+    cdef bint ending(self) except -1
     cdef int fill(self) except -1
     cdef Py_ssize_t decrypt(self, Py_ssize_t length) except -2
     cdef int say(self, const uint8_t *data, size_t length) except -1

@@ -8,6 +8,7 @@ the peer's delayed ACK of the first.
 cimport cython
 from cpython.buffer cimport PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
+from cpython.mem cimport PyMem_Calloc, PyMem_Free
 from libc.errno cimport EAGAIN, EINTR, errno
 from libc.stdint cimport uint8_t
 from libc.string cimport memcpy, memmove
@@ -15,7 +16,8 @@ from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 
 from ext cimport tls
 from ext.pdu cimport PDUParser
-from ext.sink cimport Kept, forget, keep, kept_bytes, release
+from ext.poller cimport Watched
+from ext.sink cimport forget, keep, kept_bytes, release
 
 __all__ = ["BLOCKED", "CLOSED", "ENDED", "PAUSED", "Channel", "Taker"]
 
@@ -31,6 +33,10 @@ cdef extern from "netinet/in.h" nogil:
 
 cdef extern from "netinet/tcp.h" nogil:
     enum: TCP_QUICKACK
+
+cdef unsigned int WRITABLE = 4      # EPOLLOUT
+
+cdef Py_ssize_t RECORD = 16384      # plaintext of the largest TLS record (RFC 8446 5.1)
 
 globals().update(BLOCKED=BLOCKED, CLOSED=CLOSED, ENDED=ENDED, PAUSED=PAUSED)
 
@@ -55,27 +61,58 @@ cdef class Channel:
         fd: The socket, non-blocking; it stays the caller's.
         parser: Frames what comes; its window holds two TLS records more than `ciphertext`.
         ciphertext: Where the network's bytes go; shared by all channels of a thread.
+        owner: Told by a Poller of what is not done here: `arrived(event)` with the first event to be handled or
+            None when there are only notices, `failed(exception)`, `writable()`, and `readable()` as long as
+            neither `plain` nor `secure` was called.
 
     Attributes:
         notices: ENDED, CLOSED, BLOCKED and PAUSED, or'ed: what the owner has to act upon.
+        first: The first byte that came after `plain` or `secure`; -1 before it.
         error: The errno with which the network failed, 0 for its orderly end.
         heard: When something came last, seconds of the monotonic clock.
         deaf: Set to look at nothing that comes any more.
+        mute: Set to say nothing any more; what was said before still goes out.
         taker: Takes events first.
     """
 
-    def __cinit__(self, int fd, PDUParser parser not None, ciphertext not None):
+    def __cinit__(self, int fd, PDUParser parser not None, ciphertext not None, owner):
         self.fd = fd
+        self.owner = owner
+        self.first = -1
         self.parser = parser
         self.ciphertext = ciphertext
-        PyObject_GetBuffer(ciphertext, &self.window, PyBUF_WRITABLE)
-        self.window_held = True
+        self.window = <Py_buffer *> PyMem_Calloc(1, sizeof(Py_buffer))
+        if self.window == NULL:
+            raise MemoryError
+        PyObject_GetBuffer(ciphertext, self.window, PyBUF_WRITABLE)
 
     def __dealloc__(self):
-        if self.window_held:
-            PyBuffer_Release(&self.window)
+        if self.window != NULL:
+            PyBuffer_Release(self.window)
+            PyMem_Free(self.window)
         release(&self.pending)
         release(&self.outgoing)
+
+    cdef int ready(self, unsigned int events) except -1:
+        if events & WRITABLE:
+            self.owner.writable()
+        if not events & ~WRITABLE:
+            return 0
+        if not self.open or self.notices & PAUSED:
+            self.owner.readable()
+            return 0
+        try:
+            event = self.next()
+        except Exception as error:
+            self.owner.failed(error)
+            return 0
+        if event is not None or self.notices:
+            self.owner.arrived(event)
+        return 0
+
+    def plain(self):
+        """From now on everything is PDUs."""
+        self.open = True
 
     def secure(self, pump):
         """From now on everything is in TLS.
@@ -83,10 +120,18 @@ cdef class Channel:
         Args:
             pump: An ingest.tls.pump.Pump whose handshake is complete. It goes on doing the records only where
                 OpenSSL cannot be reached behind its connection.
+
+        Raises:
+            ValueError: A window is too short for what it is to hold.
         """
         cdef bytes leftover
+        if self.parser.window.len < self.window.len + 2 * RECORD:
+            raise ValueError("the parser's window must hold two TLS records more than that of the ciphertext")
+        self.open = True
         if tls.available(pump.connection):
             connection, leftover = pump.hand_over()
+            if PyBytes_GET_SIZE(leftover) > self.window.len:
+                raise ValueError(f"{len(leftover)} bytes of ciphertext are more than the window holds")
             self.records = tls.records(connection, &self.outgoing)
             memcpy(self.window.buf, PyBytes_AS_STRING(leftover), <size_t> PyBytes_GET_SIZE(leftover))
         else:
@@ -103,6 +148,9 @@ cdef class Channel:
             PeerError: The peer broke the protocol.
             ssl.SSLError: It broke TLS; the alert is sent.
         """
+        return self.next()
+
+    cdef object next(self):
         if self.deaf:
             self.drain()
             return None
@@ -151,6 +199,14 @@ cdef class Channel:
             self.pump.close_notify()
         self.out()
 
+    def detach(self):
+        """The socket is closed, and its number perhaps another's: nothing is received or sent any more."""
+        self.fd = -1
+        self.deaf = self.mute = True
+        self.notices |= ENDED
+        forget(&self.pending)
+        forget(&self.outgoing)
+
     @property
     def unsent(self):
         """Bytes that the peer has not taken."""
@@ -176,7 +232,7 @@ cdef class Channel:
         cdef Py_ssize_t count = 0
         if self.notices & (PAUSED | ENDED | CLOSED):
             return 0
-        if self.records is not None and self.records.ending:
+        if self.ending():
             count = self.decrypt(0)
         elif self.received or not self.fill():
             return 0
@@ -188,10 +244,16 @@ cdef class Channel:
             return 1
         return 0
 
+    cdef bint ending(self) except -1:
+        """Whether TLS has ended, and how is still to be told."""
+        if self.records is not None:
+            return self.records.ending != 0
+        return self.pump is not None and self.pump.ending
+
     cdef int fill(self) except -1:
         """One read from the network; 0 when nothing has come, or it has ended."""
         cdef bint plain = self.records is None and self.pump is None
-        cdef Py_buffer *window = &self.parser.window if plain else &self.window
+        cdef Py_buffer *window = &self.parser.window if plain else self.window
         cdef Py_ssize_t count
         cdef timespec now
         while True:
@@ -203,6 +265,8 @@ cdef class Channel:
                 self.error = errno if count < 0 else 0
                 self.notices |= ENDED
             return 0
+        if self.first < 0:
+            self.first = (<uint8_t *> window.buf)[0]
         clock_gettime(CLOCK_MONOTONIC, &now)
         self.heard = <double> now.tv_sec + <double> now.tv_nsec * 1e-9
         if not plain:
@@ -227,6 +291,8 @@ cdef class Channel:
 
     cdef int say(self, const uint8_t *data, size_t length) except -1:
         """Have something encrypted and sent when this turn ends."""
+        if self.mute:
+            return 0
         return keep(&self.pending, data, length)
 
     cdef int out(self) except -1:

@@ -4,18 +4,18 @@ Every connection of the process reads into the same two buffers, which is sound 
 all that it was given before it returns.
 """
 
-import asyncio
 import contextlib
-import select
 import socket
 import ssl
+from collections.abc import Callable
 from typing import Any, Final, Protocol
 
 import structlog
 
 from ext.channel import BLOCKED, CLOSED, ENDED, PAUSED, Channel
 from ext.errors import PeerError
-from ext.pdu import PDUParser
+from ext.pdu import Command, ControlPDU, DataSet, PDUParser
+from ext.poller import READABLE, WRITABLE, Poller
 from ingest.config.model import Config
 from ingest.dicom.part10 import presentation_address
 from ingest.node.association import Association, Decider
@@ -38,13 +38,13 @@ class Server(Decider, Protocol):
 
     Attributes:
         config: The configuration.
-        loop: Its event loop.
+        poller: What it waits with.
         ciphertext: Where the network's bytes go; all connections share it.
         plaintext: What TLS makes of them; two records longer.
     """
 
     config: Config
-    loop: asyncio.AbstractEventLoop
+    poller: Poller
     ciphertext: memoryview
     plaintext: memoryview
 
@@ -54,11 +54,8 @@ class Server(Decider, Protocol):
     def time(self) -> float:
         """The monotonic clock, seconds."""
 
-    def watch(self, descriptor: int, connection: "Connection", events: int) -> None:
-        """From now on call `connection.ready` at these events of epoll(7) alone, and at errors."""
-
-    def hand_off(self) -> None:
-        """Instances may have been promised."""
+    def soon(self, function: Callable[[], None]) -> None:
+        """Call a function in the next turn."""
 
 
 class Connection:
@@ -76,13 +73,14 @@ class Connection:
         peer = accepted.getpeername()
         self._server = server
         self._socket = accepted
-        self.descriptor = accepted.fileno()
+        self._descriptor = accepted.fileno()
         self._pump = Pump(context) if context is not None else None
         self._parser = _parser(server)
-        self._channel = Channel(self.descriptor, self._parser, server.ciphertext)
+        self._channel = Channel(self._descriptor, self._parser, server.ciphertext, self)
         self._association = Association(self, server, self._parser, self._channel)
         self._first_byte: int | None = None
-        self._events = 0  # of epoll(7) that are waited for
+        self._watched = False
+        self._events = 0  # what is waited for
         self._finished = False
         self._closing: float | None = None  # since when
         self._opened_at = server.time()
@@ -95,43 +93,69 @@ class Connection:
         """Begin to read."""
         if self._pump is None:
             self._association.begin()
+            self._channel.plain()
         self.noticed()
 
     # --- the event loop
 
-    def ready(self, events: int) -> None:
-        """The socket is ready for what it was watched for, or has failed."""
-        if events & select.EPOLLOUT:
-            self._writable()
-        if events & ~select.EPOLLOUT:
-            if self._events & select.EPOLLIN:
-                self._readable()
+    def readable(self) -> None:
+        """Something has come that is not simply PDUs, or the peer is gone while we wait for nothing."""
+        if self._finished:
+            return
+        if not self._events & READABLE:
+            self._finish()
+        elif self._pump is None or self._pump.established:
+            self._receive()
+        else:
+            try:
+                established = self._shake_hands(self._pump)
+            except Exception as error:
+                self.failed(error)
             else:
-                self._finish()  # nothing is waited for, and still the peer is gone
+                if established:
+                    self._receive()
 
-    def _readable(self) -> None:
+    def _receive(self) -> None:
+        if self._finished:
+            return
+        try:
+            event = self._channel.receive()
+        except Exception as error:
+            self.failed(error)
+        else:
+            self.arrived(event)
+
+    def arrived(self, event: ControlPDU | Command | DataSet | None) -> None:
+        """The channel leaves this event to us, or (None) has noticed something."""
         if self._finished:
             return
         channel, association = self._channel, self._association
         try:
-            if self._pump is None or self._pump.established or self._shake_hands(self._pump):
-                if self._first_byte is None:
-                    self._look_at_first_byte()
-                while (event := channel.receive()) is not None:
-                    association.received(event)
-        except PeerError as error:
-            self._peer_failed(error)
-        except ssl.SSLError as error:
-            self._tls_failed(error)
-        except Exception:
-            # A defect of ours must cost this association, not the process with all the others.
-            log.exception("connection_failed", **self._who())
-            self.cut()
+            while event is not None:
+                association.received(event)
+                event = channel.receive()
+        except Exception as error:
+            self.failed(error)
         if channel.notices:
             self.noticed()
-        self._server.hand_off()
 
-    def _writable(self) -> None:
+    def failed(self, error: Exception) -> None:
+        """What the channel or we made of what came failed."""
+        if isinstance(error, PeerError):
+            self._peer_failed(error)
+        elif isinstance(error, ssl.SSLError):
+            self._tls_failed(error)
+        else:
+            # A defect of ours must cost this association, not the process with all the others.
+            log.error("connection_failed", **self._who(), exc_info=error)
+            self.cut()
+        if self._channel.notices:
+            self.noticed()
+
+    def writable(self) -> None:
+        """The kernel takes more."""
+        if self._finished:
+            return
         self._channel.flush()
         if self._closing is not None and not self._channel.unsent:
             self._finish()
@@ -153,14 +177,14 @@ class Connection:
         if channel.notices & CLOSED and self._closing is None:
             self.close()
             return
-        events = select.EPOLLOUT if channel.notices & BLOCKED else 0
+        events = WRITABLE if channel.notices & BLOCKED else 0
         if not channel.notices & PAUSED and self._closing is None:
-            events |= select.EPOLLIN
-        if events & ~self._events & select.EPOLLIN:
-            self._server.loop.call_soon(self._readable)  # TLS may hold what came before a pause
+            events |= READABLE
+        if events & ~self._events & READABLE and self._watched:
+            self._server.soon(self._receive)  # TLS may hold what came before a pause
         if events != self._events:
-            self._events = events
-            self._server.watch(self.descriptor, self, events)
+            self._events, self._watched = events, True
+            self._server.poller.watch(self._descriptor, channel, events)
 
     def _gone(self, error: str) -> None:
         log.info("closed_before_handshake", address=self.address, error=error)
@@ -170,15 +194,19 @@ class Connection:
         """Close the socket; the association hears of it at the loop's next turn."""
         if self._finished:
             return
-        self._finished = self._channel.deaf = True
+        self._finished = True
+        # Before another connection gets the socket's number: what becomes durable until the association hears
+        # of its end would be answered there.
+        self._channel.detach()
         self._socket.close()  # and so out of epoll's sight
-        self._server.loop.call_soon(self._lost)
+        self._server.soon(self._lost)
 
     def _lost(self) -> None:
         try:
             self._association.lost()
         finally:
             self._channel.taker = None
+            self._server.poller.forget(self._descriptor, self._channel)
             self._server.closed(self)
 
     # --- the listener
@@ -227,7 +255,8 @@ class Connection:
         self._close_when_sent()
 
     def _close_when_sent(self) -> None:
-        self._closing, self._channel.deaf = self.time(), True
+        self._closing = self.time()
+        self._channel.deaf = self._channel.mute = True
         if self._channel.unsent:
             self.noticed()
         else:
@@ -242,11 +271,6 @@ class Connection:
         return self._server.time()
 
     # --- before there is plaintext
-
-    def _look_at_first_byte(self) -> None:
-        with contextlib.suppress(OSError):
-            first = self._socket.recv(1, socket.MSG_PEEK)
-            self._first_byte = first[0] if first else None
 
     def _shake_hands(self, pump: Pump) -> bool:
         """Go on with the handshake; whether it is complete, and the peer known."""
@@ -309,7 +333,7 @@ class Connection:
         self._close_when_sent()
 
     def _peer_failed(self, error: PeerError) -> None:
-        mismatch = self._pump is None and self._first_byte == TLS_HANDSHAKE
+        mismatch = self._pump is None and self._channel.first == TLS_HANDSHAKE
         remedy = (
             "the peer speaks TLS to a plain port: use a TLS listener, or disable TLS there"
             if mismatch

@@ -1,17 +1,17 @@
 """One listener process: accepts, serves its associations, keeps its spool slot and scoreboard row."""
 
-import asyncio
 import errno
 import resource
-import select
 import signal
 import time
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Final
 
 import structlog
-import uvloop
 
+from ext.poller import READABLE, Poller
 from ext.store import Intake
 from ingest.config.model import Config
 from ingest.dicom.negotiate import Accepted, AcceptorPolicy, Rejected, local_limit_exceeded, negotiate
@@ -61,11 +61,6 @@ def run(config: Config, endpoints: tuple[Endpoint, ...], board: Scoreboard, row:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft < hard:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(_serve(config, endpoints, board, row))
-
-
-async def _serve(config: Config, endpoints: tuple[Endpoint, ...], board: Scoreboard, row: int) -> int:
     durable = config.receive.durability == "fsync"
     try:
         spool = Spool.claim(config.spool_dir, durable=durable)
@@ -75,13 +70,12 @@ async def _serve(config: Config, endpoints: tuple[Endpoint, ...], board: Scorebo
     intake = Intake(spool.committer, spool.slot.name, board.counters(row), INSTANCES, BYTES, durable=durable)
     services = Services(spool, intake, handoff, board, row, config.receive.quarantine)
     listener = Listener(config, endpoints, services)
-    loop = asyncio.get_running_loop()
     try:
-        await listener.serve()
+        listener.serve()
     finally:
-        await loop.run_in_executor(None, spool.close)
+        spool.close()
         listener.collect()
-        await loop.run_in_executor(None, handoff.close, HANDOFF_SECONDS)
+        handoff.close(HANDOFF_SECONDS)
     return 0
 
 
@@ -100,12 +94,12 @@ class Listener:
         self.services = services
         self.ciphertext = memoryview(bytearray(BUFFER))
         self.plaintext = memoryview(bytearray(BUFFER + 2 * RECORD))
-        self.loop = asyncio.get_running_loop()
+        self.poller = Poller()
         self._endpoints = endpoints
         self._gate = AcceptGate(services.board, services.row)
         self._connections: set[Connection] = set()
-        self._poller = select.epoll()
-        self._watched: dict[int, Connection] = {}
+        self._soon: list[Callable[[], None]] = []
+        self._timers: list[tuple[float, Callable[[], None]]] = []
         self._draining = False
         self._retiring = False
         self._deadline: float | None = None
@@ -120,57 +114,64 @@ class Listener:
             max_operations=receive.max_operations,
         )
 
-    async def serve(self) -> None:
+    def serve(self) -> None:
         """Accept and serve until a signal ends it: TERM drains, HUP lets a newer listener take over."""
-        self.loop.add_signal_handler(signal.SIGTERM, self._drain)
-        self.loop.add_signal_handler(signal.SIGINT, lambda: None)  # the terminal's; the supervisor sends TERM
-        self.loop.add_signal_handler(signal.SIGHUP, self._retire)
-        self.loop.add_signal_handler(signal.SIGUSR1, reopen_log)
-        self._tick()
-        self.loop.add_reader(self.services.spool.committer.wakeup, self.collect)
-        self.loop.add_reader(self._poller.fileno(), self._poll)
+        # In the next turn: a handler may run between any two lines of ours.
+        signal.signal(signal.SIGTERM, lambda *_: self.soon(self._drain))
+        signal.signal(signal.SIGINT, lambda *_: None)  # the terminal's; the supervisor sends TERM
+        signal.signal(signal.SIGHUP, lambda *_: self.soon(self._retire))
+        signal.signal(signal.SIGUSR1, lambda *_: self.soon(reopen_log))
+        self.poller.watch(self.services.spool.committer.wakeup, self.collect, READABLE)
         self.services.handoff.start()
+        self._tick()
         for endpoint in self._endpoints:
             self._watch(endpoint)
         self.services.board.set(self.services.row, STATE, ACCEPTING)
         while not self._finished():
-            await asyncio.sleep(TICK_SECONDS)
-            self._tick()
+            self._turn()
+
+    def _turn(self) -> None:
+        now = self.time()
+        due = min((at for at, _ in self._timers), default=now + TICK_SECONDS)
+        for error in self.poller.wait(0 if self._soon else due - now):
+            log.error("turn_failed", exc_info=error)
+        if self.services.intake.promised:
+            self.services.handoff.put_many(self.services.intake.take_promised())
+        if self._soon or self.time() >= due:
+            self._call_due()
+
+    def _call_due(self) -> None:
+        soon, self._soon = self._soon, []
+        now = self.time()
+        soon += [function for at, function in self._timers if at <= now]
+        self._timers = [timer for timer in self._timers if timer[0] > now]
+        for function in soon:
+            try:
+                function()
+            except Exception:
+                log.exception("turn_failed")
 
     # --- for connections
 
     def closed(self, connection: Connection) -> None:
         """Count a connection no more."""
         self._connections.discard(connection)
-        if self._watched.get(connection.descriptor) is connection:
-            del self._watched[connection.descriptor]
         self._count()
 
     def time(self) -> float:
         """The monotonic clock, seconds."""
         return time.monotonic()
 
-    def watch(self, descriptor: int, connection: Connection, events: int) -> None:
-        """From now on call `connection.ready` at these events of epoll(7) alone, and at errors."""
-        if self._watched.get(descriptor) is connection:
-            self._poller.modify(descriptor, events)
-        else:  # a new one, perhaps with the number of one that is closed
-            self._watched[descriptor] = connection
-            self._poller.register(descriptor, events)
-
-    def hand_off(self) -> None:
-        """Have what was promised put on the queue."""
-        intake = self.services.intake
-        if intake.promised:
-            for where in intake.take_promised():
-                self.services.handoff.put(where)
+    def soon(self, function: Callable[[], None]) -> None:
+        """Call a function in the next turn."""
+        self._soon.append(function)
 
     def collect(self) -> None:
         """Answer what has become durable."""
         for error in self.services.intake.collect():
             # A defect in answering one must not leave the others unanswered for ever.
             log.error("commit_not_answered", exc_info=error)
-        self.hand_off()
+        self.services.handoff.put_many(self.services.intake.take_promised())
 
     def spool_full(self) -> str:
         """Why nothing more is taken now, or an empty string; looked at several times a second."""
@@ -200,26 +201,15 @@ class Listener:
             return f"[receive] max_associations is {self.config.receive.max_associations}"
         return ""
 
-    def _poll(self) -> None:
-        """Look which connections are ready.
-
-        Why not the loop's own readers: uvloop does not report a connection that was reset, and one call of it
-        for each ready connection costs more than receiving a small instance.
-        """
-        for descriptor, events in self._poller.poll(0):
-            connection = self._watched.get(descriptor)
-            if connection is not None:
-                connection.ready(events)
-
     # --- accepting
 
     def _watch(self, endpoint: Endpoint) -> None:
         if not self._retiring:
-            self.loop.add_reader(endpoint.socket, self._readable, endpoint)
+            self.poller.watch(endpoint.socket.fileno(), partial(self._readable, endpoint), READABLE)
 
     def _pause(self, endpoint: Endpoint, seconds: float) -> None:
-        self.loop.remove_reader(endpoint.socket)
-        self.loop.call_later(seconds, self._watch, endpoint)
+        self.poller.unwatch(endpoint.socket.fileno())
+        self._timers.append((self.time() + seconds, partial(self._watch, endpoint)))
 
     def _readable(self, endpoint: Endpoint) -> None:
         if not self._gate.open():
@@ -266,6 +256,7 @@ class Listener:
         self._full = full
         self.services.intake.full = bool(full)
         now = self.time()
+        self._timers.append((now + TICK_SECONDS, self._tick))
         for connection in list(self._connections):
             connection.check_deadlines(now)
 
@@ -284,7 +275,7 @@ class Listener:
         self._retiring = True
         self.services.board.set(self.services.row, STATE, DRAINING)
         for endpoint in self._endpoints:
-            self.loop.remove_reader(endpoint.socket)
+            self.poller.unwatch(endpoint.socket.fileno())
             endpoint.socket.close()
         log.info("retiring", associations=len(self._connections))
 

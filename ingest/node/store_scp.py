@@ -1,8 +1,8 @@
 """What an association does with its messages: C-STORE into the spool, C-ECHO, a clear no to all else.
 
 Sound C-STOREs, which are nearly all, are done by `ext.store` and never come here; what does is odd in some
-way, and is looked at in full. No I/O on the network: the parser's events come in, responses go out through the
-owner.
+way, and is looked at in full. No I/O on the network: the parser's events come in, responses go out through
+the owner.
 """
 
 import os
