@@ -104,7 +104,10 @@ def _bound(work: str, measure: str, value: float, limit: float, *, at_most: bool
 
 
 def losses(work: Values) -> Iterator[Judged]:
-    """Where the first entrant is dearer or slower than another, whether a claim asks for it or not."""
+    """Where the first entrant is dearer or slower than another, whether a claim asks for it or not.
+
+    Only where the whole interval says so.
+    """
     first, *others = work["entrants"]
     for other in others:
         for measure in ("rate", "cpu_s_gb", "p99_ms", "seconds"):
@@ -116,7 +119,7 @@ def losses(work: Values) -> Iterator[Judged]:
             own = pairs.ratio(mine, theirs)
             at_most = measure in LESS_IS_BETTER
             kept = own.verdict(1.0, at_most=at_most)
-            if kept == "no":
+            if (own.low if at_most else 1 / own.high) > 1:
                 yield Judged(
                     work["name"],
                     measure,
@@ -141,6 +144,7 @@ def lost(report: Values) -> list[str]:
         for sample in entrant["samples"]
         if sample["failed"] or sample["missing"]
     ]
+    lines += [f"{work['name']}: {work['broken']}" for work in report["works"] if work["broken"]]
     lines += [
         f"{one['receiver']}, idle: {one['missing']} not stored"
         for one in report.get("idle", ())

@@ -8,7 +8,7 @@ import matplotlib as mpl
 
 mpl.use("Agg")  # no display
 
-from matplotlib import pyplot
+from matplotlib import pyplot, ticker
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -130,6 +130,8 @@ def _ratios(report: Values, path: Path) -> bool:
         )
     axes.axvline(1, color="black", lw=0.8)
     axes.set_xscale("log")
+    for axis_format in (axes.xaxis.set_major_formatter, axes.xaxis.set_minor_formatter):
+        axis_format(ticker.FuncFormatter(lambda value, _: f"{value:g}"))
     axes.set_yticks(range(len(names)), names, fontsize=7)
     axes.set_ylim(len(names) - 0.5, -0.5)
     axes.set_xlabel(
@@ -166,10 +168,10 @@ def _save(figure: Figure, report: Values, path: Path, title: str) -> bool:
         fontsize=6,
         color="#555555",
     )
-    pyplot.tick_params(axis="x", labelsize=7)
+    pyplot.tick_params(axis="x", which="both", labelsize=7)
     figure.tight_layout(rect=(0, 0.03, 1, 1))
     # Without the date and version of matplotlib the same figures give the same file.
-    figure.savefig(path, dpi=DPI, metadata={"Software": None})
+    figure.savefig(path, dpi=DPI, bbox_inches="tight", metadata={"Software": None})
     pyplot.close(figure)
     return True
 

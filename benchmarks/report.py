@@ -93,7 +93,7 @@ def work_table(work: Values) -> Table:
         *(MEASURES[name] for name in measures),
         "PSS MB",
         "runs",
-        title=f"{work['name']}, {work['durability']}, in {work['place']}; median, least – most",
+        title=f"{work['name']}: {work['durability']}, in {work['place']}; median, least – most",
         title_justify="left",
     )
     for label, entrant in work["entrants"].items():
@@ -141,7 +141,8 @@ def path_table(paths: Sequence[Values]) -> Table:
     columns = ("seconds", "instances/s", "MB/s", "p99 ms", "most in queue", "queue grows", "drained in s")
     table = Table("whole path, fsync", *columns, "CPU ms/instance", title_justify="left")
     for one in paths:
-        cpu = ", ".join(f"{name.removeprefix('ingest-')} {number(ms)}" for name, ms in one["cpu_ms"].items())
+        roles = {name.removeprefix("ingest-"): ms for name, ms in one["cpu_ms"].items() if ms >= 0.001}
+        cpu = "\n".join(f"{name} {number(ms)}" for name, ms in roles.items())
         most = max(waiting for _, waiting in one["queue"])
         figures = (one["seconds"], one["rate"], one["mb_s"], one["p99_ms"], most)
         grows = "yes" if one["growing"] else "no"

@@ -75,17 +75,20 @@ class Setting:
     step: Callable[[int, str], None] = lambda _round, _label: None
 
 
-def measure(work: Work, setting: Setting) -> dict[str, Taken]:
-    """All rounds of a work, by label of the entrant.
+def nothing_yet(work: Work) -> dict[str, Taken]:
+    """What `measure` fills, by label of the entrant."""
+    return {entrant.label: Taken() for entrant in work.entrants}
+
+
+def measure(work: Work, setting: Setting, taken: dict[str, Taken]) -> None:
+    """All rounds of a work.
 
     Raises:
-        LoadError: A receiver broke off; a broken receiver has no figures.
+        LoadError: A receiver broke off; what was measured before is in `taken`.
         NotStartedError: A receiver did not start.
     """
-    taken = {entrant.label: Taken() for entrant in work.entrants}
     rounds = _in_memory if work.place == "memory" else _on_disk
     rounds(work, setting, taken)
-    return taken
 
 
 def order(entrants: tuple[Entrant, ...], number: int) -> list[Entrant]:

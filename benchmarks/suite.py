@@ -14,10 +14,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from benchmarks import idle, instructions, judged, machine, path, peers, rounds, workloads
 from benchmarks.floor import floor
-from benchmarks.load import Load
+from benchmarks.load import Load, LoadError
 from benchmarks.node import ours
 from benchmarks.orthanc import orthanc, orthanc_nodelay
-from benchmarks.receivers import Factory, Pki, Unavailable, make_pki
+from benchmarks.receivers import Factory, NotStartedError, Pki, Unavailable, make_pki
 from benchmarks.workloads import KB, MB, Work
 
 RECEIVERS: dict[str, Factory] = {
@@ -32,7 +32,7 @@ RECEIVERS: dict[str, Factory] = {
 }
 PATH_SIZES = (8 * KB, 512 * KB)
 BUSY = Load(8 * KB, 500, 4)
-PATH_SECONDS, IDLE_SECONDS, COUNT_SECONDS = 38.0, 20.0, 8.0
+PATH_SECONDS, IDLE_SECONDS, COUNT_SECONDS = 36.0, 18.0, 8.0
 PATH_OVERHEAD = 6.0
 LEAST_PATH_SECONDS = 5.0
 RESERVE = 0.96
@@ -123,12 +123,7 @@ def measure(
     minutes: float = float("inf"),
     rest: bool = False,
 ) -> Values:
-    """Measure these works, and with `rest` also idle associations, instructions and the whole path.
-
-    Raises:
-        LoadError: A receiver broke off.
-        NotStartedError: One did not start.
-    """
+    """Measure these works, and with `rest` also idle associations, instructions and the whole path."""
     extras = [IDLE_SECONDS, COUNT_SECONDS, *(PATH_SECONDS for _ in PATH_SIZES)] if rest else []
     budget = Budget(time.monotonic() + minutes * 60 * RESERVE, [*(work.seconds for work in works), *extras])
     found: Values = {
@@ -171,7 +166,7 @@ def path_load(size: int) -> Load:
 
 
 def one(work: Work, where: Places, watch: Watch, seconds: float) -> Values:
-    """One work, with its time limited."""
+    """One work, with its time limited; a receiver that breaks off ends it, not the suite."""
 
     def step(number: int, label: str) -> None:
         turn = "warm-up" if number < 0 else f"round {number + 1}"
@@ -179,7 +174,13 @@ def one(work: Work, where: Places, watch: Watch, seconds: float) -> Values:
 
     deadline = time.monotonic() + seconds
     setting = rounds.Setting(RECEIVERS, where.keys, where.memory, where.disk, deadline, step)
-    return rounds.as_values(work, rounds.measure(work, setting))
+    taken, broken, begun = rounds.nothing_yet(work), "", time.monotonic()
+    try:
+        rounds.measure(work, setting, taken)
+    except (LoadError, NotStartedError) as error:
+        broken = f"{type(error).__name__}: {error}"
+    took = time.monotonic() - begun
+    return {**rounds.as_values(work, taken), "broken": broken, "took_seconds": round(took, 1)}
 
 
 def idle_beside(where: Places, associations: int = IDLE_ASSOCIATIONS) -> list[dict[str, object]]:
