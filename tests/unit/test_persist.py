@@ -1,5 +1,7 @@
 """From the stream into store and ledger: the plain way, and what is odd about instances."""
 
+import threading
+import time
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +14,9 @@ from ingest.spool.reference import Reference
 from ingest.wake import drain_key
 from tests.instances import CT, EXPLICIT, Made, element
 from tests.ledgers import delivery_states
+from tests.nodes import eventually
 from tests.persisting import Site
+from workers.persist import Persister
 from workers.store import FileStore
 
 Sites = Callable[..., Site]
@@ -51,6 +55,24 @@ def test_a_thousand_instances_are_each_stored_once(site: Site) -> None:
     assert site.deliveries() == 1000
     assert site.settled()
     assert site.client.llen("rq:queue:forward") == 1
+
+
+def test_instances_that_come_one_by_one_are_put_together(site: Site) -> None:
+    stop = threading.Event()
+    worker = threading.Thread(target=Persister(site.config, stop, "one").run)
+    worker.start()
+    try:
+        eventually(lambda: site.client.exists(site.stream))
+        for number in range(100):
+            site.receive(Made(sop=f"1.9.{number}"))
+            time.sleep(0.005)
+        eventually(site.settled)
+    finally:
+        stop.set()
+        worker.join(10)
+    # Each batch is recorded in one go.
+    assert len(site.instances()) == 100
+    assert site.client.info("commandstats")["cmdstat_xack"]["calls"] < 50
 
 
 def test_spool_and_store_on_two_file_systems(make_persist_site: Sites, second_file_system: Path) -> None:
