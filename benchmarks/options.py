@@ -16,7 +16,7 @@ FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
 FACTORS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 
 
-class Bytes(click.ParamType):
+class Bytes(click.ParamType[int]):
     """A number of bytes: 8192, 8K, 512KB, 27M, 1G."""
 
     name = "bytes"
@@ -96,7 +96,8 @@ def target_of(address: str, values: dict[str, Any]) -> Target:
     host, colon, port = address.rpartition(":")
     if not colon or not port.isdecimal():
         raise click.UsageError(f"{address!r} is no HOST:PORT")
-    files = [values.pop(name) for name in ("certificate", "key", "trusted")]
-    if any(files) and not all(files):
+    certificate, key, trusted = (values.pop(name) for name in ("certificate", "key", "trusted"))
+    if any((certificate, key, trusted)) and not all((certificate, key, trusted)):
         raise click.UsageError("TLS needs --certificate, --key and --trusted together")
-    return Target(host.strip("[]"), int(port), *files, values.pop("called"), values.pop("calling"))
+    called, calling = values.pop("called"), values.pop("calling")
+    return Target(host.strip("[]"), int(port), certificate, key, trusted, called, calling)

@@ -196,7 +196,7 @@ def _java_stores(base: Path, keys: Pki) -> tuple[Path, Path]:
     encryption = BestAvailableEncryption(PASSWORD)
     own, trusted = base / "own.p12", base / "trusted.p12"
     own.write_bytes(
-        pkcs12.serialize_key_and_certificates(b"node", pair.key, pair.certificate, None, encryption)
+        pkcs12.serialize_key_and_certificates(b"node", pair.private_key, pair.certificate, None, encryption)
     )
     certificates = x509.load_pem_x509_certificates(keys.trusted.read_bytes())
     named = [

@@ -8,6 +8,7 @@ import os
 import ssl
 import sys
 from pathlib import Path
+from typing import Any
 
 from pynetdicom import AE, AllStoragePresentationContexts, evt
 
@@ -21,7 +22,7 @@ class Keep:
         self._folder = folder
         self._durable = durability == "fsync"
 
-    def __call__(self, event: evt.Event) -> int:
+    def __call__(self, event: Any) -> int:
         """Write one instance; returns the status (PS3.4 B.2.3)."""
         path = self._folder / f"{event.request.AffectedSOPInstanceUID}.dcm"
         partial = path.with_suffix(".part")
