@@ -92,7 +92,8 @@ class Group:
     def pids(self) -> list[int]:
         """Process ids of the living."""
         if self._folder is None:
-            return [process.pid for process in self._processes() if not _is_reaper(process, self._started)]
+            reapers = {process.pid for process in self._started}
+            return [p.pid for p in self._processes() if p.pid not in reapers and not _is_over(p)]
         return [int(line) for line in (self._folder / "cgroup.procs").read_text().split()]
 
     def by_name(self) -> dict[str, float]:
@@ -241,7 +242,8 @@ def _make(folder: Path, kind: Kind) -> bool:
             return True
     except OSError:
         pass
-    _remove(folder)
+    with contextlib.suppress(OSError):
+        folder.rmdir()
     return False
 
 
@@ -266,8 +268,12 @@ def _family_seconds(process: psutil.Process) -> float:
     return float(times.user + times.system + times.children_user + times.children_system)
 
 
-def _is_reaper(process: psutil.Process, started: "list[subprocess.Popen[Any]]") -> bool:
-    return any(process.pid == one.pid for one in started)
+def _is_over(process: psutil.Process) -> bool:
+    """Whether it has ended, be it that nobody has waited for it yet."""
+    try:
+        return bool(process.status() == psutil.STATUS_ZOMBIE)
+    except psutil.Error:
+        return True
 
 
 def _pss(rollup: str) -> int:

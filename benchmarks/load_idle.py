@@ -30,8 +30,8 @@ Connected = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 def start_forked(process: BaseProcess) -> None:
     """Start a process that was made with the "fork" method.
 
-    Python 3.12 and later warn of threads at a fork. The children here take no lock of another thread: they send
-    and receive, and leave by `os._exit`.
+    Python 3.12 and later warn of threads at a fork. The children here take no lock of another thread: they
+    send and receive, and leave by `os._exit`.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)

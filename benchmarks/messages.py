@@ -71,7 +71,11 @@ class Message:
             self._head += tail
             tail = b""
         self._uids = list(_places(self._head, instance_uid("", 0).encode(), len(command) + len(first) + 12))
-        self.pieces = (self._head, *[body] * repeats, *([tail] if tail else []))
+        self.pieces: tuple[bytes | bytearray, ...] = (
+            self._head,
+            *[body] * repeats,
+            *([tail] if tail else []),
+        )
         self._message_id = self._head.index(_MESSAGE_ID) + len(_MESSAGE_ID)
 
     def stamp(self, number: int, message_id: int) -> None:

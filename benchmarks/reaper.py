@@ -10,6 +10,8 @@ import os
 import signal
 import sys
 
+import psutil
+
 PR_SET_PDEATHSIG = 1
 PR_SET_CHILD_SUBREAPER = 36
 
@@ -26,7 +28,10 @@ def main(argv: list[str]) -> int:
         finally:
             os._exit(127)
 
+    told: list[int] = []
+
     def forward(number: int, _frame: object) -> None:
+        told.append(number)
         with contextlib.suppress(ProcessLookupError):
             os.kill(program, number)
 
@@ -40,6 +45,15 @@ def main(argv: list[str]) -> int:
             return code
         if pid == program:
             code = os.waitstatus_to_exitcode(status)
+            if told:
+                _end_orphans(told[-1])
+
+
+def _end_orphans(number: int) -> None:
+    """Signal what the program has left behind."""
+    for child in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.Error):
+            child.send_signal(number)
 
 
 if __name__ == "__main__":
