@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from tests.commits import Bench, bench
 from tests.persisting import Site, make_site
 from tests.servers import Valkey, postgresql, require_postgresql
 
@@ -39,3 +40,25 @@ def make_persist_site(
 def site(make_persist_site: Callable[..., Site]) -> Site:
     """A site with the defaults."""
     return make_persist_site()
+
+
+@pytest.fixture
+def durable(tmp_path: Path) -> Iterator[Bench]:
+    """Without threads until `start`: what is committed before waits."""
+    with bench(tmp_path, durable=True) as made:
+        yield made
+
+
+@pytest.fixture
+def cached(tmp_path: Path) -> Iterator[Bench]:
+    with bench(tmp_path, durable=False) as made:
+        yield made
+
+
+@pytest.fixture(params=["durable", "cached"])
+def either(request: pytest.FixtureRequest) -> Bench:
+    """One of the two, at work."""
+    made: Bench = request.getfixturevalue(request.param)
+    if request.param == "durable":
+        made.start()
+    return made

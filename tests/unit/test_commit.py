@@ -1,291 +1,245 @@
 """Group commit: durable before it is said, and what failed is gone and said to be."""
 
-import asyncio
-import contextlib
 import errno
+import gc
 import os
-import stat
+import re
+import select
+import subprocess
+import sys
 import threading
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+import weakref
 from pathlib import Path
 
 import pytest
 
-from ingest.spool.commit import GROUP, THREADS, Commit, Committer
-from tests.nodes import eventually
+from ext.commit import Committer
+from tests.commits import Bench, descriptors
+from tests.spools import collect_until
+
+GROUP, THREADS = 64, 4
+ROOT = Path(__file__).parents[2]
 
 
-@dataclass
-class Bench:
-    """Two folders, a committer between them, and what it said."""
-
-    folder: Path
-    committer: Committer
-    answers: dict[str, OSError | None] = field(default_factory=dict)
-
-    def submit(self, name: str, done: Callable[[OSError | None], None] | None = None) -> int:
-        path = self.folder / "partial" / name
-        fd = os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
-        os.write(fd, name.encode())
-        self.committer.submit(
-            Commit(fd, name, f"{name}.dcm", done or (lambda error: self.answers.__setitem__(name, error)))
-        )
-        return fd
-
-    def wait(self, count: int) -> None:
-        eventually(lambda: len(self.answers) >= count, 10, f"{count} answers, {len(self.answers)} came")
-
-    def ready(self) -> set[str]:
-        return set(os.listdir(self.folder / "ready"))
-
-    def partial(self) -> set[str]:
-        return set(os.listdir(self.folder / "partial"))
+def readable(committer: Committer) -> bool:
+    return bool(select.select([committer.wakeup], [], [], 0)[0])
 
 
-@contextlib.contextmanager
-def bench(folder: Path, *, durable: bool) -> Iterator[Bench]:
-    for name in ("partial", "ready"):
-        (folder / name).mkdir()
-    partial, ready = (os.open(folder / name, os.O_RDONLY | os.O_CLOEXEC) for name in ("partial", "ready"))
-    committer = Committer(partial, ready, durable=durable, post=lambda call: call())
-    try:
-        yield Bench(folder, committer)
-    finally:
-        committer.close()
-        os.close(partial)
-        os.close(ready)
+# --- entries
 
 
-@pytest.fixture
-def durable(tmp_path: Path) -> Iterator[Bench]:
-    with bench(tmp_path, durable=True) as made:
-        yield made
+def test_an_entry_is_an_empty_file_in_the_partial_folder(either: Bench) -> None:
+    entry = either.committer.begin()
+    assert either.partial() == {entry.name}
+    assert os.path.samestat(os.fstat(entry.fd), (either.folder / "partial" / entry.name).stat())
+    assert os.fstat(entry.fd).st_size == 0
+    assert not os.get_inheritable(entry.fd)
+    os.write(entry.fd, b"x")
+    assert os.pread(entry.fd, 1, 0) == b"x"  # readable, too: the header is looked at
+    either.committer.discard(entry)
+    assert either.partial() == set()
+    os.close(entry.fd)  # stays open
 
 
-@pytest.fixture
-def cached(tmp_path: Path) -> Iterator[Bench]:
-    with bench(tmp_path, durable=False) as made:
-        yield made
+def test_names_sort_by_time_and_never_come_twice(either: Bench) -> None:
+    names = []
+    for _ in range(500):
+        entry = either.committer.begin()
+        names.append(entry.name)
+        either.committer.discard(entry)
+        os.close(entry.fd)
+    assert names == sorted(names)
+    assert len(set(names)) == 500
+    assert all(re.fullmatch(r"[0-9a-f]{16}-[0-9a-f]+", name) for name in names)
 
 
-@pytest.fixture
-def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
-    """Every call that makes something durable or gives it its name, with the name of its file."""
-    seen: list[tuple[str, str]] = []
-    fdatasync, fsync, rename = os.fdatasync, os.fsync, os.rename
-
-    def name(fd: int) -> str:
-        return Path(os.readlink(f"/proc/self/fd/{fd}")).name
-
-    def note_fdatasync(fd: int) -> None:
-        fdatasync(fd)
-        seen.append(("fdatasync", name(fd)))
-
-    def note_fsync(fd: int) -> None:
-        fsync(fd)
-        seen.append(("fsync", name(fd)))
-
-    def note_rename(source: str, target: str, **folders: int) -> None:
-        rename(source, target, **folders)
-        seen.append(("rename", source))
-
-    monkeypatch.setattr(os, "fdatasync", note_fdatasync)
-    monkeypatch.setattr(os, "fsync", note_fsync)
-    monkeypatch.setattr(os, "rename", note_rename)
-    return seen
+def test_an_entry_that_cannot_be_made_is_an_oserror(either: Bench) -> None:
+    (either.folder / "partial").rmdir()
+    before = descriptors()
+    with pytest.raises(FileNotFoundError):
+        either.committer.begin()
+    assert descriptors() == before
 
 
-def failing(function: Callable[..., None], *, when: Callable[..., bool]) -> Callable[..., None]:
-    def call(*arguments: object, **more: object) -> None:
-        if when(*arguments, **more):
-            raise OSError(errno.EIO, "Input/output error")
-        function(*arguments, **more)
-
-    return call
+def test_without_descriptors_to_be_had_it_is_an_oserror(cached: Bench) -> None:
+    limit = subprocess.run(
+        [sys.executable, "-c", TOO_MANY, str(cached.folder)], cwd=ROOT, capture_output=True, text=True
+    )
+    assert limit.stdout == f"{errno.EMFILE}\n", limit.stderr
 
 
-def test_bytes_then_name_then_folder_are_durable_before_it_is_said(
-    durable: Bench, calls: list[tuple[str, str]]
-) -> None:
-    durable.submit("a", lambda error: calls.append(("done", str(error))))
-    eventually(lambda: len(calls) == 4, 5)
-    assert calls == [("fdatasync", "a"), ("rename", "a"), ("fsync", "ready"), ("done", "None")]
-    assert durable.ready() == {"a.dcm"}
-    assert durable.partial() == set()
+TOO_MANY = """
+import os, resource, sys
+from ext.commit import Committer
+partial, ready = (os.open(f"{sys.argv[1]}/{name}", os.O_RDONLY) for name in ("partial", "ready"))
+committer = Committer(partial, ready, durable=True)
+resource.setrlimit(resource.RLIMIT_NOFILE, (committer.wakeup + 1, committer.wakeup + 1))
+try:
+    committer.begin()
+except OSError as error:
+    print(error.errno)
+try:
+    Committer(partial, ready, durable=True)
+except OSError as error:
+    assert error.errno == 24
+else:
+    print("a second one")
+"""
 
 
-def test_while_one_is_synced_the_others_gather_to_groups(
-    durable: Bench, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    release, fsync = threading.Event(), os.fsync
-    folder_syncs: list[int] = []
+def test_the_status_of_a_refused_instance_is_in_its_name(either: Bench) -> None:
+    expected = set()
+    for status, suffix in ((0, ".dcm"), (0xA900, ".A900.dcm"), (0xC000, ".C000.dcm"), (0x0117, ".0117.dcm")):
+        entry = either.begin()
+        name = either.commit(entry, status)
+        either.wait(len(expected) + 1)
+        assert entry.ready_name == f"{name}{suffix}"
+        expected.add(entry.ready_name)
+    assert either.ready() == expected
+    assert either.partial() == set()
 
-    def hold(fd: int) -> None:
-        assert release.wait(10)
-        folder_syncs.append(fd)
-        fsync(fd)
 
-    monkeypatch.setattr(os, "fsync", hold)
-    for number in range(THREADS):
-        durable.submit(f"first{number}")
-    eventually(lambda: len(durable.ready()) == THREADS, 5, "each thread is held in the folder's fsync")
-    for number in range(THREADS * GROUP):
-        durable.submit(f"then{number}")
+def test_what_was_written_is_what_is_ready(either: Bench) -> None:
+    data = os.urandom(300_000)
+    entry = either.begin(data)
+    either.commit(entry)
+    either.wait(1)
+    assert (either.folder / "ready" / entry.ready_name).read_bytes() == data
+
+
+# --- when it is said
+
+
+def test_nothing_is_said_before_collect(durable: Bench) -> None:
+    for _ in range(3):
+        durable.commit(durable.begin())
+    assert not readable(durable.committer)
+    assert durable.committer.collect() == []
     assert durable.answers == {}
-    release.set()
-    durable.wait(THREADS + THREADS * GROUP)
+    durable.start()
+    assert select.select([durable.committer.wakeup], [], [], 20)[0]
+    assert durable.answers == {}
+    durable.wait(3)
     assert set(durable.answers.values()) == {None}
-    assert len(folder_syncs) < len(durable.answers) / 4
+    assert not readable(durable.committer)
+
+
+def test_answers_come_on_the_thread_that_collects(durable: Bench) -> None:
+    durable.start()
+    threads: list[int] = []
+    durable.commit(durable.begin(), done=lambda _: threads.append(threading.get_ident()))
+    collect_until(durable.committer, threads, 1)
+    assert threads == [threading.get_ident()]
+
+
+def test_page_cache_answers_at_once_and_wakes_nobody(cached: Bench) -> None:
+    name = cached.commit(cached.begin())
+    assert cached.answers == {name: None}
+    assert not readable(cached.committer)
+
+
+def test_a_raising_answer_of_the_page_cache_is_its_callers(cached: Bench) -> None:
+    def fail(_: OSError | None) -> None:
+        raise RuntimeError("the association is gone")
+
+    with pytest.raises(RuntimeError):
+        cached.commit(cached.begin(), done=fail)
+    assert len(cached.ready()) == 1
 
 
 def test_every_submission_is_answered_once_whatever_the_threads_do(durable: Bench) -> None:
-    answers: list[str] = []
-    submitters = [
-        threading.Thread(
-            target=lambda start=start: [
-                durable.submit(f"{start}-{n}", lambda _, name=f"{start}-{n}": answers.append(name))
-                for n in range(50)
-            ]
-        )
-        for start in range(4)
-    ]
+    durable.start()
+    names: list[str] = []
+    answered: list[str] = []
+
+    def submit() -> None:
+        for _ in range(50):
+            entry = durable.begin()
+            name = entry.name
+            names.append(name)
+            durable.commit(entry, done=lambda _, name=name: answered.append(name))
+
+    submitters = [threading.Thread(target=submit) for _ in range(4)]
     for thread in submitters:
         thread.start()
     for thread in submitters:
         thread.join()
-    eventually(lambda: len(answers) == 200, 20, "all are answered")
-    assert len(set(answers)) == 200
-    assert len(durable.ready()) == 200
-
-
-def test_a_file_that_cannot_be_synced_is_removed_and_said_while_the_others_pass(
-    durable: Bench, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def is_bad(fd: int) -> bool:
-        return os.readlink(f"/proc/self/fd/{fd}").endswith("/bad")
-
-    monkeypatch.setattr(os, "fdatasync", failing(os.fdatasync, when=is_bad))
-    for name in ("a", "bad", "b"):
-        durable.submit(name)
-    durable.wait(3)
-    assert durable.answers["a"] is durable.answers["b"] is None
-    assert isinstance(durable.answers["bad"], OSError)
-    assert durable.ready() == {"a.dcm", "b.dcm"}
+    collect_until(durable.committer, answered, 200)
+    assert sorted(answered) == sorted(names)
+    assert durable.ready() == {f"{name}.dcm" for name in names}
     assert durable.partial() == set()
 
 
-@pytest.mark.parametrize("kind", ["durable", "cached"])
-def test_a_file_that_cannot_have_its_name_is_removed_and_said(
-    kind: str, request: pytest.FixtureRequest
-) -> None:
-    made: Bench = request.getfixturevalue(kind)
-    (made.folder / "ready" / "bad.dcm").mkdir()
-    made.submit("bad")
-    made.wait(1)
-    assert isinstance(made.answers["bad"], IsADirectoryError)
-    assert made.partial() == set()
-
-
-def test_when_the_folder_cannot_be_synced_none_is_promised_and_none_is_lost(
-    durable: Bench, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(os, "fsync", failing(os.fsync, when=lambda fd: stat.S_ISDIR(os.fstat(fd).st_mode)))
-    for name in ("a", "b"):
-        durable.submit(name)
-    durable.wait(2)
-    assert all(isinstance(error, OSError) for error in durable.answers.values())
-    assert durable.ready() == {"a.dcm", "b.dcm"}  # whole; the sweep hands them off
-
-
-def test_descriptors_are_closed_whatever_happens(durable: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    durable.submit("warm")
-    durable.wait(1)
-    before = len(os.listdir("/proc/self/fd"))
-    (durable.folder / "ready" / "unnamed.dcm").mkdir()
-    monkeypatch.setattr(
-        os,
-        "fdatasync",
-        failing(os.fdatasync, when=lambda fd: os.readlink(f"/proc/self/fd/{fd}").endswith("/unsynced")),
-    )
-    for name in ("good", "unnamed", "unsynced"):
-        durable.submit(name)
-    durable.wait(4)
-    assert len(os.listdir("/proc/self/fd")) == before
-
-
-def test_an_answer_that_fails_does_not_take_those_of_its_group_along(
-    durable: Bench, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    release, fsync = threading.Event(), os.fsync
-
-    def hold(fd: int) -> None:
-        assert release.wait(10)
-        fsync(fd)
-
-    monkeypatch.setattr(os, "fsync", hold)
-    for number in range(THREADS):
-        durable.submit(f"first{number}")
-    eventually(lambda: len(durable.ready()) == THREADS, 5)
-
+def test_an_answer_that_fails_is_told_and_does_not_take_others_along(durable: Bench) -> None:
     def fail(_: OSError | None) -> None:
         raise RuntimeError("the association is gone")
 
-    durable.submit("broken", fail)
-    for number in range(20):
-        durable.submit(f"then{number}")
-    release.set()
-    durable.wait(THREADS + 20)
+    for number in range(21):
+        durable.commit(durable.begin(), done=fail if number % 10 == 0 else None)
+    durable.start(1)
+    durable.stop()
+    raised = durable.committer.collect()
+    assert [str(error) for error in raised] == ["the association is gone"] * 3
+    assert len(durable.answers) == 18
+    assert len(durable.ready()) == 21
+    assert durable.committer.collect() == []
 
 
-def test_page_cache_syncs_nothing_and_answers_at_once(cached: Bench, calls: list[tuple[str, str]]) -> None:
-    cached.submit("a")
-    assert cached.answers == {"a": None}
-    assert calls == [("rename", "a")]
+def test_an_answer_may_submit_the_next(durable: Bench) -> None:
+    durable.start()
+
+    def go_on(_: OSError | None) -> None:
+        durable.commit(durable.begin())
+
+    durable.commit(durable.begin(), done=go_on)
+    durable.wait(1)
+    assert len(durable.ready()) == 2
 
 
-def test_answers_come_on_the_thread_that_the_owner_chose(tmp_path: Path) -> None:
-    for name in ("partial", "ready"):
-        (tmp_path / name).mkdir()
-    folders = [os.open(tmp_path / name, os.O_RDONLY | os.O_CLOEXEC) for name in ("partial", "ready")]
+def test_entry_and_callback_live_until_the_answer_and_no_longer(durable: Bench) -> None:
+    class Callback:
+        def __call__(self, error: OSError | None) -> None:
+            durable.answers["called"] = error
 
-    async def commit_one() -> int:
-        loop = asyncio.get_running_loop()
-        committer = Committer(*folders, durable=True, post=loop.call_soon_threadsafe)
-        answered: asyncio.Future[int] = loop.create_future()
-        fd = os.open(tmp_path / "partial" / "a", os.O_CREAT | os.O_RDWR, 0o600)
-        committer.submit(Commit(fd, "a", "a.dcm", lambda _: answered.set_result(threading.get_ident())))
-        try:
-            return await asyncio.wait_for(answered, 10)
-        finally:
-            await loop.run_in_executor(None, committer.close)
-
-    try:
-        assert asyncio.run(commit_one()) == threading.get_ident()
-    finally:
-        for fd in folders:
-            os.close(fd)
+    callback = Callback()
+    alive = weakref.ref(callback)
+    entry = durable.begin()
+    references = sys.getrefcount(entry)
+    durable.commit(entry, done=callback)
+    del callback
+    gc.collect()
+    assert alive() is not None
+    assert sys.getrefcount(entry) == references + 1
+    durable.start()
+    durable.wait(1)
+    assert alive() is None
+    assert sys.getrefcount(entry) == references
 
 
-def test_an_owner_that_is_gone_does_not_keep_close_waiting(tmp_path: Path) -> None:
-    for name in ("partial", "ready"):
-        (tmp_path / name).mkdir()
-    folders = [os.open(tmp_path / name, os.O_RDONLY | os.O_CLOEXEC) for name in ("partial", "ready")]
-    posted = threading.Event()
+# --- close
 
-    def closed_loop(_: Callable[[], object]) -> None:
-        posted.set()
-        raise RuntimeError("Event loop is closed")
 
-    threading.excepthook, hook = (lambda _: None), threading.excepthook
-    try:
-        committer = Committer(*folders, durable=True, post=closed_loop)
-        fd = os.open(tmp_path / "partial" / "a", os.O_CREAT | os.O_RDWR, 0o600)
-        committer.submit(Commit(fd, "a", "a.dcm", lambda _: None))
-        assert posted.wait(10)
-        committer.close()
-    finally:
-        threading.excepthook = hook
-        for fd in folders:
-            os.close(fd)
-    assert (tmp_path / "ready" / "a.dcm").exists()
+def test_close_finishes_what_waits(durable: Bench) -> None:
+    for _ in range(150):
+        durable.commit(durable.begin())
+    durable.committer.close()
+    durable.committer.run()  # the body of a thread, which ends when nothing waits
+    assert durable.answers == {}
+    assert durable.committer.collect() == []
+    assert len(durable.answers) == len(durable.ready()) == 150
+
+
+def test_close_ends_threads_that_wait_for_work(durable: Bench) -> None:
+    durable.start()
+    durable.stop()
+    durable.committer.close()  # once more
+    durable.committer.run()
+
+
+def test_a_committer_gives_its_own_descriptor_back(tmp_path: Path) -> None:
+    before = descriptors()
+    for _ in range(20):
+        committer = Committer(-1, -1, durable=True)
+        assert not os.get_inheritable(committer.wakeup)
+        del committer
+    assert descriptors() == before
