@@ -73,6 +73,21 @@ class OrthancReceiver:
 @contextlib.contextmanager
 def orthanc(base: Path, keys: Pki, *, durability: Durability) -> Iterator[Receiver]:
     """Orthanc with SQLite; `SyncStorageArea` (on by itself) is what it offers as durability."""
+    with _orthanc("orthanc", base, keys, {}, durability) as receiver:
+        yield receiver
+
+
+@contextlib.contextmanager
+def orthanc_nodelay(base: Path, keys: Pki, *, durability: Durability) -> Iterator[Receiver]:
+    """The same with TCP_NODELAY=1 in its environment, which the DCMTK inside heeds."""
+    with _orthanc("orthanc-nodelay", base, keys, {"TCP_NODELAY": "1"}, durability) as receiver:
+        yield receiver
+
+
+@contextlib.contextmanager
+def _orthanc(
+    name: str, base: Path, keys: Pki, variables: dict[str, str], durability: Durability
+) -> Iterator[Receiver]:
     program = _program()
     storage = base / "storage"
     storage.mkdir(parents=True, exist_ok=True)
@@ -80,11 +95,11 @@ def orthanc(base: Path, keys: Pki, *, durability: Durability) -> Iterator[Receiv
     http_port, dicom_port = free_port(), free_port()
     path = base / "orthanc.json"
     path.write_text(json.dumps(_configuration(storage, keys, http_port, dicom_port, durability), indent=2))
-    facts = Facts("orthanc", version, durable=durability == "fsync")
+    facts = Facts(name, version, durable=durability == "fsync")
     log = base / "log"
     # Otherwise a variable of whoever runs the benchmark would decide about Nagle's algorithm.
-    environment = {key: value for key, value in os.environ.items() if key != "TCP_NODELAY"}
-    with Group("orthanc") as group:
+    environment = {key: value for key, value in os.environ.items() if key != "TCP_NODELAY"} | variables
+    with Group(name) as group:
         with log.open("wb") as output:
             process = group.popen(
                 [program, str(path)],
