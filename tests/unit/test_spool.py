@@ -5,21 +5,21 @@ import re
 import signal
 import stat
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from ingest.errors import SpoolError
-from ingest.spool import commit, spool
+from ingest.spool import spool
 from ingest.spool.reference import Reference
-from ingest.spool.spool import Entry, Slot, Spool, spool_id
+from ingest.spool.spool import LARGE, Entry, Slot, Spool, spool_id
 from tests.nodes import eventually
+from tests.spools import collect_until, keep
 
 
 def claim(root: Path, *, durable: bool = False) -> Spool:
-    return Spool.claim(root, durable=durable, post=lambda call: call())
+    return Spool.claim(root, durable=durable)
 
 
 @pytest.fixture
@@ -33,17 +33,6 @@ def own(root: Path) -> Iterator[Spool]:
     held = claim(root)
     yield held
     held.close()
-
-
-def keep(own: Spool, data: bytes = b"data", status: int = 0) -> str:
-    """Commit one entry without waiting for a disk; returns its place."""
-    entry = own.begin()
-    os.write(entry.fd, data)
-    answers: list[tuple[str, OSError | None]] = []
-    own.commit(entry, lambda where, error: answers.append((where, error)), status)
-    eventually(lambda: answers, 5, "committed")
-    assert answers[0][1] is None
-    return answers[0][0]
 
 
 def open_files() -> set[str]:
@@ -254,6 +243,7 @@ def test_close_gives_back_all_descriptors(root: Path) -> None:
     held = claim(root, durable=True)
     keep(held)
     held.close()
+    del held  # with the committer, which may be asked to `collect` until then
     assert len(os.listdir("/proc/self/fd")) == before
 
 
@@ -263,21 +253,39 @@ def test_an_entry_that_cannot_be_made_is_an_oserror(own: Spool, root: Path) -> N
         own.begin()
 
 
-def test_close_finishes_what_is_being_committed(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    fdatasync = os.fdatasync
+def test_a_large_discarded_entry_is_closed_beside(own: Spool, root: Path) -> None:
+    before = open_files()
+    entry = own.begin()
+    os.truncate(entry.fd, LARGE + 1)
+    own.discard(entry)
+    assert list((root / "L0" / "partial").iterdir()) == []
+    eventually(lambda: open_files() == before, 5, "closed")
 
-    def slow(fd: int) -> None:
-        time.sleep(0.02)
-        fdatasync(fd)
 
-    monkeypatch.setattr(commit.os, "fdatasync", slow)
+def test_what_a_commit_came_to_is_told_with_its_place(root: Path) -> None:
     held = claim(root, durable=True)
-    answers: list[OSError | None] = []
-    for _ in range(10):
-        held.commit(held.begin(), lambda _, error: answers.append(error))
+    bad = held.begin()
+    (root / "L0" / "ready" / bad.ready_name).mkdir()
+    answers: list[tuple[str, OSError | None]] = []
+    held.commit(bad, lambda where, error: answers.append((where, error)))
+    collect_until(held.committer, answers, 1)
     held.close()
-    assert answers == [None] * 10
-    assert len(list((root / "L0" / "ready").iterdir())) == 10
+    ((where, error),) = answers
+    assert where == f"L0/ready/{bad.ready_name}"
+    assert isinstance(error, IsADirectoryError)
+
+
+def test_close_finishes_what_is_being_committed_and_leaves_it_to_be_collected(root: Path) -> None:
+    held = claim(root, durable=True)
+    answers: list[tuple[str, OSError | None]] = []
+    for _ in range(100):
+        held.commit(held.begin(), lambda where, error: answers.append((where, error)))
+    held.close()
+    assert len(list((root / "L0" / "ready").iterdir())) == 100
+    assert answers == []
+    assert held.committer.collect() == []
+    assert {error for _, error in answers} == {None}
+    assert {root / where for where, _ in answers} == set((root / "L0" / "ready").iterdir())
 
 
 # --- room
