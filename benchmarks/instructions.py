@@ -50,7 +50,7 @@ def count_all() -> list[Count]:
         Unavailable: valgrind is not on the PATH.
         CountError: It ended without a count.
     """
-    return [_count(number) for number in range(len(stream.STREAMS))]
+    return [count(number) for number in range(len(stream.STREAMS))]
 
 
 def as_values(counts: list[Count]) -> list[dict[str, object]]:
@@ -58,7 +58,13 @@ def as_values(counts: list[Count]) -> list[dict[str, object]]:
     return [asdict(count) for count in counts]
 
 
-def _count(number: int) -> Count:
+def count(number: int) -> Count:
+    """Count one of `stream.STREAMS`.
+
+    Raises:
+        Unavailable: valgrind is not on the PATH.
+        CountError: It ended without a count.
+    """
     sample = stream.stream(*stream.STREAMS[number])
     total = _instructions(sample.data, ROUNDS) / ROUNDS
     return Count(
