@@ -4,5 +4,6 @@ cdef class Watched:
 
 cdef class Poller:
     cdef int epoll
+    cdef bint interrupted
     cdef list watched           # by descriptor
     cdef int control(self, int operation, int fd, unsigned int events) except -1

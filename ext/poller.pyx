@@ -5,7 +5,9 @@ them one turn for a small instance costs more than receiving it.
 """
 
 cimport cython
+from cpython.exc cimport PyErr_CheckSignals
 from libc.errno cimport EINTR, errno
+from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 from posix.unistd cimport close
 
 import os
@@ -33,6 +35,12 @@ cdef enum:
 
 READABLE = EPOLLIN
 WRITABLE = EPOLLOUT
+
+
+cdef double monotonic() noexcept:
+    cdef timespec now
+    clock_gettime(CLOCK_MONOTONIC, &now)
+    return <double> now.tv_sec + <double> now.tv_nsec * 1e-9
 
 
 cdef class Watched:
@@ -108,30 +116,42 @@ cdef class Poller:
             self.control(EPOLL_CTL_DEL, fd, 0)
             self.watched[fd] = None
 
-    def wait(self, double seconds):
-        """Wait at most so long and tell who is ready; a signal ends the wait.
+    def run(self, double until):
+        """Wait and tell who is ready, until a time or until `interrupt`; handlers of signals run in between.
+
+        Args:
+            until: On the monotonic clock, seconds.
 
         Returns:
             What those who were told raised; none keeps the others from being told.
         """
         cdef epoll_event events[TURN]
         cdef int count, at
-        cdef int milliseconds = <int> (seconds * 1000 + 0.999) if seconds > 0 else 0
+        cdef double left
         cdef list raised = []
         cdef object watched
-        with nogil:
-            count = epoll_wait(self.epoll, events, TURN, milliseconds)
-        if count < 0 and errno != EINTR:
-            raise OSError(errno, os.strerror(errno))
-        for at in range(count):
-            watched = self.watched[events[at].data.fd]
-            if watched is None:
-                continue
-            try:
-                (<Watched> watched).ready(events[at].events)
-            except Exception as error:
-                raised.append(error)
-        return raised
+        while True:
+            PyErr_CheckSignals()
+            left = 0 if self.interrupted else max(until - monotonic(), 0.0)
+            with nogil:
+                count = epoll_wait(self.epoll, events, TURN, <int> (left * 1000 + 0.999))
+            if count < 0 and errno != EINTR:
+                raise OSError(errno, os.strerror(errno))
+            for at in range(count):
+                watched = self.watched[events[at].data.fd]
+                if watched is None:
+                    continue
+                try:
+                    (<Watched> watched).ready(events[at].events)
+                except Exception as error:
+                    raised.append(error)
+            if left == 0 or self.interrupted or raised:
+                self.interrupted = False
+                return raised
+
+    def interrupt(self):
+        """Have `run` return after this turn; for its own thread."""
+        self.interrupted = True
 
     def close(self):
         """Forget all."""

@@ -27,13 +27,16 @@ cdef class Operation(Entry):
 cdef class Intake:
     cdef readonly Committer committer
     cdef readonly list promised
+    cdef public object sleeper
     cdef public bint full
     cdef uint64_t[::1] counters
     cdef int instances
     cdef int volume
     cdef bint durable
-    cdef bytes slot
+    cdef bytes ready                # the folder that entries end in, below the spool's
     cdef list speaking              # cycles with responses to send
+
+    cdef int promise(self, object where) except -1
 
 
 cdef class StoreCycle(Taker):

@@ -1,4 +1,4 @@
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, final
 
 from ext.channel import Channel, Taker
@@ -35,6 +35,7 @@ class Operation(Entry):
 class Intake:
     committer: Committer
     promised: list[str]
+    sleeper: Callable[[], object] | None
     full: bool
     def __init__(
         self,
@@ -46,6 +47,7 @@ class Intake:
         *,
         durable: bool,
     ) -> None: ...
+    def add_promised(self, where: str) -> None: ...
     def take_promised(self) -> list[str]: ...
     def collect(self) -> list[BaseException]: ...
 

@@ -24,6 +24,8 @@ cdef enum:
     NO_DATA_SET = 0x0101        # (0000,0800), PS3.7 9.3
     RESPONSE_MAX = 256          # of a C-STORE-RSP with its PDU headers; more than two UIDs and the numbers take
 
+cdef Py_ssize_t PROMISED_MAX = 100000       # beyond, with Redis away for long, the sweep finds the rest
+
 # Which elements of PS3.7 Table 9.3-1 a command set has had.
 cdef enum Seen:
     SOP_CLASS = 1
@@ -222,6 +224,7 @@ cdef class Intake:
 
     Attributes:
         promised: Where the entries lie that were answered and are not handed off yet.
+        sleeper: Called, once, at the next promise; None: nobody waits for one.
         full: Set to take nothing more here.
     """
 
@@ -230,7 +233,7 @@ cdef class Intake:
         *, bint durable
     ):
         self.committer = committer
-        self.slot = slot.encode()
+        self.ready = f"{slot}/ready/".encode()
         self.counters = counters
         if not 0 <= instances < self.counters.shape[0] or not 0 <= volume < self.counters.shape[0]:
             raise ValueError("the counters have no such word")
@@ -238,6 +241,18 @@ cdef class Intake:
         self.durable = durable
         self.promised = []
         self.speaking = []
+
+    def add_promised(self, str where not None):
+        """An entry that Python has answered."""
+        self.promise(where)
+
+    cdef int promise(self, object where) except -1:
+        if len(self.promised) < PROMISED_MAX:
+            self.promised.append(where)
+        if self.sleeper is not None:
+            sleeper, self.sleeper = self.sleeper, None
+            sleeper()
+        return 0
 
     def take_promised(self):
         """What was promised since the last call, as a Reference's `where`."""
@@ -452,7 +467,7 @@ cdef class StoreCycle(Taker):
             if intake.durable and not self.speaks:
                 self.speaks = True
                 intake.speaking.append(self)
-        intake.promised.append(f"{intake.slot.decode()}/ready/{(<bytes> operation.job.ready).decode()}")
+        intake.promise((intake.ready + <bytes> operation.job.ready).decode("ascii"))
         self.leave(operation._message_id)
         return 0
 

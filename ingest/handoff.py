@@ -18,6 +18,7 @@ from typing import Final
 import redis
 import structlog
 
+from ext.store import Intake
 from ingest.config.model import Config
 from ingest.queue import CHUNK, SPOOLS_KEY, connect, data_key, stream_key
 from ingest.spool import sweep
@@ -62,7 +63,9 @@ class Handoff:
             set).
     """
 
-    def __init__(self, config: Config, spool: Spool) -> None:
+    def __init__(self, config: Config, spool: Spool, intake: Intake | None = None) -> None:
+        """Prepare; `intake` is where promises are taken from, besides what is put here."""
+        self._intake = intake
         self._config = config
         self._spool = spool
         # One end is the putters', the other the thread's: deques need no lock for that.
@@ -149,16 +152,32 @@ class Handoff:
         if self._in_hand:
             return
         waiting = self._waiting
+        self._fetch()
         with self._wake:
             self._idle = True
+            if self._intake is not None:
+                self._intake.sleeper = self._rouse
+            self._fetch()  # said first, looked then
             if not waiting and not self._closing:
                 self._wake.wait(IDLE_SECONDS)
             self._idle = False
+            if self._intake is not None:
+                self._intake.sleeper = None
+            self._fetch()
             if waiting and len(waiting) < BATCH and not self._closing:
                 self._wake.wait(self._linger)
+        self._fetch()
         count = min(BATCH, len(waiting))
         self._linger = min(LINGER_SECONDS + count * LINGER_EACH_SECONDS, LINGER_SECONDS_MAX)
         self._in_hand = [waiting.popleft() for _ in range(count)]
+
+    def _fetch(self) -> None:
+        if self._intake is not None and self._intake.promised:
+            self._waiting.extend(map(Place, self._intake.take_promised()[: WAITING_MAX - len(self._waiting)]))
+
+    def _rouse(self) -> None:
+        with self._wake:
+            self._wake.notify()
 
     def _push(self) -> bool:
         """Put what is in hand on the queue; False when the queue became full before the last of it."""
@@ -245,6 +264,7 @@ class Handoff:
             lost = [place for place in lost if (spool.root / place.where).exists()]
         if lost:
             # What was put meanwhile is on neither list.
+            self._fetch()
             waiting = {(place.where, place.offset) for place in (*self._in_hand, *self._waiting.copy())}
             lost = [place for place in lost if (place.where, place.offset) not in waiting]
         if lost:

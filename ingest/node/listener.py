@@ -66,8 +66,8 @@ def run(config: Config, endpoints: tuple[Endpoint, ...], board: Scoreboard, row:
         spool = Spool.claim(config.spool_dir, durable=durable)
     except SpoolError as error:
         raise BootError(f"[receive] spool_dir: {error}") from error
-    handoff = Handoff(config, spool)
     intake = Intake(spool.committer, spool.slot.name, board.counters(row), INSTANCES, BYTES, durable=durable)
+    handoff = Handoff(config, spool, intake)
     services = Services(spool, intake, handoff, board, row, config.receive.quarantine)
     listener = Listener(config, endpoints, services)
     try:
@@ -131,16 +131,8 @@ class Listener:
             self._turn()
 
     def _turn(self) -> None:
-        now = self.time()
-        due = min((at for at, _ in self._timers), default=now + TICK_SECONDS)
-        for error in self.poller.wait(0 if self._soon else due - now):
+        for error in self.poller.run(min(at for at, _ in self._timers)):
             log.error("turn_failed", exc_info=error)
-        if self.services.intake.promised:
-            self.services.handoff.put_many(self.services.intake.take_promised())
-        if self._soon or self.time() >= due:
-            self._call_due()
-
-    def _call_due(self) -> None:
         soon, self._soon = self._soon, []
         now = self.time()
         soon += [function for at, function in self._timers if at <= now]
@@ -165,13 +157,13 @@ class Listener:
     def soon(self, function: Callable[[], None]) -> None:
         """Call a function in the next turn."""
         self._soon.append(function)
+        self.poller.interrupt()
 
     def collect(self) -> None:
         """Answer what has become durable."""
         for error in self.services.intake.collect():
             # A defect in answering one must not leave the others unanswered for ever.
             log.error("commit_not_answered", exc_info=error)
-        self.services.handoff.put_many(self.services.intake.take_promised())
 
     def spool_full(self) -> str:
         """Why nothing more is taken now, or an empty string; looked at several times a second."""
@@ -210,6 +202,7 @@ class Listener:
     def _pause(self, endpoint: Endpoint, seconds: float) -> None:
         self.poller.unwatch(endpoint.socket.fileno())
         self._timers.append((self.time() + seconds, partial(self._watch, endpoint)))
+        self.poller.interrupt()  # it may be earlier than what is waited for
 
     def _readable(self, endpoint: Endpoint) -> None:
         if not self._gate.open():

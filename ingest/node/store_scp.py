@@ -302,7 +302,7 @@ class StoreSCP:
             self.cycle.stored += 1
         self._answer(receiving)
         if error is None:
-            services.handoff.put(where)
+            services.intake.add_promised(where)
 
     def _answer(self, receiving: _Receiving) -> None:
         request, verdict = receiving.request, receiving.verdict
