@@ -1,5 +1,6 @@
 """What the benchmarks make of their figures: order of runs, judged claims, losses, tables, plots."""
 
+import io
 from dataclasses import replace
 
 import pytest
@@ -91,13 +92,8 @@ def test_the_whole_path_and_idle_associations_are_judged():
     idle = {"receiver": "ours", "associations": 1000, "pss_before_mb": 90.0, "pss_idle_mb": 300.0}
     found = complete(path=[path], idle=[{**idle, "cpu_percent": 0.5, "missing": 0}])["claims"]
     kept = {one["measure"]: one["kept"] for one in found}
-    assert kept == {
-        "added_mb": "no",
-        "cpu_percent": "yes",
-        "rate": "yes",
-        "growing": "no",
-        "persist_ms": "yes",
-    }
+    assert [name for name, verdict in kept.items() if verdict == "no"] == ["added_mb", "growing"]
+    assert len(kept) == 5
 
 
 def test_tables_and_json_say_the_same_after_reading_back(tmp_path):
@@ -105,9 +101,9 @@ def test_tables_and_json_say_the_same_after_reading_back(tmp_path):
     found = complete(work)
     report.write(found, tmp_path / "deep" / "results.json")
     assert report.read(tmp_path / "deep" / "results.json") == found
-    shown = Console(width=160, record=True, quiet=True)
-    report.show(found, shown)
-    text = shown.export_text()
+    shown = io.StringIO()
+    report.show(found, Console(width=160, file=shown))
+    text = shown.getvalue()
     for expected in ("some work", "no such storescp", "≤ 1.05", "1.45", "Where we are dearer", "cgroup v2"):
         assert expected in text
 
