@@ -3,6 +3,7 @@
 import errno
 import os
 import subprocess
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -130,7 +131,6 @@ def fail(faults: Path) -> Iterator[Callable[[str, int], None]]:
         ("openat", errno.EROFS),
         ("writev", errno.EIO),
         ("writev", errno.EDQUOT),
-        ("pread", errno.EIO),
         ("fdatasync", errno.EIO),
         ("fdatasync", errno.ENOSPC),
         ("renameat", errno.EIO),
@@ -150,6 +150,27 @@ def test_failing_disk_answers_a700_and_keeps_the_association(
         assert caller.store(kept).status == 0
         caller.release()
     watch.event("spool_write_failed", remedy="spool_dir")
+    row(node, kept.sop, "stored")
+    assert not known(node, lost.sop)
+
+
+def test_a_disk_that_cannot_be_read_answers_a700(node: Node, fail: Callable[[str, int], None]) -> None:
+    # What a deflated data set says is read from the file; of others it is known before.
+    lost, kept = (Made(sop=new_uid(), pixels=os.urandom(300_000)) for _ in range(2))
+
+    def deflated(made: Made) -> bytes:
+        compressor = zlib.compressobj(wbits=-15)
+        return compressor.compress(made.data_set) + compressor.flush()
+
+    with Caller.tls(node) as caller:
+        caller.associate()
+        fail("pread", errno.EIO)
+        assert caller.store(lost, 7, data=deflated(lost)).status == 0xA700
+        assert caller.echo() == 0
+        nothing_received(node)
+        fail("pread", 0)
+        assert caller.store(kept, 7, data=deflated(kept)).status == 0
+        caller.release()
     row(node, kept.sop, "stored")
     assert not known(node, lost.sop)
 

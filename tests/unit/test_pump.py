@@ -210,6 +210,41 @@ def test_a_forged_record_is_an_error(pumps: Callable[..., tuple[Pump, Pump]]) ->
     assert server.output(), "the alert"
 
 
+def test_what_came_before_a_forged_record_is_read_before_the_error(
+    pumps: Callable[..., tuple[Pump, Pump]],
+) -> None:
+    client, server = pumps()
+    shake_hands(client, server)
+    client.write(b"genuine")
+    carry(client, server)
+    client.write(b"forged")
+    forged = bytearray(client.output())
+    forged[-1] ^= 1
+    server.feed(memoryview(forged))
+    window = memoryview(bytearray(WINDOW))
+    assert bytes(window[: server.read_into(window)]) == b"genuine"
+    assert server.ending
+    for _ in range(2):
+        with pytest.raises(ssl.SSLError) as caught:
+            server.read_into(window)
+        assert caught.value.reason == "DECRYPTION_FAILED_OR_BAD_RECORD_MAC"
+
+
+def test_hand_over_gives_the_connection_and_what_it_has_not_looked_at(
+    pumps: Callable[..., tuple[Pump, Pump]],
+) -> None:
+    client, server = pumps()
+    shake_hands(client, server)
+    client.write(b"whole")
+    client.write(b"cut")
+    ciphertext = client.output()
+    server.feed(memoryview(ciphertext)[:-1])
+    connection, leftover = server.hand_over()
+    assert connection is server.connection
+    assert leftover == ciphertext[:-1]
+    assert server.hand_over()[1] == b""
+
+
 # --- the end
 
 
@@ -222,6 +257,7 @@ def test_close_notify_comes_after_the_data_before_it(pumps: Callable[..., tuple[
     window = memoryview(bytearray(WINDOW))
     count = server.read_into(window)
     assert bytes(window[:count]) == b"last words"
+    assert server.ending
     assert server.read_into(window) == -1
     assert server.read_into(window) == -1
 
