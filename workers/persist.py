@@ -37,8 +37,8 @@ CARRIED_BATCH: Final = 8
 """The same where the data sets ride on the queue, and lie in the store twice while a batch is at work."""
 
 PACE_SECONDS: Final = 0.05
-"""After a batch that was not full the next is not begun sooner than this after it: a batch costs its syncs and
-its COMMIT, however small it is. What comes after a pause is begun at once."""
+"""After a batch that was not full the next is not begun sooner: a batch costs its syncs and its COMMIT,
+however small it is. What comes after a pause is begun at once."""
 
 BLOCK_MILLISECONDS: Final = 1000
 CLAIM_SECONDS: Final = 3.0

@@ -53,7 +53,8 @@ _BY_UID: Final = (
 )
 _STORED: Final = (
     instances.c.sop_instance_uid.in_(bindparam("uids", expanding=True)),
-    instances.c.state == InstanceState.STORED.value,
+    # Not the bare column: SQLite would go by its index, and read nearly all rows there are.
+    instances.c.state.concat("") == InstanceState.STORED.value,
 )
 _STORED_KEYS: Final = select(instances.c.sop_instance_uid, instances.c.store_key).where(*_STORED)
 _OPEN: Final = (DeliveryState.WAITING.value, DeliveryState.SENDING.value, DeliveryState.RETRY.value)

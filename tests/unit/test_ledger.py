@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import event
 
 from ingest.errors import LedgerError
 from ingest.ledger import DeliveryState, InstanceState, Ledger, Outcome
@@ -46,6 +47,32 @@ def test_file_of_the_store_belongs_to_the_first_row_that_names_it(ledger: Ledger
     assert ledger.record([row(2, sop_instance_uid="1.2.1", store_key="1/1/1.2.1.dcm")]) == [Outcome.TAKEN]
     assert len(ledger.by_sop_instance("1.2.1")) == 1
     assert ledger.known_spool_refs(["s:1", "s:2", "s:3"]) == {"s:1"}
+
+
+@pytest.mark.parametrize("ask", ["stored_keys", "supersede"])
+def test_what_is_stored_is_found_by_its_uid_however_many_rows_there_are(ask: str, tmp_path: Path) -> None:
+    with closing(Ledger(f"sqlite:///{tmp_path / 'ledger.db'}")) as ledger:
+        ledger.migrate()
+        ledger.record([row(1)])
+        said: list[tuple[str, Any]] = []
+        event.listen(
+            ledger._engine,
+            "before_cursor_execute",
+            lambda _c, _u, text, values, *_: said.append((text, values)),
+        )
+        if ask == "stored_keys":
+            ledger.stored_keys(["1.2.1", "1.2.2"])
+        else:
+            ledger.supersede(["1.2.1", "1.2.2"], 1)
+        asked = [(text, values) for text, values in said if "sop_instance_uid" in text]
+        assert asked
+        with ledger.read() as connection:
+            for text, values in asked:
+                plan = connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {text}", values)
+                steps = " ".join(str(step[-1]) for step in plan)
+                assert "instances_sop_instance_uid" in steps
+                assert "instances_state" not in steps
+                assert "SCAN instances" not in steps
 
 
 def test_replacing_row_takes_over_and_drops_what_was_not_delivered(ledger: Ledger) -> None:
