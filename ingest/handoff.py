@@ -25,6 +25,7 @@ from ingest.spool import sweep
 from ingest.spool.push import AT_ONCE, Pusher, append
 from ingest.spool.reference import Place, Reference
 from ingest.spool.spool import Spool
+from ingest.spool.witness import Witness
 
 BATCH: Final = AT_ONCE
 WAITING_MAX: Final = 100_000
@@ -42,6 +43,9 @@ SWEEP_SECONDS: Final = 4.0
 SWEEP_AGE_SECONDS: Final = 0.5
 SWEEP_SHARE: Final = 20
 """A sweep that took t seconds is not repeated before 20 t have passed."""
+
+WHOLE_SWEEP_SECONDS: Final = 60.0
+"""How often everything is looked through although Redis cannot have forgotten anything."""
 
 LET_GO_SECONDS: Final = 0.5
 """How often the spool lets go of what workers elsewhere have persisted."""
@@ -76,11 +80,12 @@ class Handoff:
         self._closing = False
         self._failures = 0
         self._idle = False
-        self._sweep_at = 0.0
+        self._sweep_at = self._whole_sweep_at = 0.0
         self._count_at = 0.0
         self._let_go_at = 0.0
         self._client = connect(config)
         self._pusher = Pusher(self._client, spool.id)
+        self._witness = Witness(self._client, spool.id)
         self._thread = threading.Thread(target=self._run, name="handoff", daemon=True)
         self.used = 0
 
@@ -99,7 +104,9 @@ class Handoff:
     def put_many(self, places: Iterable[str | Place]) -> None:
         """The same for many at once, which costs less for each."""
         waiting = self._waiting
-        if len(waiting) < WAITING_MAX:
+        if len(waiting) >= WAITING_MAX:
+            self._whole_sweep_at = 0.0
+        else:
             waiting.extend([Place(place) if isinstance(place, str) else place for place in places])
         # One that lingers, pushes or pauses looks by itself; waking it each time would cost the loop. Whoever
         # is about to wait says so first and looks then, so that either it or we see the other.
@@ -173,7 +180,10 @@ class Handoff:
 
     def _fetch(self) -> None:
         if self._intake is not None and self._intake.promised:
-            self._waiting.extend(map(Place, self._intake.take_promised()[: WAITING_MAX - len(self._waiting)]))
+            promised = self._intake.take_promised()
+            if len(self._waiting) + len(promised) > WAITING_MAX:
+                self._whole_sweep_at = 0.0
+            self._waiting.extend(map(Place, promised[: max(0, WAITING_MAX - len(self._waiting))]))
 
     def _rouse(self) -> None:
         with self._wake:
@@ -255,8 +265,10 @@ class Handoff:
             log.info("partial_files_removed", files=removed)
         if self._config.queue.carrier == "redis":
             sweep.remove_persisted(spool.root, spool.id, self._client)
-        # Our own slot, and those whose listener is gone; every living listener minds its own.
-        names = [spool.slot.name, *sweep.unowned(spool.root)]
+        # Those whose listener is gone, and our own slot; every living listener minds its own.
+        names = sweep.unowned(spool.root)
+        if self._may_miss_some():
+            names.append(spool.slot.name)
         lost = sweep.missing(spool.root, spool.id, self._client, names, SWEEP_AGE_SECONDS)
         if lost and self._config.queue.carrier == "redis":
             # Off the stream and on the list of what is persisted are one step: looked at in that order.
@@ -271,6 +283,14 @@ class Handoff:
             log.warning("references_put_back", references=len(lost))
             self._waiting.extend(lost[: max(0, WAITING_MAX - len(self._waiting))])
 
+    def _may_miss_some(self) -> bool:
+        """Whether something of our own slot may be on no list, as far as can be told without looking."""
+        stands = self._config.queue.carrier == "spool" and self._witness.stands()
+        if stands and time.monotonic() < self._whole_sweep_at:
+            return False
+        self._whole_sweep_at = time.monotonic() + WHOLE_SWEEP_SECONDS
+        return True
+
     def _failed(self, error: Exception) -> None:
         if self._failures == 0 and not isinstance(error, (redis.RedisError, OSError)):
             log.exception("handoff_failed")
@@ -280,7 +300,7 @@ class Handoff:
             )
         pause = BACK_OFF_SECONDS[min(self._failures, len(BACK_OFF_SECONDS) - 1)]
         self._failures += 1
-        self._sweep_at = 0.0  # what it forgot is looked for as soon as it is back
+        self._sweep_at = self._whole_sweep_at = 0.0  # what it forgot is looked for as soon as it is back
         self._pause(pause)
 
     def _pause(self, seconds: float) -> None:

@@ -40,6 +40,11 @@ def data_key(spool: str, name: str) -> str:
     return f"ingest:data:{spool}:{name}"
 
 
+def witness_key(spool: str, listener: str) -> str:
+    """A key that is gone when Redis was emptied (see `ingest.spool.witness`)."""
+    return f"ingest:witness:{spool}:{listener}"
+
+
 def persisted_key(spool: str) -> str:
     """The list of places that the spool may let go of, since store and ledger have them (`redis` carrier)."""
     return f"ingest:persisted:{spool}"

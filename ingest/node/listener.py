@@ -1,6 +1,7 @@
 """One listener process: accepts, serves its associations, keeps its spool slot and scoreboard row."""
 
 import errno
+import gc
 import resource
 import signal
 import time
@@ -43,6 +44,9 @@ from ingest.tls.pump import RECORD
 BUFFER: Final = 256 * 1024
 """Bytes of each of the two buffers that all connections of the process share."""
 
+GARBAGE_OBJECTS: Final = 50_000
+"""Objects made and not freed before the collector looks for cycles."""
+
 TICK_SECONDS: Final = 0.25
 ACCEPT_PAUSE_SECONDS: Final = 0.5
 HANDOFF_SECONDS: Final = 3.0
@@ -58,6 +62,9 @@ def run(config: Config, endpoints: tuple[Endpoint, ...], board: Scoreboard, row:
     Raises:
         BootError: The spool cannot be used.
     """
+    # An instance allocates a few objects that are no part of a cycle; looking for cycles would cost more.
+    gc.freeze()
+    gc.set_threshold(GARBAGE_OBJECTS)
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft < hard:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
