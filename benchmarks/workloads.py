@@ -124,7 +124,7 @@ def _bytes_dominate() -> list[Work]:
             works.append(
                 Work(load_name(load), entrants(load, "ours", *peers), claims=(*limits, P99), seconds=42)
             )
-    for size, instances, associations, seconds in ((27 * MB, 2, 4, 16), (GB, 1, 1, 62)):
+    for size, instances, associations, seconds in ((27 * MB, 2, 4, 11), (GB, 1, 1, 42)):
         load = Load(size, instances, associations)
         works.append(
             Work(
@@ -146,9 +146,9 @@ def _instances_dominate() -> list[Work]:
             load_name(small),
             entrants(small, "ours", "floor", "dcmtk-nodelay"),
             claims=(*_limits("cpu_ms", floor=1.25, dcmtk_nodelay=0.75), P99),
-            seconds=25,
+            seconds=22,
         ),
-        Work(load_name(churn), entrants(churn, "ours", "floor", "dcmtk-nodelay"), seconds=20),
+        Work(load_name(churn), entrants(churn, "ours", "floor", "dcmtk-nodelay"), seconds=14),
     ]
 
 
@@ -182,7 +182,7 @@ def _durable() -> list[Work]:
                 "fsync",
                 "disk",
                 claims=(Claim("rate", limit, against="floor", at_most=False),),
-                seconds=38,
+                seconds=31,
             )
         )
     return works
@@ -202,7 +202,7 @@ def one_by_one() -> Work:
         "disk",
         claims=_limits("seconds", floor=1.15, dcmtk=0.2, orthanc=0.2),
         sender="storescu",
-        seconds=120,
+        seconds=105,
     )
 
 
@@ -216,7 +216,7 @@ def asynchronous() -> Work:
         "fsync",
         "disk",
         claims=(Claim("rate", 2.0, of="64 operations", against="one operation", at_most=False),),
-        seconds=35,
+        seconds=28,
     )
 
 
