@@ -298,6 +298,10 @@ cdef class Channel:
     cdef int out(self) except -1:
         """Encrypt what is said and send it."""
         cdef bytes piece
+        if self.notices & ENDED:
+            forget(&self.pending)
+            forget(&self.outgoing)
+            return 0
         if self.pending.length:
             if self.records is not None:
                 self.records.write(self.pending.data, self.pending.length)
