@@ -6,8 +6,10 @@ from typing import Any
 
 import pytest
 
+from tests.channels import Line, MakeLine, line_maker
 from tests.commits import Bench, bench
 from tests.persisting import Site, make_site
+from tests.pki import Material
 from tests.servers import Valkey, postgresql, require_postgresql
 
 
@@ -62,3 +64,25 @@ def either(request: pytest.FixtureRequest) -> Bench:
     if request.param == "durable":
         made.start()
     return made
+
+
+TLS_LINES = ["records 1.2", "records 1.3", "pump 1.2", "pump 1.3"]
+
+
+@pytest.fixture
+def lines(material: Material) -> Iterator[MakeLine]:
+    """Makes channels and their peers."""
+    with line_maker(material) as make:
+        yield make
+
+
+@pytest.fixture(params=[*TLS_LINES, "plain"])
+def channel_line(request: pytest.FixtureRequest, lines: MakeLine) -> Line:
+    """A channel of each kind."""
+    return lines(*request.param.split())
+
+
+@pytest.fixture(params=TLS_LINES)
+def tls_line(request: pytest.FixtureRequest, lines: MakeLine) -> Line:
+    """A channel of each kind with TLS."""
+    return lines(*request.param.split())
