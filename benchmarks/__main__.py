@@ -131,7 +131,9 @@ def path(size: tuple[int, ...], seconds: float, **values: Any) -> None:
     with suite.places(values["memory"], values["disk"]) as where, suite.Watch(Console()) as watch:
         found = {
             **_bare(where),
-            "path": [suite.sustained(where, watch, suite.path_load(each), seconds) for each in size],
+            "path": [
+                one for each in size for one in suite.sustained(where, watch, suite.path_load(each), seconds)
+            ],
         }
     _finish(judged.complete(found), values["json_path"], values["plots_folder"])
 

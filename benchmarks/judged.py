@@ -110,6 +110,8 @@ def losses(work: Values) -> Iterator[Judged]:
     """
     first, *others = work["entrants"]
     for other in others:
+        if work["entrants"][other]["facts"] == work["entrants"][first]["facts"]:
+            continue  # the same receiver under another load
         for measure in ("rate", "cpu_s_gb", "p99_ms", "seconds"):
             if measure == "seconds" and work["sender"] == "load":
                 continue  # the rate says it, and for different numbers of instances too
@@ -144,6 +146,7 @@ def lost(report: Values) -> list[str]:
         for sample in entrant["samples"]
         if sample["failed"] or sample["missing"]
     ]
+    lines += report.get("broken", [])
     lines += [f"{work['name']}: {work['broken']}" for work in report["works"] if work["broken"]]
     lines += [
         f"{one['receiver']}, idle: {one['missing']} not stored"

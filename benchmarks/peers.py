@@ -35,6 +35,7 @@ from ingest.tls import pki
 LARGEST_PDU = 131072
 PASSWORD = b"benchmark"
 VERSION_SECONDS = 20
+MORE_FOLDERS = ("/usr/local/sbin", "/usr/sbin")  # servers, which shells of mere users do not look for
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,7 +166,7 @@ def find_program(name: str, fits: Callable[[Path], bool] = lambda _: True) -> st
     Raises:
         Unavailable: There is none.
     """
-    for folder in os.environ.get("PATH", os.defpath).split(os.pathsep):
+    for folder in (*os.environ.get("PATH", os.defpath).split(os.pathsep), *MORE_FOLDERS):
         path = Path(folder) / name
         if path.is_file() and os.access(path, os.X_OK) and fits(path):
             return str(path)

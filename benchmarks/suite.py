@@ -4,8 +4,9 @@ import contextlib
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -129,6 +130,7 @@ def measure(
     found: Values = {
         "machine": machine_of(where),
         "works": [],
+        "broken": [],
     }
     of = len(works) + len(extras)
     for at, work in enumerate(works):
@@ -137,21 +139,15 @@ def measure(
     if rest:
         watch.begin("idle associations", 1, len(works), of)
         budget.next()
-        found["idle"] = idle_beside(where)
+        found["idle"] = tried(found, "idle associations", lambda: idle_beside(where))
         watch.begin("instructions", 1, len(works) + 1, of)
         budget.next()
-        found.update(counted())
-        found["path"] = [
-            sustained(
-                where,
-                watch,
-                path_load(size),
-                max(LEAST_PATH_SECONDS, budget.next() - PATH_OVERHEAD),
-                at,
-                of,
-            )
-            for at, size in enumerate(PATH_SIZES, len(works) + 2)
-        ]
+        found["instructions"] = tried(found, "instructions", counted)
+        found["path"] = []
+        for at, size in enumerate(PATH_SIZES, len(works) + 2):
+            seconds = max(LEAST_PATH_SECONDS, budget.next() - PATH_OVERHEAD)
+            measured = partial(sustained, where, watch, path_load(size), seconds, at, of)
+            found["path"] += tried(found, "whole path", measured)
     return judged.complete(found)
 
 
@@ -177,6 +173,9 @@ def one(work: Work, where: Places, watch: Watch, seconds: float) -> Values:
     taken, broken, begun = rounds.nothing_yet(work), "", time.monotonic()
     try:
         rounds.measure(work, setting, taken)
+    except Unavailable as error:  # the sender: receivers say it for themselves
+        for own in taken.values():
+            own.unavailable = own.unavailable or str(error)
     except (LoadError, NotStartedError) as error:
         broken = f"{type(error).__name__}: {error}"
     took = time.monotonic() - begun
@@ -192,18 +191,27 @@ def idle_beside(where: Places, associations: int = IDLE_ASSOCIATIONS) -> list[di
         shutil.rmtree(base, ignore_errors=True)
 
 
-def counted() -> Values:
-    """Instructions of the parser, or why there are none."""
+def counted() -> list[Values]:
+    """Instructions of the parser; none where valgrind is not installed."""
     try:
-        return {"instructions": instructions.as_values(instructions.count_all())}
-    except Unavailable as error:
-        return {"instructions": [], "instructions_unavailable": str(error)}
+        return instructions.as_values(instructions.count_all())
+    except Unavailable:
+        return []
+
+
+def tried(found: Values, what: str, measured: Callable[[], list[Values]]) -> list[Values]:
+    """What `measured` gives; what breaks off is named in `found` and ends nothing else."""
+    try:
+        return measured()
+    except (LoadError, NotStartedError, Unavailable, instructions.CountError, TimeoutError) as error:
+        found["broken"].append(f"{what}: {type(error).__name__}: {error}")
+        return []
 
 
 def sustained(  # noqa: PLR0917 - one call in two places
     where: Places, watch: Watch, load: Load, seconds: float, at: int = 0, of: int = 1
-) -> Values:
-    """The whole path with one load."""
+) -> list[Values]:
+    """The whole path with one load: one outcome."""
     name = f"{workloads.size_name(load.size)} × {load.associations}"
     watch.begin(f"whole path, {name}", 100, at, of)
     done = 0
@@ -215,4 +223,4 @@ def sustained(  # noqa: PLR0917 - one call in two places
             watch.step(f"whole path, {name}")
 
     base = where.disk / f"path-{load.size}"
-    return path.measure(base, where.keys, load, name, seconds=seconds, step=step)
+    return [path.measure(base, where.keys, load, name, seconds=seconds, step=step)]

@@ -42,6 +42,7 @@ def ran(results: Path, receiver: str) -> list[dict[str, float]]:
 
 
 def test_ours_and_the_floor_take_turns(tmp_path):
+    require_program("cc")
     results = tmp_path / "results.json"
     said = benchmarks("compare", "ours", "floor", *SMALL, "--pairs", "2", "--json", results)
     assert "128 KB" in said
@@ -52,6 +53,7 @@ def test_ours_and_the_floor_take_turns(tmp_path):
 
 
 def test_with_fsync_each_run_has_a_new_folder(tmp_path):
+    require_program("cc")
     results, disk = tmp_path / "results.json", tmp_path / "disk"
     disk.mkdir()
     arguments = ("--durability", "fsync", "--pairs", "1", "--disk", disk, "--json", results)
@@ -78,6 +80,7 @@ def test_peers_are_cleared_between_runs(tmp_path):
 
 
 def test_load_goes_to_any_receiver_by_its_address(tmp_path):
+    require_program("cc")
     keys = make_pki(tmp_path / "pki")
     with RECEIVERS["floor"](tmp_path / "floor", keys, durability="page-cache") as floor:
         said = benchmarks(

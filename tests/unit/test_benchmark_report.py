@@ -7,7 +7,7 @@ import pytest
 from rich.console import Console
 
 from benchmarks import judged, plots, report, rounds, suite, workloads
-from benchmarks.load import Load
+from benchmarks.load import Load, LoadError
 from benchmarks.path import growth
 from benchmarks.receivers import Facts
 from benchmarks.workloads import Claim, Entrant, Work
@@ -94,6 +94,22 @@ def test_the_whole_path_and_idle_associations_are_judged():
     kept = {one["measure"]: one["kept"] for one in found}
     assert [name for name, verdict in kept.items() if verdict == "no"] == ["added_mb", "growing"]
     assert len(kept) == 5
+
+
+def test_what_breaks_off_beside_the_works_is_named():
+    found = {"broken": [], "machine": MACHINE, "works": []}
+
+    def fails():
+        raise LoadError("no answer")
+
+    assert suite.tried(found, "idle associations", fails) == []
+    assert judged.complete(found)["lost"] == ["idle associations: LoadError: no answer"]
+
+
+def test_the_same_receiver_under_another_load_is_no_loss():
+    work = values(WORK, {0: 2.0}, {0: 1.0})
+    work["entrants"]["floor"]["facts"] = work["entrants"]["ours"]["facts"]
+    assert complete(work)["losses"] == []
 
 
 def test_tables_and_json_say_the_same_after_reading_back(tmp_path):
