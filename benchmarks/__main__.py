@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import instructions, judged, plots, report, suite, workloads
+from benchmarks import instructions, judged, markdown, plots, report, suite, workloads
 from benchmarks.load import LoadError, run
 from benchmarks.options import CONNECTION, LOAD, OUTPUT, PLACES, Bytes, load_of, target_of, with_options
 from benchmarks.receivers import NotStartedError, Unavailable
@@ -39,7 +39,7 @@ class Commands(click.Group):
     type=click.Path(path_type=Path, file_okay=False),
     default=DEFAULT_FOLDER,
     show_default=True,
-    help="Folder for results.json and the plots.",
+    help="Folder for results.json, README.md and the plots.",
 )
 @with_options(PLACES)
 @click.pass_context
@@ -156,10 +156,10 @@ def micro(arguments: tuple[str, ...]) -> None:
 @click.argument("results", type=click.Path(path_type=Path, exists=True))
 @click.argument("folder", type=click.Path(path_type=Path, file_okay=False))
 def draw(results: Path, folder: Path) -> None:
-    """Draw the plots of RESULTS (JSON) into FOLDER again, and print its tables."""
+    """Draw the plots and the page of RESULTS (JSON) into FOLDER again, and print its tables."""
     found = judged.complete(report.read(results))
     report.show(found, report.console())
-    plots.draw(found, folder)
+    _publish(found, folder)
 
 
 def _paired(work: Work, pairs: int | None) -> Work:
@@ -194,10 +194,15 @@ def _finish(found: dict[str, Any], json_path: Path | None, plots_folder: Path | 
         report.write(found, json_path)
         click.echo(f"figures: {json_path}")
     if plots_folder is not None:
-        for drawn in plots.draw(found, plots_folder):
-            click.echo(f"plot: {drawn}")
+        _publish(found, plots_folder)
     if found["lost"]:
         sys.exit(1)
+
+
+def _publish(found: dict[str, Any], folder: Path) -> None:
+    drawn = plots.draw(found, folder)
+    markdown.write(found, folder / "README.md", drawn)
+    click.echo(f"plots and a page of figures: {folder}")
 
 
 def _print_result(

@@ -50,7 +50,7 @@ PLACES = (
 )
 OUTPUT = (
     click.option("--json", "json_path", type=click.Path(path_type=Path), help="Write the figures there."),
-    click.option("--plots", "plots_folder", type=FOLDER, help="Draw them there."),
+    click.option("--plots", "plots_folder", type=FOLDER, help="Draw them there, with a page of figures."),
 )
 CONNECTION = (
     click.option("--certificate", type=FILE, help="Of the sender, PEM; without it DICOM is sent in clear."),

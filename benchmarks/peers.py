@@ -93,7 +93,7 @@ def _dcmtk(
     command = [program, "--fork", "--max-pdu", str(LARGEST_PDU), "--bit-preserving"]
     command += ["--aetitle", "ANY-SCP", "--output-directory", str(base / "files")]
     command += ["+tls", str(keys.key), str(keys.certificate), "--require-peer-cert", "+cf", str(keys.trusted)]
-    facts = Facts(name, f"{version[1] if version else 'unknown'}{_not_durable(durability)}", durable=False)
+    facts = Facts(name, version[1] if version else "unknown", durable=False)
     # Otherwise a variable of whoever runs the benchmark would decide about Nagle's algorithm.
     environment = {key: value for key, value in os.environ.items() if key != "TCP_NODELAY"} | variables
     command.append(str(port))
@@ -115,9 +115,7 @@ def dcm4che(base: Path, keys: Pki, *, durability: Durability) -> Iterator[Receiv
     for option, store in (("key-store", own), ("trust-store", trusted)):
         command += [f"--{option}", str(store), f"--{option}-type", "PKCS12"]
         command += [f"--{option}-pass", PASSWORD.decode()]
-    facts = Facts(
-        "dcm4che", f"{version[1] if version else 'unknown'}{_not_durable(durability)}", durable=False
-    )
+    facts = Facts("dcm4che", version[1] if version else "unknown", durable=False)
     with _run(facts, base, command, target_of(keys, port), lambda uid: uid) as receiver:
         yield receiver
 
@@ -185,10 +183,6 @@ def _is_dcm4che(path: Path) -> bool:
     """dcm4che's programs are shell scripts that name their Java class."""
     with path.open("rb") as file:
         return b"org.dcm4che" in file.read(65536)
-
-
-def _not_durable(durability: Durability) -> str:
-    return ", without fsync" if durability == "fsync" else ""
 
 
 def _java_stores(base: Path, keys: Pki) -> tuple[Path, Path]:

@@ -131,13 +131,18 @@ def _ratios(report: Values, path: Path) -> bool:
     axes.axvline(1, color="black", lw=0.8)
     axes.set_xscale("log")
     for axis_format in (axes.xaxis.set_major_formatter, axes.xaxis.set_minor_formatter):
-        axis_format(ticker.FuncFormatter(lambda value, _: f"{value:g}"))
+        axis_format(ticker.FuncFormatter(lambda value, _: f"{value:g}" if _round(value) else ""))
     axes.set_yticks(range(len(names)), names, fontsize=7)
     axes.set_ylim(len(names) - 0.5, -0.5)
     axes.set_xlabel(
         "share of the limit that is used, median and 95% interval; left of the line is kept", fontsize=8
     )
     return _save(figure, report, path, "What must hold")
+
+
+def _round(value: float) -> bool:
+    """One of the ticks 1, 2, 5 of a decade; the others have no room for a number."""
+    return f"{value:e}"[0] in "125"
 
 
 def _path(report: Values, path: Path) -> bool:

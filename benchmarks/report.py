@@ -74,6 +74,12 @@ def versions(report: Values) -> list[str]:
     return list(found.values())
 
 
+def shown_name(work: Values, label: str) -> str:
+    """The label, and whether it was asked to sync and does not."""
+    durable = work["durability"] != "fsync" or work["entrants"][label]["facts"]["durable"]
+    return label if durable else f"{label}, no fsync"
+
+
 def console() -> Console:
     """The terminal, or a file with lines that hold the tables."""
     terminal = Console()
@@ -100,7 +106,7 @@ def work_table(work: Values) -> Table:
         if entrant["unavailable"]:
             table.add_row(label, entrant["unavailable"])
         elif entrant["samples"]:
-            table.add_row(label, *_cells(entrant["samples"], measures), *_rest(entrant))
+            table.add_row(shown_name(work, label), *_cells(entrant["samples"], measures), *_rest(entrant))
     return table
 
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 from rich.console import Console
 
-from benchmarks import judged, plots, report, rounds, suite, workloads
+from benchmarks import judged, markdown, plots, report, rounds, suite, workloads
 from benchmarks.load import Load, LoadError
 from benchmarks.path import growth
 from benchmarks.receivers import Facts
@@ -23,6 +23,7 @@ MACHINE = {
     "openssl": "OpenSSL 3",
     "python": "3.11",
     "node": "1",
+    "memory_gb": 8,
     "file_systems": {"memory": "tmpfs"},
 }
 
@@ -129,6 +130,23 @@ def test_plots_are_drawn_for_what_there_is(tmp_path):
     drawn = plots.draw(complete(work), tmp_path)
     assert sorted(path.name for path in drawn) == ["cost.png", "latency.png", "ratios.png"]
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in drawn)
+
+
+def test_the_page_names_claims_losses_and_figures(tmp_path):
+    claims = (Claim("cpu_s_gb", 1.05, against="floor"), Claim("pss_mb", 60))
+    work = values(claimed(*claims), {0: 1.5, 1: 1.4}, {0: 1.0, 1: 1.0})
+    markdown.write(complete(work), tmp_path / "README.md", [tmp_path / "cost.png"])
+    page = (tmp_path / "README.md").read_text()
+    assert "| some work | CPU s/GB, ours / floor | 1.45 | 1.40 – 1.50 | 2 | ≤ 1.05 | no |" in page
+    assert "| some work | PSS MB, ours |" in page
+    assert "![cost](cost.png)" in page
+    assert "| floor | 10.00 (10.00 – 10.00) |" in page
+
+
+def test_who_does_not_sync_when_asked_to_is_named_so():
+    work = values(replace(WORK, durability="fsync"), {0: 1.0}, {0: 1.0})
+    work["entrants"]["ours"]["facts"]["durable"] = True
+    assert [report.shown_name(work, label) for label in ("ours", "floor")] == ["ours", "floor, no fsync"]
 
 
 def test_each_round_begins_with_another():
