@@ -22,7 +22,8 @@ def _lines(report: Values, plots: Sequence[Path]) -> Iterator[str]:
     systems = ", ".join(f"{name} on {system}" for name, system in machine["file_systems"].items())
     yield f"# Figures of {machine['date'][:10]}\n"
     yield f"{machine['cores']} cores of {machine['processor']}, {machine['memory_gb']} GB;"
-    yield f"{machine['system']}, kernel {machine['kernel']}; {machine['openssl']}; Python {machine['python']}; {systems}.\n"
+    yield f"{machine['system']}, kernel {machine['kernel']}; {machine['openssl']};"
+    yield f"Python {machine['python']}; {systems}.\n"
     yield from (f"- {version}" for version in versions(report))
     yield "\nMade by `python -m benchmarks`: [how to read it](../benchmarks.md)."
     yield from _judged("What must hold", report["claims"], limits=True)

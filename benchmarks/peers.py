@@ -70,23 +70,21 @@ class FileReceiver:
 
 
 @contextlib.contextmanager
-def dcmtk(base: Path, keys: Pki, *, durability: Durability) -> Iterator[Receiver]:
+def dcmtk(base: Path, keys: Pki, *, durability: Durability) -> Iterator[Receiver]:  # noqa: ARG001
     """DCMTK's storescp with a process for each association; it never syncs."""
-    with _dcmtk("dcmtk", base, keys, {}, durability) as receiver:
+    with _dcmtk("dcmtk", base, keys, {}) as receiver:
         yield receiver
 
 
 @contextlib.contextmanager
-def dcmtk_nodelay(base: Path, keys: Pki, *, durability: Durability) -> Iterator[Receiver]:
+def dcmtk_nodelay(base: Path, keys: Pki, *, durability: Durability) -> Iterator[Receiver]:  # noqa: ARG001
     """The same with TCP_NODELAY=1 in its environment, for those who know that variable."""
-    with _dcmtk("dcmtk-nodelay", base, keys, {"TCP_NODELAY": "1"}, durability) as receiver:
+    with _dcmtk("dcmtk-nodelay", base, keys, {"TCP_NODELAY": "1"}) as receiver:
         yield receiver
 
 
 @contextlib.contextmanager
-def _dcmtk(
-    name: str, base: Path, keys: Pki, variables: dict[str, str], durability: Durability
-) -> Iterator[Receiver]:
+def _dcmtk(name: str, base: Path, keys: Pki, variables: dict[str, str]) -> Iterator[Receiver]:
     program = find_program("storescp", lambda path: not _is_dcm4che(path))
     version = re.search(r"v(\S+)", said_by(program, "--version"))
     port = free_port()
@@ -103,7 +101,7 @@ def _dcmtk(
 
 
 @contextlib.contextmanager
-def dcm4che(base: Path, keys: Pki, *, durability: Durability) -> Iterator[Receiver]:
+def dcm4che(base: Path, keys: Pki, *, durability: Durability) -> Iterator[Receiver]:  # noqa: ARG001
     """dcm4che's storescp, where a user has it on the PATH; it never syncs."""
     program = find_program("storescp", _is_dcm4che)
     version = re.search(r"dcm4che-tool-storescp-(\S+?)\.jar", Path(program).read_text(errors="replace"))
