@@ -30,8 +30,8 @@ cdef class Channel(Watched):
     cdef public bint mute           # nothing is said any more
     cdef PDUParser parser
     cdef object ciphertext
-    # Of `ciphertext`. Behind a pointer, for Cython would clear a member of the struct's own: the collector could
-    # then take `ciphertext` apart while it still is exported, and CPython crashes.
+    # Of `ciphertext`. Behind a pointer, for Cython would clear a member of the struct's own: the collector
+    # could then take `ciphertext` apart while it still is exported, and CPython crashes.
     cdef Py_buffer *window
     cdef Records records            # TLS in C
     cdef object pump                # or TLS by the ssl module

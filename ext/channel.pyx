@@ -1,8 +1,8 @@
 """One connection of a receiver: socket, TLS records and PDUs, in one call for all that has arrived.
 
-What the protocol's happy path brings is taken by a `Taker` in C; only events that it leaves come back to Python.
-Responses that arise meanwhile are encrypted together and sent in one piece: two would make the second wait for
-the peer's delayed ACK of the first.
+What the protocol's happy path brings is taken by a `Taker` in C; only events that it leaves come back to
+Python. Responses that arise meanwhile are encrypted together and sent in one piece: two would make the second
+wait for the peer's delayed ACK of the first.
 """
 
 cimport cython
@@ -16,7 +16,6 @@ from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 
 from ext cimport tls
 from ext.pdu cimport PDUParser
-from ext.poller cimport Watched
 from ext.sink cimport forget, keep, kept_bytes, release
 
 __all__ = ["BLOCKED", "CLOSED", "ENDED", "PAUSED", "Channel", "Taker"]
@@ -61,9 +60,9 @@ cdef class Channel:
         fd: The socket, non-blocking; it stays the caller's.
         parser: Frames what comes; its window holds two TLS records more than `ciphertext`.
         ciphertext: Where the network's bytes go; shared by all channels of a thread.
-        owner: Told by a Poller of what is not done here: `arrived(event)` with the first event to be handled or
-            None when there are only notices, `failed(exception)`, `writable()`, and `readable()` as long as
-            neither `plain` nor `secure` was called.
+        owner: Told by a Poller of what is not done here: `arrived(event)` with the first event to be handled
+            or None when there are only notices, `failed(exception)`, `writable()`, and `readable()` as long
+            as neither `plain` nor `secure` was called.
 
     Attributes:
         notices: ENDED, CLOSED, BLOCKED and PAUSED, or'ed: what the owner has to act upon.
@@ -140,7 +139,7 @@ cdef class Channel:
         self.parser.received(max(self.decrypt(PyBytes_GET_SIZE(leftover)), 0))
 
     def receive(self):
-        """Take what has arrived; the next event that is Python's to handle, or None when there is no more now.
+        """Take what has arrived; the next event that is Python's, or None when there is no more now.
 
         After an event, call it again until None.
 
@@ -345,9 +344,9 @@ cdef class Channel:
     cdef int acknowledge(self) noexcept:
         """Have the kernel acknowledge at once what came, when the peer's message is not complete.
 
-        DCMTK, and so Orthanc and many modalities, write command and data set apart and leave Nagle's algorithm
-        on: the second write waits for the acknowledgement of the first, which Linux holds back for 40 ms. The
-        kernel forgets the option by itself, so it is set each time.
+        DCMTK, and so Orthanc and many modalities, write command and data set apart and leave Nagle's
+        algorithm on: the second write waits for the acknowledgement of the first, which Linux holds back for
+        40 ms. The kernel forgets the option by itself, so it is set each time.
         """
         cdef int on = 1
         setsockopt(self.fd, IPPROTO_TCP, TCP_QUICKACK, &on, sizeof(on))

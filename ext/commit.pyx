@@ -1,14 +1,15 @@
 """Entries of a spool: begun as files in one folder, made durable in groups and renamed into another.
 
 Threads that run `Committer.run` take whatever waits and never need the interpreter: fdatasync of each file,
-rename, one fsync of the folder for all. While they wait for the disk more arrives, so groups grow with the load.
+rename, one fsync of the folder for all. While they wait for the disk more arrives, so groups grow with the
+load.
 """
 
 from cpython.ref cimport Py_DECREF, Py_INCREF
 from libc.errno cimport EINTR, errno
 from libc.stdint cimport uint64_t
 from libc.stdio cimport snprintf
-from libc.string cimport memset
+from libc.string cimport memcpy, memset
 from posix.fcntl cimport O_CREAT, O_EXCL, O_RDWR
 from posix.time cimport CLOCK_REALTIME, clock_gettime, timespec
 from posix.unistd cimport close, fdatasync, fsync
@@ -49,9 +50,19 @@ cdef extern from "unistd.h" nogil:
 
 cdef enum:
     GROUP = 64
-    SHARES = 2              # what waits is divided by so many, that one group may wait for the disk beside another
+    SHARES = 2              # what waits is divided by so many: one group waits for the disk beside another
 
 cdef int FILE_MODE = 0o640
+
+
+cdef char *put_hex(char *at, uint64_t value, int least) noexcept nogil:
+    """A number in at least so many hexadecimal digits; returns the end."""
+    cdef int digits = least, place
+    while digits < 16 and value >> (4 * digits):
+        digits += 1
+    for place in range(digits):
+        at[place] = b"0123456789abcdef"[(value >> (4 * (digits - 1 - place))) & 15]
+    return at + digits
 
 
 cdef void append(Line *line, Job *job) noexcept nogil:
@@ -137,16 +148,17 @@ cdef class Committer:
     cdef int open(self, Entry entry) except -1:
         """Give an entry its file; -2 where the disk is full or failing, `errno` says how."""
         cdef timespec now
+        cdef char *at
         cdef Job *job = &entry.job
         clock_gettime(CLOCK_REALTIME, &now)
-        snprintf(
-            job.partial, PARTIAL_SIZE, b"%016llx-%llx",
-            <unsigned long long> now.tv_sec * 1000000000 + <unsigned long long> now.tv_nsec,
-            <unsigned long long> self.sequence,
-        )
+        at = put_hex(job.partial, <uint64_t> now.tv_sec * 1000000000 + <uint64_t> now.tv_nsec, 16)
+        at[0] = c"-"
+        at = put_hex(at + 1, self.sequence, 1)
+        at[0] = 0
         self.sequence += 1
         job.fd = openat(self.partial_dir, job.partial, O_CREAT | O_EXCL | O_RDWR | O_CLOEXEC, FILE_MODE)
-        snprintf(job.ready, READY_SIZE, b"%s.dcm", job.partial)
+        memcpy(job.ready, job.partial, <size_t> (at - job.partial))
+        memcpy(job.ready + (at - job.partial), b".dcm", 5)
         return 0 if job.fd >= 0 else -2
 
     def commit(self, Entry entry not None, int status, done not None):
@@ -155,7 +167,9 @@ cdef class Committer:
         A `status` other than 0 becomes part of the name. The file is closed, whatever happens.
         """
         if status:
-            snprintf(entry.job.ready, READY_SIZE, b"%s.%04X.dcm", entry.job.partial, <unsigned int> status & 0xFFFF)
+            snprintf(
+                entry.job.ready, READY_SIZE, b"%s.%04X.dcm", entry.job.partial, <unsigned int> status & 0xFFFF
+            )
         entry.done = done
         self.submit(entry)
 
@@ -175,7 +189,7 @@ cdef class Committer:
         return 0
 
     def discard(self, Entry entry not None):
-        """Remove an entry's file; its descriptor stays open, since the last close of a large one takes long."""
+        """Remove an entry's file; its descriptor stays open: the last close of a large one takes long."""
         unlinkat(self.partial_dir, entry.job.partial, 0)
 
     def run(self):
@@ -261,8 +275,8 @@ cdef class Committer:
                 group[at].error = self.move(group[at])
                 any_moved = any_moved or group[at].error == 0
         if any_moved and fsync(self.ready_dir) != 0:
-            # The names are not safe. The files stay: they are whole, and the sweep hands them off; the sender,
-            # which is told of a failure, sends them again, and the store finds them identical.
+            # The names are not safe. The files stay: they are whole, and the sweep hands them off; the
+            # sender, which is told of a failure, sends them again, and the store finds them identical.
             error = errno
             for at in range(count):
                 if group[at].error == 0:

@@ -2,6 +2,7 @@ from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
 cdef enum:
     MAX_TAGS = 64           # asked for at once
+    NAMED = 2               # attributes of which `names` asks
     MAX_DEPTH = 64          # sequences within sequences; real ones stay below ten
     UNDEFINED = 0xFFFFFFFF  # PS3.5 7.1.1: value length of what ends with a delimitation item
 
@@ -38,11 +39,14 @@ cdef struct Scan:
     uint32_t cut            # the tag asked for whose value is not all there; 0: none
     int asked
     uint32_t tags[MAX_TAGS]
+    # Where the values asked for lie, while the data does; kept where `found` is None.
+    const uint8_t *values[NAMED]
+    size_t lengths[NAMED]
 
 cdef Step run(Scan *state, const uint8_t *data, size_t *at, size_t end, dict found) except? DONE
 cdef Step step_outside(Scan *state, const uint8_t *data, size_t *at, size_t end, dict found) except? DONE
 cdef Step step_inside(Scan *state, const uint8_t *data, size_t *at, size_t end) except? DONE
 cdef Step read_header(Coding coding, const uint8_t *data, size_t left, bint nested, Element *e) except? DONE
 cdef int enter(Scan *state, Element *element) except -1
-cdef int coding_of(str transfer_syntax_uid) except -2
+cdef int coding_of(transfer_syntax_uid) except -2
 cdef bint names(int coding, const uint8_t *data, size_t length, bytes sop_class, bytes sop_instance) except -1

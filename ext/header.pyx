@@ -9,7 +9,7 @@ taken as they come.
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
-from libc.string cimport memset
+from libc.string cimport memcmp, memset
 
 import zlib
 
@@ -153,6 +153,15 @@ cdef bint is_asked(Scan *state, uint32_t tag) noexcept:
     return low < state.asked and state.tags[low] == tag
 
 
+cdef int keep_place(Scan *state, uint32_t tag, const uint8_t *value, size_t length) except -1:
+    cdef int which = 0 if tag == state.tags[0] else 1
+    if state.values[which] != NULL:
+        raise PeerError(f"({tag >> 16:04X},{tag & 0xFFFF:04X}) is there twice", INVALID_PARAMETER)
+    state.values[which] = value
+    state.lengths[which] = length
+    return 0
+
+
 cdef Step step_outside(Scan *state, const uint8_t *data, size_t *at, size_t end, dict found) except? DONE:
     """One element of the data set itself."""
     cdef Element element
@@ -173,6 +182,10 @@ cdef Step step_outside(Scan *state, const uint8_t *data, size_t *at, size_t end,
             return NEEDS_MORE
         state.cut = 0
         at[0] += element.header
+        if found is None:
+            keep_place(state, tag, data + at[0], element.length)
+            at[0] += <size_t> element.length
+            return DONE if tag == state.tags[state.asked - 1] else GOES_ON
         value = PyBytes_FromStringAndSize(<const char *> data + at[0], <Py_ssize_t> element.length)
         if found.setdefault(tag, value) != value:
             raise PeerError(f"({tag >> 16:04X},{tag & 0xFFFF:04X}) is there twice", INVALID_PARAMETER)
@@ -265,7 +278,7 @@ cdef int ask(Scan *state, object tags) except -1:
     return 0
 
 
-def scan(data, str transfer_syntax_uid, tags, bint at_end):
+def scan(data, transfer_syntax_uid, tags, bint at_end):
     """The raw values of top-level attributes out of the first part of a data set.
 
     Args:
@@ -309,7 +322,7 @@ def scan(data, str transfer_syntax_uid, tags, bint at_end):
     return outcome(&state, step, at_end, found)
 
 
-cdef int coding_of(str transfer_syntax_uid) except -2:
+cdef int coding_of(transfer_syntax_uid) except -2:
     """How a data set is encoded, as `Coding`; -1 where it is deflated."""
     if transfer_syntax_uid in IMPLICIT:
         return IMPLICIT_LITTLE
@@ -318,22 +331,33 @@ cdef int coding_of(str transfer_syntax_uid) except -2:
     return -1 if transfer_syntax_uid in DEFLATED else EXPLICIT_LITTLE
 
 
-cdef bint names(int coding, const uint8_t *data, size_t length, bytes sop_class, bytes sop_instance) except -1:
-    """Whether the beginning of a data set says these UIDs. False: it says others, or not here, or is no data set."""
+cdef bint names(
+    int coding, const uint8_t *data, size_t length, bytes sop_class, bytes sop_instance
+) except -1:
+    """Whether the beginning of a data set says these UIDs; False: it says others, or not here, or nothing."""
     cdef Scan state
     cdef size_t at = 0
-    cdef dict found = {}
     memset(&state, 0, sizeof(state))
-    state.asked = 2
+    state.asked = NAMED
     state.tags[0] = SOP_CLASS_UID
     state.tags[1] = SOP_INSTANCE_UID
     state.coding = <Coding> coding
     try:
-        if run(&state, data, &at, length, found) != DONE or len(found) != 2:
+        if run(&state, data, &at, length, None) != DONE:
             return False
     except PeerError:
         return False
+    return is_value(state.values[0], state.lengths[0], sop_class) and is_value(
+        state.values[1], state.lengths[1], sop_instance
+    )
+
+
+cdef bint is_value(const uint8_t *value, size_t length, bytes expected) noexcept:
+    if value == NULL:
+        return False
+    while length > 0 and (value[length - 1] == 0x00 or value[length - 1] == 0x20):
+        length -= 1
     return (
-        (<bytes> found[SOP_CLASS_UID]).rstrip(b"\0 ") == sop_class
-        and (<bytes> found[SOP_INSTANCE_UID]).rstrip(b"\0 ") == sop_instance
+        length == <size_t> PyBytes_GET_SIZE(expected)
+        and memcmp(value, PyBytes_AS_STRING(expected), length) == 0
     )

@@ -4,6 +4,9 @@ cdef class Watched:
 
 cdef class Poller:
     cdef int epoll
+    cdef int timer
+    cdef double armed           # what the timer is set to
     cdef bint interrupted
     cdef list watched           # by descriptor
+    cdef int arm(self, double until) except -1
     cdef int control(self, int operation, int fd, unsigned int events) except -1

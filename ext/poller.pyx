@@ -1,13 +1,14 @@
 """Waits for many descriptors with epoll(7) and tells their owners, those in C without a Python call.
 
-The event loops at hand do not fit a receiver: uvloop does not report a connection that was reset, and in each of
-them one turn for a small instance costs more than receiving it.
+The event loops at hand do not fit a receiver: uvloop does not report a connection that was reset, and in each
+of them one turn for a small instance costs more than receiving it.
 """
 
 cimport cython
 from cpython.exc cimport PyErr_CheckSignals
 from libc.errno cimport EINTR, errno
-from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
+from posix.time cimport CLOCK_MONOTONIC, timespec
+from posix.types cimport time_t
 from posix.unistd cimport close
 
 import os
@@ -30,17 +31,21 @@ cdef extern from "sys/epoll.h" nogil:
     enum: EPOLLIN
     enum: EPOLLOUT
 
+cdef extern from "sys/timerfd.h" nogil:
+    cdef struct itimerspec:
+        timespec it_interval
+        timespec it_value
+    int timerfd_create(int, int)
+    int timerfd_settime(int, int, const itimerspec *, itimerspec *)
+    enum: TFD_CLOEXEC
+    enum: TFD_NONBLOCK
+    enum: TFD_TIMER_ABSTIME
+
 cdef enum:
     TURN = 64               # events of one turn
 
 READABLE = EPOLLIN
 WRITABLE = EPOLLOUT
-
-
-cdef double monotonic() noexcept:
-    cdef timespec now
-    clock_gettime(CLOCK_MONOTONIC, &now)
-    return <double> now.tv_sec + <double> now.tv_nsec * 1e-9
 
 
 cdef class Watched:
@@ -74,11 +79,17 @@ cdef class Poller:
         self.epoll = epoll_create1(EPOLL_CLOEXEC)
         if self.epoll < 0:
             raise OSError(errno, os.strerror(errno))
+        self.timer = timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC | TFD_NONBLOCK)
+        if self.timer < 0:
+            raise OSError(errno, os.strerror(errno))
         self.watched = []
+        self.control(EPOLL_CTL_ADD, self.timer, EPOLLIN)
 
     def __dealloc__(self):
         if self.epoll >= 0:
             close(self.epoll)
+        if self.timer >= 0:
+            close(self.timer)
 
     def watch(self, int fd, watched not None, unsigned int events):
         """From now on tell `watched` of these events, and of errors.
@@ -127,17 +138,20 @@ cdef class Poller:
         """
         cdef epoll_event events[TURN]
         cdef int count, at
-        cdef double left
+        cdef bint late = False
         cdef list raised = []
         cdef object watched
+        self.arm(until)
         while True:
             PyErr_CheckSignals()
-            left = 0 if self.interrupted else max(until - monotonic(), 0.0)
             with nogil:
-                count = epoll_wait(self.epoll, events, TURN, <int> (left * 1000 + 0.999))
+                count = epoll_wait(self.epoll, events, TURN, 0 if self.interrupted else -1)
             if count < 0 and errno != EINTR:
                 raise OSError(errno, os.strerror(errno))
             for at in range(count):
+                if events[at].data.fd == self.timer:
+                    late = True
+                    continue
                 watched = self.watched[events[at].data.fd]
                 if watched is None:
                     continue
@@ -145,7 +159,7 @@ cdef class Poller:
                     (<Watched> watched).ready(events[at].events)
                 except Exception as error:
                     raised.append(error)
-            if left == 0 or self.interrupted or raised:
+            if late or self.interrupted or raised:
                 self.interrupted = False
                 return raised
 
@@ -156,6 +170,21 @@ cdef class Poller:
     def close(self):
         """Forget all."""
         self.watched = []
+
+    cdef int arm(self, double until) except -1:
+        """Set the timer. It costs once what a time limit of epoll_wait would cost at every wait."""
+        cdef itimerspec when
+        if until == self.armed:
+            return 0
+        when.it_interval.tv_sec = when.it_interval.tv_nsec = 0
+        when.it_value.tv_sec = <time_t> until
+        when.it_value.tv_nsec = <long> ((until - <double> when.it_value.tv_sec) * 1e9)
+        if when.it_value.tv_sec == 0 and when.it_value.tv_nsec == 0:
+            when.it_value.tv_nsec = 1       # 0 would disarm it
+        if timerfd_settime(self.timer, TFD_TIMER_ABSTIME, &when, NULL) != 0:
+            raise OSError(errno, os.strerror(errno))
+        self.armed = until
+        return 0
 
     cdef int control(self, int operation, int fd, unsigned int events) except -1:
         cdef epoll_event event

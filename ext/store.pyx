@@ -1,13 +1,14 @@
 """C-STORE as it mostly goes: a sound request, a data set that is what it says, durable, answered with 0000H.
 
-Everything else (an odd request, a full disk, a data set of another instance, a deflated one) is left to Python,
-which knows the whole of PS3.7 9.1.1 and PS3.4 B.2; the two agree on what is sound, and only that is done here.
+Everything else (an odd request, a full disk, a data set of another instance, a deflated one) is left to
+Python, which knows the whole of PS3.7 9.1.1 and PS3.4 B.2; the two agree on what is sound, and only that is
+done here.
 """
 
 cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from cpython.mem cimport PyMem_Free, PyMem_Realloc
-from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport uint8_t, uint16_t, uint32_t
 from libc.string cimport memcmp, memcpy, memset
 
 from ext cimport header
@@ -22,7 +23,7 @@ cdef enum:
     UID_MAX = 64                # PS3.5 9.1
     C_STORE_RQ = 0x0001         # PS3.7 E.1
     NO_DATA_SET = 0x0101        # (0000,0800), PS3.7 9.3
-    RESPONSE_MAX = 256          # of a C-STORE-RSP with its PDU headers; more than two UIDs and the numbers take
+    RESPONSE_MAX = 256          # of a C-STORE-RSP with its headers; more than two UIDs and the numbers take
 
 cdef Py_ssize_t PROMISED_MAX = 100000       # beyond, with Redis away for long, the sweep finds the rest
 
@@ -283,8 +284,8 @@ cdef class StoreCycle(Taker):
         intake: What it shares with others.
         channel: Where responses go.
         parser: Where data sets come from.
-        owner: Python's side: `settled(operation, errno)` for what failed to become durable, `operation_done()`
-            and `noticed()`.
+        owner: Python's side: `settled(operation, errno)` for what failed to become durable,
+            `operation_done()` and `noticed()`.
         contexts: Those that take C-STORE.
         limit: Operations outstanding at which reading stops.
 
@@ -410,7 +411,7 @@ cdef class StoreCycle(Taker):
         return True
 
     cdef bytes file_meta(self, StoreContext context, bytes uid):
-        """Preamble, prefix and group 0002 (PS3.10 7.1), as `ingest.dicom.part10.encode_file_meta` makes them."""
+        """What `ingest.dicom.part10.encode_file_meta` makes (PS3.10 7.1)."""
         cdef size_t value = <size_t> (PyBytes_GET_SIZE(uid) + 1) & ~<size_t> 1
         cdef size_t before = <size_t> PyBytes_GET_SIZE(context.before)
         cdef size_t after = <size_t> PyBytes_GET_SIZE(context.after)
@@ -474,7 +475,8 @@ cdef class StoreCycle(Taker):
     cdef int respond(self, Operation operation) except -1:
         """C-STORE-RSP with Success (PS3.7 Table 9.3-2), one P-DATA-TF."""
         cdef uint8_t response[RESPONSE_MAX]
-        cdef uint32_t class_length = <uint32_t> (PyBytes_GET_SIZE(operation.context.sop_class) + 1) & ~<uint32_t> 1
+        cdef bytes sop_class = operation.context.sop_class
+        cdef uint32_t class_length = <uint32_t> (PyBytes_GET_SIZE(sop_class) + 1) & ~<uint32_t> 1
         cdef uint32_t uid_length = <uint32_t> (PyBytes_GET_SIZE(operation.uid) + 1) & ~<uint32_t> 1
         cdef uint32_t group = 8 + class_length + 4 * 10 + 8 + uid_length
         cdef uint32_t command = 12 + group
@@ -484,7 +486,7 @@ cdef class StoreCycle(Taker):
         at[0] = <uint8_t> operation.context.context_id
         at[1] = 0x03                                            # PS3.8 E.2: a command, its last fragment
         at = put_32(put_element(at + 2, 0x0000, 4), group)
-        at = put_uid(put_element(at, 0x0002, class_length), operation.context.sop_class)
+        at = put_uid(put_element(at, 0x0002, class_length), sop_class)
         at = put_16(put_element(at, 0x0100, 2), 0x8001)         # C-STORE-RSP
         at = put_16(put_element(at, 0x0120, 2), operation._message_id)
         at = put_16(put_element(at, 0x0800, 2), NO_DATA_SET)

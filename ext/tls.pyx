@@ -1,4 +1,4 @@
-"""Records of a TLS connection whose handshake `ssl` has done, read and written without a Python call for each.
+"""Records of a TLS connection whose handshake `ssl` has done, without a Python call for each of them.
 
 Contexts, verification and handshake stay with the `ssl` module. What follows is done with the very OpenSSL
 that `ssl` is linked with, found at run time, on the SSL that its object holds. Where that is not possible
@@ -41,6 +41,7 @@ ctypedef long (*ControlBIO)(void *, int, long, void *) noexcept
 cdef struct Library:
     int (*SSL_read)(void *, void *, int) noexcept
     int (*SSL_write)(void *, const void *, int) noexcept
+    int (*SSL_pending)(const void *) noexcept
     int (*SSL_shutdown)(void *) noexcept
     int (*SSL_get_error)(const void *, int) noexcept
     void *(*SSL_get_SSL_CTX)(const void *) noexcept
@@ -112,10 +113,10 @@ cdef int resolve(void *library) except -1:
     """Fill `openssl`; the loader finds in a library also what that is linked with."""
     cdef void **place = <void **> &openssl
     for name in (
-        b"SSL_read", b"SSL_write", b"SSL_shutdown", b"SSL_get_error", b"SSL_get_SSL_CTX", b"SSL_set0_rbio",
-        b"SSL_set0_wbio", b"BIO_meth_new", b"BIO_meth_set_read", b"BIO_meth_set_write", b"BIO_meth_set_ctrl",
-        b"BIO_new", b"BIO_up_ref", b"BIO_set_init", b"BIO_set_flags", b"BIO_clear_flags", b"ERR_clear_error",
-        b"ERR_peek_last_error", b"ERR_reason_error_string",
+        b"SSL_read", b"SSL_write", b"SSL_pending", b"SSL_shutdown", b"SSL_get_error", b"SSL_get_SSL_CTX",
+        b"SSL_set0_rbio", b"SSL_set0_wbio", b"BIO_meth_new", b"BIO_meth_set_read", b"BIO_meth_set_write",
+        b"BIO_meth_set_ctrl", b"BIO_new", b"BIO_up_ref", b"BIO_set_init", b"BIO_set_flags",
+        b"BIO_clear_flags", b"ERR_clear_error", b"ERR_peek_last_error", b"ERR_reason_error_string",
     ):                                  # in the order of Library
         place[0] = dlsym(library, name)
         if place[0] == NULL:
@@ -204,7 +205,7 @@ cdef Records records(object connection, Kept *outgoing):
 
 cdef str reason():
     """What OpenSSL says of its last error, in the spelling of the `ssl` module."""
-    cdef unsigned long error = openssl.ERR_peek_last_error()     # as `ssl` does: there may be causes before it
+    cdef unsigned long error = openssl.ERR_peek_last_error()    # as `ssl` does: causes may come before it
     cdef const char *text = openssl.ERR_reason_error_string(error) if error else NULL
     openssl.ERR_clear_error()
     return (<bytes> text).decode().upper().replace(" ", "_") if text != NULL else "UNKNOWN"
@@ -239,11 +240,13 @@ cdef class Records:
                 if count <= 0:
                     break
                 filled += <size_t> count
+                if source_left == 0 and openssl.SSL_pending(self.ssl) == 0:
+                    break               # to hear that it wants more would cost a call
             target = NULL
-            self.ending = openssl.SSL_get_error(self.ssl, count)
+            self.ending = openssl.SSL_get_error(self.ssl, count) if count <= 0 else 0
             if self.ending == SSL_ERROR_WANT_READ:
                 self.ending = 0
-            elif self.ending != SSL_ERROR_ZERO_RETURN:
+            elif self.ending and self.ending != SSL_ERROR_ZERO_RETURN:
                 self.reason = reason()
         if filled or not self.ending:
             return <Py_ssize_t> filled      # how it ended is for the next call, after what came before
