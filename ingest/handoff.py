@@ -181,9 +181,14 @@ class Handoff:
     def _fetch(self) -> None:
         if self._intake is not None and self._intake.promised:
             promised = self._intake.take_promised()
-            if len(self._waiting) + len(promised) > WAITING_MAX:
-                self._whole_sweep_at = 0.0
-            self._waiting.extend(map(Place, promised[: max(0, WAITING_MAX - len(self._waiting))]))
+            self._keep([*map(Place, promised)])
+
+    def _keep(self, places: Sequence[Place]) -> None:
+        """Keep in memory what there is room for; the rest is looked for soon."""
+        room = max(0, WAITING_MAX - len(self._waiting))
+        if len(places) > room:
+            self._whole_sweep_at = 0.0
+        self._waiting.extend(places[:room])
 
     def _rouse(self) -> None:
         with self._wake:
@@ -281,14 +286,16 @@ class Handoff:
             lost = [place for place in lost if (place.where, place.offset) not in waiting]
         if lost:
             log.warning("references_put_back", references=len(lost))
-            self._waiting.extend(lost[: max(0, WAITING_MAX - len(self._waiting))])
+            self._keep(lost)
 
     def _may_miss_some(self) -> bool:
         """Whether something of our own slot may be on no list, as far as can be told without looking."""
-        stands = self._config.queue.carrier == "spool" and self._witness.stands()
-        if stands and time.monotonic() < self._whole_sweep_at:
+        stands, now = self._config.queue.carrier == "spool" and self._witness.stands(), time.monotonic()
+        if stands and now < self._whole_sweep_at:
             return False
-        self._whole_sweep_at = time.monotonic() + WHOLE_SWEEP_SECONDS
+        forgotten = not stands or self._whole_sweep_at == 0.0
+        # Among what was forgotten, some may be too young to be looked at now.
+        self._whole_sweep_at = now + (2 * SWEEP_AGE_SECONDS if forgotten else WHOLE_SWEEP_SECONDS)
         return True
 
     def _failed(self, error: Exception) -> None:
