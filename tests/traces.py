@@ -75,9 +75,14 @@ class Trace:
         return [call for call in self.all if call.name in names]
 
     def one(self, name: str, about: str) -> Call:
-        """The only call of that name in whose arguments a text is."""
-        (call,) = (call for call in self.calls(name) if about in call.arguments)
-        return call
+        """The only call of that name in whose arguments a text is.
+
+        Raises:
+            AssertionError: There is none, or more than one.
+        """
+        found = [call for call in self.calls(name) if about in call.arguments]
+        assert len(found) == 1, f"{name} of {about}: {found}"
+        return found[0]
 
     def promised(self, name: str, folder: str) -> int:
         """When a file was durable under its name in a folder: its bytes, the name, the folder, in this order.

@@ -1,0 +1,135 @@
+"""Durable before Success, as the kernel sees it: bytes, name and folder, and only then the response."""
+
+import os
+import re
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from ingest.dicom import dimse
+from tests.faults.caller import Caller, command, data_pdus, new_uid
+from tests.faults.watch import receive
+from tests.instances import CT, Made
+from tests.nodes import Node, eventually
+from tests.traces import Call, Trace, strace
+
+READY = "/ready"
+KINDS = {"plain": Caller.plain, "tls": Caller.tls}
+
+
+@pytest.fixture(scope="module")
+def durable(start_node: Callable[..., Node]) -> Node:
+    return start_node(receive=receive(processes=1, durability="fsync"))
+
+
+@contextmanager
+def traced(node: Node, output: Path) -> Iterator[None]:
+    """What the node's only listener asks of the kernel meanwhile."""
+    (listener,) = node.children("ingest-listen")
+    command = strace(output, "-yy", "-s", "20000", "-p", str(listener.pid))
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    said = process.stderr.readline()
+    if "attached" not in said:
+        process.communicate()
+        reason = f"strace may not look at another process: {said.strip()}"
+        (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(reason)
+    try:
+        yield
+    finally:
+        process.terminate()
+        process.communicate()
+
+
+def trace(node: Node, output: Path, kind: str, many: int) -> list[str]:
+    """Store one after the other, or all before the first is answered; their UIDs in this order."""
+    uids = [new_uid() for _ in range(many)]
+    with KINDS[kind](node) as caller:
+        caller.associate()
+        with traced(node, output):
+            if kind == "tls":
+                for uid in uids:
+                    assert caller.store(Made(sop=uid, pixels=bytes(100_000))).status == 0
+            else:
+                requests = [command(1, dimse.store_request(at, CT, uid)) for at, uid in enumerate(uids)]
+                caller.send(
+                    *(
+                        request + data_pdus(1, Made(sop=uid).data_set)
+                        for request, uid in zip(requests, uids, strict=True)
+                    )
+                )
+                assert {caller.response().status for _ in uids} == {0}
+        caller.release()
+    return uids
+
+
+def content(call: Call) -> bytes:
+    """The bytes that it was given, as strace shows them."""
+    text = re.findall(r'"((?:[^"\\]|\\.)*)"', call.arguments)[0]
+    return text.encode().decode("unicode_escape").encode("latin-1")
+
+
+def check(output: Path, uids: list[str], *, encrypted: bool) -> None:
+    """That each instance was durable before its response left.
+
+    Raises:
+        AssertionError: It was not.
+    """
+    found = Trace.read(output)
+    entries = sorted(set(re.findall(r"/partial/([0-9a-f]+-[0-9a-f]+)>", output.read_text())))
+    assert len(entries) == len(uids), "an instance whose bytes were not made durable"
+    answers = [call for call in found.calls("sendto", "write", "writev") if "<TCP:[" in call.arguments]
+    for at, (entry, uid) in enumerate(zip(entries, uids, strict=True)):
+        if encrypted:
+            answer = answers[at]
+        else:
+            (answer,) = (call for call in answers if uid.encode() in content(call))
+        assert found.promised(entry, READY) < answer.start, "answered before it was durable"
+
+
+@pytest.mark.parametrize(("kind", "many"), [("tls", 5), ("plain", 1), ("plain", 40)])
+def test_bytes_name_and_folder_are_durable_before_the_response_leaves(
+    kind: str, many: int, durable: Node, tmp_path: Path
+) -> None:
+    output = tmp_path / "trace"
+    uids = trace(durable, output, kind, many)
+    check(output, uids, encrypted=kind == "tls")
+    eventually(lambda: set(uids) <= set(durable.stored()), 20)
+
+
+def test_page_cache_fails_this_check(start_node: Callable[..., Node], tmp_path: Path) -> None:
+    node = start_node(receive=receive(processes=1, durability="page-cache"))
+    uids = trace(node, tmp_path / "trace", "tls", 1)
+    with pytest.raises(AssertionError, match="bytes were not made durable"):
+        check(tmp_path / "trace", uids, encrypted=True)
+
+
+def test_every_other_order_fails_this_check(durable: Node, tmp_path: Path) -> None:
+    output, other = tmp_path / "trace", tmp_path / "other"
+    uids = trace(durable, output, "tls", 1)
+    calls = [call for call in Trace.read(output).all if call.name != "write"]
+    lines = [f"1 {call.name}({call.arguments}) = 0" for call in calls]
+    order = [call.name for call in calls if READY in call.arguments or "/partial" in call.arguments]
+    assert order == ["fdatasync", "renameat", "fsync"]
+    other.write_text("\n".join(lines))
+    check(other, uids, encrypted=True)
+    synced, renamed, folder, answer = (
+        next(line for line in lines if line.startswith(f"1 {name}(") and about in line)
+        for name, about in (("fdatasync", ""), ("renameat", ""), ("fsync", READY), ("sendto", "<TCP:["))
+    )
+    for broken in (
+        [answer, synced, renamed, folder],
+        [synced, answer, renamed, folder],
+        [synced, renamed, answer, folder],
+        [renamed, synced, folder, answer],
+        [synced, folder, renamed, answer],
+        [renamed, folder, answer],
+        [synced, folder, answer],
+        [synced, renamed, answer],
+    ):
+        other.write_text("\n".join(broken))
+        with pytest.raises(AssertionError):
+            check(other, uids, encrypted=True)
