@@ -20,7 +20,7 @@ cdef class Taker:
 
 cdef class Channel(Watched):
     cdef int fd
-    cdef object owner
+    cdef public object owner        # None once it is gone
     cdef bint open                  # what comes is PDUs, perhaps within TLS
     cdef readonly int notices
     cdef readonly int first         # the first byte of all; -1 before it

@@ -43,6 +43,7 @@ cdef class StoreCycle(Taker):
     cdef public bint receiving
     cdef public bint answering
     cdef public bint watched
+    cdef bint ended
     cdef public uint64_t stored
     cdef Intake intake
     cdef Channel channel

@@ -361,6 +361,8 @@ cdef class StoreCycle(Taker):
             self.owner.noticed()
         if self.watched:
             self.owner.operation_done()
+        if self.ended and self.count == 0:
+            self.owner = None
         return 0
 
     # --- the channel's events
@@ -376,6 +378,17 @@ cdef class StoreCycle(Taker):
         if self.current is not None and not self.current.examined:
             self.examine()
         return 0
+
+    def end(self):
+        """The association is over: nothing is taken or answered any more.
+
+        What is being committed has its end without it, and the owner hears of its failure; then it is let go, that
+        owner and cycle do not keep each other, and the connection's TLS, until the collector comes.
+        """
+        self.receiving = self.answering = self.watched = False
+        self.ended = True
+        if self.count == 0:
+            self.owner = None
 
     def hand_over(self):
         """The operation whose data set is under way, from now on the caller's; None if there is none here."""

@@ -142,6 +142,7 @@ class Association:
         if self.state is not State.IDLE:
             self._step(Event.TRANSPORT_CLOSED)
         self._end_service()
+        self._scp = None
 
     # --- state machine
 

@@ -205,9 +205,11 @@ class Connection:
         try:
             self._association.lost()
         finally:
-            self._channel.taker = None
             self._server.poller.forget(self._descriptor, self._channel)
             self._server.closed(self)
+            # What holds each other is let go: the collector comes seldom, and TLS takes 40 KiB a connection.
+            self._channel.taker = self._channel.owner = None
+            del self._association
 
     # --- the listener
 

@@ -193,10 +193,13 @@ class StoreSCP:
     def end(self) -> None:
         """The association has ended: what is half there goes; what is being committed stays."""
         receiving, self._current = self._current, None
-        entry: Entry | None = self.cycle.hand_over()
-        self.cycle.receiving = self.cycle.answering = False
-        if entry is None and receiving is not None:
-            entry = receiving.entry
+        operation = self.cycle.hand_over()
+        if operation is not None:
+            self.cycle.remove(operation.message_id)
+        elif receiving is not None:
+            self.cycle.remove(receiving.request.message_id)
+        self.cycle.end()
+        entry = operation or (receiving.entry if receiving is not None else None)
         if entry is not None:
             self._parser.drop_sink()
             self._services.spool.discard(entry)

@@ -1,6 +1,8 @@
 """The operations of an association in ext.store: outstanding, durable, answered once, or left to Python."""
 
+import gc
 import struct
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -200,6 +202,23 @@ def test_what_is_half_there_when_the_association_ends_goes(part: float, fast: bo
     assert cached.partials() == cached.files() == []
     assert cached.intake.take_promised() == []
     assert descriptors() == before
+
+
+@pytest.mark.parametrize("waiting", [False, True])
+def test_an_association_that_has_ended_is_let_go_without_the_collector(waiting: bool, held: Site) -> None:
+    gc.disable()
+    try:
+        with held.association() as association:
+            alive = weakref.ref(association.owner)
+            association.feed(*([instance(1)] if waiting else []), instance(2)[:200])
+            association.scp.end()
+            assert association.scp.outstanding == waiting
+        del association
+        assert (alive() is not None) == waiting
+        held.work()
+        eventually(lambda: held.intake.collect() == [] and alive() is None, 5)
+    finally:
+        gc.enable()
 
 
 def test_states_that_do_not_take_or_do_not_answer(cached: Site) -> None:

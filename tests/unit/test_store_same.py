@@ -175,6 +175,40 @@ def test_odd_command_sets_have_the_same_end(both: Both, sets: list[bytes], conte
     both.play(stream + encode_p_data(3, dimse.echo_request(99), 0))
 
 
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        (0x0800, number(0x0101)),  # no data set
+        (0x0800, b""),
+        (0x0800, number(1) * 2),
+        (0x0100, number(0x8001)),
+        (0x0100, number(0x0030)),
+        (0x0110, b""),
+        (0x0110, number(7) * 2),
+        (0x0700, b""),
+        (0x0700, number(0) * 2),
+        (0x0700, number(0xFFFF)),
+        (0x0002, b""),
+        (0x0002, uid(MR.encode())),
+        (0x0002, CT.encode() + b" \0 \0"),
+        (0x0002, b" " + CT.encode()),
+        (0x1000, b""),
+        (0x1000, UID.encode() + b"  \0"),
+        (0x1000, b"9" * 65),
+        (0x0000, number(0)),
+        (0x0003, uid(CT.encode())),
+        (0x1030, b"MOVER "),
+        (0x1031, number(9)),
+    ],
+)
+@pytest.mark.parametrize("instead", [True, False])
+def test_each_odd_element_has_the_same_end(both: Both, key: int, value: bytes, instead: bool) -> None:
+    elements = [part(*each) for each in REQUIRED.items() if not instead or each[0] != key]
+    stream = encode_p_data(1, command([*elements, part(key, value)]), 0)
+    both.play(stream + data_pdus(1, Made(sop=UID).data_set))
+    both.play(stream + encode_p_data(3, dimse.echo_request(99), 0))
+
+
 texts = st.text("0123456789.", max_size=66) | st.text("01. \0/a", max_size=6)
 
 
