@@ -1,6 +1,8 @@
 from collections.abc import Callable
 from typing import final
 
+from ext.segment import Segments
+
 __all__ = ["Committer", "Entry"]
 
 class Entry:
@@ -14,7 +16,9 @@ class Entry:
 @final
 class Committer:
     wakeup: int
-    def __init__(self, partial_dir: int, ready_dir: int, *, durable: bool) -> None: ...
+    def __init__(
+        self, partial_dir: int, ready_dir: int, *, durable: bool, segments: Segments | None = None
+    ) -> None: ...
     def begin(self) -> Entry: ...
     def commit(self, entry: Entry, status: int, done: Callable[[OSError | None], object]) -> None: ...
     def discard(self, entry: Entry) -> None: ...

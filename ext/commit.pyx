@@ -2,19 +2,24 @@
 
 Threads that run `Committer.run` take whatever waits and never need the interpreter: fdatasync of each file,
 rename, one fsync of the folder for all. While they wait for the disk more arrives, so groups grow with the
-load.
+load. Small entries need no file of their own where there are segments.
 """
 
 from cpython.ref cimport Py_DECREF, Py_INCREF
 from libc.errno cimport EINTR, errno
-from libc.stdint cimport uint64_t
+from libc.stdint cimport uint8_t, uint64_t
 from libc.stdio cimport snprintf
 from libc.string cimport memcpy, memset
 from posix.fcntl cimport O_CREAT, O_EXCL, O_RDWR
 from posix.time cimport CLOCK_REALTIME, clock_gettime, timespec
+from posix.uio cimport iovec
 from posix.unistd cimport close, fdatasync, fsync
 
+from ext.segment cimport Piece, Segments, pthread_cond_t, pthread_mutex_t, put_hex
+from ext.sink cimport Overflow, release, write_all
+
 import os
+import zlib
 
 __all__ = ["Committer", "Entry"]
 
@@ -55,16 +60,6 @@ cdef enum:
 cdef int FILE_MODE = 0o640
 
 
-cdef char *put_hex(char *at, uint64_t value, int least) noexcept nogil:
-    """A number in at least so many hexadecimal digits; returns the end."""
-    cdef int digits = least, place
-    while digits < 16 and value >> (4 * digits):
-        digits += 1
-    for place in range(digits):
-        at[place] = b"0123456789abcdef"[(value >> (4 * (digits - 1 - place))) & 15]
-    return at + digits
-
-
 cdef void append(Line *line, Job *job) noexcept nogil:
     job.next = NULL
     if line.last == NULL:
@@ -75,11 +70,23 @@ cdef void append(Line *line, Job *job) noexcept nogil:
     line.length += 1
 
 
-cdef class Entry:
+cdef size_t cut(Line *line, size_t count, Job **group) noexcept nogil:
+    """Take the first `count` off a line that has so many."""
+    cdef size_t at
+    for at in range(count):
+        group[at] = line.first
+        line.first = line.first.next
+    line.length -= count
+    if line.first == NULL:
+        line.last = NULL
+    return count
+
+
+cdef class Entry(Overflow):
     """An instance being received: open for reading and writing until committed or discarded.
 
     Attributes:
-        fd: The open file.
+        fd: The open file; -1 while it is small enough to need none.
         name: Of the file in the partial folder.
         ready_name: Of the file in the ready folder, known once it is committed.
     """
@@ -99,6 +106,22 @@ cdef class Entry:
     def ready_name(self):
         return (<bytes> self.job.ready).decode()
 
+    cdef int write_out(self, Committer committer) noexcept:
+        """Give a small entry a file after all; 0 or an errno."""
+        cdef iovec part
+        cdef int error
+        part.iov_base = self.small.data
+        part.iov_len = self.small.length
+        error = committer.open(self)
+        if not error:
+            error = write_all(self.job.fd, &part, 1)
+            if error:
+                close(self.job.fd)
+                self.job.fd = -1
+                unlinkat(committer.partial_dir, self.job.partial, 0)
+        release(&self.small)
+        return error
+
     cdef int finished(self, int error) except -1:
         """Called on the owner's thread when it is durable, or cannot be."""
         done, self.done = self.done, None
@@ -113,18 +136,20 @@ cdef class Committer:
         partial_dir: Descriptor of the folder of what is being received; it stays the caller's.
         ready_dir: Of the folder of what is promised.
         durable: Whether to wait for stable storage. Without, `commit` reports at once and needs no thread.
+        segments: Where small entries go; None: each is a file.
 
     Attributes:
         wakeup: Readable when `collect` has something to report.
     """
 
-    def __cinit__(self, int partial_dir, int ready_dir, *, bint durable):
+    def __cinit__(self, int partial_dir, int ready_dir, *, bint durable, Segments segments=None):
         self.wakeup = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC)
         if self.wakeup < 0:
             raise OSError(errno, os.strerror(errno))
         self.partial_dir = partial_dir
         self.ready_dir = ready_dir
         self.durable = durable
+        self.segments = segments
         pthread_mutex_init(&self.mutex, NULL)
         pthread_cond_init(&self.work, NULL)
 
@@ -141,12 +166,13 @@ cdef class Committer:
             OSError: The disk is full or failing.
         """
         cdef Entry entry = Entry.__new__(Entry)
-        if self.open(entry) < 0:
-            raise OSError(errno, os.strerror(errno))
+        cdef int error = self.open(entry)
+        if error:
+            raise OSError(error, os.strerror(error))
         return entry
 
-    cdef int open(self, Entry entry) except -1:
-        """Give an entry its file; -2 where the disk is full or failing, `errno` says how."""
+    cdef int open(self, Entry entry) noexcept:
+        """Give an entry its file; 0, or an errno where the disk is full or failing."""
         cdef timespec now
         cdef char *at
         cdef Job *job = &entry.job
@@ -159,7 +185,7 @@ cdef class Committer:
         job.fd = openat(self.partial_dir, job.partial, O_CREAT | O_EXCL | O_RDWR | O_CLOEXEC, FILE_MODE)
         memcpy(job.ready, job.partial, <size_t> (at - job.partial))
         memcpy(job.ready + (at - job.partial), b".dcm", 5)
-        return 0 if job.fd >= 0 else -2
+        return 0 if job.fd >= 0 else errno
 
     def commit(self, Entry entry not None, int status, done not None):
         """Make an entry durable under its name in the ready folder, then call `done(error)` from `collect`.
@@ -174,23 +200,30 @@ cdef class Committer:
         self.submit(entry)
 
     cdef int submit(self, Entry entry) except -1:
-        cdef int error
+        cdef Piece *piece = &entry.job.piece
+        cdef timespec now
+        if entry.small.length:
+            clock_gettime(CLOCK_REALTIME, &now)
+            piece.data, piece.length = entry.small.data, entry.small.length
+            piece.received = <uint64_t> now.tv_sec * 1000 + <uint64_t> now.tv_nsec // 1000000
+            if self.durable:
+                piece.crc = zlib.crc32(<uint8_t[:piece.length]> piece.data)
         if not self.durable:
-            error = self.move(&entry.job)
-            entry.finished(error)
+            entry.finished(self.segments.append_one(piece) if piece.data != NULL else self.move(&entry.job))
             return 0
         entry.job.entry = <void *> entry
         Py_INCREF(entry)
         with nogil:
             pthread_mutex_lock(&self.mutex)
-            append(&self.waiting, &entry.job)
+            append(&self.pieces if piece.data != NULL else &self.waiting, &entry.job)
             pthread_cond_signal(&self.work)
             pthread_mutex_unlock(&self.mutex)
         return 0
 
     def discard(self, Entry entry not None):
         """Remove an entry's file; its descriptor stays open: the last close of a large one takes long."""
-        unlinkat(self.partial_dir, entry.job.partial, 0)
+        if entry.job.fd >= 0:
+            unlinkat(self.partial_dir, entry.job.partial, 0)
 
     def run(self):
         """Commit what is submitted until `close`; the body of a thread."""
@@ -238,23 +271,43 @@ cdef class Committer:
         pthread_mutex_unlock(&self.mutex)
 
     cdef size_t take(self, Job **group) noexcept nogil:
-        """What one thread commits next: its share of what waits; nothing once closed and done."""
-        cdef size_t share, count = 0
+        """What one thread commits next, either files or pieces; nothing once closed and done."""
+        cdef size_t count = 0
         pthread_mutex_lock(&self.mutex)
-        while self.waiting.first == NULL and not self.closed:
+        while True:
+            if self.pieces.length and not self.appending:
+                # By one thread: while it waits for the disk, the next group grows.
+                self.appending = True
+                count = cut(&self.pieces, min(<size_t> GROUP, self.pieces.length), group)
+                break
+            if self.waiting.length:
+                count = (self.waiting.length + SHARES - 1) // SHARES
+                count = cut(&self.waiting, min(<size_t> GROUP, count), group)
+                break
+            if self.closed and not self.pieces.length:
+                break
             pthread_cond_wait(&self.work, &self.mutex)
-        share = min(<size_t> GROUP, (self.waiting.length + SHARES - 1) // SHARES)
-        while count < share:
-            group[count] = self.waiting.first
-            self.waiting.first = self.waiting.first.next
-            count += 1
-        self.waiting.length -= count
-        if self.waiting.first == NULL:
-            self.waiting.last = NULL
         pthread_mutex_unlock(&self.mutex)
         return count
 
     cdef void commit_group(self, Job **group, size_t count) noexcept nogil:
+        cdef Piece *pieces[GROUP]
+        cdef size_t at
+        if group[0].piece.data == NULL:
+            self.commit_files(group, count)
+            return
+        for at in range(count):
+            pieces[at] = &group[at].piece
+        self.segments.append(pieces, count)
+        for at in range(count):
+            group[at].error = pieces[at].error
+        pthread_mutex_lock(&self.mutex)
+        self.appending = False
+        if self.pieces.length or self.closed:
+            pthread_cond_broadcast(&self.work)
+        pthread_mutex_unlock(&self.mutex)
+
+    cdef void commit_files(self, Job **group, size_t count) noexcept nogil:
         cdef size_t at
         cdef bint any_moved = False
         cdef int error
@@ -269,7 +322,6 @@ cdef class Committer:
                 close(group[at].fd)
                 group[at].fd = -1
                 unlinkat(self.partial_dir, group[at].partial, 0)
-                continue
         for at in range(count):
             if group[at].error == 0:
                 group[at].error = self.move(group[at])

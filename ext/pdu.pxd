@@ -1,6 +1,6 @@
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
-from ext.sink cimport Gather, Kept, Sink
+from ext.sink cimport Gather, Kept, Overflow, Sink
 
 cdef enum:
     HEADER_LENGTH = 6       # of a PDU (PS3.8 9.3.1), and also of a PDV item up to its fragment (Table 9-23)
@@ -63,6 +63,7 @@ cdef class PDUParser:
     cdef int received(self, Py_ssize_t nbytes) except -1
     cdef object step(self)
     cdef int expect(self, int context_id, int fd, bytes head, long long memory_limit) except -1
+    cdef int expect_small(self, int context_id, bytes head, size_t limit, Overflow overflow) except -1
     cdef bint in_message(self) noexcept
     cdef object advance(self, Gather *gather)
     cdef bint fill_header(self) noexcept

@@ -9,10 +9,10 @@ parser's own memory, so that many parsers can share one window. A parser is used
 cimport cython
 from cpython.buffer cimport PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
-from libc.string cimport memcpy
+from libc.string cimport memcpy, memset
 
 from ext cimport events
-from ext.sink cimport Gather, Sink, forget, keep, kept_bytes, release
+from ext.sink cimport Gather, Kept, Overflow, Sink, forget, keep, kept_bytes, release
 
 from ext.errors import PeerError
 from ext.events import Command, ControlPDU, DataSet
@@ -162,6 +162,12 @@ cdef class PDUParser:
             self.data_set_limit = min(self.data_set_limit, <uint64_t> memory_limit)
         self.too_large = False
         self.sink.open(fd, head, memory_limit > 0)
+        return 0
+
+    cdef int expect_small(self, int context_id, bytes head, size_t limit, Overflow overflow) except -1:
+        """As `expect`, with a sink that turns to a descriptor once the data set and `head` exceed `limit`."""
+        self.expect(context_id, -1, b"", 0)
+        self.sink.open_small(head, limit, overflow)
         return 0
 
     cdef bint in_message(self) noexcept:
@@ -341,7 +347,10 @@ cdef class PDUParser:
         data_set.length = self.data_set_length
         data_set.too_large = self.too_large
         data_set.write_errno = self.sink.write_errno
-        if self.sink.in_memory:
+        if self.sink.overflow is not None:
+            self.sink.overflow.small = self.sink.memory     # what it had was moved to a file before
+            memset(&self.sink.memory, 0, sizeof(Kept))
+        elif self.sink.in_memory:
             data_set.data = kept_bytes(&self.sink.memory)
         self.sink.discard()
         self.data_set_context = 0

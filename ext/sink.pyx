@@ -77,6 +77,16 @@ cdef int write_all(int fd, iovec *parts, int count) noexcept nogil:
     return 0
 
 
+cdef class Overflow:
+    """Who keeps small data sets in memory, and gives a file to others."""
+
+    def __dealloc__(self):
+        release(&self.small)
+
+    cdef int descriptor(self) noexcept:
+        return -EIO
+
+
 @cython.final
 cdef class Sink:
     """Takes the fragments of one data set after another; what it cannot take any more is dropped."""
@@ -98,13 +108,40 @@ cdef class Sink:
         self.written = self.started = 0
         return 0
 
+    cdef int open_small(self, bytes head, size_t limit, Overflow overflow) except -1:
+        """Keep head and data set in memory up to `limit`; what is larger goes where `overflow` says."""
+        self.open(-1, None, True)
+        self.overflow = overflow
+        self.small_limit = limit
+        return keep(&self.memory, <const uint8_t *> PyBytes_AS_STRING(head), <size_t> PyBytes_GET_SIZE(head))
+
+    cdef int spill(self) except -1:
+        """Go over from memory to a descriptor; where that fails nothing more is taken."""
+        cdef iovec part
+        cdef int fd = self.overflow.descriptor()
+        cdef int error = -fd if fd < 0 else 0
+        if not error:
+            part.iov_base = self.memory.data
+            part.iov_len = self.memory.length
+            self.written = <int64_t> self.memory.length
+            error = write_all(fd, &part, 1)
+        self.discard()
+        release(&self.memory)
+        if error:
+            self.write_errno = error
+        else:
+            self.fd = fd
+        return 0
+
     cdef int put(self, Gather *gather, const uint8_t *data, size_t length) except -1:
         """Keep a fragment, or note it for the next writev; write first when the array is full."""
         if self.first_length == 0:
             self.first = data
             self.first_length = length
         if self.in_memory:
-            return keep(&self.memory, data, length)
+            if self.overflow is None or self.memory.length + length <= self.small_limit:
+                return keep(&self.memory, data, length)
+            self.spill()
         if gather.count == GATHER_MAX:
             self.flush(gather)
         if self.fd < 0:
@@ -154,5 +191,6 @@ cdef class Sink:
         self.fd = -1
         self.head = None
         self.in_memory = False
+        self.overflow = None
         forget(&self.memory)
         return 0

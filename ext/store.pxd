@@ -33,6 +33,8 @@ cdef class Intake:
     cdef int instances
     cdef int volume
     cdef bint durable
+    cdef bytes segments
+    cdef size_t small
     cdef bytes ready                # the folder that entries end in, below the spool's
     cdef list speaking              # cycles with responses to send
 

@@ -34,7 +34,7 @@ class Operation(Entry):
 @final
 class Intake:
     committer: Committer
-    promised: list[str]
+    promised: list[str | tuple[str, int, int]]
     sleeper: Callable[[], object] | None
     full: bool
     def __init__(
@@ -46,9 +46,10 @@ class Intake:
         volume: int,
         *,
         durable: bool,
+        small: int = 0,
     ) -> None: ...
     def add_promised(self, where: str) -> None: ...
-    def take_promised(self) -> list[str]: ...
+    def take_promised(self) -> list[str | tuple[str, int, int]]: ...
     def collect(self) -> list[BaseException]: ...
 
 @final

@@ -205,6 +205,10 @@ cdef class Operation(Entry):
     def sop_instance_uid(self):
         return self.uid.decode()
 
+    cdef int descriptor(self) noexcept:
+        cdef int error = self.cycle.intake.committer.open(self)
+        return -error if error else self.job.fd
+
     cdef int finished(self, int error) except -1:
         if self.done is not None:
             return Entry.finished(self, error)
@@ -222,6 +226,7 @@ cdef class Intake:
         instances: Index of the word that counts instances answered with Success.
         volume: Of the one that counts their bytes.
         durable: As the committer's.
+        small: Bytes of the largest Part 10 file that goes into a segment; 0: none does.
 
     Attributes:
         promised: Where the entries lie that were answered and are not handed off yet.
@@ -231,8 +236,10 @@ cdef class Intake:
 
     def __cinit__(
         self, Committer committer not None, str slot not None, counters not None, int instances, int volume,
-        *, bint durable
+        *, bint durable, size_t small=0
     ):
+        self.small = small if committer is not None and committer.segments is not None else 0
+        self.segments = f"{slot}/segments/".encode()
         self.committer = committer
         self.ready = f"{slot}/ready/".encode()
         self.counters = counters
@@ -382,8 +389,8 @@ cdef class StoreCycle(Taker):
     def end(self):
         """The association is over: nothing is taken or answered any more.
 
-        What is being committed has its end without it, and the owner hears of its failure; then it is let go, that
-        owner and cycle do not keep each other, and the connection's TLS, until the collector comes.
+        What is being committed has its end without it, and the owner hears of its failure; then it is let go,
+        that owner and cycle do not keep each other, and the connection's TLS, until the collector comes.
         """
         self.receiving = self.answering = self.watched = False
         self.ended = True
@@ -392,7 +399,10 @@ cdef class StoreCycle(Taker):
 
     def hand_over(self):
         """The operation whose data set is under way, from now on the caller's; None if there is none here."""
-        operation, self.current = self.current, None
+        cdef Operation operation = self.current
+        self.current = None
+        if operation is not None and operation.small.length:
+            operation.write_out(self.intake.committer)      # where that fails, so does who reads it
         return operation
 
     cdef bint begin(self, int context_id, bytes command) except -1:
@@ -412,13 +422,17 @@ cdef class StoreCycle(Taker):
         ):
             return False
         operation = Operation.__new__(Operation)
-        if self.intake.committer.open(operation) < 0:
-            return False
         operation.cycle = self
+        if self.intake.small == 0 and self.intake.committer.open(operation):
+            return False
         operation.context = context
         operation._message_id = request.message_id
         operation.uid = request.sop_instance[:request.sop_instance_length]
-        self.parser.expect(context_id, operation.job.fd, self.file_meta(context, operation.uid), 0)
+        head = self.file_meta(context, operation.uid)
+        if operation.job.fd >= 0:
+            self.parser.expect(context_id, operation.job.fd, head, 0)
+        else:
+            self.parser.expect_small(context_id, head, self.intake.small, operation)
         self.current = operation
         self.enter(request.message_id)
         return True
@@ -481,7 +495,11 @@ cdef class StoreCycle(Taker):
             if intake.durable and not self.speaks:
                 self.speaks = True
                 intake.speaking.append(self)
-        intake.promise((intake.ready + <bytes> operation.job.ready).decode("ascii"))
+        if operation.small.length:
+            where = (intake.segments + <bytes> operation.job.piece.segment).decode("ascii")
+            intake.promise((where, operation.job.piece.offset, operation.small.length))
+        else:
+            intake.promise((intake.ready + <bytes> operation.job.ready).decode("ascii"))
         self.leave(operation._message_id)
         return 0
 

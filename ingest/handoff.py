@@ -47,6 +47,9 @@ SWEEP_SHARE: Final = 20
 WHOLE_SWEEP_SECONDS: Final = 60.0
 """How often everything is looked through although Redis cannot have forgotten anything."""
 
+RECYCLE_SECONDS: Final = 0.5
+"""How often segments are looked for that can be used again."""
+
 LET_GO_SECONDS: Final = 0.5
 """How often the spool lets go of what workers elsewhere have persisted."""
 
@@ -82,7 +85,7 @@ class Handoff:
         self._idle = False
         self._sweep_at = self._whole_sweep_at = 0.0
         self._count_at = 0.0
-        self._let_go_at = 0.0
+        self._let_go_at = self._recycle_at = 0.0
         self._client = connect(config)
         self._pusher = Pusher(self._client, spool.id)
         self._witness = Witness(self._client, spool.id)
@@ -141,6 +144,9 @@ class Handoff:
         if self._config.receive.spool_max_bytes and now >= self._count_at:
             self.used = sweep.usage(self._spool.root)
             self._count_at = now + 1.0
+        if now >= self._recycle_at:
+            self._spool.recycle()
+            self._recycle_at = now + RECYCLE_SECONDS
         if self._config.queue.carrier == "redis" and now >= self._let_go_at:
             sweep.remove_persisted(self._spool.root, self._spool.id, self._client)
             self._let_go_at = now + LET_GO_SECONDS
@@ -181,7 +187,7 @@ class Handoff:
     def _fetch(self) -> None:
         if self._intake is not None and self._intake.promised:
             promised = self._intake.take_promised()
-            self._keep([*map(Place, promised)])
+            self._keep([Place(place) if isinstance(place, str) else Place(*place) for place in promised])
 
     def _keep(self, places: Sequence[Place]) -> None:
         """Keep in memory what there is room for; the rest is looked for soon."""

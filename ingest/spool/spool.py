@@ -5,6 +5,7 @@
 <spool_dir>/L<n>/lock               held by the process that fills this slot; freed by the kernel at its end
 <spool_dir>/L<n>/partial/<name>     being received; worthless once the lock is free
 <spool_dir>/L<n>/ready/<name>.dcm   promised: a Part 10 file, durable under this name
+<spool_dir>/L<n>/segments/<name>.seg  many small instances, promised alike (`ingest.spool.segment`)
 <spool_dir>/L<n>/ready/<name>.A900.dcm   refused with that status and kept for quarantine
 ```
 
@@ -23,7 +24,9 @@ from pathlib import Path
 from typing import Final, Self
 
 from ext.commit import Committer, Entry
+from ext.segment import Segments
 from ingest.errors import SpoolError
+from ingest.spool import segment
 
 DIRECTORY_MODE: Final = 0o750
 FILE_MODE: Final = 0o640
@@ -100,7 +103,7 @@ class Slot:
     def lock(cls, root: Path, name: str) -> Self | None:
         """Make and lock the slot `name`; None while another process holds it."""
         path = root / name
-        for folder in (path, path / "partial", path / "ready"):
+        for folder in (path, path / "partial", path / "ready", path / segment.FOLDER):
             folder.mkdir(parents=True, exist_ok=True, mode=DIRECTORY_MODE)
         fd = os.open(path / "lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, FILE_MODE)
         try:
@@ -118,7 +121,7 @@ class Slot:
         found = list((self.path / "partial").iterdir())
         for path in found:
             path.unlink(missing_ok=True)
-        return len(found)
+        return len(found) + segment.remove_unfinished(self.path)
 
     def release(self) -> None:
         """Let another process have the slot."""
@@ -132,23 +135,32 @@ class Spool:
         committer: Makes entries durable; `collect` is to be called when its `wakeup` is readable.
     """
 
-    def __init__(self, root: Path, identity: str, slot: Slot, *, durable: bool) -> None:
+    def __init__(self, root: Path, identity: str, slot: Slot, *, durable: bool, segments: bool) -> None:
         self.root = root
         self.id = identity
         self.slot = slot
         self._partial_dir = os.open(slot.path / "partial", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         self._ready_dir = os.open(slot.path / "ready", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        self.committer = Committer(self._partial_dir, self._ready_dir, durable=durable)
-        self._threads = [
-            threading.Thread(target=self.committer.run, name="commit", daemon=True)
-            for _ in range(THREADS if durable else 0)
-        ]
+        self._segments_dir = os.open(slot.path / segment.FOLDER, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        self.segments = Segments(self._segments_dir, durable=durable) if segments else None
+        self.committer = Committer(
+            self._partial_dir, self._ready_dir, durable=durable, segments=self.segments
+        )
+        bodies = [self.committer.run] * (THREADS if durable else 0)
+        if self.segments is not None:
+            bodies.append(self.segments.run)
+        self._threads = [threading.Thread(target=body, name="commit", daemon=True) for body in bodies]
         for thread in self._threads:
             thread.start()
 
     @classmethod
-    def claim(cls, root: Path, *, durable: bool) -> Self:
+    def claim(cls, root: Path, *, durable: bool, segments: bool = False) -> Self:
         """Take the first free slot of the spool in `root`, and clear away what its last owner had begun.
+
+        Args:
+            root: The spool's folder.
+            durable: Whether what is committed has to be on stable storage.
+            segments: Whether small instances may share a file.
 
         Raises:
             SpoolError: The folder cannot be made, read or locked.
@@ -163,7 +175,7 @@ class Spool:
                     slot.remove_partials()
                     if durable:
                         sync_upwards(slot.path)
-                    return cls(root, identity, slot, durable=durable)
+                    return cls(root, identity, slot, durable=durable, segments=segments)
         except OSError as error:
             raise SpoolError(
                 f"the spool {root} cannot be used: {error.strerror} ({error.filename})"
@@ -188,6 +200,8 @@ class Spool:
 
     def discard(self, entry: Entry) -> None:
         """Close and remove a partial file."""
+        if entry.fd < 0:
+            return
         self.committer.discard(entry)
         # The last close frees the blocks: of gigabytes, longer than an event loop may wait.
         if os.fstat(entry.fd).st_size > LARGE:
@@ -217,11 +231,28 @@ class Spool:
     def close(self) -> None:
         """Finish the commits under way and give the slot back; what they came to is there for `collect`."""
         self.committer.close()
+        if self.segments is not None:
+            self.segments.close()
         for thread in self._threads:
             thread.join()
         os.close(self._partial_dir)
         os.close(self._ready_dir)
+        os.close(self._segments_dir)
         self.slot.release()
+
+    def recycle(self) -> None:
+        """Use segments again that are not needed any more, or remove them; the oldest first."""
+        if self.segments is None:
+            return
+        listed = segment.names(self.slot.path)
+        current = self.segments.current  # asked later: a listed one can be left meanwhile, but not taken up
+        for name in listed:
+            path = self.slot.path / segment.FOLDER / name
+            if name == current or not segment.all_done(path):
+                return  # what came later is persisted later
+            with segment.unused(path) as unused:
+                if unused and not self.segments.recycle(name):
+                    path.unlink(missing_ok=True)
 
     def _where(self, entry: Entry) -> str:
         return f"{self.slot.name}/ready/{entry.ready_name}"

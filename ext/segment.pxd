@@ -1,0 +1,50 @@
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
+
+cdef enum:
+    SEGMENT_BYTES = 8388608
+    HEADER_BYTES = 64
+    PAGE_BYTES = 4096
+    SEGMENT_NAME = 48       # bytes of a name with its ending and NUL
+    SPARES = 4              # kept ready at most
+
+cdef extern from "pthread.h" nogil:
+    ctypedef struct pthread_mutex_t:
+        pass
+    ctypedef struct pthread_cond_t:
+        pass
+
+# One instance to be kept in a segment, and where it came to lie.
+cdef struct Piece:
+    uint8_t *data           # a Part 10 file
+    size_t length
+    uint32_t crc
+    uint64_t received       # Unix milliseconds
+    uint64_t offset         # of its first byte
+    int error               # 0, or the errno that kept it out
+    char segment[SEGMENT_NAME]
+
+
+cdef class Segments:
+    cdef int folder
+    cdef bint durable
+    cdef bint closed
+    cdef uint64_t sequence
+    cdef pthread_mutex_t appending  # held by who writes to the current segment
+    cdef pthread_mutex_t sparing    # guards `spares`
+    cdef pthread_cond_t wanted
+    cdef char spares[SPARES][SEGMENT_NAME]
+    cdef int spare_count
+    cdef int fd                     # of the current segment, -1: none
+    cdef char name[SEGMENT_NAME]
+    cdef uint64_t number
+    cdef uint64_t at                # where the next record may begin
+
+    cdef void append(self, Piece **pieces, size_t count) noexcept nogil
+    cdef int append_run(self, Piece **pieces, size_t count) noexcept nogil
+    cdef int append_one(self, Piece *piece) noexcept nogil
+    cdef int rotate(self) noexcept nogil
+    cdef int take_spare(self, char *name) noexcept nogil
+    cdef int make(self, char *name) noexcept nogil
+    cdef uint64_t new_name(self, char *name, const char *ending) noexcept nogil
+
+cdef char *put_hex(char *at, uint64_t value, int least) noexcept nogil

@@ -1,0 +1,13 @@
+from typing import Final, final
+
+__all__ = ["SEGMENT_BYTES", "Segments"]
+
+SEGMENT_BYTES: Final = 8388608
+
+@final
+class Segments:
+    current: str
+    def __init__(self, folder: int, *, durable: bool) -> None: ...
+    def run(self) -> None: ...
+    def recycle(self, name: str) -> bool: ...
+    def close(self) -> None: ...
