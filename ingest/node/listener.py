@@ -68,9 +68,9 @@ def run(config: Config, endpoints: tuple[Endpoint, ...], board: Scoreboard, row:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft < hard:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    durable, small = config.receive.durability == "fsync", config.receive.segment_max_bytes
+    durable = config.receive.durability == "fsync"
     try:
-        spool = Spool.claim(config.spool_dir, durable=durable, segments=small > 0)
+        spool = Spool.claim(config.spool_dir, durable=durable)
     except SpoolError as error:
         raise BootError(f"[receive] spool_dir: {error}") from error
     intake = Intake(
