@@ -73,9 +73,7 @@ def run(config: Config, endpoints: tuple[Endpoint, ...], board: Scoreboard, row:
         spool = Spool.claim(config.spool_dir, durable=durable)
     except SpoolError as error:
         raise BootError(f"[receive] spool_dir: {error}") from error
-    intake = Intake(
-        spool.committer, spool.slot.name, board.counters(row), INSTANCES, BYTES, durable=durable, small=small
-    )
+    intake = Intake(spool.committer, spool.slot.name, board.counters(row), INSTANCES, BYTES, durable=durable)
     handoff = Handoff(config, spool, intake)
     services = Services(spool, intake, handoff, board, row, config.receive.quarantine)
     listener = Listener(config, endpoints, services)
