@@ -62,6 +62,7 @@ def trace(node: Node, output: Path, kind: str, many: int) -> list[str]:
                     )
                 )
                 assert {caller.response().status for _ in uids} == {0}
+            assert caller.echo() == 0  # by now strace has seen all before it return
         caller.release()
     return uids
 
