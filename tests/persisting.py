@@ -12,9 +12,11 @@ import redis
 from ingest.config.model import Config
 from ingest.ledger import Instance, Ledger
 from ingest.queue import CHUNK, GROUP, SPOOLS_KEY, data_key, persisted_key, stream_key
-from ingest.spool.reference import Reference
+from ingest.spool.reference import Place, Reference
+from ingest.spool.segment import Segment
 from ingest.spool.spool import spool_id
 from tests.instances import Made
+from tests.segments import SegmentWriter
 from workers.inbox import Entry
 from workers.persist import Persister
 
@@ -27,12 +29,15 @@ class Site:
         config: What workers get.
         client: The queue.
         spool: The spool's id.
+        in_segments: Whether what is received goes into a segment.
     """
 
     config: Config
     client: redis.Redis
     spool: str
     number: int = 0
+    in_segments: bool = False
+    segment: SegmentWriter | None = None
 
     @property
     def stream(self) -> str:
@@ -47,21 +52,28 @@ class Site:
         path.write_bytes(content)
         return where
 
-    def receive(self, made: Made | bytes, **how: str) -> str:
-        """Commit a file and hand its reference off, as a listener does."""
-        where = self.spooled(made.file if isinstance(made, Made) else made, **how)
-        self.hand_off(where)
-        return where
+    def in_segment(self, content: bytes, **how: Any) -> Place:
+        """Write a file into the segment of this site; `how` as `SegmentWriter.append` takes it."""
+        self.segment = self.segment or SegmentWriter(self.config.spool_dir)
+        return Place(self.segment.where, self.segment.append(content, **how), len(content))
 
-    def hand_off(self, where: str) -> None:
-        """Put the reference on the stream."""
-        carrier = self.config.queue.carrier
+    def receive(self, made: Made | bytes, **how: str) -> str:
+        """Commit a file and hand its reference off, as a listener does; returns its place's name."""
+        content = made.file if isinstance(made, Made) else made
+        place = self.in_segment(content) if self.in_segments else Place(self.spooled(content, **how))
+        self.hand_off(place)
+        return place.name
+
+    def hand_off(self, place: Place | str) -> None:
+        """Put the reference on the stream; a string is the place of a whole file."""
+        place, carrier = Place(place) if isinstance(place, str) else place, self.config.queue.carrier
         if carrier == "redis":
-            content = (self.config.spool_dir / where).read_bytes()
+            content = (self.config.spool_dir / place.where).read_bytes()[place.offset :]
+            content = content[: place.length] if place.length else content
             for start in range(0, len(content), CHUNK):
-                self.client.rpush(data_key(self.spool, where), content[start : start + CHUNK])
+                self.client.rpush(data_key(self.spool, place.name), content[start : start + CHUNK])
             self.client.sadd(SPOOLS_KEY, self.spool)
-        self.refer(Reference(carrier, self.spool, where))
+        self.refer(Reference(carrier, self.spool, *place))
 
     def refer(self, reference: Reference) -> None:
         """Put any reference on the stream."""
@@ -98,6 +110,15 @@ class Site:
         """What lies in the spool."""
         return sorted(path.name for path in self.config.spool_dir.glob("L*/ready/*"))
 
+    def undone(self) -> list[str]:
+        """The places of what waits in segments."""
+        found = []
+        for path in sorted(self.config.spool_dir.glob("L*/segments/*.seg")):
+            with Segment(path) as segment:
+                where = str(path.relative_to(self.config.spool_dir))
+                found += [Place(where, record.offset).name for record in segment.waiting()]
+        return found
+
     def stored(self) -> list[str]:
         """All files of the store, below its root."""
         root = self.config.store_root
@@ -117,7 +138,7 @@ class Site:
 
     def settled(self) -> bool:
         """Whether neither stream nor spool holds anything any more."""
-        gone = not self.waiting() if self.config.queue.carrier == "spool" else True
+        gone = not self.waiting() + self.undone() if self.config.queue.carrier == "spool" else True
         return gone and self.client.xlen(self.stream) == 0
 
     def persisted(self) -> list[str]:

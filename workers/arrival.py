@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, cast
+from typing import Final, Self, cast
 
 import redis
 
@@ -15,6 +15,7 @@ from ext.header import scan
 from ingest.dicom.part10 import read_file_meta
 from ingest.errors import PeerError, SpoolError
 from ingest.queue import data_key
+from ingest.spool import segment
 from ingest.spool.reference import Reference
 from workers.store import FileStore, Source
 
@@ -112,6 +113,70 @@ def spooled_path(reference: Reference, spool_dir: Path) -> str:
     if any(part in {"", ".", ".."} or "\0" in part for part in parts) or reference.offset or reference.length:
         raise SpoolError(f"{reference.where!r} is not a place in the spool {spool_dir}")
     return f"{spool_dir}/{reference.where}"
+
+
+class OpenSegments:
+    """The segments that one batch reads: each opened once, and not used again before the batch ends."""
+
+    def __init__(self, spool_dir: Path) -> None:
+        self._spool_dir = spool_dir
+        self._open: dict[str, segment.Segment] = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for opened in self._open.values():
+            opened.close()
+        self._open.clear()
+
+    def read(self, reference: Reference) -> tuple[segment.Record, memoryview]:
+        """The record that a reference points to, and its Part 10 file.
+
+        Raises:
+            GoneError: It is not there, or not waited for any more.
+            SpoolError: The reference is not one into a segment of this spool.
+            OSError: The segment cannot be read.
+        """
+        try:
+            found = self._segment(reference).read(reference.offset, reference.length)
+        except FileNotFoundError:
+            found = None
+        if found is None:
+            raise GoneError(f"{self._spool_dir}/{reference.place.name} is not there")
+        return found
+
+    def mark_done(self, reference: Reference) -> None:
+        """Let the spool write over what a reference points to; raises as `read`, but never GoneError."""
+        with contextlib.suppress(FileNotFoundError):
+            self._segment(reference).mark_done(reference.offset)
+
+    def _segment(self, reference: Reference) -> segment.Segment:
+        where = reference.where
+        opened = self._open.get(where)
+        if opened is None:
+            if not segment.PLACE.fullmatch(where):
+                raise SpoolError(f"{where!r} is not a segment in the spool {self._spool_dir}")
+            opened = self._open[where] = segment.Segment(f"{self._spool_dir}/{where}", marking=True)
+        return opened
+
+
+@contextlib.contextmanager
+def open_in_segment(reference: Reference, segments: OpenSegments, store: FileStore) -> Iterator[Arrival]:
+    """Copy what a reference into a segment points to into a temporary file of the store.
+
+    From there it is linked: a part of a file cannot have a name of its own.
+
+    Raises:
+        GoneError: It is not there, or not waited for any more.
+        SpoolError: The reference is not one into a segment of this spool.
+        StoreAwayError: There is no room for it.
+        OSError: The segment cannot be read.
+    """
+    record, data = segments.read(reference)
+    with store.temporary() as (path, fd):
+        store.append(fd, data)
+        yield Arrival(reference, Source.of(path, fd, synced=False), record.received_ms)
 
 
 @contextlib.contextmanager

@@ -3,7 +3,7 @@
 import contextlib
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
 
@@ -17,8 +17,10 @@ from workers.arrival import (
     Arrival,
     Facts,
     GoneError,
+    OpenSegments,
     identify,
     open_carried,
+    open_in_segment,
     open_spooled,
     spool_ref,
     spooled_path,
@@ -65,7 +67,7 @@ class Tools:
         spool: Its id.
         synced: Whether what lies in the spool is on stable storage.
         client: Where data sets with carrier "redis" lie.
-        store: Where those go first.
+        store: Where those go first, and what lies in segments.
         placer: Decides and places.
         ledger: Records; waits while the ledger is away.
         pending: Why an entry failed before, by its id.
@@ -94,6 +96,7 @@ class Work:
         self.results = Results()
         self._tools = tools
         self._placed: list[Entry] = []
+        self._segments = OpenSegments(tools.spool_dir)
 
     def persist(self, entries: Sequence[Entry]) -> None:
         """Persist what the entries point to, as far as that can be done now.
@@ -105,7 +108,8 @@ class Work:
         """
         with contextlib.ExitStack() as stack:
             placing = stack.enter_context(self._tools.placer.batch())
-            opened = self._open(stack, entries)
+            stack.enter_context(self._segments)
+            opened = self._settled(self._open(stack, entries))
             placing.look_up([facts for _, _, facts in opened])
             for entry, arrival, facts in opened:
                 self._place(placing, entry, arrival, facts)
@@ -136,6 +140,16 @@ class Work:
             self._report_gone(gone)
         return opened
 
+    def _settled(
+        self, opened: Sequence[tuple[Entry, Arrival, Facts]]
+    ) -> Sequence[tuple[Entry, Arrival, Facts]]:
+        """The same; what was copied is durable before it gets a name, if it has to be at all."""
+        sources = self._tools.store.settled([arrival.source for _, arrival, _ in opened])
+        return [
+            (entry, arrival if source is arrival.source else replace(arrival, source=source), facts)
+            for (entry, arrival, facts), source in zip(opened, sources, strict=True)
+        ]
+
     def _unusable(self, entry: Entry, error: SpoolError) -> None:
         """A reference that this worker cannot follow; perhaps another can."""
         if entry.deliveries > DELIVERIES_MAX:
@@ -154,6 +168,8 @@ class Work:
                 f"{reference.where} lies in the spool {reference.spool}, which is not {tools.spool_dir}; "
                 'share one [receive] spool_dir, or set [queue] carrier = "redis"'
             )
+        if reference.offset:
+            return open_in_segment(reference, self._segments, tools.store)
         return open_spooled(reference, tools.spool_dir, synced=tools.synced)
 
     def _identified(self, entry: Entry, arrival: Arrival) -> Facts:
@@ -229,14 +245,22 @@ class Work:
                 self.results.wake.update(dict.fromkeys(row.destinations))
 
     def _release(self, entry: Entry) -> None:
-        if entry.reference.carrier == "spool":
-            path = spooled_path(entry.reference, self._tools.spool_dir)
-            try:
-                os.unlink(path)
-            except FileNotFoundError:
-                return
-            except OSError as error:
-                log.error("spool_file_stays", file=path, error=str(error), remedy="remove it by hand")
+        reference = entry.reference
+        if reference.carrier != "spool":
+            return
+        try:
+            if reference.offset:
+                self._segments.mark_done(reference)
+            else:
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(spooled_path(reference, self._tools.spool_dir))
+        except OSError as error:
+            log.error(
+                "spool_file_stays",
+                file=reference.place.name,
+                error=str(error),
+                remedy="mend the disk, then run `ingest sweep`",
+            )
 
     def _report_gone(self, gone: Sequence[Entry]) -> None:
         refs = {spool_ref(entry.reference): entry for entry in gone}

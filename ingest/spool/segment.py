@@ -124,7 +124,7 @@ class Segment:
         Raises:
             OSError: The disk is failing.
         """
-        if offset < HEADER_BYTES or offset % ALIGNMENT:
+        if not self._may_begin(offset) or not 0 < length <= self.size - offset:
             return None
         found = memoryview(os.pread(self.fd, HEADER_BYTES + length, offset - HEADER_BYTES))
         record = _parse(found, offset, self.number, self.size)
@@ -159,13 +159,16 @@ class Segment:
         Raises:
             OSError: The disk is failing.
         """
-        if offset < HEADER_BYTES or offset % ALIGNMENT:
+        if not self._may_begin(offset):
             return False
         header = memoryview(os.pread(self.fd, HEADER_BYTES, offset - HEADER_BYTES))
         if _parse(header, offset, self.number, self.size) is None:
             return False
         os.pwrite(self.fd, b"\x01", offset - HEADER_BYTES + _DONE)
         return True
+
+    def _may_begin(self, offset: int) -> bool:
+        return offset % ALIGNMENT == 0 and HEADER_BYTES <= offset < self.size
 
     def _walk(self) -> Iterator[tuple[Record, "_Window"]]:
         window, at = _Window(self.fd), 0

@@ -16,6 +16,7 @@ from ingest.wake import Waker
 from tests.instances import IMPLICIT, Made
 from tests.nodes import eventually
 from tests.persisting import Site
+from workers.arrival import OpenSegments
 from workers.inbox import Inbox
 from workers.placement import Placing
 from workers.store import FileStore
@@ -37,6 +38,7 @@ STEPS: list[tuple[type, str]] = [
     (Waker, "wake"),
 ]
 REPLACING: list[tuple[type, str]] = [(FileStore, "replace"), (Ledger, "supersede")]
+COPYING: list[tuple[type, str]] = [(FileStore, "settled"), (OpenSegments, "mark_done")]
 
 
 CASES = [
@@ -45,10 +47,14 @@ CASES = [
         ("keep-identical", "link"),
         ("keep-identical", "copy"),
         ("keep-identical", "redis"),
+        ("keep-identical", "segment"),
         ("overwrite", "link"),
         ("overwrite", "copy"),
+        ("overwrite", "segment"),
     )
-    for owner, name in (STEPS + REPLACING if policy == "overwrite" else STEPS)
+    for owner, name in (
+        STEPS + (REPLACING if policy == "overwrite" else []) + (COPYING if carried == "segment" else [])
+    )
     for after in (False, True)
 ]
 
@@ -117,6 +123,7 @@ def test_death_at_any_step_loses_and_doubles_nothing(
     if carried == "redis":
         sections["queue"] = {"carrier": "redis"}
     site = make_persist_site(**sections)
+    site.in_segments = carried == "segment"
     with site.ledger():
         pass
     for made in (

@@ -206,7 +206,9 @@ def test_what_is_no_place_of_a_record_that_waits_gives_nothing(writer: SegmentWr
         (done, 4),
         (SEGMENT_BYTES, 4),
         (2 * SEGMENT_BYTES, 4),
-        (1 << 62, 4),
+        (1 << 100, 4),
+        (offset, 1 << 100),
+        (offset, -1),
     ):
         with Segment(writer.path) as opened:
             assert opened.read(at, length) is None
@@ -224,7 +226,9 @@ def test_a_record_that_is_marked_done_waits_no_more(writer: SegmentWriter) -> No
     assert [at for at in range(300) if before[at] != after[at]] == [first - 1, second - 1]
 
 
-@pytest.mark.parametrize("offset", [0, 63, 64 * 9, 4096 + 64, SEGMENT_BYTES, SEGMENT_BYTES + 64, -64])
+@pytest.mark.parametrize(
+    "offset", [0, 63, 64 * 9, 4096 + 64, SEGMENT_BYTES, SEGMENT_BYTES + 64, 1 << 100, -64]
+)
 def test_nothing_is_marked_where_no_record_is(writer: SegmentWriter, offset: int) -> None:
     writer.append(b"a" * 300)
     before = writer.path.read_bytes()
