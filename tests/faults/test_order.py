@@ -5,6 +5,7 @@ import re
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import permutations
 from pathlib import Path
 
 import pytest
@@ -106,3 +107,47 @@ def test_page_cache_fails_this_check(start_node: Callable[..., Node], tmp_path: 
     uids = trace(node, tmp_path / "trace", "tls", 1)
     with pytest.raises(AssertionError, match="bytes were not made durable"):
         check(tmp_path / "trace", uids, encrypted=True)
+
+
+SYNCED = "7 fdatasync(17</spool/L0/partial/18ea-0>) = 0"
+RENAMED = '7 renameat(10</spool/L0/partial>, "18ea-0", 11</spool/L0/ready>, "18ea-0.dcm") = 0'
+FOLDER = "7 fsync(11</spool/L0/ready>) = 0"
+ANSWER = '5 sendto(16<TCP:[127.0.0.1:104->127.0.0.1:4711]>, "\\x17", 1, 0, NULL, 0) = 1'
+RIGHT = (SYNCED, RENAMED, FOLDER, ANSWER)
+
+
+def as_told(*lines: str) -> str:
+    return "".join(f"{line}\n" for line in lines)
+
+
+def test_the_right_order_passes_this_check(tmp_path: Path) -> None:
+    output = tmp_path / "trace"
+    output.write_text(as_told(*RIGHT))
+    check(output, ["1.2.3"], encrypted=True)
+    begun = [f"7 {FOLDER[2:].partition(')')[0]} <unfinished ...>", "7 <... fsync resumed>) = 0"]
+    output.write_text(as_told(SYNCED, RENAMED, *begun, ANSWER))
+    check(output, ["1.2.3"], encrypted=True)
+    output.write_text(as_told(SYNCED, RENAMED, begun[0], ANSWER, begun[1]))
+    with pytest.raises(AssertionError, match="answered before"):
+        check(output, ["1.2.3"], encrypted=True)
+
+
+@pytest.mark.parametrize("order", [order for order in permutations(RIGHT) if order != RIGHT])
+def test_every_other_order_fails_this_check(order: tuple[str, ...], tmp_path: Path) -> None:
+    output = tmp_path / "trace"
+    output.write_text(as_told(*order))
+    with pytest.raises(AssertionError):
+        check(output, ["1.2.3"], encrypted=True)
+
+
+@pytest.mark.parametrize("missing", [SYNCED, RENAMED, FOLDER])
+@pytest.mark.parametrize("failed", [False, True])
+def test_a_call_that_is_missing_or_failed_fails_this_check(
+    missing: str, failed: bool, tmp_path: Path
+) -> None:
+    output = tmp_path / "trace"
+    instead = [missing.removesuffix("0") + "-1 EIO (Input/output error)"] if failed else []
+    lines = [line for each in RIGHT for line in (instead if each == missing else [each])]
+    output.write_text(as_told(*lines))
+    with pytest.raises(AssertionError):
+        check(output, ["1.2.3"], encrypted=True)
