@@ -153,19 +153,31 @@ class Segment:
             ):
                 yield record
 
+    def waits(self, offset: int) -> bool:
+        """Whether a record lies there and is not done, whole or torn.
+
+        Raises:
+            OSError: The disk is failing.
+        """
+        record = self._record(offset)
+        return record is not None and not record.done
+
     def mark_done(self, offset: int) -> bool:
         """Say that store and ledger have what lies there; False where no record of this segment lies.
 
         Raises:
             OSError: The disk is failing.
         """
-        if not self._may_begin(offset):
-            return False
-        header = memoryview(os.pread(self.fd, HEADER_BYTES, offset - HEADER_BYTES))
-        if _parse(header, offset, self.number, self.size) is None:
+        if self._record(offset) is None:
             return False
         os.pwrite(self.fd, b"\x01", offset - HEADER_BYTES + _DONE)
         return True
+
+    def _record(self, offset: int) -> Record | None:
+        if not self._may_begin(offset):
+            return None
+        header = memoryview(os.pread(self.fd, HEADER_BYTES, offset - HEADER_BYTES))
+        return _parse(header, offset, self.number, self.size)
 
     def _may_begin(self, offset: int) -> bool:
         return offset % ALIGNMENT == 0 and HEADER_BYTES <= offset < self.size
@@ -223,16 +235,17 @@ def mark_done(path: str | os.PathLike[str], offset: int) -> bool:
 
 
 def all_done(path: str | os.PathLike[str]) -> bool:
-    """Whether nothing waits in a segment. Says nothing of one that is still written to.
+    """Whether nothing waits in a segment; False where that cannot be read.
 
-    Raises:
-        OSError: The disk is failing.
+    Says nothing of one that is still written to.
     """
     try:
         with Segment(path) as segment:
             return next(segment.waiting(), None) is None
     except FileNotFoundError:
         return True
+    except OSError:
+        return False  # the sweep says so
 
 
 def names(slot: Path) -> list[str]:
@@ -249,9 +262,6 @@ def free_segments(slot: Path, current: Callable[[], str] = lambda: "") -> list[s
         slot: The slot's folder.
         current: Gives the name of the segment that is written to now. It is asked after the folder was
             listed: a segment that was listed can be left by its writer, but not taken up.
-
-    Raises:
-        OSError: The disk is failing.
     """
     listed = names(slot)
     written = current()

@@ -5,6 +5,7 @@ is idempotent.
 """
 
 import contextlib
+import itertools
 import os
 import re
 import time
@@ -19,6 +20,7 @@ import structlog
 from ingest.config.model import Config
 from ingest.errors import IngestError
 from ingest.queue import connect, persisted_key, stream_key
+from ingest.spool import segment
 from ingest.spool.push import Pusher
 from ingest.spool.reference import Place
 from ingest.spool.spool import Slot, spool_id
@@ -26,14 +28,17 @@ from ingest.spool.spool import Slot, spool_id
 PAGE: Final = 1000
 
 PLACE: Final = re.compile(r"L[0-9]+/ready/[0-9a-fA-F.-]+\.dcm")
-"""What a place in the spool looks like."""
+"""What the place of a file in the spool looks like."""
+
+RECORD: Final = re.compile(rf"(?P<where>{segment.PLACE.pattern})#(?P<offset>[0-9]{{1,19}})")
+"""What the name of a place in a segment looks like."""
 
 log = structlog.get_logger()
 
 
 @dataclass(slots=True)
 class Swept:
-    """What one sweep found and did, in files."""
+    """What one sweep found and did, in instances and files."""
 
     waiting: int = 0
     put_back: int = 0
@@ -46,19 +51,14 @@ def slots(root: Path) -> list[str]:
     return sorted(path.name for path in root.glob("L*") if path.name[1:].isdigit())
 
 
-def ready(root: Path, slot: str, *, older_than: float = 0.0) -> list[str]:
-    """What waits in one slot for at least `older_than` seconds, oldest first, as references say it."""
-    now = time.time()
-    found = []
-    for entry in _scan(root / slot / "ready"):
-        try:
-            # rename(2) sets the change time: it tells when the file became ready. One in the future was set
-            # by a clock that has been put right since, and may not wait until that time has come.
-            if older_than <= 0 or not now - older_than < entry.stat().st_ctime <= now:
-                found.append(f"{slot}/ready/{entry.name}")
-        except FileNotFoundError:
-            continue
-    return sorted(found)
+def ready(root: Path, slot: str, *, older_than: float = 0.0) -> list[Place]:
+    """What waits in one slot for at least `older_than` seconds, oldest first.
+
+    That of one segment counts as old as the segment.
+    """
+    found = [Place(where) for where in _files(root, slot, older_than)]
+    found += _in_segments(root, slot, older_than)
+    return sorted(found, key=lambda place: (place.where.rpartition("/")[2], place.offset))
 
 
 def usage(root: Path) -> int:
@@ -70,6 +70,10 @@ def usage(root: Path) -> int:
                 total += entry.stat().st_size
             except FileNotFoundError:
                 continue
+        for name in segment.names(root / slot):
+            with contextlib.suppress(OSError):  # `ready` says so
+                records = segment.walk(root / slot / segment.FOLDER / name)
+                total += sum(record.length for record in records if not record.done)
     return total
 
 
@@ -101,45 +105,81 @@ def missing(
     Raises:
         redis.RedisError: Redis is away.
     """
-    places = (Place(where) for name in names for where in ready(root, name, older_than=older_than))
+    places = (place for name in names for place in ready(root, name, older_than=older_than))
     waiting = {(place.where.encode(), b"%d" % place.offset): place for place in places}
     if not waiting:
         return []
     for found in on_stream(client, spool):
         waiting.pop(found, None)
-    # Listed before the stream was read: one that has been persisted meanwhile is gone from the folder.
-    return [place for place in waiting.values() if (root / place.where).exists()]
+    # Listed before the stream was read: one that has been persisted meanwhile is gone from the spool.
+    return still_waiting(root, waiting.values())
+
+
+def still_waiting(root: Path, places: Iterable[Place]) -> list[Place]:
+    """Those of some places that are waited for yet; in runs of one segment where they are in its order."""
+    found: list[Place] = []
+    for where, run in itertools.groupby(places, key=lambda place: place.where):
+        if not segment.PLACE.fullmatch(where):
+            found += [place for place in run if (root / where).exists()]
+            continue
+        with contextlib.suppress(FileNotFoundError), segment.Segment(root / where) as opened:
+            found += [place for place in run if opened.waits(place.offset)]
+    return found
+
+
+def let_go(root: Path, names: Iterable[str]) -> int:
+    """Remove or mark what store and ledger have, by the names of its places; returns how many.
+
+    A name that can be none of a place is passed over.
+
+    Raises:
+        OSError: The disk is failing.
+    """
+    count, offsets = 0, cast("dict[str, list[int]]", {})
+    for name in names:
+        if PLACE.fullmatch(name):
+            with contextlib.suppress(FileNotFoundError):
+                (root / name).unlink()
+                count += 1
+        elif record := RECORD.fullmatch(name):
+            offsets.setdefault(record["where"], []).append(int(record["offset"]))
+    for where, of_segment in offsets.items():
+        with contextlib.suppress(FileNotFoundError), segment.Segment(root / where, marking=True) as opened:
+            count += sum(opened.mark_done(offset) for offset in of_segment)
+    return count
 
 
 def remove_persisted(root: Path, spool: str, client: redis.Redis) -> int:
-    """Remove the files that workers elsewhere have persisted (`redis` carrier); returns how many.
+    """Let go of what workers elsewhere have persisted (`redis` carrier); returns how many.
 
     Raises:
         redis.RedisError: Redis is away.
     """
     removed, key = 0, persisted_key(spool)
-    # Read, unlink, then take off the list: a crash between repeats the unlink, which does no harm.
+    # Read, let go, then take off the list: a crash between repeats the letting go, which does no harm.
     while page := cast("list[bytes]", client.lrange(key, 0, PAGE - 1)):
+        removed += let_go(root, (name.decode(errors="replace") for name in page))
         pipeline = client.pipeline(transaction=False)
-        for where in page:
-            if PLACE.fullmatch(where.decode(errors="replace")):
-                with contextlib.suppress(FileNotFoundError):
-                    (root / where.decode()).unlink()
-                    removed += 1
+        for name in page:
             # By its value: by its position, two listeners with the same page would take off two pages.
-            pipeline.lrem(key, 1, cast("Any", where))
+            pipeline.lrem(key, 1, cast("Any", name))
         pipeline.execute()
     return removed
 
 
 def clear_orphans(root: Path) -> int:
-    """Remove the partial files of slots whose listener is dead; returns how many."""
+    """Remove the partial files of slots whose listener is dead, and its segments of which nothing is needed.
+
+    Returns:
+        How many partial files.
+    """
     removed = 0
     for name in slots(root):
         slot = Slot.lock(root, name)
         if slot is not None:
             try:
                 removed += slot.remove_partials()
+                segment.remove_done(slot.path)
             finally:
                 slot.release()
     return removed
@@ -184,15 +224,14 @@ def sweep(config: Config) -> Swept:
     try:
         result.partials_removed = clear_orphans(root)
         result.done_removed = remove_persisted(root, identity, client)
-        waiting = [where for name in slots(root) for where in ready(root, name)]
+        waiting = {place.name for name in slots(root) for place in ready(root, name)}
         with contextlib.closing(Ledger(config.ledger_url)) as ledger:
-            refs = [f"{identity}:{where}" for where in waiting]
+            refs = [f"{identity}:{name}" for name in waiting]
             known = ledger.known_spool_refs(refs) if refs else set()
-        for where in waiting:
-            if f"{identity}:{where}" in known:
-                (root / where).unlink(missing_ok=True)
-                result.done_removed += 1
-        result.waiting = len(waiting) - len(known)
+        kept = {name for name in waiting if f"{identity}:{name}" in known}
+        let_go(root, kept)
+        result.done_removed += len(kept)
+        result.waiting = len(waiting) - len(kept)
         if config.queue.carrier == "redis":
             # Its data sets are moved by the listeners, which see for themselves what is missing.
             return result
@@ -205,6 +244,41 @@ def sweep(config: Config) -> Swept:
     finally:
         client.close()
     return result
+
+
+def _files(root: Path, slot: str, older_than: float) -> Iterator[str]:
+    now = time.time()
+    for entry in _scan(root / slot / "ready"):
+        try:
+            # rename(2) sets the change time: it tells when the file became ready.
+            if older_than <= 0 or _is_old(entry.stat().st_ctime, older_than, now):
+                yield f"{slot}/ready/{entry.name}"
+        except FileNotFoundError:
+            continue
+
+
+def _in_segments(root: Path, slot: str, older_than: float) -> Iterator[Place]:
+    now = time.time()
+    for name in segment.names(root / slot):
+        where = f"{slot}/{segment.FOLDER}/{name}"
+        try:
+            with segment.Segment(root / where) as opened:
+                for record in opened.waiting():
+                    if older_than <= 0 or _is_old(record.received_ms / 1000, older_than, now):
+                        yield Place(where, record.offset, record.length)
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            # What waits in others must not wait for this one.
+            log.error("segment_unreadable", file=where, error=error.strerror, remedy="look at its disk")
+
+
+def _is_old(at: float, seconds: float, now: float) -> bool:
+    """Whether that was at least so long ago.
+
+    What lies in the future was dated by a clock that has been put right since, and may not wait until then.
+    """
+    return not now - seconds < at <= now
 
 
 def _scan(folder: Path) -> Iterator[os.DirEntry[str]]:

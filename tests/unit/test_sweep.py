@@ -54,7 +54,7 @@ def test_what_waits_is_listed_oldest_first_and_only_files_that_are_ready(own: Sp
     places = [keep(own) for _ in range(5)]
     own.begin()
     (own.slot.path / "ready" / "note.txt").write_text("no instance")
-    assert sweep.ready(own.root, "L0") == places
+    assert sweep.ready(own.root, "L0") == [Place(where) for where in places]
     assert sweep.usage(own.root) == 5 * len(b"data")
     assert sweep.slots(own.root) == ["L0"]
 
@@ -176,7 +176,7 @@ def test_persisted_files_are_removed(
     places = [keep(own) for _ in range(10)]
     client.rpush(persisted_key(own.id), *places[:8])
     assert sweep.remove_persisted(own.root, own.id, client) == 8
-    assert sweep.ready(own.root, "L0") == places[8:]
+    assert sweep.ready(own.root, "L0") == [Place(where) for where in places[8:]]
     assert client.llen(persisted_key(own.id)) == 0
 
 
@@ -245,7 +245,7 @@ def test_a_sweep_puts_back_what_is_missing_and_removes_what_the_ledger_holds(
     with_ledger.record([row(1, spool_ref=f"{own.id}:{kept}")])
     done = sweep.sweep(settings)
     assert (done.waiting, done.put_back, done.done_removed) == (1, 1, 1)
-    assert sweep.ready(own.root, "L0") == [forgotten]
+    assert sweep.ready(own.root, "L0") == [Place(forgotten)]
     assert references(client, own) == [Reference("spool", own.id, forgotten)]
     again = sweep.sweep(settings)
     assert (again.waiting, again.put_back, again.done_removed) == (1, 0, 0)
