@@ -17,6 +17,7 @@ from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 from ext cimport tls
 from ext.pdu cimport PDUParser
 from ext.sink cimport forget, keep, kept_bytes, release
+from ext.system cimport EPOLLOUT
 
 __all__ = ["BLOCKED", "CLOSED", "ENDED", "PAUSED", "Channel", "Taker"]
 
@@ -32,8 +33,6 @@ cdef extern from "netinet/in.h" nogil:
 
 cdef extern from "netinet/tcp.h" nogil:
     enum: TCP_QUICKACK
-
-cdef unsigned int WRITABLE = 4      # EPOLLOUT
 
 cdef Py_ssize_t RECORD = 16384      # plaintext of the largest TLS record (RFC 8446 5.1)
 
@@ -93,9 +92,9 @@ cdef class Channel:
         release(&self.outgoing)
 
     cdef int ready(self, unsigned int events) except -1:
-        if events & WRITABLE:
+        if events & EPOLLOUT:
             self.owner.writable()
-        if not events & ~WRITABLE:
+        if not events & ~EPOLLOUT:
             return 0
         if not self.open or self.notices & PAUSED:
             self.owner.readable()

@@ -3,6 +3,8 @@
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
 from libc.stdint cimport uint8_t, uint32_t
 
+from ext.octets cimport little_16, little_32
+
 from ext.errors import PeerError
 
 __all__ = ["decode_command", "encode_command"]
@@ -41,14 +43,6 @@ cdef dict BY_ELEMENT = {element: (keyword, kind) for element, keyword, kind in T
 cdef dict BY_KEYWORD = {keyword: (element, kind) for element, keyword, kind in TABLE}
 
 
-cdef inline uint32_t little_endian_16(const uint8_t *data) noexcept nogil:
-    return data[0] | (<uint32_t> data[1] << 8)
-
-
-cdef inline uint32_t little_endian_32(const uint8_t *data) noexcept nogil:
-    return little_endian_16(data) | (little_endian_16(data + 2) << 16)
-
-
 def decode_command(bytes data not None):
     """The elements of a command set by their DICOM keywords.
 
@@ -69,9 +63,9 @@ def decode_command(bytes data not None):
     while left > 0:
         if left < ELEMENT_HEADER:
             raise PeerError("command set ends within an element", INVALID_PARAMETER)
-        group = little_endian_16(at)                # PS3.7 6.3.1, bytes 1-2: group
-        element = little_endian_16(at + 2)          # bytes 3-4: element
-        length = little_endian_32(at + 4)           # bytes 5-8: value length
+        group = little_16(at)                # PS3.7 6.3.1, bytes 1-2: group
+        element = little_16(at + 2)          # bytes 3-4: element
+        length = little_32(at + 4)           # bytes 5-8: value length
         at += ELEMENT_HEADER
         left -= ELEMENT_HEADER
         if group != 0:
@@ -98,13 +92,13 @@ cdef object decode_value(str keyword, Kind kind, const uint8_t *data, uint32_t l
             return None
         if length != <uint32_t> (2 if kind == US else 4):
             raise PeerError(f"{keyword} of {length} bytes is no number", INVALID_PARAMETER)
-        return little_endian_16(data) if kind == US else little_endian_32(data)
+        return little_16(data) if kind == US else little_32(data)
     if kind == AT:
         if length % 4:
             raise PeerError(f"{keyword} of {length} bytes is no list of tags", INVALID_PARAMETER)
         tags = []
         while at < length:
-            tags.append((little_endian_16(data + at) << 16) | little_endian_16(data + at + 2))
+            tags.append((little_16(data + at) << 16) | little_16(data + at + 2))
             at += 4
         return tags
     return decode_text(keyword, kind, data, length)

@@ -15,24 +15,18 @@ from posix.time cimport CLOCK_REALTIME, clock_gettime, timespec
 from posix.uio cimport iovec
 from posix.unistd cimport close, fdatasync, fsync
 
-from ext.segment cimport Piece, Segments, pthread_cond_t, pthread_mutex_t, put_hex
+from ext.segment cimport Piece, Segments, put_hex
 from ext.sink cimport Overflow, release, write_all
+from ext.system cimport (
+    O_CLOEXEC, SYNC_FILE_RANGE_WRITE, openat, pthread_cond_broadcast, pthread_cond_destroy, pthread_cond_init,
+    pthread_cond_signal, pthread_cond_wait, pthread_mutex_destroy, pthread_mutex_init, pthread_mutex_lock,
+    pthread_mutex_unlock, renameat, sync_file_range, unlinkat,
+)
 
 import os
 import zlib
 
 __all__ = ["Committer", "Entry"]
-
-cdef extern from "pthread.h" nogil:
-    int pthread_mutex_init(pthread_mutex_t *, void *)
-    int pthread_mutex_lock(pthread_mutex_t *)
-    int pthread_mutex_unlock(pthread_mutex_t *)
-    int pthread_mutex_destroy(pthread_mutex_t *)
-    int pthread_cond_init(pthread_cond_t *, void *)
-    int pthread_cond_wait(pthread_cond_t *, pthread_mutex_t *)
-    int pthread_cond_signal(pthread_cond_t *)
-    int pthread_cond_broadcast(pthread_cond_t *)
-    int pthread_cond_destroy(pthread_cond_t *)
 
 cdef extern from "sys/eventfd.h" nogil:
     int eventfd(unsigned int, int)
@@ -40,18 +34,6 @@ cdef extern from "sys/eventfd.h" nogil:
     int eventfd_read(int, uint64_t *)
     enum: EFD_NONBLOCK
     enum: EFD_CLOEXEC
-
-cdef extern from "fcntl.h" nogil:
-    int openat(int, const char *, int, ...)
-    int sync_file_range(int, long long, long long, unsigned int)
-    enum: O_CLOEXEC
-    enum: SYNC_FILE_RANGE_WRITE
-
-cdef extern from "stdio.h" nogil:
-    int renameat(int, const char *, int, const char *)
-
-cdef extern from "unistd.h" nogil:
-    int unlinkat(int, const char *, int)
 
 cdef enum:
     GROUP = 64

@@ -12,6 +12,8 @@ from libc.stdint cimport int64_t, uint8_t, uint64_t
 from libc.string cimport memcpy
 from posix.uio cimport iovec, preadv
 
+from ext.octets cimport put_big_32
+
 import os
 
 __all__ = ["DataSetEncoder", "encode_p_data"]
@@ -19,19 +21,12 @@ __all__ = ["DataSetEncoder", "encode_p_data"]
 cdef int SHORT_FILE = -1            # beside the errnos that read_around returns
 
 
-cdef inline void put_32(uint8_t *at, uint64_t value) noexcept nogil:
-    at[0] = <uint8_t> (value >> 24)
-    at[1] = <uint8_t> (value >> 16)
-    at[2] = <uint8_t> (value >> 8)
-    at[3] = <uint8_t> value
-
-
 cdef void write_headers(uint8_t *at, int context_id, uint64_t length, bint command, bint last) noexcept nogil:
     """The 12 bytes ahead of a fragment of `length` bytes."""
     at[0] = 0x04                                # PS3.8 Table 9-22, byte 1: PDU-type
     at[1] = 0x00                                # byte 2: reserved
-    put_32(at + 2, length + PDV_OVERHEAD)       # bytes 3-6: PDU-length
-    put_32(at + 6, length + 2)                  # Table 9-23, bytes 1-4: item-length
+    put_big_32(at + 2, length + PDV_OVERHEAD)       # bytes 3-6: PDU-length
+    put_big_32(at + 6, length + 2)                  # Table 9-23, bytes 1-4: item-length
     at[10] = <uint8_t> context_id               # byte 5: presentation-context-ID
     at[11] = (1 if command else 0) | (2 if last else 0)     # PS3.8 E.2: message control header
 

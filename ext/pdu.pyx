@@ -8,10 +8,11 @@ parser's own memory, so that many parsers can share one window. A parser is used
 
 cimport cython
 from cpython.buffer cimport PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
-from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from libc.stdint cimport uint8_t, uint64_t
 from libc.string cimport memcpy, memset
 
 from ext cimport events
+from ext.octets cimport big_32
 from ext.sink cimport Gather, Kept, Overflow, Sink, forget, keep, kept_bytes, release
 
 from ext.errors import PeerError
@@ -25,10 +26,6 @@ cdef size_t OWN_WINDOW = 131072
 cdef int UNRECOGNIZED_PDU = 1
 cdef int UNEXPECTED_PDU = 2
 cdef int INVALID_PARAMETER = 6
-
-
-cdef inline uint32_t big_endian_32(const uint8_t *data) noexcept nogil:
-    return (<uint32_t> data[0] << 24) | (<uint32_t> data[1] << 16) | (<uint32_t> data[2] << 8) | data[3]
 
 
 # Hidden from the collector, which would clear `view` while `window` still is an export of it: CPython then
@@ -226,7 +223,7 @@ cdef class PDUParser:
 
     cdef int open_pdu(self) except -1:
         cdef int pdu_type = self.header[0]                      # PS3.8 9.3.1, byte 1: PDU-type
-        cdef uint64_t length = big_endian_32(&self.header[2])   # bytes 3-6: PDU-length; byte 2 is not tested
+        cdef uint64_t length = big_32(&self.header[2])   # bytes 3-6: PDU-length; byte 2 is not tested
         self.header_have = 0
         self.pdu_left = length
         if pdu_type == P_DATA_TF:
@@ -269,7 +266,7 @@ cdef class PDUParser:
 
     cdef int open_pdv(self, Gather *gather) except -1:
         # PS3.8 Table 9-23, bytes 1-4: item-length, which counts all that follows in the item
-        cdef uint64_t length = big_endian_32(self.header)
+        cdef uint64_t length = big_32(self.header)
         cdef int context_id = self.header[4]                    # byte 5: presentation-context-ID
         cdef int control = self.header[5]               # PS3.8 E.2: message control header; bits 2-7 any
         self.header_have = 0

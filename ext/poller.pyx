@@ -11,25 +11,14 @@ from posix.time cimport CLOCK_MONOTONIC, timespec
 from posix.types cimport time_t
 from posix.unistd cimport close
 
+from ext.system cimport (
+    EPOLL_CLOEXEC, EPOLL_CTL_ADD, EPOLL_CTL_DEL, EPOLL_CTL_MOD, EPOLLIN, EPOLLOUT, epoll_create1, epoll_ctl,
+    epoll_event, epoll_wait,
+)
+
 import os
 
 __all__ = ["READABLE", "WRITABLE", "Poller", "Watched"]
-
-cdef extern from "sys/epoll.h" nogil:
-    ctypedef union epoll_data:
-        int fd
-    cdef struct epoll_event:
-        unsigned int events
-        epoll_data data
-    int epoll_create1(int)
-    int epoll_ctl(int, int, int, epoll_event *)
-    int epoll_wait(int, epoll_event *, int, int)
-    enum: EPOLL_CLOEXEC
-    enum: EPOLL_CTL_ADD
-    enum: EPOLL_CTL_MOD
-    enum: EPOLL_CTL_DEL
-    enum: EPOLLIN
-    enum: EPOLLOUT
 
 cdef extern from "sys/timerfd.h" nogil:
     cdef struct itimerspec:

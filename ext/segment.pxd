@@ -1,17 +1,13 @@
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
+from ext.system cimport pthread_cond_t, pthread_mutex_t
+
 cdef enum:
     SEGMENT_BYTES = 8388608
     HEADER_BYTES = 64
     PAGE_BYTES = 4096
     SEGMENT_NAME = 48       # bytes of a name with its ending and NUL
     SPARES = 4              # kept ready at most
-
-cdef extern from "pthread.h" nogil:
-    ctypedef struct pthread_mutex_t:
-        pass
-    ctypedef struct pthread_cond_t:
-        pass
 
 # One instance to be kept in a segment, and where it came to lie.
 cdef struct Piece:

@@ -14,27 +14,13 @@ from posix.time cimport CLOCK_REALTIME, clock_gettime, timespec
 from posix.uio cimport iovec, pwritev
 from posix.unistd cimport close, fdatasync, fsync, pwrite
 
+from ext.octets cimport put_little
+from ext.system cimport (
+    O_CLOEXEC, openat, pthread_cond_destroy, pthread_cond_init, pthread_cond_signal, pthread_cond_wait,
+    pthread_mutex_destroy, pthread_mutex_init, pthread_mutex_lock, pthread_mutex_unlock, renameat, unlinkat,
+)
+
 __all__ = ["SEGMENT_BYTES", "Segments"]
-
-cdef extern from "pthread.h" nogil:
-    int pthread_mutex_init(pthread_mutex_t *, void *)
-    int pthread_mutex_lock(pthread_mutex_t *)
-    int pthread_mutex_unlock(pthread_mutex_t *)
-    int pthread_mutex_destroy(pthread_mutex_t *)
-    int pthread_cond_init(pthread_cond_t *, void *)
-    int pthread_cond_wait(pthread_cond_t *, pthread_mutex_t *)
-    int pthread_cond_signal(pthread_cond_t *)
-    int pthread_cond_destroy(pthread_cond_t *)
-
-cdef extern from "fcntl.h" nogil:
-    int openat(int, const char *, int, ...)
-    enum: O_CLOEXEC
-
-cdef extern from "stdio.h" nogil:
-    int renameat(int, const char *, int, const char *)
-
-cdef extern from "unistd.h" nogil:
-    int unlinkat(int, const char *, int)
 
 cdef extern from *:
     """
@@ -94,22 +80,15 @@ cdef inline uint64_t aligned(uint64_t offset, uint64_t to) noexcept nogil:
     return (offset + to - 1) & ~(to - 1)
 
 
-cdef inline void put(uint8_t *at, uint64_t value, int length) noexcept nogil:
-    """Little endian."""
-    cdef int byte
-    for byte in range(length):
-        at[byte] = <uint8_t> (value >> (8 * byte))
-
-
 cdef void write_header(uint8_t *at, Piece *piece, uint64_t segment, uint32_t flags) noexcept nogil:
     memset(at, 0, HEADER_BYTES)
     memcpy(at, b"DIRECORD", 8)
-    put(at + 8, segment, 8)
-    put(at + 16, piece.length, 8)
-    put(at + 24, 0 if flags & IN_ORDER else piece.crc, 4)
-    put(at + 28, flags, 4)
-    put(at + 32, piece.received, 8)
-    put(at + 40, short_crc(at, CRC_COVERS), 4)
+    put_little(at + 8, segment, 8)
+    put_little(at + 16, piece.length, 8)
+    put_little(at + 24, 0 if flags & IN_ORDER else piece.crc, 4)
+    put_little(at + 28, flags, 4)
+    put_little(at + 32, piece.received, 8)
+    put_little(at + 40, short_crc(at, CRC_COVERS), 4)
 
 
 cdef int write_at(int fd, const uint8_t *data, size_t length, uint64_t offset) noexcept nogil:

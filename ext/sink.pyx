@@ -8,11 +8,9 @@ from libc.stdint cimport int64_t, uint8_t
 from libc.string cimport memcpy
 from posix.uio cimport iovec, writev
 
-__all__ = ["Sink"]
+from ext.system cimport SYNC_FILE_RANGE_WRITE, sync_file_range
 
-cdef extern from "fcntl.h" nogil:
-    int sync_file_range(int, long long, long long, unsigned int)
-    enum: SYNC_FILE_RANGE_WRITE
+__all__ = ["Sink"]
 
 cdef size_t SHORT_WRITE = 65536     # to let other threads run would take longer than to write so little
 cdef int64_t EARLY_STEP = 4194304   # what is written before the disk is told to begin with it

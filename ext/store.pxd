@@ -1,17 +1,9 @@
-from libc.stdint cimport uint8_t, uint16_t, uint64_t
+from libc.stdint cimport uint16_t, uint64_t
 
+from ext.c_store cimport StoreContext
 from ext.channel cimport Channel, Taker
 from ext.commit cimport Committer, Entry
 from ext.pdu cimport PDUParser
-
-
-cdef class StoreContext:
-    cdef readonly int context_id
-    cdef bytes sop_class            # without padding
-    cdef int coding                 # of its data sets, as ext.header says; -1: deflated
-    cdef bytes lead                 # the three constant parts of a File Meta
-    cdef bytes before
-    cdef bytes after
 
 
 cdef class Operation(Entry):
@@ -62,9 +54,7 @@ cdef class StoreCycle(Taker):
     cdef bint begin(self, int context_id, bytes command) except -1
     cdef bint end_data_set(self, object event) except -1
     cdef int examine(self) except -1
-    cdef bytes file_meta(self, StoreContext context, bytes uid)
     cdef Py_ssize_t place(self, uint16_t message_id) noexcept
     cdef int enter(self, uint16_t message_id) except -1
     cdef int leave(self, uint16_t message_id) except -1
-    cdef int respond(self, Operation operation) except -1
     cdef int settle(self, Operation operation, int error) except -1

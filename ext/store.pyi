@@ -1,24 +1,12 @@
 from collections.abc import Callable, Sequence
 from typing import Any, final
 
+from ext.c_store import StoreContext
 from ext.channel import Channel, Taker
 from ext.commit import Committer, Entry
 from ext.pdu import PDUParser
 
-__all__ = ["Intake", "Operation", "StoreContext", "StoreCycle"]
-
-@final
-class StoreContext:
-    context_id: int
-    def __init__(
-        self,
-        context_id: int,
-        sop_class_uid: str,
-        transfer_syntax_uid: str,
-        lead: bytes,
-        before: bytes,
-        after: bytes,
-    ) -> None: ...
+__all__ = ["Intake", "Operation", "StoreCycle"]
 
 @final
 class Operation(Entry):

@@ -11,11 +11,12 @@ from typing import Protocol
 
 import structlog
 
+from ext.c_store import StoreContext
 from ext.channel import Channel
 from ext.commit import Entry
 from ext.errors import PeerError
 from ext.pdu import DataSet, PDUParser
-from ext.store import Intake, Operation, StoreContext, StoreCycle
+from ext.store import Intake, Operation, StoreCycle
 from ingest.dicom import dimse
 from ingest.dicom.dimse import EchoRequest, OtherRequest, Status, StoreRequest
 from ingest.dicom.negotiate import AcceptedContext

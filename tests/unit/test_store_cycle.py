@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from ext.c_store import StoreContext
 from ext.channel import PAUSED
 from ext.commit import Committer
 from ext.encode import encode_p_data
-from ext.store import Intake, StoreContext
+from ext.store import Intake
 from ingest.dicom import dimse
 from tests.commits import descriptors
 from tests.faults.caller import data_pdus
