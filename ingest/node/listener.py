@@ -247,6 +247,9 @@ class Listener:
 
     def _tick(self) -> None:
         board, row, receive = self.services.board, self.services.row, self.config.receive
+        now = self.time()
+        # First of all: whatever fails below, the next tick comes.
+        self._timers.append((now + TICK_SECONDS, self._tick))
         board.set(row, HEARTBEAT, now_ms())
         full = self.services.spool.full(
             receive.min_free_bytes, receive.spool_max_bytes, self.services.handoff.used
@@ -255,10 +258,11 @@ class Listener:
             log.warning("spool_full" if full else "spool_has_room", reason=full)
         self._full = full
         self.services.intake.full = bool(full)
-        now = self.time()
-        self._timers.append((now + TICK_SECONDS, self._tick))
         for connection in list(self._connections):
-            connection.check_deadlines(now)
+            try:
+                connection.check_deadlines(now)
+            except Exception as error:
+                connection.failed(error)
 
     def _drain(self) -> None:
         """Refuse new associations, let the running ones end."""
