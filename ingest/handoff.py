@@ -284,7 +284,7 @@ class Handoff:
         if lost and self._config.queue.carrier == "redis":
             # Off the stream and on the list of what is persisted are one step: looked at in that order.
             sweep.remove_persisted(spool.root, spool.id, self._client)
-            lost = [place for place in lost if (spool.root / place.where).exists()]
+            lost = sweep.still_waiting(spool.root, lost)
         if lost:
             # What was put meanwhile is on neither list.
             self._fetch()

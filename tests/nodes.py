@@ -16,6 +16,7 @@ from typing import Any
 
 import psutil
 
+from ingest.spool import segment
 from tests.pki import Material
 
 READY = re.compile(r"(dicom(?:-tls)?)://(\S+):(\d+)")
@@ -196,7 +197,11 @@ class Node:
 
     def spooled(self) -> list[Path]:
         """What waits in the spool."""
-        return sorted(self.spool.glob("L*/ready/*.dcm"))
+        waiting = list(self.spool.glob("L*/ready/*.dcm"))
+        for path in self.spool.glob("L*/segments/*.seg"):
+            with contextlib.suppress(FileNotFoundError), segment.Segment(path) as opened:
+                waiting += [path.with_name(f"{path.name}#{each.offset}") for each in opened.waiting()]
+        return sorted(waiting)
 
     def partials(self) -> list[Path]:
         """What is being received."""

@@ -7,7 +7,7 @@ from typing import Self
 
 from tests.peers import require_program
 
-CALLS = "fdatasync,fsync,rename,renameat,renameat2,write,sendto"
+CALLS = "fdatasync,fsync,pwritev,rename,renameat,renameat2,write,sendto"
 _CALL = re.compile(r"(?P<name>\w+)\((?P<arguments>.*)\) += (?P<result>-?\d+)")
 _RESUMED = re.compile(r"<\.\.\. \w+ resumed>")
 

@@ -106,6 +106,7 @@ class Receive(Model):
     idle_seconds: Seconds = 600.0
     max_command_bytes: Annotated[int, Field(ge=1024)] = 65536
     max_instance_bytes: Positive = 4 * 1024**3
+    segment_max_bytes: Annotated[int, Field(ge=0, le=1024**2)] = 0
     spool_max_bytes: NotNegative = 0
     min_free_bytes: NotNegative = 256 * 1024**2
 

@@ -68,12 +68,14 @@ def run(config: Config, endpoints: tuple[Endpoint, ...], board: Scoreboard, row:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft < hard:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    durable = config.receive.durability == "fsync"
+    durable, small = config.receive.durability == "fsync", config.receive.segment_max_bytes
     try:
-        spool = Spool.claim(config.spool_dir, durable=durable)
+        spool = Spool.claim(config.spool_dir, durable=durable, segments=small > 0)
     except SpoolError as error:
         raise BootError(f"[receive] spool_dir: {error}") from error
-    intake = Intake(spool.committer, spool.slot.name, board.counters(row), INSTANCES, BYTES, durable=durable)
+    intake = Intake(
+        spool.committer, spool.slot.name, board.counters(row), INSTANCES, BYTES, durable=durable, small=small
+    )
     handoff = Handoff(config, spool, intake)
     services = Services(spool, intake, handoff, board, row, config.receive.quarantine)
     listener = Listener(config, endpoints, services)

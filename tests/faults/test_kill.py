@@ -14,6 +14,7 @@ import psutil
 import pytest
 
 from ingest.queue import socket_path
+from tests.faults.watch import receive
 from tests.nodes import Node, destination, eventually
 from tests.senders import Modality, kept_whole, nothing_half_there
 
@@ -21,12 +22,13 @@ RECOVERY_SECONDS = 15.0
 BEFORE, AFTER = 150, 100
 
 
-@pytest.fixture
-def pair(make_node: Callable[..., Node]) -> tuple[Node, Node]:
+@pytest.fixture(params=[0, 65536], ids=["files", "segments"])
+def pair(request: pytest.FixtureRequest, make_node: Callable[..., Node]) -> tuple[Node, Node]:
     """A node, and the remote to which it forwards everything."""
     remote = make_node("remote").start()
     node = make_node(
         "node",
+        receive=receive(segment_max_bytes=request.param),
         workers="[workers]\npersist = 2\nforward = 2",
         destinations=destination("remote", remote.tls_port, retry_first_seconds=0.5),
     )

@@ -151,3 +151,53 @@ def test_a_call_that_is_missing_or_failed_fails_this_check(
     output.write_text(as_told(*lines))
     with pytest.raises(AssertionError):
         check(output, ["1.2.3"], encrypted=True)
+
+
+def check_segments(output: Path, uids: list[str]) -> None:
+    """That each instance was durable in a segment, and that under its name, before its response left.
+
+    Raises:
+        AssertionError: It was not.
+    """
+    found = Trace.read(output)
+    named = found.one("renameat", '.seg"')
+    folder = min(call.end for call in found.calls("fsync") if call.start > named.end)
+    for uid in uids:
+        (written,) = (call for call in found.calls("pwritev") if uid.encode() in contents(call))
+        assert "/segments/" in written.arguments
+        assert folder < written.start, "written before the segment's name is durable"
+        synced = [
+            call.end
+            for call in found.calls("fdatasync")
+            if ".seg>" in call.arguments and call.start > written.end
+        ]
+        answers = [call for call in found.calls("sendto") if "<TCP:[" in call.arguments]
+        (answer,) = (call for call in answers if uid.encode() in contents(call))
+        assert min(synced, default=answer.end) < answer.start, "answered before it was durable"
+
+
+def contents(call: Call) -> bytes:
+    """All that it was given."""
+    texts = re.findall(r'"((?:[^"\\]|\\.)*)"', call.arguments)
+    return b"".join(text.encode().decode("unicode_escape").encode("latin-1") for text in texts)
+
+
+@pytest.mark.parametrize("many", [1, 40])
+def test_a_segment_is_durable_before_the_response_leaves(
+    many: int, start_node: Callable[..., Node], tmp_path: Path
+) -> None:
+    node = start_node(receive=receive(processes=1, durability="fsync", segment_max_bytes=65536))
+    uids = trace(node, tmp_path / "trace", "plain", many)
+    check_segments(tmp_path / "trace", uids)
+    eventually(lambda: set(uids) <= set(node.stored()), 20)
+
+
+def test_a_segment_that_is_not_synced_fails_this_check(
+    start_node: Callable[..., Node], tmp_path: Path
+) -> None:
+    node = start_node(receive=receive(processes=1, durability="fsync", segment_max_bytes=65536))
+    uids = trace(node, tmp_path / "trace", "plain", 1)
+    lines = (tmp_path / "trace").read_text().splitlines(keepends=True)
+    (tmp_path / "trace").write_text("".join(line for line in lines if "fdatasync" not in line))
+    with pytest.raises(AssertionError, match="answered before it was durable"):
+        check_segments(tmp_path / "trace", uids)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.faults.watch import receive
 from tests.nodes import Node, eventually
 from tests.peers import require_program
 from tests.senders import Modality, kept_whole, nothing_half_there
@@ -52,12 +53,14 @@ def disk(tmp_path: Path) -> Iterator[Disk]:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("small", [0, 65536])
 @pytest.mark.parametrize("instances", [20, 400])
 def test_what_was_acknowledged_before_a_power_cut_is_whole_after_it(
-    instances: int, disk: Disk, make_node: Callable[..., Node], tmp_path: Path
+    instances: int, small: int, disk: Disk, make_node: Callable[..., Node], tmp_path: Path
 ) -> None:
     node = make_node()
     node.configure(node=f'[node]\nae_title = "INGEST"\ndata_dir = "{disk.mount_point / "var"}"')
+    node.configure(receive=receive(segment_max_bytes=small))
     node.data_folder = disk.mount_point / "var"
     node.start()
     with Modality(node, tmp_path / "sender", size=30_000) as modality:

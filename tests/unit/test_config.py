@@ -152,6 +152,7 @@ BAD = [
         "TLSv1.2",
     ),
     ("[receive]\nmax_pdu_length = 100", "receive.max_pdu_length", "≥ 4096"),
+    ("[receive]\nsegment_max_bytes = 1048577", "receive.segment_max_bytes", "≤ 1048576"),
     ("[receive]\nquarantine = 'yes'", "receive.quarantine", "true or false"),
     ("[receive]\nquarantine = 1", "receive.quarantine", "true or false"),
     ("[receive]\nprocesses = -1", "receive.processes", "≥ 0"),
