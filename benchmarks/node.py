@@ -18,6 +18,7 @@ from benchmarks.accounting import Group
 from benchmarks.receivers import Durability, Facts, Pki, Target, Unavailable, target_of, wait_until
 from ingest.errors import BootError
 from ingest.node.embedded_queue import binary
+from ingest.spool import segment
 
 MAX_ASSOCIATIONS: Final = 4000
 READY: Final = re.compile(r"dicom-tls://\S+?:(\d+)")
@@ -40,6 +41,7 @@ trusted = ["{keys.trusted}"]
 [receive]
 durability = "{durability}"
 processes = {processes}
+segment_max_bytes = {segments}
 max_associations = {associations}
 min_free_bytes = 0
 [queue]
@@ -71,7 +73,7 @@ class Node:
 
     def waiting(self) -> int:
         """Instances that are promised and not yet in the store."""
-        return sum(1 for _ in self._spooled())
+        return sum(1 for _ in self._spooled()) + sum(1 for _ in self._in_segments())
 
     def stored(self) -> int:
         """Instances in spool and store."""
@@ -87,6 +89,8 @@ class Node:
         for entry in (*self._spooled(), *self._kept()):
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(entry.path)
+        for opened, record in self._in_segments(marking=True):
+            opened.mark_done(record.offset)
         if self.queue:
             with contextlib.closing(redis.Redis.from_url(self.queue)) as client:
                 client.flushall()
@@ -94,11 +98,21 @@ class Node:
     def _uids(self) -> set[str]:
         # The spool first: what moves on meanwhile is then found in the store.
         found = {uid for entry in self._spooled() if (uid := _instance_uid(entry))}
+        for opened, record in self._in_segments():
+            found.add(_uid_in(os.pread(opened.fd, _FILE_META_BYTES, record.offset)))
         return found | {entry.name.removesuffix(".dcm") for entry in self._kept()}
 
     def _spooled(self) -> Iterator["os.DirEntry[str]"]:
         for folder in (self.folder / "var" / "spool").glob("L*/ready"):
             yield from _files(folder)
+
+    def _in_segments(self, *, marking: bool = False) -> Iterator[tuple[segment.Segment, segment.Record]]:
+        for path in (self.folder / "var" / "spool").glob("L*/segments/*.seg"):
+            with (
+                contextlib.suppress(FileNotFoundError),
+                segment.Segment(path, marking=marking) as opened,
+            ):
+                yield from ((opened, record) for record in opened.waiting())
 
     def _kept(self) -> Iterator["os.DirEntry[str]"]:
         store = self.folder / "var" / "store"
@@ -107,8 +121,18 @@ class Node:
 
 
 @contextlib.contextmanager
-def ours(base: Path, keys: Pki, *, durability: Durability, processes: int = 2) -> Iterator[Node]:
-    """Our listeners alone (`ingest listen`), beside a Valkey that is not counted and that nobody reads."""
+def ours(
+    base: Path, keys: Pki, *, durability: Durability, processes: int = 2, segments: int = 0
+) -> Iterator[Node]:
+    """Our listeners alone (`ingest listen`), beside a Valkey that is not counted and that nobody reads.
+
+    Args:
+        base: Folder of its data.
+        keys: Its certificate, and whom it trusts.
+        durability: As `[receive] durability`.
+        processes: Listeners.
+        segments: As `[receive] segment_max_bytes`.
+    """
     with tempfile.TemporaryDirectory(prefix="bench-") as short, Group("queue") as beside:
         url = f"unix://{short}/s"
         server = beside.popen(
@@ -117,7 +141,7 @@ def ours(base: Path, keys: Pki, *, durability: Durability, processes: int = 2) -
             stdout=subprocess.DEVNULL,
         )
         wait_until(lambda: _answers(url), server, Path(short) / "log")
-        settings = _configuration(keys, durability, processes, queue=url)
+        settings = _configuration(keys, durability, processes, queue=url, segments=segments)
         with _node(base, keys, "listen", settings, durable=durability == "fsync", queue=url) as node:
             yield node
 
@@ -162,12 +186,13 @@ def _node(
 
 
 def _configuration(
-    keys: Pki, durability: Durability, processes: int, *, queue: str = "", persist: int = 1
+    keys: Pki, durability: Durability, processes: int, *, queue: str = "", persist: int = 1, segments: int = 0
 ) -> str:
     return CONFIGURATION.format(
         keys=keys,
         durability=durability,
         processes=processes,
+        segments=segments,
         associations=MAX_ASSOCIATIONS,
         queue=queue,
         persist=persist,
@@ -200,9 +225,12 @@ def _instance_uid(entry: "os.DirEntry[str]") -> str:
     """(0002,0003) of a file in the spool; empty where it has just moved on."""
     try:
         with open(entry.path, "rb", buffering=0) as file:
-            start = file.read(_FILE_META_BYTES)
+            return _uid_in(file.read(_FILE_META_BYTES))
     except FileNotFoundError:
         return ""
+
+
+def _uid_in(start: bytes) -> str:
     found = _INSTANCE_UID.search(start)
     if found is None:
         return ""

@@ -23,6 +23,7 @@ from benchmarks.workloads import KB, MB, Work
 
 RECEIVERS: dict[str, Factory] = {
     "ours": ours,
+    "ours-segments": partial(ours, segments=64 << 10),
     "floor": floor,
     "dcmtk": peers.dcmtk,
     "dcmtk-nodelay": peers.dcmtk_nodelay,
