@@ -88,8 +88,8 @@ cdef class Intake:
         self.promised = []
         self.speaking = []
 
-    def add_promised(self, str where not None):
-        """An entry that Python has answered."""
+    def add_promised(self, where not None):
+        """Where an entry lies that Python has answered: a file; or a segment, offset and length."""
         self.promise(where)
 
     cdef int promise(self, object where) except -1:

@@ -12,7 +12,7 @@ import threading
 import time
 import uuid
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Final
 
 import redis
@@ -70,19 +70,17 @@ class Handoff:
             set).
     """
 
-    def __init__(self, config: Config, spool: Spool, intake: Intake | None = None) -> None:
-        """Prepare; `intake` is where promises are taken from, besides what is put here."""
+    def __init__(self, config: Config, spool: Spool, intake: Intake) -> None:
+        """Prepare; `intake` is where promises are taken from."""
         self._intake = intake
         self._config = config
         self._spool = spool
-        # One end is the putters', the other the thread's: deques need no lock for that.
         self._waiting: deque[Place] = deque()
         self._in_hand: Sequence[Place] = ()
         self._linger = LINGER_SECONDS
         self._wake = threading.Condition()
         self._closing = False
         self._failures = 0
-        self._idle = False
         self._sweep_at = self._whole_sweep_at = 0.0
         self._count_at = 0.0
         self._let_go_at = self._recycle_at = 0.0
@@ -95,27 +93,6 @@ class Handoff:
     def start(self) -> None:
         """Start the thread; after the fork."""
         self._thread.start()
-
-    def put(self, place: str | Place) -> None:
-        """Have what lies at `place` put on the queue; never waits.
-
-        Args:
-            place: As the spool's commit gave it; a string is the place of a whole file.
-        """
-        self.put_many((place,))
-
-    def put_many(self, places: Iterable[str | Place]) -> None:
-        """The same for many at once, which costs less for each."""
-        waiting = self._waiting
-        if len(waiting) >= WAITING_MAX:
-            self._whole_sweep_at = 0.0
-        else:
-            waiting.extend([Place(place) if isinstance(place, str) else place for place in places])
-        # One that lingers, pushes or pauses looks by itself; waking it each time would cost the loop. Whoever
-        # is about to wait says so first and looks then, so that either it or we see the other.
-        if self._idle:
-            with self._wake:
-                self._wake.notify()
 
     def close(self, seconds: float) -> None:
         """Hand off what waits, for at most `seconds`; the rest is for the next start's sweep."""
@@ -167,15 +144,11 @@ class Handoff:
         waiting = self._waiting
         self._fetch()
         with self._wake:
-            self._idle = True
-            if self._intake is not None:
-                self._intake.sleeper = self._rouse
+            self._intake.sleeper = self._rouse
             self._fetch()  # said first, looked then
             if not waiting and not self._closing:
                 self._wake.wait(IDLE_SECONDS)
-            self._idle = False
-            if self._intake is not None:
-                self._intake.sleeper = None
+            self._intake.sleeper = None
             self._fetch()
             if waiting and len(waiting) < BATCH and not self._closing:
                 self._wake.wait(self._linger)
@@ -185,9 +158,8 @@ class Handoff:
         self._in_hand = [waiting.popleft() for _ in range(count)]
 
     def _fetch(self) -> None:
-        if self._intake is not None and self._intake.promised:
-            promised = self._intake.take_promised()
-            self._keep([Place(place) if isinstance(place, str) else Place(*place) for place in promised])
+        promised = self._intake.take_promised()
+        self._keep([Place(place) if isinstance(place, str) else Place(*place) for place in promised])
 
     def _keep(self, places: Sequence[Place]) -> None:
         """Keep in memory what there is room for; the rest is looked for soon."""

@@ -1,11 +1,12 @@
 """Hand-offs for tests, and what they have put on a queue."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import redis
 
+from ext.store import Intake
 from ingest.config.model import Config
 from ingest.handoff import Handoff
 from ingest.queue import data_key, stream_key
@@ -15,10 +16,26 @@ from tests.servers import Valkey
 from tests.spools import claim, config
 
 
+class Handing(Handoff):
+    """A hand-off that the test promises things to."""
+
+    def __init__(self, settings: Config, spool: Spool) -> None:
+        counters = memoryview(bytearray(16)).cast("Q")
+        self.intake = Intake(spool.committer, spool.slot.name, counters, 0, 1, durable=False)
+        super().__init__(settings, spool, self.intake)
+
+    def put(self, place: str | tuple[str, int, int]) -> None:
+        self.intake.add_promised(place)
+
+    def put_many(self, places: Iterable[str | tuple[str, int, int]]) -> None:
+        for place in places:
+            self.put(place)
+
+
 @contextmanager
-def handing_off(settings: Config, *, start: bool = True) -> Iterator[tuple[Spool, Handoff]]:
+def handing_off(settings: Config, *, start: bool = True) -> Iterator[tuple[Spool, Handing]]:
     spool = claim(settings)
-    made = Handoff(settings, spool)
+    made = Handing(settings, spool)
     if start:
         made.start()
     try:
