@@ -83,8 +83,15 @@ def _instructions(data: bytes, rounds: int) -> int:
         command = [valgrind, "--tool=callgrind", f"--toggle-collect={METHODS}"]
         command += [f"--callgrind-out-file={Path(folder) / 'out'}"]
         command += [sys.executable, "-m", "benchmarks.parsing", str(rounds)]
-        # One seed, one allocator and no late binding, or the count would differ from run to run.
-        environment = {**os.environ, "PYTHONHASHSEED": "0", "PYTHONMALLOC": "malloc", "LD_BIND_NOW": "1"}
+        # One seed, one allocator, no late binding and no bytecode that one run leaves for the next, or the
+        # count would differ from run to run.
+        environment = {
+            **os.environ,
+            "PYTHONHASHSEED": "0",
+            "PYTHONMALLOC": "malloc",
+            "PYTHONDONTWRITEBYTECODE": "1",
+            "LD_BIND_NOW": "1",
+        }
         done = subprocess.run(
             command,
             env=environment,
