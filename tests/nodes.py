@@ -182,7 +182,8 @@ class Node:
             try:
                 return connection.execute(sql, values).fetchall()
             except sqlite3.OperationalError as error:
-                if "no such table" in str(error):
+                # After a crash SQLite's log waits for the first writer; whoever only reads cannot recover it.
+                if "no such table" in str(error) or "readonly database" in str(error):
                     return []
                 raise
 
