@@ -131,6 +131,7 @@ def postgresql() -> Iterator[str]:
         eventually(lambda: _connects(folder), 30, "PostgreSQL takes connections")
         yield f"postgresql+psycopg://postgres@/postgres?host={folder}"
     finally:
-        process.terminate()
-        process.wait()
+        # SIGTERM would wait for clients that a failed test has left.
+        process.send_signal(signal.SIGINT)
+        process.wait(30)
         shutil.rmtree(folder, ignore_errors=True)

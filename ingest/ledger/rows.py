@@ -16,6 +16,14 @@ class InstanceState(StrEnum):
     """In the quarantine folder; the note says why."""
     REPLACED = "replaced"
     """Its file gave way to a newer one of the same UID (`[store] duplicates = "overwrite"`)."""
+    REMOVING = "removing"
+    """`[retention]` is about to remove its file."""
+    REMOVED = "removed"
+    """`[retention]` removed its file."""
+    RELEASED = "released"
+    """Somebody let it out of the quarantine; another row says what became of it."""
+    DROPPED = "dropped"
+    """Somebody had its file in the quarantine removed."""
 
 
 class DeliveryState(StrEnum):
@@ -52,6 +60,7 @@ class NewInstance:
         source: Presentation address of who sent it, as in the File Meta (0002,0026).
         spool_ref: Spool id, ":", and place in the spool; unique for ever.
         note: What an operator should know, or empty.
+        routed: Names of the rules that took it, or why none did.
         destinations: Names of the destinations that it is to be delivered to.
         replaces: Whether what is stored of the same SOP instance UID gives way to this one.
     """
@@ -72,6 +81,7 @@ class NewInstance:
     note: str
     received_at: int
     stored_at: int
+    routed: str = ""
     destinations: tuple[str, ...] = ()
     replaces: bool = False
 
@@ -97,6 +107,7 @@ class Instance:
     note: str
     received_at: int
     stored_at: int
+    routed: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,6 +4,7 @@ from typing import Final
 
 from sqlalchemy import (
     BigInteger,
+    Boolean,
     Column,
     ForeignKey,
     Index,
@@ -15,13 +16,16 @@ from sqlalchemy import (
     text,
 )
 
-SCHEMA_VERSION: Final = "0001"
+SCHEMA_VERSION: Final = "0002"
 """The revision in ingest/migrations that made the tables below."""
 
 # SQLite hands out row ids of its own only for a primary key that is declared INTEGER.
 _Id = BigInteger().with_variant(Integer(), "sqlite")
 
 metadata = MetaData()
+
+_STORED = text("state = 'stored'")
+_HAS_FILE = text("state not in ('replaced', 'removing', 'removed', 'released', 'dropped')")
 
 instances = Table(
     "instances",
@@ -43,18 +47,24 @@ instances = Table(
     Column("note", Text, nullable=False),
     Column("received_at", BigInteger, nullable=False),
     Column("stored_at", BigInteger, nullable=False),
+    # Names of the rules that took it, or why none did.
+    Column("routed", Text, nullable=False, server_default=""),
     # The same reference twice is the same instance.
     UniqueConstraint("spool_ref", name="instances_spool_ref"),
     Index("instances_sop_instance_uid", "sop_instance_uid"),
     Index("instances_study_uid", "study_uid"),
     Index("instances_state", "state"),
-    # A file of the store belongs to one row. What was replaced keeps the name that it had.
+    # Of several workers that store one UID, under whatever study, one is the first.
+    Index(
+        "instances_stored", "sop_instance_uid", unique=True, sqlite_where=_STORED, postgresql_where=_STORED
+    ),
+    # A file of the store belongs to one row. What has gone from there keeps the name that it had.
     Index(
         "instances_store_key",
         "store_key",
         unique=True,
-        sqlite_where=text("state <> 'replaced'"),
-        postgresql_where=text("state <> 'replaced'"),
+        sqlite_where=_HAS_FILE,
+        postgresql_where=_HAS_FILE,
     ),
 )
 
@@ -77,4 +87,32 @@ deliveries = Table(
     UniqueConstraint("instance_id", "destination", name="deliveries_instance_destination"),
     # Equality on the first two and the order of the rest is how a lease reads, whatever the backlog.
     Index("deliveries_due", "destination", "state", "next_at", "instance_id"),
+)
+
+circuits = Table(
+    "circuits",
+    metadata,
+    Column("destination", Text, primary_key=True),
+    Column("state", Text, nullable=False),
+    # Associations in a row that could not be made or ended early.
+    Column("failures", Integer, nullable=False),
+    Column("opened_at", BigInteger, nullable=False),
+    # When the remote may be asked again; 0 while closed.
+    Column("probe_at", BigInteger, nullable=False),
+    # Whether the remote said that it wants no association with us (A-ASSOCIATE-RJ, permanent).
+    Column("permanent", Boolean, nullable=False),
+    Column("last_error", Text, nullable=False),
+    Column("last_error_at", BigInteger, nullable=False),
+)
+
+throughput = Table(
+    "throughput",
+    metadata,
+    Column("destination", Text, primary_key=True),
+    # Minutes since 1970.
+    Column("minute", BigInteger, primary_key=True),
+    Column("delivered", BigInteger, nullable=False),
+    Column("bytes", BigInteger, nullable=False),
+    # Attempts that are to be repeated, and deliveries that are dead.
+    Column("failed", BigInteger, nullable=False),
 )

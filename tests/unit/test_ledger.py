@@ -21,7 +21,7 @@ def ledger(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Ledger]:
     else:
         opened = Ledger(request.getfixturevalue("postgresql_url"))
         with opened.write() as connection:
-            connection.exec_driver_sql("DROP TABLE IF EXISTS deliveries, instances, alembic_version")
+            connection.exec_driver_sql("DROP SCHEMA public CASCADE; CREATE SCHEMA public")
     opened.migrate()
     yield opened
     opened.close()

@@ -17,7 +17,7 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     url: str = request.getfixturevalue("postgresql_url")
     emptied = Ledger(url)
     with emptied.write() as connection:
-        connection.exec_driver_sql("DROP TABLE IF EXISTS deliveries, instances, alembic_version")
+        connection.exec_driver_sql("DROP SCHEMA public CASCADE; CREATE SCHEMA public")
     emptied.close()
     return url
 
