@@ -35,9 +35,10 @@ IDLE_SECONDS: Final = 1.0
 LINGER_SECONDS: Final = 0.005
 """After the first reference of a batch, how long others may join it: one round trip then serves all."""
 
-LINGER_EACH_SECONDS: Final = 0.0002
-LINGER_SECONDS_MAX: Final = 0.02
-"""How much longer after a batch, for each reference that it had: waking up is what costs most."""
+LINGER_EACH_SECONDS: Final = 0.0004
+LINGER_SECONDS_MAX: Final = 0.1
+"""How much longer after a batch, for each reference that it had: waking up is what costs most, and under load
+a listener that wakes the queue and its workers often takes the processor from its own answers."""
 
 SWEEP_SECONDS: Final = 4.0
 SWEEP_AGE_SECONDS: Final = 0.5
