@@ -4,8 +4,8 @@ import contextlib
 import itertools
 import mmap
 import os
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Self, cast
 
@@ -42,6 +42,7 @@ class Facts:
         data_set_offset: Where in it the data set begins.
         conflict: Why it must not be stored, or empty.
         note: What an operator should know, or empty.
+        attributes: Values of the attributes that were asked for and are there, by tag.
     """
 
     sop_instance_uid: str
@@ -56,6 +57,7 @@ class Facts:
     data_set_offset: int
     conflict: str = ""
     note: str = ""
+    attributes: Mapping[int, bytes] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,8 +206,12 @@ def open_carried(
         yield Arrival(reference, Source.of(path, fd, synced=False), received_at)
 
 
-def identify(source: Source) -> Facts:
+def identify(source: Source, tags: Sequence[int] = ()) -> Facts:
     """Read File Meta and UIDs of a Part 10 file, without reading all of it.
+
+    Args:
+        source: The file.
+        tags: Further top-level attributes to read.
 
     Raises:
         PeerError: It is no Part 10 file, or its data set cannot be read as its transfer syntax.
@@ -214,7 +220,7 @@ def identify(source: Source) -> Facts:
     meta, offset = read_file_meta(source.fd)
     conflict = note = ""
     try:
-        found = _scan(source, offset, meta.transfer_syntax_uid, TAGS)
+        found = _scan(source, offset, meta.transfer_syntax_uid, (*TAGS, *tags))
     except PeerError as error:
         # The listener looked as far as the SOP instance UID, and promised to keep what is sound up to there.
         found = _scan(source, offset, meta.transfer_syntax_uid, TAGS[:2])
@@ -239,6 +245,7 @@ def identify(source: Source) -> Facts:
         data_set_offset=offset,
         conflict=conflict,
         note=note,
+        attributes={tag: found[tag] for tag in tags if tag in found},
     )
 
 

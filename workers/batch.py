@@ -178,7 +178,7 @@ class Work:
             last = self._tools.pending.get(entry.id, "its worker died each time")
             return _blank(arrival, f"not persisted in {entry.deliveries - 1} attempts: {last}")
         try:
-            return identify(arrival.source)
+            return identify(arrival.source, self._tools.placer.router.tags)
         except PeerError as error:
             return _unreadable(arrival, str(error))
 

@@ -17,6 +17,7 @@ import redis
 import structlog
 
 from ingest.config.model import Config
+from ingest.dicom.routing import Router
 from ingest.errors import BootError, LedgerError, SpoolError, StoreError
 from ingest.ledger import Ledger
 from ingest.queue import SPOOLS_KEY, connect, stream_key
@@ -28,7 +29,6 @@ from workers.layout import Layout
 from workers.ledger import PatientLedger
 from workers.patience import Patience, StoppedError
 from workers.placement import Placer
-from workers.routes import Router
 from workers.slot import slot
 from workers.store import FileStore
 

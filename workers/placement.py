@@ -9,12 +9,12 @@ from typing import Final, Protocol
 
 import structlog
 
+from ingest.dicom.routing import Router, Subject
 from ingest.errors import PeerError
 from ingest.ledger import InstanceState, NewInstance
 from workers.arrival import Arrival, Facts, identify
 from workers.duplicates import Action, Policy, decide
 from workers.layout import Layout, quarantine_key, safe_name, variant_key
-from workers.routes import Router
 from workers.store import Batch, Source, Store
 
 COMPARE_CHUNK: Final = 1 << 20
@@ -223,7 +223,7 @@ class Placing:
         *,
         replaces: bool = False,
     ) -> None:
-        stored = state is InstanceState.STORED
+        routing = self._shared.router.decide(_subject(facts)) if state is InstanceState.STORED else None
         self.rows.append(
             NewInstance(
                 state=state,
@@ -242,7 +242,8 @@ class Placing:
                 note=note,
                 received_at=arrival.received_at,
                 stored_at=self._shared.now(),
-                destinations=self._shared.router.destinations() if stored else (),
+                routed=routing.routed if routing else "",
+                destinations=routing.destinations if routing else (),
                 replaces=replaces,
             )
         )
@@ -258,7 +259,7 @@ class Placing:
         try:
             source = Source.of(key, fd, synced=True)
             try:
-                facts = identify(source)
+                facts = identify(source, self._shared.router.tags)
             except PeerError:
                 facts = None
             yield source, facts
@@ -283,6 +284,12 @@ class Placing:
             done += count
             self._shared.progress()
         return True
+
+
+def _subject(facts: Facts) -> Subject:
+    return Subject(
+        facts.calling_ae, facts.called_ae, facts.sop_class_uid, facts.transfer_syntax_uid, facts.attributes
+    )
 
 
 def _same(one: Source, other: Source) -> bool:

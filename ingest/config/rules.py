@@ -9,13 +9,13 @@ import os
 import ssl
 import stat
 import string
-from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from ingest.config import routes
 from ingest.config.faults import Fault, dotted
 from ingest.config.model import TLS, Config
 
@@ -65,7 +65,7 @@ def faults(config: Config, names: Names, roles: Collection[str]) -> Iterator[Fau
     yield from _store(config)
     yield from _ledger(config)
     yield from _destinations(config, names)
-    yield from _routes(config, names)
+    yield from routes.faults(config, names.destinations)
     yield from _folders(config)
 
 
@@ -236,23 +236,6 @@ def _destinations(config: Config, names: Names) -> Iterator[Fault]:
         if destination.retry_first_seconds > destination.retry_max_seconds:
             cause = f"is longer than retry_max_seconds, {destination.retry_max_seconds:g}"
             yield Fault(f"{key}.retry_first_seconds", cause, "make it shorter, or retry_max_seconds longer")
-
-
-def _routes(config: Config, names: Names) -> Iterator[Fault]:
-    for index, route in enumerate(config.routes):
-        if route.when:
-            cause = "routing conditions are not supported yet"
-            yield Fault(f"routes[{index}].when", cause, "remove it; the route is taken by every instance")
-        if not route.to:
-            yield Fault(f"routes[{index}].to", "leads nowhere", "name a destination, or remove the route")
-        for name, count in Counter(route.to).items():
-            if name not in names.destinations:
-                cause = f'there is no destination "{name}"'
-                known = ", ".join(sorted(names.destinations))
-                remedy = f"write one of {known}" if known else "add a [[destinations]] of that name"
-                yield Fault(f"routes[{index}].to[{route.to.index(name)}]", cause, remedy)
-            elif count > 1:
-                yield Fault(f"routes[{index}].to", f'names "{name}" {count} times', "name it once")
 
 
 def _folders(config: Config) -> Iterator[Fault]:

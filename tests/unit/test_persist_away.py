@@ -6,7 +6,7 @@ import os
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -206,8 +206,8 @@ def test_entry_that_kills_its_worker_is_set_aside_and_the_rest_is_stored(
     class Killed(BaseException):
         pass
 
-    def deadly(source: Source) -> Any:
-        facts = identify(source)
+    def deadly(source: Source, tags: Sequence[int]) -> Any:
+        facts = identify(source, tags)
         if facts.sop_instance_uid == "1.9.5":
             raise Killed
         return facts
@@ -232,8 +232,8 @@ def test_entry_that_kills_its_worker_is_set_aside_and_the_rest_is_stored(
 def test_entry_that_fails_again_and_again_is_set_aside_with_its_reason(
     site: Site, soon: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def failing(source: Source) -> Any:
-        facts = identify(source)
+    def failing(source: Source, tags: Sequence[int]) -> Any:
+        facts = identify(source, tags)
         if facts.sop_instance_uid == "1.9.5":
             raise RuntimeError("a fault of ours")
         return facts

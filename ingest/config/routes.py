@@ -1,0 +1,46 @@
+"""What is wrong with `[[routes]]`."""
+
+from collections import Counter
+from collections.abc import Iterator, Set
+
+from ingest.config.faults import Fault
+from ingest.config.model import Config
+from ingest.dicom.routing import ConditionError, parse
+
+
+def faults(config: Config, destinations: Set[str]) -> Iterator[Fault]:
+    """Every fault of the routes.
+
+    Args:
+        config: Whose types are sound.
+        destinations: The names that the file gives to destinations.
+    """
+    names: dict[str, int] = {}
+    ended: int | None = None
+    for index, route in enumerate(config.routes):
+        key = f"routes[{index}]"
+        for name, value in route.when.items():
+            try:
+                parse(name, value)
+            except ConditionError as error:
+                yield Fault(f"{key}.when.{name}", str(error), error.remedy)
+        yield from _destinations(f"{key}.to", route.to, destinations)
+        if route.name and route.name in names:
+            cause = f'"{route.name}" is the name of routes[{names[route.name]}] too'
+            yield Fault(f"{key}.name", cause, "give each route its own name")
+        names.setdefault(route.name, index)
+        if ended is not None and not route.default:
+            cause = f"nothing comes so far: routes[{ended}] takes everything and stops"
+            yield Fault(key, cause, "put it before that route, or remove it")
+        if route.stop and not route.when and not route.default and ended is None:
+            ended = index
+
+
+def _destinations(key: str, to: tuple[str, ...], known: Set[str]) -> Iterator[Fault]:
+    for name, count in Counter(to).items():
+        if name not in known:
+            all_known = ", ".join(sorted(known))
+            remedy = f"write one of {all_known}" if known else "add a [[destinations]] of that name"
+            yield Fault(f"{key}[{to.index(name)}]", f'there is no destination "{name}"', remedy)
+        elif count > 1:
+            yield Fault(key, f'names "{name}" {count} times', "name it once")
