@@ -220,11 +220,9 @@ def identify(source: Source, tags: Sequence[int] = ()) -> Facts:
     meta, offset = read_file_meta(source.fd)
     conflict = note = ""
     try:
-        found = _scan(source, offset, meta.transfer_syntax_uid, (*TAGS, *tags))
+        found = _scan(source, offset, meta.transfer_syntax_uid, sorted({*TAGS, *tags}))
     except PeerError as error:
-        # The listener looked as far as the SOP instance UID, and promised to keep what is sound up to there.
-        found = _scan(source, offset, meta.transfer_syntax_uid, TAGS[:2])
-        note = f"its study cannot be told: {error}"
+        found, note = _scan_broken(source, offset, meta.transfer_syntax_uid, error)
     for tag, name, said in (
         (SOP_CLASS_UID, "SOP Class UID", meta.sop_class_uid),
         (SOP_INSTANCE_UID, "SOP Instance UID", meta.sop_instance_uid),
@@ -247,6 +245,23 @@ def identify(source: Source, tags: Sequence[int] = ()) -> Facts:
         note=note,
         attributes={tag: found[tag] for tag in tags if tag in found},
     )
+
+
+def _scan_broken(
+    source: Source, offset: int, transfer_syntax_uid: str, error: PeerError
+) -> tuple[dict[int, bytes], str]:
+    """What can be read of a data set that breaks somewhere, and what to say of it.
+
+    The listener looked as far as the SOP instance UID, and promised to keep what is sound up to there.
+
+    Raises:
+        PeerError: It breaks before.
+    """
+    try:
+        return _scan(source, offset, transfer_syntax_uid, TAGS), f"not all of it can be read: {error}"
+    except PeerError as earlier:
+        found = _scan(source, offset, transfer_syntax_uid, TAGS[:2])
+        return found, f"its study cannot be told: {earlier}"
 
 
 def _scan(source: Source, offset: int, transfer_syntax_uid: str, tags: Sequence[int]) -> dict[int, bytes]:

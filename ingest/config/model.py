@@ -48,7 +48,6 @@ Port = Annotated[int, Field(ge=0, le=65535)]
 Seconds = Annotated[float, Field(gt=0, le=1e9, allow_inf_nan=False)]
 Positive = Annotated[int, Field(ge=1, lt=2**63)]
 NotNegative = Annotated[int, Field(ge=0, lt=2**63)]
-Percent = Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)]
 
 
 class Model(BaseModel):
@@ -167,8 +166,6 @@ class Destination(Model):
     retry_max_seconds: Seconds = 300.0
     max_attempts: Positive = 20
     give_up_hours: Seconds = 168.0
-    async_operations: Annotated[int, Field(ge=0, le=1024)] = 0
-    bandwidth_mb_per_s: Annotated[float, Field(ge=0, le=1e6, allow_inf_nan=False)] = 0.0
 
 
 class Route(Model):
@@ -179,18 +176,6 @@ class Route(Model):
     when: dict[str, Any] = Field(default_factory=dict)
     stop: bool = False
     default: bool = False
-
-
-class Retention(Model):
-    """`[retention]`: what leaves the store, and when; 0 is never."""
-
-    keep_days: Annotated[float, Field(ge=0, le=1e6, allow_inf_nan=False)] = 0.0
-    max_bytes: NotNegative = 0
-    high_watermark: Percent = 0.0
-    low_watermark: Percent = 0.0
-    only_delivered: bool = True
-    ledger_keep_days: Annotated[float, Field(ge=0, le=1e6, allow_inf_nan=False)] = 0.0
-    check_seconds: Seconds = 60.0
 
 
 class Console(Model):
@@ -222,7 +207,6 @@ class Config(Model):
     ledger: LedgerConfig = LedgerConfig()
     destinations: tuple[Destination, ...] = ()
     routes: tuple[Route, ...] = ()
-    retention: Retention = Retention()
     console: Console = Console()
     log: Log = Log()
 

@@ -2,10 +2,14 @@
 
 from collections import Counter
 from collections.abc import Iterator, Set
+from typing import Final
 
 from ingest.config.faults import Fault
 from ingest.config.model import Config
 from ingest.dicom.routing import ConditionError, parse
+
+ATTRIBUTES_MAX: Final = 56
+"""The header scanner takes 64 tags at a time, with the UIDs that are always asked for."""
 
 
 def faults(config: Config, destinations: Set[str]) -> Iterator[Fault]:
@@ -16,12 +20,13 @@ def faults(config: Config, destinations: Set[str]) -> Iterator[Fault]:
         destinations: The names that the file gives to destinations.
     """
     names: dict[str, int] = {}
+    tags: set[int | None] = set()
     ended: int | None = None
     for index, route in enumerate(config.routes):
         key = f"routes[{index}]"
         for name, value in route.when.items():
             try:
-                parse(name, value)
+                tags.add(parse(name, value).tag)
             except ConditionError as error:
                 yield Fault(f"{key}.when.{name}", str(error), error.remedy)
         yield from _destinations(f"{key}.to", route.to, destinations)
@@ -34,6 +39,9 @@ def faults(config: Config, destinations: Set[str]) -> Iterator[Fault]:
             yield Fault(key, cause, "put it before that route, or remove it")
         if route.stop and not route.when and not route.default and ended is None:
             ended = index
+    if len(tags) > ATTRIBUTES_MAX:
+        cause = f"they look at {len(tags)} different attributes"
+        yield Fault("routes", cause, f"write conditions on {ATTRIBUTES_MAX} at most")
 
 
 def _destinations(key: str, to: tuple[str, ...], known: Set[str]) -> Iterator[Fault]:

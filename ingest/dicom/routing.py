@@ -32,6 +32,8 @@ _TAG: Final = re.compile(r"[0-9A-Fa-f]{4},[0-9A-Fa-f]{4}")
 _BINARY: Final = {"US": "H", "SS": "h", "UL": "I", "SL": "i", "FL": "f", "FD": "d", "UV": "Q", "SV": "q"}
 _SINGLE: Final = frozenset({"LT", "ST", "UT", "UR"})
 _CHARACTERS: Final = frozenset({"LO", "LT", "PN", "SH", "ST", "UC", "UT"})
+_DELIMITERS: Final = set(b"\r\n\t\f\\")
+"""After these a value is in its first character set again (PS3.5 6.1.2.5.3)."""
 _NO_VALUE: Final = frozenset({"SQ", "OB", "OD", "OF", "OL", "OV", "OW", "UN", "OB or OW", "AT"})
 
 
@@ -326,7 +328,7 @@ def _text(raw: bytes, character_set: bytes) -> str:
         # pydicom warns of each text that it cannot read, with the text.
         warnings.simplefilter("ignore")
         try:
-            return decode_bytes(raw, convert_encodings(names), {"\r", "\n", "\t", "\f", "\\"})
+            return decode_bytes(raw, convert_encodings(names), _DELIMITERS)
         except (LookupError, UnicodeError, ValueError):
             return raw.decode("ascii", "replace")
 

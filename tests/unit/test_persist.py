@@ -276,3 +276,14 @@ def test_layout_of_the_configuration_is_used(make_persist_site: Sites) -> None:
     site.work()
     assert site.stored() == ["all/1.2.3.4"]
     assert FileStore(site.config.store_root).size("all/1.2.3.4") == len(Made().file)
+
+
+def test_routes_read_attributes_on_both_sides_of_the_uids(make_persist_site: Sites) -> None:
+    both = {"modality": {"not": "CT"}, "Rows": {"not": 1}, "SOPInstanceUID": "1.9.*"}
+    private = {"0009,1001": {"not": "X"}, "0009,1002": "*"}
+    site = make_persist_site(routes=[{"name": "both", "to": [], "when": both}, {"to": [], "when": private}])
+    site.receive(Made(sop="1.9.1"))
+    site.work()
+    [row] = site.instances()
+    assert (row.state, row.note) == (InstanceState.STORED, "")
+    assert row.routed == "both: forwarded nowhere on purpose"
