@@ -165,7 +165,6 @@ class Destination(Model):
     retry_first_seconds: Seconds = 2.0
     retry_max_seconds: Seconds = 300.0
     max_attempts: Positive = 20
-    give_up_hours: Seconds = 168.0
 
 
 class Route(Model):
