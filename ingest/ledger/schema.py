@@ -24,7 +24,6 @@ _Id = BigInteger().with_variant(Integer(), "sqlite")
 
 metadata = MetaData()
 
-_STORED = text("state = 'stored'")
 _HAS_FILE = text("state not in ('replaced', 'removing', 'removed', 'released', 'dropped')")
 
 instances = Table(
@@ -54,10 +53,6 @@ instances = Table(
     Index("instances_sop_instance_uid", "sop_instance_uid"),
     Index("instances_study_uid", "study_uid"),
     Index("instances_state", "state"),
-    # Of several workers that store one UID, under whatever study, one is the first.
-    Index(
-        "instances_stored", "sop_instance_uid", unique=True, sqlite_where=_STORED, postgresql_where=_STORED
-    ),
     # A file of the store belongs to one row. What has gone from there keeps the name that it had.
     Index(
         "instances_store_key",

@@ -1,6 +1,6 @@
 """What forwarding needs: which rule took an instance, circuits of destinations, what they took by the minute.
 
-Also one stored object a SOP instance UID, and states of instances that are no longer in the store.
+Also states of instances that are no longer in the store.
 """
 
 import sqlalchemy as sa
@@ -11,7 +11,6 @@ down_revision = "0001"
 branch_labels = None
 depends_on = None
 
-_STORED = sa.text("state = 'stored'")
 _HAS_FILE = sa.text("state not in ('replaced', 'removing', 'removed', 'released', 'dropped')")
 _HAD_FILE = sa.text("state <> 'replaced'")
 
@@ -19,20 +18,6 @@ _HAD_FILE = sa.text("state <> 'replaced'")
 def upgrade() -> None:
     """Change the tables. A revision is history: it does not follow ingest.ledger.schema."""
     op.add_column("instances", sa.Column("routed", sa.Text, nullable=False, server_default=""))
-    # Two workers may have stored one UID under two studies: the first stays what it is.
-    op.execute(
-        "UPDATE instances SET state = 'variant', note = 'another object of its SOP instance UID was first' "
-        "WHERE state = 'stored' AND EXISTS (SELECT 1 FROM instances AS other WHERE other.state = 'stored' "
-        "AND other.sop_instance_uid = instances.sop_instance_uid AND other.id < instances.id)"
-    )
-    op.create_index(
-        "instances_stored",
-        "instances",
-        ["sop_instance_uid"],
-        unique=True,
-        sqlite_where=_STORED,
-        postgresql_where=_STORED,
-    )
     _index_store_keys(_HAS_FILE)
     op.create_table(
         "circuits",
@@ -60,7 +45,6 @@ def downgrade() -> None:
     op.drop_table("throughput")
     op.drop_table("circuits")
     _index_store_keys(_HAD_FILE)
-    op.drop_index("instances_stored", "instances")
     op.drop_column("instances", "routed")
 
 
