@@ -2,6 +2,7 @@
 
 # ruff: noqa: PLC0415 - what a command needs is imported when it runs, so that --help and short commands start fast
 
+import importlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -17,6 +18,9 @@ if TYPE_CHECKING:
 FAULTS = 1
 BAD_CONFIGURATION = 2
 CANNOT_BOOT = 3
+
+ROUTES = "workers.routes"
+"""Named and not imported: what workers do is theirs."""
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
@@ -271,6 +275,28 @@ def show(path: Path, as_json: bool) -> None:
 
     loaded = _load(path)
     click.echo(text.as_json(loaded) if as_json else text.as_toml(loaded), nl=as_json)
+
+
+@main.group(cls=Commands)
+def routes() -> None:
+    """Look into routes."""
+
+
+@routes.command()
+@_config_option
+@click.argument("files", nargs=-1, required=True, type=click.Path(exists=True, path_type=Path))
+@click.option("--calling", metavar="AE", help="As though this AE title had sent them.")
+@click.option("--called", metavar="AE", help="As though they had been sent to this AE title.")
+@click.option("--json", "as_json", is_flag=True, help="For programs.")
+def test(path: Path, files: tuple[Path, ...], calling: str | None, called: str | None, as_json: bool) -> None:
+    """Show which routes would take FILES and folders, and why.
+
+    Prints the values that conditions look at. Nothing is stored or sent. Exits with 1 when a file cannot be
+    read.
+    """
+    workers = importlib.import_module(ROUTES)
+    explained = workers.explain(_load(path), files, calling, called)
+    click.get_current_context().exit(workers.show(explained, as_json=as_json))
 
 
 @main.command()

@@ -25,7 +25,17 @@ COMMANDS = (
         ["status"],
         ["sweep"],
     ),
-    *(["send"], ["echo"], ["certs"], ["certs", "new"], ["config"], ["config", "show"], ["demo"]),
+    *(
+        ["send"],
+        ["echo"],
+        ["certs"],
+        ["certs", "new"],
+        ["config"],
+        ["config", "show"],
+        ["routes"],
+        ["routes", "test"],
+        ["demo"],
+    ),
 )
 
 

@@ -1,0 +1,118 @@
+"""`ingest routes test`: which routes would take files, and why; nothing is stored or sent."""
+
+import json
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+
+from ingest.config.model import Config
+from ingest.dicom.part10 import is_part10
+from ingest.dicom.routing import Router, Routing, Subject
+from ingest.errors import PeerError
+from workers.arrival import identify
+from workers.store import Source
+
+
+@dataclass(frozen=True, slots=True)
+class Explained:
+    """What becomes of one file; `routing` is None where it cannot be read, and `error` says why."""
+
+    path: Path
+    routing: Routing | None = None
+    error: str = ""
+
+
+def explain(
+    config: Config, paths: Sequence[Path], calling_ae: str | None = None, called_ae: str | None = None
+) -> list[Explained]:
+    """What the routes say of files, and of all Part 10 files in folders.
+
+    Args:
+        config: Whose routes.
+        paths: Files and folders.
+        calling_ae: As though this AE title had sent them; None is what the File Meta says.
+        called_ae: As though they had been sent to this one; likewise.
+    """
+    router = Router(config.routes)
+    return [_explained(router, path, calling_ae, called_ae) for path in _files(paths)]
+
+
+def show(explained: Sequence[Explained], *, as_json: bool) -> int:
+    """Print it; returns 1 where a file could not be read, else 0."""
+    console = Console(highlight=False, soft_wrap=True)
+    if as_json:
+        console.print_json(json.dumps([_plain(one) for one in explained]))
+    else:
+        for one in explained:
+            console.print("\n".join(_lines(one)))
+    return int(any(one.routing is None for one in explained))
+
+
+def _files(paths: Sequence[Path]) -> Iterator[Path]:
+    for path in paths:
+        if path.is_dir():
+            yield from sorted(found for found in path.rglob("*") if is_part10(found))
+        else:
+            yield path
+
+
+def _explained(router: Router, path: Path, calling_ae: str | None, called_ae: str | None) -> Explained:
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        return Explained(path, error=f"cannot be opened: {error.strerror}")
+    try:
+        facts = identify(Source.of(str(path), fd, synced=True), router.tags)
+    except PeerError as error:
+        return Explained(path, error=str(error))
+    except OSError as error:
+        return Explained(path, error=f"cannot be read: {error.strerror}")
+    finally:
+        os.close(fd)
+    subject = Subject(
+        facts.calling_ae if calling_ae is None else calling_ae,
+        facts.called_ae if called_ae is None else called_ae,
+        facts.sop_class_uid,
+        facts.transfer_syntax_uid,
+        facts.attributes,
+    )
+    return Explained(path, router.decide(subject))
+
+
+def _plain(one: Explained) -> dict[str, Any]:
+    if one.routing is None:
+        return {"file": str(one.path), "error": one.error}
+    return {
+        "file": str(one.path),
+        "destinations": list(one.routing.destinations),
+        "routed": one.routing.routed,
+        "routes": [
+            {
+                "route": verdict.route,
+                "took": verdict.took,
+                "conditions": [
+                    {"key": condition.key, "values": list(values), "held": held}
+                    for condition, values, held in verdict.seen
+                ],
+            }
+            for verdict in one.routing.verdicts
+        ],
+    }
+
+
+def _lines(one: Explained) -> Iterator[str]:
+    if one.routing is None:
+        yield f"[red]{escape(str(one.path))}[/red]: {escape(one.error)}"
+        return
+    to = ", ".join(one.routing.destinations) or "nowhere"
+    yield f"[bold]{escape(str(one.path))}[/bold] → {escape(to)}"
+    for verdict in one.routing.verdicts:
+        yield f"  {'[green]took[/green]  ' if verdict.took else 'passed'} {escape(verdict.route)}"
+        for condition, values, held in verdict.seen:
+            seen = ", ".join(values) or "nothing"
+            yield f"         {escape(condition.key)}: {escape(seen)} {'holds' if held else 'does not hold'}"
