@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from ingest.cli_ledger import filter_of, filter_options, named_filter_of
 from ingest.cli_options import remote_options, tls_of
 from ingest.errors import BootError, ConfigError, IngestError
 
@@ -174,6 +175,58 @@ def status(path: Path, as_json: bool, watch: float | None) -> None:
     from ingest.status import status_command
 
     click.get_current_context().exit(status_command(_load(path), as_json=as_json, watch=watch))
+
+
+@main.command()
+@_config_option
+@filter_options
+@click.option("--limit", type=click.IntRange(1), default=100, show_default=True)
+@click.option("--before", type=int, metavar="ID", help="Only smaller ids: the next page.")
+@click.option("--json", "as_json", is_flag=True, help="One object a line.")
+def deliveries(path: Path, limit: int, before: int | None, as_json: bool, **which: Any) -> None:
+    """List deliveries, the newest first."""
+    from ingest.listing import list_deliveries
+
+    code = list_deliveries(_load(path), filter_of(which), limit, before, as_json=as_json)
+    click.get_current_context().exit(code)
+
+
+@main.command()
+@_config_option
+@filter_options
+@click.option("--all", "everything", is_flag=True, help="All that are dead.")
+def retry(path: Path, everything: bool, **which: Any) -> None:
+    """Send deliveries again.
+
+    Those that are dead, or those of --state.
+
+    What is being sent is left alone, and what waits does so already.
+    """
+    which["states"] = which["states"] or (() if not everything and not any(which.values()) else ("dead",))
+    meant = named_filter_of(which, everything=everything)
+    from ingest.listing import send_again
+
+    click.get_current_context().exit(send_again(_load(path), meant))
+
+
+@main.command()
+@_config_option
+@filter_options
+@click.option("--all", "everything", is_flag=True, help="All that are not delivered.")
+@click.option("--reason", default="dropped by hand", show_default=True, help="For the ledger.")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+def drop(path: Path, everything: bool, reason: str, yes: bool, **which: Any) -> None:
+    """Give up deliveries.
+
+    Those that wait, are to be tried again, or are dead; `retry --state dropped` undoes it.
+    """
+    meant = named_filter_of(which, everything=everything)
+    from ingest.listing import give_up
+
+    loaded = _load(path)
+    if not yes:
+        click.confirm("Drop these deliveries?", abort=True)
+    click.get_current_context().exit(give_up(loaded, meant, reason))
 
 
 @main.command()

@@ -26,6 +26,7 @@ from workers.retry import (
     NotAccepted,
     Outcome,
     Refused,
+    Unreachable,
     Unreadable,
     decide,
     pause_ms,
@@ -245,7 +246,7 @@ class Drain:
             self._tools.away.add(self._name)
             event = "destination_refuses" if error.permanent else "destination_away"
             log.warning(event, destination=self._name, error=str(error))
-        outcome = Refused(str(error)) if error.permanent else Broken(str(error))
+        outcome = Refused(str(error)) if error.permanent else Unreachable(str(error))
         rows = list(self._leases.rows.values())
         step = 32 if error.permanent else max(failures, *(row.attempts for row in rows), 1)
         self._hold_ms = pause_ms(step, self._limits, self._tools.rng)

@@ -23,7 +23,14 @@ class Answered:
 
 @dataclass(frozen=True, slots=True)
 class Broken:
-    """No association, or it ended before the answer: reset, late, TLS, A-ABORT, A-ASSOCIATE-RJ transient."""
+    """The association ended before the answer: reset, late, A-ABORT; this instance may be to blame."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Unreachable:
+    """No association: refused, late, TLS, A-ASSOCIATE-RJ transient; no instance is to blame, ever."""
 
     reason: str
 
@@ -56,7 +63,7 @@ class Away:
     reason: str
 
 
-Outcome = Answered | Broken | Refused | NotAccepted | Unreadable | Away
+Outcome = Answered | Broken | Unreachable | Refused | NotAccepted | Unreadable | Away
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,6 +154,8 @@ def decide(outcome: Outcome, attempt: int, limits: Limits, rng: Callable[[], flo
             return _answered(status, _said(status, comment), attempt, limits, rng)
         case Broken(reason):
             return _again(reason, None, attempt, limits, rng)
+        case Unreachable(reason):
+            return Retry(pause_ms(attempt, limits, rng), reason)
         case Refused(reason):
             return Retry(pause_ms(32, limits, rng), reason, counted=False)
         case Away(reason):

@@ -2,9 +2,10 @@
 
 from ingest.ledger.deliveries import Deliveries
 from ingest.ledger.instances import Instances
+from ingest.ledger.search import Search
 
 
-class Ledger(Instances, Deliveries):
+class Ledger(Instances, Deliveries, Search):
     """Instances and deliveries in SQLite (WAL, synchronous FULL) or PostgreSQL.
 
     Make one for each process, after the fork. `migrate` once at the start, then every method may be called

@@ -24,6 +24,9 @@ COMMANDS = (
         ["check"],
         ["status"],
         ["sweep"],
+        ["deliveries"],
+        ["retry"],
+        ["drop"],
     ),
     *(
         ["send"],

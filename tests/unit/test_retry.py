@@ -14,6 +14,7 @@ from workers.retry import (
     Outcome,
     Refused,
     Retry,
+    Unreachable,
     Unreadable,
     decide,
     pause_ms,
@@ -58,6 +59,11 @@ def test_what_no_attempt_can_mend_is_dead_at_once(outcome: Outcome) -> None:
 def test_broken_association_counts_as_an_attempt() -> None:
     assert decide(Broken("reset"), 1, LIMITS, most) == Retry(2_000, "reset")
     assert decide(Broken("reset"), 20, LIMITS, most) == Dead("reset (attempt 20, the last)")
+
+
+def test_remote_that_cannot_be_reached_never_kills_an_instance() -> None:
+    assert decide(Unreachable("refused"), 1, LIMITS, most) == Retry(2_000, "refused")
+    assert decide(Unreachable("refused"), 5_000, LIMITS, most) == Retry(300_000, "refused")
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,164 @@
+"""The half of the ledger that people ask: which deliveries there are, and sending them again or never."""
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Any, Final
+
+from sqlalchemy import ColumnElement, and_, select, update
+
+from ingest.ledger.database import Database
+from ingest.ledger.rows import DeliveryState
+from ingest.ledger.schema import deliveries, instances
+
+CHUNK: Final = 1000
+"""Rows changed in one transaction: a running node waits for each on SQLite."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Filter:
+    """Which deliveries are meant; what is None does not matter.
+
+    Attributes:
+        error: A part of the last error.
+        since, until: When the delivery was last changed, in Unix milliseconds; the second is not included.
+    """
+
+    destination: str | None = None
+    study_uid: str | None = None
+    series_uid: str | None = None
+    sop_instance_uid: str | None = None
+    states: Collection[DeliveryState] = ()
+    error: str | None = None
+    since: int | None = None
+    until: int | None = None
+
+    def clause(self) -> ColumnElement[bool]:
+        """As SQL over `deliveries` joined with `instances`."""
+        clauses: list[ColumnElement[bool]] = [deliveries.c.id > 0]
+        for column, value in (
+            (deliveries.c.destination, self.destination),
+            (instances.c.study_uid, self.study_uid),
+            (instances.c.series_uid, self.series_uid),
+            (instances.c.sop_instance_uid, self.sop_instance_uid),
+        ):
+            if value is not None:
+                clauses.append(column == value)
+        if self.states:
+            clauses.append(deliveries.c.state.in_([state.value for state in self.states]))
+        if self.error is not None:
+            clauses.append(deliveries.c.last_error.contains(self.error, autoescape=True))
+        if self.since is not None:
+            clauses.append(deliveries.c.updated_at >= self.since)
+        if self.until is not None:
+            clauses.append(deliveries.c.updated_at < self.until)
+        return and_(*clauses)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FoundDelivery:
+    """A delivery with what tells its instance; times are Unix milliseconds."""
+
+    id: int
+    destination: str
+    state: DeliveryState
+    attempts: int
+    next_at: int
+    last_status: int | None
+    last_error: str | None
+    created_at: int
+    updated_at: int
+    sop_instance_uid: str
+    series_uid: str
+    study_uid: str
+
+
+class Search(Database):
+    """Finds deliveries, and changes what becomes of them."""
+
+    def find_deliveries(
+        self, which: Filter, limit: int = 100, *, before: int | None = None
+    ) -> list[FoundDelivery]:
+        """Deliveries, the newest first.
+
+        Args:
+            which: Those that are meant.
+            limit: At most so many.
+            before: Only ids below this one: the last one's of the page before.
+
+        Raises:
+            LedgerError: The ledger is away.
+        """
+        own = ("id", "destination", "state", "attempts", "next_at", "last_status", "last_error")
+        query = (
+            select(
+                *(deliveries.c[name] for name in (*own, "created_at", "updated_at")),
+                *(instances.c[name] for name in ("sop_instance_uid", "series_uid", "study_uid")),
+            )
+            .join(instances, instances.c.id == deliveries.c.instance_id)
+            .where(which.clause())
+            .order_by(deliveries.c.id.desc())
+            .limit(limit)
+        )
+        if before is not None:
+            query = query.where(deliveries.c.id < before)
+        with self.read() as connection:
+            return [
+                FoundDelivery(**{**row, "state": DeliveryState(row["state"])})
+                for row in connection.execute(query).mappings()
+            ]
+
+    def send_again(self, which: Filter, now_ms: int) -> dict[str, int]:
+        """Have deliveries wait as though they were new; what is being sent is left alone.
+
+        Returns:
+            How many, by destination.
+
+        Raises:
+            LedgerError: The ledger is away; what was changed so far stays changed.
+        """
+        values = {
+            "state": DeliveryState.WAITING.value,
+            "attempts": 0,
+            "next_at": 0,
+            "last_status": None,
+            "last_error": None,
+            "updated_at": now_ms,
+        }
+        # What waits already, or is on its way, needs nothing; nor does an instance that is no longer there.
+        busy = (DeliveryState.WAITING.value, DeliveryState.SENDING.value)
+        return self._change(which, deliveries.c.state.not_in(busy) & (instances.c.state == "stored"), values)
+
+    def give_up(self, which: Filter, reason: str, now_ms: int) -> dict[str, int]:
+        """Drop deliveries that wait, are to be tried again, or dead; returns and raises as `send_again`."""
+        values = {
+            "state": DeliveryState.DROPPED.value,
+            "next_at": 0,
+            "last_error": reason,
+            "updated_at": now_ms,
+        }
+        droppable = (DeliveryState.WAITING.value, DeliveryState.RETRY.value, DeliveryState.DEAD.value)
+        return self._change(which, deliveries.c.state.in_(droppable), values)
+
+    def _change(self, which: Filter, allowed: ColumnElement[bool], values: dict[str, Any]) -> dict[str, int]:
+        changed: dict[str, int] = {}
+        last = 0
+        query = (
+            select(deliveries.c.id, deliveries.c.destination)
+            .join(instances, instances.c.id == deliveries.c.instance_id)
+            .where(which.clause(), allowed)
+            .order_by(deliveries.c.id)
+            .limit(CHUNK)
+            # PostgreSQL only: what a worker is leasing at this moment is passed over.
+            .with_for_update(skip_locked=True, of=deliveries)
+        )
+        while True:
+            with self.write() as connection:
+                rows = connection.execute(query.where(deliveries.c.id > last)).all()
+                if not rows:
+                    return changed
+                connection.execute(
+                    update(deliveries).where(deliveries.c.id.in_([row.id for row in rows])).values(values)
+                )
+            last = rows[-1].id
+            for row in rows:
+                changed[row.destination] = changed.get(row.destination, 0) + 1

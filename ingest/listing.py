@@ -1,0 +1,117 @@
+"""`ingest deliveries`, `retry` and `drop`: what went where, and sending it again or never."""
+
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from datetime import UTC, datetime
+from typing import Final
+
+import redis
+from rich.console import Console
+from rich.table import Table
+
+from ingest.config.model import Config
+from ingest.errors import IngestError
+from ingest.ledger import Ledger
+from ingest.ledger.search import Filter, FoundDelivery
+from ingest.queue import connect
+from ingest.wake import wake
+
+TIMES: Final = ("created_at", "updated_at", "next_at")
+
+
+class UnknownDestinationError(IngestError):
+    """Neither the configuration nor the ledger knows a destination of this name."""
+
+
+def list_deliveries(config: Config, which: Filter, limit: int, before: int | None, *, as_json: bool) -> int:
+    """Print deliveries, the newest first; as JSON one object a line. Returns the exit code."""
+    ledger = Ledger(config.ledger_url)
+    _known(config, ledger, which)
+    found = ledger.find_deliveries(which, limit, before=before)
+    console = Console(highlight=False, soft_wrap=as_json)
+    if as_json:
+        for row in found:
+            console.print(json.dumps(_plain(row)), markup=False)
+    else:
+        console.print(_table(found))
+        if len(found) == limit:
+            console.print(f"more: --before {found[-1].id}, or --limit")
+    return 0
+
+
+def send_again(config: Config, which: Filter) -> int:
+    """Have deliveries wait again, wake their destinations, and say how many; returns the exit code."""
+    ledger = Ledger(config.ledger_url)
+    _known(config, ledger, which)
+    changed = ledger.send_again(which, time.time_ns() // 1_000_000)
+    _say(changed, "to be sent again")
+    client = connect(config, timeout=2.0)
+    try:
+        for destination in changed:
+            wake(client, destination)
+    except redis.RedisError as error:
+        print_note(f"the queue is away ({error}); workers find them by themselves within seconds")
+    finally:
+        client.close()
+    return 0
+
+
+def give_up(config: Config, which: Filter, reason: str) -> int:
+    """Drop deliveries, and say how many; returns the exit code."""
+    ledger = Ledger(config.ledger_url)
+    _known(config, ledger, which)
+    _say(ledger.give_up(which, reason, time.time_ns() // 1_000_000), "dropped")
+    return 0
+
+
+def print_note(text: str) -> None:
+    """Something to know, on standard error."""
+    Console(stderr=True, highlight=False).print(text, markup=False)
+
+
+def _known(config: Config, ledger: Ledger, which: Filter) -> None:
+    name = which.destination
+    if name is None or name in {destination.name for destination in config.destinations}:
+        return
+    if not ledger.find_deliveries(Filter(destination=name), 1):
+        known = ", ".join(destination.name for destination in config.destinations) or "none"
+        raise UnknownDestinationError(f'there is no destination "{name}"; the configuration has {known}')
+
+
+def _say(changed: dict[str, int], what: str) -> None:
+    console = Console(highlight=False)
+    for destination, count in sorted(changed.items()):
+        console.print(f"{destination}: {count} {what}", markup=False)
+    if not changed:
+        console.print("nothing to change", markup=False)
+
+
+def _time(milliseconds: int) -> str | None:
+    if not milliseconds:
+        return None
+    return datetime.fromtimestamp(milliseconds / 1000, UTC).isoformat(timespec="milliseconds")
+
+
+def _plain(row: FoundDelivery) -> dict[str, object]:
+    values = asdict(row) | {name: _time(getattr(row, name)) for name in TIMES}
+    values["last_status"] = None if row.last_status is None else f"{row.last_status:04X}"
+    return values
+
+
+def _table(found: Sequence[FoundDelivery]) -> Table:
+    table = Table("id", "destination", "state", "attempts", "changed", "SOP instance", "status", "error")
+    for row in found:
+        plain = _plain(row)
+        table.add_row(
+            str(row.id),
+            row.destination,
+            row.state.value,
+            str(row.attempts),
+            str(plain["updated_at"] or ""),
+            row.sop_instance_uid,
+            str(plain["last_status"] or ""),
+            (row.last_error or "").replace("[", r"\["),
+        )
+    return table

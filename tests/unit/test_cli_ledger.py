@@ -1,0 +1,90 @@
+"""`ingest deliveries`, `retry` and `drop` on a real ledger, and with a real worker."""
+
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from ingest.cli import main
+from tests.forwarding import Forwarding
+from tests.peers import CT, EXPLICIT, PynetdicomRemote
+from tests.servers import Valkey
+
+
+@pytest.fixture(autouse=True)
+def _quiet(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ingest.log.configure", lambda _: None)
+
+
+@pytest.fixture
+def site(tmp_path: Path, redis_server: Valkey) -> Forwarding:
+    return Forwarding(tmp_path / "var", redis_server)
+
+
+def ask(site: Forwarding, command: str, *arguments: str) -> Result:
+    path = site.folder.parent / "node.toml"
+    destinations = "".join(
+        f'[[destinations]]\nname = "{one.name}"\nae_title = "R"\nhost = "{one.host}"\nport = {one.port}\n'
+        "tls = false\n"
+        for one in site.destinations
+    )
+    path.write_text(f'[node]\ndata_dir = "var"\n[queue]\nurl = "{site.server.url}"\n{destinations}')
+    return CliRunner().invoke(main, [command, "-c", str(path), *arguments], env={"COLUMNS": "250"})
+
+
+def test_what_a_remote_refused_is_seen_and_sent_again_once_it_is_mended(site: Forwarding) -> None:
+    status = 0xC000
+    with PynetdicomRemote([(CT, [EXPLICIT])], answer=lambda _: status) as remote:
+        site.add(remote.port)
+        made = site.many(3)
+        with site.worker():
+            site.wake()
+            site.wait({"dead": 3})
+            listed = ask(site, "deliveries", "--state", "dead", "--error", "C000", "--json")
+            rows = [json.loads(line) for line in listed.output.splitlines()]
+            assert {row["sop_instance_uid"] for row in rows} == {one.sop for one in made}
+            assert {(row["last_status"], row["attempts"]) for row in rows} == {("C000", 1)}
+            assert rows[0]["updated_at"].endswith("+00:00")
+            assert "answered C000H" in ask(site, "deliveries").output
+            status = 0
+            result = ask(site, "retry", "--destination", "pacs", "--since", "1h")
+            assert (result.exit_code, result.output.strip()) == (0, "pacs: 3 to be sent again")
+            site.wait({"delivered": 3})
+        assert len(remote.stored) == 3
+        assert "nothing to change" in ask(site, "retry", "--all").output
+
+
+def test_dropping_asks_first_and_keeps_the_reason(site: Forwarding) -> None:
+    site.add(4)
+    site.many(2)
+    assert ask(site, "drop", "--all").exit_code == 1
+    assert site.states() == {"waiting": 2}
+    result = ask(site, "drop", "--study", "1.2.3", "--reason", "moved", "--yes")
+    assert result.output.strip() == "pacs: 2 dropped"
+    assert site.row("1.2.3.1").last_error == "moved"
+
+
+@pytest.mark.parametrize("command", ["retry", "drop"])
+def test_nothing_is_changed_where_nothing_is_named(command: str, site: Forwarding) -> None:
+    result = ask(site, command)
+    assert result.exit_code == 2
+    assert "--all" in result.output
+
+
+def test_bad_times_and_unknown_destinations_are_named(site: Forwarding) -> None:
+    site.add(4)
+    assert "write 30m, 2h, 3d" in ask(site, "deliveries", "--since", "yesterday").output
+    result = ask(site, "deliveries", "--destination", "psca")
+    assert result.exit_code == 1
+    assert 'no destination "psca"; the configuration has pacs' in result.output
+
+
+def test_retry_works_while_the_queue_is_away(site: Forwarding) -> None:
+    site.add(4)
+    site.many(1)
+    ask(site, "drop", "--all", "--yes")
+    site.server.kill()
+    result = ask(site, "retry", "--state", "dropped")
+    assert result.exit_code == 0, result.output
+    assert site.states() == {"waiting": 1}
