@@ -34,6 +34,9 @@ from workers.store import FileStore
 DELIVERIES_MAX: Final = 5
 """An entry that was delivered more often, and did not fail for want of a disk, is set aside."""
 
+CONTESTED_MAX: Final = 3
+"""How often an instance is placed in one batch, while other workers store the same SOP instance UID."""
+
 log = structlog.get_logger()
 
 
@@ -89,13 +92,24 @@ class Tools:
     stopping: Callable[[], bool]
 
 
+@dataclass(slots=True)
+class Opened:
+    """An entry whose file is open, and how often it was placed."""
+
+    entry: Entry
+    arrival: Arrival
+    facts: Facts
+    placed: int = 0
+
+
 class Work:
     """A batch at work; `results` is filled step by step, so that it is true even after an error."""
 
     def __init__(self, tools: Tools) -> None:
         self.results = Results()
         self._tools = tools
-        self._placed: list[Entry] = []
+        self._placed: list[Opened] = []
+        self._refused: list[tuple[NewInstance, Outcome]] = []
         self._segments = OpenSegments(tools.spool_dir)
 
     def persist(self, entries: Sequence[Entry]) -> None:
@@ -110,25 +124,24 @@ class Work:
             placing = stack.enter_context(self._tools.placer.batch())
             stack.enter_context(self._segments)
             opened = self._settled(self._open(stack, entries))
-            placing.look_up([facts for _, _, facts in opened])
-            for entry, arrival, facts in opened:
-                self._place(placing, entry, arrival, facts)
+            placing.look_up([one.facts for one in opened])
+            for one in opened:
+                self._place(placing, one)
                 if self._tools.enough():
                     self._record(placing)
                 if self._tools.stopping():
                     break
-            self._record(placing)
+            while self._placed:
+                self._record(placing)
 
-    def _open(
-        self, stack: contextlib.ExitStack, entries: Sequence[Entry]
-    ) -> list[tuple[Entry, Arrival, Facts]]:
-        opened: list[tuple[Entry, Arrival, Facts]] = []
+    def _open(self, stack: contextlib.ExitStack, entries: Sequence[Entry]) -> list[Opened]:
+        opened: list[Opened] = []
         gone: list[Entry] = []
         for entry in entries:
             self._tools.current(entry)
             try:
                 arrival = stack.enter_context(self._opened(entry))
-                opened.append((entry, arrival, self._identified(entry, arrival)))
+                opened.append(Opened(entry, arrival, self._identified(entry, arrival)))
             except GoneError:
                 gone.append(entry)
             except SpoolError as error:
@@ -140,15 +153,13 @@ class Work:
             self._report_gone(gone)
         return opened
 
-    def _settled(
-        self, opened: Sequence[tuple[Entry, Arrival, Facts]]
-    ) -> Sequence[tuple[Entry, Arrival, Facts]]:
+    def _settled(self, opened: Sequence[Opened]) -> Sequence[Opened]:
         """The same; what was copied is durable before it gets a name, if it has to be at all."""
-        sources = self._tools.store.settled([arrival.source for _, arrival, _ in opened])
-        return [
-            (entry, arrival if source is arrival.source else replace(arrival, source=source), facts)
-            for (entry, arrival, facts), source in zip(opened, sources, strict=True)
-        ]
+        sources = self._tools.store.settled([one.arrival.source for one in opened])
+        for one, source in zip(opened, sources, strict=True):
+            if source is not one.arrival.source:
+                one.arrival = replace(one.arrival, source=source)
+        return opened
 
     def _unusable(self, entry: Entry, error: SpoolError) -> None:
         """A reference that this worker cannot follow; perhaps another can."""
@@ -182,13 +193,16 @@ class Work:
         except PeerError as error:
             return _unreadable(arrival, str(error))
 
-    def _place(self, placing: Placing, entry: Entry, arrival: Arrival, facts: Facts) -> None:
-        self._tools.current(entry)
+    def _place(self, placing: Placing, one: Opened) -> None:
+        self._tools.current(one.entry)
         try:
-            placing.place(arrival, facts)
-            self._placed.append(entry)
+            if one.placed == CONTESTED_MAX:
+                raise StoreError("other workers store the same SOP instance UID again and again")
+            one.placed += 1
+            placing.place(one.arrival, one.facts)
+            self._placed.append(one)
         except Exception as error:
-            self._failed(entry, error)
+            self._failed(one.entry, error)
         finally:
             self._tools.current(None)
 
@@ -204,25 +218,34 @@ class Work:
         log.error("not_persisted", where=entry.reference.where, attempt=entry.deliveries, exc_info=error)
 
     def _record(self, placing: Placing) -> None:
-        """Make what was placed durable, then its rows; only then let go of the spool's copies."""
+        """Make what was placed durable, then its rows; only then let go of the spool's copies.
+
+        What another worker stored at the same time under another name is placed again, and not let go of.
+        """
         if not self._placed:
             return
         try:
             placing.sync()
         except StoreAwayError as error:
-            self.results.away += self._placed
+            self.results.away += [one.entry for one in self._placed]
             self.results.error = error
             self._placed.clear()
             raise
+        self._refused.clear()
         self._write(placing.rows)
+        again = placing.contested(self._refused)
         try:
             placing.recorded()
         except StoreError as error:
             log.error("replaced_file_stays", error=str(error), remedy="remove it by hand")
-        for entry in self._placed:
-            self._release(entry)
-        self.results.done += self._placed
-        self._placed.clear()
+        placed, self._placed = self._placed, []
+        contested = [one for one in placed if one.arrival.spool_ref in again]
+        for one in placed:
+            if one.arrival.spool_ref not in again:
+                self._release(one.entry)
+                self.results.done.append(one.entry)
+        for one in contested:
+            self._place(placing, one)
 
     def _write(self, rows: Sequence[NewInstance]) -> None:
         """All rows at once; one by one where the ledger refuses some, so that these keep back no others."""
@@ -235,14 +258,16 @@ class Work:
                 for row in list(rows):
                     self._write([row])
                 return
-            refused = [entry for entry in self._placed if spool_ref(entry.reference) == rows[0].spool_ref]
-            self._placed = [entry for entry in self._placed if entry not in refused]
-            for entry in refused:
-                self._failed(entry, error)
+            refused = [one for one in self._placed if one.arrival.spool_ref == rows[0].spool_ref]
+            self._placed = [one for one in self._placed if one not in refused]
+            for one in refused:
+                self._failed(one.entry, error)
             return
         for row, outcome in zip(rows, outcomes, strict=True):
             if outcome is Outcome.RECORDED:
                 self.results.wake.update(dict.fromkeys(row.destinations))
+            else:
+                self._refused.append((row, outcome))
 
     def _release(self, entry: Entry) -> None:
         reference = entry.reference

@@ -1,13 +1,36 @@
 """The ledger as a persist worker asks it: while it is away the worker waits, with its batch in hand."""
 
 from collections.abc import Callable, Iterable, Sequence
+from typing import Protocol
 
 import structlog
 
-from ingest.ledger import Ledger, NewInstance, Outcome
+from ingest.ledger import Holdings, Ledger, NewInstance, Outcome
 from workers.patience import Patience
 
 log = structlog.get_logger()
+
+
+class Rows(Protocol):
+    """What placing asks of the ledger; none of it fails, it waits."""
+
+    def holdings(self, uids: Iterable[str]) -> Holdings:
+        """See `Ledger.holdings`."""
+
+    def claimed_keys(self, keys: Iterable[str]) -> set[str]:
+        """See `Ledger.claimed_keys`."""
+
+    def replaced_keys(self, uid: str) -> set[str]:
+        """See `Ledger.replaced_keys`."""
+
+    def finish_removals(self, uids: Iterable[str]) -> None:
+        """See `Ledger.finish_removals`."""
+
+    def known_spool_refs(self, refs: Iterable[str]) -> set[str]:
+        """See `Ledger.known_spool_refs`."""
+
+    def supersede(self, uids: list[str], now_ms: int) -> None:
+        """See `Ledger.supersede`."""
 
 
 class PatientLedger:
@@ -33,10 +56,24 @@ class PatientLedger:
         """See `Ledger.migrate`."""
         self._patience.insist(self._ledger.migrate, self._meanwhile)
 
-    def stored_keys(self, uids: Iterable[str]) -> dict[str, str]:
-        """See `Ledger.stored_keys`."""
+    def holdings(self, uids: Iterable[str]) -> Holdings:
+        """See `Ledger.holdings`."""
         asked = list(uids)
-        return self._patience.insist(lambda: self._ledger.stored_keys(asked), self._meanwhile)
+        return self._patience.insist(lambda: self._ledger.holdings(asked), self._meanwhile)
+
+    def claimed_keys(self, keys: Iterable[str]) -> set[str]:
+        """See `Ledger.claimed_keys`."""
+        asked = list(keys)
+        return self._patience.insist(lambda: self._ledger.claimed_keys(asked), self._meanwhile)
+
+    def replaced_keys(self, uid: str) -> set[str]:
+        """See `Ledger.replaced_keys`."""
+        return self._patience.insist(lambda: self._ledger.replaced_keys(uid), self._meanwhile)
+
+    def finish_removals(self, uids: Iterable[str]) -> None:
+        """See `Ledger.finish_removals`."""
+        marked = list(uids)
+        self._patience.insist(lambda: self._ledger.finish_removals(marked), self._meanwhile)
 
     def known_spool_refs(self, refs: Iterable[str]) -> set[str]:
         """See `Ledger.known_spool_refs`."""

@@ -1,23 +1,21 @@
 """One batch's way into the store and the quarantine: where each instance goes, and the row that says so."""
 
 import contextlib
-import os
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Final, Protocol
+from typing import Final
 
 import structlog
 
 from ingest.dicom.routing import Router, Subject
-from ingest.errors import PeerError
-from ingest.ledger import InstanceState, NewInstance
-from workers.arrival import Arrival, Facts, identify
+from ingest.ledger import InstanceState, NewInstance, Outcome
+from workers.arrival import Arrival, Facts
+from workers.compare import existing, same_bytes, same_file
 from workers.duplicates import Action, Policy, decide
 from workers.layout import Layout, quarantine_key, safe_name, variant_key
-from workers.store import Batch, Source, Store
-
-COMPARE_CHUNK: Final = 1 << 20
+from workers.ledger import Rows
+from workers.store import Batch, Store
 
 _REFUSED: Final = re.compile(r"\.([0-9A-F]{4})\.dcm$")
 # PS3.7 9.1.1.1.9 and C.5: what the statuses mean that a listener refuses with.
@@ -27,19 +25,6 @@ _REFUSALS: Final = {
 }
 
 log = structlog.get_logger()
-
-
-class Rows(Protocol):
-    """What placing asks of the ledger; none of it fails, it waits."""
-
-    def stored_keys(self, uids: Iterable[str]) -> dict[str, str]:
-        """See `Ledger.stored_keys`."""
-
-    def known_spool_refs(self, refs: Iterable[str]) -> set[str]:
-        """See `Ledger.known_spool_refs`."""
-
-    def supersede(self, uids: list[str], now_ms: int) -> None:
-        """See `Ledger.supersede`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,19 +63,28 @@ class Placer:
 
 
 class Placing:
-    """A batch on its way; what it placed is durable after `sync`, and to be recorded then."""
+    """A batch on its way; what it placed is durable after `sync`, and to be recorded then.
+
+    A name that is free is taken without asking anybody. Whoever finds one taken keeps all others from
+    replacing and removing, up to its COMMIT, and only then looks at what is there.
+    """
 
     def __init__(self, placer: Placer, stored: Batch, quarantined: Batch) -> None:
         self._shared = placer
         self._stored = stored
         self._quarantined = quarantined
+        self._asked: set[str] = set()
         self._keys: dict[str, str] = {}
-        self._replaced: list[str] = []
+        self._removing: dict[str, Sequence[str]] = {}
+        self._put: set[str] = set()
+        self._replaced: set[str] = set()
+        self._excluding = False
         self.rows: list[NewInstance] = []
 
     def look_up(self, facts: Iterable[Facts]) -> None:
         """Learn which of these SOP instance UIDs are stored; before the first `place`."""
-        self._keys.update(self._shared.rows.stored_keys({fact.sop_instance_uid for fact in facts}))
+        self._asked.update(fact.sop_instance_uid for fact in facts)
+        self._learn()
 
     def place(self, arrival: Arrival, facts: Facts) -> None:
         """Find the place of an instance, and put it there.
@@ -126,54 +120,118 @@ class Placing:
         self._shared.store.sync(self._stored)
         self._shared.quarantine.sync(self._quarantined)
 
+    def contested(self, refused: Sequence[tuple[NewInstance, Outcome]]) -> set[str]:
+        """Judge what the ledger has made no row for; after the COMMIT, before `recorded`.
+
+        Another worker may have stored the same SOP instance UID under another name meanwhile, or let go of
+        what this batch took for the first one.
+
+        Returns:
+            The spool references of those that are to be placed again.
+
+        Raises:
+            StoreAwayError: The store is failing, or not to be had for removing.
+        """
+        stored = [(row, outcome) for row, outcome in refused if row.state is InstanceState.STORED]
+        if not stored:
+            return set()
+        held = self._shared.rows.holdings({row.sop_instance_uid for row, _ in stored}).stored
+        again = set()
+        for row, outcome in stored:
+            if outcome is Outcome.TAKEN:
+                if row.replaces or held.get(row.sop_instance_uid) != row.store_key:
+                    again.add(row.spool_ref)
+            elif row.store_key in self._put:
+                # Recorded long ago, and removed since: its file must not come back.
+                self._exclude()
+                self._remove_unclaimed(row.store_key)
+        return again
+
     def recorded(self) -> None:
         """The rows are in the ledger: remove what they replaced under another name, and begin anew."""
         for key in self._replaced:
             self._shared.store.remove(self._stored, key)
+        self._shared.store.admit_replacing(self._stored)
+        self._excluding = False
         self._replaced.clear()
+        self._put.clear()
         self.rows.clear()
+
+    def _learn(self) -> None:
+        held = self._shared.rows.holdings(self._asked)
+        own = {row.sop_instance_uid for row in self.rows if row.state is InstanceState.STORED}
+        self._keys = {uid: key for uid, key in self._keys.items() if uid in own} | dict(held.stored)
+        self._removing = dict(held.removing)
+
+    def _exclude(self) -> None:
+        """Have files and rows stay as they are, but for what is new; learn what they are by now."""
+        if self._excluding:
+            return
+        self._shared.store.exclude_replacing(self._stored)
+        self._excluding = True
+        self._learn()
+        if self._removing:
+            # Whoever was about to remove them would have the lock if it were alive.
+            for key in {key for keys in self._removing.values() for key in keys} - self._put:
+                self._remove_unclaimed(key)
+            self._shared.store.sync(self._stored)
+            self._shared.rows.finish_removals(self._removing)
+            self._removing.clear()
+
+    def _remove_unclaimed(self, key: str) -> None:
+        if not self._shared.rows.claimed_keys([key]):
+            self._shared.store.remove(self._stored, key)
 
     def _store(self, arrival: Arrival, facts: Facts) -> None:
         key = self._shared.layout.key(facts.study_uid, facts.series_uid, facts.sop_instance_uid)
-        taken = self._keys.get(facts.sop_instance_uid)
-        if taken is None and self._shared.store.put(self._stored, arrival.source, key):
+        uid = facts.sop_instance_uid
+        if uid not in self._keys and uid not in self._removing and self._give(arrival, key):
             self._add(arrival, facts, key, InstanceState.STORED, _note(facts))
-        elif taken is None or not self._restore(arrival, facts, taken, key):
-            self._collide(arrival, facts, taken or key, key)
-        self._keys.setdefault(facts.sop_instance_uid, key)
+            return
+        self._exclude()
+        taken = self._keys.get(uid)
+        # Somebody may have removed the file of a row. Nobody can tell then whether it is the same object, so
+        # it is delivered as a new one: a destination that gets it twice is no harm, one that never does is.
+        lost = taken is not None and not self._is_there(taken)
+        if (taken is None or lost) and self._give(arrival, key):
+            self._add(arrival, facts, key, InstanceState.STORED, _note(facts), replaces=lost)
+            if lost:
+                log.warning("stored_again", sop_instance_uid=uid, reason="its file was gone", file=taken)
+        else:
+            self._collide(arrival, facts, key if taken is None or lost else taken, key, lost=lost)
 
-    def _restore(self, arrival: Arrival, facts: Facts, taken: str, key: str) -> bool:
-        """Store an instance whose row is in the ledger, but whose file somebody has removed from the store.
+    def _give(self, arrival: Arrival, key: str) -> bool:
+        given = self._shared.store.put(self._stored, arrival.source, key)
+        if given:
+            self._put.add(key)
+        return given
 
-        Nobody can tell any more whether it is the same object, so it is delivered as a new one: a destination
-        that gets an object twice is no harm, one that never gets it is.
-        """
-        with self._existing(taken) as (there, _):
-            if there is not None:
-                return False
-        if not self._shared.store.put(self._stored, arrival.source, key):
+    def _is_there(self, key: str) -> bool:
+        try:
+            self._shared.store.size(key)
+        except FileNotFoundError:
             return False
-        self._add(arrival, facts, key, InstanceState.STORED, _note(facts), replaces=True)
-        self._keys[facts.sop_instance_uid] = key
-        log.warning(
-            "stored_again", sop_instance_uid=facts.sop_instance_uid, reason="its file was gone", file=taken
-        )
         return True
 
-    def _collide(self, arrival: Arrival, facts: Facts, taken: str, key: str) -> None:
-        with self._existing(taken) as (there, known):
-            if there is not None and _same(there, arrival.source):
-                # Stored before a crash, and not recorded or not acknowledged since.
-                self._add(arrival, facts, taken, InstanceState.STORED, _note(facts))
+    def _collide(self, arrival: Arrival, facts: Facts, taken: str, key: str, *, lost: bool) -> None:
+        shared, source = self._shared, arrival.source
+        if taken != key:
+            self._clear(arrival, key)
+        with existing(shared.store, taken, shared.router.tags) as (there, known):
+            if there is not None and same_file(there, source):
+                # Stored before a crash, or before its UID was contested.
+                replaces = lost or shared.policy == "overwrite"
+                self._add(arrival, facts, taken, InstanceState.STORED, _note(facts), replaces=replaces)
                 return
             first = known.transfer_syntax_uid if known is not None else None
-            decision = decide(self._shared.policy, first, facts.transfer_syntax_uid, None)
+            decision = decide(shared.policy, first, facts.transfer_syntax_uid, None)
             if decision.action is Action.COMPARE and there is not None and known is not None:
-                identical = self._identical(there, known, arrival.source, facts)
-                decision = decide(self._shared.policy, first, facts.transfer_syntax_uid, identical)
+                offsets = known.data_set_offset, facts.data_set_offset
+                identical = same_bytes(there, source, shared.progress, skipping=offsets)
+                decision = decide(shared.policy, first, facts.transfer_syntax_uid, identical)
         if decision.action is Action.KEEP and known is not None:
             # Whoever stored the first may have died before recording it; else this row finds its place taken.
-            self._add(arrival, known, taken, InstanceState.STORED, _note(known))
+            self._add(arrival, known, taken, InstanceState.STORED, _note(known), replaces=lost)
             log.info("duplicate_dropped", sop_instance_uid=facts.sop_instance_uid)
         elif decision.action is Action.VARIANT:
             self._variant(arrival, facts, key, decision.note)
@@ -182,11 +240,27 @@ class Placing:
         else:
             self.set_aside(arrival, facts, decision.note)
 
+    def _clear(self, arrival: Arrival, key: str) -> None:
+        """Remove what this instance left under a name of its own, before its UID was stored under another."""
+        with existing(self._shared.store, key) as (there, _):
+            if there is None or not same_bytes(there, arrival.source, self._shared.progress):
+                return
+        self._remove_unclaimed(key)
+
     def _variant(self, arrival: Arrival, facts: Facts, first: str, note: str) -> None:
-        key = variant_key(first, facts.transfer_syntax_uid)
-        if not self._shared.store.put(self._stored, arrival.source, key):
-            with self._existing(key) as (there, known):
-                if there is None or known is None or not self._identical(there, known, arrival.source, facts):
+        shared, key = self._shared, variant_key(first, facts.transfer_syntax_uid)
+        if not shared.store.put(self._stored, arrival.source, key):
+            with existing(shared.store, key, shared.router.tags) as (there, known):
+                if (
+                    there is None
+                    or known is None
+                    or not same_bytes(
+                        there,
+                        arrival.source,
+                        shared.progress,
+                        skipping=(known.data_set_offset, facts.data_set_offset),
+                    )
+                ):
                     reason = "another variant of its SOP instance UID and transfer syntax was there first"
                     self.set_aside(arrival, facts, reason)
                     return
@@ -195,14 +269,16 @@ class Placing:
 
     def _replace(self, arrival: Arrival, facts: Facts, taken: str, key: str, note: str) -> None:
         shared, uid = self._shared, facts.sop_instance_uid
-        # One worker at a time, up to its COMMIT: file and row are of the same object afterwards.
-        shared.store.exclude_replacing(self._stored)
         if shared.rows.known_spool_refs([arrival.spool_ref]):
-            return  # an object that has replaced, and may have been replaced since
+            # An object that has replaced, and may have been replaced since; or died before it was done.
+            for left in shared.rows.replaced_keys(uid) - {row.store_key for row in self.rows}:
+                shared.store.remove(self._stored, left)
+            return
         shared.rows.supersede([uid], shared.now())
         shared.store.replace(self._stored, arrival.source, key)
         if taken != key:
-            self._replaced.append(taken)
+            self._replaced.add(taken)
+        self._replaced.discard(key)
         self.rows = [
             replace(row, state=InstanceState.REPLACED, destinations=(), replaces=False)
             if row.sop_instance_uid == uid and row.state is InstanceState.STORED
@@ -210,7 +286,6 @@ class Placing:
             for row in self.rows
         ]
         self._add(arrival, facts, key, InstanceState.STORED, note, replaces=True)
-        self._keys[uid] = key
         log.info("duplicate_replaced", sop_instance_uid=uid)
 
     def _add(
@@ -223,6 +298,8 @@ class Placing:
         *,
         replaces: bool = False,
     ) -> None:
+        if state is InstanceState.STORED:
+            self._keys[facts.sop_instance_uid] = key
         routing = self._shared.router.decide(_subject(facts)) if state is InstanceState.STORED else None
         self.rows.append(
             NewInstance(
@@ -248,53 +325,11 @@ class Placing:
             )
         )
 
-    @contextlib.contextmanager
-    def _existing(self, key: str) -> Iterator[tuple[Source | None, Facts | None]]:
-        """The file under a key and what it says; None where it is gone, or is no DICOM file."""
-        try:
-            fd = self._shared.store.open(key)
-        except FileNotFoundError:
-            yield None, None
-            return
-        try:
-            source = Source.of(key, fd, synced=True)
-            try:
-                facts = identify(source, self._shared.router.tags)
-            except PeerError:
-                facts = None
-            yield source, facts
-        finally:
-            os.close(fd)
-
-    def _identical(self, there: Source, known: Facts, source: Source, facts: Facts) -> bool:
-        """Whether two data sets are the same bytes; read side by side, a chunk at a time."""
-        if _same(there, source):
-            return True
-        length = known.size - known.data_set_offset
-        if facts.size - facts.data_set_offset != length:
-            return False
-        ours, theirs = bytearray(COMPARE_CHUNK), bytearray(COMPARE_CHUNK)
-        done = 0
-        while done < length:
-            count = os.preadv(source.fd, [ours], facts.data_set_offset + done)
-            if count == 0 or os.preadv(there.fd, [theirs], known.data_set_offset + done) < count:
-                return False
-            if memoryview(ours)[:count] != memoryview(theirs)[:count]:
-                return False
-            done += count
-            self._shared.progress()
-        return True
-
 
 def _subject(facts: Facts) -> Subject:
     return Subject(
         facts.calling_ae, facts.called_ae, facts.sop_class_uid, facts.transfer_syntax_uid, facts.attributes
     )
-
-
-def _same(one: Source, other: Source) -> bool:
-    """Whether both are names of one file."""
-    return (one.device, one.inode) == (other.device, other.inode)
 
 
 def _note(facts: Facts) -> str:

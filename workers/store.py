@@ -21,7 +21,7 @@ from workers.incoming import FILE_MODE, Incoming, lock
 from workers.layout import INCOMING, check_key
 
 REPLACE_SECONDS: Final = 10.0
-"""How long one worker waits for another that replaces files."""
+"""How long one worker waits for another that replaces or removes files."""
 
 # Another name for the same file cannot be had: other file system, too many links, not allowed, or its first
 # name is gone, since another worker was quicker with it.
@@ -87,7 +87,10 @@ class Store(Protocol):
         """Forget a key, if it is there; raises as `put`."""
 
     def exclude_replacing(self, batch: Batch) -> None:
-        """Keep other workers from replacing until the batch ends; raises as `put`."""
+        """Keep others from replacing and removing until `admit_replacing` or the batch's end; as `put`."""
+
+    def admit_replacing(self, batch: Batch) -> None:
+        """Let others replace and remove again."""
 
     def sync(self, batch: Batch) -> None:
         """Make durable what was put so far; raises as `put`."""
@@ -157,8 +160,7 @@ class FileStore:
             yield batch
         finally:
             batch.folders.close()
-            if batch.lock is not None:
-                os.close(batch.lock)
+            self.admit_replacing(batch)
 
     def put(self, batch: Batch, source: Source, key: str) -> bool:
         """See `Store.put`."""
@@ -203,6 +205,12 @@ class FileStore:
             self._progress()
             time.sleep(0.01)
         batch.lock = fd
+
+    def admit_replacing(self, batch: Batch) -> None:
+        """See `Store.admit_replacing`."""
+        if batch.lock is not None:
+            os.close(batch.lock)
+            batch.lock = None
 
     def sync(self, batch: Batch) -> None:
         """See `Store.sync`."""

@@ -1,5 +1,6 @@
 """The ledger: what every instance and every delivery is, durably, in SQL."""
 
+from ingest.ledger.instances import Holdings
 from ingest.ledger.ledger import Ledger
 from ingest.ledger.rows import (
     Counts,
@@ -21,6 +22,7 @@ __all__ = [
     "DeliveryResult",
     "DeliveryRow",
     "DeliveryState",
+    "Holdings",
     "Instance",
     "InstanceState",
     "Ledger",

@@ -1,7 +1,7 @@
 """The half of the ledger that knows instances."""
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import fields
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
 from itertools import islice
 from typing import Any, Final
 
@@ -17,7 +17,7 @@ from ingest.ledger.rows import (
     NewInstance,
     Outcome,
 )
-from ingest.ledger.schema import deliveries, instances
+from ingest.ledger.schema import HAS_FILE, deliveries, instances
 
 CHUNK: Final = 500
 """How many values one IN list holds."""
@@ -51,13 +51,32 @@ _KNOWN: Final = select(instances.c.spool_ref).where(
 _BY_UID: Final = (
     select(instances).where(instances.c.sop_instance_uid == bindparam("uid")).order_by(instances.c.id)
 )
-_STORED: Final = (
-    instances.c.sop_instance_uid.in_(bindparam("uids", expanding=True)),
-    # Not the bare column: SQLite would go by its index, and read nearly all rows there are.
-    instances.c.state.concat("") == InstanceState.STORED.value,
+# Not the bare column: SQLite would go by its index, and read nearly all rows there are.
+_state: Final = instances.c.state.concat("")
+_UIDS: Final = instances.c.sop_instance_uid.in_(bindparam("uids", expanding=True))
+_STORED: Final = (_UIDS, _state == InstanceState.STORED.value)
+_REMOVING: Final = (_UIDS, _state == InstanceState.REMOVING.value)
+_HELD: Final = select(instances.c.sop_instance_uid, instances.c.store_key, instances.c.state).where(
+    _UIDS, _state.in_((InstanceState.STORED.value, InstanceState.REMOVING.value))
 )
-_STORED_KEYS: Final = select(instances.c.sop_instance_uid, instances.c.store_key).where(*_STORED)
+_CLAIMED: Final = select(instances.c.store_key).where(
+    instances.c.store_key.in_(bindparam("keys", expanding=True)), HAS_FILE
+)
+_REPLACED_KEYS: Final = select(instances.c.store_key).where(_UIDS, _state == InstanceState.REPLACED.value)
 _OPEN: Final = (DeliveryState.WAITING.value, DeliveryState.SENDING.value, DeliveryState.RETRY.value)
+
+
+@dataclass(frozen=True, slots=True)
+class Holdings:
+    """What there is of some SOP instance UIDs; variants and quarantined ones apart.
+
+    Attributes:
+        stored: The store keys of those that are stored.
+        removing: The store keys that `[retention]` is about to remove, or died while doing so.
+    """
+
+    stored: Mapping[str, str]
+    removing: Mapping[str, Sequence[str]]
 
 
 class Instances(Database):
@@ -126,19 +145,58 @@ class Instances(Database):
         with self.read() as connection:
             return _known(connection, refs)
 
-    def stored_keys(self, uids: Iterable[str]) -> dict[str, str]:
-        """The store keys of those SOP instance UIDs that are stored; not those of variants.
+    def holdings(self, uids: Iterable[str]) -> Holdings:
+        """What the store holds under those SOP instance UIDs, as far as it has rows.
 
         Raises:
             LedgerError: The ledger is away.
         """
-        found: dict[str, str] = {}
+        stored: dict[str, str] = {}
+        removing: dict[str, list[str]] = {}
         with self.read() as connection:
             for chunk in _chunks(uids):
                 asked = {_clean(uid): uid for uid in chunk}
-                for uid, key in connection.execute(_STORED_KEYS, {"uids": list(asked)}):
-                    found[asked[uid]] = key
-        return found
+                for uid, key, state in connection.execute(_HELD, {"uids": list(asked)}):
+                    if state == InstanceState.STORED.value:
+                        stored[asked[uid]] = key
+                    else:
+                        removing.setdefault(asked[uid], []).append(key)
+        return Holdings(stored, removing)
+
+    def claimed_keys(self, keys: Iterable[str]) -> set[str]:
+        """Those of `keys` whose files belong to a row.
+
+        Raises:
+            LedgerError: The ledger is away.
+        """
+        claimed: set[str] = set()
+        with self.read() as connection:
+            for chunk in _chunks(keys):
+                claimed.update(connection.execute(_CLAIMED, {"keys": chunk}).scalars())
+        return claimed
+
+    def replaced_keys(self, uid: str) -> set[str]:
+        """The keys that replaced objects of a SOP instance UID had, and that are nobody's now.
+
+        Raises:
+            LedgerError: The ledger is away.
+        """
+        with self.read() as connection:
+            keys = set(connection.execute(_REPLACED_KEYS, {"uids": [_clean(uid)]}).scalars())
+            return keys - set(connection.execute(_CLAIMED, {"keys": list(keys)}).scalars())
+
+    def finish_removals(self, uids: Iterable[str]) -> None:
+        """Mark as removed what was being removed of these SOP instance UIDs.
+
+        Raises:
+            LedgerError: The ledger is away.
+        """
+        with self.write() as connection:
+            for chunk in _chunks(uids):
+                connection.execute(
+                    update(instances).where(*_REMOVING).values(state=InstanceState.REMOVED.value),
+                    {"uids": [_clean(uid) for uid in chunk]},
+                )
 
     def by_sop_instance(self, uid: str) -> list[Instance]:
         """All rows of a SOP instance UID, oldest first.

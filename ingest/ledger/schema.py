@@ -16,7 +16,7 @@ from sqlalchemy import (
     text,
 )
 
-SCHEMA_VERSION: Final = "0002"
+SCHEMA_VERSION: Final = "0003"
 """The revision in ingest/migrations that made the tables below."""
 
 # SQLite hands out row ids of its own only for a primary key that is declared INTEGER.
@@ -24,7 +24,8 @@ _Id = BigInteger().with_variant(Integer(), "sqlite")
 
 metadata = MetaData()
 
-_HAS_FILE = text("state not in ('replaced', 'removing', 'removed', 'released', 'dropped')")
+_STORED = text("state = 'stored'")
+HAS_FILE: Final = text("state not in ('replaced', 'removing', 'removed', 'released', 'dropped')")
 
 instances = Table(
     "instances",
@@ -53,13 +54,17 @@ instances = Table(
     Index("instances_sop_instance_uid", "sop_instance_uid"),
     Index("instances_study_uid", "study_uid"),
     Index("instances_state", "state"),
+    # Of several workers that store one UID, under whatever study, one is the first.
+    Index(
+        "instances_stored", "sop_instance_uid", unique=True, sqlite_where=_STORED, postgresql_where=_STORED
+    ),
     # A file of the store belongs to one row. What has gone from there keeps the name that it had.
     Index(
         "instances_store_key",
         "store_key",
         unique=True,
-        sqlite_where=_HAS_FILE,
-        postgresql_where=_HAS_FILE,
+        sqlite_where=HAS_FILE,
+        postgresql_where=HAS_FILE,
     ),
 )
 

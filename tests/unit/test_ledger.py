@@ -49,7 +49,7 @@ def test_file_of_the_store_belongs_to_the_first_row_that_names_it(ledger: Ledger
     assert ledger.known_spool_refs(["s:1", "s:2", "s:3"]) == {"s:1"}
 
 
-@pytest.mark.parametrize("ask", ["stored_keys", "supersede"])
+@pytest.mark.parametrize("ask", ["holdings", "supersede"])
 def test_what_is_stored_is_found_by_its_uid_however_many_rows_there_are(ask: str, tmp_path: Path) -> None:
     with closing(Ledger(f"sqlite:///{tmp_path / 'ledger.db'}")) as ledger:
         ledger.migrate()
@@ -60,8 +60,8 @@ def test_what_is_stored_is_found_by_its_uid_however_many_rows_there_are(ask: str
             "before_cursor_execute",
             lambda _c, _u, text, values, *_: said.append((text, values)),
         )
-        if ask == "stored_keys":
-            ledger.stored_keys(["1.2.1", "1.2.2"])
+        if ask == "holdings":
+            ledger.holdings(["1.2.1", "1.2.2"])
         else:
             ledger.supersede(["1.2.1", "1.2.2"], 1)
         asked = [(text, values) for text, values in said if "sop_instance_uid" in text]
@@ -95,7 +95,7 @@ def test_superseded_rows_keep_what_was_delivered(ledger: Ledger) -> None:
     assert delivery_states(ledger, found.id) == {"a": DeliveryState.DELIVERED, "b": DeliveryState.DROPPED}
 
 
-def test_stored_keys_leave_out_variants_and_quarantined_ones(ledger: Ledger) -> None:
+def test_holdings_leave_out_variants_and_quarantined_ones(ledger: Ledger) -> None:
     ledger.record(
         [
             row(1),
@@ -103,7 +103,7 @@ def test_stored_keys_leave_out_variants_and_quarantined_ones(ledger: Ledger) -> 
             row(3, state=InstanceState.QUARANTINED),
         ]
     )
-    assert ledger.stored_keys(["1.2.1", "1.2.3", "1.2.4"]) == {"1.2.1": "1/1/1.2.1.dcm"}
+    assert ledger.holdings(["1.2.1", "1.2.3", "1.2.4"]).stored == {"1.2.1": "1/1/1.2.1.dcm"}
 
 
 def test_more_references_than_one_statement_takes_are_looked_up(ledger: Ledger) -> None:
@@ -121,7 +121,7 @@ def test_no_text_of_a_peer_breaks_a_batch(ledger: Ledger, value: str) -> None:
     )
     assert ledger.record([row(1, **odd), row(2)]) == [Outcome.RECORDED, Outcome.RECORDED]
     assert len(ledger.by_sop_instance(value)) == 1
-    assert value in ledger.stored_keys([value])
+    assert value in ledger.holdings([value]).stored
 
 
 def test_instances_are_listed_newest_first_page_by_page(ledger: Ledger) -> None:
