@@ -20,9 +20,6 @@ class Rows(Protocol):
     def claimed_keys(self, keys: Iterable[str]) -> set[str]:
         """See `Ledger.claimed_keys`."""
 
-    def replaced_keys(self, uid: str) -> set[str]:
-        """See `Ledger.replaced_keys`."""
-
     def finish_removals(self, uids: Iterable[str]) -> None:
         """See `Ledger.finish_removals`."""
 
@@ -65,10 +62,6 @@ class PatientLedger:
         """See `Ledger.claimed_keys`."""
         asked = list(keys)
         return self._patience.insist(lambda: self._ledger.claimed_keys(asked), self._meanwhile)
-
-    def replaced_keys(self, uid: str) -> set[str]:
-        """See `Ledger.replaced_keys`."""
-        return self._patience.insist(lambda: self._ledger.replaced_keys(uid), self._meanwhile)
 
     def finish_removals(self, uids: Iterable[str]) -> None:
         """See `Ledger.finish_removals`."""

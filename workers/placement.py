@@ -9,7 +9,7 @@ from typing import Final
 import structlog
 
 from ingest.dicom.routing import Router, Subject
-from ingest.ledger import InstanceState, NewInstance, Outcome
+from ingest.ledger import Holdings, InstanceState, NewInstance, Outcome
 from workers.arrival import Arrival, Facts
 from workers.compare import existing, same_bytes, same_file
 from workers.duplicates import Action, Policy, decide
@@ -75,7 +75,7 @@ class Placing:
         self._quarantined = quarantined
         self._asked: set[str] = set()
         self._keys: dict[str, str] = {}
-        self._removing: dict[str, Sequence[str]] = {}
+        self._held = Holdings({}, {}, {})
         self._put: set[str] = set()
         self._replaced: set[str] = set()
         self._excluding = False
@@ -158,25 +158,26 @@ class Placing:
         self.rows.clear()
 
     def _learn(self) -> None:
-        held = self._shared.rows.holdings(self._asked)
+        self._held = self._shared.rows.holdings(self._asked)
         own = {row.sop_instance_uid for row in self.rows if row.state is InstanceState.STORED}
-        self._keys = {uid: key for uid, key in self._keys.items() if uid in own} | dict(held.stored)
-        self._removing = dict(held.removing)
+        self._keys = {uid: key for uid, key in self._keys.items() if uid in own} | dict(self._held.stored)
 
     def _exclude(self) -> None:
-        """Have files and rows stay as they are, but for what is new; learn what they are by now."""
+        """Have files and rows stay as they are, but for what is new, and learn what they are by now.
+
+        Whoever was about to remove a file would have the lock if it were alive: what it left is done here.
+        """
         if self._excluding:
             return
         self._shared.store.exclude_replacing(self._stored)
         self._excluding = True
         self._learn()
-        if self._removing:
-            # Whoever was about to remove them would have the lock if it were alive.
-            for key in {key for keys in self._removing.values() for key in keys} - self._put:
-                self._remove_unclaimed(key)
+        removing, replaced = self._held.removing, self._held.replaced
+        for key in set().union(*removing.values(), *replaced.values()) - self._put:
+            self._remove_unclaimed(key)
+        if removing:
             self._shared.store.sync(self._stored)
-            self._shared.rows.finish_removals(self._removing)
-            self._removing.clear()
+            self._shared.rows.finish_removals(removing)
 
     def _remove_unclaimed(self, key: str) -> None:
         if not self._shared.rows.claimed_keys([key]):
@@ -185,7 +186,8 @@ class Placing:
     def _store(self, arrival: Arrival, facts: Facts) -> None:
         key = self._shared.layout.key(facts.study_uid, facts.series_uid, facts.sop_instance_uid)
         uid = facts.sop_instance_uid
-        if uid not in self._keys and uid not in self._removing and self._give(arrival, key):
+        held = uid in self._keys or uid in self._held.removing or uid in self._held.replaced
+        if not held and self._give(arrival, key):
             self._add(arrival, facts, key, InstanceState.STORED, _note(facts))
             return
         self._exclude()
@@ -270,10 +272,7 @@ class Placing:
     def _replace(self, arrival: Arrival, facts: Facts, taken: str, key: str, note: str) -> None:
         shared, uid = self._shared, facts.sop_instance_uid
         if shared.rows.known_spool_refs([arrival.spool_ref]):
-            # An object that has replaced, and may have been replaced since; or died before it was done.
-            for left in shared.rows.replaced_keys(uid) - {row.store_key for row in self.rows}:
-                shared.store.remove(self._stored, left)
-            return
+            return  # an object that has replaced, and may have been replaced since
         shared.rows.supersede([uid], shared.now())
         shared.store.replace(self._stored, arrival.source, key)
         if taken != key:

@@ -57,12 +57,12 @@ _UIDS: Final = instances.c.sop_instance_uid.in_(bindparam("uids", expanding=True
 _STORED: Final = (_UIDS, _state == InstanceState.STORED.value)
 _REMOVING: Final = (_UIDS, _state == InstanceState.REMOVING.value)
 _HELD: Final = select(instances.c.sop_instance_uid, instances.c.store_key, instances.c.state).where(
-    _UIDS, _state.in_((InstanceState.STORED.value, InstanceState.REMOVING.value))
+    _UIDS,
+    _state.in_((InstanceState.STORED.value, InstanceState.REMOVING.value, InstanceState.REPLACED.value)),
 )
 _CLAIMED: Final = select(instances.c.store_key).where(
     instances.c.store_key.in_(bindparam("keys", expanding=True)), HAS_FILE
 )
-_REPLACED_KEYS: Final = select(instances.c.store_key).where(_UIDS, _state == InstanceState.REPLACED.value)
 _OPEN: Final = (DeliveryState.WAITING.value, DeliveryState.SENDING.value, DeliveryState.RETRY.value)
 
 
@@ -73,10 +73,12 @@ class Holdings:
     Attributes:
         stored: The store keys of those that are stored.
         removing: The store keys that `[retention]` is about to remove, or died while doing so.
+        replaced: The store keys that replaced objects had, and that the stored one does not have.
     """
 
     stored: Mapping[str, str]
-    removing: Mapping[str, Sequence[str]]
+    removing: Mapping[str, set[str]]
+    replaced: Mapping[str, set[str]]
 
 
 class Instances(Database):
@@ -152,7 +154,9 @@ class Instances(Database):
             LedgerError: The ledger is away.
         """
         stored: dict[str, str] = {}
-        removing: dict[str, list[str]] = {}
+        others: dict[str, dict[str, set[str]]] = {
+            state.value: {} for state in (InstanceState.REMOVING, InstanceState.REPLACED)
+        }
         with self.read() as connection:
             for chunk in _chunks(uids):
                 asked = {_clean(uid): uid for uid in chunk}
@@ -160,8 +164,10 @@ class Instances(Database):
                     if state == InstanceState.STORED.value:
                         stored[asked[uid]] = key
                     else:
-                        removing.setdefault(asked[uid], []).append(key)
-        return Holdings(stored, removing)
+                        others[state].setdefault(asked[uid], set()).add(key)
+        removing, replaced = others.values()
+        left = {uid: keys - {stored.get(uid)} for uid, keys in replaced.items()}
+        return Holdings(stored, removing, {uid: keys for uid, keys in left.items() if keys})
 
     def claimed_keys(self, keys: Iterable[str]) -> set[str]:
         """Those of `keys` whose files belong to a row.
@@ -174,16 +180,6 @@ class Instances(Database):
             for chunk in _chunks(keys):
                 claimed.update(connection.execute(_CLAIMED, {"keys": chunk}).scalars())
         return claimed
-
-    def replaced_keys(self, uid: str) -> set[str]:
-        """The keys that replaced objects of a SOP instance UID had, and that are nobody's now.
-
-        Raises:
-            LedgerError: The ledger is away.
-        """
-        with self.read() as connection:
-            keys = set(connection.execute(_REPLACED_KEYS, {"uids": [_clean(uid)]}).scalars())
-            return keys - set(connection.execute(_CLAIMED, {"keys": list(keys)}).scalars())
 
     def finish_removals(self, uids: Iterable[str]) -> None:
         """Mark as removed what was being removed of these SOP instance UIDs.
