@@ -1,7 +1,7 @@
 """One SOP instance UID stored by several workers at once, and removed meanwhile: every step between them."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ import pytest
 from sqlalchemy import update
 
 import workers.store
-from ingest.ledger import DeliveryState, InstanceState, Ledger
+from ingest.ledger import DeliveryState, InstanceState, Ledger, NewInstance, Outcome
 from ingest.ledger.schema import instances
 from tests.instances import IMPLICIT, Made
 from tests.ledgers import delivery_states
@@ -276,6 +276,27 @@ def test_removal_waits_until_what_collides_is_recorded(site: Site, monkeypatch: 
         site.work()
     assert held == [True]
     assert not is_locked(site)
+
+
+def test_lock_is_let_go_of_with_the_commit_though_the_batch_goes_on(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held: list[bool] = []
+    real = Ledger.record
+
+    def recording(ledger: Ledger, rows: Sequence[NewInstance]) -> list[Outcome]:
+        held.append(is_locked(site))
+        return real(ledger, rows)
+
+    site.receive(FIRST)
+    site.work()
+    site.receive(FIRST)
+    site.receive(Made(sop="1.7.1"))
+    with monkeypatch.context() as patch:
+        patch.setattr("workers.persist.RECORD_SECONDS", -1.0)
+        patch.setattr(Ledger, "record", recording)
+        site.work()
+    assert held == [True, False]
 
 
 def is_locked(site: Site) -> bool:
