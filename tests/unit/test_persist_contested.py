@@ -251,6 +251,21 @@ def test_removal_that_died_is_finished_by_the_instance_that_comes_again(
     assert delivery_of(site, new.id) == {"pacs": DeliveryState.WAITING}
 
 
+def test_removal_that_died_does_not_take_the_file_of_its_successor(site: Site) -> None:
+    site.receive(FIRST)
+    site.work()
+    mark(site, REMOVED)
+    (site.config.store_root / KEY).unlink()
+    site.receive(FIRST)
+    site.work()
+    with site.ledger() as ledger, ledger.write() as connection:
+        connection.execute(update(instances).where(instances.c.id == 1).values(state=REMOVING.value))
+    site.receive(FIRST)
+    site.work()
+    assert states(site) == [REMOVED, STORED]
+    assert site.stored() == [KEY]
+
+
 def test_reference_that_comes_again_after_its_instance_was_removed_brings_nothing_back(site: Site) -> None:
     site.receive(FIRST, name="a")
     site.work()
