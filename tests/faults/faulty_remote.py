@@ -19,7 +19,7 @@ import zlib
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from ext.encode import encode_p_data
 from ext.events import Command, ControlPDU, DataSet
@@ -122,25 +122,30 @@ class Remote:
         self._file = os.open(folder / "record", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         self._answers: Counter[str] = Counter()
 
-    def mode(self, name: str) -> float:
+    def mode(self, name: str) -> Any:
         """What the test wants for now."""
-        return float(json.loads(self._mode.read_text()).get(name, 0))
+        return json.loads(self._mode.read_text()).get(name, 0)
 
     def write(self, kind: str, value: str, *more: object) -> None:
         os.write(self._file, ("\t".join((kind, value, *map(str, more))) + "\n").encode())
 
-    def draw(self, rate: float, faults: tuple[str, ...]) -> str:
+    def draw(self, kind: str, faults: tuple[str, ...]) -> str:
         """A fault to come, or none; stalls are rarer, since each costs a deadline."""
+        always, rate = self.mode("always"), self.mode(kind)
         with self.lock:
             fault = self.chance.choice(faults) if self.chance.random() < rate else ""
             if fault in STALLS and self.chance.random() < 0.6:
                 fault = ""
+        if always in faults:
+            fault = always
         if fault:
             self.write("fault", fault)
         return fault
 
     def status(self, uid: str) -> int:
         """What to answer to this instance now."""
+        if self.mode("always") == "succeed":
+            return 0x0000
         with self.lock:
             if uid in self.record.held:
                 return self.chance.choice((0x0000, 0x0111))
@@ -168,7 +173,7 @@ class Connection:
         with contextlib.suppress(OSError, EOFError, HangUpError):
             self._sock.settimeout(30)
             self._sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            fault = self._remote.draw(self._remote.mode("connections"), CONNECTION_FAULTS)
+            fault = self._remote.draw("connections", CONNECTION_FAULTS)
             self._begin(fault)
             self._serve(fault)
         with contextlib.suppress(OSError):
@@ -250,7 +255,7 @@ class Connection:
             self._say(encode_p_data(event.context_id, dimse.echo_response(request), 0))
             return
         assert isinstance(request, dimse.StoreRequest)
-        fault = self._remote.draw(self._remote.mode("stores"), STORE_FAULTS)
+        fault = self._remote.draw("stores", STORE_FAULTS)
         if fault == "abort at command":
             self._say(wire.encode_abort(2, 0), end=True)
         if fault == "hang up at command":
@@ -312,7 +317,7 @@ def _end_with_the_test() -> None:
 class FaultyRemote:
     """The remote as a test has it: started, told what to do, killed, started again on the same port."""
 
-    def __init__(self, folder: Path, tls: TLS, *, seed: int = 1, **mode: float) -> None:
+    def __init__(self, folder: Path, tls: TLS, *, seed: int = 1, **mode: float | str) -> None:
         """Prepare.
 
         Args:
@@ -320,7 +325,7 @@ class FaultyRemote:
             tls: Its certificate, and whom it trusts.
             seed: Of chance.
             mode: `connections` and `stores`: share of them that breaks; `permanent`: whether every
-                association is rejected for good.
+                association is rejected for good; `always`: the one thing that happens, "succeed" or a fault.
         """
         folder.mkdir(parents=True)
         self.port = free_port()
@@ -343,7 +348,7 @@ class FaultyRemote:
         """What it has seen so far."""
         return Record.read(self._folder / "record")
 
-    def tell(self, **mode: float) -> None:
+    def tell(self, **mode: float | str) -> None:
         """Change what it does, from the next connection or C-STORE on."""
         self._mode.update(mode)
         new = self._folder / "new"

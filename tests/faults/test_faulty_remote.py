@@ -144,7 +144,7 @@ def test_every_delivery_ends_and_the_remote_holds_exactly_what_was_delivered(
     record_property: Callable[[str, object], None],
 ) -> None:
     tls = material.tls("remote")
-    with FaultyRemote(tmp_path / "remote", tls, seed=SEED, connections=0.25, stores=0.03) as remote:
+    with FaultyRemote(tmp_path / "remote", tls, seed=SEED, connections=0.25, stores=0.015) as remote:
         forwarding.add(
             remote.port,
             associations=2,
