@@ -72,7 +72,7 @@ class Holdings:
 
     Attributes:
         stored: The store keys of those that are stored.
-        removing: The store keys that `[retention]` is about to remove, or died while doing so.
+        removing: The store keys whose files are about to be removed, or whose remover died.
         replaced: The store keys that replaced objects had, and that the stored one does not have.
     """
 

@@ -17,13 +17,9 @@ class InstanceState(StrEnum):
     REPLACED = "replaced"
     """Its file gave way to a newer one of the same UID (`[store] duplicates = "overwrite"`)."""
     REMOVING = "removing"
-    """`[retention]` is about to remove its file."""
+    """Its file is about to be removed from the store."""
     REMOVED = "removed"
-    """`[retention]` removed its file."""
-    RELEASED = "released"
-    """Somebody let it out of the quarantine; another row says what became of it."""
-    DROPPED = "dropped"
-    """Somebody had its file in the quarantine removed."""
+    """Its file was removed from the store."""
 
 
 class DeliveryState(StrEnum):

@@ -4,7 +4,6 @@ from typing import Final
 
 from sqlalchemy import (
     BigInteger,
-    Boolean,
     Column,
     ForeignKey,
     Index,
@@ -25,7 +24,7 @@ _Id = BigInteger().with_variant(Integer(), "sqlite")
 metadata = MetaData()
 
 _STORED = text("state = 'stored'")
-HAS_FILE: Final = text("state not in ('replaced', 'removing', 'removed', 'released', 'dropped')")
+HAS_FILE: Final = text("state not in ('replaced', 'removing', 'removed')")
 
 instances = Table(
     "instances",
@@ -87,32 +86,4 @@ deliveries = Table(
     UniqueConstraint("instance_id", "destination", name="deliveries_instance_destination"),
     # Equality on the first two and the order of the rest is how a lease reads, whatever the backlog.
     Index("deliveries_due", "destination", "state", "next_at", "instance_id"),
-)
-
-circuits = Table(
-    "circuits",
-    metadata,
-    Column("destination", Text, primary_key=True),
-    Column("state", Text, nullable=False),
-    # Associations in a row that could not be made or ended early.
-    Column("failures", Integer, nullable=False),
-    Column("opened_at", BigInteger, nullable=False),
-    # When the remote may be asked again; 0 while closed.
-    Column("probe_at", BigInteger, nullable=False),
-    # Whether the remote said that it wants no association with us (A-ASSOCIATE-RJ, permanent).
-    Column("permanent", Boolean, nullable=False),
-    Column("last_error", Text, nullable=False),
-    Column("last_error_at", BigInteger, nullable=False),
-)
-
-throughput = Table(
-    "throughput",
-    metadata,
-    Column("destination", Text, primary_key=True),
-    # Minutes since 1970.
-    Column("minute", BigInteger, primary_key=True),
-    Column("delivered", BigInteger, nullable=False),
-    Column("bytes", BigInteger, nullable=False),
-    # Attempts that are to be repeated, and deliveries that are dead.
-    Column("failed", BigInteger, nullable=False),
 )

@@ -6,14 +6,27 @@ import sqlite3
 from pathlib import Path
 
 import pytest
+from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
 
 from ingest.errors import LedgerError
 from ingest.ledger import SCHEMA_VERSION, Ledger
 from ingest.ledger.schema import metadata
-from ingest.migrations import head
+from ingest.migrations import configuration, head
 from tests.ledgers import row
+
+TEXTS = (
+    "sop_instance_uid",
+    "sop_class_uid",
+    "study_uid",
+    "series_uid",
+    "transfer_syntax_uid",
+    "calling_ae",
+    "called_ae",
+    "source",
+    "note",
+)
 
 
 @pytest.fixture
@@ -102,3 +115,25 @@ def test_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(LedgerError, match="file"):
         Ledger(f"sqlite:///{tmp_path}/file/ledger.db").migrate()
+
+
+def test_ledger_of_the_first_revision_keeps_its_rows_and_one_stored_object_a_uid(url: str) -> None:
+    ledger = Ledger(url)
+    ledger.migrate()
+    with ledger.write() as connection:
+        command.downgrade(configuration(connection), "0001")
+        for number, (uid, key) in enumerate([("1.2", "a"), ("1.2", "b"), ("1.3", "c")], 1):
+            names = ", ".join(f"'{uid}'" if name == "sop_instance_uid" else "''" for name in TEXTS)
+            connection.exec_driver_sql(
+                f"INSERT INTO instances ({', '.join(TEXTS)}, id, state, store_key, spool_ref, size, "
+                f"data_set_offset, received_at, stored_at) "
+                f"VALUES ({names}, {number}, 'stored', '{key}', '{number}', 1, 1, 1, 1)"
+            )
+    ledger.migrate()
+    rows = sorted(ledger.instances(), key=lambda row: row.id)
+    assert [(row.store_key, row.state.value, row.routed) for row in rows] == [
+        ("a", "stored", ""),
+        ("b", "variant", ""),
+        ("c", "stored", ""),
+    ]
+    ledger.close()
