@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from ingest.cli_ledger import filter_of, filter_options, named_filter_of
+from ingest.cli_ledger import filter_of, filter_options, require_one
 from ingest.cli_options import remote_options, tls_of
 from ingest.errors import BootError, ConfigError, IngestError
 
@@ -202,10 +202,10 @@ def retry(path: Path, everything: bool, **which: Any) -> None:
 
     What is being sent is left alone, and what waits does so already.
     """
-    which["states"] = which["states"] or (() if not everything and not any(which.values()) else ("dead",))
-    meant = named_filter_of(which, everything=everything)
+    require_one(which, everything=everything)
     from ingest.listing import send_again
 
+    meant = filter_of({**which, "states": which["states"] or ("dead",)})
     click.get_current_context().exit(send_again(_load(path), meant))
 
 
@@ -220,10 +220,10 @@ def drop(path: Path, everything: bool, reason: str, yes: bool, **which: Any) -> 
 
     Those that wait, are to be tried again, or are dead; `retry --state dropped` undoes it.
     """
-    meant = named_filter_of(which, everything=everything)
+    require_one(which, everything=everything)
     from ingest.listing import give_up
 
-    loaded = _load(path)
+    meant, loaded = filter_of(which), _load(path)
     if not yes:
         click.confirm("Drop these deliveries?", abort=True)
     click.get_current_context().exit(give_up(loaded, meant, reason))

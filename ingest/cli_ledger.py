@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
+# As `ingest.ledger.DeliveryState` has them, without loading the ledger for --help.
 STATES = ("waiting", "sending", "delivered", "retry", "dead", "dropped")
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 
@@ -61,8 +62,11 @@ def filter_of(options: dict[str, Any]) -> "Filter":
     return Filter(**{**options, "states": tuple(DeliveryState(state) for state in options["states"])})
 
 
-def named_filter_of(options: dict[str, Any], *, everything: bool) -> "Filter":
-    """The same where something has to be named, or `--all` said."""
+def require_one(options: dict[str, Any], *, everything: bool) -> None:
+    """Make sure that something was named, or `--all` said.
+
+    Raises:
+        click.UsageError: Neither was.
+    """
     if not everything and not any(options.values()):
         raise click.UsageError("say which: --destination, --study, …, or --all")
-    return filter_of(options)

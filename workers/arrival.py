@@ -13,6 +13,7 @@ import redis
 
 from ext.header import scan
 from ingest.dicom.part10 import read_file_meta
+from ingest.dicom.routing import Subject
 from ingest.errors import PeerError, SpoolError
 from ingest.queue import data_key
 from ingest.spool import segment
@@ -58,6 +59,13 @@ class Facts:
     conflict: str = ""
     note: str = ""
     attributes: Mapping[int, bytes] = field(default_factory=dict)
+
+    @property
+    def subject(self) -> Subject:
+        """What routes decide on."""
+        return Subject(
+            self.calling_ae, self.called_ae, self.sop_class_uid, self.transfer_syntax_uid, self.attributes
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ from typing import Final
 
 import structlog
 
-from ingest.dicom.routing import Router, Subject
+from ingest.dicom.routing import Router
 from ingest.ledger import Holdings, InstanceState, NewInstance, Outcome
 from workers.arrival import Arrival, Facts
 from workers.compare import existing, same_bytes, same_file
@@ -299,7 +299,7 @@ class Placing:
     ) -> None:
         if state is InstanceState.STORED:
             self._keys[facts.sop_instance_uid] = key
-        routing = self._shared.router.decide(_subject(facts)) if state is InstanceState.STORED else None
+        routing = self._shared.router.decide(facts.subject) if state is InstanceState.STORED else None
         self.rows.append(
             NewInstance(
                 state=state,
@@ -323,12 +323,6 @@ class Placing:
                 replaces=replaces,
             )
         )
-
-
-def _subject(facts: Facts) -> Subject:
-    return Subject(
-        facts.calling_ae, facts.called_ae, facts.sop_class_uid, facts.transfer_syntax_uid, facts.attributes
-    )
 
 
 def _note(facts: Facts) -> str:

@@ -3,7 +3,7 @@
 import json
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from rich.markup import escape
 
 from ingest.config.model import Config
 from ingest.dicom.part10 import is_part10
-from ingest.dicom.routing import Router, Routing, Subject
+from ingest.dicom.routing import Router, Routing
 from ingest.errors import PeerError
 from workers.arrival import identify
 from workers.store import Source
@@ -74,13 +74,11 @@ def _explained(router: Router, path: Path, calling_ae: str | None, called_ae: st
         return Explained(path, error=f"cannot be read: {error.strerror}")
     finally:
         os.close(fd)
-    subject = Subject(
-        facts.calling_ae if calling_ae is None else calling_ae,
-        facts.called_ae if called_ae is None else called_ae,
-        facts.sop_class_uid,
-        facts.transfer_syntax_uid,
-        facts.attributes,
-    )
+    subject = facts.subject
+    if calling_ae is not None:
+        subject = replace(subject, calling_ae=calling_ae)
+    if called_ae is not None:
+        subject = replace(subject, called_ae=called_ae)
     return Explained(path, router.decide(subject))
 
 

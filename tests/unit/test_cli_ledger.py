@@ -7,6 +7,8 @@ import pytest
 from click.testing import CliRunner, Result
 
 from ingest.cli import main
+from ingest.cli_ledger import STATES
+from ingest.ledger import DeliveryState
 from tests.forwarding import Forwarding
 from tests.peers import CT, EXPLICIT, PynetdicomRemote
 from tests.servers import Valkey
@@ -63,6 +65,10 @@ def test_dropping_asks_first_and_keeps_the_reason(site: Forwarding) -> None:
     result = ask(site, "drop", "--study", "1.2.3", "--reason", "moved", "--yes")
     assert result.output.strip() == "pacs: 2 dropped"
     assert site.row("1.2.3.1").last_error == "moved"
+
+
+def test_every_state_of_a_delivery_can_be_asked_for() -> None:
+    assert tuple(state.value for state in DeliveryState) == STATES
 
 
 @pytest.mark.parametrize("command", ["retry", "drop"])
