@@ -159,6 +159,22 @@ class Drainer(Persister):
         return entries
 
 
+def sections_of(policy: str, carried: str, elsewhere: Path) -> dict[str, Any]:
+    """Sections for a policy of duplicates, and for a way from the spool: "link", "copy", "segment", "redis".
+
+    Args:
+        policy: `[store] duplicates`.
+        carried: The way; with "segment" the test sets `Site.in_segments`.
+        elsewhere: A folder on another file system.
+    """
+    sections: dict[str, Any] = {"store": {"duplicates": policy}}
+    if carried == "copy":
+        sections["receive"] = {"spool_dir": elsewhere / "spool"}
+    if carried == "redis":
+        sections["queue"] = {"carrier": "redis"}
+    return sections
+
+
 def make_site(folder: Path, url: str, **sections: Any) -> Site:
     """A site below a folder; sections of the configuration as keywords, as dictionaries."""
     values: dict[str, Any] = {

@@ -185,6 +185,16 @@ def test_dead_remote_costs_one_connection_and_one_attempt_a_batch(forwarding: Fo
     assert row.next_at > leases.now_ms() + 20_000
 
 
+def test_remote_that_cannot_be_reached_makes_nothing_dead(forwarding: Forwarding) -> None:
+    forwarding.add(free_port(), max_attempts=1, retry_first_seconds=0.01, retry_max_seconds=0.01)
+    forwarding.many(3)
+    for _ in range(3):
+        drain_once(forwarding)
+        eventually(lambda: forwarding.ledger.due_destinations(leases.now_ms()), 5, "tried again")
+    assert forwarding.states() == {"retry": 3}
+    assert "refused" in str(forwarding.row("1.2.3.1").last_error)
+
+
 def test_destination_that_comes_back_gets_everything(forwarding: Forwarding, tls: TLS) -> None:
     port = free_port()
     forwarding.add(port, retry_first_seconds=0.05)

@@ -14,7 +14,7 @@ from ingest.ledger import DeliveryState, InstanceState, Ledger, NewInstance, Out
 from ingest.ledger.schema import instances
 from tests.instances import IMPLICIT, Made
 from tests.ledgers import delivery_states
-from tests.persisting import Site
+from tests.persisting import Site, sections_of
 from tests.unit.test_persist_crashes import Killed, die_at
 from workers.incoming import lock
 from workers.placement import Placing
@@ -55,6 +55,15 @@ def rival(site: Site, made: Made) -> Callable[[], None]:
     return work
 
 
+def assert_stored_anew(site: Site, second: Made) -> None:
+    """The first object is gone; the second is the only one in the store, and is to be delivered."""
+    assert states(site) == [REMOVED, STORED]
+    new = site.instances()[1]
+    assert site.stored() == [new.store_key]
+    assert (site.config.store_root / new.store_key).read_bytes() == second.file
+    assert delivery_of(site, new.id) == {"pacs": DeliveryState.WAITING}
+
+
 def states(site: Site) -> list[InstanceState]:
     return [row.state for row in site.instances()]
 
@@ -93,12 +102,7 @@ def test_uid_that_another_worker_stores_under_another_study_is_placed_again(
     carried: str,
 ) -> None:
     second, expected, files = SECOND[policy, differs]
-    sections: dict[str, Any] = {"store": {"duplicates": policy}}
-    if carried == "copy":
-        sections["receive"] = {"spool_dir": second_file_system / "spool"}
-    if carried == "redis":
-        sections["queue"] = {"carrier": "redis"}
-    site = make_persist_site(**sections)
+    site = make_persist_site(**sections_of(policy, carried, second_file_system))
     site.in_segments = carried == "segment"
     # Both names are given before either has a row.
     once(monkeypatch, FileStore, "sync", rival(site, FIRST))
@@ -205,10 +209,7 @@ def test_instance_that_was_removed_is_stored_and_delivered_anew(site: Site, seco
     (site.config.store_root / KEY).unlink()
     site.receive(second)
     site.work()
-    assert states(site) == [REMOVED, STORED]
-    new = site.instances()[1]
-    assert site.stored() == [new.store_key]
-    assert delivery_of(site, new.id) == {"pacs": DeliveryState.WAITING}
+    assert_stored_anew(site, second)
 
 
 @pytest.mark.parametrize("second", [FIRST, OTHER_STUDY, Made(pixels=b"zz")], ids=["same", "study", "content"])
@@ -226,10 +227,7 @@ def test_removal_that_goes_on_while_an_instance_comes_again_does_not_take_it_alo
     once(monkeypatch, FileStore, "exclude_replacing", remove)
     site.receive(second)
     site.work()
-    assert states(site) == [REMOVED, STORED]
-    new = site.instances()[1]
-    assert (site.config.store_root / new.store_key).read_bytes() == second.file
-    assert delivery_of(site, new.id) == {"pacs": DeliveryState.WAITING}
+    assert_stored_anew(site, second)
 
 
 @pytest.mark.parametrize("unlinked", [False, True])
@@ -244,11 +242,7 @@ def test_removal_that_died_is_finished_by_the_instance_that_comes_again(
         (site.config.store_root / KEY).unlink()
     site.receive(second)
     site.work()
-    assert states(site) == [REMOVED, STORED]
-    new = site.instances()[1]
-    assert site.stored() == [new.store_key]
-    assert (site.config.store_root / new.store_key).read_bytes() == second.file
-    assert delivery_of(site, new.id) == {"pacs": DeliveryState.WAITING}
+    assert_stored_anew(site, second)
 
 
 def test_removal_that_died_does_not_take_the_file_of_its_successor(site: Site) -> None:

@@ -15,7 +15,7 @@ from ingest.ledger import InstanceState, Ledger
 from ingest.wake import Waker
 from tests.instances import IMPLICIT, Made
 from tests.nodes import eventually
-from tests.persisting import Site
+from tests.persisting import Site, sections_of
 from workers.arrival import OpenSegments
 from workers.inbox import Inbox
 from workers.placement import Placing
@@ -117,12 +117,7 @@ def test_death_at_any_step_loses_and_doubles_nothing(
     carried: str,
     policy: str,
 ) -> None:
-    sections: dict[str, Any] = {"store": {"duplicates": policy}}
-    if carried == "copy":
-        sections["receive"] = {"spool_dir": second_file_system / "spool"}
-    if carried == "redis":
-        sections["queue"] = {"carrier": "redis"}
-    site = make_persist_site(**sections)
+    site = make_persist_site(**sections_of(policy, carried, second_file_system))
     site.in_segments = carried == "segment"
     with site.ledger():
         pass
