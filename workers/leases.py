@@ -109,7 +109,7 @@ class Leases:
     def finish(self) -> None:
         """Write what waits, in one transaction; LedgerError while the ledger is away, and it waits on."""
         if self._results:
-            self._ledger.finish(self._results, now_ms())
+            self._ledger.finish(self._destination, self._results, now_ms())
             self._results = []
 
     def give_back(self) -> None:

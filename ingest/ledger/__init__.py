@@ -1,7 +1,9 @@
 """The ledger: what every instance and every delivery is, durably, in SQL."""
 
+from ingest.ledger.circuits import Circuit, CircuitState
 from ingest.ledger.instances import Holdings
 from ingest.ledger.ledger import Ledger
+from ingest.ledger.progress import Progress
 from ingest.ledger.rows import (
     Counts,
     Delivery,
@@ -17,6 +19,8 @@ from ingest.ledger.schema import SCHEMA_VERSION
 
 __all__ = [
     "SCHEMA_VERSION",
+    "Circuit",
+    "CircuitState",
     "Counts",
     "Delivery",
     "DeliveryResult",
@@ -28,4 +32,5 @@ __all__ = [
     "Ledger",
     "NewInstance",
     "Outcome",
+    "Progress",
 ]

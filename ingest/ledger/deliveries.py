@@ -18,10 +18,14 @@ from sqlalchemy import (
 )
 
 from ingest.ledger.database import Database
+from ingest.ledger.progress import count_delivered
 from ingest.ledger.rows import Delivery, DeliveryResult, DeliveryRow, DeliveryState
 from ingest.ledger.schema import deliveries, instances
 
 # In each of these states `next_at` says from when on a row may be taken.
+WINDOW: Final = 1024
+"""How far into the backlog a worker looks for series that no other worker has in hand."""
+
 _OPEN: Final = (DeliveryState.WAITING.value, DeliveryState.RETRY.value, DeliveryState.SENDING.value)
 
 _DUE: Final = (
@@ -30,9 +34,11 @@ _DUE: Final = (
         deliveries.c.instance_id,
         deliveries.c.destination,
         deliveries.c.attempts,
+        deliveries.c.created_at,
         instances.c.store_key,
         instances.c.size,
         instances.c.data_set_offset,
+        instances.c.series_uid,
         instances.c.sop_class_uid,
         instances.c.sop_instance_uid,
         instances.c.transfer_syntax_uid,
@@ -48,6 +54,20 @@ _DUE: Final = (
     # PostgreSQL only: what another worker is leasing is passed over. SQLite has one writer at a time.
     .with_for_update(skip_locked=True, of=deliveries)
 )
+# Series of which another worker has instances on their way: what follows in them waits for those.
+_BUSY_SERIES: Final = (
+    select(instances.c.series_uid)
+    .distinct()
+    .join(deliveries, instances.c.id == deliveries.c.instance_id)
+    .where(
+        deliveries.c.destination == bindparam("of"),
+        deliveries.c.state == DeliveryState.SENDING.value,
+        deliveries.c.next_at > bindparam("now"),
+        deliveries.c.lease_owner != bindparam("owner"),
+    )
+)
+# PostgreSQL: two workers that lease of one destination would each not see what the other one takes.
+_ONE_AT_A_TIME: Final = select(func.pg_advisory_xact_lock(func.hashtext(bindparam("of"))))
 _IDS: Final = deliveries.c.id.in_(bindparam("ids", expanding=True))
 _OURS: Final = and_(
     _IDS,
@@ -138,6 +158,36 @@ _NEXT_DUE: Final = union_all(
 )
 
 
+# What waits was made in the order of its instances: the oldest come first, and the index has them so.
+_OLDEST_WAITING: Final = (
+    select(deliveries.c.id, deliveries.c.created_at)
+    .where(deliveries.c.destination == bindparam("of"), deliveries.c.state == DeliveryState.WAITING.value)
+    .order_by(deliveries.c.next_at, deliveries.c.instance_id)
+    .limit(bindparam("at_most"))
+    .with_for_update(skip_locked=True)
+)
+_OLD_RETRIES: Final = (
+    select(deliveries.c.id)
+    .where(
+        deliveries.c.destination == bindparam("of"),
+        deliveries.c.state == DeliveryState.RETRY.value,
+        deliveries.c.created_at < bindparam("before"),
+    )
+    .limit(bindparam("at_most"))
+    .with_for_update(skip_locked=True)
+)
+_EXPIRE: Final = (
+    update(deliveries)
+    .where(_IDS)
+    .values(
+        state=DeliveryState.DEAD.value,
+        next_at=0,
+        last_error=bindparam("error"),
+        updated_at=bindparam("now"),
+    )
+)
+
+
 class Deliveries(Database):
     """Leases deliveries and keeps what became of them."""
 
@@ -152,14 +202,15 @@ class Deliveries(Database):
             lease_ms: How long nobody else will take them, in milliseconds.
 
         Returns:
-            Them in the order in which their instances were recorded; attempts count this one.
+            Them in the order in which their instances were recorded; attempts count this one. Of
+            a series of which another owner has leased instances there are none: its order is kept.
 
         Raises:
             LedgerError: The ledger is away.
         """
         until = now_ms + lease_ms
         with self.write() as connection:
-            rows = self._due(connection, destination, limit, now_ms)
+            rows = self._due(connection, destination, owner, limit, now_ms)
             if rows:
                 ids = [row["id"] for row in rows]
                 connection.execute(_LEASE, {"ids": ids, "owner": owner, "until": until, "now": now_ms})
@@ -175,8 +226,13 @@ class Deliveries(Database):
         with self.write() as connection:
             return set(connection.execute(_RENEW, parameters).scalars())
 
-    def finish(self, results: Sequence[DeliveryResult], now_ms: int) -> int:
+    def finish(self, destination: str, results: Sequence[DeliveryResult], now_ms: int) -> int:
         """Write how attempts ended, in one transaction; returns how many of them were still their owner's.
+
+        Args:
+            destination: Whose deliveries they are.
+            results: How they ended.
+            now_ms: The time, in Unix milliseconds.
 
         Raises:
             LedgerError: The ledger is away.
@@ -196,6 +252,7 @@ class Deliveries(Database):
             for result in results
         ]
         with self.write() as connection:
+            count_delivered(connection, self.dialect, results, destination, now_ms)
             return connection.execute(_FINISH, parameters).rowcount
 
     def release(self, ids: Sequence[int], owner: str) -> None:
@@ -244,11 +301,34 @@ class Deliveries(Database):
                 for row in connection.execute(query).mappings()
             ]
 
-    @staticmethod
-    def _due(connection: Connection, destination: str, limit: int, now_ms: int) -> list[dict[str, Any]]:
+    def expire(self, destination: str, before_ms: int, reason: str, now_ms: int) -> int:
+        """Give up what is owed since before a time and is not on its way; returns how many are dead now.
+
+        At most `WINDOW` rows a call, the oldest first.
+
+        Raises:
+            LedgerError: The ledger is away.
+        """
+        parameters = {"of": destination, "before": before_ms, "at_most": WINDOW}
+        with self.write() as connection:
+            waiting = connection.execute(_OLDEST_WAITING, parameters).all()
+            ids = [row.id for row in waiting if row.created_at < before_ms]
+            ids += connection.execute(_OLD_RETRIES, parameters).scalars()
+            if ids:
+                connection.execute(_EXPIRE, {"ids": ids, "error": reason, "now": now_ms})
+        return len(ids)
+
+    def _due(
+        self, connection: Connection, destination: str, owner: str, limit: int, now_ms: int
+    ) -> list[dict[str, Any]]:
+        if self.dialect == "postgresql":
+            connection.execute(_ONE_AT_A_TIME, {"of": destination})
+        asked = {"of": destination, "owner": owner, "now": now_ms}
+        busy = set(connection.execute(_BUSY_SERIES, asked).scalars())
         found: list[dict[str, Any]] = []
         for state in _OPEN:
-            parameters = {"of": destination, "in_state": state, "now": now_ms, "at_most": limit}
-            found.extend(dict(row) for row in connection.execute(_DUE, parameters).mappings())
+            parameters = {**asked, "in_state": state, "at_most": WINDOW if busy else limit}
+            rows = connection.execute(_DUE, parameters).mappings()
+            found.extend(dict(row) for row in rows if row["series_uid"] not in busy)
         found.sort(key=lambda row: row["instance_id"])
         return found[:limit]

@@ -113,6 +113,7 @@ class Delivery:
     Attributes:
         attempts: How often it was leased, this time included.
         lease_until: When others may take it.
+        created_at: Since when it is owed.
         store_key, size, data_set_offset: Of the instance's file.
     """
 
@@ -121,9 +122,11 @@ class Delivery:
     destination: str
     attempts: int
     lease_until: int
+    created_at: int
     store_key: str
     size: int
     data_set_offset: int
+    series_uid: str
     sop_class_uid: str
     sop_instance_uid: str
     transfer_syntax_uid: str
@@ -139,6 +142,7 @@ class DeliveryResult:
         last_status: The DIMSE status of the answer (PS3.7 C), or None where there was none.
         last_error: Why it failed, in words, or empty.
         next_at: When to try again; 0 unless `state` is RETRY.
+        size: Bytes that went to the remote, for its throughput.
     """
 
     id: int
@@ -147,6 +151,7 @@ class DeliveryResult:
     last_status: int | None = None
     last_error: str = ""
     next_at: int = 0
+    size: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,6 +4,7 @@ from typing import Final
 
 from sqlalchemy import (
     BigInteger,
+    Boolean,
     Column,
     ForeignKey,
     Index,
@@ -15,7 +16,7 @@ from sqlalchemy import (
     text,
 )
 
-SCHEMA_VERSION: Final = "0003"
+SCHEMA_VERSION: Final = "0004"
 """The revision in ingest/migrations that made the tables below."""
 
 # SQLite hands out row ids of its own only for a primary key that is declared INTEGER.
@@ -86,4 +87,29 @@ deliveries = Table(
     UniqueConstraint("instance_id", "destination", name="deliveries_instance_destination"),
     # Equality on the first two and the order of the rest is how a lease reads, whatever the backlog.
     Index("deliveries_due", "destination", "state", "next_at", "instance_id"),
+)
+
+# What workers share of a destination as a whole; one that never failed has no row.
+circuits = Table(
+    "circuits",
+    metadata,
+    Column("destination", Text, primary_key=True),
+    Column("state", Text, nullable=False),
+    Column("failures", Integer, nullable=False),
+    Column("opened_at", BigInteger, nullable=False),
+    Column("probe_at", BigInteger, nullable=False),
+    Column("permanent", Boolean, nullable=False),
+    Column("last_error", Text, nullable=False),
+    Column("last_error_at", BigInteger, nullable=False),
+)
+
+# What was delivered in each of the last minutes, for people who ask for a rate.
+throughput = Table(
+    "throughput",
+    metadata,
+    Column("destination", Text, primary_key=True),
+    # Unix time in whole minutes.
+    Column("minute", BigInteger, primary_key=True, autoincrement=False),
+    Column("delivered", BigInteger, nullable=False),
+    Column("bytes", BigInteger, nullable=False),
 )

@@ -122,6 +122,8 @@ class Search(Database):
             "next_at": 0,
             "last_status": None,
             "last_error": None,
+            # The age after which it is given up starts anew, too.
+            "created_at": now_ms,
             "updated_at": now_ms,
         }
         # What waits already, or is on its way, needs nothing; nor does an instance that is no longer there.

@@ -88,7 +88,7 @@ def test_replacing_row_takes_over_and_drops_what_was_not_delivered(ledger: Ledge
 def test_superseded_rows_keep_what_was_delivered(ledger: Ledger) -> None:
     ledger.record([row(1, destinations=("a", "b"))])
     [first] = ledger.lease("a", "me", 1, 0, 1000)
-    ledger.finish([_delivered(first.id)], 5)
+    ledger.finish("a", [_delivered(first.id)], 5)
     ledger.supersede(["1.2.1"], 6)
     [found] = ledger.by_sop_instance("1.2.1")
     assert found.state is InstanceState.REPLACED

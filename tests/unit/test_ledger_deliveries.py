@@ -52,9 +52,9 @@ def test_leased_delivery_is_nobody_elses_until_the_lease_ends(ledger: Ledger) ->
     [yours] = ledger.lease("pacs", "you", 9, 1500, 500)
     assert yours.id == mine.id
     assert yours.attempts == 2
-    assert ledger.finish([result(mine, DeliveryState.DELIVERED)], 1501) == 0
+    assert ledger.finish("pacs", [result(mine, DeliveryState.DELIVERED)], 1501) == 0
     assert ledger.renew([mine.id], "me", 1501, 500) == set()
-    assert ledger.finish([result(yours, DeliveryState.DELIVERED, "you")], 1502) == 1
+    assert ledger.finish("pacs", [result(yours, DeliveryState.DELIVERED, "you")], 1502) == 1
 
 
 def test_renewed_lease_lasts_longer(ledger: Ledger) -> None:
@@ -68,7 +68,7 @@ def test_renewed_lease_lasts_longer(ledger: Ledger) -> None:
 def test_delivery_to_be_tried_again_waits_for_its_time(ledger: Ledger) -> None:
     ledger.record([row(1)])
     [leased] = ledger.lease("pacs", "me", 9, 1000, 500)
-    ledger.finish([result(leased, DeliveryState.RETRY, next_at=5000)], 1100)
+    ledger.finish("pacs", [result(leased, DeliveryState.RETRY, next_at=5000)], 1100)
     assert ledger.lease("pacs", "me", 9, 4999, 500) == []
     assert ledger.next_due("pacs") == 5000
     assert ledger.due_destinations(4999) == []
@@ -81,7 +81,7 @@ def test_delivery_to_be_tried_again_waits_for_its_time(ledger: Ledger) -> None:
 def test_ended_delivery_is_never_leased_again(ledger: Ledger, state: DeliveryState) -> None:
     ledger.record([row(1)])
     [leased] = ledger.lease("pacs", "me", 9, 1000, 500)
-    ledger.finish([result(leased, state, next_at=7)], 1100)
+    ledger.finish("pacs", [result(leased, state, next_at=7)], 1100)
     [found] = ledger.deliveries_of(leased.instance_id)
     assert (found.state, found.last_status, found.last_error) == (state, 0xA700, "full")
     assert (found.lease_owner, found.lease_until, found.next_at) == (None, None, 0)
@@ -112,7 +112,7 @@ def test_destinations_are_due_apart(ledger: Ledger) -> None:
 def test_retried_deliveries_and_new_ones_share_a_lease(ledger: Ledger) -> None:
     ledger.record([row(number) for number in range(6)])
     first = ledger.lease("pacs", "me", 2, 0, 100)
-    ledger.finish([result(delivery, DeliveryState.RETRY, next_at=50) for delivery in first], 10)
+    ledger.finish("pacs", [result(delivery, DeliveryState.RETRY, next_at=50) for delivery in first], 10)
     leased = ledger.lease("pacs", "me", 4, 60, 100)
     assert [delivery.sop_instance_uid for delivery in leased] == ["1.2.0", "1.2.1", "1.2.2", "1.2.3"]
 
@@ -127,7 +127,9 @@ def test_parallel_workers_lease_every_delivery_once(ledger: Ledger, url: str) ->
         try:
             while found := own.lease("pacs", owner, 7, 1000, 60_000):
                 leased.extend(delivery.id for delivery in found)
-                own.finish([DeliveryResult(id=found[0].id, owner=owner, state=DeliveryState.DELIVERED)], 1001)
+                own.finish(
+                    "pacs", [DeliveryResult(id=found[0].id, owner=owner, state=DeliveryState.DELIVERED)], 1001
+                )
         except BaseException as error:
             failures.append(error)
         finally:

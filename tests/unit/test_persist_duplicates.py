@@ -173,7 +173,7 @@ def test_delivered_instance_sent_again_is_not_delivered_again(site: Site) -> Non
     site.work()
     with site.ledger() as ledger:
         [leased] = ledger.lease("pacs", "me", 9, 0, 1000)
-        ledger.finish([DeliveryResult(id=leased.id, owner="me", state=DeliveryState.DELIVERED)], 1)
+        ledger.finish("pacs", [DeliveryResult(id=leased.id, owner="me", state=DeliveryState.DELIVERED)], 1)
     site.receive(FIRST)
     site.work()
     with site.ledger() as ledger:

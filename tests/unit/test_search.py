@@ -29,7 +29,7 @@ def end(ledger: Ledger, state: DeliveryState, error: str = "", destination: str 
         DeliveryResult(id=row.id, owner="w", state=state, last_status=0xC000, last_error=error)
         for row in rows
     ]
-    ledger.finish(results, 200)
+    ledger.finish(destination, results, 200)
 
 
 def states(ledger: Ledger) -> list[DeliveryState]:
