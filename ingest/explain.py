@@ -15,6 +15,8 @@ _ABORT_REASONS: Final = {
     6: "invalid PDU parameter value",
 }
 """PS3.8 Table 9-26, byte 10."""
+PRESENTATION: Final = 3
+"""PS3.8 Table 9-21: the source of a rejection is the service-provider, presentation related."""
 _NOT_TLS: Final = {"WRONG_VERSION_NUMBER", "HTTP_REQUEST", "PACKET_LENGTH_TOO_LONG", "RECORD_LAYER_FAILURE"}
 """OpenSSL's reasons when what came is no TLS record."""
 
@@ -25,7 +27,9 @@ def rejected(remote: str, data: bytes) -> AssociationError:
         rejection = wire.decode_associate_rj(data)
     except PeerError as error:
         return AssociationError(f"{remote} rejected the association, unreadably: {error}")
-    return AssociationError(f"{remote} {rejection}", permanent=rejection.permanent)
+    # PS3.8 Table 9-21, source 3: congestion and a local limit pass, whatever the remote calls them.
+    permanent = rejection.permanent and rejection.source != PRESENTATION
+    return AssociationError(f"{remote} {rejection}", permanent=permanent)
 
 
 def aborted(remote: str, data: bytes) -> AssociationError:

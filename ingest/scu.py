@@ -40,7 +40,12 @@ class Association(UpperLayer):
     _encoder: DataSetEncoder | None = None
     _message_id = 0
 
-    def store(
+    def __init__(self, remote: Remote, timeouts: Timeouts, max_pdu_length: int) -> None:
+        """Prepare; `open` is what callers want."""
+        super().__init__(remote, timeouts, max_pdu_length)
+        self._outstanding: set[int] = set()
+
+    def submit(
         self,
         source: int | Path,
         offset: int,
@@ -49,9 +54,8 @@ class Association(UpperLayer):
         sop_class: str,
         sop_instance: str,
         transfer_syntax: str,
-        message_id: int | None = None,
-    ) -> Response:
-        """C-STORE one data set (PS3.7 9.1.1) and wait for the answer, whatever its status.
+    ) -> int:
+        """Send one C-STORE request and its data set (PS3.7 9.1.1), without waiting for the answer.
 
         Args:
             source: The file, as a path or as a descriptor that stays the caller's.
@@ -60,17 +64,20 @@ class Association(UpperLayer):
             sop_class: Its SOP class UID.
             sop_instance: Its SOP instance UID.
             transfer_syntax: The UID of the transfer syntax that it has.
-            message_id: 1 to 65535; None takes the next one.
+
+        Returns:
+            The message ID, as `collect` gives it with the answer.
 
         Raises:
-            AssociationError: The association ended; nothing is known about this instance.
+            AssociationError: The association ended; nothing is known about what has no answer yet.
             StoreError: The file could not be read. Where that happened half-way, the association was aborted.
             LookupError: The remote accepted no such context; ask `accepted` first.
+            ValueError: As many operations as the remote takes are without an answer: `collect` first.
         """
         context_id = self.accepted(sop_class, transfer_syntax)
         if context_id is None:
             raise LookupError(f"{self.remote} accepted no context for {sop_class} in {transfer_syntax}")
-        message_id = message_id or self._next_message_id()
+        message_id = self._next_message_id()
         command = dimse.store_request(message_id, sop_class, sop_instance)
         try:
             fd = source if isinstance(source, int) else os.open(source, os.O_RDONLY | os.O_CLOEXEC)
@@ -86,14 +93,56 @@ class Association(UpperLayer):
             first = next(fragments)
             head = encode_p_data(context_id, command, self.peer_max_pdu_length)
             if len(first) <= JOINED_MAX:
-                return self._operate(message_id, head + first, fragments)
-            return self._operate(message_id, head, _chain(first, fragments))
+                self._request(message_id, head + first, fragments)
+            else:
+                self._request(message_id, head, _chain(first, fragments))
         finally:
             if fd is not source:
                 os.close(fd)
+        return message_id
+
+    def collect(self) -> tuple[int, Response]:
+        """Wait for the next answer; its message ID and what it says.
+
+        Raises:
+            AssociationError: The association ended, or answered what nobody asked; nothing is known about
+                what has no answer yet.
+        """
+        answer = self.receive()
+        try:
+            response = dimse.decode_response(answer.data)
+            if response.message_id not in self._outstanding:
+                asked = ", ".join(map(str, sorted(self._outstanding))) or "nothing"
+                raise PeerError(f"it answers message {response.message_id}, but {asked} was asked")
+        except PeerError as error:
+            self.abort()
+            raise AssociationError(f"{self.remote}: {error}") from error
+        self._outstanding.discard(response.message_id)
+        return response.message_id, response
+
+    def store(
+        self,
+        source: int | Path,
+        offset: int,
+        length: int | None,
+        *,
+        sop_class: str,
+        sop_instance: str,
+        transfer_syntax: str,
+    ) -> Response:
+        """`submit` while nothing else is on its way, and wait for the answer, whatever its status."""
+        self.submit(
+            source,
+            offset,
+            length,
+            sop_class=sop_class,
+            sop_instance=sop_instance,
+            transfer_syntax=transfer_syntax,
+        )
+        return self.collect()[1]
 
     def echo(self) -> Response:
-        """C-ECHO (PS3.7 9.1.5).
+        """C-ECHO (PS3.7 9.1.5), while nothing else is on its way.
 
         Raises:
             AssociationError: The association ended.
@@ -104,20 +153,15 @@ class Association(UpperLayer):
             raise LookupError(f"{self.remote} accepted no context for Verification")
         message_id = self._next_message_id()
         command = dimse.echo_request(message_id)
-        return self._operate(
-            message_id, encode_p_data(context_id, command, self.peer_max_pdu_length), iter(())
-        )
+        self._request(message_id, encode_p_data(context_id, command, self.peer_max_pdu_length), iter(()))
+        return self.collect()[1]
 
-    def _operate(self, message_id: int, head: bytes, rest: Iterator[memoryview]) -> Response:
-        answer = self.exchange(head, rest)
-        try:
-            response = dimse.decode_response(answer.data)
-            if response.message_id != message_id:
-                raise PeerError(f"it answers message {response.message_id}, but {message_id} was asked")
-        except PeerError as error:
-            self.abort()
-            raise AssociationError(f"{self.remote}: {error}") from error
-        return response
+    def _request(self, message_id: int, head: bytes, rest: Iterator[memoryview]) -> None:
+        outstanding = len(self._outstanding)
+        if self.alive and outstanding >= self.window:
+            raise ValueError(f"{self.remote} takes {self.window} operations at a time")
+        self._outstanding.add(message_id)
+        self.send(head, rest, outstanding)
 
     def _encoder_for_peer(self) -> DataSetEncoder:
         if self._encoder is None:

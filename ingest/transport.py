@@ -57,6 +57,7 @@ class Transport:
     Attributes:
         stall_seconds: How long the remote may take nothing at all of what is sent.
         mid_send: Whether a send broke off, so that the remote waits for the rest of a PDU.
+        bytes_per_second: How fast to send at most; 0 is as fast as it goes.
         hint: What may be wrong should the connection break now; empty once there is an association.
     """
 
@@ -66,6 +67,8 @@ class Transport:
         self.stall_seconds = 60.0
         self.mid_send = False
         self.hint = ""
+        self.bytes_per_second = 0.0
+        self._free_at = 0.0
         self._on_tick = on_tick
         self._socket = sock
         self._tls: ssl.SSLSocket | None = None
@@ -140,6 +143,15 @@ class Transport:
                     on_readable()
         self.mid_send = False
         self._on_tick()
+        if self.bytes_per_second:
+            self._pace(size)
+
+    def _pace(self, size: int) -> None:
+        """Wait for as long as `size` bytes take at the rate that is allowed."""
+        self._free_at = max(self._free_at, time.monotonic()) + size / self.bytes_per_second
+        while (left := self._free_at - time.monotonic()) > 0:
+            time.sleep(min(left, TICK_SECONDS))
+            self._on_tick()
 
     def receive_into(self, buffer: memoryview, deadline: float, patience: float = 0.0) -> int:
         """Wait for bytes and put them into `buffer`; 0 is the end of the connection.

@@ -5,6 +5,7 @@ What moves between the states is `ingest.dicom.requestor.TABLE`; this module doe
 
 import contextlib
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final, NoReturn, Self
@@ -62,6 +63,7 @@ class UpperLayer:
         remote: Whom it is with.
         proposed: The contexts that were offered, accepted or not.
         peer_max_pdu_length: The longest PDU that the remote takes, in bytes (PS3.8 D.1); 0 means any.
+        window: How many operations may be without an answer at a time (PS3.7 D.3.3.3); 1 unless negotiated.
     """
 
     def __init__(self, remote: Remote, timeouts: Timeouts, max_pdu_length: int) -> None:
@@ -69,13 +71,16 @@ class UpperLayer:
         self.remote = remote
         self.proposed: frozenset[Context] = frozenset()
         self.peer_max_pdu_length = 0
+        self.window = 1
         self._timeouts = timeouts
         self._max_pdu_length = max_pdu_length
         self._state = State.IDLE
         self._transport: Transport
         self._parser = PDUParser(bytearray(RECEIVE_BUFFER), max_pdu_length=max_pdu_length)
         self._contexts: dict[Context, int] = {}
-        self._early: Command | None = None
+        self._answers: deque[Command] = deque()
+        self._earlier = 0
+        self._failure: AssociationError | None = None
 
     @classmethod
     def open(
@@ -86,6 +91,7 @@ class UpperLayer:
         timeouts: Timeouts = Timeouts(),
         max_pdu_length: int = 131072,
         async_operations: int = 0,
+        bytes_per_second: float = 0.0,
         on_tick: Callable[[], None] = no_tick,
     ) -> Self:
         """Connect, shake hands and associate.
@@ -98,6 +104,7 @@ class UpperLayer:
             max_pdu_length: The longest PDU that we take, in bytes.
             async_operations: What to ask for as asynchronous operations window (PS3.7 D.3.3.3); 0 does not
                 ask, since some remotes drop the connection when asked.
+            bytes_per_second: How fast to send at most; 0 is as fast as it goes.
             on_tick: Called at least twice a second while anything is waited for or sent; an exception aborts.
 
         Raises:
@@ -110,6 +117,7 @@ class UpperLayer:
         self = cls(remote, timeouts, max_pdu_length)
         self._step(Event.ASSOCIATE_REQUEST)
         self._transport = Transport.connect(remote, timeouts.connect, on_tick)
+        self._transport.bytes_per_second = bytes_per_second
         with self._aborting():
             self._associate(contexts, async_operations)
         return self
@@ -135,22 +143,24 @@ class UpperLayer:
         """The ID of the presentation context for instances of this kind; None where none was accepted."""
         return self._contexts.get((sop_class, transfer_syntax))
 
-    def exchange(self, head: bytes, rest: Iterator[memoryview]) -> Command:
-        """Send PDUs and wait for the command set that answers them.
+    def send(self, head: bytes, rest: Iterator[memoryview], earlier: int = 0) -> None:
+        """Send PDUs; what the remote answers meanwhile is kept for `receive`.
 
         A remote that answers or aborts before all is sent is noticed between PDUs and while it takes nothing.
 
         Args:
             head: Whole P-DATA-TF PDUs.
             rest: More of them, whole too; each is sent before the next is asked for.
+            earlier: Of how many operations before this one the answer is still to be received.
 
         Raises:
-            AssociationError: The association ended. Whatever `rest` raises passes, after an abort.
+            AssociationError: The association ended, and no answer is left to be received. Whatever `rest`
+                raises passes, after an abort.
         """
         if not self.alive:
-            raise AssociationError(f"{self.remote}: the association has ended")
-        self._early = None
+            raise self._failure or AssociationError(f"{self.remote}: the association has ended")
         self._transport.stall_seconds = self._timeouts.response
+        self._earlier = earlier
         with self._aborting():
             self._take_in()
             self._step(Event.DATA_REQUEST)
@@ -160,12 +170,29 @@ class UpperLayer:
                     if self._transport.readable():
                         self._listen()
                     self._transmit(fragments)
-            except AssociationError:
-                # If it said what it thinks of this instance and went away only then, that is the answer.
-                if self._early is None:
+            except AssociationError as error:
+                # If it said what it thinks of an instance and went away only then, that is the answer.
+                if not self._answers:
                     raise
+                self._failure = error
                 self.abort()
-            return self._early or self._answer()
+
+    def receive(self) -> Command:
+        """Wait for the next answer.
+
+        Raises:
+            AssociationError: The association ended, or no answer came in time.
+        """
+        if self._answers:
+            return self._answers.popleft()
+        if not self.alive:
+            raise self._failure or AssociationError(f"{self.remote}: the association has ended")
+        with self._aborting():
+            patience = self._timeouts.response
+            deadline = time.monotonic() + patience
+            while (answer := self._take(self._next(deadline, patience))) is None:
+                pass
+            return answer
 
     def release(self) -> None:
         """End in order (PS3.8 7.2); whatever goes wrong with that, the connection is closed afterwards."""
@@ -215,19 +242,15 @@ class UpperLayer:
             self._refuse(error)
         self._transport.hint = ""
         self.peer_max_pdu_length = accept.max_pdu_length
+        if async_operations and accept.async_operations:
+            # PS3.7 Table D.3-8: 0 is unlimited.
+            self.window = min(accept.async_operations[0] or async_operations, async_operations)
         self.proposed = frozenset(contexts)
         for result in accept.contexts:
             context = offered.get(result.context_id)
             # PS3.8 Table 9-18: 0 is acceptance. Of a transfer syntax not offered it is worth nothing.
             if context and result.result == 0 and result.transfer_syntax == context[1]:
                 self._contexts[context] = result.context_id
-
-    def _answer(self) -> Command:
-        patience = self._timeouts.response
-        deadline = time.monotonic() + patience
-        while (answer := self._take(self._next(deadline, patience))) is None:
-            pass
-        return answer
 
     def _listen(self) -> None:
         """Take in what the remote says while we still send: an A-ABORT, or an answer before its time."""
@@ -237,13 +260,14 @@ class UpperLayer:
             return
         self._feed(count)
         self._take_in()
-        if self._early is not None:
+        if len(self._answers) > self._earlier:
             self._transport.stall_seconds = min(EARLY_ANSWER_STALL_SECONDS, self._timeouts.response)
 
     def _take_in(self) -> None:
         """Take what was received already: a read may have brought more than the answer it was for."""
         while (event := self._parse()) is not None:
-            self._early = self._take(event) or self._early
+            if (answer := self._take(event)) is not None:
+                self._answers.append(answer)
 
     def _step(self, event: Event) -> Action:
         action, self._state = requestor.next_step(self._state, event)

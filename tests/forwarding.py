@@ -67,6 +67,7 @@ class Forwarding:
     def record(self, *made: Made, to: Sequence[str] = ("pacs",)) -> list[Made]:
         """Have instances in store and ledger, to be delivered."""
         rows = []
+        now = round(time.time() * 1000)
         for one in made:
             self.recorded += 1
             key = f"{one.sop}.dcm"
@@ -76,8 +77,8 @@ class Forwarding:
                     state=InstanceState.STORED,
                     sop_instance_uid=one.sop,
                     sop_class_uid=CT,
-                    study_uid="1.2.3",
-                    series_uid="1.2.3.1",
+                    study_uid=one.study or "",
+                    series_uid=one.series or "",
                     transfer_syntax_uid=one.syntax,
                     store_key=key,
                     size=len(one.file),
@@ -87,19 +88,22 @@ class Forwarding:
                     source="",
                     spool_ref=f"spool:{self.recorded}",
                     note="",
-                    received_at=0,
-                    stored_at=0,
+                    received_at=now,
+                    stored_at=now,
                     destinations=tuple(to),
                 )
             )
         self.ledger.record(rows)
         return list(made)
 
-    def many(self, count: int, pixels: bytes = b"\1\2", to: Sequence[str] = ("pacs",)) -> list[Made]:
-        """So many CT instances, numbered."""
+    def many(
+        self, count: int, pixels: bytes = b"\1\2", to: Sequence[str] = ("pacs",), series: int = 1
+    ) -> list[Made]:
+        """So many CT instances, numbered, in so many series by turns."""
         first = self.recorded
+        numbers = range(first + 1, first + count + 1)
         return self.record(
-            *(Made(sop=f"1.2.3.{first + n}", pixels=pixels) for n in range(1, count + 1)), to=to
+            *(Made(sop=f"1.2.3.{n}", series=f"1.2.3.{n % series + 1}", pixels=pixels) for n in numbers), to=to
         )
 
     def row(self, sop: str, destination: str = "pacs") -> DeliveryRow:

@@ -13,20 +13,21 @@ import redis
 import structlog
 
 from ingest.config.model import Destination
-from ingest.errors import AssociationError, StoreAwayError, StoreError
+from ingest.errors import AssociationError, LedgerError, StoreAwayError, StoreError
 from ingest.ledger import Delivery, Ledger
 from ingest.scu import Association, Context, Remote, Timeouts, plan, proposals
-from workers.leases import LeaseLostError, Leases
+from workers.breaker import Breaker
+from workers.circuit import Trouble
+from workers.leases import LeaseLostError, Leases, now_ms
 from workers.retry import (
+    NOT_SUPPORTED,
     Answered,
-    Away,
     Broken,
-    Decision,
+    Dead,
     Limits,
     NotAccepted,
     Outcome,
-    Refused,
-    Unreachable,
+    Renegotiate,
     Unreadable,
     decide,
     pause_ms,
@@ -39,9 +40,9 @@ SLICE_SECONDS: Final = 30.0
 
 PLACE_SECONDS: Final = 1.0
 POLL_SECONDS: Final = 0.02
+BLOCKED_SECONDS: Final = 0.2
+"""How long who finds only series that others have in hand waits before looking again."""
 OTHERS_SECONDS: Final = 0.1
-BROKEN_MAX: Final = 3
-"""Associations that end early, one after the other, before the destination is left alone for a while."""
 
 log = structlog.get_logger()
 
@@ -52,10 +53,9 @@ class Tools:
 
     Attributes:
         others: All destinations besides the given one.
+        places: How many workers one destination may keep busy.
         recent: Contexts needed lately, by destination; they are offered again, so that an association serves
             more than the batch that it was opened for.
-        failures: Associations in a row that could not be made or ended early, by destination.
-        away: Destinations of which it was said that they are away.
     """
 
     ledger: Ledger
@@ -64,9 +64,8 @@ class Tools:
     stopping: Callable[[], bool]
     rng: Callable[[], float]
     others: Callable[[str], list[str]]
+    places: int
     recent: dict[str, tuple[Context, ...]] = field(default_factory=dict)
-    failures: dict[str, int] = field(default_factory=dict)
-    away: set[str] = field(default_factory=set)
 
 
 class Drain:
@@ -87,10 +86,18 @@ class Drain:
         self._remote = remote
         self._limits = Limits.of(destination)
         unique = f"{owner}-{uuid.uuid4().hex[:8]}"
-        self._turn = Turn(tools.client, self._name, destination.associations, unique)
-        self._leases = Leases(tools.ledger, self._name, unique)
+        self._places = min(destination.associations, tools.places)
+        self._turn = Turn(tools.client, self._name, self._places, unique)
+        self._leases = Leases(tools.ledger, self._name, unique, self._places)
+        self._breaker = Breaker(tools.ledger, destination, remote, tools.rng)
         self._association: Association | None = None
+        self._flying: dict[int, Delivery] = {}
+        # Contexts that are offered without any other, those of them still to be, and those refused so.
+        self._alone: set[Context] = set()
+        self._anew: set[Context] = set()
+        self._refused: set[Context] = set()
         self._hold_ms = 0
+        self._unreachable = ""
         self._evicted = False
         self._began = time.monotonic()
         self._place_at = self._began + PLACE_SECONDS
@@ -106,12 +113,15 @@ class Drain:
         if not self._turn.take():
             return False
         try:
+            self._hold_ms, self._unreachable = self._breaker.enter(self._tick)
             self._work()
         except LeaseLostError:
             log.warning("leases_lost", destination=self._name, remedy="somebody else will take them")
         finally:
             self._end()
-        return not self._hold_ms and not self._tools.stopping() and self._leases.due()
+        # What others have in hand they go on with by themselves; the watch finds what they leave.
+        held = self._hold_ms or self._leases.blocked
+        return not held and not self._tools.stopping() and self._leases.due()
 
     def _work(self) -> None:
         quiet_since = time.monotonic()
@@ -125,7 +135,7 @@ class Drain:
             elif self._association is None or not self._association.check() or self._lingered(quiet_since):
                 return
             else:
-                time.sleep(POLL_SECONDS)
+                time.sleep(BLOCKED_SECONDS if self._leases.blocked else POLL_SECONDS)
                 self._tick()
 
     def _over(self) -> bool:
@@ -146,8 +156,12 @@ class Drain:
 
     def _end(self) -> None:
         self._leases.end()
-        if self._association is not None:
+        if self._association is not None and self._flying:
+            self._association.abort()
+        elif self._association is not None:
             self._association.release()
+        if self._unreachable:
+            self._give_up_old()
         try:
             if self._hold_ms:
                 self._turn.hold_off(self._hold_ms)
@@ -160,6 +174,17 @@ class Drain:
             seconds = round(time.monotonic() - self._began, 3)
             log.info("drained", destination=self._name, seconds=seconds, **counts)
 
+    def _give_up_old(self) -> None:
+        now = now_ms()
+        reason = self._limits.given_up(self._unreachable)
+        try:
+            dead = self._tools.ledger.expire(self._name, now - self._limits.give_up_ms, reason, now)
+        except LedgerError as error:
+            log.warning("ledger_away", error=str(error))  # the next failure gives them up
+            return
+        if dead:
+            log.error("deliveries_given_up", destination=self._name, count=dead, reason=reason)
+
     def _send(self, waiting: deque[Delivery]) -> None:
         """Send what was leased; what is not attempted stays leased."""
         while waiting and not self._over():
@@ -169,34 +194,30 @@ class Drain:
             association = self._associated(row, waiting)
             if association is None:
                 return
-            self._leases.conclude(row, self._decide(self._attempt(association, row), row))
+            outcome = self._submit(association, row)
+            if outcome is not None:
+                self._conclude(row, outcome, waiting)
+            elif len(self._flying) >= association.window:
+                self._collect(association, waiting)
             self._tick()
+        self._land(waiting)
 
-    def _decide(self, outcome: Outcome, row: Delivery) -> Decision:
-        return decide(outcome, row.attempts, self._limits, self._tools.rng)
-
-    def _attempt(self, association: Association, row: Delivery) -> Outcome:
-        if association.accepted(row.sop_class_uid, row.transfer_syntax_uid) is None:
-            return NotAccepted(f"no context accepted for {row.sop_class_uid} in {row.transfer_syntax_uid}")
+    def _submit(self, association: Association, row: Delivery) -> Outcome | None:
+        """Send one instance; what became of it where no answer is to be waited for."""
+        context = _context(row)
+        if association.accepted(*context) is None:
+            alone = context in self._refused or len(association.proposed) == 1
+            return NotAccepted(f"no context accepted for {context[0]} in {context[1]}", alone)
         try:
-            fd = self._tools.store.open(row.store_key)
-        except FileNotFoundError:
-            return Unreadable("its file is gone from the store")
+            fd = self._file(row)
         except StoreAwayError as error:
+            log.warning("store_away", error=str(error))
             self._hold_ms = pause_ms(1, self._limits, self._tools.rng)
-            return Away(str(error))
+            return None
         except StoreError as error:
             return Unreadable(str(error))
         try:
-            if os.fstat(fd).st_size != row.size:
-                return Unreadable("its file in the store is not the one that the ledger has")
-            return self._store(association, row, fd)
-        finally:
-            os.close(fd)
-
-    def _store(self, association: Association, row: Delivery, fd: int) -> Outcome:
-        try:
-            response = association.store(
+            number = association.submit(
                 fd,
                 row.data_set_offset,
                 row.size - row.data_set_offset,
@@ -205,58 +226,111 @@ class Drain:
                 transfer_syntax=row.transfer_syntax_uid,
             )
         except AssociationError as error:
-            failures = self._failed()
-            if failures >= BROKEN_MAX:
-                self._hold_ms = pause_ms(failures - BROKEN_MAX + 1, self._limits, self._tools.rng)
+            self._broken(str(error))
             return Broken(str(error))
         except StoreError as error:
+            if not association.alive:
+                self._lose("the association was aborted, for the file of another instance could not be read")
             return Unreadable(str(error))
-        self._tools.failures.pop(self._name, None)
-        return Answered(response.status, response.error_comment)
+        finally:
+            os.close(fd)
+        self._flying[number] = row
+        return None
+
+    def _file(self, row: Delivery) -> int:
+        try:
+            fd = self._tools.store.open(row.store_key)
+        except FileNotFoundError:
+            raise StoreError("its file is gone from the store") from None
+        if os.fstat(fd).st_size != row.size:
+            os.close(fd)
+            raise StoreError("its file in the store is not the one that the ledger has")
+        return fd
+
+    def _collect(self, association: Association, waiting: deque[Delivery]) -> None:
+        """Wait for one answer."""
+        try:
+            number, response = association.collect()
+        except AssociationError as error:
+            self._broken(str(error))
+            return
+        self._breaker.answered()
+        row = self._flying.pop(number)
+        answer = Answered(response.status, response.error_comment, _context(row) in self._alone)
+        self._conclude(row, answer, waiting)
+
+    def _land(self, waiting: deque[Delivery]) -> None:
+        """Wait for all answers that are to come."""
+        while self._flying and self._association is not None:
+            self._collect(self._association, waiting)
+            self._tick()
+
+    def _conclude(self, row: Delivery, outcome: Outcome, waiting: deque[Delivery]) -> None:
+        decision = decide(outcome, row.attempts, now_ms() - row.created_at, self._limits, self._tools.rng)
+        if isinstance(decision, Renegotiate):
+            self._alone.add(_context(row))
+            self._anew.add(_context(row))
+            waiting.appendleft(row)
+            return
+        if isinstance(outcome, NotAccepted) or (
+            isinstance(decision, Dead) and decision.status == NOT_SUPPORTED
+        ):
+            self._refused.add(_context(row))
+        self._leases.conclude(row, decision)
+
+    def _broken(self, reason: str) -> None:
+        """The association ended; of what has no answer nothing is known."""
+        self._lose(reason)
+        self._hold_ms = self._breaker.failed(Trouble.BROKEN, reason)
+
+    def _lose(self, reason: str) -> None:
+        lost, self._flying = self._flying, {}
+        for row in lost.values():
+            self._conclude(row, Broken(reason), deque())
 
     def _associated(self, row: Delivery, rest: deque[Delivery]) -> Association | None:
         """An association that was offered what `row` needs, or None where there is none to be had."""
-        context = row.sop_class_uid, row.transfer_syntax_uid
-        association, self._association = self._association, None
+        context = _context(row)
+        association = self._association
+        alone = context in self._alone and context not in self._refused
+        anew = context in self._anew
+        self._anew.discard(context)
+        offers = association is not None and association.check() and context in association.proposed
+        if association is not None and offers and not anew and (not alone or len(association.proposed) == 1):
+            return association
         if association is not None:
-            if association.check() and context in association.proposed:
-                self._association = association
-                return association
+            self._land(rest)
             association.release()
-        needed = [context, *((other.sop_class_uid, other.transfer_syntax_uid) for other in rest)]
+            self._association = None
+            if self._over():
+                return None
+        if alone:
+            return self._associate((context,))
+        needed = [context, *(_context(other) for other in rest)]
         offered = plan([*needed, *self._tools.recent.get(self._name, ())])[0]
         self._tools.recent[self._name] = offered
-        timeouts = Timeouts(self._destination.connect_seconds, self._destination.response_seconds)
+        return self._associate(offered)
+
+    def _associate(self, offered: tuple[Context, ...]) -> Association | None:
+        settings = self._destination
         try:
             self._association = Association.open(
-                self._remote, proposals(offered), timeouts=timeouts, on_tick=self._tick
+                self._remote,
+                proposals(offered),
+                timeouts=Timeouts(settings.connect_seconds, settings.response_seconds),
+                async_operations=settings.async_operations,
+                bytes_per_second=settings.bandwidth_mb_per_s * 1e6 / self._places,
+                on_tick=self._tick,
             )
         except AssociationError as error:
-            self._not_associated(error)
+            # No instance is to blame: what was leased is given back, and was not attempted.
+            if not error.permanent:
+                self._unreachable = str(error)
+            trouble = Trouble.REFUSED if error.permanent else Trouble.UNREACHABLE
+            self._hold_ms = self._breaker.failed(trouble, str(error))
             return None
-        if self._name in self._tools.away:
-            self._tools.away.discard(self._name)
-            log.info("destination_back", destination=self._name)
+        self._breaker.reached()
         return self._association
-
-    def _not_associated(self, error: AssociationError) -> None:
-        """All that was leased shares one failed attempt; the destination is left alone until the next one."""
-        failures = self._failed()
-        if self._name not in self._tools.away:
-            self._tools.away.add(self._name)
-            event = "destination_refuses" if error.permanent else "destination_away"
-            log.warning(event, destination=self._name, error=str(error))
-        outcome = Refused(str(error)) if error.permanent else Unreachable(str(error))
-        rows = list(self._leases.rows.values())
-        step = 32 if error.permanent else max(failures, *(row.attempts for row in rows), 1)
-        self._hold_ms = pause_ms(step, self._limits, self._tools.rng)
-        for row in rows:
-            self._leases.conclude(row, self._decide(outcome, row))
-
-    def _failed(self) -> int:
-        count = self._tools.failures.get(self._name, 0) + 1
-        self._tools.failures[self._name] = count
-        return count
 
     def _tick(self) -> None:
         """At least twice a second, also while an instance is on its way."""
@@ -267,3 +341,7 @@ class Drain:
             with contextlib.suppress(redis.RedisError):
                 self._evicted = not self._turn.renew()
         self._leases.tick()
+
+
+def _context(row: Delivery) -> Context:
+    return row.sop_class_uid, row.transfer_syntax_uid

@@ -49,6 +49,15 @@ RQ_QUEUE_KEY: Final = f"rq:queue:{QUEUE}"
 log = structlog.get_logger()
 
 
+def places(config: Config) -> int:
+    """How many workers one destination may keep busy: where there are others, one less than all.
+
+    A remote that takes associations and never answers would otherwise hold every worker up to its deadline.
+    """
+    workers = max(1, config.workers.forward)
+    return workers if len(config.destinations) < 2 else max(1, workers - 1)
+
+
 class Forwarder:
     """What one forward worker is made of; made after the fork."""
 
@@ -95,6 +104,7 @@ class Forwarder:
             stopping=stop.is_set,
             rng=random.Random().random,  # noqa: S311 - jitter
             others=lambda name: [other for other in self.destinations if other != name],
+            places=places(config),
         )
 
     def drain(self, name: str) -> None:

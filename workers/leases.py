@@ -39,22 +39,26 @@ class Leases:
 
     Attributes:
         rows: What is leased and not concluded, by id.
+        blocked: Whether there was something due, of series that others have in hand.
         counts: How many were concluded, by state.
     """
 
-    def __init__(self, ledger: Ledger, destination: str, owner: str) -> None:
+    def __init__(self, ledger: Ledger, destination: str, owner: str, workers: int) -> None:
         """Begin with nothing.
 
         Args:
             ledger: The ledger.
             destination: Its name.
             owner: Unique to this turn.
+            workers: How many may drain the destination at a time.
         """
         self.rows: dict[int, Delivery] = {}
+        self.blocked = False
         self.counts: Counter[DeliveryState] = Counter()
         self._ledger = ledger
         self._destination = destination
         self._owner = owner
+        self._workers = workers
         self._results: list[DeliveryResult] = []
         self._ends = self._renew_at = self._finish_at = 0.0
 
@@ -65,22 +69,26 @@ class Leases:
 
     def take(self) -> list[Delivery]:
         """Lease what is due, in order of arrival, at most a batch; LedgerError while the ledger is away."""
+        self.blocked = False
         if not self.due():
             return []
         now = time.monotonic()
-        rows = self._ledger.lease(self._destination, self._owner, BATCH, now_ms(), LEASE_MILLISECONDS)
+        rows = self._ledger.lease(
+            self._destination, self._owner, BATCH, now_ms(), LEASE_MILLISECONDS, self._workers
+        )
         self.rows = {row.id: row for row in rows}
+        self.blocked = not rows
         self._leased_at(now)
         return rows
 
     def conclude(self, row: Delivery, decision: Decision) -> None:
-        """Note what became of a delivery; `finish` writes it. What was no attempt stays, to be given back."""
-        if row.id not in self.rows or (isinstance(decision, Retry) and not decision.counted):
+        """Note what became of a delivery; `finish` writes it."""
+        if row.id not in self.rows:
             return
         del self.rows[row.id]
         if not self._results:
             self._finish_at = time.monotonic() + FINISH_SECONDS
-        result = self._result(row.id, decision)
+        result = self._result(row, decision)
         self._results.append(result)
         self.counts[result.state] += 1
         if isinstance(decision, Dead):
@@ -151,7 +159,7 @@ class Leases:
         self._leased_at(now)
         self.rows = {number: row for number, row in self.rows.items() if number in kept}
 
-    def _result(self, number: int, decision: Decision) -> DeliveryResult:
+    def _result(self, row: Delivery, decision: Decision) -> DeliveryResult:
         match decision:
             case Delivered(status, remark):
                 state, at = DeliveryState.DELIVERED, 0
@@ -160,5 +168,11 @@ class Leases:
             case Dead(remark, status):
                 state, at = DeliveryState.DEAD, 0
         return DeliveryResult(
-            id=number, owner=self._owner, state=state, last_status=status, last_error=remark, next_at=at
+            id=row.id,
+            owner=self._owner,
+            state=state,
+            last_status=status,
+            last_error=remark,
+            next_at=at,
+            size=row.size,
         )

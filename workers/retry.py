@@ -1,4 +1,7 @@
-"""What becomes of a delivery after an attempt: delivered, tried again, or dead; pure, the ledger keeps it."""
+"""What becomes of a delivery after an attempt: delivered, tried again, or dead; pure, the ledger keeps it.
+
+What happens to a destination as a whole, where no instance is to blame, is `workers.circuit`'s.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,13 +15,25 @@ DELIVERED: Final = frozenset({0x0000, 0x0111, 0xB000, 0xB006, 0xB007})
 TRANSIENT: Final = frozenset({0x0110, 0x0213, *range(0xA700, 0xA800)})
 """Processing failure, resource limitation, out of resources: another time it may go well."""
 
+NOT_SUPPORTED: Final = 0x0122
+"""PS3.7 C.5.6, SOP class not supported, of a context that it accepted: a new negotiation may mend it."""
+
+_HOUR_MS: Final = 3_600_000
+
 
 @dataclass(frozen=True, slots=True)
 class Answered:
-    """The remote answered with a DIMSE status, and perhaps an Error Comment (0000,0902)."""
+    """The remote answered.
+
+    Attributes:
+        status: The DIMSE status (0000,0900).
+        comment: The Error Comment (0000,0902), if any.
+        again: Whether the context had been negotiated once more for instances of this kind.
+    """
 
     status: int
     comment: str = ""
+    again: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,24 +44,16 @@ class Broken:
 
 
 @dataclass(frozen=True, slots=True)
-class Unreachable:
-    """No association: refused, late, TLS, A-ASSOCIATE-RJ transient; no instance is to blame, ever."""
-
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class Refused:
-    """A-ASSOCIATE-RJ, permanent: the remote wants no association with us; no instance is to blame."""
-
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
 class NotAccepted:
-    """The remote accepted no presentation context for this SOP class and transfer syntax."""
+    """The remote was offered a context for this SOP class and transfer syntax, and did not accept it.
+
+    Attributes:
+        reason: Which.
+        alone: Whether it was offered without any other: some remotes take only so many.
+    """
 
     reason: str
+    alone: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,14 +63,7 @@ class Unreadable:
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
-class Away:
-    """Our store is away as a whole; no instance and no remote is to blame."""
-
-    reason: str
-
-
-Outcome = Answered | Broken | Unreachable | Refused | NotAccepted | Unreadable | Away
+Outcome = Answered | Broken | NotAccepted | Unreadable
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,14 +82,16 @@ class Retry:
         after_ms: From now on, in milliseconds.
         reason: Why.
         status: The DIMSE status, if there was an answer.
-        counted: Whether this was an attempt; what says nothing about the instance does not bring it nearer to
-            death.
     """
 
     after_ms: int
     reason: str
     status: int | None = None
-    counted: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Renegotiate:
+    """Once more, now, over a new association that offers only what this instance needs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,11 +113,13 @@ class Limits:
         first_ms: Pause after the first failed attempt, in milliseconds; each further one is twice as long.
         max_ms: The longest pause.
         max_attempts: Attempts after which a delivery is dead.
+        give_up_ms: Age of a delivery from which on its next failure is its last.
     """
 
     first_ms: int
     max_ms: int
     max_attempts: int
+    give_up_ms: int
 
     @classmethod
     def of(cls, destination: Destination) -> Self:
@@ -124,7 +128,12 @@ class Limits:
             round(destination.retry_first_seconds * 1000),
             round(destination.retry_max_seconds * 1000),
             destination.max_attempts,
+            round(destination.give_up_hours * _HOUR_MS),
         )
+
+    def given_up(self, reason: str) -> str:
+        """The reason of a delivery that has become too old."""
+        return f"{reason} (given up after {self.give_up_ms / _HOUR_MS:g} h)"
 
 
 def pause_ms(attempt: int, limits: Limits, rng: Callable[[], float]) -> int:
@@ -140,45 +149,37 @@ def pause_ms(attempt: int, limits: Limits, rng: Callable[[], float]) -> int:
     return round(step * (0.5 + 0.5 * rng()))
 
 
-def decide(outcome: Outcome, attempt: int, limits: Limits, rng: Callable[[], float]) -> Decision:
+def decide(
+    outcome: Outcome, attempt: int, age_ms: int, limits: Limits, rng: Callable[[], float]
+) -> Decision | Renegotiate:
     """What becomes of a delivery.
 
     Args:
         outcome: What happened.
         attempt: How many attempts there were, this one included.
+        age_ms: For how long it has been owed, in milliseconds.
         limits: Of the destination.
         rng: Gives numbers from 0 to 1, for the jitter.
     """
     match outcome:
-        case Answered(status, comment):
-            return _answered(status, _said(status, comment), attempt, limits, rng)
+        case Answered(status, comment, again):
+            said = f"answered {status:04X}H" + (f": {comment}" if comment else "")
+            if status in DELIVERED:
+                return Delivered(status, said if status else "")
+            if status in TRANSIENT:
+                return _again(Retry(pause_ms(attempt, limits, rng), said, status), attempt, age_ms, limits)
+            return Renegotiate() if status == NOT_SUPPORTED and not again else Dead(said, status)
         case Broken(reason):
-            return _again(reason, None, attempt, limits, rng)
-        case Unreachable(reason):
-            return Retry(pause_ms(attempt, limits, rng), reason)
-        case Refused(reason):
-            return Retry(pause_ms(32, limits, rng), reason, counted=False)
-        case Away(reason):
-            return Retry(pause_ms(1, limits, rng), reason, counted=False)
-        case NotAccepted(reason) | Unreadable(reason):
+            return _again(Retry(pause_ms(attempt, limits, rng), reason), attempt, age_ms, limits)
+        case NotAccepted(reason, alone):
+            return Dead(reason) if alone else Renegotiate()
+        case Unreadable(reason):
             return Dead(reason)
 
 
-def _answered(status: int, said: str, attempt: int, limits: Limits, rng: Callable[[], float]) -> Decision:
-    if status in DELIVERED:
-        return Delivered(status, said if status else "")
-    if status in TRANSIENT:
-        return _again(said, status, attempt, limits, rng)
-    return Dead(said, status)
-
-
-def _again(
-    reason: str, status: int | None, attempt: int, limits: Limits, rng: Callable[[], float]
-) -> Retry | Dead:
+def _again(retry: Retry, attempt: int, age_ms: int, limits: Limits) -> Retry | Dead:
     if attempt >= limits.max_attempts:
-        return Dead(f"{reason} (attempt {attempt}, the last)", status)
-    return Retry(pause_ms(attempt, limits, rng), reason, status)
-
-
-def _said(status: int, comment: str) -> str:
-    return f"answered {status:04X}H" + (f": {comment}" if comment else "")
+        return Dead(f"{retry.reason} (attempt {attempt}, the last)", retry.status)
+    if age_ms >= limits.give_up_ms:
+        return Dead(limits.given_up(retry.reason), retry.status)
+    return retry

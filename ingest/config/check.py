@@ -221,6 +221,15 @@ def _flow(config: Config) -> Iterator[Fault]:
         yield Fault(
             "workers.forward", "is 0, so `ingest serve` forwards nothing", "set it to 1 or more", note=True
         )
+    for index, destination in enumerate(config.destinations):
+        if len(config.destinations) > 1 and destination.associations >= config.workers.forward > 0:
+            cause = (
+                f"{destination.associations} at a time of {config.workers.forward} workers; one is kept "
+                "free for other destinations"
+            )
+            if destination.associations > 1:
+                remedy = f"set workers.forward to {destination.associations + 1} or more"
+                yield Fault(f"destinations[{index}].associations", cause, remedy, note=True)
     if not config.listeners:
         yield Fault(
             "listeners", "there is none, so nothing can be received", "add a [[listeners]]", note=True

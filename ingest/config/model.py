@@ -162,9 +162,12 @@ class Destination(Model):
     connect_seconds: Seconds = 10.0
     response_seconds: Seconds = 60.0
     linger_seconds: Annotated[float, Field(ge=0, le=1e9, allow_inf_nan=False)] = 1.0
+    async_operations: Annotated[int, Field(ge=0, le=1024)] = 0
+    bandwidth_mb_per_s: Annotated[float, Field(ge=0, le=1e6, allow_inf_nan=False)] = 0.0
     retry_first_seconds: Seconds = 2.0
     retry_max_seconds: Seconds = 300.0
     max_attempts: Positive = 20
+    give_up_hours: Annotated[float, Field(gt=0, le=1e6, allow_inf_nan=False)] = 168.0
 
 
 class Route(Model):

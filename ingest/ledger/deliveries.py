@@ -23,7 +23,7 @@ from ingest.ledger.rows import Delivery, DeliveryResult, DeliveryRow, DeliverySt
 from ingest.ledger.schema import deliveries, instances
 
 # In each of these states `next_at` says from when on a row may be taken.
-WINDOW: Final = 1024
+WINDOW: Final = 512
 """How far into the backlog a worker looks for series that no other worker has in hand."""
 
 _OPEN: Final = (DeliveryState.WAITING.value, DeliveryState.RETRY.value, DeliveryState.SENDING.value)
@@ -191,7 +191,9 @@ _EXPIRE: Final = (
 class Deliveries(Database):
     """Leases deliveries and keeps what became of them."""
 
-    def lease(self, destination: str, owner: str, limit: int, now_ms: int, lease_ms: int) -> list[Delivery]:
+    def lease(  # noqa: PLR0917 - each is a number of its own
+        self, destination: str, owner: str, limit: int, now_ms: int, lease_ms: int, workers: int = 1
+    ) -> list[Delivery]:
         """Take what is due: waiting, to be tried again by now, or leased by somebody whose time is over.
 
         Args:
@@ -200,6 +202,7 @@ class Deliveries(Database):
             limit: At most so many.
             now_ms: The time, in Unix milliseconds.
             lease_ms: How long nobody else will take them, in milliseconds.
+            workers: How many lease of this destination at a time: some series are left for the others.
 
         Returns:
             Them in the order in which their instances were recorded; attempts count this one. Of
@@ -210,7 +213,7 @@ class Deliveries(Database):
         """
         until = now_ms + lease_ms
         with self.write() as connection:
-            rows = self._due(connection, destination, owner, limit, now_ms)
+            rows = self._due(connection, destination, owner, now_ms, limit, workers)
             if rows:
                 ids = [row["id"] for row in rows]
                 connection.execute(_LEASE, {"ids": ids, "owner": owner, "until": until, "now": now_ms})
@@ -318,17 +321,21 @@ class Deliveries(Database):
                 connection.execute(_EXPIRE, {"ids": ids, "error": reason, "now": now_ms})
         return len(ids)
 
-    def _due(
-        self, connection: Connection, destination: str, owner: str, limit: int, now_ms: int
+    def _due(  # noqa: PLR0917 - as lease
+        self, connection: Connection, destination: str, owner: str, now_ms: int, limit: int, workers: int
     ) -> list[dict[str, Any]]:
         if self.dialect == "postgresql":
             connection.execute(_ONE_AT_A_TIME, {"of": destination})
         asked = {"of": destination, "owner": owner, "now": now_ms}
         busy = set(connection.execute(_BUSY_SERIES, asked).scalars())
+        window = WINDOW if busy or workers > 1 else limit
         found: list[dict[str, Any]] = []
         for state in _OPEN:
-            parameters = {**asked, "in_state": state, "at_most": WINDOW if busy else limit}
-            rows = connection.execute(_DUE, parameters).mappings()
+            rows = connection.execute(_DUE, {**asked, "in_state": state, "at_most": window}).mappings()
             found.extend(dict(row) for row in rows if row["series_uid"] not in busy)
         found.sort(key=lambda row: row["instance_id"])
+        if workers > 1:
+            series = list(dict.fromkeys(row["series_uid"] for row in found))
+            share = set(series[: -(-len(series) // workers)])
+            found = [row for row in found if row["series_uid"] in share]
         return found[:limit]

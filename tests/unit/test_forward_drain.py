@@ -105,7 +105,7 @@ def test_each_status_is_kept_on_its_row_and_stops_no_other(forwarding: Forwardin
         forwarding.add(scp.port)
         sent = forwarding.many(len(statuses))
         drain_once(forwarding)
-        assert scp.associations == 1
+        assert scp.associations == 2  # a new one for what was answered 0122H
     rows = [forwarding.row(one.sop) for one in sent]
     assert [row.last_status for row in rows] == statuses
     assert [row.state for row in rows] == [*["delivered"] * 3, *["retry"] * 2, *["dead"] * 3, "delivered"]
@@ -165,7 +165,7 @@ def test_missing_and_foreign_files_kill_only_their_own_delivery(forwarding: Forw
     assert forwarding.states() == {"dead": 2, "delivered": 1}
 
 
-def test_dead_remote_costs_one_connection_and_one_attempt_a_batch(forwarding: Forwarding) -> None:
+def test_dead_remote_costs_one_connection_and_no_attempt(forwarding: Forwarding) -> None:
     connections = []
 
     def script(peer: Conversation) -> None:
@@ -178,21 +178,23 @@ def test_dead_remote_costs_one_connection_and_one_attempt_a_batch(forwarding: Fo
         drain_once(forwarding)
         drain_once(forwarding)
         assert len(connections) == 1
-    assert forwarding.states() == {"retry": 64, "waiting": 36}
-    row = forwarding.row("1.2.3.1")
-    assert row.attempts == 1
-    assert "TLS handshake" in str(row.last_error)
-    assert row.next_at > leases.now_ms() + 20_000
+    assert forwarding.states() == {"waiting": 100}
+    assert forwarding.row("1.2.3.1").attempts == 0
+    circuit = forwarding.ledger.circuit("pacs")
+    assert "TLS handshake" in circuit.last_error
+    assert circuit.probe_at > leases.now_ms() + 20_000
 
 
 def test_remote_that_cannot_be_reached_makes_nothing_dead(forwarding: Forwarding) -> None:
     forwarding.add(free_port(), max_attempts=1, retry_first_seconds=0.01, retry_max_seconds=0.01)
     forwarding.many(3)
-    for _ in range(3):
+    for _ in range(5):
         drain_once(forwarding)
-        eventually(lambda: forwarding.ledger.due_destinations(leases.now_ms()), 5, "tried again")
-    assert forwarding.states() == {"retry": 3}
-    assert "refused" in str(forwarding.row("1.2.3.1").last_error)
+        due_now(forwarding, [])
+    assert forwarding.states() == {"waiting": 3}
+    circuit = forwarding.ledger.circuit("pacs")
+    assert (circuit.state, circuit.failures) == ("open", 5)
+    assert "refused" in circuit.last_error
 
 
 def test_destination_that_comes_back_gets_everything(forwarding: Forwarding, tls: TLS) -> None:
@@ -201,12 +203,13 @@ def test_destination_that_comes_back_gets_everything(forwarding: Forwarding, tls
     sent = forwarding.many(3)
     with forwarder(forwarding) as worker:
         worker.drain("pacs")
-        assert forwarding.states() == {"retry": 3}
-        due_now(forwarding, [one.sop for one in sent])
+        assert forwarding.states() == {"waiting": 3}
+        due_now(forwarding, [])
         with PynetdicomRemote(CONTEXTS, tls, port=port):
             worker.drain("pacs")
     assert forwarding.states() == {"delivered": 3}
-    assert forwarding.row(sent[0].sop).attempts == 2
+    assert forwarding.row(sent[0].sop).attempts == 1
+    assert forwarding.ledger.circuit("pacs").failures == 0
 
 
 def test_permanent_rejection_holds_all_rows_and_counts_no_attempt(plain: Forwarding) -> None:
@@ -347,7 +350,7 @@ def test_no_more_associations_than_the_destination_takes(
 ) -> None:
     with PynetdicomRemote(CONTEXTS, tls) as scp:
         forwarding.add(scp.port, associations=associations)
-        forwarding.many(400)
+        forwarding.many(400, series=8)
         with contextlib.ExitStack() as stack:
             workers = [stack.enter_context(forwarder(forwarding)) for _ in range(4)]
             threads = [threading.Thread(target=worker.drain, args=("pacs",)) for worker in workers]

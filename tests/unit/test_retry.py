@@ -5,22 +5,21 @@ import pytest
 from ingest.config.model import Destination
 from workers.retry import (
     Answered,
-    Away,
     Broken,
     Dead,
     Delivered,
     Limits,
     NotAccepted,
     Outcome,
-    Refused,
+    Renegotiate,
     Retry,
-    Unreachable,
     Unreadable,
     decide,
     pause_ms,
 )
 
-LIMITS = Limits(first_ms=2_000, max_ms=300_000, max_attempts=20)
+LIMITS = Limits(first_ms=2_000, max_ms=300_000, max_attempts=20, give_up_ms=7_200_000)
+YOUNG, OLD = 7_199_999, 7_200_000
 
 
 def most() -> float:
@@ -29,7 +28,7 @@ def most() -> float:
 
 @pytest.mark.parametrize("status", [0x0000, 0xB000, 0xB006, 0xB007, 0x0111])
 def test_success_warnings_and_what_the_remote_has_already_are_delivered(status: int) -> None:
-    decision = decide(Answered(status, "remark"), 1, LIMITS, most)
+    decision = decide(Answered(status, "remark"), 1, YOUNG, LIMITS, most)
     assert isinstance(decision, Delivered)
     assert decision.status == status
     assert (status == 0) is (decision.remark == "")
@@ -37,40 +36,50 @@ def test_success_warnings_and_what_the_remote_has_already_are_delivered(status: 
 
 @pytest.mark.parametrize("status", [0xA700, 0xA701, 0xA7FF, 0x0110, 0x0213])
 def test_transient_statuses_are_tried_again_until_the_last_attempt(status: int) -> None:
-    assert decide(Answered(status), 1, LIMITS, most) == Retry(2_000, f"answered {status:04X}H", status)
-    assert decide(Answered(status), 19, LIMITS, most) == Retry(300_000, f"answered {status:04X}H", status)
-    assert isinstance(decide(Answered(status), 20, LIMITS, most), Dead)
-    assert isinstance(decide(Answered(status), 99, LIMITS, most), Dead)
+    assert decide(Answered(status), 1, YOUNG, LIMITS, most) == Retry(2_000, f"answered {status:04X}H", status)
+    assert decide(Answered(status), 19, YOUNG, LIMITS, most) == Retry(
+        300_000, f"answered {status:04X}H", status
+    )
+    assert isinstance(decide(Answered(status), 20, YOUNG, LIMITS, most), Dead)
+    assert isinstance(decide(Answered(status), 99, YOUNG, LIMITS, most), Dead)
 
 
 @pytest.mark.parametrize(
     "status",
-    [0x0122, 0x0124, 0x0117, 0x0210, 0x0211, 0x0212, 0xA900, 0xA9FF, 0xC000, 0xCFFF, 0xA800, 0xFE00, 0x0001],
+    [0x0124, 0x0117, 0x0210, 0x0211, 0x0212, 0xA900, 0xA9FF, 0xC000, 0xCFFF, 0xA800, 0xFE00, 0x0001],
 )
 def test_every_other_status_is_dead_at_once_with_its_reason(status: int) -> None:
-    assert decide(Answered(status, "why"), 1, LIMITS, most) == Dead(f"answered {status:04X}H: why", status)
+    assert decide(Answered(status, "why"), 1, YOUNG, LIMITS, most) == Dead(
+        f"answered {status:04X}H: why", status
+    )
 
 
-@pytest.mark.parametrize("outcome", [NotAccepted("no context"), Unreadable("file is gone")])
-def test_what_no_attempt_can_mend_is_dead_at_once(outcome: Outcome) -> None:
-    assert decide(outcome, 1, LIMITS, most) == Dead(outcome.reason)
+@pytest.mark.parametrize("outcome", [NotAccepted("no context", alone=True), Unreadable("file is gone")])
+def test_what_no_attempt_can_mend_is_dead_at_once(outcome: NotAccepted | Unreadable) -> None:
+    assert decide(outcome, 1, YOUNG, LIMITS, most) == Dead(outcome.reason)
 
 
 def test_broken_association_counts_as_an_attempt() -> None:
-    assert decide(Broken("reset"), 1, LIMITS, most) == Retry(2_000, "reset")
-    assert decide(Broken("reset"), 20, LIMITS, most) == Dead("reset (attempt 20, the last)")
+    assert decide(Broken("reset"), 1, YOUNG, LIMITS, most) == Retry(2_000, "reset")
+    assert decide(Broken("reset"), 20, YOUNG, LIMITS, most) == Dead("reset (attempt 20, the last)")
 
 
-def test_remote_that_cannot_be_reached_never_kills_an_instance() -> None:
-    assert decide(Unreachable("refused"), 1, LIMITS, most) == Retry(2_000, "refused")
-    assert decide(Unreachable("refused"), 5_000, LIMITS, most) == Retry(300_000, "refused")
+def test_what_was_negotiated_in_company_is_negotiated_once_more_alone() -> None:
+    assert decide(NotAccepted("no context", alone=False), 1, YOUNG, LIMITS, most) == Renegotiate()
+    assert decide(Answered(0x0122), 99, OLD, LIMITS, most) == Renegotiate()
+    assert decide(Answered(0x0122, again=True), 1, YOUNG, LIMITS, most) == Dead("answered 0122H", 0x0122)
 
 
-@pytest.mark.parametrize(
-    ("outcome", "after"), [(Refused("unknown AE title"), 300_000), (Away("store"), 2_000)]
-)
-def test_what_says_nothing_about_the_instance_never_kills_it(outcome: Outcome, after: int) -> None:
-    assert decide(outcome, 500, LIMITS, most) == Retry(after, outcome.reason, counted=False)  # type: ignore[union-attr]
+@pytest.mark.parametrize("outcome", [Answered(0xA700), Broken("reset")])
+def test_what_is_too_old_is_not_tried_again(outcome: Outcome) -> None:
+    assert isinstance(decide(outcome, 1, YOUNG, LIMITS, most), Retry)
+    decision = decide(outcome, 1, OLD, LIMITS, most)
+    assert isinstance(decision, Dead)
+    assert decision.reason.endswith("(given up after 2 h)")
+
+
+def test_what_is_too_old_and_arrives_is_delivered() -> None:
+    assert isinstance(decide(Answered(0), 1, OLD, LIMITS, most), Delivered)
 
 
 def test_pause_doubles_up_to_the_longest() -> None:
@@ -97,5 +106,6 @@ def test_limits_come_from_the_destination() -> None:
         retry_first_seconds=0.5,
         retry_max_seconds=60,
         max_attempts=3,
+        give_up_hours=0.5,
     )
-    assert Limits.of(destination) == Limits(500, 60_000, 3)
+    assert Limits.of(destination) == Limits(500, 60_000, 3, 1_800_000)

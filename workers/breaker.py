@@ -1,0 +1,111 @@
+"""The circuit breaker of one destination: what `workers.circuit` decides, kept in the ledger for all."""
+
+from collections.abc import Callable
+from typing import Final
+
+import structlog
+
+from ingest.config.model import Destination
+from ingest.dicom import uids
+from ingest.errors import AssociationError
+from ingest.ledger import Circuit, CircuitState, Ledger
+from ingest.scu import Association, Remote, Timeouts
+from workers import circuit
+from workers.circuit import Failure, Stance, Trouble
+from workers.leases import now_ms
+from workers.retry import Limits
+
+MARGIN_MILLISECONDS: Final = 5_000
+"""How much longer than its deadlines a probe is waited for, before another worker may ask."""
+
+log = structlog.get_logger()
+
+
+class Breaker:
+    """The circuit as one turn sees it. Every method raises `LedgerError` while the ledger is away."""
+
+    def __init__(
+        self, ledger: Ledger, destination: Destination, remote: Remote, rng: Callable[[], float]
+    ) -> None:
+        """Describe it; nothing is asked yet.
+
+        Args:
+            ledger: Where it is kept.
+            destination: What the configuration says.
+            remote: Whom a probe asks.
+            rng: Gives numbers from 0 to 1, for the jitter.
+        """
+        self._ledger = ledger
+        self._name = destination.name
+        self._remote = remote
+        # A remote that is there answers a C-ECHO at once: the long deadline is for images.
+        answer = min(destination.response_seconds, destination.connect_seconds)
+        self._timeouts = Timeouts(destination.connect_seconds, answer)
+        self._limits = Limits.of(destination)
+        self._rng = rng
+        self._circuit = Circuit(destination=self._name)
+
+    def enter(self, on_tick: Callable[[], None]) -> tuple[int, str]:
+        """Whether the destination may be sent to; a probe is made where that has to be found out.
+
+        Args:
+            on_tick: Called at least twice a second meanwhile.
+
+        Returns:
+            For how many milliseconds it is to be left alone, 0 if it may be sent to; and why a probe did
+            not reach it.
+        """
+        self._circuit = self._ledger.circuit(self._name)
+        stance = circuit.stance(self._circuit, now_ms())
+        if stance is Stance.PROBE:
+            claim = round((self._timeouts.connect + self._timeouts.response) * 1000) + MARGIN_MILLISECONDS
+            before, after = self._change(lambda found: circuit.claimed(found, now_ms(), claim))
+            if before != after:
+                return self._probe(on_tick)
+            stance = circuit.stance(after, now_ms())
+        if stance is Stance.GO:
+            return 0, ""
+        return max(1, self._circuit.probe_at - now_ms()), ""
+
+    def failed(self, trouble: Trouble, reason: str) -> int:
+        """Note a failure; returns for how many milliseconds the destination is to be left alone."""
+        failure = Failure(trouble, reason, now_ms())
+        before, after = self._change(lambda found: circuit.failed(found, failure, self._limits, self._rng))
+        if after.permanent and not before.permanent:
+            log.error("destination_refuses", destination=self._name, error=reason)
+        elif not before.failures:
+            log.warning("destination_away", destination=self._name, error=reason)
+        if after.state is CircuitState.OPEN and before.state is CircuitState.CLOSED:
+            log.error("circuit_open", destination=self._name, failures=after.failures, error=reason)
+        return max(0, after.probe_at - failure.at_ms)
+
+    def reached(self) -> None:
+        """The remote took an association."""
+        if self._circuit.state is not CircuitState.CLOSED or self._circuit.probe_at:
+            self._change(circuit.reached)
+            log.info("destination_back", destination=self._name)
+
+    def answered(self) -> None:
+        """The remote answered for an instance."""
+        if self._circuit.failures:
+            self._change(circuit.answered)
+
+    def _probe(self, on_tick: Callable[[], None]) -> tuple[int, str]:
+        """C-ECHO (PS3.7 9.1.5): whatever the remote says to that, it is there."""
+        verification = [(uids.VERIFICATION, (uids.IMPLICIT_LITTLE_ENDIAN,))]
+        try:
+            with Association.open(
+                self._remote, verification, timeouts=self._timeouts, on_tick=on_tick
+            ) as association:
+                if association.accepted(uids.VERIFICATION, uids.IMPLICIT_LITTLE_ENDIAN) is not None:
+                    association.echo()
+        except AssociationError as error:
+            if error.permanent:
+                return self.failed(Trouble.REFUSED, str(error)), ""
+            return self.failed(Trouble.UNREACHABLE, str(error)), str(error)
+        self.reached()
+        return 0, ""
+
+    def _change(self, change: Callable[[Circuit], Circuit]) -> tuple[Circuit, Circuit]:
+        before, self._circuit = self._ledger.change_circuit(self._name, change)
+        return before, self._circuit
