@@ -164,8 +164,12 @@ class Conversation:
         return kind, header + self.read(length)
 
     def accept(
-        self, max_pdu_length: int = 16384, *, refuse: Callable[[str, str], bool] = lambda *_: False
-    ) -> None:
+        self,
+        max_pdu_length: int = 16384,
+        *,
+        refuse: Callable[[str, str], bool] = lambda *_: False,
+        window: tuple[int, int] | None = None,
+    ) -> wire.AssociateRequest:
         """Read an A-ASSOCIATE-RQ and accept it."""
         kind, data = self.read_pdu()
         assert kind == 1
@@ -184,9 +188,11 @@ class Conversation:
                     calling_ae=request.calling_ae,
                     contexts=results,
                     max_pdu_length=max_pdu_length,
+                    async_operations=window,
                 )
             )
         )
+        return request
 
     def read_command(self) -> tuple[int, dict[str, Any]]:
         """Context ID and elements of a command set; what follows it in the same PDU is none."""
