@@ -42,14 +42,19 @@ def list_deliveries(config: Config, which: Filter, limit: int, before: int | Non
 
 
 def send_again(config: Config, which: Filter) -> int:
-    """Have deliveries wait again, wake their destinations, and say how many; returns the exit code."""
+    """Have deliveries wait again, and say how many; returns the exit code.
+
+    Their destinations, and the one that was named, are asked at once, whatever was known of them.
+    """
     ledger = Ledger(config.ledger_url)
     _known(config, ledger, which)
     changed = ledger.send_again(which, time.time_ns() // 1_000_000)
     _say(changed, "to be sent again")
     client = connect(config, timeout=2.0)
     try:
-        for destination in changed:
+        for destination in changed.keys() | ({which.destination} if which.destination else set()):
+            # Who wants it sent again wants it now, whatever the remote said before.
+            ledger.close_circuit(destination)
             wake(client, destination)
     except redis.RedisError as error:
         print_note(f"the queue is away ({error}); workers find them by themselves within seconds")

@@ -5,16 +5,18 @@ Every part that cannot be read is reported as such; the others are still shown.
 
 import json
 import time
+from datetime import timedelta
 from typing import Any, Final
 
 import redis
 from rich.console import Console, Group
 from rich.live import Live
+from rich.markup import escape
 from rich.table import Table
 
 from ingest.config.model import Config
 from ingest.errors import IngestError, SpoolError
-from ingest.ledger import DeliveryState, Ledger
+from ingest.ledger import CircuitState, DeliveryState, Ledger, Progress
 from ingest.node.accept_gate import STALE_MS
 from ingest.node.scoreboard import ACCEPTING, DRAINING, RowView, Scoreboard
 from ingest.queue import GROUP, connect, stream_key
@@ -113,17 +115,42 @@ def _queue(config: Config) -> dict[str, Any]:
 
 def _ledger(config: Config) -> dict[str, Any]:
     try:
-        counts = Ledger(config.ledger_url).counts()
+        ledger = Ledger(config.ledger_url)
+        now = time.time_ns() // 1_000_000
+        known = ledger.progress(now)
+        for destination in config.destinations:
+            known.setdefault(destination.name, Progress(destination=destination.name))
         return {
             "reachable": True,
-            "instances": {state.value: count for state, count in counts.instances.items()},
+            "instances": {state.value: count for state, count in ledger.instance_counts().items()},
             "deliveries": {
-                name: {state.value: count for state, count in states.items()}
-                for name, states in counts.deliveries.items()
+                name: {state.value: count for state, count in progress.states.items()}
+                for name, progress in sorted(known.items())
+                if progress.states
             },
+            "destinations": [_destination(progress, now) for _, progress in sorted(known.items())],
         }
     except IngestError as error:
         return {"reachable": False, "error": str(error)}
+
+
+def _destination(progress: Progress, now_ms: int) -> dict[str, Any]:
+    circuit = progress.circuit
+    return {
+        "name": progress.destination,
+        "backlog": progress.backlog,
+        "oldest_seconds": None if progress.oldest_at is None else (now_ms - progress.oldest_at) / 1000,
+        "delivered_per_second": round(progress.delivered_per_second, 3),
+        "mb_per_second": round(progress.bytes_per_second / 1e6, 3),
+        "circuit": circuit.state.value if circuit else CircuitState.CLOSED.value,
+        "refuses": circuit.permanent if circuit else False,
+        "failures": circuit.failures if circuit else 0,
+        "next_probe_seconds": max(0.0, (circuit.probe_at - now_ms) / 1000) if circuit else 0.0,
+        "last_error": circuit.last_error if circuit else "",
+        "last_error_seconds": (now_ms - circuit.last_error_at) / 1000
+        if circuit and circuit.last_error_at
+        else None,
+    }
 
 
 def _certificates(config: Config) -> list[dict[str, Any]]:
@@ -150,7 +177,11 @@ def _certificates(config: Config) -> list[dict[str, Any]]:
 
 def _page(now: dict[str, Any], before: dict[str, Any] | None) -> Group:
     return Group(
-        _listener_table(now, before), _stage_table(now), _delivery_table(now), _certificate_table(now)
+        _listener_table(now, before),
+        _stage_table(now),
+        _delivery_table(now),
+        _destination_table(now),
+        _certificate_table(now),
     )
 
 
@@ -209,6 +240,29 @@ def _delivery_table(now: dict[str, Any]) -> Table:
     for name, states in sorted(now["ledger"].get("deliveries", {}).items()):
         table.add_row(name, *(str(states.get(state, 0)) for state in STATE_COLUMNS))
     return table
+
+
+def _destination_table(now: dict[str, Any]) -> Table:
+    table = Table("destination", "circuit", "backlog", "oldest", "instances/s", "MB/s", "last error")
+    table.title = "Destinations, over the last minutes"
+    for row in now["ledger"].get("destinations", []):
+        oldest, error_age = row["oldest_seconds"], row["last_error_seconds"]
+        error = f"{escape(row['last_error'])}, {_age(error_age)} ago" if error_age is not None else ""
+        table.add_row(
+            row["name"],
+            "open: it refuses us" if row["refuses"] else row["circuit"],
+            str(row["backlog"]),
+            "" if oldest is None else _age(oldest),
+            f"{row['delivered_per_second']:.1f}",
+            f"{row['mb_per_second']:.1f}",
+            error,
+        )
+    return table
+
+
+def _age(seconds: float) -> str:
+    """To the second; of days, without them: `2 days, 1:02:03`."""
+    return str(timedelta(seconds=round(seconds)))
 
 
 def _certificate_table(now: dict[str, Any]) -> Table:

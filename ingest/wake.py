@@ -29,6 +29,11 @@ def drain_key(destination: str) -> str:
     return f"ingest:drain:{destination}"
 
 
+def hold_key(destination: str) -> str:
+    """The key that is there while a destination is left alone after a failure."""
+    return f"ingest:hold:{destination}"
+
+
 class Waker:
     """Wakes destinations through one client."""
 
@@ -71,5 +76,6 @@ class Waker:
 
 
 def wake(client: redis.Redis, destination: str) -> bool:
-    """`Waker.wake` for who does it once."""
+    """`Waker.wake` for who does it once, and at once, even where it is left alone after a failure."""
+    client.delete(hold_key(destination), drain_key(destination))
     return Waker(client).wake(destination)

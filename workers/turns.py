@@ -8,7 +8,7 @@ from typing import Final, cast
 
 import redis
 
-from ingest.wake import drain_key
+from ingest.wake import drain_key, hold_key
 
 PLACE_MILLISECONDS: Final = 8_000
 """How long the place of a killed worker stays taken: less than its leases do."""
@@ -24,11 +24,6 @@ _GIVE_BACK: Final = """
 if redis.call('get', KEYS[1]) == ARGV[1] then return redis.call('del', KEYS[1]) end
 return 0
 """
-
-
-def hold_key(destination: str) -> str:
-    """The key that is there while a destination is left alone after a failure."""
-    return f"ingest:hold:{destination}"
 
 
 def place_key(destination: str, number: int) -> str:

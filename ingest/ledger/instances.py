@@ -238,16 +238,24 @@ class Instances(Database):
         Raises:
             LedgerError: The ledger is away.
         """
-        by_state = select(instances.c.state, func.count()).group_by(instances.c.state)
         by_destination = select(deliveries.c.destination, deliveries.c.state, func.count()).group_by(
             deliveries.c.destination, deliveries.c.state
         )
         of_destinations: dict[str, dict[DeliveryState, int]] = {}
         with self.read() as connection:
-            of_instances = {InstanceState(state): count for state, count in connection.execute(by_state)}
             for destination, state, count in connection.execute(by_destination):
                 of_destinations.setdefault(destination, {})[DeliveryState(state)] = count
-        return Counts(of_instances, of_destinations)
+        return Counts(self.instance_counts(), of_destinations)
+
+    def instance_counts(self) -> dict[InstanceState, int]:
+        """How many instances are in each state; a state without rows is missing.
+
+        Raises:
+            LedgerError: The ledger is away.
+        """
+        by_state = select(instances.c.state, func.count()).group_by(instances.c.state)
+        with self.read() as connection:
+            return {InstanceState(state): count for state, count in connection.execute(by_state)}
 
 
 def _parameters(row: NewInstance) -> dict[str, Any]:

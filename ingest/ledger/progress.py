@@ -1,7 +1,7 @@
 """How fast a destination takes what it is sent, and how much it is still owed since when."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 from sqlalchemy import Connection, bindparam, delete, func, select
@@ -29,15 +29,15 @@ class Progress:
             milliseconds; None where nothing is owed.
         delivered_per_second: Instances, over the last five whole minutes and this one.
         bytes_per_second: Of Part 10 files, likewise.
-        circuit: Whether it is asked at all, and its last error.
+        circuit: Whether it is asked at all, and its last error; None where it never failed.
     """
 
     destination: str
-    states: dict[DeliveryState, int]
-    oldest_at: int | None
-    delivered_per_second: float
-    bytes_per_second: float
-    circuit: Circuit
+    states: dict[DeliveryState, int] = field(default_factory=dict)
+    oldest_at: int | None = None
+    delivered_per_second: float = 0.0
+    bytes_per_second: float = 0.0
+    circuit: Circuit | None = None
 
     @property
     def backlog(self) -> int:
@@ -120,7 +120,7 @@ class ProgressReport(Database):
                 oldest_at=oldest.get(name),
                 delivered_per_second=float(rates.get(name, (0, 0))[0]),
                 bytes_per_second=float(rates.get(name, (0, 0))[1]),
-                circuit=circuits.get(name) or Circuit(destination=name),
+                circuit=circuits.get(name),
             )
             for name in sorted(states.keys() | circuits.keys())
         }

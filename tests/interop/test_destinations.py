@@ -106,9 +106,7 @@ def test_storescp_that_does_not_trust_the_node_gets_nothing_until_it_does(
     with storescp(tmp_path / "suspicious", suspicious) as port:
         node = make_node(destinations=destination("remote", port, retry_first_seconds=0.2)).start()
         send(node, material, [path])
-        [(error,)] = eventually(
-            lambda: node.query("SELECT last_error FROM deliveries WHERE state = 'retry' AND last_error <> ''")
-        )
+        [(error,)] = eventually(lambda: node.query("SELECT last_error FROM circuits WHERE last_error <> ''"))
         assert "alert" in error
     assert not list((tmp_path / "suspicious").iterdir())
 
@@ -127,9 +125,7 @@ def test_storescp_with_a_certificate_that_is_not_trusted_gets_nothing(
 
         send(node, material, [path])
 
-        [(error,)] = eventually(
-            lambda: node.query("SELECT last_error FROM deliveries WHERE state = 'retry' AND last_error <> ''")
-        )
+        [(error,)] = eventually(lambda: node.query("SELECT last_error FROM circuits WHERE last_error <> ''"))
     assert "certificate" in error
     assert not list((tmp_path / "stranger").iterdir())
 

@@ -10,7 +10,8 @@ from ingest.cli import main
 from ingest.cli_ledger import STATES
 from ingest.ledger import DeliveryState
 from tests.forwarding import Forwarding
-from tests.peers import CT, EXPLICIT, PynetdicomRemote
+from tests.nodes import eventually
+from tests.peers import CT, EXPLICIT, PynetdicomRemote, free_port
 from tests.servers import Valkey
 
 
@@ -94,3 +95,23 @@ def test_retry_works_while_the_queue_is_away(site: Forwarding) -> None:
     result = ask(site, "retry", "--state", "dropped")
     assert result.exit_code == 0, result.output
     assert site.states() == {"waiting": 1}
+
+
+def test_status_tells_what_is_wrong_with_a_destination_and_retry_has_it_tried_at_once(
+    site: Forwarding,
+) -> None:
+    port = free_port()
+    site.add(port, retry_first_seconds=300)
+    site.many(2)
+    with site.worker():
+        site.wake()
+        eventually(lambda: site.ledger.circuit("pacs").failures == 1, 20, "it was tried")
+        (told,) = json.loads(ask(site, "status", "--json").output)["ledger"]["destinations"]
+        assert (told["name"], told["backlog"], told["failures"]) == ("pacs", 2, 1)
+        assert told["next_probe_seconds"] > 100
+        assert "refused" in told["last_error"]
+        assert 0 <= told["oldest_seconds"] < 60
+        assert "Connection refused" in " ".join(ask(site, "status").output.split())
+        with PynetdicomRemote([(CT, [EXPLICIT])], port=port):
+            assert ask(site, "retry", "--destination", "pacs").exit_code == 0
+            site.wait({"delivered": 2})

@@ -11,7 +11,7 @@ import pytest
 
 from ingest.config.model import TLS
 from ingest.dicom import wire
-from ingest.wake import drain_key
+from ingest.wake import drain_key, hold_key
 from tests.forwarding import Forwarding
 from tests.instances import EXPLICIT, IMPLICIT, Made
 from tests.nodes import eventually
@@ -27,7 +27,7 @@ from tests.peers import (
 from tests.servers import Valkey
 from workers import drain, leases
 from workers.forward import Forwarder
-from workers.turns import hold_key, place_key
+from workers.turns import place_key
 
 CONTEXTS = [(CT, [EXPLICIT])]
 
