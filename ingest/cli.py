@@ -3,77 +3,21 @@
 # ruff: noqa: PLC0415 - what a command needs is imported when it runs, so that --help and short commands start fast
 
 import importlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from ingest.cli_base import FAULTS, Commands, config_option, load_config
 from ingest.cli_ledger import filter_of, filter_options, require_one
 from ingest.cli_options import remote_options, tls_of
-from ingest.errors import BootError, ConfigError, IngestError
 
 if TYPE_CHECKING:
-    from ingest.config import Config, Fault
-
-FAULTS = 1
-BAD_CONFIGURATION = 2
-CANNOT_BOOT = 3
+    from ingest.config import Fault
 
 ROUTES = "workers.routes"
 """Named and not imported: what workers do is theirs."""
-
-_F = TypeVar("_F", bound=Callable[..., Any])
-
-
-class Commands(click.Group):
-    """A group that lists its commands in the order of the source and turns our errors into exit codes."""
-
-    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
-        """The order in which they are told, not the alphabet's."""
-        return list(self.commands)
-
-    def invoke(self, ctx: click.Context) -> Any:
-        """Run a command; `ConfigError` exits with 2, `BootError` with 3, what else is ours with 1."""
-        try:
-            return super().invoke(ctx)
-        except ConfigError as error:
-            _say_faults(error.faults)
-            ctx.exit(BAD_CONFIGURATION)
-        except BootError as error:
-            _say_faults([str(error)])
-            ctx.exit(CANNOT_BOOT)
-        except IngestError as error:
-            _say_faults([str(error)])
-            ctx.exit(FAULTS)
-
-
-def _say_faults(lines: Sequence[str]) -> None:
-    for line in lines:
-        click.echo(f"{click.style('error', fg='red')} {line}", err=True)
-
-
-def _config_option(function: _F) -> _F:
-    return click.option(
-        "-c",
-        "--config",
-        "path",
-        required=True,
-        envvar="INGEST_CONFIG",
-        metavar="FILE",
-        type=click.Path(path_type=Path),
-        help="TOML configuration (see config/ingest.toml), or $INGEST_CONFIG.",
-    )(function)
-
-
-def _load(path: Path) -> "Config":
-    """The configuration, for a command that is no node: it logs warnings only, to standard error."""
-    from ingest.config import load
-    from ingest.config.model import Log
-    from ingest.log import configure
-
-    configure(Log(level="warning"))
-    return load(path)
 
 
 def _run(path: Path, *roles: str) -> None:
@@ -93,7 +37,7 @@ def main() -> None:
 
 
 @main.command()
-@_config_option
+@config_option
 def serve(path: Path) -> None:
     """Run the whole node in the foreground.
 
@@ -104,7 +48,7 @@ def serve(path: Path) -> None:
 
 
 @main.command()
-@_config_option
+@config_option
 def listen(path: Path) -> None:
     """Run the listeners alone: receive, spool, put on the queue."""
     _run(path, "listen")
@@ -116,21 +60,21 @@ def work() -> None:
 
 
 @work.command()
-@_config_option
+@config_option
 def persist(path: Path) -> None:
     """Move what the queue names from the spool into store and ledger."""
     _run(path, "persist")
 
 
 @work.command()
-@_config_option
+@config_option
 def forward(path: Path) -> None:
     """Send what the ledger says is due to its destinations."""
     _run(path, "forward")
 
 
 @main.command()
-@_config_option
+@config_option
 def check(path: Path) -> None:
     """Validate configuration, certificates, folders, queue and ledger.
 
@@ -139,7 +83,7 @@ def check(path: Path) -> None:
     """
     from ingest.config.check import check as look
 
-    faults = look(_load(path))
+    faults = look(load_config(path))
     _print_check(path, faults)
     click.get_current_context().exit(FAULTS if any(not fault.note for fault in faults) else 0)
 
@@ -160,7 +104,7 @@ def _print_check(path: Path, faults: "Sequence[Fault]") -> None:
 
 
 @main.command()
-@_config_option
+@config_option
 @click.option("--json", "as_json", is_flag=True, help="For programs.")
 @click.option(
     "--watch",
@@ -174,11 +118,11 @@ def status(path: Path, as_json: bool, watch: float | None) -> None:
     """Show listeners, spool, queue, destinations and certificates."""
     from ingest.status import status_command
 
-    click.get_current_context().exit(status_command(_load(path), as_json=as_json, watch=watch))
+    click.get_current_context().exit(status_command(load_config(path), as_json=as_json, watch=watch))
 
 
 @main.command()
-@_config_option
+@config_option
 @filter_options
 @click.option("--limit", type=click.IntRange(1), default=100, show_default=True)
 @click.option("--before", type=int, metavar="ID", help="Only smaller ids: the next page.")
@@ -187,12 +131,12 @@ def deliveries(path: Path, limit: int, before: int | None, as_json: bool, **whic
     """List deliveries, the newest first."""
     from ingest.listing import list_deliveries
 
-    code = list_deliveries(_load(path), filter_of(which), limit, before, as_json=as_json)
+    code = list_deliveries(load_config(path), filter_of(which), limit, before, as_json=as_json)
     click.get_current_context().exit(code)
 
 
 @main.command()
-@_config_option
+@config_option
 @filter_options
 @click.option("--all", "everything", is_flag=True, help="All that are dead.")
 def retry(path: Path, everything: bool, **which: Any) -> None:
@@ -206,11 +150,11 @@ def retry(path: Path, everything: bool, **which: Any) -> None:
     from ingest.listing import send_again
 
     meant = filter_of({**which, "states": which["states"] or ("dead",)})
-    click.get_current_context().exit(send_again(_load(path), meant))
+    click.get_current_context().exit(send_again(load_config(path), meant))
 
 
 @main.command()
-@_config_option
+@config_option
 @filter_options
 @click.option("--all", "everything", is_flag=True, help="All that are not delivered.")
 @click.option("--reason", default="dropped by hand", show_default=True, help="For the ledger.")
@@ -223,19 +167,19 @@ def drop(path: Path, everything: bool, reason: str, yes: bool, **which: Any) -> 
     require_one(which, everything=everything)
     from ingest.listing import give_up
 
-    meant, loaded = filter_of(which), _load(path)
+    meant, loaded = filter_of(which), load_config(path)
     if not yes:
         click.confirm("Drop these deliveries?", abort=True)
     click.get_current_context().exit(give_up(loaded, meant, reason))
 
 
 @main.command()
-@_config_option
+@config_option
 def sweep(path: Path) -> None:
     """Reconcile spool, queue and ledger once."""
     from ingest.spool.sweep import sweep_command
 
-    click.get_current_context().exit(sweep_command(_load(path)))
+    click.get_current_context().exit(sweep_command(load_config(path)))
 
 
 @main.command()
@@ -317,7 +261,7 @@ def config() -> None:
 
 
 @config.command()
-@_config_option
+@config_option
 @click.option("--json", "as_json", is_flag=True, help="As JSON instead of TOML.")
 def show(path: Path, as_json: bool) -> None:
     """Print the effective configuration without its secrets.
@@ -326,7 +270,7 @@ def show(path: Path, as_json: bool) -> None:
     """
     from ingest.config import show as text
 
-    loaded = _load(path)
+    loaded = load_config(path)
     click.echo(text.as_json(loaded) if as_json else text.as_toml(loaded), nl=as_json)
 
 
@@ -336,7 +280,7 @@ def routes() -> None:
 
 
 @routes.command()
-@_config_option
+@config_option
 @click.argument("files", nargs=-1, required=True, type=click.Path(exists=True, path_type=Path))
 @click.option("--calling", metavar="AE", help="As though this AE title had sent them.")
 @click.option("--called", metavar="AE", help="As though they had been sent to this AE title.")
@@ -348,7 +292,7 @@ def test(path: Path, files: tuple[Path, ...], calling: str | None, called: str |
     read.
     """
     workers = importlib.import_module(ROUTES)
-    explained = workers.explain(_load(path), files, calling, called)
+    explained = workers.explain(load_config(path), files, calling, called)
     click.get_current_context().exit(workers.show(explained, as_json=as_json))
 
 
