@@ -5,7 +5,7 @@ from dataclasses import dataclass, fields
 from itertools import islice
 from typing import Any, Final
 
-from sqlalchemy import Connection, RowMapping, bindparam, func, insert, select, update
+from sqlalchemy import ColumnElement, Connection, RowMapping, bindparam, func, insert, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from ingest.ledger.database import Database
@@ -28,7 +28,7 @@ TEXT_MAX: Final = 600
 _COLUMNS: Final = tuple(
     field.name for field in fields(NewInstance) if field.name not in {"destinations", "replaces"}
 )
-_INSERT: Final = {
+INSERT: Final = {
     "sqlite": sqlite.insert(instances)
     .on_conflict_do_nothing()
     .returning(instances.c.id, instances.c.spool_ref),
@@ -36,7 +36,7 @@ _INSERT: Final = {
     .on_conflict_do_nothing()
     .returning(instances.c.id, instances.c.spool_ref),
 }
-_INSERT_DELIVERIES: Final = insert(deliveries).values(
+INSERT_DELIVERIES: Final = insert(deliveries).values(
     instance_id=bindparam("instance_id"),
     destination=bindparam("destination"),
     state=DeliveryState.WAITING.value,
@@ -103,9 +103,7 @@ class Instances(Database):
                 _supersede(connection, replaced, rows[0].stored_at, keep=[row.spool_ref for row in rows])
             ids = {
                 ref: number
-                for number, ref in connection.execute(
-                    _INSERT[self.dialect], [_parameters(row) for row in rows]
-                )
+                for number, ref in connection.execute(INSERT[self.dialect], [columns_of(row) for row in rows])
             }
             # The same reference twice in one batch: the row is that of the first.
             new = [ids.pop(row.spool_ref, None) for row in rows]
@@ -116,7 +114,7 @@ class Instances(Database):
                 for destination in row.destinations
             ]
             if waiting:
-                connection.execute(_INSERT_DELIVERIES, waiting)
+                connection.execute(INSERT_DELIVERIES, waiting)
             known = _known(
                 connection, [row.spool_ref for row, number in zip(rows, new, strict=True) if number is None]
             )
@@ -159,7 +157,7 @@ class Instances(Database):
         }
         with self.read() as connection:
             for chunk in _chunks(uids):
-                asked = {_clean(uid): uid for uid in chunk}
+                asked = {clean(uid): uid for uid in chunk}
                 for uid, key, state in connection.execute(_HELD, {"uids": list(asked)}):
                     if state == InstanceState.STORED.value:
                         stored[asked[uid]] = key
@@ -191,7 +189,7 @@ class Instances(Database):
             for chunk in _chunks(uids):
                 connection.execute(
                     update(instances).where(*_REMOVING).values(state=InstanceState.REMOVED.value),
-                    {"uids": [_clean(uid) for uid in chunk]},
+                    {"uids": [clean(uid) for uid in chunk]},
                 )
 
     def by_sop_instance(self, uid: str) -> list[Instance]:
@@ -201,7 +199,7 @@ class Instances(Database):
             LedgerError: The ledger is away.
         """
         with self.read() as connection:
-            return [_instance(row) for row in connection.execute(_BY_UID, {"uid": _clean(uid)}).mappings()]
+            return [as_instance(row) for row in connection.execute(_BY_UID, {"uid": clean(uid)}).mappings()]
 
     def instances(
         self,
@@ -230,7 +228,7 @@ class Instances(Database):
         if study_uid is not None:
             query = query.where(instances.c.study_uid == study_uid)
         with self.read() as connection:
-            return [_instance(row) for row in connection.execute(query).mappings()]
+            return [as_instance(row) for row in connection.execute(query).mappings()]
 
     def counts(self) -> Counts:
         """How many instances are in each state, and deliveries by destination and state.
@@ -258,11 +256,12 @@ class Instances(Database):
             return {InstanceState(state): count for state, count in connection.execute(by_state)}
 
 
-def _parameters(row: NewInstance) -> dict[str, Any]:
-    return {name: _clean(getattr(row, name)) for name in _COLUMNS}
+def columns_of(row: NewInstance) -> dict[str, Any]:
+    """The row as `INSERT` takes it."""
+    return {name: clean(getattr(row, name)) for name in _COLUMNS}
 
 
-def _clean(value: Any) -> Any:
+def clean(value: Any) -> Any:
     """Text that both databases take: PostgreSQL refuses NUL, both refuse lone surrogates."""
     if not isinstance(value, str) or (value.isascii() and "\0" not in value and len(value) <= TEXT_MAX):
         return value
@@ -271,7 +270,18 @@ def _clean(value: Any) -> Any:
 
 def _supersede(connection: Connection, uids: Sequence[str], now_ms: int, *, keep: Sequence[str]) -> None:
     old = (*_STORED, instances.c.spool_ref.not_in(bindparam("keep", expanding=True)))
-    parameters = {"uids": [_clean(uid) for uid in uids], "keep": list(keep)}
+    parameters = {"uids": [clean(uid) for uid in uids], "keep": list(keep)}
+    drop_open_deliveries(connection, old, now_ms, parameters)
+    connection.execute(update(instances).where(*old).values(state=InstanceState.REPLACED.value), parameters)
+
+
+def drop_open_deliveries(
+    connection: Connection,
+    old: Sequence[ColumnElement[bool]],
+    now_ms: int,
+    parameters: Mapping[str, Any] | None = None,
+) -> None:
+    """Drop what is not delivered of instances that give way; `old` says which these are."""
     connection.execute(
         update(deliveries)
         .where(
@@ -285,9 +295,8 @@ def _supersede(connection: Connection, uids: Sequence[str], now_ms: int, *, keep
             last_error="a newer object of the same SOP instance UID replaced it",
             updated_at=now_ms,
         ),
-        parameters,
+        parameters or {},
     )
-    connection.execute(update(instances).where(*old).values(state=InstanceState.REPLACED.value), parameters)
 
 
 def _known(connection: Connection, refs: Iterable[str]) -> set[str]:
@@ -303,7 +312,8 @@ def _chunks(values: Iterable[str]) -> Iterator[list[str]]:
         yield chunk
 
 
-def _instance(row: RowMapping) -> Instance:
+def as_instance(row: RowMapping) -> Instance:
+    """A row of `instances`."""
     values = dict(row)
     values["state"] = InstanceState(values["state"])
     return Instance(**values)

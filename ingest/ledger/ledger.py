@@ -4,10 +4,11 @@ from ingest.ledger.circuits import Circuits
 from ingest.ledger.deliveries import Deliveries
 from ingest.ledger.instances import Instances
 from ingest.ledger.progress import ProgressReport
+from ingest.ledger.quarantine import Quarantine
 from ingest.ledger.search import Search
 
 
-class Ledger(Instances, Deliveries, Circuits, ProgressReport, Search):
+class Ledger(Instances, Deliveries, Circuits, ProgressReport, Search, Quarantine):
     """Instances and deliveries in SQLite (WAL, synchronous FULL) or PostgreSQL.
 
     Make one for each process, after the fork. `migrate` once at the start, then every method may be called
