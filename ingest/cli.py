@@ -12,6 +12,7 @@ import click
 from ingest.cli_base import FAULTS, Commands, config_option, load_config
 from ingest.cli_ledger import filter_of, filter_options, require_one
 from ingest.cli_options import remote_options, tls_of
+from ingest.cli_store import COMMANDS as STORE_COMMANDS
 
 if TYPE_CHECKING:
     from ingest.config import Fault
@@ -119,6 +120,10 @@ def status(path: Path, as_json: bool, watch: float | None) -> None:
     from ingest.status import status_command
 
     click.get_current_context().exit(status_command(load_config(path), as_json=as_json, watch=watch))
+
+
+for command in STORE_COMMANDS:
+    main.add_command(command)
 
 
 @main.command()

@@ -19,7 +19,7 @@ STATES = ("waiting", "sending", "delivered", "retry", "dead", "dropped")
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 
 
-def _when(_context: click.Context, _parameter: click.Parameter, value: str | None) -> int | None:
+def when(_context: click.Context, _parameter: click.Parameter, value: str | None) -> int | None:
     """Unix milliseconds of "2h" (ago) or of an ISO 8601 time, which is UTC where it says nothing else."""
     if value is None:
         return None
@@ -42,8 +42,8 @@ _FILTERS = (
     click.option("--sop", "sop_instance_uid", metavar="UID", help="Of this SOP Instance UID."),
     click.option("--state", "states", type=click.Choice(STATES), multiple=True, help="Repeatable."),
     click.option("--error", metavar="TEXT", help="Whose last error has this in it."),
-    click.option("--since", callback=_when, metavar="TIME", help="Changed since: 2h ago, or ISO 8601."),
-    click.option("--until", callback=_when, metavar="TIME", help="Changed before; likewise."),
+    click.option("--since", callback=when, metavar="TIME", help="Changed since: 2h ago, or ISO 8601."),
+    click.option("--until", callback=when, metavar="TIME", help="Changed before; likewise."),
 )
 
 

@@ -93,14 +93,15 @@ def _say(changed: dict[str, int], what: str) -> None:
         console.print("nothing to change", markup=False)
 
 
-def _time(milliseconds: int) -> str | None:
+def iso_time(milliseconds: int) -> str | None:
+    """Unix milliseconds as people and programs read them; None for 0."""
     if not milliseconds:
         return None
     return datetime.fromtimestamp(milliseconds / 1000, UTC).isoformat(timespec="milliseconds")
 
 
 def _plain(row: FoundDelivery) -> dict[str, object]:
-    values = asdict(row) | {name: _time(getattr(row, name)) for name in TIMES}
+    values = asdict(row) | {name: iso_time(getattr(row, name)) for name in TIMES}
     values["last_status"] = None if row.last_status is None else f"{row.last_status:04X}"
     return values
 

@@ -1,5 +1,6 @@
 """The ledger as one object."""
 
+from ingest.ledger.browse import Browse
 from ingest.ledger.circuits import Circuits
 from ingest.ledger.deliveries import Deliveries
 from ingest.ledger.instances import Instances
@@ -8,7 +9,7 @@ from ingest.ledger.quarantine import Quarantine
 from ingest.ledger.search import Search
 
 
-class Ledger(Instances, Deliveries, Circuits, ProgressReport, Search, Quarantine):
+class Ledger(Instances, Deliveries, Circuits, ProgressReport, Search, Browse, Quarantine):
     """Instances and deliveries in SQLite (WAL, synchronous FULL) or PostgreSQL.
 
     Make one for each process, after the fork. `migrate` once at the start, then every method may be called

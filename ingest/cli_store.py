@@ -1,0 +1,134 @@
+"""Commands that list what was received, and those that decide about the quarantine."""
+
+# ruff: noqa: PLC0415 - as in ingest.cli: --help starts fast
+
+import importlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+import click
+
+from ingest.cli_base import Commands, config_option, load_config
+from ingest.cli_ledger import when
+
+if TYPE_CHECKING:
+    from ingest.ledger.browse import InstanceFilter
+
+_F = TypeVar("_F", bound=Callable[..., Any])
+
+QUARANTINE: Final = "workers.quarantine"
+"""Named and not imported: what workers do is theirs."""
+
+# As `ingest.ledger.InstanceState` has them, without loading the ledger for --help.
+INSTANCE_STATES: Final = ("stored", "variant", "quarantined", "replaced", "removing", "removed")
+
+_study = click.option("--study", "study_uid", metavar="UID", help="Of this Study Instance UID.")
+_series = click.option("--series", "series_uid", metavar="UID", help="Of this Series Instance UID.")
+_sop = click.option("--sop", "sop_instance_uid", metavar="UID", help="Of this SOP Instance UID.")
+_state = click.option(
+    "--state", "states", type=click.Choice(INSTANCE_STATES), multiple=True, help="Repeatable."
+)
+_calling = click.option("--calling", "calling_ae", metavar="AE", help="Sent by this AE title.")
+_since = click.option("--since", callback=when, metavar="TIME", help="Received since: 2h ago, or ISO 8601.")
+_until = click.option("--until", callback=when, metavar="TIME", help="Received before; likewise.")
+_limit = click.option("--limit", type=click.IntRange(1), default=100, show_default=True)
+_before = click.option("--before", type=int, metavar="ID", help="Only smaller ids: the next page.")
+_json = click.option("--json", "as_json", is_flag=True, help="One object a line.")
+_ids = click.argument("ids", metavar="ID…", nargs=-1, required=True, type=click.IntRange(1))
+
+
+def _all_of(*options: Callable[[_F], _F]) -> Callable[[_F], _F]:
+    def decorate(function: _F) -> _F:
+        for option in reversed(options):
+            function = option(function)
+        return function
+
+    return decorate
+
+
+def _filter_of(options: dict[str, Any]) -> "InstanceFilter":
+    from ingest.ledger import InstanceState
+    from ingest.ledger.browse import InstanceFilter
+
+    states = tuple(InstanceState(state) for state in dict.fromkeys(options.pop("states", ())))
+    return InstanceFilter(**options, states=states)
+
+
+@click.command()
+@config_option
+@_all_of(_study, _calling, _since, _until, _limit, _json)
+def studies(path: Path, limit: int, as_json: bool, **which: Any) -> None:
+    """List studies, the one that something was received of last first.
+
+    With --calling, --since and --until those that such an instance was received of; the numbers are those of
+    the whole study.
+    """
+    from ingest.browsing import list_studies
+
+    code = list_studies(load_config(path), _filter_of(which), limit, as_json=as_json)
+    click.get_current_context().exit(code)
+
+
+@click.command()
+@config_option
+@_all_of(_study, _series, _sop, _state, _calling, _since, _until, _limit, _before, _json)
+def instances(path: Path, limit: int, before: int | None, as_json: bool, **which: Any) -> None:
+    """List instances, the newest first."""
+    from ingest.browsing import list_instances
+
+    code = list_instances(load_config(path), _filter_of(which), limit, before, as_json=as_json)
+    click.get_current_context().exit(code)
+
+
+@click.group(cls=Commands)
+def quarantine() -> None:
+    """List, release and drop what collided, or was refused."""
+
+
+@quarantine.command("list")
+@config_option
+@_all_of(_study, _sop, _since, _until, _limit, _before, _json)
+def list_(path: Path, limit: int, before: int | None, as_json: bool, **which: Any) -> None:
+    """List what is in quarantine, the newest first.
+
+    A conflict is another object of a SOP instance UID that was there; what is refused was answered with a
+    failure, and only a copy of it was kept.
+    """
+    from ingest.browsing import list_quarantine
+
+    meant = _filter_of({**which, "states": ("quarantined",)})
+    click.get_current_context().exit(
+        list_quarantine(load_config(path), meant, limit, before, as_json=as_json)
+    )
+
+
+@quarantine.command()
+@config_option
+@_ids
+def release(path: Path, ids: tuple[int, ...]) -> None:
+    """Make quarantined instances the stored ones.
+
+    Each takes the place of what is stored under its SOP instance UID, which goes into quarantine instead, and
+    is routed and delivered as though it had come now. Exits with 1 when one is unknown or cannot be released.
+    """
+    click.get_current_context().exit(importlib.import_module(QUARANTINE).release(load_config(path), ids))
+
+
+@quarantine.command()
+@config_option
+@_ids
+@click.option("--yes", is_flag=True, help="Do not ask.")
+def drop(path: Path, ids: tuple[int, ...], yes: bool) -> None:
+    """Remove quarantined files for good.
+
+    Their rows stay, as removed. Exits with 1 when one is unknown or not in quarantine.
+    """
+    loaded = load_config(path)
+    if not yes:
+        click.confirm(f"Remove {len(set(ids))} quarantined files for good?", abort=True)
+    click.get_current_context().exit(importlib.import_module(QUARANTINE).drop(loaded, ids))
+
+
+COMMANDS: Final = (studies, instances, quarantine)
+"""For `ingest.cli` to register."""
