@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ingest.cli_base import FAULTS, Commands, config_option, load_config
-from ingest.cli_ledger import filter_of, filter_options, require_one
+from ingest.cli_ledger import dry_run_option, filter_of, filter_options, require_one
 from ingest.cli_options import remote_options, tls_of
 from ingest.cli_store import COMMANDS as STORE_COMMANDS
 
@@ -144,7 +144,8 @@ def deliveries(path: Path, limit: int, before: int | None, as_json: bool, **whic
 @config_option
 @filter_options
 @click.option("--all", "everything", is_flag=True, help="All that are dead.")
-def retry(path: Path, everything: bool, **which: Any) -> None:
+@dry_run_option
+def retry(path: Path, everything: bool, dry_run: bool, **which: Any) -> None:
     """Send deliveries again.
 
     Those that are dead, or those of --state.
@@ -155,7 +156,7 @@ def retry(path: Path, everything: bool, **which: Any) -> None:
     from ingest.listing import send_again
 
     meant = filter_of({**which, "states": which["states"] or ("dead",)})
-    click.get_current_context().exit(send_again(load_config(path), meant))
+    click.get_current_context().exit(send_again(load_config(path), meant, dry_run=dry_run))
 
 
 @main.command()
@@ -164,7 +165,8 @@ def retry(path: Path, everything: bool, **which: Any) -> None:
 @click.option("--all", "everything", is_flag=True, help="All that are not delivered.")
 @click.option("--reason", default="dropped by hand", show_default=True, help="For the ledger.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
-def drop(path: Path, everything: bool, reason: str, yes: bool, **which: Any) -> None:
+@dry_run_option
+def drop(path: Path, everything: bool, reason: str, yes: bool, dry_run: bool, **which: Any) -> None:
     """Give up deliveries.
 
     Those that wait, are to be tried again, or are dead; `retry --state dropped` undoes it.
@@ -173,9 +175,9 @@ def drop(path: Path, everything: bool, reason: str, yes: bool, **which: Any) -> 
     from ingest.listing import give_up
 
     meant, loaded = filter_of(which), load_config(path)
-    if not yes:
+    if not yes and not dry_run:
         click.confirm("Drop these deliveries?", abort=True)
-    click.get_current_context().exit(give_up(loaded, meant, reason))
+    click.get_current_context().exit(give_up(loaded, meant, reason, dry_run=dry_run))
 
 
 @main.command()

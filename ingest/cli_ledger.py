@@ -47,6 +47,9 @@ _FILTERS = (
 )
 
 
+dry_run_option = click.option("--dry-run", is_flag=True, help="Say how many, and change nothing.")
+
+
 def filter_options(function: _F) -> _F:
     """Options that say which deliveries are meant."""
     for decorate in reversed(_FILTERS):

@@ -41,14 +41,17 @@ def list_deliveries(config: Config, which: Filter, limit: int, before: int | Non
     return 0
 
 
-def send_again(config: Config, which: Filter) -> int:
+def send_again(config: Config, which: Filter, *, dry_run: bool) -> int:
     """Have deliveries wait again, and say how many; returns the exit code.
 
     Their destinations, and the one that was named, are asked at once, whatever was known of them.
     """
     ledger = Ledger(config.ledger_url)
     _known(config, ledger, which)
-    changed = ledger.send_again(which, time.time_ns() // 1_000_000)
+    changed = ledger.send_again(which, time.time_ns() // 1_000_000, dry_run=dry_run)
+    if dry_run:
+        _say(changed, "would be sent again")
+        return 0
     _say(changed, "to be sent again")
     client = connect(config, timeout=2.0)
     try:
@@ -63,11 +66,12 @@ def send_again(config: Config, which: Filter) -> int:
     return 0
 
 
-def give_up(config: Config, which: Filter, reason: str) -> int:
+def give_up(config: Config, which: Filter, reason: str, *, dry_run: bool) -> int:
     """Drop deliveries, and say how many; returns the exit code."""
     ledger = Ledger(config.ledger_url)
     _known(config, ledger, which)
-    _say(ledger.give_up(which, reason, time.time_ns() // 1_000_000), "dropped")
+    changed = ledger.give_up(which, reason, time.time_ns() // 1_000_000, dry_run=dry_run)
+    _say(changed, "would be dropped" if dry_run else "dropped")
     return 0
 
 

@@ -4,7 +4,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any, Final
 
-from sqlalchemy import ColumnElement, and_, select, update
+from sqlalchemy import ColumnElement, and_, func, select, update
 
 from ingest.ledger.database import Database
 from ingest.ledger.rows import DeliveryState
@@ -107,8 +107,13 @@ class Search(Database):
                 for row in connection.execute(query).mappings()
             ]
 
-    def send_again(self, which: Filter, now_ms: int) -> dict[str, int]:
+    def send_again(self, which: Filter, now_ms: int, *, dry_run: bool = False) -> dict[str, int]:
         """Have deliveries wait as though they were new; what is being sent is left alone.
+
+        Args:
+            which: Those that are meant.
+            now_ms: The time, in Unix milliseconds.
+            dry_run: Count them only.
 
         Returns:
             How many, by destination.
@@ -128,9 +133,10 @@ class Search(Database):
         }
         # What waits already, or is on its way, needs nothing; nor does an instance that is no longer there.
         busy = (DeliveryState.WAITING.value, DeliveryState.SENDING.value)
-        return self._change(which, deliveries.c.state.not_in(busy) & (instances.c.state == "stored"), values)
+        allowed = deliveries.c.state.not_in(busy) & (instances.c.state == "stored")
+        return self._count(which, allowed) if dry_run else self._change(which, allowed, values)
 
-    def give_up(self, which: Filter, reason: str, now_ms: int) -> dict[str, int]:
+    def give_up(self, which: Filter, reason: str, now_ms: int, *, dry_run: bool = False) -> dict[str, int]:
         """Drop deliveries that wait, are to be tried again, or dead; returns and raises as `send_again`."""
         values = {
             "state": DeliveryState.DROPPED.value,
@@ -139,7 +145,18 @@ class Search(Database):
             "updated_at": now_ms,
         }
         droppable = (DeliveryState.WAITING.value, DeliveryState.RETRY.value, DeliveryState.DEAD.value)
-        return self._change(which, deliveries.c.state.in_(droppable), values)
+        allowed = deliveries.c.state.in_(droppable)
+        return self._count(which, allowed) if dry_run else self._change(which, allowed, values)
+
+    def _count(self, which: Filter, allowed: ColumnElement[bool]) -> dict[str, int]:
+        query = (
+            select(deliveries.c.destination, func.count())
+            .join(instances, instances.c.id == deliveries.c.instance_id)
+            .where(which.clause(), allowed)
+            .group_by(deliveries.c.destination)
+        )
+        with self.read() as connection:
+            return dict(connection.execute(query).tuples().all())
 
     def _change(self, which: Filter, allowed: ColumnElement[bool], values: dict[str, Any]) -> dict[str, int]:
         changed: dict[str, int] = {}

@@ -115,3 +115,19 @@ def test_status_tells_what_is_wrong_with_a_destination_and_retry_has_it_tried_at
         with PynetdicomRemote([(CT, [EXPLICIT])], port=port):
             assert ask(site, "retry", "--destination", "pacs").exit_code == 0
             site.wait({"delivered": 2})
+
+
+def test_dry_runs_count_what_would_be_changed_and_change_nothing(site: Forwarding) -> None:
+    for name in ("pacs", "ai"):
+        site.add(4, name)
+    site.many(2, to=("pacs", "ai"))
+    site.many(1)
+    would = ask(site, "drop", "--all", "--dry-run")
+    assert would.output.splitlines() == ["ai: 2 would be dropped", "pacs: 3 would be dropped"]
+    assert (site.states(), site.states("ai")) == ({"waiting": 3}, {"waiting": 2})
+    assert "pacs: 1 would" in ask(site, "drop", "--sop", "1.2.3.3", "--dry-run").output
+    ask(site, "drop", "--destination", "ai", "--yes")
+    again = ask(site, "retry", "--all", "--state", "dropped", "--dry-run")
+    assert (again.exit_code, again.output.strip()) == (0, "ai: 2 would be sent again")
+    assert site.states("ai") == {"dropped": 2}
+    assert "nothing to change" in ask(site, "retry", "--all", "--dry-run").output
