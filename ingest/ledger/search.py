@@ -150,13 +150,14 @@ class Search(Database):
 
     def _count(self, which: Filter, allowed: ColumnElement[bool]) -> dict[str, int]:
         query = (
-            select(deliveries.c.destination, func.count())
+            select(deliveries.c.destination, func.count().label("many"))
             .join(instances, instances.c.id == deliveries.c.instance_id)
             .where(which.clause(), allowed)
             .group_by(deliveries.c.destination)
         )
         with self.read() as connection:
-            return dict(connection.execute(query).tuples().all())
+            rows = connection.execute(query).all()
+        return {row.destination: row.many for row in rows}
 
     def _change(self, which: Filter, allowed: ColumnElement[bool], values: dict[str, Any]) -> dict[str, int]:
         changed: dict[str, int] = {}
