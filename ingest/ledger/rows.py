@@ -15,11 +15,11 @@ class InstanceState(StrEnum):
     QUARANTINED = "quarantined"
     """In the quarantine folder; the note says why."""
     REPLACED = "replaced"
-    """Its file gave way to a newer one of the same UID (`[store] duplicates = "overwrite"`)."""
+    """Its file gave way to another of the same UID: `[store] duplicates = "overwrite"`, or a release."""
     REMOVING = "removing"
     """Its file is about to be removed from the store."""
     REMOVED = "removed"
-    """Its file was removed from the store."""
+    """Its file was removed from the store, or dropped from quarantine."""
 
 
 class DeliveryState(StrEnum):
