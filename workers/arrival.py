@@ -44,6 +44,7 @@ class Facts:
         conflict: Why it must not be stored, or empty.
         note: What an operator should know, or empty.
         attributes: Values of the attributes that were asked for and are there, by tag.
+        receiver, certificate: As in `ingest.dicom.routing.Subject`.
     """
 
     sop_instance_uid: str
@@ -59,12 +60,20 @@ class Facts:
     conflict: str = ""
     note: str = ""
     attributes: Mapping[int, bytes] = field(default_factory=dict)
+    receiver: str = ""
+    certificate: tuple[str, ...] = ()
 
     @property
     def subject(self) -> Subject:
         """What routes decide on."""
         return Subject(
-            self.calling_ae, self.called_ae, self.sop_class_uid, self.transfer_syntax_uid, self.attributes
+            self.calling_ae,
+            self.called_ae,
+            self.sop_class_uid,
+            self.transfer_syntax_uid,
+            self.attributes,
+            self.receiver,
+            self.certificate,
         )
 
 
@@ -252,6 +261,8 @@ def identify(source: Source, tags: Sequence[int] = ()) -> Facts:
         conflict=conflict,
         note=note,
         attributes={tag: found[tag] for tag in tags if tag in found},
+        receiver=meta.receiving_address or "",
+        certificate=meta.certificate,
     )
 
 

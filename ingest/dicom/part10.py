@@ -20,6 +20,9 @@ _READ_FIRST = 4096
 _META_MAX = 1 << 20
 """Private information (0002,0102) may be long; beyond this it is not read into memory."""
 
+_CERTIFICATE_MAX = 2048
+"""Bytes of what a File Meta keeps of a certificate; one may have hundreds of names."""
+
 _VERSION = b"\x02\x00\x01\x00OB\x00\x00\x02\x00\x00\x00\x00\x01"
 """(0002,0001) File Meta Information Version, 0001H."""
 
@@ -43,6 +46,9 @@ class FileMeta:
         calling_ae: (0002,0016) and (0002,0017): who sent it; empty when unknown.
         called_ae: (0002,0018): whom it was sent to; empty when unknown.
         source_address: (0002,0026): a URI as `presentation_address` makes it; None when unknown.
+        receiving_address: (0002,0028): where it was received, likewise.
+        certificate: Who the sender's certificate said it was: SHA-256 fingerprint, subject, then alternative
+            names; in (0002,0102) Private Information under our own creator UID. Empty without one.
     """
 
     sop_class_uid: str
@@ -51,6 +57,8 @@ class FileMeta:
     calling_ae: str = ""
     called_ae: str = ""
     source_address: str | None = None
+    receiving_address: str | None = None
+    certificate: tuple[str, ...] = ()
 
 
 def presentation_address(host: str, port: int, *, tls: bool) -> str:
@@ -68,8 +76,7 @@ def file_meta_parts(meta: FileMeta) -> tuple[bytes, bytes, bytes]:
     return (
         _BEFORE_LENGTH,
         _VERSION + _uid_kept(0x0002, meta.sop_class_uid),
-        _uid_kept(0x0010, meta.transfer_syntax_uid)
-        + _provenance(meta.calling_ae, meta.called_ae, meta.source_address or ""),
+        _uid_kept(0x0010, meta.transfer_syntax_uid) + _provenance(meta),
     )
 
 
@@ -112,6 +119,8 @@ def read_file_meta(fd: int) -> tuple[FileMeta, int]:
         _value(elements, 0x0017) or _value(elements, 0x0016),
         _value(elements, 0x0018),
         _value(elements, 0x0026) or None,
+        _value(elements, 0x0028) or None,
+        _certificate(elements),
     )
     if not meta.transfer_syntax_uid:
         raise PeerError("the File Meta names no transfer syntax")
@@ -144,9 +153,21 @@ _uid_kept = lru_cache(maxsize=1024)(_uid)
 """For SOP classes and transfer syntaxes: few and always the same."""
 
 
+def _provenance(meta: FileMeta) -> bytes:
+    return _kept_provenance(
+        meta.calling_ae,
+        meta.called_ae,
+        meta.source_address or "",
+        meta.receiving_address or "",
+        meta.certificate,
+    )
+
+
 @lru_cache(maxsize=1024)
-def _provenance(calling_ae: str, called_ae: str, source_address: str) -> bytes:
-    """Everything from (0002,0012) to (0002,0026): the same for a whole association."""
+def _kept_provenance(
+    calling_ae: str, called_ae: str, source: str, receiving: str, certificate: tuple[str, ...]
+) -> bytes:
+    """Everything from (0002,0012) on: the same for a whole association."""
     parts = [
         _uid(0x0012, IMPLEMENTATION_CLASS_UID),
         _element(0x0013, b"SH", IMPLEMENTATION_VERSION.encode(), b" "),
@@ -156,11 +177,34 @@ def _provenance(calling_ae: str, called_ae: str, source_address: str) -> bytes:
         parts += [_element(0x0016, b"AE", calling, b" "), _element(0x0017, b"AE", calling, b" ")]
     if called:
         parts.append(_element(0x0018, b"AE", called, b" "))
-    if source_address:
-        uri = source_address.encode("ascii", "replace")[:1024]
-        uri += b" " * (len(uri) % 2)
-        parts.append(struct.pack("<HH2sHL", 0x0002, 0x0026, b"UR", 0, len(uri)) + uri)
+    for element, address in ((0x0026, source), (0x0028, receiving)):
+        if address:
+            parts.append(_long_element(element, b"UR", address.encode("ascii", "replace")[:1024], b" "))
+    if certificate:
+        # PS3.10 7.1: private information comes with the UID of who made it.
+        parts.append(_uid(0x0100, IMPLEMENTATION_CLASS_UID))
+        parts.append(_long_element(0x0102, b"OB", _certificate_value(certificate), b"\0"))
     return b"".join(parts)
+
+
+def _certificate_value(certificate: tuple[str, ...]) -> bytes:
+    """One line each, as many of the last ones as fit."""
+    lines = [line.replace("\n", " ").encode() for line in certificate]
+    while len(lines) > 1 and sum(map(len, lines)) + len(lines) > _CERTIFICATE_MAX:
+        lines.pop()
+    return b"\n".join(lines)
+
+
+def _certificate(elements: _Elements) -> tuple[str, ...]:
+    if _value(elements, 0x0100) != IMPLEMENTATION_CLASS_UID:
+        return ()
+    lines = elements.get(0x0102, b"").rstrip(b"\0").decode("utf-8", "replace")
+    return tuple(lines.split("\n")) if lines else ()
+
+
+def _long_element(element: int, vr: bytes, value: bytes, pad: bytes) -> bytes:
+    value += pad * (len(value) % 2)
+    return struct.pack("<HH2sHL", 0x0002, element, vr, 0, len(value)) + value
 
 
 def _parse(data: bytes) -> tuple[_Elements, int] | None:

@@ -3,7 +3,7 @@
 import re
 import struct
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any, Final
@@ -16,9 +16,6 @@ from ingest.config.model import Route
 from ingest.dicom.uids import EXPLICIT_BIG_ENDIAN
 
 SPECIFIC_CHARACTER_SET: Final = 0x0008_0005
-
-REQUEST_KEYS: Final = ("calling_ae", "called_ae", "sop_class", "transfer_syntax")
-"""What is known without a look into the data set."""
 
 SHORT_NAMES: Final = {
     "modality": 0x0008_0060,
@@ -98,6 +95,8 @@ class Subject:
 
     Attributes:
         attributes: Values of top-level attributes as they are in the data set, by tag.
+        receiver: The URI at which it was received, `dicom-tls://10.0.0.5:2762`; empty where nobody knows.
+        certificate: SHA-256 fingerprint, subject and alternative names of its sender's; empty without one.
     """
 
     calling_ae: str
@@ -105,18 +104,14 @@ class Subject:
     sop_class_uid: str
     transfer_syntax_uid: str
     attributes: Mapping[int, bytes] = field(default_factory=dict)
+    receiver: str = ""
+    certificate: tuple[str, ...] = ()
 
     def values(self, condition: Condition) -> tuple[str, ...]:
         """What the condition looks at, without padding; empty where it is not there."""
-        match condition.key:
-            case "calling_ae":
-                return _present(self.calling_ae)
-            case "called_ae":
-                return _present(self.called_ae)
-            case "sop_class":
-                return _of_uid(self.sop_class_uid)
-            case "transfer_syntax":
-                return _of_uid(self.transfer_syntax_uid)
+        of_request = _OF_REQUEST.get(condition.key)
+        if of_request is not None:
+            return of_request(self)
         raw = self.attributes.get(condition.tag or 0, b"")
         return _decoded(raw, _vr(condition.tag or 0), self.transfer_syntax_uid, self.attributes)
 
@@ -198,6 +193,19 @@ class Router:
         elif not to:
             said = f"{said}: forwarded nowhere on purpose"
         return Routing(tuple(to), said, tuple(verdicts))
+
+
+_OF_REQUEST: Final[dict[str, Callable[[Subject], tuple[str, ...]]]] = {
+    "calling_ae": lambda subject: _present(subject.calling_ae),
+    "called_ae": lambda subject: _present(subject.called_ae),
+    "certificate": lambda subject: subject.certificate,
+    "listener": lambda subject: _of_address(subject.receiver),
+    "sop_class": lambda subject: _of_uid(subject.sop_class_uid),
+    "transfer_syntax": lambda subject: _of_uid(subject.transfer_syntax_uid),
+}
+"""What is known without a look into the data set."""
+
+REQUEST_KEYS: Final = tuple(_OF_REQUEST)
 
 
 def parse(key: str, value: Any) -> Condition:
@@ -294,6 +302,12 @@ def _vr(tag: int) -> str:
 
 def _present(text: str) -> tuple[str, ...]:
     return (text.strip(" \0"),) if text.strip(" \0") else ()
+
+
+def _of_address(uri: str) -> tuple[str, ...]:
+    """A URI, its address with the port, and the port alone: a pattern may be like any of them."""
+    address = uri.rpartition("/")[2]
+    return (uri, address, address.rpartition(":")[2]) if uri else ()
 
 
 def _of_uid(uid: str) -> tuple[str, ...]:

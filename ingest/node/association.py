@@ -45,6 +45,7 @@ class Link(Protocol):
 
     address: str
     uri: str
+    receiver: str
     identity: Identity | None
     tls_version: str
 
@@ -194,7 +195,9 @@ class Association:
 
     def _accept(self, subject: tuple[AssociateRequest, Accepted]) -> None:  # AE-7
         request, answer = subject
-        caller = Caller(request.calling_ae, request.called_ae, self._link.uri)
+        link = self._link
+        certificate = link.identity.lines if link.identity else ()
+        caller = Caller(request.calling_ae, request.called_ae, link.uri, link.receiver, certificate)
         limit = answer.operations + SLACK_OPERATIONS
         self._scp = StoreSCP(
             self, self._channel, self._parser, self._server.services, caller, answer.contexts, limit

@@ -85,7 +85,9 @@ class Connection:
         self._closing: float | None = None  # since when
         self._opened_at = server.time()
         self.address = str(peer[0])
-        self.uri = presentation_address(self.address, peer[1], tls=self._pump is not None)
+        tls = self._pump is not None
+        self.uri = presentation_address(self.address, peer[1], tls=tls)
+        self.receiver = presentation_address(*accepted.getsockname()[:2], tls=tls)
         self.identity: Identity | None = None
         self.tls_version = ""
 

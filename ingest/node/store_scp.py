@@ -39,11 +39,15 @@ class Caller:
         calling_ae: Its AE title.
         called_ae: The AE title it asked for.
         address: Its address as a URI, "dicom-tls://192.0.2.1:50000".
+        receiver: Ours, likewise.
+        certificate: Who its certificate says it is, as `ingest.dicom.part10.FileMeta` has it.
     """
 
     calling_ae: str
     called_ae: str
     address: str
+    receiver: str
+    certificate: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,7 +238,14 @@ class StoreSCP:
     def _file_meta(self, sop_class: str, sop_instance: str, transfer_syntax: str) -> FileMeta:
         caller = self._caller
         return FileMeta(
-            sop_class, sop_instance, transfer_syntax, caller.calling_ae, caller.called_ae, caller.address
+            sop_class,
+            sop_instance,
+            transfer_syntax,
+            caller.calling_ae,
+            caller.called_ae,
+            caller.address,
+            caller.receiver,
+            caller.certificate,
         )
 
     def _store(self, request: StoreRequest, context_id: int, context: AcceptedContext) -> None:

@@ -36,6 +36,11 @@ class Identity:
     names: tuple[str, ...]
     not_after: datetime
 
+    @property
+    def lines(self) -> tuple[str, ...]:
+        """Fingerprint, subject and alternative names: what is kept of it with what its holder sent."""
+        return (self.fingerprint, self.subject, *self.names)
+
 
 def identity_of(der: bytes) -> Identity:
     """Read a certificate as it came over the wire (`SSLObject.getpeercert(True)`).

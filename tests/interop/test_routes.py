@@ -28,6 +28,16 @@ to = []
 stop = true
 
 [[routes]]
+name = "peer"
+when = { certificate = "CN=peer*", listener = "dicom-tls://*", modality = "US" }
+to = ["a"]
+
+[[routes]]
+name = "strangers"
+when = { certificate = { not = "CN=peer*" } }
+to = ["a"]
+
+[[routes]]
 name = "rest"
 to = ["b"]
 default = true
@@ -60,11 +70,11 @@ def test_instances_go_where_their_routes_say(make_node: Callable[..., Node], mat
     remote = Remote("localhost", near.tls_port, "INGEST", "TESTS", client_context(material.tls("peer")))
     assert not send_files(remote, list(files.values())).failed
     eventually(lambda: near.deliveries() == {"delivered": 3}, 30, "three deliveries are done")
-    eventually(lambda: set(far["a"].stored()) == {uid["CT"]}, 20, "a has the CT")
-    eventually(lambda: set(far["b"].stored()) == {uid["CT"], uid["US"]}, 20, "b has CT and US")
+    eventually(lambda: set(far["a"].stored()) == {uid["CT"], uid["US"]}, 20, "a has CT and US")
+    eventually(lambda: set(far["b"].stored()) == {uid["CT"]}, 20, "b has the CT")
     said = dict(near.query("SELECT sop_instance_uid, routed FROM instances"))
     assert said == {
         uid["CT"]: "ct, callers",
         uid["MR"]: "none: forwarded nowhere on purpose",
-        uid["US"]: "rest",
+        uid["US"]: "peer",
     }

@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import data_store
@@ -25,6 +26,8 @@ META = FileMeta(
     "CT1",
     "INGEST",
     presentation_address("10.0.0.1", 50000, tls=True),
+    presentation_address("10.0.0.5", 2762, tls=True),
+    ("ab" * 32, "CN=ct1,O=Zürich", "DNS:ct1.example.org"),
 )
 ELEMENT = b"\x08\x00\x16\x00UI\x04\x001.2\0"
 Opener = Callable[[bytes], int]
@@ -69,6 +72,9 @@ def test_pydicom_reads_every_element(tmp_path: Path) -> None:
     assert (meta.SourceApplicationEntityTitle, meta.SendingApplicationEntityTitle) == ("CT1", "CT1")
     assert meta.ReceivingApplicationEntityTitle == "INGEST"
     assert meta.SourcePresentationAddress == "dicom-tls://10.0.0.1:50000"
+    assert meta.ReceivingPresentationAddress == "dicom-tls://10.0.0.5:2762"
+    assert meta.PrivateInformationCreatorUID == uids.IMPLEMENTATION_CLASS_UID
+    assert meta.PrivateInformation.rstrip(b"\0").decode().split("\n") == list(META.certificate)
     assert meta.FileMetaInformationGroupLength == len(encode_file_meta(META)) - 144
     assert read.SOPClassUID == "1.2"
     assert [element.tag for element in meta] == sorted(element.tag for element in meta)
@@ -115,6 +121,21 @@ def test_a_file_that_ends_with_its_file_meta_has_its_data_set_at_the_end(opened:
     assert read_file_meta(opened(data)) == (META, len(data))
 
 
+def test_certificate_with_hundreds_of_names_keeps_the_first_ones(opened: Opener) -> None:
+    names = ("ab" * 32, "CN=x", *(f"DNS:host-{n}.example.org" for n in range(500)))
+    meta, _ = read_file_meta(opened(encode_file_meta(replace(META, certificate=names))))
+    assert meta.certificate == names[: len(meta.certificate)]
+    assert 40 < len(meta.certificate) < 100
+
+
+def test_private_information_of_somebody_else_is_no_certificate(opened: Opener) -> None:
+    ours = encode_file_meta(META)
+    uid = uids.IMPLEMENTATION_CLASS_UID.encode()
+    at = ours.rindex(uid)
+    theirs = ours[:at] + uid[:-1] + b"9" + ours[at + len(uid) :]
+    assert read_file_meta(opened(theirs))[0].certificate == ()
+
+
 def test_file_position_is_left_alone(opened: Opener) -> None:
     fd = opened(encode_file_meta(META))
     read_file_meta(fd)
@@ -159,7 +180,8 @@ def test_a_missing_or_wrong_group_length_does_not_matter(opened: Opener, length:
 
 
 def test_private_information_may_be_longer_than_the_first_read(opened: Opener) -> None:
-    data = encode_file_meta(META)
+    plain = replace(META, certificate=())
+    data = encode_file_meta(plain)
     private = (
         b"\x02\x00\x00\x01UI\x04\x001.2\0"
         + b"\x02\x00\x02\x01OB\0\0"
@@ -167,7 +189,7 @@ def test_private_information_may_be_longer_than_the_first_read(opened: Opener) -
         + bytes(300000)
     )
     changed = data[:132] + data[144:] + private
-    assert read_file_meta(opened(changed + ELEMENT)) == (META, len(changed))
+    assert read_file_meta(opened(changed + ELEMENT)) == (plain, len(changed))
 
 
 @pytest.mark.parametrize(

@@ -33,11 +33,25 @@ def subject(syntax: str = EXPLICIT, sop_class: str = CT, **changes: Any) -> Subj
         SERIES_NUMBER: b"12",
         ROWS: struct.pack("<H", 512),
     }
-    return Subject("CT1 ", "INGEST", sop_class, syntax, attributes | changes.get("attributes", {}))
+    return Subject(
+        "CT1 ",
+        "INGEST",
+        sop_class,
+        syntax,
+        attributes | changes.get("attributes", {}),
+        changes.get("receiver", "dicom-tls://10.0.0.5:2762"),
+        changes.get("certificate", ("ab" * 32, "CN=ct1,O=Hospital", "DNS:ct1.example.org")),
+    )
 
 
 def takes(when: dict[str, Any], one: Subject) -> bool:
     return Router([Route(to=("pacs",), when=when)]).decide(one).destinations == ("pacs",)
+
+
+def test_who_came_without_a_certificate_has_none() -> None:
+    assert not takes({"certificate": "*"}, subject(certificate=()))
+    assert not takes({"listener": "*"}, subject(receiver=""))
+    assert takes({"certificate": {"not": "*"}}, subject(certificate=()))
 
 
 @pytest.mark.parametrize(
@@ -50,6 +64,15 @@ def takes(when: dict[str, Any], one: Subject) -> bool:
         ({"calling_ae": "MR?"}, False),
         ({"called_ae": ["OTHER", "INGEST"]}, True),
         ({"called_ae": {"not": "INGEST"}}, False),
+        ({"certificate": "ab" * 32}, True),
+        ({"certificate": "CN=ct1,*"}, True),
+        ({"certificate": "DNS:*.example.org"}, True),
+        ({"certificate": ["CN=mr1,*", "DNS:mr1.example.org"]}, False),
+        ({"listener": 2762}, True),
+        ({"listener": "10.0.0.5:2762"}, True),
+        ({"listener": "dicom-tls://*"}, True),
+        ({"listener": {"not": "dicom://*"}}, True),
+        ({"listener": "*:104"}, False),
         ({"sop_class": CT}, True),
         ({"sop_class": "CTImageStorage"}, True),
         ({"sop_class": "CT Image Storage"}, True),
