@@ -113,6 +113,15 @@ def churn(pairs: int, **values: Any) -> None:
 
 
 @main.command()
+@click.option("--size", type=Bytes(), multiple=True, default=("8K", "512K", "27M"), show_default=True)
+@click.option("--pairs", default=workloads.PAIRS, show_default=True, type=click.IntRange(1))
+@with_options(PLACES, OUTPUT)
+def send(size: tuple[int, ...], pairs: int, **values: Any) -> None:
+    """Senders alone, ours and others, with files of each size to the floor."""
+    _run_parts([_paired(workloads.sending(each), pairs) for each in size], values)
+
+
+@main.command()
 @click.option("--associations", default=suite.IDLE_ASSOCIATIONS, show_default=True)
 @with_options(PLACES, OUTPUT)
 def idle(associations: int, **values: Any) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from benchmarks import idle, instructions, judged, machine, path, peers, rounds, workloads
+from benchmarks import idle, instructions, judged, machine, path, peers, rounds, sending, workloads
 from benchmarks.floor import floor
 from benchmarks.load import Load, LoadError
 from benchmarks.node import ours
@@ -173,7 +173,8 @@ def one(work: Work, where: Places, watch: Watch, seconds: float) -> Values:
     setting = rounds.Setting(RECEIVERS, where.keys, where.memory, where.disk, deadline, step)
     taken, broken, begun = rounds.nothing_yet(work), "", time.monotonic()
     try:
-        rounds.measure(work, setting, taken)
+        measured = sending.measure if work.sender == "alone" else rounds.measure
+        measured(work, setting, taken)
     except Unavailable as error:  # the sender: receivers say it for themselves
         for own in taken.values():
             own.unavailable = own.unavailable or str(error)

@@ -5,7 +5,7 @@ ratio to another in the same rounds.
 """
 
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Final, Literal
 
 from benchmarks.load import Load
 from benchmarks.receivers import Durability
@@ -14,7 +14,7 @@ PAIRS = 10
 KB, MB, GB = 1 << 10, 1 << 20, 1 << 30
 
 Place = Literal["memory", "disk"]
-Sender = Literal["load", "storescu"]
+Sender = Literal["load", "storescu", "alone"]
 
 SHARES = {"pynetdicom": 0.1, "orthanc": 0.1, "orthanc-nodelay": 0.2, "dcm4che": 0.5}
 """Of the instances, for receivers that would hold up the others; costs are per GB and per instance."""
@@ -66,7 +66,7 @@ class Work:
         durability: What every receiver is told; those that cannot sync say so in their version.
         place: Memory: one folder for all runs, on tmpfs where there is one. Disk: a new folder for each run.
         claims: What must hold.
-        sender: Our load generator or DCMTK's storescu.
+        sender: Our load generator, or DCMTK's storescu; "alone" where the entrants themselves are senders.
         pairs: Counted rounds.
         seconds: About what it takes, to share out the suite's time.
     """
@@ -212,6 +212,26 @@ def one_by_one() -> Work:
         claims=_limits("seconds", floor=1.15, dcmtk=0.2, orthanc=0.2),
         sender="storescu",
         seconds=105,
+    )
+
+
+SENT: Final = {8 * KB: 4000, 512 * KB: 300, 27 * MB: 12}
+"""Files of each size: so many that starting a process, which is taken off, is a small part of a run."""
+
+SENT_BYTES: Final = 160 * MB
+
+
+def sending(size: int) -> Work:
+    """Senders alone, one association, to the floor."""
+    load = Load(size, SENT.get(size, max(4, SENT_BYTES // size)), 1)
+    names, limits = ["ours", "storescu"], _limits("cpu_ms", storescu=0.8)
+    if size >= 128 * KB:
+        # At small ones it waits 40 ms for each acknowledgement, and nothing is asked of us there.
+        names += ["pynetdicom", "pynetdicom-chunked"]
+        limits = _limits("cpu_s_gb", storescu=0.6, pynetdicom=0.15)
+    taking_part = tuple(Entrant(name, name, load) for name in names)
+    return Work(
+        f"sending {load_name(load)}", taking_part, place="disk", claims=limits, sender="alone", seconds=20
     )
 
 
