@@ -94,6 +94,9 @@ class Receive(Model):
     processes: NotNegative = 0
     max_pdu_length: Annotated[int, Field(ge=4096, le=4 * 1024 * 1024)] = 131072
     max_associations: Positive = 500
+    max_newcomers: Positive = 256
+    max_newcomers_per_address: Positive = 64
+    max_failures_per_minute: NotNegative = 300
     durability: Literal["fsync", "page-cache"] = "fsync"
     spool_dir: OptionalPath = None
     quarantine: bool = True

@@ -8,7 +8,7 @@ a scanner back.
 
 from typing import Final
 
-from ingest.node.scoreboard import ACCEPTING, ACTIVE, HEARTBEAT, ROWS, STATE, Scoreboard, now_ms
+from ingest.node.scoreboard import ACCEPTING, ACTIVE, HEARTBEAT, NEWCOMERS, ROWS, STATE, Scoreboard, now_ms
 
 STALE_MS: Final = 2500
 """Without a heartbeat for so long, a listener is not waited for; it gives one every second."""
@@ -40,8 +40,11 @@ class AcceptGate:
         self._passes = 0
 
     def total(self) -> int:
-        """Associations of all listeners together."""
-        return sum(self._board.get(row, ACTIVE) for row in range(ROWS) if self._board.get(row, STATE))
+        """Associations of all listeners together; connections that have none yet do not count."""
+        board = self._board
+        return sum(
+            board.get(row, ACTIVE) - board.get(row, NEWCOMERS) for row in range(ROWS) if board.get(row, STATE)
+        )
 
     def _less_loaded_listener(self) -> bool:
         board, mine, oldest = self._board, self._board.get(self._row, ACTIVE), now_ms() - STALE_MS

@@ -75,6 +75,9 @@ class Decider(Protocol):
     ) -> Accepted | Rejected:
         """Admit and negotiate."""
 
+    def associated(self, connection: object) -> None:
+        """An association was accepted on this connection."""
+
     def spool_full(self) -> str:
         """Why nothing more is taken now, or an empty string."""
 
@@ -206,6 +209,7 @@ class Association:
         self._peer_max_pdu_length = answer.peer_max_pdu_length
         self._fast = not 0 < answer.peer_max_pdu_length < RESPONSE_BYTES
         self._tell_service()
+        self._server.associated(link)
         self._server.services.board.add(self._server.services.row, ASSOCIATIONS)
         self._link.send(wire.encode_associate_ac(answer.pdu))
         log.info(

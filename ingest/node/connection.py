@@ -51,6 +51,9 @@ class Server(Decider, Protocol):
     def closed(self, connection: "Connection") -> None:
         """A connection has ended."""
 
+    def peer_failed(self, address: str) -> None:
+        """A handshake of this address has failed."""
+
     def time(self) -> float:
         """The monotonic clock, seconds."""
 
@@ -235,6 +238,11 @@ class Connection:
             self._late("idle_seconds")
             association.abort()
 
+    def crowded_out(self) -> None:
+        """Make room for others: no association came of it so far."""
+        log.info("newcomer_closed", address=self.address, remedy="raise [receive] max_newcomers")
+        self.cut()
+
     def abort(self) -> None:
         """End the association from our side."""
         self._association.abort()
@@ -331,6 +339,8 @@ class Connection:
                 "the peer speaks plain DICOM to a TLS port: enable TLS there, or use a plain listener"
             )
         log.warning("tls_failed" if established else "tls_handshake_failed", **self._who(), **facts)
+        if not established:
+            self._server.peer_failed(self.address)
         self._server.services.board.add(self._server.services.row, REFUSED)
         if not established and self._pump is not None:
             self._channel.send_raw(self._pump.output())

@@ -24,6 +24,7 @@ from ingest.log import reopen as reopen_log
 from ingest.node.accept_gate import PASS_SECONDS, AcceptGate
 from ingest.node.connection import Connection
 from ingest.node.endpoints import Endpoint
+from ingest.node.newcomers import WINDOW_SECONDS, Newcomers
 from ingest.node.scoreboard import (
     ACCEPTING,
     ACTIVE,
@@ -31,6 +32,7 @@ from ingest.node.scoreboard import (
     DRAINING,
     HEARTBEAT,
     INSTANCES,
+    NEWCOMERS,
     REFUSED,
     STATE,
     Scoreboard,
@@ -50,8 +52,6 @@ GARBAGE_OBJECTS: Final = 50_000
 TICK_SECONDS: Final = 0.25
 ACCEPT_PAUSE_SECONDS: Final = 0.5
 HANDOFF_SECONDS: Final = 3.0
-CONNECTIONS_PER_ASSOCIATION: Final = 2
-"""Connections still shaking hands count too; beyond this many for each allowed association none is taken."""
 
 log = structlog.get_logger()
 
@@ -114,6 +114,9 @@ class Listener:
         self._deadline: float | None = None
         self._full = ""
         receive = config.receive
+        self._newcomers: Newcomers[Connection] = Newcomers(
+            receive.max_newcomers, receive.max_newcomers_per_address, receive.max_failures_per_minute
+        )
         self._policy = AcceptorPolicy(
             ae_title=config.node.ae_title,
             check_called_ae=receive.check_called_ae,
@@ -157,7 +160,24 @@ class Listener:
     def closed(self, connection: Connection) -> None:
         """Count a connection no more."""
         self._connections.discard(connection)
+        self._newcomers.remove(connection)
         self._count()
+
+    def associated(self, connection: object) -> None:
+        """A connection has its association."""
+        if isinstance(connection, Connection):
+            self._newcomers.remove(connection)
+            self._count()
+
+    def peer_failed(self, address: str) -> None:
+        """A handshake of this address has failed, or an association was refused for who it is."""
+        if self._newcomers.failed(address, self.time()):
+            log.warning(
+                "address_refused",
+                address=address,
+                seconds=WINDOW_SECONDS,
+                remedy="mend the peer, or raise [receive] max_failures_per_minute",
+            )
 
     def time(self) -> float:
         """The monotonic clock, seconds."""
@@ -187,6 +207,7 @@ class Listener:
             return local_limit_exceeded(limit)
         admission = admit(Caller(request.calling_ae, address, identity), self.config.peers)
         if isinstance(admission, Refusal):
+            self.peer_failed(address)
             return Rejected(admission.pdu, admission.why)
         policy = replace(
             self._policy, allow_store="store" in admission.allow, allow_echo="echo" in admission.allow
@@ -198,7 +219,7 @@ class Listener:
             return "the node is draining"
         if self._full:
             return f"the spool is full: {self._full}"
-        if self._gate.total() > self.config.receive.max_associations:
+        if self._gate.total() >= self.config.receive.max_associations:
             return f"[receive] max_associations is {self.config.receive.max_associations}"
         return ""
 
@@ -218,7 +239,7 @@ class Listener:
             self._pause(endpoint, PASS_SECONDS)
             return
         try:
-            accepted, _ = endpoint.socket.accept()
+            accepted, address = endpoint.socket.accept()
         except (BlockingIOError, InterruptedError, ConnectionAbortedError):
             self._gate.reset()
             return
@@ -227,7 +248,7 @@ class Listener:
             log.error("accept_failed", error=error.strerror, remedy="raise the limit of open files")
             self._pause(endpoint, ACCEPT_PAUSE_SECONDS)
             return
-        if len(self._connections) >= self.config.receive.max_associations * CONNECTIONS_PER_ASSOCIATION + 16:
+        if self._newcomers.refused(address[0], self.time()):
             self.services.board.add(self.services.row, REFUSED)
             accepted.close()
             return
@@ -239,13 +260,19 @@ class Listener:
                 log.warning("connection_not_taken", error=error.strerror)
             return
         self._connections.add(connection)
+        stalled = self._newcomers.add(connection, connection.address)
+        if stalled is not None:
+            self._newcomers.remove(stalled)
+            stalled.crowded_out()
         self._count()  # before the next look at the gate
         connection.start()
 
     # --- life
 
     def _count(self) -> None:
-        self.services.board.set(self.services.row, ACTIVE, len(self._connections))
+        board, row = self.services.board, self.services.row
+        board.set(row, ACTIVE, len(self._connections))
+        board.set(row, NEWCOMERS, len(self._newcomers))
 
     def _tick(self) -> None:
         board, row, receive = self.services.board, self.services.row, self.config.receive
