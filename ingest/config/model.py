@@ -48,6 +48,8 @@ Port = Annotated[int, Field(ge=0, le=65535)]
 Seconds = Annotated[float, Field(gt=0, le=1e9, allow_inf_nan=False)]
 Positive = Annotated[int, Field(ge=1, lt=2**63)]
 NotNegative = Annotated[int, Field(ge=0, lt=2**63)]
+Days = Annotated[float, Field(ge=0, le=1e6, allow_inf_nan=False)]
+Fraction = Annotated[float, Field(ge=0, lt=1)]
 
 
 class Model(BaseModel):
@@ -153,6 +155,23 @@ class LedgerConfig(Model):
     url: Annotated[str, AfterValidator(_absolute_ledger)] = Field(default="", repr=False)
 
 
+class Retention(Model):
+    """`[retention]`: what may be removed from the store, and from the ledger; nothing unless it is set."""
+
+    keep_days: Days = 0.0
+    max_bytes: NotNegative = 0
+    high_watermark: Fraction = 0.0
+    low_watermark: Fraction = 0.0
+    only_delivered: bool = True
+    ledger_keep_days: Days = 0.0
+    check_seconds: Seconds = 60.0
+
+    @property
+    def wanted(self) -> bool:
+        """Whether anything is ever removed."""
+        return bool(self.keep_days or self.max_bytes or self.high_watermark or self.ledger_keep_days)
+
+
 class Destination(Model):
     """One of `[[destinations]]`: a remote node that instances are forwarded to."""
 
@@ -210,6 +229,7 @@ class Config(Model):
     store: Store = Store()
     workers: Workers = Workers()
     ledger: LedgerConfig = LedgerConfig()
+    retention: Retention = Retention()
     destinations: tuple[Destination, ...] = ()
     routes: tuple[Route, ...] = ()
     console: Console = Console()

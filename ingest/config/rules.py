@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from ingest.config import routes
+from ingest.config import retention, routes
 from ingest.config.faults import Fault, dotted
 from ingest.config.model import TLS, Config
 
@@ -64,6 +64,7 @@ def faults(config: Config, names: Names, roles: Collection[str]) -> Iterator[Fau
     yield from _queue(config)
     yield from _store(config)
     yield from _ledger(config)
+    yield from retention.faults(config, roles)
     yield from _destinations(config, names)
     yield from routes.faults(config, names.destinations)
     yield from _folders(config)

@@ -6,10 +6,11 @@ from ingest.ledger.deliveries import Deliveries
 from ingest.ledger.instances import Instances
 from ingest.ledger.progress import ProgressReport
 from ingest.ledger.quarantine import Quarantine
+from ingest.ledger.retention import Retention
 from ingest.ledger.search import Search
 
 
-class Ledger(Instances, Deliveries, Circuits, ProgressReport, Search, Browse, Quarantine):
+class Ledger(Instances, Deliveries, Circuits, ProgressReport, Search, Browse, Quarantine, Retention):
     """Instances and deliveries in SQLite (WAL, synchronous FULL) or PostgreSQL.
 
     Make one for each process, after the fork. `migrate` once at the start, then every method may be called

@@ -16,7 +16,7 @@ from sqlalchemy import (
     text,
 )
 
-SCHEMA_VERSION: Final = "0004"
+SCHEMA_VERSION: Final = "0005"
 """The revision in ingest/migrations that made the tables below."""
 
 # SQLite hands out row ids of its own only for a primary key that is declared INTEGER.
@@ -25,6 +25,8 @@ _Id = BigInteger().with_variant(Integer(), "sqlite")
 metadata = MetaData()
 
 _STORED = text("state = 'stored'")
+# Not the bare column: SQLite would go by the index of states, and read the rows.
+KEPT: Final = text("state || '' in ('stored', 'variant')")
 HAS_FILE: Final = text("state not in ('replaced', 'removing', 'removed')")
 
 instances = Table(
@@ -58,6 +60,8 @@ instances = Table(
     Index(
         "instances_stored", "sop_instance_uid", unique=True, sqlite_where=_STORED, postgresql_where=_STORED
     ),
+    # What the store holds, oldest first, and how large it is: without a look at the rows.
+    Index("instances_kept", "stored_at", "id", "study_uid", "size", sqlite_where=KEPT, postgresql_where=KEPT),
     # A file of the store belongs to one row. What has gone from there keeps the name that it had.
     Index(
         "instances_store_key",

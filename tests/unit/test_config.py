@@ -357,7 +357,7 @@ def test_shipped_configuration_holds_every_key_with_its_default():
     compare(model.TLS, data["tls"]["node"], "tls.node")
     for name, kind in (lists | {"routes": model.Route}).items():
         compare(kind, data[name][0], name) if name != "peers" else None
-    for name in ("node", "receive", "queue", "store", "workers", "ledger", "console", "log"):
+    for name in ("node", "receive", "queue", "store", "workers", "ledger", "retention", "console", "log"):
         compare(type(getattr(Config(), name)), data[name], name)
 
 

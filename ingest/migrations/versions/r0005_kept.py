@@ -1,0 +1,27 @@
+"""What the store holds, oldest first, without a look at what is no longer there."""
+
+import sqlalchemy as sa
+from alembic import op
+
+revision = "0005"
+down_revision = "0004"
+branch_labels = None
+depends_on = None
+
+_KEPT = sa.text("state || '' in ('stored', 'variant')")
+
+
+def upgrade() -> None:
+    """Change the tables. A revision is history: it does not follow ingest.ledger.schema."""
+    op.create_index(
+        "instances_kept",
+        "instances",
+        ["stored_at", "id", "study_uid", "size"],
+        sqlite_where=_KEPT,
+        postgresql_where=_KEPT,
+    )
+
+
+def downgrade() -> None:
+    """Undo it."""
+    op.drop_index("instances_kept", "instances")
