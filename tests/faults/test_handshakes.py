@@ -75,7 +75,7 @@ def test_address_that_fails_too_often_is_closed_unread_and_others_are_not(
     node = make_node(receive="[receive]\nprocesses = 1\nmax_failures_per_minute = 3").start()
     for _ in range(3):
         with socket.create_connection(("127.0.0.1", node.tls_port), 10) as sock:
-            sock.sendall(b"\x16\x03\x01\x00\x02no")  # a record that holds no ClientHello
+            sock.sendall(b"\x01\x00\x00\x00\x00\x10" + bytes(16))  # plain DICOM
             while sock.recv(100):
                 pass
     eventually(lambda: "address_refused" in node.log, 10, "it is said")
