@@ -1,4 +1,4 @@
-"""The part of the ledger that lets instances go: what there is by age, what is owed, what is being removed."""
+"""The part of the ledger about instances that go: what is there by age, what is owed, what is on its way."""
 
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
