@@ -76,7 +76,8 @@ def forward(path: Path) -> None:
 
 @main.command()
 @config_option
-def check(path: Path) -> None:
+@click.option("--connect", is_flag=True, help="Also ask every destination with C-ECHO.")
+def check(path: Path, connect: bool) -> None:
     """Validate configuration, certificates, folders, queue and ledger.
 
     Names cause and remedy of each fault. Exits with 0 when all is sound, 1 on faults, 2 when the file itself
@@ -84,7 +85,12 @@ def check(path: Path) -> None:
     """
     from ingest.config.check import check as look
 
-    faults = look(load_config(path))
+    loaded = load_config(path)
+    faults = look(loaded)
+    if connect:
+        from ingest.connect_check import ask
+
+        faults += ask(loaded)
     _print_check(path, faults)
     click.get_current_context().exit(FAULTS if any(not fault.note for fault in faults) else 0)
 

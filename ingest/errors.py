@@ -6,12 +6,14 @@ that is away.
 """
 
 from collections.abc import Sequence
+from enum import Enum
 
 from ext.errors import PeerError
 
 __all__ = [
     "AssociationError",
     "BootError",
+    "Cause",
     "ConfigError",
     "IngestError",
     "LedgerError",
@@ -63,13 +65,40 @@ class LedgerError(IngestError):
     """The ledger is away or of an unknown schema version."""
 
 
+class Cause(Enum):
+    """Why there is no association, as far as it can be told from this side."""
+
+    UNKNOWN_HOST = "the name has no address"
+    REFUSED = "nobody listens"
+    UNREACHABLE = "no answer from the network"
+    NOT_TLS = "the remote speaks no TLS on this port"
+    TLS_WANTED = "the remote speaks TLS on this port"
+    UNTRUSTED = "we do not trust its certificate"
+    EXPIRED = "its certificate is not valid now"
+    REVOKED = "its certificate is revoked"
+    NAME = "its certificate has another name"
+    OURS_UNTRUSTED = "it does not trust our certificate"
+    OURS_EXPIRED = "our certificate has ended, it says"
+    OURS_REFUSED = "it does not like our certificate"
+    OURS_MISSING = "it wants a certificate, and we have none"
+    VERSION = "no common TLS version"
+    CIPHER = "no common cipher suite, group or signature algorithm"
+    CLOSED = "it closed the connection without a word"
+    CALLED = "it does not know the called AE title"
+    CALLING = "it does not know our AE title"
+    FULL = "it takes no more associations now"
+    NO_CONTEXT = "it accepts no presentation context"
+
+
 class AssociationError(IngestError):
     """An association with a remote could not be made or ended early.
 
     Attributes:
         permanent: True where trying again with the same proposal cannot help (A-ASSOCIATE-RJ permanent).
+        cause: What was at fault; None where that cannot be told.
     """
 
-    def __init__(self, message: str, *, permanent: bool = False) -> None:
+    def __init__(self, message: str, *, permanent: bool = False, cause: Cause | None = None) -> None:
         super().__init__(message)
         self.permanent = permanent
+        self.cause = cause

@@ -4,7 +4,7 @@ import ssl
 from typing import Final
 
 from ingest.dicom import wire
-from ingest.errors import AssociationError, PeerError
+from ingest.errors import AssociationError, Cause, PeerError
 
 _ABORT_REASONS: Final = {
     0: "reason not specified",
@@ -17,6 +17,8 @@ _ABORT_REASONS: Final = {
 """PS3.8 Table 9-26, byte 10."""
 PRESENTATION: Final = 3
 """PS3.8 Table 9-21: the source of a rejection is the service-provider, presentation related."""
+_REJECTIONS: Final = {3: Cause.CALLING, 7: Cause.CALLED}
+"""PS3.8 Table 9-21: reasons of the service-user."""
 _NOT_TLS: Final = {"WRONG_VERSION_NUMBER", "HTTP_REQUEST", "PACKET_LENGTH_TOO_LONG", "RECORD_LAYER_FAILURE"}
 """OpenSSL's reasons when what came is no TLS record."""
 
@@ -29,7 +31,8 @@ def rejected(remote: str, data: bytes) -> AssociationError:
         return AssociationError(f"{remote} rejected the association, unreadably: {error}")
     # PS3.8 Table 9-21, source 3: congestion and a local limit pass, whatever the remote calls them.
     permanent = rejection.permanent and rejection.source != PRESENTATION
-    return AssociationError(f"{remote} {rejection}", permanent=permanent)
+    cause = Cause.FULL if rejection.source == PRESENTATION else _REJECTIONS.get(rejection.reason)
+    return AssociationError(f"{remote} {rejection}", permanent=permanent, cause=cause)
 
 
 def aborted(remote: str, data: bytes) -> AssociationError:
@@ -53,6 +56,55 @@ def failed(error: Exception, *, shaking: bool = False) -> str:
         return _tls_failed(error)
     said = str(getattr(error, "strerror", None) or error)
     return f"{said} in the TLS handshake; is its port a plain one?" if shaking else said
+
+
+_VERIFY: Final = {
+    9: Cause.EXPIRED,
+    10: Cause.EXPIRED,
+    23: Cause.REVOKED,
+    62: Cause.NAME,
+    64: Cause.NAME,
+}
+"""OpenSSL's verify codes (x509_vfy.h): not yet valid, expired, revoked, host name or address mismatch."""
+
+_ALERTS: Final = {
+    "UNKNOWN_CA": Cause.OURS_UNTRUSTED,
+    "CERTIFICATE_EXPIRED": Cause.OURS_EXPIRED,
+    "CERTIFICATE_REQUIRED": Cause.OURS_MISSING,
+    "PROTOCOL_VERSION": Cause.VERSION,
+    "INSUFFICIENT_SECURITY": Cause.CIPHER,
+    "HANDSHAKE_FAILURE": Cause.CIPHER,
+}
+"""RFC 8446 6.2, as OpenSSL names them; before TLS 1.3 a missing certificate is a handshake failure, too."""
+
+
+def cause_of(error: Exception, *, shaking: bool, anonymous: bool) -> Cause | None:
+    """What a socket or TLS error says about the cause.
+
+    Args:
+        error: What was raised.
+        shaking: Whether the TLS handshake runs.
+        anonymous: Whether we have no certificate to show.
+    """
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return _VERIFY.get(error.verify_code, Cause.UNTRUSTED)
+    if isinstance(error, ssl.SSLError):
+        return _tls_cause(str(error.reason or ""), anonymous=anonymous)
+    if shaking:
+        return Cause.NOT_TLS
+    if isinstance(error, ConnectionRefusedError):
+        return Cause.REFUSED
+    return Cause.CLOSED if isinstance(error, ConnectionError) else Cause.UNREACHABLE
+
+
+def _tls_cause(reason: str, *, anonymous: bool) -> Cause | None:
+    if "_ALERT_" in reason:
+        alert = reason.partition("_ALERT_")[2]
+        cause = _ALERTS.get(alert, Cause.OURS_REFUSED if "CERTIFICATE" in alert else None)
+        return Cause.OURS_MISSING if anonymous and cause is Cause.CIPHER else cause
+    if reason in _NOT_TLS or "EOF" in reason or not reason:
+        return Cause.NOT_TLS
+    return Cause.VERSION if "PROTOCOL" in reason or "VERSION" in reason else None
 
 
 def _tls_failed(error: ssl.SSLError) -> str:

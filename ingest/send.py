@@ -12,10 +12,10 @@ from rich.progress import BarColumn, DownloadColumn, TextColumn, TransferSpeedCo
 from rich.progress import Progress as Bar
 
 from ingest.config.model import TLS
-from ingest.dicom import uids
+from ingest.connect_check import echo
 from ingest.dicom.dimse import Status
 from ingest.errors import AssociationError
-from ingest.scu import Association, Remote, Timeouts
+from ingest.scu import Remote, Timeouts
 from ingest.sender import FileResult, Progress, SendSummary, send_files
 from ingest.tls.contexts import client_context
 
@@ -91,20 +91,6 @@ def echo_command(
         return 1
     console.print(f"[green]ok[/green] {escape(str(remote))} answered the C-ECHO", soft_wrap=True)
     return 0
-
-
-def echo(remote: Remote, timeouts: Timeouts) -> int:
-    """C-ECHO on an association of its own; the status of the answer.
-
-    Raises:
-        AssociationError: There is no association, or it carries no Verification.
-    """
-    context = (uids.VERIFICATION, (uids.IMPLICIT_LITTLE_ENDIAN,))
-    with Association.open(remote, [context], timeouts=timeouts) as association:
-        try:
-            return association.echo().status
-        except LookupError as error:
-            raise AssociationError(str(error)) from error
 
 
 def _bar(console: Console) -> Bar:

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import Final, Self
 
 from ingest import explain
-from ingest.errors import AssociationError
+from ingest.errors import AssociationError, Cause
 
 TICK_SECONDS: Final = 0.5
 
@@ -34,6 +34,7 @@ class Remote:
         calling_ae: Ours.
         tls: A client context, or None for plain TCP.
         server_hostname: The name to ask for and to check where `tls` checks names; None is `host`.
+        anonymous: Whether `tls` has no certificate to show.
     """
 
     host: str
@@ -42,6 +43,7 @@ class Remote:
     calling_ae: str
     tls: ssl.SSLContext | None = None
     server_hostname: str | None = None
+    anonymous: bool = False
 
     def __str__(self) -> str:
         return f"{self.called_ae} at {self.host}:{self.port}"
@@ -87,7 +89,8 @@ class Transport:
         try:
             found = socket.getaddrinfo(remote.host, remote.port, type=socket.SOCK_STREAM)
         except (OSError, UnicodeError) as error:
-            raise AssociationError(f"{remote}: the name cannot be resolved: {error}") from error
+            said = f"{remote}: the name cannot be resolved: {error}"
+            raise AssociationError(said, cause=Cause.UNKNOWN_HOST) from error
         failure: AssociationError | None = None
         for index, (family, kind, protocol, _, address) in enumerate(found):
             # The addresses that are left share the time that is left.
@@ -220,12 +223,12 @@ class Transport:
         try:
             with contextlib.suppress(BlockingIOError):
                 sock.connect(address)  # type: ignore[arg-type]  # as getaddrinfo gave it
-            self._wait(select.POLLOUT, deadline, "does not take the connection")
+            self._wait(select.POLLOUT, deadline, "does not take the connection", cause=Cause.UNREACHABLE)
         except OSError as error:
             raise self._failed(error) from error
         error_number = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
         if error_number:
-            raise AssociationError(f"{self.remote}: {os.strerror(error_number)}")
+            raise self._failed(OSError(error_number, os.strerror(error_number)))
 
     def _handshake(self, deadline: float) -> None:
         if self.remote.tls is None:
@@ -251,9 +254,17 @@ class Transport:
                 wanted = select.POLLOUT
             except (OSError, ValueError) as error:
                 raise self._failed(error, shaking=True) from error
-            self._wait(wanted, deadline, "does not finish the TLS handshake (is its port a plain one?)")
+            complaint = "does not finish the TLS handshake (is its port a plain one?)"
+            self._wait(wanted, deadline, complaint, cause=Cause.NOT_TLS)
 
-    def _wait(self, events: int, deadline: float, complaint: str, patience: float = 0.0) -> int:
+    def _wait(
+        self,
+        events: int,
+        deadline: float,
+        complaint: str,
+        patience: float = 0.0,
+        cause: Cause | None = None,
+    ) -> int:
         """Wait for one of `events`; gives what came, or all of them where an error is to be fetched."""
         self._poll.modify(self._fd, events)
         unsent = 0
@@ -268,7 +279,7 @@ class Transport:
             if unsent < before:
                 deadline = time.monotonic() + patience
             elif left <= 0:
-                raise AssociationError(f"{self.remote}: the remote {complaint}")
+                raise AssociationError(f"{self.remote}: the remote {complaint}", cause=cause)
 
     def _unsent(self) -> int:
         """Bytes that the remote's TCP has not confirmed yet."""
@@ -282,4 +293,7 @@ class Transport:
 
     def _failed(self, error: Exception, *, shaking: bool = False) -> AssociationError:
         hint = "" if shaking or isinstance(error, ssl.SSLError) else self.hint
-        return AssociationError(f"{self.remote}: {explain.failed(error, shaking=shaking)}{hint}")
+        return AssociationError(
+            f"{self.remote}: {explain.failed(error, shaking=shaking)}{hint}",
+            cause=explain.cause_of(error, shaking=shaking, anonymous=self.remote.anonymous),
+        )

@@ -14,7 +14,7 @@ from ext.pdu import Command, ControlPDU, DataSet, PDUParser
 from ingest import explain
 from ingest.dicom import requestor, wire
 from ingest.dicom.states import Action, Event, State
-from ingest.errors import AssociationError, PeerError
+from ingest.errors import AssociationError, Cause, PeerError
 from ingest.transport import Remote, Transport, no_tick
 
 CONTEXTS_MAX: Final = 128
@@ -315,10 +315,12 @@ class UpperLayer:
         if count == 0:
             self._step(Event.TRANSPORT_CLOSED)
             self._transport.close()
-            raise AssociationError(f"{self.remote} closed the connection{self._transport.hint}")
+            said = f"{self.remote} closed the connection{self._transport.hint}"
+            raise AssociationError(said, cause=Cause.CLOSED)
         if plain and waiting and self._parser.get_buffer()[0] == _TLS_ALERT:
             self._end(None)
-            raise AssociationError(f"{self.remote} speaks TLS on this port, and we do not")
+            said = f"{self.remote} speaks TLS on this port, and we do not"
+            raise AssociationError(said, cause=Cause.TLS_WANTED)
         self._parser.buffer_updated(count)
 
     def _parse(self) -> ControlPDU | Command | DataSet | None:

@@ -27,8 +27,7 @@ from ingest.config.model import Config
 from ingest.errors import BootError, IngestError, LedgerError, QueueError
 from ingest.ledger import Ledger
 from ingest.queue import connect
-from ingest.scu import Remote
-from ingest.tls.contexts import client_context
+from ingest.remotes import remotes
 from ingest.wake import QUEUE, Waker, drain_key
 from workers.drain import Drain, Tools
 from workers.leases import now_ms
@@ -76,21 +75,7 @@ class Forwarder:
         self.stop = stop
         self.name = name
         self.destinations = {destination.name: destination for destination in config.destinations}
-        contexts = {
-            section: client_context(config.tls[section])
-            for section in {destination.tls for destination in config.destinations}
-            if section
-        }
-        self.remotes = {
-            destination.name: Remote(
-                destination.host,
-                destination.port,
-                destination.ae_title,
-                config.node.ae_title,
-                contexts[destination.tls] if destination.tls else None,
-            )
-            for destination in config.destinations
-        }
+        self.remotes = remotes(config)
         try:
             self.ledger = Ledger(config.ledger_url)
         except LedgerError as error:
