@@ -122,6 +122,20 @@ def send(size: tuple[int, ...], pairs: int, **values: Any) -> None:
 
 
 @main.command()
+@click.option("--size", type=Bytes(), multiple=True, default=("512K", "8K"), show_default=True)
+@click.option("--seconds", default=60.0, show_default=True, help="How long the load is kept up.")
+@click.option("--pairs", type=click.IntRange(1), help="Counted rounds.  [default: 3; of transit 1]")
+@click.option("--transit", is_flag=True, help="Instead: how long instances are on their way at 50 a second.")
+@with_options(PLACES, OUTPUT)
+def forward(size: tuple[int, ...], seconds: float, pairs: int | None, transit: bool, **values: Any) -> None:
+    """Node to node with fsync on both sides, and others that forward to the same node."""
+    works = (
+        [workloads.transit(seconds)] if transit else [workloads.forwarding(each, seconds) for each in size]
+    )
+    _run_parts([_paired(work, pairs) for work in works], values)
+
+
+@main.command()
 @click.option("--associations", default=suite.IDLE_ASSOCIATIONS, show_default=True)
 @with_options(PLACES, OUTPUT)
 def idle(associations: int, **values: Any) -> None:

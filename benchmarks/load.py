@@ -25,7 +25,7 @@ from typing import Final
 from benchmarks.load_idle import idle_associations, start_forked
 from benchmarks.messages import Message, instance_uid
 from benchmarks.receivers import Target
-from benchmarks.session import LoadError, Session, tls_context
+from benchmarks.session import LoadError, Pause, Session, tls_context
 
 __all__ = ["Load", "LoadError", "Result", "Target", "run"]
 
@@ -47,6 +47,7 @@ class Load:
         tls_version: "TLSv1.3" or "TLSv1.2".
         operations: Asynchronous operations to ask for, and to keep outstanding where they are granted.
         think_seconds: Pause of each sender before each instance but the first.
+        per_second: Instances a second of all senders together, at most; 0 is as fast as answers come.
         churn: Connect, send one instance and release, `instances` times over.
         idle: Further associations that are opened before and say nothing.
         root: UID under which the instances are numbered, at most 48 characters; the same again sends the same
@@ -60,6 +61,7 @@ class Load:
     tls_version: str = "TLSv1.3"
     operations: int = 1
     think_seconds: float = 0.0
+    per_second: float = 0.0
     churn: bool = False
     idle: int = 0
     root: str = ""
@@ -75,6 +77,8 @@ class Result:
         bytes: Of their data sets.
         latencies: Of every answered instance, seconds from its first byte to its answer; with churn, from
             connecting to the answer to A-RELEASE.
+        sent: When the last byte of each instance went out, by association and number, on the clock of
+            time.perf_counter(); not with churn.
         failed: Instances that were answered with another status than 0000H.
         statuses: How often each status came.
         operations: That were outstanding at a time, at most: 1 where the receiver grants no more.
@@ -86,6 +90,7 @@ class Result:
     instances: int
     bytes: int
     latencies: tuple[float, ...]
+    sent: tuple[tuple[float, ...], ...] = field(repr=False)
     failed: int
     statuses: dict[int, int]
     operations: int
@@ -113,6 +118,7 @@ class _Part:
 
     ended: float = 0.0
     latencies: "array[float]" = field(default_factory=lambda: array("d"))
+    sent: "array[float]" = field(default_factory=lambda: array("d"))
     statuses: Counter[int] = field(default_factory=Counter)
     refused: list[int] = field(default_factory=list)
     cpu: float = 0.0
@@ -150,6 +156,7 @@ def run(target: Target, load: Load, *, progress: Callable[[int], None] | None = 
         instances=stored,
         bytes=stored * parts[0].data_bytes,
         latencies=tuple(latency for part in parts for latency in part.latencies),
+        sent=tuple(tuple(part.sent) for part in parts),
         failed=statuses.total() - stored,
         statuses=dict(statuses),
         operations=min(part.operations for part in parts),
@@ -301,7 +308,9 @@ def _send(target: Target, load: Load, root: str, caller: _Caller) -> None:
         if load.churn:
             _visit(target, tls, load, message, answered)
         else:
-            session.store(message, range(load.instances), answered, load.think_seconds)
+            every = load.associations / load.per_second if load.per_second else 0.0
+            pause = Pause(load.think_seconds, every)
+            session.store(message, range(load.instances), answered, pause, part.sent.append)
         part.ended = time.perf_counter()
         part.cpu = _cpu_seconds() - used
         if not load.churn:

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import re
+import sqlite3
 import subprocess
 import sys
 import tempfile
@@ -21,6 +22,7 @@ from ingest.node.embedded_queue import binary
 from ingest.spool import segment
 
 MAX_ASSOCIATIONS: Final = 4000
+LEDGER_SECONDS: Final = 30.0
 READY: Final = re.compile(r"dicom-tls://\S+?:(\d+)")
 _INSTANCE_UID: Final = re.compile(rb"\x02\x00\x03\x00UI(..)", re.DOTALL)  # PS3.10 7.1
 _FILE_META_BYTES: Final = 1024
@@ -48,10 +50,22 @@ min_free_bytes = 0
 url = "{queue}"
 [workers]
 persist = {persist}
-forward = 1
+forward = {forward}
 [log]
 level = "warning"
 file = "log"
+"""
+DESTINATION: Final = """
+[[destinations]]
+name = "next"
+ae_title = "{target.called_ae}"
+host = "{target.host}"
+port = {target.port}
+tls = "node"
+associations = {associations}
+async_operations = {operations}
+[[routes]]
+to = ["next"]
 """
 
 
@@ -74,6 +88,12 @@ class Node:
     def waiting(self) -> int:
         """Instances that are promised and not yet in the store."""
         return sum(1 for _ in self._spooled()) + sum(1 for _ in self._in_segments())
+
+    def recorded(self) -> int:
+        """Instances that a whole node's ledger has: cheaply, by the number of its last row."""
+        address = f"file:{self.folder / 'var' / 'ledger.db'}?mode=ro"
+        with contextlib.closing(sqlite3.connect(address, uri=True, timeout=LEDGER_SECONDS)) as ledger:
+            return int(ledger.execute("SELECT max(id) FROM instances").fetchone()[0] or 0)
 
     def stored(self) -> int:
         """Instances in spool and store."""
@@ -148,10 +168,31 @@ def ours(
 
 @contextlib.contextmanager
 def whole(
-    base: Path, keys: Pki, *, durability: Durability, processes: int = 2, persist: int = 1
+    base: Path,
+    keys: Pki,
+    *,
+    durability: Durability,
+    processes: int = 2,
+    persist: int = 1,
+    to: Target | None = None,
+    associations: int = 1,
+    operations: int = 0,
 ) -> Iterator[Node]:
-    """The whole node (`ingest serve`): listeners, Valkey, persist workers and ledger; no destinations."""
-    settings = _configuration(keys, durability, processes, persist=persist)
+    """The whole node (`ingest serve`): listeners, Valkey, persist workers and ledger.
+
+    Args:
+        base: Folder of its data.
+        keys: Its certificate, and whom it trusts.
+        durability: As `[receive] durability`.
+        processes: Listeners.
+        persist: Persist workers.
+        to: Where it forwards everything, with a worker for each association; None: nowhere.
+        associations: How many of them at a time.
+        operations: As the destination's `async_operations`.
+    """
+    settings = _configuration(keys, durability, processes, persist=persist, forward=associations)
+    if to is not None:
+        settings += DESTINATION.format(target=to, associations=associations, operations=operations)
     with _node(base, keys, "serve", settings, durable=durability == "fsync") as node:
         yield node
 
@@ -186,7 +227,14 @@ def _node(
 
 
 def _configuration(
-    keys: Pki, durability: Durability, processes: int, *, queue: str = "", persist: int = 1, segments: int = 0
+    keys: Pki,
+    durability: Durability,
+    processes: int,
+    *,
+    queue: str = "",
+    persist: int = 1,
+    forward: int = 1,
+    segments: int = 0,
 ) -> str:
     return CONFIGURATION.format(
         keys=keys,
@@ -196,6 +244,7 @@ def _configuration(
         associations=MAX_ASSOCIATIONS,
         queue=queue,
         persist=persist,
+        forward=forward,
     )
 
 

@@ -27,6 +27,11 @@ from benchmarks.receivers import (
 )
 
 USER, PASSWORD = "benchmark", "benchmark"
+FORWARD = """
+function OnStoredInstance(instanceId, tags, metadata)
+  SendToModality(instanceId, 'next')
+end
+"""
 HTTP_SECONDS = 120
 PAGE = 1000
 
@@ -85,8 +90,20 @@ def orthanc_nodelay(base: Path, keys: Pki, *, durability: Durability) -> Iterato
 
 
 @contextlib.contextmanager
-def _orthanc(
-    name: str, base: Path, keys: Pki, variables: dict[str, str], durability: Durability
+def orthanc_forwarding(base: Path, keys: Pki, *, durability: Durability, to: Target) -> Iterator[Receiver]:
+    """The same as `orthanc_nodelay`, and a script that sends each stored instance on."""
+    with _orthanc("orthanc-nodelay", base, keys, {"TCP_NODELAY": "1"}, durability, to) as receiver:
+        yield receiver
+
+
+@contextlib.contextmanager
+def _orthanc(  # noqa: PLR0917 - one call site a receiver
+    name: str,
+    base: Path,
+    keys: Pki,
+    variables: dict[str, str],
+    durability: Durability,
+    to: Target | None = None,
 ) -> Iterator[Receiver]:
     program = _program()
     storage = base / "storage"
@@ -94,7 +111,13 @@ def _orthanc(
     version = said_by(program, "--version").split()[1]
     http_port, dicom_port = free_port(), free_port()
     path = base / "orthanc.json"
-    path.write_text(json.dumps(_configuration(storage, keys, http_port, dicom_port, durability), indent=2))
+    configuration = _configuration(storage, keys, http_port, dicom_port, durability)
+    if to is not None:
+        script = base / "forward.lua"
+        script.write_text(FORWARD)
+        modality = {"AET": to.called_ae, "Host": to.host, "Port": to.port, "UseDicomTls": True}
+        configuration |= {"LuaScripts": [str(script)], "DicomModalities": {"next": modality}}
+    path.write_text(json.dumps(configuration, indent=2))
     facts = Facts(name, version, durable=durability == "fsync")
     log = base / "log"
     # Otherwise a variable of whoever runs the benchmark would decide about Nagle's algorithm.

@@ -119,8 +119,13 @@ def dcm4che(base: Path, keys: Pki, *, durability: Durability) -> Iterator[Receiv
 
 
 @contextlib.contextmanager
-def pynetdicom(base: Path, keys: Pki, *, durability: Durability) -> Iterator[Receiver]:
-    """The library pynetdicom: a thread for each association, and a handler that writes what came."""
+def pynetdicom(
+    base: Path, keys: Pki, *, durability: Durability, to: Target | None = None
+) -> Iterator[Receiver]:
+    """The library pynetdicom: a thread for each association, and a handler that writes what came.
+
+    With `to`, another thread sends it all on over one association.
+    """
     try:
         version = metadata.version("pynetdicom")
     except metadata.PackageNotFoundError:
@@ -129,8 +134,12 @@ def pynetdicom(base: Path, keys: Pki, *, durability: Durability) -> Iterator[Rec
     script = Path(__file__).with_name("pynetdicom_scp.py")
     command = [sys.executable, str(script), str(port), str(base / "files"), str(LARGEST_PDU)]
     command += [str(keys.certificate), str(keys.key), str(keys.trusted), durability]
+    if to is not None:
+        command += [to.host, str(to.port), to.called_ae, "FORWARD"]
     facts = Facts("pynetdicom", version, durable=durability == "fsync")
-    with _run(facts, base, command, target_of(keys, port), lambda uid: f"{uid}.dcm") as receiver:
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    target = target_of(keys, port)
+    with _run(facts, base, command, target, lambda uid: f"{uid}.dcm", environment) as receiver:
         yield receiver
 
 

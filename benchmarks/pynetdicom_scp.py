@@ -1,16 +1,22 @@
-"""`python pynetdicom_scp.py PORT FOLDER PDU CERTIFICATE KEY TRUSTED DURABILITY`: a storage SCP on pynetdicom.
+"""`python pynetdicom_scp.py PORT FOLDER PDU CERTIFICATE KEY TRUSTED DURABILITY [TO]`: a storage SCP.
 
 Started by `peers.pynetdicom`. It does what pynetdicom's makers advise for speed: it writes the data set as it
-came and decodes nothing.
+came and decodes nothing. With TO, which is HOST PORT CALLED CALLING of another, it sends everything on from a
+thread of its own.
 """
 
 import os
+import queue
 import ssl
 import sys
+import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from pynetdicom import AE, AllStoragePresentationContexts, evt
+from pynetdicom import AE, AllStoragePresentationContexts, _config, evt
+
+from benchmarks.pynetdicom_scu import Sender
 
 SUCCESS, OUT_OF_RESOURCES = 0x0000, 0xA700
 
@@ -18,8 +24,9 @@ SUCCESS, OUT_OF_RESOURCES = 0x0000, 0xA700
 class Keep:
     """The handler: a temporary file, renamed when it is whole."""
 
-    def __init__(self, folder: Path, durability: str) -> None:
+    def __init__(self, folder: Path, durability: str, kept: Callable[[Path], None]) -> None:
         self._folder = folder
+        self._kept = kept
         self._durable = durability == "fsync"
 
     def __call__(self, event: Any) -> int:
@@ -37,6 +44,7 @@ class Keep:
                 self._sync_names()
         except OSError:
             return OUT_OF_RESOURCES
+        self._kept(path)
         return SUCCESS
 
     def _sync_names(self) -> None:
@@ -47,9 +55,24 @@ class Keep:
             os.close(descriptor)
 
 
+def forwarder(whom: list[str]) -> Callable[[Path], None]:
+    """Start a thread that sends on what the function is called with."""
+    waiting: queue.SimpleQueue[Path] = queue.SimpleQueue()
+    _config.STORE_SEND_CHUNKED_DATASET = True
+    sender = Sender(whom)
+
+    def work() -> None:
+        while True:
+            sender.store(waiting.get())
+
+    threading.Thread(target=work, name="forward", daemon=True).start()
+    return waiting.put
+
+
 def main(argv: list[str]) -> None:
     """Listen until the process is ended."""
-    port, folder, pdu, certificate, key, trusted, durability = argv
+    port, folder, pdu, certificate, key, trusted, durability, *to = argv
+    kept = forwarder([*to, certificate, key, trusted]) if to else lambda _path: None
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.verify_mode = ssl.CERT_REQUIRED
@@ -61,7 +84,7 @@ def main(argv: list[str]) -> None:
     ae.maximum_associations = 1024
     for presentation in AllStoragePresentationContexts:
         ae.add_supported_context(presentation.abstract_syntax)
-    handlers = [(evt.EVT_C_STORE, Keep(Path(folder), durability))]
+    handlers = [(evt.EVT_C_STORE, Keep(Path(folder), durability, kept))]
     ae.start_server(("127.0.0.1", int(port)), ssl_context=context, evt_handlers=handlers)
 
 

@@ -24,11 +24,11 @@ from typing import Final
 
 from benchmarks import rounds
 from benchmarks.floor import floor
-from benchmarks.load import LoadError
+from benchmarks.load import Load, LoadError
 from benchmarks.peers import LARGEST_PDU, find_program, said_by
 from benchmarks.receivers import Facts, Receiver, Target, Unavailable
 from benchmarks.storescu import Files
-from benchmarks.workloads import Entrant, Work
+from benchmarks.workloads import Work
 from ingest.dicom import part10
 
 SECONDS: Final = 300
@@ -155,29 +155,31 @@ def measure(work: Work, setting: rounds.Setting, taken: dict[str, rounds.Taken])
     with contextlib.ExitStack() as stack:
         stack.callback(shutil.rmtree, base, ignore_errors=True)
         sink = stack.enter_context(floor(base, setting.keys, durability="page-cache"))
-        sent = {entrant.label: stack.enter_context(_files(entrant, setting.disk)) for entrant in entrants}
+        sent: dict[int, _Sent] = {}
+        for load in {entrant.load.instances: entrant.load for entrant in entrants}.values():
+            sent[load.instances] = stack.enter_context(_files(load, setting.disk))
         os.sync()  # or the kernel writes them out meanwhile
         for number in range(-1, work.pairs):
             if number >= rounds.LEAST_ROUNDS and time.monotonic() > setting.deadline:
                 break
             for entrant in rounds.order(entrants, max(number, 0)):
                 setting.step(number, entrant.label)
-                sample = _round(present[entrant.label], sent[entrant.label], sink)
+                sample = _round(present[entrant.label], sent[entrant.load.instances], sink)
                 if number >= 0:
                     taken[entrant.label].samples.append({"round": number, **sample})
 
 
 @dataclass(frozen=True, slots=True)
 class _Sent:
-    """What one sender sends: one file, and all."""
+    """What is sent in turn: one file, and all."""
 
     one: Files
     whole: Files
 
 
 @contextlib.contextmanager
-def _files(entrant: Entrant, folder: Path) -> Iterator[_Sent]:
-    load, place = entrant.load, folder / f"send-{entrant.label}"
+def _files(load: Load, folder: Path) -> Iterator[_Sent]:
+    place = folder / f"send-{load.size}-{load.instances}"
     with (
         Files.made(place / "one", load.size, 1) as one,
         Files.made(place / "all", load.size, load.instances) as whole,

@@ -70,6 +70,30 @@ def accepted(kind: int, pdu: bytes, operations: int) -> tuple[int, int]:
     return answer.max_pdu_length, min(operations, answer.async_operations[0] or operations)
 
 
+class Pause:
+    """What a sender waits for before it sends."""
+
+    def __init__(self, think_seconds: float, every_seconds: float) -> None:
+        """Prepare.
+
+        Args:
+            think_seconds: Before each but the first.
+            every_seconds: The n-th goes out no earlier than n times so long after the first.
+        """
+        self._think = think_seconds
+        self._every = every_seconds
+        self._began = 0.0
+
+    def wait(self, number: int) -> None:
+        """Before the instance of this number, from 0."""
+        if number == 0:
+            self._began = time.perf_counter()
+            return
+        left = self._began + number * self._every - time.perf_counter() if self._every else 0.0
+        if (longest := max(self._think, left)) > 0:
+            time.sleep(longest)
+
+
 class Session:
     """An open association; a context manager that closes the connection.
 
@@ -121,7 +145,8 @@ class Session:
         message: Message,
         numbers: range,
         answered: Callable[[int, int, float], None],
-        think_seconds: float = 0.0,
+        pause: "Pause | None" = None,
+        sent: Callable[[float], None] = lambda _when: None,
     ) -> None:
         """Send the instances of these numbers, as many at a time as were granted.
 
@@ -129,7 +154,8 @@ class Session:
             message: What to stamp and send.
             numbers: One after another, without gaps.
             answered: Called for each answer with the instance's number, its status and its latency, seconds.
-            think_seconds: Pause before each but the first.
+            pause: What to wait for before each; None: nothing.
+            sent: Called with the time (time.perf_counter()) when the last byte of each went out, in order.
 
         Raises:
             LoadError: The association ended, or something else than an answer came.
@@ -139,12 +165,13 @@ class Session:
         clock = time.perf_counter
         while number < numbers.stop or outstanding:
             if number < numbers.stop and len(outstanding) < self.operations:
-                if think_seconds and number > numbers.start:
-                    time.sleep(think_seconds)
+                if pause is not None:
+                    pause.wait(number - numbers.start)
                 message_id = number % MAX_MESSAGE_ID + 1
                 message.stamp(number, message_id)
                 outstanding[message_id] = number, clock()
                 self.send(message)
+                sent(clock())
                 number += 1
                 continue
             kind, pdu = self._pdu()

@@ -8,12 +8,24 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from benchmarks import idle, instructions, judged, machine, path, peers, rounds, sending, workloads
+from benchmarks import (
+    forwarding,
+    idle,
+    instructions,
+    judged,
+    machine,
+    path,
+    peers,
+    rounds,
+    sending,
+    transit,
+    workloads,
+)
 from benchmarks.floor import floor
 from benchmarks.load import Load, LoadError
 from benchmarks.node import ours
@@ -31,6 +43,13 @@ RECEIVERS: dict[str, Factory] = {
     "orthanc-nodelay": orthanc_nodelay,
     "pynetdicom": peers.pynetdicom,
     "dcm4che": peers.dcm4che,
+}
+MEASURED: Final = {
+    "load": rounds.measure,
+    "storescu": rounds.measure,
+    "alone": sending.measure,
+    "forward": forwarding.measure,
+    "transit": transit.measure,
 }
 PATH_SIZES = (8 * KB, 512 * KB)
 BUSY = Load(8 * KB, 500, 4)
@@ -173,12 +192,11 @@ def one(work: Work, where: Places, watch: Watch, seconds: float) -> Values:
     setting = rounds.Setting(RECEIVERS, where.keys, where.memory, where.disk, deadline, step)
     taken, broken, begun = rounds.nothing_yet(work), "", time.monotonic()
     try:
-        measured = sending.measure if work.sender == "alone" else rounds.measure
-        measured(work, setting, taken)
+        MEASURED[work.sender](work, setting, taken)
     except Unavailable as error:  # the sender: receivers say it for themselves
         for own in taken.values():
             own.unavailable = own.unavailable or str(error)
-    except (LoadError, NotStartedError) as error:
+    except (LoadError, NotStartedError, TimeoutError) as error:
         broken = f"{type(error).__name__}: {error}"
     took = time.monotonic() - begun
     return {**rounds.as_values(work, taken), "broken": broken, "took_seconds": round(took, 1)}

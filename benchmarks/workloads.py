@@ -11,12 +11,20 @@ from benchmarks.load import Load
 from benchmarks.receivers import Durability
 
 PAIRS = 10
+FORWARD_PAIRS, TRANSIT_PAIRS = 3, 1
+TRANSIT_RATE = 50
 KB, MB, GB = 1 << 10, 1 << 20, 1 << 30
 
 Place = Literal["memory", "disk"]
-Sender = Literal["load", "storescu", "alone"]
+Sender = Literal["load", "storescu", "alone", "forward", "transit"]
 
-SHARES = {"pynetdicom": 0.1, "orthanc": 0.1, "orthanc-nodelay": 0.2, "dcm4che": 0.5}
+SHARES = {
+    "pynetdicom": 0.1,
+    "pynetdicom-chunked": 0.1,
+    "orthanc": 0.1,
+    "orthanc-nodelay": 0.2,
+    "dcm4che": 0.5,
+}
 """Of the instances, for receivers that would hold up the others; costs are per GB and per instance."""
 
 
@@ -66,9 +74,11 @@ class Work:
         durability: What every receiver is told; those that cannot sync say so in their version.
         place: Memory: one folder for all runs, on tmpfs where there is one. Disk: a new folder for each run.
         claims: What must hold.
-        sender: Our load generator, or DCMTK's storescu; "alone" where the entrants themselves are senders.
+        sender: Our load generator, or DCMTK's storescu; "alone" where the entrants themselves are senders,
+            "forward" and "transit" where they send on what they get.
         pairs: Counted rounds.
         seconds: About what it takes, to share out the suite's time.
+        lasts: How long a load is kept up where entrants forward, in seconds.
     """
 
     name: str
@@ -79,6 +89,7 @@ class Work:
     sender: Sender = "load"
     pairs: int = PAIRS
     seconds: float = 20
+    lasts: float = 60
 
 
 def entrants(load: Load, *receivers: str) -> tuple[Entrant, ...]:
@@ -215,10 +226,10 @@ def one_by_one() -> Work:
     )
 
 
-SENT: Final = {8 * KB: 4000, 512 * KB: 300, 27 * MB: 12}
+SENT: Final = {8 * KB: 8000, 512 * KB: 1500, 27 * MB: 40}
 """Files of each size: so many that starting a process, which is taken off, is a small part of a run."""
 
-SENT_BYTES: Final = 160 * MB
+SENT_BYTES: Final = 800 * MB
 
 
 def sending(size: int) -> Work:
@@ -233,6 +244,32 @@ def sending(size: int) -> Work:
     return Work(
         f"sending {load_name(load)}", taking_part, place="disk", claims=limits, sender="alone", seconds=20
     )
+
+
+def forwarding(size: int, seconds: float = 60) -> Work:
+    """Node to node, durable on both sides; all of it, senders included, on the same machine."""
+    load = Load(size, 1500 if size < 128 * KB else 400, 4)
+    measure, limit = ("rate", 600.0) if size < 128 * KB else ("mb_s", 100.0)
+    more = Claim(measure, limit, at_most=False)
+    claims = (
+        more,
+        replace(more, limit=5.0, against="orthanc-nodelay"),
+        replace(more, limit=3.0, against="pynetdicom"),
+        Claim("growing", 0.0),
+    )
+    names = ("ours", "ours-one-by-one", "orthanc-nodelay", "pynetdicom")
+    taking_part = tuple(Entrant(name, name, load) for name in names)
+    name = f"forwarding {load_name(load)}, durable"
+    return Work(name, taking_part, "fsync", "disk", claims, "forward", FORWARD_PAIRS, 200, seconds)
+
+
+def transit(seconds: float = 60) -> Work:
+    """From the last byte in to the Success of the remote."""
+    load = Load(8 * KB, max(1, round(TRANSIT_RATE * seconds / 4)), 4, per_second=TRANSIT_RATE)
+    claims = (Claim("p50_ms", 150.0), Claim("p99_ms", 500.0))
+    name = f"transit, 8 KB, {TRANSIT_RATE} instances/s, durable"
+    taking_part = (Entrant("ours", "ours-one-by-one", load),)
+    return Work(name, taking_part, "fsync", "disk", claims, "transit", TRANSIT_PAIRS, 65, seconds)
 
 
 def asynchronous() -> Work:
