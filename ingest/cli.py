@@ -12,6 +12,7 @@ import click
 from ingest.cli_base import FAULTS, Commands, config_option, load_config
 from ingest.cli_ledger import dry_run_option, filter_of, filter_options, require_one
 from ingest.cli_options import remote_options, tls_of
+from ingest.cli_retention import retention
 from ingest.cli_store import COMMANDS as STORE_COMMANDS
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ def serve(path: Path) -> None:
     TERM and INT drain and stop, a second one stops at once; HUP reloads configuration and certificates; USR1
     opens the log file again.
     """
-    _run(path, "listen", "persist", "forward")
+    _run(path, "listen", "persist", "forward", "retain")
 
 
 @main.command()
@@ -72,6 +73,13 @@ def persist(path: Path) -> None:
 def forward(path: Path) -> None:
     """Send what the ledger says is due to its destinations."""
     _run(path, "forward")
+
+
+@work.command()
+@config_option
+def retain(path: Path) -> None:
+    """Remove from the store and the ledger what [retention] says."""
+    _run(path, "retain")
 
 
 @main.command()
@@ -128,7 +136,7 @@ def status(path: Path, as_json: bool, watch: float | None) -> None:
     click.get_current_context().exit(status_command(load_config(path), as_json=as_json, watch=watch))
 
 
-for command in STORE_COMMANDS:
+for command in (*STORE_COMMANDS, retention):
     main.add_command(command)
 
 

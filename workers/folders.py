@@ -41,6 +41,14 @@ class Folders:
         self._used[path] = None
         return self._descend(path)
 
+    def reopen(self, parts: Sequence[str]) -> int:
+        """As `open`, where the folder or one above it was removed since; raises as `open`."""
+        for length in range(len(parts), 0, -1):
+            gone = self._open.pop(tuple(parts[:length]), None)
+            if gone is not None:
+                os.close(gone)
+        return self.open(parts)
+
     def sync(self) -> None:
         """Make durable the names in every folder that was opened for use, and their own names up to the root.
 
@@ -53,7 +61,7 @@ class Folders:
         for path in self._used:
             self._sync(path, done)
             for length in range(len(path), 0, -1):
-                facts = os.fstat(self._open[path[:length]])
+                facts = os.fstat(self._descend(path[:length]))
                 identity = (facts.st_dev, facts.st_ino)
                 if identity not in self._durable_names:
                     self._sync(path[: length - 1], done)
@@ -86,5 +94,5 @@ class Folders:
 
     def _sync(self, path: tuple[str, ...], done: set[tuple[str, ...]]) -> None:
         if path not in done:
-            os.fsync(self._open[path])
+            os.fsync(self._descend(path))
             done.add(path)

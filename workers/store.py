@@ -127,6 +127,7 @@ class FileStore:
         self._durable = durable
         self._progress = progress
         self._durable_names: set[tuple[int, int]] = set()
+        self._announced = 0
         self._prepared: Incoming | None = None
 
     def prepare(self) -> None:
@@ -166,9 +167,12 @@ class FileStore:
         """See `Store.put`."""
         *parents, name = check_key(key)
         with _blamed(key):
-            folder = batch.folders.open(parents)
             try:
-                self._give_name(source, folder, name)
+                try:
+                    self._give_name(source, batch.folders.open(parents), name)
+                except FileNotFoundError:
+                    # The folder was empty, and has been removed since this batch opened it.
+                    self._give_name(source, batch.folders.reopen(parents), name)
             except FileExistsError:
                 return False
             return True
@@ -194,7 +198,7 @@ class FileStore:
         """See `Store.exclude_replacing`."""
         if batch.lock is not None:
             return
-        path = self.root / INCOMING / "replace.lock"
+        path = self._lock_path
         with _blamed(str(path)):
             fd = os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW, FILE_MODE)
         deadline = time.monotonic() + REPLACE_SECONDS
@@ -212,11 +216,28 @@ class FileStore:
             os.close(batch.lock)
             batch.lock = None
 
+    def announce_removal(self, batch: Batch) -> None:
+        """Tell all workers that folders are about to go; with others kept from replacing.
+
+        A new folder may get the inode number of one that is gone, whose name was known to be durable.
+        """
+        if batch.lock is not None:
+            os.utime(batch.lock, ns=(time.time_ns(),) * 2)
+
     def sync(self, batch: Batch) -> None:
         """See `Store.sync`."""
         if self._durable:
             with _blamed(str(self.root)):
+                with contextlib.suppress(FileNotFoundError):
+                    announced = os.stat(self._lock_path).st_mtime_ns
+                    if announced != self._announced:
+                        self._durable_names.clear()
+                        self._announced = announced
                 batch.folders.sync()
+
+    @property
+    def _lock_path(self) -> Path:
+        return self.root / INCOMING / "replace.lock"
 
     def open(self, key: str) -> int:
         """See `Store.open`; symbolic links are not followed."""

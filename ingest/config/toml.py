@@ -30,7 +30,7 @@ def load(
 
     Args:
         path: A TOML file; relative paths in it start at its folder.
-        roles: What will run with it ("listen", "persist", "forward"); "listen" asks for a listener.
+        roles: What will run with it ("listen", "persist", "forward", "retain"); "listen" asks for a listener.
         environ: In place of `os.environ`.
 
     Raises:

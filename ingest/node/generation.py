@@ -7,7 +7,7 @@ from typing import Final
 from ingest.config.model import Config
 from ingest.node.endpoints import Endpoint
 
-ALL_ROLES: Final = frozenset({"listen", "persist", "forward"})
+ALL_ROLES: Final = frozenset({"listen", "persist", "forward", "retain"})
 """A whole node; it alone runs the embedded queue."""
 
 BACK_OFF_SECONDS: Final = (0.0, 0.1, 0.5, 1.0, 2.0, 5.0)
@@ -64,6 +64,7 @@ def plan(number: int, config: Config, endpoints: tuple[Endpoint, ...], roles: fr
         "listen": config.receive.processes or os.cpu_count() or 1,
         "persist": config.workers.persist,
         "forward": config.workers.forward if config.destinations else 0,
+        "retain": int(config.retention.wanted),
     }
     if roles != ALL_ROLES:
         counts = {role: max(count, 1) for role, count in counts.items()}

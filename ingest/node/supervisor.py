@@ -34,7 +34,11 @@ from ingest.node.endpoints import bind, unbind
 from ingest.node.generation import ALL_ROLES, BACK_OFF_SECONDS, Child, Generation, Place, plan
 from ingest.node.scoreboard import ACCEPTING, BOOTING, HEARTBEAT, PID, STATE, Scoreboard, now_ms
 
-WORKERS: Final = {"persist": "workers.persist:main", "forward": "workers.forward:main"}
+WORKERS: Final = {
+    "persist": "workers.persist:main",
+    "forward": "workers.forward:main",
+    "retain": "workers.retention:main",
+}
 """Named, never imported here: imports run from workers to ingest, not back."""
 
 TICK_SECONDS: Final = 0.5

@@ -21,6 +21,8 @@ COMMANDS = (
         ["work"],
         ["work", "persist"],
         ["work", "forward"],
+        ["work", "retain"],
+        ["retention"],
         ["check"],
         ["status"],
         ["sweep"],
@@ -122,10 +124,11 @@ def test_version(run):
 @pytest.mark.parametrize(
     ("command", "roles"),
     [
-        (["serve"], {"listen", "persist", "forward"}),
+        (["serve"], {"listen", "persist", "forward", "retain"}),
         (["listen"], {"listen"}),
         (["work", "persist"], {"persist"}),
         (["work", "forward"], {"forward"}),
+        (["work", "retain"], {"retain"}),
     ],
 )
 def test_roles_run_under_the_supervisor_and_give_its_exit_code(run, file, calls, command, roles):

@@ -1,0 +1,25 @@
+"""Commands about what leaves the store."""
+
+import importlib
+from pathlib import Path
+from typing import Final
+
+import click
+
+from ingest.cli_base import config_option, load_config
+
+RETENTION: Final = "workers.retention_command"
+"""Named and not imported: what workers do is theirs."""
+
+
+@click.command()
+@config_option
+@click.option("--dry-run", is_flag=True, help="Change nothing; say what would go, and why.")
+@click.option("--json", "as_json", is_flag=True, help="For programs.")
+def retention(path: Path, dry_run: bool, as_json: bool) -> None:
+    """Remove from the store what [retention] says, once.
+
+    A running node does so by itself. Exits with 1 when another process is removing.
+    """
+    run = importlib.import_module(RETENTION).run
+    click.get_current_context().exit(run(load_config(path), dry_run=dry_run, as_json=as_json))

@@ -1,0 +1,294 @@
+"""The remover: what `[retention]` wants gone leaves the store, and later the ledger. One at a time per store.
+
+Each batch is marked in the ledger, removed from the store and marked again, while no worker replaces or
+compares anything there. Whoever dies in between leaves rows that say so: the next pass begins with them, and
+a worker that gets such an instance again finishes with it first.
+"""
+
+import contextlib
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import structlog
+
+from ingest.config.model import Config
+from ingest.errors import BootError, IngestError, LedgerError, StoreAwayError, StoreError
+from ingest.ledger import Ledger
+from ingest.ledger.retention import CHUNK, KeptRow, KeptStudy, LeavingFile
+from workers.aging import Decision, Goal, cutoff, decide, disk_over, oldest_first
+from workers.incoming import FILE_MODE, lock
+from workers.layout import INCOMING
+from workers.leases import now_ms
+from workers.leaving import Leaving
+from workers.patience import Patience, StoppedError
+from workers.store import Batch, FileStore
+
+BATCH: Final = 256
+"""Files removed at a time: others wait for it who replace or compare."""
+
+SHARE: Final = 10
+"""A pass that takes long is followed by a pause of so many times its length, less one."""
+
+_SLICE_SECONDS: Final = 0.05
+
+log = structlog.get_logger()
+
+
+class BusyError(IngestError):
+    """Another process removes from this store."""
+
+
+@dataclass(slots=True)
+class Report:
+    """What a pass has done.
+
+    Attributes:
+        studies, instances, size: What was removed; size in bytes.
+        held: Studies that should have gone, and are owed to a destination.
+        held_size: Their bytes.
+        forgotten: Rows of the ledger.
+    """
+
+    studies: int = 0
+    instances: int = 0
+    size: int = 0
+    held: int = 0
+    held_size: int = 0
+    forgotten: int = 0
+
+
+class Remover:
+    """What one process needs to remove; made after the fork."""
+
+    def __init__(
+        self,
+        config: Config,
+        ledger: Ledger,
+        stopping: Callable[[], bool] = lambda: False,
+        *,
+        statvfs: Callable[[os.PathLike[str]], os.statvfs_result] = os.statvfs,
+        now: Callable[[], int] = now_ms,
+    ) -> None:
+        """Prepare; nothing is asked or opened yet.
+
+        Args:
+            config: The configuration.
+            ledger: Of this program's schema version.
+            stopping: Whether to end after the batch in hand.
+            statvfs: How full a file system is.
+            now: The time, in Unix milliseconds.
+        """
+        self._limits = config.retention
+        self._ledger = ledger
+        self._stopping = stopping
+        self._statvfs = statvfs
+        self._now = now
+        self._store = FileStore(config.store_root)
+
+    def decisions(self) -> Iterator[Decision]:
+        """What would become of studies now, the oldest first.
+
+        Raises:
+            LedgerError: The ledger is away.
+            StoreAwayError: The store is not there.
+        """
+        return decide(oldest_first(self._rows(), self._ledger.kept_studies), self._goal())
+
+    def remove(self) -> Report:
+        """One pass: finish what was begun, remove what is to go, forget what is to be forgotten.
+
+        Raises:
+            BusyError: Another process is doing that.
+            LedgerError: The ledger is away.
+            StoreError: The store is not there, or another worker replaces for long.
+        """
+        report = Report()
+        with self._alone():
+            self._finish()
+            for studies in self._batches(report):
+                self._remove(studies, report)
+            self._forget(report)
+        return report
+
+    # --- what is there
+
+    def _rows(self) -> Iterator[Sequence[KeptRow]]:
+        piece = self._ledger.oldest_kept()
+        while piece and not self._stopping():
+            yield piece
+            piece = self._ledger.oldest_kept(piece[-1]) if len(piece) == CHUNK else []
+
+    def _goal(self) -> Goal:
+        limits = self._limits
+        try:
+            disk = self._statvfs(self._store.root)
+        except OSError as error:
+            raise StoreAwayError(f"the store {self._store.root} is not there: {error.strerror}") from error
+        total = self._ledger.kept_bytes() if limits.max_bytes else 0
+        return Goal(
+            before=cutoff(limits.keep_days, self._now()),
+            over=max(0, total - limits.max_bytes) if limits.max_bytes else 0,
+            disk_over=disk_over(disk, limits.high_watermark, limits.low_watermark),
+            only_delivered=limits.only_delivered,
+        )
+
+    # --- what goes
+
+    def _batches(self, report: Report) -> Iterator[list[KeptStudy]]:
+        """Studies that go, as many at a time as fill a batch."""
+        studies: list[KeptStudy] = []
+        for decision in self.decisions():
+            if not decision.goes:
+                report.held += 1
+                report.held_size += decision.study.size
+                continue
+            studies.append(decision.study)
+            if sum(study.instances for study in studies) >= BATCH:
+                yield studies
+                studies = []
+        if studies:
+            yield studies
+
+    def _remove(self, studies: Sequence[KeptStudy], report: Report) -> None:
+        full = True
+        while full and not self._stopping():
+            with self._excluding() as batch:
+                files = self._ledger.mark_removing(
+                    studies, BATCH, self._now(), only_delivered=self._limits.only_delivered
+                )
+                self._unlink(batch, files)
+            full = len(files) == BATCH
+            report.instances += len(files)
+            report.size += sum(file.size for file in files)
+        if not full:
+            report.studies += len(studies)
+
+    def _finish(self) -> None:
+        """Do what a remover that died has left."""
+        after = 0
+        while not self._stopping() and self._ledger.removing(1, after):
+            with self._excluding() as batch:
+                files = self._ledger.removing(BATCH, after)
+                self._unlink(batch, files)
+            after = files[-1].id if files else after
+
+    def _unlink(self, batch: Batch, files: Sequence[LeavingFile]) -> None:
+        """From mark to mark. What cannot be removed now keeps the first, for the next pass."""
+        if not files:
+            return
+        # Where a remover died, the name may be that of a new instance by now.
+        claimed = self._ledger.claimed_keys(file.store_key for file in files)
+        leaving, gone = Leaving(self._store.root), []
+        for file in files:
+            try:
+                if file.store_key in claimed or leaving.unlink(file.store_key, file.stored_at, self._now()):
+                    gone.append(file.id)
+            except (OSError, StoreError) as error:
+                log.error("file_stays", error=str(error), remedy="see to the disk; it is tried again")
+        self._store.announce_removal(batch)
+        try:
+            leaving.settle()
+        except OSError as error:
+            raise StoreAwayError(f"the store {self._store.root} fails: {error.strerror}") from error
+        self._ledger.mark_removed(gone)
+
+    def _forget(self, report: Report) -> None:
+        before = cutoff(self._limits.ledger_keep_days, self._now())
+        while before and not self._stopping():
+            forgotten = self._ledger.forget_removed(before)
+            report.forgotten += forgotten
+            if forgotten < CHUNK:
+                return
+
+    # --- who else is there
+
+    @contextlib.contextmanager
+    def _excluding(self) -> Iterator[Batch]:
+        with self._store.batch() as batch:
+            self._store.exclude_replacing(batch)
+            yield batch
+
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Of several processes, on whatever hosts, one removes from a store."""
+        path = self._store.root / INCOMING / "retain.lock"
+        try:
+            fd = os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW, FILE_MODE)
+        except OSError as error:
+            cause = f"{path} cannot be opened: {error.strerror}"
+            raise StoreAwayError(f"{cause}; mount the store, or have a persist worker make it") from error
+        try:
+            if not lock(fd):
+                raise BusyError(f"another process removes from this store: it holds {path}")
+            yield
+        finally:
+            os.close(fd)
+
+
+def _say(report: Report) -> None:
+    if report.instances or report.forgotten:
+        log.info(
+            "removed",
+            studies=report.studies,
+            instances=report.instances,
+            bytes=report.size,
+            forgotten=report.forgotten,
+        )
+    if report.held:
+        log.warning(
+            "held_back",
+            studies=report.held,
+            bytes=report.held_size,
+            remedy="destinations are owed them; `ingest retention --dry-run` names them",
+        )
+
+
+def _pause(seconds: float, stopping: Callable[[], bool]) -> None:
+    # A signal handler sets the event: waiting on it could hold the very lock that setting it takes.
+    until = time.monotonic() + seconds
+    while not stopping() and time.monotonic() < until:
+        time.sleep(_SLICE_SECONDS)
+
+
+def run(config: Config, stop: threading.Event) -> None:
+    """Remove in this process until `stop` is set; the batch in hand is finished first.
+
+    Raises:
+        BootError: The configuration cannot be used.
+    """
+    try:
+        ledger = Ledger(config.ledger_url)
+    except LedgerError as error:
+        raise BootError(str(error)) from error
+    patience = Patience(stop, "retention_away", "nothing is removed meanwhile")
+    remover = Remover(config, ledger, stop.is_set)
+    with contextlib.closing(ledger), contextlib.suppress(StoppedError):
+        patience.insist(ledger.migrate)
+        while not stop.is_set():
+            began = time.monotonic()
+            try:
+                _say(remover.remove())
+                patience.worked()
+            except (LedgerError, StoreError) as error:
+                patience.failed(error)
+            except BusyError:
+                log.debug("another_removes")
+            took = time.monotonic() - began
+            _pause(max(config.retention.check_seconds, (SHARE - 1) * took), stop.is_set)
+
+
+def main(config: Config, stop: threading.Event) -> int:
+    """Entry point of the child process: TERM and INT end it in good order; returns the exit code.
+
+    Raises:
+        BootError: As `run`.
+    """
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    run(config, stop)
+    return 0
