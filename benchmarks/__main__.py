@@ -41,12 +41,21 @@ class Commands(click.Group):
     show_default=True,
     help="Folder for results.json, README.md and the plots.",
 )
+@click.option("--forwarding", is_flag=True, help="Also from node to node; give it 40 minutes.")
 @with_options(PLACES)
 @click.pass_context
-def main(ctx: click.Context, minutes: float, pairs: int | None, output: Path, **folders: Path | None) -> None:
+def main(
+    ctx: click.Context,
+    minutes: float,
+    pairs: int | None,
+    output: Path,
+    forwarding: bool,
+    **folders: Path | None,
+) -> None:
     """Measure what receiving costs: the whole suite, or a part of it by command."""
     if ctx.invoked_subcommand is None:
-        works = [_paired(work, pairs) for work in workloads.suite()]
+        more = workloads.forwarded() if forwarding else []
+        works = [*(_paired(work, pairs) for work in workloads.suite()), *more]
         _measure(works, folders, output / "results.json", output, minutes=minutes, rest=True)
 
 
@@ -115,10 +124,13 @@ def churn(pairs: int, **values: Any) -> None:
 @main.command()
 @click.option("--size", type=Bytes(), multiple=True, default=("8K", "512K", "27M"), show_default=True)
 @click.option("--pairs", default=workloads.PAIRS, show_default=True, type=click.IntRange(1))
+@click.option(
+    "--files", type=click.IntRange(20), default=0, help="Of each size.  [default: some seconds of them]"
+)
 @with_options(PLACES, OUTPUT)
-def send(size: tuple[int, ...], pairs: int, **values: Any) -> None:
+def send(size: tuple[int, ...], pairs: int, files: int, **values: Any) -> None:
     """Senders alone, ours and others, with files of each size to the floor."""
-    _run_parts([_paired(workloads.sending(each), pairs) for each in size], values)
+    _run_parts([_paired(workloads.sending(each, files), pairs) for each in size], values)
 
 
 @main.command()

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import pairs
-from benchmarks.report import ABSOLUTE, SHOWN, number, shown_name, versions
+from benchmarks.report import ABSOLUTE, SHOWN, has_memory, number, shown_name, versions
 from benchmarks.rounds import MEASURES
 
 Values = dict[str, Any]
@@ -61,11 +61,13 @@ def _work(work: Values) -> Iterator[str]:
     yield f"\n### {work['name']}: {work['durability']}, in {work['place']}\n"
     if not ran:
         return
-    yield "| | " + " | ".join(MEASURES[name] for name in measures) + " | PSS MB | runs |"
-    yield "|---|" + "---|" * (len(measures) + 2)
+    more = ["PSS MB", "runs"] if has_memory(work) else ["runs"]
+    yield "| | " + " | ".join([*(MEASURES[name] for name in measures), *more]) + " |"
+    yield "|---|" + "---|" * (len(measures) + len(more))
     for label, entrant in ran.items():
         cells = [_spread(entrant["samples"], name) for name in measures]
-        cells += [f"{entrant['pss_mb']:.1f}", str(len(entrant["samples"]))]
+        cells += [f"{entrant['pss_mb']:.1f}"] if has_memory(work) else []
+        cells.append(str(len(entrant["samples"])))
         yield f"| {shown_name(work, label)} | " + " | ".join(cells) + " |"
 
 

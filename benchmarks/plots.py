@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from benchmarks import pairs
-from benchmarks.rounds import MEASURES
+from benchmarks.rounds import LESS_IS_BETTER, MEASURES
 
 Values = dict[str, Any]
 COLOURS = {
@@ -39,6 +39,8 @@ def draw(report: Values, folder: Path) -> list[Path]:
         "small.png": _small,
         "latency.png": _latency,
         "storescu.png": _storescu,
+        "sending.png": _sending,
+        "forwarding.png": _forwarding,
         "ratios.png": _ratios,
         "path.png": _path,
     }
@@ -66,6 +68,16 @@ def _latency(report: Values, path: Path) -> bool:
 def _storescu(report: Values, path: Path) -> bool:
     works = [work for work in report["works"] if work["sender"] == "storescu"]
     return _bars(report, path, works, "seconds", "DCMTK's storescu as the sender, wall time", log=True)
+
+
+def _sending(report: Values, path: Path) -> bool:
+    works = [work for work in report["works"] if work["sender"] == "alone"]
+    return _bars(report, path, works, "cpu_s_gb", "What sending costs", log=True)
+
+
+def _forwarding(report: Values, path: Path) -> bool:
+    works = [work for work in report["works"] if work["sender"] == "forward"]
+    return _bars(report, path, works, "rate", "Instances a second from node to node, durable", log=True)
 
 
 def _bars(
@@ -106,7 +118,8 @@ def _bars(
     axes.margins(x=0.12)
     if log:
         axes.set_xscale("log")
-    axes.set_xlabel(f"{MEASURES[measure]}, median and range; less is better (number of runs)", fontsize=8)
+    better = "less" if measure in LESS_IS_BETTER else "more"
+    axes.set_xlabel(f"{MEASURES[measure]}, median and range; {better} is better (number of runs)", fontsize=8)
     return _save(figure, report, path, title)
 
 

@@ -12,7 +12,7 @@ from benchmarks import pairs
 from benchmarks.rounds import MEASURES
 
 Values = dict[str, Any]
-SHOWN = ("rate", "mb_s", "cpu_s_gb", "cpu_ms", "p50_ms", "p99_ms", "seconds")
+SHOWN = ("rate", "mb_s", "cpu_s_gb", "cpu_ms", "p50_ms", "p99_ms", "seconds", "backlog_middle", "backlog_end")
 ABSOLUTE = {
     "pss_mb": "PSS MB",
     "pss_largest_mb": "PSS MB of the largest process",
@@ -97,7 +97,7 @@ def work_table(work: Values) -> Table:
     table = Table(
         "",
         *(MEASURES[name] for name in measures),
-        "PSS MB",
+        *(["PSS MB"] if has_memory(work) else []),
         "runs",
         title=f"{work['name']}: {work['durability']}, in {work['place']}; median, least – most",
         title_justify="left",
@@ -106,8 +106,15 @@ def work_table(work: Values) -> Table:
         if entrant["unavailable"]:
             table.add_row(label, entrant["unavailable"])
         elif entrant["samples"]:
-            table.add_row(shown_name(work, label), *_cells(entrant["samples"], measures), *_rest(entrant))
+            rest = [f"{entrant['pss_mb']:.1f}"] if has_memory(work) else []
+            cells = [*_cells(entrant["samples"], measures), *rest, str(len(entrant["samples"]))]
+            table.add_row(shown_name(work, label), *cells)
     return table
+
+
+def has_memory(work: Values) -> bool:
+    """Whether anybody looked at the memory."""
+    return any(entrant["pss_mb"] for entrant in work["entrants"].values())
 
 
 def judged_table(judged: Sequence[Values], title: str, *, limits: bool = True) -> Table:
@@ -179,7 +186,3 @@ def _cells(samples: Sequence[Values], measures: Sequence[str]) -> Iterator[str]:
             yield f"{number(found.median)}\n[dim]{number(found.least)}–{number(found.most)}[/]"
         else:
             yield ""
-
-
-def _rest(entrant: Values) -> tuple[str, str]:
-    return f"{entrant['pss_mb']:.1f}", str(len(entrant["samples"]))

@@ -29,6 +29,8 @@ MEASURES = {
     "p50_ms": "p50 ms",
     "p99_ms": "p99 ms",
     "seconds": "wall s",
+    "backlog_middle": "backlog in the middle",
+    "backlog_end": "at the end",
 }
 LESS_IS_BETTER = {"cpu_s_gb", "cpu_ms", "p50_ms", "p99_ms", "seconds"}
 

@@ -232,9 +232,9 @@ SENT: Final = {8 * KB: 8000, 512 * KB: 1500, 27 * MB: 40}
 SENT_BYTES: Final = 800 * MB
 
 
-def sending(size: int) -> Work:
-    """Senders alone, one association, to the floor."""
-    load = Load(size, SENT.get(size, max(4, SENT_BYTES // size)), 1)
+def sending(size: int, files: int = 0) -> Work:
+    """Senders alone, one association, to the floor; 0 files are as many as it takes."""
+    load = Load(size, files or SENT.get(size, max(4, SENT_BYTES // size)), 1)
     names, limits = ["ours", "storescu"], _limits("cpu_ms", storescu=0.8)
     if size >= 128 * KB:
         # At small ones it waits 40 ms for each acknowledgement, and nothing is asked of us there.
@@ -305,4 +305,10 @@ def suite() -> list[Work]:
         *_durable(),
         one_by_one(),
         asynchronous(),
+        *(sending(size) for size in SENT),
     ]
+
+
+def forwarded() -> list[Work]:
+    """Node to node, which takes many minutes more."""
+    return [*(forwarding(size) for size in (512 * KB, 8 * KB)), transit()]

@@ -128,3 +128,30 @@ def test_the_same_stream_takes_the_same_instructions():
 def test_every_piece_of_ext_is_timed():
     said = benchmarks("micro", "--benchmark-max-time", "0.01", "--benchmark-min-rounds", "1")
     assert "9 passed" in said
+
+
+def test_senders_take_turns(tmp_path):
+    require_program("cc")
+    require_program("storescu")
+    results = tmp_path / "results.json"
+    benchmarks("send", "--size", "512K", "--files", "20", "--pairs", "1", "--json", results)
+    for sender in ("ours", "storescu"):
+        assert [sample["instances"] for sample in ran(results, sender)] == [19]
+    assert [sample["missing"] for sample in ran(results, "pynetdicom")] == [0]
+
+
+def test_transit_is_measured_from_node_to_floor(tmp_path):
+    require_program("cc")
+    results = tmp_path / "results.json"
+    benchmarks("forward", "--transit", "--seconds", "2", "--json", results)
+    (sample,) = ran(results, "ours")
+    assert sample["missing"] == sample["failed"] == 0 < sample["p50_ms"] <= sample["p99_ms"]
+
+
+@pytest.mark.slow
+def test_forwarders_take_turns(tmp_path):
+    require_program("Orthanc")
+    results = tmp_path / "results.json"
+    benchmarks("forward", "--size", "8K", "--seconds", "1", "--pairs", "1", "--json", results)
+    for forwarder in ("ours", "ours-one-by-one", "orthanc-nodelay", "pynetdicom"):
+        assert [sample["missing"] for sample in ran(results, forwarder)] == [0]

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 from rich.console import Console
 
-from benchmarks import judged, markdown, plots, report, rounds, suite, workloads
+from benchmarks import forwarding, judged, markdown, plots, report, rounds, sending, suite, workloads
 from benchmarks.load import Load, LoadError
 from benchmarks.path import growth
 from benchmarks.receivers import Facts
@@ -180,12 +180,26 @@ def test_a_queue_that_swings_does_not_grow():
 
 
 def test_every_claim_of_the_suite_names_entrants_of_its_work():
-    works = workloads.suite()
+    works = [*workloads.suite(), *workloads.forwarded()]
     assert len({work.name for work in works}) == len(works)
+    known = {"alone": sending.SENDERS, "forward": forwarding.FORWARDERS, "transit": forwarding.FORWARDERS}
     for work in works:
         labels = {entrant.label for entrant in work.entrants}
-        assert {entrant.receiver for entrant in work.entrants} <= set(suite.RECEIVERS)
+        assert {entrant.receiver for entrant in work.entrants} <= set(known.get(work.sender, suite.RECEIVERS))
         for claim in work.claims:
             assert claim.of in labels
             assert claim.against is None or claim.against in labels
-            assert work.pairs >= 10
+            assert work.pairs >= 10 or work.sender in {"forward", "transit"}
+
+
+def test_memory_is_a_column_only_where_somebody_looked():
+    work = values(WORK, {0: 1.0}, {0: 1.0})
+    assert not report.has_memory(work)
+    work["entrants"]["ours"]["pss_mb"] = 3.0
+    assert report.has_memory(work)
+
+
+def test_senders_and_forwarders_have_plots_of_their_own(tmp_path):
+    works = [values(replace(WORK, sender=sender), {0: 1.0}, {0: 2.0}) for sender in ("alone", "forward")]
+    drawn = plots.draw(complete(*works), tmp_path)
+    assert sorted(path.name for path in drawn) == ["forwarding.png", "sending.png"]
