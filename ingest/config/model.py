@@ -122,6 +122,8 @@ class Peer(Model):
     ae_title: AETitle
     hosts: tuple[str, ...] = ()
     certificate: str = ""
+    issuer: str = ""
+    sop_classes: tuple[str, ...] = ("*",)
     allow: tuple[Literal["echo", "store"], ...] = ("echo", "store")
 
 

@@ -168,9 +168,11 @@ def _peers(config: Config) -> Iterator[Fault]:
             except ValueError as error:
                 remedy = "write an address or a network, such as 10.1.2.3 or 10.1.0.0/16"
                 yield Fault(f"peers[{index}].hosts[{at}]", str(error), remedy)
-        if peer.certificate and all(x.tls is False for x in config.listeners) and config.listeners:
-            cause = "no listener speaks TLS, so no peer can present a certificate"
-            yield Fault(f"peers[{index}].certificate", cause, "remove it, or give a listener tls")
+        plain = config.listeners and all(listener.tls is False for listener in config.listeners)
+        for key, value in (("certificate", peer.certificate), ("issuer", peer.issuer)):
+            if value and plain:
+                cause = "no listener speaks TLS, so no peer can present a certificate"
+                yield Fault(f"peers[{index}].{key}", cause, "remove it, or give a listener tls")
 
 
 def _queue(config: Config) -> Iterator[Fault]:

@@ -38,6 +38,7 @@ class AcceptorPolicy:
         accept_unknown_sop_classes: Take SOP classes that no register names (private, or newer than ours) as
             storage.
         max_operations: The most operations that a requestor may have outstanding, if it asks.
+        sop_classes: Glob patterns of what the caller may store: UIDs, keywords or names of PS3.6.
     """
 
     ae_title: str
@@ -48,6 +49,7 @@ class AcceptorPolicy:
     max_operations: int = 1
     allow_store: bool = True
     allow_echo: bool = True
+    sop_classes: tuple[str, ...] = ("*",)
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,7 +159,11 @@ def _decide(context: ProposedContext, policy: AcceptorPolicy, roles: dict[str, R
 def _serves(abstract_syntax: str, policy: AcceptorPolicy) -> bool:
     if abstract_syntax == uids.VERIFICATION:
         return policy.allow_echo
-    return policy.allow_store and _is_storage(abstract_syntax, policy)
+    return (
+        policy.allow_store
+        and _is_storage(abstract_syntax, policy)
+        and uids.is_like(abstract_syntax, policy.sop_classes)
+    )
 
 
 def _is_storage(abstract_syntax: str, policy: AcceptorPolicy) -> bool:

@@ -7,7 +7,7 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_add
 from typing import Protocol
 
 from ingest.dicom.pdus import CALLING_AE_NOT_RECOGNIZED, AssociateReject
-from ingest.tls.identity import Identity, matches
+from ingest.tls.identity import Identity, issued_by, matches
 
 EVERYTHING = frozenset({"echo", "store"})
 
@@ -21,6 +21,10 @@ class PeerRule(Protocol):
     def hosts(self) -> tuple[str, ...]: ...  # noqa: D102 - as the key of that name
     @property
     def certificate(self) -> str: ...  # noqa: D102 - as the key of that name
+    @property
+    def issuer(self) -> str: ...  # noqa: D102 - as the key of that name
+    @property
+    def sop_classes(self) -> tuple[str, ...]: ...  # noqa: D102 - as the key of that name
     @property
     def allow(self) -> Sequence[str]: ...  # noqa: D102 - as the key of that name
 
@@ -46,9 +50,11 @@ class Admission:
 
     Attributes:
         allow: What it may do: "echo", "store".
+        sop_classes: Patterns of the SOP classes that it may store.
     """
 
     allow: frozenset[str]
+    sop_classes: tuple[str, ...] = ("*",)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +74,7 @@ def admit(caller: Caller, peers: Sequence[PeerRule]) -> Admission | Refusal:
     """Whether `caller` is one of `peers`: the first entry that fits decides. Without entries everybody is.
 
     An entry fits when its AE title is the caller's, one of its hosts (if any) holds the address, and the
-    caller's certificate (if one is named) is the named one.
+    caller's certificate and its issuer (if named) are the named ones.
     """
     if not caller.ae_title:  # PS3.8 Table 9-11: 16 spaces are no AE title
         return Refusal(f"the calling AE title from {caller.address} is empty", CALLING_AE_NOT_RECOGNIZED)
@@ -80,7 +86,7 @@ def admit(caller: Caller, peers: Sequence[PeerRule]) -> Admission | Refusal:
             continue
         fault = _misfit(caller, peer)
         if fault is None:
-            return Admission(frozenset(peer.allow))
+            return Admission(frozenset(peer.allow), peer.sop_classes)
         faults.append(fault)
     why = (
         "; ".join(faults)
@@ -93,16 +99,16 @@ def _misfit(caller: Caller, peer: PeerRule) -> str | None:
     title = f"AE title {caller.ae_title!r}"
     if peer.hosts and not any(_holds(host, caller.address) for host in peer.hosts):
         return f"{title} may not call from {caller.address}, only from {', '.join(peer.hosts)}"
-    if not peer.certificate:
+    binding = " of ".join(repr(part) for part in (peer.certificate, peer.issuer) if part)
+    if not binding:
         return None
     if caller.certificate is None:
-        return f"{title} is bound to the certificate {peer.certificate!r}, but none was presented"
-    if not matches(caller.certificate, peer.certificate):
-        return (
-            f"certificate {caller.certificate.subject!r} is not bound to {title}, "
-            f"which is bound to {peer.certificate!r}"
-        )
-    return None
+        return f"{title} is bound to the certificate {binding}, but none was presented"
+    bound = not peer.certificate or matches(caller.certificate, peer.certificate)
+    if bound and (not peer.issuer or issued_by(caller.certificate, peer.issuer)):
+        return None
+    who = f"{caller.certificate.subject!r} of {caller.certificate.issuer!r}"
+    return f"certificate {who} is not bound to {title}, which is bound to {binding}"
 
 
 def _holds(host: str, address: str) -> bool:

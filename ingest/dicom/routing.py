@@ -10,10 +10,9 @@ from typing import Any, Final
 
 from pydicom.charset import convert_encodings, decode_bytes
 from pydicom.datadict import dictionary_VR, tag_for_keyword
-from pydicom.uid import UID
 
 from ingest.config.model import Route
-from ingest.dicom.uids import EXPLICIT_BIG_ENDIAN
+from ingest.dicom.uids import EXPLICIT_BIG_ENDIAN, names_of
 
 SPECIFIC_CHARACTER_SET: Final = 0x0008_0005
 
@@ -200,8 +199,8 @@ _OF_REQUEST: Final[dict[str, Callable[[Subject], tuple[str, ...]]]] = {
     "called_ae": lambda subject: _present(subject.called_ae),
     "certificate": lambda subject: subject.certificate,
     "listener": lambda subject: _of_address(subject.receiver),
-    "sop_class": lambda subject: _of_uid(subject.sop_class_uid),
-    "transfer_syntax": lambda subject: _of_uid(subject.transfer_syntax_uid),
+    "sop_class": lambda subject: names_of(subject.sop_class_uid),
+    "transfer_syntax": lambda subject: names_of(subject.transfer_syntax_uid),
 }
 """What is known without a look into the data set."""
 
@@ -308,12 +307,6 @@ def _of_address(uri: str) -> tuple[str, ...]:
     """A URI, its address with the port, and the port alone: a pattern may be like any of them."""
     address = uri.rpartition("/")[2]
     return (uri, address, address.rpartition(":")[2]) if uri else ()
-
-
-def _of_uid(uid: str) -> tuple[str, ...]:
-    """A UID, its keyword and its name: a pattern may be like any of them."""
-    known = UID(uid)
-    return tuple(dict.fromkeys(text for text in (uid, known.keyword, known.name) if text))
 
 
 def _decoded(

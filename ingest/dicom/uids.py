@@ -5,7 +5,8 @@ PS3.6, which also has the retired ones); nothing of their behaviour is used.
 """
 
 import re
-from functools import cache
+from fnmatch import fnmatchcase
+from functools import cache, lru_cache
 
 from pydicom._uid_dict import UID_dictionary
 from pynetdicom import sop_class
@@ -74,3 +75,15 @@ def is_data_set_transfer_syntax(uid: str) -> bool:
     return uid == IMPLICIT_LITTLE_ENDIAN or (
         uid.startswith(arc) and is_valid_uid(uid) and not uid.startswith((f"{arc}6.", f"{arc}7."))
     )
+
+
+def names_of(uid: str) -> tuple[str, ...]:
+    """A UID, its keyword and its name in PS3.6, as far as it has them: what a pattern may be like."""
+    name, _, _, _, keyword = UID_dictionary.get(uid, ("", "", "", "", ""))
+    return tuple(text for text in (uid, keyword, name) if text)
+
+
+@lru_cache(maxsize=4096)
+def is_like(uid: str, patterns: tuple[str, ...]) -> bool:
+    """Whether one of the patterns (`*`, `?`, `[…]`; capitals count) is like one of the names of a UID."""
+    return any(fnmatchcase(name, pattern) for pattern in patterns for name in names_of(uid))

@@ -210,7 +210,10 @@ class Listener:
             self.peer_failed(address)
             return Rejected(admission.pdu, admission.why)
         policy = replace(
-            self._policy, allow_store="store" in admission.allow, allow_echo="echo" in admission.allow
+            self._policy,
+            allow_store="store" in admission.allow,
+            allow_echo="echo" in admission.allow,
+            sop_classes=admission.sop_classes,
         )
         return negotiate(request, policy)
 

@@ -102,6 +102,11 @@ def matches(identity: Identity, pattern: str) -> bool:
     return "=" in wanted and _is_subject(wanted, identity.subject)
 
 
+def issued_by(identity: Identity, name: str) -> bool:
+    """Whether a certificate names exactly this issuer, written as a subject is in `matches`."""
+    return _is_subject(name.strip(), identity.issuer)
+
+
 def _is_name(wanted: str, name: str) -> bool:
     kind, _, value = name.partition(":")
     prefix, separator, rest = wanted.partition(":")

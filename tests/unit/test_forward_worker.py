@@ -2,6 +2,8 @@
 
 import contextlib
 import os
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -218,3 +220,20 @@ def test_dcmtk_gets_every_byte_over_tls(forwarding: Forwarding, tls: TLS, tmp_pa
     assert len(files) == 20
     for one in sent:
         assert files[one.sop].endswith(one.data_set)
+
+
+def test_rq_own_tool_sees_queue_and_worker(forwarding: Forwarding, tls: TLS) -> None:
+    with PynetdicomRemote(CONTEXTS, tls) as scp:
+        forwarding.add(scp.port)
+        with forwarding.worker(), contextlib.closing(forwarding.server.client()) as client:
+            eventually(lambda: client.smembers("rq:workers"), what="the worker is registered")
+            forwarding.many(1)
+            forwarding.wake()
+            forwarding.wait({"delivered": 1})
+            rq = Path(sys.executable).with_name("rq")
+            told = subprocess.run(
+                [rq, "info", "--raw", "--url", forwarding.server.url],
+                capture_output=True, text=True, timeout=60, check=True,
+            ).stdout  # fmt: skip
+    assert "queue forward" in told
+    assert "worker forward-" in told

@@ -268,3 +268,22 @@ def test_every_proposal_gets_one_answer_and_every_accepted_syntax_was_proposed(
     for proposed, result in zip(rq.contexts, answer.pdu.contexts, strict=True):
         assert result.transfer_syntax in proposed.transfer_syntaxes
         assert (result.result == 0) == (result.context_id in answer.contexts)
+
+
+@pytest.mark.parametrize(
+    ("patterns", "result"),
+    [
+        (("*",), 0),
+        ((CT,), 0),
+        (("CTImageStorage",), 0),
+        (("CT Image*",), 0),
+        (("MR*", "CT*"), 0),
+        (("MR*",), 3),
+        (("ct*",), 3),
+        ((), 3),
+    ],
+)
+def test_caller_stores_the_sop_classes_that_it_may(patterns: tuple[str, ...], result: int) -> None:
+    policy = AcceptorPolicy("INGEST", sop_classes=patterns)
+    assert result_of(CT, IMPLICIT, policy=policy)[0] == result
+    assert result_of(uids.VERIFICATION, IMPLICIT, policy=policy)[0] == 0

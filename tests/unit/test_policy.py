@@ -81,3 +81,18 @@ def test_of_several_entries_for_a_title_the_first_that_fits_decides() -> None:
     assert admit(Caller("CT1", "10.0.0.1"), peers) == Admission(frozenset({"echo"}))
     assert admit(Caller("CT1", "192.168.0.1"), peers) == Admission(frozenset({"echo", "store"}))
     assert "; " in refused(Caller("CT1", "172.16.0.1"), *peers)
+
+
+def test_issuer_is_bound_alone_or_with_the_certificate() -> None:
+    site = Peer(ae_title="CT1", issuer="CN=Hospital CA")
+    assert isinstance(admit(Caller("CT1", "10.0.0.1", CT1), (site,)), Admission)
+    other = Peer(ae_title="CT1", certificate="DNS:ct1.example.org", issuer="CN=Hospital CA 2")
+    why = refused(Caller("CT1", "10.0.0.1", CT1), other)
+    assert "'CN=ct1,O=Hospital' of 'CN=Hospital CA'" in why
+    assert "'DNS:ct1.example.org' of 'CN=Hospital CA 2'" in why
+    assert "none was presented" in refused(Caller("CT1", "10.0.0.1"), site)
+
+
+def test_sop_classes_come_with_the_admission() -> None:
+    peer = Peer(ae_title="CT1", sop_classes=("CT*",))
+    assert admit(Caller("CT1", "10.0.0.1"), (peer,)) == Admission(frozenset({"echo", "store"}), ("CT*",))
