@@ -1,0 +1,167 @@
+"""What goes, decided without a store: the order of studies, the limits, and what is owed."""
+
+import os
+import random
+from collections.abc import Iterator, Sequence
+
+import pytest
+
+from ingest.config.model import Config
+from ingest.config.rules import Names, faults
+from ingest.ledger.retention import KeptRow, KeptStudy
+from ingest.node.generation import ALL_ROLES, plan
+from workers.aging import DAY_MS, Decision, Goal, Reason, cutoff, decide, disk_over, oldest_first
+from workers.leaving import SETTLED_MS, SLACK_MS, may_be_another
+
+AGE, BYTES, DISK = Reason.AGE, Reason.BYTES, Reason.DISK
+
+
+def study(name: str, newest_at: int, size: int = 10, owed: int = 0) -> KeptStudy:
+    return KeptStudy(study_uid=name, newest_at=newest_at, instances=1, size=size, owed=owed)
+
+
+OLDEST, HELD, YOUNG = study("a", 100), study("b", 200, owed=1), study("c", 300)
+ALL = (OLDEST, HELD, YOUNG)
+
+
+@pytest.mark.parametrize(
+    ("goal", "expected"),
+    [
+        (Goal(), []),
+        (Goal(before=100), []),
+        (Goal(before=101), [(OLDEST, AGE, True)]),
+        (Goal(before=201), [(OLDEST, AGE, True), (HELD, AGE, False)]),
+        (Goal(before=201, only_delivered=False), [(OLDEST, AGE, True), (HELD, AGE, True)]),
+        (Goal(over=1), [(OLDEST, BYTES, True)]),
+        (Goal(over=10), [(OLDEST, BYTES, True)]),
+        # What is held back frees nothing: the next one goes in its place.
+        (Goal(over=11), [(OLDEST, BYTES, True), (HELD, BYTES, False), (YOUNG, BYTES, True)]),
+        (Goal(over=11, only_delivered=False), [(OLDEST, BYTES, True), (HELD, BYTES, True)]),
+        (Goal(disk_over=1), [(OLDEST, DISK, True)]),
+        (Goal(over=5, disk_over=15), [(OLDEST, BYTES, True), (HELD, DISK, False), (YOUNG, DISK, True)]),
+        (Goal(before=101, over=1), [(OLDEST, AGE, True)]),
+        (Goal(before=101, over=11), [(OLDEST, AGE, True), (HELD, BYTES, False), (YOUNG, BYTES, True)]),
+        (Goal(over=10**9), [(OLDEST, BYTES, True), (HELD, BYTES, False), (YOUNG, BYTES, True)]),
+    ],
+)
+def test_oldest_studies_go_until_every_limit_is_kept(
+    goal: Goal, expected: list[tuple[KeptStudy, Reason, bool]]
+) -> None:
+    assert list(decide(ALL, goal)) == [Decision(*one) for one in expected]
+
+
+def pieces(rows: Sequence[KeptRow], size: int, read: list[int]) -> Iterator[Sequence[KeptRow]]:
+    for start in range(0, len(rows), size):
+        read.append(start)
+        yield rows[start : start + size]
+
+
+def totals(rows: Sequence[KeptRow], uids: Sequence[str]) -> list[KeptStudy]:
+    return [study(uid, max(row.stored_at for row in rows if row.study_uid == uid)) for uid in uids]
+
+
+@pytest.mark.parametrize("size", [1, 2, 7, 1000])
+def test_studies_come_in_the_order_of_their_last_instances(size: int) -> None:
+    random.seed(size)
+    # Many at the same time, studies that lie within each other, studies that grow for ever.
+    rows = [
+        KeptRow(stored_at=number // 3, id=number, study_uid=f"1.{random.randrange(40)}")
+        for number in range(300)
+    ]
+    found = list(oldest_first(pieces(rows, size, []), lambda uids: totals(rows, uids)))
+    assert [one.newest_at for one in found] == sorted(one.newest_at for one in found)
+    assert {one.study_uid for one in found} == {row.study_uid for row in rows}
+    assert len(found) == len({one.study_uid for one in found})
+
+
+def test_no_more_rows_are_read_than_studies_are_asked_for() -> None:
+    rows = [KeptRow(stored_at=number, id=number, study_uid=f"1.{number // 5}") for number in range(1000)]
+    read: list[int] = []
+    studies = oldest_first(pieces(rows, 10, read), lambda uids: totals(rows, uids))
+    assert [one.study_uid for one, _ in zip(studies, range(3), strict=False)] == ["1.0", "1.1", "1.2"]
+    assert read[-1] <= 20
+
+
+@pytest.mark.parametrize(
+    ("days", "now", "expected"),
+    [(0.0, DAY_MS, 0), (1.0, 3 * DAY_MS, 2 * DAY_MS), (0.5, DAY_MS, DAY_MS // 2), (9.0, DAY_MS, 0)],
+)
+def test_days_become_a_time(days: float, now: int, expected: int) -> None:
+    assert cutoff(days, now) == expected
+
+
+def disk(blocks: int, free: int, available: int) -> os.statvfs_result:
+    return os.statvfs_result((4096, 512, blocks, free, available, 0, 0, 0, 0, 255))
+
+
+@pytest.mark.parametrize(
+    ("facts", "high", "low", "blocks"),
+    [
+        ((1000, 100, 100), 0.0, 0.0, 0),
+        ((1000, 100, 100), 0.9, 0.8, 0),
+        ((1000, 99, 99), 0.9, 0.8, 101),
+        # 100 blocks are root's: of 900 that can be in use 850 are.
+        ((1000, 150, 50), 0.9, 0.8, 130),
+        ((1000, 150, 50), 0.95, 0.8, 0),
+        ((0, 0, 0), 0.9, 0.8, 0),
+    ],
+)
+def test_watermarks_are_shares_of_what_can_be_in_use(
+    facts: tuple[int, int, int], high: float, low: float, blocks: int
+) -> None:
+    assert disk_over(disk(*facts), high, low) == blocks * 512
+
+
+@pytest.mark.parametrize(
+    ("changed", "now", "another"),
+    [
+        (1000, 1000, False),
+        (1000 + SLACK_MS, 1000 + SLACK_MS, False),
+        (1001 + SLACK_MS, 1001 + SLACK_MS, True),
+        (1001 + SLACK_MS, 1000 + SLACK_MS + SETTLED_MS, True),
+        (1001 + SLACK_MS, 1001 + SLACK_MS + SETTLED_MS, False),
+    ],
+)
+def test_file_that_is_younger_than_its_row_is_left_for_a_while(changed: int, now: int, another: bool) -> None:
+    assert may_be_another(changed, 1000, now) is another
+
+
+@pytest.mark.parametrize(
+    ("section", "roles", "expected"),
+    [
+        ({}, ALL_ROLES, []),
+        ({"keep_days": 1, "max_bytes": 1, "high_watermark": 0.9, "low_watermark": 0.9}, ALL_ROLES, []),
+        ({"high_watermark": 0.8, "low_watermark": 0.9}, ALL_ROLES, ["low_watermark: 0.9 is above"]),
+        ({"high_watermark": 0.8}, ALL_ROLES, ["low_watermark: is missing"]),
+        ({"low_watermark": 0.8}, ALL_ROLES, ["high_watermark: is missing"]),
+        ({"keep_days": 9, "ledger_keep_days": 8}, ALL_ROLES, ["ledger_keep_days: 8 is less than"]),
+        ({}, {"retain"}, ["retention: nothing is ever removed"]),
+        ({"ledger_keep_days": 8}, {"retain"}, []),
+    ],
+)
+def test_contradictions_are_faults(
+    section: dict[str, float], roles: frozenset[str], expected: list[str]
+) -> None:
+    config = Config.model_validate({"retention": section})
+    names = Names(frozenset(), frozenset())
+    found = [fault for fault in faults(config, names, roles) if fault.key.startswith("retention")]
+    assert len(found) == len(expected)
+    for fault, text in zip(found, expected, strict=True):
+        assert text in str(fault)
+        assert fault.remedy
+
+
+@pytest.mark.parametrize(
+    ("section", "count"),
+    [
+        ({}, 0),
+        ({"keep_days": 1}, 1),
+        ({"max_bytes": 1}, 1),
+        ({"high_watermark": 0.9, "low_watermark": 0.8}, 1),
+        ({"ledger_keep_days": 1}, 1),
+        ({"only_delivered": False, "check_seconds": 1}, 0),
+    ],
+)
+def test_node_has_one_remover_where_something_is_to_be_removed(section: dict[str, float], count: int) -> None:
+    generation = plan(1, Config.model_validate({"retention": section}), (), ALL_ROLES)
+    assert [place.role for place in generation.places].count("retain") == count
