@@ -19,4 +19,5 @@ cdef class Records:
 
 
 cdef Records records(object connection, Kept *outgoing)
+cdef void *inside(object connection) except? NULL
 cpdef bint available(connection) except -1

@@ -5,6 +5,7 @@ Every part that cannot be read is reported as such; the others are still shown.
 
 import json
 import time
+from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any, Final
 
@@ -14,6 +15,7 @@ from rich.live import Live
 from rich.markup import escape
 from rich.table import Table
 
+from ingest.config.check import choices
 from ingest.config.model import Config
 from ingest.errors import IngestError, SpoolError
 from ingest.ledger import CircuitState, DeliveryState, Ledger, Progress
@@ -37,6 +39,9 @@ def gather(config: Config) -> dict[str, Any]:
         "queue": _queue(config),
         "ledger": _ledger(config),
         "certificates": _certificates(config),
+        "notices": [
+            {"key": note.key, "cause": note.cause, "remedy": note.remedy} for note in choices(config)
+        ],
     }
 
 
@@ -182,6 +187,7 @@ def _page(now: dict[str, Any], before: dict[str, Any] | None) -> Group:
         _delivery_table(now),
         _destination_table(now),
         _certificate_table(now),
+        *_notices(now),
     )
 
 
@@ -263,6 +269,16 @@ def _destination_table(now: dict[str, Any]) -> Table:
 def _age(seconds: float) -> str:
     """To the second; of days, without them: `2 days, 1:02:03`."""
     return str(timedelta(seconds=round(seconds)))
+
+
+def _notices(now: dict[str, Any]) -> Iterator[Table]:
+    """What the configuration weakens; no table where it does not."""
+    if now["notices"]:
+        table = Table("setting", "what it means", "remedy")
+        table.title = "Weaker than it could be"
+        for row in now["notices"]:
+            table.add_row(*(escape(row[name]) for name in ("key", "cause", "remedy")))
+        yield table
 
 
 def _certificate_table(now: dict[str, Any]) -> Table:

@@ -19,8 +19,9 @@ from ingest.config.model import Config
 from ingest.config.show import masked
 from ingest.config.tls_check import check_tls, ends
 from ingest.errors import IngestError
+from ingest.tls import profiles
 
-__all__ = ["Fault", "check", "notices"]
+__all__ = ["Fault", "check", "choices", "notices"]
 
 PROBE_SECONDS = 5.0
 """Longest wait for Redis, the ledger or the embedded server's program."""
@@ -34,7 +35,7 @@ def check(config: Config) -> list[Fault]:
         *_queue(config),
         *_ledger(config),
         *_flow(config),
-        *_choices(config),
+        *choices(config),
     ]
 
 
@@ -43,7 +44,7 @@ def notices(config: Config) -> list[Fault]:
 
     An own certificate that ended is said, not refused: peers may not mind, a node that is down helps none.
     """
-    found = _choices(config)
+    found = choices(config)
     for name, tls in config.tls.items():
         with contextlib.suppress(
             IngestError
@@ -52,17 +53,17 @@ def notices(config: Config) -> list[Fault]:
     return found
 
 
-def _choices(config: Config) -> list[Fault]:
+def choices(config: Config) -> list[Fault]:
+    """Notes on settings that weaken a node, whatever the state of its files."""
     found = []
     if config.receive.durability == "page-cache":
         cause = "Success does not mean durable: a power cut loses acknowledged instances"
         found.append(Fault("receive.durability", cause, 'set it to "fsync"', note=True))
     for name, tls in config.tls.items():
-        if tls.profile == "custom" and tls.minimum_version in {"TLSv1", "TLSv1.1"}:
-            cause = f"{tls.minimum_version} is broken, and forbidden by RFC 8996"
-            found.append(
-                Fault(f"tls.{name}.minimum_version", cause, "use it in a closed network only", note=True)
-            )
+        found += [
+            Fault(f"tls.{name}.{key}", cause, remedy, note=True)
+            for key, cause, remedy in profiles.weaknesses(tls)
+        ]
         if tls.peer_certificate != "required":
             cause = f'peer_certificate = "{tls.peer_certificate}" lets in peers that nobody vouches for'
             found.append(Fault(f"tls.{name}.peer_certificate", cause, 'set it to "required"', note=True))

@@ -83,7 +83,7 @@ class TLS(Model):
     password_file: OptionalPath = None
     trusted: tuple[FilePath, ...] = ()
     peer_certificate: Literal["required", "optional", "none"] = "required"
-    profile: Literal["rfc8996", "custom"] = "rfc8996"
+    profile: Literal["rfc8996", "rfc8996-modified", "bcp195", "bcp195-nd", "bcp195-ex", "custom"] = "rfc8996"
     minimum_version: str = ""
     ciphers: str = ""
     crl: tuple[FilePath, ...] = ()

@@ -5,25 +5,11 @@ which have no say in a hospital, and write session keys to $SSLKEYLOGFILE.
 """
 
 import ssl
-import warnings
 from pathlib import Path
 
 from ingest.config.model import TLS
-from ingest.config.rules import TLS_VERSIONS
 from ingest.errors import ConfigError
-from ingest.tls import pem
-
-RFC8996_CIPHERS = (
-    "ECDHE-ECDSA-AES128-GCM-SHA256",
-    "ECDHE-RSA-AES128-GCM-SHA256",
-    "ECDHE-ECDSA-AES256-GCM-SHA384",
-    "ECDHE-RSA-AES256-GCM-SHA384",
-)
-"""For TLS 1.2, PS3.15 B.12: what BCP 195 recommends (RFC 9325 4.2). TLS 1.3 has OpenSSL's own list."""
-
-_OPTIONS = (
-    ssl.OP_NO_TICKET | ssl.OP_NO_RENEGOTIATION | ssl.OP_NO_COMPRESSION | ssl.OP_CIPHER_SERVER_PREFERENCE
-)
+from ingest.tls import pem, profiles
 
 _VERIFY = {"required": ssl.CERT_REQUIRED, "optional": ssl.CERT_OPTIONAL, "none": ssl.CERT_NONE}
 _PASSWORD_MAX = 1024
@@ -60,13 +46,12 @@ def client_context(tls: TLS) -> ssl.SSLContext:
 
 
 def _set_up(context: ssl.SSLContext, tls: TLS) -> None:
-    context.options |= _OPTIONS
     # Trusting a certificate that is not self-signed (a modality's own, from another authority) must work, as
     # it does in DCMTK and Orthanc; and what modalities make lacks extensions that RFC 5280 asks for, so the
     # strict checks, which Python 3.13 sets in its default contexts, stay off whatever the default becomes.
     context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
     context.verify_flags &= ~ssl.VERIFY_X509_STRICT
-    _set_protocol(context, tls)
+    profiles.apply(context, tls)
     if tls.certificate is not None:
         _load_pair(context, tls.certificate, tls.private_key or tls.certificate, tls.password_file)
     if tls.peer_certificate != "none" and not tls.trusted:
@@ -76,27 +61,6 @@ def _set_up(context: ssl.SSLContext, tls: TLS) -> None:
     for path in tls.trusted:
         _load_trusted(context, path)
     context.verify_mode = _VERIFY[tls.peer_certificate]
-
-
-def _set_protocol(context: ssl.SSLContext, tls: TLS) -> None:
-    """Versions and, for TLS 1.2 and below, cipher suites."""
-    custom = tls.profile == "custom"
-    minimum = TLS_VERSIONS[(tls.minimum_version if custom else "") or "TLSv1.2"]
-    ciphers = tls.ciphers if custom else ":".join(RFC8996_CIPHERS)
-    if minimum < ssl.TLSVersion.TLSv1_2 and not ciphers:
-        ciphers = "DEFAULT@SECLEVEL=0"  # the only level where OpenSSL 3 has TLS 1.0 and 1.1, which sign SHA-1
-    with warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore", DeprecationWarning
-        )  # whoever asks for an old version is told at start
-        context.minimum_version = minimum
-    if ciphers:
-        try:
-            context.set_ciphers(ciphers)
-        except ssl.SSLError:
-            raise ConfigError(
-                ["ciphers: OpenSSL finds no cipher in it; write an OpenSSL cipher list"]
-            ) from None
 
 
 def _load_pair(context: ssl.SSLContext, certificate: Path, key: Path, password_file: Path | None) -> None:

@@ -138,7 +138,7 @@ BAD = [
         "tls.n.check_server_name",
         "contradicts",
     ),
-    ("[tls.n]\ntrusted = ['t.crt']\nprofile = 'bcp195'", "tls.n.profile", "'rfc8996' or 'custom'"),
+    ("[tls.n]\ntrusted = ['t.crt']\nprofile = 'aes'", "tls.n.profile", "'rfc8996',"),
     ("[tls.n]\ntrusted = ['t.crt']\nciphers = 'AES128-SHA'", "tls.n.ciphers", "contradicts profile"),
     (
         "[tls.n]\ntrusted = ['t.crt']\nminimum_version = 'TLSv1.3'",

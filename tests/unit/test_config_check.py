@@ -199,6 +199,7 @@ def test_choices_that_weaken_the_node_are_said_at_every_start(config):
     )
     assert told(notices(settings)) == {
         ("receive.durability", True),
+        ("tls.node.ciphers", True),
         ("tls.node.minimum_version", True),
         ("tls.node.peer_certificate", True),
     }

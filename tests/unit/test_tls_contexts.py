@@ -10,7 +10,8 @@ import pytest
 from ingest.config import TLS
 from ingest.errors import ConfigError
 from ingest.tls import pki
-from ingest.tls.contexts import RFC8996_CIPHERS, client_context, server_context
+from ingest.tls.contexts import client_context, server_context
+from ingest.tls.profiles import PROFILES
 
 PAST = datetime.now(UTC) - timedelta(days=30)
 
@@ -206,7 +207,7 @@ def test_old_versions_are_refused_by_the_profile_and_possible_with_custom(site, 
 def test_profile_offers_the_ciphers_of_b12_only(site):
     for context in (server_context(settings(site, site.scp)), client_context(settings(site, site.scu))):
         assert {c["name"] for c in context.get_ciphers() if c["protocol"] == "TLSv1.2"} == set(
-            RFC8996_CIPHERS
+            PROFILES["rfc8996"].ciphers
         )
         assert context.minimum_version == ssl.TLSVersion.TLSv1_2
         assert context.maximum_version in {ssl.TLSVersion.MAXIMUM_SUPPORTED, ssl.TLSVersion.TLSv1_3}

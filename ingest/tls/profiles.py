@@ -1,0 +1,164 @@
+"""The secure transport connection profiles of PS3.15 Annex B, as a table, and how a context is held to one.
+
+What is the same for all of them: no compression (RFC 9325 3.3), no session tickets (3.4), no renegotiation
+(3.5), and OpenSSL's security level 2, which refuses RSA and DH below 2048 bits, curves below 224 (4.5) and
+SHA-1. The suites follow PS3.15 and, where that leaves a choice, what DCMTK offers under the same name.
+"""
+
+import ssl
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from ext import tls_settings
+from ingest.config.model import TLS
+from ingest.config.rules import TLS_VERSIONS
+from ingest.errors import ConfigError
+
+OPTIONS: Final = (
+    ssl.OP_NO_TICKET | ssl.OP_NO_RENEGOTIATION | ssl.OP_NO_COMPRESSION | ssl.OP_CIPHER_SERVER_PREFERENCE
+)
+
+_ECDHE_GCM = (
+    "ECDHE-ECDSA-AES128-GCM-SHA256",
+    "ECDHE-RSA-AES128-GCM-SHA256",
+    "ECDHE-ECDSA-AES256-GCM-SHA384",
+    "ECDHE-RSA-AES256-GCM-SHA384",
+)
+"""RFC 9325 4.2: the four that it recommends for TLS 1.2."""
+
+_DHE_GCM = ("DHE-RSA-AES128-GCM-SHA256", "DHE-RSA-AES256-GCM-SHA384")
+"""RFC 7525 4.2 recommended these too; RFC 9325 4.2 no longer does."""
+
+_MODIFIED = (
+    "ECDHE-ECDSA-AES128-CCM",
+    "ECDHE-ECDSA-AES128-CCM8",
+    "ECDHE-ECDSA-AES256-CCM",
+    "ECDHE-ECDSA-AES256-CCM8",
+    "ECDHE-ECDSA-CHACHA20-POLY1305",
+    "ECDHE-RSA-CHACHA20-POLY1305",
+)
+"""PS3.15 B.13 beside the four above; those with Camellia-GCM are in no OpenSSL."""
+
+_TLS13 = ("TLS_AES_256_GCM_SHA384", "TLS_CHACHA20_POLY1305_SHA256", "TLS_AES_128_GCM_SHA256")
+"""RFC 9325 4.3 refers to RFC 8446 9.1, which names these three."""
+
+_GROUPS = ("X25519", "P-256", "P-384", "P-521", "X448")
+"""RFC 9325 4.2.1: P-256 and X25519 for interoperability; PS3.15 B.11 and B.13: 256 bits or more."""
+
+_SIGNATURES = (
+    *("ECDSA+SHA256", "ECDSA+SHA384", "ECDSA+SHA512", "ed25519", "ed448"),
+    *("rsa_pss_rsae_sha256", "rsa_pss_rsae_sha384", "rsa_pss_rsae_sha512"),
+    *("rsa_pss_pss_sha256", "rsa_pss_pss_sha384", "rsa_pss_pss_sha512"),
+    *("RSA+SHA256", "RSA+SHA384", "RSA+SHA512"),
+)
+"""RFC 9325 4.2.1: SHA-256 or better; RFC 9155 forbids MD5 and SHA-1."""
+
+
+@dataclass(frozen=True, slots=True)
+class Profile:
+    """What one profile lets be negotiated; names are OpenSSL's, the most wanted first.
+
+    Attributes:
+        section: Where PS3.15 defines it.
+        ciphers: Suites for TLS 1.2.
+        suites: Suites for TLS 1.3.
+        groups: For ECDHE, in both versions.
+        signatures: Of handshakes.
+        maximum: The newest version.
+        retired: Whether the standard no longer has it; nodes say so at every start.
+    """
+
+    section: str
+    ciphers: tuple[str, ...]
+    suites: tuple[str, ...] = _TLS13
+    groups: tuple[str, ...] = _GROUPS
+    signatures: tuple[str, ...] = _SIGNATURES
+    maximum: ssl.TLSVersion = ssl.TLSVersion.MAXIMUM_SUPPORTED
+    retired: bool = False
+
+
+PROFILES: Final = {
+    "rfc8996": Profile("PS3.15 B.12", _ECDHE_GCM),
+    "rfc8996-modified": Profile(
+        "PS3.15 B.13",
+        (*_ECDHE_GCM, *_MODIFIED),
+        suites=(*_TLS13, "TLS_AES_128_CCM_SHA256", "TLS_AES_128_CCM_8_SHA256"),
+    ),
+    # B.9 lets a peer fall back to the AES profile (B.3), whose one suite this is. BCP 195 has come to forbid
+    # TLS 1.0 and 1.1 (RFC 8996), which that profile had: so not below TLS 1.2.
+    "bcp195": Profile("PS3.15 B.9", (*_ECDHE_GCM, *_DHE_GCM, "AES128-SHA"), retired=True),
+    "bcp195-nd": Profile("PS3.15 B.10", (*_ECDHE_GCM, *_DHE_GCM), retired=True),
+    "bcp195-ex": Profile(
+        "PS3.15 B.11", (*_ECDHE_GCM, *_DHE_GCM), maximum=ssl.TLSVersion.TLSv1_2, retired=True
+    ),
+}
+
+
+def apply(context: ssl.SSLContext, tls: TLS) -> None:
+    """Hold a context to the profile of its section.
+
+    Raises:
+        ConfigError: OpenSSL knows none of the ciphers that were asked for.
+    """
+    context.options |= OPTIONS
+    profile = PROFILES.get(tls.profile)
+    if profile is None:
+        _apply_custom(context, tls)
+        return
+    context.minimum_version = ssl.TLSVersion.TLSv1_2  # RFC 9325 3.1.1
+    context.maximum_version = profile.maximum
+    context.set_ciphers(":".join(("@SECLEVEL=2", *profile.ciphers)))
+    tls_settings.restrict(
+        context, ":".join(profile.suites), ":".join(profile.groups), ":".join(profile.signatures)
+    )
+
+
+def _apply_custom(context: ssl.SSLContext, tls: TLS) -> None:
+    """As the section says; groups, signature algorithms and TLS 1.3 suites stay as OpenSSL has them."""
+    minimum, ciphers = TLS_VERSIONS[tls.minimum_version or "TLSv1.2"], tls.ciphers or ":".join(_ECDHE_GCM)
+    if minimum < ssl.TLSVersion.TLSv1_2 and not tls.ciphers:
+        ciphers = "DEFAULT@SECLEVEL=0"  # the only level where OpenSSL 3 has TLS 1.0 and 1.1, which sign SHA-1
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # who asks for an old version is told at start
+        context.minimum_version = minimum
+    try:
+        context.set_ciphers(ciphers)
+    except ssl.SSLError:
+        raise ConfigError(["ciphers: OpenSSL finds no cipher in it; write an OpenSSL cipher list"]) from None
+
+
+def weaknesses(tls: TLS) -> list[tuple[str, str, str]]:
+    """What a node says of a section at start, in `status` and in `check`: key, cause and remedy of each."""
+    profile = PROFILES.get(tls.profile)
+    if profile is not None:
+        if not profile.retired:
+            return []
+        cause = f'"{tls.profile}" ({profile.section}) is retired from the DICOM standard'
+        return [("profile", cause, 'use "rfc8996" where all peers can')]
+    found = []
+    remedy = "use it in a closed network only, on a listener of its own"
+    if tls.minimum_version in {"TLSv1", "TLSv1.1"}:
+        cause = f"{tls.minimum_version} is broken, and forbidden by RFC 8996"
+        found.append(("minimum_version", cause, remedy))
+    if weak := _weak_ciphers(tls):
+        more = f" and {len(weak) - 3} more" if len(weak) > 3 else ""
+        lack = "without forward secrecy, AEAD or a certificate, against RFC 9325 4.2"
+        cause = f"{', '.join(weak[:3])}{more}: {lack}"
+        found.append(("ciphers", cause, remedy))
+    return found
+
+
+def _weak_ciphers(tls: TLS) -> list[str]:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    try:
+        _apply_custom(context, tls)
+    except ConfigError:
+        return []  # said where the section is read
+    return [cipher["name"] for cipher in context.get_ciphers() if not _is_strong(cipher)]
+
+
+def _is_strong(cipher: Mapping[str, Any]) -> bool:
+    forward_secret = cipher["kea"] in {"kx-any", "kx-ecdhe", "kx-dhe"}  # any: TLS 1.3
+    return forward_secret and cipher["aead"] and cipher["auth"] != "auth-null"
