@@ -196,6 +196,19 @@ def drop(path: Path, everything: bool, reason: str, yes: bool, dry_run: bool, **
 
 @main.command()
 @config_option
+def reload(path: Path) -> None:
+    """Have a running node read configuration and keys again.
+
+    They hold for new associations; running ones end as they began. What cannot be used changes nothing: exits
+    with 2 and names each fault.
+    """
+    from ingest.node.reload import reload as ask
+
+    click.echo(f"reloaded: generation {ask(load_config(path))}")
+
+
+@main.command()
+@config_option
 def sweep(path: Path) -> None:
     """Reconcile spool, queue and ledger once."""
     from ingest.spool.sweep import sweep_command

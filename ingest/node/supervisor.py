@@ -27,7 +27,7 @@ from ingest.config.model import Config
 from ingest.errors import BootError, ConfigError
 from ingest.log import configure as configure_log
 from ingest.log import reopen as reopen_log
-from ingest.node import listener
+from ingest.node import listener, reload
 from ingest.node.child import BOOT_EXIT, SIGNALS, fork
 from ingest.node.embedded_queue import EmbeddedQueue
 from ingest.node.endpoints import bind, unbind
@@ -305,6 +305,7 @@ class Supervisor:
         except (ConfigError, BootError) as error:
             faults = list(error.faults) if isinstance(error, ConfigError) else [str(error)]
             log.error("reload_refused", faults=faults, in_force="the configuration read before")
+            reload.note(self.config.run_dir, old.number, faults)
             return
         for child in self.children.values():
             # One that is ending already would take a second signal for more haste.
@@ -314,6 +315,7 @@ class Supervisor:
         unbind(old.endpoints, keep=self.generation.endpoints)
         _say_notices(self.config)
         log.info("reloaded", generation=self.generation.number)
+        reload.note(self.config.run_dir, self.generation.number)
 
     def _next_generation(self) -> Generation:
         """The configuration as it is now.

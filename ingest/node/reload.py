@@ -1,0 +1,92 @@
+"""`ingest reload`: have a running node read its configuration again, and tell what came of it."""
+
+import contextlib
+import fcntl
+import json
+import os
+import signal
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from ingest.config.model import Config
+from ingest.errors import ConfigError, IngestError
+
+OUTCOME: Final = "reload.json"
+WAIT_SECONDS: Final = 30.0
+_POLL_SECONDS: Final = 0.05
+
+
+def note(run_dir: Path, generation: int, faults: Sequence[str] = ()) -> None:
+    """Leave word, for who asked, of how a reading of the configuration ended.
+
+    Args:
+        run_dir: Of the node.
+        generation: Number of the configuration in force.
+        faults: Why the new one is not; empty where it is.
+    """
+    path = run_dir / OUTCOME
+    new = path.with_suffix(".new")
+    # Whoever waits for it gives up by itself: no reason for a node to stop.
+    with contextlib.suppress(OSError):
+        said = {"at": time.time_ns(), "pid": os.getpid(), "generation": generation, "faults": list(faults)}
+        new.write_text(json.dumps(said))
+        new.replace(path)
+
+
+def reload(config: Config) -> int:
+    """Signal the node with this data folder, and wait for its answer; returns the generation in force.
+
+    Raises:
+        ConfigError: The node refuses the new configuration, and goes on with the old one.
+        IngestError: No node runs there, it belongs to somebody else, or it does not answer.
+    """
+    pid = _running(config.run_dir)
+    before = _outcome(config.run_dir).get("at", 0)
+    try:
+        os.kill(pid, signal.SIGHUP)
+    except PermissionError:
+        raise IngestError(f"process {pid} belongs to another user; reload as the user of the node") from None
+    except ProcessLookupError:
+        raise _not_running(config.run_dir) from None
+    deadline = time.monotonic() + WAIT_SECONDS
+    while time.monotonic() < deadline:
+        outcome = _outcome(config.run_dir)
+        if outcome.get("at", 0) > before and outcome.get("pid") == pid:
+            if outcome["faults"]:
+                raise ConfigError(outcome["faults"])
+            return int(outcome["generation"])
+        time.sleep(_POLL_SECONDS)
+    raise IngestError(f"process {pid} has not answered within {WAIT_SECONDS:.0f} s; look into its log")
+
+
+def _running(run_dir: Path) -> int:
+    path = run_dir / "node.lock"
+    try:
+        fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    except FileNotFoundError:
+        raise _not_running(run_dir) from None
+    except OSError as error:
+        raise IngestError(f"{path}: {error.strerror}; reload as the user of the node") from None
+    try:
+        with contextlib.suppress(BlockingIOError, PermissionError):
+            fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            raise _not_running(run_dir)
+        return int(os.read(fd, 32))
+    except ValueError:
+        raise _not_running(run_dir) from None
+    finally:
+        os.close(fd)
+
+
+def _not_running(run_dir: Path) -> IngestError:
+    return IngestError(f"no node with listeners runs on {run_dir.parent}; `ingest serve` starts one")
+
+
+def _outcome(run_dir: Path) -> dict[str, Any]:
+    try:
+        found = json.loads((run_dir / OUTCOME).read_text())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
