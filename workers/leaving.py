@@ -54,12 +54,12 @@ class Leaving:
             OSError: It cannot be removed.
         """
         *parents, name = check_key(key)
-        self._touched.add(tuple(parents))
         with contextlib.suppress(FileNotFoundError), self._opened(tuple(parents)) as folder:
             changed = os.stat(name, dir_fd=folder, follow_symlinks=False).st_ctime_ns // 1_000_000
             if may_be_another(changed, stored_at, now_ms):
                 return False
             os.unlink(name, dir_fd=folder)
+        self._touched.add(tuple(parents))
         return True
 
     def settle(self) -> None:
