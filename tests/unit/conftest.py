@@ -44,6 +44,24 @@ def site(make_persist_site: Callable[..., Site]) -> Site:
     return make_persist_site()
 
 
+@pytest.fixture(params=["sqlite", "postgresql"])
+def either_ledger(
+    request: pytest.FixtureRequest, make_persist_site: Callable[..., Site]
+) -> Callable[..., Site]:
+    """Makes sites whose ledger is the one or the other, and empty."""
+
+    def make(**sections: Any) -> Site:
+        if request.param == "postgresql":
+            sections["ledger"] = {"url": request.getfixturevalue("postgresql_url")}
+        site = make_persist_site(**sections)
+        with site.ledger() as ledger, ledger.write() as connection:
+            for table in ("deliveries", "instances"):
+                connection.exec_driver_sql(f"DELETE FROM {table}")
+        return site
+
+    return make
+
+
 @pytest.fixture
 def durable(tmp_path: Path) -> Iterator[Bench]:
     """Without threads until `start`: what is committed before waits."""
