@@ -5,6 +5,7 @@ from typing import Final
 
 from ingest.dicom import wire
 from ingest.errors import AssociationError, Cause, PeerError
+from ingest.tls import crl
 
 _ABORT_REASONS: Final = {
     0: "reason not specified",
@@ -51,7 +52,9 @@ def aborted(remote: str, data: bytes) -> AssociationError:
 def failed(error: Exception, *, shaking: bool = False) -> str:
     """What a socket or TLS error means for a person; `shaking` while the TLS handshake runs."""
     if isinstance(error, ssl.SSLCertVerificationError):
-        return f"its certificate is not accepted (verify code {error.verify_code}: {error.verify_message})"
+        remedy = f"; {crl.REMEDIES[error.verify_code]}" if error.verify_code in crl.REMEDIES else ""
+        said = f"(verify code {error.verify_code}: {error.verify_message})"
+        return f"its certificate is not accepted {said}{remedy}"
     if isinstance(error, ssl.SSLError):
         return _tls_failed(error)
     said = str(getattr(error, "strerror", None) or error)

@@ -64,6 +64,10 @@ def choices(config: Config) -> list[Fault]:
             Fault(f"tls.{name}.{key}", cause, remedy, note=True)
             for key, cause, remedy in profiles.weaknesses(tls)
         ]
+        for key, whom in (("crl_missing", "no CRL"), ("crl_expired", "only a CRL past its nextUpdate")):
+            if tls.crl and getattr(tls, key) == "allow":
+                cause = f"lets in peers of whose issuer there is {whom}, revoked or not"
+                found.append(Fault(f"tls.{name}.{key}", cause, 'set it to "refuse"', note=True))
         if tls.peer_certificate != "required":
             cause = f'peer_certificate = "{tls.peer_certificate}" lets in peers that nobody vouches for'
             found.append(Fault(f"tls.{name}.peer_certificate", cause, 'set it to "required"', note=True))

@@ -87,6 +87,8 @@ class TLS(Model):
     minimum_version: str = ""
     ciphers: str = ""
     crl: tuple[FilePath, ...] = ()
+    crl_missing: Literal["refuse", "allow"] = "refuse"
+    crl_expired: Literal["refuse", "allow"] = "refuse"
     check_server_name: bool = False
 
 

@@ -91,15 +91,19 @@ def _tls_name(key: str, name: str | bool, names: Names) -> Iterator[Fault]:
 
 
 def _tls(key: str, tls: TLS, listening: bool) -> Iterator[Fault]:
-    for later in ("crl", "pkcs12"):
-        if getattr(tls, later):
-            yield Fault(f"{key}.{later}", "not supported yet", "remove it")
+    if tls.pkcs12:
+        yield Fault(f"{key}.pkcs12", "not supported yet", "remove it")
     yield from _pair(key, tls, listening)
     for index, path in enumerate(tls.trusted):
         yield from _file(f"{key}.trusted[{index}]", path, folder_too=True)
     if tls.peer_certificate != "none" and not tls.trusted:
         remedy = 'name PEM bundles, or set peer_certificate = "none"'
         yield Fault(f"{key}.trusted", "nothing to verify peers with", remedy)
+    for index, path in enumerate(tls.crl):
+        yield from _file(f"{key}.crl[{index}]", path, folder_too=True)
+    if tls.crl and tls.peer_certificate == "none":
+        remedy = "what is not verified cannot be found revoked; change one of the two"
+        yield Fault(f"{key}.crl", 'contradicts peer_certificate = "none"', remedy)
     if tls.check_server_name and tls.peer_certificate == "none":
         remedy = "an unverified certificate proves no name; change one of the two"
         yield Fault(f"{key}.check_server_name", 'contradicts peer_certificate = "none"', remedy)

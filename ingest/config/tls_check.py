@@ -12,7 +12,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID
 from ingest.config.faults import Fault
 from ingest.config.model import TLS, Config
 from ingest.errors import ConfigError, IngestError
-from ingest.tls import pem
+from ingest.tls import crl, pem
 from ingest.tls.contexts import client_context, server_context
 from ingest.tls.identity import Identity
 from ingest.tls.pki import inspect
@@ -46,11 +46,12 @@ def check_tls(config: Config, now: datetime) -> Iterator[Fault]:
 
 
 def ends(key: str, tls: TLS, now: datetime) -> Iterator[Fault]:
-    """Own certificates that ended, will soon, or are not valid yet.
+    """Own certificates that ended, will soon, or are not valid yet; revocation lists that are due.
 
     Raises:
         IngestError: The file cannot be read.
     """
+    yield from _lists(key, tls, now)
     if tls.certificate is None:
         return
     for index, identity in enumerate(inspect(tls.certificate)):
@@ -60,6 +61,17 @@ def ends(key: str, tls: TLS, now: datetime) -> Iterator[Fault]:
     if begin > now:
         cause = f"{tls.certificate}: is not valid before {begin:%Y-%m-%d %H:%M} UTC"
         yield Fault(f"{key}.certificate", cause, "correct the clock, or make another certificate")
+
+
+def _lists(key: str, tls: TLS, now: datetime) -> Iterator[Fault]:
+    """RFC 5280 5.1.2.5: a new list is to be there by nextUpdate."""
+    for index, path in enumerate(tls.crl):
+        for file, found in crl.lists(path):
+            if found.next_update_utc is not None and found.next_update_utc <= now:
+                issuer, end = found.issuer.rfc4514_string(), found.next_update_utc
+                cause = f"{file}: a new CRL of {issuer} was due on {end:%Y-%m-%d %H:%M} UTC"
+                remedy = f'fetch it; crl_expired = "{tls.crl_expired}" decides about its peers until then'
+                yield Fault(f"{key}.crl[{index}]", cause, remedy, note=True)
 
 
 def _chain_order(key: str, path: Path) -> Iterator[Fault]:

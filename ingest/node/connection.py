@@ -20,6 +20,7 @@ from ingest.config.model import Config
 from ingest.dicom.part10 import presentation_address
 from ingest.node.association import Association, Decider
 from ingest.node.scoreboard import REFUSED
+from ingest.tls import crl
 from ingest.tls.identity import Identity, identity_of
 from ingest.tls.pump import Pump
 
@@ -334,6 +335,8 @@ class Connection:
         facts: dict[str, Any] = {"error": error.reason or str(error)}
         if isinstance(error, ssl.SSLCertVerificationError):
             facts.update(verify_code=error.verify_code, verify_message=error.verify_message)
+            if error.verify_code in crl.REMEDIES:
+                facts["remedy"] = crl.REMEDIES[error.verify_code]
         if not established and self._first_byte == A_ASSOCIATE_RQ:
             facts["remedy"] = (
                 "the peer speaks plain DICOM to a TLS port: enable TLS there, or use a plain listener"

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ingest.config.model import TLS
 from ingest.errors import ConfigError
-from ingest.tls import pem, profiles
+from ingest.tls import crl, pem, profiles
 
 _VERIFY = {"required": ssl.CERT_REQUIRED, "optional": ssl.CERT_OPTIONAL, "none": ssl.CERT_NONE}
 _PASSWORD_MAX = 1024
@@ -61,6 +61,7 @@ def _set_up(context: ssl.SSLContext, tls: TLS) -> None:
     for path in tls.trusted:
         _load_trusted(context, path)
     context.verify_mode = _VERIFY[tls.peer_certificate]
+    crl.load(context, tls)
 
 
 def _load_pair(context: ssl.SSLContext, certificate: Path, key: Path, password_file: Path | None) -> None:

@@ -17,7 +17,7 @@ def blocks(path: Path) -> Iterator[tuple[Path, list[str]]]:
     Raises:
         ConfigError: A file or folder cannot be read; the message names it.
     """
-    for file in _files(path):
+    for file in files(path):
         try:
             found = [block.group().decode("ascii") for block in _BLOCK.finditer(file.read_bytes())]
         except OSError as error:
@@ -35,7 +35,12 @@ def not_pem(path: Path, what: str) -> str:
     return f"holds no {what} in PEM; name the file that does"
 
 
-def _files(path: Path) -> list[Path]:
+def files(path: Path) -> list[Path]:
+    """The file itself, or every file of a folder.
+
+    Raises:
+        ConfigError: The folder cannot be read; the message names it.
+    """
     try:
         return sorted(entry for entry in path.iterdir() if entry.is_file()) if path.is_dir() else [path]
     except OSError as error:

@@ -130,7 +130,10 @@ BAD = [
     ("[tls.n]\ntrusted = 't.crt'", "tls.n.trusted", "not a list"),
     ("[tls.n]\ntrusted = ['']", "tls.n.trusted[0]", "empty"),
     ("[tls.n]\ntrusted = []", "tls.n.trusted", "nothing to verify peers with"),
-    ("[tls.n]\ntrusted = ['t.crt']\ncrl = ['a']", "tls.n.crl", "not supported yet"),
+    ("[tls.n]\ntrusted = ['t.crt']\ncrl = ['a']", "tls.n.crl[0]", "does not exist"),
+    ("[tls.n]\npeer_certificate = 'none'\ncrl = ['t.crt']", "tls.n.crl", "contradicts"),
+    ("[tls.n]\ntrusted = ['t.crt']\ncrl_missing = 'ask'", "tls.n.crl_missing", "'refuse' or 'allow'"),
+    ("[tls.n]\ntrusted = ['t.crt']\ncrl_expired = ''", "tls.n.crl_expired", "'refuse' or 'allow'"),
     ("[tls.n]\ntrusted = ['t.crt']\npkcs12 = 'a'", "tls.n.pkcs12", "not supported yet"),
     ("[tls.n]\npeer_certificate = 'maybe'\ntrusted = ['t.crt']", "tls.n.peer_certificate", "'optional'"),
     (
