@@ -1,7 +1,8 @@
 """Node to node: what a receiver that forwards everything gets through to our node, durably on both sides.
 
 A short run as fast as answers come tells how many instances a second arrive at the second node. The counted
-load is a little below that and lasts; whether the backlog between the two grows is looked at meanwhile.
+load is a little below that and lasts; whether the backlog between the two grows is looked at meanwhile. Where
+it does, what arrived in that run tells what to offer in the next one.
 """
 
 import shutil
@@ -24,6 +25,9 @@ from benchmarks.workloads import Entrant, Work
 OFFERED: Final = 0.9
 """Share of what the short run got through: at all of it, any hiccup would leave a backlog for good."""
 
+TRIES: Final = 3
+"""Runs with less and less, until the backlog does not grow."""
+
 OPERATIONS: Final = 16
 """What our node asks another one for, as `async_operations`; without it each answer is waited for."""
 
@@ -32,6 +36,7 @@ OTHERS_SHARE: Final = 0.1
 
 LOOK_SECONDS: Final = 0.5
 DRAIN_SECONDS: Final = 300
+LOG_CHARACTERS: Final = 1000
 
 
 class Forwarder(Protocol):
@@ -83,23 +88,32 @@ def _one(entrant: Entrant, seconds: float, base: Path, keys: Pki, own: rounds.Ta
         factory = FORWARDERS[entrant.receiver]
         first = stack.enter_context(factory(base / "first", keys, durability="fsync", to=second.target))
         own.facts, own.counted_by = first.facts, first.group.kind
-        offered = OFFERED * _through(first, second, _trial(entrant))
-        each = max(1, round(offered * seconds / entrant.load.associations))
-        lasting = replace(entrant.load, instances=each, per_second=offered)
-        backlog: list[tuple[float, int]] = []
-        before, used, begun = second.recorded(), first.group.cpu_seconds(), time.perf_counter()
+        rate = _through(first, second, _trial(entrant))
+        for _ in range(TRIES):
+            sample = _kept_up(first, second, entrant.load, OFFERED * rate, seconds)
+            if not sample["growing"]:
+                break
+            rate = sample["rate"]
+        return sample
 
-        def look(answered: int) -> None:
-            now = time.perf_counter() - begun
-            if not backlog or now - backlog[-1][0] >= LOOK_SECONDS:
-                backlog.append((now, answered - (second.recorded() - before)))
 
-        result = run(first.target, lasting, progress=look)
-        arrived = second.recorded() - before
-        wait_for(lambda: second.recorded() - before >= result.instances, second)
-        cpu = first.group.cpu_seconds() - used
-        missing = len(second.missing(result.acknowledged()))
-        return summed(result, arrived, backlog, cpu, missing)
+def _kept_up(first: Receiver, second: Node, load: Load, offered: float, seconds: float) -> rounds.Sample:
+    """A load of so many instances a second for so long; ends when all have arrived."""
+    each = max(1, round(offered * seconds / load.associations))
+    lasting = replace(load, instances=each, per_second=offered)
+    backlog: list[tuple[float, int]] = []
+    before, used, begun = second.recorded(), first.group.cpu_seconds(), time.perf_counter()
+
+    def look(answered: int) -> None:
+        now = time.perf_counter() - begun
+        if not backlog or now - backlog[-1][0] >= LOOK_SECONDS:
+            backlog.append((now, answered - (second.recorded() - before)))
+
+    result = run(first.target, lasting, progress=look)
+    arrived = second.recorded() - before
+    wait_for(lambda: second.recorded() - before >= result.instances, second)
+    cpu = first.group.cpu_seconds() - used
+    return summed(result, arrived, backlog, cpu, len(second.missing(result.acknowledged())))
 
 
 def _trial(entrant: Entrant) -> Load:
@@ -125,8 +139,14 @@ def wait_for(arrived: Callable[[], bool], second: Node) -> None:
     deadline = time.monotonic() + DRAIN_SECONDS
     while not arrived():
         if time.monotonic() > deadline:
-            raise TimeoutError(f"only {second.recorded()} instances arrived; see {second.folder.parent}")
+            said = [log.read_text(errors="replace")[-LOG_CHARACTERS:] for log in _logs(second.folder.parent)]
+            raise TimeoutError("\n".join([f"only {second.recorded()} instances arrived", *said]))
         time.sleep(0.05)
+
+
+def _logs(folder: Path) -> list[Path]:
+    """What the nodes say, by their files' names; the folder is removed at the end."""
+    return sorted(path for name in ("log", "output") for path in folder.glob(f"*/{name}"))
 
 
 def summed(
