@@ -14,21 +14,12 @@ from ingest.config.tls_check import ends
 from ingest.errors import ConfigError
 from ingest.tls import crl, pki
 from ingest.tls.contexts import client_context, server_context
+from tests.revoking import revocation_list
 from tests.unit.test_tls_contexts import Site, shake
 
 NOW = datetime.now(UTC)
 REVOKED, NO_LIST, BAD_SIGNATURE, OLD_LIST = 23, 3, 8, 12
 """OpenSSL's verify codes (x509_vfy.h)."""
-
-
-def revocation_list(authority, *revoked, next_update=NOW + timedelta(days=7), key=None):
-    """A list of `authority`, signed with its key or another."""
-    last = min(NOW, next_update) - timedelta(days=1)
-    builder = x509.CertificateRevocationListBuilder(authority.certificate.subject, last, next_update)
-    for certificate in revoked:
-        entry = x509.RevokedCertificateBuilder(certificate.serial_number, last)
-        builder = builder.add_revoked_certificate(entry.build())
-    return builder.sign(key or authority.private_key, hashes.SHA256())
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,150 @@
+"""A revoked client at a running node: `openssl s_client` and DCMTK call, and the lists change under them."""
+
+import os
+import signal
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from cryptography.hazmat.primitives.serialization import Encoding
+
+from ingest.errors import AssociationError
+from ingest.tls import pki
+from ingest.tls.contexts import client_context
+from ingest.transport import Remote, Transport
+from tests.faults.caller import Caller
+from tests.interop import dcmtk
+from tests.nodes import Node, cleaned, eventually
+from tests.peers import require_program
+from tests.pki import Material
+from tests.revoking import revocation_list
+
+ALERT = "alert certificate revoked"
+"""RFC 8446 6.2, number 44, as OpenSSL prints it."""
+
+
+class Site:
+    """An authority, a node that trusts it, and the list that the authority keeps."""
+
+    def __init__(self, folder: Path) -> None:
+        self.material = Material(folder)
+        self.authority = pki.authority("Site", key_type="ec")
+        self.pairs = {
+            name: pki.signed(name, self.authority, names=["localhost", "127.0.0.1"], key_type="ec")
+            for name in ("node", "peer", "stolen")
+        }
+        for name, pair in self.pairs.items():
+            pki.write_pair(pair, folder / name)
+        pki.trust(self.authority.certificate, self.material.trusted)
+        self.lists = folder / "lists"
+        self.lists.mkdir()
+        self.node = Node(folder / "node-folder", self.material)
+
+    def revoke(self, *names: str) -> None:
+        """Publish a list that names exactly these."""
+        found = revocation_list(self.authority, *(self.pairs[name].certificate for name in names))
+        (self.lists / "site").write_bytes(found.public_bytes(Encoding.DER))
+
+    def section(self, policy: str = "") -> str:
+        return (
+            f'[tls.node]\ncertificate = "{self.material.certificate("node")}"\n'
+            f'private_key = "{self.material.key("node")}"\n'
+            f'trusted = ["{self.material.trusted}"]\ncrl = ["{self.lists}"]\n{policy}'
+        )
+
+    def hang_up(self, event: str) -> None:
+        """HUP, and until the log has the event."""
+        assert self.node.process is not None
+        count = len(self.node.events(event))
+        os.kill(self.node.process.pid, signal.SIGHUP)
+        eventually(lambda: len(self.node.events(event)) > count, what=event)
+
+    def s_client(self, name: str, *options: str) -> str:
+        """What `openssl s_client` says once the node has ended the connection."""
+        done = subprocess.run(
+            [
+                *(require_program("openssl"), "s_client", "-connect", f"127.0.0.1:{self.node.tls_port}"),
+                *("-cert", str(self.material.certificate(name)), "-key", str(self.material.key(name))),
+                *("-CAfile", str(self.material.trusted), "-ign_eof", *options),
+            ],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=30,
+            check=False,
+        )
+        return done.stdout + done.stderr
+
+    def echoes(self, name: str) -> bool:
+        """Whether DCMTK's echoscu, with that certificate, gets an answer."""
+        done = dcmtk.echoscu(self.node.tls_port, *dcmtk.authenticated(self.material, name))
+        return done.returncode == 0
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Iterator[Site]:
+    site = Site(tmp_path)
+    site.revoke("stolen")
+    with cleaned(site.node):
+        site.node.start(tls=site.section(), receive="[receive]\nprocesses = 1\nmin_free_bytes = 0")
+        yield site
+
+
+def test_a_revoked_client_gets_the_alert_and_the_log_says_so(site: Site) -> None:
+    for version in ("-tls1_2", "-tls1_3"):
+        before = len(site.node.events("tls_handshake_failed"))
+        assert ALERT in site.s_client("stolen", version)
+        (event,) = site.node.events("tls_handshake_failed")[before:]
+        assert (event["verify_code"], event["verify_message"]) == (23, "certificate revoked")
+    assert not site.echoes("stolen")
+    assert site.echoes("peer")
+
+
+def test_new_lists_count_for_new_associations_after_a_reload(site: Site) -> None:
+    with Caller.tls(site.node) as caller:
+        caller.associate()
+        site.revoke("stolen", "peer")
+        assert site.echoes("peer")
+        site.hang_up("reloaded")
+
+        eventually(lambda: ALERT in site.s_client("peer"), what="the new list in force")
+        assert caller.echo() == 0
+        caller.release()
+
+    (site.lists / "site").write_bytes(b"\x30 no list")
+    (site.lists / "README").write_text("-----BEGIN X509 CRL-----\nMIIB\n-----END X509 CRL-----\n")
+    site.hang_up("reload_refused")
+    assert f"{site.lists / 'README'}: its CRL cannot be read" in str(site.node.events("reload_refused")[-1])
+    assert ALERT in site.s_client("peer")
+
+    (site.lists / "README").unlink()
+    site.revoke()
+    site.hang_up("reloaded")
+    eventually(lambda: site.echoes("stolen"), what="the list that names nobody in force")
+
+
+def test_policy_decides_about_an_issuer_without_a_list_and_the_log_names_the_key(site: Site) -> None:
+    other = pki.authority("Other", key_type="ec")
+    (site.lists / "site").write_bytes(revocation_list(other).public_bytes(Encoding.PEM))
+    site.hang_up("reloaded")
+    eventually(lambda: not site.echoes("peer"), what="the list of another in force")
+    event = site.node.events("tls_handshake_failed")[-1]
+    assert (event["verify_code"], event["verify_message"]) == (3, "unable to get certificate CRL")
+    assert "crl_missing" in event["remedy"]
+
+    site.node.configure(tls=site.section('crl_missing = "allow"'))
+    site.hang_up("reloaded")
+    eventually(lambda: site.echoes("peer"), what="the policy in force")
+    assert "tls.node.crl_missing" in {event["key"] for event in site.node.events("notice")}
+
+
+def test_a_sender_refuses_a_revoked_remote(site: Site) -> None:
+    def connect() -> None:
+        tls = client_context(site.material.tls("peer", crl=(site.lists,)))
+        Transport.connect(Remote("localhost", site.node.tls_port, "INGEST", "PEER", tls), 10).close()
+
+    connect()
+    site.revoke("node")
+    with pytest.raises(AssociationError, match="verify code 23: certificate revoked"):
+        connect()
