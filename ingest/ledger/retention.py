@@ -88,9 +88,6 @@ _OF_STUDY: Final = and_(
     instances.c.study_uid == bindparam("of"), instances.c.stored_at <= bindparam("until"), _IS_KEPT
 )
 _CANDIDATES: Final = select(*_LEAVING).where(_OF_STUDY).order_by(instances.c.id).limit(bindparam("at_most"))
-_DELIVERED_CANDIDATES: Final = (
-    select(*_LEAVING).where(_OF_STUDY, ~_IS_OWED).order_by(instances.c.id).limit(bindparam("at_most"))
-)
 _THEIR_DELIVERIES: Final = deliveries.c.instance_id.in_(bindparam("ids", expanding=True))
 # PostgreSQL only: whoever is about to send one of them again is waited for, and seen by the statement after.
 _LOCK_DELIVERIES: Final = (
@@ -183,11 +180,10 @@ class Retention(Database):
             LedgerError: The ledger is away.
         """
         found: dict[int, LeavingFile] = {}
-        candidates = _DELIVERED_CANDIDATES if only_delivered else _CANDIDATES
         with self.write() as connection:
             for study in studies:
                 asked = {"of": study.study_uid, "until": study.newest_at, "at_most": limit - len(found)}
-                rows = connection.execute(candidates, asked).mappings()
+                rows = connection.execute(_CANDIDATES, asked).mappings()
                 found.update({row["id"]: LeavingFile(**row) for row in rows})
                 if len(found) == limit:
                     break
