@@ -1,7 +1,7 @@
 """What OpenSSL can be told of a TLS context, but Python's `ssl` has no word for.
 
-Suites of TLS 1.3, groups, signature algorithms, Diffie-Hellman parameters, and what becomes of a peer of whose
-issuer there is no certificate revocation list. As in `ext.tls`, it is done with the very OpenSSL that `ssl` is
+Suites of TLS 1.3, groups, signature algorithms, Diffie-Hellman parameters, no session cache, and what
+becomes of a peer of whose issuer there is no certificate revocation list. As in `ext.tls`, it is done with the very OpenSSL that `ssl` is
 linked with, found at run time; where that is not possible, `available` says so and nothing is changed.
 """
 
@@ -11,13 +11,15 @@ from ext.tls cimport inside
 
 import ssl as standard
 
-__all__ = ["available", "forgive_crls", "restrict"]
+__all__ = ["available", "forget_sessions", "forgive_crls", "restrict"]
 
 cdef extern from "dlfcn.h" nogil:
     int RTLD_NOLOAD
 
 # From OpenSSL's ssl.h and x509_vfy.h; part of its stable ABI since 1.1.
 cdef enum:
+    SSL_SESS_CACHE_OFF = 0
+    SSL_CTRL_SET_SESS_CACHE_MODE = 44
     SSL_CTRL_SET_GROUPS_LIST = 92
     SSL_CTRL_SET_SIGALGS_LIST = 98
     SSL_CTRL_SET_DH_AUTO = 118
@@ -115,6 +117,19 @@ def restrict(context, suites, groups, signatures):
     ):
         openssl.ERR_clear_error()
         raise ValueError(f"OpenSSL does not know all of {suites}, {groups}, {signatures}")
+    return True
+
+
+def forget_sessions(context):
+    """Keep no session: one of TLS 1.2 could be resumed by its ID without its certificate being verified again.
+
+    Returns:
+        Whether that was possible.
+    """
+    cdef void *found = context_of(context)
+    if found == NULL:
+        return False
+    openssl.SSL_CTX_ctrl(found, SSL_CTRL_SET_SESS_CACHE_MODE, SSL_SESS_CACHE_OFF, NULL)
     return True
 
 

@@ -7,6 +7,7 @@ which have no say in a hospital, and write session keys to $SSLKEYLOGFILE.
 import ssl
 from pathlib import Path
 
+from ext import tls_settings
 from ingest.config.model import TLS
 from ingest.errors import ConfigError
 from ingest.tls import crl, pem, profiles
@@ -25,6 +26,7 @@ def server_context(tls: TLS) -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     # A resumed session is not verified again, so a certificate that was revoked since would still be let in.
     context.num_tickets = 0
+    tls_settings.forget_sessions(context)
     _set_up(context, tls)
     if tls.certificate is None:
         raise ConfigError(

@@ -1,5 +1,6 @@
 """TLS contexts of both roles, shaking hands with each other and with certificates as others make them."""
 
+import contextlib
 import shutil
 import ssl
 import subprocess
@@ -7,6 +8,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
+from ext import tls_settings
 from ingest.config import TLS
 from ingest.errors import ConfigError
 from ingest.tls import pki
@@ -236,6 +238,25 @@ def test_there_are_no_tickets_no_renegotiation_no_compression(site):
     server.write(b"x")
     assert client.read(1) == b"x"  # a ticket would come before it
     assert not client.session.has_ticket
+
+
+def test_session_of_tls_1_2_cannot_be_resumed_by_its_id(site):
+    context = server_context(settings(site, site.scp))
+    sending = client_context(settings(site, site.scu))
+    sending.maximum_version = ssl.TLSVersion.TLSv1_2
+    assert tls_settings.available(context)
+    first, client = shake(context, sending)  # OpenSSL forgets the session of one that ended badly
+    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+    again = sending.wrap_bio(incoming, outgoing, server_hostname="localhost", session=client.session)
+    to_server, to_client = ssl.MemoryBIO(), ssl.MemoryBIO()
+    server = context.wrap_bio(to_server, to_client, server_side=True)
+    for _ in range(4):
+        for side, out, into in ((again, outgoing, to_server), (server, to_client, incoming)):
+            with contextlib.suppress(ssl.SSLWantReadError):
+                side.do_handshake()
+            into.write(out.read())
+    assert first.version() == again.version() == "TLSv1.2"
+    assert not again.session_reused
 
 
 def test_session_keys_are_never_logged(site, tmp_path, monkeypatch):
