@@ -1,8 +1,9 @@
 """What OpenSSL can be told of a TLS context, but Python's `ssl` has no word for.
 
 Suites of TLS 1.3, groups, signature algorithms, Diffie-Hellman parameters, no session cache, and what
-becomes of a peer of whose issuer there is no certificate revocation list. As in `ext.tls`, it is done with the very OpenSSL that `ssl` is
-linked with, found at run time; where that is not possible, `available` says so and nothing is changed.
+becomes of a peer of whose issuer there is no certificate revocation list. As in `ext.tls`, it is done with
+the very OpenSSL that `ssl` is linked with, found at run time; where that is not possible, `available` says so
+and nothing is changed.
 """
 
 from posix.dlfcn cimport RTLD_LAZY, dlopen, dlsym
@@ -121,7 +122,7 @@ def restrict(context, suites, groups, signatures):
 
 
 def forget_sessions(context):
-    """Keep no session: one of TLS 1.2 could be resumed by its ID without its certificate being verified again.
+    """Keep no session: one of TLS 1.2 could be resumed by its ID, and its certificate not be verified again.
 
     Returns:
         Whether that was possible.
@@ -170,10 +171,10 @@ cdef int forgive_both(int good, void *verification) noexcept nogil:
 
 
 def forgive_crls(context, missing, expired):
-    """Let in, where revocation is checked, peers of whose issuer there is no CRL, or only one past its nextUpdate.
+    """Let in, where revocation is checked, peers of whose issuer there is no CRL, or only an old one.
 
-    A revoked one is refused all the same. The certificate that we trust itself never needs a CRL (RFC 5280 6.1:
-    an anchor is no part of the path).
+    Old is one past its nextUpdate. A revoked peer is refused all the same. The certificate that we trust
+    itself never needs a CRL (RFC 5280 6.1: an anchor is no part of the path).
 
     Returns:
         Whether that was possible.

@@ -158,3 +158,20 @@ def test_lease_reads_an_index_and_not_the_backlog(tmp_path: Path) -> None:
     assert "deliveries_due" in text
     assert "SCAN" not in text
     assert "TEMP B-TREE" not in text
+
+
+def test_of_a_series_that_somebody_has_in_hand_nobody_else_leases(ledger: Ledger) -> None:
+    ledger.record([row(number, series_uid="1" if number < 8 else "2") for number in range(10)])
+    first = ledger.lease("pacs", "me", 4, 1000, 500, workers=2)
+    assert [delivery.series_uid for delivery in first] == ["1"] * 4
+    assert [delivery.series_uid for delivery in ledger.lease("pacs", "you", 4, 1100, 500, workers=2)] == [
+        "2"
+    ] * 2
+    assert ledger.lease("pacs", "third", 4, 1100, 500, workers=3) == []
+    # Its own owner goes on, and so does everybody once the lease is over.
+    more = ledger.lease("pacs", "me", 2, 1200, 500, workers=2)
+    assert [delivery.sop_instance_uid for delivery in more] == ["1.2.4", "1.2.5"]
+    late = ledger.lease("pacs", "third", 9, 9000, 500)
+    assert [delivery.sop_instance_uid for delivery in late] == [f"1.2.{number}" for number in range(9 + 1)][
+        :9
+    ]
