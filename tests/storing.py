@@ -28,7 +28,9 @@ from tests.pki import Material
 from tests.spools import config
 
 ROW = 3
-CALLER = Caller("CALLER", "INGEST", "dicom-tls://192.0.2.1:50000")
+CALLER = Caller(
+    "CALLER", "INGEST", "dicom-tls://192.0.2.1:50000", "dicom-tls://192.0.2.2:2762", ("ab" * 32, "CN=caller")
+)
 ACCEPTED = {number: AcceptedContext(syntax, transfer) for number, syntax, transfer in CONTEXTS}
 
 

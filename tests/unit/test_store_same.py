@@ -89,9 +89,7 @@ def test_a_sound_instance_is_taken_and_answered_byte_for_byte(
         assert association.left == []
         response = dimse.store_response(request, 0)
         assert association.line.heard() == encode_p_data(number, response, 0)
-        head = encode_file_meta(
-            FileMeta(sop_class, instance, transfer, CALLER.calling_ae, CALLER.called_ae, CALLER.address)
-        )
+        head = encode_file_meta(FileMeta(sop_class, instance, transfer, *astuple(CALLER)))
         assert alone.take_files() == [("dcm", head + data)]
         assert alone.counters() == (1, len(data), 0)
     stream = encode_p_data(number, dimse.store_request(1, sop_class, instance), 0) + data_pdus(number, data)
@@ -266,9 +264,7 @@ def test_a_data_set_of_another_instance_is_left_to_python(
         response = dimse.decode_response(association.line.heard()[12:])
         assert (response.status, response.message_id) == (status, 1)
         kept = [(suffix, len(made.data_set))] if quarantine or not status else []
-        meta = encode_file_meta(
-            FileMeta(CT, sop, EXPLICIT, CALLER.calling_ae, CALLER.called_ae, CALLER.address)
-        )
+        meta = encode_file_meta(FileMeta(CT, sop, EXPLICIT, *astuple(CALLER)))
         files = alone.take_files()
         assert [(name, len(content) - len(meta)) for name, content in files] == kept
         assert all(content == meta + made.data_set for _, content in files)
