@@ -159,6 +159,33 @@ def test_file_of_a_worker_that_has_not_recorded_it_is_not_removed_for_a_dead_row
     assert states(site) == {"2.1": [REMOVED]}
 
 
+def test_remover_that_died_does_not_take_the_file_of_its_successor(site: Site) -> None:
+    fill(site, made(1))
+    deliver(site, DeliveryState.DELIVERED)
+    remove(site, days=2, keep_days=1)
+    fill(site, made(1))
+    with site.ledger() as ledger, ledger.write() as connection:
+        connection.execute(update(instances).where(instances.c.id == 1).values(state=REMOVING.value))
+    remove(site, days=2, keep_days=1)
+    assert states(site) == {"2.1": [REMOVED, STORED]}
+    assert left(site) == ["2.1"]
+
+
+def test_instance_that_came_after_the_decision_stays(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    fill(site, made(1, 1))
+    deliver(site, DeliveryState.DELIVERED)
+
+    def comes() -> None:
+        time.sleep(0.002)  # the clock has milliseconds
+        fill(site, made(1, 2))
+        deliver(site, DeliveryState.DELIVERED)
+
+    once(monkeypatch, FileStore, "exclude_replacing", comes)
+    assert remove(site, days=2, keep_days=1).instances == 1
+    assert states(site) == {"2.1": [REMOVED, STORED]}
+    assert left(site) == ["2.1"]
+
+
 def test_worker_puts_into_a_folder_that_was_removed_under_its_hands(site: Site, tmp_path: Path) -> None:
     fill(site, made(1))
     deliver(site, DeliveryState.DELIVERED)
