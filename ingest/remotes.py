@@ -21,7 +21,7 @@ def remotes(config: Config) -> dict[str, Remote]:
             destination.host,
             destination.port,
             destination.ae_title,
-            config.node.ae_title,
+            destination.calling_ae_title or config.node.ae_title,
             contexts[destination.tls] if destination.tls else None,
             anonymous=bool(destination.tls) and not _has_certificate(config.tls[str(destination.tls)]),
         )

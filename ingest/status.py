@@ -34,6 +34,7 @@ def gather(config: Config) -> dict[str, Any]:
     """The state of the node with this configuration, as plain values for JSON."""
     return {
         "time": time.time(),
+        "name": config.node.name or config.node.ae_title,
         "listeners": _listeners(config),
         "spool": _spool(config),
         "queue": _queue(config),
@@ -195,7 +196,7 @@ def _listener_table(now: dict[str, Any], before: dict[str, Any] | None) -> Table
     table = Table(
         "listener", "state", "associations", "instances", "instances/s", "MB/s", "failed", "refused"
     )
-    table.title = "Receiving"
+    table.title = f"Receiving: {escape(now['name'])}"
     earlier = {row["pid"]: row for row in before["listeners"]} if before else {}
     for row in now["listeners"]:
         old = earlier.get(row["pid"])

@@ -44,6 +44,8 @@ OptionalPath = Annotated[Path | None, BeforeValidator(_empty_is_none), AfterVali
 AETitle = Annotated[str, Field(min_length=1, max_length=16, pattern=r"^ *[!-\[\]-~][ -\[\]-~]*$")]
 """PS3.5 6.2, VR AE: 1 to 16 characters, no backslash, no control characters, not only spaces."""
 
+OptionalAETitle = Annotated[str, Field(max_length=16, pattern=r"^( *[!-\[\]-~][ -\[\]-~]*)?$")]
+
 Port = Annotated[int, Field(ge=0, le=65535)]
 Seconds = Annotated[float, Field(gt=0, le=1e9, allow_inf_nan=False)]
 Positive = Annotated[int, Field(ge=1, lt=2**63)]
@@ -61,6 +63,7 @@ class Model(BaseModel):
 class Node(Model):
     """`[node]`: who we are and where our data lies."""
 
+    name: str = ""
     ae_title: AETitle = "INGEST"
     data_dir: FilePath = Path("../var")
     drain_seconds: Seconds = 30.0
@@ -105,8 +108,11 @@ class Receive(Model):
     spool_dir: OptionalPath = None
     quarantine: bool = True
     accept_unknown_sop_classes: bool = True
+    sop_classes: tuple[str, ...] = ("*",)
+    rejected_sop_classes: tuple[str, ...] = ()
     transfer_syntaxes: tuple[str, ...] = ("*",)
     check_called_ae: bool = False
+    ignore_ae_title_case: bool = False
     max_operations: Annotated[int, Field(ge=1, le=1024)] = 64
     handshake_seconds: Seconds = 10.0
     artim_seconds: Seconds = 30.0
@@ -181,6 +187,7 @@ class Destination(Model):
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,64}$")]
     ae_title: AETitle
+    calling_ae_title: OptionalAETitle = ""
     host: Annotated[str, Field(min_length=1)]
     port: Annotated[int, Field(ge=1, le=65535)] = 2762
     tls: str | Literal[False] = "node"

@@ -154,6 +154,8 @@ def _receive(config: Config) -> Iterator[Fault]:
         yield Fault(
             "receive.transfer_syntaxes", "is empty, so nothing could be received", 'write ["*"] for all'
         )
+    if not config.receive.sop_classes:
+        yield Fault("receive.sop_classes", "is empty, so nothing could be received", 'write ["*"] for all')
     for index, uid in enumerate(config.receive.transfer_syntaxes):
         if not uid or set(uid) - set("0123456789.*?"):
             key = f"receive.transfer_syntaxes[{index}]"

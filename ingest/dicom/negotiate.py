@@ -16,6 +16,7 @@ from ingest.dicom.pdus import (
     ProposedContext,
     Role,
 )
+from ingest.dicom.policy import same_title
 
 __all__ = ["Accepted", "AcceptedContext", "AcceptorPolicy", "Rejected", "local_limit_exceeded", "negotiate"]
 
@@ -39,6 +40,9 @@ class AcceptorPolicy:
             storage.
         max_operations: The most operations that a requestor may have outstanding, if it asks.
         sop_classes: Glob patterns of what the caller may store: UIDs, keywords or names of PS3.6.
+        node_sop_classes: The same of what anybody may.
+        rejected_sop_classes: The same of what nobody may.
+        ignore_ae_title_case: Whether AE titles that differ in capitals only are one.
     """
 
     ae_title: str
@@ -50,6 +54,9 @@ class AcceptorPolicy:
     allow_store: bool = True
     allow_echo: bool = True
     sop_classes: tuple[str, ...] = ("*",)
+    node_sop_classes: tuple[str, ...] = ("*",)
+    rejected_sop_classes: tuple[str, ...] = ()
+    ignore_ae_title_case: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +112,9 @@ def negotiate(request: AssociateRequest, policy: AcceptorPolicy) -> Accepted | R
         return Rejected(APPLICATION_CONTEXT_NOT_SUPPORTED, name)
     if not request.called_ae:  # PS3.8 Table 9-11: 16 spaces are no AE title
         return Rejected(CALLED_AE_NOT_RECOGNIZED, "the called AE title is empty")
-    if policy.check_called_ae and request.called_ae != policy.ae_title.strip(" "):
+    if policy.check_called_ae and not same_title(
+        policy.ae_title, request.called_ae, ignore_case=policy.ignore_ae_title_case
+    ):
         called = f"called AE title {request.called_ae!r} is not ours, {policy.ae_title!r}"
         return Rejected(CALLED_AE_NOT_RECOGNIZED, called)
     return _accept(request, policy)
@@ -163,6 +172,8 @@ def _serves(abstract_syntax: str, policy: AcceptorPolicy) -> bool:
         policy.allow_store
         and _is_storage(abstract_syntax, policy)
         and uids.is_like(abstract_syntax, policy.sop_classes)
+        and uids.is_like(abstract_syntax, policy.node_sop_classes)
+        and not uids.is_like(abstract_syntax, policy.rejected_sop_classes)
     )
 
 

@@ -10,6 +10,8 @@ from ingest.dicom.pdus import CALLING_AE_NOT_RECOGNIZED, AssociateReject
 from ingest.tls.identity import Identity, issued_by, matches
 
 EVERYTHING = frozenset({"echo", "store"})
+ANY = "*"
+"""The AE title of an entry for all who have none of their own."""
 
 
 class PeerRule(Protocol):
@@ -70,20 +72,25 @@ class Refusal:
     pdu: AssociateReject
 
 
-def admit(caller: Caller, peers: Sequence[PeerRule]) -> Admission | Refusal:
+def admit(caller: Caller, peers: Sequence[PeerRule], *, ignore_case: bool = False) -> Admission | Refusal:
     """Whether `caller` is one of `peers`: the first entry that fits decides. Without entries everybody is.
 
     An entry fits when its AE title is the caller's, one of its hosts (if any) holds the address, and the
-    caller's certificate and its issuer (if named) are the named ones.
+    caller's certificate and its issuer (if named) are the named ones. "*" is any AE title that no other entry
+    has, so that it does not let in by a side door who is refused by name.
+
+    Args:
+        caller: Who calls.
+        peers: `[[peers]]`.
+        ignore_case: Whether AE titles that differ in capitals only are one; PS3.5 6.2 says they are two.
     """
     if not caller.ae_title:  # PS3.8 Table 9-11: 16 spaces are no AE title
         return Refusal(f"the calling AE title from {caller.address} is empty", CALLING_AE_NOT_RECOGNIZED)
     if not peers:
         return Admission(EVERYTHING)
+    named = [peer for peer in peers if same_title(peer.ae_title, caller.ae_title, ignore_case=ignore_case)]
     faults = []
-    for peer in peers:
-        if peer.ae_title.strip(" ") != caller.ae_title:
-            continue
+    for peer in named or [peer for peer in peers if peer.ae_title == ANY]:
         fault = _misfit(caller, peer)
         if fault is None:
             return Admission(frozenset(peer.allow), peer.sop_classes)
@@ -93,6 +100,12 @@ def admit(caller: Caller, peers: Sequence[PeerRule]) -> Admission | Refusal:
         or f"calling AE title {caller.ae_title!r} of {caller.address} is not among [[peers]]"
     )
     return Refusal(why, CALLING_AE_NOT_RECOGNIZED)
+
+
+def same_title(configured: str, received: str, *, ignore_case: bool) -> bool:
+    """Whether an AE title of the configuration is the one that came, which has no spaces around it."""
+    wanted = configured.strip(" ")
+    return wanted.lower() == received.lower() if ignore_case else wanted == received
 
 
 def _misfit(caller: Caller, peer: PeerRule) -> str | None:

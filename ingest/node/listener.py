@@ -124,6 +124,9 @@ class Listener:
             transfer_syntaxes=receive.transfer_syntaxes,
             accept_unknown_sop_classes=receive.accept_unknown_sop_classes,
             max_operations=receive.max_operations,
+            node_sop_classes=receive.sop_classes,
+            rejected_sop_classes=receive.rejected_sop_classes,
+            ignore_ae_title_case=receive.ignore_ae_title_case,
         )
 
     def serve(self) -> None:
@@ -205,7 +208,9 @@ class Listener:
         limit = self._local_limit()
         if limit:
             return local_limit_exceeded(limit)
-        admission = admit(Caller(request.calling_ae, address, identity), self.config.peers)
+        caller = Caller(request.calling_ae, address, identity)
+        ignore_case = self.config.receive.ignore_ae_title_case
+        admission = admit(caller, self.config.peers, ignore_case=ignore_case)
         if isinstance(admission, Refusal):
             self.peer_failed(address)
             return Rejected(admission.pdu, admission.why)

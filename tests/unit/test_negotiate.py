@@ -191,9 +191,22 @@ def test_called_ae_title_counts_only_when_it_is_to_be_checked() -> None:
     assert "OTHER" in answer.why
     accepted(request((CT, (IMPLICIT,))), AcceptorPolicy("OTHER"))
     accepted(request((CT, (IMPLICIT,))), AcceptorPolicy("INGEST", check_called_ae=True))
+    accepted(
+        request((CT, (IMPLICIT,))), AcceptorPolicy("ingest", check_called_ae=True, ignore_ae_title_case=True)
+    )
     blank = negotiate(AssociateRequest("", "CT1", contexts=(ProposedContext(1, CT, (IMPLICIT,)),)), POLICY)
     assert isinstance(blank, Rejected)
     assert blank.pdu == CALLED_AE_NOT_RECOGNIZED
+
+
+def test_sop_classes_of_the_node_hold_for_every_caller():
+    offer = request((CT, (IMPLICIT,)), (uids.VERIFICATION, (IMPLICIT,)))
+    for policy in (
+        AcceptorPolicy("INGEST", node_sop_classes=("MRImageStorage",)),
+        AcceptorPolicy("INGEST", rejected_sop_classes=("CT*",)),
+    ):
+        assert [item.result for item in accepted(offer, policy).pdu.contexts] == [3, 0]
+    assert len(accepted(offer, AcceptorPolicy("INGEST", rejected_sop_classes=("MR*",))).contexts) == 2
 
 
 @pytest.mark.parametrize(

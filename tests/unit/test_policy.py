@@ -96,3 +96,15 @@ def test_issuer_is_bound_alone_or_with_the_certificate() -> None:
 def test_sop_classes_come_with_the_admission() -> None:
     peer = Peer(ae_title="CT1", sop_classes=("CT*",))
     assert admit(Caller("CT1", "10.0.0.1"), (peer,)) == Admission(frozenset({"echo", "store"}), ("CT*",))
+
+
+def test_a_star_stands_for_titles_without_an_entry_and_for_no_others() -> None:
+    peers = (Peer(ae_title="*", allow=("echo",)), Peer(ae_title="CT1", certificate="DNS:ct1.example.org"))
+    assert admit(Caller("ANY", "10.0.0.1"), peers) == Admission(frozenset({"echo"}))
+    assert "none was presented" in refused(Caller("CT1", "10.0.0.1"), *peers)
+
+
+def test_capitals_count_unless_they_are_to_be_ignored() -> None:
+    peers = (Peer(ae_title="CT1"),)
+    assert isinstance(admit(Caller("ct1", "10.0.0.1"), peers, ignore_case=True), Admission)
+    assert isinstance(admit(Caller("ct2", "10.0.0.1"), peers, ignore_case=True), Refusal)
