@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ingest.cli_base import FAULTS, Commands, config_option, load_config
+from ingest.cli_config import import_orthanc
 from ingest.cli_ledger import dry_run_option, filter_of, filter_options, require_one
 from ingest.cli_options import remote_options, tls_of
 from ingest.cli_retention import retention
@@ -91,10 +92,11 @@ def check(path: Path, connect: bool) -> None:
     Names cause and remedy of each fault. Exits with 0 when all is sound, 1 on faults, 2 when the file itself
     cannot be used.
     """
+    from ingest.config import notes
     from ingest.config.check import check as look
 
     loaded = load_config(path)
-    faults = look(loaded)
+    faults = [*notes(path), *look(loaded)]
     if connect:
         from ingest.connect_check import ask
 
@@ -291,7 +293,7 @@ def new(prefix: Path, name: str, trust: Path | None, **options: Any) -> None:
 
 @main.group(cls=Commands)
 def config() -> None:
-    """Show configurations."""
+    """Show and convert configurations."""
 
 
 @config.command()
@@ -306,6 +308,9 @@ def show(path: Path, as_json: bool) -> None:
 
     loaded = load_config(path)
     click.echo(text.as_json(loaded) if as_json else text.as_toml(loaded), nl=as_json)
+
+
+config.add_command(import_orthanc)
 
 
 @main.group(cls=Commands)

@@ -57,7 +57,7 @@ def config_option(function: _F) -> _F:
         envvar="INGEST_CONFIG",
         metavar="FILE",
         type=click.Path(path_type=Path),
-        help="TOML configuration (see config/ingest.toml), or $INGEST_CONFIG.",
+        help="TOML configuration (see config/ingest.toml) or Orthanc's JSON, or $INGEST_CONFIG.",
     )(function)
 
 

@@ -56,28 +56,30 @@ def as_toml(config: Config) -> str:
                 top.append(f"{name} = []")
             tables += [_table(f"[[{name}]]", item) for item in section]
         elif name == "tls":
-            tables += [_table(f"[tls.{_key(key)}]", item) for key, item in section.items()]
+            tables += [_table(f"[tls.{toml_key(key)}]", item) for key, item in section.items()]
         else:
             tables.append(_table(f"[{name}]", section))
     return "\n\n".join(["\n".join(top), *tables] if top else tables) + "\n"
 
 
 def _table(head: str, values: dict[str, Any]) -> str:
-    return "\n".join([head, *(f"{_key(name)} = {_value(value)}" for name, value in values.items())])
+    return "\n".join([head, *(f"{toml_key(name)} = {toml_value(value)}" for name, value in values.items())])
 
 
-def _key(name: str) -> str:
+def toml_key(name: str) -> str:
+    """A key as TOML has it, in quotes where it needs them."""
     bare = name.replace("-", "").replace("_", "")
-    return name if bare.isalnum() and bare.isascii() else _value(name)
+    return name if bare.isalnum() and bare.isascii() else toml_value(name)
 
 
-def _value(value: Any) -> str:
+def toml_value(value: Any) -> str:
+    """A value as TOML has it."""
     if value is None:
         return '""'  # an empty path is none
     if isinstance(value, list):
-        return f"[{', '.join(map(_value, value))}]"
+        return f"[{', '.join(map(toml_value, value))}]"
     if isinstance(value, dict):
-        inner = ", ".join(f"{_key(key)} = {_value(item)}" for key, item in value.items())
+        inner = ", ".join(f"{toml_key(key)} = {toml_value(item)}" for key, item in value.items())
         return f"{{ {inner} }}" if inner else "{}"
     # A JSON string, number or boolean is a TOML one, but for DEL, which TOML wants escaped.
     return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")

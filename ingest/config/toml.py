@@ -1,4 +1,4 @@
-"""Reads a TOML configuration: file, environment, models, rules; all faults are found before any is told."""
+"""Reads a configuration, TOML or Orthanc's: file, environment, models, rules; tells all faults."""
 
 import json
 import os
@@ -10,10 +10,11 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from ingest.config import rules
+from ingest.config import orthanc, orthanc_file, rules
 from ingest.config.environment import override
 from ingest.config.faults import Fault, Location, faults_of, without
 from ingest.config.model import Config
+from ingest.config.orthanc_source import Source
 from ingest.errors import ConfigError
 
 _STAND_INS = {"ae_title": "MISSING", "host": "missing", "to": []}
@@ -29,7 +30,8 @@ def load(
     """Read, override, validate.
 
     Args:
-        path: A TOML file; relative paths in it start at its folder.
+        path: A TOML file, or an Orthanc configuration (a JSON file or a folder of them); relative paths
+            start at its folder.
         roles: What will run with it ("listen", "persist", "forward", "retain"); "listen" asks for a listener.
         environ: In place of `os.environ`.
 
@@ -37,25 +39,42 @@ def load(
         ConfigError: With every fault, each a line `key: cause; remedy`.
     """
     file = Path(path)
-    data = _read(file)
-    origins, faults = override(data, os.environ if environ is None else environ)
+    environ = os.environ if environ is None else environ
+    source = read(file, environ)
+    data = source.tables
+    variables, faults = override(data, environ)
+    faults = [*source.faults, *faults]
     node = data.setdefault("node", {})
     if isinstance(node, dict):  # the default, like a path in the file, starts at the file's folder
         node.setdefault("data_dir", str(Config().data_dir))
-    config, found = _validate(data, {"folder": file.absolute().parent.resolve()})
+    folder = file.absolute() if file.is_dir() else file.absolute().parent
+    config, found = _validate(data, {"folder": folder.resolve()})
     faults += found
     if config is not None:
         names = rules.Names.of(data)
         faults += without(list(rules.faults(config, names, roles)), [f.key for f in found])
     if faults or config is None:
-        raise ConfigError([_line(fault, origins) for fault in faults])
+        raise ConfigError([_line(fault, variables, source.origins) for fault in faults])
     return config
 
 
-def _read(file: Path) -> dict[str, Any]:
-    if file.suffix.lower() == ".json":
-        remedy = "write a TOML file (see config/ingest.toml)"
-        raise ConfigError([f"{file}: Orthanc's JSON configurations are not supported yet; {remedy}"])
+def read(file: Path, environ: Mapping[str, str]) -> Source:
+    """The tables of a file, as they are written or as Orthanc's keys mean them.
+
+    Raises:
+        ConfigError: It cannot be read or parsed.
+    """
+    if orthanc_file.is_orthanc(file):
+        return orthanc.read(file, environ)
+    return Source(_toml(file))
+
+
+def notes(path: Path, environ: Mapping[str, str] | None = None) -> list[Fault]:
+    """What a node says of its file at start: Orthanc's keys that have no effect, or another one."""
+    return read(path, os.environ if environ is None else environ).notes
+
+
+def _toml(file: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(file.read_bytes().decode("utf-8"))
     except OSError as error:
@@ -119,8 +138,13 @@ def _repair(whole: dict[str, Any], location: Location) -> None:
         parent[str(name)] = _STAND_INS.get(str(name), f"missing-{location[-2]}" if len(location) > 1 else "")
 
 
-def _line(fault: Fault, origins: Mapping[Location, str]) -> str:
-    for location, variable in origins.items():
+def _line(fault: Fault, variables: Mapping[Location, str], orthanc_keys: Mapping[Location, str]) -> str:
+    """With the variable or Orthanc's key that put the value there; that of a list stands for its items."""
+    for location, variable in variables.items():
         if fault.key == rules.dotted(location):
             return f"{fault.key} (from {variable}): {fault.cause}; {fault.remedy}"
+    for location, key in orthanc_keys.items():
+        place = rules.dotted(location)
+        if fault.key == place or fault.key.startswith(f"{place}["):
+            return f"{key} ({fault.key}): {fault.cause}; {fault.remedy}"
     return str(fault)

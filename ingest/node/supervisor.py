@@ -21,7 +21,7 @@ from typing import Final
 
 import structlog
 
-from ingest.config import load
+from ingest.config import load, notes
 from ingest.config.check import notices
 from ingest.config.model import Config
 from ingest.errors import BootError, ConfigError
@@ -159,7 +159,7 @@ class Supervisor:
         config = self.config
         endpoints = bind(config) if "listen" in self.roles else ()
         self.generation = plan(1, config, endpoints, self.roles)
-        _say_notices(config)
+        _say_notices(self.path, config)
         if self.roles == ALL_ROLES and not config.queue.url:
             self.queue = EmbeddedQueue(config.data_dir)
             self.queue.start()
@@ -313,7 +313,7 @@ class Supervisor:
                 child.stopping = True
                 os.kill(child.pid, signal.SIGHUP if child.role == "listen" else signal.SIGTERM)
         unbind(old.endpoints, keep=self.generation.endpoints)
-        _say_notices(self.config)
+        _say_notices(self.path, self.config)
         log.info("reloaded", generation=self.generation.number)
         reload.note(self.config.run_dir, self.generation.number)
 
@@ -381,6 +381,6 @@ class Supervisor:
             del self.children[pid]
 
 
-def _say_notices(config: Config) -> None:
-    for notice in notices(config):
+def _say_notices(path: Path, config: Config) -> None:
+    for notice in [*notes(path), *notices(config)]:
         log.warning("notice", key=notice.key, cause=notice.cause, remedy=notice.remedy)
