@@ -132,6 +132,7 @@ def _tls(reader: Reader, source: Source, secured: str) -> None:
         return
     required = reader.get("DicomTlsRemoteCertificateRequired")
     for key, name in files.items():
+        source.origins["tls", TLS_NAME, name] = key
         if named[key]:
             value = [named[key]] if name == "trusted" else named[key]
             source.set(key, ("tls", TLS_NAME, name), value)

@@ -34,7 +34,8 @@ def openssl_name(name: str) -> str:
         cipher = cipher.replace(iana, ours)
     cipher = _BLOCK.sub(r"\1\2_", cipher)
     parts = [cipher] if exchange == "RSA" else [exchange, cipher]
-    return "-".join(parts).replace("_", "-")
+    # OpenSSL gave the ARIA suites of ECDHE and RSA a name without RSA.
+    return "-".join(parts).replace("_", "-").replace("ECDHE-RSA-ARIA", "ECDHE-ARIA")
 
 
 @cache

@@ -43,7 +43,6 @@ def load(
     source = read(file, environ)
     data = source.tables
     variables, faults = override(data, environ)
-    faults = [*source.faults, *faults]
     node = data.setdefault("node", {})
     if isinstance(node, dict):  # the default, like a path in the file, starts at the file's folder
         node.setdefault("data_dir", str(Config().data_dir))
@@ -53,6 +52,8 @@ def load(
     if config is not None:
         names = rules.Names.of(data)
         faults += without(list(rules.faults(config, names, roles)), [f.key for f in found])
+    told = {fault.key for fault in source.faults}
+    faults = [*source.faults, *(f for f in faults if _origin(f, source.origins) not in told)]
     if faults or config is None:
         raise ConfigError([_line(fault, variables, source.origins) for fault in faults])
     return config
@@ -143,8 +144,13 @@ def _line(fault: Fault, variables: Mapping[Location, str], orthanc_keys: Mapping
     for location, variable in variables.items():
         if fault.key == rules.dotted(location):
             return f"{fault.key} (from {variable}): {fault.cause}; {fault.remedy}"
+    key = _origin(fault, orthanc_keys)
+    return f"{key} ({fault.key}): {fault.cause}; {fault.remedy}" if key else str(fault)
+
+
+def _origin(fault: Fault, orthanc_keys: Mapping[Location, str]) -> str:
     for location, key in orthanc_keys.items():
         place = rules.dotted(location)
         if fault.key == place or fault.key.startswith(f"{place}["):
-            return f"{key} ({fault.key}): {fault.cause}; {fault.remedy}"
-    return str(fault)
+            return key
+    return ""

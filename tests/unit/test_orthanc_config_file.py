@@ -1,0 +1,182 @@
+"""How files of Orthanc are read, their ciphers named, and which keys are documented."""
+
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from ingest.config import load
+from ingest.config.orthanc_ciphers import openssl_name, translated
+from ingest.config.orthanc_file import is_orthanc, parse, read, substituted
+from ingest.config.orthanc_keys import (
+    ALIASES,
+    HONOURED,
+    MODALITY_KEYS,
+    MODALITY_WITHOUT_EFFECT,
+    NOT_HONOURED,
+    without_effect,
+)
+from ingest.errors import ConfigError
+from tests.peers import require_program
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("${A}", "one"),
+        ("${NONE}", ""),
+        ("${A:-two}", "one"),
+        ("${NONE:-two}", "two"),
+        ("${NONE:-}", ""),
+        ("${NONE:-'t w o'}", "t w o"),
+        ('${NONE:-"two"}', "two"),
+        ("${EMPTY:-two}", ""),
+        ("$A ${A", "$A ${A"),
+        ("${A}${A}", "oneone"),
+    ],
+)
+def test_variables_are_replaced_as_orthanc_does(text: str, expected: str) -> None:
+    assert substituted(text, {"A": "one", "EMPTY": ""}) == expected
+
+
+def test_comments_trailing_commas_and_what_follows_the_object_pass() -> None:
+    text = """\ufeff// { "a" : 0 }
+    { "a" : [ 1, 2, ], /* , } */ "b" : "// no, ] /* comment */ \\" ,}", // end
+      "c" : { }, "a" : 3,
+    } trailing"""
+    found = parse(Path("x"), text.removeprefix("\ufeff"), {})
+    assert found == {"a": 3, "b": '// no, ] /* comment */ " ,}', "c": {}}
+
+
+def test_a_variable_may_bring_a_number(tmp_path: Path) -> None:
+    (tmp_path / "x.json").write_text('{ "DicomPort" : ${PORT:-104} }')
+    assert read(tmp_path / "x.json", {}) == {"DicomPort": 104}
+    assert read(tmp_path / "x.json", {"PORT": "105"}) == {"DicomPort": 105}
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ('\n// x\n{\n  "a" : 1\n  "b" : 2\n}', r"x\.json:5: .*correct the JSON"),
+        ('{ "a" : NaN }', "out of range"),
+        ("[" * 100_000, "too deep|correct the JSON"),
+        ("[]", "is not an object"),
+        ("", "x.json:1: "),
+        ('{ "a" : /* open }', "correct the JSON"),
+    ],
+)
+def test_text_that_is_not_json_names_file_and_line(tmp_path: Path, text: str, words: str) -> None:
+    (tmp_path / "x.json").write_text(text)
+    with pytest.raises(ConfigError, match=words):
+        load(tmp_path / "x.json")
+
+
+def test_secrets_of_a_broken_file_are_not_shown(tmp_path: Path) -> None:
+    (tmp_path / "x.json").write_text('{ "RegisteredUsers" : { "alice" : "hunter2" "x" } }')
+    with pytest.raises(ConfigError) as caught:
+        load(tmp_path / "x.json")
+    assert "hunter2" not in str(caught.value)
+
+
+def test_files_of_a_folder_are_merged_and_paths_start_there(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text('{ "DicomAet" : "A" }')
+    (tmp_path / "b.JSON").write_text('{ "DicomPort" : 11112 }')
+    (tmp_path / "c.txt").write_text("no JSON")
+    (tmp_path / "below").mkdir()
+    (tmp_path / "below" / "d.json").write_text("no JSON")
+    config = load(tmp_path, environ={})
+    assert (config.node.ae_title, config.listeners[0].port) == ("A", 11112)
+    assert config.data_dir == tmp_path / "OrthancStorage"
+
+
+def test_a_key_of_two_files_and_an_empty_folder_are_faults(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"holds no \*\.json"):
+        load(tmp_path)
+    (tmp_path / "a.json").write_text('{ "DicomModalities" : {} }')
+    (tmp_path / "b.json").write_text('{ "DicomModalities" : {}, "Name" : "B" }')
+    (tmp_path / "c.json").write_text("nothing")
+    with pytest.raises(ConfigError) as caught:
+        load(tmp_path)
+    first, second = caught.value.faults
+    assert "b.json: DicomModalities is in" in first
+    assert "a.json" in first
+    assert "c.json:1" in second
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "expected"),
+    [
+        ("x.json", "", True),
+        ("x.JSON", "", True),
+        ("x.conf", '\ufeff\n // c\n{ "a" : 1 }', True),
+        ("x.conf", "{}", True),
+        ("x.conf", "/* */ {}", True),
+        ("x.conf", "[node]\n", False),
+        ("x.toml", "# {}\n", False),
+    ],
+)
+def test_an_orthanc_file_is_known_by_its_name_or_its_begin(
+    tmp_path: Path, name: str, text: str, expected: bool
+) -> None:
+    (tmp_path / name).write_text(text)
+    assert is_orthanc(tmp_path / name) is expected
+
+
+def test_every_name_of_iana_is_translated_as_openssl_has_it() -> None:
+    printed = subprocess.run(
+        [require_program("openssl"), "ciphers", "-s", "-stdname", "ALL:COMPLEMENTOFALL:@SECLEVEL=0"],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=20,
+    ).stdout
+    pairs = re.findall(r"^(TLS_\w+_WITH_\w+)\s+- (\S+)", printed, re.MULTILINE)
+    usual = [
+        (iana, ours)
+        for iana, ours in pairs
+        if re.search(r"TLS_(EC)?DHE_|TLS_RSA_WITH", iana) and "PSK" not in iana
+    ]
+    assert len(usual) > 20
+    assert {iana: openssl_name(iana) for iana, _ in usual} == dict(usual)
+    ciphers, suites, unknown = translated(
+        [iana for iana, _ in usual] + ["TLS_AES_128_GCM_SHA256", "TLS_NONE"]
+    )
+    assert ciphers == [ours for _, ours in usual]
+    assert (suites, unknown) == (["TLS_AES_128_GCM_SHA256"], ["TLS_NONE"])
+
+
+def test_every_key_is_in_one_table_and_in_the_documentation() -> None:
+    tables = [set(HONOURED), set(NOT_HONOURED), set(without_effect()), set(ALIASES)]
+    assert sum(map(len, tables)) == len(set.union(*tables))
+    page = (ROOT / "docs/orthanc.md").read_text()
+    for key in (*set.union(*tables), *MODALITY_KEYS, *MODALITY_WITHOUT_EFFECT):
+        assert f"`{key}`" in page, key
+    for key, honoured in (HONOURED | MODALITY_KEYS).items():
+        row = next(line for line in page.splitlines() if line.startswith(f"| `{key}` |"))
+        assert honoured.becomes in row
+    for key, (_, why) in NOT_HONOURED.items():
+        assert any(line.startswith(f"| `{key}` |") and why in line for line in page.splitlines())
+
+
+def test_the_configuration_that_orthanc_writes_holds_no_key_unknown_here(tmp_path: Path) -> None:
+    written = tmp_path / "default.json"
+    subprocess.run(
+        [require_program("Orthanc"), f"--config={written}"], check=True, capture_output=True, timeout=30
+    )
+    found = read(written, {})
+    assert len(found) > 90
+    known = {*HONOURED, *NOT_HONOURED, *without_effect()}
+    assert set(found) <= known
+    for key, honoured in HONOURED.items():
+        if key in found and honoured.default is not None:
+            default = list(honoured.default) if isinstance(honoured.default, tuple) else honoured.default
+            assert found[key] == default, key
+    commented = re.findall(r'^ +(?:// )?"(\w+)" *:', written.read_text(), re.MULTILINE)
+    nested = {"Module", "Pin", "Verbose", "Url", "Username", "Password", "HttpHeaders", "CertificateFile"}
+    nested |= {"CertificateKeyFile", "CertificateKeyPassword", "alice", "sample", "sample2", "vitrea", "peer"}
+    nested |= {"peer2", "Sample", "untrusted"}
+    assert set(commented) - known - nested - MODALITY_KEYS.keys() - MODALITY_WITHOUT_EFFECT == set()
+    assert load(written, environ={}).receive.transfer_syntaxes == ("*",)
