@@ -11,6 +11,7 @@ from ingest.cli import main
 from ingest.config import Config, load, notes
 from ingest.config.model import Peer
 from ingest.errors import ConfigError
+from ingest.remotes import remotes
 from tests.pki import Material
 
 ROOT = Path(__file__).parents[2]
@@ -207,6 +208,8 @@ def test_a_modality_is_a_destination_without_a_route(folder: Path) -> None:
     assert (second.name, second.port, second.calling_ae_title) == ("object", 105, "ME")
     assert (second.connect_seconds, second.response_seconds) == (3, 3)
     assert config.routes == ()
+    called = remotes(config)
+    assert (called["array"].calling_ae, called["object"].calling_ae) == ("ORTHANC", "ME")
     assert "[[routes]]" in said(folder, **values)["DicomModalities"]
 
 
