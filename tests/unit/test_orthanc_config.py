@@ -254,7 +254,8 @@ def test_one_ae_title_of_several_modalities_may_what_all_of_them_may(folder: Pat
 
 
 def test_hosts_are_checked_when_asked_and_a_name_is_nobodys_address(folder: Path) -> None:
-    modalities = {"a": ["A", "10.0.0.1", 1], "b": ["B", "scanner", 1]}
+    listed = {"AET": "A", "Host": "10.0.0.1", "Port": 1, "AllowEcho": False}  # which everybody may
+    modalities = {"a": listed, "b": ["B", "scanner", 1]}
     values = {"DicomModalities": modalities, "DicomCheckModalityHost": True, "DicomAlwaysAllowStore": False}
     assert read(folder, **values).peers == (
         Peer(ae_title="A", hosts=("10.0.0.1",)),
