@@ -212,6 +212,9 @@ def test_workers_forget_which_names_of_folders_are_durable(
 ) -> None:
     fill(site, made(1))
     deliver(site, DeliveryState.DELIVERED)
+    remove(site, days=2, keep_days=1)
+    fill(site, made(2))
+    deliver(site, DeliveryState.DELIVERED)
     synced: list[int] = []
     real = os.fsync
     monkeypatch.setattr(os, "fsync", lambda fd: (synced.append(os.fstat(fd).st_ino), real(fd))[1])
