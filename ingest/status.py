@@ -24,7 +24,7 @@ from ingest.node.scoreboard import ACCEPTING, DRAINING, RowView, Scoreboard
 from ingest.queue import GROUP, connect, stream_key
 from ingest.spool import sweep
 from ingest.spool.spool import spool_id
-from ingest.tls.pki import inspect
+from ingest.tls import expiry
 
 STATES: Final = {ACCEPTING: "accepting", DRAINING: "draining"}
 STATE_COLUMNS: Final = tuple(state.value for state in DeliveryState)
@@ -160,24 +160,23 @@ def _destination(progress: Progress, now_ms: int) -> dict[str, Any]:
 
 
 def _certificates(config: Config) -> list[dict[str, Any]]:
-    found = []
-    for name, section in config.tls.items():
-        for path in (section.certificate, *section.trusted):
-            if path is None:
-                continue
-            try:
-                found += [
-                    {
-                        "section": f"tls.{name}",
-                        "file": str(path),
-                        "subject": certificate.subject,
-                        "not_after": certificate.not_after.isoformat(),
-                        "days_left": round((certificate.not_after.timestamp() - time.time()) / 86400, 1),
-                    }
-                    for certificate in inspect(path)
-                ]
-            except (IngestError, OSError) as error:
-                found.append({"section": f"tls.{name}", "file": str(path), "error": str(error)})
+    found: list[dict[str, Any]] = []
+    for place in expiry.places(config):
+        where = {"section": place.section, "file": str(place.path)}
+        try:
+            found += [
+                {
+                    **where,
+                    "role": each.role,
+                    "whose": list(each.whose),
+                    "subject": each.identity.subject,
+                    "not_after": each.identity.not_after.isoformat(),
+                    "days_left": round((each.identity.not_after.timestamp() - time.time()) / 86400, 1),
+                }
+                for each in expiry.certificates(config, place)
+            ]
+        except (IngestError, OSError) as error:
+            found.append({**where, "error": str(error)})
     return found
 
 
@@ -283,11 +282,13 @@ def _notices(now: dict[str, Any]) -> Iterator[Table]:
 
 
 def _certificate_table(now: dict[str, Any]) -> Table:
-    table = Table("section", "subject", "valid until", "days left")
+    table = Table("section", "role", "subject", "valid until", "days left")
     table.title = "Certificates"
     for row in now["certificates"]:
         if "error" in row:
-            table.add_row(row["section"], row["error"], "", "")
+            table.add_row(row["section"], "", escape(row["error"]), "", "")
         else:
-            table.add_row(row["section"], row["subject"], row["not_after"][:10], str(row["days_left"]))
+            role = " ".join((row["role"], *row["whose"]))
+            end = (row["not_after"][:10], str(row["days_left"]))
+            table.add_row(row["section"], escape(role), escape(row["subject"]), *end)
     return table

@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 from ingest.config.faults import Fault
 from ingest.config.model import Config
 from ingest.config.show import masked
-from ingest.config.tls_check import check_tls, ends
+from ingest.config.tls_check import check_tls, due
 from ingest.errors import IngestError
 from ingest.tls import profiles
 
@@ -40,16 +40,17 @@ def check(config: Config) -> list[Fault]:
 
 
 def notices(config: Config) -> list[Fault]:
-    """What a node says at every start and reload: choices that others should know, certificates that end.
+    """What a node says at every start and reload: choices that others should know, lists that are due.
 
-    An own certificate that ended is said, not refused: peers may not mind, a node that is down helps none.
+    Certificates that end are said by `ingest.tls.expiry`. Our own is not refused then: peers may not mind,
+    and a node that is down helps none.
     """
     found = choices(config)
     for name, tls in config.tls.items():
         with contextlib.suppress(
             IngestError
         ):  # the context, made at the same start, raises what is wrong with it
-            found += ends(f"tls.{name}", tls, datetime.now(UTC))
+            found += due(f"tls.{name}", tls, datetime.now(UTC))
     return found
 
 

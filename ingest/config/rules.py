@@ -91,8 +91,6 @@ def _tls_name(key: str, name: str | bool, names: Names) -> Iterator[Fault]:
 
 
 def _tls(key: str, tls: TLS, listening: bool) -> Iterator[Fault]:
-    if tls.pkcs12:
-        yield Fault(f"{key}.pkcs12", "not supported yet", "remove it")
     yield from _pair(key, tls, listening)
     for index, path in enumerate(tls.trusted):
         yield from _file(f"{key}.trusted[{index}]", path, folder_too=True)
@@ -111,17 +109,32 @@ def _tls(key: str, tls: TLS, listening: bool) -> Iterator[Fault]:
 
 
 def _pair(key: str, tls: TLS, listening: bool) -> Iterator[Fault]:
-    if listening and tls.certificate is None and tls.pkcs12 is None:
-        remedy = "name a PEM file (`ingest certs new` makes one)"
-        yield Fault(f"{key}.certificate", "a listener needs a certificate", remedy)
-    elif tls.certificate is None and tls.private_key is not None:
-        yield Fault(f"{key}.certificate", "is missing for private_key", "name both, or neither")
-    if tls.private_key is None and tls.certificate is not None:
-        yield Fault(f"{key}.private_key", "is missing for certificate", "name both, or neither")
-    for name in ("certificate", "private_key", "password_file"):
+    for name in ("certificate", "private_key", "pkcs12", "password_file"):
         path = getattr(tls, name)
         if path is not None:
             yield from _file(f"{key}.{name}", path)
+    if tls.pkcs12 is not None:
+        for name in ("certificate", "private_key"):
+            if getattr(tls, name) is not None:
+                remedy = "name the one or the other: pkcs12 holds certificate and key"
+                yield Fault(f"{key}.{name}", "contradicts pkcs12", remedy)
+        return
+    if listening and tls.certificate is None:
+        remedy = "name a PEM file (`ingest certs new` makes one), or a pkcs12"
+        yield Fault(f"{key}.certificate", "a listener needs a certificate", remedy)
+    elif tls.certificate is None and tls.private_key is not None:
+        yield Fault(f"{key}.certificate", "is missing for private_key", "name both, or neither")
+    if tls.private_key is None and tls.certificate is not None and not _joined(tls.certificate):
+        remedy = "name both, or a certificate's file that holds the key too"
+        yield Fault(f"{key}.private_key", "is missing for certificate", remedy)
+
+
+def _joined(path: Path) -> bool:
+    """Whether a certificate's file holds a private key too."""
+    try:
+        return b"PRIVATE KEY-----" in path.read_bytes()
+    except OSError:
+        return False
 
 
 def _protocol(key: str, tls: TLS) -> Iterator[Fault]:

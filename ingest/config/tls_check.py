@@ -1,7 +1,7 @@
 """Looks at the certificates and keys that a configuration names: do they fit, and until when."""
 
-from collections.abc import Iterator
-from datetime import datetime, timedelta
+from collections.abc import Iterator, Sequence
+from datetime import datetime
 from itertools import pairwise
 from pathlib import Path
 
@@ -12,13 +12,10 @@ from cryptography.x509.oid import ExtendedKeyUsageOID
 from ingest.config.faults import Fault
 from ingest.config.model import TLS, Config
 from ingest.errors import ConfigError, IngestError
-from ingest.tls import crl, pem
+from ingest.tls import crl, expiry
 from ingest.tls.contexts import client_context, server_context
-from ingest.tls.identity import Identity
-from ingest.tls.pki import inspect
-
-SOON = timedelta(days=30)
-"""A certificate that ends within it is worth a word."""
+from ingest.tls.expiry import Dated
+from ingest.tls.material import read_pair
 
 
 def check_tls(config: Config, now: datetime) -> Iterator[Fault]:
@@ -37,30 +34,38 @@ def check_tls(config: Config, now: datetime) -> Iterator[Fault]:
                 cause, _, remedy = line.rpartition("; ")
                 yield Fault(key, cause, remedy)
             continue  # what cannot be loaded cannot be looked at either
-        yield from ends(key, tls, now)
-        if tls.certificate is not None and tls.private_key is not None:
-            yield from _chain_order(key, tls.certificate)
-            yield from _purposes(key, tls.certificate, serving=name in serving, sending=name in sending)
-            yield from _secrecy(f"{key}.private_key", tls.private_key)
-        yield from _trusted(key, tls, now)
+        yield from due(key, tls, now)
+        own = read_pair(tls)
+        if own is not None:
+            pair, certificate, private_key = own
+            chain = [x509.load_pem_x509_certificate(text.encode()) for text in pair.certificates]
+            where = f"{key}.certificate" if tls.pkcs12 is None else f"{key}.pkcs12"
+            yield from _chain_order(where, certificate, chain)
+            yield from _purposes(
+                where, certificate, chain[0], serving=name in serving, sending=name in sending
+            )
+            yield from _secrecy(where if private_key == certificate else f"{key}.private_key", private_key)
+        if tls.password_file is not None:
+            yield from _secrecy(f"{key}.password_file", tls.password_file)
+        yield from _ends(config, f"tls.{name}", now)
 
 
-def ends(key: str, tls: TLS, now: datetime) -> Iterator[Fault]:
-    """Own certificates that ended, will soon, or are not valid yet; revocation lists that are due.
+def due(key: str, tls: TLS, now: datetime) -> Iterator[Fault]:
+    """An own certificate that is not valid yet, and revocation lists that are due.
 
     Raises:
-        IngestError: The file cannot be read.
+        IngestError: A file cannot be read.
     """
     yield from _lists(key, tls, now)
-    if tls.certificate is None:
+    own = read_pair(tls)
+    if own is None:
         return
-    for index, identity in enumerate(inspect(tls.certificate)):
-        which = "the certificate" if index == 0 else f"certificate {index + 1} of the chain"
-        yield from _dates(f"{key}.certificate", tls.certificate, which, identity, now, note=False)
-    begin = _chain(tls.certificate)[0].not_valid_before_utc
+    pair, path, _ = own
+    begin = x509.load_pem_x509_certificate(pair.certificates[0].encode()).not_valid_before_utc
     if begin > now:
-        cause = f"{tls.certificate}: is not valid before {begin:%Y-%m-%d %H:%M} UTC"
-        yield Fault(f"{key}.certificate", cause, "correct the clock, or make another certificate")
+        cause = f"{path}: is not valid before {begin:%Y-%m-%d %H:%M} UTC"
+        where = "certificate" if tls.pkcs12 is None else "pkcs12"
+        yield Fault(f"{key}.{where}", cause, "correct the clock, or make another certificate")
 
 
 def _lists(key: str, tls: TLS, now: datetime) -> Iterator[Fault]:
@@ -74,38 +79,21 @@ def _lists(key: str, tls: TLS, now: datetime) -> Iterator[Fault]:
                 yield Fault(f"{key}.crl[{index}]", cause, remedy, note=True)
 
 
-def _chain_order(key: str, path: Path) -> Iterator[Fault]:
-    chain = _chain(path)
+def _chain_order(key: str, path: Path, chain: Sequence[x509.Certificate]) -> Iterator[Fault]:
     for child, parent in pairwise(chain):
         try:
             child.verify_directly_issued_by(parent)
         except (ValueError, TypeError, InvalidSignature):
             cause = f"{path}: {child.subject.rfc4514_string()} is not signed by what follows it"
-            yield Fault(
-                f"{key}.certificate", cause, "order the chain: own certificate, its issuer, and so on"
-            )
+            yield Fault(key, cause, "order the chain: own certificate, its issuer, and so on")
 
 
-def _chain(path: Path) -> list[x509.Certificate]:
-    return [x509.load_pem_x509_certificate(text.encode()) for _, texts in pem.blocks(path) for text in texts]
-
-
-def _dates(
-    key: str, path: Path, which: str, identity: Identity, now: datetime, *, note: bool
+def _purposes(
+    key: str, path: Path, own: x509.Certificate, *, serving: bool, sending: bool
 ) -> Iterator[Fault]:
-    end = identity.not_after
-    if end <= now:
-        cause = f"{path}: {which} ({identity.subject}) ended on {end:%Y-%m-%d}"
-        yield Fault(key, cause, "replace it", note=note)
-    elif end <= now + SOON:
-        cause = f"{path}: {which} ({identity.subject}) ends on {end:%Y-%m-%d}"
-        yield Fault(key, cause, "replace it before", note=True)
-
-
-def _purposes(key: str, path: Path, *, serving: bool, sending: bool) -> Iterator[Fault]:
     """An extended key usage, where there is one, must name the roles that the pair plays."""
     try:
-        extension = _chain(path)[0].extensions.get_extension_for_class(x509.ExtendedKeyUsage)
+        extension = own.extensions.get_extension_for_class(x509.ExtendedKeyUsage)
     except (x509.ExtensionNotFound, ValueError):
         return
     usages = set(extension.value)
@@ -114,9 +102,7 @@ def _purposes(key: str, path: Path, *, serving: bool, sending: bool) -> Iterator
     for used, oid, name, role in wanted:
         if used and not usages & {oid, ExtendedKeyUsageOID.ANY_EXTENDED_KEY_USAGE}:
             cause = f"{path}: its extended key usage lacks {name}, so peers refuse it from {role}"
-            yield Fault(
-                f"{key}.certificate", cause, f"have it issued with {name}, or use another [tls.NAME] there"
-            )
+            yield Fault(key, cause, f"have it issued with {name}, or use another [tls.NAME] there")
 
 
 def _secrecy(key: str, path: Path) -> Iterator[Fault]:
@@ -124,13 +110,35 @@ def _secrecy(key: str, path: Path) -> Iterator[Fault]:
         yield Fault(key, f"{path}: others than its owner may read it", f"chmod 600 {path}", note=True)
 
 
-def _trusted(key: str, tls: TLS, now: datetime) -> Iterator[Fault]:
-    """A trusted certificate that ended keeps its peer out, but not the others: a note."""
-    for index, path in enumerate(tls.trusted):
-        try:
-            for identity in inspect(path):
-                yield from _dates(
-                    f"{key}.trusted[{index}]", path, "a peer's certificate", identity, now, note=True
-                )
-        except IngestError as error:
-            yield Fault(f"{key}.trusted[{index}]", str(error), "remove what cannot be read", note=True)
+def _ends(config: Config, section: str, now: datetime) -> Iterator[Fault]:
+    """Certificates that ended or will soon.
+
+    A trusted one that ended keeps its peer out, but not the others: a note, unless a peer is bound to it, or
+    nobody else is trusted.
+    """
+    found: list[Dated] = []
+    for place in expiry.places(config):
+        if place.section == section:
+            try:
+                found += expiry.certificates(config, place)
+            except IngestError as error:
+                yield Fault(f"{section}.{place.key}", str(error), "remove what cannot be read", note=True)
+    nobody = all(each.identity.not_after <= now for each in found if each.place.key.startswith("trusted"))
+    for each in found:
+        end, key = each.identity.not_after, f"{section}.{each.place.key}"
+        cause = f"{each.place.path}: {_which(each)} ({each.identity.subject})"
+        if end <= now:
+            note = not (each.needed or nobody)
+            yield Fault(key, f"{cause} ended on {end:%Y-%m-%d}", "replace it", note=note)
+        elif end <= now + expiry.SOON:
+            yield Fault(key, f"{cause} ends on {end:%Y-%m-%d}", "replace it before", note=True)
+
+
+def _which(each: Dated) -> str:
+    names = ", ".join(each.whose)
+    return {
+        "own": "the certificate",
+        "issuer": "an issuer in the chain",
+        "peer": f"the certificate of {names}",
+        "trusted": f"a trusted certificate, used for {names}," if names else "a trusted certificate",
+    }[each.role]

@@ -33,6 +33,7 @@ from ingest.node.embedded_queue import EmbeddedQueue
 from ingest.node.endpoints import bind, unbind
 from ingest.node.generation import ALL_ROLES, BACK_OFF_SECONDS, Child, Generation, Place, plan
 from ingest.node.scoreboard import ACCEPTING, BOOTING, HEARTBEAT, PID, STATE, Scoreboard, now_ms
+from ingest.tls.expiry import Watch
 
 WORKERS: Final = {
     "persist": "workers.persist:main",
@@ -80,6 +81,7 @@ class Supervisor:
         self.queue: EmbeddedQueue | None = None
         self.exit_code = 0
         self._queue_place = Place("queue")
+        self._certificates = Watch()
         self._pending: deque[int] = deque()
         self._ready = False
         self._drain_until: float | None = None
@@ -160,6 +162,7 @@ class Supervisor:
         endpoints = bind(config) if "listen" in self.roles else ()
         self.generation = plan(1, config, endpoints, self.roles)
         _say_notices(self.path, config)
+        self._certificates.take(config)
         if self.roles == ALL_ROLES and not config.queue.url:
             self.queue = EmbeddedQueue(config.data_dir)
             self.queue.start()
@@ -177,6 +180,7 @@ class Supervisor:
                 self._fork(place)
         self._watch_queue(now)
         self._watch_heartbeats()
+        self._certificates.look()
         if not self._ready and self._all_accept():
             self._ready = True
             self._say_ready()
@@ -314,6 +318,7 @@ class Supervisor:
                 os.kill(child.pid, signal.SIGHUP if child.role == "listen" else signal.SIGTERM)
         unbind(old.endpoints, keep=self.generation.endpoints)
         _say_notices(self.path, self.config)
+        self._certificates.take(self.config)
         log.info("reloaded", generation=self.generation.number)
         reload.note(self.config.run_dir, self.generation.number)
 

@@ -6,7 +6,6 @@ that is in memory. And peers of whose issuer there is no list, or only an old on
 `ext.tls_settings` alone.
 """
 
-import os
 import re
 import ssl
 from collections.abc import Iterator
@@ -16,7 +15,7 @@ from typing import TYPE_CHECKING, Final
 from ext import tls_settings
 from ingest.config.model import TLS
 from ingest.errors import ConfigError
-from ingest.tls import pem
+from ingest.tls import forms, material
 
 if TYPE_CHECKING:
     from cryptography.x509 import CertificateRevocationList
@@ -57,7 +56,7 @@ def lists(path: Path) -> Iterator[tuple[Path, "CertificateRevocationList"]]:
         ConfigError: A file cannot be read, or there is no list; the message names it.
     """
     found = False
-    for file in pem.files(path):
+    for file in forms.files(path):
         try:
             content = file.read_bytes()
         except OSError as error:
@@ -86,8 +85,5 @@ def _parse(file: Path, content: bytes, *, alone: bool) -> Iterator["CertificateR
 def _give(context: ssl.SSLContext, found: list["CertificateRevocationList"]) -> None:
     from cryptography.hazmat.primitives.serialization import Encoding  # noqa: PLC0415 - as above
 
-    descriptor = os.memfd_create("crl", os.MFD_CLOEXEC)
-    with open(descriptor, "wb") as file:
-        file.writelines(each.public_bytes(Encoding.PEM) for each in found)
-        file.flush()
-        context.load_verify_locations(cafile=f"/proc/self/fd/{descriptor}")
+    with material.in_memory(b"".join(each.public_bytes(Encoding.PEM) for each in found)) as path:
+        context.load_verify_locations(cafile=path)

@@ -6,18 +6,18 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Literal
+from typing import Literal, get_args
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from ingest.errors import IngestError
 
-PrivateKey = rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey
-KeyType = Literal["rsa2048", "rsa3072", "ec"]
-KEY_TYPES: tuple[KeyType, ...] = ("rsa2048", "rsa3072", "ec")
+PrivateKey = rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey | ed25519.Ed25519PrivateKey
+KeyType = Literal["rsa2048", "rsa3072", "rsa4096", "ec", "ec-p384", "ed25519"]
+KEY_TYPES: tuple[KeyType, ...] = get_args(KeyType)
 DEFAULT_DAYS = 825
 AUTHORITY_DAYS = 3650
 
@@ -68,13 +68,13 @@ def self_signed(
         name: Common name.
         names: Subject alternative names, host names or addresses; by default `name`, where it is one.
         days: Validity from now on, or from `start`.
-        key_type: RSA of 2048 or 3072 bits, or EC on P-256.
+        key_type: RSA of so many bits, EC on P-256 or P-384, or Ed25519 (RFC 8410).
         start: Begin of validity; by default an hour ago, for peers whose clock is late.
     """
     key = _new_key(key_type)
     builder = _builder(name, key, days, start).issuer_name(_subject(name))
     builder = _leaf(builder, name, names)
-    return Pair(builder.sign(key, hashes.SHA256()), key)
+    return Pair(_sign(builder, key), key)
 
 
 def authority(name: str, *, days: float = AUTHORITY_DAYS, key_type: KeyType = "rsa3072") -> Pair:
@@ -82,8 +82,8 @@ def authority(name: str, *, days: float = AUTHORITY_DAYS, key_type: KeyType = "r
     key = _new_key(key_type)
     builder = _builder(name, key, days, None).issuer_name(_subject(name))
     builder = builder.add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
-    builder = builder.add_extension(_usage(certificates=True), critical=True)
-    return Pair(builder.sign(key, hashes.SHA256()), key)
+    builder = builder.add_extension(_usage(key, certificates=True), critical=True)
+    return Pair(_sign(builder, key), key)
 
 
 def signed(
@@ -106,17 +106,25 @@ def signed(
     key = _new_key(key_type)
     builder = _leaf(_builder(name, key, days, start, issuer.certificate.not_valid_after_utc), name, names)
     builder = builder.issuer_name(issuer.certificate.subject)
-    builder = builder.add_extension(_usage(certificates=False), critical=True)
+    builder = builder.add_extension(_usage(key, certificates=False), critical=True)
     builder = builder.add_extension(
         x509.AuthorityKeyIdentifier.from_issuer_public_key(issuer.private_key.public_key()), critical=False
     )
-    return Pair(builder.sign(issuer.private_key, hashes.SHA256()), key)
+    return Pair(_sign(builder, issuer.private_key), key)
 
 
 def _new_key(key_type: KeyType) -> PrivateKey:
-    if key_type == "ec":
-        return ec.generate_private_key(ec.SECP256R1())
+    if key_type == "ed25519":
+        return ed25519.Ed25519PrivateKey.generate()
+    if key_type.startswith("ec"):
+        return ec.generate_private_key(ec.SECP384R1() if key_type == "ec-p384" else ec.SECP256R1())
     return rsa.generate_private_key(public_exponent=65537, key_size=int(key_type.removeprefix("rsa")))
+
+
+def _sign(builder: x509.CertificateBuilder, key: PrivateKey) -> x509.Certificate:
+    if isinstance(key, ed25519.Ed25519PrivateKey):
+        return builder.sign(key, None)  # its hash is part of it
+    return builder.sign(key, hashes.SHA256())
 
 
 def _subject(name: str) -> x509.Name:
@@ -175,11 +183,11 @@ def general_name(text: str) -> x509.GeneralName:
         return x509.DNSName(bare)
 
 
-def _usage(*, certificates: bool) -> x509.KeyUsage:
+def _usage(key: PrivateKey, *, certificates: bool) -> x509.KeyUsage:
     return x509.KeyUsage(
         digital_signature=True,
         content_commitment=False,
-        key_encipherment=not certificates,
+        key_encipherment=not certificates and isinstance(key, rsa.RSAPrivateKey),  # RFC 5480 3, RFC 8410 5
         data_encipherment=False,
         key_agreement=False,
         key_cert_sign=certificates,

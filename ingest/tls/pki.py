@@ -10,8 +10,8 @@ from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 
 from ingest.errors import IngestError, PeerError
-from ingest.tls import pem
-from ingest.tls.contexts import read_password
+from ingest.tls import forms
+from ingest.tls.forms import read_password
 from ingest.tls.identity import Identity, identity_of
 from ingest.tls.issue import (
     DEFAULT_DAYS,
@@ -96,7 +96,7 @@ def read_pair(prefix: Path) -> Pair:
     try:
         loaded = serialization.load_pem_private_key(key.read_bytes(), password=None)
         if not isinstance(loaded, PrivateKey):
-            raise IngestError(f"{key}: is neither an RSA nor an EC key; make another")
+            raise IngestError(f"{key}: is no RSA, EC or Ed25519 key; make another")
         return Pair(x509.load_pem_x509_certificate(certificate.read_bytes()), loaded)
     except OSError as error:
         raise IngestError(f"{error.filename}: {error.strerror}; correct the prefix") from None
@@ -125,15 +125,13 @@ def trust(certificate: x509.Certificate, bundle: Path) -> None:
         raise IngestError(f"{bundle}: is not a bundle of PEM certificates; name another file") from None
 
 
-def inspect(path: Path) -> tuple[Identity, ...]:
-    """Every certificate in a PEM file, or in the files of a folder, in their order.
+def inspect(path: Path, password_file: Path | None = None) -> tuple[Identity, ...]:
+    """Every certificate in a file of any form, or in the files of a folder, in their order.
 
     Raises:
         IngestError: It cannot be read or holds none.
     """
-    found = [text for _, texts in pem.blocks(path) for text in texts]
-    if not found:
-        raise IngestError(f"{path}: {pem.not_pem(path, 'certificate')}")
+    found = [text for _, texts in forms.certificates(path, password_file) for text in texts]
     try:
         return tuple(identity_of(ssl.PEM_cert_to_DER_cert(text)) for text in found)
     except (PeerError, ValueError) as error:

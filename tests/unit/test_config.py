@@ -134,7 +134,12 @@ BAD = [
     ("[tls.n]\npeer_certificate = 'none'\ncrl = ['t.crt']", "tls.n.crl", "contradicts"),
     ("[tls.n]\ntrusted = ['t.crt']\ncrl_missing = 'ask'", "tls.n.crl_missing", "'refuse' or 'allow'"),
     ("[tls.n]\ntrusted = ['t.crt']\ncrl_expired = ''", "tls.n.crl_expired", "'refuse' or 'allow'"),
-    ("[tls.n]\ntrusted = ['t.crt']\npkcs12 = 'a'", "tls.n.pkcs12", "not supported yet"),
+    (
+        "[tls.n]\ntrusted = ['t.crt']\npkcs12 = 't.crt'\ncertificate = 't.crt'",
+        "tls.n.certificate",
+        "contradicts pkcs12",
+    ),
+    ("[tls.n]\ntrusted = ['t.crt']\npkcs12 = 'none.p12'", "tls.n.pkcs12", "does not exist"),
     ("[tls.n]\npeer_certificate = 'maybe'\ntrusted = ['t.crt']", "tls.n.peer_certificate", "'optional'"),
     (
         "[tls.n]\npeer_certificate = 'none'\ncheck_server_name = true",

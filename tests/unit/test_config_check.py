@@ -86,11 +86,6 @@ def test_end_and_begin_of_the_own_certificate_are_told(config, site, start, days
     assert words in fault.cause
 
 
-def test_expired_own_certificate_is_said_at_start_and_does_not_stop_it(config, site):
-    write(site, "node", pki.self_signed("n", key_type="ec", start=NOW - timedelta(days=9), days=1))
-    assert ["ended on" in fault.cause for fault in notices(config())] == [True]
-
-
 def test_expired_trusted_certificate_is_a_note(config, site):
     old = pki.self_signed("ct1", key_type="ec", start=NOW - timedelta(days=9), days=1)
     pki.trust(old.certificate, site / "trusted.crt")

@@ -10,7 +10,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from ingest.config import TLS
-from ingest.config.tls_check import ends
+from ingest.config.tls_check import due
 from ingest.errors import ConfigError
 from ingest.tls import crl, pki
 from ingest.tls.contexts import client_context, server_context
@@ -185,10 +185,10 @@ def test_what_is_no_list_is_named_with_its_remedy(site, tmp_path, content, words
 
 
 def test_a_list_that_is_due_is_said_at_every_start(site):
-    (fault,) = ends("tls.node", settings(site, site.scp, site.folder / "old.crl"), NOW)
+    (fault,) = due("tls.node", settings(site, site.scp, site.folder / "old.crl"), NOW)
     assert (fault.key, fault.note) == ("tls.node.crl[0]", True)
     assert "CN=Site" in fault.cause
-    assert not list(ends("tls.node", settings(site, site.scp, site.folder / "current.crl"), NOW))
+    assert not list(due("tls.node", settings(site, site.scp, site.folder / "current.crl"), NOW))
 
 
 def test_no_descriptor_is_left_of_what_was_loaded(site):

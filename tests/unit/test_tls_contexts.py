@@ -290,7 +290,6 @@ def damage(site, tmp_path, case):
     (tmp_path / "empty").write_text("\n")
     (tmp_path / "long").write_text("p" * 2000)
     (tmp_path / "text").write_text("hello")
-    (tmp_path / "der").write_bytes(ssl.PEM_cert_to_DER_cert(scp["certificate"].read_text()))
     (tmp_path / "cut").write_text(
         scp["certificate"].read_text().replace("MII", "MIX", 1).replace("MIIB", "AAAA")
     )
@@ -318,13 +317,22 @@ def damage(site, tmp_path, case):
         "text as certificate": (
             {**scp, "certificate": tmp_path / "text"},
             tmp_path / "text",
-            "no certificate in PEM",
+            "holds no certificate",
         ),
-        "DER": ({**scp, "certificate": tmp_path / "der"}, tmp_path / "der", "convert it"),
+        "key as certificate": (
+            {**scp, "certificate": scp["private_key"]},
+            scp["private_key"],
+            "a private key but no certificate",
+        ),
+        "certificate as key": (
+            {**scp, "private_key": scp["certificate"]},
+            scp["certificate"],
+            "certificates but no private key",
+        ),
         "text as key": (
             {**scp, "private_key": tmp_path / "text"},
             tmp_path / "text",
-            "no private key in PEM",
+            "holds no private key",
         ),
         "no certificate": ({**scp, "certificate": none}, none, "No such file"),
         "no key": ({**scp, "private_key": none}, none, "No such file"),
@@ -332,9 +340,8 @@ def damage(site, tmp_path, case):
         "text as bundle": (
             {**scp, "trusted": (tmp_path / "text",)},
             tmp_path / "text",
-            "no certificate in PEM",
+            "holds no certificate",
         ),
-        "DER as bundle": ({**scp, "trusted": (tmp_path / "der",)}, tmp_path / "der", "convert it"),
         "broken bundle": ({**scp, "trusted": (tmp_path / "cut",)}, tmp_path / "cut", "cannot be read"),
         "empty folder": ({**scp, "trusted": (tmp_path / "folder",)}, tmp_path / "folder", "holds no file"),
         "nothing trusted": ({**scp, "trusted": ()}, "trusted", "peer_certificate"),
@@ -350,13 +357,13 @@ CASES = [
     "long password",
     "no password file",
     "text as certificate",
-    "DER",
+    "key as certificate",
+    "certificate as key",
     "text as key",
     "no certificate",
     "no key",
     "no bundle",
     "text as bundle",
-    "DER as bundle",
     "broken bundle",
     "empty folder",
     "nothing trusted",
