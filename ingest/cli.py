@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ingest.cli_base import FAULTS, Commands, config_option, load_config
+from ingest.cli_certs import certs
 from ingest.cli_config import import_orthanc
 from ingest.cli_ledger import dry_run_option, filter_of, filter_options, require_one
 from ingest.cli_options import remote_options, tls_of
@@ -249,46 +250,7 @@ def echo(host: str, port: int, called: str, calling: str, **tls: Any) -> None:
     click.get_current_context().exit(code)
 
 
-@main.group(cls=Commands)
-def certs() -> None:
-    """Make certificates."""
-
-
-@certs.command()
-@click.argument("prefix", type=click.Path(path_type=Path))
-@click.option(
-    "--name", required=True, metavar="CN", help="Common name; also the alternative name if it is a host."
-)
-@click.option(
-    "--san", multiple=True, metavar="HOST", help="Host name or address that it stands for; repeatable."
-)
-@click.option("--days", type=click.IntRange(1, 36500), default=825, show_default=True, help="Validity.")
-@click.option(
-    "--key-type", type=click.Choice(["rsa2048", "rsa3072", "ec"]), default="rsa2048", show_default=True
-)
-@click.option(
-    "--ca", type=click.Path(path_type=Path), metavar="PREFIX", help="Signed by this authority; made if new."
-)
-@click.option(
-    "--trust", type=click.Path(path_type=Path), metavar="FILE", help="Append it (or its authority) here."
-)
-@click.option(
-    "--password-file", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Encrypt the key."
-)
-@click.option("--force", is_flag=True, help="Replace what is there.")
-def new(prefix: Path, name: str, trust: Path | None, **options: Any) -> None:
-    """Make a certificate and its private key.
-
-    Writes PREFIX.crt and PREFIX.key, self-signed or signed by an authority of your own. The key can be read
-    by its owner only. Both TLS roles are allowed, since a node is server and client.
-    """
-    from ingest.tls import pki
-
-    made = pki.make(prefix, name, **options)
-    if trust is not None:
-        pki.trust(made.anchor, trust)
-    for path in (*made.files, *([trust] if trust else [])):
-        click.echo(path)
+main.add_command(certs)
 
 
 @main.group(cls=Commands)

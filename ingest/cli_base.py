@@ -21,7 +21,13 @@ _F = TypeVar("_F", bound=Callable[..., Any])
 
 
 class Commands(click.Group):
-    """A group that lists its commands in the order of the source and turns our errors into exit codes."""
+    """A group that lists its commands in the order of the source and turns our errors into exit codes.
+
+    Attributes:
+        refused: The code for `ConfigError`.
+    """
+
+    refused = BAD_CONFIGURATION
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
         """The order in which they are told, not the alphabet's."""
@@ -33,7 +39,7 @@ class Commands(click.Group):
             return super().invoke(ctx)
         except ConfigError as error:
             _say_faults(error.faults)
-            ctx.exit(BAD_CONFIGURATION)
+            ctx.exit(self.refused)
         except BootError as error:
             _say_faults([str(error)])
             ctx.exit(CANNOT_BOOT)

@@ -42,12 +42,14 @@ class Held:
         certificates: As PEM text. Of PKCS#12: the key's own first, its issuers next, then the others.
         keys: Private keys as PEM; those of PEM and DER are as they stand, maybe encrypted.
         names: Of PKCS#12: the alias of each certificate, or "".
+        locked: Of PKCS#12: whether a password opened it.
     """
 
     form: str
     certificates: tuple[str, ...] = ()
     keys: tuple[bytes, ...] = ()
     names: tuple[str, ...] = ()
+    locked: bool = False
 
     def lacks(self, what: str) -> str:
         """Cause and remedy for who looked for a `what` here in vain."""
@@ -85,7 +87,7 @@ def read(path: Path, password_file: Path | None = None) -> Held:
     if content.startswith(_JAVA_KEYSTORES):
         return Held("JKS")
     if _is_pkcs12(content):
-        return _of_pkcs12(_open_pkcs12(path, content, password_file))
+        return _of_pkcs12(*_open_pkcs12(path, content, password_file))
     if content.startswith(_SEQUENCE):
         return _of_der(content)
     certificates = tuple(_as_pem(path, *found.groups()) for found in _CERTIFICATE.finditer(content))
@@ -228,14 +230,16 @@ def _plain(key: "PrivateKeyTypes") -> bytes:
     )
 
 
-def _open_pkcs12(path: Path, content: bytes, password_file: Path | None) -> "PKCS12KeyAndCertificates":
+def _open_pkcs12(
+    path: Path, content: bytes, password_file: Path | None
+) -> tuple["PKCS12KeyAndCertificates", bool]:
     from cryptography.exceptions import UnsupportedAlgorithm  # noqa: PLC0415 - as above
     from cryptography.hazmat.primitives.serialization import pkcs12  # noqa: PLC0415 - as above
 
     passwords = [read_password(password_file)] if password_file else []
     for password in (*passwords, None):  # the password may be for another file of the same section
         try:
-            return pkcs12.load_pkcs12(content, password)
+            return pkcs12.load_pkcs12(content, password), password is not None
         except ValueError:
             continue
         except (UnsupportedAlgorithm, TypeError) as error:
@@ -247,7 +251,7 @@ def _open_pkcs12(path: Path, content: bytes, password_file: Path | None) -> "PKC
     raise ConfigError([f"{path}: {cause}; correct the password, or export it again"])
 
 
-def _of_pkcs12(found: "PKCS12KeyAndCertificates") -> Held:
+def _of_pkcs12(found: "PKCS12KeyAndCertificates", locked: bool) -> Held:
     from cryptography.hazmat.primitives.serialization import Encoding  # noqa: PLC0415 - as above
 
     everything = [*([found.cert] if found.cert else []), *found.additional_certs]
@@ -263,4 +267,5 @@ def _of_pkcs12(found: "PKCS12KeyAndCertificates") -> Held:
         certificates=tuple(each.public_bytes(Encoding.PEM).decode("ascii") for each in ordered),
         keys=(_plain(found.key),) if found.key is not None else (),
         names=tuple(names[each] for each in ordered),
+        locked=locked,
     )

@@ -64,27 +64,48 @@ def read_pair(tls: TLS) -> tuple[Held, Path, Path] | None:
         ConfigError: A file cannot be read, or lacks what is looked for.
     """
     if tls.pkcs12 is not None:
-        held = forms.read(tls.pkcs12, tls.password_file)
-        if held.form == "JKS":
-            raise ConfigError([f"{tls.pkcs12}: {held.lacks('private key')}"])
-        if held.form != "PKCS#12":
-            cause = f"is not PKCS#12 but {held.form}" if held.form else "is not PKCS#12"
-            raise ConfigError([f"{tls.pkcs12}: {cause}; name PEM and DER in certificate and private_key"])
-        if not held.keys:
-            cause = "holds certificates but no private key: it is a trust store"
-            raise ConfigError([f"{tls.pkcs12}: {cause}; name the key store here, and this one in trusted"])
-        if not held.certificates:
-            raise ConfigError([f"{tls.pkcs12}: holds no certificate for its key; export it with its chain"])
-        return _own(held), tls.pkcs12, tls.pkcs12
-    if tls.certificate is None:
-        return None
-    certificate, key = tls.certificate, tls.private_key or tls.certificate
+        return read_store(tls.pkcs12, tls.password_file), tls.pkcs12, tls.pkcs12
+    if tls.certificate is not None:
+        key = tls.private_key or tls.certificate
+        return read_files(tls.certificate, key), tls.certificate, key
+    return None
+
+
+def read_store(path: Path, password_file: Path | None) -> Held:
+    """Own chain and key in PKCS#12, without what else it holds: peers get our certificate and its issuers.
+
+    Raises:
+        ConfigError: It cannot be opened, or has no key.
+    """
+    held = forms.read(path, password_file)
+    if held.form == "JKS":
+        raise ConfigError([f"{path}: {held.lacks('private key')}"])
+    if held.form != "PKCS#12":
+        cause = f"is not PKCS#12 but {held.form}" if held.form else "is not PKCS#12"
+        raise ConfigError([f"{path}: {cause}; PEM and DER have their own place, certificate and private_key"])
+    if not held.keys:
+        cause = "holds certificates but no private key: it is a trust store"
+        raise ConfigError([f"{path}: {cause}; name the key store here, and this one where peers are trusted"])
+    if not held.certificates:
+        raise ConfigError([f"{path}: holds no certificate for its key; export it with its chain"])
+    from cryptography import x509  # noqa: PLC0415 - it has read the PKCS#12
+
+    first, *others = (x509.load_pem_x509_certificate(text.encode()) for text in held.certificates)
+    return Held(held.form, held.certificates[: len(forms.chain(first, others))], held.keys)
+
+
+def read_files(certificate: Path, key: Path) -> Held:
+    """Own chain and key in PEM or DER; the key as it stands, maybe encrypted.
+
+    Raises:
+        ConfigError: A file cannot be read, or lacks what is looked for.
+    """
     first, second = _no_pkcs12(certificate), _no_pkcs12(key)
     if not first.certificates:
         raise ConfigError([f"{certificate}: {first.lacks('certificate')}"])
     if not second.keys:
         raise ConfigError([f"{key}: {second.lacks('private key')}"])
-    return Held(first.form, first.certificates, second.keys), certificate, key
+    return Held(first.form, first.certificates, second.keys)
 
 
 @contextlib.contextmanager
@@ -103,15 +124,6 @@ def _no_pkcs12(path: Path) -> Held:
     return forms.read(path)
 
 
-def _own(held: Held) -> Held:
-    """Without what else a key store holds: peers get our own certificate and its issuers."""
-    from cryptography import x509  # noqa: PLC0415 - PKCS#12 was read by it
-
-    first, *others = (x509.load_pem_x509_certificate(text.encode()) for text in held.certificates)
-    count = len(forms.chain(first, others))
-    return Held(held.form, held.certificates[:count], held.keys)
-
-
 def _diagnose(
     pair: Held, certificate: Path, key: Path, password_file: Path | None, error: ssl.SSLError
 ) -> str:
@@ -124,7 +136,7 @@ def _diagnose(
     except ValueError:
         return f"{certificate}: a certificate in it cannot be read; export it again as PEM"
     try:
-        own = _private(pair.keys[0], password_file).public_key()
+        own = private_key(pair.keys[0], password_file).public_key()
     except (ValueError, TypeError):
         if forms.is_encrypted(pair.keys[0]):
             return f"{key}: cannot be decrypted with the password in {password_file}; correct the password"
@@ -139,8 +151,15 @@ def _diagnose(
     return f"{certificate}: OpenSSL refuses it ({error.reason or error}); {remedy}"
 
 
-def _private(key: bytes, password_file: Path | None) -> Any:
+def private_key(pem: bytes, password_file: Path | None) -> Any:
+    """A key in PEM, decrypted with the password in a file where it needs one.
+
+    Raises:
+        ValueError: It cannot be read, or the password is wrong.
+        TypeError: It needs one, and there is none.
+        ConfigError: The password file cannot be used.
+    """
     from cryptography.hazmat.primitives.serialization import load_pem_private_key  # noqa: PLC0415 - as above
 
-    password = read_password(password_file) if password_file and forms.is_encrypted(key) else None
-    return load_pem_private_key(key, password)
+    password = read_password(password_file) if password_file and forms.is_encrypted(pem) else None
+    return load_pem_private_key(pem, password)

@@ -2,6 +2,7 @@
 
 import os
 import ssl
+import stat
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,10 +36,15 @@ __all__ = [
     "files_of",
     "inspect",
     "make",
+    "read_all",
     "read_pair",
+    "refuse_existing",
     "self_signed",
     "signed",
     "trust",
+    "trust_all",
+    "write_both",
+    "write_file",
     "write_pair",
 ]
 
@@ -59,31 +65,54 @@ def write_pair(
     Raises:
         IngestError: One of them exists and `force` is not set, or the folder cannot be written.
     """
-    certificate, key = files_of(prefix)
-    for path in (certificate, key):
+    return write_both(prefix, pair.certificate_pem, pair.key_pem(password), force=force)
+
+
+def write_both(prefix: Path, certificates: bytes, key: bytes, *, force: bool) -> tuple[Path, Path]:
+    """As `write_pair`, of what is PEM already."""
+    paths = files_of(prefix)
+    refuse_existing(*paths, force=force, remedy="choose another prefix")
+    # The key last: where it is, its certificate is too.
+    write_file(paths[0], certificates, 0o644, force=force)
+    write_file(paths[1], key, 0o600, force=force)
+    return paths
+
+
+def refuse_existing(*paths: Path, force: bool, remedy: str) -> None:
+    """Before anything is written.
+
+    Raises:
+        IngestError: One of them exists and `force` is not set.
+    """
+    for path in paths:
         if path.exists() and not force:
-            raise IngestError(f"{path} exists; choose another prefix, or --force to replace it")
+            raise IngestError(f"{path} exists; {remedy}, or --force to replace it")
+
+
+def write_file(path: Path, content: bytes, mode: int, *, force: bool) -> None:
+    """Make a file with these permissions from its first byte on, whole or not at all, with its folder.
+
+    Raises:
+        IngestError: It exists and `force` is not set, or the folder cannot be written.
+    """
+    beside = path.with_name(f".{path.name}.{os.getpid()}.new")
     try:
-        prefix.parent.mkdir(parents=True, exist_ok=True)
-        # The key last: where it is, its certificate is too.
-        _write(certificate, pair.certificate_pem, 0o644, force=force)
-        _write(key, pair.key_pem(password), 0o600, force=force)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                os.fchmod(descriptor, mode)  # whatever the umask
+                file.write(content)
+                file.flush()
+                os.fsync(descriptor)
+            if force:
+                beside.replace(path)
+            else:
+                path.hardlink_to(beside)  # unlike a rename, it never replaces
+        finally:
+            beside.unlink(missing_ok=True)
     except OSError as error:
-        raise IngestError(f"{error.filename}: {error.strerror}; name a place that can be written") from None
-    return certificate, key
-
-
-def _write(path: Path, data: bytes, mode: int, *, force: bool) -> None:
-    """Create with these permissions; to replace, create beside it and rename: nobody reads half a file."""
-    target = path.with_name(f".{path.name}.{os.getpid()}.new") if force else path
-    descriptor = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
-    with os.fdopen(descriptor, "wb") as file:
-        os.fchmod(descriptor, mode)  # whatever the umask
-        file.write(data)
-        file.flush()
-        os.fsync(descriptor)
-    if force:
-        target.replace(path)
+        raise IngestError(f"{path}: {error.strerror}; name a place that can be written") from None
 
 
 def read_pair(prefix: Path) -> Pair:
@@ -105,24 +134,56 @@ def read_pair(prefix: Path) -> Pair:
 
 
 def trust(certificate: x509.Certificate, bundle: Path) -> None:
-    """Append a certificate to a PEM bundle, unless it is there; the bundle is made where there is none.
+    """Add a certificate to a PEM bundle, unless it is there; the bundle is made where there is none.
 
     Raises:
         IngestError: The bundle cannot be read or written.
     """
+    trust_all([certificate], bundle)
+
+
+def trust_all(certificates: Iterable[x509.Certificate], bundle: Path) -> list[x509.Certificate]:
+    """As `trust`; those that were not there. Who reads the bundle meanwhile sees the old one or the new one.
+
+    Raises:
+        IngestError: The bundle cannot be read or written.
+    """
+    bundle = bundle.resolve()
     try:
         known = bundle.read_bytes() if bundle.exists() else b""
-        if certificate in (x509.load_pem_x509_certificates(known) if known.strip() else ()):
-            return
-        bundle.parent.mkdir(parents=True, exist_ok=True)
-        gap = b"" if not known or known.endswith(b"\n") else b"\n"
-        comment = f"# {certificate.subject.rfc4514_string()}\n".encode("ascii", "backslashreplace")
-        with bundle.open("ab") as file:
-            file.write(gap + comment + certificate.public_bytes(serialization.Encoding.PEM))
+        mode = stat.S_IMODE(bundle.stat().st_mode) if known else 0o644
+        there = x509.load_pem_x509_certificates(known) if known.strip() else []
     except OSError as error:
         raise IngestError(f"{bundle}: {error.strerror}; name a file that can be written") from None
     except ValueError:
         raise IngestError(f"{bundle}: is not a bundle of PEM certificates; name another file") from None
+    added = [each for each in dict.fromkeys(certificates) if each not in there]
+    if added:
+        gap = b"" if not known or known.endswith(b"\n") else b"\n"
+        write_file(bundle, known + gap + b"".join(map(_commented, added)), mode, force=True)
+    return added
+
+
+def read_all(paths: Iterable[Path], password_file: Path | None = None) -> list[x509.Certificate]:
+    """The certificates in files of any form and in folders, each once.
+
+    Raises:
+        IngestError: A file cannot be read, or holds none.
+    """
+    found: dict[x509.Certificate, None] = {}
+    for path in paths:
+        for file, texts in forms.certificates(path, password_file):
+            try:
+                found |= dict.fromkeys(x509.load_pem_x509_certificate(text.encode()) for text in texts)
+            except ValueError as error:
+                raise IngestError(f"{file}: {error}; export the certificate again") from None
+    return list(found)
+
+
+def _commented(certificate: x509.Certificate) -> bytes:
+    subject = certificate.subject.rfc4514_string().encode("ascii", "backslashreplace")
+    # A subject may hold whatever its maker liked, also the end of a line.
+    return b"# " + b" ".join(subject.split()) + b"\n" + certificate.public_bytes(serialization.Encoding.PEM)
 
 
 def inspect(path: Path, password_file: Path | None = None) -> tuple[Identity, ...]:

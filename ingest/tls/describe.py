@@ -1,0 +1,250 @@
+"""`ingest certs inspect`: what files of keys and certificates hold, and which of them belong together."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any, Final
+
+from cryptography import x509
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import dsa, ec, rsa
+from cryptography.x509.oid import ExtendedKeyUsageOID
+
+from ingest.errors import IngestError, PeerError
+from ingest.tls import forms
+from ingest.tls.identity import identity_of
+from ingest.tls.material import private_key
+
+_EXTENDED: Final = {
+    ExtendedKeyUsageOID.SERVER_AUTH: "serverAuth",
+    ExtendedKeyUsageOID.CLIENT_AUTH: "clientAuth",
+    ExtendedKeyUsageOID.ANY_EXTENDED_KEY_USAGE: "anyExtendedKeyUsage",
+}
+_BASIC: Final = {
+    "digital_signature": "digitalSignature",
+    "content_commitment": "nonRepudiation",
+    "key_encipherment": "keyEncipherment",
+    "data_encipherment": "dataEncipherment",
+    "key_agreement": "keyAgreement",
+    "key_cert_sign": "keyCertSign",
+    "crl_sign": "cRLSign",
+}
+"""RFC 5280 4.2.1.3."""
+
+
+@dataclass(frozen=True, slots=True)
+class Certificate:
+    """One certificate; `public` tells whether a key is its own and is nothing to show."""
+
+    subject: str
+    issuer: str
+    names: tuple[str, ...]
+    not_before: datetime
+    not_after: datetime
+    days_left: float
+    sha256: str
+    key: str
+    authority: bool
+    self_signed: bool
+    usages: tuple[str, ...]
+    alias: str
+    public: bytes = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """One private key; `type` is "" where it is encrypted and its password not given."""
+
+    type: str
+    encrypted: bool
+    public: bytes | None = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Contents:
+    """What one file holds; `fault` is why it cannot be told, with the remedy."""
+
+    file: Path
+    form: str = ""
+    certificates: tuple[Certificate, ...] = ()
+    keys: tuple[Key, ...] = ()
+    fault: str = ""
+
+
+def look(paths: Sequence[Path], password_file: Path | None, now: datetime) -> list[Contents]:
+    """Each file, and of each folder those files that hold something.
+
+    Args:
+        paths: Files in any form, folders.
+        password_file: Its first line opens PKCS#12 and encrypted keys.
+        now: To count days from.
+    """
+    found = []
+    for path in paths:
+        try:
+            files = forms.files(path)
+        except IngestError as error:
+            found.append(Contents(path, fault=str(error)))
+            continue
+        told = [each for file in files if (each := _contents(file, password_file, now))]
+        fault = f"{path}: holds no certificate and no key, neither PEM nor DER nor PKCS#12; name what does"
+        found += told or [Contents(path, fault=fault)]
+    return found
+
+
+def pairs(found: Sequence[Contents]) -> Iterator[tuple[Contents, Key, Certificate | None]]:
+    """Each private key, where there are certificates too, with the one among all files that is its own."""
+    everything = [each for contents in found for each in contents.certificates]
+    for contents in found:
+        for key in contents.keys:
+            if everything and key.public is not None:
+                own = (each for each in everything if each.public == key.public)
+                yield contents, key, next(own, None)
+
+
+def as_data(found: Sequence[Contents]) -> list[dict[str, Any]]:
+    """For JSON; times in ISO 8601."""
+    belongs = {id(key): own for _, key, own in pairs(found)}
+    told = []
+    for contents in found:
+        data = asdict(contents)
+        data["file"] = str(contents.file)
+        for each in data["certificates"]:
+            del each["public"]
+            each |= {name: each[name].isoformat() for name in ("not_before", "not_after")}
+        for key, each in zip(contents.keys, data["keys"], strict=True):
+            del each["public"]
+            own = belongs.get(id(key))
+            each["certificate"] = own.sha256 if own else None
+        told.append(data)
+    return told
+
+
+def _contents(file: Path, password_file: Path | None, now: datetime) -> Contents | None:
+    """None where it holds nothing of the kind."""
+    try:
+        held = forms.read(file, password_file)
+        if not held.form:
+            return None
+        if held.form == "JKS":
+            return Contents(file, held.form, fault=f"{file}: {held.lacks('certificate or key')}")
+        names = held.names or ("",) * len(held.certificates)
+        return Contents(
+            file,
+            held.form,
+            tuple(_certificate(text, name, now) for text, name in zip(held.certificates, names, strict=True)),
+            tuple(_key(file, pem, password_file, held.locked) for pem in held.keys),
+        )
+    except (PeerError, ValueError) as error:
+        return Contents(file, fault=f"{file}: {error}; export the certificate again")
+    except IngestError as error:
+        return Contents(file, fault=str(error))
+
+
+def _certificate(text: str, alias: str, now: datetime) -> Certificate:
+    found = x509.load_pem_x509_certificate(text.encode())
+    identity = identity_of(found.public_bytes(serialization.Encoding.DER))
+    public = found.public_key()
+    return Certificate(
+        subject=identity.subject,
+        issuer=identity.issuer,
+        names=identity.names,
+        not_before=found.not_valid_before_utc,
+        not_after=identity.not_after,
+        days_left=round((identity.not_after - now) / timedelta(days=1), 1),
+        sha256=identity.fingerprint,
+        key=_type(public),
+        authority=_is_authority(found),
+        self_signed=found.subject == found.issuer,
+        usages=tuple(_usages(found)),
+        alias=alias,
+        public=_bytes(public),
+    )
+
+
+def _key(file: Path, pem: bytes, password_file: Path | None, locked: bool) -> Key:
+    encrypted = locked or forms.is_encrypted(pem)
+    try:
+        public = private_key(pem, password_file).public_key()
+    except TypeError:  # encrypted, and no password
+        return Key("", encrypted=True, public=None)
+    except ValueError:
+        if encrypted:
+            cause = f"cannot be decrypted with the password in {password_file}"
+            raise IngestError(f"{file}: {cause}; correct the password") from None
+        raise IngestError(f"{file}: its private key cannot be read; export it again") from None
+    return Key(_type(public), encrypted, _bytes(public))
+
+
+def _type(public: Any) -> str:
+    """Kind and size, as people say it: "RSA 2048", "EC secp256r1", "Ed25519"."""
+    if isinstance(public, rsa.RSAPublicKey | dsa.DSAPublicKey):
+        return f"{'RSA' if isinstance(public, rsa.RSAPublicKey) else 'DSA'} {public.key_size}"
+    if isinstance(public, ec.EllipticCurvePublicKey):
+        return f"EC {public.curve.name}"
+    return type(public).__name__.removesuffix("PublicKey")
+
+
+def _bytes(public: Any) -> bytes:
+    encoded: bytes = public.public_bytes(
+        serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
+    )
+    return encoded
+
+
+def _is_authority(certificate: x509.Certificate) -> bool:
+    """RFC 5280 4.2.1.9."""
+    try:
+        return certificate.extensions.get_extension_for_class(x509.BasicConstraints).value.ca
+    except x509.ExtensionNotFound:
+        return False
+
+
+def _usages(certificate: x509.Certificate) -> Iterator[str]:
+    try:
+        usage = certificate.extensions.get_extension_for_class(x509.KeyUsage).value
+        yield from (name for attribute, name in _BASIC.items() if getattr(usage, attribute))
+    except x509.ExtensionNotFound:
+        pass
+    try:
+        extended = certificate.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value
+        yield from (_EXTENDED.get(oid, oid.dotted_string) for oid in extended)
+    except x509.ExtensionNotFound:
+        pass
+
+
+def lines(found: Sequence[Contents]) -> Iterator[str]:
+    """For people."""
+    belongs = {id(key): own for _, key, own in pairs(found)}
+    for contents in found:
+        if contents.fault:
+            continue
+        yield f"{contents.file}: {contents.form}"
+        for each in contents.certificates:
+            yield from _certificate_lines(each)
+        for key in contents.keys:
+            kind = f"{key.type}, " if key.type else ""
+            state = "encrypted" if key.encrypted else "not encrypted"
+            own = belongs.get(id(key))
+            yield f"  private key      {kind}{state}" + (f", belongs to {own.subject}" if own else "")
+
+
+def _certificate_lines(each: Certificate) -> Iterator[str]:
+    form = "%Y-%m-%d %H:%M"
+    left = (
+        f"{each.days_left:.0f} days left" if each.days_left > 0 else f"ended {-each.days_left:.0f} days ago"
+    )
+    told = {
+        "certificate": each.subject or "(no subject)",
+        "alias": each.alias,
+        "issuer": "itself" if each.self_signed else each.issuer,
+        "names": ", ".join(each.names),
+        "valid": f"{each.not_before.astimezone(UTC):{form}} to {each.not_after:{form}} UTC, {left}",
+        "SHA-256": each.sha256,
+        "key": each.key,
+        "usages": ", ".join((*each.usages, *(["authority"] if each.authority else []))) or "any",
+    }
+    for index, (name, value) in enumerate(told.items()):
+        if value:
+            yield f"{'    ' if index else '  '}{name:<{15 if index else 17}}{value}"

@@ -1,0 +1,331 @@
+"""`ingest certs`: what it makes, converts and tells, and what never leaves its place."""
+
+import json
+import os
+import stat
+import threading
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from click.testing import CliRunner
+from cryptography import x509
+
+from ingest.cli import main
+from ingest.config import TLS
+from ingest.errors import IngestError
+from ingest.tls import forms, pki
+from ingest.tls.contexts import client_context, server_context
+from ingest.tls.issue import KEY_TYPES
+from tests.keymaterial import PASSWORD, Keys
+from tests.peers import require_program
+from tests.unit.test_tls_contexts import shake
+
+
+@pytest.fixture(scope="module")
+def keys(tmp_path_factory):
+    require_program("openssl")
+    return Keys(tmp_path_factory.mktemp("keys"))
+
+
+@pytest.fixture
+def certs():
+    """Runs `ingest certs …`, which has to end with this code."""
+
+    def run(*arguments, code=0):
+        result = CliRunner().invoke(main, ["certs", *map(str, arguments)])
+        assert result.exit_code == code, result.output
+        assert PASSWORD not in result.output
+        return result
+
+    return run
+
+
+def mode(path):
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+@pytest.mark.parametrize("ca", [True, False])
+@pytest.mark.parametrize("kind", KEY_TYPES)
+def test_new_pair_of_each_kind_shakes_hands_in_both_roles(certs, tmp_path, kind, ca):
+    trusted = tmp_path / "trusted.crt"
+    options = ["--ca", tmp_path / "site"] if ca else []
+    certs("new", tmp_path / "n", "--name", "localhost", "--key-type", kind, "--trust", trusted, *options)
+    tls = TLS(certificate=tmp_path / "n.crt", private_key=tmp_path / "n.key", trusted=(trusted,))
+    shake(
+        server_context(tls), client_context(tls.model_copy(update={"check_server_name": True})), "localhost"
+    )
+
+
+def test_authority_with_ed25519_signs(tmp_path):
+    site = pki.authority("Site", key_type="ed25519")
+    pki.write_pair(site, tmp_path / "site")
+    pair = pki.signed("n", pki.read_pair(tmp_path / "site"), key_type="ed25519")
+    pair.certificate.verify_directly_issued_by(site.certificate)
+
+
+def test_key_is_never_readable_by_others_nor_there_in_part(tmp_path, monkeypatch):
+    """Looked at whenever a file system call is made: what has the key's bytes has the key's mode."""
+    seen = []
+    real = os.fsync
+
+    def fsync(descriptor):
+        there = [path for path in tmp_path.iterdir() if b"PRIVATE KEY" in path.read_bytes()]
+        seen.extend((path.name, mode(path)) for path in there)
+        return real(descriptor)
+
+    monkeypatch.setattr("ingest.tls.pki.os.fsync", fsync)
+    before = os.umask(0)
+    try:
+        pki.make(tmp_path / "n", "n", key_type="ec")
+        pki.make(tmp_path / "n", "n", key_type="ec", force=True)
+    finally:
+        os.umask(before)
+    assert {bits for _, bits in seen} == {0o600}
+    assert seen[0][0] != "n.key"  # whole before it has its name
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["n.crt", "n.key"]
+
+
+def test_of_two_who_make_the_same_pair_one_is_refused(tmp_path):
+    outcomes = []
+
+    def make():
+        try:
+            outcomes.append(pki.write_pair(pki.self_signed("n", key_type="ec"), tmp_path / "n"))
+        except IngestError as error:
+            outcomes.append(str(error))
+
+    threads = [threading.Thread(target=make) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    assert sum(not isinstance(outcome, str) for outcome in outcomes) == 1
+    pair = pki.read_pair(tmp_path / "n")
+    assert pair.certificate.public_key() == pair.private_key.public_key()
+
+
+def test_trust_takes_every_form_once_and_no_key(certs, keys, tmp_path):
+    store = keys.pkcs12("store.p12", "ec")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "x").write_bytes(keys["root.crt"].read_bytes())
+    (tmp_path / "folder" / "x.key").write_bytes(keys["root.key"].read_bytes())
+    out, password = tmp_path / "new" / "bundle.pem", ["--password-file", keys["password"]]
+    said = certs("trust", out, keys["rsa.chain"], store, tmp_path / "folder", *password).output
+    assert said.splitlines()[:-1] == [f"added CN={name}" for name in ("rsa", "authority", "ec", "root")]
+    assert said.endswith("4 new\n")
+    assert "PRIVATE" not in out.read_text()
+    assert len(x509.load_pem_x509_certificates(out.read_bytes())) == 4
+    before = out.read_bytes()
+    assert certs("trust", out, store, keys["root.crt"], *password).output == f"{out}: 0 new\n"
+    assert out.read_bytes() == before
+
+
+def test_trust_keeps_the_rest_of_a_bundle_its_mode_and_the_file_behind_a_link(certs, keys, tmp_path):
+    real, link = tmp_path / "real.pem", tmp_path / "link.pem"
+    real.write_bytes(b"# ours, do not touch\n" + keys["root.crt"].read_bytes().rstrip())
+    real.chmod(0o640)
+    link.symlink_to(real)
+    certs("trust", link, keys["ec.crt"])
+    assert link.is_symlink()
+    assert mode(real) == 0o640
+    assert real.read_bytes().startswith(b"# ours, do not touch\n")
+    assert len(x509.load_pem_x509_certificates(real.read_bytes())) == 2
+
+
+def test_subject_of_several_lines_adds_nothing_else_to_a_bundle(certs, keys, tmp_path):
+    root = keys["root.crt"].read_text()
+    body = "".join(root.splitlines()[1:-1])[:40]
+    pair = pki.self_signed(f"x\n{body}", key_type="ec")
+    path, _ = pki.write_pair(pair, tmp_path / "n")
+    certs("trust", tmp_path / "bundle.pem", path)
+    lines = (tmp_path / "bundle.pem").read_text().splitlines()
+    assert lines[0] == f"# CN=x {body}"
+    assert lines[1].startswith("-----BEGIN")
+
+
+def test_trust_adds_nothing_when_one_file_cannot_be_read(certs, keys, tmp_path):
+    out = tmp_path / "bundle.pem"
+    for bad in (keys["rsa.key"], tmp_path / "none", keys.pkcs12("store.p12", "ec")):
+        assert str(bad) in certs("trust", out, keys["root.crt"], bad, code=1).stderr
+        assert not out.exists()
+
+
+def test_key_store_and_back_is_the_same_pair(certs, keys, tmp_path):
+    password = ["--password-file", keys["password"]]
+    for kind in ("rsa", "ec", "ed25519"):
+        store = tmp_path / f"{kind}.p12"
+        certs("p12", "make", store, keys[f"{kind}.chain"], keys[f"{kind}.key"], *password)
+        assert mode(store) == 0o600
+        certs("p12", "split", store, tmp_path / kind, *password)
+        assert mode(tmp_path / f"{kind}.key") == 0o600
+        chain = x509.load_pem_x509_certificates((tmp_path / f"{kind}.crt").read_bytes())
+        assert chain == x509.load_pem_x509_certificates(keys[f"{kind}.chain"].read_bytes())
+        tls = TLS(
+            certificate=tmp_path / f"{kind}.crt",
+            private_key=tmp_path / f"{kind}.key",
+            trusted=(keys["root.crt"],),
+        )
+        shake(server_context(tls), client_context(tls))
+
+
+def test_key_passwords_go_in_and_out_of_a_store(certs, keys, tmp_path):
+    other, password = tmp_path / "other", ["--password-file", keys["password"]]
+    other.write_text("anders\n")
+    certs("new", tmp_path / "n", "--name", "n", "--key-type", "ec", "--password-file", other)
+    store = tmp_path / "n.p12"
+    arguments = ["p12", "make", store, tmp_path / "n.crt", tmp_path / "n.key", *password]
+    assert "is encrypted" in certs(*arguments, code=1).stderr
+    wrong = certs(*arguments, "--key-password-file", keys["wrong"], code=1).stderr
+    assert "correct the password" in wrong
+    assert "falsch" not in wrong
+    assert not store.exists()
+    certs(*arguments, "--key-password-file", other)
+    certs("p12", "split", store, tmp_path / "back", *password, "--key-password-file", other)
+    assert b"ENCRYPTED" in (tmp_path / "back.key").read_bytes()
+    tls = TLS(
+        certificate=tmp_path / "back.crt",
+        private_key=tmp_path / "back.key",
+        password_file=other,
+        trusted=(tmp_path / "n.crt",),
+    )
+    shake(server_context(tls), client_context(tls))
+
+
+def test_trust_store_has_no_key_and_an_alias_for_each(certs, keys, tmp_path):
+    out = tmp_path / "trust.p12"
+    again = pki.self_signed("RSA", key_type="ec")  # Java knows no capitals in aliases
+    pki.write_pair(again, tmp_path / "again")
+    (tmp_path / "joined.pem").write_bytes(keys["rsa.key"].read_bytes() + keys["rsa.crt"].read_bytes())
+    password = ["--password-file", keys["password"]]
+    said = certs(
+        "p12", "trust", out, tmp_path / "joined.pem", tmp_path / "again.crt", keys["rsa.crt"], *password
+    )
+    assert said.output.splitlines() == ["trusted rsa", "trusted rsa-2", str(out)]
+    held = forms.read(out, keys["password"])
+    assert (held.keys, held.names) == ((), ("rsa", "rsa-2"))
+    assert "trust store" in certs("p12", "split", out, tmp_path / "x", *password, code=1).stderr
+
+
+def test_what_is_there_is_kept_unless_forced(certs, keys, tmp_path):
+    out, password = tmp_path / "out", ["--password-file", keys["password"]]
+    store = keys.pkcs12("store.p12", "ec")
+    (tmp_path / "out.key").write_text("precious")
+    out.write_text("precious")
+    for arguments in (
+        ["p12", "make", out, keys["rsa.crt"], keys["rsa.key"]],
+        ["p12", "trust", out, keys["rsa.crt"]],
+        ["p12", "split", store, out],
+    ):
+        assert "--force" in certs(*arguments, *password, code=1).stderr
+        assert out.read_text() == (tmp_path / "out.key").read_text() == "precious"
+    for arguments in (
+        ["p12", "make", out, keys["rsa.crt"], keys["rsa.key"]],
+        ["p12", "trust", out, keys["rsa.crt"]],
+        ["p12", "split", store, out],
+    ):
+        certs(*arguments, *password, "--force")
+    assert mode(tmp_path / "out.key") == 0o600
+
+
+def test_pair_that_does_not_fit_becomes_no_store(certs, keys, tmp_path):
+    arguments = ["p12", "make", tmp_path / "x.p12", keys["rsa.crt"], keys["ec.key"]]
+    said = certs(*arguments, "--password-file", keys["password"], code=1).stderr
+    assert str(keys["rsa.crt"]) in said
+    assert str(keys["ec.key"]) in said
+    assert not (tmp_path / "x.p12").exists()
+
+
+def inspected(certs, *arguments, code=0):
+    return json.loads(certs("inspect", "--json", *arguments, code=code).stdout)
+
+
+def test_inspect_tells_all_of_a_certificate(certs, tmp_path):
+    pair = pki.self_signed("ct1.example", days=10, key_type="ec")
+    path, key = pki.write_pair(pair, tmp_path / "n")
+    (told, other) = inspected(certs, path, key)
+    (certificate,) = told["certificates"]
+    assert certificate["subject"] == certificate["issuer"] == "CN=ct1.example"
+    assert certificate["self_signed"] is True
+    assert certificate["names"] == ["DNS:ct1.example"]
+    assert certificate["key"] == "EC secp256r1"
+    assert certificate["usages"] == ["serverAuth", "clientAuth"]
+    assert certificate["authority"] is False
+    assert certificate["days_left"] == 10.0
+    assert datetime.fromisoformat(certificate["not_after"]) == pair.certificate.not_valid_after_utc
+    assert other["keys"] == [
+        {"type": "EC secp256r1", "encrypted": False, "certificate": certificate["sha256"]}
+    ]
+    text = certs("inspect", path, key).output
+    for words in (
+        "10 days left",
+        certificate["sha256"],
+        "issuer         itself",
+        "belongs to CN=ct1.example",
+    ):
+        assert words in text
+
+
+def test_inspect_reads_every_form_and_no_key_goes_out(certs, keys, tmp_path):
+    store = keys.pkcs12("store.p12", "ec")
+    told = inspected(certs, keys["rsa.chain"], keys["rsa.key"], store, "--password-file", keys["password"])
+    assert [each["form"] for each in told] == ["PEM", "PEM", "PKCS#12"]
+    assert [[c["subject"] for c in each["certificates"]] for each in told] == [
+        ["CN=rsa", "CN=authority"],
+        [],
+        ["CN=ec", "CN=authority"],
+    ]
+    assert told[2]["keys"][0]["encrypted"] is True
+    assert told[2]["keys"][0]["certificate"] == told[2]["certificates"][0]["sha256"]
+    secret = keys["rsa.key"].read_text().splitlines()[1]
+    for form in ([], ["--json"]):
+        said = certs("inspect", *form, keys["rsa.chain"], keys["rsa.key"]).output
+        assert secret not in said
+        assert "PRIVATE KEY" not in said
+
+
+def test_inspect_needs_no_password_to_say_that_one_is_needed(certs, keys, tmp_path):
+    certs("new", tmp_path / "n", "--name", "n", "--key-type", "ec", "--password-file", keys["password"])
+    (told,) = inspected(certs, tmp_path / "n.key")
+    assert told["keys"] == [{"type": "", "encrypted": True, "certificate": None}]
+    (told,) = inspected(certs, tmp_path / "n.key", "--password-file", keys["password"])
+    assert told["keys"][0]["type"] == "EC secp256r1"
+    said = certs("inspect", tmp_path / "n.key", "--password-file", keys["wrong"], code=1).stderr
+    assert "correct the password" in said
+    assert "falsch" not in said
+
+
+def test_inspect_fails_where_a_key_has_no_certificate_among_them(certs, keys):
+    said = certs("inspect", keys["rsa.crt"], keys["ec.key"], code=1)
+    assert f"{keys['ec.key']}: belongs to none" in said.stderr
+    assert "CN=rsa" in said.stdout
+    certs("inspect", keys["ec.key"])  # alone, there is nothing to belong to
+    certs("inspect", keys["rsa.crt"], keys["ec.crt"], keys["ec.key"])
+
+
+def test_inspect_tells_the_others_when_one_cannot_be_read(certs, keys, tmp_path):
+    (tmp_path / "text").write_text("hello")
+    (tmp_path / "empty").mkdir()
+    missing = [tmp_path / name for name in ("text", "none", "empty")]
+    result = certs("inspect", *missing, keys["rsa.crt"], code=1)
+    assert "CN=rsa" in result.stdout
+    assert [line.split(": ")[0].removeprefix("error ") for line in result.stderr.splitlines()] == [
+        *map(str, missing)
+    ]
+
+
+def test_inspect_of_a_folder_passes_over_what_is_no_key_material(certs, keys, tmp_path):
+    for name in ("rsa.crt", "rsa.key"):
+        (tmp_path / name).write_bytes(keys[name].read_bytes())
+    (tmp_path / "README").write_text("hello")
+    told = inspected(certs, tmp_path)
+    assert [each["file"] for each in told] == [str(tmp_path / name) for name in ("rsa.crt", "rsa.key")]
+
+
+def test_inspect_says_what_ended_and_cannot_steer_a_terminal(certs, tmp_path):
+    start = datetime.now(UTC) - timedelta(days=9)
+    pair = pki.self_signed("x\x1b[2Jy", days=2, start=start, key_type="ec")
+    path, _ = pki.write_pair(pair, tmp_path / "n")
+    said = certs("inspect", path).output
+    assert "ended 7 days ago" in said
+    assert "\x1b" not in said
+    assert "x\N{REPLACEMENT CHARACTER}[2Jy" in said
