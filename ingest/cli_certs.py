@@ -156,8 +156,8 @@ def make(out: Path, certificate: Path, key: Path | None, **options: Any) -> None
 def trust_store(out: Path, files: tuple[Path, ...], **options: Any) -> None:
     """Make the trust store OUT from certificates.
 
-    It holds those in FILES and folders, marked as trusted for Java, and nothing else: private keys that are in
-    FILES stay there.
+    It holds those in FILES and folders, marked as trusted for Java, and nothing else: private keys that are
+    in FILES stay there.
     """
     from ingest.tls import stores
 
@@ -175,7 +175,8 @@ def trust_store(out: Path, files: tuple[Path, ...], **options: Any) -> None:
 def split(store: Path, prefix: Path, **options: Any) -> None:
     """Write the pair in a key store as PEM.
 
-    Makes PREFIX.crt, with its chain, and PREFIX.key from STORE. The key can be read by its owner only. Of a trust store, `certs trust` takes the certificates.
+    Makes PREFIX.crt, with its chain, and PREFIX.key from STORE. The key can be read by its owner only. Of a
+    trust store, `certs trust` takes the certificates.
     """
     from ingest.tls import stores
 

@@ -37,12 +37,13 @@ _REMOTE = (
     click.option("--tls", "use_tls", is_flag=True, help="Use TLS; any other --tls option says so too."),
     click.option("--tls-cert", type=_FILE, help="Our certificate, PEM with chain."),
     click.option("--tls-key", type=_FILE, help="Its private key."),
-    click.option("--tls-password-file", type=_FILE, help="With the password of an encrypted key."),
+    click.option("--tls-pkcs12", type=_FILE, help="Both, in PKCS#12."),
+    click.option("--tls-password-file", type=_FILE, help="With the password of an encrypted key or PKCS#12."),
     click.option(
         "--tls-trusted",
         type=_FILE_OR_FOLDER,
         multiple=True,
-        help="PEM to verify the remote with; repeatable.",
+        help="Certificates to verify the remote with; repeatable.",
     ),
     click.option("--tls-check-name", is_flag=True, help="The certificate of the remote must name HOST."),
     click.option("--tls-no-verify", is_flag=True, help="Take any certificate: for tests only."),
@@ -66,12 +67,15 @@ def tls_of(options: dict[str, Any]) -> "TLS | None":
         raise click.UsageError("--tls-no-verify contradicts --tls-trusted and --tls-check-name")
     if (options["tls_cert"] is None) != (options["tls_key"] is None):
         raise click.UsageError("--tls-cert and --tls-key go together")
+    if options["tls_cert"] is not None and options["tls_pkcs12"] is not None:
+        raise click.UsageError("--tls-pkcs12 holds certificate and key: name it without --tls-cert")
     from ingest.config import TLS
     from ingest.tls.contexts import client_context
 
     tls = TLS(
         certificate=options["tls_cert"],
         private_key=options["tls_key"],
+        pkcs12=options["tls_pkcs12"],
         password_file=options["tls_password_file"],
         trusted=options["tls_trusted"],
         peer_certificate="none" if options["tls_no_verify"] else "required",

@@ -323,6 +323,7 @@ def test_tls_without_verification_must_be_said(run, calls):
     "options",
     [
         ["--tls-cert", "{crt}", "--tls-no-verify"],
+        ["--tls-cert", "{crt}", "--tls-key", "{key}", "--tls-pkcs12", "{crt}", "--tls-no-verify"],
         ["--tls-key", "{key}", "--tls-no-verify"],
         ["--tls-trusted", "{crt}", "--tls-no-verify"],
         ["--tls-no-verify", "--tls-check-name"],
