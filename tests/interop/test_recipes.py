@@ -137,3 +137,14 @@ def test_dcm4che_as_far_as_java_goes(recipe: Recipe) -> None:
             assert told[0].startswith(f"{version} TLS_")
             # A-ASSOCIATE-AC, P-DATA-TF, A-RELEASE-RP
             assert [line[:2] for line in told[1:]] == ["02", "04", "06"]
+
+
+def test_key_material_is_made_and_converted_as_printed(recipe: Recipe) -> None:
+    [(_, commands)] = recipe.blocks("Make and convert")
+    said = recipe.run(commands)
+    assert "trusted localhost" in said
+    assert "belongs to CN=localhost" in said
+    certificates = (recipe.folder / "trusted.crt").read_text().count("BEGIN CERTIFICATE")
+    assert certificates == 3  # ct1, the authority, the node
+    assert (recipe.folder / "copy.crt").read_bytes() == (recipe.folder / "node.crt").read_bytes()
+    assert "PRIVATE" not in (recipe.folder / "trusted.crt").read_text()
