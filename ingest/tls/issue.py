@@ -187,7 +187,7 @@ def _usage(key: PrivateKey, *, certificates: bool) -> x509.KeyUsage:
     return x509.KeyUsage(
         digital_signature=True,
         content_commitment=False,
-        key_encipherment=not certificates and isinstance(key, rsa.RSAPrivateKey),  # RFC 5480 3, RFC 8410 5
+        key_encipherment=not certificates and isinstance(key, rsa.RSAPrivateKey),  # RFC 8813 3, RFC 8410 5
         data_encipherment=False,
         key_agreement=False,
         key_cert_sign=certificates,

@@ -1,6 +1,7 @@
 """Key pairs in files: makes, writes, reads, trusts and inspects them."""
 
 import os
+import secrets
 import ssl
 import stat
 from collections.abc import Iterable
@@ -95,7 +96,7 @@ def write_file(path: Path, content: bytes, mode: int, *, force: bool) -> None:
     Raises:
         IngestError: It exists and `force` is not set, or the folder cannot be written.
     """
-    beside = path.with_name(f".{path.name}.{os.getpid()}.new")
+    beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}.new")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)

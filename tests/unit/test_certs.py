@@ -64,25 +64,41 @@ def test_authority_with_ed25519_signs(tmp_path):
 
 
 def test_key_is_never_readable_by_others_nor_there_in_part(tmp_path, monkeypatch):
-    """Looked at whenever a file system call is made: what has the key's bytes has the key's mode."""
-    seen = []
-    real = os.fsync
+    """Looked at when the file has just been made, and when all is in it."""
+    made, seen = [], []
+    fchmod, fsync = os.fchmod, os.fsync
 
-    def fsync(descriptor):
+    def look(descriptor):
         there = [path for path in tmp_path.iterdir() if b"PRIVATE KEY" in path.read_bytes()]
         seen.extend((path.name, mode(path)) for path in there)
-        return real(descriptor)
+        return fsync(descriptor)
 
-    monkeypatch.setattr("ingest.tls.pki.os.fsync", fsync)
+    def note(descriptor, bits):
+        made.append((stat.S_IMODE(os.fstat(descriptor).st_mode), bits))
+        return fchmod(descriptor, bits)
+
+    monkeypatch.setattr("ingest.tls.pki.os.fsync", look)
+    monkeypatch.setattr("ingest.tls.pki.os.fchmod", note)
     before = os.umask(0)
     try:
         pki.make(tmp_path / "n", "n", key_type="ec")
         pki.make(tmp_path / "n", "n", key_type="ec", force=True)
     finally:
         os.umask(before)
+    assert made == [(0o644, 0o644), (0o600, 0o600)] * 2
     assert {bits for _, bits in seen} == {0o600}
     assert seen[0][0] != "n.key"  # whole before it has its name
     assert sorted(path.name for path in tmp_path.iterdir()) == ["n.crt", "n.key"]
+
+
+def test_what_somebody_else_has_just_made_is_not_replaced(tmp_path):
+    """The look before writing cannot see it."""
+    path = tmp_path / "n.key"
+    path.write_bytes(b"precious")
+    with pytest.raises(IngestError, match="File exists"):
+        pki.write_file(path, b"ours", 0o600, force=False)
+    assert path.read_bytes() == b"precious"
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_of_two_who_make_the_same_pair_one_is_refused(tmp_path):

@@ -9,6 +9,7 @@ import pytest
 
 from ingest.config import TLS
 from ingest.errors import ConfigError
+from ingest.tls import pki
 from ingest.tls.contexts import client_context, server_context
 from ingest.tls.material import read_pair
 from tests.keymaterial import PASSWORD, Keys, run
@@ -91,6 +92,9 @@ FORMS = {
     "PKCS#12 Ed25519": lambda keys: pkcs12(keys, kind="ed25519"),
     "PKCS#12 of older programs": lambda keys: pkcs12(keys, "-legacy"),
     "PKCS#12 with an empty password": lambda keys: pkcs12(keys, password="", password_file=None),
+    "PKCS#12 with an empty password, and a password that it does not need": lambda keys: pkcs12(
+        keys, password=""
+    ),
     "PKCS#12 without encryption": lambda keys: pkcs12(
         keys, "-keypbe", "NONE", "-certpbe", "NONE", "-nomac", password="", password_file=None
     ),
@@ -198,6 +202,7 @@ def test_each_form_of_trust_lets_its_peers_in(keys, tmp_path, content):
             (path / "Liesmich").write_text("Schlüssel")
             name, form = ("a.cer", "DER") if content == "folder of DER" else ("wurzel 1", "PEM")
             run("openssl", "x509", "-in", certificate, "-outform", form, "-out", path / name)
+    assert "CN=root" in [each.subject for each in pki.inspect(path, keys["password"])]
     tls = TLS(**chained(keys), trusted=(path,), password_file=keys["password"])
     for server, client in ((tls, None), (None, tls)):
         other = TLS(**chained(keys), trusted=(keys["root.crt"],))

@@ -82,6 +82,13 @@ def test_pair_serves_both_roles_and_is_no_authority(site):
         assert extension(pair, x509.BasicConstraints).ca is False
 
 
+@pytest.mark.parametrize(("kind", "allowed"), [("rsa2048", True), ("ec", False), ("ed25519", False)])
+def test_only_rsa_keys_may_encipher_keys(site, kind, allowed):
+    """RFC 8410 5, RFC 8813 3: the others must not say so."""
+    usage = extension(pki.signed("n", site, key_type=kind), x509.KeyUsage)
+    assert (usage.digital_signature, usage.key_encipherment) == (True, allowed)
+
+
 def test_localhost_stands_for_the_loopback_addresses_too():
     names = extension(pki.self_signed("localhost", key_type="ec"), x509.SubjectAlternativeName)
     assert names.get_values_for_type(x509.DNSName) == ["localhost"]
