@@ -13,7 +13,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from ingest.errors import IngestError, PeerError
 from ingest.tls import forms
-from ingest.tls.identity import identity_of
+from ingest.tls.identity import UNREADABLE, identity_of
 from ingest.tls.material import private_key
 
 _EXTENDED: Final = {
@@ -136,7 +136,7 @@ def _contents(file: Path, password_file: Path | None, now: datetime) -> Contents
             tuple(_certificate(text, name, now) for text, name in zip(held.certificates, names, strict=True)),
             tuple(_key(file, pem, password_file, held.locked) for pem in held.keys),
         )
-    except (PeerError, ValueError) as error:
+    except (PeerError, *UNREADABLE) as error:
         return Contents(file, fault=f"{file}: {error}; export the certificate again")
     except IngestError as error:
         return Contents(file, fault=str(error))
@@ -169,7 +169,7 @@ def _key(file: Path, pem: bytes, password_file: Path | None, locked: bool) -> Ke
         public = private_key(pem, password_file).public_key()
     except TypeError:  # encrypted, and no password
         return Key("", encrypted=True, public=None)
-    except ValueError:
+    except UNREADABLE:
         if encrypted:
             cause = f"cannot be decrypted with the password in {password_file}"
             raise IngestError(f"{file}: {cause}; correct the password") from None

@@ -87,7 +87,7 @@ def read(path: Path, password_file: Path | None = None) -> Held:
     if content.startswith(_JAVA_KEYSTORES):
         return Held("JKS")
     if _is_pkcs12(content):
-        return _of_pkcs12(*_open_pkcs12(path, content, password_file))
+        return _read_pkcs12(path, content, password_file)
     if content.startswith(_SEQUENCE):
         return _of_der(content)
     certificates = tuple(_as_pem(path, *found.groups()) for found in _CERTIFICATE.finditer(content))
@@ -155,12 +155,14 @@ def chain(first: "x509.Certificate", others: Iterable["x509.Certificate"]) -> li
     """A certificate, then its issuers among `others`, each before its own issuer (RFC 8446 4.4.2)."""
     from cryptography.exceptions import InvalidSignature  # noqa: PLC0415 - as below
 
+    from ingest.tls.identity import UNREADABLE  # noqa: PLC0415 - as below
+
     found, left = [first], [each for each in others if each != first]
     while True:
         for each in left:
             try:
                 found[-1].verify_directly_issued_by(each)
-            except (ValueError, TypeError, InvalidSignature):
+            except (InvalidSignature, *UNREADABLE):
                 continue
             found.append(each)
             left.remove(each)
@@ -204,12 +206,13 @@ def begins_as_pkcs12(path: Path) -> bool:
 def _of_der(content: bytes) -> Held:
     # Imported here, because only what is not PEM needs it.
     from cryptography import x509  # noqa: PLC0415 - see above
+    from cryptography.exceptions import UnsupportedAlgorithm  # noqa: PLC0415 - see above
     from cryptography.hazmat.primitives import serialization  # noqa: PLC0415 - see above
 
     try:
         x509.load_der_x509_certificate(content)
         return Held("DER", certificates=(ssl.DER_cert_to_PEM_cert(content),))
-    except ValueError:
+    except (ValueError, x509.InvalidVersion):
         pass
     try:
         key = serialization.load_der_private_key(content, None)
@@ -217,7 +220,7 @@ def _of_der(content: bytes) -> Held:
         text = base64.encodebytes(content)
         label = b"ENCRYPTED PRIVATE KEY-----\n"
         return Held("DER", keys=(b"-----BEGIN " + label + text + b"-----END " + label,))
-    except ValueError:
+    except (ValueError, UnsupportedAlgorithm):
         return Held("")
     return Held("DER", keys=(_plain(key),))
 
@@ -230,20 +233,23 @@ def _plain(key: "PrivateKeyTypes") -> bytes:
     )
 
 
-def _open_pkcs12(
-    path: Path, content: bytes, password_file: Path | None
-) -> tuple["PKCS12KeyAndCertificates", bool]:
-    from cryptography.exceptions import UnsupportedAlgorithm  # noqa: PLC0415 - as above
+def _read_pkcs12(path: Path, content: bytes, password_file: Path | None) -> Held:
     from cryptography.hazmat.primitives.serialization import pkcs12  # noqa: PLC0415 - as above
+
+    from ingest.tls.identity import UNREADABLE  # noqa: PLC0415 - as above
 
     passwords = [read_password(password_file)] if password_file else []
     for password in (*passwords, None):  # the password may be for another file of the same section
         try:
-            return pkcs12.load_pkcs12(content, password), password is not None
+            found = pkcs12.load_pkcs12(content, password)
         except ValueError:
             continue
-        except (UnsupportedAlgorithm, TypeError) as error:
+        except UNREADABLE as error:
             raise ConfigError([f"{path}: its PKCS#12 cannot be read ({error}); export it again"]) from None
+        try:
+            return _of_pkcs12(found, password is not None)
+        except UNREADABLE as error:
+            raise ConfigError([f"{path}: a part of it cannot be read ({error}); export it again"]) from None
     if password_file is None:
         cause = "is PKCS#12 with a password, or damaged"
         raise ConfigError([f"{path}: {cause}; name the file with its password in password_file"])

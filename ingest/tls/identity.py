@@ -8,8 +8,19 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
 
 from ext.errors import PeerError
+
+UNREADABLE = (
+    ValueError,
+    TypeError,
+    UnsupportedAlgorithm,
+    x509.DuplicateExtension,
+    x509.InvalidVersion,
+    x509.UnsupportedGeneralNameType,
+)
+"""What `cryptography` says of certificates and keys that it cannot read, or only in part."""
 
 _FINGERPRINT = re.compile(
     r"(?:sha-?256(?: fingerprint)?[:=])?((?:[0-9a-f]{2}:?){31}[0-9a-f]{2})", re.IGNORECASE
@@ -57,13 +68,7 @@ def identity_of(der: bytes) -> Identity:
             names=tuple(_alternative_names(certificate)),
             not_after=certificate.not_valid_after_utc,
         )
-    except (
-        ValueError,
-        TypeError,
-        x509.DuplicateExtension,
-        x509.InvalidVersion,
-        x509.UnsupportedGeneralNameType,
-    ) as error:
+    except UNREADABLE as error:
         raise PeerError(f"the certificate cannot be read: {error}") from None
 
 

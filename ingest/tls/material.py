@@ -128,16 +128,18 @@ def _diagnose(
     pair: Held, certificate: Path, key: Path, password_file: Path | None, error: ssl.SSLError
 ) -> str:
     """What is wrong with a pair that OpenSSL refused; its own words do not say which file it means."""
-    # Imported here, because only a pair that does not fit needs it.
+    # Imported here, because only a pair that does not fit needs them.
     from cryptography import x509  # noqa: PLC0415 - see above
+
+    from ingest.tls.identity import UNREADABLE  # noqa: PLC0415 - see above
 
     try:
         chain = [x509.load_pem_x509_certificate(text.encode()) for text in pair.certificates]
-    except ValueError:
+    except UNREADABLE:
         return f"{certificate}: a certificate in it cannot be read; export it again as PEM"
     try:
         own = private_key(pair.keys[0], password_file).public_key()
-    except (ValueError, TypeError):
+    except UNREADABLE:
         if forms.is_encrypted(pair.keys[0]):
             return f"{key}: cannot be decrypted with the password in {password_file}; correct the password"
         return f"{key}: its private key cannot be read; export it again as PEM"
@@ -156,6 +158,7 @@ def private_key(pem: bytes, password_file: Path | None) -> Any:
 
     Raises:
         ValueError: It cannot be read, or the password is wrong.
+        UnsupportedAlgorithm: It is of a kind that `cryptography` does not know.
         TypeError: It needs one, and there is none.
         ConfigError: The password file cannot be used.
     """

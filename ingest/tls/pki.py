@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives import serialization
 from ingest.errors import IngestError, PeerError
 from ingest.tls import forms
 from ingest.tls.forms import read_password
-from ingest.tls.identity import Identity, identity_of
+from ingest.tls.identity import UNREADABLE, Identity, identity_of
 from ingest.tls.issue import (
     DEFAULT_DAYS,
     KEY_TYPES,
@@ -156,7 +156,7 @@ def trust_all(certificates: Iterable[x509.Certificate], bundle: Path) -> list[x5
         there = x509.load_pem_x509_certificates(known) if known.strip() else []
     except OSError as error:
         raise IngestError(f"{bundle}: {error.strerror}; name a file that can be written") from None
-    except ValueError:
+    except UNREADABLE:
         raise IngestError(f"{bundle}: is not a bundle of PEM certificates; name another file") from None
     added = [each for each in dict.fromkeys(certificates) if each not in there]
     if added:
@@ -176,7 +176,7 @@ def read_all(paths: Iterable[Path], password_file: Path | None = None) -> list[x
         for file, texts in forms.certificates(path, password_file):
             try:
                 found |= dict.fromkeys(x509.load_pem_x509_certificate(text.encode()) for text in texts)
-            except ValueError as error:
+            except UNREADABLE as error:
                 raise IngestError(f"{file}: {error}; export the certificate again") from None
     return list(found)
 

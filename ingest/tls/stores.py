@@ -15,6 +15,7 @@ from cryptography.x509.oid import NameOID
 from ingest.errors import IngestError
 from ingest.tls import forms, pki
 from ingest.tls.forms import read_password
+from ingest.tls.identity import UNREADABLE
 from ingest.tls.material import private_key, read_files, read_store
 
 
@@ -121,7 +122,7 @@ def _opened(key: bytes, path: Path, password_file: Path | None) -> Any:
         return private_key(key, password_file)
     except TypeError:
         raise IngestError(f"{path}: is encrypted; name the file with its password") from None
-    except ValueError:
+    except UNREADABLE:
         if forms.is_encrypted(key):
             cause = f"cannot be decrypted with the password in {password_file}"
             raise IngestError(f"{path}: {cause}; correct the password") from None
@@ -131,7 +132,7 @@ def _opened(key: bytes, path: Path, password_file: Path | None) -> Any:
 def _read(text: str, path: Path) -> x509.Certificate:
     try:
         return x509.load_pem_x509_certificate(text.encode())
-    except ValueError as error:
+    except UNREADABLE as error:
         raise IngestError(f"{path}: {error}; export the certificate again") from None
 
 

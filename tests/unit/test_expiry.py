@@ -200,3 +200,15 @@ def test_watch_says_what_is_in_force_once(site, tmp_path, capsys):
         watch._next = 0.0
         watch.look()
     assert said == []
+
+
+def test_joined_file_that_others_may_read_is_a_note(site, tmp_path):
+    site()
+    joined = tmp_path / "node.crt"
+    joined.write_bytes(joined.read_bytes() + (tmp_path / "node.key").read_bytes())
+    text = (tmp_path / "ingest.toml").read_text().replace('private_key = "node.key"', "")
+    (tmp_path / "ingest.toml").write_text(text)
+    for mode, expected in ((0o640, ["tls.node.certificate"]), (0o600, [])):
+        joined.chmod(mode)
+        config = load(tmp_path / "ingest.toml", environ={})
+        assert [fault.key for fault in check(config) if "chmod" in fault.remedy] == expected

@@ -1,15 +1,19 @@
 """Key material in every form that sites have, made by openssl, loaded for both roles, shaking hands."""
 
+import contextlib
 import os
 import shutil
 import ssl
 import sys
+from datetime import UTC, datetime
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from ingest.config import TLS
 from ingest.errors import ConfigError
-from ingest.tls import pki
+from ingest.tls import describe, pki
 from ingest.tls.contexts import client_context, server_context
 from ingest.tls.material import read_pair
 from tests.keymaterial import PASSWORD, Keys, run
@@ -294,3 +298,31 @@ def test_fault_names_file_and_remedy_and_no_secret(keys, tmp_path, case, role):
     assert PASSWORD not in line
     assert "falsch" not in line
     assert "PRIVATE KEY" not in line
+
+
+@pytest.fixture(scope="module")
+def samples(keys):
+    """Sound files of each form; PKCS#12 without iterations, of which a changed one may ask for billions."""
+    der(keys, "pkcs8", "-topk8", "-nocrypt")
+    store = keys.pkcs12("plain.p12", "ec", "-keypbe", "NONE", "-certpbe", "NONE", "-nomac", password="")
+    files = (keys["rsa.chain"], keys["ec.key"], keys["rsa.cer"], keys["rsa.der"], store)
+    return {file.name: file.read_bytes() for file in files}
+
+
+SAMPLES = ["rsa.chain", "ec.key", "rsa.cer", "rsa.der", "plain.p12"]
+
+
+@pytest.mark.filterwarnings("ignore::cryptography.utils.CryptographyDeprecationWarning")
+@settings(max_examples=300, deadline=None)
+@given(data=st.data())
+def test_damaged_files_are_told_and_never_end_a_command(keys, samples, data):
+    content = bytearray(samples[data.draw(st.sampled_from(SAMPLES))])
+    for _ in range(data.draw(st.integers(0, 3))):
+        content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
+    path = keys["damaged"]
+    path.write_bytes(content[: data.draw(st.integers(1, len(content)))])
+    (told,) = describe.look([path], None, datetime.now(UTC))
+    assert told.fault.startswith(str(path)) or told.certificates or told.keys
+    for tls in ({"certificate": path}, {"pkcs12": path}, {"trusted": (path,)}):
+        with contextlib.suppress(ConfigError):
+            client_context(TLS(**{"trusted": (keys["root.crt"],), **tls}))
