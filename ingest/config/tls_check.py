@@ -15,6 +15,7 @@ from ingest.errors import ConfigError, IngestError
 from ingest.tls import crl, expiry
 from ingest.tls.contexts import client_context, server_context
 from ingest.tls.expiry import Dated
+from ingest.tls.identity import UNREADABLE
 from ingest.tls.material import read_pair
 
 
@@ -34,17 +35,11 @@ def check_tls(config: Config, now: datetime) -> Iterator[Fault]:
                 cause, _, remedy = line.rpartition("; ")
                 yield Fault(key, cause, remedy)
             continue  # what cannot be loaded cannot be looked at either
-        yield from due(key, tls, now)
-        own = read_pair(tls)
-        if own is not None:
-            pair, certificate, private_key = own
-            chain = [x509.load_pem_x509_certificate(text.encode()) for text in pair.certificates]
-            where = f"{key}.certificate" if tls.pkcs12 is None else f"{key}.pkcs12"
-            yield from _chain_order(where, certificate, chain)
-            yield from _purposes(
-                where, certificate, chain[0], serving=name in serving, sending=name in sending
-            )
-            yield from _secrecy(where if private_key == certificate else f"{key}.private_key", private_key)
+        try:
+            yield from due(key, tls, now)
+            yield from _pair(key, tls, serving=name in serving, sending=name in sending)
+        except IngestError as error:  # OpenSSL is less strict, and has taken it
+            yield Fault(key, f"{error}", "have it issued again; it may work as it is", note=True)
         if tls.password_file is not None:
             yield from _secrecy(f"{key}.password_file", tls.password_file)
         yield from _ends(config, f"tls.{name}", now)
@@ -57,15 +52,36 @@ def due(key: str, tls: TLS, now: datetime) -> Iterator[Fault]:
         IngestError: A file cannot be read.
     """
     yield from _lists(key, tls, now)
+    for path, chain in _own(tls):
+        begin = chain[0].not_valid_before_utc
+        if begin > now:
+            cause = f"{path}: is not valid before {begin:%Y-%m-%d %H:%M} UTC"
+            yield Fault(_where(key, tls), cause, "correct the clock, or make another certificate")
+
+
+def _pair(key: str, tls: TLS, *, serving: bool, sending: bool) -> Iterator[Fault]:
+    where = _where(key, tls)
+    for path, chain in _own(tls):
+        yield from _secrecy(f"{key}.private_key" if tls.private_key else where, tls.private_key or path)
+        yield from _chain_order(where, path, chain)
+        yield from _purposes(where, path, chain[0], serving=serving, sending=sending)
+
+
+def _where(key: str, tls: TLS) -> str:
+    return f"{key}.certificate" if tls.pkcs12 is None else f"{key}.pkcs12"
+
+
+def _own(tls: TLS) -> Iterator[tuple[Path, list[x509.Certificate]]]:
+    """The own certificate with its chain, where there is one, and its file."""
     own = read_pair(tls)
     if own is None:
         return
     pair, path, _ = own
-    begin = x509.load_pem_x509_certificate(pair.certificates[0].encode()).not_valid_before_utc
-    if begin > now:
-        cause = f"{path}: is not valid before {begin:%Y-%m-%d %H:%M} UTC"
-        where = "certificate" if tls.pkcs12 is None else "pkcs12"
-        yield Fault(f"{key}.{where}", cause, "correct the clock, or make another certificate")
+    try:
+        chain = [x509.load_pem_x509_certificate(text.encode()) for text in pair.certificates]
+    except UNREADABLE as error:
+        raise IngestError(f"{path}: its certificate cannot be looked at: {error}") from None
+    yield path, chain
 
 
 def _lists(key: str, tls: TLS, now: datetime) -> Iterator[Fault]:
@@ -83,7 +99,7 @@ def _chain_order(key: str, path: Path, chain: Sequence[x509.Certificate]) -> Ite
     for child, parent in pairwise(chain):
         try:
             child.verify_directly_issued_by(parent)
-        except (ValueError, TypeError, InvalidSignature):
+        except (InvalidSignature, *UNREADABLE):
             cause = f"{path}: {child.subject.rfc4514_string()} is not signed by what follows it"
             yield Fault(key, cause, "order the chain: own certificate, its issuer, and so on")
 
@@ -94,7 +110,7 @@ def _purposes(
     """An extended key usage, where there is one, must name the roles that the pair plays."""
     try:
         extension = own.extensions.get_extension_for_class(x509.ExtendedKeyUsage)
-    except (x509.ExtensionNotFound, ValueError):
+    except (x509.ExtensionNotFound, *UNREADABLE):
         return
     usages = set(extension.value)
     wanted = [(serving, ExtendedKeyUsageOID.SERVER_AUTH, "serverAuth", "a listener")]

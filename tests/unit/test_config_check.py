@@ -1,6 +1,7 @@
 """`ingest check`: what lies beyond the file, and what a node says at its start."""
 
 import sqlite3
+import ssl
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -230,3 +231,19 @@ def test_shown_configuration_is_read_again_as_the_same(config, site):
 )
 def test_passwords_in_urls_are_masked(url, shown):
     assert masked(url) == shown
+
+
+def test_certificate_that_only_openssl_can_read_is_a_note_and_stops_no_node(config, site):
+    """Of a version that X.509 does not have: OpenSSL does not mind."""
+    path = site / "node.crt"
+    der = ssl.PEM_cert_to_DER_cert(path.read_text())
+    assert der.count(b"\xa0\x03\x02\x01\x02") == 1
+    path.write_text(ssl.DER_cert_to_PEM_cert(der.replace(b"\xa0\x03\x02\x01\x02", b"\xa0\x03\x02\x01\x05")))
+    settings = config()
+    assert notices(settings) == []
+    found = check(settings)
+    assert {(fault.key, fault.note) for fault in found} == {
+        ("tls.node", True),
+        ("tls.node.certificate", True),
+    }
+    assert all(str(path) in fault.cause for fault in found)
