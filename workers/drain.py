@@ -254,10 +254,10 @@ class Drain:
         except AssociationError as error:
             self._broken(str(error))
             return
-        self._breaker.answered()
         row = self._flying.pop(number)
         answer = Answered(response.status, response.error_comment, _context(row) in self._alone)
         self._conclude(row, answer, waiting)
+        self._breaker.answered()
 
     def _land(self, waiting: deque[Delivery]) -> None:
         """Wait for all answers that are to come."""

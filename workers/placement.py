@@ -14,6 +14,7 @@ from workers.arrival import Arrival, Facts
 from workers.compare import existing, same_bytes, same_file
 from workers.duplicates import Action, Policy, decide
 from workers.layout import Layout, quarantine_key, safe_name, variant_key
+from workers.leaving import may_be_another
 from workers.ledger import Rows
 from workers.store import Batch, Store
 
@@ -75,7 +76,7 @@ class Placing:
         self._quarantined = quarantined
         self._asked: set[str] = set()
         self._keys: dict[str, str] = {}
-        self._held = Holdings({}, {}, {})
+        self._held = Holdings()
         self._put: set[str] = set()
         self._replaced: set[str] = set()
         self._excluding = False
@@ -173,11 +174,22 @@ class Placing:
         self._excluding = True
         self._learn()
         removing, replaced = self._held.removing, self._held.replaced
-        for key in set().union(*removing.values(), *replaced.values()) - self._put:
+        left = set().union(*removing.values(), *replaced.values()) - self._put
+        anothers = {key for key in left if self._may_be_anothers(key)}
+        for key in left - anothers:
             self._remove_unclaimed(key)
-        if removing:
+        gone = {uid for uid, keys in removing.items() if not keys & anothers}
+        if gone:
             self._shared.store.sync(self._stored)
-            self._shared.rows.finish_removals(removing)
+            self._shared.rows.finish_removals(gone)
+
+    def _may_be_anothers(self, key: str) -> bool:
+        """Whether a worker that knew nothing of the row may be about to record what has its name now."""
+        try:
+            changed = self._shared.store.changed_ms(key)
+        except FileNotFoundError:
+            return False
+        return may_be_another(changed, self._held.left_at[key], self._shared.now())
 
     def _remove_unclaimed(self, key: str) -> None:
         if not self._shared.rows.claimed_keys([key]):

@@ -106,6 +106,9 @@ class Store(Protocol):
     def size(self, key: str) -> int:
         """Bytes of the Part 10 file; raises as `open`."""
 
+    def changed_ms(self, key: str) -> int:
+        """When a name was last given to the file, or taken from it (Unix milliseconds); raises as `open`."""
+
     def digest(self, key: str) -> str:
         """SHA-256 of the data set, in hexadecimal; raises as `open`, and PeerError for no DICOM file."""
 
@@ -257,6 +260,14 @@ class FileStore:
         fd = self.open(key)
         try:
             return os.fstat(fd).st_size
+        finally:
+            os.close(fd)
+
+    def changed_ms(self, key: str) -> int:
+        """See `Store.changed_ms`."""
+        fd = self.open(key)
+        try:
+            return os.fstat(fd).st_ctime_ns // 1_000_000
         finally:
             os.close(fd)
 

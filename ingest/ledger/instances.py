@@ -1,7 +1,7 @@
 """The half of the ledger that knows instances."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from itertools import islice
 from typing import Any, Final
 
@@ -56,7 +56,9 @@ _state: Final = instances.c.state.concat("")
 _UIDS: Final = instances.c.sop_instance_uid.in_(bindparam("uids", expanding=True))
 _STORED: Final = (_UIDS, _state == InstanceState.STORED.value)
 _REMOVING: Final = (_UIDS, _state == InstanceState.REMOVING.value)
-_HELD: Final = select(instances.c.sop_instance_uid, instances.c.store_key, instances.c.state).where(
+_HELD: Final = select(
+    instances.c.sop_instance_uid, instances.c.store_key, instances.c.state, instances.c.stored_at
+).where(
     _UIDS,
     _state.in_((InstanceState.STORED.value, InstanceState.REMOVING.value, InstanceState.REPLACED.value)),
 )
@@ -74,11 +76,13 @@ class Holdings:
         stored: The store keys of those that are stored.
         removing: The store keys whose files are about to be removed, or whose remover died.
         replaced: The store keys that replaced objects had, and that the stored one does not have.
+        left_at: When what left `removing` and `replaced` behind was stored, in Unix milliseconds, by key.
     """
 
-    stored: Mapping[str, str]
-    removing: Mapping[str, set[str]]
-    replaced: Mapping[str, set[str]]
+    stored: Mapping[str, str] = field(default_factory=dict)
+    removing: Mapping[str, set[str]] = field(default_factory=dict)
+    replaced: Mapping[str, set[str]] = field(default_factory=dict)
+    left_at: Mapping[str, int] = field(default_factory=dict)
 
 
 class Instances(Database):
@@ -152,20 +156,22 @@ class Instances(Database):
             LedgerError: The ledger is away.
         """
         stored: dict[str, str] = {}
+        left_at: dict[str, int] = {}
         others: dict[str, dict[str, set[str]]] = {
             state.value: {} for state in (InstanceState.REMOVING, InstanceState.REPLACED)
         }
         with self.read() as connection:
             for chunk in _chunks(uids):
                 asked = {clean(uid): uid for uid in chunk}
-                for uid, key, state in connection.execute(_HELD, {"uids": list(asked)}):
+                for uid, key, state, at in connection.execute(_HELD, {"uids": list(asked)}):
                     if state == InstanceState.STORED.value:
                         stored[asked[uid]] = key
                     else:
                         others[state].setdefault(asked[uid], set()).add(key)
+                        left_at[key] = max(at, left_at.get(key, 0))
         removing, replaced = others.values()
         left = {uid: keys - {stored.get(uid)} for uid, keys in replaced.items()}
-        return Holdings(stored, removing, {uid: keys for uid, keys in left.items() if keys})
+        return Holdings(stored, removing, {uid: keys for uid, keys in left.items() if keys}, left_at)
 
     def claimed_keys(self, keys: Iterable[str]) -> set[str]:
         """Those of `keys` whose files belong to a row.

@@ -159,6 +159,31 @@ def test_file_of_a_worker_that_has_not_recorded_it_is_not_removed_for_a_dead_row
     assert states(site) == {"2.1": [REMOVED]}
 
 
+def test_file_of_a_worker_that_has_not_recorded_it_outlives_another_that_finishes_a_dead_removal(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill(site, made(1))
+    deliver(site, DeliveryState.DELIVERED)
+    with site.ledger() as ledger, ledger.write() as connection:
+        connection.execute(update(instances).values(stored_at=instances.c.stored_at - 2 * DAY_MS))
+    with monkeypatch.context() as patch:
+        patch.setattr("workers.leaving.SETTLED_MS", -1)
+        die_at(patch, FileStore, "announce_removal", after=False, call=1)
+        with pytest.raises(Killed):
+            remove(site, keep_days=1)
+    (key,) = (row.store_key for row in site.instances())
+    path = site.config.store_root / key
+    path.write_bytes(made(1).file)  # of a worker that looked before the first copy was stored
+    theirs = path.stat().st_ino
+    fill(site, made(1))
+    # The other worker's row would be this one's now: the file that it is about to promise is there.
+    assert path.stat().st_ino == theirs
+    assert sorted(row.state.value for row in site.instances()) == ["removing", "stored"]
+    remove(site, keep_days=1)
+    assert states(site) == {"2.1": [REMOVED, STORED]}
+    assert left(site) == ["2.1"]
+
+
 def test_remover_that_died_does_not_take_the_file_of_its_successor(site: Site) -> None:
     fill(site, made(1))
     deliver(site, DeliveryState.DELIVERED)
