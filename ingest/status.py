@@ -19,6 +19,7 @@ from ingest.config.check import choices
 from ingest.config.model import Config
 from ingest.errors import IngestError, SpoolError
 from ingest.ledger import CircuitState, DeliveryState, Ledger, Progress
+from ingest.node import reload
 from ingest.node.accept_gate import STALE_MS
 from ingest.node.scoreboard import ACCEPTING, DRAINING, RowView, Scoreboard
 from ingest.queue import GROUP, connect, stream_key
@@ -36,6 +37,7 @@ def gather(config: Config) -> dict[str, Any]:
         "time": time.time(),
         "name": config.node.name or config.node.ae_title,
         "listeners": _listeners(config),
+        "reload_refused": reload.outcome(config.run_dir).get("faults", []),
         "spool": _spool(config),
         "queue": _queue(config),
         "ledger": _ledger(config),
@@ -182,6 +184,7 @@ def _certificates(config: Config) -> list[dict[str, Any]]:
 
 def _page(now: dict[str, Any], before: dict[str, Any] | None) -> Group:
     return Group(
+        *_refusal(now),
         _listener_table(now, before),
         _stage_table(now),
         _delivery_table(now),
@@ -189,6 +192,16 @@ def _page(now: dict[str, Any], before: dict[str, Any] | None) -> Group:
         _certificate_table(now),
         *_notices(now),
     )
+
+
+def _refusal(now: dict[str, Any]) -> Iterator[Table]:
+    """What the node did not take at the last reload; no table where it took all."""
+    if now["reload_refused"]:
+        table = Table("the configuration read before is in force")
+        table.title = "The last reload was refused"
+        for fault in now["reload_refused"]:
+            table.add_row(escape(fault))
+        yield table
 
 
 def _listener_table(now: dict[str, Any], before: dict[str, Any] | None) -> Table:

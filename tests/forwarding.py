@@ -20,8 +20,9 @@ from tests.peers import AE_TITLE
 from tests.servers import Valkey
 
 WORKER = (
-    "import sys, threading; from ingest.config.model import Config; from workers.forward import main;"
-    "sys.exit(main(Config.model_validate_json(sys.stdin.read()), threading.Event()))"
+    "import sys, threading; from ingest.config.model import Config; from ingest.remotes import remotes;"
+    "from workers.forward import main; config = Config.model_validate_json(sys.stdin.read());"
+    "sys.exit(main(config, threading.Event(), remotes(config)))"
 )
 
 

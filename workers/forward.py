@@ -12,7 +12,7 @@ import random
 import signal
 import socket
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
 from typing import Any, Final
 
@@ -27,7 +27,7 @@ from ingest.config.model import Config
 from ingest.errors import BootError, IngestError, LedgerError, QueueError
 from ingest.ledger import Ledger
 from ingest.queue import connect
-from ingest.remotes import remotes
+from ingest.transport import Remote
 from ingest.wake import QUEUE, Waker, drain_key
 from workers.drain import Drain, Tools
 from workers.leases import now_ms
@@ -60,22 +60,24 @@ def places(config: Config) -> int:
 class Forwarder:
     """What one forward worker is made of; made after the fork."""
 
-    def __init__(self, config: Config, stop: threading.Event, name: str) -> None:
+    def __init__(
+        self, config: Config, stop: threading.Event, remotes: Mapping[str, Remote], name: str
+    ) -> None:
         """Prepare; waits for nothing.
 
         Args:
             config: The configuration.
             stop: Ends the worker after the instance on its way.
+            remotes: Its destinations.
             name: Of the worker; unique.
 
         Raises:
             BootError: The ledger's URL cannot be used.
-            ConfigError: TLS material cannot be used.
         """
         self.stop = stop
         self.name = name
         self.destinations = {destination.name: destination for destination in config.destinations}
-        self.remotes = remotes(config)
+        self.remotes = remotes
         try:
             self.ledger = Ledger(config.ledger_url)
         except LedgerError as error:
@@ -247,18 +249,17 @@ def _work(forwarder: Forwarder, config: Config) -> None:
                 patience.failed(error)
 
 
-def run(config: Config, stop: threading.Event) -> None:
+def run(config: Config, stop: threading.Event, remotes: Mapping[str, Remote]) -> None:
     """Forward in this process until `stop` is set; the instance on its way is finished first.
 
     Raises:
         BootError: The configuration cannot be used.
-        ConfigError: Likewise.
     """
     for name in ("rq.worker", "rq.job"):
         logging.getLogger(name).setLevel(
             logging.CRITICAL
         )  # it would report every job, and Redis once a second
-    forwarder = Forwarder(config, stop, f"forward-{socket.gethostname()}-{os.getpid()}")
+    forwarder = Forwarder(config, stop, remotes, f"forward-{socket.gethostname()}-{os.getpid()}")
     token = _FORWARDER.set(forwarder)
     try:
         with contextlib.suppress(StoppedError):
@@ -272,14 +273,13 @@ def run(config: Config, stop: threading.Event) -> None:
         forwarder.close()
 
 
-def main(config: Config, stop: threading.Event) -> int:
+def main(config: Config, stop: threading.Event, remotes: Mapping[str, Remote]) -> int:
     """Entry point of the child process: TERM and INT end it in good order; returns the exit code.
 
     Raises:
         BootError: As `run`.
-        ConfigError: As `run`.
     """
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
-    run(config, stop)
+    run(config, stop, remotes)
     return 0

@@ -1,12 +1,16 @@
 """Looks at the certificates and keys that a configuration names: do they fit, and until when."""
 
-from collections.abc import Iterator, Sequence
-from datetime import datetime
+import contextlib
+import hashlib
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from itertools import pairwise
 from pathlib import Path
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives import hashes
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from ingest.config.faults import Fault
@@ -17,6 +21,125 @@ from ingest.tls.contexts import client_context, server_context
 from ingest.tls.expiry import Dated
 from ingest.tls.identity import UNREADABLE
 from ingest.tls.material import read_pair
+
+_EVER = datetime.min.replace(tzinfo=UTC)
+_NEVER = datetime.max.replace(tzinfo=UTC)
+
+
+@dataclass(frozen=True, slots=True)
+class Term:
+    """How long something that a section needs is good; RFC 5280 4.1.2.5, and 5.1.2.5 of a CRL.
+
+    Attributes:
+        section: "tls.NAME".
+        digest: SHA-256 of what it is, so that it is known again whatever its file.
+        key: In the configuration.
+        what: File and name, for a message.
+        remedy: What to do when it is not good.
+    """
+
+    section: str
+    digest: str
+    key: str
+    what: str
+    begin: datetime
+    end: datetime
+    remedy: str
+
+
+def terms(config: Config) -> list[Term]:
+    """Of our own certificates and their chains, of each `trusted` as a whole, and of CRLs that must be fresh.
+
+    What cannot be looked at is left out: OpenSSL is less strict, and may have taken it.
+    """
+    found: list[Term] = []
+    for name, tls in config.tls.items():
+        for each in (_own_terms(name, tls), _trusted_term(name, config), _list_terms(name, tls)):
+            with contextlib.suppress(IngestError):
+                found += each
+    return found
+
+
+def untimely(new: Sequence[Term], held: Collection[Term], now: datetime) -> list[str]:
+    """Why a reload must not take what is new in a configuration: it has ended, or is not good yet.
+
+    What is in force already is no reason: to refuse would not make it good, and keep out what else is new.
+
+    Args:
+        new: Of the configuration that is to be taken.
+        held: Of the one in force.
+        now: With a time zone.
+    """
+    known = {(term.section, term.digest) for term in held}
+    return [
+        str(Fault(term.key, f"{term.what} {_untimely(term, now)}", term.remedy))
+        for term in new
+        if (term.section, term.digest) not in known and not term.begin <= now < term.end
+    ]
+
+
+def _untimely(term: Term, now: datetime) -> str:
+    if now < term.begin:
+        return f"is not valid before {term.begin:%Y-%m-%d %H:%M} UTC"
+    return f"ended on {term.end:%Y-%m-%d %H:%M} UTC"
+
+
+def _own_terms(name: str, tls: TLS) -> Iterator[Term]:
+    for path, chain in _own(tls):
+        for index, each in enumerate(chain):
+            yield Term(
+                f"tls.{name}",
+                each.fingerprint(hashes.SHA256()).hex(),
+                _where(f"tls.{name}", tls),
+                f"{path}: {'an issuer in the chain' if index else 'the certificate'}"
+                f" ({each.subject.rfc4514_string()})",
+                each.not_valid_before_utc,
+                each.not_valid_after_utc,
+                "name one that is valid now, or correct the clock",
+            )
+
+
+def _trusted_term(name: str, config: Config) -> Iterator[Term]:
+    """One for all: that one of them has ended keeps its peer out, and nobody else."""
+    section = f"tls.{name}"
+    found = [
+        each.identity
+        for place in expiry.places(config)
+        if place.section == section and place.key.startswith("trusted")
+        for each in expiry.certificates(config, place)
+    ]
+    if found:
+        digests = sorted({each.fingerprint for each in found})
+        yield Term(
+            section,
+            hashlib.sha256("".join(digests).encode()).hexdigest(),
+            f"{section}.trusted",
+            "all that is in it",
+            _EVER,
+            max(each.not_after for each in found),
+            "name certificates that are valid now, or correct the clock",
+        )
+
+
+def _list_terms(name: str, tls: TLS) -> Iterator[Term]:
+    """Of each issuer the list that lasts longest, where an old one keeps out all whom it issued."""
+    if tls.crl_expired != "refuse":
+        return
+    longest: dict[str, Term] = {}
+    for index, path in enumerate(tls.crl):
+        for file, found in crl.lists(path):
+            issuer = found.issuer.rfc4514_string()
+            term = Term(
+                f"tls.{name}",
+                found.fingerprint(hashes.SHA256()).hex(),
+                f"tls.{name}.crl[{index}]",
+                f"{file}: the CRL of {issuer}",
+                found.last_update_utc,
+                found.next_update_utc or _NEVER,
+                'fetch it again, or set crl_expired = "allow"',
+            )
+            longest[issuer] = max(term, longest.get(issuer, term), key=lambda each: each.end)
+    yield from longest.values()
 
 
 def check_tls(config: Config, now: datetime) -> Iterator[Fault]:

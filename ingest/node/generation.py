@@ -1,11 +1,14 @@
 """What one reading of the configuration asks of a supervisor: which processes, on which sockets."""
 
 import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
 from ingest.config.model import Config
+from ingest.config.tls_check import Term
 from ingest.node.endpoints import Endpoint
+from ingest.transport import Remote
 
 ALL_ROLES: Final = frozenset({"listen", "persist", "forward", "retain"})
 """A whole node; it alone runs the embedded queue."""
@@ -50,15 +53,25 @@ class Place:
 
 @dataclass(slots=True)
 class Generation:
-    """What one reading of the configuration asks for."""
+    """What one reading of the configuration asks for, with all key material that it names.
+
+    Attributes:
+        number: Counts readings, from 1.
+        endpoints: Of listeners.
+        remotes: Of forward workers, by the destination's name. As endpoints, they are made before the fork:
+            a process that is started again later does not read files that are being replaced meanwhile.
+        terms: How long what it read is good.
+    """
 
     number: int
     config: Config
-    endpoints: tuple[Endpoint, ...]
+    endpoints: tuple[Endpoint, ...] = ()
+    remotes: Mapping[str, Remote] = field(default_factory=dict)
+    terms: Sequence[Term] = ()
     places: list[Place] = field(default_factory=list)
 
 
-def plan(number: int, config: Config, endpoints: tuple[Endpoint, ...], roles: frozenset[str]) -> Generation:
+def plan(config: Config, roles: frozenset[str]) -> list[Place]:
     """The processes of `roles`; a role that runs alone has one even where the configuration says none."""
     counts = {
         "listen": config.receive.processes or os.cpu_count() or 1,
@@ -68,5 +81,4 @@ def plan(number: int, config: Config, endpoints: tuple[Endpoint, ...], roles: fr
     }
     if roles != ALL_ROLES:
         counts = {role: max(count, 1) for role, count in counts.items()}
-    places = [Place(role) for role in counts if role in roles for _ in range(counts[role])]
-    return Generation(number, config, endpoints, places)
+    return [Place(role) for role in counts if role in roles for _ in range(counts[role])]

@@ -43,7 +43,7 @@ def reload(config: Config) -> int:
         IngestError: No node runs there, it belongs to somebody else, or it does not answer.
     """
     pid = _running(config.run_dir)
-    before = _outcome(config.run_dir).get("at", 0)
+    before = outcome(config.run_dir).get("at", 0)
     try:
         os.kill(pid, signal.SIGHUP)
     except PermissionError:
@@ -52,11 +52,11 @@ def reload(config: Config) -> int:
         raise _not_running(config.run_dir) from None
     deadline = time.monotonic() + WAIT_SECONDS
     while time.monotonic() < deadline:
-        outcome = _outcome(config.run_dir)
-        if outcome.get("at", 0) > before and outcome.get("pid") == pid:
-            if outcome["faults"]:
-                raise ConfigError(outcome["faults"])
-            return int(outcome["generation"])
+        now = outcome(config.run_dir)
+        if now.get("at", 0) > before and now.get("pid") == pid:
+            if now["faults"]:
+                raise ConfigError(now["faults"])
+            return int(now["generation"])
         time.sleep(_POLL_SECONDS)
     raise IngestError(f"process {pid} has not answered within {WAIT_SECONDS:.0f} s; look into its log")
 
@@ -84,7 +84,8 @@ def _not_running(run_dir: Path) -> IngestError:
     return IngestError(f"no node with listeners runs on {run_dir.parent}; `ingest serve` starts one")
 
 
-def _outcome(run_dir: Path) -> dict[str, Any]:
+def outcome(run_dir: Path) -> dict[str, Any]:
+    """How the last reading ended, as `note` left it: `at` (Unix ns), `pid`, `generation`, `faults`."""
     try:
         found = json.loads((run_dir / OUTCOME).read_text())
     except (OSError, ValueError):

@@ -14,7 +14,8 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType
 from typing import Final
@@ -24,6 +25,7 @@ import structlog
 from ingest.config import load, notes
 from ingest.config.check import notices
 from ingest.config.model import Config
+from ingest.config.tls_check import Term, terms, untimely
 from ingest.errors import BootError, ConfigError
 from ingest.log import configure as configure_log
 from ingest.log import reopen as reopen_log
@@ -33,6 +35,7 @@ from ingest.node.embedded_queue import EmbeddedQueue
 from ingest.node.endpoints import bind, unbind
 from ingest.node.generation import ALL_ROLES, BACK_OFF_SECONDS, Child, Generation, Place, plan
 from ingest.node.scoreboard import ACCEPTING, BOOTING, HEARTBEAT, PID, STATE, Scoreboard, now_ms
+from ingest.remotes import remotes
 from ingest.tls.expiry import Watch
 
 WORKERS: Final = {
@@ -76,7 +79,7 @@ class Supervisor:
         self.path = path
         self.roles = roles
         self.children: dict[int, Child] = {}
-        self.generation = Generation(0, config, ())
+        self.generation = Generation(0, config)
         self.board: Scoreboard | None = None
         self.queue: EmbeddedQueue | None = None
         self.exit_code = 0
@@ -159,10 +162,11 @@ class Supervisor:
 
     def _start(self) -> None:
         config = self.config
-        endpoints = bind(config) if "listen" in self.roles else ()
-        self.generation = plan(1, config, endpoints, self.roles)
+        # What has ended is taken all the same: peers may not mind, and a node that is down helps none.
+        self.generation = self._read(config, terms(config))
         _say_notices(self.path, config)
         self._certificates.take(config)
+        reload.note(config.run_dir, self.generation.number)
         if self.roles == ALL_ROLES and not config.queue.url:
             self.queue = EmbeddedQueue(config.data_dir)
             self.queue.start()
@@ -227,7 +231,9 @@ class Supervisor:
         if row is not None and self.board is not None:
             return listener.run(self.config, self.generation.endpoints, self.board, row)
         module, _, name = WORKERS[role].partition(":")
-        main: Callable[[Config, threading.Event], int] = getattr(importlib.import_module(module), name)
+        main: Callable[..., int] = getattr(importlib.import_module(module), name)
+        if role == "forward":
+            return main(self.config, threading.Event(), self.generation.remotes)
         return main(self.config, threading.Event())
 
     def _reap(self) -> None:
@@ -332,13 +338,28 @@ class Supervisor:
         old = self.generation
         config = load(self.path, roles=self.roles)
         self._check_reloadable(config)
-        endpoints = bind(config, old.endpoints) if "listen" in self.roles else ()
+        dated = terms(config)
+        if faults := untimely(dated, old.terms, datetime.now(UTC)):
+            raise ConfigError(faults)
+        new = self._read(config, dated)
         try:
             configure_log(config.log)
         except BootError:
-            unbind(endpoints, keep=old.endpoints)
+            unbind(new.endpoints, keep=old.endpoints)
             raise
-        return plan(old.number + 1, config, endpoints, self.roles)
+        return new
+
+    def _read(self, config: Config, dated: Sequence[Term]) -> Generation:
+        """All that a configuration names for the roles of this node, in memory.
+
+        Raises:
+            ConfigError: Key material cannot be used.
+            BootError: An address cannot be bound.
+        """
+        old = self.generation
+        called = remotes(config) if "forward" in self.roles else {}
+        endpoints = bind(config, old.endpoints) if "listen" in self.roles else ()
+        return Generation(old.number + 1, config, endpoints, called, dated, plan(config, self.roles))
 
     def _check_reloadable(self, config: Config) -> None:
         faults = [

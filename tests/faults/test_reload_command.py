@@ -1,11 +1,23 @@
 """`ingest reload`: a node takes what is sound and says so; what is not changes nothing and is named."""
 
+import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from tests.nodes import Node
+import pytest
+from cryptography.hazmat.primitives.serialization import Encoding
+
+from ingest.tls import pki
+from tests.faults.caller import Caller
+from tests.instances import Made
+from tests.nodes import Node, destination, eventually
+from tests.peers import CT, EXPLICIT, PynetdicomRemote
+from tests.pki import Material
+from tests.revoking import revocation_list
 
 
 def reload(node: Node) -> "subprocess.CompletedProcess[str]":
@@ -13,12 +25,19 @@ def reload(node: Node) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
 
 
-def tls(node: Node, key: str) -> str:
+def tls(node: Node, key: str, certificate: str = "node", *, section: str = "node", more: str = "") -> str:
     material = node.material
     return (
-        f'[tls.node]\ncertificate = "{material.certificate("node")}"\n'
-        f'private_key = "{material.key(key)}"\ntrusted = ["{material.trusted}"]'
+        f'[tls.{section}]\ncertificate = "{material.certificate(certificate)}"\n'
+        f'private_key = "{material.key(key)}"\ntrusted = ["{material.trusted}"]\n{more}'
     )
+
+
+def status(node: Node) -> list[str]:
+    command = [sys.executable, "-m", "ingest.cli", "status", "--json", "-c", str(node.config_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    refused: list[str] = json.loads(done.stdout)["reload_refused"]
+    return refused
 
 
 def test_sound_configuration_is_taken_and_a_bad_pair_is_not(make_node: Callable[..., Node]) -> None:
@@ -30,8 +49,11 @@ def test_sound_configuration_is_taken_and_a_bad_pair_is_not(make_node: Callable[
     assert done.returncode == 2
     assert "does not belong to the private key" in done.stderr
     assert "reload_refused" in node.log
+    [told] = status(node)
+    assert "does not belong to the private key" in told
     node.configure(tls=tls(node, "node"))
     assert reload(node).stdout == "reloaded: generation 3\n"
+    assert status(node) == []
 
 
 def test_what_the_file_itself_says_wrong_is_named_before_the_node_is_asked(
@@ -54,3 +76,120 @@ def test_node_that_does_not_run_is_said_so(make_node: Callable[..., Node], tmp_p
     node.start()
     node.stop()
     assert reload(node).returncode == 1
+
+
+NOW = datetime.now(UTC)
+
+
+@pytest.fixture
+def pair(material: Material) -> Callable[..., str]:
+    """Makes a pair in the material's folder; returns its name."""
+
+    def make(name: str, **options: object) -> str:
+        made = pki.self_signed(name, names=["localhost"], key_type="ec", **options)  # type: ignore[arg-type]
+        pki.write_pair(made, material.folder / name, force=True)
+        return name
+
+    return make
+
+
+def test_certificate_that_has_ended_or_has_not_begun_is_not_taken(
+    make_node: Callable[..., Node], pair: Callable[..., str]
+) -> None:
+    node = make_node().start()
+    early = pair("early", start=NOW + timedelta(days=1))
+    for name, said in (("expired", "ended on"), (early, "is not valid before")):
+        node.configure(tls=tls(node, name, name))
+        done = reload(node)
+        assert done.returncode == 2
+        assert f"tls.node.certificate: {node.material.certificate(name)}" in done.stderr
+        assert said in done.stderr
+    [_, refused] = node.events("reload_refused")
+    assert (refused["level"], "is not valid before" in str(refused["faults"])) == ("error", True)
+    with Caller.tls(node) as caller:  # who trusts the one in force
+        caller.associate()
+        assert caller.echo() == 0
+
+
+def test_certificate_that_is_in_force_and_has_ended_keeps_nothing_else_from_being_taken(
+    make_node: Callable[..., Node], pair: Callable[..., str]
+) -> None:
+    node = make_node()
+    node.configure(tls=tls(node, "expired", "expired"))
+    node.start()
+    node.configure(receive="[receive]\nprocesses = 1\nmin_free_bytes = 0")
+    assert reload(node).stdout == "reloaded: generation 2\n"
+    older = pair("older", start=NOW - timedelta(days=20), days=5)
+    node.configure(tls=tls(node, older, older))
+    assert "ended on" in reload(node).stderr
+
+
+def test_trust_of_which_nothing_is_valid_any_more_is_not_taken(
+    make_node: Callable[..., Node], tmp_path: Path
+) -> None:
+    node = make_node().start()
+    expired = node.material.certificate("expired").read_text()
+    node.configure(tls=tls(node, "node").replace(str(node.material.trusted), str(tmp_path / "ended.crt")))
+    (tmp_path / "ended.crt").write_text(expired)
+    done = reload(node)
+    assert (done.returncode, "tls.node.trusted: all that is in it ended on" in done.stderr) == (2, True)
+    (tmp_path / "ended.crt").write_text(expired + node.material.certificate("peer").read_text())
+    assert reload(node).returncode == 0
+
+
+def test_old_list_is_not_taken_where_it_would_keep_all_out_whom_its_issuer_vouches_for(
+    make_node: Callable[..., Node], tmp_path: Path
+) -> None:
+    issuer = pki.authority("issuer", key_type="ec")
+    lists = tmp_path / "lists"
+    lists.mkdir()
+    old, fresh = (
+        revocation_list(issuer, next_update=NOW + timedelta(days=days)).public_bytes(Encoding.PEM)
+        for days in (-1, 1)
+    )
+    (lists / "site").write_bytes(fresh)
+    node = make_node()
+    node.configure(tls=tls(node, "node", more=f'crl = ["{lists}"]'))
+    node.start()
+    (lists / "site").write_bytes(old)
+    done = reload(node)
+    assert (done.returncode, "the CRL of CN=issuer ended on" in done.stderr) == (2, True)
+    (lists / "site").write_bytes(fresh + old)
+    assert reload(node).returncode == 0
+    (lists / "site").write_bytes(old)
+    node.configure(tls=tls(node, "node", more=f'crl = ["{lists}"]\ncrl_expired = "allow"'))
+    assert reload(node).returncode == 0
+
+
+def test_what_destinations_need_is_looked_at_before_anything_changes(
+    make_node: Callable[..., Node], material: Material
+) -> None:
+    node = make_node()
+    node.configure(
+        tls=tls(node, "node") + tls(node, "node", section="out"),
+        destinations=destination("pacs", 1).replace('"node"', '"out"'),
+    )
+    node.start()
+    node.configure(tls=tls(node, "node") + tls(node, "peer", section="out"))
+    done = reload(node)
+    assert (done.returncode, "does not belong to the private key" in done.stderr) == (2, True)
+    assert not node.events("reloaded")
+    assert len({child.pid for child in node.children("ingest-forward")}) == 1
+
+
+def test_worker_that_is_started_again_calls_with_what_was_read_at_the_last_reload(
+    make_node: Callable[..., Node], material: Material
+) -> None:
+    for kind in ("crt", "key"):
+        shutil.copy(material.folder / f"node.{kind}", material.folder / f"copy.{kind}")
+    with PynetdicomRemote([(CT, [EXPLICIT])], tls=material.tls("remote")) as remote:
+        node = make_node()
+        node.configure(tls=tls(node, "copy", "copy"), destinations=destination("remote", remote.port))
+        node.start()
+        material.key("copy").write_text("half a key")  # of somebody who is about to reload
+        node.kill_child("ingest-forward")
+        with Caller.tls(node) as caller:
+            caller.associate()
+            assert caller.store(Made()).status == 0
+        eventually(lambda: len(remote.stored) == 1, 30, "the instance has come")
+    assert not node.events("node_cannot_start")

@@ -11,6 +11,7 @@ import pytest
 
 from ingest.config.model import TLS
 from ingest.dicom import wire
+from ingest.remotes import remotes
 from ingest.wake import drain_key, hold_key
 from tests.forwarding import Forwarding
 from tests.instances import EXPLICIT, IMPLICIT, Made
@@ -53,7 +54,8 @@ def plain(tmp_path: Path, redis_server: Valkey) -> Iterator[Forwarding]:
 
 @contextlib.contextmanager
 def forwarder(forwarding: Forwarding, stop: threading.Event | None = None) -> Iterator[Forwarder]:
-    made = Forwarder(forwarding.config, stop or threading.Event(), "forward-test")
+    config = forwarding.config
+    made = Forwarder(config, stop or threading.Event(), remotes(config), "forward-test")
     try:
         yield made
     finally:

@@ -14,6 +14,7 @@ from ingest.config.model import Config, Destination, Workers
 from ingest.dicom import uids, wire
 from ingest.ledger import CircuitState
 from ingest.ledger.search import Filter
+from ingest.remotes import remotes
 from ingest.wake import hold_key
 from tests.forwarding import Forwarding
 from tests.instances import EXPLICIT, IMPLICIT, Made
@@ -32,7 +33,8 @@ def plain(tmp_path: Path, redis_server: Valkey) -> Iterator[Forwarding]:
 
 
 def drain(forwarding: Forwarding, name: str = "pacs") -> None:
-    worker = Forwarder(forwarding.config, threading.Event(), "forward-test")
+    config = forwarding.config
+    worker = Forwarder(config, threading.Event(), remotes(config), "forward-test")
     try:
         worker.drain(name)
     finally:

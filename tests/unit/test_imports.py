@@ -83,12 +83,10 @@ def test_entry_points_of_workers_are_named_as_text_and_exist(entry: str) -> None
 
 
 @pytest.mark.parametrize("role", supervisor.WORKERS)
-def test_entry_points_take_a_configuration_and_an_event(role: str) -> None:
+def test_entry_points_take_what_the_supervisor_gives(role: str) -> None:
     module, _, name = supervisor.WORKERS[role].partition(":")
-    assert list(inspect.signature(getattr(importlib.import_module(module), name)).parameters) == [
-        "config",
-        "stop",
-    ]
+    taken = list(inspect.signature(getattr(importlib.import_module(module), name)).parameters)
+    assert taken == ["config", "stop", *(["remotes"] if role == "forward" else [])]
 
 
 @pytest.mark.parametrize("module", ["ingest.node.supervisor", "ingest.spool.spool", "ingest.dicom.wire"])

@@ -163,5 +163,5 @@ def test_contradictions_are_faults(
     ],
 )
 def test_node_has_one_remover_where_something_is_to_be_removed(section: dict[str, float], count: int) -> None:
-    generation = plan(1, Config.model_validate({"retention": section}), (), ALL_ROLES)
-    assert [place.role for place in generation.places].count("retain") == count
+    places = plan(Config.model_validate({"retention": section}), ALL_ROLES)
+    assert [place.role for place in places].count("retain") == count
