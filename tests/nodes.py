@@ -41,6 +41,7 @@ class Node:
     Attributes:
         folder: Holds `ingest.toml`, `var/` and `log`.
         sections: TOML text of further sections, or of those replaced.
+        program: What Python runs as the command.
     """
 
     folder: Path
@@ -51,6 +52,7 @@ class Node:
     plain_port: int = 0
     command: tuple[str, ...] = ("serve",)
     data_folder: Path | None = None
+    program: tuple[str, ...] = ("-m", "ingest.cli")
 
     @property
     def config_path(self) -> Path:
@@ -103,7 +105,7 @@ class Node:
         """Start `ingest COMMAND -c …` without waiting."""
         with (self.folder / "log").open("a") as log:
             return subprocess.Popen(
-                [sys.executable, "-m", "ingest.cli", *command, "-c", str(self.config_path)],
+                [sys.executable, *self.program, *command, "-c", str(self.config_path)],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=log,
