@@ -187,7 +187,11 @@ def _is_local(url: str) -> bool:
 def _ledger(config: Config) -> Iterator[Fault]:
     import sqlalchemy  # noqa: PLC0415 - slow to import, and only needed here
 
-    url = sqlalchemy.make_url(config.ledger_url)
+    try:
+        url = sqlalchemy.make_url(config.ledger_url)
+    except (ValueError, sqlalchemy.exc.ArgumentError):  # of which no word is quoted: it may be the password
+        yield Fault("ledger.url", f"{masked(config.ledger_url)} is no URL", "correct it")
+        return
     options: dict[str, object] = {}
     if url.get_backend_name() == "sqlite":
         file = Path(url.database or "")

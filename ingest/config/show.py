@@ -1,12 +1,15 @@
 """The effective configuration as text, without what is secret in it."""
 
 import json
+import re
 from typing import Any
-from urllib.parse import urlsplit
 
 from ingest.config.model import Config
 
 MASK = "***"
+
+_AUTHORITY = re.compile(r"^([^:/]+://[^:/@]*:).*@", re.DOTALL)
+_QUERY = re.compile(r"([?&][^=&]*(?:pass|secret|token)[^=&]*=)[^&]*", re.IGNORECASE)
 
 
 def plain(config: Config) -> dict[str, Any]:
@@ -21,24 +24,12 @@ def plain(config: Config) -> dict[str, Any]:
 
 
 def masked(url: str) -> str:
-    """A URL whose password, in the authority or the query, is `***`."""
-    try:
-        parts = urlsplit(url)
-        password = parts.password
-    except ValueError:
-        return MASK
-    authority = parts.netloc
-    if password is not None:
-        credentials, _, host = authority.rpartition("@")
-        authority = f"{credentials.partition(':')[0]}:{MASK}@{host}"
-    query = "&".join(
-        f"{name}={MASK}" if name.lower() in {"password", "sslpassword"} else f"{name}{equals}{value}"
-        for name, equals, value in (item.partition("=") for item in parts.query.split("&"))
-    )
-    if (authority, query) == (parts.netloc, parts.query):
-        return url
-    head = f"{parts.scheme}://{authority}{parts.path}"  # urlunsplit loses the slashes of unix:///
-    return f"{head}?{query}" if query else head
+    """A URL whose password, in the authority or the query, is `***`.
+
+    Whoever opens it may take another end of the authority than RFC 3986 has (SQLAlchemy takes passwords with
+    "/", "?" and "#"), and it may be a URL that none of them can read: so what looks like a password is one.
+    """
+    return _QUERY.sub(rf"\1{MASK}", _AUTHORITY.sub(rf"\1{MASK}@", url))
 
 
 def as_json(config: Config) -> str:

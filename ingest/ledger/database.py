@@ -13,6 +13,7 @@ from sqlalchemy import Connection, Engine, event, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError, NoSuchModuleError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
+from ingest.config.show import masked
 from ingest.errors import LedgerError
 from ingest.ledger.schema import SCHEMA_VERSION
 
@@ -50,10 +51,12 @@ class Database:
         """
         try:
             self._url = make_url(url)
-            self.name = self._url.render_as_string(hide_password=True)
+            self.name = masked(url)
             self._engine = _engine(self._url)
         except (ArgumentError, NoSuchModuleError, ImportError) as error:
             raise LedgerError(f"[ledger] url cannot be used: {error}; see docs/configuration.md") from error
+        except ValueError as error:  # such as a port that is no number; what it says may be the password
+            raise LedgerError("[ledger] url cannot be used: is no URL; see docs/configuration.md") from error
         self.dialect = self._engine.dialect.name
         self._writer = self._engine.execution_options(ingest_writer=True)
 
@@ -178,6 +181,8 @@ class Database:
         except DBAPIError as error:
             if error.connection_invalidated:
                 raise LedgerError(f"the ledger {self.name} closed the connection: {error.orig}") from error
+            if "connection option" in str(error.orig):  # of libpq, about a parameter of the URL
+                raise LedgerError(f"the ledger {self.name} cannot be used: {error.orig}") from error
             raise
 
 

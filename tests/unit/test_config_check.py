@@ -226,7 +226,15 @@ def test_shown_configuration_is_read_again_as_the_same(config, site):
         ("unix:///run/r.sock?db=1&password=geheim", "unix:///run/r.sock?db=1&password=***"),
         ("postgresql+psycopg://u:p:q@[::1]/d", "postgresql+psycopg://u:***@[::1]/d"),
         ("sqlite:////a/b.db", "sqlite:////a/b.db"),
-        ("redis://[h", "***"),
+        ("sqlite:////a/b:c@d.db", "sqlite:////a/b:c@d.db"),
+        ("redis://[h", "redis://[h"),
+        ("redis://u:geheim@[h", "redis://u:***@[h"),
+        ("postgresql+psycopg://u:ge/heim@h:1/d", "postgresql+psycopg://u:***@h:1/d"),
+        ("postgresql+psycopg://u:ge#heim@h/d", "postgresql+psycopg://u:***@h/d"),
+        ("postgresql+psycopg://u:ge?he@im@h/d", "postgresql+psycopg://u:***@h/d"),
+        ("postgresql+psycopg:///d?Password=geheim&host=h", "postgresql+psycopg:///d?Password=***&host=h"),
+        ("postgresql+psycopg:///d?passwd=geheim", "postgresql+psycopg:///d?passwd=***"),
+        ("postgresql+psycopg:///d?sslpassword=geheim", "postgresql+psycopg:///d?sslpassword=***"),
     ],
 )
 def test_passwords_in_urls_are_masked(url, shown):

@@ -173,3 +173,19 @@ def test_who_only_asks_makes_no_ledger(tmp_path: Path) -> None:
             ledger.counts()
         assert ledger.version() is None
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "geheim",
+        "postgresql+psycopg://u:geheim@h:port/d",
+        "postgresql+psycopg://u:ge/heim@127.0.0.1:1/d",
+        "postgresql+psycopg:///d?password=geheim&host=127.0.0.1&port=1",
+        "postgresql+psycopg:///d?Password=geheim&host=127.0.0.1&port=1",
+    ],
+)
+def test_password_of_a_ledger_that_cannot_be_used_is_told_nowhere(url: str) -> None:
+    with pytest.raises(LedgerError) as caught:
+        Ledger(url).version()
+    assert "heim" not in str(caught.value)
