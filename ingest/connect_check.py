@@ -1,8 +1,11 @@
 """`ingest check --connect`: a C-ECHO to every destination, and what to do about each that fails."""
 
+import contextlib
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Final
 
 from rich.console import Console
@@ -11,9 +14,11 @@ from rich.markup import escape
 from ingest.config.faults import Fault
 from ingest.config.model import Config, Destination
 from ingest.dicom import uids
-from ingest.errors import AssociationError, Cause, ConfigError
+from ingest.errors import AssociationError, Cause, ConfigError, PeerError
 from ingest.remotes import remotes
 from ingest.scu import Association, Remote, Timeouts
+from ingest.tls.expiry import SOON
+from ingest.tls.identity import Identity, identity_of
 
 AT_ONCE: Final = 16
 
@@ -65,11 +70,13 @@ class Connected:
         name: Of the destination.
         remote: It.
         seconds: From the first packet to the answer.
+        certificate: What it has shown; None without TLS, or where it cannot be read.
     """
 
     name: str
     remote: Remote
     seconds: float
+    certificate: Identity | None = None
 
 
 def ask(config: Config) -> list[Fault]:
@@ -86,7 +93,17 @@ def ask(config: Config) -> list[Fault]:
         if isinstance(result, Connected):
             took = f"answered in {result.seconds * 1000:.0f} ms"
             console.print(f"[green]ok   [/green] {escape(f'{result.name}: {result.remote}')} {took}")
-    return [result for result in results if isinstance(result, Fault)]
+    found = [result for result in results if isinstance(result, Fault)]
+    return found + [note for index, result in enumerate(results) for note in _ends(index, result)]
+
+
+def _ends(index: int, result: Connected | Fault) -> Iterator[Fault]:
+    """A note where a destination that answers has a certificate that ends soon."""
+    if isinstance(result, Connected) and result.certificate is not None:
+        end = result.certificate.not_after
+        if end <= datetime.now(UTC) + SOON:
+            cause = f"{result.name}: its certificate ({result.certificate.subject}) ends on {end:%Y-%m-%d}"
+            yield Fault(f"destinations[{index}].tls", cause, "have the remote's replaced before", note=True)
 
 
 def connect_all(config: Config) -> list[Connected | Fault]:
@@ -127,17 +144,20 @@ def _connect(index: int, destination: Destination, remote: Remote) -> Connected 
     answer = min(destination.response_seconds, destination.connect_seconds)
     started = time.monotonic()
     try:
-        status = echo(remote, Timeouts(destination.connect_seconds, answer))
+        status, shown = echo(remote, Timeouts(destination.connect_seconds, answer))
     except AssociationError as error:
         return explained(index, destination, remote.calling_ae, error)
     if status:
         cause = f"{destination.name}: {remote} answered the C-ECHO with {status:04X}H"
         return Fault(f"destinations[{index}].ae_title", cause, _OTHER[1])
+    with contextlib.suppress(PeerError):
+        certificate = identity_of(shown) if shown else None
+        return Connected(destination.name, remote, time.monotonic() - started, certificate)
     return Connected(destination.name, remote, time.monotonic() - started)
 
 
-def echo(remote: Remote, timeouts: Timeouts) -> int:
-    """C-ECHO on an association of its own; the status of the answer.
+def echo(remote: Remote, timeouts: Timeouts) -> tuple[int, bytes | None]:
+    """C-ECHO on an association of its own; the status of the answer, and the remote's certificate, DER.
 
     Raises:
         AssociationError: There is no association, or it carries no Verification.
@@ -145,6 +165,6 @@ def echo(remote: Remote, timeouts: Timeouts) -> int:
     context = (uids.VERIFICATION, (uids.IMPLICIT_LITTLE_ENDIAN,))
     with Association.open(remote, [context], timeouts=timeouts) as association:
         try:
-            return association.echo().status
+            return association.echo().status, association.peer_certificate()
         except LookupError as error:
             raise AssociationError(str(error), cause=Cause.NO_CONTEXT) from error

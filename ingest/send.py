@@ -82,7 +82,7 @@ def echo_command(
     console = Console(highlight=False)
     remote = Remote(host, port, called_ae, calling_ae, client_context(tls) if tls else None)
     try:
-        status = echo(remote, timeouts or Timeouts())
+        status, _ = echo(remote, timeouts or Timeouts())
     except AssociationError as error:
         console.print(f"[red]failed[/red] {escape(str(error))}", soft_wrap=True)
         return 1

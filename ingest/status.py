@@ -6,7 +6,7 @@ Every part that cannot be read is reported as such; the others are still shown.
 import json
 import time
 from collections.abc import Iterator
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any, Final
 
 import redis
@@ -162,24 +162,30 @@ def _destination(progress: Progress, now_ms: int) -> dict[str, Any]:
 
 
 def _certificates(config: Config) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = []
+    """What a running node has read, else what the files hold; and what peers and destinations showed."""
+    files: list[dict[str, Any]] = []
     for place in expiry.places(config):
-        where = {"section": place.section, "file": str(place.path)}
         try:
-            found += [
-                {
-                    **where,
-                    "role": each.role,
-                    "whose": list(each.whose),
-                    "subject": each.identity.subject,
-                    "not_after": each.identity.not_after.isoformat(),
-                    "days_left": round((each.identity.not_after.timestamp() - time.time()) / 86400, 1),
-                }
-                for each in expiry.certificates(config, place)
-            ]
+            files += map(expiry.as_row, expiry.certificates(config, place))
         except (IngestError, OSError) as error:
-            found.append({**where, "error": str(error)})
+            files.append({"section": place.section, "file": str(place.path), "error": str(error)})
+    found, changed = files, False
+    if reload.is_running(config.run_dir) and (held := expiry.in_force(config.run_dir)):
+        found, changed = held, _digests(held) != _digests(files)
+    there = {row.get("sha256") for row in found}
+    found = [*found, *(row for row in map(expiry.as_row, expiry.shown(config)) if row["sha256"] not in there)]
+    for row in found:
+        if "not_after" in row:
+            left = datetime.fromisoformat(row["not_after"]).timestamp() - time.time()
+            row["days_left"] = round(left / 86400, 1)
+    if changed:
+        said = "the files hold others than the node has in force; `ingest reload` takes them"
+        found.append({"section": "", "file": "", "error": said})
     return found
+
+
+def _digests(rows: list[dict[str, Any]]) -> set[tuple[str, str]]:
+    return {(row["section"], row["sha256"]) for row in rows if "sha256" in row}
 
 
 def _page(now: dict[str, Any], before: dict[str, Any] | None) -> Group:

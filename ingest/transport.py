@@ -203,6 +203,10 @@ class Transport:
         self._poll.modify(self._fd, select.POLLIN)
         return bool(self._poll.poll(0))
 
+    def peer_certificate(self) -> bytes | None:
+        """What the remote has shown, DER; None without TLS."""
+        return self._tls.getpeercert(binary_form=True) if self._tls is not None else None
+
     def silence(self, seconds: float) -> None:
         """Before the last words: no more turns for the owner, and little patience."""
         self._on_tick = no_tick
@@ -236,7 +240,8 @@ class Transport:
             return
         # TLS 1.3: that the remote refuses our certificate shows only after the handshake.
         self.hint = "; does it trust our certificate?"
-        name = self.remote.server_hostname or self.remote.host
+        # RFC 6066 3: no trailing dot, though it keeps a resolver from trying domains of its own.
+        name = (self.remote.server_hostname or self.remote.host).rstrip(".")
         try:
             self._tls = self.remote.tls.wrap_socket(
                 self._socket, do_handshake_on_connect=False, server_hostname=name

@@ -127,6 +127,10 @@ class UpperLayer:
         """Whether it is established and can carry another operation."""
         return self._state is State.ESTABLISHED
 
+    def peer_certificate(self) -> bytes | None:
+        """What the remote has shown, DER; None without TLS."""
+        return self._transport.peer_certificate()
+
     def check(self) -> bool:
         """Whether it is alive after a silence; takes in what came meanwhile: a release, an abort, the end."""
         with contextlib.suppress(AssociationError), self._aborting():

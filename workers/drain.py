@@ -13,9 +13,11 @@ import redis
 import structlog
 
 from ingest.config.model import Destination
-from ingest.errors import AssociationError, LedgerError, StoreAwayError, StoreError
+from ingest.errors import AssociationError, LedgerError, PeerError, StoreAwayError, StoreError
 from ingest.ledger import Delivery, Ledger
 from ingest.scu import Association, Context, Remote, Timeouts, plan, proposals
+from ingest.tls.identity import identity_of
+from ingest.tls.seen import Sightings
 from workers.breaker import Breaker
 from workers.circuit import Trouble
 from workers.leases import LeaseLostError, Leases, now_ms
@@ -60,6 +62,7 @@ class Tools:
 
     ledger: Ledger
     store: FileStore
+    sightings: Sightings
     client: redis.Redis
     stopping: Callable[[], bool]
     rng: Callable[[], float]
@@ -330,7 +333,13 @@ class Drain:
             self._hold_ms = self._breaker.failed(trouble, str(error))
             return None
         self._breaker.reached()
+        self._note_certificate(self._association.peer_certificate())
         return self._association
+
+    def _note_certificate(self, der: bytes | None) -> None:
+        with contextlib.suppress(PeerError):  # OpenSSL is less strict, and has taken it
+            if der is not None:
+                self._tools.sightings.note("destination", self._name, identity_of(der))
 
     def _tick(self) -> None:
         """At least twice a second, also while an instance is on its way."""

@@ -27,6 +27,7 @@ from ingest.config.model import Config
 from ingest.errors import BootError, IngestError, LedgerError, QueueError
 from ingest.ledger import Ledger
 from ingest.queue import connect
+from ingest.tls.seen import Sightings
 from ingest.transport import Remote
 from ingest.wake import QUEUE, Waker, drain_key
 from workers.drain import Drain, Tools
@@ -87,6 +88,7 @@ class Forwarder:
         self.tools = Tools(
             ledger=self.ledger,
             store=FileStore(config.store_root),
+            sightings=Sightings(config.run_dir),
             client=self.client,
             stopping=stop.is_set,
             rng=random.Random().random,  # noqa: S311 - jitter

@@ -166,6 +166,7 @@ def check_tls(config: Config, now: datetime) -> Iterator[Fault]:
         if tls.password_file is not None:
             yield from _secrecy(f"{key}.password_file", tls.password_file)
         yield from _ends(config, f"tls.{name}", now)
+    yield from _shown(config, now)
 
 
 def due(key: str, tls: TLS, now: datetime) -> Iterator[Fault]:
@@ -271,6 +272,15 @@ def _ends(config: Config, section: str, now: datetime) -> Iterator[Fault]:
             yield Fault(key, f"{cause} ended on {end:%Y-%m-%d}", "replace it", note=note)
         elif end <= now + expiry.SOON:
             yield Fault(key, f"{cause} ends on {end:%Y-%m-%d}", "replace it before", note=True)
+
+
+def _shown(config: Config, now: datetime) -> Iterator[Fault]:
+    """What bound peers and destinations have shown lately, and is in no file."""
+    for each in expiry.shown(config):
+        end, key = each.identity.not_after, f"{each.place.section}.{each.place.key}"
+        if end <= now + expiry.SOON:
+            cause = f"its certificate ({each.identity.subject}) {'ended' if end <= now else 'ends'}"
+            yield Fault(key, f"{cause} on {end:%Y-%m-%d}", "have its holder replace it", note=True)
 
 
 def _which(each: Dated) -> str:

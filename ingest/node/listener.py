@@ -24,7 +24,7 @@ from ingest.log import reopen as reopen_log
 from ingest.node.accept_gate import PASS_SECONDS, AcceptGate
 from ingest.node.connection import Connection
 from ingest.node.endpoints import Endpoint
-from ingest.node.newcomers import WINDOW_SECONDS, Newcomers
+from ingest.node.newcomers import WINDOW_SECONDS, Newcomers, holder
 from ingest.node.scoreboard import (
     ACCEPTING,
     ACTIVE,
@@ -42,6 +42,7 @@ from ingest.node.store_scp import Services
 from ingest.spool.spool import Spool
 from ingest.tls.identity import Identity
 from ingest.tls.pump import RECORD
+from ingest.tls.seen import Sightings
 
 BUFFER: Final = 256 * 1024
 """Bytes of each of the two buffers that all connections of the process share."""
@@ -110,13 +111,16 @@ class Listener:
         self._soon: list[Callable[[], None]] = []
         self._timers: list[tuple[float, Callable[[], None]]] = []
         self._draining = False
-        self._retiring = False
+        self._superseded = self._retiring = False
         self._deadline: float | None = None
         self._full = ""
         receive = config.receive
         self._newcomers: Newcomers[Connection] = Newcomers(
             receive.max_newcomers, receive.max_newcomers_per_address, receive.max_failures_per_minute
         )
+        self._sightings = Sightings(config.run_dir)
+        bound = [peer.ae_title for peer in config.peers if peer.certificate or peer.issuer]
+        self._bound = {title.upper() if receive.ignore_ae_title_case else title: title for title in bound}
         self._policy = AcceptorPolicy(
             ae_title=config.node.ae_title,
             check_called_ae=receive.check_called_ae,
@@ -134,7 +138,7 @@ class Listener:
         # In the next turn: a handler may run between any two lines of ours.
         signal.signal(signal.SIGTERM, lambda *_: self.soon(self._drain))
         signal.signal(signal.SIGINT, lambda *_: None)  # the terminal's; the supervisor sends TERM
-        signal.signal(signal.SIGHUP, lambda *_: self.soon(self._retire))
+        signal.signal(signal.SIGHUP, self._supersede)
         signal.signal(signal.SIGUSR1, lambda *_: self.soon(reopen_log))
         self.poller.watch(self.services.spool.committer.wakeup, self.collect, READABLE)
         self.services.handoff.start()
@@ -173,11 +177,11 @@ class Listener:
             self._count()
 
     def peer_failed(self, address: str) -> None:
-        """A handshake of this address has failed, or an association was refused for who it is."""
+        """A peer of this address came to no association: by a fault or delay of its own, or for who it is."""
         if self._newcomers.failed(address, self.time()):
             log.warning(
                 "address_refused",
-                address=address,
+                address=holder(address),
                 seconds=WINDOW_SECONDS,
                 remedy="mend the peer, or raise [receive] max_failures_per_minute",
             )
@@ -214,13 +218,19 @@ class Listener:
         if isinstance(admission, Refusal):
             self.peer_failed(address)
             return Rejected(admission.pdu, admission.why)
+        bound = self._bound.get(request.calling_ae.upper() if ignore_case else request.calling_ae)
+        if identity is not None and bound is not None:
+            self._sightings.note("peer", bound, identity)
         policy = replace(
             self._policy,
             allow_store="store" in admission.allow,
             allow_echo="echo" in admission.allow,
             sop_classes=admission.sop_classes,
         )
-        return negotiate(request, policy)
+        answer = negotiate(request, policy)
+        if isinstance(answer, Rejected):
+            self.peer_failed(address)  # it does not call us, or not in DICOM's terms
+        return answer
 
     def _local_limit(self) -> str:
         if self._draining:
@@ -243,7 +253,7 @@ class Listener:
         self.poller.interrupt()  # it may be earlier than what is waited for
 
     def _readable(self, endpoint: Endpoint) -> None:
-        if not self._gate.open():
+        if self._superseded or not self._gate.open():
             self._pause(endpoint, PASS_SECONDS)
             return
         try:
@@ -271,7 +281,7 @@ class Listener:
         stalled = self._newcomers.add(connection, connection.address)
         if stalled is not None:
             self._newcomers.remove(stalled)
-            stalled.crowded_out()
+            stalled.crowded_out(self._newcomers.crowded_out(stalled.address, self.time()))
         self._count()  # before the next look at the gate
         connection.start()
 
@@ -309,8 +319,12 @@ class Listener:
             self.services.board.set(self.services.row, STATE, DRAINING)
             log.info("draining", associations=len(self._connections))
 
+    def _supersede(self, *_: object) -> None:
+        self._superseded = True  # from here on: who is accepted now would be closed in the next turn
+        self.soon(self._retire)
+
     def _retire(self) -> None:
-        """Leave new connections to the listeners of a newer configuration; end with the last association."""
+        """Leave new associations to the listeners of a newer configuration; end with the last of ours."""
         if self._retiring:
             return
         self._retiring = True
@@ -318,7 +332,12 @@ class Listener:
         for endpoint in self._endpoints:
             self.poller.unwatch(endpoint.socket.fileno())
             endpoint.socket.close()
-        log.info("retiring", associations=len(self._connections))
+        # What they would ask for would be decided about as the configuration was.
+        newcomers = list(self._newcomers)
+        for connection in newcomers:
+            connection.close()
+        count = len(newcomers)
+        log.info("retiring", associations=len(self._connections) - count, newcomers_closed=count)
 
     def _finished(self) -> bool:
         if not self._connections and (self._draining or self._retiring):

@@ -80,6 +80,14 @@ def _running(run_dir: Path) -> int:
         os.close(fd)
 
 
+def is_running(run_dir: Path) -> bool:
+    """Whether a node with listeners runs on this folder, as far as this user can tell."""
+    try:
+        return bool(_running(run_dir))
+    except IngestError:
+        return False
+
+
 def _not_running(run_dir: Path) -> IngestError:
     return IngestError(f"no node with listeners runs on {run_dir.parent}; `ingest serve` starts one")
 

@@ -1,11 +1,13 @@
 """Until when certificates are good: whose they are, and what is to be said about it when."""
 
+import contextlib
+import json
 import time
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 import structlog
 
@@ -13,12 +15,16 @@ from ingest.config.model import Config
 from ingest.errors import IngestError
 from ingest.tls.identity import Identity, matches
 from ingest.tls.pki import inspect
+from ingest.tls.seen import FOLDER
 
 THRESHOLDS: Final = (1, 7, 30)
 """Days before the end at which it is said."""
 
 SOON: Final = timedelta(days=THRESHOLDS[-1])
 LOOK_SECONDS: Final = 60.0
+GONE: Final = timedelta(days=30)
+"""After its end: whose certificate that was does not call any more."""
+IN_FORCE: Final = "certificates.json"
 
 Mark = tuple[str, str, int | str]
 """What was said: section, fingerprint, and the threshold; after the end, the day."""
@@ -46,14 +52,14 @@ class Dated:
     """One certificate, and whose it is.
 
     Attributes:
-        role: "own"; "issuer" of our own, in its chain; "peer": trusted, and a `[[peers]]` is bound to it;
-            "trusted" by other reasons.
+        role: "own"; "issuer" of our own, in its chain; "peer": a `[[peers]]` is bound to it;
+            "destination": one has shown it; "trusted" by other reasons.
         whose: AE titles of the peers that are bound to it; of what else is trusted, the destinations that it
             may stand for.
     """
 
     place: Place
-    role: Literal["own", "issuer", "peer", "trusted"]
+    role: Literal["own", "issuer", "peer", "destination", "trusted"]
     whose: tuple[str, ...]
     identity: Identity
 
@@ -113,6 +119,47 @@ def certificates(config: Config, place: Place) -> list[Dated]:
     return found
 
 
+def shown(config: Config) -> Iterator[Dated]:
+    """What bound peers and destinations of this configuration have shown, as `ingest.tls.seen` left it."""
+    callers = {peer.ae_title for peer in config.peers if peer.certificate or peer.issuer}
+    known = {"peer": callers, "destination": {each.name for each in config.destinations}}
+    for path in sorted((config.run_dir / FOLDER).glob("*.json")):
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            told = json.loads(path.read_text())
+            role, whose, end = told["role"], told["whose"], datetime.fromisoformat(told["not_after"])
+            if whose in known[role] and datetime.now(UTC) < end + GONE:
+                identity = Identity(told["fingerprint"], told["subject"], "", (), end)
+                yield Dated(Place(f"{role}s", whose, path, None), role, (whose,), identity)
+
+
+def without_those(found: Iterable[Dated], known: Iterable[Dated]) -> Iterator[Dated]:
+    """Those of `found` that are not among `known`: a peer may show what stands in `trusted`."""
+    there = {each.identity.fingerprint for each in known}
+    return (each for each in found if each.identity.fingerprint not in there)
+
+
+def as_row(each: Dated) -> dict[str, Any]:
+    """For JSON."""
+    return {
+        "section": each.place.section,
+        "file": str(each.place.path),
+        "role": each.role,
+        "whose": list(each.whose),
+        "subject": each.identity.subject,
+        "sha256": each.identity.fingerprint,
+        "not_after": each.identity.not_after.isoformat(),
+    }
+
+
+def in_force(run_dir: Path) -> list[dict[str, Any]]:
+    """What the node with this folder has read, as rows; empty where it left no word."""
+    try:
+        rows: list[dict[str, Any]] = json.loads((run_dir / IN_FORCE).read_text())
+    except (OSError, ValueError):
+        return []
+    return rows
+
+
 def due_warnings(now: datetime, found: Iterable[Dated], said: Collection[Mark]) -> list[Due]:
     """What is to be said of certificates that end: once at each of 30, 7 and 1 days, then once a day.
 
@@ -139,26 +186,33 @@ class Watch:
     """Tells the log of a running node what is due; of what is in force, so files are read by `take` only."""
 
     def __init__(self) -> None:
+        self._config = Config()
         self._found: list[Dated] = []
         self._said: set[Mark] = set()
         self._next = 0.0
 
     def take(self, config: Config) -> None:
-        """Watch the certificates of this configuration from now on."""
-        self._found, self._next = [], 0.0
+        """Watch the certificates of this configuration from now on, and leave word of them for `in_force`."""
+        self._config, self._found, self._next = config, [], 0.0
         for place in places(config):
             try:
                 self._found += certificates(config, place)
             except IngestError as error:  # such as one of a trusted bundle that `cryptography` cannot read
                 key = f"{place.section}.{place.key}"
                 log.warning("certificate_not_watched", key=key, error=str(error))
+        path = config.run_dir / IN_FORCE
+        with contextlib.suppress(OSError):  # for whoever asks; no reason for a node to stop
+            new = path.with_suffix(".new")
+            new.write_text(json.dumps([as_row(each) for each in self._found]))
+            new.replace(path)
 
     def look(self) -> None:
         """Say what is due; does nothing more often than once a minute."""
         if time.monotonic() < self._next:
             return
         self._next = time.monotonic() + LOOK_SECONDS
-        for due in due_warnings(datetime.now(UTC), self._found, self._said):
+        found = [*self._found, *without_those(shown(self._config), self._found)]
+        for due in due_warnings(datetime.now(UTC), found, self._said):
             self._said.add(due.mark)
             _say(due)
 
@@ -173,7 +227,9 @@ def _say(due: Due) -> None:
         "subject": each.identity.subject,
         "not_after": each.identity.not_after.isoformat(),
     }
+    theirs = each.place.section in {"peers", "destinations"}
+    remedy = "have its holder replace it" if theirs else "replace it, then reload"
     if due.days:
-        log.warning("certificate_ends", within_days=due.days, remedy="replace it, then reload", **told)
+        log.warning("certificate_ends", within_days=due.days, remedy=remedy, **told)
     else:
-        log.error("certificate_ended", remedy="replace it, then reload", **told)
+        log.error("certificate_ended", remedy=remedy, **told)
