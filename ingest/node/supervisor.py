@@ -34,6 +34,7 @@ from ingest.node.child import BOOT_EXIT, SIGNALS, fork
 from ingest.node.embedded_queue import EmbeddedQueue
 from ingest.node.endpoints import bind, unbind
 from ingest.node.generation import ALL_ROLES, BACK_OFF_SECONDS, Child, Generation, Place, plan
+from ingest.node.process import leave_no_core
 from ingest.node.scoreboard import ACCEPTING, BOOTING, HEARTBEAT, PID, STATE, Scoreboard, now_ms
 from ingest.remotes import remotes
 from ingest.tls.expiry import Watch
@@ -66,6 +67,7 @@ def run(path: Path, roles: frozenset[str]) -> int:
     """
     # What the node makes (ledger, log, spool id) tells of patients: none of it is for everybody.
     os.umask(os.umask(0o077) | 0o027)
+    leave_no_core()
     config = load(path, roles=roles)
     configure_log(config.log)
     supervisor = Supervisor(path, config, roles)
