@@ -18,6 +18,10 @@ PASS_SECONDS: Final = 0.004
 
 MAX_PASSES: Final = 5
 
+NEWCOMERS_COUNTED: Final = 16
+"""Connections without an association that count as load, so that senders who come together spread. More than
+these are not sound senders but stall: to spread them, too, would keep waiting who comes after them."""
+
 
 class AcceptGate:
     """The decision of one listener, taken at each waiting connection."""
@@ -47,10 +51,14 @@ class AcceptGate:
         )
 
     def _less_loaded_listener(self) -> bool:
-        board, mine, oldest = self._board, self._board.get(self._row, ACTIVE), now_ms() - STALE_MS
+        board, mine, oldest = self._board, self._load(self._row), now_ms() - STALE_MS
         return any(
             board.get(row, STATE) == ACCEPTING
-            and board.get(row, ACTIVE) < mine
+            and self._load(row) < mine
             and board.get(row, HEARTBEAT) >= oldest
             for row in range(ROWS)
         )
+
+    def _load(self, row: int) -> int:
+        newcomers = self._board.get(row, NEWCOMERS)
+        return self._board.get(row, ACTIVE) - max(newcomers - NEWCOMERS_COUNTED, 0)

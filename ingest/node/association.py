@@ -78,6 +78,9 @@ class Decider(Protocol):
     def associated(self, connection: object) -> None:
         """An association was accepted on this connection."""
 
+    def peer_failed(self, address: str) -> None:
+        """A peer of this address came without an association of it."""
+
     def spool_full(self) -> str:
         """Why nothing more is taken now, or an empty string."""
 
@@ -267,6 +270,8 @@ class Association:
 
     def _abort_as_user(self, subject: object) -> None:  # AA-1
         self._end_service()
+        if self._scp is None:
+            self._server.peer_failed(self._link.address)  # out of order before there was an association
         if isinstance(subject, PeerError):
             # More than Table 9-9 asks for: whoever looks for the fault learns what it was.
             self._link.send(wire.encode_abort(2, subject.reason))

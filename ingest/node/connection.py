@@ -18,6 +18,7 @@ from ext.pdu import Command, ControlPDU, DataSet, PDUParser
 from ext.poller import READABLE, WRITABLE, Poller
 from ingest.config.model import Config
 from ingest.dicom.part10 import presentation_address
+from ingest.dicom.states import State
 from ingest.node.association import Association, Decider
 from ingest.node.scoreboard import REFUSED
 from ingest.tls import crl
@@ -51,9 +52,6 @@ class Server(Decider, Protocol):
 
     def closed(self, connection: "Connection") -> None:
         """A connection has ended."""
-
-    def peer_failed(self, address: str) -> None:
-        """A handshake of this address has failed."""
 
     def time(self) -> float:
         """The monotonic clock, seconds."""
@@ -193,7 +191,13 @@ class Connection:
             self._server.poller.watch(self._descriptor, channel, events)
 
     def _gone(self, error: str) -> None:
-        log.info("closed_before_handshake", address=self.address, error=error)
+        if self._first_byte is None:
+            # Who looks whether the port is open (a load balancer, a monitor) has done nothing wrong.
+            log.debug("closed_before_handshake", address=self.address, error=error)
+        else:
+            # Our side of a handshake costs us a signature, whether or not the peer stays for the rest.
+            log.info("closed_before_handshake", address=self.address, error=error)
+            self._server.peer_failed(self.address)
         self._finish()
 
     def _finish(self) -> None:
@@ -230,18 +234,23 @@ class Connection:
         elif self._pump is not None and not self._pump.established:
             if now - self._opened_at > receive.handshake_seconds:
                 self._late("handshake_seconds")
+                self._server.peer_failed(self.address)
                 self.cut()
         elif association.artim is not None:
             if now - association.artim > receive.artim_seconds:
                 self._late("artim_seconds")
+                if association.state is State.AWAITING_ASSOCIATE_RQ:
+                    self._server.peer_failed(self.address)
                 association.artim_expired()
         elif now - max(self._channel.heard, self._opened_at) > receive.idle_seconds and not association.busy:
             self._late("idle_seconds")
             association.abort()
 
-    def crowded_out(self) -> None:
-        """Make room for others: no association came of it so far."""
-        log.info("newcomer_closed", address=self.address, remedy="raise [receive] max_newcomers")
+    def crowded_out(self, count: int) -> None:
+        """Make room for others, as `count` of this address had to in this minute: it has no association."""
+        say = log.info if count == 1 else log.debug  # whoever connects all the time must not fill the log
+        say("newcomer_closed", address=self.address, count=count, remedy="raise [receive] max_newcomers")
+        self._server.peer_failed(self.address)
         self.cut()
 
     def abort(self) -> None:
@@ -312,6 +321,7 @@ class Connection:
         except PeerError as error:
             # OpenSSL has verified it, but whom it names cannot be told, and so not what its holder may do.
             log.warning("tls_handshake_failed", **self._who(), error=str(error))
+            self._server.peer_failed(self.address)
             self._server.services.board.add(self._server.services.row, REFUSED)
             self._channel.secure(pump)
             self.close()
@@ -342,7 +352,7 @@ class Connection:
                 "the peer speaks plain DICOM to a TLS port: enable TLS there, or use a plain listener"
             )
         log.warning("tls_failed" if established else "tls_handshake_failed", **self._who(), **facts)
-        if not established:
+        if not established or self._association.state is State.AWAITING_ASSOCIATE_RQ:
             self._server.peer_failed(self.address)
         self._server.services.board.add(self._server.services.row, REFUSED)
         if not established and self._pump is not None:
