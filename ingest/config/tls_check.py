@@ -17,7 +17,7 @@ from ingest.config.faults import Fault
 from ingest.config.model import TLS, Config
 from ingest.errors import ConfigError, IngestError
 from ingest.tls import crl, expiry
-from ingest.tls.contexts import client_context, server_context
+from ingest.tls.contexts import client_context, rehearse, server_context
 from ingest.tls.expiry import Dated
 from ingest.tls.identity import UNREADABLE
 from ingest.tls.material import read_pair
@@ -153,6 +153,7 @@ def check_tls(config: Config, now: datetime) -> Iterator[Fault]:
                 server_context(tls)
             if name in sending or name not in serving:
                 client_context(tls)
+            rehearse(tls)
         except ConfigError as error:
             for line in error.faults:
                 cause, _, remedy = line.rpartition("; ")

@@ -4,12 +4,12 @@ import errno
 import socket
 import ssl
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
 from ingest.config.model import Config
 from ingest.errors import BootError
-from ingest.tls.contexts import server_context
 
 BACKLOG: Final = 1024
 BIND_SECONDS: Final = 3.0
@@ -38,17 +38,16 @@ class Endpoint:
         return f"{'dicom-tls' if self.context else 'dicom'}://{shown}:{port}"
 
 
-def bind(config: Config, existing: tuple[Endpoint, ...] = ()) -> tuple[Endpoint, ...]:
+def bind(
+    config: Config, contexts: Mapping[str, ssl.SSLContext], existing: tuple[Endpoint, ...] = ()
+) -> tuple[Endpoint, ...]:
     """Bind all listeners; sockets of `existing` ones with the same host and port are taken over.
 
     A port that the kernel chose counts as the port that was asked for (0) and as the one that it is.
 
     Raises:
         BootError: An address cannot be bound.
-        ConfigError: TLS material cannot be used.
     """
-    sections = {item.tls for item in config.listeners if item.tls}
-    contexts = {name: server_context(config.tls[name]) for name in sections}
     held = list(existing)
     made: list[socket.socket] = []
     endpoints = []

@@ -37,6 +37,7 @@ from ingest.node.generation import ALL_ROLES, BACK_OFF_SECONDS, Child, Generatio
 from ingest.node.process import leave_no_core
 from ingest.node.scoreboard import ACCEPTING, BOOTING, HEARTBEAT, PID, STATE, Scoreboard, now_ms
 from ingest.remotes import remotes
+from ingest.tls.contexts import contexts
 from ingest.tls.expiry import Watch
 
 WORKERS: Final = {
@@ -359,8 +360,9 @@ class Supervisor:
             BootError: An address cannot be bound.
         """
         old = self.generation
-        called = remotes(config) if "forward" in self.roles else {}
-        endpoints = bind(config, old.endpoints) if "listen" in self.roles else ()
+        made = contexts(config, self.roles)
+        called = remotes(config, made.calling) if "forward" in self.roles else {}
+        endpoints = bind(config, made.listening, old.endpoints) if "listen" in self.roles else ()
         return Generation(old.number + 1, config, endpoints, called, dated, plan(config, self.roles))
 
     def _check_reloadable(self, config: Config) -> None:

@@ -5,13 +5,83 @@ which have no say in a hospital, and write session keys to $SSLKEYLOGFILE.
 """
 
 import ssl
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 
 from ext import tls_settings
-from ingest.config.model import TLS
+from ingest.config.model import TLS, Config
 from ingest.errors import ConfigError
 from ingest.tls import crl, material, profiles
+from ingest.tls.pump import Pump
 
 _VERIFY = {"required": ssl.CERT_REQUIRED, "optional": ssl.CERT_OPTIONAL, "none": ssl.CERT_NONE}
+
+
+@dataclass(frozen=True, slots=True)
+class Contexts:
+    """All that a configuration has its processes speak TLS with, by the NAME of `[tls.NAME]`.
+
+    Attributes:
+        listening: Of `[[listeners]]`.
+        calling: Of `[[destinations]]`.
+    """
+
+    listening: Mapping[str, ssl.SSLContext]
+    calling: Mapping[str, ssl.SSLContext]
+
+
+def contexts(config: Config, roles: Collection[str]) -> Contexts:
+    """The contexts of all sections that these roles use ("listen", "forward").
+
+    Raises:
+        ConfigError: Files cannot be used; with the faults of every section, each with its key.
+    """
+    listening: dict[str, ssl.SSLContext] = {}
+    calling: dict[str, ssl.SSLContext] = {}
+    faults: dict[str, None] = {}
+    for name, tls in config.tls.items():
+        try:
+            if "listen" in roles and any(each.tls == name for each in config.listeners):
+                listening[name] = server_context(tls)
+            if "forward" in roles and any(each.tls == name for each in config.destinations):
+                calling[name] = client_context(tls)
+            if name in listening or name in calling:
+                rehearse(tls)
+        except ConfigError as error:
+            faults |= dict.fromkeys(f"tls.{name}: {fault}" for fault in error.faults)
+    if faults:
+        raise ConfigError(list(faults))
+    return Contexts(listening, calling)
+
+
+def rehearse(tls: TLS) -> None:
+    """Shake hands with a peer of the same profile, in memory: OpenSSL takes pairs that no handshake can use.
+
+    Such as a key on a curve that the profile does not have. Peers' certificates are not asked for.
+
+    Raises:
+        ConfigError: It does not come to a connection.
+    """
+    if tls.certificate is None and tls.pkcs12 is None:
+        return
+    ours = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    profiles.apply(ours, tls)
+    material.load_pair(ours, tls)
+    theirs = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    theirs.check_hostname, theirs.verify_mode = False, ssl.CERT_NONE
+    profiles.apply(theirs, tls)
+    server, client = Pump(ours), Pump(theirs, server_side=False)
+    try:
+        while not server.established:
+            if not client.established:
+                client.handshake()
+            server.feed(memoryview(client.output()))
+            server.handshake()
+            client.feed(memoryview(server.output()))
+    except ssl.SSLError as error:
+        cause = f"no peer can shake hands with this certificate and key ({error.reason or error})"
+        remedy = "make a pair of RSA 2048 or EC P-256, or choose another profile"
+        raise ConfigError([f"{tls.pkcs12 or tls.certificate}: {cause}; {remedy}"]) from None
 
 
 def server_context(tls: TLS) -> ssl.SSLContext:

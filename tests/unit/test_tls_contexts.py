@@ -7,12 +7,16 @@ import subprocess
 from datetime import UTC, datetime, timedelta
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
 
 from ext import tls_settings
-from ingest.config import TLS
+from ingest.config import TLS, Config
 from ingest.errors import ConfigError
 from ingest.tls import pki
-from ingest.tls.contexts import client_context, server_context
+from ingest.tls.contexts import client_context, contexts, server_context
 from ingest.tls.profiles import PROFILES
 
 PAST = datetime.now(UTC) - timedelta(days=30)
@@ -397,3 +401,32 @@ def test_weak_key_is_refused_by_name(site, tmp_path):
 def test_listener_without_certificate_is_a_fault(site):
     with pytest.raises(ConfigError, match="a listener needs one"):
         server_context(settings(site, {}))
+
+
+@pytest.mark.parametrize("curve", [ec.SECP256K1(), ec.BrainpoolP256R1(), ec.SECP224R1()])
+def test_pair_with_which_no_handshake_succeeds_is_refused_with_its_section(tmp_path, curve):
+    key = ec.generate_private_key(curve)
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "odd")])
+    now = datetime.now(UTC)
+    builder = x509.CertificateBuilder(name, name, key.public_key(), 1, now, now + timedelta(days=1))
+    pki.write_pair(pki.Pair(builder.sign(key, hashes.SHA256()), key), tmp_path / "odd")
+    pki.write_pair(pki.self_signed("good", key_type="ec"), tmp_path / "good")
+    trusted = [f"{tmp_path}/good.crt"]
+    sections = {
+        name: {
+            "certificate": f"{tmp_path}/{own}.crt",
+            "private_key": f"{tmp_path}/{key}.key",
+            "trusted": trusted,
+        }
+        for name, own, key in (("odd", "odd", "odd"), ("good", "good", "good"), ("bad", "odd", "good"))
+    }
+    listeners = [{"port": port, "tls": tls} for port, tls in enumerate(sections, 1)]
+    config = Config.model_validate({"tls": sections, "listeners": listeners})
+    with pytest.raises(ConfigError) as caught:
+        contexts(config, {"listen"})
+    odd, bad = caught.value.faults
+    assert odd.startswith(
+        f"tls.odd: {tmp_path}/odd.crt: no peer can shake hands with this certificate and key"
+    )
+    assert bad.startswith(f"tls.bad: {tmp_path}/odd.crt: does not belong to the private key")
+    assert contexts(config, {"forward"}).listening == {}
