@@ -3,11 +3,17 @@
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
 from typing import Final
 
+from ingest.config import load
 from ingest.config.model import Config
-from ingest.config.tls_check import Term
-from ingest.node.endpoints import Endpoint
+from ingest.config.tls_check import Term, terms, untimely
+from ingest.errors import ConfigError
+from ingest.node.endpoints import Endpoint, bind
+from ingest.remotes import remotes
+from ingest.tls.contexts import contexts
 from ingest.transport import Remote
 
 ALL_ROLES: Final = frozenset({"listen", "persist", "forward", "retain"})
@@ -69,6 +75,57 @@ class Generation:
     remotes: Mapping[str, Remote] = field(default_factory=dict)
     terms: Sequence[Term] = ()
     places: list[Place] = field(default_factory=list)
+
+
+def first(config: Config, roles: frozenset[str]) -> Generation:
+    """What a start asks for. What has ended is taken: peers may not mind, and a node that is down helps none.
+
+    Raises:
+        ConfigError: Key material cannot be used.
+        BootError: An address cannot be bound.
+    """
+    return _read(Generation(0, config), config, terms(config), roles)
+
+
+def following(old: Generation, path: Path, roles: frozenset[str]) -> Generation:
+    """What a reload asks for; all that it names is read and looked at before anything changes.
+
+    Args:
+        old: What is in force; its sockets are used again, and stay as they are where this raises.
+        path: Of the configuration.
+        roles: Of this node.
+
+    Raises:
+        ConfigError: It cannot be used.
+        BootError: An address cannot be bound.
+    """
+    config = load(path, roles=roles)
+    dated = terms(config)
+    faults = [*_unchangeable(old.config, config), *untimely(dated, old.terms, datetime.now(UTC))]
+    if faults:
+        raise ConfigError(faults)
+    return _read(old, config, dated, roles)
+
+
+def _unchangeable(old: Config, new: Config) -> list[str]:
+    return [
+        f"{key}: cannot change while the node runs; restart it"
+        for key, before, after in (
+            ("node.data_dir", old.data_dir, new.data_dir),
+            ("receive.spool_dir", old.spool_dir, new.spool_dir),
+            ("queue.url", old.queue.url, new.queue.url),
+            ("store.root", old.store_root, new.store_root),
+            ("ledger.url", old.ledger_url, new.ledger_url),
+        )
+        if before != after
+    ]
+
+
+def _read(old: Generation, config: Config, dated: Sequence[Term], roles: frozenset[str]) -> Generation:
+    made = contexts(config, roles)
+    called = remotes(config, made.calling) if "forward" in roles else {}
+    endpoints = bind(config, made.listening, old.endpoints) if "listen" in roles else ()
+    return Generation(old.number + 1, config, endpoints, called, dated, plan(config, roles))
 
 
 def plan(config: Config, roles: frozenset[str]) -> list[Place]:

@@ -14,8 +14,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
-from datetime import UTC, datetime
+from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 from typing import Final
@@ -25,19 +24,16 @@ import structlog
 from ingest.config import load, notes
 from ingest.config.check import notices
 from ingest.config.model import Config
-from ingest.config.tls_check import Term, terms, untimely
 from ingest.errors import BootError, ConfigError
 from ingest.log import configure as configure_log
 from ingest.log import reopen as reopen_log
 from ingest.node import listener, reload
 from ingest.node.child import BOOT_EXIT, SIGNALS, fork
 from ingest.node.embedded_queue import EmbeddedQueue
-from ingest.node.endpoints import bind, unbind
-from ingest.node.generation import ALL_ROLES, BACK_OFF_SECONDS, Child, Generation, Place, plan
+from ingest.node.endpoints import unbind
+from ingest.node.generation import ALL_ROLES, BACK_OFF_SECONDS, Child, Generation, Place, first, following
 from ingest.node.process import leave_no_core
 from ingest.node.scoreboard import ACCEPTING, BOOTING, HEARTBEAT, PID, STATE, Scoreboard, now_ms
-from ingest.remotes import remotes
-from ingest.tls.contexts import contexts
 from ingest.tls.expiry import Watch
 
 WORKERS: Final = {
@@ -165,8 +161,7 @@ class Supervisor:
 
     def _start(self) -> None:
         config = self.config
-        # What has ended is taken all the same: peers may not mind, and a node that is down helps none.
-        self.generation = self._read(config, terms(config))
+        self.generation = first(config, self.roles)
         _say_notices(self.path, config)
         self._certificates.take(config)
         reload.note(config.run_dir, self.generation.number)
@@ -339,46 +334,13 @@ class Supervisor:
             BootError: Likewise.
         """
         old = self.generation
-        config = load(self.path, roles=self.roles)
-        self._check_reloadable(config)
-        dated = terms(config)
-        if faults := untimely(dated, old.terms, datetime.now(UTC)):
-            raise ConfigError(faults)
-        new = self._read(config, dated)
+        new = following(old, self.path, self.roles)
         try:
-            configure_log(config.log)
+            configure_log(new.config.log)
         except BootError:
             unbind(new.endpoints, keep=old.endpoints)
             raise
         return new
-
-    def _read(self, config: Config, dated: Sequence[Term]) -> Generation:
-        """All that a configuration names for the roles of this node, in memory.
-
-        Raises:
-            ConfigError: Key material cannot be used.
-            BootError: An address cannot be bound.
-        """
-        old = self.generation
-        made = contexts(config, self.roles)
-        called = remotes(config, made.calling) if "forward" in self.roles else {}
-        endpoints = bind(config, made.listening, old.endpoints) if "listen" in self.roles else ()
-        return Generation(old.number + 1, config, endpoints, called, dated, plan(config, self.roles))
-
-    def _check_reloadable(self, config: Config) -> None:
-        faults = [
-            f"{key}: cannot change while the node runs; restart it"
-            for key, old, new in (
-                ("node.data_dir", self.config.data_dir, config.data_dir),
-                ("receive.spool_dir", self.config.spool_dir, config.spool_dir),
-                ("queue.url", self.config.queue.url, config.queue.url),
-                ("store.root", self.config.store_root, config.store_root),
-                ("ledger.url", self.config.ledger_url, config.ledger_url),
-            )
-            if old != new
-        ]
-        if faults:
-            raise ConfigError(faults)
 
     # --- the end
 
