@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import random
 import shutil
 import socket
 import ssl
@@ -64,9 +65,15 @@ def make_tls(folder: Path, name: str = "node") -> TLS:
 
 
 def free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return sock.getsockname()[1]
+    """For a program that must be told its port: one that the kernel gives to nobody else meanwhile.
+
+    Those that it chooses itself, for whoever calls somebody too, begin above 32767.
+    """
+    while True:
+        port = random.randrange(10_000, 32_000)
+        with socket.socket() as sock, contextlib.suppress(OSError):
+            sock.bind(("0.0.0.0", port))  # free at every address, which is where Orthanc listens
+            return port
 
 
 @dataclass
