@@ -7,7 +7,7 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_add
 from typing import Protocol
 
 from ingest.dicom.pdus import CALLING_AE_NOT_RECOGNIZED, AssociateReject
-from ingest.tls.identity import Identity, issued_by, matches
+from ingest.tls.identity import Identity, is_fingerprint, issued_by, matches
 
 EVERYTHING = frozenset({"echo", "store"})
 ANY = "*"
@@ -77,7 +77,9 @@ def admit(caller: Caller, peers: Sequence[PeerRule], *, ignore_case: bool = Fals
 
     An entry fits when its AE title is the caller's, one of its hosts (if any) holds the address, and the
     caller's certificate and its issuer (if named) are the named ones. "*" is any AE title that no other entry
-    has, so that it does not let in by a side door who is refused by name.
+    has, so that it does not let in by a side door who is refused by name; nor one that a bound entry has in
+    other capitals, which people take for the same. One that allows nothing
+    refuses: an association without a context would not tell a stranger why.
 
     Args:
         caller: Who calls.
@@ -89,17 +91,26 @@ def admit(caller: Caller, peers: Sequence[PeerRule], *, ignore_case: bool = Fals
     if not peers:
         return Admission(EVERYTHING)
     named = [peer for peer in peers if same_title(peer.ae_title, caller.ae_title, ignore_case=ignore_case)]
+    bound = [peer for peer in peers if is_bound(peer)]
+    like = [peer for peer in bound if same_title(peer.ae_title, caller.ae_title, ignore_case=True)]
     faults = []
-    for peer in named or [peer for peer in peers if peer.ae_title == ANY]:
+    for peer in named or [peer for peer in peers if peer.ae_title == ANY and not like]:
         fault = _misfit(caller, peer)
+        if fault is None and peer.ae_title == ANY and not peer.allow:
+            break
         if fault is None:
             return Admission(frozenset(peer.allow), peer.sop_classes)
         faults.append(fault)
-    why = (
-        "; ".join(faults)
-        or f"calling AE title {caller.ae_title!r} of {caller.address} is not among [[peers]]"
-    )
-    return Refusal(why, CALLING_AE_NOT_RECOGNIZED)
+    if not faults:
+        faults.append(f"calling AE title {caller.ae_title!r} of {caller.address} is not among [[peers]]")
+        if like:
+            faults.append(f"it differs in capitals only from {like[0].ae_title!r}, which is bound")
+    return Refusal("; ".join(faults), CALLING_AE_NOT_RECOGNIZED)
+
+
+def is_bound(peer: PeerRule) -> bool:
+    """Whether an entry asks for a certificate."""
+    return bool(peer.certificate or peer.issuer)
 
 
 def same_title(configured: str, received: str, *, ignore_case: bool) -> bool:
@@ -118,10 +129,19 @@ def _misfit(caller: Caller, peer: PeerRule) -> str | None:
     if caller.certificate is None:
         return f"{title} is bound to the certificate {binding}, but none was presented"
     bound = not peer.certificate or matches(caller.certificate, peer.certificate)
-    if bound and (not peer.issuer or issued_by(caller.certificate, peer.issuer)):
-        return None
-    who = f"{caller.certificate.subject!r} of {caller.certificate.issuer!r}"
-    return f"certificate {who} is not bound to {title}, which is bound to {binding}"
+    anchor = caller.certificate.anchor
+    # Not the issuer that it names itself: whoever issued it could choose any.
+    who = f"certificate {caller.certificate.subject!r} of {anchor.subject if anchor else 'nobody'!r}"
+    if not bound or (peer.issuer and not issued_by(caller.certificate, peer.issuer)):
+        return f"{who} is not bound to {title}, which is bound to {binding}"
+    if peer.certificate and not (
+        peer.issuer or is_fingerprint(peer.certificate) or caller.certificate.vouched
+    ):
+        return (
+            f"{who} has the name that {title} is bound to, {binding}, but the trusted certificate that "
+            "issued it is no authority (CA:TRUE and keyCertSign); name that in `issuer`, or bind by fingerprint"
+        )
+    return None
 
 
 def _holds(host: str, address: str) -> bool:
@@ -133,9 +153,13 @@ def _holds(host: str, address: str) -> bool:
 def _network(host: str) -> IPv4Network | IPv6Network | None:
     """None for a name: names are not looked up, since a decision must not wait for somebody's DNS."""
     try:
-        return ip_network(host, strict=False)
+        network = ip_network(host, strict=False)
     except ValueError:
         return None
+    mapped = network.network_address.ipv4_mapped if isinstance(network, IPv6Network) else None
+    if mapped is not None and network.prefixlen >= 96:
+        return IPv4Network((mapped, network.prefixlen - 96))  # as `_address` takes who calls from it
+    return network
 
 
 def _address(text: str) -> IPv4Address | IPv6Address | None:

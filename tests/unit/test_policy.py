@@ -104,6 +104,18 @@ def test_a_star_stands_for_titles_without_an_entry_and_for_no_others() -> None:
     assert "none was presented" in refused(Caller("CT1", "10.0.0.1"), *peers)
 
 
+@pytest.mark.parametrize("title", ["ANY", "*"])
+def test_a_star_that_allows_nothing_refuses_whatever_follows_it(title: str) -> None:
+    peers = (
+        Peer(ae_title="*", hosts=("10.0.0.0/8",), allow=()),
+        Peer(ae_title="*"),
+        Peer(ae_title="CT1", allow=()),
+    )
+    assert "is not among [[peers]]" in refused(Caller(title, "10.0.0.1"), *peers)
+    assert isinstance(admit(Caller(title, "192.168.0.1"), peers), Admission)
+    assert admit(Caller("CT1", "10.0.0.1"), peers) == Admission(frozenset())
+
+
 def test_capitals_count_unless_they_are_to_be_ignored() -> None:
     peers = (Peer(ae_title="CT1"),)
     assert isinstance(admit(Caller("ct1", "10.0.0.1"), peers, ignore_case=True), Admission)
