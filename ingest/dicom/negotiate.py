@@ -159,7 +159,9 @@ def _decide(context: ProposedContext, policy: AcceptorPolicy, roles: dict[str, R
     if not _serves(abstract, policy) or (role is not None and not role.scu):
         # A requestor that would be SCP only (C-GET) has no use for what we do with this class.
         return ContextResult(context.context_id, ABSTRACT_SYNTAX_NOT_SUPPORTED, unused)
-    chosen = _choose(context.transfer_syntaxes, policy.transfer_syntaxes)
+    # A C-ECHO carries no data set, so what instances are taken in says nothing of it.
+    patterns = ("*",) if abstract == uids.VERIFICATION else policy.transfer_syntaxes
+    chosen = _choose(context.transfer_syntaxes, patterns)
     if chosen is None:
         return ContextResult(context.context_id, TRANSFER_SYNTAXES_NOT_SUPPORTED, unused)
     return ContextResult(context.context_id, ACCEPTANCE, chosen)

@@ -162,6 +162,12 @@ def test_unknown_sop_classes_are_stored_only_where_they_are_allowed_and_only_und
         assert result_of(uid, IMPLICIT)[0] == 3
 
 
+def test_an_echo_needs_no_transfer_syntax_of_instances() -> None:
+    policy = AcceptorPolicy("INGEST", transfer_syntaxes=(EXPLICIT,))
+    assert result_of(CT, IMPLICIT, policy=policy)[0] == 4
+    assert result_of(uids.VERIFICATION, IMPLICIT, policy=policy)[0] == 0
+
+
 def test_what_a_caller_may_not_do_is_refused_by_context() -> None:
     only_echo = AcceptorPolicy("INGEST", allow_store=False)
     only_store = AcceptorPolicy("INGEST", allow_echo=False)
