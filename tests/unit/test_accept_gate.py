@@ -4,8 +4,18 @@ from pathlib import Path
 
 import pytest
 
-from ingest.node.accept_gate import MAX_PASSES, STALE_MS, AcceptGate
-from ingest.node.scoreboard import ACCEPTING, ACTIVE, BOOTING, DRAINING, HEARTBEAT, STATE, Scoreboard, now_ms
+from ingest.node.accept_gate import MAX_PASSES, NEWCOMERS_COUNTED, STALE_MS, AcceptGate
+from ingest.node.scoreboard import (
+    ACCEPTING,
+    ACTIVE,
+    BOOTING,
+    DRAINING,
+    HEARTBEAT,
+    NEWCOMERS,
+    STATE,
+    Scoreboard,
+    now_ms,
+)
 
 
 @pytest.fixture
@@ -33,6 +43,26 @@ def test_the_least_loaded_accepts_and_the_others_leave_it_to_it(board: Scoreboar
 def test_equally_loaded_ones_all_try(board: Scoreboard) -> None:
     assert listener(board, 0, 3).open()
     assert listener(board, 200, 3).open()
+
+
+def newcomers(board: Scoreboard, row: int, count: int) -> AcceptGate:
+    """A listener with five associations and so many connections that have none yet."""
+    board.set(row, NEWCOMERS, count)
+    return listener(board, row, 5 + count)
+
+
+def test_connections_that_stall_are_no_load_to_be_spread(board: Scoreboard) -> None:
+    stalled = newcomers(board, 0, 250)
+    assert newcomers(board, 1, NEWCOMERS_COUNTED).open()
+    assert stalled.open()
+    listener(board, 0, 5 + 250 + 1)  # an association more
+    assert not stalled.open()
+
+
+def test_senders_that_come_together_are_spread_before_they_have_associations(board: Scoreboard) -> None:
+    first = newcomers(board, 0, NEWCOMERS_COUNTED)
+    assert newcomers(board, 1, NEWCOMERS_COUNTED - 1).open()
+    assert not first.open()
 
 
 @pytest.mark.parametrize("state", [BOOTING, DRAINING])
