@@ -12,7 +12,7 @@ from typing import Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel
 
-from ingest.config.faults import Fault, Location, annotation_at
+from ingest.config.faults import Fault, Location, annotation_at, is_text
 
 PREFIX = "INGEST_"
 
@@ -28,6 +28,9 @@ def override(data: dict[str, Any], environ: Mapping[str, str]) -> tuple[dict[Loc
     faults = []
     for variable in sorted(environ):
         if not variable.startswith(PREFIX) or "__" not in variable:
+            continue
+        if not is_text(variable + environ[variable]):
+            faults.append(Fault(variable, "is not UTF-8", "set it in UTF-8"))
             continue
         location = _place(data, variable.removeprefix(PREFIX).split("__"))
         if location is None:

@@ -27,11 +27,13 @@ _WRONG_TYPE = {
     "missing": ("is missing", "add it"),
 }
 _BOUNDS = {"greater_than": ">", "greater_than_equal": "≥", "less_than": "<", "less_than_equal": "≤"}
+_AE_TITLE = (
+    "is not an AE title",
+    "write 1 to 16 characters without backslash and control characters (PS3.5 6.2)",
+)
 _FORMS = {
-    "ae_title": (
-        "is not an AE title",
-        "write 1 to 16 characters without backslash and control characters (PS3.5 6.2)",
-    ),
+    "ae_title": _AE_TITLE,
+    "calling_ae_title": _AE_TITLE,
     "name": ("cannot be a name", "use 1 to 64 letters, digits, '.', '_' and '-'"),
     "host": ("is empty", "write an address or a host name"),
 }
@@ -55,6 +57,16 @@ class Fault:
 
     def __str__(self) -> str:
         return f"{self.key}: {self.cause}; {self.remedy}"
+
+
+def printable(text: str) -> str:
+    """`text` within a line: what would break the line, or speak to a terminal, as Python escapes it."""
+    return "".join(sign if sign.isprintable() else ascii(sign)[1:-1] for sign in text)
+
+
+def is_text(text: str) -> bool:
+    """Whether all of it are characters: of bytes that are not UTF-8 Python makes half surrogate pairs."""
+    return not any("\ud800" <= sign <= "\udfff" for sign in text)
 
 
 def dotted(location: Location) -> str:

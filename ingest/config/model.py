@@ -14,6 +14,8 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 def _absolute(path: Path | None, info: ValidationInfo) -> Path | None:
     """`path` below the folder that the reader names in the context; as it is where nobody does (tests)."""
+    if path is not None and "\0" in str(path):
+        raise ValueError("holds a NUL, which no file's name does")
     if path is None or not info.context:
         return path
     return Path(os.path.normpath(info.context["folder"] / path))

@@ -5,17 +5,21 @@ destinations that nothing is forwarded to by itself, as Orthanc does not either.
 """
 
 import difflib
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from ingest.config import orthanc_file, orthanc_modalities
+from ingest.config import orthanc_file, orthanc_modalities, orthanc_syntaxes
 from ingest.config.orthanc_ciphers import translated
 from ingest.config.orthanc_keys import ALIASES, HONOURED, NOT_HONOURED, without_effect
 from ingest.config.orthanc_source import NO_DEADLINE, TLS_NAME, Reader, Source
 
 _VERSIONS: Final = {1: "TLSv1", 2: "TLSv1", 3: "TLSv1.1", 4: "TLSv1.2", 5: "TLSv1.3"}
 """DicomTlsMinimumProtocolVersion; 1 is SSL 3 for Orthanc, which no OpenSSL of today has."""
+
+_USUAL_THREADS: Final = 4
+"""Orthanc's default, for which no word is needed on a small machine."""
 
 
 def read(path: Path, environ: Mapping[str, str]) -> Source:
@@ -44,6 +48,8 @@ def convert(values: Mapping[str, Any]) -> Source:
 def _unknown(values: Mapping[str, Any], source: Source) -> None:
     known, idle = {*HONOURED, *NOT_HONOURED}, without_effect()
     quiet = sorted(key for key in values if key in idle)
+    modal = sorted(orthanc_modalities.without_effect(values.get("DicomModalities")))
+    quiet += [f"{key} of DicomModalities" for key in modal]
     if quiet:
         cause = f"without effect here: {', '.join(quiet)}"
         source.note("Orthanc", cause, "docs/orthanc.md says what they are about")
@@ -65,6 +71,7 @@ def _node(reader: Reader, source: Source) -> None:
     if not reader.get("DicomServerEnabled"):
         source.tables["listeners"] = []
         source.origins[("listeners",)] = "DicomServerEnabled"
+        source.remedies[("listeners",)] = "set it to true: a node without it could receive nothing"
         return
     source.set("DicomPort", ("listeners", 0, "port"), reader.get("DicomPort"))
     source.set("DicomPort", ("listeners", 0, "host"), "0.0.0.0")  # noqa: S104 - as Orthanc
@@ -76,29 +83,40 @@ def _receive(reader: Reader, source: Source) -> None:
     def put(key: str, name: str, value: Any) -> None:
         source.set(key, ("receive", name), value)
 
-    threads, length = reader.get("DicomThreadsCount"), reader.get("MaximumPduLength")
-    if threads < 1:
-        source.fault("DicomThreadsCount", "is 0, so nothing could be received", "write 1 or more")
+    length = reader.get("MaximumPduLength")
     if not 4096 <= length <= 131072:
         source.fault("MaximumPduLength", f"{length} is out of range", "write 4096 to 131072, as Orthanc asks")
         length = 16384
-    put("DicomThreadsCount", "processes", threads)
+    put("DicomThreadsCount", "processes", _processes(reader, source))
     put("MaximumPduLength", "max_pdu_length", length)
     put("DicomCheckCalledAet", "check_called_ae", reader.get("DicomCheckCalledAet"))
     put("StrictAetComparison", "ignore_ae_title_case", not reader.get("StrictAetComparison"))
     put("UnknownSopClassAccepted", "accept_unknown_sop_classes", reader.get("UnknownSopClassAccepted"))
     put("AcceptedSopClasses", "sop_classes", reader.get("AcceptedSopClasses") or ["*"])
     put("RejectedSopClasses", "rejected_sop_classes", reader.get("RejectedSopClasses"))
-    # Orthanc takes what is like a pattern of the syntaxes that it knows, which "*" is here.
-    all_known = {"*", "1.2.840.10008.*", "1.2.840.10008.1.*", "1.2.840.10008.1.2*"}
-    syntaxes = reader.get("AcceptedTransferSyntaxes")
-    put(
-        "AcceptedTransferSyntaxes",
-        "transfer_syntaxes",
-        ["*" if uid in all_known else uid for uid in syntaxes],
-    )
+    key = "AcceptedTransferSyntaxes"
+    switches = {name: reader.get(name) for name in orthanc_syntaxes.GROUPS if name in reader.values}
+    syntaxes, vain = orthanc_syntaxes.accepted(reader.get(key), switches)
+    put(key, "transfer_syntaxes", syntaxes)
+    for pattern in vain:
+        source.note(key, f'"{pattern}" chooses no transfer syntax that DICOM defines', "correct or remove it")
     put("DicomScpTimeout", "idle_seconds", float(reader.get("DicomScpTimeout")) or NO_DEADLINE)
     put("SyncStorageArea", "durability", "fsync" if reader.get("SyncStorageArea") else "page-cache")
+
+
+def _processes(reader: Reader, source: Source) -> int:
+    """Orthanc has a thread for each association that is busy; here a process has many."""
+    key, most = "DicomThreadsCount", os.cpu_count() or 1
+    threads: int = reader.get(key)
+    if threads < 1:
+        source.fault(key, "is 0, so nothing could be received", "write 1 or more")
+    if threads <= max(most, _USUAL_THREADS):
+        return threads
+    cause = (
+        f"{threads} are more than the cores: a process on each takes images, from any number of associations"
+    )
+    source.note(key, cause, f"write {most}, or leave it for Orthanc")
+    return 0
 
 
 def _storage(reader: Reader, source: Source) -> None:
@@ -125,8 +143,8 @@ def _tls(reader: Reader, source: Source, secured: str) -> None:
     }
     named = {key: reader.get(key) for key in files}
     if not user:
-        for key, value in named.items():
-            if value:
+        for key in (*files, "DicomTlsMinimumProtocolVersion", "DicomTlsCiphersAccepted"):
+            if reader.get(key):
                 remedy = "set DicomTlsEnabled, or UseDicomTls of a modality"
                 source.note(key, "is not used: nothing speaks TLS", remedy)
         return
@@ -141,6 +159,9 @@ def _tls(reader: Reader, source: Source, secured: str) -> None:
         elif required:
             remedy = "name a PEM file, or set DicomTlsRemoteCertificateRequired to false"
             source.fault(key, f"is missing for {user}", remedy)
+        elif secured:
+            cause = f"is missing for {secured}: whom it calls could not be verified"
+            source.fault(key, cause, "name a PEM file with its certificate, or its authority's")
     verify = "required" if required else "optional" if named["DicomTlsTrustedCertificates"] else "none"
     source.set("DicomTlsRemoteCertificateRequired", ("tls", TLS_NAME, "peer_certificate"), verify)
     _protocol(reader, source)
@@ -164,7 +185,7 @@ def _protocol(reader: Reader, source: Source) -> None:
     for name in unknown:
         source.fault(ciphers_key, f"OpenSSL does not know {name}", "`openssl ciphers -s ALL` lists names")
     if suites:
-        cause = f"{', '.join(suites)}: TLS 1.3 suites cannot be chosen, all are offered"
+        cause = f"{', '.join(suites)}: TLS 1.3 suites cannot be chosen, OpenSSL's three are offered"
         source.note(ciphers_key, cause, "remove them, or leave them for Orthanc")
     if ciphers and version < 4:
         ciphers.append("@SECLEVEL=0")  # where OpenSSL 3 has TLS 1.0 and 1.1

@@ -6,6 +6,9 @@ import warnings
 from collections.abc import Sequence
 from functools import cache
 
+_NOT_OFFERED = frozenset({"TLS_AES_128_CCM_SHA256", "TLS_AES_128_CCM_8_SHA256"})
+"""Suites of TLS 1.3 (RFC 8446 B.4) that OpenSSL has, and offers to nobody by itself."""
+
 _BLOCK = re.compile(r"(AES|CAMELLIA|ARIA)_(128|256)_")
 _CUT = {"_CBC": "", "3DES_EDE": "DES-CBC3", "CCM_8": "CCM8", "CHACHA20_POLY1305_SHA256": "CHACHA20-POLY1305"}
 
@@ -18,7 +21,7 @@ def translated(names: Sequence[str]) -> tuple[list[str], list[str], list[str]]:
     unknown: list[str] = []
     for name in names:
         if name.startswith("TLS_") and "_WITH_" not in name:
-            (suites if name in known else unknown).append(name)
+            (suites if name in known | _NOT_OFFERED else unknown).append(name)
             continue
         ours = openssl_name(name)
         (ciphers if ours in known else unknown).append(ours if ours in known else name)

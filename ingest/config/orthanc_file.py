@@ -6,11 +6,14 @@ key twice in a file, text after the end) passes.
 """
 
 import json
+import os
 import re
-from collections.abc import Mapping
+import stat
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
+from ingest.config.faults import is_text, printable
 from ingest.errors import ConfigError
 
 _VARIABLE: Final = re.compile(
@@ -18,6 +21,9 @@ _VARIABLE: Final = re.compile(
         (?: :-(?: "(?P<double>[^"]*)" | '(?P<single>[^']*)' | (?P<bare>[^'"}]*) ) )? \}""",
     re.VERBOSE,
 )
+REGULAR: Final = "name a file, or a folder of Orthanc's configuration files"
+"""What to do about a pipe, a socket or a device: a reload reads the configuration again."""
+
 _TOKEN: Final = re.compile(r'"(?:\\.|[^"\\])*"|//[^\n]*|/\*.*?\*/|,', re.DOTALL)
 _CLOSING: Final = re.compile(r"\s*[}\]]")
 
@@ -27,6 +33,8 @@ def is_orthanc(path: Path) -> bool:
     if path.is_dir() or path.suffix.lower() == ".json":
         return True
     try:
+        if not is_regular(path):
+            return False
         with path.open("rb") as file:
             begin = file.read(4096)
     except (OSError, ValueError):
@@ -40,11 +48,7 @@ def read(path: Path, environ: Mapping[str, str]) -> dict[str, Any]:
     Raises:
         ConfigError: With every fault, each a line that names the file.
     """
-    files = [path]
-    if path.is_dir():
-        files = sorted(file for file in path.iterdir() if file.is_file() and file.suffix.lower() == ".json")
-        if not files:
-            raise ConfigError([f"{path}: holds no *.json; name a folder with Orthanc's configuration files"])
+    files = _files(path) if path.is_dir() else [path]
     merged: dict[str, Any] = {}
     homes: dict[str, Path] = {}
     faults: list[str] = []
@@ -56,7 +60,8 @@ def read(path: Path, environ: Mapping[str, str]) -> dict[str, Any]:
             continue
         for key, value in found.items():
             if key in homes:
-                faults.append(f"{file}: {key} is in {homes[key]} too; keep one of both, as Orthanc asks")
+                cause = f"{printable(key)} is in {homes[key]} too"
+                faults.append(f"{file}: {cause}; keep one of both, as Orthanc asks")
                 continue
             merged[key], homes[key] = value, file
     if faults:
@@ -64,8 +69,33 @@ def read(path: Path, environ: Mapping[str, str]) -> dict[str, Any]:
     return merged
 
 
+def is_regular(path: Path) -> bool:
+    """Whether reading `path` ends, as it need not with a pipe that nobody writes to.
+
+    Raises:
+        OSError: There is nothing, or no way to it.
+        ValueError: A NUL in it.
+    """
+    return stat.S_ISREG(path.stat().st_mode)
+
+
+def _files(folder: Path) -> list[Path]:
+    """What a folder is read from; what cannot be read is told when it is."""
+    try:
+        found = sorted(file for file in folder.iterdir() if file.suffix.lower() == ".json")
+    except OSError as error:
+        remedy = "let this user list and search the folder"
+        raise ConfigError([f"{folder}: cannot be read: {error.strerror}; {remedy}"]) from None
+    files = [file for file in found if not os.path.isdir(file)]
+    if not files:
+        raise ConfigError([f"{folder}: holds no *.json; name a folder with Orthanc's configuration files"])
+    return files
+
+
 def _text(file: Path) -> str:
     try:
+        if not is_regular(file):
+            raise ConfigError([f"{file}: is not a regular file; {REGULAR}"])
         return file.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = error.object[: error.start].count(b"\n") + 1
@@ -96,7 +126,31 @@ def parse(file: Path, text: str, environ: Mapping[str, str]) -> dict[str, Any]:
         raise ConfigError([f"{file}: a value is out of range or too deep; correct it"]) from None
     if not isinstance(found, dict):
         raise ConfigError([f"{file}: is not an object; write the keys within {{ }}"])
+    torn = _torn(found)
+    if torn:
+        remedy = "write it in UTF-8 (and what environment variables put into it)"
+        raise ConfigError([f"{file}: {torn}: holds what is no character; {remedy}"])
     return found
+
+
+def _torn(found: dict[str, Any]) -> str:
+    """Where half a surrogate pair is, which no output takes: of an escape, or of a byte that is not UTF-8."""
+    waiting: list[tuple[str, Any]] = [("", found)]
+    while waiting:  # nothing says how deep it is
+        place, value = waiting.pop()
+        if isinstance(value, str) and not is_text(value):
+            return place
+        items: Iterable[tuple[Any, Any]] = ()
+        if isinstance(value, dict):
+            items = value.items()
+        elif isinstance(value, list):
+            items = enumerate(value)
+        for key, item in items:
+            inner = (
+                f"{place}[{key}]" if isinstance(key, int) else f"{place}.{printable(key)}".removeprefix(".")
+            )
+            waiting += [(inner, item), (inner, key)]
+    return ""
 
 
 def substituted(text: str, environ: Mapping[str, str]) -> str:

@@ -40,6 +40,15 @@ HONOURED: Final = {
     "AcceptedSopClasses": Key((), "`[receive] sop_classes`"),
     "RejectedSopClasses": Key((), "`[receive] rejected_sop_classes`"),
     "AcceptedTransferSyntaxes": Key(("1.2.840.10008.1.*",), "`[receive] transfer_syntaxes`"),
+    "DeflatedTransferSyntaxAccepted": Key(True, "`[receive] transfer_syntaxes`"),
+    "JpegTransferSyntaxAccepted": Key(True, "`[receive] transfer_syntaxes`"),
+    "Jpeg2000TransferSyntaxAccepted": Key(True, "`[receive] transfer_syntaxes`"),
+    "JpegLosslessTransferSyntaxAccepted": Key(True, "`[receive] transfer_syntaxes`"),
+    "JpipTransferSyntaxAccepted": Key(True, "`[receive] transfer_syntaxes`"),
+    "Mpeg2TransferSyntaxAccepted": Key(True, "`[receive] transfer_syntaxes`"),
+    "Mpeg4TransferSyntaxAccepted": Key(True, "`[receive] transfer_syntaxes`"),
+    "RleTransferSyntaxAccepted": Key(True, "`[receive] transfer_syntaxes`"),
+    "H265TransferSyntaxAccepted": Key(True, "`[receive] transfer_syntaxes`"),
     "MaximumPduLength": Key(16384, "`[receive] max_pdu_length`"),
     "DicomThreadsCount": Key(4, "`[receive] processes`"),
     "DicomScpTimeout": Key(30, "`[receive] idle_seconds`"),
@@ -72,6 +81,9 @@ MODALITY_WITHOUT_EFFECT: Final = frozenset({
     *("AllowFind", "AllowFindWorklist", "AllowGet", "AllowMove", "RetrieveMethod"),
 })  # fmt: skip
 
+MODALITY_IDLE: Final = {"AllowTranscoding": False}
+"""What asks of a modality what is always so."""
+
 NOT_HONOURED: Final = {
     "StableAge": (None, "nothing here waits for a study to be stable: what is stored is forwarded at once"),
     "MaximumPatientCount": (0, "patients are not counted; `[retention]` goes by age and size"),
@@ -79,15 +91,6 @@ NOT_HONOURED: Final = {
     "StoreDicom": (True, "files are always stored"),
     "IngestTranscoding": (None, "files are stored as they came"),
     "ReadOnly": (False, "a receiving node writes"),
-    "DeflatedTransferSyntaxAccepted": (True, "name what is wanted in AcceptedTransferSyntaxes"),
-    "JpegTransferSyntaxAccepted": (True, "name what is wanted in AcceptedTransferSyntaxes"),
-    "Jpeg2000TransferSyntaxAccepted": (True, "name what is wanted in AcceptedTransferSyntaxes"),
-    "JpegLosslessTransferSyntaxAccepted": (True, "name what is wanted in AcceptedTransferSyntaxes"),
-    "JpipTransferSyntaxAccepted": (True, "name what is wanted in AcceptedTransferSyntaxes"),
-    "Mpeg2TransferSyntaxAccepted": (True, "name what is wanted in AcceptedTransferSyntaxes"),
-    "Mpeg4TransferSyntaxAccepted": (True, "name what is wanted in AcceptedTransferSyntaxes"),
-    "RleTransferSyntaxAccepted": (True, "name what is wanted in AcceptedTransferSyntaxes"),
-    "H265TransferSyntaxAccepted": (True, "name what is wanted in AcceptedTransferSyntaxes"),
 }
 """Keys that say something of receiving and storing which this node does not do: the value (None: none) that
 asks for nothing, and why."""

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any, Final
 
-from ingest.config.faults import Fault, Location
+from ingest.config.faults import Fault, Location, printable
 from ingest.config.orthanc_keys import HONOURED
 
 TLS_NAME: Final = "orthanc"
@@ -14,7 +14,11 @@ TLS_NAME: Final = "orthanc"
 NO_DEADLINE: Final = 1e9
 """Seconds; Orthanc's 0 is no timeout at all."""
 
-_TYPES: Final = {bool: "true or false", int: "a whole number, not negative", str: "a string"}
+MOST: Final = 2**32 - 1
+"""Orthanc reads numbers into 32 bits, and refuses larger ones."""
+
+TYPES: Final = {bool: "true or false", int: f"a whole number, 0 to {MOST}", str: "a string"}
+"""What to write."""
 
 
 @dataclass(slots=True)
@@ -26,12 +30,14 @@ class Source:
         origins: Orthanc's key behind each place in the tables, for messages and comments.
         faults: Why it cannot be used.
         notes: What it says that has no effect, or another one.
+        remedies: What to do about a fault of a place in the tables, where TOML's words would mislead.
     """
 
     tables: dict[str, Any] = field(default_factory=dict)
     origins: dict[Location, str] = field(default_factory=dict)
     faults: list[Fault] = field(default_factory=list)
     notes: list[Fault] = field(default_factory=list)
+    remedies: dict[Location, str] = field(default_factory=dict)
 
     def set(self, key: str, location: Location, value: Any) -> None:
         """Put `value` into the tables, and note Orthanc's key for it."""
@@ -48,12 +54,14 @@ class Source:
         self.origins[location] = key
 
     def fault(self, key: str, cause: str, remedy: str) -> None:
-        """Something that keeps the node from running."""
-        self.faults.append(Fault(key, cause, remedy))
+        """Something that keeps the node from running; told once, however often it is come upon."""
+        fault = Fault(key, cause, remedy)
+        if fault not in self.faults:
+            self.faults.append(fault)
 
     def note(self, key: str, cause: str, remedy: str) -> None:
         """Something worth a word at start."""
-        self.notes.append(Fault(key, cause, remedy, note=True))
+        self.notes.append(Fault(printable(key), printable(cause), remedy, note=True))
 
 
 class Reader:
@@ -74,7 +82,9 @@ class Reader:
             self._source.fault(key, "is not a list of strings", 'write it as ["...", "..."]')
             return list(default)
         wanted = str if default is None else type(default)
-        if value is not default and (type(value) is not wanted or (isinstance(value, int) and value < 0)):
-            self._source.fault(key, f"is not {_TYPES[wanted]}", f"write {_TYPES[wanted]}, as Orthanc asks")
+        if value is not default and (
+            type(value) is not wanted or (isinstance(value, int) and not 0 <= value <= MOST)
+        ):
+            self._source.fault(key, f"is not {TYPES[wanted]}", f"write {TYPES[wanted]}, as Orthanc asks")
             return default
         return value

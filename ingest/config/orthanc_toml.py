@@ -24,7 +24,7 @@ def as_toml(path: Path, environ: Mapping[str, str]) -> str:
     """
     source = orthanc.read(path, environ)
     folder = path.absolute() if path.is_dir() else path.absolute().parent
-    lines = [f"# From the Orthanc configuration {path.name}; behind each key, Orthanc's.", "#"]
+    lines = [f"# From the Orthanc configuration {_one_line(path.name)}; behind each key, Orthanc's.", "#"]
     lines += [f"# {_one_line(str(note))}" for note in source.notes]
     for name, section in sorted(source.tables.items(), key=lambda item: isinstance(item[1], list)):
         if isinstance(section, list):

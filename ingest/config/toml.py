@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from ingest.config import orthanc, orthanc_file, rules
 from ingest.config.environment import override
-from ingest.config.faults import Fault, Location, faults_of, without
+from ingest.config.faults import Fault, Location, faults_of, printable, without
 from ingest.config.model import Config
 from ingest.config.orthanc_source import Source
 from ingest.errors import ConfigError
@@ -55,7 +55,7 @@ def load(
     told = {fault.key for fault in source.faults}
     faults = [*source.faults, *(f for f in faults if _origin(f, source.origins) not in told)]
     if faults or config is None:
-        raise ConfigError([_line(fault, variables, source.origins) for fault in faults])
+        raise ConfigError([printable(_line(fault, variables, source)) for fault in faults])
     return config
 
 
@@ -77,6 +77,8 @@ def notes(path: Path, environ: Mapping[str, str] | None = None) -> list[Fault]:
 
 def _toml(file: Path) -> dict[str, Any]:
     try:
+        if not orthanc_file.is_regular(file):
+            raise ConfigError([f"{file}: is not a regular file; {orthanc_file.REGULAR}"])
         return tomllib.loads(file.read_bytes().decode("utf-8"))
     except OSError as error:
         remedy = "name a TOML file that this user may read"
@@ -139,13 +141,15 @@ def _repair(whole: dict[str, Any], location: Location) -> None:
         parent[str(name)] = _STAND_INS.get(str(name), f"missing-{location[-2]}" if len(location) > 1 else "")
 
 
-def _line(fault: Fault, variables: Mapping[Location, str], orthanc_keys: Mapping[Location, str]) -> str:
+def _line(fault: Fault, variables: Mapping[Location, str], source: Source) -> str:
     """With the variable or Orthanc's key that put the value there; that of a list stands for its items."""
     for location, variable in variables.items():
         if fault.key == rules.dotted(location):
             return f"{fault.key} (from {variable}): {fault.cause}; {fault.remedy}"
-    key = _origin(fault, orthanc_keys)
-    return f"{key} ({fault.key}): {fault.cause}; {fault.remedy}" if key else str(fault)
+    key = _origin(fault, source.origins)
+    remedies = {rules.dotted(location): remedy for location, remedy in source.remedies.items()}
+    remedy = remedies.get(fault.key, fault.remedy)
+    return f"{key} ({fault.key}): {fault.cause}; {remedy}" if key else str(fault)
 
 
 def _origin(fault: Fault, orthanc_keys: Mapping[Location, str]) -> str:

@@ -77,6 +77,13 @@ def is_data_set_transfer_syntax(uid: str) -> bool:
     )
 
 
+@cache
+def data_set_transfer_syntaxes() -> frozenset[str]:
+    """The transfer syntaxes of PS3.6 that `is_data_set_transfer_syntax` holds for."""
+    registered = (uid for uid, (_, kind, _, _, _) in UID_dictionary.items() if kind == "Transfer Syntax")
+    return frozenset(str(uid) for uid in registered if is_data_set_transfer_syntax(uid))
+
+
 def names_of(uid: str) -> tuple[str, ...]:
     """A UID, its keyword and its name in PS3.6, as far as it has them: what a pattern may be like."""
     name, _, _, _, keyword = UID_dictionary.get(uid, ("", "", "", "", ""))

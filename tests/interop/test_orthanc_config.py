@@ -1,5 +1,6 @@
 """One configuration for both: Orthanc starts with it, and a node in its place serves the same senders."""
 
+import contextlib
 import json
 import os
 import re
@@ -7,12 +8,13 @@ import signal
 import subprocess
 import sys
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
+from pynetdicom import AE
 
 from ingest.config import load
 from tests.interop import dcmtk
@@ -75,7 +77,8 @@ WITH_CERTIFICATES = {**TLS, "DicomTlsTrustedCertificates": "dcmtk.crt"}
 WITHOUT = {**TLS, "DicomTlsTrustedCertificates": "orthanc.crt", "DicomTlsRemoteCertificateRequired": False}
 
 
-def orthanc_starts(node: OrthancNode) -> None:
+@contextlib.contextmanager
+def orthanc_in_its_place(node: OrthancNode) -> Iterator[None]:
     """Orthanc itself takes the file, and knows what stands in it."""
     port = node.settings["HttpPort"]
     with (node.folder / "orthanc.log").open("wb") as log:
@@ -98,6 +101,7 @@ def orthanc_starts(node: OrthancNode) -> None:
     try:
         system = eventually(answer, 30, "Orthanc answers")
         assert system["DicomPort"] == node.settings["DicomPort"]
+        yield
     finally:
         process.kill()
         process.wait(20)
@@ -125,7 +129,8 @@ def test_set_ups_of_the_guide_serve_dcmtk_from_the_file_that_orthanc_takes(
 ) -> None:
     modality = {"Host": "localhost", "Port": free_port(), "AET": "DCMTK", "UseDicomTls": True}
     node = make_orthanc_node(**settings, DicomModalities={"dcmtk": modality})
-    orthanc_starts(node)
+    with orthanc_in_its_place(node):
+        pass
     node.start()
     assert node.tls_port == node.settings["DicomPort"]
     made = write_made(tmp_path / "made", 1)[0]
@@ -187,6 +192,74 @@ def test_callers_are_let_in_as_orthanc_does(
     assert store(node, made, *called, "-aet", "FAR").returncode != 0
     assert store(node, made, *called, "-aet", "ct1").returncode == 0
     assert held(node, made_uid(0)) == data_set(made)
+
+
+def answers(node: OrthancNode, made: Path) -> dict[str, str]:
+    """What callers get: the instance stored, an echo, an association and nothing, or none."""
+    found = {}
+    for title in ("CT", "MR", "NONE", "FAR", "*", "OTHER"):
+        stored = store(node, made, "-aet", title)
+        if "Calling AE Title Not Recognized" in stored.stdout:
+            found[title] = "rejected"
+        elif stored.returncode == 0:
+            found[title] = "stored"
+        else:
+            echoed = dcmtk.echoscu(node.settings["DicomPort"], "-aet", title)  # its exit code is 0 if aborted
+            found[title] = "echoed" if "Received Echo Response (Success)" in echoed.stdout else "nothing"
+    return found
+
+
+def taken(node: OrthancNode, syntaxes: Sequence[str]) -> set[str]:
+    caller = AE("CT")
+    for syntax in syntaxes:
+        caller.add_requested_context("1.2.840.10008.5.1.4.1.1.2", syntax)
+    association = caller.associate("127.0.0.1", node.settings["DicomPort"], ae_title="ORTHANC")
+    assert association.is_established
+    found = {context.transfer_syntax[0] for context in association.accepted_contexts}
+    association.release()
+    return {str(syntax) for syntax in found}
+
+
+def test_callers_and_transfer_syntaxes_get_from_both_what_one_file_says(
+    make_orthanc_node: Callable[..., OrthancNode], tmp_path: Path
+) -> None:
+    here: dict[str, Any] = {"Host": "127.0.0.1", "Port": 104}
+    modalities = {
+        "a": {**here, "AET": "CT", "AllowStore": False},
+        "b": ["CT", "127.0.0.1", 105],  # of several at one address any may allow
+        "c": {**here, "AET": "MR", "AllowStore": False},
+        "d": {**here, "AET": "NONE", "AllowStore": False, "AllowEcho": False},
+        "e": ["FAR", "10.255.0.1", 104],
+        "f": ["*", "127.0.0.1", 104],
+    }
+    arc = "1.2.840.10008.1.2"
+    node = make_orthanc_node(
+        DicomModalities=modalities,
+        DicomAlwaysAllowEcho=False,
+        DicomAlwaysAllowStore=False,
+        DicomCheckModalityHost=True,
+        AcceptedTransferSyntaxes=[f"{arc}.1", f"{arc}.4.9*", "1.2.3*"],
+        JpegTransferSyntaxAccepted=True,
+        RleTransferSyntaxAccepted=True,
+        Jpeg2000TransferSyntaxAccepted=False,
+    )
+    made = write_made(tmp_path / "made", 1)[0]
+    proposed = [
+        arc,
+        *(f"{arc}.{end}" for end in ("1", "2", "1.99", "4.50", "4.70", "4.80", "4.90", "4.94", "5")),
+    ]
+    proposed += ["1.2.3.4"]
+    with orthanc_in_its_place(node):
+        theirs = answers(node, made), taken(node, proposed)
+    node.start()
+    ours = answers(node, made)
+    assert ours["*"] == "rejected"  # it would stand for everybody in [[peers]]
+    assert (ours | {"*": "stored"}, taken(node, proposed)) == theirs
+    assert theirs[0] == {
+        "CT": "stored", "MR": "echoed", "NONE": "nothing",
+        "FAR": "rejected", "*": "stored", "OTHER": "rejected",
+    }  # fmt: skip
+    assert theirs[1] == {f"{arc}.{end}" for end in ("1", "4.50", "4.70", "4.94", "5")}
 
 
 def test_a_reload_reads_the_json_again(make_orthanc_node: Callable[..., OrthancNode]) -> None:

@@ -86,6 +86,7 @@ BAD = [
     ("INGEST_NODE__AE_TITLE__X", "1", "INGEST_NODE__AE_TITLE__X", "names no place"),
     ("INGEST___AE", "1", "INGEST___AE", "names no place"),
     ("INGEST_NODE__", "1", "INGEST_NODE__", "names no place"),
+    ("INGEST_NODE__NAME", "H\udcf4pital", "INGEST_NODE__NAME", "not UTF-8"),
     ("INGEST_QUEUE__URL", "http://h", "queue.url (from INGEST_QUEUE__URL)", "scheme"),
 ]
 

@@ -9,7 +9,6 @@ from click.testing import CliRunner
 
 from ingest.cli import main
 from ingest.config import Config, load, notes
-from ingest.config.model import Peer
 from ingest.errors import ConfigError
 from ingest.remotes import remotes
 from tests.pki import Material
@@ -83,6 +82,7 @@ def test_an_empty_object_is_orthanc_with_its_defaults(folder: Path) -> None:
             ("1.2.840.10008.1.2",),
         ),
         ("AcceptedTransferSyntaxes", ["1.2.840.10008.1.*"], "receive.transfer_syntaxes", ("*",)),
+        ("AcceptedTransferSyntaxes", ["*", "1.2.3"], "receive.transfer_syntaxes", ("*", "1.2.3")),
         ("MaximumPduLength", 131072, "receive.max_pdu_length", 131072),
         ("DicomThreadsCount", 2, "receive.processes", 2),
         ("DicomScpTimeout", 5, "receive.idle_seconds", 5.0),
@@ -168,6 +168,18 @@ def test_ciphers_are_openssl_names_or_those_of_iana(folder: Path) -> None:
         ({"MaximumPduLength": 100}, ["MaximumPduLength"]),
         ({"DicomThreadsCount": 0}, ["DicomThreadsCount"]),
         ({"MaximumStorageSize": -1}, ["MaximumStorageSize"]),
+        (
+            {"MaximumStorageSize": 2**32, "DicomScpTimeout": 10**400},
+            ["DicomScpTimeout", "MaximumStorageSize"],
+        ),
+        ({"DicomTlsEnabled": 1}, ["DicomTlsEnabled"]),
+        ({"StorageDirectory": "a\0b"}, ["StorageDirectory (node.data_dir)"]),
+        ({**TLS, "DicomTlsCertificate": "a\0b"}, ["DicomTlsCertificate (tls.orthanc.certificate)"]),
+        ({"AcceptedTransferSyntaxes": ["1.2.3.*"]}, ["AcceptedTransferSyntaxes (receive.transfer_syntaxes)"]),
+        (
+            {"AcceptedTransferSyntaxes": ["1.[2]*"]},
+            ["AcceptedTransferSyntaxes (receive.transfer_syntaxes[0])"],
+        ),
         ({"MaximumStorageMode": "Forget"}, ["MaximumStorageMode"]),
         ({"AcceptedTransferSyntaxes": [1]}, ["AcceptedTransferSyntaxes"]),
         ({"AcceptedTransferSyntaxes": ["JPEG"]}, ["AcceptedTransferSyntaxes (receive.transfer_syntaxes[0])"]),
@@ -175,6 +187,11 @@ def test_ciphers_are_openssl_names_or_those_of_iana(folder: Path) -> None:
         ({"DicomModalities": {"a b": ["A", "h", 104]}}, ["DicomModalities.a b"]),
         ({"DicomModalities": {"a": ["A", "h"]}}, ["DicomModalities.a"]),
         ({"DicomModalities": {"a": ["A", "h", 65535]}}, ["DicomModalities.a.Port"]),
+        ({"DicomModalities": {"a": ["A", "h", "9" * 5000]}}, ["DicomModalities.a.Port"]),
+        (
+            {"DicomModalities": {"a": {"AET": "A", "Host": "h", "Port": 1, "Timeout": 10**400}}},
+            ["DicomModalities.a.Timeout"],
+        ),
         ({"DicomModalities": {"a": {"AET": "A"}}}, ["DicomModalities.a.Host", "DicomModalities.a.Port"]),
         ({"DicomModalities": {"a": ["\\", "h", 1]}}, ["DicomModalities.a.AET (destinations[0].ae_title)"]),
         (
@@ -219,51 +236,32 @@ def test_modalities_of_a_database_are_not_there(folder: Path) -> None:
     assert read(folder, **values).destinations == ()
 
 
-def test_what_is_always_allowed_needs_no_entry(folder: Path) -> None:
-    modality = {"AET": "A", "Host": "10.0.0.1", "Port": 1, "AllowStore": False, "AllowEcho": False}
-    assert read(folder, DicomModalities={"a": modality}, DicomCheckModalityHost=True).peers == ()
+def test_destinations_are_not_called_unverified(folder: Path) -> None:
+    modality = {"AET": "PACS", "Host": "pacs", "Port": 2762, "UseDicomTls": True}
+    values = {**TLS, "DicomTlsRemoteCertificateRequired": False, "DicomModalities": {"pacs": modality}}
+    assert read(folder, **values).tls["orthanc"].peer_certificate == "optional"
+    del values["DicomTlsTrustedCertificates"]
+    (line,) = faults(folder, **values)
+    assert line.startswith("DicomTlsTrustedCertificates: is missing for DicomModalities.pacs.UseDicomTls")
 
 
-def test_listed_modalities_may_what_their_entry_allows_and_others_what_is_always_allowed(
-    folder: Path,
-) -> None:
-    modalities = {"a": ["A", "10.0.0.1", 1], "b": {"AET": "B", "Host": "h", "Port": 1, "AllowStore": False}}
-    peers = read(folder, DicomModalities=modalities, DicomAlwaysAllowStore=False).peers
-    assert peers == (
-        Peer(ae_title="A"),
-        Peer(ae_title="B", allow=("echo",)),
-        Peer(ae_title="*", allow=("echo",)),
-    )
-    nobody = read(folder, **CLOSED).peers
-    assert nobody == (Peer(ae_title="*", allow=()),)
+def test_faults_speak_of_what_stands_in_the_file(folder: Path) -> None:
+    (line,) = faults(folder, DicomServerEnabled=False)
+    assert "[[" not in line
+    modality = {"AET": "A", "Host": "h", "Port": 1, "LocalAet": " "}
+    (line,) = faults(folder, DicomModalities={"a": modality})
+    assert '" " is not an AE title' in line
+    (line,) = faults(folder, DicomAet="\x1b[2J")
+    assert '"\\x1b[2J" is not' in line
 
 
-def test_one_ae_title_of_several_modalities_may_what_all_of_them_may(folder: Path) -> None:
-    modalities = {
-        "a": {"AET": "CT", "Host": "10.0.0.1", "Port": 1, "AllowEcho": False},
-        "b": {"AET": "ct", "Host": "10.0.0.2", "Port": 1},
-    }
-    assert read(folder, DicomModalities=modalities, **CLOSED).peers[:-1] == (
-        Peer(ae_title="CT", allow=("store",)),
-    )
-    strict = read(folder, DicomModalities=modalities, StrictAetComparison=True, **CLOSED).peers
-    assert [(peer.ae_title, peer.allow) for peer in strict[:-1]] == [
-        ("CT", ("store",)),
-        ("ct", ("echo", "store")),
-    ]
-
-
-def test_hosts_are_checked_when_asked_and_a_name_is_nobodys_address(folder: Path) -> None:
-    listed = {"AET": "A", "Host": "10.0.0.1", "Port": 1, "AllowEcho": False}  # which everybody may
-    modalities = {"a": listed, "b": ["B", "scanner", 1]}
-    values = {"DicomModalities": modalities, "DicomCheckModalityHost": True, "DicomAlwaysAllowStore": False}
-    assert read(folder, **values).peers == (
-        Peer(ae_title="A", hosts=("10.0.0.1",)),
-        Peer(ae_title="A", allow=("echo",)),
-        Peer(ae_title="B", allow=("echo",)),
-        Peer(ae_title="*", allow=("echo",)),
-    )
-    assert "address" in said(folder, **values)["DicomModalities.b.Host"]
+def test_keys_of_modalities_without_effect_are_in_the_one_line(folder: Path) -> None:
+    modality = {"AET": "A", "Host": "h", "Port": 1, "AllowFind": False, "AllowTranscoding": False}
+    modalities = {"a": modality, "b": ["B", "h", 1, "GE"], "c": ["C", "h", 1]}
+    found = said(folder, HttpPort=1, DicomModalities=modalities)["Orthanc"]
+    assert "HttpPort, AllowFind of DicomModalities, Manufacturer of DicomModalities;" in found
+    modality["AllowTranscoding"] = True  # which nothing does here
+    assert "AllowTranscoding" in said(folder, DicomModalities={"a": modality})["Orthanc"]
 
 
 def test_keys_without_effect_share_a_line_and_unknown_ones_name_the_nearest(folder: Path) -> None:
@@ -272,6 +270,7 @@ def test_keys_without_effect_share_a_line_and_unknown_ones_name_the_nearest(fold
     assert "did you mean DicomPort?" in found["DicomPrt"]
     assert {"StableAge", "StorageCompression"} <= set(found)
     assert not said(folder, StorageCompression=False)
+    assert "\\x1b[2J\\n" in said(folder, **{"\x1b[2J\n": 1})
 
 
 def test_store_that_refuses_when_full_is_said_not_to_be_honoured(folder: Path) -> None:
@@ -280,8 +279,16 @@ def test_store_that_refuses_when_full_is_said_not_to_be_honoured(folder: Path) -
     assert read(folder, **values).retention.max_bytes == 0
 
 
-def test_files_of_tls_that_nothing_uses_are_said(folder: Path) -> None:
-    assert "DicomTlsCertificate" in said(folder, DicomTlsCertificate="none.crt")
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("DicomTlsCertificate", "none.crt"),
+        ("DicomTlsMinimumProtocolVersion", 9),
+        ("DicomTlsCiphersAccepted", ["NONE"]),
+    ],
+)
+def test_settings_of_tls_that_nothing_uses_are_said(folder: Path, key: str, value: object) -> None:
+    assert "nothing speaks TLS" in said(folder, **{key: value})[key]
 
 
 def test_environment_overrides_what_a_key_became(folder: Path) -> None:
@@ -314,6 +321,14 @@ def test_imported_toml_is_the_same_configuration_from_another_folder(
     )
     assert again.exit_code == 1
     assert "--force" in again.output
+
+
+def test_a_line_break_in_the_name_of_the_file_stays_within_the_comment(folder: Path) -> None:
+    path = folder / "a\n[x]\n.json"
+    path.write_text("{}")
+    done = CliRunner().invoke(main, ["config", "import-orthanc", str(path), "-o", str(folder / "node.toml")])
+    assert done.exit_code == 0, done.output
+    assert load(folder / "node.toml", environ={}) == load(path, environ={})
 
 
 def test_import_of_a_bad_configuration_names_each_fault(folder: Path) -> None:

@@ -1,8 +1,11 @@
 """How files of Orthanc are read, their ciphers named, and which keys are documented."""
 
+import errno
+import os
 import re
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -21,6 +24,7 @@ from ingest.errors import ConfigError
 from tests.peers import require_program
 
 ROOT = Path(__file__).parents[2]
+NEWEST = ["TLS_AES_128_GCM_SHA256", "TLS_AES_128_CCM_SHA256", "TLS_AES_128_CCM_8_SHA256"]
 
 
 @pytest.mark.parametrize(
@@ -106,6 +110,69 @@ def test_a_key_of_two_files_and_an_empty_folder_are_faults(tmp_path: Path) -> No
     assert "c.json:1" in second
 
 
+@pytest.mark.parametrize("alone", [True, False], ids=["alone", "in a folder"])
+@pytest.mark.parametrize("name", ["x.json", "x.toml"])
+def test_what_is_no_regular_file_is_a_fault_and_not_waited_for(
+    tmp_path: Path, name: str, alone: bool
+) -> None:
+    os.mkfifo(tmp_path / name)  # opening it would wait for a writer
+    (tmp_path / "a.json").write_text("{}")
+    if alone or name == "x.json":
+        with pytest.raises(ConfigError, match=r"x\.\w+: is not a regular file; name a file"):
+            load(tmp_path / name if alone else tmp_path)
+    else:
+        load(tmp_path, environ={})
+
+
+def test_a_link_that_leads_nowhere_is_a_fault_as_for_orthanc(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text("{}")
+    (tmp_path / "b.json").symlink_to(tmp_path / "none")
+    with pytest.raises(ConfigError, match=r"b\.json: cannot be read: No such file"):
+        load(tmp_path)
+    (tmp_path / "none").write_text("{}")
+    load(tmp_path, environ={})
+
+
+@pytest.mark.parametrize(("call", "name"), [("iterdir", "folder"), ("stat", "a.json")])
+def test_a_folder_that_may_not_be_listed_or_searched_is_a_fault(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str, name: str
+) -> None:
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (folder / "a.json").write_text("{}")
+    real = getattr(Path, call)
+
+    def denied(path: Path, **options: Any) -> Any:
+        if path.name == name:
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return real(path, **options)
+
+    monkeypatch.setattr(Path, call, denied)
+    with pytest.raises(ConfigError, match="cannot be read: Permission denied"):
+        read(folder, {})
+
+
+@pytest.mark.parametrize(
+    ("text", "place"),
+    [
+        ('{ "Name" : "${SITE}" }', "Name"),
+        ('{ "DicomModalities" : { "a" : [ "A", "\\ud800" ] } }', r"DicomModalities\.a\[1\]"),
+        ('{ "Dictionary" : { "x" : { "\\udfff" : 1 } } }', r"Dictionary\.x\.\\udfff"),
+        ('{ "\\ud800" : 1 }', r"\\ud800"),
+        ('{ "a" : ' + "[" * 900 + '"\\ud800"' + "]" * 900 + " }", "a"),
+    ],
+)
+def test_half_a_character_is_a_fault_with_its_place(tmp_path: Path, text: str, place: str) -> None:
+    (tmp_path / "x.json").write_text(text)
+    with pytest.raises(ConfigError, match=rf"x\.json: {place}.*: holds what is no character"):
+        load(tmp_path / "x.json", environ={"SITE": "H\udcf4pital"})
+
+
+def test_pairs_of_surrogates_and_what_is_not_ascii_pass(tmp_path: Path) -> None:
+    (tmp_path / "x.json").write_text('{ "Name" : "H\u00f4pital \\ud83d\\ude00" }')
+    assert load(tmp_path / "x.json", environ={}).node.name == "H\u00f4pital \U0001f600"
+
+
 @pytest.mark.parametrize(
     ("name", "text", "expected"),
     [
@@ -141,11 +208,9 @@ def test_every_name_of_iana_is_translated_as_openssl_has_it() -> None:
     ]
     assert len(usual) > 20
     assert {iana: openssl_name(iana) for iana, _ in usual} == dict(usual)
-    ciphers, suites, unknown = translated(
-        [iana for iana, _ in usual] + ["TLS_AES_128_GCM_SHA256", "TLS_NONE"]
-    )
+    ciphers, suites, unknown = translated([iana for iana, _ in usual] + [*NEWEST, "TLS_NONE"])
     assert ciphers == [ours for _, ours in usual]
-    assert (suites, unknown) == (["TLS_AES_128_GCM_SHA256"], ["TLS_NONE"])
+    assert (suites, unknown) == (NEWEST, ["TLS_NONE"])
 
 
 def test_every_key_is_in_one_table_and_in_the_documentation() -> None:
