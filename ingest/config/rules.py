@@ -4,7 +4,6 @@ Pure but for a look at the files that the configuration names. Each rule yields 
 others.
 """
 
-import ipaddress
 import os
 import ssl
 import stat
@@ -60,7 +59,10 @@ def faults(config: Config, names: Names, roles: Collection[str]) -> Iterator[Fau
     for name, tls in config.tls.items():
         yield from _tls(f"tls.{name}", tls, name in listening)
     yield from _receive(config)
-    yield from _peers(config)
+    if config.peers:
+        from ingest.config import bindings  # noqa: PLC0415 - needs cryptography, which takes time to import
+
+        yield from bindings.faults(config)
     yield from _queue(config)
     yield from _store(config)
     yield from _ledger(config)
@@ -177,21 +179,6 @@ def _receive(config: Config) -> Iterator[Fault]:
                 f'"{uid}" is not a transfer syntax UID',
                 'write a UID, or a pattern such as "1.2.840.10008.1.2.4.*"',
             )
-
-
-def _peers(config: Config) -> Iterator[Fault]:
-    for index, peer in enumerate(config.peers):
-        for at, host in enumerate(peer.hosts):
-            try:
-                ipaddress.ip_network(host)
-            except ValueError as error:
-                remedy = "write an address or a network, such as 10.1.2.3 or 10.1.0.0/16"
-                yield Fault(f"peers[{index}].hosts[{at}]", str(error), remedy)
-        plain = config.listeners and all(listener.tls is False for listener in config.listeners)
-        for key, value in (("certificate", peer.certificate), ("issuer", peer.issuer)):
-            if value and plain:
-                cause = "no listener speaks TLS, so no peer can present a certificate"
-                yield Fault(f"peers[{index}].{key}", cause, "remove it, or give a listener tls")
 
 
 def _queue(config: Config) -> Iterator[Fault]:

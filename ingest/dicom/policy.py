@@ -139,7 +139,7 @@ def _misfit(caller: Caller, peer: PeerRule) -> str | None:
     ):
         return (
             f"{who} has the name that {title} is bound to, {binding}, but the trusted certificate that "
-            "issued it is no authority (CA:TRUE and keyCertSign); name that in `issuer`, or bind by fingerprint"
+            "issued it is no authority (CA:TRUE, keyCertSign); name that in `issuer`, or bind by fingerprint"
         )
     return None
 

@@ -317,7 +317,7 @@ class Connection:
     def _is_known(self, pump: Pump) -> bool:
         der = pump.peer_certificate()
         try:
-            self.identity = identity_of(der) if der else None
+            self.identity = identity_of(der, pump.peer_chain()) if der else None
         except PeerError as error:
             # OpenSSL has verified it, but whom it names cannot be told, and so not what its holder may do.
             log.warning("tls_handshake_failed", **self._who(), error=str(error))

@@ -1,16 +1,19 @@
 """Who a certificate says its holder is, and whether that is whom a configuration names."""
 
+import contextlib
 import hashlib
 import ipaddress
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from functools import lru_cache
 
 from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
 
 from ext.errors import PeerError
+from ingest.tls import names
 
 UNREADABLE = (
     ValueError,
@@ -25,8 +28,29 @@ UNREADABLE = (
 _FINGERPRINT = re.compile(
     r"(?:sha-?256(?: fingerprint)?[:=])?((?:[0-9a-f]{2}:?){31}[0-9a-f]{2})", re.IGNORECASE
 )
-_ATTRIBUTE = re.compile(r'(?:\\.|"[^"]*"|[^,\\"])+')
-"""One `name = value` of a subject; commas that are escaped or quoted belong to the value."""
+_HEX = re.compile(
+    r"(?:(?:sha|md)-?\d+(?: fingerprint)?[:=])?(?:[0-9a-f]{32,}|(?:[0-9a-f]{2}[: ]){7,}[0-9a-f]{2})",
+    re.IGNORECASE,
+)
+"""What is meant as a fingerprint, of whatever kind."""
+_KINDS = {"dns": "DNS", "ip": "IP", "ip address": "IP", "uri": "URI", "email": "email"}
+"""Prefixes of alternative names, in small letters."""
+
+
+@dataclass(frozen=True, slots=True)
+class Anchor:
+    """The certificate in `trusted` that ends a verified chain: who vouches for what the others say.
+
+    Attributes:
+        fingerprint: As of an `Identity`.
+        subject: Likewise.
+        authority: Whether it says that it is there to issue others: basicConstraints CA:TRUE and keyUsage
+            keyCertSign. Whatever `openssl req -x509` makes says the first, which is enough for OpenSSL.
+    """
+
+    fingerprint: str
+    subject: str
+    authority: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +63,8 @@ class Identity:
         issuer: The same of who signed it.
         names: Subject alternative names, each with its kind: `DNS:`, `IP:`, `URI:`, `email:`.
         not_after: The end of its validity, in UTC.
+        anchor: Who vouches for it, maybe itself; None where no chain was verified.
+        between: Fingerprints of the certificates between the two.
     """
 
     fingerprint: str
@@ -46,6 +72,17 @@ class Identity:
     issuer: str
     names: tuple[str, ...]
     not_after: datetime
+    anchor: Anchor | None = None
+    between: tuple[str, ...] = ()
+
+    @property
+    def vouched(self) -> bool:
+        """Whether its names are more than its holder's word: it is trusted itself, or by an authority.
+
+        Whose own certificate is trusted could else issue one with anybody's names.
+        """
+        anchor = self.anchor
+        return anchor is not None and (anchor.authority or anchor.fingerprint == self.fingerprint)
 
     @property
     def lines(self) -> tuple[str, ...]:
@@ -53,8 +90,12 @@ class Identity:
         return (self.fingerprint, self.subject, *self.names)
 
 
-def identity_of(der: bytes) -> Identity:
+def identity_of(der: bytes, chain: Sequence[bytes] = ()) -> Identity:
     """Read a certificate as it came over the wire (`SSLObject.getpeercert(True)`).
+
+    Args:
+        der: It.
+        chain: Its verified chain, from itself to the certificate in `trusted` (`Pump.peer_chain`).
 
     Raises:
         PeerError: It cannot be read. Rare, as OpenSSL has parsed it too, but OpenSSL is less strict.
@@ -67,9 +108,26 @@ def identity_of(der: bytes) -> Identity:
             issuer=certificate.issuer.rfc4514_string(),
             names=tuple(_alternative_names(certificate)),
             not_after=certificate.not_valid_after_utc,
+            anchor=anchor_of(chain[-1]) if chain else None,
+            between=tuple(hashlib.sha256(each).hexdigest() for each in chain[1:-1]),
         )
     except UNREADABLE as error:
         raise PeerError(f"the certificate cannot be read: {error}") from None
+
+
+@lru_cache(maxsize=256)
+def anchor_of(der: bytes) -> Anchor:
+    """Read a certificate of `trusted`; one of which too little can be read vouches for no name."""
+    subject, authority = "", False
+    with contextlib.suppress(*UNREADABLE, x509.ExtensionNotFound):
+        certificate = x509.load_der_x509_certificate(der)
+        subject = certificate.subject.rfc4514_string()
+        extensions = certificate.extensions
+        authority = (
+            extensions.get_extension_for_class(x509.BasicConstraints).value.ca
+            and extensions.get_extension_for_class(x509.KeyUsage).value.key_cert_sign
+        )
+    return Anchor(hashlib.sha256(der).hexdigest(), subject, authority)
 
 
 def _alternative_names(certificate: x509.Certificate) -> Iterator[str]:
@@ -90,7 +148,7 @@ def _alternative_names(certificate: x509.Certificate) -> Iterator[str]:
 
 
 def matches(identity: Identity, pattern: str) -> bool:
-    """Whether `pattern` names exactly this certificate or its holder.
+    """Whether `pattern` names exactly this certificate or its holder; who vouches for its names is not asked.
 
     Args:
         identity: Of a certificate that was verified.
@@ -98,31 +156,82 @@ def matches(identity: Identity, pattern: str) -> bool:
             print it), or a subject alternative name (`ct1.example.org` or `DNS:ct1.example.org`). There are
             no wildcards: a binding that lets in more than one holder is none. "" matches nobody.
     """
+    kind, value = _meant(pattern)
+    if kind == "SHA-256":
+        return value == identity.fingerprint
+    if kind == "subject":
+        return names.same(pattern, identity.subject)
+    return any(_is_name(kind, value, name) for name in identity.names)
+
+
+def issued_by(identity: Identity, issuer: str) -> bool:
+    """Whether a certificate comes from this issuer.
+
+    Args:
+        identity: Of a certificate that was verified.
+        issuer: The whole subject of the certificate in `trusted` that vouches for it: names of those between
+            may be chosen by whoever issued them. Or the SHA-256 fingerprint of any of them.
+    """
+    if identity.anchor is None:
+        return False
+    kind, value = _meant(issuer)
+    if kind == "SHA-256":
+        return value in {identity.anchor.fingerprint, *identity.between}
+    return kind == "subject" and names.same(issuer, identity.anchor.subject)
+
+
+def is_fingerprint(pattern: str) -> bool:
+    """Whether a pattern of `matches` or `issued_by` is the fingerprint of one certificate."""
+    return _meant(pattern)[0] == "SHA-256"
+
+
+def mistake(pattern: str, *, issuer: bool = False) -> str:
+    """Why no certificate can ever match a pattern (of `issued_by`, with `issuer`); "" if one can."""
+    kind, value = _meant(pattern)
+    plain = kind == "DNS" and value == pattern.strip()
+    if plain and _HEX.fullmatch(value):
+        return "is no SHA-256 fingerprint, which has 64 hexadecimal digits, in pairs with colons or without"
+    if kind == "subject" and not names.readings(pattern):
+        return "is no subject that can be read"
+    if issuer and kind not in {"SHA-256", "subject"}:
+        return "is neither a whole subject nor a fingerprint"
+    if kind == "IP" and not _is_address(value):
+        return "is no address"
+    if plain and not re.fullmatch(r"[\w*.-]+", value, re.ASCII):
+        return "is no fingerprint, no subject that can be read, and no alternative name"
+    return ""
+
+
+@lru_cache(maxsize=1024)
+def _meant(pattern: str) -> tuple[str, str]:
+    """What a pattern is compared with, and with what value: it must mean one kind only.
+
+    Whoever may choose a name of one kind could else choose one that reads as somebody's name of another.
+    """
     wanted = pattern.strip()
     fingerprint = _FINGERPRINT.fullmatch(wanted)
     if fingerprint:
-        return fingerprint[1].replace(":", "").lower() == identity.fingerprint
-    if any(_is_name(wanted, name) for name in identity.names):
-        return True
-    return "=" in wanted and _is_subject(wanted, identity.subject)
-
-
-def issued_by(identity: Identity, name: str) -> bool:
-    """Whether a certificate names exactly this issuer, written as a subject is in `matches`."""
-    return _is_subject(name.strip(), identity.issuer)
-
-
-def _is_name(wanted: str, name: str) -> bool:
-    kind, _, value = name.partition(":")
+        return "SHA-256", fingerprint[1].replace(":", "").lower()
     prefix, separator, rest = wanted.partition(":")
-    if separator and prefix.lower() == kind.lower():
-        wanted = rest
-    elif (kind == "IP") != _is_address(wanted):
-        return False  # an address written as a DNS name is no address
+    if separator and prefix.lower() in _KINDS:
+        return _KINDS[prefix.lower()], rest
+    if names.readings(pattern) or (wanted.startswith("/") and "=" in wanted):
+        return "subject", wanted
+    if _is_address(wanted):
+        return "IP", wanted
+    if "://" in wanted or wanted.lower().startswith("urn:"):
+        return "URI", wanted
+    return ("email" if "@" in wanted else "DNS"), wanted
+
+
+def _is_name(wanted_kind: str, wanted: str, name: str) -> bool:
+    kind, _, value = name.partition(":")
+    if kind != wanted_kind:
+        return False
     if kind == "IP":
         return _is_address(wanted) and ipaddress.ip_address(wanted) == ipaddress.ip_address(value)
     if kind == "DNS":
-        return wanted.rstrip(".").lower() == value.rstrip(".").lower()
+        wanted, value = wanted.rstrip(".").lower(), value.rstrip(".").lower()
     return bool(wanted) and wanted == value
 
 
@@ -132,35 +241,3 @@ def _is_address(text: str) -> bool:
     except ValueError:
         return False
     return True
-
-
-def _is_subject(wanted: str, subject: str) -> bool:
-    """Compare attribute by attribute: OpenSSL prints a name from its other end, with spaces or slashes."""
-    if wanted == subject:
-        return True
-    try:
-        own = x509.Name.from_rfc4514_string(subject).rdns
-    except ValueError:
-        return False  # of a kind that RFC 4514 cannot write and read again: bind it by fingerprint
-    for text in (wanted, _as_rfc4514(wanted)):
-        try:
-            other = x509.Name.from_rfc4514_string(text).rdns
-        except ValueError:
-            continue
-        if own in (other, other[::-1]):
-            return True
-    return False
-
-
-def _as_rfc4514(text: str) -> str:
-    """`/C=BE/CN=x` and `C = BE, O = "A, B"` as RFC 4514 writes them, in the order in which they stand."""
-    if text.startswith("/"):
-        return text[1:].replace(",", "\\,").replace("/", ",")
-    return ",".join(_attribute(part) for part in _ATTRIBUTE.findall(text))
-
-
-def _attribute(text: str) -> str:
-    name, _, value = (part.strip() for part in text.partition("="))
-    if len(value) > 1 and value[0] == value[-1] == '"':
-        value = re.sub(r'([,+"\\<>;])', r"\\\1", value[1:-1])
-    return f"{name}={value}"

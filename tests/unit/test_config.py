@@ -177,6 +177,20 @@ BAD = [
         "peers[0].certificate",
         "no listener speaks TLS",
     ),
+    *(
+        (f"[[peers]]\nae_title = 'A'\n{key} = '{value}'", f"peers[0].{key}", words)
+        for key, value, words in (
+            ("certificate", ":".join(["AB"] * 20), "no SHA-256 fingerprint"),
+            ("certificate", "SHA1 Fingerprint=" + ":".join(["AB"] * 20), "no SHA-256 fingerprint"),
+            ("certificate", "ab" * 20, "no SHA-256 fingerprint"),
+            ("certificate", "C = BE, CN = a, b", "no subject that can be read"),
+            ("certificate", "/X=1", "DNS:…"),
+            ("certificate", "IP:10.1.0.0/16", "is no address"),
+            ("issuer", "Site CA", "neither a whole subject nor a fingerprint"),
+            ("issuer", "DNS:ca.example.org", "neither a whole subject nor a fingerprint"),
+            ("issuer", "ab" * 20, "no SHA-256 fingerprint"),
+        )
+    ),
     ("[queue]\nurl = 'http://x'", "queue.url", "not a scheme of Redis"),
     ("[queue]\nurl = 'redis://'", "queue.url", "names no server"),
     ("[queue]\nurl = 'unix://'", "queue.url", "names no server"),

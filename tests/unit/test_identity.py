@@ -3,6 +3,7 @@
 import hashlib
 import ipaddress
 import random
+import subprocess
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -14,12 +15,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ext.errors import PeerError
-from ingest.tls.identity import identity_of, matches
+from ingest.tls.identity import anchor_of, identity_of, issued_by, matches, mistake
+from tests.peers import require_program
 
 
-def make(attributes, names=()):
+def make(attributes, names=(), extensions=()):
+    """A certificate; each of `attributes` is (OID, value), or a list of such for a multi-valued RDN."""
     key = ec.generate_private_key(ec.SECP256R1())
-    subject = x509.Name([x509.NameAttribute(oid, value) for oid, value in attributes])
+    rdns = [each if isinstance(each, list) else [each] for each in attributes]
+    subject = x509.Name(
+        [x509.RelativeDistinguishedName([x509.NameAttribute(*pair) for pair in rdn]) for rdn in rdns]
+    )
     now = datetime(2025, 1, 1, tzinfo=UTC)
     builder = (
         x509.CertificateBuilder()
@@ -32,6 +38,8 @@ def make(attributes, names=()):
     )
     if names:
         builder = builder.add_extension(x509.SubjectAlternativeName(names), critical=False)
+    for extension in extensions:
+        builder = builder.add_extension(extension, critical=True)
     return builder.sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.DER)
 
 
@@ -156,6 +164,119 @@ def test_fingerprint_of_a_subject_is_no_subject():
     assert not matches(identity, "ab" * 32)
 
 
+@pytest.mark.parametrize(
+    ("name", "pattern"),
+    [
+        (x509.UniformResourceIdentifier("DNS:ct1.example.org"), "DNS:ct1.example.org"),
+        (x509.UniformResourceIdentifier("ct1.example.org"), "ct1.example.org"),
+        (x509.RFC822Name("ct1.example.org"), "ct1.example.org"),
+        (x509.UniformResourceIdentifier("IP:10.0.0.1"), "IP:10.0.0.1"),
+        (x509.UniformResourceIdentifier("email:a@b.c"), "email:a@b.c"),
+        (x509.UniformResourceIdentifier("a@b.c"), "a@b.c"),
+        (x509.RFC822Name("urn:oid:1.2.3"), "urn:oid:1.2.3"),
+        (x509.RFC822Name("https://ct1"), "https://ct1"),
+        (x509.DNSName("URI:https://ct1"), "URI:https://ct1"),
+        (x509.DNSName("https://ct1"), "https://ct1"),
+        (x509.UniformResourceIdentifier("CN=ct1,C=BE"), "CN=ct1,C=BE"),
+        (x509.DNSName("C = BE, CN = ct1"), "C = BE, CN = ct1"),
+        (x509.RFC822Name("/C=BE/CN=ct1"), "/C=BE/CN=ct1"),
+    ],
+)
+def test_a_name_of_one_kind_is_none_of_another(name, pattern):
+    assert not matches(identity_of(make(((NameOID.COMMON_NAME, "x"),), (name,))), pattern)
+
+
+BE, X = (NameOID.COUNTRY_NAME, "BE"), (NameOID.COMMON_NAME, "x")
+WRITTEN = [
+    (
+        [BE, X, (NameOID.EMAIL_ADDRESS, "a@b.c")],
+        ["emailAddress=a@b.c,CN=x,C=BE", "E=a@b.c, CN=x, C=BE", "1.2.840.113549.1.9.1=a@b.c,CN=x,C=BE"],
+    ),
+    ([BE, X, (NameOID.SERIAL_NUMBER, "123")], ["2.5.4.5=123,CN=x,C=BE", "SERIALNUMBER=123,CN=x,C=BE"]),
+    ([BE, X, (NameOID.SURNAME, "s"), (NameOID.GIVEN_NAME, "g")], ["GN=g,SN=s,CN=x,C=BE"]),
+    ([BE, [X, (NameOID.USER_ID, "u")]], ["UID=u+CN=x,C=BE", "C = BE, UID = u + CN = x", "/C=BE/UID=u+CN=x"]),
+    (
+        [(NameOID.ORGANIZATION_NAME, 'A, "B"+C/D'), X],
+        ['CN=x,O="A, \\"B\\"+C/D"', 'CN=x;O=A\\, \\"B\\"\\+C/D'],
+    ),
+    ([(NameOID.ORGANIZATION_NAME, "a=b\\c;<d>"), X], []),
+    (
+        [BE, (NameOID.COMMON_NAME, "#1 ct ")],
+        ["CN=\\#1 ct\\ ,C=BE", "C=BE,CN=\\#1 ct\\ ", "C=BE,CN=\\#1 ct\\20"],
+    ),
+    ([BE, (NameOID.COMMON_NAME, " ct  ")], ["C=BE,CN=\\ ct \\ "]),
+    ([(NameOID.COMMON_NAME, "José\n"), BE], ["CN=José\\0a,C=BE"]),
+    ([(NameOID.COMMON_NAME, "x" * 64), BE], []),
+]
+
+
+@pytest.mark.parametrize(("attributes", "more"), WRITTEN)
+def test_a_subject_may_be_written_in_any_way_of_openssl(attributes, more):
+    der = make(attributes)
+    identity = identity_of(der)
+    for options in ([], ["-nameopt", "RFC2253"], ["-nameopt", "oneline"], ["-nameopt", "compat"]):
+        command = [require_program("openssl"), "x509", "-inform", "DER", "-noout", "-subject", *options]
+        printed = subprocess.run(command, input=der, capture_output=True, check=True).stdout.decode()
+        more = [*more, printed.removeprefix("subject=").removesuffix("\n")]
+    other = identity_of(make([*attributes, (NameOID.LOCALITY_NAME, "l")]))
+    for pattern in (identity.subject, *more):
+        assert matches(identity, pattern), pattern
+        assert not matches(other, pattern), pattern
+        assert not mistake(pattern), pattern
+
+
+def test_a_value_between_slashes_is_no_attribute_of_its_own():
+    one = identity_of(make([(NameOID.ORGANIZATION_NAME, "A/b=c"), X]))
+    assert matches(one, "/O=A/b=c/CN=x")
+    assert matches(one, "/O=A\\/b=c/CN=x")
+    two = identity_of(make([(NameOID.ORGANIZATION_NAME, "A/CN=x")]))
+    assert not matches(two, "/O=A/CN=x")
+    assert matches(two, "/O=A\\/CN=x")
+
+
+AUTHORITY = x509.BasicConstraints(ca=True, path_length=None)
+
+
+def usage(key_cert_sign):
+    others = ("content_commitment", "key_encipherment", "data_encipherment", "key_agreement", "crl_sign")
+    more = dict.fromkeys((*others, "encipher_only", "decipher_only"), False)
+    return x509.KeyUsage(digital_signature=True, key_cert_sign=key_cert_sign, **more)
+
+
+@pytest.mark.parametrize(
+    ("extensions", "authority"),
+    [
+        ((), False),
+        ((AUTHORITY,), False),  # as of `openssl req -x509`
+        ((usage(True),), False),
+        ((AUTHORITY, usage(False)), False),
+        ((x509.BasicConstraints(ca=False, path_length=None), usage(True)), False),
+        ((AUTHORITY, usage(True)), True),
+    ],
+)
+def test_an_authority_says_that_it_is_there_to_sign(extensions, authority):
+    leaf, root = make(SUBJECT), make([BE], extensions=extensions)
+    assert identity_of(leaf, [leaf, root]).vouched is authority
+    assert identity_of(root, [root]).vouched
+
+
+def test_what_cannot_be_read_vouches_for_nobody():
+    assert not anchor_of(b"nothing").authority
+    assert not issued_by(identity_of(SOUND, [SOUND, b"nothing"]), "")
+    assert not identity_of(SOUND).vouched
+
+
+def test_issuer_is_named_by_the_trusted_certificate_and_shown_by_any_fingerprint():
+    leaf, between, root = make(SUBJECT), make([BE, X]), make([BE])
+    identity = identity_of(leaf, [leaf, between, root])
+    assert issued_by(identity, "C=BE")
+    assert not issued_by(identity, "CN=x,C=BE")
+    assert not issued_by(identity, identity.issuer)
+    fingerprints = [hashlib.sha256(each).hexdigest() for each in (leaf, between, root)]
+    assert [issued_by(identity, each) for each in fingerprints] == [False, True, True]
+    assert not issued_by(identity, "")
+
+
 @pytest.mark.filterwarnings("ignore::cryptography.utils.CryptographyDeprecationWarning")
 @settings(deadline=None)
 @given(st.integers(0, 2**32))
@@ -179,3 +300,4 @@ SOUND = make(SUBJECT, NAMES)
 @given(st.text(max_size=80))
 def test_any_pattern_gives_an_answer(pattern):
     assert matches(identity_of(SOUND), pattern) in {True, False}
+    assert isinstance(mistake(pattern), str)

@@ -1,5 +1,6 @@
 """Who is let in."""
 
+from dataclasses import replace
 from datetime import UTC, datetime
 
 import pytest
@@ -7,7 +8,7 @@ import pytest
 from ingest.config.model import Peer
 from ingest.dicom.policy import Admission, Caller, Refusal, admit
 from ingest.dicom.wire import CALLING_AE_NOT_RECOGNIZED
-from ingest.tls.identity import Identity
+from ingest.tls.identity import Anchor, Identity
 
 CT1 = Identity(
     fingerprint="ab" * 32,
@@ -15,6 +16,8 @@ CT1 = Identity(
     issuer="CN=Hospital CA",
     names=("DNS:ct1.example.org",),
     not_after=datetime(2040, 1, 1, tzinfo=UTC),
+    anchor=Anchor("cd" * 32, "CN=Hospital CA", authority=True),
+    between=("ef" * 32,),
 )
 
 
@@ -50,6 +53,13 @@ def test_spaces_around_a_configured_title_do_not_count() -> None:
 def test_addresses_within_a_network_are_let_in(address: str) -> None:
     peer = Peer(ae_title="CT1", hosts=("10.1.0.0/16", "2001:db8::/32", "fe80::1"))
     assert isinstance(admit(Caller("CT1", address), (peer,)), Admission)
+
+
+def test_a_network_of_mapped_addresses_is_that_of_ipv4() -> None:
+    peer = Peer(ae_title="CT1", hosts=("::ffff:10.1.0.0/112",))
+    for address in ("10.1.2.3", "::ffff:10.1.2.3"):
+        assert isinstance(admit(Caller("CT1", address), (peer,)), Admission)
+    assert "from 10.2.0.1" in refused(Caller("CT1", "10.2.0.1"), peer)
 
 
 @pytest.mark.parametrize("address", ["10.2.0.1", "::1", "2001:db9::1", "", "nonsense"])
@@ -93,6 +103,42 @@ def test_issuer_is_bound_alone_or_with_the_certificate() -> None:
     assert "none was presented" in refused(Caller("CT1", "10.0.0.1"), site)
 
 
+SELF_SIGNED = Anchor("cd" * 32, "CN=scanner", authority=False)
+
+
+@pytest.mark.parametrize(
+    ("anchor", "certificate", "issuer", "admitted"),
+    [
+        (CT1.anchor, "CN=ct1,O=Hospital", "", True),
+        (SELF_SIGNED, "CN=ct1,O=Hospital", "", False),
+        (SELF_SIGNED, "DNS:ct1.example.org", "", False),
+        (None, "CN=ct1,O=Hospital", "", False),
+        (SELF_SIGNED, "AB" * 32, "", True),
+        (SELF_SIGNED, "CN=ct1,O=Hospital", "CN=scanner", True),
+        (SELF_SIGNED, "CN=ct1,O=Hospital", "CN=Hospital CA", False),
+        (Anchor(CT1.fingerprint, CT1.subject, authority=False), "CN=ct1,O=Hospital", "", True),
+        (CT1.anchor, "", "ef" * 32, True),
+        (CT1.anchor, "", "cd" * 32, True),
+        (CT1.anchor, "", "ab" * 32, False),
+        (None, "", "CN=Hospital CA", False),
+    ],
+)
+def test_names_are_worth_what_the_trusted_certificate_behind_them_is(
+    anchor: Anchor | None, certificate: str, issuer: str, admitted: bool
+) -> None:
+    caller = Caller("CT1", "10.0.0.1", replace(CT1, anchor=anchor))
+    answer = admit(caller, (Peer(ae_title="CT1", certificate=certificate, issuer=issuer),))
+    assert isinstance(answer, Admission) is admitted
+
+
+def test_refusal_of_a_name_that_nobody_vouches_for_tells_cause_and_remedy() -> None:
+    caller = Caller("CT1", "10.0.0.1", replace(CT1, anchor=SELF_SIGNED))
+    why = refused(caller, Peer(ae_title="CT1", certificate="CN=ct1,O=Hospital"))
+    assert "'CN=ct1,O=Hospital' of 'CN=scanner'" in why
+    assert "is no authority" in why
+    assert "name that in `issuer`, or bind by fingerprint" in why
+
+
 def test_sop_classes_come_with_the_admission() -> None:
     peer = Peer(ae_title="CT1", sop_classes=("CT*",))
     assert admit(Caller("CT1", "10.0.0.1"), (peer,)) == Admission(frozenset({"echo", "store"}), ("CT*",))
@@ -102,6 +148,12 @@ def test_a_star_stands_for_titles_without_an_entry_and_for_no_others() -> None:
     peers = (Peer(ae_title="*", allow=("echo",)), Peer(ae_title="CT1", certificate="DNS:ct1.example.org"))
     assert admit(Caller("ANY", "10.0.0.1"), peers) == Admission(frozenset({"echo"}))
     assert "none was presented" in refused(Caller("CT1", "10.0.0.1"), *peers)
+
+
+def test_a_star_does_not_let_in_a_bound_title_in_other_capitals() -> None:
+    peers = (Peer(ae_title="CT1", issuer="CN=Hospital CA"), Peer(ae_title="MR1"), Peer(ae_title="*"))
+    assert "differs in capitals only from 'CT1'" in refused(Caller("ct1", "10.0.0.1", CT1), *peers)
+    assert isinstance(admit(Caller("mr1", "10.0.0.1"), peers), Admission)
 
 
 @pytest.mark.parametrize("title", ["ANY", "*"])

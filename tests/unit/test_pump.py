@@ -3,9 +3,12 @@
 import os
 import ssl
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives.serialization import Encoding
 
+from ingest.tls import pki
 from ingest.tls.contexts import client_context, server_context
 from ingest.tls.pump import RECORD, Pump
 from tests.pki import Material
@@ -84,6 +87,38 @@ def test_optional_peer_without_a_certificate_has_none(material: Material) -> Non
     shake_hands(client, server)
     assert server.peer_certificate() is None
     assert context.verify_mode is ssl.CERT_REQUIRED
+
+
+@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
+@pytest.mark.parametrize("trusted", ["root", "leaf", "both"])
+def test_chain_of_the_peer_ends_with_what_is_trusted_whatever_it_sends(
+    trusted: str, version: ssl.TLSVersion, material: Material, tmp_path: Path
+) -> None:
+    root = pki.authority("root", key_type="ec")
+    leaf = pki.signed("leaf", root, key_type="ec")
+    files = {"root": [root], "leaf": [leaf], "both": [root, leaf]}[trusted]
+    pki.trust_all([pair.certificate for pair in files], tmp_path / "trusted.crt")
+    pki.write_pair(leaf, tmp_path / "leaf")
+    with (tmp_path / "leaf.crt").open("ab") as chain:
+        chain.write(root.certificate_pem)
+    tls = material.tls("node").model_copy(update={"trusted": (tmp_path / "trusted.crt",)})
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.load_verify_locations(material.trusted)
+    context.load_cert_chain(tmp_path / "leaf.crt", tmp_path / "leaf.key")
+    context.maximum_version = version
+    client, server = Pump(context, server_side=False, server_hostname="localhost"), Pump(server_context(tls))
+    assert server.peer_chain() == []
+    shake_hands(client, server)
+    expected = [leaf] if trusted == "leaf" else [leaf, root]
+    assert server.peer_chain() == [pair.certificate.public_bytes(Encoding.DER) for pair in expected]
+
+
+def test_what_was_not_verified_has_no_chain(material: Material) -> None:
+    context = client_context(material.tls("peer", peer_certificate="none"))
+    client, server = Pump(context, server_side=False), Pump(server_context(material.tls("node")))
+    shake_hands(client, server)
+    assert client.peer_certificate()
+    assert client.peer_chain() == []
 
 
 @pytest.mark.parametrize("name", ["stranger", "expired", None])
