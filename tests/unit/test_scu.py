@@ -319,6 +319,14 @@ def test_untrusted_remote_is_refused_with_the_verify_message(tls: TLS, tmp_path:
         open_ct(scp.port, tls)
 
 
+def test_trailing_dot_of_a_host_is_no_part_of_the_name_to_check(tls: TLS) -> None:
+    context = client_tls(tls.model_copy(update={"check_server_name": True}))
+    with PynetdicomRemote([(CT, [EXPLICIT])], tls) as scp:
+        called = Remote("127.0.0.1", scp.port, AE_TITLE, "INGEST", context, server_hostname="localhost.")
+        with Association.open(called, [(CT, [EXPLICIT])], timeouts=SHORT):
+            pass
+
+
 def test_alert_of_a_remote_that_does_not_trust_us_is_named(tls: TLS, tmp_path: Path) -> None:
     stranger = make_tls(tmp_path, "stranger")
     both = stranger.model_copy(update={"trusted": (*stranger.trusted, *tls.trusted)})
