@@ -14,6 +14,7 @@ from ipaddress import ip_address
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from ingest.config import bindings
 from ingest.config.faults import Fault
 from ingest.config.model import Config
 from ingest.config.show import masked
@@ -55,7 +56,7 @@ def notices(config: Config) -> list[Fault]:
 
 
 def choices(config: Config) -> list[Fault]:
-    """Notes on settings that weaken a node, whatever the state of its files."""
+    """Notes on settings that weaken a node, whether or not its files can be used."""
     found = []
     if config.receive.durability == "page-cache":
         cause = "Success does not mean durable: a power cut loses acknowledged instances"
@@ -72,7 +73,7 @@ def choices(config: Config) -> list[Fault]:
         if tls.peer_certificate != "required":
             cause = f'peer_certificate = "{tls.peer_certificate}" lets in peers that nobody vouches for'
             found.append(Fault(f"tls.{name}.peer_certificate", cause, 'set it to "required"', note=True))
-    return found
+    return [*found, *bindings.notes(config)]
 
 
 def _folders(config: Config) -> Iterator[Fault]:

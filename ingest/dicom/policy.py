@@ -138,8 +138,9 @@ def _misfit(caller: Caller, peer: PeerRule) -> str | None:
         peer.issuer or is_fingerprint(peer.certificate) or caller.certificate.vouched
     ):
         return (
-            f"{who} has the name that {title} is bound to, {binding}, but the trusted certificate that "
-            "issued it is no authority (CA:TRUE, keyCertSign); name that in `issuer`, or bind by fingerprint"
+            f"{who} has the name that {title} is bound to, {binding}, but the trusted one that issued it "
+            "is not marked as an authority (CA:TRUE, keyCertSign); if it is yours, name it in `issuer`, "
+            "or bind by fingerprint"
         )
     return None
 

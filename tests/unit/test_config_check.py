@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from ingest.config import load
-from ingest.config.check import check, notices
+from ingest.config.check import check, choices, notices
 from ingest.config.show import as_toml, masked
 from ingest.tls import pki
 from tests.peers import free_port
@@ -255,3 +255,31 @@ def test_certificate_that_only_openssl_can_read_is_a_note_and_stops_no_node(conf
         ("tls.node.certificate", True),
     }
     assert all(str(path) in fault.cause for fault in found)
+
+
+BOUND = '[[peers]]\nae_title = "CT1"\ncertificate = "CN=ct1"\n'
+
+
+@pytest.mark.parametrize(
+    ("authorities", "tls", "extra", "key", "words"),
+    [
+        (2, "", BOUND, "peers[0].certificate", "CN=one, CN=two"),
+        (1, "", BOUND, None, ""),
+        (2, "", BOUND + 'issuer = "CN=one"', None, ""),
+        (2, "", BOUND.replace("CN=ct1", "ab" * 32), None, ""),
+        (0, 'peer_certificate = "none"', BOUND, "peers[0].certificate", "no listener asks"),
+        (0, "", BOUND + '[[peers]]\nae_title = "CT1"', "peers[1]", "peers[0] is bound"),
+        (0, "", BOUND + '[[peers]]\nae_title = "ct1 "', "peers[1]", "peers[0] is bound"),
+        (0, "", BOUND + '[[peers]]\nae_title = "CT1"\nallow = []', None, ""),
+        (0, "", BOUND + '[[peers]]\nae_title = "*"', None, ""),
+    ],
+)
+def test_bindings_that_mean_less_than_they_seem_to_are_noted(
+    config, site, authorities, tls, extra, key, words
+):
+    for name in ("one", "two")[:authorities]:
+        pki.trust(pki.authority(name, key_type="ec").certificate, site / "trusted.crt")
+    found = [note for note in choices(config(extra, tls)) if note.key.startswith("peers")]
+    assert [(note.key, note.note) for note in found] == ([(key, True)] if key else [])
+    assert words in "".join(str(note) for note in found)
+    assert set(found) <= set(notices(config(extra, tls)))

@@ -135,8 +135,8 @@ def test_refusal_of_a_name_that_nobody_vouches_for_tells_cause_and_remedy() -> N
     caller = Caller("CT1", "10.0.0.1", replace(CT1, anchor=SELF_SIGNED))
     why = refused(caller, Peer(ae_title="CT1", certificate="CN=ct1,O=Hospital"))
     assert "'CN=ct1,O=Hospital' of 'CN=scanner'" in why
-    assert "is no authority" in why
-    assert "name that in `issuer`, or bind by fingerprint" in why
+    assert "is not marked as an authority" in why
+    assert "name it in `issuer`, or bind by fingerprint" in why
 
 
 def test_sop_classes_come_with_the_admission() -> None:
