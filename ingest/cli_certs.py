@@ -8,10 +8,20 @@ from typing import Any
 import click
 
 from ingest.cli_base import FAULTS, Commands
+from ingest.cli_pipes import Piped
 from ingest.errors import ConfigError
 
 _PATH = click.Path(path_type=Path)
-_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+_SOURCE = Piped(path_type=Path)
+_FILE = Piped(exists=True, dir_okay=False, path_type=Path)
+_KEY_TYPES = click.Choice(["rsa2048", "rsa3072", "rsa4096", "ec", "ec-p384", "ed25519"])
+_name = click.option(
+    "--name", required=True, metavar="CN", help="Common name; an alternative name too if it is a host."
+)
+_san = click.option("--san", multiple=True, metavar="HOST", help="Further host name or address; repeatable.")
+_key_type = click.option(
+    "--key-type", type=_KEY_TYPES, default="rsa2048", show_default=True, help="ec is P-256."
+)
 _force = click.option("--force", is_flag=True, help="Replace what is there.")
 
 
@@ -31,21 +41,12 @@ def certs() -> None:
 
 @certs.command()
 @click.argument("prefix", type=_PATH)
-@click.option(
-    "--name", required=True, metavar="CN", help="Common name; also the alternative name if it is a host."
-)
-@click.option(
-    "--san", multiple=True, metavar="HOST", help="Host name or address that it stands for; repeatable."
-)
+@_name
+@_san
 @click.option("--days", type=click.IntRange(1, 36500), default=825, show_default=True, help="Validity.")
-@click.option(
-    "--key-type",
-    type=click.Choice(["rsa2048", "rsa3072", "rsa4096", "ec", "ec-p384", "ed25519"]),
-    default="rsa2048",
-    show_default=True,
-    help="ec is P-256.",
-)
+@_key_type
 @click.option("--ca", type=_PATH, metavar="PREFIX", help="Signed by this authority; made if new.")
+@click.option("--ca-password-file", type=_FILE, help="Opens its key, or encrypts it if new.")
 @click.option("--trust", type=_PATH, metavar="FILE", help="Append it (or its authority) here.")
 @click.option("--password-file", type=_FILE, help="Encrypt the key.")
 @_force
@@ -55,6 +56,8 @@ def new(prefix: Path, name: str, trust: Path | None, **options: Any) -> None:
     Writes PREFIX.crt and PREFIX.key, self-signed or signed by an authority of your own. The key can be read
     by its owner only. Both TLS roles are allowed, since a node is server and client.
     """
+    if options["ca"] is None and options["ca_password_file"] is not None:
+        raise click.UsageError("--ca-password-file is for the key of --ca: name both")
     from ingest.tls import pki
 
     made = pki.make(prefix, name, **options)
@@ -65,14 +68,34 @@ def new(prefix: Path, name: str, trust: Path | None, **options: Any) -> None:
 
 
 @certs.command()
+@click.argument("prefix", type=_PATH)
+@_name
+@_san
+@_key_type
+@click.option("--key", type=_SOURCE, help="Ask for this one; by default PREFIX.key, made if new.")
+@click.option("--password-file", type=_FILE, help="Opens the key, or encrypts it if new.")
+@_force
+def csr(prefix: Path, name: str, **options: Any) -> None:
+    """Ask an authority that somebody else has for a certificate.
+
+    Writes PREFIX.csr, and PREFIX.key where there is none; a key is never replaced. What the authority sends
+    back goes with that key.
+    """
+    from ingest.tls import pki
+
+    for path in pki.make_request(prefix, name, **options):
+        click.echo(path)
+
+
+@certs.command()
 @click.argument("out", type=_PATH)
-@click.argument("files", nargs=-1, required=True, type=_PATH)
+@click.argument("files", nargs=-1, required=True, type=_SOURCE)
 @click.option("--password-file", type=_FILE, help="Opens PKCS#12 among FILES.")
 def trust(out: Path, files: tuple[Path, ...], password_file: Path | None) -> None:
     """Add the certificates in FILES and folders to the bundle OUT.
 
-    OUT is PEM, made if new; what it holds already is not added again. FILES may be PEM, DER or PKCS#12;
-    private keys in them stay there.
+    OUT is PEM, made if new; what it holds already is not added again. FILES may be PEM, DER, PKCS#7 or
+    PKCS#12; private keys in them stay there.
     """
     from ingest.tls import pki
 
@@ -83,15 +106,15 @@ def trust(out: Path, files: tuple[Path, ...], password_file: Path | None) -> Non
 
 
 @certs.command()
-@click.argument("files", nargs=-1, required=True, type=_PATH)
+@click.argument("files", nargs=-1, required=True, type=_SOURCE)
 @click.option("--password-file", type=_FILE, help="Opens PKCS#12 and encrypted keys.")
 @click.option("--json", "as_json", is_flag=True, help="For programs.")
 def inspect(files: tuple[Path, ...], password_file: Path | None, as_json: bool) -> None:
     """Show what FILES and folders hold, and until when it is good.
 
-    PEM, DER and PKCS#12: certificates with subject, issuer, names, validity, fingerprint, key and usages; the
-    kinds of private keys. Where there are keys and certificates, each key must have its own among them. Exits
-    with 1 where it has not, or where a file cannot be read or holds nothing.
+    PEM, DER, PKCS#7 and PKCS#12: certificates with subject, issuer, names, validity, fingerprint, key and
+    usages; the kinds of private keys. Where there are keys and certificates, each key must have its own among
+    them. Exits with 1 where it has not, or where a file cannot be read or holds nothing.
     """
     import json
     from datetime import UTC, datetime
@@ -129,8 +152,8 @@ _STORE_PASSWORD = click.option(
 
 @p12.command()
 @click.argument("out", type=_PATH)
-@click.argument("certificate", type=_PATH)
-@click.argument("key", type=_PATH, required=False)
+@click.argument("certificate", type=_SOURCE)
+@click.argument("key", type=_SOURCE, required=False)
 @_STORE_PASSWORD
 @click.option("--key-password-file", type=_FILE, help="Opens KEY.")
 @click.option("--alias", default="", help="By which Java knows it; by default its common name.")
@@ -149,7 +172,7 @@ def make(out: Path, certificate: Path, key: Path | None, **options: Any) -> None
 
 @p12.command("trust")
 @click.argument("out", type=_PATH)
-@click.argument("files", nargs=-1, required=True, type=_PATH)
+@click.argument("files", nargs=-1, required=True, type=_SOURCE)
 @_STORE_PASSWORD
 @click.option("--source-password-file", type=_FILE, help="Opens PKCS#12 among FILES.")
 @_force
@@ -167,7 +190,7 @@ def trust_store(out: Path, files: tuple[Path, ...], **options: Any) -> None:
 
 
 @p12.command()
-@click.argument("store", type=_PATH)
+@click.argument("store", type=_SOURCE)
 @click.argument("prefix", type=_PATH)
 @click.option("--password-file", type=_FILE, help="Opens STORE.")
 @click.option("--key-password-file", type=_FILE, help="Encrypt the key that is written.")

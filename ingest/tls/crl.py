@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final
 from ext import tls_settings
 from ingest.config.model import TLS
 from ingest.errors import ConfigError
-from ingest.tls import forms, material
+from ingest.tls import files, forms, material
 
 if TYPE_CHECKING:
     from cryptography.x509 import CertificateRevocationList
@@ -58,7 +58,7 @@ def lists(path: Path) -> Iterator[tuple[Path, "CertificateRevocationList"]]:
     found = False
     for file in forms.files(path):
         try:
-            content = file.read_bytes()
+            content = files.read(file)
         except OSError as error:
             raise ConfigError([f"{file}: {error.strerror}; let this user read it"]) from None
         for each in _parse(file, content, alone=file == path):

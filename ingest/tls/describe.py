@@ -14,7 +14,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID
 from ingest.errors import IngestError, PeerError
 from ingest.tls import forms
 from ingest.tls.identity import UNREADABLE, identity_of
-from ingest.tls.material import private_key
+from ingest.tls.material import opened
 
 _EXTENDED: Final = {
     ExtendedKeyUsageOID.SERVER_AUTH: "serverAuth",
@@ -58,6 +58,7 @@ class Key:
 
     type: str
     encrypted: bool
+    alias: str
     public: bytes | None = field(repr=False)
 
 
@@ -130,11 +131,15 @@ def _contents(file: Path, password_file: Path | None, now: datetime) -> Contents
         if held.form == "JKS":
             return Contents(file, held.form, fault=f"{file}: {held.lacks('certificate or key')}")
         names = held.names or ("",) * len(held.certificates)
+        aliases = held.aliases or ("",) * len(held.keys)
         return Contents(
             file,
             held.form,
             tuple(_certificate(text, name, now) for text, name in zip(held.certificates, names, strict=True)),
-            tuple(_key(file, pem, password_file, held.locked) for pem in held.keys),
+            tuple(
+                _key(file, pem, password_file, held.locked, alias)
+                for pem, alias in zip(held.keys, aliases, strict=True)
+            ),
         )
     except (PeerError, *UNREADABLE) as error:
         return Contents(file, fault=f"{file}: {error}; export the certificate again")
@@ -163,18 +168,12 @@ def _certificate(text: str, alias: str, now: datetime) -> Certificate:
     )
 
 
-def _key(file: Path, pem: bytes, password_file: Path | None, locked: bool) -> Key:
-    encrypted = locked or forms.is_encrypted(pem)
-    try:
-        public = private_key(pem, password_file).public_key()
-    except TypeError:  # encrypted, and no password
-        return Key("", encrypted=True, public=None)
-    except UNREADABLE:
-        if encrypted:
-            cause = f"cannot be decrypted with the password in {password_file}"
-            raise IngestError(f"{file}: {cause}; correct the password") from None
-        raise IngestError(f"{file}: its private key cannot be read; export it again") from None
-    return Key(_type(public), encrypted, _bytes(public))
+def _key(file: Path, pem: bytes, password_file: Path | None, locked: bool, alias: str) -> Key:
+    encrypted = forms.is_encrypted(pem)
+    if encrypted and password_file is None:
+        return Key("", encrypted=True, alias=alias, public=None)
+    public = opened(pem, file, password_file).public_key()
+    return Key(_type(public), encrypted or locked, alias, _bytes(public))
 
 
 def _type(public: Any) -> str:
@@ -224,7 +223,8 @@ def lines(found: Sequence[Contents]) -> Iterator[str]:
         for each in contents.certificates:
             yield from _certificate_lines(each)
         for key in contents.keys:
-            kind = f"{key.type}, " if key.type else ""
+            kind = f"{key.alias}, " if key.alias else ""
+            kind += f"{key.type}, " if key.type else ""
             state = "encrypted" if key.encrypted else "not encrypted"
             own = belongs.get(id(key))
             yield f"  private key      {kind}{state}" + (f", belongs to {own.subject}" if own else "")

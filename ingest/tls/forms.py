@@ -1,33 +1,35 @@
-"""What a file of keys and certificates holds, in whatever form a site has it: PEM, DER or PKCS#12 (RFC 7292).
+"""What a file of keys and certificates holds, in whatever form a site has it: PEM, DER, PKCS#7 or PKCS#12.
 
 Certificates are passed on as PEM text, unread: OpenSSL, which is to use them, takes some that `cryptography`
 does not. That is asked only about what is not PEM.
 """
 
 import base64
+import os
 import re
 import ssl
+import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from ingest.errors import ConfigError
+from ingest.tls.files import read as read_file
 
 if TYPE_CHECKING:
     from cryptography import x509
     from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
-    from cryptography.hazmat.primitives.serialization.pkcs12 import PKCS12KeyAndCertificates
-
-PASSWORD_MAX: Final = 1024
-"""Bytes; Python's limit for the password of a key."""
 
 _CERTIFICATE = re.compile(
     rb"-----BEGIN ((?:X509 |TRUSTED )?CERTIFICATE)-----([A-Za-z0-9+/=\s]+?)-----END \1-----"
 )
 _KEY = re.compile(rb"-----BEGIN ((?:[A-Z0-9]+ )?PRIVATE KEY)-----.+?-----END \1-----", re.DOTALL)
+_PKCS7 = re.compile(rb"-----BEGIN (PKCS7|PKCS #7 SIGNED DATA|CMS)-----([A-Za-z0-9+/=\s]+?)-----END \1-----")
 _SEQUENCE = b"\x30"
-"""What all DER and PKCS#12 begins with."""
+"""What all DER, PKCS#7 and PKCS#12 begins with."""
+_SIGNED_DATA = bytes.fromhex("06092a864886f70d010702")
+"""RFC 2315 9: the first element of PKCS#7 with certificates."""
 _PFX_VERSION = b"\x02\x01\x03"
 """RFC 7292 4: the first element of PKCS#12, INTEGER 3; a PKCS#8 key has 0 or 1, a certificate a SEQUENCE."""
 _JAVA_KEYSTORES = (b"\xfe\xed\xfe\xed", b"\xce\xce\xce\xce")
@@ -38,10 +40,12 @@ class Held:
     """What one file holds.
 
     Attributes:
-        form: "PEM", "DER", "PKCS#12"; "JKS" is Java's old form, which is not read; "" is none of them.
-        certificates: As PEM text. Of PKCS#12: the key's own first, its issuers next, then the others.
+        form: "PEM", "DER", "PKCS#7", "PKCS#12"; "JKS" is Java's old form, which is not read; "" is none.
+        certificates: As PEM text. Of PKCS#12: the key's own first, its issuers next, then the others. PKCS#7
+            has them in no order.
         keys: Private keys as PEM; those of PEM and DER are as they stand, maybe encrypted.
         names: Of PKCS#12: the alias of each certificate, or "".
+        aliases: Of PKCS#12: the alias of each key, or "".
         locked: Of PKCS#12: whether a password opened it.
     """
 
@@ -49,6 +53,7 @@ class Held:
     certificates: tuple[str, ...] = ()
     keys: tuple[bytes, ...] = ()
     names: tuple[str, ...] = ()
+    aliases: tuple[str, ...] = ()
     locked: bool = False
 
     def lacks(self, what: str) -> str:
@@ -81,17 +86,24 @@ def read(path: Path, password_file: Path | None = None) -> Held:
         ConfigError: It cannot be read, or its PKCS#12 not be opened; the message names it and the remedy.
     """
     try:
-        content = path.read_bytes()
+        content = read_file(path)
     except OSError as error:
         raise ConfigError([f"{path}: {error.strerror}; name a file that this user may read"]) from None
     if content.startswith(_JAVA_KEYSTORES):
         return Held("JKS")
-    if _is_pkcs12(content):
-        return _read_pkcs12(path, content, password_file)
+    if _begins(content, _PFX_VERSION):
+        # Imported here, because only what is not PEM needs it.
+        from ingest.tls import pkcs12  # noqa: PLC0415 - see above
+
+        return pkcs12.read(path, content, password_file)
+    if _begins(content, _SIGNED_DATA):
+        return _of_pkcs7(path, content)
     if content.startswith(_SEQUENCE):
         return _of_der(content)
     certificates = tuple(_as_pem(path, *found.groups()) for found in _CERTIFICATE.finditer(content))
     keys = tuple(found.group() + b"\n" for found in _KEY.finditer(content))
+    if not certificates and not keys and (found := _PKCS7.search(content)):
+        return _of_pkcs7(path, found[2], pem=True)
     return Held("PEM" if certificates or keys else "", certificates, keys)
 
 
@@ -104,7 +116,7 @@ def certificates(path: Path, password_file: Path | None = None) -> Iterator[tupl
     Raises:
         ConfigError: A file or folder cannot be read, or there is no certificate.
     """
-    if not path.is_dir():
+    if not os.path.isdir(path):
         held = read(path, password_file)
         if not held.certificates:
             raise ConfigError([f"{path}: {held.lacks('certificate')}"])
@@ -128,27 +140,12 @@ def files(path: Path) -> list[Path]:
     Raises:
         ConfigError: The folder cannot be read; the message names it.
     """
+    if not os.path.isdir(path):  # unlike Path.is_dir, it never raises: who reads it will say why
+        return [path]
     try:
-        return sorted(entry for entry in path.iterdir() if entry.is_file()) if path.is_dir() else [path]
+        return sorted(entry for entry in path.iterdir() if entry.is_file())
     except OSError as error:
         raise ConfigError([f"{path}: {error.strerror}; let this user read the folder"]) from None
-
-
-def read_password(path: Path) -> bytes:
-    """The first line of a password file.
-
-    Raises:
-        ConfigError: It cannot be read, is empty, or is longer than a key's password may be.
-    """
-    try:
-        password = path.read_bytes().partition(b"\n")[0].removesuffix(b"\r")
-    except OSError as error:
-        raise ConfigError([f"{path}: {error.strerror}; let this user read the password file"]) from None
-    if not 0 < len(password) <= PASSWORD_MAX:
-        raise ConfigError(
-            [f"{path}: holds no password of 1 to {PASSWORD_MAX} bytes; write it on the first line"]
-        )
-    return password
 
 
 def chain(first: "x509.Certificate", others: Iterable["x509.Certificate"]) -> list["x509.Certificate"]:
@@ -172,15 +169,18 @@ def chain(first: "x509.Certificate", others: Iterable["x509.Certificate"]) -> li
 
 
 def _as_pem(path: Path, label: bytes, text: bytes) -> str:
-    """As OpenSSL takes it from memory; of its TRUSTED CERTIFICATE what stands before its own notes."""
-    if label != b"TRUSTED CERTIFICATE":
-        return f"-----BEGIN CERTIFICATE-----{text.decode('ascii')}-----END CERTIFICATE-----\n"
+    """As OpenSSL takes it from memory, however its lines were broken.
+
+    Of its TRUSTED CERTIFICATE what stands before its own notes.
+    """
     try:
-        both = base64.b64decode(text)
-        head = _header(both)
-        return ssl.DER_cert_to_PEM_cert(both[: head + int.from_bytes(both[2:head], "big")])
+        der = base64.b64decode(b"".join(text.split()), validate=True)
+        if label == b"TRUSTED CERTIFICATE":
+            head = _header(der)
+            der = der[: head + int.from_bytes(der[2:head], "big")]
     except (ValueError, IndexError):
         raise ConfigError([f"{path}: a certificate in it cannot be read; export it again as PEM"]) from None
+    return ssl.DER_cert_to_PEM_cert(der)
 
 
 def _header(der: bytes) -> int:
@@ -188,26 +188,25 @@ def _header(der: bytes) -> int:
     return 2 + (der[1] & 0x7F if der[1] & 0x80 else 0)
 
 
-def _is_pkcs12(content: bytes) -> bool:
+def _begins(content: bytes, element: bytes) -> bool:
+    """Whether this is the first element of it."""
     if len(content) < 16 or not content.startswith(_SEQUENCE):
         return False
-    return content[_header(content) :].startswith(_PFX_VERSION)
+    return content[_header(content) :].startswith(element)
 
 
 def begins_as_pkcs12(path: Path) -> bool:
     """Whether a file is PKCS#12; false where it cannot be read, which who reads it will say."""
     try:
-        with path.open("rb") as file:
-            return _is_pkcs12(file.read(16))
+        return _begins(read_file(path, 16), _PFX_VERSION)
     except OSError:
         return False
 
 
 def _of_der(content: bytes) -> Held:
-    # Imported here, because only what is not PEM needs it.
-    from cryptography import x509  # noqa: PLC0415 - see above
-    from cryptography.exceptions import UnsupportedAlgorithm  # noqa: PLC0415 - see above
-    from cryptography.hazmat.primitives import serialization  # noqa: PLC0415 - see above
+    from cryptography import x509  # noqa: PLC0415 - as above
+    from cryptography.exceptions import UnsupportedAlgorithm  # noqa: PLC0415 - as above
+    from cryptography.hazmat.primitives import serialization  # noqa: PLC0415 - as above
 
     try:
         x509.load_der_x509_certificate(content)
@@ -222,10 +221,11 @@ def _of_der(content: bytes) -> Held:
         return Held("DER", keys=(b"-----BEGIN " + label + text + b"-----END " + label,))
     except (ValueError, UnsupportedAlgorithm):
         return Held("")
-    return Held("DER", keys=(_plain(key),))
+    return Held("DER", keys=(plain(key),))
 
 
-def _plain(key: "PrivateKeyTypes") -> bytes:
+def plain(key: "PrivateKeyTypes") -> bytes:
+    """As PEM, PKCS#8, not encrypted: for memory only."""
     from cryptography.hazmat.primitives import serialization  # noqa: PLC0415 - as above
 
     return key.private_bytes(
@@ -233,45 +233,22 @@ def _plain(key: "PrivateKeyTypes") -> bytes:
     )
 
 
-def _read_pkcs12(path: Path, content: bytes, password_file: Path | None) -> Held:
-    from cryptography.hazmat.primitives.serialization import pkcs12  # noqa: PLC0415 - as above
+def _of_pkcs7(path: Path, content: bytes, *, pem: bool = False) -> Held:
+    from cryptography.hazmat.primitives.serialization import Encoding  # noqa: PLC0415 - as above
+    from cryptography.hazmat.primitives.serialization.pkcs7 import (  # noqa: PLC0415 - as above
+        load_der_pkcs7_certificates,
+    )
 
     from ingest.tls.identity import UNREADABLE  # noqa: PLC0415 - as above
 
-    passwords = [read_password(password_file)] if password_file else []
-    for password in (*passwords, None):  # the password may be for another file of the same section
-        try:
-            found = pkcs12.load_pkcs12(content, password)
-        except ValueError:
-            continue
-        except UNREADABLE as error:
-            raise ConfigError([f"{path}: its PKCS#12 cannot be read ({error}); export it again"]) from None
-        try:
-            return _of_pkcs12(found, password is not None)
-        except UNREADABLE as error:
-            raise ConfigError([f"{path}: a part of it cannot be read ({error}); export it again"]) from None
-    if password_file is None:
-        cause = "is PKCS#12 with a password, or damaged"
-        raise ConfigError([f"{path}: {cause}; name the file with its password in password_file"])
-    cause = f"its PKCS#12 cannot be opened with the password in {password_file}"
-    raise ConfigError([f"{path}: {cause}; correct the password, or export it again"])
-
-
-def _of_pkcs12(found: "PKCS12KeyAndCertificates", locked: bool) -> Held:
-    from cryptography.hazmat.primitives.serialization import Encoding  # noqa: PLC0415 - as above
-
-    everything = [*([found.cert] if found.cert else []), *found.additional_certs]
-    names = {each.certificate: (each.friendly_name or b"").decode("utf-8", "replace") for each in everything}
-    ordered = list(names)
-    if found.key is not None:
-        own = found.key.public_key()
-        first = next((each for each in ordered if each.public_key() == own), None)
-        issued = chain(first, ordered) if first else []
-        ordered = [*issued, *(each for each in ordered if each not in issued)]
-    return Held(
-        "PKCS#12",
-        certificates=tuple(each.public_bytes(Encoding.PEM).decode("ascii") for each in ordered),
-        keys=(_plain(found.key),) if found.key is not None else (),
-        names=tuple(names[each] for each in ordered),
-        locked=locked,
-    )
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that a set is not in the order of DER, as OpenSSL writes it
+            found = load_der_pkcs7_certificates(base64.b64decode(content) if pem else content)
+        texts = tuple(each.public_bytes(Encoding.PEM).decode("ascii") for each in found)
+    except UNREADABLE:
+        remedy = (
+            "take its certificates out (`openssl pkcs7 -print_certs -in OLD -out NEW`, -inform DER if it is)"
+        )
+        raise ConfigError([f"{path}: its PKCS#7 cannot be read; {remedy}"]) from None
+    return Held("PKCS#7", texts)

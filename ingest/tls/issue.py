@@ -3,7 +3,7 @@
 import contextlib
 import ipaddress
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Literal, get_args
@@ -42,12 +42,15 @@ class Pair:
 
     def key_pem(self, password: bytes | None = None) -> bytes:
         """The key as PKCS#8, encrypted when there is a password."""
-        encryption: serialization.KeySerializationEncryption = (
-            serialization.BestAvailableEncryption(password) if password else serialization.NoEncryption()
-        )
-        return self.private_key.private_bytes(
-            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, encryption
-        )
+        return key_pem(self.private_key, password)
+
+
+def key_pem(key: PrivateKey, password: bytes | None) -> bytes:
+    """A key as PKCS#8, encrypted when there is a password."""
+    encryption: serialization.KeySerializationEncryption = (
+        serialization.BestAvailableEncryption(password) if password else serialization.NoEncryption()
+    )
+    return key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, encryption)
 
 
 def self_signed(
@@ -66,20 +69,21 @@ def self_signed(
 
     Args:
         name: Common name.
-        names: Subject alternative names, host names or addresses; by default `name`, where it is one.
+        names: Subject alternative names, host names or addresses, beside `name` where it is one.
         days: Validity from now on, or from `start`.
         key_type: RSA of so many bits, EC on P-256 or P-384, or Ed25519 (RFC 8410).
         start: Begin of validity; by default an hour ago, for peers whose clock is late.
     """
-    key = _new_key(key_type)
+    key = new_key(key_type)
     builder = _builder(name, key, days, start).issuer_name(_subject(name))
-    builder = _leaf(builder, name, names)
+    for extension, critical in _leaf(name, names):
+        builder = builder.add_extension(extension, critical)
     return Pair(_sign(builder, key), key)
 
 
 def authority(name: str, *, days: float = AUTHORITY_DAYS, key_type: KeyType = "rsa3072") -> Pair:
     """A root that signs the pairs of one site, so that each peer trusts one certificate instead of all."""
-    key = _new_key(key_type)
+    key = new_key(key_type)
     builder = _builder(name, key, days, None).issuer_name(_subject(name))
     builder = builder.add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
     builder = builder.add_extension(_usage(key, certificates=True), critical=True)
@@ -103,17 +107,27 @@ def signed(
     if not _is_authority(issuer.certificate):
         subject = issuer.certificate.subject.rfc4514_string()
         raise IngestError(f"{subject} is not a certificate authority; name one (`ingest certs new --ca`)")
-    key = _new_key(key_type)
-    builder = _leaf(_builder(name, key, days, start, issuer.certificate.not_valid_after_utc), name, names)
+    key = new_key(key_type)
+    builder = _builder(name, key, days, start, issuer.certificate.not_valid_after_utc)
     builder = builder.issuer_name(issuer.certificate.subject)
-    builder = builder.add_extension(_usage(key, certificates=False), critical=True)
+    for extension, critical in (*_leaf(name, names), (_usage(key, certificates=False), True)):
+        builder = builder.add_extension(extension, critical)
     builder = builder.add_extension(
         x509.AuthorityKeyIdentifier.from_issuer_public_key(issuer.private_key.public_key()), critical=False
     )
     return Pair(_sign(builder, issuer.private_key), key)
 
 
-def _new_key(key_type: KeyType) -> PrivateKey:
+def request(name: str, key: PrivateKey, *, names: Iterable[str] = ()) -> x509.CertificateSigningRequest:
+    """Asks an authority for what `signed` makes (RFC 2986); arguments as for `self_signed`."""
+    builder = x509.CertificateSigningRequestBuilder().subject_name(_subject(name))
+    for extension, critical in (*_leaf(name, names), (_usage(key, certificates=False), True)):
+        builder = builder.add_extension(extension, critical)
+    return builder.sign(key, None if isinstance(key, ed25519.Ed25519PrivateKey) else hashes.SHA256())
+
+
+def new_key(key_type: KeyType) -> PrivateKey:
+    """Made from the system's random numbers."""
     if key_type == "ed25519":
         return ed25519.Ed25519PrivateKey.generate()
     if key_type.startswith("ec"):
@@ -151,16 +165,16 @@ def _builder(
     )
 
 
-def _leaf(builder: x509.CertificateBuilder, name: str, names: Iterable[str]) -> x509.CertificateBuilder:
-    builder = builder.add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
-    builder = builder.add_extension(_BOTH_ROLES, critical=False)
-    alternatives = [general_name(text) for text in dict.fromkeys(names)] or _default_names(name)
+def _leaf(name: str, names: Iterable[str]) -> Iterator[tuple[x509.ExtensionType, bool]]:
+    """Extensions of who is no authority, and whether they are critical."""
+    yield x509.BasicConstraints(ca=False, path_length=None), True
+    yield _BOTH_ROLES, False
+    alternatives = dict.fromkeys((*_own_names(name), *map(general_name, names)))
     if alternatives:
-        builder = builder.add_extension(x509.SubjectAlternativeName(alternatives), critical=False)
-    return builder
+        yield x509.SubjectAlternativeName(alternatives), False
 
 
-def _default_names(name: str) -> list[x509.GeneralName]:
+def _own_names(name: str) -> list[x509.GeneralName]:
     loopback = ("127.0.0.1", "::1") if name == "localhost" else ()
     try:
         return [general_name(text) for text in (name, *loopback)]

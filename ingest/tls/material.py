@@ -4,17 +4,37 @@ Each file is read once and goes to OpenSSL through memory: Python's `ssl` takes 
 only, so it is given ones that are on no disk. A key that was in PKCS#12 lies nowhere in the clear.
 """
 
+import base64
 import contextlib
 import os
+import re
 import ssl
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from ingest.config.model import TLS
 from ingest.errors import ConfigError
 from ingest.tls import forms
-from ingest.tls.forms import Held, read_password
+from ingest.tls.files import read_password
+from ingest.tls.forms import Held
+
+_OLD_CIPHERS: Final = {
+    "DES": rb"DEK-Info: DES-CBC,|\x2a\x86\x48\x86\xf7\x0d\x01\x05[\x01\x03\x0a]|\x2b\x0e\x03\x02\x07",
+    "RC2": rb"DEK-Info: RC2-|\x2a\x86\x48\x86\xf7\x0d"
+    rb"(?:\x01\x05[\x04\x06\x0b]|\x01\x0c\x01[\x05\x06]|\x03\x02)",
+    "RC4": rb"\x2a\x86\x48\x86\xf7\x0d\x01\x0c\x01[\x01\x02]",
+}
+"""What says that a key is encrypted so: a line (RFC 1421 4.6.1.3), or the object identifier of PBES1 (RFC
+8018 A.3), of a scheme of PBES2 (B.2) or of PKCS#12 (RFC 7292 C)."""
+_AGAIN: Final = (
+    "encrypt it again with AES (`openssl pkey -provider legacy -provider default -aes256 -in OLD -out NEW`)"
+)
+_REMEDIES: Final = {
+    "KEY_TOO_SMALL": "make a pair with at least RSA 2048 or EC P-256",
+    "MD_TOO_WEAK": "have it signed with SHA-256 or better",
+}
+"""By the end of OpenSSL's reason (sslerr.h)."""
 
 
 def load_pair(context: ssl.SSLContext, tls: TLS) -> None:
@@ -34,12 +54,20 @@ def load_pair(context: ssl.SSLContext, tls: TLS) -> None:
             raise ConfigError([f"{key}: is encrypted; name the file with its password in password_file"])
         return read_password(tls.password_file)
 
+    with (
+        in_memory("".join(pair.certificates).encode()) as chain,
+        in_memory(pair.keys[0]) as private,
+        contextlib.suppress(ssl.SSLError),
+    ):
+        context.load_cert_chain(chain, private, password)
+        return
+    # It reads fewer old ciphers and forms of PEM than `cryptography`, and does not say which file it means.
+    pair = _rewritten(pair, certificate, key, tls.password_file)
     with in_memory("".join(pair.certificates).encode()) as chain, in_memory(pair.keys[0]) as private:
         try:
-            context.load_cert_chain(chain, private, password)
+            context.load_cert_chain(chain, private)
         except ssl.SSLError as error:
-            fault = _diagnose(pair, certificate, key, tls.password_file, error)
-            raise ConfigError([fault]) from None
+            raise ConfigError([_refused(certificate, error)]) from None
 
 
 def load_trusted(context: ssl.SSLContext, tls: TLS) -> None:
@@ -67,7 +95,7 @@ def read_pair(tls: TLS) -> tuple[Held, Path, Path] | None:
         return read_store(tls.pkcs12, tls.password_file), tls.pkcs12, tls.pkcs12
     if tls.certificate is not None:
         key = tls.private_key or tls.certificate
-        return read_files(tls.certificate, key), tls.certificate, key
+        return read_files(tls.certificate, key, tls.password_file), tls.certificate, key
     return None
 
 
@@ -75,7 +103,7 @@ def read_store(path: Path, password_file: Path | None) -> Held:
     """Own chain and key in PKCS#12, without what else it holds: peers get our certificate and its issuers.
 
     Raises:
-        ConfigError: It cannot be opened, or has no key.
+        ConfigError: It cannot be opened, or has no key, or more than one.
     """
     held = forms.read(path, password_file)
     if held.form == "JKS":
@@ -90,12 +118,21 @@ def read_store(path: Path, password_file: Path | None) -> Held:
         raise ConfigError([f"{path}: holds no certificate for its key; export it with its chain"])
     from cryptography import x509  # noqa: PLC0415 - it has read the PKCS#12
 
+    from ingest.tls import pkcs12  # noqa: PLC0415 - as above
+
+    if len(held.keys) > 1:
+        raise ConfigError([pkcs12.several_keys(path, held)])
     first, *others = (x509.load_pem_x509_certificate(text.encode()) for text in held.certificates)
     return Held(held.form, held.certificates[: len(forms.chain(first, others))], held.keys)
 
 
-def read_files(certificate: Path, key: Path) -> Held:
+def read_files(certificate: Path, key: Path, password_file: Path | None = None) -> Held:
     """Own chain and key in PEM or DER; the key as it stands, maybe encrypted.
+
+    Args:
+        certificate: Also PKCS#7.
+        key: May hold several; the one that is the certificate's own is taken.
+        password_file: Its first line opens them, where one has to be found.
 
     Raises:
         ConfigError: A file cannot be read, or lacks what is looked for.
@@ -105,7 +142,8 @@ def read_files(certificate: Path, key: Path) -> Held:
         raise ConfigError([f"{certificate}: {first.lacks('certificate')}"])
     if not second.keys:
         raise ConfigError([f"{key}: {second.lacks('private key')}"])
-    return Held(first.form, first.certificates, second.keys)
+    found = Held(first.form, first.certificates, second.keys)
+    return _fitting(found, password_file) if first.form == "PKCS#7" or len(second.keys) > 1 else found
 
 
 @contextlib.contextmanager
@@ -124,33 +162,93 @@ def _no_pkcs12(path: Path) -> Held:
     return forms.read(path)
 
 
-def _diagnose(
-    pair: Held, certificate: Path, key: Path, password_file: Path | None, error: ssl.SSLError
-) -> str:
-    """What is wrong with a pair that OpenSSL refused; its own words do not say which file it means."""
-    # Imported here, because only a pair that does not fit needs them.
+def _fitting(held: Held, password_file: Path | None) -> Held:
+    """With the key that is the certificate's own, and PKCS#7, which has no order, in that of a chain.
+
+    As it was, where there is none: whoever uses it finds out.
+    """
+    from cryptography import x509  # noqa: PLC0415 - only who has several needs it
+
+    from ingest.tls.identity import UNREADABLE  # noqa: PLC0415 - as above
+
+    for key in held.keys:
+        with contextlib.suppress(*UNREADABLE):
+            own = private_key(key, password_file).public_key()
+            found = [x509.load_pem_x509_certificate(text.encode()) for text in held.certificates]
+            candidates = found if held.form == "PKCS#7" else found[:1]
+            first = next((each for each in candidates if each.public_key() == own), None)
+            if first is not None:
+                order = forms.chain(first, found) if held.form == "PKCS#7" else found
+                return Held(held.form, tuple(held.certificates[found.index(each)] for each in order), (key,))
+    return held
+
+
+def _rewritten(pair: Held, certificate: Path, key: Path, password_file: Path | None) -> Held:
+    """A pair that OpenSSL refused, as it surely reads it.
+
+    Raises:
+        ConfigError: A part cannot be read here either, or they do not belong together.
+    """
+    # Imported here, because only such a pair needs them.
     from cryptography import x509  # noqa: PLC0415 - see above
+    from cryptography.hazmat.primitives.serialization import Encoding  # noqa: PLC0415 - see above
 
     from ingest.tls.identity import UNREADABLE  # noqa: PLC0415 - see above
 
     try:
         chain = [x509.load_pem_x509_certificate(text.encode()) for text in pair.certificates]
     except UNREADABLE:
-        return f"{certificate}: a certificate in it cannot be read; export it again as PEM"
+        cause = "a certificate in it cannot be read"
+        raise ConfigError([f"{certificate}: {cause}; export it again as PEM"]) from None
+    private = opened(pair.keys[0], key, password_file)
+    own = private.public_key()
+    if chain[0].public_key() == own:
+        texts = tuple(each.public_bytes(Encoding.PEM).decode("ascii") for each in chain)
+        return Held(pair.form, texts, (forms.plain(private),))
+    if any(each.public_key() == own for each in chain[1:]):
+        cause = f"does not begin with the certificate of {key}; put it before its issuers"
+    else:
+        cause = f"does not belong to the private key {key}; name the two that were made together"
+    raise ConfigError([f"{certificate}: {cause}"])
+
+
+def _refused(certificate: Path, error: ssl.SSLError) -> str:
+    reason = error.reason or str(error).partition(" (")[0]
+    remedies = (remedy for end, remedy in _REMEDIES.items() if reason.endswith(end))
+    remedy = next(remedies, "make another pair, of RSA 2048, EC P-256 or Ed25519")
+    return f"{certificate}: OpenSSL refuses it ({reason}); {remedy}"
+
+
+def opened(pem: bytes, path: Path, password_file: Path | None) -> Any:
+    """As `private_key`, for who has to say what is wrong.
+
+    Raises:
+        ConfigError: It cannot be opened; the message names `path` and the remedy.
+    """
+    from ingest.tls.identity import UNREADABLE  # noqa: PLC0415 - as above
+
     try:
-        own = private_key(pair.keys[0], password_file).public_key()
-    except UNREADABLE:
-        if forms.is_encrypted(pair.keys[0]):
-            return f"{key}: cannot be decrypted with the password in {password_file}; correct the password"
-        return f"{key}: its private key cannot be read; export it again as PEM"
-    if chain[0].public_key() != own:
-        if any(each.public_key() == own for each in chain[1:]):
-            return f"{certificate}: does not begin with the certificate of {key}; put it before its issuers"
-        return (
-            f"{certificate}: does not belong to the private key {key}; name the two that were made together"
-        )
-    remedy = "make a pair with at least RSA 2048 or EC P-256"
-    return f"{certificate}: OpenSSL refuses it ({error.reason or error}); {remedy}"
+        return private_key(pem, password_file)
+    except UNREADABLE as error:
+        if not forms.is_encrypted(pem):
+            raise ConfigError([f"{path}: its private key cannot be read; export it again as PEM"]) from None
+        if password_file is None:
+            raise ConfigError([f"{path}: is encrypted; name the file with its password"]) from None
+        if "unknown" in str(error).lower() and (cipher := _old_cipher(pem)):
+            cause = f"is encrypted with {cipher}, which OpenSSL 3 does not open; {_AGAIN}"
+        else:
+            cause = f"cannot be decrypted with the password in {password_file}; correct the password"
+            # Both read all of AES and triple DES, but not the same of what is rarer.
+            cause += f", or {_AGAIN}" if "unknown" in str(error).lower() else ""
+        raise ConfigError([f"{path}: {cause}"]) from None
+
+
+def _old_cipher(pem: bytes) -> str:
+    """The cipher of an encrypted key, where it is one that OpenSSL 3 has put away."""
+    text = b"".join(pem.split(b"-----")[2].split())
+    with contextlib.suppress(ValueError):
+        pem += base64.b64decode(text[:200])[:150]
+    return next((name for name, pattern in _OLD_CIPHERS.items() if re.search(pattern, pem)), "")
 
 
 def private_key(pem: bytes, password_file: Path | None) -> Any:

@@ -1,7 +1,6 @@
 """Key pairs in files: makes, writes, reads, trusts and inspects them."""
 
 import os
-import secrets
 import ssl
 import stat
 from collections.abc import Iterable
@@ -13,7 +12,7 @@ from cryptography.hazmat.primitives import serialization
 
 from ingest.errors import IngestError, PeerError
 from ingest.tls import forms
-from ingest.tls.forms import read_password
+from ingest.tls.files import beside, read, read_password, refuse_existing, write_file
 from ingest.tls.identity import UNREADABLE, Identity, identity_of
 from ingest.tls.issue import (
     DEFAULT_DAYS,
@@ -22,10 +21,13 @@ from ingest.tls.issue import (
     Pair,
     PrivateKey,
     authority,
-    general_name,
+    key_pem,
+    new_key,
+    request,
     self_signed,
     signed,
 )
+from ingest.tls.material import opened
 
 __all__ = [
     "DEFAULT_DAYS",
@@ -37,22 +39,25 @@ __all__ = [
     "files_of",
     "inspect",
     "make",
+    "make_request",
     "read_all",
     "read_pair",
-    "refuse_existing",
     "self_signed",
     "signed",
     "trust",
     "trust_all",
     "write_both",
-    "write_file",
     "write_pair",
 ]
 
 
 def files_of(prefix: Path) -> tuple[Path, Path]:
-    """`PREFIX.crt` and `PREFIX.key`."""
-    return prefix.with_name(f"{prefix.name}.crt"), prefix.with_name(f"{prefix.name}.key")
+    """`PREFIX.crt` and `PREFIX.key`.
+
+    Raises:
+        IngestError: The prefix is no name.
+    """
+    return beside(prefix, "crt"), beside(prefix, "key")
 
 
 def write_pair(
@@ -79,59 +84,22 @@ def write_both(prefix: Path, certificates: bytes, key: bytes, *, force: bool) ->
     return paths
 
 
-def refuse_existing(*paths: Path, force: bool, remedy: str) -> None:
-    """Before anything is written.
+def read_pair(prefix: Path, password_file: Path | None = None) -> Pair:
+    """Read back what `write_pair` wrote.
 
     Raises:
-        IngestError: One of them exists and `force` is not set.
-    """
-    for path in paths:
-        if path.exists() and not force:
-            raise IngestError(f"{path} exists; {remedy}, or --force to replace it")
-
-
-def write_file(path: Path, content: bytes, mode: int, *, force: bool) -> None:
-    """Make a file with these permissions from its first byte on, whole or not at all, with its folder.
-
-    Raises:
-        IngestError: It exists and `force` is not set, or the folder cannot be written.
-    """
-    beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}.new")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
-        try:
-            with os.fdopen(descriptor, "wb") as file:
-                os.fchmod(descriptor, mode)  # whatever the umask
-                file.write(content)
-                file.flush()
-                os.fsync(descriptor)
-            if force:
-                beside.replace(path)
-            else:
-                path.hardlink_to(beside)  # unlike a rename, it never replaces
-        finally:
-            beside.unlink(missing_ok=True)
-    except OSError as error:
-        raise IngestError(f"{path}: {error.strerror}; name a place that can be written") from None
-
-
-def read_pair(prefix: Path) -> Pair:
-    """Read back what `write_pair` wrote without a password.
-
-    Raises:
-        IngestError: A file is missing or holds something else.
+        IngestError: A file is missing or holds something else, or the password is wrong or missing.
     """
     certificate, key = files_of(prefix)
     try:
-        loaded = serialization.load_pem_private_key(key.read_bytes(), password=None)
+        loaded = opened(read(key), key, password_file)
         if not isinstance(loaded, PrivateKey):
             raise IngestError(f"{key}: is no RSA, EC or Ed25519 key; make another")
-        return Pair(x509.load_pem_x509_certificate(certificate.read_bytes()), loaded)
+        return Pair(x509.load_pem_x509_certificate(read(certificate)), loaded)
     except OSError as error:
         raise IngestError(f"{error.filename}: {error.strerror}; correct the prefix") from None
-    except (ValueError, TypeError) as error:
-        raise IngestError(f"{prefix}: is not a pair in PEM without a password ({error})") from None
+    except UNREADABLE:
+        raise IngestError(f"{certificate}: is no certificate in PEM; correct the prefix") from None
 
 
 def trust(certificate: x509.Certificate, bundle: Path) -> None:
@@ -149,20 +117,30 @@ def trust_all(certificates: Iterable[x509.Certificate], bundle: Path) -> list[x5
     Raises:
         IngestError: The bundle cannot be read or written.
     """
-    bundle = bundle.resolve()
+    bundle = Path(os.path.realpath(bundle))  # the file behind a link; unlike Path.resolve, it never raises
     try:
-        known = bundle.read_bytes() if bundle.exists() else b""
+        known = read(bundle) if bundle.exists() else b""
         mode = stat.S_IMODE(bundle.stat().st_mode) if known else 0o644
-        there = x509.load_pem_x509_certificates(known) if known.strip() else []
     except OSError as error:
         raise IngestError(f"{bundle}: {error.strerror}; name a file that can be written") from None
-    except UNREADABLE:
-        raise IngestError(f"{bundle}: is not a bundle of PEM certificates; name another file") from None
+    there = _bundled(bundle) if known.strip() else []
     added = [each for each in dict.fromkeys(certificates) if each not in there]
     if added:
         gap = b"" if not known or known.endswith(b"\n") else b"\n"
         write_file(bundle, known + gap + b"".join(map(_commented, added)), mode, force=True)
     return added
+
+
+def _bundled(bundle: Path) -> list[x509.Certificate]:
+    held = forms.read(bundle)
+    if held.form not in ("PEM", "") or not held.certificates:
+        cause = f"is {held.form}" if held.form not in ("PEM", "") else "holds no certificates"
+        remedy = "name a new file for the bundle, and this one among those to add"
+        raise IngestError(f"{bundle}: {cause}, and is not a bundle of PEM certificates; {remedy}")
+    try:
+        return [x509.load_pem_x509_certificate(text.encode()) for text in held.certificates]
+    except UNREADABLE:
+        raise IngestError(f"{bundle}: a certificate in it cannot be read; name another file") from None
 
 
 def read_all(paths: Iterable[Path], password_file: Path | None = None) -> list[x509.Certificate]:
@@ -221,6 +199,7 @@ def make(
     days: int = DEFAULT_DAYS,
     key_type: KeyType = "rsa2048",
     ca: Path | None = None,
+    ca_password_file: Path | None = None,
     password_file: Path | None = None,
     force: bool = False,
 ) -> Made:
@@ -229,28 +208,93 @@ def make(
     Args:
         prefix: Of the files to write.
         name: Common name.
-        san: Alternative names; by default `name`.
+        san: Alternative names, beside `name` if it is a host.
         days: Validity.
         key_type: Kind of key.
         ca: Prefix of the authority that signs; it is made where neither of its files is there.
+        ca_password_file: Its first line opens the authority's key, or encrypts it when it is made.
         password_file: Its first line encrypts the key.
         force: Replace the pair (never the authority).
 
     Raises:
         IngestError: A file is there or cannot be written, or a name is none.
     """
+    # All that can go wrong, before anything is written.
+    refuse_existing(*files_of(prefix), force=force, remedy="choose another prefix")
     password = read_password(password_file) if password_file else None
     names = tuple(san)
-    for text in names:
-        general_name(text)  # before anything is written
-    written: tuple[Path, ...] = ()
     if ca is None:
         pair = self_signed(name, names=names, days=days, key_type=key_type)
-        anchor = pair.certificate
-    else:
-        if not any(path.exists() for path in files_of(ca)):
-            written = write_pair(authority(f"{ca.name} authority"), ca)
-        issuer = read_pair(ca)
-        pair = signed(name, issuer, names=names, days=days, key_type=key_type)
-        anchor = issuer.certificate
-    return Made((*written, *write_pair(pair, prefix, password=password, force=force)), anchor)
+        return Made(write_pair(pair, prefix, password=password, force=force), pair.certificate)
+    if _places(prefix) & _places(ca):
+        raise IngestError(f"{prefix}: is the authority itself; choose another prefix for the pair")
+    new = not any(map(os.path.exists, files_of(ca)))
+    issuer = authority(f"{ca.name} authority") if new else _read_authority(ca, ca_password_file)
+    pair = signed(name, issuer, names=names, days=days, key_type=key_type)
+    written: tuple[Path, ...] = ()
+    if new:
+        secret = read_password(ca_password_file) if ca_password_file else None
+        written = write_pair(issuer, ca, password=secret)
+    return Made((*written, *write_pair(pair, prefix, password=password, force=force)), issuer.certificate)
+
+
+def make_request(
+    prefix: Path,
+    name: str,
+    *,
+    san: Iterable[str] = (),
+    key_type: KeyType = "rsa2048",
+    key: Path | None = None,
+    password_file: Path | None = None,
+    force: bool = False,
+) -> tuple[Path, ...]:
+    """Write PREFIX.csr, for an authority that somebody else has: `ingest certs csr`.
+
+    Args:
+        prefix: Of the files to write.
+        name: As for `make`, like `san` and `key_type`.
+        san: Alternative names.
+        key_type: Kind of key, where it is made.
+        key: An existing key; by default PREFIX.key, which is made where it is not there, and never replaced.
+        password_file: Its first line opens the key, or encrypts it when it is made.
+        force: Replace PREFIX.csr.
+
+    Returns:
+        The files that were written.
+
+    Raises:
+        IngestError: A file is there or cannot be written, the key cannot be used, or a name is none.
+    """
+    out, own = beside(prefix, "csr"), beside(prefix, "key")
+    refuse_existing(out, force=force, remedy="choose another prefix")
+    password = read_password(password_file) if password_file else None
+    new = key is None and not os.path.exists(own)
+    private = new_key(key_type) if new else _read_key(key or own, password_file)
+    content = request(name, private, names=san).public_bytes(serialization.Encoding.PEM)
+    if new:
+        write_file(own, key_pem(private, password), 0o600, force=False)
+    write_file(out, content, 0o644, force=force)
+    return (own, out) if new else (out,)
+
+
+def _places(prefix: Path) -> set[str]:
+    return {os.path.realpath(path) for path in files_of(prefix)}
+
+
+def _read_authority(ca: Path, password_file: Path | None) -> Pair:
+    pair, (_, key) = read_pair(ca, password_file), files_of(ca)
+    if password_file is not None and not forms.is_encrypted(read(key)):
+        cause = f"{key}: is not encrypted; leave its password file out"
+        raise IngestError(f"{cause}, or encrypt it (`openssl pkey -aes256 -in {key} -out NEW`)")
+    return pair
+
+
+def _read_key(path: Path, password_file: Path | None) -> PrivateKey:
+    held = forms.read(path)
+    if len(held.keys) != 1:
+        cause = f"holds {len(held.keys)} private keys" if held.keys else "holds no private key in PEM or DER"
+        raise IngestError(f"{path}: {cause}; name a file with the one that is meant")
+    key = opened(held.keys[0], path, password_file)
+    if not isinstance(key, PrivateKey):
+        raise IngestError(f"{path}: is no RSA, EC or Ed25519 key; make another")
+    return key

@@ -5,7 +5,6 @@ What is written is encrypted with AES-256 (PBES2), which Java 8u301, 11.0.12 and
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
@@ -13,10 +12,11 @@ from cryptography.hazmat.primitives.serialization import BestAvailableEncryption
 from cryptography.x509.oid import NameOID
 
 from ingest.errors import IngestError
-from ingest.tls import forms, pki
-from ingest.tls.forms import read_password
+from ingest.tls import pki
+from ingest.tls.files import read_password, read_store_password, refuse_existing, write_file
 from ingest.tls.identity import UNREADABLE
-from ingest.tls.material import private_key, read_files, read_store
+from ingest.tls.issue import key_pem
+from ingest.tls.material import opened, read_files, read_store
 
 
 def make_key_store(
@@ -43,17 +43,17 @@ def make_key_store(
     Raises:
         IngestError: They do not belong together, one cannot be read, or `out` exists.
     """
-    pki.refuse_existing(out, force=force, remedy="choose another file")
+    refuse_existing(out, force=force, remedy="choose another file")
     key_path = key or certificate
-    pair = read_files(certificate, key_path)
-    private = _opened(pair.keys[0], key_path, key_password_file)
+    pair = read_files(certificate, key_path, key_password_file)
+    private = opened(pair.keys[0], key_path, key_password_file)
     first, *issuers = (_read(text, certificate) for text in pair.certificates)
     if first.public_key() != private.public_key():
         raise IngestError(f"{certificate}: does not belong to the private key {key_path}; name its own")
     content = pkcs12.serialize_key_and_certificates(
         (alias or _common_name(first)).encode(), private, first, issuers, _encryption(password_file)
     )
-    pki.write_file(out, content, 0o600, force=force)
+    write_file(out, content, 0o600, force=force)
 
 
 def make_trust_store(
@@ -74,7 +74,7 @@ def make_trust_store(
     Raises:
         IngestError: A file cannot be read or holds none, or `out` exists.
     """
-    pki.refuse_existing(out, force=force, remedy="choose another file")
+    refuse_existing(out, force=force, remedy="choose another file")
     entries: dict[str, pkcs12.PKCS12Certificate] = {}
     for certificate in pki.read_all(paths, source_password_file):
         base = alias = _common_name(certificate)
@@ -84,7 +84,7 @@ def make_trust_store(
             alias = f"{base}-{number}"
         entries[alias] = pkcs12.PKCS12Certificate(certificate, alias.encode())
     content = pkcs12.serialize_java_truststore(list(entries.values()), _encryption(password_file))
-    pki.write_file(out, content, 0o644, force=force)
+    write_file(out, content, 0o644, force=force)
     return list(entries)
 
 
@@ -111,22 +111,8 @@ def split_key_store(
     pair = read_store(store, password_file)
     key = pair.keys[0]
     if key_password_file is not None:
-        key = _opened(key, store, None).private_bytes(
-            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, _encryption(key_password_file)
-        )
+        key = key_pem(opened(key, store, None), read_password(key_password_file))
     return pki.write_both(prefix, "".join(pair.certificates).encode(), key, force=force)
-
-
-def _opened(key: bytes, path: Path, password_file: Path | None) -> Any:
-    try:
-        return private_key(key, password_file)
-    except TypeError:
-        raise IngestError(f"{path}: is encrypted; name the file with its password") from None
-    except UNREADABLE:
-        if forms.is_encrypted(key):
-            cause = f"cannot be decrypted with the password in {password_file}"
-            raise IngestError(f"{path}: {cause}; correct the password") from None
-        raise IngestError(f"{path}: its private key cannot be read; export it again") from None
 
 
 def _read(text: str, path: Path) -> x509.Certificate:
@@ -137,7 +123,7 @@ def _read(text: str, path: Path) -> x509.Certificate:
 
 
 def _encryption(password_file: Path) -> serialization.KeySerializationEncryption:
-    return BestAvailableEncryption(read_password(password_file))
+    return BestAvailableEncryption(read_store_password(password_file))
 
 
 def _common_name(certificate: x509.Certificate) -> str:

@@ -79,7 +79,54 @@ def test_openssl_opens_our_stores_and_finds_a_key_in_one_of_them_only(folder: Pa
     assert found == {"key": (1, 2), "trust": (0, 2)}
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_pair_serves_when_an_authority_has_signed_our_request(
+    folder: Path, start: Callable[[str], Node], kind: str
+) -> None:
+    openssl = require_program("openssl")
+    ingest("certs", "csr", folder / "n", "--name", "localhost", "--san", "127.0.0.1", "--key-type", kind)
+    assert "verify OK" in run(openssl, "req", "-verify", "-noout", "-in", folder / "n.csr")
+    run(
+        openssl, "req", "-x509", "-nodes", "-newkey", "rsa:2048", "-subj", "/CN=hospital", "-keyout",
+        folder / "ca.key", "-out", folder / "ca.crt",
+    )  # fmt: skip
+    run(
+        openssl, "x509", "-req", "-in", folder / "n.csr", "-CA", folder / "ca.crt",
+        "-CAkey", folder / "ca.key", "-CAcreateserial", "-copy_extensions", "copy", "-out", folder / "n.crt",
+    )  # fmt: skip
+    node = start(
+        f'certificate = "{folder}/n.crt"\nprivate_key = "{folder}/n.key"\ntrusted = ["{folder}/ca.crt"]'
+    )
+    ours = ("--tls-cert", folder / "n.crt", "--tls-key", folder / "n.key")
+    said = ingest(
+        "echo", "localhost", node.tls_port, *ours, "--tls-trusted", folder / "ca.crt", "--tls-check-name"
+    )
+    assert "answered the C-ECHO" in said
+
+
 # --- Java
+
+
+def test_java_key_store_with_two_keys_is_refused_until_one_is_exported(folder: Path) -> None:
+    for alias in ("one", "two"):
+        keytool(
+            "-genkeypair", "-alias", alias, "-dname", f"CN={alias}", "-keyalg", "EC", "-storetype", "PKCS12",
+            "-keystore", folder / "two.p12",
+        )  # fmt: skip
+    password = ("--password-file", folder / "password")
+    split = [sys.executable, "-m", "ingest.cli", "certs", "p12", "split", str(folder / "two.p12")]
+    split += [str(folder / "n"), *map(str, password)]
+    done = subprocess.run(split, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 1
+    assert "holds 2 private keys (aliases one, two)" in done.stderr
+    said = ingest("certs", "inspect", folder / "two.p12", *password)
+    for alias in ("one", "two"):
+        assert f"private key      {alias}, EC secp256r1, encrypted, belongs to CN={alias}" in said
+    command = done.stderr.partition("`")[2].partition("`")[0].replace("ALIAS", "two").split()
+    command[command.index("NEW.p12")] = str(folder / "new.p12")
+    run(*command, "-srcstorepass", SECRET, "-deststorepass", SECRET, "-noprompt")
+    ingest("certs", "p12", "split", folder / "new.p12", folder / "n", *password)
+    assert "CN=two" in ingest("certs", "inspect", folder / "n.crt", folder / "n.key")
 
 
 def test_java_sees_trusted_certificates_in_our_trust_store_and_a_pair_in_our_key_store(folder: Path) -> None:

@@ -5,6 +5,7 @@ import os
 import stat
 import threading
 from datetime import UTC, datetime, timedelta
+from glob import glob
 
 import pytest
 from click.testing import CliRunner
@@ -13,10 +14,10 @@ from cryptography import x509
 from ingest.cli import main
 from ingest.config import TLS
 from ingest.errors import IngestError
-from ingest.tls import forms, pki
+from ingest.tls import files, forms, pki
 from ingest.tls.contexts import client_context, server_context
 from ingest.tls.issue import KEY_TYPES
-from tests.keymaterial import PASSWORD, Keys
+from tests.keymaterial import PASSWORD, Keys, run
 from tests.peers import require_program
 from tests.unit.test_tls_contexts import shake
 
@@ -77,8 +78,8 @@ def test_key_is_never_readable_by_others_nor_there_in_part(tmp_path, monkeypatch
         made.append((stat.S_IMODE(os.fstat(descriptor).st_mode), bits))
         return fchmod(descriptor, bits)
 
-    monkeypatch.setattr("ingest.tls.pki.os.fsync", look)
-    monkeypatch.setattr("ingest.tls.pki.os.fchmod", note)
+    monkeypatch.setattr("ingest.tls.files.os.fsync", look)
+    monkeypatch.setattr("ingest.tls.files.os.fchmod", note)
     before = os.umask(0)
     try:
         pki.make(tmp_path / "n", "n", key_type="ec")
@@ -96,7 +97,7 @@ def test_what_somebody_else_has_just_made_is_not_replaced(tmp_path):
     path = tmp_path / "n.key"
     path.write_bytes(b"precious")
     with pytest.raises(IngestError, match="File exists"):
-        pki.write_file(path, b"ours", 0o600, force=False)
+        files.write_file(path, b"ours", 0o600, force=False)
     assert path.read_bytes() == b"precious"
     assert list(tmp_path.iterdir()) == [path]
 
@@ -146,6 +147,150 @@ def test_trust_keeps_the_rest_of_a_bundle_its_mode_and_the_file_behind_a_link(ce
     assert mode(real) == 0o640
     assert real.read_bytes().startswith(b"# ours, do not touch\n")
     assert len(x509.load_pem_x509_certificates(real.read_bytes())) == 2
+
+
+def test_bundle_keeps_its_owner_and_group(certs, keys, tmp_path, monkeypatch):
+    bundle, given = tmp_path / "bundle.pem", []
+    bundle.write_bytes(keys["root.crt"].read_bytes())
+    if os.geteuid() == 0:
+        os.chown(bundle, 4242, 4243)
+    else:
+        monkeypatch.setattr("ingest.tls.files.os.fchown", lambda _, *owner: given.append(owner))
+    before = bundle.stat()
+    certs("trust", bundle, keys["ec.crt"])
+    after = bundle.stat()
+    assert (after.st_uid, after.st_gid) == (before.st_uid, before.st_gid)
+    assert given == ([] if os.geteuid() == 0 else [(before.st_uid, before.st_gid)])
+    assert len(x509.load_pem_x509_certificates(bundle.read_bytes())) == 2
+
+
+def test_owner_that_we_may_not_give_is_no_fault(certs, keys, tmp_path, monkeypatch):
+    def refuse(*_):
+        raise PermissionError
+
+    monkeypatch.setattr("ingest.tls.files.os.fchown", refuse)
+    (tmp_path / "bundle.pem").write_bytes(keys["root.crt"].read_bytes())
+    certs("trust", tmp_path / "bundle.pem", keys["ec.crt"])
+
+
+def test_bundle_may_hold_openssl_s_own_form_and_be_no_der(certs, keys, tmp_path):
+    trusted, der = tmp_path / "trusted.pem", tmp_path / "der.crt"
+    run("openssl", "x509", "-in", keys["root.crt"], "-trustout", "-addtrust", "serverAuth", "-out", trusted)
+    before = trusted.read_bytes()
+    said = certs("trust", trusted, keys["root.crt"], keys["ec.crt"]).output
+    assert said == f"added CN=ec\n{trusted}: 1 new\n"
+    assert trusted.read_bytes().startswith(before)
+    run("openssl", "x509", "-in", keys["root.crt"], "-outform", "DER", "-out", der)
+    before = der.read_bytes()
+    said = certs("trust", der, keys["ec.crt"], code=1).stderr
+    assert f"{der}: is DER, and is not a bundle" in said
+    assert "name a new file" in said
+    assert der.read_bytes() == before
+
+
+def test_pkcs7_is_taken_apart(certs, keys, tmp_path):
+    for form in ("PEM", "DER"):
+        path = tmp_path / f"{form}.p7b"
+        run(
+            "openssl", "crl2pkcs7", "-nocrl", "-certfile", keys["authority.crt"],
+            "-certfile", keys["rsa.crt"], "-outform", form, "-out", path,
+        )  # fmt: skip
+        (told,) = inspected(certs, path)
+        assert told["form"] == "PKCS#7"
+        assert {each["subject"] for each in told["certificates"]} == {"CN=rsa", "CN=authority"}
+        assert "2 new" in certs("trust", tmp_path / form, path).output
+        password = ["--password-file", keys["password"]]
+        certs("p12", "make", tmp_path / f"{form}.p12", path, keys["rsa.key"], *password)
+        held = forms.read(tmp_path / f"{form}.p12", keys["password"])
+        assert [x509.load_pem_x509_certificate(text.encode()) for text in held.certificates] == (
+            x509.load_pem_x509_certificates(keys["rsa.chain"].read_bytes())
+        )
+
+
+MISTAKES = {
+    "pair in a file": "new {file}/a --name a",
+    "pair with a long name": "new {folder}/{long} --name a",
+    "pair without a name": "new . --name a",
+    "pair at the root": "new / --name a",
+    "pair above": "new .. --name a --force",
+    "authority in a file": "new {folder}/a --name a --ca {file}/ca",
+    "authority with a long name": "new {folder}/a --name a --ca {folder}/{long}",
+    "authority's password without authority": "new {folder}/a --name a --ca-password-file {latin}",
+    "request in a file": "csr {file}/a --name a",
+    "request for no key": "csr {folder}/a --name a --key {folder}/none",
+    "request for what is no key": "csr {folder}/a --name a --key {file}",
+    "key store in a file": "p12 make {file}/o {crt} {key} --password-file {password}",
+    "key store at the root": "p12 make / {crt} {key} --password-file {password} --force",
+    "key store, password not UTF-8": "p12 make {folder}/o {crt} {key} --password-file {latin}",
+    "trust store, password not UTF-8": "p12 trust {folder}/o {crt} --password-file {latin}",
+    "trusted in a file": "trust {folder}/o {file}/r.crt",
+    "trusted with a long name": "trust {folder}/o {folder}/{long}",
+    "bundle in a file": "trust {file}/o {crt}",
+    "bundle with a long name": "trust {folder}/{long} {crt}",
+    "inspected with a long name": "inspect {folder}/{long}",
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_mistake_is_told_and_nothing_written(certs, keys, tmp_path, mistake):
+    (tmp_path / "file").write_text("precious")
+    (tmp_path / "latin").write_bytes("geheim ä".encode("latin-1"))
+    names = {"folder": tmp_path, "file": tmp_path / "file", "latin": tmp_path / "latin"}
+    names |= {"crt": keys["rsa.crt"], "key": keys["rsa.key"], "password": keys["password"]}
+    arguments = (part.format(long="n" * 300, **names) for part in MISTAKES[mistake].split())
+    result = CliRunner().invoke(main, ["certs", *arguments])
+    assert isinstance(result.exception, SystemExit)
+    assert result.exit_code in (1, 2)
+    assert result.stderr.lower().startswith(("error ", "usage"))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "latin"]
+
+
+@pytest.mark.timeout(20)
+def test_pipe_of_the_shell_is_read_once_and_one_with_a_name_not_at_all(certs, keys, tmp_path):
+    def piped(content):
+        here, there = os.pipe()
+        os.write(there, content)
+        os.close(there)
+        return here
+
+    stores = [keys.pkcs12(f"{kind}.p12", kind) for kind in ("rsa", "ec")]
+    descriptor = piped(f"{PASSWORD}\n".encode())
+    told = inspected(certs, *stores, "--password-file", f"/dev/fd/{descriptor}")
+    assert [each["form"] for each in told] == ["PKCS#12", "PKCS#12"]
+    certificate = piped(keys["rsa.crt"].read_bytes())
+    assert "CN=rsa" in certs("inspect", f"/dev/fd/{certificate}").output
+    for each in (descriptor, certificate):
+        os.close(each)
+    os.mkfifo(tmp_path / "pipe")
+    said = certs("inspect", *stores, "--password-file", tmp_path / "pipe", code=1).stderr
+    assert "Is a pipe or a device" in said
+    assert not [link for link in map(os.readlink, opened()) if link.startswith("/memfd:pem")]
+
+
+def opened():
+    return [path for path in glob("/proc/self/fd/*") if os.path.lexists(path)]
+
+
+def test_request_has_the_names_and_keeps_the_key(certs, keys, tmp_path):
+    prefix, password = tmp_path / "n", ["--password-file", keys["password"]]
+    said = certs("csr", prefix, "--name", "a.example", "--san", "10.0.0.1", "--key-type", "ec", *password)
+    assert said.output.splitlines() == [f"{prefix}.key", f"{prefix}.csr"]
+    assert mode(tmp_path / "n.key") == 0o600
+    key = (tmp_path / "n.key").read_bytes()
+    assert b"ENCRYPTED" in key
+    request = x509.load_pem_x509_csr((tmp_path / "n.csr").read_bytes())
+    assert request.is_signature_valid
+    names = request.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    assert [str(each.value) for each in names] == ["a.example", "10.0.0.1"]
+    assert "--force" in certs("csr", prefix, "--name", "b.example", *password, code=1).stderr
+    again = ["csr", prefix, "--name", "b.example", "--force"]
+    assert "is encrypted" in certs(*again, code=1).stderr
+    assert certs(*again, *password).output == f"{prefix}.csr\n"
+    assert (tmp_path / "n.key").read_bytes() == key
+    public = request.public_key()
+    certs("csr", tmp_path / "m", "--name", "c", "--key", tmp_path / "n.key", *password)
+    assert not (tmp_path / "m.key").exists()
+    assert x509.load_pem_x509_csr((tmp_path / "m.csr").read_bytes()).public_key() == public
 
 
 def test_subject_of_several_lines_adds_nothing_else_to_a_bundle(certs, keys, tmp_path):
@@ -269,7 +414,7 @@ def test_inspect_tells_all_of_a_certificate(certs, tmp_path):
     assert certificate["days_left"] == 10.0
     assert datetime.fromisoformat(certificate["not_after"]) == pair.certificate.not_valid_after_utc
     assert other["keys"] == [
-        {"type": "EC secp256r1", "encrypted": False, "certificate": certificate["sha256"]}
+        {"type": "EC secp256r1", "encrypted": False, "alias": "", "certificate": certificate["sha256"]}
     ]
     text = certs("inspect", path, key).output
     for words in (
@@ -302,7 +447,7 @@ def test_inspect_reads_every_form_and_no_key_goes_out(certs, keys, tmp_path):
 def test_inspect_needs_no_password_to_say_that_one_is_needed(certs, keys, tmp_path):
     certs("new", tmp_path / "n", "--name", "n", "--key-type", "ec", "--password-file", keys["password"])
     (told,) = inspected(certs, tmp_path / "n.key")
-    assert told["keys"] == [{"type": "", "encrypted": True, "certificate": None}]
+    assert told["keys"] == [{"type": "", "encrypted": True, "alias": "", "certificate": None}]
     (told,) = inspected(certs, tmp_path / "n.key", "--password-file", keys["password"])
     assert told["keys"][0]["type"] == "EC secp256r1"
     said = certs("inspect", tmp_path / "n.key", "--password-file", keys["wrong"], code=1).stderr

@@ -267,7 +267,7 @@ def test_certs_new_signs_and_trusts_the_authority(run, tmp_path):
     )
     assert result.exit_code == 0, result.output
     (own,) = pki.inspect(tmp_path / "ct1.crt")
-    assert own.names == ("DNS:ct1.example", "IP:10.0.0.1")
+    assert own.names == ("DNS:ct1", "DNS:ct1.example", "IP:10.0.0.1")
     assert [identity.subject for identity in pki.inspect(tmp_path / "t.crt")] == [own.issuer]
 
 

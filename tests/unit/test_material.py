@@ -1,11 +1,15 @@
 """Key material in every form that sites have, made by openssl, loaded for both roles, shaking hands."""
 
+import codecs
 import contextlib
 import os
+import re
 import shutil
 import ssl
 import sys
 from datetime import UTC, datetime
+from itertools import product
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -16,6 +20,7 @@ from ingest.errors import ConfigError
 from ingest.tls import describe, pki
 from ingest.tls.contexts import client_context, server_context
 from ingest.tls.material import read_pair
+from ingest.tls.pkcs12 import elements
 from tests.keymaterial import PASSWORD, Keys, run
 from tests.peers import require_program
 from tests.unit.test_tls_contexts import shake
@@ -73,6 +78,44 @@ def pkcs12(keys, *options, kind="rsa", password=PASSWORD, password_file="passwor
     return {"pkcs12": made, "password_file": keys[password_file] if password_file else None}
 
 
+LEGACY = ("-provider", "legacy", "-provider", "default")
+
+
+def reshaped(keys, shape):
+    """Certificate and key as mails and forms leave them."""
+    files = []
+    for name in ("rsa.chain", "rsa.key"):
+        files.append(keys[f"{name}.reshaped"])
+        files[-1].write_text(
+            re.sub(r"(-----\n)(.+?)(\n-----)", shape, keys[name].read_text(), flags=re.DOTALL)
+        )
+    return {"certificate": files[0], "private_key": files[1]}
+
+
+def indented(found):
+    return found[0].replace("\n", "\n    ")
+
+
+def on_one_line(found):
+    return found[1] + found[2].replace("\n", "") + found[3]
+
+
+def pkcs7(keys, form):
+    """As authorities send it: the issuer first, and no order."""
+    run(
+        "openssl", "crl2pkcs7", "-nocrl", "-certfile", keys["root.crt"], "-certfile", keys["authority.crt"],
+        "-certfile", keys["rsa.crt"], "-outform", form, "-out", keys["chain.p7b"],
+    )  # fmt: skip
+    return pair(keys, "chain.p7b", "rsa.key")
+
+
+def among_others(keys, *options):
+    """A file with several keys."""
+    own = encrypted(keys, "rsa", *options)["private_key"] if options else keys["rsa.key"]
+    keys["several.key"].write_bytes(keys["ec.key"].read_bytes() + own.read_bytes())
+    return pair(keys, "rsa.chain", "several.key", password_file=keys["password"])
+
+
 FORMS = {
     "PEM RSA with chain": chained,
     "PEM EC with chain": lambda keys: chained(keys, "ec"),
@@ -84,6 +127,15 @@ FORMS = {
     "PKCS#8 encrypted with 3DES": lambda keys: encrypted(
         keys, "rsa", "pkcs8", "-topk8", "-v1", "PBE-SHA1-3DES"
     ),
+    "PKCS#8 encrypted with MD5 and DES": lambda keys: encrypted(
+        keys, "rsa", "pkcs8", *LEGACY, "-topk8", "-v1", "PBE-MD5-DES"
+    ),
+    "PEM indented": lambda keys: reshaped(keys, indented),
+    "PEM on one line": lambda keys: reshaped(keys, on_one_line),
+    "PKCS#7 in PEM, and its key": lambda keys: pkcs7(keys, "PEM"),
+    "PKCS#7 in DER, and its key": lambda keys: pkcs7(keys, "DER"),
+    "PEM key among others": among_others,
+    "PEM encrypted key among others": lambda keys: among_others(keys, "pkcs8", "-topk8"),
     "traditional encrypted RSA": lambda keys: traditional(keys, "rsa"),
     "traditional encrypted EC": lambda keys: traditional(keys, "ec"),
     "DER, PKCS#8": lambda keys: der(keys, "pkcs8", "-topk8", "-nocrypt"),
@@ -138,8 +190,16 @@ def test_key_store_shows_peers_its_own_chain_in_order_and_nothing_else_in_it(key
     assert [*map(ssl.PEM_cert_to_DER_cert, held.certificates)] == [*map(ssl.PEM_cert_to_DER_cert, expected)]
 
 
-@pytest.mark.parametrize("form", ["PKCS#12 RSA", "PKCS#8 encrypted RSA", "DER, PKCS#8 encrypted"])
-def test_decrypted_key_is_in_memory_only(keys, form, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("form", "loads"),
+    [
+        ("PKCS#12 RSA", 1),
+        ("PKCS#8 encrypted RSA", 1),
+        ("DER, PKCS#8 encrypted", 1),
+        ("PKCS#8 encrypted with MD5 and DES", 2),
+    ],
+)
+def test_decrypted_key_is_in_memory_only(keys, form, loads, tmp_path, monkeypatch):
     """No file is made or written: OpenSSL gets paths of memory alone."""
     tls = TLS(**FORMS[form](keys), trusted=(keys["root.crt"],))
     monkeypatch.setenv("TMPDIR", str(tmp_path))
@@ -166,7 +226,7 @@ def test_decrypted_key_is_in_memory_only(keys, form, tmp_path, monkeypatch):
         client_context(tls)
     finally:
         watching = False
-    assert len(given) == 4
+    assert len(given) == 4 * loads
     assert written == []
     assert list(tmp_path.iterdir()) == []
     assert {path: path.stat().st_mtime_ns for path in keys.folder.iterdir()} == before
@@ -181,12 +241,19 @@ def links():
             continue
 
 
-@pytest.mark.parametrize("content", ["PEM", "DER", "TRUSTED", "bundle", "folder", "store", "folder of DER"])
+@pytest.mark.parametrize(
+    "content",
+    ["PEM", "PEM indented", "DER", "PKCS#7", "TRUSTED", "bundle", "folder", "store", "folder of DER"],
+)
 def test_each_form_of_trust_lets_its_peers_in(keys, tmp_path, content):
     path, certificate = tmp_path / "trust", keys["root.crt"]
     match content:
         case "PEM":
             shutil.copy(certificate, path)
+        case "PEM indented":
+            path.write_text("".join(f"  {line}\n" for line in certificate.read_text().splitlines()))
+        case "PKCS#7":
+            run("openssl", "crl2pkcs7", "-nocrl", "-certfile", certificate, "-out", path)
         case "DER":
             run("openssl", "x509", "-in", certificate, "-outform", "DER", "-out", path)
         case "TRUSTED":
@@ -213,9 +280,9 @@ def test_each_form_of_trust_lets_its_peers_in(keys, tmp_path, content):
         shake(server_context(server or other), client_context(client or other))
 
 
-def test_password_may_end_as_any_editor_ends_a_line(keys, tmp_path):
-    for ending in (b"", b"\n", b"\r\n", b"\nmore\n"):
-        (tmp_path / "p").write_bytes(PASSWORD.encode() + ending)
+def test_password_may_begin_and_end_as_any_editor_writes_a_line(keys, tmp_path):
+    for mark, ending in product((b"", codecs.BOM_UTF8), (b"", b"\n", b"\r\n", b"\nmore\n")):
+        (tmp_path / "p").write_bytes(mark + PASSWORD.encode() + ending)
         made = {**pkcs12(keys), "password_file": tmp_path / "p"}
         server_context(TLS(**made, trusted=(keys["root.crt"],)))
 
@@ -240,6 +307,18 @@ def damage(keys, tmp_path):
     java.write_bytes(b"\xfe\xed\xfe\xed\x00\x00\x00\x02" + bytes(40))
     junk = tmp_path / "junk.der"
     junk.write_bytes(b"\x30\x82\x01\x00" + bytes(256))
+    old_des, des = tmp_path / "des.key", tmp_path / "pkcs8-des.key"
+    encrypted(keys, "rsa", "rsa", *LEGACY, "-traditional", "-des")
+    keys["locked.key"].rename(old_des)
+    encrypted(keys, "rsa", "pkcs8", *LEGACY, "-topk8", "-v1", "PBE-SHA1-DES")
+    keys["locked.key"].rename(des)
+    locked = encrypted(keys, "rsa", "pkcs8", "-topk8")
+    latin, empty, utf16 = (tmp_path / name for name in ("latin", "empty", "utf16"))
+    latin.write_bytes(PASSWORD.encode("latin-1"))
+    empty.write_text("\n")
+    utf16.write_text(PASSWORD, encoding="utf-16")
+    p7b = tmp_path / "cut.p7b"
+    p7b.write_bytes(pkcs7(keys, "DER")["certificate"].read_bytes()[:700])
     none, password, wrong = ({"password_file": p} for p in (None, keys["password"], keys["wrong"]))
     key, p12 = locked["private_key"], store["pkcs12"]
     older = pair(keys, "ec.chain") | {"private_key": old}
@@ -257,6 +336,17 @@ def damage(keys, tmp_path):
         "Java's old form": ({"pkcs12": java}, java, "-deststoretype PKCS12"),
         "another's key": (pair(keys, "rsa.chain") | {"private_key": other}, keys["rsa.chain"], str(other)),
         "DER that is nothing": ({"certificate": junk, "private_key": other}, junk, "holds no certificate"),
+        "traditional, DES": ({**locked, "private_key": old_des}, old_des, "encrypted with DES"),
+        "PKCS#8, DES": ({**locked, "private_key": des}, des, "-aes256"),
+        "PKCS#12, password not UTF-8": ({**store, "password_file": latin}, latin, "as UTF-8"),
+        "password empty": ({**store, "password_file": empty}, empty, "name no password file"),
+        "password in UTF-16": ({**locked, "password_file": utf16}, utf16, "as UTF-8"),
+        "PKCS#7, cut": ({"certificate": p7b, "private_key": other}, p7b, "openssl pkcs7 -print_certs"),
+        "PKCS#7 and another's key": (
+            pkcs7(keys, "PEM") | {"private_key": other},
+            keys["chain.p7b"],
+            str(other),
+        ),
         "no file": ({"pkcs12": tmp_path / "none"}, tmp_path / "none", "No such file"),
         "store with a wrong password as trust": (
             {**chained(keys), "trusted": (trust,), **wrong},
@@ -280,6 +370,13 @@ CASES = [
     "Java's old form",
     "another's key",
     "DER that is nothing",
+    "traditional, DES",
+    "PKCS#8, DES",
+    "PKCS#12, password not UTF-8",
+    "password empty",
+    "password in UTF-16",
+    "PKCS#7, cut",
+    "PKCS#7 and another's key",
     "no file",
     "store with a wrong password as trust",
 ]
@@ -300,16 +397,76 @@ def test_fault_names_file_and_remedy_and_no_secret(keys, tmp_path, case, role):
     assert "PRIVATE KEY" not in line
 
 
+@pytest.mark.parametrize("key", ["certificate", "private_key", "password_file", "pkcs12", "trusted", "crl"])
+@pytest.mark.parametrize("kind", ["pipe", "device"])
+@pytest.mark.timeout(20)
+def test_what_is_no_file_is_refused_instead_of_waited_for(keys, tmp_path, key, kind):
+    path = tmp_path / "pipe" if kind == "pipe" else Path("/dev/null")
+    if kind == "pipe":
+        os.mkfifo(path)
+    tls = {**encrypted(keys, "rsa", "pkcs8", "-topk8"), "trusted": (keys["root.crt"],)}
+    if key == "pkcs12":
+        tls = {"trusted": tls["trusted"]}
+    tls[key] = (path,) if key in ("trusted", "crl") else path
+    with pytest.raises(ConfigError, match=f"{path}: Is a pipe or a device; "):
+        server_context(TLS(**tls))
+
+
+def test_what_openssl_does_not_take_is_said_in_its_words(keys):
+    run(
+        "openssl", "x509", "-req", "-sha1", "-in", keys["rsa.csr"], "-CA", keys["authority.crt"], "-CAkey",
+        keys["authority.key"], "-CAcreateserial", "-out", keys["sha1.crt"],
+    )  # fmt: skip
+    with pytest.raises(ConfigError, match=r"sha1.crt: .*MD_TOO_WEAK.* with SHA-256"):
+        client_context(TLS(**pair(keys, "sha1.crt", "rsa.key"), trusted=(keys["root.crt"],)))
+
+
+def with_two_keys(keys):
+    """PKCS#12 as Java makes it of two entries, but not encrypted: the bags of two stores in one."""
+    plain = ("-keypbe", "NONE", "-certpbe", "NONE", "-nomac")
+    bags = b""
+    for kind in ("rsa", "ec"):
+        store = keys.pkcs12(f"{kind}.p12", kind, *plain, "-name", f"{kind} ä", password="").read_bytes()
+        ((_, pfx),) = elements(store)
+        (_, (_, info)) = elements(pfx)
+        (_, (_, explicit)) = elements(info)
+        ((_, octets),) = elements(explicit)
+        ((_, safes),) = elements(octets)
+        bags += safes
+    data = encoded(0x06, bytes.fromhex("2a864886f70d010701"))
+    info = encoded(0x30, data + encoded(0xA0, encoded(0x04, encoded(0x30, bags))))
+    keys["two.p12"].write_bytes(encoded(0x30, b"\x02\x01\x03" + info))
+    return keys["two.p12"]
+
+
+def encoded(tag, content):
+    length = len(content)
+    return bytes([tag, *([length] if length < 0x80 else [0x82, *divmod(length, 256)])]) + content
+
+
+def test_key_store_with_several_keys_is_refused_and_shown_with_all(keys):
+    path = with_two_keys(keys)
+    with pytest.raises(
+        ConfigError, match=r"two.p12: holds 2 private keys \(aliases rsa ä, ec ä\); .*keytool"
+    ):
+        client_context(TLS(pkcs12=path, trusted=(keys["root.crt"],)))
+    (told,) = describe.look([path], None, datetime.now(UTC))
+    assert [(key.alias, key.type) for key in told.keys] == [("rsa ä", "RSA 2048"), ("ec ä", "EC secp384r1")]
+    subjects = [own and own.subject for _, _, own in describe.pairs([told])]
+    assert subjects == ["CN=rsa", "CN=ec"]
+
+
 @pytest.fixture(scope="module")
 def samples(keys):
     """Sound files of each form; PKCS#12 without iterations, of which a changed one may ask for billions."""
     der(keys, "pkcs8", "-topk8", "-nocrypt")
     store = keys.pkcs12("plain.p12", "ec", "-keypbe", "NONE", "-certpbe", "NONE", "-nomac", password="")
-    files = (keys["rsa.chain"], keys["ec.key"], keys["rsa.cer"], keys["rsa.der"], store)
+    files = (keys["rsa.chain"], keys["ec.key"], keys["rsa.cer"], keys["rsa.der"], store, with_two_keys(keys))
+    files += (pkcs7(keys, "DER")["certificate"],)
     return {file.name: file.read_bytes() for file in files}
 
 
-SAMPLES = ["rsa.chain", "ec.key", "rsa.cer", "rsa.der", "plain.p12"]
+SAMPLES = ["rsa.chain", "ec.key", "rsa.cer", "rsa.der", "plain.p12", "two.p12", "chain.p7b"]
 
 
 @pytest.mark.filterwarnings("ignore::cryptography.utils.CryptographyDeprecationWarning")

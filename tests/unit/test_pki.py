@@ -100,11 +100,21 @@ def test_alternative_names_are_hosts_or_addresses():
         "n", names=["DNS:a.example", "10.0.0.1", "IP:::1", "*.b.example", "a.example"], key_type="ec"
     )
     names = extension(pair, x509.SubjectAlternativeName)
-    assert names.get_values_for_type(x509.DNSName)[:2] == ["a.example", "*.b.example"]
+    assert names.get_values_for_type(x509.DNSName) == ["n", "a.example", "*.b.example"]
     assert [str(a) for a in names.get_values_for_type(x509.IPAddress)] == ["10.0.0.1", "::1"]
     for bad in ("a b", "", "-a", "a..b", "x@y", "DNS:"):
         with pytest.raises(IngestError, match="neither a host name"):
             pki.self_signed("n", names=[bad], key_type="ec")
+
+
+def test_name_that_is_a_host_stands_beside_further_ones(site):
+    for pair in (
+        pki.self_signed("localhost", names=["ct.example.org", "127.0.0.1"], key_type="ec"),
+        pki.signed("localhost", site, names=["ct.example.org", "127.0.0.1"], key_type="ec"),
+    ):
+        names = extension(pair, x509.SubjectAlternativeName)
+        assert names.get_values_for_type(x509.DNSName) == ["localhost", "ct.example.org"]
+        assert [str(a) for a in names.get_values_for_type(x509.IPAddress)] == ["127.0.0.1", "::1"]
 
 
 def test_name_that_is_no_host_has_no_alternative_name():
@@ -175,6 +185,47 @@ def test_make_writes_nothing_when_an_argument_is_wrong(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("prefix", ["site", "here/../site", "link/site", "linked"])
+def test_authority_is_never_replaced_by_what_it_signs(tmp_path, prefix):
+    pki.make(tmp_path / "a", "a", ca=tmp_path / "site", key_type="ec")
+    (tmp_path / "link").symlink_to(tmp_path)
+    (tmp_path / "linked.key").symlink_to(tmp_path / "site.key")
+    before = [(tmp_path / f"site.{ending}").read_bytes() for ending in ("crt", "key")]
+    with pytest.raises(IngestError, match="is the authority itself"):
+        pki.make(tmp_path / prefix, "b", ca=tmp_path / "site", key_type="ec", force=True)
+    assert [(tmp_path / f"site.{ending}").read_bytes() for ending in ("crt", "key")] == before
+
+
+@pytest.mark.parametrize("name", ["x", "x" * 65])
+def test_no_authority_is_made_for_a_pair_that_cannot_be(tmp_path, name):
+    if len(name) == 1:
+        (tmp_path / "a.crt").write_text("precious")
+    before = list(tmp_path.iterdir())
+    with pytest.raises(IngestError, match=r"exists|1 to 64"):
+        pki.make(tmp_path / "a", name, ca=tmp_path / "site", key_type="ec")
+    assert list(tmp_path.iterdir()) == before
+
+
+def test_authority_may_have_a_password(tmp_path):
+    password, wrong = tmp_path / "p", tmp_path / "w"
+    password.write_text("geheim\n")
+    wrong.write_text("falsch\n")
+    for name in ("a", "b"):
+        made = pki.make(tmp_path / name, name, ca=tmp_path / "site", ca_password_file=password, key_type="ec")
+    made.anchor.verify_directly_issued_by(made.anchor)
+    assert b"ENCRYPTED" in (tmp_path / "site.key").read_bytes()
+    assert b"ENCRYPTED" not in (tmp_path / "b.key").read_bytes()
+    pki.make(tmp_path / "x", "x", ca=tmp_path / "plain", key_type="ec")
+    for ca, file, words in (
+        ("site", None, "is encrypted; name"),
+        ("site", wrong, "correct the password"),
+        ("plain", password, "is not encrypted; leave"),
+    ):
+        with pytest.raises(IngestError, match=rf"{ca}\.key: .*{words}"):
+            pki.make(tmp_path / "c", "c", ca=tmp_path / ca, ca_password_file=file, key_type="ec")
+    assert not (tmp_path / "c.crt").exists()
+
+
 @pytest.mark.parametrize("missing", ["site.key", "site.crt"])
 def test_half_an_authority_is_never_replaced(tmp_path, missing):
     pki.make(tmp_path / "a", "a", ca=tmp_path / "site", key_type="ec")
@@ -187,7 +238,7 @@ def test_password_encrypts_the_key(tmp_path):
     (tmp_path / "p").write_text("geheim\n")
     pki.make(tmp_path / "a", "a", key_type="ec", password_file=tmp_path / "p")
     assert b"ENCRYPTED" in (tmp_path / "a.key").read_bytes()
-    with pytest.raises(IngestError, match="without a password"):
+    with pytest.raises(IngestError, match=r"a\.key: is encrypted; name the file with its password"):
         pki.read_pair(tmp_path / "a")
 
 

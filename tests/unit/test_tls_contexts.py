@@ -391,7 +391,7 @@ def test_weak_key_is_refused_by_name(site, tmp_path):
 
     key = rsa.generate_private_key(public_exponent=65537, key_size=1024)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("ingest.tls.issue._new_key", lambda _: key)
+        patch.setattr("ingest.tls.issue.new_key", lambda _: key)
         weak = pki.self_signed("weak")
     certificate, path = pki.write_pair(weak, tmp_path / "weak")
     with pytest.raises(ConfigError, match="RSA 2048"):
