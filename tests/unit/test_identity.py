@@ -15,11 +15,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ext.errors import PeerError
+from ingest.tls import names
 from ingest.tls.identity import anchor_of, identity_of, issued_by, matches, mistake
 from tests.peers import require_program
 
 
-def make(attributes, names=(), extensions=()):
+def make(attributes, alternatives=(), extensions=()):
     """A certificate; each of `attributes` is (OID, value), or a list of such for a multi-valued RDN."""
     key = ec.generate_private_key(ec.SECP256R1())
     rdns = [each if isinstance(each, list) else [each] for each in attributes]
@@ -36,8 +37,8 @@ def make(attributes, names=(), extensions=()):
         .not_valid_before(now)
         .not_valid_after(now + timedelta(days=1))
     )
-    if names:
-        builder = builder.add_extension(x509.SubjectAlternativeName(names), critical=False)
+    if alternatives:
+        builder = builder.add_extension(x509.SubjectAlternativeName(alternatives), critical=False)
     for extension in extensions:
         builder = builder.add_extension(extension, critical=True)
     return builder.sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.DER)
@@ -301,3 +302,23 @@ SOUND = make(SUBJECT, NAMES)
 def test_any_pattern_gives_an_answer(pattern):
     assert matches(identity_of(SOUND), pattern) in {True, False}
     assert isinstance(mistake(pattern), str)
+
+
+OIDS = (NameOID.COMMON_NAME, NameOID.ORGANIZATION_NAME, NameOID.USER_ID, NameOID.EMAIL_ADDRESS)
+VALUE = st.text(
+    st.one_of(st.sampled_from(' ,+="\\#;/<>\0CNO'), st.characters(codec="utf-8")), min_size=1, max_size=9
+)
+RDNS = st.lists(
+    st.dictionaries(st.sampled_from(OIDS), VALUE, min_size=1, max_size=2).map(
+        lambda rdn: x509.RelativeDistinguishedName([x509.NameAttribute(*pair) for pair in rdn.items()])
+    ),
+    min_size=1,
+    max_size=3,
+)
+
+
+@given(RDNS, RDNS)
+def test_a_subject_is_itself_whatever_is_in_it_and_no_other(one, other):
+    texts = [x509.Name(rdns).rfc4514_string() for rdns in (one, other)]
+    assert names.same(texts[0], texts[0])
+    assert names.same(texts[0], texts[1]) is (one in (other, other[::-1]))
