@@ -35,6 +35,7 @@ from ingest.node.generation import ALL_ROLES, BACK_OFF_SECONDS, Child, Generatio
 from ingest.node.process import leave_no_core
 from ingest.node.scoreboard import ACCEPTING, BOOTING, HEARTBEAT, PID, STATE, Scoreboard, now_ms
 from ingest.tls.expiry import Watch
+from ingest.tls.files import reading_once
 
 WORKERS: Final = {
     "persist": "workers.persist:main",
@@ -161,9 +162,9 @@ class Supervisor:
 
     def _start(self) -> None:
         config = self.config
-        self.generation = first(config, self.roles)
-        _say_notices(self.path, config)
-        self._certificates.take(config)
+        with reading_once():
+            self.generation = first(config, self.roles)
+            self._tell_of_files()
         reload.note(config.run_dir, self.generation.number)
         if self.roles == ALL_ROLES and not config.queue.url:
             self.queue = EmbeddedQueue(config.data_dir)
@@ -307,7 +308,10 @@ class Supervisor:
         """Take a new configuration for new associations; the running ones end with the old one."""
         if self._drain_until is not None:
             return
-        old = self.generation
+        with reading_once():
+            self._reload(self.generation)
+
+    def _reload(self, old: Generation) -> None:
         try:
             self.generation = self._next_generation()
         except (ConfigError, BootError) as error:
@@ -321,10 +325,15 @@ class Supervisor:
                 child.stopping = True
                 os.kill(child.pid, signal.SIGHUP if child.role == "listen" else signal.SIGTERM)
         unbind(old.endpoints, keep=self.generation.endpoints)
-        _say_notices(self.path, self.config)
-        self._certificates.take(self.config)
+        self._tell_of_files()
         log.info("reloaded", generation=self.generation.number)
         reload.note(self.config.run_dir, self.generation.number)
+
+    def _tell_of_files(self) -> None:
+        """Of what the configuration names: what others should know now, and what ends later."""
+        for notice in [*notes(self.path), *notices(self.config)]:
+            log.warning("notice", key=notice.key, cause=notice.cause, remedy=notice.remedy)
+        self._certificates.take(self.config)
 
     def _next_generation(self) -> Generation:
         """The configuration as it is now.
@@ -371,8 +380,3 @@ class Supervisor:
             os.kill(pid, signal.SIGKILL)
             os.waitpid(pid, 0)
             del self.children[pid]
-
-
-def _say_notices(path: Path, config: Config) -> None:
-    for notice in [*notes(path), *notices(config)]:
-        log.warning("notice", key=notice.key, cause=notice.cause, remedy=notice.remedy)

@@ -6,6 +6,9 @@ import errno
 import os
 import secrets
 import stat
+from collections.abc import Iterator
+from contextvars import ContextVar
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
@@ -15,12 +18,61 @@ PASSWORD_MAX: Final = 1024
 """Bytes; Python's limit for the password of a key."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Read:
+    """What was read so far."""
+
+    contents: dict[Path, bytes] = field(default_factory=dict)
+    listings: dict[Path, list[Path]] = field(default_factory=dict)
+
+
+_once: ContextVar[_Read | None] = ContextVar("once", default=None)
+
+
+@contextlib.contextmanager
+def reading_once() -> Iterator[None]:
+    """Within it each file is read once, so that what is used is what was looked at.
+
+    Sites replace files while a node reads them: several contexts, and what is said of their certificates, are
+    made of the same bytes all the same.
+    """
+    token = _once.set(_Read())
+    try:
+        yield
+    finally:
+        _once.reset(token)
+
+
+def listing(folder: Path) -> list[Path]:
+    """The files of a folder, whatever their names.
+
+    Raises:
+        OSError: It cannot be read.
+    """
+    kept = _once.get()
+    if kept is not None and folder in kept.listings:
+        return kept.listings[folder]
+    found = sorted(entry for entry in folder.iterdir() if entry.is_file())
+    if kept is not None:
+        kept.listings[folder] = found
+    return found
+
+
 def read(path: Path, most: int = -1) -> bytes:
     """What a regular file holds, or so many bytes of it; a pipe could keep who reads it for ever.
 
     Raises:
         OSError: It cannot be read, or is no regular file.
     """
+    kept = _once.get()
+    if kept is None:
+        return _read(path, most)
+    if path not in kept.contents:
+        kept.contents[path] = _read(path, -1)
+    return kept.contents[path][: most if most >= 0 else None]
+
+
+def _read(path: Path, most: int) -> bytes:
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
     try:
         kind = os.fstat(descriptor).st_mode

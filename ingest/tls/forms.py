@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ingest.errors import ConfigError
+from ingest.tls.files import listing
 from ingest.tls.files import read as read_file
 
 if TYPE_CHECKING:
@@ -143,7 +144,7 @@ def files(path: Path) -> list[Path]:
     if not os.path.isdir(path):  # unlike Path.is_dir, it never raises: who reads it will say why
         return [path]
     try:
-        return sorted(entry for entry in path.iterdir() if entry.is_file())
+        return listing(path)
     except OSError as error:
         raise ConfigError([f"{path}: {error.strerror}; let this user read the folder"]) from None
 

@@ -15,7 +15,7 @@ from ingest.tls import pki
 from tests.faults.caller import Caller
 from tests.instances import Made
 from tests.nodes import Node, destination, eventually
-from tests.peers import CT, EXPLICIT, PynetdicomRemote
+from tests.peers import CT, EXPLICIT, PynetdicomRemote, require_program
 from tests.pki import Material
 from tests.revoking import revocation_list
 
@@ -175,6 +175,31 @@ def test_what_destinations_need_is_looked_at_before_anything_changes(
     assert (done.returncode, "does not belong to the private key" in done.stderr) == (2, True)
     assert not node.events("reloaded")
     assert len({child.pid for child in node.children("ingest-forward")}) == 1
+
+
+def test_files_that_are_replaced_while_they_are_read_are_read_once(
+    make_node: Callable[..., Node], material: Material, tmp_path: Path
+) -> None:
+    """Else a certificate could be looked at, and another one be taken."""
+    strace = require_program("strace")
+    issuer, lists = pki.authority("issuer", key_type="ec"), tmp_path / "lists"
+    lists.mkdir()
+    (lists / "site").write_bytes(revocation_list(issuer).public_bytes(Encoding.PEM))
+    node = make_node()
+    more = f'crl = ["{lists}"]'
+    node.configure(tls=tls(node, "node", more=more), destinations=destination("pacs", 1))
+    node.start()
+    assert node.process is not None
+    trace = tmp_path / "trace"
+    command = [strace, "-qq", "-e", "trace=openat", "-o", str(trace), "-p", str(node.process.pid)]
+    with subprocess.Popen(command) as tracer:
+        status = Path(f"/proc/{node.process.pid}/status")
+        eventually(lambda: f"TracerPid:\t{tracer.pid}\n" in status.read_text(), 10, "it is traced")
+        assert reload(node).returncode == 0
+        tracer.terminate()
+    opened = trace.read_text()
+    files = [material.certificate("node"), material.key("node"), material.trusted, lists / "site"]
+    assert {path: opened.count(f'"{path}"') for path in files} == dict.fromkeys(files, 1)
 
 
 def test_worker_that_is_started_again_calls_with_what_was_read_at_the_last_reload(
