@@ -42,8 +42,8 @@ class Held:
 
     Attributes:
         form: "PEM", "DER", "PKCS#7", "PKCS#12"; "JKS" is Java's old form, which is not read; "" is none.
-        certificates: As PEM text. Of PKCS#12: the key's own first, its issuers next, then the others. PKCS#7
-            has them in no order.
+        certificates: As PEM text. Of PKCS#12: the key's own first, its issuers next, then the others. Of
+            PKCS#7, which has no order: one that has issued none of the others first, its issuers next.
         keys: Private keys as PEM; those of PEM and DER are as they stand, maybe encrypted.
         names: Of PKCS#12: the alias of each certificate, or "".
         aliases: Of PKCS#12: the alias of each key, or "".
@@ -246,8 +246,11 @@ def _of_pkcs7(path: Path, content: bytes, *, pem: bool = False) -> Held:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # that a set is not in the order of DER, as OpenSSL writes it
             found = load_der_pkcs7_certificates(base64.b64decode(content) if pem else content)
-        texts = tuple(each.public_bytes(Encoding.PEM).decode("ascii") for each in found)
-    except UNREADABLE:
+        issuers = [each.issuer for each in found if each.issuer != each.subject]
+        first = next((each for each in found if each.subject not in issuers), found[0])
+        ordered = dict.fromkeys((*chain(first, found), *found))
+        texts = tuple(each.public_bytes(Encoding.PEM).decode("ascii") for each in ordered)
+    except (IndexError, *UNREADABLE):
         remedy = (
             "take its certificates out (`openssl pkcs7 -print_certs -in OLD -out NEW`, -inform DER if it is)"
         )

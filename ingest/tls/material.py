@@ -163,7 +163,7 @@ def _no_pkcs12(path: Path) -> Held:
 
 
 def _fitting(held: Held, password_file: Path | None) -> Held:
-    """With the key that is the certificate's own, and PKCS#7, which has no order, in that of a chain.
+    """With the key that is the certificate's own, and of PKCS#7, which may hold several chains, its own.
 
     As it was, where there is none: whoever uses it finds out.
     """
