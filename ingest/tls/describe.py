@@ -13,6 +13,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from ingest.errors import IngestError, PeerError
 from ingest.tls import forms
+from ingest.tls.held import is_encrypted
 from ingest.tls.identity import UNREADABLE, identity_of
 from ingest.tls.material import opened
 
@@ -169,7 +170,7 @@ def _certificate(text: str, alias: str, now: datetime) -> Certificate:
 
 
 def _key(file: Path, pem: bytes, password_file: Path | None, locked: bool, alias: str) -> Key:
-    encrypted = forms.is_encrypted(pem)
+    encrypted = is_encrypted(pem)
     if encrypted and password_file is None:
         return Key("", encrypted=True, alias=alias, public=None)
     public = opened(pem, file, password_file).public_key()

@@ -9,18 +9,13 @@ import os
 import re
 import ssl
 import warnings
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from ingest.errors import ConfigError
 from ingest.tls.files import listing
 from ingest.tls.files import read as read_file
-
-if TYPE_CHECKING:
-    from cryptography import x509
-    from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
+from ingest.tls.held import Held, plain, with_issuers
 
 _CERTIFICATE = re.compile(
     rb"-----BEGIN ((?:X509 |TRUSTED )?CERTIFICATE)-----([A-Za-z0-9+/=\s]+?)-----END \1-----"
@@ -34,46 +29,6 @@ _SIGNED_DATA = bytes.fromhex("06092a864886f70d010702")
 _PFX_VERSION = b"\x02\x01\x03"
 """RFC 7292 4: the first element of PKCS#12, INTEGER 3; a PKCS#8 key has 0 or 1, a certificate a SEQUENCE."""
 _JAVA_KEYSTORES = (b"\xfe\xed\xfe\xed", b"\xce\xce\xce\xce")
-
-
-@dataclass(frozen=True, slots=True)
-class Held:
-    """What one file holds.
-
-    Attributes:
-        form: "PEM", "DER", "PKCS#7", "PKCS#12"; "JKS" is Java's old form, which is not read; "" is none.
-        certificates: As PEM text. Of PKCS#12: the key's own first, its issuers next, then the others. Of
-            PKCS#7, which has no order: one that has issued none of the others first, its issuers next.
-        keys: Private keys as PEM; those of PEM and DER are as they stand, maybe encrypted.
-        names: Of PKCS#12: the alias of each certificate, or "".
-        aliases: Of PKCS#12: the alias of each key, or "".
-        locked: Of PKCS#12: whether a password opened it.
-    """
-
-    form: str
-    certificates: tuple[str, ...] = ()
-    keys: tuple[bytes, ...] = ()
-    names: tuple[str, ...] = ()
-    aliases: tuple[str, ...] = ()
-    locked: bool = False
-
-    def lacks(self, what: str) -> str:
-        """Cause and remedy for who looked for a `what` here in vain."""
-        if self.form == "JKS":
-            return (
-                "is a Java key store of the old form; convert it "
-                "(`keytool -importkeystore -srckeystore OLD -destkeystore NEW.p12 -deststoretype PKCS12`)"
-            )
-        if self.certificates and not self.keys:
-            return f"holds certificates but no {what}; name the file that does"
-        if self.keys and not self.certificates:
-            return f"holds a private key but no {what}; name the file that does"
-        return f"holds no {what}, neither PEM nor DER; name the file that does"
-
-
-def is_encrypted(key: bytes) -> bool:
-    """Whether a key in PEM needs a password: PKCS#8 (RFC 7468 11) or traditional (RFC 1421 4.6.1.1)."""
-    return b"ENCRYPTED" in key
 
 
 def read(path: Path, password_file: Path | None = None) -> Held:
@@ -149,26 +104,6 @@ def files(path: Path) -> list[Path]:
         raise ConfigError([f"{path}: {error.strerror}; let this user read the folder"]) from None
 
 
-def chain(first: "x509.Certificate", others: Iterable["x509.Certificate"]) -> list["x509.Certificate"]:
-    """A certificate, then its issuers among `others`, each before its own issuer (RFC 8446 4.4.2)."""
-    from cryptography.exceptions import InvalidSignature  # noqa: PLC0415 - as below
-
-    from ingest.tls.identity import UNREADABLE  # noqa: PLC0415 - as below
-
-    found, left = [first], [each for each in others if each != first]
-    while True:
-        for each in left:
-            try:
-                found[-1].verify_directly_issued_by(each)
-            except (InvalidSignature, *UNREADABLE):
-                continue
-            found.append(each)
-            left.remove(each)
-            break
-        else:
-            return found
-
-
 def _as_pem(path: Path, label: bytes, text: bytes) -> str:
     """As OpenSSL takes it from memory, however its lines were broken.
 
@@ -225,15 +160,6 @@ def _of_der(content: bytes) -> Held:
     return Held("DER", keys=(plain(key),))
 
 
-def plain(key: "PrivateKeyTypes") -> bytes:
-    """As PEM, PKCS#8, not encrypted: for memory only."""
-    from cryptography.hazmat.primitives import serialization  # noqa: PLC0415 - as above
-
-    return key.private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    )
-
-
 def _of_pkcs7(path: Path, content: bytes, *, pem: bool = False) -> Held:
     from cryptography.hazmat.primitives.serialization import Encoding  # noqa: PLC0415 - as above
     from cryptography.hazmat.primitives.serialization.pkcs7 import (  # noqa: PLC0415 - as above
@@ -248,7 +174,7 @@ def _of_pkcs7(path: Path, content: bytes, *, pem: bool = False) -> Held:
             found = load_der_pkcs7_certificates(base64.b64decode(content) if pem else content)
         issuers = [each.issuer for each in found if each.issuer != each.subject]
         first = next((each for each in found if each.subject not in issuers), found[0])
-        ordered = dict.fromkeys((*chain(first, found), *found))
+        ordered = dict.fromkeys((*with_issuers(first, found), *found))
         texts = tuple(each.public_bytes(Encoding.PEM).decode("ascii") for each in ordered)
     except (IndexError, *UNREADABLE):
         remedy = (

@@ -17,7 +17,7 @@ from ingest.config.model import TLS
 from ingest.errors import ConfigError
 from ingest.tls import forms
 from ingest.tls.files import read_password
-from ingest.tls.forms import Held
+from ingest.tls.held import Held, is_encrypted, plain, with_issuers
 
 _OLD_CIPHERS: Final = {
     "DES": rb"DEK-Info: DES-CBC,|\x2a\x86\x48\x86\xf7\x0d\x01\x05[\x01\x03\x0a]|\x2b\x0e\x03\x02\x07",
@@ -123,7 +123,7 @@ def read_store(path: Path, password_file: Path | None) -> Held:
     if len(held.keys) > 1:
         raise ConfigError([pkcs12.several_keys(path, held)])
     first, *others = (x509.load_pem_x509_certificate(text.encode()) for text in held.certificates)
-    return Held(held.form, held.certificates[: len(forms.chain(first, others))], held.keys)
+    return Held(held.form, held.certificates[: len(with_issuers(first, others))], held.keys)
 
 
 def read_files(certificate: Path, key: Path, password_file: Path | None = None) -> Held:
@@ -178,7 +178,7 @@ def _fitting(held: Held, password_file: Path | None) -> Held:
             candidates = found if held.form == "PKCS#7" else found[:1]
             first = next((each for each in candidates if each.public_key() == own), None)
             if first is not None:
-                order = forms.chain(first, found) if held.form == "PKCS#7" else found
+                order = with_issuers(first, found) if held.form == "PKCS#7" else found
                 return Held(held.form, tuple(held.certificates[found.index(each)] for each in order), (key,))
     return held
 
@@ -204,7 +204,7 @@ def _rewritten(pair: Held, certificate: Path, key: Path, password_file: Path | N
     own = private.public_key()
     if chain[0].public_key() == own:
         texts = tuple(each.public_bytes(Encoding.PEM).decode("ascii") for each in chain)
-        return Held(pair.form, texts, (forms.plain(private),))
+        return Held(pair.form, texts, (plain(private),))
     if any(each.public_key() == own for each in chain[1:]):
         cause = f"does not begin with the certificate of {key}; put it before its issuers"
     else:
@@ -230,7 +230,7 @@ def opened(pem: bytes, path: Path, password_file: Path | None) -> Any:
     try:
         return private_key(pem, password_file)
     except UNREADABLE as error:
-        if not forms.is_encrypted(pem):
+        if not is_encrypted(pem):
             raise ConfigError([f"{path}: its private key cannot be read; export it again as PEM"]) from None
         if password_file is None:
             raise ConfigError([f"{path}: is encrypted; name the file with its password"]) from None
@@ -262,5 +262,5 @@ def private_key(pem: bytes, password_file: Path | None) -> Any:
     """
     from cryptography.hazmat.primitives.serialization import load_pem_private_key  # noqa: PLC0415 - as above
 
-    password = read_password(password_file) if password_file and forms.is_encrypted(pem) else None
+    password = read_password(password_file) if password_file and is_encrypted(pem) else None
     return load_pem_private_key(pem, password)

@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, pkcs12
 
 from ingest.errors import ConfigError
 from ingest.tls.files import read_store_password
-from ingest.tls.forms import Held, chain, plain
+from ingest.tls.held import Held, plain, with_issuers
 from ingest.tls.identity import UNREADABLE
 
 _DATA: Final = bytes.fromhex("2a864886f70d010701")
@@ -74,7 +74,7 @@ def _held(found: pkcs12.PKCS12KeyAndCertificates, bags: list[_Bag], password: by
     if found.key is not None:
         own = found.key.public_key()
         first = next((each for each in ordered if each.public_key() == own), None)
-        issued = chain(first, ordered) if first else []
+        issued = with_issuers(first, ordered) if first else []
         ordered = [*issued, *(each for each in ordered if each not in issued)]
     keys = tuple(plain(key) for key in (found.key,) if key is not None)
     if len(bags) > 1:

@@ -13,6 +13,7 @@ from cryptography.hazmat.primitives import serialization
 from ingest.errors import IngestError, PeerError
 from ingest.tls import forms
 from ingest.tls.files import beside, read, read_password, refuse_existing, write_file
+from ingest.tls.held import is_encrypted
 from ingest.tls.identity import UNREADABLE, Identity, identity_of
 from ingest.tls.issue import (
     DEFAULT_DAYS,
@@ -283,7 +284,7 @@ def _places(prefix: Path) -> set[str]:
 
 def _read_authority(ca: Path, password_file: Path | None) -> Pair:
     pair, (_, key) = read_pair(ca, password_file), files_of(ca)
-    if password_file is not None and not forms.is_encrypted(read(key)):
+    if password_file is not None and not is_encrypted(read(key)):
         cause = f"{key}: is not encrypted; leave its password file out"
         raise IngestError(f"{cause}, or encrypt it (`openssl pkey -aes256 -in {key} -out NEW`)")
     return pair
