@@ -15,6 +15,7 @@ from rich.live import Live
 from rich.markup import escape
 from rich.table import Table
 
+from ingest import room
 from ingest.config.check import choices
 from ingest.config.model import Config
 from ingest.errors import IngestError, SpoolError
@@ -39,6 +40,7 @@ def gather(config: Config) -> dict[str, Any]:
         "listeners": _listeners(config),
         "reload_refused": reload.outcome(config.run_dir).get("faults", []),
         "spool": _spool(config),
+        "store": _store(config),
         "queue": _queue(config),
         "ledger": _ledger(config),
         "certificates": _certificates(config),
@@ -101,6 +103,12 @@ def _spool(config: Config) -> dict[str, Any]:
     except OSError as error:
         found["error"] = f"{error.filename}: {error.strerror}"
     return found
+
+
+def _store(config: Config) -> dict[str, Any]:
+    """`full` says why a running node takes nothing more, where `[retention] at_max_bytes` has it refuse."""
+    looks = config.retention.refuses and reload.is_running(config.run_dir)
+    return {"path": str(config.store_root), "full": room.full(config.run_dir) if looks else ""}
 
 
 def _queue(config: Config) -> dict[str, Any]:
@@ -244,6 +252,8 @@ def _stage_table(now: dict[str, Any]) -> Table:
     table.add_row(
         "spool", spool.get("error") or f"{spool['waiting']} instances, {spool['bytes'] / 1e6:.1f} MB"
     )
+    if now["store"]["full"]:
+        table.add_row("store", f"full, so nothing is taken: {escape(now['store']['full'])}")
     table.add_row(
         "queue",
         f"{queue['references']} references, {queue['in_workers_hands']} of them in workers' hands"

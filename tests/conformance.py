@@ -52,7 +52,9 @@ _MEANINGS: Final = {
     Status.SOP_CLASS_NOT_SUPPORTED: "The Affected SOP Class UID is not that of the presentation context.",
     Status.DUPLICATE_INVOCATION: "The Message ID is one that still waits for its answer.",
     Status.UNRECOGNIZED_OPERATION: "A DIMSE operation other than C-STORE and C-ECHO.",
-    Status.OUT_OF_RESOURCES: "The disk is full or fails; the data set is larger than `max_instance_bytes`.",
+    Status.OUT_OF_RESOURCES: (
+        "The disk or the store is full, or fails; the data set is larger than `max_instance_bytes`."
+    ),
     Status.DATA_SET_MISMATCH: "SOP class or instance UID of the data set are not those of the command.",
     Status.CANNOT_UNDERSTAND: "The data set cannot be read in its transfer syntax.",
 }
@@ -93,7 +95,10 @@ def _rejections() -> str:
         ),
         (pdus.APPLICATION_CONTEXT_NOT_SUPPORTED, "the application context is not DICOM's"),
         (pdus.PROTOCOL_VERSION_NOT_SUPPORTED, "bit 0 of the protocol version is not set"),
-        (pdus.LOCAL_LIMIT_EXCEEDED, "too many associations, a full spool, or a node that is about to stop"),
+        (
+            pdus.LOCAL_LIMIT_EXCEEDED,
+            "too many associations, a full spool or store, or a node that is about to stop",
+        ),
     ]
     rows = ((str(pdu.result), str(pdu.source), str(pdu.reason), why) for pdu, why in said)
     return _table(("result", "source", "reason", "when"), rows)

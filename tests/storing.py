@@ -52,7 +52,7 @@ class Owner:
     def noticed(self) -> None:
         self.notices.append(self.channel.notices)
 
-    def spool_full(self) -> str:
+    def why_full(self) -> str:
         return self.full
 
 

@@ -16,6 +16,7 @@ from typing import Final
 
 import structlog
 
+from ingest import room
 from ingest.config.model import Config
 from ingest.errors import BootError, IngestError, LedgerError, StoreAwayError, StoreError
 from ingest.ledger import Ledger
@@ -99,6 +100,16 @@ class Remover:
         """
         return decide(oldest_first(self._rows(), self._ledger.kept_studies), self._goal())
 
+    def full(self) -> str:
+        """Why listeners are to take nothing more, or an empty string; whoever else removes may be at it.
+
+        Raises:
+            LedgerError: The ledger is away.
+        """
+        limit = self._limits.max_bytes
+        total = self._ledger.kept_bytes() if limit and self._limits.refuses else 0
+        return f"{total} bytes in the store, [retention] max_bytes is {limit}" if 0 < limit <= total else ""
+
     def remove(self) -> Report:
         """One pass: finish what was begun, remove what is to go, forget what is to be forgotten.
 
@@ -129,10 +140,10 @@ class Remover:
             disk = self._statvfs(self._store.root)
         except OSError as error:
             raise StoreAwayError(f"the store {self._store.root} is not there: {error.strerror}") from error
-        total = self._ledger.kept_bytes() if limits.max_bytes else 0
+        sized = limits.max_bytes > 0 and not limits.refuses
         return Goal(
             before=cutoff(limits.keep_days, self._now()),
-            over=max(0, total - limits.max_bytes) if limits.max_bytes else 0,
+            over=max(0, self._ledger.kept_bytes() - limits.max_bytes) if sized else 0,
             disk_over=disk_over(disk, limits.high_watermark, limits.low_watermark),
             only_delivered=limits.only_delivered,
         )
@@ -230,6 +241,17 @@ class Remover:
             os.close(fd)
 
 
+def _tell(config: Config, remover: Remover, stop: threading.Event) -> None:
+    """Leave word for the listeners, unless a successor does so already."""
+    why = remover.full()
+    if stop.is_set():
+        return
+    try:
+        room.leave_word(config.run_dir, why)
+    except OSError as error:
+        log.error("word_not_left", error=str(error), remedy=f"let this user write {config.run_dir}")
+
+
 def _say(report: Report) -> None:
     if report.instances or report.forgotten:
         log.info(
@@ -272,7 +294,11 @@ def run(config: Config, stop: threading.Event) -> None:
         while not stop.is_set():
             began = time.monotonic()
             try:
-                _say(remover.remove())
+                _tell(config, remover, stop)
+                report = remover.remove()
+                if report.instances:
+                    _tell(config, remover, stop)
+                _say(report)
                 patience.worked()
             except (LedgerError, StoreError) as error:
                 patience.failed(error)

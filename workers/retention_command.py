@@ -64,6 +64,9 @@ def _show_plan(
             if len(decisions) > SHOWN:
                 console.print(f"and {len(decisions) - SHOWN} more; --json names all")
     console.print(f"{decimal(kept)} in the store, {decimal(left)} would be left")
+    if config.retention.refuses and left >= config.retention.max_bytes > 0:
+        limit = decimal(config.retention.max_bytes)
+        console.print(f"nothing goes for max_bytes, {limit}: what comes is refused until there is room")
 
 
 def _sum(decisions: Sequence[Decision]) -> str:

@@ -14,6 +14,7 @@ from ipaddress import ip_address
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from ingest import room
 from ingest.config import bindings
 from ingest.config.faults import Fault
 from ingest.config.model import Config
@@ -33,6 +34,7 @@ def check(config: Config) -> list[Fault]:
     return [
         *check_tls(config, datetime.now(UTC)),
         *_folders(config),
+        *_room(config),
         *_queue(config),
         *_ledger(config),
         *_flow(config),
@@ -112,6 +114,15 @@ def _nearest(path: Path) -> Path:
 
 def _device(path: Path) -> int:
     return _nearest(path).stat().st_dev
+
+
+def _room(config: Config) -> Iterator[Fault]:
+    """Whether a running node refuses what comes, since its store is full."""
+    from ingest.node import reload  # noqa: PLC0415 - the node's room imports this one
+
+    if config.retention.refuses and reload.is_running(config.run_dir) and (why := room.full(config.run_dir)):
+        remedy = "make it larger, or let studies go: keep_days, watermarks"
+        yield Fault("retention.max_bytes", f"the store is full, so nothing is taken: {why}", remedy)
 
 
 def _queue(config: Config) -> Iterator[Fault]:

@@ -69,6 +69,7 @@ class Node(Model):
     ae_title: AETitle = "INGEST"
     data_dir: FilePath = Path("../var")
     drain_seconds: Seconds = 30.0
+    stable_seconds: Annotated[int, Field(ge=1, le=10**9)] = 60
 
 
 class Listener(Model):
@@ -172,6 +173,7 @@ class Retention(Model):
 
     keep_days: Days = 0.0
     max_bytes: NotNegative = 0
+    at_max_bytes: Literal["remove", "refuse"] = "remove"
     high_watermark: Fraction = 0.0
     low_watermark: Fraction = 0.0
     only_delivered: bool = True
@@ -180,8 +182,13 @@ class Retention(Model):
 
     @property
     def wanted(self) -> bool:
-        """Whether anything is ever removed."""
+        """Whether somebody has to look: to remove, or for how much the store holds."""
         return bool(self.keep_days or self.max_bytes or self.high_watermark or self.ledger_keep_days)
+
+    @property
+    def refuses(self) -> bool:
+        """Whether nothing more is taken where `max_bytes` are in the store."""
+        return self.at_max_bytes == "refuse"
 
 
 class Destination(Model):

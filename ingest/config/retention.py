@@ -22,6 +22,9 @@ def faults(config: Config, roles: Collection[str]) -> Iterator[Fault]:
     elif low > high:
         cause = f"{low:g} is above high_watermark, {high:g}"
         yield Fault("retention.low_watermark", cause, "make it smaller: removing stops there")
+    if section.refuses and not section.max_bytes:
+        remedy = 'set max_bytes too, or at_max_bytes = "remove"'
+        yield Fault("retention.at_max_bytes", 'is "refuse", but max_bytes is no limit', remedy)
     if 0 < section.ledger_keep_days < section.keep_days:
         cause = f"{section.ledger_keep_days:g} is less than keep_days, {section.keep_days:g}"
         yield Fault("retention.ledger_keep_days", cause, "make it larger, or 0 to keep rows for ever")

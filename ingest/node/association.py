@@ -81,7 +81,7 @@ class Decider(Protocol):
     def peer_failed(self, address: str) -> None:
         """A peer of this address came without an association of it."""
 
-    def spool_full(self) -> str:
+    def why_full(self) -> str:
         """Why nothing more is taken now, or an empty string."""
 
 
@@ -319,9 +319,9 @@ class Association:
         """The channel has notices to act upon, or one fewer."""
         self._link.noticed()
 
-    def spool_full(self) -> str:
+    def why_full(self) -> str:
         """Why nothing more is taken now, or an empty string."""
-        return self._server.spool_full()
+        return self._server.why_full()
 
 
 _HANDLERS: Final[dict[Action, Callable[[Association, Any], None]]] = {

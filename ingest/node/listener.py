@@ -1,5 +1,6 @@
 """One listener process: accepts, serves its associations, keeps its spool slot and scoreboard row."""
 
+import contextlib
 import errno
 import gc
 import resource
@@ -14,6 +15,7 @@ import structlog
 
 from ext.poller import READABLE, Poller
 from ext.store import Intake
+from ingest import room
 from ingest.config.model import Config
 from ingest.dicom.negotiate import Accepted, AcceptorPolicy, Rejected, local_limit_exceeded, negotiate
 from ingest.dicom.pdus import AssociateRequest
@@ -79,6 +81,10 @@ def run(config: Config, endpoints: tuple[Endpoint, ...], board: Scoreboard, row:
     )
     handoff = Handoff(config, spool, intake)
     services = Services(spool, intake, handoff, board, row, config.receive.quarantine)
+    if not config.retention.refuses:
+        # Listeners of the configuration before, which may be of another mind, would look at it for ever.
+        with contextlib.suppress(OSError):
+            room.leave_word(config.run_dir, "")
     listener = Listener(config, endpoints, services)
     try:
         listener.serve()
@@ -113,7 +119,7 @@ class Listener:
         self._draining = False
         self._superseded = self._retiring = False
         self._deadline: float | None = None
-        self._full = ""
+        self._full = self._spool_full = ""
         receive = config.receive
         self._newcomers: Newcomers[Connection] = Newcomers(
             receive.max_newcomers, receive.max_newcomers_per_address, receive.max_failures_per_minute
@@ -201,7 +207,7 @@ class Listener:
             # A defect in answering one must not leave the others unanswered for ever.
             log.error("commit_not_answered", exc_info=error)
 
-    def spool_full(self) -> str:
+    def why_full(self) -> str:
         """Why nothing more is taken now, or an empty string; looked at several times a second."""
         return self._full
 
@@ -236,7 +242,7 @@ class Listener:
         if self._draining:
             return "the node is draining"
         if self._full:
-            return f"the spool is full: {self._full}"
+            return self._full
         if self._gate.total() >= self.config.receive.max_associations:
             return f"[receive] max_associations is {self.config.receive.max_associations}"
         return ""
@@ -293,23 +299,31 @@ class Listener:
         board.set(row, NEWCOMERS, len(self._newcomers))
 
     def _tick(self) -> None:
-        board, row, receive = self.services.board, self.services.row, self.config.receive
+        board, row = self.services.board, self.services.row
         now = self.time()
         # First of all: whatever fails below, the next tick comes.
         self._timers.append((now + TICK_SECONDS, self._tick))
         board.set(row, HEARTBEAT, now_ms())
-        full = self.services.spool.full(
-            receive.min_free_bytes, receive.spool_max_bytes, self.services.handoff.used
-        )
-        if bool(full) != bool(self._full):
-            log.warning("spool_full" if full else "spool_has_room", reason=full)
-        self._full = full
-        self.services.intake.full = bool(full)
+        self._full = self._look_for_room()
+        self.services.intake.full = bool(self._full)
         for connection in list(self._connections):
             try:
                 connection.check_deadlines(now)
             except Exception as error:
                 connection.failed(error)
+
+    def _look_for_room(self) -> str:
+        receive, retention = self.config.receive, self.config.retention
+        spool = self.services.spool.full(
+            receive.min_free_bytes, receive.spool_max_bytes, self.services.handoff.used
+        )
+        if bool(spool) != bool(self._spool_full):
+            log.warning("spool_full" if spool else "spool_has_room", reason=spool)
+        self._spool_full = spool
+        if spool:
+            return f"the spool is full: {spool}"
+        store = room.full(self.config.run_dir) if retention.refuses else ""
+        return f"the store is full: {store}" if store else ""
 
     def _drain(self) -> None:
         """Refuse new associations, let the running ones end."""

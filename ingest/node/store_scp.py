@@ -74,8 +74,8 @@ class Owner(Protocol):
     def noticed(self) -> None:
         """The channel has notices to act upon, or one fewer."""
 
-    def spool_full(self) -> str:
-        """Why nothing more is taken now, or an empty string."""
+    def why_full(self) -> str:
+        """Why nothing more is taken now, or an empty string; what is full, before a colon."""
 
 
 @dataclass(slots=True)
@@ -274,9 +274,9 @@ class StoreSCP:
         fault = dimse.store_fault(request, context.abstract_syntax)
         if fault is not None:
             return Verdict(*fault)
-        full = self._owner.spool_full()
+        full = self._owner.why_full()
         if full:
-            return Verdict(Status.OUT_OF_RESOURCES, "the spool is full")
+            return Verdict(Status.OUT_OF_RESOURCES, full.partition(":")[0])
         return header_check.SOUND
 
     def _examine(self, receiving: _Receiving, entry: Entry, event: DataSet) -> Verdict:

@@ -1,5 +1,6 @@
 """A node that removes what it has forwarded, while instances keep coming and its remover is killed."""
 
+import json
 import signal
 import threading
 import time
@@ -10,6 +11,8 @@ from pathlib import Path
 import pytest
 
 from ingest.scu import Association
+from tests.faults.caller import LOCAL_LIMIT, Caller, new_uid, request
+from tests.faults.watch import Watch, receive
 from tests.instances import CT, EXPLICIT, Made
 from tests.nodes import Node, destination, eventually
 from tests.peers import free_port
@@ -27,7 +30,7 @@ RETAIN = "ingest-retain"
 
 
 def retention(**keys: object) -> str:
-    lines = (f"{key} = {str(value).lower()}" for key, value in {"check_seconds": 0.1, **keys}.items())
+    lines = (f"{key} = {json.dumps(value)}" for key, value in {"check_seconds": 0.1, **keys}.items())
     return "\n".join(["[retention]", *lines])
 
 
@@ -122,3 +125,51 @@ def test_full_node_waits_for_its_destination_and_goes_on_when_told(
     began = time.monotonic()
     assert node.stop() == 0
     assert time.monotonic() - began < 10
+
+
+def _takes(node: Node) -> bool:
+    """Whether a new association is accepted."""
+    with Caller.tls(node) as caller:
+        if caller.ask(request())[:1] != b"\x02":
+            return False
+        caller.release()
+        return True
+
+
+@pytest.mark.parametrize(
+    "afterwards", [retention(max_bytes=10**9, at_max_bytes="refuse"), retention(max_bytes=10**9), ""]
+)
+def test_full_store_refuses_until_there_is_room_and_associations_live(
+    make_node: Callable[..., Node], afterwards: str
+) -> None:
+    limit = 3 * len(PIXELS)
+    section = retention(max_bytes=limit, at_max_bytes="refuse")
+    node = make_node("node", retention=section, receive=receive(processes=1)).start()
+    watch = Watch(node)
+    statuses = list[int]()
+
+    def status(caller: Caller) -> int:
+        statuses.append(caller.store(Made(sop=new_uid(), pixels=PIXELS)).status)
+        return statuses[-1]
+
+    with Caller.plain(node) as caller:
+        caller.associate()
+        eventually(lambda: status(caller), 30, "the store is full")
+        assert statuses[-1] == 0xA700
+        assert status(caller) == 0xA700
+        assert caller.echo() == 0
+        with Caller.tls(node) as other:
+            assert other.rejected() == LOCAL_LIMIT
+        watch.event("association_rejected", reason=f"[retention] max_bytes is {limit}")
+        assert watch.event("instance_refused", status="A700")["reason"] == "the store is full"
+        node.configure(retention=afterwards)
+        assert node.process is not None
+        node.process.send_signal(signal.SIGHUP)
+        watch.event("store_has_room")
+        # Listeners look several times a second; this one is of the configuration before.
+        eventually(lambda: status(caller) == 0, 10, "room on the running association")
+        caller.release()
+    eventually(lambda: _takes(node), 10, "room for new associations")
+    eventually(lambda: len(kept(node)) == statuses.count(0), 30, "all stored, nothing removed")
+    assert [len(list(watch.events(name))) for name in ("store_full", "store_has_room")] == [1, 1]
+    assert node.stop() == 0

@@ -56,6 +56,19 @@ def test_dry_run_names_what_would_go_and_what_is_held_back_and_removes_nothing(s
     assert left(site) == ["2.1", "2.2", "2.3"]
 
 
+def test_dry_run_says_that_what_comes_is_refused(site: Site) -> None:
+    fill(site, made(1), made(2))
+    deliver(site, DeliveryState.DELIVERED)
+    kept = sum(row.size for row in site.instances())
+    refuse = {"at_max_bytes": '"refuse"'}
+    plan = plan_of(site, max_bytes=1, **refuse)
+    assert (plan["go"], plan["held"], plan["left_bytes"]) == ([], [], kept)
+    assert "what comes is refused" in ask(site, "--dry-run", max_bytes=kept, **refuse).output
+    assert "what comes is refused" not in ask(site, "--dry-run", max_bytes=kept + 1, **refuse).output
+    assert ask(site, max_bytes=1, **refuse).exit_code == 0
+    assert left(site) == ["2.1", "2.2"]
+
+
 def test_command_removes_once_and_says_what(site: Site) -> None:
     fill(site, made(1), made(2))
     deliver(site, DeliveryState.DELIVERED)

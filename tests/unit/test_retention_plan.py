@@ -135,12 +135,15 @@ def test_file_that_is_younger_than_its_row_is_left_for_a_while(changed: int, now
         ({"high_watermark": 0.8}, ALL_ROLES, ["low_watermark: is missing"]),
         ({"low_watermark": 0.8}, ALL_ROLES, ["high_watermark: is missing"]),
         ({"keep_days": 9, "ledger_keep_days": 8}, ALL_ROLES, ["ledger_keep_days: 8 is less than"]),
+        ({"max_bytes": 1, "at_max_bytes": "refuse"}, {"retain"}, []),
+        ({"at_max_bytes": "refuse", "keep_days": 1}, ALL_ROLES, ['at_max_bytes: is "refuse", but']),
+        ({"at_max_bytes": "remove"}, ALL_ROLES, []),
         ({}, {"retain"}, ["retention: nothing is ever removed"]),
         ({"ledger_keep_days": 8}, {"retain"}, []),
     ],
 )
 def test_contradictions_are_faults(
-    section: dict[str, float], roles: frozenset[str], expected: list[str]
+    section: dict[str, float | str], roles: frozenset[str], expected: list[str]
 ) -> None:
     config = Config.model_validate({"retention": section})
     names = Names(frozenset(), frozenset())
@@ -157,11 +160,14 @@ def test_contradictions_are_faults(
         ({}, 0),
         ({"keep_days": 1}, 1),
         ({"max_bytes": 1}, 1),
+        ({"max_bytes": 1, "at_max_bytes": "refuse"}, 1),
         ({"high_watermark": 0.9, "low_watermark": 0.8}, 1),
         ({"ledger_keep_days": 1}, 1),
         ({"only_delivered": False, "check_seconds": 1}, 0),
     ],
 )
-def test_node_has_one_remover_where_something_is_to_be_removed(section: dict[str, float], count: int) -> None:
+def test_node_has_one_remover_where_something_is_to_be_removed(
+    section: dict[str, float | str], count: int
+) -> None:
     places = plan(Config.model_validate({"retention": section}), ALL_ROLES)
     assert [place.role for place in places].count("retain") == count
