@@ -1,6 +1,7 @@
 """`ingest studies`, `instances` and `quarantine list`: what was received, and what became of it."""
 
 import json
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -43,9 +44,12 @@ def list_quarantine(
     return 0
 
 
-def list_studies(config: Config, which: InstanceFilter, limit: int, *, as_json: bool) -> int:
-    """Print studies, likewise."""
-    found = Ledger(config.ledger_url).find_studies(which, limit)
+def list_studies(
+    config: Config, which: InstanceFilter, limit: int, *, stable: bool | None, as_json: bool
+) -> int:
+    """Print studies, likewise; `stable` means only those that are, or are not."""
+    lately = time.time_ns() // 1_000_000 - config.node.stable_seconds * 1000
+    found = Ledger(config.ledger_url).find_studies(which, limit, lately=lately, stable=stable)
     if as_json:
         _print_lines(
             asdict(one) | {name: iso_time(getattr(one, name)) for name in ("first_at", "last_at")}
@@ -125,7 +129,9 @@ def _quarantine(found: Sequence[Instance]) -> Table:
 
 
 def _studies(found: Sequence[FoundStudy]) -> Table:
-    table = Table("study", "stored", "others", "size", "first received", "last received", "deliveries")
+    table = Table(
+        "study", "stored", "others", "size", "first received", "last received", "stable", "deliveries"
+    )
     for one in found:
         others = {state: count for state, count in one.states.items() if state is not InstanceState.STORED}
         table.add_row(
@@ -135,6 +141,7 @@ def _studies(found: Sequence[FoundStudy]) -> Table:
             decimal(one.size),
             iso_time(one.first_at) or "",
             iso_time(one.last_at) or "",
+            "yes" if one.stable else "no",
             _counted(one.deliveries),
         )
     return table

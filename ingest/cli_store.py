@@ -32,6 +32,9 @@ _state = click.option(
 _calling = click.option("--calling", "calling_ae", metavar="AE", help="Sent by this AE title.")
 _since = click.option("--since", callback=when, metavar="TIME", help="Received since: 2h ago, or ISO 8601.")
 _until = click.option("--until", callback=when, metavar="TIME", help="Received before; likewise.")
+_stable = click.option(
+    "--stable/--unstable", default=None, help="Those that nothing comes of any more, or that grow."
+)
 _limit = click.option("--limit", type=click.IntRange(1), default=100, show_default=True)
 _before = click.option("--before", type=int, metavar="ID", help="Only smaller ids: the next page.")
 _json = click.option("--json", "as_json", is_flag=True, help="One object a line.")
@@ -57,16 +60,17 @@ def _filter_of(options: dict[str, Any]) -> "InstanceFilter":
 
 @click.command()
 @config_option
-@_all_of(_study, _calling, _since, _until, _limit, _json)
-def studies(path: Path, limit: int, as_json: bool, **which: Any) -> None:
+@_all_of(_study, _calling, _since, _until, _stable, _limit, _json)
+def studies(path: Path, stable: bool | None, limit: int, as_json: bool, **which: Any) -> None:
     """List studies, the one that something was received of last first.
 
     With --calling, --since and --until those that such an instance was received of; the numbers are those of
-    the whole study.
+    the whole study. Stable is one of which nothing was stored for [node] stable_seconds.
     """
     from ingest.browsing import list_studies
 
-    code = list_studies(load_config(path), _filter_of(which), limit, as_json=as_json)
+    meant = _filter_of(which)
+    code = list_studies(load_config(path), meant, limit, stable=stable, as_json=as_json)
     click.get_current_context().exit(code)
 
 

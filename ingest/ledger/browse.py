@@ -1,6 +1,6 @@
 """The half of the ledger that lists what was received: instances and studies, the newest first."""
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, TypeVar
 
@@ -9,9 +9,10 @@ from sqlalchemy import ColumnElement, Connection, Select, func, select
 from ingest.ledger.database import Database
 from ingest.ledger.instances import CHUNK, as_instance
 from ingest.ledger.rows import DeliveryState, Instance, InstanceState
-from ingest.ledger.schema import deliveries, instances
+from ingest.ledger.schema import KEPT, deliveries, instances
 
 _T = TypeVar("_T")
+_Wanted = Callable[[str], bool] | None
 
 WALK: Final = 20_000
 """Rows read at a time while the newest studies are looked for."""
@@ -76,6 +77,7 @@ class FoundStudy:
         first_at, last_at: When the first and the last of all its instances were received.
         states: How many instances there are, by state.
         deliveries: How many deliveries there are of them, by state.
+        stable: Whether nothing that the store holds of it came lately.
     """
 
     study_uid: str
@@ -85,6 +87,7 @@ class FoundStudy:
     last_at: int
     states: Mapping[InstanceState, int]
     deliveries: Mapping[DeliveryState, int]
+    stable: bool
 
 
 class Browse(Database):
@@ -113,19 +116,35 @@ class Browse(Database):
             states = _deliveries_of(connection, [row.id for row in found[:limit]])
         return [FoundInstance(row, states.get(row.id, {})) for row in found[:limit]]
 
-    def find_studies(self, which: InstanceFilter, limit: int = 100) -> list[FoundStudy]:
+    def find_studies(
+        self,
+        which: InstanceFilter,
+        limit: int = 100,
+        *,
+        lately: int | None = None,
+        stable: bool | None = None,
+    ) -> list[FoundStudy]:
         """Studies that have an instance which is meant, that of the newest one first.
 
         Args:
             which: Those instances; the numbers are those of the whole study.
             limit: At most so many.
+            lately: A study of which something was stored from this time on, in Unix ms, is not stable;
+                None: all are.
+            stable: Only those that are stable, or that are not; None does not matter.
 
         Raises:
             LedgerError: The ledger is away.
         """
         with self.read() as connection:
-            uids = _newest_studies(connection, which, limit)
-            found = {uid: study for chunk in _chunks(uids) for uid, study in _summed(connection, chunk)}
+            growing = _growing(connection, lately)
+            wanted: _Wanted = None if stable is None else lambda uid: stable is (uid not in growing)
+            # No walk to the end for what is not there.
+            most = limit if stable is not False else min(limit, len(growing))
+            uids = _newest_studies(connection, which, most, wanted)
+            found = {
+                uid: study for chunk in _chunks(uids) for uid, study in _summed(connection, chunk, growing)
+            }
         return [found[uid] for uid in uids]
 
 
@@ -157,24 +176,38 @@ def _deliveries_of(connection: Connection, ids: Sequence[int]) -> dict[int, dict
     return found
 
 
-def _newest_studies(connection: Connection, which: InstanceFilter, limit: int) -> list[str]:
+def growing_since(lately: int) -> Select[Any]:
+    """Study UIDs of what was stored since; reads of one index only what is as new."""
+    # Not the bare column: for distinct ones SQLite would read the whole index of studies, in its order.
+    study = instances.c.study_uid.concat("")
+    return select(study).where(KEPT, instances.c.stored_at >= lately).distinct()
+
+
+def _growing(connection: Connection, lately: int | None) -> set[str]:
+    if lately is None:
+        return set()
+    return set(connection.execute(growing_since(lately)).scalars())
+
+
+def _newest_studies(connection: Connection, which: InstanceFilter, limit: int, wanted: _Wanted) -> list[str]:
     """UIDs of the studies, by a walk from the newest instance on that ends with the last one wanted."""
     found: dict[str, None] = {}
     last = None
     query = select(instances.c.id, instances.c.study_uid).where(*which.clauses())
-    if which.study_uid is not None:
-        limit = 1
+    one = which.study_uid is not None or (limit == 1 and wanted is None)
     while len(found) < limit:
-        page = query.order_by(instances.c.id.desc()).limit(1 if limit == 1 else WALK)
+        page = query.order_by(instances.c.id.desc()).limit(1 if one else WALK)
         rows = connection.execute(page if last is None else page.where(instances.c.id < last)).all()
-        found.update((row.study_uid, None) for row in rows)
+        found.update((row.study_uid, None) for row in rows if wanted is None or wanted(row.study_uid))
         if len(rows) < WALK:
             break
         last = rows[-1].id
     return list(found)[:limit]
 
 
-def _summed(connection: Connection, uids: Sequence[str]) -> Iterator[tuple[str, FoundStudy]]:
+def _summed(
+    connection: Connection, uids: Sequence[str], growing: Collection[str]
+) -> Iterator[tuple[str, FoundStudy]]:
     columns = instances.c
     of_states: dict[str, dict[InstanceState, tuple[int, int, int, int]]] = {uid: {} for uid in uids}
     by_state = select(
@@ -209,6 +242,7 @@ def _summed(connection: Connection, uids: Sequence[str]) -> Iterator[tuple[str, 
                 max(last for _, _, _, last in states.values()),
                 {state: values[0] for state, values in states.items()},
                 of_deliveries.get(uid, {}),
+                uid not in growing,
             ),
         )
 

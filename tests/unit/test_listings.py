@@ -7,12 +7,14 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
+from sqlalchemy import update
 
 from ingest.cli import main
 from ingest.cli_store import INSTANCE_STATES
 from ingest.ledger import DeliveryResult, DeliveryState, InstanceState, Ledger
 from ingest.ledger import browse as browsing
 from ingest.ledger.browse import InstanceFilter
+from ingest.ledger.schema import instances
 from tests.instances import Made
 from tests.ledgers import row
 from tests.persisting import Site
@@ -128,6 +130,53 @@ def test_studies_are_summed_the_newest_first(ledger: Ledger) -> None:
     assert [study.study_uid for study in ledger.find_studies(InstanceFilter(), 2)] == ["2", "3"]
 
 
+@pytest.mark.parametrize(
+    ("stable", "which", "limit", "expected"),
+    [
+        (None, InstanceFilter(), 9, ["4", "1", "3", "2"]),
+        (True, InstanceFilter(), 9, ["4", "2"]),
+        (True, InstanceFilter(), 1, ["4"]),
+        (False, InstanceFilter(), 9, ["1", "3"]),
+        (False, InstanceFilter(), 1, ["1"]),
+        (False, InstanceFilter(study_uid="2"), 9, []),
+        (True, InstanceFilter(study_uid="2"), 9, ["2"]),
+        (False, InstanceFilter(calling_ae="MR1"), 9, ["3"]),
+    ],
+)
+def test_studies_are_stable_that_got_nothing_for_long(
+    ledger: Ledger,
+    monkeypatch: pytest.MonkeyPatch,
+    stable: bool | None,
+    which: InstanceFilter,
+    limit: int,
+    expected: list[str],
+) -> None:
+    monkeypatch.setattr(browsing, "WALK", 2)
+    ledger.record(
+        [
+            row(1, study_uid="1", stored_at=100),
+            row(2, study_uid="2", stored_at=499),
+            row(3, study_uid="3", stored_at=500, state=InstanceState.VARIANT, calling_ae="MR1"),
+            row(4, study_uid="1", stored_at=900),
+            # The store holds nothing of it.
+            row(5, study_uid="4", stored_at=900, state=QUARANTINED, destinations=()),
+        ]
+    )
+    found = ledger.find_studies(which, limit, lately=500, stable=stable)
+    assert [one.study_uid for one in found] == expected
+    assert {one.study_uid: one.stable for one in found} == {uid: uid in {"2", "4"} for uid in expected}
+
+
+def test_only_what_is_new_is_read_to_tell_which_studies_are_stable(tmp_path: Path) -> None:
+    opened = Ledger(f"sqlite:///{tmp_path}/ledger.db")
+    opened.migrate()
+    with opened.read() as connection:
+        query = browsing.growing_since(5).compile(connection, compile_kwargs={"literal_binds": True})
+        plan = connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {query}").all()
+    assert "SEARCH instances USING INDEX instances_kept (stored_at>?)" in str(plan)
+    opened.close()
+
+
 def test_walk_for_studies_goes_on_until_there_are_enough(
     ledger: Ledger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -222,6 +271,22 @@ def test_instances_and_studies_are_listed_with_their_deliveries(site: Site) -> N
     assert "(none)" in table
     assert "more: --limit" in ask(site, "studies", "--limit", "1").output
     assert [one["study_uid"] for one in lines(ask(site, "studies", "--calling", "MR1", "--json"))] == ["1.8"]
+
+
+def test_commands_tell_stable_studies_from_those_that_grow(site: Site) -> None:
+    for study in ("1.7", "1.8"):
+        site.receive(Made(sop=f"{study}.1", study=study))
+    site.work()
+    with site.ledger() as ledger, ledger.write() as connection:
+        long_ago = update(instances).where(instances.c.study_uid == "1.7")
+        connection.execute(long_ago.values(stored_at=instances.c.stored_at - 61_000))
+    stable = {one["study_uid"]: one["stable"] for one in lines(ask(site, "studies", "--json"))}
+    assert stable == {"1.7": True, "1.8": False}
+    for option, expected in (("--stable", "1.7"), ("--unstable", "1.8")):
+        assert [one["study_uid"] for one in lines(ask(site, "studies", "--json", option))] == [expected]
+    table = ask(site, "studies", "--unstable").output
+    assert "stable" in table
+    assert " no " in table
 
 
 def test_nothing_that_a_peer_chose_is_taken_for_markup(site: Site) -> None:
