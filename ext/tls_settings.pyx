@@ -25,10 +25,23 @@ cdef enum:
     SSL_CTRL_SET_SIGALGS_LIST = 98
     SSL_CTRL_SET_DH_AUTO = 118
     X509_V_OK = 0
+    X509_V_ERR_UNABLE_TO_GET_ISSUER_CERT = 2
     X509_V_ERR_UNABLE_TO_GET_CRL = 3
+    X509_V_ERR_UNABLE_TO_DECRYPT_CRL_SIGNATURE = 4
+    X509_V_ERR_CRL_SIGNATURE_FAILURE = 8
+    X509_V_ERR_CRL_NOT_YET_VALID = 11
     X509_V_ERR_CRL_HAS_EXPIRED = 12
+    X509_V_ERR_SELF_SIGNED_CERT_IN_CHAIN = 19
+    X509_V_ERR_UNABLE_TO_GET_ISSUER_CERT_LOCALLY = 20
+    X509_V_ERR_UNABLE_TO_VERIFY_LEAF_SIGNATURE = 21
+    X509_V_ERR_CERT_REVOKED = 23
+    X509_V_ERR_UNABLE_TO_GET_CRL_ISSUER = 33
+    X509_V_ERR_KEYUSAGE_NO_CRL_SIGN = 35
+    X509_V_ERR_UNHANDLED_CRITICAL_CRL_EXTENSION = 36
+    X509_V_ERR_DIFFERENT_CRL_SCOPE = 44
 
 ctypedef int (*VerifyCallback)(int, void *) noexcept nogil
+ctypedef void (*Release)(void *) noexcept nogil
 
 cdef struct Library:
     void *(*SSL_get_SSL_CTX)(const void *) noexcept
@@ -40,7 +53,13 @@ cdef struct Library:
     void (*X509_STORE_CTX_set_error)(void *, int) noexcept nogil
     int (*X509_STORE_CTX_get_error_depth)(const void *) noexcept nogil
     void *(*X509_STORE_CTX_get0_chain)(const void *) noexcept nogil
+    void *(*X509_STORE_CTX_get1_crls)(const void *, const void *) noexcept nogil
+    const void *(*X509_get_issuer_name)(const void *) noexcept nogil
+    int (*X509_CRL_get0_by_cert)(void *, void **, void *) noexcept nogil
+    Release X509_CRL_free
     int (*OPENSSL_sk_num)(const void *) noexcept nogil
+    void *(*OPENSSL_sk_value)(const void *, int) noexcept nogil
+    void (*OPENSSL_sk_pop_free)(void *, Release) noexcept nogil
     void (*ERR_clear_error)() noexcept
 
 cdef Library openssl
@@ -62,8 +81,9 @@ cdef bint load() except -1:
     for name in (
         b"SSL_get_SSL_CTX", b"SSL_CTX_ctrl", b"SSL_CTX_set_ciphersuites", b"SSL_CTX_get_verify_mode",
         b"SSL_CTX_set_verify", b"X509_STORE_CTX_get_error", b"X509_STORE_CTX_set_error",
-        b"X509_STORE_CTX_get_error_depth", b"X509_STORE_CTX_get0_chain", b"OPENSSL_sk_num",
-        b"ERR_clear_error",
+        b"X509_STORE_CTX_get_error_depth", b"X509_STORE_CTX_get0_chain",
+        b"X509_STORE_CTX_get1_crls", b"X509_get_issuer_name", b"X509_CRL_get0_by_cert", b"X509_CRL_free",
+        b"OPENSSL_sk_num", b"OPENSSL_sk_value", b"OPENSSL_sk_pop_free", b"ERR_clear_error",
     ):                                  # in the order of Library
         place[0] = dlsym(library, name)
         if place[0] == NULL:
@@ -140,17 +160,65 @@ cdef inline bint of_anchor(void *verification) noexcept nogil:
     return depth == openssl.OPENSSL_sk_num(openssl.X509_STORE_CTX_get0_chain(verification)) - 1
 
 
+cdef inline bint no_usable_list(int error) noexcept nogil:
+    return (
+        error == X509_V_ERR_UNABLE_TO_GET_CRL
+        or error == X509_V_ERR_UNABLE_TO_DECRYPT_CRL_SIGNATURE
+        or error == X509_V_ERR_CRL_SIGNATURE_FAILURE
+        or error == X509_V_ERR_CRL_NOT_YET_VALID
+        or error == X509_V_ERR_CRL_HAS_EXPIRED
+        or error == X509_V_ERR_UNABLE_TO_GET_CRL_ISSUER
+        or error == X509_V_ERR_KEYUSAGE_NO_CRL_SIGN
+        or error == X509_V_ERR_UNHANDLED_CRITICAL_CRL_EXTENSION
+        or error == X509_V_ERR_DIFFERENT_CRL_SCOPE
+    )
+
+
+cdef inline bint nobody_vouches(int error) noexcept nogil:
+    return (
+        error == X509_V_ERR_UNABLE_TO_GET_ISSUER_CERT
+        or error == X509_V_ERR_SELF_SIGNED_CERT_IN_CHAIN
+        or error == X509_V_ERR_UNABLE_TO_GET_ISSUER_CERT_LOCALLY
+        or error == X509_V_ERR_UNABLE_TO_VERIFY_LEAF_SIGNATURE
+    )
+
+
+cdef bint named(void *verification) noexcept nogil:
+    """Whether a list names a certificate of the chain, whoever signed it: no ground to let anybody in."""
+    cdef void *chain = openssl.X509_STORE_CTX_get0_chain(verification)
+    cdef void *certificate
+    cdef void *lists
+    cdef void *entry
+    cdef bint found = False
+    cdef int i, j
+    for i in range(openssl.OPENSSL_sk_num(chain)):
+        certificate = openssl.OPENSSL_sk_value(chain, i)
+        lists = openssl.X509_STORE_CTX_get1_crls(verification, openssl.X509_get_issuer_name(certificate))
+        for j in range(openssl.OPENSSL_sk_num(lists)):
+            if openssl.X509_CRL_get0_by_cert(openssl.OPENSSL_sk_value(lists, j), &entry, certificate) == 1:
+                found = True
+        openssl.OPENSSL_sk_pop_free(lists, openssl.X509_CRL_free)
+        if found:
+            return True
+    return False
+
+
 cdef inline int judge(int good, void *verification, bint missing, bint expired) noexcept nogil:
     cdef int error
     if good:
         return good
     error = openssl.X509_STORE_CTX_get_error(verification)
     if error == X509_V_ERR_UNABLE_TO_GET_CRL:
-        good = missing or of_anchor(verification)
+        good = missing
     elif error == X509_V_ERR_CRL_HAS_EXPIRED:
         good = expired
+    if not good and no_usable_list(error):
+        good = of_anchor(verification)
     if good:
         openssl.X509_STORE_CTX_set_error(verification, X509_V_OK)
+    elif nobody_vouches(error) and named(verification):
+        # It was left out of what is trusted because of that list; it is refused whatever is said.
+        openssl.X509_STORE_CTX_set_error(verification, X509_V_ERR_CERT_REVOKED)
     return good
 
 
@@ -174,7 +242,8 @@ def forgive_crls(context, missing, expired):
     """Let in, where revocation is checked, peers of whose issuer there is no CRL, or only an old one.
 
     Old is one past its nextUpdate. A revoked peer is refused all the same. The certificate that we trust
-    itself never needs a CRL (RFC 5280 6.1: an anchor is no part of the path).
+    itself never needs a CRL (RFC 5280 6.1: an anchor is no part of the path), nor one that can be used. Who is
+    refused since nobody vouches for a certificate that a list names is told that it is revoked.
 
     Returns:
         Whether that was possible.

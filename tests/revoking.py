@@ -1,6 +1,8 @@
 """Certificate revocation lists for tests."""
 
+from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
@@ -14,13 +16,44 @@ def revocation_list(
     *revoked: x509.Certificate,
     next_update: datetime | None = None,
     key: PrivateKey | None = None,
+    start: datetime | None = None,
+    extensions: Iterable[x509.ExtensionType] = (),
 ) -> x509.CertificateRevocationList:
-    """A list of `authority`, good for a week where nothing else is said, signed with its key or another."""
+    """A list of `authority`, good for a week where nothing else is said, signed with its key or another.
+
+    Its extensions are critical.
+    """
     now = datetime.now(UTC)
     end = next_update or now + timedelta(days=7)
-    last = min(now, end) - timedelta(days=1)
+    last = start or min(now, end) - timedelta(days=1)
     builder = x509.CertificateRevocationListBuilder(authority.certificate.subject, last, end)
     for certificate in revoked:
         entry = x509.RevokedCertificateBuilder(certificate.serial_number, last)
         builder = builder.add_revoked_certificate(entry.build())
+    for extension in extensions:
+        builder = builder.add_extension(extension, critical=True)
     return builder.sign(key or authority.private_key, hashes.SHA256())
+
+
+def point(**parts: Any) -> x509.IssuingDistributionPoint:
+    """What a list is about (RFC 5280 5.2.5)."""
+    kinds = ("only_contains_user_certs", "only_contains_ca_certs", "only_contains_attribute_certs")
+    flags = dict.fromkeys((*kinds, "indirect_crl"), False)
+    given: dict[str, Any] = dict.fromkeys(("full_name", "relative_name", "only_some_reasons"))
+    return x509.IssuingDistributionPoint(**{**given, **flags, **parts})
+
+
+def under(pair: pki.Pair, issuer: pki.Pair) -> pki.Pair:
+    """An authority with the certificate that `issuer` would sign, which may have authorities below it."""
+    now = datetime.now(UTC)
+    builder = x509.CertificateBuilder(
+        issuer_name=issuer.certificate.subject,
+        subject_name=pair.certificate.subject,
+        public_key=pair.certificate.public_key(),
+        serial_number=x509.random_serial_number(),
+        not_valid_before=now - timedelta(days=1),
+        not_valid_after=now + timedelta(days=30),
+    ).add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+    own = x509.SubjectKeyIdentifier.from_public_key(pair.certificate.public_key())
+    builder = builder.add_extension(own, critical=False)
+    return pki.Pair(builder.sign(issuer.private_key, hashes.SHA256()), pair.private_key)

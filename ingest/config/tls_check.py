@@ -122,12 +122,18 @@ def _trusted_term(name: str, config: Config) -> Iterator[Term]:
 
 
 def _list_terms(name: str, tls: TLS) -> Iterator[Term]:
-    """Of each issuer the list that lasts longest, where an old one keeps out all whom it issued."""
+    """Of each issuer the list that lasts longest, where an old one keeps out all whom it issued.
+
+    One that is not valid yet stands back: it may have been fetched before its time, beside the one in use.
+    """
     if tls.crl_expired != "refuse":
         return
+    now = datetime.now(UTC)
     longest: dict[str, Term] = {}
     for index, path in enumerate(tls.crl):
         for file, found in crl.lists(path):
+            if crl.unused(found):
+                continue
             issuer = found.issuer.rfc4514_string()
             term = Term(
                 f"tls.{name}",
@@ -138,7 +144,9 @@ def _list_terms(name: str, tls: TLS) -> Iterator[Term]:
                 found.next_update_utc or _NEVER,
                 'fetch it again, or set crl_expired = "allow"',
             )
-            longest[issuer] = max(term, longest.get(issuer, term), key=lambda each: each.end)
+            longest[issuer] = max(
+                term, longest.get(issuer, term), key=lambda each: (each.begin <= now, each.end)
+            )
     yield from longest.values()
 
 
@@ -210,14 +218,18 @@ def _own(tls: TLS) -> Iterator[tuple[Path, list[x509.Certificate]]]:
 
 
 def _lists(key: str, tls: TLS, now: datetime) -> Iterator[Fault]:
-    """RFC 5280 5.1.2.5: a new list is to be there by nextUpdate."""
+    """Lists of no use, and what they keep from being trusted: a fault, where nothing is left."""
     for index, path in enumerate(tls.crl):
         for file, found in crl.lists(path):
-            if found.next_update_utc is not None and found.next_update_utc <= now:
-                issuer, end = found.issuer.rfc4514_string(), found.next_update_utc
-                cause = f"{file}: a new CRL of {issuer} was due on {end:%Y-%m-%d %H:%M} UTC"
-                remedy = f'fetch it; crl_expired = "{tls.crl_expired}" decides about its peers until then'
-                yield Fault(f"{key}.crl[{index}]", cause, remedy, note=True)
+            for cause, remedy in crl.doubts(found, tls.crl_expired, now):
+                yield Fault(f"{key}.crl[{index}]", f"{file}: {cause}", remedy, note=True)
+    out = crl.revoked(tls)
+    note = bool(out) and len(out) < len(crl.trusted(tls))
+    for each, why in out:
+        subject = each.certificate.subject.rfc4514_string() if each.certificate else ""
+        cause = f"{each.file}: {subject} is not trusted: {why}"
+        remedy = "remove it from trusted, and name what has replaced it"
+        yield Fault(f"{key}.trusted[{each.index}]", cause, remedy, note=note)
 
 
 def _chain_order(key: str, path: Path, chain: Sequence[x509.Certificate]) -> Iterator[Fault]:

@@ -126,6 +126,6 @@ def _set_up(context: ssl.SSLContext, tls: TLS) -> None:
         raise ConfigError(
             ['trusted: nothing to verify peers with; name PEM bundles, or peer_certificate = "none"']
         )
-    material.load_trusted(context, tls)
+    material.load_trusted(context, tls, {each.pem for each, _ in crl.revoked(tls)})
     context.verify_mode = _VERIFY[tls.peer_certificate]
     crl.load(context, tls)

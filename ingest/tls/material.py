@@ -9,7 +9,7 @@ import contextlib
 import os
 import re
 import ssl
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any, Final
 
@@ -70,16 +70,18 @@ def load_pair(context: ssl.SSLContext, tls: TLS) -> None:
             raise ConfigError([_refused(certificate, error)]) from None
 
 
-def load_trusted(context: ssl.SSLContext, tls: TLS) -> None:
-    """Trust every certificate in the files and folders that the section names.
+def load_trusted(context: ssl.SSLContext, tls: TLS, without: Collection[str] = ()) -> None:
+    """Trust every certificate in the files and folders that the section names, but these (in PEM).
 
     Raises:
         ConfigError: A file cannot be used; the message names it and the remedy.
     """
     for path in tls.trusted:
         for file, found in forms.certificates(path, tls.password_file):
+            taken = "".join(each for each in found if each not in without)
             try:
-                context.load_verify_locations(cadata="".join(found))
+                if taken:
+                    context.load_verify_locations(cadata=taken)
             except ssl.SSLError as error:
                 cause = f"a certificate in it cannot be read ({error.reason or error})"
                 raise ConfigError([f"{file}: {cause}; export it again as PEM"]) from None

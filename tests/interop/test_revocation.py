@@ -18,10 +18,11 @@ from tests.interop import dcmtk
 from tests.nodes import Node, cleaned, eventually
 from tests.peers import require_program
 from tests.pki import Material
-from tests.revoking import revocation_list
+from tests.revoking import revocation_list, under
 
 ALERT = "alert certificate revoked"
 """RFC 8446 6.2, number 44, as OpenSSL prints it."""
+UNKNOWN = "alert unknown ca"
 
 
 class Site:
@@ -46,11 +47,11 @@ class Site:
         found = revocation_list(self.authority, *(self.pairs[name].certificate for name in names))
         (self.lists / "site").write_bytes(found.public_bytes(Encoding.DER))
 
-    def section(self, policy: str = "") -> str:
+    def section(self, policy: str = "", trusted: Path | None = None) -> str:
         return (
             f'[tls.node]\ncertificate = "{self.material.certificate("node")}"\n'
             f'private_key = "{self.material.key("node")}"\n'
-            f'trusted = ["{self.material.trusted}"]\ncrl = ["{self.lists}"]\n{policy}'
+            f'trusted = ["{trusted or self.material.trusted}"]\ncrl = ["{self.lists}"]\n{policy}'
         )
 
     def hang_up(self, event: str) -> None:
@@ -122,6 +123,48 @@ def test_new_lists_count_for_new_associations_after_a_reload(site: Site) -> None
     site.revoke()
     site.hang_up("reloaded")
     eventually(lambda: site.echoes("stolen"), what="the list that names nobody in force")
+
+
+def test_an_authority_that_its_root_revoked_lets_nobody_in_though_both_are_trusted(site: Site) -> None:
+    root = pki.authority("Root", key_type="ec")
+    middle = under(pki.authority("Middle", key_type="ec"), under(root, root))
+    pki.write_pair(pki.signed("modality", middle, key_type="ec"), site.material.folder / "modality")
+    authority, chain = site.material.folder / "middle", site.material.folder / "chain"
+    authority.write_bytes(middle.certificate_pem)
+    chain.write_bytes(middle.certificate_pem + under(root, root).certificate_pem)
+    (site.lists / "middle").write_bytes(revocation_list(middle).public_bytes(Encoding.DER))
+    (site.lists / "root").write_bytes(revocation_list(root).public_bytes(Encoding.DER))
+    site.node.configure(tls=site.section(trusted=chain))
+    site.hang_up("reloaded")
+    eventually(lambda: site.echoes("modality"), what="the chain in force")
+
+    named = revocation_list(root, middle.certificate)
+    (site.lists / "root").write_bytes(named.public_bytes(Encoding.DER))
+    site.hang_up("reloaded")
+
+    eventually(lambda: UNKNOWN in site.s_client("modality"), what="the list of the root in force")
+    assert not site.echoes("modality")
+    for version in ("-tls1_2", "-tls1_3"):
+        assert ALERT in site.s_client("modality", "-cert_chain", str(authority), version)
+        assert site.node.events("tls_handshake_failed")[-1]["verify_code"] == 23
+    (notice,) = [each for each in site.node.events("notice") if each["key"] == "tls.node.trusted[0]"]
+    assert f"CN=Middle is not trusted: the list in {site.lists / 'root'} names it" in notice["cause"]
+
+
+def test_a_trusted_certificate_that_its_issuer_revoked_is_told_so(site: Site) -> None:
+    site.node.configure(tls=site.section(trusted=site.material.certificate("peer")))
+    site.hang_up("reloaded")
+    eventually(lambda: not site.echoes("node"), what="the certificate alone in force")
+    assert site.echoes("peer")
+
+    site.revoke("peer")
+    site.hang_up("reloaded")
+
+    eventually(lambda: not site.echoes("peer"), what="the list in force")
+    for version in ("-tls1_2", "-tls1_3"):
+        assert ALERT in site.s_client("peer", version)
+    assert site.node.events("tls_handshake_failed")[-1]["verify_code"] == 23
+    assert UNKNOWN in site.s_client("node")
 
 
 def test_policy_decides_about_an_issuer_without_a_list_and_the_log_names_the_key(site: Site) -> None:

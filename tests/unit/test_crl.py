@@ -1,20 +1,22 @@
 """Revocation: whom a list keeps out, and what the policy says where there is none or an old one."""
 
 import os
+import re
 import ssl
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from ingest.config import TLS
-from ingest.config.tls_check import due
+from ingest.config import TLS, Config
+from ingest.config.tls_check import due, terms
 from ingest.errors import ConfigError
 from ingest.tls import crl, pki
 from ingest.tls.contexts import client_context, server_context
-from tests.revoking import revocation_list
+from tests.revoking import revocation_list, under
 from tests.unit.test_tls_contexts import Site, shake
 
 NOW = datetime.now(UTC)
@@ -108,19 +110,6 @@ def test_client_refuses_a_revoked_server(site):
         shake(server_context(settings(site, site.bad)), client)
 
 
-def authority_of(pair, issuer):
-    """The certificate of an authority as `issuer` would sign it, which may have authorities below it."""
-    builder = x509.CertificateBuilder(
-        issuer_name=issuer.certificate.subject,
-        subject_name=pair.certificate.subject,
-        public_key=pair.certificate.public_key(),
-        serial_number=x509.random_serial_number(),
-        not_valid_before=NOW - timedelta(days=1),
-        not_valid_after=NOW + timedelta(days=30),
-    ).add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
-    return builder.sign(issuer.private_key, hashes.SHA256())
-
-
 @pytest.mark.parametrize(
     ("roots", "policy", "code"),
     [
@@ -132,11 +121,11 @@ def authority_of(pair, issuer):
 )
 def test_an_authority_in_between_is_looked_up_too(site, tmp_path, roots, policy, code):
     root, middle = pki.authority("Root", key_type="ec"), pki.authority("Middle", key_type="ec")
-    between = authority_of(middle, root)
+    between = under(middle, root).certificate
     leaf = pki.signed("leaf", middle, key_type="ec")
     certificate, key = pki.write_pair(leaf, tmp_path / "leaf")
     certificate.write_bytes(leaf.certificate_pem + between.public_bytes(Encoding.PEM))
-    (tmp_path / "root.crt").write_bytes(authority_of(root, root).public_bytes(Encoding.PEM))
+    (tmp_path / "root.crt").write_bytes(under(root, root).certificate_pem)
     lists = [revocation_list(middle)]
     if roots != "none":
         lists.append(revocation_list(root, *[between] * (roots == "naming it")))
@@ -145,6 +134,28 @@ def test_an_authority_in_between_is_looked_up_too(site, tmp_path, roots, policy,
 
     client = client_context(settings(site, {"certificate": certificate, "private_key": key}))
     assert refusal(server_context(site_of_three), client) == code
+
+
+def test_a_list_fetched_before_its_time_hinders_no_reload(site, tmp_path):
+    early = revocation_list(
+        site.ca, start=NOW + timedelta(days=3), next_update=NOW + timedelta(days=30)
+    ).public_bytes(Encoding.PEM)
+    delta = revocation_list(
+        site.ca, next_update=NOW + timedelta(days=20), extensions=[x509.DeltaCRLIndicator(1)]
+    )
+    (tmp_path / "lists").write_bytes(
+        early + site.current.public_bytes(Encoding.PEM) + delta.public_bytes(Encoding.PEM)
+    )
+    config = Config(tls={"node": settings(site, site.scp, tmp_path / "lists")})
+    (term,) = (term for term in terms(config) if "crl" in term.key)
+    assert term.digest == site.current.fingerprint(hashes.SHA256()).hex()
+
+
+def test_every_refusal_for_want_of_a_list_is_in_the_documentation():
+    text = (Path(__file__).parents[2] / "docs" / "tls.md").read_text()
+    section = text.partition("## Revocation")[2].partition("\n## ")[0]
+    codes = {int(code) for code in re.findall(r"\| (\d+), [^|]+\|$", section, re.MULTILINE)}
+    assert codes == {*crl.REMEDIES, REVOKED}
 
 
 def test_lists_are_found_in_any_form_under_any_name(site, tmp_path):
