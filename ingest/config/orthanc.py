@@ -18,6 +18,9 @@ from ingest.config.orthanc_source import NO_DEADLINE, TLS_NAME, Reader, Source
 _VERSIONS: Final = {1: "TLSv1", 2: "TLSv1", 3: "TLSv1.1", 4: "TLSv1.2", 5: "TLSv1.3"}
 """DicomTlsMinimumProtocolVersion; 1 is SSL 3 for Orthanc, which no OpenSSL of today has."""
 
+_USUAL_AGE: Final = 60
+"""Orthanc's default, in seconds, which its 0 is too."""
+
 _USUAL_THREADS: Final = 4
 """Orthanc's default, for which no word is needed on a small machine."""
 
@@ -54,20 +57,19 @@ def _unknown(values: Mapping[str, Any], source: Source) -> None:
         cause = f"without effect here: {', '.join(quiet)}"
         source.note("Orthanc", cause, "docs/orthanc.md says what they are about")
     for key, value in values.items():
-        if key in NOT_HONOURED and value not in NOT_HONOURED[key][:1] and key != "StableAge":
+        if key in NOT_HONOURED and value not in NOT_HONOURED[key][:1]:
             source.note(key, "is not honoured", NOT_HONOURED[key][1])
         elif key not in known and key not in idle and key not in ALIASES:
             near = difflib.get_close_matches(key, [*known, *idle], n=1, cutoff=0.8)
             remedy = f"did you mean {near[0]}?" if near else "it is ignored, as Orthanc does"
             source.note(key, "is no key of Orthanc's that is known here", remedy)
-    if "StableAge" in values:
-        source.note("StableAge", "is not honoured", NOT_HONOURED["StableAge"][1])
 
 
 def _node(reader: Reader, source: Source) -> None:
     source.set("Name", ("node", "name"), reader.get("Name"))
     source.set("DicomAet", ("node", "ae_title"), reader.get("DicomAet"))
     source.set("StorageDirectory", ("node", "data_dir"), reader.get("StorageDirectory"))
+    source.set("StableAge", ("node", "stable_seconds"), reader.get("StableAge") or _USUAL_AGE)
     if not reader.get("DicomServerEnabled"):
         source.tables["listeners"] = []
         source.origins[("listeners",)] = "DicomServerEnabled"
@@ -125,11 +127,9 @@ def _storage(reader: Reader, source: Source) -> None:
     megabytes, mode = reader.get("MaximumStorageSize"), reader.get("MaximumStorageMode")
     if mode not in {"Recycle", "Reject"}:
         source.fault("MaximumStorageMode", "is not known", 'write "Recycle" or "Reject"')
-    elif mode == "Recycle":
-        source.set("MaximumStorageSize", ("retention", "max_bytes"), megabytes * 1024**2)
-    elif megabytes:
-        cause = '"Reject" is not honoured: no bound on the store refuses instances'
-        source.note("MaximumStorageMode", cause, "a full disk does ([receive] min_free_bytes)")
+    source.set("MaximumStorageSize", ("retention", "max_bytes"), megabytes * 1024**2)
+    refuses = mode == "Reject" and megabytes  # 0 is no limit, at which nothing could happen
+    source.set("MaximumStorageMode", ("retention", "at_max_bytes"), "refuse" if refuses else "remove")
 
 
 def _tls(reader: Reader, source: Source, secured: str) -> None:

@@ -55,7 +55,8 @@ HONOURED: Final = {
     "SyncStorageArea": Key(True, "`[receive] durability`"),
     "OverwriteInstances": Key(False, "`[store] duplicates`"),
     "MaximumStorageSize": Key(0, "`[retention] max_bytes`"),
-    "MaximumStorageMode": Key("Recycle", "`[retention] max_bytes`"),
+    "MaximumStorageMode": Key("Recycle", "`[retention] at_max_bytes`"),
+    "StableAge": Key(60, "`[node] stable_seconds`"),
     "DicomAlwaysAllowEcho": Key(True, "`[[peers]] allow`"),
     "DicomAlwaysAllowStore": Key(True, "`[[peers]] allow`"),
     "DicomCheckModalityHost": Key(False, "`[[peers]] hosts`"),
@@ -85,7 +86,6 @@ MODALITY_IDLE: Final = {"AllowTranscoding": False}
 """What asks of a modality what is always so."""
 
 NOT_HONOURED: Final = {
-    "StableAge": (None, "nothing here waits for a study to be stable: what is stored is forwarded at once"),
     "MaximumPatientCount": (0, "patients are not counted; `[retention]` goes by age and size"),
     "StorageCompression": (False, "files are stored as they came"),
     "StoreDicom": (True, "files are always stored"),

@@ -90,6 +90,8 @@ def test_an_empty_object_is_orthanc_with_its_defaults(folder: Path) -> None:
         ("SyncStorageArea", False, "receive.durability", "page-cache"),
         ("OverwriteInstances", True, "store.duplicates", "overwrite"),
         ("MaximumStorageSize", 3, "retention.max_bytes", 3 * 1024**2),
+        ("StableAge", 5, "node.stable_seconds", 5),
+        ("StableAge", 0, "node.stable_seconds", 60),
     ],
 )
 def test_key_sets_what_it_means(folder: Path, key: str, value: Any, place: str, expected: object) -> None:
@@ -265,18 +267,21 @@ def test_keys_of_modalities_without_effect_are_in_the_one_line(folder: Path) -> 
 
 
 def test_keys_without_effect_share_a_line_and_unknown_ones_name_the_nearest(folder: Path) -> None:
-    found = said(folder, HttpPort=1, LuaScripts=[], DicomPrt=1, StableAge=60, StorageCompression=True)
+    found = said(folder, HttpPort=1, LuaScripts=[], DicomPrt=1, ReadOnly=True, StorageCompression=True)
     assert "HttpPort, LuaScripts" in found["Orthanc"]
     assert "did you mean DicomPort?" in found["DicomPrt"]
-    assert {"StableAge", "StorageCompression"} <= set(found)
+    assert {"ReadOnly", "StorageCompression"} <= set(found)
     assert not said(folder, StorageCompression=False)
     assert "\\x1b[2J\\n" in said(folder, **{"\x1b[2J\n": 1})
 
 
-def test_store_that_refuses_when_full_is_said_not_to_be_honoured(folder: Path) -> None:
-    values = {"MaximumStorageSize": 5, "MaximumStorageMode": "Reject"}
-    assert "MaximumStorageMode" in said(folder, **values)
-    assert read(folder, **values).retention.max_bytes == 0
+@pytest.mark.parametrize(
+    ("size", "mode", "expected"),
+    [(5, "Recycle", "remove"), (5, "Reject", "refuse"), (0, "Reject", "remove")],
+)
+def test_a_full_store_removes_or_refuses(folder: Path, size: int, mode: str, expected: str) -> None:
+    section = read(folder, MaximumStorageSize=size, MaximumStorageMode=mode).retention
+    assert (section.max_bytes, section.at_max_bytes) == (size * 1024**2, expected)
 
 
 @pytest.mark.parametrize(
@@ -303,6 +308,7 @@ def test_environment_overrides_what_a_key_became(folder: Path) -> None:
         {**TLS, "DicomTlsMinimumProtocolVersion": 4, "DicomPort": 11112},
         {"DicomModalities": {"a": ["A", "10.0.0.1", 1]}, "DicomCheckModalityHost": True, **CLOSED},
         {"Name": 'quo"te\n', "RejectedSopClasses": ["1.2"], "MaximumStorageSize": 1},
+        {"MaximumStorageSize": 1, "MaximumStorageMode": "Reject", "StableAge": 1},
     ],
 )
 def test_imported_toml_is_the_same_configuration_from_another_folder(
