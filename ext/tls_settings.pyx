@@ -242,8 +242,8 @@ def forgive_crls(context, missing, expired):
     """Let in, where revocation is checked, peers of whose issuer there is no CRL, or only an old one.
 
     Old is one past its nextUpdate. A revoked peer is refused all the same. The certificate that we trust
-    itself never needs a CRL (RFC 5280 6.1: an anchor is no part of the path), nor one that can be used. Who is
-    refused since nobody vouches for a certificate that a list names is told that it is revoked.
+    itself never needs a CRL (RFC 5280 6.1: an anchor is no part of the path), nor one that can be used. Who
+    is refused since nobody vouches for a certificate that a list names is told that it is revoked.
 
     Returns:
         Whether that was possible.
