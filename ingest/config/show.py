@@ -8,7 +8,7 @@ from ingest.config.model import Config
 
 MASK = "***"
 
-_AUTHORITY = re.compile(r"^([^:/]+://[^:/@]*:).*@", re.DOTALL)
+_AUTHORITY = re.compile(r"^([^:/]+://[^:/]*:).*@", re.DOTALL)
 _QUERY = re.compile(r"([?&][^=&]*(?:pass|secret|token)[^=&]*=)[^&]*", re.IGNORECASE)
 
 

@@ -21,8 +21,8 @@ from ingest.tls.contexts import client_context, rehearse, server_context
 from ingest.tls.expiry import Dated
 from ingest.tls.identity import UNREADABLE
 from ingest.tls.material import read_pair
+from ingest.tls.pki import read_all
 
-_EVER = datetime.min.replace(tzinfo=UTC)
 _NEVER = datetime.max.replace(tzinfo=UTC)
 
 
@@ -31,31 +31,34 @@ class Term:
     """How long something that a section needs is good; RFC 5280 4.1.2.5, and 5.1.2.5 of a CRL.
 
     Attributes:
-        section: "tls.NAME".
-        digest: SHA-256 of what it is, so that it is known again whatever its file.
+        digest: SHA-256 of what it is, so that it is known again whatever its file and section.
         key: In the configuration.
         what: File and name, for a message.
         remedy: What to do when it is not good.
+        issuer: Of a CRL; else empty.
     """
 
-    section: str
     digest: str
     key: str
     what: str
     begin: datetime
     end: datetime
     remedy: str
+    issuer: str = ""
 
 
-def terms(config: Config) -> list[Term]:
-    """Of our own certificates and their chains, of each `trusted` as a whole, and of CRLs that must be fresh.
+def terms(config: Config, now: datetime) -> list[Term]:
+    """Of our own certificates, of each `trusted` as a whole, and of CRLs that must be fresh, where used.
 
     What cannot be looked at is left out: OpenSSL is less strict, and may have taken it.
     """
+    used = {each.tls for each in config.listeners} | {each.tls for each in config.destinations}
     found: list[Term] = []
     for name, tls in config.tls.items():
-        for each in (_own_terms(name, tls), _trusted_term(name, config), _list_terms(name, tls)):
-            with contextlib.suppress(IngestError):
+        if name not in used:
+            continue
+        for each in (_own_term(name, tls), _trusted_term(name, tls, now), _list_terms(name, tls, now)):
+            with contextlib.suppress(IngestError, *UNREADABLE):
                 found += each
     return found
 
@@ -63,18 +66,22 @@ def terms(config: Config) -> list[Term]:
 def untimely(new: Sequence[Term], held: Collection[Term], now: datetime) -> list[str]:
     """Why a reload must not take what is new in a configuration: it has ended, or is not good yet.
 
-    What is in force already is no reason: to refuse would not make it good, and keep out what else is new.
+    What is in force already is no reason: to refuse would not make it good, and keep out what else is new. No
+    more is a CRL of an issuer that has no good one in force either: it may publish late.
 
     Args:
         new: Of the configuration that is to be taken.
         held: Of the one in force.
         now: With a time zone.
     """
-    known = {(term.section, term.digest) for term in held}
+    known = {term.digest for term in held}
+    fresh = {term.issuer for term in held if term.begin <= now < term.end}
     return [
         str(Fault(term.key, f"{term.what} {_untimely(term, now)}", term.remedy))
         for term in new
-        if (term.section, term.digest) not in known and not term.begin <= now < term.end
+        if term.digest not in known
+        and not term.begin <= now < term.end
+        and (not term.issuer or term.issuer in fresh)
     ]
 
 
@@ -84,51 +91,47 @@ def _untimely(term: Term, now: datetime) -> str:
     return f"ended on {term.end:%Y-%m-%d %H:%M} UTC"
 
 
-def _own_terms(name: str, tls: TLS) -> Iterator[Term]:
-    for path, chain in _own(tls):
-        for index, each in enumerate(chain):
-            yield Term(
-                f"tls.{name}",
-                each.fingerprint(hashes.SHA256()).hex(),
-                _where(f"tls.{name}", tls),
-                f"{path}: {'an issuer in the chain' if index else 'the certificate'}"
-                f" ({each.subject.rfc4514_string()})",
-                each.not_valid_before_utc,
-                each.not_valid_after_utc,
-                "name one that is valid now, or correct the clock",
-            )
-
-
-def _trusted_term(name: str, config: Config) -> Iterator[Term]:
-    """One for all: that one of them has ended keeps its peer out, and nobody else."""
-    section = f"tls.{name}"
-    found = [
-        each.identity
-        for place in expiry.places(config)
-        if place.section == section and place.key.startswith("trusted")
-        for each in expiry.certificates(config, place)
-    ]
-    if found:
-        digests = sorted({each.fingerprint for each in found})
+def _own_term(name: str, tls: TLS) -> Iterator[Term]:
+    """Not of its chain: peers may know another way from there on."""
+    for path, (own, *_) in _own(tls):
         yield Term(
-            section,
-            hashlib.sha256("".join(digests).encode()).hexdigest(),
-            f"{section}.trusted",
-            "all that is in it",
-            _EVER,
-            max(each.not_after for each in found),
-            "name certificates that are valid now, or correct the clock",
+            own.fingerprint(hashes.SHA256()).hex(),
+            _where(f"tls.{name}", tls),
+            f"{path}: the certificate ({own.subject.rfc4514_string()})",
+            own.not_valid_before_utc,
+            own.not_valid_after_utc,
+            "name one that is valid now, or correct the clock",
         )
 
 
-def _list_terms(name: str, tls: TLS) -> Iterator[Term]:
+def _trusted_term(name: str, tls: TLS, now: datetime) -> Iterator[Term]:
+    """One for all: that one of them has ended keeps its peer out, and nobody else."""
+    found = read_all(tls.trusted, tls.password_file)
+    if not found:
+        return
+
+    def worth(each: x509.Certificate) -> tuple[bool, datetime]:
+        return each.not_valid_before_utc <= now < each.not_valid_after_utc, each.not_valid_after_utc
+
+    best = max(found, key=worth)
+    digests = sorted(each.fingerprint(hashes.SHA256()).hex() for each in found)
+    yield Term(
+        hashlib.sha256("".join(digests).encode()).hexdigest(),
+        f"tls.{name}.trusted",
+        "all that is in it" if len(found) > 1 else "the one that is in it",
+        best.not_valid_before_utc,
+        best.not_valid_after_utc,
+        "name certificates that are valid now, or correct the clock",
+    )
+
+
+def _list_terms(name: str, tls: TLS, now: datetime) -> Iterator[Term]:
     """Of each issuer the list that lasts longest, where an old one keeps out all whom it issued.
 
     One that is not valid yet stands back: it may have been fetched before its time, beside the one in use.
     """
     if tls.crl_expired != "refuse":
         return
-    now = datetime.now(UTC)
     longest: dict[str, Term] = {}
     for index, path in enumerate(tls.crl):
         for file, found in crl.lists(path):
@@ -136,13 +139,13 @@ def _list_terms(name: str, tls: TLS) -> Iterator[Term]:
                 continue
             issuer = found.issuer.rfc4514_string()
             term = Term(
-                f"tls.{name}",
                 found.fingerprint(hashes.SHA256()).hex(),
                 f"tls.{name}.crl[{index}]",
                 f"{file}: the CRL of {issuer}",
                 found.last_update_utc,
                 found.next_update_utc or _NEVER,
                 'fetch it again, or set crl_expired = "allow"',
+                issuer,
             )
             longest[issuer] = max(
                 term, longest.get(issuer, term), key=lambda each: (each.begin <= now, each.end)

@@ -84,7 +84,7 @@ def first(config: Config, roles: frozenset[str]) -> Generation:
         ConfigError: Key material cannot be used.
         BootError: An address cannot be bound.
     """
-    return _read(Generation(0, config), config, terms(config), roles)
+    return _read(Generation(0, config), config, terms(config, datetime.now(UTC)), roles)
 
 
 def following(old: Generation, path: Path, roles: frozenset[str]) -> Generation:
@@ -100,8 +100,9 @@ def following(old: Generation, path: Path, roles: frozenset[str]) -> Generation:
         BootError: An address cannot be bound.
     """
     config = load(path, roles=roles)
-    dated = terms(config)
-    faults = [*_unchangeable(old.config, config), *untimely(dated, old.terms, datetime.now(UTC))]
+    now = datetime.now(UTC)
+    dated = terms(config, now)
+    faults = [*_unchangeable(old.config, config), *untimely(dated, old.terms, now)]
     if faults:
         raise ConfigError(faults)
     return _read(old, config, dated, roles)

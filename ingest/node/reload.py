@@ -18,24 +18,25 @@ WAIT_SECONDS: Final = 30.0
 _POLL_SECONDS: Final = 0.05
 
 
-def note(run_dir: Path, generation: int, faults: Sequence[str] = ()) -> None:
+def note(run_dir: Path, generation: int, faults: Sequence[str] = (), *, began: int) -> None:
     """Leave word, for who asked, of how a reading of the configuration ended.
 
     Args:
         run_dir: Of the node.
         generation: Number of the configuration in force.
         faults: Why the new one is not; empty where it is.
+        began: When the reading began (Unix ns).
     """
     path = run_dir / OUTCOME
     new = path.with_suffix(".new")
     # Whoever waits for it gives up by itself: no reason for a node to stop.
     with contextlib.suppress(OSError):
-        said = {"at": time.time_ns(), "pid": os.getpid(), "generation": generation, "faults": list(faults)}
+        said = {"began": began, "pid": os.getpid(), "generation": generation, "faults": list(faults)}
         new.write_text(json.dumps(said))
         new.replace(path)
 
 
-def reload(config: Config) -> int:
+def reload(config: Config, seconds: float = WAIT_SECONDS) -> int:
     """Signal the node with this data folder, and wait for its answer; returns the generation in force.
 
     Raises:
@@ -43,22 +44,23 @@ def reload(config: Config) -> int:
         IngestError: No node runs there, it belongs to somebody else, or it does not answer.
     """
     pid = _running(config.run_dir)
-    before = outcome(config.run_dir).get("at", 0)
+    asked = time.time_ns()
     try:
         os.kill(pid, signal.SIGHUP)
     except PermissionError:
         raise IngestError(f"process {pid} belongs to another user; reload as the user of the node") from None
     except ProcessLookupError:
         raise _not_running(config.run_dir) from None
-    deadline = time.monotonic() + WAIT_SECONDS
+    deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         now = outcome(config.run_dir)
-        if now.get("at", 0) > before and now.get("pid") == pid:
+        # One that began before is the answer to somebody else, and may have read older files.
+        if now.get("began", 0) > asked and now.get("pid") == pid:
             if now["faults"]:
                 raise ConfigError(now["faults"])
             return int(now["generation"])
         time.sleep(_POLL_SECONDS)
-    raise IngestError(f"process {pid} has not answered within {WAIT_SECONDS:.0f} s; look into its log")
+    raise IngestError(f"process {pid} has not answered within {seconds:.0f} s; look into its log")
 
 
 def _running(run_dir: Path) -> int:
@@ -93,7 +95,7 @@ def _not_running(run_dir: Path) -> IngestError:
 
 
 def outcome(run_dir: Path) -> dict[str, Any]:
-    """How the last reading ended, as `note` left it: `at` (Unix ns), `pid`, `generation`, `faults`."""
+    """How the last reading ended, as `note` left it: `began` (Unix ns), `pid`, `generation`, `faults`."""
     try:
         found = json.loads((run_dir / OUTCOME).read_text())
     except (OSError, ValueError):

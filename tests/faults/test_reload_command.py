@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -11,6 +12,9 @@ from pathlib import Path
 import pytest
 from cryptography.hazmat.primitives.serialization import Encoding
 
+from ingest.config import Config
+from ingest.errors import IngestError
+from ingest.node import reload as reloading
 from ingest.tls import pki
 from tests.faults.caller import Caller
 from tests.instances import Made
@@ -132,7 +136,7 @@ def test_trust_of_which_nothing_is_valid_any_more_is_not_taken(
     node.configure(tls=tls(node, "node").replace(str(node.material.trusted), str(tmp_path / "ended.crt")))
     (tmp_path / "ended.crt").write_text(expired)
     done = reload(node)
-    assert (done.returncode, "tls.node.trusted: all that is in it ended on" in done.stderr) == (2, True)
+    assert (done.returncode, "tls.node.trusted: the one that is in it ended on" in done.stderr) == (2, True)
     (tmp_path / "ended.crt").write_text(expired + node.material.certificate("peer").read_text())
     assert reload(node).returncode == 0
 
@@ -200,6 +204,53 @@ def test_files_that_are_replaced_while_they_are_read_are_read_once(
     opened = trace.read_text()
     files = [material.certificate("node"), material.key("node"), material.trusted, lists / "site"]
     assert {path: opened.count(f'"{path}"') for path in files} == dict.fromkeys(files, 1)
+
+
+def test_defect_in_reading_costs_no_node_what_runs(make_node: Callable[..., Node]) -> None:
+    program = (
+        "from ingest.node import supervisor; from ingest.cli import main\n"
+        "def following(*_):\n    raise ValueError('a name that cannot be read')\n"
+        "supervisor.following = following\nmain()"
+    )
+    node = make_node()
+    node.program = ("-c", program)
+    node.start()
+    with Caller.tls(node) as caller:
+        caller.associate()
+        done = reload(node)
+        assert (done.returncode, "a name that cannot be read" in done.stderr) == (2, True)
+        assert caller.echo() == 0
+    [event] = node.events("reload_refused")
+    assert "Traceback" in event["exception"]
+
+
+def test_answer_to_an_earlier_signal_is_not_taken_for_ones_own(tmp_path: Path) -> None:
+    with pytest.raises(IngestError, match="has not answered"):  # the note below is of before it was asked
+        _ask_with_a_note_of_before(tmp_path)
+
+
+def _ask_with_a_note_of_before(folder: Path) -> None:
+    config = Config.model_validate({"node": {"data_dir": str(folder)}})
+    config.run_dir.mkdir()
+    before = time.time_ns()
+    script = (
+        "import fcntl, os, signal, sys, time\n"
+        "lock = open(sys.argv[1], 'w'); fcntl.lockf(lock, fcntl.LOCK_EX)\n"
+        "signal.signal(signal.SIGHUP, lambda *_: note())\n"
+        "def note():\n"
+        "    from pathlib import Path; from ingest.node import reload\n"
+        "    reload.note(Path(sys.argv[2]), 7, began=int(sys.argv[3]))\n"
+        "lock.write(str(os.getpid())); lock.flush(); print('up', flush=True)\n"
+        "time.sleep(60)"
+    )
+    command = [sys.executable, "-c", script, config.run_dir / "node.lock", config.run_dir, str(before)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as holder:
+        assert holder.stdout is not None
+        holder.stdout.readline()
+        try:
+            reloading.reload(config, seconds=2.0)
+        finally:
+            holder.kill()
 
 
 def test_worker_that_is_started_again_calls_with_what_was_read_at_the_last_reload(
