@@ -15,7 +15,7 @@ from ingest.config.model import Config
 from ingest.errors import IngestError
 from ingest.tls.identity import Identity, matches
 from ingest.tls.pki import inspect
-from ingest.tls.seen import FOLDER
+from ingest.tls.seen import FOLDER, prune
 
 THRESHOLDS: Final = (1, 7, 30)
 """Days before the end at which it is said."""
@@ -211,6 +211,7 @@ class Watch:
         if time.monotonic() < self._next:
             return
         self._next = time.monotonic() + LOOK_SECONDS
+        prune(self._config.run_dir, datetime.now(UTC) - GONE)
         found = [*self._found, *without_those(shown(self._config), self._found)]
         for due in due_warnings(datetime.now(UTC), found, self._said):
             self._said.add(due.mark)

@@ -7,6 +7,8 @@ verified one leaves word of it, so that its end is known before it comes; `inges
 import contextlib
 import hashlib
 import json
+import time
+from datetime import datetime
 from pathlib import Path
 from typing import Final, Literal
 
@@ -15,6 +17,10 @@ from ingest.tls.identity import Identity
 FOLDER: Final = "seen"
 NOTED_MAX: Final = 4096
 """Certificates of which one process remembers that it has noted them."""
+KEPT_MAX: Final = 256
+"""Certificates of one peer or destination that are kept: short-lived ones may have ever new subjects."""
+LEFT_SECONDS: Final = 3600.0
+"""A file that was to get its name so long ago never will: who wrote it was killed."""
 
 
 class Sightings:
@@ -58,3 +64,29 @@ class Sightings:
             new = path.with_suffix(f".{identity.fingerprint[:16]}")
             new.write_text(json.dumps(told))
             new.replace(path)
+
+
+def prune(run_dir: Path, before: datetime) -> None:
+    """Forget what ended before a time, the oldest of whoever has shown too many, and what a kill has left.
+
+    Args:
+        run_dir: Of the node.
+        before: With a time zone.
+    """
+    kept: dict[tuple[str, str], list[tuple[float, Path]]] = {}
+    for path in (run_dir / FOLDER).glob("*"):
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            written = path.stat().st_mtime
+            if path.suffix != ".json":
+                if written < time.time() - LEFT_SECONDS:
+                    path.unlink()
+                continue
+            told = json.loads(path.read_text())
+            if datetime.fromisoformat(told["not_after"]) < before:
+                path.unlink()
+            else:
+                kept.setdefault((told["role"], told["whose"]), []).append((written, path))
+    for those in kept.values():
+        for _, path in sorted(those)[:-KEPT_MAX]:
+            with contextlib.suppress(OSError):
+                path.unlink()

@@ -1,6 +1,8 @@
 """Certificates that end: what is said of them, when, and how often."""
 
 import itertools
+import json
+import os
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -12,6 +14,7 @@ from ingest.status import gather
 from ingest.tls import expiry, pki
 from ingest.tls.expiry import Dated, Place, due_warnings
 from ingest.tls.identity import Identity
+from ingest.tls.seen import FOLDER, KEPT_MAX, Sightings
 from tests.keymaterial import PASSWORD, Keys
 from tests.peers import require_program
 
@@ -200,6 +203,29 @@ def test_watch_says_what_is_in_force_once(site, tmp_path, capsys):
         watch._next = 0.0
         watch.look()
     assert said == []
+
+
+def test_what_was_shown_is_forgotten_in_time_and_only_so_much_is_kept(site, tmp_path):
+    config, now = site(), datetime.now(UTC)
+    folder = config.run_dir / FOLDER
+    config.run_dir.mkdir(parents=True)
+    sightings = Sightings(config.run_dir)
+    for whose, subject, days in (("PACS", "gone", -31), ("PACS", "ended", -29), ("CT1", "good", 9)):
+        sightings.note("destination", whose, Identity(subject, subject, "", (), now + timedelta(days=days)))
+    for number in range(KEPT_MAX + 3):
+        before = set(folder.iterdir())
+        sightings.note("peer", "CT1", Identity(f"{number}", f"{number}", "", (), now + timedelta(days=1)))
+        (new,) = set(folder.iterdir()) - before
+        os.utime(new, (number, number))
+    (folder / "left.0123").write_text("{")
+    os.utime(folder / "left.0123", (1, 1))
+    (folder / "new.0123").write_text("{")
+    watch = expiry.Watch()
+    watch.take(config)
+    watch.look()
+    assert [path.name for path in folder.iterdir() if path.suffix != ".json"] == ["new.0123"]
+    told = [json.loads(path.read_text())["subject"] for path in folder.glob("*.json")]
+    assert sorted(told) == sorted(["ended", "good", *map(str, range(3, KEPT_MAX + 3))])
 
 
 def test_joined_file_that_others_may_read_is_a_note(site, tmp_path):
