@@ -53,6 +53,7 @@ cdef struct Library:
     void (*X509_STORE_CTX_set_error)(void *, int) noexcept nogil
     int (*X509_STORE_CTX_get_error_depth)(const void *) noexcept nogil
     void *(*X509_STORE_CTX_get0_chain)(const void *) noexcept nogil
+    int (*X509_STORE_CTX_get_num_untrusted)(const void *) noexcept nogil
     void *(*X509_STORE_CTX_get1_crls)(const void *, const void *) noexcept nogil
     const void *(*X509_get_issuer_name)(const void *) noexcept nogil
     int (*X509_CRL_get0_by_cert)(void *, void **, void *) noexcept nogil
@@ -81,7 +82,7 @@ cdef bint load() except -1:
     for name in (
         b"SSL_get_SSL_CTX", b"SSL_CTX_ctrl", b"SSL_CTX_set_ciphersuites", b"SSL_CTX_get_verify_mode",
         b"SSL_CTX_set_verify", b"X509_STORE_CTX_get_error", b"X509_STORE_CTX_set_error",
-        b"X509_STORE_CTX_get_error_depth", b"X509_STORE_CTX_get0_chain",
+        b"X509_STORE_CTX_get_error_depth", b"X509_STORE_CTX_get0_chain", b"X509_STORE_CTX_get_num_untrusted",
         b"X509_STORE_CTX_get1_crls", b"X509_get_issuer_name", b"X509_CRL_get0_by_cert", b"X509_CRL_free",
         b"OPENSSL_sk_num", b"OPENSSL_sk_value", b"OPENSSL_sk_pop_free", b"ERR_clear_error",
     ):                                  # in the order of Library
@@ -155,9 +156,12 @@ def forget_sessions(context):
 
 
 cdef inline bint of_anchor(void *verification) noexcept nogil:
-    """Whether the certificate in question is the last of its chain, which is the one that we trust."""
+    """Whether the certificate in question is the first of its chain that we trust, or stands behind it.
+
+    Behind a peer's own certificate that is trusted itself OpenSSL leaves what the peer has sent along.
+    """
     cdef int depth = openssl.X509_STORE_CTX_get_error_depth(verification)
-    return depth == openssl.OPENSSL_sk_num(openssl.X509_STORE_CTX_get0_chain(verification)) - 1
+    return depth >= openssl.X509_STORE_CTX_get_num_untrusted(verification)
 
 
 cdef inline bint no_usable_list(int error) noexcept nogil:

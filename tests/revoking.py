@@ -6,9 +6,15 @@ from typing import Any
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import padding
+from cryptography.hazmat.primitives.serialization import Encoding
 
 from ingest.tls import pki
 from ingest.tls.issue import PrivateKey
+
+UMLAUT = "Universitaetsklinikum"
+READABLE = bytes([0x0C, len(UMLAUT)]) + UMLAUT.encode()
+"""As UTF8String."""
 
 
 def revocation_list(
@@ -41,6 +47,21 @@ def point(**parts: Any) -> x509.IssuingDistributionPoint:
     flags = dict.fromkeys((*kinds, "indirect_crl"), False)
     given: dict[str, Any] = dict.fromkeys(("full_name", "relative_name", "only_some_reasons"))
     return x509.IssuingDistributionPoint(**{**given, **flags, **parts})
+
+
+def unreadable(found: Any, key: Any) -> Any:
+    """The same with an "ae" of its names as T61String in Latin-1, which OpenSSL reads and `cryptography` not.
+
+    Args:
+        found: Signed with RSA.
+        key: Of its issuer.
+    """
+    listed = isinstance(found, x509.CertificateRevocationList)
+    body = found.tbs_certlist_bytes if listed else found.tbs_certificate_bytes
+    new = body.replace(READABLE, b"\x14" + READABLE[1:].replace(b"ae", b"\xe4s"))
+    signature = key.sign(new, padding.PKCS1v15(), hashes.SHA256())
+    der = found.public_bytes(Encoding.DER).replace(body, new).replace(found.signature, signature)
+    return x509.load_der_x509_crl(der) if listed else x509.load_der_x509_certificate(der)
 
 
 def under(pair: pki.Pair, issuer: pki.Pair) -> pki.Pair:

@@ -47,7 +47,7 @@ class Trusted:
     Attributes:
         index: Of its entry in `trusted`.
         pem: As `ingest.tls.forms` has it.
-        certificate: None where only OpenSSL can read it; then no list is looked into for it.
+        certificate: None where only OpenSSL can read it, or its names; then no list is looked into for it.
     """
 
     index: int
@@ -109,7 +109,10 @@ def trusted(tls: TLS) -> list[Trusted]:
             for pem in texts:
                 certificate = None
                 with contextlib.suppress(*UNREADABLE):
-                    certificate = x509.load_pem_x509_certificate(pem.encode())
+                    read = x509.load_pem_x509_certificate(pem.encode())
+                    for name in (read.subject, read.issuer):  # read when asked for only
+                        name.public_bytes()
+                    certificate = read
                 found.append(Trusted(index, file, pem, certificate))
     return found
 
@@ -125,12 +128,15 @@ def revoked(tls: TLS) -> list[tuple[Trusted, str]]:
     Raises:
         ConfigError: A file cannot be read.
     """
+    from ingest.tls.identity import UNREADABLE  # noqa: PLC0415 - as above
+
     if not tls.crl:
         return []
     named: dict[str, list[tuple[Path, CertificateRevocationList]]] = {}
     for file, each in (found for path in tls.crl for found in lists(path)):
-        if not unused(each):
-            named.setdefault(_alike(each.issuer), []).append((file, each))
+        with contextlib.suppress(*UNREADABLE):  # OpenSSL may know its issuer all the same
+            if not unused(each):
+                named.setdefault(_alike(each.issuer), []).append((file, each))
     known = trusted(tls)
     readable = {each.pem: each.certificate for each in known if each.certificate is not None}
     issuers = _issuers(readable)
@@ -167,7 +173,15 @@ def unused(found: "CertificateRevocationList") -> str:
 
 def doubts(found: "CertificateRevocationList", expired: str, now: datetime) -> Iterator[tuple[str, str]]:
     """What is to be said about a list, and the remedy; `expired` is the policy `crl_expired`."""
-    issuer, begin, end = found.issuer.rfc4514_string(), found.last_update_utc, found.next_update_utc
+    from ingest.tls.identity import UNREADABLE  # noqa: PLC0415 - as above
+
+    begin, end = found.last_update_utc, found.next_update_utc
+    try:
+        issuer = found.issuer.rfc4514_string()
+    except UNREADABLE:
+        issuer = "an issuer whose name cannot be read"
+        cause = f"the CRL of {issuer} is used for peers, but not for what stands in trusted"
+        yield cause, "remove from trusted what it names"
     if why := unused(found):
         yield f"the CRL of {issuer} is not used: it {why}", "name the complete list of that issuer"
     if begin > now:

@@ -12,6 +12,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from ingest.config import TLS, Config
+from ingest.config.model import Listener
 from ingest.config.tls_check import due, terms
 from ingest.errors import ConfigError
 from ingest.tls import crl, pki
@@ -146,8 +147,9 @@ def test_a_list_fetched_before_its_time_hinders_no_reload(site, tmp_path):
     (tmp_path / "lists").write_bytes(
         early + site.current.public_bytes(Encoding.PEM) + delta.public_bytes(Encoding.PEM)
     )
-    config = Config(tls={"node": settings(site, site.scp, tmp_path / "lists")})
-    (term,) = (term for term in terms(config) if "crl" in term.key)
+    tls = {"node": settings(site, site.scp, tmp_path / "lists")}
+    config = Config(tls=tls, listeners=(Listener(port=0, tls="node"),))
+    (term,) = (term for term in terms(config, NOW) if "crl" in term.key)
     assert term.digest == site.current.fingerprint(hashes.SHA256()).hex()
 
 

@@ -1,5 +1,6 @@
 """Revocation of what stands in `trusted`, where OpenSSL looks up nothing; lists that can be of no use."""
 
+import ssl
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -10,7 +11,7 @@ from ingest.config import TLS
 from ingest.config.tls_check import due
 from ingest.tls import crl, pki
 from ingest.tls.contexts import client_context, server_context
-from tests.revoking import point, revocation_list, under
+from tests.revoking import UMLAUT, point, revocation_list, under, unreadable
 from tests.unit.test_crl import refusal
 
 NOW = datetime.now(UTC)
@@ -170,6 +171,72 @@ def test_what_is_trusted_needs_no_list_that_can_be_used(chain, tmp_path, trustin
         sound.write_bytes(revocation_list(chain.middle).public_bytes(Encoding.PEM) + bad)
         tls = TLS(**{**dict(tls), "crl": (sound,)})
     assert refusal(server_context(tls), chain.caller(who)) == 0
+
+
+@pytest.mark.parametrize(
+    ("trusted", "revoked", "who", "code"),
+    [
+        ("of-low", "", "low", 0),
+        ("of-root", "", "root", 0),
+        ("of-low", "middle", "low", REVOKED),
+        ("of-low", "of-low", "low", REVOKED),
+        ("of-low root", "of-low", "low", REVOKED),
+        # who is not trusted by itself needs the lists of all above it
+        ("root", "", "low", NO_LIST),
+        ("root middle", "", "low", NO_LIST),
+    ],
+)
+@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
+@pytest.mark.parametrize("listed", ["root", "root middle", "root low"])
+def test_what_was_sent_behind_a_trusted_certificate_needs_no_list(
+    chain, tmp_path, trusting, trusted, revoked, who, code, version, listed
+):
+    tls = trusting(trusted)
+    lists = [
+        revocation_list(chain.named(name), *(chain.named(each).certificate for each in revoked.split()))
+        for name in ("root middle low" if revoked else listed).split()
+    ]
+    (path,) = tls.crl
+    path.write_bytes(b"".join(each.public_bytes(Encoding.PEM) for each in lists))
+    client = chain.caller(who)
+    client.maximum_version = version
+    assert refusal(server_context(tls), client) == code
+
+
+def test_names_that_only_openssl_reads_hinder_nothing(chain, tmp_path):
+    own = pki.authority(UMLAUT)
+    authority = pki.Pair(unreadable(own.certificate, own.private_key), own.private_key)
+    peers = {}
+    for name in ("good", "bad"):
+        pair = pki.signed(name, own, key_type="ec")
+        peers[name] = pki.Pair(unreadable(pair.certificate, own.private_key), pair.private_key)
+        pki.write_pair(peers[name], tmp_path / name)
+    found = unreadable(revocation_list(own, peers["bad"].certificate), own.private_key)
+    with pytest.raises(ValueError, match="pars"):
+        print(found.issuer, authority.certificate.subject)
+    (tmp_path / "trusted").write_bytes(authority.certificate_pem + chain.root.certificate_pem)
+    lists = (chain.lists(tmp_path / "lists", ""), tmp_path / "crl")
+    lists[1].mkdir()
+    (lists[1] / "a").write_bytes(found.public_bytes(Encoding.DER))
+    tls = TLS(**chain.scp, trusted=(tmp_path / "trusted",), crl=lists)
+    codes = {
+        name: refusal(
+            server_context(tls),
+            client_context(
+                TLS(
+                    certificate=tmp_path / f"{name}.crt",
+                    private_key=tmp_path / f"{name}.key",
+                    trusted=(chain.scp["certificate"],),
+                )
+            ),
+        )
+        for name in peers
+    }
+    assert codes == {"good": 0, "bad": REVOKED}
+    server_context(tls.model_copy(update={"crl": lists[:1]}))
+    (note,) = due("tls.node", tls, NOW)
+    assert (note.key, note.note) == ("tls.node.crl[1]", True)
+    assert "cannot be read is used for peers" in note.cause
 
 
 DELTA, INDIRECT = x509.DeltaCRLIndicator(1), point(indirect_crl=True)
