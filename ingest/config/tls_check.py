@@ -137,7 +137,10 @@ def _list_terms(name: str, tls: TLS, now: datetime) -> Iterator[Term]:
         for file, found in crl.lists(path):
             if crl.unused(found):
                 continue
-            issuer = found.issuer.rfc4514_string()
+            try:
+                issuer = found.issuer.rfc4514_string()
+            except UNREADABLE:
+                continue
             term = Term(
                 found.fingerprint(hashes.SHA256()).hex(),
                 f"tls.{name}.crl[{index}]",
