@@ -229,7 +229,9 @@ def _is_name(wanted_kind: str, wanted: str, name: str) -> bool:
     if kind != wanted_kind:
         return False
     if kind == "IP":
-        return _is_address(wanted) and ipaddress.ip_address(wanted) == ipaddress.ip_address(value)
+        # In certificates that constrain names, and in odd ones, it may also be a network.
+        both = _is_address(wanted) and _is_address(value)
+        return both and ipaddress.ip_address(wanted) == ipaddress.ip_address(value)
     if kind == "DNS":
         wanted, value = wanted.rstrip(".").lower(), value.rstrip(".").lower()
     return bool(wanted) and wanted == value

@@ -159,6 +159,13 @@ def test_subject_may_be_written_as_openssl_once_did():
     assert identity.names == ()
 
 
+def test_a_network_among_the_names_is_no_address_and_hides_none():
+    addresses = map(x509.IPAddress, (ipaddress.ip_network("10.0.0.0/8"), ipaddress.ip_address("10.1.0.7")))
+    identity = identity_of(make((X,), tuple(addresses)))
+    found = {each: matches(identity, each) for each in ("10.1.0.7", "10.0.0.0", "IP:10.0.0.0/8", "10.1.0.8")}
+    assert [each for each, matched in found.items() if matched] == ["10.1.0.7"]
+
+
 def test_fingerprint_of_a_subject_is_no_subject():
     """A holder who may choose a name cannot choose one that reads as another's fingerprint."""
     identity = identity_of(make(((NameOID.COMMON_NAME, "ab" * 32),), (x509.DNSName("ab" * 32),)))
