@@ -53,10 +53,12 @@ class Admission:
     Attributes:
         allow: What it may do: "echo", "store".
         sop_classes: Patterns of the SOP classes that it may store.
+        bound: The AE title of the entry that lets it in, maybe "*", if that asks for a certificate; else "".
     """
 
     allow: frozenset[str]
     sop_classes: tuple[str, ...] = ("*",)
+    bound: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +101,7 @@ def admit(caller: Caller, peers: Sequence[PeerRule], *, ignore_case: bool = Fals
         if fault is None and peer.ae_title == ANY and not peer.allow:
             break
         if fault is None:
-            return Admission(frozenset(peer.allow), peer.sop_classes)
+            return Admission(frozenset(peer.allow), peer.sop_classes, peer.ae_title if is_bound(peer) else "")
         faults.append(fault)
     if not faults:
         faults.append(f"calling AE title {caller.ae_title!r} of {caller.address} is not among [[peers]]")

@@ -125,8 +125,6 @@ class Listener:
             receive.max_newcomers, receive.max_newcomers_per_address, receive.max_failures_per_minute
         )
         self._sightings = Sightings(config.run_dir)
-        bound = [peer.ae_title for peer in config.peers if peer.certificate or peer.issuer]
-        self._bound = {title.upper() if receive.ignore_ae_title_case else title: title for title in bound}
         self._policy = AcceptorPolicy(
             ae_title=config.node.ae_title,
             check_called_ae=receive.check_called_ae,
@@ -224,9 +222,8 @@ class Listener:
         if isinstance(admission, Refusal):
             self.peer_failed(address)
             return Rejected(admission.pdu, admission.why)
-        bound = self._bound.get(request.calling_ae.upper() if ignore_case else request.calling_ae)
-        if identity is not None and bound is not None:
-            self._sightings.note("peer", bound, identity)
+        if identity is not None and admission.bound:
+            self._sightings.note("peer", admission.bound, identity)
         policy = replace(
             self._policy,
             allow_store="store" in admission.allow,

@@ -22,7 +22,7 @@ def test_end_of_what_peers_and_destinations_show_is_told(
     material = Material(tmp_path / "pki")
     site = pki.authority("site", key_type="ec")
     pki.trust(site.certificate, material.trusted)
-    for name, days in (("node", 90), ("ct1", 5), ("remote", 20), ("anybody", 5)):
+    for name, days in (("node", 90), ("ct1", 5), ("remote", 20), ("anybody", 5), ("other", 15)):
         begin = datetime.now(UTC) - timedelta(days=1)
         made = pki.signed(name, site, names=["localhost"], key_type="ec", start=begin, days=days + 1)
         pki.write_pair(made, material.folder / name)
@@ -31,19 +31,21 @@ def test_end_of_what_peers_and_destinations_show_is_told(
         node.material = material
         node.configure(
             peers='[[peers]]\nae_title = "CT1"\ncertificate = "CN=ct1"\nissuer = "CN=site"\n'
-            '[[peers]]\nae_title = "*"',
+            '[[peers]]\nae_title = "OTHER"\n'
+            '[[peers]]\nae_title = "*"\nissuer = "CN=site"',
             destinations=destination("remote", remote.port),
         )
         node.start()
-        for calling, name in (("CT1", "ct1"), ("OTHER", "anybody")):
+        for calling, name in (("CT1", "ct1"), ("OTHER", "anybody"), ("NEW", "other")):
             with Caller.tls(node, name) as caller:
                 caller.associate(calling=calling)
                 assert caller.store(Made(sop=f"2.25.{len(name)}")).status == 0
-        eventually(lambda: len(remote.stored) == 2, 30)
+        eventually(lambda: len(remote.stored) == 3, 30)
         ends = {(row["role"], *row["whose"], row["subject"]): row["days_left"] for row in _status(node)}
         assert {who: round(left) for who, left in ends.items() if who[0] != "trusted"} == {
             ("own", "CN=node"): 90,
             ("peer", "CT1", "CN=ct1"): 5,
+            ("peer", "*", "CN=other"): 15,
             ("destination", "remote", "CN=remote"): 20,
         }
         assert "its certificate (CN=remote) ends" in _ingest(node, "check", "--connect")
@@ -51,9 +53,13 @@ def test_end_of_what_peers_and_destinations_show_is_told(
     assert not node.events("certificate_ends")
     node.stop()
     node.start()
-    eventually(lambda: len(node.events("certificate_ends")) == 2, 10)
+    eventually(lambda: len(node.events("certificate_ends")) == 3, 10)
     told = {event["key"]: (event["level"], event["within_days"]) for event in node.events("certificate_ends")}
-    assert told == {"peers.CT1": ("warning", 7), "destinations.remote": ("warning", 30)}
+    assert told == {
+        "peers.CT1": ("warning", 7),
+        "peers.*": ("warning", 30),
+        "destinations.remote": ("warning", 30),
+    }
 
 
 def test_status_tells_what_is_in_force_and_that_files_have_changed(

@@ -150,6 +150,20 @@ def test_a_star_stands_for_titles_without_an_entry_and_for_no_others() -> None:
     assert "none was presented" in refused(Caller("CT1", "10.0.0.1"), *peers)
 
 
+@pytest.mark.parametrize(
+    ("title", "hosts", "bound"),
+    [("ct1", (), "CT1"), ("ANY", (), "*"), ("ct1", ("10.0.0.1",), ""), ("MR1", (), "")],
+)
+def test_an_admission_tells_the_bound_entry_that_it_comes_from(
+    title: str, hosts: tuple[str, ...], bound: str
+) -> None:
+    first = Peer(ae_title="CT1", hosts=hosts) if hosts else Peer(ae_title="CT1", issuer="CN=Hospital CA")
+    peers = (first, Peer(ae_title="MR1"), Peer(ae_title="*", certificate="CN=ct1,O=Hospital"))
+    answer = admit(Caller(title, "10.0.0.1", CT1), peers, ignore_case=True)
+    assert isinstance(answer, Admission)
+    assert answer.bound == bound
+
+
 def test_a_star_does_not_let_in_a_bound_title_in_other_capitals() -> None:
     peers = (Peer(ae_title="CT1", issuer="CN=Hospital CA"), Peer(ae_title="MR1"), Peer(ae_title="*"))
     assert "differs in capitals only from 'CT1'" in refused(Caller("ct1", "10.0.0.1", CT1), *peers)
