@@ -4,13 +4,15 @@ import contextlib
 import ipaddress
 import ssl
 from collections.abc import Iterator
+from datetime import UTC, datetime
 
+from ext.errors import PeerError
 from ingest.config.faults import Fault
 from ingest.config.model import Config
 from ingest.dicom.policy import is_bound
 from ingest.errors import IngestError
 from ingest.tls import forms
-from ingest.tls.identity import Anchor, anchor_of, is_fingerprint, mistake
+from ingest.tls.identity import Identity, anchor_of, identity_of, is_fingerprint, matches, mistake
 
 _HOWTO = (
     "write a SHA-256 fingerprint (`ingest certs inspect` tells it), or the whole subject as `openssl x509 "
@@ -41,7 +43,8 @@ def notes(config: Config) -> Iterator[Fault]:
     """What works, but means less than it seems to; looks at the files of `trusted`."""
     listening = [config.tls[each.tls] for each in config.listeners if each.tls in config.tls]
     unasked = bool(listening) and all(tls.peer_certificate == "none" for tls in listening)
-    authorities = _authorities(config) if any(map(is_bound, config.peers)) else []
+    trusted = _trusted(config) if any(map(is_bound, config.peers)) else []
+    authorities = [each for each in trusted if each.anchor is not None and each.anchor.authority]
     for index, peer in enumerate(config.peers):
         if not is_bound(peer):
             yield from _undone(config, index)
@@ -50,10 +53,23 @@ def notes(config: Config) -> Iterator[Fault]:
         if unasked:
             cause = 'no listener asks for a certificate (peer_certificate = "none"), so all of it are refused'
             yield Fault(key, cause, 'set peer_certificate to "required", or remove the binding', note=True)
-        elif len(authorities) > 1 and not peer.issuer and not is_fingerprint(peer.certificate):
+            continue
+        yield from _ambiguous(config, index, trusted)
+        if len(authorities) > 1 and not peer.issuer and not is_fingerprint(peer.certificate):
             who = ", ".join(each.subject for each in authorities)
             cause = f"each authority in trusted can give this name to whom it likes: {who}"
             yield Fault(key, cause, "name `issuer` too, or bind by fingerprint", note=True)
+
+
+def _ambiguous(config: Config, index: int, trusted: list[Identity]) -> Iterator[Fault]:
+    """A name that several trusted certificates have: who makes its own certificate chooses what it says."""
+    peer = config.peers[index]
+    key = "issuer" if peer.issuer else "certificate"  # with both, the issuer tells apart who vouches
+    fitting = [each.fingerprint for each in trusted if matches(each, peer.issuer or peer.certificate)]
+    if len(fitting) > 1 and not is_fingerprint(peer.certificate):
+        who = ", ".join(fitting)
+        cause = f"several certificates in trusted have this name, and each can stand for it: {who}"
+        yield Fault(f"peers[{index}].{key}", cause, "bind by fingerprint", note=True)
 
 
 def _undone(config: Config, index: int) -> Iterator[Fault]:
@@ -67,14 +83,23 @@ def _undone(config: Config, index: int) -> Iterator[Fault]:
             return
 
 
-def _authorities(config: Config) -> list[Anchor]:
-    """All that may vouch for callers' names, each once; what cannot be read is told of elsewhere."""
-    found: dict[str, Anchor] = {}
+def _trusted(config: Config) -> list[Identity]:
+    """All that may vouch for callers' names, each once; files that cannot be read are told of elsewhere."""
+    found: dict[str, Identity] = {}
     for name in dict.fromkeys(each.tls for each in config.listeners if each.tls in config.tls):
         tls = config.tls[str(name)]
         for path in tls.trusted if tls.peer_certificate != "none" else ():
             with contextlib.suppress(IngestError, ValueError):
                 for _, texts in forms.certificates(path, tls.password_file):
-                    anchors = [anchor_of(ssl.PEM_cert_to_DER_cert(text)) for text in texts]
-                    found |= {each.fingerprint: each for each in anchors if each.authority}
+                    identities = [_identity(ssl.PEM_cert_to_DER_cert(text)) for text in texts]
+                    found |= {each.fingerprint: each for each in identities}
     return list(found.values())
+
+
+def _identity(der: bytes) -> Identity:
+    """Of what is trusted: one that can be read in part only counts as an issuer by its subject."""
+    try:
+        return identity_of(der, [der])
+    except PeerError:
+        anchor = anchor_of(der)
+        return Identity(anchor.fingerprint, anchor.subject, "", (), datetime.max.replace(tzinfo=UTC), anchor)

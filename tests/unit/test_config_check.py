@@ -1,10 +1,12 @@
 """`ingest check`: what lies beyond the file, and what a node says at its start."""
 
+import hashlib
 import sqlite3
 import ssl
 from datetime import UTC, datetime, timedelta
 
 import pytest
+from cryptography.hazmat.primitives import hashes
 
 from ingest.config import load
 from ingest.config.check import check, choices, notices
@@ -286,3 +288,42 @@ def test_bindings_that_mean_less_than_they_seem_to_are_noted(
     assert [(note.key, note.note) for note in found] == ([(key, True)] if key else [])
     assert words in "".join(str(note) for note in found)
     assert set(found) <= set(notices(config(extra, tls)))
+
+
+@pytest.mark.parametrize(
+    ("certificate", "issuer", "key"),
+    [
+        ("CN=ct1", "CN=site", "issuer"),
+        ("", "CN=site", "issuer"),
+        ("CN=site", "", "certificate"),
+        ("localhost", "", "certificate"),
+        ("", "FINGERPRINT", None),
+        ("localhost", "FINGERPRINT", None),
+        ("FINGERPRINT", "CN=site", None),
+        ("CN=ct1", "CN=localhost", None),
+        ("CN=ct1", "", None),
+    ],
+)
+def test_a_name_that_several_trusted_certificates_have_is_noted(config, site, certificate, issuer, key):
+    vendor = pki.self_signed("site", names=["localhost"], key_type="ec").certificate
+    for each in (pki.authority("site", key_type="ec").certificate, vendor):
+        pki.trust(each, site / "trusted.crt")
+    fingerprint = vendor.fingerprint(hashes.SHA256()).hex()
+    bound = f'[[peers]]\nae_title = "CT1"\ncertificate = "{certificate}"\nissuer = "{issuer}"'
+    settings = config(bound.replace("FINGERPRINT", fingerprint))
+    found = [note for note in choices(settings) if note.key.startswith("peers")]
+    assert [(note.key, note.note) for note in found] == ([(f"peers[0].{key}", True)] if key else [])
+    assert all(fingerprint in note.cause and "bind by fingerprint" in note.remedy for note in found)
+
+
+def test_a_trusted_certificate_that_is_read_in_part_has_a_subject_too(config, site):
+    """Its alternative names end early, which does not keep it from standing for an authority."""
+    pki.trust(pki.authority("localhost", key_type="ec").certificate, site / "trusted.crt")
+    der = ssl.PEM_cert_to_DER_cert((site / "node.crt").read_text())
+    broken = der.replace(b"\x82\x09localhost", b"\xa2\x09localhost")
+    assert broken != der
+    with (site / "trusted.crt").open("a") as bundle:
+        bundle.write(ssl.DER_cert_to_PEM_cert(broken))
+    settings = config('[[peers]]\nae_title = "CT1"\nissuer = "CN=localhost"')
+    (found,) = [note for note in choices(settings) if note.key == "peers[0].issuer"]
+    assert hashlib.sha256(broken).hexdigest() in found.cause
