@@ -1,0 +1,116 @@
+"""Alarms: conditions of a running node that a person must hear of, as small files in `run/alarms/`.
+
+A process raises an alarm when a condition begins and clears it when the condition has ended. `ingest status`
+lists the alarms that stand. Alarms that the ledger or the spool can tell by itself (instances in quarantine,
+dead deliveries) are computed by `ingest.status` and are not kept here.
+
+An alarm never blocks or fails the work of the process that raises it: if the disk is full, the log line is
+all that remains. Texts hold no patient data: UIDs and AE titles at most.
+"""
+
+import contextlib
+import json
+import os
+import re
+import time
+from dataclasses import asdict, dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Final
+
+import structlog
+
+FOLDER: Final = "alarms"
+_NAME: Final = re.compile(r"[a-z0-9_]+(\.[A-Za-z0-9_.-]{1,80})?")
+
+log = structlog.get_logger()
+
+
+class Severity(StrEnum):
+    """How bad a condition is; `ingest status` exits with 1 for DEGRADED and with 2 for FAILING."""
+
+    DEGRADED = "degraded"
+    FAILING = "failing"
+
+
+@dataclass(frozen=True, slots=True)
+class Alarm:
+    """A condition that stands.
+
+    Attributes:
+        name: Which condition, in snake_case; `condition.SUBJECT` where there may be one for each subject,
+            such as `replacements_bounded.PACS`. The subject is a configured name, never patient data.
+        cause: What happened, in one sentence.
+        remedy: What to do about it: a command or a setting.
+        severity: DEGRADED while the node still serves its purpose, otherwise FAILING.
+        since_ms: When the condition began, in Unix milliseconds.
+    """
+
+    name: str
+    cause: str
+    remedy: str
+    severity: Severity = Severity.DEGRADED
+    since_ms: int = 0
+
+
+def raise_alarm(
+    run_dir: Path, name: str, cause: str, remedy: str, *, severity: Severity = Severity.DEGRADED
+) -> None:
+    """Raise an alarm, or renew its texts if it stands already; logs it when it begins.
+
+    Args:
+        run_dir: `Config.run_dir` of the node.
+        name: As `Alarm.name`.
+        cause: As `Alarm.cause`.
+        remedy: As `Alarm.remedy`.
+        severity: As `Alarm.severity`.
+
+    Raises:
+        ValueError: The name could not be a file's.
+    """
+    path = _path(run_dir, name)
+    standing = _read(path)
+    if standing is None:
+        log.error("alarm_raised", alarm=name, cause=cause, remedy=remedy)
+    since_ms = standing.since_ms if standing else time.time_ns() // 1_000_000
+    text = json.dumps(asdict(Alarm(name, cause, remedy, severity, since_ms)))
+    # Several processes may raise one alarm at a time: each writes a file of its own and renames it.
+    new = path.with_name(f".{os.getpid()}.{path.name}")
+    with contextlib.suppress(OSError):
+        path.parent.mkdir(mode=0o750, parents=True, exist_ok=True)
+        new.write_text(text)
+        new.replace(path)
+
+
+def clear_alarm(run_dir: Path, name: str) -> None:
+    """Clear an alarm; does nothing if it does not stand.
+
+    Raises:
+        ValueError: As `raise_alarm`.
+    """
+    with contextlib.suppress(OSError):
+        _path(run_dir, name).unlink()
+        log.info("alarm_cleared", alarm=name)
+
+
+def standing_alarms(run_dir: Path) -> list[Alarm]:
+    """The alarms that stand, the worst and oldest first; those that cannot be read are left out."""
+    with contextlib.suppress(OSError):
+        paths = [path for path in (run_dir / FOLDER).iterdir() if not path.name.startswith(".")]
+        found = [alarm for alarm in map(_read, paths) if alarm is not None]
+        return sorted(found, key=lambda alarm: (alarm.severity is Severity.DEGRADED, alarm.since_ms))
+    return []
+
+
+def _path(run_dir: Path, name: str) -> Path:
+    if not _NAME.fullmatch(name):
+        raise ValueError(f"{name!r} is no name of an alarm")
+    return run_dir / FOLDER / name
+
+
+def _read(path: Path) -> Alarm | None:
+    try:
+        fields = json.loads(path.read_bytes())
+        return Alarm(**{**fields, "severity": Severity(fields["severity"])})
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
