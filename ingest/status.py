@@ -6,6 +6,7 @@ Every part that cannot be read is reported as such; the others are still shown.
 import json
 import time
 from collections.abc import Iterator
+from dataclasses import asdict
 from datetime import datetime, timedelta
 from typing import Any, Final
 
@@ -16,6 +17,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from ingest import room
+from ingest.alarms import standing_alarms
 from ingest.config.check import choices
 from ingest.config.model import Config
 from ingest.errors import IngestError, SpoolError
@@ -37,6 +39,7 @@ def gather(config: Config) -> dict[str, Any]:
     return {
         "time": time.time(),
         "name": config.node.name or config.node.ae_title,
+        "alarms": _alarms(config),
         "listeners": _listeners(config),
         "reload_refused": reload.outcome(config.run_dir).get("faults", []),
         "spool": _spool(config),
@@ -69,6 +72,11 @@ def status_command(config: Config, *, as_json: bool, watch: float | None) -> int
                 before = after
     except KeyboardInterrupt:
         return 0
+
+
+def _alarms(config: Config) -> list[dict[str, Any]]:
+    """The conditions that a person must hear of, the worst first."""
+    return [asdict(alarm) for alarm in standing_alarms(config.run_dir)]
 
 
 def _listeners(config: Config) -> list[dict[str, Any]]:
@@ -198,6 +206,7 @@ def _digests(rows: list[dict[str, Any]]) -> set[tuple[str, str]]:
 
 def _page(now: dict[str, Any], before: dict[str, Any] | None) -> Group:
     return Group(
+        *_alarm_table(now),
         *_refusal(now),
         _listener_table(now, before),
         _stage_table(now),
@@ -206,6 +215,17 @@ def _page(now: dict[str, Any], before: dict[str, Any] | None) -> Group:
         _certificate_table(now),
         *_notices(now),
     )
+
+
+def _alarm_table(now: dict[str, Any]) -> Iterator[Table]:
+    """The alarms that stand; no table where there is none."""
+    if now["alarms"]:
+        table = Table("since", "alarm", "remedy")
+        table.title = "Alarms"
+        for row in now["alarms"]:
+            since = datetime.fromtimestamp(row["since_ms"] / 1000).astimezone()
+            table.add_row(f"{since:%Y-%m-%d %H:%M %Z}", escape(row["cause"]), escape(row["remedy"]))
+        yield table
 
 
 def _refusal(now: dict[str, Any]) -> Iterator[Table]:

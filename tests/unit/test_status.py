@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+from ingest.alarms import Severity, raise_alarm
 from ingest.cli import main
 from ingest.node.scoreboard import ACCEPTING, ACTIVE, BOOTING, DRAINING, HEARTBEAT, STATE, Scoreboard, now_ms
 from ingest.spool.push import push
@@ -77,3 +78,10 @@ def test_the_command_prints_it(arguments: list[str], tmp_path: Path, redis_serve
         assert json.loads(result.output)["queue"]["reachable"] is True
     else:
         assert "0 references" in " ".join(result.output.split())
+
+
+def test_alarms_stand_in_the_status(tmp_path: Path) -> None:
+    settings = config(tmp_path)
+    raise_alarm(settings.run_dir, "store_missing", "the store is gone", "mount it", severity=Severity.FAILING)
+    (found,) = gather(settings)["alarms"]
+    assert (found["name"], found["severity"]) == ("store_missing", "failing")
