@@ -118,7 +118,7 @@ def _summarise(console: Console, remote: Remote, summary: SendSummary) -> None:
             soft_wrap=True,
         )
     _list(console, "[red]failed[/red]", summary.failed)
-    _list(console, "[yellow]warning[/yellow]", summary.warnings)
+    _list(console, "[yellow]stored with a warning[/yellow]", summary.warnings)
     if summary.skipped:
         console.print(f"skipped {summary.skipped} files in folders that are not to be stored")
 

@@ -11,7 +11,8 @@ from typing import Final
 
 from ext.header import scan
 from ingest.dicom import part10
-from ingest.dicom.dimse import Category, Response, Status
+from ingest.dicom.dimse import Status
+from ingest.dicom.statuses import meaning_of
 from ingest.dicom.uids import is_valid_uid
 from ingest.errors import AssociationError, IngestError, PeerError, StoreError
 from ingest.scu import Association, Context, Remote, Timeouts, plan, proposals
@@ -65,10 +66,7 @@ class FileResult:
     @property
     def stored(self) -> bool:
         """Whether the remote has it: success, a warning, or 0111H, which says that it had it already."""
-        return self.status is not None and (
-            Response(0, 0, self.status).category in {Category.SUCCESS, Category.WARNING}
-            or self.status == Status.DUPLICATE_SOP_INSTANCE
-        )
+        return self.status is not None and meaning_of(self.status).is_stored
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,7 @@ from pydicom._uid_dict import UID_dictionary
 from ingest.config.model import Destination, Receive
 from ingest.dicom import pdus, uids
 from ingest.dicom.dimse import Status
+from ingest.dicom.statuses import STORE_STATUSES, Meaning
 from ingest.tls.profiles import PROFILES
 from workers import circuit, retry
 
@@ -73,13 +74,19 @@ def _statuses() -> str:
 
 
 def _answers() -> str:
+    follows = {
+        Meaning.STORED: "delivered",
+        Meaning.STORED_WITH_WARNING: "delivered, with the status noted",
+        Meaning.ALREADY_STORED: "delivered, with the status noted",
+        Meaning.TRY_AGAIN: "tried again, with growing pauses",
+        Meaning.TRY_A_FEW_TIMES: f"likewise, up to {retry.FEW_ATTEMPTS} attempts",
+        Meaning.NEGOTIATE_AGAIN: "once more over a new association, then given up",
+    }
     rows = [
-        (", ".join(f"{status:04X}H" for status in sorted(retry.DELIVERED)), "delivered"),
-        ("0110H, 0213H, A700H to A7FFH", "tried again, with growing pauses"),
-        (f"{retry.NOT_SUPPORTED:04X}H", "once more over a new association, then given up"),
-        ("any other", "given up; a person may have it sent again"),
+        (", ".join(f"{text}H" for text, each in STORE_STATUSES if each is meaning), said)
+        for meaning, said in follows.items()
     ]
-    assert {0x0110, 0x0213, *range(0xA700, 0xA800)} == retry.TRANSIENT
+    rows.append(("any other", "given up; a person may have it sent again"))
     return _table(("status of the remote", "what follows"), rows)
 
 

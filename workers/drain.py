@@ -13,6 +13,7 @@ import redis
 import structlog
 
 from ingest.config.model import Destination
+from ingest.dicom.dimse import Status
 from ingest.errors import AssociationError, LedgerError, PeerError, StoreAwayError, StoreError
 from ingest.ledger import Delivery, Ledger
 from ingest.scu import Association, Context, Remote, Timeouts, plan, proposals
@@ -22,7 +23,6 @@ from workers.breaker import Breaker
 from workers.circuit import Trouble
 from workers.leases import LeaseLostError, Leases, now_ms
 from workers.retry import (
-    NOT_SUPPORTED,
     Answered,
     Broken,
     Dead,
@@ -276,7 +276,7 @@ class Drain:
             waiting.appendleft(row)
             return
         if isinstance(outcome, NotAccepted) or (
-            isinstance(decision, Dead) and decision.status == NOT_SUPPORTED
+            isinstance(decision, Dead) and decision.status == Status.SOP_CLASS_NOT_SUPPORTED
         ):
             self._refused.add(_context(row))
         self._leases.conclude(row, decision)

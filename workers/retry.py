@@ -4,19 +4,14 @@ What happens to a destination as a whole, where no instance is to blame, is `wor
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final, Self
 
 from ingest.config.model import Destination
+from ingest.dicom.statuses import Meaning, StatusPattern, StatusRules
 
-DELIVERED: Final = frozenset({0x0000, 0x0111, 0xB000, 0xB006, 0xB007})
-"""PS3.4 Table B.2-1: success and the warnings; PS3.7 C.5.7: 0111H, the remote has this instance already."""
-
-TRANSIENT: Final = frozenset({0x0110, 0x0213, *range(0xA700, 0xA800)})
-"""Processing failure, resource limitation, out of resources: another time it may go well."""
-
-NOT_SUPPORTED: Final = 0x0122
-"""PS3.7 C.5.6, SOP class not supported, of a context that it accepted: a new negotiation may mend it."""
+FEW_ATTEMPTS: Final = 6
+"""Attempts at an instance that the remote says it cannot understand (`Meaning.TRY_A_FEW_TIMES`)."""
 
 _HOUR_MS: Final = 3_600_000
 
@@ -114,12 +109,14 @@ class Limits:
         max_ms: The longest pause.
         max_attempts: Attempts after which a delivery is dead.
         give_up_ms: Age of a delivery from which on its next failure is its last.
+        statuses: What it wants done about statuses, beside the table of `ingest.dicom.statuses`.
     """
 
     first_ms: int
     max_ms: int
     max_attempts: int
     give_up_ms: int
+    statuses: StatusRules = field(default_factory=StatusRules)
 
     @classmethod
     def of(cls, destination: Destination) -> Self:
@@ -129,6 +126,10 @@ class Limits:
             round(destination.retry_max_seconds * 1000),
             destination.max_attempts,
             round(destination.give_up_hours * _HOUR_MS),
+            StatusRules(
+                tuple(map(StatusPattern.parse, destination.retry_statuses)),
+                tuple(map(StatusPattern.parse, destination.dead_statuses)),
+            ),
         )
 
     def given_up(self, reason: str) -> str:
@@ -162,23 +163,40 @@ def decide(
         rng: Gives numbers from 0 to 1, for the jitter.
     """
     match outcome:
-        case Answered(status, comment, again):
+        case Answered(status, comment, _):
             said = f"answered {status:04X}H" + (f": {comment}" if comment else "")
-            if status in DELIVERED:
-                return Delivered(status, said if status else "")
-            if status in TRANSIENT:
-                return _again(Retry(pause_ms(attempt, limits, rng), said, status), attempt, age_ms, limits)
-            return Renegotiate() if status == NOT_SUPPORTED and not again else Dead(said, status)
+            retry = Retry(pause_ms(attempt, limits, rng), said, status)
+            return _answered(outcome, retry, attempt, age_ms, limits)
         case Broken(reason):
-            return _again(Retry(pause_ms(attempt, limits, rng), reason), attempt, age_ms, limits)
+            retry = Retry(pause_ms(attempt, limits, rng), reason)
+            return _again(retry, attempt, limits.max_attempts, age_ms, limits)
         case NotAccepted(reason, alone):
             return Dead(reason) if alone else Renegotiate()
         case Unreadable(reason):
             return Dead(reason)
 
 
-def _again(retry: Retry, attempt: int, age_ms: int, limits: Limits) -> Retry | Dead:
-    if attempt >= limits.max_attempts:
+def _answered(
+    answer: Answered, retry: Retry, attempt: int, age_ms: int, limits: Limits
+) -> Decision | Renegotiate:
+    """What follows from a status; `retry` is what follows if it is tried again."""
+    match limits.statuses.meaning(answer.status):
+        case Meaning.STORED:
+            return Delivered(answer.status)
+        case Meaning.STORED_WITH_WARNING | Meaning.ALREADY_STORED:
+            return Delivered(answer.status, retry.reason)
+        case Meaning.NEGOTIATE_AGAIN if not answer.again:
+            return Renegotiate()
+        case Meaning.TRY_AGAIN:
+            return _again(retry, attempt, limits.max_attempts, age_ms, limits)
+        case Meaning.TRY_A_FEW_TIMES:
+            return _again(retry, attempt, min(FEW_ATTEMPTS, limits.max_attempts), age_ms, limits)
+        case Meaning.NEGOTIATE_AGAIN | Meaning.REFUSED:
+            return Dead(retry.reason, answer.status)
+
+
+def _again(retry: Retry, attempt: int, attempts_max: int, age_ms: int, limits: Limits) -> Retry | Dead:
+    if attempt >= attempts_max:
         return Dead(f"{retry.reason} (attempt {attempt}, the last)", retry.status)
     if age_ms >= limits.give_up_ms:
         return Dead(limits.given_up(retry.reason), retry.status)

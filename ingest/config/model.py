@@ -210,6 +210,8 @@ class Destination(Model):
     retry_max_seconds: Seconds = 300.0
     max_attempts: Positive = 20
     give_up_hours: Annotated[float, Field(gt=0, le=1e6, allow_inf_nan=False)] = 168.0
+    retry_statuses: tuple[str, ...] = ()
+    dead_statuses: tuple[str, ...] = ()
 
 
 class Route(Model):

@@ -16,7 +16,8 @@ from urllib.parse import urlsplit
 
 from ingest.config import retention, routes
 from ingest.config.faults import Fault, dotted
-from ingest.config.model import TLS, Config
+from ingest.config.model import TLS, Config, Destination
+from ingest.dicom.statuses import StatusPattern, says_stored_only
 
 TLS_VERSIONS = {
     "TLSv1": ssl.TLSVersion.TLSv1,
@@ -245,6 +246,27 @@ def _destinations(config: Config, names: Names) -> Iterator[Fault]:
         if destination.retry_first_seconds > destination.retry_max_seconds:
             cause = f"is longer than retry_max_seconds, {destination.retry_max_seconds:g}"
             yield Fault(f"{key}.retry_first_seconds", cause, "make it shorter, or retry_max_seconds longer")
+        yield from _statuses(key, destination)
+
+
+def _statuses(key: str, destination: Destination) -> Iterator[Fault]:
+    """Faults of `retry_statuses` and `dead_statuses`."""
+    first: dict[StatusPattern, str] = {}
+    for name in ("retry_statuses", "dead_statuses"):
+        for index, text in enumerate(getattr(destination, name)):
+            here = f"{name}[{index}]"
+            try:
+                pattern = StatusPattern.parse(text)
+            except ValueError as error:
+                remedy = 'write four hexadecimal digits, x for any digit, as "C211" or "Cxxx"'
+                yield Fault(f"{key}.{here}", str(error), remedy)
+                continue
+            if says_stored_only(pattern):
+                cause = f"{pattern} says that the remote has the instance, which is then delivered"
+                yield Fault(f"{key}.{here}", cause, "remove it")
+            elif first.setdefault(pattern, here) != here:
+                cause = f"{pattern} is {first[pattern]} too"
+                yield Fault(f"{key}.{here}", cause, "keep one of the two")
 
 
 def _folders(config: Config) -> Iterator[Fault]:

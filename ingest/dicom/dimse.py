@@ -1,10 +1,11 @@
 """DIMSE messages of Verification and Storage as values (PS3.7 9.1 and 9.3), both directions."""
 
 from dataclasses import dataclass
-from enum import Enum, IntEnum
+from enum import IntEnum
 from typing import Any
 
 from ext.command import decode_command, encode_command
+from ingest.dicom.statuses import Category, category
 from ingest.dicom.uids import VERIFICATION, is_valid_uid
 from ingest.errors import PeerError
 
@@ -36,16 +37,6 @@ class Status(IntEnum):
     DATA_SET_MISMATCH = 0xA900
     CANNOT_UNDERSTAND = 0xC000
     CANCEL = 0xFE00
-
-
-class Category(Enum):
-    """What a status means to an SCU (PS3.7 Annex C)."""
-
-    SUCCESS = "success"
-    WARNING = "warning"  # done, with remarks
-    FAILURE = "failure"
-    CANCEL = "cancel"
-    PENDING = "pending"
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,19 +95,6 @@ class Response:
     def category(self) -> Category:
         """What the status means."""
         return category(self.status)
-
-
-def category(status: int) -> Category:
-    """PS3.7 Annex C: the class of a status by its code."""
-    if status == Status.SUCCESS:
-        return Category.SUCCESS
-    if status == Status.CANCEL:
-        return Category.CANCEL
-    if status in {0xFF00, 0xFF01}:
-        return Category.PENDING
-    if status in {0x0001, 0x0107, 0x0116} or status >> 12 == 0xB:
-        return Category.WARNING
-    return Category.FAILURE
 
 
 def decode_request(data: bytes) -> Request:

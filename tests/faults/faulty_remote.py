@@ -29,17 +29,17 @@ from ingest.dicom import dimse, wire
 from ingest.tls.contexts import server_context
 from tests.peers import JPEG, free_port, wait_for
 
-HELD: Final = frozenset({0x0000, 0x0111, 0xB000, 0xB006, 0xB007})
+HELD: Final = frozenset({0x0000, 0x0107, 0x0111, 0xB000, 0xB006, 0xB007, 0xB00A})
 """Answers that say that the remote has the instance."""
 
 PLANS: Final[tuple[tuple[int, ...], ...]] = (
     # Another time it goes well.
-    *((0xA700, 0x0000), (0x0110, 0x0000), (0x0213, 0xA7FF, 0x0000)),
+    *((0xA700, 0x0000), (0x0110, 0x0000), (0x0213, 0xA7FF, 0x0000), (0xC211, 0x0000)),
     # It never does.
     *((0x0117,), (0x0122,), (0x0124,), (0x0210,), (0x0211,), (0x0212,)),
     *((0xA900,), (0xA9FF,), (0xC000,), (0xC123,), (0xD00D,), (0x0106,), (0xA700,)),
     # It went well, with a remark.
-    *((0x0111,), (0xB000,), (0xB006,), (0xB007,)),
+    *((0x0107,), (0x0111,), (0xB000,), (0xB006,), (0xB007,), (0xB00A,)),
 )
 """What is answered to some instances, one after the other; the last one again and again."""
 

@@ -41,7 +41,7 @@ WORKERS = 2
 EVENT_EVERY = max(250, INSTANCES / 50)
 """Instances, at most, between two of the larger accidents."""
 
-TRANSIENT = {0xA700}
+TRANSIENT = {0xA700, 0xC000, 0xC123}
 
 # Beside the plans: of a kind that the remote accepts no context for, and without a file.
 REFUSED, GONE = len(PLANS), len(PLANS) + 1

@@ -37,19 +37,19 @@ def ask(site: Forwarding, command: str, *arguments: str) -> Result:
 
 
 def test_what_a_remote_refused_is_seen_and_sent_again_once_it_is_mended(site: Forwarding) -> None:
-    status = 0xC000
+    status = 0xA900
     with PynetdicomRemote([(CT, [EXPLICIT])], answer=lambda _: status) as remote:
         site.add(remote.port)
         made = site.many(3)
         with site.worker():
             site.wake()
             site.wait({"dead": 3})
-            listed = ask(site, "deliveries", "--state", "dead", "--error", "C000", "--json")
+            listed = ask(site, "deliveries", "--state", "dead", "--error", "A900", "--json")
             rows = [json.loads(line) for line in listed.output.splitlines()]
             assert {row["sop_instance_uid"] for row in rows} == {one.sop for one in made}
-            assert {(row["last_status"], row["attempts"]) for row in rows} == {("C000", 1)}
+            assert {(row["last_status"], row["attempts"]) for row in rows} == {("A900", 1)}
             assert rows[0]["updated_at"].endswith("+00:00")
-            assert "answered C000H" in ask(site, "deliveries").output
+            assert "answered A900H" in ask(site, "deliveries").output
             status = 0
             result = ask(site, "retry", "--destination", "pacs", "--since", "1h")
             assert (result.exit_code, result.output.strip()) == (0, "pacs: 3 to be sent again")

@@ -98,7 +98,7 @@ def test_turn_gives_back_its_place_and_lets_others_wake(forwarding: Forwarding, 
 
 
 def test_each_status_is_kept_on_its_row_and_stops_no_other(forwarding: Forwarding, tls: TLS) -> None:
-    statuses = [0x0000, 0xB000, 0x0111, 0xA700, 0x0110, 0xC000, 0xA900, 0x0122, 0x0000]
+    statuses = [0x0000, 0xB00A, 0x0107, 0x0111, 0xA700, 0x0110, 0xC211, 0xA900, 0x0122, 0x0000]
 
     def answer(stored: Stored) -> int:
         return statuses[int(stored.sop_instance.rpartition(".")[2]) - 1]
@@ -110,9 +110,28 @@ def test_each_status_is_kept_on_its_row_and_stops_no_other(forwarding: Forwardin
         assert scp.associations == 2  # a new one for what was answered 0122H
     rows = [forwarding.row(one.sop) for one in sent]
     assert [row.last_status for row in rows] == statuses
-    assert [row.state for row in rows] == [*["delivered"] * 3, *["retry"] * 2, *["dead"] * 3, "delivered"]
-    assert rows[5].last_error == "answered C000H"
-    assert rows[3].next_at > 0
+    assert [row.state for row in rows] == [*["delivered"] * 4, *["retry"] * 3, *["dead"] * 2, "delivered"]
+    assert [rows[n].last_error for n in (0, 1, 7)] == [None, "answered B00AH", "answered A900H"]
+    assert rows[4].next_at > 0
+
+
+def test_archive_that_cannot_understand_for_a_while_gets_everything(forwarding: Forwarding, tls: TLS) -> None:
+    """Each instance is answered with C211H once, as pynetdicom does when its handler raises."""
+    asked: set[str] = set()
+
+    def answer(stored: Stored) -> int:
+        first = stored.sop_instance not in asked
+        asked.add(stored.sop_instance)
+        return 0xC211 if first else 0x0000
+
+    with PynetdicomRemote(CONTEXTS, tls, answer=answer) as scp:
+        forwarding.add(scp.port, retry_first_seconds=0.05)
+        sent = [one.sop for one in forwarding.many(5)]
+        drain_once(forwarding)
+        due_now(forwarding, sent)
+        drain_once(forwarding)
+    assert forwarding.states() == {"delivered": 5}
+    assert {forwarding.row(sop).attempts for sop in sent} == {2}
 
 
 def test_transient_status_is_tried_again_until_dead(forwarding: Forwarding, tls: TLS) -> None:

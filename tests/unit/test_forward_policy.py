@@ -265,7 +265,7 @@ def test_window_lets_operations_overlap_and_each_answer_find_its_instance(plain:
                 commands.append(command)
             for command in reversed(commands):
                 number = int(command["AffectedSOPInstanceUID"].rpartition(".")[2])
-                peer.answer(context, command, 0xC000 + number if number % 3 == 0 else 0)
+                peer.answer(context, command, 0xA900 + number if number % 3 == 0 else 0)
         assert peer.read_pdu()[0] == 5
         peer.sock.sendall(wire.RELEASE_RP)
 
@@ -276,7 +276,7 @@ def test_window_lets_operations_overlap_and_each_answer_find_its_instance(plain:
         assert peer.connections == 1
     assert windows == [(8, 1)]
     rows = [plain.row(one.sop) for one in sent]
-    assert [row.last_status for row in rows] == [0xC000 + n if n % 3 == 0 else 0 for n in range(1, 13)]
+    assert [row.last_status for row in rows] == [0xA900 + n if n % 3 == 0 else 0 for n in range(1, 13)]
     assert plain.states() == {"delivered": 8, "dead": 4}
 
 

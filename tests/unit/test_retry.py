@@ -1,9 +1,13 @@
 """The failure policy, by table."""
 
+from dataclasses import replace
+
 import pytest
 
 from ingest.config.model import Destination
+from ingest.dicom.statuses import StatusPattern, StatusRules
 from workers.retry import (
+    FEW_ATTEMPTS,
     Answered,
     Broken,
     Dead,
@@ -26,7 +30,9 @@ def most() -> float:
     return 1.0
 
 
-@pytest.mark.parametrize("status", [0x0000, 0xB000, 0xB006, 0xB007, 0x0111])
+@pytest.mark.parametrize(
+    "status", [0x0000, 0xB000, 0xB006, 0xB007, 0x0111, 0xB001, 0xB00A, 0xB100, 0xBFFF, 0x0001, 0x0107, 0x0116]
+)
 def test_success_warnings_and_what_the_remote_has_already_are_delivered(status: int) -> None:
     decision = decide(Answered(status, "remark"), 1, YOUNG, LIMITS, most)
     assert isinstance(decision, Delivered)
@@ -46,12 +52,46 @@ def test_transient_statuses_are_tried_again_until_the_last_attempt(status: int) 
 
 @pytest.mark.parametrize(
     "status",
-    [0x0124, 0x0117, 0x0210, 0x0211, 0x0212, 0xA900, 0xA9FF, 0xC000, 0xCFFF, 0xA800, 0xFE00, 0x0001],
+    [0x0124, 0x0117, 0x0210, 0x0211, 0x0212, 0xA900, 0xA9FF, 0xD000, 0xA800, 0xFE00, 0x0106],
 )
 def test_every_other_status_is_dead_at_once_with_its_reason(status: int) -> None:
     assert decide(Answered(status, "why"), 1, YOUNG, LIMITS, most) == Dead(
         f"answered {status:04X}H: why", status
     )
+
+
+@pytest.mark.parametrize("status", [0xC000, 0xC211, 0xCFFF])
+def test_what_the_remote_cannot_understand_is_tried_a_few_times(status: int) -> None:
+    said = f"answered {status:04X}H"
+    assert decide(Answered(status), 1, YOUNG, LIMITS, most) == Retry(2_000, said, status)
+    assert isinstance(decide(Answered(status), FEW_ATTEMPTS - 1, YOUNG, LIMITS, most), Retry)
+    assert decide(Answered(status), FEW_ATTEMPTS, YOUNG, LIMITS, most) == Dead(
+        f"{said} (attempt {FEW_ATTEMPTS}, the last)", status
+    )
+    strict = replace(LIMITS, max_attempts=1)
+    assert isinstance(decide(Answered(status), 1, YOUNG, strict, most), Dead)
+
+
+def test_destination_says_which_statuses_are_tried_again_and_which_are_not() -> None:
+    destination = Destination(
+        name="pacs",
+        ae_title="PACS",
+        host="pacs",
+        retry_statuses=("A900", "Cxxx", "0122"),
+        dead_statuses=("C211", "A7xx"),
+    )
+    limits = Limits.of(destination)
+
+    def decided(status: int, attempt: int = 1, *, again: bool = False) -> Outcome:
+        return type(decide(Answered(status, again=again), attempt, YOUNG, limits, most))
+
+    assert [decided(status) for status in (0xA900, 0xC000, 0x0122)] == [Retry] * 3
+    assert [decided(status) for status in (0xC211, 0xA700)] == [Dead] * 2
+    # A rule takes the few attempts away, too.
+    assert decided(0xC000, FEW_ATTEMPTS) is Retry
+    # That the remote has the instance is a fact.
+    everything = replace(LIMITS, statuses=StatusRules(dead=(StatusPattern.parse("xxxx"),)))
+    assert isinstance(decide(Answered(0xB000), 1, YOUNG, everything, most), Delivered)
 
 
 @pytest.mark.parametrize("outcome", [NotAccepted("no context", alone=True), Unreadable("file is gone")])

@@ -99,7 +99,7 @@ def test_command_names_the_uids_of_the_data_set_where_file_meta_has_others(
 def test_refused_statuses_and_contexts_are_failures_with_reasons_and_warnings_are_not(
     tls: TLS, tmp_path: Path
 ) -> None:
-    statuses = {"1.1": 0x0000, "1.2": 0xB007, "1.3": 0xA700, "1.4": 0x0111}
+    statuses = {"1.1": 0x0000, "1.2": 0xB007, "1.3": 0xA700, "1.4": 0x0111, "1.6": 0x0107}
     for sop in statuses:
         (tmp_path / sop).write_bytes(Made(sop=sop).file)
     (tmp_path / "other").write_bytes(Made(sop="1.5", syntax=IMPLICIT).file)
@@ -109,7 +109,7 @@ def test_refused_statuses_and_contexts_are_failures_with_reasons_and_warnings_ar
         "1.3": "answered A700H",
         "other": f"{AE_TITLE} at 127.0.0.1:{scp.port} accepts no {CT} in {IMPLICIT}",
     }
-    assert {result.path.name for result in summary.warnings} == {"1.2", "1.4"}
+    assert {result.path.name for result in summary.warnings} == {"1.2", "1.4", "1.6"}
 
 
 def test_association_that_dies_is_replaced_and_only_the_guilty_file_fails(folder: Path) -> None:
@@ -230,6 +230,17 @@ def test_failures_are_grouped_by_reason_and_the_exit_code_is_1(
     said = capsys.readouterr().out
     assert "9 of 12 stored" in said
     assert "and 2 more: answered A700H" in said
+
+
+def test_warnings_are_said_to_be_stored_and_the_exit_code_is_0(
+    tls: TLS, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with PynetdicomRemote([(CT, [EXPLICIT])], tls, answer=lambda _: 0xB00A) as scp:
+        assert send(scp.port, tls, folder) == 0
+    said = capsys.readouterr().out
+    assert "12 of 12 stored" in said
+    assert "stored with a warning" in said
+    assert "and 11 more: answered B00AH" in said
 
 
 def test_nothing_to_send_is_said_and_is_no_success(
