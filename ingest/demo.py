@@ -9,10 +9,10 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from importlib.resources import files
 from pathlib import Path
 from typing import IO, Final
@@ -21,6 +21,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from ingest import threads
 from ingest.config import load
 from ingest.config.model import TLS, Config
 from ingest.dicom.part10 import read_file_meta
@@ -194,8 +195,7 @@ def _port(process: subprocess.Popen[str], log: Path) -> int:
 
     if process.stdout is None:
         raise DemoError("the node has no standard output")
-    reader = threading.Thread(target=read, args=(process.stdout,), daemon=True)
-    reader.start()
+    reader = threads.once("reader", partial(read, process.stdout))
     reader.join(READY_SECONDS)
     if not lines or not lines[0].startswith("ready"):
         raise DemoError(f"the node does not get ready; see {log}")
@@ -221,13 +221,12 @@ def _send_and_watch(
             "delivered": bars.add_task("delivered, says the node", total=len(paths)),
             "arrived": bars.add_task("in store and ledger of the remote", total=len(paths)),
         }
-        sender = threading.Thread(
-            target=lambda: results.append(
+        sender = threads.once(
+            "sender",
+            lambda: results.append(
                 send_files(target, paths, JOBS, lambda p: bars.update(sent, completed=p.files))
             ),
-            daemon=True,
         )
-        sender.start()
         ledgers = Ledger(node.config.ledger_url), Ledger(remote.config.ledger_url)
         deadline = time.monotonic() + ARRIVE_SECONDS
         while True:

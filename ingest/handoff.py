@@ -19,6 +19,7 @@ import redis
 import structlog
 
 from ext.store import Intake
+from ingest import threads
 from ingest.config.model import Config
 from ingest.queue import CHUNK, SPOOLS_KEY, connect, data_key, stream_key
 from ingest.spool import sweep
@@ -88,19 +89,20 @@ class Handoff:
         self._client = connect(config)
         self._pusher = Pusher(self._client, spool.id)
         self._witness = Witness(self._client, spool.id)
-        self._thread = threading.Thread(target=self._run, name="handoff", daemon=True)
+        self._thread: threading.Thread | None = None
         self.used = 0
 
     def start(self) -> None:
         """Start the thread; after the fork."""
-        self._thread.start()
+        self._thread = threads.guard("handoff", self._run, lambda: self._closing)
 
     def close(self, seconds: float) -> None:
         """Hand off what waits, for at most `seconds`; the rest is for the next start's sweep."""
         with self._wake:
             self._closing = True
             self._wake.notify()
-        self._thread.join(seconds)
+        if self._thread is not None:
+            self._thread.join(seconds)
 
     def _run(self) -> None:
         while True:

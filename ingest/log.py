@@ -7,6 +7,7 @@ may hold it.
 
 import logging
 import os
+import time
 from pathlib import Path
 from typing import Final
 
@@ -82,6 +83,25 @@ class Sink:
     def is_terminal(self) -> bool:
         """Whether a person looks at it, who likes colours."""
         return os.isatty(self._descriptor)
+
+
+class Seldom:
+    """Says once a minute, with how often it happened, what may happen thousands of times a second."""
+
+    def __init__(self, seconds: float = 60.0) -> None:
+        """Begin with nothing said; an event is said again after so many seconds."""
+        self._seconds = seconds
+        self._said_at: dict[str, float] = {}
+        self._unsaid: dict[str, int] = {}
+
+    def warning(self, event: str, **fields: object) -> None:
+        """Log a warning, or count it for the next time."""
+        now = time.monotonic()
+        if now < self._said_at.get(event, 0.0):
+            self._unsaid[event] = self._unsaid.get(event, 0) + 1
+            return
+        self._said_at[event] = now + self._seconds
+        structlog.get_logger().warning(event, **fields, times=1 + self._unsaid.pop(event, 0))
 
 
 class _Bridge(logging.Handler):

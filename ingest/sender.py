@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Final
 
 from ext.header import scan
+from ingest import threads
 from ingest.dicom import part10
 from ingest.dicom.dimse import Status
 from ingest.dicom.statuses import meaning_of
@@ -138,13 +139,9 @@ def send_files(
     found, unusable, skipped = collect(paths)
     sending = _Sending(remote, timeouts or Timeouts(), found, unusable, on_progress)
     started = time.monotonic()
-    threads = [
-        threading.Thread(target=sending.job, name=f"send-{n}", daemon=True) for n in range(max(1, jobs))
-    ]
-    for thread in threads:
-        thread.start()
+    running = [threads.once(f"send-{n}", sending.job) for n in range(max(1, jobs))]
     try:
-        for thread in threads:
+        for thread in running:
             thread.join()
     except BaseException:
         sending.stop.set()

@@ -23,6 +23,7 @@ from rq.exceptions import StopRequested
 from rq.serializers import JSONSerializer
 from rq.timeouts import BaseDeathPenalty
 
+from ingest import threads
 from ingest.config.model import Config
 from ingest.errors import BootError, IngestError, LedgerError, QueueError
 from ingest.ledger import Ledger
@@ -187,15 +188,16 @@ class LedgerWatch:
         self._queue = Patience(forwarder.stop, "queue_away", "deliveries wait in the ledger")
         self._ledger = Patience(forwarder.stop, "ledger_away", "deliveries wait")
         self._suspects: set[str] = set()
-        self._thread = threading.Thread(target=self._run, name="ledger-watch", daemon=True)
+        self._thread: threading.Thread | None = None
 
     def start(self) -> None:
         """Watch from now on, until the forwarder is to stop."""
-        self._thread.start()
+        self._thread = threads.guard("ledger-watch", self._run, self._forwarder.stop.is_set)
 
     def join(self) -> None:
         """Wait until it has ended."""
-        self._thread.join(2 * REDIS_SECONDS)
+        if self._thread is not None:
+            self._thread.join(2 * REDIS_SECONDS)
 
     def _run(self) -> None:
         while True:
@@ -208,6 +210,10 @@ class LedgerWatch:
                 self._ledger.failed(error)
             except redis.RedisError as error:
                 self._queue.failed(error)
+            except Exception as error:
+                # Whatever it is, deliveries wait for this thread; `failed` waits longer each time.
+                log.error("ledger_watch_failed", exc_info=error)
+                self._ledger.failed(error)
             if self._forwarder.stop.wait(WAKE_SECONDS):
                 return
 

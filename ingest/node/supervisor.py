@@ -15,6 +15,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Final
@@ -25,6 +26,7 @@ from ingest.config import load, notes
 from ingest.config.check import notices
 from ingest.config.model import Config
 from ingest.errors import BootError, ConfigError
+from ingest.log import Seldom
 from ingest.log import configure as configure_log
 from ingest.log import reopen as reopen_log
 from ingest.node import listener, reload
@@ -85,6 +87,7 @@ class Supervisor:
         self.exit_code = 0
         self._queue_place = Place("queue")
         self._certificates = Watch()
+        self._seldom = Seldom()
         self._pending: deque[int] = deque()
         self._ready = False
         self._drain_until: float | None = None
@@ -181,9 +184,11 @@ class Supervisor:
         for place in self.generation.places:
             if not place.pid and now >= place.fork_at:
                 self._fork(place)
-        self._watch_queue(now)
-        self._watch_heartbeats()
-        self._certificates.look()
+        for watch in (partial(self._watch_queue, now), self._watch_heartbeats, self._certificates.look):
+            try:
+                watch()
+            except Exception as error:  # of one duty, which is done again in the next turn
+                self._seldom.warning("watch_failed", exc_info=error)
         if not self._ready and self._all_accept():
             self._ready = True
             self._say_ready()

@@ -17,14 +17,15 @@ import contextlib
 import fcntl
 import itertools
 import os
-import threading
 import uuid
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Final, Self
 
 from ext.commit import Committer, Entry
 from ext.segment import Segments
+from ingest import threads
 from ingest.errors import SpoolError
 from ingest.spool import segment
 
@@ -149,9 +150,9 @@ class Spool:
         bodies = [self.committer.run] * (THREADS if durable else 0)
         if self.segments is not None:
             bodies.append(self.segments.run)
-        self._threads = [threading.Thread(target=body, name="commit", daemon=True) for body in bodies]
-        for thread in self._threads:
-            thread.start()
+        # Without one of these, what was received would never be answered.
+        self._closing = False
+        self._threads = [threads.guard("commit", body, lambda: self._closing) for body in bodies]
 
     @classmethod
     def claim(cls, root: Path, *, durable: bool, segments: bool = False) -> Self:
@@ -205,7 +206,7 @@ class Spool:
         self.committer.discard(entry)
         # The last close frees the blocks: of gigabytes, longer than an event loop may wait.
         if os.fstat(entry.fd).st_size > LARGE:
-            threading.Thread(target=os.close, args=(entry.fd,), name="discard").start()
+            threads.once("discard", partial(os.close, entry.fd))
         else:
             os.close(entry.fd)
 
@@ -230,6 +231,7 @@ class Spool:
 
     def close(self) -> None:
         """Finish the commits under way and give the slot back; what they came to is there for `collect`."""
+        self._closing = True
         self.committer.close()
         if self.segments is not None:
             self.segments.close()
