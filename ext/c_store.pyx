@@ -25,8 +25,6 @@ cdef enum Seen:
     MESSAGE_ID = 4
     DATA_SET_TYPE = 8
     SOP_INSTANCE = 16
-    PRIORITY = 32
-    GROUP_LENGTH = 64
     NEEDED = SOP_CLASS | FIELD | MESSAGE_ID | DATA_SET_TYPE | SOP_INSTANCE
 
 
@@ -73,7 +71,10 @@ cdef bint is_uid(const uint8_t *text, size_t length) noexcept:
 
 
 cdef bint read_request(const uint8_t *at, size_t left, Request *request) noexcept:
-    """Whether this is a C-STORE-RQ with just the elements that nearly all have (PS3.7 Table 9.3-1)."""
+    """Whether this is a C-STORE-RQ that has each element which the operation needs once (PS3.7 Table 9.3-1).
+
+    Others are passed over, as `ingest.dicom.dimse` does: the operation does not depend on them.
+    """
     cdef uint32_t element, length
     cdef int kind
     while left >= 8:
@@ -85,9 +86,7 @@ cdef bint read_request(const uint8_t *at, size_t left, Request *request) noexcep
         left -= 8
         if length > left:
             return False
-        if element == 0x0000:
-            kind = GROUP_LENGTH if length == 4 else 0
-        elif element == 0x0002:
+        if element == 0x0002:
             kind = SOP_CLASS
             request.sop_class = at
             request.sop_class_length = unpadded(at, length)
@@ -97,8 +96,6 @@ cdef bint read_request(const uint8_t *at, size_t left, Request *request) noexcep
             kind = MESSAGE_ID if length == 2 else 0
             if kind:
                 request.message_id = <uint16_t> little_16(at)
-        elif element == 0x0700:
-            kind = PRIORITY if length == 2 else 0
         elif element == 0x0800:
             kind = DATA_SET_TYPE if length == 2 and little_16(at) != NO_DATA_SET else 0
         elif element == 0x1000:
@@ -106,7 +103,9 @@ cdef bint read_request(const uint8_t *at, size_t left, Request *request) noexcep
             request.sop_instance = at
             request.sop_instance_length = unpadded(at, length)
         else:
-            return False
+            at += length
+            left -= length
+            continue
         if not kind or request.seen & kind:
             return False
         request.seen |= kind

@@ -12,8 +12,9 @@ cdef enum Kind:
     LO
     AT
 
+cdef bint is_padding(const uint8_t *data, Py_ssize_t length) noexcept
 cdef object decode_value(str keyword, Kind kind, const uint8_t *data, uint32_t length)
-cdef str decode_text(str keyword, Kind kind, const uint8_t *data, uint32_t length)
+cdef object decode_text(str keyword, Kind kind, const uint8_t *data, uint32_t length)
 cdef bytes encode_value(str keyword, Kind kind, object value)
 cdef bytes encode_number(str keyword, object value, int length)
 cdef bytes encode_tags(str keyword, object value)

@@ -46,14 +46,18 @@ cdef dict BY_KEYWORD = {keyword: (element, kind) for element, keyword, kind in T
 def decode_command(bytes data not None):
     """The elements of a command set by their DICOM keywords.
 
-    UL and US become int, AT a list of int (0xGGGGEEEE), UI, AE and LO str without their padding; control
-    characters in an LO are replaced by "?", since such text ends up in logs. A number without a value is left
-    out. Elements that are not in PS3.7 Table E.1-1 are passed over. Order and group length are not insisted
-    on: both are known to be wrong in the field, and neither is needed.
+    UL and US become int, AT a list of int (0xGGGGEEEE), UI, AE and LO str without their padding. An AE ends
+    before its first NUL. Characters of an AE or LO that cannot be shown are replaced by "?", since such text
+    ends up in logs. A number without a value is left out. Elements that are not in PS3.7 Table E.1-1 are
+    passed over, whatever their group. Order and group length are not insisted on: both are known to be wrong
+    in the field, and neither is needed.
+
+    A value that is not of its representation, and two different values of one element, become a PeerError
+    that is not raised but stands in the place of the value. Only the reader of the message knows whether the
+    operation needs this element (RFC 1122 1.2.2).
 
     Raises:
-        PeerError: An element is cut, comes twice, is not of group 0000, or its value is not of its
-            representation.
+        PeerError: An element is cut, so that nothing behind it can be found.
     """
     cdef const uint8_t *at = <const uint8_t *> PyBytes_AS_STRING(data)
     cdef Py_ssize_t left = PyBytes_GET_SIZE(data)
@@ -62,21 +66,21 @@ def decode_command(bytes data not None):
     cdef dict decoded = {}
     while left > 0:
         if left < ELEMENT_HEADER:
+            if is_padding(at, left):
+                break
             raise PeerError("command set ends within an element", INVALID_PARAMETER)
         group = little_16(at)                # PS3.7 6.3.1, bytes 1-2: group
         element = little_16(at + 2)          # bytes 3-4: element
         length = little_32(at + 4)           # bytes 5-8: value length
         at += ELEMENT_HEADER
         left -= ELEMENT_HEADER
-        if group != 0:
-            raise PeerError(f"element ({group:04X},{element:04X}) in a command set", INVALID_PARAMETER)
         if length > <size_t> left:
-            raise PeerError(f"command element (0000,{element:04X}) is cut", INVALID_PARAMETER)
-        entry = BY_ELEMENT.get(element)
+            raise PeerError(f"command element ({group:04X},{element:04X}) is cut", INVALID_PARAMETER)
+        entry = BY_ELEMENT.get(element) if group == 0 else None
         if entry is not None:
-            if entry[0] in decoded:
-                raise PeerError(f"{entry[0]} comes twice in a command set", INVALID_PARAMETER)
             value = decode_value(entry[0], entry[1], at, length)
+            if value is not None and decoded.get(entry[0], value) != value:
+                value = PeerError(f"{entry[0]} comes twice in a command set", INVALID_PARAMETER)
             if value is not None:
                 decoded[entry[0]] = value
         at += length
@@ -84,18 +88,29 @@ def decode_command(bytes data not None):
     return decoded
 
 
+cdef bint is_padding(const uint8_t *data, Py_ssize_t length) noexcept:
+    """Whether these bytes, too few for an element, are zeros that fill up."""
+    cdef Py_ssize_t at
+    for at in range(length):
+        if data[at] != 0:
+            return False
+    return True
+
+
 cdef object decode_value(str keyword, Kind kind, const uint8_t *data, uint32_t length):
+    """The value, None for a number without one, or a PeerError (not raised) that says what is wrong with it.
+    """
     cdef uint32_t at = 0
     cdef list tags
     if kind == US or kind == UL:
         if length == 0:
             return None
         if length != <uint32_t> (2 if kind == US else 4):
-            raise PeerError(f"{keyword} of {length} bytes is no number", INVALID_PARAMETER)
+            return PeerError(f"{keyword} of {length} bytes is no number", INVALID_PARAMETER)
         return little_16(data) if kind == US else little_32(data)
     if kind == AT:
         if length % 4:
-            raise PeerError(f"{keyword} of {length} bytes is no list of tags", INVALID_PARAMETER)
+            return PeerError(f"{keyword} of {length} bytes is no list of tags", INVALID_PARAMETER)
         tags = []
         while at < length:
             tags.append((little_16(data + at) << 16) | little_16(data + at + 2))
@@ -104,22 +119,27 @@ cdef object decode_value(str keyword, Kind kind, const uint8_t *data, uint32_t l
     return decode_text(keyword, kind, data, length)
 
 
-cdef str decode_text(str keyword, Kind kind, const uint8_t *data, uint32_t length):
-    """Without padding. An LO may hold anything; UI and AE become names and keys, so only printable ASCII."""
+cdef object decode_text(str keyword, Kind kind, const uint8_t *data, uint32_t length):
+    """Without padding. A UI becomes a name and a key, so a byte that no UID has makes it a PeerError."""
     cdef uint32_t start = 0, at
-    cdef uint8_t byte
+    if kind == AE:
+        for at in range(length):
+            if data[at] == 0x00:            # what stands behind a NUL is rubbish of the sender's memory
+                length = at
+                break
     # PS3.5 6.2: UI is padded with NUL, AE and LO with spaces; both are seen at the end of either
     while length > 0 and (data[length - 1] == 0x00 or data[length - 1] == 0x20):
         length -= 1
     if kind == AE:
         while start < length and data[start] == 0x20:           # leading spaces of an AE are not significant
             start += 1
-    if kind != LO:
-        for at in range(start, length):
-            byte = data[at]
-            if byte < 0x20 or byte > 0x7E or (kind == UI and byte == 0x20):
-                raise PeerError(f"{keyword} holds byte {byte:02X}H", INVALID_PARAMETER)
+    if kind == UI:
+        for at in range(length):
+            if data[at] <= 0x20 or data[at] > 0x7E:
+                return PeerError(f"{keyword} holds byte {data[at]:02X}H", INVALID_PARAMETER)
     text = (data + start)[:length - start].decode("latin-1")
+    if kind == AE and not text.isascii():
+        text = "".join([c if c.isascii() else "?" for c in text])
     return text if text.isprintable() else "".join([c if c.isprintable() else "?" for c in text])
 
 

@@ -102,6 +102,7 @@ def _rejections() -> str:
         ),
         (pdus.APPLICATION_CONTEXT_NOT_SUPPORTED, "the application context is not DICOM's"),
         (pdus.PROTOCOL_VERSION_NOT_SUPPORTED, "bit 0 of the protocol version is not set"),
+        (pdus.NO_REASON_GIVEN, "no presentation context is proposed"),
         (
             pdus.LOCAL_LIMIT_EXCEEDED,
             "too many associations, a full spool or store, or a node that is about to stop",

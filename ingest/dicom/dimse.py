@@ -102,8 +102,7 @@ def decode_request(data: bytes) -> Request:
 
     Raises:
         PeerError: The command set is broken, lacks what every request has, is a response, or is a
-        C-STORE-RQ without
-            a data set.
+            C-STORE-RQ without a data set. Elements that the operation does not need may be odd or missing.
     """
     elements = decode_command(data)
     field = _integer(elements, "CommandField")
@@ -111,7 +110,7 @@ def decode_request(data: bytes) -> Request:
         raise PeerError(f"the response {field:04X}H to nothing that was asked", PeerError.NOT_SPECIFIED)
     has_data_set = _integer(elements, "CommandDataSetType") != NO_DATA_SET
     if field == C_CANCEL_RQ:
-        return OtherRequest(field, _integer(elements, "MessageIDBeingRespondedTo"), has_data_set)
+        return OtherRequest(field, _optional(elements, "MessageIDBeingRespondedTo") or 0, has_data_set)
     message_id = _integer(elements, "MessageID")
     if field == C_STORE_RQ:
         if not has_data_set:
@@ -251,7 +250,10 @@ def _response(field: int, message_id: int, status: int, sop_class_uid: str, comm
 
 
 def _integer(elements: dict[str, Any], keyword: str) -> int:
+    """A number that the operation needs."""
     value = elements.get(keyword)
+    if isinstance(value, PeerError):
+        raise value  # the decoder's word on what is wrong with it
     if not isinstance(value, int):
         raise PeerError(f"a command set without {keyword}")
     return value

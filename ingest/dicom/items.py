@@ -1,6 +1,11 @@
-"""Reads the variable items of A-ASSOCIATE PDUs: bounds first, then values; raises PeerError alone."""
+"""Read the variable items of A-ASSOCIATE PDUs: bounds first, then values; raise PeerError alone.
+
+Where the lengths agree, one odd item costs what depends on it and no more (RFC 1122 1.2.2): a proposed
+context is refused, a transfer syntax or a sub-item of the user information is passed over.
+"""
 
 from collections.abc import Iterator
+from contextlib import suppress
 
 from ingest.errors import PeerError
 
@@ -21,6 +26,9 @@ USER_IDENTITY = 0x58
 MAX_TRANSFER_SYNTAXES = 256
 """In one presentation context; there are about 60 in PS3.6. Bounds the time that one PDU can cost."""
 
+MAX_ITEMS = 1024
+"""In one PDU or item. 128 contexts and sub-items for each of their SOP classes are far below it."""
+
 
 def fault(message: str, reason: int = PeerError.INVALID_PARAMETER) -> PeerError:
     """The error for an A-ASSOCIATE PDU that cannot be used."""
@@ -31,10 +39,13 @@ def walk(data: bytes, start: int, end: int) -> Iterator[tuple[int, bytes]]:
     """The items between two offsets, as (item type, whole item with its four-byte header).
 
     Raises:
-        PeerError: An item ends beyond `end`.
+        PeerError: An item ends beyond `end`, or there are more than MAX_ITEMS.
     """
-    at = start
+    at, count = start, 0
     while at < end:
+        count += 1
+        if count > MAX_ITEMS:
+            raise fault(f"more than {MAX_ITEMS} items in one")
         if end - at < 4:
             raise fault(f"{end - at} bytes left where an item header of 4 should be")
         stop = at + 4 + int.from_bytes(data[at + 2 : at + 4])  # PS3.8 9.3: bytes 3-4 of any item, its length
@@ -44,22 +55,27 @@ def walk(data: bytes, start: int, end: int) -> Iterator[tuple[int, bytes]]:
         at = stop
 
 
-def read_proposed_context(item: bytes) -> tuple[int, str, tuple[str, ...]]:
-    """A proposed presentation context (PS3.8 Table 9-13): ID, abstract syntax, transfer syntaxes."""
-    context_id = _context_id(item)
+def read_proposed_context(item: bytes) -> tuple[int, str, tuple[str, ...]] | None:
+    """A proposed presentation context (PS3.8 Table 9-13): ID, abstract syntax, transfer syntaxes.
+
+    Returns:
+        None without a usable ID (odd, 1 to 255), which no answer could name. The abstract syntax is empty
+        where there is not exactly one that can be read, and transfer syntaxes that cannot be are left out:
+        such a context is one to refuse.
+    """
+    if len(item) < 8 or item[4] % 2 == 0:  # byte 5: presentation-context-ID
+        return None
     abstract: list[str] = []
     transfer: list[str] = []
-    for kind, raw in walk(item, 8, len(item)):  # bytes 6-8 are reserved
-        if kind == TRANSFER_SYNTAX:
-            transfer.append(_uid(raw[4:]))
-        elif kind == ABSTRACT_SYNTAX:
-            abstract.append(_uid(raw[4:]))
-    if len(abstract) != 1 or not 0 < len(transfer) <= MAX_TRANSFER_SYNTAXES:
-        raise fault(
-            f"presentation context {context_id} has {len(abstract)} abstract "
-            f"and {len(transfer)} transfer syntaxes"
-        )
-    return context_id, abstract[0], tuple(transfer)
+    with suppress(PeerError):
+        for kind, raw in walk(item, 8, len(item)):  # bytes 6-8 are reserved
+            uid = _uid_or_nothing(raw[4:])
+            if kind == TRANSFER_SYNTAX and uid and len(transfer) < MAX_TRANSFER_SYNTAXES:
+                transfer.append(uid)
+            elif kind == ABSTRACT_SYNTAX:
+                abstract.append(uid)
+        return item[4], abstract[0] if len(set(abstract)) == 1 else "", tuple(transfer)
+    return item[4], "", ()  # its lengths do not agree
 
 
 def read_context_result(item: bytes) -> tuple[int, int, str]:
@@ -101,9 +117,18 @@ def read_role(item: bytes) -> tuple[str, bool, bool]:
     if len(item) != 4 + 2 + uid_length + 2:
         raise fault("a role selection sub-item whose lengths do not agree")
     scu, scp = item[-2:]  # the two bytes after the UID
-    if scu > 1 or scp > 1:
-        raise fault(f"a role selection sub-item with the roles {scu} and {scp}")
-    return _uid(item[6:-2]), scu == 1, scp == 1
+    return _uid(item[6:-2]), scu != 0, scp != 0
+
+
+def ae_title(field: bytes) -> str:
+    """An AE title of an A-ASSOCIATE-RQ, without the spaces around it, which do not count (PS3.8 Table 9-11).
+
+    A NUL ends it: what stands behind is padding, or rubbish of the sender's memory. Characters that VR AE
+    does not have (PS3.5 6.2: printable ASCII without backslash) become "?". Where AE titles decide, such a
+    caller is a stranger and gets an A-ASSOCIATE-RJ; where they do not, it can go on.
+    """
+    title = field.partition(b"\0")[0].strip(b" ")
+    return "".join(chr(byte) if 0x20 <= byte <= 0x7E and byte != 0x5C else "?" for byte in title)
 
 
 def text(raw: bytes) -> str:
@@ -129,6 +154,13 @@ def _uid(raw: bytes) -> str:
     if not 0 < len(uid) <= 64 or not uid.isascii():
         raise fault(f"a UID of {len(raw)} bytes that cannot be one")
     return uid.decode("ascii")
+
+
+def _uid_or_nothing(raw: bytes) -> str:
+    try:
+        return _uid(raw)
+    except PeerError:
+        return ""
 
 
 def _exactly(item: bytes, length: int) -> None:

@@ -8,6 +8,7 @@ from ingest.dicom.pdus import (
     APPLICATION_CONTEXT_NOT_SUPPORTED,
     CALLED_AE_NOT_RECOGNIZED,
     LOCAL_LIMIT_EXCEEDED,
+    NO_REASON_GIVEN,
     PROTOCOL_VERSION_NOT_SUPPORTED,
     AssociateAccept,
     AssociateReject,
@@ -91,15 +92,17 @@ class Rejected:
     Attributes:
         pdu: The answer.
         why: One line for the log.
+        is_failure: Whether it counts among the failures of the caller's address.
     """
 
     pdu: AssociateReject
     why: str
+    is_failure: bool = True
 
 
 def local_limit_exceeded(why: str) -> Rejected:
     """The transient refusal of too many associations, a full spool or a node that is draining."""
-    return Rejected(LOCAL_LIMIT_EXCEEDED, why)
+    return Rejected(LOCAL_LIMIT_EXCEEDED, why, is_failure=False)
 
 
 def negotiate(request: AssociateRequest, policy: AcceptorPolicy) -> Accepted | Rejected:
@@ -117,6 +120,9 @@ def negotiate(request: AssociateRequest, policy: AcceptorPolicy) -> Accepted | R
     ):
         called = f"called AE title {request.called_ae!r} is not ours, {policy.ae_title!r}"
         return Rejected(CALLED_AE_NOT_RECOGNIZED, called)
+    if not request.contexts:
+        # PS3.8 Table 9-17: an A-ASSOCIATE-AC has one at least. Monitors ask in this way whether we live.
+        return Rejected(NO_REASON_GIVEN, "no presentation context is proposed", is_failure=False)
     return _accept(request, policy)
 
 
@@ -154,7 +160,8 @@ def _operations(request: AssociateRequest, policy: AcceptorPolicy) -> tuple[int,
 
 def _decide(context: ProposedContext, policy: AcceptorPolicy, roles: dict[str, Role]) -> ContextResult:
     """One context; PS3.8 9.3.3.2 wants a transfer syntax in a refused one, too, though it means nothing."""
-    abstract, unused = context.abstract_syntax, context.transfer_syntaxes[0]
+    abstract = context.abstract_syntax
+    unused = next(iter(context.transfer_syntaxes), uids.IMPLICIT_LITTLE_ENDIAN)
     role = roles.get(abstract)
     if not _serves(abstract, policy) or (role is not None and not role.scu):
         # A requestor that would be SCP only (C-GET) has no use for what we do with this class.

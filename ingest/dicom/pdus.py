@@ -31,7 +31,8 @@ class AssociateRequest:
     """A-ASSOCIATE-RQ (PS3.8 9.3.2).
 
     Attributes:
-        called_ae: Without leading and trailing spaces, which PS3.8 says do not count; may be empty.
+        called_ae: Up to its first NUL, without leading and trailing spaces, which PS3.8 says do not count;
+            may be empty. What VR AE does not have is "?".
         calling_ae: Likewise.
         max_pdu_length: The longest P-DATA-TF that the requestor takes, in bytes; 0 is unlimited.
         async_operations: Maximum operations (invoked, performed) asked for, 0 unlimited; None when not asked.
@@ -116,6 +117,8 @@ APPLICATION_CONTEXT_NOT_SUPPORTED = AssociateReject(1, 1, 2)
 CALLING_AE_NOT_RECOGNIZED = AssociateReject(1, 1, 3)
 CALLED_AE_NOT_RECOGNIZED = AssociateReject(1, 1, 7)
 PROTOCOL_VERSION_NOT_SUPPORTED = AssociateReject(1, 2, 2)
+NO_REASON_GIVEN = AssociateReject(1, 2, 1)
+"""For a request that proposes nothing."""
 LOCAL_LIMIT_EXCEEDED = AssociateReject(2, 3, 2)
 """For too many associations, a full spool, a node that is draining."""
 

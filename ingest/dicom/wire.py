@@ -10,7 +10,9 @@ work is left for them, so they are not used here. In the tests they are a second
 """
 
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 from ingest.dicom import items
@@ -20,6 +22,7 @@ from ingest.dicom.pdus import (
     CALLING_AE_NOT_RECOGNIZED,
     DEFAULT_PEER_PDU_LENGTH,
     LOCAL_LIMIT_EXCEEDED,
+    NO_REASON_GIVEN,
     PROTOCOL_VERSION_NOT_SUPPORTED,
     Abort,
     AssociateAccept,
@@ -42,6 +45,7 @@ __all__ = [
     "CALLING_AE_NOT_RECOGNIZED",
     "DEFAULT_PEER_PDU_LENGTH",
     "LOCAL_LIMIT_EXCEEDED",
+    "NO_REASON_GIVEN",
     "PROTOCOL_VERSION_NOT_SUPPORTED",
     "P_DATA_TF",
     "RELEASE_RP",
@@ -82,19 +86,20 @@ _TITLES = 74  # PS3.8 Table 9-11: variable items begin at byte 75
 def decode_associate_rq(data: bytes) -> AssociateRequest:
     """The A-ASSOCIATE-RQ in `data`.
 
+    Whatever may still be answered is not an error here: the application context name and the contexts may be
+    missing (both then empty), and of items that may come once the first counts. A context whose ID is even or
+    was used before is left out.
+
     Raises:
-        PeerError: Lengths do not agree, a mandatory item is missing or comes twice, context IDs are even or
-        repeat.
+        PeerError: Lengths do not agree.
     """
     _check_pdu(data, ASSOCIATE_RQ, _TITLES)
     variable = _variable_items(data, items.PROPOSED_CONTEXT_ITEM)
-    contexts = tuple(ProposedContext(*items.read_proposed_context(raw)) for raw in variable.contexts)
-    _check_context_ids(contexts)
     return AssociateRequest(
-        called_ae=_ae_title(data[10:26]),  # PS3.8 Table 9-11, bytes 11-26
-        calling_ae=_ae_title(data[26:42]),  # bytes 27-42
+        called_ae=items.ae_title(data[10:26]),  # PS3.8 Table 9-11, bytes 11-26
+        calling_ae=items.ae_title(data[26:42]),  # bytes 27-42
         application_context=variable.application_context,
-        contexts=contexts,
+        contexts=_proposed_contexts(variable.contexts),
         protocol_version=int.from_bytes(data[6:8]),  # bytes 7-8
         title_fields=data[10:_TITLES],
         **variable.user,
@@ -105,10 +110,13 @@ def decode_associate_ac(data: bytes) -> AssociateAccept:
     """The A-ASSOCIATE-AC in `data`.
 
     Raises:
-        PeerError: As for `decode_associate_rq`, or an accepted context without its one transfer syntax.
+        PeerError: Lengths do not agree, there is no context, context IDs are even or repeat, or an accepted
+            context comes without its one transfer syntax.
     """
     _check_pdu(data, ASSOCIATE_AC, _TITLES)
     variable = _variable_items(data, items.CONTEXT_RESULT_ITEM)
+    if not variable.contexts:
+        raise items.fault("an A-ASSOCIATE-AC without a presentation context")
     contexts = tuple(ContextResult(*items.read_context_result(raw)) for raw in variable.contexts)
     _check_context_ids(contexts)
     variable.user.pop("user_identity")
@@ -195,45 +203,46 @@ def _variable_items(data: bytes, context_item: int) -> _Variable:
             contexts.append(raw)
         elif kind == items.USER_INFORMATION_ITEM:
             users.append(raw)
-    if not names or not users or not contexts:
-        raise items.fault(
-            "an A-ASSOCIATE without application context, presentation context or user information"
-        )
-    if len(names) > 1 or len(users) > 1:
-        raise items.fault("an A-ASSOCIATE with two of a kind", PeerError.UNEXPECTED_PARAMETER)
-    return _Variable(items.read_application_context(names[0]), contexts, _user_information(users[0]))
+    name = items.read_application_context(names[0]) if names else ""
+    return _Variable(name, contexts, _user_information(users))
 
 
-def _user_information(item: bytes) -> dict[str, Any]:
-    """Keyword arguments of AssociateRequest, from user information (PS3.8 Table 9-16, PS3.7 D.3.3)."""
+def _user_information(users: list[bytes]) -> dict[str, Any]:
+    """Keyword arguments of AssociateRequest, from user information (PS3.8 Table 9-16, PS3.7 D.3.3).
+
+    Of sub-items that may come once the first that can be read counts. One that cannot be is taken as not
+    there: the standard has a default for each.
+    """
     found: dict[str, Any] = {}
     roles = []
-    for kind, raw in items.walk(item, 4, len(item)):
-        if kind == items.ROLE_SELECTION:
-            roles.append(Role(*items.read_role(raw)))
-        elif kind in _READERS:
-            name, read = _READERS[kind]
-            if name in found:
-                raise items.fault(f"two sub-items of type {kind:02X}H", PeerError.UNEXPECTED_PARAMETER)
-            found[name] = read(raw)
+    for kind, raw in chain.from_iterable(items.walk(item, 4, len(item)) for item in users):
+        with suppress(PeerError):
+            if kind == items.ROLE_SELECTION:
+                roles.append(Role(*items.read_role(raw)))
+            elif kind in _READERS:
+                name, read = _READERS[kind]
+                if name not in found:
+                    found[name] = read(raw)
     unsaid = {"implementation_class_uid": "", "implementation_version": "", "user_identity": False}
     return unsaid | found | {"roles": tuple(roles)}
 
 
-def _check_context_ids(contexts: Iterable[ProposedContext | ContextResult]) -> None:
+def _proposed_contexts(raw_contexts: list[bytes]) -> tuple[ProposedContext, ...]:
+    """Those that can be answered: 128 at most, since an ID is odd, of one byte, and counts once."""
+    contexts: dict[int, ProposedContext] = {}
+    for raw in raw_contexts:
+        read = items.read_proposed_context(raw)
+        if read is not None:
+            contexts.setdefault(read[0], ProposedContext(*read))
+    return tuple(contexts.values())
+
+
+def _check_context_ids(contexts: Iterable[ContextResult]) -> None:
     seen: set[int] = set()
     for context in contexts:
         if context.context_id in seen:
             raise items.fault(f"presentation context ID {context.context_id} comes twice")
         seen.add(context.context_id)
-
-
-def _ae_title(field: bytes) -> str:
-    """PS3.5 6.2, VR AE: printable ASCII without backslash; padding with NUL is taken for spaces."""
-    title = field.strip(b"\0 ")
-    if any(byte < 0x20 or byte > 0x7E or byte == 0x5C for byte in title):
-        raise items.fault("an AE title with characters that VR AE does not have")
-    return title.decode("ascii")
 
 
 def _title_fields(called: str, calling: str) -> bytes:

@@ -231,7 +231,7 @@ class Listener:
             sop_classes=admission.sop_classes,
         )
         answer = negotiate(request, policy)
-        if isinstance(answer, Rejected):
+        if isinstance(answer, Rejected) and answer.is_failure:
             self.peer_failed(address)  # it does not call us, or not in DICOM's terms
         return answer
 

@@ -126,14 +126,42 @@ def test_an_ae_title_of_spaces_is_nobody(
         assert wire.decode_associate_rj(caller.ask(with_titles(calling, called))) == answer
 
 
-@pytest.mark.parametrize("calling", [b"A\\B", b"A\nB", b"A\x1b[2J", b"\xc4\xd6"])
-def test_an_ae_title_with_characters_that_none_has_is_aborted(
+@pytest.mark.parametrize("calling", [b"A\\B", b"A\nB", b"A\x1b[2J", b"\xc4\xd6", b"FREE\xc4"])
+def test_an_ae_title_with_characters_that_none_has_is_rejected_as_a_stranger(
     node: Node, watch: Watch, calling: bytes
 ) -> None:
     with Caller.plain(node) as caller:
-        caller.send(with_titles(calling, b"INGEST"))
-        caller.expect_abort(INVALID)
-    watch.event("peer_broke_protocol", error="AE title")
+        assert wire.decode_associate_rj(caller.ask(with_titles(calling, b"INGEST"))) == CALLING_UNKNOWN
+        caller.expect_closed()
+    watch.event("association_rejected", reason="?")
+
+
+@pytest.mark.parametrize(
+    ("calling", "called"),
+    [
+        (b"FREE\0\xcd\xcd\xcd\xcd", b"INGEST"),
+        (b"FREE\0OLDNAME", b"INGEST\0\xcc\xcc"),
+        (b" FREE \0 ", b"  INGEST"),
+    ],
+)
+def test_an_ae_title_ends_before_its_nul(node: Node, calling: bytes, called: bytes) -> None:
+    with Caller.plain(node) as caller:
+        assert caller.ask(with_titles(calling, called))[0] == wire.ASSOCIATE_AC
+        assert caller.echo() == 0
+        caller.release()
+
+
+def test_a_request_without_contexts_is_rejected_and_does_not_shut_its_address_out(
+    start_node: Callable[..., Node],
+) -> None:
+    node = start_node(receive=receive(max_failures_per_minute=2))
+    for _ in range(4):
+        with Caller.plain(node) as caller:
+            # PS3.8 Table 9-21: rejected-permanent, service-provider (ACSE), no reason given
+            assert caller.rejected(()) == wire.AssociateReject(1, 2, 1)
+    with Caller.plain(node) as caller:
+        caller.associate()
+        assert caller.echo() == 0
 
 
 @pytest.mark.parametrize(

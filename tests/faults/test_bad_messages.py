@@ -57,18 +57,15 @@ BROKEN = {
     "no bytes": (b"", 0),
     "noise": (bytes(range(40)), INVALID),
     "cut within an element": (STORE[:-1], INVALID),
-    "cut within a header": (STORE + b"\0\0\0", INVALID),
-    "another group": (STORE + b"\x08\0\x18\0\0\0\0\0", INVALID),
+    "cut within a header": (STORE + b"\0\0\2", INVALID),
     "an element of 4 GiB": (STORE + b"\0\0\0\x10\xff\xff\xff\xff", INVALID),
-    "an element twice": (STORE + element(0x0110, b"\1\0"), INVALID),
+    "two message IDs": (STORE + element(0x0110, b"\1\0"), INVALID),
     "a number of three bytes": (element(0x0100, b"\1\0\0"), INVALID),
     "no command field": (elements(None), 0),
     "no message ID": (elements(1, MessageID=None), 0),
     "no data set type": (elements(1, CommandDataSetType=None), 0),
     "a C-STORE without a data set": (elements(1, AffectedSOPClassUID=CT, AffectedSOPInstanceUID="1.2"), 0),
     "a response to nothing": (elements(0x8001, MessageIDBeingRespondedTo=1, Status=0), 0),
-    "a UID with NUL": (STORE.replace(b"1.2.840", b"1.2\x00840"), INVALID),
-    "a UID with a line break": (STORE.replace(b"1.2.840", b"1.2\n840"), INVALID),
 }
 """Command sets, and the reason of PS3.8 Table 9-26 that their A-ABORT has."""
 
@@ -79,6 +76,54 @@ def test_a_broken_command_set_is_aborted(node: Node, watch: Watch, caller: Calle
     caller.send(command(1, data))
     assert wire.decode_abort(caller.read_pdu()) == wire.Abort(2, reason)
     watch.event("peer_broke_protocol", address="127.0.0.1", calling_ae="CALLER")
+    nothing_received(node)
+
+
+LIBERAL = {
+    "two values of Priority": [(0x0700, bytes(4))],
+    "Priority twice": [(0x0700, b"\0\0"), (0x0700, b"\2\0")],
+    "no Priority": [],
+    "Priority without a value": [(0x0700, b"")],
+    "a Priority that there is not": [(0x0700, b"\xff\xff")],
+    "a Move Originator beyond ASCII": [(0x1030, b"PACS\xc4 "), (0x1031, b"\1\0")],
+    "a Move Originator with rubbish behind a NUL": [(0x1030, b"PACS\0\xcd\xcd\xcd")],
+    "a Move Originator twice": [(0x1030, b"A "), (0x1030, b"B ")],
+    "two values of the Move Originator's Message ID": [(0x1031, b"\1\0\2\0")],
+    "a group length of two bytes": [(0x0000, b"\1\0")],
+    "no group length": None,
+    "a private element": [(0x5010, b"x ")],
+    "a retired element of odd length": [(0x0001, b"abc")],
+    "the SOP class twice": [(0x0002, CT.encode() + b"\0")],
+    "the Message ID twice": [(0x0110, b"\7\0")],
+    "an odd AT": [(0x0901, b"\0\0")],
+}
+"""What comes with the elements that a C-STORE needs, and is not needed (RFC 1122 1.2.2)."""
+
+
+@pytest.mark.parametrize("case", LIBERAL)
+@pytest.mark.parametrize("order", [1, -1], ids=["ascending", "descending"])
+def test_an_odd_element_that_nothing_depends_on_costs_no_image(
+    node: Node, caller: Caller, case: str, order: int
+) -> None:
+    made, extra = Made(sop=new_uid()), LIBERAL[case]
+    needed = [(2, CT.encode() + b"\0"), (0x0100, b"\1\0"), (0x0110, b"\7\0"), (0x0800, b"\0\0")]
+    values = [*needed, (0x1000, made.sop.encode() + b"\0" * (len(made.sop) % 2)), *(extra or [])]
+    data = b"".join(element(number, value) for number, value in sorted(values)[::order])
+    prefix = b"" if extra is None else element(0, b"\xff\0\0\0")
+    caller.send(command(1, prefix + data + b"\x09\0\x10\0\2\0\0\0??" + bytes(2)), data_pdus(1, made.data_set))
+    response = caller.response()
+    assert (response.status, response.message_id) == (0, 7)
+    assert caller.echo() == 0
+    eventually(lambda: known(node, made.sop), what="the instance")
+
+
+@pytest.mark.parametrize("uid", [b"1.2\x00840", b"1.2\n840"])
+def test_a_class_that_is_no_uid_is_refused_and_the_association_lives(
+    node: Node, caller: Caller, uid: bytes
+) -> None:
+    caller.send(command(1, STORE.replace(b"1.2.840", uid)), data_pdus(1, bytes(5000)))
+    assert caller.response().status == 0x0122
+    assert caller.echo() == 0
     nothing_received(node)
 
 
@@ -259,8 +304,9 @@ def test_what_a_peer_says_cannot_forge_lines_of_the_log(node: Node, watch: Watch
     forged = b'x\n{"event":"ready"}'
     data = encode_command({"CommandField": 1, "MessageID": 1, "CommandDataSetType": 0})
     caller.send(command(1, data + element(0x1000, forged) + element(0x0002, CT.encode() + b"\0")))
-    assert wire.decode_abort(caller.read_pdu()).source == 2
-    watch.event("peer_broke_protocol")
+    caller.send(data_pdus(1, bytes(100)))
+    assert caller.response().status == 0x0117
+    watch.event("instance_refused")
     assert not list(watch.events("ready"))
     assert re.search(r"\n(?!\{)", node.log.rstrip()) is None
 

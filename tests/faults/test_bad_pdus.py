@@ -58,14 +58,6 @@ FIRST = {
     "A-ASSOCIATE-RQ of no bytes": (pdu(1, b""), INVALID),
     "A-ASSOCIATE-RQ cut within its titles": (pdu(1, RQ[6:50]), INVALID),
     "an item longer than the PDU": (changed(76, b"\xff\xff"), INVALID),
-    "no application context": (without(0x10), INVALID),
-    "no presentation context": (without(0x20), INVALID),
-    "no user information": (without(0x50), INVALID),
-    "an even context ID": (RQ.replace(bytes((1, 0, 0, 0, 0x30)), bytes((2, 0, 0, 0, 0x30))), INVALID),
-    "a context ID that comes twice": (
-        RQ.replace(bytes((3, 0, 0, 0, 0x30)), bytes((1, 0, 0, 0, 0x30))),
-        INVALID,
-    ),
     "A-RELEASE-RQ of 5 bytes": (pdu(5, bytes(5)), INVALID),
     "an oversized P-DATA-TF": (b"\x04\0\x7f\xff\xff\xff", INVALID),
 }
@@ -96,6 +88,42 @@ def aborted(
         assert answers == {case: wire.Abort(2, reason) for case, (_, reason) in cases.items()}
         for caller in callers:
             caller.expect_closed()
+
+
+ODD = {
+    "no application context": (without(0x10), wire.AssociateReject(1, 1, 2)),
+    "no presentation context": (without(0x20), wire.AssociateReject(1, 2, 1)),
+    "no user information": (without(0x50), {1: 0, 3: 0, 5: 0, 7: 0}),
+    "an even context ID": (
+        RQ.replace(bytes((1, 0, 0, 0, 0x30)), bytes((2, 0, 0, 0, 0x30))),
+        {3: 0, 5: 0, 7: 0},
+    ),
+    "a context ID that comes twice": (
+        RQ.replace(bytes((3, 0, 0, 0, 0x30)), bytes((1, 0, 0, 0, 0x30))),
+        {1: 0, 5: 0, 7: 0},
+    ),
+    "a context without a class": (RQ.replace(b"\x30\0\0\x19", b"\x77\0\0\x19"), {1: 3, 3: 0, 5: 3, 7: 3}),
+    "reserved bytes that are set": (
+        changed(1, b"\xff")[:8] + b"\xff\xff" + RQ[10:42] + b"\xff" * 32 + RQ[74:],
+        {1: 0, 3: 0, 5: 0, 7: 0},
+    ),
+    "an unknown item": (pdu(1, RQ[6:] + b"\x99\xff\0\3abc"), {1: 0, 3: 0, 5: 0, 7: 0}),
+}
+"""An A-ASSOCIATE-RQ whose lengths agree: what it gets, or the results of its contexts by ID."""
+
+
+@pytest.mark.parametrize("case", ODD)
+def test_an_odd_item_costs_what_depends_on_it_and_no_more(node: Node, case: str) -> None:
+    data, expected = ODD[case]
+    with Caller.plain(node) as caller:
+        answer = caller.ask(data)
+        if isinstance(expected, wire.AssociateReject):
+            assert wire.decode_associate_rj(answer) == expected
+            return
+        accept = wire.decode_associate_ac(answer)
+        assert {context.context_id: context.result for context in accept.contexts} == expected
+        if expected.get(3) == 0:
+            assert caller.echo() == 0
 
 
 TOO_EARLY = {

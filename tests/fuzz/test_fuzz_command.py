@@ -63,5 +63,9 @@ elements = st.builds(
 @given(st.binary(max_size=200) | st.lists(elements, max_size=6).map(b"".join))
 def test_any_bytes_are_a_command_set_or_one_error(wire: bytes) -> None:
     with contextlib.suppress(PeerError):
-        decoded = decode_command(wire)
+        decoded = {
+            keyword: value
+            for keyword, value in decode_command(wire).items()
+            if not isinstance(value, PeerError)
+        }
         assert decode_command(encode_command(decoded)).keys() == decoded.keys() | {"CommandGroupLength"}

@@ -144,30 +144,51 @@ PASSES = [
     # text that would break a line of a log, and text that is not ASCII
     (element(0x902, b"a\r\nb\x1b[31m"), {"ErrorComment": "a??b?[31m"}),
     (element(0x902, "für".encode("latin-1") + b" "), {"ErrorComment": "für"}),
+    # AE titles that no AE title may be, and with rubbish behind a NUL
+    (element(0x600, b"A\nB\xc4 "), {"MoveDestination": "A?B?"}),
+    (element(0x600, b"PACS\x00OLDNAME"), {"MoveDestination": "PACS"}),
+    (element(0x1030, b"A" * 20), {"MoveOriginatorApplicationEntityTitle": "A" * 20}),
+    # an element twice with one value, or once without
+    (element(0x110, b"\x01\x00") * 2, {"MessageID": 1}),
+    (element(0x110, b"\x01\x00") + element(0x110, b""), {"MessageID": 1}),
+    # of another group, private, and zeros that fill up
+    (element(0x18, b"1.2.3\x00", group=8) + element(0x10, b"X ", group=9), {}),
+    (element(0x110, b"\x01\x00") + bytes(7), {"MessageID": 1}),
 ]
 
 BREAKS = [
     ("half a header", b"\x00\x00\x02\x00\x00\x00\x00"),
-    ("rest of a byte", element(0x110, b"\x01\x00") + b"\x00"),
     ("value cut", element(2, b"1.2.3\x00")[:-1]),
     ("length of 4 GiB", b"\x00\x00\x02\x00\xff\xff\xff\xff" + b"1.2.3\x00"),
     ("unknown element cut", element(0x9999, b"1234")[:-1]),
-    ("data set element", element(0x18, b"1.2.3\x00", group=8)),
+]
+
+ODD = [
     ("US of one byte", element(0x110, b"\x01")),
-    ("US of four bytes", element(0x110, b"\x01\x00\x00\x00")),
+    ("US of two values", element(0x700, b"\x01\x00\x00\x00")),
     ("UL of two bytes", element(0, b"\x01\x00")),
     ("AT of six bytes", element(0x901, b"\x10\x00\x10\x00\x10\x00")),
     ("UID with a slash of a path in NUL", element(2, b"1.2\x00../x\x00")),
     ("UID with a space in it", element(2, b"1.2 .3")),
     ("UID beyond ASCII", element(2, b"1.2.\xb2\x00")),
-    ("AE title with a line break", element(0x600, b"A\nB ")),
-    ("twice the same", element(0x110, b"\x01\x00") * 2),
+    ("twice, and not the same", element(0x110, b"\x01\x00") + element(0x110, b"\x02\x00")),
+    ("twice, and the first is odd", element(0x110, b"\x01") + element(0x110, b"\x02\x00")),
 ]
+"""One element that cannot be taken at its word, in a command set of which the rest can be read."""
 
 
 @pytest.mark.parametrize(("wire", "expected"), PASSES)
 def test_what_the_field_sends_is_understood(wire: bytes, expected: dict[str, Any]) -> None:
     assert decode_command(wire) == expected
+
+
+@pytest.mark.parametrize("wire", [wire for _, wire in ODD], ids=[name for name, _ in ODD])
+def test_an_odd_element_stands_for_itself_and_spoils_no_other(wire: bytes) -> None:
+    around = decode_command(element(0x900, b"\x00\x00") + wire + element(0x902, b"text"))
+    assert (around.pop("Status"), around.pop("ErrorComment")) == (0, "text")
+    (fault,) = around.values()
+    assert isinstance(fault, PeerError)
+    assert fault.reason == PeerError.INVALID_PARAMETER
 
 
 @pytest.mark.parametrize("wire", [wire for _, wire in BREAKS], ids=[name for name, _ in BREAKS])

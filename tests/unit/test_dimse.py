@@ -1,6 +1,7 @@
 """DIMSE messages of Verification and Storage, with pynetdicom as the second opinion."""
 
 from io import BytesIO
+from random import Random
 
 import pytest
 from hypothesis import given
@@ -114,6 +115,51 @@ def test_an_announced_data_set_of_an_echo_is_told_so_that_it_can_be_drained() ->
     assert request == EchoRequest(1, has_data_set=True)
 
 
+NEEDED = {0x0002: CT.encode() + b"\0", 0x0100: b"\1\0", 0x0110: b"\7\0", 0x0800: b"\0\0", 0x1000: b"1.2.3\0"}
+"""What PS3.7 9.1.1 cannot do without, by element number."""
+
+
+def command_set(values: list[tuple[int, bytes]]) -> bytes:
+    return b"".join(
+        bytes(2) + number.to_bytes(2, "little") + len(value).to_bytes(4, "little") + value
+        for number, value in values
+    )
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from((0x0000, 0x0001, 0x0600, 0x0700, 0x0902, 0x1022, 0x1030, 0x1031, 0x5010, 0x9999)),
+            st.binary(max_size=20),
+        ),
+        max_size=6,
+    ),
+    st.randoms(use_true_random=False),
+)
+def test_a_store_request_depends_on_what_it_needs_alone(
+    others: list[tuple[int, bytes]], order: Random
+) -> None:
+    values = [*NEEDED.items(), *others]
+    order.shuffle(values)
+    request = dimse.decode_request(command_set(values))
+    assert isinstance(request, StoreRequest)
+    assert (request.message_id, request.sop_class_uid, request.sop_instance_uid) == (7, CT, "1.2.3")
+
+
+@pytest.mark.parametrize("number", NEEDED)
+def test_two_values_of_an_element_that_a_store_needs_are_not_guessed_between(number: int) -> None:
+    same = command_set([*NEEDED.items(), (number, NEEDED[number])])
+    assert dimse.decode_request(same) == StoreRequest(7, CT, "1.2.3")
+    other = command_set([*NEEDED.items(), (number, b"9." if number in {0x0002, 0x1000} else b"\x09\x09")])
+    try:
+        request = dimse.decode_request(other)
+    except PeerError as error:
+        assert error.reason == PeerError.INVALID_PARAMETER  # noqa: PT017 - a UID has a status of its own
+    else:
+        assert isinstance(request, StoreRequest)
+        assert dimse.store_fault(request, CT) is not None
+
+
 @pytest.mark.parametrize(
     "elements",
     [
@@ -122,7 +168,6 @@ def test_an_announced_data_set_of_an_echo_is_told_so_that_it_can_be_drained() ->
         {"CommandField": 1, "CommandDataSetType": 1},
         {"CommandField": 1, "MessageID": 1},
         {"CommandField": 1, "MessageID": 1, "CommandDataSetType": 0x0101},
-        {"CommandField": 0x0FFF, "MessageID": 1, "CommandDataSetType": 0x0101},
         {"CommandField": 0x8001, "MessageIDBeingRespondedTo": 1, "CommandDataSetType": 0x0101, "Status": 0},
     ],
 )

@@ -25,6 +25,7 @@ from ingest.dicom.wire import (
     APPLICATION_CONTEXT_NOT_SUPPORTED,
     CALLED_AE_NOT_RECOGNIZED,
     LOCAL_LIMIT_EXCEEDED,
+    NO_REASON_GIVEN,
     PROTOCOL_VERSION_NOT_SUPPORTED,
     AssociateRequest,
     ProposedContext,
@@ -262,9 +263,22 @@ def test_pdu_lengths_of_both_sides_are_told() -> None:
     assert (answer.peer_max_pdu_length, answer.pdu.max_pdu_length) == (0, 65536)
 
 
-def test_local_limits_are_transient() -> None:
+def test_local_limits_are_transient_and_no_failure_of_the_caller() -> None:
     refusal = local_limit_exceeded("500 associations")
     assert (refusal.pdu, refusal.why) == (LOCAL_LIMIT_EXCEEDED, "500 associations")
+    assert not refusal.is_failure
+
+
+def test_a_request_that_proposes_nothing_is_rejected_and_is_no_failure_of_the_caller() -> None:
+    refusal = negotiate(request(), POLICY)
+    assert isinstance(refusal, Rejected)
+    assert (refusal.pdu, refusal.is_failure) == (NO_REASON_GIVEN, False)
+
+
+def test_a_context_without_names_that_can_be_read_is_refused_and_can_be_answered() -> None:
+    answer = accepted(request(("", (IMPLICIT,)), (CT, ()), (CT, (IMPLICIT,))))
+    assert [context.result for context in answer.pdu.contexts] == [3, 4, 0]
+    assert len(decode_associate_ac(encode_associate_ac(answer.pdu)).contexts) == 3
 
 
 @given(
@@ -275,6 +289,7 @@ def test_local_limits_are_transient() -> None:
                 st.sampled_from((IMPLICIT, EXPLICIT, BIG, DEFLATED, JPEG, "1.2.3")), min_size=1, max_size=5
             ).map(tuple),
         ),
+        min_size=1,
         max_size=10,
     )
 )

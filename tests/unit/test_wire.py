@@ -125,10 +125,28 @@ def test_ae_titles_lose_spaces_at_both_ends_and_keep_their_bytes_for_the_answer(
     assert wire.encode_associate_ac(answer)[10:74] == read.title_fields
 
 
-def test_blank_ae_titles_are_read_as_empty_and_strange_ones_refused() -> None:
+def test_blank_ae_titles_are_read_as_empty() -> None:
     assert wire.decode_associate_rq(rq(NAME, CONTEXT, USER, called=b" " * 16)).called_ae == ""
-    for strange in (b"A\\B", b"A\nB", b"\xc3\x84", b"A\x7f", b"A\0B"):
-        assert reason_of(rq(NAME, CONTEXT, USER, calling=strange.ljust(16))) == PeerError.INVALID_PARAMETER
+    assert wire.decode_associate_rq(rq(NAME, CONTEXT, USER, called=bytes(16))).called_ae == ""
+
+
+@pytest.mark.parametrize(
+    ("field", "title"),
+    [
+        (b"CT1\0\xcd\xcd\xcd", "CT1"),
+        (b"CT1\0OLDNAME", "CT1"),
+        (b"  CT1 \0X", "CT1"),
+        (b"\0CT1", ""),
+        (b"A\\B", "A?B"),
+        (b"A\nB", "A?B"),
+        (b"CT\xc4", "CT?"),
+        (b"A\x7f", "A?"),
+    ],
+)
+def test_an_ae_title_ends_before_a_nul_and_what_none_has_is_a_question_mark(field: bytes, title: str) -> None:
+    read = wire.decode_associate_rq(rq(NAME, CONTEXT, USER, calling=field.ljust(16), called=field.ljust(16)))
+    assert (read.calling_ae, read.called_ae) == (title, title)
+    assert read.title_fields[:32] == field.ljust(16) * 2
 
 
 def test_sloppy_names_do_not_end_an_association() -> None:
@@ -147,32 +165,15 @@ def test_a_missing_maximum_length_is_taken_for_a_small_one() -> None:
 @pytest.mark.parametrize(
     "data",
     [
-        rq(),
-        rq(NAME, CONTEXT),
-        rq(NAME, USER),
-        rq(CONTEXT, USER),
-        rq(NAME, context(2, ABSTRACT, TRANSFER), USER),
-        rq(NAME, context(0, ABSTRACT, TRANSFER), USER),
-        rq(NAME, CONTEXT, context(3, ABSTRACT, TRANSFER), CONTEXT, USER),
-        rq(NAME, context(1, TRANSFER), USER),
-        rq(NAME, context(1, ABSTRACT), USER),
-        rq(NAME, context(1, ABSTRACT, ABSTRACT, TRANSFER), USER),
-        rq(NAME, context(1, ABSTRACT, *[TRANSFER] * 257), USER),
-        rq(NAME, context(1, item(0x30, b""), TRANSFER), USER),
-        rq(NAME, context(1, item(0x30, b"1" * 65), TRANSFER), USER),
-        rq(NAME, context(1, ABSTRACT, item(0x40, b"1.2.\xe9")), USER),
-        rq(NAME, item(0x20, b"\x01\x00"), USER),
-        rq(NAME, CONTEXT, item(0x50, item(0x51, b"\x00\x00\x10"))),
-        rq(NAME, CONTEXT, item(0x50, item(0x51, b"\x00\x00\x00\x07"))),
-        rq(NAME, CONTEXT, item(0x50, LENGTH + item(0x53, b"\x00\x01"))),
-        rq(NAME, CONTEXT, item(0x50, LENGTH + item(0x54, b"\x00\x091.2\x01\x00"))),
-        rq(NAME, CONTEXT, item(0x50, LENGTH + item(0x54, b"\x00\x031.2\x02\x00"))),
-        rq(NAME, CONTEXT, item(0x50, LENGTH + item(0x54, b"\x00\x00\x01\x00"))),
         rq(NAME, CONTEXT, USER, b"\x00"),
         rq(NAME, CONTEXT, USER[:-1]),
         rq(NAME, CONTEXT, USER) + b"\x00",
         rq(NAME, CONTEXT, USER)[:-1],
+        rq(NAME, CONTEXT, USER, *[item(0x99, b"")] * 1024),
+        rq(NAME, CONTEXT, item(0x50, LENGTH + item(0x99, b"") * 1024)),
+        rq(NAME, CONTEXT, item(0x50, LENGTH + b"\x55\x00\x00\x05")),
         rq()[:60],
+        ac(NAME, USER),
         ac(NAME, item(0x21, b"\x02\x00\x00\x00" + TRANSFER), USER),
         ac(NAME, item(0x21, b"\x01\x00\x00\x00"), USER),
         ac(NAME, item(0x21, b"\x01\x00\x05\x00" + TRANSFER), USER),
@@ -184,16 +185,76 @@ def test_broken_pdus_are_invalid_parameters(data: bytes) -> None:
     assert reason_of(data) == PeerError.INVALID_PARAMETER
 
 
+@pytest.mark.parametrize("variable", [(), (NAME, CONTEXT), (NAME, USER), (CONTEXT, USER)])
+def test_a_missing_item_is_read_as_nothing(variable: tuple[bytes, ...]) -> None:
+    read = wire.decode_associate_rq(rq(*variable))
+    assert read.application_context == (uids.APPLICATION_CONTEXT if NAME in variable else "")
+    assert read.contexts == ((ProposedContext(1, CT, (IMPLICIT,)),) if CONTEXT in variable else ())
+    assert read.max_pdu_length == (4096 if USER in variable else 16384)
+
+
 @pytest.mark.parametrize(
-    "data",
+    "variable",
+    [(NAME, item(0x10, b"1.2"), CONTEXT, USER), (NAME, CONTEXT, USER, item(0x50, item(0x51, bytes(4))))],
+)
+def test_of_what_may_come_once_the_first_counts(variable: tuple[bytes, ...]) -> None:
+    read = wire.decode_associate_rq(rq(*variable))
+    assert (read.application_context, read.max_pdu_length) == (uids.APPLICATION_CONTEXT, 4096)
+
+
+@pytest.mark.parametrize(
+    "odd",
     [
-        rq(NAME, NAME, CONTEXT, USER),
-        rq(NAME, CONTEXT, USER, USER),
-        rq(NAME, CONTEXT, item(0x50, LENGTH + LENGTH)),
+        item(0x20, b"\x03\x00"),
+        context(2, ABSTRACT, TRANSFER),
+        context(0, ABSTRACT, TRANSFER),
+        context(1, item(0x30, b"1.2.840.10008.1.1"), TRANSFER),
     ],
 )
-def test_what_may_come_once_and_comes_twice_is_an_unexpected_parameter(data: bytes) -> None:
-    assert reason_of(data) == PeerError.UNEXPECTED_PARAMETER
+def test_a_context_that_no_answer_can_name_is_left_out(odd: bytes) -> None:
+    read = wire.decode_associate_rq(rq(NAME, CONTEXT, odd, USER))
+    assert read.contexts == (ProposedContext(1, CT, (IMPLICIT,)),)
+
+
+@pytest.mark.parametrize(
+    ("sub_items", "abstract", "transfer"),
+    [
+        ((TRANSFER,), "", (IMPLICIT,)),
+        ((ABSTRACT,), CT, ()),
+        ((ABSTRACT, ABSTRACT, TRANSFER), CT, (IMPLICIT,)),
+        ((ABSTRACT, item(0x30, b"1.2.3"), TRANSFER), "", (IMPLICIT,)),
+        ((item(0x30, b""), TRANSFER), "", (IMPLICIT,)),
+        ((item(0x30, b"1" * 65), TRANSFER), "", (IMPLICIT,)),
+        ((ABSTRACT, item(0x40, b"1.2.\xe9")), CT, ()),
+        ((ABSTRACT, item(0x40, b"1" * 65), item(0x77, b"?"), TRANSFER), CT, (IMPLICIT,)),
+        ((ABSTRACT, *[TRANSFER] * 300), CT, (IMPLICIT,) * 256),
+        ((ABSTRACT, b"\x40\x00\x00\x30" + IMPLICIT.encode()), "", ()),
+    ],
+)
+def test_an_odd_context_is_one_to_refuse_and_spoils_no_other(
+    sub_items: tuple[bytes, ...], abstract: str, transfer: tuple[str, ...]
+) -> None:
+    read = wire.decode_associate_rq(rq(NAME, context(7, *sub_items), CONTEXT, USER))
+    assert read.contexts == (ProposedContext(7, abstract, transfer), ProposedContext(1, CT, (IMPLICIT,)))
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        item(0x51, b"\x00\x00\x10"),
+        item(0x51, b"\x00\x00\x00\x07"),
+        item(0x53, b"\x00\x01"),
+        item(0x54, b"\x00\x091.2\x01\x00"),
+        item(0x54, b"\x00\x00\x01\x00"),
+        item(0x54, b""),
+        item(0x77, b"private"),
+    ],
+)
+def test_a_sub_item_that_cannot_be_read_is_taken_as_not_there(odd: bytes) -> None:
+    read = wire.decode_associate_rq(rq(NAME, CONTEXT, item(0x50, odd + item(0x55, b"V1"))))
+    assert (read.implementation_version, read.max_pdu_length) == ("V1", 16384)
+    assert (read.async_operations, read.roles) == (None, ())
+    assert wire.decode_associate_rq(rq(NAME, CONTEXT, item(0x50, odd + LENGTH))).max_pdu_length == 4096
 
 
 def test_refused_context_of_an_acceptance_needs_no_transfer_syntax() -> None:
@@ -203,10 +264,10 @@ def test_refused_context_of_an_acceptance_needs_no_transfer_syntax() -> None:
     assert read.contexts == (ContextResult(1, 4, ""), ContextResult(3, 3, ""))
 
 
-def test_all_128_contexts_can_be_proposed_and_no_more() -> None:
+def test_128_contexts_can_be_proposed_and_no_more_are_read() -> None:
     proposals = [context(number, ABSTRACT, TRANSFER) for number in range(1, 256, 2)]
     assert len(wire.decode_associate_rq(rq(NAME, *proposals, USER)).contexts) == 128
-    assert reason_of(rq(NAME, *proposals, proposals[7], USER)) == PeerError.INVALID_PARAMETER
+    assert len(wire.decode_associate_rq(rq(NAME, *proposals, proposals[7], USER)).contexts) == 128
 
 
 @pytest.mark.parametrize(
