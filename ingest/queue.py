@@ -1,17 +1,24 @@
 """The Redis that carries references: how to reach it and what its keys are called.
 
-Redis is a hint, never the truth: whatever is lost here is put back from spool and ledger. Our keys start
-with `ingest:` and RQ's with `rq:`, so that a site may share its Redis, but not two nodes one database of it.
+Redis is a hint, never the truth: whatever is lost here is put back from spool and ledger. Redis is input as
+well: a client that may write to it may write anything to our keys. So answers are bounded, keys that hold
+what is not ours are removed and made again, and nothing is executed, opened or removed by what stands there
+alone. Our keys start with `ingest:` and RQ's with `rq:`, so that a site may share its Redis, but not two
+nodes one database of it.
 """
 
+import contextlib
 import hashlib
 import os
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Final
+from typing import Any, Final, cast
 from urllib.parse import quote
 
 import redis
+import structlog
+from redis._parsers.hiredis import NOT_ENOUGH_DATA, _HiredisParser
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
@@ -28,6 +35,83 @@ SOCKET_PATH_BYTES: Final = 107
 
 CHUNK: Final = 1 << 20
 """Bytes of one list element where the `redis` carrier moves a file."""
+
+
+ANSWER_BYTES_MAX: Final = 16 << 20
+"""The longest answer to one command that is taken; the longest of ours, a page of a stream, has some hundred
+KiB."""
+
+VALUE_BYTES_MAX: Final = 1024
+"""The longest of our strings, an owner's name, has less."""
+
+log = structlog.get_logger()
+
+
+class AnswerTooLongError(redis.ConnectionError):
+    """Redis began an answer longer than any that we could have asked for; the connection is closed."""
+
+
+class _BoundedReader:
+    """hiredis's reader, which counts the bytes of an answer that is not complete."""
+
+    def __init__(self, reader: Any) -> None:
+        self._reader = reader
+        self._taken = 0
+        self.has_data = reader.has_data
+
+    def feed(self, data: bytearray, start: int, count: int) -> None:
+        self._taken += count
+        if self._taken > ANSWER_BYTES_MAX:
+            raise AnswerTooLongError(f"an answer has more than {ANSWER_BYTES_MAX} bytes")
+        self._reader.feed(data, start, count)
+
+    def gets(self, *how: bool) -> Any:
+        answer = self._reader.gets(*how)
+        if answer is not NOT_ENOUGH_DATA:
+            self._taken = 0
+        return answer
+
+
+class BoundedParser(_HiredisParser):
+    """redis-py's parser on hiredis, which reads no answer that would fill the memory."""
+
+    def on_connect(self, connection: Any, **how: Any) -> None:
+        """Begin with a connection."""
+        super().on_connect(connection, **how)  # type: ignore[no-untyped-call]
+        self._reader = _BoundedReader(self._reader)  # type: ignore[assignment]
+
+
+def mend_keys(client: redis.Redis, kinds: Mapping[str, str], error: Exception) -> list[str]:
+    """Remove those of our keys that hold what is not ours, after a command has failed.
+
+    What they held of ours is put back from spool and ledger.
+
+    Args:
+        client: Of Redis.
+        kinds: Our keys, and the type of each as TYPE names it.
+        error: What the command failed with. Where it says nothing of a key, nothing is done.
+
+    Returns:
+        What was removed. Empty, too, where Redis went away meanwhile.
+    """
+    too_long = isinstance(error, AnswerTooLongError)
+    exhausted = "exhausted the last possible ID" in str(error)
+    if not (too_long or exhausted or "WRONGTYPE" in str(error)):
+        return []
+    removed = []
+    with contextlib.suppress(redis.RedisError):
+        for key, kind in kinds.items():
+            found = cast("bytes", client.type(key)).decode("ascii", "replace")
+            too_large = too_long and (found != "string" or client.strlen(key) > VALUE_BYTES_MAX)
+            unusable = (exhausted and kind == "stream") or too_large
+            if found != "none" and (found != kind or unusable):
+                client.unlink(key)
+                removed.append(key)
+                cause = f"a {found}, not a {kind}" if found != kind else str(error)
+                log.error(
+                    "queue_key_removed", key=key, cause=cause, remedy="see who else writes to this Redis"
+                )
+    return removed
 
 
 def stream_key(spool: str) -> str:
@@ -84,4 +168,5 @@ def connect(config: Config, *, timeout: float = 10.0) -> redis.Redis:
         socket_connect_timeout=timeout,
         retry=Retry(NoBackoff(), 0),
         health_check_interval=0,
+        parser_class=BoundedParser,
     )

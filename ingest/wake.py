@@ -3,6 +3,7 @@
 The job is a hint. What is to be sent, how often it was tried and when it is due again stands in the ledger.
 """
 
+import hashlib
 import re
 import uuid
 from typing import Final
@@ -15,7 +16,21 @@ QUEUE: Final = "forward"
 """The RQ queue of the forward workers."""
 
 JOB: Final = "workers.forward.drain"
-"""What the job calls, with the destination's name; never imported here."""
+"""What RQ's tools show of a job, with the destination's name; no worker ever imports or calls it."""
+
+RQ_QUEUE_KEY: Final = f"rq:queue:{QUEUE}"
+"""The list of ids of waiting jobs."""
+
+RQ_KEYS: Final = {
+    RQ_QUEUE_KEY: "list",
+    "rq:queues": "set",
+    "rq:workers": "set",
+    f"rq:workers:{QUEUE}": "set",
+}
+"""RQ's keys that all of us use, and the type of each."""
+
+WAITING_MARK: Final = b"1"
+"""What the drain key holds while a job waits; another value means that a wake-up is of no use for a while."""
 
 WAITS_MILLISECONDS: Final = 30_000
 """How long a woken destination is not woken again, unless a worker began to drain it and removed the key."""
@@ -34,6 +49,18 @@ def hold_key(destination: str) -> str:
     return f"ingest:hold:{destination}"
 
 
+def token(destination: str) -> str:
+    """What the ids of a destination's jobs begin with: all that a worker goes by."""
+    # RQ takes letters, digits, "_" and "-" only; the digest tells apart what looks alike then.
+    readable = re.sub("[^A-Za-z0-9_-]", "_", destination)
+    return f"drain-{readable}-{hashlib.sha256(destination.encode()).hexdigest()[:16]}"
+
+
+def job_key(job: bytes) -> bytes:
+    """The key of a job's hash, by its id."""
+    return b"rq:job:" + job
+
+
 class Waker:
     """Wakes destinations through one client."""
 
@@ -48,14 +75,13 @@ class Waker:
             redis.RedisError: Redis is away; waking again later does no harm.
         """
         key = drain_key(destination)
-        if not self._client.set(key, b"1", nx=True, px=WAITS_MILLISECONDS):
+        if not self._client.set(key, WAITING_MARK, nx=True, px=WAITS_MILLISECONDS):
             return False
         try:
             self._queue.enqueue_call(
                 JOB,
                 args=(destination,),
-                # RQ takes letters, digits, "_" and "-" only.
-                job_id=f"drain-{re.sub('[^A-Za-z0-9_-]', '_', destination)}-{uuid.uuid4().hex[:12]}",
+                job_id=f"{token(destination)}-{uuid.uuid4().hex[:12]}",
                 description=f"drain {destination}",
                 # Each wait within a drain has its own deadline; RQ's would end a long one in the middle.
                 timeout=-1,

@@ -90,7 +90,7 @@ class Drain:
         self._limits = Limits.of(destination)
         unique = f"{owner}-{uuid.uuid4().hex[:8]}"
         self._places = min(destination.associations, tools.places)
-        self._turn = Turn(tools.client, self._name, self._places, unique)
+        self._turn = Turn(tools.client, destination, self._places, unique)
         self._leases = Leases(tools.ledger, self._name, unique, self._places)
         self._breaker = Breaker(tools.ledger, destination, remote, tools.rng)
         self._association: Association | None = None

@@ -1,4 +1,4 @@
-"""The forward worker: an RQ worker whose only job is "drain destination D".
+"""The forward worker: woken by RQ's jobs, of which it reads the ids alone (`workers.rq_worker`).
 
 RQ starts work and remembers nothing: attempts, times and leases are in the ledger. A second thread looks
 there for what is due and wakes its destinations, so that an emptied Redis and a lost job cost seconds.
@@ -12,40 +12,29 @@ import random
 import signal
 import socket
 import threading
-from collections.abc import Callable, Mapping, Sequence
-from contextvars import ContextVar
-from typing import Any, Final
+from collections.abc import Mapping, Sequence
+from typing import Final
 
 import redis
 import structlog
-from rq import SimpleWorker
-from rq.exceptions import StopRequested
-from rq.serializers import JSONSerializer
-from rq.timeouts import BaseDeathPenalty
 
 from ingest import threads
 from ingest.config.model import Config
-from ingest.errors import BootError, IngestError, LedgerError, QueueError
+from ingest.errors import BootError, IngestError, LedgerError
 from ingest.ledger import Ledger
-from ingest.queue import connect
+from ingest.queue import connect, mend_keys
 from ingest.tls.seen import Sightings
 from ingest.transport import Remote
-from ingest.wake import QUEUE, Waker, drain_key
+from ingest.wake import RQ_KEYS, RQ_QUEUE_KEY, WAITING_MARK, WAITS_MILLISECONDS, Waker, drain_key, hold_key
 from workers.drain import Drain, Tools
 from workers.leases import now_ms
 from workers.patience import Patience, StoppedError
+from workers.rq_worker import Worker
 from workers.store import FileStore
+from workers.turns import NO_END, longest_hold_ms, place_key
 
 WAKE_SECONDS: Final = 2.0
-WORKER_TTL_SECONDS: Final = 16
-"""RQ waits 15 s less than this for a job, so that a worker that is told to stop does so within a second."""
-
 REDIS_SECONDS: Final = 5.0
-
-WAITING_MARK: Final = b"1"
-"""What `ingest.wake` leaves at the drain key while a job waits."""
-
-RQ_QUEUE_KEY: Final = f"rq:queue:{QUEUE}"
 
 log = structlog.get_logger()
 
@@ -97,6 +86,14 @@ class Forwarder:
             places=places(config),
         )
 
+    def keys(self) -> dict[str, str]:
+        """The keys in Redis that this worker and its like use, and the type of each."""
+        found = dict(RQ_KEYS)
+        for name, destination in self.destinations.items():
+            found |= {drain_key(name): "string", hold_key(name): "string"}
+            found |= {place_key(name, number): "string" for number in range(destination.associations)}
+        return found
+
     def drain(self, name: str) -> None:
         """Drain a destination, and wake it again if there is more; what fails is left to `LedgerWatch`."""
         destination = self.destinations.get(name)
@@ -108,6 +105,8 @@ class Forwarder:
                 self.waker.wake(name)
         except (redis.RedisError, IngestError) as error:
             log.warning("drain_failed", destination=name, error=str(error))
+            if isinstance(error, redis.RedisError):
+                mend_keys(self.client, self.keys(), error)
         except Exception:
             log.exception("drain_failed", destination=name)
 
@@ -115,68 +114,6 @@ class Forwarder:
         """Close the connections to ledger and Redis."""
         self.ledger.close()
         self.client.close()
-
-
-_FORWARDER: ContextVar[Forwarder] = ContextVar("forwarder")
-
-
-def drain(destination: str) -> None:
-    """The RQ job (`ingest.wake.JOB`): drain one destination with the forwarder of this worker."""
-    _FORWARDER.get().drain(destination)
-
-
-class NoDeathPenalty(BaseDeathPenalty):
-    """RQ's own deadline would end a drain in the middle; every wait within one has its own."""
-
-    def setup_death_penalty(self) -> None:
-        """Set no alarm."""
-
-    def cancel_death_penalty(self) -> None:
-        """There is none."""
-
-
-class Worker(SimpleWorker):
-    """An RQ worker that leaves signals and logging to its owner, and ends when told to.
-
-    Attributes:
-        stop: Set by the owner before `work`.
-        ready: Called once it is registered; likewise.
-    """
-
-    death_penalty_class = NoDeathPenalty
-    max_connection_wait_time = 1.0
-    log_result_lifespan = False
-    log_job_description = False
-    stop: threading.Event
-    ready: Callable[[], None]
-
-    def bootstrap(self, *_: object, **__: object) -> None:
-        """Register. RQ's log handlers and its command channel, with a thread of its own, are left out."""
-        self.register_birth()  # type: ignore[no-untyped-call]
-        self.set_state("started")
-        self.ready()
-
-    def unsubscribe(self) -> None:
-        """There is no command channel."""
-
-    def _install_signal_handlers(self) -> None:
-        """`main` has set them."""
-
-    def procline(self, message: str) -> None:
-        """The title of the process is its parent's business."""
-
-    def heartbeat(self, timeout: int | None = None, pipeline: Any = None) -> None:
-        """As RQ does it; between two jobs it also learns here that it is to stop, or that Redis was emptied.
-
-        Raises:
-            StopRequested: RQ's own way to end its loop.
-        """
-        if pipeline is None:
-            if self.stop.is_set():
-                raise StopRequested
-            if not self.connection.hexists(self.key, "birth"):
-                self.register_birth()  # type: ignore[no-untyped-call]
-        super().heartbeat(timeout, pipeline)
 
 
 class LedgerWatch:
@@ -209,6 +146,7 @@ class LedgerWatch:
             except LedgerError as error:
                 self._ledger.failed(error)
             except redis.RedisError as error:
+                mend_keys(self._forwarder.client, self._forwarder.keys(), error)
                 self._queue.failed(error)
             except Exception as error:
                 # Whatever it is, deliveries wait for this thread; `failed` waits longer each time.
@@ -220,41 +158,42 @@ class LedgerWatch:
     def _wake(self, due: Sequence[str]) -> None:
         not_woken = {name for name in due if not self._forwarder.waker.wake(name)}
         lost = {name for name in not_woken if self._job_is_missing(name)}
-        for name in lost & self._suspects:
-            # A worker was killed with the job in its hands; the mark it left would last for half a minute.
-            self._forwarder.client.delete(drain_key(name))
-            self._forwarder.waker.wake(name)
+        for name in not_woken:
+            # A worker was killed with the job in its hands; the mark it left would last for half a minute. Or
+            # the mark lasts longer than any of ours: the clock of Redis went back, or somebody else made it.
+            if (name in lost and name in self._suspects) or self._mark_is_endless(name):
+                self._forwarder.client.unlink(drain_key(name))
+                self._forwarder.waker.wake(name)
         self._suspects = lost
 
     def _job_is_missing(self, name: str) -> bool:
         client = self._forwarder.client
         return client.get(drain_key(name)) == WAITING_MARK and client.llen(RQ_QUEUE_KEY) == 0
 
+    def _mark_is_endless(self, name: str) -> bool:
+        longest = longest_hold_ms(self._forwarder.destinations[name])
+        left = self._forwarder.client.pttl(drain_key(name))
+        return left == NO_END or left > max(longest, WAITS_MILLISECONDS)
+
 
 def _work(forwarder: Forwarder, config: Config) -> None:
-    """Run RQ workers, one after the other, until told to stop: RQ's loop may end when Redis is away."""
+    """Take wake-ups until told to stop; a worker of RQ's ends when Redis is away, and another one begins."""
     patience = Patience(forwarder.stop, "queue_away", "deliveries wait in the ledger")
     with contextlib.closing(connect(config, timeout=REDIS_SECONDS)) as client:
         for number in itertools.count():
             # RQ refuses the name of a worker that could not say that it had ended.
             name = f"{forwarder.name}-{number}" if number else forwarder.name
             try:
-                worker = Worker(
-                    [QUEUE],
-                    name=name,
-                    connection=client,
-                    serializer=JSONSerializer,
-                    worker_ttl=WORKER_TTL_SECONDS,
+                Worker(name, client, forwarder.stop, forwarder.destinations).run(
+                    forwarder.drain, patience.worked
                 )
-                worker.stop, worker.ready = forwarder.stop, patience.worked
-                worker.work()
-                if forwarder.stop.is_set():
-                    return
-                patience.failed(QueueError("RQ's loop has ended"))
             except (redis.RedisError, OSError, ValueError) as error:
                 if forwarder.stop.is_set():
                     return
+                mend_keys(client, forwarder.keys() | {f"rq:worker:{name}": "hash"}, error)
                 patience.failed(error)
+            else:
+                return
 
 
 def run(config: Config, stop: threading.Event, remotes: Mapping[str, Remote]) -> None:
@@ -268,7 +207,6 @@ def run(config: Config, stop: threading.Event, remotes: Mapping[str, Remote]) ->
             logging.CRITICAL
         )  # it would report every job, and Redis once a second
     forwarder = Forwarder(config, stop, remotes, f"forward-{socket.gethostname()}-{os.getpid()}")
-    token = _FORWARDER.set(forwarder)
     try:
         with contextlib.suppress(StoppedError):
             Patience(stop, "ledger_away", "deliveries wait").insist(forwarder.ledger.migrate)
@@ -277,7 +215,6 @@ def run(config: Config, stop: threading.Event, remotes: Mapping[str, Remote]) ->
             _work(forwarder, config)
             watch.join()
     finally:
-        _FORWARDER.reset(token)
         forwarder.close()
 
 

@@ -8,7 +8,9 @@ from typing import Final, cast
 
 import redis
 
+from ingest.config.model import Destination
 from ingest.wake import drain_key, hold_key
+from workers.breaker import MARGIN_MILLISECONDS
 
 PLACE_MILLISECONDS: Final = 8_000
 """How long the place of a killed worker stays taken: less than its leases do."""
@@ -31,21 +33,35 @@ def place_key(destination: str, number: int) -> str:
     return f"ingest:place:{destination}:{number}"
 
 
+NO_END: Final = -1
+"""What PTTL says of a key that stays for ever."""
+
+
+def longest_hold_ms(destination: Destination) -> int:
+    """The longest time that any worker leaves a destination alone, in milliseconds.
+
+    A mark in Redis that would last longer is none of ours, or the clock of Redis went back since.
+    """
+    probe = 2 * destination.connect_seconds * 1000 + MARGIN_MILLISECONDS
+    return round(max(destination.retry_max_seconds * 1000, probe, QUIET_MILLISECONDS))
+
+
 class Turn:
     """One worker's try at one destination. Every method raises `redis.RedisError` while Redis is away."""
 
-    def __init__(self, client: redis.Redis, destination: str, places: int, owner: str) -> None:
+    def __init__(self, client: redis.Redis, destination: Destination, places: int, owner: str) -> None:
         """Describe it.
 
         Args:
             client: Of Redis.
-            destination: Its name.
+            destination: What the configuration says of it.
             places: How many may drain it at once.
             owner: Unique to this turn.
         """
         self._client = client
-        self._destination = destination
-        self._keys = [place_key(destination, number) for number in range(places)]
+        self._destination = destination.name
+        self._longest_hold_ms = longest_hold_ms(destination)
+        self._keys = [place_key(destination.name, number) for number in range(places)]
         self._owner = owner
         self._mine: str | None = None
 
@@ -58,9 +74,11 @@ class Turn:
             pipeline.delete(drain_key(self._destination))
             pipeline.pttl(hold_key(self._destination))
             held = cast("int", pipeline.execute()[1])
-        if held > 0:
+        if 0 < held <= self._longest_hold_ms:
             self._quiet(held)
             return False
+        if held == NO_END or held > 0:
+            self._client.unlink(hold_key(self._destination))
         if self._take_place():
             return True
         self._quiet(QUIET_MILLISECONDS)
@@ -86,7 +104,8 @@ class Turn:
         self._client.delete(drain_key(self._destination))
 
     def hold_off(self, milliseconds: int) -> None:
-        """Free the place, and have everybody leave the destination alone for a while."""
+        """Free the place, and have everybody leave the destination alone for a while; bounded."""
+        milliseconds = min(milliseconds, self._longest_hold_ms)
         self._client.set(hold_key(self._destination), self._owner, px=max(1, milliseconds))
         self.give_back()
         self._quiet(max(1, milliseconds))
@@ -100,10 +119,21 @@ class Turn:
 
     def _take_place(self) -> bool:
         for key in self._keys:
-            if self._client.set(key, self._owner, nx=True, px=PLACE_MILLISECONDS):
+            taken = self._client.set(key, self._owner, nx=True, px=PLACE_MILLISECONDS)
+            if not taken and self._is_endless(key):
+                # Between these two commands another worker may do the same; then the remote sees one
+                # association too many for a while, as where Redis was emptied.
+                self._client.unlink(key)
+                taken = self._client.set(key, self._owner, nx=True, px=PLACE_MILLISECONDS)
+            if taken:
                 self._mine = key
                 return True
         return False
+
+    def _is_endless(self, key: str) -> bool:
+        """Whether a place stays taken for longer than any of us takes it."""
+        left = self._client.pttl(key)
+        return left == NO_END or left > PLACE_MILLISECONDS
 
     def _quiet(self, milliseconds: int) -> None:
         self._client.set(drain_key(self._destination), b"taken", nx=True, px=milliseconds)

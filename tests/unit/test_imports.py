@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 
-from ingest import wake
 from ingest.node import supervisor
 
 ROOT = Path(__file__).parents[2]
@@ -76,7 +75,7 @@ def test_cython_modules_import_nothing_of_ours_but_ext() -> None:
     assert found == []
 
 
-@pytest.mark.parametrize("entry", [*supervisor.WORKERS.values(), wake.JOB.replace(".drain", ":drain")])
+@pytest.mark.parametrize("entry", supervisor.WORKERS.values())
 def test_entry_points_of_workers_are_named_as_text_and_exist(entry: str) -> None:
     module, _, name = entry.partition(":")
     assert callable(getattr(importlib.import_module(module), name))

@@ -8,7 +8,7 @@ from rq import Queue
 from rq.job import Job
 from rq.serializers import JSONSerializer
 
-from ingest.wake import QUEUE, Waker, drain_key, wake
+from ingest.wake import QUEUE, Waker, drain_key, token, wake
 from tests.servers import Valkey
 
 
@@ -44,6 +44,14 @@ def test_destinations_are_woken_apart_and_any_name_of_the_configuration_will_do(
     assert wake(client, "a.b-c_d")
     assert wake(client, "a_b-c_d")
     assert [job.args for job in jobs(client)] == [["a.b-c_d"], ["a_b-c_d"]]
+
+
+def test_ids_tell_apart_destinations_whose_names_look_alike(client: redis.Redis) -> None:
+    names = ["a.b", "a_b", "a-b", "a b"]
+    assert len({token(name) for name in names}) == len(names)
+    for name in names:
+        wake(client, name)
+    assert [job.id.rpartition("-")[0] for job in jobs(client)] == [token(name) for name in names]
 
 
 def test_lost_wake_up_is_forgotten_after_a_while(client: redis.Redis) -> None:
