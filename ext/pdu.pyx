@@ -179,6 +179,11 @@ cdef class PDUParser:
         self.sink.discard()
 
     @property
+    def in_command(self):
+        """Whether a fragment of a command set has come, and its last one has not."""
+        return self.command_context != 0
+
+    @property
     def in_data_set(self):
         """Whether a data set is expected and its last fragment has not come."""
         return self.data_set_context != 0

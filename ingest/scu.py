@@ -11,8 +11,8 @@ from typing import Final
 
 from ext.encode import DataSetEncoder, encode_p_data
 from ingest.dicom import dimse, uids
-from ingest.dicom.dimse import Response
-from ingest.errors import AssociationError, PeerError, StoreError
+from ingest.dicom.responses import Operation, Response
+from ingest.errors import AssociationError, StoreError
 from ingest.transport import Remote
 from ingest.upper_layer import CONTEXTS_MAX, Context, Timeouts, UpperLayer
 
@@ -39,11 +39,6 @@ class Association(UpperLayer):
 
     _encoder: DataSetEncoder | None = None
     _message_id = 0
-
-    def __init__(self, remote: Remote, timeouts: Timeouts, max_pdu_length: int) -> None:
-        """Prepare; `open` is what callers want."""
-        super().__init__(remote, timeouts, max_pdu_length)
-        self._outstanding: set[int] = set()
 
     def submit(
         self,
@@ -78,6 +73,7 @@ class Association(UpperLayer):
         if context_id is None:
             raise LookupError(f"{self.remote} accepted no context for {sop_class} in {transfer_syntax}")
         message_id = self._next_message_id()
+        operation = Operation(message_id, context_id, dimse.C_STORE_RQ, sop_class, sop_instance)
         command = dimse.store_request(message_id, sop_class, sop_instance)
         try:
             fd = source if isinstance(source, int) else os.open(source, os.O_RDONLY | os.O_CLOEXEC)
@@ -93,32 +89,22 @@ class Association(UpperLayer):
             first = next(fragments)
             head = encode_p_data(context_id, command, self.peer_max_pdu_length)
             if len(first) <= JOINED_MAX:
-                self._request(message_id, head + first, fragments)
+                self.send(operation, head + first, fragments)
             else:
-                self._request(message_id, head, _chain(first, fragments))
+                self.send(operation, head, _chain(first, fragments))
         finally:
             if fd is not source:
                 os.close(fd)
         return message_id
 
     def collect(self) -> tuple[int, Response]:
-        """Wait for the next answer; its message ID and what it says.
+        """Wait for the next answer to an operation of ours; its message ID and what it says.
 
         Raises:
-            AssociationError: The association ended, or answered what nobody asked; nothing is known about
-                what has no answer yet.
+            AssociationError: The association ended, or the remote answered what nobody asked. Nothing is
+                known about operations without an answer.
         """
-        answer = self.receive()
-        try:
-            response = dimse.decode_response(answer.data)
-            if response.message_id not in self._outstanding:
-                asked = ", ".join(map(str, sorted(self._outstanding))) or "nothing"
-                raise PeerError(f"it answers message {response.message_id}, but {asked} was asked")
-        except PeerError as error:
-            self.abort()
-            raise AssociationError(f"{self.remote}: {error}") from error
-        self._outstanding.discard(response.message_id)
-        return response.message_id, response
+        return self.receive()
 
     def store(
         self,
@@ -152,16 +138,10 @@ class Association(UpperLayer):
         if context_id is None:
             raise LookupError(f"{self.remote} accepted no context for Verification")
         message_id = self._next_message_id()
+        operation = Operation(message_id, context_id, dimse.C_ECHO_RQ, uids.VERIFICATION)
         command = dimse.echo_request(message_id)
-        self._request(message_id, encode_p_data(context_id, command, self.peer_max_pdu_length), iter(()))
+        self.send(operation, encode_p_data(context_id, command, self.peer_max_pdu_length), iter(()))
         return self.collect()[1]
-
-    def _request(self, message_id: int, head: bytes, rest: Iterator[memoryview]) -> None:
-        outstanding = len(self._outstanding)
-        if self.alive and outstanding >= self.window:
-            raise ValueError(f"{self.remote} takes {self.window} operations at a time")
-        self._outstanding.add(message_id)
-        self.send(head, rest, outstanding)
 
     def _encoder_for_peer(self) -> DataSetEncoder:
         if self._encoder is None:

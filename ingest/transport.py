@@ -203,6 +203,10 @@ class Transport:
         self._poll.modify(self._fd, select.POLLIN)
         return bool(self._poll.poll(0))
 
+    def has_unread(self) -> bool:
+        """Whether the remote's TCP has not confirmed all that was sent."""
+        return self._unsent() > 0
+
     def peer_certificate(self) -> bytes | None:
         """What the remote has shown, DER; None without TLS."""
         return self._tls.getpeercert(binary_form=True) if self._tls is not None else None

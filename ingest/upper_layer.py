@@ -5,7 +5,6 @@ What moves between the states is `ingest.dicom.requestor.TABLE`; this module doe
 
 import contextlib
 import time
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final, NoReturn, Self
@@ -13,6 +12,7 @@ from typing import Final, NoReturn, Self
 from ext.pdu import Command, ControlPDU, DataSet, PDUParser
 from ingest import explain
 from ingest.dicom import requestor, wire
+from ingest.dicom.responses import Operation, Operations, Response
 from ingest.dicom.states import Action, Event, State
 from ingest.errors import AssociationError, Cause, PeerError
 from ingest.transport import Remote, Transport, no_tick
@@ -78,8 +78,7 @@ class UpperLayer:
         self._transport: Transport
         self._parser = PDUParser(bytearray(RECEIVE_BUFFER), max_pdu_length=max_pdu_length)
         self._contexts: dict[Context, int] = {}
-        self._answers: deque[Command] = deque()
-        self._earlier = 0
+        self._operations = Operations()
         self._failure: AssociationError | None = None
 
     @classmethod
@@ -147,26 +146,30 @@ class UpperLayer:
         """The ID of the presentation context for instances of this kind; None where none was accepted."""
         return self._contexts.get((sop_class, transfer_syntax))
 
-    def send(self, head: bytes, rest: Iterator[memoryview], earlier: int = 0) -> None:
-        """Send PDUs; what the remote answers meanwhile is kept for `receive`.
+    def send(self, operation: Operation, head: bytes, rest: Iterator[memoryview]) -> None:
+        """Send a request; what the remote answers meanwhile is checked, and kept for `receive`.
 
         A remote that answers or aborts before all is sent is noticed between PDUs and while it takes nothing.
 
         Args:
+            operation: What is asked.
             head: Whole P-DATA-TF PDUs.
             rest: More of them, whole too; each is sent before the next is asked for.
-            earlier: Of how many operations before this one the answer is still to be received.
 
         Raises:
             AssociationError: The association ended, and no answer is left to be received. Whatever `rest`
                 raises passes, after an abort.
+            ValueError: As many operations as the remote takes are without an answer: `receive` first.
         """
         if not self.alive:
-            raise self._failure or AssociationError(f"{self.remote}: the association has ended")
+            raise self._ended_error()
+        if self._operations.count >= self.window:
+            raise ValueError(f"{self.remote} takes {self.window} operations at a time")
         self._transport.stall_seconds = self._timeouts.response
-        self._earlier = earlier
         with self._aborting():
-            self._take_in()
+            if self._transport.readable():
+                self._listen()  # what came before the request answers something else
+            self._operations.begin(operation)
             self._step(Event.DATA_REQUEST)
             try:
                 self._transmit(head)
@@ -174,29 +177,33 @@ class UpperLayer:
                     if self._transport.readable():
                         self._listen()
                     self._transmit(fragments)
+                self._sent()
             except AssociationError as error:
                 # If it said what it thinks of an instance and went away only then, that is the answer.
-                if not self._answers:
+                if not self._operations.answers:
                     raise
                 self._failure = error
                 self.abort()
 
-    def receive(self) -> Command:
-        """Wait for the next answer.
+    def receive(self) -> tuple[int, Response]:
+        """Wait for the next answer; its message ID and what it says.
 
         Raises:
-            AssociationError: The association ended, or no answer came in time.
+            AssociationError: The association ended, no answer came in time, or one that nobody asked for.
+                Nothing is known about operations without an answer.
         """
-        if self._answers:
-            return self._answers.popleft()
-        if not self.alive:
-            raise self._failure or AssociationError(f"{self.remote}: the association has ended")
-        with self._aborting():
-            patience = self._timeouts.response
-            deadline = time.monotonic() + patience
-            while (answer := self._take(self._next(deadline, patience))) is None:
-                pass
-            return answer
+        answers = self._operations.answers
+        if not answers and not self.alive:
+            raise self._ended_error()
+        if not answers:
+            with self._aborting():
+                patience = self._timeouts.response
+                deadline = time.monotonic() + patience
+                while not answers:
+                    self._take(self._next(deadline, patience))
+                # What came with the answer is looked at before the answer counts.
+                self._take_in_rest()
+        return answers.popleft()
 
     def release(self) -> None:
         """End in order (PS3.8 7.2); whatever goes wrong with that, the connection is closed afterwards."""
@@ -264,27 +271,45 @@ class UpperLayer:
             return
         self._feed(count)
         self._take_in()
-        if len(self._answers) > self._earlier:
+        if self._operations.is_answered_early:
             self._transport.stall_seconds = min(EARLY_ANSWER_STALL_SECONDS, self._timeouts.response)
 
     def _take_in(self) -> None:
         """Take what was received already: a read may have brought more than the answer it was for."""
         while (event := self._parse()) is not None:
-            if (answer := self._take(event)) is not None:
-                self._answers.append(answer)
+            self._take(event)
+
+    def _take_in_rest(self) -> None:
+        """As `_take_in`, after an answer: that the remote ends the association then leaves the answer valid.
+
+        A fault of the protocol does not: it takes back all answers that were not collected (`_refuse`).
+        """
+        try:
+            self._take_in()
+        except AssociationError as error:
+            if not self._operations.answers:
+                raise
+            self._failure = error
+
+    def _sent(self) -> None:
+        try:
+            self._operations.sent(answer_has_begun=self._parser.in_command)
+        except PeerError as error:
+            self._refuse(error)
+
+    def _ended_error(self) -> AssociationError:
+        return self._failure or AssociationError(f"{self.remote}: the association has ended")
 
     def _step(self, event: Event) -> Action:
         action, self._state = requestor.next_step(self._state, event)
         return action
 
-    def _take(self, event: ControlPDU | Command | DataSet) -> Command | None:
-        """Do what the table asks for one PDU of the remote; gives the command set that it carried, if any."""
+    def _take(self, event: ControlPDU | Command | DataSet) -> None:
+        """Do what the table asks for one PDU of the remote."""
         kind = event.pdu_type if isinstance(event, ControlPDU) else _P_DATA
         action = self._step(_EVENTS[kind])
         if action is Action.DT_2:
-            if isinstance(event, Command):
-                return event
-            self._refuse(PeerError("a data set that nobody asked for", PeerError.UNEXPECTED_PDU))
+            self._answered(event)
         if action is Action.AA_8:
             self._refuse(PeerError(f"a PDU of type {kind:02X}H out of order", PeerError.UNEXPECTED_PDU))
         if action is Action.AE_4:
@@ -300,7 +325,14 @@ class UpperLayer:
             if ended:
                 self._end(None)
                 raise AssociationError(f"{self.remote} released the association")
-        return None
+
+    def _answered(self, event: ControlPDU | Command | DataSet) -> None:
+        try:
+            if not isinstance(event, Command):
+                raise PeerError("a data set that nobody asked for", PeerError.UNEXPECTED_PDU)
+            self._operations.answer(event, self._transport.has_unread)
+        except PeerError as error:
+            self._refuse(error)
 
     def _transmit(self, data: bytes | memoryview) -> None:
         self._transport.send(data, self._listen)
@@ -335,7 +367,11 @@ class UpperLayer:
             self._refuse(error)
 
     def _refuse(self, error: PeerError) -> NoReturn:
-        """What PS3.8 AA-8 asks for: A-ABORT by the service-provider, with the reason."""
+        """What PS3.8 AA-8 asks for: A-ABORT by the service-provider, with the reason.
+
+        Answers of this remote that were not collected yet confirm nothing.
+        """
+        self._operations.answers.clear()
         self._end(None, _PROVIDER, error.reason)
         raise AssociationError(f"{self.remote} broke the protocol and was aborted: {error}") from error
 

@@ -14,8 +14,8 @@ from ext.encode import encode_p_data
 from ext.errors import PeerError
 from ext.events import Command, ControlPDU
 from ext.store import Intake
-from ingest.dicom.dimse import Response, decode_response
 from ingest.dicom.negotiate import AcceptedContext
+from ingest.dicom.responses import Response, decode_response
 from ingest.dicom.wire import encode_abort
 from ingest.handoff import Handoff
 from ingest.node.scoreboard import BYTES, FAILED, INSTANCES, Scoreboard

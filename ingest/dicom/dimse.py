@@ -1,11 +1,13 @@
-"""DIMSE messages of Verification and Storage as values (PS3.7 9.1 and 9.3), both directions."""
+"""DIMSE messages of Verification and Storage as values (PS3.7 9.1 and 9.3).
+
+Requests are read and written here, responses written; `ingest.dicom.responses` reads them.
+"""
 
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any
 
 from ext.command import decode_command, encode_command
-from ingest.dicom.statuses import Category, category
 from ingest.dicom.uids import VERIFICATION, is_valid_uid
 from ingest.errors import PeerError
 
@@ -80,23 +82,6 @@ class OtherRequest:
 Request = StoreRequest | EchoRequest | OtherRequest
 
 
-@dataclass(frozen=True, slots=True)
-class Response:
-    """A response, as an SCU sees it."""
-
-    command_field: int
-    message_id: int  # (0000,0120) Message ID Being Responded To
-    status: int
-    error_comment: str = ""
-    sop_instance_uid: str = ""
-    has_data_set: bool = False
-
-    @property
-    def category(self) -> Category:
-        """What the status means."""
-        return category(self.status)
-
-
 def decode_request(data: bytes) -> Request:
     """The request in a command set.
 
@@ -127,26 +112,6 @@ def decode_request(data: bytes) -> Request:
         return EchoRequest(message_id, has_data_set)
     sop_class = _text(elements, "AffectedSOPClassUID") or _text(elements, "RequestedSOPClassUID")
     return OtherRequest(field, message_id, has_data_set, sop_class)
-
-
-def decode_response(data: bytes) -> Response:
-    """The response in a command set.
-
-    Raises:
-        PeerError: The command set is broken, lacks what every response has, or is a request.
-    """
-    elements = decode_command(data)
-    field = _integer(elements, "CommandField")
-    if not field & _RESPONSE:
-        raise PeerError(f"the request {field:04X}H where a response is due", PeerError.NOT_SPECIFIED)
-    return Response(
-        field,
-        _integer(elements, "MessageIDBeingRespondedTo"),
-        _integer(elements, "Status"),
-        _text(elements, "ErrorComment"),
-        _text(elements, "AffectedSOPInstanceUID"),
-        _optional(elements, "CommandDataSetType") not in {None, NO_DATA_SET},
-    )
 
 
 def store_fault(request: StoreRequest, abstract_syntax: str) -> tuple[Status, str] | None:

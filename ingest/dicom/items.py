@@ -23,6 +23,9 @@ ROLE_SELECTION = 0x54
 IMPLEMENTATION_VERSION = 0x55
 USER_IDENTITY = 0x58
 
+NO_REASON = 2
+"""PS3.8 Table 9-18, byte 7: no reason (provider-rejection)."""
+
 MAX_TRANSFER_SYNTAXES = 256
 """In one presentation context; there are about 60 in PS3.6. Bounds the time that one PDU can cost."""
 
@@ -55,6 +58,12 @@ def walk(data: bytes, start: int, end: int) -> Iterator[tuple[int, bytes]]:
         at = stop
 
 
+def walk_to_damage(data: bytes, start: int) -> Iterator[tuple[int, bytes]]:
+    """As `walk` to the end of `data`, but one that is too long for what holds it is merely the end."""
+    with suppress(PeerError):
+        yield from walk(data, start, len(data))
+
+
 def read_proposed_context(item: bytes) -> tuple[int, str, tuple[str, ...]] | None:
     """A proposed presentation context (PS3.8 Table 9-13): ID, abstract syntax, transfer syntaxes.
 
@@ -78,17 +87,21 @@ def read_proposed_context(item: bytes) -> tuple[int, str, tuple[str, ...]] | Non
     return item[4], "", ()  # its lengths do not agree
 
 
-def read_context_result(item: bytes) -> tuple[int, int, str]:
-    """An answered presentation context (PS3.8 Table 9-18): ID, result, transfer syntax."""
-    context_id, result = _context_id(item), item[6]  # byte 7: result/reason
-    if result > 4:
-        raise fault(f"presentation context {context_id} has the result {result}, which PS3.8 does not know")
+def read_context_result(item: bytes) -> tuple[int, int, str] | None:
+    """An answered presentation context (PS3.8 Table 9-18): ID, result, transfer syntax.
+
+    None where it does not say which context it answers. One that is accepted without its one transfer syntax
+    is given as rejected (result 2, no reason): what it was accepted for cannot be told.
+    """
+    if len(item) < 8 or item[4] % 2 == 0:  # byte 5: presentation-context-ID, odd
+        return None
+    context_id, result = item[4], item[6]  # byte 7: result/reason
     if result != 0:
         return context_id, result, ""  # its transfer syntax "shall not be tested"
-    syntaxes = [raw for kind, raw in walk(item, 8, len(item)) if kind == TRANSFER_SYNTAX]
+    syntaxes = {raw[4:].rstrip(b"\0 ") for kind, raw in walk_to_damage(item, 8) if kind == TRANSFER_SYNTAX}
     if len(syntaxes) != 1:
-        raise fault(f"presentation context {context_id} is accepted with {len(syntaxes)} transfer syntaxes")
-    return context_id, result, _uid(syntaxes[0][4:])
+        return context_id, NO_REASON, ""
+    return context_id, result, text(syntaxes.pop())
 
 
 def read_application_context(item: bytes) -> str:
@@ -134,15 +147,6 @@ def ae_title(field: bytes) -> str:
 def text(raw: bytes) -> str:
     """A field that decides nothing: padding is dropped, what is not ASCII becomes "?"."""
     return raw.decode("ascii", "replace").replace("\ufffd", "?").strip("\0 ")
-
-
-def _context_id(item: bytes) -> int:
-    if len(item) < 8:
-        raise fault("a presentation context item without its fixed fields")
-    context_id = item[4]  # PS3.8 Tables 9-13 and 9-18, byte 5: odd, 1 to 255
-    if context_id % 2 == 0:
-        raise fault(f"presentation context ID {context_id} is even")
-    return context_id
 
 
 def _uid(raw: bytes) -> str:

@@ -9,7 +9,7 @@ unknown items, raise what happens to break (AssertionError, KeyError, struct.err
 work is left for them, so they are not used here. In the tests they are a second opinion on every PDU.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import chain
@@ -94,7 +94,7 @@ def decode_associate_rq(data: bytes) -> AssociateRequest:
         PeerError: Lengths do not agree.
     """
     _check_pdu(data, ASSOCIATE_RQ, _TITLES)
-    variable = _variable_items(data, items.PROPOSED_CONTEXT_ITEM)
+    variable = _variable_items(data)
     return AssociateRequest(
         called_ae=items.ae_title(data[10:26]),  # PS3.8 Table 9-11, bytes 11-26
         calling_ae=items.ae_title(data[26:42]),  # bytes 27-42
@@ -107,26 +107,56 @@ def decode_associate_rq(data: bytes) -> AssociateRequest:
 
 
 def decode_associate_ac(data: bytes) -> AssociateAccept:
-    """The A-ASSOCIATE-AC in `data`.
+    """The A-ASSOCIATE-AC in `data`, strict only in what the requestor needs (RFC 1122 1.2.2).
+
+    An odd presentation context is left out, or given as rejected, and says nothing about the others. Where
+    items run beyond what holds them, those before count. Of user information only the maximum length and the
+    operations window are needed; either has its default where it cannot be read.
 
     Raises:
-        PeerError: Lengths do not agree, there is no context, context IDs are even or repeat, or an accepted
-            context comes without its one transfer syntax.
+        PeerError: It is no such PDU, is damaged before its first presentation context, or has a maximum
+        length that no fragment fits into.
     """
     _check_pdu(data, ASSOCIATE_AC, _TITLES)
-    variable = _variable_items(data, items.CONTEXT_RESULT_ITEM)
-    if not variable.contexts:
-        raise items.fault("an A-ASSOCIATE-AC without a presentation context")
-    contexts = tuple(ContextResult(*items.read_context_result(raw)) for raw in variable.contexts)
-    _check_context_ids(contexts)
-    variable.user.pop("user_identity")
+    contexts: dict[int, ContextResult] = {}
+    user: list[tuple[int, bytes]] = []
+    end = _TITLES
+    for kind, raw in items.walk_to_damage(data, _TITLES):
+        end += len(raw)
+        if kind == items.CONTEXT_RESULT_ITEM:
+            _add_result(contexts, items.read_context_result(raw))
+        elif kind == items.USER_INFORMATION_ITEM:
+            user.extend(items.walk_to_damage(raw, 4))
+    if not contexts and end < len(data):
+        raise items.fault("an A-ASSOCIATE-AC that is damaged before its first presentation context")
+    first = dict(reversed(user))
+    length, window = first.get(items.MAXIMUM_LENGTH, b""), first.get(items.ASYNC_OPERATIONS, b"")
     return AssociateAccept(
         called_ae=items.text(data[10:26]),  # PS3.8 Table 9-17: reserved, shall not be tested
         calling_ae=items.text(data[26:42]),
-        contexts=contexts,
+        contexts=tuple(contexts.values()),
+        max_pdu_length=items.read_maximum_length(length) if len(length) == 8 else DEFAULT_PEER_PDU_LENGTH,
+        implementation_class_uid=items.text(first.get(items.IMPLEMENTATION_CLASS, b"")[4:]),
+        implementation_version=items.text(first.get(items.IMPLEMENTATION_VERSION, b"")[4:]),
+        async_operations=items.read_async_operations(window) if len(window) == 8 else None,
+        roles=tuple(_roles(raw for kind, raw in user if kind == items.ROLE_SELECTION)),
         title_fields=data[10:_TITLES],
-        **variable.user,
     )
+
+
+def _add_result(contexts: dict[int, ContextResult], found: tuple[int, int, str] | None) -> None:
+    """Note what one item says of its context; items that contradict one another accept nothing."""
+    if found is None:
+        return
+    result = ContextResult(*found)
+    if contexts.setdefault(result.context_id, result) != result:
+        contexts[result.context_id] = ContextResult(result.context_id, items.NO_REASON, "")
+
+
+def _roles(sub_items: Iterable[bytes]) -> Iterator[Role]:
+    for raw in sub_items:
+        with suppress(PeerError):
+            yield Role(*items.read_role(raw))
 
 
 def decode_associate_rj(data: bytes) -> AssociateReject:
@@ -193,13 +223,13 @@ def _check_pdu(data: bytes, pdu_type: int, minimum: int, *, exact: bool = False)
         raise items.fault(f"a PDU of type {pdu_type:02X}H whose length is not that of its fields")
 
 
-def _variable_items(data: bytes, context_item: int) -> _Variable:
+def _variable_items(data: bytes) -> _Variable:
     """Items in any order, unknown ones skipped (PS3.8 9.3.1)."""
     names, users, contexts = [], [], []
     for kind, raw in items.walk(data, _TITLES, len(data)):
         if kind == items.APPLICATION_CONTEXT_ITEM:
             names.append(raw)
-        elif kind == context_item:
+        elif kind == items.PROPOSED_CONTEXT_ITEM:
             contexts.append(raw)
         elif kind == items.USER_INFORMATION_ITEM:
             users.append(raw)
@@ -235,14 +265,6 @@ def _proposed_contexts(raw_contexts: list[bytes]) -> tuple[ProposedContext, ...]
         if read is not None:
             contexts.setdefault(read[0], ProposedContext(*read))
     return tuple(contexts.values())
-
-
-def _check_context_ids(contexts: Iterable[ContextResult]) -> None:
-    seen: set[int] = set()
-    for context in contexts:
-        if context.context_id in seen:
-            raise items.fault(f"presentation context ID {context.context_id} comes twice")
-        seen.add(context.context_id)
 
 
 def _title_fields(called: str, calling: str) -> bytes:

@@ -13,7 +13,7 @@ from typing import Any, Self
 
 from ext.encode import encode_p_data
 from ingest.dicom import dimse, wire
-from ingest.dicom.dimse import Response
+from ingest.dicom.responses import Response, decode_response
 from tests.instances import CT, EXPLICIT, IMPLICIT, Made
 from tests.nodes import Node
 from tests.pki import Material
@@ -180,7 +180,7 @@ class Caller:
         data = self.read_pdu()
         assert data[:1] == b"\x04", data.hex() or "closed"
         assert data[11] == 3, "not one whole command set"
-        return dimse.decode_response(data[12:])
+        return decode_response(data[12:])
 
     def message_id(self) -> int:
         return next(self._messages)

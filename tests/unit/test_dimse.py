@@ -15,7 +15,8 @@ from pynetdicom.status import STORAGE_SERVICE_CLASS_STATUS, code_to_category
 
 from ext.command import encode_command
 from ingest.dicom import dimse
-from ingest.dicom.dimse import EchoRequest, OtherRequest, Response, Status, StoreRequest
+from ingest.dicom.dimse import EchoRequest, OtherRequest, Status, StoreRequest
+from ingest.dicom.responses import Response, decode_response
 from ingest.dicom.statuses import Category, category
 from ingest.errors import PeerError
 
@@ -61,9 +62,11 @@ def test_responses_are_read_by_pydicom() -> None:
 
 def test_responses_read_back() -> None:
     request = StoreRequest(65535, CT, "1.2.3")
-    assert dimse.decode_response(dimse.store_response(request, 0)) == Response(0x8001, 65535, 0, "", "1.2.3")
-    assert dimse.decode_response(dimse.echo_response(EchoRequest(1))).category is Category.SUCCESS
-    long = dimse.decode_response(dimse.store_response(request, 0xC000, "x" * 100))
+    assert decode_response(dimse.store_response(request, 0)) == Response(
+        0x8001, 65535, 0, "", "1.2.3", sop_class_uid=CT
+    )
+    assert decode_response(dimse.echo_response(EchoRequest(1))).category is Category.SUCCESS
+    long = decode_response(dimse.store_response(request, 0xC000, "x" * 100))
     assert long.error_comment == "x" * 64  # PS3.5 6.2, VR LO
 
 
@@ -84,8 +87,8 @@ def test_other_operations_are_told_and_can_be_refused() -> None:
     }
     request = dimse.decode_request(encode_command(elements))
     assert request == OtherRequest(0x0020, 5, True, CT)
-    response = dimse.decode_response(dimse.unsupported_response(request))
-    assert response == Response(0x8020, 5, Status.UNRECOGNIZED_OPERATION)
+    response = decode_response(dimse.unsupported_response(request))
+    assert response == Response(0x8020, 5, Status.UNRECOGNIZED_OPERATION, sop_class_uid=CT)
 
 
 def test_requested_sop_class_of_an_n_operation_is_told() -> None:
@@ -182,17 +185,17 @@ def test_what_is_no_request_is_a_peer_error(elements: dict[str, int]) -> None:
         {},
         {"CommandField": 0x8001, "CommandDataSetType": 0x0101, "Status": 0},
         {"CommandField": 0x8001, "MessageIDBeingRespondedTo": 1, "CommandDataSetType": 0x0101},
-        {"CommandField": 1, "MessageID": 1, "CommandDataSetType": 1},
+        {"CommandField": 1, "MessageID": 1, "MessageIDBeingRespondedTo": 1, "Status": 0},
     ],
 )
 def test_what_is_no_response_is_a_peer_error(elements: dict[str, int]) -> None:
     with pytest.raises(PeerError):
-        dimse.decode_response(encode_command(elements))
+        decode_response(encode_command(elements))
 
 
 @given(st.binary(max_size=200))
 def test_any_bytes_are_a_message_or_a_peer_error(data: bytes) -> None:
-    for read in (dimse.decode_request, dimse.decode_response):
+    for read in (dimse.decode_request, decode_response):
         try:
             read(data)
         except PeerError:
@@ -208,14 +211,14 @@ def test_hostile_uids_are_refused_and_can_still_be_answered(uid: str) -> None:
     fault = dimse.store_fault(request, CT)
     assert fault is not None
     assert fault[0] == Status.INVALID_SOP_INSTANCE
-    assert dimse.decode_response(dimse.store_response(request, *fault)).status == 0x0117
+    assert decode_response(dimse.store_response(request, *fault)).status == 0x0117
     other = StoreRequest(1, uid, "1.2.3")
     fault = dimse.store_fault(other, CT)
     assert fault is not None
     assert fault[0] == Status.SOP_CLASS_NOT_SUPPORTED
-    assert dimse.decode_response(dimse.store_response(other, *fault)).sop_instance_uid == "1.2.3"
+    assert decode_response(dimse.store_response(other, *fault)).sop_instance_uid == "1.2.3"
     refusal = dimse.unsupported_response(OtherRequest(0x20, 1, False, uid))
-    assert dimse.decode_response(refusal).status == Status.UNRECOGNIZED_OPERATION
+    assert decode_response(refusal).status == Status.UNRECOGNIZED_OPERATION
 
 
 @pytest.mark.parametrize("length", [65, 1000, 60000])

@@ -13,6 +13,7 @@ from ext.encode import encode_p_data
 from ingest.dicom import dimse
 from ingest.dicom.dimse import StoreRequest
 from ingest.dicom.part10 import FileMeta, encode_file_meta
+from ingest.dicom.responses import decode_response
 from ingest.dicom.uids import is_valid_uid
 from tests.faults.caller import CONTEXTS, MR, VERIFICATION, data_pdus
 from tests.instances import CT, EXPLICIT, IMPLICIT, Made, element, implicit
@@ -261,7 +262,7 @@ def test_a_data_set_of_another_instance_is_left_to_python(
     with site(tmp_path, quarantine=quarantine) as alone, alone.association() as association:
         association.store(dimse.store_request(1, CT, sop), made.data_set)
         assert association.left == ["DataSet"]
-        response = dimse.decode_response(association.line.heard()[12:])
+        response = decode_response(association.line.heard()[12:])
         assert (response.status, response.message_id) == (status, 1)
         kept = [(suffix, len(made.data_set))] if quarantine or not status else []
         meta = encode_file_meta(FileMeta(CT, sop, EXPLICIT, *astuple(CALLER)))

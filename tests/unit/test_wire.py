@@ -173,12 +173,6 @@ def test_a_missing_maximum_length_is_taken_for_a_small_one() -> None:
         rq(NAME, CONTEXT, item(0x50, LENGTH + item(0x99, b"") * 1024)),
         rq(NAME, CONTEXT, item(0x50, LENGTH + b"\x55\x00\x00\x05")),
         rq()[:60],
-        ac(NAME, USER),
-        ac(NAME, item(0x21, b"\x02\x00\x00\x00" + TRANSFER), USER),
-        ac(NAME, item(0x21, b"\x01\x00\x00\x00"), USER),
-        ac(NAME, item(0x21, b"\x01\x00\x05\x00" + TRANSFER), USER),
-        ac(NAME, item(0x21, b"\x01\x00\x00"), USER),
-        ac(NAME, item(0x21, b"\x01\x00\x00\x00" + TRANSFER + TRANSFER), USER),
     ],
 )
 def test_broken_pdus_are_invalid_parameters(data: bytes) -> None:
@@ -255,6 +249,79 @@ def test_a_sub_item_that_cannot_be_read_is_taken_as_not_there(odd: bytes) -> Non
     assert (read.implementation_version, read.max_pdu_length) == ("V1", 16384)
     assert (read.async_operations, read.roles) == (None, ())
     assert wire.decode_associate_rq(rq(NAME, CONTEXT, item(0x50, odd + LENGTH))).max_pdu_length == 4096
+
+
+def result(context_id: int, code: int, *syntaxes: bytes) -> bytes:
+    return item(0x21, bytes((context_id, 0, code, 0)) + b"".join(syntaxes))
+
+
+SOUND = result(1, 0, TRANSFER)
+
+
+@pytest.mark.parametrize(
+    ("odd", "expected"),
+    [
+        (result(3, 7, TRANSFER), (3, 7, "")),
+        (result(3, 255), (3, 255, "")),
+        (result(3, 4, item(0x40, b"")), (3, 4, "")),
+        (result(3, 0), (3, 2, "")),
+        (result(3, 0, item(0x40, b"\xc4")), (3, 0, "?")),
+        (result(3, 0, TRANSFER, item(0x40, b"1.2.3")), (3, 2, "")),
+        (result(3, 0, TRANSFER, TRANSFER), (3, 0, IMPLICIT)),
+        (result(3, 0, TRANSFER[:-1]), (3, 2, "")),
+        (result(3, 0, TRANSFER) + result(3, 3, TRANSFER), (3, 2, "")),
+        (result(3, 0, TRANSFER) + result(3, 0, TRANSFER), (3, 0, IMPLICIT)),
+        (result(99, 0, TRANSFER), (99, 0, IMPLICIT)),
+        (result(2, 0, TRANSFER), None),
+        (item(0x21, b"\x03\x00"), None),
+        (item(0x21, b""), None),
+        (item(0x99, b"what"), None),
+    ],
+)
+def test_odd_context_of_an_acceptance_says_nothing_of_the_others(
+    odd: bytes, expected: tuple[int, int, str] | None
+) -> None:
+    sound = ContextResult(1, 0, IMPLICIT)
+    known = {sound} if expected is None else {sound, ContextResult(*expected)}
+    for data in (ac(NAME, odd, SOUND, USER), ac(NAME, SOUND, odd, USER), ac(SOUND, USER, odd)):
+        read = wire.decode_associate_ac(data)
+        assert set(read.contexts) == known
+        assert read.max_pdu_length == 4096
+
+
+@pytest.mark.parametrize(
+    ("user", "length", "window"),
+    [
+        (b"", 16384, None),
+        (item(0x50, b""), 16384, None),
+        (item(0x50, item(0x51, b"\x10\x00")), 16384, None),
+        (item(0x50, item(0x99, b"what") + LENGTH + item(0x5A, b"")), 4096, None),
+        (item(0x50, LENGTH + LENGTH + item(0x53, b"\0\1")), 4096, None),
+        (item(0x50, LENGTH + item(0x53, b"\0\2\0\1") + item(0x54, b"\0\x091.2")), 4096, (2, 1)),
+        (item(0x50, LENGTH + item(0x59, b"identity") + b"\x52\0\xff\xff"), 4096, None),
+        (USER + USER, 4096, None),
+        (USER + b"\x50", 4096, None),
+    ],
+)
+def test_odd_user_information_of_an_acceptance_is_passed_over(
+    user: bytes, length: int, window: tuple[int, int] | None
+) -> None:
+    read = wire.decode_associate_ac(ac(SOUND, user))
+    assert read.contexts == (ContextResult(1, 0, IMPLICIT),)
+    assert (read.max_pdu_length, read.async_operations) == (length, window)
+
+
+def test_an_acceptance_without_contexts_accepts_nothing() -> None:
+    assert wire.decode_associate_ac(ac(NAME, USER)).contexts == ()
+
+
+@pytest.mark.parametrize("data", [ac(NAME, SOUND[:-1]), ac(b"\x10"), ac(SOUND) + b"\0", ac()[:60]])
+def test_an_acceptance_that_is_damaged_before_its_contexts_is_refused(data: bytes) -> None:
+    assert reason_of(data) == PeerError.INVALID_PARAMETER
+
+
+def test_an_acceptance_that_takes_no_fragment_is_refused() -> None:
+    assert reason_of(ac(SOUND, item(0x50, item(0x51, b"\0\0\0\7")))) == PeerError.INVALID_PARAMETER
 
 
 def test_refused_context_of_an_acceptance_needs_no_transfer_syntax() -> None:
