@@ -137,7 +137,7 @@ def _studies(found: Sequence[FoundStudy]) -> Table:
         table.add_row(
             escape(one.study_uid) or "(none)",
             str(one.instances),
-            _counted(others),
+            ", ".join(filter(None, (f"copies {one.copies}" if one.copies else "", _counted(others)))),
             decimal(one.size),
             iso_time(one.first_at) or "",
             iso_time(one.last_at) or "",

@@ -65,23 +65,29 @@ class Forwarding:
         self.destinations.append(destination)
         return destination
 
-    def record(self, *made: Made, to: Sequence[str] = ("pacs",)) -> list[Made]:
+    def record(
+        self,
+        *made: Made,
+        to: Sequence[str] = ("pacs",),
+        state: InstanceState = InstanceState.STORED,
+        key: str = "",
+    ) -> list[Made]:
         """Have instances in store and ledger, to be delivered."""
         rows = []
         now = round(time.time() * 1000)
         for one in made:
             self.recorded += 1
-            key = f"{one.sop}.dcm"
-            (self.config.store_root / key).write_bytes(one.file)
+            name = key or f"{one.sop}.dcm"
+            (self.config.store_root / name).write_bytes(one.file)
             rows.append(
                 NewInstance(
-                    state=InstanceState.STORED,
+                    state=state,
                     sop_instance_uid=one.sop,
                     sop_class_uid=CT,
                     study_uid=one.study or "",
                     series_uid=one.series or "",
                     transfer_syntax_uid=one.syntax,
-                    store_key=key,
+                    store_key=name,
                     size=len(one.file),
                     data_set_offset=len(one.file) - len(one.data_set),
                     calling_ae="CT1",

@@ -1,6 +1,7 @@
 """What lies in the store under a name, and whether it is the same as what came."""
 
 import contextlib
+import hashlib
 import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import Final
@@ -82,3 +83,26 @@ def same_bytes(
         done += count
         progress()
     return True
+
+
+def content_digest(
+    source: Source, data_set_offset: int, transfer_syntax_uid: str, progress: Callable[[], None]
+) -> str:
+    """128 bits of the SHA-256 of a data set and its transfer syntax, in hexadecimal; reads it chunk by chunk.
+
+    Args:
+        source: The file.
+        data_set_offset: Where in it the data set begins.
+        transfer_syntax_uid: The same bytes mean something else in another one.
+        progress: Called between two chunks.
+
+    Raises:
+        OSError: The disk is failing.
+    """
+    digest = hashlib.sha256(transfer_syntax_uid.encode() + b"\0")
+    at = data_set_offset
+    while chunk := os.pread(source.fd, CHUNK, at):
+        digest.update(chunk)
+        at += len(chunk)
+        progress()
+    return digest.hexdigest()[:32]

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Final, Literal
 
-Policy = Literal["keep-identical", "keep-first", "overwrite"]
+Policy = Literal["keep-identical", "keep-first", "keep-both", "overwrite"]
 
 
 class Action(Enum):
@@ -15,7 +15,9 @@ class Action(Enum):
     COMPARE = "compare"
     """Not to be told without comparing the data sets; ask again when that is done."""
     VARIANT = "variant"
-    """Keep the second beside the first."""
+    """Keep the second beside the first; destinations that have accepted the first do not get it."""
+    COPY = "copy"
+    """Keep the second beside the first, as an instance of its own."""
     QUARANTINE = "quarantine"
     """Keep the second apart, for a person to look at."""
     REPLACE = "replace"
@@ -33,6 +35,9 @@ class Decision:
 def decide(policy: Policy, existing: str | None, incoming: str, identical: bool | None) -> Decision:
     """Decide about an object whose SOP instance UID is in the store.
 
+    An identical data set is no event under any policy. Otherwise two nodes that forward to each other would
+    replace the same image for ever.
+
     Args:
         policy: `[store] duplicates`.
         existing: Transfer syntax UID of the file that is there; None where it cannot be read as a DICOM file.
@@ -41,22 +46,24 @@ def decide(policy: Policy, existing: str | None, incoming: str, identical: bool 
     """
     if existing is None:
         return Decision(Action.REPLACE, "the file that had its place could not be read")
-    if policy == "overwrite":
-        return Decision(Action.REPLACE, "replaced an older object of its SOP instance UID")
     if policy == "keep-first":
         return Decision(Action.KEEP)
     # Bytes can only be compared within one transfer syntax (PS3.5 10).
-    if existing != incoming:
+    if existing == incoming and identical is not False:
+        return Decision(Action.KEEP if identical else Action.COMPARE)
+    if policy == "keep-identical" and existing != incoming:
         return Decision(
             Action.VARIANT, f"the first object of its SOP instance UID is in transfer syntax {existing}"
         )
-    return _BY_CONTENT[identical]
+    return _OF_OTHERS[policy]
 
 
-_BY_CONTENT: Final = {
-    None: Decision(Action.COMPARE),
-    True: Decision(Action.KEEP),
-    False: Decision(
+_OF_OTHERS: Final[dict[Policy, Decision]] = {
+    "overwrite": Decision(Action.REPLACE, "replaced an older object of its SOP instance UID"),
+    "keep-both": Decision(
+        Action.COPY, "a further copy: another object of its SOP instance UID was there first"
+    ),
+    "keep-identical": Decision(
         Action.QUARANTINE, "another object of its SOP instance UID, with other content, was there first"
     ),
 }

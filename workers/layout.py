@@ -53,12 +53,20 @@ class Layout:
         check_key(sample)
         self._template = template
 
-    def key(self, study_uid: str, series_uid: str, sop_uid: str) -> str:
-        """The key of an instance; never outside the store, whatever the UIDs are."""
+    def key(self, study_uid: str, series_uid: str, sop_uid: str, *, copy_digest: str = "") -> str:
+        """The key of an instance; never outside the store, whatever the UIDs are.
+
+        Args:
+            study_uid: Study Instance UID, without padding; so are the others.
+            series_uid: Series Instance UID.
+            sop_uid: SOP Instance UID.
+            copy_digest: Tells a further copy of the SOP instance UID from the others; empty for the first.
+        """
+        suffix = f"~{copy_digest}" if copy_digest else ""
         return self._template.format(
             study_uid=safe_name(study_uid, "no-study"),
             series_uid=safe_name(series_uid, "no-series"),
-            sop_uid=safe_name(sop_uid, "no-instance"),
+            sop_uid=safe_name(sop_uid, "no-instance") + suffix,
         )
 
 

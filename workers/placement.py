@@ -11,7 +11,7 @@ import structlog
 from ingest.dicom.routing import Router
 from ingest.ledger import Holdings, InstanceState, NewInstance, Outcome
 from workers.arrival import Arrival, Facts
-from workers.compare import existing, same_bytes, same_file
+from workers.compare import content_digest, existing, same_bytes, same_file
 from workers.duplicates import Action, Policy, decide
 from workers.layout import Layout, quarantine_key, safe_name, variant_key
 from workers.leaving import may_be_another
@@ -136,11 +136,13 @@ class Placing:
         stored = [(row, outcome) for row, outcome in refused if row.state is InstanceState.STORED]
         if not stored:
             return set()
-        held = self._shared.rows.holdings({row.sop_instance_uid for row, _ in stored}).stored
+        held = self._shared.rows.holdings({row.sop_instance_uid for row, _ in stored})
         again = set()
         for row, outcome in stored:
             if outcome is Outcome.TAKEN:
-                if row.replaces or held.get(row.sop_instance_uid) != row.store_key:
+                own = held.copies.get(row.sop_instance_uid, set()) if row.copy_digest else set()
+                first = held.stored.get(row.sop_instance_uid)
+                if row.replaces or row.store_key not in {first, *own}:
                     again.add(row.spool_ref)
             elif row.store_key in self._put:
                 # Recorded long ago, and removed since: its file must not come back.
@@ -160,7 +162,7 @@ class Placing:
 
     def _learn(self) -> None:
         self._held = self._shared.rows.holdings(self._asked)
-        own = {row.sop_instance_uid for row in self.rows if row.state is InstanceState.STORED}
+        own = {row.sop_instance_uid for row in self.rows if _is_first(row)}
         self._keys = {uid: key for uid, key in self._keys.items() if uid in own} | dict(self._held.stored)
 
     def _exclude(self) -> None:
@@ -198,7 +200,8 @@ class Placing:
     def _store(self, arrival: Arrival, facts: Facts) -> None:
         key = self._shared.layout.key(facts.study_uid, facts.series_uid, facts.sop_instance_uid)
         uid = facts.sop_instance_uid
-        held = uid in self._keys or uid in self._held.removing or uid in self._held.replaced
+        known = self._held
+        held = uid in self._keys or any(uid in of for of in (known.removing, known.replaced, known.copies))
         if not held and self._give(arrival, key):
             self._add(arrival, facts, key, InstanceState.STORED, _note(facts))
             return
@@ -207,6 +210,8 @@ class Placing:
         # Somebody may have removed the file of a row. Nobody can tell then whether it is the same object, so
         # it is delivered as a new one: a destination that gets it twice is no harm, one that never does is.
         lost = taken is not None and not self._is_there(taken)
+        if taken is None and self._is_stored_copy(arrival, facts):
+            return
         if (taken is None or lost) and self._give(arrival, key):
             self._add(arrival, facts, key, InstanceState.STORED, _note(facts), replaces=lost)
             if lost:
@@ -249,6 +254,8 @@ class Placing:
             log.info("duplicate_dropped", sop_instance_uid=facts.sop_instance_uid)
         elif decision.action is Action.VARIANT:
             self._variant(arrival, facts, key, decision.note)
+        elif decision.action is Action.COPY:
+            self._copy(arrival, facts, decision.note)
         elif decision.action is Action.REPLACE:
             self._replace(arrival, facts, taken, key, decision.note)
         else:
@@ -281,6 +288,42 @@ class Placing:
                 facts = known
         self._add(arrival, facts, key, InstanceState.VARIANT, note)
 
+    def _is_stored_copy(self, arrival: Arrival, facts: Facts) -> bool:
+        """Whether it is a further copy that outlived the first one of its UID; then it is no event."""
+        copies = self._held.copies.get(facts.sop_instance_uid)
+        if not copies or self._copy_key(arrival, facts)[0] not in copies:
+            return False
+        self._copy(arrival, facts, "")
+        return True
+
+    def _copy_key(self, arrival: Arrival, facts: Facts) -> tuple[str, str]:
+        """The key that it has as a further copy, and the digest in it: the same for the same content."""
+        digest = content_digest(
+            arrival.source, facts.data_set_offset, facts.transfer_syntax_uid, self._shared.progress
+        )
+        uids = facts.study_uid, facts.series_uid, facts.sop_instance_uid
+        return self._shared.layout.key(*uids, copy_digest=digest), digest
+
+    def _copy(self, arrival: Arrival, facts: Facts, note: str) -> None:
+        """Keep a further copy; where the same content has its name, nothing changes."""
+        shared = self._shared
+        key, digest = self._copy_key(arrival, facts)
+        if not self._give(arrival, key):
+            with existing(shared.store, key, shared.router.tags) as (there, known):
+                if known is None or there is None:
+                    shared.store.replace(self._stored, arrival.source, key)
+                elif same_bytes(
+                    there,
+                    arrival.source,
+                    shared.progress,
+                    skipping=(known.data_set_offset, facts.data_set_offset),
+                ):
+                    facts = known
+                else:
+                    self.set_aside(arrival, facts, "another object has the name of this copy in the store")
+                    return
+        self._add(arrival, facts, key, InstanceState.STORED, note, copy_digest=digest)
+
     def _replace(self, arrival: Arrival, facts: Facts, taken: str, key: str, note: str) -> None:
         shared, uid = self._shared, facts.sop_instance_uid
         if shared.rows.known_spool_refs([arrival.spool_ref]):
@@ -292,7 +335,7 @@ class Placing:
         self._replaced.discard(key)
         self.rows = [
             replace(row, state=InstanceState.REPLACED, destinations=(), replaces=False)
-            if row.sop_instance_uid == uid and row.state is InstanceState.STORED
+            if row.sop_instance_uid == uid and _is_first(row)
             else row
             for row in self.rows
         ]
@@ -308,10 +351,12 @@ class Placing:
         note: str,
         *,
         replaces: bool = False,
+        copy_digest: str = "",
     ) -> None:
-        if state is InstanceState.STORED:
+        if state is InstanceState.STORED and not copy_digest:
             self._keys[facts.sop_instance_uid] = key
-        routing = self._shared.router.decide(facts.subject) if state is InstanceState.STORED else None
+        quarantined = state is InstanceState.QUARANTINED
+        routing = None if quarantined else self._shared.router.decide(facts.subject)
         self.rows.append(
             NewInstance(
                 state=state,
@@ -333,8 +378,14 @@ class Placing:
                 routed=routing.routed if routing else "",
                 destinations=routing.destinations if routing else (),
                 replaces=replaces,
+                copy_digest=copy_digest,
             )
         )
+
+
+def _is_first(row: NewInstance) -> bool:
+    """Whether it is stored as the first object of its SOP instance UID, and not as a further copy."""
+    return row.state is InstanceState.STORED and not row.copy_digest
 
 
 def _note(facts: Facts) -> str:

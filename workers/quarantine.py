@@ -173,7 +173,9 @@ class Warden:
         key = self._layout.key(facts.study_uid, facts.series_uid, facts.sop_instance_uid)
         now = time.time_ns() // 1_000_000
         rows = self._ledger.by_sop_instance(facts.sop_instance_uid)
-        old = next((one for one in rows if one.state is InstanceState.STORED), None)
+        # Further copies (`[store] duplicates = "keep-both"`) stay where they are.
+        firsts = (one for one in rows if one.state is InstanceState.STORED and not one.copy_digest)
+        old = next(firsts, None)
         safe = {one.store_key for one in (row, *rows) if one.state is InstanceState.QUARANTINED}
         copying = _Copying(kept, row.id, facts.sop_instance_uid, frozenset(safe), now)
         copies = [self._copied(copying, old.store_key, old)] if old is not None else []

@@ -152,7 +152,7 @@ class Store(Model):
 
     root: OptionalPath = None
     path: str = "{study_uid}/{series_uid}/{sop_uid}.dcm"
-    duplicates: Literal["keep-identical", "keep-first", "overwrite"] = "keep-identical"
+    duplicates: Literal["keep-identical", "keep-first", "keep-both", "overwrite"] = "keep-identical"
 
 
 class Workers(Model):

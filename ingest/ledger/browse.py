@@ -72,8 +72,9 @@ class FoundStudy:
 
     Attributes:
         study_uid: Empty for what names none.
-        instances: How many are stored.
-        size: Bytes of those.
+        instances: How many SOP instances are stored.
+        copies: How many further copies of those are stored (`[store] duplicates = "keep-both"`).
+        size: Bytes of both.
         first_at, last_at: When the first and the last of all its instances were received.
         states: How many instances there are, by state.
         deliveries: How many deliveries there are of them, by state.
@@ -88,6 +89,7 @@ class FoundStudy:
     states: Mapping[InstanceState, int]
     deliveries: Mapping[DeliveryState, int]
     stable: bool
+    copies: int = 0
 
 
 class Browse(Database):
@@ -209,7 +211,7 @@ def _summed(
     connection: Connection, uids: Sequence[str], growing: Collection[str]
 ) -> Iterator[tuple[str, FoundStudy]]:
     columns = instances.c
-    of_states: dict[str, dict[InstanceState, tuple[int, int, int, int]]] = {uid: {} for uid in uids}
+    of_states: dict[str, dict[InstanceState, tuple[int, int, int, int, int]]] = {uid: {} for uid in uids}
     by_state = select(
         columns.study_uid,
         columns.state,
@@ -217,10 +219,11 @@ def _summed(
         func.sum(columns.size),
         func.min(columns.received_at),
         func.max(columns.received_at),
+        func.count(columns.sop_instance_uid.distinct()),
     ).where(columns.study_uid.in_(uids))
     for uid, state, *values in connection.execute(by_state.group_by(columns.study_uid, columns.state)):
-        count, size, first, last = map(int, values)
-        of_states[uid][InstanceState(state)] = count, size, first, last
+        count, size, first, last, different = map(int, values)
+        of_states[uid][InstanceState(state)] = count, size, first, last, different
     of_deliveries: dict[str, dict[DeliveryState, int]] = {}
     by_delivery = (
         select(columns.study_uid, deliveries.c.state, func.count())
@@ -231,18 +234,19 @@ def _summed(
     for uid, state, count in connection.execute(by_delivery):
         of_deliveries.setdefault(uid, {})[DeliveryState(state)] = count
     for uid, states in of_states.items():
-        count, size, _, _ = states.get(InstanceState.STORED, (0, 0, 0, 0))
+        count, size, _, _, different = states.get(InstanceState.STORED, (0, 0, 0, 0, 0))
         yield (
             uid,
             FoundStudy(
                 uid,
-                count,
+                different,
                 size,
-                min(first for _, _, first, _ in states.values()),
-                max(last for _, _, _, last in states.values()),
+                min(first for _, _, first, _, _ in states.values()),
+                max(last for _, _, _, last, _ in states.values()),
                 {state: values[0] for state, values in states.items()},
                 of_deliveries.get(uid, {}),
                 uid not in growing,
+                count - different,
             ),
         )
 

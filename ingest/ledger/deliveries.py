@@ -21,6 +21,7 @@ from ingest.ledger.database import Database
 from ingest.ledger.progress import count_delivered
 from ingest.ledger.rows import Delivery, DeliveryResult, DeliveryRow, DeliveryState
 from ingest.ledger.schema import deliveries, instances
+from ingest.ledger.variants import drop_superseded, without_superseded
 
 # In each of these states `next_at` says from when on a row may be taken.
 WINDOW: Final = 512
@@ -42,6 +43,7 @@ _DUE: Final = (
         instances.c.sop_class_uid,
         instances.c.sop_instance_uid,
         instances.c.transfer_syntax_uid,
+        instances.c.state.label("instance_state"),
     )
     .join(instances, instances.c.id == deliveries.c.instance_id)
     .where(
@@ -256,7 +258,11 @@ class Deliveries(Database):
         ]
         with self.write() as connection:
             count_delivered(connection, self.dialect, results, destination, now_ms)
-            return connection.execute(_FINISH, parameters).rowcount
+            written = connection.execute(_FINISH, parameters).rowcount
+            delivered = [result.id for result in results if result.state is DeliveryState.DELIVERED]
+            if delivered:
+                drop_superseded(connection, destination, delivered, now_ms)
+            return written
 
     def release(self, ids: Sequence[int], owner: str) -> None:
         """Give back what was not attempted: it waits again, and the attempt does not count.
@@ -332,7 +338,8 @@ class Deliveries(Database):
         found: list[dict[str, Any]] = []
         for state in _OPEN:
             rows = connection.execute(_DUE, {**asked, "in_state": state, "at_most": window}).mappings()
-            found.extend(dict(row) for row in rows if row["series_uid"] not in busy)
+            free = [row for row in rows if row["series_uid"] not in busy]
+            found.extend(without_superseded(connection, destination, free, now_ms))
         found.sort(key=lambda row: row["instance_id"])
         if workers > 1:
             series = list(dict.fromkeys(row["series_uid"] for row in found))

@@ -18,6 +18,7 @@ from ingest.ledger.rows import (
     Outcome,
 )
 from ingest.ledger.schema import HAS_FILE, deliveries, instances
+from ingest.ledger.variants import accepted_already
 
 CHUNK: Final = 500
 """How many values one IN list holds."""
@@ -54,10 +55,15 @@ _BY_UID: Final = (
 # Not the bare column: SQLite would go by its index, and read nearly all rows there are.
 _state: Final = instances.c.state.concat("")
 _UIDS: Final = instances.c.sop_instance_uid.in_(bindparam("uids", expanding=True))
-_STORED: Final = (_UIDS, _state == InstanceState.STORED.value)
+# Further copies (`keep-both`) are never replaced.
+_STORED: Final = (_UIDS, _state == InstanceState.STORED.value, instances.c.copy_digest == "")
 _REMOVING: Final = (_UIDS, _state == InstanceState.REMOVING.value)
 _HELD: Final = select(
-    instances.c.sop_instance_uid, instances.c.store_key, instances.c.state, instances.c.stored_at
+    instances.c.sop_instance_uid,
+    instances.c.store_key,
+    instances.c.state,
+    instances.c.stored_at,
+    instances.c.copy_digest,
 ).where(
     _UIDS,
     _state.in_((InstanceState.STORED.value, InstanceState.REMOVING.value, InstanceState.REPLACED.value)),
@@ -73,7 +79,8 @@ class Holdings:
     """What there is of some SOP instance UIDs; variants and quarantined ones apart.
 
     Attributes:
-        stored: The store keys of those that are stored.
+        stored: The store keys of those that are stored; of several copies that of the first one.
+        copies: The store keys of further copies.
         removing: The store keys whose files are about to be removed, or whose remover died.
         replaced: The store keys that replaced objects had, and that the stored one does not have.
         left_at: When what left `removing` and `replaced` behind was stored, in Unix milliseconds, by key.
@@ -83,6 +90,7 @@ class Holdings:
     removing: Mapping[str, set[str]] = field(default_factory=dict)
     replaced: Mapping[str, set[str]] = field(default_factory=dict)
     left_at: Mapping[str, int] = field(default_factory=dict)
+    copies: Mapping[str, set[str]] = field(default_factory=dict)
 
 
 class Instances(Database):
@@ -111,11 +119,16 @@ class Instances(Database):
             }
             # The same reference twice in one batch: the row is that of the first.
             new = [ids.pop(row.spool_ref, None) for row in rows]
+            accepted = accepted_already(
+                connection, {row.sop_instance_uid for row in rows if row.state is InstanceState.VARIANT}
+            )
             waiting = [
                 {"instance_id": number, "destination": destination, "at": row.stored_at}
                 for row, number in zip(rows, new, strict=True)
                 if number is not None
                 for destination in row.destinations
+                if row.state is not InstanceState.VARIANT
+                or (clean(row.sop_instance_uid), destination) not in accepted
             ]
             if waiting:
                 connection.execute(INSERT_DELIVERIES, waiting)
@@ -156,6 +169,7 @@ class Instances(Database):
             LedgerError: The ledger is away.
         """
         stored: dict[str, str] = {}
+        copies: dict[str, set[str]] = {}
         left_at: dict[str, int] = {}
         others: dict[str, dict[str, set[str]]] = {
             state.value: {} for state in (InstanceState.REMOVING, InstanceState.REPLACED)
@@ -163,15 +177,17 @@ class Instances(Database):
         with self.read() as connection:
             for chunk in _chunks(uids):
                 asked = {clean(uid): uid for uid in chunk}
-                for uid, key, state, at in connection.execute(_HELD, {"uids": list(asked)}):
-                    if state == InstanceState.STORED.value:
+                for uid, key, state, at, digest in connection.execute(_HELD, {"uids": list(asked)}):
+                    if state == InstanceState.STORED.value and digest:
+                        copies.setdefault(asked[uid], set()).add(key)
+                    elif state == InstanceState.STORED.value:
                         stored[asked[uid]] = key
                     else:
                         others[state].setdefault(asked[uid], set()).add(key)
                         left_at[key] = max(at, left_at.get(key, 0))
         removing, replaced = others.values()
         left = {uid: keys - {stored.get(uid)} for uid, keys in replaced.items()}
-        return Holdings(stored, removing, {uid: keys for uid, keys in left.items() if keys}, left_at)
+        return Holdings(stored, removing, {uid: keys for uid, keys in left.items() if keys}, left_at, copies)
 
     def claimed_keys(self, keys: Iterable[str]) -> set[str]:
         """Those of `keys` whose files belong to a row.

@@ -11,7 +11,8 @@ class InstanceState(StrEnum):
     STORED = "stored"
     """In the store under its own name."""
     VARIANT = "variant"
-    """In the store beside the first one of its UID, in another transfer syntax; not forwarded."""
+    """In the store beside the first one of its UID, in another transfer syntax. It goes to those
+    destinations that have accepted no other object of its UID."""
     QUARANTINED = "quarantined"
     """In the quarantine folder; the note says why."""
     REPLACED = "replaced"
@@ -59,6 +60,7 @@ class NewInstance:
         routed: Names of the rules that took it, or why none did.
         destinations: Names of the destinations that it is to be delivered to.
         replaces: Whether what is stored of the same SOP instance UID gives way to this one.
+        copy_digest: Of a further stored copy of its SOP instance UID the digest of its content; else empty.
     """
 
     state: InstanceState
@@ -80,6 +82,7 @@ class NewInstance:
     routed: str = ""
     destinations: tuple[str, ...] = ()
     replaces: bool = False
+    copy_digest: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,6 +107,7 @@ class Instance:
     received_at: int
     stored_at: int
     routed: str = ""
+    copy_digest: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -16,7 +16,7 @@ from sqlalchemy import (
     text,
 )
 
-SCHEMA_VERSION: Final = "0005"
+SCHEMA_VERSION: Final = "0006"
 """The revision in ingest/migrations that made the tables below."""
 
 # SQLite hands out row ids of its own only for a primary key that is declared INTEGER.
@@ -25,6 +25,7 @@ _Id = BigInteger().with_variant(Integer(), "sqlite")
 metadata = MetaData()
 
 _STORED = text("state = 'stored'")
+IS_VARIANT: Final = text("state = 'variant'")
 # Not the bare column: SQLite would go by the index of states, and read the rows.
 KEPT: Final = text("state || '' in ('stored', 'variant')")
 HAS_FILE: Final = text("state not in ('replaced', 'removing', 'removed')")
@@ -51,15 +52,24 @@ instances = Table(
     Column("stored_at", BigInteger, nullable=False),
     # Names of the rules that took it, or why none did.
     Column("routed", Text, nullable=False, server_default=""),
+    # Of a further copy (`[store] duplicates = "keep-both"`) the digest of its content; otherwise empty.
+    Column("copy_digest", Text, nullable=False, server_default=""),
     # The same reference twice is the same instance.
     UniqueConstraint("spool_ref", name="instances_spool_ref"),
     Index("instances_sop_instance_uid", "sop_instance_uid"),
     Index("instances_study_uid", "study_uid"),
     Index("instances_state", "state"),
-    # Of several workers that store one UID, under whatever study, one is the first.
+    # Of several workers that store one UID, under whatever study, one is the first; each copy is there once.
     Index(
-        "instances_stored", "sop_instance_uid", unique=True, sqlite_where=_STORED, postgresql_where=_STORED
+        "instances_stored",
+        "sop_instance_uid",
+        "copy_digest",
+        unique=True,
+        sqlite_where=_STORED,
+        postgresql_where=_STORED,
     ),
+    # Nearly empty: tells without a look at the rows that nothing of a UID is a variant.
+    Index("instances_variants", "sop_instance_uid", sqlite_where=IS_VARIANT, postgresql_where=IS_VARIANT),
     # What the store holds, oldest first, and how large it is: without a look at the rows.
     Index("instances_kept", "stored_at", "id", "study_uid", "size", sqlite_where=KEPT, postgresql_where=KEPT),
     # A file of the store belongs to one row. What has gone from there keeps the name that it had.

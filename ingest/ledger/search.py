@@ -133,7 +133,7 @@ class Search(Database):
         }
         # What waits already, or is on its way, needs nothing; nor does an instance that is no longer there.
         busy = (DeliveryState.WAITING.value, DeliveryState.SENDING.value)
-        allowed = deliveries.c.state.not_in(busy) & (instances.c.state == "stored")
+        allowed = deliveries.c.state.not_in(busy) & instances.c.state.in_(("stored", "variant"))
         return self._count(which, allowed) if dry_run else self._change(which, allowed, values)
 
     def give_up(self, which: Filter, reason: str, now_ms: int, *, dry_run: bool = False) -> dict[str, int]:

@@ -11,6 +11,7 @@ import pytest
 
 from ingest.config.model import TLS
 from ingest.dicom import wire
+from ingest.ledger import InstanceState
 from ingest.remotes import remotes
 from ingest.wake import drain_key, hold_key
 from tests.forwarding import Forwarding
@@ -481,3 +482,27 @@ def test_redis_away_sends_nothing_and_raises_nothing(plain: Forwarding) -> None:
     plain.server.kill()
     drain_once(plain)
     assert plain.states() == {"waiting": 1}
+
+
+def test_variant_reaches_a_destination_that_refused_the_first(forwarding: Forwarding, tls: TLS) -> None:
+    first, variant = Made(sop="1.1", syntax=IMPLICIT), Made(sop="1.1", syntax=EXPLICIT)
+    with PynetdicomRemote(CONTEXTS, tls) as scp:
+        forwarding.add(scp.port)
+        forwarding.record(first)
+        drain_once(forwarding)
+        assert forwarding.states() == {"dead": 1}
+        forwarding.record(variant, state=InstanceState.VARIANT, key="1.1~variant.dcm")
+        drain_once(forwarding)
+        assert forwarding.states() == {"delivered": 1, "dropped": 1}
+    assert [stored.data_set for stored in scp.stored] == [variant.data_set]
+
+
+def test_destination_that_takes_both_gets_one_of_them(forwarding: Forwarding, tls: TLS) -> None:
+    first, variant = Made(sop="1.1", syntax=IMPLICIT), Made(sop="1.1", syntax=EXPLICIT)
+    with PynetdicomRemote([(CT, [EXPLICIT, IMPLICIT])], tls) as scp:
+        forwarding.add(scp.port)
+        forwarding.record(first)
+        forwarding.record(variant, state=InstanceState.VARIANT, key="1.1~variant.dcm")
+        drain_once(forwarding)
+        assert forwarding.states() == {"delivered": 1, "dropped": 1}
+    assert [stored.data_set for stored in scp.stored] == [first.data_set]

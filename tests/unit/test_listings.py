@@ -108,12 +108,16 @@ def test_studies_are_summed_the_newest_first(ledger: Ledger) -> None:
             row(3, received_at=20),
             row(4, study_uid="3", received_at=40, calling_ae="MR1", state=QUARANTINED, destinations=()),
             row(5, study_uid="2", received_at=50, state=InstanceState.VARIANT, destinations=()),
+            row(6, study_uid="4", received_at=5),
+            row(7, study_uid="4", received_at=5, sop_instance_uid="1.2.6", copy_digest="a"),
+            row(8, study_uid="4", received_at=5, sop_instance_uid="1.2.6", copy_digest="b"),
         ]
     )
     [leased] = ledger.lease("ai", "w", 1, 100, 1000)
     ledger.finish("ai", [DeliveryResult(id=leased.id, owner="w", state=DeliveryState.DEAD)], 100)
-    two, three, one = ledger.find_studies(InstanceFilter())
-    assert [two.study_uid, three.study_uid, one.study_uid] == ["2", "3", "1"]
+    copied, two, three, one = ledger.find_studies(InstanceFilter())
+    assert [copied.study_uid, two.study_uid, three.study_uid, one.study_uid] == ["4", "2", "3", "1"]
+    assert (copied.instances, copied.copies, copied.size) == (1, 2, 3000)
     assert (one.instances, one.size, one.first_at, one.last_at) == (2, 2000, 10, 20)
     assert one.deliveries == {DeliveryState.WAITING: 2, DeliveryState.DEAD: 1}
     assert two.states == {STORED: 1, InstanceState.VARIANT: 1}
@@ -123,11 +127,11 @@ def test_studies_are_summed_the_newest_first(ledger: Ledger) -> None:
         (InstanceFilter(study_uid="1"), ["1"]),
         (InstanceFilter(calling_ae="MR1"), ["3"]),
         (InstanceFilter(since=40), ["2", "3"]),
-        (InstanceFilter(until=40), ["1", "2"]),
+        (InstanceFilter(until=40), ["4", "1", "2"]),
         (InstanceFilter(since=60), []),
     ):
         assert [study.study_uid for study in ledger.find_studies(which)] == expected, which
-    assert [study.study_uid for study in ledger.find_studies(InstanceFilter(), 2)] == ["2", "3"]
+    assert [study.study_uid for study in ledger.find_studies(InstanceFilter(), 2)] == ["4", "2"]
 
 
 @pytest.mark.parametrize(

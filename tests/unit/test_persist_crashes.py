@@ -48,6 +48,8 @@ CASES = [
         ("keep-identical", "copy"),
         ("keep-identical", "redis"),
         ("keep-identical", "segment"),
+        ("keep-both", "link"),
+        ("keep-both", "segment"),
         ("overwrite", "link"),
         ("overwrite", "copy"),
         ("overwrite", "segment"),
@@ -93,7 +95,7 @@ def check_whole(site: Site, expected: dict[str, list[InstanceState]]) -> None:
     with site.ledger() as ledger:
         for row in rows:
             deliveries = ledger.deliveries_of(row.id)
-            assert len(deliveries) == (row.state in {InstanceState.STORED, InstanceState.REPLACED}), row
+            assert len(deliveries) == (row.state is not InstanceState.QUARANTINED), row
     assert site.settled()
     assert site.pending() == 0
     assert list((site.config.store_root / ".incoming").glob("*/*")) == []
@@ -146,6 +148,8 @@ def test_death_at_any_step_loses_and_doubles_nothing(
         check_whole(
             site, {"1.1": [stored], "1.2": [stored, quarantined], "1.3": [stored, variant], "": [quarantined]}
         )
+    elif policy == "keep-both":
+        check_whole(site, {"1.1": [stored], "1.2": [stored] * 2, "1.3": [stored] * 2, "": [quarantined]})
     else:
         check_whole_overwritten(site)
     if carried == "redis":

@@ -71,7 +71,7 @@ def test_other_content_is_quarantined_and_the_first_stays(site: Site, arrive: Ar
     assert "other content" in site.instances()[1].note
 
 
-def test_other_transfer_syntax_is_kept_once_as_a_variant_and_not_forwarded(
+def test_other_transfer_syntax_is_kept_once_as_a_variant_with_a_delivery_of_its_own(
     site: Site, arrive: Arrive
 ) -> None:
     arrive(site, FIRST, OTHER_SYNTAX, OTHER_SYNTAX)
@@ -81,7 +81,10 @@ def test_other_transfer_syntax_is_kept_once_as_a_variant_and_not_forwarded(
     assert content(site, variant.store_key) == OTHER_SYNTAX.file
     assert variant.transfer_syntax_uid == IMPLICIT
     assert EXPLICIT in variant.note
-    assert site.deliveries() == 1
+    assert variant.routed == "routes[0]"
+    with site.ledger() as ledger:
+        assert delivery_states(ledger, variant.id) == {"pacs": DeliveryState.WAITING}
+    assert site.deliveries() == 2
 
 
 def test_variant_of_other_content_is_quarantined(site: Site, arrive: Arrive) -> None:
@@ -100,9 +103,65 @@ def test_keep_first_drops_what_comes_later(make_persist_site: Sites, arrive: Arr
     assert (site.stored(), site.quarantined(), site.deliveries()) == ([KEY], [], 1)
 
 
+def test_overwrite_with_an_identical_data_set_is_no_event(make_persist_site: Sites, arrive: Arrive) -> None:
+    site = make_persist_site(store={"duplicates": "overwrite"})
+    arrive(site, FIRST, SAME_SENT_AGAIN, FIRST)
+    assert states(site) == [STORED]
+    assert content(site) == FIRST.file
+    assert (site.deliveries(), site.quarantined()) == (1, [])
+
+
 @pytest.mark.parametrize(
-    "second", [FIRST, OTHER_CONTENT, LONGER, OTHER_SYNTAX], ids=["same", "bytes", "length", "syntax"]
+    "second", [OTHER_CONTENT, LONGER, OTHER_SYNTAX, OTHER_SERIES], ids=["bytes", "length", "syntax", "series"]
 )
+def test_keep_both_stores_and_routes_each_copy_once(
+    make_persist_site: Sites, arrive: Arrive, second: Made
+) -> None:
+    site = make_persist_site(store={"duplicates": "keep-both"})
+    arrive(site, FIRST, second, FIRST, second, Made(pixels=b"third"), second)
+    first, copy, third = site.instances()
+    assert states(site) == [STORED] * 3
+    assert (first.copy_digest, first.store_key) == ("", KEY)
+    folder = f"{second.study}/{second.series}"
+    assert copy.store_key == f"{folder}/{second.sop}~{copy.copy_digest}.dcm"
+    assert [content(site, row.store_key) for row in (first, copy)] == [FIRST.file, second.file]
+    assert site.stored() == sorted(row.store_key for row in (first, copy, third))
+    assert site.quarantined() == []
+    with site.ledger() as ledger:
+        waiting = [delivery_states(ledger, row.id) for row in (first, copy, third)]
+    assert waiting == [{"pacs": DeliveryState.WAITING}] * 3
+
+
+def test_keep_both_knows_a_copy_whose_first_object_was_removed(make_persist_site: Sites) -> None:
+    site = make_persist_site(store={"duplicates": "keep-both"})
+    for made in (FIRST, OTHER_CONTENT):
+        site.receive(made)
+        site.work()
+    with site.ledger() as ledger, ledger.write() as connection:
+        connection.exec_driver_sql("UPDATE instances SET state = 'removed' WHERE copy_digest = ''")
+    (site.config.store_root / KEY).unlink()
+    site.receive(OTHER_CONTENT)
+    site.work()
+    assert states(site) == [InstanceState.REMOVED, STORED]
+    site.receive(FIRST)
+    site.work()
+    assert states(site) == [InstanceState.REMOVED, STORED, STORED]
+    assert content(site) == FIRST.file
+
+
+def test_overwrite_leaves_copies_of_an_earlier_policy_alone(make_persist_site: Sites) -> None:
+    site = make_persist_site(store={"duplicates": "keep-both"})
+    for made in (FIRST, OTHER_CONTENT):
+        site.receive(made)
+        site.work()
+    site.receive(LONGER)
+    site.work(store=site.config.store.model_copy(update={"duplicates": "overwrite"}))
+    assert states(site) == [REPLACED, STORED, STORED]
+    assert [row.copy_digest != "" for row in site.instances()] == [False, True, False]
+    assert content(site) == LONGER.file
+
+
+@pytest.mark.parametrize("second", [OTHER_CONTENT, LONGER, OTHER_SYNTAX], ids=["bytes", "length", "syntax"])
 def test_overwrite_replaces_file_row_and_deliveries(
     make_persist_site: Sites, arrive: Arrive, second: Made
 ) -> None:
@@ -141,7 +200,7 @@ def test_overwritten_object_that_comes_back_from_a_crash_does_not_replace_its_su
     assert site.settled()
 
 
-@pytest.mark.parametrize("policy", ["keep-identical", "keep-first", "overwrite"])
+@pytest.mark.parametrize("policy", ["keep-identical", "keep-first", "keep-both", "overwrite"])
 def test_file_that_cannot_be_read_gives_way(make_persist_site: Sites, policy: str) -> None:
     site = make_persist_site(store={"duplicates": policy})
     path = site.config.store_root / KEY
@@ -192,7 +251,7 @@ def test_file_in_the_store_without_a_row_becomes_the_instance_that_comes_again(s
     assert site.deliveries() == 1
 
 
-@pytest.mark.parametrize("policy", ["keep-identical", "keep-first", "overwrite"])
+@pytest.mark.parametrize("policy", ["keep-identical", "keep-first", "keep-both", "overwrite"])
 @pytest.mark.parametrize("link", [True, False])
 def test_workers_with_the_same_uid_at_once_leave_one_stored_row_true_to_its_file(
     make_persist_site: Sites, second_file_system: Any, policy: str, link: bool
@@ -211,7 +270,8 @@ def test_workers_with_the_same_uid_at_once_leave_one_stored_row_true_to_its_file
         for done in [pool.submit(_work_in_small_batches, site, f"w{number}", small) for number in range(4)]:
             done.result()
     stored = [row for row in site.instances() if row.state is STORED]
-    assert sorted(row.sop_instance_uid for row in stored) == sorted(f"1.7.{number}" for number in range(25))
+    firsts = [row.sop_instance_uid for row in stored if not row.copy_digest]
+    assert sorted(firsts) == sorted(f"1.7.{number}" for number in range(25))
     store = FileStore(site.config.store_root)
     assert {row.store_key: store.size(row.store_key) for row in stored} == {
         row.store_key: row.size for row in stored
@@ -220,7 +280,8 @@ def test_workers_with_the_same_uid_at_once_leave_one_stored_row_true_to_its_file
         open_ones = [
             row for row in stored if delivery_states(ledger, row.id) == {"pacs": DeliveryState.WAITING}
         ]
-    assert len(open_ones) == 25
+    # Of each UID there are four contents.
+    assert len(open_ones) == len(stored) == (100 if policy == "keep-both" else 25)
     assert site.settled()
 
 

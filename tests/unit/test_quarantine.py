@@ -320,6 +320,20 @@ def test_variant_in_another_syntax_stays_beside_what_is_released(site: Site) -> 
     assert len(site.stored()) == 2
 
 
+def test_release_takes_the_place_of_the_first_and_leaves_copies(make_persist_site: Sites) -> None:
+    site = make_persist_site()
+    _, other = conflict(site)
+    site.receive(Made(pixels=b"further"))
+    site.work(store=site.config.store.model_copy(update={"duplicates": "keep-both"}))
+    copy = site.instances()[-1]
+    assert release(site.config, [other]) == 0
+    kept = {row.id: row for row in site.instances() if row.state is STORED}
+    assert kept.keys() == {other, copy.id}
+    assert kept[other].copy_digest == ""
+    assert site.stored() == sorted(row.store_key for row in kept.values())
+    assert delivery_of(site, copy.id) == {"pacs": DeliveryState.WAITING}
+
+
 # --- dropping
 
 

@@ -42,6 +42,23 @@ def test_old_studies_go_whole_with_variants_and_empty_folders(either_ledger: Sit
     assert remove(site, days=3, keep_days=7) == Report()
 
 
+@pytest.mark.parametrize("owed", [False, True])
+def test_copies_of_one_uid_go_with_their_study_unless_one_is_owed(either_ledger: Sites, owed: bool) -> None:
+    site = either_ledger(store={"duplicates": "keep-both"})
+    fill(site, made(1), made(1, pixels=b"zz"), made(2))
+    deliver(site, DeliveryState.DELIVERED)
+    if owed:
+        with site.ledger() as ledger, ledger.write() as connection:
+            copy = next(row.id for row in site.instances() if row.copy_digest)
+            connection.execute(
+                update(deliveries).where(deliveries.c.instance_id == copy).values(state="dead")
+            )
+    report = remove(site, days=2, keep_days=1)
+    assert (report.studies, report.instances) == ((1, 1) if owed else (2, 3))
+    assert left(site) == (["2.1"] if owed else [])
+    assert states(site)["2.1"] == [STORED if owed else REMOVED] * 2
+
+
 def test_study_that_still_grows_is_not_old(either_ledger: Sites) -> None:
     site = either_ledger(**NOBODY)
     for one in (made(1), made(2), made(1, 2)):
