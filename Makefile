@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 export PYTHONDONTWRITEBYTECODE :=
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: all setup demo run test bench lint lock clean
+.PHONY: all setup demo run test test-pythons bench lint lock clean
 all: setup
 
 setup: $(VENV)/stamp
@@ -29,6 +29,10 @@ run: setup
 
 test: setup
 	$(BIN)/python -m pytest
+
+# The unit tests and the demo with Debian trixie's Python and OpenSSL; needs root and debootstrap.
+test-pythons:
+	tests/pythons.sh trixie
 
 bench: setup
 	$(BIN)/python -m benchmarks

@@ -57,7 +57,7 @@ cdef struct Library:
     void (*BIO_set_flags)(void *, int) noexcept
     void (*BIO_clear_flags)(void *, int) noexcept
     void (*ERR_clear_error)() noexcept
-    unsigned long (*ERR_peek_last_error)() noexcept
+    unsigned long (*ERR_get_error)() noexcept
     const char *(*ERR_reason_error_string)(unsigned long) noexcept
 
 # The head of CPython's objects behind `ssl.SSLObject._sslobj` and `ssl.SSLContext`; see `inside`.
@@ -116,7 +116,7 @@ cdef int resolve(void *library) except -1:
         b"SSL_read", b"SSL_write", b"SSL_pending", b"SSL_shutdown", b"SSL_get_error", b"SSL_get_SSL_CTX",
         b"SSL_set0_rbio", b"SSL_set0_wbio", b"BIO_meth_new", b"BIO_meth_set_read", b"BIO_meth_set_write",
         b"BIO_meth_set_ctrl", b"BIO_new", b"BIO_up_ref", b"BIO_set_init", b"BIO_set_flags",
-        b"BIO_clear_flags", b"ERR_clear_error", b"ERR_peek_last_error", b"ERR_reason_error_string",
+        b"BIO_clear_flags", b"ERR_clear_error", b"ERR_get_error", b"ERR_reason_error_string",
     ):                                  # in the order of Library
         place[0] = dlsym(library, name)
         if place[0] == NULL:
@@ -204,11 +204,21 @@ cdef Records records(object connection, Kept *outgoing):
 
 
 cdef str reason():
-    """What OpenSSL says of its last error, in the spelling of the `ssl` module."""
-    cdef unsigned long error = openssl.ERR_peek_last_error()    # as `ssl` does: causes may come before it
-    cdef const char *text = openssl.ERR_reason_error_string(error) if error else NULL
-    openssl.ERR_clear_error()
-    return (<bytes> text).decode().upper().replace(" ", "_") if text != NULL else "UNKNOWN"
+    """What OpenSSL says of its last error, in the spelling of the `ssl` module for OpenSSL 3.0.
+
+    OpenSSL 3.2 and later end with "record layer failure" whatever was wrong with a record: the error before
+    it is the telling one. They also call the alerts of SSL 3 those of "ssl/tls".
+    """
+    cdef const char *text
+    cdef unsigned long error = openssl.ERR_get_error()
+    found = "UNKNOWN"
+    while error:                        # the oldest first; causes may come before the last one
+        text = openssl.ERR_reason_error_string(error)
+        name = (<bytes> text).decode().upper().replace(" ", "_") if text != NULL else "UNKNOWN"
+        if name != "RECORD_LAYER_FAILURE" or found == "UNKNOWN":
+            found = name
+        error = openssl.ERR_get_error()
+    return found.replace("SSL/TLS_ALERT", "SSLV3_ALERT")
 
 
 cdef object failure(int code, str reason):

@@ -1,5 +1,6 @@
 """`ingest studies`, `instances` and `quarantine list`: what was received, and what became of it."""
 
+import contextlib
 import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,7 +22,8 @@ def list_instances(
     config: Config, which: InstanceFilter, limit: int, before: int | None, *, as_json: bool
 ) -> int:
     """Print instances, the newest first; as JSON one object a line. Returns the exit code."""
-    found = Ledger(config.ledger_url).find_instances(which, limit, before=before)
+    with contextlib.closing(Ledger(config.ledger_url)) as ledger:
+        found = ledger.find_instances(which, limit, before=before)
     if as_json:
         _print_lines({**_plain(one.instance), "deliveries": dict(one.deliveries)} for one in found)
     else:
@@ -33,7 +35,8 @@ def list_quarantine(
     config: Config, which: InstanceFilter, limit: int, before: int | None, *, as_json: bool
 ) -> int:
     """Print what is in quarantine, likewise."""
-    found = [one.instance for one in Ledger(config.ledger_url).find_instances(which, limit, before=before)]
+    with contextlib.closing(Ledger(config.ledger_url)) as ledger:
+        found = [one.instance for one in ledger.find_instances(which, limit, before=before)]
     if as_json:
         _print_lines(
             {**_plain(row), "kind": _kind(row), "file": str(config.quarantine_dir / row.store_key)}
@@ -49,7 +52,8 @@ def list_studies(
 ) -> int:
     """Print studies, likewise; `stable` means only those that are, or are not."""
     lately = time.time_ns() // 1_000_000 - config.node.stable_seconds * 1000
-    found = Ledger(config.ledger_url).find_studies(which, limit, lately=lately, stable=stable)
+    with contextlib.closing(Ledger(config.ledger_url)) as ledger:
+        found = ledger.find_studies(which, limit, lately=lately, stable=stable)
     if as_json:
         _print_lines(
             asdict(one) | {name: iso_time(getattr(one, name)) for name in ("first_at", "last_at")}

@@ -227,16 +227,19 @@ def _send_and_watch(
                 send_files(target, paths, JOBS, lambda p: bars.update(sent, completed=p.files))
             ),
         )
-        ledgers = Ledger(node.config.ledger_url), Ledger(remote.config.ledger_url)
-        deadline = time.monotonic() + ARRIVE_SECONDS
-        while True:
-            refused = bool(results) and bool(results[0].failed)
-            seen = _seen(*ledgers)
-            for stage, count in seen.items():
-                bars.update(stages[stage], completed=count)
-            if refused or min(seen.values()) >= len(paths) or time.monotonic() > deadline:
-                break
-            time.sleep(POLL_SECONDS)
+        with (
+            contextlib.closing(Ledger(node.config.ledger_url)) as here,
+            contextlib.closing(Ledger(remote.config.ledger_url)) as there,
+        ):
+            deadline = time.monotonic() + ARRIVE_SECONDS
+            while True:
+                refused = bool(results) and bool(results[0].failed)
+                seen = _seen(here, there)
+                for stage, count in seen.items():
+                    bars.update(stages[stage], completed=count)
+                if refused or min(seen.values()) >= len(paths) or time.monotonic() > deadline:
+                    break
+                time.sleep(POLL_SECONDS)
         sender.join(STOP_SECONDS)
     if not results:
         raise DemoError("the sender did not end")
@@ -267,13 +270,14 @@ def _counts(ledger: Ledger) -> Counts:
 
 def _compare(found: list[Found], running: Running) -> int:
     """Compare every data set in a node's store with the file that was sent; returns the bytes compared."""
-    ledger, total = Ledger(running.config.ledger_url), 0
-    for item in found:
-        rows = ledger.by_sop_instance(item.sop_instance_uid)
-        if len(rows) != 1:
-            raise DemoError(f"{running.name} has {len(rows)} rows for {item.sop_instance_uid}")
-        path = running.config.store_root / rows[0].store_key
-        total += _same(item, path)
+    total = 0
+    with contextlib.closing(Ledger(running.config.ledger_url)) as ledger:
+        for item in found:
+            rows = ledger.by_sop_instance(item.sop_instance_uid)
+            if len(rows) != 1:
+                raise DemoError(f"{running.name} has {len(rows)} rows for {item.sop_instance_uid}")
+            path = running.config.store_root / rows[0].store_key
+            total += _same(item, path)
     return total
 
 

@@ -21,7 +21,10 @@ PRESENTATION: Final = 3
 _REJECTIONS: Final = {3: Cause.CALLING, 7: Cause.CALLED}
 """PS3.8 Table 9-21: reasons of the service-user."""
 _NOT_TLS: Final = {"WRONG_VERSION_NUMBER", "HTTP_REQUEST", "PACKET_LENGTH_TOO_LONG", "RECORD_LAYER_FAILURE"}
-"""OpenSSL's reasons when what came is no TLS record."""
+"""OpenSSL's reasons in a handshake when what came is no TLS record.
+
+After the handshake they mean a damaged record: OpenSSL 3.2 and later end with RECORD_LAYER_FAILURE for each.
+"""
 
 
 def rejected(remote: str, data: bytes) -> AssociationError:
@@ -56,7 +59,7 @@ def failed(error: Exception, *, shaking: bool = False) -> str:
         said = f"(verify code {error.verify_code}: {error.verify_message})"
         return f"its certificate is not accepted {said}{remedy}"
     if isinstance(error, ssl.SSLError):
-        return _tls_failed(error)
+        return _tls_failed(error, shaking=shaking)
     said = str(getattr(error, "strerror", None) or error)
     return f"{said} in the TLS handshake; is its port a plain one?" if shaking else said
 
@@ -92,7 +95,7 @@ def cause_of(error: Exception, *, shaking: bool, anonymous: bool) -> Cause | Non
     if isinstance(error, ssl.SSLCertVerificationError):
         return _VERIFY.get(error.verify_code, Cause.UNTRUSTED)
     if isinstance(error, ssl.SSLError):
-        return _tls_cause(str(error.reason or ""), anonymous=anonymous)
+        return _tls_cause(str(error.reason or ""), shaking=shaking, anonymous=anonymous)
     if shaking:
         return Cause.NOT_TLS
     if isinstance(error, ConnectionRefusedError):
@@ -100,23 +103,23 @@ def cause_of(error: Exception, *, shaking: bool, anonymous: bool) -> Cause | Non
     return Cause.CLOSED if isinstance(error, ConnectionError) else Cause.UNREACHABLE
 
 
-def _tls_cause(reason: str, *, anonymous: bool) -> Cause | None:
+def _tls_cause(reason: str, *, shaking: bool, anonymous: bool) -> Cause | None:
     if "_ALERT_" in reason:
         alert = reason.partition("_ALERT_")[2]
         cause = _ALERTS.get(alert, Cause.OURS_REFUSED if "CERTIFICATE" in alert else None)
         return Cause.OURS_MISSING if anonymous and cause is Cause.CIPHER else cause
-    if reason in _NOT_TLS or "EOF" in reason or not reason:
+    if (reason in _NOT_TLS and shaking) or "EOF" in reason or not reason:
         return Cause.NOT_TLS
     return Cause.VERSION if "PROTOCOL" in reason or "VERSION" in reason else None
 
 
-def _tls_failed(error: ssl.SSLError) -> str:
+def _tls_failed(error: ssl.SSLError, *, shaking: bool) -> str:
     reason = str(error.reason or error.strerror or error)
     if "_ALERT_" in reason:
         # OpenSSL's names for what came: TLSV1_ALERT_UNKNOWN_CA, TLSV13_ALERT_CERTIFICATE_REQUIRED…
         alert = reason.partition("_ALERT_")[2].replace("_", " ").lower()
         return f"it refused us with the TLS alert {alert!r}; does it trust our certificate?"
-    if reason in _NOT_TLS:
+    if reason in _NOT_TLS and shaking:
         return "it does not speak TLS on this port; is it plain DICOM?"
     if isinstance(error, ssl.SSLEOFError) or "EOF" in reason:
         return "it closed the connection in the TLS handshake; is its port a plain one?"

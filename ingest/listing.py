@@ -1,5 +1,6 @@
 """`ingest deliveries`, `retry` and `drop`: what went where, and sending it again or never."""
 
+import contextlib
 import json
 import time
 from collections.abc import Sequence
@@ -27,9 +28,9 @@ class UnknownDestinationError(IngestError):
 
 def list_deliveries(config: Config, which: Filter, limit: int, before: int | None, *, as_json: bool) -> int:
     """Print deliveries, the newest first; as JSON one object a line. Returns the exit code."""
-    ledger = Ledger(config.ledger_url)
-    _known(config, ledger, which)
-    found = ledger.find_deliveries(which, limit, before=before)
+    with contextlib.closing(Ledger(config.ledger_url)) as ledger:
+        _known(config, ledger, which)
+        found = ledger.find_deliveries(which, limit, before=before)
     console = Console(highlight=False, soft_wrap=as_json)
     if as_json:
         for row in found:
@@ -46,31 +47,31 @@ def send_again(config: Config, which: Filter, *, dry_run: bool) -> int:
 
     Their destinations, and the one that was named, are asked at once, whatever was known of them.
     """
-    ledger = Ledger(config.ledger_url)
-    _known(config, ledger, which)
-    changed = ledger.send_again(which, time.time_ns() // 1_000_000, dry_run=dry_run)
-    if dry_run:
-        _say(changed, "would be sent again")
+    with contextlib.closing(Ledger(config.ledger_url)) as ledger:
+        _known(config, ledger, which)
+        changed = ledger.send_again(which, time.time_ns() // 1_000_000, dry_run=dry_run)
+        if dry_run:
+            _say(changed, "would be sent again")
+            return 0
+        _say(changed, "to be sent again")
+        client = connect(config, timeout=2.0)
+        try:
+            for destination in changed.keys() | ({which.destination} if which.destination else set()):
+                # Who wants it sent again wants it now, whatever the remote said before.
+                ledger.close_circuit(destination)
+                wake(client, destination)
+        except redis.RedisError as error:
+            print_note(f"the queue is away ({error}); workers find them by themselves within seconds")
+        finally:
+            client.close()
         return 0
-    _say(changed, "to be sent again")
-    client = connect(config, timeout=2.0)
-    try:
-        for destination in changed.keys() | ({which.destination} if which.destination else set()):
-            # Who wants it sent again wants it now, whatever the remote said before.
-            ledger.close_circuit(destination)
-            wake(client, destination)
-    except redis.RedisError as error:
-        print_note(f"the queue is away ({error}); workers find them by themselves within seconds")
-    finally:
-        client.close()
-    return 0
 
 
 def give_up(config: Config, which: Filter, reason: str, *, dry_run: bool) -> int:
     """Drop deliveries, and say how many; returns the exit code."""
-    ledger = Ledger(config.ledger_url)
-    _known(config, ledger, which)
-    changed = ledger.give_up(which, reason, time.time_ns() // 1_000_000, dry_run=dry_run)
+    with contextlib.closing(Ledger(config.ledger_url)) as ledger:
+        _known(config, ledger, which)
+        changed = ledger.give_up(which, reason, time.time_ns() // 1_000_000, dry_run=dry_run)
     _say(changed, "would be dropped" if dry_run else "dropped")
     return 0
 

@@ -3,6 +3,7 @@
 Every part that cannot be read is reported as such; the others are still shown.
 """
 
+import contextlib
 import json
 import time
 from collections.abc import Iterator
@@ -139,21 +140,21 @@ def _queue(config: Config) -> dict[str, Any]:
 
 def _ledger(config: Config) -> dict[str, Any]:
     try:
-        ledger = Ledger(config.ledger_url)
-        now = time.time_ns() // 1_000_000
-        known = ledger.progress(now)
-        for destination in config.destinations:
-            known.setdefault(destination.name, Progress(destination=destination.name))
-        return {
-            "reachable": True,
-            "instances": {state.value: count for state, count in ledger.instance_counts().items()},
-            "deliveries": {
-                name: {state.value: count for state, count in progress.states.items()}
-                for name, progress in sorted(known.items())
-                if progress.states
-            },
-            "destinations": [_destination(progress, now) for _, progress in sorted(known.items())],
-        }
+        with contextlib.closing(Ledger(config.ledger_url)) as ledger:
+            now = time.time_ns() // 1_000_000
+            known = ledger.progress(now)
+            for destination in config.destinations:
+                known.setdefault(destination.name, Progress(destination=destination.name))
+            return {
+                "reachable": True,
+                "instances": {state.value: count for state, count in ledger.instance_counts().items()},
+                "deliveries": {
+                    name: {state.value: count for state, count in progress.states.items()}
+                    for name, progress in sorted(known.items())
+                    if progress.states
+                },
+                "destinations": [_destination(progress, now) for _, progress in sorted(known.items())],
+            }
     except IngestError as error:
         return {"reachable": False, "error": str(error)}
 

@@ -2,15 +2,37 @@
 
 import contextlib
 import shutil
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.nodes import Node, cleaned
 from tests.pki import Material, make
 from tests.servers import Valkey, valkey
+
+
+@pytest.fixture(autouse=True)
+def _ledgers_are_closed(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Close the ledgers that a test opens itself; from Python 3.13 on an open one is a warning."""
+    module = sys.modules.get("ingest.ledger.ledger")
+    if module is None:
+        yield
+        return
+    opened: list[Any] = []
+    begin = module.Ledger.__init__
+
+    def opening(self: Any, *arguments: Any, **named: Any) -> None:
+        begin(self, *arguments, **named)
+        opened.append(self)
+
+    monkeypatch.setattr(module.Ledger, "__init__", opening)
+    yield
+    for ledger in opened:
+        ledger.close()
 
 
 @pytest.fixture(scope="session")

@@ -60,6 +60,7 @@ def load_pair(context: ssl.SSLContext, tls: TLS) -> None:
         contextlib.suppress(ssl.SSLError),
     ):
         context.load_cert_chain(chain, private, password)
+        _require_strong_digests(context, pair, certificate)
         return
     # It reads fewer old ciphers and forms of PEM than `cryptography`, and does not say which file it means.
     pair = _rewritten(pair, certificate, key, tls.password_file)
@@ -68,6 +69,29 @@ def load_pair(context: ssl.SSLContext, tls: TLS) -> None:
             context.load_cert_chain(chain, private)
         except ssl.SSLError as error:
             raise ConfigError([_refused(certificate, error)]) from None
+    _require_strong_digests(context, pair, certificate)
+
+
+def _require_strong_digests(context: ssl.SSLContext, pair: Held, certificate: Path) -> None:
+    """Refuse a chain that is signed with MD5 or SHA-1, which peers at this security level refuse.
+
+    OpenSSL 3.0 does so itself when it loads the chain. OpenSSL 3.5 loads it, and each handshake fails.
+
+    Raises:
+        ConfigError: A certificate that is not self-signed has such a signature.
+    """
+    from cryptography import x509  # noqa: PLC0415 - as below
+
+    from ingest.tls.identity import UNREADABLE  # noqa: PLC0415 - as below
+
+    if context.security_level < 1:
+        return
+    with contextlib.suppress(*UNREADABLE):
+        for found in map(x509.load_pem_x509_certificate, map(str.encode, pair.certificates)):
+            digest = found.signature_hash_algorithm
+            if digest is not None and digest.name in {"md5", "sha1"} and found.issuer != found.subject:
+                cause = f"OpenSSL refuses it (CA_MD_TOO_WEAK: {digest.name})"
+                raise ConfigError([f"{certificate}: {cause}; {_REMEDIES['MD_TOO_WEAK']}"])
 
 
 def load_trusted(context: ssl.SSLContext, tls: TLS, without: Collection[str] = ()) -> None:

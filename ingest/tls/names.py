@@ -51,8 +51,12 @@ _ATTRIBUTE = re.compile(
 _CHARACTER = re.compile(r"\\([0-9A-Fa-f]{2})|\\(.)|(.)", re.DOTALL)
 """RFC 4514 2.4: two digits are a byte of UTF-8."""
 _HEX = re.compile(r"#((?:[0-9A-Fa-f]{2})+) *")
+_ONLY_TYPE = re.compile(_TYPE, re.IGNORECASE)
 _SLASH = re.compile(rf"(?<!\\)/(?={_TYPE}=)", re.IGNORECASE)
 _PLUS = re.compile(rf"(?<!\\)\+(?={_TYPE}=)", re.IGNORECASE)
+_COMMA = re.compile(rf", (?={_TYPE}=)", re.IGNORECASE)
+_SPACED_PLUS = re.compile(rf" \+ (?={_TYPE}=)", re.IGNORECASE)
+"""What separates in the default output of OpenSSL 3.2 and later, which escapes and quotes nothing."""
 _ESCAPE = re.compile(rb"\\(?:x([0-9A-F]{2})|([/+]))")
 """Between slashes OpenSSL escapes what is not ASCII, and newer releases what separates; never a backslash."""
 
@@ -72,10 +76,13 @@ def same(written: str, subject: str) -> bool:
 def readings(text: str) -> tuple[Name, ...]:
     """What names a text can mean, none where it is no name; blanks at its ends may belong to a value."""
     if not text.strip().startswith("/"):
-        name = _read(text)
-        return (name,) if name else ()
-    found = (_between_slashes(each) for each in (text, text.strip()))
-    return tuple(name for name in found if name)
+        found = [_read(text)]
+        # Quotes and escapes mean what RFC 4514 says, wherever they can be read so.
+        if found == [None] or not any(character in text for character in '"\\'):
+            found.append(_unquoted(text))
+        return tuple(name for name in found if name)
+    between = (_between_slashes(each) for each in (text, text.strip()))
+    return tuple(name for name in between if name)
 
 
 @lru_cache(maxsize=1024)
@@ -110,6 +117,14 @@ def _unescaped(text: str, *, trim: bool = False) -> str | None:
         if not trim or plain != " ":
             end = len(found)
     return _decoded(bytes(found[:end]))
+
+
+def _unquoted(text: str) -> Name | None:
+    """Read `C=BE, CN=x + UID=u`: text after a comma that is no attribute belongs to the value before it."""
+    rdns = [[attribute.partition("=") for attribute in _SPACED_PLUS.split(rdn)] for rdn in _COMMA.split(text)]
+    if not all(equals and _ONLY_TYPE.fullmatch(kind) for rdn in rdns for kind, equals, _ in rdn):
+        return None
+    return tuple(frozenset((_oid(kind), value) for kind, _, value in rdn) for rdn in rdns)
 
 
 def _between_slashes(text: str) -> Name | None:

@@ -18,6 +18,9 @@ from tests.pki import Material
 
 WINDOW = 1 << 17
 
+VAGUE = "RECORD_LAYER_FAILURE"
+"""What the `ssl` module says of every broken record with OpenSSL 3.2 and later."""
+
 
 def heard_pump(material: Material, version: str) -> tuple[Pump, Pump]:
     """What the `ssl` module does at both ends: client and server."""
@@ -91,8 +94,11 @@ def test_broken_tls_is_the_error_that_ssl_gives_and_the_peer_gets_the_alert(
     expected = failure(server, broken(client.output()))  # type: ignore[operator]
     made = lines(kind, version)
     found = channel_failure(made, broken(made.encrypted(b"genuine")))  # type: ignore[operator]
-    assert found.reason == expected.reason
+    if expected.reason != VAGUE:
+        assert found.reason == expected.reason
     assert found.reason != "UNKNOWN"
+    if kind == "records" and broken is forge:
+        assert found.reason == "DECRYPTION_FAILED_OR_BAD_RECORD_MAC"
     assert type(found) is type(expected)
     alert = server.output()
     if alert:
@@ -128,7 +134,7 @@ def test_what_came_before_a_forged_record_is_given_first(tls_line: Line) -> None
     found, error = broken_off(tls_line)
     assert found == expected
     assert isinstance(error, ssl.SSLError)
-    assert error.reason == "DECRYPTION_FAILED_OR_BAD_RECORD_MAC"
+    assert error.reason in {"DECRYPTION_FAILED_OR_BAD_RECORD_MAC", VAGUE}
     with pytest.raises(ssl.SSLError, match="ALERT_BAD_RECORD_MAC"):
         eventually(tls_line.heard, 5)
 

@@ -242,6 +242,31 @@ def test_a_value_between_slashes_is_no_attribute_of_its_own():
     assert matches(two, "/O=A\\/CN=x")
 
 
+@pytest.mark.parametrize(
+    ("attributes", "printed"),
+    [
+        ([(NameOID.ORGANIZATION_NAME, 'A, "B"+C/D'), X], 'O=A, "B"+C/D, CN=x'),
+        ([(NameOID.ORGANIZATION_NAME, "a=b\\c;<d>"), X], "O=a=b\\c;<d>, CN=x"),
+        ([BE, (NameOID.COMMON_NAME, "#1 ct ")], "C=BE, CN=#1 ct "),
+        ([BE, (NameOID.COMMON_NAME, " ct  ")], "C=BE, CN= ct  "),
+        ([BE, [X, (NameOID.USER_ID, "u")]], "C=BE, UID=u + CN=x"),
+    ],
+)
+def test_a_subject_as_openssl_3_2_prints_it_without_escapes_is_read(attributes, printed):
+    assert matches(identity_of(make(attributes)), printed)
+    assert not matches(identity_of(make([*attributes, (NameOID.LOCALITY_NAME, "l")])), printed)
+
+
+def test_a_comma_in_a_value_makes_no_attribute_of_a_quoted_or_escaped_name():
+    value = identity_of(make([(NameOID.ORGANIZATION_NAME, "A, CN=x")]))
+    assert not matches(value, "O=A, CN=x")
+    assert matches(value, "O=A\\, CN\\=x")
+    assert matches(value, 'O="A, CN=x"')
+    assert not matches(
+        identity_of(make([(NameOID.ORGANIZATION_NAME, '"A'), (NameOID.COMMON_NAME, 'x"')])), 'O="A, CN=x"'
+    )
+
+
 AUTHORITY = x509.BasicConstraints(ca=True, path_length=None)
 
 

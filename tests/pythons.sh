@@ -1,0 +1,57 @@
+#!/usr/bin/env bash
+# Run the unit tests and the demo with the Python and the OpenSSL of another Debian release, in a chroot.
+#
+#   tests/pythons.sh [RELEASE [PYTEST ARGUMENT...]]     RELEASE is a Debian code name, trixie by default
+#
+# The base system is made once by debootstrap in build/pythons/RELEASE, from the mirror that this machine's own
+# apt uses; remove that folder to make it anew. The checkout is copied into it as git knows it, with changes that
+# are not committed. Mounts live in a mount namespace of their own and end with this script.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+release=${1:-trixie}
+shift || true
+system=$PWD/build/pythons/$release
+packages=python3,python3-venv,python3-dev,gcc,libc6-dev,make,git,libssl-dev,openssl,ca-certificates
+# Peers of the unit tests, and programs that they call.
+packages+=,dcmtk,redis-server,procps,strace,util-linux,e2fsprogs
+
+skip() { echo "skipped: $1"; exit 0; }
+command -v debootstrap >/dev/null || skip "debootstrap is missing; apt-get install debootstrap"
+command -v unshare >/dev/null || skip "unshare is missing; apt-get install util-linux"
+[ "$(id -u)" -eq 0 ] || skip "a chroot needs root; run this with sudo"
+
+if [ ! -e "$system/complete" ]; then
+  mirror=$(apt-get indextargets --format '$(REPO_URI)' | grep -v security | sort -u | head -n 1)
+  rm -rf "$system"
+  mkdir -p "$system"
+  debootstrap --variant=minbase --include="$packages" "$release" "$system" "$mirror"
+  touch "$system/complete"
+fi
+
+# What lets this machine reach its package indexes; nothing of it is kept in the repository.
+cp /etc/resolv.conf "$system/etc/resolv.conf"
+cp -L /etc/ssl/certs/ca-certificates.crt "$system/etc/ssl/certs/ca-certificates.crt"
+mkdir -p "$system/src" "$system/root/.config/pip"
+if [ -e /etc/pip.conf ]; then cp /etc/pip.conf "$system/etc/pip.conf"; fi
+
+# Keep the virtual environment of an earlier run; everything else comes from this checkout.
+find "$system/src" -mindepth 1 -maxdepth 1 ! -name .venv -exec rm -rf {} +
+git ls-files -z --cached --others --exclude-standard | tar --create --null --files-from=- --ignore-failed-read \
+  | tar --extract --directory="$system/src"
+
+inside='
+set -e
+cd /src
+python3 --version
+openssl version
+make setup
+.venv/bin/python -m pytest -p no:cacheprovider "$@"
+make demo
+'
+[ "$#" -gt 0 ] || set -- tests/unit
+# shellcheck disable=SC2016
+exec env -u PIP_FIND_LINKS SYSTEM="$system" INSIDE="$inside" unshare --mount --propagation private --pid --fork --mount-proc="$system/proc" \
+  bash -c 'mount --rbind /dev "$SYSTEM/dev"
+           mount -t tmpfs -o mode=1777 tmpfs "$SYSTEM/tmp"
+           exec chroot "$SYSTEM" /usr/bin/env -u INSIDE HOME=/root LANG=C.UTF-8 bash -c "$INSIDE" pythons "$@"' pythons "$@"
