@@ -128,6 +128,8 @@ cdef class Committer:
         self.wakeup = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC)
         if self.wakeup < 0:
             raise OSError(errno, os.strerror(errno))
+        # Another process that took this slot for its own, at the same nanosecond, would use other names.
+        self.sequence = <uint64_t> int.from_bytes(os.urandom(4), "little") << 16
         self.partial_dir = partial_dir
         self.ready_dir = ready_dir
         self.durable = durable

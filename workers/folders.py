@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
+from ingest.filesystem import sync_folder_fd
+
 DIRECTORY_MODE: Final = 0o750
 REMEMBERED_MAX: Final = 10_000
 
@@ -94,5 +96,5 @@ class Folders:
 
     def _sync(self, path: tuple[str, ...], done: set[tuple[str, ...]]) -> None:
         if path not in done:
-            os.fsync(self._descend(path))
+            sync_folder_fd(self._descend(path))
             done.add(path)

@@ -22,6 +22,7 @@ from ingest import threads
 from ingest.config.model import Config
 from ingest.errors import BootError, IngestError, LedgerError
 from ingest.ledger import Ledger
+from ingest.locks import Owner
 from ingest.queue import connect, mend_keys
 from ingest.tls.seen import Sightings
 from ingest.transport import Remote
@@ -206,7 +207,8 @@ def run(config: Config, stop: threading.Event, remotes: Mapping[str, Remote]) ->
         logging.getLogger(name).setLevel(
             logging.CRITICAL
         )  # it would report every job, and Redis once a second
-    forwarder = Forwarder(config, stop, remotes, f"forward-{socket.gethostname()}-{os.getpid()}")
+    name = f"forward-{socket.gethostname()}-{os.getpid()}-{Owner.me()}"
+    forwarder = Forwarder(config, stop, remotes, name)
     try:
         with contextlib.suppress(StoppedError):
             Patience(stop, "ledger_away", "deliveries wait").insist(forwarder.ledger.migrate)

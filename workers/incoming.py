@@ -1,14 +1,26 @@
-"""Where a store copies to before a file gets its name: a folder of one process, cleared once that is dead."""
+"""Where a store copies to before a file gets its name: a folder of one process, which no other one uses.
+
+```
+<root>/.incoming/<owner>/        what one process is copying; `ingest.locks.Owner` makes the name
+<root>/.incoming/<owner>.lock    held by that process; its time of modification is the file system's clock
+```
+
+The store may be shared by hosts that do not see each other's processes, and whose locks may not reach each
+other. So no name is ever used twice, and a folder is emptied only if its owner is certainly dead: a process
+of this host that has ended, or one of another host whose lock is free and whose files are old.
+"""
 
 import contextlib
-import errno
 import fcntl
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final
 
-from ingest.errors import StoreError
+from ingest.errors import StoreAwayError, StoreError
+from ingest.filesystem import clock_ns, name_exclusively
+from ingest.locks import Owner
+from ingest.locks import lock as lock  # noqa: PLC0414 - what locks the files beside these folders
 
 FILE_MODE: Final = 0o640
 DIRECTORY_MODE: Final = 0o750
@@ -19,52 +31,72 @@ COPY_CHUNK: Final = 8 << 20
 SYNC_EVERY: Final = 64 << 20
 """Bytes copied before they are synced, so that the last fsync of a large file is short."""
 
-_TRIED: Final = 64
+YOUNG_SECONDS: Final = 900.0
+"""A file of another host's process that was written to more recently stays, whatever its lock says."""
+
+_FOLDER: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW
+_LOCK: Final = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW
 
 
 class Incoming:
-    """One locked folder below `<root>/.incoming`.
+    """This process's folder below `<root>/.incoming`.
 
     Attributes:
-        fd: The folder, open; it holds the lock.
+        fd: The folder, open.
         path: Its path.
     """
 
     def __init__(self, parent: Path) -> None:
-        """Take the first free folder below `parent`, and empty every one that no living process holds.
+        """Make the folder and clear away those of dead processes.
 
         Raises:
-            OSError: The folder cannot be made or written to.
+            OSError: The folder cannot be made or written to, or the file system has no locks.
         """
         parent.mkdir(mode=DIRECTORY_MODE, exist_ok=True)
+        self._owner = Owner.me()
         self._serial = 0
-        taken = {int(name) for name in os.listdir(parent) if name.isdecimal()}
-        found: tuple[int, Path] | None = None
-        for number in sorted(taken | set(range(len(taken) + _TRIED))):
-            path = parent / str(number)
-            if found is not None and number not in taken:
-                continue
-            fd = _locked(path)
-            if fd is None:
-                continue
-            for name in os.listdir(fd):
-                os.unlink(name, dir_fd=fd)
-            if found is None:
-                found = fd, path
-            else:
-                os.close(fd)
-        if found is None:
-            raise OSError(errno.EAGAIN, "all folders to copy to are taken", str(parent))
-        self.fd, self.path = found
+        self._left: set[str] = set()
+        self._lock_path = parent / f"{self._owner}.lock"
+        self.path = parent / str(self._owner)
+        # The lock before the folder: a folder without a lock then belongs to nobody who lives.
+        self._lock = os.open(self._lock_path, _LOCK | os.O_CREAT | os.O_EXCL, FILE_MODE)
+        try:
+            lock(self._lock)
+            self.path.mkdir(mode=DIRECTORY_MODE)
+            self.fd = os.open(self.path, _FOLDER)
+        except BaseException:
+            os.close(self._lock)
+            self._lock_path.unlink(missing_ok=True)
+            raise
+        self.clear()
 
     def close(self) -> None:
-        """Let another process have the folder."""
+        """Remove the folder, with what is left in it."""
+        with contextlib.suppress(OSError):
+            _empty(self.fd, older_than_ns=None)
+            self.path.rmdir()
+            self._lock_path.unlink()
         os.close(self.fd)
+        os.close(self._lock)
+
+    def clear(self) -> None:
+        """Remove what dead processes left, and what this one could not remove before.
+
+        What cannot be removed now is left for another time: it does no harm but for its space.
+        """
+        for name in list(self._left):
+            self.unlink(name)
+        with contextlib.suppress(OSError):
+            now_ns, parent = clock_ns(self._lock), self.path.parent
+            names = {name.removesuffix(".lock") for name in os.listdir(parent)}
+            for name in names - {str(self._owner)}:
+                with contextlib.suppress(OSError):
+                    _clear(parent, name, now_ns)
 
     def new_name(self) -> str:
-        """A name that nothing in the folder has."""
+        """A name that no file in any such folder has or had."""
         self._serial += 1
-        return f"{self._serial:x}"
+        return f"{self._owner.chance}-{self._serial:x}"
 
     def create(self, name: str, mode: int) -> int:
         """A new file, open with `mode` (`os.O_RDWR` or `os.O_WRONLY`).
@@ -76,13 +108,23 @@ class Incoming:
         return os.open(name, flags, FILE_MODE, dir_fd=self.fd)
 
     def unlink(self, name: str) -> None:
-        """Remove a file, if it is there and can be removed."""
-        with contextlib.suppress(OSError):
+        """Remove a file, if it is there; if it cannot be removed now, `clear` tries again."""
+        try:
             os.unlink(name, dir_fd=self.fd)
+        except FileNotFoundError:
+            pass
+        except OSError:
+            self._left.add(name)
+            return
+        self._left.discard(name)
 
     @contextlib.contextmanager
-    def copied(self, source: int, size: int, *, durable: bool, progress: Callable[[], None]) -> Iterator[str]:
-        """The name of a copy of `size` bytes of an open file, durable if asked for; gone afterwards.
+    def copied(
+        self, source: int, size: int, *, durable: bool, progress: Callable[[], None]
+    ) -> Iterator[tuple[str, int]]:
+        """The name and descriptor of a copy of `size` bytes of an open file; its name is gone afterwards.
+
+        The copy is durable if asked for.
 
         Raises:
             OSError: There is no room, or a disk is failing.
@@ -91,31 +133,98 @@ class Incoming:
         name = self.new_name()
         fd = self.create(name, os.O_WRONLY)
         try:
-            try:
-                _copy(source, fd, size, durable=durable, progress=progress)
-            finally:
-                os.close(fd)
-            yield name
+            _copy(source, fd, size, durable=durable, progress=progress)
+            yield name, fd
         finally:
+            os.close(fd)
             self.unlink(name)
 
+    def publish(self, name: str, fd: int, folder: int, target: str) -> None:
+        """Move a file of this folder, open as `fd`, to a name that must be free.
 
-def lock(fd: int) -> bool:
-    """Lock an open file or folder for this process; False while another holds it."""
+        Raises:
+            FileExistsError: The name is taken.
+            StoreAwayError: The name does not stand for that file afterwards.
+            OSError: The disk is failing, or the file system cannot give a name without replacing a file.
+        """
+        name_exclusively(name, target, source_dir=self.fd, target_dir=folder)
+        if not stands_for(target, folder, os.fstat(fd)):
+            raise StoreAwayError(f"{target} is another file than the one that was just given this name")
+
+
+def stands_for(name: str, folder: int, facts: os.stat_result) -> bool:
+    """Whether a name in an open folder is that of the file that `facts` tell of.
+
+    link(2) and rename(2) go by names, and names can change between two calls.
+    """
+    try:
+        found = os.stat(name, dir_fd=folder, follow_symlinks=False)
+    except FileNotFoundError:
+        return False
+    return os.path.samestat(found, facts)
+
+
+def _clear(parent: Path, name: str, now_ns: int) -> None:
+    """Remove the folder with this name and its lock, if its owner is dead; what is not one is left alone.
+
+    Raises:
+        OSError: Not all of it can be removed.
+    """
+    owner = Owner.parse(name)
+    if owner is None:
+        if name.isdecimal():
+            _clear_numbered(parent / name, now_ns)
+        return
+    if owner.is_visible:
+        if owner.is_dead:
+            _remove(parent, name, older_than_ns=None)
+        return
+    # On this kernel a free lock says enough; on another it may be that its lock does not come so far.
+    young_ns = None if owner.is_of_this_kernel else now_ns - int(YOUNG_SECONDS * 1e9)
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(FileNotFoundError):
+            fd = os.open(parent / f"{name}.lock", _LOCK)
+            stack.callback(os.close, fd)
+            if not lock(fd) or (young_ns is not None and os.fstat(fd).st_mtime_ns > young_ns):
+                return
+        _remove(parent, name, older_than_ns=young_ns)
+
+
+def _clear_numbered(path: Path, now_ns: int) -> None:
+    """Empty a folder of a version before this one, which numbered them and locked the folder itself."""
+    fd = os.open(path, _FOLDER)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
+        if _empty(fd, older_than_ns=now_ns - int(YOUNG_SECONDS * 1e9)):
+            path.rmdir()
+    finally:
+        os.close(fd)
 
 
-def _locked(path: Path) -> int | None:
-    path.mkdir(mode=DIRECTORY_MODE, exist_ok=True)
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW)
-    if lock(fd):
-        return fd
-    os.close(fd)
-    return None
+def _remove(parent: Path, name: str, *, older_than_ns: int | None) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        fd = os.open(parent / name, _FOLDER)
+        try:
+            if not _empty(fd, older_than_ns=older_than_ns):
+                return
+        finally:
+            os.close(fd)
+        (parent / name).rmdir()
+    (parent / f"{name}.lock").unlink(missing_ok=True)
+
+
+def _empty(fd: int, *, older_than_ns: int | None) -> bool:
+    """Remove the files of a folder, or the old ones; whether none is left."""
+    emptied = True
+    for name in os.listdir(fd):
+        with contextlib.suppress(FileNotFoundError):
+            # Not the time of modification: a link to an old file is new, and only this tells.
+            changed_ns = os.stat(name, dir_fd=fd, follow_symlinks=False).st_ctime_ns
+            if older_than_ns is not None and changed_ns > older_than_ns:
+                emptied = False
+            else:
+                os.unlink(name, dir_fd=fd)
+    return emptied
 
 
 def _copy(source: int, fd: int, size: int, *, durable: bool, progress: Callable[[], None]) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
+from ingest.filesystem import sync_folder_fd
 from workers.layout import check_key
 
 SETTLED_MS: Final = 60_000
@@ -25,8 +26,8 @@ def may_be_another(changed_ms: int, stored_at: int, now_ms: int) -> bool:
 
     Args:
         changed_ms: When a name was last given to the file, or taken from it (st_ctime), in Unix milliseconds.
-        stored_at: When the row's instance was stored, likewise.
-        now_ms: The time, likewise.
+        stored_at: When the row's instance was stored, likewise, by the clock of a worker's host.
+        now_ms: The time by the clock of `changed_ms`: that of the file system, which may be a server's.
     """
     return changed_ms > stored_at + SLACK_MS and now_ms - changed_ms < SETTLED_MS
 
@@ -45,7 +46,7 @@ class Leaving:
         Args:
             key: Its key.
             stored_at: When it was stored, in Unix milliseconds.
-            now_ms: The time, likewise.
+            now_ms: The time by the file system's clock, likewise.
 
         Returns:
             False where it may be another's by now; it stays.
@@ -76,7 +77,7 @@ class Leaving:
         for path in left:
             # One of them may have been emptied by the next: what is above it is synced then.
             with contextlib.suppress(FileNotFoundError), self._opened(path) as folder:
-                os.fsync(folder)
+                sync_folder_fd(folder)
         self._touched.clear()
 
     def _remove_if_empty(self, path: tuple[str, ...]) -> bool:

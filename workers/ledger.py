@@ -6,6 +6,7 @@ from typing import Protocol
 import structlog
 
 from ingest.ledger import Holdings, Ledger, NewInstance, Outcome
+from ingest.ledger.exclusion import LedgerExclusion
 from workers.patience import Patience
 
 log = structlog.get_logger()
@@ -48,6 +49,10 @@ class PatientLedger:
     def close(self) -> None:
         """Close its connections."""
         self._ledger.close()
+
+    def exclusion(self) -> LedgerExclusion | None:
+        """See `Ledger.exclusion`."""
+        return self._ledger.exclusion()
 
     def migrate(self) -> None:
         """See `Ledger.migrate`."""

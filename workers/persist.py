@@ -30,7 +30,7 @@ from workers.ledger import PatientLedger
 from workers.patience import Patience, StoppedError
 from workers.placement import Placer
 from workers.slot import slot
-from workers.store import FileStore
+from workers.store import Exclusion, FileStore
 
 BATCH: Final = 256
 CARRIED_BATCH: Final = 8
@@ -77,7 +77,7 @@ class Persister:
         self._waker = Waker(self._client)
         self._queue_patience = Patience(stop, "queue_away", "what is received waits in the spool")
         self._spool_patience = Patience(stop, "spool_away", "mount it, or see [receive] spool_dir")
-        self._store_patience = Patience(stop, "store_away", "what is received waits in the spool; make room")
+        self._store_patience = Patience(stop, "store_away", "what is received waits in the spool")
         try:
             self._layout, self._router = Layout(config.store.path), Router(config.routes)
             self._ledger = PatientLedger(
@@ -110,7 +110,7 @@ class Persister:
             stack.callback(self._ledger.close)
             with contextlib.suppress(StoppedError):
                 self._ledger.migrate()
-                self._store = self._opened(stack, self._config.store_root)
+                self._store = self._opened(stack, self._config.store_root, self._ledger.exclusion())
                 self._tools = self._make_tools(self._opened(stack, self._config.quarantine_dir))
                 while not self._stop.is_set():
                     self._turn()
@@ -246,9 +246,11 @@ class Persister:
             streams |= {stream_key(name.decode()) for name in spools}
         return sorted(streams)
 
-    def _opened(self, stack: contextlib.ExitStack, root: Path) -> FileStore:
+    def _opened(
+        self, stack: contextlib.ExitStack, root: Path, exclusion: Exclusion | None = None
+    ) -> FileStore:
         durable = self._config.receive.durability == "fsync"
-        store = FileStore(root, durable=durable, progress=self._touch)
+        store = FileStore(root, durable=durable, progress=self._touch, exclusion=exclusion)
         self._store_patience.insist(store.prepare)
         stack.callback(store.close)
         return store

@@ -191,7 +191,8 @@ class Placing:
             changed = self._shared.store.changed_ms(key)
         except FileNotFoundError:
             return False
-        return may_be_another(changed, self._held.left_at[key], self._shared.now())
+        now = self._shared.now() + self._shared.store.clock_ahead_ms(self._stored)
+        return may_be_another(changed, self._held.left_at[key], now)
 
     def _remove_unclaimed(self, key: str) -> None:
         if not self._shared.rows.claimed_keys([key]):

@@ -267,7 +267,10 @@ def warden(config: Config, ledger: Ledger) -> Iterator[Warden]:
     """
     with contextlib.ExitStack() as stack:
         durable = config.receive.durability == "fsync"
-        opened = [FileStore(root, durable=durable) for root in (config.store_root, config.quarantine_dir)]
+        opened = [
+            FileStore(config.store_root, durable=durable, exclusion=ledger.exclusion()),
+            FileStore(config.quarantine_dir, durable=durable),
+        ]
         for store in opened:
             _require(store.root)
             store.prepare()

@@ -89,7 +89,7 @@ class Remover:
         self._stopping = stopping
         self._statvfs = statvfs
         self._now = now
-        self._store = FileStore(config.store_root)
+        self._store = FileStore(config.store_root, exclusion=ledger.exclusion())
 
     def decisions(self) -> Iterator[Decision]:
         """What would become of studies now, the oldest first.
@@ -195,9 +195,10 @@ class Remover:
         # Where a remover died, the name may be that of a new instance by now.
         claimed = self._ledger.claimed_keys(file.store_key for file in files)
         leaving, gone = Leaving(self._store.root), []
+        now = self._now() + self._store.clock_ahead_ms(batch)
         for file in files:
             try:
-                if file.store_key in claimed or leaving.unlink(file.store_key, file.stored_at, self._now()):
+                if file.store_key in claimed or leaving.unlink(file.store_key, file.stored_at, now):
                     gone.append(file.id)
             except (OSError, StoreError) as error:
                 log.error("file_stays", error=str(error), remedy="see to the disk; it is tried again")

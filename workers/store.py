@@ -1,7 +1,8 @@
 """Where instances stay: the Store seam, and the file system behind it.
 
-What `put` has done is durable once its batch was synced. A name is given by link(2), which never replaces a
-file: of several workers with the same key one wins, and the others are told.
+What `put` has done is durable once its batch was synced. A name is given by link(2), or by renameat2(2) with
+RENAME_NOREPLACE, which never replace a file: of several workers with the same key one wins, and the others
+are told. Files are linked by their open descriptors, never by a path that may stand for another file by then.
 """
 
 import contextlib
@@ -15,19 +16,21 @@ from pathlib import Path
 from typing import Final, Protocol
 
 from ingest.dicom.part10 import read_file_meta
-from ingest.errors import StoreAwayError, StoreError
+from ingest.errors import LedgerError, StoreAwayError, StoreError
+from ingest.filesystem import NO_LINK, clock_ns, mount_of
 from workers.folders import Folders
-from workers.incoming import FILE_MODE, Incoming, lock
+from workers.incoming import FILE_MODE, Incoming, lock, stands_for
 from workers.layout import INCOMING, check_key
 
 REPLACE_SECONDS: Final = 10.0
 """How long one worker waits for another that replaces or removes files."""
 
-# Another name for the same file cannot be had: other file system, too many links, not allowed, or its first
+CLEAR_SECONDS: Final = 600.0
+"""How often a worker looks for what dead ones left; less than `workers.incoming.YOUNG_SECONDS`."""
+
+# Another name for the same file cannot be had: no hard links, other file system, not allowed, or its first
 # name is gone, since another worker was quicker with it.
-_NO_LINK: Final = frozenset(
-    {errno.EXDEV, errno.EPERM, errno.EACCES, errno.EMLINK, errno.EOPNOTSUPP, errno.ENOSYS, errno.ENOENT}
-)
+_NO_LINK: Final = NO_LINK | {errno.EXDEV, errno.EACCES, errno.ENOENT}
 # These blame the name that was asked for; everything else blames the disk, and is over some day.
 _OF_THE_NAME: Final = frozenset({errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EISDIR})
 
@@ -37,7 +40,7 @@ class Source:
     """A whole Part 10 file that may be linked or copied.
 
     Attributes:
-        path: Its name, for link(2).
+        path: Its name, for logs: what is linked is the open file.
         fd: Open for reading; stays the caller's.
         size: Bytes.
         device, inode: As fstat(2) gives them.
@@ -64,6 +67,23 @@ class Batch:
 
     folders: Folders
     lock: int | None = None
+
+
+class Exclusion(Protocol):
+    """A lock that all workers of one ledger share, on whatever hosts they are."""
+
+    def acquire(self) -> bool:
+        """Take it without waiting; False while another holds it.
+
+        Raises:
+            LedgerError: The ledger is away.
+        """
+
+    def is_held(self) -> bool:
+        """Whether it is ours yet: it ends with the connection to the ledger; raises as `acquire`."""
+
+    def release(self) -> None:
+        """Let others take it."""
 
 
 class Store(Protocol):
@@ -109,6 +129,13 @@ class Store(Protocol):
     def changed_ms(self, key: str) -> int:
         """When a name was last given to the file, or taken from it (Unix milliseconds); raises as `open`."""
 
+    def clock_ahead_ms(self, batch: Batch) -> int:
+        """By how much the clock that `changed_ms` goes by is ahead of ours, while others are excluded.
+
+        Raises:
+            StoreAwayError: As `put`.
+        """
+
     def digest(self, key: str) -> str:
         """SHA-256 of the data set, in hexadecimal; raises as `open`, and PeerError for no DICOM file."""
 
@@ -117,7 +144,12 @@ class FileStore:
     """A folder of Part 10 files."""
 
     def __init__(
-        self, root: Path, *, durable: bool = True, progress: Callable[[], None] = lambda: None
+        self,
+        root: Path,
+        *,
+        durable: bool = True,
+        progress: Callable[[], None] = lambda: None,
+        exclusion: Exclusion | None = None,
     ) -> None:
         """Describe it; who only reads needs no more.
 
@@ -125,10 +157,13 @@ class FileStore:
             root: The folder.
             durable: Whether `sync` waits for the disk (`[receive] durability = "fsync"`).
             progress: Called often while something large is copied.
+            exclusion: What else excludes others from replacing; without, a lock on a file of the store alone.
         """
         self.root = root
         self._durable = durable
         self._progress = progress
+        self._exclusion = exclusion
+        self._clear_at = 0.0
         self._durable_names: set[tuple[int, int]] = set()
         self._announced = 0
         self._prepared: Incoming | None = None
@@ -139,9 +174,10 @@ class FileStore:
         Raises:
             StoreAwayError: The folder cannot be made or written to.
         """
-        with _blamed(str(self.root)):
+        with self._blamed():
             _make_root(self.root)
             self._prepared = Incoming(self.root / INCOMING)
+        self._clear_at = time.monotonic() + CLEAR_SECONDS
 
     def close(self) -> None:
         """Give the place to copy to back."""
@@ -158,8 +194,11 @@ class FileStore:
     @contextlib.contextmanager
     def batch(self) -> Iterator[Batch]:
         """See `Store.batch`."""
-        with _blamed(str(self.root)):
+        with self._blamed():
             batch = Batch(Folders(self.root, self._durable_names))
+        if self._prepared is not None and time.monotonic() > self._clear_at:
+            self._clear_at = time.monotonic() + CLEAR_SECONDS
+            self._prepared.clear()
         try:
             yield batch
         finally:
@@ -169,7 +208,7 @@ class FileStore:
     def put(self, batch: Batch, source: Source, key: str) -> bool:
         """See `Store.put`."""
         *parents, name = check_key(key)
-        with _blamed(key):
+        with self._blamed(key):
             try:
                 try:
                     self._give_name(source, batch.folders.open(parents), name)
@@ -183,18 +222,21 @@ class FileStore:
     def replace(self, batch: Batch, source: Source, key: str) -> None:
         """See `Store.replace`."""
         *parents, name = check_key(key)
-        with _blamed(key):
+        with self._blamed(key):
             folder = batch.folders.open(parents)
             temporary = self._incoming.new_name()
             self._give_name(source, self._incoming.fd, temporary)
+            facts = os.stat(temporary, dir_fd=self._incoming.fd, follow_symlinks=False)
             os.rename(temporary, name, src_dir_fd=self._incoming.fd, dst_dir_fd=folder)
             # Of two names of one file rename(2) removes neither.
             self._incoming.unlink(temporary)
+            if not stands_for(name, folder, facts):
+                raise StoreAwayError(f"{key} was given to another file while it was replaced")
 
     def remove(self, batch: Batch, key: str) -> None:
         """See `Store.remove`; folders stay."""
         *parents, name = check_key(key)
-        with _blamed(key), contextlib.suppress(FileNotFoundError):
+        with self._blamed(key), contextlib.suppress(FileNotFoundError):
             os.unlink(name, dir_fd=batch.folders.open(parents))
 
     def exclude_replacing(self, batch: Batch) -> None:
@@ -202,22 +244,46 @@ class FileStore:
         if batch.lock is not None:
             return
         path = self._lock_path
-        with _blamed(str(path)):
+        with self._blamed():
             fd = os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW, FILE_MODE)
         deadline = time.monotonic() + REPLACE_SECONDS
-        while not lock(fd):
-            if time.monotonic() > deadline:
-                os.close(fd)
-                raise StoreAwayError(f"{path} is held by another worker for {REPLACE_SECONDS:.0f} s")
-            self._progress()
-            time.sleep(0.01)
+        try:
+            while not self._excluded(fd):
+                if time.monotonic() > deadline:
+                    raise StoreAwayError(f"{path} is held by another worker for {REPLACE_SECONDS:.0f} s")
+                self._progress()
+                time.sleep(0.01)
+        except BaseException:
+            if self._exclusion is not None:
+                self._exclusion.release()
+            os.close(fd)
+            raise
         batch.lock = fd
+
+    def _excluded(self, fd: int) -> bool:
+        """Take both locks, always in this order; the first stays taken if only the second is not free."""
+        with self._blamed():
+            if not lock(fd):
+                return False
+        try:
+            return self._exclusion is None or self._exclusion.acquire()
+        except LedgerError as error:
+            raise StoreAwayError(f"the store {self.root} cannot be locked: {error}") from error
 
     def admit_replacing(self, batch: Batch) -> None:
         """See `Store.admit_replacing`."""
         if batch.lock is not None:
+            if self._exclusion is not None:
+                self._exclusion.release()
             os.close(batch.lock)
             batch.lock = None
+
+    def clock_ahead_ms(self, batch: Batch) -> int:
+        """See `Store.clock_ahead_ms`."""
+        if batch.lock is None:
+            raise StoreError(f"the clock of {self.root} is asked without its lock")
+        with self._blamed():
+            return (clock_ns(batch.lock) - time.time_ns()) // 1_000_000
 
     def announce_removal(self, batch: Batch) -> None:
         """Tell all workers that folders are about to go; with others kept from replacing.
@@ -229,14 +295,28 @@ class FileStore:
 
     def sync(self, batch: Batch) -> None:
         """See `Store.sync`."""
+        self._require_lock(batch)
         if self._durable:
-            with _blamed(str(self.root)):
+            with self._blamed():
                 with contextlib.suppress(FileNotFoundError):
                     announced = os.stat(self._lock_path).st_mtime_ns
                     if announced != self._announced:
                         self._durable_names.clear()
                         self._announced = announced
                 batch.folders.sync()
+
+    def _require_lock(self, batch: Batch) -> None:
+        """Make sure that a lock that was taken is ours yet: a row is written next that depends on it."""
+        if batch.lock is None or self._exclusion is None:
+            return
+        try:
+            held = self._exclusion.is_held()
+        except LedgerError as error:
+            raise StoreAwayError(f"the lock of the store {self.root} was lost: {error}") from error
+        if not held:
+            raise StoreAwayError(
+                f"the lock of the store {self.root} was lost with a connection to the ledger"
+            )
 
     @property
     def _lock_path(self) -> Path:
@@ -253,7 +333,7 @@ class FileStore:
                 raise StoreAwayError(f"the store {self.root} is not there; mount it") from None
             raise
         except OSError as error:
-            raise _blame(error, key) from error
+            raise _blame(error, key, self.root) from error
 
     def size(self, key: str) -> int:
         """See `Store.size`."""
@@ -286,7 +366,7 @@ class FileStore:
             StoreAwayError: It cannot be made.
         """
         name = self._incoming.new_name()
-        with _blamed(str(self._incoming.path)):
+        with self._blamed():
             fd = self._incoming.create(name, os.O_RDWR)
         try:
             yield str(self._incoming.path / name), fd
@@ -300,7 +380,7 @@ class FileStore:
         Raises:
             StoreAwayError: There is no room for it.
         """
-        with _blamed(str(self._incoming.path)), memoryview(data) as left:
+        with self._blamed(), memoryview(data) as left:
             done = 0
             while done < len(left):
                 done += os.write(fd, left[done:])
@@ -317,7 +397,7 @@ class FileStore:
         fresh = [source for source in sources if not source.synced]
         if not self._durable or not fresh:
             return list(sources)
-        with _blamed(str(self._incoming.path)):
+        with self._blamed():
             for source in fresh:
                 # It makes the kernel begin to write, and drops nothing that is not written. The journal of
                 # the file system is then committed once, with the first of them, for all.
@@ -326,6 +406,13 @@ class FileStore:
                 os.fdatasync(source.fd)
                 self._progress()
         return [source if source.synced else replace(source, synced=True) for source in sources]
+
+    @contextlib.contextmanager
+    def _blamed(self, key: str = "") -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise _blame(error, key, self.root) from error
 
     def _give_name(self, source: Source, folder: int, name: str) -> None:
         """Link where that works, else copy.
@@ -337,19 +424,23 @@ class FileStore:
             try:
                 if self._durable and not source.synced:
                     os.fdatasync(source.fd)
-                os.link(source.path, name, dst_dir_fd=folder, follow_symlinks=False)
+                # proc(5): this names the open file itself, whatever its path stands for by now.
+                os.link(f"/proc/self/fd/{source.fd}", name, dst_dir_fd=folder, follow_symlinks=True)
             except OSError as error:
                 if error.errno not in _NO_LINK:
                     raise
             else:
+                if not stands_for(name, folder, os.fstat(source.fd)):
+                    # Another worker has replaced it already: the name is taken, and is to be looked at.
+                    raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), name)
                 return
         with contextlib.suppress(FileNotFoundError):
             os.stat(name, dir_fd=folder, follow_symlinks=False)
             raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), name)
         copy = self._incoming.copied(source.fd, source.size, durable=self._durable, progress=self._progress)
-        with copy as temporary:
+        with copy as (temporary, fd):
             # Durable before it has its name: a name never stands for half a file.
-            os.link(temporary, name, src_dir_fd=self._incoming.fd, dst_dir_fd=folder, follow_symlinks=False)
+            self._incoming.publish(temporary, fd, folder, name)
 
 
 def _make_root(root: Path) -> None:
@@ -364,15 +455,31 @@ def _make_root(root: Path) -> None:
             os.close(fd)
 
 
-def _blame(error: OSError, what: str) -> StoreError:
+_REMEDIES: Final = {
+    errno.ENOSPC: "make room",
+    errno.EDQUOT: "raise the quota of this user, or make room",
+    errno.ENOENT: "mount it",
+    errno.ESTALE: "mount it again",
+    errno.ENOTCONN: "mount it again",
+    errno.EROFS: "mount it for writing",
+    errno.EACCES: "let this user write it",
+    errno.EPERM: "let this user write it",
+    errno.EIO: "see to the disk, and to the kernel's log",
+    errno.EMFILE: "raise the limit of open files",
+    errno.ENFILE: "raise the limit of open files",
+    errno.ENOLCK: "mount it with locks: NFS version 4, or 3 with rpc.statd",
+}
+_UNSUPPORTED: Final = frozenset({errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP})
+"""What calls answer that a file system does not have."""
+
+
+def _blame(error: OSError, key: str, root: Path) -> StoreError:
+    number = error.errno or 0
+    what = f"cannot keep {key}" if key else "cannot be used"
+    cause = f"the store {root} {what}: {error.strerror} ({errno.errorcode.get(number, number)})"
     if error.errno in _OF_THE_NAME:
-        return StoreError(f"the store cannot keep {what}: {error.strerror}")
-    return StoreAwayError(f"the store cannot keep {what}: {error.strerror}; make room or mount it")
-
-
-@contextlib.contextmanager
-def _blamed(what: str) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise _blame(error, what) from error
+        return StoreError(cause)
+    if error.errno in _UNSUPPORTED:
+        lack = f"{mount_of(root)} lacks a call that is needed"
+        return StoreAwayError(f"{cause}; {lack}: run `ingest check`, and see docs/operations.md")
+    return StoreAwayError(f"{cause}; {_REMEDIES.get(number, 'see to the disk')}")

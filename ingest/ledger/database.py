@@ -87,6 +87,25 @@ class Database:
         with self._errors(), self._writer.begin() as connection:
             yield connection
 
+    def session(self) -> Connection:
+        """A connection of the caller's own, without transactions; the caller closes it.
+
+        Raises:
+            LedgerError: The ledger is away.
+        """
+        with self._errors():
+            return self._engine.connect().execution_options(isolation_level="AUTOCOMMIT")
+
+    def ask(self, session: Connection, statement: sqlalchemy.TextClause, values: dict[str, int]) -> object:
+        """Ask for one value over a connection of `session`.
+
+        Raises:
+            LedgerError: The ledger is away, or the connection has ended.
+        """
+        names = statement.compile().params
+        with self._errors():
+            return session.execute(statement, {name: values[name] for name in names}).scalar()
+
     def version(self) -> str | None:
         """The revision of the schema; None for an empty ledger.
 

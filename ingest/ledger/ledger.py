@@ -3,6 +3,7 @@
 from ingest.ledger.browse import Browse
 from ingest.ledger.circuits import Circuits
 from ingest.ledger.deliveries import Deliveries
+from ingest.ledger.exclusion import LedgerExclusion
 from ingest.ledger.instances import Instances
 from ingest.ledger.progress import ProgressReport
 from ingest.ledger.quarantine import Quarantine
@@ -17,3 +18,7 @@ class Ledger(Instances, Deliveries, Circuits, ProgressReport, Search, Browse, Qu
     from any thread. Each is one transaction, durable on return; while the database is away it raises
     `LedgerError`.
     """
+
+    def exclusion(self) -> LedgerExclusion | None:
+        """What excludes processes on other hosts; None for SQLite, which is for one host."""
+        return LedgerExclusion(self) if self.dialect == "postgresql" else None

@@ -2,23 +2,28 @@
 
 ```
 <spool_dir>/id                      names the spool, and with it the stream of its references
-<spool_dir>/L<n>/lock               held by the process that fills this slot; freed by the kernel at its end
+<spool_dir>/L<n>/lock               held by the process that fills this slot, and tells its name
+                                    (`ingest.locks.Owner`); freed by the kernel at its end
 <spool_dir>/L<n>/partial/<name>     being received; worthless once the lock is free
 <spool_dir>/L<n>/ready/<name>.dcm   promised: a Part 10 file, durable under this name
 <spool_dir>/L<n>/segments/<name>.seg  many small instances, promised alike (`ingest.spool.segment`)
 <spool_dir>/L<n>/ready/<name>.A900.dcm   refused with that status and kept for quarantine
 ```
 
+A spool may be shared by hosts. The lock holds between them where the file system carries locks. Where it does
+not, the lock is a lease: its owner sets its time of modification every few seconds, and a lock of another
+host that was touched lately is taken for held (`LEASE_SECONDS`).
+
 Names sort by time of arrival. The files describe themselves (File Meta holds AE titles and addresses), so
 that a spool alone is enough to rebuild every reference. Nothing here knows of DIMSE.
 """
 
 import contextlib
-import fcntl
 import itertools
 import os
+import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Final, Self
@@ -27,6 +32,8 @@ from ext.commit import Committer, Entry
 from ext.segment import Segments
 from ingest import threads
 from ingest.errors import SpoolError
+from ingest.filesystem import clock_ns, name_exclusively, sync_folder_fd
+from ingest.locks import Owner, lock
 from ingest.spool import segment
 
 DIRECTORY_MODE: Final = 0o750
@@ -34,8 +41,17 @@ FILE_MODE: Final = 0o640
 LARGE: Final = 32 << 20
 """Bytes of a file that are freed on a thread of their own."""
 
+TOUCH_SECONDS: Final = 10.0
+"""How often the owner of a slot says that it lives."""
+
+LEASE_SECONDS: Final = 60.0
+"""For how long a slot belongs to an owner on another host that has said so."""
+
 THREADS: Final = 4
 """How many groups of entries may wait for the disk at the same time."""
+
+_OWNER_BYTES: Final = 96
+"""What is written over a lock file: always as long, so that it needs no new block."""
 
 
 def spool_id(root: Path, *, create: bool = False) -> str | None:
@@ -58,11 +74,11 @@ def spool_id(root: Path, *, create: bool = False) -> str | None:
             # Before it has its name: an empty file under it, after a power cut, would orphan every reference.
             os.fsync(file.fileno())
         try:
-            # link(2) fails where the name exists, so that of two processes that start together one decides.
-            with contextlib.suppress(FileExistsError):
-                os.link(temporary, path)
+            # It fails where the name exists, so that of two processes that start together one decides.
+            with contextlib.suppress(FileExistsError), opened_folder(root) as fd:
+                name_exclusively(temporary.name, path.name, source_dir=fd, target_dir=fd)
         finally:
-            temporary.unlink()
+            temporary.unlink(missing_ok=True)
         sync_folder(root)
         return path.read_text().strip()
     except OSError as error:
@@ -71,9 +87,16 @@ def spool_id(root: Path, *, create: bool = False) -> str | None:
 
 def sync_folder(path: Path) -> None:
     """Make the names in a folder durable."""
+    with opened_folder(path) as fd:
+        sync_folder_fd(fd)
+
+
+@contextlib.contextmanager
+def opened_folder(path: Path) -> Iterator[int]:
+    """A descriptor of a folder."""
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        os.fsync(fd)
+        yield fd
     finally:
         os.close(fd)
 
@@ -94,28 +117,47 @@ def sync_upwards(path: Path) -> None:
 class Slot:
     """One locked folder of the spool; whoever holds it may tell its partial files from a living process's."""
 
-    def __init__(self, root: Path, name: str, lock: int) -> None:
+    def __init__(self, root: Path, name: str, lock_fd: int) -> None:
         self.root = root
         self.name = name
         self.path = root / name
-        self._lock = lock
+        self._lock = lock_fd
+        self._touched_at = -TOUCH_SECONDS
 
     @classmethod
-    def lock(cls, root: Path, name: str) -> Self | None:
-        """Make and lock the slot `name`; None while another process holds it."""
+    def lock(cls, root: Path, name: str, *, leased: bool = True) -> Self | None:
+        """Make and lock the slot `name`; None while another process holds it.
+
+        Args:
+            root: The spool's folder.
+            name: The slot's.
+            leased: Whether to respect the lease of an owner on another host: for who deletes or writes there.
+        """
         path = root / name
         for folder in (path, path / "partial", path / "ready", path / segment.FOLDER):
             folder.mkdir(parents=True, exist_ok=True, mode=DIRECTORY_MODE)
         fd = os.open(path / "lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, FILE_MODE)
         try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(fd)
-            return None
+            if lock(fd) and not (leased and _is_leased(root, fd)):
+                return cls(root, name, fd)
         except BaseException:
             os.close(fd)
             raise
-        return cls(root, name, fd)
+        os.close(fd)
+        return None
+
+    def take(self) -> None:
+        """Say whose slot it is from now on."""
+        with contextlib.suppress(OSError):  # a full disk: the lock holds all the same
+            os.pwrite(self._lock, f"{Owner.me()}\n".ljust(_OWNER_BYTES).encode(), 0)
+        self.touch()
+
+    def touch(self) -> None:
+        """Say that its owner lives; called often, does something every `TOUCH_SECONDS`."""
+        if time.monotonic() - self._touched_at >= TOUCH_SECONDS:
+            self._touched_at = time.monotonic()
+            with contextlib.suppress(OSError):
+                os.utime(self._lock)
 
     def remove_partials(self) -> int:
         """Remove what a dead owner had begun; returns how many."""
@@ -126,7 +168,26 @@ class Slot:
 
     def release(self) -> None:
         """Let another process have the slot."""
+        if self._touched_at > 0:
+            with contextlib.suppress(OSError):
+                os.pwrite(self._lock, b" " * _OWNER_BYTES, 0)
         os.close(self._lock)
+
+
+def _is_leased(root: Path, lock_fd: int) -> bool:
+    """Whether the owner that a lock names is on another host and has lately said that it lives."""
+    owner = Owner.parse(os.pread(lock_fd, _OWNER_BYTES, 0).decode(errors="replace").strip())
+    if owner is None or owner.is_of_this_kernel:
+        return False
+    try:
+        clock = os.open(root / "clock", os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW, FILE_MODE)
+        try:
+            now_ns = clock_ns(clock)
+        finally:
+            os.close(clock)
+    except OSError:  # a full disk
+        now_ns = time.time_ns()
+    return now_ns - os.fstat(lock_fd).st_mtime_ns < LEASE_SECONDS * 1e9
 
 
 class Spool:
@@ -173,6 +234,7 @@ class Spool:
             for number in itertools.count():
                 slot = Slot.lock(root, f"L{number}")
                 if slot is not None:
+                    slot.take()
                     slot.remove_partials()
                     if durable:
                         sync_upwards(slot.path)
@@ -218,6 +280,7 @@ class Spool:
             max_bytes: What its ready files may take together; 0 is no limit.
             used: What they took when last counted.
         """
+        self.slot.touch()
         try:
             facts = os.fstatvfs(self._ready_dir)
         except OSError as error:

@@ -186,10 +186,13 @@ def clear_orphans(root: Path) -> int:
 
 
 def unowned(root: Path) -> list[str]:
-    """Slots that no living process holds."""
+    """Slots that no living process holds; perhaps one on another host, if its lock does not come so far.
+
+    What such a one hands off is then handed off twice, which does no harm.
+    """
     free = []
     for name in slots(root):
-        slot = Slot.lock(root, name)
+        slot = Slot.lock(root, name, leased=False)
         if slot is not None:
             slot.release()
             free.append(name)

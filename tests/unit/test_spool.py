@@ -7,6 +7,7 @@ import stat
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,6 +15,7 @@ from ingest.errors import SpoolError
 from ingest.spool import spool
 from ingest.spool.reference import Reference
 from ingest.spool.spool import LARGE, Entry, Slot, Spool, spool_id
+from ingest.spool.sweep import clear_orphans, unowned
 from tests.nodes import eventually
 from tests.spools import collect_until, keep
 
@@ -84,9 +86,9 @@ def test_the_id_is_durable_before_it_has_its_name(root: Path, monkeypatch: pytes
         done.append("folder" if stat.S_ISDIR(os.fstat(fd).st_mode) else "file")
         fsync(fd)
 
-    def note_link(source: Path, target: Path) -> None:
+    def note_link(source: str, target: str, **how: Any) -> None:
         done.append("name")
-        link(source, target)
+        link(source, target, **how)
 
     monkeypatch.setattr(os, "fsync", note_fsync)
     monkeypatch.setattr(os, "link", note_link)
@@ -120,6 +122,59 @@ def test_each_process_takes_the_first_free_slot(root: Path) -> None:
     third = claim(root)
     assert third.slot.name == "L0"
     third.close()
+    second.close()
+
+
+def test_slot_of_a_living_owner_on_another_host_is_left_alone_though_its_lock_does_not_come_so_far(
+    own: Spool, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    partial = root / "L0/partial/begun"
+    partial.write_bytes(b"half")
+    monkeypatch.setattr("ingest.spool.spool.lock", lambda _: True)
+    monkeypatch.setattr("ingest.locks.kernel_token", lambda: "0" * 12)
+    other = claim(root)
+    assert other.slot.name == "L1"
+    assert clear_orphans(root) == 0
+    assert partial.exists()
+    assert unowned(root) == ["L0", "L1"]  # what waits there may be handed off twice
+    other.close()
+    monkeypatch.setattr(spool, "LEASE_SECONDS", -1.0)
+    assert clear_orphans(root) == 1
+    heir = claim(root)
+    assert heir.slot.name == "L0"
+    heir.close()
+
+
+def test_owner_of_a_slot_says_again_and_again_that_it_lives(
+    own: Spool, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lock_file = root / "L0/lock"
+    os.utime(lock_file, (0, 0))
+    own.full(0, 0, 0)
+    assert lock_file.stat().st_mtime == 0
+    monkeypatch.setattr(spool, "TOUCH_SECONDS", 0.0)
+    own.full(0, 0, 0)
+    assert lock_file.stat().st_mtime > 0
+
+
+def test_slot_that_was_given_back_is_free_for_every_host_at_once(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    claim(root).close()
+    monkeypatch.setattr("ingest.locks.kernel_token", lambda: "0" * 12)
+    other = claim(root)
+    assert other.slot.name == "L0"
+    other.close()
+
+
+def test_two_owners_of_one_slot_never_give_an_entry_the_same_name(root: Path) -> None:
+    first = claim(root)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("ingest.spool.spool.lock", lambda _: True)
+        second = claim(root)
+    names = [held.begin().name.partition("-")[2] for held in (first, second) for _ in range(3)]
+    assert len(set(names)) == 6
+    first.close()
     second.close()
 
 

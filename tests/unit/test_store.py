@@ -261,18 +261,27 @@ def test_page_cache_durability_waits_for_no_disk(
 
 
 def test_what_a_dead_worker_was_copying_is_cleared_and_a_living_ones_is_not(tmp_path: Path) -> None:
-    living, dead = FileStore(tmp_path / "store"), FileStore(tmp_path / "store")
+    root = tmp_path / "store"
+    dead = os.fork()
+    if dead == 0:
+        try:
+            store = FileStore(root)
+            store.prepare()
+            os.close(store._incoming.create("left", os.O_RDWR))
+        finally:
+            os._exit(0)
+    os.waitpid(dead, 0)
+    assert len(list((root / ".incoming").glob("*/left"))) == 1
+    living = FileStore(root)
     living.prepare()
-    dead.prepare()
-    folder = tmp_path / "store/.incoming"
-    (folder / "0/1").write_bytes(b"in use")
-    (folder / "1/1").write_bytes(b"left")
-    dead.close()
-    third = FileStore(tmp_path / "store")
+    os.close(living._incoming.create("in use", os.O_RDWR))
+    third = FileStore(root)
     third.prepare()
-    assert sorted(str(path.relative_to(folder)) for path in folder.rglob("*")) == ["0", "0/1", "1"]
+    assert [path.name for path in leftovers(third)] == ["in use"]
+    assert len(list((root / ".incoming").glob("*/"))) == 2
     living.close()
     third.close()
+    assert list((root / ".incoming").iterdir()) == []
 
 
 def test_reader_needs_no_place_of_its_own(tmp_path: Path) -> None:
