@@ -1,5 +1,7 @@
 """The circuit breaker of one destination: what `workers.circuit` decides, kept in the ledger for all."""
 
+import contextlib
+import time
 from collections.abc import Callable
 from typing import Final
 
@@ -7,7 +9,7 @@ import structlog
 
 from ingest.config.model import Destination
 from ingest.dicom import uids
-from ingest.errors import AssociationError
+from ingest.errors import AssociationError, LedgerError
 from ingest.ledger import Circuit, CircuitState, Ledger
 from ingest.scu import Association, Remote, Timeouts
 from workers import circuit
@@ -18,11 +20,17 @@ from workers.retry import Limits
 MARGIN_MILLISECONDS: Final = 5_000
 """How much longer than its deadlines a probe is waited for, before another worker may ask."""
 
+LOOK_SECONDS: Final = 1.0
+"""How often a worker that sends looks at the circuit for what others have noted there."""
+
 log = structlog.get_logger()
 
 
 class Breaker:
-    """The circuit as one turn sees it. Every method raises `LedgerError` while the ledger is away."""
+    """The circuit as one turn sees it.
+
+    Every method but `answered` raises `LedgerError` while the ledger is away.
+    """
 
     def __init__(
         self, ledger: Ledger, destination: Destination, remote: Remote, rng: Callable[[], float]
@@ -44,6 +52,7 @@ class Breaker:
         self._limits = Limits.of(destination)
         self._rng = rng
         self._circuit = Circuit(destination=self._name)
+        self._look_at = 0.0
 
     def enter(self, on_tick: Callable[[], None]) -> tuple[int, str]:
         """Whether the destination may be sent to; a probe is made where that has to be found out.
@@ -55,7 +64,7 @@ class Breaker:
             For how many milliseconds it is to be left alone, 0 if it may be sent to; and why a probe did
             not reach it.
         """
-        self._circuit = self._ledger.circuit(self._name)
+        self.look()
         stance = circuit.stance(self._circuit, now_ms())
         if stance is Stance.PROBE:
             claim = round((self._timeouts.connect + self._timeouts.response) * 1000) + MARGIN_MILLISECONDS
@@ -67,13 +76,48 @@ class Breaker:
             return 0, ""
         return max(1, self._circuit.probe_at - now_ms()), ""
 
+    @property
+    def is_careful(self) -> bool:
+        """Whether an instance broke an association, and the remote has answered for none since."""
+        return self._circuit.breaks > 0
+
+    def cleared(self, suspect_since_ms: int) -> bool:
+        """Whether the remote has answered for others since an instance broke its first association.
+
+        As of the last `look`.
+        """
+        return circuit.is_cleared(self._circuit, suspect_since_ms)
+
+    def broken(
+        self, reason: str, on_tick: Callable[[], None], *, is_suspect: bool, others_wait: bool
+    ) -> tuple[int, str]:
+        """Note that an association ended with an instance in hand, and ask the remote if that happens again.
+
+        Args:
+            reason: In words.
+            on_tick: Called at least twice a second meanwhile.
+            is_suspect: Whether the instance had broken an association before.
+            others_wait: Whether there are instances that were not tried yet.
+
+        Returns:
+            As `enter`.
+        """
+        failure = Failure(Trouble.BROKEN, reason, now_ms(), is_suspect=is_suspect, others_wait=others_wait)
+        hold_ms = self._note(failure)
+        if not hold_ms and self._circuit.breaks >= circuit.OPEN_AFTER:
+            return self._probe(on_tick)
+        return hold_ms, ""
+
     def failed(self, trouble: Trouble, reason: str) -> int:
         """Note a failure; returns for how many milliseconds the destination is to be left alone."""
-        failure = Failure(trouble, reason, now_ms())
+        return self._note(Failure(trouble, reason, now_ms()))
+
+    def _note(self, failure: Failure) -> int:
+        reason = failure.reason
         before, after = self._change(lambda found: circuit.failed(found, failure, self._limits, self._rng))
         if after.permanent and not before.permanent:
             log.error("destination_refuses", destination=self._name, error=reason)
-        elif not before.failures:
+        elif not before.failures and failure.trouble is not Trouble.BROKEN:
             log.warning("destination_away", destination=self._name, error=reason)
         if after.state is CircuitState.OPEN and before.state is CircuitState.CLOSED:
             log.error("circuit_open", destination=self._name, failures=after.failures, error=reason)
@@ -87,8 +131,16 @@ class Breaker:
 
     def answered(self) -> None:
         """The remote answered for an instance."""
-        if self._circuit.failures:
-            self._change(circuit.answered)
+        with contextlib.suppress(LedgerError):  # the next answer is noted
+            if not self._circuit.failures and time.monotonic() >= self._look_at:
+                self.look()  # another worker's association may have broken meanwhile
+            if self._circuit.failures:
+                self._change(lambda found: circuit.answered(found, now_ms()))
+
+    def look(self) -> None:
+        """Read what all workers have noted."""
+        self._look_at = time.monotonic() + LOOK_SECONDS
+        self._circuit = self._ledger.circuit(self._name)
 
     def _probe(self, on_tick: Callable[[], None]) -> tuple[int, str]:
         """C-ECHO (PS3.7 9.1.5): whatever the remote says to that, it is there."""

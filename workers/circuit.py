@@ -17,6 +17,12 @@ from workers.retry import Limits, pause_ms
 OPEN_AFTER: Final = 3
 """Failures in a row after which nobody tries but one worker, by C-ECHO."""
 
+BREAKS_MAX: Final = 8
+"""Instances in a row that may each break an association while the remote answers a C-ECHO and others wait."""
+
+BROKEN_PAUSE_MILLISECONDS: Final = 30_000
+"""The longest pause of a circuit that instances have opened: the next one may be sound."""
+
 
 class Trouble(Enum):
     """What ended an association, or kept it from being made."""
@@ -24,7 +30,7 @@ class Trouble(Enum):
     UNREACHABLE = "unreachable"
     """There was none."""
     BROKEN = "broken"
-    """It ended with an instance on its way; which may be to blame, so that others are tried first."""
+    """It ended with an instance on its way, which may be to blame: others are tried first."""
     REFUSED = "refused"
     """A-ASSOCIATE-RJ, permanent."""
 
@@ -59,11 +65,15 @@ class Failure:
         trouble: Its kind.
         reason: In words, without anything of an instance.
         at_ms: When, in Unix milliseconds.
+        is_suspect: BROKEN: whether the instance had broken an association before.
+        others_wait: BROKEN: whether there are instances that were not tried yet.
     """
 
     trouble: Trouble
     reason: str
     at_ms: int
+    is_suspect: bool = False
+    others_wait: bool = False
 
 
 def failed(circuit: Circuit, failure: Failure, limits: Limits, rng: Callable[[], float]) -> Circuit:
@@ -76,16 +86,14 @@ def failed(circuit: Circuit, failure: Failure, limits: Limits, rng: Callable[[],
         rng: Gives numbers from 0 to 1, for the jitter.
     """
     trouble, now_ms = failure.trouble, failure.at_ms
-    failures = circuit.failures + 1
     was_closed = circuit.state is CircuitState.CLOSED
-    opens = not was_closed or trouble is Trouble.REFUSED or failures >= OPEN_AFTER
-    match trouble:
-        case Trouble.REFUSED:
-            pause = limits.max_ms
-        case Trouble.UNREACHABLE:
-            pause = pause_ms(failures, limits, rng)
-        case Trouble.BROKEN:
-            pause = pause_ms(failures - OPEN_AFTER + 1, limits, rng) if opens else 0
+    if trouble is Trouble.BROKEN:
+        return _broken(circuit, failure, limits, rng)
+    failures = circuit.failures + 1
+    # Once several instances have broken theirs, a C-ECHO that fails as well tells that it is the remote.
+    too_many = failures - circuit.breaks >= OPEN_AFTER or circuit.breaks >= OPEN_AFTER
+    opens = not was_closed or trouble is Trouble.REFUSED or too_many
+    pause = limits.max_ms if trouble is Trouble.REFUSED else pause_ms(failures - circuit.breaks, limits, rng)
     return replace(
         circuit,
         state=CircuitState.OPEN if opens else CircuitState.CLOSED,
@@ -98,15 +106,55 @@ def failed(circuit: Circuit, failure: Failure, limits: Limits, rng: Callable[[],
     )
 
 
+def _broken(circuit: Circuit, failure: Failure, limits: Limits, rng: Callable[[], float]) -> Circuit:
+    """After an association that ended with an instance in hand.
+
+    A suspect is to blame itself, so it opens nothing, unless nothing but suspects is left of those that broke
+    theirs. Other instances are to blame as long as the remote takes one of them now and then: it must break
+    several in a row, and more while there are others to try than when all have had their turn.
+    """
+    noted = replace(circuit, last_error=failure.reason, last_error_at=failure.at_ms)
+    if failure.is_suspect and circuit.breaks < OPEN_AFTER:
+        # The next answer is noted (`answered`): it tells that this instance is to blame, not the remote.
+        return noted if circuit.breaks else replace(noted, failures=circuit.failures + 1, breaks=1)
+    breaks = circuit.breaks + 1
+    most = BREAKS_MAX if failure.others_wait else OPEN_AFTER
+    if circuit.state is CircuitState.CLOSED and breaks < most:
+        return replace(noted, failures=circuit.failures + 1, breaks=breaks)
+    pause = min(pause_ms(breaks - most + 1, limits, rng), BROKEN_PAUSE_MILLISECONDS)
+    return replace(
+        noted,
+        state=CircuitState.OPEN,
+        failures=circuit.failures + 1,
+        breaks=breaks,
+        opened_at=failure.at_ms if circuit.state is CircuitState.CLOSED else circuit.opened_at,
+        probe_at=failure.at_ms + pause,
+        permanent=False,
+    )
+
+
 def reached(circuit: Circuit) -> Circuit:
     """The remote took an association: it is there.
 
-    Failures stay counted until it has answered for an instance. One that takes associations, and breaks each
-    of them with the first instance, would otherwise be asked as often as a sound one.
+    Instances that broke theirs stay counted until it has answered for one. A remote that takes associations,
+    and breaks each of them with the first instance, would otherwise be asked as often as a sound one.
     """
-    return replace(circuit, state=CircuitState.CLOSED, opened_at=0, probe_at=0, permanent=False)
+    return replace(
+        circuit,
+        state=CircuitState.CLOSED,
+        failures=circuit.breaks,
+        opened_at=0,
+        probe_at=0,
+        permanent=False,
+    )
 
 
-def answered(circuit: Circuit) -> Circuit:
+def answered(circuit: Circuit, now_ms: int) -> Circuit:
     """The remote answered for an instance, whatever it said."""
-    return replace(reached(circuit), failures=0)
+    at = now_ms if circuit.breaks else circuit.answered_at
+    return replace(reached(circuit), failures=0, breaks=0, answered_at=at)
+
+
+def is_cleared(circuit: Circuit, suspect_since_ms: int) -> bool:
+    """Whether the remote has answered for another instance since this one broke its first association."""
+    return 0 < suspect_since_ms <= circuit.answered_at

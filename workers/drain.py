@@ -101,6 +101,8 @@ class Drain:
         self._refused: set[Context] = set()
         self._hold_ms = 0
         self._unreachable = ""
+        # Whether an association has ended with an instance in hand since rows were leased last.
+        self._broke = False
         self._evicted = False
         self._began = time.monotonic()
         self._place_at = self._began + PLACE_SECONDS
@@ -129,12 +131,15 @@ class Drain:
     def _work(self) -> None:
         quiet_since = time.monotonic()
         while not self._over():
-            rows = self._leases.take()
+            rows = self._leases.take(careful=self._breaker.is_careful)
             if rows:
                 self._send(deque(rows))
                 self._leases.give_back()
                 self._leases.finish()
                 quiet_since = time.monotonic()
+                if self._broke and self._others_wait():
+                    return
+                self._broke = False
             elif self._association is None or not self._association.check() or self._lingered(quiet_since):
                 return
             else:
@@ -152,6 +157,10 @@ class Drain:
         if now < self._others_at:
             return False
         self._others_at = now + OTHERS_SECONDS
+        return self._others_wait()
+
+    def _others_wait(self) -> bool:
+        """Whether another destination waits for a worker."""
         try:
             return self._turn.others_wait(self._tools.others(self._name))
         except redis.RedisError:
@@ -190,7 +199,7 @@ class Drain:
 
     def _send(self, waiting: deque[Delivery]) -> None:
         """Send what was leased; what is not attempted stays leased."""
-        while waiting and not self._over():
+        while waiting and not self._broke and not self._over():
             row = waiting.popleft()
             if row.id not in self._leases.rows:
                 continue
@@ -229,11 +238,11 @@ class Drain:
                 transfer_syntax=row.transfer_syntax_uid,
             )
         except AssociationError as error:
-            self._broken(str(error))
-            return Broken(str(error))
+            self._broken(str(error), row)
+            return None
         except StoreError as error:
             if not association.alive:
-                self._lose("the association was aborted, for the file of another instance could not be read")
+                self._lose()
             return Unreadable(str(error))
         finally:
             os.close(fd)
@@ -281,15 +290,36 @@ class Drain:
             self._refused.add(_context(row))
         self._leases.conclude(row, decision)
 
-    def _broken(self, reason: str) -> None:
-        """The association ended; of what has no answer nothing is known."""
-        self._lose(reason)
-        self._hold_ms = self._breaker.failed(Trouble.BROKEN, reason)
+    def _broken(self, reason: str, sent: Delivery | None = None) -> None:
+        """The association ended; of what has no answer nothing is known, and any of it may be to blame.
 
-    def _lose(self, reason: str) -> None:
-        lost, self._flying = self._flying, {}
-        for row in lost.values():
-            self._conclude(row, Broken(reason), deque())
+        Args:
+            reason: In words.
+            sent: The instance that was being sent, if it had not been sent whole.
+        """
+        lost = [*self._flying.values(), *([sent] if sent is not None else [])]
+        self._flying = {}
+        self._broke = True
+        self._breaker.look()
+        for row in lost:
+            log.warning(
+                "association_broken",
+                destination=self._name,
+                sop_instance=row.sop_instance_uid,
+                breaks=row.breaks + 1,
+                error=reason,
+            )
+            cleared = self._breaker.cleared(row.suspect_since)
+            self._conclude(row, Broken(reason, row.breaks + 1, cleared), deque())
+        # Among several it may be any; one that was alone, and has done so before, is to blame itself.
+        is_suspect = len(lost) == 1 and lost[0].breaks > 0
+        self._hold_ms, self._unreachable = self._breaker.broken(
+            reason, self._tick, is_suspect=is_suspect, others_wait=self._leases.untried_left()
+        )
+
+    def _lose(self) -> None:
+        """We ended the association; what was on its way is given back, and was no attempt."""
+        self._flying = {}
 
     def _associated(self, row: Delivery, rest: deque[Delivery]) -> Association | None:
         """An association that was offered what `row` needs, or None where there is none to be had."""

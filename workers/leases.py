@@ -19,6 +19,15 @@ LEASE_MILLISECONDS: Final = 10_000
 RENEW_SECONDS: Final = 3.0
 RETRY_SECONDS: Final = 1.0
 
+SUSPECT_MILLISECONDS: Final = 10_000
+"""How long a suspect waits after its time for a moment in which nobody else sends."""
+
+OVERDUE_MILLISECONDS: Final = 30_000
+"""How long a suspect waits after its time while others are due all the time."""
+
+SUSPECT_SECONDS: Final = 5.0
+"""How often a worker that always has something else to send looks for a suspect that waits too long."""
+
 FINISH_SECONDS: Final = 0.5
 """Results wait for others at most so long before they are written together."""
 
@@ -61,25 +70,47 @@ class Leases:
         self._workers = workers
         self._results: list[DeliveryResult] = []
         self._ends = self._renew_at = self._finish_at = 0.0
+        self._suspect_at = time.monotonic() + SUSPECT_SECONDS
 
     def due(self) -> bool:
         """Whether there is something to lease now; LedgerError while the ledger is away."""
         when = self._ledger.next_due(self._destination)
         return when is not None and when <= now_ms()
 
-    def take(self) -> list[Delivery]:
-        """Lease what is due, in order of arrival, at most a batch; LedgerError while the ledger is away."""
+    def take(self, *, careful: bool) -> list[Delivery]:
+        """Lease what is due, in order of arrival, at most a batch, or one suspect where nothing else is due.
+
+        Args:
+            careful: Whether an instance broke an association and none has been answered for since.
+
+        Raises:
+            LedgerError: The ledger is away.
+        """
         self.blocked = False
         if not self.due():
             return []
         now = time.monotonic()
-        rows = self._ledger.lease(
-            self._destination, self._owner, BATCH, now_ms(), LEASE_MILLISECONDS, self._workers
+        rows = self._overdue_suspect(now) if not careful else []
+        rows = rows or self._ledger.lease(
+            self._destination,
+            self._owner,
+            BATCH,
+            now_ms(),
+            LEASE_MILLISECONDS,
+            self._workers,
+            careful=careful,
         )
+        rows = rows or self._suspect()
         self.rows = {row.id: row for row in rows}
         self.blocked = not rows
         self._leased_at(now)
         return rows
+
+    def untried_left(self) -> bool:
+        """Whether there is something due that was not tried yet; LedgerError while the ledger is away."""
+        return any(row.attempts == 1 for row in self.rows.values()) or self._ledger.has_untried(
+            self._destination, now_ms()
+        )
 
     def conclude(self, row: Delivery, decision: Decision) -> None:
         """Note what became of a delivery; `finish` writes it."""
@@ -143,6 +174,20 @@ class Leases:
             else:
                 return
 
+    def _overdue_suspect(self, now: float) -> list[Delivery]:
+        """A suspect that has waited too long for a moment in which nothing else is due."""
+        if now < self._suspect_at:
+            return []
+        self._suspect_at = now + SUSPECT_SECONDS
+        due = self._ledger.suspect_due(self._destination)
+        return self._suspect() if due is not None and due <= now_ms() - OVERDUE_MILLISECONDS else []
+
+    def _suspect(self) -> list[Delivery]:
+        found = self._ledger.lease_suspect(
+            self._destination, self._owner, now_ms(), LEASE_MILLISECONDS, SUSPECT_MILLISECONDS
+        )
+        return [found] if found is not None else []
+
     def _leased_at(self, now: float) -> None:
         self._ends = now + LEASE_MILLISECONDS / 1000
         self._renew_at = now + RENEW_SECONDS
@@ -160,13 +205,15 @@ class Leases:
         self.rows = {number: row for number, row in self.rows.items() if number in kept}
 
     def _result(self, row: Delivery, decision: Decision) -> DeliveryResult:
+        breaks, since = row.breaks, 0
         match decision:
             case Delivered(status, remark):
                 state, at = DeliveryState.DELIVERED, 0
-            case Retry(after_ms, remark, status):
+            case Retry(after_ms, remark, status, broken):
                 state, at = DeliveryState.RETRY, now_ms() + after_ms
-            case Dead(remark, status):
-                state, at = DeliveryState.DEAD, 0
+                breaks, since = broken, (row.suspect_since or now_ms()) if broken else 0
+            case Dead(remark, status, broken):
+                state, at, breaks = DeliveryState.DEAD, 0, max(breaks, broken)
         return DeliveryResult(
             id=row.id,
             owner=self._owner,
@@ -175,4 +222,6 @@ class Leases:
             last_error=remark,
             next_at=at,
             size=row.size,
+            breaks=breaks,
+            suspect_since=since,
         )

@@ -10,6 +10,9 @@ from typing import Final, Self
 from ingest.config.model import Destination
 from ingest.dicom.statuses import Meaning, StatusPattern, StatusRules
 
+BREAKS_MAX: Final = 5
+"""Associations that one instance may break while the remote answers for others; then it is to blame."""
+
 FEW_ATTEMPTS: Final = 6
 """Attempts at an instance that the remote says it cannot understand (`Meaning.TRY_A_FEW_TIMES`)."""
 
@@ -33,9 +36,17 @@ class Answered:
 
 @dataclass(frozen=True, slots=True)
 class Broken:
-    """The association ended before the answer: reset, late, A-ABORT; this instance may be to blame."""
+    """The association ended before the answer: reset, late, A-ABORT; this instance may be to blame.
+
+    Attributes:
+        reason: In words.
+        breaks: How many associations have ended with this instance in hand, this one included.
+        others_pass: Whether the remote has answered for other instances since the first of them ended.
+    """
 
     reason: str
+    breaks: int = 1
+    others_pass: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,11 +88,13 @@ class Retry:
         after_ms: From now on, in milliseconds.
         reason: Why.
         status: The DIMSE status, if there was an answer.
+        breaks: How many associations have ended with this instance in hand; 0 if it got an answer.
     """
 
     after_ms: int
     reason: str
     status: int | None = None
+    breaks: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,10 +104,11 @@ class Renegotiate:
 
 @dataclass(frozen=True, slots=True)
 class Dead:
-    """Not again, unless a person says so."""
+    """Not again, unless a person says so; the attributes are those of `Retry`."""
 
     reason: str
     status: int | None = None
+    breaks: int = 0
 
 
 Decision = Delivered | Retry | Dead
@@ -167,8 +181,12 @@ def decide(
             said = f"answered {status:04X}H" + (f": {comment}" if comment else "")
             retry = Retry(pause_ms(attempt, limits, rng), said, status)
             return _answered(outcome, retry, attempt, age_ms, limits)
-        case Broken(reason):
-            retry = Retry(pause_ms(attempt, limits, rng), reason)
+        case Broken(reason, breaks, others_pass):
+            if others_pass and breaks >= BREAKS_MAX:
+                said = f"broke {breaks} associations while others were answered for"
+                return Dead(f"{reason} ({said})", breaks=breaks)
+            # Each time four times as long: its next attempt may bring the remote down once more.
+            retry = Retry(pause_ms(2 * breaks - 1, limits, rng), reason, breaks=breaks)
             return _again(retry, attempt, limits.max_attempts, age_ms, limits)
         case NotAccepted(reason, alone):
             return Dead(reason) if alone else Renegotiate()
@@ -197,7 +215,7 @@ def _answered(
 
 def _again(retry: Retry, attempt: int, attempts_max: int, age_ms: int, limits: Limits) -> Retry | Dead:
     if attempt >= attempts_max:
-        return Dead(f"{retry.reason} (attempt {attempt}, the last)", retry.status)
+        return Dead(f"{retry.reason} (attempt {attempt}, the last)", retry.status, retry.breaks)
     if age_ms >= limits.give_up_ms:
-        return Dead(limits.given_up(retry.reason), retry.status)
+        return Dead(limits.given_up(retry.reason), retry.status, retry.breaks)
     return retry

@@ -34,6 +34,9 @@ class Circuit:
         permanent: Whether the remote said that it wants no association with us (A-ASSOCIATE-RJ, permanent).
         last_error: Of an association, never of an instance: no patient's data.
         last_error_at: When that was; 0 for never.
+        breaks: How many of the failures were associations that an instance broke, each another one, since the
+            remote last answered for an instance.
+        answered_at: When it first answered for an instance after such a break; 0 for never.
     """
 
     destination: str
@@ -44,6 +47,8 @@ class Circuit:
     permanent: bool = False
     last_error: str = ""
     last_error_at: int = 0
+    breaks: int = 0
+    answered_at: int = 0
 
 
 _ONE: Final = select(circuits).where(circuits.c.destination == bindparam("of"))
@@ -55,7 +60,7 @@ _INSERT: Final = {
 _CLOSE: Final = (
     update(circuits)
     .where(circuits.c.destination == bindparam("of"))
-    .values(state=CircuitState.CLOSED.value, failures=0, opened_at=0, probe_at=0, permanent=False)
+    .values(state=CircuitState.CLOSED.value, failures=0, breaks=0, opened_at=0, probe_at=0, permanent=False)
 )
 
 

@@ -8,6 +8,7 @@ from sqlalchemy import (
     Select,
     and_,
     bindparam,
+    case,
     exists,
     func,
     null,
@@ -20,22 +21,32 @@ from sqlalchemy import (
 from ingest.ledger.database import Database
 from ingest.ledger.progress import count_delivered
 from ingest.ledger.rows import Delivery, DeliveryResult, DeliveryRow, DeliveryState
-from ingest.ledger.schema import deliveries, instances
+from ingest.ledger.schema import SUSPECT, deliveries, instances
 from ingest.ledger.variants import drop_superseded, without_superseded
 
-# In each of these states `next_at` says from when on a row may be taken.
 WINDOW: Final = 512
 """How far into the backlog a worker looks for series that no other worker has in hand."""
 
+CAREFUL_WINDOW: Final = 8192
+"""How far it looks for series without a suspect, after an association broke."""
+
+SUSPECTS_LOOKED_AT: Final = 64
+
+RETRIES_SHARE: Final = 8
+"""One in so many places of a batch is for what is tried again, however much was not tried yet."""
+
+# In each of these states `next_at` says from when on a row may be taken.
 _OPEN: Final = (DeliveryState.WAITING.value, DeliveryState.RETRY.value, DeliveryState.SENDING.value)
 
-_DUE: Final = (
+_DUE_AT_ALL: Final = (
     select(
         deliveries.c.id,
         deliveries.c.instance_id,
         deliveries.c.destination,
         deliveries.c.attempts,
         deliveries.c.created_at,
+        deliveries.c.breaks,
+        deliveries.c.suspect_since,
         instances.c.store_key,
         instances.c.size,
         instances.c.data_set_offset,
@@ -56,6 +67,55 @@ _DUE: Final = (
     # PostgreSQL only: what another worker is leasing is passed over. SQLite has one writer at a time.
     .with_for_update(skip_locked=True, of=deliveries)
 )
+_DUE: Final = _DUE_AT_ALL.where(deliveries.c.suspect_since == 0)
+# Of the part of the backlog that is looked at, what is of no series that has a suspect.
+_DUE_ELSEWHERE: Final = _DUE.where(
+    deliveries.c.id.in_(
+        select(deliveries.c.id)
+        .where(
+            deliveries.c.destination == bindparam("of"),
+            deliveries.c.state == DeliveryState.WAITING.value,
+            deliveries.c.next_at <= bindparam("now"),
+        )
+        .order_by(deliveries.c.next_at, deliveries.c.instance_id)
+        .limit(bindparam("window"))
+    ),
+    instances.c.series_uid.not_in(bindparam("series", expanding=True)),
+)
+_SUSPECTS: Final = _DUE_AT_ALL.where(SUSPECT)
+_SUSPECT_SERIES: Final = (
+    select(instances.c.series_uid)
+    .distinct()
+    .join(deliveries, instances.c.id == deliveries.c.instance_id)
+    .where(
+        deliveries.c.destination == bindparam("of"),
+        deliveries.c.state.in_((DeliveryState.RETRY.value, DeliveryState.SENDING.value)),
+        SUSPECT,
+    )
+)
+_IN_OTHER_HANDS: Final = (
+    select(deliveries.c.id)
+    .where(
+        deliveries.c.destination == bindparam("of"),
+        deliveries.c.state == DeliveryState.SENDING.value,
+        deliveries.c.next_at > bindparam("now"),
+        deliveries.c.lease_owner != bindparam("owner"),
+    )
+    .limit(1)
+)
+_SUSPECT_IN_OTHER_HANDS: Final = _IN_OTHER_HANDS.where(SUSPECT)
+_FIRST_UNTRIED: Final = (
+    select(deliveries.c.id)
+    .where(
+        deliveries.c.destination == bindparam("of"),
+        deliveries.c.state == DeliveryState.WAITING.value,
+        deliveries.c.next_at <= bindparam("now"),
+    )
+    .limit(1)
+)
+_FIRST_SUSPECT: Final = select(func.min(deliveries.c.next_at)).where(
+    deliveries.c.destination == bindparam("of"), deliveries.c.state == DeliveryState.RETRY.value, SUSPECT
+)
 # Series of which another worker has instances on their way: what follows in them waits for those.
 _BUSY_SERIES: Final = (
     select(instances.c.series_uid)
@@ -66,6 +126,8 @@ _BUSY_SERIES: Final = (
         deliveries.c.state == DeliveryState.SENDING.value,
         deliveries.c.next_at > bindparam("now"),
         deliveries.c.lease_owner != bindparam("owner"),
+        # A suspect is out of its turn: what follows it goes on.
+        deliveries.c.suspect_since == 0,
     )
 )
 # PostgreSQL: two workers that lease of one destination would each not see what the other one takes.
@@ -98,7 +160,10 @@ _RELEASE: Final = (
     update(deliveries)
     .where(_OURS)
     .values(
-        state=DeliveryState.WAITING.value,
+        # A suspect that was not attempted is a suspect still.
+        state=case(
+            (deliveries.c.suspect_since > 0, DeliveryState.RETRY.value), else_=DeliveryState.WAITING.value
+        ),
         attempts=deliveries.c.attempts - 1,
         next_at=0,
         lease_owner=null(),
@@ -119,6 +184,8 @@ _FINISH: Final = (
         lease_until=null(),
         last_status=bindparam("status"),
         last_error=bindparam("error"),
+        breaks=bindparam("broken"),
+        suspect_since=bindparam("since"),
         updated_at=bindparam("now"),
     )
 )
@@ -184,6 +251,7 @@ _EXPIRE: Final = (
     .values(
         state=DeliveryState.DEAD.value,
         next_at=0,
+        suspect_since=0,
         last_error=bindparam("error"),
         updated_at=bindparam("now"),
     )
@@ -194,9 +262,19 @@ class Deliveries(Database):
     """Leases deliveries and keeps what became of them."""
 
     def lease(  # noqa: PLR0917 - each is a number of its own
-        self, destination: str, owner: str, limit: int, now_ms: int, lease_ms: int, workers: int = 1
+        self,
+        destination: str,
+        owner: str,
+        limit: int,
+        now_ms: int,
+        lease_ms: int,
+        workers: int = 1,
+        *,
+        careful: bool = False,
     ) -> list[Delivery]:
         """Take what is due: waiting, to be tried again by now, or leased by somebody whose time is over.
+
+        A suspect is not among it: see `lease_suspect`.
 
         Args:
             destination: Its name.
@@ -205,21 +283,79 @@ class Deliveries(Database):
             now_ms: The time, in Unix milliseconds.
             lease_ms: How long nobody else will take them, in milliseconds.
             workers: How many lease of this destination at a time: some series are left for the others.
+            careful: Whether series that have a suspect come last: one instance broke an association, and
+                those that are like it may as well.
 
         Returns:
-            Them in the order in which their instances were recorded; attempts count this one. Of
-            a series of which another owner has leased instances there are none: its order is kept.
+            Those that were not tried yet, then those that are tried again, each in the order in which their
+            instances were recorded; attempts count this one. Of a series of which another owner has
+            leased instances there are none: its order is kept.
 
         Raises:
             LedgerError: The ledger is away.
         """
-        until = now_ms + lease_ms
+        asked = {"of": destination, "owner": owner, "now": now_ms}
         with self.write() as connection:
-            rows = self._due(connection, destination, owner, now_ms, limit, workers)
-            if rows:
-                ids = [row["id"] for row in rows]
-                connection.execute(_LEASE, {"ids": ids, "owner": owner, "until": until, "now": now_ms})
-        return [Delivery(**{**row, "attempts": row["attempts"] + 1, "lease_until": until}) for row in rows]
+            rows = self._due(connection, asked, limit, workers, careful=careful)
+            return _taken(connection, rows, asked, now_ms + lease_ms)
+
+    def lease_suspect(
+        self, destination: str, owner: str, now_ms: int, lease_ms: int, patience_ms: int
+    ) -> Delivery | None:
+        """Take one instance that is suspected of breaking associations, and is to be tried again by now.
+
+        One at a time is in hand, of all workers: the blame for what happens is then certain. The one that
+        broke the fewest comes first, since it was perhaps only in company.
+
+        Args:
+            destination: Its name.
+            owner: Who takes it.
+            now_ms: The time, in Unix milliseconds.
+            lease_ms: How long nobody else will take it, in milliseconds.
+            patience_ms: While others have instances in hand it waits for so long after its time: a remote
+                that it brings down takes those along.
+
+        Raises:
+            LedgerError: The ledger is away.
+        """
+        asked = {"of": destination, "owner": owner, "now": now_ms}
+        with self.write() as connection:
+            if self.dialect == "postgresql":
+                connection.execute(_ONE_AT_A_TIME, {"of": destination})
+            if connection.execute(_SUSPECT_IN_OTHER_HANDS, asked).first() is not None:
+                return None
+            are_busy = connection.execute(_IN_OTHER_HANDS, asked).first() is not None
+            by = now_ms - patience_ms if are_busy else now_ms
+            rows = [
+                row
+                for state in (DeliveryState.RETRY.value, DeliveryState.SENDING.value)
+                for row in self._rows(
+                    connection, _SUSPECTS, state, SUSPECTS_LOOKED_AT, {**asked, "now": by}, set()
+                )
+            ]
+            rows.sort(key=lambda row: (row["breaks"], row["instance_id"]))
+            found = _taken(connection, rows[:1], asked, now_ms + lease_ms)
+        return found[0] if found else None
+
+    def suspect_due(self, destination: str) -> int | None:
+        """From when on the first suspect may be tried again; None where there is none.
+
+        Raises:
+            LedgerError: The ledger is away.
+        """
+        with self.read() as connection:
+            at: int | None = connection.execute(_FIRST_SUSPECT, {"of": destination}).scalar()
+        return at
+
+    def has_untried(self, destination: str, now_ms: int) -> bool:
+        """Whether something waits that was not tried yet, and that nobody has in hand.
+
+        Raises:
+            LedgerError: The ledger is away.
+        """
+        with self.read() as connection:
+            asked = {"of": destination, "now": now_ms}
+            return connection.execute(_FIRST_UNTRIED, asked).first() is not None
 
     def renew(self, ids: Sequence[int], owner: str, now_ms: int, lease_ms: int) -> set[int]:
         """Extend leases; returns the ids that are still the owner's. The others must not be sent any more.
@@ -252,6 +388,8 @@ class Deliveries(Database):
                 "at": result.next_at if result.state is DeliveryState.RETRY else 0,
                 "status": result.last_status,
                 "error": result.last_error or None,
+                "broken": result.breaks,
+                "since": result.suspect_since if result.state is DeliveryState.RETRY else 0,
                 "now": now_ms,
             }
             for result in results
@@ -327,22 +465,57 @@ class Deliveries(Database):
                 connection.execute(_EXPIRE, {"ids": ids, "error": reason, "now": now_ms})
         return len(ids)
 
-    def _due(  # noqa: PLR0917 - as lease
-        self, connection: Connection, destination: str, owner: str, now_ms: int, limit: int, workers: int
+    def _due(
+        self, connection: Connection, asked: dict[str, Any], limit: int, workers: int, *, careful: bool
     ) -> list[dict[str, Any]]:
         if self.dialect == "postgresql":
-            connection.execute(_ONE_AT_A_TIME, {"of": destination})
-        asked = {"of": destination, "owner": owner, "now": now_ms}
+            connection.execute(_ONE_AT_A_TIME, {"of": asked["of"]})
         busy = set(connection.execute(_BUSY_SERIES, asked).scalars())
         window = WINDOW if busy or workers > 1 else limit
-        found: list[dict[str, Any]] = []
-        for state in _OPEN:
-            rows = connection.execute(_DUE, {**asked, "in_state": state, "at_most": window}).mappings()
-            free = [row for row in rows if row["series_uid"] not in busy]
-            found.extend(without_superseded(connection, destination, free, now_ms))
-        found.sort(key=lambda row: row["instance_id"])
+        found = {state: self._rows(connection, _DUE, state, window, asked, busy) for state in _OPEN}
+        # The lease of a worker that died: its rows keep their turn, unless that has happened to them before.
+        left = found[DeliveryState.SENDING.value]
+        fresh = found[DeliveryState.WAITING.value] + [row for row in left if row["attempts"] == 1]
+        again = found[DeliveryState.RETRY.value] + [row for row in left if row["attempts"] > 1]
+        if careful and fresh:
+            fresh = self._elsewhere(connection, window, asked, busy) or fresh
+        for rows in (fresh, again):
+            rows.sort(key=lambda row: int(row["instance_id"]))
         if workers > 1:
-            series = list(dict.fromkeys(row["series_uid"] for row in found))
+            series = list(dict.fromkeys(row["series_uid"] for row in fresh + again))
             share = set(series[: -(-len(series) // workers)])
-            found = [row for row in found if row["series_uid"] in share]
-        return found[:limit]
+            fresh, again = ([row for row in rows if row["series_uid"] in share] for rows in (fresh, again))
+        # A backlog must not keep for ever what is tried again from its turn.
+        room = limit - min(len(again), limit // RETRIES_SHARE)
+        batch = fresh[:room]
+        return batch + again[: limit - len(batch)]
+
+    def _elsewhere(
+        self, connection: Connection, window: int, asked: dict[str, Any], busy: set[str]
+    ) -> list[dict[str, Any]]:
+        """What waits and is of no series that has a suspect."""
+        series = list(connection.execute(_SUSPECT_SERIES, asked).scalars())
+        asked = {**asked, "series": series, "window": CAREFUL_WINDOW}
+        return self._rows(connection, _DUE_ELSEWHERE, DeliveryState.WAITING.value, window, asked, busy)
+
+    @staticmethod
+    def _rows(  # noqa: PLR0917 - as lease
+        connection: Connection,
+        query: Select[Any],
+        state: str,
+        at_most: int,
+        asked: dict[str, Any],
+        busy: set[str],
+    ) -> list[dict[str, Any]]:
+        rows = connection.execute(query, {**asked, "in_state": state, "at_most": at_most}).mappings()
+        free = [row for row in rows if row["series_uid"] not in busy]
+        return without_superseded(connection, asked["of"], free, asked["now"])
+
+
+def _taken(
+    connection: Connection, rows: list[dict[str, Any]], asked: dict[str, Any], until: int
+) -> list[Delivery]:
+    """Lease these rows, in the transaction that has found them."""
+    if rows:
+        connection.execute(_LEASE, {**asked, "ids": [row["id"] for row in rows], "until": until})
+    return [Delivery(**{**row, "attempts": row["attempts"] + 1, "lease_until": until}) for row in rows]

@@ -118,6 +118,8 @@ class Delivery:
         attempts: How often it was leased, this time included.
         lease_until: When others may take it.
         created_at: Since when it is owed.
+        breaks: Associations that ended with this instance in hand.
+        suspect_since: Since when it is suspected of breaking them, in Unix milliseconds; 0 where it is not.
         store_key, size, data_set_offset: Of the instance's file.
     """
 
@@ -127,6 +129,8 @@ class Delivery:
     attempts: int
     lease_until: int
     created_at: int
+    breaks: int
+    suspect_since: int
     store_key: str
     size: int
     data_set_offset: int
@@ -147,6 +151,7 @@ class DeliveryResult:
         last_error: Why it failed, in words, or empty.
         next_at: When to try again; 0 unless `state` is RETRY.
         size: Bytes that went to the remote, for its throughput.
+        breaks, suspect_since: As in `Delivery`, from now on.
     """
 
     id: int
@@ -156,6 +161,8 @@ class DeliveryResult:
     last_error: str = ""
     next_at: int = 0
     size: int = 0
+    breaks: int = 0
+    suspect_since: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -174,6 +181,8 @@ class DeliveryRow:
     last_error: str | None
     created_at: int
     updated_at: int
+    breaks: int
+    suspect_since: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,7 @@ from sqlalchemy import (
     text,
 )
 
-SCHEMA_VERSION: Final = "0006"
+SCHEMA_VERSION: Final = "0007"
 """The revision in ingest/migrations that made the tables below."""
 
 # SQLite hands out row ids of its own only for a primary key that is declared INTEGER.
@@ -28,6 +28,7 @@ _STORED = text("state = 'stored'")
 IS_VARIANT: Final = text("state = 'variant'")
 # Not the bare column: SQLite would go by the index of states, and read the rows.
 KEPT: Final = text("state || '' in ('stored', 'variant')")
+SUSPECT: Final = text("suspect_since > 0")
 HAS_FILE: Final = text("state not in ('replaced', 'removing', 'removed')")
 
 instances = Table(
@@ -98,9 +99,22 @@ deliveries = Table(
     Column("last_error", Text),
     Column("created_at", BigInteger, nullable=False),
     Column("updated_at", BigInteger, nullable=False),
+    # Associations that ended with this instance in hand, and since when it is a suspect; 0: it is none.
+    Column("breaks", Integer, nullable=False, server_default="0"),
+    Column("suspect_since", BigInteger, nullable=False, server_default="0"),
     UniqueConstraint("instance_id", "destination", name="deliveries_instance_destination"),
     # Equality on the first two and the order of the rest is how a lease reads, whatever the backlog.
     Index("deliveries_due", "destination", "state", "next_at", "instance_id"),
+    # Suspects go last and alone: they are few, and are found without a look at the others.
+    Index(
+        "deliveries_suspects",
+        "destination",
+        "state",
+        "next_at",
+        "instance_id",
+        sqlite_where=SUSPECT,
+        postgresql_where=SUSPECT,
+    ),
 )
 
 # What workers share of a destination as a whole; one that never failed has no row.
@@ -115,6 +129,8 @@ circuits = Table(
     Column("permanent", Boolean, nullable=False),
     Column("last_error", Text, nullable=False),
     Column("last_error_at", BigInteger, nullable=False),
+    Column("breaks", Integer, nullable=False, server_default="0"),
+    Column("answered_at", BigInteger, nullable=False, server_default="0"),
 )
 
 # What was delivered in each of the last minutes, for people who ask for a rate.

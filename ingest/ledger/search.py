@@ -125,6 +125,8 @@ class Search(Database):
             "state": DeliveryState.WAITING.value,
             "attempts": 0,
             "next_at": 0,
+            "breaks": 0,
+            "suspect_since": 0,
             "last_status": None,
             "last_error": None,
             # The age after which it is given up starts anew, too.
@@ -141,6 +143,7 @@ class Search(Database):
         values = {
             "state": DeliveryState.DROPPED.value,
             "next_at": 0,
+            "suspect_since": 0,
             "last_error": reason,
             "updated_at": now_ms,
         }

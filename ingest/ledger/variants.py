@@ -54,6 +54,7 @@ _DROP: Final = update(deliveries).values(
     next_at=0,
     lease_owner=None,
     lease_until=None,
+    suspect_since=0,
     last_error=bindparam("why"),
     updated_at=bindparam("now"),
 )

@@ -244,7 +244,10 @@ class Connection:
         self._say(
             wire.encode_associate_ac(
                 wire.AssociateAccept(
-                    called_ae=request.called_ae, calling_ae=request.calling_ae, contexts=tuple(results)
+                    called_ae=request.called_ae,
+                    calling_ae=request.calling_ae,
+                    contexts=tuple(results),
+                    async_operations=request.async_operations,
                 )
             )
         )
@@ -256,6 +259,9 @@ class Connection:
             return
         assert isinstance(request, dimse.StoreRequest)
         fault = self._remote.draw("stores", STORE_FAULTS)
+        if number_of(request.sop_instance_uid) in (self._remote.mode("poison") or ()):
+            fault = self._remote.mode("poison_fault")
+            self._remote.write("fault", fault)
         if fault == "abort at command":
             self._say(wire.encode_abort(2, 0), end=True)
         if fault == "hang up at command":
@@ -271,6 +277,8 @@ class Connection:
         remote, uid, data = self._remote, request.sop_instance_uid, event.data
         assert data is not None
         remote.write("received", uid)
+        if fault == "crash":
+            os._exit(1)
         if fault == "abort at data":
             self._say(wire.encode_abort(0), end=True)
         if fault == "stall at answer":
@@ -313,11 +321,13 @@ def _end_with_the_test() -> None:
 
 # --- in the process of the test
 
+Mode = float | str | list[int]
+
 
 class FaultyRemote:
     """The remote as a test has it: started, told what to do, killed, started again on the same port."""
 
-    def __init__(self, folder: Path, tls: TLS, *, seed: int = 1, **mode: float | str) -> None:
+    def __init__(self, folder: Path, tls: TLS, *, seed: int = 1, **mode: Mode) -> None:
         """Prepare.
 
         Args:
@@ -325,7 +335,8 @@ class FaultyRemote:
             tls: Its certificate, and whom it trusts.
             seed: Of chance.
             mode: `connections` and `stores`: share of them that breaks; `permanent`: whether every
-                association is rejected for good; `always`: the one thing that happens, "succeed" or a fault.
+                association is rejected for good; `always`: the one thing that happens, "succeed" or a fault;
+                `poison`: numbers of instances with which `poison_fault` happens, which may be "crash".
         """
         folder.mkdir(parents=True)
         self.port = free_port()
@@ -348,7 +359,7 @@ class FaultyRemote:
         """What it has seen so far."""
         return Record.read(self._folder / "record")
 
-    def tell(self, **mode: float | str) -> None:
+    def tell(self, **mode: Mode) -> None:
         """Change what it does, from the next connection or C-STORE on."""
         self._mode.update(mode)
         new = self._folder / "new"
@@ -372,6 +383,10 @@ class FaultyRemote:
         self._process.stdin.write(json.dumps(settings).encode() + b"\n")
         self._process.stdin.flush()
         wait_for(self._listens, what="the remote")
+
+    def crashed(self) -> bool:
+        """Whether its process has ended by itself."""
+        return self._process is not None and self._process.poll() is not None
 
     def kill(self) -> None:
         if self._process is not None:

@@ -39,6 +39,7 @@ def failed(found: Circuit, trouble: Trouble, times: int = 1) -> Circuit:
         (Trouble.BROKEN, 2, CircuitState.CLOSED, None),
         (Trouble.BROKEN, 3, CircuitState.OPEN, 2_000),
         (Trouble.BROKEN, 4, CircuitState.OPEN, 4_000),
+        (Trouble.BROKEN, 50, CircuitState.OPEN, circuit.BROKEN_PAUSE_MILLISECONDS),
         (Trouble.REFUSED, 1, CircuitState.OPEN, 300_000),
     ],
 )
@@ -62,9 +63,44 @@ def test_open_one_waits_is_probed_by_one_and_closes_when_the_remote_is_there() -
     assert circuit.stance(claimed, opened.probe_at + 500) is Stance.PROBE  # who has died
     closed = circuit.reached(claimed)
     assert circuit.stance(closed, 0) is Stance.GO
-    # A remote that takes associations and breaks each is not asked as often as a sound one.
+    # It was away; that one instance breaks an association says nothing.
+    assert failed(closed, Trouble.BROKEN).state is CircuitState.CLOSED
+
+
+def test_remote_that_breaks_each_association_is_not_asked_as_often_as_a_sound_one() -> None:
+    opened = failed(CLOSED, Trouble.BROKEN, 3)
+    closed = circuit.reached(circuit.claimed(opened, opened.probe_at, 500))
+    assert (closed.state, closed.failures, closed.breaks) == (CircuitState.CLOSED, 3, 3)
     assert failed(closed, Trouble.BROKEN).state is CircuitState.OPEN
-    assert failed(circuit.answered(closed), Trouble.BROKEN).state is CircuitState.CLOSED
+    answered = circuit.answered(closed, NOW)
+    assert (answered.failures, answered.breaks, answered.answered_at) == (0, 0, NOW)
+    assert failed(answered, Trouble.BROKEN).state is CircuitState.CLOSED
+
+
+def test_while_others_wait_more_instances_may_break_theirs() -> None:
+    found = CLOSED
+    for breaks in range(1, circuit.BREAKS_MAX):
+        found = circuit.failed(found, Failure(Trouble.BROKEN, "why", NOW, others_wait=True), LIMITS, most)
+        assert (found.state, found.breaks) == (CircuitState.CLOSED, breaks)
+    # A C-ECHO that fails as well tells that it is the remote.
+    assert failed(found, Trouble.UNREACHABLE).state is CircuitState.OPEN
+    found = circuit.failed(found, Failure(Trouble.BROKEN, "why", NOW, others_wait=True), LIMITS, most)
+    assert (found.state, found.probe_at) == (CircuitState.OPEN, NOW + 2_000)
+
+
+def test_suspect_opens_nothing_however_often_it_breaks_an_association() -> None:
+    found = CLOSED
+    for _ in range(20):
+        found = circuit.failed(found, Failure(Trouble.BROKEN, "why", NOW, is_suspect=True), LIMITS, most)
+    assert (found.state, found.breaks, found.probe_at) == (CircuitState.CLOSED, 1, 0)
+    assert not circuit.is_cleared(found, NOW)
+    assert circuit.is_cleared(circuit.answered(found, NOW + 1), NOW)
+    # Nothing but suspects is left, and nothing got through: it may be the remote.
+    opened = failed(CLOSED, Trouble.BROKEN, 3)
+    again = circuit.failed(
+        circuit.reached(opened), Failure(Trouble.BROKEN, "why", NOW, is_suspect=True), LIMITS, most
+    )
+    assert (again.state, again.probe_at) == (CircuitState.OPEN, NOW + 4_000)
 
 
 def test_probe_that_fails_keeps_it_open_since_the_first_time() -> None:

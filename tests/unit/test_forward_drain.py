@@ -276,7 +276,9 @@ def test_instance_that_makes_the_remote_abort_is_tried_later_and_the_rest_goes_o
     assert "aborted" in str(row.last_error)
 
 
-def test_remote_that_aborts_every_time_is_left_alone_after_three_associations(plain: Forwarding) -> None:
+def test_remote_that_aborts_every_time_is_left_alone_after_three_associations_and_an_echo(
+    plain: Forwarding,
+) -> None:
     def script(peer: Conversation) -> None:
         peer.accept()
         peer.read_command()
@@ -287,8 +289,9 @@ def test_remote_that_aborts_every_time_is_left_alone_after_three_associations(pl
         plain.many(20)
         drain_once(plain)
         drain_once(plain)
-        assert peer.connections == 3
+        assert peer.connections == 4
     assert plain.states() == {"retry": 3, "waiting": 17}
+    assert plain.ledger.circuit("pacs").state == "open"
     assert plain.row("1.2.3.9").attempts == 0
 
 

@@ -2,11 +2,14 @@
 
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from sqlalchemy import event
 
 from ingest.ledger import Delivery, DeliveryResult, DeliveryState, Ledger
+from ingest.ledger.search import Filter
 from tests.ledgers import row
 
 
@@ -109,12 +112,88 @@ def test_destinations_are_due_apart(ledger: Ledger) -> None:
     assert ledger.next_due("nobody") is None
 
 
-def test_retried_deliveries_and_new_ones_share_a_lease(ledger: Ledger) -> None:
+def test_what_was_never_tried_comes_before_what_is_tried_again(ledger: Ledger) -> None:
     ledger.record([row(number) for number in range(6)])
     first = ledger.lease("pacs", "me", 2, 0, 100)
     ledger.finish("pacs", [result(delivery, DeliveryState.RETRY, next_at=50) for delivery in first], 10)
-    leased = ledger.lease("pacs", "me", 4, 60, 100)
-    assert [delivery.sop_instance_uid for delivery in leased] == ["1.2.0", "1.2.1", "1.2.2", "1.2.3"]
+    leased = ledger.lease("pacs", "me", 5, 60, 100)
+    assert [delivery.sop_instance_uid for delivery in leased] == ["1.2.2", "1.2.3", "1.2.4", "1.2.5", "1.2.0"]
+
+
+def test_backlog_leaves_room_in_each_batch_for_what_is_tried_again(ledger: Ledger) -> None:
+    ledger.record([row(number) for number in range(100)])
+    first = ledger.lease("pacs", "me", 40, 0, 100)
+    ledger.finish("pacs", [result(delivery, DeliveryState.RETRY, next_at=50) for delivery in first], 10)
+    leased = ledger.lease("pacs", "me", 16, 60, 100)
+    numbers = [*range(40, 54), 0, 1]
+    assert [delivery.sop_instance_uid for delivery in leased] == [f"1.2.{number}" for number in numbers]
+
+
+def suspect(ledger: Ledger, *leased: Delivery, at: int = 50, owner: str = "me") -> None:
+    """Have these break an association: suspects, to be tried again at a time."""
+    results = [
+        replace(result(each, DeliveryState.RETRY, owner, at), breaks=each.breaks + 1, suspect_since=9)
+        for each in leased
+    ]
+    ledger.finish("pacs", results, 10)
+
+
+def test_suspect_is_leased_by_itself_the_one_that_broke_fewest_first(ledger: Ledger) -> None:
+    ledger.record([row(number) for number in range(4)])
+    suspect(ledger, *ledger.lease("pacs", "me", 2, 0, 100))
+    assert [each.sop_instance_uid for each in ledger.lease("pacs", "me", 9, 60, 100)] == ["1.2.2", "1.2.3"]
+    assert ledger.lease_suspect("pacs", "me", 49, 100, 0) is None
+    first = ledger.lease_suspect("pacs", "me", 60, 100, 0)
+    assert first is not None
+    assert (first.sop_instance_uid, first.breaks, first.suspect_since) == ("1.2.0", 1, 9)
+    suspect(ledger, first)
+    second = ledger.lease_suspect("pacs", "me", 61, 100, 0)
+    assert second is not None
+    assert second.sop_instance_uid == "1.2.1"
+
+
+def test_suspect_waits_while_others_send_but_not_for_ever(ledger: Ledger) -> None:
+    ledger.record([row(number, series_uid=str(number)) for number in range(4)])
+    suspect(ledger, *ledger.lease("pacs", "me", 2, 0, 100))
+    assert len(ledger.lease("pacs", "you", 1, 60, 1000)) == 1
+    assert ledger.lease_suspect("pacs", "me", 149, 100, 100) is None
+    assert ledger.lease_suspect("pacs", "me", 150, 100, 100) is not None
+    # One at a time, of all workers; unless its worker has died.
+    assert ledger.lease_suspect("pacs", "you", 151, 100, 0) is None
+    assert ledger.lease_suspect("pacs", "you", 1150, 100, 0) is not None
+
+
+def test_suspect_in_hand_keeps_nobody_from_its_series(ledger: Ledger) -> None:
+    ledger.record([row(number, series_uid="1") for number in range(3)])
+    suspect(ledger, *ledger.lease("pacs", "me", 1, 0, 100))
+    assert ledger.lease_suspect("pacs", "me", 60, 1000, 0) is not None
+    assert len(ledger.lease("pacs", "you", 9, 70, 100)) == 2
+
+
+def test_suspect_that_was_not_attempted_or_was_sent_again_by_a_person(ledger: Ledger) -> None:
+    ledger.record([row(1)])
+    [leased] = ledger.lease("pacs", "me", 1, 0, 100)
+    suspect(ledger, leased)
+    taken = ledger.lease_suspect("pacs", "me", 60, 100, 0)
+    assert taken is not None
+    ledger.release([taken.id], "me")
+    assert ledger.lease("pacs", "me", 9, 61, 100) == []
+    again = ledger.lease_suspect("pacs", "me", 61, 100, 0)
+    assert again is not None
+    assert again.attempts == 2
+    ledger.finish("pacs", [result(again, DeliveryState.DEAD)], 62)
+    assert ledger.send_again(Filter(), 63) == {"pacs": 1}
+    [fresh] = ledger.lease("pacs", "me", 9, 64, 100)
+    assert (fresh.breaks, fresh.suspect_since) == (0, 0)
+
+
+def test_careful_lease_takes_other_series_first(ledger: Ledger) -> None:
+    ledger.record([row(number, series_uid="1" if number < 700 else "2") for number in range(702)])
+    suspect(ledger, *ledger.lease("pacs", "me", 1, 0, 100), at=10**9)
+    careful = ledger.lease("pacs", "me", 4, 60, 100, careful=True)
+    assert [each.sop_instance_uid for each in careful] == ["1.2.700", "1.2.701"]
+    # Where there are only such series, they come as always.
+    assert ledger.lease("pacs", "me", 1, 61, 100, careful=True)[0].sop_instance_uid == "1.2.1"
 
 
 def test_parallel_workers_lease_every_delivery_once(ledger: Ledger, url: str) -> None:
@@ -158,6 +237,42 @@ def test_lease_reads_an_index_and_not_the_backlog(tmp_path: Path) -> None:
     assert "deliveries_due" in text
     assert "SCAN" not in text
     assert "TEMP B-TREE" not in text
+
+
+@pytest.mark.parametrize("suspects", [0, 5000])
+def test_leases_cost_the_same_behind_a_backlog_of_suspects(tmp_path: Path, suspects: int) -> None:
+    """Each statement of a lease goes by an index, with as many suspects as a week of breaks leaves."""
+    ledger = Ledger(f"sqlite:///{tmp_path}/ledger.db")
+    ledger.migrate()
+    ledger.record([row(number, series_uid=str(number % 50)) for number in range(suspects + 20)])
+    with ledger.write() as connection:
+        connection.exec_driver_sql(
+            "UPDATE deliveries SET state = 'retry', breaks = 1, suspect_since = 1, next_at = 1 WHERE id <= ?",
+            (suspects,),
+        )
+    statements: list[tuple[str, object]] = []
+
+    @event.listens_for(ledger._engine, "before_cursor_execute")
+    def note(*arguments: object) -> None:
+        statements.append((str(arguments[2]), arguments[3]))
+
+    ledger.lease("pacs", "me", 4, 60, 100, careful=True)
+    ledger.lease_suspect("pacs", "me", 60, 100, 1000)
+    ledger.suspect_due("pacs")
+    ledger.has_untried("pacs", 60)
+    event.remove(ledger._engine, "before_cursor_execute", note)
+    plans = {}
+    with ledger.read() as connection:
+        for statement, parameters in statements:
+            if "deliveries" in statement:
+                explained = connection.exec_driver_sql("EXPLAIN QUERY PLAN " + statement, parameters)
+                plans[statement] = [str(step[-1]) for step in explained]
+    ledger.close()
+    assert len(plans) > 6
+    scanned = {text: plan for text, plan in plans.items() if any(step == "SCAN deliveries" for step in plan)}
+    assert scanned == {}
+    # Suspects are found by their own index.
+    assert any("deliveries_suspects" in step for plan in plans.values() for step in plan)
 
 
 def test_of_a_series_that_somebody_has_in_hand_nobody_else_leases(ledger: Ledger) -> None:

@@ -7,6 +7,7 @@ import pytest
 from ingest.config.model import Destination
 from ingest.dicom.statuses import StatusPattern, StatusRules
 from workers.retry import (
+    BREAKS_MAX,
     FEW_ATTEMPTS,
     Answered,
     Broken,
@@ -100,8 +101,23 @@ def test_what_no_attempt_can_mend_is_dead_at_once(outcome: NotAccepted | Unreada
 
 
 def test_broken_association_counts_as_an_attempt() -> None:
-    assert decide(Broken("reset"), 1, YOUNG, LIMITS, most) == Retry(2_000, "reset")
-    assert decide(Broken("reset"), 20, YOUNG, LIMITS, most) == Dead("reset (attempt 20, the last)")
+    assert decide(Broken("reset"), 1, YOUNG, LIMITS, most) == Retry(2_000, "reset", breaks=1)
+    assert decide(Broken("reset"), 20, YOUNG, LIMITS, most) == Dead("reset (attempt 20, the last)", breaks=1)
+
+
+def test_pause_of_one_that_breaks_associations_is_four_times_as_long_each_time() -> None:
+    pauses = [decide(Broken("reset", breaks), 1, YOUNG, LIMITS, most).after_ms for breaks in (1, 2, 3, 4, 5)]
+    assert pauses == [2_000, 8_000, 32_000, 128_000, 300_000]
+
+
+def test_one_that_breaks_associations_is_dead_sooner_where_others_get_through() -> None:
+    others = Broken("reset", BREAKS_MAX, others_pass=True)
+    assert decide(others, BREAKS_MAX, YOUNG, LIMITS, most) == Dead(
+        f"reset (broke {BREAKS_MAX} associations while others were answered for)", breaks=BREAKS_MAX
+    )
+    assert isinstance(decide(replace(others, breaks=BREAKS_MAX - 1), 9, YOUNG, LIMITS, most), Retry)
+    # Where nobody gets through, the remote may be to blame.
+    assert isinstance(decide(replace(others, others_pass=False), 19, YOUNG, LIMITS, most), Retry)
 
 
 def test_what_was_negotiated_in_company_is_negotiated_once_more_alone() -> None:
