@@ -12,6 +12,7 @@ import click
 from ingest.cli_base import FAULTS, Commands, config_option, load_config
 from ingest.cli_certs import certs
 from ingest.cli_config import import_orthanc
+from ingest.cli_deliver import deliver
 from ingest.cli_ledger import dry_run_option, filter_of, filter_options, require_one
 from ingest.cli_options import remote_options, tls_of
 from ingest.cli_retention import retention
@@ -139,7 +140,7 @@ def status(path: Path, as_json: bool, watch: float | None) -> None:
     click.get_current_context().exit(status_command(load_config(path), as_json=as_json, watch=watch))
 
 
-for command in (*STORE_COMMANDS, retention):
+for command in (*STORE_COMMANDS, retention, deliver):
     main.add_command(command)
 
 

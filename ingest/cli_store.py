@@ -50,6 +50,10 @@ def _all_of(*options: Callable[[_F], _F]) -> Callable[[_F], _F]:
     return decorate
 
 
+which_option = _all_of(_study, _series, _sop, _calling, _since, _until)
+"""Options that say which instances are meant, as `InstanceFilter` names them."""
+
+
 def _filter_of(options: dict[str, Any]) -> "InstanceFilter":
     from ingest.ledger import InstanceState
     from ingest.ledger.browse import InstanceFilter

@@ -1,5 +1,6 @@
 """The ledger as one object."""
 
+from ingest.ledger.backfill import Backfill
 from ingest.ledger.browse import Browse
 from ingest.ledger.circuits import Circuits
 from ingest.ledger.deliveries import Deliveries
@@ -11,7 +12,9 @@ from ingest.ledger.retention import Retention
 from ingest.ledger.search import Search
 
 
-class Ledger(Instances, Deliveries, Circuits, ProgressReport, Search, Browse, Quarantine, Retention):
+class Ledger(
+    Instances, Deliveries, Circuits, ProgressReport, Search, Browse, Backfill, Quarantine, Retention
+):
     """Instances and deliveries in SQLite (WAL, synchronous FULL) or PostgreSQL.
 
     Make one for each process, after the fork. `migrate` once at the start, then every method may be called

@@ -89,7 +89,14 @@ _OF_STUDY: Final = and_(
 )
 _CANDIDATES: Final = select(*_LEAVING).where(_OF_STUDY).order_by(instances.c.id).limit(bindparam("at_most"))
 _THEIR_DELIVERIES: Final = deliveries.c.instance_id.in_(bindparam("ids", expanding=True))
-# PostgreSQL only: whoever is about to send one of them again is waited for, and seen by the statement after.
+# PostgreSQL only: whoever is about to deliver one of them, again or at all, is waited for, and seen by the
+# statement after.
+_LOCK_INSTANCES: Final = (
+    select(instances.c.id)
+    .where(instances.c.id.in_(bindparam("ids", expanding=True)))
+    .order_by(instances.c.id)
+    .with_for_update()
+)
 _LOCK_DELIVERIES: Final = (
     select(deliveries.c.id).where(_THEIR_DELIVERIES).order_by(deliveries.c.id).with_for_update()
 )
@@ -232,6 +239,8 @@ class Retention(Database):
     def _mark(self, connection: Connection, ids: list[int], now_ms: int, *, only_delivered: bool) -> set[Any]:
         if not ids:
             return set()
+        if self.dialect == "postgresql":
+            connection.execute(_LOCK_INSTANCES, {"ids": ids})
         if not only_delivered:
             connection.execute(_DROP, {"ids": ids, "now": now_ms})
         elif self.dialect == "postgresql":

@@ -29,6 +29,7 @@ COMMANDS = (
         ["deliveries"],
         ["retry"],
         ["drop"],
+        ["deliver"],
     ),
     *(
         ["send"],
