@@ -25,6 +25,10 @@ AT_ONCE: Final = 16
 # Of a destination's key, what is at fault, and the remedy; both may use the fields of the destination.
 _REMEDIES: Final[dict[Cause, tuple[str, str]]] = {
     Cause.UNKNOWN_HOST: ("host", "correct the name, or enter it in the resolver of this machine"),
+    Cause.NO_NAME_SERVER: (
+        "host",
+        "see why this machine's name servers do not answer, or write an address instead of the name",
+    ),
     Cause.REFUSED: ("port", "start the remote, or correct host and port"),
     Cause.UNREACHABLE: ("host", "correct host and port, or let firewalls pass port {port}"),
     Cause.NOT_TLS: ("tls", "set tls = false for this destination, or name the port where the remote has TLS"),

@@ -69,6 +69,7 @@ class Cause(Enum):
     """Why there is no association, as far as it can be told from this side."""
 
     UNKNOWN_HOST = "the name has no address"
+    NO_NAME_SERVER = "no name server answers"
     REFUSED = "nobody listens"
     UNREACHABLE = "no answer from the network"
     NOT_TLS = "the remote speaks no TLS on this port"

@@ -10,6 +10,7 @@ nodes one database of it.
 import contextlib
 import hashlib
 import os
+import socket
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -23,6 +24,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from ingest.config.model import Config
+from ingest.dialer import dial
 
 GROUP: Final = "persist"
 """The consumer group of the persist workers, on every stream."""
@@ -43,6 +45,9 @@ KiB."""
 
 VALUE_BYTES_MAX: Final = 1024
 """The longest of our strings, an owner's name, has less."""
+
+CONNECT_SECONDS: Final = 10.0
+"""Where a client has no deadline of its own."""
 
 log = structlog.get_logger()
 
@@ -162,11 +167,38 @@ def connect(config: Config, *, timeout: float = 10.0) -> redis.Redis:
     It does not try again by itself: its callers do, since they must notice a Redis that was emptied
     meanwhile.
     """
+    return client_of(url(config), timeout=timeout)
+
+
+def client_of(address: str, *, timeout: float) -> redis.Redis:
+    """As `connect`, for the URL of a Redis.
+
+    Raises:
+        ValueError: The URL cannot be read.
+        TypeError: One of its parameters is unknown.
+    """
+    kinds = {"redis": _Connection, "rediss": _TLSConnection}
+    kind = kinds.get(address.partition("://")[0].lower())
     return redis.Redis.from_url(
-        url(config),
+        address,
         socket_timeout=timeout,
         socket_connect_timeout=timeout,
         retry=Retry(NoBackoff(), 0),
         health_check_interval=0,
         parser_class=BoundedParser,
+        **({"connection_class": kind} if kind else {}),
     )
+
+
+class _Connection(redis.connection.Connection):
+    """TCP to Redis, with a deadline for the lookup of its name too, which redis-py has not."""
+
+    def _connect(self) -> socket.socket:
+        connected = dial(self.host, self.port, self.socket_connect_timeout or CONNECT_SECONDS)
+        connected.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        connected.settimeout(self.socket_timeout)
+        return connected
+
+
+class _TLSConnection(redis.connection.SSLConnection, _Connection):
+    """The same below TLS: `SSLConnection._connect` wraps what the next class gives."""

@@ -6,7 +6,6 @@ turn (`on_tick`): a forward worker renews its leases there, also while one large
 
 import contextlib
 import fcntl
-import os
 import select
 import socket
 import ssl
@@ -15,12 +14,12 @@ import termios
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final, Self
+from typing import Self
 
 from ingest import explain
+from ingest.dialer import dial
 from ingest.errors import AssociationError, Cause
-
-TICK_SECONDS: Final = 0.5
+from ingest.resolver import TICK_SECONDS, ResolverAwayError, no_tick
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,10 +48,6 @@ class Remote:
         return f"{self.called_ae} at {self.host}:{self.port}"
 
 
-def no_tick() -> None:
-    """For owners that have nothing to do while they wait."""
-
-
 class Transport:
     """One connection to a remote. Raises `AssociationError` for everything that the network or TLS does.
 
@@ -64,7 +59,7 @@ class Transport:
     """
 
     def __init__(self, remote: Remote, sock: socket.socket, on_tick: Callable[[], None] = no_tick) -> None:
-        """Take over a socket that is not yet connected."""
+        """Take over a connected socket that does not block."""
         self.remote = remote
         self.stall_seconds = 60.0
         self.mid_send = False
@@ -80,34 +75,14 @@ class Transport:
 
     @classmethod
     def connect(cls, remote: Remote, seconds: float, on_tick: Callable[[], None] = no_tick) -> Self:
-        """Connect to one of the remote's addresses and shake hands, both within `seconds`.
+        """Look the remote's name up, connect to one of its addresses and shake hands, all within `seconds`.
 
         Raises:
-            AssociationError: No address answered, or TLS failed; names the verify message or the alert.
+            AssociationError: No name server or no address answered, or TLS failed; names the verify message
+                or the alert.
         """
         deadline = time.monotonic() + seconds
-        try:
-            found = socket.getaddrinfo(remote.host, remote.port, type=socket.SOCK_STREAM)
-        except (OSError, UnicodeError) as error:
-            said = f"{remote}: the name cannot be resolved: {error}"
-            raise AssociationError(said, cause=Cause.UNKNOWN_HOST) from error
-        failure: AssociationError | None = None
-        for index, (family, kind, protocol, _, address) in enumerate(found):
-            # The addresses that are left share the time that is left.
-            share = (deadline - time.monotonic()) / (len(found) - index)
-            sock = socket.socket(family, kind, protocol)
-            transport = cls(remote, sock, on_tick)
-            try:
-                transport._connect(address, time.monotonic() + share)
-                break
-            except AssociationError as error:
-                failure = error
-                sock.close()
-            except BaseException:
-                sock.close()
-                raise
-        else:
-            raise failure or AssociationError(f"{remote}: the name has no address")
+        transport = cls(remote, _dialed(remote, seconds, on_tick), on_tick)
         try:
             transport._handshake(deadline)
         except BaseException:
@@ -223,21 +198,6 @@ class Transport:
                 self._tls.unwrap()
         self._socket.close()
 
-    def _connect(self, address: object, deadline: float) -> None:
-        sock = self._socket
-        sock.setblocking(False)
-        # C-STORE is request and answer: a last short segment must not wait for an acknowledgement.
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        try:
-            with contextlib.suppress(BlockingIOError):
-                sock.connect(address)  # type: ignore[arg-type]  # as getaddrinfo gave it
-            self._wait(select.POLLOUT, deadline, "does not take the connection", cause=Cause.UNREACHABLE)
-        except OSError as error:
-            raise self._failed(error) from error
-        error_number = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
-        if error_number:
-            raise self._failed(OSError(error_number, os.strerror(error_number)))
-
     def _handshake(self, deadline: float) -> None:
         if self.remote.tls is None:
             self.hint = "; does its port expect TLS?"
@@ -306,3 +266,23 @@ class Transport:
             f"{self.remote}: {explain.failed(error, shaking=shaking)}{hint}",
             cause=explain.cause_of(error, shaking=shaking, anonymous=self.remote.anonymous),
         )
+
+
+def _dialed(remote: Remote, seconds: float, on_tick: Callable[[], None]) -> socket.socket:
+    cause: Cause | None = Cause.UNREACHABLE
+    try:
+        return dial(remote.host, remote.port, seconds, on_tick)
+    except ResolverAwayError as error:
+        cause, said = Cause.NO_NAME_SERVER, f"the name cannot be resolved: {error}"
+    except socket.gaierror as error:
+        away = error.errno in {socket.EAI_AGAIN, socket.EAI_FAIL}
+        cause = Cause.NO_NAME_SERVER if away else Cause.UNKNOWN_HOST
+        said = f"the name cannot be resolved: {error}"
+    except TimeoutError:
+        said = "the remote does not take the connection"
+    except OSError as error:
+        cause, said = (
+            explain.cause_of(error, shaking=False, anonymous=remote.anonymous),
+            explain.failed(error),
+        )
+    raise AssociationError(f"{remote}: {said}", cause=cause)

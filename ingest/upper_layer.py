@@ -15,7 +15,8 @@ from ingest.dicom import requestor, wire
 from ingest.dicom.responses import Operation, Operations, Response
 from ingest.dicom.states import Action, Event, State
 from ingest.errors import AssociationError, Cause, PeerError
-from ingest.transport import Remote, Transport, no_tick
+from ingest.resolver import no_tick
+from ingest.transport import Remote, Transport
 
 CONTEXTS_MAX: Final = 128
 """PS3.8 Table 9-13: presentation context IDs are the odd numbers from 1 to 255."""

@@ -53,11 +53,15 @@ class Forwarding:
 
     def add(self, port: int, name: str = "pacs", **settings: object) -> Destination:
         """Another destination on this host."""
-        defaults = {"linger_seconds": 0.1, "response_seconds": 5.0, "retry_first_seconds": 0.2}
+        defaults = {
+            "host": "127.0.0.1",
+            "linger_seconds": 0.1,
+            "response_seconds": 5.0,
+            "retry_first_seconds": 0.2,
+        }
         destination = Destination(
             name=name,
             ae_title=AE_TITLE,
-            host="127.0.0.1",
             port=port,
             tls="node" if self.tls else False,
             **(defaults | settings),  # type: ignore[arg-type]

@@ -146,16 +146,11 @@ def _queue(config: Config) -> Iterator[Fault]:
 
 def _redis(url: str) -> Iterator[Fault]:
     import redis  # noqa: PLC0415 - the configuration is read by commands that need none
-    from redis.backoff import NoBackoff  # noqa: PLC0415
-    from redis.retry import Retry  # noqa: PLC0415
+
+    from ingest.queue import client_of  # noqa: PLC0415
 
     try:
-        client = redis.Redis.from_url(
-            url,
-            socket_timeout=PROBE_SECONDS,
-            socket_connect_timeout=PROBE_SECONDS,
-            retry=Retry(NoBackoff(), 0),
-        )
+        client = client_of(url, timeout=PROBE_SECONDS)
     except (ValueError, TypeError):  # of which no word is quoted: it may be the password
         yield Fault("queue.url", f"{masked(url)} is not understood", "correct it")
         return
@@ -199,6 +194,8 @@ def _is_local(url: str) -> bool:
 def _ledger(config: Config) -> Iterator[Fault]:
     import sqlalchemy  # noqa: PLC0415 - slow to import, and only needed here
 
+    from ingest.ledger.hosts import resolve_hosts  # noqa: PLC0415
+
     try:
         url = sqlalchemy.make_url(config.ledger_url)
     except (ValueError, sqlalchemy.exc.ArgumentError):  # of which no word is quoted: it may be the password
@@ -217,6 +214,7 @@ def _ledger(config: Config) -> Iterator[Fault]:
     probe = "SELECT count(*) FROM sqlite_master" if url.get_backend_name() == "sqlite" else "SELECT 1"
     try:
         engine = sqlalchemy.create_engine(url, poolclass=sqlalchemy.NullPool, connect_args=options)
+        resolve_hosts(engine)
         with engine.connect() as connection:
             connection.execute(sqlalchemy.text(probe))
     except ImportError as error:

@@ -15,6 +15,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from ingest.config.show import masked
 from ingest.errors import LedgerError
+from ingest.ledger.hosts import resolve_hosts
 from ingest.ledger.schema import SCHEMA_VERSION
 
 BUSY_MILLISECONDS: Final = 10_000
@@ -218,7 +219,9 @@ def _engine(url: sqlalchemy.URL) -> Engine:
     if url.get_backend_name() != "sqlite":
         waits = {key: value for key, value in _POSTGRESQL_WAITS.items() if key not in url.query}
         # A connection that died while idle is replaced instead of failing a batch.
-        return sqlalchemy.create_engine(url, connect_args=waits, pool_pre_ping=True, hide_parameters=True)
+        engine = sqlalchemy.create_engine(url, connect_args=waits, pool_pre_ping=True, hide_parameters=True)
+        resolve_hosts(engine)
+        return engine
     timeout = {"timeout": BUSY_MILLISECONDS / 1000}
     # The values of a statement that fails are no matter of logs.
     engine = sqlalchemy.create_engine(url, connect_args=timeout, hide_parameters=True)

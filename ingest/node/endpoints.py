@@ -10,8 +10,12 @@ from typing import Final
 
 from ingest.config.model import Config
 from ingest.errors import BootError
+from ingest.resolver import RESOLVER
 
 BACKLOG: Final = 1024
+LOOKUP_SECONDS: Final = 10.0
+"""How long the name of a listener's host may take to be looked up."""
+
 BIND_SECONDS: Final = 3.0
 """A node that was killed a moment ago may hold its port until its children have ended."""
 
@@ -84,9 +88,7 @@ def _take_over(held: list[Endpoint], host: str, port: int) -> socket.socket | No
 
 def _listen(host: str, port: int) -> socket.socket:
     try:
-        family, kind, protocol, _, address = socket.getaddrinfo(
-            host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
+        family, kind, protocol, _, address = RESOLVER.resolve(host, port, LOOKUP_SECONDS)[0]
     except OSError as error:
         raise BootError(f"[[listeners]] host {host!r} is not an address of this machine: {error}") from error
     deadline = time.monotonic() + BIND_SECONDS
