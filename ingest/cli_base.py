@@ -2,6 +2,7 @@
 
 # ruff: noqa: PLC0415 - as in ingest.cli: --help starts fast
 
+import errno
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -45,6 +46,11 @@ class Commands(click.Group):
             ctx.exit(CANNOT_BOOT)
         except IngestError as error:
             _say_faults([str(error)])
+            ctx.exit(FAULTS)
+        except OSError as error:
+            if error.errno == errno.EPIPE:
+                raise  # click ends in silence
+            _say_faults([f"{error.filename}: {error.strerror}" if error.filename else str(error)])
             ctx.exit(FAULTS)
 
 

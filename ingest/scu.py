@@ -12,7 +12,7 @@ from typing import Final
 from ext.encode import DataSetEncoder, encode_p_data
 from ingest.dicom import dimse, uids
 from ingest.dicom.responses import Operation, Response
-from ingest.errors import AssociationError, StoreError
+from ingest.errors import AssociationError, StoreAwayError, StoreError
 from ingest.transport import Remote
 from ingest.upper_layer import CONTEXTS_MAX, Context, Timeouts, UpperLayer
 
@@ -65,7 +65,8 @@ class Association(UpperLayer):
 
         Raises:
             AssociationError: The association ended; nothing is known about what has no answer yet.
-            StoreError: The file could not be read. Where that happened half-way, the association was aborted.
+            StoreError: The file could not be read; StoreAwayError where that says nothing of the file. Where
+                it happened half-way, the association was aborted.
             LookupError: The remote accepted no such context; ask `accepted` first.
             ValueError: As many operations as the remote takes are without an answer: `collect` first.
         """
@@ -163,7 +164,9 @@ def _fragments(encoder: DataSetEncoder, sop_instance: str) -> Iterator[memoryvie
         while fragments := encoder.fill():
             yield fragments
     except OSError as error:
-        raise StoreError(f"{sop_instance}: its file cannot be read: {error}") from error
+        # With a number it is the system's: a disk, a mount. Without one the file itself is too short.
+        kind = StoreError if error.errno is None else StoreAwayError
+        raise kind(f"{sop_instance}: its file cannot be read: {error}") from error
 
 
 def _chain(first: memoryview, rest: Iterator[memoryview]) -> Iterator[memoryview]:

@@ -18,6 +18,7 @@ from ingest.errors import PeerError, SpoolError
 from ingest.queue import data_key
 from ingest.spool import segment
 from ingest.spool.reference import Reference
+from workers.blame import OF_THE_NAME
 from workers.store import FileStore, Source
 
 WINDOW: Final = 16 << 10
@@ -116,6 +117,10 @@ def open_spooled(reference: Reference, spool_dir: Path, *, synced: bool) -> Iter
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
     except FileNotFoundError:
         raise GoneError(f"{path} is not there") from None
+    except OSError as error:
+        if error.errno in OF_THE_NAME:
+            raise SpoolError(f"{path} is no file of the spool: {error.strerror}") from error
+        raise
     try:
         yield Arrival(reference, Source.of(path, fd, synced=synced), os.fstat(fd).st_mtime_ns // 1_000_000)
     finally:
@@ -195,6 +200,8 @@ def open_in_segment(reference: Reference, segments: OpenSegments, store: FileSto
     record, data = segments.read(reference)
     with store.temporary() as (path, fd):
         store.append(fd, data)
+        # This frame lives for as long as the batch does: nothing of the data set may stay in it.
+        del data
         yield Arrival(reference, Source.of(path, fd, synced=False), record.received_ms)
 
 

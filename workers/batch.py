@@ -1,6 +1,7 @@
 """One batch of references: opened, identified, placed, recorded, and let go of in the spool."""
 
 import contextlib
+import errno
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -25,14 +26,16 @@ from workers.arrival import (
     spool_ref,
     spooled_path,
 )
+from workers.blame import is_ours
 from workers.inbox import Entry
 from workers.ledger import PatientLedger
 from workers.patience import StoppedError
-from workers.placement import Placer, Placing
-from workers.store import FileStore
+from workers.placement import Placer, Placing, was_refused
+from workers.store import FileStore, Source
+from workers.trial import Trial, try_to_read
 
 DELIVERIES_MAX: Final = 5
-"""An entry that was delivered more often, and did not fail for want of a disk, is set aside."""
+"""An entry that was delivered more often, without trouble of ours, gets one last try, alone."""
 
 CONTESTED_MAX: Final = 3
 """How often an instance is placed in one batch, while other workers store the same SOP instance UID."""
@@ -47,10 +50,10 @@ class Results:
     Attributes:
         done: May be taken off the queue.
         lost: Likewise, but nothing is kept of them: their listeners must not let go of the files.
-        away: Could not be kept for want of a disk; to be tried again, without blame.
+        away: Could not be kept for trouble of ours; to be tried again, without blame.
         failed: Failed for another reason, which is the value.
         wake: Destinations that something is due for now.
-        error: Why the store is away, if it is.
+        error: What trouble that is, if there is any.
     """
 
     done: list[Entry] = field(default_factory=list)
@@ -58,7 +61,7 @@ class Results:
     away: list[Entry] = field(default_factory=list)
     failed: dict[str, str] = field(default_factory=dict)
     wake: dict[str, None] = field(default_factory=dict)
-    error: StoreAwayError | None = None
+    error: Exception | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +76,6 @@ class Tools:
         store: Where those go first, and what lies in segments.
         placer: Decides and places.
         ledger: Records; waits while the ledger is away.
-        pending: Why an entry failed before, by its id.
         enough: Tells when what was placed so far should be recorded before going on.
         current: Told which entry is being worked on.
         stopping: Whether to leave the rest of the batch on the queue.
@@ -86,7 +88,6 @@ class Tools:
     store: FileStore
     placer: Placer
     ledger: PatientLedger
-    pending: dict[str, str]
     enough: Callable[[], bool]
     current: Callable[[Entry | None], None]
     stopping: Callable[[], bool]
@@ -94,12 +95,18 @@ class Tools:
 
 @dataclass(slots=True)
 class Opened:
-    """An entry whose file is open, and how often it was placed."""
+    """An entry whose file is open.
+
+    Attributes:
+        placed: How often it was placed.
+        given_up: Whether it was set aside because it fails again and again.
+    """
 
     entry: Entry
     arrival: Arrival
     facts: Facts
     placed: int = 0
+    given_up: bool = False
 
 
 class Work:
@@ -110,6 +117,7 @@ class Work:
         self._tools = tools
         self._placed: list[Opened] = []
         self._refused: list[tuple[NewInstance, Outcome]] = []
+        self._unwritten: list[tuple[Opened, Exception]] = []
         self._segments = OpenSegments(tools.spool_dir)
 
     def persist(self, entries: Sequence[Entry]) -> None:
@@ -148,6 +156,7 @@ class Work:
                 self._unusable(entry, error)
             except Exception as error:
                 self._failed(entry, error)
+            self._tools.enough()
         self._tools.current(None)
         if gone:
             self._report_gone(gone)
@@ -174,7 +183,10 @@ class Work:
         tools, reference = self._tools, entry.reference
         if reference.carrier == "redis":
             return open_carried(reference, tools.client, tools.store, entry.added_at)
-        if reference.spool != tools.spool():
+        spool = tools.spool()
+        if spool is None:
+            raise FileNotFoundError(errno.ENOENT, "the spool is not there; mount it", str(tools.spool_dir))
+        if reference.spool != spool:
             raise SpoolError(
                 f"{reference.where} lies in the spool {reference.spool}, which is not {tools.spool_dir}; "
                 'share one [receive] spool_dir, or set [queue] carrier = "redis"'
@@ -184,33 +196,66 @@ class Work:
         return open_spooled(reference, tools.spool_dir, synced=tools.synced)
 
     def _identified(self, entry: Entry, arrival: Arrival) -> Facts:
-        if entry.deliveries > DELIVERIES_MAX:
-            # Nothing of it is read any more: reading may be what kills.
-            last = self._tools.pending.get(entry.id, "its worker died each time")
-            return _blank(arrival, f"not persisted in {entry.deliveries - 1} attempts: {last}")
-        try:
-            return identify(arrival.source, self._tools.placer.router.tags)
-        except PeerError as error:
-            return _unreadable(arrival, str(error))
+        """What the file says; for an entry that failed often, after a trial in a process of its own.
+
+        Raises:
+            OSError: The disk is failing, or there cannot be another process now.
+        """
+        if entry.deliveries <= DELIVERIES_MAX:
+            return self._read(entry, arrival)
+        trial = try_to_read(arrival.source.fd, self._tools.placer.router.tags, self._tools.enough)
+        last = trial.fault or "its worker died each time"
+        if not trial.fault and entry.deliveries == DELIVERIES_MAX + 1:
+            try:
+                return self._read(entry, arrival)
+            except Exception as error:
+                if is_ours(error):
+                    raise
+                last = f"{type(error).__name__}: {error}"
+        return _told(arrival, trial, _why(entry, last))
+
+    def _read(self, entry: Entry, arrival: Arrival) -> Facts:
+        source, tags = arrival.source, self._tools.placer.router.tags
+        facts = _facts(source, tags)
+        if facts.conflict and not was_refused(entry.reference):
+            # It was sound when it was acknowledged. Read it once more, from the disk.
+            os.posix_fadvise(source.fd, 0, 0, os.POSIX_FADV_DONTNEED)
+            facts = _facts(source, tags)
+        return facts
 
     def _place(self, placing: Placing, one: Opened) -> None:
         self._tools.current(one.entry)
         try:
             if one.placed == CONTESTED_MAX:
-                raise StoreError("other workers store the same SOP instance UID again and again")
+                raise StoreAwayError("other workers store the same SOP instance UID again and again")
             one.placed += 1
             placing.place(one.arrival, one.facts)
             self._placed.append(one)
         except Exception as error:
-            self._failed(one.entry, error)
+            self._placing_failed(placing, one, error)
         finally:
             self._tools.current(None)
+
+    def _placing_failed(self, placing: Placing, one: Opened, error: Exception) -> None:
+        """Set an entry aside whose last try this was; it lies in quarantine then, with its UIDs."""
+        if is_ours(error) or isinstance(error, StoppedError) or one.entry.deliveries <= DELIVERIES_MAX:
+            self._failed(one.entry, error)
+            return
+        try:
+            if one.given_up:
+                raise error
+            one.given_up = True
+            reason = _why(one.entry, f"{type(error).__name__}: {error}")
+            placing.set_aside(one.arrival, one.facts, reason)
+            self._placed.append(one)
+        except Exception as last:
+            self._failed(one.entry, last)
 
     def _failed(self, entry: Entry, error: Exception) -> None:
         """Keep one entry's failure from the others; what concerns all of them goes on upwards."""
         if isinstance(error, redis.RedisError | StoppedError):
             raise error
-        if isinstance(error, StoreAwayError):
+        if is_ours(error):
             self.results.away.append(entry)
             self.results.error = error
             return
@@ -232,7 +277,7 @@ class Work:
             self._placed.clear()
             raise
         self._refused.clear()
-        self._write(placing.rows)
+        self._write(placing, placing.rows)
         again = placing.contested(self._refused)
         try:
             placing.recorded()
@@ -246,8 +291,11 @@ class Work:
                 self.results.done.append(one.entry)
         for one in contested:
             self._place(placing, one)
+        unwritten, self._unwritten = self._unwritten, []
+        for one, why in unwritten:
+            self._placing_failed(placing, one, why)
 
-    def _write(self, rows: Sequence[NewInstance]) -> None:
+    def _write(self, placing: Placing, rows: Sequence[NewInstance]) -> None:
         """All rows at once; one by one where the ledger refuses some, so that these keep back no others."""
         try:
             outcomes = self._tools.ledger.record(rows)
@@ -256,12 +304,11 @@ class Work:
         except Exception as error:
             if len(rows) > 1:
                 for row in list(rows):
-                    self._write([row])
+                    self._write(placing, [row])
                 return
             refused = [one for one in self._placed if one.arrival.spool_ref == rows[0].spool_ref]
             self._placed = [one for one in self._placed if one not in refused]
-            for one in refused:
-                self._failed(one.entry, error)
+            self._unwritten += [(one, error) for one in refused]
             return
         for row, outcome in zip(rows, outcomes, strict=True):
             if outcome is Outcome.RECORDED:
@@ -298,16 +345,33 @@ class Work:
             (self.results.done if kept else self.results.lost).append(entry)
 
 
-def _blank(arrival: Arrival, conflict: str) -> Facts:
-    return Facts("", "", "", "", "", "", "", "", arrival.source.size, 0, conflict)
+def _facts(source: Source, tags: Sequence[int]) -> Facts:
+    """What a file says; where it cannot be read, what can be said of it."""
+    try:
+        return identify(source, tags)
+    except PeerError as error:
+        return _unreadable(source, str(error))
 
 
-def _unreadable(arrival: Arrival, reason: str) -> Facts:
+def _blank(source: Source, conflict: str) -> Facts:
+    return Facts("", "", "", "", "", "", "", "", source.size, 0, conflict)
+
+
+def _why(entry: Entry, last: str) -> str:
+    return f"not persisted in {entry.deliveries} attempts: {last}"
+
+
+def _told(arrival: Arrival, trial: Trial, conflict: str) -> Facts:
+    """What a trial has said of a file that is set aside."""
+    return replace(_blank(arrival.source, conflict), **{**trial.said, "size": arrival.source.size})
+
+
+def _unreadable(source: Source, reason: str) -> Facts:
     """What can be said of a file whose data set cannot be read."""
     try:
-        meta, offset = read_file_meta(arrival.source.fd)
+        meta, offset = read_file_meta(source.fd)
     except PeerError:
-        return _blank(arrival, reason)
+        return _blank(source, reason)
     return Facts(
         sop_instance_uid=meta.sop_instance_uid,
         sop_class_uid=meta.sop_class_uid,
@@ -317,7 +381,7 @@ def _unreadable(arrival: Arrival, reason: str) -> Facts:
         calling_ae=meta.calling_ae,
         called_ae=meta.called_ae,
         source=meta.source_address or "",
-        size=arrival.source.size,
+        size=source.size,
         data_set_offset=offset,
         conflict=reason,
     )

@@ -206,7 +206,11 @@ class Drain:
             association = self._associated(row, waiting)
             if association is None:
                 return
-            outcome = self._submit(association, row)
+            try:
+                outcome = self._submit(association, row)
+            except StoreAwayError as error:
+                self._store_away(association, error)
+                break
             if outcome is not None:
                 self._conclude(row, outcome, waiting)
             elif len(self._flying) >= association.window:
@@ -215,17 +219,19 @@ class Drain:
         self._land(waiting)
 
     def _submit(self, association: Association, row: Delivery) -> Outcome | None:
-        """Send one instance; what became of it where no answer is to be waited for."""
+        """Send one instance; what became of it where no answer is to be waited for.
+
+        Raises:
+            StoreAwayError: The store is away, or its disk is failing.
+        """
         context = _context(row)
         if association.accepted(*context) is None:
             alone = context in self._refused or len(association.proposed) == 1
             return NotAccepted(f"no context accepted for {context[0]} in {context[1]}", alone)
         try:
             fd = self._file(row)
-        except StoreAwayError as error:
-            log.warning("store_away", error=str(error))
-            self._hold_ms = pause_ms(1, self._limits, self._tools.rng)
-            return None
+        except StoreAwayError:
+            raise
         except StoreError as error:
             return Unreadable(str(error))
         try:
@@ -240,6 +246,8 @@ class Drain:
         except AssociationError as error:
             self._broken(str(error), row)
             return None
+        except StoreAwayError:
+            raise
         except StoreError as error:
             if not association.alive:
                 self._lose()
@@ -249,12 +257,27 @@ class Drain:
         self._flying[number] = row
         return None
 
+    def _store_away(self, association: Association, error: StoreAwayError) -> None:
+        """Stop for a while: trouble of our disk counts against no delivery, nor against the remote.
+
+        What had no answer when an association ended so is given back, and sent once more.
+        """
+        log.warning("store_away", error=str(error), remedy="deliveries wait; see to the store's disk")
+        self._hold_ms = pause_ms(1, self._limits, self._tools.rng)
+        if not association.alive:
+            self._flying = {}
+
     def _file(self, row: Delivery) -> int:
         try:
             fd = self._tools.store.open(row.store_key)
         except FileNotFoundError:
             raise StoreError("its file is gone from the store") from None
-        if os.fstat(fd).st_size != row.size:
+        try:
+            size = os.fstat(fd).st_size
+        except OSError as error:
+            os.close(fd)
+            raise StoreAwayError(f"the store cannot give {row.store_key}: {error.strerror}") from error
+        if size != row.size:
             os.close(fd)
             raise StoreError("its file in the store is not the one that the ledger has")
         return fd

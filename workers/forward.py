@@ -104,7 +104,7 @@ class Forwarder:
         try:
             if Drain(self.tools, destination, self.remotes[name], self.name).run():
                 self.waker.wake(name)
-        except (redis.RedisError, IngestError) as error:
+        except (redis.RedisError, IngestError, OSError, MemoryError) as error:
             log.warning("drain_failed", destination=name, error=str(error))
             if isinstance(error, redis.RedisError):
                 mend_keys(self.client, self.keys(), error)

@@ -5,6 +5,7 @@ entries at its next start, those of others when nobody has touched them for a wh
 """
 
 import contextlib
+import os
 import resource
 import signal
 import threading
@@ -24,6 +25,7 @@ from ingest.queue import SPOOLS_KEY, connect, stream_key
 from ingest.spool.spool import spool_id
 from ingest.wake import Waker
 from workers.batch import Results, Tools, Work
+from workers.blame import is_ours, is_shortage
 from workers.inbox import Entry, Inbox
 from workers.layout import Layout
 from workers.ledger import PatientLedger
@@ -49,8 +51,10 @@ RECORD_SECONDS: Final = 2.0
 SUSPECT: Final = 2
 """What was delivered more often than this is worked on alone."""
 
-REMEMBERED_MAX: Final = 10_000
 NO_STREAM_SECONDS: Final = 0.2
+
+SPARE_DESCRIPTORS: Final = 16
+"""Descriptors that a batch leaves free: for what is compared, for connections that are made anew."""
 
 log = structlog.get_logger()
 
@@ -78,6 +82,11 @@ class Persister:
         self._queue_patience = Patience(stop, "queue_away", "what is received waits in the spool")
         self._spool_patience = Patience(stop, "spool_away", "mount it, or see [receive] spool_dir")
         self._store_patience = Patience(stop, "store_away", "what is received waits in the spool")
+        self._host_patience = Patience(
+            stop,
+            "persisting_fails",
+            "what is received waits in the spool; see to its disk, memory and limit of open files",
+        )
         try:
             self._layout, self._router = Layout(config.store.path), Router(config.routes)
             self._ledger = PatientLedger(
@@ -87,7 +96,7 @@ class Persister:
             )
         except (StoreError, LedgerError) as error:
             raise BootError(str(error)) from error
-        self._batch = CARRIED_BATCH if config.queue.carrier == "redis" else BATCH
+        self._batch = self._batch_max = CARRIED_BATCH if config.queue.carrier == "redis" else BATCH
         # What is still to be said to Redis; none of it is lost with a connection.
         self._done: list[Entry] = []
         self._lost: list[Entry] = []
@@ -95,7 +104,6 @@ class Persister:
         self._wake: dict[str, None] = {}
         self._in_hand: Sequence[Entry] = ()
         self._current: Entry | None = None
-        self._pending: dict[str, str] = {}
         self._touched_at = self._recorded_at = self._began_at = self._claim_at = self._fresh_at = 0.0
         self._own = True
 
@@ -123,7 +131,7 @@ class Persister:
             entries = self._next()
             self._queue_patience.worked()
             self._spool_patience.worked()
-            for share in _shares(entries, self._batch):
+            for share in _shares(entries, self._room()):
                 self._work(share)
                 if self._stop.is_set():
                     return
@@ -133,6 +141,8 @@ class Persister:
             self._queue_patience.failed(error)
         except SpoolError as error:
             self._spool_patience.failed(error)
+        except (OSError, MemoryError) as error:
+            self._host_patience.failed(error)
 
     def _next(self) -> list[Entry]:
         """What to do next: what a former run left, what others left, what is new."""
@@ -156,42 +166,75 @@ class Persister:
             self._fresh_at = time.monotonic() + PACE_SECONDS
         return entries
 
+    def _room(self) -> int:
+        """How many entries a batch may have, for the descriptors that are left to this process."""
+        most, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        if most == resource.RLIM_INFINITY or most > 16 * BATCH:
+            return self._batch
+        free = most - len(os.listdir("/proc/self/fd")) - SPARE_DESCRIPTORS
+        # Each holds its file, and the folders that it goes to.
+        return max(1, min(self._batch, free // (2 + self._config.store.path.count("/"))))
+
     def _work(self, entries: Sequence[Entry]) -> None:
         self._in_hand = entries
         self._touched_at = self._recorded_at = self._began_at = time.monotonic()
         work = Work(self._tools)
+        alone: Sequence[Entry] = ()
         try:
             work.persist(entries)
-        except StoreError as error:
-            self._forgive += [entry for entry in entries if entry not in work.results.done]
-            self._store_patience.failed(error)
         except (redis.RedisError, StoppedError):
-            self._forgive += [entry for entry in entries if entry not in work.results.done]
+            self._forgive += _left(entries, work.results)
             raise
+        except Exception as error:
+            alone = self._broken_off(_left(entries, work.results), work.results, error)
         else:
-            self._judge(work.results)
+            self._judge(work.results, full=len(entries) >= self._room())
         finally:
             self._in_hand = ()
             self._take(work.results)
         self._settle()
+        for entry in alone:
+            self._work([entry])
+            if self._stop.is_set():
+                return
 
-    def _judge(self, results: Results) -> None:
-        """Wait a little where the store is full for some, so that the disk is not asked without end."""
+    def _broken_off(self, left: Sequence[Entry], results: Results, error: Exception) -> Sequence[Entry]:
+        """Judge a batch that broke off; returns what is to be tried again at once, each alone."""
+        if isinstance(error, StoreError) or is_ours(error):
+            self._forgive += left
+            self._wait_for(error)
+            return ()
+        if len(left) > 1:
+            log.error("batch_not_persisted", entries=len(left), exc_info=error)
+            return left
+        for entry in left:
+            results.failed[entry.id] = f"{type(error).__name__}: {error}"
+            log.error("not_persisted", where=entry.reference.where, attempt=entry.deliveries, exc_info=error)
+        return ()
+
+    def _judge(self, results: Results, *, full: bool) -> None:
+        """Wait a little where trouble kept some back, so that the disk is not asked without end."""
         self._forgive += results.away
         if results.error is not None:
-            self._store_patience.failed(results.error)
+            self._wait_for(results.error)
         elif results.done:
             self._store_patience.worked()
+            self._host_patience.worked()
+            if full:
+                self._batch = min(self._batch_max, 2 * self._batch)
+
+    def _wait_for(self, error: Exception) -> None:
+        """Wait a little; the next batches are smaller: they need less, and fail together with fewer."""
+        self._batch = max(1, self._batch // 2)
+        if is_shortage(error) or not isinstance(error, StoreError):
+            self._host_patience.failed(error)
+        else:
+            self._store_patience.failed(error)
 
     def _take(self, results: Results) -> None:
         self._done += results.done
         self._lost += results.lost
         self._wake.update(results.wake)
-        if len(self._pending) > REMEMBERED_MAX:
-            self._pending.clear()
-        self._pending.update(results.failed)
-        for entry in (*results.done, *results.lost):
-            self._pending.pop(entry.id, None)
 
     def _settle(self) -> None:
         """Tell Redis what is done, what is not to blame, and whom to wake.
@@ -274,7 +317,6 @@ class Persister:
             store=self._store,
             placer=placer,
             ledger=self._ledger,
-            pending=self._pending,
             enough=self._enough,
             current=self._set_current,
             stopping=self._hurried,
@@ -282,6 +324,12 @@ class Persister:
 
     def _set_current(self, entry: Entry | None) -> None:
         self._current = entry
+
+
+def _left(entries: Sequence[Entry], results: Results) -> list[Entry]:
+    """Those of a batch of which nothing is known that would let go of them."""
+    known = {entry.id for entry in (*results.done, *results.lost)} | results.failed.keys()
+    return [entry for entry in entries if entry.id not in known]
 
 
 def _shares(entries: Sequence[Entry], size: int) -> list[Sequence[Entry]]:

@@ -10,6 +10,7 @@ import structlog
 
 from ingest.dicom.routing import Router
 from ingest.ledger import Holdings, InstanceState, NewInstance, Outcome
+from ingest.spool.reference import Reference
 from workers.arrival import Arrival, Facts
 from workers.compare import content_digest, existing, same_bytes, same_file
 from workers.duplicates import Action, Policy, decide
@@ -26,6 +27,11 @@ _REFUSALS: Final = {
 }
 
 log = structlog.get_logger()
+
+
+def was_refused(reference: Reference) -> bool:
+    """Whether an instance was answered with a failure, and is only a copy for a person to look at."""
+    return _REFUSED.search(reference.where) is not None
 
 
 @dataclass(frozen=True, slots=True)

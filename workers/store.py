@@ -18,6 +18,7 @@ from typing import Final, Protocol
 from ingest.dicom.part10 import read_file_meta
 from ingest.errors import LedgerError, StoreAwayError, StoreError
 from ingest.filesystem import NO_LINK, clock_ns, mount_of
+from workers.blame import OF_THE_NAME
 from workers.folders import Folders
 from workers.incoming import FILE_MODE, Incoming, lock, stands_for
 from workers.layout import INCOMING, check_key
@@ -31,8 +32,6 @@ CLEAR_SECONDS: Final = 600.0
 # Another name for the same file cannot be had: no hard links, other file system, not allowed, or its first
 # name is gone, since another worker was quicker with it.
 _NO_LINK: Final = NO_LINK | {errno.EXDEV, errno.EACCES, errno.ENOENT}
-# These blame the name that was asked for; everything else blames the disk, and is over some day.
-_OF_THE_NAME: Final = frozenset({errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EISDIR})
 
 
 @dataclass(frozen=True, slots=True)
@@ -477,7 +476,7 @@ def _blame(error: OSError, key: str, root: Path) -> StoreError:
     number = error.errno or 0
     what = f"cannot keep {key}" if key else "cannot be used"
     cause = f"the store {root} {what}: {error.strerror} ({errno.errorcode.get(number, number)})"
-    if error.errno in _OF_THE_NAME:
+    if error.errno in OF_THE_NAME:
         return StoreError(cause)
     if error.errno in _UNSUPPORTED:
         lack = f"{mount_of(root)} lacks a call that is needed"

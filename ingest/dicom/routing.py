@@ -6,13 +6,16 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from pydicom.charset import convert_encodings, decode_bytes
 from pydicom.datadict import dictionary_VR, tag_for_keyword
 
-from ingest.config.model import Route
 from ingest.dicom.uids import EXPLICIT_BIG_ENDIAN, names_of
+
+if TYPE_CHECKING:
+    # The configuration imports this module, to check conditions.
+    from ingest.config.model import Route
 
 SPECIFIC_CHARACTER_SET: Final = 0x0008_0005
 
@@ -152,7 +155,7 @@ class Router:
         tags: The attributes that the routes look at; empty where they look at none.
     """
 
-    def __init__(self, routes: Sequence[Route]) -> None:
+    def __init__(self, routes: Sequence["Route"]) -> None:
         """Read them.
 
         Raises:
@@ -243,7 +246,7 @@ def _ask(
     return True, tuple(seen)
 
 
-def _name(number: int, route: Route) -> str:
+def _name(number: int, route: "Route") -> str:
     return route.name or f"routes[{number}]"
 
 

@@ -10,7 +10,15 @@ from typing import Any, Final
 
 import sqlalchemy
 from sqlalchemy import Connection, Engine, event, make_url
-from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError, NoSuchModuleError, OperationalError
+from sqlalchemy.exc import (
+    ArgumentError,
+    DataError,
+    DBAPIError,
+    IntegrityError,
+    NoSuchModuleError,
+    ProgrammingError,
+    StatementError,
+)
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from ingest.config.show import masked
@@ -36,6 +44,10 @@ URL go first."""
 
 _MIGRATION_LOCK: Final = 0x1D1C0
 """Key of PostgreSQL's advisory lock that one migrating process holds."""
+
+_SCHEMA_AWAY: Final = frozenset({"3F000", "42501", "42P01", "42703"})
+"""SQLSTATEs of programming errors that mean the tables are gone, are others, or are not ours to use:
+invalid schema name, insufficient privilege, undefined table, undefined column."""
 
 
 class Database:
@@ -72,11 +84,12 @@ class Database:
         Raises:
             LedgerError: The ledger is away.
         """
-        # SQLite would make the file, for whoever only asks: `ingest status` may be another user.
-        if self._file is not None and not self._file.exists():
-            raise LedgerError(f"the ledger {self.name} is not there; `ingest serve` makes it")
-        with self._errors(), self._engine.begin() as connection:
-            yield connection
+        with self._errors():
+            # SQLite would make the file, for whoever only asks: `ingest status` may be another user.
+            if self._file is not None and not self._file.exists():
+                raise LedgerError(f"the ledger {self.name} is not there; `ingest serve` makes it")
+            with self._engine.begin() as connection:
+                yield connection
 
     @contextlib.contextmanager
     def write(self) -> Iterator[Connection]:
@@ -113,8 +126,9 @@ class Database:
         Raises:
             LedgerError: The ledger is away.
         """
-        if self._file is not None and not self._file.exists():
-            return None
+        with self._errors():
+            if self._file is not None and not self._file.exists():
+                return None
         with self.read() as connection:
             return _version(connection)
 
@@ -192,18 +206,34 @@ class Database:
 
     @contextlib.contextmanager
     def _errors(self) -> Iterator[None]:
+        """Turn every error that is not about the statement or its values into `LedgerError`."""
         try:
             yield
-        except (OperationalError, InterfaceError) as error:
-            raise LedgerError(f"the ledger {self.name} cannot be used: {error.orig}") from error
         except PoolTimeoutError as error:
             raise LedgerError(f"the ledger {self.name} has no connection free") from error
-        except DBAPIError as error:
-            if error.connection_invalidated:
-                raise LedgerError(f"the ledger {self.name} closed the connection: {error.orig}") from error
-            if "connection option" in str(error.orig):  # of libpq, about a parameter of the URL
-                raise LedgerError(f"the ledger {self.name} cannot be used: {error.orig}") from error
-            raise
+        except StatementError as error:
+            if _blames_the_statement(error):
+                raise
+            raise LedgerError(f"the ledger {self.name} cannot be used: {error.orig}") from error
+        except (OSError, MemoryError) as error:
+            raise LedgerError(f"the ledger {self.name} cannot be used: {error!r}") from error
+
+
+def _blames_the_statement(error: StatementError) -> bool:
+    """Whether the statement or its values are wrong; otherwise the ledger is away, however it says so.
+
+    Read-only, malformed, locked, out of memory, disk failing, connection lost: all of that is over some day.
+    """
+    cause = error.orig
+    if not isinstance(error, DBAPIError):
+        # What Python raised while the statement was under way.
+        return not isinstance(cause, OSError | MemoryError)
+    if error.connection_invalidated:
+        return False
+    if isinstance(error, ProgrammingError):
+        of_a_url = "connection option" in str(cause)  # of libpq, about a parameter of the URL
+        return not (of_a_url or getattr(cause, "sqlstate", None) in _SCHEMA_AWAY)
+    return isinstance(error, IntegrityError | DataError)
 
 
 def _version(connection: Connection) -> str | None:

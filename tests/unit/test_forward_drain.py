@@ -1,6 +1,7 @@
 """One turn at one destination, with a real ledger, a real Valkey and real remotes."""
 
 import contextlib
+import os
 import threading
 import time
 from collections.abc import Iterator
@@ -29,6 +30,7 @@ from tests.peers import (
 from tests.servers import Valkey
 from workers import drain, leases
 from workers.forward import Forwarder
+from workers.store import FileStore
 from workers.turns import place_key
 
 CONTEXTS = [(CT, [EXPLICIT])]
@@ -169,6 +171,30 @@ def test_store_that_is_not_mounted_kills_no_delivery(forwarding: Forwarding, tls
         root.rmdir()
         elsewhere.rename(root)
         due_now(forwarding, [])
+        drain_once(forwarding)
+    assert forwarding.states() == {"delivered": 3}
+
+
+def test_disk_that_cannot_be_read_blames_no_delivery_and_no_remote(
+    forwarding: Forwarding, tls: TLS, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = FileStore.open
+
+    def failing(self: FileStore, key: str) -> int:
+        # Every read of this descriptor is an error of the system: EBADF.
+        return os.open(self.root / key, os.O_WRONLY) if key.endswith(".2.dcm") else real(self, key)
+
+    with PynetdicomRemote(CONTEXTS, tls) as scp:
+        forwarding.add(scp.port, max_attempts=2, async_operations=4)
+        sent = forwarding.many(3)
+        monkeypatch.setattr(FileStore, "open", failing)
+        for _ in range(4):
+            drain_once(forwarding)
+            due_now(forwarding, [])
+        assert {forwarding.row(one.sop).state for one in sent} <= {"delivered", "waiting"}
+        assert forwarding.row(sent[1].sop).attempts == 0
+        assert forwarding.ledger.circuit("pacs").failures == 0
+        monkeypatch.setattr(FileStore, "open", real)
         drain_once(forwarding)
     assert forwarding.states() == {"delivered": 3}
 
