@@ -19,6 +19,7 @@ from ingest.ledger import Delivery, Ledger
 from ingest.scu import Association, Context, Remote, Timeouts, plan, proposals
 from ingest.tls.identity import identity_of
 from ingest.tls.seen import Sightings
+from workers.blame import is_shortage
 from workers.breaker import Breaker
 from workers.circuit import Trouble
 from workers.leases import LeaseLostError, Leases, now_ms
@@ -30,6 +31,7 @@ from workers.retry import (
     NotAccepted,
     Outcome,
     Renegotiate,
+    Retry,
     Unreadable,
     decide,
     pause_ms,
@@ -45,6 +47,9 @@ POLL_SECONDS: Final = 0.02
 BLOCKED_SECONDS: Final = 0.2
 """How long who finds only series that others have in hand waits before looking again."""
 OTHERS_SECONDS: Final = 0.1
+
+ASIDE: Final = 4
+"""A file that cannot be read now waits as long as after so many attempts."""
 
 log = structlog.get_logger()
 
@@ -209,7 +214,7 @@ class Drain:
             try:
                 outcome = self._submit(association, row)
             except StoreAwayError as error:
-                self._store_away(association, error)
+                self._store_away(association, row, error)
                 break
             if outcome is not None:
                 self._conclude(row, outcome, waiting)
@@ -257,15 +262,19 @@ class Drain:
         self._flying[number] = row
         return None
 
-    def _store_away(self, association: Association, error: StoreAwayError) -> None:
+    def _store_away(self, association: Association, row: Delivery, error: StoreAwayError) -> None:
         """Stop for a while: trouble of our disk counts against no delivery, nor against the remote.
 
-        What had no answer when an association ended so is given back, and sent once more.
+        What had no answer when an association ended so is given back, and sent once more. Where the trouble
+        may be this file's alone, the others go before it next time.
         """
         log.warning("store_away", error=str(error), remedy="deliveries wait; see to the store's disk")
         self._hold_ms = pause_ms(1, self._limits, self._tools.rng)
         if not association.alive:
             self._flying = {}
+        if isinstance(error.__cause__, OSError) and not is_shortage(error):
+            later = pause_ms(ASIDE, self._limits, self._tools.rng)
+            self._leases.conclude(row, Retry(later, str(error), breaks=row.breaks, attempted=False))
 
     def _file(self, row: Delivery) -> int:
         try:

@@ -205,11 +205,11 @@ class Leases:
         self.rows = {number: row for number, row in self.rows.items() if number in kept}
 
     def _result(self, row: Delivery, decision: Decision) -> DeliveryResult:
-        breaks, since = row.breaks, 0
+        breaks, since, attempted = row.breaks, 0, True
         match decision:
             case Delivered(status, remark):
                 state, at = DeliveryState.DELIVERED, 0
-            case Retry(after_ms, remark, status, broken):
+            case Retry(after_ms, remark, status, broken, attempted):
                 state, at = DeliveryState.RETRY, now_ms() + after_ms
                 breaks, since = broken, (row.suspect_since or now_ms()) if broken else 0
             case Dead(remark, status, broken):
@@ -224,4 +224,5 @@ class Leases:
             size=row.size,
             breaks=breaks,
             suspect_since=since,
+            attempted=attempted,
         )

@@ -89,12 +89,14 @@ class Retry:
         reason: Why.
         status: The DIMSE status, if there was an answer.
         breaks: How many associations have ended with this instance in hand; 0 if it got an answer.
+        attempted: Whether it counts as an attempt; trouble of our own disk does not.
     """
 
     after_ms: int
     reason: str
     status: int | None = None
     breaks: int = 0
+    attempted: bool = True
 
 
 @dataclass(frozen=True, slots=True)

@@ -186,6 +186,7 @@ _FINISH: Final = (
         last_error=bindparam("error"),
         breaks=bindparam("broken"),
         suspect_since=bindparam("since"),
+        attempts=deliveries.c.attempts - bindparam("uncounted"),
         updated_at=bindparam("now"),
     )
 )
@@ -389,6 +390,7 @@ class Deliveries(Database):
                 "status": result.last_status,
                 "error": result.last_error or None,
                 "broken": result.breaks,
+                "uncounted": int(not result.attempted),
                 "since": result.suspect_since if result.state is DeliveryState.RETRY else 0,
                 "now": now_ms,
             }

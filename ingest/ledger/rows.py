@@ -152,6 +152,7 @@ class DeliveryResult:
         next_at: When to try again; 0 unless `state` is RETRY.
         size: Bytes that went to the remote, for its throughput.
         breaks, suspect_since: As in `Delivery`, from now on.
+        attempted: Whether it counts as an attempt.
     """
 
     id: int
@@ -163,6 +164,7 @@ class DeliveryResult:
     size: int = 0
     breaks: int = 0
     suspect_since: int = 0
+    attempted: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -190,9 +190,12 @@ def test_disk_that_cannot_be_read_blames_no_delivery_and_no_remote(
         monkeypatch.setattr(FileStore, "open", failing)
         for _ in range(4):
             drain_once(forwarding)
-            due_now(forwarding, [])
-        assert {forwarding.row(one.sop).state for one in sent} <= {"delivered", "waiting"}
-        assert forwarding.row(sent[1].sop).attempts == 0
+            due_now(forwarding, [sent[1].sop])
+        row = forwarding.row(sent[1].sop)
+        assert (row.state, row.attempts) == ("retry", 0)
+        assert "Bad file descriptor" in str(row.last_error)
+        # One bad file holds up no other.
+        assert forwarding.states() == {"delivered": 2, "retry": 1}
         assert forwarding.ledger.circuit("pacs").failures == 0
         monkeypatch.setattr(FileStore, "open", real)
         drain_once(forwarding)
