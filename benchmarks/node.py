@@ -45,6 +45,7 @@ durability = "{durability}"
 processes = {processes}
 segment_max_bytes = {segments}
 max_associations = {associations}
+max_associations_per_peer = {associations}
 min_free_bytes = 0
 [queue]
 url = "{queue}"

@@ -169,7 +169,7 @@ cdef class Channel:
             raise
         self.received = False
         self.out()
-        if self.parser.in_message():
+        if self.parser.within_message():
             self.acknowledge()
         return None
 

@@ -21,6 +21,7 @@ cdef enum Phase:
     IN_CONTROL_BODY
     IN_PDV_HEADER
     IN_FRAGMENT
+    IN_IGNORED
 
 
 cdef class PDUParser:
@@ -49,6 +50,8 @@ cdef class PDUParser:
     cdef Kept command
     cdef int command_context            # 0: no command set is under way
 
+    cdef bint ignoring                  # P-DATA-TF is not looked at any more
+
     # The data set under way and its sink.
     cdef int data_set_context           # 0: none is expected
     cdef uint64_t data_set_length
@@ -64,7 +67,8 @@ cdef class PDUParser:
     cdef object step(self)
     cdef int expect(self, int context_id, int fd, bytes head, long long memory_limit) except -1
     cdef int expect_small(self, int context_id, bytes head, size_t limit, Overflow overflow) except -1
-    cdef bint in_message(self) noexcept
+    cdef bint within_message(self) noexcept
+    cdef bint skip(self) noexcept
     cdef object advance(self, Gather *gather)
     cdef bint fill_header(self) noexcept
     cdef int open_pdu(self) except -1

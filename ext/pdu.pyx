@@ -167,8 +167,34 @@ cdef class PDUParser:
         self.sink.open_small(head, limit, overflow)
         return 0
 
-    cdef bint in_message(self) noexcept:
+    def ignore_data(self):
+        """From now on look at no P-DATA-TF: what has begun is dropped, what still comes is not even checked.
+
+        For an association that is over, where PS3.8 Table 9-10 asks to ignore data (AA-6): its fragments
+        follow what was not looked at, so that each would seem out of order.
+        """
+        self.check_idle()
+        if self.ignoring:
+            return
+        self.ignoring = True
+        if self.phase == IN_FRAGMENT:
+            self.pdu_left += self.fragment_left
+            self.fragment_left = 0
+            self.phase = IN_IGNORED
+        elif self.phase == IN_PDV_HEADER:
+            self.pdu_left -= self.header_have
+            self.header_have = 0
+            self.phase = IN_IGNORED
+        self.sink.discard()
+        forget(&self.command)
+        self.command_context = self.data_set_context = 0
+
+    @property
+    def in_message(self):
         """Whether what has come so far ends within a PDU or a message."""
+        return self.within_message()
+
+    cdef bint within_message(self) noexcept:
         return (
             self.phase != IN_PDU_HEADER or self.header_have or self.command_context or self.data_set_context
         )
@@ -205,6 +231,9 @@ cdef class PDUParser:
                 if not self.fill_header():
                     return None
                 self.open_pdv(gather)
+            elif self.phase == IN_IGNORED:
+                if not self.skip():
+                    return None
             elif self.phase == IN_PDU_HEADER:
                 if not self.fill_header():
                     # PS3.8 9.3.1, byte 1: PDU-type. Told by its first byte, for a peer that speaks something
@@ -231,6 +260,9 @@ cdef class PDUParser:
         cdef uint64_t length = big_32(&self.header[2])   # bytes 3-6: PDU-length; byte 2 is not tested
         self.header_have = 0
         self.pdu_left = length
+        if pdu_type == P_DATA_TF and self.ignoring:
+            self.phase = IN_IGNORED
+            return 0
         if pdu_type == P_DATA_TF:
             if self.max_pdu_length and length > self.max_pdu_length:
                 self.fail(f"P-DATA-TF of {length} bytes, limit {self.max_pdu_length}", INVALID_PARAMETER)
@@ -251,6 +283,18 @@ cdef class PDUParser:
         keep(&self.control, self.header, HEADER_LENGTH)
         self.phase = IN_CONTROL_BODY
         return 0
+
+    cdef bint skip(self) noexcept:
+        """Pass over what is left of a P-DATA-TF; whether that was all of it."""
+        cdef size_t length = self.end - self.position
+        if length > self.pdu_left:
+            length = <size_t> self.pdu_left
+        self.position += length
+        self.pdu_left -= length
+        if self.pdu_left:
+            return False
+        self.phase = IN_PDU_HEADER
+        return True
 
     cdef bint take_control(self) except -1:
         cdef size_t length = self.end - self.position

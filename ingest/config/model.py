@@ -50,6 +50,9 @@ OptionalAETitle = Annotated[str, Field(max_length=16, pattern=r"^( *[!-\[\]-~][ 
 
 Port = Annotated[int, Field(ge=0, le=65535)]
 Seconds = Annotated[float, Field(gt=0, le=1e9, allow_inf_nan=False)]
+MAX_ASSOCIATIONS = 32768
+"""Entries of the table in `ingest.node.scoreboard`."""
+
 Positive = Annotated[int, Field(ge=1, lt=2**63)]
 NotNegative = Annotated[int, Field(ge=0, lt=2**63)]
 Days = Annotated[float, Field(ge=0, le=1e6, allow_inf_nan=False)]
@@ -103,7 +106,8 @@ class Receive(Model):
 
     processes: NotNegative = 0
     max_pdu_length: Annotated[int, Field(ge=4096, le=4 * 1024 * 1024)] = 131072
-    max_associations: Positive = 500
+    max_associations: Annotated[int, Field(ge=1, le=MAX_ASSOCIATIONS)] = 500
+    max_associations_per_peer: NotNegative = 0
     max_newcomers: Positive = 256
     max_newcomers_per_address: Positive = 64
     max_failures_per_minute: NotNegative = 300
@@ -125,6 +129,11 @@ class Receive(Model):
     segment_max_bytes: Annotated[int, Field(ge=0, le=1024**2)] = 0
     spool_max_bytes: NotNegative = 0
     min_free_bytes: NotNegative = 256 * 1024**2
+
+    @property
+    def associations_per_peer(self) -> int:
+        """`max_associations_per_peer`, or half of `max_associations` where that is 0."""
+        return self.max_associations_per_peer or (self.max_associations + 1) // 2
 
 
 class Peer(Model):

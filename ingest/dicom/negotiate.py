@@ -93,16 +93,18 @@ class Rejected:
         pdu: The answer.
         why: One line for the log.
         is_failure: Whether it counts among the failures of the caller's address.
+        count: How often this caller was refused for the same kind of reason in this minute.
     """
 
     pdu: AssociateReject
     why: str
     is_failure: bool = True
+    count: int = 1
 
 
-def local_limit_exceeded(why: str) -> Rejected:
+def local_limit_exceeded(why: str, count: int = 1) -> Rejected:
     """The transient refusal of too many associations, a full spool or a node that is draining."""
-    return Rejected(LOCAL_LIMIT_EXCEEDED, why, is_failure=False)
+    return Rejected(LOCAL_LIMIT_EXCEEDED, why, is_failure=False, count=count)
 
 
 def negotiate(request: AssociateRequest, policy: AcceptorPolicy) -> Accepted | Rejected:

@@ -43,13 +43,6 @@ class AcceptGate:
         """Somebody else took the connection."""
         self._passes = 0
 
-    def total(self) -> int:
-        """Associations of all listeners together; connections that have none yet do not count."""
-        board = self._board
-        return sum(
-            board.get(row, ACTIVE) - board.get(row, NEWCOMERS) for row in range(ROWS) if board.get(row, STATE)
-        )
-
     def _less_loaded_listener(self) -> bool:
         board, mine, oldest = self._board, self._load(self._row), now_ms() - STALE_MS
         return any(

@@ -28,6 +28,15 @@ RESPONSE_BYTES: Final = 256
 
 ANSWERING: Final = (State.ESTABLISHED, State.AWAITING_LOCAL_RELEASE_RESPONSE)
 
+IGNORING: Final = (State.AWAITING_RELEASE_RP, State.AWAITING_TRANSPORT_CLOSE)
+"""Where P-DATA-TF says nothing more to us: it is ignored (PS3.8 Table 9-10, AA-6), or it has crossed our
+A-RELEASE-RQ and could not be answered any more (AR-6). The parser is then told to look at none, since
+fragments that belong to nothing would count as an invalid PDU (Evt19), which is answered by A-ABORT."""
+
+OVER: Final = (State.AWAITING_TRANSPORT_CLOSE, State.IDLE)
+TIMED: Final = (State.AWAITING_ASSOCIATE_RQ, State.AWAITING_TRANSPORT_CLOSE)
+"""Where PS3.8 Table 9-10 has a row for the ARTIM timer (Evt18)."""
+
 PDU_EVENTS: Final = {
     1: Event.ASSOCIATE_RQ,
     2: Event.ASSOCIATE_AC,
@@ -70,13 +79,14 @@ class Decider(Protocol):
 
     services: Services
 
-    def decide(
-        self, request: AssociateRequest, address: str, identity: Identity | None
-    ) -> Accepted | Rejected:
-        """Admit and negotiate."""
+    def decide(self, request: AssociateRequest, link: "Link") -> Accepted | Rejected:
+        """Admit and negotiate; an association that is accepted counts from here on."""
 
-    def associated(self, connection: object) -> None:
+    def associated(self, link: "Link") -> None:
         """An association was accepted on this connection."""
+
+    def dissociated(self, link: "Link") -> None:
+        """The association of this connection is over, though its transport connection may not be."""
 
     def peer_failed(self, address: str) -> None:
         """A peer of this address came without an association of it."""
@@ -103,6 +113,7 @@ class Association:
         self._peer_max_pdu_length = 0
         self._fast = False
         self._release_asked = False
+        self._counts = False  # as an association
         self.state = State.IDLE
         self.artim: float | None = None
         self.calling_ae = ""
@@ -134,8 +145,19 @@ class Association:
         self._step(Event.INVALID_PDU, error)
 
     def artim_expired(self) -> None:
-        """The peer did in time neither associate nor close."""
-        self._step(Event.ARTIM_EXPIRED)
+        """The peer did in time neither associate nor close, nor answer our A-RELEASE-RQ."""
+        if self.state in TIMED:
+            self._step(Event.ARTIM_EXPIRED)
+        else:
+            self.abort()
+
+    def release(self) -> None:
+        """End an association that lies idle: by A-RELEASE-RQ, or by A-ABORT where something is unfinished."""
+        unfinished = self._scp is None or self._scp.outstanding or self._parser.in_message
+        if self.state is State.ESTABLISHED and not unfinished:
+            self._step(Event.RELEASE_REQUEST)
+        else:
+            self.abort()
 
     def abort(self) -> None:
         """End the association from our side (A-ABORT)."""
@@ -168,15 +190,21 @@ class Association:
             return
         handler = _HANDLERS.get(action)
         self.state = following
-        self._tell_service()
+        if following in IGNORING:
+            self._end_service()
+            self._parser.ignore_data()
+        if self._scp is not None:
+            self._tell_service(self._scp)
+        if following in OVER and self._counts:
+            self._counts = False
+            self._server.dissociated(self._link)
         if handler is not None:
             handler(self, subject)
 
-    def _tell_service(self) -> None:
+    def _tell_service(self, scp: StoreSCP) -> None:
         """Which messages may pass without a look at the table: in Sta6 both, in Sta8 responses alone."""
-        if self._scp is not None:
-            self._scp.cycle.receiving = self.state is State.ESTABLISHED and self._fast
-            self._scp.cycle.answering = self.state in ANSWERING
+        scp.cycle.receiving = self.state is State.ESTABLISHED and self._fast
+        scp.cycle.answering = self.state in ANSWERING
 
     def _send(self, data: bytes) -> None:  # DT-1, AR-7
         self._link.send(data)
@@ -193,7 +221,7 @@ class Association:
             self.state = State.AWAITING_ASSOCIATE_RQ
             raise
         self.calling_ae = request.calling_ae
-        answer = self._server.decide(request, self._link.address, self._link.identity)
+        answer = self._server.decide(request, self._link)
         if isinstance(answer, Rejected):
             self._step(Event.ASSOCIATE_REJECT, answer)
         else:
@@ -211,7 +239,8 @@ class Association:
         self._channel.taker = self._scp.cycle
         self._peer_max_pdu_length = answer.peer_max_pdu_length
         self._fast = not 0 < answer.peer_max_pdu_length < RESPONSE_BYTES
-        self._tell_service()
+        self._counts = True
+        self._tell_service(self._scp)
         self._server.associated(link)
         self._server.services.board.add(self._server.services.row, ASSOCIATIONS)
         self._link.send(wire.encode_associate_ac(answer.pdu))
@@ -228,7 +257,9 @@ class Association:
     def _reject(self, answer: Rejected) -> None:  # AE-8
         board, row = self._server.services.board, self._server.services.row
         board.add(row, REFUSED)
-        log.warning(
+        # A peer that tries all the time must not fill the log.
+        say = log.warning if answer.count == 1 else log.debug
+        say(
             "association_rejected",
             address=self._link.address,
             calling_ae=self.calling_ae,
@@ -257,6 +288,18 @@ class Association:
         if self._release_asked and self._scp is not None and not self._scp.outstanding:
             self._release_asked = False
             self._step(Event.RELEASE_RESPONSE)
+
+    def _ask_release(self, _subject: object) -> None:  # AR-1
+        self._link.send(wire.RELEASE_RQ)
+        self._start_artim()  # not asked for by PS3.8, but every wait of ours has an end
+
+    def _confirmed(self, _subject: object) -> None:  # AR-3
+        log.info("association_released_as_asked", address=self._link.address, calling_ae=self.calling_ae)
+        self.artim = None
+        self._link.close()
+
+    def _collided(self, _subject: object) -> None:  # AR-10
+        self._step(Event.RELEASE_RESPONSE)
 
     def _answer_release(self, _subject: object) -> None:  # AR-4
         log.info(
@@ -331,9 +374,12 @@ _HANDLERS: Final[dict[Action, Callable[[Association, Any], None]]] = {
     Action.AE_8: Association._reject,
     Action.DT_1: Association._send,
     Action.DT_2: Association._data,
+    Action.AR_1: Association._ask_release,
     Action.AR_2: Association._released,
+    Action.AR_3: Association._confirmed,
     Action.AR_4: Association._answer_release,
     Action.AR_7: Association._send,
+    Action.AR_10: Association._collided,
     Action.AA_1: Association._abort_as_user,
     Action.AA_2: Association._stop_and_close,
     Action.AA_3: Association._aborted,

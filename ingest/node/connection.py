@@ -100,6 +100,11 @@ class Connection:
             self._channel.plain()
         self.noticed()
 
+    @property
+    def is_open(self) -> bool:
+        """Whether the socket is not closed yet."""
+        return not self._finished
+
     # --- the event loop
 
     def readable(self) -> None:
@@ -244,7 +249,7 @@ class Connection:
                 association.artim_expired()
         elif now - max(self._channel.heard, self._opened_at) > receive.idle_seconds and not association.busy:
             self._late("idle_seconds")
-            association.abort()
+            association.release()
 
     def crowded_out(self, count: int) -> None:
         """Make room for others, as `count` of this address had to in this minute: it has no association."""

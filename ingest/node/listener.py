@@ -24,9 +24,10 @@ from ingest.errors import BootError, SpoolError
 from ingest.handoff import Handoff
 from ingest.log import reopen as reopen_log
 from ingest.node.accept_gate import PASS_SECONDS, AcceptGate
+from ingest.node.association import Link
 from ingest.node.connection import Connection
 from ingest.node.endpoints import Endpoint
-from ingest.node.newcomers import WINDOW_SECONDS, Newcomers, holder
+from ingest.node.newcomers import WINDOW_SECONDS, Minutes, Newcomers, holder
 from ingest.node.scoreboard import (
     ACCEPTING,
     ACTIVE,
@@ -38,11 +39,11 @@ from ingest.node.scoreboard import (
     REFUSED,
     STATE,
     Scoreboard,
+    caller_digest,
     now_ms,
 )
 from ingest.node.store_scp import Services
 from ingest.spool.spool import Spool
-from ingest.tls.identity import Identity
 from ingest.tls.pump import RECORD
 from ingest.tls.seen import Sightings
 
@@ -124,6 +125,12 @@ class Listener:
         self._newcomers: Newcomers[Connection] = Newcomers(
             receive.max_newcomers, receive.max_newcomers_per_address, receive.max_failures_per_minute
         )
+        # Connections whose association is over, to the same bounds: they cost a descriptor each.
+        self._lingering: Newcomers[Connection] = Newcomers(
+            receive.max_newcomers, receive.max_newcomers_per_address, 0
+        )
+        self._entries: dict[Link, int] = {}  # of the scoreboard's table of associations
+        self._limited = Minutes()
         self._sightings = Sightings(config.run_dir)
         self._policy = AcceptorPolicy(
             ae_title=config.node.ae_title,
@@ -172,13 +179,30 @@ class Listener:
         """Count a connection no more."""
         self._connections.discard(connection)
         self._newcomers.remove(connection)
+        self._lingering.remove(connection)
+        self._release_entry(connection)
         self._count()
 
-    def associated(self, connection: object) -> None:
+    def associated(self, link: Link) -> None:
         """A connection has its association."""
-        if isinstance(connection, Connection):
-            self._newcomers.remove(connection)
+        if isinstance(link, Connection):
+            self._newcomers.remove(link)
             self._count()
+
+    def dissociated(self, link: Link) -> None:
+        """A connection has no association any more; it stays until the peer closes it, or ARTIM expires."""
+        self._release_entry(link)
+        if isinstance(link, Connection) and link.is_open:
+            spare = self._lingering.add(link, link.address)
+            if spare is not None:
+                self._lingering.remove(spare)
+                spare.cut()  # what it was to hear was sent before
+        self._count()
+
+    def _release_entry(self, link: Link) -> None:
+        entry = self._entries.pop(link, None)
+        if entry is not None:
+            self.services.board.release_association(entry)
 
     def peer_failed(self, address: str) -> None:
         """A peer of this address came to no association: by a fault or delay of its own, or for who it is."""
@@ -209,13 +233,12 @@ class Listener:
         """Why nothing more is taken now, or an empty string; looked at several times a second."""
         return self._full
 
-    def decide(
-        self, request: AssociateRequest, address: str, identity: Identity | None
-    ) -> Accepted | Rejected:
-        """Admit and negotiate: local limits, then who calls, then what it offers."""
-        limit = self._local_limit()
+    def decide(self, request: AssociateRequest, link: Link) -> Accepted | Rejected:
+        """Admit and negotiate: whether we take any, then who calls, what it offers, how many there are."""
+        address, identity = link.address, link.identity
+        limit = "the node is draining" if self._draining else self._full
         if limit:
-            return local_limit_exceeded(limit)
+            return self._refuse(limit, request.calling_ae, address)
         caller = Caller(request.calling_ae, address, identity)
         ignore_case = self.config.receive.ignore_ae_title_case
         admission = admit(caller, self.config.peers, ignore_case=ignore_case)
@@ -233,16 +256,35 @@ class Listener:
         answer = negotiate(request, policy)
         if isinstance(answer, Rejected) and answer.is_failure:
             self.peer_failed(address)  # it does not call us, or not in DICOM's terms
-        return answer
+        if isinstance(answer, Rejected):
+            return answer
+        limit = self._count_association(request.calling_ae, link)
+        return self._refuse(limit, request.calling_ae, address) if limit else answer
 
-    def _local_limit(self) -> str:
-        if self._draining:
-            return "the node is draining"
-        if self._full:
-            return self._full
-        if self._gate.total() >= self.config.receive.max_associations:
-            return f"[receive] max_associations is {self.config.receive.max_associations}"
-        return ""
+    def _count_association(self, calling_ae: str, link: Link) -> str:
+        """Count one more; the limit that does not allow it, or an empty string.
+
+        Counted first and looked at afterwards: of two listeners that look first both could take the last.
+        """
+        board, receive = self.services.board, self.config.receive
+        title = calling_ae.lower() if receive.ignore_ae_title_case else calling_ae
+        caller = caller_digest(title, holder(link.address))
+        entry = board.claim_association(self.services.row, caller)
+        total, own = board.count_associations(caller)
+        if entry is None or total > receive.max_associations:
+            limit = f"[receive] max_associations is {receive.max_associations}"
+        elif own > receive.associations_per_peer:
+            limit = f"[receive] max_associations_per_peer is {receive.associations_per_peer}"
+        else:
+            self._entries[link] = entry
+            return ""
+        if entry is not None:
+            board.release_association(entry)
+        return limit
+
+    def _refuse(self, limit: str, calling_ae: str, address: str) -> Rejected:
+        _, count = self._limited.note(f"{holder(address)} {calling_ae}", self.time())
+        return local_limit_exceeded(limit, count)
 
     # --- accepting
 
@@ -292,7 +334,7 @@ class Listener:
 
     def _count(self) -> None:
         board, row = self.services.board, self.services.row
-        board.set(row, ACTIVE, len(self._connections))
+        board.set(row, ACTIVE, len(self._connections) - len(self._lingering))
         board.set(row, NEWCOMERS, len(self._newcomers))
 
     def _tick(self) -> None:

@@ -31,7 +31,7 @@ def holder(address: str) -> str:
     return str(ip.ipv4_mapped or IPv6Network((ip, 64), strict=False))
 
 
-class _Minutes:
+class Minutes:
     """How often something was noted of each, in a minute that begins with the first time; bounded."""
 
     def __init__(self) -> None:
@@ -65,8 +65,8 @@ class Newcomers(Generic[_C]):
         self._failures_max = failures_max
         self._waiting: OrderedDict[_C, str] = OrderedDict()
         self._of_address: Counter[str] = Counter()
-        self._failures = _Minutes()
-        self._crowded = _Minutes()
+        self._failures = Minutes()
+        self._crowded = Minutes()
         self._shut_out: OrderedDict[str, float] = OrderedDict()
 
     def __len__(self) -> int:

@@ -1,20 +1,32 @@
 """A small shared file of the listeners' counters, read by accept gate, supervisor and `ingest status`.
 
-Every field is one aligned 64-bit word that a single process writes, so readers need no lock; what they read
-may be a moment old.
+Every field of a row is one aligned 64-bit word that a single process writes, so readers need no lock; what
+they read may be a moment old. Behind the rows lies a table of the associations of all listeners, in which any
+of them takes entries (`ext.association_table`).
+
+    word 0                      MAGIC
+    words 16 to 15 + 16 ROWS    the rows, 16 words each
+    the following words         the associations: a count and ENTRIES entries
 """
 
 import mmap
 import os
 import time
 from dataclasses import dataclass
+from hashlib import blake2b
 from pathlib import Path
 from typing import Final, Self
 
-MAGIC: Final = 0x494E474553543031  # "INGEST01"
+from ext import association_table
+from ext.association_table import CALLER_BITS
+
+MAGIC: Final = 0x494E474553543032  # "INGEST02"
 ROWS: Final = 256
 _WORDS: Final = 16
-_SIZE: Final = (ROWS + 1) * _WORDS * 8
+ENTRIES: Final = 32768
+"""The most associations at a time of all listeners together."""
+_FIRST_ENTRY: Final = (ROWS + 1) * _WORDS
+_SIZE: Final = (_FIRST_ENTRY + 1 + ENTRIES) * 8
 
 PID, HEARTBEAT, STATE, ACTIVE, ASSOCIATIONS, REFUSED, INSTANCES, BYTES, FAILED, NEWCOMERS = range(10)
 
@@ -26,6 +38,17 @@ def now_ms() -> int:
     return time.monotonic_ns() // 1_000_000
 
 
+def caller_digest(ae_title: str, holder: str) -> int:
+    """What stands for a caller in the table of associations.
+
+    Args:
+        ae_title: Calling AE title.
+        holder: Address or network, as `ingest.node.newcomers.holder` gives it.
+    """
+    digest = blake2b(f"{holder} {ae_title}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest) >> (64 - CALLER_BITS)
+
+
 @dataclass(frozen=True, slots=True)
 class RowView:
     """One listener as its row tells it.
@@ -35,7 +58,7 @@ class RowView:
         pid: Its process.
         state: FREE, BOOTING, ACCEPTING or DRAINING.
         age_ms: Milliseconds since its last heartbeat.
-        active: Associations it serves now.
+        active: Connections it serves now, without those whose association is over.
         associations: Associations accepted since its start.
         refused: Associations and connections refused since its start.
         instances: Instances answered with Success since its start.
@@ -61,6 +84,7 @@ class Scoreboard:
     def __init__(self, memory: mmap.mmap) -> None:
         self._memory = memory
         self._words = memoryview(memory).cast("Q")
+        self._entries = self._words[_FIRST_ENTRY:]
 
     @classmethod
     def create(cls, path: Path) -> Self:
@@ -104,8 +128,25 @@ class Scoreboard:
         start = (row + 1) * _WORDS
         return self._words[start : start + _WORDS]
 
+    def claim_association(self, row: int, caller: int) -> int | None:
+        """Count an association of a caller (`caller_digest`).
+
+        Returns:
+            Its entry, to be given to `release_association`; None while all are taken.
+        """
+        return association_table.claim(self._entries, row, caller)
+
+    def release_association(self, entry: int) -> None:
+        """Count an association no more; by the process that claimed the entry."""
+        self._entries[entry] = 0
+
+    def count_associations(self, caller: int = 0) -> tuple[int, int]:
+        """Associations of all listeners together, also of those that drain: (in all, of `caller`)."""
+        return association_table.count(self._entries, caller)
+
     def clear(self, row: int) -> None:
-        """Free a row whose process has ended."""
+        """Free a row whose process has ended, and what it held of the table of associations."""
+        association_table.free_row_entries(self._entries, row)
         start = (row + 1) * _WORDS
         for word in range(start, start + _WORDS):
             self._words[word] = 0

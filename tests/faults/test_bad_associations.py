@@ -230,7 +230,7 @@ def test_a_context_whose_names_are_no_uids_is_not_accepted(node: Node, syntax: b
 
 
 def test_too_many_associations_are_rejected_until_one_ends(start_node: Callable[..., Node]) -> None:
-    node = start_node(receive=receive(max_associations=3))
+    node = start_node(receive=receive(max_associations=3, max_associations_per_peer=3))
     watch = Watch(node)
     with contextlib.ExitStack() as stack:
         callers = [stack.enter_context(Caller.plain(node)) for _ in range(3)]

@@ -122,13 +122,15 @@ def test_a_peer_that_goes_on_talking_after_its_abort_is_closed(node: Node) -> No
 
 
 @CONNECTIONS
-def test_a_silent_association_is_aborted_and_closed(
+def test_a_silent_association_is_released_or_else_aborted_and_closed(
     node: Node, watch: Watch, connect_to: Callable[[Node], Caller]
 ) -> None:
     with connect_to(node) as caller:
         caller.associate()
         assert caller.echo() == 0
-        with within(IDLE, IDLE + ARTIM):
+        with within(IDLE, IDLE):
+            assert caller.read_pdu() == wire.RELEASE_RQ
+        with within(ARTIM, 2 * ARTIM):
             caller.expect_abort(0, source=0)
     watch.event("deadline", setting="idle_seconds", calling_ae="CALLER")
 

@@ -94,13 +94,6 @@ def test_a_connection_that_somebody_took_does_not_count_for_the_next(board: Scor
     assert [busy.open() for _ in range(MAX_PASSES)] == [False] * MAX_PASSES
 
 
-def test_total_counts_all_listeners_also_those_that_drain(board: Scoreboard) -> None:
-    gate = listener(board, 0, 5)
-    listener(board, 1, 2, state=DRAINING)
-    board.set(9, ACTIVE, 50)  # a free row
-    assert gate.total() == 7
-
-
 def test_associations_that_come_one_after_the_other_spread_evenly(board: Scoreboard) -> None:
     gates = [listener(board, row, 0) for row in range(4)]
     for number in range(30):

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from ingest.config.model import MAX_ASSOCIATIONS
 from ingest.node import scoreboard
 from ingest.node.scoreboard import (
     ACCEPTING,
@@ -13,12 +14,14 @@ from ingest.node.scoreboard import (
     BOOTING,
     BYTES,
     DRAINING,
+    ENTRIES,
     HEARTBEAT,
     INSTANCES,
     PID,
     ROWS,
     STATE,
     Scoreboard,
+    caller_digest,
     now_ms,
 )
 
@@ -75,6 +78,69 @@ def test_rows_do_not_touch_each_other(path: Path) -> None:
         for field in range(9)
     )
     assert board.free_row() == 5
+
+
+def test_associations_of_all_listeners_are_counted_by_caller(path: Path) -> None:
+    board = Scoreboard.create(path)
+    ct, mr = caller_digest("CT1", "10.1.1.1"), caller_digest("MR1", "10.1.1.1")
+    entries = [board.claim_association(row, caller) for row in (0, 7, ROWS - 1) for caller in (ct, ct, mr)]
+    assert board.count_associations(ct) == (9, 6)
+    assert board.count_associations(mr) == (9, 3)
+    assert entries[0] is not None
+    board.release_association(entries[0])
+    assert board.count_associations(ct) == (8, 5)
+    assert board.claim_association(3, ct) == entries[0], "the first that is free"
+    reader = Scoreboard.attach(path)
+    assert reader is not None
+    assert reader.count_associations(ct) == (9, 6)
+
+
+def test_a_row_whose_process_has_ended_holds_no_association(path: Path) -> None:
+    board = Scoreboard.create(path)
+    caller = caller_digest("CT1", "10.1.1.1")
+    for row in (0, 4, 5, 4, 6):
+        board.claim_association(row, caller)
+    board.clear(4)
+    assert board.count_associations(caller) == (3, 3)
+
+
+def test_a_table_that_is_full_takes_no_more(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    board = Scoreboard.create(path)
+    monkeypatch.setattr(board, "_entries", board._entries[:4])
+    assert [board.claim_association(0, 1) for _ in range(4)] == [1, 2, 3, None]
+    assert board.count_associations(1) == (3, 3)
+    assert ENTRIES == MAX_ASSOCIATIONS
+
+
+def test_a_count_that_somebody_wrote_over_leads_no_one_out_of_the_table(path: Path) -> None:
+    board = Scoreboard.create(path)
+    board._entries[0] = 2**64 - 1
+    assert board.count_associations() == (0, 0)
+    board.clear(0)
+    with pytest.raises(ValueError, match="does not fit"):
+        board.claim_association(5000, 0)
+
+
+def test_processes_that_claim_at_once_never_get_one_entry_twice(path: Path) -> None:
+    board, each = Scoreboard.create(path), 3000
+    children = []
+    for row in range(4):
+        pid = os.fork()
+        if pid == 0:
+            for _ in range(each):
+                entry = board.claim_association(row, row)
+                if entry is not None and entry % 3 == row % 3:
+                    board.release_association(entry)
+                    board.claim_association(row, row)
+            os._exit(0)
+        children.append(pid)
+    for pid in children:
+        os.waitpid(pid, 0)
+    assert board.count_associations() == (4 * each, each)
+    for row in range(4):
+        assert board.count_associations(row)[1] == each
+        board.clear(row)
+    assert board.count_associations() == (0, 0)
 
 
 def test_when_all_rows_are_taken_there_is_none(path: Path) -> None:
