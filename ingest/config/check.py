@@ -4,7 +4,6 @@ Nothing is changed: no folder is made, no table, no key in Redis.
 """
 
 import contextlib
-import os
 import shutil
 import subprocess
 import tempfile
@@ -20,6 +19,7 @@ from ingest.config.faults import Fault
 from ingest.config.model import Config
 from ingest.config.show import masked
 from ingest.config.tls_check import check_tls, due
+from ingest.cores import usable_cores
 from ingest.errors import IngestError
 from ingest.tls import profiles
 
@@ -254,7 +254,7 @@ def _flow(config: Config) -> Iterator[Fault]:
         yield Fault(
             "listeners", "there is none, so nothing can be received", "add a [[listeners]]", note=True
         )
-    cores = os.cpu_count() or 1
+    cores = usable_cores()
     if config.receive.processes > 4 * cores:
         cause = f"{config.receive.processes} listeners share {cores} cores"
         yield Fault("receive.processes", cause, "0 starts one a core", note=True)

@@ -72,6 +72,7 @@ class Node(Model):
     ae_title: AETitle = "INGEST"
     data_dir: FilePath = Path("../var")
     drain_seconds: Seconds = 30.0
+    reload_drain_seconds: Seconds = 600.0
     stable_seconds: Annotated[int, Field(ge=1, le=10**9)] = 60
 
 
@@ -104,7 +105,8 @@ class TLS(Model):
 class Receive(Model):
     """`[receive]`: listeners, their limits and deadlines."""
 
-    processes: NotNegative = 0
+    # A reload starts a second set beside the first; the scoreboard has 256 rows.
+    processes: Annotated[int, Field(ge=0, le=128)] = 0
     max_pdu_length: Annotated[int, Field(ge=4096, le=4 * 1024 * 1024)] = 131072
     max_associations: Annotated[int, Field(ge=1, le=MAX_ASSOCIATIONS)] = 500
     max_associations_per_peer: NotNegative = 0

@@ -5,7 +5,6 @@ destinations that nothing is forwarded to by itself, as Orthanc does not either.
 """
 
 import difflib
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -14,6 +13,7 @@ from ingest.config import orthanc_file, orthanc_modalities, orthanc_syntaxes
 from ingest.config.orthanc_ciphers import translated
 from ingest.config.orthanc_keys import ALIASES, HONOURED, NOT_HONOURED, without_effect
 from ingest.config.orthanc_source import NO_DEADLINE, TLS_NAME, Reader, Source
+from ingest.cores import usable_cores
 
 _VERSIONS: Final = {1: "TLSv1", 2: "TLSv1", 3: "TLSv1.1", 4: "TLSv1.2", 5: "TLSv1.3"}
 """DicomTlsMinimumProtocolVersion; 1 is SSL 3 for Orthanc, which no OpenSSL of today has."""
@@ -108,7 +108,7 @@ def _receive(reader: Reader, source: Source) -> None:
 
 def _processes(reader: Reader, source: Source) -> int:
     """Orthanc has a thread for each association that is busy; here a process has many."""
-    key, most = "DicomThreadsCount", os.cpu_count() or 1
+    key, most = "DicomThreadsCount", usable_cores()
     threads: int = reader.get(key)
     if threads < 1:
         source.fault(key, "is 0, so nothing could be received", "write 1 or more")

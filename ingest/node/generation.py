@@ -1,6 +1,5 @@
 """What one reading of the configuration asks of a supervisor: which processes, on which sockets."""
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -10,6 +9,7 @@ from typing import Final
 from ingest.config import load
 from ingest.config.model import Config
 from ingest.config.tls_check import Term, terms, untimely
+from ingest.cores import usable_cores
 from ingest.errors import ConfigError
 from ingest.node.endpoints import Endpoint, bind
 from ingest.remotes import remotes
@@ -26,7 +26,19 @@ SOUND_AFTER_SECONDS: Final = 10.0
 
 @dataclass(slots=True)
 class Child:
-    """A process that we forked."""
+    """A process that we forked.
+
+    Attributes:
+        pid: Its process id.
+        role: What it does.
+        generation: Number of the configuration that it runs with.
+        started: When it was forked (monotonic seconds).
+        row: Of the scoreboard, for a listener.
+        stopping: Whether it was told to end.
+        stuck: Whether it was asked to end for want of a heartbeat.
+        retired_at: When a newer configuration was put in force; None before.
+        ended_at: When it was told to abort what it still serves; None before.
+    """
 
     pid: int
     role: str
@@ -35,6 +47,8 @@ class Child:
     row: int | None = None
     stopping: bool = False
     stuck: bool = False
+    retired_at: float | None = None
+    ended_at: float | None = None
 
 
 @dataclass(slots=True)
@@ -132,7 +146,7 @@ def _read(old: Generation, config: Config, dated: Sequence[Term], roles: frozens
 def plan(config: Config, roles: frozenset[str]) -> list[Place]:
     """The processes of `roles`; a role that runs alone has one even where the configuration says none."""
     counts = {
-        "listen": config.receive.processes or os.cpu_count() or 1,
+        "listen": config.receive.processes or usable_cores(),
         "persist": config.workers.persist,
         "forward": config.workers.forward if config.destinations else 0,
         "retain": int(config.retention.wanted),

@@ -145,11 +145,15 @@ class Listener:
         )
 
     def serve(self) -> None:
-        """Accept and serve until a signal ends it: TERM drains, HUP lets a newer listener take over."""
+        """Accept and serve until a signal ends it.
+
+        TERM drains, HUP lets a newer listener take over, USR2 ends at once with what is still served then.
+        """
         # In the next turn: a handler may run between any two lines of ours.
         signal.signal(signal.SIGTERM, lambda *_: self.soon(self._drain))
         signal.signal(signal.SIGINT, lambda *_: None)  # the terminal's; the supervisor sends TERM
         signal.signal(signal.SIGHUP, self._supersede)
+        signal.signal(signal.SIGUSR2, lambda *_: self.soon(self._end_now))
         signal.signal(signal.SIGUSR1, lambda *_: self.soon(reopen_log))
         self.poller.watch(self.services.spool.committer.wakeup, self.collect, READABLE)
         self.services.handoff.start()
@@ -392,10 +396,15 @@ class Listener:
         count = len(newcomers)
         log.info("retiring", associations=len(self._connections) - count, newcomers_closed=count)
 
+    def _end_now(self) -> None:
+        """Abort what is still served: a configuration that was replaced long ago decided about it."""
+        self._draining = True
+        self._deadline = self.time()
+
     def _finished(self) -> bool:
         if not self._connections and (self._draining or self._retiring):
             return True
-        if self._deadline is not None and self.time() > self._deadline:
+        if self._deadline is not None and self.time() >= self._deadline:
             log.warning("drain_deadline", associations_aborted=len(self._connections))
             for connection in list(self._connections):
                 connection.abort()

@@ -14,7 +14,8 @@ from ingest.config.model import Config
 from ingest.errors import ConfigError, IngestError
 
 OUTCOME: Final = "reload.json"
-WAIT_SECONDS: Final = 30.0
+WAIT_SECONDS: Final = 90.0
+"""Longer than the supervisor waits for the listeners of a new configuration."""
 _POLL_SECONDS: Final = 0.05
 
 

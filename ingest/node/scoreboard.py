@@ -155,6 +155,10 @@ class Scoreboard:
         """A row that no process uses."""
         return next((row for row in range(ROWS) if self.get(row, STATE) == FREE), None)
 
+    def free_rows(self) -> int:
+        """How many rows no process uses."""
+        return sum(self.get(row, STATE) == FREE for row in range(ROWS))
+
     def rows(self) -> list[RowView]:
         """All rows in use."""
         now = now_ms()

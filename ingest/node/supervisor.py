@@ -6,6 +6,7 @@ loops, clients of Redis and SQL. Signal handlers only queue; the loop dispatches
 
 import contextlib
 import fcntl
+import gc
 import importlib
 import os
 import select
@@ -14,7 +15,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from types import FrameType
@@ -32,12 +33,13 @@ from ingest.log import reopen as reopen_log
 from ingest.node import listener, reload
 from ingest.node.child import BOOT_EXIT, SIGNALS, fork
 from ingest.node.embedded_queue import EmbeddedQueue
-from ingest.node.endpoints import unbind
+from ingest.node.endpoints import Endpoint, unbind
 from ingest.node.generation import ALL_ROLES, BACK_OFF_SECONDS, Child, Generation, Place, first, following
 from ingest.node.process import leave_no_core
-from ingest.node.scoreboard import ACCEPTING, BOOTING, HEARTBEAT, PID, STATE, Scoreboard, now_ms
+from ingest.node.scoreboard import ACCEPTING, BOOTING, HEARTBEAT, PID, ROWS, STATE, Scoreboard, now_ms
 from ingest.tls.expiry import Watch
 from ingest.tls.files import reading_once
+from ingest.transport import Remote
 
 WORKERS: Final = {
     "persist": "workers.persist:main",
@@ -49,6 +51,13 @@ WORKERS: Final = {
 TICK_SECONDS: Final = 0.5
 UNREADABLE_AFTER: Final = 3
 """Ends of the embedded queue in a row after which its files are to blame."""
+
+RELOAD_SECONDS: Final = 60.0
+"""How long the listeners of a new configuration may take until they accept; then the old ones go on."""
+
+OLD_GENERATIONS: Final = 1
+"""How many configurations before the one in force may still serve associations when a reload begins. With the
+one that retires then, two may do so at a time."""
 
 STUCK_MS: Final = 60_000
 """A listener without a heartbeat for so long is stuck in a call that will not return."""
@@ -89,9 +98,15 @@ class Supervisor:
         self._certificates = Watch()
         self._seldom = Seldom()
         self._pending: deque[int] = deque()
+        # The configuration that a reload is about to put in force, until its listeners accept.
+        self._next: Generation | None = None
+        self._reading = contextlib.ExitStack()
+        self._next_began = 0
+        self._next_deadline = 0.0
         self._ready = False
         self._drain_until: float | None = None
         self._lock: int | None = None
+        self._wakeup: tuple[int, ...] = ()
 
     @property
     def config(self) -> Config:
@@ -105,7 +120,7 @@ class Supervisor:
         try:
             self._start()
             while not self._finished():
-                select.select([wakeup], [], [], 0.02 if not self._ready else TICK_SECONDS)
+                select.select([wakeup], [], [], TICK_SECONDS if self._ready and self._next is None else 0.02)
                 while select.select([wakeup], [], [], 0)[0]:
                     os.read(wakeup, 4096)
                 self._turn()
@@ -117,13 +132,21 @@ class Supervisor:
         return self.exit_code
 
     def _turn(self) -> None:
-        while self._pending:
-            number = signal.Signals(self._pending.popleft())
+        for number in self._due_signals():
             if number != signal.SIGCHLD:
                 log.info("signal", signal=number.name)
                 getattr(self, f"_handle_{number.name.removeprefix('SIG').lower()}")()
         self._reap()
         self._manage()
+
+    def _due_signals(self) -> list[signal.Signals]:
+        """The signals to handle now; a HUP waits while an earlier reload is under way."""
+        numbers = [signal.Signals(self._pending.popleft()) for _ in range(len(self._pending))]
+        if self._next is None:
+            return numbers
+        if signal.SIGHUP in numbers:
+            self._pending.append(signal.SIGHUP)
+        return [number for number in numbers if number != signal.SIGHUP]
 
     # --- start
 
@@ -153,7 +176,7 @@ class Supervisor:
         os.write(self._lock, f"{os.getpid()}\n".encode())
 
     def _catch_signals(self) -> int:
-        reader, writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        reader, writer = self._wakeup = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
 
         def queue(number: int, _frame: FrameType | None) -> None:
@@ -181,15 +204,15 @@ class Supervisor:
         if self._drain_until is not None:
             self._manage_drain(now, self._drain_until)
             return
-        for place in self.generation.places:
-            if not place.pid and now >= place.fork_at:
-                self._fork(place)
+        self._fill(self.generation, now)
+        self._go_on_reloading(now)
+        self._end_old_generations(now)
         for watch in (partial(self._watch_queue, now), self._watch_heartbeats, self._certificates.look):
             try:
                 watch()
             except Exception as error:  # of one duty, which is done again in the next turn
                 self._seldom.warning("watch_failed", exc_info=error)
-        if not self._ready and self._all_accept():
+        if not self._ready and self._all_accept(self.generation):
             self._ready = True
             self._say_ready()
 
@@ -202,24 +225,37 @@ class Supervisor:
             with contextlib.suppress(OSError):
                 os.write(sys.stdout.fileno(), " ".join(["ready", *listening]).encode() + b"\n")
 
-    def _all_accept(self) -> bool:
-        """Whether every listener of this generation accepts; true where this node has none."""
-        rows = [child.row for child in self.children.values() if child.row is not None]
-        wanted = sum(place.role == "listen" for place in self.generation.places)
+    def _all_accept(self, generation: Generation) -> bool:
+        """Whether every listener of a generation accepts; true where this node has none."""
         board = self.board
-        return board is None or sum(board.get(row, STATE) == ACCEPTING for row in rows) >= wanted
+        if board is None:
+            return True
+        rows = [
+            child.row
+            for child in self.children.values()
+            if child.row is not None and child.generation == generation.number and not child.stopping
+        ]
+        wanted = sum(place.role == "listen" for place in generation.places)
+        return sum(board.get(row, STATE) == ACCEPTING for row in rows) >= wanted
 
-    def _fork(self, place: Place) -> None:
+    def _fill(self, generation: Generation, now: float, roles: frozenset[str] = ALL_ROLES) -> None:
+        """Fork what is missing of a generation."""
+        for place in generation.places:
+            if place.role in roles and not place.pid and now >= place.fork_at:
+                self._fork(generation, place)
+
+    def _fork(self, generation: Generation, place: Place) -> None:
         row = None
         if place.role == "listen" and self.board is not None:
             row = self.board.free_row()
             if row is None:
-                log.error("too_many_listeners")
+                # Rows come free when listeners of earlier generations end, which is seen to.
+                self._seldom.warning("listener_waits_for_a_row", rows=ROWS)
                 return
             self.board.set(row, STATE, BOOTING)
             self.board.set(row, HEARTBEAT, now_ms())
         try:
-            pid = fork(place.role, lambda: self._work(place.role, row))
+            pid = fork(place.role, lambda: self._work(generation, place.role, row))
         except OSError as error:
             log.error("fork_failed", child=place.role, error=error.strerror)
             place.fork_at = time.monotonic() + BACK_OFF_SECONDS[-1]
@@ -229,16 +265,44 @@ class Supervisor:
         if row is not None and self.board is not None:
             self.board.set(row, PID, pid)
         place.pid = pid
-        self.children[pid] = Child(pid, place.role, self.generation.number, time.monotonic(), row)
+        self.children[pid] = Child(pid, place.role, generation.number, time.monotonic(), row)
 
-    def _work(self, role: str, row: int | None) -> int:
-        if row is not None and self.board is not None:
-            return listener.run(self.config, self.generation.endpoints, self.board, row)
+    def _work(self, generation: Generation, role: str, row: int | None) -> int:
+        """Do the work of a role; the body of a child."""
+        board, config = self.board, generation.config
+        endpoints, remotes = self._let_go_of_others(generation, role)
+        if row is not None and board is not None:
+            return listener.run(config, endpoints, board, row)
         module, _, name = WORKERS[role].partition(":")
         main: Callable[..., int] = getattr(importlib.import_module(module), name)
         if role == "forward":
-            return main(self.config, threading.Event(), self.generation.remotes)
-        return main(self.config, threading.Event())
+            return main(config, threading.Event(), remotes)
+        return main(config, threading.Event())
+
+    def _let_go_of_others(
+        self, generation: Generation, role: str
+    ) -> tuple[tuple[Endpoint, ...], Mapping[str, Remote]]:
+        """In a child: close the sockets and forget the keys that its role does not need.
+
+        A worker that kept a listening socket open would hold the port after a reload that gives it up. Keys
+        in its memory could be read by an attacker who gets into it.
+
+        Returns:
+            What the role does need: endpoints of a listener, remotes of a forward worker.
+        """
+        endpoints = generation.endpoints if role == "listen" else ()
+        remotes = generation.remotes if role == "forward" else {}
+        for each in (self.generation, self._next):
+            if each is not None:
+                unbind(each.endpoints, keep=endpoints)
+        self._reading.close()
+        self.generation, self._next = Generation(generation.number, generation.config), None
+        generation.endpoints, generation.remotes = endpoints, remotes
+        for fd in (self._lock, *self._wakeup):
+            if fd is not None:
+                os.close(fd)
+        gc.collect()  # contexts are freed, and OpenSSL overwrites their keys
+        return endpoints, remotes
 
     def _reap(self) -> None:
         for pid in list(self.children):
@@ -249,7 +313,13 @@ class Supervisor:
     def _ended(self, child: Child, code: int) -> None:
         if child.row is not None and self.board is not None:
             self.board.clear(child.row)
-        place = next((place for place in self.generation.places if place.pid == child.pid), None)
+        coming = self._next.places if self._next is not None else []
+        place = next((place for place in (*self.generation.places, *coming) if place.pid == child.pid), None)
+        if self._next is not None and child.generation == self._next.number and not child.stopping:
+            self._refuse_next(
+                [f"a listener of the new configuration ended with code {code}; see its log lines"]
+            )
+            return
         if place is None or child.stopping:
             log.info("child_ended", child=child.role, child_pid=child.pid, code=code)
             return
@@ -293,6 +363,7 @@ class Supervisor:
     # --- signals
 
     def _handle_term(self) -> None:
+        self._next = None
         if self._drain_until is not None:
             log.warning("stopping_at_once")
             self._drain_until = 0.0
@@ -310,34 +381,110 @@ class Supervisor:
             os.kill(pid, signal.SIGUSR1)
 
     def _handle_hup(self) -> None:
-        """Take a new configuration for new associations; the running ones end with the old one."""
+        """Read the configuration again; it is in force once its listeners accept."""
         if self._drain_until is not None:
             return
-        with reading_once():
-            self._reload(self.generation)
+        # Up to the end of the reload each file is read once: what was looked at is what is taken.
+        self._reading.enter_context(reading_once())
+        self._begin_reload()
+        if self._next is None:
+            self._reading.close()
 
-    def _reload(self, old: Generation) -> None:
-        began = time.time_ns()
+    def _begin_reload(self) -> None:
+        """Read the new configuration, and have its listeners started beside those that accept now."""
+        self._next_began = time.time_ns()
         try:
-            self.generation = self._next_generation()
+            self._next = self._next_generation()
         except Exception as error:
             faults = list(error.faults) if isinstance(error, ConfigError) else [str(error)]
             # Whatever it is, a defect of ours as well: what runs must not end with it.
-            unforeseen = None if isinstance(error, ConfigError | BootError) else error
-            log.error(
-                "reload_refused", faults=faults, in_force="the configuration read before", exc_info=unforeseen
-            )
-            reload.note(self.config.run_dir, old.number, faults, began=began)
+            self._say_refused(faults, None if isinstance(error, ConfigError | BootError) else error)
             return
+        now = time.monotonic()
+        self._next_deadline = now + RELOAD_SECONDS
+        self._end_oldest(keep=OLD_GENERATIONS)
+        self._go_on_reloading(now)
+
+    def _go_on_reloading(self, now: float) -> None:
+        """Start the listeners of the next configuration; put it in force once all of them accept.
+
+        Until then the old ones accept: a configuration whose listeners do not come up changes nothing.
+        """
+        coming = self._next
+        if coming is None:
+            return
+        if self.board is not None:
+            wanted = sum(place.role == "listen" and not place.pid for place in coming.places)
+            if wanted > self.board.free_rows():
+                self._end_oldest(keep=0)
+        self._fill(coming, now, frozenset({"listen"}))
+        if self._all_accept(coming):
+            self._put_in_force(coming)
+        elif now > self._next_deadline:
+            self._refuse_next([f"its listeners do not accept within {RELOAD_SECONDS:.0f} s"])
+
+    def _put_in_force(self, new: Generation) -> None:
+        old, self.generation, self._next = self.generation, new, None
+        now = time.monotonic()
         for child in self.children.values():
             # One that is ending already would take a second signal for more haste.
-            if not child.stopping:
-                child.stopping = True
+            if child.generation != new.number and not child.stopping:
+                child.stopping, child.retired_at = True, now
                 os.kill(child.pid, signal.SIGHUP if child.role == "listen" else signal.SIGTERM)
-        unbind(old.endpoints, keep=self.generation.endpoints)
+        unbind(old.endpoints, keep=new.endpoints)
         self._tell_of_files()
-        log.info("reloaded", generation=self.generation.number)
-        reload.note(self.config.run_dir, self.generation.number, began=began)
+        self._reading.close()
+        log.info("reloaded", generation=new.number)
+        reload.note(self.config.run_dir, new.number, began=self._next_began)
+
+    def _refuse_next(self, faults: list[str]) -> None:
+        """Go on with the configuration in force, since the listeners of the next one do not come up."""
+        coming, self._next = self._next, None
+        self._reading.close()
+        if coming is None:
+            return
+        for child in self.children.values():
+            if child.generation == coming.number and not child.stopping:
+                child.stopping = True
+                os.kill(child.pid, signal.SIGTERM)  # those that came up may have taken associations
+        unbind(coming.endpoints, keep=self.generation.endpoints)
+        with contextlib.suppress(BootError):
+            configure_log(self.config.log)
+        self._say_refused(faults, None)
+
+    def _say_refused(self, faults: list[str], unforeseen: Exception | None) -> None:
+        log.error(
+            "reload_refused", faults=faults, in_force="the configuration read before", exc_info=unforeseen
+        )
+        reload.note(self.config.run_dir, self.generation.number, faults, began=self._next_began)
+
+    def _end_old_generations(self, now: float) -> None:
+        """End the listeners whose configuration was replaced longer ago than `reload_drain_seconds`."""
+        for child in self.children.values():
+            late = (
+                child.retired_at is not None
+                and now - child.retired_at > self.config.node.reload_drain_seconds
+            )
+            if late and child.role == "listen":
+                self._end_listener(child)
+
+    def _end_oldest(self, keep: int) -> None:
+        """End the listeners of all retired generations but the newest `keep`."""
+        retired = {child.generation for child in self.children.values() if child.retired_at is not None}
+        ending = sorted(retired)[: max(len(retired) - keep, 0)]
+        for child in self.children.values():
+            if child.generation in ending and child.role == "listen":
+                self._end_listener(child)
+
+    def _end_listener(self, child: Child) -> None:
+        """Have a retired listener abort its associations and end; kill it where it does not."""
+        now = time.monotonic()
+        if child.ended_at is None:
+            child.ended_at = now
+            log.warning("old_listener_ended", child_pid=child.pid, generation=child.generation)
+            os.kill(child.pid, signal.SIGUSR2)
+        elif now - child.ended_at > GRACE_SECONDS:
+            os.kill(child.pid, signal.SIGKILL)
 
     def _tell_of_files(self) -> None:
         """Of what the configuration names: what others should know now, and what ends later."""
