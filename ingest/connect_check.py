@@ -40,6 +40,15 @@ _REMEDIES: Final[dict[Cause, tuple[str, str]]] = {
         "host",
         "use a name or address that its certificate has, or set [tls.{tls}] check_server_name = false",
     ),
+    Cause.NO_CERTIFICATE: (
+        "tls",
+        "remove suites without certificates (aNULL, PSK) from [tls.{tls}] ciphers and from the remote",
+    ),
+    Cause.UNBOUND: (
+        "certificate",
+        "if the remote is the right one, write its fingerprint or subject into certificate, or its issuer's "
+        "into issuer (`ingest certs inspect` tells them)",
+    ),
     Cause.OURS_UNTRUSTED: (
         "tls",
         "have the remote trust [tls.{tls}] certificate, or that of its authority",

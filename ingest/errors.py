@@ -78,6 +78,8 @@ class Cause(Enum):
     EXPIRED = "its certificate is not valid now"
     REVOKED = "its certificate is revoked"
     NAME = "its certificate has another name"
+    NO_CERTIFICATE = "it has shown no certificate"
+    UNBOUND = "its certificate is not the one that the destination is bound to"
     OURS_UNTRUSTED = "it does not trust our certificate"
     OURS_EXPIRED = "our certificate has ended, it says"
     OURS_REFUSED = "it does not like our certificate"

@@ -6,6 +6,7 @@ from typing import Final
 from ingest.dicom import wire
 from ingest.errors import AssociationError, Cause, PeerError
 from ingest.tls import crl
+from ingest.tls.peer import NO_CERTIFICATE
 
 _ABORT_REASONS: Final = {
     0: "reason not specified",
@@ -104,6 +105,8 @@ def cause_of(error: Exception, *, shaking: bool, anonymous: bool) -> Cause | Non
 
 
 def _tls_cause(reason: str, *, shaking: bool, anonymous: bool) -> Cause | None:
+    if reason == NO_CERTIFICATE:
+        return Cause.NO_CERTIFICATE
     if "_ALERT_" in reason:
         alert = reason.partition("_ALERT_")[2]
         cause = _ALERTS.get(alert, Cause.OURS_REFUSED if "CERTIFICATE" in alert else None)
@@ -119,6 +122,8 @@ def _tls_failed(error: ssl.SSLError, *, shaking: bool) -> str:
         # OpenSSL's names for what came: TLSV1_ALERT_UNKNOWN_CA, TLSV13_ALERT_CERTIFICATE_REQUIRED…
         alert = reason.partition("_ALERT_")[2].replace("_", " ").lower()
         return f"it refused us with the TLS alert {alert!r}; does it trust our certificate?"
+    if reason == NO_CERTIFICATE:
+        return f"it has shown no certificate, which is required ({error.strerror})"
     if reason in _NOT_TLS and shaking:
         return "it does not speak TLS on this port; is it plain DICOM?"
     if isinstance(error, ssl.SSLEOFError) or "EOF" in reason:

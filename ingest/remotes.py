@@ -26,6 +26,8 @@ def remotes(config: Config, calling: Mapping[str, ssl.SSLContext] | None = None)
             destination.ae_title,
             destination.calling_ae_title or config.node.ae_title,
             known[destination.tls] if destination.tls else None,
+            certificate=destination.certificate,
+            issuer=destination.issuer,
             anonymous=bool(destination.tls) and not _has_certificate(config.tls[str(destination.tls)]),
         )
         for destination in config.destinations

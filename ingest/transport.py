@@ -18,8 +18,10 @@ from typing import Self
 
 from ingest import explain
 from ingest.dialer import dial
-from ingest.errors import AssociationError, Cause
+from ingest.errors import AssociationError, Cause, PeerError
 from ingest.resolver import TICK_SECONDS, ResolverAwayError, no_tick
+from ingest.tls.identity import binding_fault, identity_of
+from ingest.tls.peer import require_proof, verified_chain
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +36,8 @@ class Remote:
         tls: A client context, or None for plain TCP.
         server_hostname: The name to ask for and to check where `tls` checks names; None is `host`.
         anonymous: Whether `tls` has no certificate to show.
+        certificate: The one that it must show (a pattern of `ingest.tls.identity.matches`); "" is any.
+        issuer: Who must have issued that (a pattern of `issued_by`); "" is any.
     """
 
     host: str
@@ -43,6 +47,8 @@ class Remote:
     tls: ssl.SSLContext | None = None
     server_hostname: str | None = None
     anonymous: bool = False
+    certificate: str = ""
+    issuer: str = ""
 
     def __str__(self) -> str:
         return f"{self.called_ae} at {self.host}:{self.port}"
@@ -216,6 +222,7 @@ class Transport:
         while True:
             try:
                 self._tls.do_handshake()
+                self._know(self._tls)
                 return
             except ssl.SSLWantReadError:
                 wanted = select.POLLIN
@@ -225,6 +232,25 @@ class Transport:
                 raise self._failed(error, shaking=True) from error
             complaint = "does not finish the TLS handshake (is its port a plain one?)"
             self._wait(wanted, deadline, complaint, cause=Cause.NOT_TLS)
+
+    def _know(self, connection: ssl.SSLSocket) -> None:
+        """Make sure that the remote is the one that the configuration means, before anything is said to it.
+
+        Raises:
+            ssl.SSLError: It has not proved who it is.
+            AssociationError: It is somebody else, whom we trust too.
+        """
+        require_proof(connection)
+        wanted = self.remote.certificate, self.remote.issuer
+        if not any(wanted):
+            return
+        der = connection.getpeercert(binary_form=True)
+        try:
+            identity = identity_of(der, verified_chain(connection)) if der else None
+        except PeerError as error:  # OpenSSL is less strict, and has taken it
+            raise AssociationError(f"{self.remote}: {error}", cause=Cause.UNBOUND) from error
+        if fault := binding_fault(identity, *wanted, f"AE title {self.remote.called_ae!r}"):
+            raise AssociationError(f"{self.remote}: {fault}", cause=Cause.UNBOUND)
 
     def _wait(
         self,

@@ -1,14 +1,15 @@
-"""What is wrong, or may surprise, with the certificates and addresses that `[[peers]]` are bound to."""
+"""What is wrong, or may surprise, with certificates that `[[peers]]` and `[[destinations]]` are bound to."""
 
 import contextlib
 import ipaddress
 import ssl
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
+from typing import Protocol
 
 from ext.errors import PeerError
 from ingest.config.faults import Fault
-from ingest.config.model import Config
+from ingest.config.model import TLS, Config
 from ingest.dicom.policy import is_bound
 from ingest.errors import IngestError
 from ingest.tls import forms
@@ -20,6 +21,15 @@ _HOWTO = (
 )
 
 
+class Bound(Protocol):
+    """One of `[[peers]]` or `[[destinations]]`."""
+
+    @property
+    def certificate(self) -> str: ...  # noqa: D102 - as the key of that name
+    @property
+    def issuer(self) -> str: ...  # noqa: D102 - as the key of that name
+
+
 def faults(config: Config) -> Iterator[Fault]:
     """What no peer can ever meet."""
     for index, peer in enumerate(config.peers):
@@ -29,47 +39,86 @@ def faults(config: Config) -> Iterator[Fault]:
             except ValueError as error:
                 remedy = "write an address or a network, such as 10.1.2.3 or 10.1.0.0/16"
                 yield Fault(f"peers[{index}].hosts[{at}]", str(error), remedy)
-        plain = config.listeners and all(listener.tls is False for listener in config.listeners)
-        for key, value in (("certificate", peer.certificate), ("issuer", peer.issuer)):
-            if value and plain:
-                cause = "no listener speaks TLS, so no peer can present a certificate"
-                yield Fault(f"peers[{index}].{key}", cause, "remove it, or give a listener tls")
-            elif value and (cause := mistake(value, issuer=key == "issuer")):
-                more = "" if key == "issuer" else ", or an alternative name: DNS:…, IP:…, URI:… or email:…"
-                yield Fault(f"peers[{index}].{key}", f'"{value}" {cause}', _HOWTO + more)
+        plain = bool(config.listeners) and all(listener.tls is False for listener in config.listeners)
+        cause = "no listener speaks TLS, so no peer can present a certificate" if plain else ""
+        yield from _unusable(f"peers[{index}]", peer, cause, "remove it, or give a listener tls")
+    for index, destination in enumerate(config.destinations):
+        cause, remedy = "", ""
+        if destination.tls is False:
+            cause, remedy = (
+                "it has tls = false, so it shows no certificate",
+                "remove it, or name a [tls.NAME]",
+            )
+        elif destination.tls in config.tls and config.tls[destination.tls].peer_certificate == "none":
+            cause = f'[tls.{destination.tls}] has peer_certificate = "none", so none is verified'
+            remedy = 'remove it, or set peer_certificate = "required"'
+        yield from _unusable(f"destinations[{index}]", destination, cause, remedy)
+
+
+def _unusable(key: str, bound: Bound, cause: str, remedy: str) -> Iterator[Fault]:
+    """Faults of a binding that cannot be met for `cause`, or that is no pattern."""
+    for name, value in (("certificate", bound.certificate), ("issuer", bound.issuer)):
+        if value and cause:
+            yield Fault(f"{key}.{name}", cause, remedy)
+        elif value and (wrong := mistake(value, issuer=name == "issuer")):
+            more = "" if name == "issuer" else ", or an alternative name: DNS:…, IP:…, URI:… or email:…"
+            yield Fault(f"{key}.{name}", f'"{value}" {wrong}', _HOWTO + more)
 
 
 def notes(config: Config) -> Iterator[Fault]:
     """What works, but means less than it seems to; looks at the files of `trusted`."""
-    listening = [config.tls[each.tls] for each in config.listeners if each.tls in config.tls]
-    unasked = bool(listening) and all(tls.peer_certificate == "none" for tls in listening)
-    trusted = _trusted(config) if any(map(is_bound, config.peers)) else []
-    authorities = [each for each in trusted if each.anchor is not None and each.anchor.authority]
+    yield from _peers(config)
+    yield from _destinations(config)
+
+
+def _peers(config: Config) -> Iterator[Fault]:
+    sections = {str(each.tls): config.tls[each.tls] for each in config.listeners if each.tls in config.tls}
+    unasked = bool(sections) and all(tls.peer_certificate == "none" for tls in sections.values())
+    trusted = _trusted(sections.values()) if any(map(is_bound, config.peers)) else []
     for index, peer in enumerate(config.peers):
         if not is_bound(peer):
             yield from _undone(config, index)
             continue
-        key = f"peers[{index}].{'certificate' if peer.certificate else 'issuer'}"
         if unasked:
+            key = f"peers[{index}].{'certificate' if peer.certificate else 'issuer'}"
             cause = 'no listener asks for a certificate (peer_certificate = "none"), so all of it are refused'
             yield Fault(key, cause, 'set peer_certificate to "required", or remove the binding', note=True)
             continue
-        yield from _ambiguous(config, index, trusted)
-        if len(authorities) > 1 and not peer.issuer and not is_fingerprint(peer.certificate):
-            who = ", ".join(each.subject for each in authorities)
-            cause = f"each authority in trusted can give this name to whom it likes: {who}"
-            yield Fault(key, cause, "name `issuer` too, or bind by fingerprint", note=True)
+        yield from _loose(f"peers[{index}]", peer, trusted)
 
 
-def _ambiguous(config: Config, index: int, trusted: list[Identity]) -> Iterator[Fault]:
-    """A name that several trusted certificates have: who makes its own certificate chooses what it says."""
-    peer = config.peers[index]
-    key = "issuer" if peer.issuer else "certificate"  # with both, the issuer tells apart who vouches
-    fitting = [each.fingerprint for each in trusted if matches(each, peer.issuer or peer.certificate)]
-    if len(fitting) > 1 and not is_fingerprint(peer.certificate):
+def _destinations(config: Config) -> Iterator[Fault]:
+    """Bindings that are looser than they look, and destinations for which anybody trusted passes."""
+    for name, tls in config.tls.items():
+        numbered = [(index, each) for index, each in enumerate(config.destinations) if each.tls == name]
+        if not numbered or tls.peer_certificate == "none":
+            continue  # that nothing is verified is said of the section
+        trusted = _trusted([tls])
+        for index, destination in numbered:
+            yield from _loose(f"destinations[{index}]", destination, trusted)
+        unbound = [each.name for _, each in numbered if not (each.certificate or each.issuer)]
+        only = len(trusted) == 1 and not (trusted[0].anchor and trusted[0].anchor.authority)
+        if unbound and not tls.check_server_name and not only:
+            cause = f"whoever has a certificate that trusted vouches for passes for {', '.join(unbound)}"
+            remedy = "name certificate or issuer in these [[destinations]], or set check_server_name = true"
+            yield Fault(f"tls.{name}.trusted", cause, remedy, note=True)
+
+
+def _loose(key: str, bound: Bound, trusted: list[Identity]) -> Iterator[Fault]:
+    """A name that several can have: makers of certificates and authorities choose what theirs say."""
+    if is_fingerprint(bound.certificate) or not (bound.certificate or bound.issuer):
+        return
+    name = "issuer" if bound.issuer else "certificate"  # with both, the issuer tells apart who vouches
+    fitting = [each.fingerprint for each in trusted if matches(each, bound.issuer or bound.certificate)]
+    if len(fitting) > 1:
         who = ", ".join(fitting)
         cause = f"several certificates in trusted have this name, and each can stand for it: {who}"
-        yield Fault(f"peers[{index}].{key}", cause, "bind by fingerprint", note=True)
+        yield Fault(f"{key}.{name}", cause, "bind by fingerprint", note=True)
+    authorities = [each for each in trusted if each.anchor is not None and each.anchor.authority]
+    if len(authorities) > 1 and not bound.issuer:
+        who = ", ".join(each.subject for each in authorities)
+        cause = f"each authority in trusted can give this name to whom it likes: {who}"
+        yield Fault(f"{key}.{name}", cause, "name `issuer` too, or bind by fingerprint", note=True)
 
 
 def _undone(config: Config, index: int) -> Iterator[Fault]:
@@ -83,11 +132,10 @@ def _undone(config: Config, index: int) -> Iterator[Fault]:
             return
 
 
-def _trusted(config: Config) -> list[Identity]:
-    """All that may vouch for callers' names, each once; files that cannot be read are told of elsewhere."""
+def _trusted(sections: Iterable[TLS]) -> list[Identity]:
+    """All that may vouch for others' names, each once; files that cannot be read are told of elsewhere."""
     found: dict[str, Identity] = {}
-    for name in dict.fromkeys(each.tls for each in config.listeners if each.tls in config.tls):
-        tls = config.tls[str(name)]
+    for tls in sections:
         for path in tls.trusted if tls.peer_certificate != "none" else ():
             with contextlib.suppress(IngestError, ValueError):
                 for _, texts in forms.certificates(path, tls.password_file):

@@ -211,6 +211,8 @@ class Destination(Model):
     host: Annotated[str, Field(min_length=1)]
     port: Annotated[int, Field(ge=1, le=65535)] = 2762
     tls: str | Literal[False] = "node"
+    certificate: str = ""
+    issuer: str = ""
     associations: Positive = 1
     connect_seconds: Seconds = 10.0
     response_seconds: Seconds = 60.0

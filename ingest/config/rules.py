@@ -60,7 +60,7 @@ def faults(config: Config, names: Names, roles: Collection[str]) -> Iterator[Fau
     for name, tls in config.tls.items():
         yield from _tls(f"tls.{name}", tls, name in listening)
     yield from _receive(config)
-    if config.peers:
+    if config.peers or any(each.certificate or each.issuer for each in config.destinations):
         from ingest.config import bindings  # noqa: PLC0415 - needs cryptography, which takes time to import
 
         yield from bindings.faults(config)

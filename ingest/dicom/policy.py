@@ -7,7 +7,7 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_add
 from typing import Protocol
 
 from ingest.dicom.pdus import CALLING_AE_NOT_RECOGNIZED, AssociateReject
-from ingest.tls.identity import Identity, is_fingerprint, issued_by, matches
+from ingest.tls.identity import Identity, binding_fault
 
 EVERYTHING = frozenset({"echo", "store"})
 ANY = "*"
@@ -125,26 +125,7 @@ def _misfit(caller: Caller, peer: PeerRule) -> str | None:
     title = f"AE title {caller.ae_title!r}"
     if peer.hosts and not any(_holds(host, caller.address) for host in peer.hosts):
         return f"{title} may not call from {caller.address}, only from {', '.join(peer.hosts)}"
-    binding = " of ".join(repr(part) for part in (peer.certificate, peer.issuer) if part)
-    if not binding:
-        return None
-    if caller.certificate is None:
-        return f"{title} is bound to the certificate {binding}, but none was presented"
-    bound = not peer.certificate or matches(caller.certificate, peer.certificate)
-    anchor = caller.certificate.anchor
-    # Not the issuer that it names itself: whoever issued it could choose any.
-    who = f"certificate {caller.certificate.subject!r} of {anchor.subject if anchor else 'nobody'!r}"
-    if not bound or (peer.issuer and not issued_by(caller.certificate, peer.issuer)):
-        return f"{who} is not bound to {title}, which is bound to {binding}"
-    if peer.certificate and not (
-        peer.issuer or is_fingerprint(peer.certificate) or caller.certificate.vouched
-    ):
-        return (
-            f"{who} has the name that {title} is bound to, {binding}, but the trusted one that issued it "
-            "is not marked as an authority (CA:TRUE, keyCertSign); if it is yours, name it in `issuer`, "
-            "or bind by fingerprint"
-        )
-    return None
+    return binding_fault(caller.certificate, peer.certificate, peer.issuer, title)
 
 
 def _holds(host: str, address: str) -> bool:

@@ -23,6 +23,7 @@ from ingest.node.association import Association, Decider
 from ingest.node.scoreboard import REFUSED
 from ingest.tls import crl
 from ingest.tls.identity import Identity, identity_of
+from ingest.tls.peer import NoCertificateError
 from ingest.tls.pump import Pump
 
 UNREAD_BYTES: Final = 1 << 20
@@ -352,6 +353,8 @@ class Connection:
             facts.update(verify_code=error.verify_code, verify_message=error.verify_message)
             if error.verify_code in crl.REMEDIES:
                 facts["remedy"] = crl.REMEDIES[error.verify_code]
+        if isinstance(error, NoCertificateError):
+            facts["remedy"] = "remove suites without certificates (aNULL, PSK) from ciphers of its [tls.NAME]"
         if not established and self._first_byte == A_ASSOCIATE_RQ:
             facts["remedy"] = (
                 "the peer speaks plain DICOM to a TLS port: enable TLS there, or use a plain listener"

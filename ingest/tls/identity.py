@@ -180,6 +180,35 @@ def issued_by(identity: Identity, issuer: str) -> bool:
     return kind == "subject" and names.same(issuer, identity.anchor.subject)
 
 
+def binding_fault(identity: Identity | None, certificate: str, issuer: str, whose: str) -> str | None:
+    """Why a certificate is not the one that a peer or destination is bound to; None where it is.
+
+    Args:
+        identity: Of the certificate that was verified; None where none was shown.
+        certificate: A pattern of `matches`; "" is any.
+        issuer: A pattern of `issued_by`; "" is any.
+        whose: Who is bound, for the message.
+    """
+    binding = " of ".join(repr(part) for part in (certificate, issuer) if part)
+    if not binding:
+        return None
+    if identity is None:
+        return f"{whose} is bound to the certificate {binding}, but none was presented"
+    anchor = identity.anchor
+    # Not the issuer that it names itself: whoever issued it could choose any.
+    who = f"certificate {identity.subject!r} of {anchor.subject if anchor else 'nobody'!r}"
+    bound = not certificate or matches(identity, certificate)
+    if not bound or (issuer and not issued_by(identity, issuer)):
+        return f"{who} is not bound to {whose}, which is bound to {binding}"
+    if certificate and not (issuer or is_fingerprint(certificate) or identity.vouched):
+        return (
+            f"{who} has the name that {whose} is bound to, {binding}, but the trusted one that issued it "
+            "is not marked as an authority (CA:TRUE, keyCertSign); if it is yours, name it in `issuer`, "
+            "or bind by fingerprint"
+        )
+    return None
+
+
 def is_fingerprint(pattern: str) -> bool:
     """Whether a pattern of `matches` or `issued_by` is the fingerprint of one certificate."""
     return _meant(pattern)[0] == "SHA-256"

@@ -5,17 +5,14 @@ both hold buffers of their own for every connection. Here all connections of a p
 buffers.
 """
 
-import _ssl
 import contextlib
 import ssl
 from typing import Final, cast
-from weakref import WeakKeyDictionary
+
+from ingest.tls.peer import require_proof, verified_chain
 
 RECORD: Final = 16384
 """Plaintext bytes of the largest TLS record (RFC 8446 5.1)."""
-
-_trusted: Final[WeakKeyDictionary[ssl.SSLContext, frozenset[bytes]]] = WeakKeyDictionary()
-"""By context, the certificates in `trusted` that may issue others, DER."""
 
 
 class Pump:
@@ -51,12 +48,14 @@ class Pump:
         """Go as far as the bytes allow; whether the handshake is complete.
 
         Raises:
-            ssl.SSLError: It failed; `output` then holds the alert for the peer (RFC 8446 6.2).
+            ssl.SSLError: It failed; `output` then holds the alert for the peer (RFC 8446 6.2). Or it is
+                complete without the certificate that is required.
         """
         try:
             self._tls.do_handshake()
         except ssl.SSLWantReadError:
             return False
+        require_proof(self._tls)
         self.established = True
         return True
 
@@ -121,23 +120,8 @@ class Pump:
 
         Empty where there is no certificate, or none was to be verified.
         """
-        if self._tls.context.verify_mode == ssl.CERT_NONE:
-            return []
-        if hasattr(self._tls, "get_verified_chain"):  # Python 3.13
-            chain: list[bytes] = self._tls.get_verified_chain()
-        else:
-            found = self._tls._sslobj.get_verified_chain()  # type: ignore[attr-defined]
-            chain = [each.public_bytes(_ssl.ENCODING_DER) for each in found or ()]
-        # Who is trusted itself may send more than that, which OpenSSL lets stand after it, trusted or not.
-        return chain if len(chain) < 2 or chain[-1] in _authorities(self._tls.context) else chain[:1]
+        return verified_chain(self._tls)
 
     def version(self) -> str:
         """The protocol version for logs, as OpenSSL names it ("TLSv1.3")."""
         return self._tls.version() or ""
-
-
-def _authorities(context: ssl.SSLContext) -> frozenset[bytes]:
-    """Asked for once a context: what it trusts is loaded before its first handshake."""
-    if context not in _trusted:
-        _trusted[context] = frozenset(context.get_ca_certs(binary_form=True))
-    return _trusted[context]

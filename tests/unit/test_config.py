@@ -194,6 +194,23 @@ BAD = [
             ("issuer", "ab" * 20, "no SHA-256 fingerprint"),
         )
     ),
+    *(
+        (
+            f"[[destinations]]\nname = 'p'\nae_title = 'A'\nhost = 'h'\n{extra}",
+            f"destinations[0].{key}",
+            words,
+        )
+        for extra, key, words in (
+            ("tls = false\ncertificate = 'CN=a'", "certificate", "tls = false"),
+            ("tls = false\nissuer = 'CN=a'", "issuer", "tls = false"),
+            ("tls = 'n'\ncertificate = 'CN=a'\n[tls.n]\npeer_certificate = 'none'", "certificate", '"none"'),
+            (
+                "tls = 'n'\nissuer = 'DNS:a'\n[tls.n]\ntrusted = ['t.crt']",
+                "issuer",
+                "neither a whole subject",
+            ),
+        )
+    ),
     ("[queue]\nurl = 'http://x'", "queue.url", "not a scheme of Redis"),
     ("[queue]\nurl = 'redis://'", "queue.url", "names no server"),
     ("[queue]\nurl = 'unix://'", "queue.url", "names no server"),

@@ -290,6 +290,31 @@ def test_bindings_that_mean_less_than_they_seem_to_are_noted(
     assert set(found) <= set(notices(config(extra, tls)))
 
 
+TOWARDS = '[[destinations]]\nname = "pacs"\nae_title = "PACS"\nhost = "h"\n'
+
+
+@pytest.mark.parametrize(
+    ("authorities", "tls", "extra", "key", "words"),
+    [
+        (1, "", TOWARDS, "tls.node.trusted", "passes for pacs"),
+        (0, "", TOWARDS, None, ""),  # the one that is trusted is its own
+        (1, "check_server_name = true", TOWARDS, None, ""),
+        (1, "", TOWARDS + 'certificate = "CN=pacs"', None, ""),
+        (1, "", TOWARDS + 'issuer = "CN=one"', None, ""),
+        (1, "", TOWARDS + "tls = false", None, ""),
+        (2, "", TOWARDS + 'certificate = "CN=pacs"', "destinations[0].certificate", "CN=one, CN=two"),
+        (2, "", TOWARDS + 'certificate = "CN=pacs"\nissuer = "CN=one"', None, ""),
+    ],
+)
+def test_a_destination_for_which_others_pass_is_noted(config, site, authorities, tls, extra, key, words):
+    for name in ("one", "two")[:authorities]:
+        pki.trust(pki.authority(name, key_type="ec").certificate, site / "trusted.crt")
+    found = choices(config(extra, tls))
+    assert [(note.key, note.note) for note in found] == ([(key, True)] if key else [])
+    assert words in "".join(str(note) for note in found)
+    assert set(found) <= set(notices(config(extra, tls)))
+
+
 @pytest.mark.parametrize(
     ("certificate", "issuer", "key"),
     [
