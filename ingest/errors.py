@@ -20,8 +20,10 @@ __all__ = [
     "PeerError",
     "QueueError",
     "SpoolError",
+    "SpoolMissingError",
     "StoreAwayError",
     "StoreError",
+    "StoreMissingError",
 ]
 
 
@@ -49,12 +51,20 @@ class SpoolError(IngestError):
     """The spool folder cannot be used, or an entry is not there."""
 
 
+class SpoolMissingError(SpoolError):
+    """The spool that was used last is not mounted where it was; nothing is made in its place."""
+
+
 class StoreError(IngestError):
     """The store could not keep or give an instance."""
 
 
 class StoreAwayError(StoreError):
     """The store is full, failing or not there; trying the same again later may help."""
+
+
+class StoreMissingError(StoreAwayError):
+    """The store that the ledger knows is not mounted where it was; nothing is made in its place."""
 
 
 class QueueError(IngestError):

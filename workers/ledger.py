@@ -7,6 +7,7 @@ import structlog
 
 from ingest.ledger import Holdings, Ledger, NewInstance, Outcome
 from ingest.ledger.exclusion import LedgerExclusion
+from ingest.store_identity import KnownFolder
 from workers.patience import Patience
 
 log = structlog.get_logger()
@@ -53,6 +54,14 @@ class PatientLedger:
     def exclusion(self) -> LedgerExclusion | None:
         """See `Ledger.exclusion`."""
         return self._ledger.exclusion()
+
+    def known_folder(self, kind: str) -> KnownFolder:
+        """See `Ledger.known_folder`."""
+        return self._patience.insist(lambda: self._ledger.known_folder(kind), self._meanwhile)
+
+    def remember_folder(self, kind: str, identity: str) -> None:
+        """See `Ledger.remember_folder`."""
+        self._patience.insist(lambda: self._ledger.remember_folder(kind, identity), self._meanwhile)
 
     def migrate(self) -> None:
         """See `Ledger.migrate`."""

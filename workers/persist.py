@@ -17,10 +17,12 @@ from typing import Final, cast
 import redis
 import structlog
 
+from ingest.alarms import Severity, clear_alarm, raise_alarm
 from ingest.config.model import Config
 from ingest.dicom.routing import Router
-from ingest.errors import BootError, LedgerError, SpoolError, StoreError
+from ingest.errors import BootError, LedgerError, SpoolError, StoreError, StoreMissingError
 from ingest.ledger import Ledger
+from ingest.ledger.folders import QUARANTINE, STORE
 from ingest.queue import SPOOLS_KEY, connect, stream_key
 from ingest.spool.spool import spool_id
 from ingest.wake import Waker
@@ -50,6 +52,9 @@ RECORD_SECONDS: Final = 2.0
 
 SUSPECT: Final = 2
 """What was delivered more often than this is worked on alone."""
+
+MISSING: Final = "store_missing"
+"""The alarm for a store or quarantine that is not mounted."""
 
 NO_STREAM_SECONDS: Final = 0.2
 
@@ -106,6 +111,8 @@ class Persister:
         self._current: Entry | None = None
         self._touched_at = self._recorded_at = self._began_at = self._claim_at = self._fresh_at = 0.0
         self._own = True
+        self._unremembered: dict[str, str] = {}
+        self._is_missing = True  # a worker that died may have left the alarm
 
     def run(self) -> None:
         """Persist until told to stop.
@@ -118,8 +125,8 @@ class Persister:
             stack.callback(self._ledger.close)
             with contextlib.suppress(StoppedError):
                 self._ledger.migrate()
-                self._store = self._opened(stack, self._config.store_root, self._ledger.exclusion())
-                self._tools = self._make_tools(self._opened(stack, self._config.quarantine_dir))
+                self._store = self._opened(stack, STORE, self._config.store_root, self._ledger.exclusion())
+                self._tools = self._make_tools(self._opened(stack, QUARANTINE, self._config.quarantine_dir))
                 while not self._stop.is_set():
                     self._turn()
             with contextlib.suppress(redis.RedisError):
@@ -220,6 +227,8 @@ class Persister:
         elif results.done:
             self._store_patience.worked()
             self._host_patience.worked()
+            self._tell(None)
+            self._remember_folders()
             if full:
                 self._batch = min(self._batch_max, 2 * self._batch)
 
@@ -229,6 +238,7 @@ class Persister:
         if is_shortage(error) or not isinstance(error, StoreError):
             self._host_patience.failed(error)
         else:
+            self._tell(error)
             self._store_patience.failed(error)
 
     def _take(self, results: Results) -> None:
@@ -290,13 +300,41 @@ class Persister:
         return sorted(streams)
 
     def _opened(
-        self, stack: contextlib.ExitStack, root: Path, exclusion: Exclusion | None = None
+        self, stack: contextlib.ExitStack, kind: str, root: Path, exclusion: Exclusion | None = None
     ) -> FileStore:
         durable = self._config.receive.durability == "fsync"
         store = FileStore(root, durable=durable, progress=self._touch, exclusion=exclusion)
-        self._store_patience.insist(store.prepare)
+        self._store_patience.insist(lambda: self._prepare(kind, store))
         stack.callback(store.close)
         return store
+
+    def _prepare(self, kind: str, store: FileStore) -> None:
+        known = self._ledger.known_folder(kind)
+        try:
+            identity = store.prepare(known)
+        except StoreError as error:
+            self._tell(error)
+            raise
+        if kind == QUARANTINE:  # the last of them
+            self._tell(None)
+        if known.id != identity:
+            self._unremembered[kind] = identity
+
+    def _remember_folders(self) -> None:
+        """Have the ledger remember new ids; once it has taken a batch, so that it keeps nothing back."""
+        while self._unremembered:
+            kind, identity = self._unremembered.popitem()
+            self._ledger.remember_folder(kind, identity)
+
+    def _tell(self, error: StoreError | None) -> None:
+        """Have people hear of a store that is not mounted, and no longer once there is no error."""
+        if isinstance(error, StoreMissingError):
+            self._is_missing = True
+            remedy = "mount it; nothing is lost, what is received waits in the spool"
+            raise_alarm(self._config.run_dir, MISSING, str(error), remedy, severity=Severity.FAILING)
+        elif error is None and self._is_missing:
+            self._is_missing = False
+            clear_alarm(self._config.run_dir, MISSING)
 
     def _make_tools(self, quarantine: FileStore) -> Tools:
         placer = Placer(

@@ -20,6 +20,7 @@ from ingest.config.model import Config
 from ingest.dicom.routing import Router
 from ingest.errors import IngestError, StoreAwayError, StoreError
 from ingest.ledger import Instance, InstanceState, Ledger, NewInstance
+from ingest.ledger.folders import QUARANTINE, STORE
 from ingest.queue import connect
 from ingest.spool.reference import Reference
 from ingest.wake import wake
@@ -271,9 +272,9 @@ def warden(config: Config, ledger: Ledger) -> Iterator[Warden]:
             FileStore(config.store_root, durable=durable, exclusion=ledger.exclusion()),
             FileStore(config.quarantine_dir, durable=durable),
         ]
-        for store in opened:
+        for kind, store in zip((STORE, QUARANTINE), opened, strict=True):
             _require(store.root)
-            store.prepare()
+            store.prepare(ledger.known_folder(kind))
             stack.callback(store.close)
         yield Warden(config, ledger, *opened)
 

@@ -20,7 +20,9 @@ from ingest import room
 from ingest.config.model import Config
 from ingest.errors import BootError, IngestError, LedgerError, StoreAwayError, StoreError
 from ingest.ledger import Ledger
+from ingest.ledger.folders import STORE
 from ingest.ledger.retention import CHUNK, KeptRow, KeptStudy, LeavingFile
+from ingest.store_identity import require_store
 from workers.aging import Decision, Goal, cutoff, decide, disk_over, oldest_first
 from workers.incoming import FILE_MODE, lock
 from workers.layout import INCOMING
@@ -119,12 +121,20 @@ class Remover:
             StoreError: The store is not there, or another worker replaces for long.
         """
         report = Report()
+        self._require_store()
         with self._alone():
             self._finish()
             for studies in self._batches(report):
                 self._remove(studies, report)
             self._forget(report)
         return report
+
+    def _require_store(self) -> None:
+        """Remove nothing where another file system is mounted, or none: every file would look gone."""
+        try:
+            require_store(self._store.root, self._ledger.known_folder(STORE))
+        except OSError as error:
+            raise StoreAwayError(f"the store {self._store.root} fails: {error.strerror}") from error
 
     # --- what is there
 

@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Final, Protocol
 
 from ingest.dicom.part10 import read_file_meta
-from ingest.errors import LedgerError, StoreAwayError, StoreError
+from ingest.errors import LedgerError, StoreAwayError, StoreError, StoreMissingError
 from ingest.filesystem import NO_LINK, clock_ns, mount_of
+from ingest.store_identity import KnownFolder, give_id, read_id, require_store
 from workers.blame import OF_THE_NAME
 from workers.folders import Folders
 from workers.incoming import FILE_MODE, Incoming, lock, stands_for
@@ -25,6 +26,9 @@ from workers.layout import INCOMING, check_key
 
 REPLACE_SECONDS: Final = 10.0
 """How long one worker waits for another that replaces or removes files."""
+
+NEW_FOLDER: Final = KnownFolder()
+"""What is known of a store that nobody has used."""
 
 CLEAR_SECONDS: Final = 600.0
 """How often a worker looks for what dead ones left; less than `workers.incoming.YOUNG_SECONDS`."""
@@ -163,20 +167,35 @@ class FileStore:
         self._progress = progress
         self._exclusion = exclusion
         self._clear_at = 0.0
+        self._id = ""
         self._durable_names: set[tuple[int, int]] = set()
         self._announced = 0
         self._prepared: Incoming | None = None
 
-    def prepare(self) -> None:
-        """Make the folder, take a place to copy to, and clear the places of dead workers.
+    def prepare(self, known: KnownFolder = NEW_FOLDER) -> str:
+        """Make the folder if it is new, take a place to copy to, and clear the places of dead workers.
+
+        Args:
+            known: What the ledger knows of it.
+
+        Returns:
+            The id of the store.
 
         Raises:
+            StoreMissingError: It is not the folder that the ledger knows.
             StoreAwayError: The folder cannot be made or written to.
         """
         with self._blamed():
+            require_store(self.root, known)
             _make_root(self.root)
             self._prepared = Incoming(self.root / INCOMING)
+            try:
+                self._id = give_id(self.root)
+            except BaseException:
+                self.close()
+                raise
         self._clear_at = time.monotonic() + CLEAR_SECONDS
+        return self._id
 
     def close(self) -> None:
         """Give the place to copy to back."""
@@ -195,6 +214,11 @@ class FileStore:
         """See `Store.batch`."""
         with self._blamed():
             batch = Batch(Folders(self.root, self._durable_names))
+            try:
+                self._require_id()
+            except BaseException:
+                batch.folders.close()
+                raise
         if self._prepared is not None and time.monotonic() > self._clear_at:
             self._clear_at = time.monotonic() + CLEAR_SECONDS
             self._prepared.clear()
@@ -303,6 +327,12 @@ class FileStore:
                         self._durable_names.clear()
                         self._announced = announced
                 batch.folders.sync()
+
+    def _require_id(self) -> None:
+        """Make sure that it is yet the store that was prepared: it may have been unmounted since."""
+        if self._id and read_id(self.root) != self._id:
+            cause = f"{self.root} is not the store any more that this worker began with"
+            raise StoreMissingError(f"{cause} ({mount_of(self.root)}); mount it")
 
     def _require_lock(self, batch: Batch) -> None:
         """Make sure that a lock that was taken is ours yet: a row is written next that depends on it."""

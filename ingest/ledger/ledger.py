@@ -5,6 +5,7 @@ from ingest.ledger.browse import Browse
 from ingest.ledger.circuits import Circuits
 from ingest.ledger.deliveries import Deliveries
 from ingest.ledger.exclusion import LedgerExclusion
+from ingest.ledger.folders import Folders
 from ingest.ledger.instances import Instances
 from ingest.ledger.progress import ProgressReport
 from ingest.ledger.quarantine import Quarantine
@@ -13,7 +14,16 @@ from ingest.ledger.search import Search
 
 
 class Ledger(
-    Instances, Deliveries, Circuits, ProgressReport, Search, Browse, Backfill, Quarantine, Retention
+    Instances,
+    Deliveries,
+    Circuits,
+    ProgressReport,
+    Search,
+    Browse,
+    Backfill,
+    Quarantine,
+    Retention,
+    Folders,
 ):
     """Instances and deliveries in SQLite (WAL, synchronous FULL) or PostgreSQL.
 

@@ -16,7 +16,7 @@ from sqlalchemy import (
     text,
 )
 
-SCHEMA_VERSION: Final = "0007"
+SCHEMA_VERSION: Final = "0008"
 """The revision in ingest/migrations that made the tables below."""
 
 # SQLite hands out row ids of its own only for a primary key that is declared INTEGER.
@@ -115,6 +115,14 @@ deliveries = Table(
         sqlite_where=SUSPECT,
         postgresql_where=SUSPECT,
     ),
+)
+
+# Which store and which quarantine this ledger tells of (`ingest.store_identity`).
+folders = Table(
+    "folders",
+    metadata,
+    Column("kind", Text, primary_key=True),
+    Column("folder_id", Text, nullable=False),
 )
 
 # What workers share of a destination as a whole; one that never failed has no row.
