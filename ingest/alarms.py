@@ -21,6 +21,9 @@ from typing import Final
 import structlog
 
 FOLDER: Final = "alarms"
+QUARANTINE_FULL: Final = "quarantine_full"
+"""Copies of what was refused have reached `[receive] quarantine_max_bytes`."""
+
 _NAME: Final = re.compile(r"[a-z0-9_]+(\.[A-Za-z0-9_.-]{1,80})?")
 
 log = structlog.get_logger()

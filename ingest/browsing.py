@@ -85,8 +85,8 @@ def _plain(row: Instance) -> dict[str, Any]:
 
 
 def _kind(row: Instance) -> str:
-    """What the listener refused is told from what collided by its reason."""
-    return "refused" if row.note.startswith("refused with ") else "conflict"
+    """Whether its sender knows that it is not stored."""
+    return "refused" if row.refused_status else "conflict"
 
 
 def _instances(found: Sequence[FoundInstance]) -> Table:
@@ -119,11 +119,12 @@ def _instances(found: Sequence[FoundInstance]) -> Table:
 
 
 def _quarantine(found: Sequence[Instance]) -> Table:
-    table = Table("id", "kind", "SOP instance", "study", "reason", "size", "received", "file")
+    table = Table("id", "kind", "times", "SOP instance", "study", "reason", "size", "received", "file")
     for row in found:
         table.add_row(
             str(row.id),
             _kind(row),
+            str(row.times),
             *map(escape, (row.sop_instance_uid, row.study_uid, row.note)),
             decimal(row.size),
             iso_time(row.received_at) or "",

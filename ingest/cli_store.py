@@ -91,7 +91,7 @@ def instances(path: Path, limit: int, before: int | None, as_json: bool, **which
 
 @click.group(cls=Commands)
 def quarantine() -> None:
-    """List, release and drop what collided, or was refused."""
+    """Decide about what collided, failed or was refused."""
 
 
 @quarantine.command("list")
@@ -121,6 +121,22 @@ def release(path: Path, ids: tuple[int, ...]) -> None:
     is routed and delivered as though it had come now. Exits with 1 when one is unknown or cannot be released.
     """
     click.get_current_context().exit(importlib.import_module(QUARANTINE).release(load_config(path), ids))
+
+
+@quarantine.command()
+@config_option
+@click.argument("ids", metavar="[ID…]", nargs=-1, type=click.IntRange(1))
+@click.option("--all", "everything", is_flag=True, help="All that was set aside after it was acknowledged.")
+def retry(path: Path, ids: tuple[int, ...], everything: bool) -> None:
+    """Try to store acknowledged instances again, as though they came now.
+
+    What was set aside because it could not be persisted is stored, routed and delivered, once the cause is
+    mended. What is stored under its SOP instance UID is never replaced: that is what `release` does. Exits
+    with 1 when one is unknown, was refused, or still cannot be stored.
+    """
+    if bool(ids) == everything:
+        raise click.UsageError("say which: ID…, or --all")
+    click.get_current_context().exit(importlib.import_module(QUARANTINE).retry(load_config(path), ids))
 
 
 @quarantine.command()

@@ -18,7 +18,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from ingest import room
-from ingest.alarms import standing_alarms
+from ingest.alarms import Alarm, standing_alarms
 from ingest.config.check import choices
 from ingest.config.model import Config
 from ingest.errors import IngestError, SpoolError
@@ -77,7 +77,23 @@ def status_command(config: Config, *, as_json: bool, watch: float | None) -> int
 
 def _alarms(config: Config) -> list[dict[str, Any]]:
     """The conditions that a person must hear of, the worst first."""
-    return [asdict(alarm) for alarm in standing_alarms(config.run_dir)]
+    return [asdict(alarm) for alarm in (*_set_aside(config), *standing_alarms(config.run_dir))]
+
+
+def _set_aside(config: Config) -> Iterator[Alarm]:
+    """What was acknowledged and lies in quarantine, as the ledger has it."""
+    try:
+        with contextlib.closing(Ledger(config.ledger_url)) as ledger:
+            count, since_ms = ledger.set_aside_count()
+    except IngestError:
+        return  # the ledger's own part says so
+    if count:
+        yield Alarm(
+            "set_aside",
+            f"{count} acknowledged instances lie in quarantine: they are neither in the store nor forwarded",
+            "`ingest quarantine list` says why; then `ingest quarantine retry`, `release` or `drop`",
+            since_ms=since_ms,
+        )
 
 
 def _listeners(config: Config) -> list[dict[str, Any]]:

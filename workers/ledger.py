@@ -5,7 +5,7 @@ from typing import Protocol
 
 import structlog
 
-from ingest.ledger import Holdings, Ledger, NewInstance, Outcome
+from ingest.ledger import Holdings, Ledger, NewInstance, Outcome, SameContent
 from ingest.ledger.exclusion import LedgerExclusion
 from ingest.store_identity import KnownFolder
 from workers.patience import Patience
@@ -30,6 +30,12 @@ class Rows(Protocol):
 
     def supersede(self, uids: list[str], now_ms: int) -> None:
         """See `Ledger.supersede`."""
+
+    def quarantined_keys(self, same: SameContent) -> list[str]:
+        """See `Ledger.quarantined_keys`."""
+
+    def refused_bytes(self) -> int:
+        """See `Ledger.refused_bytes`."""
 
 
 class PatientLedger:
@@ -90,6 +96,14 @@ class PatientLedger:
     def supersede(self, uids: list[str], now_ms: int) -> None:
         """See `Ledger.supersede`."""
         self._patience.insist(lambda: self._ledger.supersede(uids, now_ms), self._meanwhile)
+
+    def quarantined_keys(self, same: SameContent) -> list[str]:
+        """See `Ledger.quarantined_keys`."""
+        return self._patience.insist(lambda: self._ledger.quarantined_keys(same), self._meanwhile)
+
+    def refused_bytes(self) -> int:
+        """See `Ledger.refused_bytes`."""
+        return self._patience.insist(self._ledger.refused_bytes, self._meanwhile)
 
     def record(self, rows: Sequence[NewInstance]) -> list[Outcome]:
         """See `Ledger.record`."""

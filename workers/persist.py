@@ -17,7 +17,7 @@ from typing import Final, cast
 import redis
 import structlog
 
-from ingest.alarms import Severity, clear_alarm, raise_alarm
+from ingest.alarms import QUARANTINE_FULL, Severity, clear_alarm, raise_alarm
 from ingest.config.model import Config
 from ingest.dicom.routing import Router
 from ingest.errors import BootError, LedgerError, SpoolError, StoreError, StoreMissingError
@@ -62,6 +62,28 @@ SPARE_DESCRIPTORS: Final = 16
 """Descriptors that a batch leaves free: for what is compared, for connections that are made anew."""
 
 log = structlog.get_logger()
+
+
+class QuarantineBound:
+    """`[receive] quarantine_max_bytes`, with its alarm."""
+
+    def __init__(self, config: Config) -> None:
+        self.max_bytes = config.receive.quarantine_max_bytes
+        self._run_dir = config.run_dir
+
+    def reached(self) -> None:
+        """A copy was not kept: raise the alarm."""
+        raise_alarm(
+            self._run_dir,
+            QUARANTINE_FULL,
+            "the quarantine holds as many copies of refused instances as it may: new ones are not kept",
+            "look at them with `ingest quarantine list`, drop them with `ingest quarantine drop`, or raise "
+            "[receive] quarantine_max_bytes",
+        )
+
+    def kept(self) -> None:
+        """A copy was kept: the alarm has ended, if it stood."""
+        clear_alarm(self._run_dir, QUARANTINE_FULL)
 
 
 class Persister:
@@ -346,6 +368,7 @@ class Persister:
             router=self._router,
             now=lambda: time.time_ns() // 1_000_000,
             progress=self._touch,
+            bound=QuarantineBound(self._config),
         )
         return Tools(
             spool_dir=self._config.spool_dir,

@@ -3,7 +3,7 @@
 import contextlib
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 import structlog
@@ -12,9 +12,10 @@ from ingest.dicom.routing import Router
 from ingest.ledger import Holdings, InstanceState, NewInstance, Outcome
 from ingest.spool.reference import Reference
 from workers.arrival import Arrival, Facts
+from workers.aside import Aside, Bound, NoBound
 from workers.compare import content_digest, existing, same_bytes, same_file
 from workers.duplicates import Action, Policy, decide
-from workers.layout import Layout, quarantine_key, safe_name, variant_key
+from workers.layout import Layout, safe_name, variant_key
 from workers.leaving import may_be_another
 from workers.ledger import Rows
 from workers.store import Batch, Store
@@ -47,6 +48,7 @@ class Placer:
         router: `[[routes]]`.
         now: The time, in Unix milliseconds.
         progress: Called often while something large is compared.
+        bound: For copies of what was refused.
     """
 
     store: Store
@@ -57,6 +59,7 @@ class Placer:
     router: Router
     now: Callable[[], int]
     progress: Callable[[], None] = lambda: None
+    bound: Bound = field(default_factory=NoBound)
 
     @contextlib.contextmanager
     def batch(self) -> Iterator["Placing"]:
@@ -86,6 +89,9 @@ class Placing:
         self._put: set[str] = set()
         self._replaced: set[str] = set()
         self._excluding = False
+        self._aside = Aside(
+            placer.quarantine, placer.rows, placer.bound, exclude=self._exclude, progress=placer.progress
+        )
         self.rows: list[NewInstance] = []
 
     def look_up(self, facts: Iterable[Facts]) -> None:
@@ -104,19 +110,36 @@ class Placing:
         refused = _REFUSED.search(arrival.reference.where)
         if refused:
             status = refused[1]
-            self.set_aside(arrival, facts, f"refused with {status}H: {_REFUSALS.get(status, 'see the log')}")
+            reason = f"refused with {status}H: {_REFUSALS.get(status, 'see the log')}"
+            self.set_aside(arrival, facts, reason, int(status, 16))
         elif facts.conflict:
             self.set_aside(arrival, facts, facts.conflict)
         else:
             self._store(arrival, facts)
 
-    def set_aside(self, arrival: Arrival, facts: Facts, reason: str) -> None:
-        """Put an instance into quarantine; raises as `place`."""
-        key = quarantine_key(arrival.reference)
-        # A name that is taken is that of an earlier try with the same reference.
-        self._shared.quarantine.put(self._quarantined, arrival.source, key)
-        self._add(arrival, facts, key, InstanceState.QUARANTINED, reason)
-        log.warning("quarantined", sop_instance_uid=facts.sop_instance_uid, reason=reason, file=key)
+    def set_aside(self, arrival: Arrival, facts: Facts, reason: str, status: int = 0) -> None:
+        """Put an instance into quarantine, once; raises as `place`.
+
+        Args:
+            arrival: The instance.
+            facts: What it says.
+            reason: Why, for a person to read.
+            status: What its sender was answered: 0 for Success. Only a copy of what was refused may be
+                left out, where there is no room for it.
+        """
+        kept = self._aside.put(self._quarantined, arrival, facts, status)
+        if kept is not None:
+            # If the same thing lies there, this row finds its place taken, and the ledger counts it.
+            self._add(
+                arrival,
+                facts,
+                kept.key,
+                InstanceState.QUARANTINED,
+                reason,
+                refused_status=status,
+                content_digest=kept.digest,
+            )
+            log.warning("quarantined", sop_instance_uid=facts.sop_instance_uid, reason=reason, file=kept.key)
 
     def sync(self) -> None:
         """Make durable what was placed.
@@ -164,6 +187,7 @@ class Placing:
         self._excluding = False
         self._replaced.clear()
         self._put.clear()
+        self._aside.recorded()
         self.rows.clear()
 
     def _learn(self) -> None:
@@ -359,6 +383,8 @@ class Placing:
         *,
         replaces: bool = False,
         copy_digest: str = "",
+        refused_status: int = 0,
+        content_digest: str = "",
     ) -> None:
         if state is InstanceState.STORED and not copy_digest:
             self._keys[facts.sop_instance_uid] = key
@@ -386,6 +412,8 @@ class Placing:
                 destinations=routing.destinations if routing else (),
                 replaces=replaces,
                 copy_digest=copy_digest,
+                refused_status=refused_status,
+                content_digest=content_digest,
             )
         )
 

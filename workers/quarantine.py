@@ -1,4 +1,4 @@
-"""`ingest quarantine release` and `drop`: a person decides about what was put into quarantine.
+"""`ingest quarantine release`, `retry` and `drop`: a person decides about what was put into quarantine.
 
 Whoever dies at any step leaves nothing lost and nothing hidden: both objects are in quarantine then, or one
 of them is stored; the same command again does what is left.
@@ -16,11 +16,13 @@ from typing import Any, Final
 import redis
 from rich.console import Console
 
+from ingest.alarms import QUARANTINE_FULL, clear_alarm
 from ingest.config.model import Config
 from ingest.dicom.routing import Router
 from ingest.errors import IngestError, StoreAwayError, StoreError
 from ingest.ledger import Instance, InstanceState, Ledger, NewInstance
 from ingest.ledger.folders import QUARANTINE, STORE
+from ingest.ledger.quarantine import GAVE_WAY
 from ingest.queue import connect
 from ingest.spool.reference import Reference
 from ingest.wake import wake
@@ -32,9 +34,8 @@ from workers.store import Batch, FileStore, Source
 CONTESTED_MAX: Final = 3
 """How often a release begins anew, while workers store the same SOP instance UID."""
 
-_GAVE_WAY: Final = "released"
-"""In place of a spool's id in the references of what gave way to a released object."""
-
+RETRIED_MAX: Final = 100_000
+"""How many are tried again at once, where none is named."""
 
 _TOLD: Final = (
     "sop_class_uid",
@@ -50,6 +51,14 @@ _TOLD: Final = (
 
 class NotQuarantinedError(IngestError):
     """An id that is unknown, or whose instance is not in quarantine or cannot leave it."""
+
+
+class _OtherStoredError(Exception):
+    """Another object of the SOP instance UID is stored."""
+
+    def __init__(self, other: Instance) -> None:
+        super().__init__(other.id)
+        self.other = other
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,15 +107,60 @@ class Warden:
             OSError: A disk is failing.
         """
         with self._batches() as (stored, kept):
+            return self._released(number, stored, kept, replacing=True)
+
+    def retry(self, number: int) -> tuple[str, ...] | None:
+        """Store an acknowledged instance as though it came now; what is stored under its UID stays.
+
+        Args:
+            number: The id of its row.
+
+        Returns:
+            As `release`; None where the same instance is stored already, and this copy has gone.
+
+        Raises:
+            NotQuarantinedError: It is not in quarantine, was refused, cannot be stored, or another object has
+                its SOP instance UID.
+            StoreError, LedgerError, OSError: As `release`.
+        """
+        with self._batches() as (stored, kept):
             row = self._row(number)
-            key = quarantine_key(_reference(row.spool_ref))
-            if row.state is InstanceState.STORED and self._is_there(self._quarantine, key):
-                # Who released it died before the file was gone from here.
-                self._clear(row.sop_instance_uid, key, stored, kept)
-                return tuple(one.destination for one in self._ledger.deliveries_of(number))
-            released = self._stored(number, stored, kept)
-            self._clear(released.sop_instance_uid, row.store_key, stored, kept)
-            return released.destinations
+            if row.refused_status:
+                cause = f"its sender was answered {row.refused_status:04X}H"
+                raise NotQuarantinedError(f"{number}: {cause}; `ingest quarantine release` stores it even so")
+            try:
+                return self._released(number, stored, kept, replacing=False)
+            except _OtherStoredError as error:
+                if not self._is_same(row, error.other):
+                    raise NotQuarantinedError(
+                        f"{number}: another object of its SOP instance UID is stored; `ingest quarantine "
+                        "release` stores this one in its place"
+                    ) from None
+            self._drop(row, kept, "the same instance is stored")
+            return None
+
+    def _released(self, number: int, stored: Batch, kept: Batch, *, replacing: bool) -> tuple[str, ...]:
+        row = self._row(number)
+        key = quarantine_key(_reference(row.spool_ref))
+        if row.state is InstanceState.STORED and self._is_there(self._quarantine, key):
+            # Who released it died before the file was gone from here.
+            self._clear(row.sop_instance_uid, key, stored, kept)
+            return tuple(one.destination for one in self._ledger.deliveries_of(number))
+        released = self._stored(number, stored, kept, replacing=replacing)
+        self._clear(released.sop_instance_uid, row.store_key, stored, kept)
+        return released.destinations
+
+    def _is_same(self, row: Instance, other: Instance) -> bool:
+        """Whether what is stored has the same data set, in the same transfer syntax."""
+        with (
+            existing(self._quarantine, row.store_key) as (ours, facts),
+            existing(self._store, other.store_key) as (there, known),
+        ):
+            if ours is None or facts is None or there is None or known is None:
+                return False
+            offsets = facts.data_set_offset, known.data_set_offset
+            same_syntax = facts.transfer_syntax_uid == known.transfer_syntax_uid
+            return same_syntax and same_bytes(ours, there, lambda: None, skipping=offsets)
 
     def drop(self, number: int) -> None:
         """Remove a quarantined file; its row stays, and says so.
@@ -117,11 +171,13 @@ class Warden:
             LedgerError: The ledger is away.
         """
         with self._batches() as (_, kept):
-            row = self._quarantined(number)
-            # The row last: as long as it says "quarantined", the same command finishes what this one began.
-            self._quarantine.remove(kept, row.store_key)
-            self._quarantine.sync(kept)
-            self._ledger.drop_quarantined(number, f"dropped from quarantine by hand; {row.note}")
+            self._drop(self._quarantined(number), kept, "dropped from quarantine by hand")
+
+    def _drop(self, row: Instance, kept: Batch, why: str) -> None:
+        # The row last: as long as it says "quarantined", the same command finishes what this one began.
+        self._quarantine.remove(kept, row.store_key)
+        self._quarantine.sync(kept)
+        self._ledger.drop_quarantined(row.id, f"{why}; {row.note}")
 
     @contextlib.contextmanager
     def _batches(self) -> Iterator[tuple[Batch, Batch]]:
@@ -141,11 +197,12 @@ class Warden:
             raise NotQuarantinedError(f"{number}: it is not in quarantine, it is {row.state.value}")
         return row
 
-    def _stored(self, number: int, stored: Batch, kept: Batch) -> NewInstance:
+    def _stored(self, number: int, stored: Batch, kept: Batch, *, replacing: bool) -> NewInstance:
         for _ in range(CONTESTED_MAX):
             row = self._quarantined(number)
             with existing(self._quarantine, row.store_key, self._router.tags) as (source, facts):
-                released = self._try(row, *self._releasable(row, source, facts), stored, kept)
+                there = self._releasable(row, source, facts)
+                released = self._try(row, *there, stored, kept, replacing=replacing)
             if released is not None:
                 return released
         raise StoreError(
@@ -168,7 +225,7 @@ class Warden:
         return replace(source, path=str(self._quarantine.root / row.store_key)), facts
 
     def _try(
-        self, row: Instance, source: Source, facts: Facts, stored: Batch, kept: Batch
+        self, row: Instance, source: Source, facts: Facts, stored: Batch, kept: Batch, *, replacing: bool
     ) -> NewInstance | None:
         """Release it, unless a worker stores the same SOP instance UID at this moment."""
         key = self._layout.key(facts.study_uid, facts.series_uid, facts.sop_instance_uid)
@@ -177,6 +234,8 @@ class Warden:
         # Further copies (`[store] duplicates = "keep-both"`) stay where they are.
         firsts = (one for one in rows if one.state is InstanceState.STORED and not one.copy_digest)
         old = next(firsts, None)
+        if old is not None and not replacing:
+            raise _OtherStoredError(old)
         safe = {one.store_key for one in (row, *rows) if one.state is InstanceState.QUARANTINED}
         copying = _Copying(kept, row.id, facts.sop_instance_uid, frozenset(safe), now)
         copies = [self._copied(copying, old.store_key, old)] if old is not None else []
@@ -201,7 +260,7 @@ class Warden:
             store_key=key,
             size=facts.size,
             spool_ref=row.spool_ref,
-            note=f"released from quarantine by hand; {row.note}",
+            note=f"{'released' if replacing else 'tried again'} from quarantine by hand; {row.note}",
             received_at=row.received_at,
             stored_at=now,
             routed=routing.routed,
@@ -222,7 +281,7 @@ class Warden:
                 return None
             # The same name again for the same bytes, at a second try.
             name = str(old.id) if old is not None else f"{copying.number}.{_digest(there)}"
-            reference = Reference("spool", _GAVE_WAY, name)
+            reference = Reference("spool", GAVE_WAY, name)
             source = replace(there, path=str(self._store.root / key))
             self._quarantine.replace(copying.kept, source, quarantine_key(reference))
             return NewInstance(
@@ -311,23 +370,35 @@ def _reference(name: str) -> Reference:
 
 def release(config: Config, ids: Sequence[int]) -> int:
     """Release instances from quarantine, wake their destinations, and say so; returns the exit code."""
-    console = Console(highlight=False, soft_wrap=True)
     woken: set[str] = set()
 
     def do(keeper: Warden, number: int) -> None:
         to = keeper.release(number)
         woken.update(to)
-        console.print(f"{number}: released; to {', '.join(to) or 'no destination'}", markup=False)
+        _say(f"{number}: released; to {', '.join(to) or 'no destination'}")
 
-    code = _each(config, ids, do)
-    client = connect(config, timeout=2.0)
-    try:
-        for destination in sorted(woken):
-            wake(client, destination)
-    except redis.RedisError as error:
-        _complain(f"the queue is away ({error}); workers find them by themselves within seconds")
-    finally:
-        client.close()
+    code = _each(config, lambda _: ids, do)
+    _wake(config, woken)
+    return code
+
+
+def retry(config: Config, ids: Sequence[int]) -> int:
+    """Store acknowledged instances as though they came now, and say so; returns the exit code.
+
+    Args:
+        config: The configuration.
+        ids: Of their rows; all that were set aside where none is named.
+    """
+    woken: set[str] = set()
+
+    def do(keeper: Warden, number: int) -> None:
+        to = keeper.retry(number)
+        woken.update(to or ())
+        said = f"stored; to {', '.join(to) or 'no destination'}" if to is not None else "stored already; gone"
+        _say(f"{number}: {said}")
+
+    code = _each(config, lambda ledger: ids or ledger.set_aside(RETRIED_MAX), do)
+    _wake(config, woken)
     return code
 
 
@@ -336,27 +407,55 @@ def drop(config: Config, ids: Sequence[int]) -> int:
 
     def do(keeper: Warden, number: int) -> None:
         keeper.drop(number)
-        Console(highlight=False).print(f"{number}: dropped", markup=False)
+        _say(f"{number}: dropped")
 
-    return _each(config, ids, do)
+    code = _each(config, lambda _: ids, do)
+    _end_alarm(config)
+    return code
 
 
-def _each(config: Config, ids: Sequence[int], do: Callable[[Warden, int], None]) -> int:
+def _end_alarm(config: Config) -> None:
+    """Clear the alarm of a full quarantine, if there is room by now."""
+    with contextlib.closing(Ledger(config.ledger_url)) as ledger:
+        most = config.receive.quarantine_max_bytes
+        if not most or ledger.refused_bytes() < most:
+            clear_alarm(config.run_dir, QUARANTINE_FULL)
+
+
+def _wake(config: Config, destinations: set[str]) -> None:
+    client = connect(config, timeout=2.0)
+    try:
+        for destination in sorted(destinations):
+            wake(client, destination)
+    except redis.RedisError as error:
+        _complain(f"the queue is away ({error}); workers find them by themselves within seconds")
+    finally:
+        client.close()
+
+
+def _each(config: Config, ids: Callable[[Ledger], Sequence[int]], do: Callable[[Warden, int], None]) -> int:
     """Do it for each; one that cannot be done is named, and keeps back no others."""
     code = 0
     ledger = Ledger(config.ledger_url)
     try:
         ledger.check_schema()
         with warden(config, ledger) as keeper:
-            for number in dict.fromkeys(ids):
+            for number in dict.fromkeys(ids(ledger)):
                 try:
                     do(keeper, number)
                 except NotQuarantinedError as error:
                     _complain(str(error))
                     code = 1
+                except OSError as error:
+                    _complain(f"{number}: its file cannot be read or kept now: {error}; try again later")
+                    code = 1
     finally:
         ledger.close()
     return code
+
+
+def _say(text: str) -> None:
+    Console(highlight=False, soft_wrap=True).print(text, markup=False)
 
 
 def _complain(text: str) -> None:

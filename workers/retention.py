@@ -87,6 +87,7 @@ class Remover:
             now: The time, in Unix milliseconds.
         """
         self._limits = config.retention
+        self._quarantine_dir = config.quarantine_dir
         self._ledger = ledger
         self._stopping = stopping
         self._statvfs = statvfs
@@ -154,9 +155,20 @@ class Remover:
         return Goal(
             before=cutoff(limits.keep_days, self._now()),
             over=max(0, self._ledger.kept_bytes() - limits.max_bytes) if sized else 0,
-            disk_over=disk_over(disk, limits.high_watermark, limits.low_watermark),
+            disk_over=max(
+                0, disk_over(disk, limits.high_watermark, limits.low_watermark) - self._refused_beside()
+            ),
             only_delivered=limits.only_delivered,
         )
+
+    def _refused_beside(self) -> int:
+        """Bytes that copies of refused instances take on the store's file system: no study goes for them."""
+        if not self._limits.high_watermark:
+            return 0
+        with contextlib.suppress(OSError):
+            if os.stat(self._quarantine_dir).st_dev == os.stat(self._store.root).st_dev:
+                return self._ledger.refused_bytes()
+        return 0
 
     # --- what goes
 
@@ -311,7 +323,7 @@ def run(config: Config, stop: threading.Event) -> None:
                     _tell(config, remover, stop)
                 _say(report)
                 patience.worked()
-            except (LedgerError, StoreError) as error:
+            except (LedgerError, StoreError, OSError, MemoryError) as error:
                 patience.failed(error)
             except BusyError:
                 log.debug("another_removes")

@@ -116,6 +116,7 @@ class Receive(Model):
     durability: Literal["fsync", "page-cache"] = "fsync"
     spool_dir: OptionalPath = None
     quarantine: bool = True
+    quarantine_max_bytes: NotNegative = 2 * 1024**3
     accept_unknown_sop_classes: bool = True
     sop_classes: tuple[str, ...] = ("*",)
     rejected_sop_classes: tuple[str, ...] = ()

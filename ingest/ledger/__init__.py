@@ -4,6 +4,7 @@ from ingest.ledger.circuits import Circuit, CircuitState
 from ingest.ledger.instances import Holdings
 from ingest.ledger.ledger import Ledger
 from ingest.ledger.progress import Progress
+from ingest.ledger.quarantine import SameContent
 from ingest.ledger.rows import (
     Counts,
     Delivery,
@@ -33,4 +34,5 @@ __all__ = [
     "NewInstance",
     "Outcome",
     "Progress",
+    "SameContent",
 ]

@@ -71,6 +71,11 @@ _HELD: Final = select(
 _CLAIMED: Final = select(instances.c.store_key).where(
     instances.c.store_key.in_(bindparam("keys", expanding=True)), HAS_FILE
 )
+_COUNT_AGAIN: Final = (
+    update(instances)
+    .where(instances.c.store_key == bindparam("key"), instances.c.state == InstanceState.QUARANTINED.value)
+    .values(times=instances.c.times + 1)
+)
 _OPEN: Final = (DeliveryState.WAITING.value, DeliveryState.SENDING.value, DeliveryState.RETRY.value)
 
 
@@ -99,7 +104,8 @@ class Instances(Database):
     def record(self, rows: Sequence[NewInstance]) -> list[Outcome]:
         """Write instances and their deliveries in one transaction, durable on return.
 
-        A row whose spool reference, or whose file, has a row already changes nothing.
+        A row whose spool reference, or whose file, has a row already changes nothing; but what lies in
+        quarantine counts how often it came.
 
         Returns:
             One outcome for each of `rows`, in their order.
@@ -135,6 +141,13 @@ class Instances(Database):
             known = _known(
                 connection, [row.spool_ref for row, number in zip(rows, new, strict=True) if number is None]
             )
+            again = [
+                {"key": row.store_key}
+                for row, number in zip(rows, new, strict=True)
+                if number is None and row.state is InstanceState.QUARANTINED and row.spool_ref not in known
+            ]
+            if again:
+                connection.execute(_COUNT_AGAIN, again)
         return [
             Outcome.RECORDED
             if number is not None

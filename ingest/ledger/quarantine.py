@@ -1,8 +1,9 @@
 """The half of the ledger that a person's decisions about the quarantine go through."""
 
 from collections.abc import Collection, Sequence
+from typing import Final, NamedTuple
 
-from sqlalchemy import select, update
+from sqlalchemy import bindparam, func, select, update
 from sqlalchemy.exc import IntegrityError
 
 from ingest.ledger.database import Database
@@ -15,7 +16,44 @@ from ingest.ledger.instances import (
     drop_open_deliveries,
 )
 from ingest.ledger.rows import Instance, InstanceState, NewInstance
-from ingest.ledger.schema import instances
+from ingest.ledger.schema import QUARANTINED, instances
+
+GAVE_WAY: Final = "released"
+"""In place of a spool's id in the references of what gave way to a released object."""
+
+_KEYS_OF_SAME: Final = select(instances.c.store_key).where(
+    QUARANTINED,
+    instances.c.content_digest == bindparam("digest"),
+    instances.c.sop_instance_uid == bindparam("sop"),
+    instances.c.study_uid == bindparam("study"),
+    instances.c.series_uid == bindparam("series"),
+    instances.c.refused_status == bindparam("status"),
+)
+_REFUSED_BYTES: Final = select(func.coalesce(func.sum(instances.c.size), 0)).where(
+    QUARANTINED, instances.c.refused_status != 0
+)
+# What a person has put there is nobody's surprise.
+_SET_ASIDE: Final = (
+    QUARANTINED,
+    instances.c.refused_status == 0,
+    instances.c.spool_ref.not_like(f"{GAVE_WAY}:%"),
+)
+
+
+class SameContent(NamedTuple):
+    """What makes two instances the same thing in quarantine.
+
+    Attributes:
+        digest: Of the content.
+        sop_instance_uid, study_uid, series_uid: As the instance has them.
+        status: What its sender was answered; 0 is Success.
+    """
+
+    digest: str
+    sop_instance_uid: str
+    study_uid: str
+    series_uid: str
+    status: int
 
 
 class Quarantine(Database):
@@ -30,6 +68,52 @@ class Quarantine(Database):
         with self.read() as connection:
             rows = connection.execute(select(instances).where(instances.c.id.in_(ids))).mappings()
             return {row["id"]: as_instance(row) for row in rows}
+
+    def quarantined_keys(self, same: SameContent) -> list[str]:
+        """Where in quarantine the same thing lies; one key at most, unless workers came at one moment.
+
+        Raises:
+            LedgerError: The ledger is away.
+        """
+        asked = {
+            "digest": same.digest,
+            "sop": clean(same.sop_instance_uid),
+            "study": clean(same.study_uid),
+            "series": clean(same.series_uid),
+            "status": same.status,
+        }
+        with self.read() as connection:
+            return list(connection.execute(_KEYS_OF_SAME, asked).scalars())
+
+    def refused_bytes(self) -> int:
+        """Bytes of all copies in quarantine of what was refused.
+
+        Raises:
+            LedgerError: The ledger is away.
+        """
+        with self.read() as connection:
+            return int(connection.execute(_REFUSED_BYTES).scalar_one())
+
+    def set_aside(self, limit: int) -> list[int]:
+        """Ids of acknowledged instances in quarantine that no person has put there, oldest first.
+
+        Raises:
+            LedgerError: The ledger is away.
+        """
+        query = select(instances.c.id).where(*_SET_ASIDE).order_by(instances.c.id).limit(limit)
+        with self.read() as connection:
+            return list(connection.execute(query).scalars())
+
+    def set_aside_count(self) -> tuple[int, int]:
+        """How many there are of them, and when the first of them came, in Unix milliseconds.
+
+        Raises:
+            LedgerError: The ledger is away.
+        """
+        with self.read() as connection:
+            query = select(func.count(), func.coalesce(func.min(instances.c.stored_at), 0))
+            count, first = connection.execute(query.where(*_SET_ASIDE)).one()
+            return int(count), int(first)
 
     def give_way(self, old: Instance | None, note: str, kept: Sequence[NewInstance], now_ms: int) -> None:
         """Mark a stored instance as replaced, and record what is kept of it, in one transaction.

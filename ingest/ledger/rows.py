@@ -61,6 +61,10 @@ class NewInstance:
         destinations: Names of the destinations that it is to be delivered to.
         replaces: Whether what is stored of the same SOP instance UID gives way to this one.
         copy_digest: Of a further stored copy of its SOP instance UID the digest of its content; else empty.
+        refused_status: What its sender was answered, where only a copy of a refused instance is kept; 0 where
+            it was Success.
+        times: How often the same thing came; more than once only in quarantine.
+        content_digest: Of its content, in quarantine; else empty.
     """
 
     state: InstanceState
@@ -83,6 +87,9 @@ class NewInstance:
     destinations: tuple[str, ...] = ()
     replaces: bool = False
     copy_digest: str = ""
+    refused_status: int = 0
+    times: int = 1
+    content_digest: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,6 +115,9 @@ class Instance:
     stored_at: int
     routed: str = ""
     copy_digest: str = ""
+    refused_status: int = 0
+    times: int = 1
+    content_digest: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -16,7 +16,7 @@ from sqlalchemy import (
     text,
 )
 
-SCHEMA_VERSION: Final = "0008"
+SCHEMA_VERSION: Final = "0009"
 """The revision in ingest/migrations that made the tables below."""
 
 # SQLite hands out row ids of its own only for a primary key that is declared INTEGER.
@@ -28,6 +28,7 @@ _STORED = text("state = 'stored'")
 IS_VARIANT: Final = text("state = 'variant'")
 # Not the bare column: SQLite would go by the index of states, and read the rows.
 KEPT: Final = text("state || '' in ('stored', 'variant')")
+QUARANTINED: Final = text("state = 'quarantined'")
 SUSPECT: Final = text("suspect_since > 0")
 HAS_FILE: Final = text("state not in ('replaced', 'removing', 'removed')")
 
@@ -55,11 +56,17 @@ instances = Table(
     Column("routed", Text, nullable=False, server_default=""),
     # Of a further copy (`[store] duplicates = "keep-both"`) the digest of its content; otherwise empty.
     Column("copy_digest", Text, nullable=False, server_default=""),
+    # In quarantine: what the sender was answered (0 is Success), how often the same thing came, what it is.
+    Column("refused_status", Integer, nullable=False, server_default="0"),
+    Column("times", Integer, nullable=False, server_default="1"),
+    Column("content_digest", Text, nullable=False, server_default=""),
     # The same reference twice is the same instance.
     UniqueConstraint("spool_ref", name="instances_spool_ref"),
     Index("instances_sop_instance_uid", "sop_instance_uid"),
     Index("instances_study_uid", "study_uid"),
     Index("instances_state", "state"),
+    # What lies in quarantine, by what it is: the same thing is kept once.
+    Index("instances_quarantined", "content_digest", sqlite_where=QUARANTINED, postgresql_where=QUARANTINED),
     # Of several workers that store one UID, under whatever study, one is the first; each copy is there once.
     Index(
         "instances_stored",
