@@ -1,22 +1,26 @@
 """The sender: SCU of Verification and Storage (PS3.4 A and B), synchronous, no wait without a deadline.
 
 A data set goes from its file to the remote through the encoder's one buffer, as it is: no transcoding, and no
-memory that grows with it.
+memory that grows with it. One of odd length is padded on its way (`ingest.dicom.padding`).
 """
 
 import os
+import struct
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Final
 
 from ext.encode import DataSetEncoder, encode_p_data
-from ingest.dicom import dimse, uids
+from ingest.dicom import dimse, padding, uids
 from ingest.dicom.responses import Operation, Response
-from ingest.errors import AssociationError, StoreAwayError, StoreError
+from ingest.errors import AssociationError, PeerError, StoreAwayError, StoreError
 from ingest.transport import Remote
 from ingest.upper_layer import CONTEXTS_MAX, Context, Timeouts, UpperLayer
 
 __all__ = ["Association", "Context", "Remote", "Response", "Timeouts", "plan", "proposals"]
+
+_HEADERS: Final = struct.Struct(">BxLLBB")
+_PDV_OVERHEAD: Final = 6  # PS3.8 Table 9-23: item-length, presentation-context-ID, message control header
 
 SEND_BUFFER: Final = 1 << 17
 JOINED_MAX: Final = 1 << 14
@@ -65,8 +69,9 @@ class Association(UpperLayer):
 
         Raises:
             AssociationError: The association ended; nothing is known about what has no answer yet.
-            StoreError: The file could not be read; StoreAwayError where that says nothing of the file. Where
-                it happened half-way, the association was aborted.
+            StoreError: The file could not be read, or its data set is odd and cannot be padded.
+                StoreAwayError where that says nothing of the file. Where it happened half-way, the
+                association was aborted.
             LookupError: The remote accepted no such context; ask `accepted` first.
             ValueError: As many operations as the remote takes are without an answer: `collect` first.
         """
@@ -83,9 +88,12 @@ class Association(UpperLayer):
         try:
             length = max(0, os.fstat(fd).st_size - offset) if length is None else length
             encoder = self._encoder_for_peer()
-            # A deflate stream may be odd in a file, but no fragment may be (PS3.5 A.5, PS3.8 E.1).
-            encoder.start(context_id, fd, offset, length, transfer_syntax in uids.DEFLATED)
-            fragments = _fragments(encoder, sop_instance)
+            if padding.is_odd(length, transfer_syntax):
+                fragments = self._padded(context_id, fd, offset, length, transfer_syntax, sop_instance)
+            else:
+                # A deflate stream may be odd in a file, but no fragment may be (PS3.5 A.5, PS3.8 E.1).
+                encoder.start(context_id, fd, offset, length, transfer_syntax in uids.DEFLATED)
+                fragments = _fragments(encoder, sop_instance)
             # A missing or short file says so before the first byte went out, which keeps the association.
             first = next(fragments)
             head = encode_p_data(context_id, command, self.peer_max_pdu_length)
@@ -144,6 +152,40 @@ class Association(UpperLayer):
         self.send(operation, encode_p_data(context_id, command, self.peer_max_pdu_length), iter(()))
         return self.collect()[1]
 
+    def _padded(  # noqa: PLR0917 - what `submit` has
+        self, context_id: int, fd: int, offset: int, length: int, transfer_syntax: str, sop_instance: str
+    ) -> Iterator[memoryview]:
+        """The PDUs of a data set with odd values, each padded; what is wrong is raised with the first."""
+
+        def read(at: int, count: int) -> bytes:
+            count = min(count, length - at)
+            found = os.pread(fd, count, offset + at)
+            while len(found) < count:
+                part = os.pread(fd, count - len(found), offset + at + len(found))
+                if not part:
+                    raise OSError("the file ends before its data set")
+                found += part
+            return found
+
+        try:
+            edits = padding.find_edits(read, length, transfer_syntax, self._transport.tick)
+            left = padding.changed_length(length, edits)
+            if left & 1:
+                raise PeerError("no value in it is odd")
+            yield from _framed(
+                context_id, padding.changed(read, length, edits), left, self._fragment_length()
+            )
+        except PeerError as error:
+            said = f"{sop_instance}: its data set has an odd length, and cannot be padded: {error}"
+            raise StoreError(said) from error
+        except OSError as error:
+            raise _unreadable(sop_instance, error) from error
+
+    def _fragment_length(self) -> int:
+        """Bytes of one fragment (PS3.8 D.1 and E.1): as many as the remote takes, and an even number."""
+        limit = (self.peer_max_pdu_length or SEND_BUFFER) - _PDV_OVERHEAD
+        return max(1, min(limit, SEND_BUFFER - _HEADERS.size) & ~1)
+
     def _encoder_for_peer(self) -> DataSetEncoder:
         if self._encoder is None:
             try:
@@ -164,9 +206,30 @@ def _fragments(encoder: DataSetEncoder, sop_instance: str) -> Iterator[memoryvie
         while fragments := encoder.fill():
             yield fragments
     except OSError as error:
-        # With a number it is the system's: a disk, a mount. Without one the file itself is too short.
-        kind = StoreError if error.errno is None else StoreAwayError
-        raise kind(f"{sop_instance}: its file cannot be read: {error}") from error
+        raise _unreadable(sop_instance, error) from error
+
+
+def _unreadable(sop_instance: str, error: OSError) -> StoreError:
+    # With a number it is the system's: a disk, a mount. Without one the file itself is too short.
+    kind = StoreError if error.errno is None else StoreAwayError
+    return kind(f"{sop_instance}: its file cannot be read: {error}")
+
+
+def _framed(
+    context_id: int, pieces: Iterator[bytes], left: int, fragment_length: int
+) -> Iterator[memoryview]:
+    """P-DATA-TF PDUs of one PDV each (PS3.8 9.3.5), out of `left` bytes in pieces of any length."""
+    waiting = bytearray()
+    for piece in pieces:
+        waiting += piece
+        begin = 0
+        while (length := min(left, fragment_length)) and len(waiting) - begin >= length:
+            left -= length
+            # PS3.8 Table 9-22 and 9-23, E.2: bit 1 of the message control header marks the last fragment.
+            head = _HEADERS.pack(4, length + _PDV_OVERHEAD, length + 2, context_id, 0 if left else 2)
+            yield memoryview(head + waiting[begin : begin + length])
+            begin += length
+        del waiting[:begin]
 
 
 def _chain(first: memoryview, rest: Iterator[memoryview]) -> Iterator[memoryview]:

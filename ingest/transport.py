@@ -96,6 +96,10 @@ class Transport:
             raise
         return transport
 
+    def tick(self) -> None:
+        """Give the owner its turn: for work between two waits that takes long."""
+        self._on_tick()
+
     def send(self, data: bytes | memoryview, on_readable: Callable[[], None]) -> None:
         """Send all of `data`.
 

@@ -14,6 +14,7 @@ import structlog
 
 from ingest.config.model import Destination
 from ingest.dicom.dimse import Status
+from ingest.dicom.padding import is_odd
 from ingest.errors import AssociationError, LedgerError, PeerError, StoreAwayError, StoreError
 from ingest.ledger import Delivery, Ledger
 from ingest.scu import Association, Context, Remote, Timeouts, plan, proposals
@@ -299,7 +300,9 @@ class Drain:
             self._broken(str(error))
             return
         row = self._flying.pop(number)
-        answer = Answered(response.status, response.error_comment, _context(row) in self._alone)
+        answer = Answered(
+            response.status, response.error_comment, _context(row) in self._alone, _note_of(row)
+        )
         self._conclude(row, answer, waiting)
         self._breaker.answered()
 
@@ -412,6 +415,13 @@ class Drain:
             with contextlib.suppress(redis.RedisError):
                 self._evicted = not self._turn.renew()
         self._leases.tick()
+
+
+def _note_of(row: Delivery) -> str:
+    """What was done to an instance's data set on its way."""
+    if is_odd(row.size - row.data_set_offset, row.transfer_syntax_uid):
+        return "its data set has an odd length, and was padded for this remote"
+    return ""
 
 
 def _context(row: Delivery) -> Context:

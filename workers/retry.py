@@ -27,11 +27,13 @@ class Answered:
         status: The DIMSE status (0000,0900).
         comment: The Error Comment (0000,0902), if any.
         again: Whether the context had been negotiated once more for instances of this kind.
+        note: What was done to the data set on its way; it stays with a delivery.
     """
 
     status: int
     comment: str = ""
     again: bool = False
+    note: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,7 +181,7 @@ def decide(
         rng: Gives numbers from 0 to 1, for the jitter.
     """
     match outcome:
-        case Answered(status, comment, _):
+        case Answered(status, comment):
             said = f"answered {status:04X}H" + (f": {comment}" if comment else "")
             retry = Retry(pause_ms(attempt, limits, rng), said, status)
             return _answered(outcome, retry, attempt, age_ms, limits)
@@ -202,9 +204,9 @@ def _answered(
     """What follows from a status; `retry` is what follows if it is tried again."""
     match limits.statuses.meaning(answer.status):
         case Meaning.STORED:
-            return Delivered(answer.status)
+            return Delivered(answer.status, answer.note)
         case Meaning.STORED_WITH_WARNING | Meaning.ALREADY_STORED:
-            return Delivered(answer.status, retry.reason)
+            return Delivered(answer.status, "; ".join(filter(None, (retry.reason, answer.note))))
         case Meaning.NEGOTIATE_AGAIN if not answer.again:
             return Renegotiate()
         case Meaning.TRY_AGAIN:
