@@ -23,6 +23,8 @@ import structlog
 FOLDER: Final = "alarms"
 QUARANTINE_FULL: Final = "quarantine_full"
 """Copies of what was refused have reached `[receive] quarantine_max_bytes`."""
+BOUNDED_ALARM: Final = "replacements_bounded"
+"""One for each destination: it is sent no more objects of a SOP instance UID for now."""
 
 _NAME: Final = re.compile(r"[a-z0-9_]+(\.[A-Za-z0-9_.-]{1,80})?")
 

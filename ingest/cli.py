@@ -286,15 +286,25 @@ def routes() -> None:
 @click.argument("files", nargs=-1, required=True, type=click.Path(exists=True, path_type=Path))
 @click.option("--calling", metavar="AE", help="As though this AE title had sent them.")
 @click.option("--called", metavar="AE", help="As though they had been sent to this AE title.")
+@click.option("--source", metavar="ADDRESS", help="As though they had been sent from this IP address.")
 @click.option("--json", "as_json", is_flag=True, help="For programs.")
-def test(path: Path, files: tuple[Path, ...], calling: str | None, called: str | None, as_json: bool) -> None:
+def test(
+    *,
+    path: Path,
+    files: tuple[Path, ...],
+    calling: str | None,
+    called: str | None,
+    source: str | None,
+    as_json: bool,
+) -> None:
     """Show which routes would take FILES and folders, and why.
 
-    Prints the values that conditions look at. Nothing is stored or sent. Exits with 1 when a file cannot be
+    Prints the values that conditions look at, and destinations that do not get it since it came from there.
+    Nothing is stored or sent. Exits with 1 when a file cannot be
     read.
     """
     workers = importlib.import_module(ROUTES)
-    explained = workers.explain(load_config(path), files, calling, called)
+    explained = workers.explain(load_config(path), files, calling, called, source)
     click.get_current_context().exit(workers.show(explained, as_json=as_json))
 
 

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.status import Status
 
+from ingest.alarms import BOUNDED_ALARM, clear_alarm
 from ingest.config.model import Config
 from ingest.ledger import DeliveryState, Ledger
 from ingest.ledger.backfill import BackfillCounts
@@ -65,8 +66,10 @@ def deliver(
 
             now = time.time_ns() // 1_000_000
             counts = ledger.deliver(name, which, now, again=again, dry_run=dry_run, progress=show)
-        if counts.new + counts.again and not dry_run:
-            due.append(name)
+        if not dry_run:
+            # A person has decided about what was kept back.
+            clear_alarm(config.run_dir, f"{BOUNDED_ALARM}.{name}")
+            due += [name] if counts.new + counts.again else []
         for line in [json.dumps(_plain(name, counts))] if as_json else _lines(name, counts, dry_run=dry_run):
             console.print(line, markup=False)
     _wake(config, ledger, due)

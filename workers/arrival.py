@@ -75,6 +75,7 @@ class Facts:
             self.attributes,
             self.receiver,
             self.certificate,
+            self.source,
         )
 
 

@@ -1,8 +1,17 @@
 """What a second object of a SOP instance UID means (`[store] duplicates`): a decision, without I/O."""
 
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from enum import Enum
 from typing import Final, Literal
+
+DELIVERED_MAX: Final = 10
+"""So many objects of one SOP instance UID one destination is sent within `DELIVERED_WITHIN_MS`.
+
+A remote that sends each image back changed would otherwise get, and send, another one for ever.
+"""
+
+DELIVERED_WITHIN_MS: Final = 3_600_000
 
 Policy = Literal["keep-identical", "keep-first", "keep-both", "overwrite"]
 
@@ -67,3 +76,13 @@ _OF_OTHERS: Final[dict[Policy, Decision]] = {
         Action.QUARANTINE, "another object of its SOP instance UID, with other content, was there first"
     ),
 }
+
+
+def at_bound(destinations: Collection[str], delivered: Mapping[str, int]) -> list[str]:
+    """Those of the destinations that have had `DELIVERED_MAX` objects of a SOP instance UID lately.
+
+    Args:
+        destinations: Names.
+        delivered: How many objects of it were delivered within `DELIVERED_WITHIN_MS`, by destination.
+    """
+    return [name for name in destinations if delivered.get(name, 0) >= DELIVERED_MAX]

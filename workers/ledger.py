@@ -1,6 +1,6 @@
 """The ledger as a persist worker asks it: while it is away the worker waits, with its batch in hand."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Protocol
 
 import structlog
@@ -36,6 +36,9 @@ class Rows(Protocol):
 
     def refused_bytes(self) -> int:
         """See `Ledger.refused_bytes`."""
+
+    def delivered_since(self, uid: str, since_ms: int) -> Mapping[str, int]:
+        """See `Ledger.delivered_since`."""
 
 
 class PatientLedger:
@@ -104,6 +107,10 @@ class PatientLedger:
     def refused_bytes(self) -> int:
         """See `Ledger.refused_bytes`."""
         return self._patience.insist(self._ledger.refused_bytes, self._meanwhile)
+
+    def delivered_since(self, uid: str, since_ms: int) -> Mapping[str, int]:
+        """See `Ledger.delivered_since`."""
+        return self._patience.insist(lambda: self._ledger.delivered_since(uid, since_ms), self._meanwhile)
 
     def record(self, rows: Sequence[NewInstance]) -> list[Outcome]:
         """See `Ledger.record`."""

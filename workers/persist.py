@@ -17,9 +17,8 @@ from typing import Final, cast
 import redis
 import structlog
 
-from ingest.alarms import QUARANTINE_FULL, Severity, clear_alarm, raise_alarm
+from ingest.alarms import BOUNDED_ALARM, QUARANTINE_FULL, Severity, clear_alarm, raise_alarm
 from ingest.config.model import Config
-from ingest.dicom.routing import Router
 from ingest.errors import BootError, LedgerError, SpoolError, StoreError, StoreMissingError
 from ingest.ledger import Ledger
 from ingest.ledger.folders import QUARANTINE, STORE
@@ -28,9 +27,11 @@ from ingest.spool.spool import spool_id
 from ingest.wake import Waker
 from workers.batch import Results, Tools, Work
 from workers.blame import is_ours, is_shortage
+from workers.duplicates import DELIVERED_MAX
 from workers.inbox import Entry, Inbox
 from workers.layout import Layout
 from workers.ledger import PatientLedger
+from workers.origins import NodeRouter
 from workers.patience import Patience, StoppedError
 from workers.placement import Placer
 from workers.slot import slot
@@ -115,7 +116,7 @@ class Persister:
             "what is received waits in the spool; see to its disk, memory and limit of open files",
         )
         try:
-            self._layout, self._router = Layout(config.store.path), Router(config.routes)
+            self._layout, self._router = Layout(config.store.path), NodeRouter(config, logs=True)
             self._ledger = PatientLedger(
                 Ledger(config.ledger_url),
                 Patience(stop, "ledger_away", "what is received waits in the spool"),
@@ -369,6 +370,7 @@ class Persister:
             now=lambda: time.time_ns() // 1_000_000,
             progress=self._touch,
             bound=QuarantineBound(self._config),
+            too_many=self._alarm_too_many,
         )
         return Tools(
             spool_dir=self._config.spool_dir,
@@ -381,6 +383,16 @@ class Persister:
             enough=self._enough,
             current=self._set_current,
             stopping=self._hurried,
+        )
+
+    def _alarm_too_many(self, destination: str, uid: str) -> None:
+        raise_alarm(
+            self._config.run_dir,
+            f"{BOUNDED_ALARM}.{destination}",
+            f"{destination} was sent {DELIVERED_MAX} objects of the SOP instance UID {uid} within an hour; "
+            "further ones are not sent there, since images may be going round in a circle",
+            f"see docs/routing.md, Loops; then `ingest deliver --to {destination} --sop {uid}` sends what "
+            "was kept back",
         )
 
     def _set_current(self, entry: Entry | None) -> None:

@@ -8,13 +8,13 @@ from typing import Final
 
 import structlog
 
-from ingest.dicom.routing import Router
+from ingest.dicom.routing import Router, Routing
 from ingest.ledger import Holdings, InstanceState, NewInstance, Outcome
 from ingest.spool.reference import Reference
 from workers.arrival import Arrival, Facts
 from workers.aside import Aside, Bound, NoBound
 from workers.compare import content_digest, existing, same_bytes, same_file
-from workers.duplicates import Action, Policy, decide
+from workers.duplicates import DELIVERED_MAX, DELIVERED_WITHIN_MS, Action, Policy, at_bound, decide
 from workers.layout import Layout, safe_name, variant_key
 from workers.leaving import may_be_another
 from workers.ledger import Rows
@@ -49,6 +49,7 @@ class Placer:
         now: The time, in Unix milliseconds.
         progress: Called often while something large is compared.
         bound: For copies of what was refused.
+        too_many: Told of a destination, and a SOP instance UID that it has had too many objects of lately.
     """
 
     store: Store
@@ -60,6 +61,7 @@ class Placer:
     now: Callable[[], int]
     progress: Callable[[], None] = lambda: None
     bound: Bound = field(default_factory=NoBound)
+    too_many: Callable[[str, str], None] = lambda _destination, _uid: None
 
     @contextlib.contextmanager
     def batch(self) -> Iterator["Placing"]:
@@ -390,6 +392,8 @@ class Placing:
             self._keys[facts.sop_instance_uid] = key
         quarantined = state is InstanceState.QUARANTINED
         routing = None if quarantined else self._shared.router.decide(facts.subject)
+        if routing is not None and (replaces or copy_digest or state is InstanceState.VARIANT):
+            routing = self._without_bounded(routing, facts.sop_instance_uid)
         self.rows.append(
             NewInstance(
                 state=state,
@@ -416,6 +420,18 @@ class Placing:
                 content_digest=content_digest,
             )
         )
+
+    def _without_bounded(self, routing: Routing, uid: str) -> Routing:
+        """Keep a further object of a UID from destinations that have had too many of it lately."""
+        if not routing.destinations:
+            return routing
+        shared = self._shared
+        delivered = shared.rows.delivered_since(uid, shared.now() - DELIVERED_WITHIN_MS)
+        names = at_bound(routing.destinations, delivered)
+        for name in names:
+            shared.too_many(name, uid)
+        remark = f"not sent to {', '.join(names)}: {DELIVERED_MAX} objects of its UID were within an hour"
+        return routing.without(names, remark) if names else routing
 
 
 def _is_first(row: NewInstance) -> bool:

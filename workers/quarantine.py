@@ -18,7 +18,6 @@ from rich.console import Console
 
 from ingest.alarms import QUARANTINE_FULL, clear_alarm
 from ingest.config.model import Config
-from ingest.dicom.routing import Router
 from ingest.errors import IngestError, StoreAwayError, StoreError
 from ingest.ledger import Instance, InstanceState, Ledger, NewInstance
 from ingest.ledger.folders import QUARANTINE, STORE
@@ -29,6 +28,7 @@ from ingest.wake import wake
 from workers.arrival import Facts, spool_ref
 from workers.compare import existing, same_bytes
 from workers.layout import INCOMING, Layout, quarantine_key
+from workers.origins import NodeRouter
 from workers.store import Batch, FileStore, Source
 
 CONTESTED_MAX: Final = 3
@@ -89,7 +89,7 @@ class Warden:
         self._store = store
         self._quarantine = quarantine
         self._layout = Layout(config.store.path)
-        self._router = Router(config.routes)
+        self._router = NodeRouter(config)
 
     def release(self, number: int) -> tuple[str, ...]:
         """Make a quarantined instance the stored one; what is stored goes into quarantine in its place.

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from ingest.dicom.part10 import is_part10
 from ingest.dicom.routing import Router, Routing
 from ingest.errors import PeerError
 from workers.arrival import identify
+from workers.origins import NodeRouter
 from workers.store import Source
 
 
@@ -28,7 +29,11 @@ class Explained:
 
 
 def explain(
-    config: Config, paths: Sequence[Path], calling_ae: str | None = None, called_ae: str | None = None
+    config: Config,
+    paths: Sequence[Path],
+    calling_ae: str | None = None,
+    called_ae: str | None = None,
+    source: str | None = None,
 ) -> list[Explained]:
     """What the routes say of files, and of all Part 10 files in folders.
 
@@ -37,9 +42,16 @@ def explain(
         paths: Files and folders.
         calling_ae: As though this AE title had sent them; None is what the File Meta says.
         called_ae: As though they had been sent to this one; likewise.
+        source: As though they had been sent from this address; likewise.
     """
-    router = Router(config.routes)
-    return [_explained(router, path, calling_ae, called_ae) for path in _files(paths)]
+    router = NodeRouter(config)
+    supposed = {
+        "calling_ae": calling_ae,
+        "called_ae": called_ae,
+        "source": None if source is None else f"dicom://[{source}]:0",
+    }
+    changes = {name: value for name, value in supposed.items() if value is not None}
+    return [_explained(router, path, changes) for path in _files(paths)]
 
 
 def show(explained: Sequence[Explained], *, as_json: bool) -> int:
@@ -61,7 +73,7 @@ def _files(paths: Sequence[Path]) -> Iterator[Path]:
             yield path
 
 
-def _explained(router: Router, path: Path, calling_ae: str | None, called_ae: str | None) -> Explained:
+def _explained(router: Router, path: Path, changes: Mapping[str, Any]) -> Explained:
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError as error:
@@ -74,12 +86,7 @@ def _explained(router: Router, path: Path, calling_ae: str | None, called_ae: st
         return Explained(path, error=f"cannot be read: {error.strerror}")
     finally:
         os.close(fd)
-    subject = facts.subject
-    if calling_ae is not None:
-        subject = replace(subject, calling_ae=calling_ae)
-    if called_ae is not None:
-        subject = replace(subject, called_ae=called_ae)
-    return Explained(path, router.decide(subject))
+    return Explained(path, router.decide(replace(facts.subject, **changes)))
 
 
 def _plain(one: Explained) -> dict[str, Any]:
@@ -89,6 +96,7 @@ def _plain(one: Explained) -> dict[str, Any]:
         "file": str(one.path),
         "destinations": list(one.routing.destinations),
         "routed": one.routing.routed,
+        "kept_back": list(one.routing.kept_back),
         "routes": [
             {
                 "route": verdict.route,
@@ -114,3 +122,5 @@ def _lines(one: Explained) -> Iterator[str]:
         for condition, values, held in verdict.seen:
             seen = ", ".join(values) or "nothing"
             yield f"         {escape(condition.key)}: {escape(seen)} {'holds' if held else 'does not hold'}"
+    for remark in one.routing.kept_back:
+        yield f"  [yellow]{escape(remark)}[/yellow]: it came from there; return = true in the route sends it"

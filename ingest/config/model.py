@@ -62,7 +62,7 @@ Fraction = Annotated[float, Field(ge=0, lt=1)]
 class Model(BaseModel):
     """Frozen, and unknown keys are faults."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", serialize_by_alias=True)
 
 
 class Node(Model):
@@ -236,6 +236,8 @@ class Route(Model):
     when: dict[str, Any] = Field(default_factory=dict)
     stop: bool = False
     default: bool = False
+    # "return" is a keyword of Python.
+    sends_back: bool = Field(default=False, alias="return")
 
 
 class Console(Model):

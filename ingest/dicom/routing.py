@@ -3,8 +3,8 @@
 import re
 import struct
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any, Final
 
@@ -99,6 +99,7 @@ class Subject:
         attributes: Values of top-level attributes as they are in the data set, by tag.
         receiver: The URI at which it was received, `dicom-tls://10.0.0.5:2762`; empty where nobody knows.
         certificate: SHA-256 fingerprint, subject and alternative names of its sender's; empty without one.
+        source: Presentation address of its sender, `dicom-tls://10.0.0.7:4711`; empty where nobody knows.
     """
 
     calling_ae: str
@@ -108,6 +109,7 @@ class Subject:
     attributes: Mapping[int, bytes] = field(default_factory=dict)
     receiver: str = ""
     certificate: tuple[str, ...] = ()
+    source: str = ""
 
     def values(self, condition: Condition) -> tuple[str, ...]:
         """What the condition looks at, without padding; empty where it is not there."""
@@ -141,11 +143,24 @@ class Routing:
         destinations: Names, each once, in the order of the file.
         routed: For the ledger: the names of the routes that took it, or that none did.
         verdicts: Of every route that was asked.
+        returning: Those of the destinations that get it even if it came from them (`return = true`).
+        kept_back: Why routes' destinations do not get it, a remark each.
     """
 
     destinations: tuple[str, ...]
     routed: str
     verdicts: tuple[Verdict, ...]
+    returning: frozenset[str] = frozenset()
+    kept_back: tuple[str, ...] = ()
+
+    def without(self, names: Collection[str], remark: str) -> "Routing":
+        """The same without some destinations, and a remark why; it becomes a part of `routed`."""
+        return replace(
+            self,
+            destinations=tuple(name for name in self.destinations if name not in names),
+            routed=f"{self.routed}; {remark}",
+            kept_back=(*self.kept_back, remark),
+        )
 
 
 class Router:
@@ -174,6 +189,7 @@ class Router:
     def decide(self, subject: Subject) -> Routing:
         """Where an instance goes, and why."""
         to: dict[str, None] = {}
+        returning: set[str] = set()
         took: list[str] = []
         verdicts: list[Verdict] = []
         for default in (False, True):
@@ -187,6 +203,7 @@ class Router:
                 if verdict.took:
                     took.append(name)
                     to.update(dict.fromkeys(route.to))
+                    returning.update(route.to if route.sends_back else ())
                     if route.stop:
                         break
         said = ", ".join(took)
@@ -194,7 +211,7 @@ class Router:
             said = "no route took it" if self._routes else ""
         elif not to:
             said = f"{said}: forwarded nowhere on purpose"
-        return Routing(tuple(to), said, tuple(verdicts))
+        return Routing(tuple(to), said, tuple(verdicts), frozenset(returning))
 
 
 _OF_REQUEST: Final[dict[str, Callable[[Subject], tuple[str, ...]]]] = {

@@ -76,6 +76,16 @@ _COUNT_AGAIN: Final = (
     .where(instances.c.store_key == bindparam("key"), instances.c.state == InstanceState.QUARANTINED.value)
     .values(times=instances.c.times + 1)
 )
+_DELIVERED_SINCE: Final = (
+    select(deliveries.c.destination, func.count())
+    .join(instances, instances.c.id == deliveries.c.instance_id)
+    .where(
+        instances.c.sop_instance_uid == bindparam("uid"),
+        deliveries.c.state == DeliveryState.DELIVERED.value,
+        deliveries.c.updated_at >= bindparam("since"),
+    )
+    .group_by(deliveries.c.destination)
+)
 _OPEN: Final = (DeliveryState.WAITING.value, DeliveryState.SENDING.value, DeliveryState.RETRY.value)
 
 
@@ -213,6 +223,16 @@ class Instances(Database):
             for chunk in _chunks(keys):
                 claimed.update(connection.execute(_CLAIMED, {"keys": chunk}).scalars())
         return claimed
+
+    def delivered_since(self, uid: str, since_ms: int) -> dict[str, int]:
+        """How many objects of a SOP instance UID were delivered since, by destination.
+
+        Raises:
+            LedgerError: The ledger is away.
+        """
+        with self.read() as connection:
+            found = connection.execute(_DELIVERED_SINCE, {"uid": clean(uid), "since": since_ms})
+            return {row[0]: row[1] for row in found}
 
     def finish_removals(self, uids: Iterable[str]) -> None:
         """Mark as removed what was being removed of these SOP instance UIDs.

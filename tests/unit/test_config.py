@@ -397,8 +397,9 @@ def test_shipped_configuration_holds_every_key_with_its_default():
     data = tomllib.loads("\n".join(re.sub(r"^# (?=\[|\w+ = )", "", line) for line in text.splitlines()))
 
     def compare(kind: type[BaseModel], table: dict, name: str) -> None:
-        assert set(kind.model_fields) == set(table), name
-        for key, field in kind.model_fields.items():
+        fields = {field.alias or key: field for key, field in kind.model_fields.items()}
+        assert set(fields) == set(table), name
+        for key, field in fields.items():
             if not field.is_required() and name not in {"tls.node", "top"}:
                 assert table[key] == _as_toml(field.get_default(call_default_factory=True)), f"{name}.{key}"
 
@@ -422,5 +423,5 @@ def _as_toml(value):
 def test_documentation_explains_every_key():
     page = (ROOT / "docs/configuration.md").read_text()
     for kind in (*model.Model.__subclasses__(),):
-        for key in kind.model_fields if kind is not Config else ():
-            assert f"`{key}`" in page, f"{kind.__name__}.{key}"
+        for key, field in kind.model_fields.items() if kind is not Config else ():
+            assert f"`{field.alias or key}`" in page, f"{kind.__name__}.{key}"

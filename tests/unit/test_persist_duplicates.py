@@ -1,5 +1,6 @@
 """A second object of a SOP instance UID, through the whole worker, for each policy."""
 
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -7,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from ingest.alarms import standing_alarms
 from ingest.ledger import DeliveryResult, DeliveryState, InstanceState, Ledger
 from tests.instances import EXPLICIT, IMPLICIT, Made
 from tests.ledgers import delivery_states
@@ -294,3 +296,46 @@ def _work_in_small_batches(site: Site, consumer: str, size: int) -> None:
             self._batch = size
 
     site.work(consumer, Small)
+
+
+def deliver_all(site: Site) -> None:
+    """Have the destination accept what is due."""
+    with site.ledger() as ledger:
+        now = time.time_ns() // 1_000_000
+        leased = ledger.lease("pacs", "me", 99, now, 1000)
+        done = [DeliveryResult(id=one.id, owner="me", state=DeliveryState.DELIVERED) for one in leased]
+        ledger.finish("pacs", done, now)
+
+
+@pytest.mark.parametrize("policy", ["overwrite", "keep-both"])
+def test_eleventh_object_of_a_uid_within_an_hour_is_kept_and_not_sent(
+    make_persist_site: Sites, policy: str
+) -> None:
+    site = make_persist_site(store={"duplicates": policy})
+    for number in range(11):
+        site.receive(Made(pixels=b"%4d" % number))
+        site.work()
+        deliver_all(site)
+    rows = site.instances()
+    assert [row.routed for row in rows[:10]] == ["routes[0]"] * 10
+    assert rows[10].routed == "routes[0]; not sent to pacs: 10 objects of its UID were within an hour"
+    assert (rows[10].state, content(site, rows[10].store_key)[-4:]) == (STORED, b"  10")
+    assert site.deliveries() == 10
+    (alarm,) = standing_alarms(site.config.run_dir)
+    assert alarm.name == "replacements_bounded.pacs"
+    # Another UID, and this one an hour later, go on.
+    site.receive(Made(sop="1.7.1"))
+    with site.ledger() as ledger, ledger.write() as connection:
+        connection.exec_driver_sql("UPDATE deliveries SET updated_at = updated_at - 3600000")
+    site.receive(Made(pixels=b"next"))
+    site.work()
+    assert [row.routed for row in site.instances()[11:]] == ["routes[0]"] * 2
+
+
+def test_replaced_objects_that_were_not_delivered_count_for_nothing(make_persist_site: Sites) -> None:
+    site = make_persist_site(store={"duplicates": "overwrite"})
+    for number in range(13):
+        site.receive(Made(pixels=b"%4d" % number))
+        site.work()
+    assert site.instances()[-1].routed == "routes[0]"
+    assert standing_alarms(site.config.run_dir) == []

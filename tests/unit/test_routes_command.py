@@ -79,3 +79,16 @@ def test_file_that_cannot_be_read_is_named_and_the_rest_is_explained(config: Pat
     assert result.exit_code == 1
     assert "bad.dcm: no DICM after a preamble" in result.output
     assert "→ pacs" in result.output
+
+
+def test_destination_that_it_came_from_is_left_out_and_said(config: Path, tmp_path: Path) -> None:
+    file = tmp_path / "a.dcm"
+    file.write_bytes(Made(sop="1.9.1").file)
+    config.write_text(CONFIG.replace("CT*", "*"))
+    assert "→ pacs" in ask(config, file, "--calling", "PACS").output
+    output = ask(config, file, "--calling", "PACS", "--source", "127.0.0.1").output
+    assert "→ nowhere" in output
+    assert "not sent back to pacs: it came from there; return = true in the route sends it" in output
+    (plain,) = json.loads(ask(config, file, "--calling", "PACS", "--source", "127.0.0.1", "--json").output)
+    assert plain["routed"] == "from-ct; not sent back to pacs"
+    assert plain["kept_back"] == ["not sent back to pacs"]

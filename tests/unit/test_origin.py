@@ -1,0 +1,125 @@
+"""Whether an instance came from a destination: only where AE title and host agree, and never by guessing."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ingest.config import load
+from ingest.config.model import Config
+from ingest.dicom.origin import is_certified_as, is_sent_from, is_title_of
+from ingest.dicom.routing import Subject
+from ingest.errors import ConfigError
+from workers.origins import NodeRouter
+
+HOST = "pacs.example.org"
+ADDRESSES = ("10.0.0.7", "2001:db8::7")
+
+
+def config(**route: Any) -> Config:
+    """A node with two destinations, and one route to both."""
+    pacs = {"name": "pacs", "ae_title": "PACS", "host": HOST}
+    return Config.model_validate(
+        {
+            "node": {"ae_title": "INGEST"},
+            "destinations": [pacs, {**pacs, "name": "ai", "ae_title": "AI", "host": "10.0.0.7"}],
+            "routes": [{"name": "all", "to": ["pacs", "ai"], **route}],
+        }
+    )
+
+
+def subject(calling: str = "PACS", source: str = "10.0.0.7", certificate: tuple[str, ...] = ()) -> Subject:
+    return Subject(calling, "INGEST", "1", "2", source=f"dicom://{source}:4711", certificate=certificate)
+
+
+def destinations(one: Subject, made: Config | None = None) -> tuple[str, ...]:
+    return NodeRouter(made or config(), lambda _: ADDRESSES).decide(one).destinations
+
+
+def test_sender_is_known_by_title_and_address() -> None:
+    routing = NodeRouter(config(), lambda _: ADDRESSES).decide(subject())
+    assert (routing.destinations, routing.routed) == (("ai",), "all; not sent back to pacs")
+    assert routing.kept_back == ("not sent back to pacs",)
+
+
+@pytest.mark.parametrize(
+    ("one", "expected"),
+    [
+        (subject("PACS ", "[2001:db8:0::7]"), ("ai",)),
+        (subject("PACS", "[::ffff:10.0.0.7]"), ("ai",)),
+        (subject("PACS", "10.9.9.9", certificate=("ab", "CN=pacs", f"DNS:{HOST.upper()}")), ("ai",)),
+        (subject("AI", "10.0.0.7"), ("pacs",)),
+        # One of the two alone says nothing.
+        (subject("PACS", "10.9.9.9"), ("pacs", "ai")),
+        (subject("PACS", "10.9.9.9", certificate=("ab", f"CN={HOST}", "DNS:*.example.org")), ("pacs", "ai")),
+        (subject("CT1", "10.0.0.7"), ("pacs", "ai")),
+        (subject("pacs", "10.0.0.7"), ("pacs", "ai")),
+        (Subject("PACS", "INGEST", "1", "2"), ("pacs", "ai")),
+        (subject("", ""), ("pacs", "ai")),
+    ],
+)
+def test_nothing_is_kept_from_who_may_not_have_it(one: Subject, expected: tuple[str, ...]) -> None:
+    assert destinations(one) == expected
+
+
+@pytest.mark.parametrize("ours", ["node", "destination"])
+def test_title_that_is_also_ours_tells_nobody_apart(ours: str) -> None:
+    made = config()
+    if ours == "node":
+        made = made.model_copy(update={"node": made.node.model_copy(update={"ae_title": "PACS"})})
+    else:
+        pacs = made.destinations[0].model_copy(update={"calling_ae_title": "PACS"})
+        made = made.model_copy(update={"destinations": (pacs, *made.destinations[1:])})
+    assert destinations(subject(), made) == ("pacs", "ai")
+
+
+def test_route_that_says_so_sends_back() -> None:
+    assert destinations(subject(), config(**{"return": True})) == ("pacs", "ai")
+
+
+def test_addresses_are_asked_for_only_where_the_title_fits() -> None:
+    asked: list[str] = []
+
+    def addresses(destination: Any) -> tuple[str, ...]:
+        asked.append(destination.name)
+        return ADDRESSES
+
+    router = NodeRouter(config(), addresses)
+    router.decide(subject("CT1"))
+    assert asked == []
+    router.decide(subject("AI"))
+    assert asked == ["ai"]
+
+
+def test_host_without_an_address_gets_the_instance(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise OSError("no name server")
+
+    monkeypatch.setattr("workers.origins.RESOLVER.resolve", fail)
+    assert NodeRouter(config()).decide(subject()).destinations == ("pacs", "ai")
+
+
+def test_localhost_is_found_at_its_address() -> None:
+    made = config()
+    pacs = made.destinations[0].model_copy(update={"host": "localhost"})
+    made = made.model_copy(update={"destinations": (pacs, *made.destinations[1:])})
+    assert NodeRouter(made).decide(subject(source="127.0.0.1")).destinations == ("ai",)
+
+
+def test_key_is_called_return_in_a_file(tmp_path: Path) -> None:
+    text = '[[destinations]]\nname = "p"\nae_title = "P"\nhost = "h"\ntls = false\n[[routes]]\nto = ["p"]\n'
+    path = tmp_path / "node.toml"
+    path.write_text(text + "return = true\n")
+    made = load(path)
+    assert made.routes[0].sends_back
+    assert Config.model_validate_json(made.model_dump_json()) == made
+    path.write_text(text + "sends_back = true\n")
+    with pytest.raises(ConfigError, match="sends_back"):
+        load(path)
+
+
+def test_odd_values_match_nothing() -> None:
+    assert not is_sent_from("", ("",))
+    assert not is_sent_from("nonsense", ("nonsense",))
+    assert not is_certified_as((), HOST)
+    assert not is_title_of("", "PACS", ())
