@@ -53,11 +53,12 @@ _MEANINGS: Final = {
     Status.SOP_CLASS_NOT_SUPPORTED: "The Affected SOP Class UID is not that of the presentation context.",
     Status.DUPLICATE_INVOCATION: "The Message ID is one that still waits for its answer.",
     Status.UNRECOGNIZED_OPERATION: "A DIMSE operation other than C-STORE and C-ECHO.",
-    Status.OUT_OF_RESOURCES: (
-        "The disk or the store is full, or fails; the data set is larger than `max_instance_bytes`."
-    ),
+    Status.OUT_OF_RESOURCES: ("The disk or the store is full, or fails. It may be tried again."),
     Status.DATA_SET_MISMATCH: "SOP class or instance UID of the data set are not those of the command.",
-    Status.CANNOT_UNDERSTAND: "The data set cannot be read in its transfer syntax.",
+    Status.CANNOT_UNDERSTAND: (
+        "The data set cannot be read in its transfer syntax, or is larger than `max_instance_bytes` (with "
+        '`carrier = "redis"` also `carrier_max_bytes`). To try again is of no use; the comment says why.'
+    ),
 }
 _NOT_SENT: Final = {
     Status.PROCESSING_FAILURE,

@@ -190,6 +190,16 @@ def site(
         spool = Spool.claim(settings.spool_dir, durable=durable)
     intake = Intake(spool.committer, spool.slot.name, board.counters(ROW), INSTANCES, BYTES, durable=durable)
     try:
-        yield Site(Services(spool, intake, Handoff(settings, spool, intake), board, ROW, quarantine))
+        yield Site(
+            Services(
+                spool,
+                intake,
+                Handoff(settings, spool, intake),
+                board,
+                ROW,
+                quarantine,
+                settings.instance_limit,
+            )
+        )
     finally:
         spool.close()

@@ -121,6 +121,7 @@ class Receive(Model):
     sop_classes: tuple[str, ...] = ("*",)
     rejected_sop_classes: tuple[str, ...] = ()
     transfer_syntaxes: tuple[str, ...] = ("*",)
+    prefer_transfer_syntaxes: tuple[str, ...] = ("1.2.840.10008.1.2.1", "1.2.840.10008.1.2")
     check_called_ae: bool = False
     ignore_ae_title_case: bool = False
     max_operations: Annotated[int, Field(ge=1, le=1024)] = 64
@@ -292,6 +293,14 @@ class Config(Model):
     def quarantine_dir(self) -> Path:
         """`data_dir/quarantine`: copies of what was refused as unreadable or conflicting."""
         return self.data_dir / "quarantine"
+
+    @property
+    def instance_limit(self) -> tuple[str, int]:
+        """The largest data set that is received: which key says so, and bytes."""
+        own, carried = self.receive.max_instance_bytes, self.queue.carrier_max_bytes
+        if self.queue.carrier == "redis" and carried < own:
+            return "[queue] carrier_max_bytes", carried
+        return "[receive] max_instance_bytes", own
 
     @property
     def run_dir(self) -> Path:

@@ -150,21 +150,21 @@ def text(raw: bytes) -> str:
 
 
 def _uid(raw: bytes) -> str:
-    """A UID without padding: PS3.8 Annex F allows none, but peers send NUL and space.
-
-    One that follows the rules only roughly does not end the association; it matches nothing that we know.
-    """
-    uid = raw.rstrip(b"\0 ")
-    if not 0 < len(uid) <= 64 or not uid.isascii():
+    """As `_uid_or_nothing`, where nothing is an error."""
+    uid = _uid_or_nothing(raw)
+    if not uid:
         raise fault(f"a UID of {len(raw)} bytes that cannot be one")
-    return uid.decode("ascii")
+    return uid
 
 
 def _uid_or_nothing(raw: bytes) -> str:
-    try:
-        return _uid(raw)
-    except PeerError:
-        return ""
+    """A UID without padding: PS3.8 Annex F allows none, but peers send NUL and space.
+
+    One that follows the rules only roughly is given as it is; it matches nothing that we know. Where the
+    bytes cannot be a UID at all the text is empty.
+    """
+    uid = raw.rstrip(b"\0 ")
+    return uid.decode("ascii") if len(uid) <= 64 and uid.isascii() else ""
 
 
 def _exactly(item: bytes, length: int) -> None:

@@ -1,7 +1,6 @@
 """The answer of an acceptor to an A-ASSOCIATE-RQ, as a pure function (PS3.8 7.1, PS3.7 D.3)."""
 
-from dataclasses import dataclass
-from fnmatch import fnmatchcase
+from dataclasses import dataclass, replace
 
 from ingest.dicom import uids
 from ingest.dicom.pdus import (
@@ -37,6 +36,8 @@ class AcceptorPolicy:
         max_pdu_length: The longest P-DATA-TF that we take, in bytes; 0 is unlimited.
         transfer_syntaxes: UIDs or glob patterns. "*" alone means all that DICOM defines for data sets, now
             or later; a private one has to be named, since how it encodes a data set cannot be known.
+        prefer_transfer_syntaxes: UIDs or glob patterns: of those that are proposed together the first of this
+            list is taken. What is not on the list keeps the place that the caller gave it.
         accept_unknown_sop_classes: Take SOP classes that no register names (private, or newer than ours) as
             storage.
         max_operations: The most operations that a requestor may have outstanding, if it asks.
@@ -50,6 +51,7 @@ class AcceptorPolicy:
     check_called_ae: bool = False
     max_pdu_length: int = 131072
     transfer_syntaxes: tuple[str, ...] = ("*",)
+    prefer_transfer_syntaxes: tuple[str, ...] = (uids.EXPLICIT_LITTLE_ENDIAN, uids.IMPLICIT_LITTLE_ENDIAN)
     accept_unknown_sop_classes: bool = True
     max_operations: int = 1
     allow_store: bool = True
@@ -128,10 +130,49 @@ def negotiate(request: AssociateRequest, policy: AcceptorPolicy) -> Accepted | R
     return _accept(request, policy)
 
 
+class _Chooser:
+    """Choose a transfer syntax of those that a context proposes; many contexts propose the same ones."""
+
+    def __init__(self, policy: AcceptorPolicy) -> None:
+        patterns = policy.transfer_syntaxes
+        self._takes_all = "*" in patterns
+        self._match = uids.any_of(tuple(pattern for pattern in patterns if pattern != "*")).match
+        self._preferred = [uids.any_of((pattern,)).match for pattern in policy.prefer_transfer_syntaxes]
+        self._chosen: dict[tuple[str, ...], str | None] = {}
+
+    def choose(self, proposed: tuple[str, ...]) -> str | None:
+        """The one to take, or None where none can be."""
+        if proposed not in self._chosen:
+            self._chosen[proposed] = self._first([uid for uid in proposed if self._takes(uid)])
+        return self._chosen[proposed]
+
+    def _first(self, acceptable: list[str]) -> str | None:
+        """The first one as proposed; deflated or (retired) big endian if there is nothing else.
+
+        Where that is one of the preferred, the most preferred of those proposed is taken instead.
+        """
+        if not acceptable:
+            return None
+        first = next((uid for uid in acceptable if uid not in _LAST_CHOICE), acceptable[0])
+        if not any(match(first) for match in self._preferred):
+            return first
+        return next(uid for match in self._preferred for uid in acceptable if match(uid))
+
+    def _takes(self, uid: str) -> bool:
+        if self._takes_all and uids.is_data_set_transfer_syntax(uid):
+            return True
+        return self._match(uid) is not None and uids.is_valid_uid(uid)
+
+
 def _accept(request: AssociateRequest, policy: AcceptorPolicy) -> Accepted:
     # Where a class is proposed in several role selections, the first counts.
     roles = {role.sop_class_uid: role for role in reversed(request.roles)}
-    results = tuple(_decide(context, policy, roles) for context in request.contexts)
+    # A C-ECHO carries no data set, so what instances are taken in says nothing of it.
+    echo, store = _Chooser(replace(policy, transfer_syntaxes=("*",))), _Chooser(policy)
+    results = tuple(
+        _decide(context, policy, roles, echo if context.abstract_syntax == uids.VERIFICATION else store)
+        for context in request.contexts
+    )
     accepted = {
         result.context_id: AcceptedContext(context.abstract_syntax, result.transfer_syntax)
         for context, result in zip(request.contexts, results, strict=True)
@@ -160,7 +201,9 @@ def _operations(request: AssociateRequest, policy: AcceptorPolicy) -> tuple[int,
     return min(invoked or policy.max_operations, policy.max_operations), 1
 
 
-def _decide(context: ProposedContext, policy: AcceptorPolicy, roles: dict[str, Role]) -> ContextResult:
+def _decide(
+    context: ProposedContext, policy: AcceptorPolicy, roles: dict[str, Role], chooser: _Chooser
+) -> ContextResult:
     """One context; PS3.8 9.3.3.2 wants a transfer syntax in a refused one, too, though it means nothing."""
     abstract = context.abstract_syntax
     unused = next(iter(context.transfer_syntaxes), uids.IMPLICIT_LITTLE_ENDIAN)
@@ -168,9 +211,7 @@ def _decide(context: ProposedContext, policy: AcceptorPolicy, roles: dict[str, R
     if not _serves(abstract, policy) or (role is not None and not role.scu):
         # A requestor that would be SCP only (C-GET) has no use for what we do with this class.
         return ContextResult(context.context_id, ABSTRACT_SYNTAX_NOT_SUPPORTED, unused)
-    # A C-ECHO carries no data set, so what instances are taken in says nothing of it.
-    patterns = ("*",) if abstract == uids.VERIFICATION else policy.transfer_syntaxes
-    chosen = _choose(context.transfer_syntaxes, patterns)
+    chosen = chooser.choose(context.transfer_syntaxes)
     if chosen is None:
         return ContextResult(context.context_id, TRANSFER_SYNTAXES_NOT_SUPPORTED, unused)
     return ContextResult(context.context_id, ACCEPTANCE, chosen)
@@ -195,19 +236,4 @@ def _is_storage(abstract_syntax: str, policy: AcceptorPolicy) -> bool:
         policy.accept_unknown_sop_classes
         and abstract_syntax not in uids.other_registered()
         and uids.is_valid_uid(abstract_syntax)
-    )
-
-
-def _choose(proposed: tuple[str, ...], patterns: tuple[str, ...]) -> str | None:
-    """The first acceptable one as proposed; deflated or (retired) big endian if there is nothing else."""
-    acceptable = [uid for uid in proposed if _matches(uid, patterns)]
-    return next((uid for uid in acceptable if uid not in _LAST_CHOICE), acceptable[0] if acceptable else None)
-
-
-def _matches(transfer_syntax: str, patterns: tuple[str, ...]) -> bool:
-    return any(
-        uids.is_data_set_transfer_syntax(transfer_syntax)
-        if pattern == "*"
-        else uids.is_valid_uid(transfer_syntax) and fnmatchcase(transfer_syntax, pattern)
-        for pattern in patterns
     )

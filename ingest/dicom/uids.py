@@ -5,7 +5,7 @@ PS3.6, which also has the retired ones); nothing of their behaviour is used.
 """
 
 import re
-from fnmatch import fnmatchcase
+from fnmatch import translate
 from functools import cache, lru_cache
 
 from pydicom._uid_dict import UID_dictionary
@@ -90,7 +90,18 @@ def names_of(uid: str) -> tuple[str, ...]:
     return tuple(text for text in (uid, keyword, name) if text)
 
 
+@lru_cache(maxsize=64)
+def any_of(patterns: tuple[str, ...]) -> re.Pattern[str]:
+    """One expression that matches what one of the patterns (`*`, `?`, `[…]`; capitals count) matches.
+
+    A caller may name thousands of UIDs in one request, so a question about one of them must not cost the
+    parsing of each pattern.
+    """
+    return re.compile("|".join(map(translate, patterns)) if patterns else "(?!)")
+
+
 @lru_cache(maxsize=4096)
 def is_like(uid: str, patterns: tuple[str, ...]) -> bool:
-    """Whether one of the patterns (`*`, `?`, `[…]`; capitals count) is like one of the names of a UID."""
-    return any(fnmatchcase(name, pattern) for pattern in patterns for name in names_of(uid))
+    """Whether one of the patterns (as of `any_of`) is like one of the names of a UID."""
+    match = any_of(patterns).match
+    return any(match(name) is not None for name in names_of(uid))

@@ -385,9 +385,7 @@ class Connection:
 
 def _parser(server: Server) -> PDUParser:
     config = server.config
-    limit = config.receive.max_instance_bytes
-    if config.queue.carrier == "redis":
-        limit = min(limit, config.queue.carrier_max_bytes)
+    _, limit = config.instance_limit
     return PDUParser(
         server.plaintext,
         max_pdu_length=config.receive.max_pdu_length,

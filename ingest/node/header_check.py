@@ -23,10 +23,14 @@ STEPS: Final = (4096, 65536, 1 << 20, 16 << 20)
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What to answer; `comment` is the Error Comment (PS3.7 C.4.2) and names no value of the data set."""
+    """What to answer, and for the log what to do about it.
+
+    `comment` is the Error Comment (PS3.7 C.4.2) and names no value of the data set.
+    """
 
     status: int
     comment: str = ""
+    remedy: str = ""
 
 
 SOUND: Final = Verdict(Status.SUCCESS)

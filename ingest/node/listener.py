@@ -81,7 +81,7 @@ def run(config: Config, endpoints: tuple[Endpoint, ...], board: Scoreboard, row:
         spool.committer, spool.slot.name, board.counters(row), INSTANCES, BYTES, durable=durable, small=small
     )
     handoff = Handoff(config, spool, intake)
-    services = Services(spool, intake, handoff, board, row, config.receive.quarantine)
+    services = Services(spool, intake, handoff, board, row, config.receive.quarantine, config.instance_limit)
     if not config.retention.refuses:
         # Listeners of the configuration before, which may be of another mind, would look at it for ever.
         with contextlib.suppress(OSError):
@@ -137,6 +137,7 @@ class Listener:
             check_called_ae=receive.check_called_ae,
             max_pdu_length=receive.max_pdu_length,
             transfer_syntaxes=receive.transfer_syntaxes,
+            prefer_transfer_syntaxes=receive.prefer_transfer_syntaxes,
             accept_unknown_sop_classes=receive.accept_unknown_sop_classes,
             max_operations=receive.max_operations,
             node_sop_classes=receive.sop_classes,

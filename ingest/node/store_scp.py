@@ -52,7 +52,17 @@ class Caller:
 
 @dataclass(frozen=True, slots=True)
 class Services:
-    """What the listener process gives to every association."""
+    """What the listener process gives to every association.
+
+    Attributes:
+        spool: Where instances are received to.
+        intake: What makes them durable.
+        handoff: What tells the queue of them.
+        board: The counters of all listeners.
+        row: Ours of them.
+        quarantine: Whether a copy of what is refused is kept.
+        instance_limit: The key that bounds a data set, and its bytes.
+    """
 
     spool: Spool
     intake: Intake
@@ -60,6 +70,7 @@ class Services:
     board: Scoreboard
     row: int
     quarantine: bool
+    instance_limit: tuple[str, int]
 
 
 class Owner(Protocol):
@@ -183,7 +194,8 @@ class StoreSCP:
             return
         verdict = self._examine(receiving, receiving.entry, event)
         size = event.length
-        if verdict.status == Status.OUT_OF_RESOURCES or (verdict.status and not self._services.quarantine):
+        partial = event.too_large or verdict.status == Status.OUT_OF_RESOURCES
+        if partial or (verdict.status and not self._services.quarantine):
             self._services.spool.discard(receiving.entry)
             receiving.verdict = verdict
             self._answer(receiving)
@@ -281,7 +293,7 @@ class StoreSCP:
 
     def _examine(self, receiving: _Receiving, entry: Entry, event: DataSet) -> Verdict:
         if event.too_large:
-            return Verdict(Status.OUT_OF_RESOURCES, "the data set is larger than is taken here")
+            return self._too_large(event.length)
         if event.errno:
             return self._failing_disk(f"errno {event.errno}")
         request = receiving.request
@@ -298,6 +310,12 @@ class StoreSCP:
             )
         except OSError as error:
             return self._failing_disk(error.strerror or str(error))
+
+    def _too_large(self, size_bytes: int) -> Verdict:
+        """Not A700H, out of resources: a sender would try for ever what will never be taken."""
+        key, limit = self._services.instance_limit
+        comment = f"{size_bytes} bytes, {key.rpartition(' ')[2]} is {limit}"
+        return Verdict(Status.CANNOT_UNDERSTAND, comment, f"raise {key}")
 
     def _failing_disk(self, why: str) -> Verdict:
         log.error(
@@ -329,6 +347,7 @@ class StoreSCP:
                 reason=verdict.comment,
                 calling_ae=self._caller.calling_ae,
                 sop_instance=getattr(request, "sop_instance_uid", ""),
+                **({"remedy": verdict.remedy} if verdict.remedy else {}),
             )
         if isinstance(request, StoreRequest):
             response = dimse.store_response(request, verdict.status, verdict.comment)

@@ -210,15 +210,18 @@ def test_a_message_id_in_use_gets_0210_and_the_first_message_its_own_answer(node
     assert not known(node, second.sop)
 
 
-def test_a_data_set_too_large_is_drained_and_gets_a700_and_the_association_lives(
+def test_a_data_set_too_large_is_drained_and_gets_c000_with_size_and_limit_and_the_association_lives(
     node: Node, watch: Watch, caller: Caller
 ) -> None:
     large = Made(sop=new_uid(), pixels=bytes(3 * MAX_INSTANCE))
     fits = Made(sop=new_uid(), pixels=bytes(MAX_INSTANCE - 500))
-    assert caller.store(large).status == 0xA700
+    refused = caller.store(large)
+    # Not A7xxH: a sender would try again for ever.
+    assert refused.status == 0xC000
+    assert refused.error_comment == f"{len(large.data_set)} bytes, max_instance_bytes is {MAX_INSTANCE}"
     assert caller.store(fits).status == 0
     caller.release()
-    event = watch.event("instance_refused", status="A700", calling_ae="CALLER")
+    event = watch.event("instance_refused", status="C000", remedy="raise [receive] max_instance_bytes")
     assert event["sop_instance"] == large.sop
     row(node, fits.sop, "stored")
     nothing_received(node)
@@ -233,7 +236,7 @@ def test_a_data_set_without_end_holds_no_more_of_the_disk_than_the_limit(node: N
         path = path or partial_of(node, 1)
         assert not path.exists() or path.stat().st_size <= MAX_INSTANCE + 4096
     caller.send(data_pdus(1, b""))
-    assert caller.response().status == 0xA700
+    assert caller.response().status == 0xC000
     nothing_received(node)
 
 

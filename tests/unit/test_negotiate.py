@@ -1,5 +1,8 @@
 """What is answered to a proposal."""
 
+import time
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -31,7 +34,9 @@ from ingest.dicom.wire import (
     ProposedContext,
     Role,
     decode_associate_ac,
+    decode_associate_rq,
     encode_associate_ac,
+    encode_associate_rq,
 )
 
 CT, PRIVATE = "1.2.840.10008.5.1.4.1.1.2", "1.3.12.2.1107.5.9.1"
@@ -79,7 +84,7 @@ def test_an_association_without_an_acceptable_context_is_accepted_and_says_why_f
 @pytest.mark.parametrize(
     ("proposed", "chosen"),
     [
-        ((IMPLICIT, EXPLICIT), IMPLICIT),
+        ((IMPLICIT, EXPLICIT), EXPLICIT),
         ((EXPLICIT, IMPLICIT), EXPLICIT),
         ((JPEG, EXPLICIT), JPEG),
         ((BIG, EXPLICIT, IMPLICIT), EXPLICIT),
@@ -90,7 +95,7 @@ def test_an_association_without_an_acceptable_context_is_accepted_and_says_why_f
         ((PRIVATE, IMPLICIT), IMPLICIT),
     ],
 )
-def test_transfer_syntax_is_the_first_proposed_but_no_retired_or_deflated_one_while_there_is_another(
+def test_transfer_syntax_is_the_first_proposed_but_explicit_before_implicit_and_deflated_or_retired_last(
     proposed: tuple[str, ...], chosen: str
 ) -> None:
     assert result_of(CT, *proposed) == (0, chosen)
@@ -113,6 +118,67 @@ def test_star_takes_every_dicom_transfer_syntax_of_data_sets_also_future_ones_an
         "1.2.840.10008.1.2.x",
     ):
         assert result_of(CT, uid)[0] == 4
+
+
+@pytest.mark.parametrize(
+    ("preferred", "proposed", "chosen"),
+    [
+        (None, (IMPLICIT, EXPLICIT), EXPLICIT),
+        (None, (DEFLATED, IMPLICIT, JPEG, EXPLICIT), EXPLICIT),
+        (None, (JPEG, IMPLICIT, EXPLICIT), JPEG),
+        (None, ("1.2.840.10008.1.2.4.90", JPEG), "1.2.840.10008.1.2.4.90"),
+        (None, (IMPLICIT, JPEG), IMPLICIT),
+        (None, (BIG, IMPLICIT), IMPLICIT),
+        ((), (IMPLICIT, EXPLICIT), IMPLICIT),
+        ((JPEG, "*"), (IMPLICIT, EXPLICIT, JPEG), JPEG),
+        ((JPEG, "*"), (IMPLICIT, EXPLICIT), IMPLICIT),
+        ((DEFLATED, IMPLICIT), (IMPLICIT, DEFLATED), DEFLATED),
+        (("1.2.840.10008.1.2.4.*", EXPLICIT), (EXPLICIT, IMPLICIT, JPEG), JPEG),
+    ],
+)
+def test_preference_orders_what_it_lists_and_leaves_the_callers_order_to_the_rest(
+    preferred: tuple[str, ...] | None, proposed: tuple[str, ...], chosen: str
+) -> None:
+    policy = POLICY if preferred is None else replace(POLICY, prefer_transfer_syntaxes=preferred)
+    assert result_of(CT, *proposed, policy=policy) == (0, chosen)
+
+
+def test_preference_takes_nothing_that_is_not_acceptable() -> None:
+    policy = replace(POLICY, transfer_syntaxes=(IMPLICIT,))
+    assert result_of(CT, IMPLICIT, EXPLICIT, policy=policy) == (0, IMPLICIT)
+
+
+def largest_request(unique: bool) -> AssociateRequest:
+    """128 contexts, and as many transfer syntaxes as fit into the longest A-ASSOCIATE-RQ; none is taken."""
+    contexts = [
+        (
+            f"1.2.826.0.1.3680043.8.498.{number}",
+            tuple(f"1.2.840.10008.1.2.4.{number if unique else 9}.{n}.7" for n in range(60)),
+        )
+        for number in range(128)
+    ]
+    return request(*contexts)
+
+
+@pytest.mark.parametrize("unique", [True, False])
+def test_the_largest_request_is_answered_at_once_however_many_patterns_there_are(unique: bool) -> None:
+    patterns = tuple(f"1.2.840.10008.1.2.4.*{n}*.*{n}" for n in range(100, 130))
+    policy = replace(
+        POLICY,
+        transfer_syntaxes=patterns,
+        prefer_transfer_syntaxes=patterns,
+        sop_classes=(*patterns, "1.2.826.*"),
+        node_sop_classes=(*patterns, "*"),
+        rejected_sop_classes=patterns,
+    )
+    data = encode_associate_rq(largest_request(unique))
+    assert 170_000 < len(data) < 262_144
+    start = time.process_time()
+    answer = accepted(decode_associate_rq(data), policy)
+    encode_associate_ac(answer.pdu)
+    taken = time.process_time() - start
+    assert {context.result for context in answer.pdu.contexts} == {4}
+    assert taken < 0.3, f"{taken:.3f} s"
 
 
 def test_patterns_choose_transfer_syntaxes() -> None:

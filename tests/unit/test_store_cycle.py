@@ -298,7 +298,7 @@ def test_what_is_longer_than_is_taken_is_left_to_python(cached: Site) -> None:
         large = Made(sop="1.2.3.9", pixels=bytes(1000))
         request = encode_p_data(1, dimse.store_request(9, CT, large.sop), 0)
         association.feed(request, data_pdus(1, large.data_set), instance(1))
-        assert statuses(association) == [(9, 0xA700), (1, 0)]
+        assert statuses(association) == [(9, 0xC000), (1, 0)]
         assert association.left == ["DataSet"]
     assert cached.partials() == []
 
