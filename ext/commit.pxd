@@ -49,6 +49,7 @@ cdef class Committer:
 
     cdef int open(self, Entry entry) noexcept
     cdef int submit(self, Entry entry) except -1
+    cdef int commit_now(self, Job *job) noexcept
     cdef size_t take(self, Job **group) noexcept nogil
     cdef void commit_files(self, Job **group, size_t count) noexcept nogil
     cdef void commit_group(self, Job **group, size_t count) noexcept nogil

@@ -7,7 +7,7 @@ load. Small entries need no file of their own where there are segments.
 
 from cpython.ref cimport Py_DECREF, Py_INCREF
 from libc.errno cimport EINTR, errno
-from libc.stdint cimport uint8_t, uint64_t
+from libc.stdint cimport uint64_t
 from libc.stdio cimport snprintf
 from libc.string cimport memcpy, memset
 from posix.fcntl cimport O_CREAT, O_EXCL, O_RDWR
@@ -24,7 +24,6 @@ from ext.system cimport (
 )
 
 import os
-import zlib
 
 __all__ = ["Committer", "Entry"]
 
@@ -190,10 +189,8 @@ cdef class Committer:
             clock_gettime(CLOCK_REALTIME, &now)
             piece.data, piece.length = entry.small.data, entry.small.length
             piece.received = <uint64_t> now.tv_sec * 1000 + <uint64_t> now.tv_nsec // 1000000
-            if self.durable:
-                piece.crc = zlib.crc32(<uint8_t[:piece.length]> piece.data)
         if not self.durable:
-            entry.finished(self.segments.append_one(piece) if piece.data != NULL else self.move(&entry.job))
+            entry.finished(self.commit_now(&entry.job))
             return 0
         entry.job.entry = <void *> entry
         Py_INCREF(entry)
@@ -203,6 +200,17 @@ cdef class Committer:
             pthread_cond_signal(&self.work)
             pthread_mutex_unlock(&self.mutex)
         return 0
+
+    cdef int commit_now(self, Job *job) noexcept:
+        """Without durability; 0 or an errno."""
+        cdef int error
+        if job.piece.data == NULL:
+            return self.move(job)
+        if self.segments.has_room(job.piece.length):
+            return self.segments.append_one(&job.piece)     # to let others run would take longer
+        with nogil:
+            error = self.segments.append_one(&job.piece)
+        return error
 
     def discard(self, Entry entry not None):
         """Remove an entry's file; its descriptor stays open: the last close of a large one takes long."""
@@ -249,10 +257,11 @@ cdef class Committer:
 
     def close(self):
         """Let the threads end once nothing waits any more."""
-        pthread_mutex_lock(&self.mutex)
-        self.closed = True
-        pthread_cond_broadcast(&self.work)
-        pthread_mutex_unlock(&self.mutex)
+        with nogil:
+            pthread_mutex_lock(&self.mutex)
+            self.closed = True
+            pthread_cond_broadcast(&self.work)
+            pthread_mutex_unlock(&self.mutex)
 
     cdef size_t take(self, Job **group) noexcept nogil:
         """What one thread commits next, either files or pieces; nothing once closed and done."""

@@ -19,7 +19,14 @@ cdef extern from "fcntl.h" nogil:
     int openat(int, const char *, int, ...)
     int sync_file_range(int, long long, long long, unsigned int)
     enum: O_CLOEXEC
+    enum: O_NOFOLLOW
     enum: SYNC_FILE_RANGE_WRITE
+
+cdef extern from "sys/file.h" nogil:
+    int flock(int, int)
+    enum: LOCK_EX
+    enum: LOCK_NB
+    enum: LOCK_SH
 
 cdef extern from "stdio.h" nogil:
     int renameat(int, const char *, int, const char *)

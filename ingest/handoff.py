@@ -7,12 +7,14 @@ back from the spool.
 """
 
 import contextlib
+import errno
 import sys
 import threading
 import time
 import uuid
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from pathlib import Path
 from typing import Final
 
 import redis
@@ -22,10 +24,11 @@ from ext.store import Intake
 from ingest import threads
 from ingest.config.model import Config
 from ingest.queue import CHUNK, SPOOLS_KEY, connect, data_key, stream_key
-from ingest.spool import sweep
+from ingest.spool import segment, sweep, upkeep
 from ingest.spool.push import AT_ONCE, Pusher, append
 from ingest.spool.reference import Place, Reference
 from ingest.spool.spool import Spool
+from ingest.spool.upkeep import Upkeep
 from ingest.spool.witness import Witness
 
 BATCH: Final = AT_ONCE
@@ -89,6 +92,12 @@ class Handoff:
         self._client = connect(config)
         self._pusher = Pusher(self._client, spool.id)
         self._witness = Witness(self._client, spool.id)
+        self._delivers_damaged = config.queue.carrier == "spool"
+        self._upkeep: Upkeep | None = None
+        if spool.segments is not None:
+            self._upkeep = Upkeep(
+                spool.slot.path, spool.segments, damaged_are_delivered=self._delivers_damaged
+            )
         self._thread: threading.Thread | None = None
         self.used = 0
 
@@ -96,13 +105,19 @@ class Handoff:
         """Start the thread; after the fork."""
         self._thread = threads.guard("handoff", self._run, lambda: self._closing)
 
-    def close(self, seconds: float) -> None:
-        """Hand off what waits, for at most `seconds`; the rest is for the next start's sweep."""
+    def close(self, seconds: float) -> bool:
+        """Hand off what waits, for at most `seconds`; the rest is for the next start's sweep.
+
+        Returns:
+            Whether the thread has ended. If not, it may still be at the slot's files.
+        """
         with self._wake:
             self._closing = True
             self._wake.notify()
-        if self._thread is not None:
-            self._thread.join(seconds)
+        if self._thread is None:
+            return True
+        self._thread.join(seconds)
+        return not self._thread.is_alive()
 
     def _run(self) -> None:
         while True:
@@ -125,7 +140,8 @@ class Handoff:
             self.used = sweep.usage(self._spool.root)
             self._count_at = now + 1.0
         if now >= self._recycle_at:
-            self._spool.recycle()
+            if self._upkeep is not None:
+                self._upkeep.turn()
             self._recycle_at = now + RECYCLE_SECONDS
         if self._config.queue.carrier == "redis" and now >= self._let_go_at:
             sweep.remove_persisted(self._spool.root, self._spool.id, self._client)
@@ -228,31 +244,51 @@ class Handoff:
         What a crash leaves under `key` ends by itself, for which the key has to be there before the data.
         """
         length = 0
-        most = place.length or sys.maxsize
-        with (self._spool.root / place.where).open("rb", buffering=0) as file:
-            file.seek(place.offset)
+        with contextlib.closing(self._chunks(place)) as chunks:
+            first = next(chunks, None)  # what is not there costs Redis nothing
             pipeline = self._client.pipeline(transaction=True)
             pipeline.rpush(key, b"")
             pipeline.expire(key, UNNAMED_SECONDS)
             pipeline.execute()
-            while chunk := file.read(min(CHUNK, most - length)):
+            while first is not None:
                 # Not through a pipeline: when one fails, redis-py puts into words what was sent, which takes
                 # long and has no place in a log.
-                self._client.rpush(key, chunk)
+                self._client.rpush(key, first)
                 self._client.expire(key, UNNAMED_SECONDS)
-                length += len(chunk)
+                length += len(first)
+                first = next(chunks, None)
         return length
+
+    def _chunks(self, place: Place) -> Generator[bytes]:
+        """The data of one place, in order.
+
+        Raises:
+            FileNotFoundError: It is not there, or not waited for any more.
+            OSError: The disk is failing, or the data is not what was received.
+        """
+        if segment.PLACE.fullmatch(place.where):
+            yield from _record(self._spool.root / place.where, place)
+            return
+        length, most = 0, place.length or sys.maxsize
+        with (self._spool.root / place.where).open("rb", buffering=0) as file:
+            file.seek(place.offset)
+            while chunk := file.read(min(CHUNK, most - length)):
+                length += len(chunk)
+                yield chunk
 
     def _sweep(self) -> None:
         spool = self._spool
         self._client.sadd(SPOOLS_KEY, spool.id)
-        removed = sweep.clear_orphans(spool.root)
+        removed = sweep.clear_orphans(spool.root, damaged_are_delivered=self._delivers_damaged)
+        self._tell()
         if removed:
             log.info("partial_files_removed", files=removed)
         if self._config.queue.carrier == "redis":
             sweep.remove_persisted(spool.root, spool.id, self._client)
         # Those whose listener is gone, and our own slot; every living listener minds its own.
         names = sweep.unowned(spool.root)
+        for name in names:
+            upkeep.tell_stuck(self._config.run_dir, name, [])
         if self._may_miss_some():
             names.append(spool.slot.name)
         lost = sweep.missing(spool.root, spool.id, self._client, names, SWEEP_AGE_SECONDS)
@@ -268,6 +304,12 @@ class Handoff:
         if lost:
             log.warning("references_put_back", references=len(lost))
             self._keep(lost)
+
+    def _tell(self) -> None:
+        """Raise or clear the alarms of segments."""
+        run_dir, slot = self._config.run_dir, self._spool.slot.name
+        upkeep.tell_damage(self._spool.root, run_dir)
+        upkeep.tell_stuck(run_dir, slot, self._upkeep.stuck() if self._upkeep is not None else [])
 
     def _may_miss_some(self) -> bool:
         """Whether something of our own slot may be on no list, as far as can be told without looking."""
@@ -294,3 +336,16 @@ class Handoff:
     def _pause(self, seconds: float) -> None:
         with self._wake:
             self._wake.wait_for(lambda: self._closing, seconds)
+
+
+def _record(path: Path, place: Place) -> Generator[bytes]:
+    """The data of a record, in chunks; raises as `Handoff._chunks`."""
+    with segment.Segment(path) as opened:
+        found = opened.read(place.offset, place.length)
+    if found is None:
+        raise FileNotFoundError(errno.ENOENT, "no such record waits", str(path))
+    record, data = found
+    if not record.holds(data):
+        raise OSError(errno.EIO, f"the record at {place.offset} is not what was received", str(path))
+    for start in range(0, len(data), CHUNK):
+        yield bytes(data[start : start + CHUNK])

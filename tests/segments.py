@@ -4,7 +4,10 @@ import struct
 import zlib
 from pathlib import Path
 
+from ext.checksum import crc32c_portable
+
 SEGMENT_BYTES = 8 << 20
+MARKS_AT = SEGMENT_BYTES - 8 * 16384
 
 
 def aligned(offset: int, to: int) -> int:
@@ -14,11 +17,27 @@ def aligned(offset: int, to: int) -> int:
 def header(
     data: bytes, number: int, *, received_ms: int = 1, in_order: bool = False, done: bool = False
 ) -> bytes:
-    """The 64 bytes before a Part 10 file."""
+    """The 64 bytes before a Part 10 file in the first layout."""
     first = b"DIRECORD" + struct.pack(
         "<QQLLQ", number, len(data), 0 if in_order else zlib.crc32(data), int(in_order), received_ms
     )
     return first + struct.pack("<L", zlib.crc32(first)) + bytes(19) + bytes([done])
+
+
+def header_2(data: bytes, segment: int, number: int, at: int, promised: int, received_ms: int = 1) -> bytes:
+    """The same in today's layout."""
+    first = b"DIRECORD" + struct.pack("<QQLLQ", segment, len(data), crc32c_portable(data), 3, received_ms)
+    first += struct.pack("<LLLL", zlib.crc32(first), number, at, promised)
+    return first + struct.pack("<L", crc32c_portable(first)) + bytes(4)
+
+
+def mark(segment: int, number: int) -> bytes:
+    return b"DONE" + struct.pack("<L", crc32c_portable(struct.pack("<QL", segment, number)))
+
+
+def trailer(segment: int, count: int, *, closed: bool = False) -> bytes:
+    first = b"DICOMMIT" + struct.pack("<QLL", segment, count, int(closed))
+    return first + struct.pack("<L", crc32c_portable(first))
 
 
 class SegmentWriter:
@@ -29,6 +48,7 @@ class SegmentWriter:
         where: Its place in the spool.
         number: What its records have to say.
         at: Where the next record goes.
+        count: How many records of today's layout it has.
     """
 
     def __init__(self, spool_dir: Path, number: int = 0x18A0_0000_0000_0001, slot: str = "L0") -> None:
@@ -38,20 +58,46 @@ class SegmentWriter:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         if not self.path.exists():
             self.path.write_bytes(bytes(SEGMENT_BYTES))
-        self.at = 0
+        self.at = self.count = 0
 
-    def append(self, data: bytes, *, received_ms: int = 1, in_order: bool = False, done: bool = False) -> int:
-        """Write a record behind the last one; returns the offset of its Part 10 file."""
-        head = header(data, self.number, received_ms=received_ms, in_order=in_order, done=done)
+    def append(
+        self, data: bytes, *, received_ms: int = 1, done: bool = False, promised: int | None = None
+    ) -> int:
+        """Write a record behind the last one, by default as with page-cache durability.
+
+        Returns the offset of its Part 10 file.
+        """
+        promised = self.count + 1 if promised is None else promised
+        head = header_2(data, self.number, self.count, self.at, promised, received_ms)
+        if done:
+            self.write(MARKS_AT + 8 * self.count, mark(self.number, self.count))
+        self.count += 1
+        return self._put(head, data)
+
+    def append_old(
+        self, data: bytes, *, received_ms: int = 1, in_order: bool = False, done: bool = False
+    ) -> int:
+        """The same in the first layout; `in_order` for one without a CRC."""
+        return self._put(
+            header(data, self.number, received_ms=received_ms, in_order=in_order, done=done), data
+        )
+
+    def _put(self, head: bytes, data: bytes) -> int:
         offset = self.at + len(head)
         self.write(self.at, head + data)
         self.at = aligned(offset + len(data), 64)
         return offset
 
-    def group(self, *files: bytes, received_ms: int = 1) -> list[int]:
-        """Several, from the next page on."""
-        self.at = aligned(self.at, 4096)
-        return [self.append(data, received_ms=received_ms) for data in files]
+    def group(self, *files: bytes, received_ms: int = 1, trailing: bool = False) -> list[int]:
+        """Several, from the next page on, as with durability, and perhaps the trailer."""
+        self.at, before = aligned(self.at, 4096), self.count
+        found = [self.append(data, received_ms=received_ms, promised=before) for data in files]
+        if trailing:
+            self.write_trailer()
+        return found
+
+    def write_trailer(self, *, closed: bool = False) -> None:
+        self.write(aligned(self.at, 4096), trailer(self.number, self.count, closed=closed))
 
     def write(self, offset: int, data: bytes) -> None:
         """Any bytes anywhere."""
@@ -59,3 +105,11 @@ class SegmentWriter:
         with self.path.open("r+b") as file:
             file.seek(offset)
             file.write(data)
+
+    def flip(self, offset: int, bit: int = 0) -> None:
+        """Change one bit."""
+        with self.path.open("r+b") as file:
+            file.seek(offset)
+            byte = file.read(1)[0]
+            file.seek(offset)
+            file.write(bytes([byte ^ 1 << bit]))

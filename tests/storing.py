@@ -178,17 +178,22 @@ class Site:
 
 @contextlib.contextmanager
 def site(
-    folder: Path, *, durable: bool = False, quarantine: bool = True, working: bool = True
+    folder: Path, *, durable: bool = False, quarantine: bool = True, working: bool = True, small: int = 0
 ) -> Iterator[Site]:
-    """A spool below a folder, and what a listener has with it; without `working` nothing becomes durable."""
+    """A spool below a folder, and what a listener has with it; without `working` nothing becomes durable.
+
+    Files of up to `small` bytes go into segments.
+    """
     settings = config(folder)
     folder.mkdir(parents=True, exist_ok=True)
     board = Scoreboard.create(folder / "scoreboard")
     with pytest.MonkeyPatch.context() as patch:
         if not working:
             patch.setattr(spools, "THREADS", 0)
-        spool = Spool.claim(settings.spool_dir, durable=durable)
-    intake = Intake(spool.committer, spool.slot.name, board.counters(ROW), INSTANCES, BYTES, durable=durable)
+        spool = Spool.claim(settings.spool_dir, durable=durable, segments=small > 0)
+    intake = Intake(
+        spool.committer, spool.slot.name, board.counters(ROW), INSTANCES, BYTES, durable=durable, small=small
+    )
     try:
         yield Site(
             Services(

@@ -1,8 +1,8 @@
 """From a reference to an open file, and to what the ledger wants to know of it."""
 
 import contextlib
+import errno
 import itertools
-import mmap
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Final, Self, cast
 
 import redis
+import structlog
 
 from ext.header import scan
 from ingest.dicom.part10 import read_file_meta
@@ -21,14 +22,17 @@ from ingest.spool.reference import Reference
 from workers.blame import OF_THE_NAME
 from workers.store import FileStore, Source
 
-WINDOW: Final = 16 << 10
-"""Bytes of a data set that are read to find its UIDs; nearly always enough."""
+WINDOWS: Final = (16 << 10, 1 << 20, 64 << 20)
+"""Bytes of a data set that are read to find its UIDs: the first is nearly always enough. A mapping would take
+no memory, but a file that is cut short, or a disk that fails, then ends the process (SIGBUS)."""
 
 SOP_CLASS_UID: Final = 0x0008_0016
 SOP_INSTANCE_UID: Final = 0x0008_0018
 STUDY_INSTANCE_UID: Final = 0x0020_000D
 SERIES_INSTANCE_UID: Final = 0x0020_000E
 TAGS: Final = (SOP_CLASS_UID, SOP_INSTANCE_UID, STUDY_INSTANCE_UID, SERIES_INSTANCE_UID)
+
+log = structlog.get_logger()
 
 
 class GoneError(SpoolError):
@@ -87,11 +91,13 @@ class Arrival:
         reference: Where it waits.
         source: Its open file.
         received_at: When it was received, in Unix milliseconds.
+        damage: Why its bytes are not those that were received, or empty.
     """
 
     reference: Reference
     source: Source
     received_at: int
+    damage: str = ""
 
     @property
     def spool_ref(self) -> str:
@@ -155,21 +161,34 @@ class OpenSegments:
             opened.close()
         self._open.clear()
 
-    def read(self, reference: Reference) -> tuple[segment.Record, memoryview]:
-        """The record that a reference points to, and its Part 10 file.
+    def read(self, reference: Reference) -> tuple[segment.Record, memoryview, str]:
+        """The record that a reference points to, its Part 10 file, and why that is damaged, or empty.
 
         Raises:
             GoneError: It is not there, or not waited for any more.
-            SpoolError: The reference is not one into a segment of this spool.
+            SpoolError: The reference is not one into a segment of this spool, or the record is not complete.
             OSError: The segment cannot be read.
         """
         try:
-            found = self._segment(reference).read(reference.offset, reference.length)
+            opened = self._segment(reference)
+            found = opened.read(reference.offset, reference.length)
+            if found is not None and not found[0].holds(found[1]):
+                # Once more, from the disk.
+                os.posix_fadvise(opened.fd, reference.offset, reference.length, os.POSIX_FADV_DONTNEED)
+                found = opened.read(reference.offset, reference.length)
+            if found is not None:
+                record, data = found
+                return record, data, "" if record.holds(data) else self._damage(opened, record, reference)
         except FileNotFoundError:
-            found = None
-        if found is None:
-            raise GoneError(f"{self._spool_dir}/{reference.place.name} is not there")
-        return found
+            pass
+        raise GoneError(f"{self._spool_dir}/{reference.place.name} is not there")
+
+    def _damage(self, opened: segment.Segment, record: segment.Record, reference: Reference) -> str:
+        why = opened.judge(record)
+        if not why:
+            raise SpoolError(f"{reference.place.name} is not complete; it may be being written")
+        log.error("record_damaged", record=reference.place.name, why=why, remedy="see `ingest quarantine`")
+        return f"{segment.DAMAGE}: {why}"
 
     def mark_done(self, reference: Reference) -> None:
         """Let the spool write over what a reference points to; raises as `read`, but never GoneError."""
@@ -198,12 +217,12 @@ def open_in_segment(reference: Reference, segments: OpenSegments, store: FileSto
         StoreAwayError: There is no room for it.
         OSError: The segment cannot be read.
     """
-    record, data = segments.read(reference)
+    record, data, damage = segments.read(reference)
     with store.temporary() as (path, fd):
         store.append(fd, data)
         # This frame lives for as long as the batch does: nothing of the data set may stay in it.
         del data
-        yield Arrival(reference, Source.of(path, fd, synced=False), record.received_ms)
+        yield Arrival(reference, Source.of(path, fd, synced=False), record.received_ms, damage)
 
 
 @contextlib.contextmanager
@@ -293,20 +312,14 @@ def _scan_broken(
 
 def _scan(source: Source, offset: int, transfer_syntax_uid: str, tags: Sequence[int]) -> dict[int, bytes]:
     length = source.size - offset
-    window = os.pread(source.fd, WINDOW, offset)
-    found = scan(window, transfer_syntax_uid, tags, len(window) >= length)
-    if found is not None:
-        return found
-    # Something long stands before the UIDs. A mapping lets the scanner step over it without reading it.
-    with (
-        mmap.mmap(source.fd, 0, access=mmap.ACCESS_READ) as mapped,
-        memoryview(mapped) as view,
-        view[offset:] as data_set,
-    ):
-        found = scan(data_set, transfer_syntax_uid, tags, True)
-    if found is None:
-        raise PeerError("the data set ends within an element")
-    return found
+    for most in WINDOWS:
+        window = os.pread(source.fd, most, offset)
+        if len(window) < min(most, length):
+            raise OSError(errno.EIO, f"the file is shorter than its {source.size} bytes", source.path)
+        found = scan(window, transfer_syntax_uid, tags, len(window) >= length)
+        if found is not None:
+            return found
+    raise PeerError(f"the attributes asked for do not end within {WINDOWS[-1]} bytes")
 
 
 def _uid(value: bytes) -> str:

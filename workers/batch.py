@@ -201,6 +201,8 @@ class Work:
         Raises:
             OSError: The disk is failing, or there cannot be another process now.
         """
+        if arrival.damage:
+            return _unreadable(arrival.source, arrival.damage)
         if entry.deliveries <= DELIVERIES_MAX:
             return self._read(entry, arrival)
         trial = try_to_read(arrival.source.fd, self._tools.placer.router.tags, self._tools.enough)

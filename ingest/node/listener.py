@@ -90,9 +90,12 @@ def run(config: Config, endpoints: tuple[Endpoint, ...], board: Scoreboard, row:
     try:
         listener.serve()
     finally:
-        spool.close()
+        spool.finish()
         listener.collect()
-        handoff.close(HANDOFF_SECONDS)
+        if handoff.close(HANDOFF_SECONDS):
+            # Last of all: a successor begins with this slot at once, and nothing of ours may touch it then.
+            # If the hand-off hangs, the kernel gives the slot back at the end of the process.
+            spool.close()
     return 0
 
 

@@ -34,7 +34,7 @@ from ingest import threads
 from ingest.errors import SpoolError
 from ingest.filesystem import clock_ns, name_exclusively, sync_folder_fd
 from ingest.locks import Owner, lock
-from ingest.spool import segment
+from ingest.spool import segment, upkeep
 
 DIRECTORY_MODE: Final = 0o750
 FILE_MODE: Final = 0o640
@@ -164,7 +164,7 @@ class Slot:
         found = list((self.path / "partial").iterdir())
         for path in found:
             path.unlink(missing_ok=True)
-        return len(found) + segment.remove_unfinished(self.path)
+        return len(found) + upkeep.remove_unfinished(self.path)
 
     def release(self) -> None:
         """Let another process have the slot."""
@@ -209,6 +209,7 @@ class Spool:
             self._partial_dir, self._ready_dir, durable=durable, segments=self.segments
         )
         bodies = [self.committer.run] * (THREADS if durable else 0)
+        self._commit_threads = len(bodies)
         if self.segments is not None:
             bodies.append(self.segments.run)
         # Without one of these, what was received would never be answered.
@@ -292,32 +293,28 @@ class Spool:
             return f"{used} bytes wait in the spool, [receive] spool_max_bytes is {max_bytes}"
         return ""
 
-    def close(self) -> None:
-        """Finish the commits under way and give the slot back; what they came to is there for `collect`."""
+    def finish(self) -> None:
+        """Finish the commits under way; what they came to is there for `collect`. The slot stays ours."""
         self._closing = True
         self.committer.close()
-        if self.segments is not None:
-            self.segments.close()
-        for thread in self._threads:
+        commits, others = self._threads[: self._commit_threads], self._threads[self._commit_threads :]
+        for thread in commits:
             thread.join()
+        if self.segments is not None:
+            self.segments.close()  # now that nothing more is put into them
+        for thread in others:
+            thread.join()
+
+    def close(self) -> None:
+        """Finish, and give the slot back, as the last thing of all.
+
+        From then on another process may own the files of the slot: none of our threads may be at them still.
+        """
+        self.finish()
         os.close(self._partial_dir)
         os.close(self._ready_dir)
         os.close(self._segments_dir)
         self.slot.release()
-
-    def recycle(self) -> None:
-        """Use segments again that are not needed any more, or remove them; the oldest first."""
-        if self.segments is None:
-            return
-        listed = segment.names(self.slot.path)
-        current = self.segments.current  # asked later: a listed one can be left meanwhile, but not taken up
-        for name in listed:
-            path = self.slot.path / segment.FOLDER / name
-            if name == current or not segment.all_done(path):
-                return  # what came later is persisted later
-            with segment.unused(path) as unused:
-                if unused and not self.segments.recycle(name):
-                    path.unlink(missing_ok=True)
 
     def _where(self, entry: Entry) -> str:
         return f"{self.slot.name}/ready/{entry.ready_name}"

@@ -20,7 +20,7 @@ import structlog
 from ingest.config.model import Config
 from ingest.errors import IngestError
 from ingest.queue import connect, persisted_key, stream_key
-from ingest.spool import segment
+from ingest.spool import segment, upkeep
 from ingest.spool.push import Pusher
 from ingest.spool.reference import Place
 from ingest.spool.spool import Slot, spool_id
@@ -167,8 +167,12 @@ def remove_persisted(root: Path, spool: str, client: redis.Redis) -> int:
     return removed
 
 
-def clear_orphans(root: Path) -> int:
+def clear_orphans(root: Path, *, damaged_are_delivered: bool = True) -> int:
     """Remove the partial files of slots whose listener is dead, and its segments of which nothing is needed.
+
+    Args:
+        root: The spool's folder.
+        damaged_are_delivered: As for `ingest.spool.upkeep.Upkeep`.
 
     Returns:
         How many partial files.
@@ -179,7 +183,7 @@ def clear_orphans(root: Path) -> int:
         if slot is not None:
             try:
                 removed += slot.remove_partials()
-                segment.remove_done(slot.path)
+                upkeep.remove_done(slot.path, damaged_are_delivered=damaged_are_delivered)
             finally:
                 slot.release()
     return removed
@@ -266,14 +270,19 @@ def _in_segments(root: Path, slot: str, older_than: float) -> Iterator[Place]:
         where = f"{slot}/{segment.FOLDER}/{name}"
         try:
             with segment.Segment(root / where) as opened:
-                for record in opened.waiting():
-                    if older_than <= 0 or _is_old(record.received_ms / 1000, older_than, now):
-                        yield Place(where, record.offset, record.length)
+                found = opened.examine()
         except FileNotFoundError:
             continue
         except OSError as error:
             # What waits in others must not wait for this one.
             log.error("segment_unreadable", file=where, error=error.strerror, remedy="look at its disk")
+            continue
+        if found.is_unreadable:
+            log.error("segment_unreadable", file=where, remedy="look at its disk")
+        # Damaged ones go to the workers too, which set them aside for a person.
+        for record in sorted([*found.waiting, *found.damaged, *found.doubtful]):
+            if older_than <= 0 or _is_old(record.received_ms / 1000, older_than, now):
+                yield Place(where, record.offset, record.length)
 
 
 def _is_old(at: float, seconds: float, now: float) -> bool:

@@ -1,6 +1,7 @@
 """From segments into store and ledger: the same as from files, and nothing is let go of too early."""
 
 import errno
+import fcntl
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -8,11 +9,13 @@ from typing import Any
 
 import pytest
 
+from ingest.alarms import standing_alarms
 from ingest.ledger import InstanceState, Ledger
-from ingest.spool import segment
+from ingest.spool import segment, upkeep
 from ingest.spool.reference import Place, Reference
 from tests.instances import CT, EXPLICIT, Made, element
 from tests.persisting import Site
+from tests.segments import SegmentWriter
 from workers.arrival import OpenSegments
 from workers.folders import Folders
 from workers.store import FileStore
@@ -31,7 +34,9 @@ def small(site: Site) -> Site:
 def test_instance_is_stored_recorded_and_marked_done(make_persist_site: Sites, durability: str) -> None:
     site, made = make_persist_site(receive={"durability": durability}), Made()
     site.in_segment(Made(sop="1.2.99").file, done=True)
-    place = site.in_segment(made.file, received_ms=1_700_000_000_123, in_order=durability == "page-cache")
+    place = site.in_segment(
+        made.file, received_ms=1_700_000_000_123, promised=0 if durability == "fsync" else None
+    )
     site.hand_off(place)
     site.work()
     [row] = site.instances()
@@ -146,15 +151,95 @@ def test_a_segment_that_is_worked_on_is_not_used_again(small: Site, monkeypatch:
     real = OpenSegments.mark_done
 
     def ask_first(self: OpenSegments, reference: Reference) -> None:
-        with segment.unused(small.config.spool_dir / reference.where) as free:
+        with upkeep.unused(small.config.spool_dir / reference.where) as free:
             asked.append(free)
         real(self, reference)
 
     monkeypatch.setattr(OpenSegments, "mark_done", ask_first)
     small.work()
     assert asked == [False]
-    with segment.unused(small.config.spool_dir / small.instances()[0].spool_ref.split(":")[1][:-3]) as free:
+    with upkeep.unused(small.config.spool_dir / small.instances()[0].spool_ref.split(":")[1][:-3]) as free:
         assert free
+
+
+# --- what is damaged
+
+
+@pytest.mark.parametrize("layout", ["page-cache", "group", "trailer", "doubtful", "first"])
+def test_a_record_with_a_flipped_bit_is_quarantined_and_never_stored(small: Site, layout: str) -> None:
+    content = Made(pixels=b"p" * 9000).file
+    small.segment = writer = SegmentWriter(small.config.spool_dir)
+    if layout == "first":
+        offset = writer.append_old(content)
+    elif layout == "page-cache":
+        offset = writer.append(content)
+    else:
+        [offset] = writer.group(content, trailing=layout == "trailer")
+    if layout == "group":
+        writer.group(Made(sop="1.9.9").file)
+    writer.flip(offset + 8000, 3)
+    small.hand_off(Place(writer.where, offset, len(content)))
+    small.work()
+    assert small.stored() == []
+    [row] = small.instances()
+    assert row.state is InstanceState.QUARANTINED
+    assert row.sop_instance_uid == "1.2.3.4"
+    assert row.note.startswith(segment.DAMAGE)
+    assert ("cannot be told" in row.note) == (layout in {"doubtful", "first"})
+    [kept] = small.quarantined()
+    assert len(kept.read_bytes()) == len(content)
+    assert small.client.xlen(small.stream) == 0
+    assert upkeep.is_done(writer.path) == (layout != "group")
+
+
+def test_two_patients_bytes_in_one_record_are_never_stored(small: Site) -> None:
+    """After a power cut with page-cache durability a header can be there and some pages of another record."""
+    first, second = Made(sop="1.9.1", pixels=b"a" * 20_000), Made(sop="1.9.2", pixels=b"b" * 20_000)
+    small.segment = writer = SegmentWriter(small.config.spool_dir)
+    offset = writer.append(second.file)
+    writer.write(8192, first.file[8192 - offset : 16384 - offset])
+    small.hand_off(Place(writer.where, offset, len(second.file)))
+    small.work()
+    assert small.stored() == []
+    assert [row.state for row in small.instances()] == [InstanceState.QUARANTINED]
+
+
+def test_a_record_that_is_still_being_written_is_left_alone(small: Site) -> None:
+    content = Made(pixels=b"p" * 9000).file
+    small.segment = writer = SegmentWriter(small.config.spool_dir)
+    [offset] = writer.group(content)
+    writer.write(8192, bytes(1000))
+    fd = os.open(writer.path, os.O_RDWR)
+    fcntl.flock(fd, fcntl.LOCK_SH)  # the writer
+    small.hand_off(Place(writer.where, offset, len(content)))
+    small.work()
+    assert small.instances() == []
+    with segment.Segment(writer.path) as opened:
+        assert opened.waits(offset)
+    writer.at, writer.count = 0, 0
+    assert writer.group(content, trailing=True) == [offset]  # it completes, and is promised
+    os.close(fd)
+    small.hand_off(Place(writer.where, offset, len(content)))
+    small.work()
+    assert len(small.stored()) == 1
+
+
+@pytest.mark.parametrize("at", [0, 8, 16, 24, 28, 32, 40, 44, 48, 52, 56])
+def test_a_record_whose_header_is_rotten_is_kept_and_told(small: Site, at: int) -> None:
+    places = [small.in_segment(Made(sop=f"1.9.{number}").file) for number in range(2)]
+    assert small.segment is not None
+    small.segment.flip(places[0].offset - 64 + at)
+    for place in places:
+        small.hand_off(place)
+    small.work()
+    assert len(small.stored()) == 1
+    before = small.segment.path.read_bytes()
+    slot = small.config.spool_dir / "L0"
+    assert upkeep.remove_done(slot) == 0
+    [kept] = slot.glob("segments/*.damaged")
+    assert kept.read_bytes() == before
+    upkeep.tell_damage(small.config.spool_dir, small.config.run_dir)
+    assert [alarm.name for alarm in standing_alarms(small.config.run_dir)] == ["spool_damaged"]
 
 
 # --- in which order

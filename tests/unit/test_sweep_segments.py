@@ -11,7 +11,7 @@ import redis
 from ingest.config.model import Config
 from ingest.ledger import Ledger
 from ingest.queue import connect, persisted_key, stream_key
-from ingest.spool import segment, sweep
+from ingest.spool import segment, sweep, upkeep
 from ingest.spool.push import push
 from ingest.spool.reference import Place, Reference
 from ingest.spool.spool import Spool
@@ -60,18 +60,18 @@ def names(places: list[Place]) -> list[str]:
 # --- what waits
 
 
-def test_what_waits_is_what_is_whole_and_not_done(own: Spool, writer: SegmentWriter) -> None:
+def test_what_is_not_done_waits_also_if_it_is_damaged(own: Spool, writer: SegmentWriter) -> None:
     later = SegmentWriter(own.root, NUMBER + 1)
     add(writer, done=True)
     first = add(writer, b"a" * 9000)
-    torn = add(writer, b"t" * 100)
-    writer.write(torn.offset, b"x")
+    damaged = add(writer, b"d" * 100)  # a worker sets it aside
+    writer.write(damaged.offset, b"x")
     second, third, file = add(writer), add(later), keep(own)
     # The file's name is of today, the segments' are not.
-    assert sweep.ready(own.root, "L0") == [first, second, third, Place(file)]
+    assert sweep.ready(own.root, "L0") == [first, damaged, second, third, Place(file)]
     assert sweep.usage(own.root) == 9000 + 100 + 4 + 4 + 4
     found = gather(Config(node={"data_dir": own.root.parent}))["spool"]  # type: ignore[arg-type]
-    assert (found["waiting"], found["bytes"]) == (4, 9112)
+    assert (found["waiting"], found["bytes"]) == (5, 9112)
 
 
 def test_what_was_received_just_now_is_left_to_its_listener(own: Spool, writer: SegmentWriter) -> None:
@@ -89,7 +89,7 @@ def test_a_segment_that_cannot_be_read_keeps_back_no_other(
     unreadable.path.mkdir()
     assert sweep.ready(own.root, "L0") == [found]
     assert sweep.usage(own.root) == 4
-    assert not segment.all_done(unreadable.path)
+    assert not upkeep.is_done(unreadable.path)
 
 
 # --- what the queue forgot

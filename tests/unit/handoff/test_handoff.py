@@ -218,7 +218,7 @@ def test_a_defect_is_said_and_does_not_end_the_hand_off(
 ) -> None:
     calls: list[int] = []
 
-    def broken(*_: Any) -> int:
+    def broken(*_: Any, **__: Any) -> int:
         calls.append(1)
         if len(calls) < 3:
             raise ValueError("a defect")
