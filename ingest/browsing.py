@@ -7,15 +7,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from rich.console import Console
 from rich.filesize import decimal
-from rich.markup import escape
-from rich.table import Table
 
 from ingest.config.model import Config
 from ingest.ledger import Instance, InstanceState, Ledger
 from ingest.ledger.browse import FoundInstance, FoundStudy, InstanceFilter
 from ingest.listing import iso_time
+from ingest.tables import local_time, print_line, show
 
 
 def list_instances(
@@ -27,7 +25,8 @@ def list_instances(
     if as_json:
         _print_lines({**_plain(one.instance), "deliveries": dict(one.deliveries)} for one in found)
     else:
-        _print_page(_instances(found), [one.instance for one in found], limit)
+        _instances(found)
+        _say_more([one.instance for one in found], limit)
     return 0
 
 
@@ -43,7 +42,8 @@ def list_quarantine(
             for row in found
         )
     else:
-        _print_page(_quarantine(found), found, limit)
+        _quarantine(found)
+        _say_more(found, limit)
     return 0
 
 
@@ -60,24 +60,20 @@ def list_studies(
             for one in found
         )
         return 0
-    console = Console(highlight=False)
-    console.print(_studies(found))
+    _studies(found)
     if len(found) == limit:
-        console.print("more: --limit, or --until")
+        print_line("more: --limit, or --until")
     return 0
 
 
 def _print_lines(objects: Iterator[Mapping[str, Any]]) -> None:
-    console = Console(highlight=False, soft_wrap=True)
     for one in objects:
-        console.print(json.dumps(one), markup=False)
+        print_line(json.dumps(one))
 
 
-def _print_page(table: Table, rows: Sequence[Instance], limit: int) -> None:
-    console = Console(highlight=False)
-    console.print(table)
+def _say_more(rows: Sequence[Instance], limit: int) -> None:
     if len(rows) == limit:
-        console.print(f"more: --before {rows[-1].id}, or --limit")
+        print_line(f"more: --before {rows[-1].id}, or --limit")
 
 
 def _plain(row: Instance) -> dict[str, Any]:
@@ -89,67 +85,80 @@ def _kind(row: Instance) -> str:
     return "refused" if row.refused_status else "conflict"
 
 
-def _instances(found: Sequence[FoundInstance]) -> Table:
-    columns = (
-        "id",
-        "state",
-        "SOP instance",
-        "study",
-        "size",
-        "received",
-        "from",
-        "routed",
-        "deliveries",
-        "note",
+def _instances(found: Sequence[FoundInstance]) -> None:
+    show(
+        (
+            "id",
+            "state",
+            "SOP instance",
+            "study",
+            "size",
+            "received",
+            "from",
+            "routed",
+            "deliveries",
+            "note",
+        ),
+        [
+            (
+                str(one.instance.id),
+                one.instance.state.value,
+                one.instance.sop_instance_uid,
+                one.instance.study_uid,
+                decimal(one.instance.size),
+                local_time(one.instance.received_at),
+                one.instance.calling_ae,
+                one.instance.routed,
+                ", ".join(f"{name} {state.value}" for name, state in one.deliveries.items()),
+                one.instance.note,
+            )
+            for one in found
+        ],
     )
-    table = Table(*columns)
-    for one in found:
-        row = one.instance
-        table.add_row(
-            str(row.id),
-            row.state.value,
-            *map(escape, (row.sop_instance_uid, row.study_uid)),
-            decimal(row.size),
-            iso_time(row.received_at) or "",
-            *map(escape, (row.calling_ae, row.routed)),
-            escape(", ".join(f"{name} {state.value}" for name, state in one.deliveries.items())),
-            escape(row.note),
-        )
-    return table
 
 
-def _quarantine(found: Sequence[Instance]) -> Table:
-    table = Table("id", "kind", "times", "SOP instance", "study", "reason", "size", "received", "file")
-    for row in found:
-        table.add_row(
-            str(row.id),
-            _kind(row),
-            str(row.times),
-            *map(escape, (row.sop_instance_uid, row.study_uid, row.note)),
-            decimal(row.size),
-            iso_time(row.received_at) or "",
-            escape(row.store_key),
-        )
-    return table
-
-
-def _studies(found: Sequence[FoundStudy]) -> Table:
-    table = Table(
-        "study", "stored", "others", "size", "first received", "last received", "stable", "deliveries"
+def _quarantine(found: Sequence[Instance]) -> None:
+    show(
+        ("id", "kind", "times", "SOP instance", "study", "reason", "size", "received", "file"),
+        [
+            (
+                str(row.id),
+                _kind(row),
+                str(row.times),
+                row.sop_instance_uid,
+                row.study_uid,
+                row.note,
+                decimal(row.size),
+                local_time(row.received_at),
+                row.store_key,
+            )
+            for row in found
+        ],
     )
-    for one in found:
-        others = {state: count for state, count in one.states.items() if state is not InstanceState.STORED}
-        table.add_row(
-            escape(one.study_uid) or "(none)",
-            str(one.instances),
-            ", ".join(filter(None, (f"copies {one.copies}" if one.copies else "", _counted(others)))),
-            decimal(one.size),
-            iso_time(one.first_at) or "",
-            iso_time(one.last_at) or "",
-            "yes" if one.stable else "no",
-            _counted(one.deliveries),
-        )
-    return table
+
+
+def _studies(found: Sequence[FoundStudy]) -> None:
+    show(
+        ("study", "stored", "others", "size", "first received", "last received", "stable", "deliveries"),
+        [
+            (
+                one.study_uid or "(none)",
+                str(one.instances),
+                _others(one),
+                decimal(one.size),
+                local_time(one.first_at),
+                local_time(one.last_at),
+                "yes" if one.stable else "no",
+                _counted(one.deliveries),
+            )
+            for one in found
+        ],
+    )
+
+
+def _others(one: FoundStudy) -> str:
+    others = {state: count for state, count in one.states.items() if state is not InstanceState.STORED}
+    return ", ".join(filter(None, (f"copies {one.copies}" if one.copies else "", _counted(others))))
 
 
 def _counted(counts: Mapping[Any, int]) -> str:

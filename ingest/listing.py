@@ -10,13 +10,13 @@ from typing import Final
 
 import redis
 from rich.console import Console
-from rich.table import Table
 
 from ingest.config.model import Config
 from ingest.errors import IngestError
 from ingest.ledger import Ledger
 from ingest.ledger.search import Filter, FoundDelivery
 from ingest.queue import connect
+from ingest.tables import local_time, print_line, printable, show
 from ingest.wake import wake
 
 TIMES: Final = ("created_at", "updated_at", "next_at")
@@ -31,14 +31,13 @@ def list_deliveries(config: Config, which: Filter, limit: int, before: int | Non
     with contextlib.closing(Ledger(config.ledger_url)) as ledger:
         _known(config, ledger, which)
         found = ledger.find_deliveries(which, limit, before=before)
-    console = Console(highlight=False, soft_wrap=as_json)
     if as_json:
         for row in found:
-            console.print(json.dumps(_plain(row)), markup=False)
+            print_line(json.dumps(_plain(row)))
     else:
-        console.print(_table(found))
+        _show(found)
         if len(found) == limit:
-            console.print(f"more: --before {found[-1].id}, or --limit")
+            print_line(f"more: --before {found[-1].id}, or --limit")
     return 0
 
 
@@ -78,7 +77,7 @@ def give_up(config: Config, which: Filter, reason: str, *, dry_run: bool) -> int
 
 def print_note(text: str) -> None:
     """Something to know, on standard error."""
-    Console(stderr=True, highlight=False).print(text, markup=False)
+    Console(stderr=True, highlight=False, soft_wrap=True).print(printable(text), markup=False)
 
 
 def _known(config: Config, ledger: Ledger, which: Filter) -> None:
@@ -91,11 +90,10 @@ def _known(config: Config, ledger: Ledger, which: Filter) -> None:
 
 
 def _say(changed: dict[str, int], what: str) -> None:
-    console = Console(highlight=False)
     for destination, count in sorted(changed.items()):
-        console.print(f"{destination}: {count} {what}", markup=False)
+        print_line(f"{destination}: {count} {what}")
     if not changed:
-        console.print("nothing to change", markup=False)
+        print_line("nothing to change")
 
 
 def iso_time(milliseconds: int) -> str | None:
@@ -111,18 +109,20 @@ def _plain(row: FoundDelivery) -> dict[str, object]:
     return values
 
 
-def _table(found: Sequence[FoundDelivery]) -> Table:
-    table = Table("id", "destination", "state", "attempts", "changed", "SOP instance", "status", "error")
-    for row in found:
-        plain = _plain(row)
-        table.add_row(
-            str(row.id),
-            row.destination,
-            row.state.value,
-            str(row.attempts),
-            str(plain["updated_at"] or ""),
-            row.sop_instance_uid,
-            str(plain["last_status"] or ""),
-            (row.last_error or "").replace("[", r"\["),
-        )
-    return table
+def _show(found: Sequence[FoundDelivery]) -> None:
+    show(
+        ("id", "destination", "state", "attempts", "changed", "SOP instance", "status", "error"),
+        [
+            (
+                str(row.id),
+                row.destination,
+                row.state.value,
+                str(row.attempts),
+                local_time(row.updated_at),
+                row.sop_instance_uid,
+                "" if row.last_status is None else f"{row.last_status:04X}",
+                row.last_error or "",
+            )
+            for row in found
+        ],
+    )

@@ -1,50 +1,56 @@
 """`ingest status`: what a node is doing, gathered from scoreboard, spool, queue, ledger and certificates.
 
-Every part that cannot be read is reported as such; the others are still shown.
+Every part that cannot be read is reported as such; the others are still shown. The verdict stands first, and
+decides the exit code: 0 well, 1 degraded, 2 not running or losing its purpose.
 """
 
 import contextlib
 import json
+import os
 import time
 from collections.abc import Iterator
 from dataclasses import asdict
-from datetime import datetime, timedelta
+from datetime import datetime
+from pathlib import Path
 from typing import Any, Final
 
 import redis
-from rich.console import Console, Group
+from rich.console import Console
 from rich.live import Live
-from rich.markup import escape
-from rich.table import Table
+from rich.text import Text
 
 from ingest import room
 from ingest.alarms import Alarm, standing_alarms
 from ingest.config.check import choices
 from ingest.config.model import Config
 from ingest.errors import IngestError, SpoolError
-from ingest.ledger import CircuitState, DeliveryState, Ledger, Progress
+from ingest.ledger import CircuitState, Ledger, Progress
 from ingest.node import reload
 from ingest.node.accept_gate import STALE_MS
 from ingest.node.scoreboard import ACCEPTING, DRAINING, RowView, Scoreboard
 from ingest.queue import GROUP, connect, stream_key
 from ingest.spool import sweep
 from ingest.spool.spool import spool_id
+from ingest.status_page import TITLES, page
 from ingest.tls import expiry
+from ingest.verdict import WORDS, judge
 
 STATES: Final = {ACCEPTING: "accepting", DRAINING: "draining"}
-STATE_COLUMNS: Final = tuple(state.value for state in DeliveryState)
 
 
 def gather(config: Config) -> dict[str, Any]:
     """The state of the node with this configuration, as plain values for JSON."""
-    return {
+    found = {
         "time": time.time(),
         "name": config.node.name or config.node.ae_title,
+        "data_dir": str(config.data_dir),
+        "running": _running(config),
         "alarms": _alarms(config),
         "listeners": _listeners(config),
         "reload_refused": reload.outcome(config.run_dir).get("faults", []),
         "spool": _spool(config),
         "store": _store(config),
+        "disks": _disks(config),
         "queue": _queue(config),
         "ledger": _ledger(config),
         "certificates": _certificates(config),
@@ -52,27 +58,72 @@ def gather(config: Config) -> dict[str, Any]:
             {"key": note.key, "cause": note.cause, "remedy": note.remedy} for note in choices(config)
         ],
     }
+    verdict = judge(found)
+    return {
+        "verdict": WORDS[verdict.code],
+        "exit_code": verdict.code,
+        "problems": [asdict(problem) for problem in verdict.problems],
+        **found,
+    }
 
 
 def status_command(config: Config, *, as_json: bool, watch: float | None) -> int:
     """Print the state once, or again every `watch` seconds until interrupted; returns the exit code."""
-    console = Console()
+    console = Console(highlight=False, soft_wrap=True, emoji=False)
+    now = gather(config)
     if as_json:
-        console.print_json(json.dumps(gather(config)))
-        return 0
-    before = gather(config)
+        console.print(json.dumps(now, indent=2), markup=False)
+        return int(now["exit_code"])
+    width = console.width if console.is_terminal else None
     if watch is None:
-        console.print(_page(before, None))
-        return 0
+        for line in page(now, None, width):
+            console.print(line, style=_style(line, now), markup=False)
+        return int(now["exit_code"])
+    before, after = None, now
     try:
-        with Live(_page(before, None), console=console, auto_refresh=False) as live:
+        with Live(console=console, auto_refresh=False) as live:
             while True:
+                lines = (Text(line, _style(line, after) or "") for line in page(after, before, width))
+                live.update(Text("\n").join(lines), refresh=True)
                 time.sleep(watch)
-                after = gather(config)
-                live.update(_page(after, before), refresh=True)
-                before = after
+                before, after = after, gather(config)
     except KeyboardInterrupt:
-        return 0
+        return int(after["exit_code"])
+
+
+def _style(line: str, now: dict[str, Any]) -> str | None:
+    if line.startswith(f"{now['verdict']}"):
+        return ("bold green", "bold yellow", "bold red")[now["exit_code"]]
+    return "bold" if line in TITLES else None
+
+
+def _running(config: Config) -> str:
+    """Which processes run on this data folder: "listening" (a node), "working" (workers alone), or none."""
+    if reload.is_running(config.run_dir):
+        return "listening"
+    return "working" if reload.workers_run(config.run_dir) else ""
+
+
+def _disks(config: Config) -> list[dict[str, Any]]:
+    """Free space where instances are received and kept; one row for each folder."""
+    least = config.receive.min_free_bytes
+    return [
+        _disk("spool", config.spool_dir, least),
+        _disk("store", config.store_root, 0),
+        _disk("data", config.data_dir, 0),
+    ]
+
+
+def _disk(use: str, path: Path, refuses_below: int) -> dict[str, Any]:
+    found: dict[str, Any] = {"use": use, "path": str(path), "refuses_below": refuses_below}
+    # A folder that is not made yet will be made on the file system of the nearest one above.
+    there = next((one for one in (path, *path.parents) if one.exists()), path)
+    try:
+        facts = os.statvfs(there)
+    except OSError as error:
+        return {**found, "error": error.strerror or str(error)}
+    free, total = facts.f_bavail * facts.f_frsize, facts.f_blocks * facts.f_frsize
+    return {**found, "free_bytes": free, "total_bytes": total}
 
 
 def _alarms(config: Config) -> list[dict[str, Any]]:
@@ -219,142 +270,3 @@ def _certificates(config: Config) -> list[dict[str, Any]]:
 
 def _digests(rows: list[dict[str, Any]]) -> set[tuple[str, str]]:
     return {(row["section"], row["sha256"]) for row in rows if "sha256" in row}
-
-
-def _page(now: dict[str, Any], before: dict[str, Any] | None) -> Group:
-    return Group(
-        *_alarm_table(now),
-        *_refusal(now),
-        _listener_table(now, before),
-        _stage_table(now),
-        _delivery_table(now),
-        _destination_table(now),
-        _certificate_table(now),
-        *_notices(now),
-    )
-
-
-def _alarm_table(now: dict[str, Any]) -> Iterator[Table]:
-    """The alarms that stand; no table where there is none."""
-    if now["alarms"]:
-        table = Table("since", "alarm", "remedy")
-        table.title = "Alarms"
-        for row in now["alarms"]:
-            since = datetime.fromtimestamp(row["since_ms"] / 1000).astimezone()
-            table.add_row(f"{since:%Y-%m-%d %H:%M %Z}", escape(row["cause"]), escape(row["remedy"]))
-        yield table
-
-
-def _refusal(now: dict[str, Any]) -> Iterator[Table]:
-    """What the node did not take at the last reload; no table where it took all."""
-    if now["reload_refused"]:
-        table = Table("the configuration read before is in force")
-        table.title = "The last reload was refused"
-        for fault in now["reload_refused"]:
-            table.add_row(escape(fault))
-        yield table
-
-
-def _listener_table(now: dict[str, Any], before: dict[str, Any] | None) -> Table:
-    table = Table(
-        "listener", "state", "associations", "instances", "instances/s", "MB/s", "failed", "refused"
-    )
-    table.title = f"Receiving: {escape(now['name'])}"
-    earlier = {row["pid"]: row for row in before["listeners"]} if before else {}
-    for row in now["listeners"]:
-        old = earlier.get(row["pid"])
-        rates = ("", "")
-        if old is not None and before is not None:
-            seconds = now["time"] - before["time"]
-            rates = (
-                f"{(row['instances'] - old['instances']) / seconds:.0f}",
-                f"{(row['bytes'] - old['bytes']) / seconds / 1e6:.1f}",
-            )
-        table.add_row(
-            str(row["pid"]),
-            row["state"],
-            f"{row['active']} of {row['associations']}",
-            str(row["instances"]),
-            *rates,
-            str(row["failed"]),
-            str(row["refused"]),
-        )
-    return table
-
-
-def _stage_table(now: dict[str, Any]) -> Table:
-    table = Table("stage", "state")
-    table.title = "On the way"
-    spool, queue, ledger = now["spool"], now["queue"], now["ledger"]
-    table.add_row(
-        "spool", spool.get("error") or f"{spool['waiting']} instances, {spool['bytes'] / 1e6:.1f} MB"
-    )
-    if now["store"]["full"]:
-        table.add_row("store", f"full, so nothing is taken: {escape(now['store']['full'])}")
-    table.add_row(
-        "queue",
-        f"{queue['references']} references, {queue['in_workers_hands']} of them in workers' hands"
-        if queue["reachable"]
-        else f"away: {queue['error']}",
-    )
-    table.add_row(
-        "ledger",
-        ", ".join(f"{count} {state}" for state, count in ledger["instances"].items()) or "empty"
-        if ledger["reachable"]
-        else f"away: {ledger['error']}",
-    )
-    return table
-
-
-def _delivery_table(now: dict[str, Any]) -> Table:
-    table = Table("destination", *STATE_COLUMNS)
-    table.title = "Deliveries"
-    for name, states in sorted(now["ledger"].get("deliveries", {}).items()):
-        table.add_row(name, *(str(states.get(state, 0)) for state in STATE_COLUMNS))
-    return table
-
-
-def _destination_table(now: dict[str, Any]) -> Table:
-    table = Table("destination", "circuit", "backlog", "oldest", "instances/s", "MB/s", "last error")
-    table.title = "Destinations, over the last minutes"
-    for row in now["ledger"].get("destinations", []):
-        oldest, error_age = row["oldest_seconds"], row["last_error_seconds"]
-        error = f"{escape(row['last_error'])}, {_age(error_age)} ago" if error_age is not None else ""
-        table.add_row(
-            row["name"],
-            "open: it refuses us" if row["refuses"] else row["circuit"],
-            str(row["backlog"]),
-            "" if oldest is None else _age(oldest),
-            f"{row['delivered_per_second']:.1f}",
-            f"{row['mb_per_second']:.1f}",
-            error,
-        )
-    return table
-
-
-def _age(seconds: float) -> str:
-    """To the second; of days, without them: `2 days, 1:02:03`."""
-    return str(timedelta(seconds=round(seconds)))
-
-
-def _notices(now: dict[str, Any]) -> Iterator[Table]:
-    """What the configuration weakens; no table where it does not."""
-    if now["notices"]:
-        table = Table("setting", "what it means", "remedy")
-        table.title = "Weaker than it could be"
-        for row in now["notices"]:
-            table.add_row(*(escape(row[name]) for name in ("key", "cause", "remedy")))
-        yield table
-
-
-def _certificate_table(now: dict[str, Any]) -> Table:
-    table = Table("section", "role", "subject", "valid until", "days left")
-    table.title = "Certificates"
-    for row in now["certificates"]:
-        if "error" in row:
-            table.add_row(row["section"], "", escape(row["error"]), "", "")
-        else:
-            role = " ".join((row["role"], *row["whose"]))
-            end = (row["not_after"][:10], str(row["days_left"]))
-            table.add_row(row["section"], escape(role), escape(row["subject"]), *end)
-    return table

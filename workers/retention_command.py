@@ -8,11 +8,11 @@ from typing import Any, Final
 
 from rich.console import Console
 from rich.filesize import decimal
-from rich.table import Table
 
 from ingest.config.model import Config
 from ingest.ledger import Ledger
 from ingest.listing import iso_time
+from ingest.tables import local_time, show
 from workers.aging import Decision
 from workers.retention import Remover, Report
 
@@ -60,7 +60,7 @@ def _show_plan(
     for label, decisions in (("would go", going), ("held back, since a destination is owed them", held)):
         if decisions:
             console.print(f"{label}: {_sum(decisions)}")
-            console.print(_table(decisions))
+            _show(decisions)
             if len(decisions) > SHOWN:
                 console.print(f"and {len(decisions) - SHOWN} more; --json names all")
     console.print(f"{decimal(kept)} in the store, {decimal(left)} would be left")
@@ -75,19 +75,21 @@ def _sum(decisions: Sequence[Decision]) -> str:
     return f"{len(decisions)} studies, {count} instances, {decimal(size)}"
 
 
-def _table(decisions: Sequence[Decision]) -> Table:
-    table = Table("study", "last instance", "instances", "owed", "bytes", "why")
-    for one in decisions[:SHOWN]:
-        study = one.study
-        table.add_row(
-            study.study_uid or "(none)",
-            iso_time(study.newest_at),
-            str(study.instances),
-            str(study.owed),
-            str(study.size),
-            one.reason.value,
-        )
-    return table
+def _show(decisions: Sequence[Decision]) -> None:
+    show(
+        ("study", "last instance", "instances", "owed", "bytes", "why"),
+        [
+            (
+                one.study.study_uid or "(none)",
+                local_time(one.study.newest_at),
+                str(one.study.instances),
+                str(one.study.owed),
+                str(one.study.size),
+                one.reason.value,
+            )
+            for one in decisions[:SHOWN]
+        ],
+    )
 
 
 def _plain(one: Decision) -> dict[str, Any]:

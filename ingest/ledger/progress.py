@@ -108,7 +108,8 @@ class ProgressReport(Database):
             for name, state, count in connection.execute(_COUNTS):
                 states.setdefault(name, {})[DeliveryState(state)] = count
             rates = {
-                name: (delivered / seconds, size / seconds)
+                # PostgreSQL adds integers up to a numeric, and a numeric cannot be divided by a float.
+                name: (int(delivered) / seconds, int(size) / seconds)
                 for name, delivered, size in connection.execute(_RATES, {"since": minute - RATE_MINUTES})
             }
             circuits = read_circuits(connection)
@@ -118,8 +119,8 @@ class ProgressReport(Database):
                 destination=name,
                 states=states.get(name, {}),
                 oldest_at=oldest.get(name),
-                delivered_per_second=float(rates.get(name, (0, 0))[0]),
-                bytes_per_second=float(rates.get(name, (0, 0))[1]),
+                delivered_per_second=rates.get(name, (0.0, 0.0))[0],
+                bytes_per_second=rates.get(name, (0.0, 0.0))[1],
                 circuit=circuits.get(name),
             )
             for name in sorted(states.keys() | circuits.keys())

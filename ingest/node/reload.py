@@ -14,6 +14,8 @@ from ingest.config.model import Config
 from ingest.errors import ConfigError, IngestError
 
 OUTCOME: Final = "reload.json"
+WORKERS_LOCK: Final = "workers.lock"
+"""In the run folder: each supervisor of workers alone holds a shared record lock (fcntl) on it."""
 WAIT_SECONDS: Final = 90.0
 """Longer than the supervisor waits for the listeners of a new configuration."""
 _POLL_SECONDS: Final = 0.05
@@ -89,6 +91,21 @@ def is_running(run_dir: Path) -> bool:
         return bool(_running(run_dir))
     except IngestError:
         return False
+
+
+def workers_run(run_dir: Path) -> bool:
+    """Whether workers without listeners run on this folder, on this host."""
+    try:
+        fd = os.open(run_dir / WORKERS_LOCK, os.O_RDWR | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return True
+    finally:
+        os.close(fd)
+    return False
 
 
 def _not_running(run_dir: Path) -> IngestError:

@@ -158,6 +158,8 @@ class Supervisor:
             if "listen" in self.roles:
                 self._take_lock(config.run_dir / "node.lock")
                 self.board = Scoreboard.create(config.run_dir / "scoreboard")
+            else:
+                self._share_lock(config.run_dir / reload.WORKERS_LOCK)
         except OSError as error:
             where = error.filename or config.run_dir
             raise BootError(f"[node] data_dir: {where} cannot be used: {error.strerror}") from error
@@ -174,6 +176,11 @@ class Supervisor:
             ) from error
         os.ftruncate(self._lock, 0)
         os.write(self._lock, f"{os.getpid()}\n".encode())
+
+    def _share_lock(self, path: Path) -> None:
+        """Show `ingest status` that workers run here; several supervisors may."""
+        self._lock = os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o640)
+        fcntl.lockf(self._lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
 
     def _catch_signals(self) -> int:
         reader, writer = self._wakeup = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
