@@ -23,7 +23,7 @@ import structlog
 from ext.store import Intake
 from ingest import threads
 from ingest.config.model import Config
-from ingest.queue import CHUNK, SPOOLS_KEY, connect, data_key, stream_key
+from ingest.queue import CHUNK, SPOOLS_KEY, connect, data_key, mend_keys, persisted_key, stream_key
 from ingest.spool import segment, sweep, upkeep
 from ingest.spool.push import AT_ONCE, Pusher, append
 from ingest.spool.reference import Place, Reference
@@ -328,10 +328,21 @@ class Handoff:
             log.warning(
                 "queue_away", error=str(error), remedy="receiving goes on; instances wait in the spool"
             )
+        mend_keys(self._client, self._keys(), error)
         pause = BACK_OFF_SECONDS[min(self._failures, len(BACK_OFF_SECONDS) - 1)]
         self._failures += 1
         self._sweep_at = self._whole_sweep_at = 0.0  # what it forgot is looked for as soon as it is back
         self._pause(pause)
+
+    def _keys(self) -> dict[str, str]:
+        """The keys in Redis that this listener uses, and the type of each."""
+        spool = self._spool.id
+        return {
+            SPOOLS_KEY: "set",
+            stream_key(spool): "stream",
+            persisted_key(spool): "list",
+            self._witness.key: "string",
+        }
 
     def _pause(self, seconds: float) -> None:
         with self._wake:

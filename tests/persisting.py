@@ -73,6 +73,7 @@ class Site:
             for start in range(0, len(content), CHUNK):
                 self.client.rpush(data_key(self.spool, place.name), content[start : start + CHUNK])
             self.client.sadd(SPOOLS_KEY, self.spool)
+            place = place._replace(length=len(content))
         self.refer(Reference(carrier, self.spool, *place))
 
     def refer(self, reference: Reference) -> None:

@@ -4,6 +4,7 @@ import contextlib
 import errno
 import itertools
 import os
+import stat
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,13 +14,13 @@ import redis
 import structlog
 
 from ext.header import scan
+from ingest.beneath import LeadsOutError, open_beneath
 from ingest.dicom.part10 import read_file_meta
 from ingest.dicom.routing import Subject
 from ingest.errors import PeerError, SpoolError
-from ingest.queue import data_key
+from ingest.queue import data_key, mend_keys
 from ingest.spool import segment
 from ingest.spool.reference import Reference
-from workers.blame import OF_THE_NAME
 from workers.store import FileStore, Source
 
 WINDOWS: Final = (16 << 10, 1 << 20, 64 << 20)
@@ -119,31 +120,21 @@ def open_spooled(reference: Reference, spool_dir: Path, *, synced: bool) -> Iter
         SpoolError: The reference is not one into this spool.
         OSError: The file cannot be read.
     """
-    path = spooled_path(reference, spool_dir)
+    path = f"{spool_dir}/{reference.where}"
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        # O_NONBLOCK: a named pipe would wait for its other end.
+        fd = open_beneath(spool_dir, reference.where, os.O_RDONLY | os.O_NONBLOCK)
     except FileNotFoundError:
         raise GoneError(f"{path} is not there") from None
-    except OSError as error:
-        if error.errno in OF_THE_NAME:
-            raise SpoolError(f"{path} is no file of the spool: {error.strerror}") from error
-        raise
+    except LeadsOutError as error:
+        raise SpoolError(f"{path}: {error}") from None
     try:
-        yield Arrival(reference, Source.of(path, fd, synced=synced), os.fstat(fd).st_mtime_ns // 1_000_000)
+        facts = os.fstat(fd)
+        if not stat.S_ISREG(facts.st_mode):
+            raise SpoolError(f"{path} is no file")
+        yield Arrival(reference, Source.of(path, fd, synced=synced), facts.st_mtime_ns // 1_000_000)
     finally:
         os.close(fd)
-
-
-def spooled_path(reference: Reference, spool_dir: Path) -> str:
-    """The path of the file that a reference points to.
-
-    Raises:
-        SpoolError: The reference leads out of the spool, or to a part of a file.
-    """
-    parts = reference.where.split("/")
-    if any(part in {"", ".", ".."} or "\0" in part for part in parts) or reference.offset or reference.length:
-        raise SpoolError(f"{reference.where!r} is not a place in the spool {spool_dir}")
-    return f"{spool_dir}/{reference.where}"
 
 
 class OpenSegments:
@@ -240,14 +231,29 @@ def open_carried(
     with store.temporary() as (path, fd):
         # Chunk by chunk: only one of them is in memory.
         for number in itertools.count():
-            chunk = cast("bytes | None", client.lindex(key, number))
-            if not chunk:
+            chunk = _chunk(client, key, number)
+            if not chunk or size > reference.length:
                 break
             store.append(fd, chunk)
             size += len(chunk)
-        if size == 0 or (reference.length and size != reference.length):
-            raise GoneError(f"{key} holds {size} of {reference.length or 'its'} bytes")
+        if size != reference.length:
+            raise GoneError(f"{key} holds {size} of {reference.length} bytes")
         yield Arrival(reference, Source.of(path, fd, synced=False), received_at)
+
+
+def _chunk(client: redis.Redis, key: str, number: int) -> bytes | None:
+    """One chunk of a data set on the queue; None after the last one.
+
+    Raises:
+        GoneError: The key holds something else, and has been removed.
+        redis.RedisError: Redis is away.
+    """
+    try:
+        return cast("bytes | None", client.lindex(key, number))
+    except redis.RedisError as error:
+        if mend_keys(client, {key: "list"}, error):
+            raise GoneError(f"{key} holds no data set") from error
+        raise
 
 
 def identify(source: Source, tags: Sequence[int] = ()) -> Facts:

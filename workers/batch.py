@@ -11,6 +11,7 @@ from typing import Final
 import redis
 import structlog
 
+from ingest.beneath import LeadsOutError, unlink_beneath
 from ingest.dicom.part10 import read_file_meta
 from ingest.errors import PeerError, SpoolError, StoreAwayError, StoreError
 from ingest.ledger import NewInstance, Outcome
@@ -24,7 +25,6 @@ from workers.arrival import (
     open_in_segment,
     open_spooled,
     spool_ref,
-    spooled_path,
 )
 from workers.blame import is_ours
 from workers.inbox import Entry
@@ -327,8 +327,8 @@ class Work:
                 self._segments.mark_done(reference)
             else:
                 with contextlib.suppress(FileNotFoundError):
-                    os.unlink(spooled_path(reference, self._tools.spool_dir))
-        except OSError as error:
+                    unlink_beneath(self._tools.spool_dir, reference.where)
+        except (OSError, LeadsOutError) as error:
             log.error(
                 "spool_file_stays",
                 file=reference.place.name,

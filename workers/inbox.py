@@ -5,14 +5,15 @@ tells an entry that kills its worker from one that merely waits for a disk.
 """
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, cast
 
 import redis
 import structlog
 
-from ingest.queue import GROUP, data_key, persisted_key
+from ingest.log import Seldom
+from ingest.queue import GROUP, data_key, persisted_key, stream_key
 from ingest.spool.reference import Reference
 
 IDLE_MILLISECONDS: Final = 10_000
@@ -43,14 +44,32 @@ class Entry:
     @property
     def added_at(self) -> int:
         """When it was added, in Unix milliseconds."""
-        return int(self.id.partition("-")[0])
+        # Whoever adds an entry may choose its id.
+        return min(int(self.id.partition("-")[0]), time.time_ns() // 1_000_000)
 
 
 class Inbox:
     """The consumer `consumer` in the group of persist workers, on every stream that `streams` names."""
 
-    def __init__(self, client: redis.Redis, consumer: str, streams: Callable[[], Sequence[str]]) -> None:
+    def __init__(
+        self,
+        client: redis.Redis,
+        consumer: str,
+        streams: Callable[[], Sequence[str]],
+        carriers: Collection[str] = ("spool", "redis"),
+    ) -> None:
+        """Prepare; asks nothing yet.
+
+        Args:
+            client: Of Redis.
+            consumer: Our name in the group.
+            streams: Finds the streams that there are now.
+            carriers: Those that references may have. With `redis` a data set comes out of Redis: where that
+                is not configured, whoever can write there could have us store anything.
+        """
         self._client = client
+        self._carriers = carriers
+        self._seldom = Seldom()
         self._consumer = consumer
         self._find_streams = streams
         self._streams: list[str] = []
@@ -125,6 +144,29 @@ class Inbox:
                 if start == "0-0":
                     break
         return []
+
+    def rescue(self) -> None:
+        """Have entries delivered again that the group takes for delivered, and that no consumer has.
+
+        Our own commands leave none such: what is done is acknowledged and deleted in one step. Another client
+        may acknowledge entries, delete a consumer, or move the group's position. The sweep would find their
+        references on the stream, and leave them there for ever.
+
+        Raises:
+            redis.RedisError: Redis is away.
+        """
+        for stream in self.streams():
+            pipeline = self._client.pipeline(transaction=True)
+            pipeline.xlen(stream)
+            pipeline.xinfo_groups(stream)
+            pipeline.xrevrange(stream, count=1)
+            length, groups, newest = cast("tuple[int, list[dict[str, Any]], list[Any]]", pipeline.execute())
+            ours = next((group for group in groups if group["name"] == GROUP.encode()), None)
+            if ours is None or not newest or length <= ours["pending"]:
+                continue
+            if _position(ours["last-delivered-id"]) >= _position(newest[0][0]):
+                log.warning("stream_entries_rescued", stream=stream, entries=length - ours["pending"])
+                self._client.xgroup_setid(stream, GROUP, "0")
 
     def touch(self, entries: Iterable[Entry], *, forgive: bool = False) -> None:
         """Say that these are still in hand.
@@ -210,19 +252,31 @@ class Inbox:
     def _entries(self, stream: str, raw: Iterable[tuple[bytes, dict[bytes, bytes] | None]]) -> list[Entry]:
         found, useless = [], []
         for number, fields in raw:
-            try:
-                # An entry that was deleted while pending has no fields.
-                reference = Reference.from_fields(fields or {})
-            except ValueError as error:
-                if fields:
-                    log.error("stream_entry_unreadable", stream=stream, id=number.decode(), error=str(error))
+            # An entry that was deleted while pending has no fields.
+            reference = self._reference(stream, number, fields) if fields else None
+            if reference is None:
                 useless.append(number)
             else:
                 found.append(Entry(stream, number.decode(), reference))
         if useless:
-            self._client.xack(stream, GROUP, *useless)
-            self._client.xdel(stream, *useless)
+            pipeline = self._client.pipeline(transaction=True)
+            pipeline.xack(stream, GROUP, *useless)
+            pipeline.xdel(stream, *useless)
+            pipeline.execute()
         return found
+
+    def _reference(self, stream: str, number: bytes, fields: dict[bytes, bytes]) -> Reference | None:
+        """The reference in an entry; None where it is not one that the stream's spool can have put there."""
+        try:
+            reference = Reference.from_fields(fields)
+            if stream_key(reference.spool) != stream or reference.carrier not in self._carriers:
+                raise ValueError(f"carrier {reference.carrier}, spool {reference.spool}")
+        except ValueError as error:
+            self._seldom.warning(
+                "stream_entry_refused", stream=stream, id=number.decode(), error=str(error)[:300]
+            )
+            return None
+        return reference
 
     def _counted(self, stream: str, entries: Sequence[Entry]) -> list[Entry]:
         deliveries = self._deliveries(stream, entries[0].id, entries[-1].id, 10 * len(entries))
@@ -255,3 +309,8 @@ class Inbox:
         except redis.ResponseError as error:
             if not str(error).startswith("BUSYGROUP"):
                 raise
+
+
+def _position(identifier: bytes) -> tuple[int, ...]:
+    """An entry's id as numbers, which compare as Redis compares them."""
+    return tuple(int(part) for part in identifier.split(b"-"))

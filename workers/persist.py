@@ -5,6 +5,7 @@ entries at its next start, those of others when nobody has touched them for a wh
 """
 
 import contextlib
+import itertools
 import os
 import resource
 import signal
@@ -22,9 +23,10 @@ from ingest.config.model import Config
 from ingest.errors import BootError, LedgerError, SpoolError, StoreError, StoreMissingError
 from ingest.ledger import Ledger
 from ingest.ledger.folders import QUARANTINE, STORE
-from ingest.queue import SPOOLS_KEY, connect, stream_key
+from ingest.queue import SPOOLS_KEY, connect, mend_keys, persisted_key, stream_key
+from ingest.spool.reference import SPOOL_ID
 from ingest.spool.spool import spool_id
-from ingest.wake import Waker
+from ingest.wake import RQ_KEYS, Waker, drain_key
 from workers.batch import Results, Tools, Work
 from workers.blame import is_ours, is_shortage
 from workers.duplicates import DELIVERED_MAX
@@ -53,6 +55,9 @@ RECORD_SECONDS: Final = 2.0
 
 SUSPECT: Final = 2
 """What was delivered more often than this is worked on alone."""
+
+STREAMS_MAX: Final = 1_000
+"""Spools of one node, at most: anybody who may write to Redis can announce more."""
 
 MISSING: Final = "store_missing"
 """The alarm for a store or quarantine that is not mounted."""
@@ -105,7 +110,9 @@ class Persister:
         self._stop = stop
         self._client = connect(config)
         self._spool: str | None = None
-        self._inbox = Inbox(self._client, consumer, self._streams)
+        self._known_streams: list[str] = []
+        carriers = {"spool", config.queue.carrier}
+        self._inbox = Inbox(self._client, consumer, self._streams, carriers)
         self._waker = Waker(self._client)
         self._queue_patience = Patience(stop, "queue_away", "what is received waits in the spool")
         self._spool_patience = Patience(stop, "spool_away", "mount it, or see [receive] spool_dir")
@@ -168,6 +175,7 @@ class Persister:
         except redis.RedisError as error:
             self._own = True
             self._inbox.begin_own()
+            mend_keys(self._client, self._keys(), error)
             self._queue_patience.failed(error)
         except SpoolError as error:
             self._spool_patience.failed(error)
@@ -185,6 +193,7 @@ class Persister:
             entries = self._inbox.abandoned(self._batch)
             if entries:
                 return entries
+            self._inbox.rescue()
             self._claim_at = time.monotonic() + CLAIM_SECONDS
         if not self._inbox.streams():
             # No listener has made its spool yet.
@@ -318,9 +327,28 @@ class Persister:
         self._spool = spool_id(self._config.spool_dir)
         streams = {stream_key(self._spool)} if self._spool else set()
         if self._config.queue.carrier == "redis":
-            spools = cast("set[bytes]", self._client.smembers(SPOOLS_KEY))
-            streams |= {stream_key(name.decode()) for name in spools}
-        return sorted(streams)
+            streams |= self._streams_of_others()
+        self._known_streams = sorted(streams)
+        return self._known_streams
+
+    def _streams_of_others(self) -> set[str]:
+        """The streams that listeners elsewhere have announced, and that there are."""
+        names = cast("set[bytes]", self._client.smembers(SPOOLS_KEY))
+        spools = [name.decode("ascii", "replace") for name in names]
+        streams = sorted(stream_key(spool) for spool in spools if SPOOL_ID.fullmatch(spool))
+        pipeline = self._client.pipeline(transaction=False)
+        for stream in streams:
+            pipeline.exists(stream)
+        there = pipeline.execute()
+        return set(itertools.islice(itertools.compress(streams, there), STREAMS_MAX))
+
+    def _keys(self) -> dict[str, str]:
+        """The keys in Redis that persist workers use, and the type of each."""
+        kinds = {**RQ_KEYS, SPOOLS_KEY: "set", **dict.fromkeys(self._known_streams, "stream")}
+        kinds |= {
+            persisted_key(stream.removeprefix(stream_key(""))): "list" for stream in self._known_streams
+        }
+        return kinds | {drain_key(destination.name): "string" for destination in self._config.destinations}
 
     def _opened(
         self, stack: contextlib.ExitStack, kind: str, root: Path, exclusion: Exclusion | None = None

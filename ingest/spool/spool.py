@@ -19,6 +19,7 @@ that a spool alone is enough to rebuild every reference. Nothing here knows of D
 """
 
 import contextlib
+import errno
 import itertools
 import os
 import time
@@ -134,6 +135,9 @@ class Slot:
             leased: Whether to respect the lease of an owner on another host: for who deletes or writes there.
         """
         path = root / name
+        if path.is_symlink():
+            # Workers follow no links below the spool (`ingest.beneath`).
+            raise OSError(errno.ELOOP, "is a symbolic link; make the spool itself one", str(path))
         for folder in (path, path / "partial", path / "ready", path / segment.FOLDER):
             folder.mkdir(parents=True, exist_ok=True, mode=DIRECTORY_MODE)
         fd = os.open(path / "lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, FILE_MODE)

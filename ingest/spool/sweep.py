@@ -17,18 +17,16 @@ from typing import Any, Final, cast
 import redis
 import structlog
 
+from ingest.beneath import LeadsOutError, unlink_beneath
 from ingest.config.model import Config
 from ingest.errors import IngestError
 from ingest.queue import connect, persisted_key, stream_key
 from ingest.spool import segment, upkeep
 from ingest.spool.push import Pusher
-from ingest.spool.reference import Place
+from ingest.spool.reference import READY, Place
 from ingest.spool.spool import Slot, spool_id
 
 PAGE: Final = 1000
-
-PLACE: Final = re.compile(r"L[0-9]+/ready/[0-9a-fA-F.-]+\.dcm")
-"""What the place of a file in the spool looks like."""
 
 RECORD: Final = re.compile(rf"(?P<where>{segment.PLACE.pattern})#(?P<offset>[0-9]{{1,19}})")
 """What the name of a place in a segment looks like."""
@@ -48,7 +46,8 @@ class Swept:
 
 def slots(root: Path) -> list[str]:
     """The names of all slots of a spool."""
-    return sorted(path.name for path in root.glob("L*") if path.name[1:].isdigit())
+    found = (path for path in root.glob("L*") if path.name[1:].isdigit() and not path.is_symlink())
+    return sorted(path.name for path in found)
 
 
 def ready(root: Path, slot: str, *, older_than: float = 0.0) -> list[Place]:
@@ -137,9 +136,9 @@ def let_go(root: Path, names: Iterable[str]) -> int:
     """
     count, offsets = 0, cast("dict[str, list[int]]", {})
     for name in names:
-        if PLACE.fullmatch(name):
-            with contextlib.suppress(FileNotFoundError):
-                (root / name).unlink()
+        if READY.fullmatch(name):
+            with contextlib.suppress(FileNotFoundError, LeadsOutError):
+                unlink_beneath(root, name)
                 count += 1
         elif record := RECORD.fullmatch(name):
             offsets.setdefault(record["where"], []).append(int(record["offset"]))

@@ -11,12 +11,16 @@ from ingest.queue import stream_key, witness_key
 
 
 class Witness:
-    """One listener's memory of one Redis."""
+    """One listener's memory of one Redis.
+
+    Attributes:
+        key: What this listener has set there.
+    """
 
     def __init__(self, client: redis.Redis, spool: str) -> None:
         self._client = client
         self._stream = stream_key(spool)
-        self._key = witness_key(spool, uuid.uuid4().hex)
+        self.key = witness_key(spool, uuid.uuid4().hex)
         self._run = ""
         self._added = 0
 
@@ -27,7 +31,7 @@ class Witness:
             redis.RedisError: Redis is away.
         """
         run = self._client.info("server").get("run_id", "")
-        there = self._client.set(self._key, 1, ex=3600, get=True)
+        there = self._client.set(self.key, 1, ex=3600, get=True)
         added = self._entries_added()
         stands = bool(there) and run == self._run and added >= self._added
         self._run, self._added = run, added
