@@ -1,12 +1,13 @@
 """What a remote meant, in words for a person: A-ASSOCIATE-RJ, A-ABORT, TLS alerts, errors of sockets."""
 
 import ssl
+from collections.abc import Mapping
 from typing import Final
 
 from ingest.dicom import wire
 from ingest.errors import AssociationError, Cause, PeerError
-from ingest.tls import crl
 from ingest.tls.peer import NO_CERTIFICATE
+from ingest.tls.refused import REMEDIES
 
 _ABORT_REASONS: Final = {
     0: "reason not specified",
@@ -53,12 +54,23 @@ def aborted(remote: str, data: bytes) -> AssociationError:
     return AssociationError(f"{remote} aborted the association: {reason}")
 
 
-def failed(error: Exception, *, shaking: bool = False) -> str:
-    """What a socket or TLS error means for a person; `shaking` while the TLS handshake runs."""
+def failed(error: Exception, *, shaking: bool = False, offered: Mapping[str, str] | None = None) -> str:
+    """What a socket or TLS error means for a person.
+
+    Args:
+        error: What was raised.
+        shaking: Whether the TLS handshake runs.
+        offered: The certificate that was refused, as `refused_certificate` tells it.
+    """
     if isinstance(error, ssl.SSLCertVerificationError):
-        remedy = f"; {crl.REMEDIES[error.verify_code]}" if error.verify_code in crl.REMEDIES else ""
+        remedy = f"; {REMEDIES[error.verify_code]}" if error.verify_code in REMEDIES else ""
         said = f"(verify code {error.verify_code}: {error.verify_message})"
-        return f"its certificate is not accepted {said}{remedy}"
+        which = "".join(
+            f", {name} {offered[key]}"
+            for name, key in (("subject", "subject"), ("SHA-256", "fingerprint"))
+            if offered and key in offered
+        )
+        return f"its certificate is not accepted {said}{which}{remedy}"
     if isinstance(error, ssl.SSLError):
         return _tls_failed(error, shaking=shaking)
     said = str(getattr(error, "strerror", None) or error)

@@ -22,6 +22,7 @@ from ingest.errors import AssociationError, Cause, PeerError
 from ingest.resolver import TICK_SECONDS, ResolverAwayError, no_tick
 from ingest.tls.identity import binding_fault, identity_of
 from ingest.tls.peer import require_proof, verified_chain
+from ingest.tls.refused import refused_certificate
 
 
 @dataclass(frozen=True, slots=True)
@@ -292,8 +293,10 @@ class Transport:
 
     def _failed(self, error: Exception, *, shaking: bool = False) -> AssociationError:
         hint = "" if shaking or isinstance(error, ssl.SSLError) else self.hint
+        unverified = isinstance(error, ssl.SSLCertVerificationError)
+        offered = refused_certificate(self._tls) if unverified and self._tls is not None else {}
         return AssociationError(
-            f"{self.remote}: {explain.failed(error, shaking=shaking)}{hint}",
+            f"{self.remote}: {explain.failed(error, shaking=shaking, offered=offered)}{hint}",
             cause=explain.cause_of(error, shaking=shaking, anonymous=self.remote.anonymous),
         )
 

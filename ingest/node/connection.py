@@ -21,10 +21,10 @@ from ingest.dicom.part10 import presentation_address
 from ingest.dicom.states import State
 from ingest.node.association import Association, Decider
 from ingest.node.scoreboard import REFUSED
-from ingest.tls import crl
 from ingest.tls.identity import Identity, identity_of
 from ingest.tls.peer import NoCertificateError
 from ingest.tls.pump import Pump
+from ingest.tls.refused import REMEDIES, refused_certificate
 
 UNREAD_BYTES: Final = 1 << 20
 """Responses that a peer may leave unread before it is cut off."""
@@ -351,8 +351,9 @@ class Connection:
         facts: dict[str, Any] = {"error": error.reason or str(error)}
         if isinstance(error, ssl.SSLCertVerificationError):
             facts.update(verify_code=error.verify_code, verify_message=error.verify_message)
-            if error.verify_code in crl.REMEDIES:
-                facts["remedy"] = crl.REMEDIES[error.verify_code]
+            facts |= refused_certificate(self._pump.connection) if self._pump is not None else {}
+            if error.verify_code in REMEDIES:
+                facts["remedy"] = REMEDIES[error.verify_code]
         if isinstance(error, NoCertificateError):
             facts["remedy"] = "remove suites without certificates (aNULL, PSK) from ciphers of its [tls.NAME]"
         if not established and self._first_byte == A_ASSOCIATE_RQ:

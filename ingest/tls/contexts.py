@@ -8,7 +8,7 @@ import ssl
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
-from ext import tls_settings
+from ext import tls_offered, tls_settings
 from ingest.config.model import TLS, Config
 from ingest.errors import ConfigError
 from ingest.tls import crl, material, profiles
@@ -128,4 +128,5 @@ def _set_up(context: ssl.SSLContext, tls: TLS) -> None:
         )
     material.load_trusted(context, tls, {each.pem for each, _ in crl.revoked(tls)})
     context.verify_mode = _VERIFY[tls.peer_certificate]
+    tls_offered.keep_refused(context)
     crl.load(context, tls)

@@ -169,6 +169,11 @@ class Site(Material):
         lists = (revocation_list(root), revocation_list(authority, *revoked))
         (self.folder / "lists").write_bytes(b"".join(each.public_bytes(Encoding.PEM) for each in lists))
 
+    def whose(self, name: str) -> tuple[str, str]:
+        """Subject and fingerprint of a certificate."""
+        certificate = x509.load_pem_x509_certificate((self.folder / f"{name}.crt").read_bytes())
+        return certificate.subject.rfc4514_string(), certificate.fingerprint(hashes.SHA256()).hex()
+
     def _authority(self, name: str, issuer: pki.Pair | None) -> pki.Pair:
         """As `pki.authority`, which makes none that have others under them."""
         own = pki.authority(name, key_type="ec")
@@ -328,6 +333,8 @@ def test_caller_is_let_in_or_refused_with_an_alert_and_the_cause_in_the_log(plac
         code, alert = REFUSALS[cell.certificate]
         assert event["verify_code"] == code
         assert event["verify_message"]
+        assert (event["subject"], event["fingerprint"]) == place.site.whose(name)
+        assert event["remedy"]
     else:
         alert = {"1.2": 40, "1.3": 116}[cell.version]
         assert event["error"] == NO_CERTIFICATE

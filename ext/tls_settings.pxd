@@ -1,0 +1,1 @@
+cdef void *context_of(object context) except? NULL
