@@ -3,8 +3,8 @@
 import contextlib
 import json
 import time
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from typing import Final
 
@@ -13,7 +13,7 @@ from rich.console import Console
 
 from ingest.config.model import Config
 from ingest.errors import IngestError
-from ingest.ledger import Ledger
+from ingest.ledger import Circuit, DeliveryState, Ledger
 from ingest.ledger.search import Filter, FoundDelivery
 from ingest.queue import connect
 from ingest.tables import local_time, print_line, printable, show
@@ -31,11 +31,12 @@ def list_deliveries(config: Config, which: Filter, limit: int, before: int | Non
     with contextlib.closing(Ledger(config.ledger_url)) as ledger:
         _known(config, ledger, which)
         found = ledger.find_deliveries(which, limit, before=before)
+        circuits = ledger.circuits()
     if as_json:
         for row in found:
-            print_line(json.dumps(_plain(row)))
+            print_line(json.dumps(_plain(row, circuits.get(row.destination))))
     else:
-        _show(found)
+        _show(found, circuits)
         if len(found) == limit:
             print_line(f"more: --before {found[-1].id}, or --limit")
     return 0
@@ -48,29 +49,53 @@ def send_again(config: Config, which: Filter, *, dry_run: bool) -> int:
     """
     with contextlib.closing(Ledger(config.ledger_url)) as ledger:
         _known(config, ledger, which)
-        changed = ledger.send_again(which, time.time_ns() // 1_000_000, dry_run=dry_run)
+        changed = ledger.send_again(which, _now_ms(), dry_run=dry_run)
+        meant = changed.keys() | _named(config, which)
         if dry_run:
-            _say(changed, "would be sent again")
+            left_alone = {name: each for name, each in ledger.circuits().items() if name in meant}
+            _say(changed, "would be sent again", _circuit_lines(left_alone, "would be"))
             return 0
-        _say(changed, "to be sent again")
-        client = connect(config, timeout=2.0)
-        try:
-            for destination in changed.keys() | ({which.destination} if which.destination else set()):
-                # Who wants it sent again wants it now, whatever the remote said before.
-                ledger.close_circuit(destination)
-                wake(client, destination)
-        except redis.RedisError as error:
-            print_note(f"the queue is away ({error}); workers find them by themselves within seconds")
-        finally:
-            client.close()
-        return 0
+        # Who wants it sent again wants it now, whatever the remote said before.
+        closed = {name: ledger.close_circuit(name) for name in sorted(meant)}
+        _say(changed, "to be sent again", _circuit_lines(closed, "is"))
+    _wake_all(config, meant)
+    return 0
+
+
+def _named(config: Config, which: Filter) -> set[str]:
+    """Destinations that a person has named, by name or by naming nothing else."""
+    if which.destination:
+        return {which.destination}
+    everything = replace(which, states=()) == Filter()
+    return {destination.name for destination in config.destinations} if everything else set()
+
+
+def _circuit_lines(circuits: Mapping[str, Circuit], verb: str) -> list[str]:
+    """What becomes of the destinations that were left alone after failures."""
+    now = _now_ms()
+    return [
+        f"{name}: was left alone ({circuit.reason}); it {verb} asked at once"
+        for name, circuit in sorted(circuits.items())
+        if circuit.is_left_alone(now)
+    ]
+
+
+def _wake_all(config: Config, destinations: Iterable[str]) -> None:
+    client = connect(config, timeout=2.0)
+    try:
+        for destination in destinations:
+            wake(client, destination)
+    except redis.RedisError as error:
+        print_note(f"the queue is away ({error}); workers find them by themselves within seconds")
+    finally:
+        client.close()
 
 
 def give_up(config: Config, which: Filter, reason: str, *, dry_run: bool) -> int:
     """Drop deliveries, and say how many; returns the exit code."""
     with contextlib.closing(Ledger(config.ledger_url)) as ledger:
         _known(config, ledger, which)
-        changed = ledger.give_up(which, reason, time.time_ns() // 1_000_000, dry_run=dry_run)
+        changed = ledger.give_up(which, reason, _now_ms(), dry_run=dry_run)
     _say(changed, "would be dropped" if dry_run else "dropped")
     return 0
 
@@ -89,11 +114,14 @@ def _known(config: Config, ledger: Ledger, which: Filter) -> None:
         raise UnknownDestinationError(f'there is no destination "{name}"; the configuration has {known}')
 
 
-def _say(changed: dict[str, int], what: str) -> None:
-    for destination, count in sorted(changed.items()):
-        print_line(f"{destination}: {count} {what}")
-    if not changed:
-        print_line("nothing to change")
+def _say(changed: dict[str, int], what: str, more: Sequence[str] = ()) -> None:
+    lines = [f"{destination}: {count} {what}" for destination, count in sorted(changed.items())]
+    for line in (*lines, *more) or ("nothing to change",):
+        print_line(line)
+
+
+def _now_ms() -> int:
+    return time.time_ns() // 1_000_000
 
 
 def iso_time(milliseconds: int) -> str | None:
@@ -103,26 +131,44 @@ def iso_time(milliseconds: int) -> str | None:
     return datetime.fromtimestamp(milliseconds / 1000, UTC).isoformat(timespec="milliseconds")
 
 
-def _plain(row: FoundDelivery) -> dict[str, object]:
+def _plain(row: FoundDelivery, circuit: Circuit | None) -> dict[str, object]:
     values = asdict(row) | {name: iso_time(getattr(row, name)) for name in TIMES}
     values["last_status"] = None if row.last_status is None else f"{row.last_status:04X}"
+    values["waits_for"], next_at = _waits_for(row, circuit)
+    values["next_attempt_at"] = iso_time(next_at)
     return values
 
 
-def _show(found: Sequence[FoundDelivery]) -> None:
-    show(
-        ("id", "destination", "state", "attempts", "changed", "SOP instance", "status", "error"),
-        [
+def _waits_for(row: FoundDelivery, circuit: Circuit | None) -> tuple[str, int]:
+    """Why a delivery that is due is not sent, and when it is tried next; "" and 0 of one that is not owed."""
+    if row.state not in {DeliveryState.WAITING, DeliveryState.RETRY}:
+        return "", 0
+    if circuit is not None and circuit.is_left_alone(_now_ms()):
+        return circuit.reason, max(row.next_at, circuit.probe_at)
+    return "", row.next_at
+
+
+def _show(found: Sequence[FoundDelivery], circuits: Mapping[str, Circuit]) -> None:
+    rows = []
+    for row in found:
+        waits_for, next_at = _waits_for(row, circuits.get(row.destination))
+        rows.append(
             (
                 str(row.id),
                 row.destination,
                 row.state.value,
                 str(row.attempts),
                 local_time(row.updated_at),
+                local_time(next_at),
                 row.sop_instance_uid,
                 "" if row.last_status is None else f"{row.last_status:04X}",
-                row.last_error or "",
+                "; ".join(filter(None, (row.last_error, waits_for))),
             )
-            for row in found
-        ],
+        )
+    show(
+        (
+            *("id", "destination", "state", "attempts", "changed", "next attempt"),
+            *("SOP instance", "status", "error"),
+        ),
+        rows,
     )

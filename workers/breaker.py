@@ -33,7 +33,12 @@ class Breaker:
     """
 
     def __init__(
-        self, ledger: Ledger, destination: Destination, remote: Remote, rng: Callable[[], float]
+        self,
+        ledger: Ledger,
+        destination: Destination,
+        remote: Remote,
+        rng: Callable[[], float],
+        stopping: Callable[[], bool],
     ) -> None:
         """Describe it; nothing is asked yet.
 
@@ -42,7 +47,9 @@ class Breaker:
             destination: What the configuration says.
             remote: Whom a probe asks.
             rng: Gives numbers from 0 to 1, for the jitter.
+            stopping: Whether the worker was told to stop.
         """
+        self._stopping = stopping
         self._ledger = ledger
         self._name = destination.name
         self._remote = remote
@@ -109,7 +116,13 @@ class Breaker:
         return hold_ms, ""
 
     def failed(self, trouble: Trouble, reason: str) -> int:
-        """Note a failure; returns for how many milliseconds the destination is to be left alone."""
+        """Note a failure; returns for how many milliseconds the destination is to be left alone.
+
+        A worker that is told to stop notes none: the settings that it has may be those before a reload.
+        """
+        if self._stopping():
+            self._change(circuit.unclaimed)
+            return 0
         return self._note(Failure(trouble, reason, now_ms()))
 
     def _note(self, failure: Failure) -> int:

@@ -133,6 +133,19 @@ def _broken(circuit: Circuit, failure: Failure, limits: Limits, rng: Callable[[]
     )
 
 
+def unclaimed(circuit: Circuit) -> Circuit:
+    """After a probe that nobody learns from: another worker may ask at once."""
+    if circuit.state is not CircuitState.HALF_OPEN:
+        return circuit
+    return replace(circuit, state=CircuitState.OPEN, probe_at=0)
+
+
+def asked_anew(circuit: Circuit, since_ms: int) -> Circuit:
+    """Due now where its last failure was before `since_ms`: what was configured then may no longer hold."""
+    waits = circuit.probe_at > 0 and circuit.state is not CircuitState.HALF_OPEN
+    return replace(circuit, probe_at=0) if waits and circuit.last_error_at < since_ms else circuit
+
+
 def reached(circuit: Circuit) -> Circuit:
     """The remote took an association: it is there.
 

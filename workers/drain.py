@@ -98,7 +98,7 @@ class Drain:
         self._places = min(destination.associations, tools.places)
         self._turn = Turn(tools.client, destination, self._places, unique)
         self._leases = Leases(tools.ledger, self._name, unique, self._places)
-        self._breaker = Breaker(tools.ledger, destination, remote, tools.rng)
+        self._breaker = Breaker(tools.ledger, destination, remote, tools.rng, tools.stopping)
         self._association: Association | None = None
         self._flying: dict[int, Delivery] = {}
         # Contexts that are offered without any other, those of them still to be, and those refused so.

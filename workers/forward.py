@@ -26,7 +26,17 @@ from ingest.locks import Owner
 from ingest.queue import connect, mend_keys
 from ingest.tls.seen import Sightings
 from ingest.transport import Remote
-from ingest.wake import RQ_KEYS, RQ_QUEUE_KEY, WAITING_MARK, WAITS_MILLISECONDS, Waker, drain_key, hold_key
+from ingest.wake import (
+    RQ_KEYS,
+    RQ_QUEUE_KEY,
+    WAITING_MARK,
+    WAITS_MILLISECONDS,
+    Waker,
+    drain_key,
+    hold_key,
+    wake,
+)
+from workers.circuit import asked_anew
 from workers.drain import Drain, Tools
 from workers.leases import now_ms
 from workers.patience import Patience, StoppedError
@@ -68,6 +78,7 @@ class Forwarder:
         """
         self.stop = stop
         self.name = name
+        self._started_ms = now_ms()
         self.destinations = {destination.name: destination for destination in config.destinations}
         self.remotes = remotes
         try:
@@ -110,6 +121,21 @@ class Forwarder:
                 mend_keys(self.client, self.keys(), error)
         except Exception:
             log.exception("drain_failed", destination=name)
+
+    def ask_anew(self) -> None:
+        """Have destinations that are left alone asked at once, for their settings may have changed.
+
+        To be called at the start. What another worker of this configuration has found out meanwhile stays.
+        """
+        for name in self.destinations:
+            try:
+                changed = self.ledger.change_circuit_if_any(
+                    name, lambda found: asked_anew(found, self._started_ms)
+                )
+                if changed:
+                    wake(self.client, name)
+            except (redis.RedisError, LedgerError) as error:
+                log.warning("destination_not_asked_anew", destination=name, error=str(error))
 
     def close(self) -> None:
         """Close the connections to ledger and Redis."""
@@ -212,6 +238,7 @@ def run(config: Config, stop: threading.Event, remotes: Mapping[str, Remote]) ->
     try:
         with contextlib.suppress(StoppedError):
             Patience(stop, "ledger_away", "deliveries wait").insist(forwarder.ledger.migrate)
+            forwarder.ask_anew()
             watch = LedgerWatch(forwarder)
             watch.start()
             _work(forwarder, config)

@@ -50,6 +50,16 @@ class Circuit:
     breaks: int = 0
     answered_at: int = 0
 
+    def is_left_alone(self, now_ms: int) -> bool:
+        """Whether nothing is sent to the destination now."""
+        return self.state is not CircuitState.CLOSED or self.probe_at > now_ms
+
+    @property
+    def reason(self) -> str:
+        """Why nothing is sent to it, in words."""
+        what = "it refuses us" if self.permanent else f"circuit {self.state.value}"
+        return f"{what}: {self.last_error}" if self.last_error else what
+
 
 _ONE: Final = select(circuits).where(circuits.c.destination == bindparam("of"))
 _LOCKED: Final = _ONE.with_for_update()
@@ -103,14 +113,40 @@ class Circuits(Database):
                 )
         return before, after
 
-    def close_circuit(self, destination: str) -> None:
+    def change_circuit_if_any(self, destination: str, change: Callable[[Circuit], Circuit]) -> bool:
+        """As `change_circuit`, without a row for a destination that never failed; returns whether it changed.
+
+        Raises:
+            LedgerError: The ledger is away.
+        """
+        found = self.circuit(destination)
+        if change(found) == found:
+            return False
+        before, after = self.change_circuit(destination, change)
+        return before != after
+
+    def circuits(self) -> dict[str, Circuit]:
+        """All circuits there are, by destination.
+
+        Raises:
+            LedgerError: The ledger is away.
+        """
+        with self.read() as connection:
+            return read_circuits(connection)
+
+    def close_circuit(self, destination: str) -> Circuit:
         """Have a destination asked at once, whatever it said: somebody wants its deliveries tried again.
+
+        Returns:
+            The circuit as it was.
 
         Raises:
             LedgerError: The ledger is away.
         """
         with self.write() as connection:
+            before = _found(connection, destination, for_update=True)
             connection.execute(_CLOSE, {"of": destination})
+        return before or Circuit(destination=destination)
 
 
 def read_circuits(connection: Connection) -> dict[str, Circuit]:

@@ -109,6 +109,18 @@ def test_probe_that_fails_keeps_it_open_since_the_first_time() -> None:
     assert (again.state, again.opened_at) == (CircuitState.OPEN, 7)
 
 
+def test_new_worker_has_what_was_left_alone_asked_at_once_unless_another_new_one_has_asked() -> None:
+    opened = failed(CLOSED, Trouble.REFUSED)
+    assert circuit.stance(circuit.asked_anew(opened, NOW + 1), NOW + 1) is Stance.PROBE
+    assert circuit.asked_anew(opened, NOW) == opened
+    once = failed(CLOSED, Trouble.UNREACHABLE)
+    assert circuit.stance(circuit.asked_anew(once, NOW + 1), NOW + 1) is Stance.GO
+    claimed = circuit.claimed(opened, opened.probe_at, 500)
+    assert circuit.asked_anew(claimed, NOW + 1) == claimed
+    assert circuit.stance(circuit.unclaimed(claimed), 0) is Stance.PROBE
+    assert circuit.unclaimed(opened) == opened
+
+
 @pytest.fixture(params=["sqlite", "postgresql"])
 def ledger(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Ledger]:
     if request.param == "postgresql":

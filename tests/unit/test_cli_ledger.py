@@ -1,6 +1,7 @@
 """`ingest deliveries`, `retry` and `drop` on a real ledger, and with a real worker."""
 
 import json
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -115,6 +116,34 @@ def test_status_tells_what_is_wrong_with_a_destination_and_retry_has_it_tried_at
         with PynetdicomRemote([(CT, [EXPLICIT])], port=port):
             assert ask(site, "retry", "--destination", "pacs").exit_code == 0
             site.wait({"delivered": 2})
+
+
+def test_delivery_that_waits_for_a_circuit_says_why_and_until_when_and_retry_says_what_it_did(
+    site: Forwarding,
+) -> None:
+    """No delivery is dead, so that `retry` changes the circuit alone."""
+    site.add(free_port(), retry_first_seconds=300)
+    site.many(2)
+    with site.worker():
+        site.wake()
+        eventually(lambda: site.ledger.circuit("pacs").failures == 1, 20, "it was tried")
+        site.wait({"waiting": 2})
+    rows = [json.loads(line) for line in ask(site, "deliveries", "--json").output.splitlines()]
+    assert {(row["state"], row["attempts"]) for row in rows} == {("waiting", 0)}
+    for row in rows:
+        assert "Connection refused" in row["waits_for"]
+        assert datetime.fromisoformat(row["next_attempt_at"]) > datetime.now(UTC) + timedelta(minutes=1)
+    assert "Connection refused" in " ".join(ask(site, "deliveries").output.split())
+    for arguments in (["--destination", "pacs", "--dry-run"], ["--all", "--dry-run"], ["--all"]):
+        said = ask(site, "retry", *arguments).output
+        assert "nothing to change" not in said
+        assert "pacs: was left alone" in said
+        assert "Connection refused" in said
+        assert ("would be asked at once" in said) is ("--dry-run" in arguments)
+    assert site.ledger.circuit("pacs").probe_at == 0
+    assert "nothing to change" in ask(site, "retry", "--destination", "pacs").output
+    rows = [json.loads(line) for line in ask(site, "deliveries", "--json").output.splitlines()]
+    assert {(row["waits_for"], row["next_attempt_at"]) for row in rows} == {("", None)}
 
 
 def test_dry_runs_count_what_would_be_changed_and_change_nothing(site: Forwarding) -> None:
