@@ -25,6 +25,7 @@ from ingest import threads
 from ingest.config.model import Config
 from ingest.queue import CHUNK, SPOOLS_KEY, connect, data_key, mend_keys, persisted_key, stream_key
 from ingest.spool import segment, sweep, upkeep
+from ingest.spool.partials import ForgottenPartials
 from ingest.spool.push import AT_ONCE, Pusher, append
 from ingest.spool.reference import Place, Reference
 from ingest.spool.spool import Spool
@@ -91,6 +92,7 @@ class Handoff:
         self._let_go_at = self._recycle_at = 0.0
         self._client = connect(config)
         self._pusher = Pusher(self._client, spool.id)
+        self._forgotten = ForgottenPartials(spool.slot.path)
         self._witness = Witness(self._client, spool.id)
         self._delivers_damaged = config.queue.carrier == "spool"
         self._upkeep: Upkeep | None = None
@@ -280,6 +282,7 @@ class Handoff:
         spool = self._spool
         self._client.sadd(SPOOLS_KEY, spool.id)
         removed = sweep.clear_orphans(spool.root, damaged_are_delivered=self._delivers_damaged)
+        removed += self._forgotten.remove()
         self._tell()
         if removed:
             log.info("partial_files_removed", files=removed)
@@ -324,6 +327,10 @@ class Handoff:
     def _failed(self, error: Exception) -> None:
         if self._failures == 0 and not isinstance(error, (redis.RedisError, OSError)):
             log.exception("handoff_failed")
+        elif self._failures == 0 and isinstance(error, OSError):
+            log.warning(
+                "spool_failing", error=str(error), remedy="see to the spool's disk; instances wait in it"
+            )
         elif self._failures == 0:
             log.warning(
                 "queue_away", error=str(error), remedy="receiving goes on; instances wait in the spool"

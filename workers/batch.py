@@ -29,6 +29,7 @@ from workers.arrival import (
 from workers.blame import is_ours
 from workers.inbox import Entry
 from workers.ledger import PatientLedger
+from workers.leftovers import Leftovers
 from workers.patience import StoppedError
 from workers.placement import Placer, Placing, was_refused
 from workers.store import FileStore, Source
@@ -76,6 +77,7 @@ class Tools:
         store: Where those go first, and what lies in segments.
         placer: Decides and places.
         ledger: Records; waits while the ledger is away.
+        leftovers: What could not be removed from the spool.
         enough: Tells when what was placed so far should be recorded before going on.
         current: Told which entry is being worked on.
         stopping: Whether to leave the rest of the batch on the queue.
@@ -88,6 +90,7 @@ class Tools:
     store: FileStore
     placer: Placer
     ledger: PatientLedger
+    leftovers: Leftovers
     enough: Callable[[], bool]
     current: Callable[[Entry | None], None]
     stopping: Callable[[], bool]
@@ -328,13 +331,11 @@ class Work:
             else:
                 with contextlib.suppress(FileNotFoundError):
                     unlink_beneath(self._tools.spool_dir, reference.where)
-        except (OSError, LeadsOutError) as error:
-            log.error(
-                "spool_file_stays",
-                file=reference.place.name,
-                error=str(error),
-                remedy="mend the disk, then run `ingest sweep`",
-            )
+        except OSError as error:
+            self._tools.leftovers.add(reference.place.name, error)
+        except LeadsOutError as error:
+            remedy = "look at the spool: somebody has put a link there"
+            log.error("spool_file_stays", file=reference.place.name, error=str(error), remedy=remedy)
 
     def _report_gone(self, gone: Sequence[Entry]) -> None:
         refs = {spool_ref(entry.reference): entry for entry in gone}

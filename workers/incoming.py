@@ -84,14 +84,18 @@ class Incoming:
 
         What cannot be removed now is left for another time: it does no harm but for its space.
         """
-        for name in list(self._left):
-            self.unlink(name)
+        self.retry_unlinks()
         with contextlib.suppress(OSError):
             now_ns, parent = clock_ns(self._lock), self.path.parent
             names = {name.removesuffix(".lock") for name in os.listdir(parent)}
             for name in names - {str(self._owner)}:
                 with contextlib.suppress(OSError):
                     _clear(parent, name, now_ns)
+
+    def retry_unlinks(self) -> None:
+        """Remove what this process could not remove before."""
+        for name in list(self._left):
+            self.unlink(name)
 
     def new_name(self) -> str:
         """A name that no file in any such folder has or had."""

@@ -33,15 +33,20 @@ from workers.duplicates import DELIVERED_MAX
 from workers.inbox import Entry, Inbox
 from workers.layout import Layout
 from workers.ledger import PatientLedger
+from workers.leftovers import Leftovers
 from workers.origins import NodeRouter
 from workers.patience import Patience, StoppedError
 from workers.placement import Placer
 from workers.slot import slot
 from workers.store import Exclusion, FileStore
+from workers.unpersisted import Unpersisted
 
 BATCH: Final = 256
 CARRIED_BATCH: Final = 8
 """The same where the data sets ride on the queue, and lie in the store twice while a batch is at work."""
+
+BATCH_BYTES: Final = 64 << 20
+"""What a batch may copy before it stores it."""
 
 PACE_SECONDS: Final = 0.05
 """After a batch that was not full the next is not begun sooner: a batch costs its syncs and its COMMIT,
@@ -50,6 +55,7 @@ however small it is. What comes after a pause is begun at once."""
 BLOCK_MILLISECONDS: Final = 1000
 CLAIM_SECONDS: Final = 3.0
 TOUCH_SECONDS: Final = 3.0
+TIDY_SECONDS: Final = 5.0
 RECORD_SECONDS: Final = 2.0
 """What was placed is recorded after so long, even if the batch has more."""
 
@@ -137,9 +143,12 @@ class Persister:
         self._lost: list[Entry] = []
         self._forgive: list[Entry] = []
         self._wake: dict[str, None] = {}
+        self._leftovers = Leftovers(config.spool_dir)
+        self._unpersisted = Unpersisted(config.run_dir)
         self._in_hand: Sequence[Entry] = ()
         self._current: Entry | None = None
         self._touched_at = self._recorded_at = self._began_at = self._claim_at = self._fresh_at = 0.0
+        self._tidy_at = 0.0
         self._own = True
         self._unremembered: dict[str, str] = {}
         self._is_missing = True  # a worker that died may have left the alarm
@@ -156,7 +165,8 @@ class Persister:
             with contextlib.suppress(StoppedError):
                 self._ledger.migrate()
                 self._store = self._opened(stack, STORE, self._config.store_root, self._ledger.exclusion())
-                self._tools = self._make_tools(self._opened(stack, QUARANTINE, self._config.quarantine_dir))
+                self._quarantine = self._opened(stack, QUARANTINE, self._config.quarantine_dir)
+                self._tools = self._make_tools(self._quarantine)
                 while not self._stop.is_set():
                     self._turn()
             with contextlib.suppress(redis.RedisError):
@@ -164,6 +174,7 @@ class Persister:
 
     def _turn(self) -> None:
         try:
+            self._tidy()
             self._settle()
             entries = self._next()
             self._queue_patience.worked()
@@ -181,6 +192,15 @@ class Persister:
             self._spool_patience.failed(error)
         except (OSError, MemoryError) as error:
             self._host_patience.failed(error)
+
+    def _tidy(self) -> None:
+        """Remove what could not be removed before, now and then."""
+        if time.monotonic() >= self._tidy_at:
+            self._tidy_at = time.monotonic() + TIDY_SECONDS
+            self._leftovers.retry()
+            self._store.tidy()
+            self._quarantine.tidy()
+            self._unpersisted.ended(())
 
     def _next(self) -> list[Entry]:
         """What to do next: what a former run left, what others left, what is new."""
@@ -241,6 +261,7 @@ class Persister:
         """Judge a batch that broke off; returns what is to be tried again at once, each alone."""
         if isinstance(error, StoreError) or is_ours(error):
             self._forgive += left
+            self._unpersisted.failed(left, error)
             self._wait_for(error)
             return ()
         if len(left) > 1:
@@ -255,6 +276,7 @@ class Persister:
         """Wait a little where trouble kept some back, so that the disk is not asked without end."""
         self._forgive += results.away
         if results.error is not None:
+            self._unpersisted.failed(results.away, results.error)
             self._wait_for(results.error)
         elif results.done:
             self._store_patience.worked()
@@ -276,6 +298,7 @@ class Persister:
     def _take(self, results: Results) -> None:
         self._done += results.done
         self._lost += results.lost
+        self._unpersisted.ended((*results.done, *results.lost))
         self._wake.update(results.wake)
 
     def _settle(self) -> None:
@@ -408,6 +431,7 @@ class Persister:
             store=self._store,
             placer=placer,
             ledger=self._ledger,
+            leftovers=self._leftovers,
             enough=self._enough,
             current=self._set_current,
             stopping=self._hurried,
@@ -434,10 +458,23 @@ def _left(entries: Sequence[Entry], results: Results) -> list[Entry]:
 
 
 def _shares(entries: Sequence[Entry], size: int) -> list[Sequence[Entry]]:
-    """Batches: many at once of what was not delivered often; each other alone, so that only it does harm."""
-    alone: list[Sequence[Entry]] = [[entry] for entry in entries if entry.deliveries > SUSPECT]
-    sound = [entry for entry in entries if entry.deliveries <= SUSPECT]
-    return [sound[start : start + size] for start in range(0, len(sound), size)] + alone
+    """Batches: many at once of what was not delivered often; each other alone, so that only it does harm.
+
+    What is copied before it is stored (out of segments, off the queue) has a bound in bytes, too.
+    """
+    shares: list[list[Entry]] = [[]]
+    copied = 0
+    for entry in entries:
+        if entry.deliveries > SUSPECT:
+            continue
+        length = entry.reference.length
+        if len(shares[-1]) >= size or (shares[-1] and copied + length > BATCH_BYTES):
+            shares.append([])
+            copied = 0
+        shares[-1].append(entry)
+        copied += length
+    alone = [[entry] for entry in entries if entry.deliveries > SUSPECT]
+    return [share for share in (*shares, *alone) if share]
 
 
 def run(config: Config, stop: threading.Event) -> None:

@@ -203,6 +203,11 @@ class FileStore:
             self._prepared.close()
             self._prepared = None
 
+    def tidy(self) -> None:
+        """Remove temporary files that could not be removed before; also between batches."""
+        if self._prepared is not None:
+            self._prepared.retry_unlinks()
+
     @property
     def _incoming(self) -> Incoming:
         if self._prepared is None:
