@@ -258,6 +258,7 @@ def test_nothing_is_marked_before_file_folder_and_ledger_are_durable(
 
         monkeypatch.setattr(owner, name, noted)
 
+    small.work()  # which makes the store and gives it its id
     for number in range(2):
         small.receive(Made(sop=f"1.9.{number}"))
     for owner, name in (
