@@ -14,6 +14,7 @@ import pytest
 import structlog
 from sqlalchemy import make_url
 
+from ingest.beneath import open_beneath
 from ingest.config.model import Config
 from ingest.ledger import InstanceState
 from tests.instances import Made
@@ -48,7 +49,8 @@ class Failing:
         self.fails = True
 
     def __call__(self, what: Any, *rest: Any, **named: Any) -> Any:
-        path = os.readlink(f"/proc/self/fd/{what}") if isinstance(what, int) else str(what)
+        parts = [os.readlink(f"/proc/self/fd/{what}")] if isinstance(what, int) else [what, *rest]
+        path = "/".join(map(str, parts))
         if self.fails and "/ready/" in path:
             self.failed += 1
             raise self.error
@@ -75,8 +77,8 @@ def assert_waits_and_is_stored(site: Site, failing: Failing) -> None:
 def test_spool_file_that_cannot_be_opened_waits_for_as_long_as_it_takes(
     site: Site, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
-    failing = Failing(os.open, OSError(number, os.strerror(number)))
-    monkeypatch.setattr(os, "open", failing)
+    failing = Failing(open_beneath, OSError(number, os.strerror(number)))
+    monkeypatch.setattr("workers.arrival.open_beneath", failing)
     assert_waits_and_is_stored(site, failing)
 
 
@@ -98,15 +100,15 @@ def test_want_of_memory_blames_nobody(site: Site, monkeypatch: pytest.MonkeyPatc
 def test_one_file_that_cannot_be_read_keeps_back_no_other(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real, failed = os.open, []
+    failed = []
 
-    def bad_sector(path: Any, *rest: Any, **named: Any) -> int:
-        if str(path).endswith("0003.dcm"):
-            failed.append(path)
+    def bad_sector(root: Path, where: str, flags: int) -> int:
+        if where.endswith("0003.dcm"):
+            failed.append(where)
             raise OSError(errno.EIO, os.strerror(errno.EIO))
-        return real(path, *rest, **named)
+        return open_beneath(root, where, flags)
 
-    monkeypatch.setattr(os, "open", bad_sector)
+    monkeypatch.setattr("workers.arrival.open_beneath", bad_sector)
     for number in range(40):
         site.receive(Made(sop=f"1.9.{number}"))
     with working(site):

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from ingest.alarms import standing_alarms
+from ingest.beneath import open_beneath
 from ingest.spool.partials import ForgottenPartials
 from tests.handing import handing_off, settings_of
 from tests.instances import Made
@@ -162,14 +163,14 @@ def test_what_cannot_be_persisted_for_long_is_an_alarm_until_it_is(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("workers.unpersisted.ALARM_SECONDS", 0.2)
-    real, fails = os.open, [True]
+    fails = [True]
 
-    def bad_sector(path: Any, *rest: Any, **named: Any) -> int:
-        if fails[0] and str(path).endswith("0001.dcm"):
+    def bad_sector(root: Path, where: str, flags: int) -> int:
+        if fails[0] and where.endswith("0001.dcm"):
             raise OSError(errno.EIO, os.strerror(errno.EIO))
-        return real(path, *rest, **named)
+        return open_beneath(root, where, flags)
 
-    monkeypatch.setattr(os, "open", bad_sector)
+    monkeypatch.setattr("workers.arrival.open_beneath", bad_sector)
     for number in range(5):
         site.receive(Made(sop=f"1.9.{number}"))
 
