@@ -222,7 +222,7 @@ def sweep(path: Path) -> None:
 
 @main.command()
 @remote_options
-@click.argument("files", nargs=-1, required=True, type=click.Path(exists=True, path_type=Path))
+@click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option(
     "-j", "--jobs", type=click.IntRange(1, 64), default=1, show_default=True, help="Associations at a time."
 )
@@ -231,7 +231,9 @@ def send(
 ) -> None:
     """Store FILES and folders on a remote with C-STORE.
 
-    Exits with 0 when all were stored, with 1 when some were not.
+    Exits with 0 when all were stored, with 1 when some were not: what the remote refused, and what is named
+    here and is missing, cannot be read or is no DICOM. Files in folders that are no DICOM are skipped and
+    named. Ctrl-C ends it with the counts so far, and with 130.
     """
     settings = tls_of(tls)
     from ingest.send import send_command

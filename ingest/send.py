@@ -22,6 +22,11 @@ from ingest.tls.contexts import client_context
 __all__ = ["FileResult", "Progress", "SendSummary", "echo_command", "send_command", "send_files"]
 
 REASONS_SHOWN: Final = 20
+NAMES_SHOWN: Final = 10
+"""Skipped files of one reason that are named; the others are counted."""
+
+INTERRUPTED_EXIT: Final = 130
+"""128 and the number of SIGINT, as shells have it."""
 
 
 def send_command(
@@ -38,7 +43,7 @@ def send_command(
     """`ingest send`: C-STORE files and folders, with a progress bar and a summary.
 
     Returns:
-        The exit code: 0 all stored, 1 some failed, or nothing was there to send.
+        The exit code: 0 all stored, 1 some failed, or nothing was there to send; 130 after Ctrl-C.
 
     Raises:
         ConfigError: The TLS files cannot be used.
@@ -57,8 +62,15 @@ def send_command(
                 files=f"{progress.files}/{progress.files_total}",
             )
 
-        summary = send_files(remote, files, jobs, show, timeouts=timeouts)
+        try:
+            summary = send_files(remote, files, jobs, show, timeouts=timeouts)
+        except KeyboardInterrupt:
+            bar.stop()
+            console.print("[red]interrupted twice[/red]: without counts; only the remote knows what it has")
+            return INTERRUPTED_EXIT
     _summarise(console, remote, summary)
+    if summary.interrupted:
+        return INTERRUPTED_EXIT
     return 0 if summary.results and not summary.failed else 1
 
 
@@ -108,7 +120,11 @@ def _bar(console: Console) -> Bar:
 def _summarise(console: Console, remote: Remote, summary: SendSummary) -> None:
     stored, failed = len(summary.stored), len(summary.failed)
     rate = summary.bytes / summary.seconds / 1e6 if summary.seconds else 0.0
-    if not summary.results:
+    if summary.interrupted:
+        console.print("[red]interrupted[/red]: what has no answer by now counts as failed")
+    if not summary.results and summary.interrupted:
+        console.print("nothing was sent")
+    elif not summary.results:
         console.print("[red]nothing to send[/red]: no DICOM Part 10 file was found")
     else:
         color = "red" if failed else "green"
@@ -120,7 +136,18 @@ def _summarise(console: Console, remote: Remote, summary: SendSummary) -> None:
     _list(console, "[red]failed[/red]", summary.failed)
     _list(console, "[yellow]stored with a warning[/yellow]", summary.warnings)
     if summary.skipped:
-        console.print(f"skipped {summary.skipped} files in folders that are not to be stored")
+        console.print(f"skipped {summary.skipped} files in folders that are not to be stored:")
+        _list_skipped(console, summary.skipped_files)
+
+
+def _list_skipped(console: Console, files: Sequence[FileResult]) -> None:
+    for reason, count, _ in _grouped(files)[:REASONS_SHOWN]:
+        names = [str(each.path) for each in files if each.error == reason]
+        console.print(f"  {escape(reason)} ({count}):", soft_wrap=True)
+        for name in names[:NAMES_SHOWN]:
+            console.print(f"    {escape(name)}", soft_wrap=True)
+        if count > NAMES_SHOWN:
+            console.print(f"    and {count - NAMES_SHOWN} more")
 
 
 def _list(console: Console, label: str, results: Iterable[FileResult]) -> None:

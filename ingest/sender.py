@@ -1,6 +1,7 @@
 """Files and folders to a remote, over as many associations as asked for; returns what happened."""
 
 import os
+import stat
 import threading
 import time
 from collections import deque
@@ -27,6 +28,11 @@ MEDIA_STORAGE_DIRECTORY: Final = "1.2.840.10008.1.3.10"
 OPEN_FAILURES_MAX: Final = 2
 BROKEN_MAX: Final = 3
 """Associations that may break in a row before a job takes the remote for broken."""
+INTERRUPTED: Final = "not sent: interrupted"
+BROKEN_OFF: Final = "interrupted while it was sent: the remote may have it"
+INTERRUPTED_SECONDS: Final = 3.0
+"""How long files under way are waited for after Ctrl-C; each wait of the sender looks twice a second."""
+
 ATTEMPTS_MAX: Final = 2
 """An association that dies takes a file with it once; the second time the file is to blame."""
 
@@ -70,6 +76,10 @@ class FileResult:
         return self.status is not None and meaning_of(self.status).is_stored
 
 
+class Unreadable(FileResult):
+    """A file that a disk or its permissions keep us from looking at."""
+
+
 @dataclass(frozen=True, slots=True)
 class Progress:
     """How far `send_files` is: files and bytes done, of all, and the file that was last."""
@@ -86,14 +96,21 @@ class SendSummary:
     """What became of everything.
 
     Attributes:
-        results: One for each file that was named, or found in a folder and is Part 10.
-        skipped: Files in folders that are no Part 10 files.
+        results: One for each file that was named, or found in a folder and is Part 10 or cannot be read.
+        skipped_files: Files in folders that are not to be stored, each with the reason.
         seconds: How long sending took.
+        interrupted: Whether it was ended early, by Ctrl-C.
     """
 
     results: tuple[FileResult, ...]
-    skipped: int
+    skipped_files: tuple[FileResult, ...]
     seconds: float
+    interrupted: bool = False
+
+    @property
+    def skipped(self) -> int:
+        """How many files in folders are not to be stored."""
+        return len(self.skipped_files)
 
     @property
     def stored(self) -> list[FileResult]:
@@ -134,57 +151,87 @@ def send_files(
         timeouts: Deadlines of the associations.
 
     Returns:
-        A result for every file; nothing that a file or the remote does is raised.
+        A result for every file; nothing that a file or the remote does is raised. After a KeyboardInterrupt
+        files without an answer have failed. A second one passes.
     """
-    found, unusable, skipped = collect(paths)
+    try:
+        found, unusable, skipped = collect(paths)
+    except KeyboardInterrupt:
+        return SendSummary((), (), 0.0, interrupted=True)
     sending = _Sending(remote, timeouts or Timeouts(), found, unusable, on_progress)
     started = time.monotonic()
     running = [threads.once(f"send-{n}", sending.job) for n in range(max(1, jobs))]
+    interrupted = False
     try:
         for thread in running:
             thread.join()
+    except KeyboardInterrupt:
+        interrupted = True
+        sending.interrupt()
+        deadline = time.monotonic() + INTERRUPTED_SECONDS
+        for thread in running:
+            thread.join(max(0.0, deadline - time.monotonic()))
     except BaseException:
         sending.stop.set()
         raise
     sending.give_up_rest()
-    return SendSummary(tuple(sending.results), skipped, time.monotonic() - started)
+    seconds = time.monotonic() - started
+    return SendSummary(tuple(sending.results), tuple(skipped), seconds, interrupted)
 
 
-def collect(paths: Sequence[Path]) -> tuple[list[Found], list[FileResult], int]:
-    """What can be sent; what was named but cannot; and how many other files there are in folders."""
+def collect(paths: Sequence[Path]) -> tuple[list[Found], list[FileResult], list[FileResult]]:
+    """What can be sent; what cannot though it was named, or could not be read; what folders hold beside.
+
+    A file in a folder that cannot be read may be an instance: to pass over it would lose it in silence.
+    """
     found: list[Found] = []
     unusable: list[FileResult] = []
-    skipped = 0
+    skipped: list[FileResult] = []
     for path in paths:
         if not path.is_dir():
             one = _examine(path)
             (found if isinstance(one, Found) else unusable).append(one)  # type: ignore[arg-type]  # each to its own
             continue
-        for file in _walk(path):
+        for file in _walk(path, unusable):
             one = _examine(file)
-            if isinstance(one, Found) and one.sop_class_uid != MEDIA_STORAGE_DIRECTORY:
-                found.append(one)
+            if isinstance(one, Unreadable):
+                unusable.append(one)
+            elif isinstance(one, FileResult):
+                skipped.append(one)
+            elif one.sop_class_uid == MEDIA_STORAGE_DIRECTORY:
+                skipped.append(FileResult(file, error="is a DICOMDIR, which belongs to its folder"))
             else:
-                skipped += 1
+                found.append(one)
     return found, unusable, skipped
 
 
-def _walk(folder: Path) -> Iterator[Path]:
-    for place, folders, files in os.walk(folder):
+def _walk(folder: Path, unreadable: list[FileResult]) -> Iterator[Path]:
+    """All files below a folder; folders that cannot be read are added to `unreadable`."""
+
+    def failed(error: OSError) -> None:
+        place = Path(os.fsdecode(error.filename or folder))
+        unreadable.append(FileResult(place, error=f"is a folder that cannot be read: {error.strerror}"))
+
+    for place, folders, files in os.walk(folder, onerror=failed):
         folders.sort()
         yield from (Path(place, name) for name in sorted(files))
 
 
 def _examine(path: Path) -> Found | FileResult:
+    """The file as one to send, or why it is none."""
     try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            return FileResult(path, error="is no regular file")
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-    except OSError as error:
-        return FileResult(path, error=f"cannot be opened: {error.strerror}")
+    except (OSError, ValueError) as error:
+        return Unreadable(path, error=f"cannot be opened: {getattr(error, 'strerror', None) or error}")
     try:
         meta, offset = part10.read_file_meta(fd)
         size = os.fstat(fd).st_size - offset
         sop_class, sop_instance = _sop_uids(fd, meta, offset)
-    except (PeerError, IngestError, OSError) as error:
+    except OSError as error:
+        return Unreadable(path, error=f"cannot be read: {error.strerror or error}")
+    except (PeerError, IngestError) as error:
         return FileResult(path, error=f"is no DICOM Part 10 file: {error}")
     finally:
         os.close(fd)
@@ -252,6 +299,11 @@ class _Sending:
             if not self._send_group(contexts, waiting):
                 return
 
+    def interrupt(self) -> None:
+        """End early: files under way are broken off, and none is begun any more."""
+        self._reason = INTERRUPTED
+        self.stop.set()
+
     def give_up_rest(self) -> None:
         """Whatever no job wanted any more has failed for the reason that the last one had."""
         for _, waiting in self._groups:
@@ -271,7 +323,8 @@ class _Sending:
                         association = self._open(contexts)
                     not_opened = 0
                 except AssociationError as error:
-                    self._reason = str(error)
+                    if not self.stop.is_set():
+                        self._reason = str(error)
                     not_opened += OPEN_FAILURES_MAX if error.permanent else 1
                     continue
                 broken = 0 if self._send_one(association, waiting) else broken + 1
@@ -294,6 +347,9 @@ class _Sending:
         try:
             self._done(_store(association, file))
         except AssociationError as error:
+            if self.stop.is_set():
+                self._done(FileResult(file.path, file.sop_instance_uid, file.size, error=BROKEN_OFF))
+                return False
             self._reason = str(error)
             file.attempts += 1
             if file.attempts < ATTEMPTS_MAX:

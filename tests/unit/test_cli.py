@@ -352,7 +352,7 @@ def test_pair_that_does_not_fit_is_named_before_anything_is_sent(run, calls, pai
 
 
 @pytest.mark.parametrize(
-    "arguments", [["send", "h", "104"], ["send", "h", "0", "x"], ["send", "h", "104", "/no/such"]]
+    "arguments", [["send", "h", "104"], ["send", "h", "0", "x"], ["send", "h", "104", "-j", "0", "x"]]
 )
 def test_send_without_files_or_with_a_bad_port_is_a_usage_error(run, arguments):
     assert run(*arguments).exit_code == 2

@@ -1,5 +1,12 @@
 """`ingest send` and `ingest echo`, and the function below them."""
 
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -217,6 +224,9 @@ def test_summary_says_what_was_stored_and_the_exit_code_is_0(
     said = capsys.readouterr().out
     assert "12 of 12 stored" in said
     assert "skipped 2 files" in said
+    for name in ("notes.txt", "empty"):
+        assert str(folder / name) in said
+    assert "is no DICOM Part 10 file: no DICM after a preamble" in said
 
 
 def test_failures_are_grouped_by_reason_and_the_exit_code_is_1(
@@ -248,6 +258,94 @@ def test_nothing_to_send_is_said_and_is_no_success(
 ) -> None:
     assert send(free_port(), None, tmp_path) == 1
     assert "nothing to send" in capsys.readouterr().out
+
+
+def test_what_folders_hold_beside_is_named_with_the_reason(
+    scp: PynetdicomRemote, tls: TLS, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    os.mkfifo(folder / "pipe")
+    (folder / "DICOMDIR").write_bytes(
+        Made(sop="1.2.3.99").file.replace(CT.encode(), b"1.2.840.10008.1.3.10".ljust(len(CT), b"\0"))
+    )
+    for number in range(15):
+        (folder / f"thumb{number:02}.png").write_bytes(b"\x89PNG")
+    assert send(scp.port, tls, folder) == 0
+    said = capsys.readouterr().out
+    assert "12 of 12 stored" in said
+    assert "skipped 19 files" in said
+    assert str(folder / "pipe") in said
+    assert "is no regular file (1)" in said
+    assert "is a DICOMDIR" in said
+    assert "and 7 more" in said
+
+
+def test_a_named_file_that_cannot_be_sent_is_named_and_the_rest_is_sent(
+    scp: PynetdicomRemote, tls: TLS, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    gone = folder / "gone.dcm"
+    assert send(scp.port, tls, gone, folder / "notes.txt", folder / "series 1") == 1
+    said = capsys.readouterr().out
+    assert "6 of 8 stored" in said
+    assert f"failed {gone}: cannot be opened: No such file" in said
+    assert f"failed {folder / 'notes.txt'}: is no DICOM Part 10 file" in said
+    assert len(scp.stored) == 6
+
+
+def test_what_cannot_be_read_in_a_folder_is_a_failure(
+    scp: PynetdicomRemote, tls: TLS, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "series 1" / "dangling.dcm").symlink_to(folder / "nowhere")
+    loop = folder / "loop.dcm"
+    loop.symlink_to(loop)
+    assert send(scp.port, tls, folder) == 1
+    said = capsys.readouterr().out
+    assert "12 of 14 stored" in said
+    assert "dangling.dcm" in said
+    assert "loop.dcm" in said
+
+
+SENDER = (
+    "import sys; from pathlib import Path; from ingest.send import send_command;"
+    "sys.exit(send_command('127.0.0.1', int(sys.argv[1]), [Path(sys.argv[2])], called_ae='REMOTE',"
+    " calling_ae='SENDER', tls=None, jobs=2))"
+)
+
+
+def test_ctrl_c_ends_with_the_counts_and_130(folder: Path) -> None:
+    held = threading.Event()
+    stored: list[str] = []
+
+    def script(peer: Conversation) -> None:
+        with contextlib.suppress(EOFError, OSError, AssertionError):
+            peer.accept()
+            while True:
+                context, command = peer.read_command()
+                peer.read_data_set()
+                if len(stored) >= 3:
+                    held.set()
+                    peer.read_pdu()
+                    return
+                stored.append(command["AffectedSOPInstanceUID"])
+                peer.answer(context, command)
+
+    with ScriptedPeer(script) as peer:
+        sender = subprocess.Popen(
+            [sys.executable, "-c", SENDER, str(peer.port), str(folder)],
+            stdout=subprocess.PIPE,
+            text=True,
+            cwd=Path(__file__).parents[2],
+        )
+        assert held.wait(20)
+        time.sleep(0.5)
+        started = time.monotonic()
+        sender.send_signal(signal.SIGINT)
+        said, _ = sender.communicate(timeout=20)
+    assert time.monotonic() - started < 10
+    assert sender.returncode == 130
+    assert "interrupted" in said
+    assert f"{len(stored)} of 12 stored" in said
+    assert "the remote may have it" in said
+    assert "not sent: interrupted" in said
 
 
 def test_echo_says_whether_the_remote_answers(
