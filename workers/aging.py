@@ -29,12 +29,14 @@ class Goal:
 
     Attributes:
         before: Studies whose last instance was stored before this time go, in Unix milliseconds.
+        aged_most: At most so many bytes go for their age, and one study at least; None is no bound.
         over: Bytes that the store holds beyond `max_bytes`.
         disk_over: Bytes to free on its file system.
         only_delivered: Whether a study that is owed to a destination stays.
     """
 
     before: int = 0
+    aged_most: int | None = None
     over: int = 0
     disk_over: int = 0
     only_delivered: bool = True
@@ -103,9 +105,9 @@ def decide(studies: Iterable[KeptStudy], goal: Goal) -> Iterator[Decision]:
         studies: In the order of their last instances; asked for no longer than is needed.
         goal: What is to be reached.
     """
-    freed = 0
+    freed = aged = 0
     for study in studies:
-        if study.newest_at < goal.before:
+        if study.newest_at < goal.before and (goal.aged_most is None or not aged or aged < goal.aged_most):
             reason = Reason.AGE
         elif freed < goal.over:
             reason = Reason.BYTES
@@ -116,4 +118,5 @@ def decide(studies: Iterable[KeptStudy], goal: Goal) -> Iterator[Decision]:
         goes = not (goal.only_delivered and study.owed)
         if goes:
             freed += study.size
+            aged += study.size if reason is Reason.AGE else 0
         yield Decision(study, reason, goes)

@@ -17,12 +17,14 @@ from typing import Final
 import structlog
 
 from ingest import room
+from ingest.alarms import clear_alarm, raise_alarm
 from ingest.config.model import Config
 from ingest.errors import BootError, IngestError, LedgerError, StoreAwayError, StoreError
 from ingest.ledger import Ledger
 from ingest.ledger.folders import STORE
 from ingest.ledger.retention import CHUNK, KeptRow, KeptStudy, LeavingFile
 from ingest.store_identity import require_store
+from workers import retention_clock
 from workers.aging import Decision, Goal, cutoff, decide, disk_over, oldest_first
 from workers.incoming import FILE_MODE, lock
 from workers.layout import INCOMING
@@ -36,6 +38,8 @@ BATCH: Final = 256
 
 SHARE: Final = 10
 """A pass that takes long is followed by a pause of so many times its length, less one."""
+
+CLOCK_ALARM: Final = "retention_clock"
 
 _SLICE_SECONDS: Final = 0.05
 
@@ -76,6 +80,8 @@ class Remover:
         *,
         statvfs: Callable[[os.PathLike[str]], os.statvfs_result] = os.statvfs,
         now: Callable[[], int] = now_ms,
+        ageing_time: Callable[[], int] | None = None,
+        pass_share: float = 0.0,
     ) -> None:
         """Prepare; nothing is asked or opened yet.
 
@@ -85,6 +91,8 @@ class Remover:
             stopping: Whether to end after the batch in hand.
             statvfs: How full a file system is.
             now: The time, in Unix milliseconds.
+            ageing_time: The time that studies are aged by; 0 ages none. As `now` where it is None.
+            pass_share: The share of the store's bytes that one pass may remove for their age; 0 is no bound.
         """
         self._limits = config.retention
         self._quarantine_dir = config.quarantine_dir
@@ -92,6 +100,8 @@ class Remover:
         self._stopping = stopping
         self._statvfs = statvfs
         self._now = now
+        self._ageing_time = ageing_time or now
+        self._pass_share = pass_share
         self._store = FileStore(config.store_root, exclusion=ledger.exclusion())
 
     def decisions(self) -> Iterator[Decision]:
@@ -152,9 +162,12 @@ class Remover:
         except OSError as error:
             raise StoreAwayError(f"the store {self._store.root} is not there: {error.strerror}") from error
         sized = limits.max_bytes > 0 and not limits.refuses
+        bounded = bool(self._pass_share and limits.keep_days)
+        kept = self._ledger.kept_bytes() if sized or bounded else 0
         return Goal(
-            before=cutoff(limits.keep_days, self._now()),
-            over=max(0, self._ledger.kept_bytes() - limits.max_bytes) if sized else 0,
+            before=cutoff(limits.keep_days, self._ageing_time()),
+            aged_most=int(self._pass_share * kept) if bounded else None,
+            over=max(0, kept - limits.max_bytes) if sized else 0,
             disk_over=max(
                 0, disk_over(disk, limits.high_watermark, limits.low_watermark) - self._refused_beside()
             ),
@@ -232,7 +245,7 @@ class Remover:
         self._ledger.mark_removed(gone)
 
     def _forget(self, report: Report) -> None:
-        before = cutoff(self._limits.ledger_keep_days, self._now())
+        before = cutoff(self._limits.ledger_keep_days, self._ageing_time())
         while before and not self._stopping():
             forgotten = self._ledger.forget_removed(before)
             report.forgotten += forgotten
@@ -262,6 +275,47 @@ class Remover:
             yield
         finally:
             os.close(fd)
+
+
+class Ageing:
+    """The time that a remover ages studies by, checked before each pass; see `workers.retention_clock`."""
+
+    def __init__(self, config: Config, ledger: Ledger) -> None:
+        self._config = config
+        self._ledger = ledger
+        self._time = 0
+
+    def time(self) -> int:
+        """Unix milliseconds as the last look found them; 0 while the wall clock is not believed."""
+        return self._time
+
+    def look(self, *, accept: bool = False) -> int:
+        """Look at the clocks; returns by how many milliseconds the wall clock is ahead of what is believed.
+
+        Args:
+            accept: Believe the wall clock from now on: a person has looked at it.
+
+        Raises:
+            LedgerError: The ledger is away.
+        """
+        run_dir, now = self._config.run_dir, retention_clock.look()
+        ahead = 0 if accept else retention_clock.ahead_ms(retention_clock.read_mark(run_dir), now)
+        if ahead:
+            self._time = 0
+            hours = ahead / 3_600_000
+            raise_alarm(
+                run_dir,
+                CLOCK_ALARM,
+                f"the clock is {hours:.0f} hours ahead of what is plausible; no study goes for its age",
+                "correct the clock, or where it is right run `ingest retention --accept-clock`",
+            )
+            return ahead
+        retention_clock.leave_mark(run_dir, now)
+        clear_alarm(run_dir, CLOCK_ALARM)
+        self._time = (
+            now.wall_ms if accept else retention_clock.ageing_time(now.wall_ms, self._ledger.newest_kept())
+        )
+        return 0
 
 
 def _tell(config: Config, remover: Remover, stop: threading.Event) -> None:
@@ -311,13 +365,17 @@ def run(config: Config, stop: threading.Event) -> None:
     except LedgerError as error:
         raise BootError(str(error)) from error
     patience = Patience(stop, "retention_away", "nothing is removed meanwhile")
-    remover = Remover(config, ledger, stop.is_set)
+    ageing = Ageing(config, ledger)
+    remover = Remover(
+        config, ledger, stop.is_set, ageing_time=ageing.time, pass_share=config.retention.max_pass_share
+    )
     with contextlib.closing(ledger), contextlib.suppress(StoppedError):
         patience.insist(ledger.migrate)
         while not stop.is_set():
             began = time.monotonic()
             try:
                 _tell(config, remover, stop)
+                ageing.look()
                 report = remover.remove()
                 if report.instances:
                     _tell(config, remover, stop)

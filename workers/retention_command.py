@@ -10,20 +10,32 @@ from rich.console import Console
 from rich.filesize import decimal
 
 from ingest.config.model import Config
+from ingest.errors import IngestError
 from ingest.ledger import Ledger
 from ingest.listing import iso_time
 from ingest.tables import local_time, show
 from workers.aging import Decision
-from workers.retention import Remover, Report
+from workers.retention import Ageing, Remover, Report
 
 SHOWN: Final = 50
 """How many studies a person is shown."""
 
 
-def run(config: Config, *, dry_run: bool, as_json: bool) -> int:
+class ClockError(IngestError):
+    """The clock of this machine has jumped ahead."""
+
+
+def run(config: Config, *, dry_run: bool, as_json: bool, accept_clock: bool = False) -> int:
     """Remove once, or say what would go; prints it and returns the exit code.
 
+    Args:
+        config: The configuration.
+        dry_run: Whether only to say.
+        as_json: Whether to print for programs.
+        accept_clock: Whether a person says that the clock is right although it jumped ahead.
+
     Raises:
+        ClockError: The clock has jumped ahead.
         BusyError: Another process removes from this store.
         LedgerError: The ledger is away, or of another schema version.
         StoreError: The store is not there.
@@ -31,6 +43,13 @@ def run(config: Config, *, dry_run: bool, as_json: bool) -> int:
     console = Console(highlight=False, soft_wrap=as_json)
     with contextlib.closing(Ledger(config.ledger_url)) as ledger:
         ledger.check_schema()
+        ahead = 0 if dry_run else Ageing(config, ledger).look(accept=accept_clock)
+        if ahead:
+            hours = ahead / 3_600_000
+            raise ClockError(
+                f"the clock is {hours:.0f} hours ahead of what is plausible: nothing was removed; "
+                "correct it, or say --accept-clock where it is right"
+            )
         remover = Remover(config, ledger)
         if dry_run:
             found, kept = list(remover.decisions()), ledger.kept_bytes()

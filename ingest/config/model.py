@@ -191,6 +191,7 @@ class Retention(Model):
     low_watermark: Fraction = 0.0
     only_delivered: bool = True
     ledger_keep_days: Days = 0.0
+    max_pass_share: Annotated[float, Field(gt=0, le=1)] = 0.1
     check_seconds: Seconds = 60.0
 
     @property

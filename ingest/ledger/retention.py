@@ -72,6 +72,7 @@ _OLDEST: Final = (
     .order_by(instances.c.stored_at, instances.c.id)
     .limit(CHUNK)
 )
+_NEWEST: Final = select(instances.c.stored_at).where(KEPT).order_by(instances.c.stored_at.desc()).limit(1)
 _STUDIES: Final = (
     select(
         instances.c.study_uid,
@@ -142,6 +143,16 @@ _FORGET: Final = delete(instances).where(_IDS)
 
 class Retention(Database):
     """Says what the store holds, oldest first, and notes how it goes."""
+
+    def newest_kept(self) -> int | None:
+        """When the newest instance in the store was stored, in Unix milliseconds; None where there is none.
+
+        Raises:
+            LedgerError: The ledger is away.
+        """
+        with self.read() as connection:
+            found: int | None = connection.execute(_NEWEST).scalar()
+            return found
 
     def kept_bytes(self) -> int:
         """Bytes of all files that the store holds; reads one index from begin to end.

@@ -41,6 +41,7 @@ COMMANDS = [
     "deliver --to pacs --all --dry-run",
     "deliver --to pacs --all --again",
     "retention --dry-run",
+    "retention --dry-run --json",
 ]
 
 
