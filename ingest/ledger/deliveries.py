@@ -54,7 +54,6 @@ _DUE_AT_ALL: Final = (
         instances.c.sop_class_uid,
         instances.c.sop_instance_uid,
         instances.c.transfer_syntax_uid,
-        instances.c.state.label("instance_state"),
     )
     .join(instances, instances.c.id == deliveries.c.instance_id)
     .where(

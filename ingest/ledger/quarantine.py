@@ -164,6 +164,13 @@ class Quarantine(Database):
                 changed = connection.execute(
                     update(instances).where(*quarantined).values(columns_of(released))
                 )
+                if changed.rowcount:
+                    # They are variants of what gave way, and must not be taken for this one's.
+                    variants = (
+                        instances.c.sop_instance_uid == clean(released.sop_instance_uid),
+                        instances.c.state == InstanceState.VARIANT.value,
+                    )
+                    drop_open_deliveries(connection, variants, released.stored_at)
                 if changed.rowcount and waiting:
                     connection.execute(INSERT_DELIVERIES, waiting)
                 return bool(changed.rowcount)

@@ -1,18 +1,24 @@
 """Variants of an instance: one object of a SOP instance UID is enough for a destination.
 
 A variant is another object of a SOP instance UID in another transfer syntax. Senders make one when a remote
-refuses the first. Each variant has deliveries of its own, and these rules settle them:
+refuses the first. Each object has deliveries of its own, and these rules settle them:
 
-- A destination that has accepted one object of the UID is owed no other.
-- While an object that came earlier waits for its first attempt or is being sent, the later ones wait.
+- A destination that has accepted one object is owed no other.
+- While an earlier object waits for its first attempt or is being sent, the later ones wait.
 - An earlier object that is to be tried again, or dead, keeps back nothing.
 
-The rules are applied when a delivery is leased and when it is finished, so that no order of events leaves
-one without an end. Further copies (`[store] duplicates = "keep-both"`) are instances of their own, and not
-meant here.
+The rules are applied when a delivery is leased and when it is finished, so that no order of events leaves one
+without an end. What is stored as the first object is never dropped when it is leased, only by the delivery of
+its variant: a wrong guess would lose an image.
+
+An older variant may be one of an object that has been replaced or removed. It is then no object of the same
+image: it was stored before the one that is the first now. Two workers that store both at once may record them
+in either order, hence the slack. Further copies (`[store] duplicates = "keep-both"`) are instances of their
+own, and not meant here.
 """
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from typing import Any, Final
 
 from sqlalchemy import Connection, RowMapping, bindparam, exists, select, text, update
@@ -21,26 +27,43 @@ from ingest.ledger.rows import DeliveryState, InstanceState
 from ingest.ledger.schema import deliveries, instances
 
 DEFER_MILLISECONDS: Final = 2_000
-"""How long a variant waits before it is asked again what became of the object before it."""
+"""How long a delivery waits before it is asked again what became of the object that it waits for."""
+
+SLACK_MILLISECONDS: Final = 60_000
+"""A variant that is older than the first object by more than this is not one of it."""
 
 _UNTRIED: Final = (DeliveryState.WAITING.value, DeliveryState.SENDING.value)
 _UNSETTLED: Final = (DeliveryState.WAITING.value, DeliveryState.RETRY.value, DeliveryState.DEAD.value)
-# Not the bare column: SQLite would go by its index, and read nearly all rows there are.
-_KEPT_FIRST: Final = (
-    instances.c.state.concat("").in_((InstanceState.STORED.value, InstanceState.VARIANT.value)),
-    instances.c.copy_digest == "",
-)
-_OF_UIDS: Final = (
-    select(instances.c.sop_instance_uid, instances.c.id, deliveries.c.destination, deliveries.c.state)
-    .join(deliveries, deliveries.c.instance_id == instances.c.id)
-    .where(instances.c.sop_instance_uid.in_(bindparam("uids", expanding=True)), *_KEPT_FIRST)
-)
-_other: Final = instances.alias("other")
+_variant: Final = instances.alias("variant")
+# The literal lets SQLite use the index of variants, which is nearly empty.
 _HAS_VARIANT: Final = exists().where(
-    _other.c.sop_instance_uid == instances.c.sop_instance_uid, text("other.state = 'variant'")
+    _variant.c.sop_instance_uid == instances.c.sop_instance_uid, text("variant.state = 'variant'")
 )
-_DELIVERED_WITH_VARIANTS: Final = (
-    select(instances.c.id, instances.c.sop_instance_uid, instances.c.transfer_syntax_uid)
+_VARIED: Final = select(instances.c.sop_instance_uid).where(
+    instances.c.id.in_(bindparam("ids", expanding=True)), _HAS_VARIANT
+)
+# Not the bare column: SQLite would go by its index, and read nearly all rows there are.
+_OBJECTS: Final = (
+    select(
+        instances.c.id,
+        instances.c.sop_instance_uid,
+        instances.c.state,
+        instances.c.stored_at,
+        instances.c.transfer_syntax_uid,
+        deliveries.c.id.label("delivery"),
+        deliveries.c.destination,
+        deliveries.c.state.label("delivery_state"),
+        deliveries.c.next_at,
+    )
+    .outerjoin(deliveries, deliveries.c.instance_id == instances.c.id)
+    .where(
+        instances.c.sop_instance_uid.in_(bindparam("uids", expanding=True)),
+        instances.c.state.concat("").in_((InstanceState.STORED.value, InstanceState.VARIANT.value)),
+        instances.c.copy_digest == "",
+    )
+)
+_VARIED_AND_DELIVERED: Final = (
+    select(instances.c.sop_instance_uid)
     .join(deliveries, deliveries.c.instance_id == instances.c.id)
     .where(
         deliveries.c.id.in_(bindparam("ids", expanding=True)),
@@ -49,76 +72,86 @@ _DELIVERED_WITH_VARIANTS: Final = (
         _HAS_VARIANT,
     )
 )
-_DROP: Final = update(deliveries).values(
-    state=DeliveryState.DROPPED.value,
-    next_at=0,
-    lease_owner=None,
-    lease_until=None,
-    suspect_since=0,
-    last_error=bindparam("why"),
-    updated_at=bindparam("now"),
-)
-_DROP_IDS: Final = _DROP.where(deliveries.c.id.in_(bindparam("ids", expanding=True)))
-_DROP_OTHERS: Final = _DROP.where(
-    deliveries.c.destination == bindparam("of"),
-    deliveries.c.state.in_(_UNSETTLED),
-    deliveries.c.instance_id.in_(
-        select(instances.c.id).where(
-            instances.c.sop_instance_uid == bindparam("uid"),
-            instances.c.id != bindparam("delivered"),
-            *_KEPT_FIRST,
-        )
-    ),
+_DROP: Final = (
+    update(deliveries)
+    .where(deliveries.c.id.in_(bindparam("ids", expanding=True)))
+    .values(
+        state=DeliveryState.DROPPED.value,
+        next_at=0,
+        lease_owner=None,
+        lease_until=None,
+        last_error=bindparam("why"),
+        updated_at=bindparam("now"),
+    )
 )
 _DEFER: Final = (
     update(deliveries)
     .where(deliveries.c.id.in_(bindparam("ids", expanding=True)))
-    .values(next_at=bindparam("at"))
+    .values(state=DeliveryState.WAITING.value, next_at=bindparam("at"), lease_owner=None, lease_until=None)
 )
+
+
+@dataclass(frozen=True, slots=True)
+class _Object:
+    """An object of a SOP instance UID, and its delivery to one destination if there is one."""
+
+    id: int
+    is_first: bool
+    syntax: str
+    delivery: int | None
+    state: str | None
+    next_at: int
+
+    def is_before(self, other: "_Object") -> bool:
+        """Whether it came first; the one that is stored as the first did, whoever was recorded first."""
+        return not other.is_first and (self.is_first or self.id < other.id)
 
 
 def accepted_already(connection: Connection, uids: Collection[str]) -> set[tuple[str, str]]:
     """Pairs of SOP instance UID and destination, of those destinations that have accepted an object of it."""
-    found = connection.execute(_OF_UIDS, {"uids": list(uids)}) if uids else ()
+    if not uids:
+        return set()
+    rows = list(connection.execute(_OBJECTS, {"uids": list(uids)}).mappings())
+    same = _same_image(rows)
     return {
-        (uid, destination) for uid, _, destination, state in found if state == DeliveryState.DELIVERED.value
+        (row["sop_instance_uid"], row["destination"])
+        for row in rows
+        if row["id"] in same and row["delivery_state"] == DeliveryState.DELIVERED.value
     }
 
 
 def without_superseded(
-    connection: Connection, destination: str, rows: Iterable[RowMapping], now_ms: int
+    connection: Connection, destination: str, rows: Sequence[RowMapping], now_ms: int
 ) -> list[dict[str, Any]]:
     """Of deliveries that are due those that may be leased now; drops and defers the others.
 
     Args:
         connection: Of the transaction that leases.
         destination: Whose deliveries they are.
-        rows: Deliveries with `id`, `instance_id`, `sop_instance_uid` and `instance_state`.
+        rows: Deliveries with `id`, `instance_id` and `sop_instance_uid`.
         now_ms: The time, in Unix milliseconds.
     """
-    found = [dict(row) for row in rows]
-    variants = [row for row in found if row.pop("instance_state") == InstanceState.VARIANT.value]
-    if not variants:
-        return found
-    uids = {row["sop_instance_uid"] for row in variants}
-    states: dict[str, dict[int, str]] = {}
-    for uid, number, name, state in connection.execute(_OF_UIDS, {"uids": list(uids)}):
-        if name == destination:
-            states.setdefault(uid, {})[number] = state
+    ids = [row["instance_id"] for row in rows]
+    uids = connection.execute(_VARIED, {"ids": ids}).scalars().all() if ids else ()
+    objects = _objects_of(connection, destination, uids)
     dropped: set[int] = set()
     deferred: set[int] = set()
-    for row in variants:
-        own, others = row["instance_id"], states.get(row["sop_instance_uid"], {})
-        if any(other != own and state == DeliveryState.DELIVERED.value for other, state in others.items()):
+    for row in rows:
+        others = objects.get(row["sop_instance_uid"], {})
+        one = others.get(row["instance_id"])
+        if one is None:
+            continue
+        rest = [other for other in others.values() if other.id != one.id]
+        if not one.is_first and any(other.state == DeliveryState.DELIVERED.value for other in rest):
             dropped.add(row["id"])
-        elif any(other < own and state in _UNTRIED for other, state in others.items()):
+        elif any(_keeps_back(other, one, now_ms) for other in rest):
             deferred.add(row["id"])
     if dropped:
         why = "another object of its SOP instance UID was delivered before"
-        connection.execute(_DROP_IDS, {"ids": list(dropped), "why": why, "now": now_ms})
+        connection.execute(_DROP, {"ids": list(dropped), "why": why, "now": now_ms})
     if deferred:
         connection.execute(_DEFER, {"ids": list(deferred), "at": now_ms + DEFER_MILLISECONDS})
-    return [row for row in found if row["id"] not in dropped | deferred]
+    return [dict(row) for row in rows if row["id"] not in dropped | deferred]
 
 
 def drop_superseded(connection: Connection, destination: str, ids: Sequence[int], now_ms: int) -> None:
@@ -130,7 +163,58 @@ def drop_superseded(connection: Connection, destination: str, ids: Sequence[int]
         ids: Those deliveries.
         now_ms: The time, in Unix milliseconds.
     """
-    for number, uid, syntax in connection.execute(_DELIVERED_WITH_VARIANTS, {"ids": list(ids)}).all():
-        why = f"instance {number} of its SOP instance UID, in transfer syntax {syntax}, was delivered instead"
-        parameters = {"of": destination, "uid": uid, "delivered": number, "why": why, "now": now_ms}
-        connection.execute(_DROP_OTHERS, parameters)
+    uids = connection.execute(_VARIED_AND_DELIVERED, {"ids": list(ids)}).scalars().all()
+    for others in _objects_of(connection, destination, uids).values():
+        for one in others.values():
+            if one.delivery not in ids or one.state != DeliveryState.DELIVERED.value:
+                continue
+            rest = [
+                other.delivery
+                for other in others.values()
+                if other.id != one.id and other.state in _UNSETTLED
+            ]
+            why = f"instance {one.id} of its SOP instance UID, in transfer syntax {one.syntax}, was delivered"
+            if rest:
+                connection.execute(_DROP, {"ids": rest, "why": f"{why} instead", "now": now_ms})
+
+
+def _keeps_back(other: _Object, one: _Object, now_ms: int) -> bool:
+    """Whether `one` waits for the end of `other`."""
+    if other.is_before(one):
+        return other.state in _UNTRIED
+    # A later one that was sent before `one` was there, and whose worker is alive.
+    return one.is_first and other.state == DeliveryState.SENDING.value and other.next_at > now_ms
+
+
+def _objects_of(
+    connection: Connection, destination: str, uids: Collection[str]
+) -> dict[str, dict[int, _Object]]:
+    """The objects of one image, and their deliveries to a destination, by SOP instance UID and id."""
+    found: dict[str, dict[int, _Object]] = {}
+    rows = list(connection.execute(_OBJECTS, {"uids": list(set(uids))}).mappings()) if uids else []
+    same = _same_image(rows)
+    for row in rows:
+        if row["id"] in same and row["destination"] == destination:
+            found.setdefault(row["sop_instance_uid"], {})[row["id"]] = _Object(
+                row["id"],
+                row["state"] == InstanceState.STORED.value,
+                row["transfer_syntax_uid"],
+                row["delivery"],
+                row["delivery_state"],
+                row["next_at"],
+            )
+    return found
+
+
+def _same_image(rows: Sequence[RowMapping]) -> set[int]:
+    """Ids of the objects that are the first one of their UID, or a variant of it, or have no first one."""
+    stored = {
+        row["sop_instance_uid"]: row["stored_at"]
+        for row in rows
+        if row["state"] == InstanceState.STORED.value
+    }
+    return {
+        row["id"]
+        for row in rows
+        if row["stored_at"] >= stored.get(row["sop_instance_uid"], 0) - SLACK_MILLISECONDS
+    }

@@ -318,6 +318,10 @@ def test_variant_in_another_syntax_stays_beside_what_is_released(site: Site) -> 
     states = [row.state for row in site.instances()]
     assert states.count(InstanceState.VARIANT) == states.count(STORED) == 1
     assert len(site.stored()) == 2
+    # A person has decided: what is released is delivered, and neither the first nor its variant.
+    owed = {row.state: delivery_of(site, row.id) for row in site.instances() if row.state is not QUARANTINED}
+    assert owed[STORED] == {"pacs": DeliveryState.WAITING}
+    assert owed[InstanceState.VARIANT] == {"pacs": DeliveryState.DROPPED}
 
 
 def test_release_takes_the_place_of_the_first_and_leaves_copies(make_persist_site: Sites) -> None:

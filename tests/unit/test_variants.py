@@ -8,7 +8,7 @@ import pytest
 
 from ingest.ledger import DeliveryResult, DeliveryState, InstanceState, Ledger
 from ingest.ledger.search import Filter
-from ingest.ledger.variants import DEFER_MILLISECONDS
+from ingest.ledger.variants import DEFER_MILLISECONDS, SLACK_MILLISECONDS
 from tests.instances import EXPLICIT, IMPLICIT
 from tests.ledgers import delivery_states, row
 
@@ -140,6 +140,45 @@ def test_dead_variant_can_be_tried_again(ledger: Ledger) -> None:
     send(ledger, state=DEAD)
     assert ledger.send_again(Filter(sop_instance_uid=UID, states=(DEAD,)), 3000) == {"pacs": 1}
     assert send(ledger, now=4000) == [2]
+
+
+def test_first_is_sent_before_a_variant_that_was_recorded_earlier(ledger: Ledger) -> None:
+    ledger.record([variant(store_key="v", spool_ref="s:v")])
+    ledger.record([first()])
+    assert send(ledger) == [2]
+    assert states(ledger) == [DROPPED, DELIVERED]
+
+
+@pytest.mark.parametrize("outcome", [DELIVERED, DEAD])
+def test_first_that_comes_while_a_variant_is_sent_waits_for_its_end(
+    ledger: Ledger, outcome: DeliveryState
+) -> None:
+    ledger.record([variant(store_key="v", spool_ref="s:v")])
+    [sending] = ledger.lease("pacs", "me", 9, 1000, 60_000)
+    ledger.record([first()])
+    assert ledger.lease("pacs", "you", 9, 1001, 500) == []
+    finish(ledger, [sending.id], outcome, 1500)
+    later = send(ledger, now=1001 + DEFER_MILLISECONDS)
+    assert later == ([] if outcome is DELIVERED else [2])
+    assert states(ledger) == ([DELIVERED, DROPPED] if outcome is DELIVERED else [DROPPED, DELIVERED])
+
+
+def test_first_and_variant_whose_worker_died_do_not_wait_for_each_other(ledger: Ledger) -> None:
+    ledger.record([variant(store_key="v", spool_ref="s:v")])
+    ledger.lease("pacs", "dead", 9, 1000, 500)
+    ledger.record([first()])
+    assert send(ledger, now=9_000) == [2]
+    assert states(ledger) == [DROPPED, DELIVERED]
+
+
+def test_variant_of_what_was_there_before_settles_nothing_of_a_new_first(ledger: Ledger) -> None:
+    now = 10 * SLACK_MILLISECONDS
+    ledger.record([variant(store_key="v", spool_ref="s:v"), row(8, destinations=())])
+    send(ledger)
+    ledger.record([first(stored_at=now)])
+    assert send(ledger, now=now) == [3]
+    ledger.send_again(Filter(sop_instance_uid=UID, states=(DELIVERED,)), now)
+    assert sorted(send(ledger, now=now)) == [1, 3]
 
 
 @pytest.mark.parametrize("outcome", [DELIVERED, DEAD])
