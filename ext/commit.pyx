@@ -13,14 +13,14 @@ from libc.string cimport memcpy, memset
 from posix.fcntl cimport O_CREAT, O_EXCL, O_RDWR
 from posix.time cimport CLOCK_REALTIME, clock_gettime, timespec
 from posix.uio cimport iovec
-from posix.unistd cimport close, fdatasync, fsync
+from posix.unistd cimport close, fdatasync
 
 from ext.segment cimport Piece, Segments, put_hex
 from ext.sink cimport Overflow, release, write_all
 from ext.system cimport (
     O_CLOEXEC, SYNC_FILE_RANGE_WRITE, openat, pthread_cond_broadcast, pthread_cond_destroy, pthread_cond_init,
     pthread_cond_signal, pthread_cond_wait, pthread_mutex_destroy, pthread_mutex_init, pthread_mutex_lock,
-    pthread_mutex_unlock, renameat, sync_file_range, unlinkat,
+    pthread_mutex_unlock, renameat, sync_file_range, sync_folder, unlinkat,
 )
 
 import os
@@ -319,7 +319,7 @@ cdef class Committer:
             if group[at].error == 0:
                 group[at].error = self.move(group[at])
                 any_moved = any_moved or group[at].error == 0
-        if any_moved and fsync(self.ready_dir) != 0:
+        if any_moved and sync_folder(self.ready_dir) != 0:
             # The names are not safe. The files stay: they are whole, and the sweep hands them off; the
             # sender, which is told of a failure, sends them again, and the store finds them identical.
             error = errno

@@ -26,7 +26,7 @@ from ext.octets cimport put_little
 from ext.system cimport (
     LOCK_EX, LOCK_NB, LOCK_SH, O_CLOEXEC, O_NOFOLLOW, flock, openat, pthread_cond_destroy, pthread_cond_init,
     pthread_cond_signal, pthread_cond_wait, pthread_mutex_destroy, pthread_mutex_init, pthread_mutex_lock,
-    pthread_mutex_unlock, renameat, unlinkat,
+    pthread_mutex_unlock, renameat, sync_folder, unlinkat,
 )
 
 __all__ = ["SEGMENT_BYTES", "Segments"]
@@ -410,7 +410,7 @@ cdef class Segments:
         if renameat(self.folder, spare, self.folder, name) != 0:
             error = errno
             unlinkat(self.folder, spare, 0)
-        elif self.durable and fsync(self.folder) != 0:
+        elif self.durable and sync_folder(self.folder) != 0:
             error = errno               # it holds nothing, and is retired as one whose records are all done
         if error:
             close(fd)

@@ -34,6 +34,23 @@ cdef extern from "stdio.h" nogil:
 cdef extern from "unistd.h" nogil:
     int unlinkat(int, const char *, int)
 
+cdef extern from *:
+    """
+    #include <errno.h>
+    #include <unistd.h>
+
+    /* Some file systems (SMB, 9p) have no fsync of a folder. To write all of the file system, names included,
+       waits for no less. */
+    static inline int sync_folder(int fd) {
+        if (fsync(fd) == 0)
+            return 0;
+        if (errno != EINVAL && errno != ENOSYS && errno != EOPNOTSUPP)
+            return -1;
+        return syncfs(fd);
+    }
+    """
+    int sync_folder(int) nogil
+
 cdef extern from "sys/epoll.h" nogil:
     ctypedef union epoll_data:
         int fd

@@ -11,11 +11,11 @@ import contextlib
 import hashlib
 import os
 import socket
+import stat
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final, cast
-from urllib.parse import quote
 
 import redis
 import structlog
@@ -139,26 +139,42 @@ def persisted_key(spool: str) -> str:
     return f"ingest:persisted:{spool}"
 
 
-def socket_path(data_dir: Path) -> Path:
-    """Where the embedded server of this data folder's node listens; the same for every role and command.
+def socket_places(data_dir: Path) -> list[Path]:
+    """Where the embedded server of this data folder's node may listen, the best place first.
 
-    In its own folder, where such a path can be a socket's; else in a private one below the temporary folder,
-    which a service with a temporary folder of its own does not share with commands.
+    In its own folder, where such a path can be a socket's. That folder may be on a file system that has no
+    Unix sockets (SMB, vfat): then in a private one below a runtime folder, or below the temporary folder,
+    which a service with a temporary folder of its own does not share with commands. Nothing here depends on
+    the environment of a service, since commands have another.
     """
-    name = hashlib.sha256(str(data_dir.resolve()).encode()).hexdigest()[:16]
-    below = Path(f"dicom-ingest-{os.geteuid()}") / name / "valkey.sock"
-    own, temporary = data_dir.resolve() / "queue" / "valkey.sock", Path(tempfile.gettempdir()) / below
-    return next((path for path in (own, temporary) if _can_be_socket(path)), Path("/tmp") / below)  # noqa: S108
+    name, user = hashlib.sha256(str(data_dir.resolve()).encode()).hexdigest()[:16], os.geteuid()
+    runtime = [Path(f"/run/user/{user}"), Path("/run"), Path(tempfile.gettempdir()), Path("/tmp")]  # noqa: S108 - `_private`
+    below = Path(f"dicom-ingest-{user}") / name / "valkey.sock"
+    usable = [folder for folder in runtime if os.access(folder, os.W_OK | os.X_OK)]
+    places = [data_dir.resolve() / "queue" / "valkey.sock", *(folder / below for folder in usable)]
+    return [place for place in dict.fromkeys(places) if _can_be_socket(place)]
+
+
+def socket_path(data_dir: Path) -> Path:
+    """Where the embedded server listens now; the same for every role and command.
+
+    If it does not run, where it will listen unless that place turns out to have no sockets: so a client asks
+    again whenever it connects.
+    """
+    places = socket_places(data_dir)
+    return next((place for place in places if _is_socket(place)), places[0])
+
+
+def _is_socket(path: Path) -> bool:
+    try:
+        return stat.S_ISSOCK(path.stat().st_mode)
+    except OSError:
+        return False
 
 
 def _can_be_socket(path: Path) -> bool:
     # RQ asks for CLIENT INFO, whose fields, the socket's path among them, are set apart by spaces.
     return len(os.fsencode(path)) <= SOCKET_PATH_BYTES and not any(map(str.isspace, str(path)))
-
-
-def url(config: Config) -> str:
-    """`[queue] url`, or the socket of the embedded server."""
-    return config.queue.url or f"unix://{quote(str(socket_path(config.data_dir)))}"
 
 
 def connect(config: Config, *, timeout: float = 10.0) -> redis.Redis:
@@ -167,7 +183,19 @@ def connect(config: Config, *, timeout: float = 10.0) -> redis.Redis:
     It does not try again by itself: its callers do, since they must notice a Redis that was emptied
     meanwhile.
     """
-    return client_of(url(config), timeout=timeout)
+    if config.queue.url:
+        return client_of(config.queue.url, timeout=timeout)
+    return redis.Redis(
+        connection_pool=redis.ConnectionPool(
+            connection_class=_EmbeddedConnection,
+            data_dir=config.data_dir,
+            socket_timeout=timeout,
+            socket_connect_timeout=timeout,
+            retry=Retry(NoBackoff(), 0),
+            health_check_interval=0,
+            parser_class=BoundedParser,
+        )
+    )
 
 
 def client_of(address: str, *, timeout: float) -> redis.Redis:
@@ -188,6 +216,18 @@ def client_of(address: str, *, timeout: float) -> redis.Redis:
         parser_class=BoundedParser,
         **({"connection_class": kind} if kind else {}),
     )
+
+
+class _EmbeddedConnection(redis.connection.UnixDomainSocketConnection):
+    """The embedded server, wherever it listens when the connection is made."""
+
+    def __init__(self, *, data_dir: Path, **how: Any) -> None:
+        super().__init__(path=str(socket_path(data_dir)), **how)  # type: ignore[no-untyped-call]
+        self._data_dir = data_dir
+
+    def _connect(self) -> socket.socket:
+        self.path = str(socket_path(self._data_dir))
+        return cast("socket.socket", super()._connect())  # type: ignore[no-untyped-call]
 
 
 class _Connection(redis.connection.Connection):

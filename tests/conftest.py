@@ -1,7 +1,9 @@
 """Fixtures that several folders of tests use; the servers and peers themselves are in tests/*.py."""
 
 import contextlib
+import os
 import shutil
+import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -86,3 +88,17 @@ def second_file_system(tmp_path: Path) -> Iterator[Path]:
     folder = Path(tempfile.mkdtemp(dir=shared))
     yield folder
     shutil.rmtree(folder)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of its own with 4 MiB; root alone can make one."""
+    folder = tmp_path / "small disk"
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=4m", "none", str(folder)]
+    made = subprocess.run(command, capture_output=True, text=True)
+    if made.returncode:
+        reason = f"no file system could be mounted: {made.stderr.strip()}"
+        (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(reason)
+    yield folder
+    subprocess.run(["umount", "--lazy", str(folder)], check=True)

@@ -17,7 +17,7 @@ from typing import Final, Protocol
 
 from ingest.dicom.part10 import read_file_meta
 from ingest.errors import LedgerError, StoreAwayError, StoreError, StoreMissingError
-from ingest.filesystem import NO_LINK, clock_ns, mount_of
+from ingest.filesystem import NO_LINK, clock_ns, mount_of, sync_folder_fd
 from ingest.store_identity import KnownFolder, give_id, read_id, require_store
 from workers.blame import OF_THE_NAME
 from workers.folders import Folders
@@ -484,7 +484,7 @@ def _make_root(root: Path) -> None:
         path.mkdir(mode=0o750, exist_ok=True)
         fd = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            os.fsync(fd)
+            sync_folder_fd(fd)
         finally:
             os.close(fd)
 

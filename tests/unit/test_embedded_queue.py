@@ -4,6 +4,7 @@ import contextlib
 import os
 import signal
 import subprocess
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,8 +15,9 @@ import redis
 
 from ingest.errors import BootError
 from ingest.node.embedded_queue import EmbeddedQueue
-from ingest.queue import connect, socket_path
+from ingest.queue import connect, socket_path, socket_places
 from tests.nodes import eventually
+from tests.preloads import other_file_system
 from tests.spools import config
 
 DEEP = "x" * 100 + "/" + "y" * 100
@@ -234,12 +236,72 @@ def test_a_data_folder_that_cannot_be_used_is_one_error_of_ours(
         make_queue(tmp_path).start()
 
 
-def test_a_configuration_that_cannot_be_written_is_one_error_of_ours(
-    tmp_path: Path, make_queue: Callable[[Path], EmbeddedQueue]
+def preloaded(data_dir: Path, tmp_path: Path, **faults: Path) -> None:
+    """Start a queue in a process for which a folder lacks calls, and use it from here."""
+    program = (
+        "import sys, time; from pathlib import Path; from ingest.node.embedded_queue import EmbeddedQueue\n"
+        "queue = EmbeddedQueue(Path(sys.argv[1])); queue.start(); print(queue.wait_ready(10), flush=True)\n"
+        "sys.stdin.read(); queue.stop()"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", program, str(data_dir)],
+        env=other_file_system(tmp_path, **faults),
+        cwd=Path(__file__).parents[2],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    try:
+        assert process.stdout
+        told = iter(process.stdout.readline, b"")
+        assert any(line == b"True\n" for line in told), "the log comes first"
+        with client(data_dir) as connection:
+            assert connection.ping()
+            assert connection.config_get("dir")["dir"] == str(data_dir / "queue")
+    finally:
+        process.communicate(timeout=20)
+    assert process.returncode == 0
+
+
+def test_it_listens_elsewhere_where_its_folder_has_no_sockets_and_clients_find_it(tmp_path: Path) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        data_dir = Path(folder).resolve()
+        before = connect(config(data_dir))
+        with pytest.raises(redis.ConnectionError), contextlib.closing(before):
+            before.ping()
+        preloaded(data_dir, tmp_path, no_socket=data_dir)
+        assert list(data_dir.rglob("*.sock")) == []
+
+
+def test_client_that_was_made_before_the_server_finds_its_socket(
+    tmp_path: Path, make_queue: Callable[[Path], EmbeddedQueue], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "queue" / "valkey.conf").mkdir(parents=True)
-    with pytest.raises(BootError, match="embedded queue cannot use"):
-        make_queue(tmp_path).start()
+    with client(tmp_path) as connection:
+        with pytest.raises(redis.ConnectionError):
+            connection.ping()
+        places = socket_places(tmp_path)
+        with monkeypatch.context() as patch:
+            patch.setattr("ingest.node.embedded_queue.socket_places", lambda _: places[-1:])
+            started(make_queue(tmp_path))
+            assert connection.ping()
+
+
+def test_it_keeps_nothing_on_a_disk_that_is_full(
+    small_disk: Path, make_queue: Callable[[Path], EmbeddedQueue]
+) -> None:
+    (small_disk / "queue").mkdir()
+    with contextlib.suppress(OSError):
+        (small_disk / "fill").write_bytes(bytes(8 << 20))
+    queue = make_queue(small_disk)
+    queue.start()
+    assert queue.wait_ready(10)
+    with client(small_disk) as connection:
+        connection.set("key", "value")
+        assert connection.config_get("appendonly")["appendonly"] == "no"
+        (small_disk / "fill").unlink()
+        queue.keep_log(wanted=True)
+        eventually(lambda: list((queue.folder / "appendonlydir").glob("*.base.rdb")), 10, "its log")
+        connection.set("key", "another")
+    queue.stop()
 
 
 def test_files_that_it_cannot_read_are_set_aside(
