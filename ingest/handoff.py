@@ -23,6 +23,8 @@ import structlog
 from ext.store import Intake
 from ingest import threads
 from ingest.config.model import Config
+from ingest.errors import LedgerError
+from ingest.log import Seldom
 from ingest.queue import CHUNK, SPOOLS_KEY, connect, data_key, mend_keys, persisted_key, stream_key
 from ingest.spool import segment, sweep, upkeep
 from ingest.spool.partials import ForgottenPartials
@@ -58,6 +60,9 @@ RECYCLE_SECONDS: Final = 0.5
 
 LET_GO_SECONDS: Final = 0.5
 """How often the spool lets go of what workers elsewhere have persisted."""
+
+PROOF_SECONDS: Final = 5.0
+"""How long the ledger is not asked after it could not be."""
 
 FULL_SECONDS: Final = 0.05
 UNNAMED_SECONDS: Final = 60
@@ -101,6 +106,9 @@ class Handoff:
                 spool.slot.path, spool.segments, damaged_are_delivered=self._delivers_damaged
             )
         self._thread: threading.Thread | None = None
+        self._ledger: sweep.Proof | None = None
+        self._proof_at = 0.0
+        self._seldom = Seldom()
         self.used = 0
 
     def start(self) -> None:
@@ -146,7 +154,7 @@ class Handoff:
                 self._upkeep.turn()
             self._recycle_at = now + RECYCLE_SECONDS
         if self._config.queue.carrier == "redis" and now >= self._let_go_at:
-            sweep.remove_persisted(self._spool.root, self._spool.id, self._client)
+            self._remove_persisted()
             self._let_go_at = now + LET_GO_SECONDS
         if now >= self._sweep_at and not self._closing:
             self._sweep()
@@ -287,7 +295,7 @@ class Handoff:
         if removed:
             log.info("partial_files_removed", files=removed)
         if self._config.queue.carrier == "redis":
-            sweep.remove_persisted(spool.root, spool.id, self._client)
+            self._remove_persisted()
         # Those whose listener is gone, and our own slot; every living listener minds its own.
         names = sweep.unowned(spool.root)
         for name in names:
@@ -297,7 +305,7 @@ class Handoff:
         lost = sweep.missing(spool.root, spool.id, self._client, names, SWEEP_AGE_SECONDS)
         if lost and self._config.queue.carrier == "redis":
             # Off the stream and on the list of what is persisted are one step: looked at in that order.
-            sweep.remove_persisted(spool.root, spool.id, self._client)
+            self._remove_persisted()
             lost = sweep.still_waiting(spool.root, lost)
         if lost:
             # What was put meanwhile is on neither list.
@@ -313,6 +321,24 @@ class Handoff:
         run_dir, slot = self._config.run_dir, self._spool.slot.name
         upkeep.tell_damage(self._spool.root, run_dir)
         upkeep.tell_stuck(run_dir, slot, self._upkeep.stuck() if self._upkeep is not None else [])
+
+    def _remove_persisted(self) -> None:
+        """Let go of what the ledger holds (`redis` carrier); while the ledger is away, all stays."""
+        if time.monotonic() < self._proof_at:
+            return
+        try:
+            if self._ledger is None:
+                from ingest.ledger import Ledger  # noqa: PLC0415 - with the carrier "spool" none is needed
+
+                self._ledger = Ledger(self._config.ledger_url)
+            sweep.remove_persisted(self._spool.root, self._spool.id, self._client, self._ledger)
+        except LedgerError as error:
+            self._seldom.warning(
+                "ledger_away",
+                error=str(error),
+                remedy="files stay in the spool until [ledger] url can be asked from here",
+            )
+            self._proof_at = time.monotonic() + PROOF_SECONDS
 
     def _may_miss_some(self) -> bool:
         """Whether something of our own slot may be on no list, as far as can be told without looking."""

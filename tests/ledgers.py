@@ -1,7 +1,10 @@
 """Rows for tests of the ledger."""
 
+import uuid
+from collections.abc import Iterable
 from typing import Any
 
+from ingest.config.model import Config
 from ingest.ledger import DeliveryState, InstanceState, Ledger, NewInstance
 from tests.instances import CT, EXPLICIT
 
@@ -28,6 +31,16 @@ def row(number: int, **changes: Any) -> NewInstance:
         "destinations": ("pacs",),
     }
     return NewInstance(**{**values, **changes})
+
+
+def hold(settings: Config, spool: str, names: Iterable[str]) -> Ledger:
+    """The ledger of a configuration, with a row for each of these places of a spool; the caller closes it."""
+    ledger = Ledger(settings.ledger_url)
+    ledger.migrate()
+    # Numbers of their own, however often this is called.
+    numbered = {uuid.uuid4().int: name for name in names}
+    ledger.record([row(number, spool_ref=f"{spool}:{name}") for number, name in numbered.items()])
+    return ledger
 
 
 def delivery_states(ledger: Ledger, instance: int) -> dict[str, DeliveryState]:

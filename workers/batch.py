@@ -3,7 +3,8 @@
 import contextlib
 import errno
 import os
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
@@ -284,6 +285,7 @@ class Work:
         self._refused.clear()
         self._write(placing, placing.rows)
         again = placing.contested(self._refused)
+        self._note_duplicates(again)
         try:
             placing.recorded()
         except StoreError as error:
@@ -321,6 +323,18 @@ class Work:
             else:
                 self._refused.append((row, outcome))
 
+    def _note_duplicates(self, again: Collection[str]) -> None:
+        """Leave proof of what is not kept, for listeners that remove their own copies (carrier `redis`).
+
+        Args:
+            again: References that are placed again.
+        """
+        placed = [one.arrival for one in self._placed if one.entry.reference.carrier == "redis"]
+        refs = {arrival.spool_ref for arrival in placed if arrival.spool_ref not in again}
+        without_rows = refs - self._tools.ledger.known_spool_refs(refs) if refs else refs
+        if without_rows:
+            self._tools.ledger.note_duplicates(sorted(without_rows), time.time_ns() // 1_000_000)
+
     def _release(self, entry: Entry) -> None:
         reference = entry.reference
         if reference.carrier != "spool":
@@ -339,7 +353,7 @@ class Work:
 
     def _report_gone(self, gone: Sequence[Entry]) -> None:
         refs = {spool_ref(entry.reference): entry for entry in gone}
-        known = self._tools.ledger.known_spool_refs(refs)
+        known = self._tools.ledger.settled_spool_refs(refs)
         for ref in refs.keys() - known:
             # Persisted as a duplicate before a crash; or lost, or (carrier "redis") put back by its listener.
             log.warning("reference_without_file", reference=ref)

@@ -96,6 +96,15 @@ class PatientLedger:
         asked = list(refs)
         return self._patience.insist(lambda: self._ledger.known_spool_refs(asked), self._meanwhile)
 
+    def settled_spool_refs(self, refs: Iterable[str]) -> set[str]:
+        """See `Ledger.settled_spool_refs`."""
+        asked = list(refs)
+        return self._patience.insist(lambda: self._ledger.settled_spool_refs(asked), self._meanwhile)
+
+    def note_duplicates(self, refs: Sequence[str], now_ms: int) -> None:
+        """See `Ledger.note_duplicates`."""
+        self._patience.insist(lambda: self._ledger.note_duplicates(refs, now_ms), self._meanwhile)
+
     def supersede(self, uids: list[str], now_ms: int) -> None:
         """See `Ledger.supersede`."""
         self._patience.insist(lambda: self._ledger.supersede(uids, now_ms), self._meanwhile)

@@ -11,6 +11,7 @@ from ingest.ledger.progress import ProgressReport
 from ingest.ledger.quarantine import Quarantine
 from ingest.ledger.retention import Retention
 from ingest.ledger.search import Search
+from ingest.ledger.settled import Settled
 
 
 class Ledger(
@@ -24,6 +25,7 @@ class Ledger(
     Quarantine,
     Retention,
     Folders,
+    Settled,
 ):
     """Instances and deliveries in SQLite (WAL, synchronous FULL) or PostgreSQL.
 

@@ -16,7 +16,7 @@ from sqlalchemy import (
     text,
 )
 
-SCHEMA_VERSION: Final = "0009"
+SCHEMA_VERSION: Final = "0010"
 """The revision in ingest/migrations that made the tables below."""
 
 # SQLite hands out row ids of its own only for a primary key that is declared INTEGER.
@@ -130,6 +130,14 @@ folders = Table(
     metadata,
     Column("kind", Text, primary_key=True),
     Column("folder_id", Text, nullable=False),
+)
+
+# Of which nothing is kept, but whose listener still has its copy (`ingest.ledger.settled`).
+duplicates = Table(
+    "duplicates",
+    metadata,
+    Column("spool_ref", Text, primary_key=True),
+    Column("noted_at", BigInteger, nullable=False),
 )
 
 # What workers share of a destination as a whole; one that never failed has no row.

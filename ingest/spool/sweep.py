@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, cast
+from typing import Any, Final, Protocol, cast
 
 import redis
 import structlog
@@ -20,6 +20,7 @@ import structlog
 from ingest.beneath import LeadsOutError, unlink_beneath
 from ingest.config.model import Config
 from ingest.errors import IngestError
+from ingest.log import Seldom
 from ingest.queue import connect, persisted_key, stream_key
 from ingest.spool import segment, upkeep
 from ingest.spool.push import Pusher
@@ -32,6 +33,7 @@ RECORD: Final = re.compile(rf"(?P<where>{segment.PLACE.pattern})#(?P<offset>[0-9
 """What the name of a place in a segment looks like."""
 
 log = structlog.get_logger()
+_seldom: Final = Seldom()
 
 
 @dataclass(slots=True)
@@ -148,16 +150,41 @@ def let_go(root: Path, names: Iterable[str]) -> int:
     return count
 
 
-def remove_persisted(root: Path, spool: str, client: redis.Redis) -> int:
+class Proof(Protocol):
+    """The part of a ledger that tells what became of spool references."""
+
+    def settled_spool_refs(self, refs: Iterable[str]) -> set[str]:
+        """See `Ledger.settled_spool_refs`."""
+
+    def forget_duplicates(self, refs: Iterable[str]) -> None:
+        """See `Ledger.forget_duplicates`."""
+
+
+def remove_persisted(root: Path, spool: str, client: redis.Redis, proof: Proof) -> int:
     """Let go of what workers elsewhere have persisted (`redis` carrier); returns how many.
+
+    The list in Redis says only where to look. What the ledger does not hold stays, and comes off the list.
 
     Raises:
         redis.RedisError: Redis is away.
+        LedgerError: The ledger is away; nothing has been removed.
     """
     removed, key = 0, persisted_key(spool)
     # Read, let go, then take off the list: a crash between repeats the letting go, which does no harm.
     while page := cast("list[bytes]", client.lrange(key, 0, PAGE - 1)):
-        removed += let_go(root, (name.decode(errors="replace") for name in page))
+        names = [name.decode(errors="replace") for name in page]
+        places = {
+            f"{spool}:{name}": name for name in names if READY.fullmatch(name) or RECORD.fullmatch(name)
+        }
+        settled = proof.settled_spool_refs(places)
+        removed += let_go(root, (places[ref] for ref in settled))
+        if len(settled) < len(set(names)):
+            _seldom.warning(
+                "persisted_without_proof",
+                count=len(set(names)) - len(settled),
+                remedy="the files stay; see who else writes to this Redis",
+            )
+        proof.forget_duplicates(settled)
         pipeline = client.pipeline(transaction=False)
         for name in page:
             # By its value: by its position, two listeners with the same page would take off two pages.
@@ -229,11 +256,11 @@ def sweep(config: Config) -> Swept:
     client = connect(config)
     try:
         result.partials_removed = clear_orphans(root)
-        result.done_removed = remove_persisted(root, identity, client)
-        waiting = {place.name for name in slots(root) for place in ready(root, name)}
         with contextlib.closing(Ledger(config.ledger_url)) as ledger:
+            result.done_removed = remove_persisted(root, identity, client, ledger)
+            waiting = {place.name for name in slots(root) for place in ready(root, name)}
             refs = [f"{identity}:{name}" for name in waiting]
-            known = ledger.known_spool_refs(refs) if refs else set()
+            known = ledger.settled_spool_refs(refs) if refs else set()
         kept = {name for name in waiting if f"{identity}:{name}" in known}
         let_go(root, kept)
         result.done_removed += len(kept)

@@ -1,6 +1,9 @@
 """A Redis that somebody else writes to, and a node: nothing goes that was promised, all else goes on."""
 
 import contextlib
+import os
+import signal
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -132,14 +135,17 @@ def makes_keys_of_other_types(scene: Scene) -> None:
 
 
 def announces_spools(scene: Scene) -> None:
+    scene.redis.delete(SPOOLS_KEY)
     scene.redis.sadd(SPOOLS_KEY, b"\xff", b"a:b", b"", b"x\n", *(f"none{number}" for number in range(3_000)))
 
 
 def announces_giant_spools(scene: Scene) -> None:
+    scene.redis.delete(SPOOLS_KEY)
     scene.redis.sadd(SPOOLS_KEY, bytes(40 << 20))
 
 
 def says_that_odd_places_are_persisted(scene: Scene) -> None:
+    scene.redis.delete(persisted_key(scene.spool))
     scene.redis.rpush(
         persisted_key(scene.spool),
         "id",
@@ -198,6 +204,32 @@ def test_nothing_promised_goes_and_good_images_do(
     assert "\x1b" not in said
     assert len(said) < 60_000
     assert max(_largest(pid) for pid in before) < 400 << 20
+
+
+def test_promised_files_stay_although_redis_says_that_they_are_persisted(
+    scene: Scene, tmp_path: Path
+) -> None:
+    node, listed = scene.node, persisted_key(scene.spool)
+    [worker] = node.children("ingest-persist")
+    os.kill(worker.pid, signal.SIGSTOP)
+    try:
+        files = write_made(tmp_path / "made", 3, first=scene.sent)
+        scene.sent += 3
+        sent = send_files(Remote("localhost", node.plain_port, "INGEST", "TESTS", None), files)
+        assert len(sent.stored) == 3
+        promised = node.spooled()
+        scene.redis.delete(listed)
+        scene.redis.rpush(listed, *(str(path.relative_to(node.spool)) for path in promised))
+        if 'carrier = "redis"' in node.sections["queue"]:
+            eventually(lambda: not scene.redis.exists(listed), 20, "the list is worked off")
+        else:
+            time.sleep(1)
+        assert node.spooled() == promised
+        assert len(promised) == 3
+    finally:
+        os.kill(worker.pid, signal.SIGCONT)
+    eventually(lambda: len(node.stored()) == scene.sent, 30, "all are stored")
+    eventually(lambda: not node.spooled(), 30, "the spool is empty")
 
 
 def _largest(pid: int) -> int:

@@ -100,6 +100,16 @@ def test_data_set_that_rides_on_the_queue(make_persist_site: Sites) -> None:
     assert list((site.config.store_root / ".incoming").glob("*/*")) == []
 
 
+def test_ledger_proves_what_became_of_duplicates_that_listeners_still_have(make_persist_site: Sites) -> None:
+    site = make_persist_site(queue={"carrier": "redis"})
+    names = [site.receive(Made()) for _ in range(3)]
+    site.work()
+    assert len(site.instances()) == 1
+    refs = {f"{site.spool}:{name}" for name in names}
+    with site.ledger() as ledger:
+        assert ledger.settled_spool_refs([*refs, f"{site.spool}:L0/ready/f00.dcm"]) == refs
+
+
 def test_data_set_that_is_not_whole_on_the_queue_is_left_to_its_listener(make_persist_site: Sites) -> None:
     site = make_persist_site(queue={"carrier": "redis"})
     content = Made().file

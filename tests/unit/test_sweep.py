@@ -1,5 +1,6 @@
 """The sweep: puts back what the queue forgot, and removes nothing that was promised and is not kept."""
 
+import contextlib
 import os
 import time
 from collections.abc import Iterator
@@ -12,14 +13,14 @@ from click.testing import CliRunner
 
 from ingest.cli import main
 from ingest.config.model import Config
-from ingest.errors import IngestError
+from ingest.errors import IngestError, LedgerError
 from ingest.ledger import Ledger
 from ingest.queue import connect, persisted_key, stream_key
 from ingest.spool import sweep
 from ingest.spool.push import push
 from ingest.spool.reference import Place, Reference
 from ingest.spool.spool import Spool
-from tests.ledgers import row
+from tests.ledgers import hold, row
 from tests.servers import Valkey
 from tests.spools import claim, config, keep
 
@@ -170,18 +171,43 @@ def test_unowned_slots_are_those_without_a_living_process(settings: Config, own:
 
 
 def test_persisted_files_are_removed(
-    own: Spool, client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+    settings: Config, own: Spool, client: redis.Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sweep, "PAGE", 3)
     places = [keep(own) for _ in range(10)]
-    client.rpush(persisted_key(own.id), *places[:8])
-    assert sweep.remove_persisted(own.root, own.id, client) == 8
-    assert sweep.ready(own.root, "L0") == [Place(where) for where in places[8:]]
+    with contextlib.closing(hold(settings, own.id, places[:6])) as ledger:
+        # Duplicates, of which nothing is kept, have no rows.
+        ledger.note_duplicates([f"{own.id}:{where}" for where in places[6:8]], 1)
+        client.rpush(persisted_key(own.id), *places[:8])
+        assert sweep.remove_persisted(own.root, own.id, client, ledger) == 8
+        assert sweep.ready(own.root, "L0") == [Place(where) for where in places[8:]]
+        assert client.llen(persisted_key(own.id)) == 0
+        # What is gone needs no proof any more.
+        assert ledger.settled_spool_refs([f"{own.id}:{places[6]}"]) == set()
+
+
+def test_promised_files_that_the_ledger_does_not_hold_stay_whatever_redis_says(
+    settings: Config, own: Spool, client: redis.Redis
+) -> None:
+    places = [keep(own) for _ in range(4)]
+    with contextlib.closing(hold(settings, own.id, places[:1])) as ledger:
+        client.rpush(persisted_key(own.id), *places, *places)
+        assert sweep.remove_persisted(own.root, own.id, client, ledger) == 1
+    assert sweep.ready(own.root, "L0") == [Place(where) for where in places[1:]]
     assert client.llen(persisted_key(own.id)) == 0
 
 
+def test_files_stay_while_the_ledger_is_away(settings: Config, own: Spool, client: redis.Redis) -> None:
+    where = keep(own)
+    client.rpush(persisted_key(own.id), where)
+    with contextlib.closing(Ledger(settings.ledger_url)) as ledger, pytest.raises(LedgerError):
+        sweep.remove_persisted(own.root, own.id, client, ledger)
+    assert sweep.ready(own.root, "L0") == [Place(where)]
+    assert client.llen(persisted_key(own.id)) == 1
+
+
 def test_nothing_but_ready_files_can_be_removed_through_the_queue(
-    own: Spool, client: redis.Redis, tmp_path: Path
+    settings: Config, own: Spool, client: redis.Redis, tmp_path: Path
 ) -> None:
     outside = tmp_path / "outside"
     outside.write_text("kept")
@@ -199,7 +225,8 @@ def test_nothing_but_ready_files_can_be_removed_through_the_queue(
         b"L0/ready/\0.dcm",
     ]
     client.rpush(persisted_key(own.id), *places)
-    assert sweep.remove_persisted(own.root, own.id, client) == 0
+    with contextlib.closing(hold(settings, own.id, map(str, places))) as ledger:
+        assert sweep.remove_persisted(own.root, own.id, client, ledger) == 0
     assert outside.read_text() == "kept"
     assert (own.root / "id").exists()
     assert (own.slot.path / "lock").exists()
@@ -209,11 +236,12 @@ def test_nothing_but_ready_files_can_be_removed_through_the_queue(
 
 
 def test_two_listeners_that_read_the_same_page_lose_none_of_the_next(
-    own: Spool, client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+    settings: Config, own: Spool, client: redis.Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sweep, "PAGE", 4)
     places = [keep(own) for _ in range(12)]
     client.rpush(persisted_key(own.id), *places)
+    ledger = hold(settings, own.id, places)
 
     class Slow:
         """The other listener reads and removes everything between our look and what we do about it."""
@@ -221,15 +249,18 @@ def test_two_listeners_that_read_the_same_page_lose_none_of_the_next(
         def lrange(self, *arguments: Any) -> Any:
             page = client.lrange(*arguments)
             if len(page) == 4 and client.llen(persisted_key(own.id)) == 12:
-                sweep.remove_persisted(own.root, own.id, client)
+                sweep.remove_persisted(own.root, own.id, client, ledger)
                 # And what it saw is pushed by a worker after that.
-                client.rpush(persisted_key(own.id), *(keep(own) for _ in range(4)))
+                others = [keep(own) for _ in range(4)]
+                hold(settings, own.id, others).close()
+                client.rpush(persisted_key(own.id), *others)
             return page
 
         def pipeline(self, **options: Any) -> Any:
             return client.pipeline(**options)
 
-    assert sweep.remove_persisted(own.root, own.id, Slow()) == 4  # type: ignore[arg-type]
+    assert sweep.remove_persisted(own.root, own.id, Slow(), ledger) == 4  # type: ignore[arg-type]
+    ledger.close()
     assert sweep.ready(own.root, "L0") == []
 
 

@@ -1,5 +1,6 @@
 """The sweep of segments: what waits in them is put back, and what is kept elsewhere is marked, no more."""
 
+import contextlib
 import os
 import time
 from collections.abc import Iterator
@@ -16,7 +17,7 @@ from ingest.spool.push import push
 from ingest.spool.reference import Place, Reference
 from ingest.spool.spool import Spool
 from ingest.status import gather
-from tests.ledgers import row
+from tests.ledgers import hold, row
 from tests.segments import SegmentWriter
 from tests.servers import Valkey
 from tests.spools import claim, config, keep
@@ -143,24 +144,24 @@ def test_segments_of_the_dead_go_once_nothing_waits_in_them(settings: Config, ow
 
 
 def test_persisted_records_are_marked_done(
-    own: Spool, writer: SegmentWriter, client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+    settings: Config, own: Spool, writer: SegmentWriter, client: redis.Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sweep, "PAGE", 3)
     places, file = [add(writer) for _ in range(10)], keep(own)
     client.rpush(persisted_key(own.id), *names(places[:8]), file)
-    assert sweep.remove_persisted(own.root, own.id, client) == 9
+    with contextlib.closing(hold(settings, own.id, [*names(places[:8]), file])) as ledger:
+        assert sweep.remove_persisted(own.root, own.id, client, ledger) == 9
     assert sweep.ready(own.root, "L0") == places[8:]
     assert client.llen(persisted_key(own.id)) == 0
 
 
 def test_nothing_but_a_record_can_be_marked_through_the_queue(
-    own: Spool, writer: SegmentWriter, client: redis.Redis, tmp_path: Path
+    settings: Config, own: Spool, writer: SegmentWriter, client: redis.Redis, tmp_path: Path
 ) -> None:
     place, outside = add(writer, b"d" * 300), tmp_path / f"{NUMBER:016x}-0.seg"
     outside.write_bytes(writer.path.read_bytes())
     before = writer.path.read_bytes()
-    client.rpush(
-        persisted_key(own.id),
+    odd = [
         place.where,
         f"{place.where}#",
         f"{place.where}#{place.offset + 64}",
@@ -173,8 +174,11 @@ def test_nothing_but_a_record_can_be_marked_through_the_queue(
         f"L0/segments/{NUMBER + 1:016x}-0.seg#64",
         f"L0/segments/../../../{outside.name}#64",
         f"{outside}#64",
-    )
-    assert sweep.remove_persisted(own.root, own.id, client) == 0
+    ]
+    client.rpush(persisted_key(own.id), *odd, place.name)
+    with contextlib.closing(hold(settings, own.id, odd)) as ledger:
+        # The place itself is right, but the ledger does not hold it.
+        assert sweep.remove_persisted(own.root, own.id, client, ledger) == 0
     assert writer.path.read_bytes() == outside.read_bytes() == before
     assert client.llen(persisted_key(own.id)) == 0
 

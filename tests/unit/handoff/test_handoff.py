@@ -13,6 +13,7 @@ from ingest import handoff
 from ingest.queue import CHUNK, SPOOLS_KEY, connect, data_key, persisted_key, stream_key
 from ingest.spool.reference import Place, Reference
 from tests.handing import carried, handing_off, places, references, settings_of
+from tests.ledgers import hold
 from tests.nodes import eventually
 from tests.servers import Valkey
 from tests.spools import config, keep
@@ -63,17 +64,25 @@ def test_a_data_set_rides_on_the_queue_in_chunks_and_its_length_in_the_reference
 def test_the_spool_lets_go_of_what_a_worker_elsewhere_has_persisted(
     tmp_path: Path, redis_server: Valkey, client: redis.Redis
 ) -> None:
-    with handing_off(settings_of(tmp_path, redis_server, "redis")) as (spool, hand):
-        where = keep(spool)
+    settings = settings_of(tmp_path, redis_server, "redis")
+    with handing_off(settings) as (spool, hand):
+        where, promised = keep(spool), keep(spool)
+        hold(settings, spool.id, []).close()
         hand.put(where)
         [(number, _)] = eventually(lambda: client.xrange(stream_key(spool.id)), 10)
+        # Somebody else may say of anything that it is persisted.
+        client.rpush(persisted_key(spool.id), where, promised)
+        eventually(lambda: client.llen(persisted_key(spool.id)) == 0, 15, "the list is worked off")
+        assert (spool.root / where).exists()
+        assert (spool.root / promised).exists()
+        hold(settings, spool.id, [where]).close()
         with client.pipeline() as pipeline:  # as the worker does
             pipeline.rpush(persisted_key(spool.id), where)
             pipeline.xdel(stream_key(spool.id), number)
             pipeline.delete(data_key(spool.id, where))
             pipeline.execute()
         eventually(lambda: not (spool.root / where).exists(), 10)
-        assert references(client, spool) == []
+        assert (spool.root / promised).exists()
 
 
 def test_put_never_waits_and_close_hands_off_what_waits(
@@ -205,7 +214,9 @@ def test_a_file_that_cannot_be_carried_does_not_hold_up_the_others(
 def test_junk_in_redis_does_not_end_the_hand_off(
     tmp_path: Path, redis_server: Valkey, client: redis.Redis
 ) -> None:
-    with handing_off(settings_of(tmp_path, redis_server, "redis")) as (spool, hand):
+    settings = settings_of(tmp_path, redis_server, "redis")
+    with handing_off(settings) as (spool, hand):
+        hold(settings, spool.id, []).close()
         client.rpush(persisted_key(spool.id), b"\xff\0junk", "../../id")
         client.xadd(stream_key(spool.id), {"no": "reference"})
         eventually(lambda: client.llen(persisted_key(spool.id)) == 0, 10)

@@ -14,6 +14,7 @@ from ingest.queue import CHUNK, SPOOLS_KEY, data_key, persisted_key, stream_key
 from ingest.spool.reference import Place
 from ingest.spool.witness import Witness
 from tests.handing import carried, handing_off, places, references, settings_of
+from tests.ledgers import hold
 from tests.nodes import eventually
 from tests.servers import Valkey
 from tests.spools import claim, keep
@@ -122,6 +123,7 @@ def test_a_full_queue_is_waited_for_and_the_sweep_goes_on_meanwhile(
         for where in kept:
             hand.put(where)
         eventually(lambda: places(client, spool) == kept[:2], 10)
+        hold(settings, spool.id, [persisted]).close()
         client.rpush(persisted_key(spool.id), persisted)
         eventually(lambda: not (spool.root / persisted).exists(), 10, "the sweep goes on")
         assert places(client, spool) == kept[:2]
