@@ -14,11 +14,14 @@ import pytest
 
 from ext.encode import encode_p_data
 from ingest.config.model import TLS
+from ingest.connect_check import echo
 from ingest.dicom import wire
+from ingest.errors import AssociationError
+from ingest.scu import Remote, Timeouts
 from tests.forwarding import Forwarding
 from tests.instances import EXPLICIT, IMPLICIT, Made
 from tests.nodes import eventually
-from tests.peers import Conversation, ScriptedPeer, make_tls
+from tests.peers import AE_TITLE, CT, Conversation, ScriptedPeer, client_tls, make_tls
 from tests.servers import Valkey
 
 LARGE_BYTES = 8 << 20
@@ -213,6 +216,31 @@ def test_no_lie_counts_as_a_delivery(forwarding: Forwarding, tls: TLS) -> None:
 
 def test_odd_elements_of_a_success_do_not_send_an_instance_again(forwarding: Forwarding, tls: TLS) -> None:
     assert forward_to(forwarding, tls, TRUTHS) == dict.fromkeys(TRUTHS, ("delivered", 1, 0))
+
+
+ECHO_LIES: dict[str, dict[str, bytes]] = {
+    "a C-STORE-RSP": {"_0100": us(0x8001)},
+    "another message": {"_0120": us(99)},
+    "another class": {"_0002": CT.encode()},
+    "a data set": {"_0800": us(0)},
+}
+
+
+@pytest.mark.parametrize("lie", ECHO_LIES.values(), ids=ECHO_LIES)
+def test_a_lie_is_no_answer_to_a_c_echo(tls: TLS, lie: dict[str, bytes]) -> None:
+    def script(peer: Conversation) -> None:
+        with contextlib.suppress(EOFError, OSError):
+            peer.accept()
+            context_id, asked = peer.read_command()
+            sound = {"_0002": asked["AffectedSOPClassUID"].encode(), "_0100": us(0x8030), "_1000": None}
+            answer = reply(asked | {"AffectedSOPInstanceUID": ""}, **sound | lie)
+            peer.sock.sendall(encode_p_data(context_id, answer, 0))
+            peer.read_pdu()
+
+    with ScriptedPeer(script, tls) as peer:
+        remote = Remote("127.0.0.1", peer.port, AE_TITLE, "INGEST", client_tls(tls))
+        with pytest.raises(AssociationError, match="broke the protocol"):
+            echo(remote, Timeouts(5, 5))
 
 
 # One odd presentation context of an A-ASSOCIATE-AC: what is said of context 3, beside a sound context 1.
