@@ -1,6 +1,8 @@
 from typing import final
 
-__all__ = ["Sink"]
+__all__ = ["Sink", "keep_free"]
+
+def keep_free(reserve_bytes: int, listeners: int) -> None: ...
 
 @final
 class Sink:

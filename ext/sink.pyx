@@ -3,18 +3,64 @@
 cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from cpython.mem cimport PyMem_Free, PyMem_Realloc
-from libc.errno cimport EIO, EINTR, errno
+from libc.errno cimport EIO, EINTR, ENOSPC, errno
 from libc.stdint cimport int64_t, uint8_t
 from libc.string cimport memcpy
 from posix.uio cimport iovec, writev
 
+cdef extern from "<sys/statvfs.h>" nogil:
+    ctypedef unsigned long fsblkcnt_t
+    struct statvfs:
+        unsigned long f_frsize
+        fsblkcnt_t f_bavail
+    int fstatvfs(int fd, statvfs *facts)
+
 from ext.system cimport SYNC_FILE_RANGE_WRITE, sync_file_range
 
-__all__ = ["Sink"]
+__all__ = ["Sink", "keep_free"]
 
 cdef size_t SHORT_WRITE = 65536     # to let other threads run would take longer than to write so little
 cdef int64_t EARLY_STEP = 4194304   # what is written before the disk is told to begin with it
 cdef size_t KEPT_AT_REST = 4096     # a usual command set fits, and an idle association holds no more
+
+
+# What must stay free on the file system of the spool, also while data sets are under way. Free space is
+# looked at again after `allowance` bytes: few where little is left, which other listeners share.
+cdef int64_t ALLOWANCE_MAX = 67108864
+cdef int64_t reserve = 0
+cdef int64_t writers = 1
+cdef int64_t allowance = 0
+
+
+def keep_free(int64_t reserve_bytes, int64_t listeners):
+    """Have data sets that are being written fail as on a full disk before free space falls below a reserve.
+
+    Args:
+        reserve_bytes: What must stay free; 0 is no reserve.
+        listeners: How many processes write to that file system, this one included.
+    """
+    global reserve, writers, allowance
+    reserve, writers, allowance = max(reserve_bytes, 0), max(listeners, 1), 0
+
+
+cdef int spend(int fd, int64_t length) noexcept nogil:
+    """Count what is about to be written; 0, or ENOSPC where that would take of the reserve."""
+    global allowance
+    cdef statvfs facts
+    cdef int64_t left
+    if reserve == 0:
+        return 0
+    allowance -= length
+    if allowance >= 0:
+        return 0
+    allowance = 0
+    if fstatvfs(fd, &facts) != 0:
+        return 0                    # the write itself says what is wrong
+    left = <int64_t> facts.f_bavail * <int64_t> facts.f_frsize - reserve
+    if left < length:
+        return ENOSPC
+    allowance = max(min((left - length) // (2 * writers), ALLOWANCE_MAX), <int64_t> 0)
+    return 0
 
 
 cdef int keep(Kept *kept, const uint8_t *data, size_t length) except -1:
@@ -122,7 +168,7 @@ cdef class Sink:
             part.iov_base = self.memory.data
             part.iov_len = self.memory.length
             self.written = <int64_t> self.memory.length
-            error = write_all(fd, &part, 1)
+            error = spend(fd, self.written) or write_all(fd, &part, 1)
         self.discard()
         release(&self.memory)
         if error:
@@ -165,7 +211,10 @@ cdef class Sink:
         cdef int error
         if gather.count == 0:
             return 0
-        if gather.length < SHORT_WRITE:
+        error = spend(self.fd, <int64_t> gather.length)
+        if error:
+            pass
+        elif gather.length < SHORT_WRITE:
             error = write_all(self.fd, gather.parts, gather.count)
         else:
             self.writing = True

@@ -14,9 +14,11 @@ from typing import Final
 import structlog
 
 from ext.poller import READABLE, Poller
+from ext.sink import keep_free
 from ext.store import Intake
 from ingest import room
 from ingest.config.model import Config
+from ingest.cores import usable_cores
 from ingest.dicom.negotiate import Accepted, AcceptorPolicy, Rejected, local_limit_exceeded, negotiate
 from ingest.dicom.pdus import AssociateRequest
 from ingest.dicom.policy import Caller, Refusal, admit
@@ -86,6 +88,7 @@ def run(config: Config, endpoints: tuple[Endpoint, ...], board: Scoreboard, row:
         # Listeners of the configuration before, which may be of another mind, would look at it for ever.
         with contextlib.suppress(OSError):
             room.leave_word(config.run_dir, "")
+    keep_free(config.receive.min_free_bytes, config.receive.processes or usable_cores())
     listener = Listener(config, endpoints, services)
     try:
         listener.serve()

@@ -3,6 +3,7 @@
 import errno
 import os
 import subprocess
+import threading
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -22,9 +23,13 @@ LARGE = bytes(2 * DISK_BYTES)
 @pytest.fixture(scope="module")
 def small_disk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A file system of its own with little room; root alone can make one."""
-    folder = tmp_path_factory.mktemp("small disk")
+    yield from _mounted(tmp_path_factory.mktemp("small disk"), DISK_BYTES)
+
+
+def _mounted(folder: Path, size_bytes: int) -> Iterator[Path]:
+    folder.mkdir(exist_ok=True)
     made = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", f"size={DISK_BYTES}", "none", str(folder)],
+        ["mount", "-t", "tmpfs", "-o", f"size={size_bytes}", "none", str(folder)],
         capture_output=True,
         text=True,
     )
@@ -244,3 +249,50 @@ def test_many_at_once_on_a_failing_disk_are_all_told(node: Node, fail: Callable[
         for caller in callers:
             caller.sock.close()
     nothing_received(node)
+
+
+# --- the reserve
+
+RESERVE_BYTES = 24 << 20
+
+
+@pytest.fixture
+def medium_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system with 64 MiB; root alone can make one."""
+    yield from _mounted(tmp_path / "medium disk", 64 << 20)
+
+
+def test_data_sets_under_way_leave_the_reserve_alone(
+    make_node: Callable[..., Node], medium_disk: Path
+) -> None:
+    node = make_node(
+        node=f'[node]\ndata_dir = "{medium_disk}/var"\ndrain_seconds = 10',
+        receive=f"[receive]\nprocesses = 2\nmin_free_bytes = {RESERVE_BYTES}",
+    )
+    node.data_folder = medium_disk / "var"
+    node.start()
+    least, done = [1 << 62], threading.Event()
+
+    def watch_free() -> None:
+        while not done.wait(0.002):
+            facts = os.statvfs(medium_disk)
+            least[0] = min(least[0], facts.f_bavail * facts.f_frsize)
+
+    watcher = threading.Thread(target=watch_free)
+    watcher.start()
+    try:
+        large = bytes(30 << 20)
+        with Caller.tls(node) as one, Caller.tls(node) as other:
+            made = [Made(sop=new_uid(), pixels=large) for _ in range(2)]
+            for caller, each in zip((one, other), made, strict=True):
+                caller.associate()
+                caller.begin_store(each.sop)
+            for caller, each in zip((one, other), made, strict=True):
+                caller.send(data_pdus(1, each.data_set))
+            statuses = {caller.response().status for caller in (one, other)}
+            assert 0xA700 in statuses, "there is room for one of them at most"
+            assert one.echo() == other.echo() == 0, "the associations live"
+    finally:
+        done.set()
+        watcher.join()
+    assert least[0] > RESERVE_BYTES - (4 << 20), "but for what ledger and queue write"
