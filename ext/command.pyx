@@ -139,8 +139,19 @@ cdef object decode_text(str keyword, Kind kind, const uint8_t *data, uint32_t le
                 return PeerError(f"{keyword} holds byte {data[at]:02X}H", INVALID_PARAMETER)
     text = (data + start)[:length - start].decode("latin-1")
     if kind == AE and not text.isascii():
-        text = "".join([c if c.isascii() else "?" for c in text])
-    return text if text.isprintable() else "".join([c if c.isprintable() else "?" for c in text])
+        text = text.encode("ascii", "replace").decode("ascii")
+    return text if text.isprintable() else printable(text)
+
+
+cdef str printable(str text):
+    """With "?" for what cannot be printed.
+
+    No list comprehension: what Cython 3.3 makes of one frees an object twice when there is no memory.
+    """
+    cdef str shown = "", character
+    for character in text:
+        shown += character if character.isprintable() else "?"
+    return shown
 
 
 def encode_command(elements not None):
@@ -154,7 +165,7 @@ def encode_command(elements not None):
     """
     cdef Kind kind
     cdef list encoded = []
-    cdef bytes value, body
+    cdef bytes value, body = b""
     for keyword, given in elements.items():
         if keyword not in BY_KEYWORD:
             raise ValueError(f"{keyword} is no element of a command set")
@@ -164,9 +175,8 @@ def encode_command(elements not None):
         value = encode_value(keyword, kind, given)
         encoded.append((element, value))
     encoded.sort()
-    body = b"".join(
-        [b"\x00\x00" + at.to_bytes(2, "little") + len(v).to_bytes(4, "little") + v for at, v in encoded]
-    )
+    for element, value in encoded:
+        body += b"\x00\x00" + element.to_bytes(2, "little") + len(value).to_bytes(4, "little") + value
     # PS3.7 E.1: (0000,0000) counts the bytes that follow it
     return b"\x00\x00\x00\x00\x04\x00\x00\x00" + len(body).to_bytes(4, "little") + body
 
@@ -198,5 +208,7 @@ cdef bytes encode_number(str keyword, object value, int length):
 
 cdef bytes encode_tags(str keyword, object value):
     cdef list tags = [value] if isinstance(value, int) else list(value)
-    cdef list halves = [half for tag in tags for half in (tag >> 16, tag & 0xFFFF)]
-    return b"".join([encode_number(keyword, half, 2) for half in halves])
+    cdef bytes encoded = b""
+    for tag in tags:
+        encoded += encode_number(keyword, tag >> 16, 2) + encode_number(keyword, tag & 0xFFFF, 2)
+    return encoded

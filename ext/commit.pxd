@@ -40,6 +40,7 @@ cdef class Committer:
     cdef bint durable
     cdef bint appending         # a thread writes pieces
     cdef bint closed
+    cdef bint made              # there is something to be taken down
     cdef uint64_t sequence
     cdef pthread_mutex_t mutex
     cdef pthread_cond_t work
@@ -50,6 +51,7 @@ cdef class Committer:
     cdef int open(self, Entry entry) noexcept
     cdef int submit(self, Entry entry) except -1
     cdef int commit_now(self, Job *job) noexcept
+    cdef int put_back(self, Job *job) noexcept
     cdef size_t take(self, Job **group) noexcept nogil
     cdef void commit_files(self, Job **group, size_t count) noexcept nogil
     cdef void commit_group(self, Job **group, size_t count) noexcept nogil

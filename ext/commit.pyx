@@ -124,9 +124,6 @@ cdef class Committer:
     """
 
     def __cinit__(self, int partial_dir, int ready_dir, *, bint durable, Segments segments=None):
-        self.wakeup = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC)
-        if self.wakeup < 0:
-            raise OSError(errno, os.strerror(errno))
         # Another process that took this slot for its own, at the same nanosecond, would use other names.
         self.sequence = <uint64_t> int.from_bytes(os.urandom(4), "little") << 16
         self.partial_dir = partial_dir
@@ -135,8 +132,14 @@ cdef class Committer:
         self.segments = segments
         pthread_mutex_init(&self.mutex, NULL)
         pthread_cond_init(&self.work, NULL)
+        self.made = True
+        self.wakeup = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC)
+        if self.wakeup < 0:
+            raise OSError(errno, os.strerror(errno))
 
     def __dealloc__(self):
+        if not self.made:
+            return
         if self.wakeup >= 0:
             close(self.wakeup)
         pthread_cond_destroy(&self.work)
@@ -185,6 +188,8 @@ cdef class Committer:
     cdef int submit(self, Entry entry) except -1:
         cdef Piece *piece = &entry.job.piece
         cdef timespec now
+        if entry.job.entry != NULL:
+            raise RuntimeError("the entry is being committed already")
         if entry.small.length:
             clock_gettime(CLOCK_REALTIME, &now)
             piece.data, piece.length = entry.small.data, entry.small.length
@@ -245,15 +250,39 @@ cdef class Committer:
             job = self.finished.first
             memset(&self.finished, 0, sizeof(Line))
             pthread_mutex_unlock(&self.mutex)
-        while job != NULL:
-            entry = <Entry> job.entry
-            job = job.next
-            try:
-                entry.finished(entry.job.error)
-            except Exception as error:
-                raised.append(error)
-            Py_DECREF(entry)
+        try:
+            while job != NULL:
+                entry = <Entry> job.entry
+                job = job.next
+                entry.job.entry = NULL
+                Py_DECREF(entry)            # `entry` holds another reference
+                try:
+                    entry.finished(entry.job.error)
+                except Exception as error:
+                    raised.append(error)
+        finally:
+            # After a signal's exception, or without memory for the list, the next call reports the others.
+            if job != NULL:
+                self.put_back(job)
         return raised
+
+    cdef int put_back(self, Job *job) noexcept:
+        """Put jobs in front of what is finished."""
+        cdef Job *last = job
+        cdef size_t count = 1
+        while last.next != NULL:
+            last = last.next
+            count += 1
+        with nogil:
+            pthread_mutex_lock(&self.mutex)
+            last.next = self.finished.first
+            if last.next == NULL:
+                self.finished.last = last
+            self.finished.first = job
+            self.finished.length += count
+            pthread_mutex_unlock(&self.mutex)
+        eventfd_write(self.wakeup, 1)
+        return 0
 
     def close(self):
         """Let the threads end once nothing waits any more."""

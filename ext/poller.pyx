@@ -65,6 +65,8 @@ cdef class Poller:
     """
 
     def __cinit__(self):
+        self.epoll = self.timer = -1        # before anything fails: 0 would be closed as if it were ours
+        self.made = True
         self.epoll = epoll_create1(EPOLL_CLOEXEC)
         if self.epoll < 0:
             raise OSError(errno, os.strerror(errno))
@@ -75,6 +77,8 @@ cdef class Poller:
         self.control(EPOLL_CTL_ADD, self.timer, EPOLLIN)
 
     def __dealloc__(self):
+        if not self.made:
+            return
         if self.epoll >= 0:
             close(self.epoll)
         if self.timer >= 0:
@@ -92,7 +96,7 @@ cdef class Poller:
             OSError: The descriptor cannot be watched.
         """
         cdef Caller caller
-        known = self.watched[fd] if fd < len(self.watched) else None
+        known = self.who(fd)
         if not isinstance(watched, Watched):
             caller = Caller.__new__(Caller)
             caller.function = watched
@@ -100,19 +104,20 @@ cdef class Poller:
         if known is watched:
             self.control(EPOLL_CTL_MOD, fd, events)
             return
-        self.control(EPOLL_CTL_ADD, fd, events)
-        if fd >= len(self.watched):
+        if fd >= 0 and fd >= len(self.watched):
+            # First of all: without memory the kernel must not know a descriptor that has no place here.
             self.watched.extend([None] * (fd + 1 - len(self.watched)))
+        self.control(EPOLL_CTL_ADD, fd, events)
         self.watched[fd] = watched
 
     def forget(self, int fd, watched):
         """Let go of `watched`, whose descriptor is closed; another may have its number by now."""
-        if fd < len(self.watched) and self.watched[fd] is watched:
+        if watched is not None and self.who(fd) is watched:
             self.watched[fd] = None
 
     def unwatch(self, int fd):
         """Tell nobody of this descriptor any more."""
-        if fd < len(self.watched) and self.watched[fd] is not None:
+        if self.who(fd) is not None:
             self.control(EPOLL_CTL_DEL, fd, 0)
             self.watched[fd] = None
 
@@ -141,7 +146,7 @@ cdef class Poller:
                 if events[at].data.fd == self.timer:
                     late = True
                     continue
-                watched = self.watched[events[at].data.fd]
+                watched = self.who(events[at].data.fd)
                 if watched is None:
                     continue
                 try:
@@ -159,6 +164,10 @@ cdef class Poller:
     def close(self):
         """Forget all."""
         self.watched = []
+
+    cdef object who(self, int fd):
+        """Whom to tell of a descriptor, or None; any number may be asked for."""
+        return self.watched[fd] if 0 <= fd < len(self.watched) else None
 
     cdef int arm(self, double until) except -1:
         """Set the timer. It costs once what a time limit of epoll_wait would cost at every wait."""

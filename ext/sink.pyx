@@ -154,10 +154,13 @@ cdef class Sink:
 
     cdef int open_small(self, bytes head, size_t limit, Overflow overflow) except -1:
         """Keep head and data set in memory up to `limit`; what is larger goes where `overflow` says."""
-        self.open(-1, None, True)
+        self.open(-1, None, False)
+        # First of all: a data set behind a head that there was no memory for would be no Part 10 file.
+        keep(&self.memory, <const uint8_t *> PyBytes_AS_STRING(head), <size_t> PyBytes_GET_SIZE(head))
+        self.in_memory = True
         self.overflow = overflow
         self.small_limit = limit
-        return keep(&self.memory, <const uint8_t *> PyBytes_AS_STRING(head), <size_t> PyBytes_GET_SIZE(head))
+        return 0
 
     cdef int spill(self) except -1:
         """Go over from memory to a descriptor; where that fails nothing more is taken."""

@@ -256,18 +256,18 @@ cdef class StoreCycle(Taker):
             return False
         operation = Operation.__new__(Operation)
         operation.cycle = self
-        if self.intake.small == 0 and self.intake.committer.open(operation):
-            return False
         operation.context = context
         operation._message_id = request.message_id
         operation.uid = request.sop_instance[:request.sop_instance_length]
         head = context.file_meta(operation.uid)
+        if self.intake.small == 0 and self.intake.committer.open(operation):
+            return False
+        self.current = operation            # whatever fails from here on, its file goes with the association
+        self.enter(request.message_id)
         if operation.job.fd >= 0:
             self.parser.expect(context_id, operation.job.fd, head, 0)
         else:
             self.parser.expect_small(context_id, head, self.intake.small, operation)
-        self.current = operation
-        self.enter(request.message_id)
         return True
 
     cdef int examine(self) except -1:
@@ -307,16 +307,19 @@ cdef class StoreCycle(Taker):
         intake.counters[intake.instances] += 1
         intake.counters[intake.volume] += operation.size
         self.stored += 1
-        if self.answering:
-            length = write_response(response, operation.context, operation._message_id, operation.uid)
-            self.channel.say(response, length)
-            if intake.durable and not self.speaks:
-                self.speaks = True
-                intake.speaking.append(self)
-        if operation.small.length:
-            where = (intake.segments + <bytes> operation.job.piece.segment).decode("ascii")
-            intake.promise((where, operation.job.piece.offset, operation.small.length))
-        else:
-            intake.promise((intake.ready + <bytes> operation.job.ready).decode("ascii"))
-        self.leave(operation._message_id)
+        try:
+            if self.answering:
+                length = write_response(response, operation.context, operation._message_id, operation.uid)
+                self.channel.say(response, length)
+                if intake.durable and not self.speaks:
+                    intake.speaking.append(self)
+                    self.speaks = True
+            if operation.small.length:
+                where = (intake.segments + <bytes> operation.job.piece.segment).decode("ascii")
+                intake.promise((where, operation.job.piece.offset, operation.small.length))
+            else:
+                intake.promise((intake.ready + <bytes> operation.job.ready).decode("ascii"))
+        finally:
+            # Without memory for answer or promise the operation is over, and the sweep finds its data.
+            self.leave(operation._message_id)
         return 0

@@ -23,6 +23,7 @@ from ingest.ledger import Instance, InstanceState, Ledger, NewInstance
 from ingest.ledger.folders import QUARANTINE, STORE
 from ingest.ledger.quarantine import GAVE_WAY
 from ingest.queue import connect
+from ingest.spool import segment
 from ingest.spool.reference import Reference
 from ingest.wake import wake
 from workers.arrival import Facts, spool_ref
@@ -217,6 +218,11 @@ class Warden:
             raise NotQuarantinedError(
                 f"{row.id}: {row.store_key} cannot be read as a DICOM file, so it cannot be released; "
                 "have it sent again, and drop it"
+            )
+        if row.note.startswith(segment.DAMAGE):
+            # It may read well, and hold another patient's pixels.
+            raise NotQuarantinedError(
+                f"{row.id}: {row.note}, so it cannot be released; have it sent again, and drop it"
             )
         if facts.conflict:
             raise NotQuarantinedError(

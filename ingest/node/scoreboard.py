@@ -1,17 +1,24 @@
-"""A small shared file of the listeners' counters, read by accept gate, supervisor and `ingest status`.
+"""The listeners' counters in memory that they share with the supervisor, and a file of them for others.
 
 Every field of a row is one aligned 64-bit word that a single process writes, so readers need no lock; what
 they read may be a moment old. Behind the rows lies a table of the associations of all listeners, in which any
 of them takes entries (`ext.association_table`).
+
+The memory is no mapping of a file: if a disk failed, was full, or somebody cut the file short, the kernel
+would end every process that touches it (SIGBUS). The file is written with each heartbeat and association, as
+far as there is room, and is only read by `ingest status`. It shows what `counters` counts with the next one.
 
     word 0                      MAGIC
     words 16 to 15 + 16 ROWS    the rows, 16 words each
     the following words         the associations: a count and ENTRIES entries
 """
 
+import contextlib
 import mmap
 import os
+import sys
 import time
+import weakref
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
@@ -79,45 +86,53 @@ class RowView:
 
 
 class Scoreboard:
-    """The shared rows; `create` empties the file, `attach` reads the one of a running node."""
+    """The shared rows; `create` makes them and empties the file, `attach` reads that of a running node."""
 
-    def __init__(self, memory: mmap.mmap) -> None:
+    def __init__(self, memory: mmap.mmap | bytes, file: int = -1) -> None:
+        """Look at words in memory.
+
+        Args:
+            memory: The words.
+            file: Descriptor of the file that shows them to others, closed with this; -1: there is none.
+        """
         self._memory = memory
+        self._file = file
+        if file >= 0:
+            weakref.finalize(self, os.close, file).atexit = False
         self._words = memoryview(memory).cast("Q")
         self._entries = self._words[_FIRST_ENTRY:]
 
     @classmethod
     def create(cls, path: Path) -> Self:
-        """A new scoreboard in the file `path`; an earlier one goes."""
+        """A new scoreboard, to be inherited by what this process forks, with a new file in `path`.
+
+        Without room on the disk there is no file, or an old one; the node does without.
+        """
+        file = -1
         temporary = path.with_name(f".{path.name}.{os.getpid()}")
-        fd = os.open(temporary, os.O_CREAT | os.O_RDWR | os.O_TRUNC | os.O_CLOEXEC, 0o640)
-        try:
-            # Not ftruncate: to write to a hole in a mapping is SIGBUS once the disk is full.
-            os.posix_fallocate(fd, 0, _SIZE)
-            board = cls(mmap.mmap(fd, _SIZE))
-        finally:
-            os.close(fd)
+        with contextlib.suppress(OSError):
+            flags = os.O_CREAT | os.O_RDWR | os.O_TRUNC | os.O_CLOEXEC
+            file = os.open(temporary, flags, 0o640)
+            temporary.replace(path)
+        board = cls(mmap.mmap(-1, _SIZE), file)
         board._words[0] = MAGIC
-        temporary.replace(path)
+        board._show(0, _SIZE // 8)
         return board
 
     @classmethod
-    def attach(cls, path: Path) -> Self | None:
-        """The scoreboard that a node keeps in `path`; None where there is none."""
-        try:
-            with path.open("rb") as file:
-                board = cls(mmap.mmap(file.fileno(), _SIZE, prot=mmap.PROT_READ))
-        except (OSError, ValueError):
-            return None
-        return board if board._words[0] == MAGIC else None
+    def attach(cls, path: Path) -> "Reader | None":
+        """The scoreboard that a node shows in `path`; None where there is none."""
+        reader = Reader(path)
+        return reader if reader.is_there else None
 
     def get(self, row: int, field: int) -> int:
         """One word."""
         return self._words[(row + 1) * _WORDS + field]
 
     def set(self, row: int, field: int, value: int) -> None:
-        """Write one word of the caller's own row."""
+        """Write one word of the caller's own row, and show the row to others."""
         self._words[(row + 1) * _WORDS + field] = value
+        self._show_row(row)
 
     def add(self, row: int, field: int, value: int = 1) -> None:
         """Add to one word of the caller's own row."""
@@ -134,11 +149,14 @@ class Scoreboard:
         Returns:
             Its entry, to be given to `release_association`; None while all are taken.
         """
-        return association_table.claim(self._entries, row, caller)
+        entry = association_table.claim(self._entries, row, caller)
+        self._show_associations()
+        return entry
 
     def release_association(self, entry: int) -> None:
         """Count an association no more; by the process that claimed the entry."""
         self._entries[entry] = 0
+        self._show_associations()
 
     def count_associations(self, caller: int = 0) -> tuple[int, int]:
         """Associations of all listeners together, also of those that drain: (in all, of `caller`)."""
@@ -150,6 +168,8 @@ class Scoreboard:
         start = (row + 1) * _WORDS
         for word in range(start, start + _WORDS):
             self._words[word] = 0
+        self._show_row(row)
+        self._show_associations()
 
     def free_row(self) -> int | None:
         """A row that no process uses."""
@@ -172,3 +192,54 @@ class Scoreboard:
             now - self.get(row, HEARTBEAT),
             *(self.get(row, field) for field in (ACTIVE, ASSOCIATIONS, REFUSED, INSTANCES, BYTES, FAILED)),
         )
+
+    def _show_row(self, row: int) -> None:
+        self._show((row + 1) * _WORDS, _WORDS)
+
+    def _show_associations(self) -> None:
+        self._show(_FIRST_ENTRY, min(self._entries[0], ENTRIES) + 1)
+
+    def _show(self, word: int, count: int) -> None:
+        """Let readers of the file see some words."""
+        if self._file < 0:
+            return
+        with contextlib.suppress(OSError):  # the disk is full or failing: they see older ones
+            if os.fstat(self._file).st_size != _SIZE:
+                word, count = 0, _SIZE // 8
+            os.pwrite(self._file, self._words[word : word + count], word * 8)
+
+
+class Reader:
+    """The scoreboard of a running node as another process sees it, at most a heartbeat old."""
+
+    def __init__(self, path: Path) -> None:
+        """Read the file `path` when asked."""
+        self._path = path
+
+    @property
+    def is_there(self) -> bool:
+        """Whether there is a whole scoreboard."""
+        return len(self._content()) == _SIZE
+
+    def get(self, row: int, field: int) -> int:
+        """As `Scoreboard.get`."""
+        return self._now().get(row, field)
+
+    def count_associations(self, caller: int = 0) -> tuple[int, int]:
+        """As `Scoreboard.count_associations`."""
+        return self._now().count_associations(caller)
+
+    def rows(self) -> list[RowView]:
+        """As `Scoreboard.rows`."""
+        return self._now().rows()
+
+    def _now(self) -> Scoreboard:
+        """What the file says now; all zero where it is not there, or not whole."""
+        return Scoreboard(self._content() or bytes(_SIZE))
+
+    def _content(self) -> bytes:
+        with contextlib.suppress(OSError):
+            content = self._path.read_bytes()
+            if len(content) == _SIZE and int.from_bytes(content[:8], sys.byteorder) == MAGIC:
+                return content
+        return b""

@@ -46,6 +46,7 @@ def test_a_reader_sees_what_is_written(path: Path) -> None:
     board.add(7, INSTANCES)
     board.add(7, INSTANCES)
     board.add(7, BYTES, 5 << 40)
+    board.set(7, HEARTBEAT, now_ms())  # shows what was counted since the last one
     [row] = reader.rows()
     assert (row.row, row.pid, row.state, row.active) == (7, 42, ACCEPTING, 3)
     assert (row.instances, row.bytes, row.failed, row.refused) == (2, 5 << 40, 0, 0)
@@ -90,6 +91,7 @@ def test_associations_of_all_listeners_are_counted_by_caller(path: Path) -> None
     board.release_association(entries[0])
     assert board.count_associations(ct) == (8, 5)
     assert board.claim_association(3, ct) == entries[0], "the first that is free"
+    board.set(3, HEARTBEAT, now_ms())
     reader = Scoreboard.attach(path)
     assert reader is not None
     assert reader.count_associations(ct) == (9, 6)
@@ -166,27 +168,41 @@ def test_what_is_no_scoreboard_is_none(content: bytes | None, path: Path) -> Non
     assert Scoreboard.attach(path) is None
 
 
-def test_a_reader_cannot_write(path: Path) -> None:
-    Scoreboard.create(path)
+def test_a_file_that_is_cut_short_ends_nobody_and_is_made_whole_with_the_next_change(path: Path) -> None:
+    board = Scoreboard.create(path)
+    board.set(3, STATE, ACCEPTING)
     reader = Scoreboard.attach(path)
     assert reader is not None
-    with pytest.raises(TypeError):
-        reader.set(0, STATE, ACCEPTING)
+    os.truncate(path, 0)
+    pid = os.fork()
+    if pid == 0:
+        board.add(3, INSTANCES)
+        entry = board.claim_association(3, 1)
+        os._exit(entry or 0)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 1, "no SIGBUS"
+    os.truncate(path, 1000)
+    assert (reader.is_there, reader.rows(), reader.count_associations()) == (False, [], (0, 0))
+    assert Scoreboard.attach(path) is None
+    board.set(3, HEARTBEAT, now_ms())
+    [row] = reader.rows()
+    assert (row.row, row.instances, reader.count_associations(1)) == (3, 1, (1, 1))
 
 
-def test_its_blocks_are_reserved_so_that_a_full_disk_cannot_kill_a_writer(path: Path) -> None:
-    Scoreboard.create(path)
-    facts = path.stat()
-    assert facts.st_blocks * 512 >= facts.st_size
-
-
-def test_a_full_disk_is_said_when_it_is_made(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("name", ["pwrite", "open", "fstat"])
+def test_a_full_or_failing_disk_keeps_no_node_from_its_counters(
+    name: str, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     before = len(os.listdir("/proc/self/fd"))
 
-    def full(*_: int) -> None:
+    def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(scoreboard.os, "posix_fallocate", full)
-    with pytest.raises(OSError, match="No space"):
-        Scoreboard.create(path)
+    monkeypatch.setattr(scoreboard.os, name, full)
+    board = Scoreboard.create(path)
+    board.set(3, STATE, ACCEPTING)
+    board.set(3, HEARTBEAT, now_ms())
+    assert board.get(3, STATE) == ACCEPTING
+    monkeypatch.undo()
+    assert Scoreboard.attach(path) is None
+    del board
     assert len(os.listdir("/proc/self/fd")) == before
