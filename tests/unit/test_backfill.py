@@ -173,3 +173,23 @@ def _waits_for_lock(ledger: Ledger) -> bool:
 def test_ledger_that_is_away_is_said(tmp_path: Path) -> None:
     with pytest.raises(LedgerError, match="is not there"):
         Ledger(f"sqlite:///{tmp_path}/none.db").deliver("pacs", ALL, 1)
+
+
+@pytest.mark.parametrize("ledger", ["postgresql"], indirect=True)  # SQLite has one writer at a time
+def test_retention_sees_what_was_made_while_it_looked(ledger: Ledger) -> None:
+    ledger.record([row(1, destinations=()), row(2, destinations=())])
+    [study] = ledger.kept_studies(["1"])
+    marked: list[int] = []
+
+    def mark() -> None:
+        files = ledger.mark_removing([study], 10, 6000, only_delivered=True)
+        marked.extend(file.id for file in files)
+
+    thread = threading.Thread(target=mark)
+    with ledger.write() as connection:
+        connection.execute(backfill._LOCK, {"ids": [1]})
+        connection.execute(backfill._MAKE["postgresql"], {"of": "pacs", "now": 5000, "ids": [1]})
+        thread.start()
+        eventually(lambda: _waits_for_lock(ledger), 10, "retention waits for the command")
+    thread.join(20)
+    assert marked == [2]

@@ -11,7 +11,7 @@ from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
 
 from ingest.errors import LedgerError
-from ingest.ledger import SCHEMA_VERSION, Ledger
+from ingest.ledger import SCHEMA_VERSION, InstanceState, Ledger, Outcome
 from ingest.ledger.schema import metadata
 from ingest.migrations import configuration, head
 from tests.ledgers import row
@@ -136,4 +136,33 @@ def test_ledger_of_the_first_revision_keeps_its_rows_and_one_stored_object_a_uid
         ("b", "variant", ""),
         ("c", "stored", ""),
     ]
+    ledger.close()
+
+
+@pytest.mark.parametrize("dialect", ["sqlite", "postgresql"])
+def test_ledger_without_copies_keeps_its_rows_and_takes_copies(
+    url: str, dialect: str, request: pytest.FixtureRequest
+) -> None:
+    if dialect == "postgresql":
+        url = request.getfixturevalue("postgresql_url")
+        emptied = Ledger(url)
+        with emptied.write() as connection:
+            connection.exec_driver_sql("DROP SCHEMA public CASCADE; CREATE SCHEMA public")
+        emptied.close()
+    ledger = Ledger(url)
+    ledger.migrate()
+    copy = row(2, sop_instance_uid="1.2.1", copy_digest="a")
+    ledger.record([row(1), copy, row(3, state=InstanceState.VARIANT)])
+    with ledger.write() as connection:
+        command.downgrade(configuration(connection), "0005")
+        command.upgrade(configuration(connection), "head")
+    rows = sorted(ledger.instances(), key=lambda one: one.id)
+    assert [(one.state.value, one.copy_digest) for one in rows] == [
+        ("stored", ""),
+        ("variant", ""),
+        ("variant", ""),
+    ]
+    second = row(4, sop_instance_uid="1.2.1", copy_digest="b")
+    taken = row(5, sop_instance_uid="1.2.1", copy_digest="b", store_key="other")
+    assert ledger.record([second, taken]) == [Outcome.RECORDED, Outcome.TAKEN]
     ledger.close()

@@ -338,6 +338,20 @@ def test_release_takes_the_place_of_the_first_and_leaves_copies(make_persist_sit
     assert delivery_of(site, copy.id) == {"pacs": DeliveryState.WAITING}
 
 
+def test_release_leaves_copies_that_outlived_the_first(make_persist_site: Sites) -> None:
+    site = make_persist_site()
+    first, other = conflict(site)
+    site.receive(Made(pixels=b"further"))
+    site.work(store=site.config.store.model_copy(update={"duplicates": "keep-both"}))
+    copy = site.instances()[-1]
+    with site.ledger() as ledger, ledger.write() as connection:
+        connection.exec_driver_sql(f"UPDATE instances SET state = 'removed' WHERE id = {first}")
+    (site.config.store_root / by_id(site)[first].store_key).unlink()
+    assert release(site.config, [other]) == 0
+    assert [by_id(site)[number].state for number in (first, other, copy.id)] == [REMOVED, STORED, STORED]
+    assert len(site.stored()) == 2
+
+
 # --- dropping
 
 
