@@ -1,4 +1,4 @@
-from libc.stdint cimport uint8_t
+from libc.stdint cimport uint8_t, uint64_t
 
 from ext.pdu cimport PDUParser
 from ext.poller cimport Watched
@@ -11,6 +11,7 @@ cdef enum Notice:
     CLOSED = 2              # the peer's close_notify
     BLOCKED = 4             # the kernel takes no more for now
     PAUSED = 8              # too many operations are outstanding
+    UNREAD = 16             # more has come than one turn may cost; `receive` is to be called in the next
 
 
 cdef class Taker:
@@ -25,7 +26,13 @@ cdef class Channel(Watched):
     cdef readonly int notices
     cdef readonly int first         # the first byte of all; -1 before it
     cdef readonly int error         # errno of the network, 0 for its orderly end
-    cdef readonly double heard      # when something came last, seconds of the monotonic clock
+    cdef readonly double progressed     # when the peer came on last, seconds of the monotonic clock
+    cdef double heard               # when bytes came last
+    cdef uint64_t completed         # the parser's count of PDUs at `progressed`
+    cdef size_t unfinished          # bytes since `progressed`
+    cdef int spent                  # of this turn's budget
+    cdef Kept rest                  # what this turn's budget did not reach
+    cdef size_t rest_at             # how much of it was looked at since
     cdef public bint deaf           # nothing that comes is looked at any more
     cdef public bint mute           # nothing is said any more
     cdef PDUParser parser
@@ -46,6 +53,9 @@ cdef class Channel(Watched):
     cdef int get(self) except -1
     cdef bint ending(self) except -1
     cdef int fill(self) except -1
+    cdef int note_progress(self) noexcept
+    cdef int put_off(self) except -1
+    cdef bint take_rest(self) except -1
     cdef Py_ssize_t decrypt(self, Py_ssize_t length) except -2
     cdef int say(self, const uint8_t *data, size_t length) except -1
     cdef int out(self) except -1

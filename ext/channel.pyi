@@ -4,12 +4,13 @@ from ext.events import Command, ControlPDU, DataSet
 from ext.pdu import PDUParser
 from ext.poller import Watched
 
-__all__ = ["BLOCKED", "CLOSED", "ENDED", "PAUSED", "Channel", "Taker"]
+__all__ = ["BLOCKED", "CLOSED", "ENDED", "PAUSED", "UNREAD", "Channel", "Taker"]
 
 ENDED: Final = 1
 CLOSED: Final = 2
 BLOCKED: Final = 4
 PAUSED: Final = 8
+UNREAD: Final = 16
 
 class Taker: ...
 
@@ -17,7 +18,7 @@ class Channel(Watched):
     notices: int
     first: int
     error: int
-    heard: float
+    progressed: float
     deaf: bool
     mute: bool
     taker: Taker | None

@@ -19,7 +19,7 @@ from ext.pdu cimport PDUParser
 from ext.sink cimport forget, keep, kept_bytes, release
 from ext.system cimport EPOLLOUT
 
-__all__ = ["BLOCKED", "CLOSED", "ENDED", "PAUSED", "Channel", "Taker"]
+__all__ = ["BLOCKED", "CLOSED", "ENDED", "PAUSED", "UNREAD", "Channel", "Taker"]
 
 cdef extern from "sys/socket.h" nogil:
     Py_ssize_t recv(int, void *, size_t, int)
@@ -35,8 +35,17 @@ cdef extern from "netinet/tcp.h" nogil:
     enum: TCP_QUICKACK
 
 cdef Py_ssize_t RECORD = 16384      # plaintext of the largest TLS record (RFC 8446 5.1)
+cdef size_t PROGRESS = 16384        # bytes within a PDU that show that its sender goes on
 
-globals().update(BLOCKED=BLOCKED, CLOSED=CLOSED, ENDED=ENDED, PAUSED=PAUSED)
+# All other connections wait while one is served, so what one turn may cost is bounded: by events, of which
+# those that Python handles count more. One window may hold thousands of C-ECHOs. What is beyond the budget
+# has to leave the window, which the next connection receives into.
+cdef int BUDGET = 128
+cdef int COST_OF_TAKEN = 1
+cdef int COST_OF_LEFT = 4
+cdef size_t PIECE = 65536           # of what was put off, to be looked at together
+
+globals().update(BLOCKED=BLOCKED, CLOSED=CLOSED, ENDED=ENDED, PAUSED=PAUSED, UNREAD=UNREAD)
 
 
 cdef class Taker:
@@ -64,10 +73,11 @@ cdef class Channel:
             as neither `plain` nor `secure` was called.
 
     Attributes:
-        notices: ENDED, CLOSED, BLOCKED and PAUSED, or'ed: what the owner has to act upon.
+        notices: ENDED, CLOSED, BLOCKED, PAUSED and UNREAD, or'ed: what the owner has to act upon.
         first: The first byte that came after `plain` or `secure`; -1 before it.
         error: The errno with which the network failed, 0 for its orderly end.
-        heard: When something came last, seconds of the monotonic clock.
+        progressed: When the peer came on last, seconds of the monotonic clock: it finished a PDU, or sent
+            another PROGRESS bytes of one. Bytes alone are none: who sends one a minute would stay for ever.
         deaf: Set to look at nothing that comes any more.
         mute: Set to say nothing any more; what was said before still goes out.
         taker: Takes events first.
@@ -90,6 +100,7 @@ cdef class Channel:
             PyMem_Free(self.window)
         release(&self.pending)
         release(&self.outgoing)
+        release(&self.rest)
 
     cdef int ready(self, unsigned int events) except -1:
         if events & EPOLLOUT:
@@ -140,7 +151,8 @@ cdef class Channel:
     def receive(self):
         """Take what has arrived; the next event that is Python's, or None when there is no more now.
 
-        After an event, call it again until None.
+        After an event, call it again until None. If `notices` then has UNREAD, the turn was long enough: call
+        it in the next one.
 
         Raises:
             PeerError: The peer broke the protocol.
@@ -149,25 +161,38 @@ cdef class Channel:
         return self.next()
 
     cdef object next(self):
+        self.notices &= ~UNREAD
         if self.deaf:
             self.drain()
             return None
         try:
             while True:
-                event = self.parser.step()
+                event = self.parser.step() if self.spent < BUDGET else None
                 while event is not None:
                     if self.taker is None or not self.taker.take(event):
+                        self.spent += COST_OF_LEFT
                         return event
+                    self.spent += COST_OF_TAKEN
+                    if self.spent >= BUDGET:
+                        break
                     event = self.parser.step()
                 if self.taker is not None:
                     self.taker.window_goes()
+                if self.spent >= BUDGET:
+                    self.put_off()
+                    break
                 if self.deaf or not self.get():
                     break
         except BaseException:
             self.received = False
+            self.spent = 0
             self.answer_before_error()
             raise
         self.received = False
+        self.spent = 0
+        if self.rest.length:
+            self.notices |= UNREAD
+        self.note_progress()
         self.out()
         if self.parser.within_message():
             self.acknowledge()
@@ -204,6 +229,7 @@ cdef class Channel:
         self.notices |= ENDED
         forget(&self.pending)
         forget(&self.outgoing)
+        forget(&self.rest)
 
     @property
     def unsent(self):
@@ -230,6 +256,8 @@ cdef class Channel:
         cdef Py_ssize_t count = 0
         if self.notices & (PAUSED | ENDED | CLOSED):
             return 0
+        if self.rest.length:
+            return self.take_rest()
         if self.ending():
             count = self.decrypt(0)
         elif self.received or not self.fill():
@@ -269,8 +297,40 @@ cdef class Channel:
         self.heard = <double> now.tv_sec + <double> now.tv_nsec * 1e-9
         if not plain:
             count = self.decrypt(count)
-        self.parser.received(max(count, 0))
+        count = max(count, 0)
+        self.unfinished += <size_t> count       # not what TLS says to itself
+        self.parser.received(count)
         return 1
+
+    cdef int note_progress(self) noexcept:
+        """Note whether what came in this turn brought the peer on."""
+        if self.parser.completed != self.completed or self.unfinished >= PROGRESS:
+            self.completed = self.parser.completed
+            self.unfinished = 0
+            self.progressed = self.heard
+        return 0
+
+    cdef int put_off(self) except -1:
+        """Keep what is left of the window for the next turn."""
+        cdef size_t left = self.parser.end - self.parser.position
+        if self.rest.length:
+            self.rest_at -= left                # it came from there
+        elif left:
+            keep(&self.rest, <const uint8_t *> self.parser.window.buf + self.parser.position, left)
+        self.parser.position = self.parser.end
+        return 0
+
+    cdef bint take_rest(self) except -1:
+        """Fill the parser's window with a piece of what was put off."""
+        cdef size_t length = min(self.rest.length - self.rest_at, <size_t> self.parser.window.len, PIECE)
+        if length == 0:
+            forget(&self.rest)
+            self.rest_at = 0
+            return False
+        memcpy(self.parser.window.buf, self.rest.data + self.rest_at, length)
+        self.rest_at += length
+        self.parser.received(<Py_ssize_t> length)
+        return True
 
     cdef Py_ssize_t decrypt(self, Py_ssize_t length) except -2:
         cdef Py_ssize_t count

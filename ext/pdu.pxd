@@ -42,6 +42,7 @@ cdef class PDUParser:
     cdef Phase phase
     cdef uint8_t header[HEADER_LENGTH]
     cdef size_t header_have
+    cdef uint64_t completed             # PDUs that ended
     cdef uint64_t pdu_left              # bytes of the current PDU not yet opened as a PDV or kept
     cdef uint64_t fragment_left
     cdef bint fragment_is_command

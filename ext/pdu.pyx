@@ -225,6 +225,7 @@ cdef class PDUParser:
             elif self.phase == IN_PDV_HEADER:
                 if self.pdu_left == 0:
                     self.phase = IN_PDU_HEADER
+                    self.completed += 1
                     continue
                 if self.pdu_left < HEADER_LENGTH:
                     self.fail("P-DATA-TF ends within a PDV item", INVALID_PARAMETER)
@@ -309,6 +310,7 @@ cdef class PDUParser:
         cdef events.ControlPDU event = events.ControlPDU.__new__(events.ControlPDU)
         event.data = kept_bytes(&self.control)
         event.pdu_type = self.control.data[0]
+        self.completed += 1
         forget(&self.control)
         self.phase = IN_PDU_HEADER
         return event

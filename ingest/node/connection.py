@@ -12,7 +12,7 @@ from typing import Any, Final, Protocol
 
 import structlog
 
-from ext.channel import BLOCKED, CLOSED, ENDED, PAUSED, Channel
+from ext.channel import BLOCKED, CLOSED, ENDED, PAUSED, UNREAD, Channel
 from ext.errors import PeerError
 from ext.pdu import Command, ControlPDU, DataSet, PDUParser
 from ext.poller import READABLE, WRITABLE, Poller
@@ -85,8 +85,9 @@ class Connection:
         self._watched = False
         self._events = 0  # what is waited for
         self._finished = False
+        self._due = False  # `_receive` is, in the next turn
         self._closing: float | None = None  # since when
-        self._opened_at = server.time()
+        self._opened_at = self._busy_at = server.time()
         self.address = str(peer[0])
         tls = self._pump is not None
         self.uri = presentation_address(self.address, peer[1], tls=tls)
@@ -126,6 +127,7 @@ class Connection:
                     self._receive()
 
     def _receive(self) -> None:
+        self._due = False
         if self._finished:
             return
         try:
@@ -190,8 +192,16 @@ class Connection:
         events = WRITABLE if channel.notices & BLOCKED else 0
         if not channel.notices & PAUSED and self._closing is None:
             events |= READABLE
-        if events & ~self._events & READABLE and self._watched:
-            self._server.soon(self._receive)  # TLS may hold what came before a pause
+        if (
+            events & READABLE
+            and not self._due
+            and (
+                # After a pause TLS may hold what came before it.
+                channel.notices & UNREAD or (self._watched and not self._events & READABLE)
+            )
+        ):
+            self._due = True
+            self._server.soon(self._receive)
         if events != self._events:
             self._events, self._watched = events, True
             self._server.poller.watch(self._descriptor, channel, events)
@@ -248,9 +258,16 @@ class Connection:
                 if association.state is State.AWAITING_ASSOCIATE_RQ:
                     self._server.peer_failed(self.address)
                 association.artim_expired()
-        elif now - max(self._channel.heard, self._opened_at) > receive.idle_seconds and not association.busy:
+        elif self._is_idle(now):
             self._late("idle_seconds")
             association.release()
+
+    def _is_idle(self, now: float) -> bool:
+        """Whether the peer has not come on for too long, while it was not for us to answer."""
+        if self._association.busy:
+            self._busy_at = now
+        idle_seconds = self._server.config.receive.idle_seconds
+        return now - max(self._channel.progressed, self._busy_at) > idle_seconds
 
     def crowded_out(self, count: int) -> None:
         """Make room for others, as `count` of this address had to in this minute: it has no association."""

@@ -314,6 +314,27 @@ def test_what_a_peer_says_cannot_forge_lines_of_the_log(node: Node, watch: Watch
     assert re.search(r"\n(?!\{)", node.log.rstrip()) is None
 
 
+@pytest.mark.parametrize("connect_to", [Caller.plain, Caller.tls], ids=["plain", "tls"])
+def test_thousands_of_messages_at_once_are_answered_in_order(
+    node: Node, connect_to: Callable[[Node], Caller]
+) -> None:
+    count, made = 3000, Made(sop=new_uid())
+    messages = [command(3, dimse.echo_request(number)) for number in range(1, count)]
+    store = command(1, dimse.store_request(0, CT, made.sop)) + data_pdus(1, made.data_set)
+    with connect_to(node) as flooding, connect_to(node) as other:
+        flooding.associate()
+        other.associate()
+        flooding.send(store, *messages)
+        assert other.echo() == 0
+        answered = [flooding.response() for _ in range(count)]
+        assert {response.status for response in answered} == {0}
+        echoed = [response.message_id for response in answered if response.command_field != 0x8001]
+        assert echoed == list(range(1, count))
+        flooding.release()
+        other.release()
+    row(node, made.sop, "stored")
+
+
 def test_many_messages_at_once_are_all_answered_in_a_sound_order(node: Node) -> None:
     instances = [Made(sop=new_uid(), pixels=bytes(3000)) for _ in range(100)]
     with Caller.tls(node) as caller:

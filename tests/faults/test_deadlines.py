@@ -9,8 +9,10 @@ import pytest
 
 from ingest.dicom import dimse, wire
 from tests.faults.caller import (
+    VERIFICATION,
     Caller,
     client,
+    command,
     connect,
     data_pdus,
     new_uid,
@@ -20,7 +22,7 @@ from tests.faults.caller import (
     request,
 )
 from tests.faults.watch import Watch, known, listeners, nothing_received, partial_of, receive, row
-from tests.instances import Made
+from tests.instances import CT, EXPLICIT, IMPLICIT, Made
 from tests.nodes import Node, eventually
 
 HANDSHAKE, ARTIM, IDLE = 0.6, 0.8, 1.0
@@ -170,6 +172,74 @@ def test_a_slow_peer_that_goes_on_is_not_idle(node: Node) -> None:
         assert caller.response().status == 0
         caller.release()
     row(node, made.sop, "stored")
+
+
+def _nothing(caller: Caller) -> None:
+    """Between two messages."""
+
+
+def _in_mid_command(caller: Caller) -> None:
+    caller.send(command(3, dimse.echo_request(1))[:30])
+
+
+def _in_mid_image(caller: Caller) -> None:
+    caller.begin_store(new_uid())
+    caller.send(data_pdus(1, bytes(200_000), last=False, length=100_000)[:50_000])
+
+
+WITHIN = {
+    "a header": (_nothing, b"\x04\0\0\1\0\0" + bytes(1000)),
+    "an A-RELEASE-RQ": (_nothing, b"\x05\0\0\0\0"),
+    "a command set": (_in_mid_command, command(3, dimse.echo_request(1))[30:-1]),
+    "a data set": (_in_mid_image, bytes(1000)),
+}
+"""Where a peer may dribble: how it comes there, and what it then sends byte by byte."""
+
+
+@CONNECTIONS
+def test_bytes_alone_keep_no_association(
+    node: Node, watch: Watch, connect_to: Callable[[Node], Caller]
+) -> None:
+    with contextlib.ExitStack() as stack:
+        callers = [stack.enter_context(connect_to(node)) for _ in WITHIN]
+        for caller, (begin, _) in zip(callers, WITHIN.values(), strict=True):
+            caller.associate()
+            begin(caller)
+        with within(IDLE, IDLE):
+            for step in range(1000):
+                time.sleep(IDLE / 20)  # the pace is what is tested
+                for caller, (_, data) in zip(callers, WITHIN.values(), strict=True):
+                    with contextlib.suppress(ConnectionError, ssl.SSLError):
+                        caller.send(data[step : step + 1])
+                if len(list(watch.events("deadline"))) >= len(WITHIN):
+                    break
+        for caller in callers:
+            assert caller.read_pdu()[0] in {wire.ABORT, wire.RELEASE_RQ}
+    nothing_received(node)
+
+
+def test_small_progress_keeps_an_association(node: Node) -> None:
+    """A whole PDU, however empty, or a piece of a large one, now and then."""
+    made = Made(sop=new_uid(), pixels=bytes(120_000))
+    large = data_pdus(5, made.data_set, length=131_000)
+    echo, empty = command(3, dimse.echo_request(1)), p_data(pdv(1, 0, b""))
+    with contextlib.ExitStack() as stack:
+        echoing, storing, slow = (stack.enter_context(Caller.tls(node)) for _ in range(3))
+        for caller in (echoing, storing, slow):
+            caller.associate(((1, CT, EXPLICIT), (3, VERIFICATION, IMPLICIT), (5, CT, EXPLICIT)))
+        storing.begin_store(new_uid())
+        slow.send(command(5, dimse.store_request(1, CT, made.sop)))
+        for start in range(0, len(large), 20_000):
+            time.sleep(IDLE / 2)  # the pace is what is tested
+            echoing.send(echo)
+            storing.send(empty)
+            slow.send(large[start : start + 20_000])
+            assert echoing.response().status == 0
+        assert slow.response().status == 0
+        storing.send(data_pdus(1, bytes(10)))
+        assert storing.response().status != 0
+        for caller in (echoing, storing, slow):
+            caller.release()
 
 
 @CONNECTIONS
