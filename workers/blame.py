@@ -24,8 +24,10 @@ def is_ours(error: BaseException) -> bool:
         error: What was raised while an image was read, placed or recorded.
     """
     if isinstance(error, OSError):
-        # Without a number it was raised about content: a file that ends too early.
-        return error.errno is not None and error.errno not in OF_THE_NAME
+        if error.errno is None:
+            # Raised in plain words about content: a file that ends too early. A timeout is another class.
+            return type(error) is not OSError
+        return error.errno not in OF_THE_NAME
     return isinstance(error, MemoryError | StoreAwayError | LedgerError | redis.RedisError)
 
 

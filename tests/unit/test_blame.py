@@ -1,0 +1,60 @@
+"""Whose fault an error is."""
+
+import errno
+
+import pytest
+import redis
+from sqlalchemy.exc import DataError, IntegrityError
+
+from ingest.errors import LedgerError, PeerError, SpoolError, StoreAwayError, StoreError, StoreMissingError
+from workers.blame import OF_THE_NAME, is_ours, is_shortage
+
+
+@pytest.mark.parametrize(
+    "number", sorted(set(errno.errorcode) - OF_THE_NAME), ids=errno.errorcode.__getitem__
+)
+def test_every_error_of_the_system_is_ours(number: int) -> None:
+    assert is_ours(OSError(number, "of the system"))
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        TimeoutError("nothing came"),
+        ConnectionResetError(),
+        LedgerError("away"),
+        StoreAwayError("away"),
+        StoreMissingError("away"),
+        redis.ConnectionError("away"),
+        redis.ResponseError("LOADING"),
+    ],
+)
+def test_what_is_away_is_ours(error: Exception) -> None:
+    assert is_ours(error)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        *(OSError(number, "of the name") for number in sorted(OF_THE_NAME)),
+        OSError("the file ends before its data set"),
+        PeerError("no DICOM file"),
+        StoreError("no such name can be had"),
+        SpoolError("no place in the spool"),
+        DataError("INSERT", {}, Exception()),
+        IntegrityError("INSERT", {}, Exception()),
+        RuntimeError("a fault of ours that the bytes bring out"),
+    ],
+)
+def test_what_is_about_the_image_is_not(error: Exception) -> None:
+    assert not is_ours(error)
+
+
+def test_shortage_is_seen_behind_the_error_that_it_caused() -> None:
+    caused = StoreAwayError("away")
+    caused.__cause__ = OSError(errno.EMFILE, "Too many open files")
+    assert is_shortage(caused)
+    assert is_shortage(MemoryError())
+    assert not is_shortage(StoreAwayError("away"))
+    assert not is_shortage(OSError(errno.EIO, "Input/output error"))
