@@ -38,59 +38,81 @@ RETRIES_SHARE: Final = 8
 # In each of these states `next_at` says from when on a row may be taken.
 _OPEN: Final = (DeliveryState.WAITING.value, DeliveryState.RETRY.value, DeliveryState.SENDING.value)
 
-_DUE_AT_ALL: Final = (
-    select(
-        deliveries.c.id,
-        deliveries.c.instance_id,
-        deliveries.c.destination,
-        deliveries.c.attempts,
-        deliveries.c.created_at,
-        deliveries.c.breaks,
-        deliveries.c.suspect_since,
-        instances.c.store_key,
-        instances.c.size,
-        instances.c.data_set_offset,
-        instances.c.series_uid,
-        instances.c.sop_class_uid,
-        instances.c.sop_instance_uid,
-        instances.c.transfer_syntax_uid,
+_COLUMNS: Final = (
+    deliveries.c.id,
+    deliveries.c.instance_id,
+    deliveries.c.destination,
+    deliveries.c.attempts,
+    deliveries.c.created_at,
+    deliveries.c.breaks,
+    deliveries.c.suspect_since,
+    instances.c.store_key,
+    instances.c.size,
+    instances.c.data_set_offset,
+    instances.c.series_uid,
+    instances.c.sop_class_uid,
+    instances.c.sop_instance_uid,
+    instances.c.transfer_syntax_uid,
+)
+
+
+def _to_lease(query: Select[Any]) -> Select[Any]:
+    """In the order of arrival, at most so many."""
+    return (
+        query.order_by(deliveries.c.next_at, deliveries.c.instance_id)
+        .limit(bindparam("at_most"))
+        # PostgreSQL only: what another worker is leasing is passed over. SQLite has one writer at a time.
+        .with_for_update(skip_locked=True, of=deliveries)
     )
+
+
+_DUE_AT_ALL: Final = (
+    select(*_COLUMNS)
     .join(instances, instances.c.id == deliveries.c.instance_id)
     .where(
         deliveries.c.destination == bindparam("of"),
         deliveries.c.state == bindparam("in_state"),
         deliveries.c.next_at <= bindparam("now"),
     )
-    .order_by(deliveries.c.next_at, deliveries.c.instance_id)
-    .limit(bindparam("at_most"))
-    # PostgreSQL only: what another worker is leasing is passed over. SQLite has one writer at a time.
-    .with_for_update(skip_locked=True, of=deliveries)
 )
-_DUE: Final = _DUE_AT_ALL.where(deliveries.c.suspect_since == 0)
-# Of the part of the backlog that is looked at, what is of no series that has a suspect.
-_DUE_ELSEWHERE: Final = _DUE.where(
-    deliveries.c.id.in_(
-        select(deliveries.c.id)
-        .where(
-            deliveries.c.destination == bindparam("of"),
-            deliveries.c.state == DeliveryState.WAITING.value,
-            deliveries.c.next_at <= bindparam("now"),
-        )
-        .order_by(deliveries.c.next_at, deliveries.c.instance_id)
-        .limit(bindparam("window"))
-    ),
-    instances.c.series_uid.not_in(bindparam("series", expanding=True)),
-)
-_SUSPECTS: Final = _DUE_AT_ALL.where(SUSPECT)
-_SUSPECT_SERIES: Final = (
+
+
+def _of_suspects(query: Select[Any]) -> Select[Any]:
+    """By the index of suspects: by the other one SQLite would look at all that is tried again."""
+    return query.where(SUSPECT).with_hint(deliveries, "INDEXED BY deliveries_suspects", "sqlite")
+
+
+_DUE: Final = _to_lease(_DUE_AT_ALL.where(deliveries.c.suspect_since == 0))
+_SUSPECTS: Final = _to_lease(_of_suspects(_DUE_AT_ALL))
+_SUSPECT_SERIES: Final = _of_suspects(
     select(instances.c.series_uid)
     .distinct()
     .join(deliveries, instances.c.id == deliveries.c.instance_id)
     .where(
         deliveries.c.destination == bindparam("of"),
         deliveries.c.state.in_((DeliveryState.RETRY.value, DeliveryState.SENDING.value)),
-        SUSPECT,
     )
+)
+# The part of the backlog that is looked at for other series. It is read first: by way of the index, for its
+# order, SQLite would look at the whole backlog.
+_window: Final = (
+    select(deliveries.c.id)
+    .where(
+        deliveries.c.destination == bindparam("of"),
+        deliveries.c.state == bindparam("in_state"),
+        deliveries.c.next_at <= bindparam("now"),
+        deliveries.c.suspect_since == 0,
+    )
+    .order_by(deliveries.c.next_at, deliveries.c.instance_id)
+    .limit(CAREFUL_WINDOW)
+    .subquery("looked_at")
+)
+_DUE_ELSEWHERE: Final = _to_lease(
+    select(*_COLUMNS)
+    .select_from(_window)
+    .join(deliveries, deliveries.c.id == _window.c.id)
+    .join(instances, instances.c.id == deliveries.c.instance_id)
+    .where(instances.c.series_uid.not_in(_SUSPECT_SERIES))
 )
 _IN_OTHER_HANDS: Final = (
     select(deliveries.c.id)
@@ -102,7 +124,7 @@ _IN_OTHER_HANDS: Final = (
     )
     .limit(1)
 )
-_SUSPECT_IN_OTHER_HANDS: Final = _IN_OTHER_HANDS.where(SUSPECT)
+_SUSPECT_IN_OTHER_HANDS: Final = _of_suspects(_IN_OTHER_HANDS)
 _FIRST_UNTRIED: Final = (
     select(deliveries.c.id)
     .where(
@@ -112,8 +134,10 @@ _FIRST_UNTRIED: Final = (
     )
     .limit(1)
 )
-_FIRST_SUSPECT: Final = select(func.min(deliveries.c.next_at)).where(
-    deliveries.c.destination == bindparam("of"), deliveries.c.state == DeliveryState.RETRY.value, SUSPECT
+_FIRST_SUSPECT: Final = _of_suspects(
+    select(func.min(deliveries.c.next_at)).where(
+        deliveries.c.destination == bindparam("of"), deliveries.c.state == DeliveryState.RETRY.value
+    )
 )
 # Series of which another worker has instances on their way: what follows in them waits for those.
 _BUSY_SERIES: Final = (
@@ -495,8 +519,6 @@ class Deliveries(Database):
         self, connection: Connection, window: int, asked: dict[str, Any], busy: set[str]
     ) -> list[dict[str, Any]]:
         """What waits and is of no series that has a suspect."""
-        series = list(connection.execute(_SUSPECT_SERIES, asked).scalars())
-        asked = {**asked, "series": series, "window": CAREFUL_WINDOW}
         return self._rows(connection, _DUE_ELSEWHERE, DeliveryState.WAITING.value, window, asked, busy)
 
     @staticmethod

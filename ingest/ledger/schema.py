@@ -16,7 +16,7 @@ from sqlalchemy import (
     text,
 )
 
-SCHEMA_VERSION: Final = "0010"
+SCHEMA_VERSION: Final = "0011"
 """The revision in ingest/migrations that made the tables below."""
 
 # SQLite hands out row ids of its own only for a primary key that is declared INTEGER.
@@ -110,8 +110,9 @@ deliveries = Table(
     Column("breaks", Integer, nullable=False, server_default="0"),
     Column("suspect_since", BigInteger, nullable=False, server_default="0"),
     UniqueConstraint("instance_id", "destination", name="deliveries_instance_destination"),
-    # Equality on the first two and the order of the rest is how a lease reads, whatever the backlog.
-    Index("deliveries_due", "destination", "state", "next_at", "instance_id"),
+    # Equality on the first two and the order of the next two is how a lease reads, whatever the backlog; the
+    # last has it pass over suspects without a look at their rows.
+    Index("deliveries_due", "destination", "state", "next_at", "instance_id", "suspect_since"),
     # Suspects go last and alone: they are few, and are found without a look at the others.
     Index(
         "deliveries_suspects",
