@@ -67,6 +67,7 @@ class _Lookup:
     done: threading.Event = field(default_factory=threading.Event)
     found: list[Address] = field(default_factory=list)
     error: OSError | None = None
+    thread: threading.Thread | None = None
 
 
 @dataclass(slots=True)
@@ -164,7 +165,7 @@ class Resolver:
             raise ResolverAwayError(f"{LOOKUPS_MAX} other names are being looked up, and none is answered")
         known.lookup = lookup = _Lookup(time.monotonic())
         try:
-            threads.once("resolver", lambda: self._run(known, lookup, host, port))
+            lookup.thread = threads.once("resolver", lambda: self._run(known, lookup, host, port))
         except RuntimeError as error:
             known.lookup = None
             raise ResolverAwayError(f"there can be no thread to look it up: {error}") from error
@@ -193,6 +194,9 @@ class Resolver:
                 with self._lock:
                     self._vain_at = time.monotonic()
                 return False
+        # A supervisor forks after it has looked its listeners up: then no thread may be about to end.
+        if lookup.thread is not None:
+            lookup.thread.join(TICK_SECONDS)
         return True
 
 

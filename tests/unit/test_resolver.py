@@ -43,6 +43,9 @@ def server() -> Iterator[NameServer]:
     made = NameServer()
     yield made
     made.open.set()
+    for each in threading.enumerate():
+        if each.name == "resolver":
+            each.join(10)
 
 
 def took(started: float) -> float:
@@ -107,6 +110,12 @@ def test_many_names_behind_a_dead_name_server_take_a_bounded_number_of_threads(s
         with pytest.raises(ResolverAwayError):
             names.resolve(f"pacs{number}", 104, 0.01)
     assert server.asked <= resolver.LOOKUPS_MAX
+
+
+def test_no_thread_is_left_once_there_is_an_answer(server: NameServer) -> None:
+    for number in range(50):
+        Resolver(server).resolve(f"pacs{number}", 104, 20)
+        assert not [each for each in threading.enumerate() if each.name == "resolver" and each.is_alive()]
 
 
 def test_a_slow_name_server_is_waited_for(server: NameServer) -> None:
