@@ -14,7 +14,6 @@ from ingest.ledger import Circuit, CircuitState, Ledger
 from ingest.scu import Association, Remote, Timeouts
 from workers import circuit
 from workers.circuit import Failure, Stance, Trouble
-from workers.leases import now_ms
 from workers.retry import Limits
 
 MARGIN_MILLISECONDS: Final = 5_000
@@ -59,6 +58,9 @@ class Breaker:
         self._limits = Limits.of(destination)
         self._rng = rng
         self._circuit = Circuit(destination=self._name)
+        self._claim_ms = (
+            round((self._timeouts.connect + self._timeouts.response) * 1000) + MARGIN_MILLISECONDS
+        )
         self._look_at = 0.0
 
     def enter(self, on_tick: Callable[[], None]) -> tuple[int, str]:
@@ -72,16 +74,16 @@ class Breaker:
             not reach it.
         """
         self.look()
-        stance = circuit.stance(self._circuit, now_ms())
+        stance = circuit.stance(self._circuit, self._ledger.now_ms())
         if stance is Stance.PROBE:
-            claim = round((self._timeouts.connect + self._timeouts.response) * 1000) + MARGIN_MILLISECONDS
-            before, after = self._change(lambda found: circuit.claimed(found, now_ms(), claim))
+            now = self._ledger.now_ms()
+            before, after = self._change(lambda found: circuit.claimed(found, now, self._claim_ms))
             if before != after:
                 return self._probe(on_tick)
-            stance = circuit.stance(after, now_ms())
+            stance = circuit.stance(after, self._ledger.now_ms())
         if stance is Stance.GO:
             return 0, ""
-        return max(1, self._circuit.probe_at - now_ms()), ""
+        return max(1, self._circuit.probe_at - self._ledger.now_ms()), ""
 
     @property
     def is_careful(self) -> bool:
@@ -109,7 +111,9 @@ class Breaker:
         Returns:
             As `enter`.
         """
-        failure = Failure(Trouble.BROKEN, reason, now_ms(), is_suspect=is_suspect, others_wait=others_wait)
+        failure = Failure(
+            Trouble.BROKEN, reason, self._ledger.now_ms(), is_suspect=is_suspect, others_wait=others_wait
+        )
         hold_ms = self._note(failure)
         if not hold_ms and self._circuit.breaks >= circuit.OPEN_AFTER:
             return self._probe(on_tick)
@@ -123,7 +127,7 @@ class Breaker:
         if self._stopping():
             self._change(circuit.unclaimed)
             return 0
-        return self._note(Failure(trouble, reason, now_ms()))
+        return self._note(Failure(trouble, reason, self._ledger.now_ms()))
 
     def _note(self, failure: Failure) -> int:
         reason = failure.reason
@@ -148,12 +152,12 @@ class Breaker:
             if not self._circuit.failures and time.monotonic() >= self._look_at:
                 self.look()  # another worker's association may have broken meanwhile
             if self._circuit.failures:
-                self._change(lambda found: circuit.answered(found, now_ms()))
+                self._change(lambda found: circuit.answered(found, self._ledger.now_ms()))
 
     def look(self) -> None:
         """Read what all workers have noted."""
         self._look_at = time.monotonic() + LOOK_SECONDS
-        self._circuit = self._ledger.circuit(self._name)
+        self._circuit = self._bounded(self._ledger.circuit(self._name), self._ledger.now_ms())
 
     def _probe(self, on_tick: Callable[[], None]) -> tuple[int, str]:
         """C-ECHO (PS3.7 9.1.5): whatever the remote says to that, it is there."""
@@ -172,5 +176,12 @@ class Breaker:
         return 0, ""
 
     def _change(self, change: Callable[[Circuit], Circuit]) -> tuple[Circuit, Circuit]:
-        before, self._circuit = self._ledger.change_circuit(self._name, change)
+        now = self._ledger.now_ms()
+        before, self._circuit = self._ledger.change_circuit(
+            self._name, lambda found: change(self._bounded(found, now))
+        )
         return before, self._circuit
+
+    def _bounded(self, found: Circuit, now: int) -> Circuit:
+        """The circuit, without a wait that is longer than any that was ever begun."""
+        return circuit.bounded(found, now, max(self._limits.max_ms, self._claim_ms))

@@ -50,6 +50,17 @@ def stance(circuit: Circuit, now_ms: int) -> Stance:
     return Stance.GO if circuit.state is CircuitState.CLOSED else Stance.PROBE
 
 
+def bounded(circuit: Circuit, now_ms: int, longest_ms: int) -> Circuit:
+    """Without a wait that is longer than any that was ever begun: the clock was set back since.
+
+    Args:
+        circuit: As it was noted.
+        now_ms: The time, in Unix milliseconds.
+        longest_ms: The longest pause of the destination, or the longest claim of a probe.
+    """
+    return replace(circuit, probe_at=now_ms) if circuit.probe_at > now_ms + longest_ms else circuit
+
+
 def claimed(circuit: Circuit, now_ms: int, claim_ms: int) -> Circuit:
     """Half-open for who comes first; others may ask once the claim of a prober that died has ended."""
     if stance(circuit, now_ms) is not Stance.PROBE:

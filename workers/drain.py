@@ -39,6 +39,7 @@ from workers.retry import (
 )
 from workers.store import FileStore
 from workers.turns import Turn
+from workers.wall_clock import WallClock
 
 SLICE_SECONDS: Final = 30.0
 """After so long the worker is free for other destinations."""
@@ -74,6 +75,7 @@ class Tools:
     rng: Callable[[], float]
     others: Callable[[str], list[str]]
     places: int
+    clock: WallClock = field(default_factory=WallClock)
     recent: dict[str, tuple[Context, ...]] = field(default_factory=dict)
 
 
@@ -193,10 +195,11 @@ class Drain:
             log.info("drained", destination=self._name, seconds=seconds, **counts)
 
     def _give_up_old(self) -> None:
-        now = now_ms()
         reason = self._limits.given_up(self._unreachable)
         try:
-            dead = self._tools.ledger.expire(self._name, now - self._limits.give_up_ms, reason, now)
+            now = self._tools.ledger.now_ms()
+            owed_since = now - self._limits.give_up_ms - self._tools.clock.set_forward_ms()
+            dead = self._tools.ledger.expire(self._name, owed_since, reason, now)
         except LedgerError as error:
             log.warning("ledger_away", error=str(error))  # the next failure gives them up
             return
@@ -306,6 +309,10 @@ class Drain:
         self._conclude(row, answer, waiting)
         self._breaker.answered()
 
+    def _age_ms(self, row: Delivery) -> int:
+        """For how long a delivery has been owed; a clock that is set forward makes none older."""
+        return now_ms() - row.created_at - self._tools.clock.set_forward_ms()
+
     def _land(self, waiting: deque[Delivery]) -> None:
         """Wait for all answers that are to come."""
         while self._flying and self._association is not None:
@@ -313,7 +320,7 @@ class Drain:
             self._tick()
 
     def _conclude(self, row: Delivery, outcome: Outcome, waiting: deque[Delivery]) -> None:
-        decision = decide(outcome, row.attempts, now_ms() - row.created_at, self._limits, self._tools.rng)
+        decision = decide(outcome, row.attempts, self._age_ms(row), self._limits, self._tools.rng)
         if isinstance(decision, Renegotiate):
             self._alone.add(_context(row))
             self._anew.add(_context(row))

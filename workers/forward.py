@@ -38,7 +38,7 @@ from ingest.wake import (
 )
 from workers.circuit import asked_anew
 from workers.drain import Drain, Tools
-from workers.leases import now_ms
+from workers.leases import LEASE_MILLISECONDS, now_ms
 from workers.patience import Patience, StoppedError
 from workers.rq_worker import Worker
 from workers.store import FileStore
@@ -166,7 +166,8 @@ class LedgerWatch:
     def _run(self) -> None:
         while True:
             try:
-                due = self._forwarder.ledger.due_destinations(now_ms())
+                self._bound_waits()
+                due = self._forwarder.ledger.due_destinations(self._forwarder.ledger.now_ms())
                 self._ledger.worked()
                 self._wake([name for name in due if name in self._forwarder.destinations])
                 self._queue.worked()
@@ -181,6 +182,17 @@ class LedgerWatch:
                 self._ledger.failed(error)
             if self._forwarder.stop.wait(WAKE_SECONDS):
                 return
+
+    def _bound_waits(self) -> None:
+        """Whatever the clocks say: nothing waits for longer than its own maximum."""
+        ledger = self._forwarder.ledger
+        for name, destination in self._forwarder.destinations.items():
+            longest = round(destination.retry_max_seconds * 1000)
+            count = ledger.bound_waits(name, ledger.now_ms(), LEASE_MILLISECONDS, longest)
+            if count:
+                log.warning(
+                    "waits_bounded", destination=name, deliveries=count, cause="the clock was set back"
+                )
 
     def _wake(self, due: Sequence[str]) -> None:
         not_woken = {name for name in due if not self._forwarder.waker.wake(name)}

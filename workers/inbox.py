@@ -19,6 +19,9 @@ from ingest.spool.reference import Reference
 IDLE_MILLISECONDS: Final = 10_000
 """An entry that its consumer has not touched for so long is anybody's."""
 
+AGELESS_LOOKS: Final = 4
+"""How often in a row an entry was delivered "just now" before we take it over: looks are seconds apart."""
+
 STREAMS_SECONDS: Final = 2.0
 """How old the list of streams may be."""
 
@@ -75,6 +78,7 @@ class Inbox:
         self._streams: list[str] = []
         self._streams_until = 0.0
         self._own_after: dict[str, str] = {}
+        self._ageless_looks: dict[str, dict[bytes, int]] = {}
 
     def streams(self) -> list[str]:
         """The streams as they are now; their groups are there.
@@ -143,7 +147,30 @@ class Inbox:
                 start = answer[0].decode()
                 if start == "0-0":
                     break
+            found = self._ageless(stream, count)
+            if found:
+                return self._counted(stream, found)
         return []
+
+    def _ageless(self, stream: str, count: int) -> list[Entry]:
+        """What was delivered at a time that lies ahead, for the clock of Redis was set back; now ours.
+
+        Redis says of such an entry that it was touched just now, each time that it is asked, and would say so
+        for as long as the clock was set back. An entry that somebody works on is touched every few seconds.
+        """
+        pending = self._grouped(
+            stream, lambda: self._client.xpending_range(stream, GROUP, min="-", max="+", count=10 * count)
+        )
+        ids = {row["message_id"] for row in pending if row["time_since_delivered"] == 0}
+        before = self._ageless_looks.get(stream, {})
+        looks = {number: before.get(number, 0) + 1 for number in ids}
+        stuck = [number for number, seen in looks.items() if seen >= AGELESS_LOOKS][:count]
+        self._ageless_looks[stream] = {number: seen for number, seen in looks.items() if number not in stuck}
+        if not stuck:
+            return []
+        return self._entries(
+            stream, cast("list[Any]", self._client.xclaim(stream, GROUP, self._consumer, 0, stuck))
+        )
 
     def rescue(self) -> None:
         """Have entries delivered again that the group takes for delivered, and that no consumer has.

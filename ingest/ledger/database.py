@@ -42,6 +42,11 @@ _POSTGRESQL_WAITS: Final = {
 """Parameters of libpq: a server that is cut off without a word is given up after about 20 s. Those in the
 URL go first."""
 
+CLOCK_SECONDS: Final = 5.0
+"""How long the database's clock is not looked at again."""
+
+_SERVER_CLOCK: Final = sqlalchemy.text("SELECT (extract(epoch FROM clock_timestamp()) * 1000)::bigint")
+
 _MIGRATION_LOCK: Final = 0x1D1C0
 """Key of PostgreSQL's advisory lock that one migrating process holds."""
 
@@ -72,6 +77,7 @@ class Database:
             raise LedgerError("[ledger] url cannot be used: is no URL; see docs/configuration.md") from error
         self.dialect = self._engine.dialect.name
         self._writer = self._engine.execution_options(ingest_writer=True)
+        self._clock_ms, self._clock_until = 0, 0.0
 
     def close(self) -> None:
         """Close the connections."""
@@ -100,6 +106,30 @@ class Database:
         """
         with self._errors(), self._writer.begin() as connection:
             yield connection
+
+    def now_ms(self) -> int:
+        """The time that leases and pauses of this ledger go by, in Unix milliseconds.
+
+        That of the database's server, so that hosts with different clocks agree. Between two looks at it the
+        monotonic clock is added, which nobody sets. SQLite is for one host: its wall clock is everybody's.
+
+        Raises:
+            LedgerError: The ledger is away, and has never said its time.
+        """
+        if self.dialect != "postgresql":
+            return time.time_ns() // 1_000_000
+        now = time.monotonic()
+        if now >= self._clock_until:
+            try:
+                with self.read() as connection:
+                    told = connection.execute(_SERVER_CLOCK).scalar_one()
+                self._clock_ms = int(told) - round(time.monotonic() * 1000)
+            except LedgerError:
+                # What the server said last is good for as long as the host runs.
+                if not self._clock_until:
+                    raise
+            self._clock_until = now + CLOCK_SECONDS
+        return self._clock_ms + round(now * 1000)
 
     def session(self) -> Connection:
         """A connection of the caller's own, without transactions; the caller closes it.

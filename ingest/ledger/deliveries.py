@@ -215,6 +215,15 @@ _FINISH: Final = (
 )
 
 
+_AHEAD: Final = and_(
+    deliveries.c.destination == bindparam("of"),
+    deliveries.c.state == bindparam("in_state"),
+    deliveries.c.next_at > bindparam("latest"),
+)
+_FIRST_AHEAD: Final = select(deliveries.c.id).where(_AHEAD).limit(1)
+_BOUND: Final = update(deliveries).where(_AHEAD).values(next_at=bindparam("latest"))
+
+
 def _destinations() -> Any:
     """All names in `deliveries`, by one seek in the index each, not by reading all rows."""
     names = select(func.min(deliveries.c.destination).label("name")).cte("names", recursive=True)
@@ -436,6 +445,32 @@ class Deliveries(Database):
         if ids:
             with self.write() as connection:
                 connection.execute(_RELEASE, {"ids": list(ids), "owner": owner})
+
+    def bound_waits(self, destination: str, now_ms: int, lease_ms: int, retry_ms: int) -> int:
+        """Shorten waits that are longer than any that was ever begun: the clock was set back since.
+
+        Args:
+            destination: Its name.
+            now_ms: The time, in Unix milliseconds.
+            lease_ms: The longest lease. A living owner renews a shortened one before it ends.
+            retry_ms: The longest pause before another attempt.
+
+        Returns:
+            How many were shortened.
+
+        Raises:
+            LedgerError: The ledger is away.
+        """
+        bounds = (
+            {"of": destination, "in_state": DeliveryState.SENDING.value, "latest": now_ms + lease_ms},
+            {"of": destination, "in_state": DeliveryState.RETRY.value, "latest": now_ms + retry_ms},
+        )
+        with self.read() as connection:
+            ahead = [bound for bound in bounds if connection.execute(_FIRST_AHEAD, bound).first() is not None]
+        if not ahead:
+            return 0
+        with self.write() as connection:
+            return sum(connection.execute(_BOUND, bound).rowcount for bound in ahead)
 
     def due_destinations(self, now_ms: int) -> list[str]:
         """Names of the destinations for which `lease` would find something.

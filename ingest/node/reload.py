@@ -28,7 +28,7 @@ def note(run_dir: Path, generation: int, faults: Sequence[str] = (), *, began: i
         run_dir: Of the node.
         generation: Number of the configuration in force.
         faults: Why the new one is not; empty where it is.
-        began: When the reading began (Unix ns).
+        began: When the reading began, in nanoseconds of the machine's monotonic clock.
     """
     path = run_dir / OUTCOME
     new = path.with_suffix(".new")
@@ -47,7 +47,7 @@ def reload(config: Config, seconds: float = WAIT_SECONDS) -> int:
         IngestError: No node runs there, it belongs to somebody else, or it does not answer.
     """
     pid = _running(config.run_dir)
-    asked = time.time_ns()
+    asked = time.monotonic_ns()
     try:
         os.kill(pid, signal.SIGHUP)
     except PermissionError:
@@ -113,7 +113,7 @@ def _not_running(run_dir: Path) -> IngestError:
 
 
 def outcome(run_dir: Path) -> dict[str, Any]:
-    """How the last reading ended, as `note` left it: `began` (Unix ns), `pid`, `generation`, `faults`."""
+    """How the last reading ended, as `note` left it: `began`, `pid`, `generation`, `faults`."""
     try:
         found = json.loads((run_dir / OUTCOME).read_text())
     except (OSError, ValueError):

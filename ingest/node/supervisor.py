@@ -214,7 +214,7 @@ class Supervisor:
         with reading_once():
             self.generation = first(config, self.roles)
             self._tell_of_files()
-        reload.note(config.run_dir, self.generation.number, began=time.time_ns())
+        reload.note(config.run_dir, self.generation.number, began=time.monotonic_ns())
         if self.roles == ALL_ROLES and not config.queue.url:
             self.queue = EmbeddedQueue(config.data_dir)
             self.queue.start()
@@ -415,7 +415,7 @@ class Supervisor:
 
     def _begin_reload(self) -> None:
         """Read the new configuration, and have its listeners started beside those that accept now."""
-        self._next_began = time.time_ns()
+        self._next_began = time.monotonic_ns()
         try:
             self._next = self._next_generation()
         except Exception as error:

@@ -191,7 +191,8 @@ def _is_leased(root: Path, lock_fd: int) -> bool:
             os.close(clock)
     except OSError:  # a full disk
         now_ns = time.time_ns()
-    return now_ns - os.fstat(lock_fd).st_mtime_ns < LEASE_SECONDS * 1e9
+    # A time that lies ahead by more than a lease was written before the clock was set back.
+    return abs(now_ns - os.fstat(lock_fd).st_mtime_ns) < LEASE_SECONDS * 1e9
 
 
 class Spool:
