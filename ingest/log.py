@@ -16,6 +16,7 @@ from structlog.typing import EventDict, Processor, WrappedLogger
 
 from ingest.config.model import Log
 from ingest.errors import BootError
+from ingest.filesystem import TROUBLE
 
 LEVELS: Final = {
     "debug": logging.DEBUG,
@@ -49,6 +50,9 @@ class Sink:
             try:
                 descriptor = os.open(file, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o640)
             except OSError as error:
+                if error.errno in TROUBLE and self._descriptor == _STDERR:
+                    structlog.get_logger().error("log_file_away", file=str(file), error=error.strerror)
+                    return
                 remedy = "let this user write it, or name another file"
                 raise BootError(f"log.file: {file}: {error.strerror}; {remedy}") from None
         self._file, old = file, self._descriptor

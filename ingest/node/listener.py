@@ -17,6 +17,7 @@ from ext.poller import READABLE, Poller
 from ext.sink import keep_free
 from ext.store import Intake
 from ingest import room
+from ingest.alarms import Severity, clear_alarm, raise_alarm
 from ingest.config.model import Config
 from ingest.cores import usable_cores
 from ingest.dicom.negotiate import Accepted, AcceptorPolicy, Rejected, local_limit_exceeded, negotiate
@@ -45,7 +46,9 @@ from ingest.node.scoreboard import (
     now_ms,
 )
 from ingest.node.store_scp import Services
-from ingest.spool.spool import Spool
+from ingest.spool.spool import Spool, spool_id
+from ingest.spool.stand_in import passes, stand_in
+from ingest.store_identity import remember_spool, require_spool
 from ingest.tls.pump import RECORD
 from ingest.tls.seen import Sightings
 
@@ -56,6 +59,12 @@ GARBAGE_OBJECTS: Final = 50_000
 """Objects made and not freed before the collector looks for cycles."""
 
 TICK_SECONDS: Final = 0.25
+CLAIM_SECONDS: Final = 3.0
+"""Between two looks at a spool that cannot be used."""
+
+UNUSABLE: Final = "spool_unusable"
+"""The alarm for that."""
+
 ACCEPT_PAUSE_SECONDS: Final = 0.5
 HANDOFF_SECONDS: Final = 3.0
 
@@ -76,9 +85,12 @@ def run(config: Config, endpoints: tuple[Endpoint, ...], board: Scoreboard, row:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     durable, small = config.receive.durability == "fsync", config.receive.segment_max_bytes
     try:
-        spool = Spool.claim(config.spool_dir, durable=durable, segments=small > 0)
+        spool = _claimed(config)
     except SpoolError as error:
-        raise BootError(f"[receive] spool_dir: {error}") from error
+        if not passes(error):
+            raise BootError(f"[receive] spool_dir: {error}") from error
+        return _refuse(config, endpoints, board, row, error)
+    clear_alarm(config.run_dir, UNUSABLE)
     intake = Intake(
         spool.committer, spool.slot.name, board.counters(row), INSTANCES, BYTES, durable=durable, small=small
     )
@@ -102,6 +114,43 @@ def run(config: Config, endpoints: tuple[Endpoint, ...], board: Scoreboard, row:
     return 0
 
 
+def _claimed(config: Config) -> Spool:
+    """The spool of a configuration, if it is the one that was used last.
+
+    Raises:
+        SpoolError: It cannot be used.
+    """
+    root, durable = config.spool_dir, config.receive.durability == "fsync"
+    require_spool(root, spool_id(root), config.data_dir)
+    spool = Spool.claim(root, durable=durable, segments=config.receive.segment_max_bytes > 0)
+    remember_spool(root, spool.id, config.data_dir)
+    return spool
+
+
+def _refuse(
+    config: Config, endpoints: tuple[Endpoint, ...], board: Scoreboard, row: int, error: SpoolError
+) -> int:
+    """Answer every association with a transient rejection until the spool can be used; returns the exit code.
+
+    The supervisor then starts a listener anew.
+
+    Raises:
+        SpoolError: Nothing can be written to anywhere.
+    """
+    remedy = "see to its disk, or mount it; meanwhile associations are rejected as transient"
+    raise_alarm(config.run_dir, UNUSABLE, str(error), remedy, severity=Severity.FAILING)
+    with stand_in() as spool:
+        intake = Intake(
+            spool.committer, spool.slot.name, board.counters(row), INSTANCES, BYTES, durable=False
+        )
+        handoff = Handoff(config, spool, intake)
+        services = Services(
+            spool, intake, handoff, board, row, config.receive.quarantine, config.instance_limit
+        )
+        Listener(config, endpoints, services, refuses=f"the spool cannot be used: {error}").serve()
+    return 0
+
+
 class Listener:
     """What all connections of this process share.
 
@@ -112,8 +161,19 @@ class Listener:
         plaintext: The one buffer for what TLS, or a plain network, gives to the parser.
     """
 
-    def __init__(self, config: Config, endpoints: tuple[Endpoint, ...], services: Services) -> None:
+    def __init__(
+        self, config: Config, endpoints: tuple[Endpoint, ...], services: Services, *, refuses: str = ""
+    ) -> None:
+        """Prepare.
+
+        Args:
+            config: The configuration.
+            endpoints: Where to accept.
+            services: What all connections share.
+            refuses: Why it can do no more than refuse, in place of a spool; it ends once there is one.
+        """
         self.config = config
+        self._refuses = refuses
         self.services = services
         self.ciphertext = memoryview(bytearray(BUFFER))
         self.plaintext = memoryview(bytearray(BUFFER + 2 * RECORD))
@@ -163,7 +223,10 @@ class Listener:
         signal.signal(signal.SIGUSR2, lambda *_: self.soon(self._end_now))
         signal.signal(signal.SIGUSR1, lambda *_: self.soon(reopen_log))
         self.poller.watch(self.services.spool.committer.wakeup, self.collect, READABLE)
-        self.services.handoff.start()
+        if self._refuses:
+            self._timers.append((self.time() + CLAIM_SECONDS, self._claim_again))
+        else:
+            self.services.handoff.start()
         self._tick()
         for endpoint in self._endpoints:
             self._watch(endpoint)
@@ -362,7 +425,22 @@ class Listener:
             except Exception as error:
                 connection.failed(error)
 
+    def _claim_again(self) -> None:
+        """End once the spool can be used: a listener that is started anew takes it."""
+        try:
+            _claimed(self.config).close()
+        except SpoolError as error:
+            log.debug("spool_still_unusable", error=str(error))
+            self._timers.append((self.time() + CLAIM_SECONDS, self._claim_again))
+            return
+        log.info("spool_usable_again")
+        self._end_now()
+
     def _look_for_room(self) -> str:
+        if self._refuses:
+            return self._refuses
+        if self.services.board.is_held:
+            return "the disk of [node] data_dir is full"
         receive, retention = self.config.receive, self.config.retention
         spool = self.services.spool.full(
             receive.min_free_bytes, receive.spool_max_bytes, self.services.handoff.used

@@ -35,6 +35,9 @@ ENTRIES: Final = 32768
 _FIRST_ENTRY: Final = (ROWS + 1) * _WORDS
 _SIZE: Final = (_FIRST_ENTRY + 1 + ENTRIES) * 8
 
+_HELD: Final = 1
+"""Behind the magic number: whether nothing is to be received."""
+
 PID, HEARTBEAT, STATE, ACTIVE, ASSOCIATIONS, REFUSED, INSTANCES, BYTES, FAILED, NEWCOMERS = range(10)
 
 FREE, BOOTING, ACCEPTING, DRAINING = range(4)
@@ -118,6 +121,15 @@ class Scoreboard:
         board._words[0] = MAGIC
         board._show(0, _SIZE // 8)
         return board
+
+    @property
+    def is_held(self) -> bool:
+        """Whether the supervisor wants nothing received: the disk of the data folder is full."""
+        return self._words[_HELD] != 0
+
+    def hold(self, *, held: bool) -> None:
+        """Say whether anything is to be received; for the supervisor."""
+        self._words[_HELD] = held
 
     @classmethod
     def attach(cls, path: Path) -> "Reader | None":

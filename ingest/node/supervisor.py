@@ -11,6 +11,7 @@ import importlib
 import os
 import select
 import signal
+import socket
 import sys
 import threading
 import time
@@ -24,15 +25,18 @@ from typing import Final
 import structlog
 
 from ingest import capabilities
+from ingest.alarms import Severity, clear_alarm, raise_alarm
 from ingest.config import load, notes
 from ingest.config.check import notices
 from ingest.config.model import Config
-from ingest.errors import BootError, ConfigError
+from ingest.errors import BootError, ConfigError, IngestError
+from ingest.filesystem import TROUBLE
 from ingest.log import Seldom
 from ingest.log import configure as configure_log
 from ingest.log import reopen as reopen_log
 from ingest.node import listener, reload
 from ingest.node.child import BOOT_EXIT, SIGNALS, fork
+from ingest.node.disk_reserve import DiskReserve
 from ingest.node.embedded_queue import EmbeddedQueue
 from ingest.node.endpoints import Endpoint, unbind
 from ingest.node.generation import ALL_ROLES, BACK_OFF_SECONDS, Child, Generation, Place, first, following
@@ -48,6 +52,9 @@ WORKERS: Final = {
     "retain": "workers.retention:main",
 }
 """Named, never imported here: imports run from workers to ingest, not back."""
+
+DISK_FULL: Final = "disk_full"
+"""The alarm for a full disk of the data folder."""
 
 TICK_SECONDS: Final = 0.5
 UNREADABLE_AFTER: Final = 3
@@ -107,6 +114,8 @@ class Supervisor:
         self._ready = False
         self._drain_until: float | None = None
         self._lock: int | None = None
+        self._reserve = DiskReserve(config.data_dir, config.run_dir / "reserve")
+        self._was_short: bool | None = None
         self._wakeup: tuple[int, ...] = ()
 
     @property
@@ -154,17 +163,22 @@ class Supervisor:
 
     def _prepare_folders(self) -> None:
         config = self.config
+        # First of all: the disk may be full, and what follows needs some room.
+        self._reserve.look()
         try:
             for folder in (config.data_dir, config.run_dir):
                 folder.mkdir(parents=True, exist_ok=True, mode=0o750)
+            self._reserve.look(at_once=True)
             if "listen" in self.roles:
                 self._take_lock(config.run_dir / "node.lock")
                 self.board = Scoreboard.create(config.run_dir / "scoreboard")
             else:
                 self._share_lock(config.run_dir / reload.WORKERS_LOCK)
         except OSError as error:
-            where = error.filename or config.run_dir
-            raise BootError(f"[node] data_dir: {where} cannot be used: {error.strerror}") from error
+            cause = f"[node] data_dir: {error.filename or config.run_dir} cannot be used: {error.strerror}"
+            if error.errno in TROUBLE:
+                raise IngestError(f"{cause}; make room, or see to the disk") from error
+            raise BootError(cause) from error
 
     def _require_file_systems(self) -> None:
         """Start on no file system that could not keep what would be acknowledged.
@@ -182,7 +196,13 @@ class Supervisor:
 
     def _take_lock(self, path: Path) -> None:
         """One node for a data folder. A record lock (fcntl), since children must not inherit it."""
-        self._lock = os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o640)
+        try:
+            self._lock = os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o640)
+        except OSError as error:
+            if error.errno not in TROUBLE:
+                raise
+            self._take_name(path)
+            return
         try:
             fcntl.lockf(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except (BlockingIOError, PermissionError) as error:
@@ -190,8 +210,21 @@ class Supervisor:
             raise BootError(
                 f"[node] data_dir: process {owner or 'unknown'} runs a node on {path.parent.parent}; stop it"
             ) from error
-        os.ftruncate(self._lock, 0)
-        os.write(self._lock, f"{os.getpid()}\n".encode())
+        with contextlib.suppress(OSError):  # a full disk
+            # No longer than before where that is possible, so that it needs no new block.
+            os.pwrite(self._lock, f"{os.getpid()}\n".encode(), 0)
+            os.ftruncate(self._lock, len(f"{os.getpid()}\n"))
+
+    def _take_name(self, path: Path) -> None:
+        """Exclude other nodes on this host where the disk takes no file for a lock."""
+        facts = path.parent.stat()
+        taken = socket.socket(socket.AF_UNIX)
+        try:
+            # unix(7): an abstract name, which needs no file and ends with the process.
+            taken.bind(f"\0dicom-ingest {facts.st_dev} {facts.st_ino}")
+        except OSError as error:
+            raise BootError(f"[node] data_dir: another node runs on {path.parent.parent}; stop it") from error
+        self._lock = taken.detach()
 
     def _share_lock(self, path: Path) -> None:
         """Show `ingest status` that workers run here; several supervisors may."""
@@ -230,7 +263,12 @@ class Supervisor:
         self._fill(self.generation, now)
         self._go_on_reloading(now)
         self._end_old_generations(now)
-        for watch in (partial(self._watch_queue, now), self._watch_heartbeats, self._certificates.look):
+        for watch in (
+            self._watch_disk,
+            partial(self._watch_queue, now),
+            self._watch_heartbeats,
+            self._certificates.look,
+        ):
             try:
                 watch()
             except Exception as error:  # of one duty, which is done again in the next turn
@@ -357,6 +395,25 @@ class Supervisor:
         # A worker that ends well was told to by somebody else, such as a terminal that signals all of us.
         say = log.info if code == 0 else log.error
         say("child_died", child=child.role, child_pid=child.pid, code=code, again_in_seconds=pause)
+
+    def _watch_disk(self) -> None:
+        """Receive nothing on a full disk: what room is left there is for the ledger, which frees the rest."""
+        was_short = self._was_short
+        self._reserve.look()
+        short = self._was_short = self._reserve.is_short
+        if self.board is not None:
+            self.board.hold(held=short)
+        if short == was_short:
+            return
+        if short:
+            remedy = "make room; meanwhile nothing is received, and forwarding and retention go on"
+            raise_alarm(
+                self.config.run_dir, DISK_FULL, self._reserve.reason, remedy, severity=Severity.FAILING
+            )
+        else:
+            clear_alarm(self.config.run_dir, DISK_FULL)
+        if self.queue is not None:
+            self.queue.keep_log(wanted=not short)
 
     def _watch_queue(self, now: float) -> None:
         queue, place = self.queue, self._queue_place

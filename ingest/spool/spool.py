@@ -240,11 +240,16 @@ class Spool:
             for number in itertools.count():
                 slot = Slot.lock(root, f"L{number}")
                 if slot is not None:
-                    slot.take()
-                    slot.remove_partials()
-                    if durable:
-                        sync_upwards(slot.path)
-                    return cls(root, identity, slot, durable=durable, segments=segments)
+                    try:
+                        slot.take()
+                        slot.remove_partials()
+                        if durable:
+                            sync_upwards(slot.path)
+                        return cls(root, identity, slot, durable=durable, segments=segments)
+                    except BaseException:
+                        # Whoever tries again would find it held, and take another one each time.
+                        slot.release()
+                        raise
         except OSError as error:
             raise SpoolError(
                 f"the spool {root} cannot be used: {error.strerror} ({error.filename})"

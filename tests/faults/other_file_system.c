@@ -4,6 +4,7 @@
    NO_LINK    linkat and link fail with EOPNOTSUPP: vfat, exFAT, SMB.
    NO_RENAME  renameat2 with a flag fails with EINVAL: NFS, 9p.
    NO_SYNC    fsync of a folder fails with EINVAL: SMB of older kernels, 9p.
+   NO_DISK    fsync fails with EIO, as long as the file $NO_DISK_WHILE is there.
    NO_SYNCFS  syncfs fails with EIO.
    NO_SOCKET  bind of a Unix socket fails with EPERM: SMB, vfat.
    NO_CHMOD   chmod fails with EPERM: vfat.
@@ -74,6 +75,8 @@ int fsync(int fd)
 {
     struct stat facts;
 
+    if (below("NO_DISK", fd, NULL) && access(getenv("NO_DISK_WHILE"), F_OK) == 0)
+        return refuse(EIO);
     if (below("NO_SYNC", fd, NULL) && fstat(fd, &facts) == 0 && S_ISDIR(facts.st_mode))
         return refuse(EINVAL);
     return NEXT(fsync)(fd);
