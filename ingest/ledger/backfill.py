@@ -53,6 +53,8 @@ _AGAIN: Final = (
         state=DeliveryState.WAITING.value,
         attempts=0,
         next_at=0,
+        breaks=0,
+        suspect_since=0,
         last_status=None,
         last_error=None,
         # The age after which it is given up starts anew, too.

@@ -75,23 +75,24 @@ _DUE_AT_ALL: Final = (
         deliveries.c.next_at <= bindparam("now"),
     )
 )
-
-
-def _of_suspects(query: Select[Any]) -> Select[Any]:
-    """By the index of suspects: by the other one SQLite would look at all that is tried again."""
-    return query.where(SUSPECT).with_hint(deliveries, "INDEXED BY deliveries_suspects", "sqlite")
-
-
 _DUE: Final = _to_lease(_DUE_AT_ALL.where(deliveries.c.suspect_since == 0))
-_SUSPECTS: Final = _to_lease(_of_suspects(_DUE_AT_ALL))
-_SUSPECT_SERIES: Final = _of_suspects(
+_SUSPECTS: Final = _to_lease(
+    select(*_COLUMNS)
+    .join(instances, instances.c.id == deliveries.c.instance_id)
+    .where(
+        deliveries.c.destination == bindparam("of"),
+        deliveries.c.next_at <= bindparam("now"),
+        # Not the bare column: SQLite would go by the index of all that is due.
+        deliveries.c.state.concat("").in_(_OPEN),
+        SUSPECT,
+    )
+)
+_SUSPECT_SERIES: Final = (
     select(instances.c.series_uid)
     .distinct()
     .join(deliveries, instances.c.id == deliveries.c.instance_id)
-    .where(
-        deliveries.c.destination == bindparam("of"),
-        deliveries.c.state.in_((DeliveryState.RETRY.value, DeliveryState.SENDING.value)),
-    )
+    # The bound on `next_at` leads SQLite to the index of suspects.
+    .where(deliveries.c.destination == bindparam("of"), deliveries.c.next_at >= 0, SUSPECT)
 )
 # The part of the backlog that is looked at for other series. It is read first: by way of the index, for its
 # order, SQLite would look at the whole backlog.
@@ -124,7 +125,7 @@ _IN_OTHER_HANDS: Final = (
     )
     .limit(1)
 )
-_SUSPECT_IN_OTHER_HANDS: Final = _of_suspects(_IN_OTHER_HANDS)
+_SUSPECT_IN_OTHER_HANDS: Final = _IN_OTHER_HANDS.where(SUSPECT)
 _FIRST_UNTRIED: Final = (
     select(deliveries.c.id)
     .where(
@@ -134,10 +135,8 @@ _FIRST_UNTRIED: Final = (
     )
     .limit(1)
 )
-_FIRST_SUSPECT: Final = _of_suspects(
-    select(func.min(deliveries.c.next_at)).where(
-        deliveries.c.destination == bindparam("of"), deliveries.c.state == DeliveryState.RETRY.value
-    )
+_FIRST_SUSPECT: Final = select(func.min(deliveries.c.next_at)).where(
+    deliveries.c.destination == bindparam("of"), deliveries.c.next_at >= 0, SUSPECT
 )
 # Series of which another worker has instances on their way: what follows in them waits for those.
 _BUSY_SERIES: Final = (
@@ -359,13 +358,7 @@ class Deliveries(Database):
                 return None
             are_busy = connection.execute(_IN_OTHER_HANDS, asked).first() is not None
             by = now_ms - patience_ms if are_busy else now_ms
-            rows = [
-                row
-                for state in (DeliveryState.RETRY.value, DeliveryState.SENDING.value)
-                for row in self._rows(
-                    connection, _SUSPECTS, state, SUSPECTS_LOOKED_AT, {**asked, "now": by}, set()
-                )
-            ]
+            rows = self._rows(connection, _SUSPECTS, "", SUSPECTS_LOOKED_AT, {**asked, "now": by}, set())
             rows.sort(key=lambda row: (row["breaks"], row["instance_id"]))
             found = _taken(connection, rows[:1], asked, now_ms + lease_ms)
         return found[0] if found else None

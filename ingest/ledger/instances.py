@@ -345,6 +345,7 @@ def drop_open_deliveries(
         .values(
             state=DeliveryState.DROPPED.value,
             next_at=0,
+            suspect_since=0,
             lease_owner=None,
             lease_until=None,
             last_error="a newer object of the same SOP instance UID replaced it",

@@ -108,6 +108,7 @@ _DROP: Final = (
     .values(
         state=DeliveryState.DROPPED.value,
         next_at=0,
+        suspect_since=0,
         lease_owner=None,
         lease_until=None,
         last_error="[retention] removed its instance from the store",

@@ -117,7 +117,6 @@ deliveries = Table(
     Index(
         "deliveries_suspects",
         "destination",
-        "state",
         "next_at",
         "instance_id",
         sqlite_where=SUSPECT,

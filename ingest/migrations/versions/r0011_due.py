@@ -1,5 +1,6 @@
-"""Leases pass over suspects in the index, without a look at their rows."""
+"""Leases pass over suspects in the index, and find them by an index of their own, whatever else is due."""
 
+import sqlalchemy as sa
 from alembic import op
 
 revision = "0011"
@@ -7,16 +8,27 @@ down_revision = "0010"
 branch_labels = None
 depends_on = None
 
+_SUSPECT = sa.text("suspect_since > 0")
+
 
 def upgrade() -> None:
     """Change the tables. A revision is history: it does not follow ingest.ledger.schema."""
-    op.drop_index("deliveries_due", "deliveries")
-    op.create_index(
-        "deliveries_due", "deliveries", ["destination", "state", "next_at", "instance_id", "suspect_since"]
+    _index(
+        ["destination", "state", "next_at", "instance_id", "suspect_since"],
+        ["destination", "next_at", "instance_id"],
     )
 
 
 def downgrade() -> None:
     """Undo it."""
+    columns = ["destination", "state", "next_at", "instance_id"]
+    _index(columns, columns)
+
+
+def _index(due: list[str], suspects: list[str]) -> None:
     op.drop_index("deliveries_due", "deliveries")
-    op.create_index("deliveries_due", "deliveries", ["destination", "state", "next_at", "instance_id"])
+    op.create_index("deliveries_due", "deliveries", due)
+    op.drop_index("deliveries_suspects", "deliveries")
+    op.create_index(
+        "deliveries_suspects", "deliveries", suspects, sqlite_where=_SUSPECT, postgresql_where=_SUSPECT
+    )
