@@ -23,6 +23,9 @@ _HEADERS: Final = struct.Struct(">BxLLBB")
 _PDV_OVERHEAD: Final = 6  # PS3.8 Table 9-23: item-length, presentation-context-ID, message control header
 
 SEND_BUFFER: Final = 1 << 17
+BUFFERS_BYTES: Final = 1 << 24
+"""More than the kernels of both sides hold between them (tcp_wmem and tcp_rmem: 4 and 6 MiB by default)."""
+
 JOINED_MAX: Final = 1 << 14
 """A data set up to so many bytes shares a write, and mostly a TLS record, with its command set."""
 
@@ -88,6 +91,7 @@ class Association(UpperLayer):
         try:
             length = max(0, os.fstat(fd).st_size - offset) if length is None else length
             encoder = self._encoder_for_peer()
+            self._transport.run_ahead(far=length > BUFFERS_BYTES)
             if padding.is_odd(length, transfer_syntax):
                 fragments = self._padded(context_id, fd, offset, length, transfer_syntax, sop_instance)
             else:

@@ -14,7 +14,7 @@ import termios
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Self
+from typing import Final, Self
 
 from ingest import explain
 from ingest.dialer import dial
@@ -23,6 +23,10 @@ from ingest.resolver import TICK_SECONDS, ResolverAwayError, no_tick
 from ingest.tls.identity import binding_fault, identity_of
 from ingest.tls.peer import require_proof, verified_chain
 from ingest.tls.refused import refused_certificate
+
+UNSENT_BYTES: Final = 1 << 17
+UNLIMITED: Final = 0
+"""As TCP_NOTSENT_LOWAT (tcp(7)): the system's own limit, which is none by default."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +77,7 @@ class Transport:
         self.hint = ""
         self.bytes_per_second = 0.0
         self._free_at = 0.0
+        self._far = True
         self._on_tick = on_tick
         self._socket = sock
         self._tls: ssl.SSLSocket | None = None
@@ -188,6 +193,19 @@ class Transport:
             return True
         self._poll.modify(self._fd, select.POLLIN)
         return bool(self._poll.poll(0))
+
+    def run_ahead(self, *, far: bool) -> None:
+        """Say how much the kernel may take that does not fit into the remote's window yet.
+
+        With its own megabytes it takes a whole data set at once, and an answer that the remote gave before it
+        had read that is seen too late to tell. Beyond what all buffers hold there is no such risk, and waking
+        up less often is cheaper.
+        """
+        if far != self._far:
+            self._far = far
+            limit = UNLIMITED if far else UNSENT_BYTES
+            with contextlib.suppress(OSError):
+                self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, limit)
 
     def has_unread(self) -> bool:
         """Whether the remote's TCP has not confirmed all that was sent."""

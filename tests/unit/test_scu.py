@@ -1,5 +1,6 @@
 """The sender against peers that behave, and against peers that do not."""
 
+import contextlib
 import itertools
 import os
 import socket
@@ -390,6 +391,29 @@ def test_answer_before_the_end_of_the_data_set_counts_when_the_rest_is_taken(tmp
         assert store(association, large) == 0xA700
         assert association.alive
         assert store(association, large) == 0
+
+
+@pytest.mark.parametrize("encrypted", [True, False])
+def test_success_before_the_end_is_seen_in_time_where_the_kernel_could_take_all(
+    tmp_path: Path, tls: TLS, encrypted: bool
+) -> None:
+    """A remote that answers the command and reads on: both kernels together have room for the data set."""
+    image = tmp_path / "image"
+    image.write_bytes(bytes(1_000_000))
+    security = tls if encrypted else None
+
+    def script(peer: Conversation) -> None:
+        with contextlib.suppress(EOFError, OSError, AssertionError):
+            peer.accept()
+            context, command = peer.read_command()
+            peer.answer(context, command)
+            peer.read_data_set()
+            peer.read_pdu()
+
+    with ScriptedPeer(script, security) as peer:
+        for _ in range(15):
+            with pytest.raises(AssociationError, match="before the data set was sent"):
+                store(open_ct(peer.port, security), image)
 
 
 def test_answer_before_the_end_counts_although_the_rest_is_never_read(tmp_path: Path) -> None:
