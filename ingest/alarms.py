@@ -13,6 +13,7 @@ import json
 import os
 import re
 import time
+from collections.abc import Collection
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -96,6 +97,14 @@ def clear_alarm(run_dir: Path, name: str) -> None:
     with contextlib.suppress(OSError):
         _path(run_dir, name).unlink()
         log.info("alarm_cleared", alarm=name)
+
+
+def clear_alarms_of_others(run_dir: Path, condition: str, subjects: Collection[str]) -> None:
+    """Clear alarms of a condition whose subject is none of these any more, such as a removed destination."""
+    for alarm in standing_alarms(run_dir):
+        name, _, subject = alarm.name.partition(".")
+        if name == condition and subject not in subjects:
+            clear_alarm(run_dir, alarm.name)
 
 
 def standing_alarms(run_dir: Path) -> list[Alarm]:

@@ -18,7 +18,14 @@ from typing import Final, cast
 import redis
 import structlog
 
-from ingest.alarms import BOUNDED_ALARM, QUARANTINE_FULL, Severity, clear_alarm, raise_alarm
+from ingest.alarms import (
+    BOUNDED_ALARM,
+    QUARANTINE_FULL,
+    Severity,
+    clear_alarm,
+    clear_alarms_of_others,
+    raise_alarm,
+)
 from ingest.config.model import Config
 from ingest.errors import BootError, LedgerError, SpoolError, StoreError, StoreMissingError
 from ingest.ledger import Ledger
@@ -164,6 +171,8 @@ class Persister:
             stack.callback(self._ledger.close)
             with contextlib.suppress(StoppedError):
                 self._ledger.migrate()
+                names = [destination.name for destination in self._config.destinations]
+                clear_alarms_of_others(self._config.run_dir, BOUNDED_ALARM, names)
                 self._store = self._opened(stack, STORE, self._config.store_root, self._ledger.exclusion())
                 self._quarantine = self._opened(stack, QUARANTINE, self._config.quarantine_dir)
                 self._tools = self._make_tools(self._quarantine)

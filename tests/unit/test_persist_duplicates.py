@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from ingest.alarms import standing_alarms
+from ingest.alarms import BOUNDED_ALARM, raise_alarm, standing_alarms
 from ingest.ledger import DeliveryResult, DeliveryState, InstanceState, Ledger
 from tests.instances import EXPLICIT, IMPLICIT, Made
 from tests.ledgers import delivery_states
@@ -339,3 +339,15 @@ def test_replaced_objects_that_were_not_delivered_count_for_nothing(make_persist
         site.work()
     assert site.instances()[-1].routed == "routes[0]"
     assert standing_alarms(site.config.run_dir) == []
+
+
+def test_alarm_about_a_destination_that_was_removed_ends(site: Site) -> None:
+    for name in ("pacs", "gone"):
+        raise_alarm(site.config.run_dir, f"{BOUNDED_ALARM}.{name}", "cause", "remedy")
+    raise_alarm(site.config.run_dir, "another.gone", "cause", "remedy")
+    site.receive(FIRST)
+    site.work()
+    assert {alarm.name for alarm in standing_alarms(site.config.run_dir)} == {
+        "replacements_bounded.pacs",
+        "another.gone",
+    }
