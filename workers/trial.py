@@ -22,7 +22,7 @@ from workers.arrival import Facts, identify
 from workers.store import Source
 
 TRIAL_SECONDS: Final = 60.0
-COMMAND: Final = (sys.executable, "-m", "workers.trial")
+COMMAND: Final = (sys.executable, "-P", "-m", "workers.trial")
 _POLL_SECONDS: Final = 0.2
 
 
