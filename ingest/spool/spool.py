@@ -164,11 +164,19 @@ class Slot:
                 os.utime(self._lock)
 
     def remove_partials(self) -> int:
-        """Remove what a dead owner had begun; returns how many."""
-        found = list((self.path / "partial").iterdir())
-        for path in found:
-            path.unlink(missing_ok=True)
-        return len(found) + upkeep.remove_unfinished(self.path)
+        """Remove what a dead owner had begun; returns how many.
+
+        What cannot be removed now does no harm but for its space: it is removed later.
+
+        Raises:
+            OSError: The folders cannot be read.
+        """
+        removed = 0
+        for path in list((self.path / "partial").iterdir()):
+            with contextlib.suppress(OSError):
+                path.unlink(missing_ok=True)
+                removed += 1
+        return removed + upkeep.remove_unfinished(self.path)
 
     def release(self) -> None:
         """Let another process have the slot."""

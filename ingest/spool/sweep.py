@@ -67,10 +67,8 @@ def usage(root: Path) -> int:
     total = 0
     for slot in slots(root):
         for entry in _scan(root / slot / "ready"):
-            try:
+            with contextlib.suppress(OSError):  # of one that cannot be looked at a worker says so
                 total += entry.stat().st_size
-            except FileNotFoundError:
-                continue
         for name in segment.names(root / slot):
             with contextlib.suppress(OSError):  # `ready` says so
                 records = segment.walk(root / slot / segment.FOLDER / name)
@@ -120,11 +118,19 @@ def still_waiting(root: Path, places: Iterable[Place]) -> list[Place]:
     """Those of some places that are waited for yet; in runs of one segment where they are in its order."""
     found: list[Place] = []
     for where, run in itertools.groupby(places, key=lambda place: place.where):
-        if not segment.PLACE.fullmatch(where):
-            found += [place for place in run if (root / where).exists()]
+        places_there = list(run)
+        try:
+            if segment.PLACE.fullmatch(where):
+                with segment.Segment(root / where) as opened:
+                    places_there = [place for place in places_there if opened.waits(place.offset)]
+            else:
+                os.stat(root / where, follow_symlinks=False)
+        except FileNotFoundError:
             continue
-        with contextlib.suppress(FileNotFoundError), segment.Segment(root / where) as opened:
-            found += [place for place in run if opened.waits(place.offset)]
+        except OSError as error:
+            # It may wait: the others must not wait for this one, and it must not be forgotten.
+            log.debug("spool_file_unreadable", file=where, error=error.strerror)
+        found += places_there
     return found
 
 
@@ -205,11 +211,13 @@ def clear_orphans(root: Path, *, damaged_are_delivered: bool = True) -> int:
     """
     removed = 0
     for name in slots(root):
-        slot = Slot.lock(root, name)
+        slot = _lock(root, name)
         if slot is not None:
             try:
                 removed += slot.remove_partials()
                 upkeep.remove_done(slot.path, damaged_are_delivered=damaged_are_delivered)
+            except OSError as error:
+                _say_unusable(name, error)
             finally:
                 slot.release()
     return removed
@@ -222,11 +230,26 @@ def unowned(root: Path) -> list[str]:
     """
     free = []
     for name in slots(root):
-        slot = Slot.lock(root, name, leased=False)
+        slot = _lock(root, name, leased=False)
         if slot is not None:
             slot.release()
             free.append(name)
     return free
+
+
+def _lock(root: Path, name: str, *, leased: bool = True) -> Slot | None:
+    """As `Slot.lock`; a slot whose disk is failing keeps back no other."""
+    try:
+        return Slot.lock(root, name, leased=leased)
+    except OSError as error:
+        _say_unusable(name, error)
+        return None
+
+
+def _say_unusable(name: str, error: OSError) -> None:
+    log.error(
+        "slot_unusable", slot=name, error=str(error), remedy="see to the spool's disk; it is tried again"
+    )
 
 
 def sweep_command(config: Config) -> int:
@@ -284,10 +307,13 @@ def _files(root: Path, slot: str, older_than: float) -> Iterator[str]:
     for entry in _scan(root / slot / "ready"):
         try:
             # rename(2) sets the change time: it tells when the file became ready.
-            if older_than <= 0 or _is_old(entry.stat().st_ctime, older_than, now):
-                yield f"{slot}/ready/{entry.name}"
+            is_due = older_than <= 0 or _is_old(entry.stat().st_ctime, older_than, now)
         except FileNotFoundError:
             continue
+        except OSError:
+            is_due = True  # the worker that gets it says why, and waits
+        if is_due:
+            yield f"{slot}/ready/{entry.name}"
 
 
 def _in_segments(root: Path, slot: str, older_than: float) -> Iterator[Place]:

@@ -197,8 +197,10 @@ def remove_unfinished(slot: Path) -> int:
     with contextlib.suppress(FileNotFoundError):
         for name in os.listdir(slot / segment.FOLDER):
             if name.endswith(".tmp"):
-                (slot / segment.FOLDER / name).unlink(missing_ok=True)
-                removed += 1
+                # One that cannot be removed now must not keep a listener from starting.
+                with contextlib.suppress(OSError):
+                    (slot / segment.FOLDER / name).unlink(missing_ok=True)
+                    removed += 1
     return removed
 
 

@@ -13,13 +13,14 @@ import pytest
 from ingest.alarms import standing_alarms
 from ingest.beneath import open_beneath
 from ingest.spool.partials import ForgottenPartials
-from tests.handing import handing_off, settings_of
+from ingest.spool.sweep import missing
+from tests.handing import handing_off, places, settings_of
 from tests.instances import Made
 from tests.nodes import eventually
 from tests.persisting import Site
 from tests.segments import SegmentWriter
 from tests.servers import Valkey
-from tests.spools import claim, config
+from tests.spools import claim, config, keep
 from tests.unit.test_persist_away import working
 
 
@@ -131,6 +132,46 @@ def test_listener_removes_forgotten_partial_files_while_it_runs(
     with handing_off(settings_of(tmp_path, redis_server)) as (spool, _):
         forgotten = old(spool.slot.path / "partial" / "forgotten")
         eventually(lambda: not forgotten.exists())
+
+
+def test_what_cannot_be_removed_keeps_no_listener_from_starting_and_no_reference_from_the_queue(
+    tmp_path: Path, redis_server: Valkey, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ingest.handoff.SWEEP_SECONDS", 0.1)
+    monkeypatch.setattr("ingest.handoff.SWEEP_AGE_SECONDS", 0.0)
+    settings = settings_of(tmp_path, redis_server)
+    for slot in ("L0", "L1"):
+        # unlink(2) of a folder fails, whoever asks.
+        (settings.spool_dir / slot / "partial" / "stays").mkdir(parents=True)
+        (settings.spool_dir / slot / "segments" / "0.tmp").mkdir(parents=True)
+        (settings.spool_dir / slot / "ready").mkdir()
+        (settings.spool_dir / slot / "ready" / "0001.dcm").write_bytes(b"data")
+    with handing_off(settings) as (spool, _), redis_server.client() as client:
+        assert spool.slot.name == "L0"
+        eventually(lambda: set(places(client, spool)) == {"L0/ready/0001.dcm", "L1/ready/0001.dcm"})
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.EACCES], ids=errno.errorcode.__getitem__)
+def test_file_that_cannot_be_looked_at_is_put_back_and_keeps_back_no_other(
+    tmp_path: Path, redis_server: Valkey, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    settings = settings_of(tmp_path, redis_server)
+    spool = claim(settings)
+    try:
+        kept = [keep(spool) for _ in range(3)]
+        real = os.stat
+
+        def failing(path: Any, *rest: Any, **named: Any) -> os.stat_result:
+            if str(path).endswith(kept[1]):
+                raise OSError(number, os.strerror(number))
+            return real(path, *rest, **named)
+
+        with redis_server.client() as client, monkeypatch.context() as patch:
+            patch.setattr(os, "stat", failing)
+            found = missing(spool.root, spool.id, client, [spool.slot.name], 0.0)
+        assert [place.where for place in found] == kept
+    finally:
+        spool.close()
 
 
 def test_batch_out_of_segments_holds_no_data_sets_in_memory(site: Site) -> None:
