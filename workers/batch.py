@@ -28,6 +28,7 @@ from workers.arrival import (
     spool_ref,
 )
 from workers.blame import is_ours
+from workers.deaths import Deaths
 from workers.inbox import Entry
 from workers.ledger import PatientLedger
 from workers.leftovers import Leftovers
@@ -79,6 +80,7 @@ class Tools:
         placer: Decides and places.
         ledger: Records; waits while the ledger is away.
         leftovers: What could not be removed from the spool.
+        deaths: What workers died of.
         enough: Tells when what was placed so far should be recorded before going on.
         current: Told which entry is being worked on.
         stopping: Whether to leave the rest of the batch on the queue.
@@ -92,6 +94,7 @@ class Tools:
     placer: Placer
     ledger: PatientLedger
     leftovers: Leftovers
+    deaths: Deaths
     enough: Callable[[], bool]
     current: Callable[[Entry | None], None]
     stopping: Callable[[], bool]
@@ -153,7 +156,7 @@ class Work:
             self._tools.current(entry)
             try:
                 arrival = stack.enter_context(self._opened(entry))
-                opened.append(Opened(entry, arrival, self._identified(entry, arrival)))
+                opened.append(Opened(entry, arrival, self._identified(stack, entry, arrival)))
             except GoneError:
                 gone.append(entry)
             except SpoolError as error:
@@ -199,8 +202,10 @@ class Work:
             return open_in_segment(reference, self._segments, tools.store)
         return open_spooled(reference, tools.spool_dir, synced=tools.synced)
 
-    def _identified(self, entry: Entry, arrival: Arrival) -> Facts:
+    def _identified(self, stack: contextlib.ExitStack, entry: Entry, arrival: Arrival) -> Facts:
         """What the file says; for an entry that failed often, after a trial in a process of its own.
+
+        Redis says how often it failed. Only a mark of this host proves that a worker died of it.
 
         Raises:
             OSError: The disk is failing, or there cannot be another process now.
@@ -211,13 +216,16 @@ class Work:
             return self._read(entry, arrival)
         trial = try_to_read(arrival.source.fd, self._tools.placer.router.tags, self._tools.enough)
         last = trial.fault or "its worker died each time"
-        if not trial.fault and entry.deliveries == DELIVERIES_MAX + 1:
+        if not trial.fault and not self._tools.deaths.are_proved(arrival.spool_ref):
+            # Until all is done that this batch does with it.
+            stack.enter_context(self._tools.deaths.in_hand(arrival.spool_ref))
             try:
                 return self._read(entry, arrival)
             except Exception as error:
                 if is_ours(error):
                     raise
                 last = f"{type(error).__name__}: {error}"
+        stack.callback(self._tools.deaths.end, arrival.spool_ref)
         return _told(arrival, trial, _why(entry, last))
 
     def _read(self, entry: Entry, arrival: Arrival) -> Facts:

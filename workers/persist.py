@@ -36,6 +36,7 @@ from ingest.spool.spool import spool_id
 from ingest.wake import RQ_KEYS, Waker, drain_key
 from workers.batch import Results, Tools, Work
 from workers.blame import is_ours, is_shortage
+from workers.deaths import Deaths
 from workers.duplicates import DELIVERED_MAX
 from workers.inbox import Entry, Inbox
 from workers.layout import Layout
@@ -441,6 +442,7 @@ class Persister:
             placer=placer,
             ledger=self._ledger,
             leftovers=self._leftovers,
+            deaths=Deaths(self._config.run_dir),
             enough=self._enough,
             current=self._set_current,
             stopping=self._hurried,

@@ -278,6 +278,20 @@ def test_entry_that_nobody_has_and_nobody_will_get_is_delivered_again(site: Site
     assert len(site.instances()) == 1
 
 
+@pytest.mark.parametrize("deliveries", [6, 7, 1000, 2**40])
+def test_sound_image_is_stored_however_often_redis_says_that_it_failed(site: Site, deliveries: int) -> None:
+    site.receive(Made())
+    site.client.xgroup_create(site.stream, GROUP, "0")
+    [(_, [(number, _)])] = site.client.xreadgroup(GROUP, "stranger", {site.stream: ">"})
+    site.client.xclaim(
+        site.stream, GROUP, "stranger", 0, [number], retrycount=deliveries, idle=60_000, justid=True
+    )
+    site.work()
+    assert [row.state for row in site.instances()] == [InstanceState.STORED]
+    assert site.settled()
+    assert list((site.config.run_dir / "reading").iterdir()) == []
+
+
 def test_references_from_before_the_group_was_made_are_persisted(site: Site) -> None:
     site.receive(Made())
     assert site.client.exists(site.stream)
