@@ -40,9 +40,9 @@ cdef size_t PROGRESS = 16384        # bytes within a PDU that show that its send
 # All other connections wait while one is served, so what one turn may cost is bounded: by events, of which
 # those that Python handles count more. One window may hold thousands of C-ECHOs. What is beyond the budget
 # has to leave the window, which the next connection receives into.
-cdef int BUDGET = 128
+cdef int BUDGET = 256
 cdef int COST_OF_TAKEN = 1
-cdef int COST_OF_LEFT = 4
+cdef int COST_OF_LEFT = 8
 cdef size_t PIECE = 65536           # of what was put off, to be looked at together
 
 globals().update(BLOCKED=BLOCKED, CLOSED=CLOSED, ENDED=ENDED, PAUSED=PAUSED, UNREAD=UNREAD)
