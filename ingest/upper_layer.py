@@ -81,6 +81,7 @@ class UpperLayer:
         self._contexts: dict[Context, int] = {}
         self._operations = Operations()
         self._failure: AssociationError | None = None
+        self._release_asked = False
 
     @classmethod
     def open(
@@ -320,12 +321,21 @@ class UpperLayer:
             self._transport.close()
             raise explain.aborted(str(self.remote), event.data or b"")
         if action in {Action.AR_2, Action.AR_8}:
-            # AR-4 answers and ends; AR-9 answers, and the answer to our own release is still to come.
-            ended = self._step(Event.RELEASE_RESPONSE) is Action.AR_4
-            self._transmit(wire.RELEASE_RP)
-            if ended:
-                self._end(None)
-                raise AssociationError(f"{self.remote} released the association")
+            self._release_asked = True
+            if self._transport.mid_send:
+                # In the midst of a PDU nothing else can be said; the remote has little time to take the rest.
+                self._transport.stall_seconds = min(EARLY_ANSWER_STALL_SECONDS, self._timeouts.response)
+            else:
+                self._answer_release()
+
+    def _answer_release(self) -> None:
+        self._release_asked = False
+        # AR-4 answers and ends; AR-9 answers, and the answer to our own release is still to come.
+        ended = self._step(Event.RELEASE_RESPONSE) is Action.AR_4
+        self._transmit(wire.RELEASE_RP)
+        if ended:
+            self._end(None)
+            raise AssociationError(f"{self.remote} released the association")
 
     def _answered(self, event: ControlPDU | Command | DataSet) -> None:
         try:
@@ -337,6 +347,8 @@ class UpperLayer:
 
     def _transmit(self, data: bytes | memoryview) -> None:
         self._transport.send(data, self._listen)
+        if self._release_asked:
+            self._answer_release()
 
     def _next(self, deadline: float, patience: float = 0.0) -> ControlPDU | Command | DataSet:
         if (event := self._parse()) is not None:

@@ -526,6 +526,31 @@ def test_remote_that_releases_by_itself_gets_its_answer(file: Path) -> None:
     assert heard == [wire.RELEASE_RP]
 
 
+def test_a_release_in_the_midst_of_a_pdu_is_answered_after_it(tmp_path: Path) -> None:
+    heard: list[int] = []
+    image = tmp_path / "image"
+    image.write_bytes(bytes(8 << 20))
+
+    def script(peer: Conversation) -> None:
+        peer.accept(131072)
+        peer.read_pdu()
+        time.sleep(0.3)  # the kernel's buffers are full by now, and the sender waits
+        peer.sock.sendall(wire.RELEASE_RQ)
+        time.sleep(0.3)
+        with contextlib.suppress(EOFError):
+            while True:
+                heard.append(peer.read_pdu()[0])
+
+    with (
+        ScriptedPeer(script, receive_buffer=65536) as peer,
+        pytest.raises(AssociationError, match="released"),
+    ):
+        store(open_ct(peer.port), image)
+    assert heard
+    assert set(heard[:-1]) <= {4}
+    assert heard[-1] == 6
+
+
 def test_release_collision_ends_in_order() -> None:
     heard: list[bytes] = []
 
