@@ -12,12 +12,14 @@ that is away) is no matter of this module.
 | fsync(2) of a folder | spool, store, quarantine | syncfs(2) |
 | record locks (F_OFD_SETLK) | spool, store, data_dir | none |
 | names of 255 bytes, with "~" | store, quarantine | none |
-| shared mappings | data_dir (SQLite's WAL, scoreboard) | none; with PostgreSQL it is a note |
+| flock(2) | spool with `segment_max_bytes` | none |
+| shared mappings | data_dir (SQLite's WAL) | none; with PostgreSQL it is a note |
 | Unix sockets, modes | data_dir with the embedded queue | a runtime folder |
 """
 
 import contextlib
 import errno
+import fcntl
 import mmap
 import os
 import shutil
@@ -114,7 +116,8 @@ def _folders(config: Config, roles: Collection[str]) -> Iterator[tuple[str, Path
     durable = (_file_sync, _folder_sync) if config.receive.durability == "fsync" else ()
     files: tuple[Call, ...] = (_rename, _name_exclusively, _lock, *durable)
     if "listen" in roles:
-        yield "receive.spool_dir", config.spool_dir, files
+        shared = (_whole_file_lock,) if config.receive.segment_max_bytes else ()
+        yield "receive.spool_dir", config.spool_dir, (*files, *shared)
     if "persist" in roles:
         yield "store.root", config.store_root, (*files, _link, _long_names)
         yield "node.data_dir", config.quarantine_dir, (*files, _long_names)
@@ -218,6 +221,19 @@ def _lock(folder: Path, _: int) -> Iterator[Lack]:
     finally:
         for fd in fds:
             os.close(fd)
+
+
+def _whole_file_lock(folder: Path, _: int) -> Iterator[Lack]:
+    """The lock that a segment's writer and its readers hold (`ingest.spool.segment`)."""
+    fd = os.open(folder / "lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError as error:
+        yield Lack(
+            f"it has no flock(2): {_answer(error)}", "set segment_max_bytes = 0, or name another folder"
+        )
+    finally:
+        os.close(fd)
 
 
 def _long_names(folder: Path, _: int) -> Iterator[Lack]:

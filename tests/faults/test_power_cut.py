@@ -79,6 +79,32 @@ def test_what_was_acknowledged_before_a_power_cut_is_whole_after_it(
     assert node.stop() == 0
 
 
+@pytest.mark.slow
+def test_after_a_power_cut_with_page_cache_durability_nothing_is_stored_that_was_not_sent(
+    disk: Disk, make_node: Callable[..., Node], tmp_path: Path
+) -> None:
+    node = make_node()
+    node.configure(node=f'[node]\nae_title = "INGEST"\ndata_dir = "{disk.mount_point / "var"}"')
+    node.configure(receive=receive(segment_max_bytes=65536, durability="page-cache"))
+    node.data_folder = disk.mount_point / "var"
+    node.start()
+    with Modality(node, tmp_path / "sender", size=30_000) as modality:
+        modality.until(600)
+        disk.cut()
+        node.kill()
+        modality.stop()
+    promised = dict(modality.acknowledged)
+    eventually(lambda: _unmounted(disk), 20, "no process uses the disk any more")
+    disk.mount()
+    node.start()
+    eventually(lambda: node.spooled() == [], 20, "the spool is empty")
+    stored = node.stored()
+    # What is lost is what that durability says; what is there is whole, and nobody else's.
+    assert kept_whole(node, {uid: data for uid, data in promised.items() if uid in stored})
+    nothing_half_there(node, modality)
+    assert node.stop() == 0
+
+
 def _unmounted(disk: Disk) -> bool:
     try:
         disk.unmount()

@@ -1,5 +1,6 @@
 """What file systems lack is found before anything is promised, with the remedy; notes where it is as safe."""
 
+import errno
 import subprocess
 import sys
 import tempfile
@@ -147,3 +148,14 @@ def test_node_does_not_start_where_it_could_never_store(
     assert "store.root" in other_node.log
     assert "RENAME_NOREPLACE" in other_node.log
     assert mount_of(store).kind in other_node.log
+
+
+def test_segments_ask_for_the_locks_that_they_need(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def none(*_: object) -> None:
+        raise OSError(errno.EOPNOTSUPP, "Operation not supported")
+
+    monkeypatch.setattr(capabilities.fcntl, "flock", none)
+    assert list(capabilities.faults(config(tmp_path))) == []
+    [fault] = capabilities.faults(config(tmp_path, receive={"segment_max_bytes": 65536}))
+    assert (fault.key, fault.note) == ("receive.spool_dir", False)
+    assert "segment_max_bytes = 0" in fault.remedy
