@@ -63,6 +63,7 @@ def test_open_one_waits_is_probed_by_one_and_closes_when_the_remote_is_there() -
     assert circuit.stance(claimed, opened.probe_at + 500) is Stance.PROBE  # who has died
     closed = circuit.reached(claimed)
     assert circuit.stance(closed, 0) is Stance.GO
+    assert (closed.failures, failed(closed, Trouble.UNREACHABLE).probe_at) == (0, NOW + 2_000)
     # It was away; that one instance breaks an association says nothing.
     assert failed(closed, Trouble.BROKEN).state is CircuitState.CLOSED
 

@@ -324,6 +324,30 @@ def test_remote_that_aborts_every_time_is_left_alone_after_three_associations_an
     assert plain.row("1.2.3.9").attempts == 0
 
 
+def test_suspect_that_has_waited_for_long_comes_in_spite_of_a_backlog(
+    plain: Forwarding, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(leases, "SUSPECT_SECONDS", 0.0)
+    plain.many(200)
+    due = leases.now_ms() - leases.OVERDUE_MILLISECONDS
+    with plain.ledger.write() as connection:
+        connection.exec_driver_sql(
+            "UPDATE deliveries SET state = 'retry', attempts = 1, breaks = 1, suspect_since = 1, next_at = ? "
+            "WHERE id = 7",
+            (due + 5_000,),
+        )
+    ours = leases.Leases(plain.ledger, "pacs", "me", 1)
+    assert "1.2.3.7" not in {row.sop_instance_uid for row in ours.take(careful=False)}
+    ours.give_back()
+    with plain.ledger.write() as connection:
+        connection.exec_driver_sql("UPDATE deliveries SET next_at = ? WHERE id = 7", (due,))
+    assert "1.2.3.7" not in {row.sop_instance_uid for row in ours.take(careful=True)}
+    ours.give_back()
+    assert [row.sop_instance_uid for row in ours.take(careful=False)] == ["1.2.3.7"]
+    ours.give_back()
+    assert plain.row("1.2.3.7").state == "retry"
+
+
 def test_association_stays_open_for_what_follows(forwarding: Forwarding, tls: TLS) -> None:
     with PynetdicomRemote(CONTEXTS, tls) as scp, forwarder(forwarding) as worker:
         forwarding.add(scp.port, linger_seconds=5)
