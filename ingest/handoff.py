@@ -22,6 +22,7 @@ import structlog
 
 from ext.store import Intake
 from ingest import threads
+from ingest.alarms import clear_alarm, raise_alarm
 from ingest.config.model import Config
 from ingest.errors import LedgerError
 from ingest.log import Seldom
@@ -63,6 +64,10 @@ LET_GO_SECONDS: Final = 0.5
 
 PROOF_SECONDS: Final = 5.0
 """How long the ledger is not asked after it could not be."""
+
+PROOF_ALARM_SECONDS: Final = 60.0
+UNPROVED: Final = "spool_not_let_go"
+"""The alarm for a ledger that this listener cannot ask (`redis` carrier)."""
 
 FULL_SECONDS: Final = 0.05
 UNNAMED_SECONDS: Final = 60
@@ -108,6 +113,7 @@ class Handoff:
         self._thread: threading.Thread | None = None
         self._ledger: sweep.Proof | None = None
         self._proof_at = 0.0
+        self._proof_failures = 1  # an alarm of a former run may stand
         self._seldom = Seldom()
         self.used = 0
 
@@ -339,6 +345,18 @@ class Handoff:
                 remedy="files stay in the spool until [ledger] url can be asked from here",
             )
             self._proof_at = time.monotonic() + PROOF_SECONDS
+            self._proof_failures += 1
+            if self._proof_failures * PROOF_SECONDS >= PROOF_ALARM_SECONDS:
+                raise_alarm(
+                    self._config.run_dir,
+                    UNPROVED,
+                    f"what is persisted stays in the spool: the ledger cannot be asked ({error})",
+                    "give this host a [ledger] url that it can reach",
+                )
+        else:
+            if self._proof_failures:
+                clear_alarm(self._config.run_dir, UNPROVED)
+            self._proof_failures = 0
 
     def _may_miss_some(self) -> bool:
         """Whether something of our own slot may be on no list, as far as can be told without looking."""

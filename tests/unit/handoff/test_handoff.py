@@ -10,6 +10,7 @@ import pytest
 import redis
 
 from ingest import handoff
+from ingest.alarms import standing_alarms
 from ingest.queue import CHUNK, SPOOLS_KEY, connect, data_key, persisted_key, stream_key
 from ingest.spool.reference import Place, Reference
 from tests.handing import carried, handing_off, places, references, settings_of
@@ -69,7 +70,7 @@ def test_the_spool_lets_go_of_what_a_worker_elsewhere_has_persisted(
         where, promised = keep(spool), keep(spool)
         hold(settings, spool.id, []).close()
         hand.put(where)
-        [(number, _)] = eventually(lambda: client.xrange(stream_key(spool.id)), 10)
+        [(number, _), *_] = eventually(lambda: client.xrange(stream_key(spool.id)), 10)
         # Somebody else may say of anything that it is persisted.
         client.rpush(persisted_key(spool.id), where, promised)
         eventually(lambda: client.llen(persisted_key(spool.id)) == 0, 15, "the list is worked off")
@@ -83,6 +84,23 @@ def test_the_spool_lets_go_of_what_a_worker_elsewhere_has_persisted(
             pipeline.execute()
         eventually(lambda: not (spool.root / where).exists(), 10)
         assert (spool.root / promised).exists()
+
+
+def test_a_ledger_that_the_listener_cannot_ask_is_an_alarm_until_it_can(
+    tmp_path: Path, redis_server: Valkey, client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ingest.handoff.PROOF_SECONDS", 0.2)
+    monkeypatch.setattr("ingest.handoff.PROOF_ALARM_SECONDS", 0.5)
+    settings = settings_of(tmp_path, redis_server, "redis")
+    with handing_off(settings) as (spool, _):
+        where = keep(spool)
+        client.rpush(persisted_key(spool.id), where)
+        [alarm] = eventually(lambda: standing_alarms(settings.run_dir), 15, "the alarm")
+        assert alarm.name == "spool_not_let_go"
+        assert (spool.root / where).exists()
+        hold(settings, spool.id, [where]).close()
+        eventually(lambda: not (spool.root / where).exists(), 15, "it is let go")
+        eventually(lambda: not standing_alarms(settings.run_dir), 15, "the alarm is over")
 
 
 def test_put_never_waits_and_close_hands_off_what_waits(
