@@ -53,6 +53,9 @@ WORKERS: Final = {
 }
 """Named, never imported here: imports run from workers to ingest, not back."""
 
+PROBE_SECONDS: Final = 10.0
+"""How long the file systems of the node may take to show what they can do."""
+
 DISK_FULL: Final = "disk_full"
 """The alarm for a full disk of the data folder."""
 
@@ -186,7 +189,7 @@ class Supervisor:
         Raises:
             BootError: One lacks a call that has no fall-back as safe.
         """
-        found = list(capabilities.faults(self.config, self.roles))
+        found = capabilities.faults_within(self.config, self.roles, PROBE_SECONDS)
         for fault in found:
             if fault.note:
                 log.warning("notice", key=fault.key, cause=fault.cause, remedy=fault.remedy)

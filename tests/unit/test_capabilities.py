@@ -4,6 +4,7 @@ import errno
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -96,6 +97,15 @@ def test_a_full_disk_is_no_lack_of_a_file_system(small_disk: Path) -> None:
     with pytest.raises(OSError, match="No space"):
         (small_disk / "fill").write_bytes(bytes(8 << 20))
     assert [fault for fault in capabilities.faults(config(small_disk)) if not fault.note] == []
+
+
+def test_a_mount_that_does_not_answer_keeps_no_node_from_starting(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(capabilities, "_rename", lambda *_: time.sleep(60))
+    [fault] = capabilities.faults_within(config(tmp_path), capabilities.ROLES, 0.2)
+    assert fault.note
+    assert "does not answer" in fault.cause
 
 
 # --- nodes
