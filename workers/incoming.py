@@ -152,12 +152,13 @@ class Incoming:
             OSError: The disk is failing, or the file system cannot give a name without replacing a file.
         """
         name_exclusively(name, target, source_dir=self.fd, target_dir=folder)
-        if not stands_for(target, folder, os.fstat(fd)):
+        copy = os.fstat(fd)
+        if not stands_for(target, folder, copy.st_dev, copy.st_ino):
             raise StoreAwayError(f"{target} is another file than the one that was just given this name")
 
 
-def stands_for(name: str, folder: int, facts: os.stat_result) -> bool:
-    """Whether a name in an open folder is that of the file that `facts` tell of.
+def stands_for(name: str, folder: int, device: int, inode: int) -> bool:
+    """Whether a name in an open folder is that of the file with these numbers, as fstat(2) gives them.
 
     link(2) and rename(2) go by names, and names can change between two calls.
     """
@@ -165,7 +166,7 @@ def stands_for(name: str, folder: int, facts: os.stat_result) -> bool:
         found = os.stat(name, dir_fd=folder, follow_symlinks=False)
     except FileNotFoundError:
         return False
-    return os.path.samestat(found, facts)
+    return found.st_ino == inode and found.st_dev == device
 
 
 def _clear(parent: Path, name: str, now_ns: int) -> None:

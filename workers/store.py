@@ -254,11 +254,11 @@ class FileStore:
             folder = batch.folders.open(parents)
             temporary = self._incoming.new_name()
             self._give_name(source, self._incoming.fd, temporary)
-            facts = os.stat(temporary, dir_fd=self._incoming.fd, follow_symlinks=False)
+            linked = os.stat(temporary, dir_fd=self._incoming.fd, follow_symlinks=False)
             os.rename(temporary, name, src_dir_fd=self._incoming.fd, dst_dir_fd=folder)
             # Of two names of one file rename(2) removes neither.
             self._incoming.unlink(temporary)
-            if not stands_for(name, folder, facts):
+            if not stands_for(name, folder, linked.st_dev, linked.st_ino):
                 raise StoreAwayError(f"{key} was given to another file while it was replaced")
 
     def remove(self, batch: Batch, key: str) -> None:
@@ -464,7 +464,7 @@ class FileStore:
                 if error.errno not in _NO_LINK:
                     raise
             else:
-                if not stands_for(name, folder, os.fstat(source.fd)):
+                if not stands_for(name, folder, source.device, source.inode):
                     # Another worker has replaced it already: the name is taken, and is to be looked at.
                     raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), name)
                 return
