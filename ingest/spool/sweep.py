@@ -17,6 +17,7 @@ from typing import Any, Final, Protocol, cast
 import redis
 import structlog
 
+from ext.segment import SEGMENT_BYTES
 from ingest.beneath import LeadsOutError, unlink_beneath
 from ingest.config.model import Config
 from ingest.errors import IngestError
@@ -63,16 +64,22 @@ def ready(root: Path, slot: str, *, older_than: float = 0.0) -> list[Place]:
 
 
 def usage(root: Path) -> int:
-    """Bytes that wait in all slots together."""
+    """Bytes that wait in all slots together.
+
+    A segment counts whole for as long as anything waits in it, except the newest of its slot, which is being
+    filled: one image that does not get persisted keeps all of it on the disk.
+    """
     total = 0
     for slot in slots(root):
         for entry in _scan(root / slot / "ready"):
             with contextlib.suppress(OSError):  # of one that cannot be looked at a worker says so
                 total += entry.stat().st_size
-        for name in segment.names(root / slot):
+        names = segment.names(root / slot)
+        for name in names:
             with contextlib.suppress(OSError):  # `ready` says so
                 records = segment.walk(root / slot / segment.FOLDER / name)
-                total += sum(record.length for record in records if not record.done)
+                waiting = sum(record.length for record in records if not record.done)
+                total += SEGMENT_BYTES if waiting and name != names[-1] else waiting
     return total
 
 
