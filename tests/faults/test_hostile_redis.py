@@ -203,7 +203,7 @@ def test_nothing_promised_goes_and_good_images_do(
     assert "Traceback" not in said
     assert "\x1b" not in said
     assert len(said) < 60_000
-    assert max(_largest(pid) for pid in before) < 400 << 20
+    assert max(_largest(pid) for pid in before) < 180 << 20
 
 
 def test_promised_files_stay_although_redis_says_that_they_are_persisted(

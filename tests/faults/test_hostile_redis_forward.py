@@ -234,7 +234,7 @@ def test_nothing_is_executed_and_deliveries_go_on(scene: Scene, attack: Callable
     assert "Traceback" not in said
     assert "\x1b[2J" not in said
     assert len(said) < 20_000
-    assert _memory(scene.worker.pid) < 300 << 20
+    assert _memory(scene.worker.pid) < 180 << 20
 
 
 def test_tools_of_rq_still_see_the_worker(scene: Scene) -> None:
