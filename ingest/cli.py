@@ -15,6 +15,7 @@ from ingest.cli_config import import_orthanc
 from ingest.cli_deliver import deliver
 from ingest.cli_ledger import dry_run_option, filter_of, filter_options, require_one
 from ingest.cli_options import remote_options, tls_of
+from ingest.cli_rebuild import ledger
 from ingest.cli_retention import retention
 from ingest.cli_store import COMMANDS as STORE_COMMANDS
 
@@ -140,7 +141,7 @@ def status(path: Path, as_json: bool, watch: float | None) -> None:
     click.get_current_context().exit(status_command(load_config(path), as_json=as_json, watch=watch))
 
 
-for command in (*STORE_COMMANDS, retention, deliver):
+for command in (*STORE_COMMANDS, retention, deliver, ledger):
     main.add_command(command)
 
 

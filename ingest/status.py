@@ -24,7 +24,7 @@ from ingest.alarms import Alarm, standing_alarms
 from ingest.config.check import choices
 from ingest.config.model import Config
 from ingest.errors import IngestError, SpoolError
-from ingest.ledger import CircuitState, Ledger, Progress
+from ingest.ledger import CircuitState, Ledger, Progress, agreement
 from ingest.node import reload
 from ingest.node.accept_gate import STALE_MS
 from ingest.node.scoreboard import ACCEPTING, DRAINING, RowView, Scoreboard
@@ -128,7 +128,17 @@ def _disk(use: str, path: Path, refuses_below: int) -> dict[str, Any]:
 
 def _alarms(config: Config) -> list[dict[str, Any]]:
     """The conditions that a person must hear of, the worst first."""
-    return [asdict(alarm) for alarm in (*_set_aside(config), *standing_alarms(config.run_dir))]
+    standing = standing_alarms(config.run_dir)
+    behind = [one for one in _behind(config) if one.name not in {alarm.name for alarm in standing}]
+    return [asdict(alarm) for alarm in (*_set_aside(config), *behind, *standing)]
+
+
+def _behind(config: Config) -> Iterator[Alarm]:
+    """A ledger that does not know what its store holds, also while no worker runs that would see it."""
+    with contextlib.suppress(IngestError), contextlib.closing(Ledger(config.ledger_url)) as ledger:
+        cause = agreement.doubt(config.store_root, ledger)
+        if cause:
+            yield Alarm(agreement.ALARM, cause, agreement.REMEDY)
 
 
 def _set_aside(config: Config) -> Iterator[Alarm]:

@@ -8,6 +8,9 @@ store remembers it:
 |---|---|---|
 | store, quarantine | `<root>/.incoming/id` | in the ledger (`Ledger.known_folder`) |
 | spool | `<spool_dir>/id` | in `<data_dir>/spool.known`, if it lies on another file system than that |
+
+The other way round the store remembers the ledger: its id, and a counter that both count up while images are
+stored (`LedgerMark`). A ledger that was deleted, or that an older backup of was restored, is noticed by it.
 """
 
 import contextlib
@@ -24,6 +27,9 @@ from ingest.filesystem import mount_of, name_exclusively, sync_folder_fd
 MARKER: Final = Path(".incoming") / "id"
 """Below the root of a store or quarantine; no key of an instance leads there."""
 
+LEDGER_MARK: Final = Path(".incoming") / "ledger"
+"""Below the root of a store: which ledger tells of it, and how far that was."""
+
 _FILE_MODE: Final = 0o640
 _DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 
@@ -39,6 +45,49 @@ class KnownFolder:
 
     id: str | None = None
     is_used: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class LedgerMark:
+    """Which ledger, and how far it is.
+
+    Attributes:
+        id: The ledger's id.
+        count: Grows while instances are stored. The ledger counts first, and durably: that of the store is
+            never ahead, unless the ledger went back.
+    """
+
+    id: str
+    count: int
+
+
+def read_ledger_mark(root: Path) -> LedgerMark | None:
+    """What the store with this root remembers of its ledger; None where there is nothing that can be read."""
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        told = json.loads((root / LEDGER_MARK).read_bytes())
+        return LedgerMark(str(told["id"]), int(told["count"]))
+    return None
+
+
+def write_ledger_mark(root: Path, mark: LedgerMark) -> None:
+    """Have the store remember its ledger.
+
+    Raises:
+        OSError: The disk is full or failing.
+    """
+    folder = (root / LEDGER_MARK).parent
+    temporary = f".ledger.{uuid.uuid4().hex}"
+    fd = os.open(folder, _DIRECTORY)
+    try:
+        try:
+            _write_durably(temporary, json.dumps({"id": mark.id, "count": mark.count}), fd)
+            os.rename(temporary, LEDGER_MARK.name, src_dir_fd=fd, dst_dir_fd=fd)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                os.unlink(temporary, dir_fd=fd)
+            raise
+    finally:
+        os.close(fd)
 
 
 def read_id(root: Path) -> str | None:

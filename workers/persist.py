@@ -34,6 +34,7 @@ from ingest.queue import SPOOLS_KEY, connect, mend_keys, persisted_key, stream_k
 from ingest.spool.reference import SPOOL_ID
 from ingest.spool.spool import spool_id
 from ingest.wake import RQ_KEYS, Waker, drain_key
+from workers.agreement import StoreAgreement
 from workers.batch import Results, Tools, Work
 from workers.blame import is_ours, is_shortage
 from workers.deaths import Deaths
@@ -138,8 +139,10 @@ class Persister:
         )
         try:
             self._layout, self._router = Layout(config.store.path), NodeRouter(config, logs=True)
+            ledger = Ledger(config.ledger_url)
+            self._agreement = StoreAgreement(config.store_root, config.run_dir, ledger)
             self._ledger = PatientLedger(
-                Ledger(config.ledger_url),
+                ledger,
                 Patience(stop, "ledger_away", "what is received waits in the spool"),
                 lambda: self._touch(forgive=True),
             )
@@ -176,9 +179,12 @@ class Persister:
                 clear_alarms_of_others(self._config.run_dir, BOUNDED_ALARM, names)
                 self._store = self._opened(stack, STORE, self._config.store_root, self._ledger.exclusion())
                 self._quarantine = self._opened(stack, QUARANTINE, self._config.quarantine_dir)
+                with contextlib.suppress(LedgerError):  # seen again with what is stored next
+                    self._agreement.compare()
                 self._tools = self._make_tools(self._quarantine)
                 while not self._stop.is_set():
                     self._turn()
+            self._agreement.mark(at_once=True)
             with contextlib.suppress(redis.RedisError):
                 self._settle()
 
@@ -186,6 +192,7 @@ class Persister:
         try:
             self._tidy()
             self._settle()
+            self._agreement.mark()
             entries = self._next()
             self._queue_patience.worked()
             self._spool_patience.worked()
@@ -293,6 +300,7 @@ class Persister:
             self._host_patience.worked()
             self._tell(None)
             self._remember_folders()
+            self._agreement.stored()
             if full:
                 self._batch = min(self._batch_max, 2 * self._batch)
 

@@ -21,6 +21,7 @@ from ingest.config.show import masked
 from ingest.config.tls_check import check_tls, due
 from ingest.cores import usable_cores
 from ingest.errors import IngestError
+from ingest.store_identity import read_ledger_mark
 from ingest.tls import profiles
 
 __all__ = ["Fault", "check", "choices", "notices"]
@@ -38,6 +39,7 @@ def check(config: Config) -> list[Fault]:
         *_room(config),
         *_queue(config),
         *_ledger(config),
+        *_agreement(config),
         *_flow(config),
         *choices(config),
     ]
@@ -233,6 +235,17 @@ def _ledger(config: Config) -> Iterator[Fault]:
             f"{masked(config.ledger_url)} does not open: {cause}",
             "start it, or correct the URL",
         )
+
+
+def _agreement(config: Config) -> Iterator[Fault]:
+    """Whether the ledger is the one that the store was last used with."""
+    from ingest.ledger import Ledger, agreement  # noqa: PLC0415 - slow to import, and only needed here
+
+    if read_ledger_mark(config.store_root) is None:
+        return
+    with contextlib.suppress(IngestError), contextlib.closing(Ledger(config.ledger_url)) as ledger:
+        if cause := agreement.doubt(config.store_root, ledger):
+            yield Fault("ledger.url", cause, agreement.REMEDY)
 
 
 def _flow(config: Config) -> Iterator[Fault]:

@@ -1,16 +1,28 @@
 """The half of the ledger that knows which store it tells of."""
 
+import uuid
 from typing import Final
 
-from sqlalchemy import ColumnElement, TextClause, delete, insert, select
+from sqlalchemy import ColumnElement, Connection, TextClause, delete, insert, select, update
+from sqlalchemy.dialects import postgresql, sqlite
 
 from ingest.ledger.database import Database
 from ingest.ledger.rows import InstanceState
 from ingest.ledger.schema import KEPT, folders, instances
-from ingest.store_identity import KnownFolder
+from ingest.store_identity import KnownFolder, LedgerMark
 
 STORE: Final = "store"
 QUARANTINE: Final = "quarantine"
+
+_LEDGER: Final = "ledger"
+"""The row with the id of the ledger itself."""
+_COUNT: Final = "ledger_count"
+"""The row with the counter of `LedgerMark`."""
+
+_NEW: Final = {
+    "sqlite": sqlite.insert(folders).on_conflict_do_nothing(),
+    "postgresql": postgresql.insert(folders).on_conflict_do_nothing(),
+}
 
 _USES: Final[dict[str, ColumnElement[bool] | TextClause]] = {
     STORE: KEPT,
@@ -45,3 +57,47 @@ class Folders(Database):
         with self.write() as connection:
             connection.execute(delete(folders).where(folders.c.kind == kind))
             connection.execute(insert(folders).values(kind=kind, folder_id=identity))
+
+    def mark(self) -> LedgerMark | None:
+        """The ledger's id and counter; None where nothing was stored since it was made.
+
+        Raises:
+            LedgerError: The ledger is away.
+        """
+        with self.read() as connection:
+            return _mark(connection, locked=False)
+
+    def advance_mark(self, at_least: int = 0) -> LedgerMark:
+        """Count up, durably; gives the ledger its id where it has none.
+
+        Args:
+            at_least: What the counter is beyond afterwards.
+
+        Raises:
+            LedgerError: The ledger is away.
+        """
+        with self.write() as connection:
+            connection.execute(
+                _NEW[self.dialect],
+                [
+                    {"kind": _LEDGER, "folder_id": uuid.uuid4().hex},
+                    {"kind": _COUNT, "folder_id": "0"},
+                ],
+            )
+            found = _mark(connection, locked=True)
+            identity, count = (found.id, found.count) if found else ("", 0)
+            new = LedgerMark(identity, max(count, at_least) + 1)
+            connection.execute(
+                update(folders).where(folders.c.kind == _COUNT).values(folder_id=str(new.count))
+            )
+            return new
+
+
+def _mark(connection: Connection, *, locked: bool) -> LedgerMark | None:
+    query = select(folders.c.kind, folders.c.folder_id).where(folders.c.kind.in_((_LEDGER, _COUNT)))
+    rows = connection.execute(query.with_for_update() if locked else query)
+    found = {row.kind: str(row.folder_id) for row in rows}
+    if _LEDGER not in found:
+        return None
+    count = found.get(_COUNT, "0")
+    return LedgerMark(found[_LEDGER], int(count) if count.isdecimal() else 0)

@@ -1,5 +1,6 @@
 """The ledger as one object."""
 
+from ingest.ledger.agreement import Agreement
 from ingest.ledger.backfill import Backfill
 from ingest.ledger.browse import Browse
 from ingest.ledger.circuits import Circuits
@@ -25,6 +26,7 @@ class Ledger(
     Quarantine,
     Retention,
     Folders,
+    Agreement,
     Settled,
 ):
     """Instances and deliveries in SQLite (WAL, synchronous FULL) or PostgreSQL.

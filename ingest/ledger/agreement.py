@@ -1,0 +1,73 @@
+"""Whether ledger and store tell of each other, and what the ledger holds of files, row by row."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+from sqlalchemy import bindparam, select
+
+from ingest.ledger.database import Database
+from ingest.ledger.folders import Folders
+from ingest.ledger.instances import as_instance
+from ingest.ledger.rows import Instance
+from ingest.ledger.schema import HAS_FILE, instances
+from ingest.store_identity import read_ledger_mark
+
+ALARM: Final = "ledger_behind_store"
+"""The alarm for a ledger that does not know what its store holds."""
+
+REMEDY: Final = (
+    "restore a newer backup of the ledger, or run `ingest ledger rebuild`, which makes the rows that are "
+    "missing from the files of the store; receiving goes on meanwhile"
+)
+
+NEW: Final = (
+    "the ledger is new: the store {} was last used with another one, so files may have no rows, and what was "
+    "owed to destinations is forgotten"
+)
+
+_WITH_FILES: Final = (
+    select(instances)
+    .where(HAS_FILE, instances.c.id > bindparam("after"))
+    .order_by(instances.c.id)
+    .limit(bindparam("most"))
+)
+
+
+class Agreement(Database):
+    """Reads all rows that have a file."""
+
+    def rows_with_files(self, after: int, most: int) -> Sequence[Instance]:
+        """The next rows, by id, whose file should lie in store or quarantine.
+
+        Raises:
+            LedgerError: The ledger is away.
+        """
+        with self.read() as connection:
+            found = connection.execute(_WITH_FILES, {"after": after, "most": most})
+            return [as_instance(row) for row in found.mappings()]
+
+
+def doubt(root: Path, ledger: Folders) -> str:
+    """Why a ledger cannot be the one that its store was last used with, or empty.
+
+    Args:
+        root: The store's folder.
+        ledger: The ledger.
+
+    Raises:
+        LedgerError: The ledger is away.
+    """
+    # The store first: workers let the ledger count before the store, so that it is never behind by haste.
+    remembered = read_ledger_mark(root)
+    if remembered is None:
+        return ""
+    own = ledger.mark() if ledger.version() is not None else None
+    if own is None or own.id != remembered.id:
+        return NEW.format(root)
+    if own.count < remembered.count:
+        return (
+            f"the ledger is older than the store {root} (it has counted to {own.count}, the store to "
+            f"{remembered.count}): what was stored since that backup has no rows"
+        )
+    return ""
