@@ -6,6 +6,16 @@ cdef enum:
     MAX_DEPTH = 64          # sequences within sequences; real ones stay below ten
     UNDEFINED = 0xFFFFFFFF  # PS3.5 7.1.1: value length of what ends with a delimitation item
 
+# What a tolerant scan came across; `ingest.dicom.header` has the words.
+cdef enum Damage:
+    UNKNOWN_VR = 1          # PS3.5 6.2: neither letters nor known
+    TWICE = 2               # an attribute asked for, with another value than before
+    DISORDER = 4            # PS3.5 7.1: tags do not increase
+    CUT = 8                 # the data set ends within an element
+    BROKEN_SEQUENCE = 16    # items or delimiters out of place, or nested too deeply
+    LONG_VALUE = 32         # of an attribute asked for; its beginning counts
+    NOT_INFLATED = 64       # the deflated stream is damaged or cut
+
 # Byte order and structure of data elements (PS3.5 7.1, Annex A).
 cdef enum Coding:
     IMPLICIT_LITTLE
@@ -29,6 +39,7 @@ cdef struct Element:
     uint32_t length
     uint32_t header         # bytes ahead of the value
     Coding inner            # of the items, should it be a sequence
+    bint unknown_vr
 
 # The scan stands between two elements, so that it goes on when more data comes; nothing points into the data.
 cdef struct Scan:
@@ -39,6 +50,12 @@ cdef struct Scan:
     uint32_t cut            # the tag asked for whose value is not all there; 0: none
     int asked
     uint32_t tags[MAX_TAGS]
+    # A tolerant scan notes damage and goes on, until all that is asked for is found.
+    bint tolerant
+    int damage              # of `Damage`, all that was seen
+    int missing             # how many tags asked for are not found yet
+    uint32_t last           # the tag before
+    size_t value_max        # longer values are cut
     # Where the values asked for lie, while the data does; kept where `found` is None.
     const uint8_t *values[NAMED]
     size_t lengths[NAMED]
@@ -46,7 +63,12 @@ cdef struct Scan:
 cdef Step run(Scan *state, const uint8_t *data, size_t *at, size_t end, dict found) except? DONE
 cdef Step step_outside(Scan *state, const uint8_t *data, size_t *at, size_t end, dict found) except? DONE
 cdef Step step_inside(Scan *state, const uint8_t *data, size_t *at, size_t end) except? DONE
-cdef Step read_header(Coding coding, const uint8_t *data, size_t left, bint nested, Element *e) except? DONE
+cdef Step read_header(
+    Coding coding, const uint8_t *data, size_t left, bint nested, bint tolerant, Element *e
+) except? DONE
+cdef Step take_value(
+    Scan *state, const uint8_t *data, size_t *at, size_t end, dict found, const Element *element
+) except? DONE
 cdef int enter(Scan *state, Element *element) except -1
 cdef int coding_of(transfer_syntax_uid) except -2
 cdef bint names(int coding, const uint8_t *data, size_t length, bytes sop_class, bytes sop_instance) except -1

@@ -15,7 +15,7 @@ import zlib
 
 from ext.errors import PeerError
 
-__all__ = ["scan"]
+__all__ = ["HeaderReader", "scan"]
 
 cdef int INVALID_PARAMETER = 6                  # PS3.8 Table 9-26
 cdef Py_ssize_t DEFLATED_STEP = 8192            # input of one step: zlib copies what it did not use of it
@@ -71,7 +71,25 @@ cdef inline bint has_short_length(const uint8_t *vr) noexcept nogil:
     )
 
 
-cdef Step read_header(Coding coding, const uint8_t *data, size_t left, bint nested, Element *e) except? DONE:
+cdef inline bint is_blank(const uint8_t *vr) noexcept nogil:
+    """A VR that a writer did not know, and no length of Implicit VR."""
+    return vr[0] == vr[1] and (vr[0] == 0x00 or vr[0] == 0x20 or vr[0] == c"?" or vr[0] == c"-")
+
+
+cdef inline bint has_long_length(const uint8_t *vr) noexcept nogil:
+    """PS3.5 Table 7.1-1: the VRs of today with a 32-bit length."""
+    cdef int name = (vr[0] << 8) | vr[1]
+    return (
+        name == 0x4F42 or name == 0x4F44 or name == 0x4F46 or name == 0x4F4C        # OB OD OF OL
+        or name == 0x4F56 or name == 0x4F57 or name == 0x5351 or name == 0x5356     # OV OW SQ SV
+        or name == 0x5543 or name == 0x554E or name == 0x5552 or name == 0x5554     # UC UN UR UT
+        or name == 0x5556                                                           # UV
+    )
+
+
+cdef Step read_header(
+    Coding coding, const uint8_t *data, size_t left, bint nested, bint tolerant, Element *e
+) except? DONE:
     """The element at `data`, of which `left` bytes are there."""
     cdef bint big = coding == EXPLICIT_BIG
     if left < 8:
@@ -79,15 +97,21 @@ cdef Step read_header(Coding coding, const uint8_t *data, size_t left, bint nest
     e.tag = tag_at(data, big)
     e.header = 8
     e.inner = coding
+    e.unknown_vr = False
     # PS3.5 7.5: items and delimiters have no VR in any encoding
     if coding == IMPLICIT_LITTLE or e.tag >> 16 == 0xFFFE:
         e.length = number_32(data + 4, big)                 # PS3.5 Table 7.1-3, bytes 5-8
         return GOES_ON
-    if not is_letters(data + 4):                            # PS3.5 Table 7.1-1, bytes 5-6: VR
-        if nested and not big:
+    e.unknown_vr = not is_letters(data + 4)                 # PS3.5 Table 7.1-1, bytes 5-6: VR
+    if e.unknown_vr:
+        if nested and not big and not is_blank(data + 4):
             # Some writers put Implicit VR elements into the items of an explicit data set.
             e.length = number_32(data + 4, False)
             e.inner = IMPLICIT_LITTLE
+            return GOES_ON
+        if tolerant:
+            # As DCMTK reads it: VRs of letters that it does not know have 32 bits, all others 16 bits.
+            e.length = number_16(data + 6, big)
             return GOES_ON
         raise PeerError(
             f"({e.tag >> 16:04X},{e.tag & 0xFFFF:04X}) has no VR; is the data set of its transfer syntax?",
@@ -96,6 +120,12 @@ cdef Step read_header(Coding coding, const uint8_t *data, size_t left, bint nest
     if has_short_length(data + 4):
         e.length = number_16(data + 6, big)                 # Table 7.1-2, bytes 7-8
         return GOES_ON
+    if tolerant and not has_long_length(data + 4):
+        e.unknown_vr = True
+        if data[6] or data[7]:
+            # Reserved bytes are zero (Table 7.1-1): its writer did not know of lengths of 32 bits.
+            e.length = number_16(data + 6, big)
+            return GOES_ON
     if left < 12:
         return NEEDS_MORE
     e.length = number_32(data + 8, big)                     # Table 7.1-1, bytes 9-12; 7-8 are reserved
@@ -119,7 +149,7 @@ cdef Step step_inside(Scan *state, const uint8_t *data, size_t *at, size_t end) 
     """One item, delimiter or element of the innermost open sequence."""
     cdef Level *level = &state.levels[state.depth - 1]
     cdef Element element
-    if read_header(level.coding, data + at[0], end - at[0], True, &element) == NEEDS_MORE:
+    if read_header(level.coding, data + at[0], end - at[0], True, state.tolerant, &element) == NEEDS_MORE:
         return NEEDS_MORE
     if not level.in_item and element.tag >> 16 != 0xFFFE:
         raise PeerError("sequence of undefined length holds something else than items", INVALID_PARAMETER)
@@ -162,6 +192,45 @@ cdef int keep_place(Scan *state, uint32_t tag, const uint8_t *value, size_t leng
     return 0
 
 
+cdef void note_order(Scan *state, const Element *element) noexcept:
+    if element.unknown_vr:
+        state.damage |= UNKNOWN_VR
+    if element.tag >> 16 != 0xFFFE:
+        if element.tag <= state.last:
+            state.damage |= DISORDER
+        state.last = element.tag
+
+
+cdef Step take_value(
+    Scan *state, const uint8_t *data, size_t *at, size_t end, dict found, const Element *element
+) except? DONE:
+    """Keep a value asked for, or its beginning; the first of several counts, as it does in DCMTK."""
+    cdef size_t length = min(<size_t> element.length, state.value_max)
+    cdef bytes value
+    if length > end - at[0] - element.header:
+        state.cut = element.tag
+        return NEEDS_MORE
+    state.cut = 0
+    at[0] += element.header
+    value = PyBytes_FromStringAndSize(<const char *> data + at[0], <Py_ssize_t> length)
+    at[0] += length
+    state.skip = <uint64_t> element.length - length
+    if state.skip:
+        state.damage |= LONG_VALUE
+    if element.tag in found:
+        if found[element.tag] != value:
+            state.damage |= TWICE
+    else:
+        found[element.tag] = value
+        state.missing -= 1
+    if element.unknown_vr:
+        state.damage |= UNKNOWN_VR
+    if element.tag < state.last:
+        state.damage |= DISORDER
+    state.last = element.tag
+    return GOES_ON if state.missing else DONE
+
+
 cdef Step step_outside(Scan *state, const uint8_t *data, size_t *at, size_t end, dict found) except? DONE:
     """One element of the data set itself."""
     cdef Element element
@@ -170,11 +239,18 @@ cdef Step step_outside(Scan *state, const uint8_t *data, size_t *at, size_t end,
     if end - at[0] < 4:
         return NEEDS_MORE
     tag = tag_at(data + at[0], state.coding == EXPLICIT_BIG)
-    if tag > state.tags[state.asked - 1] and tag >> 16 != 0xFFFE:
+    if not state.tolerant and tag > state.tags[state.asked - 1] and tag >> 16 != 0xFFFE:
         return DONE
-    if read_header(state.coding, data + at[0], end - at[0], False, &element) == NEEDS_MORE:
+    if read_header(state.coding, data + at[0], end - at[0], False, state.tolerant, &element) == NEEDS_MORE:
         return NEEDS_MORE
-    if tag >> 16 != 0xFFFE and is_asked(state, tag):
+    if state.tolerant:
+        if tag >> 16 != 0xFFFE and is_asked(state, tag) and element.length != UNDEFINED:
+            return take_value(state, data, at, end, found, &element)
+        note_order(state, &element)
+        if tag == ITEM_DELIMITATION:
+            state.damage |= BROKEN_SEQUENCE     # DCMTK ends the data set here
+            return DONE
+    elif tag >> 16 != 0xFFFE and is_asked(state, tag):
         if element.length == UNDEFINED:
             raise PeerError(f"({tag >> 16:04X},{tag & 0xFFFF:04X}) is of undefined length", INVALID_PARAMETER)
         if element.length > end - at[0] - element.header:
@@ -278,6 +354,128 @@ cdef int ask(Scan *state, object tags) except -1:
     return 0
 
 
+cdef class HeaderReader:
+    """Reads attributes out of a data set that may be damaged, window by window, in bounded memory.
+
+    The reader goes on where the next element can be found, and keeps what it has read where it cannot. It is
+    done when all attributes asked for are found; one that is missing is looked for up to the end.
+
+    Attributes:
+        position: Offset in the data set of the first byte of the next window.
+        values: What was found, by tag: raw values, padding included.
+        damage: What was wrong, as the sum of the numbers in `ext/header.pxd`.
+        is_done: Whether no further window is needed.
+        is_exhausted: Whether `inflated_max` bytes were inflated before that.
+    """
+
+    cdef Scan state
+    cdef object inflater            # None where the data set is not deflated
+    cdef bytes carried              # inflated, and not read yet
+    cdef uint64_t inflated
+    cdef uint64_t inflated_max
+    cdef readonly uint64_t position
+    cdef readonly dict values
+    cdef readonly bint is_done
+    cdef readonly bint is_exhausted
+
+    def __init__(self, transfer_syntax_uid, tags, value_max, inflated_max):
+        """Begin before the first element.
+
+        Args:
+            transfer_syntax_uid: How the data set is encoded, as for `scan`.
+            tags: The attributes asked for, as for `scan`.
+            value_max: Bytes of a value that are kept; of a longer one the beginning.
+            inflated_max: Bytes of a deflated data set that are inflated at most.
+
+        Raises:
+            ValueError: `tags` are not as described.
+        """
+        cdef int coding = coding_of(transfer_syntax_uid)
+        memset(&self.state, 0, sizeof(Scan))
+        ask(&self.state, tags)
+        self.state.tolerant = True
+        self.state.missing = self.state.asked
+        self.state.value_max = value_max
+        self.state.coding = EXPLICIT_LITTLE if coding < 0 else <Coding> coding
+        self.inflater = zlib.decompressobj(-15) if coding < 0 else None
+        self.inflated_max = inflated_max
+        self.carried = b""
+        self.values = {}
+        self.is_done = self.state.asked == 0
+
+    @property
+    def damage(self):
+        return self.state.damage
+
+    def feed(self, const uint8_t[::1] window not None, bint at_end):
+        """Read one window.
+
+        Args:
+            window: The bytes of the data set from `position` on. If `position` stands still, the next one
+                must be longer: at most `value_max` and 64 bytes are needed.
+            at_end: Whether the data set ends with this window.
+        """
+        cdef size_t at = 0
+        cdef const uint8_t *data = &window[0] if window.shape[0] else NULL
+        if self.is_done:
+            return
+        if self.inflater is not None:
+            self.inflate(window, at_end)
+            return
+        self.read(data, &at, <size_t> window.shape[0], at_end)
+        self.position += at + self.state.skip
+        self.state.skip = 0
+
+    cdef int read(self, const uint8_t *data, size_t *at, size_t end, bint at_end) except -1:
+        """Go on reading; at the end of the data set, say what is cut."""
+        cdef Step step = NEEDS_MORE
+        try:
+            if end:
+                step = run(&self.state, data, at, end, self.values)
+        except PeerError:
+            self.state.damage |= BROKEN_SEQUENCE
+            self.is_done = True
+            return 0
+        if step == DONE:
+            self.is_done = True
+        elif at_end:
+            # Fewer bytes than a tag has are padding.
+            if self.state.skip or self.state.depth or end - at[0] >= 4 or self.position + at[0] == 0:
+                self.state.damage |= CUT
+            self.is_done = True
+        return 0
+
+    cdef int inflate(self, const uint8_t[::1] window, bint at_end) except -1:
+        """PS3.5 A.5: a raw RFC 1951 stream, inflated in steps of which only the rest is kept."""
+        cdef bytes piece = bytes(window), more
+        cdef size_t at
+        self.position += <uint64_t> window.shape[0]
+        while not (self.is_done or self.is_exhausted):
+            try:
+                more = self.inflater.decompress(piece, INFLATED_STEP)
+            except zlib.error:
+                self.state.damage |= NOT_INFLATED
+                self.is_done = True
+                return 0
+            piece = self.inflater.unconsumed_tail
+            self.inflated += <uint64_t> len(more)
+            self.carried += more
+            at = 0
+            if not more and at_end and not self.inflater.eof:
+                self.state.damage |= NOT_INFLATED
+            self.read(
+                <const uint8_t *> PyBytes_AS_STRING(self.carried),
+                &at,
+                <size_t> PyBytes_GET_SIZE(self.carried),
+                self.inflater.eof or (at_end and not more),
+            )
+            self.carried = self.carried[<Py_ssize_t> at:]
+            self.is_exhausted = self.inflated > self.inflated_max
+            if not piece and not more:
+                return 0
+        return 0
+
+
 def scan(data, transfer_syntax_uid, tags, bint at_end):
     """The raw values of top-level attributes out of the first part of a data set.
 
@@ -342,6 +540,8 @@ cdef bint names(
     state.tags[0] = SOP_CLASS_UID
     state.tags[1] = SOP_INSTANCE_UID
     state.coding = <Coding> coding
+    if length >= 4 and tag_at(data, coding == EXPLICIT_BIG) >> 16 == 0x0002:
+        return False                # it would pass for a part of the File Meta: Python says so
     try:
         if run(&state, data, &at, length, None) != DONE:
             return False

@@ -23,7 +23,7 @@ from rich.table import Table
 
 from ingest import threads
 from ingest.config import load
-from ingest.config.model import TLS, Config
+from ingest.config.model import TLS, Config, Receive
 from ingest.dicom.part10 import read_file_meta
 from ingest.dicom.uids import DEFLATED
 from ingest.errors import IngestError, LedgerError
@@ -152,6 +152,7 @@ def _is_sound(item: Found) -> bool:
             transfer_syntax=item.transfer_syntax_uid,
             sop_class=item.sop_class_uid,
             sop_instance=item.sop_instance_uid,
+            header_max_bytes=Receive().header_max_bytes,
         )
     return verdict == SOUND
 

@@ -204,6 +204,7 @@ def site(
                 ROW,
                 quarantine,
                 settings.instance_limit,
+                settings.receive.header_max_bytes,
             )
         )
     finally:

@@ -1,7 +1,6 @@
 """From a reference to an open file, and to what the ledger wants to know of it."""
 
 import contextlib
-import errno
 import itertools
 import os
 import stat
@@ -13,8 +12,17 @@ from typing import Final, Self, cast
 import redis
 import structlog
 
-from ext.header import scan
 from ingest.beneath import LeadsOutError, open_beneath
+from ingest.dicom.header import (
+    SERIES_INSTANCE_UID,
+    SOP_CLASS_UID,
+    SOP_INSTANCE_UID,
+    STUDY_INSTANCE_UID,
+    UIDS,
+    begins_with_file_meta,
+    plain_uid,
+    read_header,
+)
 from ingest.dicom.part10 import read_file_meta
 from ingest.dicom.routing import Subject
 from ingest.errors import PeerError, SpoolError
@@ -23,15 +31,9 @@ from ingest.spool import segment
 from ingest.spool.reference import Reference
 from workers.store import FileStore, Source
 
-WINDOWS: Final = (16 << 10, 1 << 20, 64 << 20)
-"""Bytes of a data set that are read to find its UIDs: the first is nearly always enough. A mapping would take
-no memory, but a file that is cut short, or a disk that fails, then ends the process (SIGBUS)."""
+HEADER_MAX_BYTES: Final = 64 << 20
+"""Bytes of a data set that are read, or inflated, to find attributes; values passed over do not count."""
 
-SOP_CLASS_UID: Final = 0x0008_0016
-SOP_INSTANCE_UID: Final = 0x0008_0018
-STUDY_INSTANCE_UID: Final = 0x0020_000D
-SERIES_INSTANCE_UID: Final = 0x0020_000E
-TAGS: Final = (SOP_CLASS_UID, SOP_INSTANCE_UID, STUDY_INSTANCE_UID, SERIES_INSTANCE_UID)
 
 log = structlog.get_logger()
 
@@ -268,23 +270,31 @@ def identify(source: Source, tags: Sequence[int] = ()) -> Facts:
         OSError: The disk is failing.
     """
     meta, offset = read_file_meta(source.fd)
+    wanted = sorted({*UIDS, *tags})
+    header = read_header(
+        source.fd, offset, source.size - offset, meta.transfer_syntax_uid, wanted, HEADER_MAX_BYTES
+    )
+    if header.is_empty and header.damage:
+        raise PeerError(f"the data set cannot be read: {header.remarks[0]}")
     conflict = note = ""
-    try:
-        found = _scan(source, offset, meta.transfer_syntax_uid, sorted({*TAGS, *tags}))
-    except PeerError as error:
-        found, note = _scan_broken(source, offset, meta.transfer_syntax_uid, error)
+    if header.damage:
+        note = f"its header is damaged: {', '.join(header.remarks)}"
+    elif not header.is_whole:
+        note = f"not all attributes were found in the first {HEADER_MAX_BYTES} bytes of its header"
+    if begins_with_file_meta(source.fd, offset, meta.transfer_syntax_uid):
+        conflict = "the data set begins with group 0002"
     for tag, name, said in (
         (SOP_CLASS_UID, "SOP Class UID", meta.sop_class_uid),
         (SOP_INSTANCE_UID, "SOP Instance UID", meta.sop_instance_uid),
     ):
         # One that is missing or empty contradicts nothing: the listener took it, too.
-        if _uid(found.get(tag, b"")) not in {"", said}:
+        if header.uid(tag) not in {"", plain_uid(said)}:
             conflict = f"the data set has another {name} than the C-STORE request had"
     return Facts(
         sop_instance_uid=meta.sop_instance_uid,
         sop_class_uid=meta.sop_class_uid,
-        study_uid=_uid(found.get(STUDY_INSTANCE_UID, b"")),
-        series_uid=_uid(found.get(SERIES_INSTANCE_UID, b"")),
+        study_uid=header.uid(STUDY_INSTANCE_UID),
+        series_uid=header.uid(SERIES_INSTANCE_UID),
         transfer_syntax_uid=meta.transfer_syntax_uid,
         calling_ae=meta.calling_ae,
         called_ae=meta.called_ae,
@@ -293,41 +303,7 @@ def identify(source: Source, tags: Sequence[int] = ()) -> Facts:
         data_set_offset=offset,
         conflict=conflict,
         note=note,
-        attributes={tag: found[tag] for tag in tags if tag in found},
+        attributes={tag: header.values[tag] for tag in tags if tag in header.values},
         receiver=meta.receiving_address or "",
         certificate=meta.certificate,
     )
-
-
-def _scan_broken(
-    source: Source, offset: int, transfer_syntax_uid: str, error: PeerError
-) -> tuple[dict[int, bytes], str]:
-    """What can be read of a data set that breaks somewhere, and what to say of it.
-
-    The listener looked as far as the SOP instance UID, and promised to keep what is sound up to there.
-
-    Raises:
-        PeerError: It breaks before.
-    """
-    try:
-        return _scan(source, offset, transfer_syntax_uid, TAGS), f"not all of it can be read: {error}"
-    except PeerError as earlier:
-        found = _scan(source, offset, transfer_syntax_uid, TAGS[:2])
-        return found, f"its study cannot be told: {earlier}"
-
-
-def _scan(source: Source, offset: int, transfer_syntax_uid: str, tags: Sequence[int]) -> dict[int, bytes]:
-    length = source.size - offset
-    for most in WINDOWS:
-        window = os.pread(source.fd, most, offset)
-        if len(window) < min(most, length):
-            raise OSError(errno.EIO, f"the file is shorter than its {source.size} bytes", source.path)
-        found = scan(window, transfer_syntax_uid, tags, len(window) >= length)
-        if found is not None:
-            return found
-    raise PeerError(f"the attributes asked for do not end within {WINDOWS[-1]} bytes")
-
-
-def _uid(value: bytes) -> str:
-    # PS3.5 9.1: padded with one NUL; some pad with a space.
-    return value.rstrip(b"\0 ").decode("ascii", "replace")

@@ -16,6 +16,7 @@ from ingest.beneath import LeadsOutError, unlink_beneath
 from ingest.dicom.part10 import read_file_meta
 from ingest.errors import PeerError, SpoolError, StoreAwayError, StoreError
 from ingest.ledger import NewInstance, Outcome
+from ingest.log import Seldom
 from workers.arrival import (
     Arrival,
     Facts,
@@ -44,6 +45,7 @@ CONTESTED_MAX: Final = 3
 """How often an instance is placed in one batch, while other workers store the same SOP instance UID."""
 
 log = structlog.get_logger()
+_seldom: Final = Seldom()
 
 
 @dataclass(slots=True)
@@ -373,9 +375,12 @@ class Work:
 def _facts(source: Source, tags: Sequence[int]) -> Facts:
     """What a file says; where it cannot be read, what can be said of it."""
     try:
-        return identify(source, tags)
+        facts = identify(source, tags)
     except PeerError as error:
         return _unreadable(source, str(error))
+    if facts.note:
+        _seldom.warning("header_damaged", sop_instance=facts.sop_instance_uid, note=facts.note)
+    return facts
 
 
 def _blank(source: Source, conflict: str) -> Facts:

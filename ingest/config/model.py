@@ -129,6 +129,7 @@ class Receive(Model):
     artim_seconds: Seconds = 30.0
     idle_seconds: Seconds = 600.0
     max_command_bytes: Annotated[int, Field(ge=1024)] = 65536
+    header_max_bytes: Annotated[int, Field(ge=4096, le=16 * 1024**2)] = 1024**2
     max_instance_bytes: Positive = 4 * 1024**3
     segment_max_bytes: Annotated[int, Field(ge=0, le=1024**2)] = 0
     spool_max_bytes: NotNegative = 0

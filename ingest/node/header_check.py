@@ -1,24 +1,19 @@
 """Whether a received data set is what its command said, read from the spool before the answer."""
 
-import os
 from dataclasses import dataclass
 from typing import Final
 
-from ext.errors import PeerError
-from ext.header import scan
 from ingest.dicom.dimse import Status
-from ingest.dicom.uids import IMPLICIT_LITTLE_ENDIAN
+from ingest.dicom.header import (
+    SOP_CLASS_UID,
+    SOP_INSTANCE_UID,
+    Header,
+    begins_with_file_meta,
+    plain_uid,
+    read_header,
+)
 
-SOP_CLASS_UID: Final = 0x00080016
-SOP_INSTANCE_UID: Final = 0x00080018
 TAGS: Final = (SOP_CLASS_UID, SOP_INSTANCE_UID)
-
-LAST_TAG: Final = 0xFFFCFFFC
-"""Data Set Trailing Padding: no element of a data set comes after it."""
-UNDEFINED_LENGTH: Final = 0xFFFFFFFF
-
-STEPS: Final = (4096, 65536, 1 << 20, 16 << 20)
-"""How much of the data set is read, from try to try: (0008,0018) mostly lies in the first kilobyte."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,11 +32,19 @@ SOUND: Final = Verdict(Status.SUCCESS)
 
 
 def check(
-    fd: int, offset: int, length: int, *, transfer_syntax: str, sop_class: str, sop_instance: str
+    fd: int,
+    offset: int,
+    length: int,
+    *,
+    transfer_syntax: str,
+    sop_class: str,
+    sop_instance: str,
+    header_max_bytes: int,
 ) -> Verdict:
     """Compare SOP class and instance UID of the data set with those of the C-STORE command (PS3.4 B.2.3).
 
     A data set that lacks one of them is taken: the command, and with it the File Meta, names the instance.
+    So is one that has not come to them within `header_max_bytes`: the persist worker reads on.
 
     Args:
         fd: The spool file.
@@ -50,52 +53,29 @@ def check(
         transfer_syntax: That of the presentation context.
         sop_class: Affected SOP Class UID of the command.
         sop_instance: Affected SOP Instance UID of the command.
+        header_max_bytes: Bytes to read at most.
 
     Raises:
         OSError: The spool cannot be read.
     """
     if not length:
         return Verdict(Status.CANNOT_UNDERSTAND, "the data set is empty")
-    try:
-        found = _header(fd, offset, length, transfer_syntax)
-    except PeerError as error:
-        return Verdict(Status.CANNOT_UNDERSTAND, f"unreadable: {error}")
+    if begins_with_file_meta(fd, offset, transfer_syntax):
+        return Verdict(Status.CANNOT_UNDERSTAND, "the data set begins with group 0002")
+    header = read_header(fd, offset, length, transfer_syntax, TAGS, header_max_bytes)
     for tag, name, expected in (
         (SOP_CLASS_UID, "SOP Class UID", sop_class),
         (SOP_INSTANCE_UID, "SOP Instance UID", sop_instance),
     ):
-        value = found.get(tag, b"").rstrip(b"\0 ")
-        if value and value != expected.encode("ascii", "replace"):
+        if header.uid(tag) not in {"", plain_uid(expected)}:
             return Verdict(Status.DATA_SET_MISMATCH, f"{name} differs between command and data set")
+    if is_unreadable(header):
+        return Verdict(Status.CANNOT_UNDERSTAND, f"unreadable: {header.remarks[0]}"[:64])
     return SOUND
 
 
-def _header(fd: int, offset: int, length: int, transfer_syntax: str) -> dict[int, bytes]:
-    for step in STEPS:
-        data = os.pread(fd, min(step, length), offset)
-        found = scan(data, transfer_syntax, TAGS, len(data) >= length or step == STEPS[-1])
-        if found:
-            return found
-        if found is not None:
-            break
-    _look_closer(os.pread(fd, min(STEPS[0], length), offset), length, transfer_syntax)
-    return {}
-
-
-def _look_closer(data: bytes, length: int, transfer_syntax: str) -> None:
-    """Neither UID is there, and the scan may have ended at once, at what only looks like a greater tag.
-
-    Args:
-        data: The beginning of the data set.
-        length: Bytes of all of it.
-        transfer_syntax: How it is encoded.
-
-    Raises:
-        PeerError: The elements of the beginning cannot be read.
-    """
-    scan(data, transfer_syntax, (LAST_TAG,), False)
-    if transfer_syntax == IMPLICIT_LITTLE_ENDIAN:
-        # There is no VR to tell noise by. PS3.5 Table 7.1-3, bytes 5-8: value length
-        first = int.from_bytes(data[4:8], "little")
-        if len(data) < 8 or (first != UNDEFINED_LENGTH and first > length - 8):
-            raise PeerError("the first element is longer than the data set", PeerError.INVALID_PARAMETER)
+def is_unreadable(header: Header) -> bool:
+    """Whether a damaged data set gives nothing that was asked for, or ends before it names its instance."""
+    if header.is_empty:
+        return header.is_whole and bool(header.damage)
+    return header.is_cut and SOP_INSTANCE_UID not in header.values

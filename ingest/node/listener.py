@@ -95,7 +95,7 @@ def run(config: Config, endpoints: tuple[Endpoint, ...], board: Scoreboard, row:
         spool.committer, spool.slot.name, board.counters(row), INSTANCES, BYTES, durable=durable, small=small
     )
     handoff = Handoff(config, spool, intake)
-    services = Services(spool, intake, handoff, board, row, config.receive.quarantine, config.instance_limit)
+    services = _services(config, spool, intake, handoff, board=board, row=row)
     if not config.retention.refuses:
         # Listeners of the configuration before, which may be of another mind, would look at it for ever.
         with contextlib.suppress(OSError):
@@ -112,6 +112,22 @@ def run(config: Config, endpoints: tuple[Endpoint, ...], board: Scoreboard, row:
             # If the hand-off hangs, the kernel gives the slot back at the end of the process.
             spool.close()
     return 0
+
+
+def _services(
+    config: Config, spool: Spool, intake: Intake, handoff: Handoff, *, board: Scoreboard, row: int
+) -> Services:
+    receive = config.receive
+    return Services(
+        spool,
+        intake,
+        handoff,
+        board,
+        row,
+        receive.quarantine,
+        config.instance_limit,
+        receive.header_max_bytes,
+    )
 
 
 def _claimed(config: Config) -> Spool:
@@ -144,9 +160,7 @@ def _refuse(
             spool.committer, spool.slot.name, board.counters(row), INSTANCES, BYTES, durable=False
         )
         handoff = Handoff(config, spool, intake)
-        services = Services(
-            spool, intake, handoff, board, row, config.receive.quarantine, config.instance_limit
-        )
+        services = _services(config, spool, intake, handoff, board=board, row=row)
         Listener(config, endpoints, services, refuses=f"the spool cannot be used: {error}").serve()
     return 0
 

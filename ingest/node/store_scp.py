@@ -62,6 +62,7 @@ class Services:
         row: Ours of them.
         quarantine: Whether a copy of what is refused is kept.
         instance_limit: The key that bounds a data set, and its bytes.
+        header_max_bytes: Of a data set, read before the answer.
     """
 
     spool: Spool
@@ -71,6 +72,7 @@ class Services:
     row: int
     quarantine: bool
     instance_limit: tuple[str, int]
+    header_max_bytes: int
 
 
 class Owner(Protocol):
@@ -307,6 +309,7 @@ class StoreSCP:
                 transfer_syntax=receiving.transfer_syntax,
                 sop_class=request.sop_class_uid,
                 sop_instance=request.sop_instance_uid,
+                header_max_bytes=self._services.header_max_bytes,
             )
         except OSError as error:
             return self._failing_disk(error.strerror or str(error))

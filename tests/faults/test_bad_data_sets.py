@@ -1,6 +1,7 @@
 """Data sets that are not what their command said, cannot be read, or would lead out of the store."""
 
 import re
+import time
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -117,10 +118,6 @@ UNREADABLE = {
     "implicit, where explicit was agreed": (1, Made(syntax=IMPLICIT).data_set),
     "explicit, where deflated was agreed": (DEFLATED_CONTEXT, Made().data_set),
     "deflated and cut": (DEFLATED_CONTEXT, deflated(Made(pixels=bytes(range(256)) * 40).data_set)[:20]),
-    "deflated to far too much": (
-        DEFLATED_CONTEXT,
-        deflated(element(0x0008, 0x0001, "UN", bytes(90_000_000)) + Made().data_set),
-    ),
     "cut within the SOP instance UID": (1, Made(sop="1.2.3.4.5.6.7.8").data_set[:50]),
     "a UID of undefined length": (1, b"\x08\0\x16\0UN\0\0\xff\xff\xff\xff" + bytes(100)),
     "sequences without an end to their depth": (
@@ -145,6 +142,34 @@ def test_an_unreadable_data_set_gets_c000_and_the_copy_is_quarantined(
     quarantined(node, sop, data, "C000")
 
 
+def test_a_data_set_that_inflates_to_far_too_much_costs_little_and_is_kept(
+    node: Node, caller: Caller
+) -> None:
+    bomb = deflated(element(0x0008, 0x0001, "UN", bytes(90_000_000)) + Made().data_set)
+    sop = new_uid()
+    began = time.monotonic()
+    caller.begin_store(sop, DEFLATED_CONTEXT)
+    caller.send(data_pdus(DEFLATED_CONTEXT, bomb))
+    assert caller.response().status == 0, "its UIDs are not in the first bytes, so the persist worker decides"
+    kept = row(node, sop, "stored")
+    assert "not all attributes were found" in kept["note"]
+    assert time.monotonic() - began < 30
+
+
+def test_a_data_set_that_begins_with_group_0002_is_refused(node: Node, watch: Watch, caller: Caller) -> None:
+    """pydicom would take its first elements for the File Meta of the stored file."""
+    for forged in (
+        element(0x0002, 0x0003, "UI", b"1.2.3.4"),
+        element(0x0002, 0x0010, "UI", b"1.2.840.10008.1.2"),
+    ):
+        sop = new_uid()
+        caller.begin_store(sop, 1)
+        caller.send(data_pdus(1, forged + Made(sop=sop).data_set))
+        assert caller.response().status == 0xC000
+        assert known(node, sop) in ([], [("quarantined",)])
+    watch.event("instance_refused", status="C000", reason="the data set begins with group 0002")
+
+
 def test_without_quarantine_nothing_of_what_was_refused_is_kept(strict: Node) -> None:
     with Caller.tls(strict) as caller:
         caller.associate()
@@ -159,7 +184,7 @@ def test_without_quarantine_nothing_of_what_was_refused_is_kept(strict: Node) ->
     row(strict, good.sop, "stored")
     nothing_received(strict)
     assert not known(strict, made.sop)
-    assert not names(strict.data / "quarantine")
+    assert not names(strict.data / "quarantine", lambda path: ".incoming" in path.parts)
 
 
 @pytest.mark.parametrize(
