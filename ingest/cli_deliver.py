@@ -32,13 +32,15 @@ def deliver(
     as_json: bool,
     **which: Any,
 ) -> None:
-    r"""Deliver what is stored, whenever it came.
+    """Deliver what is stored, whenever it came.
 
-    \b
     For images that came before their route did:
-      ingest deliver -c ingest.toml --to pacs --all
+
+    ingest deliver -c ingest.toml --to pacs --all
+
     For a destination that has lost a study:
-      ingest deliver -c ingest.toml --to pacs --study 1.2.3 --again
+
+    ingest deliver -c ingest.toml --to pacs --study 1.2.3 --again
 
     Routes are not asked, and what is already to be delivered stays as it is. Dead deliveries are left to
     `ingest retry`. Interrupted, the same command again does what is left.
