@@ -5,12 +5,15 @@ Nothing is changed: no folder is made, no table, no key in Redis.
 
 import contextlib
 import shutil
+import sqlite3
 import subprocess
 import tempfile
+import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from ipaddress import ip_address
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 from ingest import room
@@ -203,6 +206,7 @@ def _is_local(url: str) -> bool:
 def _ledger(config: Config) -> Iterator[Fault]:
     import sqlalchemy  # noqa: PLC0415 - slow to import, and only needed here
 
+    from ingest.ledger.database import MALFORMED_REMEDY, is_malformed  # noqa: PLC0415
     from ingest.ledger.hosts import resolve_hosts  # noqa: PLC0415
 
     try:
@@ -219,22 +223,47 @@ def _ledger(config: Config) -> Iterator[Fault]:
         url = url.set(database=file.absolute().as_uri(), query={"mode": "ro", "uri": "true"})
     else:
         options["connect_timeout"] = int(PROBE_SECONDS)
-    # SQLite does not open the file for less than reading a table.
-    probe = "SELECT count(*) FROM sqlite_master" if url.get_backend_name() == "sqlite" else "SELECT 1"
+    is_sqlite = url.get_backend_name() == "sqlite"
     try:
         engine = sqlalchemy.create_engine(url, poolclass=sqlalchemy.NullPool, connect_args=options)
         resolve_hosts(engine)
         with engine.connect() as connection:
-            connection.execute(sqlalchemy.text(probe))
+            # SQLite does not open the file for less than reading a table.
+            connection.execute(
+                sqlalchemy.text("SELECT count(*) FROM sqlite_master" if is_sqlite else "SELECT 1")
+            )
+            damage = _damage(connection) if is_sqlite else ""
+        if damage:
+            yield Fault("ledger.url", f"{masked(config.ledger_url)} is malformed: {damage}", MALFORMED_REMEDY)
     except ImportError as error:
         yield Fault("ledger.url", f"its driver is missing: {error}", "pip install 'dicom-ingest[postgresql]'")
     except sqlalchemy.exc.SQLAlchemyError as error:
         cause = str(error.__cause__ or error).strip().partition("\n")[0]
+        if is_malformed(error.__cause__):
+            yield Fault("ledger.url", f"{masked(config.ledger_url)} is malformed: {cause}", MALFORMED_REMEDY)
+            return
         yield Fault(
             "ledger.url",
             f"{masked(config.ledger_url)} does not open: {cause}",
             "start it, or correct the URL",
         )
+
+
+def _damage(connection: Any) -> str:
+    """What SQLite finds wrong with its file within PROBE_SECONDS, or empty."""
+    driver = connection.connection.driver_connection
+    until = time.monotonic() + PROBE_SECONDS
+    driver.set_progress_handler(lambda: time.monotonic() > until, 10_000)
+    try:
+        found = [str(row[0]) for row in driver.execute("PRAGMA quick_check(1)")]
+    except sqlite3.DatabaseError as error:
+        from ingest.ledger.database import is_malformed  # noqa: PLC0415 - slow to import
+
+        # Otherwise it was interrupted, or is busy: nothing is known of damage.
+        found = [str(error)] if is_malformed(error) else []
+    finally:
+        driver.set_progress_handler(None, 0)
+    return "" if found in ([], ["ok"]) else found[0].partition("\n")[0]
 
 
 def _agreement(config: Config) -> Iterator[Fault]:

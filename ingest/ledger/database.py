@@ -3,6 +3,7 @@
 import contextlib
 import fcntl
 import os
+import sqlite3
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -31,6 +32,11 @@ BUSY_MILLISECONDS: Final = 10_000
 
 MIGRATION_SECONDS: Final = 60.0
 """How long a process waits for another that migrates."""
+
+MALFORMED_REMEDY: Final = (
+    "stop the node, move ledger.db, ledger.db-wal and ledger.db-shm away together, then restore a backup or "
+    "let `ingest ledger rebuild` make a new one from the store; what is received waits in the spool"
+)
 
 _POSTGRESQL_WAITS: Final = {
     "connect_timeout": 10,
@@ -78,6 +84,7 @@ class Database:
         self.dialect = self._engine.dialect.name
         self._writer = self._engine.execution_options(ingest_writer=True)
         self._clock_ms, self._clock_until = 0, 0.0
+        self._opened: tuple[int, int] | None = None
 
     def close(self) -> None:
         """Close the connections."""
@@ -91,9 +98,7 @@ class Database:
             LedgerError: The ledger is away.
         """
         with self._errors():
-            # SQLite would make the file, for whoever only asks: `ingest status` may be another user.
-            if self._file is not None and not self._file.exists():
-                raise LedgerError(f"the ledger {self.name} is not there; `ingest serve` makes it")
+            self._require_file()
             with self._engine.begin() as connection:
                 yield connection
 
@@ -104,8 +109,10 @@ class Database:
         Raises:
             LedgerError: The ledger is away; nothing was written, or all where the answer to COMMIT was lost.
         """
-        with self._errors(), self._writer.begin() as connection:
-            yield connection
+        with self._errors():
+            self._require_file()
+            with self._writer.begin() as connection:
+                yield connection
 
     def now_ms(self) -> int:
         """The time that leases and pauses of this ledger go by, in Unix milliseconds.
@@ -178,7 +185,7 @@ class Database:
         """
         if self.version() == SCHEMA_VERSION:
             return
-        with self._migration_lock(), self.write() as connection:
+        with self._migration_lock(), self._errors(), self._writer.begin() as connection:
             if self.dialect == "postgresql":
                 connection.execute(sqlalchemy.select(sqlalchemy.func.pg_advisory_xact_lock(_MIGRATION_LOCK)))
             found = _version(connection)
@@ -195,6 +202,26 @@ class Database:
                 f"the ledger {self.name} has schema version {found or 'none'}, this program needs "
                 f"{SCHEMA_VERSION}; `ingest serve` migrates an older one, for a newer one use a newer program"
             )
+
+    def _require_file(self) -> None:
+        """Make sure that the file of SQLite is there, and is the one that is open.
+
+        SQLite would make it, for whoever only asks: `ingest status` may be another user. And it would go on
+        with a file that was removed or replaced since, and whatever it commits there is lost at the end.
+
+        Raises:
+            LedgerError: It is not there.
+        """
+        if self._file is None:
+            return
+        try:
+            facts = self._file.stat()
+        except (FileNotFoundError, NotADirectoryError):
+            raise LedgerError(f"the ledger {self.name} is not there; `ingest serve` makes it") from None
+        found = (facts.st_dev, facts.st_ino)
+        if self._opened not in {None, found}:
+            self._engine.dispose()
+        self._opened = found
 
     @property
     def _file(self) -> Path | None:
@@ -244,9 +271,19 @@ class Database:
         except StatementError as error:
             if _blames_the_statement(error):
                 raise
+            if is_malformed(error.orig):
+                raise LedgerError(
+                    f"the ledger {self.name} is malformed ({error.orig}): {MALFORMED_REMEDY}"
+                ) from error
             raise LedgerError(f"the ledger {self.name} cannot be used: {error.orig}") from error
         except (OSError, MemoryError) as error:
             raise LedgerError(f"the ledger {self.name} cannot be used: {error!r}") from error
+
+
+def is_malformed(error: object) -> bool:
+    """Whether SQLite says that the file is damaged, or is none of its own."""
+    code = getattr(error, "sqlite_errorcode", None)
+    return code is not None and code & 0xFF in {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
 
 
 def _blames_the_statement(error: StatementError) -> bool:

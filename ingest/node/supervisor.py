@@ -75,6 +75,12 @@ STUCK_MS: Final = 60_000
 
 GRACE_SECONDS: Final = 3.0
 
+FOLDER_MISSED: Final = 2
+"""Looks in a row that find another data folder, or none, before the node ends."""
+
+REPLACED_EXIT: Final = 1
+"""The exit code of a node whose data folder was replaced under it."""
+
 log = structlog.get_logger()
 
 
@@ -120,6 +126,8 @@ class Supervisor:
         self._reserve = DiskReserve(config.data_dir, config.run_dir / "reserve")
         self._was_short: bool | None = None
         self._wakeup: tuple[int, ...] = ()
+        self._folder: os.stat_result | None = None
+        self._folder_missed = 0
 
     @property
     def config(self) -> Config:
@@ -171,6 +179,7 @@ class Supervisor:
         try:
             for folder in (config.data_dir, config.run_dir):
                 folder.mkdir(parents=True, exist_ok=True, mode=0o750)
+            self._folder = os.stat(config.run_dir)
             self._reserve.look(at_once=True)
             if "listen" in self.roles:
                 self._take_lock(config.run_dir / "node.lock")
@@ -267,6 +276,7 @@ class Supervisor:
         self._go_on_reloading(now)
         self._end_old_generations(now)
         for watch in (
+            self._watch_folder,
             self._watch_disk,
             partial(self._watch_queue, now),
             self._watch_heartbeats,
@@ -398,6 +408,29 @@ class Supervisor:
         # A worker that ends well was told to by somebody else, such as a terminal that signals all of us.
         say = log.info if code == 0 else log.error
         say("child_died", child=child.role, child_pid=child.pid, code=code, again_in_seconds=pause)
+
+    def _watch_folder(self) -> None:
+        """End at once where the data folder was moved away, removed, or replaced by another.
+
+        Its locks exclude nobody then, and what has files open would write to another folder than what opens
+        new ones. Whatever was acknowledged lies in the folder that was there.
+        """
+        found, was = _stat_of(self.config.run_dir), self._folder
+        if was is None or (found is not None and os.path.samestat(found, was)):
+            self._folder_missed = 0
+            return
+        self._folder_missed += 1
+        if self._folder_missed < FOLDER_MISSED:
+            return
+        log.error(
+            "data_dir_replaced",
+            data_dir=str(self.config.data_dir),
+            cause="its run folder is gone" if found is None else "its run folder is another one by now",
+            remedy="put the folder back that this node was started with, then start it again",
+        )
+        self.exit_code = REPLACED_EXIT
+        self._handle_term()
+        self._drain_until = 0.0
 
     def _watch_disk(self) -> None:
         """Receive nothing on a full disk: what room is left there is for the ledger, which frees the rest."""
@@ -623,3 +656,15 @@ class Supervisor:
             os.kill(pid, signal.SIGKILL)
             os.waitpid(pid, 0)
             del self.children[pid]
+
+
+def _stat_of(path: Path) -> os.stat_result | None:
+    """The folder there; None where there is none.
+
+    Raises:
+        OSError: That cannot be told; the disk is failing.
+    """
+    try:
+        return path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return None

@@ -79,7 +79,7 @@ def test_ledger_that_cannot_be_looked_at_is_away(tmp_path: Path, monkeypatch: py
     def failing(_path: Path) -> bool:
         raise OSError(5, "Input/output error")
 
-    monkeypatch.setattr(Path, "exists", failing)
+    monkeypatch.setattr(Path, "stat", failing)
     with (
         opened(f"sqlite:///{tmp_path}/ledger.db") as ledger,
         pytest.raises(LedgerError, match="Input/output"),
