@@ -27,6 +27,7 @@ from ingest.tls.refused import refused_certificate
 UNSENT_BYTES: Final = 1 << 17
 UNLIMITED: Final = 0
 """As TCP_NOTSENT_LOWAT (tcp(7)): the system's own limit, which is none by default."""
+_NOTHING: Final = bytes(4)
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +85,8 @@ class Transport:
         self._poll = select.poll()
         self._poll.register(sock.fileno(), 0)
         self._fd = sock.fileno()
+        self._arrivals = select.poll()
+        self._arrivals.register(self._fd, select.POLLIN)
 
     @classmethod
     def connect(cls, remote: Remote, seconds: float, on_tick: Callable[[], None] = no_tick) -> Self:
@@ -191,8 +194,7 @@ class Transport:
         """Whether a read may give something now."""
         if self._tls and self._tls.pending():
             return True
-        self._poll.modify(self._fd, select.POLLIN)
-        return bool(self._poll.poll(0))
+        return bool(self._arrivals.poll(0))
 
     def run_ahead(self, *, far: bool) -> None:
         """Say how much the kernel may take that does not fit into the remote's window yet.
@@ -209,7 +211,7 @@ class Transport:
 
     def has_unread(self) -> bool:
         """Whether the remote's TCP has not confirmed all that was sent."""
-        return self._unsent() > 0
+        return self._unsent_raw() != _NOTHING
 
     def peer_certificate(self) -> bytes | None:
         """What the remote has shown, DER; None without TLS."""
@@ -301,7 +303,10 @@ class Transport:
 
     def _unsent(self) -> int:
         """Bytes that the remote's TCP has not confirmed yet."""
-        return int.from_bytes(fcntl.ioctl(self._fd, termios.TIOCOUTQ, bytes(4)), sys.byteorder)
+        return int.from_bytes(self._unsent_raw(), sys.byteorder)
+
+    def _unsent_raw(self) -> bytes:
+        return fcntl.ioctl(self._fd, termios.TIOCOUTQ, _NOTHING)
 
     def _explain_broken_send(self, on_readable: Callable[[], None]) -> None:
         """The remote's A-ABORT or TLS alert, sent before it closed, says more than EPIPE does: read it."""

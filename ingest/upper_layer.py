@@ -312,6 +312,7 @@ class UpperLayer:
         action = self._step(_EVENTS[kind])
         if action is Action.DT_2:
             self._answered(event)
+            return
         if action is Action.AA_8:
             self._refuse(PeerError(f"a PDU of type {kind:02X}H out of order", PeerError.UNEXPECTED_PDU))
         if action is Action.AE_4:

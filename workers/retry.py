@@ -182,6 +182,8 @@ def decide(
     """
     match outcome:
         case Answered(status, comment):
+            if limits.statuses.meaning(status) is Meaning.STORED:
+                return Delivered(status, outcome.note)
             said = f"answered {status:04X}H" + (f": {comment}" if comment else "")
             retry = Retry(pause_ms(attempt, limits, rng), said, status)
             return _answered(outcome, retry, attempt, age_ms, limits)
@@ -203,9 +205,7 @@ def _answered(
 ) -> Decision | Renegotiate:
     """What follows from a status; `retry` is what follows if it is tried again."""
     match limits.statuses.meaning(answer.status):
-        case Meaning.STORED:
-            return Delivered(answer.status, answer.note)
-        case Meaning.STORED_WITH_WARNING | Meaning.ALREADY_STORED:
+        case Meaning.STORED | Meaning.STORED_WITH_WARNING | Meaning.ALREADY_STORED:
             return Delivered(answer.status, "; ".join(filter(None, (retry.reason, answer.note))))
         case Meaning.NEGOTIATE_AGAIN if not answer.again:
             return Renegotiate()

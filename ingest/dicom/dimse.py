@@ -5,7 +5,8 @@ Requests are read and written here, responses written; `ingest.dicom.responses` 
 
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import Any
+from functools import lru_cache
+from typing import Any, Final
 
 from ext.command import decode_command, encode_command
 from ingest.dicom.uids import VERIFICATION, is_valid_uid
@@ -22,6 +23,11 @@ NO_DATA_SET = 0x0101
 _DATA_SET = 0x0001
 
 _COMMENT_LENGTH = 64  # PS3.5 6.2, VR LO
+_GROUP_LENGTH: Final = b"\0\0\0\0\4\0\0\0"  # (0000,0000), before its value of four bytes
+_KINDS_MAX: Final = 256
+
+_Kind = tuple[bytes, bytes]
+"""A command set around its message ID, without its group length and the value of its SOP instance UID."""
 
 
 class Status(IntEnum):
@@ -139,7 +145,13 @@ def store_request(
     move_originator_ae: str = "",
     move_originator_message_id: int | None = None,
 ) -> bytes:
-    """The command set of a C-STORE-RQ (PS3.7 Table 9.3-1); priority 0 medium, 1 high, 2 low."""
+    """The command set of a C-STORE-RQ (PS3.7 Table 9.3-1); priority 0 medium, 1 high, 2 low.
+
+    Raises:
+        ValueError: A value does not fit its representation.
+    """
+    if not (priority or move_originator_ae) and move_originator_message_id is None:
+        return _filled(_store_kind(sop_class_uid), message_id, sop_instance_uid)
     elements: dict[str, Any] = {
         "AffectedSOPClassUID": sop_class_uid,
         "CommandField": C_STORE_RQ,
@@ -165,6 +177,15 @@ def echo_request(message_id: int) -> bytes:
             "CommandDataSetType": NO_DATA_SET,
         }
     )
+
+
+def store_success(message_id: int, sop_class_uid: str, sop_instance_uid: str) -> bytes:
+    """The command set of the C-STORE-RSP that most remotes answer with: 0000H, both UIDs and nothing more.
+
+    Raises:
+        ValueError: A value does not fit its representation.
+    """
+    return _filled(_success_kind(sop_class_uid), message_id, sop_instance_uid)
 
 
 def store_response(request: StoreRequest, status: int, comment: str = "") -> bytes:
@@ -198,6 +219,61 @@ def unsupported_response(
         raise ValueError("C-CANCEL-RQ has no response")
     field = request.command_field | _RESPONSE
     return encode_command(_response(field, request.message_id, status, request.sop_class_uid, comment))
+
+
+@lru_cache(maxsize=_KINDS_MAX)
+def _store_kind(sop_class_uid: str) -> _Kind:
+    return _kind_of(
+        {
+            "AffectedSOPClassUID": sop_class_uid,
+            "CommandField": C_STORE_RQ,
+            "MessageID": 0,
+            "Priority": 0,
+            "CommandDataSetType": _DATA_SET,
+            "AffectedSOPInstanceUID": "",
+        },
+        "MessageID",
+    )
+
+
+@lru_cache(maxsize=_KINDS_MAX)
+def _success_kind(sop_class_uid: str) -> _Kind:
+    return _kind_of(
+        {
+            "AffectedSOPClassUID": sop_class_uid,
+            "CommandField": C_STORE_RSP,
+            "MessageIDBeingRespondedTo": 0,
+            "CommandDataSetType": NO_DATA_SET,
+            "Status": 0,
+            "AffectedSOPInstanceUID": "",
+        },
+        "MessageIDBeingRespondedTo",
+    )
+
+
+def _kind_of(elements: dict[str, Any], number: str) -> _Kind:
+    """What all command sets have in common that differ in their message ID and SOP instance UID.
+
+    Elements ascend (PS3.7 6.3.1): what ends where the number's element ends is encoded by itself, and
+    (0000,1000) is the last.
+    """
+    at = list(elements).index(number)
+    before = encode_command(dict(list(elements.items())[: at + 1]))[len(_GROUP_LENGTH) + 4 :]
+    whole = encode_command(elements)[len(_GROUP_LENGTH) + 4 :]
+    return before[:-2], whole[len(before) : -4]
+
+
+def _filled(kind: _Kind, message_id: int, sop_instance_uid: str) -> bytes:
+    """The command set of a kind, as `encode_command` would write it."""
+    try:
+        number, uid = message_id.to_bytes(2, "little"), sop_instance_uid.encode("ascii")
+    except OverflowError:
+        raise ValueError(f"a message ID is 0 to 65535, not {message_id}") from None
+    if len(uid) & 1:
+        uid += b"\0"
+    before, after = kind
+    body = before + number + after + len(uid).to_bytes(4, "little") + uid
+    return _GROUP_LENGTH + len(body).to_bytes(4, "little") + body
 
 
 def _response(field: int, message_id: int, status: int, sop_class_uid: str, comment: str) -> dict[str, Any]:

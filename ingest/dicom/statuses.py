@@ -40,7 +40,10 @@ class Meaning(Enum):
     @property
     def is_stored(self) -> bool:
         """Whether the remote has the instance."""
-        return self in {Meaning.STORED, Meaning.STORED_WITH_WARNING, Meaning.ALREADY_STORED}
+        return self in _STORED
+
+
+_STORED: Final = (Meaning.STORED, Meaning.STORED_WITH_WARNING, Meaning.ALREADY_STORED)
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,7 +22,7 @@ from ingest.ledger.database import Database
 from ingest.ledger.progress import count_delivered
 from ingest.ledger.rows import Delivery, DeliveryResult, DeliveryRow, DeliveryState
 from ingest.ledger.schema import SUSPECT, deliveries, instances
-from ingest.ledger.variants import drop_superseded, without_superseded
+from ingest.ledger.variants import IS_VARIED, drop_superseded, without_superseded
 
 WINDOW: Final = 512
 """How far into the backlog a worker looks for series that no other worker has in hand."""
@@ -53,6 +53,7 @@ _COLUMNS: Final = (
     instances.c.sop_class_uid,
     instances.c.sop_instance_uid,
     instances.c.transfer_syntax_uid,
+    IS_VARIED,
 )
 
 
@@ -569,4 +570,7 @@ def _taken(
     """Lease these rows, in the transaction that has found them."""
     if rows:
         connection.execute(_LEASE, {**asked, "ids": [row["id"] for row in rows], "until": until})
-    return [Delivery(**{**row, "attempts": row["attempts"] + 1, "lease_until": until}) for row in rows]
+    for row in rows:
+        del row[IS_VARIED.name]
+        row.update(attempts=row["attempts"] + 1, lease_until=until)
+    return [Delivery(**row) for row in rows]

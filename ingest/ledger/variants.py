@@ -39,9 +39,8 @@ _variant: Final = instances.alias("variant")
 _HAS_VARIANT: Final = exists().where(
     _variant.c.sop_instance_uid == instances.c.sop_instance_uid, text("variant.state = 'variant'")
 )
-_VARIED: Final = select(instances.c.sop_instance_uid).where(
-    instances.c.id.in_(bindparam("ids", expanding=True)), _HAS_VARIANT
-)
+IS_VARIED: Final = _HAS_VARIANT.label("is_varied")
+"""A column of a query of instances: whether there are variants of the SOP instance UID."""
 # Not the bare column: SQLite would go by its index, and read nearly all rows there are.
 _OBJECTS: Final = (
     select(
@@ -128,11 +127,12 @@ def without_superseded(
     Args:
         connection: Of the transaction that leases.
         destination: Whose deliveries they are.
-        rows: Deliveries with `id`, `instance_id` and `sop_instance_uid`.
+        rows: Deliveries with `id`, `instance_id`, `sop_instance_uid` and `IS_VARIED`.
         now_ms: The time, in Unix milliseconds.
     """
-    ids = [row["instance_id"] for row in rows]
-    uids = connection.execute(_VARIED, {"ids": ids}).scalars().all() if ids else ()
+    uids = {row["sop_instance_uid"] for row in rows if row["is_varied"]}
+    if not uids:
+        return list(map(dict, rows))
     objects = _objects_of(connection, destination, uids)
     dropped: set[int] = set()
     deferred: set[int] = set()

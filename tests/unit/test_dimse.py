@@ -70,6 +70,36 @@ def test_responses_read_back() -> None:
     assert long.error_comment == "x" * 64  # PS3.5 6.2, VR LO
 
 
+@given(st.integers(0, 65535), st.from_regex(r"\A[0-9.]{0,64}\Z"))
+def test_commands_of_one_kind_are_those_that_the_encoder_writes(number: int, uid: str) -> None:
+    assert dimse.store_request(number, CT, uid) == encode_command(
+        {
+            "AffectedSOPClassUID": CT,
+            "CommandField": 0x0001,
+            "MessageID": number,
+            "Priority": 0,
+            "CommandDataSetType": 0x0001,
+            "AffectedSOPInstanceUID": uid,
+        }
+    )
+    assert dimse.store_success(number, CT, uid) == encode_command(
+        {
+            "AffectedSOPClassUID": CT,
+            "CommandField": 0x8001,
+            "MessageIDBeingRespondedTo": number,
+            "CommandDataSetType": 0x0101,
+            "Status": 0,
+            "AffectedSOPInstanceUID": uid,
+        }
+    )
+
+
+@pytest.mark.parametrize(("number", "uid"), [(-1, "1.2"), (65536, "1.2"), (1, "1.\xb2")])
+def test_what_fits_no_element_is_not_encoded(number: int, uid: str) -> None:
+    with pytest.raises(ValueError, match=r"."):
+        dimse.store_request(number, CT, uid)
+
+
 def test_store_request_reads_back() -> None:
     data = dimse.store_request(
         1, CT, "1.2.3", priority=1, move_originator_ae="MOVER", move_originator_message_id=0

@@ -148,6 +148,44 @@ def test_what_answers_something_else_confirms_nothing(data: bytes) -> None:
     assert operations.count == 1
 
 
+@pytest.mark.parametrize("uid", ["1.2.3.4", "1.2.3.45"])
+def test_the_usual_success_is_read_as_any_other_answer(uid: str) -> None:
+    """It is compared, not decoded; one changed bit, and it says what the decoder makes of it."""
+    usual = dimse.store_success(7, CT, uid)
+    for bit in range(-1, 8 * len(usual)):
+        data = bytearray(usual)
+        if bit >= 0:
+            data[bit // 8] ^= 1 << bit % 8
+        operations = asked(Operation(7, 1, dimse.C_STORE_RQ, CT, uid))
+        try:
+            operations.answer(command(bytes(data)), all_read)
+        except PeerError:
+            assert bit >= 0
+            assert not operations.answers
+            continue
+        assert operations.answers.popleft() == (7, decode_response(bytes(data)))
+
+
+def test_the_usual_success_is_held_to_context_message_operation_and_time() -> None:
+    usual = command(dimse.store_success(7, CT, UID))
+    with pytest.raises(PeerError, match="context 1, not 3"):
+        asked(Operation(7, 3, dimse.C_STORE_RQ, CT, UID)).answer(usual, all_read)
+    with pytest.raises(PeerError, match="message 7, but 8 was asked"):
+        asked(Operation(8, 1, dimse.C_STORE_RQ, CT, UID)).answer(usual, all_read)
+    with pytest.raises(PeerError, match="type 8001H"):
+        asked(Operation(7, 1, dimse.C_ECHO_RQ, CT)).answer(usual, all_read)
+    with pytest.raises(PeerError, match="before the data set was sent"):
+        asked().answer(usual, lambda: True)
+    sending = Operations()
+    sending.begin(Operation(7, 1, dimse.C_STORE_RQ, CT, UID))
+    with pytest.raises(PeerError, match="before the data set was sent"):
+        sending.answer(usual, all_read)
+    done = asked()
+    done.answer(usual, all_read)
+    with pytest.raises(PeerError, match="but nothing was asked"):
+        done.answer(usual, all_read)
+
+
 def test_an_answer_on_another_context_confirms_nothing() -> None:
     operations = asked()
     with pytest.raises(PeerError, match="context 3, not 1"):
