@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import redis
 from rich.console import Console
@@ -204,15 +204,22 @@ def _queue(config: Config) -> dict[str, Any]:
         key = stream_key(spool_id(config.spool_dir) or "")
         known = bool(client.exists(key))
         groups = client.xinfo_groups(key) if known else []
+        oldest = cast("list[tuple[bytes, object]]", client.xrange(key, count=1)) if known else []
         return {
             "reachable": True,
             "references": client.xlen(key) if known else 0,
+            "oldest_seconds": _age_seconds(oldest[0][0]) if oldest else 0,
             "in_workers_hands": sum(group["pending"] for group in groups if group["name"] == GROUP.encode()),
         }
     except (redis.RedisError, SpoolError) as error:
         return {"reachable": False, "error": str(error)}
     finally:
         client.close()
+
+
+def _age_seconds(entry: bytes) -> int:
+    """For how long an entry of a stream has been there: its id begins with Redis' time in milliseconds."""
+    return max(0, int(time.time() - int(entry.partition(b"-")[0]) / 1000))
 
 
 def _ledger(config: Config) -> dict[str, Any]:

@@ -16,6 +16,12 @@ FAILING: Final = 2
 SOON_DAYS: Final = 7
 """A certificate that ends within so many days is a problem."""
 
+BEHIND_SECONDS: Final = 60
+"""What was received waits for a moment to be stored; a reference that waits longer is a problem."""
+
+FULL_BYTES: Final = 1 << 20
+"""Where `min_free_bytes` does not hold, a disk with less than this free is full."""
+
 WORDS: Final = {WELL: "well", DEGRADED: "degraded", FAILING: "failing"}
 
 
@@ -98,6 +104,9 @@ def _receiving(now: Mapping[str, Any]) -> Iterator[Problem]:
             cause = f"{disk['use']}: {disk['free_bytes'] / 1e6:.0f} MB are free, so nothing is received"
             remedy = f"make room on {disk['path']}, or lower [receive] min_free_bytes"
             yield Problem(Severity.FAILING, cause, remedy)
+        elif not disk["refuses_below"] and disk["free_bytes"] < FULL_BYTES:
+            cause = f"{disk['use']}: the disk is full"
+            yield Problem(Severity.FAILING, cause, f"make room on {disk['path']}")
     if now["store"]["full"]:
         remedy = "make room with `ingest retention`, or raise [retention] max_bytes"
         yield Problem(
@@ -112,6 +121,14 @@ def _services(now: Mapping[str, Any]) -> Iterator[Problem]:
     if now["running"] and not now["queue"]["reachable"]:
         remedy = "mend it ([queue] url); what is received waits in the spool"
         yield Problem(Severity.DEGRADED, f"the queue is away: {now['queue']['error']}", remedy)
+    behind = now["queue"].get("oldest_seconds", 0)
+    if now["running"] and behind >= BEHIND_SECONDS:
+        # Whatever the reason: workers that end again and again, that are stopped, stuck, or elsewhere.
+        cause = (
+            f"what was received is not stored: {now['queue']['references']} wait, the first for {behind} s"
+        )
+        remedy = "see that persist workers run, and look into their log; nothing is lost"
+        yield Problem(Severity.DEGRADED, cause, remedy)
 
 
 def _destinations(now: Mapping[str, Any]) -> Iterator[Problem]:

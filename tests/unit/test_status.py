@@ -1,6 +1,7 @@
 """`ingest status`: every part that can be read is told, whatever cannot."""
 
 import json
+import time
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from click.testing import CliRunner
 from ingest.alarms import Severity, raise_alarm
 from ingest.cli import main
 from ingest.node.scoreboard import ACCEPTING, ACTIVE, BOOTING, DRAINING, HEARTBEAT, STATE, Scoreboard, now_ms
+from ingest.queue import stream_key
 from ingest.spool.push import push
 from ingest.spool.reference import Reference
 from ingest.status import gather
@@ -33,7 +35,23 @@ def test_spool_and_queue_are_counted(tmp_path: Path, redis_server: Valkey) -> No
     found = gather(settings)
     spool.close()
     assert (found["spool"]["waiting"], found["spool"]["bytes"]) == (1, 1000)
-    assert found["queue"] == {"reachable": True, "references": 1, "in_workers_hands": 0}
+    assert found["queue"] == {
+        "reachable": True,
+        "references": 1,
+        "oldest_seconds": 0,
+        "in_workers_hands": 0,
+    }
+
+
+def test_what_nobody_stores_is_told_by_its_age(tmp_path: Path, redis_server: Valkey) -> None:
+    """Persist workers that are stopped, stuck or end again and again say nothing themselves."""
+    settings = config(tmp_path, redis_server.url)
+    spool = claim(settings)
+    with redis_server.client() as client:
+        client.xadd(stream_key(spool.id), {"where": "x"}, id=f"{time.time_ns() // 1_000_000 - 90_000}-1")
+    found = gather(settings)
+    spool.close()
+    assert 90 <= found["queue"]["oldest_seconds"] < 120
 
 
 def test_each_listener_has_a_state_and_those_that_say_nothing_are_silent(tmp_path: Path) -> None:

@@ -54,6 +54,19 @@ def test_a_sound_node_is_well() -> None:
         (lambda now: now["alarms"].append(alarm("degraded")), DEGRADED, "a record rots"),
         (lambda now: now["disks"][0].update(free_bytes=99), FAILING, "nothing is received"),
         (lambda now: now["disks"][0].update(error="Input/output error"), FAILING, "Input/output error"),
+        (
+            lambda now: now["disks"].append(
+                {"use": "store", "path": "/store", "refuses_below": 0, "free_bytes": 0}
+            ),
+            FAILING,
+            "store: the disk is full",
+        ),
+        (
+            lambda now: now["queue"].update(references=7, oldest_seconds=60),
+            DEGRADED,
+            "7 wait, the first for 60 s",
+        ),
+        (lambda now: now["queue"].update(references=7, oldest_seconds=59), WELL, ""),
         (lambda now: now["store"].update(full="10 GB are in it"), FAILING, "the store is full"),
         (lambda now: now.update(ledger={"reachable": False, "error": "malformed"}), FAILING, "malformed"),
         (lambda now: now.update(queue={"reachable": False, "error": "refused"}), DEGRADED, "refused"),
