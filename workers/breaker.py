@@ -154,26 +154,41 @@ class Breaker:
             if self._circuit.failures:
                 self._change(lambda found: circuit.answered(found, self._ledger.now_ms()))
 
+    def is_there(self, on_tick: Callable[[], None]) -> bool:
+        """Whether the remote answers a C-ECHO now; nothing is noted.
+
+        Args:
+            on_tick: Called at least twice a second meanwhile.
+        """
+        try:
+            self._echo(on_tick)
+        except AssociationError:
+            return False
+        return True
+
     def look(self) -> None:
         """Read what all workers have noted."""
         self._look_at = time.monotonic() + LOOK_SECONDS
         self._circuit = self._bounded(self._ledger.circuit(self._name), self._ledger.now_ms())
 
     def _probe(self, on_tick: Callable[[], None]) -> tuple[int, str]:
-        """C-ECHO (PS3.7 9.1.5): whatever the remote says to that, it is there."""
-        verification = [(uids.VERIFICATION, (uids.IMPLICIT_LITTLE_ENDIAN,))]
         try:
-            with Association.open(
-                self._remote, verification, timeouts=self._timeouts, on_tick=on_tick
-            ) as association:
-                if association.accepted(uids.VERIFICATION, uids.IMPLICIT_LITTLE_ENDIAN) is not None:
-                    association.echo()
+            self._echo(on_tick)
         except AssociationError as error:
             if error.permanent:
                 return self.failed(Trouble.REFUSED, str(error)), ""
             return self.failed(Trouble.UNREACHABLE, str(error)), str(error)
         self.reached()
         return 0, ""
+
+    def _echo(self, on_tick: Callable[[], None]) -> None:
+        """C-ECHO (PS3.7 9.1.5): whatever the remote says to that, it is there."""
+        verification = [(uids.VERIFICATION, (uids.IMPLICIT_LITTLE_ENDIAN,))]
+        with Association.open(
+            self._remote, verification, timeouts=self._timeouts, on_tick=on_tick
+        ) as association:
+            if association.accepted(uids.VERIFICATION, uids.IMPLICIT_LITTLE_ENDIAN) is not None:
+                association.echo()
 
     def _change(self, change: Callable[[Circuit], Circuit]) -> tuple[Circuit, Circuit]:
         now = self._ledger.now_ms()

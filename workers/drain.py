@@ -15,7 +15,7 @@ import structlog
 from ingest.config.model import Destination
 from ingest.dicom.dimse import Status
 from ingest.dicom.padding import is_odd
-from ingest.errors import AssociationError, LedgerError, PeerError, StoreAwayError, StoreError
+from ingest.errors import AssociationError, Cause, LedgerError, PeerError, StoreAwayError, StoreError
 from ingest.ledger import Delivery, Ledger
 from ingest.scu import Association, Context, Remote, Timeouts, plan, proposals
 from ingest.tls.identity import identity_of
@@ -53,6 +53,9 @@ OTHERS_SECONDS: Final = 0.1
 ASIDE: Final = 4
 """A file that cannot be read now waits as long as after so many attempts."""
 
+OF_THE_OFFER: Final = frozenset({None, Cause.CLOSED})
+"""How an association ends that the remote does not want, or dies of: by A-ABORT, or without a word."""
+
 log = structlog.get_logger()
 
 
@@ -65,6 +68,7 @@ class Tools:
         places: How many workers one destination may keep busy.
         recent: Contexts needed lately, by destination; they are offered again, so that an association serves
             more than the batch that it was opened for.
+        doubted: Contexts of offers that a remote ended the association at, by destination.
     """
 
     ledger: Ledger
@@ -77,6 +81,7 @@ class Tools:
     places: int
     clock: WallClock = field(default_factory=WallClock)
     recent: dict[str, tuple[Context, ...]] = field(default_factory=dict)
+    doubted: dict[str, set[Context]] = field(default_factory=dict)
 
 
 class Drain:
@@ -107,6 +112,7 @@ class Drain:
         self._alone: set[Context] = set()
         self._anew: set[Context] = set()
         self._refused: set[Context] = set()
+        self._doubted = tools.doubted.setdefault(self._name, set())
         self._hold_ms = 0
         self._unreachable = ""
         # Whether an association has ended with an instance in hand since rows were leased last.
@@ -379,15 +385,31 @@ class Drain:
             self._association = None
             if self._over():
                 return None
-        if alone:
-            return self._associate((context,))
-        needed = [context, *(_context(other) for other in rest)]
-        offered = plan([*needed, *self._tools.recent.get(self._name, ())])[0]
+        if alone or context in self._doubted:
+            return self._associate((context,), row)
+        needed = [context, *(_context(other) for other in rest), *self._tools.recent.get(self._name, ())]
+        offered = plan([each for each in needed if each not in self._doubted])[0]
         self._tools.recent[self._name] = offered
-        return self._associate(offered)
+        return self._associate(offered, row)
 
-    def _associate(self, offered: tuple[Context, ...]) -> Association | None:
+    def _associate(
+        self, offered: tuple[Context, ...], row: Delivery, *, is_there: bool = False
+    ) -> Association | None:
+        """An association that offers these contexts, or None.
+
+        A remote may abort or crash at the mere proposal of a SOP class. Nothing would ever arrive then while
+        one instance of it is due. So an offer that ended an association is doubted: its contexts are offered
+        one by one, each after a C-ECHO. If that is answered and the offer still ends the association, the
+        instance that needs this context has broken it, as with its data set.
+
+        Args:
+            offered: The contexts.
+            row: The delivery that it is opened for.
+            is_there: Whether the remote has answered a C-ECHO just now.
+        """
         settings = self._destination
+        if not is_there and _context(row) in self._doubted:
+            is_there = self._breaker.is_there(self._tick)
         try:
             self._association = Association.open(
                 self._remote,
@@ -398,12 +420,21 @@ class Drain:
                 on_tick=self._tick,
             )
         except AssociationError as error:
+            if error.cause in OF_THE_OFFER and not error.permanent:
+                self._tools.recent.pop(self._name, None)
+                self._doubted.update(offered)
+                if is_there:
+                    self._broken(f"{error} (at the proposal of {_context(row)[0]})", row)
+                    return None
+                if self._breaker.is_there(self._tick):
+                    return self._associate((_context(row),), row, is_there=True)
             # No instance is to blame: what was leased is given back, and was not attempted.
             if not error.permanent:
                 self._unreachable = str(error)
             trouble = Trouble.REFUSED if error.permanent else Trouble.UNREACHABLE
             self._hold_ms = self._breaker.failed(trouble, str(error))
             return None
+        self._doubted.difference_update(offered)
         self._breaker.reached()
         self._note_certificate(self._association.peer_certificate())
         return self._association

@@ -422,6 +422,42 @@ def test_new_kinds_of_instances_are_offered_on_a_new_association_with_the_old_on
     assert plain.states() == {"delivered": 3}
 
 
+@pytest.mark.parametrize("end", ["abort", "close", "crash"])
+def test_proposal_that_ends_the_association_holds_up_nothing_else(plain: Forwarding, end: str) -> None:
+    starts_again_at = [0.0]
+
+    def script(peer: Conversation) -> None:
+        def dislike(sop_class: str, syntax: str) -> bool:
+            if (sop_class, syntax) != (CT, IMPLICIT):
+                return False
+            if end == "abort":
+                peer.sock.sendall(wire.encode_abort(2, 0))
+            if end == "crash":
+                starts_again_at[0] = time.monotonic() + 0.3
+            raise EOFError
+
+        if time.monotonic() >= starts_again_at[0]:
+            peer.accept(refuse=dislike)
+            peer.serve()
+
+    with ScriptedPeer(script) as peer:
+        plain.add(peer.port, retry_max_seconds=0.5, linger_seconds=0.0)
+        plain.record(Made(sop="1.1", syntax=IMPLICIT), *(Made(sop=f"1.2.{n}") for n in range(5)))
+        with forwarder(plain) as worker:
+
+            def sound_arrive() -> bool:
+                worker.drain("pacs")
+                return plain.states().get("delivered") == 5
+
+            eventually(sound_arrive, 30, "the sound ones arrive")
+            eventually(
+                lambda: worker.drain("pacs") or plain.row("1.1").breaks >= 2, 30, "it was tried again, alone"
+            )
+    assert plain.row("1.1").state == "retry"
+    assert "at the proposal of" in str(plain.row("1.1").last_error)
+    assert plain.ledger.circuit("pacs").state == "closed"
+
+
 @pytest.mark.parametrize("associations", [1, 2])
 def test_no_more_associations_than_the_destination_takes(
     forwarding: Forwarding, tls: TLS, associations: int
