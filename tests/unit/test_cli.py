@@ -105,6 +105,7 @@ def test_help_says_what_a_command_does(run, command):
     assert result.output.startswith(f"Usage: {' '.join(['main', *command])}".rstrip())
     assert len(result.output.splitlines()) > 4
     assert "..." not in result.output.partition("Commands:")[2], "a summary is cut off"
+    assert "\\" not in result.output, "a mark of click's is shown as it is written"
 
 
 def test_commands_are_listed_in_the_order_of_use(run):
