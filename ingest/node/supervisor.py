@@ -328,6 +328,8 @@ class Supervisor:
                 return
             self.board.set(row, STATE, BOOTING)
             self.board.set(row, HEARTBEAT, now_ms())
+        # What is frozen no collection of the child writes to, and so parent and children share its memory.
+        gc.freeze()
         try:
             pid = fork(place.role, lambda: self._work(generation, place.role, row))
         except OSError as error:
@@ -336,6 +338,8 @@ class Supervisor:
             if row is not None and self.board is not None:
                 self.board.clear(row)
             return
+        finally:
+            gc.unfreeze()
         if row is not None and self.board is not None:
             self.board.set(row, PID, pid)
         place.pid = pid
@@ -375,7 +379,9 @@ class Supervisor:
         for fd in (self._lock, *self._wakeup):
             if fd is not None:
                 os.close(fd)
-        gc.collect()  # contexts are freed, and OpenSSL overwrites their keys
+        # Contexts are freed, and OpenSSL overwrites their keys: most with their last reference, above; here
+        # what lay in cycles since the fork.
+        gc.collect()
         return endpoints, remotes
 
     def _reap(self) -> None:

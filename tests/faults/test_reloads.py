@@ -158,6 +158,24 @@ def test_no_key_of_a_listener_is_in_the_memory_of_a_persist_worker(make_node: Ca
     assert not found["ingest-persist"]
 
 
+def test_children_share_the_memory_that_they_were_forked_with(make_node: Callable[..., Node]) -> None:
+    node = make_node(receive=RECEIVE.format(4)).start()
+    assert reload(node)[0] == 0
+    eventually(lambda: len(listeners(node)) == 4, 10, "the old listeners have ended")
+
+    def own() -> dict[str, int]:
+        """Bytes of memory that each listener shares with nobody."""
+        found = {}
+        for pid in listeners(node):
+            lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+            found[str(pid)] = sum(
+                int(line.split()[1]) << 10 for line in lines if line.startswith("Private_Dirty")
+            )
+        return found
+
+    assert max(own().values()) < 16 << 20, own()
+
+
 def memory_holds(pid: int, needle: bytes) -> bool:
     """Whether the writable memory of a process holds these bytes."""
     with Path(f"/proc/{pid}/maps").open() as maps, open(f"/proc/{pid}/mem", "rb", buffering=0) as memory:
