@@ -289,7 +289,8 @@ class Rebuilder:
             spool_ref=f"rebuilt:{uuid.uuid4().hex}",
             note=note,
             received_at=found.facts.st_mtime_ns // 1_000_000,
-            stored_at=found.named_ms,
+            # A restored file has a new ctime; for retention it is as old as it was.
+            stored_at=min(found.named_ms, found.facts.st_mtime_ns // 1_000_000),
             routed=f"{NOTE}: {routing.routed if wanted else 'no deliveries asked for'}" if routing else "",
             destinations=wanted,
             **more,

@@ -78,6 +78,8 @@ def test_deleted_ledger_is_noticed_and_rebuilt_with_its_deliveries(
         site.receive(Made(sop=f"1.{number}", study=f"7.{number}"))
     site.work()
     before = site.instances()
+    for key in site.stored():  # as a restored file, which is as old as it was
+        os.utime(site.config.store_root / key, (1_000_000, 1_000_000))
     assert (said_by_check(site), said_by_status(site), alarms(site)) == ([], [], [])
 
     lose_ledger(site)
@@ -97,6 +99,7 @@ def test_deleted_ledger_is_noticed_and_rebuilt_with_its_deliveries(
         same = ("state", "sop_class_uid", "study_uid", "series_uid", "transfer_syntax_uid", "store_key")
         for name in (*same, "size", "data_set_offset", "calling_ae", "called_ae", "source"):
             assert getattr(new, name) == getattr(old, name), name
+        assert (new.received_at, new.stored_at) == (1_000_000_000, 1_000_000_000)
         assert (new.note, new.routed) == (
             "rebuilt from the store",
             f"rebuilt from the store: {old.routed}",
