@@ -231,6 +231,7 @@ def _ledger(config: Config) -> dict[str, Any]:
                 known.setdefault(destination.name, Progress(destination=destination.name))
             return {
                 "reachable": True,
+                "read_only": _read_only(ledger),
                 "instances": {state.value: count for state, count in ledger.instance_counts().items()},
                 "deliveries": {
                     name: {state.value: count for state, count in progress.states.items()}
@@ -241,6 +242,14 @@ def _ledger(config: Config) -> dict[str, Any]:
             }
     except IngestError as error:
         return {"reachable": False, "error": str(error)}
+
+
+def _read_only(ledger: Ledger) -> str:
+    try:
+        ledger.require_writable()
+    except IngestError as error:
+        return str(error)
+    return ""
 
 
 def _destination(progress: Progress, now_ms: int) -> dict[str, Any]:

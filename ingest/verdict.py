@@ -115,9 +115,10 @@ def _receiving(now: Mapping[str, Any]) -> Iterator[Problem]:
 
 
 def _services(now: Mapping[str, Any]) -> Iterator[Problem]:
-    if now["running"] and not now["ledger"]["reachable"]:
+    ledger = now["ledger"]
+    if now["running"] and (fault := ledger.get("read_only") if ledger["reachable"] else ledger["error"]):
         remedy = "mend it ([ledger] url); what is received waits in the spool"
-        yield Problem(Severity.FAILING, f"nothing is stored or forwarded: {now['ledger']['error']}", remedy)
+        yield Problem(Severity.FAILING, f"nothing is stored or forwarded: {fault}", remedy)
     if now["running"] and not now["queue"]["reachable"]:
         remedy = "mend it ([queue] url); what is received waits in the spool"
         yield Problem(Severity.DEGRADED, f"the queue is away: {now['queue']['error']}", remedy)

@@ -53,6 +53,8 @@ CLOCK_SECONDS: Final = 5.0
 
 _SERVER_CLOCK: Final = sqlalchemy.text("SELECT (extract(epoch FROM clock_timestamp()) * 1000)::bigint")
 
+_READ_ONLY: Final = sqlalchemy.text("SHOW transaction_read_only")
+
 _MIGRATION_LOCK: Final = 0x1D1C0
 """Key of PostgreSQL's advisory lock that one migrating process holds."""
 
@@ -137,6 +139,22 @@ class Database:
                     raise
             self._clock_until = now + CLOCK_SECONDS
         return self._clock_ms + round(now * 1000)
+
+    def require_writable(self) -> None:
+        """Look whether the ledger takes writes; nothing is written.
+
+        Raises:
+            LedgerError: It is away, or can be read only: a PostgreSQL server that is a standby or was made
+                read-only, SQLite on a file system that is mounted so.
+        """
+        with self.read() as connection:
+            if self.dialect == "postgresql":
+                read_only = connection.execute(_READ_ONLY).scalar_one() == "on"
+            else:
+                folder = Path(self._url.database or "").parent
+                read_only = bool(os.statvfs(folder).f_flag & os.ST_RDONLY)
+        if read_only:
+            raise LedgerError(f"the ledger {self.name} can be read, and not written to: it is read-only")
 
     def session(self) -> Connection:
         """A connection of the caller's own, without transactions; the caller closes it.

@@ -1,14 +1,18 @@
 """`ingest status`: every part that can be read is told, whatever cannot."""
 
+import contextlib
 import json
 import time
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from sqlalchemy import make_url
 
 from ingest.alarms import Severity, raise_alarm
 from ingest.cli import main
+from ingest.config.model import LedgerConfig
+from ingest.ledger import Ledger
 from ingest.node.scoreboard import ACCEPTING, ACTIVE, BOOTING, DRAINING, HEARTBEAT, STATE, Scoreboard, now_ms
 from ingest.queue import stream_key
 from ingest.spool.push import push
@@ -84,6 +88,24 @@ def test_a_spool_that_cannot_be_read_does_not_hide_the_rest(tmp_path: Path, redi
     assert "ready: Not a directory" in found["spool"]["error"]
     assert "cannot be used" in found["queue"]["error"]
     assert "ledger" in found
+
+
+@pytest.mark.parametrize(("setting", "said"), [("on", "it is read-only"), ("off", "")])
+def test_a_ledger_that_can_only_be_read_is_told(
+    setting: str, said: str, tmp_path: Path, redis_server: Valkey, postgresql_url: str
+) -> None:
+    with contextlib.closing(Ledger(postgresql_url)) as ledger:
+        ledger.migrate()
+    url = make_url(postgresql_url).update_query_dict(
+        {"options": f"-c default_transaction_read_only={setting}"}
+    )
+    settings = config(tmp_path, redis_server.url).model_copy(
+        update={"ledger": LedgerConfig(url=url.render_as_string(hide_password=False))}
+    )
+    found = gather(settings)["ledger"]
+    assert found["reachable"] is True
+    assert said in found["read_only"]
+    assert bool(found["read_only"]) is bool(said)
 
 
 @pytest.mark.parametrize("arguments", [[], ["--json"]])

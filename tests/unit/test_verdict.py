@@ -69,6 +69,8 @@ def test_a_sound_node_is_well() -> None:
         (lambda now: now["queue"].update(references=7, oldest_seconds=59), WELL, ""),
         (lambda now: now["store"].update(full="10 GB are in it"), FAILING, "the store is full"),
         (lambda now: now.update(ledger={"reachable": False, "error": "malformed"}), FAILING, "malformed"),
+        (lambda now: now["ledger"].update(read_only="it is read-only"), FAILING, "it is read-only"),
+        (lambda now: now["ledger"].update(read_only=""), WELL, ""),
         (lambda now: now.update(queue={"reachable": False, "error": "refused"}), DEGRADED, "refused"),
         (lambda now: now["ledger"]["destinations"][0].update(circuit="open"), DEGRADED, "circuit is open"),
         (lambda now: now["ledger"]["deliveries"]["pacs"].update(dead=3), DEGRADED, "3 deliveries are dead"),
