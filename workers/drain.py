@@ -54,7 +54,8 @@ ASIDE: Final = 4
 """A file that cannot be read now waits as long as after so many attempts."""
 
 OF_THE_OFFER: Final = frozenset({None, Cause.CLOSED})
-"""How an association ends that the remote does not want, or dies of: by A-ABORT, or without a word."""
+"""How an association ends that the remote does not want, or dies of: by A-ABORT, by an A-ASSOCIATE-RJ for no
+reason that concerns us, or without a word."""
 
 log = structlog.get_logger()
 
@@ -420,7 +421,7 @@ class Drain:
                 on_tick=self._tick,
             )
         except AssociationError as error:
-            if error.cause in OF_THE_OFFER and not error.permanent:
+            if error.cause in OF_THE_OFFER:
                 self._tools.recent.pop(self._name, None)
                 self._doubted.update(offered)
                 if is_there:

@@ -422,7 +422,7 @@ def test_new_kinds_of_instances_are_offered_on_a_new_association_with_the_old_on
     assert plain.states() == {"delivered": 3}
 
 
-@pytest.mark.parametrize("end", ["abort", "close", "crash"])
+@pytest.mark.parametrize("end", ["abort", "reject", "close", "crash"])
 def test_proposal_that_ends_the_association_holds_up_nothing_else(plain: Forwarding, end: str) -> None:
     starts_again_at = [0.0]
 
@@ -432,6 +432,8 @@ def test_proposal_that_ends_the_association_holds_up_nothing_else(plain: Forward
                 return False
             if end == "abort":
                 peer.sock.sendall(wire.encode_abort(2, 0))
+            if end == "reject":
+                peer.sock.sendall(wire.encode_associate_rj(wire.AssociateReject(1, 1, 1)))
             if end == "crash":
                 starts_again_at[0] = time.monotonic() + 0.3
             raise EOFError
