@@ -24,6 +24,8 @@ CUT_SHORT = frozenset(
     {"MR_truncated.dcm", "rtplan_truncated.dcm", "emri_small_jpeg_2k_lossless_too_short.dcm"}
 )
 """Those whose last element lacks bytes: stored as they came, but dcmdump says that they end too early."""
+CUT_SHORT_AND_ODD = "rtplan_truncated.dcm"
+"""The one of them that has an odd length: no sender of ours can pad it, since no value ends where it does."""
 
 ROOT = "1.2.826.0.1.3680043.10.1599"
 """Below it lie the UIDs of what these tests make."""
