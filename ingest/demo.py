@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import IO, Final
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
@@ -91,7 +92,8 @@ def run() -> int:
     try:
         _demo(console, folder)
     except IngestError as error:
-        console.print(f"[red]The demo failed:[/] {error}\nWhat it left is in {folder}")
+        console.print(f"[red]The demo failed:[/] {escape(str(error))}", soft_wrap=True)
+        console.print(f"What it left is in {escape(str(folder))}", soft_wrap=True)
         return 1
     except KeyboardInterrupt:
         console.print("interrupted")

@@ -264,7 +264,7 @@ def sweep_command(config: Config) -> int:
     from rich.console import Console  # noqa: PLC0415 - only commands need it
 
     done = sweep(config)
-    Console().print(
+    Console(highlight=False, soft_wrap=True).print(
         f"{done.waiting} waiting in the spool, {done.put_back} of them put back on the queue; "
         f"{done.done_removed} already kept and removed; {done.partials_removed} partial files removed"
     )
