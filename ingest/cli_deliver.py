@@ -44,7 +44,7 @@ def deliver(
 
     Routes are not asked, and what is already to be delivered stays as it is. Dead deliveries are left to
     `ingest retry`. Interrupted, the same command again does what is left.
-    """  # not a raw string: click looks for the character \b, and does not wrap what follows it
+    """
     if not everything and all(value is None for value in which.values()):
         raise click.UsageError("say which: --study, --calling, --since, …, or --all")
     from ingest.deliver import deliver as make
