@@ -319,7 +319,7 @@ class Placing:
                     self.set_aside(arrival, facts, reason)
                     return
                 facts = known
-        self._add(arrival, facts, key, InstanceState.VARIANT, note)
+        self._add(arrival, facts, key, InstanceState.VARIANT, _note(facts, note))
 
     def _is_stored_copy(self, arrival: Arrival, facts: Facts) -> bool:
         """Whether it is a further copy that outlived the first one of its UID; then it is no event."""
@@ -355,7 +355,7 @@ class Placing:
                 else:
                     self.set_aside(arrival, facts, "another object has the name of this copy in the store")
                     return
-        self._add(arrival, facts, key, InstanceState.STORED, note, copy_digest=digest)
+        self._add(arrival, facts, key, InstanceState.STORED, _note(facts, note), copy_digest=digest)
 
     def _replace(self, arrival: Arrival, facts: Facts, taken: str, key: str, note: str) -> None:
         shared, uid = self._shared, facts.sop_instance_uid
@@ -372,7 +372,7 @@ class Placing:
             else row
             for row in self.rows
         ]
-        self._add(arrival, facts, key, InstanceState.STORED, note, replaces=True)
+        self._add(arrival, facts, key, InstanceState.STORED, _note(facts, note), replaces=True)
         log.info("duplicate_replaced", sop_instance_uid=uid)
 
     def _add(
@@ -439,9 +439,9 @@ def _is_first(row: NewInstance) -> bool:
     return row.state is InstanceState.STORED and not row.copy_digest
 
 
-def _note(facts: Facts) -> str:
-    """What an operator should know of an instance that is stored."""
-    notes = [facts.note] if facts.note else []
+def _note(facts: Facts, decision: str = "") -> str:
+    """What an operator should know of an instance that is stored: the decision about it, and its damage."""
+    notes = [text for text in (decision, facts.note) if text]
     notes += [
         f"no {name} Instance UID: stored as {missing}"
         for name, uid, missing in (

@@ -99,7 +99,7 @@ def _destinations(config: Config) -> Iterator[Fault]:
         unbound = [each.name for _, each in numbered if not (each.certificate or each.issuer)]
         only = len(trusted) == 1 and not (trusted[0].anchor and trusted[0].anchor.authority)
         if unbound and not tls.check_server_name and not only:
-            cause = f"whoever has a certificate that trusted vouches for passes for {', '.join(unbound)}"
+            cause = f"any peer with a trusted certificate could answer as {', '.join(unbound)}"
             remedy = "name certificate or issuer in these [[destinations]], or set check_server_name = true"
             yield Fault(f"tls.{name}.trusted", cause, remedy, note=True)
 

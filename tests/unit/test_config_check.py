@@ -296,7 +296,7 @@ TOWARDS = '[[destinations]]\nname = "pacs"\nae_title = "PACS"\nhost = "h"\n'
 @pytest.mark.parametrize(
     ("authorities", "tls", "extra", "key", "words"),
     [
-        (1, "", TOWARDS, "tls.node.trusted", "passes for pacs"),
+        (1, "", TOWARDS, "tls.node.trusted", "could answer as pacs"),
         (0, "", TOWARDS, None, ""),  # the one that is trusted is its own
         (1, "check_server_name = true", TOWARDS, None, ""),
         (1, "", TOWARDS + 'certificate = "CN=pacs"', None, ""),

@@ -134,6 +134,18 @@ def test_keep_both_stores_and_routes_each_copy_once(
     assert waiting == [{"pacs": DeliveryState.WAITING}] * 3
 
 
+@pytest.mark.parametrize("policy", ["keep-both", "overwrite"])
+def test_what_is_kept_beside_or_instead_of_another_says_that_it_is_damaged(
+    make_persist_site: Sites, policy: str
+) -> None:
+    site = make_persist_site(store={"duplicates": policy})
+    damaged = FIRST.meta + b"\x08\0\x05\0  \4\0abcd" + FIRST.data_set
+    for file in (FIRST, damaged):
+        site.receive(file)
+        site.work()
+    assert "its header is damaged: " in site.instances()[-1].note
+
+
 def test_keep_both_knows_a_copy_whose_first_object_was_removed(make_persist_site: Sites) -> None:
     site = make_persist_site(store={"duplicates": "keep-both"})
     for made in (FIRST, OTHER_CONTENT):
