@@ -11,6 +11,7 @@ import redis
 
 from ingest import handoff
 from ingest.alarms import standing_alarms
+from ingest.node.embedded_queue import EmbeddedQueue
 from ingest.queue import CHUNK, SPOOLS_KEY, connect, data_key, persisted_key, stream_key
 from ingest.spool.reference import Place, Reference
 from tests.handing import carried, handing_off, places, references, settings_of
@@ -262,5 +263,12 @@ def test_a_defect_is_said_and_does_not_end_the_hand_off(
 
 
 def test_the_embedded_servers_socket_is_used_where_no_url_is_given(tmp_path: Path) -> None:
-    with closing(connect(config(tmp_path))) as made:
-        assert made.connection_pool.connection_kwargs["path"].endswith("/valkey.sock")
+    settings = config(tmp_path)
+    queue = EmbeddedQueue(settings.data_dir)
+    queue.start()
+    try:
+        with closing(connect(settings)) as made:
+            assert queue.wait_ready(10)
+            assert made.ping()
+    finally:
+        queue.stop()
