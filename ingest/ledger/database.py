@@ -58,9 +58,10 @@ _READ_ONLY: Final = sqlalchemy.text("SHOW transaction_read_only")
 _MIGRATION_LOCK: Final = 0x1D1C0
 """Key of PostgreSQL's advisory lock that one migrating process holds."""
 
-_SCHEMA_AWAY: Final = frozenset({"3F000", "42501", "42P01", "42703"})
-"""SQLSTATEs of programming errors that mean the tables are gone, are others, or are not ours to use:
-invalid schema name, insufficient privilege, undefined table, undefined column."""
+_SCHEMA_AWAY: Final = frozenset({"3F000", "42501", "42P01", "42703", "26000", "42P05"})
+"""SQLSTATEs of programming errors that are no fault of a row. The tables are gone, are others, or are not
+ours to use: invalid schema name, insufficient privilege, undefined table, undefined column. Or a pooler gave
+the connection to somebody else: no such prepared statement, and one that is there already."""
 
 
 class Database:

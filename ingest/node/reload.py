@@ -67,16 +67,20 @@ def reload(config: Config, seconds: float = WAIT_SECONDS) -> int:
 
 
 def _running(run_dir: Path) -> int:
-    path = run_dir / "node.lock"
+    path, kind = run_dir / "node.lock", fcntl.LOCK_EX
     try:
-        fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        try:
+            fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        except PermissionError:
+            # A monitoring account may read it: the node's lock keeps a shared one out as well.
+            fd, kind = os.open(path, os.O_RDONLY | os.O_CLOEXEC), fcntl.LOCK_SH
     except FileNotFoundError:
         raise _not_running(run_dir) from None
     except OSError as error:
         raise IngestError(f"{path}: {error.strerror}; reload as the user of the node") from None
     try:
         with contextlib.suppress(BlockingIOError, PermissionError):
-            fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.lockf(fd, kind | fcntl.LOCK_NB)
             raise _not_running(run_dir)
         return int(os.read(fd, 32))
     except ValueError:

@@ -276,6 +276,27 @@ def test_status_tells_of_a_running_node(steady: Node) -> None:
     assert any(row["file"] == str(steady.material.certificate("node")) for row in found["certificates"])
 
 
+def test_an_account_that_may_only_read_sees_that_the_node_runs(steady: Node) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("only root can become another user")
+    run_dir = steady.data / "run"
+    code = (
+        "import os, sys; from pathlib import Path; from ingest.node.reload import is_running\n"
+        "os.setgroups([]); os.setgid(int(sys.argv[2])); os.setuid(65534)\n"
+        "print(is_running(Path(sys.argv[1])))"
+    )
+    # A group that may read, as operations.md has it for monitoring; the folders above are the test's own.
+    for path in (run_dir / "node.lock", run_dir, *run_dir.parents):
+        if path == Path("/tmp") or path == Path("/"):
+            break
+        os.chmod(path, path.stat().st_mode | 0o005 | (0 if path.is_file() else 0o001))
+    command = [sys.executable, "-c", code, str(run_dir), "65534"]
+    found = subprocess.run(
+        command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)}
+    )
+    assert found.stdout.strip() == "True", found.stderr
+
+
 # --- SIGTERM
 
 
