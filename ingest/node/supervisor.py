@@ -24,7 +24,7 @@ from typing import Final
 
 import structlog
 
-from ingest import capabilities
+from ingest import capabilities, room
 from ingest.alarms import Severity, clear_alarm, raise_alarm
 from ingest.config import load, notes
 from ingest.config.check import notices
@@ -400,6 +400,10 @@ class Supervisor:
                 [f"a listener of the new configuration ended with code {code}; see its log lines"]
             )
             return
+        if child.role == "retain" and not any(one.role == "retain" for one in self.generation.places):
+            # Its last word, that the store is full, would stand for ever: nobody looks any more.
+            with contextlib.suppress(OSError):
+                room.leave_word(self.config.run_dir, "")
         if place is None or child.stopping:
             log.info("child_ended", child=child.role, child_pid=child.pid, code=code)
             return

@@ -74,9 +74,9 @@ def test_million_waiting_deliveries_cost_neither_time_nor_memory(
             status = subprocess.run(
                 [sys.executable, "-m", "ingest.cli", "status", "--json", "-c", str(path)],
                 capture_output=True,
-                check=True,
                 timeout=60,
             )
+            assert status.returncode == 2, "no node runs, only a worker of the test's own"
             seconds = time.monotonic() - started
             eventually(lambda: len(remote.stored) > 2500, 120, "it goes on")
             worker_after, queue_after = process.memory_info().rss, client.info()["used_memory"]

@@ -233,7 +233,7 @@ def test_answer_to_an_earlier_signal_is_not_taken_for_ones_own(tmp_path: Path) -
 def _ask_with_a_note_of_before(folder: Path) -> None:
     config = Config.model_validate({"node": {"data_dir": str(folder)}})
     config.run_dir.mkdir()
-    before = time.time_ns()
+    before = time.monotonic_ns()
     script = (
         "import fcntl, os, signal, sys, time\n"
         "lock = open(sys.argv[1], 'w'); fcntl.lockf(lock, fcntl.LOCK_EX)\n"
