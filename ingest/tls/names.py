@@ -124,7 +124,17 @@ def _unquoted(text: str) -> Name | None:
     rdns = [[attribute.partition("=") for attribute in _SPACED_PLUS.split(rdn)] for rdn in _COMMA.split(text)]
     if not all(equals and _ONLY_TYPE.fullmatch(kind) for rdn in rdns for kind, equals, _ in rdn):
         return None
-    return tuple(frozenset((_oid(kind), value) for kind, _, value in rdn) for rdn in rdns)
+    found = []
+    for rdn in rdns:
+        attributes = set()
+        for kind, _, written in rdn:
+            # Of all escapes it has those of control characters and of the backslash itself.
+            value = _unescaped(written)
+            if value is None:
+                return None
+            attributes.add((_oid(kind), value))
+        found.append(frozenset(attributes))
+    return tuple(found)
 
 
 def _between_slashes(text: str) -> Name | None:

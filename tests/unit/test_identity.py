@@ -246,7 +246,7 @@ def test_a_value_between_slashes_is_no_attribute_of_its_own():
     ("attributes", "printed"),
     [
         ([(NameOID.ORGANIZATION_NAME, 'A, "B"+C/D'), X], 'O=A, "B"+C/D, CN=x'),
-        ([(NameOID.ORGANIZATION_NAME, "a=b\\c;<d>"), X], "O=a=b\\c;<d>, CN=x"),
+        ([(NameOID.ORGANIZATION_NAME, "a=b\\c;<d>"), X], "O=a=b\\\\c;<d>, CN=x"),
         ([BE, (NameOID.COMMON_NAME, "#1 ct ")], "C=BE, CN=#1 ct "),
         ([BE, (NameOID.COMMON_NAME, " ct  ")], "C=BE, CN= ct  "),
         ([BE, [X, (NameOID.USER_ID, "u")]], "C=BE, UID=u + CN=x"),
