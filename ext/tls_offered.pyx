@@ -51,21 +51,21 @@ cdef void forget(void *parent, void *kept, void *data, int index, long number, v
 
 cdef int verify(void *verification, void *pointer) noexcept nogil:
     """What OpenSSL does without a callback; a certificate that it refuses is kept."""
-    # Asked for before: newer releases of OpenSSL put another certificate in its place while they verify.
-    cdef void *certificate = openssl.X509_STORE_CTX_get0_cert(verification)
-    cdef int held = certificate != NULL and openssl.X509_up_ref(certificate) == 1
     cdef int good = openssl.X509_verify_cert(verification)
     cdef void *ssl
+    cdef void *certificate
     cdef void *earlier
-    if not held:
+    if good > 0:
         return good
     ssl = openssl.X509_STORE_CTX_get_ex_data(verification, openssl.SSL_get_ex_data_X509_STORE_CTX_idx())
-    if good <= 0 and ssl != NULL:
+    certificate = openssl.X509_STORE_CTX_get0_cert(verification)
+    if ssl != NULL and certificate != NULL:
         earlier = openssl.SSL_get_ex_data(ssl, place)
-        if openssl.SSL_set_ex_data(ssl, place, certificate) == 1:
-            forget(NULL, earlier, NULL, 0, 0, NULL)
-            return good
-    openssl.X509_free(certificate)
+        if openssl.X509_up_ref(certificate) == 1:
+            if openssl.SSL_set_ex_data(ssl, place, certificate) == 1:
+                forget(NULL, earlier, NULL, 0, 0, NULL)
+            else:
+                openssl.X509_free(certificate)
     return good
 
 

@@ -79,7 +79,10 @@ class Place:
         return TLS(certificate=certificate, private_key=key, trusted=trusted, **changes)  # type: ignore[arg-type]
 
     def der(self, name: str) -> bytes:
-        return ssl.PEM_cert_to_DER_cert(pki.files_of(self.folder / name)[0].read_text())
+        """The certificate itself, without those of its issuers behind it."""
+        text = pki.files_of(self.folder / name)[0].read_text()
+        end = "-----END CERTIFICATE-----"
+        return ssl.PEM_cert_to_DER_cert(text[: text.index(end) + len(end)])
 
 
 @pytest.fixture(scope="module")
