@@ -71,7 +71,12 @@ def role(node: Node, *command: str) -> Node:
 
 def rows(ledger: Path, sql: str) -> list[tuple[Any, ...]]:
     with contextlib.closing(sqlite3.connect(f"file:{ledger}?mode=ro", uri=True, timeout=10)) as connection:
-        return connection.execute(sql).fetchall()
+        try:
+            return connection.execute(sql).fetchall()
+        except sqlite3.OperationalError as error:
+            if "no such table" not in str(error):
+                raise
+            return []  # the file is there before its tables are
 
 
 def names_of(node: Node) -> set[str]:
