@@ -393,7 +393,7 @@ def test_association_that_ended_while_idle_is_replaced_at_nobodys_cost(plain: Fo
                 plain.many(1)
                 worker.drain("pacs")  # ends with the association, not with the lingering
                 assert plain.states() == {"delivered": number}
-        assert heard == [wire.RELEASE_RP] * 2
+        eventually(lambda: heard == [wire.RELEASE_RP] * 2, 10, "both releases are answered")
     assert plain.row("1.2.3.2").attempts == 1
 
 
