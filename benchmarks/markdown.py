@@ -25,7 +25,7 @@ def _lines(report: Values, plots: Sequence[Path]) -> Iterator[str]:
     yield f"{machine['system']}, kernel {machine['kernel']}; {machine['openssl']};"
     yield f"Python {machine['python']}; {systems}.\n"
     yield from (f"- {version}" for version in versions(report))
-    yield "\nMade by `python -m benchmarks`: [how to read it](../benchmarks.md)."
+    yield "\nMade by `python -m benchmarks`: [how to read it](../../how-to/benchmarks.md)."
     yield from _judged("What must hold", report["claims"], limits=True)
     yield from _judged("Where we are dearer or slower", report["losses"], limits=False)
     if report["lost"]:

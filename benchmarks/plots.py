@@ -1,4 +1,4 @@
-"""Plots of a report for docs/benchmarks/: costs, ratios, latencies, the queue of the whole path."""
+"""Plots of a report for docs/reference/benchmarks/: costs, ratios, latencies, the queue of the whole path."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path

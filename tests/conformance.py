@@ -1,4 +1,4 @@
-"""The tables of docs/conformance.md, from those in the code; `python -m tests.conformance` writes them."""
+"""Writes the tables of docs/reference/conformance.md from the code: `python -m tests.conformance`."""
 
 import re
 from collections.abc import Callable, Iterable
@@ -14,7 +14,7 @@ from ingest.dicom.statuses import STORE_STATUSES, Meaning
 from ingest.tls.profiles import PROFILES
 from workers import circuit, retry
 
-PAGE: Final = Path(__file__).parents[1] / "docs" / "conformance.md"
+PAGE: Final = Path(__file__).parents[1] / "docs" / "reference" / "conformance.md"
 _BLOCK: Final = re.compile(r"<!-- table: (\w+) -->\n.*?<!-- end -->", re.DOTALL)
 
 

@@ -72,7 +72,7 @@ class NodeRouter(Router):
     def _tell(self, subject: Subject, name: str) -> None:
         if self._told is not None and (subject.calling_ae, name) not in self._told:
             self._told.add((subject.calling_ae, name))
-            remedy = "return = true in the route sends it; see docs/routing.md"
+            remedy = "return = true in the route sends it; see docs/explanation/loops.md"
             log.info("not_sent_back", destination=name, calling_ae=subject.calling_ae, remedy=remedy)
 
 

@@ -462,7 +462,7 @@ class Persister:
             f"{BOUNDED_ALARM}.{destination}",
             f"{destination} was sent {DELIVERED_MAX} objects of the SOP instance UID {uid} within an hour; "
             "further ones are not sent there, since images may be going round in a circle",
-            f"see docs/routing.md, Loops; then `ingest deliver --to {destination} --sop {uid}` sends what "
+            f"see docs/explanation/loops.md; then `ingest deliver --to {destination} --sop {uid}` sends what "
             "was kept back",
         )
 

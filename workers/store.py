@@ -515,5 +515,5 @@ def _blame(error: OSError, key: str, root: Path) -> StoreError:
         return StoreError(cause)
     if error.errno in _UNSUPPORTED:
         lack = f"{mount_of(root)} lacks a call that is needed"
-        return StoreAwayError(f"{cause}; {lack}: run `ingest check`, and see docs/operations.md")
+        return StoreAwayError(f"{cause}; {lack}: run `ingest check`, and see docs/reference/file-systems.md")
     return StoreAwayError(f"{cause}; {_REMEDIES.get(number, 'see to the disk')}")

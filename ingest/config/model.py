@@ -1,8 +1,8 @@
 """The configuration as frozen, validated models: what every role is given, once, at its start.
 
-Names and defaults are those of docs/configuration.md. Types, ranges and unknown keys are checked here; what
-needs the file system or two sections at once is checked in `ingest.config.rules`, so that all faults are
-reported together.
+Names and defaults are those of docs/reference/configuration.md. Types, ranges and unknown keys are checked
+here; what needs the file system or two sections at once is checked in `ingest.config.rules`, so that all
+faults are reported together.
 """
 
 import os

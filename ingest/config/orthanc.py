@@ -55,7 +55,7 @@ def _unknown(values: Mapping[str, Any], source: Source) -> None:
     quiet += [f"{key} of DicomModalities" for key in modal]
     if quiet:
         cause = f"without effect here: {', '.join(quiet)}"
-        source.note("Orthanc", cause, "docs/orthanc.md says what they are about")
+        source.note("Orthanc", cause, "docs/reference/orthanc.md says what they are about")
     for key, value in values.items():
         if key in NOT_HONOURED and value not in NOT_HONOURED[key][:1]:
             source.note(key, "is not honoured", NOT_HONOURED[key][1])

@@ -1,7 +1,8 @@
 """The keys of Orthanc's configuration: what becomes of each here, with Orthanc's defaults.
 
 From the configuration that Orthanc writes by itself (`Orthanc --config=FILE`), and from its releases up to
-1.12.10. docs/orthanc.md has the same table; a test compares both, and the first with an installed Orthanc.
+1.12.10. docs/reference/orthanc.md has the same table. A test compares both, and this one with an installed
+Orthanc.
 """
 
 from dataclasses import dataclass

@@ -2,7 +2,7 @@
 
 Attributes before the damage count. After it the reader goes on wherever the next element can be found, as
 DCMTK does: an element whose VR is no letters has a length of 16 bits, of two elements with one tag the first
-counts, and elements may come in any order. docs/conformance.md compares it with DCMTK and pydicom.
+counts, and elements may come in any order. docs/reference/conformance.md compares it with DCMTK and pydicom.
 """
 
 import errno

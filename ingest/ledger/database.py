@@ -81,9 +81,13 @@ class Database:
             self.name = masked(url)
             self._engine = _engine(self._url)
         except (ArgumentError, NoSuchModuleError, ImportError) as error:
-            raise LedgerError(f"[ledger] url cannot be used: {error}; see docs/configuration.md") from error
+            raise LedgerError(
+                f"[ledger] url cannot be used: {error}; see docs/reference/configuration.md"
+            ) from error
         except ValueError as error:  # such as a port that is no number; what it says may be the password
-            raise LedgerError("[ledger] url cannot be used: is no URL; see docs/configuration.md") from error
+            raise LedgerError(
+                "[ledger] url cannot be used: is no URL; see docs/reference/configuration.md"
+            ) from error
         self.dialect = self._engine.dialect.name
         self._writer = self._engine.execution_options(ingest_writer=True)
         self._clock_ms, self._clock_until = 0, 0.0

@@ -32,7 +32,7 @@ def copy_tree(source: Path, target: Path) -> None:
 
 
 def back_up(node: Node, target: Path) -> None:
-    """In the order of docs/operations.md: ledger, spool, store."""
+    """In the order of docs/how-to/back-up.md: ledger, spool, store."""
     target.mkdir(parents=True)
     with (
         contextlib.closing(sqlite3.connect(node.data / "ledger.db")) as ledger,

@@ -1,4 +1,4 @@
-"""The recipes of docs/tls.md, each command as it is printed there."""
+"""The recipes of docs/how-to/tls.md, each command as it is printed there."""
 
 import os
 import re
@@ -15,7 +15,7 @@ from ingest.dicom import dimse, uids, wire
 from tests.interop.files import write_made
 from tests.peers import free_port, require_program
 
-PAGE = Path(__file__).parents[2] / "docs" / "tls.md"
+PAGE = Path(__file__).parents[2] / "docs" / "how-to" / "tls.md"
 BLOCK = re.compile(r"```(sh|toml)\n(.*?)```", re.DOTALL)
 
 

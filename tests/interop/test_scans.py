@@ -1,4 +1,4 @@
-"""What TLS scanners find of a listener with the default profile; docs/scans keeps one run of each in full."""
+"""TLS scanners against a listener with the default profile; docs/reference/scans keeps one run of each."""
 
 import json
 import os

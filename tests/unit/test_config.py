@@ -421,7 +421,7 @@ def _as_toml(value):
 
 
 def test_documentation_explains_every_key():
-    page = (ROOT / "docs/configuration.md").read_text()
+    page = (ROOT / "docs/reference/configuration.md").read_text()
     for kind in (*model.Model.__subclasses__(),):
         for key, field in kind.model_fields.items() if kind is not Config else ():
             assert f"`{field.alias or key}`" in page, f"{kind.__name__}.{key}"

@@ -1,4 +1,4 @@
-"""docs/conformance.md says what the code does."""
+"""docs/reference/conformance.md says what the code does."""
 
 import re
 

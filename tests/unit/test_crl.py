@@ -154,7 +154,7 @@ def test_a_list_fetched_before_its_time_hinders_no_reload(site, tmp_path):
 
 
 def test_every_refusal_for_want_of_a_list_is_in_the_documentation():
-    text = (Path(__file__).parents[2] / "docs" / "tls.md").read_text()
+    text = (Path(__file__).parents[2] / "docs" / "reference" / "tls.md").read_text()
     section = text.partition("## Revocation")[2].partition("\n## ")[0]
     codes = {int(code) for code in re.findall(r"\| (\d+), [^|]+\|$", section, re.MULTILINE)}
     assert codes == {*crl.REMEDIES, REVOKED}

@@ -216,7 +216,7 @@ def test_every_name_of_iana_is_translated_as_openssl_has_it() -> None:
 def test_every_key_is_in_one_table_and_in_the_documentation() -> None:
     tables = [set(HONOURED), set(NOT_HONOURED), set(without_effect()), set(ALIASES)]
     assert sum(map(len, tables)) == len(set.union(*tables))
-    page = (ROOT / "docs/orthanc.md").read_text()
+    page = (ROOT / "docs/reference/orthanc.md").read_text()
     for key in (*set.union(*tables), *MODALITY_KEYS, *MODALITY_WITHOUT_EFFECT):
         assert f"`{key}`" in page, key
     for key, honoured in (HONOURED | MODALITY_KEYS).items():

@@ -1,0 +1,45 @@
+"""Links of README, CONTRIBUTING and docs/ lead to files and headings that exist."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
+_CODE_BLOCK = re.compile(r"```.*?```", re.DOTALL)
+_LINK = re.compile(r"\]\(([^)\s]+)\)")
+_HEADING = re.compile(r"^#+ (.*)$", re.MULTILINE)
+
+
+def anchor(heading: str) -> str:
+    """Compute the anchor that GitHub gives to a heading."""
+    return re.sub(r"[^\w\- ]", "", heading.strip().lower()).replace(" ", "-")
+
+
+def broken_links(page: Path) -> Iterator[str]:
+    for link in _LINK.findall(_CODE_BLOCK.sub("", page.read_text())):
+        path, _, fragment = link.partition("#")
+        target = page.parent / path if path else page
+        if re.match(r"[a-z]+:", link):
+            continue
+        if not target.exists():
+            yield f"{link}: no such file"
+        elif fragment and fragment not in map(anchor, _HEADING.findall(target.read_text())):
+            yield f"{link}: no such heading"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_to_files_and_headings(page: Path) -> None:
+    assert list(broken_links(page)) == []
+
+
+def test_index_names_every_page() -> None:
+    docs = ROOT / "docs"
+    linked = {
+        (docs / link.partition("#")[0]).resolve() for link in _LINK.findall((docs / "README.md").read_text())
+    }
+    decisions = docs / "decisions"
+    missing = {page for page in docs.rglob("*.md") if page.parent != decisions} - linked
+    assert missing - {docs / "README.md"} == set()
