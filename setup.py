@@ -19,7 +19,7 @@ setup(
     ext_modules=cythonize(
         [
             Extension(
-                f"ext.{name}",
+                f"ingest.ext.{name}",
                 [f"ext/{name}.pyx"],
                 extra_compile_args=["-O3", "-Wall", "-Wno-unused-function"],
             )

@@ -10,8 +10,8 @@ import struct
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
-from ext.encode import encode_p_data
 from ingest.dicom.dimse import store_request
+from ingest.ext.encode import encode_p_data
 
 CT_IMAGE: Final = "1.2.840.10008.5.1.4.1.1.2"
 DIGITS: Final = 12

@@ -9,10 +9,10 @@ from pytest_benchmark.fixture import BenchmarkFixture
 
 from benchmarks import stream
 from benchmarks.parsing import parse
-from ext.command import decode_command, encode_command
-from ext.encode import DataSetEncoder, encode_p_data
-from ext.header import scan
 from ingest.dicom.uids import EXPLICIT_LITTLE_ENDIAN
+from ingest.ext.command import decode_command, encode_command
+from ingest.ext.encode import DataSetEncoder, encode_p_data
+from ingest.ext.header import scan
 
 RESPONSE = {
     "AffectedSOPClassUID": stream.CT_IMAGE,

@@ -4,7 +4,7 @@ import os
 import sys
 from pathlib import Path
 
-from ext.pdu import Command, PDUParser
+from ingest.ext.pdu import Command, PDUParser
 
 
 def parse(data: bytes, sink: int) -> int:

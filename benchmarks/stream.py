@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
-from ext.encode import encode_p_data
 from ingest.dicom.dimse import store_request
+from ingest.ext.encode import encode_p_data
 
 CT_IMAGE = "1.2.840.10008.5.1.4.1.1.2"
 PIXEL_DATA = b"\xe0\x7f\x10\x00OW\x00\x00"

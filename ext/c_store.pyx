@@ -5,9 +5,9 @@ from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes
 from libc.stdint cimport uint8_t, uint16_t, uint32_t
 from libc.string cimport memcmp, memcpy
 
-from ext cimport header
-from ext.encode cimport HEADERS_LENGTH, write_headers
-from ext.octets cimport little_16, little_32, put_little
+from ingest.ext cimport header
+from ingest.ext.encode cimport HEADERS_LENGTH, write_headers
+from ingest.ext.octets cimport little_16, little_32, put_little
 
 __all__ = ["StoreContext"]
 

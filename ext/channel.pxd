@@ -1,9 +1,9 @@
 from libc.stdint cimport uint8_t, uint64_t
 
-from ext.pdu cimport PDUParser
-from ext.poller cimport Watched
-from ext.sink cimport Kept
-from ext.tls cimport Records
+from ingest.ext.pdu cimport PDUParser
+from ingest.ext.poller cimport Watched
+from ingest.ext.sink cimport Kept
+from ingest.ext.tls cimport Records
 
 # Why the owner of a channel has to look at it.
 cdef enum Notice:

@@ -14,10 +14,10 @@ from libc.stdint cimport uint8_t
 from libc.string cimport memcpy, memmove
 from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 
-from ext cimport tls
-from ext.pdu cimport PDUParser
-from ext.sink cimport forget, keep, kept_bytes, release
-from ext.system cimport EPOLLOUT
+from ingest.ext cimport tls
+from ingest.ext.pdu cimport PDUParser
+from ingest.ext.sink cimport forget, keep, kept_bytes, release
+from ingest.ext.system cimport EPOLLOUT
 
 __all__ = ["BLOCKED", "CLOSED", "ENDED", "PAUSED", "UNREAD", "Channel", "Taker"]
 

@@ -3,9 +3,9 @@
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
 from libc.stdint cimport uint8_t, uint32_t
 
-from ext.octets cimport little_16, little_32
+from ingest.ext.octets cimport little_16, little_32
 
-from ext.errors import PeerError
+from ingest.ext.errors import PeerError
 
 __all__ = ["decode_command", "encode_command"]
 

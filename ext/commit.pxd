@@ -1,8 +1,8 @@
 from libc.stdint cimport uint64_t
 
-from ext.segment cimport Piece, Segments
-from ext.sink cimport Overflow
-from ext.system cimport pthread_cond_t, pthread_mutex_t
+from ingest.ext.segment cimport Piece, Segments
+from ingest.ext.sink cimport Overflow
+from ingest.ext.system cimport pthread_cond_t, pthread_mutex_t
 
 cdef enum:
     PARTIAL_SIZE = 40       # bytes of the name of an entry's file, with its NUL

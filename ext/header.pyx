@@ -13,7 +13,7 @@ from libc.string cimport memcmp, memset
 
 import zlib
 
-from ext.errors import PeerError
+from ingest.ext.errors import PeerError
 
 __all__ = ["HeaderReader", "scan"]
 

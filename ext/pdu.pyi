@@ -1,6 +1,6 @@
 from typing import final
 
-from ext.events import Command, ControlPDU, DataSet
+from ingest.ext.events import Command, ControlPDU, DataSet
 
 __all__ = ["Command", "ControlPDU", "DataSet", "PDUParser"]
 

@@ -11,12 +11,12 @@ from cpython.buffer cimport PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
 from libc.stdint cimport uint8_t, uint64_t
 from libc.string cimport memcpy, memset
 
-from ext cimport events
-from ext.octets cimport big_32
-from ext.sink cimport Gather, Kept, Overflow, Sink, forget, keep, kept_bytes, release
+from ingest.ext cimport events
+from ingest.ext.octets cimport big_32
+from ingest.ext.sink cimport Gather, Kept, Overflow, Sink, forget, keep, kept_bytes, release
 
-from ext.errors import PeerError
-from ext.events import Command, ControlPDU, DataSet
+from ingest.ext.errors import PeerError
+from ingest.ext.events import Command, ControlPDU, DataSet
 
 __all__ = ["Command", "ControlPDU", "DataSet", "PDUParser"]
 

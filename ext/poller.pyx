@@ -11,7 +11,7 @@ from posix.time cimport CLOCK_MONOTONIC, timespec
 from posix.types cimport time_t
 from posix.unistd cimport close
 
-from ext.system cimport (
+from ingest.ext.system cimport (
     EPOLL_CLOEXEC, EPOLL_CTL_ADD, EPOLL_CTL_DEL, EPOLL_CTL_MOD, EPOLLIN, EPOLLOUT, epoll_create1, epoll_ctl,
     epoll_event, epoll_wait,
 )

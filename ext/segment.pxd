@@ -1,6 +1,6 @@
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
-from ext.system cimport pthread_cond_t, pthread_mutex_t
+from ingest.ext.system cimport pthread_cond_t, pthread_mutex_t
 
 cdef enum:
     SEGMENT_BYTES = 8388608

@@ -21,9 +21,9 @@ from posix.time cimport CLOCK_REALTIME, clock_gettime, timespec
 from posix.uio cimport iovec, pwritev
 from posix.unistd cimport close, fdatasync, fsync, pwrite
 
-from ext.checksum cimport crc_of
-from ext.octets cimport put_little
-from ext.system cimport (
+from ingest.ext.checksum cimport crc_of
+from ingest.ext.octets cimport put_little
+from ingest.ext.system cimport (
     LOCK_EX, LOCK_NB, LOCK_SH, O_CLOEXEC, O_NOFOLLOW, flock, openat, pthread_cond_destroy, pthread_cond_init,
     pthread_cond_signal, pthread_cond_wait, pthread_mutex_destroy, pthread_mutex_init, pthread_mutex_lock,
     pthread_mutex_unlock, renameat, sync_folder, unlinkat,

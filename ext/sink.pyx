@@ -15,7 +15,7 @@ cdef extern from "<sys/statvfs.h>" nogil:
         fsblkcnt_t f_bavail
     int fstatvfs(int fd, statvfs *facts)
 
-from ext.system cimport SYNC_FILE_RANGE_WRITE, sync_file_range
+from ingest.ext.system cimport SYNC_FILE_RANGE_WRITE, sync_file_range
 
 __all__ = ["Sink", "keep_free"]
 

@@ -1,9 +1,9 @@
 from libc.stdint cimport uint16_t, uint64_t
 
-from ext.c_store cimport StoreContext
-from ext.channel cimport Channel, Taker
-from ext.commit cimport Committer, Entry
-from ext.pdu cimport PDUParser
+from ingest.ext.c_store cimport StoreContext
+from ingest.ext.channel cimport Channel, Taker
+from ingest.ext.commit cimport Committer, Entry
+from ingest.ext.pdu cimport PDUParser
 
 
 cdef class Operation(Entry):

@@ -1,10 +1,10 @@
 from collections.abc import Callable, Sequence
 from typing import Any, final
 
-from ext.c_store import StoreContext
-from ext.channel import Channel, Taker
-from ext.commit import Committer, Entry
-from ext.pdu import PDUParser
+from ingest.ext.c_store import StoreContext
+from ingest.ext.channel import Channel, Taker
+from ingest.ext.commit import Committer, Entry
+from ingest.ext.pdu import PDUParser
 
 __all__ = ["Intake", "Operation", "StoreCycle"]
 

@@ -11,12 +11,12 @@ from cpython.mem cimport PyMem_Free, PyMem_Realloc
 from libc.stdint cimport uint8_t, uint16_t
 from libc.string cimport memset
 
-from ext cimport header
-from ext.c_store cimport RESPONSE_MAX, Request, StoreContext, read_request, write_response
-from ext.channel cimport PAUSED, Channel, Taker
-from ext.commit cimport Committer, Entry
-from ext.events cimport Command, DataSet
-from ext.pdu cimport PDUParser
+from ingest.ext cimport header
+from ingest.ext.c_store cimport RESPONSE_MAX, Request, StoreContext, read_request, write_response
+from ingest.ext.channel cimport PAUSED, Channel, Taker
+from ingest.ext.commit cimport Committer, Entry
+from ingest.ext.events cimport Command, DataSet
+from ingest.ext.pdu cimport PDUParser
 
 __all__ = ["Intake", "Operation", "StoreCycle"]
 

@@ -1,6 +1,6 @@
 from libc.stdint cimport uint8_t
 
-from ext.sink cimport Kept
+from ingest.ext.sink cimport Kept
 
 cdef enum:
     CLOSED = -1             # what `read` says of the peer's close_notify

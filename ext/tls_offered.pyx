@@ -2,8 +2,8 @@
 
 OpenSSL keeps a peer's certificate with the session only once it is verified, and `ssl` has nothing else to
 ask. Here a context verifies exactly as it would, by X509_verify_cert, and what was refused is then kept with
-the connection (SSL_set_ex_data) until that is freed. As in `ext.tls`, it is done with the very OpenSSL that
-`ssl` is linked with; where that is not possible, `keep_refused` says so and nothing is changed.
+the connection (SSL_set_ex_data) until that is freed. As in `ingest.ext.tls`, it is done with the very
+OpenSSL that `ssl` is linked with; where that is not possible, `keep_refused` says so and nothing is changed.
 
 The callback runs in the thread of the handshake, without the GIL, and touches that one connection only.
 """
@@ -12,8 +12,8 @@ from cpython.bytes cimport PyBytes_FromStringAndSize
 from libc.stdint cimport uint8_t
 from posix.dlfcn cimport RTLD_LAZY, dlopen, dlsym
 
-from ext.tls cimport inside
-from ext.tls_settings cimport context_of
+from ingest.ext.tls cimport inside
+from ingest.ext.tls_settings cimport context_of
 
 __all__ = ["keep_refused", "offered"]
 

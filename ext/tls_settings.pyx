@@ -1,14 +1,14 @@
 """What OpenSSL can be told of a TLS context, but Python's `ssl` has no word for.
 
 Suites of TLS 1.3, groups, signature algorithms, Diffie-Hellman parameters, no session cache, and what
-becomes of a peer of whose issuer there is no certificate revocation list. As in `ext.tls`, it is done with
-the very OpenSSL that `ssl` is linked with, found at run time; where that is not possible, `available` says so
-and nothing is changed.
+becomes of a peer of whose issuer there is no certificate revocation list. As in `ingest.ext.tls`, it is done
+with the very OpenSSL that `ssl` is linked with, found at run time; where that is not possible, `available`
+says so and nothing is changed.
 """
 
 from posix.dlfcn cimport RTLD_LAZY, dlopen, dlsym
 
-from ext.tls cimport inside
+from ingest.ext.tls cimport inside
 
 import ssl as standard
 

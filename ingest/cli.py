@@ -22,7 +22,7 @@ from ingest.cli_store import COMMANDS as STORE_COMMANDS
 if TYPE_CHECKING:
     from ingest.config import Fault
 
-ROUTES = "workers.routes"
+ROUTES = "ingest.workers.routes"
 """Named and not imported: what workers do is theirs."""
 
 

@@ -8,7 +8,7 @@ that is away.
 from collections.abc import Sequence
 from enum import Enum
 
-from ext.errors import PeerError
+from ingest.ext.errors import PeerError
 
 __all__ = [
     "AssociationError",

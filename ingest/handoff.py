@@ -20,11 +20,11 @@ from typing import Final
 import redis
 import structlog
 
-from ext.store import Intake
 from ingest import threads
 from ingest.alarms import clear_alarm, raise_alarm
 from ingest.config.model import Config
 from ingest.errors import LedgerError
+from ingest.ext.store import Intake
 from ingest.log import Seldom
 from ingest.queue import CHUNK, SPOOLS_KEY, connect, data_key, mend_keys, persisted_key, stream_key
 from ingest.spool import segment, sweep, upkeep

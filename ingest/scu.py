@@ -10,10 +10,10 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Final
 
-from ext.encode import DataSetEncoder, encode_p_data
 from ingest.dicom import dimse, padding, uids
 from ingest.dicom.responses import Operation, Response
 from ingest.errors import AssociationError, PeerError, StoreAwayError, StoreError
+from ingest.ext.encode import DataSetEncoder, encode_p_data
 from ingest.transport import Remote
 from ingest.upper_layer import CONTEXTS_MAX, Context, Timeouts, UpperLayer
 

@@ -10,13 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from ext.header import scan
 from ingest import threads
 from ingest.dicom import part10
 from ingest.dicom.dimse import Status
 from ingest.dicom.statuses import meaning_of
 from ingest.dicom.uids import is_valid_uid
 from ingest.errors import AssociationError, IngestError, PeerError, StoreError
+from ingest.ext.header import scan
 from ingest.scu import Association, Context, Remote, Timeouts, plan, proposals
 
 SOP_CLASS_UID: Final = 0x00080016

@@ -9,12 +9,12 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final, NoReturn, Self
 
-from ext.pdu import Command, ControlPDU, DataSet, PDUParser
 from ingest import explain
 from ingest.dicom import requestor, wire
 from ingest.dicom.responses import Operation, Operations, Response
 from ingest.dicom.states import Action, Event, State
 from ingest.errors import AssociationError, Cause, PeerError
+from ingest.ext.pdu import Command, ControlPDU, DataSet, PDUParser
 from ingest.resolver import no_tick
 from ingest.transport import Remote, Transport
 

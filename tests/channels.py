@@ -9,10 +9,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from ext.channel import Channel
-from ext.encode import encode_p_data
-from ext.events import Command, ControlPDU, DataSet
-from ext.pdu import PDUParser
+from ingest.ext.channel import Channel
+from ingest.ext.encode import encode_p_data
+from ingest.ext.events import Command, ControlPDU, DataSet
+from ingest.ext.pdu import PDUParser
 from ingest.tls.contexts import client_context, server_context
 from ingest.tls.pump import RECORD, Pump
 from tests.faults.caller import data_pdus

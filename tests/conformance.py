@@ -12,7 +12,7 @@ from ingest.dicom import pdus, uids
 from ingest.dicom.dimse import Status
 from ingest.dicom.statuses import STORE_STATUSES, Meaning
 from ingest.tls.profiles import PROFILES
-from workers import circuit, retry
+from ingest.workers import circuit, retry
 
 PAGE: Final = Path(__file__).parents[1] / "docs" / "reference" / "conformance.md"
 _BLOCK: Final = re.compile(r"<!-- table: (\w+) -->\n.*?<!-- end -->", re.DOTALL)

@@ -21,7 +21,7 @@ from tests.servers import Valkey
 
 WORKER = (
     "import sys, threading; from ingest.config.model import Config; from ingest.remotes import remotes;"
-    "from workers.forward import main; config = Config.model_validate_json(sys.stdin.read());"
+    "from ingest.workers.forward import main; config = Config.model_validate_json(sys.stdin.read());"
     "sys.exit(main(config, threading.Event(), remotes(config)))"
 )
 
@@ -153,7 +153,7 @@ class Forwarding:
 
 
 class WorkerProcess:
-    """`workers.forward.main` in a process of its own."""
+    """`ingest.workers.forward.main` in a process of its own."""
 
     def __init__(self, config: Config, log: Path) -> None:
         self.log = log

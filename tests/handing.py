@@ -6,8 +6,8 @@ from pathlib import Path
 
 import redis
 
-from ext.store import Intake
 from ingest.config.model import Config
+from ingest.ext.store import Intake
 from ingest.handoff import Handoff
 from ingest.queue import data_key, stream_key
 from ingest.spool.reference import Reference

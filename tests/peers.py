@@ -18,10 +18,10 @@ from typing import Any
 import pytest
 from pynetdicom import AE, evt
 
-from ext.command import decode_command, encode_command
-from ext.encode import encode_p_data
 from ingest.config.model import TLS
 from ingest.dicom import wire
+from ingest.ext.command import decode_command, encode_command
+from ingest.ext.encode import encode_p_data
 from ingest.tls import pki
 from ingest.tls.contexts import client_context, server_context
 

@@ -15,10 +15,10 @@ from ingest.queue import CHUNK, GROUP, SPOOLS_KEY, data_key, persisted_key, stre
 from ingest.spool.reference import Place, Reference
 from ingest.spool.segment import Segment
 from ingest.spool.spool import spool_id
+from ingest.workers.inbox import Entry
+from ingest.workers.persist import Persister
 from tests.instances import Made
 from tests.segments import SegmentWriter
-from workers.inbox import Entry
-from workers.persist import Persister
 
 
 @dataclass

@@ -8,11 +8,11 @@ from sqlalchemy import update
 
 from ingest.ledger import DeliveryState, InstanceState
 from ingest.ledger.schema import deliveries, instances
+from ingest.workers.aging import DAY_MS
+from ingest.workers.leases import now_ms
+from ingest.workers.retention import Remover, Report
 from tests.instances import Made
 from tests.persisting import Site
-from workers.aging import DAY_MS
-from workers.leases import now_ms
-from workers.retention import Remover, Report
 
 NOBODY = {"routes": [{"to": []}]}
 

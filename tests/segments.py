@@ -4,7 +4,7 @@ import struct
 import zlib
 from pathlib import Path
 
-from ext.checksum import crc32c_portable
+from ingest.ext.checksum import crc32c_portable
 
 SEGMENT_BYTES = 8 << 20
 MARKS_AT = SEGMENT_BYTES - 8 * 16384

@@ -6,8 +6,8 @@ import time
 from collections.abc import Sized
 from pathlib import Path
 
-from ext.commit import Committer
 from ingest.config.model import Config, Node, Queue, Receive
+from ingest.ext.commit import Committer
 from ingest.spool.spool import Spool
 
 

@@ -9,14 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from ext.channel import Channel
-from ext.encode import encode_p_data
-from ext.errors import PeerError
-from ext.events import Command, ControlPDU
-from ext.store import Intake
 from ingest.dicom.negotiate import AcceptedContext
 from ingest.dicom.responses import Response, decode_response
 from ingest.dicom.wire import encode_abort
+from ingest.ext.channel import Channel
+from ingest.ext.encode import encode_p_data
+from ingest.ext.errors import PeerError
+from ingest.ext.events import Command, ControlPDU
+from ingest.ext.store import Intake
 from ingest.handoff import Handoff
 from ingest.node.scoreboard import BYTES, FAILED, INSTANCES, Scoreboard
 from ingest.node.store_scp import Caller, Services, StoreSCP

@@ -11,11 +11,11 @@ from typing import Protocol
 import structlog
 
 from ingest.ledger import SameContent
-from workers.arrival import Arrival, Facts
-from workers.compare import content_digest, existing, same_bytes
-from workers.layout import quarantine_key
-from workers.ledger import Rows
-from workers.store import Batch, Store
+from ingest.workers.arrival import Arrival, Facts
+from ingest.workers.compare import content_digest, existing, same_bytes
+from ingest.workers.layout import quarantine_key
+from ingest.workers.ledger import Rows
+from ingest.workers.store import Batch, Store
 
 log = structlog.get_logger()
 

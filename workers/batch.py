@@ -17,7 +17,7 @@ from ingest.dicom.part10 import read_file_meta
 from ingest.errors import PeerError, SpoolError, StoreAwayError, StoreError
 from ingest.ledger import NewInstance, Outcome
 from ingest.log import Seldom
-from workers.arrival import (
+from ingest.workers.arrival import (
     Arrival,
     Facts,
     GoneError,
@@ -28,15 +28,15 @@ from workers.arrival import (
     open_spooled,
     spool_ref,
 )
-from workers.blame import is_ours
-from workers.deaths import Deaths
-from workers.inbox import Entry
-from workers.ledger import PatientLedger
-from workers.leftovers import Leftovers
-from workers.patience import StoppedError
-from workers.placement import Placer, Placing, was_refused
-from workers.store import FileStore, Source
-from workers.trial import Trial, try_to_read
+from ingest.workers.blame import is_ours
+from ingest.workers.deaths import Deaths
+from ingest.workers.inbox import Entry
+from ingest.workers.ledger import PatientLedger
+from ingest.workers.leftovers import Leftovers
+from ingest.workers.patience import StoppedError
+from ingest.workers.placement import Placer, Placing, was_refused
+from ingest.workers.store import FileStore, Source
+from ingest.workers.trial import Trial, try_to_read
 
 DELIVERIES_MAX: Final = 5
 """An entry that was delivered more often, without trouble of ours, gets one last try, alone."""

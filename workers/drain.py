@@ -20,11 +20,11 @@ from ingest.ledger import Delivery, Ledger
 from ingest.scu import Association, Context, Remote, Timeouts, plan, proposals
 from ingest.tls.identity import identity_of
 from ingest.tls.seen import Sightings
-from workers.blame import is_shortage
-from workers.breaker import Breaker
-from workers.circuit import Trouble
-from workers.leases import LeaseLostError, Leases, now_ms
-from workers.retry import (
+from ingest.workers.blame import is_shortage
+from ingest.workers.breaker import Breaker
+from ingest.workers.circuit import Trouble
+from ingest.workers.leases import LeaseLostError, Leases, now_ms
+from ingest.workers.retry import (
     Answered,
     Broken,
     Dead,
@@ -37,9 +37,9 @@ from workers.retry import (
     decide,
     pause_ms,
 )
-from workers.store import FileStore
-from workers.turns import Turn
-from workers.wall_clock import WallClock
+from ingest.workers.store import FileStore
+from ingest.workers.turns import Turn
+from ingest.workers.wall_clock import WallClock
 
 SLICE_SECONDS: Final = 30.0
 """After so long the worker is free for other destinations."""

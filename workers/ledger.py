@@ -8,7 +8,7 @@ import structlog
 from ingest.ledger import Holdings, Ledger, NewInstance, Outcome, SameContent
 from ingest.ledger.exclusion import LedgerExclusion
 from ingest.store_identity import KnownFolder
-from workers.patience import Patience
+from ingest.workers.patience import Patience
 
 log = structlog.get_logger()
 

@@ -34,21 +34,21 @@ from ingest.queue import SPOOLS_KEY, connect, mend_keys, persisted_key, stream_k
 from ingest.spool.reference import SPOOL_ID
 from ingest.spool.spool import spool_id
 from ingest.wake import RQ_KEYS, Waker, drain_key
-from workers.agreement import StoreAgreement
-from workers.batch import Results, Tools, Work
-from workers.blame import is_ours, is_shortage
-from workers.deaths import Deaths
-from workers.duplicates import DELIVERED_MAX
-from workers.inbox import Entry, Inbox
-from workers.layout import Layout
-from workers.ledger import PatientLedger
-from workers.leftovers import Leftovers
-from workers.origins import NodeRouter
-from workers.patience import Patience, StoppedError
-from workers.placement import Placer
-from workers.slot import slot
-from workers.store import Exclusion, FileStore
-from workers.unpersisted import Unpersisted
+from ingest.workers.agreement import StoreAgreement
+from ingest.workers.batch import Results, Tools, Work
+from ingest.workers.blame import is_ours, is_shortage
+from ingest.workers.deaths import Deaths
+from ingest.workers.duplicates import DELIVERED_MAX
+from ingest.workers.inbox import Entry, Inbox
+from ingest.workers.layout import Layout
+from ingest.workers.ledger import PatientLedger
+from ingest.workers.leftovers import Leftovers
+from ingest.workers.origins import NodeRouter
+from ingest.workers.patience import Patience, StoppedError
+from ingest.workers.placement import Placer
+from ingest.workers.slot import slot
+from ingest.workers.store import Exclusion, FileStore
+from ingest.workers.unpersisted import Unpersisted
 
 BATCH: Final = 256
 CARRIED_BATCH: Final = 8

@@ -11,14 +11,14 @@ import structlog
 from ingest.dicom.routing import Router, Routing
 from ingest.ledger import Holdings, InstanceState, NewInstance, Outcome
 from ingest.spool.reference import Reference
-from workers.arrival import Arrival, Facts
-from workers.aside import Aside, Bound, NoBound
-from workers.compare import content_digest, existing, same_bytes, same_file
-from workers.duplicates import DELIVERED_MAX, DELIVERED_WITHIN_MS, Action, Policy, at_bound, decide
-from workers.layout import Layout, safe_name, variant_key
-from workers.leaving import may_be_another
-from workers.ledger import Rows
-from workers.store import Batch, Store
+from ingest.workers.arrival import Arrival, Facts
+from ingest.workers.aside import Aside, Bound, NoBound
+from ingest.workers.compare import content_digest, existing, same_bytes, same_file
+from ingest.workers.duplicates import DELIVERED_MAX, DELIVERED_WITHIN_MS, Action, Policy, at_bound, decide
+from ingest.workers.layout import Layout, safe_name, variant_key
+from ingest.workers.leaving import may_be_another
+from ingest.workers.ledger import Rows
+from ingest.workers.store import Batch, Store
 
 _REFUSED: Final = re.compile(r"\.([0-9A-F]{4})\.dcm$")
 # PS3.7 9.1.1.1.9 and C.5: what the statuses mean that a listener refuses with.

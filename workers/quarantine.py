@@ -26,11 +26,11 @@ from ingest.queue import connect
 from ingest.spool import segment
 from ingest.spool.reference import Reference
 from ingest.wake import wake
-from workers.arrival import Facts, spool_ref
-from workers.compare import existing, same_bytes
-from workers.layout import INCOMING, Layout, quarantine_key
-from workers.origins import NodeRouter
-from workers.store import Batch, FileStore, Source
+from ingest.workers.arrival import Facts, spool_ref
+from ingest.workers.compare import existing, same_bytes
+from ingest.workers.layout import INCOMING, Layout, quarantine_key
+from ingest.workers.origins import NodeRouter
+from ingest.workers.store import Batch, FileStore, Source
 
 CONTESTED_MAX: Final = 3
 """How often a release begins anew, while workers store the same SOP instance UID."""
@@ -368,7 +368,7 @@ def _digest(source: Source) -> str:
 
 
 def _reference(name: str) -> Reference:
-    """What the ledger calls `name`; see `workers.arrival.spool_ref`."""
+    """What the ledger calls `name`; see `ingest.workers.arrival.spool_ref`."""
     spool, _, place = name.partition(":")
     where, _, offset = place.partition("#")
     return Reference("spool", spool, where, int(offset or 0))

@@ -35,10 +35,10 @@ from ingest.ledger.rows import Instance
 from ingest.node import reload
 from ingest.store_identity import read_ledger_mark, require_store, write_ledger_mark
 from ingest.tables import printable
-from workers.arrival import Facts, identify
-from workers.layout import INCOMING, safe_name
-from workers.origins import NodeRouter
-from workers.store import FileStore, Source
+from ingest.workers.arrival import Facts, identify
+from ingest.workers.layout import INCOMING, safe_name
+from ingest.workers.origins import NodeRouter
+from ingest.workers.store import FileStore, Source
 
 CHUNK: Final = 200
 """Files that are looked at together."""
@@ -52,7 +52,7 @@ SHOWN: Final = 20
 NOTE: Final = "rebuilt from the store"
 UNKNOWN_REASON: Final = "rebuilt from the quarantine: why it was set aside is not known any more"
 
-# As `workers.layout` names further copies, and what was refused.
+# As `ingest.workers.layout` names further copies, and what was refused.
 _COPY: Final = re.compile(r"~([0-9a-f]{32})(?=[./]|$)")
 _REFUSED: Final = re.compile(r"\.ready\.[^.]+\.([0-9A-F]{4})\.dcm\.[0-9]+\.dcm$")
 _KINDS: Final = {

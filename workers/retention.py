@@ -24,14 +24,14 @@ from ingest.ledger import Ledger
 from ingest.ledger.folders import STORE
 from ingest.ledger.retention import CHUNK, KeptRow, KeptStudy, LeavingFile
 from ingest.store_identity import require_store
-from workers import retention_clock
-from workers.aging import Decision, Goal, cutoff, decide, disk_over, oldest_first
-from workers.incoming import FILE_MODE, lock
-from workers.layout import INCOMING
-from workers.leases import now_ms
-from workers.leaving import Leaving
-from workers.patience import Patience, StoppedError
-from workers.store import Batch, FileStore
+from ingest.workers import retention_clock
+from ingest.workers.aging import Decision, Goal, cutoff, decide, disk_over, oldest_first
+from ingest.workers.incoming import FILE_MODE, lock
+from ingest.workers.layout import INCOMING
+from ingest.workers.leases import now_ms
+from ingest.workers.leaving import Leaving
+from ingest.workers.patience import Patience, StoppedError
+from ingest.workers.store import Batch, FileStore
 
 BATCH: Final = 256
 """Files removed at a time: others wait for it who replace or compare."""
@@ -278,7 +278,7 @@ class Remover:
 
 
 class Ageing:
-    """The time that a remover ages studies by, checked before each pass; see `workers.retention_clock`."""
+    """The time a remover ages studies by, checked before each pass: see `ingest.workers.retention_clock`."""
 
     def __init__(self, config: Config, ledger: Ledger) -> None:
         self._config = config

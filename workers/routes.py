@@ -14,9 +14,9 @@ from ingest.config.model import Config
 from ingest.dicom.part10 import is_part10
 from ingest.dicom.routing import Router, Routing
 from ingest.errors import PeerError
-from workers.arrival import identify
-from workers.origins import NodeRouter
-from workers.store import Source
+from ingest.workers.arrival import identify
+from ingest.workers.origins import NodeRouter
+from ingest.workers.store import Source
 
 
 @dataclass(frozen=True, slots=True)

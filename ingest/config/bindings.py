@@ -7,11 +7,11 @@ from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 from typing import Protocol
 
-from ext.errors import PeerError
 from ingest.config.faults import Fault
 from ingest.config.model import TLS, Config
 from ingest.dicom.policy import is_bound
 from ingest.errors import IngestError
+from ingest.ext.errors import PeerError
 from ingest.tls import forms
 from ingest.tls.identity import Identity, anchor_of, identity_of, is_fingerprint, matches, mistake
 

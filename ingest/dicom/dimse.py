@@ -8,9 +8,9 @@ from enum import IntEnum
 from functools import lru_cache
 from typing import Any, Final
 
-from ext.command import decode_command, encode_command
 from ingest.dicom.uids import VERIFICATION, is_valid_uid
 from ingest.errors import PeerError
+from ingest.ext.command import decode_command, encode_command
 
 # (0000,0100) Command Field, PS3.7 E.1
 C_STORE_RQ, C_STORE_RSP = 0x0001, 0x8001

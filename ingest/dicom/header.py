@@ -11,8 +11,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from ext.header import HeaderReader
 from ingest.dicom.uids import DEFLATED, EXPLICIT_BIG_ENDIAN
+from ingest.ext.header import HeaderReader
 
 SOP_CLASS_UID: Final = 0x0008_0016
 SOP_INSTANCE_UID: Final = 0x0008_0018

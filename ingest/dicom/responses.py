@@ -11,11 +11,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
-from ext.events import Command
 from ingest.dicom.dimse import C_STORE_RQ, NO_DATA_SET, Status, store_success
 from ingest.dicom.statuses import Category, category
 from ingest.dicom.uids import is_valid_uid
 from ingest.errors import PeerError
+from ingest.ext.events import Command
 
 # PS3.7 E.1: element numbers within group 0000.
 _AFFECTED_SOP_CLASS_UID: Final = 0x0002

@@ -9,14 +9,7 @@ from sqlalchemy import ColumnElement, Connection, RowMapping, bindparam, func, i
 from sqlalchemy.dialects import postgresql, sqlite
 
 from ingest.ledger.database import Database
-from ingest.ledger.rows import (
-    Counts,
-    DeliveryState,
-    Instance,
-    InstanceState,
-    NewInstance,
-    Outcome,
-)
+from ingest.ledger.rows import Counts, DeliveryState, Instance, InstanceState, NewInstance, Outcome
 from ingest.ledger.schema import HAS_FILE, deliveries, instances
 from ingest.ledger.variants import accepted_already
 

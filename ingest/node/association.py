@@ -8,14 +8,14 @@ from typing import Any, Final, Protocol
 
 import structlog
 
-from ext.channel import Channel
-from ext.encode import encode_p_data
-from ext.errors import PeerError
-from ext.pdu import Command, ControlPDU, DataSet, PDUParser
 from ingest.dicom import acceptor, wire
 from ingest.dicom.negotiate import Accepted, Rejected
 from ingest.dicom.pdus import AssociateRequest
 from ingest.dicom.states import Action, Event, State
+from ingest.ext.channel import Channel
+from ingest.ext.encode import encode_p_data
+from ingest.ext.errors import PeerError
+from ingest.ext.pdu import Command, ControlPDU, DataSet, PDUParser
 from ingest.node.scoreboard import ASSOCIATIONS, REFUSED
 from ingest.node.store_scp import Caller, Services, StoreSCP
 from ingest.tls.identity import Identity

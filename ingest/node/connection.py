@@ -12,13 +12,13 @@ from typing import Any, Final, Protocol
 
 import structlog
 
-from ext.channel import BLOCKED, CLOSED, ENDED, PAUSED, UNREAD, Channel
-from ext.errors import PeerError
-from ext.pdu import Command, ControlPDU, DataSet, PDUParser
-from ext.poller import READABLE, WRITABLE, Poller
 from ingest.config.model import Config
 from ingest.dicom.part10 import presentation_address
 from ingest.dicom.states import State
+from ingest.ext.channel import BLOCKED, CLOSED, ENDED, PAUSED, UNREAD, Channel
+from ingest.ext.errors import PeerError
+from ingest.ext.pdu import Command, ControlPDU, DataSet, PDUParser
+from ingest.ext.poller import READABLE, WRITABLE, Poller
 from ingest.node.association import Association, Decider
 from ingest.node.scoreboard import REFUSED
 from ingest.tls.identity import Identity, identity_of

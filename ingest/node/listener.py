@@ -13,9 +13,6 @@ from typing import Final
 
 import structlog
 
-from ext.poller import READABLE, Poller
-from ext.sink import keep_free
-from ext.store import Intake
 from ingest import room
 from ingest.alarms import Severity, clear_alarm, raise_alarm
 from ingest.config.model import Config
@@ -24,6 +21,9 @@ from ingest.dicom.negotiate import Accepted, AcceptorPolicy, Rejected, local_lim
 from ingest.dicom.pdus import AssociateRequest
 from ingest.dicom.policy import Caller, Refusal, admit
 from ingest.errors import BootError, SpoolError
+from ingest.ext.poller import READABLE, Poller
+from ingest.ext.sink import keep_free
+from ingest.ext.store import Intake
 from ingest.handoff import Handoff
 from ingest.log import reopen as reopen_log
 from ingest.node.accept_gate import PASS_SECONDS, AcceptGate

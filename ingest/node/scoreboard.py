@@ -2,7 +2,7 @@
 
 Every field of a row is one aligned 64-bit word that a single process writes, so readers need no lock; what
 they read may be a moment old. Behind the rows lies a table of the associations of all listeners, in which any
-of them takes entries (`ext.association_table`).
+of them takes entries (`ingest.ext.association_table`).
 
 The memory is no mapping of a file: if a disk failed, was full, or somebody cut the file short, the kernel
 would end every process that touches it (SIGBUS). The file is written with each heartbeat and association, as
@@ -24,8 +24,8 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Final, Self
 
-from ext import association_table
-from ext.association_table import CALLER_BITS
+from ingest.ext import association_table
+from ingest.ext.association_table import CALLER_BITS
 
 MAGIC: Final = 0x494E474553543032  # "INGEST02"
 ROWS: Final = 256

@@ -47,9 +47,9 @@ from ingest.tls.files import reading_once
 from ingest.transport import Remote
 
 WORKERS: Final = {
-    "persist": "workers.persist:main",
-    "forward": "workers.forward:main",
-    "retain": "workers.retention:main",
+    "persist": "ingest.workers.persist:main",
+    "forward": "ingest.workers.forward:main",
+    "retain": "ingest.workers.retention:main",
 }
 """Named, never imported here: imports run from workers to ingest, not back."""
 

@@ -74,8 +74,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, NamedTuple, Self
 
-from ext.checksum import crc32c
-from ext.segment import SEGMENT_BYTES
+from ingest.ext.checksum import crc32c
+from ingest.ext.segment import SEGMENT_BYTES
 
 FOLDER: Final = "segments"
 NAME: Final = re.compile(r"[0-9a-f]{16}-[0-9a-f]+\.seg")

@@ -29,10 +29,10 @@ from functools import partial
 from pathlib import Path
 from typing import Final, Self
 
-from ext.commit import Committer, Entry
-from ext.segment import Segments
 from ingest import threads
 from ingest.errors import SpoolError
+from ingest.ext.commit import Committer, Entry
+from ingest.ext.segment import Segments
 from ingest.filesystem import clock_ns, name_exclusively, sync_folder_fd
 from ingest.locks import Owner, lock
 from ingest.spool import segment, upkeep

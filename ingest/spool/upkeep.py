@@ -16,8 +16,8 @@ from typing import Final
 
 import structlog
 
-from ext.segment import SEGMENT_BYTES, Segments
 from ingest.alarms import clear_alarm, raise_alarm
+from ingest.ext.segment import SEGMENT_BYTES, Segments
 from ingest.spool import segment
 from ingest.spool.segment import Examined, Segment
 

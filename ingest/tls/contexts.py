@@ -8,9 +8,9 @@ import ssl
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
-from ext import tls_offered, tls_settings
 from ingest.config.model import TLS, Config
 from ingest.errors import ConfigError
+from ingest.ext import tls_offered, tls_settings
 from ingest.tls import crl, material, profiles
 from ingest.tls.pump import Pump
 

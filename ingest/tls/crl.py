@@ -3,7 +3,7 @@
 OpenSSL looks them up while it verifies a peer in the handshake, so that who is revoked gets the alert that
 says so. Python's `ssl` lacks two things for it. A list comes into a context from a file only: it is given one
 that is in memory. And peers of whose issuer there is no list, or only an old one, can be let in by
-`ext.tls_settings` alone.
+`ingest.ext.tls_settings` alone.
 """
 
 import contextlib
@@ -15,9 +15,9 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from ext import tls_settings
 from ingest.config.model import TLS
 from ingest.errors import ConfigError
+from ingest.ext import tls_settings
 from ingest.tls import files, forms, material
 
 if TYPE_CHECKING:

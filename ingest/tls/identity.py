@@ -12,7 +12,7 @@ from functools import lru_cache
 from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
 
-from ext.errors import PeerError
+from ingest.ext.errors import PeerError
 from ingest.tls import names
 
 UNREADABLE = (

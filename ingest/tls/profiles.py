@@ -11,10 +11,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from ext import tls_settings
 from ingest.config.model import TLS
 from ingest.config.rules import TLS_VERSIONS
 from ingest.errors import ConfigError
+from ingest.ext import tls_settings
 
 OPTIONS: Final = (
     ssl.OP_NO_TICKET | ssl.OP_NO_RENEGOTIATION | ssl.OP_NO_COMPRESSION | ssl.OP_CIPHER_SERVER_PREFERENCE

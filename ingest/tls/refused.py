@@ -4,8 +4,8 @@ import hashlib
 import ssl
 from typing import Final
 
-from ext import tls_offered
 from ingest.errors import PeerError
+from ingest.ext import tls_offered
 from ingest.tls import crl
 from ingest.tls.identity import identity_of
 

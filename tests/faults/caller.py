@@ -11,9 +11,9 @@ from collections.abc import Iterable
 from types import TracebackType
 from typing import Any, Self
 
-from ext.encode import encode_p_data
 from ingest.dicom import dimse, wire
 from ingest.dicom.responses import Response, decode_response
+from ingest.ext.encode import encode_p_data
 from tests.instances import CT, EXPLICIT, IMPLICIT, Made
 from tests.nodes import Node
 from tests.pki import Material

@@ -21,11 +21,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from ext.encode import encode_p_data
-from ext.events import Command, ControlPDU, DataSet
-from ext.pdu import PDUParser
 from ingest.config.model import TLS
 from ingest.dicom import dimse, wire
+from ingest.ext.encode import encode_p_data
+from ingest.ext.events import Command, ControlPDU, DataSet
+from ingest.ext.pdu import PDUParser
 from ingest.tls.contexts import server_context
 from tests.peers import JPEG, free_port, wait_for
 

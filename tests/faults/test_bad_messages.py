@@ -5,8 +5,8 @@ from collections.abc import Callable
 
 import pytest
 
-from ext.command import encode_command
 from ingest.dicom import dimse, wire
+from ingest.ext.command import encode_command
 from tests.faults.caller import (
     INVALID,
     MR,

@@ -18,11 +18,11 @@ from rq import Callback, Queue, Repeat, Retry
 from rq.serializers import JSONSerializer
 
 from ingest.wake import RQ_QUEUE_KEY, drain_key, hold_key, token
+from ingest.workers.turns import place_key
 from tests.forwarding import Forwarding, WorkerProcess
 from tests.nodes import eventually
 from tests.peers import CT, PynetdicomRemote
 from tests.servers import Valkey, valkey
-from workers.turns import place_key
 
 CONTEXTS = [(CT, ["1.2.840.10008.1.2.1"])]
 

@@ -12,11 +12,11 @@ from typing import Any
 
 import pytest
 
-from ext.encode import encode_p_data
 from ingest.config.model import TLS
 from ingest.connect_check import echo
 from ingest.dicom import wire
 from ingest.errors import AssociationError
+from ingest.ext.encode import encode_p_data
 from ingest.scu import Remote, Timeouts
 from tests.forwarding import Forwarding
 from tests.instances import EXPLICIT, IMPLICIT, Made

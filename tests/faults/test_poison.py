@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
+from ingest.workers.retry import BREAKS_MAX
 from tests.faults.faulty_remote import FaultyRemote, number_of
 from tests.forwarding import Forwarding
 from tests.instances import Made
 from tests.nodes import eventually
 from tests.pki import Material
 from tests.servers import Valkey
-from workers.retry import BREAKS_MAX
 
 SOUND_SECONDS = 30.0
 """Generous, for a busy machine; before, it was half an hour or for ever."""

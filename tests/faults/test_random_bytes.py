@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from ext.command import encode_command
 from ingest.dicom import dimse, wire
+from ingest.ext.command import encode_command
 from tests.faults.caller import (
     DEFLATED,
     Caller,

@@ -6,8 +6,8 @@ import os
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ext.command import decode_command, encode_command
-from ext.errors import PeerError
+from ingest.ext.command import decode_command, encode_command
+from ingest.ext.errors import PeerError
 
 EXAMPLES = settings(max_examples=int(os.environ.get("FUZZ_EXAMPLES", "200")), deadline=None)
 

@@ -6,8 +6,8 @@ import zlib
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ext.errors import PeerError
-from ext.header import scan
+from ingest.ext.errors import PeerError
+from ingest.ext.header import scan
 from tests.fuzz import guard
 
 EXAMPLES = settings(max_examples=int(os.environ.get("FUZZ_EXAMPLES", "300")), deadline=None)

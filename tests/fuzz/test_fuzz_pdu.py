@@ -6,9 +6,9 @@ import tempfile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ext.encode import DataSetEncoder, encode_p_data
-from ext.errors import PeerError
-from ext.pdu import Command, ControlPDU, DataSet, PDUParser
+from ingest.ext.encode import DataSetEncoder, encode_p_data
+from ingest.ext.errors import PeerError
+from ingest.ext.pdu import Command, ControlPDU, DataSet, PDUParser
 from tests.fuzz import guard
 from tests.vectors import feed
 from tests.vectors.pdu import VALID, VECTORS

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from ext.encode import encode_p_data
 from ingest.dicom import dimse, uids, wire
+from ingest.ext.encode import encode_p_data
 from ingest.tls import pki
 from tests.interop import dcmtk
 from tests.interop.files import write_made

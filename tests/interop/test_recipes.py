@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from ext.encode import encode_p_data
 from ingest.dicom import dimse, uids, wire
+from ingest.ext.encode import encode_p_data
 from tests.interop.files import write_made
 from tests.peers import free_port, require_program
 

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from ingest.errors import PeerError
+from ingest.workers.arrival import identify
+from ingest.workers.store import Source
 from tests.instances import CT, Made, element
-from workers.arrival import identify
-from workers.store import Source
 
 
 def long_before_its_uids(pixels: int) -> bytes:

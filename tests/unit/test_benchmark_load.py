@@ -27,8 +27,8 @@ from benchmarks.messages import CT_IMAGE, Answer, Answers, Message, instance_uid
 from benchmarks.node import Node, ours
 from benchmarks.receivers import Pki, Receiver, Target, Unavailable, free_port, make_pki, wait_listening
 from benchmarks.session import associate_request
-from ext.encode import encode_p_data
 from ingest.dicom.dimse import StoreRequest, store_response
+from ingest.ext.encode import encode_p_data
 from tests.nodes import eventually
 
 ROOT = "2.25.123456789012345678"

@@ -9,10 +9,10 @@ import weakref
 
 import pytest
 
-from ext import tls
-from ext.channel import BLOCKED, Channel
-from ext.pdu import PDUParser
 from ingest.dicom import wire
+from ingest.ext import tls
+from ingest.ext.channel import BLOCKED, Channel
+from ingest.ext.pdu import PDUParser
 from ingest.tls.pump import RECORD, Pump
 from tests.channels import BUFFER, KINDS, Event, Line, MakeLine, Windows, facts, message, pumps, until
 from tests.nodes import eventually

@@ -8,9 +8,9 @@ import struct
 
 import pytest
 
-from ext.channel import CLOSED, ENDED
-from ext.errors import PeerError
-from ext.events import Command
+from ingest.ext.channel import CLOSED, ENDED
+from ingest.ext.errors import PeerError
+from ingest.ext.events import Command
 from ingest.tls.pump import Pump
 from tests.channels import VERSIONS, Line, MakeLine, facts, message, pumps, read_all, tcp_pair, until
 from tests.nodes import eventually

@@ -5,9 +5,9 @@ import time
 
 import pytest
 
-from ext.channel import UNREAD
-from ext.events import ControlPDU
 from ingest.dicom import wire
+from ingest.ext.channel import UNREAD
+from ingest.ext.events import ControlPDU
 from tests.channels import Line, MakeLine, Windows
 from tests.faults.caller import data_pdus, p_data, pdv
 from tests.nodes import eventually

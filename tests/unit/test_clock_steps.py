@@ -10,6 +10,10 @@ import pytest
 from ingest.ledger import Circuit, CircuitState, Ledger
 from ingest.queue import GROUP, stream_key
 from ingest.wake import drain_key, hold_key
+from ingest.workers import circuit, wall_clock
+from ingest.workers.inbox import Inbox
+from ingest.workers.turns import place_key
+from ingest.workers.wall_clock import WallClock
 from tests.clocks import require_clock
 from tests.forwarding import Forwarding
 from tests.ledgers import row
@@ -17,10 +21,6 @@ from tests.nodes import eventually
 from tests.peers import CT, PynetdicomRemote
 from tests.persisting import Site
 from tests.servers import Valkey, valkey
-from workers import circuit, wall_clock
-from workers.inbox import Inbox
-from workers.turns import place_key
-from workers.wall_clock import WallClock
 
 DAY_MS = 86_400_000
 CONTEXTS = [(CT, ["1.2.840.10008.1.2.1"])]

@@ -9,8 +9,8 @@ from pydicom.datadict import DicomDictionary
 from pynetdicom import dimse_messages, dimse_primitives
 from pynetdicom.dsutils import decode, encode
 
-from ext.command import decode_command, encode_command
-from ext.errors import PeerError
+from ingest.ext.command import decode_command, encode_command
+from ingest.ext.errors import PeerError
 
 UID = "1.2.840.10008.5.1.4.1.1.7"
 INSTANCE = "1.2.826.0.1.3680043.8.498.1"

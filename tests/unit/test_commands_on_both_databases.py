@@ -14,8 +14,8 @@ from sqlalchemy import create_engine, text
 from ingest.cli import main
 from ingest.ledger import DeliveryResult, DeliveryState, InstanceState, Ledger
 from ingest.ledger.search import Filter
+from ingest.workers.store import FileStore
 from tests.ledgers import row
-from workers.store import FileStore
 
 Ask = Callable[..., Result]
 

@@ -13,12 +13,12 @@ from pynetdicom.dimse_primitives import C_ECHO, C_STORE
 from pynetdicom.dsutils import decode
 from pynetdicom.status import STORAGE_SERVICE_CLASS_STATUS, code_to_category
 
-from ext.command import encode_command
 from ingest.dicom import dimse
 from ingest.dicom.dimse import EchoRequest, OtherRequest, Status, StoreRequest
 from ingest.dicom.responses import Response, decode_response
 from ingest.dicom.statuses import Category, category
 from ingest.errors import PeerError
+from ingest.ext.command import encode_command
 
 CT, VERIFICATION = "1.2.840.10008.5.1.4.1.1.2", "1.2.840.10008.1.1"
 

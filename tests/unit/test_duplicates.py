@@ -2,8 +2,8 @@
 
 import pytest
 
+from ingest.workers.duplicates import Action, Policy, decide
 from tests.instances import EXPLICIT, IMPLICIT
-from workers.duplicates import Action, Policy, decide
 
 
 @pytest.mark.parametrize(

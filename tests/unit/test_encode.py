@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from pynetdicom.pdu import P_DATA_TF
 
-from ext.encode import DataSetEncoder, encode_p_data
+from ingest.ext.encode import DataSetEncoder, encode_p_data
 
 DATA = random.Random(3).randbytes(300_001)
 

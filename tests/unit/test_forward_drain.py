@@ -15,6 +15,10 @@ from ingest.dicom import wire
 from ingest.ledger import InstanceState
 from ingest.remotes import remotes
 from ingest.wake import drain_key, hold_key
+from ingest.workers import drain, leases
+from ingest.workers.forward import Forwarder
+from ingest.workers.store import FileStore
+from ingest.workers.turns import place_key
 from tests.forwarding import Forwarding
 from tests.instances import EXPLICIT, IMPLICIT, Made
 from tests.nodes import eventually
@@ -28,10 +32,6 @@ from tests.peers import (
     make_tls,
 )
 from tests.servers import Valkey
-from workers import drain, leases
-from workers.forward import Forwarder
-from workers.store import FileStore
-from workers.turns import place_key
 
 CONTEXTS = [(CT, [EXPLICIT])]
 

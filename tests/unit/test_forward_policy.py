@@ -16,13 +16,13 @@ from ingest.ledger import CircuitState
 from ingest.ledger.search import Filter
 from ingest.remotes import remotes
 from ingest.wake import hold_key
+from ingest.workers import leases
+from ingest.workers.forward import Forwarder, places
 from tests.forwarding import Forwarding
 from tests.instances import EXPLICIT, IMPLICIT, Made
 from tests.nodes import eventually
 from tests.peers import CT, Conversation, ScriptedPeer, free_port
 from tests.servers import Valkey
-from workers import leases
-from workers.forward import Forwarder, places
 
 
 @pytest.fixture

@@ -13,11 +13,11 @@ import pytest
 
 from ingest.config.model import TLS
 from ingest.wake import drain_key
+from ingest.workers.leases import now_ms
 from tests.forwarding import Forwarding
 from tests.nodes import eventually
 from tests.peers import CT, PynetdicomRemote, Stored, make_tls, storescp
 from tests.servers import Valkey
-from workers.leases import now_ms
 
 CONTEXTS = [(CT, ["1.2.840.10008.1.2.1"])]
 

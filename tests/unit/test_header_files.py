@@ -23,8 +23,8 @@ from pydicom.uid import (
     ImplicitVRLittleEndian,
 )
 
-from ext.errors import PeerError
-from ext.header import scan
+from ingest.ext.errors import PeerError
+from ingest.ext.header import scan
 
 TAGS = (0x00080016, 0x00080018, 0x00080060, 0x0020000D, 0x0020000E)
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import pytest
 
-from ext.errors import PeerError
-from ext.header import scan
+from ingest.ext.errors import PeerError
+from ingest.ext.header import scan
 
 IMPLICIT = "1.2.840.10008.1.2"
 EXPLICIT = "1.2.840.10008.1.2.1"

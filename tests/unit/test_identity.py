@@ -14,7 +14,7 @@ from cryptography.x509.oid import NameOID
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ext.errors import PeerError
+from ingest.ext.errors import PeerError
 from ingest.tls import names
 from ingest.tls.identity import anchor_of, identity_of, issued_by, matches, mistake
 from tests.peers import require_program

@@ -4,7 +4,7 @@ import struct
 
 import pytest
 
-from ext.pdu import ControlPDU, PDUParser
+from ingest.ext.pdu import ControlPDU, PDUParser
 
 RELEASE_RQ = b"\x05\x00\x00\x00\x00\x04\x00\x00\x00\x00"
 

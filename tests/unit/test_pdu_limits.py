@@ -6,9 +6,9 @@ import tracemalloc
 
 import pytest
 
-from ext.encode import encode_p_data
-from ext.errors import PeerError
-from ext.pdu import Command, ControlPDU, DataSet, PDUParser
+from ingest.ext.encode import encode_p_data
+from ingest.ext.errors import PeerError
+from ingest.ext.pdu import Command, ControlPDU, DataSet, PDUParser
 from tests.vectors import feed
 from tests.vectors.pdu import AHEAD, ALONE, RELEASE_RQ
 

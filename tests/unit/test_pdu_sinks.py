@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from ext.encode import encode_p_data
-from ext.pdu import Command, DataSet, PDUParser
+from ingest.ext.encode import encode_p_data
+from ingest.ext.pdu import Command, DataSet, PDUParser
 from tests.vectors import feed
 from tests.vectors.pdu import AHEAD, ALONE
 

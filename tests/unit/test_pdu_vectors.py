@@ -2,8 +2,8 @@
 
 import pytest
 
-from ext.errors import PeerError
-from ext.pdu import Command, ControlPDU, DataSet, PDUParser
+from ingest.ext.errors import PeerError
+from ingest.ext.pdu import Command, ControlPDU, DataSet, PDUParser
 from tests.vectors import feed
 from tests.vectors.pdu import ABORT, VALID, VECTORS, Vector
 

@@ -12,12 +12,12 @@ from ingest.ledger import DeliveryState, InstanceState
 from ingest.queue import GROUP, data_key
 from ingest.spool.reference import Reference
 from ingest.wake import drain_key
+from ingest.workers.persist import Persister
+from ingest.workers.store import FileStore
 from tests.instances import CT, EXPLICIT, Made, element
 from tests.ledgers import delivery_states
 from tests.nodes import eventually
 from tests.persisting import Site
-from workers.persist import Persister
-from workers.store import FileStore
 
 Sites = Callable[..., Site]
 

@@ -15,13 +15,13 @@ import redis
 
 from ingest.ledger import InstanceState
 from ingest.queue import GROUP
+from ingest.workers.arrival import identify
+from ingest.workers.persist import Persister
+from ingest.workers.store import FileStore, Source
 from tests.instances import Made
 from tests.nodes import eventually
 from tests.persisting import Site
 from tests.servers import Valkey
-from workers.arrival import identify
-from workers.persist import Persister
-from workers.store import FileStore, Source
 
 Sites = Callable[..., Site]
 
@@ -43,9 +43,9 @@ def working(site: Site) -> Iterator[threading.Event]:
 @pytest.fixture
 def soon(monkeypatch: pytest.MonkeyPatch) -> None:
     """What nobody touches is abandoned at once."""
-    monkeypatch.setattr("workers.inbox.IDLE_MILLISECONDS", 50)
-    monkeypatch.setattr("workers.persist.CLAIM_SECONDS", 0.05)
-    monkeypatch.setattr("workers.patience.BACK_OFF_SECONDS", (0.05, 0.1))
+    monkeypatch.setattr("ingest.workers.inbox.IDLE_MILLISECONDS", 50)
+    monkeypatch.setattr("ingest.workers.persist.CLAIM_SECONDS", 0.05)
+    monkeypatch.setattr("ingest.workers.patience.BACK_OFF_SECONDS", (0.05, 0.1))
 
 
 def test_queue_that_is_killed_and_comes_back_empty_goes_on(site: Site, redis_server: Valkey) -> None:
@@ -212,7 +212,7 @@ def test_entry_that_kills_its_worker_is_set_aside_and_the_rest_is_stored(
             raise Killed
         return facts
 
-    monkeypatch.setattr("workers.batch.identify", deadly)
+    monkeypatch.setattr("ingest.workers.batch.identify", deadly)
     for number in range(10):
         site.receive(Made(sop=f"1.9.{number}"))
     deaths = 0
@@ -240,7 +240,7 @@ def test_entry_that_fails_again_and_again_is_set_aside_with_its_reason(
             raise RuntimeError("a fault of ours")
         return facts
 
-    monkeypatch.setattr("workers.batch.identify", failing)
+    monkeypatch.setattr("ingest.workers.batch.identify", failing)
     for number in range(10):
         site.receive(Made(sop=f"1.9.{number}"))
     with working(site):
@@ -286,7 +286,7 @@ def test_what_a_dead_worker_left_is_taken_over(site: Site, soon: None) -> None:
 def test_entry_in_hand_for_long_is_not_taken_for_abandoned(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("workers.persist.TOUCH_SECONDS", 0.02)
+    monkeypatch.setattr("ingest.workers.persist.TOUCH_SECONDS", 0.02)
     real, idle = FileStore.put, []
 
     def slow(self: FileStore, batch: Any, source: Source, key: str) -> bool:
@@ -308,7 +308,7 @@ def test_entry_in_hand_for_long_is_not_taken_for_abandoned(
 def test_worker_waits_for_the_first_listener_to_make_the_spool(
     make_persist_site: Sites, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("workers.inbox.STREAMS_SECONDS", 0.05)
+    monkeypatch.setattr("ingest.workers.inbox.STREAMS_SECONDS", 0.05)
     site = make_persist_site()
     config = site.config.model_copy(
         update={"receive": site.config.receive.model_copy(update={"spool_dir": tmp_path / "later"})}

@@ -10,16 +10,16 @@ from typing import Any
 
 import pytest
 
-import workers.batch
+import ingest.workers.batch
 from ingest.ledger import InstanceState, Ledger
 from ingest.wake import Waker
+from ingest.workers.arrival import OpenSegments
+from ingest.workers.inbox import Inbox
+from ingest.workers.placement import Placing
+from ingest.workers.store import FileStore
 from tests.instances import IMPLICIT, Made
 from tests.nodes import eventually
 from tests.persisting import Site, sections_of
-from workers.arrival import OpenSegments
-from workers.inbox import Inbox
-from workers.placement import Placing
-from workers.store import FileStore
 
 Sites = Callable[..., Site]
 
@@ -33,7 +33,7 @@ STEPS: list[tuple[type, str]] = [
     (FileStore, "sync"),
     (Ledger, "record"),
     (Placing, "recorded"),
-    (workers.batch.Work, "_release"),
+    (ingest.workers.batch.Work, "_release"),
     (Inbox, "done"),
     (Waker, "wake"),
 ]
@@ -177,7 +177,7 @@ def start_worker(site: Site) -> "subprocess.Popen[bytes]":
     config.write_text(site.config.model_dump_json())
     program = (
         "import sys, threading; from pathlib import Path\n"
-        "from ingest.config.model import Config; from workers.persist import main\n"
+        "from ingest.config.model import Config; from ingest.workers.persist import main\n"
         "sys.exit(main(Config.model_validate_json(Path(sys.argv[1]).read_text()), threading.Event()))"
     )
     return subprocess.Popen([sys.executable, "-c", program, str(config)], cwd=Path(__file__).parents[2])

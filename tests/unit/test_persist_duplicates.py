@@ -10,10 +10,10 @@ import pytest
 
 from ingest.alarms import BOUNDED_ALARM, raise_alarm, standing_alarms
 from ingest.ledger import DeliveryResult, DeliveryState, InstanceState, Ledger
+from ingest.workers.store import FileStore
 from tests.instances import EXPLICIT, IMPLICIT, Made
 from tests.ledgers import delivery_states
 from tests.persisting import Site
-from workers.store import FileStore
 
 Sites = Callable[..., Site]
 

@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 
 from ingest.ledger import DeliveryState, Instance, InstanceState, Ledger
+from ingest.workers.quarantine import drop, release
+from ingest.workers.store import FileStore
 from tests.instances import IMPLICIT, Made
 from tests.persisting import Site
 from tests.unit.test_persist_contested import delivery_of, once
 from tests.unit.test_persist_crashes import Killed, die_at
-from workers.quarantine import drop, release
-from workers.store import FileStore
 
 Sites = Callable[..., Site]
 

@@ -3,12 +3,12 @@
 from collections.abc import Callable
 from pathlib import Path
 
+from ingest.workers.quarantine import release
 from tests.forwarding import WorkerProcess
 from tests.instances import Made
 from tests.nodes import eventually
 from tests.peers import CT, EXPLICIT, PynetdicomRemote
 from tests.persisting import Site
-from workers.quarantine import release
 
 
 def test_conflict_is_forwarded_once_it_is_released_and_not_before(

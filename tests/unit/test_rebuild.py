@@ -16,9 +16,9 @@ from ingest.errors import StoreMissingError
 from ingest.ledger import InstanceState
 from ingest.status import gather
 from ingest.store_identity import LEDGER_MARK, read_ledger_mark
+from ingest.workers import rebuild as rebuilding
 from tests.instances import IMPLICIT, Made
 from tests.persisting import Site
-from workers import rebuild as rebuilding
 
 Sites = Callable[..., Site]
 

@@ -12,9 +12,9 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from ext import tls_offered
 from ingest import explain
 from ingest.config.model import TLS
+from ingest.ext import tls_offered
 from ingest.tls import pki
 from ingest.tls.contexts import client_context, server_context
 from ingest.tls.pump import Pump

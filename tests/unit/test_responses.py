@@ -6,11 +6,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ext.events import Command
-from ext.pdu import PDUParser
 from ingest.dicom import dimse
 from ingest.dicom.responses import Operation, Operations, decode_response
 from ingest.errors import PeerError
+from ingest.ext.events import Command
+from ingest.ext.pdu import PDUParser
 from tests.instances import CT
 
 UID = "1.2.3.4"

@@ -6,7 +6,7 @@ import pytest
 
 from ingest.config.model import Destination
 from ingest.dicom.statuses import StatusPattern, StatusRules
-from workers.retry import (
+from ingest.workers.retry import (
     BREAKS_MAX,
     FEW_ATTEMPTS,
     Answered,

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import structlog
 
-import workers.retention
+import ingest.workers.retention
 from ingest import room
 from ingest.config.check import check
 from ingest.config.model import Config
@@ -84,9 +84,9 @@ def test_first_look_of_a_remover_leaves_word(
     run_dir.mkdir(parents=True, exist_ok=True)
     room.leave_word(run_dir, before)
     stop = threading.Event()
-    monkeypatch.setattr(workers.retention, "_pause", lambda *_: stop.set())
+    monkeypatch.setattr(ingest.workers.retention, "_pause", lambda *_: stop.set())
     retention = site.config.retention.model_copy(update=limits)
-    workers.retention.run(site.config.model_copy(update={"retention": retention}), stop)
+    ingest.workers.retention.run(site.config.model_copy(update={"retention": retention}), stop)
     assert bool(room.full(run_dir)) is after
 
 
@@ -96,7 +96,7 @@ def test_remover_that_is_to_stop_leaves_the_word_to_its_successor(site: Site) ->
     stop = threading.Event()
     stop.set()
     with remover(site, max_bytes=1, **REFUSE) as one:
-        workers.retention._tell(site.config, one, stop)
+        ingest.workers.retention._tell(site.config, one, stop)
     assert room.full(site.config.run_dir) == ""
 
 

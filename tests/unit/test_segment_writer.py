@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from ext.checksum import crc32c, crc32c_portable
-from ext.encode import encode_p_data
-from ext.segment import Segments
 from ingest.dicom import dimse
+from ingest.ext.checksum import crc32c, crc32c_portable
+from ingest.ext.encode import encode_p_data
+from ingest.ext.segment import Segments
 from ingest.handoff import Handoff
 from ingest.node import listener
 from ingest.node.scoreboard import Scoreboard

@@ -6,7 +6,7 @@ import pytest
 
 from ingest.dicom.statuses import Meaning, StatusPattern, StatusRules, category, meaning_of, says_stored_only
 from ingest.sender import FileResult
-from workers.retry import Answered, Delivered, Limits, decide
+from ingest.workers.retry import Answered, Delivered, Limits, decide
 
 LIMITS = Limits(first_ms=1, max_ms=1, max_attempts=20, give_up_ms=1 << 40)
 

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from ingest.errors import StoreAwayError, StoreError
+from ingest.workers import incoming
+from ingest.workers.store import FileStore, Source
 from tests.instances import Made
-from workers import incoming
-from workers.store import FileStore, Source
 
 KEY = "1.2.3/1.2.3.1/1.2.3.4.dcm"
 
@@ -116,7 +116,7 @@ def test_replacing_a_file_by_itself_leaves_no_second_name(store: FileStore, tmp_
 
 
 def test_only_one_worker_replaces_at_a_time(store: FileStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("workers.store.REPLACE_SECONDS", 0.05)
+    monkeypatch.setattr("ingest.workers.store.REPLACE_SECONDS", 0.05)
     with store.batch() as one, store.batch() as other:
         store.exclude_replacing(one)
         store.exclude_replacing(one)

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from ext.c_store import StoreContext
-from ext.channel import PAUSED
-from ext.commit import Committer
-from ext.encode import encode_p_data
-from ext.store import Intake
 from ingest.dicom import dimse
+from ingest.ext.c_store import StoreContext
+from ingest.ext.channel import PAUSED
+from ingest.ext.commit import Committer
+from ingest.ext.encode import encode_p_data
+from ingest.ext.store import Intake
 from tests.commits import descriptors
 from tests.faults.caller import data_pdus
 from tests.instances import CT, EXPLICIT, Made

@@ -13,13 +13,13 @@ import pytest
 from ingest.errors import StoreAwayError
 from ingest.ledger import InstanceState, Ledger
 from ingest.locks import Owner, lock
+from ingest.workers import incoming
+from ingest.workers.store import FileStore, Source
 from tests.instances import Made
 from tests.nodes import eventually
 from tests.persisting import Site, make_site
 from tests.preloads import other_file_system
 from tests.servers import Valkey
-from workers import incoming
-from workers.store import FileStore, Source
 
 KEY = "1.2.3/1.2.3.1/1.2.3.4.dcm"
 ROOT = Path(__file__).parents[2]
@@ -182,8 +182,8 @@ def ledgers(postgresql_url: str) -> Iterator[tuple[Ledger, Ledger]]:
 def test_one_host_replaces_at_a_time_though_locks_do_not_reach_the_other(
     tmp_path: Path, ledgers: tuple[Ledger, Ledger], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("workers.store.lock", lambda _: True)
-    monkeypatch.setattr("workers.store.REPLACE_SECONDS", 0.05)
+    monkeypatch.setattr("ingest.workers.store.lock", lambda _: True)
+    monkeypatch.setattr("ingest.workers.store.REPLACE_SECONDS", 0.05)
     here, there = (opened(tmp_path, exclusion=ledger.exclusion()) for ledger in ledgers)
     with here as one, there as other, one.batch() as batch:
         one.exclude_replacing(batch)
@@ -255,7 +255,7 @@ def start_persisting(site: Site, data_dir: Path) -> "subprocess.Popen[bytes]":
     (data_dir / "config.json").write_text(config.model_dump_json())
     program = (
         "import sys, threading; from pathlib import Path\n"
-        "from ingest.config.model import Config; from workers.persist import main\n"
+        "from ingest.config.model import Config; from ingest.workers.persist import main\n"
         "sys.exit(main(Config.model_validate_json(Path(sys.argv[1]).read_text()), threading.Event()))"
     )
     command = [sys.executable, "-c", program, str(data_dir / "config.json")]

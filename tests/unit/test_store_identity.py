@@ -20,10 +20,10 @@ from ingest.store_identity import (
     require_spool,
     require_store,
 )
+from ingest.workers.persist import Persister
 from tests.instances import Made
 from tests.nodes import eventually
 from tests.persisting import Site
-from workers.persist import Persister
 
 Sites = Callable[..., Site]
 

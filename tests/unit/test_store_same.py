@@ -9,12 +9,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ext.encode import encode_p_data
 from ingest.dicom import dimse
 from ingest.dicom.dimse import StoreRequest
 from ingest.dicom.part10 import FileMeta, encode_file_meta
 from ingest.dicom.responses import decode_response
 from ingest.dicom.uids import is_valid_uid
+from ingest.ext.encode import encode_p_data
 from tests.faults.caller import CONTEXTS, MR, VERIFICATION, data_pdus
 from tests.instances import CT, EXPLICIT, IMPLICIT, Made, element, implicit
 from tests.storing import CALLER, Association, Site, site

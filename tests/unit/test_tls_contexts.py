@@ -12,9 +12,9 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from ext import tls_settings
 from ingest.config import TLS, Config
 from ingest.errors import ConfigError
+from ingest.ext import tls_settings
 from ingest.tls import pki
 from ingest.tls.contexts import client_context, contexts, server_context
 from ingest.tls.profiles import PROFILES

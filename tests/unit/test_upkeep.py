@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from ext.segment import SEGMENT_BYTES, Segments
 from ingest.alarms import standing_alarms
+from ingest.ext.segment import SEGMENT_BYTES, Segments
 from ingest.spool import segment, upkeep
 from ingest.spool.segment import Segment
 from ingest.spool.upkeep import Upkeep

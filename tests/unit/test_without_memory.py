@@ -45,7 +45,7 @@ def each(run, check, most=400):
 
 CASES = {
     "poller": """
-from ext.poller import READABLE, Poller
+from ingest.ext.poller import (READABLE, Poller)
 poller, told = Poller(), []
 ends = [socket.socketpair() for _ in range(60)]
 function = lambda: told.append(1)
@@ -75,8 +75,8 @@ poller.close()
 poller.run(time.monotonic() + 0.001)
 """,
     "parser": """
-from ext.encode import encode_p_data
-from ext.pdu import Command, DataSet, PDUParser
+from ingest.ext.encode import encode_p_data
+from ingest.ext.pdu import (Command, DataSet, PDUParser)
 from tests.faults.caller import data_pdus
 message = encode_p_data(1, b"c" * 3000, 0)
 data = data_pdus(1, b"d" * 70_000)
@@ -151,7 +151,7 @@ with site(Path(sys.argv[1]), durable=durable, small=small) as own:
 }
 
 CASES["command"] = """
-from ext.command import decode_command, encode_command
+from ingest.ext.command import (decode_command, encode_command)
 elements = {
     "AffectedSOPClassUID": "1.2.3", "CommandField": 1, "MessageID": 7, "ErrorComment": "a\\x01b",
     "OffendingElement": [0x00080016, 0x00080018], "MoveOriginatorApplicationEntityTitle": "AE",

@@ -3,7 +3,7 @@
 import random
 from collections.abc import Callable, Iterable, Iterator
 
-from ext.pdu import Command, ControlPDU, DataSet, PDUParser
+from ingest.ext.pdu import Command, ControlPDU, DataSet, PDUParser
 
 NO_DATA_SET = (
     b"\x01\x01"  # Command Data Set Type 0101H (PS3.7 E.1), the last bytes of the command sets in pdu.py
