@@ -36,8 +36,15 @@ from typing import Final
 
 from ingest.config.faults import Fault
 from ingest.config.model import Config
-from ingest.filesystem import NO_FOLDER_SYNC, NO_LINK, Mount, mount_of, rename_exclusively, sync_folder_fd
-from ingest.locks import lock
+from ingest.filesystem.calls import (
+    NO_FOLDER_SYNC,
+    NO_LINK,
+    Mount,
+    mount_of,
+    rename_exclusively,
+    sync_folder_fd,
+)
+from ingest.filesystem.locks import lock
 from ingest.queue import SOCKET_PATH_BYTES
 
 NAME_BYTES: Final = 255

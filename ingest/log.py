@@ -16,7 +16,7 @@ from structlog.typing import EventDict, Processor, WrappedLogger
 
 from ingest.config.model import Log
 from ingest.errors import BootError
-from ingest.filesystem import TROUBLE
+from ingest.filesystem.calls import TROUBLE
 
 LEVELS: Final = {
     "debug": logging.DEBUG,

@@ -12,7 +12,6 @@ from typing import Final, Self, cast
 import redis
 import structlog
 
-from ingest.beneath import LeadsOutError, open_beneath
 from ingest.dicom.header import (
     SERIES_INSTANCE_UID,
     SOP_CLASS_UID,
@@ -26,6 +25,7 @@ from ingest.dicom.header import (
 from ingest.dicom.part10 import read_file_meta
 from ingest.dicom.routing import Subject
 from ingest.errors import PeerError, SpoolError
+from ingest.filesystem.beneath import LeadsOutError, open_beneath
 from ingest.queue import data_key, mend_keys
 from ingest.spool import segment
 from ingest.spool.reference import Reference

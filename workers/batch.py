@@ -12,9 +12,9 @@ from typing import Final
 import redis
 import structlog
 
-from ingest.beneath import LeadsOutError, unlink_beneath
 from ingest.dicom.part10 import read_file_meta
 from ingest.errors import PeerError, SpoolError, StoreAwayError, StoreError
+from ingest.filesystem.beneath import LeadsOutError, unlink_beneath
 from ingest.ledger import NewInstance, Outcome
 from ingest.log import Seldom
 from ingest.workers.arrival import (

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-from ingest.filesystem import sync_folder_fd
+from ingest.filesystem.calls import sync_folder_fd
 
 DIRECTORY_MODE: Final = 0o750
 REMEMBERED_MAX: Final = 10_000

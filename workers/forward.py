@@ -21,8 +21,8 @@ import structlog
 from ingest import threads
 from ingest.config.model import Config
 from ingest.errors import BootError, IngestError, LedgerError
+from ingest.filesystem.locks import Owner
 from ingest.ledger import Ledger
-from ingest.locks import Owner
 from ingest.queue import connect, mend_keys
 from ingest.tls.seen import Sightings
 from ingest.transport import Remote

@@ -1,7 +1,7 @@
 """Where a store copies to before a file gets its name: a folder of one process, which no other one uses.
 
 ```
-<root>/.incoming/<owner>/        what one process is copying; `ingest.locks.Owner` makes the name
+<root>/.incoming/<owner>/        what one process is copying; `ingest.filesystem.locks.Owner` makes the name
 <root>/.incoming/<owner>.lock    held by that process; its time of modification is the file system's clock
 ```
 
@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Final
 
 from ingest.errors import StoreAwayError, StoreError
-from ingest.filesystem import clock_ns, name_exclusively
-from ingest.locks import Owner
-from ingest.locks import lock as lock  # noqa: PLC0414 - what locks the files beside these folders
+from ingest.filesystem.calls import clock_ns, name_exclusively
+from ingest.filesystem.locks import Owner
+from ingest.filesystem.locks import lock as lock  # noqa: PLC0414 - what locks the files beside these folders
 
 FILE_MODE: Final = 0o640
 DIRECTORY_MODE: Final = 0o750

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-from ingest.filesystem import sync_folder_fd
+from ingest.filesystem.calls import sync_folder_fd
 from ingest.workers.layout import check_key
 
 SETTLED_MS: Final = 60_000

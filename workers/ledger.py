@@ -5,9 +5,9 @@ from typing import Protocol
 
 import structlog
 
+from ingest.filesystem.folder_identity import KnownFolder
 from ingest.ledger import Holdings, Ledger, NewInstance, Outcome, SameContent
 from ingest.ledger.exclusion import LedgerExclusion
-from ingest.store_identity import KnownFolder
 from ingest.workers.patience import Patience
 
 log = structlog.get_logger()

@@ -28,12 +28,12 @@ from ingest.alarms import clear_alarm
 from ingest.config.model import Config
 from ingest.dicom.routing import Routing
 from ingest.errors import PeerError
+from ingest.filesystem.folder_identity import read_ledger_mark, require_store, write_ledger_mark
 from ingest.ledger import InstanceState, Ledger, NewInstance, Outcome
 from ingest.ledger.agreement import ALARM, doubt
 from ingest.ledger.folders import QUARANTINE, STORE
 from ingest.ledger.rows import Instance
 from ingest.node import reload
-from ingest.store_identity import read_ledger_mark, require_store, write_ledger_mark
 from ingest.tables import printable
 from ingest.workers.arrival import Facts, identify
 from ingest.workers.layout import INCOMING, safe_name

@@ -20,10 +20,10 @@ from ingest import room
 from ingest.alarms import clear_alarm, raise_alarm
 from ingest.config.model import Config
 from ingest.errors import BootError, IngestError, LedgerError, StoreAwayError, StoreError
+from ingest.filesystem.folder_identity import require_store
 from ingest.ledger import Ledger
 from ingest.ledger.folders import STORE
 from ingest.ledger.retention import CHUNK, KeptRow, KeptStudy, LeavingFile
-from ingest.store_identity import require_store
 from ingest.workers import retention_clock
 from ingest.workers.aging import Decision, Goal, cutoff, decide, disk_over, oldest_first
 from ingest.workers.incoming import FILE_MODE, lock

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Final
 
 from ingest.errors import BootError
-from ingest.locks import kernel_token, lock
+from ingest.filesystem.locks import kernel_token, lock
 
 _FULL_OR_FAILING: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.ENOLCK})
 

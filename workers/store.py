@@ -17,8 +17,8 @@ from typing import Final, Protocol
 
 from ingest.dicom.part10 import read_file_meta
 from ingest.errors import LedgerError, StoreAwayError, StoreError, StoreMissingError
-from ingest.filesystem import NO_LINK, clock_ns, mount_of, sync_folder_fd
-from ingest.store_identity import KnownFolder, give_id, read_id, require_store
+from ingest.filesystem.calls import NO_LINK, clock_ns, mount_of, sync_folder_fd
+from ingest.filesystem.folder_identity import KnownFolder, give_id, read_id, require_store
 from ingest.workers.blame import OF_THE_NAME
 from ingest.workers.folders import Folders
 from ingest.workers.incoming import FILE_MODE, Incoming, lock, stands_for

@@ -24,7 +24,7 @@ from ingest.config.show import masked
 from ingest.config.tls_check import check_tls, due
 from ingest.cores import usable_cores
 from ingest.errors import IngestError
-from ingest.store_identity import read_ledger_mark
+from ingest.filesystem.folder_identity import read_ledger_mark
 from ingest.tls import profiles
 
 __all__ = ["Fault", "check", "choices", "notices"]

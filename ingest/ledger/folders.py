@@ -6,10 +6,10 @@ from typing import Final
 from sqlalchemy import ColumnElement, Connection, TextClause, delete, insert, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
+from ingest.filesystem.folder_identity import KnownFolder, LedgerMark
 from ingest.ledger.database import Database
 from ingest.ledger.rows import InstanceState
 from ingest.ledger.schema import KEPT, folders, instances
-from ingest.store_identity import KnownFolder, LedgerMark
 
 STORE: Final = "store"
 QUARANTINE: Final = "quarantine"

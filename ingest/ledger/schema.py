@@ -124,7 +124,7 @@ deliveries = Table(
     ),
 )
 
-# Which store and which quarantine this ledger tells of (`ingest.store_identity`).
+# Which store and which quarantine this ledger tells of (`ingest.filesystem.folder_identity`).
 folders = Table(
     "folders",
     metadata,

@@ -24,6 +24,7 @@ from ingest.errors import BootError, SpoolError
 from ingest.ext.poller import READABLE, Poller
 from ingest.ext.sink import keep_free
 from ingest.ext.store import Intake
+from ingest.filesystem.folder_identity import remember_spool, require_spool
 from ingest.handoff import Handoff
 from ingest.log import reopen as reopen_log
 from ingest.node.accept_gate import PASS_SECONDS, AcceptGate
@@ -48,7 +49,6 @@ from ingest.node.scoreboard import (
 from ingest.node.store_scp import Services
 from ingest.spool.spool import Spool, spool_id
 from ingest.spool.stand_in import passes, stand_in
-from ingest.store_identity import remember_spool, require_spool
 from ingest.tls.pump import RECORD
 from ingest.tls.seen import Sightings
 

@@ -30,7 +30,7 @@ from ingest.config import load, notes
 from ingest.config.check import notices
 from ingest.config.model import Config
 from ingest.errors import BootError, ConfigError, IngestError
-from ingest.filesystem import TROUBLE
+from ingest.filesystem.calls import TROUBLE
 from ingest.log import Seldom
 from ingest.log import configure as configure_log
 from ingest.log import reopen as reopen_log

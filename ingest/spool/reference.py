@@ -1,7 +1,8 @@
 """What travels on the queue instead of the data set: an opaque reference, read by spool and store alone.
 
 A reference comes out of Redis, where others may write. It is one only if it names what a spool can hold; what
-it names is opened below the spool's folder (`ingest.beneath`), and removed only once the ledger holds it.
+it names is opened below the spool's folder (`ingest.filesystem.beneath`), and removed only once the ledger
+holds it.
 """
 
 import re

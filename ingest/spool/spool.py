@@ -3,7 +3,7 @@
 ```
 <spool_dir>/id                      names the spool, and with it the stream of its references
 <spool_dir>/L<n>/lock               held by the process that fills this slot, and tells its name
-                                    (`ingest.locks.Owner`); freed by the kernel at its end
+                                    (`ingest.filesystem.locks.Owner`); freed by the kernel at its end
 <spool_dir>/L<n>/partial/<name>     being received; worthless once the lock is free
 <spool_dir>/L<n>/ready/<name>.dcm   promised: a Part 10 file, durable under this name
 <spool_dir>/L<n>/segments/<name>.seg  many small instances, promised alike (`ingest.spool.segment`)
@@ -33,8 +33,8 @@ from ingest import threads
 from ingest.errors import SpoolError
 from ingest.ext.commit import Committer, Entry
 from ingest.ext.segment import Segments
-from ingest.filesystem import clock_ns, name_exclusively, sync_folder_fd
-from ingest.locks import Owner, lock
+from ingest.filesystem.calls import clock_ns, name_exclusively, sync_folder_fd
+from ingest.filesystem.locks import Owner, lock
 from ingest.spool import segment, upkeep
 
 DIRECTORY_MODE: Final = 0o750
@@ -136,7 +136,7 @@ class Slot:
         """
         path = root / name
         if path.is_symlink():
-            # Workers follow no links below the spool (`ingest.beneath`).
+            # Workers follow no links below the spool (`ingest.filesystem.beneath`).
             raise OSError(errno.ELOOP, "is a symbolic link; make the spool itself one", str(path))
         for folder in (path, path / "partial", path / "ready", path / segment.FOLDER):
             folder.mkdir(parents=True, exist_ok=True, mode=DIRECTORY_MODE)

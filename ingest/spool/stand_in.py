@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ingest.errors import SpoolError, SpoolMissingError
-from ingest.filesystem import TROUBLE
+from ingest.filesystem.calls import TROUBLE
 from ingest.spool.spool import Spool
 
 

@@ -17,10 +17,10 @@ from typing import Any, Final, Protocol, cast
 import redis
 import structlog
 
-from ingest.beneath import LeadsOutError, unlink_beneath
 from ingest.config.model import Config
 from ingest.errors import IngestError
 from ingest.ext.segment import SEGMENT_BYTES
+from ingest.filesystem.beneath import LeadsOutError, unlink_beneath
 from ingest.log import Seldom
 from ingest.queue import connect, persisted_key, stream_key
 from ingest.spool import segment, upkeep

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from ingest import beneath
-from ingest.beneath import LeadsOutError, open_beneath, unlink_beneath
+from ingest.filesystem import beneath
+from ingest.filesystem.beneath import LeadsOutError, open_beneath, unlink_beneath
 
 
 @pytest.fixture(params=["openat2", "stepwise"], autouse=True)

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from ingest import capabilities
-from ingest.filesystem import mount_of
+from ingest.filesystem.calls import mount_of
 from tests.faults.caller import Caller, new_uid
 from tests.instances import Made
 from tests.nodes import Node, eventually

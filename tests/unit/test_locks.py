@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from ingest.errors import BootError
-from ingest.locks import Owner, kernel_token, lock
+from ingest.filesystem.locks import Owner, kernel_token, lock
 from ingest.workers.slot import slot
 from tests.nodes import eventually
 
@@ -40,7 +40,7 @@ def test_shared_locks_exclude_only_the_exclusive_one(tmp_path: Path) -> None:
 
 
 def test_lock_of_a_killed_process_is_free(tmp_path: Path) -> None:
-    program = "import os, sys, time; from ingest.locks import lock\n" + (
+    program = "import os, sys, time; from ingest.filesystem.locks import lock\n" + (
         "lock(os.open(sys.argv[1], os.O_CREAT | os.O_RDWR)); print('locked', flush=True); time.sleep(60)"
     )
     holder = subprocess.Popen([sys.executable, "-c", program, str(tmp_path / "lock")], stdout=subprocess.PIPE)

@@ -14,8 +14,8 @@ import pytest
 import structlog
 from sqlalchemy import make_url
 
-from ingest.beneath import open_beneath
 from ingest.config.model import Config
+from ingest.filesystem.beneath import open_beneath
 from ingest.ledger import InstanceState
 from ingest.workers.store import Source
 from ingest.workers.trial import try_to_read

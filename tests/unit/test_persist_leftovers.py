@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from ingest.alarms import standing_alarms
-from ingest.beneath import open_beneath
+from ingest.filesystem.beneath import open_beneath
 from ingest.spool.partials import ForgottenPartials
 from ingest.spool.sweep import missing
 from tests.handing import handing_off, places, settings_of

@@ -13,9 +13,9 @@ import pytest
 from ingest.alarms import standing_alarms
 from ingest.config.check import check
 from ingest.errors import StoreMissingError
+from ingest.filesystem.folder_identity import LEDGER_MARK, read_ledger_mark
 from ingest.ledger import InstanceState
 from ingest.status import gather
-from ingest.store_identity import LEDGER_MARK, read_ledger_mark
 from ingest.workers import rebuild as rebuilding
 from tests.instances import IMPLICIT, Made
 from tests.persisting import Site

@@ -131,7 +131,7 @@ def test_slot_of_a_living_owner_on_another_host_is_left_alone_though_its_lock_do
     partial = root / "L0/partial/begun"
     partial.write_bytes(b"half")
     monkeypatch.setattr("ingest.spool.spool.lock", lambda _: True)
-    monkeypatch.setattr("ingest.locks.kernel_token", lambda: "0" * 12)
+    monkeypatch.setattr("ingest.filesystem.locks.kernel_token", lambda: "0" * 12)
     other = claim(root)
     assert other.slot.name == "L1"
     assert clear_orphans(root) == 0
@@ -161,7 +161,7 @@ def test_slot_that_was_given_back_is_free_for_every_host_at_once(
     root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     claim(root).close()
-    monkeypatch.setattr("ingest.locks.kernel_token", lambda: "0" * 12)
+    monkeypatch.setattr("ingest.filesystem.locks.kernel_token", lambda: "0" * 12)
     other = claim(root)
     assert other.slot.name == "L0"
     other.close()

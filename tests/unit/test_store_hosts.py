@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from ingest.errors import StoreAwayError
+from ingest.filesystem.locks import Owner, lock
 from ingest.ledger import InstanceState, Ledger
-from ingest.locks import Owner, lock
 from ingest.workers import incoming
 from ingest.workers.store import FileStore, Source
 from tests.instances import Made

@@ -10,8 +10,7 @@ import pytest
 
 from ingest.alarms import standing_alarms
 from ingest.errors import SpoolMissingError, StoreMissingError
-from ingest.ledger import InstanceState
-from ingest.store_identity import (
+from ingest.filesystem.folder_identity import (
     MARKER,
     KnownFolder,
     give_id,
@@ -20,6 +19,7 @@ from ingest.store_identity import (
     require_spool,
     require_store,
 )
+from ingest.ledger import InstanceState
 from ingest.workers.persist import Persister
 from tests.instances import Made
 from tests.nodes import eventually

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Final
 
 from ingest.errors import SpoolMissingError, StoreMissingError
-from ingest.filesystem import mount_of, name_exclusively, sync_folder_fd
+from ingest.filesystem.calls import mount_of, name_exclusively, sync_folder_fd
 
 MARKER: Final = Path(".incoming") / "id"
 """Below the root of a store or quarantine; no key of an instance leads there."""
