@@ -24,7 +24,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from ingest.config.model import Config
-from ingest.dialer import dial
+from ingest.network.dialer import dial
 
 GROUP: Final = "persist"
 """The consumer group of the persist workers, on every stream."""

@@ -17,9 +17,9 @@ from dataclasses import dataclass
 from typing import Final, Self
 
 from ingest import explain
-from ingest.dialer import dial
 from ingest.errors import AssociationError, Cause, PeerError
-from ingest.resolver import TICK_SECONDS, ResolverAwayError, no_tick
+from ingest.network.dialer import dial
+from ingest.network.resolver import TICK_SECONDS, ResolverAwayError, no_tick
 from ingest.tls.identity import binding_fault, identity_of
 from ingest.tls.peer import require_proof, verified_chain
 from ingest.tls.refused import refused_certificate

@@ -15,7 +15,7 @@ from ingest.dicom.responses import Operation, Operations, Response
 from ingest.dicom.states import Action, Event, State
 from ingest.errors import AssociationError, Cause, PeerError
 from ingest.ext.pdu import Command, ControlPDU, DataSet, PDUParser
-from ingest.resolver import no_tick
+from ingest.network.resolver import no_tick
 from ingest.transport import Remote, Transport
 
 CONTEXTS_MAX: Final = 128

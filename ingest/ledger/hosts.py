@@ -10,7 +10,7 @@ from typing import Any, Final
 import sqlalchemy
 from sqlalchemy import Engine, event
 
-from ingest.resolver import RESOLVER
+from ingest.network.resolver import RESOLVER
 
 LOOKUP_SECONDS: Final = 10.0
 """Where the URL and we have no connect_timeout."""
@@ -19,7 +19,7 @@ PORT: Final = 5432
 
 
 def resolve_hosts(engine: Engine) -> None:
-    """Have an engine for PostgreSQL look names up by `ingest.resolver`; any other is left alone."""
+    """Have an engine for PostgreSQL look names up by `ingest.network.resolver`; any other is left alone."""
     if engine.dialect.name == "postgresql" and engine.dialect.driver == "psycopg":
         event.listen(engine, "do_connect", _add_addresses)
 

@@ -10,7 +10,7 @@ from typing import Final
 
 from ingest.config.model import Config
 from ingest.errors import BootError
-from ingest.resolver import RESOLVER
+from ingest.network.resolver import RESOLVER
 
 BACKLOG: Final = 1024
 LOOKUP_SECONDS: Final = 10.0

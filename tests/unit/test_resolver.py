@@ -8,9 +8,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from ingest import resolver
-from ingest.dialer import dial
-from ingest.resolver import Address, Resolver, ResolverAwayError
+from ingest.network import resolver
+from ingest.network.dialer import dial
+from ingest.network.resolver import Address, Resolver, ResolverAwayError
 from tests.nodes import eventually
 from tests.peers import free_port
 

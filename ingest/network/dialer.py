@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Final
 
-from ingest.resolver import RESOLVER, TICK_SECONDS, Address, Resolver, no_tick
+from ingest.network.resolver import RESOLVER, TICK_SECONDS, Address, Resolver, no_tick
 
 STAGGER_SECONDS: Final = 0.25
 """RFC 8305 8, connection attempt delay."""
