@@ -95,13 +95,13 @@ def check(path: Path, connect: bool) -> None:
     Names cause and remedy of each fault. Exits with 0 when all is sound, 1 on faults, 2 when the file itself
     cannot be used.
     """
+    from ingest.checks.node import check as look
     from ingest.config import notes
-    from ingest.config.check import check as look
 
     loaded = load_config(path)
     faults = [*notes(path), *look(loaded)]
     if connect:
-        from ingest.connect_check import ask
+        from ingest.checks.connect import ask
 
         faults += ask(loaded)
     _print_check(path, faults)

@@ -11,8 +11,8 @@ from rich.markup import escape
 from rich.progress import BarColumn, DownloadColumn, TextColumn, TransferSpeedColumn
 from rich.progress import Progress as Bar
 
+from ingest.checks.connect import echo
 from ingest.config.model import TLS
-from ingest.connect_check import echo
 from ingest.dicom.dimse import Status
 from ingest.errors import AssociationError
 from ingest.scu import Remote, Timeouts

@@ -21,7 +21,7 @@ from rich.text import Text
 
 from ingest import room
 from ingest.alarms import Alarm, standing_alarms
-from ingest.config.check import choices
+from ingest.checks.node import choices
 from ingest.config.model import Config
 from ingest.errors import IngestError, SpoolError
 from ingest.ledger import CircuitState, Ledger, Progress, agreement

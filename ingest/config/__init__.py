@@ -1,6 +1,6 @@
 """Configuration: frozen models, and the reader that turns a file into them.
 
-`load` is what every role calls; `ingest.config.check` looks at what the configuration points to.
+`load` is what every role calls; `ingest.checks.node` looks at what the configuration points to.
 """
 
 from ingest.config.faults import Fault

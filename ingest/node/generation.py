@@ -6,9 +6,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
+from ingest.checks.tls import Term, terms, untimely
 from ingest.config import load
 from ingest.config.model import Config
-from ingest.config.tls_check import Term, terms, untimely
 from ingest.cores import usable_cores
 from ingest.errors import ConfigError
 from ingest.node.endpoints import Endpoint, bind

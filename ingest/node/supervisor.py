@@ -24,10 +24,11 @@ from typing import Final
 
 import structlog
 
-from ingest import capabilities, room
+from ingest import room
 from ingest.alarms import Severity, clear_alarm, raise_alarm
+from ingest.checks import file_systems
+from ingest.checks.node import notices
 from ingest.config import load, notes
-from ingest.config.check import notices
 from ingest.config.model import Config
 from ingest.errors import BootError, ConfigError, IngestError
 from ingest.filesystem.calls import TROUBLE
@@ -198,7 +199,7 @@ class Supervisor:
         Raises:
             BootError: One lacks a call that has no fall-back as safe.
         """
-        found = capabilities.faults_within(self.config, self.roles, PROBE_SECONDS)
+        found = file_systems.faults_within(self.config, self.roles, PROBE_SECONDS)
         for fault in found:
             if fault.note:
                 log.warning("notice", key=fault.key, cause=fault.cause, remedy=fault.remedy)

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
+from ingest.checks.connect import echo
 from ingest.config.model import TLS
-from ingest.connect_check import echo
 from ingest.dicom import wire
 from ingest.errors import AssociationError
 from ingest.ext.encode import encode_p_data

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from ingest.checks.connect import Connected, connect_all
 from ingest.config.model import TLS, Config, Destination, Node
-from ingest.connect_check import Connected, connect_all
 from ingest.errors import AssociationError, Cause
 from ingest.remotes import remotes
 from ingest.scu import Association, Remote, Timeouts

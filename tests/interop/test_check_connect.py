@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from ingest.checks.connect import Connected, Fault, connect_all
 from ingest.config.model import TLS, Config, Destination, Node
-from ingest.connect_check import Connected, Fault, connect_all
 from ingest.errors import Cause
 from ingest.tls import pki
 from tests.interop.orthanc import orthanc
@@ -266,6 +266,6 @@ def test_command_says_who_answers_and_fails_for_who_does_not(
 
 
 def test_every_cause_has_a_remedy() -> None:
-    from ingest.connect_check import _REMEDIES
+    from ingest.checks.connect import _REMEDIES
 
     assert set(_REMEDIES) == set(Cause) - {Cause.CLOSED}

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from ingest import capabilities
+from ingest.checks import file_systems
 from ingest.filesystem.calls import mount_of
 from tests.faults.caller import Caller, new_uid
 from tests.instances import Made
@@ -26,7 +26,7 @@ def found(tmp_path: Path, **faults: Path) -> list[tuple[str, bool, str]]:
     """Key, whether it is a note, and cause with remedy, of what is found below `tmp_path`/var."""
     program = (
         "import sys; from pathlib import Path\n"
-        "from tests.spools import config; from ingest import capabilities\n"
+        "from tests.spools import config; from ingest.checks import file_systems\n"
         "for fault in capabilities.faults(config(Path(sys.argv[1]))):\n"
         "    print(fault.key, fault.note, fault.cause, fault.remedy, sep='\\t')"
     )
@@ -51,7 +51,7 @@ def var(tmp_path: Path) -> Path:
 
 
 def test_a_file_system_with_everything_has_no_faults(tmp_path: Path) -> None:
-    assert list(capabilities.faults(config(tmp_path))) == []
+    assert list(file_systems.faults(config(tmp_path))) == []
 
 
 def test_no_hard_links_is_a_note_that_names_the_file_system(tmp_path: Path, var: Path) -> None:
@@ -96,14 +96,14 @@ def test_no_unix_sockets_is_a_note() -> None:
 def test_a_full_disk_is_no_lack_of_a_file_system(small_disk: Path) -> None:
     with pytest.raises(OSError, match="No space"):
         (small_disk / "fill").write_bytes(bytes(8 << 20))
-    assert [fault for fault in capabilities.faults(config(small_disk)) if not fault.note] == []
+    assert [fault for fault in file_systems.faults(config(small_disk)) if not fault.note] == []
 
 
 def test_a_mount_that_does_not_answer_keeps_no_node_from_starting(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(capabilities, "_rename", lambda *_: time.sleep(60))
-    [fault] = capabilities.faults_within(config(tmp_path), capabilities.ROLES, 0.2)
+    monkeypatch.setattr(file_systems, "_rename", lambda *_: time.sleep(60))
+    [fault] = file_systems.faults_within(config(tmp_path), file_systems.ROLES, 0.2)
     assert fault.note
     assert "does not answer" in fault.cause
 
@@ -164,8 +164,8 @@ def test_segments_ask_for_the_locks_that_they_need(tmp_path: Path, monkeypatch: 
     def none(*_: object) -> None:
         raise OSError(errno.EOPNOTSUPP, "Operation not supported")
 
-    monkeypatch.setattr(capabilities.fcntl, "flock", none)
-    assert list(capabilities.faults(config(tmp_path))) == []
-    [fault] = capabilities.faults(config(tmp_path, receive={"segment_max_bytes": 65536}))
+    monkeypatch.setattr(file_systems.fcntl, "flock", none)
+    assert list(file_systems.faults(config(tmp_path))) == []
+    [fault] = file_systems.faults(config(tmp_path, receive={"segment_max_bytes": 65536}))
     assert (fault.key, fault.note) == ("receive.spool_dir", False)
     assert "segment_max_bytes = 0" in fault.remedy

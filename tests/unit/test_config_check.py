@@ -8,8 +8,8 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from cryptography.hazmat.primitives import hashes
 
+from ingest.checks.node import check, choices, notices
 from ingest.config import load
-from ingest.config.check import check, choices, notices
 from ingest.config.show import as_toml, masked
 from ingest.tls import pki
 from tests.peers import free_port
@@ -144,7 +144,7 @@ def test_redis_that_does_not_answer_is_a_fault_without_its_password(config):
 
 
 def test_redis_elsewhere_needs_a_shared_spool_or_the_redis_carrier_and_a_ledger_for_all(config, monkeypatch):
-    monkeypatch.setattr("ingest.config.check._redis", lambda _: iter(()))
+    monkeypatch.setattr("ingest.checks.node._redis", lambda _: iter(()))
     spool, ledger = check(config('[queue]\nurl = "redis://10.0.0.1"'))
     assert (spool.key, spool.note) == ("queue.carrier", True)
     assert 'carrier = "redis"' in spool.remedy

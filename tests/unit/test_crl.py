@@ -11,9 +11,9 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.serialization import Encoding
 
+from ingest.checks.tls import due, terms
 from ingest.config import TLS, Config
 from ingest.config.model import Listener
-from ingest.config.tls_check import due, terms
 from ingest.errors import ConfigError
 from ingest.tls import crl, pki
 from ingest.tls.contexts import client_context, server_context

@@ -7,8 +7,8 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
+from ingest.checks.tls import due
 from ingest.config import TLS
-from ingest.config.tls_check import due
 from ingest.tls import crl, pki
 from ingest.tls.contexts import client_context, server_context
 from tests.revoking import UMLAUT, point, revocation_list, under, unreadable

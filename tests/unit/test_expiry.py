@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from ingest.checks.node import check
 from ingest.config import load
-from ingest.config.check import check
 from ingest.status import gather
 from ingest.tls import expiry, pki
 from ingest.tls.expiry import Dated, Place, due_warnings

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from ingest.alarms import standing_alarms
-from ingest.config.check import check
+from ingest.checks.node import check
 from ingest.errors import StoreMissingError
 from ingest.filesystem.folder_identity import LEDGER_MARK, read_ledger_mark
 from ingest.ledger import InstanceState

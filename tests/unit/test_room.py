@@ -9,7 +9,7 @@ import structlog
 
 import ingest.workers.retention
 from ingest import room
-from ingest.config.check import check
+from ingest.checks.node import check
 from ingest.config.model import Config
 from ingest.ledger import DeliveryState
 from ingest.status import gather

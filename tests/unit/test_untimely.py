@@ -5,8 +5,8 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
+from ingest.checks.tls import Term, terms, untimely
 from ingest.config import Config
-from ingest.config.tls_check import Term, terms, untimely
 from ingest.tls import pki
 
 NOW = datetime(2030, 6, 1, tzinfo=UTC)

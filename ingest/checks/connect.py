@@ -95,7 +95,7 @@ class Connected:
 def ask(config: Config) -> list[Fault]:
     """Ask every destination; those that answer are printed, the others are returned.
 
-    TLS material that cannot be used is a fault of its own, which `ingest.config.check` reports.
+    TLS material that cannot be used is a fault of its own, which `ingest.checks.node` reports.
     """
     try:
         results = connect_all(config)

@@ -17,11 +17,11 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from ingest import room
+from ingest.checks.tls import check_tls, due
 from ingest.config import bindings
 from ingest.config.faults import Fault
 from ingest.config.model import Config
 from ingest.config.show import masked
-from ingest.config.tls_check import check_tls, due
 from ingest.cores import usable_cores
 from ingest.errors import IngestError
 from ingest.filesystem.folder_identity import read_ledger_mark
@@ -98,9 +98,9 @@ def _folders(config: Config) -> Iterator[Fault]:
 
 
 def _file_systems(config: Config) -> Iterator[Fault]:
-    from ingest import capabilities  # noqa: PLC0415 - it imports this room
+    from ingest.checks import file_systems  # noqa: PLC0415 - it imports this room
 
-    yield from capabilities.faults(config)
+    yield from file_systems.faults(config)
 
 
 def _folder(key: str, path: Path, min_free: int) -> Iterator[Fault]:
