@@ -23,7 +23,7 @@ def import_orthanc(path: Path, output: Path | None, force: bool) -> None:
     what has no effect here. Paths become absolute; environment variables get their values of now.
     """
     from ingest.config import load
-    from ingest.config.orthanc_toml import as_toml
+    from ingest.config.orthanc.toml_writer import as_toml
 
     # INGEST_… stays out of it: who reads the TOML reads them too.
     environ = {name: value for name, value in os.environ.items() if not name.startswith("INGEST_")}

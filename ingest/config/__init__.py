@@ -5,6 +5,6 @@
 
 from ingest.config.faults import Fault
 from ingest.config.model import TLS, Config
-from ingest.config.toml import load, notes
+from ingest.config.reader import load, notes
 
 __all__ = ["TLS", "Config", "Fault", "load", "notes"]

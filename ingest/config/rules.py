@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from ingest.config import retention, routes
+from ingest.config import retention_rules, route_rules
 from ingest.config.faults import Fault, dotted
 from ingest.config.model import TLS, Config, Destination
 from ingest.dicom.statuses import StatusPattern, says_stored_only
@@ -67,9 +67,9 @@ def faults(config: Config, names: Names, roles: Collection[str]) -> Iterator[Fau
     yield from _queue(config)
     yield from _store(config)
     yield from _ledger(config)
-    yield from retention.faults(config, roles)
+    yield from retention_rules.faults(config, roles)
     yield from _destinations(config, names)
-    yield from routes.faults(config, names.destinations)
+    yield from route_rules.faults(config, names.destinations)
     yield from _folders(config)
 
 

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from ingest.config import load
-from ingest.config.orthanc_ciphers import openssl_name, translated
-from ingest.config.orthanc_file import is_orthanc, parse, read, substituted
-from ingest.config.orthanc_keys import (
+from ingest.config.orthanc.ciphers import openssl_name, translated
+from ingest.config.orthanc.files import is_orthanc, parse, read, substituted
+from ingest.config.orthanc.keys import (
     ALIASES,
     HONOURED,
     MODALITY_KEYS,

@@ -53,7 +53,7 @@ def test_a_group_is_taken_from_all_that_dicom_defines(tmp_path: Path) -> None:
 def test_more_threads_than_cores_are_one_process_a_core(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ingest.config.orthanc.usable_cores", lambda: 8)
+    monkeypatch.setattr("ingest.config.orthanc.reader.usable_cores", lambda: 8)
     assert read(tmp_path, DicomThreadsCount=8).receive.processes == 8
     assert "DicomThreadsCount" not in said(tmp_path, DicomThreadsCount=8)
     assert read(tmp_path, DicomThreadsCount=100_000).receive.processes == 0

@@ -9,10 +9,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from ingest.config import orthanc_file, orthanc_modalities, orthanc_syntaxes
-from ingest.config.orthanc_ciphers import translated
-from ingest.config.orthanc_keys import ALIASES, HONOURED, NOT_HONOURED, without_effect
-from ingest.config.orthanc_source import NO_DEADLINE, TLS_NAME, Reader, Source
+from ingest.config.orthanc import files, modalities, transfer_syntaxes
+from ingest.config.orthanc.ciphers import translated
+from ingest.config.orthanc.keys import ALIASES, HONOURED, NOT_HONOURED, without_effect
+from ingest.config.orthanc.source import NO_DEADLINE, TLS_NAME, Reader, Source
 from ingest.cores import usable_cores
 
 _VERSIONS: Final = {1: "TLSv1", 2: "TLSv1", 3: "TLSv1.1", 4: "TLSv1.2", 5: "TLSv1.3"}
@@ -31,7 +31,7 @@ def read(path: Path, environ: Mapping[str, str]) -> Source:
     Raises:
         ConfigError: It is not JSON as Orthanc reads it, or a key is in two files.
     """
-    return convert(orthanc_file.read(path, environ))
+    return convert(files.read(path, environ))
 
 
 def convert(values: Mapping[str, Any]) -> Source:
@@ -43,7 +43,7 @@ def convert(values: Mapping[str, Any]) -> Source:
     _node(reader, source)
     _receive(reader, source)
     _storage(reader, source)
-    secured = orthanc_modalities.convert(reader, source)
+    secured = modalities.convert(reader, source)
     _tls(reader, source, secured)
     return source
 
@@ -51,7 +51,7 @@ def convert(values: Mapping[str, Any]) -> Source:
 def _unknown(values: Mapping[str, Any], source: Source) -> None:
     known, idle = {*HONOURED, *NOT_HONOURED}, without_effect()
     quiet = sorted(key for key in values if key in idle)
-    modal = sorted(orthanc_modalities.without_effect(values.get("DicomModalities")))
+    modal = sorted(modalities.without_effect(values.get("DicomModalities")))
     quiet += [f"{key} of DicomModalities" for key in modal]
     if quiet:
         cause = f"without effect here: {', '.join(quiet)}"
@@ -97,8 +97,8 @@ def _receive(reader: Reader, source: Source) -> None:
     put("AcceptedSopClasses", "sop_classes", reader.get("AcceptedSopClasses") or ["*"])
     put("RejectedSopClasses", "rejected_sop_classes", reader.get("RejectedSopClasses"))
     key = "AcceptedTransferSyntaxes"
-    switches = {name: reader.get(name) for name in orthanc_syntaxes.GROUPS if name in reader.values}
-    syntaxes, vain = orthanc_syntaxes.accepted(reader.get(key), switches)
+    switches = {name: reader.get(name) for name in transfer_syntaxes.GROUPS if name in reader.values}
+    syntaxes, vain = transfer_syntaxes.accepted(reader.get(key), switches)
     put(key, "transfer_syntaxes", syntaxes)
     for pattern in vain:
         source.note(key, f'"{pattern}" chooses no transfer syntax that DICOM defines', "correct or remove it")

@@ -6,8 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from ingest.config.orthanc_keys import MODALITY_IDLE, MODALITY_KEYS, MODALITY_WITHOUT_EFFECT
-from ingest.config.orthanc_source import MOST, NO_DEADLINE, TLS_NAME, TYPES, Reader, Source
+from ingest.config.orthanc.keys import MODALITY_IDLE, MODALITY_KEYS, MODALITY_WITHOUT_EFFECT
+from ingest.config.orthanc.source import MOST, NO_DEADLINE, TLS_NAME, TYPES, Reader, Source
 from ingest.dicom.policy import ANY
 
 _NAME: Final = re.compile(r"[A-Za-z0-9_-]+")

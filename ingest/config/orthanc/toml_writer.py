@@ -5,9 +5,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from ingest.config import orthanc
 from ingest.config.faults import Location
-from ingest.config.orthanc_source import Source
+from ingest.config.orthanc import reader
+from ingest.config.orthanc.source import Source
 from ingest.config.show import toml_key, toml_value
 
 _PATHS: Final = frozenset({"data_dir", "certificate", "private_key", "trusted"})
@@ -22,7 +22,7 @@ def as_toml(path: Path, environ: Mapping[str, str]) -> str:
     Raises:
         ConfigError: It is not JSON as Orthanc reads it.
     """
-    source = orthanc.read(path, environ)
+    source = reader.read(path, environ)
     folder = path.absolute() if path.is_dir() else path.absolute().parent
     lines = [f"# From the Orthanc configuration {_one_line(path.name)}; behind each key, Orthanc's.", "#"]
     lines += [f"# {_one_line(str(note))}" for note in source.notes]

@@ -10,11 +10,12 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from ingest.config import orthanc, orthanc_file, rules
+from ingest.config import rules
 from ingest.config.environment import override
 from ingest.config.faults import Fault, Location, faults_of, printable, without
 from ingest.config.model import Config
-from ingest.config.orthanc_source import Source
+from ingest.config.orthanc import files, reader
+from ingest.config.orthanc.source import Source
 from ingest.errors import ConfigError
 
 _STAND_INS = {"ae_title": "MISSING", "host": "missing", "to": []}
@@ -65,8 +66,8 @@ def read(file: Path, environ: Mapping[str, str]) -> Source:
     Raises:
         ConfigError: It cannot be read or parsed.
     """
-    if orthanc_file.is_orthanc(file):
-        return orthanc.read(file, environ)
+    if files.is_orthanc(file):
+        return reader.read(file, environ)
     return Source(_toml(file))
 
 
@@ -77,8 +78,8 @@ def notes(path: Path, environ: Mapping[str, str] | None = None) -> list[Fault]:
 
 def _toml(file: Path) -> dict[str, Any]:
     try:
-        if not orthanc_file.is_regular(file):
-            raise ConfigError([f"{file}: is not a regular file; {orthanc_file.REGULAR}"])
+        if not files.is_regular(file):
+            raise ConfigError([f"{file}: is not a regular file; {files.REGULAR}"])
         return tomllib.loads(file.read_bytes().decode("utf-8"))
     except OSError as error:
         remedy = "name a TOML file that this user may read"

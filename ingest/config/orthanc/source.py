@@ -6,7 +6,7 @@ from itertools import pairwise
 from typing import Any, Final
 
 from ingest.config.faults import Fault, Location, printable
-from ingest.config.orthanc_keys import HONOURED
+from ingest.config.orthanc.keys import HONOURED
 
 TLS_NAME: Final = "orthanc"
 """The `[tls.NAME]` that the keys DicomTls… become; Orthanc has one for both directions."""
