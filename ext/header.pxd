@@ -6,7 +6,7 @@ cdef enum:
     MAX_DEPTH = 64          # sequences within sequences; real ones stay below ten
     UNDEFINED = 0xFFFFFFFF  # PS3.5 7.1.1: value length of what ends with a delimitation item
 
-# What a tolerant scan came across; `ingest.dicom.header` has the words.
+# What a tolerant scan came across; `ingest.dicom.instance_header` has the words.
 cdef enum Damage:
     UNKNOWN_VR = 1          # PS3.5 6.2: neither letters nor known
     TWICE = 2               # an attribute asked for, with another value than before

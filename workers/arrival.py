@@ -12,7 +12,7 @@ from typing import Final, Self, cast
 import redis
 import structlog
 
-from ingest.dicom.header import (
+from ingest.dicom.instance_header import (
     SERIES_INSTANCE_UID,
     SOP_CLASS_UID,
     SOP_INSTANCE_UID,
@@ -23,10 +23,10 @@ from ingest.dicom.header import (
     read_header,
 )
 from ingest.dicom.part10 import read_file_meta
-from ingest.dicom.routing import Subject
 from ingest.errors import PeerError, SpoolError
 from ingest.filesystem.beneath import LeadsOutError, open_beneath
 from ingest.queue import data_key, mend_keys
+from ingest.routing.router import Subject
 from ingest.spool import segment
 from ingest.spool.reference import Reference
 from ingest.workers.store import FileStore, Source
@@ -52,7 +52,7 @@ class Facts:
         conflict: Why it must not be stored, or empty.
         note: What an operator should know, or empty.
         attributes: Values of the attributes that were asked for and are there, by tag.
-        receiver, certificate: As in `ingest.dicom.routing.Subject`.
+        receiver, certificate: As in `ingest.routing.router.Subject`.
     """
 
     sop_instance_uid: str

@@ -31,6 +31,7 @@ from ingest.errors import BootError, LedgerError, SpoolError, StoreError, StoreM
 from ingest.ledger import Ledger
 from ingest.ledger.folders import QUARANTINE, STORE
 from ingest.queue import SPOOLS_KEY, connect, mend_keys, persisted_key, stream_key
+from ingest.routing.node_routes import NodeRouter
 from ingest.spool.reference import SPOOL_ID
 from ingest.spool.spool import spool_id
 from ingest.wake import RQ_KEYS, Waker, drain_key
@@ -43,7 +44,6 @@ from ingest.workers.inbox import Entry, Inbox
 from ingest.workers.layout import Layout
 from ingest.workers.ledger import PatientLedger
 from ingest.workers.leftovers import Leftovers
-from ingest.workers.origins import NodeRouter
 from ingest.workers.patience import Patience, StoppedError
 from ingest.workers.placement import Placer
 from ingest.workers.slot import slot

@@ -8,8 +8,8 @@ from typing import Final
 
 import structlog
 
-from ingest.dicom.routing import Router, Routing
 from ingest.ledger import Holdings, InstanceState, NewInstance, Outcome
+from ingest.routing.router import Router, Routing
 from ingest.spool.reference import Reference
 from ingest.workers.arrival import Arrival, Facts
 from ingest.workers.aside import Aside, Bound, NoBound

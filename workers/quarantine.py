@@ -23,13 +23,13 @@ from ingest.ledger import Instance, InstanceState, Ledger, NewInstance
 from ingest.ledger.folders import QUARANTINE, STORE
 from ingest.ledger.quarantine import GAVE_WAY
 from ingest.queue import connect
+from ingest.routing.node_routes import NodeRouter
 from ingest.spool import segment
 from ingest.spool.reference import Reference
 from ingest.wake import wake
 from ingest.workers.arrival import Facts, spool_ref
 from ingest.workers.compare import existing, same_bytes
 from ingest.workers.layout import INCOMING, Layout, quarantine_key
-from ingest.workers.origins import NodeRouter
 from ingest.workers.store import Batch, FileStore, Source
 
 CONTESTED_MAX: Final = 3

@@ -26,7 +26,6 @@ from rich.markup import escape
 
 from ingest.alarms import clear_alarm
 from ingest.config.model import Config
-from ingest.dicom.routing import Routing
 from ingest.errors import PeerError
 from ingest.filesystem.folder_identity import read_ledger_mark, require_store, write_ledger_mark
 from ingest.ledger import InstanceState, Ledger, NewInstance, Outcome
@@ -34,10 +33,11 @@ from ingest.ledger.agreement import ALARM, doubt
 from ingest.ledger.folders import QUARANTINE, STORE
 from ingest.ledger.rows import Instance
 from ingest.node import reload
+from ingest.routing.node_routes import NodeRouter
+from ingest.routing.router import Routing
 from ingest.tables import printable
 from ingest.workers.arrival import Facts, identify
 from ingest.workers.layout import INCOMING, safe_name
-from ingest.workers.origins import NodeRouter
 from ingest.workers.store import FileStore, Source
 
 CHUNK: Final = 200

@@ -12,10 +12,10 @@ from rich.markup import escape
 
 from ingest.config.model import Config
 from ingest.dicom.part10 import is_part10
-from ingest.dicom.routing import Router, Routing
 from ingest.errors import PeerError
+from ingest.routing.node_routes import NodeRouter
+from ingest.routing.router import Router, Routing
 from ingest.workers.arrival import identify
-from ingest.workers.origins import NodeRouter
 from ingest.workers.store import Source
 
 

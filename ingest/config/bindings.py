@@ -9,7 +9,7 @@ from typing import Protocol
 
 from ingest.config.faults import Fault
 from ingest.config.model import TLS, Config
-from ingest.dicom.policy import is_bound
+from ingest.dicom.admission import is_bound
 from ingest.errors import IngestError
 from ingest.ext.errors import PeerError
 from ingest.tls import forms

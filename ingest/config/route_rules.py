@@ -6,7 +6,7 @@ from typing import Final
 
 from ingest.config.faults import Fault
 from ingest.config.model import Config
-from ingest.dicom.routing import ConditionError, parse
+from ingest.routing.router import ConditionError, parse
 
 ATTRIBUTES_MAX: Final = 56
 """The header scanner takes 64 tags at a time, with the UIDs that are always asked for."""

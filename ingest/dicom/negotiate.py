@@ -3,6 +3,7 @@
 from dataclasses import dataclass, replace
 
 from ingest.dicom import uids
+from ingest.dicom.admission import same_title
 from ingest.dicom.pdus import (
     APPLICATION_CONTEXT_NOT_SUPPORTED,
     CALLED_AE_NOT_RECOGNIZED,
@@ -16,7 +17,6 @@ from ingest.dicom.pdus import (
     ProposedContext,
     Role,
 )
-from ingest.dicom.policy import same_title
 
 __all__ = ["Accepted", "AcceptedContext", "AcceptorPolicy", "Rejected", "local_limit_exceeded", "negotiate"]
 
@@ -110,7 +110,7 @@ def local_limit_exceeded(why: str, count: int = 1) -> Rejected:
 
 
 def negotiate(request: AssociateRequest, policy: AcceptorPolicy) -> Accepted | Rejected:
-    """The answer to `request`; admission of the caller (`ingest.dicom.policy`) comes before."""
+    """The answer to `request`; admission of the caller (`ingest.dicom.admission`) comes before."""
     if not request.protocol_version & 1:  # PS3.8 Table 9-11: a receiver tests bit 0 alone
         version = f"protocol version {request.protocol_version:04X}H lacks bit 0"
         return Rejected(PROTOCOL_VERSION_NOT_SUPPORTED, version)

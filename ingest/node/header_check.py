@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from ingest.dicom.dimse import Status
-from ingest.dicom.header import (
+from ingest.dicom.instance_header import (
     SOP_CLASS_UID,
     SOP_INSTANCE_UID,
     Header,

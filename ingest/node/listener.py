@@ -17,9 +17,9 @@ from ingest import room
 from ingest.alarms import Severity, clear_alarm, raise_alarm
 from ingest.config.model import Config
 from ingest.cores import usable_cores
+from ingest.dicom.admission import Caller, Refusal, admit
 from ingest.dicom.negotiate import Accepted, AcceptorPolicy, Rejected, local_limit_exceeded, negotiate
 from ingest.dicom.pdus import AssociateRequest
-from ingest.dicom.policy import Caller, Refusal, admit
 from ingest.errors import BootError, SpoolError
 from ingest.ext.poller import READABLE, Poller
 from ingest.ext.sink import keep_free

@@ -15,7 +15,7 @@ import pytest
 from pydicom.data import get_testdata_files
 from pydicom.dataelem import RawDataElement
 
-from ingest.dicom.header import UIDS, read_header
+from ingest.dicom.instance_header import UIDS, read_header
 from ingest.dicom.part10 import read_file_meta
 from ingest.dicom.uids import DEFLATED, EXPLICIT_BIG_ENDIAN, IMPLICIT_LITTLE_ENDIAN
 from ingest.errors import PeerError

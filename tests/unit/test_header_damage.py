@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from ingest.dicom.header import UIDS, Header, begins_with_file_meta, read_header
+from ingest.dicom.instance_header import UIDS, Header, begins_with_file_meta, read_header
 from ingest.dicom.uids import DEFLATED_EXPLICIT_LITTLE_ENDIAN, EXPLICIT_BIG_ENDIAN, EXPLICIT_LITTLE_ENDIAN
 
 SOP_CLASS, SOP_INSTANCE, STUDY, SERIES = UIDS

@@ -7,10 +7,10 @@ import pytest
 
 from ingest.config import load
 from ingest.config.model import Config
-from ingest.dicom.origin import is_certified_as, is_sent_from, is_title_of
-from ingest.dicom.routing import Subject
 from ingest.errors import ConfigError
-from ingest.workers.origins import NodeRouter
+from ingest.routing.node_routes import NodeRouter
+from ingest.routing.origin import is_certified_as, is_sent_from, is_title_of
+from ingest.routing.router import Subject
 
 HOST = "pacs.example.org"
 ADDRESSES = ("10.0.0.7", "2001:db8::7")
@@ -95,7 +95,7 @@ def test_host_without_an_address_gets_the_instance(monkeypatch: pytest.MonkeyPat
     def fail(*_: object) -> None:
         raise OSError("no name server")
 
-    monkeypatch.setattr("ingest.workers.origins.RESOLVER.resolve", fail)
+    monkeypatch.setattr("ingest.routing.node_routes.RESOLVER.resolve", fail)
     assert NodeRouter(config()).decide(subject()).destinations == ("pacs", "ai")
 
 

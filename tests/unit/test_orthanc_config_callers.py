@@ -8,7 +8,7 @@ import pytest
 
 from ingest.config import load, notes
 from ingest.config.model import Peer
-from ingest.dicom.policy import Admission, Caller, admit
+from ingest.dicom.admission import Admission, Caller, admit
 
 CLOSED = {"DicomAlwaysAllowEcho": False, "DicomAlwaysAllowStore": False}
 

@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 import pytest
 
 from ingest.config.model import Peer
-from ingest.dicom.policy import Admission, Caller, Refusal, admit
+from ingest.dicom.admission import Admission, Caller, Refusal, admit
 from ingest.dicom.wire import CALLING_AE_NOT_RECOGNIZED
 from ingest.tls.identity import Anchor, Identity
 

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from ingest.config.model import Route
-from ingest.dicom.routing import ConditionError, Router, Subject, parse
+from ingest.routing.router import ConditionError, Router, Subject, parse
 
 CT = "1.2.840.10008.5.1.4.1.1.2"
 SR = "1.2.840.10008.5.1.4.1.1.88.11"

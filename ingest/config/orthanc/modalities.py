@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from ingest.config.orthanc.keys import MODALITY_IDLE, MODALITY_KEYS, MODALITY_WITHOUT_EFFECT
 from ingest.config.orthanc.source import MOST, NO_DEADLINE, TLS_NAME, TYPES, Reader, Source
-from ingest.dicom.policy import ANY
+from ingest.dicom.admission import ANY
 
 _NAME: Final = re.compile(r"[A-Za-z0-9_-]+")
 _PORT: Final = re.compile(r"0*([0-9]{1,5})")

@@ -6,9 +6,9 @@ from typing import Final
 import structlog
 
 from ingest.config.model import Config, Destination
-from ingest.dicom.origin import is_certified_as, is_sent_from, is_title_of
-from ingest.dicom.routing import Router, Routing, Subject
 from ingest.network.resolver import RESOLVER
+from ingest.routing.origin import is_certified_as, is_sent_from, is_title_of
+from ingest.routing.router import Router, Routing, Subject
 
 RESOLVE_SECONDS: Final = 1.0
 """How long the addresses of a host are waited for; without them an instance is sent."""

@@ -26,7 +26,7 @@ def is_certified_as(certificate: Collection[str], host: str) -> bool:
     """Whether a client certificate has a destination's host among its alternative names.
 
     Args:
-        certificate: As in `ingest.dicom.routing.Subject`.
+        certificate: As in `ingest.routing.router.Subject`.
         host: Name or address of the destination.
     """
     wanted = {f"dns:{host.lower().rstrip('.')}", f"ip:{plain_address(host)}"}
