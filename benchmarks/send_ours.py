@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 from ingest.config.model import TLS
-from ingest.scu import Association, Context, Remote, proposals
+from ingest.requestor.store_scu import Association, Context, Remote, proposals
 from ingest.tls.contexts import client_context
 
 CT: Context = ("1.2.840.10008.5.1.4.1.1.2", "1.2.840.10008.1.2.1")

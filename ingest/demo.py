@@ -31,10 +31,10 @@ from ingest.dicom.uids import DEFLATED
 from ingest.errors import IngestError, LedgerError
 from ingest.ledger import Counts, DeliveryState, InstanceState, Ledger
 from ingest.node.header_check import SOUND, check
-from ingest.sender import Found, SendSummary, collect, send_files
+from ingest.requestor.send_files import Found, SendSummary, collect, send_files
+from ingest.requestor.transport import Remote
 from ingest.tls import pki
 from ingest.tls.contexts import client_context
-from ingest.transport import Remote
 
 READY_SECONDS: Final = 30.0
 ARRIVE_SECONDS: Final = 120.0

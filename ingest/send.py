@@ -15,8 +15,8 @@ from ingest.checks.connect import echo
 from ingest.config.model import TLS
 from ingest.dicom.dimse import Status
 from ingest.errors import AssociationError
-from ingest.scu import Remote, Timeouts
-from ingest.sender import FileResult, Progress, SendSummary, send_files
+from ingest.requestor.send_files import FileResult, Progress, SendSummary, send_files
+from ingest.requestor.store_scu import Remote, Timeouts
 from ingest.tls.contexts import client_context
 
 __all__ = ["FileResult", "Progress", "SendSummary", "echo_command", "send_command", "send_files"]

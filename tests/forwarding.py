@@ -20,7 +20,8 @@ from tests.peers import AE_TITLE
 from tests.servers import Valkey
 
 WORKER = (
-    "import sys, threading; from ingest.config.model import Config; from ingest.remotes import remotes;"
+    "import sys, threading; from ingest.config.model import Config; from ingest.requestor.remotes import
+    remotes;"
     "from ingest.workers.forward import main; config = Config.model_validate_json(sys.stdin.read());"
     "sys.exit(main(config, threading.Event(), remotes(config)))"
 )

@@ -7,10 +7,10 @@ import time
 from pathlib import Path
 
 from ingest.errors import AssociationError
-from ingest.scu import Association
+from ingest.requestor.association import Timeouts
+from ingest.requestor.store_scu import Association
+from ingest.requestor.transport import Remote
 from ingest.tls.contexts import client_context
-from ingest.transport import Remote
-from ingest.upper_layer import Timeouts
 from tests.instances import CT, EXPLICIT, Made
 from tests.nodes import Node, eventually
 

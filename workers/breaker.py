@@ -11,7 +11,7 @@ from ingest.config.model import Destination
 from ingest.dicom import uids
 from ingest.errors import AssociationError, LedgerError
 from ingest.ledger import Circuit, CircuitState, Ledger
-from ingest.scu import Association, Remote, Timeouts
+from ingest.requestor.store_scu import Association, Remote, Timeouts
 from ingest.workers import circuit
 from ingest.workers.circuit import Failure, Stance, Trouble
 from ingest.workers.retry import Limits

@@ -17,7 +17,7 @@ from ingest.dicom.dimse import Status
 from ingest.dicom.padding import is_odd
 from ingest.errors import AssociationError, Cause, LedgerError, PeerError, StoreAwayError, StoreError
 from ingest.ledger import Delivery, Ledger
-from ingest.scu import Association, Context, Remote, Timeouts, plan, proposals
+from ingest.requestor.store_scu import Association, Context, Remote, Timeouts, plan, proposals
 from ingest.tls.identity import identity_of
 from ingest.tls.seen import Sightings
 from ingest.workers.blame import is_shortage

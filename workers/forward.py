@@ -24,8 +24,8 @@ from ingest.errors import BootError, IngestError, LedgerError
 from ingest.filesystem.locks import Owner
 from ingest.ledger import Ledger
 from ingest.queue import connect, mend_keys
+from ingest.requestor.transport import Remote
 from ingest.tls.seen import Sightings
-from ingest.transport import Remote
 from ingest.wake import (
     RQ_KEYS,
     RQ_QUEUE_KEY,

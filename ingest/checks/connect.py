@@ -15,8 +15,8 @@ from ingest.config.faults import Fault
 from ingest.config.model import Config, Destination
 from ingest.dicom import uids
 from ingest.errors import AssociationError, Cause, ConfigError, PeerError
-from ingest.remotes import remotes
-from ingest.scu import Association, Remote, Timeouts
+from ingest.requestor.remotes import remotes
+from ingest.requestor.store_scu import Association, Remote, Timeouts
 from ingest.tls.expiry import SOON
 from ingest.tls.identity import Identity, identity_of
 

@@ -12,9 +12,9 @@ from ingest.config.model import Config
 from ingest.cores import usable_cores
 from ingest.errors import ConfigError
 from ingest.node.endpoints import Endpoint, bind
-from ingest.remotes import remotes
+from ingest.requestor.remotes import remotes
+from ingest.requestor.transport import Remote
 from ingest.tls.contexts import contexts
-from ingest.transport import Remote
 
 ALL_ROLES: Final = frozenset({"listen", "persist", "forward", "retain"})
 """A whole node; it alone runs the embedded queue."""

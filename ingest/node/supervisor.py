@@ -43,9 +43,9 @@ from ingest.node.endpoints import Endpoint, unbind
 from ingest.node.generation import ALL_ROLES, BACK_OFF_SECONDS, Child, Generation, Place, first, following
 from ingest.node.process import leave_no_core
 from ingest.node.scoreboard import ACCEPTING, BOOTING, HEARTBEAT, PID, ROWS, STATE, Scoreboard, now_ms
+from ingest.requestor.transport import Remote
 from ingest.tls.expiry import Watch
 from ingest.tls.files import reading_once
-from ingest.transport import Remote
 
 WORKERS: Final = {
     "persist": "ingest.workers.persist:main",

@@ -11,10 +11,10 @@ import pytest
 
 from ingest.dicom import wire
 from ingest.node.scoreboard import NEWCOMERS, ROWS, Scoreboard
-from ingest.sender import send_files
+from ingest.requestor.send_files import send_files
+from ingest.requestor.transport import Remote
 from ingest.tls.contexts import client_context
 from ingest.tls.pump import Pump
-from ingest.transport import Remote
 from tests.faults.caller import CALLED_UNKNOWN, LOCAL_LIMIT, SECONDS, Caller, client, handshake, request
 from tests.interop.files import made_uid, write_made
 from tests.nodes import Node, cleaned, eventually

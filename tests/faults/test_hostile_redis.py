@@ -12,8 +12,8 @@ import pytest
 import redis
 
 from ingest.queue import GROUP, SPOOLS_KEY, data_key, persisted_key, stream_key
-from ingest.sender import send_files
-from ingest.transport import Remote
+from ingest.requestor.send_files import send_files
+from ingest.requestor.transport import Remote
 from tests.instances import Made
 from tests.interop.files import write_made
 from tests.nodes import Node, cleaned, destination, eventually

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from ingest.scu import Association
+from ingest.requestor.store_scu import Association
 from tests.instances import CT, EXPLICIT, Made
 from tests.nodes import Node, eventually
 from tests.peers import PynetdicomRemote, Stored, free_port

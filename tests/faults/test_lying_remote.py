@@ -17,7 +17,7 @@ from ingest.config.model import TLS
 from ingest.dicom import wire
 from ingest.errors import AssociationError
 from ingest.ext.encode import encode_p_data
-from ingest.scu import Remote, Timeouts
+from ingest.requestor.store_scu import Remote, Timeouts
 from tests.forwarding import Forwarding
 from tests.instances import EXPLICIT, IMPLICIT, Made
 from tests.nodes import eventually

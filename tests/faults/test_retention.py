@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from ingest.scu import Association
+from ingest.requestor.store_scu import Association
 from tests.faults.caller import LOCAL_LIMIT, Caller, new_uid, request
 from tests.faults.watch import Watch, receive
 from tests.instances import CT, EXPLICIT, Made

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from ingest.errors import AssociationError
-from ingest.scu import Association
+from ingest.requestor.store_scu import Association
 from tests.faults.watch import receive
 from tests.instances import CT, EXPLICIT, IMPLICIT, Made
 from tests.nodes import Node, destination, eventually

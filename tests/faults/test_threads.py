@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from ingest.sender import send_files
+from ingest.requestor.send_files import send_files
+from ingest.requestor.transport import Remote
 from ingest.threads import THREAD_EXIT
-from ingest.transport import Remote
 from tests.interop.files import write_made
 from tests.nodes import Node, destination, eventually
 from tests.peers import free_port

@@ -11,8 +11,8 @@ import pytest
 from ingest.checks.connect import Connected, connect_all
 from ingest.config.model import TLS, Config, Destination, Node
 from ingest.errors import AssociationError, Cause
-from ingest.remotes import remotes
-from ingest.scu import Association, Remote, Timeouts
+from ingest.requestor.remotes import remotes
+from ingest.requestor.store_scu import Association, Remote, Timeouts
 from ingest.tls import pki
 from ingest.tls.contexts import client_context, server_context
 from ingest.tls.identity import identity_of

@@ -11,7 +11,7 @@ import pydicom
 
 from ingest.dicom.part10 import FileMeta, encode_file_meta, read_file_meta
 from ingest.dicom.uids import DEFLATED
-from ingest.sender import Found, collect
+from ingest.requestor.send_files import Found, collect
 from tests.instances import CT, EXPLICIT, element
 from tests.peers import require_program
 

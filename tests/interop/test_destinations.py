@@ -4,10 +4,10 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
-from ingest.scu import Context
-from ingest.sender import Found, send_files
+from ingest.requestor.send_files import Found, send_files
+from ingest.requestor.store_scu import Context
+from ingest.requestor.transport import Remote
 from ingest.tls.contexts import client_context
-from ingest.transport import Remote
 from tests.interop.files import (
     CUT_SHORT,
     by_uid,

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 from pydicom.uid import UID
 
-from ingest.sender import Found, send_files
+from ingest.requestor.send_files import Found, send_files
+from ingest.requestor.transport import Remote
 from ingest.tls.contexts import client_context
-from ingest.transport import Remote
 from tests.interop.files import (
     CUT_SHORT,
     CUT_SHORT_AND_ODD,

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from ingest.scu import Association, Timeouts
+from ingest.requestor.store_scu import Association, Timeouts
+from ingest.requestor.transport import Remote
 from ingest.tls.contexts import client_context
-from ingest.transport import Remote
 from tests.instances import CT, EXPLICIT, element
 from tests.interop.files import digest, made, made_uid, unreadable_by_dcmdump
 from tests.interop.memory import watched

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from ingest.sender import send_files
+from ingest.requestor.send_files import send_files
+from ingest.requestor.transport import Remote
 from ingest.tls.contexts import client_context
-from ingest.transport import Remote
 from tests.interop.files import made_uid, write_made
 from tests.interop.memory import watched
 from tests.nodes import Node, destination, eventually

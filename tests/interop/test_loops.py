@@ -8,7 +8,7 @@ import pydicom.data
 import pytest
 
 from ingest.dicom.part10 import read_file_meta
-from ingest.scu import Association
+from ingest.requestor.store_scu import Association
 from tests.instances import CT
 from tests.interop.orthanc import Orthanc, orthanc
 from tests.nodes import Node, eventually

@@ -9,8 +9,8 @@ from pathlib import Path
 import pydicom
 import pytest
 
-from ingest.sender import send_files
-from ingest.transport import Remote
+from ingest.requestor.send_files import send_files
+from ingest.requestor.transport import Remote
 from tests.forwarding import Forwarding
 from tests.instances import CT, IMPLICIT, Made
 from tests.interop.files import by_uid, data_set

@@ -19,8 +19,8 @@ from pynetdicom.pdu_primitives import (
     UserIdentityNegotiation,
 )
 
-from ingest.scu import Context
-from ingest.sender import Found
+from ingest.requestor.send_files import Found
+from ingest.requestor.store_scu import Context
 from ingest.tls.contexts import client_context
 from tests.instances import CT, EXPLICIT, IMPLICIT
 from tests.interop.files import (

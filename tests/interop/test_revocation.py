@@ -10,9 +10,9 @@ import pytest
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from ingest.errors import AssociationError
+from ingest.requestor.transport import Remote, Transport
 from ingest.tls import pki
 from ingest.tls.contexts import client_context
-from ingest.transport import Remote, Transport
 from tests.faults.caller import Caller
 from tests.interop import dcmtk
 from tests.nodes import Node, cleaned, eventually

@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 import redis
 
-from ingest.sender import send_files
+from ingest.requestor.send_files import send_files
+from ingest.requestor.transport import Remote
 from ingest.tls.contexts import client_context
-from ingest.transport import Remote
 from tests.interop.files import assert_read_by_others, by_uid, data_set, write_made
 from tests.nodes import Node, cleaned, destination, eventually
 from tests.peers import free_port, require_program, storescp

@@ -3,9 +3,9 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from ingest.sender import send_files
+from ingest.requestor.send_files import send_files
+from ingest.requestor.transport import Remote
 from ingest.tls.contexts import client_context
-from ingest.transport import Remote
 from tests.interop.files import by_uid, storable
 from tests.nodes import Node, eventually
 from tests.pki import Material

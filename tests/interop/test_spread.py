@@ -10,9 +10,9 @@ from collections.abc import Callable
 import pytest
 
 from ingest.dicom import uids
-from ingest.scu import Association
+from ingest.requestor.store_scu import Association
+from ingest.requestor.transport import Remote
 from ingest.tls.contexts import client_context
-from ingest.transport import Remote
 from tests.nodes import Node
 from tests.pki import Material
 

@@ -5,7 +5,7 @@ import ssl
 import pytest
 
 from ingest.errors import Cause
-from ingest.explain import cause_of, failed
+from ingest.requestor.failures import cause_of, failed
 
 
 def tls_error(reason: str) -> ssl.SSLError:

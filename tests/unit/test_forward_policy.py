@@ -14,7 +14,7 @@ from ingest.config.model import Config, Destination, Workers
 from ingest.dicom import uids, wire
 from ingest.ledger import CircuitState
 from ingest.ledger.search import Filter
-from ingest.remotes import remotes
+from ingest.requestor.remotes import remotes
 from ingest.wake import hold_key
 from ingest.workers import leases
 from ingest.workers.forward import Forwarder, places

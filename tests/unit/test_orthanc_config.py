@@ -10,7 +10,7 @@ from click.testing import CliRunner
 from ingest.cli import main
 from ingest.config import Config, load, notes
 from ingest.errors import ConfigError
-from ingest.remotes import remotes
+from ingest.requestor.remotes import remotes
 from tests.pki import Material
 
 ROOT = Path(__file__).parents[2]

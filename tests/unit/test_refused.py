@@ -12,9 +12,9 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from ingest import explain
 from ingest.config.model import TLS
 from ingest.ext import tls_offered
+from ingest.requestor import failures
 from ingest.tls import pki
 from ingest.tls.contexts import client_context, server_context
 from ingest.tls.pump import Pump
@@ -130,7 +130,7 @@ def test_a_refused_certificate_is_told_with_a_remedy(place: Place, role: str, co
     subject = x509.load_der_x509_certificate(der).subject.rfc4514_string()
     told = refused_certificate(ours.connection)
     assert told == {"subject": subject, "fingerprint": hashlib.sha256(der).hexdigest()}
-    said = explain.failed(error, shaking=True, offered=told)
+    said = failures.failed(error, shaking=True, offered=told)
     assert subject in said
     assert told["fingerprint"] in said
     assert REMEDIES[code] in said

@@ -15,7 +15,7 @@ from pydicom.dataset import Dataset
 from ingest.config.model import TLS
 from ingest.dicom import wire
 from ingest.errors import AssociationError, StoreError
-from ingest.scu import Association, Remote, Timeouts, plan
+from ingest.requestor.store_scu import Association, Remote, Timeouts, plan
 from tests.peers import (
     AE_TITLE,
     CT,

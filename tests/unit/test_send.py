@@ -18,7 +18,7 @@ from pynetdicom import AllStoragePresentationContexts
 
 from ingest.config.model import TLS
 from ingest.dicom import wire
-from ingest.scu import Remote, Timeouts
+from ingest.requestor.store_scu import Remote, Timeouts
 from ingest.send import FileResult, Progress, echo_command, send_command, send_files
 from tests.instances import CT, EXPLICIT, IMPLICIT, Made
 from tests.peers import (

@@ -2,7 +2,7 @@
 
 import socket
 
-from ingest.transport import Remote, Transport
+from ingest.requestor.transport import Remote, Transport
 from tests.nodes import eventually
 
 

@@ -9,14 +9,14 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final, NoReturn, Self
 
-from ingest import explain
 from ingest.dicom import requestor, wire
 from ingest.dicom.responses import Operation, Operations, Response
 from ingest.dicom.states import Action, Event, State
 from ingest.errors import AssociationError, Cause, PeerError
 from ingest.ext.pdu import Command, ControlPDU, DataSet, PDUParser
 from ingest.network.resolver import no_tick
-from ingest.transport import Remote, Transport
+from ingest.requestor import failures
+from ingest.requestor.transport import Remote, Transport
 
 CONTEXTS_MAX: Final = 128
 """PS3.8 Table 9-13: presentation context IDs are the odd numbers from 1 to 255."""
@@ -317,10 +317,10 @@ class UpperLayer:
             self._refuse(PeerError(f"a PDU of type {kind:02X}H out of order", PeerError.UNEXPECTED_PDU))
         if action is Action.AE_4:
             self._transport.close()
-            raise explain.rejected(str(self.remote), event.data or b"")
+            raise failures.rejected(str(self.remote), event.data or b"")
         if action is Action.AA_3:
             self._transport.close()
-            raise explain.aborted(str(self.remote), event.data or b"")
+            raise failures.aborted(str(self.remote), event.data or b"")
         if action in {Action.AR_2, Action.AR_8}:
             self._release_asked = True
             if self._transport.mid_send:

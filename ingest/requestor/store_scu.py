@@ -14,8 +14,8 @@ from ingest.dicom import dimse, padding, uids
 from ingest.dicom.responses import Operation, Response
 from ingest.errors import AssociationError, PeerError, StoreAwayError, StoreError
 from ingest.ext.encode import DataSetEncoder, encode_p_data
-from ingest.transport import Remote
-from ingest.upper_layer import CONTEXTS_MAX, Context, Timeouts, UpperLayer
+from ingest.requestor.association import CONTEXTS_MAX, Context, Timeouts, UpperLayer
+from ingest.requestor.transport import Remote
 
 __all__ = ["Association", "Context", "Remote", "Response", "Timeouts", "plan", "proposals"]
 

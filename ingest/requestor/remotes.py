@@ -4,8 +4,8 @@ import ssl
 from collections.abc import Mapping
 
 from ingest.config.model import TLS, Config
+from ingest.requestor.transport import Remote
 from ingest.tls.contexts import contexts
-from ingest.transport import Remote
 
 
 def remotes(config: Config, calling: Mapping[str, ssl.SSLContext] | None = None) -> dict[str, Remote]:

@@ -17,7 +17,7 @@ from ingest.dicom.statuses import meaning_of
 from ingest.dicom.uids import is_valid_uid
 from ingest.errors import AssociationError, IngestError, PeerError, StoreError
 from ingest.ext.header import scan
-from ingest.scu import Association, Context, Remote, Timeouts, plan, proposals
+from ingest.requestor.store_scu import Association, Context, Remote, Timeouts, plan, proposals
 
 SOP_CLASS_UID: Final = 0x00080016
 SOP_INSTANCE_UID: Final = 0x00080018

@@ -16,10 +16,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final, Self
 
-from ingest import explain
 from ingest.errors import AssociationError, Cause, PeerError
 from ingest.network.dialer import dial
 from ingest.network.resolver import TICK_SECONDS, ResolverAwayError, no_tick
+from ingest.requestor import failures
 from ingest.tls.identity import binding_fault, identity_of
 from ingest.tls.peer import require_proof, verified_chain
 from ingest.tls.refused import refused_certificate
@@ -319,8 +319,8 @@ class Transport:
         unverified = isinstance(error, ssl.SSLCertVerificationError)
         offered = refused_certificate(self._tls) if unverified and self._tls is not None else {}
         return AssociationError(
-            f"{self.remote}: {explain.failed(error, shaking=shaking, offered=offered)}{hint}",
-            cause=explain.cause_of(error, shaking=shaking, anonymous=self.remote.anonymous),
+            f"{self.remote}: {failures.failed(error, shaking=shaking, offered=offered)}{hint}",
+            cause=failures.cause_of(error, shaking=shaking, anonymous=self.remote.anonymous),
         )
 
 
@@ -338,7 +338,7 @@ def _dialed(remote: Remote, seconds: float, on_tick: Callable[[], None]) -> sock
         said = "the remote does not take the connection"
     except OSError as error:
         cause, said = (
-            explain.cause_of(error, shaking=False, anonymous=remote.anonymous),
-            explain.failed(error),
+            failures.cause_of(error, shaking=False, anonymous=remote.anonymous),
+            failures.failed(error),
         )
     raise AssociationError(f"{remote}: {said}", cause=cause)
