@@ -18,8 +18,8 @@ import redis
 from benchmarks.accounting import Group
 from benchmarks.receivers import Durability, Facts, Pki, Target, Unavailable, target_of, wait_until
 from ingest.errors import BootError
-from ingest.node.embedded_queue import binary
 from ingest.spool import segment
+from ingest.supervisor.embedded_queue import binary
 
 MAX_ASSOCIATIONS: Final = 4000
 LEDGER_SECONDS: Final = 30.0

@@ -27,7 +27,7 @@ ROUTES = "ingest.workers.routes"
 
 
 def _run(path: Path, *roles: str) -> None:
-    from ingest.node import supervisor
+    from ingest.supervisor import supervisor
 
     click.get_current_context().exit(supervisor.run(path, frozenset(roles)))
 
@@ -207,7 +207,7 @@ def reload(path: Path) -> None:
     They hold for new associations; running ones end as they began. What cannot be used changes nothing: exits
     with 2 and names each fault.
     """
-    from ingest.node.reload import reload as ask
+    from ingest.supervisor.reload_client import reload as ask
 
     click.echo(f"reloaded: generation {ask(load_config(path))}")
 

@@ -23,6 +23,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from ingest import threads
+from ingest.acceptor.header_check import SOUND, check
 from ingest.config import load
 from ingest.config.model import TLS, Config, Receive
 from ingest.dicom.padding import is_odd
@@ -30,7 +31,6 @@ from ingest.dicom.part10 import read_file_meta
 from ingest.dicom.uids import DEFLATED
 from ingest.errors import IngestError, LedgerError
 from ingest.ledger import Counts, DeliveryState, InstanceState, Ledger
-from ingest.node.header_check import SOUND, check
 from ingest.requestor.send_files import Found, SendSummary, collect, send_files
 from ingest.requestor.transport import Remote
 from ingest.tls import pki

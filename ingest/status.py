@@ -20,18 +20,18 @@ from rich.live import Live
 from rich.text import Text
 
 from ingest import room
+from ingest.acceptor.accept_gate import STALE_MS
+from ingest.acceptor.scoreboard import ACCEPTING, DRAINING, RowView, Scoreboard
 from ingest.alarms import Alarm, standing_alarms
 from ingest.checks.node import choices
 from ingest.config.model import Config
 from ingest.errors import IngestError, SpoolError
 from ingest.ledger import CircuitState, Ledger, Progress, agreement
-from ingest.node import reload
-from ingest.node.accept_gate import STALE_MS
-from ingest.node.scoreboard import ACCEPTING, DRAINING, RowView, Scoreboard
 from ingest.queue import GROUP, connect, stream_key
 from ingest.spool import sweep
 from ingest.spool.spool import spool_id
 from ingest.status_page import TITLES, page
+from ingest.supervisor import reload_client
 from ingest.tls import expiry
 from ingest.verdict import WORDS, judge
 
@@ -47,7 +47,7 @@ def gather(config: Config) -> dict[str, Any]:
         "running": _running(config),
         "alarms": _alarms(config),
         "listeners": _listeners(config),
-        "reload_refused": reload.outcome(config.run_dir).get("faults", []),
+        "reload_refused": reload_client.outcome(config.run_dir).get("faults", []),
         "spool": _spool(config),
         "store": _store(config),
         "disks": _disks(config),
@@ -99,9 +99,9 @@ def _style(line: str, now: dict[str, Any]) -> str | None:
 
 def _running(config: Config) -> str:
     """Which processes run on this data folder: "listening" (a node), "working" (workers alone), or none."""
-    if reload.is_running(config.run_dir):
+    if reload_client.is_running(config.run_dir):
         return "listening"
-    return "working" if reload.workers_run(config.run_dir) else ""
+    return "working" if reload_client.workers_run(config.run_dir) else ""
 
 
 def _disks(config: Config) -> list[dict[str, Any]]:
@@ -193,7 +193,7 @@ def _spool(config: Config) -> dict[str, Any]:
 
 def _store(config: Config) -> dict[str, Any]:
     """`full` says why a running node takes nothing more, where `[retention] at_max_bytes` has it refuse."""
-    looks = config.retention.refuses and reload.is_running(config.run_dir)
+    looks = config.retention.refuses and reload_client.is_running(config.run_dir)
     return {"path": str(config.store_root), "full": room.full(config.run_dir) if looks else ""}
 
 
@@ -280,7 +280,7 @@ def _certificates(config: Config) -> list[dict[str, Any]]:
         except (IngestError, OSError) as error:
             files.append({"section": place.section, "file": str(place.path), "error": str(error)})
     found, changed = files, False
-    if reload.is_running(config.run_dir) and (held := expiry.in_force(config.run_dir)):
+    if reload_client.is_running(config.run_dir) and (held := expiry.in_force(config.run_dir)):
         found, changed = held, _digests(held) != _digests(files)
     there = {row.get("sha256") for row in found}
     found = [*found, *(row for row in map(expiry.as_row, expiry.shown(config)) if row["sha256"] not in there)]

@@ -10,8 +10,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ingest.config.model import TLS, Config, Destination, LedgerConfig, Node, Queue
-from ingest.ledger import InstanceState, Ledger, NewInstance
+from ingest.config.model import (TLS, Config, Destination, LedgerConfig, Node, Queue)
+from ingest.ledger import (InstanceState, Ledger, NewInstance)
 from ingest.ledger.rows import DeliveryRow
 from ingest.wake import wake
 from tests.instances import CT, Made

@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 import redis
 
-from ingest.node.embedded_queue import binary
-from ingest.node.process import die_with_parent
+from ingest.supervisor.embedded_queue import binary
+from ingest.supervisor.process import die_with_parent
 from tests.nodes import eventually
 
 

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from ingest.acceptor.scoreboard import BYTES, FAILED, INSTANCES, Scoreboard
+from ingest.acceptor.store_scp import Caller, Services, StoreSCP
 from ingest.dicom.negotiate import AcceptedContext
 from ingest.dicom.responses import Response, decode_response
 from ingest.dicom.wire import encode_abort
@@ -18,8 +20,6 @@ from ingest.ext.errors import PeerError
 from ingest.ext.events import Command, ControlPDU
 from ingest.ext.store import Intake
 from ingest.handoff import Handoff
-from ingest.node.scoreboard import BYTES, FAILED, INSTANCES, Scoreboard
-from ingest.node.store_scp import Caller, Services, StoreSCP
 from ingest.spool import spool as spools
 from ingest.spool.spool import Spool
 from tests.channels import Line, Windows, line

@@ -32,9 +32,9 @@ from ingest.ledger import InstanceState, Ledger, NewInstance, Outcome
 from ingest.ledger.agreement import ALARM, doubt
 from ingest.ledger.folders import QUARANTINE, STORE
 from ingest.ledger.rows import Instance
-from ingest.node import reload
 from ingest.routing.node_routes import NodeRouter
 from ingest.routing.router import Routing
+from ingest.supervisor import reload_client
 from ingest.tables import printable
 from ingest.workers.arrival import Facts, identify
 from ingest.workers.layout import INCOMING, safe_name
@@ -170,8 +170,8 @@ def rebuild(config: Config, *, makes_deliveries: bool, as_json: bool) -> int:
         _require_folders(config, ledger)
         beside = (
             ledger.dialect != "sqlite"
-            or reload.is_running(config.run_dir)
-            or reload.workers_run(config.run_dir)
+            or reload_client.is_running(config.run_dir)
+            or reload_client.workers_run(config.run_dir)
         )
         for kind in (STORE, QUARANTINE):
             rebuilder = Rebuilder(config, ledger, kind, done, makes_deliveries=makes_deliveries)

@@ -130,9 +130,13 @@ def _device(path: Path) -> int:
 
 def _room(config: Config) -> Iterator[Fault]:
     """Whether a running node refuses what comes, since its store is full."""
-    from ingest.node import reload  # noqa: PLC0415 - the node's room imports this one
+    from ingest.supervisor import reload_client  # noqa: PLC0415 - the node's room imports this one
 
-    if config.retention.refuses and reload.is_running(config.run_dir) and (why := room.full(config.run_dir)):
+    if (
+        config.retention.refuses
+        and reload_client.is_running(config.run_dir)
+        and (why := room.full(config.run_dir))
+    ):
         remedy = "make it larger, or let studies go: keep_days, watermarks"
         yield Fault("retention.max_bytes", f"the store is full, so nothing is taken: {why}", remedy)
 
@@ -181,7 +185,7 @@ def _redis(url: str) -> Iterator[Fault]:
 
 
 def _embedded() -> Iterator[Fault]:
-    from ingest.node.embedded_queue import binary  # noqa: PLC0415 - the node's room imports this one
+    from ingest.supervisor.embedded_queue import binary  # noqa: PLC0415 - the node's room imports this one
 
     try:
         program = binary()

@@ -51,7 +51,7 @@ OptionalAETitle = Annotated[str, Field(max_length=16, pattern=r"^( *[!-\[\]-~][ 
 Port = Annotated[int, Field(ge=0, le=65535)]
 Seconds = Annotated[float, Field(gt=0, le=1e9, allow_inf_nan=False)]
 MAX_ASSOCIATIONS = 32768
-"""Entries of the table in `ingest.node.scoreboard`."""
+"""Entries of the table in `ingest.acceptor.scoreboard`."""
 
 Positive = Annotated[int, Field(ge=1, lt=2**63)]
 NotNegative = Annotated[int, Field(ge=0, lt=2**63)]

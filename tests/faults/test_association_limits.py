@@ -9,8 +9,8 @@ from pathlib import Path
 import psutil
 import pytest
 
+from ingest.acceptor.scoreboard import ACTIVE, Scoreboard
 from ingest.dicom import dimse, wire
-from ingest.node.scoreboard import ACTIVE, Scoreboard
 from tests.faults.caller import (
     LOCAL_LIMIT,
     VERIFICATION,

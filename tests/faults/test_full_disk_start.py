@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from ingest.acceptor.scoreboard import Scoreboard
 from ingest.alarms import standing_alarms
 from ingest.errors import BootError
 from ingest.log import Sink
-from ingest.node.disk_reserve import DiskReserve
-from ingest.node.scoreboard import Scoreboard
+from ingest.supervisor.disk_reserve import DiskReserve
 from tests.faults.caller import Caller, new_uid, request
 from tests.instances import CT, EXPLICIT, Made
 from tests.nodes import Node, destination, eventually

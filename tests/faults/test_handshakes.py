@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from ingest.acceptor.scoreboard import NEWCOMERS, ROWS, Scoreboard
 from ingest.dicom import wire
-from ingest.node.scoreboard import NEWCOMERS, ROWS, Scoreboard
 from ingest.requestor.send_files import send_files
 from ingest.requestor.transport import Remote
 from ingest.tls.contexts import client_context

@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from ingest.config import Config
 from ingest.errors import IngestError
-from ingest.node import reload as reloading
+from ingest.supervisor import reload_client as reloading
 from ingest.tls import pki
 from tests.faults.caller import Caller
 from tests.instances import Made
@@ -209,7 +209,7 @@ def test_files_that_are_replaced_while_they_are_read_are_read_once(
 
 def test_defect_in_reading_costs_no_node_what_runs(make_node: Callable[..., Node]) -> None:
     program = (
-        "from ingest.node import supervisor; from ingest.cli import main\n"
+        "from ingest.supervisor import supervisor; from ingest.cli import main\n"
         "def following(*_):\n    raise ValueError('a name that cannot be read')\n"
         "supervisor.following = following\nmain()"
     )
@@ -239,7 +239,7 @@ def _ask_with_a_note_of_before(folder: Path) -> None:
         "lock = open(sys.argv[1], 'w'); fcntl.lockf(lock, fcntl.LOCK_EX)\n"
         "signal.signal(signal.SIGHUP, lambda *_: note())\n"
         "def note():\n"
-        "    from pathlib import Path; from ingest.node import reload\n"
+        "    from pathlib import Path; from ingest.supervisor import reload_client\n"
         "    reload.note(Path(sys.argv[2]), 7, began=int(sys.argv[3]))\n"
         "lock.write(str(os.getpid())); lock.flush(); print('up', flush=True)\n"
         "time.sleep(60)"

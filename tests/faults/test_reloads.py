@@ -7,7 +7,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from ingest.node.scoreboard import ROWS
+from ingest.acceptor.scoreboard import ROWS
 from tests.faults.caller import Caller
 from tests.faults.watch import listeners
 from tests.nodes import Node, eventually

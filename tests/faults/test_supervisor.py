@@ -248,7 +248,7 @@ def states(node: Node) -> list[str]:
 
 
 def active(node: Node) -> list[int]:
-    from ingest.node.scoreboard import Scoreboard
+    from ingest.acceptor.scoreboard import Scoreboard
 
     board = Scoreboard.attach(node.data / "run" / "scoreboard")
     assert board is not None
@@ -281,7 +281,7 @@ def test_an_account_that_may_only_read_sees_that_the_node_runs(steady: Node) -> 
         pytest.skip("only root can become another user")
     run_dir = steady.data / "run"
     code = (
-        "import os, sys; from pathlib import Path; from ingest.node.reload import is_running\n"
+        "import os, sys; from pathlib import Path; from ingest.supervisor.reload_client import is_running\n"
         "os.setgroups([]); os.setgid(int(sys.argv[2])); os.setuid(65534)\n"
         "print(is_running(Path(sys.argv[1])))"
     )

@@ -23,7 +23,7 @@ from tests.pki import Material
 UNTOUCHED = 0xA5
 PROGRAM = f"""
 import mmap, sys
-from ingest.node import listener
+from ingest.acceptor import listener
 
 window = sys.argv.pop(1)
 

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from ingest.node.accept_gate import MAX_PASSES, NEWCOMERS_COUNTED, STALE_MS, AcceptGate
-from ingest.node.scoreboard import (
+from ingest.acceptor.accept_gate import MAX_PASSES, NEWCOMERS_COUNTED, STALE_MS, AcceptGate
+from ingest.acceptor.scoreboard import (
     ACCEPTING,
     ACTIVE,
     BOOTING,

@@ -14,8 +14,8 @@ import pytest
 import redis
 
 from ingest.errors import BootError
-from ingest.node.embedded_queue import EmbeddedQueue
 from ingest.queue import connect, socket_path, socket_places
+from ingest.supervisor.embedded_queue import EmbeddedQueue
 from tests.nodes import eventually
 from tests.preloads import other_file_system
 from tests.spools import config
@@ -175,7 +175,7 @@ def test_a_survivor_that_does_not_hear_is_killed(
     survivor = started(make_queue(tmp_path))
     assert survivor.process is not None
     os.kill(survivor.process.pid, signal.SIGSTOP)
-    monkeypatch.setattr("ingest.node.embedded_queue.SHUTDOWN_SECONDS", 0.3)
+    monkeypatch.setattr("ingest.supervisor.embedded_queue.SHUTDOWN_SECONDS", 0.3)
     started(make_queue(tmp_path))
     assert survivor.process.poll() == -signal.SIGKILL
 
@@ -239,7 +239,8 @@ def test_a_data_folder_that_cannot_be_used_is_one_error_of_ours(
 def preloaded(data_dir: Path, tmp_path: Path, **faults: Path) -> None:
     """Start a queue in a process for which a folder lacks calls, and use it from here."""
     program = (
-        "import sys, time; from pathlib import Path; from ingest.node.embedded_queue import EmbeddedQueue\n"
+        "import sys, time; from pathlib import Path; from ingest.supervisor.embedded_queue import
+        EmbeddedQueue\n"
         "queue = EmbeddedQueue(Path(sys.argv[1])); queue.start(); print(queue.wait_ready(10), flush=True)\n"
         "sys.stdin.read(); queue.stop()"
     )
@@ -280,7 +281,7 @@ def test_client_that_was_made_before_the_server_finds_its_socket(
             connection.ping()
         places = socket_places(tmp_path)
         with monkeypatch.context() as patch:
-            patch.setattr("ingest.node.embedded_queue.socket_places", lambda _: places[-1:])
+            patch.setattr("ingest.supervisor.embedded_queue.socket_places", lambda _: places[-1:])
             started(make_queue(tmp_path))
             assert connection.ping()
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from ingest.node import supervisor
+from ingest.supervisor import supervisor
 
 ROOT = Path(__file__).parents[2]
 OURS = {"ext", "ingest", "workers", "tests", "benchmarks"}
@@ -89,7 +89,9 @@ def test_entry_points_take_what_the_supervisor_gives(role: str) -> None:
     assert taken == ["config", "stop", *(["remotes"] if role == "forward" else [])]
 
 
-@pytest.mark.parametrize("module", ["ingest.node.supervisor", "ingest.spool.spool", "ingest.dicom.wire"])
+@pytest.mark.parametrize(
+    "module", ["ingest.supervisor.supervisor", "ingest.spool.spool", "ingest.dicom.wire"]
+)
 def test_what_forks_or_decides_loads_no_more_than_it_needs(module: str) -> None:
     code = (
         f"import sys, {module}; print(*sorted({{name.partition('.')[0] for name in sys.modules}}));"

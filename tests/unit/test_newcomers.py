@@ -2,7 +2,7 @@
 
 import pytest
 
-from ingest.node.newcomers import ADDRESSES_MAX, WINDOW_SECONDS, Newcomers, holder
+from ingest.acceptor.pending_connections import ADDRESSES_MAX, WINDOW_SECONDS, Newcomers, holder
 
 
 def test_oldest_makes_room() -> None:

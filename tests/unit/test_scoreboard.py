@@ -6,9 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from ingest.config.model import MAX_ASSOCIATIONS
-from ingest.node import scoreboard
-from ingest.node.scoreboard import (
+from ingest.acceptor import scoreboard
+from ingest.acceptor.scoreboard import (
     ACCEPTING,
     ACTIVE,
     BOOTING,
@@ -24,6 +23,7 @@ from ingest.node.scoreboard import (
     caller_digest,
     now_ms,
 )
+from ingest.config.model import MAX_ASSOCIATIONS
 
 
 @pytest.fixture

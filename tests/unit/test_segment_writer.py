@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 
+from ingest.acceptor import listener
+from ingest.acceptor.scoreboard import Scoreboard
 from ingest.dicom import dimse
 from ingest.ext.checksum import crc32c, crc32c_portable
 from ingest.ext.encode import encode_p_data
 from ingest.ext.segment import Segments
 from ingest.handoff import Handoff
-from ingest.node import listener
-from ingest.node.scoreboard import Scoreboard
 from ingest.spool import segment, upkeep
 from ingest.spool.segment import Segment
 from ingest.spool.spool import Slot, Spool

@@ -9,11 +9,20 @@ import pytest
 from click.testing import CliRunner
 from sqlalchemy import make_url
 
+from ingest.acceptor.scoreboard import (
+    ACCEPTING,
+    ACTIVE,
+    BOOTING,
+    DRAINING,
+    HEARTBEAT,
+    STATE,
+    Scoreboard,
+    now_ms,
+)
 from ingest.alarms import Severity, raise_alarm
 from ingest.cli import main
 from ingest.config.model import LedgerConfig
 from ingest.ledger import Ledger
-from ingest.node.scoreboard import ACCEPTING, ACTIVE, BOOTING, DRAINING, HEARTBEAT, STATE, Scoreboard, now_ms
 from ingest.queue import stream_key
 from ingest.spool.push import push
 from ingest.spool.reference import Reference

@@ -11,9 +11,9 @@ import redis
 
 from ingest import handoff
 from ingest.alarms import standing_alarms
-from ingest.node.embedded_queue import EmbeddedQueue
 from ingest.queue import CHUNK, SPOOLS_KEY, connect, data_key, persisted_key, stream_key
 from ingest.spool.reference import Place, Reference
+from ingest.supervisor.embedded_queue import EmbeddedQueue
 from tests.handing import carried, handing_off, places, references, settings_of
 from tests.ledgers import hold
 from tests.nodes import eventually

@@ -8,7 +8,16 @@ a scanner back.
 
 from typing import Final
 
-from ingest.node.scoreboard import ACCEPTING, ACTIVE, HEARTBEAT, NEWCOMERS, ROWS, STATE, Scoreboard, now_ms
+from ingest.acceptor.scoreboard import (
+    ACCEPTING,
+    ACTIVE,
+    HEARTBEAT,
+    NEWCOMERS,
+    ROWS,
+    STATE,
+    Scoreboard,
+    now_ms,
+)
 
 STALE_MS: Final = 2500
 """Without a heartbeat for so long, a listener is not waited for; it gives one every second."""

@@ -11,6 +11,9 @@ from typing import Protocol
 
 import structlog
 
+from ingest.acceptor import header_check
+from ingest.acceptor.header_check import Verdict
+from ingest.acceptor.scoreboard import BYTES, FAILED, INSTANCES, Scoreboard
 from ingest.dicom import dimse
 from ingest.dicom.dimse import EchoRequest, OtherRequest, Status, StoreRequest
 from ingest.dicom.negotiate import AcceptedContext
@@ -23,9 +26,6 @@ from ingest.ext.errors import PeerError
 from ingest.ext.pdu import DataSet, PDUParser
 from ingest.ext.store import Intake, Operation, StoreCycle
 from ingest.handoff import Handoff
-from ingest.node import header_check
-from ingest.node.header_check import Verdict
-from ingest.node.scoreboard import BYTES, FAILED, INSTANCES, Scoreboard
 from ingest.spool.spool import Spool
 
 log = structlog.get_logger()

@@ -53,7 +53,7 @@ def caller_digest(ae_title: str, holder: str) -> int:
 
     Args:
         ae_title: Calling AE title.
-        holder: Address or network, as `ingest.node.newcomers.holder` gives it.
+        holder: Address or network, as `ingest.acceptor.pending_connections.holder` gives it.
     """
     digest = blake2b(f"{holder} {ae_title}".encode(), digest_size=8).digest()
     return int.from_bytes(digest) >> (64 - CALLER_BITS)

@@ -6,12 +6,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
+from ingest.acceptor.endpoints import Endpoint, bind
 from ingest.checks.tls import Term, terms, untimely
 from ingest.config import load
 from ingest.config.model import Config
 from ingest.cores import usable_cores
 from ingest.errors import ConfigError
-from ingest.node.endpoints import Endpoint, bind
 from ingest.requestor.remotes import remotes
 from ingest.requestor.transport import Remote
 from ingest.tls.contexts import contexts

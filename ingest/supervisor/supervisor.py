@@ -25,6 +25,9 @@ from typing import Final
 import structlog
 
 from ingest import room
+from ingest.acceptor import listener
+from ingest.acceptor.endpoints import Endpoint, unbind
+from ingest.acceptor.scoreboard import ACCEPTING, BOOTING, HEARTBEAT, PID, ROWS, STATE, Scoreboard, now_ms
 from ingest.alarms import Severity, clear_alarm, raise_alarm
 from ingest.checks import file_systems
 from ingest.checks.node import notices
@@ -35,15 +38,21 @@ from ingest.filesystem.calls import TROUBLE
 from ingest.log import Seldom
 from ingest.log import configure as configure_log
 from ingest.log import reopen as reopen_log
-from ingest.node import listener, reload
-from ingest.node.child import BOOT_EXIT, SIGNALS, fork
-from ingest.node.disk_reserve import DiskReserve
-from ingest.node.embedded_queue import EmbeddedQueue
-from ingest.node.endpoints import Endpoint, unbind
-from ingest.node.generation import ALL_ROLES, BACK_OFF_SECONDS, Child, Generation, Place, first, following
-from ingest.node.process import leave_no_core
-from ingest.node.scoreboard import ACCEPTING, BOOTING, HEARTBEAT, PID, ROWS, STATE, Scoreboard, now_ms
 from ingest.requestor.transport import Remote
+from ingest.supervisor import reload_client
+from ingest.supervisor.child import BOOT_EXIT, SIGNALS, fork
+from ingest.supervisor.disk_reserve import DiskReserve
+from ingest.supervisor.embedded_queue import EmbeddedQueue
+from ingest.supervisor.generation import (
+    ALL_ROLES,
+    BACK_OFF_SECONDS,
+    Child,
+    Generation,
+    Place,
+    first,
+    following,
+)
+from ingest.supervisor.process import leave_no_core
 from ingest.tls.expiry import Watch
 from ingest.tls.files import reading_once
 
@@ -186,7 +195,7 @@ class Supervisor:
                 self._take_lock(config.run_dir / "node.lock")
                 self.board = Scoreboard.create(config.run_dir / "scoreboard")
             else:
-                self._share_lock(config.run_dir / reload.WORKERS_LOCK)
+                self._share_lock(config.run_dir / reload_client.WORKERS_LOCK)
         except OSError as error:
             cause = f"[node] data_dir: {error.filename or config.run_dir} cannot be used: {error.strerror}"
             if error.errno in TROUBLE:
@@ -260,7 +269,7 @@ class Supervisor:
         with reading_once():
             self.generation = first(config, self.roles)
             self._tell_of_files()
-        reload.note(config.run_dir, self.generation.number, began=time.monotonic_ns())
+        reload_client.note(config.run_dir, self.generation.number, began=time.monotonic_ns())
         if self.roles == ALL_ROLES and not config.queue.url:
             self.queue = EmbeddedQueue(config.data_dir)
             self.queue.start()
@@ -562,7 +571,7 @@ class Supervisor:
         self._tell_of_files()
         self._reading.close()
         log.info("reloaded", generation=new.number)
-        reload.note(self.config.run_dir, new.number, began=self._next_began)
+        reload_client.note(self.config.run_dir, new.number, began=self._next_began)
 
     def _refuse_next(self, faults: list[str]) -> None:
         """Go on with the configuration in force, since the listeners of the next one do not come up."""
@@ -583,7 +592,7 @@ class Supervisor:
         log.error(
             "reload_refused", faults=faults, in_force="the configuration read before", exc_info=unforeseen
         )
-        reload.note(self.config.run_dir, self.generation.number, faults, began=self._next_began)
+        reload_client.note(self.config.run_dir, self.generation.number, faults, began=self._next_began)
 
     def _end_old_generations(self, now: float) -> None:
         """End the listeners whose configuration was replaced longer ago than `reload_drain_seconds`."""

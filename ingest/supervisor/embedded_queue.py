@@ -22,8 +22,8 @@ from typing import Final
 import structlog
 
 from ingest.errors import BootError
-from ingest.node.process import die_with_parent
 from ingest.queue import socket_path, socket_places
+from ingest.supervisor.process import die_with_parent
 
 SHUTDOWN_SECONDS: Final = 10.0
 

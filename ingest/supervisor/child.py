@@ -10,7 +10,7 @@ import structlog
 from ingest.errors import BootError, ConfigError
 from ingest.log import be as log_as
 from ingest.log import reopen as reopen_log
-from ingest.node.process import die_with_parent, name_process
+from ingest.supervisor.process import die_with_parent, name_process
 
 SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGCHLD)
 """What a supervisor handles; its children begin with the defaults."""

@@ -8,6 +8,8 @@ from typing import Any, Final, Protocol
 
 import structlog
 
+from ingest.acceptor.scoreboard import ASSOCIATIONS, REFUSED
+from ingest.acceptor.store_scp import Caller, Services, StoreSCP
 from ingest.dicom import acceptor, wire
 from ingest.dicom.negotiate import Accepted, Rejected
 from ingest.dicom.pdus import AssociateRequest
@@ -16,8 +18,6 @@ from ingest.ext.channel import Channel
 from ingest.ext.encode import encode_p_data
 from ingest.ext.errors import PeerError
 from ingest.ext.pdu import Command, ControlPDU, DataSet, PDUParser
-from ingest.node.scoreboard import ASSOCIATIONS, REFUSED
-from ingest.node.store_scp import Caller, Services, StoreSCP
 from ingest.tls.identity import Identity
 
 SLACK_OPERATIONS: Final = 8

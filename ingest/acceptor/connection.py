@@ -12,6 +12,8 @@ from typing import Any, Final, Protocol
 
 import structlog
 
+from ingest.acceptor.association import Association, Decider
+from ingest.acceptor.scoreboard import REFUSED
 from ingest.config.model import Config
 from ingest.dicom.part10 import presentation_address
 from ingest.dicom.states import State
@@ -19,8 +21,6 @@ from ingest.ext.channel import BLOCKED, CLOSED, ENDED, PAUSED, UNREAD, Channel
 from ingest.ext.errors import PeerError
 from ingest.ext.pdu import Command, ControlPDU, DataSet, PDUParser
 from ingest.ext.poller import READABLE, WRITABLE, Poller
-from ingest.node.association import Association, Decider
-from ingest.node.scoreboard import REFUSED
 from ingest.tls.identity import Identity, identity_of
 from ingest.tls.peer import NoCertificateError
 from ingest.tls.pump import Pump

@@ -14,25 +14,12 @@ from typing import Final
 import structlog
 
 from ingest import room
-from ingest.alarms import Severity, clear_alarm, raise_alarm
-from ingest.config.model import Config
-from ingest.cores import usable_cores
-from ingest.dicom.admission import Caller, Refusal, admit
-from ingest.dicom.negotiate import Accepted, AcceptorPolicy, Rejected, local_limit_exceeded, negotiate
-from ingest.dicom.pdus import AssociateRequest
-from ingest.errors import BootError, SpoolError
-from ingest.ext.poller import READABLE, Poller
-from ingest.ext.sink import keep_free
-from ingest.ext.store import Intake
-from ingest.filesystem.folder_identity import remember_spool, require_spool
-from ingest.handoff import Handoff
-from ingest.log import reopen as reopen_log
-from ingest.node.accept_gate import PASS_SECONDS, AcceptGate
-from ingest.node.association import Link
-from ingest.node.connection import Connection
-from ingest.node.endpoints import Endpoint
-from ingest.node.newcomers import WINDOW_SECONDS, Minutes, Newcomers, holder
-from ingest.node.scoreboard import (
+from ingest.acceptor.accept_gate import PASS_SECONDS, AcceptGate
+from ingest.acceptor.association import Link
+from ingest.acceptor.connection import Connection
+from ingest.acceptor.endpoints import Endpoint
+from ingest.acceptor.pending_connections import WINDOW_SECONDS, Minutes, Newcomers, holder
+from ingest.acceptor.scoreboard import (
     ACCEPTING,
     ACTIVE,
     BYTES,
@@ -46,7 +33,20 @@ from ingest.node.scoreboard import (
     caller_digest,
     now_ms,
 )
-from ingest.node.store_scp import Services
+from ingest.acceptor.store_scp import Services
+from ingest.alarms import Severity, clear_alarm, raise_alarm
+from ingest.config.model import Config
+from ingest.cores import usable_cores
+from ingest.dicom.admission import Caller, Refusal, admit
+from ingest.dicom.negotiate import Accepted, AcceptorPolicy, Rejected, local_limit_exceeded, negotiate
+from ingest.dicom.pdus import AssociateRequest
+from ingest.errors import BootError, SpoolError
+from ingest.ext.poller import READABLE, Poller
+from ingest.ext.sink import keep_free
+from ingest.ext.store import Intake
+from ingest.filesystem.folder_identity import remember_spool, require_spool
+from ingest.handoff import Handoff
+from ingest.log import reopen as reopen_log
 from ingest.spool.spool import Spool, spool_id
 from ingest.spool.stand_in import passes, stand_in
 from ingest.tls.pump import RECORD
