@@ -216,7 +216,7 @@ def reload(path: Path) -> None:
 @config_option
 def sweep(path: Path) -> None:
     """Reconcile spool, queue and ledger once."""
-    from ingest.spool.sweep import sweep_command
+    from ingest.queue.sweep import sweep_command
 
     click.get_current_context().exit(sweep_command(load_config(path)))
 

@@ -17,8 +17,8 @@ from ingest.ledger import DeliveryState, Ledger
 from ingest.ledger.backfill import BackfillCounts
 from ingest.ledger.browse import InstanceFilter
 from ingest.listing import UnknownDestinationError, print_note
-from ingest.queue import connect
-from ingest.wake import wake
+from ingest.queue.client import connect
+from ingest.queue.wakeups import wake
 
 _LEFT: Final = {
     DeliveryState.DELIVERED: "delivered already; --again delivers them again",

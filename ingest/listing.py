@@ -15,9 +15,9 @@ from ingest.config.model import Config
 from ingest.errors import IngestError
 from ingest.ledger import Circuit, DeliveryState, Ledger
 from ingest.ledger.search import Filter, FoundDelivery
-from ingest.queue import connect
+from ingest.queue.client import connect
+from ingest.queue.wakeups import wake
 from ingest.tables import local_time, print_line, printable, show
-from ingest.wake import wake
 
 TIMES: Final = ("created_at", "updated_at", "next_at")
 

@@ -19,7 +19,6 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
-from ingest import room
 from ingest.acceptor.accept_gate import STALE_MS
 from ingest.acceptor.scoreboard import ACCEPTING, DRAINING, RowView, Scoreboard
 from ingest.alarms import Alarm, standing_alarms
@@ -27,8 +26,9 @@ from ingest.checks.node import choices
 from ingest.config.model import Config
 from ingest.errors import IngestError, SpoolError
 from ingest.ledger import CircuitState, Ledger, Progress, agreement
-from ingest.queue import GROUP, connect, stream_key
-from ingest.spool import sweep
+from ingest.queue import sweep
+from ingest.queue.client import GROUP, connect, stream_key
+from ingest.spool import store_capacity
 from ingest.spool.spool import spool_id
 from ingest.status_page import TITLES, page
 from ingest.supervisor import reload_client
@@ -194,7 +194,7 @@ def _spool(config: Config) -> dict[str, Any]:
 def _store(config: Config) -> dict[str, Any]:
     """`full` says why a running node takes nothing more, where `[retention] at_max_bytes` has it refuse."""
     looks = config.retention.refuses and reload_client.is_running(config.run_dir)
-    return {"path": str(config.store_root), "full": room.full(config.run_dir) if looks else ""}
+    return {"path": str(config.store_root), "full": store_capacity.full(config.run_dir) if looks else ""}
 
 
 def _queue(config: Config) -> dict[str, Any]:

@@ -8,8 +8,8 @@ import redis
 
 from ingest.config.model import Config
 from ingest.ext.store import Intake
-from ingest.handoff import Handoff
-from ingest.queue import data_key, stream_key
+from ingest.queue.client import data_key, stream_key
+from ingest.queue.publisher import Handoff
 from ingest.spool.reference import Reference
 from ingest.spool.spool import Spool
 from tests.servers import Valkey

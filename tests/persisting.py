@@ -11,11 +11,11 @@ import redis
 
 from ingest.config.model import Config
 from ingest.ledger import Instance, Ledger
-from ingest.queue import CHUNK, GROUP, SPOOLS_KEY, data_key, persisted_key, stream_key
+from ingest.queue.client import CHUNK, GROUP, SPOOLS_KEY, data_key, persisted_key, stream_key
+from ingest.queue.consumer import Entry
 from ingest.spool.reference import Place, Reference
 from ingest.spool.segment import Segment
 from ingest.spool.spool import spool_id
-from ingest.workers.inbox import Entry
 from ingest.workers.persist import Persister
 from tests.instances import Made
 from tests.segments import SegmentWriter

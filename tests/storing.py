@@ -19,7 +19,7 @@ from ingest.ext.encode import encode_p_data
 from ingest.ext.errors import PeerError
 from ingest.ext.events import Command, ControlPDU
 from ingest.ext.store import Intake
-from ingest.handoff import Handoff
+from ingest.queue.publisher import Handoff
 from ingest.spool import spool as spools
 from ingest.spool.spool import Spool
 from tests.channels import Line, Windows, line

@@ -25,7 +25,7 @@ from ingest.dicom.instance_header import (
 from ingest.dicom.part10 import read_file_meta
 from ingest.errors import PeerError, SpoolError
 from ingest.filesystem.beneath import LeadsOutError, open_beneath
-from ingest.queue import data_key, mend_keys
+from ingest.queue.client import data_key, mend_keys
 from ingest.routing.router import Subject
 from ingest.spool import segment
 from ingest.spool.reference import Reference

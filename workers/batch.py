@@ -17,6 +17,7 @@ from ingest.errors import PeerError, SpoolError, StoreAwayError, StoreError
 from ingest.filesystem.beneath import LeadsOutError, unlink_beneath
 from ingest.ledger import NewInstance, Outcome
 from ingest.log import Seldom
+from ingest.queue.consumer import Entry
 from ingest.workers.arrival import (
     Arrival,
     Facts,
@@ -30,7 +31,6 @@ from ingest.workers.arrival import (
 )
 from ingest.workers.blame import is_ours
 from ingest.workers.deaths import Deaths
-from ingest.workers.inbox import Entry
 from ingest.workers.ledger import PatientLedger
 from ingest.workers.leftovers import Leftovers
 from ingest.workers.patience import StoppedError

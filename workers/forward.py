@@ -23,10 +23,8 @@ from ingest.config.model import Config
 from ingest.errors import BootError, IngestError, LedgerError
 from ingest.filesystem.locks import Owner
 from ingest.ledger import Ledger
-from ingest.queue import connect, mend_keys
-from ingest.requestor.transport import Remote
-from ingest.tls.seen import Sightings
-from ingest.wake import (
+from ingest.queue.client import connect, mend_keys
+from ingest.queue.wakeups import (
     RQ_KEYS,
     RQ_QUEUE_KEY,
     WAITING_MARK,
@@ -36,6 +34,8 @@ from ingest.wake import (
     hold_key,
     wake,
 )
+from ingest.requestor.transport import Remote
+from ingest.tls.seen import Sightings
 from ingest.workers.circuit import asked_anew
 from ingest.workers.drain import Drain, Tools
 from ingest.workers.leases import LEASE_MILLISECONDS, now_ms

@@ -6,7 +6,7 @@ from typing import Final
 
 import structlog
 
-from ingest.spool.sweep import let_go
+from ingest.queue.sweep import let_go
 
 LEFTOVERS_MAX: Final = 100_000
 """More are not remembered: the listener's sweep puts them on the queue again, and they are known then."""

@@ -30,17 +30,17 @@ from ingest.config.model import Config
 from ingest.errors import BootError, LedgerError, SpoolError, StoreError, StoreMissingError
 from ingest.ledger import Ledger
 from ingest.ledger.folders import QUARANTINE, STORE
-from ingest.queue import SPOOLS_KEY, connect, mend_keys, persisted_key, stream_key
+from ingest.queue.client import SPOOLS_KEY, connect, mend_keys, persisted_key, stream_key
+from ingest.queue.consumer import Entry, Inbox
+from ingest.queue.wakeups import RQ_KEYS, Waker, drain_key
 from ingest.routing.node_routes import NodeRouter
 from ingest.spool.reference import SPOOL_ID
 from ingest.spool.spool import spool_id
-from ingest.wake import RQ_KEYS, Waker, drain_key
 from ingest.workers.agreement import StoreAgreement
 from ingest.workers.batch import Results, Tools, Work
 from ingest.workers.blame import is_ours, is_shortage
 from ingest.workers.deaths import Deaths
 from ingest.workers.duplicates import DELIVERED_MAX
-from ingest.workers.inbox import Entry, Inbox
 from ingest.workers.layout import Layout
 from ingest.workers.ledger import PatientLedger
 from ingest.workers.leftovers import Leftovers

@@ -22,11 +22,11 @@ from ingest.errors import IngestError, StoreAwayError, StoreError
 from ingest.ledger import Instance, InstanceState, Ledger, NewInstance
 from ingest.ledger.folders import QUARANTINE, STORE
 from ingest.ledger.quarantine import GAVE_WAY
-from ingest.queue import connect
+from ingest.queue.client import connect
+from ingest.queue.wakeups import wake
 from ingest.routing.node_routes import NodeRouter
 from ingest.spool import segment
 from ingest.spool.reference import Reference
-from ingest.wake import wake
 from ingest.workers.arrival import Facts, spool_ref
 from ingest.workers.compare import existing, same_bytes
 from ingest.workers.layout import INCOMING, Layout, quarantine_key

@@ -16,7 +16,6 @@ from typing import Final
 
 import structlog
 
-from ingest import room
 from ingest.alarms import clear_alarm, raise_alarm
 from ingest.config.model import Config
 from ingest.errors import BootError, IngestError, LedgerError, StoreAwayError, StoreError
@@ -24,6 +23,7 @@ from ingest.filesystem.folder_identity import require_store
 from ingest.ledger import Ledger
 from ingest.ledger.folders import STORE
 from ingest.ledger.retention import CHUNK, KeptRow, KeptStudy, LeavingFile
+from ingest.spool import store_capacity
 from ingest.workers import retention_clock
 from ingest.workers.aging import Decision, Goal, cutoff, decide, disk_over, oldest_first
 from ingest.workers.incoming import FILE_MODE, lock
@@ -324,7 +324,7 @@ def _tell(config: Config, remover: Remover, stop: threading.Event) -> None:
     if stop.is_set():
         return
     try:
-        room.leave_word(config.run_dir, why)
+        store_capacity.leave_word(config.run_dir, why)
     except OSError as error:
         log.error("word_not_left", error=str(error), remedy=f"let this user write {config.run_dir}")
 

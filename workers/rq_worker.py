@@ -18,7 +18,7 @@ from rq import SimpleWorker
 from rq.serializers import JSONSerializer
 
 from ingest.log import Seldom
-from ingest.wake import QUEUE, RQ_QUEUE_KEY, job_key, token
+from ingest.queue.wakeups import QUEUE, RQ_QUEUE_KEY, job_key, token
 
 TTL_SECONDS: Final = 30
 """How long a worker that was killed stays registered, less the minute that RQ adds."""

@@ -9,7 +9,7 @@ from typing import Final, cast
 import redis
 
 from ingest.config.model import Destination
-from ingest.wake import drain_key, hold_key
+from ingest.queue.wakeups import drain_key, hold_key
 from ingest.workers.breaker import MARGIN_MILLISECONDS
 
 PLACE_MILLISECONDS: Final = 8_000

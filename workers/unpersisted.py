@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Final
 
 from ingest.alarms import clear_alarm, raise_alarm
-from ingest.workers.inbox import Entry
+from ingest.queue.consumer import Entry
 
 ALARM: Final = "not_persisted"
 ALARM_SECONDS: Final = 60.0

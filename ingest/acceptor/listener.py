@@ -13,7 +13,6 @@ from typing import Final
 
 import structlog
 
-from ingest import room
 from ingest.acceptor.accept_gate import PASS_SECONDS, AcceptGate
 from ingest.acceptor.association import Link
 from ingest.acceptor.connection import Connection
@@ -45,10 +44,11 @@ from ingest.ext.poller import READABLE, Poller
 from ingest.ext.sink import keep_free
 from ingest.ext.store import Intake
 from ingest.filesystem.folder_identity import remember_spool, require_spool
-from ingest.handoff import Handoff
 from ingest.log import reopen as reopen_log
+from ingest.queue.publisher import Handoff
+from ingest.spool import store_capacity
+from ingest.spool.refusing_spool import passes, stand_in
 from ingest.spool.spool import Spool, spool_id
-from ingest.spool.stand_in import passes, stand_in
 from ingest.tls.pump import RECORD
 from ingest.tls.seen import Sightings
 
@@ -99,7 +99,7 @@ def run(config: Config, endpoints: tuple[Endpoint, ...], board: Scoreboard, row:
     if not config.retention.refuses:
         # Listeners of the configuration before, which may be of another mind, would look at it for ever.
         with contextlib.suppress(OSError):
-            room.leave_word(config.run_dir, "")
+            store_capacity.leave_word(config.run_dir, "")
     keep_free(config.receive.min_free_bytes, config.receive.processes or usable_cores())
     listener = Listener(config, endpoints, services)
     try:
@@ -464,7 +464,7 @@ class Listener:
         self._spool_full = spool
         if spool:
             return f"the spool is full: {spool}"
-        store = room.full(self.config.run_dir) if retention.refuses else ""
+        store = store_capacity.full(self.config.run_dir) if retention.refuses else ""
         return f"the store is full: {store}" if store else ""
 
     def _drain(self) -> None:

@@ -25,7 +25,7 @@ from ingest.ext.commit import Entry
 from ingest.ext.errors import PeerError
 from ingest.ext.pdu import DataSet, PDUParser
 from ingest.ext.store import Intake, Operation, StoreCycle
-from ingest.handoff import Handoff
+from ingest.queue.publisher import Handoff
 from ingest.spool.spool import Spool
 
 log = structlog.get_logger()

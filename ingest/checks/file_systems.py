@@ -45,7 +45,7 @@ from ingest.filesystem.calls import (
     sync_folder_fd,
 )
 from ingest.filesystem.locks import lock
-from ingest.queue import SOCKET_PATH_BYTES
+from ingest.queue.client import SOCKET_PATH_BYTES
 
 NAME_BYTES: Final = 255
 """The longest name that is made: of a file in quarantine."""

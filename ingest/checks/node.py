@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from ingest import room
 from ingest.checks.tls import check_tls, due
 from ingest.config import bindings
 from ingest.config.faults import Fault
@@ -25,6 +24,7 @@ from ingest.config.show import masked
 from ingest.cores import usable_cores
 from ingest.errors import IngestError
 from ingest.filesystem.folder_identity import read_ledger_mark
+from ingest.spool import store_capacity
 from ingest.tls import profiles
 
 __all__ = ["Fault", "check", "choices", "notices"]
@@ -135,7 +135,7 @@ def _room(config: Config) -> Iterator[Fault]:
     if (
         config.retention.refuses
         and reload_client.is_running(config.run_dir)
-        and (why := room.full(config.run_dir))
+        and (why := store_capacity.full(config.run_dir))
     ):
         remedy = "make it larger, or let studies go: keep_days, watermarks"
         yield Fault("retention.max_bytes", f"the store is full, so nothing is taken: {why}", remedy)
@@ -163,7 +163,7 @@ def _queue(config: Config) -> Iterator[Fault]:
 def _redis(url: str) -> Iterator[Fault]:
     import redis  # noqa: PLC0415 - the configuration is read by commands that need none
 
-    from ingest.queue import client_of  # noqa: PLC0415
+    from ingest.queue.client import client_of  # noqa: PLC0415
 
     try:
         client = client_of(url, timeout=PROBE_SECONDS)

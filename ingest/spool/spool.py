@@ -35,7 +35,7 @@ from ingest.ext.commit import Committer, Entry
 from ingest.ext.segment import Segments
 from ingest.filesystem.calls import clock_ns, name_exclusively, sync_folder_fd
 from ingest.filesystem.locks import Owner, lock
-from ingest.spool import segment, upkeep
+from ingest.spool import segment, segment_upkeep
 
 DIRECTORY_MODE: Final = 0o750
 FILE_MODE: Final = 0o640
@@ -176,7 +176,7 @@ class Slot:
             with contextlib.suppress(OSError):
                 path.unlink(missing_ok=True)
                 removed += 1
-        return removed + upkeep.remove_unfinished(self.path)
+        return removed + segment_upkeep.remove_unfinished(self.path)
 
     def release(self) -> None:
         """Let another process have the slot."""

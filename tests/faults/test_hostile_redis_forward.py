@@ -17,7 +17,7 @@ import redis
 from rq import Callback, Queue, Repeat, Retry
 from rq.serializers import JSONSerializer
 
-from ingest.wake import RQ_QUEUE_KEY, drain_key, hold_key, token
+from ingest.queue.wakeups import RQ_QUEUE_KEY, drain_key, hold_key, token
 from ingest.workers.turns import place_key
 from tests.forwarding import Forwarding, WorkerProcess
 from tests.nodes import eventually

@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from ingest.queue import socket_path
+from ingest.queue.client import socket_path
 from tests.faults.watch import receive
 from tests.nodes import Node, destination, eventually
 from tests.senders import Modality, kept_whole, nothing_half_there

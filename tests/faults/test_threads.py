@@ -33,7 +33,7 @@ if {thread!r} == "commit":
         run = broken(spool.Committer.run)
     spool.Committer = Broken
 elif {thread!r} == "handoff":
-    from ingest.handoff import Handoff
+    from ingest.queue.publisher import Handoff
     Handoff._take = broken(Handoff._take)
 else:
     from ingest.workers.patience import Patience

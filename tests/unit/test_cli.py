@@ -214,7 +214,7 @@ def test_status_passes_its_options_on(run, file, calls, arguments, watch):
 
 
 def test_sweep_and_demo_give_their_exit_codes(run, file, calls):
-    calls("ingest.spool.sweep.sweep_command", 0)
+    calls("ingest.queue.sweep.sweep_command", 0)
     calls("ingest.demo.run", 1)
     assert run("sweep", "-c", file).exit_code == 0
     assert run("demo").exit_code == 1

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from ingest.ledger import Circuit, CircuitState, Ledger
-from ingest.queue import GROUP, stream_key
-from ingest.wake import drain_key, hold_key
+from ingest.queue.client import GROUP, stream_key
+from ingest.queue.consumer import Inbox
+from ingest.queue.wakeups import drain_key, hold_key
 from ingest.workers import circuit, wall_clock
-from ingest.workers.inbox import Inbox
 from ingest.workers.turns import place_key
 from ingest.workers.wall_clock import WallClock
 from tests.clocks import require_clock

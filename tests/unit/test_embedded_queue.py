@@ -14,7 +14,7 @@ import pytest
 import redis
 
 from ingest.errors import BootError
-from ingest.queue import connect, socket_path, socket_places
+from ingest.queue.client import (connect, socket_path, socket_places)
 from ingest.supervisor.embedded_queue import EmbeddedQueue
 from tests.nodes import eventually
 from tests.preloads import other_file_system

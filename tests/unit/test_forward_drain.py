@@ -13,8 +13,8 @@ import pytest
 from ingest.config.model import TLS
 from ingest.dicom import wire
 from ingest.ledger import InstanceState
+from ingest.queue.wakeups import drain_key, hold_key
 from ingest.requestor.remotes import remotes
-from ingest.wake import drain_key, hold_key
 from ingest.workers import drain, leases
 from ingest.workers.forward import Forwarder
 from ingest.workers.store import FileStore

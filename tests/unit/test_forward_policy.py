@@ -14,8 +14,8 @@ from ingest.config.model import Config, Destination, Workers
 from ingest.dicom import uids, wire
 from ingest.ledger import CircuitState
 from ingest.ledger.search import Filter
+from ingest.queue.wakeups import hold_key
 from ingest.requestor.remotes import remotes
-from ingest.wake import hold_key
 from ingest.workers import leases
 from ingest.workers.forward import Forwarder, places
 from tests.forwarding import Forwarding

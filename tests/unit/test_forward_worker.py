@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from ingest.config.model import TLS
-from ingest.wake import drain_key
+from ingest.queue.wakeups import drain_key
 from ingest.workers.leases import now_ms
 from tests.forwarding import Forwarding
 from tests.nodes import eventually

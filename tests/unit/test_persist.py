@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from ingest.ledger import DeliveryState, InstanceState
-from ingest.queue import GROUP, data_key
+from ingest.queue.client import GROUP, data_key
+from ingest.queue.wakeups import drain_key
 from ingest.spool.reference import Reference
-from ingest.wake import drain_key
 from ingest.workers.persist import Persister
 from ingest.workers.store import FileStore
 from tests.instances import CT, EXPLICIT, Made, element

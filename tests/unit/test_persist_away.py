@@ -14,7 +14,7 @@ import pytest
 import redis
 
 from ingest.ledger import InstanceState
-from ingest.queue import GROUP
+from ingest.queue.client import GROUP
 from ingest.workers.arrival import identify
 from ingest.workers.persist import Persister
 from ingest.workers.store import FileStore, Source
@@ -43,7 +43,7 @@ def working(site: Site) -> Iterator[threading.Event]:
 @pytest.fixture
 def soon(monkeypatch: pytest.MonkeyPatch) -> None:
     """What nobody touches is abandoned at once."""
-    monkeypatch.setattr("ingest.workers.inbox.IDLE_MILLISECONDS", 50)
+    monkeypatch.setattr("ingest.queue.consumer.IDLE_MILLISECONDS", 50)
     monkeypatch.setattr("ingest.workers.persist.CLAIM_SECONDS", 0.05)
     monkeypatch.setattr("ingest.workers.patience.BACK_OFF_SECONDS", (0.05, 0.1))
 
@@ -308,7 +308,7 @@ def test_entry_in_hand_for_long_is_not_taken_for_abandoned(
 def test_worker_waits_for_the_first_listener_to_make_the_spool(
     make_persist_site: Sites, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ingest.workers.inbox.STREAMS_SECONDS", 0.05)
+    monkeypatch.setattr("ingest.queue.consumer.STREAMS_SECONDS", 0.05)
     site = make_persist_site()
     config = site.config.model_copy(
         update={"receive": site.config.receive.model_copy(update={"spool_dir": tmp_path / "later"})}

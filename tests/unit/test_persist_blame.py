@@ -36,7 +36,7 @@ OF_THE_HOST = [errno.EIO, errno.EMFILE, errno.ESTALE, errno.EACCES]
 @pytest.fixture(autouse=True)
 def soon(monkeypatch: pytest.MonkeyPatch) -> None:
     """What nobody touches is abandoned at once, and no wait is long."""
-    monkeypatch.setattr("ingest.workers.inbox.IDLE_MILLISECONDS", 20)
+    monkeypatch.setattr("ingest.queue.consumer.IDLE_MILLISECONDS", 20)
     monkeypatch.setattr("ingest.workers.persist.CLAIM_SECONDS", 0.02)
     monkeypatch.setattr("ingest.workers.patience.BACK_OFF_SECONDS", (0.02,))
 

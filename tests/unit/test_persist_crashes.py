@@ -12,9 +12,9 @@ import pytest
 
 import ingest.workers.batch
 from ingest.ledger import InstanceState, Ledger
-from ingest.wake import Waker
+from ingest.queue.consumer import Inbox
+from ingest.queue.wakeups import Waker
 from ingest.workers.arrival import OpenSegments
-from ingest.workers.inbox import Inbox
 from ingest.workers.placement import Placing
 from ingest.workers.store import FileStore
 from tests.instances import IMPLICIT, Made

@@ -12,8 +12,8 @@ import pytest
 
 from ingest.alarms import standing_alarms
 from ingest.filesystem.beneath import open_beneath
-from ingest.spool.partials import ForgottenPartials
-from ingest.spool.sweep import missing
+from ingest.queue.sweep import missing
+from ingest.spool.abandoned_partials import ForgottenPartials
 from tests.handing import handing_off, places, settings_of
 from tests.instances import Made
 from tests.nodes import eventually
@@ -28,7 +28,7 @@ from tests.unit.test_persist_away import working
 def often(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ingest.workers.persist.TIDY_SECONDS", 0.05)
     monkeypatch.setattr("ingest.workers.leftovers.RETRY_SECONDS", 0.05)
-    monkeypatch.setattr("ingest.workers.inbox.IDLE_MILLISECONDS", 20)
+    monkeypatch.setattr("ingest.queue.consumer.IDLE_MILLISECONDS", 20)
     monkeypatch.setattr("ingest.workers.persist.CLAIM_SECONDS", 0.02)
     monkeypatch.setattr("ingest.workers.patience.BACK_OFF_SECONDS", (0.02,))
 
@@ -128,7 +128,7 @@ def test_partial_file_that_could_not_be_removed_goes_and_those_in_use_stay(tmp_p
 def test_listener_removes_forgotten_partial_files_while_it_runs(
     tmp_path: Path, redis_server: Valkey, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ingest.handoff.SWEEP_SECONDS", 0.1)
+    monkeypatch.setattr("ingest.queue.publisher.SWEEP_SECONDS", 0.1)
     with handing_off(settings_of(tmp_path, redis_server)) as (spool, _):
         forgotten = old(spool.slot.path / "partial" / "forgotten")
         eventually(lambda: not forgotten.exists())
@@ -137,8 +137,8 @@ def test_listener_removes_forgotten_partial_files_while_it_runs(
 def test_what_cannot_be_removed_keeps_no_listener_from_starting_and_no_reference_from_the_queue(
     tmp_path: Path, redis_server: Valkey, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ingest.handoff.SWEEP_SECONDS", 0.1)
-    monkeypatch.setattr("ingest.handoff.SWEEP_AGE_SECONDS", 0.0)
+    monkeypatch.setattr("ingest.queue.publisher.SWEEP_SECONDS", 0.1)
+    monkeypatch.setattr("ingest.queue.publisher.SWEEP_AGE_SECONDS", 0.0)
     settings = settings_of(tmp_path, redis_server)
     for slot in ("L0", "L1"):
         # unlink(2) of a folder fails, whoever asks.

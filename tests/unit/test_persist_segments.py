@@ -11,7 +11,7 @@ import pytest
 
 from ingest.alarms import standing_alarms
 from ingest.ledger import InstanceState, Ledger
-from ingest.spool import segment, upkeep
+from ingest.spool import segment, segment_upkeep
 from ingest.spool.reference import Place, Reference
 from ingest.workers.arrival import OpenSegments
 from ingest.workers.folders import Folders
@@ -150,14 +150,16 @@ def test_a_segment_that_is_worked_on_is_not_used_again(small: Site, monkeypatch:
     real = OpenSegments.mark_done
 
     def ask_first(self: OpenSegments, reference: Reference) -> None:
-        with upkeep.unused(small.config.spool_dir / reference.where) as free:
+        with segment_upkeep.unused(small.config.spool_dir / reference.where) as free:
             asked.append(free)
         real(self, reference)
 
     monkeypatch.setattr(OpenSegments, "mark_done", ask_first)
     small.work()
     assert asked == [False]
-    with upkeep.unused(small.config.spool_dir / small.instances()[0].spool_ref.split(":")[1][:-3]) as free:
+    with segment_upkeep.unused(
+        small.config.spool_dir / small.instances()[0].spool_ref.split(":")[1][:-3]
+    ) as free:
         assert free
 
 
@@ -188,7 +190,7 @@ def test_a_record_with_a_flipped_bit_is_quarantined_and_never_stored(small: Site
     [kept] = small.quarantined()
     assert len(kept.read_bytes()) == len(content)
     assert small.client.xlen(small.stream) == 0
-    assert upkeep.is_done(writer.path) == (layout != "group")
+    assert segment_upkeep.is_done(writer.path) == (layout != "group")
     # Its File Meta and UIDs read well; what is shown on a screen might be another patient.
     assert release(small.config, [row.id]) == 1
     assert small.stored() == []
@@ -237,10 +239,10 @@ def test_a_record_whose_header_is_rotten_is_kept_and_told(small: Site, at: int) 
     assert len(small.stored()) == 1
     before = small.segment.path.read_bytes()
     slot = small.config.spool_dir / "L0"
-    assert upkeep.remove_done(slot) == 0
+    assert segment_upkeep.remove_done(slot) == 0
     [kept] = slot.glob("segments/*.damaged")
     assert kept.read_bytes() == before
-    upkeep.tell_damage(small.config.spool_dir, small.config.run_dir)
+    segment_upkeep.tell_damage(small.config.spool_dir, small.config.run_dir)
     assert [alarm.name for alarm in standing_alarms(small.config.run_dir)] == ["spool_damaged"]
 
 

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ingest.spool import segment, upkeep
+from ingest.spool import segment, segment_upkeep
 from ingest.spool.segment import HEADER_BYTES, Examined, Segment
 from tests.segments import MARKS_AT, SEGMENT_BYTES, SegmentWriter, aligned, header, header_2
 
@@ -81,7 +81,7 @@ def test_records_of_the_first_layout_are_read_and_marked_as_they_were(writer: Se
     after = writer.path.read_bytes()
     assert [at for at in range(300) if before[at] != after[at]] == [first - 1]
     assert segment.mark_done(writer.path, unchecked)
-    assert upkeep.is_done(writer.path)
+    assert segment_upkeep.is_done(writer.path)
 
 
 def test_the_version_before_takes_records_of_today_for_such_without_a_crc(writer: SegmentWriter) -> None:
@@ -104,7 +104,7 @@ def test_groups_are_found_behind_holes_up_to_the_end_of_the_file(writer: Segment
 
 def test_a_new_segment_holds_nothing(writer: SegmentWriter) -> None:
     assert offsets(writer) == []
-    assert upkeep.is_done(writer.path)
+    assert segment_upkeep.is_done(writer.path)
 
 
 def test_records_longer_than_what_is_read_at_once_are_read_whole(
@@ -154,7 +154,7 @@ def test_bytes_that_are_not_those_received_are_damage_once_a_later_record_proves
     assert offsets(writer) == [rotten, sound, *later]
     assert waiting(writer) == [sound, *later]
     assert told(writer) == ([rotten], [], [])
-    assert not upkeep.is_done(writer.path)
+    assert not segment_upkeep.is_done(writer.path)
 
 
 def test_bytes_of_a_promised_last_group_are_damage_by_its_trailer(writer: SegmentWriter) -> None:
@@ -176,7 +176,7 @@ def test_a_torn_last_group_is_doubtful_as_long_as_nothing_tells(writer: SegmentW
     writer.write(torn + 4096, bytes(4096))
     assert told(writer) == ([], [torn], [])
     assert waiting(writer) == [*kept, whole]
-    assert not upkeep.is_done(writer.path)
+    assert not segment_upkeep.is_done(writer.path)
     with Segment(writer.path) as opened:
         record = next(record for record in opened.records() if record.offset == torn)
         assert "cannot be told" in opened.judge(record)
@@ -225,7 +225,7 @@ def test_no_flipped_bit_of_a_header_drops_a_promised_record_in_silence(
     for at in range(60):
         writer.flip(places[which] - HEADER_BYTES + at, at % 8)
         assert (waiting(writer), told(writer)) == (others, ([], [], [which])), at
-        assert not upkeep.is_done(writer.path)
+        assert not segment_upkeep.is_done(writer.path)
         writer.flip(places[which] - HEADER_BYTES + at, at % 8)
 
 
@@ -241,12 +241,12 @@ def test_a_lost_header_of_a_record_that_is_done_harms_nobody(writer: SegmentWrit
         writer.append(b"a" * 3000, done=done)
     writer.flip(8)
     assert told(writer) == ([], [], [])
-    assert upkeep.is_done(writer.path)
+    assert segment_upkeep.is_done(writer.path)
 
 
 def test_damage_of_a_record_that_is_done_harms_nobody(writer: SegmentWriter) -> None:
     writer.flip(writer.append(b"a" * 3000, done=True))
-    assert upkeep.is_done(writer.path)
+    assert segment_upkeep.is_done(writer.path)
 
 
 def test_a_header_whose_page_was_lost_hides_no_other_record(writer: SegmentWriter) -> None:
@@ -270,7 +270,7 @@ def test_a_file_that_was_cut_short_is_kept(writer: SegmentWriter) -> None:
     assert [record.offset for record in found.waiting] == places[:1]
     assert [record.offset for record in found.damaged] == [places[1]]
     assert found.is_cut
-    assert not upkeep.is_done(writer.path)
+    assert not segment_upkeep.is_done(writer.path)
     with Segment(writer.path) as opened:
         assert opened.read(places[2], 3000) is None
         record, data = opened.read(places[1], 3000) or (None, None)
@@ -296,7 +296,7 @@ def test_a_page_that_the_disk_does_not_give_hides_no_other_record(
     assert [record.offset for record in found.waiting] == places[:2]
     assert found.is_unreadable
     assert not found.is_done
-    assert not upkeep.is_done(writer.path)
+    assert not segment_upkeep.is_done(writer.path)
 
 
 data_sets = st.binary(min_size=1, max_size=9000)
@@ -405,9 +405,9 @@ def test_a_record_that_is_marked_done_waits_no_more(writer: SegmentWriter) -> No
     first, second = writer.append(b"a"), writer.append(b"b")
     assert segment.mark_done(writer.path, first)
     assert waiting(writer) == [second]
-    assert not upkeep.is_done(writer.path)
+    assert not segment_upkeep.is_done(writer.path)
     assert segment.mark_done(writer.path, second)
-    assert upkeep.is_done(writer.path)
+    assert segment_upkeep.is_done(writer.path)
 
 
 def test_a_mark_changes_no_page_that_holds_a_record(writer: SegmentWriter) -> None:
@@ -434,7 +434,7 @@ def test_nothing_is_marked_where_no_record_is(writer: SegmentWriter, offset: int
 def test_a_segment_that_is_gone_is_done(tmp_path: Path) -> None:
     path = tmp_path / f"{NUMBER:016x}-0.seg"
     assert not segment.mark_done(path, 64)
-    assert upkeep.is_done(path)
+    assert segment_upkeep.is_done(path)
     assert list(segment.walk(path)) == []
 
 

@@ -15,8 +15,8 @@ from ingest.dicom import dimse
 from ingest.ext.checksum import crc32c, crc32c_portable
 from ingest.ext.encode import encode_p_data
 from ingest.ext.segment import Segments
-from ingest.handoff import Handoff
-from ingest.spool import segment, upkeep
+from ingest.queue.publisher import Handoff
+from ingest.spool import segment, segment_upkeep
 from ingest.spool.segment import Segment
 from ingest.spool.spool import Slot, Spool
 from tests.faults.caller import data_pdus
@@ -92,7 +92,7 @@ def test_a_full_segment_is_left_with_a_trailer_and_the_next_is_taken(
         store(own, 150, 60_000)
         first, second = segments(own)
         for path, held in ((first, False), (second, True)):
-            with upkeep.unused(path) as free:
+            with segment_upkeep.unused(path) as free:
                 assert free is not held
         with Segment(first) as opened:
             found = opened.examine()
@@ -115,9 +115,11 @@ def test_a_segment_that_is_written_to_is_never_taken_back(tmp_path: Path) -> Non
         assert not own.spool.segments.retire(path.name)
         # A listener that is ending, or was replaced, looks at the folder with a writer of its own.
         fd = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-        old = upkeep.Upkeep(own.spool.slot.path, Segments(fd, durable=False), damaged_are_delivered=True)
+        old = segment_upkeep.Upkeep(
+            own.spool.slot.path, Segments(fd, durable=False), damaged_are_delivered=True
+        )
         old.turn()
-        upkeep.remove_done(own.spool.slot.path)
+        segment_upkeep.remove_done(own.spool.slot.path)
         os.close(fd)
         assert segments(own) == [path]
         store(own, 4)

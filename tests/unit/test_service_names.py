@@ -11,8 +11,8 @@ import redis
 import sqlalchemy
 from sqlalchemy import event
 
-from ingest import queue
 from ingest.ledger.hosts import resolve_hosts
+from ingest.queue import client
 from tests.pki import Material
 
 
@@ -103,7 +103,7 @@ def test_redis_is_reached_by_its_name(pong: socket.socket, material: Material, e
     url = f"redis://localhost:{port}?protocol=2&lib_name=&lib_version="
     if encrypted:
         url = f"{url.replace('redis:', 'rediss:')}&ssl_ca_certs={material.trusted}"
-    client = queue.client_of(url, timeout=5)
+    client = client.client_of(url, timeout=5)
     assert client.ping()
     assert client.connection_pool.connection_kwargs["socket_connect_timeout"] == 5
     client.close()
@@ -111,4 +111,4 @@ def test_redis_is_reached_by_its_name(pong: socket.socket, material: Material, e
 
 def test_a_redis_without_an_address_is_away() -> None:
     with pytest.raises(redis.ConnectionError):
-        queue.client_of("redis://a..b:6379", timeout=5).ping()
+        client.client_of("redis://a..b:6379", timeout=5).ping()

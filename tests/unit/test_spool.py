@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 
 from ingest.errors import SpoolError
+from ingest.queue.sweep import clear_orphans, unowned
 from ingest.spool import spool
 from ingest.spool.reference import Reference
 from ingest.spool.spool import LARGE, Entry, Slot, Spool, spool_id
-from ingest.spool.sweep import clear_orphans, unowned
 from tests.nodes import eventually
 from tests.spools import collect_until, keep
 

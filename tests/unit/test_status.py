@@ -23,8 +23,8 @@ from ingest.alarms import Severity, raise_alarm
 from ingest.cli import main
 from ingest.config.model import LedgerConfig
 from ingest.ledger import Ledger
-from ingest.queue import stream_key
-from ingest.spool.push import push
+from ingest.queue.client import stream_key
+from ingest.queue.stream_append import push
 from ingest.spool.reference import Reference
 from ingest.status import gather
 from tests.servers import Valkey

@@ -15,9 +15,9 @@ from ingest.cli import main
 from ingest.config.model import Config
 from ingest.errors import IngestError, LedgerError
 from ingest.ledger import Ledger
-from ingest.queue import connect, persisted_key, stream_key
-from ingest.spool import sweep
-from ingest.spool.push import push
+from ingest.queue import sweep
+from ingest.queue.client import connect, persisted_key, stream_key
+from ingest.queue.stream_append import push
 from ingest.spool.reference import Place, Reference
 from ingest.spool.spool import Spool
 from tests.ledgers import hold, row

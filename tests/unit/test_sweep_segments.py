@@ -11,9 +11,10 @@ import redis
 
 from ingest.config.model import Config
 from ingest.ledger import Ledger
-from ingest.queue import connect, persisted_key, stream_key
-from ingest.spool import segment, sweep, upkeep
-from ingest.spool.push import push
+from ingest.queue import sweep
+from ingest.queue.client import connect, persisted_key, stream_key
+from ingest.queue.stream_append import push
+from ingest.spool import segment, segment_upkeep
 from ingest.spool.reference import Place, Reference
 from ingest.spool.spool import Spool
 from ingest.status import gather
@@ -91,7 +92,7 @@ def test_a_segment_that_cannot_be_read_keeps_back_no_other(
     unreadable.path.mkdir()
     assert sweep.ready(own.root, "L0") == [found]
     assert sweep.usage(own.root) == 4
-    assert not upkeep.is_done(unreadable.path)
+    assert not segment_upkeep.is_done(unreadable.path)
 
 
 # --- what the queue forgot

@@ -9,9 +9,9 @@ import pytest
 
 from ingest.alarms import standing_alarms
 from ingest.ext.segment import SEGMENT_BYTES, Segments
-from ingest.spool import segment, upkeep
+from ingest.spool import segment, segment_upkeep
 from ingest.spool.segment import Segment
-from ingest.spool.upkeep import Upkeep
+from ingest.spool.segment_upkeep import Upkeep
 from tests.segments import SegmentWriter
 
 NUMBER = 0x18A0_5C3D_9E21_7F01
@@ -61,7 +61,7 @@ def test_more_spare_segments_than_are_of_use_are_removed(keeper: Upkeep, tmp_pat
 def test_records_that_are_stuck_keep_back_no_other_segment_and_are_an_alarm(
     keeper: Upkeep, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(upkeep, "STUCK_SECONDS", -1.0)
+    monkeypatch.setattr(segment_upkeep, "STUCK_SECONDS", -1.0)
     writers = [SegmentWriter(tmp_path, NUMBER + at) for at in range(30)]
     stuck = writers[:10] + writers[20:25]
     for writer in writers:
@@ -71,7 +71,7 @@ def test_records_that_are_stuck_keep_back_no_other_segment_and_are_an_alarm(
     assert segment.names(tmp_path / "L0") == [writer.path.name for writer in stuck]
     # Those that are stuck are older than one that was persisted.
     assert keeper.stuck() == [writer.path.name for writer in stuck]
-    upkeep.tell_stuck(tmp_path, "L0", keeper.stuck())
+    segment_upkeep.tell_stuck(tmp_path, "L0", keeper.stuck())
     [alarm] = standing_alarms(tmp_path)
     assert alarm.name == "segments_stuck.L0"
     assert "15 segments of L0, of 120 MiB" in alarm.cause
@@ -79,12 +79,12 @@ def test_records_that_are_stuck_keep_back_no_other_segment_and_are_an_alarm(
         segment.mark_done(writer.path, 64)
     for _ in range(3):
         keeper.turn()
-    upkeep.tell_stuck(tmp_path, "L0", keeper.stuck())
+    segment_upkeep.tell_stuck(tmp_path, "L0", keeper.stuck())
     assert standing_alarms(tmp_path) == []
 
 
 def test_a_backlog_is_no_alarm(keeper: Upkeep, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(upkeep, "STUCK_SECONDS", -1.0)
+    monkeypatch.setattr(segment_upkeep, "STUCK_SECONDS", -1.0)
     for at in range(3):
         SegmentWriter(tmp_path, NUMBER + at).append(b"a")
     keeper.turn()
@@ -97,14 +97,14 @@ def test_a_segment_that_is_read_or_written_is_not_retired(keeper: Upkeep, tmp_pa
     fd = os.open(writer.path, os.O_RDWR)
     fcntl.flock(fd, fcntl.LOCK_SH)
     keeper.turn()
-    upkeep.remove_done(slot(writer))
+    segment_upkeep.remove_done(slot(writer))
     assert segment.names(slot(writer)) == [writer.path.name]
-    with Segment(writer.path), upkeep.unused(writer.path) as free:
+    with Segment(writer.path), segment_upkeep.unused(writer.path) as free:
         assert not free
     os.close(fd)
-    with upkeep.unused(writer.path) as free:
+    with segment_upkeep.unused(writer.path) as free:
         assert free
-    with upkeep.unused(writer.path.with_name("0-0.seg")) as free:
+    with segment_upkeep.unused(writer.path.with_name("0-0.seg")) as free:
         assert not free
     keeper.turn()
     assert segment.names(slot(writer)) == []
@@ -125,13 +125,13 @@ def test_a_segment_with_a_lost_header_is_kept_once_all_else_in_it_is_done(
     assert segment.names(slot(writer)) == []
     [kept] = slot(writer).glob("segments/*.damaged")
     assert kept.read_bytes() == before
-    upkeep.tell_damage(tmp_path, tmp_path / "run")
+    segment_upkeep.tell_damage(tmp_path, tmp_path / "run")
     [alarm] = standing_alarms(tmp_path / "run")
     assert alarm.name == "spool_damaged"
     assert "at least 1 of these were acknowledged" in alarm.cause
-    assert upkeep.remove_unfinished(slot(writer)) == upkeep.remove_done(slot(writer)) == 0
+    assert segment_upkeep.remove_unfinished(slot(writer)) == segment_upkeep.remove_done(slot(writer)) == 0
     kept.unlink()
-    upkeep.tell_damage(tmp_path, tmp_path / "run")
+    segment_upkeep.tell_damage(tmp_path, tmp_path / "run")
     assert standing_alarms(tmp_path / "run") == []
 
 
@@ -163,9 +163,9 @@ def test_what_a_dead_owner_left_goes_but_for_what_waits_or_is_broken(tmp_path: P
     broken.flip(20)
     (done.path.parent / f"{NUMBER + 3:016x}-0.tmp").write_bytes(b"begun")
     (done.path.parent / "note.txt").write_text("not ours")
-    assert upkeep.remove_unfinished(slot(done)) == 1
-    assert upkeep.remove_done(slot(done)) == 1
+    assert segment_upkeep.remove_unfinished(slot(done)) == 1
+    assert segment_upkeep.remove_done(slot(done)) == 1
     left = [held.path.name, f"{broken.path.stem}.damaged", "note.txt"]
     assert sorted(os.listdir(done.path.parent)) == sorted(left)
-    assert upkeep.remove_unfinished(tmp_path / "none") == 0
-    assert upkeep.remove_done(tmp_path / "none") == 0
+    assert segment_upkeep.remove_unfinished(tmp_path / "none") == 0
+    assert segment_upkeep.remove_done(tmp_path / "none") == 0

@@ -8,7 +8,7 @@ from rq import Queue
 from rq.job import Job
 from rq.serializers import JSONSerializer
 
-from ingest.wake import QUEUE, Waker, drain_key, token, wake
+from ingest.queue.wakeups import QUEUE, Waker, drain_key, token, wake
 from tests.servers import Valkey
 
 

@@ -141,7 +141,7 @@ with site(Path(sys.argv[1]), durable=durable, small=small) as own:
             sent[0] += 1
         assert [answer.status for answer in association.responses()] == [0, 0, 0]
         assert association.scp.outstanding == 0
-    from ingest.spool import sweep
+    from ingest.queue import sweep
     from ingest.spool.segment import Segment
     for place in sweep.ready(own.spool.root, "L0"):
         with (own.spool.root / place.where).open("rb") as file:

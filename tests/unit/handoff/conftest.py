@@ -6,16 +6,16 @@ from contextlib import closing
 import pytest
 import redis
 
-from ingest import handoff
+from ingest.queue import publisher
 from tests.servers import Valkey
 
 
 @pytest.fixture(autouse=True)
 def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is lost is looked for within tenths of seconds."""
-    monkeypatch.setattr(handoff, "SWEEP_SECONDS", 0.1)
-    monkeypatch.setattr(handoff, "SWEEP_AGE_SECONDS", 0.2)
-    monkeypatch.setattr(handoff, "SWEEP_SHARE", 1)
+    monkeypatch.setattr(publisher, "SWEEP_SECONDS", 0.1)
+    monkeypatch.setattr(publisher, "SWEEP_AGE_SECONDS", 0.2)
+    monkeypatch.setattr(publisher, "SWEEP_SHARE", 1)
 
 
 @pytest.fixture(params=["spool", "redis"])

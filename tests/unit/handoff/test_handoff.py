@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import redis
 
-from ingest import handoff
 from ingest.alarms import standing_alarms
-from ingest.queue import CHUNK, SPOOLS_KEY, connect, data_key, persisted_key, stream_key
+from ingest.queue import publisher
+from ingest.queue.client import CHUNK, SPOOLS_KEY, connect, data_key, persisted_key, stream_key
 from ingest.spool.reference import Place, Reference
 from ingest.supervisor.embedded_queue import EmbeddedQueue
 from tests.handing import carried, handing_off, places, references, settings_of
@@ -90,8 +90,8 @@ def test_the_spool_lets_go_of_what_a_worker_elsewhere_has_persisted(
 def test_a_ledger_that_the_listener_cannot_ask_is_an_alarm_until_it_can(
     tmp_path: Path, redis_server: Valkey, client: redis.Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ingest.handoff.PROOF_SECONDS", 0.2)
-    monkeypatch.setattr("ingest.handoff.PROOF_ALARM_SECONDS", 0.5)
+    monkeypatch.setattr("ingest.queue.publisher.PROOF_SECONDS", 0.2)
+    monkeypatch.setattr("ingest.queue.publisher.PROOF_ALARM_SECONDS", 0.5)
     settings = settings_of(tmp_path, redis_server, "redis")
     with handing_off(settings) as (spool, _):
         where = keep(spool)
@@ -255,7 +255,7 @@ def test_a_defect_is_said_and_does_not_end_the_hand_off(
             raise ValueError("a defect")
         return 0
 
-    monkeypatch.setattr(handoff.sweep, "clear_orphans", broken)
+    monkeypatch.setattr(publisher.sweep, "clear_orphans", broken)
     with handing_off(settings_of(tmp_path, redis_server)) as (spool, hand):
         eventually(lambda: len(calls) >= 3, 10)
         hand.put(keep(spool))

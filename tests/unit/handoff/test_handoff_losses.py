@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 import redis
 
-from ingest import handoff
-from ingest.handoff import Handoff
-from ingest.queue import CHUNK, SPOOLS_KEY, data_key, persisted_key, stream_key
+from ingest.queue import publisher
+from ingest.queue.client import CHUNK, SPOOLS_KEY, data_key, persisted_key, stream_key
+from ingest.queue.epoch import Witness
+from ingest.queue.publisher import Handoff
 from ingest.spool.reference import Place
-from ingest.spool.witness import Witness
 from tests.handing import carried, handing_off, places, references, settings_of
 from tests.ledgers import hold
 from tests.nodes import eventually
@@ -87,7 +87,7 @@ def test_a_redis_without_memory_keeps_nothing_from_being_handed_off_later(
 def test_more_than_is_remembered_while_redis_is_away_is_found_by_the_sweep(
     tmp_path: Path, redis_server: Valkey, client: redis.Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(handoff, "WAITING_MAX", 3)
+    monkeypatch.setattr(publisher, "WAITING_MAX", 3)
     redis_server.kill()
     with handing_off(settings_of(tmp_path, redis_server)) as (spool, hand):
         kept = [keep(spool) for _ in range(10)]

@@ -26,14 +26,15 @@ from ingest.config.model import Config
 from ingest.errors import LedgerError
 from ingest.ext.store import Intake
 from ingest.log import Seldom
-from ingest.queue import CHUNK, SPOOLS_KEY, connect, data_key, mend_keys, persisted_key, stream_key
-from ingest.spool import segment, sweep, upkeep
-from ingest.spool.partials import ForgottenPartials
-from ingest.spool.push import AT_ONCE, Pusher, append
+from ingest.queue import sweep
+from ingest.queue.client import CHUNK, SPOOLS_KEY, connect, data_key, mend_keys, persisted_key, stream_key
+from ingest.queue.epoch import Witness
+from ingest.queue.stream_append import AT_ONCE, Pusher, append
+from ingest.spool import segment, segment_upkeep
+from ingest.spool.abandoned_partials import ForgottenPartials
 from ingest.spool.reference import Place, Reference
+from ingest.spool.segment_upkeep import Upkeep
 from ingest.spool.spool import Spool
-from ingest.spool.upkeep import Upkeep
-from ingest.spool.witness import Witness
 
 BATCH: Final = AT_ONCE
 WAITING_MAX: Final = 100_000
@@ -305,7 +306,7 @@ class Handoff:
         # Those whose listener is gone, and our own slot; every living listener minds its own.
         names = sweep.unowned(spool.root)
         for name in names:
-            upkeep.tell_stuck(self._config.run_dir, name, [])
+            segment_upkeep.tell_stuck(self._config.run_dir, name, [])
         if self._may_miss_some():
             names.append(spool.slot.name)
         lost = sweep.missing(spool.root, spool.id, self._client, names, SWEEP_AGE_SECONDS)
@@ -325,8 +326,8 @@ class Handoff:
     def _tell(self) -> None:
         """Raise or clear the alarms of segments."""
         run_dir, slot = self._config.run_dir, self._spool.slot.name
-        upkeep.tell_damage(self._spool.root, run_dir)
-        upkeep.tell_stuck(run_dir, slot, self._upkeep.stuck() if self._upkeep is not None else [])
+        segment_upkeep.tell_damage(self._spool.root, run_dir)
+        segment_upkeep.tell_stuck(run_dir, slot, self._upkeep.stuck() if self._upkeep is not None else [])
 
     def _remove_persisted(self) -> None:
         """Let go of what the ledger holds (`redis` carrier); while the ledger is away, all stays."""

@@ -22,9 +22,9 @@ from ingest.errors import IngestError
 from ingest.ext.segment import SEGMENT_BYTES
 from ingest.filesystem.beneath import LeadsOutError, unlink_beneath
 from ingest.log import Seldom
-from ingest.queue import connect, persisted_key, stream_key
-from ingest.spool import segment, upkeep
-from ingest.spool.push import Pusher
+from ingest.queue.client import connect, persisted_key, stream_key
+from ingest.queue.stream_append import Pusher
+from ingest.spool import segment, segment_upkeep
 from ingest.spool.reference import READY, Place
 from ingest.spool.spool import Slot, spool_id
 
@@ -211,7 +211,7 @@ def clear_orphans(root: Path, *, damaged_are_delivered: bool = True) -> int:
 
     Args:
         root: The spool's folder.
-        damaged_are_delivered: As for `ingest.spool.upkeep.Upkeep`.
+        damaged_are_delivered: As for `ingest.spool.segment_upkeep.Upkeep`.
 
     Returns:
         How many partial files.
@@ -222,7 +222,7 @@ def clear_orphans(root: Path, *, damaged_are_delivered: bool = True) -> int:
         if slot is not None:
             try:
                 removed += slot.remove_partials()
-                upkeep.remove_done(slot.path, damaged_are_delivered=damaged_are_delivered)
+                segment_upkeep.remove_done(slot.path, damaged_are_delivered=damaged_are_delivered)
             except OSError as error:
                 _say_unusable(name, error)
             finally:

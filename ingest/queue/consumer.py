@@ -13,7 +13,7 @@ import redis
 import structlog
 
 from ingest.log import Seldom
-from ingest.queue import GROUP, data_key, persisted_key, stream_key
+from ingest.queue.client import GROUP, data_key, persisted_key, stream_key
 from ingest.spool.reference import Reference
 
 IDLE_MILLISECONDS: Final = 10_000

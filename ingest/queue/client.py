@@ -130,7 +130,7 @@ def data_key(spool: str, name: str) -> str:
 
 
 def witness_key(spool: str, listener: str) -> str:
-    """A key that is gone when Redis was emptied (see `ingest.spool.witness`)."""
+    """A key that is gone when Redis was emptied (see `ingest.queue.epoch`)."""
     return f"ingest:witness:{spool}:{listener}"
 
 

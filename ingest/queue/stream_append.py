@@ -6,7 +6,7 @@ from typing import Any, Final, cast
 import redis
 import structlog
 
-from ingest.queue import stream_key
+from ingest.queue.client import stream_key
 from ingest.spool.reference import Place, Reference
 
 SCRIPT: Final = r"""

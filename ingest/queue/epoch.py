@@ -7,7 +7,7 @@ import uuid
 
 import redis
 
-from ingest.queue import stream_key, witness_key
+from ingest.queue.client import stream_key, witness_key
 
 
 class Witness:
