@@ -10,8 +10,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ingest.config.model import (TLS, Config, Destination, LedgerConfig, Node, Queue)
-from ingest.ledger import (InstanceState, Ledger, NewInstance)
+from ingest.config.model import TLS, Config, Destination, LedgerConfig, Node, Queue
+from ingest.ledger import InstanceState, Ledger, NewInstance
 from ingest.ledger.rows import DeliveryRow
 from ingest.queue.wakeups import wake
 from tests.instances import CT, Made
@@ -20,8 +20,8 @@ from tests.peers import AE_TITLE
 from tests.servers import Valkey
 
 WORKER = (
-    "import sys, threading; from ingest.config.model import Config; from ingest.requestor.remotes import
-    remotes;"
+    "import sys, threading; from ingest.config.model import Config; "
+    "from ingest.requestor.remotes import remotes;"
     "from ingest.workers.forward import main; config = Config.model_validate_json(sys.stdin.read());"
     "sys.exit(main(config, threading.Event(), remotes(config)))"
 )
