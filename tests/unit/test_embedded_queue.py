@@ -14,7 +14,7 @@ import pytest
 import redis
 
 from ingest.errors import BootError
-from ingest.queue.client import (connect, socket_path, socket_places)
+from ingest.queue.client import connect, socket_path, socket_places
 from ingest.supervisor.embedded_queue import EmbeddedQueue
 from tests.nodes import eventually
 from tests.preloads import other_file_system
@@ -239,8 +239,8 @@ def test_a_data_folder_that_cannot_be_used_is_one_error_of_ours(
 def preloaded(data_dir: Path, tmp_path: Path, **faults: Path) -> None:
     """Start a queue in a process for which a folder lacks calls, and use it from here."""
     program = (
-        "import sys, time; from pathlib import Path; from ingest.supervisor.embedded_queue import
-        EmbeddedQueue\n"
+        "import sys, time; from pathlib import Path; "
+        "from ingest.supervisor.embedded_queue import EmbeddedQueue\n"
         "queue = EmbeddedQueue(Path(sys.argv[1])); queue.start(); print(queue.wait_ready(10), flush=True)\n"
         "sys.stdin.read(); queue.stop()"
     )
