@@ -103,10 +103,10 @@ def test_redis_is_reached_by_its_name(pong: socket.socket, material: Material, e
     url = f"redis://localhost:{port}?protocol=2&lib_name=&lib_version="
     if encrypted:
         url = f"{url.replace('redis:', 'rediss:')}&ssl_ca_certs={material.trusted}"
-    client = client.client_of(url, timeout=5)
-    assert client.ping()
-    assert client.connection_pool.connection_kwargs["socket_connect_timeout"] == 5
-    client.close()
+    connection = client.client_of(url, timeout=5)
+    assert connection.ping()
+    assert connection.connection_pool.connection_kwargs["socket_connect_timeout"] == 5
+    connection.close()
 
 
 def test_a_redis_without_an_address_is_away() -> None:
