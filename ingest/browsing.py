@@ -11,7 +11,7 @@ from rich.filesize import decimal
 
 from ingest.config.model import Config
 from ingest.ledger import Instance, InstanceState, Ledger
-from ingest.ledger.browse import FoundInstance, FoundStudy, InstanceFilter
+from ingest.ledger.index import FoundInstance, FoundStudy, InstanceFilter
 from ingest.listing import iso_time
 from ingest.tables import local_time, print_line, show
 

@@ -48,7 +48,7 @@ def deliver(
     if not everything and all(value is None for value in which.values()):
         raise click.UsageError("say which: --study, --calling, --since, …, or --all")
     from ingest.deliver import deliver as make
-    from ingest.ledger.browse import InstanceFilter
+    from ingest.ledger.index import InstanceFilter
 
     code = make(load_config(path), to, InstanceFilter(**which), again=again, dry_run=dry_run, as_json=as_json)
     click.get_current_context().exit(code)

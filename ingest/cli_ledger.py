@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 if TYPE_CHECKING:
-    from ingest.ledger.search import Filter
+    from ingest.ledger.delivery_search import Filter
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
@@ -59,8 +59,8 @@ def filter_options(function: _F) -> _F:
 
 def filter_of(options: dict[str, Any]) -> "Filter":
     """What the options mean."""
-    from ingest.ledger.rows import DeliveryState
-    from ingest.ledger.search import Filter
+    from ingest.ledger.delivery_search import Filter
+    from ingest.ledger.records import DeliveryState
 
     return Filter(**{**options, "states": tuple(DeliveryState(state) for state in options["states"])})
 

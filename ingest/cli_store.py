@@ -13,7 +13,7 @@ from ingest.cli_base import Commands, config_option, load_config
 from ingest.cli_ledger import when
 
 if TYPE_CHECKING:
-    from ingest.ledger.browse import InstanceFilter
+    from ingest.ledger.index import InstanceFilter
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
@@ -56,7 +56,7 @@ which_option = _all_of(_study, _series, _sop, _calling, _since, _until)
 
 def _filter_of(options: dict[str, Any]) -> "InstanceFilter":
     from ingest.ledger import InstanceState
-    from ingest.ledger.browse import InstanceFilter
+    from ingest.ledger.index import InstanceFilter
 
     states = tuple(InstanceState(state) for state in dict.fromkeys(options.pop("states", ())))
     return InstanceFilter(**options, states=states)

@@ -15,7 +15,7 @@ from ingest.alarms import BOUNDED_ALARM, clear_alarm
 from ingest.config.model import Config
 from ingest.ledger import DeliveryState, Ledger
 from ingest.ledger.backfill import BackfillCounts
-from ingest.ledger.browse import InstanceFilter
+from ingest.ledger.index import InstanceFilter
 from ingest.listing import UnknownDestinationError, print_note
 from ingest.queue.client import connect
 from ingest.queue.wakeups import wake

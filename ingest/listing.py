@@ -14,7 +14,7 @@ from rich.console import Console
 from ingest.config.model import Config
 from ingest.errors import IngestError
 from ingest.ledger import Circuit, DeliveryState, Ledger
-from ingest.ledger.search import Filter, FoundDelivery
+from ingest.ledger.delivery_search import Filter, FoundDelivery
 from ingest.queue.client import connect
 from ingest.queue.wakeups import wake
 from ingest.tables import local_time, print_line, printable, show

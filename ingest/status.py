@@ -25,7 +25,7 @@ from ingest.alarms import Alarm, standing_alarms
 from ingest.checks.node import choices
 from ingest.config.model import Config
 from ingest.errors import IngestError, SpoolError
-from ingest.ledger import CircuitState, Ledger, Progress, agreement
+from ingest.ledger import CircuitState, Ledger, Progress, store_agreement
 from ingest.queue import sweep
 from ingest.queue.client import GROUP, connect, stream_key
 from ingest.spool import store_capacity
@@ -136,9 +136,9 @@ def _alarms(config: Config) -> list[dict[str, Any]]:
 def _behind(config: Config) -> Iterator[Alarm]:
     """A ledger that does not know what its store holds, also while no worker runs that would see it."""
     with contextlib.suppress(IngestError), contextlib.closing(Ledger(config.ledger_url)) as ledger:
-        cause = agreement.doubt(config.store_root, ledger)
+        cause = store_agreement.doubt(config.store_root, ledger)
         if cause:
-            yield Alarm(agreement.ALARM, cause, agreement.REMEDY)
+            yield Alarm(store_agreement.ALARM, cause, store_agreement.REMEDY)
 
 
 def _set_aside(config: Config) -> Iterator[Alarm]:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from ingest.config.model import TLS, Config, Destination, LedgerConfig, Node, Queue
 from ingest.ledger import InstanceState, Ledger, NewInstance
-from ingest.ledger.rows import DeliveryRow
+from ingest.ledger.records import DeliveryRow
 from ingest.queue.wakeups import wake
 from tests.instances import CT, Made
 from tests.nodes import eventually

@@ -9,7 +9,7 @@ from ingest.alarms import clear_alarm, raise_alarm
 from ingest.errors import LedgerError
 from ingest.filesystem.folder_identity import write_ledger_mark
 from ingest.ledger import Ledger
-from ingest.ledger.agreement import ALARM, REMEDY, doubt
+from ingest.ledger.store_agreement import ALARM, REMEDY, doubt
 
 MARK_SECONDS: Final = 5.0
 """What was stored so long after a backup of the ledger, at least, shows that the backup is older."""

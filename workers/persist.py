@@ -29,7 +29,7 @@ from ingest.alarms import (
 from ingest.config.model import Config
 from ingest.errors import BootError, LedgerError, SpoolError, StoreError, StoreMissingError
 from ingest.ledger import Ledger
-from ingest.ledger.folders import QUARANTINE, STORE
+from ingest.ledger.store_folders import QUARANTINE, STORE
 from ingest.queue.client import SPOOLS_KEY, connect, mend_keys, persisted_key, stream_key
 from ingest.queue.consumer import Entry, Inbox
 from ingest.queue.wakeups import RQ_KEYS, Waker, drain_key

@@ -20,8 +20,8 @@ from ingest.alarms import QUARANTINE_FULL, clear_alarm
 from ingest.config.model import Config
 from ingest.errors import IngestError, StoreAwayError, StoreError
 from ingest.ledger import Instance, InstanceState, Ledger, NewInstance
-from ingest.ledger.folders import QUARANTINE, STORE
 from ingest.ledger.quarantine import GAVE_WAY
+from ingest.ledger.store_folders import QUARANTINE, STORE
 from ingest.queue.client import connect
 from ingest.queue.wakeups import wake
 from ingest.routing.node_routes import NodeRouter

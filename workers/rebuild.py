@@ -29,9 +29,9 @@ from ingest.config.model import Config
 from ingest.errors import PeerError
 from ingest.filesystem.folder_identity import read_ledger_mark, require_store, write_ledger_mark
 from ingest.ledger import InstanceState, Ledger, NewInstance, Outcome
-from ingest.ledger.agreement import ALARM, doubt
-from ingest.ledger.folders import QUARANTINE, STORE
-from ingest.ledger.rows import Instance
+from ingest.ledger.records import Instance
+from ingest.ledger.store_agreement import ALARM, doubt
+from ingest.ledger.store_folders import QUARANTINE, STORE
 from ingest.routing.node_routes import NodeRouter
 from ingest.routing.router import Routing
 from ingest.supervisor import reload_client

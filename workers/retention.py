@@ -21,8 +21,8 @@ from ingest.config.model import Config
 from ingest.errors import BootError, IngestError, LedgerError, StoreAwayError, StoreError
 from ingest.filesystem.folder_identity import require_store
 from ingest.ledger import Ledger
-from ingest.ledger.folders import STORE
 from ingest.ledger.retention import CHUNK, KeptRow, KeptStudy, LeavingFile
+from ingest.ledger.store_folders import STORE
 from ingest.spool import store_capacity
 from ingest.workers import retention_clock
 from ingest.workers.aging import Decision, Goal, cutoff, decide, disk_over, oldest_first

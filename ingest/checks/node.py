@@ -210,8 +210,8 @@ def _is_local(url: str) -> bool:
 def _ledger(config: Config) -> Iterator[Fault]:
     import sqlalchemy  # noqa: PLC0415 - slow to import, and only needed here
 
-    from ingest.ledger.database import MALFORMED_REMEDY, is_malformed  # noqa: PLC0415
-    from ingest.ledger.hosts import resolve_hosts  # noqa: PLC0415
+    from ingest.ledger.engine import MALFORMED_REMEDY, is_malformed  # noqa: PLC0415
+    from ingest.ledger.server_address import resolve_hosts  # noqa: PLC0415
 
     try:
         url = sqlalchemy.make_url(config.ledger_url)
@@ -261,7 +261,7 @@ def _damage(connection: Any) -> str:
     try:
         found = [str(row[0]) for row in driver.execute("PRAGMA quick_check(1)")]
     except sqlite3.DatabaseError as error:
-        from ingest.ledger.database import is_malformed  # noqa: PLC0415 - slow to import
+        from ingest.ledger.engine import is_malformed  # noqa: PLC0415 - slow to import
 
         # Otherwise it was interrupted, or is busy: nothing is known of damage.
         found = [str(error)] if is_malformed(error) else []
@@ -272,13 +272,13 @@ def _damage(connection: Any) -> str:
 
 def _agreement(config: Config) -> Iterator[Fault]:
     """Whether the ledger is the one that the store was last used with."""
-    from ingest.ledger import Ledger, agreement  # noqa: PLC0415 - slow to import, and only needed here
+    from ingest.ledger import Ledger, store_agreement  # noqa: PLC0415 - slow to import, and only needed here
 
     if read_ledger_mark(config.store_root) is None:
         return
     with contextlib.suppress(IngestError), contextlib.closing(Ledger(config.ledger_url)) as ledger:
-        if cause := agreement.doubt(config.store_root, ledger):
-            yield Fault("ledger.url", cause, agreement.REMEDY)
+        if cause := store_agreement.doubt(config.store_root, ledger):
+            yield Fault("ledger.url", cause, store_agreement.REMEDY)
 
 
 def _flow(config: Config) -> Iterator[Fault]:

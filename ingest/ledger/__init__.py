@@ -3,9 +3,8 @@
 from ingest.ledger.circuits import Circuit, CircuitState
 from ingest.ledger.instances import Holdings
 from ingest.ledger.ledger import Ledger
-from ingest.ledger.progress import Progress
 from ingest.ledger.quarantine import SameContent
-from ingest.ledger.rows import (
+from ingest.ledger.records import (
     Counts,
     Delivery,
     DeliveryResult,
@@ -17,6 +16,7 @@ from ingest.ledger.rows import (
     Outcome,
 )
 from ingest.ledger.schema import SCHEMA_VERSION
+from ingest.ledger.throughput import Progress
 
 __all__ = [
     "SCHEMA_VERSION",

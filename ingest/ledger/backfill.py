@@ -8,9 +8,9 @@ from typing import Any, Final
 from sqlalchemy import Connection, RowMapping, Select, and_, bindparam, func, literal, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
-from ingest.ledger.browse import InstanceFilter
-from ingest.ledger.database import Database
-from ingest.ledger.rows import DeliveryState, InstanceState
+from ingest.ledger.engine import Database
+from ingest.ledger.index import InstanceFilter
+from ingest.ledger.records import DeliveryState, InstanceState
 from ingest.ledger.schema import deliveries, instances
 from ingest.ledger.variants import accepted_already
 

@@ -8,7 +8,7 @@ from typing import Final
 from sqlalchemy import Connection, bindparam, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
-from ingest.ledger.database import Database
+from ingest.ledger.engine import Database
 from ingest.ledger.schema import circuits
 
 

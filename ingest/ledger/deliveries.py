@@ -18,10 +18,10 @@ from sqlalchemy import (
     update,
 )
 
-from ingest.ledger.database import Database
-from ingest.ledger.progress import count_delivered
-from ingest.ledger.rows import Delivery, DeliveryResult, DeliveryRow, DeliveryState
+from ingest.ledger.engine import Database
+from ingest.ledger.records import Delivery, DeliveryResult, DeliveryRow, DeliveryState
 from ingest.ledger.schema import SUSPECT, deliveries, instances
+from ingest.ledger.throughput import count_delivered
 from ingest.ledger.variants import IS_VARIED, drop_superseded, without_superseded
 
 WINDOW: Final = 512

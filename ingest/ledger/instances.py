@@ -8,8 +8,8 @@ from typing import Any, Final
 from sqlalchemy import ColumnElement, Connection, RowMapping, bindparam, func, insert, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
-from ingest.ledger.database import Database
-from ingest.ledger.rows import Counts, DeliveryState, Instance, InstanceState, NewInstance, Outcome
+from ingest.ledger.engine import Database
+from ingest.ledger.records import Counts, DeliveryState, Instance, InstanceState, NewInstance, Outcome
 from ingest.ledger.schema import HAS_FILE, deliveries, instances
 from ingest.ledger.variants import accepted_already
 

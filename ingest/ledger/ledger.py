@@ -1,18 +1,18 @@
 """The ledger as one object."""
 
-from ingest.ledger.agreement import Agreement
 from ingest.ledger.backfill import Backfill
-from ingest.ledger.browse import Browse
 from ingest.ledger.circuits import Circuits
 from ingest.ledger.deliveries import Deliveries
-from ingest.ledger.exclusion import LedgerExclusion
-from ingest.ledger.folders import Folders
+from ingest.ledger.delivery_search import Search
+from ingest.ledger.index import Browse
 from ingest.ledger.instances import Instances
-from ingest.ledger.progress import ProgressReport
 from ingest.ledger.quarantine import Quarantine
+from ingest.ledger.removal_lock import LedgerExclusion
 from ingest.ledger.retention import Retention
-from ingest.ledger.search import Search
-from ingest.ledger.settled import Settled
+from ingest.ledger.spool_references import Settled
+from ingest.ledger.store_agreement import Agreement
+from ingest.ledger.store_folders import Folders
+from ingest.ledger.throughput import ProgressReport
 
 
 class Ledger(

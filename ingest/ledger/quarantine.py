@@ -6,7 +6,7 @@ from typing import Final, NamedTuple
 from sqlalchemy import bindparam, func, select, update
 from sqlalchemy.exc import IntegrityError
 
-from ingest.ledger.database import Database
+from ingest.ledger.engine import Database
 from ingest.ledger.instances import (
     INSERT,
     INSERT_DELIVERIES,
@@ -15,7 +15,7 @@ from ingest.ledger.instances import (
     columns_of,
     drop_open_deliveries,
 )
-from ingest.ledger.rows import Instance, InstanceState, NewInstance
+from ingest.ledger.records import Instance, InstanceState, NewInstance
 from ingest.ledger.schema import QUARANTINED, instances
 
 GAVE_WAY: Final = "released"

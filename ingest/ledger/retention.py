@@ -6,8 +6,8 @@ from typing import Any, Final
 
 from sqlalchemy import Connection, and_, bindparam, case, delete, exists, func, select, tuple_, update
 
-from ingest.ledger.database import Database
-from ingest.ledger.rows import DeliveryState, InstanceState
+from ingest.ledger.engine import Database
+from ingest.ledger.records import DeliveryState, InstanceState
 from ingest.ledger.schema import KEPT, deliveries, instances
 
 CHUNK: Final = 500

@@ -132,7 +132,7 @@ folders = Table(
     Column("folder_id", Text, nullable=False),
 )
 
-# Of which nothing is kept, but whose listener still has its copy (`ingest.ledger.settled`).
+# Of which nothing is kept, but whose listener still has its copy (`ingest.ledger.spool_references`).
 duplicates = Table(
     "duplicates",
     metadata,

@@ -23,7 +23,7 @@ from typing import Any, Final
 
 from sqlalchemy import Connection, RowMapping, bindparam, exists, select, text, update
 
-from ingest.ledger.rows import DeliveryState, InstanceState
+from ingest.ledger.records import DeliveryState, InstanceState
 from ingest.ledger.schema import deliveries, instances
 
 DEFER_MILLISECONDS: Final = 2_000

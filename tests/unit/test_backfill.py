@@ -10,7 +10,7 @@ from sqlalchemy import update
 from ingest.errors import LedgerError
 from ingest.ledger import DeliveryResult, DeliveryState, InstanceState, Ledger, backfill
 from ingest.ledger.backfill import BackfillCounts
-from ingest.ledger.browse import InstanceFilter
+from ingest.ledger.index import InstanceFilter
 from ingest.ledger.schema import deliveries, instances
 from tests.ledgers import delivery_states, row
 from tests.nodes import eventually

@@ -13,7 +13,7 @@ import pytest
 from ingest.config.model import Config, Destination, Workers
 from ingest.dicom import uids, wire
 from ingest.ledger import CircuitState
-from ingest.ledger.search import Filter
+from ingest.ledger.delivery_search import Filter
 from ingest.queue.wakeups import hold_key
 from ingest.requestor.remotes import remotes
 from ingest.workers import leases

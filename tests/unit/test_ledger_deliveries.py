@@ -9,7 +9,7 @@ import pytest
 from sqlalchemy import event
 
 from ingest.ledger import Delivery, DeliveryResult, DeliveryState, Ledger
-from ingest.ledger.search import Filter
+from ingest.ledger.delivery_search import Filter
 from tests.ledgers import row
 
 

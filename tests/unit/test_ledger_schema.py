@@ -12,8 +12,8 @@ from alembic.runtime.migration import MigrationContext
 
 from ingest.errors import LedgerError
 from ingest.ledger import SCHEMA_VERSION, InstanceState, Ledger, Outcome
+from ingest.ledger.migrations import configuration, head
 from ingest.ledger.schema import metadata
-from ingest.migrations import configuration, head
 from tests.ledgers import row
 
 TEXTS = (
@@ -99,7 +99,7 @@ def test_sqlite_commits_are_synced_and_its_log_is_ahead(url: str) -> None:
 
 
 def test_locked_ledger_is_away_and_not_broken(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ingest.ledger.database.BUSY_MILLISECONDS", 20)
+    monkeypatch.setattr("ingest.ledger.engine.BUSY_MILLISECONDS", 20)
     ledger = Ledger(url)
     ledger.migrate()
     other = sqlite3.connect(url.removeprefix("sqlite:///"), isolation_level=None)

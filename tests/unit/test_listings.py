@@ -12,8 +12,8 @@ from sqlalchemy import update
 from ingest.cli import main
 from ingest.cli_store import INSTANCE_STATES
 from ingest.ledger import DeliveryResult, DeliveryState, InstanceState, Ledger
-from ingest.ledger import browse as browsing
-from ingest.ledger.browse import InstanceFilter
+from ingest.ledger import index as browsing
+from ingest.ledger.index import InstanceFilter
 from ingest.ledger.schema import instances
 from tests.instances import Made
 from tests.ledgers import row

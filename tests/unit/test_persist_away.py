@@ -103,7 +103,7 @@ def test_queue_that_dies_before_the_acknowledgement_is_told_later(
 def test_ledger_that_is_away_is_waited_for_and_nothing_leaves_the_spool(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ingest.ledger.database.BUSY_MILLISECONDS", 10)
+    monkeypatch.setattr("ingest.ledger.engine.BUSY_MILLISECONDS", 10)
     with site.ledger():
         pass
     with contextlib.closing(_locked(site)) as lock:
@@ -120,7 +120,7 @@ def test_ledger_that_is_away_is_waited_for_and_nothing_leaves_the_spool(
 def test_worker_stops_although_the_ledger_is_away_and_blames_nobody(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ingest.ledger.database.BUSY_MILLISECONDS", 10)
+    monkeypatch.setattr("ingest.ledger.engine.BUSY_MILLISECONDS", 10)
     with site.ledger():
         pass
     site.receive(Made())

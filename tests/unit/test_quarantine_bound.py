@@ -13,8 +13,8 @@ from sqlalchemy import make_url
 from ingest.alarms import standing_alarms
 from ingest.browsing import list_quarantine
 from ingest.ledger import DeliveryState, Instance, InstanceState, Ledger
-from ingest.ledger.browse import InstanceFilter
-from ingest.migrations import configuration
+from ingest.ledger.index import InstanceFilter
+from ingest.ledger.migrations import configuration
 from ingest.status import gather
 from ingest.workers.quarantine import drop, release, retry
 from tests.instances import Made

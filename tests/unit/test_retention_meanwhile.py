@@ -15,9 +15,9 @@ import pytest
 from sqlalchemy import func, select, update
 
 from ingest.ledger import DeliveryState, InstanceState, Ledger
+from ingest.ledger.delivery_search import Filter
 from ingest.ledger.retention import Retention
 from ingest.ledger.schema import deliveries, instances
-from ingest.ledger.search import Filter
 from ingest.workers.aging import DAY_MS
 from ingest.workers.incoming import lock
 from ingest.workers.leases import now_ms

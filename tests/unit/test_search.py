@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import pytest
 
 from ingest.ledger import DeliveryResult, DeliveryState, InstanceState, Ledger
-from ingest.ledger.search import CHUNK, Filter
+from ingest.ledger.delivery_search import CHUNK, Filter
 from tests.ledgers import delivery_states, row
 
 

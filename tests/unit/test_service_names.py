@@ -11,7 +11,7 @@ import redis
 import sqlalchemy
 from sqlalchemy import event
 
-from ingest.ledger.hosts import resolve_hosts
+from ingest.ledger.server_address import resolve_hosts
 from ingest.queue import client
 from tests.pki import Material
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from ingest.ledger import DeliveryResult, DeliveryState, InstanceState, Ledger
-from ingest.ledger.search import Filter
+from ingest.ledger.delivery_search import Filter
 from ingest.ledger.variants import DEFER_MILLISECONDS, SLACK_MILLISECONDS
 from tests.instances import EXPLICIT, IMPLICIT
 from tests.ledgers import delivery_states, row

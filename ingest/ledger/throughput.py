@@ -8,8 +8,8 @@ from sqlalchemy import Connection, bindparam, delete, func, select
 from sqlalchemy.dialects import postgresql, sqlite
 
 from ingest.ledger.circuits import Circuit, read_circuits
-from ingest.ledger.database import Database
-from ingest.ledger.rows import DeliveryResult, DeliveryState
+from ingest.ledger.engine import Database
+from ingest.ledger.records import DeliveryResult, DeliveryState
 from ingest.ledger.schema import deliveries, throughput
 
 KEPT_MINUTES: Final = 60

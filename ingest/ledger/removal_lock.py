@@ -11,7 +11,7 @@ from typing import Final
 from sqlalchemy import Connection, TextClause, text
 
 from ingest.errors import LedgerError
-from ingest.ledger.database import Database
+from ingest.ledger.engine import Database
 
 # PostgreSQL documentation 9.28.10: held until it is unlocked or the session ends, whatever transactions do.
 _KEY: Final = {"class": 0x1D1C0, "object": 1}

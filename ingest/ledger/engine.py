@@ -24,8 +24,8 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from ingest.config.show import masked
 from ingest.errors import LedgerError
-from ingest.ledger.hosts import resolve_hosts
 from ingest.ledger.schema import SCHEMA_VERSION
+from ingest.ledger.server_address import resolve_hosts
 
 BUSY_MILLISECONDS: Final = 10_000
 """How long a writer of SQLite waits for another."""
@@ -214,7 +214,7 @@ class Database:
             found = _version(connection)
             if found != SCHEMA_VERSION:
                 # alembic takes longer to import than all the rest: only who needs it pays.
-                from ingest.migrations import upgrade  # noqa: PLC0415 - see above
+                from ingest.ledger.migrations import upgrade  # noqa: PLC0415 - see above
 
                 if not upgrade(connection):
                     self._require(found)

@@ -7,8 +7,8 @@ from sqlalchemy import ColumnElement, Connection, TextClause, delete, insert, se
 from sqlalchemy.dialects import postgresql, sqlite
 
 from ingest.filesystem.folder_identity import KnownFolder, LedgerMark
-from ingest.ledger.database import Database
-from ingest.ledger.rows import InstanceState
+from ingest.ledger.engine import Database
+from ingest.ledger.records import InstanceState
 from ingest.ledger.schema import KEPT, folders, instances
 
 STORE: Final = "store"

@@ -12,7 +12,7 @@ from typing import Any, Final
 from sqlalchemy import BindParameter, bindparam, delete, select
 from sqlalchemy.dialects import postgresql, sqlite
 
-from ingest.ledger.database import Database
+from ingest.ledger.engine import Database
 from ingest.ledger.schema import duplicates, instances
 
 CHUNK: Final = 500

@@ -6,8 +6,8 @@ from typing import Any, Final
 
 from sqlalchemy import ColumnElement, and_, func, select, update
 
-from ingest.ledger.database import Database
-from ingest.ledger.rows import DeliveryState
+from ingest.ledger.engine import Database
+from ingest.ledger.records import DeliveryState
 from ingest.ledger.schema import deliveries, instances
 
 CHUNK: Final = 1000

@@ -6,9 +6,9 @@ from typing import Any, Final, TypeVar
 
 from sqlalchemy import ColumnElement, Connection, Select, func, select
 
-from ingest.ledger.database import Database
+from ingest.ledger.engine import Database
 from ingest.ledger.instances import CHUNK, as_instance
-from ingest.ledger.rows import DeliveryState, Instance, InstanceState
+from ingest.ledger.records import DeliveryState, Instance, InstanceState
 from ingest.ledger.schema import KEPT, deliveries, instances
 
 _T = TypeVar("_T")

@@ -7,11 +7,11 @@ from typing import Final
 from sqlalchemy import bindparam, select
 
 from ingest.filesystem.folder_identity import read_ledger_mark
-from ingest.ledger.database import Database
-from ingest.ledger.folders import Folders
+from ingest.ledger.engine import Database
 from ingest.ledger.instances import as_instance
-from ingest.ledger.rows import Instance
+from ingest.ledger.records import Instance
 from ingest.ledger.schema import HAS_FILE, instances
+from ingest.ledger.store_folders import Folders
 
 ALARM: Final = "ledger_behind_store"
 """The alarm for a ledger that does not know what its store holds."""
