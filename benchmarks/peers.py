@@ -30,7 +30,7 @@ from benchmarks.receivers import (
     target_of,
     wait_listening,
 )
-from ingest.tls import pki
+from ingest.tls.keys import pairs
 
 LARGEST_PDU = 131072
 PASSWORD = b"benchmark"
@@ -194,7 +194,7 @@ def _is_dcm4che(path: Path) -> bool:
 
 def _java_stores(base: Path, keys: Pki) -> tuple[Path, Path]:
     """The key pair and the trusted certificates as PKCS #12 files that Java reads."""
-    pair = pki.read_pair(keys.certificate.with_suffix(""))
+    pair = pairs.read_pair(keys.certificate.with_suffix(""))
     encryption = BestAvailableEncryption(PASSWORD)
     own, trusted = base / "own.p12", base / "trusted.p12"
     own.write_bytes(

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Literal, Protocol
 
 from benchmarks.accounting import Group
-from ingest.tls import pki
+from ingest.tls.keys import pairs
 
 Durability = Literal["fsync", "page-cache"]
 
@@ -43,9 +43,9 @@ def make_pki(folder: Path) -> Pki:
     trusted = folder / "trusted.crt"
     for name in ("node", "load"):
         if not (folder / f"{name}.key").exists():
-            pair = pki.self_signed(name, names=["localhost", "127.0.0.1"])
-            pki.write_pair(pair, folder / name)
-            pki.trust(pair.certificate, trusted)
+            pair = pairs.self_signed(name, names=["localhost", "127.0.0.1"])
+            pairs.write_pair(pair, folder / name)
+            pairs.trust(pair.certificate, trusted)
     return Pki(folder / "node.crt", folder / "node.key", folder / "load.crt", folder / "load.key", trusted)
 
 

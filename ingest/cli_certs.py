@@ -58,11 +58,11 @@ def new(prefix: Path, name: str, trust: Path | None, **options: Any) -> None:
     """
     if options["ca"] is None and options["ca_password_file"] is not None:
         raise click.UsageError("--ca-password-file is for the key of --ca: name both")
-    from ingest.tls import pki
+    from ingest.tls.keys import pairs
 
-    made = pki.make(prefix, name, **options)
+    made = pairs.make(prefix, name, **options)
     if trust is not None:
-        pki.trust(made.anchor, trust)
+        pairs.trust(made.anchor, trust)
     for path in (*made.files, *([trust] if trust else [])):
         click.echo(path)
 
@@ -81,9 +81,9 @@ def csr(prefix: Path, name: str, **options: Any) -> None:
     Writes PREFIX.csr, and PREFIX.key where there is none; a key is never replaced. What the authority sends
     back goes with that key.
     """
-    from ingest.tls import pki
+    from ingest.tls.keys import pairs
 
-    for path in pki.make_request(prefix, name, **options):
+    for path in pairs.make_request(prefix, name, **options):
         click.echo(path)
 
 
@@ -97,9 +97,9 @@ def trust(out: Path, files: tuple[Path, ...], password_file: Path | None) -> Non
     OUT is PEM, made if new; what it holds already is not added again. FILES may be PEM, DER, PKCS#7 or
     PKCS#12; private keys in them stay there.
     """
-    from ingest.tls import pki
+    from ingest.tls.keys import pairs
 
-    added = pki.trust_all(pki.read_all(files, password_file), out)
+    added = pairs.trust_all(pairs.read_all(files, password_file), out)
     for certificate in added:
         click.echo(f"added {_printable(certificate.subject.rfc4514_string())}")
     click.echo(f"{out}: {len(added)} new")
@@ -119,18 +119,18 @@ def inspect(files: tuple[Path, ...], password_file: Path | None, as_json: bool) 
     import json
     from datetime import UTC, datetime
 
-    from ingest.tls import describe
+    from ingest.tls.keys import inspection
 
-    found = describe.look(files, password_file, datetime.now(UTC))
+    found = inspection.look(files, password_file, datetime.now(UTC))
     if as_json:
-        click.echo(json.dumps(describe.as_data(found), indent=2))
+        click.echo(json.dumps(inspection.as_data(found), indent=2))
     else:
-        for line in describe.lines(found):
+        for line in inspection.lines(found):
             click.echo(_printable(line))
     faults = [each.fault for each in found if each.fault]
     faults += [
         f"{contents.file}: belongs to none of these certificates; name its own"
-        for contents, _, own in describe.pairs(found)
+        for contents, _, own in inspection.pairs(found)
         if own is None
     ]
     if faults:
@@ -164,9 +164,9 @@ def make(out: Path, certificate: Path, key: Path | None, **options: Any) -> None
     CERTIFICATE is followed by its issuers; KEY may be in the same file. OUT can be read by its owner only: it
     is for who uses the key. For the other side, make a trust store.
     """
-    from ingest.tls import stores
+    from ingest.tls.keys import key_stores
 
-    stores.make_key_store(out, certificate, key, **options)
+    key_stores.make_key_store(out, certificate, key, **options)
     click.echo(out)
 
 
@@ -182,9 +182,9 @@ def trust_store(out: Path, files: tuple[Path, ...], **options: Any) -> None:
     It holds those in FILES and folders, marked as trusted for Java, and nothing else: private keys that are
     in FILES stay there.
     """
-    from ingest.tls import stores
+    from ingest.tls.keys import key_stores
 
-    for alias in stores.make_trust_store(out, files, **options):
+    for alias in key_stores.make_trust_store(out, files, **options):
         click.echo(f"trusted {_printable(alias)}")
     click.echo(out)
 
@@ -201,9 +201,9 @@ def split(store: Path, prefix: Path, **options: Any) -> None:
     Makes PREFIX.crt, with its chain, and PREFIX.key from STORE. The key can be read by its owner only. Of a
     trust store, `certs trust` takes the certificates.
     """
-    from ingest.tls import stores
+    from ingest.tls.keys import key_stores
 
-    for path in stores.split_key_store(store, prefix, **options):
+    for path in key_stores.split_key_store(store, prefix, **options):
         click.echo(path)
 
 

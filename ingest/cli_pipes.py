@@ -23,7 +23,7 @@ class Piped(click.Path):
         path = Path(super().convert(value, param, ctx))  # type: ignore[arg-type]
         if ctx is None or not str(path).startswith(_DESCRIPTORS):
             return path
-        from ingest.tls.material import in_memory
+        from ingest.tls.keys.loading import in_memory
 
         try:
             if not stat.S_ISFIFO(path.stat().st_mode):

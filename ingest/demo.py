@@ -33,8 +33,8 @@ from ingest.errors import IngestError, LedgerError
 from ingest.ledger import Counts, DeliveryState, InstanceState, Ledger
 from ingest.requestor.send_files import Found, SendSummary, collect, send_files
 from ingest.requestor.transport import Remote
-from ingest.tls import pki
 from ingest.tls.contexts import client_context
+from ingest.tls.keys import pairs
 
 READY_SECONDS: Final = 30.0
 ARRIVE_SECONDS: Final = 120.0
@@ -124,9 +124,9 @@ def _demo(console: Console, folder: Path) -> None:
 def _make_pki(folder: Path) -> TLS:
     folder.mkdir(parents=True)
     for name in ("node", "remote", "sender"):
-        pair = pki.self_signed(name, names=["localhost", "127.0.0.1"])
-        pki.write_pair(pair, folder / name)
-        pki.trust(pair.certificate, folder / "trusted.crt")
+        pair = pairs.self_signed(name, names=["localhost", "127.0.0.1"])
+        pairs.write_pair(pair, folder / name)
+        pairs.trust(pair.certificate, folder / "trusted.crt")
     return TLS(
         certificate=folder / "sender.crt",
         private_key=folder / "sender.key",

@@ -22,8 +22,8 @@ from ingest.config.model import TLS
 from ingest.dicom import wire
 from ingest.ext.command import decode_command, encode_command
 from ingest.ext.encode import encode_p_data
-from ingest.tls import pki
 from ingest.tls.contexts import client_context, server_context
+from ingest.tls.keys import pairs
 
 CT = "1.2.840.10008.5.1.4.1.1.2"
 MR = "1.2.840.10008.5.1.4.1.1.4"
@@ -59,8 +59,8 @@ def wait_for(condition: Callable[[], Any], seconds: float = 10.0, what: str = "t
 
 def make_tls(folder: Path, name: str = "node") -> TLS:
     """A self-signed pair that trusts itself, as both ends may use it."""
-    pki.write_pair(pki.self_signed("localhost", names=["localhost", "127.0.0.1"]), folder / name)
-    certificate, key = pki.files_of(folder / name)
+    pairs.write_pair(pairs.self_signed("localhost", names=["localhost", "127.0.0.1"]), folder / name)
+    certificate, key = pairs.files_of(folder / name)
     return TLS(certificate=certificate, private_key=key, trusted=(certificate,))
 
 

@@ -5,7 +5,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from ingest.config.model import TLS
-from ingest.tls import pki
+from ingest.tls.keys import pairs
 
 
 @dataclass(frozen=True)
@@ -39,14 +39,14 @@ def make(folder: Path) -> Material:
     """Write pairs "node", "remote", "peer", "other", "stranger" and "expired"."""
     material = Material(folder)
     for name in ("node", "remote", "peer", "other", "stranger"):
-        pair = pki.self_signed(
+        pair = pairs.self_signed(
             name, names=["localhost", "127.0.0.1"], key_type="ec" if name == "other" else "rsa2048"
         )
-        pki.write_pair(pair, folder / name)
+        pairs.write_pair(pair, folder / name)
         if name != "stranger":
-            pki.trust(pair.certificate, material.trusted)
+            pairs.trust(pair.certificate, material.trusted)
     past = datetime.now(UTC) - timedelta(days=30)
-    pair = pki.self_signed("expired", names=["localhost"], days=10, start=past, key_type="ec")
-    pki.write_pair(pair, folder / "expired")
-    pki.trust(pair.certificate, material.trusted)
+    pair = pairs.self_signed("expired", names=["localhost"], days=10, start=past, key_type="ec")
+    pairs.write_pair(pair, folder / "expired")
+    pairs.trust(pair.certificate, material.trusted)
     return material

@@ -9,8 +9,8 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import padding
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from ingest.tls import pki
-from ingest.tls.issue import PrivateKey
+from ingest.tls.keys import pairs
+from ingest.tls.keys.issuance import PrivateKey
 
 UMLAUT = "Universitaetsklinikum"
 READABLE = bytes([0x0C, len(UMLAUT)]) + UMLAUT.encode()
@@ -18,7 +18,7 @@ READABLE = bytes([0x0C, len(UMLAUT)]) + UMLAUT.encode()
 
 
 def revocation_list(
-    authority: pki.Pair,
+    authority: pairs.Pair,
     *revoked: x509.Certificate,
     next_update: datetime | None = None,
     key: PrivateKey | None = None,
@@ -64,7 +64,7 @@ def unreadable(found: Any, key: Any) -> Any:
     return x509.load_der_x509_crl(der) if listed else x509.load_der_x509_certificate(der)
 
 
-def under(pair: pki.Pair, issuer: pki.Pair) -> pki.Pair:
+def under(pair: pairs.Pair, issuer: pairs.Pair) -> pairs.Pair:
     """An authority with the certificate that `issuer` would sign, which may have authorities below it."""
     now = datetime.now(UTC)
     builder = x509.CertificateBuilder(
@@ -77,4 +77,4 @@ def under(pair: pki.Pair, issuer: pki.Pair) -> pki.Pair:
     ).add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
     own = x509.SubjectKeyIdentifier.from_public_key(pair.certificate.public_key())
     builder = builder.add_extension(own, critical=False)
-    return pki.Pair(builder.sign(issuer.private_key, hashes.SHA256()), pair.private_key)
+    return pairs.Pair(builder.sign(issuer.private_key, hashes.SHA256()), pair.private_key)

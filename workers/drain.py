@@ -19,7 +19,7 @@ from ingest.errors import AssociationError, Cause, LedgerError, PeerError, Store
 from ingest.ledger import Delivery, Ledger
 from ingest.requestor.store_scu import Association, Context, Remote, Timeouts, plan, proposals
 from ingest.tls.identity import identity_of
-from ingest.tls.seen import Sightings
+from ingest.tls.observed_certificates import Sightings
 from ingest.workers.blame import is_shortage
 from ingest.workers.breaker import Breaker
 from ingest.workers.circuit import Trouble

@@ -35,7 +35,7 @@ from ingest.queue.wakeups import (
     wake,
 )
 from ingest.requestor.transport import Remote
-from ingest.tls.seen import Sightings
+from ingest.tls.observed_certificates import Sightings
 from ingest.workers.circuit import asked_anew
 from ingest.workers.drain import Drain, Tools
 from ingest.workers.leases import LEASE_MILLISECONDS, now_ms

@@ -22,9 +22,9 @@ from ingest.ext.errors import PeerError
 from ingest.ext.pdu import Command, ControlPDU, DataSet, PDUParser
 from ingest.ext.poller import READABLE, WRITABLE, Poller
 from ingest.tls.identity import Identity, identity_of
-from ingest.tls.peer import NoCertificateError
+from ingest.tls.peer_identity import NoCertificateError
 from ingest.tls.pump import Pump
-from ingest.tls.refused import REMEDIES, refused_certificate
+from ingest.tls.rejection import REMEDIES, refused_certificate
 
 UNREAD_BYTES: Final = 1 << 20
 """Responses that a peer may leave unread before it is cut off."""

@@ -49,8 +49,8 @@ from ingest.queue.publisher import Handoff
 from ingest.spool import store_capacity
 from ingest.spool.refusing_spool import passes, stand_in
 from ingest.spool.spool import Spool, spool_id
+from ingest.tls.observed_certificates import Sightings
 from ingest.tls.pump import RECORD
-from ingest.tls.seen import Sightings
 
 BUFFER: Final = 256 * 1024
 """Bytes of each of the two buffers that all connections of the process share."""

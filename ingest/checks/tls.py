@@ -16,12 +16,12 @@ from cryptography.x509.oid import ExtendedKeyUsageOID
 from ingest.config.faults import Fault
 from ingest.config.model import TLS, Config
 from ingest.errors import ConfigError, IngestError
-from ingest.tls import crl, expiry
+from ingest.tls import expiry, revocation
 from ingest.tls.contexts import client_context, rehearse, server_context
 from ingest.tls.expiry import Dated
 from ingest.tls.identity import UNREADABLE
-from ingest.tls.material import read_pair
-from ingest.tls.pki import read_all
+from ingest.tls.keys.loading import read_pair
+from ingest.tls.keys.pairs import read_all
 
 _NEVER = datetime.max.replace(tzinfo=UTC)
 
@@ -134,8 +134,8 @@ def _list_terms(name: str, tls: TLS, now: datetime) -> Iterator[Term]:
         return
     longest: dict[str, Term] = {}
     for index, path in enumerate(tls.crl):
-        for file, found in crl.lists(path):
-            if crl.unused(found):
+        for file, found in revocation.lists(path):
+            if revocation.unused(found):
                 continue
             try:
                 issuer = found.issuer.rfc4514_string()
@@ -226,11 +226,11 @@ def _own(tls: TLS) -> Iterator[tuple[Path, list[x509.Certificate]]]:
 def _lists(key: str, tls: TLS, now: datetime) -> Iterator[Fault]:
     """Lists of no use, and what they keep from being trusted: a fault, where nothing is left."""
     for index, path in enumerate(tls.crl):
-        for file, found in crl.lists(path):
-            for cause, remedy in crl.doubts(found, tls.crl_expired, now):
+        for file, found in revocation.lists(path):
+            for cause, remedy in revocation.doubts(found, tls.crl_expired, now):
                 yield Fault(f"{key}.crl[{index}]", f"{file}: {cause}", remedy, note=True)
-    out = crl.revoked(tls)
-    note = bool(out) and len(out) < len(crl.trusted(tls))
+    out = revocation.revoked(tls)
+    note = bool(out) and len(out) < len(revocation.trusted(tls))
     for each, why in out:
         subject = each.certificate.subject.rfc4514_string() if each.certificate else ""
         cause = f"{each.file}: {subject} is not trusted: {why}"

@@ -12,8 +12,8 @@ from ingest.config.model import TLS, Config
 from ingest.dicom.admission import is_bound
 from ingest.errors import IngestError
 from ingest.ext.errors import PeerError
-from ingest.tls import forms
 from ingest.tls.identity import Identity, anchor_of, identity_of, is_fingerprint, matches, mistake
+from ingest.tls.keys import formats
 
 _HOWTO = (
     "write a SHA-256 fingerprint (`ingest certs inspect` tells it), or the whole subject as `openssl x509 "
@@ -138,7 +138,7 @@ def _trusted(sections: Iterable[TLS]) -> list[Identity]:
     for tls in sections:
         for path in tls.trusted if tls.peer_certificate != "none" else ():
             with contextlib.suppress(IngestError, ValueError):
-                for _, texts in forms.certificates(path, tls.password_file):
+                for _, texts in formats.certificates(path, tls.password_file):
                     identities = [_identity(ssl.PEM_cert_to_DER_cert(text)) for text in texts]
                     found |= {each.fingerprint: each for each in identities}
     return list(found.values())

@@ -6,8 +6,8 @@ from typing import Final
 
 from ingest.dicom import wire
 from ingest.errors import AssociationError, Cause, PeerError
-from ingest.tls.peer import NO_CERTIFICATE
-from ingest.tls.refused import REMEDIES
+from ingest.tls.peer_identity import NO_CERTIFICATE
+from ingest.tls.rejection import REMEDIES
 
 _ABORT_REASONS: Final = {
     0: "reason not specified",

@@ -21,8 +21,8 @@ from ingest.network.dialer import dial
 from ingest.network.resolver import TICK_SECONDS, ResolverAwayError, no_tick
 from ingest.requestor import failures
 from ingest.tls.identity import binding_fault, identity_of
-from ingest.tls.peer import require_proof, verified_chain
-from ingest.tls.refused import refused_certificate
+from ingest.tls.peer_identity import require_proof, verified_chain
+from ingest.tls.rejection import refused_certificate
 
 UNSENT_BYTES: Final = 1 << 17
 UNLIMITED: Final = 0

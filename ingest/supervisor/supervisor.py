@@ -54,7 +54,7 @@ from ingest.supervisor.generation import (
 )
 from ingest.supervisor.process import leave_no_core
 from ingest.tls.expiry import Watch
-from ingest.tls.files import reading_once
+from ingest.tls.keys.files import reading_once
 
 WORKERS: Final = {
     "persist": "ingest.workers.persist:main",

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from ingest.config.model import TLS, Config
 from ingest.errors import ConfigError
 from ingest.ext import tls_offered, tls_settings
-from ingest.tls import crl, material, profiles
+from ingest.tls import profiles, revocation
+from ingest.tls.keys import loading
 from ingest.tls.pump import Pump
 
 _VERIFY = {"required": ssl.CERT_REQUIRED, "optional": ssl.CERT_OPTIONAL, "none": ssl.CERT_NONE}
@@ -66,7 +67,7 @@ def rehearse(tls: TLS) -> None:
         return
     ours = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     profiles.apply(ours, tls)
-    material.load_pair(ours, tls)
+    loading.load_pair(ours, tls)
     theirs = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     theirs.check_hostname, theirs.verify_mode = False, ssl.CERT_NONE
     profiles.apply(theirs, tls)
@@ -121,12 +122,12 @@ def _set_up(context: ssl.SSLContext, tls: TLS) -> None:
     context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
     context.verify_flags &= ~ssl.VERIFY_X509_STRICT
     profiles.apply(context, tls)
-    material.load_pair(context, tls)
+    loading.load_pair(context, tls)
     if tls.peer_certificate != "none" and not tls.trusted:
         raise ConfigError(
             ['trusted: nothing to verify peers with; name PEM bundles, or peer_certificate = "none"']
         )
-    material.load_trusted(context, tls, {each.pem for each, _ in crl.revoked(tls)})
+    loading.load_trusted(context, tls, {each.pem for each, _ in revocation.revoked(tls)})
     context.verify_mode = _VERIFY[tls.peer_certificate]
     tls_offered.keep_refused(context)
-    crl.load(context, tls)
+    revocation.load(context, tls)

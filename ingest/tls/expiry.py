@@ -14,8 +14,8 @@ import structlog
 from ingest.config.model import Config
 from ingest.errors import IngestError
 from ingest.tls.identity import Identity, matches
-from ingest.tls.pki import inspect
-from ingest.tls.seen import FOLDER, prune
+from ingest.tls.keys.pairs import inspect
+from ingest.tls.observed_certificates import FOLDER, prune
 
 THRESHOLDS: Final = (1, 7, 30)
 """Days before the end at which it is said."""
@@ -120,7 +120,7 @@ def certificates(config: Config, place: Place) -> list[Dated]:
 
 
 def shown(config: Config) -> Iterator[Dated]:
-    """What bound peers and destinations of this configuration have shown, as `ingest.tls.seen` left it."""
+    """What bound peers and destinations of this configuration have shown, as `ingest.tls.observed_certificates` left it."""
     callers = {peer.ae_title for peer in config.peers if peer.certificate or peer.issuer}
     known = {"peer": callers, "destination": {each.name for each in config.destinations}}
     for path in sorted((config.run_dir / FOLDER).glob("*.json")):

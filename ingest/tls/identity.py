@@ -13,7 +13,7 @@ from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
 
 from ingest.ext.errors import PeerError
-from ingest.tls import names
+from ingest.tls import distinguished_names
 
 UNREADABLE = (
     ValueError,
@@ -160,7 +160,7 @@ def matches(identity: Identity, pattern: str) -> bool:
     if kind == "SHA-256":
         return value == identity.fingerprint
     if kind == "subject":
-        return names.same(pattern, identity.subject)
+        return distinguished_names.same(pattern, identity.subject)
     return any(_is_name(kind, value, name) for name in identity.names)
 
 
@@ -177,7 +177,7 @@ def issued_by(identity: Identity, issuer: str) -> bool:
     kind, value = _meant(issuer)
     if kind == "SHA-256":
         return value in {identity.anchor.fingerprint, *identity.between}
-    return kind == "subject" and names.same(issuer, identity.anchor.subject)
+    return kind == "subject" and distinguished_names.same(issuer, identity.anchor.subject)
 
 
 def binding_fault(identity: Identity | None, certificate: str, issuer: str, whose: str) -> str | None:
@@ -220,7 +220,7 @@ def mistake(pattern: str, *, issuer: bool = False) -> str:
     plain = kind == "DNS" and value == pattern.strip()
     if plain and _HEX.fullmatch(value):
         return "is no SHA-256 fingerprint, which has 64 hexadecimal digits, in pairs with colons or without"
-    if kind == "subject" and not names.readings(pattern):
+    if kind == "subject" and not distinguished_names.readings(pattern):
         return "is no subject that can be read"
     if issuer and kind not in {"SHA-256", "subject"}:
         return "is neither a whole subject nor a fingerprint"
@@ -244,7 +244,7 @@ def _meant(pattern: str) -> tuple[str, str]:
     prefix, separator, rest = wanted.partition(":")
     if separator and prefix.lower() in _KINDS:
         return _KINDS[prefix.lower()], rest
-    if names.readings(pattern) or (wanted.startswith("/") and "=" in wanted):
+    if distinguished_names.readings(pattern) or (wanted.startswith("/") and "=" in wanted):
         return "subject", wanted
     if _is_address(wanted):
         return "IP", wanted

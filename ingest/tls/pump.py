@@ -9,7 +9,7 @@ import contextlib
 import ssl
 from typing import Final, cast
 
-from ingest.tls.peer import require_proof, verified_chain
+from ingest.tls.peer_identity import require_proof, verified_chain
 
 RECORD: Final = 16384
 """Plaintext bytes of the largest TLS record (RFC 8446 5.1)."""

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from ingest.dicom import dimse, wire
-from ingest.tls import pki
+from ingest.tls.keys import pairs
 from tests.faults.caller import (
     Caller,
     alert_of,
@@ -40,8 +40,9 @@ def node(start_node: Callable[..., Node]) -> Node:
 def signed_by_a_stranger(material: Material) -> None:
     """A pair "signed" whose authority nobody trusts."""
     if not material.certificate("signed").exists():
-        pki.write_pair(
-            pki.signed("signed", pki.authority("their authority", key_type="ec")), material.folder / "signed"
+        pairs.write_pair(
+            pairs.signed("signed", pairs.authority("their authority", key_type="ec")),
+            material.folder / "signed",
         )
 
 

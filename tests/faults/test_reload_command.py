@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from ingest.config import Config
 from ingest.errors import IngestError
 from ingest.supervisor import reload_client as reloading
-from ingest.tls import pki
+from ingest.tls.keys import pairs
 from tests.faults.caller import Caller
 from tests.instances import Made
 from tests.nodes import Node, destination, eventually
@@ -91,8 +91,8 @@ def pair(material: Material) -> Callable[..., str]:
     """Makes a pair in the material's folder; returns its name."""
 
     def make(name: str, **options: object) -> str:
-        made = pki.self_signed(name, names=["localhost"], key_type="ec", **options)  # type: ignore[arg-type]
-        pki.write_pair(made, material.folder / name, force=True)
+        made = pairs.self_signed(name, names=["localhost"], key_type="ec", **options)  # type: ignore[arg-type]
+        pairs.write_pair(made, material.folder / name, force=True)
         return name
 
     return make
@@ -145,7 +145,7 @@ def test_trust_of_which_nothing_is_valid_any_more_is_not_taken(
 def test_old_list_is_not_taken_where_it_would_keep_all_out_whom_its_issuer_vouches_for(
     make_node: Callable[..., Node], tmp_path: Path
 ) -> None:
-    issuer = pki.authority("issuer", key_type="ec")
+    issuer = pairs.authority("issuer", key_type="ec")
     lists = tmp_path / "lists"
     lists.mkdir()
     old, fresh = (
@@ -187,7 +187,7 @@ def test_files_that_are_replaced_while_they_are_read_are_read_once(
 ) -> None:
     """Else a certificate could be looked at, and another one be taken."""
     strace = require_program("strace")
-    issuer, lists = pki.authority("issuer", key_type="ec"), tmp_path / "lists"
+    issuer, lists = pairs.authority("issuer", key_type="ec"), tmp_path / "lists"
     lists.mkdir()
     (lists / "site").write_bytes(revocation_list(issuer).public_bytes(Encoding.PEM))
     node = make_node()

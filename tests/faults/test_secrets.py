@@ -12,7 +12,7 @@ import psutil
 import pytest
 from cryptography.hazmat.primitives import serialization
 
-from ingest.tls import pki, stores
+from ingest.tls.keys import key_stores, pairs
 from tests.faults.caller import connect
 from tests.nodes import Node, destination, eventually
 from tests.peers import free_port
@@ -35,14 +35,14 @@ def secrets(*keys: Path) -> set[bytes]:
 def node(make_node: Callable[..., Node], tmp_path: Path) -> Node:
     keys = tmp_path / "keys"
     for name in ("listener", "sender"):
-        pki.write_pair(pki.self_signed(name, names=["localhost"]), keys / name)
+        pairs.write_pair(pairs.self_signed(name, names=["localhost"]), keys / name)
     for name in ("key", "store"):
         (keys / f"{name}.password").write_text(PASSWORDS[name])
     opened = serialization.load_pem_private_key((keys / "listener.key").read_bytes(), None)
     password = serialization.BestAvailableEncryption(PASSWORDS["key"].encode())
     formats = (serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8)
     (keys / "locked.key").write_bytes(opened.private_bytes(*formats, password))
-    stores.make_key_store(
+    key_stores.make_key_store(
         keys / "sender.p12", keys / "sender.crt", keys / "sender.key", password_file=keys / "store.password"
     )
     node = make_node()

@@ -16,7 +16,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from ingest.tls import pki
+from ingest.tls.keys import pairs
 from tests.faults.caller import LOCAL_LIMIT, Caller, connect, new_uid
 from tests.faults.watch import assert_sound, listeners
 from tests.instances import Made
@@ -393,8 +393,8 @@ def test_a_reload_is_for_new_associations_and_leaves_the_running_ones_alone(
         node='[node]\nae_title = "OLD"\ndata_dir = "var"', receive=_receive("check_called_ae = true")
     ).start()
     old = listeners(node)
-    pair = pki.self_signed("renewed", names=["localhost"], key_type="ec")
-    pki.write_pair(pair, tmp_path / "renewed")
+    pair = pairs.self_signed("renewed", names=["localhost"], key_type="ec")
+    pairs.write_pair(pair, tmp_path / "renewed")
     renewed = ssl.PEM_cert_to_DER_cert(pair.certificate_pem.decode())
     with associated(node, called="OLD") as running:
         assert peer_certificate(node) != renewed

@@ -13,9 +13,9 @@ from ingest.config.model import TLS, Config, Destination, Node
 from ingest.errors import AssociationError, Cause
 from ingest.requestor.remotes import remotes
 from ingest.requestor.store_scu import Association, Remote, Timeouts
-from ingest.tls import pki
 from ingest.tls.contexts import client_context, server_context
 from ingest.tls.identity import identity_of
+from ingest.tls.keys import pairs
 from ingest.tls.pump import Pump
 from tests.forwarding import Forwarding
 from tests.instances import EXPLICIT
@@ -122,15 +122,15 @@ def config(port: int, tls: TLS, **keys: object) -> Config:
 def hospital(tmp_path_factory: pytest.TempPathFactory) -> dict[str, TLS]:
     """A node that trusts an authority, and the archive, a modality and another authority's certificate."""
     folder = tmp_path_factory.mktemp("hospital")
-    site, vendor = pki.authority("site", key_type="ec"), pki.authority("vendor", key_type="ec")
+    site, vendor = pairs.authority("site", key_type="ec"), pairs.authority("vendor", key_type="ec")
     for each in (site, vendor):
-        pki.trust(each.certificate, folder / "trusted.crt")
+        pairs.trust(each.certificate, folder / "trusted.crt")
     made = {}
     for name, issuer in (("node", site), ("archive", site), ("modality", site), ("archive2", vendor)):
         title = name.rstrip("2")
-        pair = pki.signed(title, issuer, names=[f"{title}.example.org", "127.0.0.1"], key_type="ec")
-        pki.write_pair(pair, folder / name)
-        certificate, key = pki.files_of(folder / name)
+        pair = pairs.signed(title, issuer, names=[f"{title}.example.org", "127.0.0.1"], key_type="ec")
+        pairs.write_pair(pair, folder / name)
+        certificate, key = pairs.files_of(folder / name)
         made[name] = TLS(certificate=certificate, private_key=key, trusted=(folder / "trusted.crt",))
     return made
 

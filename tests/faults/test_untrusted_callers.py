@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from ingest.dicom import dimse, wire
-from ingest.tls import pki
+from ingest.tls.keys import pairs
 from ingest.tls.pump import Pump
 from tests.faults.caller import Caller, client, command, connect, data_pdus, new_uid, read_all, request
 from tests.faults.watch import Watch
@@ -51,8 +51,8 @@ def window(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def node(tmp_path_factory: pytest.TempPathFactory, material: Material, window: Path) -> Iterator[Node]:
-    signed = pki.signed("signed", pki.authority("their authority", key_type="ec"))
-    pki.write_pair(signed, material.folder / "signed by whom", force=True)
+    signed = pairs.signed("signed", pairs.authority("their authority", key_type="ec"))
+    pairs.write_pair(signed, material.folder / "signed by whom", force=True)
     node = Node(tmp_path_factory.mktemp("node"), material, program=("-c", PROGRAM, str(window)))
     with cleaned(node):
         yield node.start(receive="[receive]\nprocesses = 1\nmin_free_bytes = 0\nhandshake_seconds = 2")

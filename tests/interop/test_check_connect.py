@@ -12,7 +12,7 @@ import pytest
 from ingest.checks.connect import Connected, Fault, connect_all
 from ingest.config.model import TLS, Config, Destination, Node
 from ingest.errors import Cause
-from ingest.tls import pki
+from ingest.tls.keys import pairs
 from tests.interop.orthanc import orthanc
 from tests.nodes import eventually
 from tests.peers import AE_TITLE, Conversation, ScriptedPeer, free_port, require_program, storescp
@@ -156,7 +156,7 @@ def test_our_own_certificate_has_expired(material: Material) -> None:
 
 
 def test_name_that_the_certificate_does_not_have(material: Material, tmp_path: Path) -> None:
-    pki.write_pair(pki.self_signed("elsewhere", names=["elsewhere.example.org"]), tmp_path / "elsewhere")
+    pairs.write_pair(pairs.self_signed("elsewhere", names=["elsewhere.example.org"]), tmp_path / "elsewhere")
     named = TLS(
         certificate=material.certificate("node"),
         private_key=material.key("node"),

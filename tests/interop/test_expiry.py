@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from ingest.tls import pki
+from ingest.tls.keys import pairs
 from tests.faults.caller import Caller
 from tests.instances import Made
 from tests.nodes import Node, destination, eventually
@@ -20,12 +20,12 @@ def test_end_of_what_peers_and_destinations_show_is_told(
     make_node: Callable[..., Node], tmp_path: Path
 ) -> None:
     material = Material(tmp_path / "pki")
-    site = pki.authority("site", key_type="ec")
-    pki.trust(site.certificate, material.trusted)
+    site = pairs.authority("site", key_type="ec")
+    pairs.trust(site.certificate, material.trusted)
     for name, days in (("node", 90), ("ct1", 5), ("remote", 20), ("anybody", 5), ("other", 15)):
         begin = datetime.now(UTC) - timedelta(days=1)
-        made = pki.signed(name, site, names=["localhost"], key_type="ec", start=begin, days=days + 1)
-        pki.write_pair(made, material.folder / name)
+        made = pairs.signed(name, site, names=["localhost"], key_type="ec", start=begin, days=days + 1)
+        pairs.write_pair(made, material.folder / name)
     with PynetdicomRemote([(CT, [EXPLICIT])], tls=material.tls("remote")) as remote:
         node = make_node()
         node.material = material
@@ -67,15 +67,15 @@ def test_status_tells_what_is_in_force_and_that_files_have_changed(
 ) -> None:
     material = Material(tmp_path / "pki")
     write = {"key_type": "ec", "names": ["localhost"]}
-    pki.write_pair(pki.self_signed("old", **write), material.folder / "node")  # type: ignore[arg-type]
+    pairs.write_pair(pairs.self_signed("old", **write), material.folder / "node")  # type: ignore[arg-type]
     material.trusted.write_bytes(material.certificate("node").read_bytes())
     node = make_node()
     node.material = material
     node.configure()
     node.start()
     assert [row["subject"] for row in _status(node)] == ["CN=old", "CN=old"]
-    new = pki.self_signed("new", **write)  # type: ignore[arg-type]
-    pki.write_pair(new, material.folder / "node", force=True)
+    new = pairs.self_signed("new", **write)  # type: ignore[arg-type]
+    pairs.write_pair(new, material.folder / "node", force=True)
     *rows, changed = _status(node)
     assert [row["subject"] for row in rows] == ["CN=old", "CN=old"]
     assert "`ingest reload` takes them" in changed["error"]

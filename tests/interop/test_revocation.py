@@ -11,8 +11,8 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from ingest.errors import AssociationError
 from ingest.requestor.transport import Remote, Transport
-from ingest.tls import pki
 from ingest.tls.contexts import client_context
+from ingest.tls.keys import pairs
 from tests.faults.caller import Caller
 from tests.interop import dcmtk
 from tests.nodes import Node, cleaned, eventually
@@ -30,14 +30,14 @@ class Site:
 
     def __init__(self, folder: Path) -> None:
         self.material = Material(folder)
-        self.authority = pki.authority("Site", key_type="ec")
+        self.authority = pairs.authority("Site", key_type="ec")
         self.pairs = {
-            name: pki.signed(name, self.authority, names=["localhost", "127.0.0.1"], key_type="ec")
+            name: pairs.signed(name, self.authority, names=["localhost", "127.0.0.1"], key_type="ec")
             for name in ("node", "peer", "stolen")
         }
         for name, pair in self.pairs.items():
-            pki.write_pair(pair, folder / name)
-        pki.trust(self.authority.certificate, self.material.trusted)
+            pairs.write_pair(pair, folder / name)
+        pairs.trust(self.authority.certificate, self.material.trusted)
         self.lists = folder / "lists"
         self.lists.mkdir()
         self.node = Node(folder / "node-folder", self.material)
@@ -126,9 +126,9 @@ def test_new_lists_count_for_new_associations_after_a_reload(site: Site) -> None
 
 
 def test_an_authority_that_its_root_revoked_lets_nobody_in_though_both_are_trusted(site: Site) -> None:
-    root = pki.authority("Root", key_type="ec")
-    middle = under(pki.authority("Middle", key_type="ec"), under(root, root))
-    pki.write_pair(pki.signed("modality", middle, key_type="ec"), site.material.folder / "modality")
+    root = pairs.authority("Root", key_type="ec")
+    middle = under(pairs.authority("Middle", key_type="ec"), under(root, root))
+    pairs.write_pair(pairs.signed("modality", middle, key_type="ec"), site.material.folder / "modality")
     authority, chain = site.material.folder / "middle", site.material.folder / "chain"
     authority.write_bytes(middle.certificate_pem)
     chain.write_bytes(middle.certificate_pem + under(root, root).certificate_pem)
@@ -168,7 +168,7 @@ def test_a_trusted_certificate_that_its_issuer_revoked_is_told_so(site: Site) ->
 
 
 def test_policy_decides_about_an_issuer_without_a_list_and_the_log_names_the_key(site: Site) -> None:
-    other = pki.authority("Other", key_type="ec")
+    other = pairs.authority("Other", key_type="ec")
     (site.lists / "site").write_bytes(revocation_list(other).public_bytes(Encoding.PEM))
     site.hang_up("reloaded")
     eventually(lambda: not site.echoes("peer"), what="the list of another in force")

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from ingest.tls import pki
+from ingest.tls.keys import pairs
 from tests.nodes import Node, cleaned
 from tests.peers import require_program
 from tests.pki import Material
@@ -45,10 +45,10 @@ LOOKS = (
 def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Node]:
     folder = tmp_path_factory.mktemp("scans")
     material = Material(folder / "pki")
-    site = pki.authority("site")
-    pki.trust(site.certificate, material.trusted)
-    made = pki.signed("localhost", site, names=["localhost"], days=90)
-    pki.write_pair(made, material.folder / "node")
+    site = pairs.authority("site")
+    pairs.trust(site.certificate, material.trusted)
+    made = pairs.signed("localhost", site, names=["localhost"], days=90)
+    pairs.write_pair(made, material.folder / "node")
     node = Node(folder / "node", material)
     node.configure(
         listeners='[[listeners]]\nhost = "127.0.0.1"\nport = 0\ntls = "node"',

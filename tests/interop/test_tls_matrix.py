@@ -20,7 +20,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
-from ingest.tls import pki
+from ingest.tls.keys import pairs
 from tests.interop.callers import CALLERS, Call, orthanc
 from tests.interop.files import write_made
 from tests.interop.orthanc import Orthanc
@@ -148,13 +148,13 @@ class Site(Material):
         authority = self._authority("authority", root)
         stranger = self._authority("stranger", None)
         revoked = []
-        pki.trust(root.certificate, self.trusted)
+        pairs.trust(root.certificate, self.trusted)
         for name, kind in keys.items():
             for who in ("node", "trusted", "self-signed"):
-                pair = pki.self_signed(f"{who} {name}", names=["localhost", "127.0.0.1"], key_type=kind)
-                pki.write_pair(pair, self.folder / f"{who}-{name}")
+                pair = pairs.self_signed(f"{who} {name}", names=["localhost", "127.0.0.1"], key_type=kind)
+                pairs.write_pair(pair, self.folder / f"{who}-{name}")
                 if who != "self-signed":
-                    pki.trust(pair.certificate, self.trusted)
+                    pairs.trust(pair.certificate, self.trusted)
             for who, issuer, options in (
                 ("chain", authority, {}),
                 ("revoked", authority, {}),
@@ -162,7 +162,7 @@ class Site(Material):
                 ("expired", authority, {"start": now - 3 * day, "days": 1}),
                 ("early", authority, {"start": now + day, "days": 3}),
             ):
-                pair = pki.signed(f"{who} {name}", issuer, key_type=kind, **options)
+                pair = pairs.signed(f"{who} {name}", issuer, key_type=kind, **options)
                 self._write(f"{who}-{name}", pair, issuer)
                 revoked += [pair.certificate] if who == "revoked" else []
             self._write(f"usage-{name}", self._for_servers_only(kind, authority), authority)
@@ -174,24 +174,24 @@ class Site(Material):
         certificate = x509.load_pem_x509_certificate((self.folder / f"{name}.crt").read_bytes())
         return certificate.subject.rfc4514_string(), certificate.fingerprint(hashes.SHA256()).hex()
 
-    def _authority(self, name: str, issuer: pki.Pair | None) -> pki.Pair:
+    def _authority(self, name: str, issuer: pairs.Pair | None) -> pairs.Pair:
         """As `pki.authority`, which makes none that have others under them."""
-        own = pki.authority(name, key_type="ec")
+        own = pairs.authority(name, key_type="ec")
         above = issuer or own
         builder = _again(own.certificate, above.certificate.subject)
         builder = builder.add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
-        return pki.Pair(builder.sign(above.private_key, hashes.SHA256()), own.private_key)
+        return pairs.Pair(builder.sign(above.private_key, hashes.SHA256()), own.private_key)
 
-    def _for_servers_only(self, kind: str, issuer: pki.Pair) -> pki.Pair:
-        pair = pki.signed("for servers", issuer, key_type=kind)
+    def _for_servers_only(self, kind: str, issuer: pairs.Pair) -> pairs.Pair:
+        pair = pairs.signed("for servers", issuer, key_type=kind)
         builder = _again(pair.certificate, issuer.certificate.subject)
         builder = builder.add_extension(
             x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False
         )
-        return pki.Pair(builder.sign(issuer.private_key, hashes.SHA256()), pair.private_key)
+        return pairs.Pair(builder.sign(issuer.private_key, hashes.SHA256()), pair.private_key)
 
-    def _write(self, name: str, pair: pki.Pair, issuer: pki.Pair) -> None:
-        pki.write_both(
+    def _write(self, name: str, pair: pairs.Pair, issuer: pairs.Pair) -> None:
+        pairs.write_both(
             self.folder / name, pair.certificate_pem + issuer.certificate_pem, pair.key_pem(), force=False
         )
 

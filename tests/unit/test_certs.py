@@ -14,9 +14,9 @@ from cryptography import x509
 from ingest.cli import main
 from ingest.config import TLS
 from ingest.errors import IngestError
-from ingest.tls import files, forms, pki
 from ingest.tls.contexts import client_context, server_context
-from ingest.tls.issue import KEY_TYPES
+from ingest.tls.keys import files, formats, pairs
+from ingest.tls.keys.issuance import KEY_TYPES
 from tests.keymaterial import PASSWORD, Keys, run
 from tests.peers import require_program
 from tests.unit.test_tls_contexts import shake
@@ -58,9 +58,9 @@ def test_new_pair_of_each_kind_shakes_hands_in_both_roles(certs, tmp_path, kind,
 
 
 def test_authority_with_ed25519_signs(tmp_path):
-    site = pki.authority("Site", key_type="ed25519")
-    pki.write_pair(site, tmp_path / "site")
-    pair = pki.signed("n", pki.read_pair(tmp_path / "site"), key_type="ed25519")
+    site = pairs.authority("Site", key_type="ed25519")
+    pairs.write_pair(site, tmp_path / "site")
+    pair = pairs.signed("n", pairs.read_pair(tmp_path / "site"), key_type="ed25519")
     pair.certificate.verify_directly_issued_by(site.certificate)
 
 
@@ -78,12 +78,12 @@ def test_key_is_never_readable_by_others_nor_there_in_part(tmp_path, monkeypatch
         made.append((stat.S_IMODE(os.fstat(descriptor).st_mode), bits))
         return fchmod(descriptor, bits)
 
-    monkeypatch.setattr("ingest.tls.files.os.fsync", look)
-    monkeypatch.setattr("ingest.tls.files.os.fchmod", note)
+    monkeypatch.setattr("ingest.tls.keys.files.os.fsync", look)
+    monkeypatch.setattr("ingest.tls.keys.files.os.fchmod", note)
     before = os.umask(0)
     try:
-        pki.make(tmp_path / "n", "n", key_type="ec")
-        pki.make(tmp_path / "n", "n", key_type="ec", force=True)
+        pairs.make(tmp_path / "n", "n", key_type="ec")
+        pairs.make(tmp_path / "n", "n", key_type="ec", force=True)
     finally:
         os.umask(before)
     assert made == [(0o644, 0o644), (0o600, 0o600)] * 2
@@ -107,7 +107,7 @@ def test_of_two_who_make_the_same_pair_one_is_refused(tmp_path):
 
     def make():
         try:
-            outcomes.append(pki.write_pair(pki.self_signed("n", key_type="ec"), tmp_path / "n"))
+            outcomes.append(pairs.write_pair(pairs.self_signed("n", key_type="ec"), tmp_path / "n"))
         except IngestError as error:
             outcomes.append(str(error))
 
@@ -117,7 +117,7 @@ def test_of_two_who_make_the_same_pair_one_is_refused(tmp_path):
     for thread in threads:
         thread.join(30)
     assert sum(not isinstance(outcome, str) for outcome in outcomes) == 1
-    pair = pki.read_pair(tmp_path / "n")
+    pair = pairs.read_pair(tmp_path / "n")
     assert pair.certificate.public_key() == pair.private_key.public_key()
 
 
@@ -155,7 +155,7 @@ def test_bundle_keeps_its_owner_and_group(certs, keys, tmp_path, monkeypatch):
     if os.geteuid() == 0:
         os.chown(bundle, 4242, 4243)
     else:
-        monkeypatch.setattr("ingest.tls.files.os.fchown", lambda _, *owner: given.append(owner))
+        monkeypatch.setattr("ingest.tls.keys.files.os.fchown", lambda _, *owner: given.append(owner))
     before = bundle.stat()
     certs("trust", bundle, keys["ec.crt"])
     after = bundle.stat()
@@ -168,7 +168,7 @@ def test_owner_that_we_may_not_give_is_no_fault(certs, keys, tmp_path, monkeypat
     def refuse(*_):
         raise PermissionError
 
-    monkeypatch.setattr("ingest.tls.files.os.fchown", refuse)
+    monkeypatch.setattr("ingest.tls.keys.files.os.fchown", refuse)
     (tmp_path / "bundle.pem").write_bytes(keys["root.crt"].read_bytes())
     certs("trust", tmp_path / "bundle.pem", keys["ec.crt"])
 
@@ -201,7 +201,7 @@ def test_pkcs7_is_taken_apart(certs, keys, tmp_path):
         assert "2 new" in certs("trust", tmp_path / form, path).output
         password = ["--password-file", keys["password"]]
         certs("p12", "make", tmp_path / f"{form}.p12", path, keys["rsa.key"], *password)
-        held = forms.read(tmp_path / f"{form}.p12", keys["password"])
+        held = formats.read(tmp_path / f"{form}.p12", keys["password"])
         assert [x509.load_pem_x509_certificate(text.encode()) for text in held.certificates] == (
             x509.load_pem_x509_certificates(keys["rsa.chain"].read_bytes())
         )
@@ -296,8 +296,8 @@ def test_request_has_the_names_and_keeps_the_key(certs, keys, tmp_path):
 def test_subject_of_several_lines_adds_nothing_else_to_a_bundle(certs, keys, tmp_path):
     root = keys["root.crt"].read_text()
     body = "".join(root.splitlines()[1:-1])[:40]
-    pair = pki.self_signed(f"x\n{body}", key_type="ec")
-    path, _ = pki.write_pair(pair, tmp_path / "n")
+    pair = pairs.self_signed(f"x\n{body}", key_type="ec")
+    path, _ = pairs.write_pair(pair, tmp_path / "n")
     certs("trust", tmp_path / "bundle.pem", path)
     lines = (tmp_path / "bundle.pem").read_text().splitlines()
     assert lines[0].startswith("# CN=x MII")
@@ -354,15 +354,15 @@ def test_key_passwords_go_in_and_out_of_a_store(certs, keys, tmp_path):
 
 def test_trust_store_has_no_key_and_an_alias_for_each(certs, keys, tmp_path):
     out = tmp_path / "trust.p12"
-    again = pki.self_signed("RSA", key_type="ec")  # Java knows no capitals in aliases
-    pki.write_pair(again, tmp_path / "again")
+    again = pairs.self_signed("RSA", key_type="ec")  # Java knows no capitals in aliases
+    pairs.write_pair(again, tmp_path / "again")
     (tmp_path / "joined.pem").write_bytes(keys["rsa.key"].read_bytes() + keys["rsa.crt"].read_bytes())
     password = ["--password-file", keys["password"]]
     said = certs(
         "p12", "trust", out, tmp_path / "joined.pem", tmp_path / "again.crt", keys["rsa.crt"], *password
     )
     assert said.output.splitlines() == ["trusted rsa", "trusted rsa-2", str(out)]
-    held = forms.read(out, keys["password"])
+    held = formats.read(out, keys["password"])
     assert (held.keys, held.names) == ((), ("rsa", "rsa-2"))
     assert "trust store" in certs("p12", "split", out, tmp_path / "x", *password, code=1).stderr
 
@@ -401,8 +401,8 @@ def inspected(certs, *arguments, code=0):
 
 
 def test_inspect_tells_all_of_a_certificate(certs, tmp_path):
-    pair = pki.self_signed("ct1.example", days=10, key_type="ec")
-    path, key = pki.write_pair(pair, tmp_path / "n")
+    pair = pairs.self_signed("ct1.example", days=10, key_type="ec")
+    path, key = pairs.write_pair(pair, tmp_path / "n")
     (told, other) = inspected(certs, path, key)
     (certificate,) = told["certificates"]
     assert certificate["subject"] == certificate["issuer"] == "CN=ct1.example"
@@ -484,8 +484,8 @@ def test_inspect_of_a_folder_passes_over_what_is_no_key_material(certs, keys, tm
 
 def test_inspect_says_what_ended_and_cannot_steer_a_terminal(certs, tmp_path):
     start = datetime.now(UTC) - timedelta(days=9)
-    pair = pki.self_signed("x\x1b[2Jy", days=2, start=start, key_type="ec")
-    path, _ = pki.write_pair(pair, tmp_path / "n")
+    pair = pairs.self_signed("x\x1b[2Jy", days=2, start=start, key_type="ec")
+    path, _ = pairs.write_pair(pair, tmp_path / "n")
     said = certs("inspect", path).output
     assert "ended 7 days ago" in said
     assert "\x1b" not in said

@@ -15,8 +15,9 @@ from ingest.checks.tls import due, terms
 from ingest.config import TLS, Config
 from ingest.config.model import Listener
 from ingest.errors import ConfigError
-from ingest.tls import crl, pki
+from ingest.tls import revocation
 from ingest.tls.contexts import client_context, server_context
+from ingest.tls.keys import pairs
 from tests.revoking import revocation_list, under
 from tests.unit.test_tls_contexts import Site, shake
 
@@ -28,12 +29,12 @@ REVOKED, NO_LIST, BAD_SIGNATURE, OLD_LIST = 23, 3, 8, 12
 @pytest.fixture(scope="module")
 def site(tmp_path_factory):
     site = Site(tmp_path_factory.mktemp("site"))
-    site.other_ca = pki.authority("Other", key_type="ec")
+    site.other_ca = pairs.authority("Other", key_type="ec")
     (site.folder / "other-ca.crt").write_bytes(site.other_ca.certificate_pem)
-    site.scp = site.pair("localhost", pki.signed, site.ca)
-    site.good = site.pair("good", pki.signed, site.ca)
-    site.bad = site.pair("bad", pki.signed, site.ca)
-    site.other = site.pair("other", pki.signed, site.other_ca)
+    site.scp = site.pair("localhost", pairs.signed, site.ca)
+    site.good = site.pair("good", pairs.signed, site.ca)
+    site.bad = site.pair("bad", pairs.signed, site.ca)
+    site.other = site.pair("other", pairs.signed, site.other_ca)
     site.alone = site.pair("alone")
     trusted = [site.folder / "ca.crt", site.folder / "other-ca.crt", site.alone["certificate"]]
     site.trusted = site.bundle("trusted.crt", *trusted)
@@ -121,10 +122,10 @@ def test_client_refuses_a_revoked_server(site):
     ],
 )
 def test_an_authority_in_between_is_looked_up_too(site, tmp_path, roots, policy, code):
-    root, middle = pki.authority("Root", key_type="ec"), pki.authority("Middle", key_type="ec")
+    root, middle = pairs.authority("Root", key_type="ec"), pairs.authority("Middle", key_type="ec")
     between = under(middle, root).certificate
-    leaf = pki.signed("leaf", middle, key_type="ec")
-    certificate, key = pki.write_pair(leaf, tmp_path / "leaf")
+    leaf = pairs.signed("leaf", middle, key_type="ec")
+    certificate, key = pairs.write_pair(leaf, tmp_path / "leaf")
     certificate.write_bytes(leaf.certificate_pem + between.public_bytes(Encoding.PEM))
     (tmp_path / "root.crt").write_bytes(under(root, root).certificate_pem)
     lists = [revocation_list(middle)]
@@ -157,7 +158,7 @@ def test_every_refusal_for_want_of_a_list_is_in_the_documentation():
     text = (Path(__file__).parents[2] / "docs" / "reference" / "tls.md").read_text()
     section = text.partition("## Revocation")[2].partition("\n## ")[0]
     codes = {int(code) for code in re.findall(r"\| (\d+), [^|]+\|$", section, re.MULTILINE)}
-    assert codes == {*crl.REMEDIES, REVOKED}
+    assert codes == {*revocation.REMEDIES, REVOKED}
 
 
 def test_lists_are_found_in_any_form_under_any_name(site, tmp_path):
@@ -170,7 +171,7 @@ def test_lists_are_found_in_any_form_under_any_name(site, tmp_path):
     both = tmp_path / "both.pem"
     both.write_bytes(site.current.public_bytes(Encoding.PEM) + other.public_bytes(Encoding.PEM))
 
-    assert [each for _, each in crl.lists(tmp_path)] == [site.current, other, site.current, other]
+    assert [each for _, each in revocation.lists(tmp_path)] == [site.current, other, site.current, other]
     assert verdict(site, site.bad, tmp_path) == REVOKED
     assert verdict(site, site.other, tmp_path) == 0
     assert verdict(site, site.bad, tmp_path / "a.anything") == REVOKED

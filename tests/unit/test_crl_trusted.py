@@ -9,8 +9,9 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from ingest.checks.tls import due
 from ingest.config import TLS
-from ingest.tls import crl, pki
+from ingest.tls import revocation
 from ingest.tls.contexts import client_context, server_context
+from ingest.tls.keys import pairs
 from tests.revoking import UMLAUT, point, revocation_list, under, unreadable
 from tests.unit.test_crl import refusal
 
@@ -24,17 +25,17 @@ class Chain:
 
     def __init__(self, folder):
         self.folder = folder
-        self.node = pki.self_signed("node", key_type="ec")
-        certificate, key = pki.write_pair(self.node, folder / "node")
+        self.node = pairs.self_signed("node", key_type="ec")
+        certificate, key = pairs.write_pair(self.node, folder / "node")
         self.scp = {"certificate": certificate, "private_key": key}
-        root = pki.authority("Root", key_type="ec")
+        root = pairs.authority("Root", key_type="ec")
         self.root = under(root, root)
-        self.middle = under(pki.authority("Middle", key_type="ec"), self.root)
-        self.low = under(pki.authority("Low", key_type="ec"), self.middle)
+        self.middle = under(pairs.authority("Middle", key_type="ec"), self.root)
+        self.low = under(pairs.authority("Low", key_type="ec"), self.middle)
         self.peers = {}
         for name, *above in (("root", self.root), ("middle", self.middle), ("low", self.low, self.middle)):
-            self.peers[name] = pki.signed(f"of-{name}", above[0], key_type="ec")
-            pki.write_pair(self.peers[name], folder / f"of-{name}")
+            self.peers[name] = pairs.signed(f"of-{name}", above[0], key_type="ec")
+            pairs.write_pair(self.peers[name], folder / f"of-{name}")
             chain = (self.peers[name], *above)
             (folder / f"of-{name}.chain").write_bytes(b"".join(each.certificate_pem for each in chain))
 
@@ -123,18 +124,18 @@ def test_what_its_issuer_revoked_is_not_trusted(
 
 def test_only_a_list_that_a_known_issuer_signed_takes_trust_away(chain, trusting):
     forged = {"key": chain.low.private_key}
-    assert not crl.revoked(trusting("root middle", "middle", **forged))
-    ((out, why),) = crl.revoked(trusting("middle of-root", "middle", **forged))
+    assert not revocation.revoked(trusting("root middle", "middle", **forged))
+    ((out, why),) = revocation.revoked(trusting("middle of-root", "middle", **forged))
     assert out.certificate == chain.middle.certificate
     assert "lists names it" in why
 
 
 def test_names_of_issuers_are_compared_as_openssl_does(chain, trusting):
     tls = trusting("middle")
-    shouting = under(pki.authority("ROOT", key_type="ec"), chain.root)
+    shouting = under(pairs.authority("ROOT", key_type="ec"), chain.root)
     (found,) = tls.crl
     found.write_bytes(revocation_list(shouting, chain.middle.certificate).public_bytes(Encoding.PEM))
-    assert len(crl.revoked(tls)) == 1
+    assert len(revocation.revoked(tls)) == 1
     assert refusal(server_context(tls), chain.caller("middle")) == REVOKED
 
 
@@ -204,13 +205,13 @@ def test_what_was_sent_behind_a_trusted_certificate_needs_no_list(
 
 
 def test_names_that_only_openssl_reads_hinder_nothing(chain, tmp_path):
-    own = pki.authority(UMLAUT)
-    authority = pki.Pair(unreadable(own.certificate, own.private_key), own.private_key)
+    own = pairs.authority(UMLAUT)
+    authority = pairs.Pair(unreadable(own.certificate, own.private_key), own.private_key)
     peers = {}
     for name in ("good", "bad"):
-        pair = pki.signed(name, own, key_type="ec")
-        peers[name] = pki.Pair(unreadable(pair.certificate, own.private_key), pair.private_key)
-        pki.write_pair(peers[name], tmp_path / name)
+        pair = pairs.signed(name, own, key_type="ec")
+        peers[name] = pairs.Pair(unreadable(pair.certificate, own.private_key), pair.private_key)
+        pairs.write_pair(peers[name], tmp_path / name)
     found = unreadable(revocation_list(own, peers["bad"].certificate), own.private_key)
     with pytest.raises(ValueError, match="pars"):
         print(found.issuer, authority.certificate.subject)
@@ -259,4 +260,4 @@ def test_a_list_that_is_not_used_is_said_at_every_start(chain, trusting, options
         assert words in note.cause
     assert len(notes) == 3
     assert refusal(server_context(tls), chain.caller("root")) == code
-    assert code in crl.REMEDIES
+    assert code in revocation.REMEDIES

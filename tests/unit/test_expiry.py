@@ -11,10 +11,11 @@ import pytest
 from ingest.checks.node import check
 from ingest.config import load
 from ingest.status import gather
-from ingest.tls import expiry, pki
+from ingest.tls import expiry
 from ingest.tls.expiry import Dated, Place, due_warnings
 from ingest.tls.identity import Identity
-from ingest.tls.seen import FOLDER, KEPT_MAX, Sightings
+from ingest.tls.keys import pairs
+from ingest.tls.observed_certificates import FOLDER, KEPT_MAX, Sightings
 from tests.keymaterial import PASSWORD, Keys
 from tests.peers import require_program
 
@@ -66,7 +67,7 @@ def pair(name, days):
     """A pair that ends in (or ended before) so many days."""
     now = datetime.now(UTC)
     begin = now - timedelta(days=100)
-    return pki.self_signed(name, key_type="ec", start=begin, days=100 + days)
+    return pairs.self_signed(name, key_type="ec", start=begin, days=100 + days)
 
 
 @pytest.fixture
@@ -74,9 +75,9 @@ def site(tmp_path):
     """Makes a folder with a configuration: a node, a bound peer CT1, a destination, somebody else."""
 
     def make(node=90.0, ct1=90.0, pacs=90.0, other=90.0):
-        pki.write_pair(pair("node", node), tmp_path / "node")
+        pairs.write_pair(pair("node", node), tmp_path / "node")
         for name, days, bundle in (("ct1", ct1, "in"), ("other", other, "in"), ("pacs", pacs, "out")):
-            pki.trust(pair(name, days).certificate, tmp_path / f"{bundle}.crt")
+            pairs.trust(pair(name, days).certificate, tmp_path / f"{bundle}.crt")
         (tmp_path / "ingest.toml").write_text(
             """
             [node]

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ingest.ext.errors import PeerError
-from ingest.tls import names
+from ingest.tls import distinguished_names
 from ingest.tls.identity import anchor_of, identity_of, issued_by, matches, mistake
 from tests.peers import require_program
 
@@ -352,5 +352,5 @@ RDNS = st.lists(
 @given(RDNS, RDNS)
 def test_a_subject_is_itself_whatever_is_in_it_and_no_other(one, other):
     texts = [x509.Name(rdns).rfc4514_string() for rdns in (one, other)]
-    assert names.same(texts[0], texts[0])
-    assert names.same(texts[0], texts[1]) is (one in (other, other[::-1]))
+    assert distinguished_names.same(texts[0], texts[0])
+    assert distinguished_names.same(texts[0], texts[1]) is (one in (other, other[::-1]))

@@ -17,10 +17,10 @@ from hypothesis import strategies as st
 
 from ingest.config import TLS
 from ingest.errors import ConfigError
-from ingest.tls import describe, pki
 from ingest.tls.contexts import client_context, server_context
-from ingest.tls.material import read_pair
-from ingest.tls.pkcs12 import elements
+from ingest.tls.keys import inspection, pairs
+from ingest.tls.keys.loading import read_pair
+from ingest.tls.keys.pkcs12 import elements
 from tests.keymaterial import PASSWORD, Keys, run
 from tests.peers import require_program
 from tests.unit.test_tls_contexts import shake
@@ -273,7 +273,7 @@ def test_each_form_of_trust_lets_its_peers_in(keys, tmp_path, content):
             (path / "Liesmich").write_text("Schlüssel")
             name, form = ("a.cer", "DER") if content == "folder of DER" else ("wurzel 1", "PEM")
             run("openssl", "x509", "-in", certificate, "-outform", form, "-out", path / name)
-    assert "CN=root" in [each.subject for each in pki.inspect(path, keys["password"])]
+    assert "CN=root" in [each.subject for each in pairs.inspect(path, keys["password"])]
     tls = TLS(**chained(keys), trusted=(path,), password_file=keys["password"])
     for server, client in ((tls, None), (None, tls)):
         other = TLS(**chained(keys), trusted=(keys["root.crt"],))
@@ -450,9 +450,9 @@ def test_key_store_with_several_keys_is_refused_and_shown_with_all(keys):
         ConfigError, match=r"two.p12: holds 2 private keys \(aliases rsa ä, ec ä\); .*keytool"
     ):
         client_context(TLS(pkcs12=path, trusted=(keys["root.crt"],)))
-    (told,) = describe.look([path], None, datetime.now(UTC))
+    (told,) = inspection.look([path], None, datetime.now(UTC))
     assert [(key.alias, key.type) for key in told.keys] == [("rsa ä", "RSA 2048"), ("ec ä", "EC secp384r1")]
-    subjects = [own and own.subject for _, _, own in describe.pairs([told])]
+    subjects = [own and own.subject for _, _, own in inspection.pairs([told])]
     assert subjects == ["CN=rsa", "CN=ec"]
 
 
@@ -478,7 +478,7 @@ def test_damaged_files_are_told_and_never_end_a_command(keys, samples, data):
         content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
     path = keys["damaged"]
     path.write_bytes(content[: data.draw(st.integers(1, len(content)))])
-    (told,) = describe.look([path], None, datetime.now(UTC))
+    (told,) = inspection.look([path], None, datetime.now(UTC))
     assert told.fault.startswith(str(path)) or told.certificates or told.keys
     for tls in ({"certificate": path}, {"pkcs12": path}, {"trusted": (path,)}):
         with contextlib.suppress(ConfigError):

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from ingest.tls import pki
 from ingest.tls.contexts import client_context, server_context
+from ingest.tls.keys import pairs
 from ingest.tls.pump import RECORD, Pump
 from tests.pki import Material
 
@@ -94,11 +94,11 @@ def test_optional_peer_without_a_certificate_has_none(material: Material) -> Non
 def test_chain_of_the_peer_ends_with_what_is_trusted_whatever_it_sends(
     trusted: str, version: ssl.TLSVersion, material: Material, tmp_path: Path
 ) -> None:
-    root = pki.authority("root", key_type="ec")
-    leaf = pki.signed("leaf", root, key_type="ec")
+    root = pairs.authority("root", key_type="ec")
+    leaf = pairs.signed("leaf", root, key_type="ec")
     files = {"root": [root], "leaf": [leaf], "both": [root, leaf]}[trusted]
-    pki.trust_all([pair.certificate for pair in files], tmp_path / "trusted.crt")
-    pki.write_pair(leaf, tmp_path / "leaf")
+    pairs.trust_all([pair.certificate for pair in files], tmp_path / "trusted.crt")
+    pairs.write_pair(leaf, tmp_path / "leaf")
     with (tmp_path / "leaf.crt").open("ab") as chain:
         chain.write(root.certificate_pem)
     tls = material.tls("node").model_copy(update={"trusted": (tmp_path / "trusted.crt",)})

@@ -15,10 +15,10 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from ingest.config.model import TLS
 from ingest.ext import tls_offered
 from ingest.requestor import failures
-from ingest.tls import pki
 from ingest.tls.contexts import client_context, server_context
+from ingest.tls.keys import pairs
 from ingest.tls.pump import Pump
-from ingest.tls.refused import REMEDIES, refused_certificate
+from ingest.tls.rejection import REMEDIES, refused_certificate
 
 
 class Place:
@@ -26,32 +26,35 @@ class Place:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.ours, stranger = pki.authority("ours", key_type="ec"), pki.authority("stranger", key_type="ec")
-        pki.trust(self.ours.certificate, folder / "trusted.crt")
+        self.ours, stranger = (
+            pairs.authority("ours", key_type="ec"),
+            pairs.authority("stranger", key_type="ec"),
+        )
+        pairs.trust(self.ours.certificate, folder / "trusted.crt")
         yesterday = datetime.now(UTC) - timedelta(days=3)
-        self.write("node", pki.signed("node", self.ours, key_type="ec"))
-        self.write("18", pki.self_signed("nobody", key_type="ec"))
-        self.write("19", pki.signed("of a stranger", stranger, key_type="ec"), stranger)
-        self.write("20", pki.signed("without its issuer", stranger, key_type="ec"))
-        self.write("10", pki.signed("old", self.ours, key_type="ec", start=yesterday, days=1))
+        self.write("node", pairs.signed("node", self.ours, key_type="ec"))
+        self.write("18", pairs.self_signed("nobody", key_type="ec"))
+        self.write("19", pairs.signed("of a stranger", stranger, key_type="ec"), stranger)
+        self.write("20", pairs.signed("without its issuer", stranger, key_type="ec"))
+        self.write("10", pairs.signed("old", self.ours, key_type="ec", start=yesterday, days=1))
         for role, usage in (
             ("server", ExtendedKeyUsageOID.SERVER_AUTH),
             ("client", ExtendedKeyUsageOID.CLIENT_AUTH),
         ):
             self.write(
-                f"26-{role}", self.signed_again(pki.signed(f"a {role}", self.ours, key_type="ec"), usage)
+                f"26-{role}", self.signed_again(pairs.signed(f"a {role}", self.ours, key_type="ec"), usage)
             )
         self.write(
-            "odd", self.signed_again(pki.self_signed("odd", key_type="ec"), name="\x1b[2J" + "x" * 300)
+            "odd", self.signed_again(pairs.self_signed("odd", key_type="ec"), name="\x1b[2J" + "x" * 300)
         )
 
-    def write(self, name: str, pair: pki.Pair, *chain: pki.Pair) -> None:
+    def write(self, name: str, pair: pairs.Pair, *chain: pairs.Pair) -> None:
         text = pair.certificate_pem + b"".join(each.certificate_pem for each in chain)
-        pki.write_both(self.folder / name, text, pair.key_pem(), force=False)
+        pairs.write_both(self.folder / name, text, pair.key_pem(), force=False)
 
     def signed_again(
-        self, pair: pki.Pair, usage: x509.ObjectIdentifier | None = None, name: str = ""
-    ) -> pki.Pair:
+        self, pair: pairs.Pair, usage: x509.ObjectIdentifier | None = None, name: str = ""
+    ) -> pairs.Pair:
         old = pair.certificate
         subject = x509.Name(
             [
@@ -71,16 +74,16 @@ class Place:
         if usage:
             builder = builder.add_extension(x509.ExtendedKeyUsage([usage]), critical=False)
         key = self.ours.private_key if usage else pair.private_key
-        return pki.Pair(builder.sign(key, hashes.SHA256()), pair.private_key)
+        return pairs.Pair(builder.sign(key, hashes.SHA256()), pair.private_key)
 
     def tls(self, name: str, **changes: object) -> TLS:
-        certificate, key = pki.files_of(self.folder / name)
+        certificate, key = pairs.files_of(self.folder / name)
         trusted = (self.folder / "trusted.crt",)
         return TLS(certificate=certificate, private_key=key, trusted=trusted, **changes)  # type: ignore[arg-type]
 
     def der(self, name: str) -> bytes:
         """The certificate itself, without those of its issuers behind it."""
-        text = pki.files_of(self.folder / name)[0].read_text()
+        text = pairs.files_of(self.folder / name)[0].read_text()
         end = "-----END CERTIFICATE-----"
         return ssl.PEM_cert_to_DER_cert(text[: text.index(end) + len(end)])
 

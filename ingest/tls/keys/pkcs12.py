@@ -16,9 +16,9 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.serialization import Encoding, pkcs12
 
 from ingest.errors import ConfigError
-from ingest.tls.files import read_store_password
-from ingest.tls.held import Held, plain, with_issuers
 from ingest.tls.identity import UNREADABLE
+from ingest.tls.keys.container import Held, plain, with_issuers
+from ingest.tls.keys.files import read_store_password
 
 _DATA: Final = bytes.fromhex("2a864886f70d010701")
 """1.2.840.113549.1.7.1 (RFC 2315 8): content in the clear."""

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Final
 from ingest.config.model import TLS
 from ingest.errors import ConfigError
 from ingest.ext import tls_settings
-from ingest.tls import files, forms, material
+from ingest.tls.keys import files, formats, loading
 
 if TYPE_CHECKING:
     from cryptography.x509 import Certificate, CertificateRevocationList, Name
@@ -46,7 +46,7 @@ class Trusted:
 
     Attributes:
         index: Of its entry in `trusted`.
-        pem: As `ingest.tls.forms` has it.
+        pem: As `ingest.tls.keys.formats` has it.
         certificate: None where only OpenSSL can read it, or its names; then no list is looked into for it.
     """
 
@@ -81,7 +81,7 @@ def lists(path: Path) -> Iterator[tuple[Path, "CertificateRevocationList"]]:
         ConfigError: A file cannot be read, or there is no list; the message names it.
     """
     found = False
-    for file in forms.files(path):
+    for file in formats.files(path):
         try:
             content = files.read(file)
         except OSError as error:
@@ -105,7 +105,7 @@ def trusted(tls: TLS) -> list[Trusted]:
 
     found = []
     for index, path in enumerate(tls.trusted):
-        for file, texts in forms.certificates(path, tls.password_file):
+        for file, texts in formats.certificates(path, tls.password_file):
             for pem in texts:
                 certificate = None
                 with contextlib.suppress(*UNREADABLE):
@@ -255,5 +255,5 @@ def _parse(file: Path, content: bytes, *, alone: bool) -> Iterator["CertificateR
 def _give(context: ssl.SSLContext, found: list["CertificateRevocationList"]) -> None:
     from cryptography.hazmat.primitives.serialization import Encoding  # noqa: PLC0415 - as above
 
-    with material.in_memory(b"".join(each.public_bytes(Encoding.PEM) for each in found)) as path:
+    with loading.in_memory(b"".join(each.public_bytes(Encoding.PEM) for each in found)) as path:
         context.load_verify_locations(cafile=path)

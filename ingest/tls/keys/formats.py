@@ -13,9 +13,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ingest.errors import ConfigError
-from ingest.tls.files import listing
-from ingest.tls.files import read as read_file
-from ingest.tls.held import Held, plain, with_issuers
+from ingest.tls.keys.container import Held, plain, with_issuers
+from ingest.tls.keys.files import listing
+from ingest.tls.keys.files import read as read_file
 
 _CERTIFICATE = re.compile(
     rb"-----BEGIN ((?:X509 |TRUSTED )?CERTIFICATE)-----([A-Za-z0-9+/=\s]+?)-----END \1-----"
@@ -49,7 +49,7 @@ def read(path: Path, password_file: Path | None = None) -> Held:
         return Held("JKS")
     if _begins(content, _PFX_VERSION):
         # Imported here, because only what is not PEM needs it.
-        from ingest.tls import pkcs12  # noqa: PLC0415 - see above
+        from ingest.tls.keys import pkcs12  # noqa: PLC0415 - see above
 
         return pkcs12.read(path, content, password_file)
     if _begins(content, _SIGNED_DATA):

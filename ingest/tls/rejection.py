@@ -6,14 +6,14 @@ from typing import Final
 
 from ingest.errors import PeerError
 from ingest.ext import tls_offered
-from ingest.tls import crl
+from ingest.tls import revocation
 from ingest.tls.identity import identity_of
 
 SUBJECT_CHARACTERS: Final = 256
 """What is kept of a subject: nobody has vouched for it, and its holder chose its length."""
 
 _UNKNOWN: Final = "add the certificate of its authority to trusted if it is yours"
-REMEDIES: Final = crl.REMEDIES | {
+REMEDIES: Final = revocation.REMEDIES | {
     9: "correct the clock of this machine or of the peer, or have its certificate replaced",
     10: "have its certificate replaced, or correct the clock",
     18: "if the fingerprint is that of one of your peers, add it to trusted (`ingest certs trust`)",

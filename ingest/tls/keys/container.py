@@ -1,4 +1,4 @@
-"""What a file of keys and certificates holds, once it is read; `ingest.tls.forms` reads it."""
+"""What a file of keys and certificates holds, once it is read; `ingest.tls.keys.formats` reads it."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass

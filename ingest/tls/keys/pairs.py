@@ -11,11 +11,11 @@ from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 
 from ingest.errors import IngestError, PeerError
-from ingest.tls import forms
-from ingest.tls.files import beside, read, read_password, refuse_existing, write_file
-from ingest.tls.held import is_encrypted
 from ingest.tls.identity import UNREADABLE, Identity, identity_of
-from ingest.tls.issue import (
+from ingest.tls.keys import formats
+from ingest.tls.keys.container import is_encrypted
+from ingest.tls.keys.files import beside, read, read_password, refuse_existing, write_file
+from ingest.tls.keys.issuance import (
     DEFAULT_DAYS,
     KEY_TYPES,
     KeyType,
@@ -28,7 +28,7 @@ from ingest.tls.issue import (
     self_signed,
     signed,
 )
-from ingest.tls.material import opened
+from ingest.tls.keys.loading import opened
 
 __all__ = [
     "DEFAULT_DAYS",
@@ -133,7 +133,7 @@ def trust_all(certificates: Iterable[x509.Certificate], bundle: Path) -> list[x5
 
 
 def _bundled(bundle: Path) -> list[x509.Certificate]:
-    held = forms.read(bundle)
+    held = formats.read(bundle)
     if held.form not in ("PEM", "") or not held.certificates:
         cause = f"is {held.form}" if held.form not in ("PEM", "") else "holds no certificates"
         remedy = "name a new file for the bundle, and this one among those to add"
@@ -152,7 +152,7 @@ def read_all(paths: Iterable[Path], password_file: Path | None = None) -> list[x
     """
     found: dict[x509.Certificate, None] = {}
     for path in paths:
-        for file, texts in forms.certificates(path, password_file):
+        for file, texts in formats.certificates(path, password_file):
             try:
                 found |= dict.fromkeys(x509.load_pem_x509_certificate(text.encode()) for text in texts)
             except UNREADABLE as error:
@@ -172,7 +172,7 @@ def inspect(path: Path, password_file: Path | None = None) -> tuple[Identity, ..
     Raises:
         IngestError: It cannot be read or holds none.
     """
-    found = [text for _, texts in forms.certificates(path, password_file) for text in texts]
+    found = [text for _, texts in formats.certificates(path, password_file) for text in texts]
     try:
         return tuple(identity_of(ssl.PEM_cert_to_DER_cert(text)) for text in found)
     except (PeerError, ValueError) as error:
@@ -291,7 +291,7 @@ def _read_authority(ca: Path, password_file: Path | None) -> Pair:
 
 
 def _read_key(path: Path, password_file: Path | None) -> PrivateKey:
-    held = forms.read(path)
+    held = formats.read(path)
     if len(held.keys) != 1:
         cause = f"holds {len(held.keys)} private keys" if held.keys else "holds no private key in PEM or DER"
         raise IngestError(f"{path}: {cause}; name a file with the one that is meant")

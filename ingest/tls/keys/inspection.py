@@ -12,10 +12,10 @@ from cryptography.hazmat.primitives.asymmetric import dsa, ec, rsa
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from ingest.errors import IngestError, PeerError
-from ingest.tls import forms
-from ingest.tls.held import is_encrypted
 from ingest.tls.identity import UNREADABLE, identity_of
-from ingest.tls.material import opened
+from ingest.tls.keys import formats
+from ingest.tls.keys.container import is_encrypted
+from ingest.tls.keys.loading import opened
 
 _EXTENDED: Final = {
     ExtendedKeyUsageOID.SERVER_AUTH: "serverAuth",
@@ -85,7 +85,7 @@ def look(paths: Sequence[Path], password_file: Path | None, now: datetime) -> li
     found = []
     for path in paths:
         try:
-            files = forms.files(path)
+            files = formats.files(path)
         except IngestError as error:
             found.append(Contents(path, fault=str(error)))
             continue
@@ -126,7 +126,7 @@ def as_data(found: Sequence[Contents]) -> list[dict[str, Any]]:
 def _contents(file: Path, password_file: Path | None, now: datetime) -> Contents | None:
     """None where it holds nothing of the kind."""
     try:
-        held = forms.read(file, password_file)
+        held = formats.read(file, password_file)
         if not held.form:
             return None
         if held.form == "JKS":

@@ -12,11 +12,11 @@ from cryptography.hazmat.primitives.serialization import BestAvailableEncryption
 from cryptography.x509.oid import NameOID
 
 from ingest.errors import IngestError
-from ingest.tls import pki
-from ingest.tls.files import read_password, read_store_password, refuse_existing, write_file
 from ingest.tls.identity import UNREADABLE
-from ingest.tls.issue import key_pem
-from ingest.tls.material import opened, read_files, read_store
+from ingest.tls.keys import pairs
+from ingest.tls.keys.files import read_password, read_store_password, refuse_existing, write_file
+from ingest.tls.keys.issuance import key_pem
+from ingest.tls.keys.loading import opened, read_files, read_store
 
 
 def make_key_store(
@@ -76,7 +76,7 @@ def make_trust_store(
     """
     refuse_existing(out, force=force, remedy="choose another file")
     entries: dict[str, pkcs12.PKCS12Certificate] = {}
-    for certificate in pki.read_all(paths, source_password_file):
+    for certificate in pairs.read_all(paths, source_password_file):
         base = alias = _common_name(certificate)
         number = 1
         while alias in entries:
@@ -112,7 +112,7 @@ def split_key_store(
     key = pair.keys[0]
     if key_password_file is not None:
         key = key_pem(opened(key, store, None), read_password(key_password_file))
-    return pki.write_both(prefix, "".join(pair.certificates).encode(), key, force=force)
+    return pairs.write_both(prefix, "".join(pair.certificates).encode(), key, force=force)
 
 
 def _read(text: str, path: Path) -> x509.Certificate:

@@ -15,9 +15,9 @@ from typing import Any, Final
 
 from ingest.config.model import TLS
 from ingest.errors import ConfigError
-from ingest.tls import forms
-from ingest.tls.files import read_password
-from ingest.tls.held import Held, is_encrypted, plain, with_issuers
+from ingest.tls.keys import formats
+from ingest.tls.keys.container import Held, is_encrypted, plain, with_issuers
+from ingest.tls.keys.files import read_password
 
 _OLD_CIPHERS: Final = {
     "DES": rb"DEK-Info: DES-CBC,|\x2a\x86\x48\x86\xf7\x0d\x01\x05[\x01\x03\x0a]|\x2b\x0e\x03\x02\x07",
@@ -101,7 +101,7 @@ def load_trusted(context: ssl.SSLContext, tls: TLS, without: Collection[str] = (
         ConfigError: A file cannot be used; the message names it and the remedy.
     """
     for path in tls.trusted:
-        for file, found in forms.certificates(path, tls.password_file):
+        for file, found in formats.certificates(path, tls.password_file):
             taken = "".join(each for each in found if each not in without)
             try:
                 if taken:
@@ -131,7 +131,7 @@ def read_store(path: Path, password_file: Path | None) -> Held:
     Raises:
         ConfigError: It cannot be opened, or has no key, or more than one.
     """
-    held = forms.read(path, password_file)
+    held = formats.read(path, password_file)
     if held.form == "JKS":
         raise ConfigError([f"{path}: {held.lacks('private key')}"])
     if held.form != "PKCS#12":
@@ -144,7 +144,7 @@ def read_store(path: Path, password_file: Path | None) -> Held:
         raise ConfigError([f"{path}: holds no certificate for its key; export it with its chain"])
     from cryptography import x509  # noqa: PLC0415 - it has read the PKCS#12
 
-    from ingest.tls import pkcs12  # noqa: PLC0415 - as above
+    from ingest.tls.keys import pkcs12  # noqa: PLC0415 - as above
 
     if len(held.keys) > 1:
         raise ConfigError([pkcs12.several_keys(path, held)])
@@ -183,9 +183,9 @@ def in_memory(content: bytes) -> Iterator[str]:
 
 
 def _no_pkcs12(path: Path) -> Held:
-    if forms.begins_as_pkcs12(path):
+    if formats.begins_as_pkcs12(path):
         raise ConfigError([f"{path}: is PKCS#12; name it in pkcs12, without certificate and private_key"])
-    return forms.read(path)
+    return formats.read(path)
 
 
 def _fitting(held: Held, password_file: Path | None) -> Held:
