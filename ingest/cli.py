@@ -22,7 +22,7 @@ from ingest.cli_store import COMMANDS as STORE_COMMANDS
 if TYPE_CHECKING:
     from ingest.config import Fault
 
-ROUTES = "ingest.workers.routes"
+ROUTES = "ingest.workers.route_test"
 """Named and not imported: what workers do is theirs."""
 
 

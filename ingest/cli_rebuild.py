@@ -8,7 +8,7 @@ import click
 
 from ingest.cli_base import Commands, config_option, load_config
 
-REBUILD: Final = "ingest.workers.rebuild"
+REBUILD: Final = "ingest.workers.ledger_rebuild"
 """Named and not imported: what workers do is theirs."""
 
 

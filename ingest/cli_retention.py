@@ -8,7 +8,7 @@ import click
 
 from ingest.cli_base import config_option, load_config
 
-RETENTION: Final = "ingest.workers.retention_command"
+RETENTION: Final = "ingest.workers.retention.command"
 """Named and not imported: what workers do is theirs."""
 
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
-QUARANTINE: Final = "ingest.workers.quarantine"
+QUARANTINE: Final = "ingest.workers.quarantine.decisions"
 """Named and not imported: what workers do is theirs."""
 
 # As `ingest.ledger.InstanceState` has them, without loading the ledger for --help.

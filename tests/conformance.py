@@ -12,7 +12,7 @@ from ingest.dicom import pdus, uids
 from ingest.dicom.dimse import Status
 from ingest.dicom.statuses import STORE_STATUSES, Meaning
 from ingest.tls.profiles import PROFILES
-from ingest.workers import circuit, retry
+from ingest.workers.forward import circuit, retry_policy
 
 PAGE: Final = Path(__file__).parents[1] / "docs" / "reference" / "conformance.md"
 _BLOCK: Final = re.compile(r"<!-- table: (\w+) -->\n.*?<!-- end -->", re.DOTALL)
@@ -80,7 +80,7 @@ def _answers() -> str:
         Meaning.STORED_WITH_WARNING: "delivered, with the status noted",
         Meaning.ALREADY_STORED: "delivered, with the status noted",
         Meaning.TRY_AGAIN: "tried again, with growing pauses",
-        Meaning.TRY_A_FEW_TIMES: f"likewise, up to {retry.FEW_ATTEMPTS} attempts",
+        Meaning.TRY_A_FEW_TIMES: f"likewise, up to {retry_policy.FEW_ATTEMPTS} attempts",
         Meaning.NEGOTIATE_AGAIN: "once more over a new association, then given up",
     }
     rows = [

@@ -22,7 +22,7 @@ from tests.servers import Valkey
 WORKER = (
     "import sys, threading; from ingest.config.model import Config; "
     "from ingest.requestor.remotes import remotes;"
-    "from ingest.workers.forward import main; config = Config.model_validate_json(sys.stdin.read());"
+    "from ingest.workers.forward.worker import main; config = Config.model_validate_json(sys.stdin.read());"
     "sys.exit(main(config, threading.Event(), remotes(config)))"
 )
 
@@ -154,7 +154,7 @@ class Forwarding:
 
 
 class WorkerProcess:
-    """`ingest.workers.forward.main` in a process of its own."""
+    """`ingest.workers.forward.worker.main` in a process of its own."""
 
     def __init__(self, config: Config, log: Path) -> None:
         self.log = log

@@ -16,7 +16,7 @@ from ingest.queue.consumer import Entry
 from ingest.spool.reference import Place, Reference
 from ingest.spool.segment import Segment
 from ingest.spool.spool import spool_id
-from ingest.workers.persist import Persister
+from ingest.workers.persist.worker import Persister
 from tests.instances import Made
 from tests.segments import SegmentWriter
 

@@ -8,9 +8,9 @@ from sqlalchemy import update
 
 from ingest.ledger import DeliveryState, InstanceState
 from ingest.ledger.schema import deliveries, instances
-from ingest.workers.aging import DAY_MS
-from ingest.workers.leases import now_ms
-from ingest.workers.retention import Remover, Report
+from ingest.workers.forward.leases import now_ms
+from ingest.workers.retention.policy import DAY_MS
+from ingest.workers.retention.remover import Remover, Report
 from tests.instances import Made
 from tests.persisting import Site
 

@@ -57,9 +57,9 @@ from ingest.tls.expiry import Watch
 from ingest.tls.keys.files import reading_once
 
 WORKERS: Final = {
-    "persist": "ingest.workers.persist:main",
-    "forward": "ingest.workers.forward:main",
-    "retain": "ingest.workers.retention:main",
+    "persist": "ingest.workers.persist.worker:main",
+    "forward": "ingest.workers.forward.worker:main",
+    "retain": "ingest.workers.retention.remover:main",
 }
 """Named, never imported here: imports run from workers to ingest, not back."""
 

@@ -18,7 +18,7 @@ from rq import Callback, Queue, Repeat, Retry
 from rq.serializers import JSONSerializer
 
 from ingest.queue.wakeups import RQ_QUEUE_KEY, drain_key, hold_key, token
-from ingest.workers.turns import place_key
+from ingest.workers.forward.destination_slots import place_key
 from tests.forwarding import Forwarding, WorkerProcess
 from tests.nodes import eventually
 from tests.peers import CT, PynetdicomRemote

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from ingest.workers.retry import BREAKS_MAX
+from ingest.workers.forward.retry_policy import BREAKS_MAX
 from tests.faults.faulty_remote import FaultyRemote, number_of
 from tests.forwarding import Forwarding
 from tests.instances import Made

@@ -36,7 +36,7 @@ elif {thread!r} == "handoff":
     from ingest.queue.publisher import Handoff
     Handoff._take = broken(Handoff._take)
 else:
-    from ingest.workers.patience import Patience
+    from ingest.workers.backoff import Patience
     Patience.worked = broken(Patience.worked)
 from ingest.cli import main
 main()

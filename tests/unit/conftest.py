@@ -26,7 +26,7 @@ def make_persist_site(
     tmp_path: Path, redis_server: Valkey, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Callable[..., Site]]:
     """Makes sites for persist workers, which block for a moment only."""
-    monkeypatch.setattr("ingest.workers.persist.BLOCK_MILLISECONDS", 1)
+    monkeypatch.setattr("ingest.workers.persist.worker.BLOCK_MILLISECONDS", 1)
     sites: list[Site] = []
 
     def make_one(**sections: Any) -> Site:

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from ingest.errors import PeerError
-from ingest.workers.arrival import identify
-from ingest.workers.store import Source
+from ingest.workers.persist.arrival import identify
+from ingest.workers.store.filesystem import Source
 from tests.instances import CT, Made, element
 
 

@@ -7,7 +7,7 @@ import redis
 from sqlalchemy.exc import DataError, IntegrityError
 
 from ingest.errors import LedgerError, PeerError, SpoolError, StoreAwayError, StoreError, StoreMissingError
-from ingest.workers.blame import OF_THE_NAME, is_ours, is_shortage
+from ingest.workers.fault_attribution import OF_THE_NAME, is_ours, is_shortage
 
 
 @pytest.mark.parametrize(

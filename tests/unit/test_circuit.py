@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from ingest.ledger import Circuit, CircuitState, Ledger
-from ingest.workers import circuit
-from ingest.workers.circuit import Failure, Stance, Trouble
-from ingest.workers.retry import Limits
+from ingest.workers.forward import circuit
+from ingest.workers.forward.circuit import Failure, Stance, Trouble
+from ingest.workers.forward.retry_policy import Limits
 
 LIMITS = Limits(first_ms=2_000, max_ms=300_000, max_attempts=20, give_up_ms=1)
 CLOSED = Circuit(destination="pacs")

@@ -11,9 +11,9 @@ from ingest.ledger import Circuit, CircuitState, Ledger
 from ingest.queue.client import GROUP, stream_key
 from ingest.queue.consumer import Inbox
 from ingest.queue.wakeups import drain_key, hold_key
-from ingest.workers import circuit, wall_clock
-from ingest.workers.turns import place_key
-from ingest.workers.wall_clock import WallClock
+from ingest.workers.forward import circuit, clock_steps
+from ingest.workers.forward.clock_steps import WallClock
+from ingest.workers.forward.destination_slots import place_key
 from tests.clocks import require_clock
 from tests.forwarding import Forwarding
 from tests.ledgers import row
@@ -94,10 +94,10 @@ def test_circuit_of_a_clock_that_was_ahead_is_probed_at_once() -> None:
 
 
 def test_delivery_grows_no_older_by_a_clock_that_is_set_forward(monkeypatch: pytest.MonkeyPatch) -> None:
-    clock, real = WallClock(), wall_clock._apart_ms()
-    monkeypatch.setattr(wall_clock, "_apart_ms", lambda: real + DAY_MS)
+    clock, real = WallClock(), clock_steps._apart_ms()
+    monkeypatch.setattr(clock_steps, "_apart_ms", lambda: real + DAY_MS)
     assert abs(clock.set_forward_ms() - DAY_MS) < 1000
-    monkeypatch.setattr(wall_clock, "_apart_ms", lambda: real - DAY_MS)
+    monkeypatch.setattr(clock_steps, "_apart_ms", lambda: real - DAY_MS)
     assert clock.set_forward_ms() == 0
 
 

@@ -14,7 +14,7 @@ from sqlalchemy import create_engine, text
 from ingest.cli import main
 from ingest.ledger import DeliveryResult, DeliveryState, InstanceState, Ledger
 from ingest.ledger.delivery_search import Filter
-from ingest.workers.store import FileStore
+from ingest.workers.store.filesystem import FileStore
 from tests.ledgers import row
 
 Ask = Callable[..., Result]

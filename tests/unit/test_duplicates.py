@@ -2,7 +2,7 @@
 
 import pytest
 
-from ingest.workers.duplicates import Action, Policy, decide
+from ingest.workers.persist.duplicates import Action, Policy, decide
 from tests.instances import EXPLICIT, IMPLICIT
 
 

@@ -15,10 +15,10 @@ from ingest.dicom import wire
 from ingest.ledger import InstanceState
 from ingest.queue.wakeups import drain_key, hold_key
 from ingest.requestor.remotes import remotes
-from ingest.workers import drain, leases
-from ingest.workers.forward import Forwarder
-from ingest.workers.store import FileStore
-from ingest.workers.turns import place_key
+from ingest.workers.forward import drain, leases
+from ingest.workers.forward.destination_slots import place_key
+from ingest.workers.forward.worker import Forwarder
+from ingest.workers.store.filesystem import FileStore
 from tests.forwarding import Forwarding
 from tests.instances import EXPLICIT, IMPLICIT, Made
 from tests.nodes import eventually

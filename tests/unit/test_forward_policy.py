@@ -16,8 +16,8 @@ from ingest.ledger import CircuitState
 from ingest.ledger.delivery_search import Filter
 from ingest.queue.wakeups import hold_key
 from ingest.requestor.remotes import remotes
-from ingest.workers import leases
-from ingest.workers.forward import Forwarder, places
+from ingest.workers.forward import leases
+from ingest.workers.forward.worker import Forwarder, places
 from tests.forwarding import Forwarding
 from tests.instances import EXPLICIT, IMPLICIT, Made
 from tests.nodes import eventually

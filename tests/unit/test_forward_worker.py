@@ -13,7 +13,7 @@ import pytest
 
 from ingest.config.model import TLS
 from ingest.queue.wakeups import drain_key
-from ingest.workers.leases import now_ms
+from ingest.workers.forward.leases import now_ms
 from tests.forwarding import Forwarding
 from tests.nodes import eventually
 from tests.peers import CT, PynetdicomRemote, Stored, make_tls, storescp

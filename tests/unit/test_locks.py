@@ -9,7 +9,7 @@ import pytest
 
 from ingest.errors import BootError
 from ingest.filesystem.locks import Owner, kernel_token, lock
-from ingest.workers.slot import slot
+from ingest.workers.worker_slot import slot
 from tests.nodes import eventually
 
 
@@ -100,7 +100,7 @@ def test_hosts_with_one_name_have_places_with_other_names(
     with slot(tmp_path / "a", "persist") as here, slot(tmp_path / "b", "persist") as elsewhere:
         assert here != elsewhere
     kernel_token.cache_clear()
-    monkeypatch.setattr("ingest.workers.slot.kernel_token", lambda: "0" * 12)
+    monkeypatch.setattr("ingest.workers.worker_slot.kernel_token", lambda: "0" * 12)
     with slot(tmp_path / "a", "persist") as on_another_host:
         assert on_another_host != here
 

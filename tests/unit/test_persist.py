@@ -12,8 +12,8 @@ from ingest.ledger import DeliveryState, InstanceState
 from ingest.queue.client import GROUP, data_key
 from ingest.queue.wakeups import drain_key
 from ingest.spool.reference import Reference
-from ingest.workers.persist import Persister
-from ingest.workers.store import FileStore
+from ingest.workers.persist.worker import Persister
+from ingest.workers.store.filesystem import FileStore
 from tests.instances import CT, EXPLICIT, Made, element
 from tests.ledgers import delivery_states
 from tests.nodes import eventually

@@ -15,9 +15,9 @@ import redis
 
 from ingest.ledger import InstanceState
 from ingest.queue.client import GROUP
-from ingest.workers.arrival import identify
-from ingest.workers.persist import Persister
-from ingest.workers.store import FileStore, Source
+from ingest.workers.persist.arrival import identify
+from ingest.workers.persist.worker import Persister
+from ingest.workers.store.filesystem import FileStore, Source
 from tests.instances import Made
 from tests.nodes import eventually
 from tests.persisting import Site
@@ -44,8 +44,8 @@ def working(site: Site) -> Iterator[threading.Event]:
 def soon(monkeypatch: pytest.MonkeyPatch) -> None:
     """What nobody touches is abandoned at once."""
     monkeypatch.setattr("ingest.queue.consumer.IDLE_MILLISECONDS", 50)
-    monkeypatch.setattr("ingest.workers.persist.CLAIM_SECONDS", 0.05)
-    monkeypatch.setattr("ingest.workers.patience.BACK_OFF_SECONDS", (0.05, 0.1))
+    monkeypatch.setattr("ingest.workers.persist.worker.CLAIM_SECONDS", 0.05)
+    monkeypatch.setattr("ingest.workers.backoff.BACK_OFF_SECONDS", (0.05, 0.1))
 
 
 def test_queue_that_is_killed_and_comes_back_empty_goes_on(site: Site, redis_server: Valkey) -> None:
@@ -212,7 +212,7 @@ def test_entry_that_kills_its_worker_is_set_aside_and_the_rest_is_stored(
             raise Killed
         return facts
 
-    monkeypatch.setattr("ingest.workers.batch.identify", deadly)
+    monkeypatch.setattr("ingest.workers.persist.batch.identify", deadly)
     for number in range(10):
         site.receive(Made(sop=f"1.9.{number}"))
     deaths = 0
@@ -240,7 +240,7 @@ def test_entry_that_fails_again_and_again_is_set_aside_with_its_reason(
             raise RuntimeError("a fault of ours")
         return facts
 
-    monkeypatch.setattr("ingest.workers.batch.identify", failing)
+    monkeypatch.setattr("ingest.workers.persist.batch.identify", failing)
     for number in range(10):
         site.receive(Made(sop=f"1.9.{number}"))
     with working(site):
@@ -286,7 +286,7 @@ def test_what_a_dead_worker_left_is_taken_over(site: Site, soon: None) -> None:
 def test_entry_in_hand_for_long_is_not_taken_for_abandoned(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ingest.workers.persist.TOUCH_SECONDS", 0.02)
+    monkeypatch.setattr("ingest.workers.persist.worker.TOUCH_SECONDS", 0.02)
     real, idle = FileStore.put, []
 
     def slow(self: FileStore, batch: Any, source: Source, key: str) -> bool:

@@ -17,8 +17,8 @@ from sqlalchemy import make_url
 from ingest.config.model import Config
 from ingest.filesystem.beneath import open_beneath
 from ingest.ledger import InstanceState
-from ingest.workers.store import Source
-from ingest.workers.trial import try_to_read
+from ingest.workers.persist.isolated_reader import try_to_read
+from ingest.workers.store.filesystem import Source
 from tests.instances import Made
 from tests.nodes import eventually
 from tests.persisting import Site
@@ -37,8 +37,8 @@ OF_THE_HOST = [errno.EIO, errno.EMFILE, errno.ESTALE, errno.EACCES]
 def soon(monkeypatch: pytest.MonkeyPatch) -> None:
     """What nobody touches is abandoned at once, and no wait is long."""
     monkeypatch.setattr("ingest.queue.consumer.IDLE_MILLISECONDS", 20)
-    monkeypatch.setattr("ingest.workers.persist.CLAIM_SECONDS", 0.02)
-    monkeypatch.setattr("ingest.workers.patience.BACK_OFF_SECONDS", (0.02,))
+    monkeypatch.setattr("ingest.workers.persist.worker.CLAIM_SECONDS", 0.02)
+    monkeypatch.setattr("ingest.workers.backoff.BACK_OFF_SECONDS", (0.02,))
 
 
 class Failing:
@@ -78,7 +78,7 @@ def test_spool_file_that_cannot_be_opened_waits_for_as_long_as_it_takes(
     site: Site, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
     failing = Failing(open_beneath, OSError(number, os.strerror(number)))
-    monkeypatch.setattr("ingest.workers.arrival.open_beneath", failing)
+    monkeypatch.setattr("ingest.workers.persist.arrival.open_beneath", failing)
     assert_waits_and_is_stored(site, failing)
 
 
@@ -108,7 +108,7 @@ def test_one_file_that_cannot_be_read_keeps_back_no_other(
             raise OSError(errno.EIO, os.strerror(errno.EIO))
         return open_beneath(root, where, flags)
 
-    monkeypatch.setattr("ingest.workers.arrival.open_beneath", bad_sector)
+    monkeypatch.setattr("ingest.workers.persist.arrival.open_beneath", bad_sector)
     for number in range(40):
         site.receive(Made(sop=f"1.9.{number}"))
     with working(site):
@@ -238,11 +238,11 @@ def test_file_that_kills_whatever_reads_it_is_set_aside_with_what_its_file_meta_
         raise Killed
 
     program = (
-        "import os, sys; from ingest.workers.trial import main;"
+        "import os, sys; from ingest.workers.persist.isolated_reader import main;"
         "os.abort() if sys.argv[2] == 'header' else main(sys.argv[1:])"
     )
-    monkeypatch.setattr("ingest.workers.trial.COMMAND", (sys.executable, "-c", program))
-    monkeypatch.setattr("ingest.workers.batch.identify", deadly)
+    monkeypatch.setattr("ingest.workers.persist.isolated_reader.COMMAND", (sys.executable, "-c", program))
+    monkeypatch.setattr("ingest.workers.persist.batch.identify", deadly)
     site.receive(Made())
     deaths = 0
     while not site.settled():
@@ -278,6 +278,6 @@ def test_trial_that_somebody_else_ended_proves_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     program = f"import os; os.kill(os.getpid(), {int(signal.SIGKILL)})"
-    monkeypatch.setattr("ingest.workers.trial.COMMAND", (sys.executable, "-c", program))
+    monkeypatch.setattr("ingest.workers.persist.isolated_reader.COMMAND", (sys.executable, "-c", program))
     with pytest.raises(OSError, match="could not be tried"):
         try_to_read(opened(tmp_path, Made().file), [], lambda: None)

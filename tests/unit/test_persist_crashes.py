@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 
-import ingest.workers.batch
+import ingest.workers.persist.batch
 from ingest.ledger import InstanceState, Ledger
 from ingest.queue.consumer import Inbox
 from ingest.queue.wakeups import Waker
-from ingest.workers.arrival import OpenSegments
-from ingest.workers.placement import Placing
-from ingest.workers.store import FileStore
+from ingest.workers.persist.arrival import OpenSegments
+from ingest.workers.persist.placement import Placing
+from ingest.workers.store.filesystem import FileStore
 from tests.instances import IMPLICIT, Made
 from tests.nodes import eventually
 from tests.persisting import Site, sections_of
@@ -33,7 +33,7 @@ STEPS: list[tuple[type, str]] = [
     (FileStore, "sync"),
     (Ledger, "record"),
     (Placing, "recorded"),
-    (ingest.workers.batch.Work, "_release"),
+    (ingest.workers.persist.batch.Work, "_release"),
     (Inbox, "done"),
     (Waker, "wake"),
 ]
@@ -177,7 +177,7 @@ def start_worker(site: Site) -> "subprocess.Popen[bytes]":
     config.write_text(site.config.model_dump_json())
     program = (
         "import sys, threading; from pathlib import Path\n"
-        "from ingest.config.model import Config; from ingest.workers.persist import main\n"
+        "from ingest.config.model import Config; from ingest.workers.persist.worker import main\n"
         "sys.exit(main(Config.model_validate_json(Path(sys.argv[1]).read_text()), threading.Event()))"
     )
     return subprocess.Popen([sys.executable, "-c", program, str(config)], cwd=Path(__file__).parents[2])

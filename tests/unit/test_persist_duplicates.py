@@ -10,7 +10,7 @@ import pytest
 
 from ingest.alarms import BOUNDED_ALARM, raise_alarm, standing_alarms
 from ingest.ledger import DeliveryResult, DeliveryState, InstanceState, Ledger
-from ingest.workers.store import FileStore
+from ingest.workers.store.filesystem import FileStore
 from tests.instances import EXPLICIT, IMPLICIT, Made
 from tests.ledgers import delivery_states
 from tests.persisting import Site

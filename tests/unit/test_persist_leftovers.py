@@ -26,11 +26,11 @@ from tests.unit.test_persist_away import working
 
 @pytest.fixture(autouse=True)
 def often(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ingest.workers.persist.TIDY_SECONDS", 0.05)
-    monkeypatch.setattr("ingest.workers.leftovers.RETRY_SECONDS", 0.05)
+    monkeypatch.setattr("ingest.workers.persist.worker.TIDY_SECONDS", 0.05)
+    monkeypatch.setattr("ingest.workers.persist.spool_leftovers.RETRY_SECONDS", 0.05)
     monkeypatch.setattr("ingest.queue.consumer.IDLE_MILLISECONDS", 20)
-    monkeypatch.setattr("ingest.workers.persist.CLAIM_SECONDS", 0.02)
-    monkeypatch.setattr("ingest.workers.patience.BACK_OFF_SECONDS", (0.02,))
+    monkeypatch.setattr("ingest.workers.persist.worker.CLAIM_SECONDS", 0.02)
+    monkeypatch.setattr("ingest.workers.backoff.BACK_OFF_SECONDS", (0.02,))
 
 
 class Failing:
@@ -203,7 +203,7 @@ def test_batch_out_of_segments_holds_no_data_sets_in_memory(site: Site) -> None:
 def test_what_cannot_be_persisted_for_long_is_an_alarm_until_it_is(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ingest.workers.unpersisted.ALARM_SECONDS", 0.2)
+    monkeypatch.setattr("ingest.workers.persist.unpersisted_alarm.ALARM_SECONDS", 0.2)
     fails = [True]
 
     def bad_sector(root: Path, where: str, flags: int) -> int:
@@ -211,7 +211,7 @@ def test_what_cannot_be_persisted_for_long_is_an_alarm_until_it_is(
             raise OSError(errno.EIO, os.strerror(errno.EIO))
         return open_beneath(root, where, flags)
 
-    monkeypatch.setattr("ingest.workers.arrival.open_beneath", bad_sector)
+    monkeypatch.setattr("ingest.workers.persist.arrival.open_beneath", bad_sector)
     for number in range(5):
         site.receive(Made(sop=f"1.9.{number}"))
 

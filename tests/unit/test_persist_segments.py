@@ -13,10 +13,10 @@ from ingest.alarms import standing_alarms
 from ingest.ledger import InstanceState, Ledger
 from ingest.spool import segment, segment_upkeep
 from ingest.spool.reference import Place, Reference
-from ingest.workers.arrival import OpenSegments
-from ingest.workers.folders import Folders
-from ingest.workers.quarantine import release
-from ingest.workers.store import FileStore
+from ingest.workers.persist.arrival import OpenSegments
+from ingest.workers.quarantine.decisions import release
+from ingest.workers.store.filesystem import FileStore
+from ingest.workers.store.folders import Folders
 from tests.instances import CT, EXPLICIT, Made, element
 from tests.persisting import Site
 from tests.segments import SegmentWriter
@@ -303,7 +303,7 @@ def test_a_disk_that_fails_leaves_all_waiting_until_it_works(
             raise OSError(errno.ENOSPC, "No space left on device")
         return real(*arguments, **keywords)
 
-    monkeypatch.setattr("ingest.workers.patience.BACK_OFF_SECONDS", (0.01,))
+    monkeypatch.setattr("ingest.workers.backoff.BACK_OFF_SECONDS", (0.01,))
     places = [small.receive(Made(sop=f"1.9.{number}")) for number in range(3)]
     monkeypatch.setattr(owner, name, failing)
     for _ in range(5):

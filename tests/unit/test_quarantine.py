@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from ingest.ledger import DeliveryState, Instance, InstanceState, Ledger
-from ingest.workers.quarantine import drop, release
-from ingest.workers.store import FileStore
+from ingest.workers.quarantine.decisions import drop, release
+from ingest.workers.store.filesystem import FileStore
 from tests.instances import IMPLICIT, Made
 from tests.persisting import Site
 from tests.unit.test_persist_contested import delivery_of, once

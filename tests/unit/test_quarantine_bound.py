@@ -16,7 +16,7 @@ from ingest.ledger import DeliveryState, Instance, InstanceState, Ledger
 from ingest.ledger.index import InstanceFilter
 from ingest.ledger.migrations import configuration
 from ingest.status import gather
-from ingest.workers.quarantine import drop, release, retry
+from ingest.workers.quarantine.decisions import drop, release, retry
 from tests.instances import Made
 from tests.persisting import Site
 from tests.retaining import fill, left, made, remove
@@ -103,7 +103,7 @@ def test_worker_that_dies_after_its_commit_counts_no_row_twice(
         raise Killed
 
     with monkeypatch.context() as patch:
-        patch.setattr("ingest.workers.batch.Work._release", dying)
+        patch.setattr("ingest.workers.persist.batch.Work._release", dying)
         site.number += 1
         site.hand_off(site.spooled(FIRST.file, suffix=".A900"))
         with pytest.raises(Killed):
@@ -159,8 +159,8 @@ def set_aside(site: Site, monkeypatch: pytest.MonkeyPatch, *ones: Made) -> list[
     """Instances that a worker has given up for a fault that is mended since; their ids."""
     before = {row.id for row in site.instances()}
     with monkeypatch.context() as patch:
-        patch.setattr("ingest.workers.batch.DELIVERIES_MAX", 0)
-        patch.setattr("ingest.workers.placement.Layout.key", _failing)
+        patch.setattr("ingest.workers.persist.batch.DELIVERIES_MAX", 0)
+        patch.setattr("ingest.workers.persist.placement.Layout.key", _failing)
         for one in ones:
             site.receive(one)
         site.work()

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from ingest.workers.quarantine import release
+from ingest.workers.quarantine.decisions import release
 from tests.forwarding import WorkerProcess
 from tests.instances import Made
 from tests.nodes import eventually

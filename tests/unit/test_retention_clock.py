@@ -3,8 +3,8 @@
 import pytest
 
 from ingest.ledger.retention import KeptStudy
-from ingest.workers.aging import DAY_MS, Goal, Reason, decide
-from ingest.workers.retention_clock import Moment, ageing_time, ahead_ms, leave_mark, look, read_mark
+from ingest.workers.retention.clock import Moment, ageing_time, ahead_ms, leave_mark, look, read_mark
+from ingest.workers.retention.policy import DAY_MS, Goal, Reason, decide
 
 HOUR_MS = 3_600_000
 MARK = Moment(1_000 * DAY_MS, 50 * HOUR_MS, "a")

@@ -81,7 +81,7 @@ def test_command_removes_once_and_says_what(site: Site) -> None:
 
 
 def test_many_studies_are_cut_off_for_people_only(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ingest.workers.retention_command.SHOWN", 2)
+    monkeypatch.setattr("ingest.workers.retention.command.SHOWN", 2)
     fill(site, made(1), made(2), made(3))
     deliver(site, DeliveryState.DELIVERED)
     assert "and 1 more; --json names all" in ask(site, "--dry-run", max_bytes=1).output

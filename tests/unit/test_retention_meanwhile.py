@@ -18,11 +18,11 @@ from ingest.ledger import DeliveryState, InstanceState, Ledger
 from ingest.ledger.delivery_search import Filter
 from ingest.ledger.retention import Retention
 from ingest.ledger.schema import deliveries, instances
-from ingest.workers.aging import DAY_MS
-from ingest.workers.incoming import lock
-from ingest.workers.leases import now_ms
-from ingest.workers.leaving import Leaving
-from ingest.workers.store import FileStore, Source
+from ingest.workers.forward.leases import now_ms
+from ingest.workers.retention.policy import DAY_MS
+from ingest.workers.store.filesystem import FileStore, Source
+from ingest.workers.store.removal import Leaving
+from ingest.workers.store.staging import lock
 from tests.ledgers import delivery_states
 from tests.nodes import eventually
 from tests.persisting import Site
@@ -144,7 +144,7 @@ def test_file_of_a_worker_that_has_not_recorded_it_is_not_removed_for_a_dead_row
         connection.execute(update(instances).values(stored_at=instances.c.stored_at - 2 * DAY_MS))
     crash_step = (FileStore, "announce_removal", 1)
     with monkeypatch.context() as patch:
-        patch.setattr("ingest.workers.leaving.SETTLED_MS", -1)
+        patch.setattr("ingest.workers.store.removal.SETTLED_MS", -1)
         die_at(patch, crash_step[0], crash_step[1], after=False, call=1)
         with pytest.raises(Killed):
             remove(site, keep_days=1)
@@ -167,7 +167,7 @@ def test_file_of_a_worker_that_has_not_recorded_it_outlives_another_that_finishe
     with site.ledger() as ledger, ledger.write() as connection:
         connection.execute(update(instances).values(stored_at=instances.c.stored_at - 2 * DAY_MS))
     with monkeypatch.context() as patch:
-        patch.setattr("ingest.workers.leaving.SETTLED_MS", -1)
+        patch.setattr("ingest.workers.store.removal.SETTLED_MS", -1)
         die_at(patch, FileStore, "announce_removal", after=False, call=1)
         with pytest.raises(Killed):
             remove(site, keep_days=1)
@@ -262,8 +262,10 @@ def test_workers_forget_which_names_of_folders_are_durable(
 def test_same_instances_again_and_again_while_all_is_removed(
     either_ledger: Sites, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ingest.workers.persist.PACE_SECONDS", 0.0)
-    monkeypatch.setattr("ingest.workers.leaving.SETTLED_MS", -1)  # nobody dies, and nobody removes by hand
+    monkeypatch.setattr("ingest.workers.persist.worker.PACE_SECONDS", 0.0)
+    monkeypatch.setattr(
+        "ingest.workers.store.removal.SETTLED_MS", -1
+    )  # nobody dies, and nobody removes by hand
     site = either_ledger(**NOBODY)
     ones = [made(study, number) for study in range(3) for number in range(4)]
     fill(site, ones[0])
@@ -321,7 +323,7 @@ def start_remover(site: Site) -> "subprocess.Popen[bytes]":
     config.write_text(site.config.model_copy(update={"retention": retention}).model_dump_json())
     program = (
         "import sys, threading; from pathlib import Path\n"
-        "from ingest.config.model import Config; from ingest.workers.retention import main\n"
+        "from ingest.config.model import Config; from ingest.workers.retention.remover import main\n"
         "sys.exit(main(Config.model_validate_json(Path(sys.argv[1]).read_text()), threading.Event()))"
     )
     return subprocess.Popen([sys.executable, "-c", program, str(config)], cwd=Path(__file__).parents[2])

@@ -10,8 +10,17 @@ from ingest.config.model import Config
 from ingest.config.rules import Names, faults
 from ingest.ledger.retention import KeptRow, KeptStudy
 from ingest.supervisor.generation import ALL_ROLES, plan
-from ingest.workers.aging import DAY_MS, Decision, Goal, Reason, cutoff, decide, disk_over, oldest_first
-from ingest.workers.leaving import SETTLED_MS, SLACK_MS, may_be_another
+from ingest.workers.retention.policy import (
+    DAY_MS,
+    Decision,
+    Goal,
+    Reason,
+    cutoff,
+    decide,
+    disk_over,
+    oldest_first,
+)
+from ingest.workers.store.removal import SETTLED_MS, SLACK_MS, may_be_another
 
 AGE, BYTES, DISK = Reason.AGE, Reason.BYTES, Reason.DISK
 

@@ -6,7 +6,7 @@ import pytest
 
 from ingest.config.model import Destination
 from ingest.dicom.statuses import StatusPattern, StatusRules
-from ingest.workers.retry import (
+from ingest.workers.forward.retry_policy import (
     BREAKS_MAX,
     FEW_ATTEMPTS,
     Answered,

@@ -6,7 +6,7 @@ import pytest
 
 from ingest.dicom.statuses import Meaning, StatusPattern, StatusRules, category, meaning_of, says_stored_only
 from ingest.requestor.send_files import FileResult
-from ingest.workers.retry import Answered, Delivered, Limits, decide
+from ingest.workers.forward.retry_policy import Answered, Delivered, Limits, decide
 
 LIMITS = Limits(first_ms=1, max_ms=1, max_attempts=20, give_up_ms=1 << 40)
 

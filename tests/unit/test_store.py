@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from ingest.errors import StoreAwayError, StoreError
-from ingest.workers import incoming
-from ingest.workers.store import FileStore, Source
+from ingest.workers.store import staging
+from ingest.workers.store.filesystem import FileStore, Source
 from tests.instances import Made
 
 KEY = "1.2.3/1.2.3.1/1.2.3.4.dcm"
@@ -64,8 +64,8 @@ def test_file_of_another_file_system_is_copied(store: FileStore, elsewhere: Path
 def test_large_copy_goes_in_bounded_steps_and_reports_each(
     tmp_path: Path, elsewhere: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(incoming, "COPY_CHUNK", 1000)
-    monkeypatch.setattr(incoming, "SYNC_EVERY", 3000)
+    monkeypatch.setattr(staging, "COPY_CHUNK", 1000)
+    monkeypatch.setattr(staging, "SYNC_EVERY", 3000)
     steps: list[int] = []
     store = FileStore(tmp_path / "store", progress=lambda: steps.append(1))
     store.prepare()
@@ -116,7 +116,7 @@ def test_replacing_a_file_by_itself_leaves_no_second_name(store: FileStore, tmp_
 
 
 def test_only_one_worker_replaces_at_a_time(store: FileStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ingest.workers.store.REPLACE_SECONDS", 0.05)
+    monkeypatch.setattr("ingest.workers.store.filesystem.REPLACE_SECONDS", 0.05)
     with store.batch() as one, store.batch() as other:
         store.exclude_replacing(one)
         store.exclude_replacing(one)

@@ -13,8 +13,8 @@ import pytest
 from ingest.errors import StoreAwayError
 from ingest.filesystem.locks import Owner, lock
 from ingest.ledger import InstanceState, Ledger
-from ingest.workers import incoming
-from ingest.workers.store import FileStore, Source
+from ingest.workers.store import staging
+from ingest.workers.store.filesystem import FileStore, Source
 from tests.instances import Made
 from tests.nodes import eventually
 from tests.persisting import Site, make_site
@@ -51,13 +51,13 @@ def left_by(root: Path, owner: Owner) -> Path:
 
 def age(monkeypatch: pytest.MonkeyPatch) -> None:
     """From now on whatever is there is old."""
-    monkeypatch.setattr(incoming, "YOUNG_SECONDS", -1.0)
+    monkeypatch.setattr(staging, "YOUNG_SECONDS", -1.0)
 
 
 def test_two_workers_without_locks_copy_beside_each_other(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(incoming, "lock", lambda _: True)
+    monkeypatch.setattr(staging, "lock", lambda _: True)
     with opened(tmp_path) as one, one.temporary() as (path, fd):
         one.append(fd, b"A" * 4000)
         source = Source.of(path, fd, synced=False)
@@ -182,8 +182,8 @@ def ledgers(postgresql_url: str) -> Iterator[tuple[Ledger, Ledger]]:
 def test_one_host_replaces_at_a_time_though_locks_do_not_reach_the_other(
     tmp_path: Path, ledgers: tuple[Ledger, Ledger], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ingest.workers.store.lock", lambda _: True)
-    monkeypatch.setattr("ingest.workers.store.REPLACE_SECONDS", 0.05)
+    monkeypatch.setattr("ingest.workers.store.filesystem.lock", lambda _: True)
+    monkeypatch.setattr("ingest.workers.store.filesystem.REPLACE_SECONDS", 0.05)
     here, there = (opened(tmp_path, exclusion=ledger.exclusion()) for ledger in ledgers)
     with here as one, there as other, one.batch() as batch:
         one.exclude_replacing(batch)
@@ -255,7 +255,7 @@ def start_persisting(site: Site, data_dir: Path) -> "subprocess.Popen[bytes]":
     (data_dir / "config.json").write_text(config.model_dump_json())
     program = (
         "import sys, threading; from pathlib import Path\n"
-        "from ingest.config.model import Config; from ingest.workers.persist import main\n"
+        "from ingest.config.model import Config; from ingest.workers.persist.worker import main\n"
         "sys.exit(main(Config.model_validate_json(Path(sys.argv[1]).read_text()), threading.Event()))"
     )
     command = [sys.executable, "-c", program, str(data_dir / "config.json")]

@@ -20,7 +20,7 @@ from ingest.filesystem.folder_identity import (
     require_store,
 )
 from ingest.ledger import InstanceState
-from ingest.workers.persist import Persister
+from ingest.workers.persist.worker import Persister
 from tests.instances import Made
 from tests.nodes import eventually
 from tests.persisting import Site

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from ingest.errors import StoreError
 from ingest.spool.reference import Reference
-from ingest.workers.layout import Layout, check_key, quarantine_key, safe_name, variant_key
+from ingest.workers.store.keys import Layout, check_key, quarantine_key, safe_name, variant_key
 
 DEFAULT = "{study_uid}/{series_uid}/{sop_uid}.dcm"
 

@@ -15,8 +15,8 @@ from ingest.dicom.part10 import is_part10
 from ingest.errors import PeerError
 from ingest.routing.node_routes import NodeRouter
 from ingest.routing.router import Router, Routing
-from ingest.workers.arrival import identify
-from ingest.workers.store import Source
+from ingest.workers.persist.arrival import identify
+from ingest.workers.store.filesystem import Source
 
 
 @dataclass(frozen=True, slots=True)

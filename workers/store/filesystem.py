@@ -19,10 +19,10 @@ from ingest.dicom.part10 import read_file_meta
 from ingest.errors import LedgerError, StoreAwayError, StoreError, StoreMissingError
 from ingest.filesystem.calls import NO_LINK, clock_ns, mount_of, sync_folder_fd
 from ingest.filesystem.folder_identity import KnownFolder, give_id, read_id, require_store
-from ingest.workers.blame import OF_THE_NAME
-from ingest.workers.folders import Folders
-from ingest.workers.incoming import FILE_MODE, Incoming, lock, stands_for
-from ingest.workers.layout import INCOMING, check_key
+from ingest.workers.fault_attribution import OF_THE_NAME
+from ingest.workers.store.folders import Folders
+from ingest.workers.store.keys import INCOMING, check_key
+from ingest.workers.store.staging import FILE_MODE, Incoming, lock, stands_for
 
 REPLACE_SECONDS: Final = 10.0
 """How long one worker waits for another that replaces or removes files."""
@@ -31,7 +31,7 @@ NEW_FOLDER: Final = KnownFolder()
 """What is known of a store that nobody has used."""
 
 CLEAR_SECONDS: Final = 600.0
-"""How often a worker looks for what dead ones left; less than `ingest.workers.incoming.YOUNG_SECONDS`."""
+"""How often a worker looks for what dead ones left; less than `ingest.workers.store.staging.YOUNG_SECONDS`."""
 
 # Another name for the same file cannot be had: no hard links, other file system, not allowed, or its first
 # name is gone, since another worker was quicker with it.

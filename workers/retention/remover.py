@@ -24,14 +24,14 @@ from ingest.ledger import Ledger
 from ingest.ledger.retention import CHUNK, KeptRow, KeptStudy, LeavingFile
 from ingest.ledger.store_folders import STORE
 from ingest.spool import store_capacity
-from ingest.workers import retention_clock
-from ingest.workers.aging import Decision, Goal, cutoff, decide, disk_over, oldest_first
-from ingest.workers.incoming import FILE_MODE, lock
-from ingest.workers.layout import INCOMING
-from ingest.workers.leases import now_ms
-from ingest.workers.leaving import Leaving
-from ingest.workers.patience import Patience, StoppedError
-from ingest.workers.store import Batch, FileStore
+from ingest.workers.backoff import Patience, StoppedError
+from ingest.workers.forward.leases import now_ms
+from ingest.workers.retention import clock
+from ingest.workers.retention.policy import Decision, Goal, cutoff, decide, disk_over, oldest_first
+from ingest.workers.store.filesystem import Batch, FileStore
+from ingest.workers.store.keys import INCOMING
+from ingest.workers.store.removal import Leaving
+from ingest.workers.store.staging import FILE_MODE, lock
 
 BATCH: Final = 256
 """Files removed at a time: others wait for it who replace or compare."""
@@ -278,7 +278,7 @@ class Remover:
 
 
 class Ageing:
-    """The time a remover ages studies by, checked before each pass: see `ingest.workers.retention_clock`."""
+    """The time a remover ages studies by, checked before each pass: see `ingest.workers.retention.clock`."""
 
     def __init__(self, config: Config, ledger: Ledger) -> None:
         self._config = config
@@ -298,8 +298,8 @@ class Ageing:
         Raises:
             LedgerError: The ledger is away.
         """
-        run_dir, now = self._config.run_dir, retention_clock.look()
-        ahead = 0 if accept else retention_clock.ahead_ms(retention_clock.read_mark(run_dir), now)
+        run_dir, now = self._config.run_dir, clock.look()
+        ahead = 0 if accept else clock.ahead_ms(clock.read_mark(run_dir), now)
         if ahead:
             self._time = 0
             hours = ahead / 3_600_000
@@ -310,11 +310,9 @@ class Ageing:
                 "correct the clock, or where it is right run `ingest retention --accept-clock`",
             )
             return ahead
-        retention_clock.leave_mark(run_dir, now)
+        clock.leave_mark(run_dir, now)
         clear_alarm(run_dir, CLOCK_ALARM)
-        self._time = (
-            now.wall_ms if accept else retention_clock.ageing_time(now.wall_ms, self._ledger.newest_kept())
-        )
+        self._time = now.wall_ms if accept else clock.ageing_time(now.wall_ms, self._ledger.newest_kept())
         return 0
 
 

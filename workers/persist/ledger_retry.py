@@ -8,7 +8,7 @@ import structlog
 from ingest.filesystem.folder_identity import KnownFolder
 from ingest.ledger import Holdings, Ledger, NewInstance, Outcome, SameContent
 from ingest.ledger.removal_lock import LedgerExclusion
-from ingest.workers.patience import Patience
+from ingest.workers.backoff import Patience
 
 log = structlog.get_logger()
 

@@ -18,11 +18,11 @@ from typing import Any, Final
 
 from ingest.dicom.part10 import read_file_meta
 from ingest.errors import PeerError
-from ingest.workers.arrival import Facts, identify
-from ingest.workers.store import Source
+from ingest.workers.persist.arrival import Facts, identify
+from ingest.workers.store.filesystem import Source
 
 TRIAL_SECONDS: Final = 60.0
-COMMAND: Final = (sys.executable, "-P", "-m", "ingest.workers.trial")
+COMMAND: Final = (sys.executable, "-P", "-m", "ingest.workers.persist.isolated_reader")
 _POLL_SECONDS: Final = 0.2
 
 

@@ -14,8 +14,8 @@ from ingest.errors import IngestError
 from ingest.ledger import Ledger
 from ingest.listing import iso_time
 from ingest.tables import local_time, show
-from ingest.workers.aging import Decision
-from ingest.workers.retention import Ageing, Remover, Report
+from ingest.workers.retention.policy import Decision
+from ingest.workers.retention.remover import Ageing, Remover, Report
 
 SHOWN: Final = 50
 """How many studies a person is shown."""

@@ -36,9 +36,9 @@ from ingest.routing.node_routes import NodeRouter
 from ingest.routing.router import Routing
 from ingest.supervisor import reload_client
 from ingest.tables import printable
-from ingest.workers.arrival import Facts, identify
-from ingest.workers.layout import INCOMING, safe_name
-from ingest.workers.store import FileStore, Source
+from ingest.workers.persist.arrival import Facts, identify
+from ingest.workers.store.filesystem import FileStore, Source
+from ingest.workers.store.keys import INCOMING, safe_name
 
 CHUNK: Final = 200
 """Files that are looked at together."""
@@ -52,7 +52,7 @@ SHOWN: Final = 20
 NOTE: Final = "rebuilt from the store"
 UNKNOWN_REASON: Final = "rebuilt from the quarantine: why it was set aside is not known any more"
 
-# As `ingest.workers.layout` names further copies, and what was refused.
+# As `ingest.workers.store.keys` names further copies, and what was refused.
 _COPY: Final = re.compile(r"~([0-9a-f]{32})(?=[./]|$)")
 _REFUSED: Final = re.compile(r"\.ready\.[^.]+\.([0-9A-F]{4})\.dcm\.[0-9]+\.dcm$")
 _KINDS: Final = {

@@ -1,4 +1,4 @@
-"""The circuit breaker of one destination: what `ingest.workers.circuit` decides, kept in the ledger."""
+"""The circuit breaker of one destination: what `ingest.workers.forward.circuit` decides, kept in the ledger."""
 
 import contextlib
 import time
@@ -12,9 +12,9 @@ from ingest.dicom import uids
 from ingest.errors import AssociationError, LedgerError
 from ingest.ledger import Circuit, CircuitState, Ledger
 from ingest.requestor.store_scu import Association, Remote, Timeouts
-from ingest.workers import circuit
-from ingest.workers.circuit import Failure, Stance, Trouble
-from ingest.workers.retry import Limits
+from ingest.workers.forward import circuit
+from ingest.workers.forward.circuit import Failure, Stance, Trouble
+from ingest.workers.forward.retry_policy import Limits
 
 MARGIN_MILLISECONDS: Final = 5_000
 """How much longer than its deadlines a probe is waited for, before another worker may ask."""

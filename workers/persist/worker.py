@@ -36,19 +36,19 @@ from ingest.queue.wakeups import RQ_KEYS, Waker, drain_key
 from ingest.routing.node_routes import NodeRouter
 from ingest.spool.reference import SPOOL_ID
 from ingest.spool.spool import spool_id
-from ingest.workers.agreement import StoreAgreement
-from ingest.workers.batch import Results, Tools, Work
-from ingest.workers.blame import is_ours, is_shortage
-from ingest.workers.deaths import Deaths
-from ingest.workers.duplicates import DELIVERED_MAX
-from ingest.workers.layout import Layout
-from ingest.workers.ledger import PatientLedger
-from ingest.workers.leftovers import Leftovers
-from ingest.workers.patience import Patience, StoppedError
-from ingest.workers.placement import Placer
-from ingest.workers.slot import slot
-from ingest.workers.store import Exclusion, FileStore
-from ingest.workers.unpersisted import Unpersisted
+from ingest.workers.backoff import Patience, StoppedError
+from ingest.workers.fault_attribution import is_ours, is_shortage
+from ingest.workers.persist.batch import Results, Tools, Work
+from ingest.workers.persist.crash_marks import Deaths
+from ingest.workers.persist.duplicates import DELIVERED_MAX
+from ingest.workers.persist.ledger_agreement import StoreAgreement
+from ingest.workers.persist.ledger_retry import PatientLedger
+from ingest.workers.persist.placement import Placer
+from ingest.workers.persist.spool_leftovers import Leftovers
+from ingest.workers.persist.unpersisted_alarm import Unpersisted
+from ingest.workers.store.filesystem import Exclusion, FileStore
+from ingest.workers.store.keys import Layout
+from ingest.workers.worker_slot import slot
 
 BATCH: Final = 256
 CARRIED_BATCH: Final = 8

@@ -11,11 +11,11 @@ from typing import Protocol
 import structlog
 
 from ingest.ledger import SameContent
-from ingest.workers.arrival import Arrival, Facts
-from ingest.workers.compare import content_digest, existing, same_bytes
-from ingest.workers.layout import quarantine_key
-from ingest.workers.ledger import Rows
-from ingest.workers.store import Batch, Store
+from ingest.workers.persist.arrival import Arrival, Facts
+from ingest.workers.persist.compare import content_digest, existing, same_bytes
+from ingest.workers.persist.ledger_retry import Rows
+from ingest.workers.store.filesystem import Batch, Store
+from ingest.workers.store.keys import quarantine_key
 
 log = structlog.get_logger()
 

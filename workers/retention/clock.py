@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from ingest.workers.aging import DAY_MS
+from ingest.workers.retention.policy import DAY_MS
 
 MARK: Final = "retention_clock.json"
 BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")

@@ -10,7 +10,7 @@ import redis
 
 from ingest.config.model import Destination
 from ingest.queue.wakeups import drain_key, hold_key
-from ingest.workers.breaker import MARGIN_MILLISECONDS
+from ingest.workers.forward.breaker import MARGIN_MILLISECONDS
 
 PLACE_MILLISECONDS: Final = 8_000
 """How long the place of a killed worker stays taken: less than its leases do."""

@@ -12,7 +12,7 @@ from enum import Enum
 from typing import Final
 
 from ingest.ledger import Circuit, CircuitState
-from ingest.workers.retry import Limits, pause_ms
+from ingest.workers.forward.retry_policy import Limits, pause_ms
 
 OPEN_AFTER: Final = 3
 """Failures in a row after which nobody tries but one worker, by C-ECHO."""

@@ -1,4 +1,5 @@
-"""The forward worker: woken by RQ's jobs, of which it reads the ids alone (`ingest.workers.rq_worker`).
+"""The forward worker: woken by RQ's jobs, of which it reads the ids alone
+(`ingest.workers.forward.rq_worker`).
 
 RQ starts work and remembers nothing: attempts, times and leases are in the ledger. A second thread looks
 there for what is due and wakes its destinations, so that an emptied Redis and a lost job cost seconds.
@@ -36,13 +37,13 @@ from ingest.queue.wakeups import (
 )
 from ingest.requestor.transport import Remote
 from ingest.tls.observed_certificates import Sightings
-from ingest.workers.circuit import asked_anew
-from ingest.workers.drain import Drain, Tools
-from ingest.workers.leases import LEASE_MILLISECONDS, now_ms
-from ingest.workers.patience import Patience, StoppedError
-from ingest.workers.rq_worker import Worker
-from ingest.workers.store import FileStore
-from ingest.workers.turns import NO_END, longest_hold_ms, place_key
+from ingest.workers.backoff import Patience, StoppedError
+from ingest.workers.forward.circuit import asked_anew
+from ingest.workers.forward.destination_slots import NO_END, longest_hold_ms, place_key
+from ingest.workers.forward.drain import Drain, Tools
+from ingest.workers.forward.leases import LEASE_MILLISECONDS, now_ms
+from ingest.workers.forward.rq_worker import Worker
+from ingest.workers.store.filesystem import FileStore
 
 WAKE_SECONDS: Final = 2.0
 REDIS_SECONDS: Final = 5.0

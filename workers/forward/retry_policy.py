@@ -1,6 +1,7 @@
 """What becomes of a delivery after an attempt: delivered, tried again, or dead; pure, the ledger keeps it.
 
-What happens to a destination as a whole, where no instance is to blame, is `ingest.workers.circuit`'s.
+What happens to a destination as a whole, where no instance is to blame, is
+`ingest.workers.forward.circuit`'s.
 """
 
 from collections.abc import Callable

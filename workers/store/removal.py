@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Final
 
 from ingest.filesystem.calls import sync_folder_fd
-from ingest.workers.layout import check_key
+from ingest.workers.store.keys import check_key
 
 SETTLED_MS: Final = 60_000
 """A file that got its name less long ago may be that of a worker that has not recorded it yet."""

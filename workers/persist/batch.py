@@ -18,7 +18,9 @@ from ingest.filesystem.beneath import LeadsOutError, unlink_beneath
 from ingest.ledger import NewInstance, Outcome
 from ingest.log import Seldom
 from ingest.queue.consumer import Entry
-from ingest.workers.arrival import (
+from ingest.workers.backoff import StoppedError
+from ingest.workers.fault_attribution import is_ours
+from ingest.workers.persist.arrival import (
     Arrival,
     Facts,
     GoneError,
@@ -29,14 +31,12 @@ from ingest.workers.arrival import (
     open_spooled,
     spool_ref,
 )
-from ingest.workers.blame import is_ours
-from ingest.workers.deaths import Deaths
-from ingest.workers.ledger import PatientLedger
-from ingest.workers.leftovers import Leftovers
-from ingest.workers.patience import StoppedError
-from ingest.workers.placement import Placer, Placing, was_refused
-from ingest.workers.store import FileStore, Source
-from ingest.workers.trial import Trial, try_to_read
+from ingest.workers.persist.crash_marks import Deaths
+from ingest.workers.persist.isolated_reader import Trial, try_to_read
+from ingest.workers.persist.ledger_retry import PatientLedger
+from ingest.workers.persist.placement import Placer, Placing, was_refused
+from ingest.workers.persist.spool_leftovers import Leftovers
+from ingest.workers.store.filesystem import FileStore, Source
 
 DELIVERIES_MAX: Final = 5
 """An entry that was delivered more often, without trouble of ours, gets one last try, alone."""

@@ -11,14 +11,21 @@ import structlog
 from ingest.ledger import Holdings, InstanceState, NewInstance, Outcome
 from ingest.routing.router import Router, Routing
 from ingest.spool.reference import Reference
-from ingest.workers.arrival import Arrival, Facts
-from ingest.workers.aside import Aside, Bound, NoBound
-from ingest.workers.compare import content_digest, existing, same_bytes, same_file
-from ingest.workers.duplicates import DELIVERED_MAX, DELIVERED_WITHIN_MS, Action, Policy, at_bound, decide
-from ingest.workers.layout import Layout, safe_name, variant_key
-from ingest.workers.leaving import may_be_another
-from ingest.workers.ledger import Rows
-from ingest.workers.store import Batch, Store
+from ingest.workers.persist.arrival import Arrival, Facts
+from ingest.workers.persist.compare import content_digest, existing, same_bytes, same_file
+from ingest.workers.persist.duplicates import (
+    DELIVERED_MAX,
+    DELIVERED_WITHIN_MS,
+    Action,
+    Policy,
+    at_bound,
+    decide,
+)
+from ingest.workers.persist.ledger_retry import Rows
+from ingest.workers.quarantine.copies import Aside, Bound, NoBound
+from ingest.workers.store.filesystem import Batch, Store
+from ingest.workers.store.keys import Layout, safe_name, variant_key
+from ingest.workers.store.removal import may_be_another
 
 _REFUSED: Final = re.compile(r"\.([0-9A-F]{4})\.dcm$")
 # PS3.7 9.1.1.1.9 and C.5: what the statuses mean that a listener refuses with.

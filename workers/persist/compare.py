@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Final
 
 from ingest.errors import PeerError
-from ingest.workers.arrival import Facts, identify
-from ingest.workers.store import Source, Store
+from ingest.workers.persist.arrival import Facts, identify
+from ingest.workers.store.filesystem import Source, Store
 
 CHUNK: Final = 1 << 20
 

@@ -27,10 +27,10 @@ from ingest.queue.wakeups import wake
 from ingest.routing.node_routes import NodeRouter
 from ingest.spool import segment
 from ingest.spool.reference import Reference
-from ingest.workers.arrival import Facts, spool_ref
-from ingest.workers.compare import existing, same_bytes
-from ingest.workers.layout import INCOMING, Layout, quarantine_key
-from ingest.workers.store import Batch, FileStore, Source
+from ingest.workers.persist.arrival import Facts, spool_ref
+from ingest.workers.persist.compare import existing, same_bytes
+from ingest.workers.store.filesystem import Batch, FileStore, Source
+from ingest.workers.store.keys import INCOMING, Layout, quarantine_key
 
 CONTESTED_MAX: Final = 3
 """How often a release begins anew, while workers store the same SOP instance UID."""
@@ -368,7 +368,7 @@ def _digest(source: Source) -> str:
 
 
 def _reference(name: str) -> Reference:
-    """What the ledger calls `name`; see `ingest.workers.arrival.spool_ref`."""
+    """What the ledger calls `name`; see `ingest.workers.persist.arrival.spool_ref`."""
     spool, _, place = name.partition(":")
     where, _, offset = place.partition("#")
     return Reference("spool", spool, where, int(offset or 0))

@@ -20,11 +20,13 @@ from ingest.ledger import Delivery, Ledger
 from ingest.requestor.store_scu import Association, Context, Remote, Timeouts, plan, proposals
 from ingest.tls.identity import identity_of
 from ingest.tls.observed_certificates import Sightings
-from ingest.workers.blame import is_shortage
-from ingest.workers.breaker import Breaker
-from ingest.workers.circuit import Trouble
-from ingest.workers.leases import LeaseLostError, Leases, now_ms
-from ingest.workers.retry import (
+from ingest.workers.fault_attribution import is_shortage
+from ingest.workers.forward.breaker import Breaker
+from ingest.workers.forward.circuit import Trouble
+from ingest.workers.forward.clock_steps import WallClock
+from ingest.workers.forward.destination_slots import Turn
+from ingest.workers.forward.leases import LeaseLostError, Leases, now_ms
+from ingest.workers.forward.retry_policy import (
     Answered,
     Broken,
     Dead,
@@ -37,9 +39,7 @@ from ingest.workers.retry import (
     decide,
     pause_ms,
 )
-from ingest.workers.store import FileStore
-from ingest.workers.turns import Turn
-from ingest.workers.wall_clock import WallClock
+from ingest.workers.store.filesystem import FileStore
 
 SLICE_SECONDS: Final = 30.0
 """After so long the worker is free for other destinations."""

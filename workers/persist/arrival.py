@@ -29,7 +29,7 @@ from ingest.queue.client import data_key, mend_keys
 from ingest.routing.router import Subject
 from ingest.spool import segment
 from ingest.spool.reference import Reference
-from ingest.workers.store import FileStore, Source
+from ingest.workers.store.filesystem import FileStore, Source
 
 HEADER_MAX_BYTES: Final = 64 << 20
 """Bytes of a data set that are read, or inflated, to find attributes; values passed over do not count."""

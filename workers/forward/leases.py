@@ -12,7 +12,7 @@ import structlog
 
 from ingest.errors import LedgerError
 from ingest.ledger import Delivery, DeliveryResult, DeliveryState, Ledger
-from ingest.workers.retry import Dead, Decision, Delivered, Retry
+from ingest.workers.forward.retry_policy import Dead, Decision, Delivered, Retry
 
 BATCH: Final = 64
 LEASE_MILLISECONDS: Final = 10_000
