@@ -2,7 +2,7 @@
 
 A process raises an alarm when a condition begins and clears it when the condition has ended. `ingest status`
 lists the alarms that stand. Alarms that the ledger or the spool can tell by itself (instances in quarantine,
-dead deliveries) are computed by `ingest.status` and are not kept here.
+dead deliveries) are computed by `ingest.status.report` and are not kept here.
 
 An alarm never blocks or fails the work of the process that raises it: if the disk is full, the log line is
 all that remains. Texts hold no patient data: UIDs and AE titles at most.

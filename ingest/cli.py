@@ -136,7 +136,7 @@ def _print_check(path: Path, faults: "Sequence[Fault]") -> None:
 )
 def status(path: Path, as_json: bool, watch: float | None) -> None:
     """Show listeners, spool, queue, destinations and certificates."""
-    from ingest.status import status_command
+    from ingest.status.report import status_command
 
     click.get_current_context().exit(status_command(load_config(path), as_json=as_json, watch=watch))
 

@@ -242,7 +242,7 @@ def status(node: Node) -> dict[str, list[dict[str, object]]]:
 
 def states(node: Node) -> list[str]:
     from ingest.config import load
-    from ingest.status import gather
+    from ingest.status.report import gather
 
     return [str(row["state"]) for row in gather(load(node.config_path))["listeners"]]
 

@@ -208,7 +208,7 @@ def test_check_with_notes_only_is_sound(run, file):
 
 @pytest.mark.parametrize(("arguments", "watch"), [([], None), (["--watch"], 2.0), (["--watch", "0.5"], 0.5)])
 def test_status_passes_its_options_on(run, file, calls, arguments, watch):
-    made = calls("ingest.status.status_command")
+    made = calls("ingest.status.report.status_command")
     assert run("status", "-c", file, *arguments).exit_code == 0
     assert made[0][1] == {"as_json": False, "watch": watch}
 

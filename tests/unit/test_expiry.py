@@ -10,7 +10,7 @@ import pytest
 
 from ingest.checks.node import check
 from ingest.config import load
-from ingest.status import gather
+from ingest.status.report import gather
 from ingest.tls import expiry
 from ingest.tls.expiry import Dated, Place, due_warnings
 from ingest.tls.identity import Identity

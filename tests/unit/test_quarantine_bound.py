@@ -15,7 +15,7 @@ from ingest.browsing import list_quarantine
 from ingest.ledger import DeliveryState, Instance, InstanceState, Ledger
 from ingest.ledger.index import InstanceFilter
 from ingest.ledger.migrations import configuration
-from ingest.status import gather
+from ingest.status.report import gather
 from ingest.workers.quarantine.decisions import drop, release, retry
 from tests.instances import Made
 from tests.persisting import Site

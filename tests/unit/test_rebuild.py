@@ -15,7 +15,7 @@ from ingest.checks.node import check
 from ingest.errors import StoreMissingError
 from ingest.filesystem.folder_identity import LEDGER_MARK, read_ledger_mark
 from ingest.ledger import InstanceState
-from ingest.status import gather
+from ingest.status.report import gather
 from ingest.workers import ledger_rebuild as rebuilding
 from tests.instances import IMPLICIT, Made
 from tests.persisting import Site

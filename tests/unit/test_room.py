@@ -12,7 +12,7 @@ from ingest.checks.node import check
 from ingest.config.model import Config
 from ingest.ledger import DeliveryState
 from ingest.spool import store_capacity
-from ingest.status import gather
+from ingest.status.report import gather
 from tests.persisting import Site
 from tests.retaining import deliver, fill, left, made, remove, remover
 

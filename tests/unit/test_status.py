@@ -26,7 +26,7 @@ from ingest.ledger import Ledger
 from ingest.queue.client import stream_key
 from ingest.queue.stream_append import push
 from ingest.spool.reference import Reference
-from ingest.status import gather
+from ingest.status.report import gather
 from tests.servers import Valkey
 from tests.spools import claim, config, keep
 

@@ -17,7 +17,7 @@ from ingest.queue.stream_append import push
 from ingest.spool import segment, segment_upkeep
 from ingest.spool.reference import Place, Reference
 from ingest.spool.spool import Spool
-from ingest.status import gather
+from ingest.status.report import gather
 from tests.ledgers import hold, row
 from tests.segments import SEGMENT_BYTES, SegmentWriter
 from tests.servers import Valkey

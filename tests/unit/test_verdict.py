@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from ingest.verdict import DEGRADED, FAILING, WELL, judge
+from ingest.status.verdict import DEGRADED, FAILING, WELL, judge
 
 SOUND: dict[str, Any] = {
     "running": "listening",

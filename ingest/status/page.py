@@ -31,7 +31,7 @@ def page(now: Mapping[str, Any], before: Mapping[str, Any] | None, width: int | 
     """The lines of the page.
 
     Args:
-        now: What `ingest.status.gather` found.
+        now: What `ingest.status.report.gather` found.
         before: What it found earlier, so that rates can be told; None without.
         width: As `ingest.tables.lines`.
     """

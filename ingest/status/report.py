@@ -30,10 +30,10 @@ from ingest.queue import sweep
 from ingest.queue.client import GROUP, connect, stream_key
 from ingest.spool import store_capacity
 from ingest.spool.spool import spool_id
-from ingest.status_page import TITLES, page
+from ingest.status.page import TITLES, page
+from ingest.status.verdict import WORDS, judge
 from ingest.supervisor import reload_client
 from ingest.tls import expiry
-from ingest.verdict import WORDS, judge
 
 STATES: Final = {ACCEPTING: "accepting", DRAINING: "draining"}
 

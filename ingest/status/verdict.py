@@ -1,6 +1,6 @@
 """The verdict of `ingest status`: what is wrong with a node, the worst first, each with its remedy.
 
-Pure: the problems are read off what `ingest.status.gather` found.
+Pure: the problems are read off what `ingest.status.report.gather` found.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -54,7 +54,7 @@ class Verdict:
 
 
 def judge(now: Mapping[str, Any]) -> Verdict:
-    """Judge what `ingest.status.gather` found."""
+    """Judge what `ingest.status.report.gather` found."""
     # A sort keeps the order of equals: what comes first below is worse.
     problems = sorted(_problems(now), key=lambda one: one.severity is not Severity.FAILING)
     if not problems:
