@@ -120,7 +120,7 @@ def certificates(config: Config, place: Place) -> list[Dated]:
 
 
 def shown(config: Config) -> Iterator[Dated]:
-    """What bound peers and destinations of this configuration have shown, as `ingest.tls.observed_certificates` left it."""
+    """Certificates that bound peers and destinations have shown (`ingest.tls.observed_certificates`)."""
     callers = {peer.ae_title for peer in config.peers if peer.certificate or peer.issuer}
     known = {"peer": callers, "destination": {each.name for each in config.destinations}}
     for path in sorted((config.run_dir / FOLDER).glob("*.json")):
