@@ -1,4 +1,4 @@
-"""The circuit breaker of one destination: what `ingest.workers.forward.circuit` decides, kept in the ledger."""
+"""The circuit breaker of one destination: keep the decisions of `workers.forward.circuit` in the ledger."""
 
 import contextlib
 import time

@@ -1,5 +1,4 @@
-"""The forward worker: woken by RQ's jobs, of which it reads the ids alone
-(`ingest.workers.forward.rq_worker`).
+"""The forward worker: RQ jobs wake it, of which it reads the ids alone (`ingest.workers.forward.rq_worker`).
 
 RQ starts work and remembers nothing: attempts, times and leases are in the ledger. A second thread looks
 there for what is due and wakes its destinations, so that an emptied Redis and a lost job cost seconds.

@@ -31,7 +31,7 @@ NEW_FOLDER: Final = KnownFolder()
 """What is known of a store that nobody has used."""
 
 CLEAR_SECONDS: Final = 600.0
-"""How often a worker looks for what dead ones left; less than `ingest.workers.store.staging.YOUNG_SECONDS`."""
+"""Seconds between searches for what dead workers left; less than `store.staging.YOUNG_SECONDS`."""
 
 # Another name for the same file cannot be had: no hard links, other file system, not allowed, or its first
 # name is gone, since another worker was quicker with it.
