@@ -25,6 +25,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from ingest.alarms import clear_alarm
+from ingest.cli.tables import printable
 from ingest.config.model import Config
 from ingest.errors import PeerError
 from ingest.filesystem.folder_identity import read_ledger_mark, require_store, write_ledger_mark
@@ -35,7 +36,6 @@ from ingest.ledger.store_folders import QUARANTINE, STORE
 from ingest.routing.node_routes import NodeRouter
 from ingest.routing.router import Routing
 from ingest.supervisor import reload_client
-from ingest.tables import printable
 from ingest.workers.persist.arrival import Facts, identify
 from ingest.workers.store.filesystem import FileStore, Source
 from ingest.workers.store.keys import INCOMING, safe_name

@@ -6,8 +6,8 @@ from typing import Any, Final
 
 from rich.filesize import decimal
 
+from ingest.cli.tables import lines, local_time, printable
 from ingest.ledger import DeliveryState
-from ingest.tables import lines, local_time, printable
 
 _STATES: Final = tuple(state.value for state in DeliveryState)
 
@@ -33,7 +33,7 @@ def page(now: Mapping[str, Any], before: Mapping[str, Any] | None, width: int | 
     Args:
         now: What `ingest.status.report.gather` found.
         before: What it found earlier, so that rates can be told; None without.
-        width: As `ingest.tables.lines`.
+        width: As `ingest.cli.tables.lines`.
     """
     yield printable(_first_line(now))
     for title, columns, rows in (

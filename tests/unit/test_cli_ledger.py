@@ -8,7 +8,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from ingest.cli import main
-from ingest.cli_ledger import STATES
+from ingest.cli.deliveries import STATES
 from ingest.ledger import DeliveryState
 from tests.forwarding import Forwarding
 from tests.nodes import eventually

@@ -10,7 +10,7 @@ from click.testing import CliRunner, Result
 from sqlalchemy import update
 
 from ingest.cli import main
-from ingest.cli_store import INSTANCE_STATES
+from ingest.cli.instances import INSTANCE_STATES
 from ingest.ledger import DeliveryResult, DeliveryState, InstanceState, Ledger
 from ingest.ledger import index as browsing
 from ingest.ledger.index import InstanceFilter

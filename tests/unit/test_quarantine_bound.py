@@ -11,7 +11,7 @@ from alembic import command
 from sqlalchemy import make_url
 
 from ingest.alarms import standing_alarms
-from ingest.browsing import list_quarantine
+from ingest.cli._instance_tables import list_quarantine
 from ingest.ledger import DeliveryState, Instance, InstanceState, Ledger
 from ingest.ledger.index import InstanceFilter
 from ingest.ledger.migrations import configuration

@@ -4,7 +4,7 @@ import io
 
 import pytest
 
-from ingest.tables import lines, local_time, printable, show
+from ingest.cli.tables import lines, local_time, printable, show
 
 UID = "1.2.826.0.1.3680043.8.498." + "1234567890" * 3 + "12345678"
 

@@ -9,11 +9,11 @@ from typing import Any, Final
 from rich.console import Console
 from rich.filesize import decimal
 
+from ingest.cli._delivery_tables import iso_time
+from ingest.cli.tables import local_time, show
 from ingest.config.model import Config
 from ingest.errors import IngestError
 from ingest.ledger import Ledger
-from ingest.listing import iso_time
-from ingest.tables import local_time, show
 from ingest.workers.retention.policy import Decision
 from ingest.workers.retention.remover import Ageing, Remover, Report
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import click
 
-from ingest.cli_base import FAULTS, Commands
-from ingest.cli_pipes import Piped
+from ingest.cli._base import FAULTS, Commands
+from ingest.cli._pipes import Piped
 from ingest.errors import ConfigError
 
 _PATH = click.Path(path_type=Path)

@@ -11,13 +11,13 @@ from typing import Final
 import redis
 from rich.console import Console
 
+from ingest.cli.tables import local_time, print_line, printable, show
 from ingest.config.model import Config
 from ingest.errors import IngestError
 from ingest.ledger import Circuit, DeliveryState, Ledger
 from ingest.ledger.delivery_search import Filter, FoundDelivery
 from ingest.queue.client import connect
 from ingest.queue.wakeups import wake
-from ingest.tables import local_time, print_line, printable, show
 
 TIMES: Final = ("created_at", "updated_at", "next_at")
 

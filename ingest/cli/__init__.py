@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ingest.cli_base import FAULTS, Commands, config_option, load_config
-from ingest.cli_certs import certs
-from ingest.cli_config import import_orthanc
-from ingest.cli_deliver import deliver
-from ingest.cli_ledger import dry_run_option, filter_of, filter_options, require_one
-from ingest.cli_options import remote_options, tls_of
-from ingest.cli_rebuild import ledger
-from ingest.cli_retention import retention
-from ingest.cli_store import COMMANDS as STORE_COMMANDS
+from ingest.cli._base import FAULTS, Commands, config_option, load_config
+from ingest.cli._options import remote_options, tls_of
+from ingest.cli.certs import certs
+from ingest.cli.config import import_orthanc
+from ingest.cli.deliver import deliver
+from ingest.cli.deliveries import dry_run_option, filter_of, filter_options, require_one
+from ingest.cli.instances import COMMANDS as STORE_COMMANDS
+from ingest.cli.ledger import ledger
+from ingest.cli.retention import retention
 
 if TYPE_CHECKING:
     from ingest.config import Fault
@@ -153,7 +153,7 @@ for command in (*STORE_COMMANDS, retention, deliver, ledger):
 @click.option("--json", "as_json", is_flag=True, help="One object a line.")
 def deliveries(path: Path, limit: int, before: int | None, as_json: bool, **which: Any) -> None:
     """List deliveries, the newest first."""
-    from ingest.listing import list_deliveries
+    from ingest.cli._delivery_tables import list_deliveries
 
     code = list_deliveries(load_config(path), filter_of(which), limit, before, as_json=as_json)
     click.get_current_context().exit(code)
@@ -172,7 +172,7 @@ def retry(path: Path, everything: bool, dry_run: bool, **which: Any) -> None:
     What is being sent is left alone, and what waits does so already.
     """
     require_one(which, everything=everything)
-    from ingest.listing import send_again
+    from ingest.cli._delivery_tables import send_again
 
     meant = filter_of({**which, "states": which["states"] or ("dead",)})
     click.get_current_context().exit(send_again(load_config(path), meant, dry_run=dry_run))
@@ -191,7 +191,7 @@ def drop(path: Path, everything: bool, reason: str, yes: bool, dry_run: bool, **
     Those that wait, are to be tried again, or are dead; `retry --state dropped` undoes it.
     """
     require_one(which, everything=everything)
-    from ingest.listing import give_up
+    from ingest.cli._delivery_tables import give_up
 
     meant, loaded = filter_of(which), load_config(path)
     if not yes and not dry_run:
@@ -237,7 +237,7 @@ def send(
     named. Ctrl-C ends it with the counts so far, and with 130.
     """
     settings = tls_of(tls)
-    from ingest.send import send_command
+    from ingest.cli.send import send_command
 
     code = send_command(host, port, files, called_ae=called, calling_ae=calling, tls=settings, jobs=jobs)
     click.get_current_context().exit(code)
@@ -248,7 +248,7 @@ def send(
 def echo(host: str, port: int, called: str, calling: str, **tls: Any) -> None:
     """Ask a remote for an answer with C-ECHO."""
     settings = tls_of(tls)
-    from ingest.send import echo_command
+    from ingest.cli.send import echo_command
 
     code = echo_command(host, port, called_ae=called, calling_ae=calling, tls=settings)
     click.get_current_context().exit(code)
@@ -317,10 +317,6 @@ def demo() -> None:
 
     Both run on this machine and speak mutual TLS; what arrives is compared byte for byte.
     """
-    from ingest.demo import run
+    from ingest.cli.demo import run
 
     click.get_current_context().exit(run())
-
-
-if __name__ == "__main__":
-    main()

@@ -12,11 +12,11 @@ from rich.markup import escape
 from rich.status import Status
 
 from ingest.alarms import BOUNDED_ALARM, clear_alarm
+from ingest.cli._delivery_tables import UnknownDestinationError, print_note
 from ingest.config.model import Config
 from ingest.ledger import DeliveryState, Ledger
 from ingest.ledger.backfill import BackfillCounts
 from ingest.ledger.index import InstanceFilter
-from ingest.listing import UnknownDestinationError, print_note
 from ingest.queue.client import connect
 from ingest.queue.wakeups import wake
 

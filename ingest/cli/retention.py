@@ -6,7 +6,7 @@ from typing import Final
 
 import click
 
-from ingest.cli_base import config_option, load_config
+from ingest.cli._base import config_option, load_config
 
 RETENTION: Final = "ingest.workers.retention.command"
 """Named and not imported: what workers do is theirs."""

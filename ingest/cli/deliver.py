@@ -7,9 +7,9 @@ from typing import Any
 
 import click
 
-from ingest.cli_base import config_option, load_config
-from ingest.cli_ledger import dry_run_option
-from ingest.cli_store import which_option
+from ingest.cli._base import config_option, load_config
+from ingest.cli.deliveries import dry_run_option
+from ingest.cli.instances import which_option
 
 
 @click.command()
@@ -47,7 +47,7 @@ def deliver(
     """
     if not everything and all(value is None for value in which.values()):
         raise click.UsageError("say which: --study, --calling, --since, …, or --all")
-    from ingest.deliver import deliver as make
+    from ingest.cli._deliver import deliver as make
     from ingest.ledger.index import InstanceFilter
 
     code = make(load_config(path), to, InstanceFilter(**which), again=again, dry_run=dry_run, as_json=as_json)

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import click
 
-from ingest.cli_base import Commands, config_option, load_config
-from ingest.cli_ledger import when
+from ingest.cli._base import Commands, config_option, load_config
+from ingest.cli.deliveries import when
 
 if TYPE_CHECKING:
     from ingest.ledger.index import InstanceFilter
@@ -71,7 +71,7 @@ def studies(path: Path, stable: bool | None, limit: int, as_json: bool, **which:
     With --calling, --since and --until those that such an instance was received of; the numbers are those of
     the whole study. Stable is one of which nothing was stored for [node] stable_seconds.
     """
-    from ingest.browsing import list_studies
+    from ingest.cli._instance_tables import list_studies
 
     meant = _filter_of(which)
     code = list_studies(load_config(path), meant, limit, stable=stable, as_json=as_json)
@@ -83,7 +83,7 @@ def studies(path: Path, stable: bool | None, limit: int, as_json: bool, **which:
 @_all_of(_study, _series, _sop, _state, _calling, _since, _until, _limit, _before, _json)
 def instances(path: Path, limit: int, before: int | None, as_json: bool, **which: Any) -> None:
     """List instances, the newest first."""
-    from ingest.browsing import list_instances
+    from ingest.cli._instance_tables import list_instances
 
     code = list_instances(load_config(path), _filter_of(which), limit, before, as_json=as_json)
     click.get_current_context().exit(code)
@@ -103,7 +103,7 @@ def list_(path: Path, limit: int, before: int | None, as_json: bool, **which: An
     A conflict is another object of a SOP instance UID that was there; what is refused was answered with a
     failure, and only a copy of it was kept.
     """
-    from ingest.browsing import list_quarantine
+    from ingest.cli._instance_tables import list_quarantine
 
     meant = _filter_of({**which, "states": ("quarantined",)})
     click.get_current_context().exit(

@@ -9,11 +9,11 @@ from typing import Any
 
 from rich.filesize import decimal
 
+from ingest.cli._delivery_tables import iso_time
+from ingest.cli.tables import local_time, print_line, show
 from ingest.config.model import Config
 from ingest.ledger import Instance, InstanceState, Ledger
 from ingest.ledger.index import FoundInstance, FoundStudy, InstanceFilter
-from ingest.listing import iso_time
-from ingest.tables import local_time, print_line, show
 
 
 def list_instances(

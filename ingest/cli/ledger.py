@@ -6,7 +6,7 @@ from typing import Final
 
 import click
 
-from ingest.cli_base import Commands, config_option, load_config
+from ingest.cli._base import Commands, config_option, load_config
 
 REBUILD: Final = "ingest.workers.ledger_rebuild"
 """Named and not imported: what workers do is theirs."""
