@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from tests.nodes import Node, cleaned
-from tests.pki import Material, make
-from tests.servers import Valkey, valkey
+from tests.support.nodes import Node, cleaned
+from tests.support.pki import Material, make
+from tests.support.servers import Valkey, valkey
 
 
 @pytest.fixture(autouse=True)

@@ -14,9 +14,9 @@ from typing import Any, Self
 from ingest.dicom import dimse, wire
 from ingest.dicom.responses import Response, decode_response
 from ingest.ext.encode import encode_p_data
-from tests.instances import CT, EXPLICIT, IMPLICIT, Made
-from tests.nodes import Node
-from tests.pki import Material
+from tests.support.instances import CT, EXPLICIT, IMPLICIT, Made
+from tests.support.nodes import Node
+from tests.support.pki import Material
 
 MR = "1.2.840.10008.5.1.4.1.1.4"
 VERIFICATION = "1.2.840.10008.1.1"

@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from tests.faults.watch import Watch, assert_sound
-from tests.nodes import Node, cleaned
-from tests.pki import Material
+from tests.support.nodes import Node, cleaned
+from tests.support.pki import Material
 
 
 @pytest.fixture(scope="module")

@@ -23,9 +23,9 @@ from tests.faults.caller import (
     request,
 )
 from tests.faults.watch import Watch, known, nothing_received, receive
-from tests.instances import Made
-from tests.nodes import Node, cleaned, eventually
-from tests.pki import Material
+from tests.support.instances import Made
+from tests.support.nodes import Node, cleaned, eventually
+from tests.support.pki import Material
 
 LIMIT = 6
 LONG, SHORT = 60.0, 0.6

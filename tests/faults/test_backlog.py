@@ -10,11 +10,11 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.forwarding import Forwarding
-from tests.instances import CT, EXPLICIT, Made
-from tests.nodes import eventually
-from tests.peers import PynetdicomRemote
-from tests.servers import Valkey
+from tests.support.forwarding import Forwarding
+from tests.support.instances import CT, EXPLICIT, Made
+from tests.support.nodes import eventually
+from tests.support.peers import PynetdicomRemote
+from tests.support.servers import Valkey
 
 ROWS = 1_000_000
 PER_SERIES = 500

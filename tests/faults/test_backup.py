@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from tests.faults.watch import receive
-from tests.nodes import Node, eventually
-from tests.senders import Modality, kept_whole
+from tests.support.nodes import Node, eventually
+from tests.support.senders import Modality, kept_whole
 
 ROOT = Path(__file__).parents[2]
 

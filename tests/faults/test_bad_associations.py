@@ -24,9 +24,9 @@ from tests.faults.caller import (
     with_titles,
 )
 from tests.faults.watch import Watch, nothing_received, receive
-from tests.instances import CT, IMPLICIT, Made
-from tests.nodes import Node, eventually
-from tests.pki import Material
+from tests.support.instances import CT, IMPLICIT, Made
+from tests.support.nodes import Node, eventually
+from tests.support.pki import Material
 
 JPEG = "1.2.840.10008.1.2.4.50"
 PRIVATE = "1.2.826.0.1.3680043.2.1.1"

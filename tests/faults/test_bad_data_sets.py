@@ -11,8 +11,8 @@ import pytest
 from ingest.dicom.part10 import read_file_meta
 from tests.faults.caller import Caller, data_pdus, new_uid, with_titles
 from tests.faults.watch import Watch, known, names, nothing_received, receive, row
-from tests.instances import CT, IMPLICIT, Made, element
-from tests.nodes import Node
+from tests.support.instances import CT, IMPLICIT, Made, element
+from tests.support.nodes import Node
 
 DEFLATED_CONTEXT, MR_CONTEXT = 7, 5
 

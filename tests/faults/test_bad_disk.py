@@ -12,9 +12,9 @@ import pytest
 
 from tests.faults.caller import Caller, data_pdus, new_uid
 from tests.faults.watch import Watch, known, nothing_received, partial_of, receive, row
-from tests.instances import Made
-from tests.nodes import Node, eventually
-from tests.peers import require_program
+from tests.support.instances import Made
+from tests.support.nodes import Node, eventually
+from tests.support.peers import require_program
 
 DISK_BYTES = 3 << 20
 LARGE = bytes(2 * DISK_BYTES)

@@ -21,8 +21,8 @@ from tests.faults.caller import (
     pdv,
 )
 from tests.faults.watch import Watch, known, nothing_received, partial_of, receive, row
-from tests.instances import CT, Made
-from tests.nodes import Node, eventually
+from tests.support.instances import CT, Made
+from tests.support.nodes import Node, eventually
 
 MAX_COMMAND, MAX_INSTANCE = 2048, 200_000
 C_FIND, N_ACTION, C_CANCEL = 0x0020, 0x0130, 0x0FFF

@@ -20,8 +20,8 @@ from tests.faults.caller import (
     request,
 )
 from tests.faults.watch import Watch, known, nothing_received, partial_of, receive, row
-from tests.instances import CT, Made
-from tests.nodes import Node
+from tests.support.instances import CT, Made
+from tests.support.nodes import Node
 
 MAX_PDU = 32768
 RQ = wire.encode_associate_rq(request())

@@ -21,9 +21,9 @@ from tests.faults.caller import (
     request,
 )
 from tests.faults.watch import Watch, nothing_received, partial_of, receive
-from tests.instances import CT, Made
-from tests.nodes import Node
-from tests.pki import Material
+from tests.support.instances import CT, Made
+from tests.support.nodes import Node
+from tests.support.pki import Material
 
 HANDSHAKE_SECONDS = 2.0
 IN_TIME = HANDSHAKE_SECONDS + 1.5

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.forwarding import Forwarding
-from tests.instances import EXPLICIT
-from tests.nodes import eventually
-from tests.peers import CT, PynetdicomRemote
-from tests.servers import Valkey
+from tests.support.forwarding import Forwarding
+from tests.support.instances import EXPLICIT
+from tests.support.nodes import eventually
+from tests.support.peers import CT, PynetdicomRemote
+from tests.support.servers import Valkey
 
 CONNECT_SECONDS = 2.0
 INGEST = (sys.executable, "-m", "ingest.cli")

@@ -22,8 +22,8 @@ from tests.faults.caller import (
     request,
 )
 from tests.faults.watch import Watch, known, listeners, nothing_received, partial_of, receive, row
-from tests.instances import CT, EXPLICIT, IMPLICIT, Made
-from tests.nodes import Node, eventually
+from tests.support.instances import CT, EXPLICIT, IMPLICIT, Made
+from tests.support.nodes import Node, eventually
 
 HANDSHAKE, ARTIM, IDLE = 0.6, 0.8, 1.0
 SLACK = 1.5

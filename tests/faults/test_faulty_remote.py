@@ -27,12 +27,12 @@ from tests.faults.faulty_remote import (
     number_of,
     plan_of,
 )
-from tests.forwarding import Forwarding, WorkerProcess
-from tests.instances import EXPLICIT, Made
-from tests.nodes import eventually
-from tests.peers import JPEG
-from tests.pki import Material
-from tests.servers import Valkey
+from tests.support.forwarding import Forwarding, WorkerProcess
+from tests.support.instances import EXPLICIT, Made
+from tests.support.nodes import eventually
+from tests.support.peers import JPEG
+from tests.support.pki import Material
+from tests.support.servers import Valkey
 
 INSTANCES = int(os.environ.get("FAULT_INSTANCES", "2500"))
 SEED = int(os.environ.get("FAULT_SEED", "4"))

@@ -14,10 +14,10 @@ from ingest.errors import BootError
 from ingest.log import Sink
 from ingest.supervisor.disk_reserve import DiskReserve
 from tests.faults.caller import Caller, new_uid, request
-from tests.instances import CT, EXPLICIT, Made
-from tests.nodes import Node, destination, eventually
-from tests.peers import PynetdicomRemote, free_port
-from tests.preloads import other_file_system
+from tests.support.instances import CT, EXPLICIT, Made
+from tests.support.nodes import Node, destination, eventually
+from tests.support.peers import PynetdicomRemote, free_port
+from tests.support.preloads import other_file_system
 
 # PS3.8 Table 9-21: rejected-transient; service-provider (presentation); local limit exceeded.
 REFUSED = bytes.fromhex("03 00 00000004 00 02 03 02")

@@ -17,8 +17,8 @@ from ingest.tls.contexts import client_context
 from ingest.tls.pump import Pump
 from tests.faults.caller import CALLED_UNKNOWN, LOCAL_LIMIT, SECONDS, Caller, client, handshake, request
 from tests.interop.files import made_uid, write_made
-from tests.nodes import Node, cleaned, eventually
-from tests.pki import Material
+from tests.support.nodes import Node, cleaned, eventually
+from tests.support.pki import Material
 
 CLIENT_HELLO_HALF = b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(100)
 STALLED = 500

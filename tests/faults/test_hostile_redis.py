@@ -14,12 +14,12 @@ import redis
 from ingest.queue.client import GROUP, SPOOLS_KEY, data_key, persisted_key, stream_key
 from ingest.requestor.send_files import send_files
 from ingest.requestor.transport import Remote
-from tests.instances import Made
 from tests.interop.files import write_made
-from tests.nodes import Node, cleaned, destination, eventually
-from tests.peers import free_port
-from tests.pki import Material
-from tests.servers import valkey
+from tests.support.instances import Made
+from tests.support.nodes import Node, cleaned, destination, eventually
+from tests.support.peers import free_port
+from tests.support.pki import Material
+from tests.support.servers import valkey
 
 
 @dataclass

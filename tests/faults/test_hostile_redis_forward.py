@@ -19,10 +19,10 @@ from rq.serializers import JSONSerializer
 
 from ingest.queue.wakeups import RQ_QUEUE_KEY, drain_key, hold_key, token
 from ingest.workers.forward.destination_slots import place_key
-from tests.forwarding import Forwarding, WorkerProcess
-from tests.nodes import eventually
-from tests.peers import CT, PynetdicomRemote
-from tests.servers import Valkey, valkey
+from tests.support.forwarding import Forwarding, WorkerProcess
+from tests.support.nodes import eventually
+from tests.support.peers import CT, PynetdicomRemote
+from tests.support.servers import Valkey, valkey
 
 CONTEXTS = [(CT, ["1.2.840.10008.1.2.1"])]
 

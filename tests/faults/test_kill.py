@@ -15,8 +15,8 @@ import pytest
 
 from ingest.queue.client import socket_path
 from tests.faults.watch import receive
-from tests.nodes import Node, destination, eventually
-from tests.senders import Modality, kept_whole, nothing_half_there
+from tests.support.nodes import Node, destination, eventually
+from tests.support.senders import Modality, kept_whole, nothing_half_there
 
 RECOVERY_SECONDS = 15.0
 BEFORE, AFTER = 150, 100

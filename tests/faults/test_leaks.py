@@ -8,8 +8,8 @@ import pytest
 from ingest.dicom import dimse, wire
 from tests.faults.caller import UNRECOGNIZED, Caller, command, connect, data_pdus, new_uid
 from tests.faults.watch import nothing_received, receive
-from tests.instances import CT, Made
-from tests.nodes import Node, eventually
+from tests.support.instances import CT, Made
+from tests.support.nodes import Node, eventually
 
 ROUND = 12
 """Of each end in a round."""

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from tests.faults.caller import Caller, new_uid
-from tests.instances import Made
-from tests.nodes import Node, eventually
+from tests.support.instances import Made
+from tests.support.nodes import Node, eventually
 
 ROOT = Path(__file__).parents[2]
 

@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 
 from ingest.requestor.store_scu import Association
-from tests.instances import CT, EXPLICIT, Made
-from tests.nodes import Node, eventually
-from tests.peers import PynetdicomRemote, Stored, free_port
-from tests.senders import TIMEOUTS, remote_of
+from tests.support.instances import CT, EXPLICIT, Made
+from tests.support.nodes import Node, eventually
+from tests.support.peers import PynetdicomRemote, Stored, free_port
+from tests.support.senders import TIMEOUTS, remote_of
 
 IMAGE = Made(sop="1.2.3.4", calling="CT1")
 Nodes = Callable[..., Node]

@@ -18,11 +18,11 @@ from ingest.dicom import wire
 from ingest.errors import AssociationError
 from ingest.ext.encode import encode_p_data
 from ingest.requestor.store_scu import Remote, Timeouts
-from tests.forwarding import Forwarding
-from tests.instances import EXPLICIT, IMPLICIT, Made
-from tests.nodes import eventually
-from tests.peers import AE_TITLE, CT, Conversation, ScriptedPeer, client_tls, make_tls
-from tests.servers import Valkey
+from tests.support.forwarding import Forwarding
+from tests.support.instances import EXPLICIT, IMPLICIT, Made
+from tests.support.nodes import eventually
+from tests.support.peers import AE_TITLE, CT, Conversation, ScriptedPeer, client_tls, make_tls
+from tests.support.servers import Valkey
 
 LARGE_BYTES = 8 << 20
 EARLY_BYTES = 64 << 10

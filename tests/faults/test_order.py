@@ -13,9 +13,9 @@ import pytest
 from ingest.dicom import dimse
 from tests.faults.caller import Caller, command, data_pdus, new_uid
 from tests.faults.watch import receive
-from tests.instances import CT, Made
-from tests.nodes import Node, eventually
-from tests.traces import Call, Trace, strace
+from tests.support.instances import CT, Made
+from tests.support.nodes import Node, eventually
+from tests.support.traces import Call, Trace, strace
 
 READY = "/ready"
 KINDS = {"plain": Caller.plain, "tls": Caller.tls}

@@ -10,11 +10,11 @@ import pytest
 
 from ingest.workers.forward.retry_policy import BREAKS_MAX
 from tests.faults.faulty_remote import FaultyRemote, number_of
-from tests.forwarding import Forwarding
-from tests.instances import Made
-from tests.nodes import eventually
-from tests.pki import Material
-from tests.servers import Valkey
+from tests.support.forwarding import Forwarding
+from tests.support.instances import Made
+from tests.support.nodes import eventually
+from tests.support.pki import Material
+from tests.support.servers import Valkey
 
 SOUND_SECONDS = 30.0
 """Generous, for a busy machine; before, it was half an hour or for ever."""

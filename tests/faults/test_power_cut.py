@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from tests.faults.watch import receive
-from tests.nodes import Node, eventually
-from tests.peers import require_program
-from tests.senders import Modality, kept_whole, nothing_half_there
+from tests.support.nodes import Node, eventually
+from tests.support.peers import require_program
+from tests.support.senders import Modality, kept_whole, nothing_half_there
 
 MEBIBYTES = 512
 

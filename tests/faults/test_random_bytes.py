@@ -24,8 +24,8 @@ from tests.faults.caller import (
     request,
 )
 from tests.faults.watch import Watch, assert_sound, listeners, nothing_received, receive, row
-from tests.instances import CT, Made
-from tests.nodes import Node, eventually
+from tests.support.instances import CT, Made
+from tests.support.nodes import Node, eventually
 
 SEED = 20260101
 CONNECTIONS = 150

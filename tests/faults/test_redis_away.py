@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.nodes import Node, eventually
-from tests.senders import Modality, kept_whole, nothing_half_there
-from tests.servers import valkey
+from tests.support.nodes import Node, eventually
+from tests.support.senders import Modality, kept_whole, nothing_half_there
+from tests.support.servers import valkey
 
 AWAY_SECONDS = 30.0
 

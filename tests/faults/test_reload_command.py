@@ -17,11 +17,11 @@ from ingest.errors import IngestError
 from ingest.supervisor import reload_client as reloading
 from ingest.tls.keys import pairs
 from tests.faults.caller import Caller
-from tests.instances import Made
-from tests.nodes import Node, destination, eventually
-from tests.peers import CT, EXPLICIT, PynetdicomRemote, free_port, require_program
-from tests.pki import Material
-from tests.revoking import revocation_list
+from tests.support.instances import Made
+from tests.support.nodes import Node, destination, eventually
+from tests.support.peers import CT, EXPLICIT, PynetdicomRemote, free_port, require_program
+from tests.support.pki import Material
+from tests.support.revoking import revocation_list
 
 
 def reload(node: Node) -> "subprocess.CompletedProcess[str]":

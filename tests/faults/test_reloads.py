@@ -10,7 +10,7 @@ import pytest
 from ingest.acceptor.scoreboard import ROWS
 from tests.faults.caller import Caller
 from tests.faults.watch import listeners
-from tests.nodes import Node, eventually
+from tests.support.nodes import Node, eventually
 
 RECEIVE = "[receive]\nprocesses = {}\nmin_free_bytes = 0"
 

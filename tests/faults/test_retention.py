@@ -13,10 +13,10 @@ import pytest
 from ingest.requestor.store_scu import Association
 from tests.faults.caller import LOCAL_LIMIT, Caller, new_uid, request
 from tests.faults.watch import Watch, receive
-from tests.instances import CT, EXPLICIT, Made
-from tests.nodes import Node, destination, eventually
-from tests.peers import free_port
-from tests.senders import TIMEOUTS, remote_of
+from tests.support.instances import CT, EXPLICIT, Made
+from tests.support.nodes import Node, destination, eventually
+from tests.support.peers import free_port
+from tests.support.senders import TIMEOUTS, remote_of
 
 STUDIES, EACH = 12, 5
 PIXELS = bytes(20_000)

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from ingest.alarms import standing_alarms
-from tests.clocks import Clock, require_clock
 from tests.faults.caller import Caller
-from tests.instances import Made
-from tests.nodes import Node, eventually
+from tests.support.clocks import Clock, require_clock
+from tests.support.instances import Made
+from tests.support.nodes import Node, eventually
 
 YEAR_SECONDS = 365 * 86400
 RETENTION = "[retention]\nkeep_days = 30\ncheck_seconds = 0.2"

@@ -17,9 +17,9 @@ import pytest
 from ingest.errors import AssociationError
 from ingest.requestor.store_scu import Association
 from tests.faults.watch import receive
-from tests.instances import CT, EXPLICIT, IMPLICIT, Made
-from tests.nodes import Node, destination, eventually
-from tests.senders import TIMEOUTS, remote_of
+from tests.support.instances import CT, EXPLICIT, IMPLICIT, Made
+from tests.support.nodes import Node, destination, eventually
+from tests.support.senders import TIMEOUTS, remote_of
 
 SENDERS, ROUNDS = 16, 40
 SYNTAXES = [EXPLICIT, IMPLICIT, "1.2.840.10008.1.2.4.50", "1.2.840.10008.1.2.4.90"]

@@ -5,8 +5,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from tests.faults.test_loops import command, send
-from tests.instances import Made
-from tests.nodes import Node, destination, eventually
+from tests.support.instances import Made
+from tests.support.nodes import Node, destination, eventually
 
 Nodes = Callable[..., Node]
 IMAGE = Made(sop="1.2.3.4")

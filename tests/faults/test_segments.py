@@ -11,9 +11,9 @@ from ingest.alarms import standing_alarms
 from ingest.spool import segment
 from tests.faults.caller import Caller, new_uid
 from tests.faults.watch import assert_sound, listeners, receive, row
-from tests.instances import Made
-from tests.nodes import Node, eventually
-from tests.senders import Modality, kept_whole
+from tests.support.instances import Made
+from tests.support.nodes import Node, eventually
+from tests.support.senders import Modality, kept_whole
 
 LIMIT = 65536
 

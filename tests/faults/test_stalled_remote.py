@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from tests.faults.faulty_remote import FaultyRemote
-from tests.forwarding import Forwarding
-from tests.nodes import eventually
-from tests.pki import Material
-from tests.servers import Valkey
+from tests.support.forwarding import Forwarding
+from tests.support.nodes import eventually
+from tests.support.pki import Material
+from tests.support.servers import Valkey
 
 COUNT = 1500
 SIZE = 8192

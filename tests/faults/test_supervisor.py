@@ -19,9 +19,9 @@ import pytest
 from ingest.tls.keys import pairs
 from tests.faults.caller import LOCAL_LIMIT, Caller, connect, new_uid
 from tests.faults.watch import assert_sound, listeners
-from tests.instances import Made
-from tests.nodes import Node, cleaned, eventually
-from tests.pki import Material
+from tests.support.instances import Made
+from tests.support.nodes import Node, cleaned, eventually
+from tests.support.pki import Material
 
 ROOT = Path(__file__).parents[2]
 

@@ -17,13 +17,13 @@ from ingest.tls.contexts import client_context, server_context
 from ingest.tls.identity import identity_of
 from ingest.tls.keys import pairs
 from ingest.tls.pump import Pump
-from tests.forwarding import Forwarding
-from tests.instances import EXPLICIT
-from tests.nodes import Node as RunningNode
-from tests.nodes import cleaned, eventually
-from tests.peers import AE_TITLE, CT, Conversation, ScriptedPeer
-from tests.pki import Material
-from tests.servers import Valkey
+from tests.support.forwarding import Forwarding
+from tests.support.instances import EXPLICIT
+from tests.support.nodes import Node as RunningNode
+from tests.support.nodes import cleaned, eventually
+from tests.support.peers import AE_TITLE, CT, Conversation, ScriptedPeer
+from tests.support.pki import Material
+from tests.support.servers import Valkey
 
 ANONYMOUS = ("ALL:@SECLEVEL=0", "aNULL:@SECLEVEL=0", "AECDH-AES256-SHA:@SECLEVEL=0", "ALL:PSK:@SECLEVEL=0")
 SHORT = Timeouts(5, 5)

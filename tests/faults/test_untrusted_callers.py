@@ -16,9 +16,9 @@ from ingest.tls.keys import pairs
 from ingest.tls.pump import Pump
 from tests.faults.caller import Caller, client, command, connect, data_pdus, new_uid, read_all, request
 from tests.faults.watch import Watch
-from tests.instances import CT, Made
-from tests.nodes import Node, cleaned
-from tests.pki import Material
+from tests.support.instances import CT, Made
+from tests.support.nodes import Node, cleaned
+from tests.support.pki import Material
 
 UNTOUCHED = 0xA5
 PROGRAM = f"""

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from tests.nodes import Node, eventually
+from tests.support.nodes import Node, eventually
 
 DEFECTS = {"connection_failed", "child_failed", "child_died", "event_out_of_place", "library"}
 """Events that say that we, and not the peer, did something wrong."""

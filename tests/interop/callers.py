@@ -15,8 +15,8 @@ from ingest.dicom import wire
 from tests.faults.caller import request
 from tests.interop import dcmtk
 from tests.interop.orthanc import Orthanc
-from tests.peers import VERIFICATION, require_program
-from tests.pki import Material
+from tests.support.peers import VERIFICATION, require_program
+from tests.support.pki import Material
 
 DCMJS = Path(__file__).with_name("dcmjs")
 RELEASE_RQ, RELEASE_RP = (bytes((kind, 0, 0, 0, 0, 4, 0, 0, 0, 0)) for kind in (5, 6))

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.nodes import Node, cleaned
-from tests.pki import Material
+from tests.support.nodes import Node, cleaned
+from tests.support.pki import Material
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

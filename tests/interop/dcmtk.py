@@ -5,8 +5,8 @@ import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
-from tests.peers import require_program
-from tests.pki import Material
+from tests.support.peers import require_program
+from tests.support.pki import Material
 
 SECONDS = 60
 

@@ -12,8 +12,8 @@ import pydicom
 from ingest.dicom.part10 import FileMeta, encode_file_meta, read_file_meta
 from ingest.dicom.uids import DEFLATED
 from ingest.requestor.send_files import Found, collect
-from tests.instances import CT, EXPLICIT, element
-from tests.peers import require_program
+from tests.support.instances import CT, EXPLICIT, element
+from tests.support.peers import require_program
 
 REFUSED = {
     "bad_sequence.dcm": 0xA900,  # its SOP Instance UID is a hash in hexadecimal; the File Meta has another

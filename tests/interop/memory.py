@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 
 import psutil
 
-from tests.nodes import Node
+from tests.support.nodes import Node
 
 INTERVAL_SECONDS = 0.05
 

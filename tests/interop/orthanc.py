@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tests.nodes import eventually
-from tests.peers import free_port, require_program
-from tests.pki import Material
+from tests.support.nodes import eventually
+from tests.support.peers import free_port, require_program
+from tests.support.pki import Material
 
 USER, PASSWORD = "tests", "tests"
 BOOT_SECONDS = 30

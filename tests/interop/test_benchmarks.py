@@ -12,7 +12,7 @@ from benchmarks import instructions
 from benchmarks.peers import find_program
 from benchmarks.receivers import Unavailable, make_pki
 from benchmarks.suite import RECEIVERS
-from tests.peers import require_program
+from tests.support.peers import require_program
 
 ROOT = Path(__file__).parents[2]
 SECONDS = 120

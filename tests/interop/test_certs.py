@@ -14,10 +14,10 @@ from ingest.ext.encode import encode_p_data
 from ingest.tls.keys import pairs
 from tests.interop import dcmtk
 from tests.interop.files import write_made
-from tests.keymaterial import run
-from tests.nodes import Node, cleaned, eventually
-from tests.peers import free_port, require_program
-from tests.pki import Material
+from tests.support.keymaterial import run
+from tests.support.nodes import Node, cleaned, eventually
+from tests.support.peers import free_port, require_program
+from tests.support.pki import Material
 
 KINDS = ["rsa2048", "ec", "ec-p384", "ed25519"]
 SECRET = "changeit"

@@ -14,10 +14,10 @@ from ingest.config.model import TLS, Config, Destination, Node
 from ingest.errors import Cause
 from ingest.tls.keys import pairs
 from tests.interop.orthanc import orthanc
-from tests.nodes import eventually
-from tests.peers import AE_TITLE, Conversation, ScriptedPeer, free_port, require_program, storescp
-from tests.pki import Material
-from tests.servers import Valkey
+from tests.support.nodes import eventually
+from tests.support.peers import AE_TITLE, Conversation, ScriptedPeer, free_port, require_program, storescp
+from tests.support.pki import Material
+from tests.support.servers import Valkey
 
 
 def config(port: int, tls: TLS | None, **keys: object) -> Config:

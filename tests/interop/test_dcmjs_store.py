@@ -9,8 +9,8 @@ from pydicom import Dataset, FileMetaDataset, dcmread, dcmwrite
 from pydicom.uid import ExplicitVRLittleEndian, RLELossless, generate_uid
 
 from tests.interop.callers import DCMJS
-from tests.nodes import Node, eventually
-from tests.peers import require_program
+from tests.support.nodes import Node, eventually
+from tests.support.peers import require_program
 
 CT = "1.2.840.10008.5.1.4.1.1.2"
 SYNTAXES = (ExplicitVRLittleEndian, RLELossless, ExplicitVRLittleEndian)

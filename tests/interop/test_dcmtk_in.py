@@ -9,9 +9,9 @@ import pytest
 
 from tests.interop import dcmtk
 from tests.interop.files import assert_read_by_others, by_uid, data_set, distinct, read, storable, write_made
-from tests.nodes import Node, eventually
-from tests.peers import storescp
-from tests.pki import Material
+from tests.support.nodes import Node, eventually
+from tests.support.peers import storescp
+from tests.support.pki import Material
 
 # DCMTK's option, and the transfer syntax that it makes storescu offer.
 PROPOSALS = {

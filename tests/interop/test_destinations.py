@@ -21,9 +21,9 @@ from tests.interop.files import (
     write_made,
 )
 from tests.interop.orthanc import orthanc
-from tests.nodes import Node, destination, eventually
-from tests.peers import storescp
-from tests.pki import Material
+from tests.support.nodes import Node, destination, eventually
+from tests.support.peers import storescp
+from tests.support.pki import Material
 
 COLOR_PALETTE = "1.2.840.10008.5.1.4.39.1"
 """Neither storescp nor Orthanc takes this SOP class."""

@@ -25,9 +25,9 @@ from tests.interop.files import (
     read_with_pydicom,
     storable,
 )
-from tests.nodes import Node, cleaned, destination, eventually
-from tests.peers import free_port
-from tests.pki import Material
+from tests.support.nodes import Node, cleaned, destination, eventually
+from tests.support.peers import free_port
+from tests.support.pki import Material
 
 STORABLE = 242
 DICOMDIRS = 8

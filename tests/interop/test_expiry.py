@@ -10,10 +10,10 @@ from typing import Any
 
 from ingest.tls.keys import pairs
 from tests.faults.caller import Caller
-from tests.instances import Made
-from tests.nodes import Node, destination, eventually
-from tests.peers import CT, EXPLICIT, PynetdicomRemote
-from tests.pki import Material
+from tests.support.instances import Made
+from tests.support.nodes import Node, destination, eventually
+from tests.support.peers import CT, EXPLICIT, PynetdicomRemote
+from tests.support.pki import Material
 
 
 def test_end_of_what_peers_and_destinations_show_is_told(

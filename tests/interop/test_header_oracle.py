@@ -19,7 +19,7 @@ from ingest.dicom.instance_header import UIDS, read_header
 from ingest.dicom.part10 import read_file_meta
 from ingest.dicom.uids import DEFLATED, EXPLICIT_BIG_ENDIAN, IMPLICIT_LITTLE_ENDIAN
 from ingest.errors import PeerError
-from tests.peers import require_program
+from tests.support.peers import require_program
 
 pytestmark = pytest.mark.interop
 

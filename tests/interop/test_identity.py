@@ -6,9 +6,9 @@ from pathlib import Path
 
 from tests.interop import dcmtk
 from tests.interop.files import made_uid, write_made
-from tests.nodes import Node, eventually
-from tests.peers import require_program
-from tests.pki import Material
+from tests.support.nodes import Node, eventually
+from tests.support.peers import require_program
+from tests.support.pki import Material
 
 PEERS = """
 [[peers]]

@@ -11,11 +11,11 @@ import pytest
 from ingest.requestor.store_scu import Association, Timeouts
 from ingest.requestor.transport import Remote
 from ingest.tls.contexts import client_context
-from tests.instances import CT, EXPLICIT, element
 from tests.interop.files import digest, made, made_uid, unreadable_by_dcmdump
 from tests.interop.memory import watched
-from tests.nodes import Node, destination, eventually
-from tests.pki import Material
+from tests.support.instances import CT, EXPLICIT, element
+from tests.support.nodes import Node, destination, eventually
+from tests.support.pki import Material
 
 SIZE = 2 * 1024**3
 RESIDENT_MAX = 150 * 1024**2

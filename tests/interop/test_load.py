@@ -11,8 +11,8 @@ from ingest.requestor.transport import Remote
 from ingest.tls.contexts import client_context
 from tests.interop.files import made_uid, write_made
 from tests.interop.memory import watched
-from tests.nodes import Node, destination, eventually
-from tests.pki import Material
+from tests.support.nodes import Node, destination, eventually
+from tests.support.pki import Material
 
 INSTANCES = 5000
 SIZE = 8192

@@ -9,12 +9,12 @@ import pytest
 
 from ingest.dicom.part10 import read_file_meta
 from ingest.requestor.store_scu import Association
-from tests.instances import CT
 from tests.interop.orthanc import Orthanc, orthanc
-from tests.nodes import Node, eventually
-from tests.peers import free_port
-from tests.pki import Material
-from tests.senders import TIMEOUTS, remote_of
+from tests.support.instances import CT
+from tests.support.nodes import Node, eventually
+from tests.support.peers import free_port
+from tests.support.pki import Material
+from tests.support.senders import TIMEOUTS, remote_of
 
 FORWARD_ALL = """
 function OnStoredInstance(instanceId, tags, metadata, origin)

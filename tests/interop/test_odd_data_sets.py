@@ -11,13 +11,13 @@ import pytest
 
 from ingest.requestor.send_files import send_files
 from ingest.requestor.transport import Remote
-from tests.forwarding import Forwarding
-from tests.instances import CT, IMPLICIT, Made
 from tests.interop.files import by_uid, data_set
 from tests.interop.orthanc import orthanc
-from tests.peers import storescp
-from tests.pki import Material
-from tests.servers import Valkey
+from tests.support.forwarding import Forwarding
+from tests.support.instances import CT, IMPLICIT, Made
+from tests.support.peers import storescp
+from tests.support.pki import Material
+from tests.support.servers import Valkey
 
 BIG, JPEG, DEFLATED = "1.2.840.10008.1.2.2", "1.2.840.10008.1.2.4.50", "1.2.840.10008.1.2.1.99"
 UNDEFINED = 0xFFFFFFFF

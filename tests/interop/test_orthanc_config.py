@@ -19,9 +19,9 @@ from pynetdicom import AE
 from ingest.config import load
 from tests.interop import dcmtk
 from tests.interop.files import data_set, made_uid, write_made
-from tests.nodes import Node, cleaned, eventually
-from tests.peers import free_port, require_program
-from tests.pki import Material
+from tests.support.nodes import Node, cleaned, eventually
+from tests.support.peers import free_port, require_program
+from tests.support.pki import Material
 
 
 @dataclass

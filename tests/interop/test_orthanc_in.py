@@ -18,9 +18,9 @@ from tests.interop.files import (
     write_made,
 )
 from tests.interop.orthanc import Orthanc, orthanc
-from tests.nodes import Node, eventually
-from tests.peers import storescp
-from tests.pki import Material
+from tests.support.nodes import Node, eventually
+from tests.support.peers import storescp
+from tests.support.pki import Material
 
 NEEDED = {0x00100020, 0x0020000D, 0x0020000E}
 """Attributes without which Orthanc has no place for an instance: patient ID, study and series UID."""

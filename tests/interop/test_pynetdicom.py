@@ -22,7 +22,6 @@ from pynetdicom.pdu_primitives import (
 from ingest.requestor.send_files import Found
 from ingest.requestor.store_scu import Context
 from ingest.tls.contexts import client_context
-from tests.instances import CT, EXPLICIT, IMPLICIT
 from tests.interop.files import (
     CUT_SHORT,
     assert_read_by_others,
@@ -38,9 +37,10 @@ from tests.interop.files import (
     storable,
     write_made,
 )
-from tests.nodes import Node, destination, eventually
-from tests.peers import MR, VERIFICATION, PynetdicomRemote
-from tests.pki import Material
+from tests.support.instances import CT, EXPLICIT, IMPLICIT
+from tests.support.nodes import Node, destination, eventually
+from tests.support.peers import MR, VERIFICATION, PynetdicomRemote
+from tests.support.pki import Material
 
 PRIVATE_SOP_CLASS = "1.2.826.0.1.3680043.10.1599.9.1"
 PRIVATE_SYNTAX = "1.2.826.0.1.3680043.10.1599.9.2"

@@ -15,10 +15,10 @@ from ingest.tls.contexts import client_context
 from ingest.tls.keys import pairs
 from tests.faults.caller import Caller
 from tests.interop import dcmtk
-from tests.nodes import Node, cleaned, eventually
-from tests.peers import require_program
-from tests.pki import Material
-from tests.revoking import revocation_list, under
+from tests.support.nodes import Node, cleaned, eventually
+from tests.support.peers import require_program
+from tests.support.pki import Material
+from tests.support.revoking import revocation_list, under
 
 ALERT = "alert certificate revoked"
 """RFC 8446 6.2, number 44, as OpenSSL prints it."""

@@ -16,9 +16,9 @@ from ingest.requestor.send_files import send_files
 from ingest.requestor.transport import Remote
 from ingest.tls.contexts import client_context
 from tests.interop.files import assert_read_by_others, by_uid, data_set, write_made
-from tests.nodes import Node, cleaned, destination, eventually
-from tests.peers import free_port, require_program, storescp
-from tests.pki import Material
+from tests.support.nodes import Node, cleaned, destination, eventually
+from tests.support.peers import free_port, require_program, storescp
+from tests.support.pki import Material
 
 COUNT = 60
 

@@ -7,8 +7,8 @@ from ingest.requestor.send_files import send_files
 from ingest.requestor.transport import Remote
 from ingest.tls.contexts import client_context
 from tests.interop.files import by_uid, storable
-from tests.nodes import Node, eventually
-from tests.pki import Material
+from tests.support.nodes import Node, eventually
+from tests.support.pki import Material
 
 ROUTES = """
 [[routes]]

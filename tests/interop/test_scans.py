@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from ingest.tls.keys import pairs
-from tests.nodes import Node, cleaned
-from tests.peers import require_program
-from tests.pki import Material
+from tests.support.nodes import Node, cleaned
+from tests.support.peers import require_program
+from tests.support.pki import Material
 
 ISSUERS_MATTER = {
     "cert_revocation",  # that the certificate names no place of a CRL or OCSP

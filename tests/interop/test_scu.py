@@ -12,9 +12,9 @@ import pytest
 from tests.interop.files import by_uid, data_set, made, made_uid, write_made
 from tests.interop.orthanc import orthanc
 from tests.interop.test_destinations import send
-from tests.nodes import Node, destination, eventually
-from tests.peers import CT, EXPLICIT, PynetdicomRemote, storescp
-from tests.pki import Material
+from tests.support.nodes import Node, destination, eventually
+from tests.support.peers import CT, EXPLICIT, PynetdicomRemote, storescp
+from tests.support.pki import Material
 
 PRIVATE_SOP_CLASS = "1.2.826.0.1.3680043.10.1599.9"
 """None of the remotes takes it."""

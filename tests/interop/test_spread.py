@@ -13,8 +13,8 @@ from ingest.dicom import uids
 from ingest.requestor.store_scu import Association
 from ingest.requestor.transport import Remote
 from ingest.tls.contexts import client_context
-from tests.nodes import Node
-from tests.pki import Material
+from tests.support.nodes import Node
+from tests.support.pki import Material
 
 LISTENERS = 4
 PROPOSALS = [(uids.VERIFICATION, (uids.IMPLICIT_LITTLE_ENDIAN,))]

@@ -25,10 +25,10 @@ from tests.interop.callers import CALLERS, Call, orthanc
 from tests.interop.files import write_made
 from tests.interop.orthanc import Orthanc
 from tests.interop.orthanc import orthanc as run_orthanc
-from tests.nodes import Node, cleaned, eventually
-from tests.peers import free_port
-from tests.pki import Material
-from tests.revoking import revocation_list
+from tests.support.nodes import Node, cleaned, eventually
+from tests.support.peers import free_port
+from tests.support.pki import Material
+from tests.support.revoking import revocation_list
 
 # caller, peer_certificate, the caller's certificate, TLS version, the caller's key, the node's key
 CELLS = """

@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
-from tests.channels import Line, MakeLine, line_maker
-from tests.commits import Bench, bench
-from tests.persisting import Site, make_site
-from tests.pki import Material
-from tests.servers import Valkey, postgresql, require_postgresql
+from tests.support.channels import Line, MakeLine, line_maker
+from tests.support.commits import Bench, bench
+from tests.support.persisting import Site, make_site
+from tests.support.pki import Material
+from tests.support.servers import Valkey, postgresql, require_postgresql
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,158 @@
+"""Clocks that are set back or forward: no wait lasts longer than its own maximum, and nothing grows older."""
+
+import contextlib
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from ingest.ledger import Circuit, CircuitState, Ledger
+from ingest.queue.client import GROUP, stream_key
+from ingest.queue.consumer import Inbox
+from ingest.queue.wakeups import drain_key, hold_key
+from ingest.workers.forward import circuit, clock_steps
+from ingest.workers.forward.clock_steps import WallClock
+from ingest.workers.forward.destination_slots import place_key
+from tests.support.clocks import require_clock
+from tests.support.forwarding import Forwarding
+from tests.support.ledgers import row
+from tests.support.nodes import eventually
+from tests.support.peers import CT, PynetdicomRemote
+from tests.support.persisting import Site
+from tests.support.servers import Valkey, valkey
+
+DAY_MS = 86_400_000
+CONTEXTS = [(CT, ["1.2.840.10008.1.2.1"])]
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def ledger(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Ledger]:
+    """A ledger of each kind, without rows."""
+    url = f"sqlite:///{tmp_path}/ledger.db"
+    if request.param == "postgresql":
+        url = request.getfixturevalue("postgresql_url")
+    with contextlib.closing(Ledger(url)) as opened:
+        opened.migrate()
+        with opened.write() as connection:
+            for table in ("deliveries", "instances", "circuits"):
+                connection.exec_driver_sql(f"DELETE FROM {table}")
+        yield opened
+
+
+def times(ledger: Ledger, state: str) -> list[int]:
+    with ledger.read() as connection:
+        query = f"SELECT next_at FROM deliveries WHERE state = '{state}' ORDER BY next_at"
+        return list(connection.exec_driver_sql(query).scalars())
+
+
+def test_leases_and_pauses_of_a_clock_that_was_ahead_end_within_their_maximum(ledger: Ledger) -> None:
+    ledger.record([row(number) for number in range(3)])
+    now = ledger.now_ms()
+    ahead = now + DAY_MS
+    leased = ledger.lease("pacs", "gone", 10, ahead, 10_000)
+    assert len(leased) == 3
+    with ledger.write() as connection:
+        connection.exec_driver_sql(
+            f"UPDATE deliveries SET state = 'retry', lease_owner = NULL, next_at = {ahead + 1} "
+            f"WHERE id = {leased[0].id}"
+        )
+    assert ledger.lease("pacs", "us", 10, now, 10_000) == []
+
+    assert ledger.bound_waits("pacs", now, 10_000, 60_000) == 3
+
+    assert times(ledger, "sending") == [now + 10_000] * 2
+    assert times(ledger, "retry") == [now + 60_000]
+    assert ledger.bound_waits("pacs", now, 10_000, 60_000) == 0
+    assert len(ledger.lease("pacs", "us", 10, now + 10_000, 10_000)) == 2
+
+
+def test_living_owner_keeps_a_lease_that_was_shortened(ledger: Ledger) -> None:
+    ledger.record([row(1)])
+    now = ledger.now_ms()
+    [mine] = ledger.lease("pacs", "us", 10, now + DAY_MS, 10_000)
+    ledger.bound_waits("pacs", now, 10_000, 60_000)
+    assert ledger.renew([mine.id], "us", now + 3_000, 10_000) == {mine.id}
+    assert ledger.lease("pacs", "other", 10, now + 10_000, 10_000) == []
+
+
+def test_leases_go_by_the_clock_of_the_database_where_several_hosts_share_it(
+    postgresql_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with contextlib.closing(Ledger(postgresql_url)) as opened:
+        true = time.time_ns() // 1_000_000
+        monkeypatch.setattr(time, "time_ns", lambda: (true + DAY_MS) * 1_000_000)
+        assert abs(opened.now_ms() - true) < 5_000
+
+
+def test_circuit_of_a_clock_that_was_ahead_is_probed_at_once() -> None:
+    now = 1_000_000
+    opened = Circuit(destination="pacs", state=CircuitState.OPEN, failures=3, probe_at=now + DAY_MS)
+    assert circuit.stance(circuit.bounded(opened, now, 300_000), now) is circuit.Stance.PROBE
+    waiting = Circuit(destination="pacs", state=CircuitState.OPEN, failures=3, probe_at=now + 300_000)
+    assert circuit.bounded(waiting, now, 300_000) is waiting
+
+
+def test_delivery_grows_no_older_by_a_clock_that_is_set_forward(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, real = WallClock(), clock_steps._apart_ms()
+    monkeypatch.setattr(clock_steps, "_apart_ms", lambda: real + DAY_MS)
+    assert abs(clock.set_forward_ms() - DAY_MS) < 1000
+    monkeypatch.setattr(clock_steps, "_apart_ms", lambda: real - DAY_MS)
+    assert clock.set_forward_ms() == 0
+
+
+def test_worker_goes_on_within_seconds_after_the_clock_was_set_back(
+    tmp_path: Path, redis_server: Valkey
+) -> None:
+    """What ledger and Redis hold then: times that lie a day ahead."""
+    forwarding = Forwarding(tmp_path / "node", redis_server)
+    with (
+        contextlib.closing(forwarding.ledger),
+        PynetdicomRemote(CONTEXTS, None) as remote,
+        contextlib.closing(redis_server.client()) as client,
+    ):
+        forwarding.add(remote.port, retry_max_seconds=2.0)
+        forwarding.many(6)
+        ahead = forwarding.ledger.now_ms() + DAY_MS
+        forwarding.ledger.lease("pacs", "killed", 3, ahead, 10_000)
+        with forwarding.ledger.write() as connection:
+            connection.exec_driver_sql(
+                f"UPDATE deliveries SET state = 'retry', next_at = {ahead} WHERE state = 'waiting'"
+            )
+        forwarding.ledger.change_circuit(
+            "pacs",
+            lambda _: Circuit(destination="pacs", state=CircuitState.OPEN, failures=3, probe_at=ahead),
+        )
+        client.set(hold_key("pacs"), "killed", px=DAY_MS)
+        client.set(place_key("pacs", 0), "killed", px=DAY_MS)
+        client.set(drain_key("pacs"), "taken", px=DAY_MS)
+        with forwarding.worker():
+            forwarding.wait({"delivered": 6}, 25)
+
+
+def test_entries_of_a_dead_worker_are_taken_over_although_the_clock_of_redis_went_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = require_clock(tmp_path)
+    clock.preload(monkeypatch)
+    with valkey() as server, contextlib.closing(server.client()) as client:
+        clock.step(3600)
+        stream = stream_key("s")
+        number = client.xadd(stream, {"c": "spool", "s": "s", "w": "L0/ready/1.dcm", "o": "0", "l": "0"})
+        client.xgroup_create(stream, GROUP, "0")
+        client.xreadgroup(GROUP, "dead", {stream: ">"})
+        clock.step(0)
+        inbox = Inbox(client, "living", lambda: [stream])
+        assert inbox.abandoned(10) == []
+        found = eventually(lambda: inbox.abandoned(10), 5, "it is taken over after some looks")
+        assert [entry.id for entry in found] == [number.decode()]
+
+
+def test_entries_in_the_hands_of_a_living_worker_are_left_to_it(site: Site) -> None:
+    site.client.xadd(site.stream, {"c": "spool", "s": site.spool, "w": "L0/ready/1.dcm", "o": "0", "l": "0"})
+    site.client.xgroup_create(site.stream, "persist", "0")
+    site.client.xreadgroup("persist", "busy", {site.stream: ">"})
+    inbox = Inbox(site.client, "idle", lambda: [site.stream])
+    for _ in range(6):
+        time.sleep(0.01)
+        assert inbox.abandoned(10) == []
