@@ -317,6 +317,6 @@ def demo() -> None:
 
     Both run on this machine and speak mutual TLS; what arrives is compared byte for byte.
     """
-    from ingest.cli.demo import run
+    from ingest.cli._demo import run
 
     click.get_current_context().exit(run())

@@ -27,7 +27,7 @@ def found(tmp_path: Path, **faults: Path) -> list[tuple[str, bool, str]]:
     program = (
         "import sys; from pathlib import Path\n"
         "from tests.support.spools import config; from ingest.checks import file_systems\n"
-        "for fault in capabilities.faults(config(Path(sys.argv[1]))):\n"
+        "for fault in file_systems.faults(config(Path(sys.argv[1]))):\n"
         "    print(fault.key, fault.note, fault.cause, fault.remedy, sep='\\t')"
     )
     data_dir = tmp_path / "var"

@@ -215,7 +215,7 @@ def test_status_passes_its_options_on(run, file, calls, arguments, watch):
 
 def test_sweep_and_demo_give_their_exit_codes(run, file, calls):
     calls("ingest.queue.sweep.sweep_command", 0)
-    calls("ingest.cli.demo.run", 1)
+    calls("ingest.cli._demo.run", 1)
     assert run("sweep", "-c", file).exit_code == 0
     assert run("demo").exit_code == 1
 

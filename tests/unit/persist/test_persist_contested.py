@@ -7,15 +7,15 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import ingest.workers.store.filesystem.filesystem.filesystem
 import pytest
-from ingest.workers.store.filesystem.filesystem.filesystem import Batch, FileStore
-from ingest.workers.store.filesystem.filesystem.staging import lock
 from sqlalchemy import update
 
+import ingest.workers.store.filesystem
 from ingest.ledger import DeliveryState, InstanceState, Ledger, NewInstance, Outcome
 from ingest.ledger.schema import instances
 from ingest.workers.persist.placement import Placing
+from ingest.workers.store.filesystem import Batch, FileStore
+from ingest.workers.store.staging import lock
 from tests.support.instances import EXPLICIT, IMPLICIT, Made
 from tests.support.ledgers import delivery_states
 from tests.support.persisting import Site, sections_of
@@ -330,7 +330,7 @@ def test_what_does_not_collide_asks_for_no_lock_and_is_not_kept_by_it(
         site.receive(Made(sop=f"1.7.{number}"))
     site.work()
     assert not (site.config.store_root / LOCK).exists()
-    monkeypatch.setattr(ingest.workers.store.filesystem.filesystem, "REPLACE_SECONDS", 0.1)
+    monkeypatch.setattr(ingest.workers.store.filesystem, "REPLACE_SECONDS", 0.1)
     store = FileStore(site.config.store_root)
     store.prepare()
     with store.batch() as batch:

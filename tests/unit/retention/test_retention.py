@@ -6,14 +6,14 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import ingest.workers.retention.remover.remover.remover
 import pytest
-from ingest.workers.retention.remover.remover.policy import DAY_MS
-from ingest.workers.retention.remover.remover.remover import BusyError, Report
 from sqlalchemy import update
 
+import ingest.workers.retention.remover
 from ingest.ledger import DeliveryState, InstanceState, Ledger
 from ingest.ledger.schema import deliveries, instances
+from ingest.workers.retention.policy import DAY_MS
+from ingest.workers.retention.remover import BusyError, Report
 from tests.support.instances import IMPLICIT
 from tests.support.persisting import Site
 from tests.support.retaining import NOBODY, deliver, fill, folders, left, made, remove, remover, states
@@ -147,8 +147,8 @@ def test_studies_larger_than_a_batch_and_many_small_ones_go(
     for study in range(2, 9):
         site.receive(made(study))
     site.work()
-    monkeypatch.setattr(ingest.workers.retention.remover.remover, "BATCH", 3)
-    monkeypatch.setattr(ingest.workers.retention.remover.remover, "CHUNK", 500)
+    monkeypatch.setattr(ingest.workers.retention.remover, "BATCH", 3)
+    monkeypatch.setattr(ingest.workers.retention.remover, "CHUNK", 500)
     assert remove(site, days=2, keep_days=1).instances == 15
     assert left(site) == []
     assert folders(site) == []
@@ -189,7 +189,7 @@ def test_remover_that_is_to_stop_ends_after_its_batch(site: Site, monkeypatch: p
         site.receive(made(study))
     site.work()
     deliver(site, DeliveryState.DELIVERED)
-    monkeypatch.setattr(ingest.workers.retention.remover.remover, "BATCH", 2)
+    monkeypatch.setattr(ingest.workers.retention.remover, "BATCH", 2)
     stop = threading.Event()
     once(monkeypatch, Ledger, "mark_removed", stop.set)
     report = remove(site, days=2, keep_days=1, stopping=stop.is_set)

@@ -4,10 +4,10 @@ import threading
 from pathlib import Path
 from typing import Any
 
-import ingest.workers.retention.remover.remover.remover
 import pytest
 import structlog
 
+import ingest.workers.retention.remover
 from ingest.checks.node import check
 from ingest.config.model import Config
 from ingest.ledger import DeliveryState
@@ -84,11 +84,9 @@ def test_first_look_of_a_remover_leaves_word(
     run_dir.mkdir(parents=True, exist_ok=True)
     store_capacity.leave_word(run_dir, before)
     stop = threading.Event()
-    monkeypatch.setattr(ingest.workers.retention.remover.remover, "_pause", lambda *_: stop.set())
+    monkeypatch.setattr(ingest.workers.retention.remover, "_pause", lambda *_: stop.set())
     retention = site.config.retention.model_copy(update=limits)
-    ingest.workers.retention.remover.remover.run(
-        site.config.model_copy(update={"retention": retention}), stop
-    )
+    ingest.workers.retention.remover.run(site.config.model_copy(update={"retention": retention}), stop)
     assert bool(store_capacity.full(run_dir)) is after
 
 
@@ -98,7 +96,7 @@ def test_remover_that_is_to_stop_leaves_the_word_to_its_successor(site: Site) ->
     stop = threading.Event()
     stop.set()
     with remover(site, max_bytes=1, **REFUSE) as one:
-        ingest.workers.retention.remover.remover._tell(site.config, one, stop)
+        ingest.workers.retention.remover._tell(site.config, one, stop)
     assert store_capacity.full(site.config.run_dir) == ""
 
 
