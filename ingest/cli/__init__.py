@@ -237,7 +237,7 @@ def send(
     named. Ctrl-C ends it with the counts so far, and with 130.
     """
     settings = tls_of(tls)
-    from ingest.cli.send import send_command
+    from ingest.cli._send import send_command
 
     code = send_command(host, port, files, called_ae=called, calling_ae=calling, tls=settings, jobs=jobs)
     click.get_current_context().exit(code)
@@ -248,7 +248,7 @@ def send(
 def echo(host: str, port: int, called: str, calling: str, **tls: Any) -> None:
     """Ask a remote for an answer with C-ECHO."""
     settings = tls_of(tls)
-    from ingest.cli.send import echo_command
+    from ingest.cli._send import echo_command
 
     code = echo_command(host, port, called_ae=called, calling_ae=calling, tls=settings)
     click.get_current_context().exit(code)

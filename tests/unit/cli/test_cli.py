@@ -286,7 +286,7 @@ def dicom(tmp_path):
 
 
 def test_send_passes_files_titles_and_jobs_on(run, calls, dicom):
-    made = calls("ingest.cli.send.send_command", 1)
+    made = calls("ingest.cli._send.send_command", 1)
     result = run("send", "h", "104", dicom, dicom.parent, "-aec", "PACS", "-aet", "ME", "--jobs", "4")
     assert result.exit_code == 1
     assert made == [
@@ -298,13 +298,13 @@ def test_send_passes_files_titles_and_jobs_on(run, calls, dicom):
 
 
 def test_words_may_be_used_for_dcmtks_letters(run, calls):
-    made = calls("ingest.cli.send.echo_command")
+    made = calls("ingest.cli._send.echo_command")
     assert run("echo", "h", "104", "--called", "PACS", "--calling", "ME").exit_code == 0
     assert made == [(("h", 104), {"called_ae": "PACS", "calling_ae": "ME", "tls": None})]
 
 
 def test_tls_options_make_settings(run, calls, pair):
-    made = calls("ingest.cli.send.echo_command")
+    made = calls("ingest.cli._send.echo_command")
     certificate, key = pair
     options = ["--tls-cert", certificate, "--tls-key", key, "--tls-trusted", certificate, "--tls-check-name"]
     result = run("echo", "h", "104", *options)
@@ -315,7 +315,7 @@ def test_tls_options_make_settings(run, calls, pair):
 
 
 def test_tls_without_verification_must_be_said(run, calls):
-    made = calls("ingest.cli.send.echo_command")
+    made = calls("ingest.cli._send.echo_command")
     assert run("echo", "h", "104", "--tls").exit_code == 2
     assert run("echo", "h", "104", "--tls-no-verify").exit_code == 0
     assert [call[1]["tls"].peer_certificate for call in made] == ["none"]
@@ -335,7 +335,7 @@ def test_tls_without_verification_must_be_said(run, calls):
     ],
 )
 def test_options_that_contradict_each_other_are_usage_errors(run, calls, pair, options):
-    made = calls("ingest.cli.send.echo_command")
+    made = calls("ingest.cli._send.echo_command")
     filled = [option.format(crt=pair[0], key=pair[1]) for option in options]
     result = run("echo", "h", "104", *filled)
     assert result.exit_code == 2, result.output
@@ -344,7 +344,7 @@ def test_options_that_contradict_each_other_are_usage_errors(run, calls, pair, o
 
 
 def test_pair_that_does_not_fit_is_named_before_anything_is_sent(run, calls, pair, tmp_path):
-    made = calls("ingest.cli.send.echo_command")
+    made = calls("ingest.cli._send.echo_command")
     other = pairs.make(tmp_path / "b", "b", key_type="ec").files
     result = run("echo", "h", "104", "--tls-cert", pair[0], "--tls-key", other[1], "--tls-trusted", pair[0])
     assert result.exit_code == 2

@@ -16,7 +16,7 @@ import pytest
 from pydicom.uid import AllTransferSyntaxes
 from pynetdicom import AllStoragePresentationContexts
 
-from ingest.cli.send import FileResult, Progress, echo_command, send_command, send_files
+from ingest.cli._send import FileResult, Progress, echo_command, send_command, send_files
 from ingest.config.model import TLS
 from ingest.dicom import wire
 from ingest.requestor.store_scu import Remote, Timeouts
@@ -305,7 +305,7 @@ def test_what_cannot_be_read_in_a_folder_is_a_failure(
 
 
 SENDER = (
-    "import sys; from pathlib import Path; from ingest.cli.send import send_command;"
+    "import sys; from pathlib import Path; from ingest.cli._send import send_command;"
     "sys.exit(send_command('127.0.0.1', int(sys.argv[1]), [Path(sys.argv[2])], called_ae='REMOTE',"
     " calling_ae='SENDER', tls=None, jobs=2))"
 )
