@@ -48,16 +48,16 @@ def _transfer_syntaxes() -> str:
 
 
 _MEANINGS: Final = {
-    Status.SUCCESS: "Stored; with the default `durability`, on stable storage.",
-    Status.INVALID_SOP_INSTANCE: "The Affected SOP Instance UID is no UID.",
-    Status.SOP_CLASS_NOT_SUPPORTED: "The Affected SOP Class UID is not that of the presentation context.",
-    Status.DUPLICATE_INVOCATION: "The Message ID is one that still waits for its answer.",
-    Status.UNRECOGNIZED_OPERATION: "A DIMSE operation other than C-STORE and C-ECHO.",
-    Status.OUT_OF_RESOURCES: ("The disk or the store is full, or fails. It may be tried again."),
-    Status.DATA_SET_MISMATCH: "SOP class or instance UID of the data set are not those of the command.",
+    Status.SUCCESS: "Stored. With the default `durability`, the data set is on stable storage.",
+    Status.INVALID_SOP_INSTANCE: "The Affected SOP Instance UID is not a valid UID.",
+    Status.SOP_CLASS_NOT_SUPPORTED: "The Affected SOP Class UID differs from the presentation context.",
+    Status.DUPLICATE_INVOCATION: "An operation with this Message ID still waits for its response.",
+    Status.UNRECOGNIZED_OPERATION: "The operation is neither C-STORE nor C-ECHO.",
+    Status.OUT_OF_RESOURCES: "The disk or the store is full, or fails. A later attempt may succeed.",
+    Status.DATA_SET_MISMATCH: "SOP Class or Instance UID of data set and command differ.",
     Status.CANNOT_UNDERSTAND: (
         "The data set cannot be read in its transfer syntax, or is larger than `max_instance_bytes` (with "
-        '`carrier = "redis"` also `carrier_max_bytes`). To try again is of no use; the comment says why.'
+        '`carrier = "redis"` also `carrier_max_bytes`). Another attempt fails as well; the comment says why.'
     ),
 }
 _NOT_SENT: Final = {
@@ -66,7 +66,7 @@ _NOT_SENT: Final = {
     Status.NOT_AUTHORIZED,
     Status.CANCEL,
 }
-"""Known from remotes only."""
+"""Statuses that only remotes send."""
 
 
 def _statuses() -> str:
@@ -77,36 +77,36 @@ def _statuses() -> str:
 def _answers() -> str:
     follows = {
         Meaning.STORED: "delivered",
-        Meaning.STORED_WITH_WARNING: "delivered, with the status noted",
-        Meaning.ALREADY_STORED: "delivered, with the status noted",
-        Meaning.TRY_AGAIN: "tried again, with growing pauses",
-        Meaning.TRY_A_FEW_TIMES: f"likewise, up to {retry_policy.FEW_ATTEMPTS} attempts",
-        Meaning.NEGOTIATE_AGAIN: "once more over a new association, then given up",
+        Meaning.STORED_WITH_WARNING: "delivered; the status is recorded",
+        Meaning.ALREADY_STORED: "delivered; the status is recorded",
+        Meaning.TRY_AGAIN: "retry, with growing pauses",
+        Meaning.TRY_A_FEW_TIMES: f"retry, up to {retry_policy.FEW_ATTEMPTS} attempts",
+        Meaning.NEGOTIATE_AGAIN: "once more over a new association, then dead",
     }
     rows = [
         (", ".join(f"{text}H" for text, each in STORE_STATUSES if each is meaning), said)
         for meaning, said in follows.items()
     ]
-    rows.append(("any other", "given up; a person may have it sent again"))
-    return _table(("status of the remote", "what follows"), rows)
+    rows.append(("any other", "dead; `ingest retry` sends it again"))
+    return _table(("status of the remote", "delivery"), rows)
 
 
 def _rejections() -> str:
     said = [
         (
             pdus.CALLING_AE_NOT_RECOGNIZED,
-            "the caller is not in `[[peers]]`, or not who its certificate says",
+            "the caller is not in `[[peers]]`, or its certificate does not match",
         ),
         (
             pdus.CALLED_AE_NOT_RECOGNIZED,
-            "no AE title was called, or with `check_called_ae` not ours",
+            "no called AE title, or with `check_called_ae` another one than ours",
         ),
         (pdus.APPLICATION_CONTEXT_NOT_SUPPORTED, "the application context is not DICOM's"),
         (pdus.PROTOCOL_VERSION_NOT_SUPPORTED, "bit 0 of the protocol version is not set"),
         (pdus.NO_REASON_GIVEN, "no presentation context is proposed"),
         (
             pdus.LOCAL_LIMIT_EXCEEDED,
-            "too many associations, a full spool or store, or a node that is about to stop",
+            "too many associations, a full spool or store, or a draining node",
         ),
     ]
     rows = ((str(pdu.result), str(pdu.source), str(pdu.reason), why) for pdu, why in said)
@@ -122,10 +122,10 @@ def _limits() -> str:
         (f"{window}, as acceptor", str(receive.max_operations), "`[receive] max_operations`"),
         ("ARTIM timer", f"{receive.artim_seconds:g} s", "`[receive] artim_seconds`"),
         (f"{at_a_time}, as requestor", str(destination.associations), "`[[destinations]] associations`"),
-        (f"{window}, as requestor", "not asked for", "`[[destinations]] async_operations`"),
+        (f"{window}, as requestor", "not proposed", "`[[destinations]] async_operations`"),
         ("failures in a row before a C-ECHO probes", str(circuit.OPEN_AFTER), "not configurable"),
     ]
-    return _table(("what", "default", "key"), rows)
+    return _table(("limit", "default", "key"), rows)
 
 
 def _profiles() -> str:
