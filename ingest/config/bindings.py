@@ -25,9 +25,9 @@ class Bound(Protocol):
     """One of `[[peers]]` or `[[destinations]]`."""
 
     @property
-    def certificate(self) -> str: ...  # noqa: D102 - as the key of that name
+    def certificate(self) -> str: ...
     @property
-    def issuer(self) -> str: ...  # noqa: D102 - as the key of that name
+    def issuer(self) -> str: ...
 
 
 def faults(config: Config) -> Iterator[Fault]:

@@ -18,17 +18,17 @@ class PeerRule(Protocol):
     """One of `[[peers]]`, as `ingest.config.model.Peer` has it."""
 
     @property
-    def ae_title(self) -> str: ...  # noqa: D102 - as the key of that name
+    def ae_title(self) -> str: ...
     @property
-    def hosts(self) -> tuple[str, ...]: ...  # noqa: D102 - as the key of that name
+    def hosts(self) -> tuple[str, ...]: ...
     @property
-    def certificate(self) -> str: ...  # noqa: D102 - as the key of that name
+    def certificate(self) -> str: ...
     @property
-    def issuer(self) -> str: ...  # noqa: D102 - as the key of that name
+    def issuer(self) -> str: ...
     @property
-    def sop_classes(self) -> tuple[str, ...]: ...  # noqa: D102 - as the key of that name
+    def sop_classes(self) -> tuple[str, ...]: ...
     @property
-    def allow(self) -> Sequence[str]: ...  # noqa: D102 - as the key of that name
+    def allow(self) -> Sequence[str]: ...
 
 
 @dataclass(frozen=True, slots=True)
