@@ -12,7 +12,6 @@ import contextlib
 import json
 import os
 import re
-import time
 from collections.abc import Collection
 from dataclasses import asdict, dataclass
 from enum import StrEnum
@@ -20,6 +19,8 @@ from pathlib import Path
 from typing import Final
 
 import structlog
+
+from ingest.clock import unix_ms
 
 FOLDER: Final = "alarms"
 QUARANTINE_FULL: Final = "quarantine_full"
@@ -78,7 +79,7 @@ def raise_alarm(
     standing = _read(path)
     if standing is None:
         log.error("alarm_raised", alarm=name, cause=cause, remedy=remedy)
-    since_ms = standing.since_ms if standing else time.time_ns() // 1_000_000
+    since_ms = standing.since_ms if standing else unix_ms()
     text = json.dumps(asdict(Alarm(name, cause, remedy, severity, since_ms)))
     # Several processes may raise one alarm at a time: each writes a file of its own and renames it.
     new = path.with_name(f".{os.getpid()}.{path.name}")

@@ -26,6 +26,7 @@ from rich.markup import escape
 
 from ingest.alarms import clear_alarm
 from ingest.cli.tables import printable
+from ingest.clock import unix_ms
 from ingest.config.model import Config
 from ingest.errors import PeerError
 from ingest.filesystem.folder_identity import read_ledger_mark, require_store, write_ledger_mark
@@ -226,7 +227,7 @@ class Rebuilder:
             done.files += len(chunk)
             missing = self._without_row(chunk)
             done.known += len(chunk) - len(missing)
-            last_ms = time.time_ns() // 1_000_000 - round(young_seconds * 1000)
+            last_ms = unix_ms() - round(young_seconds * 1000)
             old = [one for one in missing if one.named_ms <= last_ms or not young_seconds]
             done.young += len(missing) - len(old)
             rows = [row for one in old if (row := self._row(one)) is not None]

@@ -16,8 +16,8 @@ from ingest.acceptor.scoreboard import (
     ROWS,
     STATE,
     Scoreboard,
-    now_ms,
 )
+from ingest.clock import monotonic_ms
 
 STALE_MS: Final = 2500
 """Without a heartbeat for so long, a listener is not waited for; it gives one every second."""
@@ -53,7 +53,7 @@ class AcceptGate:
         self._passes = 0
 
     def _less_loaded_listener(self) -> bool:
-        board, mine, oldest = self._board, self._load(self._row), now_ms() - STALE_MS
+        board, mine, oldest = self._board, self._load(self._row), monotonic_ms() - STALE_MS
         return any(
             board.get(row, STATE) == ACCEPTING
             and self._load(row) < mine

@@ -30,10 +30,10 @@ from ingest.acceptor.scoreboard import (
     STATE,
     Scoreboard,
     caller_digest,
-    now_ms,
 )
 from ingest.acceptor.store_scp import Services
 from ingest.alarms import Severity, clear_alarm, raise_alarm
+from ingest.clock import monotonic_ms
 from ingest.config.model import Config
 from ingest.cores import usable_cores
 from ingest.dicom.admission import Caller, Refusal, admit
@@ -430,7 +430,7 @@ class Listener:
         now = self.time()
         # First of all: whatever fails below, the next tick comes.
         self._timers.append((now + TICK_SECONDS, self._tick))
-        board.set(row, HEARTBEAT, now_ms())
+        board.set(row, HEARTBEAT, monotonic_ms())
         self._full = self._look_for_room()
         self.services.intake.full = bool(self._full)
         for connection in list(self._connections):

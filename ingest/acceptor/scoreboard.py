@@ -17,13 +17,13 @@ import contextlib
 import mmap
 import os
 import sys
-import time
 import weakref
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
 from typing import Final, Self
 
+from ingest.clock import monotonic_ms
 from ingest.ext import association_table
 from ingest.ext.association_table import CALLER_BITS
 
@@ -41,11 +41,6 @@ _HELD: Final = 1
 PID, HEARTBEAT, STATE, ACTIVE, ASSOCIATIONS, REFUSED, INSTANCES, BYTES, FAILED, NEWCOMERS = range(10)
 
 FREE, BOOTING, ACCEPTING, DRAINING = range(4)
-
-
-def now_ms() -> int:
-    """Milliseconds of the machine's monotonic clock, the same in every process."""
-    return time.monotonic_ns() // 1_000_000
 
 
 def caller_digest(ae_title: str, holder: str) -> int:
@@ -193,7 +188,7 @@ class Scoreboard:
 
     def rows(self) -> list[RowView]:
         """All rows in use."""
-        now = now_ms()
+        now = monotonic_ms()
         return [self._view(row, now) for row in range(ROWS) if self.get(row, STATE) != FREE]
 
     def _view(self, row: int, now: int) -> RowView:

@@ -2,7 +2,6 @@
 
 import difflib
 import json
-import time
 from collections.abc import Collection, Iterator, Sequence
 from typing import Any, Final
 
@@ -13,6 +12,7 @@ from rich.status import Status
 
 from ingest.alarms import BOUNDED_ALARM, clear_alarm
 from ingest.cli._delivery_tables import UnknownDestinationError, print_note
+from ingest.clock import unix_ms
 from ingest.config.model import Config
 from ingest.ledger import DeliveryState, Ledger
 from ingest.ledger.backfill import BackfillCounts
@@ -64,7 +64,7 @@ def deliver(
             def show(part: float, name: str = name, status: Status = status) -> None:
                 status.update(escape(f"{name}: {part:.0%} looked at"))
 
-            now = time.time_ns() // 1_000_000
+            now = unix_ms()
             counts = ledger.deliver(name, which, now, again=again, dry_run=dry_run, progress=show)
         if not dry_run:
             # A person has decided about what was kept back.

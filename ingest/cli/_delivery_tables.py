@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
@@ -12,6 +11,7 @@ import redis
 from rich.console import Console
 
 from ingest.cli.tables import local_time, print_line, printable, show
+from ingest.clock import unix_ms
 from ingest.config.model import Config
 from ingest.errors import IngestError
 from ingest.ledger import Circuit, DeliveryState, Ledger
@@ -49,7 +49,7 @@ def send_again(config: Config, which: Filter, *, dry_run: bool) -> int:
     """
     with contextlib.closing(Ledger(config.ledger_url)) as ledger:
         _known(config, ledger, which)
-        changed = ledger.send_again(which, _now_ms(), dry_run=dry_run)
+        changed = ledger.send_again(which, unix_ms(), dry_run=dry_run)
         meant = changed.keys() | _named(config, which)
         if dry_run:
             left_alone = {name: each for name, each in ledger.circuits().items() if name in meant}
@@ -72,7 +72,7 @@ def _named(config: Config, which: Filter) -> set[str]:
 
 def _circuit_lines(circuits: Mapping[str, Circuit], verb: str) -> list[str]:
     """What becomes of the destinations that were left alone after failures."""
-    now = _now_ms()
+    now = unix_ms()
     return [
         f"{name}: was left alone ({circuit.reason}); it {verb} asked at once"
         for name, circuit in sorted(circuits.items())
@@ -95,7 +95,7 @@ def give_up(config: Config, which: Filter, reason: str, *, dry_run: bool) -> int
     """Drop deliveries, and say how many; returns the exit code."""
     with contextlib.closing(Ledger(config.ledger_url)) as ledger:
         _known(config, ledger, which)
-        changed = ledger.give_up(which, reason, _now_ms(), dry_run=dry_run)
+        changed = ledger.give_up(which, reason, unix_ms(), dry_run=dry_run)
     _say(changed, "would be dropped" if dry_run else "dropped")
     return 0
 
@@ -120,10 +120,6 @@ def _say(changed: dict[str, int], what: str, more: Sequence[str] = ()) -> None:
         print_line(line)
 
 
-def _now_ms() -> int:
-    return time.time_ns() // 1_000_000
-
-
 def iso_time(milliseconds: int) -> str | None:
     """Unix milliseconds as people and programs read them; None for 0."""
     if not milliseconds:
@@ -143,7 +139,7 @@ def _waits_for(row: FoundDelivery, circuit: Circuit | None) -> tuple[str, int]:
     """Why a delivery that is due is not sent, and when it is tried next; "" and 0 of one that is not owed."""
     if row.state not in {DeliveryState.WAITING, DeliveryState.RETRY}:
         return "", 0
-    if circuit is not None and circuit.is_left_alone(_now_ms()):
+    if circuit is not None and circuit.is_left_alone(unix_ms()):
         return circuit.reason, max(row.next_at, circuit.probe_at)
     return "", row.next_at
 

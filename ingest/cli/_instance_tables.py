@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -11,6 +10,7 @@ from rich.filesize import decimal
 
 from ingest.cli._delivery_tables import iso_time
 from ingest.cli.tables import local_time, print_line, show
+from ingest.clock import unix_ms
 from ingest.config.model import Config
 from ingest.ledger import Instance, InstanceState, Ledger
 from ingest.ledger.index import FoundInstance, FoundStudy, InstanceFilter
@@ -51,7 +51,7 @@ def list_studies(
     config: Config, which: InstanceFilter, limit: int, *, stable: bool | None, as_json: bool
 ) -> int:
     """Print studies, likewise; `stable` means only those that are, or are not."""
-    lately = time.time_ns() // 1_000_000 - config.node.stable_seconds * 1000
+    lately = unix_ms() - config.node.stable_seconds * 1000
     with contextlib.closing(Ledger(config.ledger_url)) as ledger:
         found = ledger.find_studies(which, limit, lately=lately, stable=stable)
     if as_json:

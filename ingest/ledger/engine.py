@@ -22,6 +22,7 @@ from sqlalchemy.exc import (
 )
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
+from ingest.clock import unix_ms
 from ingest.config.show import masked
 from ingest.errors import LedgerError
 from ingest.ledger.schema import SCHEMA_VERSION
@@ -121,7 +122,7 @@ class Database:
             with self._writer.begin() as connection:
                 yield connection
 
-    def now_ms(self) -> int:
+    def unix_ms(self) -> int:
         """The time that leases and pauses of this ledger go by, in Unix milliseconds.
 
         That of the database's server, so that hosts with different clocks agree. Between two looks at it the
@@ -131,7 +132,7 @@ class Database:
             LedgerError: The ledger is away, and has never said its time.
         """
         if self.dialect != "postgresql":
-            return time.time_ns() // 1_000_000
+            return unix_ms()
         now = time.monotonic()
         if now >= self._clock_until:
             try:

@@ -12,6 +12,7 @@ from typing import Any, Final, cast
 import redis
 import structlog
 
+from ingest.clock import unix_ms
 from ingest.log import Seldom
 from ingest.queue.client import GROUP, data_key, persisted_key, stream_key
 from ingest.spool.reference import Reference
@@ -48,7 +49,7 @@ class Entry:
     def added_at(self) -> int:
         """When it was added, in Unix milliseconds."""
         # Whoever adds an entry may choose its id.
-        return min(int(self.id.partition("-")[0]), time.time_ns() // 1_000_000)
+        return min(int(self.id.partition("-")[0]), unix_ms())
 
 
 class Inbox:

@@ -23,6 +23,7 @@ from ingest.acceptor.accept_gate import STALE_MS
 from ingest.acceptor.scoreboard import ACCEPTING, DRAINING, RowView, Scoreboard
 from ingest.alarms import Alarm, standing_alarms
 from ingest.checks.node import choices
+from ingest.clock import unix_ms
 from ingest.config.model import Config
 from ingest.errors import IngestError, SpoolError
 from ingest.ledger import CircuitState, Ledger, Progress, store_agreement
@@ -225,7 +226,7 @@ def _age_seconds(entry: bytes) -> int:
 def _ledger(config: Config) -> dict[str, Any]:
     try:
         with contextlib.closing(Ledger(config.ledger_url)) as ledger:
-            now = time.time_ns() // 1_000_000
+            now = unix_ms()
             known = ledger.progress(now)
             for destination in config.destinations:
                 known.setdefault(destination.name, Progress(destination=destination.name))

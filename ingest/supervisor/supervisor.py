@@ -26,10 +26,11 @@ import structlog
 
 from ingest.acceptor import listener
 from ingest.acceptor.endpoints import Endpoint, unbind
-from ingest.acceptor.scoreboard import ACCEPTING, BOOTING, HEARTBEAT, PID, ROWS, STATE, Scoreboard, now_ms
+from ingest.acceptor.scoreboard import ACCEPTING, BOOTING, HEARTBEAT, PID, ROWS, STATE, Scoreboard
 from ingest.alarms import Severity, clear_alarm, raise_alarm
 from ingest.checks import file_systems
 from ingest.checks.node import notices
+from ingest.clock import monotonic_ms
 from ingest.config import load, notes
 from ingest.config.model import Config
 from ingest.errors import BootError, ConfigError, IngestError
@@ -337,7 +338,7 @@ class Supervisor:
                 self._seldom.warning("listener_waits_for_a_row", rows=ROWS)
                 return
             self.board.set(row, STATE, BOOTING)
-            self.board.set(row, HEARTBEAT, now_ms())
+            self.board.set(row, HEARTBEAT, monotonic_ms())
         # What is frozen no collection of the child writes to, and so parent and children share its memory.
         gc.freeze()
         try:
@@ -490,9 +491,9 @@ class Supervisor:
         if self.board is None:
             return
         for child in self.children.values():
-            if child.row is not None and now_ms() - self.board.get(child.row, HEARTBEAT) > STUCK_MS:
+            if child.row is not None and monotonic_ms() - self.board.get(child.row, HEARTBEAT) > STUCK_MS:
                 log.error("listener_stuck", child_pid=child.pid, silent_ms=STUCK_MS)
-                self.board.set(child.row, HEARTBEAT, now_ms())
+                self.board.set(child.row, HEARTBEAT, monotonic_ms())
                 os.kill(child.pid, signal.SIGKILL if child.stuck else signal.SIGABRT)
                 child.stuck = True
 

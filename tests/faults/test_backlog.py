@@ -10,6 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from ingest.clock import unix_ms
 from tests.support.forwarding import Forwarding
 from tests.support.instances import CT, EXPLICIT, Made
 from tests.support.nodes import eventually
@@ -42,7 +43,7 @@ def backlog(tmp_path: Path, redis_server: Valkey) -> Iterator[Forwarding]:
         "key": "k",
         "size": len(one.file),
         "offset": len(one.file) - len(one.data_set),
-        "now": time.time_ns() // 1_000_000,
+        "now": unix_ms(),
     }
     for number in range(1, 5001):
         (files / f"k{number}").write_bytes(one.file)

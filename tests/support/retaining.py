@@ -6,9 +6,9 @@ from typing import Any
 
 from sqlalchemy import update
 
+from ingest.clock import unix_ms
 from ingest.ledger import DeliveryState, InstanceState
 from ingest.ledger.schema import deliveries, instances
-from ingest.workers.forward.leases import now_ms
 from ingest.workers.retention.policy import DAY_MS
 from ingest.workers.retention.remover import Remover, Report
 from tests.support.instances import Made
@@ -66,7 +66,7 @@ def remover(site: Site, *, days: float = 0.0, **limits: Any) -> Iterator[Remover
     how = {key: limits.pop(key) for key in ("statvfs", "stopping") if key in limits}
     config = site.config.model_copy(update={"retention": retention})
     with site.ledger() as ledger:
-        yield Remover(config, ledger, now=lambda: now_ms() + int(days * DAY_MS), **how)
+        yield Remover(config, ledger, now=lambda: unix_ms() + int(days * DAY_MS), **how)
 
 
 def remove(site: Site, **limits: Any) -> Report:

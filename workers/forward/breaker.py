@@ -74,16 +74,16 @@ class Breaker:
             not reach it.
         """
         self.look()
-        stance = circuit.stance(self._circuit, self._ledger.now_ms())
+        stance = circuit.stance(self._circuit, self._ledger.unix_ms())
         if stance is Stance.PROBE:
-            now = self._ledger.now_ms()
+            now = self._ledger.unix_ms()
             before, after = self._change(lambda found: circuit.claimed(found, now, self._claim_ms))
             if before != after:
                 return self._probe(on_tick)
-            stance = circuit.stance(after, self._ledger.now_ms())
+            stance = circuit.stance(after, self._ledger.unix_ms())
         if stance is Stance.GO:
             return 0, ""
-        return max(1, self._circuit.probe_at - self._ledger.now_ms()), ""
+        return max(1, self._circuit.probe_at - self._ledger.unix_ms()), ""
 
     @property
     def is_careful(self) -> bool:
@@ -112,7 +112,7 @@ class Breaker:
             As `enter`.
         """
         failure = Failure(
-            Trouble.BROKEN, reason, self._ledger.now_ms(), is_suspect=is_suspect, others_wait=others_wait
+            Trouble.BROKEN, reason, self._ledger.unix_ms(), is_suspect=is_suspect, others_wait=others_wait
         )
         hold_ms = self._note(failure)
         if not hold_ms and self._circuit.breaks >= circuit.OPEN_AFTER:
@@ -127,7 +127,7 @@ class Breaker:
         if self._stopping():
             self._change(circuit.unclaimed)
             return 0
-        return self._note(Failure(trouble, reason, self._ledger.now_ms()))
+        return self._note(Failure(trouble, reason, self._ledger.unix_ms()))
 
     def _note(self, failure: Failure) -> int:
         reason = failure.reason
@@ -152,7 +152,7 @@ class Breaker:
             if not self._circuit.failures and time.monotonic() >= self._look_at:
                 self.look()  # another worker's association may have broken meanwhile
             if self._circuit.failures:
-                self._change(lambda found: circuit.answered(found, self._ledger.now_ms()))
+                self._change(lambda found: circuit.answered(found, self._ledger.unix_ms()))
 
     def is_there(self, on_tick: Callable[[], None]) -> bool:
         """Whether the remote answers a C-ECHO now; nothing is noted.
@@ -169,7 +169,7 @@ class Breaker:
     def look(self) -> None:
         """Read what all workers have noted."""
         self._look_at = time.monotonic() + LOOK_SECONDS
-        self._circuit = self._bounded(self._ledger.circuit(self._name), self._ledger.now_ms())
+        self._circuit = self._bounded(self._ledger.circuit(self._name), self._ledger.unix_ms())
 
     def _probe(self, on_tick: Callable[[], None]) -> tuple[int, str]:
         try:
@@ -191,7 +191,7 @@ class Breaker:
                 association.echo()
 
     def _change(self, change: Callable[[Circuit], Circuit]) -> tuple[Circuit, Circuit]:
-        now = self._ledger.now_ms()
+        now = self._ledger.unix_ms()
         before, self._circuit = self._ledger.change_circuit(
             self._name, lambda found: change(self._bounded(found, now))
         )

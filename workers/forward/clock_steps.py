@@ -1,6 +1,6 @@
 """How far the wall clock was set forward while a process runs: nothing grows older by that."""
 
-import time
+from ingest.clock import boot_ms, unix_ms
 
 
 class WallClock:
@@ -16,4 +16,4 @@ class WallClock:
 
 
 def _apart_ms() -> int:
-    return (time.time_ns() - time.clock_gettime_ns(time.CLOCK_BOOTTIME)) // 1_000_000
+    return unix_ms() - boot_ms()

@@ -12,6 +12,7 @@ from typing import Final
 import redis
 import structlog
 
+from ingest.clock import unix_ms
 from ingest.config.model import Destination
 from ingest.dicom.dimse import Status
 from ingest.dicom.padding import is_odd
@@ -25,7 +26,7 @@ from ingest.workers.forward.breaker import Breaker
 from ingest.workers.forward.circuit import Trouble
 from ingest.workers.forward.clock_steps import WallClock
 from ingest.workers.forward.destination_slots import Turn
-from ingest.workers.forward.leases import LeaseLostError, Leases, now_ms
+from ingest.workers.forward.leases import LeaseLostError, Leases
 from ingest.workers.forward.retry_policy import (
     Answered,
     Broken,
@@ -204,7 +205,7 @@ class Drain:
     def _give_up_old(self) -> None:
         reason = self._limits.given_up(self._unreachable)
         try:
-            now = self._tools.ledger.now_ms()
+            now = self._tools.ledger.unix_ms()
             owed_since = now - self._limits.give_up_ms - self._tools.clock.set_forward_ms()
             dead = self._tools.ledger.expire(self._name, owed_since, reason, now)
         except LedgerError as error:
@@ -318,7 +319,7 @@ class Drain:
 
     def _age_ms(self, row: Delivery) -> int:
         """For how long a delivery has been owed; a clock that is set forward makes none older."""
-        return now_ms() - row.created_at - self._tools.clock.set_forward_ms()
+        return unix_ms() - row.created_at - self._tools.clock.set_forward_ms()
 
     def _land(self, waiting: deque[Delivery]) -> None:
         """Wait for all answers that are to come."""

@@ -38,11 +38,6 @@ class LeaseLostError(Exception):
     """The ledger could not be asked for so long that others may send what we hold."""
 
 
-def now_ms() -> int:
-    """Unix milliseconds."""
-    return time.time_ns() // 1_000_000
-
-
 class Leases:
     """The leases of one turn.
 
@@ -75,7 +70,7 @@ class Leases:
     def due(self) -> bool:
         """Whether there is something to lease now; LedgerError while the ledger is away."""
         when = self._ledger.next_due(self._destination)
-        return when is not None and when <= self._ledger.now_ms()
+        return when is not None and when <= self._ledger.unix_ms()
 
     def take(self, *, careful: bool) -> list[Delivery]:
         """Lease what is due, in order of arrival, at most a batch, or one suspect where nothing else is due.
@@ -95,7 +90,7 @@ class Leases:
             self._destination,
             self._owner,
             BATCH,
-            self._ledger.now_ms(),
+            self._ledger.unix_ms(),
             LEASE_MILLISECONDS,
             self._workers,
             careful=careful,
@@ -109,7 +104,7 @@ class Leases:
     def untried_left(self) -> bool:
         """Whether there is something due that was not tried yet; LedgerError while the ledger is away."""
         return any(row.attempts == 1 for row in self.rows.values()) or self._ledger.has_untried(
-            self._destination, self._ledger.now_ms()
+            self._destination, self._ledger.unix_ms()
         )
 
     def conclude(self, row: Delivery, decision: Decision) -> None:
@@ -148,7 +143,7 @@ class Leases:
     def finish(self) -> None:
         """Write what waits, in one transaction; LedgerError while the ledger is away, and it waits on."""
         if self._results:
-            self._ledger.finish(self._destination, self._results, self._ledger.now_ms())
+            self._ledger.finish(self._destination, self._results, self._ledger.unix_ms())
             self._results = []
 
     def give_back(self) -> None:
@@ -181,12 +176,14 @@ class Leases:
         self._suspect_at = now + SUSPECT_SECONDS
         due = self._ledger.suspect_due(self._destination)
         return (
-            self._suspect() if due is not None and due <= self._ledger.now_ms() - OVERDUE_MILLISECONDS else []
+            self._suspect()
+            if due is not None and due <= self._ledger.unix_ms() - OVERDUE_MILLISECONDS
+            else []
         )
 
     def _suspect(self) -> list[Delivery]:
         found = self._ledger.lease_suspect(
-            self._destination, self._owner, self._ledger.now_ms(), LEASE_MILLISECONDS, SUSPECT_MILLISECONDS
+            self._destination, self._owner, self._ledger.unix_ms(), LEASE_MILLISECONDS, SUSPECT_MILLISECONDS
         )
         return [found] if found is not None else []
 
@@ -196,7 +193,9 @@ class Leases:
 
     def _renew(self, now: float) -> None:
         try:
-            kept = self._ledger.renew(list(self.rows), self._owner, self._ledger.now_ms(), LEASE_MILLISECONDS)
+            kept = self._ledger.renew(
+                list(self.rows), self._owner, self._ledger.unix_ms(), LEASE_MILLISECONDS
+            )
         except LedgerError as error:
             if time.monotonic() >= self._ends:
                 self.rows = {}
@@ -212,8 +211,8 @@ class Leases:
             case Delivered(status, remark):
                 state, at = DeliveryState.DELIVERED, 0
             case Retry(after_ms, remark, status, broken, attempted):
-                state, at = DeliveryState.RETRY, self._ledger.now_ms() + after_ms
-                breaks, since = broken, (row.suspect_since or self._ledger.now_ms()) if broken else 0
+                state, at = DeliveryState.RETRY, self._ledger.unix_ms() + after_ms
+                breaks, since = broken, (row.suspect_since or self._ledger.unix_ms()) if broken else 0
             case Dead(remark, status, broken):
                 state, at, breaks = DeliveryState.DEAD, 0, max(breaks, broken)
         return DeliveryResult(

@@ -19,6 +19,7 @@ import redis
 import structlog
 
 from ingest import threads
+from ingest.clock import unix_ms
 from ingest.config.model import Config
 from ingest.errors import BootError, IngestError, LedgerError
 from ingest.filesystem.locks import Owner
@@ -40,7 +41,7 @@ from ingest.workers.backoff import Patience, StoppedError
 from ingest.workers.forward.circuit import asked_anew
 from ingest.workers.forward.destination_slots import NO_END, longest_hold_ms, place_key
 from ingest.workers.forward.drain import Drain, Tools
-from ingest.workers.forward.leases import LEASE_MILLISECONDS, now_ms
+from ingest.workers.forward.leases import LEASE_MILLISECONDS
 from ingest.workers.forward.rq_worker import Worker
 from ingest.workers.store.filesystem import FileStore
 
@@ -78,7 +79,7 @@ class Forwarder:
         """
         self.stop = stop
         self.name = name
-        self._started_ms = now_ms()
+        self._started_ms = unix_ms()
         self.destinations = {destination.name: destination for destination in config.destinations}
         self.remotes = remotes
         try:
@@ -167,7 +168,7 @@ class LedgerWatch:
         while True:
             try:
                 self._bound_waits()
-                due = self._forwarder.ledger.due_destinations(self._forwarder.ledger.now_ms())
+                due = self._forwarder.ledger.due_destinations(self._forwarder.ledger.unix_ms())
                 self._ledger.worked()
                 self._wake([name for name in due if name in self._forwarder.destinations])
                 self._queue.worked()
@@ -188,7 +189,7 @@ class LedgerWatch:
         ledger = self._forwarder.ledger
         for name, destination in self._forwarder.destinations.items():
             longest = round(destination.retry_max_seconds * 1000)
-            count = ledger.bound_waits(name, ledger.now_ms(), LEASE_MILLISECONDS, longest)
+            count = ledger.bound_waits(name, ledger.unix_ms(), LEASE_MILLISECONDS, longest)
             if count:
                 log.warning(
                     "waits_bounded", destination=name, deliveries=count, cause="the clock was set back"

@@ -3,7 +3,6 @@
 import contextlib
 import errno
 import os
-import time
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Final
 import redis
 import structlog
 
+from ingest.clock import unix_ms
 from ingest.dicom.part10 import read_file_meta
 from ingest.errors import PeerError, SpoolError, StoreAwayError, StoreError
 from ingest.filesystem.beneath import LeadsOutError, unlink_beneath
@@ -343,7 +343,7 @@ class Work:
         refs = {arrival.spool_ref for arrival in placed if arrival.spool_ref not in again}
         without_rows = refs - self._tools.ledger.known_spool_refs(refs) if refs else refs
         if without_rows:
-            self._tools.ledger.note_duplicates(sorted(without_rows), time.time_ns() // 1_000_000)
+            self._tools.ledger.note_duplicates(sorted(without_rows), unix_ms())
 
     def _release(self, entry: Entry) -> None:
         reference = entry.reference

@@ -26,6 +26,7 @@ from ingest.alarms import (
     clear_alarms_of_others,
     raise_alarm,
 )
+from ingest.clock import unix_ms
 from ingest.config.model import Config
 from ingest.errors import BootError, LedgerError, SpoolError, StoreError, StoreMissingError
 from ingest.ledger import Ledger
@@ -436,7 +437,7 @@ class Persister:
             layout=self._layout,
             policy=self._config.store.duplicates,
             router=self._router,
-            now=lambda: time.time_ns() // 1_000_000,
+            now=unix_ms,
             progress=self._touch,
             bound=QuarantineBound(self._config),
             too_many=self._alarm_too_many,

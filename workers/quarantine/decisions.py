@@ -7,7 +7,6 @@ of them is stored; the same command again does what is left.
 import contextlib
 import hashlib
 import os
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,6 +16,7 @@ import redis
 from rich.console import Console
 
 from ingest.alarms import QUARANTINE_FULL, clear_alarm
+from ingest.clock import unix_ms
 from ingest.config.model import Config
 from ingest.errors import IngestError, StoreAwayError, StoreError
 from ingest.ledger import Instance, InstanceState, Ledger, NewInstance
@@ -235,7 +235,7 @@ class Warden:
     ) -> NewInstance | None:
         """Release it, unless a worker stores the same SOP instance UID at this moment."""
         key = self._layout.key(facts.study_uid, facts.series_uid, facts.sop_instance_uid)
-        now = time.time_ns() // 1_000_000
+        now = unix_ms()
         rows = self._ledger.by_sop_instance(facts.sop_instance_uid)
         # Further copies (`[store] duplicates = "keep-both"`) stay where they are.
         firsts = (one for one in rows if one.state is InstanceState.STORED and not one.copy_digest)

@@ -13,11 +13,11 @@ While the wall clock is ahead of what the mark allows, nothing is removed by age
 
 import contextlib
 import json
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from ingest.clock import boot_ms, unix_ms
 from ingest.workers.retention.policy import DAY_MS
 
 MARK: Final = "retention_clock.json"
@@ -52,9 +52,7 @@ def look() -> Moment:
     boot_id = ""
     with contextlib.suppress(OSError):
         boot_id = BOOT_ID.read_text().strip()
-    return Moment(
-        time.time_ns() // 1_000_000, time.clock_gettime_ns(time.CLOCK_BOOTTIME) // 1_000_000, boot_id
-    )
+    return Moment(unix_ms(), boot_ms(), boot_id)
 
 
 def ahead_ms(mark: Moment | None, now: Moment) -> int:

@@ -17,6 +17,7 @@ from typing import Final
 import structlog
 
 from ingest.alarms import clear_alarm, raise_alarm
+from ingest.clock import unix_ms
 from ingest.config.model import Config
 from ingest.errors import BootError, IngestError, LedgerError, StoreAwayError, StoreError
 from ingest.filesystem.folder_identity import require_store
@@ -25,7 +26,6 @@ from ingest.ledger.retention import CHUNK, KeptRow, KeptStudy, LeavingFile
 from ingest.ledger.store_folders import STORE
 from ingest.spool import store_capacity
 from ingest.workers.backoff import Patience, StoppedError
-from ingest.workers.forward.leases import now_ms
 from ingest.workers.retention import clock
 from ingest.workers.retention.policy import Decision, Goal, cutoff, decide, disk_over, oldest_first
 from ingest.workers.store.filesystem import Batch, FileStore
@@ -79,7 +79,7 @@ class Remover:
         stopping: Callable[[], bool] = lambda: False,
         *,
         statvfs: Callable[[os.PathLike[str]], os.statvfs_result] = os.statvfs,
-        now: Callable[[], int] = now_ms,
+        now: Callable[[], int] = unix_ms,
         ageing_time: Callable[[], int] | None = None,
         pass_share: float = 0.0,
     ) -> None:

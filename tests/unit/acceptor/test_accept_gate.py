@@ -14,8 +14,8 @@ from ingest.acceptor.scoreboard import (
     NEWCOMERS,
     STATE,
     Scoreboard,
-    now_ms,
 )
+from ingest.clock import monotonic_ms
 
 
 @pytest.fixture
@@ -26,7 +26,7 @@ def board(tmp_path: Path) -> Scoreboard:
 def listener(board: Scoreboard, row: int, active: int, *, state: int = ACCEPTING, age: int = 0) -> AcceptGate:
     board.set(row, STATE, state)
     board.set(row, ACTIVE, active)
-    board.set(row, HEARTBEAT, now_ms() - age)
+    board.set(row, HEARTBEAT, monotonic_ms() - age)
     return AcceptGate(board, row)
 
 

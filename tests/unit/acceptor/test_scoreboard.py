@@ -21,8 +21,8 @@ from ingest.acceptor.scoreboard import (
     STATE,
     Scoreboard,
     caller_digest,
-    now_ms,
 )
+from ingest.clock import monotonic_ms
 from ingest.config.model import MAX_ASSOCIATIONS
 
 
@@ -41,12 +41,12 @@ def test_a_reader_sees_what_is_written(path: Path) -> None:
     board = Scoreboard.create(path)
     reader = Scoreboard.attach(path)
     assert reader is not None
-    for field, value in ((PID, 42), (STATE, ACCEPTING), (ACTIVE, 3), (HEARTBEAT, now_ms())):
+    for field, value in ((PID, 42), (STATE, ACCEPTING), (ACTIVE, 3), (HEARTBEAT, monotonic_ms())):
         board.set(7, field, value)
     board.add(7, INSTANCES)
     board.add(7, INSTANCES)
     board.add(7, BYTES, 5 << 40)
-    board.set(7, HEARTBEAT, now_ms())  # shows what was counted since the last one
+    board.set(7, HEARTBEAT, monotonic_ms())  # shows what was counted since the last one
     [row] = reader.rows()
     assert (row.row, row.pid, row.state, row.active) == (7, 42, ACCEPTING, 3)
     assert (row.instances, row.bytes, row.failed, row.refused) == (2, 5 << 40, 0, 0)
@@ -91,7 +91,7 @@ def test_associations_of_all_listeners_are_counted_by_caller(path: Path) -> None
     board.release_association(entries[0])
     assert board.count_associations(ct) == (8, 5)
     assert board.claim_association(3, ct) == entries[0], "the first that is free"
-    board.set(3, HEARTBEAT, now_ms())
+    board.set(3, HEARTBEAT, monotonic_ms())
     reader = Scoreboard.attach(path)
     assert reader is not None
     assert reader.count_associations(ct) == (9, 6)
@@ -183,7 +183,7 @@ def test_a_file_that_is_cut_short_ends_nobody_and_is_made_whole_with_the_next_ch
     os.truncate(path, 1000)
     assert (reader.is_there, reader.rows(), reader.count_associations()) == (False, [], (0, 0))
     assert Scoreboard.attach(path) is None
-    board.set(3, HEARTBEAT, now_ms())
+    board.set(3, HEARTBEAT, monotonic_ms())
     [row] = reader.rows()
     assert (row.row, row.instances, reader.count_associations(1)) == (3, 1, (1, 1))
 
@@ -200,7 +200,7 @@ def test_a_full_or_failing_disk_keeps_no_node_from_its_counters(
     monkeypatch.setattr(scoreboard.os, name, full)
     board = Scoreboard.create(path)
     board.set(3, STATE, ACCEPTING)
-    board.set(3, HEARTBEAT, now_ms())
+    board.set(3, HEARTBEAT, monotonic_ms())
     assert board.get(3, STATE) == ACCEPTING
     monkeypatch.undo()
     assert Scoreboard.attach(path) is None

@@ -3,7 +3,6 @@
 import contextlib
 import json
 import os
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from click.testing import CliRunner, Result
 from sqlalchemy import create_engine, text
 
 from ingest.cli import main
+from ingest.clock import unix_ms
 from ingest.ledger import DeliveryResult, DeliveryState, InstanceState, Ledger
 from ingest.ledger.delivery_search import Filter
 from ingest.workers.store.filesystem import FileStore
@@ -87,7 +87,7 @@ def ask(url: str, tmp_path: Path) -> Ask:
 
 def fill(ledger: Ledger) -> None:
     """Instances and deliveries in every state, throughput of the last minute, and an open circuit."""
-    now = time.time_ns() // 1_000_000
+    now = unix_ms()
     ledger.record(
         [
             *(row(number, received_at=now, stored_at=now) for number in range(1, 8)),

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from ingest.clock import unix_ms
 from ingest.config.model import TLS
 from ingest.dicom import wire
 from ingest.ledger import InstanceState
@@ -74,7 +75,7 @@ def due_now(forwarding: Forwarding, sops: list[str], name: str = "pacs") -> None
     """Wait until retries are due, and until nothing holds the destination off."""
     with contextlib.closing(forwarding.server.client()) as client:
         eventually(lambda: not client.exists(hold_key(name)), 10, "the hold ends")
-    eventually(lambda: all(forwarding.row(sop, name).next_at <= leases.now_ms() for sop in sops), 10, "due")
+    eventually(lambda: all(forwarding.row(sop, name).next_at <= unix_ms() for sop in sops), 10, "due")
 
 
 def test_everything_due_arrives_in_order_over_one_association(forwarding: Forwarding, tls: TLS) -> None:
@@ -233,7 +234,7 @@ def test_dead_remote_costs_one_connection_and_no_attempt(forwarding: Forwarding)
     assert forwarding.row("1.2.3.1").attempts == 0
     circuit = forwarding.ledger.circuit("pacs")
     assert "TLS handshake" in circuit.last_error
-    assert circuit.probe_at > leases.now_ms() + 20_000
+    assert circuit.probe_at > unix_ms() + 20_000
 
 
 def test_remote_that_cannot_be_reached_makes_nothing_dead(forwarding: Forwarding) -> None:
@@ -329,7 +330,7 @@ def test_suspect_that_has_waited_for_long_comes_in_spite_of_a_backlog(
 ) -> None:
     monkeypatch.setattr(leases, "SUSPECT_SECONDS", 0.0)
     plain.many(200)
-    due = leases.now_ms() - leases.OVERDUE_MILLISECONDS
+    due = unix_ms() - leases.OVERDUE_MILLISECONDS
     with plain.ledger.write() as connection:
         connection.exec_driver_sql(
             "UPDATE deliveries SET state = 'retry', attempts = 1, breaks = 1, suspect_since = 1, next_at = ? "
@@ -516,7 +517,7 @@ def test_results_are_written_and_leases_renewed_while_a_later_instance_hangs(
             eventually(lambda: plain.states().get("delivered") == 1, 3, "the first result")
             until = time.monotonic() + 2.5
             eventually(lambda: time.monotonic() > until, 5)
-            assert plain.ledger.due_destinations(leases.now_ms()) == []
+            assert plain.ledger.due_destinations(unix_ms()) == []
             going.set()
             thread.join(10)
     assert plain.states() == {"delivered": 3}
@@ -532,7 +533,7 @@ def test_lease_that_somebody_else_took_is_not_sent(
     def status(command: dict[str, Any]) -> int:
         seen.append(command["AffectedSOPInstanceUID"])
         if len(seen) == 1:
-            later = leases.now_ms() + 60_000
+            later = unix_ms() + 60_000
             assert len(plain.ledger.lease("pacs", "thief", 10, later, 100_000)) == 3
         return 0
 

@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 
+from ingest.clock import unix_ms
 from ingest.config.model import Config, Destination, Workers
 from ingest.dicom import uids, wire
 from ingest.ledger import CircuitState
 from ingest.ledger.delivery_search import Filter
 from ingest.queue.wakeups import hold_key
 from ingest.requestor.remotes import remotes
-from ingest.workers.forward import leases
 from ingest.workers.forward.worker import Forwarder, places
 from tests.support.forwarding import Forwarding
 from tests.support.instances import EXPLICIT, IMPLICIT, Made
@@ -138,7 +138,7 @@ def test_full_remote_is_tried_again_whatever_it_calls_that(plain: Forwarding) ->
         drain(plain)
     circuit = plain.ledger.circuit("pacs")
     assert (circuit.state, circuit.permanent) == (CircuitState.CLOSED, False)
-    assert circuit.probe_at < leases.now_ms() + 1_000
+    assert circuit.probe_at < unix_ms() + 1_000
 
 
 def test_open_circuit_is_probed_with_an_echo_before_anything_is_leased(plain: Forwarding) -> None:
@@ -193,7 +193,7 @@ def test_what_is_owed_for_too_long_dies_with_the_next_failure_and_lives_when_sen
     drain(plain)
     assert plain.states() == {"dead": 2, "waiting": 1}
     assert "given up after 1 h" in str(plain.row("1.2.3.1").last_error)
-    plain.ledger.send_again(Filter(sop_instance_uid="1.2.3.1"), leases.now_ms())
+    plain.ledger.send_again(Filter(sop_instance_uid="1.2.3.1"), unix_ms())
     hold_ends(plain)
     drain(plain)
     assert plain.states() == {"dead": 1, "waiting": 2}
@@ -329,7 +329,7 @@ def test_progress_tells_rate_backlog_age_and_circuit(plain: Forwarding) -> None:
     plain.add(free_port(), "away")
     plain.many(2, to=["away"])
     drain(plain, "away")
-    now = leases.now_ms()
+    now = unix_ms()
     progress = plain.ledger.progress(now)
     pacs, away = progress["pacs"], progress["away"]
     assert 5 / 360 <= pacs.delivered_per_second <= 5 / 300

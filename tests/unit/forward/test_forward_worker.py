@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from ingest.clock import unix_ms
 from ingest.config.model import TLS
 from ingest.queue.wakeups import drain_key
-from ingest.workers.forward.leases import now_ms
 from tests.support.forwarding import Forwarding
 from tests.support.nodes import eventually
 from tests.support.peers import CT, PynetdicomRemote, Stored, make_tls, storescp
@@ -187,7 +187,7 @@ def test_term_in_the_middle_finishes_the_instance_and_gives_the_rest_back(
         assert counts == {"delivered": len(scp.stored), "waiting": 100 - len(scp.stored)}
         with contextlib.closing(forwarding.server.client()) as client:
             assert not client.keys("ingest:place:*")
-        assert forwarding.ledger.due_destinations(now_ms()) == ["pacs"]
+        assert forwarding.ledger.due_destinations(unix_ms()) == ["pacs"]
 
 
 def test_memory_stays_flat_with_a_large_instance(forwarding: Forwarding, tls: TLS) -> None:

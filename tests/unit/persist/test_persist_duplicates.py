@@ -1,6 +1,5 @@
 """A second object of a SOP instance UID, through the whole worker, for each policy."""
 
-import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -9,6 +8,7 @@ from typing import Any
 import pytest
 
 from ingest.alarms import BOUNDED_ALARM, raise_alarm, standing_alarms
+from ingest.clock import unix_ms
 from ingest.ledger import DeliveryResult, DeliveryState, InstanceState, Ledger
 from ingest.workers.store.filesystem import FileStore
 from tests.support.instances import EXPLICIT, IMPLICIT, Made
@@ -313,7 +313,7 @@ def _work_in_small_batches(site: Site, consumer: str, size: int) -> None:
 def deliver_all(site: Site) -> None:
     """Have the destination accept what is due."""
     with site.ledger() as ledger:
-        now = time.time_ns() // 1_000_000
+        now = unix_ms()
         leased = ledger.lease("pacs", "me", 99, now, 1000)
         done = [DeliveryResult(id=one.id, owner="me", state=DeliveryState.DELIVERED) for one in leased]
         ledger.finish("pacs", done, now)

@@ -14,11 +14,11 @@ from pathlib import Path
 import pytest
 from sqlalchemy import func, select, update
 
+from ingest.clock import unix_ms
 from ingest.ledger import DeliveryState, InstanceState, Ledger
 from ingest.ledger.delivery_search import Filter
 from ingest.ledger.retention import Retention
 from ingest.ledger.schema import deliveries, instances
-from ingest.workers.forward.leases import now_ms
 from ingest.workers.retention.policy import DAY_MS
 from ingest.workers.store.filesystem import FileStore, Source
 from ingest.workers.store.removal import Leaving
@@ -44,7 +44,7 @@ def test_delivery_that_is_wanted_again_keeps_its_instance(
 
     def again() -> None:
         with site.ledger() as ledger:
-            changed = ledger.send_again(Filter(study_uid="2.1"), now_ms())
+            changed = ledger.send_again(Filter(study_uid="2.1"), unix_ms())
             assert changed == {"pacs": 1}
 
     # The last moment at which another process can write: SQLite has one writer at a time.

@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import time
 from pathlib import Path
 
 import pytest
@@ -17,10 +16,10 @@ from ingest.acceptor.scoreboard import (
     HEARTBEAT,
     STATE,
     Scoreboard,
-    now_ms,
 )
 from ingest.alarms import Severity, raise_alarm
 from ingest.cli import main
+from ingest.clock import monotonic_ms, unix_ms
 from ingest.config.model import LedgerConfig
 from ingest.ledger import Ledger
 from ingest.queue.client import stream_key
@@ -61,7 +60,7 @@ def test_what_nobody_stores_is_told_by_its_age(tmp_path: Path, redis_server: Val
     settings = config(tmp_path, redis_server.url)
     spool = claim(settings)
     with redis_server.client() as client:
-        client.xadd(stream_key(spool.id), {"where": "x"}, id=f"{time.time_ns() // 1_000_000 - 90_000}-1")
+        client.xadd(stream_key(spool.id), {"where": "x"}, id=f"{unix_ms() - 90_000}-1")
     found = gather(settings)
     spool.close()
     assert 90 <= found["queue"]["oldest_seconds"] < 120
@@ -73,11 +72,11 @@ def test_each_listener_has_a_state_and_those_that_say_nothing_are_silent(tmp_pat
     board = Scoreboard.create(settings.run_dir / "scoreboard")
     for row, (state, heartbeat) in enumerate(
         [
-            (BOOTING, now_ms()),
-            (ACCEPTING, now_ms()),
-            (DRAINING, now_ms()),
-            (ACCEPTING, now_ms() - 60_000),
-            (ACCEPTING, now_ms() + 10**9),  # of before the machine was started again
+            (BOOTING, monotonic_ms()),
+            (ACCEPTING, monotonic_ms()),
+            (DRAINING, monotonic_ms()),
+            (ACCEPTING, monotonic_ms() - 60_000),
+            (ACCEPTING, monotonic_ms() + 10**9),  # of before the machine was started again
         ]
     ):
         board.set(row, STATE, state)
