@@ -1,6 +1,6 @@
-"""The acceptor's side of one association: the driver of `ingest.dicom.acceptor.TABLE`.
+"""The acceptor's side of one association: the driver of `ingest.dicom.state_table`.
 
-It knows PDUs and the state machine, and nothing of sockets and TLS: those are its link's.
+`Association` knows PDUs and the state machine. Sockets and TLS belong to its connection.
 """
 
 from collections.abc import Callable
@@ -10,10 +10,20 @@ import structlog
 
 from ingest.acceptor.scoreboard import ASSOCIATIONS, REFUSED
 from ingest.acceptor.store_scp import Caller, Services, StoreSCP
-from ingest.dicom import acceptor, wire
+from ingest.dicom import wire
 from ingest.dicom.negotiate import Accepted, Rejected
 from ingest.dicom.pdus import AssociateRequest
-from ingest.dicom.states import Action, Event, State
+from ingest.dicom.state_table import (
+    ARTIM_STATES,
+    ENDED_STATES,
+    PDU_EVENTS,
+    SENDING_STATES,
+    Action,
+    Event,
+    Role,
+    State,
+    next_step,
+)
 from ingest.ext.channel import Channel
 from ingest.ext.encode import encode_p_data
 from ingest.ext.errors import PeerError
@@ -26,25 +36,12 @@ SLACK_OPERATIONS: Final = 8
 RESPONSE_BYTES: Final = 256
 """A peer that takes no P-DATA-TF of so many bytes gets its responses in several, from here."""
 
-ANSWERING: Final = (State.ESTABLISHED, State.AWAITING_LOCAL_RELEASE_RESPONSE)
+DATA_IGNORED_STATES: Final = (State.AWAITING_RELEASE_RP, State.AWAITING_TRANSPORT_CLOSE)
+"""States in which a P-DATA-TF has no effect here.
 
-IGNORING: Final = (State.AWAITING_RELEASE_RP, State.AWAITING_TRANSPORT_CLOSE)
-"""Where P-DATA-TF says nothing more to us: it is ignored (PS3.8 Table 9-10, AA-6), or it has crossed our
-A-RELEASE-RQ and could not be answered any more (AR-6). The parser is then told to look at none, since
-fragments that belong to nothing would count as an invalid PDU (Evt19), which is answered by A-ABORT."""
-
-OVER: Final = (State.AWAITING_TRANSPORT_CLOSE, State.IDLE)
-TIMED: Final = (State.AWAITING_ASSOCIATE_RQ, State.AWAITING_TRANSPORT_CLOSE)
-"""Where PS3.8 Table 9-10 has a row for the ARTIM timer (Evt18)."""
-
-PDU_EVENTS: Final = {
-    1: Event.ASSOCIATE_RQ,
-    2: Event.ASSOCIATE_AC,
-    3: Event.ASSOCIATE_RJ,
-    5: Event.RELEASE_RQ,
-    6: Event.RELEASE_RP,
-    7: Event.ABORT,
-}
+In Sta13 the standard ignores it (AA-6). In Sta7 it crossed our A-RELEASE-RQ and cannot be answered any
+more (AR-6). The parser then skips such PDUs unread. Otherwise fragments without a message would count as an
+invalid PDU (Evt19), and the answer would be an A-ABORT."""
 
 log = structlog.get_logger()
 
@@ -146,7 +143,7 @@ class Association:
 
     def artim_expired(self) -> None:
         """The peer did in time neither associate nor close, nor answer our A-RELEASE-RQ."""
-        if self.state in TIMED:
+        if self.state in ARTIM_STATES:
             self._step(Event.ARTIM_EXPIRED)
         else:
             self.abort()
@@ -178,7 +175,7 @@ class Association:
     def _step(self, event: Event, subject: object = None) -> None:
         """One row of the table: do its action, take its next state."""
         try:
-            action, following = acceptor.next_step(self.state, event)
+            action, following = next_step(self.state, event, Role.ACCEPTOR)
         except LookupError:
             log.warning(
                 "event_out_of_place",
@@ -190,12 +187,12 @@ class Association:
             return
         handler = _HANDLERS.get(action)
         self.state = following
-        if following in IGNORING:
+        if following in DATA_IGNORED_STATES:
             self._end_service()
             self._parser.ignore_data()
         if self._scp is not None:
             self._tell_service(self._scp)
-        if following in OVER and self._counts:
+        if following in ENDED_STATES and self._counts:
             self._counts = False
             self._server.dissociated(self._link)
         if handler is not None:
@@ -204,7 +201,7 @@ class Association:
     def _tell_service(self, scp: StoreSCP) -> None:
         """Which messages may pass without a look at the table: in Sta6 both, in Sta8 responses alone."""
         scp.cycle.receiving = self.state is State.ESTABLISHED and self._fast
-        scp.cycle.answering = self.state in ANSWERING
+        scp.cycle.answering = self.state in SENDING_STATES
 
     def _send(self, data: bytes) -> None:  # DT-1, AR-7
         self._link.send(data)
@@ -351,7 +348,7 @@ class Association:
 
     def respond(self, context_id: int, command: bytes) -> None:
         """Send a response as one write, and so as one TLS record: two would wait for each other's ACK."""
-        if self.state in ANSWERING:
+        if self.state in SENDING_STATES:
             self._step(Event.DATA_REQUEST, encode_p_data(context_id, command, self._peer_max_pdu_length))
 
     def operation_done(self) -> None:

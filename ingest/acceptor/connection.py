@@ -16,7 +16,7 @@ from ingest.acceptor.association import Association, Decider
 from ingest.acceptor.scoreboard import REFUSED
 from ingest.config.model import Config
 from ingest.dicom.part10 import presentation_address
-from ingest.dicom.states import State
+from ingest.dicom.state_table import State
 from ingest.ext.channel import BLOCKED, CLOSED, ENDED, PAUSED, UNREAD, Channel
 from ingest.ext.errors import PeerError
 from ingest.ext.pdu import Command, ControlPDU, DataSet, PDUParser

@@ -1,6 +1,6 @@
 """The upper layer of the sender: PS3.8 as the requestor of an association, over a transport with deadlines.
 
-What moves between the states is `ingest.dicom.requestor.TABLE`; this module does what its actions ask.
+`ingest.dicom.state_table` names the states and actions; this module does what the actions ask.
 """
 
 import contextlib
@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final, NoReturn, Self
 
-from ingest.dicom import requestor, wire
+from ingest.dicom import wire
 from ingest.dicom.responses import Operation, Operations, Response
-from ingest.dicom.states import Action, Event, State
+from ingest.dicom.state_table import PDU_EVENTS, Action, Event, Role, State, next_step
 from ingest.errors import AssociationError, Cause, PeerError
 from ingest.ext.pdu import Command, ControlPDU, DataSet, PDUParser
 from ingest.network.resolver import no_tick
@@ -30,17 +30,7 @@ Context = tuple[str, str]
 """SOP class UID and transfer syntax UID."""
 
 _TLS_ALERT: Final = 0x15  # RFC 8446 5.1, ContentType; no PDU type of PS3.8 has this value
-_P_DATA: Final = 0x04
-_EVENTS: Final = {
-    0x01: Event.ASSOCIATE_RQ,
-    0x02: Event.ASSOCIATE_AC,
-    0x03: Event.ASSOCIATE_RJ,
-    _P_DATA: Event.DATA_TF,
-    0x05: Event.RELEASE_RQ,
-    0x06: Event.RELEASE_RP,
-    0x07: Event.ABORT,
-}
-"""PS3.8 9.3.1: PDU-type."""
+_P_DATA: Final = 0x04  # PS3.8 9.3.1: PDU-type
 _USER, _PROVIDER = 0, 2  # PS3.8 Table 9-26, byte 9: source of an A-ABORT
 
 
@@ -303,13 +293,13 @@ class UpperLayer:
         return self._failure or AssociationError(f"{self.remote}: the association has ended")
 
     def _step(self, event: Event) -> Action:
-        action, self._state = requestor.next_step(self._state, event)
+        action, self._state = next_step(self._state, event, Role.REQUESTOR)
         return action
 
     def _take(self, event: ControlPDU | Command | DataSet) -> None:
         """Do what the table asks for one PDU of the remote."""
         kind = event.pdu_type if isinstance(event, ControlPDU) else _P_DATA
-        action = self._step(_EVENTS[kind])
+        action = self._step(PDU_EVENTS[kind])
         if action is Action.DT_2:
             self._answered(event)
             return
