@@ -43,3 +43,19 @@ def test_index_names_every_page() -> None:
     decisions = docs / "decisions"
     missing = {page for page in docs.rglob("*.md") if page.parent != decisions} - linked
     assert missing - {docs / "README.md"} == set()
+
+
+def test_tests_named_in_the_table_of_faults_exist() -> None:
+    page = (ROOT / "docs/reference/durability.md").read_text()
+    cells = [line.rstrip(" |").rpartition(" | ")[2] for line in page.splitlines() if "| tests/" in line]
+    missing = []
+    for cell in cells:
+        path = ""
+        for named in cell.split(", "):
+            before, _, name = named.rpartition("::")
+            path = before or (named if named.endswith(".py") else path)
+            text = (ROOT / path).read_text() if (ROOT / path).is_file() else ""
+            if not text or (name != path and f"def {name}(" not in text):
+                missing.append(named)
+    assert cells
+    assert missing == []
