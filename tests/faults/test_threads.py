@@ -36,8 +36,8 @@ elif {thread!r} == "handoff":
     from ingest.queue.publisher import Handoff
     Handoff._take = broken(Handoff._take)
 else:
-    from ingest.workers.backoff import Patience
-    Patience.worked = broken(Patience.worked)
+    from ingest.workers.backoff import Backoff
+    Backoff.reset = broken(Backoff.reset)
 from ingest.cli import main
 main()
 """

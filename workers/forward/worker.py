@@ -37,7 +37,7 @@ from ingest.queue.wakeups import (
 )
 from ingest.requestor.transport import Remote
 from ingest.tls.observed_certificates import Sightings
-from ingest.workers.backoff import Patience, StoppedError
+from ingest.workers.backoff import Backoff, StoppedError, retry_with_backoff
 from ingest.workers.forward.circuit import asked_anew
 from ingest.workers.forward.destination_slots import NO_END, longest_hold_ms, place_key
 from ingest.workers.forward.drain import Drain, Tools
@@ -150,8 +150,8 @@ class LedgerWatch:
     def __init__(self, forwarder: Forwarder) -> None:
         """Prepare; `start` starts its thread."""
         self._forwarder = forwarder
-        self._queue = Patience(forwarder.stop, "queue_away", "deliveries wait in the ledger")
-        self._ledger = Patience(forwarder.stop, "ledger_away", "deliveries wait")
+        self._queue = Backoff(forwarder.stop, "queue_away", "deliveries wait in the ledger")
+        self._ledger = Backoff(forwarder.stop, "ledger_away", "deliveries wait")
         self._suspects: set[str] = set()
         self._thread: threading.Thread | None = None
 
@@ -169,18 +169,18 @@ class LedgerWatch:
             try:
                 self._bound_waits()
                 due = self._forwarder.ledger.due_destinations(self._forwarder.ledger.unix_ms())
-                self._ledger.worked()
+                self._ledger.reset()
                 self._wake([name for name in due if name in self._forwarder.destinations])
-                self._queue.worked()
+                self._queue.reset()
             except LedgerError as error:
-                self._ledger.failed(error)
+                self._ledger.wait_after(error)
             except redis.RedisError as error:
                 mend_keys(self._forwarder.client, self._forwarder.keys(), error)
-                self._queue.failed(error)
+                self._queue.wait_after(error)
             except Exception as error:
-                # Whatever it is, deliveries wait for this thread; `failed` waits longer each time.
+                # Whatever it is, deliveries wait for this thread; `wait_after` waits longer each time.
                 log.error("ledger_watch_failed", exc_info=error)
-                self._ledger.failed(error)
+                self._ledger.wait_after(error)
             if self._forwarder.stop.wait(WAKE_SECONDS):
                 return
 
@@ -218,20 +218,20 @@ class LedgerWatch:
 
 def _work(forwarder: Forwarder, config: Config) -> None:
     """Take wake-ups until told to stop; a worker of RQ's ends when Redis is away, and another one begins."""
-    patience = Patience(forwarder.stop, "queue_away", "deliveries wait in the ledger")
+    backoff = Backoff(forwarder.stop, "queue_away", "deliveries wait in the ledger")
     with contextlib.closing(connect(config, timeout=REDIS_SECONDS)) as client:
         for number in itertools.count():
             # RQ refuses the name of a worker that could not say that it had ended.
             name = f"{forwarder.name}-{number}" if number else forwarder.name
             try:
                 Worker(name, client, forwarder.stop, forwarder.destinations).run(
-                    forwarder.drain, patience.worked
+                    forwarder.drain, backoff.reset
                 )
             except (redis.RedisError, OSError, ValueError) as error:
                 if forwarder.stop.is_set():
                     return
                 mend_keys(client, forwarder.keys() | {f"rq:worker:{name}": "hash"}, error)
-                patience.failed(error)
+                backoff.wait_after(error)
             else:
                 return
 
@@ -250,7 +250,7 @@ def run(config: Config, stop: threading.Event, remotes: Mapping[str, Remote]) ->
     forwarder = Forwarder(config, stop, remotes, name)
     try:
         with contextlib.suppress(StoppedError):
-            Patience(stop, "ledger_away", "deliveries wait").insist(forwarder.ledger.migrate)
+            retry_with_backoff(Backoff(stop, "ledger_away", "deliveries wait"), forwarder.ledger.migrate)
             forwarder.ask_anew()
             watch = LedgerWatch(forwarder)
             watch.start()

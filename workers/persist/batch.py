@@ -15,10 +15,10 @@ from ingest.clock import unix_ms
 from ingest.dicom.part10 import read_file_meta
 from ingest.errors import PeerError, SpoolError, StoreAwayError, StoreError
 from ingest.filesystem.beneath import LeadsOutError, unlink_beneath
-from ingest.ledger import NewInstance, Outcome
+from ingest.ledger import Ledger, NewInstance, Outcome
 from ingest.log import Seldom
 from ingest.queue.consumer import Entry
-from ingest.workers.backoff import StoppedError
+from ingest.workers.backoff import Backoff, StoppedError, retry_with_backoff
 from ingest.workers.fault_attribution import is_ours
 from ingest.workers.persist.arrival import (
     Arrival,
@@ -33,7 +33,6 @@ from ingest.workers.persist.arrival import (
 )
 from ingest.workers.persist.crash_marks import Deaths
 from ingest.workers.persist.isolated_reader import Trial, try_to_read
-from ingest.workers.persist.ledger_retry import PatientLedger
 from ingest.workers.persist.placement import Placer, Placing, was_refused
 from ingest.workers.persist.spool_leftovers import Leftovers
 from ingest.workers.store.filesystem import FileStore, Source
@@ -80,7 +79,8 @@ class Tools:
         client: Where data sets with carrier "redis" lie.
         store: Where those go first, and what lies in segments.
         placer: Decides and places.
-        ledger: Records; waits while the ledger is away.
+        ledger: Records.
+        ledger_backoff: The failures of the ledger.
         leftovers: What could not be removed from the spool.
         deaths: What workers died of.
         enough: Tells when what was placed so far should be recorded before going on.
@@ -94,7 +94,8 @@ class Tools:
     client: redis.Redis
     store: FileStore
     placer: Placer
-    ledger: PatientLedger
+    ledger: Ledger
+    ledger_backoff: Backoff
     leftovers: Leftovers
     deaths: Deaths
     enough: Callable[[], bool]
@@ -314,8 +315,9 @@ class Work:
 
     def _write(self, placing: Placing, rows: Sequence[NewInstance]) -> None:
         """All rows at once; one by one where the ledger refuses some, so that these keep back no others."""
+        tools = self._tools
         try:
-            outcomes = self._tools.ledger.record(rows)
+            outcomes = retry_with_backoff(tools.ledger_backoff, tools.ledger.record, rows)
         except StoppedError:
             raise
         except Exception as error:
@@ -339,11 +341,17 @@ class Work:
         Args:
             again: References that are placed again.
         """
+        tools = self._tools
         placed = [one.arrival for one in self._placed if one.entry.reference.carrier == "redis"]
         refs = {arrival.spool_ref for arrival in placed if arrival.spool_ref not in again}
-        without_rows = refs - self._tools.ledger.known_spool_refs(refs) if refs else refs
+        known = (
+            retry_with_backoff(tools.ledger_backoff, tools.ledger.known_spool_refs, refs) if refs else refs
+        )
+        without_rows = refs - known
         if without_rows:
-            self._tools.ledger.note_duplicates(sorted(without_rows), unix_ms())
+            retry_with_backoff(
+                tools.ledger_backoff, tools.ledger.note_duplicates, sorted(without_rows), unix_ms()
+            )
 
     def _release(self, entry: Entry) -> None:
         reference = entry.reference
@@ -363,7 +371,8 @@ class Work:
 
     def _report_gone(self, gone: Sequence[Entry]) -> None:
         refs = {spool_ref(entry.reference): entry for entry in gone}
-        known = self._tools.ledger.settled_spool_refs(refs)
+        tools = self._tools
+        known = retry_with_backoff(tools.ledger_backoff, tools.ledger.settled_spool_refs, list(refs))
         for ref in refs.keys() - known:
             # Persisted as a duplicate before a crash; or lost, or (carrier "redis") put back by its listener.
             log.warning("reference_without_file", reference=ref)

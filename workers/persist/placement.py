@@ -8,9 +8,10 @@ from typing import Final
 
 import structlog
 
-from ingest.ledger import Holdings, InstanceState, NewInstance, Outcome
+from ingest.ledger import Holdings, InstanceState, Ledger, NewInstance, Outcome
 from ingest.routing.router import Router, Routing
 from ingest.spool.reference import Reference
+from ingest.workers.backoff import Backoff, retry_with_backoff
 from ingest.workers.persist.arrival import Arrival, Facts
 from ingest.workers.persist.compare import content_digest, existing, same_bytes, same_file
 from ingest.workers.persist.duplicates import (
@@ -21,7 +22,6 @@ from ingest.workers.persist.duplicates import (
     at_bound,
     decide,
 )
-from ingest.workers.persist.ledger_retry import Rows
 from ingest.workers.quarantine.copies import Aside, Bound, NoBound
 from ingest.workers.store.filesystem import Batch, Store
 from ingest.workers.store.keys import Layout, safe_name, variant_key
@@ -49,7 +49,8 @@ class Placer:
     Attributes:
         store: Where instances stay.
         quarantine: Where they go that a person has to look at.
-        rows: The ledger.
+        ledger: The ledger.
+        ledger_backoff: The failures of the ledger.
         layout: `[store] path`.
         policy: `[store] duplicates`.
         router: `[[routes]]`.
@@ -61,7 +62,8 @@ class Placer:
 
     store: Store
     quarantine: Store
-    rows: Rows
+    ledger: Ledger
+    ledger_backoff: Backoff
     layout: Layout
     policy: Policy
     router: Router
@@ -99,7 +101,12 @@ class Placing:
         self._replaced: set[str] = set()
         self._excluding = False
         self._aside = Aside(
-            placer.quarantine, placer.rows, placer.bound, exclude=self._exclude, progress=placer.progress
+            placer.quarantine,
+            placer.ledger,
+            placer.ledger_backoff,
+            placer.bound,
+            exclude=self._exclude,
+            progress=placer.progress,
         )
         self.rows: list[NewInstance] = []
 
@@ -174,7 +181,11 @@ class Placing:
         stored = [(row, outcome) for row, outcome in refused if row.state is InstanceState.STORED]
         if not stored:
             return set()
-        held = self._shared.rows.holdings({row.sop_instance_uid for row, _ in stored})
+        held = retry_with_backoff(
+            self._shared.ledger_backoff,
+            self._shared.ledger.holdings,
+            {row.sop_instance_uid for row, _ in stored},
+        )
         again = set()
         for row, outcome in stored:
             if outcome is Outcome.TAKEN:
@@ -200,7 +211,9 @@ class Placing:
         self.rows.clear()
 
     def _learn(self) -> None:
-        self._held = self._shared.rows.holdings(self._asked)
+        self._held = retry_with_backoff(
+            self._shared.ledger_backoff, self._shared.ledger.holdings, self._asked
+        )
         own = {row.sop_instance_uid for row in self.rows if _is_first(row)}
         self._keys = {uid: key for uid, key in self._keys.items() if uid in own} | dict(self._held.stored)
 
@@ -222,7 +235,7 @@ class Placing:
         gone = {uid for uid, keys in removing.items() if not keys & anothers}
         if gone:
             self._shared.store.sync(self._stored)
-            self._shared.rows.finish_removals(gone)
+            retry_with_backoff(self._shared.ledger_backoff, self._shared.ledger.finish_removals, gone)
 
     def _may_be_anothers(self, key: str) -> bool:
         """Whether a worker that knew nothing of the row may be about to record what has its name now."""
@@ -234,7 +247,7 @@ class Placing:
         return may_be_another(changed, self._held.left_at[key], now)
 
     def _remove_unclaimed(self, key: str) -> None:
-        if not self._shared.rows.claimed_keys([key]):
+        if not retry_with_backoff(self._shared.ledger_backoff, self._shared.ledger.claimed_keys, [key]):
             self._shared.store.remove(self._stored, key)
 
     def _store(self, arrival: Arrival, facts: Facts) -> None:
@@ -366,9 +379,9 @@ class Placing:
 
     def _replace(self, arrival: Arrival, facts: Facts, taken: str, key: str, note: str) -> None:
         shared, uid = self._shared, facts.sop_instance_uid
-        if shared.rows.known_spool_refs([arrival.spool_ref]):
+        if retry_with_backoff(shared.ledger_backoff, shared.ledger.known_spool_refs, [arrival.spool_ref]):
             return  # an object that has replaced, and may have been replaced since
-        shared.rows.supersede([uid], shared.now())
+        retry_with_backoff(shared.ledger_backoff, shared.ledger.supersede, [uid], shared.now())
         shared.store.replace(self._stored, arrival.source, key)
         if taken != key:
             self._replaced.add(taken)
@@ -433,7 +446,9 @@ class Placing:
         if not routing.destinations:
             return routing
         shared = self._shared
-        delivered = shared.rows.delivered_since(uid, shared.now() - DELIVERED_WITHIN_MS)
+        delivered = retry_with_backoff(
+            shared.ledger_backoff, shared.ledger.delivered_since, uid, shared.now() - DELIVERED_WITHIN_MS
+        )
         names = at_bound(routing.destinations, delivered)
         for name in names:
             shared.too_many(name, uid)

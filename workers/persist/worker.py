@@ -37,13 +37,12 @@ from ingest.queue.wakeups import RQ_KEYS, Waker, drain_key
 from ingest.routing.node_routes import NodeRouter
 from ingest.spool.reference import SPOOL_ID
 from ingest.spool.spool import spool_id
-from ingest.workers.backoff import Patience, StoppedError
+from ingest.workers.backoff import Backoff, StoppedError, retry_with_backoff
 from ingest.workers.fault_attribution import is_ours, is_shortage
 from ingest.workers.persist.batch import Results, Tools, Work
 from ingest.workers.persist.crash_marks import Deaths
 from ingest.workers.persist.duplicates import DELIVERED_MAX
 from ingest.workers.persist.ledger_agreement import StoreAgreement
-from ingest.workers.persist.ledger_retry import PatientLedger
 from ingest.workers.persist.placement import Placer
 from ingest.workers.persist.spool_leftovers import Leftovers
 from ingest.workers.persist.unpersisted_alarm import Unpersisted
@@ -130,23 +129,24 @@ class Persister:
         carriers = {"spool", config.queue.carrier}
         self._inbox = Inbox(self._client, consumer, self._streams, carriers)
         self._waker = Waker(self._client)
-        self._queue_patience = Patience(stop, "queue_away", "what is received waits in the spool")
-        self._spool_patience = Patience(stop, "spool_away", "mount it, or see [receive] spool_dir")
-        self._store_patience = Patience(stop, "store_away", "what is received waits in the spool")
-        self._host_patience = Patience(
+        self._queue_backoff = Backoff(stop, "queue_away", "what is received waits in the spool")
+        self._spool_backoff = Backoff(stop, "spool_away", "mount it, or see [receive] spool_dir")
+        self._store_backoff = Backoff(stop, "store_away", "what is received waits in the spool")
+        self._ledger_backoff = Backoff(
+            stop,
+            "ledger_away",
+            "what is received waits in the spool",
+            between_attempts=lambda: self._touch(forgive=True),
+        )
+        self._host_backoff = Backoff(
             stop,
             "persisting_fails",
             "what is received waits in the spool; see to its disk, memory and limit of open files",
         )
         try:
             self._layout, self._router = Layout(config.store.path), NodeRouter(config, logs=True)
-            ledger = Ledger(config.ledger_url)
-            self._agreement = StoreAgreement(config.store_root, config.run_dir, ledger)
-            self._ledger = PatientLedger(
-                ledger,
-                Patience(stop, "ledger_away", "what is received waits in the spool"),
-                lambda: self._touch(forgive=True),
-            )
+            self._ledger = Ledger(config.ledger_url)
+            self._agreement = StoreAgreement(config.store_root, config.run_dir, self._ledger)
         except (StoreError, LedgerError) as error:
             raise BootError(str(error)) from error
         self._batch = self._batch_max = CARRIED_BATCH if config.queue.carrier == "redis" else BATCH
@@ -175,7 +175,7 @@ class Persister:
             stack.callback(self._client.close)
             stack.callback(self._ledger.close)
             with contextlib.suppress(StoppedError):
-                self._ledger.migrate()
+                retry_with_backoff(self._ledger_backoff, self._ledger.migrate)
                 names = [destination.name for destination in self._config.destinations]
                 clear_alarms_of_others(self._config.run_dir, BOUNDED_ALARM, names)
                 self._store = self._opened(stack, STORE, self._config.store_root, self._ledger.exclusion())
@@ -195,8 +195,8 @@ class Persister:
             self._settle()
             self._agreement.mark()
             entries = self._next()
-            self._queue_patience.worked()
-            self._spool_patience.worked()
+            self._queue_backoff.reset()
+            self._spool_backoff.reset()
             for share in _shares(entries, self._room()):
                 self._work(share)
                 if self._stop.is_set():
@@ -205,11 +205,11 @@ class Persister:
             self._own = True
             self._inbox.begin_own()
             mend_keys(self._client, self._keys(), error)
-            self._queue_patience.failed(error)
+            self._queue_backoff.wait_after(error)
         except SpoolError as error:
-            self._spool_patience.failed(error)
+            self._spool_backoff.wait_after(error)
         except (OSError, MemoryError) as error:
-            self._host_patience.failed(error)
+            self._host_backoff.wait_after(error)
 
     def _tidy(self) -> None:
         """Remove what could not be removed before, now and then."""
@@ -297,8 +297,8 @@ class Persister:
             self._unpersisted.failed(results.away, results.error)
             self._wait_for(results.error)
         elif results.done:
-            self._store_patience.worked()
-            self._host_patience.worked()
+            self._store_backoff.reset()
+            self._host_backoff.reset()
             self._tell(None)
             self._remember_folders()
             self._agreement.stored()
@@ -309,10 +309,10 @@ class Persister:
         """Wait a little; the next batches are smaller: they need less, and fail together with fewer."""
         self._batch = max(1, self._batch // 2)
         if is_shortage(error) or not isinstance(error, StoreError):
-            self._host_patience.failed(error)
+            self._host_backoff.wait_after(error)
         else:
             self._tell(error)
-            self._store_patience.failed(error)
+            self._store_backoff.wait_after(error)
 
     def _take(self, results: Results) -> None:
         self._done += results.done
@@ -397,12 +397,12 @@ class Persister:
     ) -> FileStore:
         durable = self._config.receive.durability == "fsync"
         store = FileStore(root, durable=durable, progress=self._touch, exclusion=exclusion)
-        self._store_patience.insist(lambda: self._prepare(kind, store))
+        retry_with_backoff(self._store_backoff, self._prepare, kind, store)
         stack.callback(store.close)
         return store
 
     def _prepare(self, kind: str, store: FileStore) -> None:
-        known = self._ledger.known_folder(kind)
+        known = retry_with_backoff(self._ledger_backoff, self._ledger.known_folder, kind)
         try:
             identity = store.prepare(known)
         except StoreError as error:
@@ -417,7 +417,7 @@ class Persister:
         """Have the ledger remember new ids; once it has taken a batch, so that it keeps nothing back."""
         while self._unremembered:
             kind, identity = self._unremembered.popitem()
-            self._ledger.remember_folder(kind, identity)
+            retry_with_backoff(self._ledger_backoff, self._ledger.remember_folder, kind, identity)
 
     def _tell(self, error: StoreError | None) -> None:
         """Have people hear of a store that is not mounted, and no longer once there is no error."""
@@ -433,7 +433,8 @@ class Persister:
         placer = Placer(
             store=self._store,
             quarantine=quarantine,
-            rows=self._ledger,
+            ledger=self._ledger,
+            ledger_backoff=self._ledger_backoff,
             layout=self._layout,
             policy=self._config.store.duplicates,
             router=self._router,
@@ -450,6 +451,7 @@ class Persister:
             store=self._store,
             placer=placer,
             ledger=self._ledger,
+            ledger_backoff=self._ledger_backoff,
             leftovers=self._leftovers,
             deaths=Deaths(self._config.run_dir),
             enough=self._enough,

@@ -10,10 +10,10 @@ from typing import Protocol
 
 import structlog
 
-from ingest.ledger import SameContent
+from ingest.ledger import Ledger, SameContent
+from ingest.workers.backoff import Backoff, retry_with_backoff
 from ingest.workers.persist.arrival import Arrival, Facts
 from ingest.workers.persist.compare import content_digest, existing, same_bytes
-from ingest.workers.persist.ledger_retry import Rows
 from ingest.workers.store.filesystem import Batch, Store
 from ingest.workers.store.keys import quarantine_key
 
@@ -65,14 +65,16 @@ class Aside:
 
     Attributes:
         quarantine: Where it goes.
-        rows: The ledger.
+        ledger: The ledger.
+        ledger_backoff: The failures of the ledger.
         bound: For what was refused.
         exclude: Keeps others from dropping and releasing until the batch is recorded.
         progress: Called often while something large is read.
     """
 
     quarantine: Store
-    rows: Rows
+    ledger: Ledger
+    ledger_backoff: Backoff
     bound: Bound
     exclude: Callable[[], None]
     progress: Callable[[], None]
@@ -118,10 +120,10 @@ class Aside:
 
     def _recorded(self, same: SameContent, arrival: Arrival, facts: Facts) -> str | None:
         """The key of the same thing, if the ledger has it and its file is there and whole."""
-        if not self.rows.quarantined_keys(same):
+        if not self._quarantined_keys(same):
             return None
         self.exclude()
-        for key in self.rows.quarantined_keys(same):
+        for key in self._quarantined_keys(same):
             with existing(self.quarantine, key) as (there, known):
                 offset = known.data_set_offset if known is not None else facts.data_set_offset
                 skipping = offset, facts.data_set_offset
@@ -129,11 +131,14 @@ class Aside:
                     return key
         return None
 
+    def _quarantined_keys(self, same: SameContent) -> list[str]:
+        return retry_with_backoff(self.ledger_backoff, self.ledger.quarantined_keys, same)
+
     def _has_room(self, size: int) -> bool:
         if not self.bound.max_bytes:
             return True
         if self._refused_bytes is None:
-            self._refused_bytes = self.rows.refused_bytes()
+            self._refused_bytes = retry_with_backoff(self.ledger_backoff, self.ledger.refused_bytes)
         if self._refused_bytes + size > self.bound.max_bytes:
             return False
         self._refused_bytes += size

@@ -25,7 +25,7 @@ from ingest.ledger import Ledger
 from ingest.ledger.retention import CHUNK, KeptRow, KeptStudy, LeavingFile
 from ingest.ledger.store_folders import STORE
 from ingest.spool import store_capacity
-from ingest.workers.backoff import Patience, StoppedError
+from ingest.workers.backoff import Backoff, StoppedError, retry_with_backoff
 from ingest.workers.retention import clock
 from ingest.workers.retention.policy import Decision, Goal, cutoff, decide, disk_over, oldest_first
 from ingest.workers.store.filesystem import Batch, FileStore
@@ -362,13 +362,13 @@ def run(config: Config, stop: threading.Event) -> None:
         ledger = Ledger(config.ledger_url)
     except LedgerError as error:
         raise BootError(str(error)) from error
-    patience = Patience(stop, "retention_away", "nothing is removed meanwhile")
+    backoff = Backoff(stop, "retention_away", "nothing is removed meanwhile")
     ageing = Ageing(config, ledger)
     remover = Remover(
         config, ledger, stop.is_set, ageing_time=ageing.time, pass_share=config.retention.max_pass_share
     )
     with contextlib.closing(ledger), contextlib.suppress(StoppedError):
-        patience.insist(ledger.migrate)
+        retry_with_backoff(backoff, ledger.migrate)
         while not stop.is_set():
             began = time.monotonic()
             try:
@@ -378,9 +378,9 @@ def run(config: Config, stop: threading.Event) -> None:
                 if report.instances:
                     _tell(config, remover, stop)
                 _say(report)
-                patience.worked()
+                backoff.reset()
             except (LedgerError, StoreError, OSError, MemoryError) as error:
-                patience.failed(error)
+                backoff.wait_after(error)
             except BusyError:
                 log.debug("another_removes")
             took = time.monotonic() - began
