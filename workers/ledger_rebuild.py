@@ -136,7 +136,7 @@ def verify(config: Config, *, reads: bool, as_json: bool) -> int:
     """
     found = Differences()
     with contextlib.closing(Ledger(config.ledger_url)) as ledger, _progress() as say:
-        ledger.check_schema()
+        ledger.require_schema()
         _require_folders(config, ledger)
         for kind, root in ((STORE, config.store_root), (QUARANTINE, config.quarantine_dir)):
             for chunk in _chunks(_walk(root)):
@@ -170,7 +170,7 @@ def rebuild(config: Config, *, makes_deliveries: bool, as_json: bool) -> int:
         ledger.migrate()
         _require_folders(config, ledger)
         beside = (
-            ledger.dialect != "sqlite"
+            ledger.database.dialect != "sqlite"
             or reload_client.is_running(config.run_dir)
             or reload_client.workers_run(config.run_dir)
         )
@@ -179,7 +179,7 @@ def rebuild(config: Config, *, makes_deliveries: bool, as_json: bool) -> int:
             rebuilder.run(YOUNG_SECONDS if beside else 0.0, say)
         if not done.young:
             remembered = read_ledger_mark(config.store_root)
-            mark = ledger.advance_mark(remembered.count if remembered else 0)
+            mark = ledger.store_folders.advance_mark(remembered.count if remembered else 0)
             if config.store_root.is_dir():
                 write_ledger_mark(config.store_root, mark)
             clear_alarm(config.run_dir, ALARM)
@@ -195,7 +195,7 @@ def rebuild(config: Config, *, makes_deliveries: bool, as_json: bool) -> int:
 def _require_folders(config: Config, ledger: Ledger) -> None:
     """Compare with no mount point: every file would be missing there."""
     for kind, root in ((STORE, config.store_root), (QUARANTINE, config.quarantine_dir)):
-        require_store(root, ledger.known_folder(kind))
+        require_store(root, ledger.store_folders.find_folder(kind))
 
 
 class Rebuilder:
@@ -211,7 +211,7 @@ class Rebuilder:
         self._router = NodeRouter(config)
         self._makes_deliveries = makes_deliveries
         # Never prepared: it gives no names, and its lock alone is used.
-        self._store = FileStore(self._root, exclusion=ledger.exclusion() if kind == STORE else None)
+        self._store = FileStore(self._root, exclusion=ledger.create_removal_lock() if kind == STORE else None)
 
     def run(self, young_seconds: float, say: Callable[[str], None]) -> None:
         """Walk the folder once.
@@ -236,7 +236,7 @@ class Rebuilder:
             say(f"{done.files} files looked at, {done.new} rows made")
 
     def _without_row(self, chunk: Sequence[_Found]) -> list[_Found]:
-        claimed = self._ledger.claimed_keys([one.key for one in chunk])
+        claimed = self._ledger.instances.find_claimed_keys([one.key for one in chunk])
         return [one for one in chunk if one.key not in claimed]
 
     def _row(self, found: _Found) -> tuple[_Found, NewInstance] | None:
@@ -310,12 +310,12 @@ class Rebuilder:
                     self._contest(row, "it is being removed or replaced")
                 else:
                     meant.append(row)
-            outcomes = self._ledger.record(meant)
+            outcomes = self._ledger.instances.record(meant)
         for row, outcome in zip(meant, outcomes, strict=True):
             if outcome is Outcome.RECORDED:
                 self._done.new += 1
                 self._done.deliveries += len(row.destinations)
-            elif row.store_key in self._ledger.claimed_keys([row.store_key]):
+            elif row.store_key in self._ledger.instances.find_claimed_keys([row.store_key]):
                 self._done.known += 1  # a worker was quicker
             else:
                 self._contest(row, f"another file of the SOP instance UID {row.sop_instance_uid} has a row")
@@ -327,7 +327,7 @@ class Rebuilder:
     def _leaving(self, rows: Sequence[NewInstance]) -> set[str]:
         if self._kind == QUARANTINE:
             return set()
-        held = self._ledger.holdings({row.sop_instance_uid for row in rows})
+        held = self._ledger.instances.find_store_keys({row.sop_instance_uid for row in rows})
         return set().union(*held.removing.values(), *held.replaced.values())
 
     def _is_there(self, found: _Found) -> bool:
@@ -392,7 +392,7 @@ def _find_files_without_row(
     ledger: Ledger, kind: str, root: Path, chunk: Sequence[_Found], found: Differences
 ) -> None:
     found.files += len(chunk)
-    claimed = ledger.claimed_keys([one.key for one in chunk])
+    claimed = ledger.instances.find_claimed_keys([one.key for one in chunk])
     for one in chunk:
         # Of one that is gone by now there is nothing to say; nor of one that a worker is about to record.
         young = time.time() - one.facts.st_ctime < YOUNG_SECONDS
@@ -408,7 +408,7 @@ def _stays_without(ledger: Ledger, key: str, seconds: float = 2.0) -> bool:
     """Whether a file that was just named has no row a moment later, either."""
     until = time.monotonic() + seconds
     while time.monotonic() < until:
-        if ledger.claimed_keys([key]):
+        if ledger.instances.find_claimed_keys([key]):
             return False
         time.sleep(0.1)
     return True
@@ -418,7 +418,7 @@ def _compare_rows(
     config: Config, ledger: Ledger, found: Differences, *, reads: bool, say: Callable[[str], None]
 ) -> None:
     last = 0
-    while rows := ledger.rows_with_files(last, CHUNK):
+    while rows := ledger.instances.list_with_files(last, CHUNK):
         for row in rows:
             _compare(config, ledger, row, found, reads=reads)
         found.rows += len(rows)
@@ -441,7 +441,7 @@ def _compare(config: Config, ledger: Ledger, row: Instance, found: Differences, 
                     found.add("other_objects", name)
     except FileNotFoundError:
         # It may have been removed since the row was read, which the ledger then says.
-        if ledger.claimed_keys([row.store_key]):
+        if ledger.instances.find_claimed_keys([row.store_key]):
             found.add("without_file", name)
     except (PeerError, OSError):
         found.add("unreadable", name)

@@ -210,7 +210,7 @@ def _is_local(url: str) -> bool:
 def _ledger(config: Config) -> Iterator[Fault]:
     import sqlalchemy  # noqa: PLC0415 - slow to import, and only needed here
 
-    from ingest.ledger.engine import MALFORMED_REMEDY, is_malformed  # noqa: PLC0415
+    from ingest.ledger.database import MALFORMED_REMEDY, is_malformed  # noqa: PLC0415
     from ingest.ledger.server_address import resolve_hosts  # noqa: PLC0415
 
     try:
@@ -261,7 +261,7 @@ def _damage(connection: Any) -> str:
     try:
         found = [str(row[0]) for row in driver.execute("PRAGMA quick_check(1)")]
     except sqlite3.DatabaseError as error:
-        from ingest.ledger.engine import is_malformed  # noqa: PLC0415 - slow to import
+        from ingest.ledger.database import is_malformed  # noqa: PLC0415 - slow to import
 
         # Otherwise it was interrupted, or is busy: nothing is known of damage.
         found = [str(error)] if is_malformed(error) else []

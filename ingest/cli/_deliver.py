@@ -55,7 +55,7 @@ def deliver(
     """
     _require_known(to, [destination.name for destination in config.destinations])
     ledger = Ledger(config.ledger_url)
-    ledger.check_schema()
+    ledger.require_schema()
     console, errors = Console(highlight=False, soft_wrap=True), Console(stderr=True)
     due = []
     for name in dict.fromkeys(to):
@@ -65,7 +65,9 @@ def deliver(
                 status.update(escape(f"{name}: {part:.0%} looked at"))
 
             now = unix_ms()
-            counts = ledger.deliver(name, which, now, again=again, dry_run=dry_run, progress=show)
+            counts = ledger.backfill.create_deliveries(
+                name, which, now, again=again, dry_run=dry_run, progress=show
+            )
         if not dry_run:
             # A person has decided about what was kept back.
             clear_alarm(config.run_dir, f"{BOUNDED_ALARM}.{name}")
@@ -93,7 +95,7 @@ def _wake(config: Config, ledger: Ledger, destinations: Sequence[str]) -> None:
     client = connect(config, timeout=2.0)
     try:
         for name in destinations:
-            ledger.close_circuit(name)
+            ledger.circuits.close_circuit(name)
             wake(client, name)
     except redis.RedisError as error:
         print_note(f"the queue is away ({error}); workers find them by themselves within seconds")

@@ -15,7 +15,7 @@ from ingest.clock import unix_ms
 from ingest.config.model import Config
 from ingest.errors import IngestError
 from ingest.ledger import Circuit, DeliveryState, Ledger
-from ingest.ledger.delivery_search import Filter, FoundDelivery
+from ingest.ledger.delivery_admin import DeliveryFilter, FoundDelivery
 from ingest.queue.client import connect
 from ingest.queue.wakeups import wake
 
@@ -26,12 +26,14 @@ class UnknownDestinationError(IngestError):
     """Neither the configuration nor the ledger knows a destination of this name."""
 
 
-def list_deliveries(config: Config, which: Filter, limit: int, before: int | None, *, as_json: bool) -> int:
+def list_deliveries(
+    config: Config, which: DeliveryFilter, limit: int, before: int | None, *, as_json: bool
+) -> int:
     """Print deliveries, the newest first; as JSON one object a line. Returns the exit code."""
     with contextlib.closing(Ledger(config.ledger_url)) as ledger:
         _known(config, ledger, which)
-        found = ledger.find_deliveries(which, limit, before=before)
-        circuits = ledger.circuits()
+        found = ledger.delivery_admin.find_deliveries(which, limit, before=before)
+        circuits = ledger.circuits.read_circuits()
     if as_json:
         for row in found:
             print_line(json.dumps(_plain(row, circuits.get(row.destination))))
@@ -42,31 +44,33 @@ def list_deliveries(config: Config, which: Filter, limit: int, before: int | Non
     return 0
 
 
-def send_again(config: Config, which: Filter, *, dry_run: bool) -> int:
+def send_again(config: Config, which: DeliveryFilter, *, dry_run: bool) -> int:
     """Have deliveries wait again, and say how many; returns the exit code.
 
     Their destinations, and the one that was named, are asked at once, whatever was known of them.
     """
     with contextlib.closing(Ledger(config.ledger_url)) as ledger:
         _known(config, ledger, which)
-        changed = ledger.send_again(which, unix_ms(), dry_run=dry_run)
+        changed = ledger.delivery_admin.requeue_deliveries(which, unix_ms(), dry_run=dry_run)
         meant = changed.keys() | _named(config, which)
         if dry_run:
-            left_alone = {name: each for name, each in ledger.circuits().items() if name in meant}
+            left_alone = {
+                name: each for name, each in ledger.circuits.read_circuits().items() if name in meant
+            }
             _say(changed, "would be sent again", _circuit_lines(left_alone, "would be"))
             return 0
         # Who wants it sent again wants it now, whatever the remote said before.
-        closed = {name: ledger.close_circuit(name) for name in sorted(meant)}
+        closed = {name: ledger.circuits.close_circuit(name) for name in sorted(meant)}
         _say(changed, "to be sent again", _circuit_lines(closed, "is"))
     _wake_all(config, meant)
     return 0
 
 
-def _named(config: Config, which: Filter) -> set[str]:
+def _named(config: Config, which: DeliveryFilter) -> set[str]:
     """Destinations that a person has named, by name or by naming nothing else."""
     if which.destination:
         return {which.destination}
-    everything = replace(which, states=()) == Filter()
+    everything = replace(which, states=()) == DeliveryFilter()
     return {destination.name for destination in config.destinations} if everything else set()
 
 
@@ -91,11 +95,11 @@ def _wake_all(config: Config, destinations: Iterable[str]) -> None:
         client.close()
 
 
-def give_up(config: Config, which: Filter, reason: str, *, dry_run: bool) -> int:
+def give_up(config: Config, which: DeliveryFilter, reason: str, *, dry_run: bool) -> int:
     """Drop deliveries, and say how many; returns the exit code."""
     with contextlib.closing(Ledger(config.ledger_url)) as ledger:
         _known(config, ledger, which)
-        changed = ledger.give_up(which, reason, unix_ms(), dry_run=dry_run)
+        changed = ledger.delivery_admin.drop_deliveries(which, reason, unix_ms(), dry_run=dry_run)
     _say(changed, "would be dropped" if dry_run else "dropped")
     return 0
 
@@ -105,11 +109,11 @@ def print_note(text: str) -> None:
     Console(stderr=True, highlight=False, soft_wrap=True).print(printable(text), markup=False)
 
 
-def _known(config: Config, ledger: Ledger, which: Filter) -> None:
+def _known(config: Config, ledger: Ledger, which: DeliveryFilter) -> None:
     name = which.destination
     if name is None or name in {destination.name for destination in config.destinations}:
         return
-    if not ledger.find_deliveries(Filter(destination=name), 1):
+    if not ledger.delivery_admin.find_deliveries(DeliveryFilter(destination=name), 1):
         known = ", ".join(destination.name for destination in config.destinations) or "none"
         raise UnknownDestinationError(f'there is no destination "{name}"; the configuration has {known}')
 

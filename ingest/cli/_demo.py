@@ -270,7 +270,7 @@ def _seen(node: Ledger, remote: Ledger) -> dict[str, int]:
 
 def _counts(ledger: Ledger) -> Counts:
     try:
-        return ledger.counts()
+        return ledger.count_rows()
     except LedgerError:  # not made yet: the nodes accept associations before their workers have started
         return Counts({}, {})
 
@@ -280,7 +280,7 @@ def _compare(found: list[Found], running: Running) -> int:
     total = 0
     with contextlib.closing(Ledger(running.config.ledger_url)) as ledger:
         for item in found:
-            rows = ledger.by_sop_instance(item.sop_instance_uid)
+            rows = ledger.instances.find_by_sop_instance_uid(item.sop_instance_uid)
             if len(rows) != 1:
                 raise DemoError(f"{running.name} has {len(rows)} rows for {item.sop_instance_uid}")
             path = running.config.store_root / rows[0].store_key

@@ -21,7 +21,7 @@ def list_instances(
 ) -> int:
     """Print instances, the newest first; as JSON one object a line. Returns the exit code."""
     with contextlib.closing(Ledger(config.ledger_url)) as ledger:
-        found = ledger.find_instances(which, limit, before=before)
+        found = ledger.index.find_instances(which, limit, before=before)
     if as_json:
         _print_lines({**_plain(one.instance), "deliveries": dict(one.deliveries)} for one in found)
     else:
@@ -35,7 +35,7 @@ def list_quarantine(
 ) -> int:
     """Print what is in quarantine, likewise."""
     with contextlib.closing(Ledger(config.ledger_url)) as ledger:
-        found = [one.instance for one in ledger.find_instances(which, limit, before=before)]
+        found = [one.instance for one in ledger.index.find_instances(which, limit, before=before)]
     if as_json:
         _print_lines(
             {**_plain(row), "kind": _kind(row), "file": str(config.quarantine_dir / row.store_key)}
@@ -53,7 +53,7 @@ def list_studies(
     """Print studies, likewise; `stable` means only those that are, or are not."""
     lately = unix_ms() - config.node.stable_seconds * 1000
     with contextlib.closing(Ledger(config.ledger_url)) as ledger:
-        found = ledger.find_studies(which, limit, lately=lately, stable=stable)
+        found = ledger.index.find_studies(which, limit, lately=lately, stable=stable)
     if as_json:
         _print_lines(
             asdict(one) | {name: iso_time(getattr(one, name)) for name in ("first_at", "last_at")}

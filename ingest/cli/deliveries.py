@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 if TYPE_CHECKING:
-    from ingest.ledger.delivery_search import Filter
+    from ingest.ledger.delivery_admin import DeliveryFilter
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
@@ -57,12 +57,12 @@ def filter_options(function: _F) -> _F:
     return function
 
 
-def filter_of(options: dict[str, Any]) -> "Filter":
+def filter_of(options: dict[str, Any]) -> "DeliveryFilter":
     """What the options mean."""
-    from ingest.ledger.delivery_search import Filter
+    from ingest.ledger.delivery_admin import DeliveryFilter
     from ingest.ledger.records import DeliveryState
 
-    return Filter(**{**options, "states": tuple(DeliveryState(state) for state in options["states"])})
+    return DeliveryFilter(**{**options, "states": tuple(DeliveryState(state) for state in options["states"])})
 
 
 def require_one(options: dict[str, Any], *, everything: bool) -> None:

@@ -6,7 +6,7 @@ store remembers it:
 
 | folder | its id | remembered |
 |---|---|---|
-| store, quarantine | `<root>/.incoming/id` | in the ledger (`Ledger.known_folder`) |
+| store, quarantine | `<root>/.incoming/id` | in the ledger (`StoreFolders.find_folder`) |
 | spool | `<spool_dir>/id` | in `<data_dir>/spool.known`, if it lies on another file system than that |
 
 The other way round the store remembers the ledger: its id, and a counter that both count up while images are

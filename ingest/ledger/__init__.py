@@ -1,9 +1,9 @@
 """The ledger: what every instance and every delivery is, durably, in SQL."""
 
 from ingest.ledger.circuits import Circuit, CircuitState
-from ingest.ledger.instances import Holdings
+from ingest.ledger.instances import StoreKeys
 from ingest.ledger.ledger import Ledger
-from ingest.ledger.quarantine import SameContent
+from ingest.ledger.quarantine import ContentIdentity
 from ingest.ledger.records import (
     Counts,
     Delivery,
@@ -16,23 +16,23 @@ from ingest.ledger.records import (
     Outcome,
 )
 from ingest.ledger.schema import SCHEMA_VERSION
-from ingest.ledger.throughput import Progress
+from ingest.ledger.throughput import DestinationProgress
 
 __all__ = [
     "SCHEMA_VERSION",
     "Circuit",
     "CircuitState",
+    "ContentIdentity",
     "Counts",
     "Delivery",
     "DeliveryResult",
     "DeliveryRow",
     "DeliveryState",
-    "Holdings",
+    "DestinationProgress",
     "Instance",
     "InstanceState",
     "Ledger",
     "NewInstance",
     "Outcome",
-    "Progress",
-    "SameContent",
+    "StoreKeys",
 ]

@@ -8,7 +8,7 @@ from typing import Any, Final
 from sqlalchemy import Connection, RowMapping, Select, and_, bindparam, func, literal, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
-from ingest.ledger.engine import Database
+from ingest.ledger.database import Database
 from ingest.ledger.index import InstanceFilter
 from ingest.ledger.records import DeliveryState, InstanceState
 from ingest.ledger.schema import deliveries, instances
@@ -80,10 +80,13 @@ class BackfillCounts:
     left: Counter[DeliveryState] = field(default_factory=Counter)
 
 
-class Backfill(Database):
+class Backfill:
     """Makes deliveries of what the store holds."""
 
-    def deliver(
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def create_deliveries(
         self,
         destination: str,
         which: InstanceFilter,
@@ -109,7 +112,7 @@ class Backfill(Database):
             LedgerError: The ledger is away; what was made so far stays.
         """
         counts = BackfillCounts()
-        with self.read() as connection:
+        with self._database.begin_read() as connection:
             newest = connection.execute(_NEWEST).scalar() or 0
         query = _meant(destination, which)
         # An index knows these; other filters may fit few rows of many.
@@ -117,7 +120,7 @@ class Backfill(Database):
         last = 0
         while last < newest:
             until = newest if few else min(newest, last + SPAN)
-            with self.read() as connection:
+            with self._database.begin_read() as connection:
                 rows = connection.execute(query, {"after": last, "until": until}).mappings().all()
                 missing = _missing(connection, destination, rows, counts)
             delivered = [row["id"] for row in rows if row["delivery"] == DeliveryState.DELIVERED.value]
@@ -144,10 +147,10 @@ class Backfill(Database):
         if not missing and not delivered:
             return
         asked = {"of": destination, "now": now_ms}
-        with self.write() as connection:
-            if self.dialect == "postgresql":
+        with self._database.begin_write() as connection:
+            if self._database.dialect == "postgresql":
                 connection.execute(_LOCK, {"ids": sorted([*missing, *delivered])})
-            new = connection.execute(_MAKE[self.dialect], {**asked, "ids": missing}).all()
+            new = connection.execute(_MAKE[self._database.dialect], {**asked, "ids": missing}).all()
             again = connection.execute(_AGAIN, {**asked, "ids": delivered}).rowcount
         counts.new += len(new)
         counts.again += again

@@ -8,7 +8,7 @@ from typing import Final
 from sqlalchemy import Connection, bindparam, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
-from ingest.ledger.engine import Database
+from ingest.ledger.database import Database
 from ingest.ledger.schema import circuits
 
 
@@ -74,16 +74,19 @@ _CLOSE: Final = (
 )
 
 
-class Circuits(Database):
+class Circuits:
     """Keeps one circuit for each destination."""
 
-    def circuit(self, destination: str) -> Circuit:
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def read_circuit(self, destination: str) -> Circuit:
         """The circuit of a destination; closed where it never failed.
 
         Raises:
             LedgerError: The ledger is away.
         """
-        with self.read() as connection:
+        with self._database.begin_read() as connection:
             return _found(connection, destination, for_update=False) or Circuit(destination=destination)
 
     def change_circuit(
@@ -101,10 +104,10 @@ class Circuits(Database):
         Raises:
             LedgerError: The ledger is away.
         """
-        with self.write() as connection:
+        with self._database.begin_write() as connection:
             before = _found(connection, destination, for_update=True)
             if before is None:
-                connection.execute(_INSERT[self.dialect], asdict(Circuit(destination=destination)))
+                connection.execute(_INSERT[self._database.dialect], asdict(Circuit(destination=destination)))
                 before = _found(connection, destination, for_update=True) or Circuit(destination=destination)
             after = change(before)
             if after != before:
@@ -113,25 +116,25 @@ class Circuits(Database):
                 )
         return before, after
 
-    def change_circuit_if_any(self, destination: str, change: Callable[[Circuit], Circuit]) -> bool:
+    def change_existing_circuit(self, destination: str, change: Callable[[Circuit], Circuit]) -> bool:
         """As `change_circuit`, without a row for a destination that never failed; returns whether it changed.
 
         Raises:
             LedgerError: The ledger is away.
         """
-        found = self.circuit(destination)
+        found = self.read_circuit(destination)
         if change(found) == found:
             return False
         before, after = self.change_circuit(destination, change)
         return before != after
 
-    def circuits(self) -> dict[str, Circuit]:
+    def read_circuits(self) -> dict[str, Circuit]:
         """All circuits there are, by destination.
 
         Raises:
             LedgerError: The ledger is away.
         """
-        with self.read() as connection:
+        with self._database.begin_read() as connection:
             return read_circuits(connection)
 
     def close_circuit(self, destination: str) -> Circuit:
@@ -143,7 +146,7 @@ class Circuits(Database):
         Raises:
             LedgerError: The ledger is away.
         """
-        with self.write() as connection:
+        with self._database.begin_write() as connection:
             before = _found(connection, destination, for_update=True)
             connection.execute(_CLOSE, {"of": destination})
         return before or Circuit(destination=destination)

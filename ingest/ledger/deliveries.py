@@ -18,7 +18,8 @@ from sqlalchemy import (
     update,
 )
 
-from ingest.ledger.engine import Database
+from ingest.ledger.database import Database
+from ingest.ledger.instances import clean
 from ingest.ledger.records import Delivery, DeliveryResult, DeliveryRow, DeliveryState
 from ingest.ledger.schema import SUSPECT, deliveries, instances
 from ingest.ledger.throughput import count_delivered
@@ -278,6 +279,19 @@ _OLD_RETRIES: Final = (
     .limit(bindparam("at_most"))
     .with_for_update(skip_locked=True)
 )
+_DELIVERED_SINCE: Final = (
+    select(deliveries.c.destination, func.count())
+    .join(instances, instances.c.id == deliveries.c.instance_id)
+    .where(
+        instances.c.sop_instance_uid == bindparam("uid"),
+        deliveries.c.state == DeliveryState.DELIVERED.value,
+        deliveries.c.updated_at >= bindparam("since"),
+    )
+    .group_by(deliveries.c.destination)
+)
+_COUNTS: Final = select(deliveries.c.destination, deliveries.c.state, func.count()).group_by(
+    deliveries.c.destination, deliveries.c.state
+)
 _EXPIRE: Final = (
     update(deliveries)
     .where(_IDS)
@@ -291,10 +305,13 @@ _EXPIRE: Final = (
 )
 
 
-class Deliveries(Database):
+class Deliveries:
     """Leases deliveries and keeps what became of them."""
 
-    def lease(  # noqa: PLR0917 - each is a number of its own
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def lease_due(  # noqa: PLR0917 - each is a number of its own
         self,
         destination: str,
         owner: str,
@@ -328,7 +345,7 @@ class Deliveries(Database):
             LedgerError: The ledger is away.
         """
         asked = {"of": destination, "owner": owner, "now": now_ms}
-        with self.write() as connection:
+        with self._database.begin_write() as connection:
             rows = self._due(connection, asked, limit, workers, careful=careful)
             return _taken(connection, rows, asked, now_ms + lease_ms)
 
@@ -352,8 +369,8 @@ class Deliveries(Database):
             LedgerError: The ledger is away.
         """
         asked = {"of": destination, "owner": owner, "now": now_ms}
-        with self.write() as connection:
-            if self.dialect == "postgresql":
+        with self._database.begin_write() as connection:
+            if self._database.dialect == "postgresql":
                 connection.execute(_ONE_AT_A_TIME, {"of": destination})
             if connection.execute(_SUSPECT_IN_OTHER_HANDS, asked).first() is not None:
                 return None
@@ -364,13 +381,13 @@ class Deliveries(Database):
             found = _taken(connection, rows[:1], asked, now_ms + lease_ms)
         return found[0] if found else None
 
-    def suspect_due(self, destination: str) -> int | None:
+    def find_next_suspect_ms(self, destination: str) -> int | None:
         """From when on the first suspect may be tried again; None where there is none.
 
         Raises:
             LedgerError: The ledger is away.
         """
-        with self.read() as connection:
+        with self._database.begin_read() as connection:
             at: int | None = connection.execute(_FIRST_SUSPECT, {"of": destination}).scalar()
         return at
 
@@ -380,21 +397,21 @@ class Deliveries(Database):
         Raises:
             LedgerError: The ledger is away.
         """
-        with self.read() as connection:
+        with self._database.begin_read() as connection:
             asked = {"of": destination, "now": now_ms}
             return connection.execute(_FIRST_UNTRIED, asked).first() is not None
 
-    def renew(self, ids: Sequence[int], owner: str, now_ms: int, lease_ms: int) -> set[int]:
+    def renew_leases(self, ids: Sequence[int], owner: str, now_ms: int, lease_ms: int) -> set[int]:
         """Extend leases; returns the ids that are still the owner's. The others must not be sent any more.
 
         Raises:
             LedgerError: The ledger is away.
         """
         parameters = {"ids": list(ids), "owner": owner, "until": now_ms + lease_ms, "now": now_ms}
-        with self.write() as connection:
+        with self._database.begin_write() as connection:
             return set(connection.execute(_RENEW, parameters).scalars())
 
-    def finish(self, destination: str, results: Sequence[DeliveryResult], now_ms: int) -> int:
+    def record_results(self, destination: str, results: Sequence[DeliveryResult], now_ms: int) -> int:
         """Write how attempts ended, in one transaction; returns how many of them were still their owner's.
 
         Args:
@@ -422,25 +439,25 @@ class Deliveries(Database):
             }
             for result in results
         ]
-        with self.write() as connection:
-            count_delivered(connection, self.dialect, results, destination, now_ms)
+        with self._database.begin_write() as connection:
+            count_delivered(connection, self._database.dialect, results, destination, now_ms)
             written = connection.execute(_FINISH, parameters).rowcount
             delivered = [result.id for result in results if result.state is DeliveryState.DELIVERED]
             if delivered:
                 drop_superseded(connection, destination, delivered, now_ms)
             return written
 
-    def release(self, ids: Sequence[int], owner: str) -> None:
+    def release_leases(self, ids: Sequence[int], owner: str) -> None:
         """Give back what was not attempted: it waits again, and the attempt does not count.
 
         Raises:
             LedgerError: The ledger is away; the leases end by themselves.
         """
         if ids:
-            with self.write() as connection:
+            with self._database.begin_write() as connection:
                 connection.execute(_RELEASE, {"ids": list(ids), "owner": owner})
 
-    def bound_waits(self, destination: str, now_ms: int, lease_ms: int, retry_ms: int) -> int:
+    def shorten_waits(self, destination: str, now_ms: int, lease_ms: int, retry_ms: int) -> int:
         """Shorten waits that are longer than any that was ever begun: the clock was set back since.
 
         Args:
@@ -459,33 +476,33 @@ class Deliveries(Database):
             {"of": destination, "in_state": DeliveryState.SENDING.value, "latest": now_ms + lease_ms},
             {"of": destination, "in_state": DeliveryState.RETRY.value, "latest": now_ms + retry_ms},
         )
-        with self.read() as connection:
+        with self._database.begin_read() as connection:
             ahead = [bound for bound in bounds if connection.execute(_FIRST_AHEAD, bound).first() is not None]
         if not ahead:
             return 0
-        with self.write() as connection:
+        with self._database.begin_write() as connection:
             return sum(connection.execute(_BOUND, bound).rowcount for bound in ahead)
 
-    def due_destinations(self, now_ms: int) -> list[str]:
+    def find_due_destinations(self, now_ms: int) -> list[str]:
         """Names of the destinations for which `lease` would find something.
 
         Raises:
             LedgerError: The ledger is away.
         """
-        with self.read() as connection:
+        with self._database.begin_read() as connection:
             return list(connection.execute(_DUE_DESTINATIONS, {"now": now_ms}).scalars())
 
-    def next_due(self, destination: str) -> int | None:
+    def find_next_due_ms(self, destination: str) -> int | None:
         """From when on `lease` finds something (0: at once); None while there is nothing to come.
 
         Raises:
             LedgerError: The ledger is away.
         """
-        with self.read() as connection:
+        with self._database.begin_read() as connection:
             times = connection.execute(_NEXT_DUE, {"of": destination}).scalars().all()
         return min((time for time in times if time is not None), default=None)
 
-    def deliveries_of(self, instance_id: int) -> list[DeliveryRow]:
+    def find_by_instance(self, instance_id: int) -> list[DeliveryRow]:
         """All deliveries of one instance.
 
         Raises:
@@ -496,13 +513,35 @@ class Deliveries(Database):
             .where(deliveries.c.instance_id == instance_id)
             .order_by(deliveries.c.destination)
         )
-        with self.read() as connection:
+        with self._database.begin_read() as connection:
             return [
                 DeliveryRow(**{**row, "state": DeliveryState(row["state"])})
                 for row in connection.execute(query).mappings()
             ]
 
-    def expire(self, destination: str, before_ms: int, reason: str, now_ms: int) -> int:
+    def count_delivered_since(self, uid: str, since_ms: int) -> dict[str, int]:
+        """How many objects of a SOP instance UID were delivered since, by destination.
+
+        Raises:
+            LedgerError: The ledger is away.
+        """
+        with self._database.begin_read() as connection:
+            found = connection.execute(_DELIVERED_SINCE, {"uid": clean(uid), "since": since_ms})
+            return {row[0]: row[1] for row in found}
+
+    def count_by_state(self) -> dict[str, dict[DeliveryState, int]]:
+        """How many deliveries there are, by destination and state; a state without rows is missing.
+
+        Raises:
+            LedgerError: The ledger is away.
+        """
+        counts: dict[str, dict[DeliveryState, int]] = {}
+        with self._database.begin_read() as connection:
+            for destination, state, count in connection.execute(_COUNTS):
+                counts.setdefault(destination, {})[DeliveryState(state)] = count
+        return counts
+
+    def expire_overdue(self, destination: str, before_ms: int, reason: str, now_ms: int) -> int:
         """Give up what is owed since before a time and is not on its way; returns how many are dead now.
 
         At most `WINDOW` rows a call, the oldest first.
@@ -511,7 +550,7 @@ class Deliveries(Database):
             LedgerError: The ledger is away.
         """
         parameters = {"of": destination, "before": before_ms, "at_most": WINDOW}
-        with self.write() as connection:
+        with self._database.begin_write() as connection:
             waiting = connection.execute(_OLDEST_WAITING, parameters).all()
             ids = [row.id for row in waiting if row.created_at < before_ms]
             ids += connection.execute(_OLD_RETRIES, parameters).scalars()
@@ -522,7 +561,7 @@ class Deliveries(Database):
     def _due(
         self, connection: Connection, asked: dict[str, Any], limit: int, workers: int, *, careful: bool
     ) -> list[dict[str, Any]]:
-        if self.dialect == "postgresql":
+        if self._database.dialect == "postgresql":
             connection.execute(_ONE_AT_A_TIME, {"of": asked["of"]})
         busy = set(connection.execute(_BUSY_SERIES, asked).scalars())
         window = WINDOW if busy or workers > 1 else limit

@@ -6,7 +6,7 @@ from typing import Any, Final, TypeVar
 
 from sqlalchemy import ColumnElement, Connection, Select, func, select
 
-from ingest.ledger.engine import Database
+from ingest.ledger.database import Database
 from ingest.ledger.instances import CHUNK, as_instance
 from ingest.ledger.records import DeliveryState, Instance, InstanceState
 from ingest.ledger.schema import KEPT, deliveries, instances
@@ -92,8 +92,11 @@ class FoundStudy:
     copies: int = 0
 
 
-class Browse(Database):
+class InstanceIndex:
     """Lists instances and studies."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
 
     def find_instances(
         self, which: InstanceFilter, limit: int = 100, *, before: int | None = None
@@ -108,7 +111,7 @@ class Browse(Database):
         Raises:
             LedgerError: The ledger is away.
         """
-        with self.read() as connection:
+        with self._database.begin_read() as connection:
             found = [
                 as_instance(row)
                 for query in _by_states(which, before)
@@ -138,7 +141,7 @@ class Browse(Database):
         Raises:
             LedgerError: The ledger is away.
         """
-        with self.read() as connection:
+        with self._database.begin_read() as connection:
             growing = _growing(connection, lately)
             wanted: _Wanted = None if stable is None else lambda uid: stable is (uid not in growing)
             # No walk to the end for what is not there.

@@ -1,6 +1,6 @@
 """The half of the ledger that knows instances."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from itertools import islice
 from typing import Any, Final
@@ -8,9 +8,10 @@ from typing import Any, Final
 from sqlalchemy import ColumnElement, Connection, RowMapping, bindparam, func, insert, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
-from ingest.ledger.engine import Database
-from ingest.ledger.records import Counts, DeliveryState, Instance, InstanceState, NewInstance, Outcome
+from ingest.ledger.database import Database
+from ingest.ledger.records import DeliveryState, Instance, InstanceState, NewInstance, Outcome
 from ingest.ledger.schema import HAS_FILE, deliveries, instances
+from ingest.ledger.spool_references import find_recorded_refs
 from ingest.ledger.variants import accepted_already
 
 CHUNK: Final = 500
@@ -39,11 +40,14 @@ INSERT_DELIVERIES: Final = insert(deliveries).values(
     created_at=bindparam("at"),
     updated_at=bindparam("at"),
 )
-_KNOWN: Final = select(instances.c.spool_ref).where(
-    instances.c.spool_ref.in_(bindparam("refs", expanding=True))
-)
 _BY_UID: Final = (
     select(instances).where(instances.c.sop_instance_uid == bindparam("uid")).order_by(instances.c.id)
+)
+_WITH_FILES: Final = (
+    select(instances)
+    .where(HAS_FILE, instances.c.id > bindparam("after"))
+    .order_by(instances.c.id)
+    .limit(bindparam("most"))
 )
 # Not the bare column: SQLite would go by its index, and read nearly all rows there are.
 _state: Final = instances.c.state.concat("")
@@ -69,21 +73,11 @@ _COUNT_AGAIN: Final = (
     .where(instances.c.store_key == bindparam("key"), instances.c.state == InstanceState.QUARANTINED.value)
     .values(times=instances.c.times + 1)
 )
-_DELIVERED_SINCE: Final = (
-    select(deliveries.c.destination, func.count())
-    .join(instances, instances.c.id == deliveries.c.instance_id)
-    .where(
-        instances.c.sop_instance_uid == bindparam("uid"),
-        deliveries.c.state == DeliveryState.DELIVERED.value,
-        deliveries.c.updated_at >= bindparam("since"),
-    )
-    .group_by(deliveries.c.destination)
-)
 _OPEN: Final = (DeliveryState.WAITING.value, DeliveryState.SENDING.value, DeliveryState.RETRY.value)
 
 
 @dataclass(frozen=True, slots=True)
-class Holdings:
+class StoreKeys:
     """What there is of some SOP instance UIDs; variants and quarantined ones apart.
 
     Attributes:
@@ -101,8 +95,11 @@ class Holdings:
     copies: Mapping[str, set[str]] = field(default_factory=dict)
 
 
-class Instances(Database):
+class Instances:
     """Records and finds instances."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
 
     def record(self, rows: Sequence[NewInstance]) -> list[Outcome]:
         """Write instances and their deliveries in one transaction, durable on return.
@@ -118,13 +115,15 @@ class Instances(Database):
         """
         if not rows:
             return []
-        with self.write() as connection:
+        with self._database.begin_write() as connection:
             replaced = [row.sop_instance_uid for row in rows if row.replaces]
             if replaced:
                 _supersede(connection, replaced, rows[0].stored_at, keep=[row.spool_ref for row in rows])
             ids = {
                 ref: number
-                for number, ref in connection.execute(INSERT[self.dialect], [columns_of(row) for row in rows])
+                for number, ref in connection.execute(
+                    INSERT[self._database.dialect], [columns_of(row) for row in rows]
+                )
             }
             # The same reference twice in one batch: the row is that of the first.
             new = [ids.pop(row.spool_ref, None) for row in rows]
@@ -141,7 +140,7 @@ class Instances(Database):
             ]
             if waiting:
                 connection.execute(INSERT_DELIVERIES, waiting)
-            known = _known(
+            known = find_recorded_refs(
                 connection, [row.spool_ref for row, number in zip(rows, new, strict=True) if number is None]
             )
             again = [
@@ -158,7 +157,7 @@ class Instances(Database):
             for row, number in zip(rows, new, strict=True)
         ]
 
-    def supersede(self, uids: Sequence[str], now_ms: int) -> None:
+    def mark_replaced(self, uids: Sequence[str], now_ms: int) -> None:
         """Mark what is stored of these SOP instance UIDs as replaced; what is not delivered of it is dropped.
 
         Done before the files are replaced, so that no row ever speaks of a file that is another's by now.
@@ -166,19 +165,10 @@ class Instances(Database):
         Raises:
             LedgerError: The ledger is away.
         """
-        with self.write() as connection:
+        with self._database.begin_write() as connection:
             _supersede(connection, uids, now_ms, keep=[])
 
-    def known_spool_refs(self, refs: Iterable[str]) -> set[str]:
-        """Those of `refs` that have a row.
-
-        Raises:
-            LedgerError: The ledger is away.
-        """
-        with self.read() as connection:
-            return _known(connection, refs)
-
-    def holdings(self, uids: Iterable[str]) -> Holdings:
+    def find_store_keys(self, uids: Iterable[str]) -> StoreKeys:
         """What the store holds under those SOP instance UIDs, as far as it has rows.
 
         Raises:
@@ -190,7 +180,7 @@ class Instances(Database):
         others: dict[str, dict[str, set[str]]] = {
             state.value: {} for state in (InstanceState.REMOVING, InstanceState.REPLACED)
         }
-        with self.read() as connection:
+        with self._database.begin_read() as connection:
             for chunk in _chunks(uids):
                 asked = {clean(uid): uid for uid in chunk}
                 for uid, key, state, at, digest in connection.execute(_HELD, {"uids": list(asked)}):
@@ -203,29 +193,19 @@ class Instances(Database):
                         left_at[key] = max(at, left_at.get(key, 0))
         removing, replaced = others.values()
         left = {uid: keys - {stored.get(uid)} for uid, keys in replaced.items()}
-        return Holdings(stored, removing, {uid: keys for uid, keys in left.items() if keys}, left_at, copies)
+        return StoreKeys(stored, removing, {uid: keys for uid, keys in left.items() if keys}, left_at, copies)
 
-    def claimed_keys(self, keys: Iterable[str]) -> set[str]:
+    def find_claimed_keys(self, keys: Iterable[str]) -> set[str]:
         """Those of `keys` whose files belong to a row.
 
         Raises:
             LedgerError: The ledger is away.
         """
         claimed: set[str] = set()
-        with self.read() as connection:
+        with self._database.begin_read() as connection:
             for chunk in _chunks(keys):
                 claimed.update(connection.execute(_CLAIMED, {"keys": chunk}).scalars())
         return claimed
-
-    def delivered_since(self, uid: str, since_ms: int) -> dict[str, int]:
-        """How many objects of a SOP instance UID were delivered since, by destination.
-
-        Raises:
-            LedgerError: The ledger is away.
-        """
-        with self.read() as connection:
-            found = connection.execute(_DELIVERED_SINCE, {"uid": clean(uid), "since": since_ms})
-            return {row[0]: row[1] for row in found}
 
     def finish_removals(self, uids: Iterable[str]) -> None:
         """Mark as removed what was being removed of these SOP instance UIDs.
@@ -233,23 +213,43 @@ class Instances(Database):
         Raises:
             LedgerError: The ledger is away.
         """
-        with self.write() as connection:
+        with self._database.begin_write() as connection:
             for chunk in _chunks(uids):
                 connection.execute(
                     update(instances).where(*_REMOVING).values(state=InstanceState.REMOVED.value),
                     {"uids": [clean(uid) for uid in chunk]},
                 )
 
-    def by_sop_instance(self, uid: str) -> list[Instance]:
+    def find_by_sop_instance_uid(self, uid: str) -> list[Instance]:
         """All rows of a SOP instance UID, oldest first.
 
         Raises:
             LedgerError: The ledger is away.
         """
-        with self.read() as connection:
+        with self._database.begin_read() as connection:
             return [as_instance(row) for row in connection.execute(_BY_UID, {"uid": clean(uid)}).mappings()]
 
-    def instances(
+    def find_by_ids(self, ids: Collection[int]) -> dict[int, Instance]:
+        """Rows by their ids; an id without a row is missing.
+
+        Raises:
+            LedgerError: The ledger is away.
+        """
+        with self._database.begin_read() as connection:
+            rows = connection.execute(select(instances).where(instances.c.id.in_(ids))).mappings()
+            return {row["id"]: as_instance(row) for row in rows}
+
+    def list_with_files(self, after: int, most: int) -> Sequence[Instance]:
+        """The next rows, by id, whose file should lie in store or quarantine.
+
+        Raises:
+            LedgerError: The ledger is away.
+        """
+        with self._database.begin_read() as connection:
+            found = connection.execute(_WITH_FILES, {"after": after, "most": most})
+            return [as_instance(row) for row in found.mappings()]
+
+    def list_newest(
         self,
         limit: int = 100,
         *,
@@ -275,32 +275,17 @@ class Instances(Database):
             query = query.where(instances.c.state == state.value)
         if study_uid is not None:
             query = query.where(instances.c.study_uid == study_uid)
-        with self.read() as connection:
+        with self._database.begin_read() as connection:
             return [as_instance(row) for row in connection.execute(query).mappings()]
 
-    def counts(self) -> Counts:
-        """How many instances are in each state, and deliveries by destination and state.
-
-        Raises:
-            LedgerError: The ledger is away.
-        """
-        by_destination = select(deliveries.c.destination, deliveries.c.state, func.count()).group_by(
-            deliveries.c.destination, deliveries.c.state
-        )
-        of_destinations: dict[str, dict[DeliveryState, int]] = {}
-        with self.read() as connection:
-            for destination, state, count in connection.execute(by_destination):
-                of_destinations.setdefault(destination, {})[DeliveryState(state)] = count
-        return Counts(self.instance_counts(), of_destinations)
-
-    def instance_counts(self) -> dict[InstanceState, int]:
+    def count_by_state(self) -> dict[InstanceState, int]:
         """How many instances are in each state; a state without rows is missing.
 
         Raises:
             LedgerError: The ledger is away.
         """
         by_state = select(instances.c.state, func.count()).group_by(instances.c.state)
-        with self.read() as connection:
+        with self._database.begin_read() as connection:
             return {InstanceState(state): count for state, count in connection.execute(by_state)}
 
 
@@ -346,13 +331,6 @@ def drop_open_deliveries(
         ),
         parameters or {},
     )
-
-
-def _known(connection: Connection, refs: Iterable[str]) -> set[str]:
-    known: set[str] = set()
-    for chunk in _chunks(refs):
-        known.update(connection.execute(_KNOWN, {"refs": chunk}).scalars())
-    return known
 
 
 def _chunks(values: Iterable[str]) -> Iterator[list[str]]:

@@ -1,41 +1,93 @@
-"""The ledger as one object."""
+"""The ledger of one node: its parts, which share one database."""
 
 from ingest.ledger.backfill import Backfill
 from ingest.ledger.circuits import Circuits
+from ingest.ledger.database import Database
 from ingest.ledger.deliveries import Deliveries
-from ingest.ledger.delivery_search import Search
-from ingest.ledger.index import Browse
+from ingest.ledger.delivery_admin import DeliveryAdmin
+from ingest.ledger.index import InstanceIndex
 from ingest.ledger.instances import Instances
 from ingest.ledger.quarantine import Quarantine
-from ingest.ledger.removal_lock import LedgerExclusion
+from ingest.ledger.records import Counts
+from ingest.ledger.removal_lock import RemovalLock
 from ingest.ledger.retention import Retention
-from ingest.ledger.spool_references import Settled
-from ingest.ledger.store_agreement import Agreement
-from ingest.ledger.store_folders import Folders
-from ingest.ledger.throughput import ProgressReport
+from ingest.ledger.spool_references import SpoolReferences
+from ingest.ledger.store_folders import StoreFolders
+from ingest.ledger.throughput import Throughput
 
 
-class Ledger(
-    Instances,
-    Deliveries,
-    Circuits,
-    ProgressReport,
-    Search,
-    Browse,
-    Backfill,
-    Quarantine,
-    Retention,
-    Folders,
-    Agreement,
-    Settled,
-):
+class Ledger:
     """Instances and deliveries in SQLite (WAL, synchronous FULL) or PostgreSQL.
 
-    Make one for each process, after the fork. `migrate` once at the start, then every method may be called
-    from any thread. Each is one transaction, durable on return; while the database is away it raises
-    `LedgerError`.
+    Make one ledger for each process, after the fork. Call `migrate` once at the start; then any thread may
+    call any method. Each method of a part is one transaction, durable on return. While the database is
+    away, every method raises `LedgerError`.
+
+    Attributes:
+        database: Opens transactions, for the parts and for queries of their own.
+        instances: Received instances.
+        deliveries: Leases and results of deliveries.
+        delivery_admin: Lists, requeues and drops deliveries for a person.
+        backfill: Creates deliveries of instances that are stored already.
+        circuits: One circuit for each destination.
+        throughput: Backlog and rate of each destination.
+        index: Lists instances and studies.
+        quarantine: Decisions about quarantined instances.
+        retention: Age and removal of stored instances.
+        spool_references: References whose spool entries may be removed.
+        store_folders: Identities of the store and quarantine folders.
     """
 
-    def exclusion(self) -> LedgerExclusion | None:
-        """What excludes processes on other hosts; None for SQLite, which is for one host."""
-        return LedgerExclusion(self) if self.dialect == "postgresql" else None
+    def __init__(self, url: str) -> None:
+        """Prepare the parts; the first method that is called opens the database.
+
+        Args:
+            url: An SQLAlchemy URL: `sqlite:////abs/path` or `postgresql+psycopg://…`.
+
+        Raises:
+            LedgerError: The URL is invalid, or its driver is not installed.
+        """
+        self.database = Database(url)
+        self.instances = Instances(self.database)
+        self.deliveries = Deliveries(self.database)
+        self.delivery_admin = DeliveryAdmin(self.database)
+        self.backfill = Backfill(self.database)
+        self.circuits = Circuits(self.database)
+        self.throughput = Throughput(self.database)
+        self.index = InstanceIndex(self.database)
+        self.quarantine = Quarantine(self.database)
+        self.retention = Retention(self.database)
+        self.spool_references = SpoolReferences(self.database)
+        self.store_folders = StoreFolders(self.database)
+
+    def close(self) -> None:
+        """Close all connections."""
+        self.database.close()
+
+    def migrate(self) -> None:
+        """Bring the schema to the version of this program; see `Database.migrate`."""
+        self.database.migrate()
+
+    def read_schema_version(self) -> str | None:
+        """Return the schema version; None for an empty ledger."""
+        return self.database.read_schema_version()
+
+    def require_schema(self) -> None:
+        """Raise LedgerError unless the ledger has the schema version of this program."""
+        self.database.require_schema()
+
+    def require_writable(self) -> None:
+        """Raise LedgerError unless the database accepts writes."""
+        self.database.require_writable()
+
+    def unix_ms(self) -> int:
+        """Return the time that all hosts of this ledger share; see `Database.unix_ms`."""
+        return self.database.unix_ms()
+
+    def count_rows(self) -> Counts:
+        """Count the instances by state, and the deliveries by destination and state."""
+        return Counts(self.instances.count_by_state(), self.deliveries.count_by_state())
+
+    def create_removal_lock(self) -> RemovalLock | None:
+        """Return the lock that excludes other hosts; None for SQLite, which serves one host only."""
+        return RemovalLock(self.database) if self.database.dialect == "postgresql" else None

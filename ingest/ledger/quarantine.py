@@ -1,16 +1,15 @@
 """The half of the ledger that a person's decisions about the quarantine go through."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from typing import Final, NamedTuple
 
 from sqlalchemy import bindparam, func, select, update
 from sqlalchemy.exc import IntegrityError
 
-from ingest.ledger.engine import Database
+from ingest.ledger.database import Database
 from ingest.ledger.instances import (
     INSERT,
     INSERT_DELIVERIES,
-    as_instance,
     clean,
     columns_of,
     drop_open_deliveries,
@@ -40,7 +39,7 @@ _SET_ASIDE: Final = (
 )
 
 
-class SameContent(NamedTuple):
+class ContentIdentity(NamedTuple):
     """What makes two instances the same thing in quarantine.
 
     Attributes:
@@ -56,20 +55,13 @@ class SameContent(NamedTuple):
     status: int
 
 
-class Quarantine(Database):
+class Quarantine:
     """Lets quarantined instances become the stored ones, or go."""
 
-    def instances_by_id(self, ids: Collection[int]) -> dict[int, Instance]:
-        """Rows by their ids; an id without a row is missing.
+    def __init__(self, database: Database) -> None:
+        self._database = database
 
-        Raises:
-            LedgerError: The ledger is away.
-        """
-        with self.read() as connection:
-            rows = connection.execute(select(instances).where(instances.c.id.in_(ids))).mappings()
-            return {row["id"]: as_instance(row) for row in rows}
-
-    def quarantined_keys(self, same: SameContent) -> list[str]:
+    def find_store_keys(self, same: ContentIdentity) -> list[str]:
         """Where in quarantine the same thing lies; one key at most, unless workers came at one moment.
 
         Raises:
@@ -82,40 +74,42 @@ class Quarantine(Database):
             "series": clean(same.series_uid),
             "status": same.status,
         }
-        with self.read() as connection:
+        with self._database.begin_read() as connection:
             return list(connection.execute(_KEYS_OF_SAME, asked).scalars())
 
-    def refused_bytes(self) -> int:
+    def sum_refused_bytes(self) -> int:
         """Bytes of all copies in quarantine of what was refused.
 
         Raises:
             LedgerError: The ledger is away.
         """
-        with self.read() as connection:
+        with self._database.begin_read() as connection:
             return int(connection.execute(_REFUSED_BYTES).scalar_one())
 
-    def set_aside(self, limit: int) -> list[int]:
+    def list_acknowledged_ids(self, limit: int) -> list[int]:
         """Ids of acknowledged instances in quarantine that no person has put there, oldest first.
 
         Raises:
             LedgerError: The ledger is away.
         """
         query = select(instances.c.id).where(*_SET_ASIDE).order_by(instances.c.id).limit(limit)
-        with self.read() as connection:
+        with self._database.begin_read() as connection:
             return list(connection.execute(query).scalars())
 
-    def set_aside_count(self) -> tuple[int, int]:
+    def count_acknowledged(self) -> tuple[int, int]:
         """How many there are of them, and when the first of them came, in Unix milliseconds.
 
         Raises:
             LedgerError: The ledger is away.
         """
-        with self.read() as connection:
+        with self._database.begin_read() as connection:
             query = select(func.count(), func.coalesce(func.min(instances.c.stored_at), 0))
             count, first = connection.execute(query.where(*_SET_ASIDE)).one()
             return int(count), int(first)
 
-    def give_way(self, old: Instance | None, note: str, kept: Sequence[NewInstance], now_ms: int) -> None:
+    def replace_stored(
+        self, old: Instance | None, note: str, kept: Sequence[NewInstance], now_ms: int
+    ) -> None:
         """Mark a stored instance as replaced, and record what is kept of it, in one transaction.
 
         What is not delivered of it is dropped. What has a row already gets no second one.
@@ -129,7 +123,7 @@ class Quarantine(Database):
         Raises:
             LedgerError: The ledger is away.
         """
-        with self.write() as connection:
+        with self._database.begin_write() as connection:
             if old is not None:
                 this = (instances.c.id == old.id, instances.c.state == InstanceState.STORED.value)
                 drop_open_deliveries(connection, this, now_ms)
@@ -139,9 +133,9 @@ class Quarantine(Database):
                     .values(state=InstanceState.REPLACED.value, note=clean(note))
                 )
             if kept:
-                connection.execute(INSERT[self.dialect], [columns_of(row) for row in kept])
+                connection.execute(INSERT[self._database.dialect], [columns_of(row) for row in kept])
 
-    def release_quarantined(self, number: int, released: NewInstance) -> bool:
+    def release(self, number: int, released: NewInstance) -> bool:
         """Make a quarantined instance the stored one of its SOP instance UID; its deliveries wait.
 
         Args:
@@ -160,7 +154,7 @@ class Quarantine(Database):
             for destination in released.destinations
         ]
         try:
-            with self.write() as connection:
+            with self._database.begin_write() as connection:
                 changed = connection.execute(
                     update(instances).where(*quarantined).values(columns_of(released))
                 )
@@ -178,7 +172,7 @@ class Quarantine(Database):
             # One stored row a SOP instance UID, and one row a file of the store.
             return False
 
-    def drop_quarantined(self, number: int, note: str) -> bool:
+    def drop(self, number: int, note: str) -> bool:
         """Say that a quarantined instance has no file any more; False where it is not quarantined.
 
         Raises:
@@ -186,5 +180,5 @@ class Quarantine(Database):
         """
         quarantined = (instances.c.id == number, instances.c.state == InstanceState.QUARANTINED.value)
         values = {"state": InstanceState.REMOVED.value, "note": clean(note)}
-        with self.write() as connection:
+        with self._database.begin_write() as connection:
             return bool(connection.execute(update(instances).where(*quarantined).values(values)).rowcount)

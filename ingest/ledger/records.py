@@ -35,7 +35,7 @@ class DeliveryState(StrEnum):
 
 
 class Outcome(Enum):
-    """What `Ledger.record` did with one instance."""
+    """What `Instances.record` did with one instance."""
 
     RECORDED = "recorded"
     """It has a new row, and its deliveries wait."""

@@ -11,7 +11,7 @@ from typing import Final
 from sqlalchemy import Connection, TextClause, text
 
 from ingest.errors import LedgerError
-from ingest.ledger.engine import Database
+from ingest.ledger.database import Database
 
 # PostgreSQL documentation 9.28.10: held until it is unlocked or the session ends, whatever transactions do.
 _KEY: Final = {"class": 0x1D1C0, "object": 1}
@@ -29,7 +29,7 @@ _KEEPALIVE: Final = text(
 )
 
 
-class LedgerExclusion:
+class RemovalLock:
     """The lock as one process takes it.
 
     `acquire` and `is_held` raise LedgerError while the ledger is away.
@@ -44,7 +44,7 @@ class LedgerExclusion:
         """Take the lock without waiting; False while another process holds it."""
         session = self._session
         if session is None:
-            session = self._session = self._database.session()
+            session = self._session = self._database.open_session()
             self._ask(session, _KEEPALIVE)
         return bool(self._ask(session, _TRY))
 
@@ -61,7 +61,7 @@ class LedgerExclusion:
 
     def _ask(self, session: Connection, statement: TextClause) -> object:
         try:
-            return self._database.ask(session, statement, _KEY)
+            return self._database.query_value(session, statement, _KEY)
         except LedgerError:
             # Whether the server holds the lock yet is not known: with its session it is gone.
             session.invalidate()

@@ -6,7 +6,7 @@ from typing import Any, Final
 
 from sqlalchemy import Connection, and_, bindparam, case, delete, exists, func, select, tuple_, update
 
-from ingest.ledger.engine import Database
+from ingest.ledger.database import Database
 from ingest.ledger.records import DeliveryState, InstanceState
 from ingest.ledger.schema import KEPT, deliveries, instances
 
@@ -23,7 +23,7 @@ OWED: Final = (
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class KeptRow:
+class StoredInstance:
     """Where an instance stands among all that the store holds."""
 
     stored_at: int
@@ -32,7 +32,7 @@ class KeptRow:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class KeptStudy:
+class StoredStudy:
     """What the store holds of a study, variants included.
 
     Attributes:
@@ -49,7 +49,7 @@ class KeptStudy:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class LeavingFile:
+class RemovableFile:
     """An instance that is marked as being removed."""
 
     id: int
@@ -142,51 +142,56 @@ _FORGET_DELIVERIES: Final = delete(deliveries).where(_THEIR_DELIVERIES)
 _FORGET: Final = delete(instances).where(_IDS)
 
 
-class Retention(Database):
+class Retention:
     """Says what the store holds, oldest first, and notes how it goes."""
 
-    def newest_kept(self) -> int | None:
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def find_newest_stored_ms(self) -> int | None:
         """When the newest instance in the store was stored, in Unix milliseconds; None where there is none.
 
         Raises:
             LedgerError: The ledger is away.
         """
-        with self.read() as connection:
+        with self._database.begin_read() as connection:
             found: int | None = connection.execute(_NEWEST).scalar()
             return found
 
-    def kept_bytes(self) -> int:
+    def sum_stored_bytes(self) -> int:
         """Bytes of all files that the store holds; reads one index from begin to end.
 
         Raises:
             LedgerError: The ledger is away.
         """
-        with self.read() as connection:
+        with self._database.begin_read() as connection:
             return int(connection.execute(_SUM).scalar_one())
 
-    def oldest_kept(self, after: KeptRow | None = None) -> list[KeptRow]:
+    def list_oldest(self, after: StoredInstance | None = None) -> list[StoredInstance]:
         """What the store holds, oldest first: the first `CHUNK`, or those that follow `after`.
 
         Raises:
             LedgerError: The ledger is away.
         """
         place = {"stored_at": after.stored_at, "id": after.id} if after else {"stored_at": -1, "id": -1}
-        with self.read() as connection:
-            return [KeptRow(**row) for row in connection.execute(_OLDEST, place).mappings()]
+        with self._database.begin_read() as connection:
+            return [StoredInstance(**row) for row in connection.execute(_OLDEST, place).mappings()]
 
-    def kept_studies(self, uids: Collection[str]) -> list[KeptStudy]:
+    def summarize_studies(self, uids: Collection[str]) -> list[StoredStudy]:
         """What the store holds of these studies, `CHUNK` at most; one of which it holds nothing is missing.
 
         Raises:
             LedgerError: The ledger is away.
         """
-        with self.read() as connection:
+        with self._database.begin_read() as connection:
             rows = connection.execute(_STUDIES, {"uids": list(uids)}).mappings()
-            return [KeptStudy(**{**row, "size": int(row["size"]), "owed": int(row["owed"])}) for row in rows]
+            return [
+                StoredStudy(**{**row, "size": int(row["size"]), "owed": int(row["owed"])}) for row in rows
+            ]
 
     def mark_removing(
-        self, studies: Iterable[KeptStudy], limit: int, now_ms: int, *, only_delivered: bool
-    ) -> list[LeavingFile]:
+        self, studies: Iterable[StoredStudy], limit: int, now_ms: int, *, only_delivered: bool
+    ) -> list[RemovableFile]:
         """Mark instances of studies as being removed, if they are still stored then.
 
         Args:
@@ -198,26 +203,26 @@ class Retention(Database):
         Raises:
             LedgerError: The ledger is away.
         """
-        found: dict[int, LeavingFile] = {}
-        with self.write() as connection:
+        found: dict[int, RemovableFile] = {}
+        with self._database.begin_write() as connection:
             for study in studies:
                 asked = {"of": study.study_uid, "until": study.newest_at, "at_most": limit - len(found)}
                 rows = connection.execute(_CANDIDATES, asked).mappings()
-                found.update({row["id"]: LeavingFile(**row) for row in rows})
+                found.update({row["id"]: RemovableFile(**row) for row in rows})
                 if len(found) == limit:
                     break
             marked = self._mark(connection, list(found), now_ms, only_delivered=only_delivered)
         return [file for file in found.values() if file.id in marked]
 
-    def removing(self, limit: int, after: int = 0) -> list[LeavingFile]:
+    def list_removing(self, limit: int, after: int = 0) -> list[RemovableFile]:
         """What is marked as being removed, of ids above `after`, in their order.
 
         Raises:
             LedgerError: The ledger is away.
         """
-        with self.read() as connection:
+        with self._database.begin_read() as connection:
             rows = connection.execute(_REMOVING, {"at_most": limit, "after": after}).mappings()
-            return [LeavingFile(**row) for row in rows]
+            return [RemovableFile(**row) for row in rows]
 
     def mark_removed(self, ids: Sequence[int]) -> None:
         """Say that what was being removed has no file any more.
@@ -225,10 +230,10 @@ class Retention(Database):
         Raises:
             LedgerError: The ledger is away.
         """
-        with self.write() as connection:
+        with self._database.begin_write() as connection:
             connection.execute(_REMOVED, {"ids": list(ids)})
 
-    def forget_removed(self, before_ms: int) -> int:
+    def delete_removed_rows(self, before_ms: int) -> int:
         """Delete the oldest rows of removed instances, with their deliveries; returns how many.
 
         Args:
@@ -240,7 +245,7 @@ class Retention(Database):
         Raises:
             LedgerError: The ledger is away.
         """
-        with self.write() as connection:
+        with self._database.begin_write() as connection:
             oldest = connection.execute(_OLDEST_REMOVED).all()
             ids = [row.id for row in oldest if row.stored_at < before_ms]
             if ids:
@@ -251,10 +256,10 @@ class Retention(Database):
     def _mark(self, connection: Connection, ids: list[int], now_ms: int, *, only_delivered: bool) -> set[Any]:
         if not ids:
             return set()
-        if self.dialect == "postgresql":
+        if self._database.dialect == "postgresql":
             connection.execute(_LOCK_INSTANCES, {"ids": ids})
         if not only_delivered:
             connection.execute(_DROP, {"ids": ids, "now": now_ms})
-        elif self.dialect == "postgresql":
+        elif self._database.dialect == "postgresql":
             connection.execute(_LOCK_DELIVERIES, {"ids": ids})
         return set(connection.execute(_MARK, {"ids": ids}).scalars())

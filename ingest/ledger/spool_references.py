@@ -9,10 +9,10 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from itertools import islice
 from typing import Any, Final
 
-from sqlalchemy import BindParameter, bindparam, delete, select
+from sqlalchemy import BindParameter, Connection, bindparam, delete, select
 from sqlalchemy.dialects import postgresql, sqlite
 
-from ingest.ledger.engine import Database
+from ingest.ledger.database import Database
 from ingest.ledger.schema import duplicates, instances
 
 CHUNK: Final = 500
@@ -30,10 +30,22 @@ _KNOWN: Final = (
 _FORGET: Final = delete(duplicates).where(duplicates.c.spool_ref.in_(_REFS))
 
 
-class Settled(Database):
+class SpoolReferences:
     """Proves what became of spool references; every method raises `LedgerError` while the ledger is away."""
 
-    def note_duplicates(self, refs: Collection[str], now_ms: int) -> None:
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def find_recorded(self, refs: Iterable[str]) -> set[str]:
+        """Those of `refs` that have a row.
+
+        Raises:
+            LedgerError: The ledger is away.
+        """
+        with self._database.begin_read() as connection:
+            return find_recorded_refs(connection, refs)
+
+    def record_duplicates(self, refs: Collection[str], now_ms: int) -> None:
         """Note references of which nothing is kept, since the store has the same already.
 
         Args:
@@ -41,32 +53,40 @@ class Settled(Database):
             now_ms: The time, in Unix milliseconds.
         """
         if refs:
-            with self.write() as connection:
+            with self._database.begin_write() as connection:
                 connection.execute(
-                    _INSERT[self.dialect], [{"spool_ref": ref, "noted_at": now_ms} for ref in refs]
+                    _INSERT[self._database.dialect], [{"spool_ref": ref, "noted_at": now_ms} for ref in refs]
                 )
 
-    def settled_spool_refs(self, refs: Iterable[str]) -> set[str]:
+    def find_removable(self, refs: Iterable[str]) -> set[str]:
         """Those of `refs` that have a row, or that were duplicates: their copies in the spool may go."""
         found: set[str] = set()
-        with self.read() as connection:
+        with self._database.begin_read() as connection:
             for chunk in _chunks(refs):
                 for query in _KNOWN:
                     found.update(connection.execute(query, {"refs": chunk}).scalars())
         return found
 
-    def forget_duplicates(self, refs: Iterable[str]) -> None:
+    def delete_duplicates(self, refs: Iterable[str]) -> None:
         """Forget references whose copies in the spool are gone."""
-        with self.read() as connection:
+        with self._database.begin_read() as connection:
             noted = [
                 ref
                 for chunk in _chunks(refs)
                 for ref in connection.execute(_KNOWN[1], {"refs": chunk}).scalars()
             ]
         if noted:
-            with self.write() as connection:
+            with self._database.begin_write() as connection:
                 for chunk in _chunks(noted):
                     connection.execute(_FORGET, {"refs": chunk})
+
+
+def find_recorded_refs(connection: Connection, refs: Iterable[str]) -> set[str]:
+    """Those of `refs` that have a row."""
+    known: set[str] = set()
+    for chunk in _chunks(refs):
+        known.update(connection.execute(_KNOWN[0], {"refs": chunk}).scalars())
+    return known
 
 
 def _chunks(refs: Iterable[str]) -> Iterator[Sequence[str]]:

@@ -1,17 +1,10 @@
 """Whether ledger and store tell of each other, and what the ledger holds of files, row by row."""
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-from sqlalchemy import bindparam, select
-
 from ingest.filesystem.folder_identity import read_ledger_mark
-from ingest.ledger.engine import Database
-from ingest.ledger.instances import as_instance
-from ingest.ledger.records import Instance
-from ingest.ledger.schema import HAS_FILE, instances
-from ingest.ledger.store_folders import Folders
+from ingest.ledger.ledger import Ledger
 
 ALARM: Final = "ledger_behind_store"
 """The alarm for a ledger that does not know what its store holds."""
@@ -26,29 +19,8 @@ NEW: Final = (
     "owed to destinations is forgotten"
 )
 
-_WITH_FILES: Final = (
-    select(instances)
-    .where(HAS_FILE, instances.c.id > bindparam("after"))
-    .order_by(instances.c.id)
-    .limit(bindparam("most"))
-)
 
-
-class Agreement(Database):
-    """Reads all rows that have a file."""
-
-    def rows_with_files(self, after: int, most: int) -> Sequence[Instance]:
-        """The next rows, by id, whose file should lie in store or quarantine.
-
-        Raises:
-            LedgerError: The ledger is away.
-        """
-        with self.read() as connection:
-            found = connection.execute(_WITH_FILES, {"after": after, "most": most})
-            return [as_instance(row) for row in found.mappings()]
-
-
-def doubt(root: Path, ledger: Folders) -> str:
+def doubt(root: Path, ledger: Ledger) -> str:
     """Why a ledger cannot be the one that its store was last used with, or empty.
 
     Args:
@@ -62,7 +34,7 @@ def doubt(root: Path, ledger: Folders) -> str:
     remembered = read_ledger_mark(root)
     if remembered is None:
         return ""
-    own = ledger.mark() if ledger.version() is not None else None
+    own = ledger.store_folders.read_mark() if ledger.read_schema_version() is not None else None
     if own is None or own.id != remembered.id:
         return NEW.format(root)
     if own.count < remembered.count:

@@ -7,7 +7,7 @@ from sqlalchemy import ColumnElement, Connection, TextClause, delete, insert, se
 from sqlalchemy.dialects import postgresql, sqlite
 
 from ingest.filesystem.folder_identity import KnownFolder, LedgerMark
-from ingest.ledger.engine import Database
+from ingest.ledger.database import Database
 from ingest.ledger.records import InstanceState
 from ingest.ledger.schema import KEPT, folders, instances
 
@@ -30,41 +30,44 @@ _USES: Final[dict[str, ColumnElement[bool] | TextClause]] = {
 }
 
 
-class Folders(Database):
+class StoreFolders:
     """Remembers the ids of store and quarantine."""
 
-    def known_folder(self, kind: str) -> KnownFolder:
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def find_folder(self, kind: str) -> KnownFolder:
         """What is known of STORE or QUARANTINE.
 
         Raises:
             LedgerError: The ledger is away.
         """
-        with self.read() as connection:
+        with self._database.begin_read() as connection:
             identity = connection.execute(
                 select(folders.c.folder_id).where(folders.c.kind == kind)
             ).scalar_one_or_none()
             used = connection.execute(select(instances.c.id).where(_USES[kind]).limit(1)).first()
             return KnownFolder(identity, used is not None)
 
-    def remember_folder(self, kind: str, identity: str) -> None:
+    def record_folder(self, kind: str, identity: str) -> None:
         """Remember the id of STORE or QUARANTINE.
 
         Raises:
             LedgerError: The ledger is away.
         """
-        if self.known_folder(kind).id == identity:
+        if self.find_folder(kind).id == identity:
             return
-        with self.write() as connection:
+        with self._database.begin_write() as connection:
             connection.execute(delete(folders).where(folders.c.kind == kind))
             connection.execute(insert(folders).values(kind=kind, folder_id=identity))
 
-    def mark(self) -> LedgerMark | None:
+    def read_mark(self) -> LedgerMark | None:
         """The ledger's id and counter; None where nothing was stored since it was made.
 
         Raises:
             LedgerError: The ledger is away.
         """
-        with self.read() as connection:
+        with self._database.begin_read() as connection:
             return _mark(connection, locked=False)
 
     def advance_mark(self, at_least: int = 0) -> LedgerMark:
@@ -76,9 +79,9 @@ class Folders(Database):
         Raises:
             LedgerError: The ledger is away.
         """
-        with self.write() as connection:
+        with self._database.begin_write() as connection:
             connection.execute(
-                _NEW[self.dialect],
+                _NEW[self._database.dialect],
                 [
                     {"kind": _LEDGER, "folder_id": uuid.uuid4().hex},
                     {"kind": _COUNT, "folder_id": "0"},

@@ -8,7 +8,7 @@ from sqlalchemy import Connection, bindparam, delete, func, select
 from sqlalchemy.dialects import postgresql, sqlite
 
 from ingest.ledger.circuits import Circuit, read_circuits
-from ingest.ledger.engine import Database
+from ingest.ledger.database import Database
 from ingest.ledger.records import DeliveryResult, DeliveryState
 from ingest.ledger.schema import deliveries, throughput
 
@@ -20,7 +20,7 @@ _MINUTE_MS: Final = 60_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Progress:
+class DestinationProgress:
     """What people ask of a destination.
 
     Attributes:
@@ -92,10 +92,13 @@ def count_delivered(
     connection.execute(_FORGET, {"of": destination, "before": minute - KEPT_MINUTES})
 
 
-class ProgressReport(Database):
+class Throughput:
     """Says how far destinations are."""
 
-    def progress(self, now_ms: int) -> dict[str, Progress]:
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def read_progress(self, now_ms: int) -> dict[str, DestinationProgress]:
         """By destination, those that ever were owed something or failed.
 
         Raises:
@@ -103,7 +106,7 @@ class ProgressReport(Database):
         """
         minute = now_ms // _MINUTE_MS
         seconds = RATE_MINUTES * 60 + (now_ms % _MINUTE_MS) / 1000
-        with self.read() as connection:
+        with self._database.begin_read() as connection:
             states: dict[str, dict[DeliveryState, int]] = {}
             for name, state, count in connection.execute(_COUNTS):
                 states.setdefault(name, {})[DeliveryState(state)] = count
@@ -115,7 +118,7 @@ class ProgressReport(Database):
             circuits = read_circuits(connection)
             oldest = {name: _oldest(connection, name) for name in states}
         return {
-            name: Progress(
+            name: DestinationProgress(
                 destination=name,
                 states=states.get(name, {}),
                 oldest_at=oldest.get(name),

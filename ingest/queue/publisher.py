@@ -15,7 +15,7 @@ import uuid
 from collections import deque
 from collections.abc import Generator, Sequence
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import redis
 import structlog
@@ -35,6 +35,9 @@ from ingest.spool.abandoned_partials import ForgottenPartials
 from ingest.spool.reference import Place, Reference
 from ingest.spool.segment_upkeep import Upkeep
 from ingest.spool.spool import Spool
+
+if TYPE_CHECKING:
+    from ingest.ledger import Ledger
 
 BATCH: Final = AT_ONCE
 WAITING_MAX: Final = 100_000
@@ -112,7 +115,7 @@ class Handoff:
                 spool.slot.path, spool.segments, damaged_are_delivered=self._delivers_damaged
             )
         self._thread: threading.Thread | None = None
-        self._ledger: sweep.Proof | None = None
+        self._ledger: Ledger | None = None
         self._proof_at = 0.0
         self._proof_failures = 1  # an alarm of a former run may stand
         self._seldom = Seldom()
@@ -338,7 +341,9 @@ class Handoff:
                 from ingest.ledger import Ledger  # noqa: PLC0415 - with the carrier "spool" none is needed
 
                 self._ledger = Ledger(self._config.ledger_url)
-            sweep.remove_persisted(self._spool.root, self._spool.id, self._client, self._ledger)
+            sweep.remove_persisted(
+                self._spool.root, self._spool.id, self._client, self._ledger.spool_references
+            )
         except LedgerError as error:
             self._seldom.warning(
                 "ledger_away",

@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Protocol, cast
+from typing import TYPE_CHECKING, Any, Final, cast
 
 import redis
 import structlog
@@ -27,6 +27,9 @@ from ingest.queue.stream_append import Pusher
 from ingest.spool import segment, segment_upkeep
 from ingest.spool.reference import READY, Place
 from ingest.spool.spool import Slot, spool_id
+
+if TYPE_CHECKING:
+    from ingest.ledger.spool_references import SpoolReferences
 
 PAGE: Final = 1000
 
@@ -163,17 +166,7 @@ def let_go(root: Path, names: Iterable[str]) -> int:
     return count
 
 
-class Proof(Protocol):
-    """The part of a ledger that tells what became of spool references."""
-
-    def settled_spool_refs(self, refs: Iterable[str]) -> set[str]:
-        """See `Ledger.settled_spool_refs`."""
-
-    def forget_duplicates(self, refs: Iterable[str]) -> None:
-        """See `Ledger.forget_duplicates`."""
-
-
-def remove_persisted(root: Path, spool: str, client: redis.Redis, proof: Proof) -> int:
+def remove_persisted(root: Path, spool: str, client: redis.Redis, references: "SpoolReferences") -> int:
     """Let go of what workers elsewhere have persisted (`redis` carrier); returns how many.
 
     The list in Redis says only where to look. What the ledger does not hold stays, and comes off the list.
@@ -189,7 +182,7 @@ def remove_persisted(root: Path, spool: str, client: redis.Redis, proof: Proof) 
         places = {
             f"{spool}:{name}": name for name in names if READY.fullmatch(name) or RECORD.fullmatch(name)
         }
-        settled = proof.settled_spool_refs(places)
+        settled = references.find_removable(places)
         removed += let_go(root, (places[ref] for ref in settled))
         if len(settled) < len(set(names)):
             _seldom.warning(
@@ -197,7 +190,7 @@ def remove_persisted(root: Path, spool: str, client: redis.Redis, proof: Proof) 
                 count=len(set(names)) - len(settled),
                 remedy="the files stay; see who else writes to this Redis",
             )
-        proof.forget_duplicates(settled)
+        references.delete_duplicates(settled)
         pipeline = client.pipeline(transaction=False)
         for name in page:
             # By its value: by its position, two listeners with the same page would take off two pages.
@@ -287,10 +280,10 @@ def sweep(config: Config) -> Swept:
     try:
         result.partials_removed = clear_orphans(root)
         with contextlib.closing(Ledger(config.ledger_url)) as ledger:
-            result.done_removed = remove_persisted(root, identity, client, ledger)
+            result.done_removed = remove_persisted(root, identity, client, ledger.spool_references)
             waiting = {place.name for name in slots(root) for place in ready(root, name)}
             refs = [f"{identity}:{name}" for name in waiting]
-            known = ledger.settled_spool_refs(refs) if refs else set()
+            known = ledger.spool_references.find_removable(refs) if refs else set()
         kept = {name for name in waiting if f"{identity}:{name}" in known}
         let_go(root, kept)
         result.done_removed += len(kept)

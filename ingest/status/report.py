@@ -26,7 +26,7 @@ from ingest.checks.node import choices
 from ingest.clock import unix_ms
 from ingest.config.model import Config
 from ingest.errors import IngestError, SpoolError
-from ingest.ledger import CircuitState, Ledger, Progress, store_agreement
+from ingest.ledger import CircuitState, DestinationProgress, Ledger, store_agreement
 from ingest.queue import sweep
 from ingest.queue.client import GROUP, connect, stream_key
 from ingest.spool import store_capacity
@@ -146,7 +146,7 @@ def _set_aside(config: Config) -> Iterator[Alarm]:
     """What was acknowledged and lies in quarantine, as the ledger has it."""
     try:
         with contextlib.closing(Ledger(config.ledger_url)) as ledger:
-            count, since_ms = ledger.set_aside_count()
+            count, since_ms = ledger.quarantine.count_acknowledged()
     except IngestError:
         return  # the ledger's own part says so
     if count:
@@ -227,13 +227,15 @@ def _ledger(config: Config) -> dict[str, Any]:
     try:
         with contextlib.closing(Ledger(config.ledger_url)) as ledger:
             now = unix_ms()
-            known = ledger.progress(now)
+            known = ledger.throughput.read_progress(now)
             for destination in config.destinations:
-                known.setdefault(destination.name, Progress(destination=destination.name))
+                known.setdefault(destination.name, DestinationProgress(destination=destination.name))
             return {
                 "reachable": True,
                 "read_only": _read_only(ledger),
-                "instances": {state.value: count for state, count in ledger.instance_counts().items()},
+                "instances": {
+                    state.value: count for state, count in ledger.instances.count_by_state().items()
+                },
                 "deliveries": {
                     name: {state.value: count for state, count in progress.states.items()}
                     for name, progress in sorted(known.items())
@@ -253,7 +255,7 @@ def _read_only(ledger: Ledger) -> str:
     return ""
 
 
-def _destination(progress: Progress, now_ms: int) -> dict[str, Any]:
+def _destination(progress: DestinationProgress, now_ms: int) -> dict[str, Any]:
     circuit = progress.circuit
     return {
         "name": progress.destination,

@@ -47,7 +47,7 @@ def backlog(tmp_path: Path, redis_server: Valkey) -> Iterator[Forwarding]:
     }
     for number in range(1, 5001):
         (files / f"k{number}").write_bytes(one.file)
-    with site.ledger.write() as connection:
+    with site.ledger.database.begin_write() as connection:
         connection.exec_driver_sql(_INSTANCES, parameters)
         connection.exec_driver_sql(_DELIVERIES)
     yield site

@@ -64,8 +64,14 @@ def test_dead_name_server_delays_no_sound_destination_and_no_end(forwarding: For
             for name in names:
                 # No instance is to blame: they wait.
                 assert set(forwarding.states(name)) <= {"waiting", "sending"}
-                eventually(lambda name=name: forwarding.ledger.circuit(name).failures, 20, "the circuit")
-                assert "no name server has answered" in str(forwarding.ledger.circuit(name).last_error)
+                eventually(
+                    lambda name=name: forwarding.ledger.circuits.read_circuit(name).failures,
+                    20,
+                    "the circuit",
+                )
+                assert "no name server has answered" in str(
+                    forwarding.ledger.circuits.read_circuit(name).last_error
+                )
             started = time.monotonic()
             assert (first.terminate(), second.terminate()) == (0, 0)
             # Lookups are stuck for a minute; a worker that waits for a job takes a second.

@@ -208,7 +208,7 @@ def results(forwarding: Forwarding) -> dict[str, Row]:
         "SELECT sop_instance_uid, deliveries.state, last_status, last_error, attempts FROM deliveries "
         "JOIN instances ON instances.id = instance_id"
     )
-    with forwarding.ledger.read() as connection:
+    with forwarding.ledger.database.begin_read() as connection:
         return {
             uid: Row(state, status, error or "", attempts)
             for uid, state, status, error, attempts in connection.exec_driver_sql(query)

@@ -287,4 +287,4 @@ def test_an_odd_context_stops_what_needs_it_and_nothing_else(forwarding: Forward
             forwarding.wait({"delivered": 1, "dead": 1}, destination=name)
             assert forwarding.row(sound.sop, name).attempts == 1
             assert "no context accepted" in str(forwarding.row(hit.sop, name).last_error)
-            assert not forwarding.ledger.circuit(name).failures
+            assert not forwarding.ledger.circuits.read_circuit(name).failures

@@ -139,12 +139,14 @@ def test_remote_that_breaks_every_association_opens_the_circuit_and_gets_all_onc
     forwarding.record(*made(30, series=3))
     with forwarding.worker():
         forwarding.wake()
-        eventually(lambda: forwarding.ledger.circuit("pacs").state == "open", 20, "the circuit opens")
+        eventually(
+            lambda: forwarding.ledger.circuits.read_circuit("pacs").state == "open", 20, "the circuit opens"
+        )
         time.sleep(1.0)
         assert "dead" not in forwarding.states()
         remote.tell(poison=[])
         sound_arrive(forwarding, 30)
-    assert forwarding.ledger.circuit("pacs").state == "closed"
+    assert forwarding.ledger.circuits.read_circuit("pacs").state == "closed"
 
 
 @pytest.mark.slow
@@ -185,7 +187,9 @@ def test_first_break_after_an_outage_does_not_open_the_circuit_again(
     forwarding.record(*made(50))
     with forwarding.worker() as worker:
         forwarding.wake()
-        eventually(lambda: forwarding.ledger.circuit("pacs").state == "open", 20, "the circuit opens")
+        eventually(
+            lambda: forwarding.ledger.circuits.read_circuit("pacs").state == "open", 20, "the circuit opens"
+        )
         remote.start()
         sound_arrive(forwarding, 49)
         assert worker.log.read_text().count("circuit_open") == 1

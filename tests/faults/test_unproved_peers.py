@@ -204,9 +204,11 @@ def test_a_trusted_modality_at_the_address_of_the_archive_gets_no_image(
             forwarding.many(1)
             with forwarding.worker():
                 forwarding.wake()
-                eventually(lambda: forwarding.ledger.circuit("pacs").failures, 20, "the circuit")
+                eventually(
+                    lambda: forwarding.ledger.circuits.read_circuit("pacs").failures, 20, "the circuit"
+                )
         assert not heard.is_set()
         assert set(forwarding.states()) <= {"waiting", "sending"}  # the lease of a killed worker
-        assert "is not bound to" in str(forwarding.ledger.circuit("pacs").last_error)
+        assert "is not bound to" in str(forwarding.ledger.circuits.read_circuit("pacs").last_error)
     finally:
         forwarding.ledger.close()

@@ -149,7 +149,7 @@ def all_arrive(site: Forwarding) -> None:
         assert "was padded" in str(rows[one.sop].last_error)
     assert {rows[one.sop].last_error for one in UNCHANGED} == {None}
     assert "odd length, and cannot be padded" in str(rows[HOPELESS.sop].last_error)
-    assert site.ledger.circuit("pacs").failures == 0
+    assert site.ledger.circuits.read_circuit("pacs").failures == 0
     # The store has them as they came.
     assert [(site.config.store_root / f"{one.sop}.dcm").read_bytes() for one, _ in PAIRS] == before
 

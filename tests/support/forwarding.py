@@ -105,7 +105,7 @@ class Forwarding:
                     destinations=tuple(to),
                 )
             )
-        self.ledger.record(rows)
+        self.ledger.instances.record(rows)
         return list(made)
 
     def many(
@@ -119,16 +119,20 @@ class Forwarding:
         )
 
     def row(self, sop: str, destination: str = "pacs") -> DeliveryRow:
-        (instance,) = self.ledger.by_sop_instance(sop)
-        return next(row for row in self.ledger.deliveries_of(instance.id) if row.destination == destination)
+        (instance,) = self.ledger.instances.find_by_sop_instance_uid(sop)
+        return next(
+            row
+            for row in self.ledger.deliveries.find_by_instance(instance.id)
+            if row.destination == destination
+        )
 
     def states(self, destination: str = "pacs") -> dict[str, int]:
-        counts = self.ledger.counts().deliveries.get(destination, {})
+        counts = self.ledger.count_rows().deliveries.get(destination, {})
         return {state.value: count for state, count in counts.items() if count}
 
     def lease_owner(self) -> str:
         """Who holds a lease now; empty where nobody does."""
-        with self.ledger.read() as connection:
+        with self.ledger.database.begin_read() as connection:
             query = "SELECT lease_owner FROM deliveries WHERE state = 'sending'"
             return connection.exec_driver_sql(query).scalars().first() or ""
 

@@ -39,10 +39,10 @@ def hold(settings: Config, spool: str, names: Iterable[str]) -> Ledger:
     ledger.migrate()
     # Numbers of their own, however often this is called.
     numbered = {uuid.uuid4().int: name for name in names}
-    ledger.record([row(number, spool_ref=f"{spool}:{name}") for number, name in numbered.items()])
+    ledger.instances.record([row(number, spool_ref=f"{spool}:{name}") for number, name in numbered.items()])
     return ledger
 
 
 def delivery_states(ledger: Ledger, instance: int) -> dict[str, DeliveryState]:
     """The states of one instance's deliveries, by destination."""
-    return {delivery.destination: delivery.state for delivery in ledger.deliveries_of(instance)}
+    return {delivery.destination: delivery.state for delivery in ledger.deliveries.find_by_instance(instance)}

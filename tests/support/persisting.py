@@ -90,7 +90,7 @@ class Site:
     def instances(self) -> list[Instance]:
         """All rows, oldest first."""
         with self.ledger() as ledger:
-            return ledger.instances(1_000_000)[::-1]
+            return ledger.instances.list_newest(1_000_000)[::-1]
 
     @contextmanager
     def ledger(self) -> Iterator[Ledger]:
@@ -105,7 +105,7 @@ class Site:
     def deliveries(self) -> int:
         """How many there are."""
         with self.ledger() as ledger:
-            return sum(sum(states.values()) for states in ledger.counts().deliveries.values())
+            return sum(sum(states.values()) for states in ledger.count_rows().deliveries.values())
 
     def waiting(self) -> list[str]:
         """What lies in the spool."""

@@ -51,7 +51,7 @@ def folders(site: Site) -> list[str]:
 
 def deliver(site: Site, state: DeliveryState, study: int | None = None) -> None:
     """Give the deliveries of a study, or all, a state."""
-    with site.ledger() as ledger, ledger.write() as connection:
+    with site.ledger() as ledger, ledger.database.begin_write() as connection:
         change = update(deliveries).values(state=state.value)
         if study is not None:
             of_study = instances.c.id == deliveries.c.instance_id, instances.c.study_uid == f"2.{study}"

@@ -54,7 +54,7 @@ def either_ledger(
         if request.param == "postgresql":
             sections["ledger"] = {"url": request.getfixturevalue("postgresql_url")}
         site = make_persist_site(**sections)
-        with site.ledger() as ledger, ledger.write() as connection:
+        with site.ledger() as ledger, ledger.database.begin_write() as connection:
             for table in ("deliveries", "instances"):
                 connection.exec_driver_sql(f"DELETE FROM {table}")
         return site

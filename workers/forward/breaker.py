@@ -169,7 +169,7 @@ class Breaker:
     def look(self) -> None:
         """Read what all workers have noted."""
         self._look_at = time.monotonic() + LOOK_SECONDS
-        self._circuit = self._bounded(self._ledger.circuit(self._name), self._ledger.unix_ms())
+        self._circuit = self._bounded(self._ledger.circuits.read_circuit(self._name), self._ledger.unix_ms())
 
     def _probe(self, on_tick: Callable[[], None]) -> tuple[int, str]:
         try:
@@ -192,7 +192,7 @@ class Breaker:
 
     def _change(self, change: Callable[[Circuit], Circuit]) -> tuple[Circuit, Circuit]:
         now = self._ledger.unix_ms()
-        before, self._circuit = self._ledger.change_circuit(
+        before, self._circuit = self._ledger.circuits.change_circuit(
             self._name, lambda found: change(self._bounded(found, now))
         )
         return before, self._circuit

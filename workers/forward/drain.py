@@ -207,7 +207,7 @@ class Drain:
         try:
             now = self._tools.ledger.unix_ms()
             owed_since = now - self._limits.give_up_ms - self._tools.clock.set_forward_ms()
-            dead = self._tools.ledger.expire(self._name, owed_since, reason, now)
+            dead = self._tools.ledger.deliveries.expire_overdue(self._name, owed_since, reason, now)
         except LedgerError as error:
             log.warning("ledger_away", error=str(error))  # the next failure gives them up
             return

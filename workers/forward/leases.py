@@ -69,7 +69,7 @@ class Leases:
 
     def due(self) -> bool:
         """Whether there is something to lease now; LedgerError while the ledger is away."""
-        when = self._ledger.next_due(self._destination)
+        when = self._ledger.deliveries.find_next_due_ms(self._destination)
         return when is not None and when <= self._ledger.unix_ms()
 
     def take(self, *, careful: bool) -> list[Delivery]:
@@ -86,7 +86,7 @@ class Leases:
             return []
         now = time.monotonic()
         rows = self._overdue_suspect(now) if not careful else []
-        rows = rows or self._ledger.lease(
+        rows = rows or self._ledger.deliveries.lease_due(
             self._destination,
             self._owner,
             BATCH,
@@ -103,7 +103,7 @@ class Leases:
 
     def untried_left(self) -> bool:
         """Whether there is something due that was not tried yet; LedgerError while the ledger is away."""
-        return any(row.attempts == 1 for row in self.rows.values()) or self._ledger.has_untried(
+        return any(row.attempts == 1 for row in self.rows.values()) or self._ledger.deliveries.has_untried(
             self._destination, self._ledger.unix_ms()
         )
 
@@ -143,13 +143,13 @@ class Leases:
     def finish(self) -> None:
         """Write what waits, in one transaction; LedgerError while the ledger is away, and it waits on."""
         if self._results:
-            self._ledger.finish(self._destination, self._results, self._ledger.unix_ms())
+            self._ledger.deliveries.record_results(self._destination, self._results, self._ledger.unix_ms())
             self._results = []
 
     def give_back(self) -> None:
         """Give back what was not attempted; LedgerError while the ledger is away."""
         if self.rows:
-            self._ledger.release(list(self.rows), self._owner)
+            self._ledger.deliveries.release_leases(list(self.rows), self._owner)
             self.rows = {}
 
     def end(self) -> None:
@@ -174,7 +174,7 @@ class Leases:
         if now < self._suspect_at:
             return []
         self._suspect_at = now + SUSPECT_SECONDS
-        due = self._ledger.suspect_due(self._destination)
+        due = self._ledger.deliveries.find_next_suspect_ms(self._destination)
         return (
             self._suspect()
             if due is not None and due <= self._ledger.unix_ms() - OVERDUE_MILLISECONDS
@@ -182,7 +182,7 @@ class Leases:
         )
 
     def _suspect(self) -> list[Delivery]:
-        found = self._ledger.lease_suspect(
+        found = self._ledger.deliveries.lease_suspect(
             self._destination, self._owner, self._ledger.unix_ms(), LEASE_MILLISECONDS, SUSPECT_MILLISECONDS
         )
         return [found] if found is not None else []
@@ -193,7 +193,7 @@ class Leases:
 
     def _renew(self, now: float) -> None:
         try:
-            kept = self._ledger.renew(
+            kept = self._ledger.deliveries.renew_leases(
                 list(self.rows), self._owner, self._ledger.unix_ms(), LEASE_MILLISECONDS
             )
         except LedgerError as error:

@@ -130,7 +130,7 @@ class Forwarder:
         """
         for name in self.destinations:
             try:
-                changed = self.ledger.change_circuit_if_any(
+                changed = self.ledger.circuits.change_existing_circuit(
                     name, lambda found: asked_anew(found, self._started_ms)
                 )
                 if changed:
@@ -168,7 +168,9 @@ class LedgerWatch:
         while True:
             try:
                 self._bound_waits()
-                due = self._forwarder.ledger.due_destinations(self._forwarder.ledger.unix_ms())
+                due = self._forwarder.ledger.deliveries.find_due_destinations(
+                    self._forwarder.ledger.unix_ms()
+                )
                 self._ledger.reset()
                 self._wake([name for name in due if name in self._forwarder.destinations])
                 self._queue.reset()
@@ -189,7 +191,7 @@ class LedgerWatch:
         ledger = self._forwarder.ledger
         for name, destination in self._forwarder.destinations.items():
             longest = round(destination.retry_max_seconds * 1000)
-            count = ledger.bound_waits(name, ledger.unix_ms(), LEASE_MILLISECONDS, longest)
+            count = ledger.deliveries.shorten_waits(name, ledger.unix_ms(), LEASE_MILLISECONDS, longest)
             if count:
                 log.warning(
                     "waits_bounded", destination=name, deliveries=count, cause="the clock was set back"

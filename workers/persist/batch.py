@@ -317,7 +317,7 @@ class Work:
         """All rows at once; one by one where the ledger refuses some, so that these keep back no others."""
         tools = self._tools
         try:
-            outcomes = retry_with_backoff(tools.ledger_backoff, tools.ledger.record, rows)
+            outcomes = retry_with_backoff(tools.ledger_backoff, tools.ledger.instances.record, rows)
         except StoppedError:
             raise
         except Exception as error:
@@ -345,12 +345,17 @@ class Work:
         placed = [one.arrival for one in self._placed if one.entry.reference.carrier == "redis"]
         refs = {arrival.spool_ref for arrival in placed if arrival.spool_ref not in again}
         known = (
-            retry_with_backoff(tools.ledger_backoff, tools.ledger.known_spool_refs, refs) if refs else refs
+            retry_with_backoff(tools.ledger_backoff, tools.ledger.spool_references.find_recorded, refs)
+            if refs
+            else refs
         )
         without_rows = refs - known
         if without_rows:
             retry_with_backoff(
-                tools.ledger_backoff, tools.ledger.note_duplicates, sorted(without_rows), unix_ms()
+                tools.ledger_backoff,
+                tools.ledger.spool_references.record_duplicates,
+                sorted(without_rows),
+                unix_ms(),
             )
 
     def _release(self, entry: Entry) -> None:
@@ -372,7 +377,9 @@ class Work:
     def _report_gone(self, gone: Sequence[Entry]) -> None:
         refs = {spool_ref(entry.reference): entry for entry in gone}
         tools = self._tools
-        known = retry_with_backoff(tools.ledger_backoff, tools.ledger.settled_spool_refs, list(refs))
+        known = retry_with_backoff(
+            tools.ledger_backoff, tools.ledger.spool_references.find_removable, list(refs)
+        )
         for ref in refs.keys() - known:
             # Persisted as a duplicate before a crash; or lost, or (carrier "redis") put back by its listener.
             log.warning("reference_without_file", reference=ref)

@@ -60,5 +60,5 @@ class StoreAgreement:
         # Ledger away or disk full: it is counted with the next instance.
         with contextlib.suppress(LedgerError, OSError):
             if self.compare():
-                write_ledger_mark(self._root, self._ledger.advance_mark())
+                write_ledger_mark(self._root, self._ledger.store_folders.advance_mark())
                 self._stored = False

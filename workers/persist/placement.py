@@ -8,7 +8,7 @@ from typing import Final
 
 import structlog
 
-from ingest.ledger import Holdings, InstanceState, Ledger, NewInstance, Outcome
+from ingest.ledger import InstanceState, Ledger, NewInstance, Outcome, StoreKeys
 from ingest.routing.router import Router, Routing
 from ingest.spool.reference import Reference
 from ingest.workers.backoff import Backoff, retry_with_backoff
@@ -96,7 +96,7 @@ class Placing:
         self._quarantined = quarantined
         self._asked: set[str] = set()
         self._keys: dict[str, str] = {}
-        self._held = Holdings()
+        self._held = StoreKeys()
         self._put: set[str] = set()
         self._replaced: set[str] = set()
         self._excluding = False
@@ -183,7 +183,7 @@ class Placing:
             return set()
         held = retry_with_backoff(
             self._shared.ledger_backoff,
-            self._shared.ledger.holdings,
+            self._shared.ledger.instances.find_store_keys,
             {row.sop_instance_uid for row, _ in stored},
         )
         again = set()
@@ -212,7 +212,7 @@ class Placing:
 
     def _learn(self) -> None:
         self._held = retry_with_backoff(
-            self._shared.ledger_backoff, self._shared.ledger.holdings, self._asked
+            self._shared.ledger_backoff, self._shared.ledger.instances.find_store_keys, self._asked
         )
         own = {row.sop_instance_uid for row in self.rows if _is_first(row)}
         self._keys = {uid: key for uid, key in self._keys.items() if uid in own} | dict(self._held.stored)
@@ -235,7 +235,9 @@ class Placing:
         gone = {uid for uid, keys in removing.items() if not keys & anothers}
         if gone:
             self._shared.store.sync(self._stored)
-            retry_with_backoff(self._shared.ledger_backoff, self._shared.ledger.finish_removals, gone)
+            retry_with_backoff(
+                self._shared.ledger_backoff, self._shared.ledger.instances.finish_removals, gone
+            )
 
     def _may_be_anothers(self, key: str) -> bool:
         """Whether a worker that knew nothing of the row may be about to record what has its name now."""
@@ -247,7 +249,9 @@ class Placing:
         return may_be_another(changed, self._held.left_at[key], now)
 
     def _remove_unclaimed(self, key: str) -> None:
-        if not retry_with_backoff(self._shared.ledger_backoff, self._shared.ledger.claimed_keys, [key]):
+        if not retry_with_backoff(
+            self._shared.ledger_backoff, self._shared.ledger.instances.find_claimed_keys, [key]
+        ):
             self._shared.store.remove(self._stored, key)
 
     def _store(self, arrival: Arrival, facts: Facts) -> None:
@@ -379,9 +383,11 @@ class Placing:
 
     def _replace(self, arrival: Arrival, facts: Facts, taken: str, key: str, note: str) -> None:
         shared, uid = self._shared, facts.sop_instance_uid
-        if retry_with_backoff(shared.ledger_backoff, shared.ledger.known_spool_refs, [arrival.spool_ref]):
+        if retry_with_backoff(
+            shared.ledger_backoff, shared.ledger.spool_references.find_recorded, [arrival.spool_ref]
+        ):
             return  # an object that has replaced, and may have been replaced since
-        retry_with_backoff(shared.ledger_backoff, shared.ledger.supersede, [uid], shared.now())
+        retry_with_backoff(shared.ledger_backoff, shared.ledger.instances.mark_replaced, [uid], shared.now())
         shared.store.replace(self._stored, arrival.source, key)
         if taken != key:
             self._replaced.add(taken)
@@ -447,7 +453,10 @@ class Placing:
             return routing
         shared = self._shared
         delivered = retry_with_backoff(
-            shared.ledger_backoff, shared.ledger.delivered_since, uid, shared.now() - DELIVERED_WITHIN_MS
+            shared.ledger_backoff,
+            shared.ledger.deliveries.count_delivered_since,
+            uid,
+            shared.now() - DELIVERED_WITHIN_MS,
         )
         names = at_bound(routing.destinations, delivered)
         for name in names:

@@ -178,7 +178,9 @@ class Persister:
                 retry_with_backoff(self._ledger_backoff, self._ledger.migrate)
                 names = [destination.name for destination in self._config.destinations]
                 clear_alarms_of_others(self._config.run_dir, BOUNDED_ALARM, names)
-                self._store = self._opened(stack, STORE, self._config.store_root, self._ledger.exclusion())
+                self._store = self._opened(
+                    stack, STORE, self._config.store_root, self._ledger.create_removal_lock()
+                )
                 self._quarantine = self._opened(stack, QUARANTINE, self._config.quarantine_dir)
                 with contextlib.suppress(LedgerError):  # seen again with what is stored next
                     self._agreement.compare()
@@ -402,7 +404,7 @@ class Persister:
         return store
 
     def _prepare(self, kind: str, store: FileStore) -> None:
-        known = retry_with_backoff(self._ledger_backoff, self._ledger.known_folder, kind)
+        known = retry_with_backoff(self._ledger_backoff, self._ledger.store_folders.find_folder, kind)
         try:
             identity = store.prepare(known)
         except StoreError as error:
@@ -417,7 +419,7 @@ class Persister:
         """Have the ledger remember new ids; once it has taken a batch, so that it keeps nothing back."""
         while self._unremembered:
             kind, identity = self._unremembered.popitem()
-            retry_with_backoff(self._ledger_backoff, self._ledger.remember_folder, kind, identity)
+            retry_with_backoff(self._ledger_backoff, self._ledger.store_folders.record_folder, kind, identity)
 
     def _tell(self, error: StoreError | None) -> None:
         """Have people hear of a store that is not mounted, and no longer once there is no error."""

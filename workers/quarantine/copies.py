@@ -10,7 +10,7 @@ from typing import Protocol
 
 import structlog
 
-from ingest.ledger import Ledger, SameContent
+from ingest.ledger import ContentIdentity, Ledger
 from ingest.workers.backoff import Backoff, retry_with_backoff
 from ingest.workers.persist.arrival import Arrival, Facts
 from ingest.workers.persist.compare import content_digest, existing, same_bytes
@@ -78,7 +78,7 @@ class Aside:
     bound: Bound
     exclude: Callable[[], None]
     progress: Callable[[], None]
-    _fresh: dict[SameContent, str] = field(default_factory=dict)
+    _fresh: dict[ContentIdentity, str] = field(default_factory=dict)
     _refused_bytes: int | None = None
 
     def put(self, batch: Batch, arrival: Arrival, facts: Facts, status: int) -> Kept | None:
@@ -97,7 +97,7 @@ class Aside:
         digest = content_digest(
             arrival.source, facts.data_set_offset, facts.transfer_syntax_uid, self.progress
         )
-        same = SameContent(digest, facts.sop_instance_uid, facts.study_uid, facts.series_uid, status)
+        same = ContentIdentity(digest, facts.sop_instance_uid, facts.study_uid, facts.series_uid, status)
         found = self._fresh.get(same) or self._recorded(same, arrival, facts)
         if found is not None:
             return Kept(found, digest)
@@ -118,7 +118,7 @@ class Aside:
         self._fresh.clear()
         self._refused_bytes = None
 
-    def _recorded(self, same: SameContent, arrival: Arrival, facts: Facts) -> str | None:
+    def _recorded(self, same: ContentIdentity, arrival: Arrival, facts: Facts) -> str | None:
         """The key of the same thing, if the ledger has it and its file is there and whole."""
         if not self._quarantined_keys(same):
             return None
@@ -131,14 +131,16 @@ class Aside:
                     return key
         return None
 
-    def _quarantined_keys(self, same: SameContent) -> list[str]:
-        return retry_with_backoff(self.ledger_backoff, self.ledger.quarantined_keys, same)
+    def _quarantined_keys(self, same: ContentIdentity) -> list[str]:
+        return retry_with_backoff(self.ledger_backoff, self.ledger.quarantine.find_store_keys, same)
 
     def _has_room(self, size: int) -> bool:
         if not self.bound.max_bytes:
             return True
         if self._refused_bytes is None:
-            self._refused_bytes = retry_with_backoff(self.ledger_backoff, self.ledger.refused_bytes)
+            self._refused_bytes = retry_with_backoff(
+                self.ledger_backoff, self.ledger.quarantine.sum_refused_bytes
+            )
         if self._refused_bytes + size > self.bound.max_bytes:
             return False
         self._refused_bytes += size

@@ -146,7 +146,7 @@ class Warden:
         if row.state is InstanceState.STORED and self._is_there(self._quarantine, key):
             # Who released it died before the file was gone from here.
             self._clear(row.sop_instance_uid, key, stored, kept)
-            return tuple(one.destination for one in self._ledger.deliveries_of(number))
+            return tuple(one.destination for one in self._ledger.deliveries.find_by_instance(number))
         released = self._stored(number, stored, kept, replacing=replacing)
         self._clear(released.sop_instance_uid, row.store_key, stored, kept)
         return released.destinations
@@ -178,7 +178,7 @@ class Warden:
         # The row last: as long as it says "quarantined", the same command finishes what this one began.
         self._quarantine.remove(kept, row.store_key)
         self._quarantine.sync(kept)
-        self._ledger.drop_quarantined(row.id, f"{why}; {row.note}")
+        self._ledger.quarantine.drop(row.id, f"{why}; {row.note}")
 
     @contextlib.contextmanager
     def _batches(self) -> Iterator[tuple[Batch, Batch]]:
@@ -187,7 +187,7 @@ class Warden:
             yield stored, kept
 
     def _row(self, number: int) -> Instance:
-        row = self._ledger.instances_by_id([number]).get(number)
+        row = self._ledger.instances.find_by_ids([number]).get(number)
         if row is None:
             raise NotQuarantinedError(f"{number}: there is no instance with this id")
         return row
@@ -236,7 +236,7 @@ class Warden:
         """Release it, unless a worker stores the same SOP instance UID at this moment."""
         key = self._layout.key(facts.study_uid, facts.series_uid, facts.sop_instance_uid)
         now = unix_ms()
-        rows = self._ledger.by_sop_instance(facts.sop_instance_uid)
+        rows = self._ledger.instances.find_by_sop_instance_uid(facts.sop_instance_uid)
         # Further copies (`[store] duplicates = "keep-both"`) stay where they are.
         firsts = (one for one in rows if one.state is InstanceState.STORED and not one.copy_digest)
         old = next(firsts, None)
@@ -246,14 +246,14 @@ class Warden:
         copying = _Copying(kept, row.id, facts.sop_instance_uid, frozenset(safe), now)
         copies = [self._copied(copying, old.store_key, old)] if old is not None else []
         if old is None or old.store_key != key:
-            if self._ledger.claimed_keys([key]):
+            if self._ledger.instances.find_claimed_keys([key]):
                 return None
             # What a worker is about to record, or one that died did not.
             copies.append(self._copied(copying, key))
         self._quarantine.sync(kept)
         note = f"gave way to instance {row.id}, which was released from quarantine"
-        self._ledger.give_way(old, note, [copy for copy in copies if copy is not None], now)
-        if self._ledger.claimed_keys([key]):
+        self._ledger.quarantine.replace_stored(old, note, [copy for copy in copies if copy is not None], now)
+        if self._ledger.instances.find_claimed_keys([key]):
             return None
         # Only now, so that no row ever speaks of a file that is another's by now.
         self._store.replace(stored, source, key)
@@ -272,7 +272,7 @@ class Warden:
             routed=routing.routed,
             destinations=routing.destinations,
         )
-        return released if self._ledger.release_quarantined(row.id, released) else None
+        return released if self._ledger.quarantine.release(row.id, released) else None
 
     def _copied(self, copying: "_Copying", key: str, old: Instance | None = None) -> NewInstance | None:
         """Put what lies in the store under a key into quarantine; None where there is no need.
@@ -308,8 +308,8 @@ class Warden:
 
     def _clear(self, uid: str, key: str, stored: Batch, kept: Batch) -> None:
         """Remove the names that files of a released instance, and of what gave way to it, had before."""
-        left = self._ledger.holdings([uid]).replaced.get(uid, set())
-        for old in left - self._ledger.claimed_keys(left):
+        left = self._ledger.instances.find_store_keys([uid]).replaced.get(uid, set())
+        for old in left - self._ledger.instances.find_claimed_keys(left):
             if self._is_there(self._store, old):
                 self._store.remove(stored, old)
         self._store.sync(stored)
@@ -334,12 +334,12 @@ def warden(config: Config, ledger: Ledger) -> Iterator[Warden]:
     with contextlib.ExitStack() as stack:
         durable = config.receive.durability == "fsync"
         opened = [
-            FileStore(config.store_root, durable=durable, exclusion=ledger.exclusion()),
+            FileStore(config.store_root, durable=durable, exclusion=ledger.create_removal_lock()),
             FileStore(config.quarantine_dir, durable=durable),
         ]
         for kind, store in zip((STORE, QUARANTINE), opened, strict=True):
             _require(store.root)
-            store.prepare(ledger.known_folder(kind))
+            store.prepare(ledger.store_folders.find_folder(kind))
             stack.callback(store.close)
         yield Warden(config, ledger, *opened)
 
@@ -403,7 +403,7 @@ def retry(config: Config, ids: Sequence[int]) -> int:
         said = f"stored; to {', '.join(to) or 'no destination'}" if to is not None else "stored already; gone"
         _say(f"{number}: {said}")
 
-    code = _each(config, lambda ledger: ids or ledger.set_aside(RETRIED_MAX), do)
+    code = _each(config, lambda ledger: ids or ledger.quarantine.list_acknowledged_ids(RETRIED_MAX), do)
     _wake(config, woken)
     return code
 
@@ -424,7 +424,7 @@ def _end_alarm(config: Config) -> None:
     """Clear the alarm of a full quarantine, if there is room by now."""
     with contextlib.closing(Ledger(config.ledger_url)) as ledger:
         most = config.receive.quarantine_max_bytes
-        if not most or ledger.refused_bytes() < most:
+        if not most or ledger.quarantine.sum_refused_bytes() < most:
             clear_alarm(config.run_dir, QUARANTINE_FULL)
 
 
@@ -444,7 +444,7 @@ def _each(config: Config, ids: Callable[[Ledger], Sequence[int]], do: Callable[[
     code = 0
     ledger = Ledger(config.ledger_url)
     try:
-        ledger.check_schema()
+        ledger.require_schema()
         with warden(config, ledger) as keeper:
             for number in dict.fromkeys(ids(ledger)):
                 try:

@@ -42,7 +42,7 @@ def run(config: Config, *, dry_run: bool, as_json: bool, accept_clock: bool = Fa
     """
     console = Console(highlight=False, soft_wrap=as_json)
     with contextlib.closing(Ledger(config.ledger_url)) as ledger:
-        ledger.check_schema()
+        ledger.require_schema()
         ahead = 0 if dry_run else Ageing(config, ledger).look(accept=accept_clock)
         if ahead:
             hours = ahead / 3_600_000
@@ -52,10 +52,10 @@ def run(config: Config, *, dry_run: bool, as_json: bool, accept_clock: bool = Fa
             )
         remover = Remover(config, ledger)
         if dry_run:
-            found, kept = list(remover.decisions()), ledger.kept_bytes()
+            found, kept = list(remover.decisions()), ledger.retention.sum_stored_bytes()
         else:
             report = remover.remove()
-            kept = ledger.kept_bytes()
+            kept = ledger.retention.sum_stored_bytes()
     if dry_run:
         _show_plan(console, config, found, kept, as_json=as_json)
     else:

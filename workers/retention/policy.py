@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
 
-from ingest.ledger.retention import KeptRow, KeptStudy
+from ingest.ledger.retention import StoredInstance, StoredStudy
 
 DAY_MS: Final = 86_400_000
 
@@ -50,7 +50,7 @@ class Decision:
         goes: False where it is held back, because a destination is still owed some of it.
     """
 
-    study: KeptStudy
+    study: StoredStudy
     reason: Reason
     goes: bool
 
@@ -76,8 +76,8 @@ def disk_over(disk: os.statvfs_result, high: float, low: float) -> int:
 
 
 def oldest_first(
-    rows: Iterable[Sequence[KeptRow]], studies: Callable[[Sequence[str]], Iterable[KeptStudy]]
-) -> Iterator[KeptStudy]:
+    rows: Iterable[Sequence[StoredInstance]], studies: Callable[[Sequence[str]], Iterable[StoredStudy]]
+) -> Iterator[StoredStudy]:
     """Studies in the order of their last instances; reads no further than is asked for.
 
     Args:
@@ -85,7 +85,7 @@ def oldest_first(
         studies: What it holds of some studies.
     """
     seen: set[str] = set()
-    waiting: list[tuple[int, str, KeptStudy]] = []
+    waiting: list[tuple[int, str, StoredStudy]] = []
     for piece in rows:
         fresh = {row.study_uid for row in piece} - seen
         seen |= fresh
@@ -98,7 +98,7 @@ def oldest_first(
         yield heapq.heappop(waiting)[2]
 
 
-def decide(studies: Iterable[KeptStudy], goal: Goal) -> Iterator[Decision]:
+def decide(studies: Iterable[StoredStudy], goal: Goal) -> Iterator[Decision]:
     """What becomes of studies, until every limit is kept.
 
     Args:

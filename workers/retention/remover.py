@@ -22,7 +22,7 @@ from ingest.config.model import Config
 from ingest.errors import BootError, IngestError, LedgerError, StoreAwayError, StoreError
 from ingest.filesystem.folder_identity import require_store
 from ingest.ledger import Ledger
-from ingest.ledger.retention import CHUNK, KeptRow, KeptStudy, LeavingFile
+from ingest.ledger.retention import CHUNK, RemovableFile, StoredInstance, StoredStudy
 from ingest.ledger.store_folders import STORE
 from ingest.spool import store_capacity
 from ingest.workers.backoff import Backoff, StoppedError, retry_with_backoff
@@ -102,7 +102,7 @@ class Remover:
         self._now = now
         self._ageing_time = ageing_time or now
         self._pass_share = pass_share
-        self._store = FileStore(config.store_root, exclusion=ledger.exclusion())
+        self._store = FileStore(config.store_root, exclusion=ledger.create_removal_lock())
 
     def decisions(self) -> Iterator[Decision]:
         """What would become of studies now, the oldest first.
@@ -111,7 +111,7 @@ class Remover:
             LedgerError: The ledger is away.
             StoreAwayError: The store is not there.
         """
-        return decide(oldest_first(self._rows(), self._ledger.kept_studies), self._goal())
+        return decide(oldest_first(self._rows(), self._ledger.retention.summarize_studies), self._goal())
 
     def full(self) -> str:
         """Why listeners are to take nothing more, or an empty string; whoever else removes may be at it.
@@ -120,7 +120,7 @@ class Remover:
             LedgerError: The ledger is away.
         """
         limit = self._limits.max_bytes
-        total = self._ledger.kept_bytes() if limit and self._limits.refuses else 0
+        total = self._ledger.retention.sum_stored_bytes() if limit and self._limits.refuses else 0
         return f"{total} bytes in the store, [retention] max_bytes is {limit}" if 0 < limit <= total else ""
 
     def remove(self) -> Report:
@@ -143,17 +143,17 @@ class Remover:
     def _require_store(self) -> None:
         """Remove nothing where another file system is mounted, or none: every file would look gone."""
         try:
-            require_store(self._store.root, self._ledger.known_folder(STORE))
+            require_store(self._store.root, self._ledger.store_folders.find_folder(STORE))
         except OSError as error:
             raise StoreAwayError(f"the store {self._store.root} fails: {error.strerror}") from error
 
     # --- what is there
 
-    def _rows(self) -> Iterator[Sequence[KeptRow]]:
-        piece = self._ledger.oldest_kept()
+    def _rows(self) -> Iterator[Sequence[StoredInstance]]:
+        piece = self._ledger.retention.list_oldest()
         while piece and not self._stopping():
             yield piece
-            piece = self._ledger.oldest_kept(piece[-1]) if len(piece) == CHUNK else []
+            piece = self._ledger.retention.list_oldest(piece[-1]) if len(piece) == CHUNK else []
 
     def _goal(self) -> Goal:
         limits = self._limits
@@ -163,7 +163,7 @@ class Remover:
             raise StoreAwayError(f"the store {self._store.root} is not there: {error.strerror}") from error
         sized = limits.max_bytes > 0 and not limits.refuses
         bounded = bool(self._pass_share and limits.keep_days)
-        kept = self._ledger.kept_bytes() if sized or bounded else 0
+        kept = self._ledger.retention.sum_stored_bytes() if sized or bounded else 0
         return Goal(
             before=cutoff(limits.keep_days, self._ageing_time()),
             aged_most=int(self._pass_share * kept) if bounded else None,
@@ -180,14 +180,14 @@ class Remover:
             return 0
         with contextlib.suppress(OSError):
             if os.stat(self._quarantine_dir).st_dev == os.stat(self._store.root).st_dev:
-                return self._ledger.refused_bytes()
+                return self._ledger.quarantine.sum_refused_bytes()
         return 0
 
     # --- what goes
 
-    def _batches(self, report: Report) -> Iterator[list[KeptStudy]]:
+    def _batches(self, report: Report) -> Iterator[list[StoredStudy]]:
         """Studies that go, as many at a time as fill a batch."""
-        studies: list[KeptStudy] = []
+        studies: list[StoredStudy] = []
         for decision in self.decisions():
             if not decision.goes:
                 report.held += 1
@@ -200,11 +200,11 @@ class Remover:
         if studies:
             yield studies
 
-    def _remove(self, studies: Sequence[KeptStudy], report: Report) -> None:
+    def _remove(self, studies: Sequence[StoredStudy], report: Report) -> None:
         full = True
         while full and not self._stopping():
             with self._excluding() as batch:
-                files = self._ledger.mark_removing(
+                files = self._ledger.retention.mark_removing(
                     studies, BATCH, self._now(), only_delivered=self._limits.only_delivered
                 )
                 self._unlink(batch, files)
@@ -217,18 +217,18 @@ class Remover:
     def _finish(self) -> None:
         """Do what a remover that died has left."""
         after = 0
-        while not self._stopping() and self._ledger.removing(1, after):
+        while not self._stopping() and self._ledger.retention.list_removing(1, after):
             with self._excluding() as batch:
-                files = self._ledger.removing(BATCH, after)
+                files = self._ledger.retention.list_removing(BATCH, after)
                 self._unlink(batch, files)
             after = files[-1].id if files else after
 
-    def _unlink(self, batch: Batch, files: Sequence[LeavingFile]) -> None:
+    def _unlink(self, batch: Batch, files: Sequence[RemovableFile]) -> None:
         """From mark to mark. What cannot be removed now keeps the first, for the next pass."""
         if not files:
             return
         # Where a remover died, the name may be that of a new instance by now.
-        claimed = self._ledger.claimed_keys(file.store_key for file in files)
+        claimed = self._ledger.instances.find_claimed_keys(file.store_key for file in files)
         leaving, gone = Leaving(self._store.root), []
         now = self._now() + self._store.clock_ahead_ms(batch)
         for file in files:
@@ -242,12 +242,12 @@ class Remover:
             leaving.settle()
         except OSError as error:
             raise StoreAwayError(f"the store {self._store.root} fails: {error.strerror}") from error
-        self._ledger.mark_removed(gone)
+        self._ledger.retention.mark_removed(gone)
 
     def _forget(self, report: Report) -> None:
         before = cutoff(self._limits.ledger_keep_days, self._ageing_time())
         while before and not self._stopping():
-            forgotten = self._ledger.forget_removed(before)
+            forgotten = self._ledger.retention.delete_removed_rows(before)
             report.forgotten += forgotten
             if forgotten < CHUNK:
                 return
@@ -312,7 +312,11 @@ class Ageing:
             return ahead
         clock.leave_mark(run_dir, now)
         clear_alarm(run_dir, CLOCK_ALARM)
-        self._time = now.wall_ms if accept else clock.ageing_time(now.wall_ms, self._ledger.newest_kept())
+        self._time = (
+            now.wall_ms
+            if accept
+            else clock.ageing_time(now.wall_ms, self._ledger.retention.find_newest_stored_ms())
+        )
         return 0
 
 

@@ -106,7 +106,7 @@ def test_status_tells_what_is_wrong_with_a_destination_and_retry_has_it_tried_at
     site.many(2)
     with site.worker():
         site.wake()
-        eventually(lambda: site.ledger.circuit("pacs").failures == 1, 20, "it was tried")
+        eventually(lambda: site.ledger.circuits.read_circuit("pacs").failures == 1, 20, "it was tried")
         (told,) = json.loads(ask(site, "status", "--json").output)["ledger"]["destinations"]
         assert (told["name"], told["backlog"], told["failures"]) == ("pacs", 2, 1)
         assert told["next_probe_seconds"] > 100
@@ -126,7 +126,7 @@ def test_delivery_that_waits_for_a_circuit_says_why_and_until_when_and_retry_say
     site.many(2)
     with site.worker():
         site.wake()
-        eventually(lambda: site.ledger.circuit("pacs").failures == 1, 20, "it was tried")
+        eventually(lambda: site.ledger.circuits.read_circuit("pacs").failures == 1, 20, "it was tried")
         site.wait({"waiting": 2})
     rows = [json.loads(line) for line in ask(site, "deliveries", "--json").output.splitlines()]
     assert {(row["state"], row["attempts"]) for row in rows} == {("waiting", 0)}
@@ -140,7 +140,7 @@ def test_delivery_that_waits_for_a_circuit_says_why_and_until_when_and_retry_say
         assert "pacs: was left alone" in said
         assert "Connection refused" in said
         assert ("would be asked at once" in said) is ("--dry-run" in arguments)
-    assert site.ledger.circuit("pacs").probe_at == 0
+    assert site.ledger.circuits.read_circuit("pacs").probe_at == 0
     assert "nothing to change" in ask(site, "retry", "--destination", "pacs").output
     rows = [json.loads(line) for line in ask(site, "deliveries", "--json").output.splitlines()]
     assert {(row["waits_for"], row["next_attempt_at"]) for row in rows} == {("", None)}

@@ -13,7 +13,7 @@ from sqlalchemy import create_engine, text
 from ingest.cli import main
 from ingest.clock import unix_ms
 from ingest.ledger import DeliveryResult, DeliveryState, InstanceState, Ledger
-from ingest.ledger.delivery_search import Filter
+from ingest.ledger.delivery_admin import DeliveryFilter
 from ingest.workers.store.filesystem import FileStore
 from tests.support.ledgers import row
 
@@ -88,14 +88,14 @@ def ask(url: str, tmp_path: Path) -> Ask:
 def fill(ledger: Ledger) -> None:
     """Instances and deliveries in every state, throughput of the last minute, and an open circuit."""
     now = unix_ms()
-    ledger.record(
+    ledger.instances.record(
         [
             *(row(number, received_at=now, stored_at=now) for number in range(1, 8)),
             row(20, state=InstanceState.QUARANTINED, store_key="q", destinations=(), note="another object"),
             row(21, state=InstanceState.VARIANT, destinations=(), sop_instance_uid="1.2.1"),
         ]
     )
-    leased = ledger.lease("pacs", "worker", 5, now, 60_000)
+    leased = ledger.deliveries.lease_due("pacs", "worker", 5, now, 60_000)
     states = [DeliveryState.DELIVERED, DeliveryState.RETRY, DeliveryState.DEAD, DeliveryState.WAITING]
     results = [
         DeliveryResult(
@@ -109,10 +109,15 @@ def fill(ledger: Ledger) -> None:
         )
         for one, state in zip(leased, states, strict=False)
     ]
-    ledger.finish("pacs", results, now)
-    third = [one.id for one in ledger.find_deliveries(Filter(states=(DeliveryState.WAITING,)), 1)]
+    ledger.deliveries.record_results("pacs", results, now)
+    third = [
+        one.id
+        for one in ledger.delivery_admin.find_deliveries(DeliveryFilter(states=(DeliveryState.WAITING,)), 1)
+    ]
     assert third
-    ledger.give_up(Filter(sop_instance_uid="1.2.7"), "not wanted", now, dry_run=False)
+    ledger.delivery_admin.drop_deliveries(
+        DeliveryFilter(sop_instance_uid="1.2.7"), "not wanted", now, dry_run=False
+    )
 
 
 @pytest.mark.parametrize("command", COMMANDS)

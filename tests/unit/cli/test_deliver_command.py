@@ -43,7 +43,7 @@ def test_images_that_came_before_their_route_are_delivered_and_again_if_the_remo
 def test_what_is_left_alone_is_said_with_the_command_for_it(site: Forwarding) -> None:
     site.add(free_port())
     site.many(4)
-    with site.ledger.write() as connection:
+    with site.ledger.database.begin_write() as connection:
         for number, state in enumerate(("dead", "dropped", "retry"), 1):
             connection.exec_driver_sql(
                 f"UPDATE deliveries SET state = '{state}', next_at = 9000000000000 WHERE id = {number}"

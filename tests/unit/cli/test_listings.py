@@ -31,7 +31,7 @@ def _quiet(monkeypatch: pytest.MonkeyPatch) -> None:
 def ledger(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Ledger]:
     if request.param == "postgresql":
         opened = Ledger(request.getfixturevalue("postgresql_url"))
-        with opened.write() as connection:
+        with opened.database.begin_write() as connection:
             connection.exec_driver_sql("DROP SCHEMA public CASCADE; CREATE SCHEMA public")
     else:
         opened = Ledger(f"sqlite:///{tmp_path}/ledger.db")
@@ -67,7 +67,7 @@ def collided(site: Site) -> None:
 
 
 def test_instances_are_found_by_what_is_known_of_them(ledger: Ledger) -> None:
-    ledger.record(
+    ledger.instances.record(
         [
             row(1),
             row(2, study_uid="2", series_uid="2.1", calling_ae="MR1", received_at=50),
@@ -90,18 +90,18 @@ def test_instances_are_found_by_what_is_known_of_them(ledger: Ledger) -> None:
         (InstanceFilter(until=50, states=(STORED,)), [1]),
         (InstanceFilter(study_uid="nobody's"), []),
     ):
-        assert [one.instance.id for one in ledger.find_instances(which)] == expected, which
-        assert [one.instance.id for one in ledger.find_instances(which, 2)] == expected[:2], which
+        assert [one.instance.id for one in ledger.index.find_instances(which)] == expected, which
+        assert [one.instance.id for one in ledger.index.find_instances(which, 2)] == expected[:2], which
         if expected:
-            rest = ledger.find_instances(which, before=expected[0])
+            rest = ledger.index.find_instances(which, before=expected[0])
             assert [one.instance.id for one in rest] == expected[1:], which
-    found = {one.instance.id: one.deliveries for one in ledger.find_instances(InstanceFilter())}
+    found = {one.instance.id: one.deliveries for one in ledger.index.find_instances(InstanceFilter())}
     assert found[1] == found[2] == {"pacs": DeliveryState.WAITING}
     assert found[3] == found[4] == {}
 
 
 def test_studies_are_summed_the_newest_first(ledger: Ledger) -> None:
-    ledger.record(
+    ledger.instances.record(
         [
             row(1, received_at=10, destinations=("pacs", "ai")),
             row(2, study_uid="2", received_at=30),
@@ -113,9 +113,11 @@ def test_studies_are_summed_the_newest_first(ledger: Ledger) -> None:
             row(8, study_uid="4", received_at=5, sop_instance_uid="1.2.6", copy_digest="b"),
         ]
     )
-    [leased] = ledger.lease("ai", "w", 1, 100, 1000)
-    ledger.finish("ai", [DeliveryResult(id=leased.id, owner="w", state=DeliveryState.DEAD)], 100)
-    copied, two, three, one = ledger.find_studies(InstanceFilter())
+    [leased] = ledger.deliveries.lease_due("ai", "w", 1, 100, 1000)
+    ledger.deliveries.record_results(
+        "ai", [DeliveryResult(id=leased.id, owner="w", state=DeliveryState.DEAD)], 100
+    )
+    copied, two, three, one = ledger.index.find_studies(InstanceFilter())
     assert [copied.study_uid, two.study_uid, three.study_uid, one.study_uid] == ["4", "2", "3", "1"]
     assert (copied.instances, copied.copies, copied.size) == (1, 2, 3000)
     assert (one.instances, one.size, one.first_at, one.last_at) == (2, 2000, 10, 20)
@@ -130,8 +132,8 @@ def test_studies_are_summed_the_newest_first(ledger: Ledger) -> None:
         (InstanceFilter(until=40), ["4", "1", "2"]),
         (InstanceFilter(since=60), []),
     ):
-        assert [study.study_uid for study in ledger.find_studies(which)] == expected, which
-    assert [study.study_uid for study in ledger.find_studies(InstanceFilter(), 2)] == ["4", "2"]
+        assert [study.study_uid for study in ledger.index.find_studies(which)] == expected, which
+    assert [study.study_uid for study in ledger.index.find_studies(InstanceFilter(), 2)] == ["4", "2"]
 
 
 @pytest.mark.parametrize(
@@ -156,7 +158,7 @@ def test_studies_are_stable_that_got_nothing_for_long(
     expected: list[str],
 ) -> None:
     monkeypatch.setattr(browsing, "WALK", 2)
-    ledger.record(
+    ledger.instances.record(
         [
             row(1, study_uid="1", stored_at=100),
             row(2, study_uid="2", stored_at=499),
@@ -166,7 +168,7 @@ def test_studies_are_stable_that_got_nothing_for_long(
             row(5, study_uid="4", stored_at=900, state=QUARANTINED, destinations=()),
         ]
     )
-    found = ledger.find_studies(which, limit, lately=500, stable=stable)
+    found = ledger.index.find_studies(which, limit, lately=500, stable=stable)
     assert [one.study_uid for one in found] == expected
     assert {one.study_uid: one.stable for one in found} == {uid: uid in {"2", "4"} for uid in expected}
 
@@ -174,7 +176,7 @@ def test_studies_are_stable_that_got_nothing_for_long(
 def test_only_what_is_new_is_read_to_tell_which_studies_are_stable(tmp_path: Path) -> None:
     opened = Ledger(f"sqlite:///{tmp_path}/ledger.db")
     opened.migrate()
-    with opened.read() as connection:
+    with opened.database.begin_read() as connection:
         query = browsing.growing_since(5).compile(connection, compile_kwargs={"literal_binds": True})
         plan = connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {query}").all()
     assert "SEARCH instances USING INDEX instances_kept (stored_at>?)" in str(plan)
@@ -185,11 +187,13 @@ def test_walk_for_studies_goes_on_until_there_are_enough(
     ledger: Ledger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(browsing, "WALK", 3)
-    ledger.record([row(number, study_uid=f"2.{number // 4}", received_at=number) for number in range(20)])
-    found = ledger.find_studies(InstanceFilter(), 4)
+    ledger.instances.record(
+        [row(number, study_uid=f"2.{number // 4}", received_at=number) for number in range(20)]
+    )
+    found = ledger.index.find_studies(InstanceFilter(), 4)
     assert [study.study_uid for study in found] == ["2.4", "2.3", "2.2", "2.1"]
     assert {study.instances for study in found} == {4}
-    assert len(ledger.find_studies(InstanceFilter(), 100)) == 5
+    assert len(ledger.index.find_studies(InstanceFilter(), 100)) == 5
 
 
 @pytest.mark.parametrize(
@@ -207,7 +211,7 @@ def test_listing_reads_the_newest_first_without_sorting(
 ) -> None:
     opened = Ledger(f"sqlite:///{tmp_path}/ledger.db")
     opened.migrate()
-    with opened.read() as connection:
+    with opened.database.begin_read() as connection:
         for query in browsing._by_states(which, None):
             text = query.limit(5).compile(connection, compile_kwargs={"literal_binds": True})
             plan = connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {text}").all()
@@ -281,7 +285,7 @@ def test_commands_tell_stable_studies_from_those_that_grow(site: Site) -> None:
     for study in ("1.7", "1.8"):
         site.receive(Made(sop=f"{study}.1", study=study))
     site.work()
-    with site.ledger() as ledger, ledger.write() as connection:
+    with site.ledger() as ledger, ledger.database.begin_write() as connection:
         long_ago = update(instances).where(instances.c.study_uid == "1.7")
         connection.execute(long_ago.values(stored_at=instances.c.stored_at - 61_000))
     stable = {one["study_uid"]: one["stable"] for one in lines(ask(site, "studies", "--json"))}

@@ -178,14 +178,14 @@ def test_store_of_a_version_before_ids_gets_one(site: Site) -> None:
     site.receive(Made(sop="1.1"))
     site.work()
     (site.config.store_root / MARKER).unlink()
-    with site.ledger() as ledger, ledger.write() as connection:
+    with site.ledger() as ledger, ledger.database.begin_write() as connection:
         connection.exec_driver_sql("DELETE FROM folders")
     site.receive(Made(sop="1.2"))
     site.work()
     identity = read_id(site.config.store_root)
     assert identity
     with site.ledger() as ledger:
-        assert ledger.known_folder("store") == KnownFolder(identity, True)
+        assert ledger.store_folders.find_folder("store") == KnownFolder(identity, True)
 
 
 # --- the spool

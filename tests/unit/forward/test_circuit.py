@@ -126,7 +126,7 @@ def test_new_worker_has_what_was_left_alone_asked_at_once_unless_another_new_one
 def ledger(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Ledger]:
     if request.param == "postgresql":
         opened = Ledger(request.getfixturevalue("postgresql_url"))
-        with opened.write() as connection:
+        with opened.database.begin_write() as connection:
             connection.exec_driver_sql("DROP SCHEMA public CASCADE; CREATE SCHEMA public")
     else:
         opened = Ledger(f"sqlite:///{tmp_path}/ledger.db")
@@ -136,20 +136,22 @@ def ledger(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Ledger]:
 
 
 def test_ledger_keeps_it_for_all_workers(ledger: Ledger) -> None:
-    assert ledger.circuit("pacs") == CLOSED
+    assert ledger.circuits.read_circuit("pacs") == CLOSED
     opened = failed(CLOSED, Trouble.REFUSED)
-    assert ledger.change_circuit("pacs", lambda _: opened) == (CLOSED, opened)
-    assert ledger.circuit("pacs") == opened
-    ledger.close_circuit("pacs")
-    assert circuit.stance(ledger.circuit("pacs"), 0) is Stance.GO
+    assert ledger.circuits.change_circuit("pacs", lambda _: opened) == (CLOSED, opened)
+    assert ledger.circuits.read_circuit("pacs") == opened
+    ledger.circuits.close_circuit("pacs")
+    assert circuit.stance(ledger.circuits.read_circuit("pacs"), 0) is Stance.GO
 
 
 def test_of_workers_that_want_to_probe_one_does(ledger: Ledger) -> None:
-    ledger.change_circuit("pacs", lambda found: failed(found, Trouble.UNREACHABLE, 3))
+    ledger.circuits.change_circuit("pacs", lambda found: failed(found, Trouble.UNREACHABLE, 3))
     claims: list[bool] = []
 
     def claim() -> None:
-        before, after = ledger.change_circuit("pacs", lambda found: circuit.claimed(found, NOW + 8_000, 500))
+        before, after = ledger.circuits.change_circuit(
+            "pacs", lambda found: circuit.claimed(found, NOW + 8_000, 500)
+        )
         claims.append(before != after)
 
     threads = [threading.Thread(target=claim) for _ in range(8)]

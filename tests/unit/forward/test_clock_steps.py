@@ -35,46 +35,46 @@ def ledger(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Ledger]:
         url = request.getfixturevalue("postgresql_url")
     with contextlib.closing(Ledger(url)) as opened:
         opened.migrate()
-        with opened.write() as connection:
+        with opened.database.begin_write() as connection:
             for table in ("deliveries", "instances", "circuits"):
                 connection.exec_driver_sql(f"DELETE FROM {table}")
         yield opened
 
 
 def times(ledger: Ledger, state: str) -> list[int]:
-    with ledger.read() as connection:
+    with ledger.database.begin_read() as connection:
         query = f"SELECT next_at FROM deliveries WHERE state = '{state}' ORDER BY next_at"
         return list(connection.exec_driver_sql(query).scalars())
 
 
 def test_leases_and_pauses_of_a_clock_that_was_ahead_end_within_their_maximum(ledger: Ledger) -> None:
-    ledger.record([row(number) for number in range(3)])
+    ledger.instances.record([row(number) for number in range(3)])
     now = ledger.unix_ms()
     ahead = now + DAY_MS
-    leased = ledger.lease("pacs", "gone", 10, ahead, 10_000)
+    leased = ledger.deliveries.lease_due("pacs", "gone", 10, ahead, 10_000)
     assert len(leased) == 3
-    with ledger.write() as connection:
+    with ledger.database.begin_write() as connection:
         connection.exec_driver_sql(
             f"UPDATE deliveries SET state = 'retry', lease_owner = NULL, next_at = {ahead + 1} "
             f"WHERE id = {leased[0].id}"
         )
-    assert ledger.lease("pacs", "us", 10, now, 10_000) == []
+    assert ledger.deliveries.lease_due("pacs", "us", 10, now, 10_000) == []
 
-    assert ledger.bound_waits("pacs", now, 10_000, 60_000) == 3
+    assert ledger.deliveries.shorten_waits("pacs", now, 10_000, 60_000) == 3
 
     assert times(ledger, "sending") == [now + 10_000] * 2
     assert times(ledger, "retry") == [now + 60_000]
-    assert ledger.bound_waits("pacs", now, 10_000, 60_000) == 0
-    assert len(ledger.lease("pacs", "us", 10, now + 10_000, 10_000)) == 2
+    assert ledger.deliveries.shorten_waits("pacs", now, 10_000, 60_000) == 0
+    assert len(ledger.deliveries.lease_due("pacs", "us", 10, now + 10_000, 10_000)) == 2
 
 
 def test_living_owner_keeps_a_lease_that_was_shortened(ledger: Ledger) -> None:
-    ledger.record([row(1)])
+    ledger.instances.record([row(1)])
     now = ledger.unix_ms()
-    [mine] = ledger.lease("pacs", "us", 10, now + DAY_MS, 10_000)
-    ledger.bound_waits("pacs", now, 10_000, 60_000)
-    assert ledger.renew([mine.id], "us", now + 3_000, 10_000) == {mine.id}
-    assert ledger.lease("pacs", "other", 10, now + 10_000, 10_000) == []
+    [mine] = ledger.deliveries.lease_due("pacs", "us", 10, now + DAY_MS, 10_000)
+    ledger.deliveries.shorten_waits("pacs", now, 10_000, 60_000)
+    assert ledger.deliveries.renew_leases([mine.id], "us", now + 3_000, 10_000) == {mine.id}
+    assert ledger.deliveries.lease_due("pacs", "other", 10, now + 10_000, 10_000) == []
 
 
 def test_leases_go_by_the_clock_of_the_database_where_several_hosts_share_it(
@@ -115,12 +115,12 @@ def test_worker_goes_on_within_seconds_after_the_clock_was_set_back(
         forwarding.add(remote.port, retry_max_seconds=2.0)
         forwarding.many(6)
         ahead = forwarding.ledger.unix_ms() + DAY_MS
-        forwarding.ledger.lease("pacs", "killed", 3, ahead, 10_000)
-        with forwarding.ledger.write() as connection:
+        forwarding.ledger.deliveries.lease_due("pacs", "killed", 3, ahead, 10_000)
+        with forwarding.ledger.database.begin_write() as connection:
             connection.exec_driver_sql(
                 f"UPDATE deliveries SET state = 'retry', next_at = {ahead} WHERE state = 'waiting'"
             )
-        forwarding.ledger.change_circuit(
+        forwarding.ledger.circuits.change_circuit(
             "pacs",
             lambda _: Circuit(destination="pacs", state=CircuitState.OPEN, failures=3, probe_at=ahead),
         )

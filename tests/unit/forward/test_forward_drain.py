@@ -197,7 +197,7 @@ def test_disk_that_cannot_be_read_blames_no_delivery_and_no_remote(
         assert "Bad file descriptor" in str(row.last_error)
         # One bad file holds up no other.
         assert forwarding.states() == {"delivered": 2, "retry": 1}
-        assert forwarding.ledger.circuit("pacs").failures == 0
+        assert forwarding.ledger.circuits.read_circuit("pacs").failures == 0
         monkeypatch.setattr(FileStore, "open", real)
         drain_once(forwarding)
     assert forwarding.states() == {"delivered": 3}
@@ -232,7 +232,7 @@ def test_dead_remote_costs_one_connection_and_no_attempt(forwarding: Forwarding)
         assert len(connections) == 1
     assert forwarding.states() == {"waiting": 100}
     assert forwarding.row("1.2.3.1").attempts == 0
-    circuit = forwarding.ledger.circuit("pacs")
+    circuit = forwarding.ledger.circuits.read_circuit("pacs")
     assert "TLS handshake" in circuit.last_error
     assert circuit.probe_at > unix_ms() + 20_000
 
@@ -244,7 +244,7 @@ def test_remote_that_cannot_be_reached_makes_nothing_dead(forwarding: Forwarding
         drain_once(forwarding)
         due_now(forwarding, [])
     assert forwarding.states() == {"waiting": 3}
-    circuit = forwarding.ledger.circuit("pacs")
+    circuit = forwarding.ledger.circuits.read_circuit("pacs")
     assert (circuit.state, circuit.failures) == ("open", 5)
     assert "refused" in circuit.last_error
 
@@ -261,7 +261,7 @@ def test_destination_that_comes_back_gets_everything(forwarding: Forwarding, tls
             worker.drain("pacs")
     assert forwarding.states() == {"delivered": 3}
     assert forwarding.row(sent[0].sop).attempts == 1
-    assert forwarding.ledger.circuit("pacs").failures == 0
+    assert forwarding.ledger.circuits.read_circuit("pacs").failures == 0
 
 
 def test_permanent_rejection_holds_all_rows_and_counts_no_attempt(plain: Forwarding) -> None:
@@ -321,7 +321,7 @@ def test_remote_that_aborts_every_time_is_left_alone_after_three_associations_an
         drain_once(plain)
         assert peer.connections == 4
     assert plain.states() == {"retry": 3, "waiting": 17}
-    assert plain.ledger.circuit("pacs").state == "open"
+    assert plain.ledger.circuits.read_circuit("pacs").state == "open"
     assert plain.row("1.2.3.9").attempts == 0
 
 
@@ -331,7 +331,7 @@ def test_suspect_that_has_waited_for_long_comes_in_spite_of_a_backlog(
     monkeypatch.setattr(leases, "SUSPECT_SECONDS", 0.0)
     plain.many(200)
     due = unix_ms() - leases.OVERDUE_MILLISECONDS
-    with plain.ledger.write() as connection:
+    with plain.ledger.database.begin_write() as connection:
         connection.exec_driver_sql(
             "UPDATE deliveries SET state = 'retry', attempts = 1, breaks = 1, suspect_since = 1, next_at = ? "
             "WHERE id = 7",
@@ -340,7 +340,7 @@ def test_suspect_that_has_waited_for_long_comes_in_spite_of_a_backlog(
     ours = leases.Leases(plain.ledger, "pacs", "me", 1)
     assert "1.2.3.7" not in {row.sop_instance_uid for row in ours.take(careful=False)}
     ours.give_back()
-    with plain.ledger.write() as connection:
+    with plain.ledger.database.begin_write() as connection:
         connection.exec_driver_sql("UPDATE deliveries SET next_at = ? WHERE id = 7", (due,))
     assert "1.2.3.7" not in {row.sop_instance_uid for row in ours.take(careful=True)}
     ours.give_back()
@@ -458,7 +458,7 @@ def test_proposal_that_ends_the_association_holds_up_nothing_else(plain: Forward
             )
     assert plain.row("1.1").state == "retry"
     assert "at the proposal of" in str(plain.row("1.1").last_error)
-    assert plain.ledger.circuit("pacs").state == "closed"
+    assert plain.ledger.circuits.read_circuit("pacs").state == "closed"
 
 
 @pytest.mark.parametrize("associations", [1, 2])
@@ -517,7 +517,7 @@ def test_results_are_written_and_leases_renewed_while_a_later_instance_hangs(
             eventually(lambda: plain.states().get("delivered") == 1, 3, "the first result")
             until = time.monotonic() + 2.5
             eventually(lambda: time.monotonic() > until, 5)
-            assert plain.ledger.due_destinations(unix_ms()) == []
+            assert plain.ledger.deliveries.find_due_destinations(unix_ms()) == []
             going.set()
             thread.join(10)
     assert plain.states() == {"delivered": 3}
@@ -534,7 +534,7 @@ def test_lease_that_somebody_else_took_is_not_sent(
         seen.append(command["AffectedSOPInstanceUID"])
         if len(seen) == 1:
             later = unix_ms() + 60_000
-            assert len(plain.ledger.lease("pacs", "thief", 10, later, 100_000)) == 3
+            assert len(plain.ledger.deliveries.lease_due("pacs", "thief", 10, later, 100_000)) == 3
         return 0
 
     with ScriptedPeer(lambda peer: (peer.accept(), peer.serve(status))[1]) as peer:

@@ -14,7 +14,7 @@ from ingest.clock import unix_ms
 from ingest.config.model import Config, Destination, Workers
 from ingest.dicom import uids, wire
 from ingest.ledger import CircuitState
-from ingest.ledger.delivery_search import Filter
+from ingest.ledger.delivery_admin import DeliveryFilter
 from ingest.queue.wakeups import hold_key
 from ingest.requestor.remotes import remotes
 from ingest.workers.forward.worker import Forwarder, places
@@ -136,7 +136,7 @@ def test_full_remote_is_tried_again_whatever_it_calls_that(plain: Forwarding) ->
         plain.add(peer.port, retry_first_seconds=0.2)
         plain.many(1)
         drain(plain)
-    circuit = plain.ledger.circuit("pacs")
+    circuit = plain.ledger.circuits.read_circuit("pacs")
     assert (circuit.state, circuit.permanent) == (CircuitState.CLOSED, False)
     assert circuit.probe_at < unix_ms() + 1_000
 
@@ -155,12 +155,12 @@ def test_open_circuit_is_probed_with_an_echo_before_anything_is_leased(plain: Fo
     for _ in range(3):
         drain(plain)
         hold_ends(plain)
-    assert plain.ledger.circuit("pacs").state is CircuitState.OPEN
+    assert plain.ledger.circuits.read_circuit("pacs").state is CircuitState.OPEN
     with ScriptedPeer(script, port=port):
         drain(plain)
     assert asked == [uids.VERIFICATION, CT]
     assert plain.states() == {"delivered": 3}
-    assert plain.ledger.circuit("pacs").state is CircuitState.CLOSED
+    assert plain.ledger.circuits.read_circuit("pacs").state is CircuitState.CLOSED
 
 
 def test_probe_that_finds_nobody_leases_nothing_and_waits_longer(plain: Forwarding) -> None:
@@ -169,7 +169,7 @@ def test_probe_that_finds_nobody_leases_nothing_and_waits_longer(plain: Forwardi
     for failures in range(1, 6):
         drain(plain)
         hold_ends(plain)
-        assert plain.ledger.circuit("pacs").failures == failures
+        assert plain.ledger.circuits.read_circuit("pacs").failures == failures
     assert plain.row("1.2.3.1").attempts == 0
 
 
@@ -180,7 +180,7 @@ def test_emptied_redis_does_not_make_a_worker_ask_an_open_circuit(plain: Forward
     with contextlib.closing(plain.server.client()) as client:
         client.flushall()
     drain(plain)
-    assert plain.ledger.circuit("pacs").failures == 1
+    assert plain.ledger.circuits.read_circuit("pacs").failures == 1
 
 
 def test_what_is_owed_for_too_long_dies_with_the_next_failure_and_lives_when_sent_again(
@@ -188,12 +188,12 @@ def test_what_is_owed_for_too_long_dies_with_the_next_failure_and_lives_when_sen
 ) -> None:
     plain.add(free_port(), give_up_hours=1, retry_first_seconds=0.01, retry_max_seconds=0.01)
     plain.many(3)
-    with plain.ledger.write() as connection:
+    with plain.ledger.database.begin_write() as connection:
         connection.exec_driver_sql("UPDATE deliveries SET created_at = created_at - 3600001 WHERE id < 3")
     drain(plain)
     assert plain.states() == {"dead": 2, "waiting": 1}
     assert "given up after 1 h" in str(plain.row("1.2.3.1").last_error)
-    plain.ledger.send_again(Filter(sop_instance_uid="1.2.3.1"), unix_ms())
+    plain.ledger.delivery_admin.requeue_deliveries(DeliveryFilter(sop_instance_uid="1.2.3.1"), unix_ms())
     hold_ends(plain)
     drain(plain)
     assert plain.states() == {"dead": 1, "waiting": 2}
@@ -330,7 +330,7 @@ def test_progress_tells_rate_backlog_age_and_circuit(plain: Forwarding) -> None:
     plain.many(2, to=["away"])
     drain(plain, "away")
     now = unix_ms()
-    progress = plain.ledger.progress(now)
+    progress = plain.ledger.throughput.read_progress(now)
     pacs, away = progress["pacs"], progress["away"]
     assert 5 / 360 <= pacs.delivered_per_second <= 5 / 300
     assert pacs.bytes_per_second >= pacs.delivered_per_second * 1000
@@ -341,4 +341,4 @@ def test_progress_tells_rate_backlog_age_and_circuit(plain: Forwarding) -> None:
     assert away.oldest_at is not None
     assert 0 <= now - away.oldest_at < 60_000
     assert "refused" in away.circuit.last_error
-    assert plain.ledger.progress(now + 7 * 60_000)["pacs"].delivered_per_second == 0
+    assert plain.ledger.throughput.read_progress(now + 7 * 60_000)["pacs"].delivered_per_second == 0

@@ -187,7 +187,7 @@ def test_term_in_the_middle_finishes_the_instance_and_gives_the_rest_back(
         assert counts == {"delivered": len(scp.stored), "waiting": 100 - len(scp.stored)}
         with contextlib.closing(forwarding.server.client()) as client:
             assert not client.keys("ingest:place:*")
-        assert forwarding.ledger.due_destinations(unix_ms()) == ["pacs"]
+        assert forwarding.ledger.deliveries.find_due_destinations(unix_ms()) == ["pacs"]
 
 
 def test_memory_stays_flat_with_a_large_instance(forwarding: Forwarding, tls: TLS) -> None:

@@ -20,7 +20,7 @@ def ledger(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Ledger]:
         opened = Ledger(f"sqlite:///{tmp_path / 'a b' / 'ledger.db'}")
     else:
         opened = Ledger(request.getfixturevalue("postgresql_url"))
-        with opened.write() as connection:
+        with opened.database.begin_write() as connection:
             connection.exec_driver_sql("DROP SCHEMA public CASCADE; CREATE SCHEMA public")
     opened.migrate()
     yield opened
@@ -28,45 +28,47 @@ def ledger(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Ledger]:
 
 
 def test_instance_and_its_deliveries_are_recorded_together(ledger: Ledger) -> None:
-    assert ledger.record([row(1, destinations=("a", "b"))]) == [Outcome.RECORDED]
-    [found] = ledger.by_sop_instance("1.2.1")
+    assert ledger.instances.record([row(1, destinations=("a", "b"))]) == [Outcome.RECORDED]
+    [found] = ledger.instances.find_by_sop_instance_uid("1.2.1")
     assert found.store_key == "1/1/1.2.1.dcm"
     assert found.state is InstanceState.STORED
     assert delivery_states(ledger, found.id) == {"a": DeliveryState.WAITING, "b": DeliveryState.WAITING}
 
 
 def test_same_spool_reference_twice_is_one_row_with_one_set_of_deliveries(ledger: Ledger) -> None:
-    assert ledger.record([row(1), row(1)]) == [Outcome.RECORDED, Outcome.KNOWN]
-    assert ledger.record([row(1), row(2)]) == [Outcome.KNOWN, Outcome.RECORDED]
-    assert ledger.counts().instances == {InstanceState.STORED: 2}
-    assert ledger.counts().deliveries == {"pacs": {DeliveryState.WAITING: 2}}
+    assert ledger.instances.record([row(1), row(1)]) == [Outcome.RECORDED, Outcome.KNOWN]
+    assert ledger.instances.record([row(1), row(2)]) == [Outcome.KNOWN, Outcome.RECORDED]
+    assert ledger.count_rows().instances == {InstanceState.STORED: 2}
+    assert ledger.count_rows().deliveries == {"pacs": {DeliveryState.WAITING: 2}}
 
 
 def test_file_of_the_store_belongs_to_the_first_row_that_names_it(ledger: Ledger) -> None:
-    ledger.record([row(1)])
-    assert ledger.record([row(2, sop_instance_uid="1.2.1", store_key="1/1/1.2.1.dcm")]) == [Outcome.TAKEN]
-    assert len(ledger.by_sop_instance("1.2.1")) == 1
-    assert ledger.known_spool_refs(["s:1", "s:2", "s:3"]) == {"s:1"}
+    ledger.instances.record([row(1)])
+    assert ledger.instances.record([row(2, sop_instance_uid="1.2.1", store_key="1/1/1.2.1.dcm")]) == [
+        Outcome.TAKEN
+    ]
+    assert len(ledger.instances.find_by_sop_instance_uid("1.2.1")) == 1
+    assert ledger.spool_references.find_recorded(["s:1", "s:2", "s:3"]) == {"s:1"}
 
 
-@pytest.mark.parametrize("ask", ["holdings", "supersede"])
+@pytest.mark.parametrize("ask", ["find_store_keys", "mark_replaced"])
 def test_what_is_stored_is_found_by_its_uid_however_many_rows_there_are(ask: str, tmp_path: Path) -> None:
     with closing(Ledger(f"sqlite:///{tmp_path / 'ledger.db'}")) as ledger:
         ledger.migrate()
-        ledger.record([row(1)])
+        ledger.instances.record([row(1)])
         said: list[tuple[str, Any]] = []
         event.listen(
-            ledger._engine,
+            ledger.database._engine,
             "before_cursor_execute",
             lambda _c, _u, text, values, *_: said.append((text, values)),
         )
-        if ask == "holdings":
-            ledger.holdings(["1.2.1", "1.2.2"])
+        if ask == "find_store_keys":
+            ledger.instances.find_store_keys(["1.2.1", "1.2.2"])
         else:
-            ledger.supersede(["1.2.1", "1.2.2"], 1)
+            ledger.instances.mark_replaced(["1.2.1", "1.2.2"], 1)
         asked = [(text, values) for text, values in said if "sop_instance_uid" in text]
         assert asked
-        with ledger.read() as connection:
+        with ledger.database.begin_read() as connection:
             for text, values in asked:
                 plan = connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {text}", values)
                 steps = " ".join(str(step[-1]) for step in plan)
@@ -76,40 +78,40 @@ def test_what_is_stored_is_found_by_its_uid_however_many_rows_there_are(ask: str
 
 
 def test_replacing_row_takes_over_and_drops_what_was_not_delivered(ledger: Ledger) -> None:
-    ledger.record([row(1)])
+    ledger.instances.record([row(1)])
     newer = row(2, sop_instance_uid="1.2.1", store_key="1/1/1.2.1.dcm", replaces=True)
-    assert ledger.record([newer]) == [Outcome.RECORDED]
-    old, new = ledger.by_sop_instance("1.2.1")
+    assert ledger.instances.record([newer]) == [Outcome.RECORDED]
+    old, new = ledger.instances.find_by_sop_instance_uid("1.2.1")
     assert (old.state, new.state) == (InstanceState.REPLACED, InstanceState.STORED)
     assert delivery_states(ledger, old.id) == {"pacs": DeliveryState.DROPPED}
     assert delivery_states(ledger, new.id) == {"pacs": DeliveryState.WAITING}
 
 
 def test_superseded_rows_keep_what_was_delivered(ledger: Ledger) -> None:
-    ledger.record([row(1, destinations=("a", "b"))])
-    [first] = ledger.lease("a", "me", 1, 0, 1000)
-    ledger.finish("a", [_delivered(first.id)], 5)
-    ledger.supersede(["1.2.1"], 6)
-    [found] = ledger.by_sop_instance("1.2.1")
+    ledger.instances.record([row(1, destinations=("a", "b"))])
+    [first] = ledger.deliveries.lease_due("a", "me", 1, 0, 1000)
+    ledger.deliveries.record_results("a", [_delivered(first.id)], 5)
+    ledger.instances.mark_replaced(["1.2.1"], 6)
+    [found] = ledger.instances.find_by_sop_instance_uid("1.2.1")
     assert found.state is InstanceState.REPLACED
     assert delivery_states(ledger, found.id) == {"a": DeliveryState.DELIVERED, "b": DeliveryState.DROPPED}
 
 
 def test_holdings_leave_out_variants_and_quarantined_ones(ledger: Ledger) -> None:
-    ledger.record(
+    ledger.instances.record(
         [
             row(1),
             row(2, state=InstanceState.VARIANT, sop_instance_uid="1.2.1"),
             row(3, state=InstanceState.QUARANTINED),
         ]
     )
-    assert ledger.holdings(["1.2.1", "1.2.3", "1.2.4"]).stored == {"1.2.1": "1/1/1.2.1.dcm"}
+    assert ledger.instances.find_store_keys(["1.2.1", "1.2.3", "1.2.4"]).stored == {"1.2.1": "1/1/1.2.1.dcm"}
 
 
 def test_more_references_than_one_statement_takes_are_looked_up(ledger: Ledger) -> None:
-    ledger.record([row(number) for number in range(1300)])
+    ledger.instances.record([row(number) for number in range(1300)])
     asked = [f"s:{number}" for number in range(0, 2600, 2)]
-    assert ledger.known_spool_refs(asked) == {f"s:{number}" for number in range(0, 1300, 2)}
+    assert ledger.spool_references.find_recorded(asked) == {f"s:{number}" for number in range(0, 1300, 2)}
 
 
 @pytest.mark.parametrize(
@@ -119,39 +121,39 @@ def test_no_text_of_a_peer_breaks_a_batch(ledger: Ledger, value: str) -> None:
     odd: dict[str, Any] = dict.fromkeys(
         ("sop_instance_uid", "study_uid", "calling_ae", "source", "note"), value
     )
-    assert ledger.record([row(1, **odd), row(2)]) == [Outcome.RECORDED, Outcome.RECORDED]
-    assert len(ledger.by_sop_instance(value)) == 1
-    assert value in ledger.holdings([value]).stored
+    assert ledger.instances.record([row(1, **odd), row(2)]) == [Outcome.RECORDED, Outcome.RECORDED]
+    assert len(ledger.instances.find_by_sop_instance_uid(value)) == 1
+    assert value in ledger.instances.find_store_keys([value]).stored
 
 
 def test_instances_are_listed_newest_first_page_by_page(ledger: Ledger) -> None:
-    ledger.record([row(number, study_uid=f"1.{number % 2}") for number in range(5)])
-    first = ledger.instances(2)
+    ledger.instances.record([row(number, study_uid=f"1.{number % 2}") for number in range(5)])
+    first = ledger.instances.list_newest(2)
     assert [found.sop_instance_uid for found in first] == ["1.2.4", "1.2.3"]
-    assert [found.sop_instance_uid for found in ledger.instances(2, before=first[-1].id)] == [
+    assert [found.sop_instance_uid for found in ledger.instances.list_newest(2, before=first[-1].id)] == [
         "1.2.2",
         "1.2.1",
     ]
-    assert len(ledger.instances(study_uid="1.0")) == 3
-    assert ledger.instances(state=InstanceState.QUARANTINED) == []
+    assert len(ledger.instances.list_newest(study_uid="1.0")) == 3
+    assert ledger.instances.list_newest(state=InstanceState.QUARANTINED) == []
 
 
 def test_failed_batch_leaves_nothing_behind(ledger: Ledger) -> None:
     broken = row(2, destinations=("pacs", None))  # type: ignore[arg-type]
     with pytest.raises(Exception, match=r"(?i)null"):
-        ledger.record([row(1), broken])
-    assert ledger.counts().instances == {}
+        ledger.instances.record([row(1), broken])
+    assert ledger.count_rows().instances == {}
 
 
 def test_nothing_to_record_is_no_transaction(tmp_path: Path) -> None:
-    assert Ledger(f"sqlite:///{tmp_path}/absent.db").record([]) == []
+    assert Ledger(f"sqlite:///{tmp_path}/absent.db").instances.record([]) == []
 
 
 def test_ledger_that_is_away_is_named_without_its_password() -> None:
     pytest.importorskip("psycopg")
     away = Ledger("postgresql+psycopg://user:geheim@127.0.0.1:9/none?connect_timeout=2")
     with pytest.raises(LedgerError, match=r"127\.0\.0\.1:9") as raised:
-        away.counts()
+        away.count_rows()
     assert "geheim" not in str(raised.value)
 
 
@@ -170,8 +172,8 @@ def _delivered(number: int) -> Any:
 def test_who_only_asks_makes_no_ledger(tmp_path: Path) -> None:
     with closing(Ledger(f"sqlite:///{tmp_path}/absent.db")) as ledger:
         with pytest.raises(LedgerError, match="not there"):
-            ledger.counts()
-        assert ledger.version() is None
+            ledger.count_rows()
+        assert ledger.read_schema_version() is None
     assert list(tmp_path.iterdir()) == []
 
 
@@ -187,5 +189,5 @@ def test_who_only_asks_makes_no_ledger(tmp_path: Path) -> None:
 )
 def test_password_of_a_ledger_that_cannot_be_used_is_told_nowhere(url: str) -> None:
     with pytest.raises(LedgerError) as caught:
-        Ledger(url).version()
+        Ledger(url).read_schema_version()
     assert "heim" not in str(caught.value)

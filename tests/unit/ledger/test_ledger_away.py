@@ -21,7 +21,7 @@ def opened(url: str) -> Iterator[Ledger]:
 
 
 def fails(ledger: Ledger, statement: str) -> None:
-    with ledger.write() as connection:
+    with ledger.database.begin_write() as connection:
         connection.exec_driver_sql(statement)
 
 
@@ -72,7 +72,7 @@ def test_sqlite_that_is_damaged_is_away(tmp_path: Path, damage: bytes, said: str
     content = file.read_bytes()
     file.write_bytes(damage + content[len(damage) : 4096] + b"\xff" * (len(content) - 4096))
     with opened(f"sqlite:///{file}") as ledger, pytest.raises(LedgerError, match=said):
-        ledger.instance_counts()
+        ledger.instances.count_by_state()
 
 
 def test_ledger_that_cannot_be_looked_at_is_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -84,11 +84,11 @@ def test_ledger_that_cannot_be_looked_at_is_away(tmp_path: Path, monkeypatch: py
         opened(f"sqlite:///{tmp_path}/ledger.db") as ledger,
         pytest.raises(LedgerError, match="Input/output"),
     ):
-        ledger.instance_counts()
+        ledger.instances.count_by_state()
 
 
 def test_want_of_memory_in_a_statement_is_no_fault_of_its_values(tmp_path: Path) -> None:
     with opened(f"sqlite:///{tmp_path}/ledger.db") as ledger:
         ledger.migrate()
-        with pytest.raises(LedgerError), ledger.write():
+        with pytest.raises(LedgerError), ledger.database.begin_write():
             raise MemoryError

@@ -9,7 +9,7 @@ import pytest
 from sqlalchemy import event
 
 from ingest.ledger import Delivery, DeliveryResult, DeliveryState, Ledger
-from ingest.ledger.delivery_search import Filter
+from ingest.ledger.delivery_admin import DeliveryFilter
 from tests.support.ledgers import row
 
 
@@ -19,7 +19,7 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
         return f"sqlite:///{tmp_path / 'ledger.db'}"
     url: str = request.getfixturevalue("postgresql_url")
     emptied = Ledger(url)
-    with emptied.write() as connection:
+    with emptied.database.begin_write() as connection:
         connection.exec_driver_sql("DROP SCHEMA public CASCADE; CREATE SCHEMA public")
     emptied.close()
     return url
@@ -40,8 +40,8 @@ def result(delivery: Delivery, state: DeliveryState, owner: str = "me", next_at:
 
 
 def test_lease_gives_what_a_sender_needs_in_the_order_of_arrival(ledger: Ledger) -> None:
-    ledger.record([row(number) for number in range(5)])
-    leased = ledger.lease("pacs", "me", 3, 1000, 500)
+    ledger.instances.record([row(number) for number in range(5)])
+    leased = ledger.deliveries.lease_due("pacs", "me", 3, 1000, 500)
     assert [delivery.sop_instance_uid for delivery in leased] == ["1.2.0", "1.2.1", "1.2.2"]
     first = leased[0]
     assert (first.store_key, first.size, first.data_set_offset) == ("1/1/1.2.0.dcm", 1000, 300)
@@ -49,82 +49,88 @@ def test_lease_gives_what_a_sender_needs_in_the_order_of_arrival(ledger: Ledger)
 
 
 def test_leased_delivery_is_nobody_elses_until_the_lease_ends(ledger: Ledger) -> None:
-    ledger.record([row(1)])
-    [mine] = ledger.lease("pacs", "me", 9, 1000, 500)
-    assert ledger.lease("pacs", "you", 9, 1499, 500) == []
-    [yours] = ledger.lease("pacs", "you", 9, 1500, 500)
+    ledger.instances.record([row(1)])
+    [mine] = ledger.deliveries.lease_due("pacs", "me", 9, 1000, 500)
+    assert ledger.deliveries.lease_due("pacs", "you", 9, 1499, 500) == []
+    [yours] = ledger.deliveries.lease_due("pacs", "you", 9, 1500, 500)
     assert yours.id == mine.id
     assert yours.attempts == 2
-    assert ledger.finish("pacs", [result(mine, DeliveryState.DELIVERED)], 1501) == 0
-    assert ledger.renew([mine.id], "me", 1501, 500) == set()
-    assert ledger.finish("pacs", [result(yours, DeliveryState.DELIVERED, "you")], 1502) == 1
+    assert ledger.deliveries.record_results("pacs", [result(mine, DeliveryState.DELIVERED)], 1501) == 0
+    assert ledger.deliveries.renew_leases([mine.id], "me", 1501, 500) == set()
+    assert (
+        ledger.deliveries.record_results("pacs", [result(yours, DeliveryState.DELIVERED, "you")], 1502) == 1
+    )
 
 
 def test_renewed_lease_lasts_longer(ledger: Ledger) -> None:
-    ledger.record([row(1), row(2)])
-    leased = ledger.lease("pacs", "me", 9, 1000, 500)
+    ledger.instances.record([row(1), row(2)])
+    leased = ledger.deliveries.lease_due("pacs", "me", 9, 1000, 500)
     ids = [delivery.id for delivery in leased]
-    assert ledger.renew(ids, "me", 1400, 500) == set(ids)
-    assert ledger.lease("pacs", "you", 9, 1600, 500) == []
+    assert ledger.deliveries.renew_leases(ids, "me", 1400, 500) == set(ids)
+    assert ledger.deliveries.lease_due("pacs", "you", 9, 1600, 500) == []
 
 
 def test_delivery_to_be_tried_again_waits_for_its_time(ledger: Ledger) -> None:
-    ledger.record([row(1)])
-    [leased] = ledger.lease("pacs", "me", 9, 1000, 500)
-    ledger.finish("pacs", [result(leased, DeliveryState.RETRY, next_at=5000)], 1100)
-    assert ledger.lease("pacs", "me", 9, 4999, 500) == []
-    assert ledger.next_due("pacs") == 5000
-    assert ledger.due_destinations(4999) == []
-    assert ledger.due_destinations(5000) == ["pacs"]
-    [again] = ledger.lease("pacs", "me", 9, 5000, 500)
+    ledger.instances.record([row(1)])
+    [leased] = ledger.deliveries.lease_due("pacs", "me", 9, 1000, 500)
+    ledger.deliveries.record_results("pacs", [result(leased, DeliveryState.RETRY, next_at=5000)], 1100)
+    assert ledger.deliveries.lease_due("pacs", "me", 9, 4999, 500) == []
+    assert ledger.deliveries.find_next_due_ms("pacs") == 5000
+    assert ledger.deliveries.find_due_destinations(4999) == []
+    assert ledger.deliveries.find_due_destinations(5000) == ["pacs"]
+    [again] = ledger.deliveries.lease_due("pacs", "me", 9, 5000, 500)
     assert again.attempts == 2
 
 
 @pytest.mark.parametrize("state", [DeliveryState.DELIVERED, DeliveryState.DEAD, DeliveryState.DROPPED])
 def test_ended_delivery_is_never_leased_again(ledger: Ledger, state: DeliveryState) -> None:
-    ledger.record([row(1)])
-    [leased] = ledger.lease("pacs", "me", 9, 1000, 500)
-    ledger.finish("pacs", [result(leased, state, next_at=7)], 1100)
-    [found] = ledger.deliveries_of(leased.instance_id)
+    ledger.instances.record([row(1)])
+    [leased] = ledger.deliveries.lease_due("pacs", "me", 9, 1000, 500)
+    ledger.deliveries.record_results("pacs", [result(leased, state, next_at=7)], 1100)
+    [found] = ledger.deliveries.find_by_instance(leased.instance_id)
     assert (found.state, found.last_status, found.last_error) == (state, 0xA700, "full")
     assert (found.lease_owner, found.lease_until, found.next_at) == (None, None, 0)
-    assert ledger.lease("pacs", "me", 9, 10**15, 500) == []
-    assert ledger.next_due("pacs") is None
+    assert ledger.deliveries.lease_due("pacs", "me", 9, 10**15, 500) == []
+    assert ledger.deliveries.find_next_due_ms("pacs") is None
 
 
 def test_released_delivery_waits_again_and_was_no_attempt(ledger: Ledger) -> None:
-    ledger.record([row(1)])
-    [leased] = ledger.lease("pacs", "me", 9, 1000, 500)
-    ledger.release([leased.id], "you")
-    assert ledger.lease("pacs", "you", 9, 1001, 500) == []
-    ledger.release([leased.id], "me")
-    [again] = ledger.lease("pacs", "you", 9, 1001, 500)
+    ledger.instances.record([row(1)])
+    [leased] = ledger.deliveries.lease_due("pacs", "me", 9, 1000, 500)
+    ledger.deliveries.release_leases([leased.id], "you")
+    assert ledger.deliveries.lease_due("pacs", "you", 9, 1001, 500) == []
+    ledger.deliveries.release_leases([leased.id], "me")
+    [again] = ledger.deliveries.lease_due("pacs", "you", 9, 1001, 500)
     assert again.attempts == 1
 
 
 def test_destinations_are_due_apart(ledger: Ledger) -> None:
-    ledger.record([row(1, destinations=("b", "a")), row(2, destinations=("c",))])
-    assert ledger.due_destinations(0) == ["a", "b", "c"]
-    ledger.lease("b", "me", 9, 1000, 500)
-    assert ledger.due_destinations(1001) == ["a", "c"]
-    assert ledger.due_destinations(1500) == ["a", "b", "c"]
-    assert ledger.next_due("b") == 1500
-    assert ledger.next_due("nobody") is None
+    ledger.instances.record([row(1, destinations=("b", "a")), row(2, destinations=("c",))])
+    assert ledger.deliveries.find_due_destinations(0) == ["a", "b", "c"]
+    ledger.deliveries.lease_due("b", "me", 9, 1000, 500)
+    assert ledger.deliveries.find_due_destinations(1001) == ["a", "c"]
+    assert ledger.deliveries.find_due_destinations(1500) == ["a", "b", "c"]
+    assert ledger.deliveries.find_next_due_ms("b") == 1500
+    assert ledger.deliveries.find_next_due_ms("nobody") is None
 
 
 def test_what_was_never_tried_comes_before_what_is_tried_again(ledger: Ledger) -> None:
-    ledger.record([row(number) for number in range(6)])
-    first = ledger.lease("pacs", "me", 2, 0, 100)
-    ledger.finish("pacs", [result(delivery, DeliveryState.RETRY, next_at=50) for delivery in first], 10)
-    leased = ledger.lease("pacs", "me", 5, 60, 100)
+    ledger.instances.record([row(number) for number in range(6)])
+    first = ledger.deliveries.lease_due("pacs", "me", 2, 0, 100)
+    ledger.deliveries.record_results(
+        "pacs", [result(delivery, DeliveryState.RETRY, next_at=50) for delivery in first], 10
+    )
+    leased = ledger.deliveries.lease_due("pacs", "me", 5, 60, 100)
     assert [delivery.sop_instance_uid for delivery in leased] == ["1.2.2", "1.2.3", "1.2.4", "1.2.5", "1.2.0"]
 
 
 def test_backlog_leaves_room_in_each_batch_for_what_is_tried_again(ledger: Ledger) -> None:
-    ledger.record([row(number) for number in range(100)])
-    first = ledger.lease("pacs", "me", 40, 0, 100)
-    ledger.finish("pacs", [result(delivery, DeliveryState.RETRY, next_at=50) for delivery in first], 10)
-    leased = ledger.lease("pacs", "me", 16, 60, 100)
+    ledger.instances.record([row(number) for number in range(100)])
+    first = ledger.deliveries.lease_due("pacs", "me", 40, 0, 100)
+    ledger.deliveries.record_results(
+        "pacs", [result(delivery, DeliveryState.RETRY, next_at=50) for delivery in first], 10
+    )
+    leased = ledger.deliveries.lease_due("pacs", "me", 16, 60, 100)
     numbers = [*range(40, 54), 0, 1]
     assert [delivery.sop_instance_uid for delivery in leased] == [f"1.2.{number}" for number in numbers]
 
@@ -135,78 +141,81 @@ def suspect(ledger: Ledger, *leased: Delivery, at: int = 50, owner: str = "me") 
         replace(result(each, DeliveryState.RETRY, owner, at), breaks=each.breaks + 1, suspect_since=9)
         for each in leased
     ]
-    ledger.finish("pacs", results, 10)
+    ledger.deliveries.record_results("pacs", results, 10)
 
 
 def test_suspect_is_leased_by_itself_the_one_that_broke_fewest_first(ledger: Ledger) -> None:
-    ledger.record([row(number) for number in range(4)])
-    suspect(ledger, *ledger.lease("pacs", "me", 2, 0, 100))
-    assert [each.sop_instance_uid for each in ledger.lease("pacs", "me", 9, 60, 100)] == ["1.2.2", "1.2.3"]
-    assert ledger.lease_suspect("pacs", "me", 49, 100, 0) is None
-    first = ledger.lease_suspect("pacs", "me", 60, 100, 0)
+    ledger.instances.record([row(number) for number in range(4)])
+    suspect(ledger, *ledger.deliveries.lease_due("pacs", "me", 2, 0, 100))
+    assert [each.sop_instance_uid for each in ledger.deliveries.lease_due("pacs", "me", 9, 60, 100)] == [
+        "1.2.2",
+        "1.2.3",
+    ]
+    assert ledger.deliveries.lease_suspect("pacs", "me", 49, 100, 0) is None
+    first = ledger.deliveries.lease_suspect("pacs", "me", 60, 100, 0)
     assert first is not None
     assert (first.sop_instance_uid, first.breaks, first.suspect_since) == ("1.2.0", 1, 9)
     suspect(ledger, first)
-    second = ledger.lease_suspect("pacs", "me", 61, 100, 0)
+    second = ledger.deliveries.lease_suspect("pacs", "me", 61, 100, 0)
     assert second is not None
     assert second.sop_instance_uid == "1.2.1"
 
 
 def test_suspect_waits_while_others_send_but_not_for_ever(ledger: Ledger) -> None:
-    ledger.record([row(number, series_uid=str(number)) for number in range(4)])
-    suspect(ledger, *ledger.lease("pacs", "me", 2, 0, 100))
-    assert len(ledger.lease("pacs", "you", 1, 60, 1000)) == 1
-    assert ledger.lease_suspect("pacs", "me", 149, 100, 100) is None
-    assert ledger.lease_suspect("pacs", "me", 150, 100, 100) is not None
+    ledger.instances.record([row(number, series_uid=str(number)) for number in range(4)])
+    suspect(ledger, *ledger.deliveries.lease_due("pacs", "me", 2, 0, 100))
+    assert len(ledger.deliveries.lease_due("pacs", "you", 1, 60, 1000)) == 1
+    assert ledger.deliveries.lease_suspect("pacs", "me", 149, 100, 100) is None
+    assert ledger.deliveries.lease_suspect("pacs", "me", 150, 100, 100) is not None
     # One at a time, of all workers; unless its worker has died.
-    assert ledger.lease_suspect("pacs", "you", 151, 100, 0) is None
-    assert ledger.lease_suspect("pacs", "you", 1150, 100, 0) is not None
+    assert ledger.deliveries.lease_suspect("pacs", "you", 151, 100, 0) is None
+    assert ledger.deliveries.lease_suspect("pacs", "you", 1150, 100, 0) is not None
 
 
 def test_suspect_in_hand_keeps_nobody_from_its_series(ledger: Ledger) -> None:
-    ledger.record([row(number, series_uid="1") for number in range(3)])
-    suspect(ledger, *ledger.lease("pacs", "me", 1, 0, 100))
-    assert ledger.lease_suspect("pacs", "me", 60, 1000, 0) is not None
-    assert len(ledger.lease("pacs", "you", 9, 70, 100)) == 2
+    ledger.instances.record([row(number, series_uid="1") for number in range(3)])
+    suspect(ledger, *ledger.deliveries.lease_due("pacs", "me", 1, 0, 100))
+    assert ledger.deliveries.lease_suspect("pacs", "me", 60, 1000, 0) is not None
+    assert len(ledger.deliveries.lease_due("pacs", "you", 9, 70, 100)) == 2
 
 
 def test_suspect_that_was_not_attempted_or_was_sent_again_by_a_person(ledger: Ledger) -> None:
-    ledger.record([row(1)])
-    [leased] = ledger.lease("pacs", "me", 1, 0, 100)
+    ledger.instances.record([row(1)])
+    [leased] = ledger.deliveries.lease_due("pacs", "me", 1, 0, 100)
     suspect(ledger, leased)
-    taken = ledger.lease_suspect("pacs", "me", 60, 100, 0)
+    taken = ledger.deliveries.lease_suspect("pacs", "me", 60, 100, 0)
     assert taken is not None
-    ledger.release([taken.id], "me")
-    assert ledger.lease("pacs", "me", 9, 61, 100) == []
-    again = ledger.lease_suspect("pacs", "me", 61, 100, 0)
+    ledger.deliveries.release_leases([taken.id], "me")
+    assert ledger.deliveries.lease_due("pacs", "me", 9, 61, 100) == []
+    again = ledger.deliveries.lease_suspect("pacs", "me", 61, 100, 0)
     assert again is not None
     assert again.attempts == 2
-    ledger.finish("pacs", [result(again, DeliveryState.DEAD)], 62)
-    assert ledger.send_again(Filter(), 63) == {"pacs": 1}
-    [fresh] = ledger.lease("pacs", "me", 9, 64, 100)
+    ledger.deliveries.record_results("pacs", [result(again, DeliveryState.DEAD)], 62)
+    assert ledger.delivery_admin.requeue_deliveries(DeliveryFilter(), 63) == {"pacs": 1}
+    [fresh] = ledger.deliveries.lease_due("pacs", "me", 9, 64, 100)
     assert (fresh.breaks, fresh.suspect_since) == (0, 0)
 
 
 def test_careful_lease_takes_other_series_first(ledger: Ledger) -> None:
-    ledger.record([row(number, series_uid="1" if number < 700 else "2") for number in range(702)])
-    suspect(ledger, *ledger.lease("pacs", "me", 1, 0, 100), at=10**9)
-    careful = ledger.lease("pacs", "me", 4, 60, 100, careful=True)
+    ledger.instances.record([row(number, series_uid="1" if number < 700 else "2") for number in range(702)])
+    suspect(ledger, *ledger.deliveries.lease_due("pacs", "me", 1, 0, 100), at=10**9)
+    careful = ledger.deliveries.lease_due("pacs", "me", 4, 60, 100, careful=True)
     assert [each.sop_instance_uid for each in careful] == ["1.2.700", "1.2.701"]
     # Where there are only such series, they come as always.
-    assert ledger.lease("pacs", "me", 1, 61, 100, careful=True)[0].sop_instance_uid == "1.2.1"
+    assert ledger.deliveries.lease_due("pacs", "me", 1, 61, 100, careful=True)[0].sop_instance_uid == "1.2.1"
 
 
 def test_parallel_workers_lease_every_delivery_once(ledger: Ledger, url: str) -> None:
-    ledger.record([row(number) for number in range(200)])
+    ledger.instances.record([row(number) for number in range(200)])
     leased: list[int] = []
     failures: list[BaseException] = []
 
     def work(owner: str) -> None:
         own = Ledger(url)
         try:
-            while found := own.lease("pacs", owner, 7, 1000, 60_000):
+            while found := own.deliveries.lease_due("pacs", owner, 7, 1000, 60_000):
                 leased.extend(delivery.id for delivery in found)
-                own.finish(
+                own.deliveries.record_results(
                     "pacs", [DeliveryResult(id=found[0].id, owner=owner, state=DeliveryState.DELIVERED)], 1001
                 )
         except BaseException as error:
@@ -226,7 +235,7 @@ def test_parallel_workers_lease_every_delivery_once(ledger: Ledger, url: str) ->
 def test_lease_reads_an_index_and_not_the_backlog(tmp_path: Path) -> None:
     ledger = Ledger(f"sqlite:///{tmp_path}/ledger.db")
     ledger.migrate()
-    with ledger.read() as connection:
+    with ledger.database.begin_read() as connection:
         plan = connection.exec_driver_sql(
             "EXPLAIN QUERY PLAN SELECT deliveries.id FROM deliveries "
             "JOIN instances ON instances.id = deliveries.instance_id "
@@ -244,25 +253,25 @@ def test_leases_cost_the_same_behind_a_backlog_of_suspects(tmp_path: Path, suspe
     """Each statement of a lease goes by an index, with as many suspects as a week of breaks leaves."""
     ledger = Ledger(f"sqlite:///{tmp_path}/ledger.db")
     ledger.migrate()
-    ledger.record([row(number, series_uid=str(number % 50)) for number in range(suspects + 20)])
-    with ledger.write() as connection:
+    ledger.instances.record([row(number, series_uid=str(number % 50)) for number in range(suspects + 20)])
+    with ledger.database.begin_write() as connection:
         connection.exec_driver_sql(
             "UPDATE deliveries SET state = 'retry', breaks = 1, suspect_since = 1, next_at = 1 WHERE id <= ?",
             (suspects,),
         )
     statements: list[tuple[str, object]] = []
 
-    @event.listens_for(ledger._engine, "before_cursor_execute")
+    @event.listens_for(ledger.database._engine, "before_cursor_execute")
     def note(*arguments: object) -> None:
         statements.append((str(arguments[2]), arguments[3]))
 
-    ledger.lease("pacs", "me", 4, 60, 100, careful=True)
-    ledger.lease_suspect("pacs", "me", 60, 100, 1000)
-    ledger.suspect_due("pacs")
-    ledger.has_untried("pacs", 60)
-    event.remove(ledger._engine, "before_cursor_execute", note)
+    ledger.deliveries.lease_due("pacs", "me", 4, 60, 100, careful=True)
+    ledger.deliveries.lease_suspect("pacs", "me", 60, 100, 1000)
+    ledger.deliveries.find_next_suspect_ms("pacs")
+    ledger.deliveries.has_untried("pacs", 60)
+    event.remove(ledger.database._engine, "before_cursor_execute", note)
     plans = {}
-    with ledger.read() as connection:
+    with ledger.database.begin_read() as connection:
         for statement, parameters in statements:
             if "deliveries" in statement:
                 explained = connection.exec_driver_sql("EXPLAIN QUERY PLAN " + statement, parameters)
@@ -282,17 +291,18 @@ def test_leases_cost_the_same_behind_a_backlog_of_suspects(tmp_path: Path, suspe
 
 
 def test_of_a_series_that_somebody_has_in_hand_nobody_else_leases(ledger: Ledger) -> None:
-    ledger.record([row(number, series_uid="1" if number < 8 else "2") for number in range(10)])
-    first = ledger.lease("pacs", "me", 4, 1000, 500, workers=2)
+    ledger.instances.record([row(number, series_uid="1" if number < 8 else "2") for number in range(10)])
+    first = ledger.deliveries.lease_due("pacs", "me", 4, 1000, 500, workers=2)
     assert [delivery.series_uid for delivery in first] == ["1"] * 4
-    assert [delivery.series_uid for delivery in ledger.lease("pacs", "you", 4, 1100, 500, workers=2)] == [
-        "2"
-    ] * 2
-    assert ledger.lease("pacs", "third", 4, 1100, 500, workers=3) == []
+    assert [
+        delivery.series_uid
+        for delivery in ledger.deliveries.lease_due("pacs", "you", 4, 1100, 500, workers=2)
+    ] == ["2"] * 2
+    assert ledger.deliveries.lease_due("pacs", "third", 4, 1100, 500, workers=3) == []
     # Its own owner goes on, and so does everybody once the lease is over.
-    more = ledger.lease("pacs", "me", 2, 1200, 500, workers=2)
+    more = ledger.deliveries.lease_due("pacs", "me", 2, 1200, 500, workers=2)
     assert [delivery.sop_instance_uid for delivery in more] == ["1.2.4", "1.2.5"]
-    late = ledger.lease("pacs", "third", 9, 9000, 500)
+    late = ledger.deliveries.lease_due("pacs", "third", 9, 9000, 500)
     assert [delivery.sop_instance_uid for delivery in late] == [f"1.2.{number}" for number in range(9 + 1)][
         :9
     ]

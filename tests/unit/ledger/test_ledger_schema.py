@@ -38,7 +38,7 @@ def _migrate(url: str, barrier: "multiprocessing.synchronize.Barrier") -> None:
     barrier.wait(30)
     ledger = Ledger(url)
     ledger.migrate()
-    ledger.record([row(os.getpid())])
+    ledger.instances.record([row(os.getpid())])
     ledger.close()
 
 
@@ -49,7 +49,7 @@ def test_program_knows_the_newest_revision() -> None:
 def test_migrations_make_exactly_the_tables_that_the_program_uses(url: str) -> None:
     ledger = Ledger(url)
     ledger.migrate()
-    with ledger.read() as connection:
+    with ledger.database.begin_read() as connection:
         differences = compare_metadata(MigrationContext.configure(connection), metadata)
     assert differences == []
 
@@ -64,27 +64,27 @@ def test_several_processes_that_start_at_once_migrate_once(url: str) -> None:
         process.join(60)
     assert [process.exitcode for process in processes] == [0, 0, 0, 0]
     ledger = Ledger(url)
-    assert len(ledger.instances()) == 4
+    assert len(ledger.instances.list_newest()) == 4
     ledger.close()
 
 
 def test_migrating_again_changes_nothing(url: str) -> None:
     ledger = Ledger(url)
     ledger.migrate()
-    ledger.record([row(1)])
+    ledger.instances.record([row(1)])
     ledger.migrate()
-    ledger.check_schema()
-    assert len(ledger.instances()) == 1
+    ledger.require_schema()
+    assert len(ledger.instances.list_newest()) == 1
 
 
 def test_other_schema_version_is_refused_and_both_are_named(url: str, tmp_path: Path) -> None:
     ledger = Ledger(url)
     with pytest.raises(LedgerError, match=f"none.*{SCHEMA_VERSION}"):
-        ledger.check_schema()
+        ledger.require_schema()
     ledger.migrate()
-    with ledger.write() as connection:
+    with ledger.database.begin_write() as connection:
         connection.exec_driver_sql("UPDATE alembic_version SET version_num = '9999'")
-    for ask in (ledger.check_schema, ledger.migrate):
+    for ask in (ledger.require_schema, ledger.migrate):
         with pytest.raises(LedgerError, match=f"9999.*{SCHEMA_VERSION}"):
             ask()
 
@@ -92,23 +92,23 @@ def test_other_schema_version_is_refused_and_both_are_named(url: str, tmp_path: 
 def test_sqlite_commits_are_synced_and_its_log_is_ahead(url: str) -> None:
     ledger = Ledger(url)
     ledger.migrate()
-    with ledger.read() as connection:
+    with ledger.database.begin_read() as connection:
         assert connection.exec_driver_sql("PRAGMA journal_mode").scalar() == "wal"
         assert connection.exec_driver_sql("PRAGMA synchronous").scalar() == 2  # FULL
         assert connection.exec_driver_sql("PRAGMA foreign_keys").scalar() == 1
 
 
 def test_locked_ledger_is_away_and_not_broken(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ingest.ledger.engine.BUSY_MILLISECONDS", 20)
+    monkeypatch.setattr("ingest.ledger.database.BUSY_MILLISECONDS", 20)
     ledger = Ledger(url)
     ledger.migrate()
     other = sqlite3.connect(url.removeprefix("sqlite:///"), isolation_level=None)
     other.execute("BEGIN IMMEDIATE")
     with pytest.raises(LedgerError, match="locked"):
-        ledger.record([row(1)])
+        ledger.instances.record([row(1)])
     other.execute("ROLLBACK")
     other.close()
-    ledger.record([row(1)])
+    ledger.instances.record([row(1)])
 
 
 def test_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
@@ -120,7 +120,7 @@ def test_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
 def test_ledger_of_the_first_revision_keeps_its_rows_and_one_stored_object_a_uid(url: str) -> None:
     ledger = Ledger(url)
     ledger.migrate()
-    with ledger.write() as connection:
+    with ledger.database.begin_write() as connection:
         command.downgrade(configuration(connection), "0001")
         for number, (uid, key) in enumerate([("1.2", "a"), ("1.2", "b"), ("1.3", "c")], 1):
             names = ", ".join(f"'{uid}'" if name == "sop_instance_uid" else "''" for name in TEXTS)
@@ -130,7 +130,7 @@ def test_ledger_of_the_first_revision_keeps_its_rows_and_one_stored_object_a_uid
                 f"VALUES ({names}, {number}, 'stored', '{key}', '{number}', 1, 1, 1, 1)"
             )
     ledger.migrate()
-    rows = sorted(ledger.instances(), key=lambda row: row.id)
+    rows = sorted(ledger.instances.list_newest(), key=lambda row: row.id)
     assert [(row.store_key, row.state.value, row.routed) for row in rows] == [
         ("a", "stored", ""),
         ("b", "variant", ""),
@@ -146,17 +146,17 @@ def test_ledger_without_copies_keeps_its_rows_and_takes_copies(
     if dialect == "postgresql":
         url = request.getfixturevalue("postgresql_url")
         emptied = Ledger(url)
-        with emptied.write() as connection:
+        with emptied.database.begin_write() as connection:
             connection.exec_driver_sql("DROP SCHEMA public CASCADE; CREATE SCHEMA public")
         emptied.close()
     ledger = Ledger(url)
     ledger.migrate()
     copy = row(2, sop_instance_uid="1.2.1", copy_digest="a")
-    ledger.record([row(1), copy, row(3, state=InstanceState.VARIANT)])
-    with ledger.write() as connection:
+    ledger.instances.record([row(1), copy, row(3, state=InstanceState.VARIANT)])
+    with ledger.database.begin_write() as connection:
         command.downgrade(configuration(connection), "0005")
         command.upgrade(configuration(connection), "head")
-    rows = sorted(ledger.instances(), key=lambda one: one.id)
+    rows = sorted(ledger.instances.list_newest(), key=lambda one: one.id)
     assert [(one.state.value, one.copy_digest) for one in rows] == [
         ("stored", ""),
         ("variant", ""),
@@ -164,5 +164,5 @@ def test_ledger_without_copies_keeps_its_rows_and_takes_copies(
     ]
     second = row(4, sop_instance_uid="1.2.1", copy_digest="b")
     taken = row(5, sop_instance_uid="1.2.1", copy_digest="b", store_key="other")
-    assert ledger.record([second, taken]) == [Outcome.RECORDED, Outcome.TAKEN]
+    assert ledger.instances.record([second, taken]) == [Outcome.RECORDED, Outcome.TAKEN]
     ledger.close()

@@ -143,7 +143,7 @@ def test_ledger_that_is_as_old_as_its_store_is_no_alarm(site: Site) -> None:
     assert mark is not None
     # Killed between the two: the ledger is ahead.
     with site.ledger() as ledger:
-        ledger.advance_mark()
+        ledger.store_folders.advance_mark()
     site.receive(Made(sop="1.9"))
     site.work()
     assert (said_by_check(site), alarms(site)) == ([], [])
@@ -250,8 +250,8 @@ def test_both_ledgers_remember_their_store(either_ledger: Sites) -> None:
     site.work()
     mark = read_ledger_mark(site.config.store_root)
     with site.ledger() as ledger:
-        assert ledger.mark() == mark
-        with ledger.write() as connection:
+        assert ledger.store_folders.read_mark() == mark
+        with ledger.database.begin_write() as connection:
             for table in ("deliveries", "instances"):
                 connection.exec_driver_sql(f"DELETE FROM {table}")
     rebuild(site)

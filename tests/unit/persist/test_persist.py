@@ -107,7 +107,7 @@ def test_ledger_proves_what_became_of_duplicates_that_listeners_still_have(make_
     assert len(site.instances()) == 1
     refs = {f"{site.spool}:{name}" for name in names}
     with site.ledger() as ledger:
-        assert ledger.settled_spool_refs([*refs, f"{site.spool}:L0/ready/f00.dcm"]) == refs
+        assert ledger.spool_references.find_removable([*refs, f"{site.spool}:L0/ready/f00.dcm"]) == refs
 
 
 def test_data_set_that_is_not_whole_on_the_queue_is_left_to_its_listener(make_persist_site: Sites) -> None:

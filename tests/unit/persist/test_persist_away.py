@@ -103,7 +103,7 @@ def test_queue_that_dies_before_the_acknowledgement_is_told_later(
 def test_ledger_that_is_away_is_waited_for_and_nothing_leaves_the_spool(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ingest.ledger.engine.BUSY_MILLISECONDS", 10)
+    monkeypatch.setattr("ingest.ledger.database.BUSY_MILLISECONDS", 10)
     with site.ledger():
         pass
     with contextlib.closing(_locked(site)) as lock:
@@ -120,7 +120,7 @@ def test_ledger_that_is_away_is_waited_for_and_nothing_leaves_the_spool(
 def test_worker_stops_although_the_ledger_is_away_and_blames_nobody(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ingest.ledger.engine.BUSY_MILLISECONDS", 10)
+    monkeypatch.setattr("ingest.ledger.database.BUSY_MILLISECONDS", 10)
     with site.ledger():
         pass
     site.receive(Made())
@@ -251,23 +251,23 @@ def test_entry_that_fails_again_and_again_is_set_aside_with_its_reason(
 
 
 def test_row_that_the_ledger_refuses_holds_up_no_other(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    from ingest.ledger import Ledger
+    from ingest.ledger.instances import Instances
 
-    real = Ledger.record
+    real = Instances.record
 
-    def refusing(self: Ledger, rows: Any) -> Any:
+    def refusing(self: Instances, rows: Any) -> Any:
         if any(row.sop_instance_uid == "1.9.5" for row in rows):
             raise ValueError("refused")
         return real(self, rows)
 
-    monkeypatch.setattr(Ledger, "record", refusing)
+    monkeypatch.setattr(Instances, "record", refusing)
     for number in range(10):
         site.receive(Made(sop=f"1.9.{number}"))
     site.work()
     assert len(site.instances()) == 9
     assert site.pending() == 1
     assert len(site.waiting()) == 1
-    monkeypatch.setattr(Ledger, "record", real)
+    monkeypatch.setattr(Instances, "record", real)
     site.work()
     assert len(site.instances()) == 10
     assert site.settled()

@@ -11,7 +11,8 @@ import pytest
 from sqlalchemy import update
 
 import ingest.workers.store.filesystem
-from ingest.ledger import DeliveryState, InstanceState, Ledger, NewInstance, Outcome
+from ingest.ledger import DeliveryState, InstanceState, NewInstance, Outcome
+from ingest.ledger.instances import Instances
 from ingest.ledger.schema import instances
 from ingest.workers.persist.placement import Placing
 from ingest.workers.store.filesystem import Batch, FileStore
@@ -71,7 +72,7 @@ def states(site: Site) -> list[InstanceState]:
 
 def mark(site: Site, state: InstanceState) -> None:
     """Give all rows a state."""
-    with site.ledger() as ledger, ledger.write() as connection:
+    with site.ledger() as ledger, ledger.database.begin_write() as connection:
         connection.execute(update(instances).values(state=state.value))
 
 
@@ -121,8 +122,8 @@ def test_uid_that_another_worker_stores_under_another_study_is_placed_again(
 
 
 STEPS = [
-    (Ledger, "record", 1),
-    (Ledger, "record", 2),
+    (Instances, "record", 1),
+    (Instances, "record", 2),
     (Placing, "contested", 1),
     (FileStore, "exclude_replacing", 1),
     (FileStore, "remove", 1),
@@ -183,7 +184,7 @@ def test_many_studies_with_the_same_uids_at_once_leave_one_stored_row_each(
     if ledger == "postgresql":
         sections["ledger"] = {"url": request.getfixturevalue("postgresql_url")}
     site = make_persist_site(**sections)
-    with site.ledger() as opened, opened.write() as connection:
+    with site.ledger() as opened, opened.database.begin_write() as connection:
         for table in ("deliveries", "instances"):
             connection.exec_driver_sql(f"DELETE FROM {table}")
     for number in range(96):
@@ -256,7 +257,7 @@ def test_removal_that_died_does_not_take_the_file_of_its_successor(site: Site) -
     (site.config.store_root / KEY).unlink()
     site.receive(FIRST)
     site.work()
-    with site.ledger() as ledger, ledger.write() as connection:
+    with site.ledger() as ledger, ledger.database.begin_write() as connection:
         connection.execute(update(instances).where(instances.c.id == 1).values(state=REMOVING.value))
     site.receive(FIRST)
     site.work()
@@ -285,7 +286,7 @@ def test_removal_waits_until_what_collides_is_recorded(site: Site, monkeypatch: 
     site.work()
     site.receive(FIRST)
     with monkeypatch.context() as patch:
-        once(patch, Ledger, "record", lambda: held.append(is_locked(site)))
+        once(patch, Instances, "record", lambda: held.append(is_locked(site)))
         site.work()
     assert held == [True]
     assert not is_locked(site)
@@ -295,11 +296,11 @@ def test_lock_is_let_go_of_with_the_commit_though_the_batch_goes_on(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     held: list[bool] = []
-    real = Ledger.record
+    real = Instances.record
 
-    def recording(ledger: Ledger, rows: Sequence[NewInstance]) -> list[Outcome]:
+    def recording(instances: Instances, rows: Sequence[NewInstance]) -> list[Outcome]:
         held.append(is_locked(site))
-        return real(ledger, rows)
+        return real(instances, rows)
 
     site.receive(FIRST)
     site.work()
@@ -307,7 +308,7 @@ def test_lock_is_let_go_of_with_the_commit_though_the_batch_goes_on(
     site.receive(Made(sop="1.7.1"))
     with monkeypatch.context() as patch:
         patch.setattr("ingest.workers.persist.worker.RECORD_SECONDS", -1.0)
-        patch.setattr(Ledger, "record", recording)
+        patch.setattr(Instances, "record", recording)
         site.work()
     assert held == [True, False]
 
@@ -380,7 +381,7 @@ def test_names_that_take_turns_under_overwrite_keep_the_last_file(make_persist_s
     assert [row.state for row in site.instances()] == [REPLACED, REPLACED, STORED]
 
 
-@pytest.mark.parametrize("step", ["supersede", "record"])
+@pytest.mark.parametrize("step", ["mark_replaced", "record"])
 def test_death_before_the_replaced_file_is_removed_leaves_it_to_the_next_worker(
     make_persist_site: Sites, monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:
@@ -389,7 +390,7 @@ def test_death_before_the_replaced_file_is_removed_leaves_it_to_the_next_worker(
     site.work()
     site.receive(OTHER_STUDY)
     with monkeypatch.context() as patch:
-        die_at(patch, Ledger, step, after=True, call=1)
+        die_at(patch, Instances, step, after=True, call=1)
         with pytest.raises(Killed):
             site.work()
     site.work()

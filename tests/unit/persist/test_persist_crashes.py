@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 import ingest.workers.persist.batch
-from ingest.ledger import InstanceState, Ledger
+from ingest.ledger import InstanceState
+from ingest.ledger.instances import Instances
 from ingest.queue.consumer import Inbox
 from ingest.queue.wakeups import Waker
 from ingest.workers.persist.arrival import OpenSegments
@@ -31,13 +32,13 @@ class Killed(BaseException):
 STEPS: list[tuple[type, str]] = [
     (FileStore, "put"),
     (FileStore, "sync"),
-    (Ledger, "record"),
+    (Instances, "record"),
     (Placing, "recorded"),
     (ingest.workers.persist.batch.Work, "_release"),
     (Inbox, "done"),
     (Waker, "wake"),
 ]
-REPLACING: list[tuple[type, str]] = [(FileStore, "replace"), (Ledger, "supersede")]
+REPLACING: list[tuple[type, str]] = [(FileStore, "replace"), (Instances, "mark_replaced")]
 COPYING: list[tuple[type, str]] = [(FileStore, "settled"), (OpenSegments, "mark_done")]
 
 
@@ -94,7 +95,7 @@ def check_whole(site: Site, expected: dict[str, list[InstanceState]]) -> None:
     assert [path.name for path in site.quarantined()] == quarantined
     with site.ledger() as ledger:
         for row in rows:
-            deliveries = ledger.deliveries_of(row.id)
+            deliveries = ledger.deliveries.find_by_instance(row.id)
             assert len(deliveries) == (row.state is not InstanceState.QUARANTINED), row
     assert site.settled()
     assert site.pending() == 0
@@ -166,7 +167,7 @@ def check_whole_overwritten(site: Site) -> None:
     assert site.stored() == sorted(row.store_key for row in stored.values())
     assert all(store.size(row.store_key) == row.size for row in stored.values())
     with site.ledger() as ledger:
-        assert all(len(ledger.deliveries_of(row.id)) == 1 for row in stored.values())
+        assert all(len(ledger.deliveries.find_by_instance(row.id)) == 1 for row in stored.values())
     assert site.settled()
     assert site.pending() == 0
 
@@ -190,7 +191,7 @@ def test_worker_killed_again_and_again_in_mid_stream_loses_and_doubles_nothing(s
             site.receive(Made(sop=f"1.9.{number}", series=f"1.8.{number % 5}"))
         for share in (200, 900, 1800):
             worker = start_worker(site)
-            eventually(lambda share=share: sum(ledger.counts().instances.values()) >= share, 30)
+            eventually(lambda share=share: sum(ledger.count_rows().instances.values()) >= share, 30)
             os.kill(worker.pid, signal.SIGKILL)
             worker.wait()
     worker = start_worker(site)
@@ -205,7 +206,7 @@ def test_worker_told_to_stop_finishes_what_it_has_in_hand(site: Site) -> None:
         site.receive(Made(sop=f"1.9.{number}"))
     worker = start_worker(site)
     with site.ledger() as ledger:
-        eventually(lambda: sum(ledger.counts().instances.values()) >= 64, 30)
+        eventually(lambda: sum(ledger.count_rows().instances.values()) >= 64, 30)
     worker.terminate()
     assert worker.wait(10) == 0
     assert site.pending() == 0

@@ -151,7 +151,7 @@ def test_keep_both_knows_a_copy_whose_first_object_was_removed(make_persist_site
     for made in (FIRST, OTHER_CONTENT):
         site.receive(made)
         site.work()
-    with site.ledger() as ledger, ledger.write() as connection:
+    with site.ledger() as ledger, ledger.database.begin_write() as connection:
         connection.exec_driver_sql("UPDATE instances SET state = 'removed' WHERE copy_digest = ''")
     (site.config.store_root / KEY).unlink()
     site.receive(OTHER_CONTENT)
@@ -236,8 +236,10 @@ def test_instance_whose_file_somebody_removed_is_stored_and_delivered_anew(site:
     site.work()
     assert states(site) == [REPLACED, STORED]
     with closing(Ledger(site.config.ledger_url)) as ledger:
-        kept = next(row for row in ledger.by_sop_instance(FIRST.sop) if row.state is STORED)
-        assert [row.state for row in ledger.deliveries_of(kept.id)] == [DeliveryState.WAITING]
+        kept = next(
+            row for row in ledger.instances.find_by_sop_instance_uid(FIRST.sop) if row.state is STORED
+        )
+        assert [row.state for row in ledger.deliveries.find_by_instance(kept.id)] == [DeliveryState.WAITING]
     assert (site.config.store_root / kept.store_key).read_bytes() == second.file
 
 
@@ -245,12 +247,14 @@ def test_delivered_instance_sent_again_is_not_delivered_again(site: Site) -> Non
     site.receive(FIRST)
     site.work()
     with site.ledger() as ledger:
-        [leased] = ledger.lease("pacs", "me", 9, 0, 1000)
-        ledger.finish("pacs", [DeliveryResult(id=leased.id, owner="me", state=DeliveryState.DELIVERED)], 1)
+        [leased] = ledger.deliveries.lease_due("pacs", "me", 9, 0, 1000)
+        ledger.deliveries.record_results(
+            "pacs", [DeliveryResult(id=leased.id, owner="me", state=DeliveryState.DELIVERED)], 1
+        )
     site.receive(FIRST)
     site.work()
     with site.ledger() as ledger:
-        assert ledger.due_destinations(10**15) == []
+        assert ledger.deliveries.find_due_destinations(10**15) == []
 
 
 def test_file_in_the_store_without_a_row_becomes_the_instance_that_comes_again(site: Site) -> None:
@@ -314,9 +318,9 @@ def deliver_all(site: Site) -> None:
     """Have the destination accept what is due."""
     with site.ledger() as ledger:
         now = unix_ms()
-        leased = ledger.lease("pacs", "me", 99, now, 1000)
+        leased = ledger.deliveries.lease_due("pacs", "me", 99, now, 1000)
         done = [DeliveryResult(id=one.id, owner="me", state=DeliveryState.DELIVERED) for one in leased]
-        ledger.finish("pacs", done, now)
+        ledger.deliveries.record_results("pacs", done, now)
 
 
 @pytest.mark.parametrize("policy", ["overwrite", "keep-both"])
@@ -337,7 +341,7 @@ def test_eleventh_object_of_a_uid_within_an_hour_is_kept_and_not_sent(
     assert alarm.name == "replacements_bounded.pacs"
     # Another UID, and this one an hour later, go on.
     site.receive(Made(sop="1.7.1"))
-    with site.ledger() as ledger, ledger.write() as connection:
+    with site.ledger() as ledger, ledger.database.begin_write() as connection:
         connection.exec_driver_sql("UPDATE deliveries SET updated_at = updated_at - 3600000")
     site.receive(Made(pixels=b"next"))
     site.work()

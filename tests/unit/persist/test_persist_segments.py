@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from ingest.alarms import standing_alarms
-from ingest.ledger import InstanceState, Ledger
+from ingest.ledger import InstanceState
+from ingest.ledger.instances import Instances
 from ingest.spool import segment, segment_upkeep
 from ingest.spool.reference import Place, Reference
 from ingest.workers.persist.arrival import OpenSegments
@@ -271,7 +272,7 @@ def test_nothing_is_marked_before_file_folder_and_ledger_are_durable(
         (os, "fdatasync"),
         (os, "link"),
         (Folders, "sync"),
-        (Ledger, "record"),
+        (Instances, "record"),
         (OpenSegments, "mark_done"),
     ):
         note(owner, name)

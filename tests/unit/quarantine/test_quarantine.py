@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from ingest.ledger import DeliveryState, Instance, InstanceState, Ledger
+from ingest.ledger import DeliveryState, Instance, InstanceState
+from ingest.ledger.instances import Instances
+from ingest.ledger.quarantine import Quarantine
 from ingest.workers.quarantine.decisions import drop, release
 from ingest.workers.store.filesystem import FileStore
 from tests.support.instances import IMPLICIT, Made
@@ -33,7 +35,7 @@ def either_site(make_persist_site: Sites, request: pytest.FixtureRequest) -> Sit
     if request.param == "sqlite":
         return make_persist_site()
     site = make_persist_site(ledger={"url": request.getfixturevalue("postgresql_url")})
-    with site.ledger() as ledger, ledger.write() as connection:
+    with site.ledger() as ledger, ledger.database.begin_write() as connection:
         connection.exec_driver_sql("TRUNCATE deliveries, instances")
     return site
 
@@ -110,7 +112,7 @@ def test_same_again_after_a_release_is_no_conflict_and_the_old_one_is(site: Site
 
 def test_where_nothing_is_stored_any_more_it_is_just_stored(site: Site) -> None:
     first, other = conflict(site)
-    with site.ledger() as ledger, ledger.write() as connection:
+    with site.ledger() as ledger, ledger.database.begin_write() as connection:
         connection.exec_driver_sql(f"UPDATE instances SET state = 'removed' WHERE id = {first}")
     (site.config.store_root / KEY).unlink()
     assert release(site.config, [other]) == 0
@@ -122,7 +124,7 @@ def test_where_nothing_is_stored_any_more_it_is_just_stored(site: Site) -> None:
 def test_file_that_no_row_speaks_of_is_not_lost_by_a_release(site: Site) -> None:
     """A worker had given it its name, and died before it had a row."""
     first, other = conflict(site)
-    with site.ledger() as ledger, ledger.write() as connection:
+    with site.ledger() as ledger, ledger.database.begin_write() as connection:
         connection.exec_driver_sql(f"UPDATE instances SET state = 'removed' WHERE id = {first}")
     (site.config.store_root / KEY).unlink()
     (site.config.store_root / KEY).write_bytes(Made(pixels=b"third").file)
@@ -145,10 +147,10 @@ STEPS = [
     (FileStore, "exclude_replacing", 1),
     (FileStore, "replace", 1),
     (FileStore, "sync", 1),
-    (Ledger, "give_way", 1),
+    (Quarantine, "replace_stored", 1),
     (FileStore, "replace", 2),
     (FileStore, "sync", 2),
-    (Ledger, "release_quarantined", 1),
+    (Quarantine, "release", 1),
     (FileStore, "remove", 1),
     (FileStore, "sync", 3),
     (FileStore, "sync", 4),
@@ -204,12 +206,15 @@ def test_worker_that_comes_after_a_release_that_died_delivers_one_object(
 
 
 @pytest.mark.parametrize("third", [Made(pixels=b"third"), Made(study="1.7", pixels=b"third")])
-@pytest.mark.parametrize("step", ["by_sop_instance", "give_way", "release_quarantined"])
+@pytest.mark.parametrize(
+    ("owner", "step"),
+    [(Instances, "find_by_sop_instance_uid"), (Quarantine, "replace_stored"), (Quarantine, "release")],
+)
 def test_worker_that_stores_the_uid_meanwhile_loses_nothing(
-    site: Site, monkeypatch: pytest.MonkeyPatch, step: str, third: Made
+    site: Site, monkeypatch: pytest.MonkeyPatch, owner: type, step: str, third: Made
 ) -> None:
     first, other = conflict(site)
-    with site.ledger() as ledger, ledger.write() as connection:
+    with site.ledger() as ledger, ledger.database.begin_write() as connection:
         connection.exec_driver_sql(f"UPDATE instances SET state = 'removed' WHERE id = {first}")
     (site.config.store_root / KEY).unlink()
     site.receive(third)
@@ -222,7 +227,7 @@ def test_worker_that_stores_the_uid_meanwhile_loses_nothing(
         waiting.append(worker)
 
     waiting: list[threading.Thread] = []
-    once(monkeypatch, Ledger, step, come)
+    once(monkeypatch, owner, step, come)
     assert release(site.config, [other]) == 0
     for worker in waiting:
         worker.join(20)
@@ -344,7 +349,7 @@ def test_release_leaves_copies_that_outlived_the_first(make_persist_site: Sites)
     site.receive(Made(pixels=b"further"))
     site.work(store=site.config.store.model_copy(update={"duplicates": "keep-both"}))
     copy = site.instances()[-1]
-    with site.ledger() as ledger, ledger.write() as connection:
+    with site.ledger() as ledger, ledger.database.begin_write() as connection:
         connection.exec_driver_sql(f"UPDATE instances SET state = 'removed' WHERE id = {first}")
     (site.config.store_root / by_id(site)[first].store_key).unlink()
     assert release(site.config, [other]) == 0
@@ -369,7 +374,7 @@ def test_dropped_ones_leave_a_row_that_says_so(either_site: Site) -> None:
 
 
 @pytest.mark.parametrize(
-    ("owner", "name"), [(FileStore, "remove"), (FileStore, "sync"), (Ledger, "drop_quarantined")]
+    ("owner", "name"), [(FileStore, "remove"), (FileStore, "sync"), (Quarantine, "drop")]
 )
 @pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
 def test_drop_that_died_is_finished_by_the_next(

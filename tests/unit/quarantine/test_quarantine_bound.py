@@ -250,7 +250,7 @@ def test_older_ledger_learns_what_was_refused_from_its_notes(tmp_path: Path) -> 
     url = f"sqlite:///{tmp_path}/ledger.db"
     ledger = Ledger(url)
     ledger.migrate()
-    with ledger.write() as connection:
+    with ledger.database.begin_write() as connection:
         command.downgrade(configuration(connection), "0008")
     ledger.close()
     columns = "state, sop_instance_uid, sop_class_uid, study_uid, series_uid, transfer_syntax_uid, store_key,"
@@ -265,8 +265,8 @@ def test_older_ledger_learns_what_was_refused_from_its_notes(tmp_path: Path) -> 
             connection.execute(f"INSERT INTO instances ({columns}) VALUES ({marks})", values)
     connection.close()
     ledger.migrate()
-    found = {row.note: row.refused_status for row in ledger.instances()}
+    found = {row.note: row.refused_status for row in ledger.instances.list_newest()}
     assert [found[note] for note in notes] == [0xA900, 0xC000, 0]
-    assert ledger.refused_bytes() == 14
-    assert ledger.set_aside_count()[0] == 1
+    assert ledger.quarantine.sum_refused_bytes() == 14
+    assert ledger.quarantine.count_acknowledged()[0] == 1
     ledger.close()

@@ -45,7 +45,10 @@ def test_conflict_is_forwarded_once_it_is_released_and_not_before(
             assert remote.stored[2].data_set == second.data_set
             with site.ledger() as ledger:
                 eventually(
-                    lambda: [one.state.value for one in ledger.deliveries_of(conflict)] == ["delivered"],
+                    lambda: (
+                        [one.state.value for one in ledger.deliveries.find_by_instance(conflict)]
+                        == ["delivered"]
+                    ),
                     20,
                     "the ledger says so",
                 )

@@ -177,13 +177,13 @@ def test_persisted_files_are_removed(
     places = [keep(own) for _ in range(10)]
     with contextlib.closing(hold(settings, own.id, places[:6])) as ledger:
         # Duplicates, of which nothing is kept, have no rows.
-        ledger.note_duplicates([f"{own.id}:{where}" for where in places[6:8]], 1)
+        ledger.spool_references.record_duplicates([f"{own.id}:{where}" for where in places[6:8]], 1)
         client.rpush(persisted_key(own.id), *places[:8])
-        assert sweep.remove_persisted(own.root, own.id, client, ledger) == 8
+        assert sweep.remove_persisted(own.root, own.id, client, ledger.spool_references) == 8
         assert sweep.ready(own.root, "L0") == [Place(where) for where in places[8:]]
         assert client.llen(persisted_key(own.id)) == 0
         # What is gone needs no proof any more.
-        assert ledger.settled_spool_refs([f"{own.id}:{places[6]}"]) == set()
+        assert ledger.spool_references.find_removable([f"{own.id}:{places[6]}"]) == set()
 
 
 def test_promised_files_that_the_ledger_does_not_hold_stay_whatever_redis_says(
@@ -192,7 +192,7 @@ def test_promised_files_that_the_ledger_does_not_hold_stay_whatever_redis_says(
     places = [keep(own) for _ in range(4)]
     with contextlib.closing(hold(settings, own.id, places[:1])) as ledger:
         client.rpush(persisted_key(own.id), *places, *places)
-        assert sweep.remove_persisted(own.root, own.id, client, ledger) == 1
+        assert sweep.remove_persisted(own.root, own.id, client, ledger.spool_references) == 1
     assert sweep.ready(own.root, "L0") == [Place(where) for where in places[1:]]
     assert client.llen(persisted_key(own.id)) == 0
 
@@ -201,7 +201,7 @@ def test_files_stay_while_the_ledger_is_away(settings: Config, own: Spool, clien
     where = keep(own)
     client.rpush(persisted_key(own.id), where)
     with contextlib.closing(Ledger(settings.ledger_url)) as ledger, pytest.raises(LedgerError):
-        sweep.remove_persisted(own.root, own.id, client, ledger)
+        sweep.remove_persisted(own.root, own.id, client, ledger.spool_references)
     assert sweep.ready(own.root, "L0") == [Place(where)]
     assert client.llen(persisted_key(own.id)) == 1
 
@@ -226,7 +226,7 @@ def test_nothing_but_ready_files_can_be_removed_through_the_queue(
     ]
     client.rpush(persisted_key(own.id), *places)
     with contextlib.closing(hold(settings, own.id, map(str, places))) as ledger:
-        assert sweep.remove_persisted(own.root, own.id, client, ledger) == 0
+        assert sweep.remove_persisted(own.root, own.id, client, ledger.spool_references) == 0
     assert outside.read_text() == "kept"
     assert (own.root / "id").exists()
     assert (own.slot.path / "lock").exists()
@@ -249,7 +249,7 @@ def test_two_listeners_that_read_the_same_page_lose_none_of_the_next(
         def lrange(self, *arguments: Any) -> Any:
             page = client.lrange(*arguments)
             if len(page) == 4 and client.llen(persisted_key(own.id)) == 12:
-                sweep.remove_persisted(own.root, own.id, client, ledger)
+                sweep.remove_persisted(own.root, own.id, client, ledger.spool_references)
                 # And what it saw is pushed by a worker after that.
                 others = [keep(own) for _ in range(4)]
                 hold(settings, own.id, others).close()
@@ -259,7 +259,7 @@ def test_two_listeners_that_read_the_same_page_lose_none_of_the_next(
         def pipeline(self, **options: Any) -> Any:
             return client.pipeline(**options)
 
-    assert sweep.remove_persisted(own.root, own.id, Slow(), ledger) == 4  # type: ignore[arg-type]
+    assert sweep.remove_persisted(own.root, own.id, Slow(), ledger.spool_references) == 4  # type: ignore[arg-type]
     ledger.close()
     assert sweep.ready(own.root, "L0") == []
 
@@ -273,7 +273,7 @@ def test_a_sweep_puts_back_what_is_missing_and_removes_what_the_ledger_holds(
     kept, forgotten = keep(own), keep(own)
     with_ledger = Ledger(settings.ledger_url)
     with_ledger.migrate()
-    with_ledger.record([row(1, spool_ref=f"{own.id}:{kept}")])
+    with_ledger.instances.record([row(1, spool_ref=f"{own.id}:{kept}")])
     done = sweep.sweep(settings)
     assert (done.waiting, done.put_back, done.done_removed) == (1, 1, 1)
     assert sweep.ready(own.root, "L0") == [Place(forgotten)]

@@ -152,7 +152,7 @@ def test_persisted_records_are_marked_done(
     places, file = [add(writer) for _ in range(10)], keep(own)
     client.rpush(persisted_key(own.id), *names(places[:8]), file)
     with contextlib.closing(hold(settings, own.id, [*names(places[:8]), file])) as ledger:
-        assert sweep.remove_persisted(own.root, own.id, client, ledger) == 9
+        assert sweep.remove_persisted(own.root, own.id, client, ledger.spool_references) == 9
     assert sweep.ready(own.root, "L0") == places[8:]
     assert client.llen(persisted_key(own.id)) == 0
 
@@ -180,7 +180,7 @@ def test_nothing_but_a_record_can_be_marked_through_the_queue(
     client.rpush(persisted_key(own.id), *odd, place.name)
     with contextlib.closing(hold(settings, own.id, odd)) as ledger:
         # The place itself is right, but the ledger does not hold it.
-        assert sweep.remove_persisted(own.root, own.id, client, ledger) == 0
+        assert sweep.remove_persisted(own.root, own.id, client, ledger.spool_references) == 0
     assert writer.path.read_bytes() == outside.read_bytes() == before
     assert client.llen(persisted_key(own.id)) == 0
 
@@ -194,7 +194,7 @@ def test_a_sweep_puts_back_what_is_missing_and_marks_what_the_ledger_holds(
     kept, forgotten = add(writer), add(writer)
     with_ledger = Ledger(settings.ledger_url)
     with_ledger.migrate()
-    with_ledger.record([row(1, spool_ref=f"{own.id}:{kept.name}")])
+    with_ledger.instances.record([row(1, spool_ref=f"{own.id}:{kept.name}")])
     with_ledger.close()
     done = sweep.sweep(settings)
     assert (done.waiting, done.put_back, done.done_removed) == (1, 1, 1)

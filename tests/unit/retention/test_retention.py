@@ -10,7 +10,8 @@ import pytest
 from sqlalchemy import update
 
 import ingest.workers.retention.remover
-from ingest.ledger import DeliveryState, InstanceState, Ledger
+from ingest.ledger import DeliveryState, InstanceState
+from ingest.ledger.retention import Retention
 from ingest.ledger.schema import deliveries, instances
 from ingest.workers.retention.policy import DAY_MS
 from ingest.workers.retention.remover import BusyError, Report
@@ -30,7 +31,7 @@ STORED, REMOVING, REMOVED = InstanceState.STORED, InstanceState.REMOVING, Instan
 def test_old_studies_go_whole_with_variants_and_empty_folders(either_ledger: Sites) -> None:
     site = either_ledger(**NOBODY)
     fill(site, made(1, 1), made(1, 2), made(1, 1, syntax=IMPLICIT), made(2))
-    with site.ledger() as ledger, ledger.write() as connection:
+    with site.ledger() as ledger, ledger.database.begin_write() as connection:
         long_ago = update(instances).where(instances.c.study_uid == "2.1")
         connection.execute(long_ago.values(stored_at=instances.c.stored_at - 5 * DAY_MS))
     size = sum(row.size for row in site.instances()[:3])
@@ -48,7 +49,7 @@ def test_copies_of_one_uid_go_with_their_study_unless_one_is_owed(either_ledger:
     fill(site, made(1), made(1, pixels=b"zz"), made(2))
     deliver(site, DeliveryState.DELIVERED)
     if owed:
-        with site.ledger() as ledger, ledger.write() as connection:
+        with site.ledger() as ledger, ledger.database.begin_write() as connection:
             copy = next(row.id for row in site.instances() if row.copy_digest)
             connection.execute(
                 update(deliveries).where(deliveries.c.instance_id == copy).values(state="dead")
@@ -75,8 +76,8 @@ def test_what_is_owed_keeps_its_whole_study(either_ledger: Sites, state: Deliver
     site = either_ledger()
     fill(site, made(1, 1), made(1, 2), made(2))
     deliver(site, DeliveryState.DELIVERED)
-    with site.ledger() as ledger, ledger.write() as connection:
-        first = ledger.instances()[-1].id
+    with site.ledger() as ledger, ledger.database.begin_write() as connection:
+        first = ledger.instances.list_newest()[-1].id
         connection.execute(
             update(deliveries).where(deliveries.c.instance_id == first).values(state=state.value)
         )
@@ -91,7 +92,7 @@ def test_limits_come_first_if_told_so_and_what_was_owed_is_dropped(either_ledger
     fill(site, made(1, 1), made(1, 2))
     deliver(site, DeliveryState.DEAD)
     rows = site.instances()
-    with site.ledger() as ledger, ledger.write() as connection:
+    with site.ledger() as ledger, ledger.database.begin_write() as connection:
         connection.execute(
             update(deliveries)
             .where(deliveries.c.instance_id == rows[0].id)
@@ -101,7 +102,7 @@ def test_limits_come_first_if_told_so_and_what_was_owed_is_dropped(either_ledger
     assert left(site) == []
     with site.ledger() as ledger:
         for row in rows:
-            (delivery,) = ledger.deliveries_of(row.id)
+            (delivery,) = ledger.deliveries.find_by_instance(row.id)
             assert (delivery.state, delivery.lease_owner) == (DeliveryState.DROPPED, None)
             assert "[retention]" in (delivery.last_error or "")
 
@@ -191,7 +192,7 @@ def test_remover_that_is_to_stop_ends_after_its_batch(site: Site, monkeypatch: p
     deliver(site, DeliveryState.DELIVERED)
     monkeypatch.setattr(ingest.workers.retention.remover, "BATCH", 2)
     stop = threading.Event()
-    once(monkeypatch, Ledger, "mark_removed", stop.set)
+    once(monkeypatch, Retention, "mark_removed", stop.set)
     report = remove(site, days=2, keep_days=1, stopping=stop.is_set)
     assert report.instances == 2
     assert len(left(site)) == 7

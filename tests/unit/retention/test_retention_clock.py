@@ -2,7 +2,7 @@
 
 import pytest
 
-from ingest.ledger.retention import KeptStudy
+from ingest.ledger.retention import StoredStudy
 from ingest.workers.retention.clock import Moment, ageing_time, ahead_ms, leave_mark, look, read_mark
 from ingest.workers.retention.policy import DAY_MS, Goal, Reason, decide
 
@@ -45,9 +45,9 @@ def test_studies_are_aged_by_no_time_long_after_the_newest_instance() -> None:
     assert ageing_time(375 * DAY_MS, 10 * DAY_MS) == 11 * DAY_MS
 
 
-def studies(count: int) -> list[KeptStudy]:
+def studies(count: int) -> list[StoredStudy]:
     return [
-        KeptStudy(study_uid=str(number), newest_at=number, instances=1, size=100, owed=0)
+        StoredStudy(study_uid=str(number), newest_at=number, instances=1, size=100, owed=0)
         for number in range(count)
     ]
 

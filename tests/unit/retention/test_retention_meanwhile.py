@@ -15,8 +15,8 @@ import pytest
 from sqlalchemy import func, select, update
 
 from ingest.clock import unix_ms
-from ingest.ledger import DeliveryState, InstanceState, Ledger
-from ingest.ledger.delivery_search import Filter
+from ingest.ledger import DeliveryState, InstanceState
+from ingest.ledger.delivery_admin import DeliveryFilter
 from ingest.ledger.retention import Retention
 from ingest.ledger.schema import deliveries, instances
 from ingest.workers.retention.policy import DAY_MS
@@ -44,7 +44,7 @@ def test_delivery_that_is_wanted_again_keeps_its_instance(
 
     def again() -> None:
         with site.ledger() as ledger:
-            changed = ledger.send_again(Filter(study_uid="2.1"), unix_ms())
+            changed = ledger.delivery_admin.requeue_deliveries(DeliveryFilter(study_uid="2.1"), unix_ms())
             assert changed == {"pacs": 1}
 
     # The last moment at which another process can write: SQLite has one writer at a time.
@@ -58,7 +58,7 @@ def test_delivery_that_another_is_about_to_want_again_is_waited_for(
     make_persist_site: Sites, postgresql_url: str
 ) -> None:
     site = make_persist_site(ledger={"url": postgresql_url})
-    with site.ledger() as ledger, ledger.write() as connection:
+    with site.ledger() as ledger, ledger.database.begin_write() as connection:
         for table in ("deliveries", "instances"):
             connection.exec_driver_sql(f"DELETE FROM {table}")
     fill(site, made(1), made(2))
@@ -67,10 +67,10 @@ def test_delivery_that_another_is_about_to_want_again_is_waited_for(
 
         def waits() -> bool:
             query = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
-            with observer.read() as connection:
+            with observer.database.begin_read() as connection:
                 return connection.exec_driver_sql(query).scalar_one() > 0
 
-        with ledger.write() as connection:
+        with ledger.database.begin_write() as connection:
             oldest = select(func.min(deliveries.c.id)).scalar_subquery()
             connection.execute(update(deliveries).where(deliveries.c.id == oldest).values(state="waiting"))
             removing = pool.submit(remove, site, days=2, keep_days=1)
@@ -81,14 +81,14 @@ def test_delivery_that_another_is_about_to_want_again_is_waited_for(
 
 STEPS: list[tuple[type, str, int]] = [
     (FileStore, "exclude_replacing", 1),
-    (Ledger, "mark_removing", 1),
+    (Retention, "mark_removing", 1),
     (Leaving, "unlink", 1),
     (Leaving, "unlink", 2),
     (FileStore, "announce_removal", 1),
     (Leaving, "settle", 1),
     (Leaving, "_remove_if_empty", 1),
     (Leaving, "_remove_if_empty", 2),
-    (Ledger, "mark_removed", 1),
+    (Retention, "mark_removed", 1),
 ]
 
 
@@ -140,7 +140,7 @@ def test_file_of_a_worker_that_has_not_recorded_it_is_not_removed_for_a_dead_row
     # The worker looked before the first copy was stored, and had to wait since.
     fill(site, made(1))
     deliver(site, DeliveryState.DELIVERED)
-    with site.ledger() as ledger, ledger.write() as connection:
+    with site.ledger() as ledger, ledger.database.begin_write() as connection:
         connection.execute(update(instances).values(stored_at=instances.c.stored_at - 2 * DAY_MS))
     crash_step = (FileStore, "announce_removal", 1)
     with monkeypatch.context() as patch:
@@ -164,7 +164,7 @@ def test_file_of_a_worker_that_has_not_recorded_it_outlives_another_that_finishe
 ) -> None:
     fill(site, made(1))
     deliver(site, DeliveryState.DELIVERED)
-    with site.ledger() as ledger, ledger.write() as connection:
+    with site.ledger() as ledger, ledger.database.begin_write() as connection:
         connection.execute(update(instances).values(stored_at=instances.c.stored_at - 2 * DAY_MS))
     with monkeypatch.context() as patch:
         patch.setattr("ingest.workers.store.removal.SETTLED_MS", -1)
@@ -189,7 +189,7 @@ def test_remover_that_died_does_not_take_the_file_of_its_successor(site: Site) -
     deliver(site, DeliveryState.DELIVERED)
     remove(site, days=2, keep_days=1)
     fill(site, made(1))
-    with site.ledger() as ledger, ledger.write() as connection:
+    with site.ledger() as ledger, ledger.database.begin_write() as connection:
         connection.execute(update(instances).where(instances.c.id == 1).values(state=REMOVING.value))
     remove(site, days=2, keep_days=1)
     assert states(site) == {"2.1": [REMOVED, STORED]}
@@ -309,7 +309,7 @@ def test_replacing_waits_for_the_batch_in_hand(site: Site, monkeypatch: pytest.M
         held.append(not lock(fd))
         os.close(fd)
 
-    for owner, name in ((Ledger, "mark_removing"), (Leaving, "unlink"), (Ledger, "mark_removed")):
+    for owner, name in ((Retention, "mark_removing"), (Leaving, "unlink"), (Retention, "mark_removed")):
         once(monkeypatch, owner, name, look)
     remove(site, days=2, keep_days=1)
     look()
@@ -336,7 +336,7 @@ def test_remover_killed_again_and_again_leaves_nothing_behind(site: Site) -> Non
     with site.ledger() as ledger:
 
         def kept() -> int:
-            return ledger.instance_counts().get(STORED, 0)
+            return ledger.instances.count_by_state().get(STORED, 0)
 
         for share in (2000, 1200, 500):
             worker = start_remover(site)
@@ -344,7 +344,7 @@ def test_remover_killed_again_and_again_leaves_nothing_behind(site: Site) -> Non
             os.kill(worker.pid, signal.SIGKILL)
             worker.wait()
         worker = start_remover(site)
-        eventually(lambda: ledger.instance_counts() == {REMOVED: count}, 60)
+        eventually(lambda: ledger.instances.count_by_state() == {REMOVED: count}, 60)
     worker.terminate()
     assert worker.wait(10) == 0
     assert site.stored() == []

@@ -8,7 +8,7 @@ import pytest
 
 from ingest.config.model import Config
 from ingest.config.rules import Names, faults
-from ingest.ledger.retention import KeptRow, KeptStudy
+from ingest.ledger.retention import StoredInstance, StoredStudy
 from ingest.supervisor.generation import ALL_ROLES, plan
 from ingest.workers.retention.policy import (
     DAY_MS,
@@ -25,8 +25,8 @@ from ingest.workers.store.removal import SETTLED_MS, SLACK_MS, may_be_another
 AGE, BYTES, DISK = Reason.AGE, Reason.BYTES, Reason.DISK
 
 
-def study(name: str, newest_at: int, size: int = 10, owed: int = 0) -> KeptStudy:
-    return KeptStudy(study_uid=name, newest_at=newest_at, instances=1, size=size, owed=owed)
+def study(name: str, newest_at: int, size: int = 10, owed: int = 0) -> StoredStudy:
+    return StoredStudy(study_uid=name, newest_at=newest_at, instances=1, size=size, owed=owed)
 
 
 OLDEST, HELD, YOUNG = study("a", 100), study("b", 200, owed=1), study("c", 300)
@@ -54,18 +54,18 @@ ALL = (OLDEST, HELD, YOUNG)
     ],
 )
 def test_oldest_studies_go_until_every_limit_is_kept(
-    goal: Goal, expected: list[tuple[KeptStudy, Reason, bool]]
+    goal: Goal, expected: list[tuple[StoredStudy, Reason, bool]]
 ) -> None:
     assert list(decide(ALL, goal)) == [Decision(*one) for one in expected]
 
 
-def pieces(rows: Sequence[KeptRow], size: int, read: list[int]) -> Iterator[Sequence[KeptRow]]:
+def pieces(rows: Sequence[StoredInstance], size: int, read: list[int]) -> Iterator[Sequence[StoredInstance]]:
     for start in range(0, len(rows), size):
         read.append(start)
         yield rows[start : start + size]
 
 
-def totals(rows: Sequence[KeptRow], uids: Sequence[str]) -> list[KeptStudy]:
+def totals(rows: Sequence[StoredInstance], uids: Sequence[str]) -> list[StoredStudy]:
     return [study(uid, max(row.stored_at for row in rows if row.study_uid == uid)) for uid in uids]
 
 
@@ -74,7 +74,7 @@ def test_studies_come_in_the_order_of_their_last_instances(size: int) -> None:
     random.seed(size)
     # Many at the same time, studies that lie within each other, studies that grow for ever.
     rows = [
-        KeptRow(stored_at=number // 3, id=number, study_uid=f"1.{random.randrange(40)}")
+        StoredInstance(stored_at=number // 3, id=number, study_uid=f"1.{random.randrange(40)}")
         for number in range(300)
     ]
     found = list(oldest_first(pieces(rows, size, []), lambda uids: totals(rows, uids)))
@@ -84,7 +84,9 @@ def test_studies_come_in_the_order_of_their_last_instances(size: int) -> None:
 
 
 def test_no_more_rows_are_read_than_studies_are_asked_for() -> None:
-    rows = [KeptRow(stored_at=number, id=number, study_uid=f"1.{number // 5}") for number in range(1000)]
+    rows = [
+        StoredInstance(stored_at=number, id=number, study_uid=f"1.{number // 5}") for number in range(1000)
+    ]
     read: list[int] = []
     studies = oldest_first(pieces(rows, 10, read), lambda uids: totals(rows, uids))
     assert [one.study_uid for one, _ in zip(studies, range(3), strict=False)] == ["1.0", "1.1", "1.2"]

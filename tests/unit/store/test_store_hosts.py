@@ -184,7 +184,7 @@ def test_one_host_replaces_at_a_time_though_locks_do_not_reach_the_other(
 ) -> None:
     monkeypatch.setattr("ingest.workers.store.filesystem.lock", lambda _: True)
     monkeypatch.setattr("ingest.workers.store.filesystem.REPLACE_SECONDS", 0.05)
-    here, there = (opened(tmp_path, exclusion=ledger.exclusion()) for ledger in ledgers)
+    here, there = (opened(tmp_path, exclusion=ledger.create_removal_lock()) for ledger in ledgers)
     with here as one, there as other, one.batch() as batch:
         one.exclude_replacing(batch)
         one.sync(batch)
@@ -201,9 +201,9 @@ def test_lock_that_was_lost_with_its_connection_stops_the_batch_before_its_rows(
     tmp_path: Path, ledgers: tuple[Ledger, Ledger]
 ) -> None:
     ledger, other = ledgers
-    with opened(tmp_path, exclusion=ledger.exclusion()) as store, store.batch() as batch:
+    with opened(tmp_path, exclusion=ledger.create_removal_lock()) as store, store.batch() as batch:
         store.exclude_replacing(batch)
-        with other.write() as connection:
+        with other.database.begin_write() as connection:
             connection.exec_driver_sql(
                 "SELECT pg_terminate_backend(pid) FROM pg_locks WHERE locktype = 'advisory' AND granted"
             )
@@ -218,7 +218,7 @@ def test_two_hosts_on_one_store_without_common_locks_store_every_instance_under_
     tmp_path: Path, redis_server: Valkey, postgresql_url: str
 ) -> None:
     site = make_site(tmp_path, redis_server.url, ledger={"url": postgresql_url}, queue={"carrier": "redis"})
-    with site.ledger() as ledger, ledger.write() as connection:
+    with site.ledger() as ledger, ledger.database.begin_write() as connection:
         for table in ("deliveries", "instances"):
             connection.exec_driver_sql(f"DELETE FROM {table}")
     sent = {

@@ -99,7 +99,7 @@ class Database:
         self._engine.dispose()
 
     @contextlib.contextmanager
-    def read(self) -> Iterator[Connection]:
+    def begin_read(self) -> Iterator[Connection]:
         """A transaction that only reads.
 
         Raises:
@@ -111,7 +111,7 @@ class Database:
                 yield connection
 
     @contextlib.contextmanager
-    def write(self) -> Iterator[Connection]:
+    def begin_write(self) -> Iterator[Connection]:
         """A transaction that is durable once the block has ended; on SQLite the only one that writes.
 
         Raises:
@@ -136,7 +136,7 @@ class Database:
         now = time.monotonic()
         if now >= self._clock_until:
             try:
-                with self.read() as connection:
+                with self.begin_read() as connection:
                     told = connection.execute(_SERVER_CLOCK).scalar_one()
                 self._clock_ms = int(told) - round(time.monotonic() * 1000)
             except LedgerError:
@@ -153,7 +153,7 @@ class Database:
             LedgerError: It is away, or can be read only: a PostgreSQL server that is a standby or was made
                 read-only, SQLite on a file system that is mounted so.
         """
-        with self.read() as connection:
+        with self.begin_read() as connection:
             if self.dialect == "postgresql":
                 read_only = connection.execute(_READ_ONLY).scalar_one() == "on"
             else:
@@ -162,7 +162,7 @@ class Database:
         if read_only:
             raise LedgerError(f"the ledger {self.name} can be read, and not written to: it is read-only")
 
-    def session(self) -> Connection:
+    def open_session(self) -> Connection:
         """A connection of the caller's own, without transactions; the caller closes it.
 
         Raises:
@@ -171,8 +171,10 @@ class Database:
         with self._errors():
             return self._engine.connect().execution_options(isolation_level="AUTOCOMMIT")
 
-    def ask(self, session: Connection, statement: sqlalchemy.TextClause, values: dict[str, int]) -> object:
-        """Ask for one value over a connection of `session`.
+    def query_value(
+        self, session: Connection, statement: sqlalchemy.TextClause, values: dict[str, int]
+    ) -> object:
+        """Ask for one value over a connection of `open_session`.
 
         Raises:
             LedgerError: The ledger is away, or the connection has ended.
@@ -181,7 +183,7 @@ class Database:
         with self._errors():
             return session.execute(statement, {name: values[name] for name in names}).scalar()
 
-    def version(self) -> str | None:
+    def read_schema_version(self) -> str | None:
         """The revision of the schema; None for an empty ledger.
 
         Raises:
@@ -190,16 +192,16 @@ class Database:
         with self._errors():
             if self._file is not None and not self._file.exists():
                 return None
-        with self.read() as connection:
+        with self.begin_read() as connection:
             return _version(connection)
 
-    def check_schema(self) -> None:
+    def require_schema(self) -> None:
         """Make sure that the ledger is of the revision that this program knows.
 
         Raises:
             LedgerError: It is of another, or the ledger is away.
         """
-        self._require(self.version())
+        self._require_version(self.read_schema_version())
 
     def migrate(self) -> None:
         """Bring the schema to this program's revision; of several processes one does it and the others wait.
@@ -207,7 +209,7 @@ class Database:
         Raises:
             LedgerError: The ledger is away, or of a revision that this program does not know.
         """
-        if self.version() == SCHEMA_VERSION:
+        if self.read_schema_version() == SCHEMA_VERSION:
             return
         with self._migration_lock(), self._errors(), self._writer.begin() as connection:
             if self.dialect == "postgresql":
@@ -218,9 +220,9 @@ class Database:
                 from ingest.ledger.migrations import upgrade  # noqa: PLC0415 - see above
 
                 if not upgrade(connection):
-                    self._require(found)
+                    self._require_version(found)
 
-    def _require(self, found: str | None) -> None:
+    def _require_version(self, found: str | None) -> None:
         if found != SCHEMA_VERSION:
             raise LedgerError(
                 f"the ledger {self.name} has schema version {found or 'none'}, this program needs "

@@ -6,7 +6,7 @@ from typing import Any, Final
 
 from sqlalchemy import ColumnElement, and_, func, select, update
 
-from ingest.ledger.engine import Database
+from ingest.ledger.database import Database
 from ingest.ledger.records import DeliveryState
 from ingest.ledger.schema import deliveries, instances
 
@@ -15,7 +15,7 @@ CHUNK: Final = 1000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Filter:
+class DeliveryFilter:
     """Which deliveries are meant; what is None does not matter.
 
     Attributes:
@@ -72,11 +72,14 @@ class FoundDelivery:
     study_uid: str
 
 
-class Search(Database):
+class DeliveryAdmin:
     """Finds deliveries, and changes what becomes of them."""
 
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
     def find_deliveries(
-        self, which: Filter, limit: int = 100, *, before: int | None = None
+        self, which: DeliveryFilter, limit: int = 100, *, before: int | None = None
     ) -> list[FoundDelivery]:
         """Deliveries, the newest first.
 
@@ -101,13 +104,15 @@ class Search(Database):
         )
         if before is not None:
             query = query.where(deliveries.c.id < before)
-        with self.read() as connection:
+        with self._database.begin_read() as connection:
             return [
                 FoundDelivery(**{**row, "state": DeliveryState(row["state"])})
                 for row in connection.execute(query).mappings()
             ]
 
-    def send_again(self, which: Filter, now_ms: int, *, dry_run: bool = False) -> dict[str, int]:
+    def requeue_deliveries(
+        self, which: DeliveryFilter, now_ms: int, *, dry_run: bool = False
+    ) -> dict[str, int]:
         """Have deliveries wait as though they were new; what is being sent is left alone.
 
         Args:
@@ -138,7 +143,9 @@ class Search(Database):
         allowed = deliveries.c.state.not_in(busy) & instances.c.state.in_(("stored", "variant"))
         return self._count(which, allowed) if dry_run else self._change(which, allowed, values)
 
-    def give_up(self, which: Filter, reason: str, now_ms: int, *, dry_run: bool = False) -> dict[str, int]:
+    def drop_deliveries(
+        self, which: DeliveryFilter, reason: str, now_ms: int, *, dry_run: bool = False
+    ) -> dict[str, int]:
         """Drop deliveries that wait, are to be tried again, or dead; returns and raises as `send_again`."""
         values = {
             "state": DeliveryState.DROPPED.value,
@@ -151,18 +158,20 @@ class Search(Database):
         allowed = deliveries.c.state.in_(droppable)
         return self._count(which, allowed) if dry_run else self._change(which, allowed, values)
 
-    def _count(self, which: Filter, allowed: ColumnElement[bool]) -> dict[str, int]:
+    def _count(self, which: DeliveryFilter, allowed: ColumnElement[bool]) -> dict[str, int]:
         query = (
             select(deliveries.c.destination, func.count().label("many"))
             .join(instances, instances.c.id == deliveries.c.instance_id)
             .where(which.clause(), allowed)
             .group_by(deliveries.c.destination)
         )
-        with self.read() as connection:
+        with self._database.begin_read() as connection:
             rows = connection.execute(query).all()
         return {row.destination: row.many for row in rows}
 
-    def _change(self, which: Filter, allowed: ColumnElement[bool], values: dict[str, Any]) -> dict[str, int]:
+    def _change(
+        self, which: DeliveryFilter, allowed: ColumnElement[bool], values: dict[str, Any]
+    ) -> dict[str, int]:
         changed: dict[str, int] = {}
         last = 0
         query = (
@@ -175,7 +184,7 @@ class Search(Database):
             .with_for_update(skip_locked=True, of=deliveries)
         )
         while True:
-            with self.write() as connection:
+            with self._database.begin_write() as connection:
                 rows = connection.execute(query.where(deliveries.c.id > last)).all()
                 if not rows:
                     return changed
