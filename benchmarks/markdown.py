@@ -1,4 +1,4 @@
-"""A report as a page of Markdown beside its plots."""
+"""The page of a benchmark report in Markdown, beside its plots."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -12,7 +12,7 @@ Values = dict[str, Any]
 
 
 def write(report: Values, path: Path, plots: Sequence[Path]) -> None:
-    """Write the page; `plots` lie in its folder."""
+    """Write the page of a report. The plots are in the same folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("\n".join(_lines(report, plots)) + "\n")
 
@@ -20,20 +20,22 @@ def write(report: Values, path: Path, plots: Sequence[Path]) -> None:
 def _lines(report: Values, plots: Sequence[Path]) -> Iterator[str]:
     machine = report["machine"]
     systems = ", ".join(f"{name} on {system}" for name, system in machine["file_systems"].items())
-    yield f"# Figures of {machine['date'][:10]}\n"
+    yield f"# Benchmark report of {machine['date'][:10]}\n"
+    yield "This page compares what receiving, sending and forwarding DICOM over mutual TLS costs."
+    yield "`python -m benchmarks` wrote it; [Measure](../../how-to/benchmarks.md) explains how to read it.\n"
+    yield "The machine:"
     yield f"{machine['cores']} cores of {machine['processor']}, {machine['memory_gb']} GB;"
     yield f"{machine['system']}, kernel {machine['kernel']}; {machine['openssl']};"
     yield f"Python {machine['python']}; {systems}.\n"
     yield from (f"- {version}" for version in versions(report))
-    yield "\nMade by `python -m benchmarks`: [how to read it](../../how-to/benchmarks.md)."
-    yield from _judged("What must hold", report["claims"], limits=True)
-    yield from _judged("Where we are dearer or slower", report["losses"], limits=False)
+    yield from _judged("Limits", report["claims"], limits=True)
+    yield from _judged("Where this node costs more or is slower", report["losses"], limits=False)
     if report["lost"]:
-        yield "\n## Lost\n"
+        yield "\n## Acknowledged instances that were lost\n"
         yield from (f"- {line}" for line in report["lost"])
     yield "\n## Plots\n"
     yield from (f"![{plot.stem}]({plot.name})" for plot in plots)
-    yield "\n## Works\n\nMedian (least – most) of the runs."
+    yield "\n## Workloads\n\nEach cell is the median of the runs, with the least and the most in brackets."
     for work in report["works"]:
         yield from _work(work)
     yield from _rest(report)
@@ -84,9 +86,9 @@ def _rest(report: Values) -> Iterator[str]:
         cpu = ", ".join(f"{name} {number(ms)}" for name, ms in one["cpu_ms"].items() if ms >= 0.001)
         yield f"\n### Whole path, {one['name']}\n"
         yield f"{number(one['rate'])} instances/s, {number(one['mb_s'])} MB/s for {number(one['seconds'])} s;"
-        yield f"the queue {'grows' if one['growing'] else 'does not grow'} and is empty"
+        yield f"the queue {'grows' if one['growing'] else 'does not grow'}. It is empty"
         yield f"{number(one['drained_seconds'])} s after the last answer. p99 {number(one['p99_ms'])} ms."
-        yield f"CPU ms/instance: {cpu}."
+        yield f"CPU in ms for each instance: {cpu}."
     if report.get("instructions"):
         yield "\n### Instructions of the parser\n\n| stream | each PDU | each instance |\n|---|---|---|"
         for one in report["instructions"]:

@@ -150,7 +150,7 @@ def _ratios(report: Values, path: Path) -> bool:
     axes.set_xlabel(
         "share of the limit that is used, median and 95% interval; left of the line is kept", fontsize=8
     )
-    return _save(figure, report, path, "What must hold")
+    return _save(figure, report, path, "Limits")
 
 
 def _round(value: float) -> bool:

@@ -56,9 +56,9 @@ def show(report: Values, console: Console) -> None:
     if report.get("instructions"):
         console.print(instructions_table(report["instructions"]))
     if report["claims"]:
-        console.print(judged_table(report["claims"], "What must hold: ratios with 95% intervals"))
+        console.print(judged_table(report["claims"], "Limits: ratios with 95% intervals"))
     if report["losses"]:
-        console.print(judged_table(report["losses"], "Where we are dearer or slower", limits=False))
+        console.print(judged_table(report["losses"], "Where this node costs more or is slower", limits=False))
     for line in report["lost"]:
         console.print(f"[red]lost[/red] {line}")
 
