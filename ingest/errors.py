@@ -19,6 +19,7 @@ __all__ = [
     "LedgerError",
     "PeerError",
     "QueueError",
+    "ResolverAwayError",
     "SpoolError",
     "SpoolMissingError",
     "StoreAwayError",
@@ -73,6 +74,10 @@ class QueueError(IngestError):
 
 class LedgerError(IngestError):
     """The ledger is away or of an unknown schema version."""
+
+
+class ResolverAwayError(OSError):
+    """No name server answered in time. An OSError, because callers treat it as any failed lookup."""
 
 
 class Cause(Enum):

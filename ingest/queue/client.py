@@ -24,7 +24,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from ingest.config.model import Config
-from ingest.network.dialer import dial
+from ingest.network.dialer import dial_host
 
 GROUP: Final = "persist"
 """The consumer group of the persist workers, on every stream."""
@@ -234,7 +234,7 @@ class _Connection(redis.connection.Connection):
     """TCP to Redis, with a deadline for the lookup of its name too, which redis-py has not."""
 
     def _connect(self) -> socket.socket:
-        connected = dial(self.host, self.port, self.socket_connect_timeout or CONNECT_SECONDS)
+        connected = dial_host(self.host, self.port, self.socket_connect_timeout or CONNECT_SECONDS)
         connected.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         connected.settimeout(self.socket_timeout)
         return connected

@@ -14,7 +14,7 @@ from ingest.dicom.responses import Operation, Operations, Response
 from ingest.dicom.state_table import PDU_EVENTS, Action, Event, Role, State, next_step
 from ingest.errors import AssociationError, Cause, PeerError
 from ingest.ext.pdu import Command, ControlPDU, DataSet, PDUParser
-from ingest.network.resolver import no_tick
+from ingest.network.resolver import ignore_tick
 from ingest.requestor import failures
 from ingest.requestor.transport import Remote, Transport
 
@@ -83,7 +83,7 @@ class UpperLayer:
         max_pdu_length: int = 131072,
         async_operations: int = 0,
         bytes_per_second: float = 0.0,
-        on_tick: Callable[[], None] = no_tick,
+        on_tick: Callable[[], None] = ignore_tick,
     ) -> Self:
         """Connect, shake hands and associate.
 
@@ -389,7 +389,7 @@ class UpperLayer:
         if source is not None and not transport.mid_send:
             transport.silence(ABORT_SECONDS)
             with contextlib.suppress(AssociationError):
-                transport.send(wire.encode_abort(source, reason), no_tick)
+                transport.send(wire.encode_abort(source, reason), ignore_tick)
         transport.close()
 
     @contextlib.contextmanager

@@ -16,9 +16,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final, Self
 
-from ingest.errors import AssociationError, Cause, PeerError
-from ingest.network.dialer import dial
-from ingest.network.resolver import TICK_SECONDS, ResolverAwayError, no_tick
+from ingest.errors import AssociationError, Cause, PeerError, ResolverAwayError
+from ingest.network.dialer import dial_host
+from ingest.network.resolver import TICK_SECONDS, ignore_tick
 from ingest.requestor import failures
 from ingest.tls.identity import binding_fault, identity_of
 from ingest.tls.peer_identity import require_proof, verified_chain
@@ -70,8 +70,10 @@ class Transport:
         hint: What may be wrong should the connection break now; empty once there is an association.
     """
 
-    def __init__(self, remote: Remote, sock: socket.socket, on_tick: Callable[[], None] = no_tick) -> None:
-        """Take over a connected socket that does not block."""
+    def __init__(
+        self, remote: Remote, sock: socket.socket, on_tick: Callable[[], None] = ignore_tick
+    ) -> None:
+        """Take over a connected, non-blocking socket."""
         self.remote = remote
         self.stall_seconds = 60.0
         self.mid_send = False
@@ -89,7 +91,7 @@ class Transport:
         self._arrivals.register(self._fd, select.POLLIN)
 
     @classmethod
-    def connect(cls, remote: Remote, seconds: float, on_tick: Callable[[], None] = no_tick) -> Self:
+    def connect(cls, remote: Remote, seconds: float, on_tick: Callable[[], None] = ignore_tick) -> Self:
         """Look the remote's name up, connect to one of its addresses and shake hands, all within `seconds`.
 
         Raises:
@@ -219,7 +221,7 @@ class Transport:
 
     def silence(self, seconds: float) -> None:
         """Before the last words: no more turns for the owner, and little patience."""
-        self._on_tick = no_tick
+        self._on_tick = ignore_tick
         self.stall_seconds = seconds
 
     def close(self) -> None:
@@ -327,7 +329,7 @@ class Transport:
 def _dialed(remote: Remote, seconds: float, on_tick: Callable[[], None]) -> socket.socket:
     cause: Cause | None = Cause.UNREACHABLE
     try:
-        return dial(remote.host, remote.port, seconds, on_tick)
+        return dial_host(remote.host, remote.port, seconds, on_tick)
     except ResolverAwayError as error:
         cause, said = Cause.NO_NAME_SERVER, f"the name cannot be resolved: {error}"
     except socket.gaierror as error:

@@ -1,4 +1,4 @@
-"""Names and connections within a deadline, with name servers that are slow, gone, wrong or back again."""
+"""Name lookups with a deadline, and name servers that are slow, gone, wrong or back again."""
 
 import os
 import socket
@@ -8,16 +8,11 @@ from collections.abc import Iterator
 
 import pytest
 
+from ingest.errors import ResolverAwayError
 from ingest.network import resolver
-from ingest.network.dialer import dial
-from ingest.network.resolver import Address, Resolver, ResolverAwayError
+from ingest.network.resolver import Address, Resolver
 from tests.support.nodes import eventually
-from tests.support.peers import free_port
-
-
-def address(host: str = "127.0.0.1", port: int = 1, family: int = socket.AF_INET) -> Address:
-    where = (host, port) if family == socket.AF_INET else (host, port, 0, 0)
-    return socket.AddressFamily(family), socket.SOCK_STREAM, socket.IPPROTO_TCP, "", where
+from tests.unit.network.addresses import address
 
 
 class NameServer:
@@ -146,7 +141,7 @@ def test_an_answer_serves_for_a_while_and_is_asked_for_again_after_that(server: 
 
 @pytest.mark.parametrize("how", ["silent", "again", "fail"])
 def test_the_last_good_answer_serves_while_the_name_server_is_dead(server: NameServer, how: str) -> None:
-    names = Resolver(server, fresh_seconds=0.0, patience_seconds=0.2, recheck_seconds=5)
+    names = Resolver(server, fresh_seconds=0.0, client_response_seconds=0.2, failure_recheck_seconds=5)
     names.resolve("pacs", 104, 5)
     if how == "silent":
         server.open.clear()
@@ -166,7 +161,7 @@ def test_an_old_answer_ends_and_does_not_outlive_a_name_that_is_gone(server: Nam
     server.answer = socket.gaierror(socket.EAI_NONAME, "unknown")
     with pytest.raises(socket.gaierror, match="unknown"):
         names.resolve("pacs", 104, 5)
-    ended = Resolver(server, fresh_seconds=0.0, stale_seconds=0.0)
+    ended = Resolver(server, fresh_seconds=0.0, max_stale_seconds=0.0)
     server.answer = [address()]
     ended.resolve("pacs", 104, 5)
     server.open.clear()
@@ -190,92 +185,8 @@ def test_an_address_is_not_asked_for(server: NameServer, host: str) -> None:
 def test_a_child_begins_anew(server: NameServer) -> None:
     server.open.clear()
     names = resolver.RESOLVER
-    before = names._names
+    before = names._entries
     child = os.fork()
     if child == 0:
-        os._exit(0 if names._names is not before and not names._names else 1)
+        os._exit(0 if names._entries is not before and not names._entries else 1)
     assert os.waitpid(child, 0)[1] == 0
-
-
-# -- connections
-
-
-@pytest.fixture
-def listener() -> Iterator[socket.socket]:
-    with socket.create_server(("127.0.0.1", 0)) as made:
-        yield made
-
-
-def full(stack: list[socket.socket]) -> int:
-    """A port whose queue of connections is full: packets to it are dropped."""
-    listener = socket.create_server(("127.0.0.1", 0), backlog=0)
-    stack.append(listener)
-    port = int(listener.getsockname()[1])
-    for _ in range(4):
-        filler = socket.socket()
-        filler.setblocking(False)
-        filler.connect_ex(("127.0.0.1", port))
-        stack.append(filler)
-    return port
-
-
-@pytest.fixture
-def dead_port() -> Iterator[int]:
-    stack: list[socket.socket] = []
-    yield full(stack)
-    for each in stack:
-        each.close()
-
-
-def answering(*addresses: Address) -> Resolver:
-    return Resolver(lambda *_: list(addresses))
-
-
-def test_an_address_that_takes_no_packets_costs_a_quarter_of_a_second(
-    listener: socket.socket, dead_port: int
-) -> None:
-    port = listener.getsockname()[1]
-    names = answering(*[address(port=dead_port)] * 3, address(port=port))
-    started = time.monotonic()
-    with dial("pacs", 104, 10, resolver=names) as connected:
-        assert connected.getpeername()[1] == port
-        assert connected.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
-    assert 0.7 < took(started) < 5
-
-
-def test_an_address_that_refuses_costs_nothing(listener: socket.socket) -> None:
-    port = listener.getsockname()[1]
-    names = answering(*[address(port=free_port()) for _ in range(10)], address(port=port))
-    started = time.monotonic()
-    dial("pacs", 104, 10, resolver=names).close()
-    assert took(started) < 2
-
-
-def test_the_families_take_turns(listener: socket.socket, dead_port: int) -> None:
-    dead = address("::ffff:127.0.0.1", dead_port, socket.AF_INET6)
-    names = answering(*[dead] * 5, address(port=listener.getsockname()[1]))
-    started = time.monotonic()
-    dial("pacs", 104, 10, resolver=names).close()
-    assert took(started) < 1.2
-
-
-def test_all_addresses_together_have_one_deadline(dead_port: int) -> None:
-    ticks: list[None] = []
-    started = time.monotonic()
-    with pytest.raises(TimeoutError):
-        dial("pacs", 104, 1.3, lambda: ticks.append(None), resolver=answering(*[address(port=dead_port)] * 8))
-    assert 1.2 < took(started) < 4
-    assert len(ticks) >= 2
-
-
-def test_a_name_with_no_address_that_connects_gives_the_last_error() -> None:
-    with pytest.raises(ConnectionRefusedError):
-        dial("pacs", 104, 5, resolver=answering(address(port=free_port()), address(port=free_port())))
-
-
-def test_no_socket_is_left_behind(listener: socket.socket, dead_port: int) -> None:
-    names = answering(address(port=dead_port), address(port=listener.getsockname()[1]))
-    before = len(os.listdir("/proc/self/fd"))
-    for _ in range(3):
-        dial("pacs", 104, 5, resolver=names).close()
-    assert len(os.listdir("/proc/self/fd")) == before
