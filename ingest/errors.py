@@ -14,6 +14,7 @@ __all__ = [
     "AssociationError",
     "BootError",
     "Cause",
+    "ConditionError",
     "ConfigError",
     "IngestError",
     "LedgerError",
@@ -42,6 +43,14 @@ class ConfigError(IngestError):
     def __init__(self, faults: Sequence[str]) -> None:
         super().__init__("\n".join(faults))
         self.faults = tuple(faults)
+
+
+class ConditionError(ValueError):
+    """A condition of a route is not valid. The message is the cause, and `remedy` the next step."""
+
+    def __init__(self, cause: str, remedy: str) -> None:
+        super().__init__(cause)
+        self.remedy = remedy
 
 
 class BootError(IngestError):

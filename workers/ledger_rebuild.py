@@ -34,8 +34,8 @@ from ingest.ledger import InstanceState, Ledger, NewInstance, Outcome
 from ingest.ledger.records import Instance
 from ingest.ledger.store_agreement import ALARM, doubt
 from ingest.ledger.store_folders import QUARANTINE, STORE
-from ingest.routing.node_routes import NodeRouter
-from ingest.routing.router import Routing
+from ingest.routing.node_router import NodeRouter
+from ingest.routing.router import RoutingDecision
 from ingest.supervisor import reload_client
 from ingest.workers.persist.arrival import Facts, identify
 from ingest.workers.store.filesystem import FileStore, Source
@@ -256,7 +256,7 @@ class Rebuilder:
         if self._kind == QUARANTINE:
             return found, self._quarantined(found, facts)
         state, digest = _standing(found.key, facts)
-        routing = self._router.decide(facts.subject)
+        routing = self._router.route_instance(facts.subject)
         return found, self._new(found, facts, state, NOTE, routing, copy_digest=digest)
 
     def _quarantined(self, found: _Found, facts: Facts) -> NewInstance:
@@ -270,7 +270,7 @@ class Rebuilder:
         facts: Facts,
         state: InstanceState,
         note: str,
-        routing: Routing | None,
+        routing: RoutingDecision | None,
         **more: Any,
     ) -> NewInstance:
         wanted = routing.destinations if routing is not None and self._makes_deliveries else ()

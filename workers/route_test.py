@@ -13,8 +13,8 @@ from rich.markup import escape
 from ingest.config.model import Config
 from ingest.dicom.part10 import is_part10
 from ingest.errors import PeerError
-from ingest.routing.node_routes import NodeRouter
-from ingest.routing.router import Router, Routing
+from ingest.routing.node_router import NodeRouter
+from ingest.routing.router import Router, RoutingDecision
 from ingest.workers.persist.arrival import identify
 from ingest.workers.store.filesystem import Source
 
@@ -24,7 +24,7 @@ class Explained:
     """What becomes of one file; `routing` is None where it cannot be read, and `error` says why."""
 
     path: Path
-    routing: Routing | None = None
+    routing: RoutingDecision | None = None
     error: str = ""
 
 
@@ -86,7 +86,7 @@ def _explained(router: Router, path: Path, changes: Mapping[str, Any]) -> Explai
         return Explained(path, error=f"cannot be read: {error.strerror}")
     finally:
         os.close(fd)
-    return Explained(path, router.decide(replace(facts.subject, **changes)))
+    return Explained(path, router.route_instance(replace(facts.subject, **changes)))
 
 
 def _plain(one: Explained) -> dict[str, Any]:
@@ -96,17 +96,17 @@ def _plain(one: Explained) -> dict[str, Any]:
         "file": str(one.path),
         "destinations": list(one.routing.destinations),
         "routed": one.routing.routed,
-        "kept_back": list(one.routing.kept_back),
+        "kept_back": list(one.routing.exclusions),
         "routes": [
             {
-                "route": verdict.route,
-                "took": verdict.took,
+                "route": result.route,
+                "took": result.is_match,
                 "conditions": [
-                    {"key": condition.key, "values": list(values), "held": held}
-                    for condition, values, held in verdict.seen
+                    {"key": condition.key, "values": list(values), "held": holds}
+                    for condition, values, holds in result.conditions
                 ],
             }
-            for verdict in one.routing.verdicts
+            for result in one.routing.results
         ],
     }
 
@@ -117,10 +117,10 @@ def _lines(one: Explained) -> Iterator[str]:
         return
     to = ", ".join(one.routing.destinations) or "nowhere"
     yield f"[bold]{escape(str(one.path))}[/bold] → {escape(to)}"
-    for verdict in one.routing.verdicts:
-        yield f"  {'[green]took[/green]  ' if verdict.took else 'passed'} {escape(verdict.route)}"
-        for condition, values, held in verdict.seen:
+    for result in one.routing.results:
+        yield f"  {'[green]took[/green]  ' if result.is_match else 'passed'} {escape(result.route)}"
+        for condition, values, holds in result.conditions:
             seen = ", ".join(values) or "nothing"
-            yield f"         {escape(condition.key)}: {escape(seen)} {'holds' if held else 'does not hold'}"
-    for remark in one.routing.kept_back:
+            yield f"         {escape(condition.key)}: {escape(seen)} {'holds' if holds else 'does not hold'}"
+    for remark in one.routing.exclusions:
         yield f"  [yellow]{escape(remark)}[/yellow]: it came from there; return = true in the route sends it"

@@ -6,7 +6,8 @@ from typing import Final
 
 from ingest.config.faults import Fault
 from ingest.config.model import Config
-from ingest.routing.router import ConditionError, parse
+from ingest.config.route_conditions import parse_condition
+from ingest.errors import ConditionError
 
 ATTRIBUTES_MAX: Final = 56
 """The header scanner takes 64 tags at a time, with the UIDs that are always asked for."""
@@ -26,7 +27,7 @@ def faults(config: Config, destinations: Set[str]) -> Iterator[Fault]:
         key = f"routes[{index}]"
         for name, value in route.when.items():
             try:
-                tags.add(parse(name, value).tag)
+                tags.add(parse_condition(name, value).tag)
             except ConditionError as error:
                 yield Fault(f"{key}.when.{name}", str(error), error.remedy)
         yield from _destinations(f"{key}.to", route.to, destinations)

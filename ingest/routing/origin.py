@@ -1,9 +1,9 @@
-"""Whether an instance came from a destination, which then has it: decisions over values, without I/O.
+"""Origin of an instance: decide whether a destination sent it, and therefore has it already. Without I/O.
 
-A wrong "yes" keeps an instance from a destination that does not have it. A wrong "no" costs one transfer,
-which the destination answers and drops. So an instance came from a destination only if two things agree: the
-calling AE title, and the host by its address or its certificate. An AE title that is also ours tells nobody
-apart.
+A wrong "yes" withholds an instance from a destination that does not have it. A wrong "no" costs one transfer,
+which the destination answers and drops. Two facts must therefore agree before a destination counts as the
+origin: the calling AE title, and the host by its address or its certificate. An AE title that this node uses
+itself proves nothing.
 """
 
 import ipaddress
@@ -11,41 +11,44 @@ from collections.abc import Collection
 
 
 def is_title_of(calling_ae: str, ae_title: str, own_titles: Collection[str]) -> bool:
-    """Whether a calling AE title (PS3.8 9.3.2) is that of a destination, and of nobody else that is known.
+    """Return whether a calling AE title (PS3.8 9.3.2) belongs to a destination and not to this node.
 
     Args:
-        calling_ae: As the sender called itself.
-        ae_title: Of the destination.
-        own_titles: AE titles that this node has itself.
+        calling_ae: Calling AE title of the sender.
+        ae_title: AE title of the destination.
+        own_titles: AE titles of this node.
     """
-    title = _significant(calling_ae)
-    return title == _significant(ae_title) and title not in set(map(_significant, own_titles))
+    title = _strip_spaces(calling_ae)
+    return title == _strip_spaces(ae_title) and title not in set(map(_strip_spaces, own_titles))
 
 
 def is_certified_as(certificate: Collection[str], host: str) -> bool:
-    """Whether a client certificate has a destination's host among its alternative names.
+    """Return whether a caller certificate has the host of a destination among its alternative names.
 
     Args:
-        certificate: As in `ingest.routing.router.Subject`.
+        certificate: See `ingest.routing.router.RoutingInput`.
         host: Name or address of the destination.
     """
-    wanted = {f"dns:{host.lower().rstrip('.')}", f"ip:{plain_address(host)}"}
+    wanted = {f"dns:{host.lower().rstrip('.')}", f"ip:{normalize_address(host)}"}
     return any(name.lower().rstrip(".") in wanted for name in certificate)
 
 
 def is_sent_from(source: str, addresses: Collection[str]) -> bool:
-    """Whether an instance was sent from one of these addresses.
+    """Return whether an instance was sent from one of these addresses.
 
     Args:
-        source: Presentation address of its sender, `dicom-tls://10.0.0.7:4711`; empty where nobody knows.
-        addresses: Of the destination's host.
+        source: Presentation address of the sender, `dicom-tls://10.0.0.7:4711`; empty if unknown.
+        addresses: Addresses of the destination.
     """
     host = source.rpartition("//")[2].rpartition(":")[0].strip("[]")
-    return bool(host) and plain_address(host) in set(map(plain_address, addresses))
+    return bool(host) and normalize_address(host) in set(map(normalize_address, addresses))
 
 
-def plain_address(text: str) -> str:
-    """An IP address in one spelling, IPv4 within IPv6 as IPv4, without a zone; other text as it is."""
+def normalize_address(text: str) -> str:
+    """Return the usual spelling of an IP address, without a zone. Other text is returned unchanged.
+
+    An IPv4 address that is mapped into IPv6 becomes an IPv4 address.
+    """
     try:
         address = ipaddress.ip_address(text.partition("%")[0])
     except ValueError:
@@ -54,6 +57,6 @@ def plain_address(text: str) -> str:
     return str(mapped or address)
 
 
-def _significant(title: str) -> str:
-    # PS3.5 6.2, VR AE: leading and trailing spaces are not significant.
+def _strip_spaces(title: str) -> str:
+    # PS3.5 6.2, VR AE: leading and trailing spaces are not significant. Some senders pad with NUL.
     return title.strip(" \0")

@@ -1,105 +1,37 @@
-"""Which destinations an instance goes to (`[[routes]]`): decisions over values, without I/O."""
+"""Routing: decide which destinations an instance goes to (`[[routes]]`), from values only, without I/O."""
 
-import re
 import struct
 import warnings
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING, Any, Final
+from typing import Final, NamedTuple
 
 from pydicom.charset import convert_encodings, decode_bytes
-from pydicom.datadict import dictionary_VR, tag_for_keyword
 
+from ingest.config.model import Route
+from ingest.config.route_conditions import Condition, matches_test, parse_condition, vr_of
 from ingest.dicom.uids import EXPLICIT_BIG_ENDIAN, names_of
-
-if TYPE_CHECKING:
-    # The configuration imports this module, to check conditions.
-    from ingest.config.model import Route
 
 SPECIFIC_CHARACTER_SET: Final = 0x0008_0005
 
-SHORT_NAMES: Final = {
-    "modality": 0x0008_0060,
-    "station": 0x0008_1010,
-    "institution": 0x0008_0080,
-    "body_part": 0x0018_0015,
-}
-
-_TAG: Final = re.compile(r"[0-9A-Fa-f]{4},[0-9A-Fa-f]{4}")
-# PS3.5 Table 6.2-1: binary numbers, text of one value, text in the Specific Character Set.
+# PS3.5 Table 6.2-1: binary numbers, text of a single value, text in the Specific Character Set.
 _BINARY: Final = {"US": "H", "SS": "h", "UL": "I", "SL": "i", "FL": "f", "FD": "d", "UV": "Q", "SV": "q"}
-_SINGLE: Final = frozenset({"LT", "ST", "UT", "UR"})
-_CHARACTERS: Final = frozenset({"LO", "LT", "PN", "SH", "ST", "UC", "UT"})
+_SINGLE_VALUE: Final = frozenset({"LT", "ST", "UT", "UR"})
+_CHARACTER_TEXT: Final = frozenset({"LO", "LT", "PN", "SH", "ST", "UC", "UT"})
 _DELIMITERS: Final = set(b"\r\n\t\f\\")
-"""After these a value is in its first character set again (PS3.5 6.1.2.5.3)."""
-_NO_VALUE: Final = frozenset({"SQ", "OB", "OD", "OF", "OL", "OV", "OW", "UN", "OB or OW", "AT"})
-
-
-class ConditionError(ValueError):
-    """A condition that cannot be understood; the message is the cause, `remedy` what to do."""
-
-    def __init__(self, cause: str, remedy: str) -> None:
-        super().__init__(cause)
-        self.remedy = remedy
+"""PS3.5 6.1.2.5.3: after each of these bytes a value returns to its first character set."""
 
 
 @dataclass(frozen=True, slots=True)
-class Glob:
-    """Some value is like the pattern: `*`, `?`, `[…]`; capitals count."""
-
-    pattern: str
-
-
-@dataclass(frozen=True, slots=True)
-class Range:
-    """Some value is a number within both bounds, which belong to it."""
-
-    least: float
-    most: float
-
-
-@dataclass(frozen=True, slots=True)
-class AnyOf:
-    """One of these holds."""
-
-    tests: "tuple[Test, ...]"
-
-
-@dataclass(frozen=True, slots=True)
-class Not:
-    """It does not hold; so it is where there is no value at all."""
-
-    test: "Test"
-
-
-Test = Glob | Range | AnyOf | Not
-
-
-@dataclass(frozen=True, slots=True)
-class Condition:
-    """One entry of `when`.
+class RoutingInput:
+    """Everything about an instance that a condition may test.
 
     Attributes:
-        key: As the configuration names it.
-        tag: The attribute that it looks at; None for one of `REQUEST_KEYS`.
-        test: What must hold of its values.
-    """
-
-    key: str
-    tag: int | None
-    test: Test
-
-
-@dataclass(frozen=True, slots=True)
-class Subject:
-    """What is known of an instance.
-
-    Attributes:
-        attributes: Values of top-level attributes as they are in the data set, by tag.
-        receiver: The URI at which it was received, `dicom-tls://10.0.0.5:2762`; empty where nobody knows.
-        certificate: SHA-256 fingerprint, subject and alternative names of its sender's; empty without one.
-        source: Presentation address of its sender, `dicom-tls://10.0.0.7:4711`; empty where nobody knows.
+        attributes: Values of top-level attributes, encoded as in the data set, by tag.
+        receiver: URI of the listener, `dicom-tls://10.0.0.5:2762`; empty if unknown.
+        certificate: SHA-256 fingerprint, subject and alternative names of the caller certificate; empty
+            without one.
+        source: Presentation address of the sender, `dicom-tls://10.0.0.7:4711`; empty if unknown.
     """
 
     calling_ae: str
@@ -111,258 +43,180 @@ class Subject:
     certificate: tuple[str, ...] = ()
     source: str = ""
 
-    def values(self, condition: Condition) -> tuple[str, ...]:
-        """What the condition looks at, without padding; empty where it is not there."""
-        of_request = _OF_REQUEST.get(condition.key)
-        if of_request is not None:
-            return of_request(self)
-        raw = self.attributes.get(condition.tag or 0, b"")
-        return _decoded(raw, _vr(condition.tag or 0), self.transfer_syntax_uid, self.attributes)
+    def values_for(self, condition: Condition) -> tuple[str, ...]:
+        """Return the values that a condition tests, without padding; empty if there is none."""
+        if condition.tag is None:
+            return _REQUEST_VALUES[condition.key](self)
+        raw = self.attributes.get(condition.tag, b"")
+        return _decode_values(raw, vr_of(condition.tag), self.transfer_syntax_uid, self.attributes)
+
+
+class ConditionResult(NamedTuple):
+    """One evaluated condition of a route, the values found, and whether the condition holds."""
+
+    condition: Condition
+    values: tuple[str, ...]
+    holds: bool
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
-    """What one route said of an instance.
+class RouteResult:
+    """Result of one route for an instance.
 
     Attributes:
-        route: Its name.
-        took: Whether it took it.
-        seen: Of each condition that was looked at: it, the values seen, and whether it held.
+        route: Name of the route.
+        is_match: Whether all its conditions hold.
+        conditions: The evaluated conditions. Evaluation ends at the first one that does not hold.
     """
 
     route: str
-    took: bool
-    seen: tuple[tuple[Condition, tuple[str, ...], bool], ...]
+    is_match: bool
+    conditions: tuple[ConditionResult, ...]
 
 
 @dataclass(frozen=True, slots=True)
-class Routing:
-    """What becomes of an instance.
+class RoutingDecision:
+    """The destinations of an instance, and how they were found.
 
     Attributes:
-        destinations: Names, each once, in the order of the file.
-        routed: For the ledger: the names of the routes that took it, or that none did.
-        verdicts: Of every route that was asked.
-        returning: Those of the destinations that get it even if it came from them (`return = true`).
-        kept_back: Why routes' destinations do not get it, a remark each.
+        destinations: Names without duplicates, in the order of the configuration file.
+        routed: Value for the ledger: the names of the matching routes, or a remark that none matched.
+        results: One for each route that was evaluated.
+        return_allowed: Destinations that receive the instance even if it came from them (`return = true`).
+        exclusions: One remark for each group of destinations that was excluded.
     """
 
     destinations: tuple[str, ...]
     routed: str
-    verdicts: tuple[Verdict, ...]
-    returning: frozenset[str] = frozenset()
-    kept_back: tuple[str, ...] = ()
+    results: tuple[RouteResult, ...]
+    return_allowed: frozenset[str] = frozenset()
+    exclusions: tuple[str, ...] = ()
 
-    def without(self, names: Collection[str], remark: str) -> "Routing":
-        """The same without some destinations, and a remark why; it becomes a part of `routed`."""
+    def exclude(self, names: Collection[str], remark: str) -> "RoutingDecision":
+        """Return a copy without these destinations. The remark explains why, and is added to `routed`."""
         return replace(
             self,
             destinations=tuple(name for name in self.destinations if name not in names),
             routed=f"{self.routed}; {remark}",
-            kept_back=(*self.kept_back, remark),
+            exclusions=(*self.exclusions, remark),
         )
 
 
 class Router:
-    """The routes of one configuration, read once.
+    """The routes of one configuration with their conditions parsed.
 
     Attributes:
-        tags: The attributes that the routes look at; empty where they look at none.
+        tags: Attributes that the conditions test, and that must be read from the data set.
     """
 
-    def __init__(self, routes: Sequence["Route"]) -> None:
-        """Read them.
+    def __init__(self, routes: Sequence[Route]) -> None:
+        """Parse the conditions.
 
         Raises:
-            ConditionError: A condition is not understood; what is not understood must not be forwarded.
+            ConditionError: A condition is not valid. Instances must not be routed by half of the conditions.
         """
         self._routes = tuple(
-            (_name(number, route), route, tuple(parse(key, value) for key, value in route.when.items()))
+            (
+                route.name or f"routes[{number}]",
+                route,
+                tuple(parse_condition(key, value) for key, value in route.when.items()),
+            )
             for number, route in enumerate(routes)
         )
-        asked = {condition.tag for _, _, conditions in self._routes for condition in conditions}
-        tags = {tag for tag in asked if tag is not None}
-        if any(_vr(tag) in _CHARACTERS for tag in tags):
+        tested = {condition.tag for _, _, conditions in self._routes for condition in conditions}
+        tags = {tag for tag in tested if tag is not None}
+        if any(vr_of(tag) in _CHARACTER_TEXT for tag in tags):
             tags.add(SPECIFIC_CHARACTER_SET)
         self.tags: tuple[int, ...] = tuple(sorted(tags))
 
-    def decide(self, subject: Subject) -> Routing:
-        """Where an instance goes, and why."""
-        to: dict[str, None] = {}
-        returning: set[str] = set()
-        took: list[str] = []
-        verdicts: list[Verdict] = []
-        for default in (False, True):
-            if default and took:
+    def route_instance(self, instance: RoutingInput) -> RoutingDecision:
+        """Decide the destinations of an instance. Default routes count only if no other route matches."""
+        # INVARIANT 10: decisions are pure
+        destinations: dict[str, None] = {}
+        return_allowed: set[str] = set()
+        matching: list[str] = []
+        results: list[RouteResult] = []
+        for is_default in (False, True):
+            if is_default and matching:
                 break
             for name, route, conditions in self._routes:
-                if route.default is not default:
+                if route.default is not is_default:
                     continue
-                verdict = Verdict(name, *_ask(conditions, subject))
-                verdicts.append(verdict)
-                if verdict.took:
-                    took.append(name)
-                    to.update(dict.fromkeys(route.to))
-                    returning.update(route.to if route.sends_back else ())
+                result = _evaluate_route(name, conditions, instance)
+                results.append(result)
+                if result.is_match:
+                    matching.append(name)
+                    destinations.update(dict.fromkeys(route.to))
+                    return_allowed.update(route.to if route.sends_back else ())
                     if route.stop:
                         break
-        said = ", ".join(took)
-        if not took:
-            said = "no route took it" if self._routes else ""
-        elif not to:
-            said = f"{said}: forwarded nowhere on purpose"
-        return Routing(tuple(to), said, tuple(verdicts), frozenset(returning))
+        routed = ", ".join(matching)
+        if not matching:
+            routed = "no route took it" if self._routes else ""
+        elif not destinations:
+            routed = f"{routed}: forwarded nowhere on purpose"
+        return RoutingDecision(tuple(destinations), routed, tuple(results), frozenset(return_allowed))
 
 
-_OF_REQUEST: Final[dict[str, Callable[[Subject], tuple[str, ...]]]] = {
-    "calling_ae": lambda subject: _present(subject.calling_ae),
-    "called_ae": lambda subject: _present(subject.called_ae),
-    "certificate": lambda subject: subject.certificate,
-    "listener": lambda subject: _of_address(subject.receiver),
-    "sop_class": lambda subject: names_of(subject.sop_class_uid),
-    "transfer_syntax": lambda subject: names_of(subject.transfer_syntax_uid),
-}
-"""What is known without a look into the data set."""
-
-REQUEST_KEYS: Final = tuple(_OF_REQUEST)
-
-
-def parse(key: str, value: Any) -> Condition:
-    """Read one entry of `when`.
-
-    Raises:
-        ConditionError: The key is not known, or the value is none that it can have.
-    """
-    tag = None if key in REQUEST_KEYS else _tag(key)
-    return Condition(key, tag, _test(value))
-
-
-def holds(test: Test, values: Sequence[str]) -> bool:
-    """Whether a test holds of an attribute's values."""
-    match test:
-        case Glob(pattern):
-            return any(fnmatchcase(value, pattern) for value in values)
-        case Range(least, most):
-            return any(least <= number <= most for number in _numbers(values))
-        case AnyOf(tests):
-            return any(holds(one, values) for one in tests)
-        case Not(inner):
-            return not holds(inner, values)
-
-
-def _ask(
-    conditions: Sequence[Condition], subject: Subject
-) -> tuple[bool, tuple[tuple[Condition, tuple[str, ...], bool], ...]]:
-    seen = []
+def _evaluate_route(name: str, conditions: Sequence[Condition], instance: RoutingInput) -> RouteResult:
+    results = []
     for condition in conditions:
-        values = subject.values(condition)
-        held = holds(condition.test, values)
-        seen.append((condition, values, held))
-        if not held:
-            return False, tuple(seen)
-    return True, tuple(seen)
+        values = instance.values_for(condition)
+        holds = matches_test(condition.test, values)
+        results.append(ConditionResult(condition, values, holds))
+        if not holds:
+            return RouteResult(name, False, tuple(results))
+    return RouteResult(name, True, tuple(results))
 
 
-def _name(number: int, route: "Route") -> str:
-    return route.name or f"routes[{number}]"
-
-
-def _tag(key: str) -> int:
-    if key in SHORT_NAMES:
-        return SHORT_NAMES[key]
-    tag = int(key.replace(",", ""), 16) if _TAG.fullmatch(key) else tag_for_keyword(key)
-    if tag is None:
-        raise ConditionError(
-            f'"{key}" is not known',
-            f"write one of {', '.join((*REQUEST_KEYS, *SHORT_NAMES))}, a keyword of PS3.6 such as "
-            'PatientSex, or a tag such as "0008,0060"',
-        )
-    if tag < 0x0008_0000:
-        raise ConditionError(f'"{key}" is not in the data set', "name an attribute of group 0008 or later")
-    if _vr(tag) in _NO_VALUE:
-        raise ConditionError(
-            f'"{key}" has no value to compare (VR {_vr(tag)})', "name an attribute of text or numbers"
-        )
-    return tag
-
-
-def _test(value: Any) -> Test:
-    if isinstance(value, str):
-        return Glob(value)
-    if isinstance(value, list) and value:
-        return AnyOf(tuple(_test(one) for one in value))
-    if isinstance(value, dict) and set(value) == {"not"}:
-        return Not(_test(value["not"]))
-    if isinstance(value, dict) and value and set(value) <= {"min", "max"}:
-        return _range(value)
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        return Range(value, value)
-    raise ConditionError(
-        f"{value!r} is no condition",
-        'write "PATTERN", a list of such, { not = … }, a number, or { min = 1, max = 5 }',
-    )
-
-
-def _range(value: Mapping[str, Any]) -> Range:
-    bounds = [value.get("min", float("-inf")), value.get("max", float("inf"))]
-    if any(not isinstance(bound, int | float) or isinstance(bound, bool) for bound in bounds):
-        raise ConditionError("min and max are not both numbers", "write digits, without quotes")
-    if not bounds[0] <= bounds[1]:
-        raise ConditionError(f"no number is from {bounds[0]} to {bounds[1]}", "exchange min and max")
-    return Range(*bounds)
-
-
-def _vr(tag: int) -> str:
-    try:
-        return dictionary_VR(tag)
-    except KeyError:
-        return "LO"  # a private attribute is taken for text
-
-
-def _present(text: str) -> tuple[str, ...]:
+def _strip_value(text: str) -> tuple[str, ...]:
     return (text.strip(" \0"),) if text.strip(" \0") else ()
 
 
-def _of_address(uri: str) -> tuple[str, ...]:
-    """A URI, its address with the port, and the port alone: a pattern may be like any of them."""
+def _address_spellings(uri: str) -> tuple[str, ...]:
+    """Return the URI, its address with port, and the port alone. A pattern may match any of them."""
     address = uri.rpartition("/")[2]
     return (uri, address, address.rpartition(":")[2]) if uri else ()
 
 
-def _decoded(
+_REQUEST_VALUES: Final[dict[str, Callable[[RoutingInput], tuple[str, ...]]]] = {
+    "calling_ae": lambda instance: _strip_value(instance.calling_ae),
+    "called_ae": lambda instance: _strip_value(instance.called_ae),
+    "certificate": lambda instance: instance.certificate,
+    "listener": lambda instance: _address_spellings(instance.receiver),
+    "sop_class": lambda instance: names_of(instance.sop_class_uid),
+    "transfer_syntax": lambda instance: names_of(instance.transfer_syntax_uid),
+}
+"""Values of `route_conditions.REQUEST_KEYS`."""
+
+
+def _decode_values(
     raw: bytes, vr: str, transfer_syntax_uid: str, attributes: Mapping[int, bytes]
 ) -> tuple[str, ...]:
-    kind = vr.partition(" or ")[0]
-    if kind in _BINARY:
+    first_vr = vr.partition(" or ")[0]
+    if first_vr in _BINARY:
         order = ">" if transfer_syntax_uid == EXPLICIT_BIG_ENDIAN else "<"
-        size = struct.calcsize(_BINARY[kind])
+        size = struct.calcsize(_BINARY[first_vr])
         whole = raw[: len(raw) // size * size]
-        return tuple(f"{number:.15g}" for (number,) in struct.iter_unpack(order + _BINARY[kind], whole))
-    if kind in _CHARACTERS:
-        text = _text(raw, attributes.get(SPECIFIC_CHARACTER_SET, b""))
+        numbers = struct.iter_unpack(order + _BINARY[first_vr], whole)
+        return tuple(f"{number:.15g}" for (number,) in numbers)
+    if first_vr in _CHARACTER_TEXT:
+        text = _decode_text(raw, attributes.get(SPECIFIC_CHARACTER_SET, b""))
     else:
         text = raw.decode("ascii", "replace")
-    parts = [text] if kind in _SINGLE else text.split("\\")
-    return tuple(part.strip(" \0") for part in parts if part.strip(" \0"))
+    values = [text] if first_vr in _SINGLE_VALUE else text.split("\\")
+    return tuple(value.strip(" \0") for value in values if value.strip(" \0"))
 
 
-def _text(raw: bytes, character_set: bytes) -> str:
-    """Text in its Specific Character Set (PS3.5 6.1); one that is not known is read as far as it is ASCII."""
+def _decode_text(raw: bytes, character_set: bytes) -> str:
+    """Decode text in its Specific Character Set (PS3.5 6.1). An unknown set is decoded as ASCII."""
     if raw.isascii() and b"\x1b" not in raw:
         return raw.decode("ascii")
     names = [name.strip(" \0") for name in character_set.decode("ascii", "replace").split("\\")]
     with warnings.catch_warnings():
-        # pydicom warns of each text that it cannot read, with the text.
+        # INVARIANT 9: the warning of pydicom for undecodable text contains the text, which may be a name
         warnings.simplefilter("ignore")
         try:
             return decode_bytes(raw, convert_encodings(names), _DELIMITERS)
         except (LookupError, UnicodeError, ValueError):
             return raw.decode("ascii", "replace")
-
-
-def _numbers(values: Sequence[str]) -> Iterator[float]:
-    for value in values:
-        try:
-            yield float(value)
-        except ValueError:
-            continue

@@ -26,7 +26,7 @@ from ingest.dicom.part10 import read_file_meta
 from ingest.errors import PeerError, SpoolError
 from ingest.filesystem.beneath import LeadsOutError, open_beneath
 from ingest.queue.client import data_key, mend_keys
-from ingest.routing.router import Subject
+from ingest.routing.router import RoutingInput
 from ingest.spool import segment
 from ingest.spool.reference import Reference
 from ingest.workers.store.filesystem import FileStore, Source
@@ -52,7 +52,7 @@ class Facts:
         conflict: Why it must not be stored, or empty.
         note: What an operator should know, or empty.
         attributes: Values of the attributes that were asked for and are there, by tag.
-        receiver, certificate: As in `ingest.routing.router.Subject`.
+        receiver, certificate: As in `ingest.routing.router.RoutingInput`.
     """
 
     sop_instance_uid: str
@@ -72,9 +72,9 @@ class Facts:
     certificate: tuple[str, ...] = ()
 
     @property
-    def subject(self) -> Subject:
+    def subject(self) -> RoutingInput:
         """What routes decide on."""
-        return Subject(
+        return RoutingInput(
             self.calling_ae,
             self.called_ae,
             self.sop_class_uid,

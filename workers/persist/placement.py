@@ -9,7 +9,7 @@ from typing import Final
 import structlog
 
 from ingest.ledger import InstanceState, Ledger, NewInstance, Outcome, StoreKeys
-from ingest.routing.router import Router, Routing
+from ingest.routing.router import Router, RoutingDecision
 from ingest.spool.reference import Reference
 from ingest.workers.backoff import Backoff, retry_with_backoff
 from ingest.workers.persist.arrival import Arrival, Facts
@@ -417,7 +417,7 @@ class Placing:
         if state is InstanceState.STORED and not copy_digest:
             self._keys[facts.sop_instance_uid] = key
         quarantined = state is InstanceState.QUARANTINED
-        routing = None if quarantined else self._shared.router.decide(facts.subject)
+        routing = None if quarantined else self._shared.router.route_instance(facts.subject)
         if routing is not None and (replaces or copy_digest or state is InstanceState.VARIANT):
             routing = self._without_bounded(routing, facts.sop_instance_uid)
         self.rows.append(
@@ -447,7 +447,7 @@ class Placing:
             )
         )
 
-    def _without_bounded(self, routing: Routing, uid: str) -> Routing:
+    def _without_bounded(self, routing: RoutingDecision, uid: str) -> RoutingDecision:
         """Keep a further object of a UID from destinations that have had too many of it lately."""
         if not routing.destinations:
             return routing
@@ -462,7 +462,7 @@ class Placing:
         for name in names:
             shared.too_many(name, uid)
         remark = f"not sent to {', '.join(names)}: {DELIVERED_MAX} objects of its UID were within an hour"
-        return routing.without(names, remark) if names else routing
+        return routing.exclude(names, remark) if names else routing
 
 
 def _is_first(row: NewInstance) -> bool:

@@ -34,7 +34,7 @@ from ingest.ledger.store_folders import QUARANTINE, STORE
 from ingest.queue.client import SPOOLS_KEY, connect, mend_keys, persisted_key, stream_key
 from ingest.queue.consumer import Entry, Inbox
 from ingest.queue.wakeups import RQ_KEYS, Waker, drain_key
-from ingest.routing.node_routes import NodeRouter
+from ingest.routing.node_router import NodeRouter
 from ingest.spool.reference import SPOOL_ID
 from ingest.spool.spool import spool_id
 from ingest.workers.backoff import Backoff, StoppedError, retry_with_backoff

@@ -24,7 +24,7 @@ from ingest.ledger.quarantine import GAVE_WAY
 from ingest.ledger.store_folders import QUARANTINE, STORE
 from ingest.queue.client import connect
 from ingest.queue.wakeups import wake
-from ingest.routing.node_routes import NodeRouter
+from ingest.routing.node_router import NodeRouter
 from ingest.spool import segment
 from ingest.spool.reference import Reference
 from ingest.workers.persist.arrival import Facts, spool_ref
@@ -258,7 +258,7 @@ class Warden:
         # Only now, so that no row ever speaks of a file that is another's by now.
         self._store.replace(stored, source, key)
         self._store.sync(stored)
-        routing = self._router.decide(facts.subject)
+        routing = self._router.route_instance(facts.subject)
         released = NewInstance(
             **_told(facts),
             state=InstanceState.STORED,

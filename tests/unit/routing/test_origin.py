@@ -8,9 +8,9 @@ import pytest
 from ingest.config import load
 from ingest.config.model import Config
 from ingest.errors import ConfigError
-from ingest.routing.node_routes import NodeRouter
+from ingest.routing.node_router import NodeRouter
 from ingest.routing.origin import is_certified_as, is_sent_from, is_title_of
-from ingest.routing.router import Subject
+from ingest.routing.router import RoutingInput
 
 HOST = "pacs.example.org"
 ADDRESSES = ("10.0.0.7", "2001:db8::7")
@@ -28,37 +28,39 @@ def config(**route: Any) -> Config:
     )
 
 
-def subject(calling: str = "PACS", source: str = "10.0.0.7", certificate: tuple[str, ...] = ()) -> Subject:
-    return Subject(calling, "INGEST", "1", "2", source=f"dicom://{source}:4711", certificate=certificate)
+def received(
+    calling: str = "PACS", source: str = "10.0.0.7", certificate: tuple[str, ...] = ()
+) -> RoutingInput:
+    return RoutingInput(calling, "INGEST", "1", "2", source=f"dicom://{source}:4711", certificate=certificate)
 
 
-def destinations(one: Subject, made: Config | None = None) -> tuple[str, ...]:
-    return NodeRouter(made or config(), lambda _: ADDRESSES).decide(one).destinations
+def destinations(one: RoutingInput, made: Config | None = None) -> tuple[str, ...]:
+    return NodeRouter(made or config(), lambda _: ADDRESSES).route_instance(one).destinations
 
 
 def test_sender_is_known_by_title_and_address() -> None:
-    routing = NodeRouter(config(), lambda _: ADDRESSES).decide(subject())
+    routing = NodeRouter(config(), lambda _: ADDRESSES).route_instance(received())
     assert (routing.destinations, routing.routed) == (("ai",), "all; not sent back to pacs")
-    assert routing.kept_back == ("not sent back to pacs",)
+    assert routing.exclusions == ("not sent back to pacs",)
 
 
 @pytest.mark.parametrize(
     ("one", "expected"),
     [
-        (subject("PACS ", "[2001:db8:0::7]"), ("ai",)),
-        (subject("PACS", "[::ffff:10.0.0.7]"), ("ai",)),
-        (subject("PACS", "10.9.9.9", certificate=("ab", "CN=pacs", f"DNS:{HOST.upper()}")), ("ai",)),
-        (subject("AI", "10.0.0.7"), ("pacs",)),
+        (received("PACS ", "[2001:db8:0::7]"), ("ai",)),
+        (received("PACS", "[::ffff:10.0.0.7]"), ("ai",)),
+        (received("PACS", "10.9.9.9", certificate=("ab", "CN=pacs", f"DNS:{HOST.upper()}")), ("ai",)),
+        (received("AI", "10.0.0.7"), ("pacs",)),
         # One of the two alone says nothing.
-        (subject("PACS", "10.9.9.9"), ("pacs", "ai")),
-        (subject("PACS", "10.9.9.9", certificate=("ab", f"CN={HOST}", "DNS:*.example.org")), ("pacs", "ai")),
-        (subject("CT1", "10.0.0.7"), ("pacs", "ai")),
-        (subject("pacs", "10.0.0.7"), ("pacs", "ai")),
-        (Subject("PACS", "INGEST", "1", "2"), ("pacs", "ai")),
-        (subject("", ""), ("pacs", "ai")),
+        (received("PACS", "10.9.9.9"), ("pacs", "ai")),
+        (received("PACS", "10.9.9.9", certificate=("ab", f"CN={HOST}", "DNS:*.example.org")), ("pacs", "ai")),
+        (received("CT1", "10.0.0.7"), ("pacs", "ai")),
+        (received("pacs", "10.0.0.7"), ("pacs", "ai")),
+        (RoutingInput("PACS", "INGEST", "1", "2"), ("pacs", "ai")),
+        (received("", ""), ("pacs", "ai")),
     ],
 )
-def test_nothing_is_kept_from_who_may_not_have_it(one: Subject, expected: tuple[str, ...]) -> None:
+def test_nothing_is_kept_from_who_may_not_have_it(one: RoutingInput, expected: tuple[str, ...]) -> None:
     assert destinations(one) == expected
 
 
@@ -70,11 +72,11 @@ def test_title_that_is_also_ours_tells_nobody_apart(ours: str) -> None:
     else:
         pacs = made.destinations[0].model_copy(update={"calling_ae_title": "PACS"})
         made = made.model_copy(update={"destinations": (pacs, *made.destinations[1:])})
-    assert destinations(subject(), made) == ("pacs", "ai")
+    assert destinations(received(), made) == ("pacs", "ai")
 
 
 def test_route_that_says_so_sends_back() -> None:
-    assert destinations(subject(), config(**{"return": True})) == ("pacs", "ai")
+    assert destinations(received(), config(**{"return": True})) == ("pacs", "ai")
 
 
 def test_addresses_are_asked_for_only_where_the_title_fits() -> None:
@@ -85,9 +87,9 @@ def test_addresses_are_asked_for_only_where_the_title_fits() -> None:
         return ADDRESSES
 
     router = NodeRouter(config(), addresses)
-    router.decide(subject("CT1"))
+    router.route_instance(received("CT1"))
     assert asked == []
-    router.decide(subject("AI"))
+    router.route_instance(received("AI"))
     assert asked == ["ai"]
 
 
@@ -95,15 +97,15 @@ def test_host_without_an_address_gets_the_instance(monkeypatch: pytest.MonkeyPat
     def fail(*_: object) -> None:
         raise OSError("no name server")
 
-    monkeypatch.setattr("ingest.routing.node_routes.RESOLVER.resolve", fail)
-    assert NodeRouter(config()).decide(subject()).destinations == ("pacs", "ai")
+    monkeypatch.setattr("ingest.routing.node_router.RESOLVER.resolve", fail)
+    assert NodeRouter(config()).route_instance(received()).destinations == ("pacs", "ai")
 
 
 def test_localhost_is_found_at_its_address() -> None:
     made = config()
     pacs = made.destinations[0].model_copy(update={"host": "localhost"})
     made = made.model_copy(update={"destinations": (pacs, *made.destinations[1:])})
-    assert NodeRouter(made).decide(subject(source="127.0.0.1")).destinations == ("ai",)
+    assert NodeRouter(made).route_instance(received(source="127.0.0.1")).destinations == ("ai",)
 
 
 def test_key_is_called_return_in_a_file(tmp_path: Path) -> None:

@@ -6,7 +6,9 @@ from typing import Any
 import pytest
 
 from ingest.config.model import Route
-from ingest.routing.router import ConditionError, Router, Subject, parse
+from ingest.config.route_conditions import parse_condition
+from ingest.errors import ConditionError
+from ingest.routing.router import Router, RoutingInput
 
 CT = "1.2.840.10008.5.1.4.1.1.2"
 SR = "1.2.840.10008.5.1.4.1.1.88.11"
@@ -24,7 +26,7 @@ CHARACTER_SET, IMAGE_TYPE, SERIES_NUMBER, ROWS, PATIENT_NAME = (
 )
 
 
-def subject(syntax: str = EXPLICIT, sop_class: str = CT, **changes: Any) -> Subject:
+def instance(syntax: str = EXPLICIT, sop_class: str = CT, **changes: Any) -> RoutingInput:
     attributes: dict[int, bytes] = {
         MODALITY: b"CT",
         STATION: b"CT_ROOM_1 ",
@@ -33,7 +35,7 @@ def subject(syntax: str = EXPLICIT, sop_class: str = CT, **changes: Any) -> Subj
         SERIES_NUMBER: b"12",
         ROWS: struct.pack("<H", 512),
     }
-    return Subject(
+    return RoutingInput(
         "CT1 ",
         "INGEST",
         sop_class,
@@ -44,14 +46,14 @@ def subject(syntax: str = EXPLICIT, sop_class: str = CT, **changes: Any) -> Subj
     )
 
 
-def takes(when: dict[str, Any], one: Subject) -> bool:
-    return Router([Route(to=("pacs",), when=when)]).decide(one).destinations == ("pacs",)
+def takes(when: dict[str, Any], one: RoutingInput) -> bool:
+    return Router([Route(to=("pacs",), when=when)]).route_instance(one).destinations == ("pacs",)
 
 
 def test_who_came_without_a_certificate_has_none() -> None:
-    assert not takes({"certificate": "*"}, subject(certificate=()))
-    assert not takes({"listener": "*"}, subject(receiver=""))
-    assert takes({"certificate": {"not": "*"}}, subject(certificate=()))
+    assert not takes({"certificate": "*"}, instance(certificate=()))
+    assert not takes({"listener": "*"}, instance(receiver=""))
+    assert takes({"certificate": {"not": "*"}}, instance(certificate=()))
 
 
 @pytest.mark.parametrize(
@@ -102,11 +104,11 @@ def test_who_came_without_a_certificate_has_none() -> None:
     ],
 )
 def test_route_takes_what_its_conditions_say(when: dict[str, Any], taken: bool) -> None:
-    assert takes(when, subject()) is taken
+    assert takes(when, instance()) is taken
 
 
 def test_numbers_are_read_in_the_order_of_bytes_of_the_transfer_syntax() -> None:
-    one = subject(BIG_ENDIAN, attributes={ROWS: struct.pack(">H", 512)})
+    one = instance(BIG_ENDIAN, attributes={ROWS: struct.pack(">H", 512)})
     assert takes({"Rows": 512}, one)
 
 
@@ -119,19 +121,19 @@ def test_numbers_are_read_in_the_order_of_bytes_of_the_transfer_syntax() -> None
     ],
 )
 def test_text_is_read_in_its_character_set(character_set: bytes, value: bytes) -> None:
-    one = subject(attributes={CHARACTER_SET: character_set, INSTITUTION: value})
+    one = instance(attributes={CHARACTER_SET: character_set, INSTITUTION: value})
     assert takes({"institution": "Krankenhaus K?ln"}, one)
     assert takes({"institution": "*Köln"}, one) is bool(character_set)
 
 
 def test_text_of_an_unknown_character_set_is_no_reason_to_fail() -> None:
-    one = subject(attributes={CHARACTER_SET: b"KLINGON", INSTITUTION: b"ABC\xff"})
+    one = instance(attributes={CHARACTER_SET: b"KLINGON", INSTITUTION: b"ABC\xff"})
     assert takes({"institution": "ABC*"}, one)
 
 
 def test_several_routes_take_an_instance_and_each_destination_gets_it_once() -> None:
     routes = [Route(name="all", to=("pacs", "archive")), Route(to=("archive", "ai"), when={"modality": "CT"})]
-    routing = Router(routes).decide(subject())
+    routing = Router(routes).route_instance(instance())
     assert routing.destinations == ("pacs", "archive", "ai")
     assert routing.routed == "all, routes[1]"
 
@@ -141,8 +143,8 @@ def test_stop_keeps_later_routes_from_what_it_takes_and_from_nothing_else() -> N
         Route(name="reports", to=("ris",), when={"sop_class": SR}, stop=True),
         Route(name="rest", to=("pacs",)),
     ]
-    assert Router(routes).decide(subject(sop_class=SR)).routed == "reports"
-    assert Router(routes).decide(subject()).routed == "rest"
+    assert Router(routes).route_instance(instance(sop_class=SR)).routed == "reports"
+    assert Router(routes).route_instance(instance()).routed == "rest"
 
 
 def test_default_route_takes_only_what_no_other_took_wherever_it_stands() -> None:
@@ -150,8 +152,8 @@ def test_default_route_takes_only_what_no_other_took_wherever_it_stands() -> Non
         Route(name="else", to=("archive",), default=True),
         Route(name="ct", to=("pacs",), when={"modality": "CT"}),
     ]
-    assert Router(routes).decide(subject()).destinations == ("pacs",)
-    assert Router(routes).decide(subject(attributes={MODALITY: b"US"})).destinations == ("archive",)
+    assert Router(routes).route_instance(instance()).destinations == ("pacs",)
+    assert Router(routes).route_instance(instance(attributes={MODALITY: b"US"})).destinations == ("archive",)
 
 
 def test_route_without_destinations_drops_on_purpose_and_says_so() -> None:
@@ -160,14 +162,14 @@ def test_route_without_destinations_drops_on_purpose_and_says_so() -> None:
         Route(name="all", to=("pacs",)),
         Route(name="else", to=("pacs",), default=True),
     ]
-    routing = Router(routes).decide(subject())
+    routing = Router(routes).route_instance(instance())
     assert routing.destinations == ()
     assert routing.routed == "scouts: forwarded nowhere on purpose"
 
 
 def test_what_no_route_takes_is_said() -> None:
-    assert Router([]).decide(subject()).routed == ""
-    routing = Router([Route(to=("pacs",), when={"modality": "MR"})]).decide(subject())
+    assert Router([]).route_instance(instance()).routed == ""
+    routing = Router([Route(to=("pacs",), when={"modality": "MR"})]).route_instance(instance())
     assert (routing.destinations, routing.routed) == ((), "no route took it")
 
 
@@ -194,5 +196,5 @@ def test_only_the_attributes_that_routes_look_at_are_asked_for() -> None:
 )
 def test_condition_that_is_not_understood_is_refused_with_a_remedy(key: str, value: Any, cause: str) -> None:
     with pytest.raises(ConditionError, match=cause) as caught:
-        parse(key, value)
+        parse_condition(key, value)
     assert caught.value.remedy
