@@ -43,9 +43,9 @@ def make_pki(folder: Path) -> Pki:
     trusted = folder / "trusted.crt"
     for name in ("node", "load"):
         if not (folder / f"{name}.key").exists():
-            pair = pairs.self_signed(name, names=["localhost", "127.0.0.1"])
+            pair = pairs.issue_self_signed(name, names=["localhost", "127.0.0.1"])
             pairs.write_pair(pair, folder / name)
-            pairs.trust(pair.certificate, trusted)
+            pairs.add_to_bundle(pair.certificate, trusted)
     return Pki(folder / "node.crt", folder / "node.key", folder / "load.crt", folder / "load.key", trusted)
 
 

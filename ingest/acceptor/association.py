@@ -28,7 +28,7 @@ from ingest.ext.channel import Channel
 from ingest.ext.encode import encode_p_data
 from ingest.ext.errors import PeerError
 from ingest.ext.pdu import Command, ControlPDU, DataSet, PDUParser
-from ingest.tls.identity import Identity
+from ingest.tls.identity import CertificateIdentity
 
 SLACK_OPERATIONS: Final = 8
 """Requests beyond the negotiated window that are read before reading stops; some peers pipeline unasked."""
@@ -52,7 +52,7 @@ class Link(Protocol):
     address: str
     uri: str
     receiver: str
-    identity: Identity | None
+    identity: CertificateIdentity | None
     tls_version: str
 
     def send(self, data: bytes) -> None:
@@ -227,7 +227,7 @@ class Association:
     def _accept(self, subject: tuple[AssociateRequest, Accepted]) -> None:  # AE-7
         request, answer = subject
         link = self._link
-        certificate = link.identity.lines if link.identity else ()
+        certificate = link.identity.identifying_lines if link.identity else ()
         caller = Caller(request.calling_ae, request.called_ae, link.uri, link.receiver, certificate)
         limit = answer.operations + SLACK_OPERATIONS
         self._scp = StoreSCP(

@@ -21,7 +21,7 @@ from ingest.ext.channel import BLOCKED, CLOSED, ENDED, PAUSED, UNREAD, Channel
 from ingest.ext.errors import PeerError
 from ingest.ext.pdu import Command, ControlPDU, DataSet, PDUParser
 from ingest.ext.poller import READABLE, WRITABLE, Poller
-from ingest.tls.identity import Identity, identity_of
+from ingest.tls.identity import CertificateIdentity, read_identity
 from ingest.tls.peer_identity import NoCertificateError
 from ingest.tls.pump import Pump
 from ingest.tls.rejection import REMEDIES, refused_certificate
@@ -92,7 +92,7 @@ class Connection:
         tls = self._pump is not None
         self.uri = presentation_address(self.address, peer[1], tls=tls)
         self.receiver = presentation_address(*accepted.getsockname()[:2], tls=tls)
-        self.identity: Identity | None = None
+        self.identity: CertificateIdentity | None = None
         self.tls_version = ""
 
     def start(self) -> None:
@@ -340,7 +340,7 @@ class Connection:
     def _is_known(self, pump: Pump) -> bool:
         der = pump.peer_certificate()
         try:
-            self.identity = identity_of(der, pump.peer_chain()) if der else None
+            self.identity = read_identity(der, pump.peer_chain()) if der else None
         except PeerError as error:
             # OpenSSL has verified it, but whom it names cannot be told, and so not what its holder may do.
             log.warning("tls_handshake_failed", **self._who(), error=str(error))

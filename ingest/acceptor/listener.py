@@ -49,7 +49,7 @@ from ingest.queue.publisher import Handoff
 from ingest.spool import store_capacity
 from ingest.spool.refusing_spool import passes, stand_in
 from ingest.spool.spool import Spool, spool_id
-from ingest.tls.observed_certificates import Sightings
+from ingest.tls.observed_certificates import ObservedCertificates
 from ingest.tls.pump import RECORD
 
 BUFFER: Final = 256 * 1024
@@ -211,7 +211,7 @@ class Listener:
         )
         self._entries: dict[Link, int] = {}  # of the scoreboard's table of associations
         self._limited = Minutes()
-        self._sightings = Sightings(config.run_dir)
+        self._sightings = ObservedCertificates(config.run_dir)
         self._policy = AcceptorPolicy(
             ae_title=config.node.ae_title,
             check_called_ae=receive.check_called_ae,
@@ -334,7 +334,7 @@ class Listener:
             self.peer_failed(address)
             return Rejected(admission.pdu, admission.why)
         if identity is not None and admission.bound:
-            self._sightings.note("peer", admission.bound, identity)
+            self._sightings.record("peer", admission.bound, identity)
         policy = replace(
             self._policy,
             allow_store="store" in admission.allow,

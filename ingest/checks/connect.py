@@ -18,7 +18,7 @@ from ingest.errors import AssociationError, Cause, ConfigError, PeerError
 from ingest.requestor.remotes import remotes
 from ingest.requestor.store_scu import Association, Remote, Timeouts
 from ingest.tls.expiry import SOON
-from ingest.tls.identity import Identity, identity_of
+from ingest.tls.identity import CertificateIdentity, read_identity
 
 AT_ONCE: Final = 16
 
@@ -89,7 +89,7 @@ class Connected:
     name: str
     remote: Remote
     seconds: float
-    certificate: Identity | None = None
+    certificate: CertificateIdentity | None = None
 
 
 def ask(config: Config) -> list[Fault]:
@@ -164,7 +164,7 @@ def _connect(index: int, destination: Destination, remote: Remote) -> Connected 
         cause = f"{destination.name}: {remote} answered the C-ECHO with {status:04X}H"
         return Fault(f"destinations[{index}].ae_title", cause, _OTHER[1])
     with contextlib.suppress(PeerError):
-        certificate = identity_of(shown) if shown else None
+        certificate = read_identity(shown) if shown else None
         return Connected(destination.name, remote, time.monotonic() - started, certificate)
     return Connected(destination.name, remote, time.monotonic() - started)
 

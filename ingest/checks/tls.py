@@ -18,10 +18,10 @@ from ingest.config.model import TLS, Config
 from ingest.errors import ConfigError, IngestError
 from ingest.tls import expiry, revocation
 from ingest.tls.contexts import client_context, rehearse, server_context
-from ingest.tls.expiry import Dated
+from ingest.tls.expiry import ExpiringCertificate
 from ingest.tls.identity import UNREADABLE
 from ingest.tls.keys.loading import read_pair
-from ingest.tls.keys.pairs import read_all
+from ingest.tls.keys.pairs import read_certificates
 
 _NEVER = datetime.max.replace(tzinfo=UTC)
 
@@ -106,7 +106,7 @@ def _own_term(name: str, tls: TLS) -> Iterator[Term]:
 
 def _trusted_term(name: str, tls: TLS, now: datetime) -> Iterator[Term]:
     """One for all: that one of them has ended keeps its peer out, and nobody else."""
-    found = read_all(tls.trusted, tls.password_file)
+    found = read_certificates(tls.trusted, tls.password_file)
     if not found:
         return
 
@@ -275,19 +275,19 @@ def _ends(config: Config, section: str, now: datetime) -> Iterator[Fault]:
     A trusted one that ended keeps its peer out, but not the others: a note, unless a peer is bound to it, or
     nobody else is trusted.
     """
-    found: list[Dated] = []
-    for place in expiry.places(config):
+    found: list[ExpiringCertificate] = []
+    for place in expiry.iterate_locations(config):
         if place.section == section:
             try:
-                found += expiry.certificates(config, place)
+                found += expiry.read_certificates(config, place)
             except IngestError as error:
                 yield Fault(f"{section}.{place.key}", str(error), "remove what cannot be read", note=True)
-    nobody = all(each.identity.not_after <= now for each in found if each.place.key.startswith("trusted"))
+    nobody = all(each.identity.not_after <= now for each in found if each.location.key.startswith("trusted"))
     for each in found:
-        end, key = each.identity.not_after, f"{section}.{each.place.key}"
-        cause = f"{each.place.path}: {_which(each)} ({each.identity.subject})"
+        end, key = each.identity.not_after, f"{section}.{each.location.key}"
+        cause = f"{each.location.path}: {_which(each)} ({each.identity.subject})"
         if end <= now:
-            note = not (each.needed or nobody)
+            note = not (each.is_needed or nobody)
             yield Fault(key, f"{cause} ended on {end:%Y-%m-%d}", "replace it", note=note)
         elif end <= now + expiry.SOON:
             yield Fault(key, f"{cause} ends on {end:%Y-%m-%d}", "replace it before", note=True)
@@ -295,15 +295,15 @@ def _ends(config: Config, section: str, now: datetime) -> Iterator[Fault]:
 
 def _shown(config: Config, now: datetime) -> Iterator[Fault]:
     """What bound peers and destinations have shown lately, and is in no file."""
-    for each in expiry.shown(config):
-        end, key = each.identity.not_after, f"{each.place.section}.{each.place.key}"
+    for each in expiry.iterate_observed(config):
+        end, key = each.identity.not_after, f"{each.location.section}.{each.location.key}"
         if end <= now + expiry.SOON:
             cause = f"its certificate ({each.identity.subject}) {'ended' if end <= now else 'ends'}"
             yield Fault(key, f"{cause} on {end:%Y-%m-%d}", "have its holder replace it", note=True)
 
 
-def _which(each: Dated) -> str:
-    names = ", ".join(each.whose)
+def _which(each: ExpiringCertificate) -> str:
+    names = ", ".join(each.subjects_named)
     return {
         "own": "the certificate",
         "issuer": "an issuer in the chain",

@@ -124,9 +124,9 @@ def _demo(console: Console, folder: Path) -> None:
 def _make_pki(folder: Path) -> TLS:
     folder.mkdir(parents=True)
     for name in ("node", "remote", "sender"):
-        pair = pairs.self_signed(name, names=["localhost", "127.0.0.1"])
+        pair = pairs.issue_self_signed(name, names=["localhost", "127.0.0.1"])
         pairs.write_pair(pair, folder / name)
-        pairs.trust(pair.certificate, folder / "trusted.crt")
+        pairs.add_to_bundle(pair.certificate, folder / "trusted.crt")
     return TLS(
         certificate=folder / "sender.crt",
         private_key=folder / "sender.key",

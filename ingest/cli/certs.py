@@ -60,9 +60,9 @@ def new(prefix: Path, name: str, trust: Path | None, **options: Any) -> None:
         raise click.UsageError("--ca-password-file is for the key of --ca: name both")
     from ingest.tls.keys import pairs
 
-    made = pairs.make(prefix, name, **options)
+    made = pairs.create_pair(prefix, name, **options)
     if trust is not None:
-        pairs.trust(made.anchor, trust)
+        pairs.add_to_bundle(made.anchor, trust)
     for path in (*made.files, *([trust] if trust else [])):
         click.echo(path)
 
@@ -83,7 +83,7 @@ def csr(prefix: Path, name: str, **options: Any) -> None:
     """
     from ingest.tls.keys import pairs
 
-    for path in pairs.make_request(prefix, name, **options):
+    for path in pairs.create_request(prefix, name, **options):
         click.echo(path)
 
 
@@ -99,7 +99,7 @@ def trust(out: Path, files: tuple[Path, ...], password_file: Path | None) -> Non
     """
     from ingest.tls.keys import pairs
 
-    added = pairs.trust_all(pairs.read_all(files, password_file), out)
+    added = pairs.add_all_to_bundle(pairs.read_certificates(files, password_file), out)
     for certificate in added:
         click.echo(f"added {_printable(certificate.subject.rfc4514_string())}")
     click.echo(f"{out}: {len(added)} new")
@@ -121,16 +121,16 @@ def inspect(files: tuple[Path, ...], password_file: Path | None, as_json: bool) 
 
     from ingest.tls.keys import inspection
 
-    found = inspection.look(files, password_file, datetime.now(UTC))
+    found = inspection.inspect_files(files, password_file, datetime.now(UTC))
     if as_json:
-        click.echo(json.dumps(inspection.as_data(found), indent=2))
+        click.echo(json.dumps(inspection.to_json_data(found), indent=2))
     else:
-        for line in inspection.lines(found):
+        for line in inspection.format_lines(found):
             click.echo(_printable(line))
     faults = [each.fault for each in found if each.fault]
     faults += [
         f"{contents.file}: belongs to none of these certificates; name its own"
-        for contents, _, own in inspection.pairs(found)
+        for contents, _, own in inspection.match_keys(found)
         if own is None
     ]
     if faults:

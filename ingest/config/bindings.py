@@ -12,7 +12,14 @@ from ingest.config.model import TLS, Config
 from ingest.dicom.admission import is_bound
 from ingest.errors import IngestError
 from ingest.ext.errors import PeerError
-from ingest.tls.identity import Identity, anchor_of, identity_of, is_fingerprint, matches, mistake
+from ingest.tls.identity import (
+    CertificateIdentity,
+    explain_unmatchable,
+    is_fingerprint,
+    matches_identity,
+    read_identity,
+    read_trust_anchor,
+)
 from ingest.tls.keys import formats
 
 _HOWTO = (
@@ -60,7 +67,7 @@ def _unusable(key: str, bound: Bound, cause: str, remedy: str) -> Iterator[Fault
     for name, value in (("certificate", bound.certificate), ("issuer", bound.issuer)):
         if value and cause:
             yield Fault(f"{key}.{name}", cause, remedy)
-        elif value and (wrong := mistake(value, issuer=name == "issuer")):
+        elif value and (wrong := explain_unmatchable(value, issuer=name == "issuer")):
             more = "" if name == "issuer" else ", or an alternative name: DNS:…, IP:…, URI:… or email:…"
             yield Fault(f"{key}.{name}", f'"{value}" {wrong}', _HOWTO + more)
 
@@ -97,24 +104,28 @@ def _destinations(config: Config) -> Iterator[Fault]:
         for index, destination in numbered:
             yield from _loose(f"destinations[{index}]", destination, trusted)
         unbound = [each.name for _, each in numbered if not (each.certificate or each.issuer)]
-        only = len(trusted) == 1 and not (trusted[0].anchor and trusted[0].anchor.authority)
+        only = len(trusted) == 1 and not (trusted[0].trust_anchor and trusted[0].trust_anchor.is_authority)
         if unbound and not tls.check_server_name and not only:
             cause = f"any peer with a trusted certificate could answer as {', '.join(unbound)}"
             remedy = "name certificate or issuer in these [[destinations]], or set check_server_name = true"
             yield Fault(f"tls.{name}.trusted", cause, remedy, note=True)
 
 
-def _loose(key: str, bound: Bound, trusted: list[Identity]) -> Iterator[Fault]:
+def _loose(key: str, bound: Bound, trusted: list[CertificateIdentity]) -> Iterator[Fault]:
     """A name that several can have: makers of certificates and authorities choose what theirs say."""
     if is_fingerprint(bound.certificate) or not (bound.certificate or bound.issuer):
         return
     name = "issuer" if bound.issuer else "certificate"  # with both, the issuer tells apart who vouches
-    fitting = [each.fingerprint for each in trusted if matches(each, bound.issuer or bound.certificate)]
+    fitting = [
+        each.fingerprint for each in trusted if matches_identity(each, bound.issuer or bound.certificate)
+    ]
     if len(fitting) > 1:
         who = ", ".join(fitting)
         cause = f"several certificates in trusted have this name, and each can stand for it: {who}"
         yield Fault(f"{key}.{name}", cause, "bind by fingerprint", note=True)
-    authorities = [each for each in trusted if each.anchor is not None and each.anchor.authority]
+    authorities = [
+        each for each in trusted if each.trust_anchor is not None and each.trust_anchor.is_authority
+    ]
     if len(authorities) > 1 and not bound.issuer:
         who = ", ".join(each.subject for each in authorities)
         cause = f"each authority in trusted can give this name to whom it likes: {who}"
@@ -132,22 +143,24 @@ def _undone(config: Config, index: int) -> Iterator[Fault]:
             return
 
 
-def _trusted(sections: Iterable[TLS]) -> list[Identity]:
+def _trusted(sections: Iterable[TLS]) -> list[CertificateIdentity]:
     """All that may vouch for others' names, each once; files that cannot be read are told of elsewhere."""
-    found: dict[str, Identity] = {}
+    found: dict[str, CertificateIdentity] = {}
     for tls in sections:
         for path in tls.trusted if tls.peer_certificate != "none" else ():
             with contextlib.suppress(IngestError, ValueError):
-                for _, texts in formats.certificates(path, tls.password_file):
+                for _, texts in formats.iterate_certificates(path, tls.password_file):
                     identities = [_identity(ssl.PEM_cert_to_DER_cert(text)) for text in texts]
                     found |= {each.fingerprint: each for each in identities}
     return list(found.values())
 
 
-def _identity(der: bytes) -> Identity:
+def _identity(der: bytes) -> CertificateIdentity:
     """Of what is trusted: one that can be read in part only counts as an issuer by its subject."""
     try:
-        return identity_of(der, [der])
+        return read_identity(der, [der])
     except PeerError:
-        anchor = anchor_of(der)
-        return Identity(anchor.fingerprint, anchor.subject, "", (), datetime.max.replace(tzinfo=UTC), anchor)
+        anchor = read_trust_anchor(der)
+        return CertificateIdentity(
+            anchor.fingerprint, anchor.subject, "", (), datetime.max.replace(tzinfo=UTC), anchor
+        )

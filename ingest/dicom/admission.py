@@ -7,7 +7,7 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_add
 from typing import Protocol
 
 from ingest.dicom.pdus import CALLING_AE_NOT_RECOGNIZED, AssociateReject
-from ingest.tls.identity import Identity, binding_fault
+from ingest.tls.identity import CertificateIdentity, find_binding_fault
 
 EVERYTHING = frozenset({"echo", "store"})
 ANY = "*"
@@ -43,7 +43,7 @@ class Caller:
 
     ae_title: str
     address: str
-    certificate: Identity | None = None
+    certificate: CertificateIdentity | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +125,7 @@ def _misfit(caller: Caller, peer: PeerRule) -> str | None:
     title = f"AE title {caller.ae_title!r}"
     if peer.hosts and not any(_holds(host, caller.address) for host in peer.hosts):
         return f"{title} may not call from {caller.address}, only from {', '.join(peer.hosts)}"
-    return binding_fault(caller.certificate, peer.certificate, peer.issuer, title)
+    return find_binding_fault(caller.certificate, peer.certificate, peer.issuer, title)
 
 
 def _holds(host: str, address: str) -> bool:

@@ -20,7 +20,7 @@ from ingest.errors import AssociationError, Cause, PeerError, ResolverAwayError
 from ingest.network.dialer import dial_host
 from ingest.network.resolver import TICK_SECONDS, ignore_tick
 from ingest.requestor import failures
-from ingest.tls.identity import binding_fault, identity_of
+from ingest.tls.identity import find_binding_fault, read_identity
 from ingest.tls.peer_identity import require_proof, verified_chain
 from ingest.tls.rejection import refused_certificate
 
@@ -273,10 +273,10 @@ class Transport:
             return
         der = connection.getpeercert(binary_form=True)
         try:
-            identity = identity_of(der, verified_chain(connection)) if der else None
+            identity = read_identity(der, verified_chain(connection)) if der else None
         except PeerError as error:  # OpenSSL is less strict, and has taken it
             raise AssociationError(f"{self.remote}: {error}", cause=Cause.UNBOUND) from error
-        if fault := binding_fault(identity, *wanted, f"AE title {self.remote.called_ae!r}"):
+        if fault := find_binding_fault(identity, *wanted, f"AE title {self.remote.called_ae!r}"):
             raise AssociationError(f"{self.remote}: {fault}", cause=Cause.UNBOUND)
 
     def _wait(

@@ -277,16 +277,25 @@ def _destination(progress: DestinationProgress, now_ms: int) -> dict[str, Any]:
 def _certificates(config: Config) -> list[dict[str, Any]]:
     """What a running node has read, else what the files hold; and what peers and destinations showed."""
     files: list[dict[str, Any]] = []
-    for place in expiry.places(config):
+    for place in expiry.iterate_locations(config):
         try:
-            files += map(expiry.as_row, expiry.certificates(config, place))
+            files += map(expiry.to_json_row, expiry.read_certificates(config, place))
         except (IngestError, OSError) as error:
             files.append({"section": place.section, "file": str(place.path), "error": str(error)})
     found, changed = files, False
-    if reload_client.is_running(config.run_dir) and (held := expiry.in_force(config.run_dir)):
+    if reload_client.is_running(config.run_dir) and (
+        held := expiry.read_certificates_in_force(config.run_dir)
+    ):
         found, changed = held, _digests(held) != _digests(files)
     there = {row.get("sha256") for row in found}
-    found = [*found, *(row for row in map(expiry.as_row, expiry.shown(config)) if row["sha256"] not in there)]
+    found = [
+        *found,
+        *(
+            row
+            for row in map(expiry.to_json_row, expiry.iterate_observed(config))
+            if row["sha256"] not in there
+        ),
+    ]
     for row in found:
         if "not_after" in row:
             left = datetime.fromisoformat(row["not_after"]).timestamp() - time.time()

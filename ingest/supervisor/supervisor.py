@@ -54,8 +54,8 @@ from ingest.supervisor.generation import (
     following,
 )
 from ingest.supervisor.process import leave_no_core
-from ingest.tls.expiry import Watch
-from ingest.tls.keys.files import reading_once
+from ingest.tls.expiry import ExpiryWatch
+from ingest.tls.keys.files import cache_file_reads
 
 WORKERS: Final = {
     "persist": "ingest.workers.persist.worker:main",
@@ -123,7 +123,7 @@ class Supervisor:
         self.queue: EmbeddedQueue | None = None
         self.exit_code = 0
         self._queue_place = Place("queue")
-        self._certificates = Watch()
+        self._certificates = ExpiryWatch()
         self._seldom = Seldom()
         self._pending: deque[int] = deque()
         # The configuration that a reload is about to put in force, until its listeners accept.
@@ -267,7 +267,7 @@ class Supervisor:
 
     def _start(self) -> None:
         config = self.config
-        with reading_once():
+        with cache_file_reads():
             self.generation = first(config, self.roles)
             self._tell_of_files()
         reload_client.note(config.run_dir, self.generation.number, began=time.monotonic_ns())
@@ -291,7 +291,7 @@ class Supervisor:
             self._watch_disk,
             partial(self._watch_queue, now),
             self._watch_heartbeats,
-            self._certificates.look,
+            self._certificates.log_due_warnings,
         ):
             try:
                 watch()
@@ -522,7 +522,7 @@ class Supervisor:
         if self._drain_until is not None:
             return
         # Up to the end of the reload each file is read once: what was looked at is what is taken.
-        self._reading.enter_context(reading_once())
+        self._reading.enter_context(cache_file_reads())
         self._begin_reload()
         if self._next is None:
             self._reading.close()
@@ -628,7 +628,7 @@ class Supervisor:
         try:
             for notice in [*notes(self.path), *notices(self.config)]:
                 log.warning("notice", key=notice.key, cause=notice.cause, remedy=notice.remedy)
-            self._certificates.take(self.config)
+            self._certificates.watch_configuration(self.config)
         except Exception as error:  # it is in force already, and nothing depends on what is said of it
             log.error("notices_not_told", exc_info=error)
 

@@ -1,6 +1,7 @@
-"""Distinguished names in text, however they are written: RFC 4514, or one of the ways of OpenSSL.
+"""Parse distinguished names in the notation of RFC 4514 and in those of OpenSSL.
 
-Our own reader: that of `cryptography` knows few attributes by name, no quotes, no spaces and no slashes.
+The parser of `cryptography` knows few attribute names and accepts no quotes, no spaces and no slashes. People
+copy subjects from many programs, so this module has a parser of its own.
 """
 
 import re
@@ -8,7 +9,7 @@ from functools import lru_cache
 from typing import Final
 
 Name = tuple[frozenset[tuple[str, str | bytes]], ...]
-"""Its RDNs, each a set of (OID, value); a value of no string type is bytes."""
+"""The RDNs of a name, each a set of (OID, value). A value that is not a string type is bytes."""
 
 _TYPES: Final = {
     "C": "2.5.4.6",
@@ -41,86 +42,88 @@ _TYPES: Final = {
     "BUSINESSCATEGORY": "2.5.4.15",
     "ORGANIZATIONIDENTIFIER": "2.5.4.97",
 }
-"""Attribute types as RFC 4514, OpenSSL and others write them, in capitals: they do not count (RFC 4514 3)."""
+"""Attribute types of RFC 4514, OpenSSL and others, in upper case: case does not matter (RFC 4514 3)."""
 
 _TYPE = rf"(?:{'|'.join(_TYPES)}|\d+(?:\.\d+)+)"
 _ATTRIBUTE = re.compile(
     rf' *({_TYPE}) *= *(?:"((?:[^"\\]|\\.)*)" *|((?:[^,;+"\\]|\\.)*))([,;+]|\Z)', re.IGNORECASE | re.DOTALL
 )
-"""One attribute and what follows it. A quoted value is RFC 1779's, and OpenSSL's by default."""
+"""One attribute and its separator. RFC 1779, and OpenSSL by default, quote values."""
 _CHARACTER = re.compile(r"\\([0-9A-Fa-f]{2})|\\(.)|(.)", re.DOTALL)
-"""RFC 4514 2.4: two digits are a byte of UTF-8."""
+"""RFC 4514 2.4: two hexadecimal digits stand for one byte of UTF-8."""
 _HEX = re.compile(r"#((?:[0-9A-Fa-f]{2})+) *")
 _ONLY_TYPE = re.compile(_TYPE, re.IGNORECASE)
 _SLASH = re.compile(rf"(?<!\\)/(?={_TYPE}=)", re.IGNORECASE)
 _PLUS = re.compile(rf"(?<!\\)\+(?={_TYPE}=)", re.IGNORECASE)
 _COMMA = re.compile(rf", (?={_TYPE}=)", re.IGNORECASE)
 _SPACED_PLUS = re.compile(rf" \+ (?={_TYPE}=)", re.IGNORECASE)
-"""What separates in the default output of OpenSSL 3.2 and later, which escapes and quotes nothing."""
+"""Separators in the default output of OpenSSL 3.2 and later, which neither escapes nor quotes them."""
 _ESCAPE = re.compile(rb"\\(?:x([0-9A-F]{2})|([/+]))")
-"""Between slashes OpenSSL escapes what is not ASCII, and newer releases what separates; never a backslash."""
+"""In the slash notation OpenSSL escapes non-ASCII bytes. Newer releases also escape separators. No release
+escapes a backslash."""
 
 
-def same(written: str, subject: str) -> bool:
-    """Whether a name that somebody wrote is a subject.
+def is_same_name(written: str, subject: str) -> bool:
+    """Tell whether a written name is equal to a subject.
 
     Args:
-        written: In any form, with its RDNs from either end, as OpenSSL prints them from the other one.
-        subject: As `cryptography` writes it (RFC 4514).
+        written: A name in any notation. Its RDNs may be in either order, because OpenSSL prints them in
+            reverse.
+        subject: The subject as `cryptography` writes it (RFC 4514).
     """
-    own = _read(subject)
-    return bool(own) and any(own in (other, other[::-1]) for other in readings(written))
+    own = _parse_rfc4514(subject)
+    return bool(own) and any(own in (other, other[::-1]) for other in parse_readings(written))
 
 
 @lru_cache(maxsize=1024)
-def readings(text: str) -> tuple[Name, ...]:
-    """What names a text can mean, none where it is no name; blanks at its ends may belong to a value."""
+def parse_readings(text: str) -> tuple[Name, ...]:
+    """Return every name that a text can mean, or none. Blanks at its ends may belong to a value."""
     if not text.strip().startswith("/"):
-        found = [_read(text)]
-        # Quotes and escapes mean what RFC 4514 says, wherever they can be read so.
+        found = [_parse_rfc4514(text)]
+        # Quotes and escapes have the meaning of RFC 4514 whenever the text is valid RFC 4514.
         if found == [None] or not any(character in text for character in '"\\'):
-            found.append(_unquoted(text))
+            found.append(_parse_openssl_default(text))
         return tuple(name for name in found if name)
-    between = (_between_slashes(each) for each in (text, text.strip()))
+    between = (_parse_slash_separated(each) for each in (text, text.strip()))
     return tuple(name for name in between if name)
 
 
 @lru_cache(maxsize=1024)
-def _read(text: str) -> Name | None:
-    """`CN=x+UID=u,C=BE`, `C = BE, O = "A, B"`; None where it is no name."""
+def _parse_rfc4514(text: str) -> Name | None:
+    """Parse `CN=x+UID=u,C=BE` or `C = BE, O = "A, B"`. Return None if the text is not a name."""
     rdns: list[set[tuple[str, str | bytes]]] = [set()]
     position, separator = 0, ","
     while separator:
         found = _ATTRIBUTE.match(text, position)
         if found is None:
             return None
-        value = _value(found[3]) if found[2] is None else _unescaped(found[2])
+        value = _parse_value(found[3]) if found[2] is None else _unescape(found[2])
         if value is None:
             return None
-        rdns[-1].add((_oid(found[1]), value))
+        rdns[-1].add((_find_oid(found[1]), value))
         position, separator = found.end(), found[4]
         if separator in {",", ";"}:
             rdns.append(set())
     return tuple(map(frozenset, rdns))
 
 
-def _value(text: str) -> str | bytes | None:
+def _parse_value(text: str) -> str | bytes | None:
     found = _HEX.fullmatch(text)
-    return bytes.fromhex(found[1]) if found else _unescaped(text, trim=True)
+    return bytes.fromhex(found[1]) if found else _unescape(text, trim=True)
 
 
-def _unescaped(text: str, *, trim: bool = False) -> str | None:
-    """Without its escapes, and with `trim` without blanks at the end but escaped ones; None: not UTF-8."""
+def _unescape(text: str, *, trim: bool = False) -> str | None:
+    """Remove escapes, and with `trim` also unescaped blanks at the end. Return None if it is not UTF-8."""
     found, end = bytearray(), 0
     for digits, special, plain in _CHARACTER.findall(text):
         found += bytes.fromhex(digits) if digits else (special or plain).encode("utf-8", "surrogatepass")
         if not trim or plain != " ":
             end = len(found)
-    return _decoded(bytes(found[:end]))
+    return _decode_utf8(bytes(found[:end]))
 
 
-def _unquoted(text: str) -> Name | None:
-    """Read `C=BE, CN=x + UID=u`: text after a comma that is no attribute belongs to the value before it."""
+def _parse_openssl_default(text: str) -> Name | None:
+    """Parse `C=BE, CN=x + UID=u`. Text after a comma that is not an attribute belongs to the value before."""
     rdns = [[attribute.partition("=") for attribute in _SPACED_PLUS.split(rdn)] for rdn in _COMMA.split(text)]
     if not all(equals and _ONLY_TYPE.fullmatch(kind) for rdn in rdns for kind, equals, _ in rdn):
         return None
@@ -128,17 +131,17 @@ def _unquoted(text: str) -> Name | None:
     for rdn in rdns:
         attributes = set()
         for kind, _, written in rdn:
-            # Of all escapes it has those of control characters and of the backslash itself.
-            value = _unescaped(written)
+            # OpenSSL escapes only control characters and the backslash itself.
+            value = _unescape(written)
             if value is None:
                 return None
-            attributes.add((_oid(kind), value))
+            attributes.add((_find_oid(kind), value))
         found.append(frozenset(attributes))
     return tuple(found)
 
 
-def _between_slashes(text: str) -> Name | None:
-    """`/C=BE/CN=x+UID=u`: what follows a slash and is no attribute belongs to the value before it."""
+def _parse_slash_separated(text: str) -> Name | None:
+    """Parse `/C=BE/CN=x+UID=u`. Text after a slash that is not an attribute belongs to the value before."""
     before, *rdns = _SLASH.split(text)
     if before or not rdns:
         return None
@@ -147,27 +150,27 @@ def _between_slashes(text: str) -> Name | None:
         attributes = set()
         for attribute in _PLUS.split(rdn):
             kind, _, written = attribute.partition("=")
-            value = _decoded(_ESCAPE.sub(_byte, _encoded(written)))
+            value = _decode_utf8(_ESCAPE.sub(_decode_escape, _encode_utf8(written)))
             if value is None:
                 return None
-            attributes.add((_oid(kind), value))
+            attributes.add((_find_oid(kind), value))
         found.append(frozenset(attributes))
     return tuple(found)
 
 
-def _oid(kind: str) -> str:
+def _find_oid(kind: str) -> str:
     return _TYPES.get(kind.upper(), kind)
 
 
-def _byte(found: re.Match[bytes]) -> bytes:
+def _decode_escape(found: re.Match[bytes]) -> bytes:
     return found[2] or bytes.fromhex(found[1].decode())
 
 
-def _encoded(text: str) -> bytes:
+def _encode_utf8(text: str) -> bytes:
     return text.encode("utf-8", "surrogatepass")
 
 
-def _decoded(value: bytes) -> str | None:
+def _decode_utf8(value: bytes) -> str | None:
     try:
         return value.decode()
     except UnicodeDecodeError:

@@ -1,4 +1,4 @@
-"""Who a certificate says its holder is, and whether that is whom a configuration names."""
+"""The identity in a certificate, and whether it matches a binding in the configuration."""
 
 import contextlib
 import hashlib
@@ -23,7 +23,7 @@ UNREADABLE = (
     x509.InvalidVersion,
     x509.UnsupportedGeneralNameType,
 )
-"""What `cryptography` says of certificates and keys that it cannot read, or only in part."""
+"""Errors that `cryptography` raises for certificates and keys that it cannot read or only partly reads."""
 
 _FINGERPRINT = re.compile(
     r"(?:sha-?256(?: fingerprint)?[:=])?((?:[0-9a-f]{2}:?){31}[0-9a-f]{2})", re.IGNORECASE
@@ -32,39 +32,41 @@ _HEX = re.compile(
     r"(?:(?:sha|md)-?\d+(?: fingerprint)?[:=])?(?:[0-9a-f]{32,}|(?:[0-9a-f]{2}[: ]){7,}[0-9a-f]{2})",
     re.IGNORECASE,
 )
-"""What is meant as a fingerprint, of whatever kind."""
+"""Text that was meant as a fingerprint of any kind."""
 _KINDS = {"dns": "DNS", "ip": "IP", "ip address": "IP", "uri": "URI", "email": "email"}
-"""Prefixes of alternative names, in small letters."""
+"""Prefixes of alternative names, in lower case."""
 
 
 @dataclass(frozen=True, slots=True)
-class Anchor:
-    """The certificate in `trusted` that ends a verified chain: who vouches for what the others say.
+class TrustAnchor:
+    """The trust anchor: the certificate in `trusted` at the end of a verified chain.
 
     Attributes:
-        fingerprint: As of an `Identity`.
-        subject: Likewise.
-        authority: Whether it says that it is there to issue others: basicConstraints CA:TRUE and keyUsage
-            keyCertSign. Whatever `openssl req -x509` makes says the first, which is enough for OpenSSL.
+        fingerprint: SHA-256 of the DER certificate, 64 lower-case hexadecimal digits.
+        subject: Distinguished name in the notation of RFC 4514.
+        is_authority: The certificate has basicConstraints CA:TRUE and keyUsage keyCertSign. OpenSSL only
+            requires the first, which every certificate from `openssl req -x509` has.
     """
 
     fingerprint: str
     subject: str
-    authority: bool
+    is_authority: bool
 
 
 @dataclass(frozen=True, slots=True)
-class Identity:
-    """What an X.509 certificate tells about its holder.
+class CertificateIdentity:
+    """The holder of an X.509 certificate, as the certificate states it.
 
     Attributes:
         fingerprint: SHA-256 of the DER certificate, 64 lower-case hexadecimal digits.
-        subject: Distinguished name as RFC 4514 writes it, most specific first (`CN=ct1,O=Hospital,C=BE`).
-        issuer: The same of who signed it.
+        subject: Distinguished name in the notation of RFC 4514, most specific RDN first
+            (`CN=ct1,O=Hospital,C=BE`).
+        issuer: Distinguished name of the issuer.
         names: Subject alternative names, each with its kind: `DNS:`, `IP:`, `URI:`, `email:`.
-        not_after: The end of its validity, in UTC.
-        anchor: Who vouches for it, maybe itself; None where no chain was verified.
-        between: Fingerprints of the certificates between the two.
+        not_after: End of validity, in UTC.
+        trust_anchor: End of the verified chain, possibly the certificate itself. None if no chain was
+            verified.
+        intermediates: Fingerprints of the certificates between this one and the trust anchor.
     """
 
     fingerprint: str
@@ -72,52 +74,53 @@ class Identity:
     issuer: str
     names: tuple[str, ...]
     not_after: datetime
-    anchor: Anchor | None = None
-    between: tuple[str, ...] = ()
+    trust_anchor: TrustAnchor | None = None
+    intermediates: tuple[str, ...] = ()
 
     @property
-    def vouched(self) -> bool:
-        """Whether its names are more than its holder's word: it is trusted itself, or by an authority.
+    def has_trusted_names(self) -> bool:
+        """The names were confirmed: the certificate is trusted itself, or an authority issued it.
 
-        Whose own certificate is trusted could else issue one with anybody's names.
+        A peer whose own certificate is trusted could otherwise issue a certificate with any name.
         """
-        anchor = self.anchor
-        return anchor is not None and (anchor.authority or anchor.fingerprint == self.fingerprint)
+        anchor = self.trust_anchor
+        return anchor is not None and (anchor.is_authority or anchor.fingerprint == self.fingerprint)
 
     @property
-    def lines(self) -> tuple[str, ...]:
-        """Fingerprint, subject and alternative names: what is kept of it with what its holder sent."""
+    def identifying_lines(self) -> tuple[str, ...]:
+        """Fingerprint, subject and alternative names, to be stored with the instances of the holder."""
         return (self.fingerprint, self.subject, *self.names)
 
 
-def identity_of(der: bytes, chain: Sequence[bytes] = ()) -> Identity:
-    """Read a certificate as it came over the wire (`SSLObject.getpeercert(True)`).
+def read_identity(der: bytes, chain: Sequence[bytes] = ()) -> CertificateIdentity:
+    """Read the identity in a certificate from a handshake.
 
     Args:
-        der: It.
-        chain: Its verified chain, from itself to the certificate in `trusted` (`Pump.peer_chain`).
+        der: The certificate.
+        chain: Its verified chain, from the certificate itself to the trust anchor.
 
     Raises:
-        PeerError: It cannot be read. Rare, as OpenSSL has parsed it too, but OpenSSL is less strict.
+        PeerError: `cryptography` cannot parse the certificate. This is rare, because OpenSSL has parsed it
+            before, but OpenSSL is less strict.
     """
     try:
         certificate = x509.load_der_x509_certificate(der)
-        return Identity(
+        return CertificateIdentity(
             fingerprint=hashlib.sha256(der).hexdigest(),
             subject=certificate.subject.rfc4514_string(),
             issuer=certificate.issuer.rfc4514_string(),
             names=tuple(_alternative_names(certificate)),
             not_after=certificate.not_valid_after_utc,
-            anchor=anchor_of(chain[-1]) if chain else None,
-            between=tuple(hashlib.sha256(each).hexdigest() for each in chain[1:-1]),
+            trust_anchor=read_trust_anchor(chain[-1]) if chain else None,
+            intermediates=tuple(hashlib.sha256(each).hexdigest() for each in chain[1:-1]),
         )
     except UNREADABLE as error:
         raise PeerError(f"the certificate cannot be read: {error}") from None
 
 
 @lru_cache(maxsize=256)
-def anchor_of(der: bytes) -> Anchor:
-    """Read a certificate of `trusted`; one of which too little can be read vouches for no name."""
+def read_trust_anchor(der: bytes) -> TrustAnchor:
+    """Read a certificate in `trusted`. A certificate that is only partly readable counts as no authority."""
     subject, authority = "", False
     with contextlib.suppress(*UNREADABLE, x509.ExtensionNotFound):
         certificate = x509.load_der_x509_certificate(der)
@@ -127,7 +130,7 @@ def anchor_of(der: bytes) -> Anchor:
             extensions.get_extension_for_class(x509.BasicConstraints).value.ca
             and extensions.get_extension_for_class(x509.KeyUsage).value.key_cert_sign
         )
-    return Anchor(hashlib.sha256(der).hexdigest(), subject, authority)
+    return TrustAnchor(hashlib.sha256(der).hexdigest(), subject, authority)
 
 
 def _alternative_names(certificate: x509.Certificate) -> Iterator[str]:
@@ -147,60 +150,62 @@ def _alternative_names(certificate: x509.Certificate) -> Iterator[str]:
                 yield f"email:{name.value}"
 
 
-def matches(identity: Identity, pattern: str) -> bool:
-    """Whether `pattern` names exactly this certificate or its holder; who vouches for its names is not asked.
+def matches_identity(identity: CertificateIdentity, pattern: str) -> bool:
+    """Tell whether `pattern` names this certificate or its holder. The issuer is not considered.
 
     Args:
-        identity: Of a certificate that was verified.
+        identity: Identity from a verified certificate.
         pattern: A SHA-256 fingerprint (with or without colons), the whole subject (as RFC 4514 or OpenSSL
             print it), or a subject alternative name (`ct1.example.org` or `DNS:ct1.example.org`). There are
-            no wildcards: a binding that lets in more than one holder is none. "" matches nobody.
+            no wildcards, because a binding must admit exactly one holder. "" matches nothing.
     """
-    kind, value = _meant(pattern)
+    kind, value = _classify_pattern(pattern)
     if kind == "SHA-256":
         return value == identity.fingerprint
     if kind == "subject":
-        return distinguished_names.same(pattern, identity.subject)
-    return any(_is_name(kind, value, name) for name in identity.names)
+        return distinguished_names.is_same_name(pattern, identity.subject)
+    return any(_is_same_alternative_name(kind, value, name) for name in identity.names)
 
 
-def issued_by(identity: Identity, issuer: str) -> bool:
-    """Whether a certificate comes from this issuer.
+def is_issued_by(identity: CertificateIdentity, issuer: str) -> bool:
+    """Tell whether a certificate comes from this issuer.
 
     Args:
-        identity: Of a certificate that was verified.
-        issuer: The whole subject of the certificate in `trusted` that vouches for it: names of those between
-            may be chosen by whoever issued them. Or the SHA-256 fingerprint of any of them.
+        identity: Identity from a verified certificate.
+        issuer: The whole subject of the trust anchor, or the SHA-256 fingerprint of the trust anchor or of an
+            intermediate. Subjects of intermediates do not count, because their issuers choose them freely.
     """
-    if identity.anchor is None:
+    if identity.trust_anchor is None:
         return False
-    kind, value = _meant(issuer)
+    kind, value = _classify_pattern(issuer)
     if kind == "SHA-256":
-        return value in {identity.anchor.fingerprint, *identity.between}
-    return kind == "subject" and distinguished_names.same(issuer, identity.anchor.subject)
+        return value in {identity.trust_anchor.fingerprint, *identity.intermediates}
+    return kind == "subject" and distinguished_names.is_same_name(issuer, identity.trust_anchor.subject)
 
 
-def binding_fault(identity: Identity | None, certificate: str, issuer: str, whose: str) -> str | None:
-    """Why a certificate is not the one that a peer or destination is bound to; None where it is.
+def find_binding_fault(
+    identity: CertificateIdentity | None, certificate: str, issuer: str, whose: str
+) -> str | None:
+    """Return why a certificate does not satisfy the binding of a peer or destination, or None if it does.
 
     Args:
-        identity: Of the certificate that was verified; None where none was shown.
-        certificate: A pattern of `matches`; "" is any.
-        issuer: A pattern of `issued_by`; "" is any.
-        whose: Who is bound, for the message.
+        identity: Identity from the verified certificate. None if the peer presented no certificate.
+        certificate: A pattern of `matches_identity`. "" accepts any certificate.
+        issuer: A pattern of `is_issued_by`. "" accepts any issuer.
+        whose: Name of the peer or destination, for the message.
     """
     binding = " of ".join(repr(part) for part in (certificate, issuer) if part)
     if not binding:
         return None
     if identity is None:
         return f"{whose} is bound to the certificate {binding}, but none was presented"
-    anchor = identity.anchor
-    # Not the issuer that it names itself: whoever issued it could choose any.
+    anchor = identity.trust_anchor
+    # The issuer field of the certificate proves nothing. Name the trust anchor instead.
     who = f"certificate {identity.subject!r} of {anchor.subject if anchor else 'nobody'!r}"
-    bound = not certificate or matches(identity, certificate)
-    if not bound or (issuer and not issued_by(identity, issuer)):
+    bound = not certificate or matches_identity(identity, certificate)
+    if not bound or (issuer and not is_issued_by(identity, issuer)):
         return f"{who} is not bound to {whose}, which is bound to {binding}"
-    if certificate and not (issuer or is_fingerprint(certificate) or identity.vouched):
+    if certificate and not (issuer or is_fingerprint(certificate) or identity.has_trusted_names):
         return (
             f"{who} has the name that {whose} is bound to, {binding}, but the trusted one that issued it "
             "is not marked as an authority (CA:TRUE, keyCertSign); if it is yours, name it in `issuer`, "
@@ -210,17 +215,22 @@ def binding_fault(identity: Identity | None, certificate: str, issuer: str, whos
 
 
 def is_fingerprint(pattern: str) -> bool:
-    """Whether a pattern of `matches` or `issued_by` is the fingerprint of one certificate."""
-    return _meant(pattern)[0] == "SHA-256"
+    """Tell whether a pattern of `matches_identity` or `is_issued_by` is a fingerprint."""
+    return _classify_pattern(pattern)[0] == "SHA-256"
 
 
-def mistake(pattern: str, *, issuer: bool = False) -> str:
-    """Why no certificate can ever match a pattern (of `issued_by`, with `issuer`); "" if one can."""
-    kind, value = _meant(pattern)
+def explain_unmatchable(pattern: str, *, issuer: bool = False) -> str:
+    """Return why no certificate can ever match a pattern, or "" if one can.
+
+    Args:
+        pattern: A pattern of `matches_identity`, or with `issuer` one of `is_issued_by`.
+        issuer: The pattern names an issuer.
+    """
+    kind, value = _classify_pattern(pattern)
     plain = kind == "DNS" and value == pattern.strip()
     if plain and _HEX.fullmatch(value):
         return "is no SHA-256 fingerprint, which has 64 hexadecimal digits, in pairs with colons or without"
-    if kind == "subject" and not distinguished_names.readings(pattern):
+    if kind == "subject" and not distinguished_names.parse_readings(pattern):
         return "is no subject that can be read"
     if issuer and kind not in {"SHA-256", "subject"}:
         return "is neither a whole subject nor a fingerprint"
@@ -232,10 +242,10 @@ def mistake(pattern: str, *, issuer: bool = False) -> str:
 
 
 @lru_cache(maxsize=1024)
-def _meant(pattern: str) -> tuple[str, str]:
-    """What a pattern is compared with, and with what value: it must mean one kind only.
+def _classify_pattern(pattern: str) -> tuple[str, str]:
+    """Return the kind of a pattern and its value. Each pattern has exactly one kind.
 
-    Whoever may choose a name of one kind could else choose one that reads as somebody's name of another.
+    Otherwise a holder who may choose a name of one kind could pass for a holder with a name of another kind.
     """
     wanted = pattern.strip()
     fingerprint = _FINGERPRINT.fullmatch(wanted)
@@ -244,7 +254,7 @@ def _meant(pattern: str) -> tuple[str, str]:
     prefix, separator, rest = wanted.partition(":")
     if separator and prefix.lower() in _KINDS:
         return _KINDS[prefix.lower()], rest
-    if distinguished_names.readings(pattern) or (wanted.startswith("/") and "=" in wanted):
+    if distinguished_names.parse_readings(pattern) or (wanted.startswith("/") and "=" in wanted):
         return "subject", wanted
     if _is_address(wanted):
         return "IP", wanted
@@ -253,12 +263,12 @@ def _meant(pattern: str) -> tuple[str, str]:
     return ("email" if "@" in wanted else "DNS"), wanted
 
 
-def _is_name(wanted_kind: str, wanted: str, name: str) -> bool:
+def _is_same_alternative_name(wanted_kind: str, wanted: str, name: str) -> bool:
     kind, _, value = name.partition(":")
     if kind != wanted_kind:
         return False
     if kind == "IP":
-        # In certificates that constrain names, and in odd ones, it may also be a network.
+        # The name may also be a network: name constraints use networks, and so do some odd certificates.
         both = _is_address(wanted) and _is_address(value)
         return both and ipaddress.ip_address(wanted) == ipaddress.ip_address(value)
     if kind == "DNS":

@@ -1,7 +1,8 @@
-"""Leaves word of certificates that bound peers and destinations have shown.
+"""Observed certificates: record those that bound peers and destinations present in handshakes.
 
-Where an authority is trusted, what it issued is in no file of the node: it shows in handshakes only. Whoever
-verified one leaves word of it, so that its end is known before it comes; `ingest.tls.expiry` reads it.
+A node that trusts an authority has no file with the certificates that the authority issued. It sees them in
+handshakes only. Each process that verifies such a certificate records it here, and `ingest.tls.expiry` warns
+before it ends.
 """
 
 import contextlib
@@ -12,36 +13,37 @@ from datetime import datetime
 from pathlib import Path
 from typing import Final, Literal
 
-from ingest.tls.identity import Identity
+from ingest.tls.identity import CertificateIdentity
 
 FOLDER: Final = "seen"
 NOTED_MAX: Final = 4096
-"""Certificates of which one process remembers that it has noted them."""
+"""Number of recorded certificates that one process remembers, to avoid writing them again."""
 KEPT_MAX: Final = 256
-"""Certificates of one peer or destination that are kept: short-lived ones may have ever new subjects."""
+"""Records kept for one peer or destination. Short-lived certificates may each have a new subject."""
 LEFT_SECONDS: Final = 3600.0
-"""A file that was to get its name so long ago never will: who wrote it was killed."""
+"""Age at which an unfinished file is removed: its writer was killed."""
 
 
-class Sightings:
-    """What one process has seen."""
+class ObservedCertificates:
+    """The certificates that one process has observed."""
 
     def __init__(self, run_dir: Path) -> None:
-        """Prepare; nothing is written yet.
+        """Prepare to record. Nothing is written yet.
 
         Args:
-            run_dir: Of the node.
+            run_dir: Run folder of the node.
         """
         self._folder = run_dir / FOLDER
         self._noted: set[tuple[str, str, str]] = set()
 
-    def note(self, role: Literal["peer", "destination"], whose: str, identity: Identity) -> None:
-        """Leave word of a certificate that was verified.
+    def record(self, role: Literal["peer", "destination"], whose: str, identity: CertificateIdentity) -> None:
+        """Record a verified certificate.
 
         Args:
-            role: Who has shown it.
-            whose: The AE title of the peer, or the name of the destination.
-            identity: It. One of the same subject that `whose` has shown before is forgotten: it was renewed.
+            role: Role of the other side.
+            whose: AE title of the peer, or name of the destination.
+            identity: Identity in the certificate. A record with the same subject is replaced, because the
+                certificate was renewed.
         """
         mark = (role, whose, identity.fingerprint)
         if mark in self._noted:
@@ -58,7 +60,7 @@ class Sightings:
         }
         name = hashlib.sha256("\0".join((role, whose, identity.subject)).encode()).hexdigest()[:32]
         path = self._folder / f"{name}.json"
-        # It is a courtesy: whatever is wrong with the folder must cost nobody an association.
+        # A record only serves warnings. A fault of the folder must never end an association.
         with contextlib.suppress(OSError):
             self._folder.mkdir(mode=0o750, exist_ok=True)
             new = path.with_suffix(f".{identity.fingerprint[:16]}")
@@ -66,12 +68,12 @@ class Sightings:
             new.replace(path)
 
 
-def prune(run_dir: Path, before: datetime) -> None:
-    """Forget what ended before a time, the oldest of whoever has shown too many, and what a kill has left.
+def remove_old_records(run_dir: Path, before: datetime) -> None:
+    """Remove records of ended certificates, the oldest of too many, and unfinished files.
 
     Args:
-        run_dir: Of the node.
-        before: With a time zone.
+        run_dir: Run folder of the node.
+        before: Remove certificates that ended before this time, which has a time zone.
     """
     kept: dict[tuple[str, str], list[tuple[float, Path]]] = {}
     for path in (run_dir / FOLDER).glob("*"):

@@ -7,7 +7,7 @@ from typing import Final
 from ingest.errors import PeerError
 from ingest.ext import tls_offered
 from ingest.tls import revocation
-from ingest.tls.identity import identity_of
+from ingest.tls.identity import read_identity
 
 SUBJECT_CHARACTERS: Final = 256
 """What is kept of a subject: nobody has vouched for it, and its holder chose its length."""
@@ -36,7 +36,7 @@ def refused_certificate(connection: ssl.SSLObject | ssl.SSLSocket) -> dict[str, 
         return {}
     found = {"fingerprint": hashlib.sha256(der).hexdigest()}
     try:
-        subject = identity_of(der).subject[:SUBJECT_CHARACTERS]
+        subject = read_identity(der).subject[:SUBJECT_CHARACTERS]
     except PeerError:
         return found
     return {"subject": "".join(each if each.isprintable() else "?" for each in subject)} | found

@@ -81,9 +81,9 @@ def lists(path: Path) -> Iterator[tuple[Path, "CertificateRevocationList"]]:
         ConfigError: A file cannot be read, or there is no list; the message names it.
     """
     found = False
-    for file in formats.files(path):
+    for file in formats.list_files(path):
         try:
-            content = files.read(file)
+            content = files.read_regular_file(file)
         except OSError as error:
             raise ConfigError([f"{file}: {error.strerror}; let this user read it"]) from None
         for each in _parse(file, content, alone=file == path):
@@ -105,7 +105,7 @@ def trusted(tls: TLS) -> list[Trusted]:
 
     found = []
     for index, path in enumerate(tls.trusted):
-        for file, texts in formats.certificates(path, tls.password_file):
+        for file, texts in formats.iterate_certificates(path, tls.password_file):
             for pem in texts:
                 certificate = None
                 with contextlib.suppress(*UNREADABLE):

@@ -33,7 +33,7 @@ PRIVATE = "1.2.826.0.1.3680043.2.1.1"
 
 
 def peers(material: Material) -> str:
-    fingerprint = pairs.inspect(material.certificate("peer"))[0].fingerprint
+    fingerprint = pairs.read_identities(material.certificate("peer"))[0].fingerprint
     return f"""
 [[peers]]
 ae_title = "BOUND"
@@ -78,7 +78,9 @@ def test_only_the_certificate_bound_to_an_ae_title_may_use_it(
     event = watch.event("association_rejected", calling_ae=title)
     assert event["subject"] == f"CN={others}"
     binding = (
-        "CN=other" if title == "NAMED" else pairs.inspect(node.material.certificate("peer"))[0].fingerprint
+        "CN=other"
+        if title == "NAMED"
+        else pairs.read_identities(node.material.certificate("peer"))[0].fingerprint
     )
     assert all(text in event["reason"] for text in (f"CN={others}", title, binding))
     with Caller.tls(node, own) as caller:

@@ -41,7 +41,7 @@ def signed_by_a_stranger(material: Material) -> None:
     """A pair "signed" whose authority nobody trusts."""
     if not material.certificate("signed").exists():
         pairs.write_pair(
-            pairs.signed("signed", pairs.authority("their authority", key_type="ec")),
+            pairs.issue_signed("signed", pairs.issue_authority("their authority", key_type="ec")),
             material.folder / "signed",
         )
 

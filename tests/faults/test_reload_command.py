@@ -91,7 +91,7 @@ def pair(material: Material) -> Callable[..., str]:
     """Makes a pair in the material's folder; returns its name."""
 
     def make(name: str, **options: object) -> str:
-        made = pairs.self_signed(name, names=["localhost"], key_type="ec", **options)  # type: ignore[arg-type]
+        made = pairs.issue_self_signed(name, names=["localhost"], key_type="ec", **options)  # type: ignore[arg-type]
         pairs.write_pair(made, material.folder / name, force=True)
         return name
 
@@ -145,7 +145,7 @@ def test_trust_of_which_nothing_is_valid_any_more_is_not_taken(
 def test_old_list_is_not_taken_where_it_would_keep_all_out_whom_its_issuer_vouches_for(
     make_node: Callable[..., Node], tmp_path: Path
 ) -> None:
-    issuer = pairs.authority("issuer", key_type="ec")
+    issuer = pairs.issue_authority("issuer", key_type="ec")
     lists = tmp_path / "lists"
     lists.mkdir()
     old, fresh = (
@@ -187,7 +187,7 @@ def test_files_that_are_replaced_while_they_are_read_are_read_once(
 ) -> None:
     """Else a certificate could be looked at, and another one be taken."""
     strace = require_program("strace")
-    issuer, lists = pairs.authority("issuer", key_type="ec"), tmp_path / "lists"
+    issuer, lists = pairs.issue_authority("issuer", key_type="ec"), tmp_path / "lists"
     lists.mkdir()
     (lists / "site").write_bytes(revocation_list(issuer).public_bytes(Encoding.PEM))
     node = make_node()

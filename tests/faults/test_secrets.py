@@ -35,7 +35,7 @@ def secrets(*keys: Path) -> set[bytes]:
 def node(make_node: Callable[..., Node], tmp_path: Path) -> Node:
     keys = tmp_path / "keys"
     for name in ("listener", "sender"):
-        pairs.write_pair(pairs.self_signed(name, names=["localhost"]), keys / name)
+        pairs.write_pair(pairs.issue_self_signed(name, names=["localhost"]), keys / name)
     for name in ("key", "store"):
         (keys / f"{name}.password").write_text(PASSWORDS[name])
     opened = serialization.load_pem_private_key((keys / "listener.key").read_bytes(), None)

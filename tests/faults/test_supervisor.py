@@ -393,7 +393,7 @@ def test_a_reload_is_for_new_associations_and_leaves_the_running_ones_alone(
         node='[node]\nae_title = "OLD"\ndata_dir = "var"', receive=_receive("check_called_ae = true")
     ).start()
     old = listeners(node)
-    pair = pairs.self_signed("renewed", names=["localhost"], key_type="ec")
+    pair = pairs.issue_self_signed("renewed", names=["localhost"], key_type="ec")
     pairs.write_pair(pair, tmp_path / "renewed")
     renewed = ssl.PEM_cert_to_DER_cert(pair.certificate_pem.decode())
     with associated(node, called="OLD") as running:

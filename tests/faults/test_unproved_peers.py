@@ -14,7 +14,7 @@ from ingest.errors import AssociationError, Cause
 from ingest.requestor.remotes import remotes
 from ingest.requestor.store_scu import Association, Remote, Timeouts
 from ingest.tls.contexts import client_context, server_context
-from ingest.tls.identity import identity_of
+from ingest.tls.identity import read_identity
 from ingest.tls.keys import pairs
 from ingest.tls.pump import Pump
 from tests.support.forwarding import Forwarding
@@ -122,15 +122,18 @@ def config(port: int, tls: TLS, **keys: object) -> Config:
 def hospital(tmp_path_factory: pytest.TempPathFactory) -> dict[str, TLS]:
     """A node that trusts an authority, and the archive, a modality and another authority's certificate."""
     folder = tmp_path_factory.mktemp("hospital")
-    site, vendor = pairs.authority("site", key_type="ec"), pairs.authority("vendor", key_type="ec")
+    site, vendor = (
+        pairs.issue_authority("site", key_type="ec"),
+        pairs.issue_authority("vendor", key_type="ec"),
+    )
     for each in (site, vendor):
-        pairs.trust(each.certificate, folder / "trusted.crt")
+        pairs.add_to_bundle(each.certificate, folder / "trusted.crt")
     made = {}
     for name, issuer in (("node", site), ("archive", site), ("modality", site), ("archive2", vendor)):
         title = name.rstrip("2")
-        pair = pairs.signed(title, issuer, names=[f"{title}.example.org", "127.0.0.1"], key_type="ec")
+        pair = pairs.issue_signed(title, issuer, names=[f"{title}.example.org", "127.0.0.1"], key_type="ec")
         pairs.write_pair(pair, folder / name)
-        certificate, key = pairs.files_of(folder / name)
+        certificate, key = pairs.pair_paths(folder / name)
         made[name] = TLS(certificate=certificate, private_key=key, trusted=(folder / "trusted.crt",))
     return made
 
@@ -143,7 +146,7 @@ def serve(peer: Conversation) -> None:
 
 def fingerprint(tls: TLS) -> str:
     assert tls.certificate is not None
-    return identity_of(ssl.PEM_cert_to_DER_cert(tls.certificate.read_text())).fingerprint
+    return read_identity(ssl.PEM_cert_to_DER_cert(tls.certificate.read_text())).fingerprint
 
 
 @pytest.mark.parametrize(

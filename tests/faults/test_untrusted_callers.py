@@ -51,7 +51,7 @@ def window(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def node(tmp_path_factory: pytest.TempPathFactory, material: Material, window: Path) -> Iterator[Node]:
-    signed = pairs.signed("signed", pairs.authority("their authority", key_type="ec"))
+    signed = pairs.issue_signed("signed", pairs.issue_authority("their authority", key_type="ec"))
     pairs.write_pair(signed, material.folder / "signed by whom", force=True)
     node = Node(tmp_path_factory.mktemp("node"), material, program=("-c", PROGRAM, str(window)))
     with cleaned(node):

@@ -267,7 +267,7 @@ def test_node_says_what_ends_at_start_and_after_a_reload_no_more(
 ) -> None:
     begin = datetime.now(UTC) - timedelta(days=9)
     for name, days in (("own", 14), ("ct1", 3)):
-        pairs.write_pair(pairs.self_signed(name, key_type="ec", start=begin, days=days), folder / name)
+        pairs.write_pair(pairs.issue_self_signed(name, key_type="ec", start=begin, days=days), folder / name)
     node = start(
         f'certificate = "{folder}/own.crt"\nprivate_key = "{folder}/own.key"\ntrusted = ["../ct1.crt"]'
     )
@@ -275,7 +275,7 @@ def test_node_says_what_ends_at_start_and_after_a_reload_no_more(
     assert (ends["level"], ends["within_days"], ends["subject"]) == ("warning", 7, "CN=own")
     (ended,) = eventually(lambda: node.events("certificate_ended"), 10, "certificate_ended")
     assert (ended["level"], ended["key"], ended["role"]) == ("error", "tls.node.trusted[0]", "trusted")
-    pairs.write_pair(pairs.self_signed("own", key_type="ec"), folder / "own", force=True)
+    pairs.write_pair(pairs.issue_self_signed("own", key_type="ec"), folder / "own", force=True)
     ingest("reload", "-c", node.config_path)
     assert node.stop() == 0
     assert len(node.events("certificate_ends")) == len(node.events("certificate_ended")) == 1

@@ -156,7 +156,9 @@ def test_our_own_certificate_has_expired(material: Material) -> None:
 
 
 def test_name_that_the_certificate_does_not_have(material: Material, tmp_path: Path) -> None:
-    pairs.write_pair(pairs.self_signed("elsewhere", names=["elsewhere.example.org"]), tmp_path / "elsewhere")
+    pairs.write_pair(
+        pairs.issue_self_signed("elsewhere", names=["elsewhere.example.org"]), tmp_path / "elsewhere"
+    )
     named = TLS(
         certificate=material.certificate("node"),
         private_key=material.key("node"),

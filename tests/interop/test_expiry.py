@@ -20,11 +20,11 @@ def test_end_of_what_peers_and_destinations_show_is_told(
     make_node: Callable[..., Node], tmp_path: Path
 ) -> None:
     material = Material(tmp_path / "pki")
-    site = pairs.authority("site", key_type="ec")
-    pairs.trust(site.certificate, material.trusted)
+    site = pairs.issue_authority("site", key_type="ec")
+    pairs.add_to_bundle(site.certificate, material.trusted)
     for name, days in (("node", 90), ("ct1", 5), ("remote", 20), ("anybody", 5), ("other", 15)):
         begin = datetime.now(UTC) - timedelta(days=1)
-        made = pairs.signed(name, site, names=["localhost"], key_type="ec", start=begin, days=days + 1)
+        made = pairs.issue_signed(name, site, names=["localhost"], key_type="ec", start=begin, days=days + 1)
         pairs.write_pair(made, material.folder / name)
     with PynetdicomRemote([(CT, [EXPLICIT])], tls=material.tls("remote")) as remote:
         node = make_node()
@@ -67,14 +67,14 @@ def test_status_tells_what_is_in_force_and_that_files_have_changed(
 ) -> None:
     material = Material(tmp_path / "pki")
     write = {"key_type": "ec", "names": ["localhost"]}
-    pairs.write_pair(pairs.self_signed("old", **write), material.folder / "node")  # type: ignore[arg-type]
+    pairs.write_pair(pairs.issue_self_signed("old", **write), material.folder / "node")  # type: ignore[arg-type]
     material.trusted.write_bytes(material.certificate("node").read_bytes())
     node = make_node()
     node.material = material
     node.configure()
     node.start()
     assert [row["subject"] for row in _status(node)] == ["CN=old", "CN=old"]
-    new = pairs.self_signed("new", **write)  # type: ignore[arg-type]
+    new = pairs.issue_self_signed("new", **write)  # type: ignore[arg-type]
     pairs.write_pair(new, material.folder / "node", force=True)
     *rows, changed = _status(node)
     assert [row["subject"] for row in rows] == ["CN=old", "CN=old"]

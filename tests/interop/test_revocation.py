@@ -30,14 +30,14 @@ class Site:
 
     def __init__(self, folder: Path) -> None:
         self.material = Material(folder)
-        self.authority = pairs.authority("Site", key_type="ec")
+        self.authority = pairs.issue_authority("Site", key_type="ec")
         self.pairs = {
-            name: pairs.signed(name, self.authority, names=["localhost", "127.0.0.1"], key_type="ec")
+            name: pairs.issue_signed(name, self.authority, names=["localhost", "127.0.0.1"], key_type="ec")
             for name in ("node", "peer", "stolen")
         }
         for name, pair in self.pairs.items():
             pairs.write_pair(pair, folder / name)
-        pairs.trust(self.authority.certificate, self.material.trusted)
+        pairs.add_to_bundle(self.authority.certificate, self.material.trusted)
         self.lists = folder / "lists"
         self.lists.mkdir()
         self.node = Node(folder / "node-folder", self.material)
@@ -126,9 +126,9 @@ def test_new_lists_count_for_new_associations_after_a_reload(site: Site) -> None
 
 
 def test_an_authority_that_its_root_revoked_lets_nobody_in_though_both_are_trusted(site: Site) -> None:
-    root = pairs.authority("Root", key_type="ec")
-    middle = under(pairs.authority("Middle", key_type="ec"), under(root, root))
-    pairs.write_pair(pairs.signed("modality", middle, key_type="ec"), site.material.folder / "modality")
+    root = pairs.issue_authority("Root", key_type="ec")
+    middle = under(pairs.issue_authority("Middle", key_type="ec"), under(root, root))
+    pairs.write_pair(pairs.issue_signed("modality", middle, key_type="ec"), site.material.folder / "modality")
     authority, chain = site.material.folder / "middle", site.material.folder / "chain"
     authority.write_bytes(middle.certificate_pem)
     chain.write_bytes(middle.certificate_pem + under(root, root).certificate_pem)
@@ -168,7 +168,7 @@ def test_a_trusted_certificate_that_its_issuer_revoked_is_told_so(site: Site) ->
 
 
 def test_policy_decides_about_an_issuer_without_a_list_and_the_log_names_the_key(site: Site) -> None:
-    other = pairs.authority("Other", key_type="ec")
+    other = pairs.issue_authority("Other", key_type="ec")
     (site.lists / "site").write_bytes(revocation_list(other).public_bytes(Encoding.PEM))
     site.hang_up("reloaded")
     eventually(lambda: not site.echoes("peer"), what="the list of another in force")

@@ -45,9 +45,9 @@ LOOKS = (
 def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Node]:
     folder = tmp_path_factory.mktemp("scans")
     material = Material(folder / "pki")
-    site = pairs.authority("site")
-    pairs.trust(site.certificate, material.trusted)
-    made = pairs.signed("localhost", site, names=["localhost"], days=90)
+    site = pairs.issue_authority("site")
+    pairs.add_to_bundle(site.certificate, material.trusted)
+    made = pairs.issue_signed("localhost", site, names=["localhost"], days=90)
     pairs.write_pair(made, material.folder / "node")
     node = Node(folder / "node", material)
     node.configure(

@@ -148,13 +148,15 @@ class Site(Material):
         authority = self._authority("authority", root)
         stranger = self._authority("stranger", None)
         revoked = []
-        pairs.trust(root.certificate, self.trusted)
+        pairs.add_to_bundle(root.certificate, self.trusted)
         for name, kind in keys.items():
             for who in ("node", "trusted", "self-signed"):
-                pair = pairs.self_signed(f"{who} {name}", names=["localhost", "127.0.0.1"], key_type=kind)
+                pair = pairs.issue_self_signed(
+                    f"{who} {name}", names=["localhost", "127.0.0.1"], key_type=kind
+                )
                 pairs.write_pair(pair, self.folder / f"{who}-{name}")
                 if who != "self-signed":
-                    pairs.trust(pair.certificate, self.trusted)
+                    pairs.add_to_bundle(pair.certificate, self.trusted)
             for who, issuer, options in (
                 ("chain", authority, {}),
                 ("revoked", authority, {}),
@@ -162,7 +164,7 @@ class Site(Material):
                 ("expired", authority, {"start": now - 3 * day, "days": 1}),
                 ("early", authority, {"start": now + day, "days": 3}),
             ):
-                pair = pairs.signed(f"{who} {name}", issuer, key_type=kind, **options)
+                pair = pairs.issue_signed(f"{who} {name}", issuer, key_type=kind, **options)
                 self._write(f"{who}-{name}", pair, issuer)
                 revoked += [pair.certificate] if who == "revoked" else []
             self._write(f"usage-{name}", self._for_servers_only(kind, authority), authority)
@@ -176,14 +178,14 @@ class Site(Material):
 
     def _authority(self, name: str, issuer: pairs.Pair | None) -> pairs.Pair:
         """As `pki.authority`, which makes none that have others under them."""
-        own = pairs.authority(name, key_type="ec")
+        own = pairs.issue_authority(name, key_type="ec")
         above = issuer or own
         builder = _again(own.certificate, above.certificate.subject)
         builder = builder.add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
         return pairs.Pair(builder.sign(above.private_key, hashes.SHA256()), own.private_key)
 
     def _for_servers_only(self, kind: str, issuer: pairs.Pair) -> pairs.Pair:
-        pair = pairs.signed("for servers", issuer, key_type=kind)
+        pair = pairs.issue_signed("for servers", issuer, key_type=kind)
         builder = _again(pair.certificate, issuer.certificate.subject)
         builder = builder.add_extension(
             x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False
@@ -191,8 +193,8 @@ class Site(Material):
         return pairs.Pair(builder.sign(issuer.private_key, hashes.SHA256()), pair.private_key)
 
     def _write(self, name: str, pair: pairs.Pair, issuer: pairs.Pair) -> None:
-        pairs.write_both(
-            self.folder / name, pair.certificate_pem + issuer.certificate_pem, pair.key_pem(), force=False
+        pairs.write_pair_files(
+            self.folder / name, pair.certificate_pem + issuer.certificate_pem, pair.encode_key(), force=False
         )
 
 

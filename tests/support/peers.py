@@ -59,8 +59,8 @@ def wait_for(condition: Callable[[], Any], seconds: float = 10.0, what: str = "t
 
 def make_tls(folder: Path, name: str = "node") -> TLS:
     """A self-signed pair that trusts itself, as both ends may use it."""
-    pairs.write_pair(pairs.self_signed("localhost", names=["localhost", "127.0.0.1"]), folder / name)
-    certificate, key = pairs.files_of(folder / name)
+    pairs.write_pair(pairs.issue_self_signed("localhost", names=["localhost", "127.0.0.1"]), folder / name)
+    certificate, key = pairs.pair_paths(folder / name)
     return TLS(certificate=certificate, private_key=key, trusted=(certificate,))
 
 

@@ -39,14 +39,14 @@ def make(folder: Path) -> Material:
     """Write pairs "node", "remote", "peer", "other", "stranger" and "expired"."""
     material = Material(folder)
     for name in ("node", "remote", "peer", "other", "stranger"):
-        pair = pairs.self_signed(
+        pair = pairs.issue_self_signed(
             name, names=["localhost", "127.0.0.1"], key_type="ec" if name == "other" else "rsa2048"
         )
         pairs.write_pair(pair, folder / name)
         if name != "stranger":
-            pairs.trust(pair.certificate, material.trusted)
+            pairs.add_to_bundle(pair.certificate, material.trusted)
     past = datetime.now(UTC) - timedelta(days=30)
-    pair = pairs.self_signed("expired", names=["localhost"], days=10, start=past, key_type="ec")
+    pair = pairs.issue_self_signed("expired", names=["localhost"], days=10, start=past, key_type="ec")
     pairs.write_pair(pair, folder / "expired")
-    pairs.trust(pair.certificate, material.trusted)
+    pairs.add_to_bundle(pair.certificate, material.trusted)
     return material

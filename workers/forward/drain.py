@@ -19,8 +19,8 @@ from ingest.dicom.padding import is_odd
 from ingest.errors import AssociationError, Cause, LedgerError, PeerError, StoreAwayError, StoreError
 from ingest.ledger import Delivery, Ledger
 from ingest.requestor.store_scu import Association, Context, Remote, Timeouts, plan, proposals
-from ingest.tls.identity import identity_of
-from ingest.tls.observed_certificates import Sightings
+from ingest.tls.identity import read_identity
+from ingest.tls.observed_certificates import ObservedCertificates
 from ingest.workers.fault_attribution import is_shortage
 from ingest.workers.forward.breaker import Breaker
 from ingest.workers.forward.circuit import Trouble
@@ -75,7 +75,7 @@ class Tools:
 
     ledger: Ledger
     store: FileStore
-    sightings: Sightings
+    sightings: ObservedCertificates
     client: redis.Redis
     stopping: Callable[[], bool]
     rng: Callable[[], float]
@@ -444,7 +444,7 @@ class Drain:
     def _note_certificate(self, der: bytes | None) -> None:
         with contextlib.suppress(PeerError):  # OpenSSL is less strict, and has taken it
             if der is not None:
-                self._tools.sightings.note("destination", self._name, identity_of(der))
+                self._tools.sightings.record("destination", self._name, read_identity(der))
 
     def _tick(self) -> None:
         """At least twice a second, also while an instance is on its way."""

@@ -36,7 +36,7 @@ from ingest.queue.wakeups import (
     wake,
 )
 from ingest.requestor.transport import Remote
-from ingest.tls.observed_certificates import Sightings
+from ingest.tls.observed_certificates import ObservedCertificates
 from ingest.workers.backoff import Backoff, StoppedError, retry_with_backoff
 from ingest.workers.forward.circuit import asked_anew
 from ingest.workers.forward.destination_slots import NO_END, longest_hold_ms, place_key
@@ -91,7 +91,7 @@ class Forwarder:
         self.tools = Tools(
             ledger=self.ledger,
             store=FileStore(config.store_root),
-            sightings=Sightings(config.run_dir),
+            sightings=ObservedCertificates(config.run_dir),
             client=self.client,
             stopping=stop.is_set,
             rng=random.Random().random,  # noqa: S311 - jitter

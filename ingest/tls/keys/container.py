@@ -1,4 +1,4 @@
-"""What a file of keys and certificates holds, once it is read; `ingest.tls.keys.formats` reads it."""
+"""The key container: the keys and certificates of one file, as `ingest.tls.keys.formats` reads them."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -10,31 +10,33 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class Held:
-    """What one file holds.
+class KeyContainer:
+    """The keys and certificates of one file.
 
     Attributes:
-        form: "PEM", "DER", "PKCS#7", "PKCS#12"; "JKS" is Java's old form, which is not read; "" is none.
-        certificates: As PEM text. Of PKCS#12: the key's own first, its issuers next, then the others. Of
-            PKCS#7, which has no order: one that has issued none of the others first, its issuers next.
-        keys: Private keys as PEM; those of PEM and DER are as they stand, maybe encrypted.
-        names: Of PKCS#12: the alias of each certificate, or "".
-        aliases: Of PKCS#12: the alias of each key, or "".
-        locked: Of PKCS#12: whether a password opened it.
+        key_format: "PEM", "DER", "PKCS#7" or "PKCS#12". "JKS" is Java's old format, which is recognized but
+            not read. "" means that the file holds neither keys nor certificates.
+        certificates: Certificates as PEM text. In PKCS#12 the certificate of the key comes first, then its
+            issuers, then the others. PKCS#7 has no order: a certificate that issued none of the others comes
+            first, then its issuers.
+        keys: Private keys as PEM. Keys from PEM and DER stay as they are, possibly encrypted.
+        certificate_aliases: PKCS#12 only: the alias of each certificate, or "".
+        key_aliases: PKCS#12 only: the alias of each key, or "".
+        was_encrypted: PKCS#12 only: a password was needed to open the file.
     """
 
-    form: str
+    key_format: str
     certificates: tuple[str, ...] = ()
     keys: tuple[bytes, ...] = ()
-    names: tuple[str, ...] = ()
-    aliases: tuple[str, ...] = ()
-    locked: bool = False
+    certificate_aliases: tuple[str, ...] = ()
+    key_aliases: tuple[str, ...] = ()
+    was_encrypted: bool = False
 
-    def lacks(self, what: str) -> str:
-        """Cause and remedy for who looked for a `what` here in vain."""
-        if self.form == "JKS":
+    def explain_missing(self, what: str) -> str:
+        """Return cause and remedy for a file that lacks the wanted item, such as "private key"."""
+        if self.key_format == "JKS":
             return (
-                "is a Java key store of the old form; convert it "
+                "is a Java key store of the old format (JKS); convert it "
                 "(`keytool -importkeystore -srckeystore OLD -destkeystore NEW.p12 -deststoretype PKCS12`)"
             )
         if self.certificates and not self.keys:
@@ -45,12 +47,12 @@ class Held:
 
 
 def is_encrypted(key: bytes) -> bool:
-    """Whether a key in PEM needs a password: PKCS#8 (RFC 7468 11) or traditional (RFC 1421 4.6.1.1)."""
+    """Tell whether a PEM key needs a password: PKCS#8 (RFC 7468 11) or traditional (RFC 1421 4.6.1.1)."""
     return b"ENCRYPTED" in key
 
 
-def with_issuers(first: "x509.Certificate", others: Iterable["x509.Certificate"]) -> list["x509.Certificate"]:
-    """A certificate, then its issuers among `others`, each before its own issuer (RFC 8446 4.4.2)."""
+def order_chain(first: "x509.Certificate", others: Iterable["x509.Certificate"]) -> list["x509.Certificate"]:
+    """Return a certificate and its issuers among `others`, each before its own issuer (RFC 8446 4.4.2)."""
     from cryptography.exceptions import InvalidSignature  # noqa: PLC0415 - PEM needs none of it
 
     from ingest.tls.identity import UNREADABLE  # noqa: PLC0415 - as above
@@ -69,8 +71,8 @@ def with_issuers(first: "x509.Certificate", others: Iterable["x509.Certificate"]
             return found
 
 
-def plain(key: "PrivateKeyTypes") -> bytes:
-    """As PEM, PKCS#8, not encrypted: for memory only."""
+def encode_key_unencrypted(key: "PrivateKeyTypes") -> bytes:
+    """Encode a key as unencrypted PKCS#8 PEM. The result must stay in memory."""
     from cryptography.hazmat.primitives import serialization  # noqa: PLC0415 - as above
 
     return key.private_bytes(

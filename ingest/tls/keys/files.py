@@ -1,4 +1,4 @@
-"""Files of keys, certificates and passwords: read without waiting, written whole or not at all."""
+"""Files of keys, certificates and passwords: read without blocking, written completely or not at all."""
 
 import codecs
 import contextlib
@@ -15,41 +15,41 @@ from typing import Final
 from ingest.errors import ConfigError, IngestError
 
 PASSWORD_MAX: Final = 1024
-"""Bytes; Python's limit for the password of a key."""
+"""Upper limit of Python's `ssl` module for the password of a key, in bytes."""
 
 
 @dataclass(frozen=True, slots=True)
-class _Read:
-    """What was read so far."""
+class _FileCache:
+    """Contents and folder listings that were read so far."""
 
     contents: dict[Path, bytes] = field(default_factory=dict)
     listings: dict[Path, list[Path]] = field(default_factory=dict)
 
 
-_once: ContextVar[_Read | None] = ContextVar("once", default=None)
+_file_cache: ContextVar[_FileCache | None] = ContextVar("once", default=None)
 
 
 @contextlib.contextmanager
-def reading_once() -> Iterator[None]:
-    """Within it each file is read once, so that what is used is what was looked at.
+def cache_file_reads() -> Iterator[None]:
+    """Read each file only once within this block, and reuse its content.
 
-    Sites replace files while a node reads them: several contexts, and what is said of their certificates, are
-    made of the same bytes all the same.
+    A site may replace a certificate while a node reads it. Several TLS contexts, and the checks of their
+    certificates, must all be made from the same bytes.
     """
-    token = _once.set(_Read())
+    token = _file_cache.set(_FileCache())
     try:
         yield
     finally:
-        _once.reset(token)
+        _file_cache.reset(token)
 
 
-def listing(folder: Path) -> list[Path]:
-    """The files of a folder, whatever their names.
+def list_folder(folder: Path) -> list[Path]:
+    """Return the files of a folder, sorted by name.
 
     Raises:
-        OSError: It cannot be read.
+        OSError: The folder cannot be read.
     """
-    kept = _once.get()
+    kept = _file_cache.get()
     if kept is not None and folder in kept.listings:
         return kept.listings[folder]
     found = sorted(entry for entry in folder.iterdir() if entry.is_file())
@@ -58,21 +58,23 @@ def listing(folder: Path) -> list[Path]:
     return found
 
 
-def read(path: Path, most: int = -1) -> bytes:
-    """What a regular file holds, or so many bytes of it; a pipe could keep who reads it for ever.
+def read_regular_file(path: Path, most: int = -1) -> bytes:
+    """Read a regular file, or its first `most` bytes.
+
+    Pipes and devices are refused, because reading one could block for ever.
 
     Raises:
-        OSError: It cannot be read, or is no regular file.
+        OSError: The file cannot be read, or is not a regular file.
     """
-    kept = _once.get()
+    kept = _file_cache.get()
     if kept is None:
-        return _read(path, most)
+        return _open_and_read(path, most)
     if path not in kept.contents:
-        kept.contents[path] = _read(path, -1)
+        kept.contents[path] = _open_and_read(path, -1)
     return kept.contents[path][: most if most >= 0 else None]
 
 
-def _read(path: Path, most: int) -> bytes:
+def _open_and_read(path: Path, most: int) -> bytes:
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
     try:
         kind = os.fstat(descriptor).st_mode
@@ -87,13 +89,13 @@ def _read(path: Path, most: int) -> bytes:
 
 
 def read_password(path: Path) -> bytes:
-    """The first line of a password file, without the mark that some editors put before UTF-8.
+    """Read the first line of a password file, without a UTF-8 byte order mark.
 
     Raises:
-        ConfigError: It cannot be read, is empty, is UTF-16, or is longer than a key's password may be.
+        ConfigError: The file cannot be read, is empty, is UTF-16, or its first line is too long.
     """
     try:
-        content = read(path)
+        content = read_regular_file(path)
     except OSError as error:
         remedy = "name a password file that this user may read"
         raise ConfigError([f"{path}: {error.strerror}; {remedy}"]) from None
@@ -109,10 +111,12 @@ def read_password(path: Path) -> bytes:
 
 
 def read_store_password(path: Path) -> bytes:
-    """The same for PKCS#12, which has it in UTF-16 (RFC 7292 B.1): its characters must be known.
+    """Read the password of a PKCS#12 file, which must be UTF-8.
+
+    PKCS#12 encodes its password as UTF-16 (RFC 7292 B.1), so the characters must be known.
 
     Raises:
-        ConfigError: As before, or it is not UTF-8.
+        ConfigError: As for `read_password`, or the password is not UTF-8.
     """
     password = read_password(path)
     try:
@@ -122,11 +126,11 @@ def read_store_password(path: Path) -> bytes:
     return password
 
 
-def beside(prefix: Path, ending: str) -> Path:
-    """`PREFIX.ending`.
+def path_with_ending(prefix: Path, ending: str) -> Path:
+    """Return `PREFIX.ending`.
 
     Raises:
-        IngestError: The prefix is no name.
+        IngestError: The prefix names a folder instead of a file.
     """
     if prefix.name in ("", ".."):
         raise IngestError(f"{prefix}: names a folder, no file in it; write a prefix such as pki/node")
@@ -134,24 +138,24 @@ def beside(prefix: Path, ending: str) -> Path:
 
 
 def refuse_existing(*paths: Path, force: bool, remedy: str) -> None:
-    """Before anything is written.
+    """Check that no file would be replaced without `force`. Call it before the first file is written.
 
     Raises:
-        IngestError: One of them exists and `force` is not set.
+        IngestError: A file exists and `force` is not set.
     """
     for path in paths:
-        # Unlike Path.exists, it never raises: what cannot be looked at is told when it is written.
+        # Unlike Path.exists it never raises. Writing the file reports the error.
         if os.path.exists(path) and not force:
             raise IngestError(f"{path} exists; {remedy}, or --force to replace it")
 
 
 def write_file(path: Path, content: bytes, mode: int, *, force: bool) -> None:
-    """Make a file with these permissions from its first byte on, whole or not at all, with its folder.
+    """Write a file and its folder atomically. The permissions hold from the first byte on.
 
-    What is replaced keeps its owner and group, where we may say so: who reads it still can.
+    A replaced file keeps its owner and group if this user may set them, so that its readers keep access.
 
     Raises:
-        IngestError: It exists and `force` is not set, or the folder cannot be written.
+        IngestError: The file exists and `force` is not set, or the folder cannot be written.
     """
     if path.name in ("", ".."):
         raise IngestError(f"{path}: names a folder; name a file in it")
@@ -163,18 +167,18 @@ def write_file(path: Path, content: bytes, mode: int, *, force: bool) -> None:
             with os.fdopen(descriptor, "wb") as file:
                 if force:
                     _keep_owner(descriptor, path)
-                os.fchmod(descriptor, mode)  # whatever the umask
+                os.fchmod(descriptor, mode)  # The umask must not narrow or widen it.
                 file.write(content)
                 file.flush()
                 os.fsync(descriptor)
             if force:
                 new.replace(path)
             else:
-                path.hardlink_to(new)  # unlike a rename, it never replaces
+                path.hardlink_to(new)  # Unlike a rename, a link never replaces a file.
         finally:
             new.unlink(missing_ok=True)
     except OSError as error:
-        raise IngestError(f"{path}: {error.strerror}; name a place that can be written") from None
+        raise IngestError(f"{path}: {error.strerror}; name a path that can be written") from None
 
 
 def _keep_owner(descriptor: int, path: Path) -> None:
@@ -182,7 +186,7 @@ def _keep_owner(descriptor: int, path: Path) -> None:
         there = path.stat()
     except OSError:
         return
-    for owner in (there.st_uid, -1):  # the group alone may be given to members of it
+    for owner in (there.st_uid, -1):  # An ordinary user may set the group, but not the owner.
         with contextlib.suppress(OSError):
             os.fchown(descriptor, owner, there.st_gid)
             return

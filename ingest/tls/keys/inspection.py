@@ -1,4 +1,4 @@
-"""`ingest certs inspect`: what files of keys and certificates hold, and which of them belong together."""
+"""Inspection of key files for `ingest certs inspect`: their content, and which parts belong together."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
@@ -12,7 +12,7 @@ from cryptography.hazmat.primitives.asymmetric import dsa, ec, rsa
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from ingest.errors import IngestError, PeerError
-from ingest.tls.identity import UNREADABLE, identity_of
+from ingest.tls.identity import UNREADABLE, read_identity
 from ingest.tls.keys import formats
 from ingest.tls.keys.container import is_encrypted
 from ingest.tls.keys.loading import opened
@@ -35,8 +35,8 @@ _BASIC: Final = {
 
 
 @dataclass(frozen=True, slots=True)
-class Certificate:
-    """One certificate; `public` tells whether a key is its own and is nothing to show."""
+class InspectedCertificate:
+    """One certificate. `public` is its public key, used to match private keys; it is not printed."""
 
     subject: str
     issuer: str
@@ -54,8 +54,8 @@ class Certificate:
 
 
 @dataclass(frozen=True, slots=True)
-class Key:
-    """One private key; `type` is "" where it is encrypted and its password not given."""
+class InspectedKey:
+    """One private key. `type` is "" if the key is encrypted and no password was given."""
 
     type: str
     encrypted: bool
@@ -64,39 +64,43 @@ class Key:
 
 
 @dataclass(frozen=True, slots=True)
-class Contents:
-    """What one file holds; `fault` is why it cannot be told, with the remedy."""
+class FileInspection:
+    """The content of one file, or the `fault`: why it cannot be read, with the remedy."""
 
     file: Path
     form: str = ""
-    certificates: tuple[Certificate, ...] = ()
-    keys: tuple[Key, ...] = ()
+    certificates: tuple[InspectedCertificate, ...] = ()
+    keys: tuple[InspectedKey, ...] = ()
     fault: str = ""
 
 
-def look(paths: Sequence[Path], password_file: Path | None, now: datetime) -> list[Contents]:
-    """Each file, and of each folder those files that hold something.
+def inspect_files(paths: Sequence[Path], password_file: Path | None, now: datetime) -> list[FileInspection]:
+    """Inspect files, and in folders every file that holds a key or a certificate.
 
     Args:
-        paths: Files in any form, folders.
-        password_file: Its first line opens PKCS#12 and encrypted keys.
-        now: To count days from.
+        paths: Files of any format, or folders.
+        password_file: File whose first line opens PKCS#12 and encrypted keys.
+        now: Start of the count of remaining days.
     """
     found = []
     for path in paths:
         try:
-            files = formats.files(path)
+            files = formats.list_files(path)
         except IngestError as error:
-            found.append(Contents(path, fault=str(error)))
+            found.append(FileInspection(path, fault=str(error)))
             continue
-        told = [each for file in files if (each := _contents(file, password_file, now))]
-        fault = f"{path}: holds no certificate and no key, neither PEM nor DER nor PKCS#12; name what does"
-        found += told or [Contents(path, fault=fault)]
+        told = [each for file in files if (each := _inspect_file(file, password_file, now))]
+        fault = (
+            f"{path}: holds no certificate and no key, neither PEM nor DER nor PKCS#12; name a file that does"
+        )
+        found += told or [FileInspection(path, fault=fault)]
     return found
 
 
-def pairs(found: Sequence[Contents]) -> Iterator[tuple[Contents, Key, Certificate | None]]:
-    """Each private key, where there are certificates too, with the one among all files that is its own."""
+def match_keys(
+    found: Sequence[FileInspection],
+) -> Iterator[tuple[FileInspection, InspectedKey, InspectedCertificate | None]]:
+    """Yield each private key with its certificate from any of the files, or None if there is none."""
     everything = [each for contents in found for each in contents.certificates]
     for contents in found:
         for key in contents.keys:
@@ -105,9 +109,9 @@ def pairs(found: Sequence[Contents]) -> Iterator[tuple[Contents, Key, Certificat
                 yield contents, key, next(own, None)
 
 
-def as_data(found: Sequence[Contents]) -> list[dict[str, Any]]:
-    """For JSON; times in ISO 8601."""
-    belongs = {id(key): own for _, key, own in pairs(found)}
+def to_json_data(found: Sequence[FileInspection]) -> list[dict[str, Any]]:
+    """Convert inspections to JSON values, with times in ISO 8601."""
+    belongs = {id(key): own for _, key, own in match_keys(found)}
     told = []
     for contents in found:
         data = asdict(contents)
@@ -123,36 +127,41 @@ def as_data(found: Sequence[Contents]) -> list[dict[str, Any]]:
     return told
 
 
-def _contents(file: Path, password_file: Path | None, now: datetime) -> Contents | None:
-    """None where it holds nothing of the kind."""
+def _inspect_file(file: Path, password_file: Path | None, now: datetime) -> FileInspection | None:
+    """Inspect one file. Return None if it holds neither keys nor certificates."""
     try:
-        held = formats.read(file, password_file)
-        if not held.form:
+        held = formats.read_container(file, password_file)
+        if not held.key_format:
             return None
-        if held.form == "JKS":
-            return Contents(file, held.form, fault=f"{file}: {held.lacks('certificate or key')}")
-        names = held.names or ("",) * len(held.certificates)
-        aliases = held.aliases or ("",) * len(held.keys)
-        return Contents(
+        if held.key_format == "JKS":
+            return FileInspection(
+                file, held.key_format, fault=f"{file}: {held.explain_missing('certificate or key')}"
+            )
+        names = held.certificate_aliases or ("",) * len(held.certificates)
+        aliases = held.key_aliases or ("",) * len(held.keys)
+        return FileInspection(
             file,
-            held.form,
-            tuple(_certificate(text, name, now) for text, name in zip(held.certificates, names, strict=True)),
+            held.key_format,
             tuple(
-                _key(file, pem, password_file, held.locked, alias)
+                _inspect_certificate(text, name, now)
+                for text, name in zip(held.certificates, names, strict=True)
+            ),
+            tuple(
+                _inspect_key(file, pem, password_file, held.was_encrypted, alias)
                 for pem, alias in zip(held.keys, aliases, strict=True)
             ),
         )
     except (PeerError, *UNREADABLE) as error:
-        return Contents(file, fault=f"{file}: {error}; export the certificate again")
+        return FileInspection(file, fault=f"{file}: {error}; export the certificate again")
     except IngestError as error:
-        return Contents(file, fault=str(error))
+        return FileInspection(file, fault=str(error))
 
 
-def _certificate(text: str, alias: str, now: datetime) -> Certificate:
+def _inspect_certificate(text: str, alias: str, now: datetime) -> InspectedCertificate:
     found = x509.load_pem_x509_certificate(text.encode())
-    identity = identity_of(found.public_bytes(serialization.Encoding.DER))
+    identity = read_identity(found.public_bytes(serialization.Encoding.DER))
     public = found.public_key()
-    return Certificate(
+    return InspectedCertificate(
         subject=identity.subject,
         issuer=identity.issuer,
         names=identity.names,
@@ -160,25 +169,27 @@ def _certificate(text: str, alias: str, now: datetime) -> Certificate:
         not_after=identity.not_after,
         days_left=round((identity.not_after - now) / timedelta(days=1), 1),
         sha256=identity.fingerprint,
-        key=_type(public),
+        key=_describe_key_type(public),
         authority=_is_authority(found),
         self_signed=found.subject == found.issuer,
-        usages=tuple(_usages(found)),
+        usages=tuple(_list_usages(found)),
         alias=alias,
-        public=_bytes(public),
+        public=_encode_public_key(public),
     )
 
 
-def _key(file: Path, pem: bytes, password_file: Path | None, locked: bool, alias: str) -> Key:
+def _inspect_key(
+    file: Path, pem: bytes, password_file: Path | None, locked: bool, alias: str
+) -> InspectedKey:
     encrypted = is_encrypted(pem)
     if encrypted and password_file is None:
-        return Key("", encrypted=True, alias=alias, public=None)
+        return InspectedKey("", encrypted=True, alias=alias, public=None)
     public = opened(pem, file, password_file).public_key()
-    return Key(_type(public), encrypted or locked, alias, _bytes(public))
+    return InspectedKey(_describe_key_type(public), encrypted or locked, alias, _encode_public_key(public))
 
 
-def _type(public: Any) -> str:
-    """Kind and size, as people say it: "RSA 2048", "EC secp256r1", "Ed25519"."""
+def _describe_key_type(public: Any) -> str:
+    """Return kind and size of a key: "RSA 2048", "EC secp256r1", "Ed25519"."""
     if isinstance(public, rsa.RSAPublicKey | dsa.DSAPublicKey):
         return f"{'RSA' if isinstance(public, rsa.RSAPublicKey) else 'DSA'} {public.key_size}"
     if isinstance(public, ec.EllipticCurvePublicKey):
@@ -186,7 +197,7 @@ def _type(public: Any) -> str:
     return type(public).__name__.removesuffix("PublicKey")
 
 
-def _bytes(public: Any) -> bytes:
+def _encode_public_key(public: Any) -> bytes:
     encoded: bytes = public.public_bytes(
         serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
     )
@@ -194,14 +205,14 @@ def _bytes(public: Any) -> bytes:
 
 
 def _is_authority(certificate: x509.Certificate) -> bool:
-    """RFC 5280 4.2.1.9."""
+    """Tell whether basicConstraints has CA:TRUE (RFC 5280 4.2.1.9)."""
     try:
         return certificate.extensions.get_extension_for_class(x509.BasicConstraints).value.ca
     except x509.ExtensionNotFound:
         return False
 
 
-def _usages(certificate: x509.Certificate) -> Iterator[str]:
+def _list_usages(certificate: x509.Certificate) -> Iterator[str]:
     try:
         usage = certificate.extensions.get_extension_for_class(x509.KeyUsage).value
         yield from (name for attribute, name in _BASIC.items() if getattr(usage, attribute))
@@ -214,15 +225,15 @@ def _usages(certificate: x509.Certificate) -> Iterator[str]:
         pass
 
 
-def lines(found: Sequence[Contents]) -> Iterator[str]:
-    """For people."""
-    belongs = {id(key): own for _, key, own in pairs(found)}
+def format_lines(found: Sequence[FileInspection]) -> Iterator[str]:
+    """Format inspections as lines of text."""
+    belongs = {id(key): own for _, key, own in match_keys(found)}
     for contents in found:
         if contents.fault:
             continue
         yield f"{contents.file}: {contents.form}"
         for each in contents.certificates:
-            yield from _certificate_lines(each)
+            yield from _format_certificate(each)
         for key in contents.keys:
             kind = f"{key.alias}, " if key.alias else ""
             kind += f"{key.type}, " if key.type else ""
@@ -231,7 +242,7 @@ def lines(found: Sequence[Contents]) -> Iterator[str]:
             yield f"  private key      {kind}{state}" + (f", belongs to {own.subject}" if own else "")
 
 
-def _certificate_lines(each: Certificate) -> Iterator[str]:
+def _format_certificate(each: InspectedCertificate) -> Iterator[str]:
     form = "%Y-%m-%d %H:%M"
     left = (
         f"{each.days_left:.0f} days left" if each.days_left > 0 else f"ended {-each.days_left:.0f} days ago"

@@ -1,4 +1,4 @@
-"""Issues certificates, in memory: self-signed ones, and ones signed by a small authority of our own."""
+"""Issue certificates in memory: self-signed, or signed by a small certificate authority of the site."""
 
 import contextlib
 import ipaddress
@@ -22,7 +22,7 @@ DEFAULT_DAYS = 825
 AUTHORITY_DAYS = 3650
 
 _BOTH_ROLES = x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH])
-"""A node is TLS server as SCP and TLS client as SCU, with one certificate."""
+"""One certificate serves a node in both roles: TLS server as SCP and TLS client as SCU."""
 
 _CLOCK_SKEW = timedelta(hours=1)
 _HOST_NAME = re.compile(r"(?!-)[A-Za-z0-9_-]{1,63}(?:\.[A-Za-z0-9_-]{1,63})*")
@@ -37,23 +37,23 @@ class Pair:
 
     @property
     def certificate_pem(self) -> bytes:
-        """The certificate alone."""
+        """The certificate as PEM, without its issuers."""
         return self.certificate.public_bytes(serialization.Encoding.PEM)
 
-    def key_pem(self, password: bytes | None = None) -> bytes:
-        """The key as PKCS#8, encrypted when there is a password."""
-        return key_pem(self.private_key, password)
+    def encode_key(self, password: bytes | None = None) -> bytes:
+        """Encode the key as PKCS#8 PEM, encrypted if there is a password."""
+        return encode_key(self.private_key, password)
 
 
-def key_pem(key: PrivateKey, password: bytes | None) -> bytes:
-    """A key as PKCS#8, encrypted when there is a password."""
+def encode_key(key: PrivateKey, password: bytes | None) -> bytes:
+    """Encode a key as PKCS#8 PEM, encrypted if there is a password."""
     encryption: serialization.KeySerializationEncryption = (
         serialization.BestAvailableEncryption(password) if password else serialization.NoEncryption()
     )
     return key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, encryption)
 
 
-def self_signed(
+def issue_self_signed(
     name: str,
     *,
     names: Iterable[str] = (),
@@ -61,36 +61,36 @@ def self_signed(
     key_type: KeyType = "rsa2048",
     start: datetime | None = None,
 ) -> Pair:
-    """A pair that peers trust by having its certificate in their bundle.
+    """Issue a self-signed pair. Peers trust it by adding its certificate to their bundle.
 
-    It is no authority (basicConstraints CA:FALSE), so that its holder cannot make further certificates which
-    those peers would take. It has no key usage either: older OpenSSL sees a certificate whose key usage lacks
-    keyCertSign as not self-signed, and then asks for its issuer.
+    The certificate is not an authority (basicConstraints CA:FALSE), so its holder cannot issue further
+    certificates that those peers would accept. It has no key usage: older OpenSSL treats a certificate
+    whose key usage lacks keyCertSign as not self-signed, and then looks for its issuer.
 
     Args:
         name: Common name.
-        names: Subject alternative names, host names or addresses, beside `name` where it is one.
+        names: Subject alternative names: host names or addresses. `name` is added if it is one.
         days: Validity from now on, or from `start`.
-        key_type: RSA of so many bits, EC on P-256 or P-384, or Ed25519 (RFC 8410).
-        start: Begin of validity; by default an hour ago, for peers whose clock is late.
+        key_type: RSA with a number of bits, EC on P-256 or P-384, or Ed25519 (RFC 8410).
+        start: Begin of validity. The default is an hour ago, for peers whose clock is slow.
     """
-    key = new_key(key_type)
-    builder = _builder(name, key, days, start).issuer_name(_subject(name))
-    for extension, critical in _leaf(name, names):
+    key = generate_key(key_type)
+    builder = _start_certificate(name, key, days, start).issuer_name(_build_subject(name))
+    for extension, critical in _leaf_extensions(name, names):
         builder = builder.add_extension(extension, critical)
     return Pair(_sign(builder, key), key)
 
 
-def authority(name: str, *, days: float = AUTHORITY_DAYS, key_type: KeyType = "rsa3072") -> Pair:
-    """A root that signs the pairs of one site, so that each peer trusts one certificate instead of all."""
-    key = new_key(key_type)
-    builder = _builder(name, key, days, None).issuer_name(_subject(name))
+def issue_authority(name: str, *, days: float = AUTHORITY_DAYS, key_type: KeyType = "rsa3072") -> Pair:
+    """Issue a root certificate that signs the pairs of one site, so that peers trust a single certificate."""
+    key = generate_key(key_type)
+    builder = _start_certificate(name, key, days, None).issuer_name(_build_subject(name))
     builder = builder.add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
-    builder = builder.add_extension(_usage(key, certificates=True), critical=True)
+    builder = builder.add_extension(_build_key_usage(key, certificates=True), critical=True)
     return Pair(_sign(builder, key), key)
 
 
-def signed(
+def issue_signed(
     name: str,
     issuer: Pair,
     *,
@@ -99,18 +99,23 @@ def signed(
     key_type: KeyType = "rsa2048",
     start: datetime | None = None,
 ) -> Pair:
-    """A pair signed by `issuer`; arguments as for `self_signed`. It does not outlive its issuer.
+    """Issue a pair that is signed by `issuer`. It ends no later than its issuer.
+
+    The other arguments are those of `issue_self_signed`.
 
     Raises:
-        IngestError: The issuer is no authority.
+        IngestError: The issuer is not an authority.
     """
     if not _is_authority(issuer.certificate):
         subject = issuer.certificate.subject.rfc4514_string()
         raise IngestError(f"{subject} is not a certificate authority; name one (`ingest certs new --ca`)")
-    key = new_key(key_type)
-    builder = _builder(name, key, days, start, issuer.certificate.not_valid_after_utc)
+    key = generate_key(key_type)
+    builder = _start_certificate(name, key, days, start, issuer.certificate.not_valid_after_utc)
     builder = builder.issuer_name(issuer.certificate.subject)
-    for extension, critical in (*_leaf(name, names), (_usage(key, certificates=False), True)):
+    for extension, critical in (
+        *_leaf_extensions(name, names),
+        (_build_key_usage(key, certificates=False), True),
+    ):
         builder = builder.add_extension(extension, critical)
     builder = builder.add_extension(
         x509.AuthorityKeyIdentifier.from_issuer_public_key(issuer.private_key.public_key()), critical=False
@@ -118,16 +123,19 @@ def signed(
     return Pair(_sign(builder, issuer.private_key), key)
 
 
-def request(name: str, key: PrivateKey, *, names: Iterable[str] = ()) -> x509.CertificateSigningRequest:
-    """Asks an authority for what `signed` makes (RFC 2986); arguments as for `self_signed`."""
-    builder = x509.CertificateSigningRequestBuilder().subject_name(_subject(name))
-    for extension, critical in (*_leaf(name, names), (_usage(key, certificates=False), True)):
+def build_request(name: str, key: PrivateKey, *, names: Iterable[str] = ()) -> x509.CertificateSigningRequest:
+    """Build a certificate signing request (RFC 2986). Arguments are those of `issue_self_signed`."""
+    builder = x509.CertificateSigningRequestBuilder().subject_name(_build_subject(name))
+    for extension, critical in (
+        *_leaf_extensions(name, names),
+        (_build_key_usage(key, certificates=False), True),
+    ):
         builder = builder.add_extension(extension, critical)
     return builder.sign(key, None if isinstance(key, ed25519.Ed25519PrivateKey) else hashes.SHA256())
 
 
-def new_key(key_type: KeyType) -> PrivateKey:
-    """Made from the system's random numbers."""
+def generate_key(key_type: KeyType) -> PrivateKey:
+    """Generate a private key from the random numbers of the operating system."""
     if key_type == "ed25519":
         return ed25519.Ed25519PrivateKey.generate()
     if key_type.startswith("ec"):
@@ -137,18 +145,18 @@ def new_key(key_type: KeyType) -> PrivateKey:
 
 def _sign(builder: x509.CertificateBuilder, key: PrivateKey) -> x509.Certificate:
     if isinstance(key, ed25519.Ed25519PrivateKey):
-        return builder.sign(key, None)  # its hash is part of it
+        return builder.sign(key, None)  # Ed25519 contains its hash.
     return builder.sign(key, hashes.SHA256())
 
 
-def _subject(name: str) -> x509.Name:
+def _build_subject(name: str) -> x509.Name:
     try:
         return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
     except ValueError:
         raise IngestError(f"{name!r} cannot be a common name; write 1 to 64 characters") from None
 
 
-def _builder(
+def _start_certificate(
     name: str, key: PrivateKey, days: float, start: datetime | None, latest: datetime | None = None
 ) -> x509.CertificateBuilder:
     begin = start or datetime.now(UTC) - _CLOCK_SKEW
@@ -156,7 +164,7 @@ def _builder(
     end = min(end, latest) if latest else end
     return (
         x509.CertificateBuilder()
-        .subject_name(_subject(name))
+        .subject_name(_build_subject(name))
         .public_key(key.public_key())
         .serial_number(x509.random_serial_number())
         .not_valid_before(begin)
@@ -165,11 +173,11 @@ def _builder(
     )
 
 
-def _leaf(name: str, names: Iterable[str]) -> Iterator[tuple[x509.ExtensionType, bool]]:
-    """Extensions of who is no authority, and whether they are critical."""
+def _leaf_extensions(name: str, names: Iterable[str]) -> Iterator[tuple[x509.ExtensionType, bool]]:
+    """Yield the extensions of a certificate that is not an authority, and whether each is critical."""
     yield x509.BasicConstraints(ca=False, path_length=None), True
     yield _BOTH_ROLES, False
-    alternatives = dict.fromkeys((*_own_names(name), *map(general_name, names)))
+    alternatives = dict.fromkeys((*_own_names(name), *map(parse_general_name, names)))
     if alternatives:
         yield x509.SubjectAlternativeName(alternatives), False
 
@@ -177,16 +185,16 @@ def _leaf(name: str, names: Iterable[str]) -> Iterator[tuple[x509.ExtensionType,
 def _own_names(name: str) -> list[x509.GeneralName]:
     loopback = ("127.0.0.1", "::1") if name == "localhost" else ()
     try:
-        return [general_name(text) for text in (name, *loopback)]
+        return [parse_general_name(text) for text in (name, *loopback)]
     except IngestError:
-        return []  # a name such as "CT scanner 1" is no host
+        return []  # A common name such as "CT scanner 1" is not a host name.
 
 
-def general_name(text: str) -> x509.GeneralName:
-    """A host name or an address, with or without `DNS:` or `IP:` before it.
+def parse_general_name(text: str) -> x509.GeneralName:
+    """Parse a host name or an address, with or without the prefix `DNS:` or `IP:`.
 
     Raises:
-        IngestError: It is neither.
+        IngestError: The text is neither.
     """
     bare = text.partition(":")[2] if text.upper().startswith(("DNS:", "IP:")) else text
     try:
@@ -197,7 +205,7 @@ def general_name(text: str) -> x509.GeneralName:
         return x509.DNSName(bare)
 
 
-def _usage(key: PrivateKey, *, certificates: bool) -> x509.KeyUsage:
+def _build_key_usage(key: PrivateKey, *, certificates: bool) -> x509.KeyUsage:
     return x509.KeyUsage(
         digital_signature=True,
         content_commitment=False,

@@ -16,7 +16,7 @@ from typing import Any, Final
 from ingest.config.model import TLS
 from ingest.errors import ConfigError
 from ingest.tls.keys import formats
-from ingest.tls.keys.container import Held, is_encrypted, plain, with_issuers
+from ingest.tls.keys.container import KeyContainer, encode_key_unencrypted, is_encrypted, order_chain
 from ingest.tls.keys.files import read_password
 
 _OLD_CIPHERS: Final = {
@@ -72,7 +72,7 @@ def load_pair(context: ssl.SSLContext, tls: TLS) -> None:
     _require_strong_digests(context, pair, certificate)
 
 
-def _require_strong_digests(context: ssl.SSLContext, pair: Held, certificate: Path) -> None:
+def _require_strong_digests(context: ssl.SSLContext, pair: KeyContainer, certificate: Path) -> None:
     """Refuse a chain that is signed with MD5 or SHA-1, which peers at this security level refuse.
 
     OpenSSL 3.0 does so itself when it loads the chain. OpenSSL 3.5 loads it, and each handshake fails.
@@ -101,7 +101,7 @@ def load_trusted(context: ssl.SSLContext, tls: TLS, without: Collection[str] = (
         ConfigError: A file cannot be used; the message names it and the remedy.
     """
     for path in tls.trusted:
-        for file, found in formats.certificates(path, tls.password_file):
+        for file, found in formats.iterate_certificates(path, tls.password_file):
             taken = "".join(each for each in found if each not in without)
             try:
                 if taken:
@@ -111,7 +111,7 @@ def load_trusted(context: ssl.SSLContext, tls: TLS, without: Collection[str] = (
                 raise ConfigError([f"{file}: {cause}; export it again as PEM"]) from None
 
 
-def read_pair(tls: TLS) -> tuple[Held, Path, Path] | None:
+def read_pair(tls: TLS) -> tuple[KeyContainer, Path, Path] | None:
     """Own chain and key of a section, and the files that they are from; None where it names none.
 
     Raises:
@@ -125,17 +125,17 @@ def read_pair(tls: TLS) -> tuple[Held, Path, Path] | None:
     return None
 
 
-def read_store(path: Path, password_file: Path | None) -> Held:
+def read_store(path: Path, password_file: Path | None) -> KeyContainer:
     """Own chain and key in PKCS#12, without what else it holds: peers get our certificate and its issuers.
 
     Raises:
         ConfigError: It cannot be opened, or has no key, or more than one.
     """
-    held = formats.read(path, password_file)
-    if held.form == "JKS":
-        raise ConfigError([f"{path}: {held.lacks('private key')}"])
-    if held.form != "PKCS#12":
-        cause = f"is not PKCS#12 but {held.form}" if held.form else "is not PKCS#12"
+    held = formats.read_container(path, password_file)
+    if held.key_format == "JKS":
+        raise ConfigError([f"{path}: {held.explain_missing('private key')}"])
+    if held.key_format != "PKCS#12":
+        cause = f"is not PKCS#12 but {held.key_format}" if held.key_format else "is not PKCS#12"
         raise ConfigError([f"{path}: {cause}; PEM and DER have their own place, certificate and private_key"])
     if not held.keys:
         cause = "holds certificates but no private key: it is a trust store"
@@ -147,12 +147,12 @@ def read_store(path: Path, password_file: Path | None) -> Held:
     from ingest.tls.keys import pkcs12  # noqa: PLC0415 - as above
 
     if len(held.keys) > 1:
-        raise ConfigError([pkcs12.several_keys(path, held)])
+        raise ConfigError([pkcs12.explain_several_keys(path, held)])
     first, *others = (x509.load_pem_x509_certificate(text.encode()) for text in held.certificates)
-    return Held(held.form, held.certificates[: len(with_issuers(first, others))], held.keys)
+    return KeyContainer(held.key_format, held.certificates[: len(order_chain(first, others))], held.keys)
 
 
-def read_files(certificate: Path, key: Path, password_file: Path | None = None) -> Held:
+def read_files(certificate: Path, key: Path, password_file: Path | None = None) -> KeyContainer:
     """Own chain and key in PEM or DER; the key as it stands, maybe encrypted.
 
     Args:
@@ -165,11 +165,11 @@ def read_files(certificate: Path, key: Path, password_file: Path | None = None) 
     """
     first, second = _no_pkcs12(certificate), _no_pkcs12(key)
     if not first.certificates:
-        raise ConfigError([f"{certificate}: {first.lacks('certificate')}"])
+        raise ConfigError([f"{certificate}: {first.explain_missing('certificate')}"])
     if not second.keys:
-        raise ConfigError([f"{key}: {second.lacks('private key')}"])
-    found = Held(first.form, first.certificates, second.keys)
-    return _fitting(found, password_file) if first.form == "PKCS#7" or len(second.keys) > 1 else found
+        raise ConfigError([f"{key}: {second.explain_missing('private key')}"])
+    found = KeyContainer(first.key_format, first.certificates, second.keys)
+    return _fitting(found, password_file) if first.key_format == "PKCS#7" or len(second.keys) > 1 else found
 
 
 @contextlib.contextmanager
@@ -182,13 +182,13 @@ def in_memory(content: bytes) -> Iterator[str]:
         yield f"/proc/self/fd/{descriptor}"
 
 
-def _no_pkcs12(path: Path) -> Held:
-    if formats.begins_as_pkcs12(path):
+def _no_pkcs12(path: Path) -> KeyContainer:
+    if formats.is_pkcs12_file(path):
         raise ConfigError([f"{path}: is PKCS#12; name it in pkcs12, without certificate and private_key"])
-    return formats.read(path)
+    return formats.read_container(path)
 
 
-def _fitting(held: Held, password_file: Path | None) -> Held:
+def _fitting(held: KeyContainer, password_file: Path | None) -> KeyContainer:
     """With the key that is the certificate's own, and of PKCS#7, which may hold several chains, its own.
 
     As it was, where there is none: whoever uses it finds out.
@@ -201,15 +201,17 @@ def _fitting(held: Held, password_file: Path | None) -> Held:
         with contextlib.suppress(*UNREADABLE):
             own = private_key(key, password_file).public_key()
             found = [x509.load_pem_x509_certificate(text.encode()) for text in held.certificates]
-            candidates = found if held.form == "PKCS#7" else found[:1]
+            candidates = found if held.key_format == "PKCS#7" else found[:1]
             first = next((each for each in candidates if each.public_key() == own), None)
             if first is not None:
-                order = with_issuers(first, found) if held.form == "PKCS#7" else found
-                return Held(held.form, tuple(held.certificates[found.index(each)] for each in order), (key,))
+                order = order_chain(first, found) if held.key_format == "PKCS#7" else found
+                return KeyContainer(
+                    held.key_format, tuple(held.certificates[found.index(each)] for each in order), (key,)
+                )
     return held
 
 
-def _rewritten(pair: Held, certificate: Path, key: Path, password_file: Path | None) -> Held:
+def _rewritten(pair: KeyContainer, certificate: Path, key: Path, password_file: Path | None) -> KeyContainer:
     """A pair that OpenSSL refused, as it surely reads it.
 
     Raises:
@@ -230,7 +232,7 @@ def _rewritten(pair: Held, certificate: Path, key: Path, password_file: Path | N
     own = private.public_key()
     if chain[0].public_key() == own:
         texts = tuple(each.public_bytes(Encoding.PEM).decode("ascii") for each in chain)
-        return Held(pair.form, texts, (plain(private),))
+        return KeyContainer(pair.key_format, texts, (encode_key_unencrypted(private),))
     if any(each.public_key() == own for each in chain[1:]):
         cause = f"does not begin with the certificate of {key}; put it before its issuers"
     else:

@@ -1,8 +1,8 @@
-"""PKCS#12 (RFC 7292) as it is read: the pair, its chain, and whether there are further keys.
+"""Parse PKCS#12 (RFC 7292): the pair, its chain, and further private keys.
 
-`cryptography` gives one private key and does not say that there are more. They can be seen all the same: Java
-and OpenSSL put each in a bag of its own, the key encrypted, its alias beside it in the clear (RFC 7292 4.2).
-A key in a part that is encrypted as a whole is not seen.
+`cryptography` returns one private key and does not tell whether there are more. Java and OpenSSL put each key
+into a bag of its own: the key is encrypted, and its alias stands beside it unencrypted (RFC 7292 4.2).
+This module finds those bags. It cannot find a key in a section that is encrypted as a whole.
 """
 
 import base64
@@ -17,11 +17,11 @@ from cryptography.hazmat.primitives.serialization import Encoding, pkcs12
 
 from ingest.errors import ConfigError
 from ingest.tls.identity import UNREADABLE
-from ingest.tls.keys.container import Held, plain, with_issuers
+from ingest.tls.keys.container import KeyContainer, encode_key_unencrypted, order_chain
 from ingest.tls.keys.files import read_store_password
 
 _DATA: Final = bytes.fromhex("2a864886f70d010701")
-"""1.2.840.113549.1.7.1 (RFC 2315 8): content in the clear."""
+"""1.2.840.113549.1.7.1 (RFC 2315 8): unencrypted content."""
 _KEY_BAGS: Final = {bytes.fromhex(f"2a864886f70d010c0a01{kind}") for kind in ("01", "02")}
 """1.2.840.113549.1.12.10.1 (RFC 7292 4.2.1, 4.2.2): keyBag and pkcs8ShroudedKeyBag."""
 _FRIENDLY_NAME: Final = bytes.fromhex("2a864886f70d010914")
@@ -29,25 +29,25 @@ _FRIENDLY_NAME: Final = bytes.fromhex("2a864886f70d010914")
 
 
 @dataclass(frozen=True, slots=True)
-class _Bag:
+class _KeyBag:
     alias: str
     key: bytes
 
 
-def read(path: Path, content: bytes, password_file: Path | None) -> Held:
-    """All that it holds; arguments and faults as for `forms.read`."""
+def parse_pkcs12(path: Path, content: bytes, password_file: Path | None) -> KeyContainer:
+    """Parse a PKCS#12 file. Arguments and errors are those of `formats.read_container`."""
     passwords = [read_store_password(password_file)] if password_file else []
-    for password in (*passwords, None):  # the password may be for another file of the same section
+    for password in (*passwords, None):  # The password may belong to another file of the section.
         try:
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # that it is BER, as some programs write it
+                warnings.simplefilter("ignore")  # Some programs write BER instead of DER.
                 found = pkcs12.load_pkcs12(content, password)
         except ValueError:
             continue
         except UNREADABLE as error:
             raise ConfigError([f"{path}: its PKCS#12 cannot be read ({error}); export it again"]) from None
         try:
-            return _held(found, _bags(content), password)
+            return _build_container(found, _find_key_bags(content), password)
         except UNREADABLE as error:
             raise ConfigError([f"{path}: a part of it cannot be read ({error}); export it again"]) from None
     if password_file is None:
@@ -57,9 +57,9 @@ def read(path: Path, content: bytes, password_file: Path | None) -> Held:
     raise ConfigError([f"{path}: {cause}; correct the password, or export it again"])
 
 
-def several_keys(path: Path, held: Held) -> str:
-    """The fault of a store that should have one key."""
-    aliases = ", ".join(held.aliases)
+def explain_several_keys(path: Path, held: KeyContainer) -> str:
+    """Return cause and remedy for a key store with several keys, where one is needed."""
+    aliases = ", ".join(held.key_aliases)
     command = f"keytool -importkeystore -srckeystore {path} -srcalias ALIAS -destkeystore NEW.p12"
     return (
         f"{path}: holds {len(held.keys)} private keys (aliases {aliases}); export the one that is meant "
@@ -67,85 +67,87 @@ def several_keys(path: Path, held: Held) -> str:
     )
 
 
-def _held(found: pkcs12.PKCS12KeyAndCertificates, bags: list[_Bag], password: bytes | None) -> Held:
+def _build_container(
+    found: pkcs12.PKCS12KeyAndCertificates, bags: list[_KeyBag], password: bytes | None
+) -> KeyContainer:
     everything = [*([found.cert] if found.cert else []), *found.additional_certs]
     names = {each.certificate: (each.friendly_name or b"").decode("utf-8", "replace") for each in everything}
     ordered = list(names)
     if found.key is not None:
         own = found.key.public_key()
         first = next((each for each in ordered if each.public_key() == own), None)
-        issued = with_issuers(first, ordered) if first else []
+        issued = order_chain(first, ordered) if first else []
         ordered = [*issued, *(each for each in ordered if each not in issued)]
-    keys = tuple(plain(key) for key in (found.key,) if key is not None)
+    keys = tuple(encode_key_unencrypted(key) for key in (found.key,) if key is not None)
     if len(bags) > 1:
-        keys = tuple(_opened(bag.key, password) for bag in bags)
-    return Held(
+        keys = tuple(_decrypt_key_bag(bag.key, password) for bag in bags)
+    return KeyContainer(
         "PKCS#12",
         certificates=tuple(each.public_bytes(Encoding.PEM).decode("ascii") for each in ordered),
         keys=keys,
-        names=tuple(names[each] for each in ordered),
-        aliases=tuple(bag.alias for bag in bags) if len(bags) == len(keys) else ("",) * len(keys),
-        locked=password is not None,
+        certificate_aliases=tuple(names[each] for each in ordered),
+        key_aliases=tuple(bag.alias for bag in bags) if len(bags) == len(keys) else ("",) * len(keys),
+        was_encrypted=password is not None,
     )
 
 
-def _opened(key: bytes, password: bytes | None) -> bytes:
-    """A key as PEM; as it stands, where the password of the store is not its own."""
+def _decrypt_key_bag(key: bytes, password: bytes | None) -> bytes:
+    """Decrypt a key with the password of the store. If that fails, return the key still encrypted."""
     for each in (password, b"", None):
         try:
-            return plain(serialization.load_der_private_key(key, each))
+            return encode_key_unencrypted(serialization.load_der_private_key(key, each))
         except UNREADABLE:
             continue
     label = b"ENCRYPTED PRIVATE KEY-----\n"
     return b"-----BEGIN " + label + base64.encodebytes(key) + b"-----END " + label
 
 
-def _bags(content: bytes) -> list[_Bag]:
-    """Each private key with its alias; none where it is not DER."""
+def _find_key_bags(content: bytes) -> list[_KeyBag]:
+    """Find each private key and its alias. Return nothing if the file is not DER."""
     try:
-        ((_, pfx),) = elements(content)
-        _version, (_, safes), *_mac = elements(pfx)
+        ((_, pfx),) = parse_der_elements(content)
+        _version, (_, safes), *_mac = parse_der_elements(pfx)
         return [
-            _Bag(_alias(attributes), value)
-            for _, safe in _sequence_in(safes)
-            for _, bag in _sequence_in(safe)
-            for (_, kind), (_, value), *attributes in [elements(bag)]
+            _KeyBag(_read_alias(attributes), value)
+            for _, safe in _read_content_info(safes)
+            for _, bag in _read_content_info(safe)
+            for (_, kind), (_, value), *attributes in [parse_der_elements(bag)]
             if kind in _KEY_BAGS
         ]
     except (ValueError, IndexError):
         return []
 
 
-def _sequence_in(info: bytes) -> list[tuple[int, bytes]]:
-    """The elements of the SEQUENCE that a ContentInfo holds (RFC 2315 7); none of what is encrypted."""
-    (_, kind), (_, explicit) = elements(info)
+def _read_content_info(info: bytes) -> list[tuple[int, bytes]]:
+    """Return the elements of the SEQUENCE in a ContentInfo (RFC 2315 7), or nothing if it is encrypted."""
+    (_, kind), (_, explicit) = parse_der_elements(info)
     if kind != _DATA:
         return []
-    ((_, octets),) = elements(explicit)
-    ((_, sequence),) = elements(octets)
-    return elements(sequence)
+    ((_, octets),) = parse_der_elements(explicit)
+    ((_, sequence),) = parse_der_elements(octets)
+    return parse_der_elements(sequence)
 
 
-def _alias(attributes: list[tuple[int, bytes]]) -> str:
-    for _, attribute in elements(attributes[0][1]) if attributes else ():
-        (_, kind), (_, values) = elements(attribute)
+def _read_alias(attributes: list[tuple[int, bytes]]) -> str:
+    for _, attribute in parse_der_elements(attributes[0][1]) if attributes else ():
+        (_, kind), (_, values) = parse_der_elements(attribute)
         if kind == _FRIENDLY_NAME:
-            ((_, name),) = elements(values)
+            ((_, name),) = parse_der_elements(values)
             text = name.decode("utf-16-be", "replace")
             return "".join(each if each.isprintable() else "\N{REPLACEMENT CHARACTER}" for each in text)
     return ""
 
 
-def elements(der: bytes) -> list[tuple[int, bytes]]:
-    """Tag and content of each (X.690 8.1).
+def parse_der_elements(der: bytes) -> list[tuple[int, bytes]]:
+    """Split DER into elements; return tag and content of each (X.690 8.1).
 
     Raises:
-        ValueError, IndexError: They are not all there, or one is of indefinite length.
+        ValueError, IndexError: An element is truncated or has an indefinite length.
     """
-    return list(_each_element(der))
+    return list(_iterate_der_elements(der))
 
 
-def _each_element(der: bytes) -> Iterator[tuple[int, bytes]]:
+def _iterate_der_elements(der: bytes) -> Iterator[tuple[int, bytes]]:
     start = 0
     while start < len(der):
         tag, length, head = der[start], der[start + 1], start + 2
@@ -156,5 +158,5 @@ def _each_element(der: bytes) -> Iterator[tuple[int, bytes]]:
             length = int.from_bytes(der[start + 2 : head], "big")
         start = head + length
         if start > len(der):
-            raise ValueError("cut")
+            raise ValueError("truncated element")
         yield tag, der[head:start]

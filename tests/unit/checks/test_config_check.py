@@ -20,8 +20,8 @@ NOW = datetime.now(UTC)
 @pytest.fixture
 def site(tmp_path):
     """A folder with a sound pair `node` that trusts itself."""
-    made = pairs.make(tmp_path / "node", "localhost", key_type="ec")
-    pairs.trust(made.anchor, tmp_path / "trusted.crt")
+    made = pairs.create_pair(tmp_path / "node", "localhost", key_type="ec")
+    pairs.add_to_bundle(made.anchor, tmp_path / "trusted.crt")
     return tmp_path
 
 
@@ -67,10 +67,10 @@ def test_sound_configuration_has_neither_faults_nor_notes_and_leaves_nothing_beh
 
 
 def test_pair_that_does_not_fit_is_a_fault(config, site):
-    write(site, "node", pairs.self_signed("a", key_type="ec"))
+    write(site, "node", pairs.issue_self_signed("a", key_type="ec"))
     key = site / "node.key"
     key.unlink()
-    write(site, "other", pairs.self_signed("b", key_type="ec"))[1].rename(key)
+    write(site, "other", pairs.issue_self_signed("b", key_type="ec"))[1].rename(key)
     (fault,) = check(config())
     assert (fault.key, fault.note) == ("tls.node", False)
     assert "does not belong" in fault.cause
@@ -82,7 +82,7 @@ def test_pair_that_does_not_fit_is_a_fault(config, site):
     [(-9, 1, False, "ended on"), (-1, 10, True, "ends on"), (2, 40, False, "is not valid before")],
 )
 def test_end_and_begin_of_the_own_certificate_are_told(config, site, start, days, note, words):
-    pair = pairs.self_signed("localhost", key_type="ec", start=NOW + timedelta(days=start), days=days)
+    pair = pairs.issue_self_signed("localhost", key_type="ec", start=NOW + timedelta(days=start), days=days)
     write(site, "node", pair)
     (fault,) = check(config())
     assert (fault.key, fault.note) == ("tls.node.certificate", note)
@@ -90,16 +90,16 @@ def test_end_and_begin_of_the_own_certificate_are_told(config, site, start, days
 
 
 def test_expired_trusted_certificate_is_a_note(config, site):
-    old = pairs.self_signed("ct1", key_type="ec", start=NOW - timedelta(days=9), days=1)
-    pairs.trust(old.certificate, site / "trusted.crt")
+    old = pairs.issue_self_signed("ct1", key_type="ec", start=NOW - timedelta(days=9), days=1)
+    pairs.add_to_bundle(old.certificate, site / "trusted.crt")
     (fault,) = check(config())
     assert (fault.key, fault.note) == ("tls.node.trusted[0]", True)
     assert "CN=ct1" in fault.cause
 
 
 def test_chain_out_of_order_is_a_fault(config, site):
-    issuer, stranger = (pairs.authority(name, key_type="ec") for name in ("a", "b"))
-    certificate, _ = write(site, "node", pairs.signed("n", issuer, key_type="ec"))
+    issuer, stranger = (pairs.issue_authority(name, key_type="ec") for name in ("a", "b"))
+    certificate, _ = write(site, "node", pairs.issue_signed("n", issuer, key_type="ec"))
     with certificate.open("ab") as file:
         file.write(issuer.certificate_pem)
     assert check(config()) == []
@@ -116,7 +116,7 @@ def test_certificate_for_clients_only_is_a_fault_for_a_listener(config, site, mo
     monkeypatch.setattr(
         "ingest.tls.keys.issuance._BOTH_ROLES", x509.ExtendedKeyUsage([ExtendedKeyUsageOID.CLIENT_AUTH])
     )
-    write(site, "node", pairs.self_signed("n", key_type="ec"))
+    write(site, "node", pairs.issue_self_signed("n", key_type="ec"))
     (fault,) = check(config())
     assert "lacks serverAuth" in fault.cause
 
@@ -283,7 +283,7 @@ def test_bindings_that_mean_less_than_they_seem_to_are_noted(
     config, site, authorities, tls, extra, key, words
 ):
     for name in ("one", "two")[:authorities]:
-        pairs.trust(pairs.authority(name, key_type="ec").certificate, site / "trusted.crt")
+        pairs.add_to_bundle(pairs.issue_authority(name, key_type="ec").certificate, site / "trusted.crt")
     found = [note for note in choices(config(extra, tls)) if note.key.startswith("peers")]
     assert [(note.key, note.note) for note in found] == ([(key, True)] if key else [])
     assert words in "".join(str(note) for note in found)
@@ -308,7 +308,7 @@ TOWARDS = '[[destinations]]\nname = "pacs"\nae_title = "PACS"\nhost = "h"\n'
 )
 def test_a_destination_for_which_others_pass_is_noted(config, site, authorities, tls, extra, key, words):
     for name in ("one", "two")[:authorities]:
-        pairs.trust(pairs.authority(name, key_type="ec").certificate, site / "trusted.crt")
+        pairs.add_to_bundle(pairs.issue_authority(name, key_type="ec").certificate, site / "trusted.crt")
     found = choices(config(extra, tls))
     assert [(note.key, note.note) for note in found] == ([(key, True)] if key else [])
     assert words in "".join(str(note) for note in found)
@@ -330,9 +330,9 @@ def test_a_destination_for_which_others_pass_is_noted(config, site, authorities,
     ],
 )
 def test_a_name_that_several_trusted_certificates_have_is_noted(config, site, certificate, issuer, key):
-    vendor = pairs.self_signed("site", names=["localhost"], key_type="ec").certificate
-    for each in (pairs.authority("site", key_type="ec").certificate, vendor):
-        pairs.trust(each, site / "trusted.crt")
+    vendor = pairs.issue_self_signed("site", names=["localhost"], key_type="ec").certificate
+    for each in (pairs.issue_authority("site", key_type="ec").certificate, vendor):
+        pairs.add_to_bundle(each, site / "trusted.crt")
     fingerprint = vendor.fingerprint(hashes.SHA256()).hex()
     bound = f'[[peers]]\nae_title = "CT1"\ncertificate = "{certificate}"\nissuer = "{issuer}"'
     settings = config(bound.replace("FINGERPRINT", fingerprint))
@@ -343,7 +343,7 @@ def test_a_name_that_several_trusted_certificates_have_is_noted(config, site, ce
 
 def test_a_trusted_certificate_that_is_read_in_part_has_a_subject_too(config, site):
     """Its alternative names end early, which does not keep it from standing for an authority."""
-    pairs.trust(pairs.authority("localhost", key_type="ec").certificate, site / "trusted.crt")
+    pairs.add_to_bundle(pairs.issue_authority("localhost", key_type="ec").certificate, site / "trusted.crt")
     der = ssl.PEM_cert_to_DER_cert((site / "node.crt").read_text())
     broken = der.replace(b"\x82\x09localhost", b"\xa2\x09localhost")
     assert broken != der

@@ -58,9 +58,9 @@ def test_new_pair_of_each_kind_shakes_hands_in_both_roles(certs, tmp_path, kind,
 
 
 def test_authority_with_ed25519_signs(tmp_path):
-    site = pairs.authority("Site", key_type="ed25519")
+    site = pairs.issue_authority("Site", key_type="ed25519")
     pairs.write_pair(site, tmp_path / "site")
-    pair = pairs.signed("n", pairs.read_pair(tmp_path / "site"), key_type="ed25519")
+    pair = pairs.issue_signed("n", pairs.read_pair(tmp_path / "site"), key_type="ed25519")
     pair.certificate.verify_directly_issued_by(site.certificate)
 
 
@@ -82,8 +82,8 @@ def test_key_is_never_readable_by_others_nor_there_in_part(tmp_path, monkeypatch
     monkeypatch.setattr("ingest.tls.keys.files.os.fchmod", note)
     before = os.umask(0)
     try:
-        pairs.make(tmp_path / "n", "n", key_type="ec")
-        pairs.make(tmp_path / "n", "n", key_type="ec", force=True)
+        pairs.create_pair(tmp_path / "n", "n", key_type="ec")
+        pairs.create_pair(tmp_path / "n", "n", key_type="ec", force=True)
     finally:
         os.umask(before)
     assert made == [(0o644, 0o644), (0o600, 0o600)] * 2
@@ -107,7 +107,7 @@ def test_of_two_who_make_the_same_pair_one_is_refused(tmp_path):
 
     def make():
         try:
-            outcomes.append(pairs.write_pair(pairs.self_signed("n", key_type="ec"), tmp_path / "n"))
+            outcomes.append(pairs.write_pair(pairs.issue_self_signed("n", key_type="ec"), tmp_path / "n"))
         except IngestError as error:
             outcomes.append(str(error))
 
@@ -201,7 +201,7 @@ def test_pkcs7_is_taken_apart(certs, keys, tmp_path):
         assert "2 new" in certs("trust", tmp_path / form, path).output
         password = ["--password-file", keys["password"]]
         certs("p12", "make", tmp_path / f"{form}.p12", path, keys["rsa.key"], *password)
-        held = formats.read(tmp_path / f"{form}.p12", keys["password"])
+        held = formats.read_container(tmp_path / f"{form}.p12", keys["password"])
         assert [x509.load_pem_x509_certificate(text.encode()) for text in held.certificates] == (
             x509.load_pem_x509_certificates(keys["rsa.chain"].read_bytes())
         )
@@ -296,7 +296,7 @@ def test_request_has_the_names_and_keeps_the_key(certs, keys, tmp_path):
 def test_subject_of_several_lines_adds_nothing_else_to_a_bundle(certs, keys, tmp_path):
     root = keys["root.crt"].read_text()
     body = "".join(root.splitlines()[1:-1])[:40]
-    pair = pairs.self_signed(f"x\n{body}", key_type="ec")
+    pair = pairs.issue_self_signed(f"x\n{body}", key_type="ec")
     path, _ = pairs.write_pair(pair, tmp_path / "n")
     certs("trust", tmp_path / "bundle.pem", path)
     lines = (tmp_path / "bundle.pem").read_text().splitlines()
@@ -354,7 +354,7 @@ def test_key_passwords_go_in_and_out_of_a_store(certs, keys, tmp_path):
 
 def test_trust_store_has_no_key_and_an_alias_for_each(certs, keys, tmp_path):
     out = tmp_path / "trust.p12"
-    again = pairs.self_signed("RSA", key_type="ec")  # Java knows no capitals in aliases
+    again = pairs.issue_self_signed("RSA", key_type="ec")  # Java knows no capitals in aliases
     pairs.write_pair(again, tmp_path / "again")
     (tmp_path / "joined.pem").write_bytes(keys["rsa.key"].read_bytes() + keys["rsa.crt"].read_bytes())
     password = ["--password-file", keys["password"]]
@@ -362,8 +362,8 @@ def test_trust_store_has_no_key_and_an_alias_for_each(certs, keys, tmp_path):
         "p12", "trust", out, tmp_path / "joined.pem", tmp_path / "again.crt", keys["rsa.crt"], *password
     )
     assert said.output.splitlines() == ["trusted rsa", "trusted rsa-2", str(out)]
-    held = formats.read(out, keys["password"])
-    assert (held.keys, held.names) == ((), ("rsa", "rsa-2"))
+    held = formats.read_container(out, keys["password"])
+    assert (held.keys, held.certificate_aliases) == ((), ("rsa", "rsa-2"))
     assert "trust store" in certs("p12", "split", out, tmp_path / "x", *password, code=1).stderr
 
 
@@ -401,7 +401,7 @@ def inspected(certs, *arguments, code=0):
 
 
 def test_inspect_tells_all_of_a_certificate(certs, tmp_path):
-    pair = pairs.self_signed("ct1.example", days=10, key_type="ec")
+    pair = pairs.issue_self_signed("ct1.example", days=10, key_type="ec")
     path, key = pairs.write_pair(pair, tmp_path / "n")
     (told, other) = inspected(certs, path, key)
     (certificate,) = told["certificates"]
@@ -484,7 +484,7 @@ def test_inspect_of_a_folder_passes_over_what_is_no_key_material(certs, keys, tm
 
 def test_inspect_says_what_ended_and_cannot_steer_a_terminal(certs, tmp_path):
     start = datetime.now(UTC) - timedelta(days=9)
-    pair = pairs.self_signed("x\x1b[2Jy", days=2, start=start, key_type="ec")
+    pair = pairs.issue_self_signed("x\x1b[2Jy", days=2, start=start, key_type="ec")
     path, _ = pairs.write_pair(pair, tmp_path / "n")
     said = certs("inspect", path).output
     assert "ended 7 days ago" in said

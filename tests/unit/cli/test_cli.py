@@ -234,8 +234,8 @@ def test_certs_new_makes_a_pair_and_trusts_it_as_make_run_does(run, tmp_path):
     result = run(*arguments, "--trust", tmp_path / "pki" / "trusted.crt")
     assert result.exit_code == 0, result.output
     assert [Path(line).name for line in result.output.splitlines()] == ["node.crt", "node.key", "trusted.crt"]
-    (own,) = pairs.inspect(tmp_path / "pki" / "node.crt")
-    assert pairs.inspect(tmp_path / "pki" / "trusted.crt") == (own,)
+    (own,) = pairs.read_identities(tmp_path / "pki" / "node.crt")
+    assert pairs.read_identities(tmp_path / "pki" / "trusted.crt") == (own,)
     again = run(*arguments)
     assert again.exit_code == 1
     assert "exists" in again.stderr
@@ -268,14 +268,14 @@ def test_certs_new_signs_and_trusts_the_authority(run, tmp_path):
         )
     )
     assert result.exit_code == 0, result.output
-    (own,) = pairs.inspect(tmp_path / "ct1.crt")
+    (own,) = pairs.read_identities(tmp_path / "ct1.crt")
     assert own.names == ("DNS:ct1", "DNS:ct1.example", "IP:10.0.0.1")
-    assert [identity.subject for identity in pairs.inspect(tmp_path / "t.crt")] == [own.issuer]
+    assert [identity.subject for identity in pairs.read_identities(tmp_path / "t.crt")] == [own.issuer]
 
 
 @pytest.fixture
 def pair(tmp_path):
-    return pairs.make(tmp_path / "a", "localhost", key_type="ec").files
+    return pairs.create_pair(tmp_path / "a", "localhost", key_type="ec").files
 
 
 @pytest.fixture
@@ -345,7 +345,7 @@ def test_options_that_contradict_each_other_are_usage_errors(run, calls, pair, o
 
 def test_pair_that_does_not_fit_is_named_before_anything_is_sent(run, calls, pair, tmp_path):
     made = calls("ingest.cli._send.echo_command")
-    other = pairs.make(tmp_path / "b", "b", key_type="ec").files
+    other = pairs.create_pair(tmp_path / "b", "b", key_type="ec").files
     result = run("echo", "h", "104", "--tls-cert", pair[0], "--tls-key", other[1], "--tls-trusted", pair[0])
     assert result.exit_code == 2
     assert "does not belong" in result.stderr

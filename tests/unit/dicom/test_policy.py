@@ -8,16 +8,16 @@ import pytest
 from ingest.config.model import Peer
 from ingest.dicom.admission import Admission, Caller, Refusal, admit
 from ingest.dicom.wire import CALLING_AE_NOT_RECOGNIZED
-from ingest.tls.identity import Anchor, Identity
+from ingest.tls.identity import CertificateIdentity, TrustAnchor
 
-CT1 = Identity(
+CT1 = CertificateIdentity(
     fingerprint="ab" * 32,
     subject="CN=ct1,O=Hospital",
     issuer="CN=Hospital CA",
     names=("DNS:ct1.example.org",),
     not_after=datetime(2040, 1, 1, tzinfo=UTC),
-    anchor=Anchor("cd" * 32, "CN=Hospital CA", authority=True),
-    between=("ef" * 32,),
+    trust_anchor=TrustAnchor("cd" * 32, "CN=Hospital CA", is_authority=True),
+    intermediates=("ef" * 32,),
 )
 
 
@@ -103,28 +103,28 @@ def test_issuer_is_bound_alone_or_with_the_certificate() -> None:
     assert "none was presented" in refused(Caller("CT1", "10.0.0.1"), site)
 
 
-SELF_SIGNED = Anchor("cd" * 32, "CN=scanner", authority=False)
+SELF_SIGNED = TrustAnchor("cd" * 32, "CN=scanner", is_authority=False)
 
 
 @pytest.mark.parametrize(
     ("anchor", "certificate", "issuer", "admitted"),
     [
-        (CT1.anchor, "CN=ct1,O=Hospital", "", True),
+        (CT1.trust_anchor, "CN=ct1,O=Hospital", "", True),
         (SELF_SIGNED, "CN=ct1,O=Hospital", "", False),
         (SELF_SIGNED, "DNS:ct1.example.org", "", False),
         (None, "CN=ct1,O=Hospital", "", False),
         (SELF_SIGNED, "AB" * 32, "", True),
         (SELF_SIGNED, "CN=ct1,O=Hospital", "CN=scanner", True),
         (SELF_SIGNED, "CN=ct1,O=Hospital", "CN=Hospital CA", False),
-        (Anchor(CT1.fingerprint, CT1.subject, authority=False), "CN=ct1,O=Hospital", "", True),
-        (CT1.anchor, "", "ef" * 32, True),
-        (CT1.anchor, "", "cd" * 32, True),
-        (CT1.anchor, "", "ab" * 32, False),
+        (TrustAnchor(CT1.fingerprint, CT1.subject, is_authority=False), "CN=ct1,O=Hospital", "", True),
+        (CT1.trust_anchor, "", "ef" * 32, True),
+        (CT1.trust_anchor, "", "cd" * 32, True),
+        (CT1.trust_anchor, "", "ab" * 32, False),
         (None, "", "CN=Hospital CA", False),
     ],
 )
 def test_names_are_worth_what_the_trusted_certificate_behind_them_is(
-    anchor: Anchor | None, certificate: str, issuer: str, admitted: bool
+    anchor: TrustAnchor | None, certificate: str, issuer: str, admitted: bool
 ) -> None:
     caller = Caller("CT1", "10.0.0.1", replace(CT1, anchor=anchor))
     answer = admit(caller, (Peer(ae_title="CT1", certificate=certificate, issuer=issuer),))

@@ -43,7 +43,7 @@ def test_new_thing_that_is_not_valid_now_is_refused(
 def test_sections_in_use_are_looked_at_and_of_trust_what_is_best(tmp_path):
     now = datetime.now(UTC)
     for name, start, days in (("own", -9, 99), ("ended", -9, 5), ("early", 1, 5)):
-        made = pairs.self_signed(name, key_type="ec", start=now + start * DAY, days=days)
+        made = pairs.issue_self_signed(name, key_type="ec", start=now + start * DAY, days=days)
         pairs.write_pair(made, tmp_path / name)
     pair = {"certificate": f"{tmp_path}/own.crt", "private_key": f"{tmp_path}/own.key"}
 

@@ -29,12 +29,12 @@ REVOKED, NO_LIST, BAD_SIGNATURE, OLD_LIST = 23, 3, 8, 12
 @pytest.fixture(scope="module")
 def site(tmp_path_factory):
     site = Site(tmp_path_factory.mktemp("site"))
-    site.other_ca = pairs.authority("Other", key_type="ec")
+    site.other_ca = pairs.issue_authority("Other", key_type="ec")
     (site.folder / "other-ca.crt").write_bytes(site.other_ca.certificate_pem)
-    site.scp = site.pair("localhost", pairs.signed, site.ca)
-    site.good = site.pair("good", pairs.signed, site.ca)
-    site.bad = site.pair("bad", pairs.signed, site.ca)
-    site.other = site.pair("other", pairs.signed, site.other_ca)
+    site.scp = site.pair("localhost", pairs.issue_signed, site.ca)
+    site.good = site.pair("good", pairs.issue_signed, site.ca)
+    site.bad = site.pair("bad", pairs.issue_signed, site.ca)
+    site.other = site.pair("other", pairs.issue_signed, site.other_ca)
     site.alone = site.pair("alone")
     trusted = [site.folder / "ca.crt", site.folder / "other-ca.crt", site.alone["certificate"]]
     site.trusted = site.bundle("trusted.crt", *trusted)
@@ -122,9 +122,12 @@ def test_client_refuses_a_revoked_server(site):
     ],
 )
 def test_an_authority_in_between_is_looked_up_too(site, tmp_path, roots, policy, code):
-    root, middle = pairs.authority("Root", key_type="ec"), pairs.authority("Middle", key_type="ec")
+    root, middle = (
+        pairs.issue_authority("Root", key_type="ec"),
+        pairs.issue_authority("Middle", key_type="ec"),
+    )
     between = under(middle, root).certificate
-    leaf = pairs.signed("leaf", middle, key_type="ec")
+    leaf = pairs.issue_signed("leaf", middle, key_type="ec")
     certificate, key = pairs.write_pair(leaf, tmp_path / "leaf")
     certificate.write_bytes(leaf.certificate_pem + between.public_bytes(Encoding.PEM))
     (tmp_path / "root.crt").write_bytes(under(root, root).certificate_pem)

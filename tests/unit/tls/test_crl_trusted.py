@@ -25,16 +25,16 @@ class Chain:
 
     def __init__(self, folder):
         self.folder = folder
-        self.node = pairs.self_signed("node", key_type="ec")
+        self.node = pairs.issue_self_signed("node", key_type="ec")
         certificate, key = pairs.write_pair(self.node, folder / "node")
         self.scp = {"certificate": certificate, "private_key": key}
-        root = pairs.authority("Root", key_type="ec")
+        root = pairs.issue_authority("Root", key_type="ec")
         self.root = under(root, root)
-        self.middle = under(pairs.authority("Middle", key_type="ec"), self.root)
-        self.low = under(pairs.authority("Low", key_type="ec"), self.middle)
+        self.middle = under(pairs.issue_authority("Middle", key_type="ec"), self.root)
+        self.low = under(pairs.issue_authority("Low", key_type="ec"), self.middle)
         self.peers = {}
         for name, *above in (("root", self.root), ("middle", self.middle), ("low", self.low, self.middle)):
-            self.peers[name] = pairs.signed(f"of-{name}", above[0], key_type="ec")
+            self.peers[name] = pairs.issue_signed(f"of-{name}", above[0], key_type="ec")
             pairs.write_pair(self.peers[name], folder / f"of-{name}")
             chain = (self.peers[name], *above)
             (folder / f"of-{name}.chain").write_bytes(b"".join(each.certificate_pem for each in chain))
@@ -132,7 +132,7 @@ def test_only_a_list_that_a_known_issuer_signed_takes_trust_away(chain, trusting
 
 def test_names_of_issuers_are_compared_as_openssl_does(chain, trusting):
     tls = trusting("middle")
-    shouting = under(pairs.authority("ROOT", key_type="ec"), chain.root)
+    shouting = under(pairs.issue_authority("ROOT", key_type="ec"), chain.root)
     (found,) = tls.crl
     found.write_bytes(revocation_list(shouting, chain.middle.certificate).public_bytes(Encoding.PEM))
     assert len(revocation.revoked(tls)) == 1
@@ -205,11 +205,11 @@ def test_what_was_sent_behind_a_trusted_certificate_needs_no_list(
 
 
 def test_names_that_only_openssl_reads_hinder_nothing(chain, tmp_path):
-    own = pairs.authority(UMLAUT)
+    own = pairs.issue_authority(UMLAUT)
     authority = pairs.Pair(unreadable(own.certificate, own.private_key), own.private_key)
     peers = {}
     for name in ("good", "bad"):
-        pair = pairs.signed(name, own, key_type="ec")
+        pair = pairs.issue_signed(name, own, key_type="ec")
         peers[name] = pairs.Pair(unreadable(pair.certificate, own.private_key), pair.private_key)
         pairs.write_pair(peers[name], tmp_path / name)
     found = unreadable(revocation_list(own, peers["bad"].certificate), own.private_key)

@@ -12,10 +12,10 @@ from ingest.checks.node import check
 from ingest.config import load
 from ingest.status.report import gather
 from ingest.tls import expiry
-from ingest.tls.expiry import Dated, Place, due_warnings
-from ingest.tls.identity import Identity
+from ingest.tls.expiry import CertificateLocation, ExpiringCertificate, find_due_warnings
+from ingest.tls.identity import CertificateIdentity
 from ingest.tls.keys import pairs
-from ingest.tls.observed_certificates import FOLDER, KEPT_MAX, Sightings
+from ingest.tls.observed_certificates import FOLDER, KEPT_MAX, ObservedCertificates
 from tests.support.keymaterial import PASSWORD, Keys
 from tests.support.peers import require_program
 
@@ -23,8 +23,10 @@ END = datetime(2030, 6, 1, 12, tzinfo=UTC)
 
 
 def dated(name="a", section="tls.node", end=END):
-    identity = Identity(name * 64, f"CN={name}", "CN=x", (), end)
-    return Dated(Place(section, "certificate", Path("a.crt"), None), "own", (), identity)
+    identity = CertificateIdentity(name * 64, f"CN={name}", "CN=x", (), end)
+    return ExpiringCertificate(
+        CertificateLocation(section, "certificate", Path("a.crt"), None), "own", (), identity
+    )
 
 
 def walk(days, found, step=timedelta(hours=1)):
@@ -32,7 +34,7 @@ def walk(days, found, step=timedelta(hours=1)):
     said, told = set(), []
     now = END - timedelta(days=days)
     while now < END + timedelta(days=2, hours=10):
-        for due in due_warnings(now, found, said):
+        for due in find_due_warnings(now, found, said):
             said.add(due.mark)
             told.append(((END - now) / timedelta(days=1), due.days))
         now += step
@@ -54,20 +56,20 @@ def test_who_starts_late_says_the_nearest_threshold_alone():
 
 def test_certificate_that_is_there_twice_is_said_once_for_each_section():
     found = [dated(), dated(), dated(section="tls.old"), dated("b"), dated("c", end=END + timedelta(days=99))]
-    due = due_warnings(END - timedelta(days=3), found, ())
-    assert [(d.certificate.place.section, d.certificate.identity.subject) for d in due] == [
+    due = find_due_warnings(END - timedelta(days=3), found, ())
+    assert [(d.certificate.location.section, d.certificate.identity.subject) for d in due] == [
         ("tls.node", "CN=a"),
         ("tls.old", "CN=a"),
         ("tls.node", "CN=b"),
     ]
-    assert due_warnings(END - timedelta(days=2), found, {d.mark for d in due}) == []
+    assert find_due_warnings(END - timedelta(days=2), found, {d.mark for d in due}) == []
 
 
 def pair(name, days):
     """A pair that ends in (or ended before) so many days."""
     now = datetime.now(UTC)
     begin = now - timedelta(days=100)
-    return pairs.self_signed(name, key_type="ec", start=begin, days=100 + days)
+    return pairs.issue_self_signed(name, key_type="ec", start=begin, days=100 + days)
 
 
 @pytest.fixture
@@ -77,7 +79,7 @@ def site(tmp_path):
     def make(node=90.0, ct1=90.0, pacs=90.0, other=90.0):
         pairs.write_pair(pair("node", node), tmp_path / "node")
         for name, days, bundle in (("ct1", ct1, "in"), ("other", other, "in"), ("pacs", pacs, "out")):
-            pairs.trust(pair(name, days).certificate, tmp_path / f"{bundle}.crt")
+            pairs.add_to_bundle(pair(name, days).certificate, tmp_path / f"{bundle}.crt")
         (tmp_path / "ingest.toml").write_text(
             """
             [node]
@@ -190,11 +192,11 @@ def test_password_and_key_store_that_others_may_read_are_notes(tmp_path):
 def test_watch_says_what_is_in_force_once(site, tmp_path, capsys):
     from structlog.testing import capture_logs
 
-    watch = expiry.Watch()
+    watch = expiry.ExpiryWatch()
     with capture_logs() as said:
-        watch.take(site(node=5, ct1=-1))
-        watch.look()
-        watch.look()
+        watch.watch_configuration(site(node=5, ct1=-1))
+        watch.log_due_warnings()
+        watch.log_due_warnings()
     assert [(line["event"], line["log_level"], line["subject"], line["whose"]) for line in said] == [
         ("certificate_ends", "warning", "CN=node", []),
         ("certificate_ended", "error", "CN=ct1", ["CT1"]),
@@ -202,7 +204,7 @@ def test_watch_says_what_is_in_force_once(site, tmp_path, capsys):
     (tmp_path / "node.crt").unlink()  # what happens to the file does not matter until a reload
     with capture_logs() as said:
         watch._next = 0.0
-        watch.look()
+        watch.log_due_warnings()
     assert said == []
 
 
@@ -210,20 +212,24 @@ def test_what_was_shown_is_forgotten_in_time_and_only_so_much_is_kept(site, tmp_
     config, now = site(), datetime.now(UTC)
     folder = config.run_dir / FOLDER
     config.run_dir.mkdir(parents=True)
-    sightings = Sightings(config.run_dir)
+    sightings = ObservedCertificates(config.run_dir)
     for whose, subject, days in (("PACS", "gone", -31), ("PACS", "ended", -29), ("CT1", "good", 9)):
-        sightings.note("destination", whose, Identity(subject, subject, "", (), now + timedelta(days=days)))
+        sightings.record(
+            "destination", whose, CertificateIdentity(subject, subject, "", (), now + timedelta(days=days))
+        )
     for number in range(KEPT_MAX + 3):
         before = set(folder.iterdir())
-        sightings.note("peer", "CT1", Identity(f"{number}", f"{number}", "", (), now + timedelta(days=1)))
+        sightings.record(
+            "peer", "CT1", CertificateIdentity(f"{number}", f"{number}", "", (), now + timedelta(days=1))
+        )
         (new,) = set(folder.iterdir()) - before
         os.utime(new, (number, number))
     (folder / "left.0123").write_text("{")
     os.utime(folder / "left.0123", (1, 1))
     (folder / "new.0123").write_text("{")
-    watch = expiry.Watch()
-    watch.take(config)
-    watch.look()
+    watch = expiry.ExpiryWatch()
+    watch.watch_configuration(config)
+    watch.log_due_warnings()
     assert [path.name for path in folder.iterdir() if path.suffix != ".json"] == ["new.0123"]
     told = [json.loads(path.read_text())["subject"] for path in folder.glob("*.json")]
     assert sorted(told) == sorted(["ended", "good", *map(str, range(3, KEPT_MAX + 3))])

@@ -16,7 +16,13 @@ from hypothesis import strategies as st
 
 from ingest.ext.errors import PeerError
 from ingest.tls import distinguished_names
-from ingest.tls.identity import anchor_of, identity_of, issued_by, matches, mistake
+from ingest.tls.identity import (
+    explain_unmatchable,
+    is_issued_by,
+    matches_identity,
+    read_identity,
+    read_trust_anchor,
+)
 from tests.support.peers import require_program
 
 
@@ -68,7 +74,7 @@ def der():
 
 @pytest.fixture(scope="module")
 def identity(der):
-    return identity_of(der)
+    return read_identity(der)
 
 
 def test_identity_tells_fingerprint_subject_issuer_names_and_end(der, identity):
@@ -108,7 +114,7 @@ def test_identity_tells_fingerprint_subject_issuer_names_and_end(der, identity):
     ],
 )
 def test_names_of_the_holder_match(identity, pattern):
-    assert matches(identity, pattern)
+    assert matches_identity(identity, pattern)
 
 
 @pytest.mark.parametrize(
@@ -140,36 +146,39 @@ def test_names_of_the_holder_match(identity, pattern):
     ],
 )
 def test_anything_less_does_not_match(identity, pattern):
-    assert not matches(identity, pattern)
+    assert not matches_identity(identity, pattern)
 
 
 def test_fingerprint_matches_as_openssl_and_people_write_it(identity):
     plain = identity.fingerprint
     pairs = ":".join(plain[i : i + 2] for i in range(0, 64, 2)).upper()
     for pattern in (plain, plain.upper(), pairs, f"sha256:{plain}", f"SHA256 Fingerprint={pairs}"):
-        assert matches(identity, pattern)
-    assert not matches(identity, plain[:-1])
-    assert not matches(identity, plain[:-1] + ("0" if plain[-1] != "0" else "1"))
+        assert matches_identity(identity, pattern)
+    assert not matches_identity(identity, plain[:-1])
+    assert not matches_identity(identity, plain[:-1] + ("0" if plain[-1] != "0" else "1"))
 
 
 def test_subject_may_be_written_as_openssl_once_did():
-    identity = identity_of(make(((NameOID.COUNTRY_NAME, "BE"), (NameOID.COMMON_NAME, "localhost"))))
-    assert matches(identity, "/C=BE/CN=localhost")
-    assert not matches(identity, "/C=BE/CN=localhos")
+    identity = read_identity(make(((NameOID.COUNTRY_NAME, "BE"), (NameOID.COMMON_NAME, "localhost"))))
+    assert matches_identity(identity, "/C=BE/CN=localhost")
+    assert not matches_identity(identity, "/C=BE/CN=localhos")
     assert identity.names == ()
 
 
 def test_a_network_among_the_names_is_no_address_and_hides_none():
     addresses = map(x509.IPAddress, (ipaddress.ip_network("10.0.0.0/8"), ipaddress.ip_address("10.1.0.7")))
-    identity = identity_of(make((X,), tuple(addresses)))
-    found = {each: matches(identity, each) for each in ("10.1.0.7", "10.0.0.0", "IP:10.0.0.0/8", "10.1.0.8")}
+    identity = read_identity(make((X,), tuple(addresses)))
+    found = {
+        each: matches_identity(identity, each)
+        for each in ("10.1.0.7", "10.0.0.0", "IP:10.0.0.0/8", "10.1.0.8")
+    }
     assert [each for each, matched in found.items() if matched] == ["10.1.0.7"]
 
 
 def test_fingerprint_of_a_subject_is_no_subject():
     """A holder who may choose a name cannot choose one that reads as another's fingerprint."""
-    identity = identity_of(make(((NameOID.COMMON_NAME, "ab" * 32),), (x509.DNSName("ab" * 32),)))
-    assert not matches(identity, "ab" * 32)
+    identity = read_identity(make(((NameOID.COMMON_NAME, "ab" * 32),), (x509.DNSName("ab" * 32),)))
+    assert not matches_identity(identity, "ab" * 32)
 
 
 @pytest.mark.parametrize(
@@ -191,7 +200,7 @@ def test_fingerprint_of_a_subject_is_no_subject():
     ],
 )
 def test_a_name_of_one_kind_is_none_of_another(name, pattern):
-    assert not matches(identity_of(make(((NameOID.COMMON_NAME, "x"),), (name,))), pattern)
+    assert not matches_identity(read_identity(make(((NameOID.COMMON_NAME, "x"),), (name,))), pattern)
 
 
 BE, X = (NameOID.COUNTRY_NAME, "BE"), (NameOID.COMMON_NAME, "x")
@@ -221,25 +230,25 @@ WRITTEN = [
 @pytest.mark.parametrize(("attributes", "more"), WRITTEN)
 def test_a_subject_may_be_written_in_any_way_of_openssl(attributes, more):
     der = make(attributes)
-    identity = identity_of(der)
+    identity = read_identity(der)
     for options in ([], ["-nameopt", "RFC2253"], ["-nameopt", "oneline"], ["-nameopt", "compat"]):
         command = [require_program("openssl"), "x509", "-inform", "DER", "-noout", "-subject", *options]
         printed = subprocess.run(command, input=der, capture_output=True, check=True).stdout.decode()
         more = [*more, printed.removeprefix("subject=").removesuffix("\n")]
-    other = identity_of(make([*attributes, (NameOID.LOCALITY_NAME, "l")]))
+    other = read_identity(make([*attributes, (NameOID.LOCALITY_NAME, "l")]))
     for pattern in (identity.subject, *more):
-        assert matches(identity, pattern), pattern
-        assert not matches(other, pattern), pattern
-        assert not mistake(pattern), pattern
+        assert matches_identity(identity, pattern), pattern
+        assert not matches_identity(other, pattern), pattern
+        assert not explain_unmatchable(pattern), pattern
 
 
 def test_a_value_between_slashes_is_no_attribute_of_its_own():
-    one = identity_of(make([(NameOID.ORGANIZATION_NAME, "A/b=c"), X]))
-    assert matches(one, "/O=A/b=c/CN=x")
-    assert matches(one, "/O=A\\/b=c/CN=x")
-    two = identity_of(make([(NameOID.ORGANIZATION_NAME, "A/CN=x")]))
-    assert not matches(two, "/O=A/CN=x")
-    assert matches(two, "/O=A\\/CN=x")
+    one = read_identity(make([(NameOID.ORGANIZATION_NAME, "A/b=c"), X]))
+    assert matches_identity(one, "/O=A/b=c/CN=x")
+    assert matches_identity(one, "/O=A\\/b=c/CN=x")
+    two = read_identity(make([(NameOID.ORGANIZATION_NAME, "A/CN=x")]))
+    assert not matches_identity(two, "/O=A/CN=x")
+    assert matches_identity(two, "/O=A\\/CN=x")
 
 
 @pytest.mark.parametrize(
@@ -253,17 +262,17 @@ def test_a_value_between_slashes_is_no_attribute_of_its_own():
     ],
 )
 def test_a_subject_as_openssl_3_2_prints_it_without_escapes_is_read(attributes, printed):
-    assert matches(identity_of(make(attributes)), printed)
-    assert not matches(identity_of(make([*attributes, (NameOID.LOCALITY_NAME, "l")])), printed)
+    assert matches_identity(read_identity(make(attributes)), printed)
+    assert not matches_identity(read_identity(make([*attributes, (NameOID.LOCALITY_NAME, "l")])), printed)
 
 
 def test_a_comma_in_a_value_makes_no_attribute_of_a_quoted_or_escaped_name():
-    value = identity_of(make([(NameOID.ORGANIZATION_NAME, "A, CN=x")]))
-    assert not matches(value, "O=A, CN=x")
-    assert matches(value, "O=A\\, CN\\=x")
-    assert matches(value, 'O="A, CN=x"')
-    assert not matches(
-        identity_of(make([(NameOID.ORGANIZATION_NAME, '"A'), (NameOID.COMMON_NAME, 'x"')])), 'O="A, CN=x"'
+    value = read_identity(make([(NameOID.ORGANIZATION_NAME, "A, CN=x")]))
+    assert not matches_identity(value, "O=A, CN=x")
+    assert matches_identity(value, "O=A\\, CN\\=x")
+    assert matches_identity(value, 'O="A, CN=x"')
+    assert not matches_identity(
+        read_identity(make([(NameOID.ORGANIZATION_NAME, '"A'), (NameOID.COMMON_NAME, 'x"')])), 'O="A, CN=x"'
     )
 
 
@@ -289,25 +298,25 @@ def usage(key_cert_sign):
 )
 def test_an_authority_says_that_it_is_there_to_sign(extensions, authority):
     leaf, root = make(SUBJECT), make([BE], extensions=extensions)
-    assert identity_of(leaf, [leaf, root]).vouched is authority
-    assert identity_of(root, [root]).vouched
+    assert read_identity(leaf, [leaf, root]).has_trusted_names is authority
+    assert read_identity(root, [root]).has_trusted_names
 
 
 def test_what_cannot_be_read_vouches_for_nobody():
-    assert not anchor_of(b"nothing").authority
-    assert not issued_by(identity_of(SOUND, [SOUND, b"nothing"]), "")
-    assert not identity_of(SOUND).vouched
+    assert not read_trust_anchor(b"nothing").is_authority
+    assert not is_issued_by(read_identity(SOUND, [SOUND, b"nothing"]), "")
+    assert not read_identity(SOUND).has_trusted_names
 
 
 def test_issuer_is_named_by_the_trusted_certificate_and_shown_by_any_fingerprint():
     leaf, between, root = make(SUBJECT), make([BE, X]), make([BE])
-    identity = identity_of(leaf, [leaf, between, root])
-    assert issued_by(identity, "C=BE")
-    assert not issued_by(identity, "CN=x,C=BE")
-    assert not issued_by(identity, identity.issuer)
+    identity = read_identity(leaf, [leaf, between, root])
+    assert is_issued_by(identity, "C=BE")
+    assert not is_issued_by(identity, "CN=x,C=BE")
+    assert not is_issued_by(identity, identity.issuer)
     fingerprints = [hashlib.sha256(each).hexdigest() for each in (leaf, between, root)]
-    assert [issued_by(identity, each) for each in fingerprints] == [False, True, True]
-    assert not issued_by(identity, "")
+    assert [is_issued_by(identity, each) for each in fingerprints] == [False, True, True]
+    assert not is_issued_by(identity, "")
 
 
 @pytest.mark.filterwarnings("ignore::cryptography.utils.CryptographyDeprecationWarning")
@@ -319,11 +328,11 @@ def test_damaged_certificate_is_an_identity_or_a_peer_error(seed):
     for _ in range(pick.randint(1, 4)):
         damaged[pick.randrange(len(damaged))] = pick.randrange(256)
     try:
-        identity = identity_of(bytes(damaged))
+        identity = read_identity(bytes(damaged))
     except PeerError:
         return
     assert len(identity.fingerprint) == 64
-    assert isinstance(matches(identity, "CN=a"), bool)
+    assert isinstance(matches_identity(identity, "CN=a"), bool)
 
 
 SOUND = make(SUBJECT, NAMES)
@@ -332,8 +341,8 @@ SOUND = make(SUBJECT, NAMES)
 @settings(deadline=None)
 @given(st.text(max_size=80))
 def test_any_pattern_gives_an_answer(pattern):
-    assert matches(identity_of(SOUND), pattern) in {True, False}
-    assert isinstance(mistake(pattern), str)
+    assert matches_identity(read_identity(SOUND), pattern) in {True, False}
+    assert isinstance(explain_unmatchable(pattern), str)
 
 
 OIDS = (NameOID.COMMON_NAME, NameOID.ORGANIZATION_NAME, NameOID.USER_ID, NameOID.EMAIL_ADDRESS)
@@ -352,5 +361,5 @@ RDNS = st.lists(
 @given(RDNS, RDNS)
 def test_a_subject_is_itself_whatever_is_in_it_and_no_other(one, other):
     texts = [x509.Name(rdns).rfc4514_string() for rdns in (one, other)]
-    assert distinguished_names.same(texts[0], texts[0])
-    assert distinguished_names.same(texts[0], texts[1]) is (one in (other, other[::-1]))
+    assert distinguished_names.is_same_name(texts[0], texts[0])
+    assert distinguished_names.is_same_name(texts[0], texts[1]) is (one in (other, other[::-1]))

@@ -20,7 +20,7 @@ from ingest.errors import ConfigError
 from ingest.tls.contexts import client_context, server_context
 from ingest.tls.keys import inspection, pairs
 from ingest.tls.keys.loading import read_pair
-from ingest.tls.keys.pkcs12 import elements
+from ingest.tls.keys.pkcs12 import parse_der_elements
 from tests.support.keymaterial import PASSWORD, Keys, run
 from tests.support.peers import require_program
 from tests.unit.tls.test_tls_contexts import shake
@@ -273,7 +273,7 @@ def test_each_form_of_trust_lets_its_peers_in(keys, tmp_path, content):
             (path / "Liesmich").write_text("Schlüssel")
             name, form = ("a.cer", "DER") if content == "folder of DER" else ("wurzel 1", "PEM")
             run("openssl", "x509", "-in", certificate, "-outform", form, "-out", path / name)
-    assert "CN=root" in [each.subject for each in pairs.inspect(path, keys["password"])]
+    assert "CN=root" in [each.subject for each in pairs.read_identities(path, keys["password"])]
     tls = TLS(**chained(keys), trusted=(path,), password_file=keys["password"])
     for server, client in ((tls, None), (None, tls)):
         other = TLS(**chained(keys), trusted=(keys["root.crt"],))
@@ -427,11 +427,11 @@ def with_two_keys(keys):
     bags = b""
     for kind in ("rsa", "ec"):
         store = keys.pkcs12(f"{kind}.p12", kind, *plain, "-name", f"{kind} ä", password="").read_bytes()
-        ((_, pfx),) = elements(store)
-        (_, (_, info)) = elements(pfx)
-        (_, (_, explicit)) = elements(info)
-        ((_, octets),) = elements(explicit)
-        ((_, safes),) = elements(octets)
+        ((_, pfx),) = parse_der_elements(store)
+        (_, (_, info)) = parse_der_elements(pfx)
+        (_, (_, explicit)) = parse_der_elements(info)
+        ((_, octets),) = parse_der_elements(explicit)
+        ((_, safes),) = parse_der_elements(octets)
         bags += safes
     data = encoded(0x06, bytes.fromhex("2a864886f70d010701"))
     info = encoded(0x30, data + encoded(0xA0, encoded(0x04, encoded(0x30, bags))))
@@ -450,9 +450,9 @@ def test_key_store_with_several_keys_is_refused_and_shown_with_all(keys):
         ConfigError, match=r"two.p12: holds 2 private keys \(aliases rsa ä, ec ä\); .*keytool"
     ):
         client_context(TLS(pkcs12=path, trusted=(keys["root.crt"],)))
-    (told,) = inspection.look([path], None, datetime.now(UTC))
+    (told,) = inspection.inspect_files([path], None, datetime.now(UTC))
     assert [(key.alias, key.type) for key in told.keys] == [("rsa ä", "RSA 2048"), ("ec ä", "EC secp384r1")]
-    subjects = [own and own.subject for _, _, own in inspection.pairs([told])]
+    subjects = [own and own.subject for _, _, own in inspection.match_keys([told])]
     assert subjects == ["CN=rsa", "CN=ec"]
 
 
@@ -478,7 +478,7 @@ def test_damaged_files_are_told_and_never_end_a_command(keys, samples, data):
         content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
     path = keys["damaged"]
     path.write_bytes(content[: data.draw(st.integers(1, len(content)))])
-    (told,) = inspection.look([path], None, datetime.now(UTC))
+    (told,) = inspection.inspect_files([path], None, datetime.now(UTC))
     assert told.fault.startswith(str(path)) or told.certificates or told.keys
     for tls in ({"certificate": path}, {"pkcs12": path}, {"trusted": (path,)}):
         with contextlib.suppress(ConfigError):

@@ -94,10 +94,10 @@ def test_optional_peer_without_a_certificate_has_none(material: Material) -> Non
 def test_chain_of_the_peer_ends_with_what_is_trusted_whatever_it_sends(
     trusted: str, version: ssl.TLSVersion, material: Material, tmp_path: Path
 ) -> None:
-    root = pairs.authority("root", key_type="ec")
-    leaf = pairs.signed("leaf", root, key_type="ec")
+    root = pairs.issue_authority("root", key_type="ec")
+    leaf = pairs.issue_signed("leaf", root, key_type="ec")
     files = {"root": [root], "leaf": [leaf], "both": [root, leaf]}[trusted]
-    pairs.trust_all([pair.certificate for pair in files], tmp_path / "trusted.crt")
+    pairs.add_all_to_bundle([pair.certificate for pair in files], tmp_path / "trusted.crt")
     pairs.write_pair(leaf, tmp_path / "leaf")
     with (tmp_path / "leaf.crt").open("ab") as chain:
         chain.write(root.certificate_pem)

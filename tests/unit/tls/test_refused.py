@@ -27,30 +27,32 @@ class Place:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.ours, stranger = (
-            pairs.authority("ours", key_type="ec"),
-            pairs.authority("stranger", key_type="ec"),
+            pairs.issue_authority("ours", key_type="ec"),
+            pairs.issue_authority("stranger", key_type="ec"),
         )
-        pairs.trust(self.ours.certificate, folder / "trusted.crt")
+        pairs.add_to_bundle(self.ours.certificate, folder / "trusted.crt")
         yesterday = datetime.now(UTC) - timedelta(days=3)
-        self.write("node", pairs.signed("node", self.ours, key_type="ec"))
-        self.write("18", pairs.self_signed("nobody", key_type="ec"))
-        self.write("19", pairs.signed("of a stranger", stranger, key_type="ec"), stranger)
-        self.write("20", pairs.signed("without its issuer", stranger, key_type="ec"))
-        self.write("10", pairs.signed("old", self.ours, key_type="ec", start=yesterday, days=1))
+        self.write("node", pairs.issue_signed("node", self.ours, key_type="ec"))
+        self.write("18", pairs.issue_self_signed("nobody", key_type="ec"))
+        self.write("19", pairs.issue_signed("of a stranger", stranger, key_type="ec"), stranger)
+        self.write("20", pairs.issue_signed("without its issuer", stranger, key_type="ec"))
+        self.write("10", pairs.issue_signed("old", self.ours, key_type="ec", start=yesterday, days=1))
         for role, usage in (
             ("server", ExtendedKeyUsageOID.SERVER_AUTH),
             ("client", ExtendedKeyUsageOID.CLIENT_AUTH),
         ):
             self.write(
-                f"26-{role}", self.signed_again(pairs.signed(f"a {role}", self.ours, key_type="ec"), usage)
+                f"26-{role}",
+                self.signed_again(pairs.issue_signed(f"a {role}", self.ours, key_type="ec"), usage),
             )
         self.write(
-            "odd", self.signed_again(pairs.self_signed("odd", key_type="ec"), name="\x1b[2J" + "x" * 300)
+            "odd",
+            self.signed_again(pairs.issue_self_signed("odd", key_type="ec"), name="\x1b[2J" + "x" * 300),
         )
 
     def write(self, name: str, pair: pairs.Pair, *chain: pairs.Pair) -> None:
         text = pair.certificate_pem + b"".join(each.certificate_pem for each in chain)
-        pairs.write_both(self.folder / name, text, pair.key_pem(), force=False)
+        pairs.write_pair_files(self.folder / name, text, pair.encode_key(), force=False)
 
     def signed_again(
         self, pair: pairs.Pair, usage: x509.ObjectIdentifier | None = None, name: str = ""
@@ -77,13 +79,13 @@ class Place:
         return pairs.Pair(builder.sign(key, hashes.SHA256()), pair.private_key)
 
     def tls(self, name: str, **changes: object) -> TLS:
-        certificate, key = pairs.files_of(self.folder / name)
+        certificate, key = pairs.pair_paths(self.folder / name)
         trusted = (self.folder / "trusted.crt",)
         return TLS(certificate=certificate, private_key=key, trusted=trusted, **changes)  # type: ignore[arg-type]
 
     def der(self, name: str) -> bytes:
         """The certificate itself, without those of its issuers behind it."""
-        text = pairs.files_of(self.folder / name)[0].read_text()
+        text = pairs.pair_paths(self.folder / name)[0].read_text()
         end = "-----END CERTIFICATE-----"
         return ssl.PEM_cert_to_DER_cert(text[: text.index(end) + len(end)])
 

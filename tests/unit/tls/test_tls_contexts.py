@@ -27,10 +27,10 @@ class Site:
 
     def __init__(self, folder):
         self.folder = folder
-        self.ca = pairs.authority("Site", key_type="ec")
+        self.ca = pairs.issue_authority("Site", key_type="ec")
         (folder / "ca.crt").write_bytes(self.ca.certificate_pem)
 
-    def pair(self, name, make=pairs.self_signed, *args, **options):
+    def pair(self, name, make=pairs.issue_self_signed, *args, **options):
         options.setdefault("key_type", "ec")
         pair = make(name, *args, **options)
         certificate, key = pairs.write_pair(pair, self.folder / name)
@@ -47,7 +47,7 @@ def site(tmp_path_factory):
     site = Site(tmp_path_factory.mktemp("site"))
     site.scp = site.pair("localhost")
     site.scu = site.pair("ct1")
-    site.signed = site.pair("mr1", pairs.signed, site.ca)
+    site.signed = site.pair("mr1", pairs.issue_signed, site.ca)
     site.expired = site.pair("old", start=PAST, days=1)
     site.stranger = site.pair("stranger")
     site.trusted = site.bundle(
@@ -139,8 +139,8 @@ def test_none_needs_no_trust_and_takes_any_server(site):
 
 
 def test_leaf_of_an_unknown_authority_can_be_trusted_by_itself(site):
-    other = pairs.authority("Other", key_type="ec")
-    leaf = site.pair("leaf", pairs.signed, other)
+    other = pairs.issue_authority("Other", key_type="ec")
+    leaf = site.pair("leaf", pairs.issue_signed, other)
     server = server_context(settings(site, site.scp, trusted=(leaf["certificate"],)))
     shake(server, client_context(settings(site, leaf)))
 
@@ -274,7 +274,7 @@ def test_public_authorities_are_not_trusted(site):
 
 
 def test_encrypted_key_is_opened_with_its_password_file(site, tmp_path):
-    pair = pairs.self_signed("locked", key_type="ec")
+    pair = pairs.issue_self_signed("locked", key_type="ec")
     certificate, key = pairs.write_pair(pair, tmp_path / "locked", password="geheim ö".encode())
     (tmp_path / "password").write_bytes("geheim ö\r\nsecond line".encode())
     tls = settings(
@@ -287,7 +287,7 @@ def damage(site, tmp_path, case):
     """Settings that are wrong in one way, and words of the fault that names file and remedy."""
     scp, other = site.scp, site.scu
     locked_crt, locked_key = pairs.write_pair(
-        pairs.self_signed("x", key_type="ec"), tmp_path / "x", password=b"right"
+        pairs.issue_self_signed("x", key_type="ec"), tmp_path / "x", password=b"right"
     )
     locked = {"certificate": locked_crt, "private_key": locked_key}
     (tmp_path / "wrong").write_text("wrong\n")
@@ -391,8 +391,8 @@ def test_weak_key_is_refused_by_name(site, tmp_path):
 
     key = rsa.generate_private_key(public_exponent=65537, key_size=1024)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("ingest.tls.keys.issuance.new_key", lambda _: key)
-        weak = pairs.self_signed("weak")
+        patch.setattr("ingest.tls.keys.issuance.generate_key", lambda _: key)
+        weak = pairs.issue_self_signed("weak")
     certificate, path = pairs.write_pair(weak, tmp_path / "weak")
     with pytest.raises(ConfigError, match="RSA 2048"):
         server_context(settings(site, {"certificate": certificate, "private_key": path}))
@@ -410,7 +410,7 @@ def test_pair_with_which_no_handshake_succeeds_is_refused_with_its_section(tmp_p
     now = datetime.now(UTC)
     builder = x509.CertificateBuilder(name, name, key.public_key(), 1, now, now + timedelta(days=1))
     pairs.write_pair(pairs.Pair(builder.sign(key, hashes.SHA256()), key), tmp_path / "odd")
-    pairs.write_pair(pairs.self_signed("good", key_type="ec"), tmp_path / "good")
+    pairs.write_pair(pairs.issue_self_signed("good", key_type="ec"), tmp_path / "good")
     trusted = [f"{tmp_path}/good.crt"]
     sections = {
         name: {
