@@ -1,8 +1,10 @@
-"""Every error that this project raises on purpose, in one shallow tree.
+"""Every exception that this project defines.
 
-`PeerError` stands beside the tree: it blames the peer's bytes, and ext/, which raises it, imports nothing of
-ours. Everything below `IngestError` blames our side: what a person configured, a disk, a queue or a remote
-that is away.
+`IngestError` is the root of what a person can act on: a configuration, a disk, a service or a remote. The
+command line prints its message without a traceback, so the message names the key, file, peer or UID and the
+next step. `PeerError` stands beside that tree, because it blames the bytes of a peer. It comes from `ext/`,
+which imports nothing above itself. The last group never reaches a person: code catches these exceptions to
+decide what to do next.
 """
 
 from collections.abc import Sequence
@@ -13,31 +15,43 @@ from ingest.ext.errors import PeerError
 __all__ = [
     "AssociationError",
     "BootError",
+    "BusyError",
     "Cause",
+    "ClockError",
     "ConditionError",
     "ConfigError",
+    "DemoError",
+    "GoneError",
     "IngestError",
+    "LeaseLostError",
     "LedgerError",
+    "NotQuarantinedError",
+    "PathEscapesError",
     "PeerError",
     "QueueError",
     "ResolverAwayError",
     "SpoolError",
     "SpoolMissingError",
+    "StoppedError",
     "StoreAwayError",
     "StoreError",
     "StoreMissingError",
+    "UnknownDestinationError",
 ]
 
 
 class IngestError(Exception):
-    """Root of our own errors; the message names the key, file, AE title or UID, and what to do next."""
+    """Root of the errors that a person can act on."""
+
+
+# --- configuration and start
 
 
 class ConfigError(IngestError):
-    """The configuration cannot be used; the node exits with 2.
+    """The configuration cannot be used. The node ends with exit code 2.
 
     Attributes:
-        faults: One line for each fault, each naming its key (or file) and the remedy.
+        faults: One line for each fault, with its key or file and the remedy.
     """
 
     def __init__(self, faults: Sequence[str]) -> None:
@@ -45,52 +59,73 @@ class ConfigError(IngestError):
         self.faults = tuple(faults)
 
 
-class ConditionError(ValueError):
-    """A condition of a route is not valid. The message is the cause, and `remedy` the next step."""
-
-    def __init__(self, cause: str, remedy: str) -> None:
-        super().__init__(cause)
-        self.remedy = remedy
-
-
 class BootError(IngestError):
-    """A child cannot start with this configuration (a port in use, a key that does not fit); exit 3."""
+    """A process cannot start with this configuration, for example because a port is in use. Exit code 3."""
+
+
+class DemoError(IngestError):
+    """A step of `ingest demo` failed."""
+
+
+# --- spool, store, queue and ledger
 
 
 class SpoolError(IngestError):
-    """The spool folder cannot be used, or an entry is not there."""
+    """The spool folder cannot be used, or an entry is missing."""
 
 
 class SpoolMissingError(SpoolError):
-    """The spool that was used last is not mounted where it was; nothing is made in its place."""
+    """The spool that was used last is not mounted. The node creates no other spool in its place."""
+
+
+class GoneError(SpoolError):
+    """The file or record that a spool reference names is missing."""
 
 
 class StoreError(IngestError):
-    """The store could not keep or give an instance."""
+    """The store could not keep or return an instance."""
 
 
 class StoreAwayError(StoreError):
-    """The store is full, failing or not there; trying the same again later may help."""
+    """The store is full, failing or missing. The same call may succeed later."""
 
 
 class StoreMissingError(StoreAwayError):
-    """The store that the ledger knows is not mounted where it was; nothing is made in its place."""
+    """The store that the ledger knows is not mounted. The node creates no other store in its place."""
 
 
 class QueueError(IngestError):
-    """Redis is away or answers what it should not; the caller waits and tries again."""
+    """Redis is away, or its answer is not usable. The caller waits and tries again."""
 
 
 class LedgerError(IngestError):
-    """The ledger is away or of an unknown schema version."""
+    """The ledger is away, or its schema version is unknown."""
 
 
-class ResolverAwayError(OSError):
-    """No name server answered in time. An OSError, because callers treat it as any failed lookup."""
+# --- decisions of a person that the node refuses
+
+
+class UnknownDestinationError(IngestError):
+    """Neither the configuration nor the ledger has a destination of this name."""
+
+
+class NotQuarantinedError(IngestError):
+    """The id is unknown, or its instance is not in quarantine or cannot leave it."""
+
+
+class BusyError(IngestError):
+    """Another process removes instances from this store."""
+
+
+class ClockError(IngestError):
+    """The clock of this machine has jumped ahead, so retention would remove too much."""
+
+
+# --- remotes
 
 
 class Cause(Enum):
-    """Why there is no association, as far as it can be told from this side."""
+    """Cause of a failed association, as far as this side can tell."""
 
     UNKNOWN_HOST = "the name has no address"
     NO_NAME_SERVER = "no name server answers"
@@ -118,14 +153,45 @@ class Cause(Enum):
 
 
 class AssociationError(IngestError):
-    """An association with a remote could not be made or ended early.
+    """An association with a remote failed, or ended early.
 
     Attributes:
-        permanent: True where trying again with the same proposal cannot help (A-ASSOCIATE-RJ permanent).
-        cause: What was at fault; None where that cannot be told.
+        permanent: Whether the same proposal can never succeed (A-ASSOCIATE-RJ with result 1).
+        cause: What failed; None if this side cannot tell.
     """
 
     def __init__(self, message: str, *, permanent: bool = False, cause: Cause | None = None) -> None:
         super().__init__(message)
         self.permanent = permanent
         self.cause = cause
+
+
+# --- exceptions that steer the caller, and never reach a person
+
+
+class ConditionError(ValueError):
+    """A condition of a route is not valid. The message is the cause.
+
+    Attributes:
+        remedy: What to write instead.
+    """
+
+    def __init__(self, cause: str, remedy: str) -> None:
+        super().__init__(cause)
+        self.remedy = remedy
+
+
+class PathEscapesError(ValueError):
+    """A relative path leaves its folder, or passes through a symbolic link or a file."""
+
+
+class ResolverAwayError(OSError):
+    """No name server answered in time."""
+
+
+class LeaseLostError(Exception):
+    """The ledger was away for so long that other workers may lease the same deliveries."""
+
+
+class StoppedError(Exception):
+    """The worker was stopped while it waited. Its unfinished references stay on the queue."""

@@ -7,7 +7,7 @@ from typing import Final, ParamSpec, TypeVar
 
 import structlog
 
-from ingest.errors import LedgerError, StoreAwayError
+from ingest.errors import LedgerError, StoppedError, StoreAwayError
 
 LOG_AGAIN_SECONDS: Final = 60.0
 """Seconds between two log events about the same service."""
@@ -21,10 +21,6 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 log = structlog.get_logger()
-
-
-class StoppedError(Exception):
-    """The worker was told to stop while it waited. Its current entries stay on the queue."""
 
 
 class Backoff:

@@ -11,9 +11,10 @@ from rich.markup import escape
 from rich.status import Status
 
 from ingest.alarms import BOUNDED_ALARM, clear_alarm
-from ingest.cli._delivery_tables import UnknownDestinationError, print_note
+from ingest.cli._delivery_tables import print_note
 from ingest.clock import unix_ms
 from ingest.config.model import Config
+from ingest.errors import UnknownDestinationError
 from ingest.ledger import DeliveryState, Ledger
 from ingest.ledger.backfill import BackfillCounts
 from ingest.ledger.index import InstanceFilter

@@ -13,17 +13,13 @@ from rich.console import Console
 from ingest.cli.tables import local_time, print_line, printable, show
 from ingest.clock import unix_ms
 from ingest.config.model import Config
-from ingest.errors import IngestError
+from ingest.errors import UnknownDestinationError
 from ingest.ledger import Circuit, DeliveryState, Ledger
 from ingest.ledger.delivery_admin import DeliveryFilter, FoundDelivery
 from ingest.queue.client import connect
 from ingest.queue.wakeups import wake
 
 TIMES: Final = ("created_at", "updated_at", "next_at")
-
-
-class UnknownDestinationError(IngestError):
-    """Neither the configuration nor the ledger knows a destination of this name."""
 
 
 def list_deliveries(

@@ -29,7 +29,7 @@ from ingest.config.model import TLS, Config, Receive
 from ingest.dicom.padding import is_odd
 from ingest.dicom.part10 import read_file_meta
 from ingest.dicom.uids import DEFLATED
-from ingest.errors import IngestError, LedgerError
+from ingest.errors import DemoError, IngestError, LedgerError
 from ingest.ledger import Counts, DeliveryState, InstanceState, Ledger
 from ingest.requestor.send_files import Found, SendSummary, collect, send_files
 from ingest.requestor.transport import Remote
@@ -69,10 +69,6 @@ tls = "node"
 [[routes]]
 to = ["remote"]
 """
-
-
-class DemoError(IngestError):
-    """The demo did not do what it shows."""
 
 
 @dataclass(slots=True)

@@ -10,6 +10,8 @@ import errno
 import os
 from typing import Final
 
+from ingest.errors import PathEscapesError
+
 _OPENAT2: Final = 437
 """Number of the call; the same on every architecture."""
 
@@ -20,10 +22,6 @@ _LEADS_OUT: Final = frozenset({errno.ELOOP, errno.EXDEV, errno.ENOTDIR, errno.EN
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.syscall.restype = ctypes.c_long
 _missing = False
-
-
-class LeadsOutError(ValueError):
-    """A name that does not stay below its folder, or that passes through something that is no folder."""
 
 
 class _OpenHow(ctypes.Structure):
@@ -44,7 +42,7 @@ def open_beneath(root: str | os.PathLike[str], where: str, flags: int = os.O_RDO
         A descriptor of the caller's.
 
     Raises:
-        LeadsOutError: The name leads out of the folder, or through a symbolic link.
+        PathEscapesError: The name leads out of the folder, or through a symbolic link.
         FileNotFoundError: There is no such file.
         OSError: It cannot be opened.
     """
@@ -72,7 +70,7 @@ def unlink_beneath(root: str | os.PathLike[str], where: str) -> None:
 def _parts(where: str) -> list[str]:
     parts = where.split("/")
     if "\0" in where or any(part in {"", ".", ".."} for part in parts):
-        raise LeadsOutError(f"{where[:200]!r} is no name below a folder")
+        raise PathEscapesError(f"{where[:200]!r} is no name below a folder")
     return parts
 
 
@@ -92,7 +90,7 @@ def _open(folder: int, parts: list[str], flags: int) -> int:
 
 
 def _judged(error: OSError) -> Exception:
-    return LeadsOutError(error.strerror) if error.errno in _LEADS_OUT else error
+    return PathEscapesError(error.strerror) if error.errno in _LEADS_OUT else error
 
 
 def _openat2(folder: int, where: str, flags: int) -> int:

@@ -18,9 +18,9 @@ import redis
 import structlog
 
 from ingest.config.model import Config
-from ingest.errors import IngestError
+from ingest.errors import IngestError, PathEscapesError
 from ingest.ext.segment import SEGMENT_BYTES
-from ingest.filesystem.beneath import LeadsOutError, unlink_beneath
+from ingest.filesystem.beneath import unlink_beneath
 from ingest.log import Seldom
 from ingest.queue.client import connect, persisted_key, stream_key
 from ingest.queue.stream_append import Pusher
@@ -155,7 +155,7 @@ def let_go(root: Path, names: Iterable[str]) -> int:
     count, offsets = 0, cast("dict[str, list[int]]", {})
     for name in names:
         if READY.fullmatch(name):
-            with contextlib.suppress(FileNotFoundError, LeadsOutError):
+            with contextlib.suppress(FileNotFoundError, PathEscapesError):
                 unlink_beneath(root, name)
                 count += 1
         elif record := RECORD.fullmatch(name):

@@ -16,7 +16,15 @@ from ingest.clock import unix_ms
 from ingest.config.model import Destination
 from ingest.dicom.dimse import Status
 from ingest.dicom.padding import is_odd
-from ingest.errors import AssociationError, Cause, LedgerError, PeerError, StoreAwayError, StoreError
+from ingest.errors import (
+    AssociationError,
+    Cause,
+    LeaseLostError,
+    LedgerError,
+    PeerError,
+    StoreAwayError,
+    StoreError,
+)
 from ingest.ledger import Delivery, Ledger
 from ingest.requestor.store_scu import Association, Context, Remote, Timeouts, plan, proposals
 from ingest.tls.identity import read_identity
@@ -26,7 +34,7 @@ from ingest.workers.forward.breaker import Breaker
 from ingest.workers.forward.circuit import Trouble
 from ingest.workers.forward.clock_steps import WallClock
 from ingest.workers.forward.destination_slots import Turn
-from ingest.workers.forward.leases import LeaseLostError, Leases
+from ingest.workers.forward.leases import Leases
 from ingest.workers.forward.retry_policy import (
     Answered,
     Broken,

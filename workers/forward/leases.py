@@ -10,7 +10,7 @@ from typing import Final
 
 import structlog
 
-from ingest.errors import LedgerError
+from ingest.errors import LeaseLostError, LedgerError
 from ingest.ledger import Delivery, DeliveryResult, DeliveryState, Ledger
 from ingest.workers.forward.retry_policy import Dead, Decision, Delivered, Retry
 
@@ -32,10 +32,6 @@ FINISH_SECONDS: Final = 0.5
 """Results wait for others at most so long before they are written together."""
 
 log = structlog.get_logger()
-
-
-class LeaseLostError(Exception):
-    """The ledger could not be asked for so long that others may send what we hold."""
 
 
 class Leases:

@@ -21,7 +21,7 @@ import structlog
 from ingest import threads
 from ingest.clock import unix_ms
 from ingest.config.model import Config
-from ingest.errors import BootError, IngestError, LedgerError
+from ingest.errors import BootError, IngestError, LedgerError, StoppedError
 from ingest.filesystem.locks import Owner
 from ingest.ledger import Ledger
 from ingest.queue.client import connect, mend_keys
@@ -37,7 +37,7 @@ from ingest.queue.wakeups import (
 )
 from ingest.requestor.transport import Remote
 from ingest.tls.observed_certificates import ObservedCertificates
-from ingest.workers.backoff import Backoff, StoppedError, retry_with_backoff
+from ingest.workers.backoff import Backoff, retry_with_backoff
 from ingest.workers.forward.circuit import asked_anew
 from ingest.workers.forward.destination_slots import NO_END, longest_hold_ms, place_key
 from ingest.workers.forward.drain import Drain, Tools

@@ -23,8 +23,8 @@ from ingest.dicom.instance_header import (
     read_header,
 )
 from ingest.dicom.part10 import read_file_meta
-from ingest.errors import PeerError, SpoolError
-from ingest.filesystem.beneath import LeadsOutError, open_beneath
+from ingest.errors import GoneError, PathEscapesError, PeerError, SpoolError
+from ingest.filesystem.beneath import open_beneath
 from ingest.queue.client import data_key, mend_keys
 from ingest.routing.router import RoutingInput
 from ingest.spool import segment
@@ -36,10 +36,6 @@ HEADER_MAX_BYTES: Final = 64 << 20
 
 
 log = structlog.get_logger()
-
-
-class GoneError(SpoolError):
-    """What a reference points to is not there any more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +124,7 @@ def open_spooled(reference: Reference, spool_dir: Path, *, synced: bool) -> Iter
         fd = open_beneath(spool_dir, reference.where, os.O_RDONLY | os.O_NONBLOCK)
     except FileNotFoundError:
         raise GoneError(f"{path} is not there") from None
-    except LeadsOutError as error:
+    except PathEscapesError as error:
         raise SpoolError(f"{path}: {error}") from None
     try:
         facts = os.fstat(fd)

@@ -13,17 +13,24 @@ import structlog
 
 from ingest.clock import unix_ms
 from ingest.dicom.part10 import read_file_meta
-from ingest.errors import PeerError, SpoolError, StoreAwayError, StoreError
-from ingest.filesystem.beneath import LeadsOutError, unlink_beneath
+from ingest.errors import (
+    GoneError,
+    PathEscapesError,
+    PeerError,
+    SpoolError,
+    StoppedError,
+    StoreAwayError,
+    StoreError,
+)
+from ingest.filesystem.beneath import unlink_beneath
 from ingest.ledger import Ledger, NewInstance, Outcome
 from ingest.log import Seldom
 from ingest.queue.consumer import Entry
-from ingest.workers.backoff import Backoff, StoppedError, retry_with_backoff
+from ingest.workers.backoff import Backoff, retry_with_backoff
 from ingest.workers.fault_attribution import is_ours
 from ingest.workers.persist.arrival import (
     Arrival,
     Facts,
-    GoneError,
     OpenSegments,
     identify,
     open_carried,
@@ -370,7 +377,7 @@ class Work:
                     unlink_beneath(self._tools.spool_dir, reference.where)
         except OSError as error:
             self._tools.leftovers.add(reference.place.name, error)
-        except LeadsOutError as error:
+        except PathEscapesError as error:
             remedy = "look at the spool: somebody has put a link there"
             log.error("spool_file_stays", file=reference.place.name, error=str(error), remedy=remedy)
 

@@ -28,7 +28,7 @@ from ingest.alarms import (
 )
 from ingest.clock import unix_ms
 from ingest.config.model import Config
-from ingest.errors import BootError, LedgerError, SpoolError, StoreError, StoreMissingError
+from ingest.errors import BootError, LedgerError, SpoolError, StoppedError, StoreError, StoreMissingError
 from ingest.ledger import Ledger
 from ingest.ledger.store_folders import QUARANTINE, STORE
 from ingest.queue.client import SPOOLS_KEY, connect, mend_keys, persisted_key, stream_key
@@ -37,7 +37,7 @@ from ingest.queue.wakeups import RQ_KEYS, Waker, drain_key
 from ingest.routing.node_router import NodeRouter
 from ingest.spool.reference import SPOOL_ID
 from ingest.spool.spool import spool_id
-from ingest.workers.backoff import Backoff, StoppedError, retry_with_backoff
+from ingest.workers.backoff import Backoff, retry_with_backoff
 from ingest.workers.fault_attribution import is_ours, is_shortage
 from ingest.workers.persist.batch import Results, Tools, Work
 from ingest.workers.persist.crash_marks import Deaths

@@ -18,7 +18,7 @@ from rich.console import Console
 from ingest.alarms import QUARANTINE_FULL, clear_alarm
 from ingest.clock import unix_ms
 from ingest.config.model import Config
-from ingest.errors import IngestError, StoreAwayError, StoreError
+from ingest.errors import NotQuarantinedError, StoreAwayError, StoreError
 from ingest.ledger import Instance, InstanceState, Ledger, NewInstance
 from ingest.ledger.quarantine import GAVE_WAY
 from ingest.ledger.store_folders import QUARANTINE, STORE
@@ -48,10 +48,6 @@ _TOLD: Final = (
     "called_ae",
     "source",
 )
-
-
-class NotQuarantinedError(IngestError):
-    """An id that is unknown, or whose instance is not in quarantine or cannot leave it."""
 
 
 class _OtherStoredError(Exception):

@@ -12,17 +12,13 @@ from rich.filesize import decimal
 from ingest.cli._delivery_tables import iso_time
 from ingest.cli.tables import local_time, show
 from ingest.config.model import Config
-from ingest.errors import IngestError
+from ingest.errors import ClockError
 from ingest.ledger import Ledger
 from ingest.workers.retention.policy import Decision
 from ingest.workers.retention.remover import Ageing, Remover, Report
 
 SHOWN: Final = 50
 """How many studies a person is shown."""
-
-
-class ClockError(IngestError):
-    """The clock of this machine has jumped ahead."""
 
 
 def run(config: Config, *, dry_run: bool, as_json: bool, accept_clock: bool = False) -> int:

@@ -19,13 +19,13 @@ import structlog
 from ingest.alarms import clear_alarm, raise_alarm
 from ingest.clock import unix_ms
 from ingest.config.model import Config
-from ingest.errors import BootError, IngestError, LedgerError, StoreAwayError, StoreError
+from ingest.errors import BootError, BusyError, LedgerError, StoppedError, StoreAwayError, StoreError
 from ingest.filesystem.folder_identity import require_store
 from ingest.ledger import Ledger
 from ingest.ledger.retention import CHUNK, RemovableFile, StoredInstance, StoredStudy
 from ingest.ledger.store_folders import STORE
 from ingest.spool import store_capacity
-from ingest.workers.backoff import Backoff, StoppedError, retry_with_backoff
+from ingest.workers.backoff import Backoff, retry_with_backoff
 from ingest.workers.retention import clock
 from ingest.workers.retention.policy import Decision, Goal, cutoff, decide, disk_over, oldest_first
 from ingest.workers.store.filesystem import Batch, FileStore
@@ -44,10 +44,6 @@ CLOCK_ALARM: Final = "retention_clock"
 _SLICE_SECONDS: Final = 0.05
 
 log = structlog.get_logger()
-
-
-class BusyError(IngestError):
-    """Another process removes from this store."""
 
 
 @dataclass(slots=True)

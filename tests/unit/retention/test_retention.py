@@ -10,11 +10,12 @@ import pytest
 from sqlalchemy import update
 
 import ingest.workers.retention.remover
+from ingest.errors import BusyError
 from ingest.ledger import DeliveryState, InstanceState
 from ingest.ledger.retention import Retention
 from ingest.ledger.schema import deliveries, instances
 from ingest.workers.retention.policy import DAY_MS
-from ingest.workers.retention.remover import BusyError, Report
+from ingest.workers.retention.remover import Report
 from tests.support.instances import IMPLICIT
 from tests.support.persisting import Site
 from tests.support.retaining import NOBODY, deliver, fill, folders, left, made, remove, remover, states
