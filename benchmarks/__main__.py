@@ -184,7 +184,10 @@ def count_instructions() -> None:
 def micro(arguments: tuple[str, ...]) -> None:
     """Time ext/ piece by piece; ARGUMENTS go to pytest, such as --benchmark-autosave."""
     script = Path(__file__).with_name("micro.py")
-    sys.exit(pytest.main([str(script), "-q", "--benchmark-only", "--benchmark-disable-gc", *arguments]))
+    plugin = ["-p", "pytest_benchmark.plugin"]
+    sys.exit(
+        pytest.main([str(script), "-q", *plugin, "--benchmark-only", "--benchmark-disable-gc", *arguments])
+    )
 
 
 @main.command(name="plot")

@@ -1,4 +1,10 @@
-"""Fixtures that several folders of tests use; the servers and peers themselves are in tests/*.py."""
+"""Fixtures that several folders of tests use; the servers and peers themselves are in tests/support.
+
+pytest loads this file for every test. Fixtures import their helpers themselves, because a pure test
+should not wait for the import of TLS, configuration and databases.
+"""
+
+from __future__ import annotations
 
 import contextlib
 import os
@@ -8,13 +14,14 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.support.nodes import Node, cleaned
-from tests.support.pki import Material, make
-from tests.support.servers import Valkey, valkey
+if TYPE_CHECKING:
+    from tests.support.nodes import Node
+    from tests.support.pki import Material
+    from tests.support.servers import Valkey
 
 
 @pytest.fixture(autouse=True)
@@ -40,12 +47,16 @@ def _ledgers_are_closed(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 @pytest.fixture(scope="session")
 def material(tmp_path_factory: pytest.TempPathFactory) -> Material:
     """Key pairs and trust bundle."""
-    return make(tmp_path_factory.mktemp("pki"))
+    from tests.support import pki
+
+    return pki.make(tmp_path_factory.mktemp("pki"))
 
 
 @pytest.fixture
 def make_node(tmp_path: Path, material: Material) -> Iterator[Callable[..., Node]]:
     """Makes nodes that are not started yet; ends them after the test."""
+    from tests.support.nodes import Node, cleaned
+
     with contextlib.ExitStack() as stack:
 
         def make_one(name: str = "node", **sections: str) -> Node:
@@ -65,6 +76,8 @@ def node(make_node: Callable[..., Node]) -> Node:
 @pytest.fixture(scope="session")
 def shared_valkey() -> Iterator[Valkey]:
     """One Valkey for all tests that only need it empty."""
+    from tests.support.servers import valkey
+
     with valkey() as server:
         yield server
 

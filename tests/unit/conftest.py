@@ -1,21 +1,26 @@
-"""Fixtures of the unit tests."""
+"""Fixtures of the unit tests. They import their helpers late, as tests/conftest.py explains."""
+
+from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.support.channels import Line, MakeLine, line_maker
-from tests.support.commits import Bench, bench
-from tests.support.persisting import Site, make_site
-from tests.support.pki import Material
-from tests.support.servers import Valkey, postgresql, require_postgresql
+if TYPE_CHECKING:
+    from tests.support.channels import Line, MakeLine
+    from tests.support.commits import Bench
+    from tests.support.persisting import Site
+    from tests.support.pki import Material
+    from tests.support.servers import Valkey
 
 
 @pytest.fixture(scope="session")
 def postgresql_url() -> Iterator[str]:
     """A PostgreSQL of the test session's own, as an SQLAlchemy URL; tests empty what they use."""
+    from tests.support.servers import postgresql, require_postgresql
+
     require_postgresql()
     with postgresql() as url:
         yield url
@@ -26,6 +31,8 @@ def make_persist_site(
     tmp_path: Path, redis_server: Valkey, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Callable[..., Site]]:
     """Makes sites for persist workers, which block for a moment only."""
+    from tests.support.persisting import make_site
+
     monkeypatch.setattr("ingest.workers.persist.worker.BLOCK_MILLISECONDS", 1)
     sites: list[Site] = []
 
@@ -65,12 +72,16 @@ def either_ledger(
 @pytest.fixture
 def durable(tmp_path: Path) -> Iterator[Bench]:
     """Without threads until `start`: what is committed before waits."""
+    from tests.support.commits import bench
+
     with bench(tmp_path, durable=True) as made:
         yield made
 
 
 @pytest.fixture
 def cached(tmp_path: Path) -> Iterator[Bench]:
+    from tests.support.commits import bench
+
     with bench(tmp_path, durable=False) as made:
         yield made
 
@@ -90,6 +101,8 @@ TLS_LINES = ["records 1.2", "records 1.3", "pump 1.2", "pump 1.3"]
 @pytest.fixture
 def lines(material: Material) -> Iterator[MakeLine]:
     """Makes channels and their peers."""
+    from tests.support.channels import line_maker
+
     with line_maker(material) as make:
         yield make
 
