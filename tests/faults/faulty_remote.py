@@ -27,7 +27,8 @@ from ingest.ext.encode import encode_p_data
 from ingest.ext.events import Command, ControlPDU, DataSet
 from ingest.ext.pdu import PDUParser
 from ingest.tls.contexts import server_context
-from tests.support.peers import JPEG, free_port, wait_for
+from tests.support.peers import JPEG, wait_for
+from tests.support.ports import free_port
 
 HELD: Final = frozenset({0x0000, 0x0107, 0x0111, 0xB000, 0xB006, 0xB007, 0xB00A})
 """Answers that say that the remote has the instance."""

@@ -16,7 +16,8 @@ from ingest.supervisor.disk_reserve import DiskReserve
 from tests.faults.caller import Caller, new_uid, request
 from tests.support.instances import CT, EXPLICIT, Made
 from tests.support.nodes import Node, destination, eventually
-from tests.support.peers import PynetdicomRemote, free_port
+from tests.support.peers import PynetdicomRemote
+from tests.support.ports import free_port
 from tests.support.preloads import other_file_system
 
 # PS3.8 Table 9-21: rejected-transient; service-provider (presentation); local limit exceeded.

@@ -17,8 +17,8 @@ from ingest.requestor.transport import Remote
 from tests.interop.files import write_made
 from tests.support.instances import Made
 from tests.support.nodes import Node, cleaned, destination, eventually
-from tests.support.peers import free_port
 from tests.support.pki import Material
+from tests.support.ports import free_port
 from tests.support.servers import valkey
 
 

@@ -15,7 +15,8 @@ import pytest
 from ingest.requestor.store_scu import Association
 from tests.support.instances import CT, EXPLICIT, Made
 from tests.support.nodes import Node, eventually
-from tests.support.peers import PynetdicomRemote, Stored, free_port
+from tests.support.peers import PynetdicomRemote, Stored
+from tests.support.ports import free_port
 from tests.support.senders import TIMEOUTS, remote_of
 
 IMAGE = Made(sop="1.2.3.4", calling="CT1")

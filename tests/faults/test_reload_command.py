@@ -19,8 +19,9 @@ from ingest.tls.keys import pairs
 from tests.faults.caller import Caller
 from tests.support.instances import Made
 from tests.support.nodes import Node, destination, eventually
-from tests.support.peers import CT, EXPLICIT, PynetdicomRemote, free_port, require_program
+from tests.support.peers import CT, EXPLICIT, PynetdicomRemote, require_program
 from tests.support.pki import Material
+from tests.support.ports import free_port
 from tests.support.revoking import revocation_list
 
 

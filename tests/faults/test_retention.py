@@ -15,7 +15,7 @@ from tests.faults.caller import LOCAL_LIMIT, Caller, new_uid, request
 from tests.faults.watch import Watch, receive
 from tests.support.instances import CT, EXPLICIT, Made
 from tests.support.nodes import Node, destination, eventually
-from tests.support.peers import free_port
+from tests.support.ports import free_port
 from tests.support.senders import TIMEOUTS, remote_of
 
 STUDIES, EACH = 12, 5

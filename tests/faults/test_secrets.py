@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives import serialization
 from ingest.tls.keys import key_stores, pairs
 from tests.faults.caller import connect
 from tests.support.nodes import Node, destination, eventually
-from tests.support.peers import free_port
+from tests.support.ports import free_port
 
 PASSWORDS = {"key": "geheim-eins", "store": "geheim-zwei", "queue": "geheim-drei"}
 

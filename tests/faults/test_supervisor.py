@@ -22,6 +22,7 @@ from tests.faults.watch import assert_sound, listeners
 from tests.support.instances import Made
 from tests.support.nodes import Node, cleaned, eventually
 from tests.support.pki import Material
+from tests.support.ports import free_port
 
 ROOT = Path(__file__).parents[2]
 
@@ -457,9 +458,7 @@ def reload_to(node: Node, processes: int) -> None:
 def test_a_reload_opens_new_ports_and_closes_those_that_are_gone(make_node: Callable[..., Node]) -> None:
     node = make_node(receive=_receive()).start()
     gone = node.plain_port
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        new = free.getsockname()[1]
-    node.plain_port = new
+    node.plain_port = free_port()
     node.configure()
     reload(node)
     works(node)

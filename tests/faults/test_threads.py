@@ -11,7 +11,7 @@ from ingest.requestor.transport import Remote
 from ingest.threads import THREAD_EXIT
 from tests.interop.files import write_made
 from tests.support.nodes import Node, destination, eventually
-from tests.support.peers import free_port
+from tests.support.ports import free_port
 
 ROLES = {"handoff": "ingest-listen", "commit": "ingest-listen", "ledger-watch": "ingest-forward"}
 

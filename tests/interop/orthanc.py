@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from tests.support.nodes import eventually
-from tests.support.peers import free_port, require_program
+from tests.support.peers import require_program
 from tests.support.pki import Material
+from tests.support.ports import free_port
 
 USER, PASSWORD = "tests", "tests"
 BOOT_SECONDS = 30

@@ -16,8 +16,9 @@ from tests.interop import dcmtk
 from tests.interop.files import write_made
 from tests.support.keymaterial import run
 from tests.support.nodes import Node, cleaned, eventually
-from tests.support.peers import free_port, require_program
+from tests.support.peers import require_program
 from tests.support.pki import Material
+from tests.support.ports import free_port
 
 KINDS = ["rsa2048", "ec", "ec-p384", "ed25519"]
 SECRET = "changeit"

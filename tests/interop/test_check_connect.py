@@ -15,8 +15,9 @@ from ingest.errors import Cause
 from ingest.tls.keys import pairs
 from tests.interop.orthanc import orthanc
 from tests.support.nodes import eventually
-from tests.support.peers import AE_TITLE, Conversation, ScriptedPeer, free_port, require_program, storescp
+from tests.support.peers import AE_TITLE, Conversation, ScriptedPeer, require_program, storescp
 from tests.support.pki import Material
+from tests.support.ports import free_port
 from tests.support.servers import Valkey
 
 

@@ -26,8 +26,8 @@ from tests.interop.files import (
     storable,
 )
 from tests.support.nodes import Node, cleaned, destination, eventually
-from tests.support.peers import free_port
 from tests.support.pki import Material
+from tests.support.ports import free_port
 
 STORABLE = 242
 DICOMDIRS = 8

@@ -12,8 +12,8 @@ from ingest.requestor.store_scu import Association
 from tests.interop.orthanc import Orthanc, orthanc
 from tests.support.instances import CT
 from tests.support.nodes import Node, eventually
-from tests.support.peers import free_port
 from tests.support.pki import Material
+from tests.support.ports import free_port
 from tests.support.senders import TIMEOUTS, remote_of
 
 FORWARD_ALL = """

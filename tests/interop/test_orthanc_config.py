@@ -20,8 +20,9 @@ from ingest.config import load
 from tests.interop import dcmtk
 from tests.interop.files import data_set, made_uid, write_made
 from tests.support.nodes import Node, cleaned, eventually
-from tests.support.peers import free_port, require_program
+from tests.support.peers import require_program
 from tests.support.pki import Material
+from tests.support.ports import free_port
 
 
 @dataclass

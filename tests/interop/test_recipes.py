@@ -13,7 +13,8 @@ import pytest
 from ingest.dicom import dimse, uids, wire
 from ingest.ext.encode import encode_p_data
 from tests.interop.files import write_made
-from tests.support.peers import free_port, require_program
+from tests.support.peers import require_program
+from tests.support.ports import free_port
 
 PAGE = Path(__file__).parents[2] / "docs" / "how-to" / "tls.md"
 BLOCK = re.compile(r"```(sh|toml)\n(.*?)```", re.DOTALL)

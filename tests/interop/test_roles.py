@@ -17,8 +17,9 @@ from ingest.requestor.transport import Remote
 from ingest.tls.contexts import client_context
 from tests.interop.files import assert_read_by_others, by_uid, data_set, write_made
 from tests.support.nodes import Node, cleaned, destination, eventually
-from tests.support.peers import free_port, require_program, storescp
+from tests.support.peers import require_program, storescp
 from tests.support.pki import Material
+from tests.support.ports import free_port
 
 COUNT = 60
 

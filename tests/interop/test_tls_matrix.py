@@ -26,8 +26,8 @@ from tests.interop.files import write_made
 from tests.interop.orthanc import Orthanc
 from tests.interop.orthanc import orthanc as run_orthanc
 from tests.support.nodes import Node, cleaned, eventually
-from tests.support.peers import free_port
 from tests.support.pki import Material
+from tests.support.ports import free_port
 from tests.support.revoking import revocation_list
 
 # caller, peer_certificate, the caller's certificate, TLS version, the caller's key, the node's key

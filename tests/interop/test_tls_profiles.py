@@ -9,8 +9,9 @@ import pytest
 from ingest.tls.profiles import PROFILES
 from tests.interop import dcmtk
 from tests.support.nodes import Node, cleaned, eventually
-from tests.support.peers import free_port, require_program
+from tests.support.peers import require_program
 from tests.support.pki import Material
+from tests.support.ports import free_port
 
 CUSTOM = 'profile = "custom"\nminimum_version = "TLSv1"\nciphers = "ALL:@SECLEVEL=0"'
 SECTIONS = {**{name: f'profile = "{name}"' for name in PROFILES}, "old": CUSTOM}

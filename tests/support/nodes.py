@@ -18,6 +18,7 @@ import psutil
 
 from ingest.spool import segment
 from tests.support.pki import Material
+from tests.support.ports import free_port
 
 READY = re.compile(r"(dicom(?:-tls)?)://(\S+):(\d+)")
 
@@ -48,8 +49,8 @@ class Node:
     material: Material
     sections: dict[str, str] = field(default_factory=dict)
     process: "subprocess.Popen[str] | None" = None
-    tls_port: int = 0
-    plain_port: int = 0
+    tls_port: int = field(default_factory=free_port)
+    plain_port: int = field(default_factory=free_port)
     command: tuple[str, ...] = ("serve",)
     data_folder: Path | None = None
     program: tuple[str, ...] = ("-m", "ingest.cli")

@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import random
 import shutil
 import socket
 import ssl
@@ -24,6 +23,7 @@ from ingest.ext.command import decode_command, encode_command
 from ingest.ext.encode import encode_p_data
 from ingest.tls.contexts import client_context, server_context
 from ingest.tls.keys import pairs
+from tests.support.ports import free_port
 
 CT = "1.2.840.10008.5.1.4.1.1.2"
 MR = "1.2.840.10008.5.1.4.1.1.4"
@@ -62,18 +62,6 @@ def make_tls(folder: Path, name: str = "node") -> TLS:
     pairs.write_pair(pairs.issue_self_signed("localhost", names=["localhost", "127.0.0.1"]), folder / name)
     certificate, key = pairs.pair_paths(folder / name)
     return TLS(certificate=certificate, private_key=key, trusted=(certificate,))
-
-
-def free_port() -> int:
-    """For a program that must be told its port: one that the kernel gives to nobody else meanwhile.
-
-    Those that it chooses itself, for whoever calls somebody too, begin above 32767.
-    """
-    while True:
-        port = random.randrange(10_000, 32_000)
-        with socket.socket() as sock, contextlib.suppress(OSError):
-            sock.bind(("0.0.0.0", port))  # free at every address, which is where Orthanc listens
-            return port
 
 
 @dataclass

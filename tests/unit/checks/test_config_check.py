@@ -12,7 +12,7 @@ from ingest.checks.node import check, choices, notices
 from ingest.config import load
 from ingest.config.show import as_toml, masked
 from ingest.tls.keys import pairs
-from tests.support.peers import free_port
+from tests.support.ports import free_port
 
 NOW = datetime.now(UTC)
 

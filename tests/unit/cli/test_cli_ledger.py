@@ -12,7 +12,8 @@ from ingest.cli.deliveries import STATES
 from ingest.ledger import DeliveryState
 from tests.support.forwarding import Forwarding
 from tests.support.nodes import eventually
-from tests.support.peers import CT, EXPLICIT, PynetdicomRemote, free_port
+from tests.support.peers import CT, EXPLICIT, PynetdicomRemote
+from tests.support.ports import free_port
 from tests.support.servers import Valkey
 
 

@@ -7,7 +7,8 @@ import pytest
 
 from tests.support.forwarding import Forwarding
 from tests.support.instances import Made
-from tests.support.peers import CT, EXPLICIT, PynetdicomRemote, free_port
+from tests.support.peers import CT, EXPLICIT, PynetdicomRemote
+from tests.support.ports import free_port
 from tests.support.servers import Valkey
 from tests.unit.cli.test_cli_ledger import ask
 

@@ -21,7 +21,8 @@ from ingest.workers.forward.worker import Forwarder, places
 from tests.support.forwarding import Forwarding
 from tests.support.instances import EXPLICIT, IMPLICIT, Made
 from tests.support.nodes import eventually
-from tests.support.peers import CT, Conversation, ScriptedPeer, free_port
+from tests.support.peers import CT, Conversation, ScriptedPeer
+from tests.support.ports import free_port
 from tests.support.servers import Valkey
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from ingest.network.dialer import dial_host
 from ingest.network.resolver import Address, Resolver
-from tests.support.peers import free_port
+from tests.support.ports import free_port
 from tests.unit.network.addresses import address
 
 
