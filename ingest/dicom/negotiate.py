@@ -2,7 +2,10 @@
 
 from dataclasses import dataclass, replace
 
-from ingest.dicom import uids
+from ingest.dicom import (
+    registry,  # noqa: F401 - before the fork: all listeners share its memory
+    uids,
+)
 from ingest.dicom.admission import same_title
 from ingest.dicom.pdus import (
     APPLICATION_CONTEXT_NOT_SUPPORTED,

@@ -361,9 +361,9 @@ class _Walk:
 
 @cache
 def _dictionary() -> dict[int, bytes]:
-    from pydicom._dicom_dict import DicomDictionary  # noqa: PLC0415 - large, and seldom needed
+    from ingest.dicom import registry  # noqa: PLC0415 - slow to import, and seldom needed
 
-    return {tag: entry[0][:2].encode() for tag, entry in DicomDictionary.items()}
+    return registry.list_vrs()
 
 
 def _vr_of(tag: int) -> bytes:

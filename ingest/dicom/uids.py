@@ -1,15 +1,13 @@
 """UIDs with a meaning here, who we are on the wire, and which SOP classes can be stored.
 
-The tables of SOP classes are pynetdicom's (its current storage classes) and pydicom's (the register of
-PS3.6, which also has the retired ones); nothing of their behaviour is used.
+`ingest.dicom.registry` has the tables. It is imported only for a question that needs it.
 """
+
+# ruff: noqa: PLC0415 - the registry takes a quarter of a second to import
 
 import re
 from fnmatch import translate
 from functools import cache, lru_cache
-
-from pydicom._uid_dict import UID_dictionary
-from pynetdicom import sop_class
 
 IMPLEMENTATION_CLASS_UID = "2.25.181761815639605390132969297983716919251"
 """PS3.7 D.3.3.2; made once from a UUID (PS3.5 B.2), never changes."""
@@ -44,26 +42,22 @@ def is_valid_uid(text: str) -> bool:
 @cache
 def storage_classes() -> frozenset[str]:
     """SOP class UIDs that are stored with C-STORE (PS3.4 B.5 and GG.3, and what PS3.6 lists as retired)."""
-    listed = (*sop_class._STORAGE_CLASSES.values(), *sop_class._NON_PATIENT_OBJECT_CLASSES.values())
+    from ingest.dicom import registry
+
     registered = (
         uid
-        for uid, (_, kind, _, _, keyword) in UID_dictionary.items()
+        for uid, (_, kind, _, _, keyword) in registry.UIDS.items()
         if kind == "SOP Class" and "Storage" in keyword and not keyword.startswith(_NOT_STORED)
     )
-    return frozenset(str(uid) for uid in (*listed, *registered))
+    return frozenset(str(uid) for uid in (*registry.STORAGE_CLASSES, *registered))
 
 
 @cache
 def other_registered() -> frozenset[str]:
     """UIDs that PS3.6 gives to what cannot be stored: Query/Retrieve, worklists, print, transfer syntaxes."""
-    services = (
-        uid
-        for name, group in vars(sop_class).items()
-        if name.endswith("_CLASSES") and isinstance(group, dict)
-        for uid in group.values()
-        if isinstance(uid, str)
-    )
-    return frozenset(str(uid) for uid in (*services, *UID_dictionary)) - storage_classes()
+    from ingest.dicom import registry
+
+    return frozenset(str(uid) for uid in (*registry.SERVICE_UIDS, *registry.UIDS)) - storage_classes()
 
 
 def is_data_set_transfer_syntax(uid: str) -> bool:
@@ -80,13 +74,17 @@ def is_data_set_transfer_syntax(uid: str) -> bool:
 @cache
 def data_set_transfer_syntaxes() -> frozenset[str]:
     """The transfer syntaxes of PS3.6 that `is_data_set_transfer_syntax` holds for."""
-    registered = (uid for uid, (_, kind, _, _, _) in UID_dictionary.items() if kind == "Transfer Syntax")
+    from ingest.dicom import registry
+
+    registered = (uid for uid, (_, kind, _, _, _) in registry.UIDS.items() if kind == "Transfer Syntax")
     return frozenset(str(uid) for uid in registered if is_data_set_transfer_syntax(uid))
 
 
 def names_of(uid: str) -> tuple[str, ...]:
     """A UID, its keyword and its name in PS3.6, as far as it has them: what a pattern may be like."""
-    name, _, _, _, keyword = UID_dictionary.get(uid, ("", "", "", "", ""))
+    from ingest.dicom import registry
+
+    name, _, _, _, keyword = registry.UIDS.get(uid, ("", "", "", "", ""))
     return tuple(text for text in (uid, keyword, name) if text)
 
 
