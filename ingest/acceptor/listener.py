@@ -96,7 +96,7 @@ def run(config: Config, endpoints: tuple[Endpoint, ...], board: Scoreboard, row:
     )
     handoff = Handoff(config, spool, intake)
     services = _services(config, spool, intake, handoff, board=board, row=row)
-    if not config.retention.refuses:
+    if not config.retention.refuses_when_full:
         # Listeners of the configuration before, which may be of another mind, would look at it for ever.
         with contextlib.suppress(OSError):
             store_capacity.leave_word(config.run_dir, "")
@@ -464,7 +464,7 @@ class Listener:
         self._spool_full = spool
         if spool:
             return f"the spool is full: {spool}"
-        store = store_capacity.full(self.config.run_dir) if retention.refuses else ""
+        store = store_capacity.full(self.config.run_dir) if retention.refuses_when_full else ""
         return f"the store is full: {store}" if store else ""
 
     def _drain(self) -> None:

@@ -11,7 +11,7 @@ from typing import Final
 from rich.console import Console
 from rich.markup import escape
 
-from ingest.config.faults import Fault
+from ingest.config.faults import Fault, FaultKind
 from ingest.config.model import Config, Destination
 from ingest.dicom import uids
 from ingest.errors import AssociationError, Cause, ConfigError, PeerError
@@ -116,7 +116,9 @@ def _ends(index: int, result: Connected | Fault) -> Iterator[Fault]:
         end = result.certificate.not_after
         if end <= datetime.now(UTC) + SOON:
             cause = f"{result.name}: its certificate ({result.certificate.subject}) ends on {end:%Y-%m-%d}"
-            yield Fault(f"destinations[{index}].tls", cause, "have the remote's replaced before", note=True)
+            yield Fault(
+                f"destinations[{index}].tls", cause, "have the remote's replaced before", kind=FaultKind.NOTE
+            )
 
 
 def connect_all(config: Config) -> list[Connected | Fault]:

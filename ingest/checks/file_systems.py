@@ -34,7 +34,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final
 
-from ingest.config.faults import Fault
+from ingest.config.faults import Fault, FaultKind
 from ingest.config.model import Config
 from ingest.filesystem.calls import (
     NO_FOLDER_SYNC,
@@ -66,12 +66,12 @@ class Lack:
     Attributes:
         cause: Which call, and what it answers.
         remedy: What to do about it.
-        note: Whether there is a fall-back that is as safe.
+        kind: NOTE if there is an equally safe fall-back.
     """
 
     cause: str
     remedy: str
-    note: bool = False
+    kind: FaultKind = FaultKind.FAULT
 
 
 def faults(config: Config, roles: Collection[str] = ROLES) -> Iterator[Fault]:
@@ -93,7 +93,7 @@ def faults(config: Config, roles: Collection[str] = ROLES) -> Iterator[Fault]:
         for lack in lacks:
             known = looked.setdefault((str(mount), lack.cause), key)
             if known == key:
-                yield Fault(key, f"{path} is on {mount}: {lack.cause}", lack.remedy, note=lack.note)
+                yield Fault(key, f"{path} is on {mount}: {lack.cause}", lack.remedy, kind=lack.kind)
 
 
 def faults_within(config: Config, roles: Collection[str], seconds: float) -> list[Fault]:
@@ -117,13 +117,14 @@ def faults_within(config: Config, roles: Collection[str], seconds: float) -> lis
             piece = pipe.read(65536)
             if not piece:
                 os.waitpid(child, 0)
-                return [Fault(**fault) for fault in json.loads(data or b"[]")]
+                found = json.loads(data or b"[]")
+                return [Fault(**{**each, "kind": FaultKind(each["kind"])}) for each in found]
             data += piece
     # In a call that does not return it stays until the mount answers.
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, os.WNOHANG)
     cause = f"a folder of the node does not answer within {seconds:.0f} s, so nobody knows what it can do"
-    return [Fault("node", cause, "see to its mount: spool, store or data folder", note=True)]
+    return [Fault("node", cause, "see to its mount: spool, store or data folder", kind=FaultKind.NOTE)]
 
 
 def nearest(path: Path) -> Path:
@@ -215,7 +216,11 @@ def _link(folder: Path, fd: int) -> Iterator[Lack]:
         os.link("to link", "link", src_dir_fd=fd, dst_dir_fd=fd, follow_symlinks=False)
     except OSError as error:
         cause = f"it has no hard links ({_answer(error)}), so each instance is copied"
-        yield Lack(cause, "name a folder on ext4, xfs, btrfs or zfs for speed; it works as it is", note=True)
+        yield Lack(
+            cause,
+            "name a folder on ext4, xfs, btrfs or zfs for speed; it works as it is",
+            kind=FaultKind.NOTE,
+        )
 
 
 def _file_sync(folder: Path, _: int) -> Iterator[Lack]:
@@ -248,7 +253,9 @@ def _folder_sync(_: Path, fd: int) -> Iterator[Lack]:
         )
     else:
         cause = f"fsync of a folder fails ({answer}), so all of the file system is synced each time"
-        yield Lack(cause, "name a folder on another file system for speed; it works as it is", note=True)
+        yield Lack(
+            cause, "name a folder on another file system for speed; it works as it is", kind=FaultKind.NOTE
+        )
 
 
 def _lock(folder: Path, _: int) -> Iterator[Lack]:
@@ -304,7 +311,7 @@ def _for_sqlite(folder: Path, _: int) -> Iterator[Lack]:
     mount: Mount = mount_of(folder)
     if mount.kind in _NOT_FOR_SQLITE:
         cause = "SQLite is safe there for as long as only this host uses it"
-        yield Lack(cause, "put node.data_dir on a disk of this host, or use PostgreSQL", note=True)
+        yield Lack(cause, "put node.data_dir on a disk of this host, or use PostgreSQL", kind=FaultKind.NOTE)
 
 
 def _socket(folder: Path, fd: int) -> Iterator[Lack]:
@@ -316,7 +323,9 @@ def _socket(folder: Path, fd: int) -> Iterator[Lack]:
             made.bind(path)
         except OSError as error:
             cause = f"it has no Unix sockets ({_answer(error)}); the embedded queue's is in a runtime folder"
-            yield Lack(cause, "nothing has to be done; run commands as the user of the node", note=True)
+            yield Lack(
+                cause, "nothing has to be done; run commands as the user of the node", kind=FaultKind.NOTE
+            )
 
 
 def _modes(folder: Path, _: int) -> Iterator[Lack]:
@@ -324,4 +333,4 @@ def _modes(folder: Path, _: int) -> Iterator[Lack]:
         folder.chmod(0o700)
     if folder.stat().st_mode & 0o077:
         cause = "it keeps no modes, so that other users of this host may read what the mount lets them"
-        yield Lack(cause, "mount it with umask=077, or file_mode=0600,dir_mode=0700", note=True)
+        yield Lack(cause, "mount it with umask=077, or file_mode=0600,dir_mode=0700", kind=FaultKind.NOTE)

@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from ingest.checks.bindings import examine_bindings
 from ingest.checks.tls import check_tls, due
-from ingest.config import bindings
-from ingest.config.faults import Fault
+from ingest.config.faults import Fault, FaultKind
 from ingest.config.model import Config
-from ingest.config.show import masked
+from ingest.config.serialization import mask_url_password
 from ingest.cores import usable_cores
 from ingest.errors import IngestError
 from ingest.filesystem.folder_identity import read_ledger_mark
@@ -68,20 +68,22 @@ def choices(config: Config) -> list[Fault]:
     found = []
     if config.receive.durability == "page-cache":
         cause = "Success does not mean durable: a power cut loses acknowledged instances"
-        found.append(Fault("receive.durability", cause, 'set it to "fsync"', note=True))
+        found.append(Fault("receive.durability", cause, 'set it to "fsync"', kind=FaultKind.NOTE))
     for name, tls in config.tls.items():
         found += [
-            Fault(f"tls.{name}.{key}", cause, remedy, note=True)
+            Fault(f"tls.{name}.{key}", cause, remedy, kind=FaultKind.NOTE)
             for key, cause, remedy in profiles.weaknesses(tls)
         ]
         for key, whom in (("crl_missing", "no CRL"), ("crl_expired", "only a CRL past its nextUpdate")):
             if tls.crl and getattr(tls, key) == "allow":
                 cause = f"lets in peers of whose issuer there is {whom}, revoked or not"
-                found.append(Fault(f"tls.{name}.{key}", cause, 'set it to "refuse"', note=True))
+                found.append(Fault(f"tls.{name}.{key}", cause, 'set it to "refuse"', kind=FaultKind.NOTE))
         if tls.peer_certificate != "required":
             cause = f'peer_certificate = "{tls.peer_certificate}" lets in peers that nobody vouches for'
-            found.append(Fault(f"tls.{name}.peer_certificate", cause, 'set it to "required"', note=True))
-    return [*found, *bindings.notes(config)]
+            found.append(
+                Fault(f"tls.{name}.peer_certificate", cause, 'set it to "required"', kind=FaultKind.NOTE)
+            )
+    return [*found, *examine_bindings(config)]
 
 
 def _folders(config: Config) -> Iterator[Fault]:
@@ -94,7 +96,7 @@ def _folders(config: Config) -> Iterator[Fault]:
         yield from _folder(key, path, config.receive.min_free_bytes)
     if _device(config.spool_dir) != _device(config.store_root):
         cause = "spool and store are on two file systems, so each instance is copied instead of linked"
-        yield Fault("store.root", cause, "put both on one for speed; it works as it is", note=True)
+        yield Fault("store.root", cause, "put both on one for speed; it works as it is", kind=FaultKind.NOTE)
 
 
 def _file_systems(config: Config) -> Iterator[Fault]:
@@ -133,7 +135,7 @@ def _room(config: Config) -> Iterator[Fault]:
     from ingest.supervisor import reload_client  # noqa: PLC0415 - the node's room imports this one
 
     if (
-        config.retention.refuses
+        config.retention.refuses_when_full
         and reload_client.is_running(config.run_dir)
         and (why := store_capacity.full(config.run_dir))
     ):
@@ -149,15 +151,15 @@ def _queue(config: Config) -> Iterator[Fault]:
     if config.queue.carrier == "redis":
         cause = "the queue carries whole data sets, that is, patient data"
         remedy = "give that Redis TLS, a password and disks like those of the store"
-        yield Fault("queue.carrier", cause, remedy, note=True)
+        yield Fault("queue.carrier", cause, remedy, kind=FaultKind.NOTE)
     elif config.queue.url and not _is_local(config.queue.url):
         cause = "Redis is on another host, and the queue carries references to files in the spool"
         remedy = f'workers there need {config.spool_dir} as a shared folder; else set carrier = "redis"'
-        yield Fault("queue.carrier", cause, remedy, note=True)
+        yield Fault("queue.carrier", cause, remedy, kind=FaultKind.NOTE)
     if config.queue.url and not _is_local(config.queue.url) and config.ledger_url.startswith("sqlite"):
         cause = "Redis is on another host, and the ledger is a file on this one"
         remedy = "workers elsewhere need a ledger that all reach: postgresql+psycopg://USER@HOST/DATABASE"
-        yield Fault("ledger.url", cause, remedy, note=True)
+        yield Fault("ledger.url", cause, remedy, kind=FaultKind.NOTE)
 
 
 def _redis(url: str) -> Iterator[Fault]:
@@ -168,17 +170,21 @@ def _redis(url: str) -> Iterator[Fault]:
     try:
         client = client_of(url, timeout=PROBE_SECONDS)
     except (ValueError, TypeError):  # of which no word is quoted: it may be the password
-        yield Fault("queue.url", f"{masked(url)} is not understood", "correct it")
+        yield Fault("queue.url", f"{mask_url_password(url)} is not understood", "correct it")
         return
     try:
         client.ping()
     except redis.AuthenticationError:
         yield Fault(
-            "queue.url", f"{masked(url)} refuses the password", "correct user and password in the URL"
+            "queue.url",
+            f"{mask_url_password(url)} refuses the password",
+            "correct user and password in the URL",
         )
     except (redis.RedisError, OSError) as error:
         yield Fault(
-            "queue.url", f"{masked(url)} does not answer: {error}", "start that Redis, or correct the URL"
+            "queue.url",
+            f"{mask_url_password(url)} does not answer: {error}",
+            "start that Redis, or correct the URL",
         )
     finally:
         client.close()
@@ -216,7 +222,7 @@ def _ledger(config: Config) -> Iterator[Fault]:
     try:
         url = sqlalchemy.make_url(config.ledger_url)
     except (ValueError, sqlalchemy.exc.ArgumentError):  # of which no word is quoted: it may be the password
-        yield Fault("ledger.url", f"{masked(config.ledger_url)} is no URL", "correct it")
+        yield Fault("ledger.url", f"{mask_url_password(config.ledger_url)} is no URL", "correct it")
         return
     options: dict[str, object] = {}
     if url.get_backend_name() == "sqlite":
@@ -238,17 +244,25 @@ def _ledger(config: Config) -> Iterator[Fault]:
             )
             damage = _damage(connection) if is_sqlite else ""
         if damage:
-            yield Fault("ledger.url", f"{masked(config.ledger_url)} is malformed: {damage}", MALFORMED_REMEDY)
+            yield Fault(
+                "ledger.url",
+                f"{mask_url_password(config.ledger_url)} is malformed: {damage}",
+                MALFORMED_REMEDY,
+            )
     except ImportError as error:
         yield Fault("ledger.url", f"its driver is missing: {error}", "pip install 'dicom-ingest[postgresql]'")
     except sqlalchemy.exc.SQLAlchemyError as error:
         cause = str(error.__cause__ or error).strip().partition("\n")[0]
         if is_malformed(error.__cause__):
-            yield Fault("ledger.url", f"{masked(config.ledger_url)} is malformed: {cause}", MALFORMED_REMEDY)
+            yield Fault(
+                "ledger.url",
+                f"{mask_url_password(config.ledger_url)} is malformed: {cause}",
+                MALFORMED_REMEDY,
+            )
             return
         yield Fault(
             "ledger.url",
-            f"{masked(config.ledger_url)} does not open: {cause}",
+            f"{mask_url_password(config.ledger_url)} does not open: {cause}",
             "start it, or correct the URL",
         )
 
@@ -288,11 +302,17 @@ def _flow(config: Config) -> Iterator[Fault]:
         if destination.name not in routed:
             cause = "no route leads there"
             yield Fault(
-                f"destinations[{index}]", cause, "name it in a [[routes]] to forward to it", note=True
+                f"destinations[{index}]",
+                cause,
+                "name it in a [[routes]] to forward to it",
+                kind=FaultKind.NOTE,
             )
     if routed and not config.workers.forward:
         yield Fault(
-            "workers.forward", "is 0, so `ingest serve` forwards nothing", "set it to 1 or more", note=True
+            "workers.forward",
+            "is 0, so `ingest serve` forwards nothing",
+            "set it to 1 or more",
+            kind=FaultKind.NOTE,
         )
     for index, destination in enumerate(config.destinations):
         if len(config.destinations) > 1 and destination.associations >= config.workers.forward > 0:
@@ -302,12 +322,15 @@ def _flow(config: Config) -> Iterator[Fault]:
             )
             if destination.associations > 1:
                 remedy = f"set workers.forward to {destination.associations + 1} or more"
-                yield Fault(f"destinations[{index}].associations", cause, remedy, note=True)
+                yield Fault(f"destinations[{index}].associations", cause, remedy, kind=FaultKind.NOTE)
     if not config.listeners:
         yield Fault(
-            "listeners", "there is none, so nothing can be received", "add a [[listeners]]", note=True
+            "listeners",
+            "there is none, so nothing can be received",
+            "add a [[listeners]]",
+            kind=FaultKind.NOTE,
         )
     cores = usable_cores()
     if config.receive.processes > 4 * cores:
         cause = f"{config.receive.processes} listeners share {cores} cores"
-        yield Fault("receive.processes", cause, "0 starts one a core", note=True)
+        yield Fault("receive.processes", cause, "0 starts one a core", kind=FaultKind.NOTE)

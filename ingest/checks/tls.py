@@ -13,7 +13,7 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
-from ingest.config.faults import Fault
+from ingest.config.faults import Fault, FaultKind
 from ingest.config.model import TLS, Config
 from ingest.errors import ConfigError, IngestError
 from ingest.tls import expiry, revocation
@@ -169,15 +169,14 @@ def check_tls(config: Config, now: datetime) -> Iterator[Fault]:
                 client_context(tls)
             rehearse(tls)
         except ConfigError as error:
-            for line in error.faults:
-                cause, _, remedy = line.rpartition("; ")
-                yield Fault(key, cause, remedy)
+            for cause in error.faults:  # each names its remedy
+                yield Fault(key, cause, "")
             continue  # what cannot be loaded cannot be looked at either
         try:
             yield from due(key, tls, now)
             yield from _pair(key, tls, serving=name in serving, sending=name in sending)
         except IngestError as error:  # OpenSSL is less strict, and has taken it
-            yield Fault(key, f"{error}", "have it issued again; it may work as it is", note=True)
+            yield Fault(key, f"{error}", "have it issued again; it may work as it is", kind=FaultKind.NOTE)
         if tls.password_file is not None:
             yield from _secrecy(f"{key}.password_file", tls.password_file)
         yield from _ends(config, f"tls.{name}", now)
@@ -228,14 +227,14 @@ def _lists(key: str, tls: TLS, now: datetime) -> Iterator[Fault]:
     for index, path in enumerate(tls.crl):
         for file, found in revocation.lists(path):
             for cause, remedy in revocation.doubts(found, tls.crl_expired, now):
-                yield Fault(f"{key}.crl[{index}]", f"{file}: {cause}", remedy, note=True)
+                yield Fault(f"{key}.crl[{index}]", f"{file}: {cause}", remedy, kind=FaultKind.NOTE)
     out = revocation.revoked(tls)
-    note = bool(out) and len(out) < len(revocation.trusted(tls))
+    kind = FaultKind.NOTE if out and len(out) < len(revocation.trusted(tls)) else FaultKind.FAULT
     for each, why in out:
         subject = each.certificate.subject.rfc4514_string() if each.certificate else ""
         cause = f"{each.file}: {subject} is not trusted: {why}"
         remedy = "remove it from trusted, and name what has replaced it"
-        yield Fault(f"{key}.trusted[{each.index}]", cause, remedy, note=note)
+        yield Fault(f"{key}.trusted[{each.index}]", cause, remedy, kind=kind)
 
 
 def _chain_order(key: str, path: Path, chain: Sequence[x509.Certificate]) -> Iterator[Fault]:
@@ -266,7 +265,9 @@ def _purposes(
 
 def _secrecy(key: str, path: Path) -> Iterator[Fault]:
     if path.stat().st_mode & 0o077:
-        yield Fault(key, f"{path}: others than its owner may read it", f"chmod 600 {path}", note=True)
+        yield Fault(
+            key, f"{path}: others than its owner may read it", f"chmod 600 {path}", kind=FaultKind.NOTE
+        )
 
 
 def _ends(config: Config, section: str, now: datetime) -> Iterator[Fault]:
@@ -281,16 +282,18 @@ def _ends(config: Config, section: str, now: datetime) -> Iterator[Fault]:
             try:
                 found += expiry.read_certificates(config, place)
             except IngestError as error:
-                yield Fault(f"{section}.{place.key}", str(error), "remove what cannot be read", note=True)
+                yield Fault(
+                    f"{section}.{place.key}", str(error), "remove what cannot be read", kind=FaultKind.NOTE
+                )
     nobody = all(each.identity.not_after <= now for each in found if each.location.key.startswith("trusted"))
     for each in found:
         end, key = each.identity.not_after, f"{section}.{each.location.key}"
         cause = f"{each.location.path}: {_which(each)} ({each.identity.subject})"
         if end <= now:
-            note = not (each.is_needed or nobody)
-            yield Fault(key, f"{cause} ended on {end:%Y-%m-%d}", "replace it", note=note)
+            kind = FaultKind.FAULT if each.is_needed or nobody else FaultKind.NOTE
+            yield Fault(key, f"{cause} ended on {end:%Y-%m-%d}", "replace it", kind=kind)
         elif end <= now + expiry.SOON:
-            yield Fault(key, f"{cause} ends on {end:%Y-%m-%d}", "replace it before", note=True)
+            yield Fault(key, f"{cause} ends on {end:%Y-%m-%d}", "replace it before", kind=FaultKind.NOTE)
 
 
 def _shown(config: Config, now: datetime) -> Iterator[Fault]:
@@ -299,7 +302,7 @@ def _shown(config: Config, now: datetime) -> Iterator[Fault]:
         end, key = each.identity.not_after, f"{each.location.section}.{each.location.key}"
         if end <= now + expiry.SOON:
             cause = f"its certificate ({each.identity.subject}) {'ended' if end <= now else 'ends'}"
-            yield Fault(key, f"{cause} on {end:%Y-%m-%d}", "have its holder replace it", note=True)
+            yield Fault(key, f"{cause} on {end:%Y-%m-%d}", "have its holder replace it", kind=FaultKind.NOTE)
 
 
 def _which(each: ExpiringCertificate) -> str:

@@ -20,7 +20,7 @@ from ingest.cli.ledger import ledger
 from ingest.cli.retention import retention
 
 if TYPE_CHECKING:
-    from ingest.config import Fault
+    from ingest.config.faults import Fault
 
 ROUTES = "ingest.workers.route_test"
 """Named and not imported: what workers do is theirs."""
@@ -96,16 +96,16 @@ def check(path: Path, connect: bool) -> None:
     cannot be used.
     """
     from ingest.checks.node import check as look
-    from ingest.config import notes
+    from ingest.config.reader import read_notes
 
     loaded = load_config(path)
-    faults = [*notes(path), *look(loaded)]
+    faults = [*read_notes(path), *look(loaded)]
     if connect:
         from ingest.checks.connect import ask
 
         faults += ask(loaded)
     _print_check(path, faults)
-    click.get_current_context().exit(FAULTS if any(not fault.note for fault in faults) else 0)
+    click.get_current_context().exit(FAULTS if any(not fault.is_note for fault in faults) else 0)
 
 
 def _print_check(path: Path, faults: "Sequence[Fault]") -> None:
@@ -113,12 +113,10 @@ def _print_check(path: Path, faults: "Sequence[Fault]") -> None:
     from rich.markup import escape
 
     console = Console(highlight=False, soft_wrap=True)
-    for fault in sorted(faults, key=lambda fault: fault.note):
-        label = "[yellow]note [/yellow]" if fault.note else "[red]fault[/red]"
-        console.print(
-            f"{label} [bold]{escape(fault.key)}[/bold]: {escape(fault.cause)}; {escape(fault.remedy)}"
-        )
-    serious = sum(not fault.note for fault in faults)
+    for fault in sorted(faults, key=lambda fault: fault.is_note):
+        label = "[yellow]note [/yellow]" if fault.is_note else "[red]fault[/red]"
+        console.print(f"{label} [bold]{escape(fault.key)}[/bold]: {escape(fault.explanation)}")
+    serious = sum(not fault.is_note for fault in faults)
     color, verdict = ("red", f"{serious} faults") if serious else ("green", "sound")
     console.print(f"[{color}]{escape(str(path))}: {verdict}[/{color}]")
 
@@ -270,10 +268,10 @@ def show(path: Path, as_json: bool) -> None:
 
     Defaults and the environment are included; passwords in URLs are masked.
     """
-    from ingest.config import show as text
+    from ingest.config.serialization import format_as_json, format_as_toml
 
     loaded = load_config(path)
-    click.echo(text.as_json(loaded) if as_json else text.as_toml(loaded), nl=as_json)
+    click.echo(format_as_json(loaded) if as_json else format_as_toml(loaded), nl=as_json)
 
 
 config.add_command(import_orthanc)

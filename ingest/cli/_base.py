@@ -12,7 +12,7 @@ import click
 from ingest.errors import BootError, ConfigError, IngestError
 
 if TYPE_CHECKING:
-    from ingest.config import Config
+    from ingest.config.model import Config
 
 FAULTS = 1
 BAD_CONFIGURATION = 2
@@ -74,10 +74,10 @@ def config_option(function: _F) -> _F:
 
 
 def load_config(path: Path) -> "Config":
-    """The configuration, for a command that is no node: it logs warnings only, to standard error."""
-    from ingest.config import load
+    """Read the configuration for a command, and log only warnings, to standard error."""
+    from ingest.config import reader
     from ingest.config.model import Log
     from ingest.log import configure
 
     configure(Log(level="warning"))
-    return load(path)
+    return reader.load_config(path)

@@ -24,8 +24,8 @@ from rich.table import Table
 
 from ingest import threads
 from ingest.acceptor.header_check import SOUND, check
-from ingest.config import load
 from ingest.config.model import TLS, Config, Receive
+from ingest.config.reader import load_config
 from ingest.dicom.padding import is_odd
 from ingest.dicom.part10 import read_file_meta
 from ingest.dicom.uids import DEFLATED
@@ -175,7 +175,7 @@ def _node(folder: Path, name: str, more: str) -> Iterator[Running]:
         )
     try:
         port = _port(process, home / "log")
-        yield Running(name, load(path), process, port)
+        yield Running(name, load_config(path), process, port)
     finally:
         process.terminate()
         try:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 if TYPE_CHECKING:
-    from ingest.config import TLS
+    from ingest.config.model import TLS
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
@@ -69,7 +69,7 @@ def tls_of(options: dict[str, Any]) -> "TLS | None":
         raise click.UsageError("--tls-cert and --tls-key go together")
     if options["tls_cert"] is not None and options["tls_pkcs12"] is not None:
         raise click.UsageError("--tls-pkcs12 holds certificate and key: name it without --tls-cert")
-    from ingest.config import TLS
+    from ingest.config.model import TLS
     from ingest.tls.contexts import client_context
 
     tls = TLS(

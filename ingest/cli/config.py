@@ -22,13 +22,13 @@ def import_orthanc(path: Path, output: Path | None, force: bool) -> None:
     FILE may be a folder of them. The TOML means the same, names Orthanc's key behind each of ours, and says
     what has no effect here. Paths become absolute; environment variables get their values of now.
     """
-    from ingest.config import load
-    from ingest.config.orthanc.toml_writer import as_toml
+    from ingest.config.orthanc.toml_writer import translate_to_toml
+    from ingest.config.reader import load_config
 
     # INGEST_… stays out of it: who reads the TOML reads them too.
     environ = {name: value for name, value in os.environ.items() if not name.startswith("INGEST_")}
-    load(path, environ=environ)
-    text = as_toml(path, environ)
+    load_config(path, environ=environ)
+    text = translate_to_toml(path, environ)
     if output is None:
         click.echo(text, nl=False)
         return

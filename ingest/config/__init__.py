@@ -1,10 +1,5 @@
-"""Configuration: frozen models, and the reader that turns a file into them.
+"""Configuration: frozen models, and the readers that turn a file into them.
 
-`load` is what every role calls; `ingest.checks.node` looks at what the configuration points to.
+This package imports nothing by itself: `ingest.config.model` has the models, `ingest.config.reader` reads
+files. The package `orthanc` is loaded only for a configuration of Orthanc.
 """
-
-from ingest.config.faults import Fault
-from ingest.config.model import TLS, Config
-from ingest.config.reader import load, notes
-
-__all__ = ["TLS", "Config", "Fault", "load", "notes"]

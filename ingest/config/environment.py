@@ -1,55 +1,57 @@
-"""`INGEST_SECTION__KEY` in the environment takes the place of a key in the file.
+"""Environment variables `INGEST_SECTION__KEY`, which override a key of the file.
 
-The value is written as in TOML (`INGEST_RECEIVE__PROCESSES=2`, `INGEST_LISTENERS__0__TLS=false`), or bare
-where the key takes text (`INGEST_NODE__AE_TITLE=STORE1`). Lists of tables are reached by index, from 0.
+The value is written as in TOML (`INGEST_RECEIVE__PROCESSES=2`, `INGEST_LISTENERS__0__TLS=false`), or without
+quotes if the key takes text (`INGEST_NODE__AE_TITLE=STORE1`). An index from 0 names a table of a list.
 """
 
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from types import NoneType
-from typing import Any, Literal, get_args, get_origin
+from typing import Any, Final, Literal, get_args, get_origin
 
 from pydantic import BaseModel
 
-from ingest.config.faults import Fault, Location, annotation_at, is_text
+from ingest.config.faults import Fault, Location, find_annotation, is_utf8
 
-PREFIX = "INGEST_"
+PREFIX: Final = "INGEST_"
 
 
-def override(data: dict[str, Any], environ: Mapping[str, str]) -> tuple[dict[Location, str], list[Fault]]:
-    """Write every override into `data`, the file's tables.
+def apply_environment(
+    tables: dict[str, Any], environ: Mapping[str, str]
+) -> tuple[dict[Location, str], list[Fault]]:
+    """Write every override into `tables`.
 
     Returns:
-        The variable behind each key that was set, so that its faults name the variable; and the faults of
-        those that name no place in the file.
+        The variable behind each key that was set, so that a fault can name the variable; and a fault for each
+        variable that names no place in the file.
     """
     origins: dict[Location, str] = {}
     faults = []
     for variable in sorted(environ):
         if not variable.startswith(PREFIX) or "__" not in variable:
             continue
-        if not is_text(variable + environ[variable]):
+        if not is_utf8(variable + environ[variable]):
             faults.append(Fault(variable, "is not UTF-8", "set it in UTF-8"))
             continue
-        location = _place(data, variable.removeprefix(PREFIX).split("__"))
+        location = _find_location(tables, variable.removeprefix(PREFIX).split("__"))
         if location is None:
             remedy = (
                 "name sections and keys of the file, as in INGEST_NODE__AE_TITLE or INGEST_LISTENERS__0__PORT"
             )
             faults.append(Fault(variable, "names no place in the configuration", remedy))
             continue
-        parent: Any = data
+        parent: Any = tables
         for part in location[:-1]:
             parent = parent[part]
-        parent[location[-1]] = _value(environ[variable], annotation_at(location))
+        parent[location[-1]] = _parse_value(environ[variable], find_annotation(location))
         origins[location] = variable
     return origins, faults
 
 
-def _place(data: dict[str, Any], parts: list[str]) -> Location | None:
-    """Where the parts of a variable's name lead, making the tables on the way; None where there is no way."""
-    here: Any = data
+def _find_location(tables: dict[str, Any], parts: list[str]) -> Location | None:
+    """Follow the parts of a variable's name, and make missing tables on the way; None if there is no way."""
+    here: Any = tables
     location: list[str | int] = []
     for depth, part in enumerate(parts):
         if isinstance(here, list):
@@ -57,7 +59,7 @@ def _place(data: dict[str, Any], parts: list[str]) -> Location | None:
                 return None
             step: str | int = int(part)
         elif isinstance(here, dict) and part:
-            step = _known(here, part)
+            step = _find_key(here, part)
             if depth < len(parts) - 1:
                 here.setdefault(step, {})
         else:
@@ -68,12 +70,15 @@ def _place(data: dict[str, Any], parts: list[str]) -> Location | None:
     return tuple(location) if isinstance(here, dict) and len(parts) > 1 else None
 
 
-def _known(table: Mapping[str, Any], part: str) -> str:
-    """The key that `part` means: a variable has neither case nor hyphens, a [tls.NAME] may have both."""
-    return next((k for k in table if k.replace("-", "_").upper() == part.upper()), part.lower())
+def _find_key(table: Mapping[str, Any], part: str) -> str:
+    """Return the key that `part` means.
+
+    A variable distinguishes neither case nor hyphens. The NAME of a [tls.NAME] may contain both.
+    """
+    return next((key for key in table if key.replace("-", "_").upper() == part.upper()), part.lower())
 
 
-def _value(text: str, annotation: Any) -> Any:
+def _parse_value(text: str, annotation: Any) -> Any:
     try:
         table = tomllib.loads(f"value = {text}")
     except tomllib.TOMLDecodeError:
@@ -81,19 +86,19 @@ def _value(text: str, annotation: Any) -> Any:
     if table.keys() != {"value"}:
         return [text] if _is_list_of_text(annotation) and text else text
     value = table["value"]
-    if _takes_text(annotation) and not isinstance(value, str) and not _takes_false(annotation, value):
+    if _accepts_text(annotation) and not isinstance(value, str) and not _accepts_false(annotation, value):
         return text
     return value
 
 
-def _takes_text(annotation: Any) -> bool:
+def _accepts_text(annotation: Any) -> bool:
     if get_origin(annotation) is Literal:
         return str in {type(choice) for choice in get_args(annotation)}
     options = get_args(annotation) or (annotation,)
     return any(option in {str, Path} for option in options) and get_origin(annotation) not in {tuple, dict}
 
 
-def _takes_false(annotation: Any, value: Any) -> bool:
+def _accepts_false(annotation: Any, value: Any) -> bool:
     return value is False and any(get_args(option) == (False,) for option in get_args(annotation))
 
 

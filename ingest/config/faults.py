@@ -1,10 +1,11 @@
-"""What is wrong with a configuration, said so that a person can put it right: key, cause, remedy."""
+"""Configuration faults: what is wrong with a configuration, as key, cause and remedy."""
 
 import difflib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, get_args, get_origin
+from enum import StrEnum
+from typing import Any, Final, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
@@ -12,10 +13,13 @@ from ingest.config.model import Config
 
 Location = tuple[str | int, ...]
 
-_UNION_TAGS = {"str", "literal[False]"}
-"""What pydantic appends to the location of a fault in `tls: str | Literal[False]`; users know the key."""
+_UNION_TAGS: Final = {"str", "literal[False]"}
+"""Parts that pydantic appends to the location of a fault in `tls: str | Literal[False]`.
 
-_WRONG_TYPE = {
+The file has no such key.
+"""
+
+_WRONG_TYPE: Final = {
     "string_type": ("is not a string", "write it in quotes"),
     "path_type": ("is not a path", "write it in quotes"),
     "int_type": ("is not a whole number", "write digits, without quotes"),
@@ -26,12 +30,12 @@ _WRONG_TYPE = {
     "finite_number": ("is not a finite number", "write a number"),
     "missing": ("is missing", "add it"),
 }
-_BOUNDS = {"greater_than": ">", "greater_than_equal": "≥", "less_than": "<", "less_than_equal": "≤"}
-_AE_TITLE = (
+_BOUNDS: Final = {"greater_than": ">", "greater_than_equal": "≥", "less_than": "<", "less_than_equal": "≤"}
+_AE_TITLE: Final = (
     "is not an AE title",
     "write 1 to 16 characters without backslash and control characters (PS3.5 6.2)",
 )
-_FORMS = {
+_WRONG_TEXT: Final = {
     "ae_title": _AE_TITLE,
     "calling_ae_title": _AE_TITLE,
     "name": ("cannot be a name", "use 1 to 64 letters, digits, '.', '_' and '-'"),
@@ -39,46 +43,65 @@ _FORMS = {
 }
 
 
+class FaultKind(StrEnum):
+    """Whether a node can run with a configuration fault."""
+
+    FAULT = "fault"
+    """The node cannot run, or cannot do part of its work."""
+    NOTE = "note"
+    """The node runs, but the setting may surprise."""
+
+
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """One thing to put right.
+    """A configuration fault.
 
     Attributes:
         key: Dotted key with list indices from 0 (`destinations[1].port`), or the file.
-        cause: What is wrong with it.
-        remedy: What to do.
-        note: True where the node can run all the same.
+        cause: What is wrong with the value of the key.
+        remedy: What to do about it; empty where the cause names the remedy.
+        kind: Whether the node can run all the same.
     """
 
     key: str
     cause: str
     remedy: str
-    note: bool = False
+    kind: FaultKind = FaultKind.FAULT
+
+    @property
+    def is_note(self) -> bool:
+        """Whether the node can run all the same."""
+        return self.kind is FaultKind.NOTE
 
     def __str__(self) -> str:
-        return f"{self.key}: {self.cause}; {self.remedy}"
+        return f"{self.key}: {self.explanation}"
+
+    @property
+    def explanation(self) -> str:
+        """The cause, followed by the remedy."""
+        return f"{self.cause}; {self.remedy}" if self.remedy else self.cause
 
 
-def printable(text: str) -> str:
-    """`text` within a line: what would break the line, or speak to a terminal, as Python escapes it."""
+def escape_unprintable(text: str) -> str:
+    """Return `text` as one line: write each character that is not printable as a Python escape."""
     return "".join(sign if sign.isprintable() else ascii(sign)[1:-1] for sign in text)
 
 
-def is_text(text: str) -> bool:
-    """Whether all of it are characters: of bytes that are not UTF-8 Python makes half surrogate pairs."""
+def is_utf8(text: str) -> bool:
+    """Return whether `text` came from UTF-8: Python turns other bytes into halves of surrogate pairs."""
     return not any("\ud800" <= sign <= "\udfff" for sign in text)
 
 
-def dotted(location: Location) -> str:
-    """`("destinations", 1, "port")` as `destinations[1].port`."""
+def format_location(location: Location) -> str:
+    """Write `("destinations", 1, "port")` as `destinations[1].port`."""
     text = ""
     for part in location:
         text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else part
     return text
 
 
-def annotation_at(location: Location) -> Any:
-    """The type that the models give to a key, or None where there is no such key."""
+def find_annotation(location: Location) -> Any:
+    """Return the type that the models give to a key, or None if there is no such key."""
     kind: Any = Config
     for part in location:
         if isinstance(kind, type) and issubclass(kind, BaseModel):
@@ -93,15 +116,15 @@ def annotation_at(location: Location) -> Any:
     return kind
 
 
-def faults_of(error: ValidationError) -> dict[Location, Fault]:
-    """Every fault that the models found, by location; a union's several complaints are one."""
-    found: dict[Location, Fault] = {}
+def collect_model_faults(error: ValidationError) -> dict[Location, Fault]:
+    """Return every fault that the models found, by location; the complaints about one union are one fault."""
+    faults: dict[Location, Fault] = {}
     for detail in error.errors(include_url=False):
         location = detail["loc"]
         while len(location) > 1 and location[-1] in _UNION_TAGS:
             location = location[:-1]
         if len(location) == len(detail["loc"]):
-            cause, remedy = _explain(
+            cause, remedy = _explain_complaint(
                 detail["type"], location, detail.get("input"), detail.get("ctx", {}), detail["msg"]
             )
         else:
@@ -109,67 +132,68 @@ def faults_of(error: ValidationError) -> dict[Location, Fault]:
                 "is neither a name nor false",
                 "write the NAME of a [tls.NAME] section in quotes, or false",
             )
-        found[location] = Fault(dotted(location), cause, remedy)
-    return found
+        faults[location] = Fault(format_location(location), cause, remedy)
+    return faults
 
 
-def _explain(
+def _explain_complaint(
     kind: str, location: Location, value: Any, context: dict[str, Any], message: str
 ) -> tuple[str, str]:
-    """Cause and remedy of one of pydantic's complaints, in words of the file."""
+    """Return cause and remedy of one of pydantic's complaints, in the words of the file."""
     name = str(location[-1]) if location else ""
     answer = message, "correct it"
     if kind == "extra_forbidden":
-        answer = _unknown(location)
+        answer = _explain_unknown_key(location)
     elif kind == "tuple_type" and len(location) == 1:
         answer = "is not a list of tables", f"write [[{name}]]"
     elif kind in _WRONG_TYPE:
         answer = _WRONG_TYPE[kind]
     elif kind in {"dict_type", "model_type", "model_attributes_type"}:
-        answer = "is not a table", f"write it as [{dotted(location)}]"
+        answer = "is not a table", f"write it as [{format_location(location)}]"
     elif kind == "literal_error":
-        answer = f"{_shown(value)} is not known", f"write {context['expected']}"
+        answer = f"{_shorten_value(value)} is not known", f"write {context['expected']}"
     elif kind in _BOUNDS:
         bound = next(iter(context.values()))
-        answer = f"{_shown(value)} is out of range", f"write a number {_BOUNDS[kind]} {_shown(bound)}"
+        cause = f"{_shorten_value(value)} is out of range"
+        answer = cause, f"write a number {_BOUNDS[kind]} {_shorten_value(bound)}"
     elif kind.startswith("string_"):
-        cause, remedy = _FORMS.get(name, answer)
-        answer = (f"{_shown(value)} {cause}" if value else "is empty"), remedy
+        cause, remedy = _WRONG_TEXT.get(name, answer)
+        answer = (f"{_shorten_value(value)} {cause}" if value else "is empty"), remedy
     elif kind == "value_error":
         answer = str(context["error"]), "write a value, or remove the key"
     return answer
 
 
-def _unknown(location: Location) -> tuple[str, str]:
-    """Name the nearest key of the same section, or the section that has this very key."""
+def _explain_unknown_key(location: Location) -> tuple[str, str]:
+    """Suggest the most similar key of the same section, or the section that has this key."""
     name = str(location[-1])
-    section = annotation_at(location[:-1])
+    section = find_annotation(location[:-1])
     known = list(section.model_fields) if isinstance(section, type) and issubclass(section, BaseModel) else []
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
-    if near:
-        return "unknown key", f"did you mean {near[0]}?"
+    similar = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+    if similar:
+        return "unknown key", f"did you mean {similar[0]}?"
     homes = [
         f"[{key}]"
         for key in Config.model_fields
-        if name in getattr(annotation_at((key,)), "model_fields", ())
+        if name in getattr(find_annotation((key,)), "model_fields", ())
     ]
     if homes:
         return "unknown key here", f"it belongs to {' or '.join(homes)}"
     return "unknown key", f"remove it; known here: {', '.join(known)}"
 
 
-def _shown(value: Any) -> str:
-    """A value as a person wrote it, short; anything that may be long or secret is left out."""
+def _shorten_value(value: Any) -> str:
+    """Return a value as the file has it, cut after 60 characters."""
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
     text = f'"{value}"' if isinstance(value, str) else str(value)
     return text if len(text) <= 60 else text[:57] + "..."
 
 
-def without(faults: Sequence[Fault], keys: Sequence[str]) -> list[Fault]:
-    """`faults` but for what is at, below or just above one of `keys`: one mistake need not be told twice."""
+def remove_reported(faults: Sequence[Fault], keys: Sequence[str]) -> list[Fault]:
+    """Return `faults` without those at, below or directly above one of `keys`: one mistake is one fault."""
 
-    def known(key: str) -> bool:
+    def is_reported(key: str) -> bool:
         return any(key == k or key.startswith((f"{k}.", f"{k}[")) or k.startswith(f"{key}[") for k in keys)
 
-    return [fault for fault in faults if not known(fault.key)]
+    return [fault for fault in faults if not is_reported(fault.key)]

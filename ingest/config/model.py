@@ -1,8 +1,8 @@
-"""The configuration as frozen, validated models: what every role is given, once, at its start.
+"""The configuration as frozen, validated models. Every role gets them once, at its start.
 
-Names and defaults are those of docs/reference/configuration.md. Types, ranges and unknown keys are checked
-here; what needs the file system or two sections at once is checked in `ingest.config.rules`, so that all
-faults are reported together.
+docs/reference/configuration.md has the same names and defaults. The models check types, ranges and unknown
+keys. `ingest.config.rules` checks everything that needs the file system or two sections at once. All faults
+are reported together.
 """
 
 import os
@@ -12,36 +12,36 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo
 
 
-def _absolute(path: Path | None, info: ValidationInfo) -> Path | None:
-    """`path` below the folder that the reader names in the context; as it is where nobody does (tests)."""
+def _make_absolute(path: Path | None, info: ValidationInfo) -> Path | None:
+    """Resolve `path` against the folder in the context. Tests give no context; then return it unchanged."""
     if path is not None and "\0" in str(path):
-        raise ValueError("holds a NUL, which no file's name does")
+        raise ValueError("contains a NUL, which no file name may contain")
     if path is None or not info.context:
         return path
     return Path(os.path.normpath(info.context["folder"] / path))
 
 
-def _not_empty(value: Any) -> Any:
-    """An empty path would silently mean the file's own folder."""
+def _require_content(value: Any) -> Any:
+    """Refuse an empty path: it would silently mean the folder of the file."""
     if value == "":
         raise ValueError("is empty")
     return value
 
 
-def _empty_is_none(value: Any) -> Any:
+def _read_empty_as_none(value: Any) -> Any:
     return None if value == "" else value
 
 
-def _absolute_ledger(url: str, info: ValidationInfo) -> str:
-    """A relative SQLite file (three slashes) starts at the file's folder, as every path does."""
+def _make_ledger_absolute(url: str, info: ValidationInfo) -> str:
+    """Resolve a relative SQLite file (three slashes) against the folder of the configuration."""
     scheme, separator, path = url.partition(":///")
     if not info.context or not separator or not scheme.startswith("sqlite") or path.startswith(("/", ":")):
         return url
     return f"{scheme}:///{os.path.normpath(info.context['folder'] / path)}" if path else url
 
 
-FilePath = Annotated[Path, BeforeValidator(_not_empty), AfterValidator(_absolute)]
-OptionalPath = Annotated[Path | None, BeforeValidator(_empty_is_none), AfterValidator(_absolute)]
+FilePath = Annotated[Path, BeforeValidator(_require_content), AfterValidator(_make_absolute)]
+OptionalPath = Annotated[Path | None, BeforeValidator(_read_empty_as_none), AfterValidator(_make_absolute)]
 
 AETitle = Annotated[str, Field(min_length=1, max_length=16, pattern=r"^ *[!-\[\]-~][ -\[\]-~]*$")]
 """PS3.5 6.2, VR AE: 1 to 16 characters, no backslash, no control characters, not only spaces."""
@@ -51,7 +51,10 @@ OptionalAETitle = Annotated[str, Field(max_length=16, pattern=r"^( *[!-\[\]-~][ 
 Port = Annotated[int, Field(ge=0, le=65535)]
 Seconds = Annotated[float, Field(gt=0, le=1e9, allow_inf_nan=False)]
 MAX_ASSOCIATIONS = 32768
-"""Entries of the table in `ingest.acceptor.scoreboard`."""
+"""Entries of the association table in `ingest.acceptor.scoreboard`."""
+
+ANY_AE_TITLE = "*"
+"""The AE title of a `[[peers]]` entry for every caller without an entry of its own."""
 
 Positive = Annotated[int, Field(ge=1, lt=2**63)]
 NotNegative = Annotated[int, Field(ge=0, lt=2**63)]
@@ -59,14 +62,14 @@ Days = Annotated[float, Field(ge=0, le=1e6, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 
 
-class Model(BaseModel):
-    """Frozen, and unknown keys are faults."""
+class Section(BaseModel):
+    """A frozen section of a configuration. Unknown keys are faults."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", serialize_by_alias=True)
 
 
-class Node(Model):
-    """`[node]`: who we are and where our data lies."""
+class Node(Section):
+    """`[node]`: name, AE title and data folder of the node."""
 
     name: str = ""
     ae_title: AETitle = "INGEST"
@@ -76,7 +79,7 @@ class Node(Model):
     stable_seconds: Annotated[int, Field(ge=1, le=10**9)] = 60
 
 
-class Listener(Model):
+class Listener(Section):
     """One of `[[listeners]]`."""
 
     host: Annotated[str, Field(min_length=1)] = "0.0.0.0"  # noqa: S104 - a receiving node listens
@@ -84,8 +87,8 @@ class Listener(Model):
     tls: str | Literal[False] = "node"
 
 
-class TLS(Model):
-    """`[tls.NAME]`: key material and rules, usable by listeners and destinations."""
+class TLS(Section):
+    """`[tls.NAME]`: keys, trusted certificates and rules for listeners and destinations."""
 
     certificate: OptionalPath = None
     private_key: OptionalPath = None
@@ -102,10 +105,10 @@ class TLS(Model):
     check_server_name: bool = False
 
 
-class Receive(Model):
-    """`[receive]`: listeners, their limits and deadlines."""
+class Receive(Section):
+    """`[receive]`: limits and deadlines of the listeners."""
 
-    # A reload starts a second set beside the first; the scoreboard has 256 rows.
+    # A reload starts a second set of listeners beside the first, and the scoreboard has 256 rows.
     processes: Annotated[int, Field(ge=0, le=128)] = 0
     max_pdu_length: Annotated[int, Field(ge=4096, le=4 * 1024 * 1024)] = 131072
     max_associations: Annotated[int, Field(ge=1, le=MAX_ASSOCIATIONS)] = 500
@@ -137,12 +140,12 @@ class Receive(Model):
 
     @property
     def associations_per_peer(self) -> int:
-        """`max_associations_per_peer`, or half of `max_associations` where that is 0."""
+        """`max_associations_per_peer`; half of `max_associations` if the key is 0."""
         return self.max_associations_per_peer or (self.max_associations + 1) // 2
 
 
-class Peer(Model):
-    """One of `[[peers]]`: a caller that is let in, and what it may do."""
+class Peer(Section):
+    """One of `[[peers]]`: a caller that may associate, and the services that it may use."""
 
     ae_title: AETitle
     hosts: tuple[str, ...] = ()
@@ -151,9 +154,14 @@ class Peer(Model):
     sop_classes: tuple[str, ...] = ("*",)
     allow: tuple[Literal["echo", "store"], ...] = ("echo", "store")
 
+    @property
+    def is_bound(self) -> bool:
+        """Whether the caller must present a certain certificate."""
+        return bool(self.certificate or self.issuer)
 
-class Queue(Model):
-    """`[queue]`: the Redis that carries references (or, with carrier "redis", the data sets)."""
+
+class Queue(Section):
+    """`[queue]`: the Redis that carries references or, with `carrier = "redis"`, data sets."""
 
     url: str = Field(default="", repr=False)
     carrier: Literal["spool", "redis"] = "spool"
@@ -161,29 +169,32 @@ class Queue(Model):
     carrier_max_waiting: Positive = 32
 
 
-class Store(Model):
-    """`[store]`: where instances end up, and what a second one of the same UID means."""
+class Store(Section):
+    """`[store]`: the folder of stored instances, and the policy for duplicates."""
 
     root: OptionalPath = None
     path: str = "{study_uid}/{series_uid}/{sop_uid}.dcm"
     duplicates: Literal["keep-identical", "keep-first", "keep-both", "overwrite"] = "keep-identical"
 
 
-class Workers(Model):
-    """`[workers]`: how many processes of each kind `ingest serve` starts."""
+class Workers(Section):
+    """`[workers]`: the number of processes of each kind that `ingest serve` starts."""
 
     persist: NotNegative = 1
     forward: NotNegative = 2
 
 
-class LedgerConfig(Model):
-    """`[ledger]`: empty is SQLite in data_dir; else an SQLAlchemy URL."""
+class LedgerConfig(Section):
+    """`[ledger]`: a URL of SQLAlchemy; empty for SQLite in data_dir."""
 
-    url: Annotated[str, AfterValidator(_absolute_ledger)] = Field(default="", repr=False)
+    url: Annotated[str, AfterValidator(_make_ledger_absolute)] = Field(default="", repr=False)
 
 
-class Retention(Model):
-    """`[retention]`: what may be removed from the store, and from the ledger; nothing unless it is set."""
+class Retention(Section):
+    """`[retention]`: what the remover may remove from store and ledger.
+
+    Without the section it removes nothing.
+    """
 
     keep_days: Days = 0.0
     max_bytes: NotNegative = 0
@@ -196,18 +207,18 @@ class Retention(Model):
     check_seconds: Seconds = 60.0
 
     @property
-    def wanted(self) -> bool:
-        """Whether somebody has to look: to remove, or for how much the store holds."""
+    def needs_remover(self) -> bool:
+        """Whether a remover has to run: to remove studies or rows, or to measure the store."""
         return bool(self.keep_days or self.max_bytes or self.high_watermark or self.ledger_keep_days)
 
     @property
-    def refuses(self) -> bool:
-        """Whether nothing more is taken where `max_bytes` are in the store."""
+    def refuses_when_full(self) -> bool:
+        """Whether the node refuses instances while the store has `max_bytes`."""
         return self.at_max_bytes == "refuse"
 
 
-class Destination(Model):
-    """One of `[[destinations]]`: a remote node that instances are forwarded to."""
+class Destination(Section):
+    """One of `[[destinations]]`: a remote node to which instances are forwarded."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,64}$")]
     ae_title: AETitle
@@ -230,36 +241,41 @@ class Destination(Model):
     retry_statuses: tuple[str, ...] = ()
     dead_statuses: tuple[str, ...] = ()
 
+    @property
+    def is_bound(self) -> bool:
+        """Whether the remote must present a certain certificate."""
+        return bool(self.certificate or self.issuer)
 
-class Route(Model):
-    """One of `[[routes]]`: which destinations get an instance."""
+
+class Route(Section):
+    """One of `[[routes]]`: conditions on an instance, and the destinations that get it."""
 
     name: Annotated[str, Field(max_length=64)] = ""
     to: tuple[str, ...]
     when: dict[str, Any] = Field(default_factory=dict)
     stop: bool = False
     default: bool = False
-    # "return" is a keyword of Python.
+    # The key is called "return", which is a keyword of Python.
     sends_back: bool = Field(default=False, alias="return")
 
 
-class Console(Model):
-    """`[console]`: where the web console will listen."""
+class Console(Section):
+    """`[console]`: the address of the web console."""
 
     host: str = "127.0.0.1"
     port: Port = 8080
 
 
-class Log(Model):
-    """`[log]`: standard error, or a file that USR1 reopens."""
+class Log(Section):
+    """`[log]`: standard error, or a file that USR1 opens again."""
 
     format: Literal["console", "json"] = "console"
     level: Literal["debug", "info", "warning", "error"] = "info"
     file: OptionalPath = None
 
 
-class Config(Model):
-    """A whole configuration; every path in it is absolute once `ingest.config.load` has read it."""
+class Config(Section):
+    """A whole configuration. `ingest.config.reader.load_config` makes every path in it absolute."""
 
     node: Node = Node()
     listeners: tuple[Listener, ...] = ()
@@ -278,7 +294,7 @@ class Config(Model):
 
     @property
     def data_dir(self) -> Path:
-        """The folder below which everything lies that is not set apart."""
+        """The folder for everything that has no folder of its own."""
         return self.node.data_dir
 
     @property
@@ -293,12 +309,12 @@ class Config(Model):
 
     @property
     def quarantine_dir(self) -> Path:
-        """`data_dir/quarantine`: copies of what was refused as unreadable or conflicting."""
+        """`data_dir/quarantine`: instances that conflict, failed or were refused."""
         return self.data_dir / "quarantine"
 
     @property
     def instance_limit(self) -> tuple[str, int]:
-        """The largest data set that is received: which key says so, and bytes."""
+        """The key that limits the size of a data set, and its value in bytes."""
         own, carried = self.receive.max_instance_bytes, self.queue.carrier_max_bytes
         if self.queue.carrier == "redis" and carried < own:
             return "[queue] carrier_max_bytes", carried

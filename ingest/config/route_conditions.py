@@ -10,8 +10,6 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any, Final
 
-from pydicom.datadict import dictionary_VR, tag_for_keyword
-
 from ingest.errors import ConditionError
 
 REQUEST_KEYS: Final = ("calling_ae", "called_ae", "certificate", "listener", "sop_class", "transfer_syntax")
@@ -24,6 +22,8 @@ SHORT_NAMES: Final = {
     "body_part": 0x0018_0015,
 }
 """Keys that stand for an attribute of the data set."""
+_SHORT_NAME_VRS: Final = {0x0008_0060: "CS", 0x0008_1010: "SH", 0x0008_0080: "LO", 0x0018_0015: "CS"}
+"""PS3.6, for the attributes of `SHORT_NAMES`: a node whose routes use only these needs no dictionary."""
 
 _TAG: Final = re.compile(r"[0-9A-Fa-f]{4},[0-9A-Fa-f]{4}")
 _VRS_WITHOUT_TEXT: Final = frozenset({"SQ", "OB", "OD", "OF", "OL", "OV", "OW", "UN", "OB or OW", "AT"})
@@ -101,16 +101,18 @@ def matches_test(test: Test, values: Sequence[str]) -> bool:
 
 def vr_of(tag: int) -> str:
     """Return the value representation of an attribute. A private attribute is read as text (LO)."""
-    try:
-        return dictionary_VR(tag)
-    except KeyError:
-        return "LO"
+    short_name_vr = _SHORT_NAME_VRS.get(tag)
+    if short_name_vr is not None:
+        return short_name_vr
+    from ingest.dicom import registry  # noqa: PLC0415 - slow to import, and most nodes need no dictionary
+
+    return registry.find_vr(tag) or "LO"
 
 
 def _parse_tag(key: str) -> int:
     if key in SHORT_NAMES:
         return SHORT_NAMES[key]
-    tag = int(key.replace(",", ""), 16) if _TAG.fullmatch(key) else tag_for_keyword(key)
+    tag = int(key.replace(",", ""), 16) if _TAG.fullmatch(key) else _find_tag(key)
     if tag is None:
         raise ConditionError(
             f'"{key}" is not known',
@@ -124,6 +126,12 @@ def _parse_tag(key: str) -> int:
             f'"{key}" has no value to compare (VR {vr_of(tag)})', "name an attribute of text or numbers"
         )
     return tag
+
+
+def _find_tag(keyword: str) -> int | None:
+    from ingest.dicom import registry  # noqa: PLC0415 - as in `vr_of`
+
+    return registry.find_tag(keyword)
 
 
 def _parse_test(value: Any) -> Test:

@@ -1,28 +1,28 @@
-"""What is wrong with `[[routes]]`."""
+"""Rules of `[[routes]]`."""
 
 from collections import Counter
 from collections.abc import Iterator, Set
 from typing import Final
 
+from ingest.config.route_conditions import parse_condition
 from ingest.config.faults import Fault
 from ingest.config.model import Config
-from ingest.config.route_conditions import parse_condition
 from ingest.errors import ConditionError
 
-ATTRIBUTES_MAX: Final = 56
-"""The header scanner takes 64 tags at a time, with the UIDs that are always asked for."""
+MAX_ATTRIBUTES: Final = 56
+"""The header scanner reads 64 tags at a time, and eight of them are always the UIDs."""
 
 
-def faults(config: Config, destinations: Set[str]) -> Iterator[Fault]:
-    """Every fault of the routes.
+def check_routes(config: Config, destinations: Set[str]) -> Iterator[Fault]:
+    """Yield every fault of the routes.
 
     Args:
-        config: Whose types are sound.
+        config: A configuration whose types are valid.
         destinations: The names that the file gives to destinations.
     """
     names: dict[str, int] = {}
     tags: set[int | None] = set()
-    ended: int | None = None
+    last_reached: int | None = None
     for index, route in enumerate(config.routes):
         key = f"routes[{index}]"
         for name, value in route.when.items():
@@ -30,22 +30,22 @@ def faults(config: Config, destinations: Set[str]) -> Iterator[Fault]:
                 tags.add(parse_condition(name, value).tag)
             except ConditionError as error:
                 yield Fault(f"{key}.when.{name}", str(error), error.remedy)
-        yield from _destinations(f"{key}.to", route.to, destinations)
+        yield from _check_destinations(f"{key}.to", route.to, destinations)
         if route.name and route.name in names:
             cause = f'"{route.name}" is the name of routes[{names[route.name]}] too'
             yield Fault(f"{key}.name", cause, "give each route its own name")
         names.setdefault(route.name, index)
-        if ended is not None and not route.default:
-            cause = f"nothing comes so far: routes[{ended}] takes everything and stops"
+        if last_reached is not None and not route.default:
+            cause = f"no instance reaches it: routes[{last_reached}] takes every instance and stops"
             yield Fault(key, cause, "put it before that route, or remove it")
-        if route.stop and not route.when and not route.default and ended is None:
-            ended = index
-    if len(tags) > ATTRIBUTES_MAX:
-        cause = f"they look at {len(tags)} different attributes"
-        yield Fault("routes", cause, f"write conditions on {ATTRIBUTES_MAX} at most")
+        if route.stop and not route.when and not route.default and last_reached is None:
+            last_reached = index
+    if len(tags) > MAX_ATTRIBUTES:
+        cause = f"their conditions read {len(tags)} different attributes"
+        yield Fault("routes", cause, f"write conditions on {MAX_ATTRIBUTES} at most")
 
 
-def _destinations(key: str, to: tuple[str, ...], known: Set[str]) -> Iterator[Fault]:
+def _check_destinations(key: str, to: tuple[str, ...], known: Set[str]) -> Iterator[Fault]:
     for name, count in Counter(to).items():
         if name not in known:
             all_known = ", ".join(sorted(known))

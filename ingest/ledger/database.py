@@ -23,7 +23,7 @@ from sqlalchemy.exc import (
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from ingest.clock import unix_ms
-from ingest.config.show import masked
+from ingest.config.serialization import mask_url_password
 from ingest.errors import LedgerError
 from ingest.ledger.schema import SCHEMA_VERSION
 from ingest.ledger.server_address import resolve_hosts
@@ -79,7 +79,7 @@ class Database:
         """
         try:
             self._url = make_url(url)
-            self.name = masked(url)
+            self.name = mask_url_password(url)
             self._engine = _engine(self._url)
         except (ArgumentError, NoSuchModuleError, ImportError) as error:
             raise LedgerError(

@@ -6,8 +6,6 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final, NamedTuple
 
-from pydicom.charset import convert_encodings, decode_bytes
-
 from ingest.config.model import Route
 from ingest.config.route_conditions import Condition, matches_test, parse_condition, vr_of
 from ingest.dicom.uids import EXPLICIT_BIG_ENDIAN, names_of
@@ -212,11 +210,13 @@ def _decode_text(raw: bytes, character_set: bytes) -> str:
     """Decode text in its Specific Character Set (PS3.5 6.1). An unknown set is decoded as ASCII."""
     if raw.isascii() and b"\x1b" not in raw:
         return raw.decode("ascii")
+    from ingest.dicom import registry  # noqa: PLC0415 - slow to import, and most text is ASCII
+
     names = [name.strip(" \0") for name in character_set.decode("ascii", "replace").split("\\")]
     with warnings.catch_warnings():
         # INVARIANT 9: the warning of pydicom for undecodable text contains the text, which may be a name
         warnings.simplefilter("ignore")
         try:
-            return decode_bytes(raw, convert_encodings(names), _DELIMITERS)
+            return registry.decode_text(raw, names, _DELIMITERS)
         except (LookupError, UnicodeError, ValueError):
             return raw.decode("ascii", "replace")

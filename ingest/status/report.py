@@ -194,7 +194,7 @@ def _spool(config: Config) -> dict[str, Any]:
 
 def _store(config: Config) -> dict[str, Any]:
     """`full` says why a running node takes nothing more, where `[retention] at_max_bytes` has it refuse."""
-    looks = config.retention.refuses and reload_client.is_running(config.run_dir)
+    looks = config.retention.refuses_when_full and reload_client.is_running(config.run_dir)
     return {"path": str(config.store_root), "full": store_capacity.full(config.run_dir) if looks else ""}
 
 

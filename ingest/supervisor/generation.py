@@ -8,8 +8,8 @@ from typing import Final
 
 from ingest.acceptor.endpoints import Endpoint, bind
 from ingest.checks.tls import Term, terms, untimely
-from ingest.config import load
 from ingest.config.model import Config
+from ingest.config.reader import load_config
 from ingest.cores import usable_cores
 from ingest.errors import ConfigError
 from ingest.requestor.remotes import remotes
@@ -113,7 +113,7 @@ def following(old: Generation, path: Path, roles: frozenset[str]) -> Generation:
         ConfigError: It cannot be used.
         BootError: An address cannot be bound.
     """
-    config = load(path, roles=roles)
+    config = load_config(path, roles=roles)
     now = datetime.now(UTC)
     dated = terms(config, now)
     faults = [*_unchangeable(old.config, config), *untimely(dated, old.terms, now)]
@@ -149,7 +149,7 @@ def plan(config: Config, roles: frozenset[str]) -> list[Place]:
         "listen": config.receive.processes or usable_cores(),
         "persist": config.workers.persist,
         "forward": config.workers.forward if config.destinations else 0,
-        "retain": int(config.retention.wanted),
+        "retain": int(config.retention.needs_remover),
     }
     if roles != ALL_ROLES:
         counts = {role: max(count, 1) for role, count in counts.items()}

@@ -31,8 +31,8 @@ from ingest.alarms import Severity, clear_alarm, raise_alarm
 from ingest.checks import file_systems
 from ingest.checks.node import notices
 from ingest.clock import monotonic_ms
-from ingest.config import load, notes
 from ingest.config.model import Config
+from ingest.config.reader import load_config, read_notes
 from ingest.errors import BootError, ConfigError, IngestError
 from ingest.filesystem.calls import TROUBLE
 from ingest.log import Seldom
@@ -105,7 +105,7 @@ def run(path: Path, roles: frozenset[str]) -> int:
     # What the node makes (ledger, log, spool id) tells of patients: none of it is for everybody.
     os.umask(os.umask(0o077) | 0o027)
     leave_no_core()
-    config = load(path, roles=roles)
+    config = load_config(path, roles=roles)
     configure_log(config.log)
     supervisor = Supervisor(path, config, roles)
     return supervisor.run()
@@ -211,9 +211,9 @@ class Supervisor:
         """
         found = file_systems.faults_within(self.config, self.roles, PROBE_SECONDS)
         for fault in found:
-            if fault.note:
+            if fault.is_note:
                 log.warning("notice", key=fault.key, cause=fault.cause, remedy=fault.remedy)
-        serious = [f"{fault.key}: {fault.cause}; {fault.remedy}" for fault in found if not fault.note]
+        serious = [str(fault) for fault in found if not fault.is_note]
         if serious:
             raise BootError("\n".join(serious))
 
@@ -626,7 +626,7 @@ class Supervisor:
     def _tell_of_files(self) -> None:
         """Of what the configuration names: what others should know now, and what ends later."""
         try:
-            for notice in [*notes(self.path), *notices(self.config)]:
+            for notice in [*read_notes(self.path), *notices(self.config)]:
                 log.warning("notice", key=notice.key, cause=notice.cause, remedy=notice.remedy)
             self._certificates.watch_configuration(self.config)
         except Exception as error:  # it is in force already, and nothing depends on what is said of it

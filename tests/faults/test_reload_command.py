@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from ingest.config import Config
+from ingest.config.model import Config
 from ingest.errors import IngestError
 from ingest.supervisor import reload_client as reloading
 from ingest.tls.keys import pairs

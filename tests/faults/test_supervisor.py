@@ -242,10 +242,10 @@ def status(node: Node) -> dict[str, list[dict[str, object]]]:
 
 
 def states(node: Node) -> list[str]:
-    from ingest.config import load
+    from ingest.config.reader import load_config
     from ingest.status.report import gather
 
-    return [str(row["state"]) for row in gather(load(node.config_path))["listeners"]]
+    return [str(row["state"]) for row in gather(load_config(node.config_path))["listeners"]]
 
 
 def active(node: Node) -> list[int]:

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from pynetdicom import AE
 
-from ingest.config import load
+from ingest.config.reader import load_config
 from tests.interop import dcmtk
 from tests.interop.files import data_set, made_uid, write_made
 from tests.support.nodes import Node, cleaned, eventually
@@ -313,6 +313,6 @@ def test_variables_and_what_jsoncpp_lets_pass_are_read_as_orthanc_reads_them(tmp
     finally:
         process.kill()
         process.wait(20)
-    config = load(tmp_path / "orthanc.json", environ=environ)
+    config = load_config(tmp_path / "orthanc.json", environ=environ)
     assert (config.node.name, config.node.ae_title) == (system["Name"], system["DicomAet"])
     assert re.fullmatch(r"one\|\|fall back\|one\|q q\|", config.node.name)

@@ -69,7 +69,7 @@ def _show_plan(
         plain = {"go": [_plain(one) for one in going], "held": [_plain(one) for one in held]}
         console.print(json.dumps({**plain, "kept_bytes": kept, "left_bytes": left}), markup=False)
         return
-    if not config.retention.wanted:
+    if not config.retention.needs_remover:
         console.print("\\[retention] is not set: nothing is ever removed")
         return
     for label, decisions in (("would go", going), ("held back, since a destination is owed them", held)):
@@ -79,7 +79,7 @@ def _show_plan(
             if len(decisions) > SHOWN:
                 console.print(f"and {len(decisions) - SHOWN} more; --json names all")
     console.print(f"{decimal(kept)} in the store, {decimal(left)} would be left")
-    if config.retention.refuses and left >= config.retention.max_bytes > 0:
+    if config.retention.refuses_when_full and left >= config.retention.max_bytes > 0:
         limit = decimal(config.retention.max_bytes)
         console.print(f"nothing goes for max_bytes, {limit}: what comes is refused until there is room")
 

@@ -116,7 +116,7 @@ class Remover:
             LedgerError: The ledger is away.
         """
         limit = self._limits.max_bytes
-        total = self._ledger.retention.sum_stored_bytes() if limit and self._limits.refuses else 0
+        total = self._ledger.retention.sum_stored_bytes() if limit and self._limits.refuses_when_full else 0
         return f"{total} bytes in the store, [retention] max_bytes is {limit}" if 0 < limit <= total else ""
 
     def remove(self) -> Report:
@@ -157,7 +157,7 @@ class Remover:
             disk = self._statvfs(self._store.root)
         except OSError as error:
             raise StoreAwayError(f"the store {self._store.root} is not there: {error.strerror}") from error
-        sized = limits.max_bytes > 0 and not limits.refuses
+        sized = limits.max_bytes > 0 and not limits.refuses_when_full
         bounded = bool(self._pass_share and limits.keep_days)
         kept = self._ledger.retention.sum_stored_bytes() if sized or bounded else 0
         return Goal(

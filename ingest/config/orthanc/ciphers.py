@@ -1,4 +1,4 @@
-"""Names of cipher suites: Orthanc takes OpenSSL's, and IANA's are what its users find in documents."""
+"""Names of cipher suites. Orthanc accepts those of OpenSSL, and documents often have those of IANA."""
 
 import re
 import ssl
@@ -7,15 +7,20 @@ from collections.abc import Sequence
 from functools import cache
 
 _NOT_OFFERED = frozenset({"TLS_AES_128_CCM_SHA256", "TLS_AES_128_CCM_8_SHA256"})
-"""Suites of TLS 1.3 (RFC 8446 B.4) that OpenSSL has, and offers to nobody by itself."""
+"""Suites of TLS 1.3 (RFC 8446 B.4) that OpenSSL has but does not offer by default."""
 
-_BLOCK = re.compile(r"(AES|CAMELLIA|ARIA)_(128|256)_")
-_CUT = {"_CBC": "", "3DES_EDE": "DES-CBC3", "CCM_8": "CCM8", "CHACHA20_POLY1305_SHA256": "CHACHA20-POLY1305"}
+_BLOCK_CIPHER = re.compile(r"(AES|CAMELLIA|ARIA)_(128|256)_")
+_REPLACEMENTS = {
+    "_CBC": "",
+    "3DES_EDE": "DES-CBC3",
+    "CCM_8": "CCM8",
+    "CHACHA20_POLY1305_SHA256": "CHACHA20-POLY1305",
+}
 
 
-def translated(names: Sequence[str]) -> tuple[list[str], list[str], list[str]]:
-    """What OpenSSL calls each suite up to TLS 1.2; names of TLS 1.3 suites; and names that nobody knows."""
-    known = _known()
+def sort_cipher_names(names: Sequence[str]) -> tuple[list[str], list[str], list[str]]:
+    """Return OpenSSL's names of suites up to TLS 1.2, names of TLS 1.3 suites, and unknown names."""
+    known = _list_known_suites()
     ciphers: list[str] = []
     suites: list[str] = []
     unknown: list[str] = []
@@ -23,29 +28,29 @@ def translated(names: Sequence[str]) -> tuple[list[str], list[str], list[str]]:
         if name.startswith("TLS_") and "_WITH_" not in name:
             (suites if name in known | _NOT_OFFERED else unknown).append(name)
             continue
-        ours = openssl_name(name)
+        ours = find_openssl_name(name)
         (ciphers if ours in known else unknown).append(ours if ours in known else name)
     return ciphers, suites, unknown
 
 
-def openssl_name(name: str) -> str:
-    """`TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256` as `ECDHE-RSA-AES128-GCM-SHA256`; other names as they are."""
+def find_openssl_name(name: str) -> str:
+    """Translate `TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256` to `ECDHE-RSA-AES128-GCM-SHA256`; keep others."""
     exchange, found, cipher = name.removeprefix("TLS_").partition("_WITH_")
     if not found:
         return name
-    for iana, ours in _CUT.items():
+    for iana, ours in _REPLACEMENTS.items():
         cipher = cipher.replace(iana, ours)
-    cipher = _BLOCK.sub(r"\1\2_", cipher)
+    cipher = _BLOCK_CIPHER.sub(r"\1\2_", cipher)
     parts = [cipher] if exchange == "RSA" else [exchange, cipher]
-    # OpenSSL gave the ARIA suites of ECDHE and RSA a name without RSA.
+    # OpenSSL's names of the ARIA suites with ECDHE and RSA omit RSA.
     return "-".join(parts).replace("_", "-").replace("ECDHE-RSA-ARIA", "ECDHE-ARIA")
 
 
 @cache
-def _known() -> frozenset[str]:
+def _list_known_suites() -> frozenset[str]:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
-        context.minimum_version = ssl.TLSVersion.TLSv1  # else suites of old versions are left out
+        context.minimum_version = ssl.TLSVersion.TLSv1  # otherwise suites of old versions are missing
     context.set_ciphers("ALL:COMPLEMENTOFALL:@SECLEVEL=0")
     return frozenset(cipher["name"] for cipher in context.get_ciphers())

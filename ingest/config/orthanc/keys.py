@@ -1,8 +1,8 @@
-"""The keys of Orthanc's configuration: what becomes of each here, with Orthanc's defaults.
+"""The keys of Orthanc's configuration, with Orthanc's defaults and their meaning for this node.
 
-From the configuration that Orthanc writes by itself (`Orthanc --config=FILE`), and from its releases up to
-1.12.10. docs/reference/orthanc.md has the same table. A test compares both, and this one with an installed
-Orthanc.
+The sources are the configuration that Orthanc writes (`Orthanc --config=FILE`) and its releases up to
+1.12.10.
+docs/reference/orthanc.md has the same table. Tests compare the two, and this one with an installed Orthanc.
 """
 
 from dataclasses import dataclass
@@ -10,93 +10,95 @@ from typing import Final
 
 
 @dataclass(frozen=True, slots=True)
-class Key:
-    """A key that is honoured.
+class HonouredKey:
+    """A key that this node honours.
 
     Attributes:
-        default: Orthanc's; None where it has none.
-        becomes: What it sets here.
+        default: Orthanc's default; None if it has none.
+        becomes: The key of this node that it sets.
     """
 
     default: bool | int | str | tuple[str, ...] | None
     becomes: str
 
 
-HONOURED: Final = {
-    "Name": Key("MyOrthanc", "`[node] name`"),
-    "DicomAet": Key("ORTHANC", "`[node] ae_title`"),
-    "StorageDirectory": Key("OrthancStorage", "`[node] data_dir`"),
-    "DicomServerEnabled": Key(True, "a `[[listeners]]`, or none"),
-    "DicomPort": Key(4242, "`[[listeners]] port`"),
-    "DicomTlsEnabled": Key(False, "`[[listeners]] tls`"),
-    "DicomTlsCertificate": Key(None, "`[tls.orthanc] certificate`"),
-    "DicomTlsPrivateKey": Key(None, "`[tls.orthanc] private_key`"),
-    "DicomTlsTrustedCertificates": Key(None, "`[tls.orthanc] trusted`"),
-    "DicomTlsRemoteCertificateRequired": Key(True, "`[tls.orthanc] peer_certificate`"),
-    "DicomTlsMinimumProtocolVersion": Key(0, "`[tls.orthanc] profile` or `minimum_version`"),
-    "DicomTlsCiphersAccepted": Key((), "`[tls.orthanc] ciphers`"),
-    "DicomCheckCalledAet": Key(False, "`[receive] check_called_ae`"),
-    "StrictAetComparison": Key(False, "`[receive] ignore_ae_title_case`, the other way round"),
-    "UnknownSopClassAccepted": Key(False, "`[receive] accept_unknown_sop_classes`"),
-    "AcceptedSopClasses": Key((), "`[receive] sop_classes`"),
-    "RejectedSopClasses": Key((), "`[receive] rejected_sop_classes`"),
-    "AcceptedTransferSyntaxes": Key(("1.2.840.10008.1.*",), "`[receive] transfer_syntaxes`"),
-    "DeflatedTransferSyntaxAccepted": Key(True, "`[receive] transfer_syntaxes`"),
-    "JpegTransferSyntaxAccepted": Key(True, "`[receive] transfer_syntaxes`"),
-    "Jpeg2000TransferSyntaxAccepted": Key(True, "`[receive] transfer_syntaxes`"),
-    "JpegLosslessTransferSyntaxAccepted": Key(True, "`[receive] transfer_syntaxes`"),
-    "JpipTransferSyntaxAccepted": Key(True, "`[receive] transfer_syntaxes`"),
-    "Mpeg2TransferSyntaxAccepted": Key(True, "`[receive] transfer_syntaxes`"),
-    "Mpeg4TransferSyntaxAccepted": Key(True, "`[receive] transfer_syntaxes`"),
-    "RleTransferSyntaxAccepted": Key(True, "`[receive] transfer_syntaxes`"),
-    "H265TransferSyntaxAccepted": Key(True, "`[receive] transfer_syntaxes`"),
-    "MaximumPduLength": Key(16384, "`[receive] max_pdu_length`"),
-    "DicomThreadsCount": Key(4, "`[receive] processes`"),
-    "DicomScpTimeout": Key(30, "`[receive] idle_seconds`"),
-    "SyncStorageArea": Key(True, "`[receive] durability`"),
-    "OverwriteInstances": Key(False, "`[store] duplicates`"),
-    "MaximumStorageSize": Key(0, "`[retention] max_bytes`"),
-    "MaximumStorageMode": Key("Recycle", "`[retention] at_max_bytes`"),
-    "StableAge": Key(60, "`[node] stable_seconds`"),
-    "DicomAlwaysAllowEcho": Key(True, "`[[peers]] allow`"),
-    "DicomAlwaysAllowStore": Key(True, "`[[peers]] allow`"),
-    "DicomCheckModalityHost": Key(False, "`[[peers]] hosts`"),
-    "DicomModalities": Key(None, "`[[destinations]]` and `[[peers]]`"),
-    "DicomModalitiesInDatabase": Key(False, "no `[[destinations]]` if it is true"),
-    "DicomScuTimeout": Key(10, "`[[destinations]] connect_seconds` and `response_seconds`"),
+HONOURED_KEYS: Final = {
+    "Name": HonouredKey("MyOrthanc", "`[node] name`"),
+    "DicomAet": HonouredKey("ORTHANC", "`[node] ae_title`"),
+    "StorageDirectory": HonouredKey("OrthancStorage", "`[node] data_dir`"),
+    "DicomServerEnabled": HonouredKey(True, "a `[[listeners]]`, or none"),
+    "DicomPort": HonouredKey(4242, "`[[listeners]] port`"),
+    "DicomTlsEnabled": HonouredKey(False, "`[[listeners]] tls`"),
+    "DicomTlsCertificate": HonouredKey(None, "`[tls.orthanc] certificate`"),
+    "DicomTlsPrivateKey": HonouredKey(None, "`[tls.orthanc] private_key`"),
+    "DicomTlsTrustedCertificates": HonouredKey(None, "`[tls.orthanc] trusted`"),
+    "DicomTlsRemoteCertificateRequired": HonouredKey(True, "`[tls.orthanc] peer_certificate`"),
+    "DicomTlsMinimumProtocolVersion": HonouredKey(0, "`[tls.orthanc] profile` or `minimum_version`"),
+    "DicomTlsCiphersAccepted": HonouredKey((), "`[tls.orthanc] ciphers`"),
+    "DicomCheckCalledAet": HonouredKey(False, "`[receive] check_called_ae`"),
+    "StrictAetComparison": HonouredKey(False, "`[receive] ignore_ae_title_case`, the other way round"),
+    "UnknownSopClassAccepted": HonouredKey(False, "`[receive] accept_unknown_sop_classes`"),
+    "AcceptedSopClasses": HonouredKey((), "`[receive] sop_classes`"),
+    "RejectedSopClasses": HonouredKey((), "`[receive] rejected_sop_classes`"),
+    "AcceptedTransferSyntaxes": HonouredKey(("1.2.840.10008.1.*",), "`[receive] transfer_syntaxes`"),
+    "DeflatedTransferSyntaxAccepted": HonouredKey(True, "`[receive] transfer_syntaxes`"),
+    "JpegTransferSyntaxAccepted": HonouredKey(True, "`[receive] transfer_syntaxes`"),
+    "Jpeg2000TransferSyntaxAccepted": HonouredKey(True, "`[receive] transfer_syntaxes`"),
+    "JpegLosslessTransferSyntaxAccepted": HonouredKey(True, "`[receive] transfer_syntaxes`"),
+    "JpipTransferSyntaxAccepted": HonouredKey(True, "`[receive] transfer_syntaxes`"),
+    "Mpeg2TransferSyntaxAccepted": HonouredKey(True, "`[receive] transfer_syntaxes`"),
+    "Mpeg4TransferSyntaxAccepted": HonouredKey(True, "`[receive] transfer_syntaxes`"),
+    "RleTransferSyntaxAccepted": HonouredKey(True, "`[receive] transfer_syntaxes`"),
+    "H265TransferSyntaxAccepted": HonouredKey(True, "`[receive] transfer_syntaxes`"),
+    "MaximumPduLength": HonouredKey(16384, "`[receive] max_pdu_length`"),
+    "DicomThreadsCount": HonouredKey(4, "`[receive] processes`"),
+    "DicomScpTimeout": HonouredKey(30, "`[receive] idle_seconds`"),
+    "SyncStorageArea": HonouredKey(True, "`[receive] durability`"),
+    "OverwriteInstances": HonouredKey(False, "`[store] duplicates`"),
+    "MaximumStorageSize": HonouredKey(0, "`[retention] max_bytes`"),
+    "MaximumStorageMode": HonouredKey("Recycle", "`[retention] at_max_bytes`"),
+    "StableAge": HonouredKey(60, "`[node] stable_seconds`"),
+    "DicomAlwaysAllowEcho": HonouredKey(True, "`[[peers]] allow`"),
+    "DicomAlwaysAllowStore": HonouredKey(True, "`[[peers]] allow`"),
+    "DicomCheckModalityHost": HonouredKey(False, "`[[peers]] hosts`"),
+    "DicomModalities": HonouredKey(None, "`[[destinations]]` and `[[peers]]`"),
+    "DicomModalitiesInDatabase": HonouredKey(False, "no `[[destinations]]` if it is true"),
+    "DicomScuTimeout": HonouredKey(10, "`[[destinations]] connect_seconds` and `response_seconds`"),
 }
 
 MODALITY_KEYS: Final = {
-    "AET": Key(None, "`ae_title` of both"),
-    "Host": Key(None, "`[[destinations]] host`, `[[peers]] hosts`"),
-    "Port": Key(None, "`[[destinations]] port`"),
-    "UseDicomTls": Key(False, "`[[destinations]] tls`"),
-    "LocalAet": Key("", "`[[destinations]] calling_ae_title`"),
-    "Timeout": Key(0, "`[[destinations]] connect_seconds` and `response_seconds`"),
-    "AllowEcho": Key(True, "`[[peers]] allow`"),
-    "AllowStore": Key(True, "`[[peers]] allow`"),
+    "AET": HonouredKey(None, "`ae_title` of both"),
+    "Host": HonouredKey(None, "`[[destinations]] host`, `[[peers]] hosts`"),
+    "Port": HonouredKey(None, "`[[destinations]] port`"),
+    "UseDicomTls": HonouredKey(False, "`[[destinations]] tls`"),
+    "LocalAet": HonouredKey("", "`[[destinations]] calling_ae_title`"),
+    "Timeout": HonouredKey(0, "`[[destinations]] connect_seconds` and `response_seconds`"),
+    "AllowEcho": HonouredKey(True, "`[[peers]] allow`"),
+    "AllowStore": HonouredKey(True, "`[[peers]] allow`"),
 }
-"""Of an object in `DicomModalities`."""
+"""Keys of an object in `DicomModalities`."""
 
-MODALITY_WITHOUT_EFFECT: Final = frozenset({
+MODALITY_KEYS_WITHOUT_EFFECT: Final = frozenset({
     *("Manufacturer", "AllowTranscoding", "AllowStorageCommitment", "AllowNAction", "AllowEventReport"),
     *("AllowFind", "AllowFindWorklist", "AllowGet", "AllowMove", "RetrieveMethod"),
 })  # fmt: skip
 
-MODALITY_IDLE: Final = {"AllowTranscoding": False}
-"""What asks of a modality what is always so."""
+MODALITY_MATCHING_VALUES: Final = {"AllowTranscoding": False}
+"""Values of a modality's keys that ask for what this node always does."""
 
-NOT_HONOURED: Final = {
+UNSUPPORTED_KEYS: Final = {
     "MaximumPatientCount": (0, "patients are not counted; `[retention]` goes by age and size"),
     "StorageCompression": (False, "files are stored as they came"),
     "StoreDicom": (True, "files are always stored"),
     "IngestTranscoding": (None, "files are stored as they came"),
     "ReadOnly": (False, "a receiving node writes"),
 }
-"""Keys that say something of receiving and storing which this node does not do: the value (None: none) that
-asks for nothing, and why."""
+"""Keys about receiving and storing that this node does not support.
 
-WITHOUT_EFFECT: Final = {
+Each has the value that asks for nothing (None: there is none), and the reason.
+"""
+
+KEYS_WITHOUT_EFFECT: Final = {
     "the web server and the REST API": (
         "HttpServerEnabled OrthancExplorerEnabled HttpPort HttpDescribeErrors HttpCompressionEnabled "
         "WebDavEnabled WebDavDeleteAllowed WebDavUploadAllowed RemoteAccessAllowed SslEnabled SslCertificate "
@@ -135,12 +137,12 @@ WITHOUT_EFFECT: Final = {
         "OHIF AdvancedStorage"
     ),
 }
-"""Known keys that mean nothing here, by what they are about."""
+"""Known keys that mean nothing to this node, by their subject."""
 
 ALIASES: Final = {"RejectSopClasses": "RejectedSopClasses"}
-"""Orthanc 1.12.6 spelt it so, and its later releases still read it."""
+"""Spellings of Orthanc 1.12.6 that later releases still read."""
 
 
-def without_effect() -> frozenset[str]:
-    """All names of `WITHOUT_EFFECT`."""
-    return frozenset(name for names in WITHOUT_EFFECT.values() for name in names.split())
+def list_keys_without_effect() -> frozenset[str]:
+    """Return all names of `KEYS_WITHOUT_EFFECT`."""
+    return frozenset(name for names in KEYS_WITHOUT_EFFECT.values() for name in names.split())

@@ -1,4 +1,4 @@
-"""`DicomModalities` of an Orthanc configuration: whom it calls, and who may call it."""
+"""`DicomModalities` of an Orthanc configuration: the destinations and peers that they become."""
 
 import ipaddress
 import re
@@ -6,9 +6,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from ingest.config.orthanc.keys import MODALITY_IDLE, MODALITY_KEYS, MODALITY_WITHOUT_EFFECT
-from ingest.config.orthanc.source import MOST, NO_DEADLINE, TLS_NAME, TYPES, Reader, Source
-from ingest.dicom.admission import ANY
+from ingest.config.model import ANY_AE_TITLE
+from ingest.config.orthanc.keys import MODALITY_KEYS, MODALITY_KEYS_WITHOUT_EFFECT, MODALITY_MATCHING_VALUES
+from ingest.config.orthanc.values import (
+    MAX_INTEGER,
+    NO_DEADLINE_SECONDS,
+    TLS_NAME,
+    TYPE_NAMES,
+    OrthancValues,
+)
+from ingest.config.source import ConfigSource
 
 _NAME: Final = re.compile(r"[A-Za-z0-9_-]+")
 _PORT: Final = re.compile(r"0*([0-9]{1,5})")
@@ -18,7 +25,7 @@ _COMMANDS: Final = ("echo", "store")
 
 @dataclass(frozen=True, slots=True)
 class Modality:
-    """One modality, in either form."""
+    """One modality. Orthanc has two forms of them: a list and an object."""
 
     name: str
     ae_title: str
@@ -31,113 +38,121 @@ class Modality:
 
     @property
     def key(self) -> str:
-        """Its place in the file."""
+        """The key of the modality in the file."""
         return f"DicomModalities.{self.name}"
 
 
-def convert(reader: Reader, source: Source) -> str:
-    """Write destinations and peers; returns the key of the first that uses TLS, or nothing."""
-    if reader.get("DicomModalitiesInDatabase"):
+def convert_modalities(values: OrthancValues, source: ConfigSource) -> str:
+    """Write destinations and peers into `source`.
+
+    Return the key of the first modality with TLS, or nothing.
+    """
+    if values.get_value("DicomModalitiesInDatabase"):
         cause = "is true, so modalities are in Orthanc's database, which is not read"
-        source.note(
+        source.add_note(
             "DicomModalitiesInDatabase", cause, "write them into DicomModalities, and set it to false"
         )
         found: list[Modality] = []
     else:
-        found = list(_modalities(reader.values.get("DicomModalities", {}), source))
-    seconds = reader.get("DicomScuTimeout")
+        found = list(_parse_modalities(values.values.get("DicomModalities", {}), source))
+    seconds = values.get_value("DicomScuTimeout")
     for index, modality in enumerate(found):
-        _destination(index, modality, modality.timeout or seconds, source)
+        _convert_destination(index, modality, modality.timeout or seconds, source)
     if found:
-        cause = "modalities are destinations without a route: nothing is forwarded to them"
-        source.note("DicomModalities", cause, "import it as TOML and add [[routes]] to forward")
-    _peers(found, reader, source)
+        cause = "modalities become destinations without a route: nothing is forwarded to them"
+        source.add_note("DicomModalities", cause, "import it as TOML and add [[routes]] to forward")
+    _convert_peers(found, values, source)
     return next((f"{modality.key}.UseDicomTls" for modality in found if modality.tls), "")
 
 
-def without_effect(section: Any) -> set[str]:
-    """The keys of modalities that mean nothing here; that nothing is transcoded holds anyway."""
-    idle = set()
+def find_keys_without_effect(section: Any) -> set[str]:
+    """Return the keys of modalities that mean nothing to this node.
+
+    A key that asks for what this node always does, such as no transcoding, is not one of them.
+    """
+    ignored = set()
     for value in section.values() if isinstance(section, dict) else ():
         if isinstance(value, dict):
-            idle |= {
-                key for key in MODALITY_WITHOUT_EFFECT & value.keys() if value[key] != MODALITY_IDLE.get(key)
+            ignored |= {
+                key
+                for key in MODALITY_KEYS_WITHOUT_EFFECT & value.keys()
+                if value[key] != MODALITY_MATCHING_VALUES.get(key)
             }
         elif isinstance(value, list) and len(value) == len(_ARRAY):
-            idle.add(_ARRAY[-1])
-    return idle
+            ignored.add(_ARRAY[-1])
+    return ignored
 
 
-def _modalities(section: Any, source: Source) -> Iterator[Modality]:
+def _parse_modalities(section: Any, source: ConfigSource) -> Iterator[Modality]:
     if not isinstance(section, dict):
-        source.fault("DicomModalities", "is not an object", 'write it as { "name" : { ... } }')
+        source.add_fault("DicomModalities", "is not an object", 'write it as { "name" : { ... } }')
         return
     for name, value in section.items():
         key = f"DicomModalities.{name}"
         if not _NAME.fullmatch(name):
-            source.fault(key, "cannot be a name", "use letters, digits, dashes and underscores")
+            source.add_fault(key, "cannot be a name", "use letters, digits, dashes and underscores")
             continue
         if isinstance(value, dict):
-            modality = _object(name, value, source)
+            modality = _parse_modality(name, value, source)
         elif isinstance(value, list) and len(value) in {3, 4}:
-            modality = _object(name, dict(zip(_ARRAY, value, strict=False)), source)
+            modality = _parse_modality(name, dict(zip(_ARRAY, value, strict=False)), source)
         else:
             remedy = 'write [ "AET", "host", port ], or an object with AET, Host and Port'
-            source.fault(key, "is no modality", remedy)
+            source.add_fault(key, "is no modality", remedy)
             continue
         if modality is not None:
             yield modality
 
 
-def _object(name: str, value: Mapping[str, Any], source: Source) -> Modality | None:
-    key, sound = f"DicomModalities.{name}", len(source.faults)
-    idle = sorted(set(value) - MODALITY_KEYS.keys() - MODALITY_WITHOUT_EFFECT)
-    if idle:
-        source.note(key, f"{', '.join(idle)}: no key of a modality that is known here", "it is ignored")
+def _parse_modality(name: str, value: Mapping[str, Any], source: ConfigSource) -> Modality | None:
+    key, faults_before = f"DicomModalities.{name}", len(source.faults)
+    unknown = sorted(set(value) - MODALITY_KEYS.keys() - MODALITY_KEYS_WITHOUT_EFFECT)
+    if unknown:
+        source.add_note(key, f"{', '.join(unknown)}: unknown key of a modality", "it is ignored")
 
-    def typed(field: str, kind: type) -> Any:
+    def get_typed(field: str, kind: type) -> Any:
         found = value.get(field, MODALITY_KEYS[field].default)
-        if type(found) is kind and (not isinstance(found, int) or 0 <= found <= MOST):
+        if type(found) is kind and (not isinstance(found, int) or 0 <= found <= MAX_INTEGER):
             return found
-        cause = "is missing" if field not in value else f"is not {TYPES[kind]}"
-        source.fault(f"{key}.{field}", cause, f"write {TYPES[kind]}")
+        cause = "is missing" if field not in value else f"is not {TYPE_NAMES[kind]}"
+        source.add_fault(f"{key}.{field}", cause, f"write {TYPE_NAMES[kind]}")
         return kind()
 
-    title, host = typed("AET", str), typed("Host", str)
-    port = _port(f"{key}.Port", value.get("Port"), source)
-    flags = {field: typed(field, bool) for field in ("UseDicomTls", "AllowEcho", "AllowStore")}
+    title, host = get_typed("AET", str), get_typed("Host", str)
+    port = _parse_port(f"{key}.Port", value.get("Port"), source)
+    flags = {field: get_typed(field, bool) for field in ("UseDicomTls", "AllowEcho", "AllowStore")}
     modality = Modality(
         name,
         title,
         host,
         port,
         tls=flags["UseDicomTls"],
-        local_ae=typed("LocalAet", str),
-        timeout=typed("Timeout", int),
+        local_ae=get_typed("LocalAet", str),
+        timeout=get_typed("Timeout", int),
         allow=frozenset(command for command in _COMMANDS if flags[f"Allow{command.title()}"]),
     )
-    return modality if len(source.faults) == sound else None
+    return modality if len(source.faults) == faults_before else None
 
 
-def _port(key: str, value: Any, source: Source) -> int:
-    """Orthanc takes digits in quotes too, as a variable of the environment puts them."""
+def _parse_port(key: str, value: Any, source: ConfigSource) -> int:
+    """Parse a port. Orthanc also accepts digits in quotes, which environment variables produce."""
     digits = _PORT.fullmatch(value) if isinstance(value, str) else None
     if digits:
         value = int(digits[1])
     if type(value) is int and 1 <= value <= 65534:
         return value
-    source.fault(key, "is no port" if value is not None else "is missing", "write 1 to 65534")
+    source.add_fault(key, "is no port" if value is not None else "is missing", "write 1 to 65534")
     return 1
 
 
-def _destination(index: int, modality: Modality, seconds: int, source: Source) -> None:
+def _convert_destination(index: int, modality: Modality, seconds: int, source: ConfigSource) -> None:
     fields = {
         "name": ("", modality.name),
         "ae_title": ("AET", modality.ae_title),
         "host": ("Host", modality.host),
         "port": ("Port", modality.port),
         "tls": ("UseDicomTls", TLS_NAME if modality.tls else False),
-        "response_seconds": ("Timeout", float(seconds) or NO_DEADLINE),
+        "response_seconds": ("Timeout", float(seconds) or NO_DEADLINE_SECONDS),
     }
     if seconds:
         fields["connect_seconds"] = ("Timeout", float(seconds))
@@ -145,66 +160,69 @@ def _destination(index: int, modality: Modality, seconds: int, source: Source) -
         fields["calling_ae_title"] = ("LocalAet", modality.local_ae)
     for name, (field, value) in fields.items():
         key = f"{modality.key}.{field}" if field else modality.key
-        source.set(key, ("destinations", index, name), value)
+        source.set_value(key, ("destinations", index, name), value)
 
 
-def _peers(modalities: Sequence[Modality], reader: Reader, source: Source) -> None:
-    """Who may do what: what is always allowed, everybody; the rest, the modalities to which it is allowed.
+def _convert_peers(modalities: Sequence[Modality], values: OrthancValues, source: ConfigSource) -> None:
+    """Write `[[peers]]` with the services that each caller may use.
 
-    An AE title that several have may do what all of them may; where hosts are checked, what any with the
-    caller's address may. Where nothing is always allowed, who has no entry is refused, and who has one is let
-    in even if it allows nothing, as Orthanc does.
+    Every caller may use the services that are always allowed. A modality may also use those that it allows.
+    If several modalities have one AE title, it may use what all of them allow; if hosts are checked, what one
+    with the caller's address allows. As in Orthanc, a caller without an entry is refused if nothing is always
+    allowed, and a caller whose entry allows nothing may still associate.
     """
-    always = {command for command in _COMMANDS if reader.get(f"DicomAlwaysAllow{command.title()}")}
+    always = {command for command in _COMMANDS if values.get_value(f"DicomAlwaysAllow{command.title()}")}
     if always == set(_COMMANDS):
         return
     entries: list[tuple[str, dict[str, Any]]] = []
-    strict, checked = reader.get("StrictAetComparison"), reader.get("DicomCheckModalityHost")
+    strict, checked = values.get_value("StrictAetComparison"), values.get_value("DicomCheckModalityHost")
     titles: dict[str, list[Modality]] = {}
     for modality in modalities:
         title = modality.ae_title.strip(" ")
-        if title == ANY:
-            cause = f'is "{ANY}", which would stand for everybody: no caller is let in by it'
-            source.note(f"{modality.key}.AET", cause, "list the AE titles that call")
+        if title == ANY_AE_TITLE:
+            cause = f'is "{ANY_AE_TITLE}", which would mean everybody: the modality admits no caller'
+            source.add_note(f"{modality.key}.AET", cause, "list the AE titles that call")
             continue
         titles.setdefault(title if strict else title.lower(), []).append(modality)
     for group in titles.values():
         title, key = group[0].ae_title, group[0].key
         if checked:
-            for host, (first, allow) in _by_address(group, source).items():
-                entry = {"ae_title": title, "hosts": [host], "allow": _listed(always | allow)}
+            for host, (first, allow) in _group_by_address(group, source).items():
+                entry = {"ae_title": title, "hosts": [host], "allow": _sort_commands(always | allow)}
                 entries.append((first.key, entry))
             if always:
-                entries.append((key, {"ae_title": title, "allow": _listed(always)}))
+                entries.append((key, {"ae_title": title, "allow": _sort_commands(always)}))
         else:
             shared = frozenset.intersection(*(modality.allow for modality in group))
-            entries.append((key, {"ae_title": title, "allow": _listed(always | shared)}))
-    entries.append(("DicomAlwaysAllowEcho", {"ae_title": "*", "allow": _listed(always)}))
+            entries.append((key, {"ae_title": title, "allow": _sort_commands(always | shared)}))
+    entries.append(("DicomAlwaysAllowEcho", {"ae_title": "*", "allow": _sort_commands(always)}))
     for index, (key, entry) in enumerate(entries):
         for name, value in entry.items():
-            source.set(key, ("peers", index, name), value)
+            source.set_value(key, ("peers", index, name), value)
 
 
-def _by_address(group: Sequence[Modality], source: Source) -> dict[str, tuple[Modality, frozenset[str]]]:
-    """Of modalities with one AE title: the first at each address, and what any of those there may."""
+def _group_by_address(
+    group: Sequence[Modality], source: ConfigSource
+) -> dict[str, tuple[Modality, frozenset[str]]]:
+    """Return, for each address, the first modality there and the services that any modality there allows."""
     found: dict[str, tuple[Modality, frozenset[str]]] = {}
     for modality in group:
-        host = _address(modality.host)
+        host = _normalize_address(modality.host)
         if not host:
-            cause = "is a name, and DicomCheckModalityHost compares addresses: it is never the caller's"
-            source.note(f"{modality.key}.Host", cause, "write the address, as Orthanc asks")
+            cause = "is a name, and DicomCheckModalityHost compares addresses: no caller matches it"
+            source.add_note(f"{modality.key}.Host", cause, "write the address, as Orthanc requires")
             continue
         first, allow = found.get(host, (modality, frozenset()))
         found[host] = first, allow | modality.allow
     return found
 
 
-def _listed(commands: set[str] | frozenset[str]) -> list[str]:
+def _sort_commands(commands: set[str] | frozenset[str]) -> list[str]:
     return [command for command in _COMMANDS if command in commands]
 
 
-def _address(host: str) -> str:
-    """An address in its usual spelling; empty for a name."""
+def _normalize_address(host: str) -> str:
+    """Return an address in its usual spelling, or nothing for a name."""
     try:
         return str(ipaddress.ip_address(host))
     except ValueError:

@@ -1,4 +1,4 @@
-"""Transfer syntaxes of an Orthanc configuration: patterns choose among known ones, then groups come or go."""
+"""Transfer syntaxes of an Orthanc configuration: patterns choose, then switches add or remove groups."""
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -20,36 +20,40 @@ GROUPS: Final = {
     "RleTransferSyntaxAccepted": ("5",),
     "H265TransferSyntaxAccepted": ("4.107", "4.108"),
 }
-"""Orthanc's switches, in its order, and what stands behind 1.2.840.10008.1.2. in the UIDs of each. The
-fragmentable forms of MPEG, which Orthanc does not know, go with the others."""
+"""Orthanc's switches in its order, each with the ends of its UIDs after 1.2.840.10008.1.2.
+
+Orthanc does not know the fragmentable forms of MPEG. Here they belong to the group of the other forms.
+"""
 
 
-def accepted(patterns: Sequence[str], switches: Mapping[str, bool]) -> tuple[list[str], list[str]]:
-    """UIDs, or "*" for all that DICOM defines; and the patterns that choose none.
+def choose_transfer_syntaxes(
+    patterns: Sequence[str], switches: Mapping[str, bool]
+) -> tuple[list[str], list[str]]:
+    """Return the chosen UIDs ("*" for all that DICOM defines), and the patterns that match none.
 
     Args:
-        patterns: `AcceptedTransferSyntaxes`. What has no wildcard is taken as it is.
-        switches: Those of `GROUPS` that are set: a group is added, or taken away.
+        patterns: `AcceptedTransferSyntaxes`. A UID without wildcards need not be known.
+        switches: The switches of `GROUPS` in the file. True adds a group, false removes it.
     """
     chosen: dict[str, None] = {}
-    vain = []
+    useless = []
     for pattern in patterns:
-        found = _like([pattern]) if _PATTERN.fullmatch(pattern) else [pattern]
+        found = _match_known([pattern]) if _PATTERN.fullmatch(pattern) else [pattern]
         chosen |= dict.fromkeys(found)
         if not found:
-            vain.append(pattern)
+            useless.append(pattern)
     for switch, group in GROUPS.items():
-        members = _like([f"{IMPLICIT_LITTLE_ENDIAN}.{end}" for end in group])
+        members = _match_known([f"{IMPLICIT_LITTLE_ENDIAN}.{end}" for end in group])
         if switches.get(switch) is True:
             chosen |= dict.fromkeys(members)
         elif switch in switches:
             chosen = {uid: None for uid in chosen if uid not in members}
     every = data_set_transfer_syntaxes()
-    if chosen.keys() >= every:  # then those that are yet to come too
-        return ["*", *(uid for uid in chosen if uid not in every)], vain
-    return list(chosen), vain
+    if chosen.keys() >= every:  # a pattern, so that future transfer syntaxes match too
+        return ["*", *(uid for uid in chosen if uid not in every)], useless
+    return list(chosen), useless
 
 
-def _like(patterns: Iterable[str]) -> list[str]:
+def _match_known(patterns: Iterable[str]) -> list[str]:
     known = sorted(data_set_transfer_syntaxes(), key=lambda uid: [int(part) for part in uid.split(".")])
     return [uid for uid in known if any(fnmatchcase(uid, pattern) for pattern in patterns)]

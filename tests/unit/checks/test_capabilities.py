@@ -28,7 +28,7 @@ def found(tmp_path: Path, **faults: Path) -> list[tuple[str, bool, str]]:
         "import sys; from pathlib import Path\n"
         "from tests.support.spools import config; from ingest.checks import file_systems\n"
         "for fault in file_systems.faults(config(Path(sys.argv[1]))):\n"
-        "    print(fault.key, fault.note, fault.cause, fault.remedy, sep='\\t')"
+        "    print(fault.key, fault.is_note, fault.cause, fault.remedy, sep='\\t')"
     )
     data_dir = tmp_path / "var"
     data_dir.mkdir(exist_ok=True)
@@ -96,7 +96,7 @@ def test_no_unix_sockets_is_a_note() -> None:
 def test_a_full_disk_is_no_lack_of_a_file_system(small_disk: Path) -> None:
     with pytest.raises(OSError, match="No space"):
         (small_disk / "fill").write_bytes(bytes(8 << 20))
-    assert [fault for fault in file_systems.faults(config(small_disk)) if not fault.note] == []
+    assert [fault for fault in file_systems.faults(config(small_disk)) if not fault.is_note] == []
 
 
 def test_a_mount_that_does_not_answer_keeps_no_node_from_starting(
@@ -104,7 +104,7 @@ def test_a_mount_that_does_not_answer_keeps_no_node_from_starting(
 ) -> None:
     monkeypatch.setattr(file_systems, "_rename", lambda *_: time.sleep(60))
     [fault] = file_systems.faults_within(config(tmp_path), file_systems.ROLES, 0.2)
-    assert fault.note
+    assert fault.is_note
     assert "does not answer" in fault.cause
 
 
@@ -167,5 +167,5 @@ def test_segments_ask_for_the_locks_that_they_need(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(file_systems.fcntl, "flock", none)
     assert list(file_systems.faults(config(tmp_path))) == []
     [fault] = file_systems.faults(config(tmp_path, receive={"segment_max_bytes": 65536}))
-    assert (fault.key, fault.note) == ("receive.spool_dir", False)
+    assert (fault.key, fault.is_note) == ("receive.spool_dir", False)
     assert "segment_max_bytes = 0" in fault.remedy

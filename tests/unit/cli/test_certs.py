@@ -12,7 +12,7 @@ from click.testing import CliRunner
 from cryptography import x509
 
 from ingest.cli import main
-from ingest.config import TLS
+from ingest.config.model import TLS
 from ingest.errors import IngestError
 from ingest.tls.contexts import client_context, server_context
 from ingest.tls.keys import files, formats, pairs

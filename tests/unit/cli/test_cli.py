@@ -175,7 +175,7 @@ def test_serve_without_listeners_exits_with_2(run, file):
     file.write_text("")
     result = run("serve", "-c", file)
     assert result.exit_code == 2
-    assert "listeners: there is none" in result.stderr
+    assert "listeners: there is no listener" in result.stderr
 
 
 @pytest.mark.parametrize("name", ["orthanc.json", "none.toml"])

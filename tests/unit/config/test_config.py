@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 from pydantic import BaseModel
 
-from ingest.config import Config, load, model
+from ingest.config import model
+from ingest.config.model import Config
+from ingest.config.reader import load_config
 from ingest.errors import ConfigError
 
 ROOT = Path(__file__).parents[3]
@@ -31,7 +33,7 @@ def read(folder, text, **options):
     file = folder / "ingest.toml"
     file.write_text(text)
     options.setdefault("environ", {})
-    return load(file, **options)
+    return load_config(file, **options)
 
 
 def faults(folder, text, **options):
@@ -58,7 +60,7 @@ def test_relative_paths_start_at_the_file_wherever_the_command_runs(folder, monk
         f'[node]\ndata_dir = "d"\n[tls.node]\n{TLS_FILES}\n[receive]\nspool_dir = "../s"\n'
         '[store]\nroot = "/abs"\n[log]\nfile = "x.log"\n[ledger]\nurl = "sqlite:///l.db"\n'
     )
-    config = load(Path("my node/ingest.toml"), environ={})
+    config = load_config(Path("my node/ingest.toml"), environ={})
     assert config.data_dir == folder / "d"
     assert config.tls["node"].certificate == folder / "a.crt"
     assert config.tls["node"].trusted == (folder / "t.crt",)
@@ -116,7 +118,11 @@ BAD = [
     ("[[listeners]]\ntls = true", "listeners[0].tls", "NAME"),
     ('[[listeners]]\nhost = ""\ntls = false', "listeners[0].host", "address"),
     ("[[listeners]]", "listeners[0].tls", "no [tls.node]"),
-    ("[[listeners]]\ntls = false\n[[listeners]]\ntls = false", "listeners[1].port", "taken by listeners[0]"),
+    (
+        "[[listeners]]\ntls = false\n[[listeners]]\ntls = false",
+        "listeners[1].port",
+        "is the address of listeners[0]",
+    ),
     (
         '[[listeners]]\ntls = false\n[[listeners]]\nhost = "127.0.0.1"\ntls = false',
         "listeners[1].port",
@@ -132,7 +138,7 @@ BAD = [
     ("[tls.n]\ntrusted = ['t.crt', 'u.crt']", "tls.n.trusted[1]", "does not exist"),
     ("[tls.n]\ntrusted = 't.crt'", "tls.n.trusted", "not a list"),
     ("[tls.n]\ntrusted = ['']", "tls.n.trusted[0]", "empty"),
-    ("[tls.n]\ntrusted = []", "tls.n.trusted", "nothing to verify peers with"),
+    ("[tls.n]\ntrusted = []", "tls.n.trusted", "no certificate to verify peers with"),
     ("[tls.n]\ntrusted = ['t.crt']\ncrl = ['a']", "tls.n.crl[0]", "does not exist"),
     ("[tls.n]\npeer_certificate = 'none'\ncrl = ['t.crt']", "tls.n.crl", "contradicts"),
     ("[tls.n]\ntrusted = ['t.crt']\ncrl_missing = 'ask'", "tls.n.crl_missing", "'refuse' or 'allow'"),
@@ -168,7 +174,7 @@ BAD = [
     ("[receive]\nquarantine = 1", "receive.quarantine", "true or false"),
     ("[receive]\nprocesses = -1", "receive.processes", "≥ 0"),
     ("[receive]\nprocesses = 99999999999999999999999", "receive.processes", ""),
-    ("[receive]\ntransfer_syntaxes = []", "receive.transfer_syntaxes", "nothing could be received"),
+    ("[receive]\ntransfer_syntaxes = []", "receive.transfer_syntaxes", "no instance could be received"),
     ("[receive]\ntransfer_syntaxes = ['jpeg']", "receive.transfer_syntaxes[0]", "UID"),
     ("[receive]\nspool_dir = 'a.crt'", "receive.spool_dir", "not a folder"),
     ("[[peers]]\nae_title = 'A'\nhosts = ['10.1.0.5/16']", "peers[0].hosts[0]", "host bits"),
@@ -224,12 +230,12 @@ BAD = [
     ("[store]\npath = '{sop_uid!r}'", "store.path", "format"),
     ("[store]\npath = '{sop_uid:>99}'", "store.path", "format"),
     ("[store]\npath = '{sop_uid}{sop_uid.__class__}'", "store.path", "unknown field"),
-    ("[store]\npath = '../{sop_uid}'", "store.path", "out of the store"),
-    ("[store]\npath = '/{sop_uid}'", "store.path", "out of the store"),
-    ("[store]\npath = '{sop_uid}/'", "store.path", "out of the store"),
+    ("[store]\npath = '../{sop_uid}'", "store.path", "leaves the store"),
+    ("[store]\npath = '/{sop_uid}'", "store.path", "leaves the store"),
+    ("[store]\npath = '{sop_uid}/'", "store.path", "leaves the store"),
     ("[ledger]\nurl = 'mysql://x'", "ledger.url", "SQLite or PostgreSQL"),
-    ("[ledger]\nurl = 'sqlite://'", "ledger.url", "does not outlive"),
-    ("[ledger]\nurl = 'sqlite:///:memory:'", "ledger.url", "does not outlive"),
+    ("[ledger]\nurl = 'sqlite://'", "ledger.url", "ends with its process"),
+    ("[ledger]\nurl = 'sqlite:///:memory:'", "ledger.url", "ends with its process"),
     (DESTINATION.replace("pacs", "a b"), "destinations[0].name", "letters, digits"),
     (DESTINATION.replace('host = "h"', ""), "destinations[0].host", "missing"),
     (DESTINATION.replace("false", '"t"'), "destinations[0].tls", "no [tls.t]"),
@@ -241,8 +247,12 @@ BAD = [
         "destinations[0].dead_statuses[1]",
         '"C211" or "Cxxx"',
     ),
-    (DESTINATION + "dead_statuses = ['B0xx']", "destinations[0].dead_statuses[0]", "has the instance"),
-    (DESTINATION + "retry_statuses = ['0111']", "destinations[0].retry_statuses[0]", "has the instance"),
+    (DESTINATION + "dead_statuses = ['B0xx']", "destinations[0].dead_statuses[0]", "has stored the instance"),
+    (
+        DESTINATION + "retry_statuses = ['0111']",
+        "destinations[0].retry_statuses[0]",
+        "has stored the instance",
+    ),
     (
         DESTINATION + "retry_statuses = ['Cxxx']\ndead_statuses = ['0xcXXX']",
         "destinations[0].dead_statuses[0]",
@@ -266,7 +276,7 @@ BAD = [
     (
         DESTINATION + "[[routes]]\nto = ['pacs']\nstop = true\n[[routes]]\nto = ['pacs']",
         "routes[1]",
-        "nothing comes so far",
+        "no instance reaches it",
     ),
     (
         DESTINATION + "[[routes]]\nname = 'a'\nto = []\n[[routes]]\nname = 'a'\nto = ['pacs']",
@@ -352,13 +362,13 @@ def test_text_that_is_not_utf8_names_file_and_line(folder):
     file = folder / "latin.toml"
     file.write_bytes(b'[node]\n# M\xfcnchen\nae_title = "A"\n')
     with pytest.raises(ConfigError, match=r"latin\.toml:2: is not UTF-8"):
-        load(file)
+        load_config(file)
 
 
 @pytest.mark.parametrize("name", ["none.toml", "none.json", "a\0b.toml"])
 def test_file_that_cannot_be_read_is_a_fault(folder, name):
     with pytest.raises(ConfigError, match="cannot be read"):
-        load(folder / name)
+        load_config(folder / name)
 
 
 def test_listening_asks_for_a_listener_and_workers_do_not(folder):
@@ -422,6 +432,6 @@ def _as_toml(value):
 
 def test_documentation_explains_every_key():
     page = (ROOT / "docs/reference/configuration.md").read_text()
-    for kind in (*model.Model.__subclasses__(),):
+    for kind in (*model.Section.__subclasses__(),):
         for key, field in kind.model_fields.items() if kind is not Config else ():
             assert f"`{field.alias or key}`" in page, f"{kind.__name__}.{key}"

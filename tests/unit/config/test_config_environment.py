@@ -2,7 +2,7 @@
 
 import pytest
 
-from ingest.config import load
+from ingest.config.reader import load_config
 from ingest.errors import ConfigError
 
 
@@ -11,7 +11,7 @@ def read(tmp_path):
     def read(text="", **environ):
         file = tmp_path / "ingest.toml"
         file.write_text(text)
-        return load(file, environ=environ)
+        return load_config(file, environ=environ)
 
     return read
 

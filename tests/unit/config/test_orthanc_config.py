@@ -8,7 +8,8 @@ import pytest
 from click.testing import CliRunner
 
 from ingest.cli import main
-from ingest.config import Config, load, notes
+from ingest.config.model import Config
+from ingest.config.reader import load_config, read_notes
 from ingest.errors import ConfigError
 from ingest.requestor.remotes import remotes
 from tests.support.pki import Material
@@ -34,7 +35,7 @@ CLOSED = {"DicomAlwaysAllowEcho": False, "DicomAlwaysAllowStore": False}
 
 def read(folder: Path, **values: Any) -> Config:
     (folder / "orthanc.json").write_text(json.dumps(values))
-    return load(folder / "orthanc.json", roles={"listen"}, environ={})
+    return load_config(folder / "orthanc.json", roles={"listen"}, environ={})
 
 
 def faults(folder: Path, **values: Any) -> list[str]:
@@ -45,7 +46,7 @@ def faults(folder: Path, **values: Any) -> list[str]:
 
 def said(folder: Path, **values: Any) -> dict[str, str]:
     read(folder, **values)
-    return {note.key: f"{note.cause}; {note.remedy}" for note in notes(folder / "orthanc.json", {})}
+    return {note.key: f"{note.cause}; {note.remedy}" for note in read_notes(folder / "orthanc.json", {})}
 
 
 def test_an_empty_object_is_orthanc_with_its_defaults(folder: Path) -> None:
@@ -60,7 +61,7 @@ def test_an_empty_object_is_orthanc_with_its_defaults(folder: Path) -> None:
     assert (receive.sop_classes, receive.rejected_sop_classes) == (("*",), ())
     assert receive.transfer_syntaxes == ("*",)
     assert config.store.duplicates == "keep-first"
-    assert not config.retention.wanted
+    assert not config.retention.needs_remover
     assert (config.peers, config.destinations, config.routes, config.tls) == ((), (), (), {})
 
 
@@ -293,12 +294,12 @@ def test_a_full_store_removes_or_refuses(folder: Path, size: int, mode: str, exp
     ],
 )
 def test_settings_of_tls_that_nothing_uses_are_said(folder: Path, key: str, value: object) -> None:
-    assert "nothing speaks TLS" in said(folder, **{key: value})[key]
+    assert "neither the node nor a modality uses TLS" in said(folder, **{key: value})[key]
 
 
 def test_environment_overrides_what_a_key_became(folder: Path) -> None:
     (folder / "orthanc.json").write_text('{"DicomAet": "A"}')
-    assert load(folder / "orthanc.json", environ={"INGEST_NODE__AE_TITLE": "B"}).node.ae_title == "B"
+    assert load_config(folder / "orthanc.json", environ={"INGEST_NODE__AE_TITLE": "B"}).node.ae_title == "B"
 
 
 @pytest.mark.parametrize(
@@ -320,7 +321,7 @@ def test_imported_toml_is_the_same_configuration_from_another_folder(
         main, ["config", "import-orthanc", str(folder / "orthanc.json"), "-o", str(output)]
     )
     assert done.exit_code == 0, done.output
-    assert load(output, environ={}) == config
+    assert load_config(output, environ={}) == config
     assert "# DicomAet" in output.read_text()
     again = CliRunner().invoke(
         main, ["config", "import-orthanc", str(folder / "orthanc.json"), "-o", str(output)]
@@ -334,7 +335,7 @@ def test_a_line_break_in_the_name_of_the_file_stays_within_the_comment(folder: P
     path.write_text("{}")
     done = CliRunner().invoke(main, ["config", "import-orthanc", str(path), "-o", str(folder / "node.toml")])
     assert done.exit_code == 0, done.output
-    assert load(folder / "node.toml", environ={}) == load(path, environ={})
+    assert load_config(folder / "node.toml", environ={}) == load_config(path, environ={})
 
 
 def test_import_of_a_bad_configuration_names_each_fault(folder: Path) -> None:
@@ -351,7 +352,7 @@ def test_shipped_example_runs(folder: Path) -> None:
     for name in ("node.crt", "node.key", "trusted.crt"):
         (folder / "pki" / name).write_bytes((folder / name).read_bytes())
     (folder / "orthanc.json").write_text(text)
-    config = load(folder / "orthanc.json", roles={"listen"}, environ={"ORTHANC_NAME": "Here"})
+    config = load_config(folder / "orthanc.json", roles={"listen"}, environ={"ORTHANC_NAME": "Here"})
     assert config.node.name == "Here"
     assert [peer.ae_title for peer in config.peers] == ["CT1", "PACS", "*"]
     assert config.destinations[1].calling_ae_title == "GATEWAY"

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from ingest.config import load, notes
 from ingest.config.model import Peer
+from ingest.config.reader import load_config, read_notes
 from ingest.dicom.admission import Admission, Caller, admit
 
 CLOSED = {"DicomAlwaysAllowEcho": False, "DicomAlwaysAllowStore": False}
@@ -15,11 +15,11 @@ CLOSED = {"DicomAlwaysAllowEcho": False, "DicomAlwaysAllowStore": False}
 
 def peers(folder: Path, **values: Any) -> tuple[Peer, ...]:
     (folder / "orthanc.json").write_text(json.dumps(values))
-    return load(folder / "orthanc.json", environ={}).peers
+    return load_config(folder / "orthanc.json", environ={}).peers
 
 
 def said(folder: Path) -> dict[str, str]:
-    return {note.key: f"{note.cause}; {note.remedy}" for note in notes(folder / "orthanc.json", {})}
+    return {note.key: f"{note.cause}; {note.remedy}" for note in read_notes(folder / "orthanc.json", {})}
 
 
 def test_what_is_always_allowed_needs_no_entry(tmp_path: Path) -> None:

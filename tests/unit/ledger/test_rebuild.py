@@ -64,7 +64,7 @@ def alarms(site: Site) -> list[str]:
 
 
 def said_by_check(site: Site) -> list[str]:
-    return [fault.cause for fault in check(site.config) if fault.key == "ledger.url" and not fault.note]
+    return [fault.cause for fault in check(site.config) if fault.key == "ledger.url" and not fault.is_note]
 
 
 def said_by_status(site: Site) -> list[str]:

@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from ingest.checks.tls import Term, terms, untimely
-from ingest.config import Config
+from ingest.config.model import Config
 from ingest.tls.keys import pairs
 
 NOW = datetime(2030, 6, 1, tzinfo=UTC)

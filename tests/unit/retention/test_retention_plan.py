@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 import pytest
 
 from ingest.config.model import Config
-from ingest.config.rules import Names, faults
+from ingest.config.rules import SectionNames, check_rules
 from ingest.ledger.retention import StoredInstance, StoredStudy
 from ingest.supervisor.generation import ALL_ROLES, plan
 from ingest.workers.retention.policy import (
@@ -157,8 +157,8 @@ def test_contradictions_are_faults(
     section: dict[str, float | str], roles: frozenset[str], expected: list[str]
 ) -> None:
     config = Config.model_validate({"retention": section})
-    names = Names(frozenset(), frozenset())
-    found = [fault for fault in faults(config, names, roles) if fault.key.startswith("retention")]
+    names = SectionNames(frozenset(), frozenset())
+    found = [fault for fault in check_rules(config, names, roles) if fault.key.startswith("retention")]
     assert len(found) == len(expected)
     for fault, text in zip(found, expected, strict=True):
         assert text in str(fault)

@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from ingest.config import load
 from ingest.config.model import Config
+from ingest.config.reader import load_config
 from ingest.errors import ConfigError
 from ingest.routing.node_router import NodeRouter
 from ingest.routing.origin import is_certified_as, is_sent_from, is_title_of
@@ -112,12 +112,12 @@ def test_key_is_called_return_in_a_file(tmp_path: Path) -> None:
     text = '[[destinations]]\nname = "p"\nae_title = "P"\nhost = "h"\ntls = false\n[[routes]]\nto = ["p"]\n'
     path = tmp_path / "node.toml"
     path.write_text(text + "return = true\n")
-    made = load(path)
+    made = load_config(path)
     assert made.routes[0].sends_back
     assert Config.model_validate_json(made.model_dump_json()) == made
     path.write_text(text + "sends_back = true\n")
     with pytest.raises(ConfigError, match="sends_back"):
-        load(path)
+        load_config(path)
 
 
 def test_odd_values_match_nothing() -> None:

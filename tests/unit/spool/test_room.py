@@ -117,4 +117,4 @@ def test_status_and_check_say_that_a_running_node_refuses(
     monkeypatch.setattr("ingest.supervisor.reload_client.is_running", lambda _: running)
     assert gather(settings)["store"]["full"] == said
     faults = [fault for fault in check(settings) if fault.key == "retention.max_bytes"]
-    assert [said in fault.cause and not fault.note for fault in faults] == ([True] if said else [])
+    assert [said in fault.cause and not fault.is_note for fault in faults] == ([True] if said else [])

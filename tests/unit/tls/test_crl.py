@@ -12,8 +12,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from ingest.checks.tls import due, terms
-from ingest.config import TLS, Config
-from ingest.config.model import Listener
+from ingest.config.model import TLS, Config, Listener
 from ingest.errors import ConfigError
 from ingest.tls import revocation
 from ingest.tls.contexts import client_context, server_context
@@ -203,7 +202,7 @@ def test_what_is_no_list_is_named_with_its_remedy(site, tmp_path, content, words
 
 def test_a_list_that_is_due_is_said_at_every_start(site):
     (fault,) = due("tls.node", settings(site, site.scp, site.folder / "old.crl"), NOW)
-    assert (fault.key, fault.note) == ("tls.node.crl[0]", True)
+    assert (fault.key, fault.is_note) == ("tls.node.crl[0]", True)
     assert "CN=Site" in fault.cause
     assert not list(due("tls.node", settings(site, site.scp, site.folder / "current.crl"), NOW))
 

@@ -8,7 +8,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from ingest.checks.tls import due
-from ingest.config import TLS
+from ingest.config.model import TLS
 from ingest.tls import revocation
 from ingest.tls.contexts import client_context, server_context
 from ingest.tls.keys import pairs
@@ -146,7 +146,7 @@ def test_names_of_issuers_are_compared_as_openssl_does(chain, trusting):
 def test_what_is_not_trusted_any_more_is_said_and_a_fault_where_nothing_is_left(trusting, trusted, note):
     faults = list(due("tls.node", trusting(trusted, "middle"), NOW))
     assert len(faults) == len(trusted.replace("root", "").split())
-    assert {(fault.key, fault.note) for fault in faults} == {("tls.node.trusted[0]", note)}
+    assert {(fault.key, fault.is_note) for fault in faults} == {("tls.node.trusted[0]", note)}
     assert "CN=Middle is not trusted: the list in" in faults[0].cause
     assert not list(due("tls.node", trusting(trusted), NOW))
 
@@ -236,7 +236,7 @@ def test_names_that_only_openssl_reads_hinder_nothing(chain, tmp_path):
     assert codes == {"good": 0, "bad": REVOKED}
     server_context(tls.model_copy(update={"crl": lists[:1]}))
     (note,) = due("tls.node", tls, NOW)
-    assert (note.key, note.note) == ("tls.node.crl[1]", True)
+    assert (note.key, note.is_note) == ("tls.node.crl[1]", True)
     assert "cannot be read is used for peers" in note.cause
 
 
@@ -256,7 +256,7 @@ SOME = point(only_some_reasons=frozenset([x509.ReasonFlags.key_compromise]))
 def test_a_list_that_is_not_used_is_said_at_every_start(chain, trusting, options, code, words):
     tls = trusting("root", **options)
     for note in (notes := list(due("tls.node", tls, NOW))):
-        assert (note.key, note.note) == ("tls.node.crl[0]", True)
+        assert (note.key, note.is_note) == ("tls.node.crl[0]", True)
         assert words in note.cause
     assert len(notes) == 3
     assert refusal(server_context(tls), chain.caller("root")) == code

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from ingest.checks.node import check
-from ingest.config import load
+from ingest.config.reader import load_config
 from ingest.status.report import gather
 from ingest.tls import expiry
 from ingest.tls.expiry import CertificateLocation, ExpiringCertificate, find_due_warnings
@@ -110,7 +110,7 @@ def site(tmp_path):
             trusted = ["out.crt"]
             """
         )
-        return load(tmp_path / "ingest.toml", environ={})
+        return load_config(tmp_path / "ingest.toml", environ={})
 
     return make
 
@@ -130,12 +130,12 @@ def test_check_has_nothing_to_say_of_what_is_good_for_long(site):
 )
 def test_end_is_a_fault_where_somebody_is_stopped_and_soon_is_a_note(site, who, key, note, words, tmp_path):
     (fault,) = check(site(**{who: -1}))
-    assert (fault.key, fault.note) == (key, note)
+    assert (fault.key, fault.is_note) == (key, note)
     assert words in fault.cause
     for name in ("node.crt", "node.key", "in.crt", "out.crt"):
         (tmp_path / name).unlink()
     (fault,) = check(site(**{who: 29}))
-    assert (fault.key, fault.note) == (key, True)
+    assert (fault.key, fault.is_note) == (key, True)
     assert words.replace("ended", "ends") in fault.cause
 
 
@@ -158,14 +158,14 @@ def test_own_chain_in_pkcs12_is_told_too(tmp_path):
     text = '[node]\ndata_dir = "var"\n[[listeners]]\nport = 0\n[receive]\nmin_free_bytes = 0\n[tls.node]\n'
     text += 'pkcs12 = "keys/store.p12"\npassword_file = "keys/password"\ntrusted = ["keys/root.crt"]\n'
     (tmp_path / "ingest.toml").write_text(text)
-    config = load(tmp_path / "ingest.toml", environ={})
+    config = load_config(tmp_path / "ingest.toml", environ={})
     rows = gather(config)["certificates"]
     assert [(row["subject"], row["role"]) for row in rows] == [
         ("CN=ec", "own"),
         ("CN=authority", "issuer"),
         ("CN=root", "trusted"),
     ]
-    told = {(fault.key, fault.note) for fault in check(config)}  # all of them end in 30 days
+    told = {(fault.key, fault.is_note) for fault in check(config)}  # all of them end in 30 days
     assert told >= {("tls.node.pkcs12", True), ("tls.node.trusted[0]", True)}
     assert PASSWORD not in str(check(config))
 
@@ -182,7 +182,7 @@ def test_password_and_key_store_that_others_may_read_are_notes(tmp_path):
         keys["password"].chmod(second)
         found = {
             fault.key
-            for fault in check(load(tmp_path / "ingest.toml", environ={}))
+            for fault in check(load_config(tmp_path / "ingest.toml", environ={}))
             if "chmod" in fault.remedy
         }
         expected = {"tls.node.pkcs12": first, "tls.node.password_file": second}
@@ -243,5 +243,5 @@ def test_joined_file_that_others_may_read_is_a_note(site, tmp_path):
     (tmp_path / "ingest.toml").write_text(text)
     for mode, expected in ((0o640, ["tls.node.certificate"]), (0o600, [])):
         joined.chmod(mode)
-        config = load(tmp_path / "ingest.toml", environ={})
+        config = load_config(tmp_path / "ingest.toml", environ={})
         assert [fault.key for fault in check(config) if "chmod" in fault.remedy] == expected

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ingest.config import TLS
+from ingest.config.model import TLS
 from ingest.errors import ConfigError
 from ingest.tls.contexts import client_context, server_context
 from ingest.tls.keys import inspection, pairs

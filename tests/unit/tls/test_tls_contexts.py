@@ -12,7 +12,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from ingest.config import TLS, Config
+from ingest.config.model import TLS, Config
 from ingest.errors import ConfigError
 from ingest.ext import tls_settings
 from ingest.tls.contexts import client_context, contexts, server_context

@@ -1,0 +1,79 @@
+"""The effective configuration as TOML or JSON, without its secrets."""
+
+import json
+import re
+from typing import Any, Final
+
+from ingest.config.model import Config
+
+MASK: Final = "***"
+
+_AUTHORITY: Final = re.compile(r"^([^:/]+://[^:/]*:).*@", re.DOTALL)
+_QUERY: Final = re.compile(r"([?&][^=&]*(?:pass|secret|token)[^=&]*=)[^&]*", re.IGNORECASE)
+
+
+def config_to_values(config: Config) -> dict[str, Any]:
+    """Return the values of the configuration, with absolute paths and masked passwords."""
+    values = config.model_dump(mode="json")
+    values["node"]["data_dir"] = str(config.data_dir)
+    values["receive"]["spool_dir"] = str(config.spool_dir)
+    values["store"]["root"] = str(config.store_root)
+    values["queue"]["url"] = mask_url_password(config.queue.url)
+    values["ledger"]["url"] = mask_url_password(config.ledger.url)
+    return values
+
+
+def mask_url_password(url: str) -> str:
+    """Replace the password of a URL, in the authority or the query, by `***`.
+
+    Programs disagree about where the authority ends: SQLAlchemy accepts passwords with "/", "?" and "#". The
+    URL may also be malformed. Therefore everything that looks like a password is masked.
+    """
+    return _QUERY.sub(rf"\1{MASK}", _AUTHORITY.sub(rf"\1{MASK}@", url))
+
+
+def format_as_json(config: Config) -> str:
+    """Write the configuration as indented JSON."""
+    return json.dumps(config_to_values(config), indent=2, ensure_ascii=False)
+
+
+def format_as_toml(config: Config) -> str:
+    """Write the configuration as TOML. `load_config` reads it alike, except for masked passwords."""
+    top: list[str] = []
+    tables: list[str] = []
+    for name, section in config_to_values(config).items():
+        if isinstance(section, list):
+            if not section:
+                top.append(f"{name} = []")
+            tables += [_format_table(f"[[{name}]]", item) for item in section]
+        elif name == "tls":
+            tables += [_format_table(f"[tls.{format_toml_key(key)}]", item) for key, item in section.items()]
+        else:
+            tables.append(_format_table(f"[{name}]", section))
+    return "\n\n".join(["\n".join(top), *tables] if top else tables) + "\n"
+
+
+def _format_table(head: str, values: dict[str, Any]) -> str:
+    lines = (f"{format_toml_key(name)} = {format_toml_value(value)}" for name, value in values.items())
+    return "\n".join([head, *lines])
+
+
+def format_toml_key(name: str) -> str:
+    """Write a key of TOML, in quotes if it needs them."""
+    bare = name.replace("-", "").replace("_", "")
+    return name if bare.isalnum() and bare.isascii() else format_toml_value(name)
+
+
+def format_toml_value(value: Any) -> str:
+    """Write a value of TOML."""
+    if value is None:
+        return '""'  # the models read an empty path as None
+    if isinstance(value, list):
+        return f"[{', '.join(map(format_toml_value, value))}]"
+    if isinstance(value, dict):
+        inner = ", ".join(
+            f"{format_toml_key(key)} = {format_toml_value(item)}" for key, item in value.items()
+        )
+        return f"{{ {inner} }}" if inner else "{}"
+    # A JSON string, number or boolean is also one of TOML, except that TOML wants DEL escaped.
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
