@@ -54,7 +54,9 @@ def _examine_destinations(config: Config) -> Iterator[Fault]:
         for index, destination in numbered:
             yield from _find_shared_names(f"destinations[{index}]", destination, trusted)
         unbound = [each.name for _, each in numbered if not each.is_bound]
-        trusts_one_peer = len(trusted) == 1 and not (trusted[0].trust_anchor and trusted[0].trust_anchor.is_authority)
+        trusts_one_peer = len(trusted) == 1 and not (
+            trusted[0].trust_anchor and trusted[0].trust_anchor.is_authority
+        )
         if unbound and not tls.check_server_name and not trusts_one_peer:
             cause = f"any peer with a trusted certificate could answer as {', '.join(unbound)}"
             remedy = "name certificate or issuer in these [[destinations]], or set check_server_name = true"
@@ -66,14 +68,18 @@ def _find_shared_names(key: str, bound: Binding, trusted: list[CertificateIdenti
     if is_fingerprint(bound.certificate) or not (bound.certificate or bound.issuer):
         return
     name = "issuer" if bound.issuer else "certificate"  # with both, the issuer decides
-    matching = [each.fingerprint for each in trusted if matches_identity(each, bound.issuer or bound.certificate)]
+    matching = [
+        each.fingerprint for each in trusted if matches_identity(each, bound.issuer or bound.certificate)
+    ]
     if len(matching) > 1:
         fingerprints = ", ".join(matching)
         cause = (
             f"several certificates in trusted have this name, and each of them satisfies it: {fingerprints}"
         )
         yield Fault(f"{key}.{name}", cause, "bind by fingerprint", kind=FaultKind.NOTE)
-    authorities = [each for each in trusted if each.trust_anchor is not None and each.trust_anchor.is_authority]
+    authorities = [
+        each for each in trusted if each.trust_anchor is not None and each.trust_anchor.is_authority
+    ]
     if len(authorities) > 1 and not bound.issuer:
         subjects = ", ".join(each.subject for each in authorities)
         cause = f"each authority in trusted can issue a certificate with this name: {subjects}"
@@ -102,7 +108,7 @@ def _read_trusted(sections: Iterable[TLS]) -> list[CertificateIdentity]:
     for tls in sections:
         for path in tls.trusted if tls.peer_certificate != "none" else ():
             with contextlib.suppress(IngestError, ValueError):
-                for _, texts in formats.certificates(path, tls.password_file):
+                for _, texts in formats.iterate_certificates(path, tls.password_file):
                     identities = [_read_identity(ssl.PEM_cert_to_DER_cert(text)) for text in texts]
                     found |= {each.fingerprint: each for each in identities}
     return list(found.values())
@@ -114,4 +120,6 @@ def _read_identity(der: bytes) -> CertificateIdentity:
         return read_identity(der, [der])
     except PeerError:
         anchor = read_trust_anchor(der)
-        return CertificateIdentity(anchor.fingerprint, anchor.subject, "", (), datetime.max.replace(tzinfo=UTC), anchor)
+        return CertificateIdentity(
+            anchor.fingerprint, anchor.subject, "", (), datetime.max.replace(tzinfo=UTC), anchor
+        )

@@ -18,9 +18,9 @@ class Binding(Protocol):
     """The binding of one of `[[peers]]` or `[[destinations]]`."""
 
     @property
-    def certificate(self) -> str: ...  # noqa: D102 - the key of that name
+    def certificate(self) -> str: ...
     @property
-    def issuer(self) -> str: ...  # noqa: D102 - the key of that name
+    def issuer(self) -> str: ...
 
 
 def check_bindings(config: Config) -> Iterator[Fault]:

@@ -4,9 +4,9 @@ from collections import Counter
 from collections.abc import Iterator, Set
 from typing import Final
 
-from ingest.config.route_conditions import parse_condition
 from ingest.config.faults import Fault
 from ingest.config.model import Config
+from ingest.config.route_conditions import parse_condition
 from ingest.errors import ConditionError
 
 MAX_ATTRIBUTES: Final = 56
