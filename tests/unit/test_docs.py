@@ -59,3 +59,15 @@ def test_tests_named_in_the_table_of_faults_exist() -> None:
                 missing.append(named)
     assert cells
     assert missing == []
+
+
+def test_files_of_the_code_that_pages_name_exist() -> None:
+    named = re.compile(r"`((?:ingest|workers|ext|tests|benchmarks)/[\w./-]*)`")
+    missing = [
+        f"{page.relative_to(ROOT)}: {path}"
+        for page in PAGES
+        if page.name not in {"CHANGELOG.md", "0020-packages-and-names.md"}
+        for path in named.findall(page.read_text())
+        if not (ROOT / path).exists()
+    ]
+    assert missing == []
