@@ -9,13 +9,13 @@ import sys
 from pathlib import Path
 
 from ingest.config.model import TLS
-from ingest.requestor.store_scu import Association, Context, Remote, proposals
+from ingest.requestor.store_scu import Context, Remote, StoreSCU, make_proposals
 from ingest.tls.contexts import client_context
 
 CT: Context = ("1.2.840.10008.5.1.4.1.1.2", "1.2.840.10008.1.2.1")
 
 
-def send(association: Association, uid: str, offset: int, path: str) -> None:
+def send(association: StoreSCU, uid: str, offset: int, path: str) -> None:
     """One instance.
 
     Raises:
@@ -24,12 +24,12 @@ def send(association: Association, uid: str, offset: int, path: str) -> None:
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         size = os.fstat(fd).st_size - offset
-        number = association.submit(
+        number = association.send_instance(
             fd, offset, size, sop_class=CT[0], sop_instance=uid, transfer_syntax=CT[1]
         )
     finally:
         os.close(fd)
-    answered, response = association.collect()
+    answered, response = association.receive_response()
     if answered != number or response.status:
         sys.exit(f"{uid} was answered with {response.status:04X}H")
 
@@ -39,7 +39,7 @@ def main(argv: list[str]) -> None:
     host, port, called, calling, certificate, key, trusted, listed = argv
     tls = TLS(certificate=Path(certificate), private_key=Path(key), trusted=(Path(trusted),))
     remote = Remote(host, int(port), called, calling, client_context(tls))
-    with Association.open(remote, proposals([CT])) as association, open(listed) as lines:
+    with StoreSCU.open(remote, make_proposals([CT])) as association, open(listed) as lines:
         for line in lines:
             uid, offset, path = line.rstrip("\n").split(" ", 2)
             send(association, uid, int(offset), path)

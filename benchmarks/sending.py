@@ -65,7 +65,7 @@ def _script(name: str) -> Callable[[Target, Path], list[str]]:
 
 
 def ours() -> Sender:
-    """`ingest.requestor.store_scu.Association` as the forward worker uses it."""
+    """`ingest.requestor.store_scu.StoreSCU` as the forward worker uses it."""
     root = str(Path(__file__).parents[1])
     facts = Facts("ours, sending", metadata.version("dicom-ingest"), durable=False)
     return Sender(facts, _script("send_ours.py"), {"PYTHONPATH": root})

@@ -15,8 +15,8 @@ from ingest.config.faults import Fault, FaultKind
 from ingest.config.model import Config, Destination
 from ingest.dicom import uids
 from ingest.errors import AssociationError, Cause, ConfigError, PeerError
-from ingest.requestor.remotes import remotes
-from ingest.requestor.store_scu import Association, Remote, Timeouts
+from ingest.requestor.remotes import build_remotes
+from ingest.requestor.store_scu import Remote, StoreSCU, Timeouts
 from ingest.tls.expiry import SOON
 from ingest.tls.identity import CertificateIdentity, read_identity
 
@@ -127,7 +127,7 @@ def connect_all(config: Config) -> list[Connected | Fault]:
     Raises:
         ConfigError: TLS material cannot be used.
     """
-    known = remotes(config)
+    known = build_remotes(config)
     with ThreadPoolExecutor(AT_ONCE) as pool:
         return list(
             pool.map(
@@ -178,8 +178,8 @@ def echo(remote: Remote, timeouts: Timeouts) -> tuple[int, bytes | None]:
         AssociationError: There is no association, or it carries no Verification.
     """
     context = (uids.VERIFICATION, (uids.IMPLICIT_LITTLE_ENDIAN,))
-    with Association.open(remote, [context], timeouts=timeouts) as association:
+    with StoreSCU.open(remote, [context], timeouts=timeouts) as association:
         try:
-            return association.echo().status, association.peer_certificate()
+            return association.send_echo().status, association.peer_certificate()
         except LookupError as error:
             raise AssociationError(str(error), cause=Cause.NO_CONTEXT) from error

@@ -31,7 +31,7 @@ from ingest.dicom.part10 import read_file_meta
 from ingest.dicom.uids import DEFLATED
 from ingest.errors import DemoError, IngestError, LedgerError
 from ingest.ledger import Counts, DeliveryState, InstanceState, Ledger
-from ingest.requestor.send_files import Found, SendSummary, collect, send_files
+from ingest.requestor.send_files import SendableFile, SendSummary, find_files, send_files
 from ingest.requestor.transport import Remote
 from ingest.tls.contexts import client_context
 from ingest.tls.keys import pairs
@@ -130,7 +130,7 @@ def _make_pki(folder: Path) -> TLS:
     )
 
 
-def _real_files() -> list[Found]:
+def _real_files() -> list[SendableFile]:
     """One file for each SOP instance UID among those that pydicom ships.
 
     Leaves out data sets that no node may take, since they are not of the transfer syntax in their File Meta.
@@ -139,11 +139,11 @@ def _real_files() -> list[Found]:
     packages = [Path(str(files("pydicom"))) / "data"]
     with contextlib.suppress(ModuleNotFoundError):
         packages.append(Path(str(files("data_store"))) / "data")
-    found, _, _ = collect(packages)
+    found, _, _ = find_files(packages)
     return list({item.sop_instance_uid: item for item in found if _is_sound(item)}.values())
 
 
-def _is_sound(item: Found) -> bool:
+def _is_sound(item: SendableFile) -> bool:
     if is_odd(item.size, item.transfer_syntax_uid):
         return False
     with item.path.open("rb") as file:
@@ -206,7 +206,7 @@ def _port(process: subprocess.Popen[str], log: Path) -> int:
 
 
 def _send_and_watch(
-    console: Console, node: Running, remote: Running, found: list[Found], material: TLS
+    console: Console, node: Running, remote: Running, found: list[SendableFile], material: TLS
 ) -> SendSummary:
     target = Remote("localhost", node.port, "INGEST", "DEMO", client_context(material))
     paths = [item.path for item in found]
@@ -236,7 +236,7 @@ def _send_and_watch(
         ):
             deadline = time.monotonic() + ARRIVE_SECONDS
             while True:
-                refused = bool(results) and bool(results[0].failed)
+                refused = bool(results) and bool(results[0].failed_files)
                 seen = _seen(here, there)
                 for stage, count in seen.items():
                     bars.update(stages[stage], completed=count)
@@ -246,9 +246,9 @@ def _send_and_watch(
         sender.join(STOP_SECONDS)
     if not results:
         raise DemoError("the sender did not end")
-    if results[0].failed:
-        first = results[0].failed[0]
-        raise DemoError(f"{len(results[0].failed)} files failed, the first {first.path}: {first.error}")
+    if results[0].failed_files:
+        first = results[0].failed_files[0]
+        raise DemoError(f"{len(results[0].failed_files)} files failed, the first {first.path}: {first.error}")
     if min(seen.values()) < len(paths):
         raise DemoError(f"after {ARRIVE_SECONDS:.0f} s only {seen} of {len(paths)} arrived")
     return results[0]
@@ -271,7 +271,7 @@ def _counts(ledger: Ledger) -> Counts:
         return Counts({}, {})
 
 
-def _compare(found: list[Found], running: Running) -> int:
+def _compare(found: list[SendableFile], running: Running) -> int:
     """Compare every data set in a node's store with the file that was sent; returns the bytes compared."""
     total = 0
     with contextlib.closing(Ledger(running.config.ledger_url)) as ledger:
@@ -284,7 +284,7 @@ def _compare(found: list[Found], running: Running) -> int:
     return total
 
 
-def _same(item: Found, path: Path) -> int:
+def _same(item: SendableFile, path: Path) -> int:
     with item.path.open("rb") as sent, path.open("rb") as kept:
         meta, offset = read_file_meta(kept.fileno())
         sent.seek(item.offset)
@@ -302,10 +302,16 @@ def _same(item: Found, path: Path) -> int:
 
 
 def _report(
-    console: Console, summary: SendSummary, found: list[Found], compared: tuple[int, int], seconds: float
+    console: Console,
+    summary: SendSummary,
+    found: list[SendableFile],
+    compared: tuple[int, int],
+    seconds: float,
 ) -> None:
     table = Table(show_header=False, title="What was done")
-    table.add_row("sent over mutual TLS", f"{len(summary.stored)} instances, {summary.bytes / 1e6:.1f} MB")
+    table.add_row(
+        "sent over mutual TLS", f"{len(summary.stored_files)} instances, {summary.stored_bytes / 1e6:.1f} MB"
+    )
     table.add_row("kinds (SOP class, transfer syntax)", str(len({item.context for item in found})))
     table.add_row("compared byte for byte in the node", f"{compared[0]:,} bytes, all equal")
     table.add_row("compared byte for byte in the remote", f"{compared[1]:,} bytes, all equal")

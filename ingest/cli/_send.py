@@ -15,11 +15,11 @@ from ingest.checks.connect import echo
 from ingest.config.model import TLS
 from ingest.dicom.dimse import Status
 from ingest.errors import AssociationError
-from ingest.requestor.send_files import FileResult, Progress, SendSummary, send_files
+from ingest.requestor.send_files import FileResult, SendProgress, SendSummary, send_files
 from ingest.requestor.store_scu import Remote, Timeouts
 from ingest.tls.contexts import client_context
 
-__all__ = ["FileResult", "Progress", "SendSummary", "echo_command", "send_command", "send_files"]
+__all__ = ["FileResult", "SendProgress", "SendSummary", "echo_command", "send_command", "send_files"]
 
 REASONS_SHOWN: Final = 20
 NAMES_SHOWN: Final = 10
@@ -53,7 +53,7 @@ def send_command(
     with _bar(console) as bar:
         task = bar.add_task("looking for files", total=None, files="")
 
-        def show(progress: Progress) -> None:
+        def show(progress: SendProgress) -> None:
             bar.update(
                 task,
                 description="sending",
@@ -69,9 +69,9 @@ def send_command(
             console.print("[red]interrupted twice[/red]: without counts; only the remote knows what it has")
             return INTERRUPTED_EXIT
     _summarise(console, remote, summary)
-    if summary.interrupted:
+    if summary.is_interrupted:
         return INTERRUPTED_EXIT
-    return 0 if summary.results and not summary.failed else 1
+    return 0 if summary.results and not summary.failed_files else 1
 
 
 def echo_command(
@@ -118,11 +118,11 @@ def _bar(console: Console) -> Bar:
 
 
 def _summarise(console: Console, remote: Remote, summary: SendSummary) -> None:
-    stored, failed = len(summary.stored), len(summary.failed)
-    rate = summary.bytes / summary.seconds / 1e6 if summary.seconds else 0.0
-    if summary.interrupted:
+    stored, failed = len(summary.stored_files), len(summary.failed_files)
+    rate = summary.stored_bytes / summary.seconds / 1e6 if summary.seconds else 0.0
+    if summary.is_interrupted:
         console.print("[red]interrupted[/red]: what has no answer by now counts as failed")
-    if not summary.results and summary.interrupted:
+    if not summary.results and summary.is_interrupted:
         console.print("nothing was sent")
     elif not summary.results:
         console.print("[red]nothing to send[/red]: no DICOM Part 10 file was found")
@@ -130,13 +130,13 @@ def _summarise(console: Console, remote: Remote, summary: SendSummary) -> None:
         color = "red" if failed else "green"
         console.print(
             f"[{color}]{stored} of {stored + failed} stored[/{color}] by {escape(str(remote))}: "
-            f"{decimal(summary.bytes)} in {summary.seconds:.1f} s ({rate:.1f} MB/s)",
+            f"{decimal(summary.stored_bytes)} in {summary.seconds:.1f} s ({rate:.1f} MB/s)",
             soft_wrap=True,
         )
-    _list(console, "[red]failed[/red]", summary.failed)
-    _list(console, "[yellow]stored with a warning[/yellow]", summary.warnings)
-    if summary.skipped:
-        console.print(f"skipped {summary.skipped} files in folders that are not to be stored:")
+    _list(console, "[red]failed[/red]", summary.failed_files)
+    _list(console, "[yellow]stored with a warning[/yellow]", summary.warned_files)
+    if len(summary.skipped_files):
+        console.print(f"skipped {len(summary.skipped_files)} files in folders that are not to be stored:")
         _list_skipped(console, summary.skipped_files)
 
 

@@ -1,4 +1,4 @@
-"""The destinations of a configuration as remotes: whom to associate with, as whom, with which TLS context."""
+"""The destinations of a configuration as remotes: address, AE titles and TLS context of each."""
 
 import ssl
 from collections.abc import Mapping
@@ -8,15 +8,15 @@ from ingest.requestor.transport import Remote
 from ingest.tls.contexts import contexts
 
 
-def remotes(config: Config, calling: Mapping[str, ssl.SSLContext] | None = None) -> dict[str, Remote]:
-    """By the destination's name.
+def build_remotes(config: Config, calling: Mapping[str, ssl.SSLContext] | None = None) -> dict[str, Remote]:
+    """Build the remote of each destination, by the destination's name.
 
     Args:
         config: The configuration.
-        calling: The contexts of its `[tls.NAME]`; made here where they are not given.
+        calling: Client contexts of `[tls.NAME]`, by name. None builds them here.
 
     Raises:
-        ConfigError: TLS material cannot be used.
+        ConfigError: A certificate or key cannot be used.
     """
     known = contexts(config, {"forward"}).calling if calling is None else calling
     return {
@@ -28,7 +28,7 @@ def remotes(config: Config, calling: Mapping[str, ssl.SSLContext] | None = None)
             known[destination.tls] if destination.tls else None,
             certificate=destination.certificate,
             issuer=destination.issuer,
-            anonymous=bool(destination.tls) and not _has_certificate(config.tls[str(destination.tls)]),
+            is_anonymous=bool(destination.tls) and not _has_certificate(config.tls[str(destination.tls)]),
         )
         for destination in config.destinations
     }

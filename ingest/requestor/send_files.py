@@ -1,4 +1,4 @@
-"""Files and folders to a remote, over as many associations as asked for; returns what happened."""
+"""Send files and folders to a remote over one or more associations, and report each result."""
 
 import os
 import stat
@@ -17,29 +17,45 @@ from ingest.dicom.statuses import meaning_of
 from ingest.dicom.uids import is_valid_uid
 from ingest.errors import AssociationError, IngestError, PeerError, StoreError
 from ingest.ext.header import scan
-from ingest.requestor.store_scu import Association, Context, Remote, Timeouts, plan, proposals
+from ingest.requestor.store_scu import (
+    Context,
+    Remote,
+    StoreSCU,
+    Timeouts,
+    make_proposals,
+    plan_associations,
+)
 
 SOP_CLASS_UID: Final = 0x00080016
 SOP_INSTANCE_UID: Final = 0x00080018
 HEADER_BYTES: Final = 1 << 14
 MEDIA_STORAGE_DIRECTORY: Final = "1.2.840.10008.1.3.10"
-"""SOP class of a DICOMDIR (PS3.10 8.6), which belongs to its folder and is not stored."""
+"""SOP class of a DICOMDIR (PS3.10 8.6). It belongs to its folder and is not stored."""
 
 OPEN_FAILURES_MAX: Final = 2
-BROKEN_MAX: Final = 3
-"""Associations that may break in a row before a job takes the remote for broken."""
-INTERRUPTED: Final = "not sent: interrupted"
-BROKEN_OFF: Final = "interrupted while it was sent: the remote may have it"
-INTERRUPTED_SECONDS: Final = 3.0
-"""How long files under way are waited for after Ctrl-C; each wait of the sender looks twice a second."""
+"""Failures to open an association in a row after which a job gives up."""
+
+BREAKS_MAX: Final = 3
+"""Associations that may break in a row before a job gives up."""
 
 ATTEMPTS_MAX: Final = 2
-"""An association that dies takes a file with it once; the second time the file is to blame."""
+"""Attempts at one file. After the second broken association the file itself is taken for the cause."""
+
+NOT_SENT: Final = "not sent: interrupted"
+SENT_IN_PART: Final = "interrupted while it was sent: the remote may have it"
+INTERRUPT_SECONDS: Final = 3.0
+"""Time to wait for files in flight after Ctrl-C. Each wait of a job notices the interrupt twice a second."""
 
 
 @dataclass(slots=True)
-class Found:
-    """A Part 10 file to send."""
+class SendableFile:
+    """A Part 10 file to send.
+
+    Attributes:
+        offset: Position of the data set in the file.
+        size: Length of the data set in bytes.
+        attempts: Number of broken associations on which it was sent.
+    """
 
     path: Path
     sop_class_uid: str
@@ -51,17 +67,17 @@ class Found:
 
     @property
     def context(self) -> Context:
-        """The presentation context that it needs."""
+        """The presentation context for this file."""
         return self.sop_class_uid, self.transfer_syntax_uid
 
 
 @dataclass(frozen=True, slots=True)
 class FileResult:
-    """What became of one file.
+    """Result of one file.
 
     Attributes:
-        status: The DIMSE status that answered; None where none did.
-        error: Why it is not stored, or the remark of a warning; empty after a plain success.
+        status: DIMSE status of the response; None without a response.
+        error: Reason why the file is not stored, or remark of a warning; empty after a plain success.
     """
 
     path: Path
@@ -71,18 +87,18 @@ class FileResult:
     error: str = ""
 
     @property
-    def stored(self) -> bool:
-        """Whether the remote has it: success, a warning, or 0111H, which says that it had it already."""
+    def is_stored(self) -> bool:
+        """Whether the remote has the instance: success, a warning, or 0111H (it had the instance before)."""
         return self.status is not None and meaning_of(self.status).is_stored
 
 
-class Unreadable(FileResult):
-    """A file that a disk or its permissions keep us from looking at."""
+class UnreadableFile(FileResult):
+    """A file that cannot be examined because of a disk or its permissions."""
 
 
 @dataclass(frozen=True, slots=True)
-class Progress:
-    """How far `send_files` is: files and bytes done, of all, and the file that was last."""
+class SendProgress:
+    """Progress of `send_files`: finished files and bytes, their totals, and the last result."""
 
     files: int
     files_total: int
@@ -93,157 +109,153 @@ class Progress:
 
 @dataclass(frozen=True, slots=True)
 class SendSummary:
-    """What became of everything.
+    """Results of `send_files`.
 
     Attributes:
-        results: One for each file that was named, or found in a folder and is Part 10 or cannot be read.
+        results: One for each file that was named, or that was found in a folder and is Part 10 or unreadable.
         skipped_files: Files in folders that are not to be stored, each with the reason.
-        seconds: How long sending took.
-        interrupted: Whether it was ended early, by Ctrl-C.
+        seconds: Duration of sending.
+        is_interrupted: Whether Ctrl-C ended it early.
     """
 
     results: tuple[FileResult, ...]
     skipped_files: tuple[FileResult, ...]
     seconds: float
-    interrupted: bool = False
+    is_interrupted: bool = False
 
     @property
-    def skipped(self) -> int:
-        """How many files in folders are not to be stored."""
-        return len(self.skipped_files)
+    def stored_files(self) -> list[FileResult]:
+        """Results of the files that the remote has."""
+        return [result for result in self.results if result.is_stored]
 
     @property
-    def stored(self) -> list[FileResult]:
-        """What the remote has."""
-        return [result for result in self.results if result.stored]
+    def failed_files(self) -> list[FileResult]:
+        """Results of the files that the remote does not have."""
+        return [result for result in self.results if not result.is_stored]
 
     @property
-    def failed(self) -> list[FileResult]:
-        """What it has not."""
-        return [result for result in self.results if not result.stored]
+    def warned_files(self) -> list[FileResult]:
+        """Results of the files that the remote stored with a warning."""
+        return [result for result in self.results if result.is_stored and result.status != Status.SUCCESS]
 
     @property
-    def warnings(self) -> list[FileResult]:
-        """What it has, with a remark."""
-        return [result for result in self.results if result.stored and result.status != Status.SUCCESS]
-
-    @property
-    def bytes(self) -> int:
-        """Bytes of the data sets that the remote has."""
-        return sum(result.size for result in self.stored)
+    def stored_bytes(self) -> int:
+        """Total length of the data sets that the remote has."""
+        return sum(result.size for result in self.stored_files)
 
 
 def send_files(
     remote: Remote,
     paths: Sequence[Path],
     jobs: int = 1,
-    on_progress: Callable[[Progress], None] | None = None,
+    on_progress: Callable[[SendProgress], None] | None = None,
     *,
     timeouts: Timeouts | None = None,
 ) -> SendSummary:
-    """C-STORE files, and all Part 10 files in folders, each in the transfer syntax that it has.
+    """Send files, and all Part 10 files in folders, each in the transfer syntax that it has.
+
+    Errors of files and of the remote are results and are not raised. After a KeyboardInterrupt, files without
+    a response have failed. A second KeyboardInterrupt is passed on.
 
     Args:
-        remote: Where to.
+        remote: The acceptor.
         paths: Files and folders.
-        jobs: Associations at a time.
+        jobs: Number of concurrent associations.
         on_progress: Called once at the start and after each file, never by two threads at once.
         timeouts: Deadlines of the associations.
-
-    Returns:
-        A result for every file; nothing that a file or the remote does is raised. After a KeyboardInterrupt
-        files without an answer have failed. A second one passes.
     """
     try:
-        found, unusable, skipped = collect(paths)
+        found, unusable, skipped = find_files(paths)
     except KeyboardInterrupt:
-        return SendSummary((), (), 0.0, interrupted=True)
-    sending = _Sending(remote, timeouts or Timeouts(), found, unusable, on_progress)
+        return SendSummary((), (), 0.0, is_interrupted=True)
+    batch = _SendBatch(remote, timeouts or Timeouts(), found, unusable, on_progress)
     started = time.monotonic()
-    running = [threads.once(f"send-{n}", sending.job) for n in range(max(1, jobs))]
-    interrupted = False
+    batch.start_jobs(max(1, jobs))
+    is_interrupted = False
     try:
-        for thread in running:
-            thread.join()
+        # Not Thread.join: CPython 3.11 takes a thread for ended if a signal interrupts the join.
+        batch.ended.wait()
     except KeyboardInterrupt:
-        interrupted = True
-        sending.interrupt()
-        deadline = time.monotonic() + INTERRUPTED_SECONDS
-        for thread in running:
-            thread.join(max(0.0, deadline - time.monotonic()))
+        is_interrupted = True
+        batch.interrupt()
+        batch.ended.wait(INTERRUPT_SECONDS)
     except BaseException:
-        sending.stop.set()
+        batch.stop.set()
         raise
-    sending.give_up_rest()
+    batch.fail_unsent_files()
     seconds = time.monotonic() - started
-    return SendSummary(tuple(sending.results), tuple(skipped), seconds, interrupted)
+    return SendSummary(tuple(batch.results), tuple(skipped), seconds, is_interrupted)
 
 
-def collect(paths: Sequence[Path]) -> tuple[list[Found], list[FileResult], list[FileResult]]:
-    """What can be sent; what cannot though it was named, or could not be read; what folders hold beside.
+def find_files(paths: Sequence[Path]) -> tuple[list[SendableFile], list[FileResult], list[FileResult]]:
+    """Find the files to send, and return them, the unusable files and the skipped files of folders.
 
-    A file in a folder that cannot be read may be an instance: to pass over it would lose it in silence.
+    A file in a folder that cannot be read may be an instance. It counts as unusable, because a skipped
+    instance would be lost without notice.
     """
-    found: list[Found] = []
+    found: list[SendableFile] = []
     unusable: list[FileResult] = []
     skipped: list[FileResult] = []
     for path in paths:
         if not path.is_dir():
-            one = _examine(path)
-            (found if isinstance(one, Found) else unusable).append(one)  # type: ignore[arg-type]  # each to its own
-            continue
-        for file in _walk(path, unusable):
-            one = _examine(file)
-            if isinstance(one, Unreadable):
-                unusable.append(one)
-            elif isinstance(one, FileResult):
-                skipped.append(one)
-            elif one.sop_class_uid == MEDIA_STORAGE_DIRECTORY:
-                skipped.append(FileResult(file, error="is a DICOMDIR, which belongs to its folder"))
+            file = _examine_file(path)
+            if isinstance(file, SendableFile):
+                found.append(file)
             else:
-                found.append(one)
+                unusable.append(file)
+            continue
+        for entry in _walk_folder(path, unusable):
+            file = _examine_file(entry)
+            if isinstance(file, UnreadableFile):
+                unusable.append(file)
+            elif isinstance(file, FileResult):
+                skipped.append(file)
+            elif file.sop_class_uid == MEDIA_STORAGE_DIRECTORY:
+                skipped.append(FileResult(entry, error="is a DICOMDIR, which belongs to its folder"))
+            else:
+                found.append(file)
     return found, unusable, skipped
 
 
-def _walk(folder: Path, unreadable: list[FileResult]) -> Iterator[Path]:
-    """All files below a folder; folders that cannot be read are added to `unreadable`."""
+def _walk_folder(folder: Path, unreadable: list[FileResult]) -> Iterator[Path]:
+    """Yield all files below a folder. Folders that cannot be read are added to `unreadable`."""
 
-    def failed(error: OSError) -> None:
-        place = Path(os.fsdecode(error.filename or folder))
-        unreadable.append(FileResult(place, error=f"is a folder that cannot be read: {error.strerror}"))
+    def add_unreadable(error: OSError) -> None:
+        path = Path(os.fsdecode(error.filename or folder))
+        unreadable.append(FileResult(path, error=f"is a folder that cannot be read: {error.strerror}"))
 
-    for place, folders, files in os.walk(folder, onerror=failed):
+    for parent, folders, files in os.walk(folder, onerror=add_unreadable):
         folders.sort()
-        yield from (Path(place, name) for name in sorted(files))
+        yield from (Path(parent, name) for name in sorted(files))
 
 
-def _examine(path: Path) -> Found | FileResult:
-    """The file as one to send, or why it is none."""
+def _examine_file(path: Path) -> SendableFile | FileResult:
+    """Return the file as one to send, or a result with the reason why not."""
     try:
         if not stat.S_ISREG(path.stat().st_mode):
             return FileResult(path, error="is no regular file")
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except (OSError, ValueError) as error:
-        return Unreadable(path, error=f"cannot be opened: {getattr(error, 'strerror', None) or error}")
+        return UnreadableFile(path, error=f"cannot be opened: {getattr(error, 'strerror', None) or error}")
     try:
         meta, offset = part10.read_file_meta(fd)
         size = os.fstat(fd).st_size - offset
-        sop_class, sop_instance = _sop_uids(fd, meta, offset)
+        sop_class, sop_instance = _read_sop_uids(fd, meta, offset)
     except OSError as error:
-        return Unreadable(path, error=f"cannot be read: {error.strerror or error}")
+        return UnreadableFile(path, error=f"cannot be read: {error.strerror or error}")
     except (PeerError, IngestError) as error:
         return FileResult(path, error=f"is no DICOM Part 10 file: {error}")
     finally:
         os.close(fd)
     if not (sop_class and sop_instance):
         return FileResult(path, error="has no SOP class or SOP instance UID")
-    return Found(path, sop_class, sop_instance, meta.transfer_syntax_uid, offset, size)
+    return SendableFile(path, sop_class, sop_instance, meta.transfer_syntax_uid, offset, size)
 
 
-def _sop_uids(fd: int, meta: part10.FileMeta, offset: int) -> tuple[str, str]:
-    """SOP class and instance UID as the data set has them: a remote compares the command with these.
+def _read_sop_uids(fd: int, meta: part10.FileMeta, offset: int) -> tuple[str, str]:
+    """Read SOP class and instance UID from the data set, because a remote compares the command set with it.
 
-    What its first part does not tell, or not as a UID, is taken from the File Meta.
+    A UID that is missing in the first part of the data set, or is not valid, is taken from the File Meta.
     """
     data = os.pread(fd, HEADER_BYTES, offset)
     try:
@@ -260,132 +272,150 @@ def _sop_uids(fd: int, meta: part10.FileMeta, offset: int) -> tuple[str, str]:
     return sop_class or meta.sop_class_uid, sop_instance or meta.sop_instance_uid
 
 
-class _Sending:
-    """What the jobs of one `send_files` share."""
+class _SendBatch:
+    """The files, results and settings that the jobs of one `send_files` share."""
 
     def __init__(
         self,
         remote: Remote,
         timeouts: Timeouts,
-        found: Sequence[Found],
+        found: Sequence[SendableFile],
         unusable: Sequence[FileResult],
-        on_progress: Callable[[Progress], None] | None,
+        on_progress: Callable[[SendProgress], None] | None,
     ) -> None:
         self.results: list[FileResult] = []
         self.stop = threading.Event()
+        self.ended = threading.Event()
+        self._running_jobs = 0
         self._remote = remote
         self._timeouts = timeouts
         self._on_progress = on_progress
         self._lock = threading.Lock()
-        self._reason = "the remote could not be used"
+        self._last_failure = "the remote could not be used"
         self._files_total = len(found) + len(unusable)
         self._bytes_total = sum(file.size for file in found)
         self._bytes_done = 0
-        self._groups: list[tuple[tuple[Context, ...], deque[Found]]] = []
-        by_context = {}
-        for contexts in plan(file.context for file in found):
-            group: deque[Found] = deque()
+        self._groups: list[tuple[tuple[Context, ...], deque[SendableFile]]] = []
+        group_of_context: dict[Context, deque[SendableFile]] = {}
+        for contexts in plan_associations(file.context for file in found):
+            group: deque[SendableFile] = deque()
             self._groups.append((contexts, group))
-            by_context.update(dict.fromkeys(contexts, group))
+            group_of_context.update(dict.fromkeys(contexts, group))
         for file in found:
-            by_context[file.context].append(file)
-        self._progress(None)
+            group_of_context[file.context].append(file)
+        self._report_progress(None)
         for result in unusable:
-            self._done(result)
+            self._add_result(result)
 
-    def job(self) -> None:
-        """One association at a time, until all is sent or the remote is taken for broken."""
-        for contexts, waiting in self._groups:
-            if not self._send_group(contexts, waiting):
-                return
+    def start_jobs(self, count: int) -> None:
+        """Start the threads of the jobs. `ended` is set when the last one has ended."""
+        self._running_jobs = count
+        for number in range(count):
+            threads.once(f"send-{number}", self._run_job)
+
+    def _run_job(self) -> None:
+        """Send files over one association at a time, until none is left or the remote fails repeatedly."""
+        try:
+            for contexts, waiting in self._groups:
+                if not self._send_group(contexts, waiting):
+                    return
+        finally:
+            with self._lock:
+                self._running_jobs -= 1
+                if not self._running_jobs:
+                    self.ended.set()
 
     def interrupt(self) -> None:
-        """End early: files under way are broken off, and none is begun any more."""
-        self._reason = INTERRUPTED
+        """Stop all jobs: break off the files in flight, and start no others."""
+        self._last_failure = NOT_SENT
         self.stop.set()
 
-    def give_up_rest(self) -> None:
-        """Whatever no job wanted any more has failed for the reason that the last one had."""
+    def fail_unsent_files(self) -> None:
+        """Add a failure for each file that no job has sent, with the reason of the last failure."""
         for _, waiting in self._groups:
             while waiting:
-                file = waiting.popleft()
-                self._done(FileResult(file.path, file.sop_instance_uid, file.size, error=self._reason))
+                self._add_failure(waiting.popleft(), self._last_failure)
 
-    def _send_group(self, contexts: tuple[Context, ...], waiting: deque[Found]) -> bool:
-        association: Association | None = None
-        not_opened = broken = 0
+    def _send_group(self, contexts: tuple[Context, ...], waiting: deque[SendableFile]) -> bool:
+        association: StoreSCU | None = None
+        open_failures = breaks = 0
         try:
-            while not_opened < OPEN_FAILURES_MAX and broken < BROKEN_MAX and not self.stop.is_set():
+            while open_failures < OPEN_FAILURES_MAX and breaks < BREAKS_MAX and not self.stop.is_set():
                 if not waiting:
                     return True
                 try:
-                    if association is None or not association.alive:
-                        association = self._open(contexts)
-                    not_opened = 0
+                    if association is None or not association.is_established:
+                        association = self._open_association(contexts)
+                    open_failures = 0
                 except AssociationError as error:
                     if not self.stop.is_set():
-                        self._reason = str(error)
-                    not_opened += OPEN_FAILURES_MAX if error.permanent else 1
+                        self._last_failure = str(error)
+                    open_failures += OPEN_FAILURES_MAX if error.permanent else 1
                     continue
-                broken = 0 if self._send_one(association, waiting) else broken + 1
+                breaks = 0 if self._send_next_file(association, waiting) else breaks + 1
             return False
         finally:
             if association is not None:
                 association.release()
 
-    def _open(self, contexts: tuple[Context, ...]) -> Association:
-        return Association.open(
-            self._remote, proposals(contexts), timeouts=self._timeouts, on_tick=self._look_for_stop
+    def _open_association(self, contexts: tuple[Context, ...]) -> StoreSCU:
+        return StoreSCU.open(
+            self._remote,
+            make_proposals(contexts),
+            timeouts=self._timeouts,
+            on_tick=self._raise_if_stopped,
         )
 
-    def _send_one(self, association: Association, waiting: deque[Found]) -> bool:
-        """Send the next file, if there still is one; False if the association broke."""
+    def _send_next_file(self, association: StoreSCU, waiting: deque[SendableFile]) -> bool:
+        """Send the next file if one is left. Returns False if the association broke."""
         try:
             file = waiting.popleft()
-        except IndexError:
+        except IndexError:  # Another job has sent it.
             return True
         try:
-            self._done(_store(association, file))
+            self._add_result(_store_file(association, file))
         except AssociationError as error:
             if self.stop.is_set():
-                self._done(FileResult(file.path, file.sop_instance_uid, file.size, error=BROKEN_OFF))
+                self._add_failure(file, SENT_IN_PART)
                 return False
-            self._reason = str(error)
+            self._last_failure = str(error)
             file.attempts += 1
             if file.attempts < ATTEMPTS_MAX:
                 waiting.append(file)
             else:
-                self._done(FileResult(file.path, file.sop_instance_uid, file.size, error=str(error)))
+                self._add_failure(file, str(error))
             return False
         return True
 
-    def _done(self, result: FileResult) -> None:
+    def _add_failure(self, file: SendableFile, error: str) -> None:
+        self._add_result(FileResult(file.path, file.sop_instance_uid, file.size, error=error))
+
+    def _add_result(self, result: FileResult) -> None:
         with self._lock:
             self.results.append(result)
             self._bytes_done += result.size
-            self._progress(result)
+            self._report_progress(result)
 
-    def _progress(self, last: FileResult | None) -> None:
+    def _report_progress(self, last: FileResult | None) -> None:
         if self._on_progress is not None:
             self._on_progress(
-                Progress(len(self.results), self._files_total, self._bytes_done, self._bytes_total, last)
+                SendProgress(len(self.results), self._files_total, self._bytes_done, self._bytes_total, last)
             )
 
-    def _look_for_stop(self) -> None:
+    def _raise_if_stopped(self) -> None:
         if self.stop.is_set():
             raise AssociationError("stopped")
 
 
-def _store(association: Association, file: Found) -> FileResult:
-    def result(status: int | None, error: str) -> FileResult:
+def _store_file(association: StoreSCU, file: SendableFile) -> FileResult:
+    def make_result(status: int | None, error: str) -> FileResult:
         return FileResult(file.path, file.sop_instance_uid, file.size, status, error)
 
-    if association.accepted(*file.context) is None:
-        return result(
-            None, f"{association.remote} accepts no {file.sop_class_uid} in {file.transfer_syntax_uid}"
-        )
+    if association.accepted_context_id(*file.context) is None:
+        said = f"{association.remote} accepts no {file.sop_class_uid} in {file.transfer_syntax_uid}"
+        return make_result(None, said)
     try:
-        response = association.store(
+        response = association.store_instance(
             file.path,
             file.offset,
             file.size,
@@ -394,8 +424,8 @@ def _store(association: Association, file: Found) -> FileResult:
             transfer_syntax=file.transfer_syntax_uid,
         )
     except StoreError as error:
-        return result(None, str(error))
+        return make_result(None, str(error))
     if response.status == Status.SUCCESS:
-        return result(response.status, "")
+        return make_result(response.status, "")
     comment = f": {response.error_comment}" if response.error_comment else ""
-    return result(response.status, f"answered {response.status:04X}H{comment}")
+    return make_result(response.status, f"answered {response.status:04X}H{comment}")

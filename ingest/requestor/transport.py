@@ -1,7 +1,7 @@
-"""The sender's connection: TCP, with TLS or without, on which every wait ends at a deadline.
+"""The connection of the requestor: TCP, with or without TLS. Every wait ends at a deadline.
 
-The socket never blocks; each wait is a poll(2) of at most half a second, after which the owner is given its
-turn (`on_tick`): a forward worker renews its leases there, also while one large instance is on its way.
+The socket never blocks. Each wait is a poll(2) of at most half a second, followed by a call of `on_tick`.
+A forward worker renews its leases there, even while one large instance is being sent.
 """
 
 import contextlib
@@ -26,24 +26,25 @@ from ingest.tls.rejection import refused_certificate
 
 UNSENT_BYTES: Final = 1 << 17
 UNLIMITED: Final = 0
-"""As TCP_NOTSENT_LOWAT (tcp(7)): the system's own limit, which is none by default."""
-_NOTHING: Final = bytes(4)
+"""Value of TCP_NOTSENT_LOWAT (tcp(7)) for the limit of the system, which is none by default."""
+_ZERO_BYTES: Final = bytes(4)  # SIOCOUTQ of a connection without unacknowledged bytes: an int of 0
 
 
 @dataclass(frozen=True, slots=True)
 class Remote:
-    """Whom to associate with, and as whom.
+    """The acceptor of an association, and our own identity towards it.
 
     Attributes:
         host: Name or address of the remote.
-        port: Its TCP port.
-        called_ae: Its AE title.
-        calling_ae: Ours.
-        tls: A client context, or None for plain TCP.
-        server_hostname: The name to ask for and to check where `tls` checks names; None is `host`.
-        anonymous: Whether `tls` has no certificate to show.
-        certificate: The one that it must show (a pattern of `ingest.tls.identity.matches`); "" is any.
-        issuer: Who must have issued that (a pattern of `issued_by`); "" is any.
+        port: TCP port of the remote.
+        called_ae: AE title of the remote.
+        calling_ae: AE title that we use.
+        tls: Client context, or None for plain TCP.
+        server_hostname: Name for SNI, and for the check of the certificate if `tls` checks names; None means
+            `host`.
+        is_anonymous: Whether `tls` has no client certificate.
+        certificate: Pattern for the certificate of the remote (`ingest.tls.identity.matches`); "" allows any.
+        issuer: Pattern for its issuer (`ingest.tls.identity.issued_by`); "" allows any.
     """
 
     host: str
@@ -52,7 +53,7 @@ class Remote:
     calling_ae: str
     tls: ssl.SSLContext | None = None
     server_hostname: str | None = None
-    anonymous: bool = False
+    is_anonymous: bool = False
     certificate: str = ""
     issuer: str = ""
 
@@ -61,13 +62,13 @@ class Remote:
 
 
 class Transport:
-    """One connection to a remote. Raises `AssociationError` for everything that the network or TLS does.
+    """One connection to a remote. Every failure of network or TLS raises `AssociationError`.
 
     Attributes:
-        stall_seconds: How long the remote may take nothing at all of what is sent.
-        mid_send: Whether a send broke off, so that the remote waits for the rest of a PDU.
-        bytes_per_second: How fast to send at most; 0 is as fast as it goes.
-        hint: What may be wrong should the connection break now; empty once there is an association.
+        stall_seconds: Time in which the remote must take at least one byte of what is being sent.
+        is_mid_send: Whether the last send is incomplete, so that the remote waits for the rest of a PDU.
+        bytes_per_second: Limit of the sending rate; 0 means no limit.
+        failure_hint: Likely cause of a connection that breaks now; empty once there is an association.
     """
 
     def __init__(
@@ -76,54 +77,54 @@ class Transport:
         """Take over a connected, non-blocking socket."""
         self.remote = remote
         self.stall_seconds = 60.0
-        self.mid_send = False
-        self.hint = ""
+        self.is_mid_send = False
+        self.failure_hint = ""
         self.bytes_per_second = 0.0
-        self._free_at = 0.0
-        self._far = True
+        self._next_send_at = 0.0
+        self._limits_unsent = False
         self._on_tick = on_tick
         self._socket = sock
         self._tls: ssl.SSLSocket | None = None
         self._poll = select.poll()
         self._poll.register(sock.fileno(), 0)
         self._fd = sock.fileno()
-        self._arrivals = select.poll()
-        self._arrivals.register(self._fd, select.POLLIN)
+        self._read_poll = select.poll()
+        self._read_poll.register(self._fd, select.POLLIN)
 
     @classmethod
     def connect(cls, remote: Remote, seconds: float, on_tick: Callable[[], None] = ignore_tick) -> Self:
-        """Look the remote's name up, connect to one of its addresses and shake hands, all within `seconds`.
+        """Resolve the name of the remote, connect to it and do the TLS handshake, all within `seconds`.
 
         Raises:
-            AssociationError: No name server or no address answered, or TLS failed; names the verify message
-                or the alert.
+            AssociationError: No name server or no address answered, or TLS failed. The message contains the
+                verification error or the alert.
         """
         deadline = time.monotonic() + seconds
-        transport = cls(remote, _dialed(remote, seconds, on_tick), on_tick)
+        transport = cls(remote, _connect_tcp(remote, seconds, on_tick), on_tick)
         try:
-            transport._handshake(deadline)
+            transport._start_tls(deadline)
         except BaseException:
             transport.close()
             raise
         return transport
 
     def tick(self) -> None:
-        """Give the owner its turn: for work between two waits that takes long."""
+        """Call `on_tick`, in the midst of long work between two waits."""
         self._on_tick()
 
     def send(self, data: bytes | memoryview, on_readable: Callable[[], None]) -> None:
         """Send all of `data`.
 
         Args:
-            data: What to send; not kept.
-            on_readable: Called when the remote says something while it does not take what we send.
+            data: Bytes to send. The buffer is free again afterwards.
+            on_readable: Called if the remote sends something while it does not take our data.
 
         Raises:
             AssociationError: The connection broke, or the remote stalled.
         """
         sent, size = 0, len(data)
         stalled_since = 0.0
-        self.mid_send = True
+        self.is_mid_send = True
         with memoryview(data) as view:
             while sent < size:
                 try:
@@ -135,54 +136,56 @@ class Transport:
                 except ssl.SSLWantReadError:
                     wanted = select.POLLIN
                 except OSError as error:
-                    self._explain_broken_send(on_readable)
-                    raise self._failed(error) from error
+                    self._read_reason(on_readable)
+                    raise self._make_error(error) from error
                 stalled_since = stalled_since or time.monotonic()
-                if self._wait(wanted, stalled_since + self.stall_seconds, "takes no data") & select.POLLIN:
+                # INVARIANT 7: a remote that takes no data ends the send
+                deadline = stalled_since + self.stall_seconds
+                if self._wait_for_events(wanted, deadline, "takes no data") & select.POLLIN:
                     on_readable()
-        self.mid_send = False
+        self.is_mid_send = False
         self._on_tick()
         if self.bytes_per_second:
-            self._pace(size)
+            self._wait_for_rate(size)
 
-    def _pace(self, size: int) -> None:
-        """Wait for as long as `size` bytes take at the rate that is allowed."""
-        self._free_at = max(self._free_at, time.monotonic()) + size / self.bytes_per_second
-        while (left := self._free_at - time.monotonic()) > 0:
+    def _wait_for_rate(self, size: int) -> None:
+        """Wait for the time that `size` bytes take at the allowed rate."""
+        self._next_send_at = max(self._next_send_at, time.monotonic()) + size / self.bytes_per_second
+        while (left := self._next_send_at - time.monotonic()) > 0:
             time.sleep(min(left, TICK_SECONDS))
             self._on_tick()
 
-    def receive_into(self, buffer: memoryview, deadline: float, patience: float = 0.0) -> int:
-        """Wait for bytes and put them into `buffer`; 0 is the end of the connection.
+    def receive_into(self, buffer: memoryview, deadline: float, extension_seconds: float = 0.0) -> int:
+        """Wait for bytes and copy them into `buffer`. Returns their count; 0 is the end of the connection.
 
         Args:
-            buffer: Where to; what fits is taken.
-            deadline: On the clock of time.monotonic().
-            patience: Seconds by which the deadline moves while the remote takes what was sent: a thin line
-                may need longer for what the kernel holds than a remote may think.
+            buffer: Target. Bytes that do not fit stay in the kernel.
+            deadline: Value of time.monotonic().
+            extension_seconds: Extension of the deadline whenever the remote acknowledges bytes of ours. On a
+                slow line the data in the kernel may need longer than the remote needs for its response.
 
         Raises:
             AssociationError: The connection broke, or nothing came in time.
         """
         while True:
             if not (self._tls and self._tls.pending()):
-                self._wait(select.POLLIN, deadline, "gives no answer", patience)
-            received = self.receive_now(buffer)
+                self._wait_for_events(select.POLLIN, deadline, "gives no answer", extension_seconds)
+            received = self.receive_available(buffer)
             if received is not None:
                 return received
-            self.acknowledge()
+            self.send_tcp_acknowledgement()
 
-    def acknowledge(self) -> None:
-        """Have TCP confirm what came, now, where the rest of an answer is still to come.
+    def send_tcp_acknowledgement(self) -> None:
+        """Acknowledge received bytes at once, because the rest of a response is still to come.
 
-        A remote that writes its answer in pieces without TCP_NODELAY, as DCMTK does, holds the second back
-        until the first is confirmed; the kernel would take 40 ms for that, with each instance.
+        DCMTK and others write a response in pieces without TCP_NODELAY. Nagle's algorithm then holds back the
+        second piece until the first is acknowledged. The kernel would delay that by 40 ms for each instance.
         """
         with contextlib.suppress(OSError):
             self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
 
-    def receive_now(self, buffer: memoryview) -> int | None:
-        """Put what is there into `buffer`; None where nothing is, 0 at the end of the connection."""
+    def receive_available(self, buffer: memoryview) -> int | None:
+        """Copy received bytes into `buffer`. None means that there are none, 0 the end of the connection."""
         try:
             return self._socket.recv_into(buffer)
         except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
@@ -190,54 +193,55 @@ class Transport:
         except ssl.SSLEOFError:
             return 0
         except OSError as error:
-            raise self._failed(error) from error
+            raise self._make_error(error) from error
 
-    def readable(self) -> bool:
-        """Whether a read may give something now."""
+    def is_readable(self) -> bool:
+        """Return whether a read may give bytes now."""
         if self._tls and self._tls.pending():
             return True
-        return bool(self._arrivals.poll(0))
+        return bool(self._read_poll.poll(0))
 
-    def run_ahead(self, *, far: bool) -> None:
-        """Say how much the kernel may take that does not fit into the remote's window yet.
+    def limit_unsent_bytes(self, *, is_limited: bool) -> None:
+        """Limit how many bytes the kernel takes beyond the window of the remote, or remove that limit.
 
-        With its own megabytes it takes a whole data set at once, and an answer that the remote gave before it
-        had read that is seen too late to tell. Beyond what all buffers hold there is no such risk, and waking
-        up less often is cheaper.
+        Without a limit the kernel takes a whole data set at once. An early response of the remote would then
+        be read after the send, and could not be told from a response to the whole data set. A data set that
+        is larger than all buffers cannot cause this, and without the limit there are fewer wake-ups.
         """
-        if far != self._far:
-            self._far = far
-            limit = UNLIMITED if far else UNSENT_BYTES
+        if is_limited != self._limits_unsent:
+            self._limits_unsent = is_limited
+            value = UNSENT_BYTES if is_limited else UNLIMITED
             with contextlib.suppress(OSError):
-                self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, limit)
+                self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, value)
 
-    def has_unread(self) -> bool:
-        """Whether the remote's TCP has not confirmed all that was sent."""
-        return self._unsent_raw() != _NOTHING
+    def has_unacknowledged_bytes(self) -> bool:
+        """Return whether TCP of the remote has not acknowledged all bytes that were sent."""
+        return self._read_output_queue() != _ZERO_BYTES
 
     def peer_certificate(self) -> bytes | None:
-        """What the remote has shown, DER; None without TLS."""
+        """Return the certificate of the remote, DER; None without TLS."""
         return self._tls.getpeercert(binary_form=True) if self._tls is not None else None
 
-    def silence(self, seconds: float) -> None:
-        """Before the last words: no more turns for the owner, and little patience."""
+    def prepare_last_send(self, seconds: float) -> None:
+        """Give the last PDU little time to be sent, and call `on_tick` no longer."""
         self._on_tick = ignore_tick
         self.stall_seconds = seconds
 
     def close(self) -> None:
-        """Say so in TLS, if that takes no waiting, and close."""
+        """Send the TLS close_notify alert if that needs no wait, and close the connection."""
         if self._tls is not None:
             with contextlib.suppress(OSError, ValueError):
                 self._tls.unwrap()
         self._socket.close()
 
-    def _handshake(self, deadline: float) -> None:
+    def _start_tls(self, deadline: float) -> None:
         if self.remote.tls is None:
-            self.hint = "; does its port expect TLS?"
+            self.failure_hint = "; does its port expect TLS?"
             return
-        # TLS 1.3: that the remote refuses our certificate shows only after the handshake.
-        self.hint = "; does it trust our certificate?"
-        # RFC 6066 3: no trailing dot, though it keeps a resolver from trying domains of its own.
+        # With TLS 1.3 the remote refuses our certificate only after our side of the handshake is complete.
+        self.failure_hint = "; does it trust our certificate?"
+        # RFC 6066 3: SNI has no trailing dot. In the configuration the dot keeps a resolver from trying its
+        # own domains.
         name = (self.remote.server_hostname or self.remote.host).rstrip(".")
         try:
             self._tls = self.remote.tls.wrap_socket(
@@ -249,47 +253,55 @@ class Transport:
         while True:
             try:
                 self._tls.do_handshake()
-                self._know(self._tls)
+                self._verify_identity(self._tls)
                 return
             except ssl.SSLWantReadError:
                 wanted = select.POLLIN
             except ssl.SSLWantWriteError:
                 wanted = select.POLLOUT
             except (OSError, ValueError) as error:
-                raise self._failed(error, shaking=True) from error
+                raise self._make_error(error, in_handshake=True) from error
             complaint = "does not finish the TLS handshake (is its port a plain one?)"
-            self._wait(wanted, deadline, complaint, cause=Cause.NOT_TLS)
+            self._wait_for_events(wanted, deadline, complaint, cause=Cause.NOT_TLS)
 
-    def _know(self, connection: ssl.SSLSocket) -> None:
-        """Make sure that the remote is the one that the configuration means, before anything is said to it.
+    def _verify_identity(self, connection: ssl.SSLSocket) -> None:
+        """Verify before the first PDU that the remote is the one that the configuration names.
 
         Raises:
-            ssl.SSLError: It has not proved who it is.
-            AssociationError: It is somebody else, whom we trust too.
+            ssl.SSLError: The remote has not proved its identity.
+            AssociationError: The remote is another peer, although its certificate is trusted too.
         """
         require_proof(connection)
-        wanted = self.remote.certificate, self.remote.issuer
-        if not any(wanted):
+        patterns = self.remote.certificate, self.remote.issuer
+        if not any(patterns):
             return
         der = connection.getpeercert(binary_form=True)
         try:
             identity = read_identity(der, verified_chain(connection)) if der else None
-        except PeerError as error:  # OpenSSL is less strict, and has taken it
+        except PeerError as error:  # OpenSSL is less strict, and has accepted the certificate.
             raise AssociationError(f"{self.remote}: {error}", cause=Cause.UNBOUND) from error
-        if fault := find_binding_fault(identity, *wanted, f"AE title {self.remote.called_ae!r}"):
+        if fault := find_binding_fault(identity, *patterns, f"AE title {self.remote.called_ae!r}"):
             raise AssociationError(f"{self.remote}: {fault}", cause=Cause.UNBOUND)
 
-    def _wait(
+    def _wait_for_events(
         self,
         events: int,
         deadline: float,
         complaint: str,
-        patience: float = 0.0,
-        cause: Cause | None = None,
+        extension_seconds: float = 0.0,
+        cause: Cause = Cause.NO_RESPONSE,
     ) -> int:
-        """Wait for one of `events`; gives what came, or all of them where an error is to be fetched."""
+        """Wait for one of `events` and return what came. An error counts as all of them: the call reports it.
+
+        Args:
+            events: Flags of poll(2).
+            deadline: Value of time.monotonic().
+            complaint: Predicate of the error message after the deadline.
+            extension_seconds: See `receive_into`.
+            cause: Cause of the error after the deadline.
+        """
         self._poll.modify(self._fd, events)
-        unsent = 0
+        unacknowledged = 0
         while True:
             left = deadline - time.monotonic()
             ready = self._poll.poll(max(0.0, min(left, TICK_SECONDS)) * 1000)
@@ -297,50 +309,51 @@ class Transport:
             if ready:
                 came = ready[0][1]
                 return came if came & events else came | events
-            before, unsent = unsent, self._unsent() if patience else 0
-            if unsent < before:
-                deadline = time.monotonic() + patience
+            before, unacknowledged = unacknowledged, self._count_unacknowledged() if extension_seconds else 0
+            if unacknowledged < before:
+                deadline = time.monotonic() + extension_seconds
             elif left <= 0:
+                # INVARIANT 7: every wait has a deadline
                 raise AssociationError(f"{self.remote}: the remote {complaint}", cause=cause)
 
-    def _unsent(self) -> int:
-        """Bytes that the remote's TCP has not confirmed yet."""
-        return int.from_bytes(self._unsent_raw(), sys.byteorder)
+    def _count_unacknowledged(self) -> int:
+        return int.from_bytes(self._read_output_queue(), sys.byteorder)
 
-    def _unsent_raw(self) -> bytes:
-        return fcntl.ioctl(self._fd, termios.TIOCOUTQ, _NOTHING)
+    def _read_output_queue(self) -> bytes:
+        return fcntl.ioctl(self._fd, termios.TIOCOUTQ, _ZERO_BYTES)
 
-    def _explain_broken_send(self, on_readable: Callable[[], None]) -> None:
-        """The remote's A-ABORT or TLS alert, sent before it closed, says more than EPIPE does: read it."""
+    def _read_reason(self, on_readable: Callable[[], None]) -> None:
+        """Read the A-ABORT or TLS alert that the remote sent before it closed. It says more than EPIPE."""
         with contextlib.suppress(OSError):
-            if self.readable():
+            if self.is_readable():
                 on_readable()
 
-    def _failed(self, error: Exception, *, shaking: bool = False) -> AssociationError:
-        hint = "" if shaking or isinstance(error, ssl.SSLError) else self.hint
-        unverified = isinstance(error, ssl.SSLCertVerificationError)
-        offered = refused_certificate(self._tls) if unverified and self._tls is not None else {}
+    def _make_error(self, error: Exception, *, in_handshake: bool = False) -> AssociationError:
+        hint = "" if in_handshake or isinstance(error, ssl.SSLError) else self.failure_hint
+        is_unverified = isinstance(error, ssl.SSLCertVerificationError)
+        refused = refused_certificate(self._tls) if is_unverified and self._tls is not None else {}
+        said = failures.describe_error(error, in_handshake=in_handshake, refused=refused)
         return AssociationError(
-            f"{self.remote}: {failures.failed(error, shaking=shaking, offered=offered)}{hint}",
-            cause=failures.cause_of(error, shaking=shaking, anonymous=self.remote.anonymous),
+            f"{self.remote}: {said}{hint}",
+            cause=failures.find_cause(
+                error, in_handshake=in_handshake, is_anonymous=self.remote.is_anonymous
+            ),
         )
 
 
-def _dialed(remote: Remote, seconds: float, on_tick: Callable[[], None]) -> socket.socket:
+def _connect_tcp(remote: Remote, seconds: float, on_tick: Callable[[], None]) -> socket.socket:
     cause: Cause | None = Cause.UNREACHABLE
     try:
         return dial_host(remote.host, remote.port, seconds, on_tick)
     except ResolverAwayError as error:
         cause, said = Cause.NO_NAME_SERVER, f"the name cannot be resolved: {error}"
     except socket.gaierror as error:
-        away = error.errno in {socket.EAI_AGAIN, socket.EAI_FAIL}
-        cause = Cause.NO_NAME_SERVER if away else Cause.UNKNOWN_HOST
+        is_away = error.errno in {socket.EAI_AGAIN, socket.EAI_FAIL}
+        cause = Cause.NO_NAME_SERVER if is_away else Cause.UNKNOWN_HOST
         said = f"the name cannot be resolved: {error}"
     except TimeoutError:
         said = "the remote does not take the connection"
     except OSError as error:
-        cause, said = (
-            failures.cause_of(error, shaking=False, anonymous=remote.anonymous),
-            failures.failed(error),
-        )
+        said = failures.describe_error(error)
+        cause = failures.find_cause(error, in_handshake=False, is_anonymous=remote.is_anonymous)
     raise AssociationError(f"{remote}: {said}", cause=cause)

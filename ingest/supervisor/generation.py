@@ -12,7 +12,7 @@ from ingest.config.model import Config
 from ingest.config.reader import load_config
 from ingest.cores import usable_cores
 from ingest.errors import ConfigError
-from ingest.requestor.remotes import remotes
+from ingest.requestor.remotes import build_remotes
 from ingest.requestor.transport import Remote
 from ingest.tls.contexts import contexts
 
@@ -138,7 +138,7 @@ def _unchangeable(old: Config, new: Config) -> list[str]:
 
 def _read(old: Generation, config: Config, dated: Sequence[Term], roles: frozenset[str]) -> Generation:
     made = contexts(config, roles)
-    called = remotes(config, made.calling) if "forward" in roles else {}
+    called = build_remotes(config, made.calling) if "forward" in roles else {}
     endpoints = bind(config, made.listening, old.endpoints) if "listen" in roles else ()
     return Generation(old.number + 1, config, endpoints, called, dated, plan(config, roles))
 

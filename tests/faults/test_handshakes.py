@@ -49,7 +49,7 @@ def first_image(node: Node, material: Material, path: Path) -> float:
     """Seconds until an image is stored over an association of its own."""
     remote = Remote("localhost", node.tls_port, "INGEST", "TESTS", client_context(material.tls("peer")))
     started = time.monotonic()
-    assert not send_files(remote, [path]).failed
+    assert not send_files(remote, [path]).failed_files
     return time.monotonic() - started
 
 

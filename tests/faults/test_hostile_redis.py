@@ -192,7 +192,7 @@ def test_nothing_promised_goes_and_good_images_do(
     scene.sent += 3
     sent = send_files(Remote("localhost", node.plain_port, "INGEST", "TESTS", None), files)
 
-    assert len(sent.stored) == 3
+    assert len(sent.stored_files) == 3
     eventually(lambda: len(node.stored()) == scene.sent, 30, "all good ones are stored, and nothing else")
     eventually(lambda: not node.spooled(), 30, "the spool is empty")
     assert (node.spool / "id").read_text().strip() == scene.spool
@@ -216,7 +216,7 @@ def test_promised_files_stay_although_redis_says_that_they_are_persisted(
         files = write_made(tmp_path / "made", 3, first=scene.sent)
         scene.sent += 3
         sent = send_files(Remote("localhost", node.plain_port, "INGEST", "TESTS", None), files)
-        assert len(sent.stored) == 3
+        assert len(sent.stored_files) == 3
         promised = node.spooled()
         scene.redis.delete(listed)
         scene.redis.rpush(listed, *(str(path.relative_to(node.spool)) for path in promised))

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from ingest.requestor.store_scu import Association
+from ingest.requestor.store_scu import StoreSCU
 from tests.support.instances import CT, EXPLICIT, Made
 from tests.support.nodes import Node, eventually
 from tests.support.peers import PynetdicomRemote, Stored
@@ -27,8 +27,8 @@ def send(node: Node, made: Made, folder: Path) -> None:
     """Send one image as the modality CT1."""
     path = folder / f"sending-{threading.get_ident()}"
     path.write_bytes(made.data_set)
-    with Association.open(remote_of(node), [(CT, [made.syntax])], timeouts=TIMEOUTS) as association:
-        answer = association.store(
+    with StoreSCU.open(remote_of(node), [(CT, [made.syntax])], timeouts=TIMEOUTS) as association:
+        answer = association.store_instance(
             path, 0, None, sop_class=CT, sop_instance=made.sop, transfer_syntax=made.syntax
         )
     assert answer.status == 0

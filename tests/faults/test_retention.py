@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from ingest.requestor.store_scu import Association
+from ingest.requestor.store_scu import StoreSCU
 from tests.faults.caller import LOCAL_LIMIT, Caller, new_uid, request
 from tests.faults.watch import Watch, receive
 from tests.support.instances import CT, EXPLICIT, Made
@@ -37,12 +37,12 @@ def retention(**keys: object) -> str:
 def send_all(node: Node, folder: Path) -> None:
     """Every instance, once; all are answered with Success."""
     folder.mkdir(exist_ok=True)
-    with Association.open(remote_of(node), [(CT, [EXPLICIT])], timeouts=TIMEOUTS) as association:
+    with StoreSCU.open(remote_of(node), [(CT, [EXPLICIT])], timeouts=TIMEOUTS) as association:
         for made in ALL:
             path = folder / made.sop
             path.write_bytes(made.data_set)
             how = {"sop_class": CT, "sop_instance": made.sop, "transfer_syntax": made.syntax}
-            assert association.store(path, 0, None, **how).status == 0
+            assert association.store_instance(path, 0, None, **how).status == 0
 
 
 def files(node: Node) -> dict[str, int]:

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from ingest.errors import AssociationError
-from ingest.requestor.store_scu import Association
+from ingest.requestor.store_scu import StoreSCU
 from tests.faults.watch import receive
 from tests.support.instances import CT, EXPLICIT, IMPLICIT, Made
 from tests.support.nodes import Node, destination, eventually
@@ -60,13 +60,13 @@ def send_all(node: Node, folder: Path, vary: Callable[[str, int], Made]) -> None
 
     def run(number: int) -> None:
         try:
-            with Association.open(remote_of(node), [(CT, SYNTAXES)], timeouts=TIMEOUTS) as association:
+            with StoreSCU.open(remote_of(node), [(CT, SYNTAXES)], timeouts=TIMEOUTS) as association:
                 for turn in range(ROUNDS):
                     made = vary(f"1.9.{turn}", number)
                     path = folder / f"{number}"
                     path.write_bytes(made.data_set)
                     barrier.wait()
-                    answer = association.store(
+                    answer = association.store_instance(
                         path, 0, None, sop_class=CT, sop_instance=made.sop, transfer_syntax=made.syntax
                     )
                     assert answer.status == 0, f"{answer.status:04X}"

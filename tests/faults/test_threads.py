@@ -64,9 +64,9 @@ def test_process_whose_thread_dies_is_replaced(
     files = write_made(tmp_path / "made", 3)
     remote = Remote("localhost", node.plain_port, "INGEST", "TESTS", None)
     until = time.monotonic() + 10
-    while not (sent := send_files(remote, files)).stored and time.monotonic() < until:
+    while not (sent := send_files(remote, files)).stored_files and time.monotonic() < until:
         time.sleep(0.1)
-    assert len(sent.stored) == 3
+    assert len(sent.stored_files) == 3
     eventually(lambda: len(node.stored()) == 3, 20, "all stored")
     assert node.stop() == 0
 

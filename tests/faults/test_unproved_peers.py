@@ -11,8 +11,8 @@ import pytest
 from ingest.checks.connect import Connected, connect_all
 from ingest.config.model import TLS, Config, Destination, Node
 from ingest.errors import AssociationError, Cause
-from ingest.requestor.remotes import remotes
-from ingest.requestor.store_scu import Association, Remote, Timeouts
+from ingest.requestor.remotes import build_remotes
+from ingest.requestor.store_scu import Remote, StoreSCU, Timeouts
 from ingest.tls.contexts import client_context, server_context
 from ingest.tls.identity import read_identity
 from ingest.tls.keys import pairs
@@ -63,7 +63,7 @@ def test_a_remote_without_a_certificate_hears_nothing_whatever_the_suites(
     with remote_without_certificate() as (peer, heard):
         remote = Remote("127.0.0.1", peer.port, AE_TITLE, "INGEST", client_context(tls))
         with pytest.raises(AssociationError, match="shown no certificate") as raised:
-            Association.open(remote, [(CT, [EXPLICIT])], timeouts=SHORT)
+            StoreSCU.open(remote, [(CT, [EXPLICIT])], timeouts=SHORT)
         assert raised.value.cause is Cause.NO_CERTIFICATE
         [result] = connect_all(config(peer.port, tls))
         assert "aNULL" in str(result)
@@ -83,11 +83,11 @@ def test_a_caller_without_a_certificate_gets_no_association_whatever_the_suites(
         )
         caller = Remote("127.0.0.1", node.tls_port, "INGEST", "CT1", anonymous(ssl.PROTOCOL_TLS_CLIENT))
         with pytest.raises(AssociationError):
-            Association.open(caller, [(CT, [EXPLICIT])], timeouts=SHORT)
+            StoreSCU.open(caller, [(CT, [EXPLICIT])], timeouts=SHORT)
         # OpenSSL insists on a certificate in such a suite too, which its own client takes amiss.
         eventually(lambda: node.events("tls_handshake_failed"), 10, "the refusal")
         honest = Remote("127.0.0.1", node.tls_port, "INGEST", "CT1", client_context(material.tls("peer")))
-        Association.open(honest, [(CT, [EXPLICIT])], timeouts=SHORT).release()
+        StoreSCU.open(honest, [(CT, [EXPLICIT])], timeouts=SHORT).release()
 
 
 def test_where_no_certificate_is_required_a_suite_without_one_is_a_choice(material: Material) -> None:
@@ -169,12 +169,12 @@ def test_a_destination_is_who_it_is_bound_to(
     for name in ("archive", "modality", "archive2"):
         with ScriptedPeer(serve, hospital[name]) as peer:
             settings = config(peer.port, hospital["node"], certificate=wanted, issuer=issuer)
-            remote = remotes(settings)["pacs"]
+            remote = build_remotes(settings)["pacs"]
             if name in let_in:
-                Association.open(remote, [(CT, [EXPLICIT])], timeouts=SHORT).release()
+                StoreSCU.open(remote, [(CT, [EXPLICIT])], timeouts=SHORT).release()
                 continue
             with pytest.raises(AssociationError, match="is not bound to") as raised:
-                Association.open(remote, [(CT, [EXPLICIT])], timeouts=SHORT)
+                StoreSCU.open(remote, [(CT, [EXPLICIT])], timeouts=SHORT)
             assert (raised.value.cause, raised.value.permanent) == (Cause.UNBOUND, False)
             assert wanted in str(raised.value)
 

@@ -11,7 +11,7 @@ import pydicom
 
 from ingest.dicom.part10 import FileMeta, encode_file_meta, read_file_meta
 from ingest.dicom.uids import DEFLATED
-from ingest.requestor.send_files import Found, collect
+from ingest.requestor.send_files import SendableFile, find_files
 from tests.support.instances import CT, EXPLICIT, element
 from tests.support.peers import require_program
 
@@ -42,14 +42,14 @@ def folders() -> tuple[Path, ...]:
     return tuple(found)
 
 
-def storable() -> list[Found]:
+def storable() -> list[SendableFile]:
     """All files that they ship and that can be stored, in a fixed order."""
-    found, unusable, _ = collect(folders())
+    found, unusable, _ = find_files(folders())
     assert not unusable
     return [item for item in found if item.path.name not in REFUSED]
 
 
-def distinct(items: Iterable[Found], among: Counter[str] | None = None) -> list[Found]:
+def distinct(items: Iterable[SendableFile], among: Counter[str] | None = None) -> list[SendableFile]:
     """Of those that share a SOP instance UID, the first."""
     seen = among if among is not None else Counter()
     kept = []
@@ -60,7 +60,7 @@ def distinct(items: Iterable[Found], among: Counter[str] | None = None) -> list[
     return kept
 
 
-def honest(item: Found) -> bool:
+def honest(item: SendableFile) -> bool:
     """Whether the File Meta names the same UIDs as the data set; many senders believe it."""
     meta, _ = read(item.path)
     return (meta.sop_class_uid, meta.sop_instance_uid) == (item.sop_class_uid, item.sop_instance_uid)
@@ -94,7 +94,7 @@ def digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def on_the_wire(item: Found) -> bytes:
+def on_the_wire(item: SendableFile) -> bytes:
     """What our sender makes of a file: its data set, and after an odd deflate stream a zero."""
     found = data_set(item.path)
     return found + b"\0" * (len(found) % 2 if item.transfer_syntax_uid in DEFLATED else 0)

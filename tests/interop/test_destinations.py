@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
-from ingest.requestor.send_files import Found, send_files
+from ingest.requestor.send_files import SendableFile, send_files
 from ingest.requestor.store_scu import Context
 from ingest.requestor.transport import Remote
 from ingest.tls.contexts import client_context
@@ -42,7 +42,7 @@ def send(node: Node, material: Material, paths: list[Path]) -> None:
     """Files into the node over TLS; all must be taken."""
     remote = Remote("localhost", node.tls_port, "INGEST", "TESTS", client_context(material.tls("peer")))
     summary = send_files(remote, paths, 2)
-    assert not summary.failed
+    assert not summary.failed_files
     assert len(summary.results) == len(paths)
 
 
@@ -53,7 +53,7 @@ def delivered(node: Node, count: int, seconds: float = 30) -> None:
     )
 
 
-def some_of_each_kind(each: int = 3) -> list[Found]:
+def some_of_each_kind(each: int = 3) -> list[SendableFile]:
     """Shipped files of every SOP class and transfer syntax, no SOP instance UID twice."""
     kinds: Counter[Context] = Counter()
     items = []
@@ -145,7 +145,7 @@ def test_orthanc_gets_every_kind_as_it_was_sent(
             "localhost", direct.dicom_port, "ORTHANC", "TESTS", client_context(material.tls("node"))
         )
         summary = send_files(remote, paths, 2)
-        assert not summary.failed
+        assert not summary.failed_files
         expected = direct.files(tmp_path / "direct")
     with orthanc(material, "remote") as server:
         node = make_node(destinations=destination("orthanc", server.dicom_port)).start()

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from pydicom.uid import UID
 
-from ingest.requestor.send_files import Found, send_files
+from ingest.requestor.send_files import SendableFile, send_files
 from ingest.requestor.transport import Remote
 from ingest.tls.contexts import client_context
 from tests.interop.files import (
@@ -53,9 +53,9 @@ SYNTAXES = {
 }
 
 
-def rounds(items: list[Found]) -> list[list[Found]]:
+def rounds(items: list[SendableFile]) -> list[list[SendableFile]]:
     """Items in as few lists as can be in which no SOP instance UID comes twice."""
-    lists: list[list[Found]] = []
+    lists: list[list[SendableFile]] = []
     seen: Counter[str] = Counter()
     for item in items:
         number = seen[item.sop_instance_uid]
@@ -115,13 +115,13 @@ def test_all_kinds_are_among_them() -> None:
 
 @pytest.mark.parametrize("items", ROUNDS, ids=[f"round{n}-{len(r)}files" for n, r in enumerate(ROUNDS)])
 def test_every_file_arrives_at_the_second_node_as_it_was_on_the_wire(
-    two_nodes: tuple[Node, Node], material: Material, items: list[Found]
+    two_nodes: tuple[Node, Node], material: Material, items: list[SendableFile]
 ) -> None:
     near, far = two_nodes
 
     summary = send_files(remote_of(near, material), [item.path for item in items], 2)
 
-    assert not summary.failed
+    assert not summary.failed_files
     eventually(lambda: near.deliveries() == {"delivered": len(items)}, 40, "all delivered")
     arrived = eventually(lambda: len(found := far.stored()) == len(items) and found)
     stored = near.stored()

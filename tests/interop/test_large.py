@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from ingest.requestor.store_scu import Association, Timeouts
+from ingest.requestor.store_scu import StoreSCU, Timeouts
 from ingest.requestor.transport import Remote
 from ingest.tls.contexts import client_context
 from tests.interop.files import digest, made, made_uid, unreadable_by_dcmdump
@@ -61,9 +61,9 @@ def test_two_gigabytes_pass_with_little_memory(
 
     with watched([near, far]) as peaks:
         began = time.monotonic()
-        timeouts = Timeouts(response=120)
-        with Association.open(remote, [(CT, [EXPLICIT])], timeouts=timeouts) as association:
-            response = association.store(
+        timeouts = Timeouts(response_seconds=120)
+        with StoreSCU.open(remote, [(CT, [EXPLICIT])], timeouts=timeouts) as association:
+            response = association.store_instance(
                 path, offset, None, sop_class=CT, sop_instance=made_uid(0), transfer_syntax=EXPLICIT
             )
         sent = time.monotonic()

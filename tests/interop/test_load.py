@@ -43,7 +43,7 @@ def test_5000_instances_over_16_associations_arrive_once_each(
         began = time.monotonic()
         summary = send_files(remote, files, ASSOCIATIONS)
         acknowledged = time.monotonic()
-        assert len(summary.stored) == INSTANCES, summary.failed[:3]
+        assert len(summary.stored_files) == INSTANCES, summary.failed_files[:3]
         eventually(lambda: count(near, "instances") == INSTANCES, DEADLINE_SECONDS, "all in the ledger")
         kept = time.monotonic()
         eventually(lambda: near.deliveries() == {"delivered": INSTANCES}, DEADLINE_SECONDS, "all delivered")

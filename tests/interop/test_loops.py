@@ -8,7 +8,7 @@ import pydicom.data
 import pytest
 
 from ingest.dicom.part10 import read_file_meta
-from ingest.requestor.store_scu import Association
+from ingest.requestor.store_scu import StoreSCU
 from tests.interop.orthanc import Orthanc, orthanc
 from tests.support.instances import CT
 from tests.support.nodes import Node, eventually
@@ -64,9 +64,9 @@ def send_file(node: Node) -> None:
     with IMAGE.open("rb") as file:
         meta, offset = read_file_meta(file.fileno())
     syntax = meta.transfer_syntax_uid
-    with Association.open(remote_of(node), [(CT, [syntax])], timeouts=TIMEOUTS) as association:
+    with StoreSCU.open(remote_of(node), [(CT, [syntax])], timeouts=TIMEOUTS) as association:
         sop = meta.sop_instance_uid
-        answer = association.store(
+        answer = association.store_instance(
             IMAGE, offset, None, sop_class=CT, sop_instance=sop, transfer_syntax=syntax
         )
     assert answer.status == 0

@@ -186,7 +186,7 @@ def test_send_pads_too(material: Material, tmp_path: Path) -> None:
         summary = send_files(
             Remote("127.0.0.1", port, "REMOTE", "CT1"), [tmp_path / "odd.dcm", tmp_path / "hopeless.dcm"]
         )
-    assert [result.path.name for result in summary.stored] == ["odd.dcm"]
-    assert "cannot be padded" in summary.failed[0].error
+    assert [result.path.name for result in summary.stored_files] == ["odd.dcm"]
+    assert "cannot be padded" in summary.failed_files[0].error
     [path] = (tmp_path / "arrived").iterdir()
     assert data_set(path) == right.raw

@@ -19,7 +19,7 @@ from pynetdicom.pdu_primitives import (
     UserIdentityNegotiation,
 )
 
-from ingest.requestor.send_files import Found
+from ingest.requestor.send_files import SendableFile
 from ingest.requestor.store_scu import Context
 from ingest.tls.contexts import client_context
 from tests.interop.files import (
@@ -293,7 +293,7 @@ def test_file_meta_says_who_sent_it_and_over_what(
 # --- as a destination
 
 
-def two_of_each_kind() -> list[Found]:
+def two_of_each_kind() -> list[SendableFile]:
     """Shipped files that pynetdicom can send and take: it names what it sends as the File Meta does, which in
     some files lies, and takes no retired SOP class.
     """

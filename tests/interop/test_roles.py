@@ -53,7 +53,7 @@ def answers(client: redis.Redis) -> bool:
 def send(node: Node, material: Material, files: list[Path]) -> None:
     remote = Remote("localhost", node.tls_port, "INGEST", "TESTS", client_context(material.tls("peer")))
     summary = send_files(remote, files, 4)
-    assert len(summary.stored) == len(files), summary.failed
+    assert len(summary.stored_files) == len(files), summary.failed_files
 
 
 def assert_same(found: dict[str, Path], files: list[Path]) -> None:

@@ -68,7 +68,7 @@ def test_instances_go_where_their_routes_say(make_node: Callable[..., Node], mat
     files = {modality: _first_of(modality) for modality in ("CT", "MR", "US")}
     uid = {modality: next(iter(by_uid([path]))) for modality, path in files.items()}
     remote = Remote("localhost", near.tls_port, "INGEST", "TESTS", client_context(material.tls("peer")))
-    assert not send_files(remote, list(files.values())).failed
+    assert not send_files(remote, list(files.values())).failed_files
     eventually(lambda: near.deliveries() == {"delivered": 3}, 30, "three deliveries are done")
     eventually(lambda: set(far["a"].stored()) == {uid["CT"], uid["US"]}, 20, "a has CT and US")
     eventually(lambda: set(far["b"].stored()) == {uid["CT"]}, 20, "b has the CT")

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import pytest
 
 from ingest.dicom import uids
-from ingest.requestor.store_scu import Association
+from ingest.requestor.store_scu import StoreSCU
 from ingest.requestor.transport import Remote
 from ingest.tls.contexts import client_context
 from tests.support.nodes import Node
@@ -45,7 +45,7 @@ def test_new_associations_spread_over_the_listeners_with_counts_that_differ_by_o
 ) -> None:
     with contextlib.ExitStack() as stack:
         for _ in range(associations):
-            assert stack.enter_context(Association.open(remote, PROPOSALS)).echo().status == 0
+            assert stack.enter_context(StoreSCU.open(remote, PROPOSALS)).send_echo().status == 0
         counts = taken(node)
     assert sum(counts.values()) == associations
     most, least = max(counts.values()), min(counts.values()) if len(counts) == LISTENERS else 0
@@ -59,7 +59,7 @@ def test_a_stopped_listener_does_not_hold_the_others_back(node: Node, remote: Re
         with contextlib.ExitStack() as stack:
             began = time.monotonic()
             for _ in range(12):
-                assert stack.enter_context(Association.open(remote, PROPOSALS)).echo().status == 0
+                assert stack.enter_context(StoreSCU.open(remote, PROPOSALS)).send_echo().status == 0
             seconds = time.monotonic() - began
             counts = taken(node)
     finally:

@@ -8,13 +8,13 @@ from pathlib import Path
 
 from ingest.errors import AssociationError
 from ingest.requestor.association import Timeouts
-from ingest.requestor.store_scu import Association
+from ingest.requestor.store_scu import StoreSCU
 from ingest.requestor.transport import Remote
 from ingest.tls.contexts import client_context
 from tests.support.instances import CT, EXPLICIT, Made
 from tests.support.nodes import Node, eventually
 
-TIMEOUTS = Timeouts(connect=5.0, response=30.0)
+TIMEOUTS = Timeouts(connect_seconds=5.0, response_seconds=30.0)
 
 
 def remote_of(node: Node) -> Remote:
@@ -71,7 +71,7 @@ class Modality:
         remote = remote_of(self._node)
         while not self._stop.is_set():
             try:
-                association = Association.open(remote, [(CT, [EXPLICIT])], timeouts=TIMEOUTS)
+                association = StoreSCU.open(remote, [(CT, [EXPLICIT])], timeouts=TIMEOUTS)
             except AssociationError:
                 self._stop.wait(0.05)
                 continue
@@ -79,7 +79,7 @@ class Modality:
                 while not self._stop.wait(self._pause):
                     self._store(association, number)
 
-    def _store(self, association: Association, thread: int) -> None:
+    def _store(self, association: StoreSCU, thread: int) -> None:
         number = next(self._numbers)
         uid = f"{self._study}.{number}"
         made = Made(
@@ -91,7 +91,9 @@ class Modality:
         path = self._folder / f"sending-{thread}"
         path.write_bytes(made.data_set)
         self.sent.add(uid)
-        answer = association.store(path, 0, None, sop_class=CT, sop_instance=uid, transfer_syntax=EXPLICIT)
+        answer = association.store_instance(
+            path, 0, None, sop_class=CT, sop_instance=uid, transfer_syntax=EXPLICIT
+        )
         if answer.status == 0:
             self.acknowledged[uid] = made.data_set
         else:

@@ -11,7 +11,7 @@ from ingest.config.model import Destination
 from ingest.dicom import uids
 from ingest.errors import AssociationError, LedgerError
 from ingest.ledger import Circuit, CircuitState, Ledger
-from ingest.requestor.store_scu import Association, Remote, Timeouts
+from ingest.requestor.store_scu import Remote, StoreSCU, Timeouts
 from ingest.workers.forward import circuit
 from ingest.workers.forward.circuit import Failure, Stance, Trouble
 from ingest.workers.forward.retry_policy import Limits
@@ -59,7 +59,8 @@ class Breaker:
         self._rng = rng
         self._circuit = Circuit(destination=self._name)
         self._claim_ms = (
-            round((self._timeouts.connect + self._timeouts.response) * 1000) + MARGIN_MILLISECONDS
+            round((self._timeouts.connect_seconds + self._timeouts.response_seconds) * 1000)
+            + MARGIN_MILLISECONDS
         )
         self._look_at = 0.0
 
@@ -184,11 +185,11 @@ class Breaker:
     def _echo(self, on_tick: Callable[[], None]) -> None:
         """C-ECHO (PS3.7 9.1.5): whatever the remote says to that, it is there."""
         verification = [(uids.VERIFICATION, (uids.IMPLICIT_LITTLE_ENDIAN,))]
-        with Association.open(
+        with StoreSCU.open(
             self._remote, verification, timeouts=self._timeouts, on_tick=on_tick
         ) as association:
-            if association.accepted(uids.VERIFICATION, uids.IMPLICIT_LITTLE_ENDIAN) is not None:
-                association.echo()
+            if association.accepted_context_id(uids.VERIFICATION, uids.IMPLICIT_LITTLE_ENDIAN) is not None:
+                association.send_echo()
 
     def _change(self, change: Callable[[Circuit], Circuit]) -> tuple[Circuit, Circuit]:
         now = self._ledger.unix_ms()

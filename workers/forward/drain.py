@@ -26,7 +26,7 @@ from ingest.errors import (
     StoreError,
 )
 from ingest.ledger import Delivery, Ledger
-from ingest.requestor.store_scu import Association, Context, Remote, Timeouts, plan, proposals
+from ingest.requestor.store_scu import Context, Remote, StoreSCU, Timeouts, make_proposals, plan_associations
 from ingest.tls.identity import read_identity
 from ingest.tls.observed_certificates import ObservedCertificates
 from ingest.workers.fault_attribution import is_shortage
@@ -62,7 +62,9 @@ OTHERS_SECONDS: Final = 0.1
 ASIDE: Final = 4
 """A file that cannot be read now waits as long as after so many attempts."""
 
-OF_THE_OFFER: Final = frozenset({None, Cause.CLOSED})
+OF_THE_OFFER: Final = frozenset(
+    {None, Cause.CLOSED, Cause.ABORTED, Cause.REJECTED, Cause.PROTOCOL_ERROR, Cause.NO_RESPONSE}
+)
 """How an association ends that the remote does not want, or dies of: by A-ABORT, by an A-ASSOCIATE-RJ for no
 reason that concerns us, or without a word."""
 
@@ -116,7 +118,7 @@ class Drain:
         self._turn = Turn(tools.client, destination, self._places, unique)
         self._leases = Leases(tools.ledger, self._name, unique, self._places)
         self._breaker = Breaker(tools.ledger, destination, remote, tools.rng, tools.stopping)
-        self._association: Association | None = None
+        self._association: StoreSCU | None = None
         self._flying: dict[int, Delivery] = {}
         # Contexts that are offered without any other, those of them still to be, and those refused so.
         self._alone: set[Context] = set()
@@ -164,7 +166,11 @@ class Drain:
                 if self._broke and self._others_wait():
                     return
                 self._broke = False
-            elif self._association is None or not self._association.check() or self._lingered(quiet_since):
+            elif (
+                self._association is None
+                or not self._association.check_established()
+                or self._lingered(quiet_since)
+            ):
                 return
             else:
                 time.sleep(BLOCKED_SECONDS if self._leases.blocked else POLL_SECONDS)
@@ -243,14 +249,14 @@ class Drain:
             self._tick()
         self._land(waiting)
 
-    def _submit(self, association: Association, row: Delivery) -> Outcome | None:
+    def _submit(self, association: StoreSCU, row: Delivery) -> Outcome | None:
         """Send one instance; what became of it where no answer is to be waited for.
 
         Raises:
             StoreAwayError: The store is away, or its disk is failing.
         """
         context = _context(row)
-        if association.accepted(*context) is None:
+        if association.accepted_context_id(*context) is None:
             alone = context in self._refused or len(association.proposed) == 1
             return NotAccepted(f"no context accepted for {context[0]} in {context[1]}", alone)
         try:
@@ -260,7 +266,7 @@ class Drain:
         except StoreError as error:
             return Unreadable(str(error))
         try:
-            number = association.submit(
+            number = association.send_instance(
                 fd,
                 row.data_set_offset,
                 row.size - row.data_set_offset,
@@ -274,7 +280,7 @@ class Drain:
         except StoreAwayError:
             raise
         except StoreError as error:
-            if not association.alive:
+            if not association.is_established:
                 self._lose()
             return Unreadable(str(error))
         finally:
@@ -282,7 +288,7 @@ class Drain:
         self._flying[number] = row
         return None
 
-    def _store_away(self, association: Association, row: Delivery, error: StoreAwayError) -> None:
+    def _store_away(self, association: StoreSCU, row: Delivery, error: StoreAwayError) -> None:
         """Stop for a while: trouble of our disk counts against no delivery, nor against the remote.
 
         What had no answer when an association ended so is given back, and sent once more. Where the trouble
@@ -290,7 +296,7 @@ class Drain:
         """
         log.warning("store_away", error=str(error), remedy="deliveries wait; see to the store's disk")
         self._hold_ms = pause_ms(1, self._limits, self._tools.rng)
-        if not association.alive:
+        if not association.is_established:
             self._flying = {}
         if isinstance(error.__cause__, OSError) and not is_shortage(error):
             later = pause_ms(ASIDE, self._limits, self._tools.rng)
@@ -311,10 +317,10 @@ class Drain:
             raise StoreError("its file in the store is not the one that the ledger has")
         return fd
 
-    def _collect(self, association: Association, waiting: deque[Delivery]) -> None:
+    def _collect(self, association: StoreSCU, waiting: deque[Delivery]) -> None:
         """Wait for one answer."""
         try:
-            number, response = association.collect()
+            number, response = association.receive_response()
         except AssociationError as error:
             self._broken(str(error))
             return
@@ -379,14 +385,16 @@ class Drain:
         """We ended the association; what was on its way is given back, and was no attempt."""
         self._flying = {}
 
-    def _associated(self, row: Delivery, rest: deque[Delivery]) -> Association | None:
+    def _associated(self, row: Delivery, rest: deque[Delivery]) -> StoreSCU | None:
         """An association that was offered what `row` needs, or None where there is none to be had."""
         context = _context(row)
         association = self._association
         alone = context in self._alone and context not in self._refused
         anew = context in self._anew
         self._anew.discard(context)
-        offers = association is not None and association.check() and context in association.proposed
+        offers = (
+            association is not None and association.check_established() and context in association.proposed
+        )
         if association is not None and offers and not anew and (not alone or len(association.proposed) == 1):
             return association
         if association is not None:
@@ -398,13 +406,13 @@ class Drain:
         if alone or context in self._doubted:
             return self._associate((context,), row)
         needed = [context, *(_context(other) for other in rest), *self._tools.recent.get(self._name, ())]
-        offered = plan([each for each in needed if each not in self._doubted])[0]
+        offered = plan_associations([each for each in needed if each not in self._doubted])[0]
         self._tools.recent[self._name] = offered
         return self._associate(offered, row)
 
     def _associate(
         self, offered: tuple[Context, ...], row: Delivery, *, is_there: bool = False
-    ) -> Association | None:
+    ) -> StoreSCU | None:
         """An association that offers these contexts, or None.
 
         A remote may abort or crash at the mere proposal of a SOP class. Nothing would ever arrive then while
@@ -421,9 +429,9 @@ class Drain:
         if not is_there and _context(row) in self._doubted:
             is_there = self._breaker.is_there(self._tick)
         try:
-            self._association = Association.open(
+            self._association = StoreSCU.open(
                 self._remote,
-                proposals(offered),
+                make_proposals(offered),
                 timeouts=Timeouts(settings.connect_seconds, settings.response_seconds),
                 async_operations=settings.async_operations,
                 bytes_per_second=settings.bandwidth_mb_per_s * 1e6 / self._places,

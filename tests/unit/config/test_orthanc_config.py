@@ -11,7 +11,7 @@ from ingest.cli import main
 from ingest.config.model import Config
 from ingest.config.reader import load_config, read_notes
 from ingest.errors import ConfigError
-from ingest.requestor.remotes import remotes
+from ingest.requestor.remotes import build_remotes
 from tests.support.pki import Material
 
 ROOT = Path(__file__).parents[3]
@@ -228,7 +228,7 @@ def test_a_modality_is_a_destination_without_a_route(folder: Path) -> None:
     assert (second.name, second.port, second.calling_ae_title) == ("object", 105, "ME")
     assert (second.connect_seconds, second.response_seconds) == (3, 3)
     assert config.routes == ()
-    called = remotes(config)
+    called = build_remotes(config)
     assert (called["array"].calling_ae, called["object"].calling_ae) == ("ORTHANC", "ME")
     assert "[[routes]]" in said(folder, **values)["DicomModalities"]
 

@@ -19,7 +19,9 @@ def test_forwarder_and_send_agree_about_every_status() -> None:
     }
     # PS3.7 Annex C: success and the class Warning; C.5.7: the remote has the instance already.
     assert delivered == {0x0000, 0x0001, 0x0107, 0x0111, 0x0116, *range(0xB000, 0xC000)}
-    assert delivered == {status for status in range(1 << 16) if FileResult(Path("x"), status=status).stored}
+    assert delivered == {
+        status for status in range(1 << 16) if FileResult(Path("x"), status=status).is_stored
+    }
     assert {s for s in range(1 << 16) if category(s).value in {"success", "warning"}} == delivered - {0x0111}
 
 

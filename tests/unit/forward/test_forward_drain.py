@@ -15,7 +15,7 @@ from ingest.config.model import TLS
 from ingest.dicom import wire
 from ingest.ledger import InstanceState
 from ingest.queue.wakeups import drain_key, hold_key
-from ingest.requestor.remotes import remotes
+from ingest.requestor.remotes import build_remotes
 from ingest.workers.forward import drain, leases
 from ingest.workers.forward.destination_slots import place_key
 from ingest.workers.forward.worker import Forwarder
@@ -59,7 +59,7 @@ def plain(tmp_path: Path, redis_server: Valkey) -> Iterator[Forwarding]:
 @contextlib.contextmanager
 def forwarder(forwarding: Forwarding, stop: threading.Event | None = None) -> Iterator[Forwarder]:
     config = forwarding.config
-    made = Forwarder(config, stop or threading.Event(), remotes(config), "forward-test")
+    made = Forwarder(config, stop or threading.Event(), build_remotes(config), "forward-test")
     try:
         yield made
     finally:

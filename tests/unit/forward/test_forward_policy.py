@@ -16,7 +16,7 @@ from ingest.dicom import uids, wire
 from ingest.ledger import CircuitState
 from ingest.ledger.delivery_admin import DeliveryFilter
 from ingest.queue.wakeups import hold_key
-from ingest.requestor.remotes import remotes
+from ingest.requestor.remotes import build_remotes
 from ingest.workers.forward.worker import Forwarder, places
 from tests.support.forwarding import Forwarding
 from tests.support.instances import EXPLICIT, IMPLICIT, Made
@@ -35,7 +35,7 @@ def plain(tmp_path: Path, redis_server: Valkey) -> Iterator[Forwarding]:
 
 def drain(forwarding: Forwarding, name: str = "pacs") -> None:
     config = forwarding.config
-    worker = Forwarder(config, threading.Event(), remotes(config), "forward-test")
+    worker = Forwarder(config, threading.Event(), build_remotes(config), "forward-test")
     try:
         worker.drain(name)
     finally:

@@ -15,7 +15,7 @@ from pydicom.dataset import Dataset
 from ingest.config.model import TLS
 from ingest.dicom import wire
 from ingest.errors import AssociationError, StoreError
-from ingest.requestor.store_scu import Association, Remote, Timeouts, plan
+from ingest.requestor.store_scu import Remote, StoreSCU, Timeouts, plan_associations
 from tests.support.peers import (
     AE_TITLE,
     CT,
@@ -34,7 +34,7 @@ from tests.support.peers import (
     storescp,
 )
 
-SHORT = Timeouts(connect=2.0, response=1.0)
+SHORT = Timeouts(connect_seconds=2.0, response_seconds=1.0)
 
 
 @pytest.fixture(scope="module")
@@ -53,14 +53,14 @@ def remote(port: int, tls: TLS | None = None, calling_ae: str = "INGEST") -> Rem
     return Remote("127.0.0.1", port, AE_TITLE, calling_ae, client_tls(tls) if tls else None)
 
 
-def store(association: Association, path: Path | int, instance: str = "1.2.3", offset: int = 8) -> int:
-    return association.store(
+def store(association: StoreSCU, path: Path | int, instance: str = "1.2.3", offset: int = 8) -> int:
+    return association.store_instance(
         path, offset, None, sop_class=CT, sop_instance=instance, transfer_syntax=EXPLICIT
     ).status
 
 
-def open_ct(port: int, tls: TLS | None = None, timeouts: Timeouts = SHORT, **options: object) -> Association:
-    return Association.open(remote(port, tls), [(CT, [EXPLICIT])], timeouts=timeouts, **options)  # type: ignore[arg-type]
+def open_ct(port: int, tls: TLS | None = None, timeouts: Timeouts = SHORT, **options: object) -> StoreSCU:
+    return StoreSCU.open(remote(port, tls), [(CT, [EXPLICIT])], timeouts=timeouts, **options)  # type: ignore[arg-type]
 
 
 # -- what goes well
@@ -99,10 +99,10 @@ def test_no_pdu_is_longer_than_the_remote_allows(file: Path) -> None:
 def test_one_association_carries_many_operations(tls: TLS, file: Path) -> None:
     offered = [(CT, [EXPLICIT]), (VERIFICATION, [IMPLICIT])]
     with PynetdicomRemote([(CT, [EXPLICIT])], tls) as scp:
-        with Association.open(remote(scp.port, tls), offered, timeouts=SHORT) as association:
+        with StoreSCU.open(remote(scp.port, tls), offered, timeouts=SHORT) as association:
             for number in range(20):
                 assert store(association, file, f"1.2.{number}") == 0
-                assert association.echo().status == 0
+                assert association.send_echo().status == 0
         assert scp.associations == 1
     assert [stored.sop_instance for stored in scp.stored] == [f"1.2.{number}" for number in range(20)]
 
@@ -110,15 +110,17 @@ def test_one_association_carries_many_operations(tls: TLS, file: Path) -> None:
 def test_contexts_are_accepted_and_refused_one_by_one(tls: TLS, file: Path) -> None:
     with PynetdicomRemote([(CT, [EXPLICIT])], tls) as scp:
         offered = [(CT, [EXPLICIT, JPEG]), (MR, [EXPLICIT])]
-        with Association.open(remote(scp.port, tls), offered, timeouts=SHORT) as association:
-            assert association.accepted(CT, EXPLICIT) == 1
-            assert association.accepted(CT, JPEG) is None
-            assert association.accepted(MR, EXPLICIT) is None
+        with StoreSCU.open(remote(scp.port, tls), offered, timeouts=SHORT) as association:
+            assert association.accepted_context_id(CT, EXPLICIT) == 1
+            assert association.accepted_context_id(CT, JPEG) is None
+            assert association.accepted_context_id(MR, EXPLICIT) is None
             with pytest.raises(LookupError, match=JPEG):
-                association.store(file, 8, None, sop_class=CT, sop_instance="1.2", transfer_syntax=JPEG)
+                association.store_instance(
+                    file, 8, None, sop_class=CT, sop_instance="1.2", transfer_syntax=JPEG
+                )
             assert store(association, file) == 0
             with pytest.raises(LookupError, match="Verification"):
-                association.echo()
+                association.send_echo()
 
 
 def test_a_transfer_syntax_that_was_not_offered_counts_as_refused() -> None:
@@ -133,7 +135,7 @@ def test_a_transfer_syntax_that_was_not_offered_counts_as_refused() -> None:
         peer.serve()
 
     with ScriptedPeer(script) as peer, open_ct(peer.port) as association:
-        assert association.accepted(CT, EXPLICIT) is None
+        assert association.accepted_context_id(CT, EXPLICIT) is None
 
 
 @pytest.mark.parametrize("status", [0x0000, 0xB000, 0xB007, 0xA700, 0xC123, 0x0111, 0x0122])
@@ -145,7 +147,7 @@ def test_every_status_is_an_answer_and_leaves_the_association_alive(
         open_ct(scp.port, tls) as association,
     ):
         assert store(association, file) == status
-        assert association.alive
+        assert association.is_established
 
 
 def test_error_comment_is_passed_on(file: Path) -> None:
@@ -156,7 +158,7 @@ def test_error_comment_is_passed_on(file: Path) -> None:
         return status
 
     with PynetdicomRemote([(CT, [EXPLICIT])], answer=answer) as scp, open_ct(scp.port) as association:
-        response = association.store(
+        response = association.store_instance(
             file, 8, None, sop_class=CT, sop_instance="1.2", transfer_syntax=EXPLICIT
         )
     assert (response.status, response.error_comment) == (0xC000, "no such study")
@@ -168,7 +170,7 @@ def test_part_of_a_descriptor_is_sent_and_the_descriptor_stays_open(file: Path) 
         open_ct(scp.port) as association,
         file.open("rb") as source,
     ):
-        association.store(
+        association.store_instance(
             source.fileno(), 100, 50, sop_class=CT, sop_instance="1.2", transfer_syntax=EXPLICIT
         )
         assert source.read(8) == b"PREAMBLE"
@@ -191,22 +193,22 @@ def test_asynchronous_operations_are_asked_for_only_where_configured() -> None:
 
 def test_plan_offers_each_context_once_and_at_most_128() -> None:
     contexts = [(CT, f"1.2.{number % 200}") for number in range(1000)]
-    first, second = plan(contexts)
+    first, second = plan_associations(contexts)
     assert len(first) == 128
     assert len(second) == 72
     assert (*first, *second) == tuple(dict.fromkeys(contexts))
-    assert plan([]) == []
+    assert plan_associations([]) == []
 
 
 def test_128_contexts_fit_and_one_more_does_not() -> None:
     syntaxes = [f"1.2.840.10008.1.2.{number}" for number in range(129)]
     with ScriptedPeer(lambda peer: (peer.accept(), peer.serve())[1]) as peer:
-        with Association.open(remote(peer.port), [(CT, syntaxes[:128])], timeouts=SHORT) as association:
-            assert association.accepted(CT, syntaxes[127]) == 255
+        with StoreSCU.open(remote(peer.port), [(CT, syntaxes[:128])], timeouts=SHORT) as association:
+            assert association.accepted_context_id(CT, syntaxes[127]) == 255
         with pytest.raises(ValueError, match="129"):
-            Association.open(remote(peer.port), [(CT, syntaxes)])
+            StoreSCU.open(remote(peer.port), [(CT, syntaxes)])
         with pytest.raises(ValueError, match="0 presentation"):
-            Association.open(remote(peer.port), [])
+            StoreSCU.open(remote(peer.port), [])
 
 
 def test_answers_that_come_in_pieces_cost_no_delayed_acknowledgement(tmp_path: Path) -> None:
@@ -248,7 +250,7 @@ def test_refused_connection_is_a_transient_error() -> None:
 
 def test_unknown_host_is_named() -> None:
     with pytest.raises(AssociationError, match=r"no-such-host\.invalid"):
-        Association.open(Remote("no-such-host.invalid", 104, "A", "B"), [(CT, [EXPLICIT])])
+        StoreSCU.open(Remote("no-such-host.invalid", 104, "A", "B"), [(CT, [EXPLICIT])])
 
 
 @pytest.mark.parametrize(
@@ -324,7 +326,7 @@ def test_trailing_dot_of_a_host_is_no_part_of_the_name_to_check(tls: TLS) -> Non
     context = client_tls(tls.model_copy(update={"check_server_name": True}))
     with PynetdicomRemote([(CT, [EXPLICIT])], tls) as scp:
         called = Remote("127.0.0.1", scp.port, AE_TITLE, "INGEST", context, server_hostname="localhost.")
-        with Association.open(called, [(CT, [EXPLICIT])], timeouts=SHORT):
+        with StoreSCU.open(called, [(CT, [EXPLICIT])], timeouts=SHORT):
             pass
 
 
@@ -350,7 +352,7 @@ def test_abort_instead_of_an_answer_ends_the_association(file: Path, source: int
         association = open_ct(peer.port)
         with pytest.raises(AssociationError, match="aborted the association"):
             store(association, file)
-        assert not association.alive
+        assert not association.is_established
         with pytest.raises(AssociationError, match="has ended"):
             store(association, file)
 
@@ -389,7 +391,7 @@ def test_answer_before_the_end_of_the_data_set_counts_when_the_rest_is_taken(tmp
 
     with ScriptedPeer(script) as peer, open_ct(peer.port) as association:
         assert store(association, large) == 0xA700
-        assert association.alive
+        assert association.is_established
         assert store(association, large) == 0
 
 
@@ -430,7 +432,7 @@ def test_answer_before_the_end_counts_although_the_rest_is_never_read(tmp_path: 
     with ScriptedPeer(script) as peer:
         association = open_ct(peer.port)
         assert store(association, large) == 0xA700
-        assert not association.alive
+        assert not association.is_established
         over.set()
 
 
@@ -591,7 +593,7 @@ def test_missing_file_keeps_the_association(file: Path) -> None:
 def test_file_shorter_than_said_is_noticed_before_anything_is_sent(file: Path) -> None:
     with PynetdicomRemote([(CT, [EXPLICIT])]) as scp, open_ct(scp.port) as association:
         with pytest.raises(StoreError, match="cannot be read"):
-            association.store(
+            association.store_instance(
                 file, 299_999, 20_000, sop_class=CT, sop_instance="1.2", transfer_syntax=EXPLICIT
             )
         assert store(association, file) == 0
@@ -601,8 +603,10 @@ def test_file_that_ends_half_way_aborts(file: Path) -> None:
     with PynetdicomRemote([(CT, [EXPLICIT])]) as scp:
         association = open_ct(scp.port)
         with pytest.raises(StoreError, match="cannot be read"):
-            association.store(file, 0, 900_000, sop_class=CT, sop_instance="1.2", transfer_syntax=EXPLICIT)
-        assert not association.alive
+            association.store_instance(
+                file, 0, 900_000, sop_class=CT, sop_instance="1.2", transfer_syntax=EXPLICIT
+            )
+        assert not association.is_established
     assert scp.stored == []
 
 
@@ -628,7 +632,7 @@ def test_owner_gets_its_turn_while_the_remote_thinks_and_may_end_it(file: Path) 
         with pytest.raises(InterruptedError):
             store(association, file)
         timer.join()
-    assert not association.alive
+    assert not association.is_established
     assert all(later - earlier < 0.8 for earlier, later in itertools.pairwise(turns))
 
 

@@ -16,7 +16,7 @@ import pytest
 from pydicom.uid import AllTransferSyntaxes
 from pynetdicom import AllStoragePresentationContexts
 
-from ingest.cli._send import FileResult, Progress, echo_command, send_command, send_files
+from ingest.cli._send import FileResult, SendProgress, echo_command, send_command, send_files
 from ingest.config.model import TLS
 from ingest.dicom import wire
 from ingest.requestor.store_scu import Remote, Timeouts
@@ -32,7 +32,7 @@ from tests.support.peers import (
     make_tls,
 )
 
-SHORT = Timeouts(connect=2.0, response=2.0)
+SHORT = Timeouts(connect_seconds=2.0, response_seconds=2.0)
 SAMPLES = Path(pydicom.data.__file__).parent / "test_files"
 
 
@@ -68,16 +68,16 @@ def test_folder_is_sent_whole_and_what_is_no_instance_is_skipped(
     scp: PynetdicomRemote, tls: TLS, folder: Path, jobs: int
 ) -> None:
     summary = send_files(remote(scp.port, tls), [folder], jobs)
-    assert (len(summary.stored), summary.failed, summary.skipped) == (12, [], 2)
+    assert (len(summary.stored_files), summary.failed_files, len(summary.skipped_files)) == (12, [], 2)
     assert {stored.sop_instance: stored.data_set for stored in scp.stored} == {
         f"1.2.3.{number}": Made(sop=f"1.2.3.{number}").data_set for number in range(1, 13)
     }
-    assert summary.bytes == sum(len(stored.data_set) for stored in scp.stored)
+    assert summary.stored_bytes == sum(len(stored.data_set) for stored in scp.stored)
     assert scp.most_at_once <= jobs
 
 
 def test_progress_counts_files_and_bytes_up_to_all(scp: PynetdicomRemote, tls: TLS, folder: Path) -> None:
-    seen: list[Progress] = []
+    seen: list[SendProgress] = []
     send_files(remote(scp.port, tls), [folder], 3, seen.append)
     assert [progress.files for progress in seen] == list(range(13))
     assert seen[0].last is None
@@ -88,11 +88,11 @@ def test_progress_counts_files_and_bytes_up_to_all(scp: PynetdicomRemote, tls: T
 def test_named_file_that_is_no_instance_is_a_failure(scp: PynetdicomRemote, tls: TLS, folder: Path) -> None:
     named = [folder / "notes.txt", folder / "gone", folder / "series 1" / "1.dcm"]
     summary = send_files(remote(scp.port, tls), named)
-    assert {result.path.name: result.error[:20] for result in summary.failed} == {
+    assert {result.path.name: result.error[:20] for result in summary.failed_files} == {
         "notes.txt": "is no DICOM Part 10 ",
         "gone": "cannot be opened: No",
     }
-    assert len(summary.stored) == 1
+    assert len(summary.stored_files) == 1
 
 
 def test_command_names_the_uids_of_the_data_set_where_file_meta_has_others(
@@ -112,11 +112,11 @@ def test_refused_statuses_and_contexts_are_failures_with_reasons_and_warnings_ar
     (tmp_path / "other").write_bytes(Made(sop="1.5", syntax=IMPLICIT).file)
     with PynetdicomRemote([(CT, [EXPLICIT])], tls, answer=lambda it: statuses[it.sop_instance]) as scp:
         summary = send_files(remote(scp.port, tls), [tmp_path])
-    assert {result.path.name: result.error for result in summary.failed} == {
+    assert {result.path.name: result.error for result in summary.failed_files} == {
         "1.3": "answered A700H",
         "other": f"{AE_TITLE} at 127.0.0.1:{scp.port} accepts no {CT} in {IMPLICIT}",
     }
-    assert {result.path.name for result in summary.warnings} == {"1.2", "1.4", "1.6"}
+    assert {result.path.name for result in summary.warned_files} == {"1.2", "1.4", "1.6"}
 
 
 def test_association_that_dies_is_replaced_and_only_the_guilty_file_fails(folder: Path) -> None:
@@ -137,7 +137,7 @@ def test_association_that_dies_is_replaced_and_only_the_guilty_file_fails(folder
         summary = send_files(remote(peer.port), [folder], timeouts=SHORT)
         assert peer.connections == 2
     assert len(stored) == len(set(stored)) == 11
-    (failed,) = summary.failed
+    (failed,) = summary.failed_files
     assert failed.sop_instance_uid == "1.2.3.4"
     assert "aborted" in failed.error
 
@@ -146,9 +146,9 @@ def test_remote_that_is_not_there_is_tried_twice_and_no_more(folder: Path) -> No
     with ScriptedPeer(lambda peer: peer.read(1) and None) as peer:
         summary = send_files(remote(peer.port), [folder], timeouts=SHORT)
         assert peer.connections == 2
-    assert len(summary.failed) == 12
+    assert len(summary.failed_files) == 12
     assert all(
-        "closed the connection" in result.error or "reset" in result.error for result in summary.failed
+        "closed the connection" in result.error or "reset" in result.error for result in summary.failed_files
     )
 
 
@@ -160,7 +160,7 @@ def test_permanent_rejection_is_not_tried_again(folder: Path) -> None:
     with ScriptedPeer(script) as peer:
         summary = send_files(remote(peer.port), [folder], timeouts=SHORT)
         assert peer.connections == 1
-    assert "called AE title not recognized" in summary.failed[0].error
+    assert "called AE title not recognized" in summary.failed_files[0].error
 
 
 def test_remote_that_dies_every_time_ends_the_sending(folder: Path) -> None:
@@ -171,7 +171,7 @@ def test_remote_that_dies_every_time_ends_the_sending(folder: Path) -> None:
     with ScriptedPeer(script) as peer:
         summary = send_files(remote(peer.port), [folder], timeouts=SHORT)
         assert peer.connections == 3
-    assert len(summary.failed) == 12
+    assert len(summary.failed_files) == 12
 
 
 def test_more_kinds_than_one_association_carries_take_several(tmp_path: Path) -> None:
@@ -189,20 +189,20 @@ def test_more_kinds_than_one_association_carries_take_several(tmp_path: Path) ->
     with ScriptedPeer(script) as peer:
         summary = send_files(remote(peer.port), [tmp_path], timeouts=SHORT)
     assert offered == [128, 72]
-    assert len(stored) == len(summary.stored) == 200
+    assert len(stored) == len(summary.stored_files) == 200
 
 
 def test_every_sample_of_pydicom_arrives_byte_for_byte(tls: TLS) -> None:
     contexts = [(c.abstract_syntax, AllTransferSyntaxes) for c in AllStoragePresentationContexts]
     with PynetdicomRemote(contexts, tls) as scp:  # type: ignore[arg-type]
         summary = send_files(remote(scp.port, tls), [SAMPLES], 2)
-    assert len(summary.stored) > 100
-    for result in summary.stored:
+    assert len(summary.stored_files) > 100
+    for result in summary.stored_files:
         sent = result.path.read_bytes()[-result.size :]
         arrived = [it.data_set for it in scp.stored if it.sop_instance == result.sop_instance_uid]
         padded = sent + b"\0" * (len(sent) % 2)  # PS3.5 A.5: after an odd deflate stream
         assert sent in arrived or padded in arrived
-    assert {result.error.partition(" accepts no ")[2][:12] for result in summary.failed} <= {
+    assert {result.error.partition(" accepts no ")[2][:12] for result in summary.failed_files} <= {
         "1.2.840.1000",
         "",
     }

@@ -16,13 +16,13 @@ def test_unread_is_what_the_remote_has_not_confirmed() -> None:
     with theirs:
         ours.setblocking(False)
         transport = Transport(Remote("127.0.0.1", 0, "A", "B"), ours)
-        assert not transport.has_unread()
-        assert not transport.readable()
+        assert not transport.has_unacknowledged_bytes()
+        assert not transport.is_readable()
         sent = ours.send(bytes(1 << 18))
-        assert transport.has_unread()
+        assert transport.has_unacknowledged_bytes()
         while sent > 0:
             sent -= len(theirs.recv(1 << 16))
-        eventually(lambda: not transport.has_unread(), 10, "everything is confirmed")
+        eventually(lambda: not transport.has_unacknowledged_bytes(), 10, "everything is confirmed")
         theirs.sendall(b"x")
-        eventually(transport.readable, 10, "a byte has come")
+        eventually(transport.is_readable, 10, "a byte has come")
         transport.close()

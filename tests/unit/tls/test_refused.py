@@ -135,7 +135,7 @@ def test_a_refused_certificate_is_told_with_a_remedy(place: Place, role: str, co
     subject = x509.load_der_x509_certificate(der).subject.rfc4514_string()
     told = refused_certificate(ours.connection)
     assert told == {"subject": subject, "fingerprint": hashlib.sha256(der).hexdigest()}
-    said = failures.failed(error, shaking=True, offered=told)
+    said = failures.describe_error(error, in_handshake=True, refused=told)
     assert subject in said
     assert told["fingerprint"] in said
     assert REMEDIES[code] in said
