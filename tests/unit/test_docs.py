@@ -71,3 +71,19 @@ def test_files_of_the_code_that_pages_name_exist() -> None:
         if not (ROOT / path).exists()
     ]
     assert missing == []
+
+
+def test_every_command_is_in_the_reference() -> None:
+    import click
+
+    from ingest.cli import main
+
+    def leaves(command: click.Command, name: str) -> Iterator[str]:
+        if isinstance(command, click.Group):
+            for each in command.commands:
+                yield from leaves(command.commands[each], f"{name} {each}")
+        else:
+            yield name
+
+    page = (ROOT / "docs/reference/commands.md").read_text()
+    assert [name for name in leaves(main, "ingest") if f"`{name}`" not in page] == []
