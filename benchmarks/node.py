@@ -111,7 +111,7 @@ class Node:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(entry.path)
         for opened, record in self._in_segments(marking=True):
-            opened.mark_done(record.offset)
+            opened.mark_persisted(record.offset)
         if self.queue:
             with contextlib.closing(redis.Redis.from_url(self.queue)) as client:
                 client.flushall()

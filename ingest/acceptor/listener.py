@@ -45,10 +45,10 @@ from ingest.ext.sink import keep_free
 from ingest.ext.store import Intake
 from ingest.filesystem.folder_identity import remember_spool, require_spool
 from ingest.log import reopen as reopen_log
-from ingest.queue.publisher import Handoff
+from ingest.queue.publisher import Publisher
 from ingest.spool import store_capacity
-from ingest.spool.refusing_spool import passes, stand_in
-from ingest.spool.spool import Spool, spool_id
+from ingest.spool.refusing_spool import is_temporary, open_refusing_spool
+from ingest.spool.spool import Spool, read_spool_id
 from ingest.tls.observed_certificates import ObservedCertificates
 from ingest.tls.pump import RECORD
 
@@ -87,25 +87,25 @@ def run(config: Config, endpoints: tuple[Endpoint, ...], board: Scoreboard, row:
     try:
         spool = _claimed(config)
     except SpoolError as error:
-        if not passes(error):
+        if not is_temporary(error):
             raise BootError(f"[receive] spool_dir: {error}") from error
         return _refuse(config, endpoints, board, row, error)
     clear_alarm(config.run_dir, UNUSABLE)
     intake = Intake(
         spool.committer, spool.slot.name, board.counters(row), INSTANCES, BYTES, durable=durable, small=small
     )
-    handoff = Handoff(config, spool, intake)
+    handoff = Publisher(config, spool, intake)
     services = _services(config, spool, intake, handoff, board=board, row=row)
     if not config.retention.refuses_when_full:
         # Listeners of the configuration before, which may be of another mind, would look at it for ever.
         with contextlib.suppress(OSError):
-            store_capacity.leave_word(config.run_dir, "")
+            store_capacity.write_store_full(config.run_dir, "")
     keep_free(config.receive.min_free_bytes, config.receive.processes or usable_cores())
     listener = Listener(config, endpoints, services)
     try:
         listener.serve()
     finally:
-        spool.finish()
+        spool.finish_commits()
         listener.collect()
         if handoff.close(HANDOFF_SECONDS):
             # Last of all: a successor begins with this slot at once, and nothing of ours may touch it then.
@@ -115,7 +115,7 @@ def run(config: Config, endpoints: tuple[Endpoint, ...], board: Scoreboard, row:
 
 
 def _services(
-    config: Config, spool: Spool, intake: Intake, handoff: Handoff, *, board: Scoreboard, row: int
+    config: Config, spool: Spool, intake: Intake, handoff: Publisher, *, board: Scoreboard, row: int
 ) -> Services:
     receive = config.receive
     return Services(
@@ -137,7 +137,7 @@ def _claimed(config: Config) -> Spool:
         SpoolError: It cannot be used.
     """
     root, durable = config.spool_dir, config.receive.durability == "fsync"
-    require_spool(root, spool_id(root), config.data_dir)
+    require_spool(root, read_spool_id(root), config.data_dir)
     spool = Spool.claim(root, durable=durable, segments=config.receive.segment_max_bytes > 0)
     remember_spool(root, spool.id, config.data_dir)
     return spool
@@ -155,11 +155,11 @@ def _refuse(
     """
     remedy = "see to its disk, or mount it; meanwhile associations are rejected as transient"
     raise_alarm(config.run_dir, UNUSABLE, str(error), remedy, severity=Severity.FAILING)
-    with stand_in() as spool:
+    with open_refusing_spool() as spool:
         intake = Intake(
             spool.committer, spool.slot.name, board.counters(row), INSTANCES, BYTES, durable=False
         )
-        handoff = Handoff(config, spool, intake)
+        handoff = Publisher(config, spool, intake)
         services = _services(config, spool, intake, handoff, board=board, row=row)
         Listener(config, endpoints, services, refuses=f"the spool cannot be used: {error}").serve()
     return 0
@@ -456,15 +456,15 @@ class Listener:
         if self.services.board.is_held:
             return "the disk of [node] data_dir is full"
         receive, retention = self.config.receive, self.config.retention
-        spool = self.services.spool.full(
-            receive.min_free_bytes, receive.spool_max_bytes, self.services.handoff.used
+        spool = self.services.spool.find_refusal_reason(
+            receive.min_free_bytes, receive.spool_max_bytes, self.services.handoff.spool_used_bytes
         )
         if bool(spool) != bool(self._spool_full):
             log.warning("spool_full" if spool else "spool_has_room", reason=spool)
         self._spool_full = spool
         if spool:
             return f"the spool is full: {spool}"
-        store = store_capacity.full(self.config.run_dir) if retention.refuses_when_full else ""
+        store = store_capacity.read_store_full(self.config.run_dir) if retention.refuses_when_full else ""
         return f"the store is full: {store}" if store else ""
 
     def _drain(self) -> None:

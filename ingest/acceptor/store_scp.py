@@ -25,7 +25,7 @@ from ingest.ext.commit import Entry
 from ingest.ext.errors import PeerError
 from ingest.ext.pdu import DataSet, PDUParser
 from ingest.ext.store import Intake, Operation, StoreCycle
-from ingest.queue.publisher import Handoff
+from ingest.queue.publisher import Publisher
 from ingest.spool.spool import Spool
 
 log = structlog.get_logger()
@@ -67,7 +67,7 @@ class Services:
 
     spool: Spool
     intake: Intake
-    handoff: Handoff
+    handoff: Publisher
     board: Scoreboard
     row: int
     quarantine: bool

@@ -137,7 +137,7 @@ def _room(config: Config) -> Iterator[Fault]:
     if (
         config.retention.refuses_when_full
         and reload_client.is_running(config.run_dir)
-        and (why := store_capacity.full(config.run_dir))
+        and (why := store_capacity.read_store_full(config.run_dir))
     ):
         remedy = "make it larger, or let studies go: keep_days, watermarks"
         yield Fault("retention.max_bytes", f"the store is full, so nothing is taken: {why}", remedy)
@@ -165,10 +165,10 @@ def _queue(config: Config) -> Iterator[Fault]:
 def _redis(url: str) -> Iterator[Fault]:
     import redis  # noqa: PLC0415 - the configuration is read by commands that need none
 
-    from ingest.queue.client import client_of  # noqa: PLC0415
+    from ingest.queue.client import connect_to_url  # noqa: PLC0415
 
     try:
-        client = client_of(url, timeout=PROBE_SECONDS)
+        client = connect_to_url(url, timeout=PROBE_SECONDS)
     except (ValueError, TypeError):  # of which no word is quoted: it may be the password
         yield Fault("queue.url", f"{mask_url_password(url)} is not understood", "correct it")
         return

@@ -19,7 +19,7 @@ from ingest.ledger import DeliveryState, Ledger
 from ingest.ledger.backfill import BackfillCounts
 from ingest.ledger.index import InstanceFilter
 from ingest.queue.client import connect
-from ingest.queue.wakeups import wake
+from ingest.queue.wakeups import send_wake_up
 
 _LEFT: Final = {
     DeliveryState.DELIVERED: "delivered already; --again delivers them again",
@@ -97,7 +97,7 @@ def _wake(config: Config, ledger: Ledger, destinations: Sequence[str]) -> None:
     try:
         for name in destinations:
             ledger.circuits.close_circuit(name)
-            wake(client, name)
+            send_wake_up(client, name)
     except redis.RedisError as error:
         print_note(f"the queue is away ({error}); workers find them by themselves within seconds")
     finally:

@@ -17,7 +17,7 @@ from ingest.errors import UnknownDestinationError
 from ingest.ledger import Circuit, DeliveryState, Ledger
 from ingest.ledger.delivery_admin import DeliveryFilter, FoundDelivery
 from ingest.queue.client import connect
-from ingest.queue.wakeups import wake
+from ingest.queue.wakeups import send_wake_up
 
 TIMES: Final = ("created_at", "updated_at", "next_at")
 
@@ -84,7 +84,7 @@ def _wake_all(config: Config, destinations: Iterable[str]) -> None:
     client = connect(config, timeout=2.0)
     try:
         for destination in destinations:
-            wake(client, destination)
+            send_wake_up(client, destination)
     except redis.RedisError as error:
         print_note(f"the queue is away ({error}); workers find them by themselves within seconds")
     finally:

@@ -3,6 +3,10 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum, StrEnum
+from typing import Final
+
+SPOOL_DAMAGE: Final = "damaged in the spool"
+"""First words of `Instance.note` of a record with wrong bytes; a colon and the explanation follow."""
 
 
 class InstanceState(StrEnum):
@@ -118,6 +122,11 @@ class Instance:
     refused_status: int = 0
     times: int = 1
     content_digest: str = ""
+
+    @property
+    def is_damaged_in_spool(self) -> bool:
+        """Whether the file is not what was received, though it may well be a readable DICOM file."""
+        return self.note.startswith(SPOOL_DAMAGE)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

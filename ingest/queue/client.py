@@ -1,10 +1,10 @@
-"""The Redis that carries references: how to reach it and what its keys are called.
+"""The client of the Redis that carries references.
 
-Redis is a hint, never the truth: whatever is lost here is put back from spool and ledger. Redis is input as
-well: a client that may write to it may write anything to our keys. So answers are bounded, keys that hold
-what is not ours are removed and made again, and nothing is executed, opened or removed by what stands there
-alone. Our keys start with `ingest:` and RQ's with `rq:`, so that a site may share its Redis, but not two
-nodes one database of it.
+INVARIANT 2: Redis is a hint. The sweep publishes again everything that Redis loses.
+
+INVARIANT 12: Redis is input. Any client of that Redis may write anything to our keys. Replies are therefore
+bounded, and keys with foreign contents are removed. Nothing is executed, opened or removed because of a value
+in Redis alone.
 """
 
 import contextlib
@@ -26,80 +26,73 @@ from redis.retry import Retry
 from ingest.config.model import Config
 from ingest.network.dialer import dial_host
 
-GROUP: Final = "persist"
-"""The consumer group of the persist workers, on every stream."""
-
-SPOOLS_KEY: Final = "ingest:spools"
-"""Set of the ids of all spools that ever handed something off."""
-
 SOCKET_PATH_BYTES: Final = 107
-"""The longest path of a Unix socket (unix(7), without its final NUL)."""
+"""The longest path of a Unix socket, without the final NUL; see unix(7)."""
 
-CHUNK: Final = 1 << 20
-"""Bytes of one list element where the `redis` carrier moves a file."""
-
-
-ANSWER_BYTES_MAX: Final = 16 << 20
-"""The longest answer to one command that is taken; the longest of ours, a page of a stream, has some hundred
-KiB."""
+REPLY_BYTES_MAX: Final = 16 << 20
+"""The longest reply that a client reads. Our longest, one page of a stream, has some hundred KiB."""
 
 VALUE_BYTES_MAX: Final = 1024
-"""The longest of our strings, an owner's name, has less."""
+"""Upper bound for our strings. The longest one, the name of an owner, is shorter."""
 
 CONNECT_SECONDS: Final = 10.0
-"""Where a client has no deadline of its own."""
+"""Deadline for a connection if the client has none of its own."""
 
 log = structlog.get_logger()
 
 
-class AnswerTooLongError(redis.ConnectionError):
-    """Redis began an answer longer than any that we could have asked for; the connection is closed."""
+class ReplyTooLongError(redis.ConnectionError):
+    """Redis sent more bytes than any command of ours can return; the connection is closed."""
 
 
 class _BoundedReader:
-    """hiredis's reader, which counts the bytes of an answer that is not complete."""
+    """A reader of hiredis that counts the bytes of an incomplete reply."""
 
     def __init__(self, reader: Any) -> None:
         self._reader = reader
-        self._taken = 0
+        self._fed_bytes = 0
         self.has_data = reader.has_data
 
     def feed(self, data: bytearray, start: int, count: int) -> None:
-        self._taken += count
-        if self._taken > ANSWER_BYTES_MAX:
-            raise AnswerTooLongError(f"an answer has more than {ANSWER_BYTES_MAX} bytes")
+        self._fed_bytes += count
+        if self._fed_bytes > REPLY_BYTES_MAX:
+            raise ReplyTooLongError(f"a reply has more than {REPLY_BYTES_MAX} bytes")
         self._reader.feed(data, start, count)
 
     def gets(self, *how: bool) -> Any:
-        answer = self._reader.gets(*how)
-        if answer is not NOT_ENOUGH_DATA:
-            self._taken = 0
-        return answer
+        reply = self._reader.gets(*how)
+        if reply is not NOT_ENOUGH_DATA:
+            self._fed_bytes = 0
+        return reply
 
 
 class BoundedParser(_HiredisParser):
-    """redis-py's parser on hiredis, which reads no answer that would fill the memory."""
+    """The hiredis parser of redis-py, with a limit for the size of a reply.
+
+    Without the limit, one foreign value could fill the memory of a process (INVARIANT 4, INVARIANT 12).
+    """
 
     def on_connect(self, connection: Any, **how: Any) -> None:
-        """Begin with a connection."""
+        """Wrap the reader of a new connection."""
         super().on_connect(connection, **how)  # type: ignore[no-untyped-call]
         self._reader = _BoundedReader(self._reader)  # type: ignore[assignment]
 
 
-def mend_keys(client: redis.Redis, kinds: Mapping[str, str], error: Exception) -> list[str]:
-    """Remove those of our keys that hold what is not ours, after a command has failed.
+def remove_foreign_keys(client: redis.Redis, kinds: Mapping[str, str], error: Exception) -> list[str]:
+    """Remove keys of ours that hold foreign data, after a command has failed because of them.
 
-    What they held of ours is put back from spool and ledger.
+    The sweep and the ledger restore our own data.
 
     Args:
-        client: Of Redis.
-        kinds: Our keys, and the type of each as TYPE names it.
-        error: What the command failed with. Where it says nothing of a key, nothing is done.
+        client: The client whose command failed.
+        kinds: Our keys with their types, as the command TYPE names them.
+        error: The error of the command. If it does not concern the contents of a key, nothing is removed.
 
     Returns:
-        What was removed. Empty, too, where Redis went away meanwhile.
+        The removed keys. The list is also empty if Redis cannot be reached any more.
     """
-    too_long = isinstance(error, AnswerTooLongError)
+    # Redis reports both faults of a key only as text.
+    too_long = isinstance(error, ReplyTooLongError)
     exhausted = "exhausted the last possible ID" in str(error)
     if not (too_long or exhausted or "WRONGTYPE" in str(error)):
         return []
@@ -119,50 +112,31 @@ def mend_keys(client: redis.Redis, kinds: Mapping[str, str], error: Exception) -
     return removed
 
 
-def stream_key(spool: str) -> str:
-    """The stream of references of the spool with this id."""
-    return f"ingest:stream:{spool}"
+def list_socket_paths(data_dir: Path) -> list[Path]:
+    """List the paths where the embedded server of this data folder may listen, the best one first.
 
-
-def data_key(spool: str, name: str) -> str:
-    """The list of chunks of one Part 10 file, by the name of its place (`redis` carrier)."""
-    return f"ingest:data:{spool}:{name}"
-
-
-def witness_key(spool: str, listener: str) -> str:
-    """A key that is gone when Redis was emptied (see `ingest.queue.epoch`)."""
-    return f"ingest:witness:{spool}:{listener}"
-
-
-def persisted_key(spool: str) -> str:
-    """The list of places that the spool may let go of, since store and ledger have them (`redis` carrier)."""
-    return f"ingest:persisted:{spool}"
-
-
-def socket_places(data_dir: Path) -> list[Path]:
-    """Where the embedded server of this data folder's node may listen, the best place first.
-
-    In its own folder, where such a path can be a socket's. That folder may be on a file system that has no
-    Unix sockets (SMB, vfat): then in a private one below a runtime folder, or below the temporary folder,
-    which a service with a temporary folder of its own does not share with commands. Nothing here depends on
-    the environment of a service, since commands have another.
+    The first choice is the data folder itself. Its path may be too long for a socket, or its file system may
+    have no Unix sockets (SMB, vfat). Then a private folder below a runtime folder is used, or below the
+    temporary folder. The temporary folder comes last, because a service may have a private one that commands
+    do not see. The result does not depend on environment variables: a service and a command have different
+    ones.
     """
     name, user = hashlib.sha256(str(data_dir.resolve()).encode()).hexdigest()[:16], os.geteuid()
     runtime = [Path(f"/run/user/{user}"), Path("/run"), Path(tempfile.gettempdir()), Path("/tmp")]  # noqa: S108 - `_private`
     below = Path(f"dicom-ingest-{user}") / name / "valkey.sock"
     usable = [folder for folder in runtime if os.access(folder, os.W_OK | os.X_OK)]
-    places = [data_dir.resolve() / "queue" / "valkey.sock", *(folder / below for folder in usable)]
-    return [place for place in dict.fromkeys(places) if _can_be_socket(place)]
+    paths = [data_dir.resolve() / "queue" / "valkey.sock", *(folder / below for folder in usable)]
+    return [path for path in dict.fromkeys(paths) if _can_be_socket(path)]
 
 
-def socket_path(data_dir: Path) -> Path:
-    """Where the embedded server listens now; the same for every role and command.
+def find_socket_path(data_dir: Path) -> Path:
+    """Return the path where the embedded server listens; every role and command gets the same one.
 
-    If it does not run, where it will listen unless that place turns out to have no sockets: so a client asks
-    again whenever it connects.
+    If the server does not run, return the path where it will probably listen. The server may have to choose
+    another one, so a client calls this function again for each connection.
     """
-    places = socket_places(data_dir)
-    return next((place for place in places if _is_socket(place)), places[0])
+    paths = list_socket_paths(data_dir)
+    return next((path for path in paths if _is_socket(path)), paths[0])
 
 
 def _is_socket(path: Path) -> bool:
@@ -173,18 +147,20 @@ def _is_socket(path: Path) -> bool:
 
 
 def _can_be_socket(path: Path) -> bool:
-    # RQ asks for CLIENT INFO, whose fields, the socket's path among them, are set apart by spaces.
+    # RQ parses the reply to CLIENT INFO. Spaces separate its fields, and the path of the socket is one of
+    # them.
     return len(os.fsencode(path)) <= SOCKET_PATH_BYTES and not any(map(str.isspace, str(path)))
 
 
 def connect(config: Config, *, timeout: float = 10.0) -> redis.Redis:
-    """A client that connects at its first command and waits at most `timeout` seconds for an answer.
+    """Return a client that connects with its first command and waits `timeout` seconds for each reply.
 
-    It does not try again by itself: its callers do, since they must notice a Redis that was emptied
-    meanwhile.
+    The client never repeats a command by itself. Its callers do that, because they must notice a Redis that
+    was emptied in between.
     """
+    # INVARIANT 7: every wait has a deadline
     if config.queue.url:
-        return client_of(config.queue.url, timeout=timeout)
+        return connect_to_url(config.queue.url, timeout=timeout)
     return redis.Redis(
         connection_pool=redis.ConnectionPool(
             connection_class=_EmbeddedConnection,
@@ -198,11 +174,11 @@ def connect(config: Config, *, timeout: float = 10.0) -> redis.Redis:
     )
 
 
-def client_of(address: str, *, timeout: float) -> redis.Redis:
-    """As `connect`, for the URL of a Redis.
+def connect_to_url(address: str, *, timeout: float) -> redis.Redis:
+    """Return a client as `connect` does, for the URL of a Redis.
 
     Raises:
-        ValueError: The URL cannot be read.
+        ValueError: The URL is invalid.
         TypeError: One of its parameters is unknown.
     """
     kinds = {"redis": _Connection, "rediss": _TLSConnection}
@@ -219,19 +195,19 @@ def client_of(address: str, *, timeout: float) -> redis.Redis:
 
 
 class _EmbeddedConnection(redis.connection.UnixDomainSocketConnection):
-    """The embedded server, wherever it listens when the connection is made."""
+    """A connection to the embedded server, at the path where it listens at that moment."""
 
     def __init__(self, *, data_dir: Path, **how: Any) -> None:
-        super().__init__(path=str(socket_path(data_dir)), **how)  # type: ignore[no-untyped-call]
+        super().__init__(path=str(find_socket_path(data_dir)), **how)  # type: ignore[no-untyped-call]
         self._data_dir = data_dir
 
     def _connect(self) -> socket.socket:
-        self.path = str(socket_path(self._data_dir))
+        self.path = str(find_socket_path(self._data_dir))
         return cast("socket.socket", super()._connect())  # type: ignore[no-untyped-call]
 
 
 class _Connection(redis.connection.Connection):
-    """TCP to Redis, with a deadline for the lookup of its name too, which redis-py has not."""
+    """A TCP connection to Redis. Its deadline includes the lookup of the name, unlike redis-py's."""
 
     def _connect(self) -> socket.socket:
         connected = dial_host(self.host, self.port, self.socket_connect_timeout or CONNECT_SECONDS)
@@ -241,4 +217,4 @@ class _Connection(redis.connection.Connection):
 
 
 class _TLSConnection(redis.connection.SSLConnection, _Connection):
-    """The same below TLS: `SSLConnection._connect` wraps what the next class gives."""
+    """TLS over such a connection: `SSLConnection._connect` wraps the socket of the next base class."""

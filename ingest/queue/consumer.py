@@ -14,7 +14,7 @@ import structlog
 
 from ingest.clock import unix_ms
 from ingest.log import Seldom
-from ingest.queue.client import GROUP, data_key, persisted_key, stream_key
+from ingest.queue.keys import GROUP, data_key, persisted_key, stream_key
 from ingest.spool.reference import Reference
 
 IDLE_MILLISECONDS: Final = 10_000
@@ -242,8 +242,8 @@ class Inbox:
             reference = entry.reference
             if reference.carrier == "redis":
                 if persisted:
-                    pipeline.rpush(persisted_key(reference.spool), reference.place.name)
-                pipeline.delete(data_key(reference.spool, reference.place.name))
+                    pipeline.rpush(persisted_key(reference.spool), reference.location.name)
+                pipeline.delete(data_key(reference.spool, reference.location.name))
         for stream, ids in by_stream.items():
             # XACK of an entry without a group answers 0; it is no error.
             pipeline.xack(stream, GROUP, *ids)

@@ -1,46 +1,54 @@
-"""Whether a Redis can have forgotten references that were put on its stream: it was emptied, or began anew.
+"""The queue epoch: whether Redis still has everything that was published.
 
-As long as it stands, looking for what is missing can wait: that reads the whole spool and the whole stream.
+A listener asks for the epoch before it compares the whole spool with the whole stream. While the epoch is
+unchanged, Redis cannot have lost a reference, and the comparison may wait.
 """
 
 import uuid
 
 import redis
 
-from ingest.queue.client import stream_key, witness_key
+from ingest.queue.keys import epoch_key, stream_key
 
 
-class Witness:
-    """One listener's memory of one Redis.
+class QueueEpoch:
+    """The epoch of one Redis, as one listener saw it last.
 
     Attributes:
-        key: What this listener has set there.
+        key: The key that this listener sets. It disappears when Redis is emptied.
     """
 
     def __init__(self, client: redis.Redis, spool: str) -> None:
         self._client = client
         self._stream = stream_key(spool)
-        self.key = witness_key(spool, uuid.uuid4().hex)
-        self._run = ""
-        self._added = 0
+        self.key = epoch_key(spool, uuid.uuid4().hex)
+        self._run_id = ""
+        self._entries_added = 0
 
-    def stands(self) -> bool:
-        """Whether this is the Redis of the last call, its data and our stream with it; False the first time.
+    def is_unchanged(self) -> bool:
+        """Whether Redis has run without a break since the last call, and lost neither data nor our stream.
+
+        The first call returns False.
 
         Raises:
             redis.RedisError: Redis is away.
         """
-        run = self._client.info("server").get("run_id", "")
-        there = self._client.set(self.key, 1, ex=3600, get=True)
-        added = self._entries_added()
-        stands = bool(there) and run == self._run and added >= self._added
-        self._run, self._added = run, added
-        return stands
+        # INVARIANT 2: a restart changes the run id, FLUSHDB removes the key, and a deleted stream counts
+        # anew.
+        run_id = self._client.info("server").get("run_id", "")
+        has_key = self._client.set(self.key, 1, ex=3600, get=True)
+        entries_added = self._read_entries_added()
+        is_unchanged = bool(has_key) and run_id == self._run_id and entries_added >= self._entries_added
+        self._run_id, self._entries_added = run_id, entries_added
+        return is_unchanged
 
-    def _entries_added(self) -> int:
-        """Entries that the stream ever had; 0 where there is none, or the server does not count."""
+    def _read_entries_added(self) -> int:
+        """Return the number of entries that the stream ever had.
+
+        It is 0 if there is no stream, or if the server is too old to count.
+        """
         try:
-            facts = self._client.xinfo_stream(self._stream)
+            info = self._client.xinfo_stream(self._stream)
         except redis.ResponseError:
             return 0
-        return int(facts.get("entries-added", 0))
+        return int(info.get("entries-added", 0))

@@ -1,4 +1,4 @@
-"""Partial files of a running listener that nobody writes to any more: removing them had failed."""
+"""Abandoned partial files of a running listener: their removal failed, and nobody writes to them."""
 
 import contextlib
 import os
@@ -6,51 +6,51 @@ import time
 from pathlib import Path
 from typing import Final
 
-OLD_SECONDS: Final = 10.0
-"""A file that was written to more recently is not looked at."""
+MIN_AGE_SECONDS: Final = 10.0
+"""A file that was written to more recently is ignored."""
 
 
-class ForgottenPartials:
-    """Finds and removes them, in the slot of this process.
+class AbandonedPartials:
+    """Finds and removes abandoned partial files in the slot of this process.
 
-    A partial file that is in use is open in this process until an instant before it gets its name in
-    `ready/`. One that was not open at two looks, seconds apart, is in nobody's hands.
+    A partial file in use stays open in this process until just before it gets its name in `ready/`. A file
+    that was not open at two checks, seconds apart, is therefore abandoned.
     """
 
     def __init__(self, slot: Path) -> None:
-        """Of the slot in that folder, which this process holds."""
+        """Prepare for the folder of a slot that this process holds."""
         self._folder = slot / "partial"
-        self._unheld: set[str] = set()
+        self._candidates: set[str] = set()
 
     def remove(self) -> int:
-        """Look, and remove what was not open at the look before either; returns how many."""
-        old = self._old()
-        held = _open_files() if old else set()
-        unheld = {name for name, file in old.items() if file not in held}
+        """Check the folder, and remove files that were not open at the last check either; return how many."""
+        old = self._list_old()
+        open_files = _list_open_files() if old else set()
+        candidates = {name for name, file in old.items() if file not in open_files}
         removed = 0
-        for name in unheld & self._unheld:
+        for name in candidates & self._candidates:
             with contextlib.suppress(OSError):
                 (self._folder / name).unlink()
                 removed += 1
-        self._unheld = unheld
+        self._candidates = candidates
         return removed
 
-    def _old(self) -> dict[str, tuple[int, int]]:
-        before, found = time.time() - OLD_SECONDS, {}
+    def _list_old(self) -> dict[str, tuple[int, int]]:
+        before, found = time.time() - MIN_AGE_SECONDS, {}
         with contextlib.suppress(OSError), os.scandir(self._folder) as entries:
             for entry in entries:
                 with contextlib.suppress(FileNotFoundError):
-                    facts = entry.stat(follow_symlinks=False)
-                    if facts.st_mtime < before:
-                        found[entry.name] = facts.st_dev, facts.st_ino
+                    status = entry.stat(follow_symlinks=False)
+                    if status.st_mtime < before:
+                        found[entry.name] = status.st_dev, status.st_ino
         return found
 
 
-def _open_files() -> set[tuple[int, int]]:
-    """Devices and inodes of all files that are open in this process."""
+def _list_open_files() -> set[tuple[int, int]]:
+    """Return device and inode of each file that is open in this process."""
     found = set()
     for number in os.listdir("/proc/self/fd"):
         with contextlib.suppress(OSError):
-            facts = os.fstat(int(number))
-            found.add((facts.st_dev, facts.st_ino))
+            status = os.fstat(int(number))
+            found.add((status.st_dev, status.st_ino))
     return found

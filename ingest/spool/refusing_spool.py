@@ -1,7 +1,7 @@
-"""A spool in memory for a listener that can only refuse, while its own cannot be used.
+"""A spool in memory, for a listener whose own spool cannot be used.
 
-Nothing is ever committed to it: a listener without a spool answers every association with a transient
-rejection, which a sender repeats later, instead of leaving it without an answer.
+The listener commits nothing to it. It answers every association with a transient rejection, and the sender
+repeats the association later. Without this spool the sender would get no answer at all.
 """
 
 import contextlib
@@ -15,11 +15,12 @@ from ingest.filesystem.calls import TROUBLE
 from ingest.spool.spool import Spool
 
 
-def passes(error: BaseException | None) -> bool:
-    """Whether what a spool cannot be used for is over some day: a full or failing disk, a mount that is away.
+def is_temporary(error: BaseException | None) -> bool:
+    """Whether a failure to open the spool may end by itself: a full or failing disk, or an absent mount.
 
-    Anything else is a fault of the configuration.
+    Any other failure is a fault of the configuration.
     """
+    # INVARIANT 8: only a wrong configuration stops the node
     while error is not None:
         if isinstance(error, SpoolMissingError) or (isinstance(error, OSError) and error.errno in TROUBLE):
             return True
@@ -28,13 +29,13 @@ def passes(error: BaseException | None) -> bool:
 
 
 @contextlib.contextmanager
-def stand_in() -> Iterator[Spool]:
-    """An empty spool in memory, or in the temporary folder; gone afterwards.
+def open_refusing_spool() -> Iterator[Spool]:
+    """Yield an empty spool in memory or in the temporary folder, and remove it afterwards.
 
     Raises:
         SpoolError: No folder can be written to.
     """
-    folder = _folder()
+    folder = _make_folder()
     try:
         spool = Spool.claim(folder, durable=False)
         try:
@@ -45,7 +46,7 @@ def stand_in() -> Iterator[Spool]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _folder() -> Path:
+def _make_folder() -> Path:
     for parent in ("/dev/shm", None):  # noqa: S108 - mkdtemp makes it private
         with contextlib.suppress(OSError):
             return Path(tempfile.mkdtemp(prefix="dicom-ingest-", dir=parent))

@@ -1,66 +1,74 @@
-"""Segments: preallocated files of the spool that keep many small instances each, and how they are read.
+"""Segments: preallocated spool files that hold many small instances each, and the reader of these files.
 
 ```
-L<n>/segments/<name>.seg      of a fixed size; written over again, under a new name, when all is done
-L<n>/segments/<name>.tmp      being made, or kept to be used; worthless once the slot's lock is free
+L<n>/segments/<name>.seg      has a fixed size; reused under a new name when all its records are persisted
+L<n>/segments/<name>.tmp      is being created, or kept as a spare; worthless once the slot's lock is free
 L<n>/segments/<name>.damaged  holds records that cannot be read any more; kept for a person
 ```
 
-All numbers are little endian. Records come first, then a page for the trailer, then the marks: from
-`MARKS_AT` on, 8 bytes for each record in their order.
+`ext/segment.pyx` writes segments. Both files use the same names for the offsets below. All numbers are little
+endian. The records come first, then one page for the trailer, then the marks. The marks begin at `MARKS_AT`
+and have 8 bytes for each record, in the order of the records.
 
-A record begins at a multiple of 64: a header, then a Part 10 file.
+A record begins at a multiple of `ALIGNMENT`, with a header of 64 bytes. The Part 10 file follows.
 
-```
- 0  8  DIRECORD
- 8  8  the segment: the number that its name begins with; records of the file's earlier life have another
-16  8  length of the Part 10 file in bytes
-24  4  CRC-32C of the Part 10 file
-28  4  flags: 3
-32  8  when it was received, in Unix milliseconds
-40  4  CRC-32 of all before
-44  4  number of the record within the segment, from 0
-48  4  where this header begins
-52  4  how many records of the segment were promised when this header was written
-56  4  CRC-32C of all before
-60  4  zero
-```
+| offset | name | bytes | contents |
+|---|---|---|---|
+| 0 | `MAGIC_AT` | 8 | `DIRECORD` |
+| 8 | `SEGMENT_NUMBER_AT` | 8 | number of the segment, with which its name begins; new for each reuse |
+| 16 | `LENGTH_AT` | 8 | length of the Part 10 file in bytes |
+| 24 | `DATA_CRC_AT` | 4 | CRC-32C of the Part 10 file |
+| 28 | `FLAGS_AT` | 4 | flags: 3 |
+| 32 | `RECEIVED_AT` | 8 | time of arrival in Unix milliseconds |
+| 40 | `FIRST_CRC_AT` | 4 | CRC-32 of all bytes before |
+| 44 | `RECORD_NUMBER_AT` | 4 | number of the record within the segment, from 0 |
+| 48 | `HEADER_OFFSET_AT` | 4 | offset of this header in the segment |
+| 52 | `COMMITTED_AT` | 4 | number of records that were committed when this header was written |
+| 56 | `SECOND_CRC_AT` | 4 | CRC-32C of all bytes before |
+| 60 | | 4 | zero |
 
-The mark of a record that store and ledger have:
+The mark of a persisted record:
 
-```
- 0  4  DONE
- 4  4  CRC-32C of the segment (8 bytes) and the number of the record (4 bytes)
-```
+| offset | name | bytes | contents |
+|---|---|---|---|
+| 0 | | 4 | `DONE` |
+| 4 | `MARK_CRC_AT` | 4 | CRC-32C of the number of the segment (8 bytes) and of the record (4 bytes) |
 
-The trailer stands at the first page behind the last group:
+The trailer begins at the first page after the last group:
 
-```
- 0  8  DICOMMIT
- 8  8  the segment
-16  4  how many records are promised
-20  4  flags; 0: nothing was promised behind this
-24  4  CRC-32C of all before
-```
+| offset | name | bytes | contents |
+|---|---|---|---|
+| 0 | | 8 | `DICOMMIT` |
+| 8 | `TRAILER_SEGMENT_AT` | 8 | number of the segment |
+| 16 | `TRAILER_COUNT_AT` | 4 | number of committed records |
+| 20 | `TRAILER_FLAGS_AT` | 4 | flags; 1: nothing follows |
+| 24 | `TRAILER_CRC_AT` | 4 | CRC-32C of all bytes before |
 
-**Nothing that was promised is written again.** A group of records begins at a multiple of 4096 and is written
-only once the group before it is durable. Marks lie in pages of their own: a power cut while such a page is
-written may forget marks, which has records persisted once more, and a page of garbage is no mark.
+**Committed bytes are never written again.** A group of records begins at a multiple of 4096. It is written
+only after the group before it is durable. The marks lie on pages of their own. A power cut during a write to
+such a page may lose marks, and the records are then persisted once more. A page of garbage is no mark.
 
-**What a record proves.** Groups come one after the other. A header that can be read says that so many records
-before it were promised; with page-cache durability it counts itself, since the answer follows at once. The
-trailer says the same of the last group. It is not waited for: in the seconds after the last group a power cut
-may lose it. A record that is not whole is *damaged* if it is proved to be promised. It is *doubtful* if
-nothing proves it and its writer is gone. It was never promised if its writer is still at it, or if a closing
-trailer leaves it out. Damaged and doubtful records are kept, and a person is told.
+**What a header proves.** Groups are written one after the other, and each header states how many records were
+committed before it. With page-cache durability that number includes the record itself, because the response
+follows at once. The trailer states the same for the last group. Nobody waits for the trailer to become
+durable, so a power cut within seconds of the last group may lose it.
 
-The first layout has flags 0 or 1, nothing from byte 44 on, and the mark in byte 63 (1: done). Its CRC of the
-Part 10 file is a CRC-32, or missing with flag 1. Records of that layout are still read and marked. Flag 1 in
-today's layout lets the version before read these records as such without a CRC.
+A record with wrong bytes is one of these:
 
-A record is read, and marked, under a shared lock of its segment; the writer holds one too. A process that
-removes the file or gives it a new name takes the exclusive one first: otherwise a slow worker could mark as
-done what was written there since.
+- *damaged*, if a later header or the trailer proves that it was committed;
+- *doubtful*, if nothing proves that and its writer is gone;
+- not committed, if its writer still runs, or if a closing trailer does not count it.
+
+Damaged and doubtful records are kept, and a person is told.
+
+**The first layout** had flags 0 or 1, nothing from byte 44 on, and the mark in byte 63 (`FIRST_MARK_AT`; 1
+means persisted). Its `DATA_CRC_AT` holds a CRC-32, or nothing if flag 1 is set. Records of that layout are
+still read and marked. Today's layout also sets flag 1, so the program version before reads its records
+without a CRC.
+
+**Locks.** The writer and every reader hold a shared lock on the segment (INVARIANT 3). A process that removes
+the file or renames it must hold the exclusive lock. Without the locks a slow worker could mark a record that
+was written there since (INVARIANT 14).
 """
 
 import contextlib
@@ -71,6 +79,7 @@ import struct
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from enum import StrEnum
 from pathlib import Path
 from typing import Final, NamedTuple, Self
 
@@ -78,57 +87,85 @@ from ingest.ext.checksum import crc32c
 from ingest.ext.segment import SEGMENT_BYTES
 
 FOLDER: Final = "segments"
-NAME: Final = re.compile(r"[0-9a-f]{16}-[0-9a-f]+\.seg")
-PLACE: Final = re.compile(rf"L[0-9]+/{FOLDER}/{NAME.pattern}")
-"""What the place of a segment in the spool looks like."""
+SEGMENT_NAME: Final = re.compile(r"[0-9a-f]{16}-[0-9a-f]+\.seg")
+SEGMENT_PATH: Final = re.compile(rf"L[0-9]+/{FOLDER}/{SEGMENT_NAME.pattern}")
+"""Pattern of the path of a segment, below the folder of the spool."""
 
+NUMBER_DIGITS: Final = 16
+"""Hexadecimal digits at the beginning of the name of a segment: its number."""
+
+# The header of a record.
 MAGIC: Final = b"DIRECORD"
+MAGIC_AT: Final = 0
+SEGMENT_NUMBER_AT: Final = 8
+LENGTH_AT: Final = 16
+DATA_CRC_AT: Final = 24
+FLAGS_AT: Final = 28
+RECEIVED_AT: Final = 32
+FIRST_CRC_AT: Final = 40
+RECORD_NUMBER_AT: Final = 44
+HEADER_OFFSET_AT: Final = 48
+COMMITTED_AT: Final = 52
+SECOND_CRC_AT: Final = 56
+FIRST_MARK_AT: Final = 63
 HEADER_BYTES: Final = 64
 ALIGNMENT: Final = 64
 PAGE_BYTES: Final = 4096
+
 WITHOUT_CRC: Final = 1
-"""Flag of a record that was written after its data, in the first layout."""
+"""Flag of a record of the first layout that has no CRC of its data."""
 
 SECOND_LAYOUT: Final = 2
 """Flag of a record of today's layout."""
 
+# The marks.
+MARK_MAGIC: Final = b"DONE"
+MARK_CRC_AT: Final = 4
 MARK_BYTES: Final = 8
 RECORDS_MAX: Final = 16384
 MARKS_AT: Final = SEGMENT_BYTES - MARK_BYTES * RECORDS_MAX
 
+# The trailer.
 TRAILER_MAGIC: Final = b"DICOMMIT"
+TRAILER_SEGMENT_AT: Final = 8
+TRAILER_COUNT_AT: Final = 16
+TRAILER_FLAGS_AT: Final = 20
+TRAILER_CRC_AT: Final = 24
 CLOSED: Final = 1
-
-DAMAGE: Final = "damaged in the spool"
-"""What notes of instances begin with whose record was not what had been received."""
+"""Flag of a trailer: the writer has left the segment, and nothing follows."""
 
 WINDOW: Final = 1 << 20
-"""Bytes that are read at once: each read gives up the interpreter's lock, and may wait for it."""
+"""Bytes of one read. Each read releases the interpreter lock and may wait to get it back."""
 
-_HEADER: Final = struct.Struct("<8sQQLLQL")
-_COVERED: Final = _HEADER.size - 4
-_SECOND: Final = struct.Struct("<LLLL")
-_SECOND_COVERED: Final = _HEADER.size + _SECOND.size - 4
+_HEADER: Final = struct.Struct("<8sQQLLQL")  # up to FIRST_CRC_AT, which it includes
+_SECOND: Final = struct.Struct("<LLLL")  # from RECORD_NUMBER_AT to SECOND_CRC_AT
 _TRAILER: Final = struct.Struct("<8sQLLL")
-_TRAILER_COVERED: Final = _TRAILER.size - 4
-_OWNER: Final = struct.Struct("<QL")
-_DONE: Final = HEADER_BYTES - 1
+_MARK_OWNER: Final = struct.Struct("<QL")
 
 _BEGINNING: Final = re.compile(b"DI(?:RECORD|COMMIT)")
 
 
+class RecordDamage(StrEnum):
+    """Why a record with wrong bytes counts as damaged; the value is the explanation for people."""
+
+    ACKNOWLEDGED = "it was acknowledged, and its bytes are not those that were received any more"
+    DOUBTFUL = "its bytes are not those that were received; whether it was acknowledged cannot be told"
+
+
 class Record(NamedTuple):
-    """What a header says.
+    """The contents of one header.
 
     Attributes:
-        offset: Of the first byte of the Part 10 file, as references have it; the header lies before it.
+        offset: Offset of the first byte of the Part 10 file, as references have it. The header lies before
+            it.
         length: Bytes of the Part 10 file.
-        crc: Its checksum.
-        flags: Which layout it has, and whether there is a checksum.
-        received_ms: When it was received, in Unix milliseconds.
-        done: Whether store and ledger have it.
-        number: Of the record within its segment; -1 in the first layout.
-        promised: How many records were promised when it was written; 0 in the first layout.
+        crc: Checksum of the Part 10 file.
+        flags: `SECOND_LAYOUT`, `WITHOUT_CRC`.
+        received_ms: Time of arrival, in Unix milliseconds.
+        is_persisted: Whether the record is marked: store and ledger have the instance.
+        number: Number of the record within its segment; -1 in the first layout.
+        committed_before: Number of records that were committed when this one was written; 0 in the first
+            layout.
     """
 
     offset: int
@@ -136,35 +173,35 @@ class Record(NamedTuple):
     crc: int
     flags: int
     received_ms: int
-    done: bool
+    is_persisted: bool
     number: int = -1
-    promised: int = 0
+    committed_before: int = 0
 
     @property
-    def checked(self) -> bool:
-        """Whether it has a checksum."""
+    def has_checksum(self) -> bool:
+        """Whether the header holds a checksum of the Part 10 file."""
         return self.number >= 0 or not self.flags & WITHOUT_CRC
 
-    def holds(self, data: bytes | memoryview) -> bool:
-        """Whether these bytes are those that were written, as far as that can be told."""
+    def matches(self, data: bytes | memoryview) -> bool:
+        """Whether these bytes are those that were written; compares only their number without a checksum."""
         if len(data) != self.length:
             return False
         if self.number >= 0:
             return crc32c(data) == self.crc
-        return not self.checked or zlib.crc32(data) == self.crc
+        return not self.has_checksum or zlib.crc32(data) == self.crc
 
 
 @dataclass(slots=True)
-class Examined:
-    """All of a segment, once.
+class SegmentReport:
+    """The state of all records of a segment.
 
     Attributes:
-        waiting: Records that are whole, or that the disk does not give now, and are not done.
-        damaged: Records that are proved to be promised, are not whole and not done.
-        doubtful: Likewise, but nothing proves that they were promised.
-        missing: Numbers of records that are not done and whose header cannot be read; damaged or doubtful.
-        promised: How many records are proved to be promised, missing ones included.
-        is_unreadable: Whether the disk refused to give a part of it.
+        waiting: Records that are not persisted, and whose bytes are right or cannot be read now.
+        damaged: Records that are not persisted, whose bytes are wrong, and that were certainly committed.
+        doubtful: The same, but nothing proves that they were committed.
+        missing: Numbers of records that are not persisted and whose header is lost; damaged or doubtful.
+        committed_count: How many records were certainly committed, missing ones included.
+        is_unreadable: Whether the disk failed to read a part of the segment.
         is_cut: Whether the file is shorter than a segment.
     """
 
@@ -172,36 +209,36 @@ class Examined:
     damaged: list[Record] = field(default_factory=list)
     doubtful: list[Record] = field(default_factory=list)
     missing: list[int] = field(default_factory=list)
-    promised: int = 0
+    committed_count: int = 0
     is_unreadable: bool = False
     is_cut: bool = False
 
     @property
-    def is_done(self) -> bool:
+    def is_disposable(self) -> bool:
         """Whether nothing of the segment is needed any more."""
         return not self.waiting and not self.is_unreadable and not self.is_broken
 
     @property
     def is_broken(self) -> bool:
-        """Whether something of it has to be kept for a person."""
+        """Whether a part of the segment must be kept for a person."""
         return bool(self.damaged or self.doubtful or self.missing or self.is_cut)
 
 
 class Segment:
-    """One segment, open and kept from being used again until it is closed."""
+    """One open segment. While it is open, nobody can remove, rename or overwrite it."""
 
     def __init__(self, path: str | os.PathLike[str], *, marking: bool = False) -> None:
-        """Open and lock it; waits while another process gives it a new name.
+        """Open and lock a segment; wait while another process renames it.
 
         Args:
-            path: Where it is.
-            marking: Whether records are to be marked, not only read.
+            path: The file.
+            marking: Whether the caller will mark records as persisted.
 
         Raises:
-            FileNotFoundError: It is not there, or has been used again.
-            OSError: It cannot be opened.
+            FileNotFoundError: The segment is gone, or was reused under another name.
+            OSError: The file cannot be opened.
         """
-        self.number = int(os.path.basename(path)[:16], 16)
+        self.number = int(os.path.basename(path)[:NUMBER_DIGITS], 16)
         self._path = path
         self.fd = os.open(path, (os.O_RDWR if marking else os.O_RDONLY) | os.O_CLOEXEC | os.O_NOFOLLOW)
         try:
@@ -218,13 +255,13 @@ class Segment:
         self.close()
 
     def close(self) -> None:
-        """Let it be used again, once all is done."""
+        """Close and unlock the segment."""
         os.close(self.fd)
 
     def read(self, offset: int, length: int) -> tuple[Record, memoryview] | None:
-        """The record whose Part 10 file has this place, and that file; None where no such record waits.
+        """Return a waiting record and its Part 10 file; None if no record waits at exactly this location.
 
-        The checksum is the caller's to compare (`Record.holds`).
+        The caller must compare the checksum (`Record.matches`).
 
         Raises:
             OSError: The disk is failing.
@@ -233,64 +270,64 @@ class Segment:
             return None
         found = memoryview(os.pread(self.fd, HEADER_BYTES + length, offset - HEADER_BYTES))
         record = self._parse(found, offset)
-        if record is None or record.length != length or self._is_done(record):
+        if record is None or record.length != length or self._is_persisted(record):
             return None
         return record, found[HEADER_BYTES:]
 
     def records(self) -> Iterator[Record]:
-        """All records that can be read, in the order of their places, done or not, whole or not."""
-        for record, _ in _Walk(self):
+        """Yield all records with a readable header, by offset: waiting, persisted, right and wrong ones."""
+        for record, _ in _RecordScan(self):
             yield record
 
-    def examine(self) -> Examined:
-        """Look at all of it.
+    def examine(self) -> SegmentReport:
+        """Read the whole segment and report the state of its records.
 
         Raises:
-            FileNotFoundError: It has been used again meanwhile.
+            FileNotFoundError: The segment was reused in between.
         """
-        walk, found, torn = _Walk(self), Examined(is_cut=self.size < SEGMENT_BYTES), list[Record]()
+        scan, found, torn = _RecordScan(self), SegmentReport(is_cut=self.size < SEGMENT_BYTES), list[Record]()
         seen: set[int] = set()
         last_group = 0
-        for record, data in walk:
+        for record, data in scan:
             seen.add(record.number)
-            found.promised = max(found.promised, record.promised)
-            whole = data is None or record.holds(data)
-            if record.number < 0 and whole and record.offset % PAGE_BYTES == HEADER_BYTES:
-                last_group = (
-                    record.offset
-                )  # in the first layout, too, a group is written after the one before
-            if not record.done and whole:
+            found.committed_count = max(found.committed_count, record.committed_before)
+            is_whole = data is None or record.matches(data)
+            if record.number < 0 and is_whole and record.offset % PAGE_BYTES == HEADER_BYTES:
+                # Groups of the first layout also follow each other: this one proves all groups before it.
+                last_group = record.offset
+            if not record.is_persisted and is_whole:
                 found.waiting.append(record)
-            elif not record.done:
+            elif not record.is_persisted:
                 torn.append(record)
-        found.promised = max(found.promised, walk.promised)
-        found.is_unreadable = walk.is_unreadable
-        count = max(found.promised, max(seen, default=-1) + 1, walk.suspected)
-        missing = [number for number in range(count) if number not in seen and not walk.is_marked(number)]
-        found.damaged = [record for record in torn if _is_proved(record, found.promised, last_group)]
-        found.missing = [number for number in missing if number < found.promised]
-        if walk.is_closed or (len(torn), len(missing)) == (len(found.damaged), len(found.missing)):
+        found.committed_count = max(found.committed_count, scan.committed_count)
+        found.is_unreadable = scan.is_unreadable
+        count = max(found.committed_count, max(seen, default=-1) + 1, scan.suspected)
+        missing = [number for number in range(count) if number not in seen and not scan.is_marked(number)]
+        found.damaged = [record for record in torn if _is_proved(record, found.committed_count, last_group)]
+        found.missing = [number for number in missing if number < found.committed_count]
+        if scan.is_closed or (len(torn), len(missing)) == (len(found.damaged), len(found.missing)):
             return found
-        if not self._is_held_by_others():
+        # Nothing proves the rest. While the writer runs, such records were simply not committed yet.
+        if not self._is_locked_by_others():
             found.doubtful = [record for record in torn if record not in found.damaged]
             found.missing = missing
         return found
 
     def waiting(self) -> Iterator[Record]:
-        """What waits, is whole, and so may have been promised."""
+        """Yield the records that wait and are whole, and so may have been committed."""
         yield from self.examine().waiting
 
-    def waits(self, offset: int) -> bool:
-        """Whether a record lies there and is not done, whole or torn.
+    def is_waiting(self, offset: int) -> bool:
+        """Whether a record at this offset waits, with right or wrong bytes.
 
         Raises:
             OSError: The disk is failing.
         """
         record = self._record(offset)
-        return record is not None and not self._is_done(record)
+        return record is not None and not self._is_persisted(record)
 
-    def mark_done(self, offset: int) -> bool:
-        """Say that store and ledger have what lies there; False where no record of this segment lies.
+    def mark_persisted(self, offset: int) -> bool:
+        """Mark a record as persisted; return False if no record of this segment lies at this offset.
 
         Raises:
             OSError: The disk is failing.
@@ -299,23 +336,23 @@ class Segment:
         if record is None:
             return False
         if record.number < 0:
-            os.pwrite(self.fd, b"\x01", offset - HEADER_BYTES + _DONE)
+            os.pwrite(self.fd, b"\x01", offset - HEADER_BYTES + FIRST_MARK_AT)
         else:
-            os.pwrite(self.fd, mark(self.number, record.number), MARKS_AT + MARK_BYTES * record.number)
+            os.pwrite(self.fd, encode_mark(self.number, record.number), MARKS_AT + MARK_BYTES * record.number)
         return True
 
-    def judge(self, record: Record) -> str:
-        """Why a record that is not whole may be taken for damaged; an empty string while it may not.
+    def classify_damage(self, record: Record) -> RecordDamage | None:
+        """Return why a record with wrong bytes counts as damaged; None if its writer may still complete it.
 
         Raises:
-            FileNotFoundError: The segment has been used again meanwhile.
+            FileNotFoundError: The segment was reused in between.
         """
         found = self.examine()
         if record in found.damaged:
-            return "it was acknowledged, and its bytes are not those that were received any more"
+            return RecordDamage.ACKNOWLEDGED
         if record in found.doubtful:
-            return "its bytes are not those that were received; whether it was acknowledged cannot be told"
-        return ""
+            return RecordDamage.DOUBTFUL
+        return None
 
     def _record(self, offset: int) -> Record | None:
         if not self._may_begin(offset):
@@ -328,49 +365,53 @@ class Segment:
     def _may_begin(self, offset: int) -> bool:
         return offset % ALIGNMENT == 0 and HEADER_BYTES <= offset < self.size
 
-    def _is_done(self, record: Record) -> bool:
+    def _is_persisted(self, record: Record) -> bool:
         if record.number < 0:
-            return record.done
+            return record.is_persisted
         found = b""
-        with contextlib.suppress(OSError):  # persisted once more, rather than never
+        # If the mark cannot be read, the record is persisted once more. That is better than never.
+        with contextlib.suppress(OSError):
             found = os.pread(self.fd, MARK_BYTES, MARKS_AT + MARK_BYTES * record.number)
-        return found == mark(self.number, record.number)
+        return found == encode_mark(self.number, record.number)
 
-    def _is_held_by_others(self) -> bool:
-        """Whether the writer or another reader is at it.
+    def _is_locked_by_others(self) -> bool:
+        """Whether the writer or another reader has the segment open.
 
         Raises:
-            FileNotFoundError: It was used again, since our own lock is given up in between.
+            FileNotFoundError: The segment was reused. flock(2) gives up our shared lock before it takes the
+                exclusive one, so another process may come in between.
         """
         try:
             fcntl.flock(self.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            held = True
+            is_locked = True
         else:
-            held = False
+            is_locked = False
         self._lock()
-        return held
+        return is_locked
 
     def _lock(self) -> None:
+        # The file may have been renamed between open and lock. INVARIANT 14: never read it under its old
+        # name.
         fcntl.flock(self.fd, fcntl.LOCK_SH)
         if not os.path.samestat(os.fstat(self.fd), os.stat(self._path, follow_symlinks=False)):
-            raise FileNotFoundError(f"{self._path} has got another name")
+            raise FileNotFoundError(f"{self._path} was renamed")
 
 
-class _Walk:
-    """The records of a segment in the order of their places, and what else is found on the way.
+class _RecordScan:
+    """Iterates over the records of a segment by offset, and keeps what else it finds.
 
-    Each comes with its bytes, or None if the disk does not give these.
+    Each record comes with its bytes, or with None if the disk fails to read them.
 
     Attributes:
-        promised: What the trailer says, if there is one.
-        is_closed: Whether it says that nothing was promised behind it.
-        suspected: Records that there are at least, if one of the last has lost its header.
-        is_unreadable: Whether the disk refused to give a part.
+        committed_count: Number of committed records according to the trailer; 0 without a trailer.
+        is_closed: Whether the trailer states that nothing follows.
+        suspected: Minimum number of records, if one of the last records has lost its header.
+        is_unreadable: Whether the disk failed to read a part.
     """
 
     def __init__(self, segment: Segment) -> None:
-        self.promised = self.suspected = 0
+        self.committed_count = self.suspected = 0
         self.is_closed = self.is_unreadable = False
         self._segment = segment
         self._marks = b""
@@ -380,13 +421,13 @@ class _Walk:
             self.is_unreadable = True
 
     def is_marked(self, number: int) -> bool:
-        """Whether a record of today's layout is done."""
+        """Whether a record of today's layout is marked as persisted."""
         at = MARK_BYTES * number
-        return self._marks[at : at + MARK_BYTES] == mark(self._segment.number, number)
+        return self._marks[at : at + MARK_BYTES] == encode_mark(self._segment.number, number)
 
     def __iter__(self) -> Iterator[tuple[Record, memoryview | None]]:
         window, at, next_number = _Window(self._segment.fd), 0, 0
-        expected = {0}  # places where the next header may begin
+        expected = {0}  # offsets where the next header may begin
         while at + HEADER_BYTES <= self._segment.size:
             try:
                 header = window.view(at, HEADER_BYTES)
@@ -408,7 +449,7 @@ class _Walk:
 
     def _with_data(self, record: Record, window: "_Window") -> tuple[Record, memoryview | None]:
         if record.number >= 0:
-            record = record._replace(done=self.is_marked(record.number))
+            record = record._replace(is_persisted=self.is_marked(record.number))
         try:
             return record, window.view(record.offset, record.length)
         except OSError:
@@ -416,7 +457,7 @@ class _Walk:
             return record, None
 
     def _next_beginning(self, window: "_Window", at: int, expected: set[int]) -> int:
-        """The next place where a header or a trailer may begin."""
+        """Return the next offset where a header or a trailer may begin."""
         while at < self._segment.size:
             try:
                 data = window.from_here(at)
@@ -427,29 +468,30 @@ class _Walk:
             if not data:
                 break
             found = [at + match.start() for match in _BEGINNING.finditer(data)]
-            places = [place for place in found if place % ALIGNMENT == 0]
-            places += [place for place in expected if at <= place < at + len(data)]
-            if places:
-                return min(places)
-            at += len(data)  # a multiple of ALIGNMENT: no beginning is cut in two
+            offsets = [offset for offset in found if offset % ALIGNMENT == 0]
+            offsets += [offset for offset in expected if at <= offset < at + len(data)]
+            if offsets:
+                return min(offsets)
+            at += len(data)  # a multiple of ALIGNMENT, so no beginning is cut in two
         return self._segment.size
 
     def _read_trailer(self, header: memoryview) -> None:
         magic, number, count, flags, crc = _TRAILER.unpack_from(header)
         is_own = magic == TRAILER_MAGIC and number == self._segment.number and count <= RECORDS_MAX
-        if is_own and crc32c(header[:_TRAILER_COVERED]) == crc:
-            self.promised, self.is_closed = count, bool(flags & CLOSED)
+        if is_own and crc32c(header[:TRAILER_CRC_AT]) == crc:
+            self.committed_count, self.is_closed = count, bool(flags & CLOSED)
 
     def _resembles(self, header: memoryview, at: int) -> bool:
-        """Whether this was a header of the segment's own before some bits of it were changed."""
+        """Whether these bytes were a header of this segment before a few of them changed."""
         own = MAGIC + struct.pack("<Q", self._segment.number)
-        differing = sum(found != ours for found, ours in zip(header[:16], own, strict=True))
-        earlier = int.from_bytes(header[8:16], "little")
+        differing = sum(found != ours for found, ours in zip(header[:LENGTH_AT], own, strict=True))
+        earlier = int.from_bytes(header[SEGMENT_NUMBER_AT:LENGTH_AT], "little")
+        # A valid header of an earlier life of the file differs in its number only, and is no damage.
         return differing <= 2 and _parse(header, at + HEADER_BYTES, earlier) is None
 
 
 class _Window:
-    """A file, read in large steps."""
+    """Reads a file in large steps."""
 
     def __init__(self, fd: int) -> None:
         self._fd = fd
@@ -457,79 +499,82 @@ class _Window:
         self._data = memoryview(b"")
 
     def view(self, offset: int, length: int) -> memoryview:
-        """The bytes there; fewer at the end of the file.
+        """Return bytes of the file; fewer at its end.
 
         Raises:
-            OSError: The disk does not give them.
+            OSError: The disk fails to read them.
         """
         start = offset - self._start
         if start < 0 or start + length > len(self._data):
             try:
                 self._data = memoryview(os.pread(self._fd, max(length, WINDOW), offset))
             except OSError:
-                # A page that cannot be read keeps back no others.
+                # The window holds an unreadable page. Read only what was asked for, so that other pages can
+                # be read.
                 self._data = memoryview(os.pread(self._fd, length, offset))
             self._start, start = offset, 0
         return self._data[start : start + length]
 
     def from_here(self, offset: int) -> memoryview:
-        """All that is at hand from there on, whole multiples of ALIGNMENT; empty at the end of the file.
+        """Return the rest of the window in units of ALIGNMENT; empty at the end of the file.
 
         Raises:
-            OSError: The disk does not give it.
+            OSError: The disk fails to read it.
         """
         data = self.view(offset, PAGE_BYTES)
         data = self._data[offset - self._start :]
         return data[: len(data) // ALIGNMENT * ALIGNMENT]
 
 
-def mark(segment: int, number: int) -> bytes:
-    """What says in a segment that a record is done."""
-    return b"DONE" + crc32c(_OWNER.pack(segment, number)).to_bytes(4, "little")
+def encode_mark(segment: int, number: int) -> bytes:
+    """Return the mark of a persisted record."""
+    # INVARIANT 14: the CRC binds the mark to one life of the file. A mark of an earlier life is no mark.
+    return MARK_MAGIC + crc32c(_MARK_OWNER.pack(segment, number)).to_bytes(4, "little")
 
 
-def walk(path: str | os.PathLike[str]) -> Iterator[Record]:
-    """All records of a segment, as `Segment.records`; none where it is gone."""
+def read_records(path: str | os.PathLike[str]) -> Iterator[Record]:
+    """Yield all records of a segment as `Segment.records` does; nothing if the segment is gone."""
     with contextlib.suppress(FileNotFoundError), Segment(path) as segment:
         yield from segment.records()
 
 
-def mark_done(path: str | os.PathLike[str], offset: int) -> bool:
-    """As `Segment.mark_done`, for one of them; False where the segment is gone, too."""
+def mark_persisted(path: str | os.PathLike[str], offset: int) -> bool:
+    """Mark one record as `Segment.mark_persisted` does; return False if the segment is gone."""
     try:
         with Segment(path, marking=True) as segment:
-            return segment.mark_done(offset)
+            return segment.mark_persisted(offset)
     except FileNotFoundError:
         return False
 
 
-def names(slot: Path) -> list[str]:
-    """The segments of a slot, oldest first."""
+def list_segments(slot: Path) -> list[str]:
+    """Return the names of the segments of a slot, oldest first."""
     with contextlib.suppress(FileNotFoundError):
-        return sorted(name for name in os.listdir(slot / FOLDER) if NAME.fullmatch(name))
+        return sorted(name for name in os.listdir(slot / FOLDER) if SEGMENT_NAME.fullmatch(name))
     return []
 
 
 def _parse(header: memoryview, offset: int, number: int) -> Record | None:
-    """The record whose header this is, of the segment with this number; otherwise None."""
+    """Return the record of a header; None if the bytes are no header of the segment with this number."""
     if len(header) < HEADER_BYTES:
         return None
     magic, segment, length, crc, flags, received_ms, header_crc = _HEADER.unpack_from(header)
     if magic != MAGIC or segment != number or not 0 < length <= SEGMENT_BYTES - offset:
         return None
     if not flags & SECOND_LAYOUT:
-        if zlib.crc32(header[:_COVERED]) != header_crc:
+        if zlib.crc32(header[:FIRST_CRC_AT]) != header_crc:
             return None
-        return Record(offset, length, crc, flags, received_ms, header[_DONE] == 1)
-    own, place, promised, second_crc = _SECOND.unpack_from(header, _HEADER.size)
-    if crc32c(header[:_SECOND_COVERED]) != second_crc or own >= RECORDS_MAX or place != offset - HEADER_BYTES:
+        return Record(offset, length, crc, flags, received_ms, header[FIRST_MARK_AT] == 1)
+    own, header_offset, committed, second_crc = _SECOND.unpack_from(header, RECORD_NUMBER_AT)
+    is_own = own < RECORDS_MAX and header_offset == offset - HEADER_BYTES
+    if crc32c(header[:SECOND_CRC_AT]) != second_crc or not is_own:
         return None
-    return Record(offset, length, crc, flags, received_ms, False, own, promised)
+    return Record(offset, length, crc, flags, received_ms, False, own, committed)
 
 
-def _is_proved(record: Record, promised: int, last_group: int) -> bool:
-    """Whether a record was promised: groups are written one after the other."""
-    return record.offset < last_group if record.number < 0 else record.number < promised
+def _is_proved(record: Record, committed_count: int, last_group: int) -> bool:
+    """Whether a record was certainly committed, because something was written after its group."""
+    return record.offset < last_group if record.number < 0 else record.number < committed_count
 
 
 def _up(offset: int, to: int) -> int:

@@ -1,7 +1,7 @@
-"""Upkeep of segments: those whose records are all done are used again or removed, broken ones are kept.
+"""Upkeep of segments: reuses or removes those whose records are all persisted, and keeps damaged ones.
 
-A record that never gets done keeps its own segment, and no other: the writer goes on in new ones. A segment
-with something that cannot be read any more is renamed once everything else in it is done, and is never used
+A record that cannot be persisted keeps its own segment and no other, because the writer continues in new
+ones. A segment with unreadable records is renamed once all other records are persisted. It is never used
 again.
 """
 
@@ -19,35 +19,35 @@ import structlog
 from ingest.alarms import clear_alarm, raise_alarm
 from ingest.ext.segment import SEGMENT_BYTES, Segments
 from ingest.spool import segment
-from ingest.spool.segment import Examined, Segment
+from ingest.spool.segment import Record, Segment, SegmentReport
 
-DAMAGED: Final = ".damaged"
-"""What takes the place of `.seg` in the name of a segment that is kept for a person."""
+DAMAGED_SUFFIX: Final = ".damaged"
+"""Suffix of a segment that is kept for a person, instead of `.seg`."""
 
-OLDEST: Final = 4
-OTHERS: Final = 16
-"""How many segments are looked at in one turn: the oldest, and of the others these, in turn."""
+OLDEST_COUNT: Final = 4
+OTHERS_COUNT: Final = 16
+"""How many segments one run examines: the oldest ones, and some of the others in turn."""
 
 STUCK_SECONDS: Final = 600.0
-"""What waits for so long in a segment, while others of the slot were persisted, is an alarm."""
+"""An alarm is raised if a record waits this long while younger segments of the slot were persisted."""
 
 UNREADABLE_SECONDS: Final = 60.0
-"""How often a segment is read that the disk refused: each try may hold a disk for seconds."""
+"""Pause before an unreadable segment is read again. Each attempt may block a disk for seconds."""
 
-TOLD: Final = 20
-"""How many damaged segments an alarm looks into."""
+ALARM_SEGMENTS_MAX: Final = 20
+"""How many damaged segments are examined for one alarm."""
 
 log = structlog.get_logger()
 
 
 @dataclass(slots=True)
 class Wait:
-    """Why a segment cannot be used again yet.
+    """Why a segment cannot be reused yet.
 
     Attributes:
-        offset: Of a record that waits; 0: the segment could not be read.
-        since: When that was seen first, seconds of the monotonic clock.
-        look_at: When to look again.
+        offset: Offset of a record that waits; 0 if the segment could not be read.
+        since: When that was first seen, in seconds of the monotonic clock.
+        look_at: When to examine the segment again, on the same clock.
     """
 
     offset: int
@@ -55,15 +55,15 @@ class Wait:
     look_at: float
 
 
-class Upkeep:
-    """Retires the segments of a slot, for its owner."""
+class SegmentUpkeep:
+    """Retires the segments of a slot, for the owner of the slot."""
 
     def __init__(self, slot: Path, segments: Segments, *, damaged_are_delivered: bool) -> None:
         """Prepare.
 
         Args:
-            slot: The slot's folder.
-            segments: Its writer.
+            slot: The folder of the slot.
+            segments: The writer of its segments.
             damaged_are_delivered: Whether persist workers get damaged records too, and quarantine them.
         """
         self._folder = slot / segment.FOLDER
@@ -71,20 +71,22 @@ class Upkeep:
         self._segments = segments
         self._damaged_are_delivered = damaged_are_delivered
         self._waits: dict[str, Wait] = {}
-        self._last = ""  # looked at
+        self._last_examined = ""
         self._newest_retired = ""
 
-    def turn(self) -> None:
-        """Look at some segments that are not written to, and retire what is not needed any more."""
-        listed = segment.names(self._slot)
-        current = self._segments.current  # asked later: a listed one can be left meanwhile, but not taken up
+    def run_once(self) -> None:
+        """Examine some segments that are not being written, and retire those that are not needed any more."""
+        listed = segment.list_segments(self._slot)
+        # Ask for the current segment after the list was made. The writer may leave a listed segment
+        # meanwhile, but it never returns to one.
+        current = self._segments.current
         listed = [name for name in listed if name != current]
         self._waits = {name: wait for name, wait in self._waits.items() if name in set(listed)}
-        for name in self._chosen(listed):
-            self._look(name)
+        for name in self._choose(listed):
+            self._examine(name)
 
-    def stuck(self) -> list[str]:
-        """Segments in which something waits although younger ones were persisted long ago."""
+    def list_stuck(self) -> list[str]:
+        """Return the segments in which a record waits although younger ones were persisted long ago."""
         now = time.monotonic()
         return [
             name
@@ -92,69 +94,72 @@ class Upkeep:
             if name < self._newest_retired and now - wait.since > STUCK_SECONDS
         ]
 
-    def _chosen(self, listed: Sequence[str]) -> list[str]:
-        oldest, others = list(listed[:OLDEST]), listed[OLDEST:]
-        later = [name for name in others if name > self._last][:OTHERS]
-        chosen = later + list(others[: OTHERS - len(later)])
-        self._last = chosen[-1] if chosen else ""
+    def _choose(self, listed: Sequence[str]) -> list[str]:
+        oldest, others = list(listed[:OLDEST_COUNT]), listed[OLDEST_COUNT:]
+        later = [name for name in others if name > self._last_examined][:OTHERS_COUNT]
+        chosen = later + list(others[: OTHERS_COUNT - len(later)])
+        self._last_examined = chosen[-1] if chosen else ""
         return oldest + list(dict.fromkeys(chosen))
 
-    def _look(self, name: str) -> None:
-        wait, now = self._waits.get(name), time.monotonic()
-        if wait is not None and (now < wait.look_at or _still_waits(self._folder / name, wait.offset)):
+    def _examine(self, name: str) -> None:
+        path, wait, now = self._folder / name, self._waits.get(name), time.monotonic()
+        if wait is not None and (now < wait.look_at or _still_waits(path, wait.offset)):
             return
-        why = _why_kept(self._folder / name, damaged_are_delivered=self._damaged_are_delivered)
-        if isinstance(why, int):
-            pause = 0.0 if why else UNREADABLE_SECONDS
-            self._waits[name] = Wait(why, wait.since if wait else now, now + pause)
-        elif why is not None and why.is_broken:
-            keep_damaged(self._folder / name, why)
-        elif why is not None and self._segments.retire(name):
+        found = _examine(path)
+        if found is None:
+            return
+        waiting = _list_needed(found, damaged_are_delivered=self._damaged_are_delivered)
+        since = wait.since if wait else now
+        if waiting:
+            self._waits[name] = Wait(waiting[0].offset, since, now)
+        elif found.is_unreadable:
+            self._waits[name] = Wait(0, since, now + UNREADABLE_SECONDS)
+        elif found.is_broken:
+            keep_damaged_segment(path, found)
+        elif self._segments.retire(name):
             self._newest_retired = max(self._newest_retired, name)
 
 
 def _still_waits(path: Path, offset: int) -> bool:
-    """Whether what waited at a place waits there yet, as far as that is told by a short look."""
+    """Whether the record that waited at an offset still waits; reads its header only."""
     with contextlib.suppress(OSError), Segment(path) as opened:
-        return bool(offset) and opened.waits(offset)
+        return bool(offset) and opened.is_waiting(offset)
     return False
 
 
-def _why_kept(path: Path, *, damaged_are_delivered: bool) -> Examined | int | None:
-    """What a segment holds if nothing in it waits.
-
-    Returns:
-        Otherwise the offset of a record that waits, 0 if the disk does not give all of it, and None if it is
-        gone.
-    """
+def _examine(path: Path) -> SegmentReport | None:
+    """Return the report about a segment; None if the segment is gone."""
     try:
         with Segment(path) as opened:
-            found = opened.examine()
+            return opened.examine()
     except FileNotFoundError:
         return None
     except OSError:
-        return 0  # the sweep says so
-    waiting = [*found.waiting, *found.damaged, *found.doubtful] if damaged_are_delivered else found.waiting
-    if waiting:
-        return waiting[0].offset
-    return 0 if found.is_unreadable else found
+        return SegmentReport(is_unreadable=True)  # the sweep logs the error
 
 
-def is_done(path: Path) -> bool:
-    """Whether nothing of a segment is needed any more; False where it cannot be read.
+def _list_needed(found: SegmentReport, *, damaged_are_delivered: bool) -> list[Record]:
+    """Return the records that a persist worker still has to get."""
+    return [*found.waiting, *found.damaged, *found.doubtful] if damaged_are_delivered else found.waiting
 
-    Says nothing of one that is still written to.
+
+def is_disposable(path: Path) -> bool:
+    """Whether nothing of a segment is needed any more; False if it cannot be read.
+
+    The answer means nothing for a segment that is still being written.
     """
-    found = _why_kept(path, damaged_are_delivered=True)
-    return found is None or (isinstance(found, Examined) and found.is_done)
+    found = _examine(path)
+    return found is None or found.is_disposable
 
 
 @contextlib.contextmanager
-def unused(path: str | os.PathLike[str]) -> Iterator[bool]:
-    """Whether nobody reads, marks or writes a segment; while in here, nobody begins to.
+def lock_unused(path: str | os.PathLike[str]) -> Iterator[bool]:
+    """Try to lock a segment exclusively; yield whether that succeeded.
+
+    Inside the block nobody can open, mark or write the segment.
 
     Raises:
-        OSError: It cannot be opened.
+        OSError: The file cannot be opened.
     """
     try:
         fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
@@ -164,91 +169,98 @@ def unused(path: str | os.PathLike[str]) -> Iterator[bool]:
     try:
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            free = os.path.samestat(os.fstat(fd), os.stat(path, follow_symlinks=False))
+            # Between open and lock another process may have renamed the file (INVARIANT 3).
+            is_unused = os.path.samestat(os.fstat(fd), os.stat(path, follow_symlinks=False))
         except (BlockingIOError, FileNotFoundError):
-            free = False
-        yield free
+            is_unused = False
+        yield is_unused
     finally:
         os.close(fd)
 
 
-def keep_damaged(path: Path, found: Examined) -> None:
-    """Give a broken segment a name under which it is neither read nor used again."""
-    with contextlib.suppress(OSError), unused(path) as free:
-        if free:
-            path.rename(path.with_suffix(DAMAGED))
+def keep_damaged_segment(path: Path, found: SegmentReport) -> None:
+    """Rename a broken segment, so that it is neither read nor reused."""
+    with contextlib.suppress(OSError), lock_unused(path) as is_unused:
+        if is_unused:
+            path.rename(path.with_suffix(DAMAGED_SUFFIX))
             log.error(
                 "segment_damaged",
-                file=f"{path.parents[1].name}/{segment.FOLDER}/{path.stem}{DAMAGED}",
-                acknowledged=len(found.damaged) + sum(number < found.promised for number in found.missing),
-                doubtful=len(found.doubtful) + sum(number >= found.promised for number in found.missing),
+                file=f"{path.parents[1].name}/{segment.FOLDER}/{path.stem}{DAMAGED_SUFFIX}",
+                acknowledged=_count_lost(found),
+                doubtful=len(found.doubtful)
+                + sum(number >= found.committed_count for number in found.missing),
                 is_cut=found.is_cut,
                 remedy="ask the senders for the images of its time again, then look at the disk",
             )
 
 
-def remove_unfinished(slot: Path) -> int:
-    """Remove what a slot's dead owner was making, or kept for later; for who holds its lock.
+def remove_unfinished_segments(slot: Path) -> int:
+    """Remove the segments that a dead owner was creating or kept as spares; the caller holds the slot's lock.
 
     Returns:
-        How many files.
+        The number of files.
     """
     removed = 0
     with contextlib.suppress(FileNotFoundError):
         for name in os.listdir(slot / segment.FOLDER):
             if name.endswith(".tmp"):
-                # One that cannot be removed now must not keep a listener from starting.
+                # A file that cannot be removed now must not keep a listener from starting.
                 with contextlib.suppress(OSError):
                     (slot / segment.FOLDER / name).unlink(missing_ok=True)
                     removed += 1
     return removed
 
 
-def remove_done(slot: Path, *, damaged_are_delivered: bool = True) -> int:
-    """Remove the segments in which nothing waits; for a holder of the slot's lock that writes to none.
+def remove_persisted_segments(slot: Path, *, damaged_are_delivered: bool = True) -> int:
+    """Remove the segments in which no record waits.
+
+    The caller holds the lock of the slot and writes to none of them.
 
     Args:
-        slot: The slot's folder.
-        damaged_are_delivered: As for `Upkeep`.
+        slot: The folder of the slot.
+        damaged_are_delivered: See `SegmentUpkeep`.
 
     Returns:
-        How many.
+        The number of segments.
     """
     removed = 0
-    for name in segment.names(slot):
+    for name in segment.list_segments(slot):
         path = slot / segment.FOLDER / name
-        why = _why_kept(path, damaged_are_delivered=damaged_are_delivered)
-        if why is None or isinstance(why, int):
+        found = _examine(path)
+        if found is None or found.is_unreadable:
             continue
-        if why.is_broken:
-            keep_damaged(path, why)
+        if _list_needed(found, damaged_are_delivered=damaged_are_delivered):
             continue
-        with unused(path) as free:
-            if free:
+        if found.is_broken:
+            keep_damaged_segment(path, found)
+            continue
+        with lock_unused(path) as is_unused:
+            if is_unused:
                 path.unlink(missing_ok=True)
                 removed += 1
     return removed
 
 
-def tell_damage(root: Path, run_dir: Path) -> None:
-    """Raise or clear the alarm of what was damaged in the spool and is kept there."""
-    paths = sorted(root.glob(f"L*/{segment.FOLDER}/*{DAMAGED}"))
+def update_damage_alarm(root: Path, run_dir: Path) -> None:
+    """Raise or clear the alarm about damaged segments of a spool."""
+    paths = sorted(root.glob(f"L*/{segment.FOLDER}/*{DAMAGED_SUFFIX}"))
     if not paths:
         clear_alarm(run_dir, "spool_damaged")
         return
-    acknowledged = sum(_lost(path) for path in paths[:TOLD])
+    examined = [_examine(path) for path in paths[:ALARM_SEGMENTS_MAX]]
+    acknowledged = sum(_count_lost(found) for found in examined if found is not None)
     raise_alarm(
         run_dir,
         "spool_damaged",
         f"{len(paths)} segments of the spool hold records that cannot be read any more; "
         f"at least {acknowledged} of these were acknowledged",
         "ask the senders for the images of that time again (segment_damaged in the log), look at the disk, "
-        f"then move {root}/L*/{segment.FOLDER}/*{DAMAGED} out of the spool",
+        f"then move {root}/L*/{segment.FOLDER}/*{DAMAGED_SUFFIX} out of the spool",
     )
 
 
-def tell_stuck(run_dir: Path, slot: str, names: Sequence[str]) -> None:
-    """Raise or clear the alarm of segments of a slot in which something waits for very long."""
+def update_stuck_alarm(run_dir: Path, slot: str, names: Sequence[str]) -> None:
+    """Raise or clear the alarm about segments of a slot in which a record waits for very long."""
     if not names:
         clear_alarm(run_dir, f"segments_stuck.{slot}")
         return
@@ -261,8 +273,6 @@ def tell_stuck(run_dir: Path, slot: str, names: Sequence[str]) -> None:
     )
 
 
-def _lost(path: Path) -> int:
-    with contextlib.suppress(OSError), Segment(path) as opened:
-        found = opened.examine()
-        return len(found.damaged) + sum(number < found.promised for number in found.missing)
-    return 0
+def _count_lost(found: SegmentReport) -> int:
+    """Return how many acknowledged records of a segment are damaged or missing."""
+    return len(found.damaged) + sum(number < found.committed_count for number in found.missing)

@@ -1,7 +1,8 @@
-"""Word of whether the store has room, which the remover of a node leaves for its listeners.
+"""Store capacity: whether the store may take more, as the retention process last found.
 
-For `[retention] at_max_bytes = "refuse"`. How much the store holds is asked of the ledger: by one process,
-and not by those that receive. While the ledger is away, the last word holds.
+This serves `[retention] at_max_bytes = "refuse"`. The retention process asks the ledger how much the store
+holds and writes the result to a file for the listeners. Listeners therefore never ask the ledger. While the
+ledger is away, the last result holds.
 """
 
 from pathlib import Path
@@ -9,40 +10,40 @@ from typing import Final
 
 import structlog
 
-WORD: Final = "store_full"
+FILE_NAME: Final = "store_full"
 
 log = structlog.get_logger()
 
 
-def leave_word(run_dir: Path, why: str) -> None:
-    """Say why listeners are to take nothing more; empty where the store has room.
+def write_store_full(run_dir: Path, reason: str) -> None:
+    """Write why listeners must refuse instances; an empty reason means that the store may take more.
 
     Args:
-        run_dir: Of the node.
-        why: For logs and people.
+        run_dir: The run folder of the node.
+        reason: For logs and people.
 
     Raises:
-        OSError: It cannot be written.
+        OSError: The file cannot be written.
     """
-    path = run_dir / WORD
-    before = full(run_dir)
-    if why == before:
+    path = run_dir / FILE_NAME
+    before = read_store_full(run_dir)
+    if reason == before:
         return
-    if why:
+    if reason:
         new = path.with_suffix(".new")
-        new.write_text(why)
+        new.write_text(reason)
         new.replace(path)
     else:
         path.unlink(missing_ok=True)
-    if bool(why) != bool(before):
-        log.warning("store_full" if why else "store_has_room", reason=why)
+    if bool(reason) != bool(before):
+        log.warning("store_full" if reason else "store_has_room", reason=reason)
 
 
-def full(run_dir: Path) -> str:
-    """Why the store takes nothing more, as the remover found last, or an empty string."""
-    path = run_dir / WORD
+def read_store_full(run_dir: Path) -> str:
+    """Return why the store may take no more; an empty text if it may."""
+    path = run_dir / FILE_NAME
     try:
-        # After a power cut it may be empty: that it is there says enough.
+        # After a power cut the file may be empty. Its presence alone means that the store is full.
         return path.read_text(errors="replace") or f"[retention] max_bytes is reached, says {path}"
     except FileNotFoundError:
         return ""

@@ -27,10 +27,10 @@ from ingest.clock import unix_ms
 from ingest.config.model import Config
 from ingest.errors import IngestError, SpoolError
 from ingest.ledger import CircuitState, DestinationProgress, Ledger, store_agreement
-from ingest.queue import sweep
-from ingest.queue.client import GROUP, connect, stream_key
-from ingest.spool import store_capacity
-from ingest.spool.spool import spool_id
+from ingest.queue.client import connect
+from ingest.queue.keys import GROUP, stream_key
+from ingest.spool import inventory, store_capacity
+from ingest.spool.spool import read_spool_id
 from ingest.status.page import TITLES, page
 from ingest.status.verdict import WORDS, judge
 from ingest.supervisor import reload_client
@@ -185,8 +185,8 @@ def _spool(config: Config) -> dict[str, Any]:
     root = config.spool_dir
     found: dict[str, Any] = {"path": str(root), "waiting": 0, "bytes": 0}
     try:
-        found["waiting"] = sum(len(sweep.ready(root, slot)) for slot in sweep.slots(root))
-        found["bytes"] = sweep.usage(root)
+        found["waiting"] = sum(len(inventory.list_waiting(root, slot)) for slot in inventory.list_slots(root))
+        found["bytes"] = inventory.measure_usage(root)
     except OSError as error:
         found["error"] = f"{error.filename}: {error.strerror}"
     return found
@@ -195,14 +195,17 @@ def _spool(config: Config) -> dict[str, Any]:
 def _store(config: Config) -> dict[str, Any]:
     """`full` says why a running node takes nothing more, where `[retention] at_max_bytes` has it refuse."""
     looks = config.retention.refuses_when_full and reload_client.is_running(config.run_dir)
-    return {"path": str(config.store_root), "full": store_capacity.full(config.run_dir) if looks else ""}
+    return {
+        "path": str(config.store_root),
+        "full": store_capacity.read_store_full(config.run_dir) if looks else "",
+    }
 
 
 def _queue(config: Config) -> dict[str, Any]:
     client = connect(config, timeout=2.0)
     try:
         client.ping()
-        key = stream_key(spool_id(config.spool_dir) or "")
+        key = stream_key(read_spool_id(config.spool_dir) or "")
         known = bool(client.exists(key))
         groups = client.xinfo_groups(key) if known else []
         oldest = cast("list[tuple[bytes, object]]", client.xrange(key, count=1)) if known else []

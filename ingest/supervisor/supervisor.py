@@ -414,7 +414,7 @@ class Supervisor:
         if child.role == "retain" and not any(one.role == "retain" for one in self.generation.places):
             # Its last word, that the store is full, would stand for ever: nobody looks any more.
             with contextlib.suppress(OSError):
-                store_capacity.leave_word(self.config.run_dir, "")
+                store_capacity.write_store_full(self.config.run_dir, "")
         if place is None or child.stopping:
             log.info("child_ended", child=child.role, child_pid=child.pid, code=code)
             return

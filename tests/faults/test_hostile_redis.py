@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import redis
 
-from ingest.queue.client import GROUP, SPOOLS_KEY, data_key, persisted_key, stream_key
+from ingest.queue.keys import GROUP, SPOOLS_KEY, data_key, persisted_key, stream_key
 from ingest.requestor.send_files import send_files
 from ingest.requestor.transport import Remote
 from tests.interop.files import write_made

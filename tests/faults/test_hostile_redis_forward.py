@@ -17,7 +17,7 @@ import redis
 from rq import Callback, Queue, Repeat, Retry
 from rq.serializers import JSONSerializer
 
-from ingest.queue.wakeups import RQ_QUEUE_KEY, drain_key, hold_key, token
+from ingest.queue.wakeups import RQ_QUEUE_KEY, drain_key, hold_key, job_id_prefix
 from ingest.workers.forward.destination_slots import place_key
 from tests.support.forwarding import Forwarding, WorkerProcess
 from tests.support.nodes import eventually
@@ -97,7 +97,7 @@ def repeats_and_depends(scene: Scene) -> None:
 
 def bears_the_id_of_ours(scene: Scene) -> None:
     """A job that the worker takes for a wake-up by its id, with another content."""
-    job = f"{token('pacs')}-{uuid.uuid4().hex[:12]}"
+    job = f"{job_id_prefix('pacs')}-{uuid.uuid4().hex[:12]}"
     scene.redis.hset(
         f"rq:job:{job}",
         mapping={
@@ -120,7 +120,7 @@ def bears_the_id_of_ours(scene: Scene) -> None:
 
 
 def is_unpickled(scene: Scene) -> None:
-    job = f"{token('pacs')}-{uuid.uuid4().hex[:12]}"
+    job = f"{job_id_prefix('pacs')}-{uuid.uuid4().hex[:12]}"
     scene.redis.hset(f"rq:job:{job}", "data", zlib.compress(pickle.dumps(Unpickled(scene.command))))
     scene.redis.rpush(RQ_QUEUE_KEY, job)
 

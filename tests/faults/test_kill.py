@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from ingest.queue.client import socket_path
+from ingest.queue.client import find_socket_path
 from tests.faults.watch import receive
 from tests.support.nodes import Node, destination, eventually
 from tests.support.senders import Modality, kept_whole, nothing_half_there
@@ -104,7 +104,7 @@ def test_an_emptied_redis_is_filled_again(
     node, remote = pair
     with (
         Modality(node, tmp_path / "sender") as modality,
-        contextlib.closing(redis.Redis(unix_socket_path=str(socket_path(node.data)))) as client,
+        contextlib.closing(redis.Redis(unix_socket_path=str(find_socket_path(node.data)))) as client,
     ):
         modality.until(BEFORE)
         client.flushall()

@@ -28,7 +28,7 @@ def made(pixels: int, **fields: str) -> Made:
 
 
 def records(node: Node) -> list[segment.Record]:
-    return [each for path in node.spool.glob("L*/segments/*.seg") for each in segment.walk(path)]
+    return [each for path in node.spool.glob("L*/segments/*.seg") for each in segment.read_records(path)]
 
 
 def test_the_small_share_a_segment_and_the_large_do_not(node: Node) -> None:
@@ -47,7 +47,7 @@ def test_the_small_share_a_segment_and_the_large_do_not(node: Node) -> None:
     found = records(node)
     assert len(found) == len(small)
     assert [each.length for each in found] == [node.stored()[each.sop].stat().st_size for each in small]
-    eventually(lambda: all(each.done for each in records(node)), 20, "all is marked")
+    eventually(lambda: all(each.is_persisted for each in records(node)), 20, "all is marked")
     assert node.spooled() == []
     assert node.partials() == []
     assert_sound(node)
@@ -107,7 +107,7 @@ def test_listeners_that_follow_each_other_in_one_slot_lose_nothing(
     assert node.query("SELECT count(*) FROM instances WHERE state = 'quarantined'") == [(0,)]
     # Of each listener one segment is left at most; no slot was taken twice.
     assert [path.name for path in sorted(node.spool.glob("L*")) if path.name != "L0"] == []
-    eventually(lambda: all(each.done for each in records(node)), 20, "all is marked")
+    eventually(lambda: all(each.is_persisted for each in records(node)), 20, "all is marked")
     assert node.stop() == 0
 
 
@@ -124,7 +124,7 @@ def test_a_rotten_record_of_a_running_node_is_an_alarm_and_kept(start_node: Call
         caller.release()
     assert node.stop() == 0
     [path] = node.spool.glob("L*/segments/*.seg")
-    first, second, _ = segment.walk(path)
+    first, second, _ = segment.read_records(path)
     with path.open("r+b") as file:
         file.seek(first.offset + 4000)
         file.write(b"rotten")  # the bytes of the first

@@ -33,8 +33,8 @@ if {thread!r} == "commit":
         run = broken(spool.Committer.run)
     spool.Committer = Broken
 elif {thread!r} == "handoff":
-    from ingest.queue.publisher import Handoff
-    Handoff._take = broken(Handoff._take)
+    from ingest.queue.publisher import Publisher
+    Publisher._take_batch = broken(Publisher._take_batch)
 else:
     from ingest.workers.backoff import Backoff
     Backoff.reset = broken(Backoff.reset)

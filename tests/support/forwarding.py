@@ -13,7 +13,7 @@ from pathlib import Path
 from ingest.config.model import TLS, Config, Destination, LedgerConfig, Node, Queue
 from ingest.ledger import InstanceState, Ledger, NewInstance
 from ingest.ledger.records import DeliveryRow
-from ingest.queue.wakeups import wake
+from ingest.queue.wakeups import send_wake_up
 from tests.support.instances import CT, Made
 from tests.support.nodes import eventually
 from tests.support.peers import AE_TITLE
@@ -138,7 +138,7 @@ class Forwarding:
 
     def wake(self, destination: str = "pacs") -> None:
         with contextlib.closing(self.server.client()) as client:
-            wake(client, destination)
+            send_wake_up(client, destination)
 
     def wait(self, expected: dict[str, int], seconds: float = 20.0, destination: str = "pacs") -> None:
         eventually(

@@ -8,15 +8,15 @@ import redis
 
 from ingest.config.model import Config
 from ingest.ext.store import Intake
-from ingest.queue.client import data_key, stream_key
-from ingest.queue.publisher import Handoff
+from ingest.queue.keys import data_key, stream_key
+from ingest.queue.publisher import Publisher
 from ingest.spool.reference import Reference
 from ingest.spool.spool import Spool
 from tests.support.servers import Valkey
 from tests.support.spools import claim, config
 
 
-class Handing(Handoff):
+class Handing(Publisher):
     """A hand-off that the test promises things to."""
 
     def __init__(self, settings: Config, spool: Spool) -> None:
@@ -55,7 +55,7 @@ def references(client: redis.Redis, spool: Spool) -> list[Reference]:
 
 
 def places(client: redis.Redis, spool: Spool) -> list[str]:
-    return [reference.where for reference in references(client, spool)]
+    return [reference.path for reference in references(client, spool)]
 
 
 def carried(client: redis.Redis, spool: Spool, where: str) -> bytes:

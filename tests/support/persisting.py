@@ -11,11 +11,11 @@ import redis
 
 from ingest.config.model import Config
 from ingest.ledger import Instance, Ledger
-from ingest.queue.client import CHUNK, GROUP, SPOOLS_KEY, data_key, persisted_key, stream_key
 from ingest.queue.consumer import Entry
-from ingest.spool.reference import Place, Reference
+from ingest.queue.keys import DATA_CHUNK_BYTES, GROUP, SPOOLS_KEY, data_key, persisted_key, stream_key
+from ingest.spool.reference import Location, Reference
 from ingest.spool.segment import Segment
-from ingest.spool.spool import spool_id
+from ingest.spool.spool import read_spool_id
 from ingest.workers.persist.worker import Persister
 from tests.support.instances import Made
 from tests.support.segments import SegmentWriter
@@ -52,26 +52,26 @@ class Site:
         path.write_bytes(content)
         return where
 
-    def in_segment(self, content: bytes, **how: Any) -> Place:
+    def in_segment(self, content: bytes, **how: Any) -> Location:
         """Write a file into the segment of this site; `how` as `SegmentWriter.append` takes it."""
         self.segment = self.segment or SegmentWriter(self.config.spool_dir)
-        return Place(self.segment.where, self.segment.append(content, **how), len(content))
+        return Location(self.segment.path_in_spool, self.segment.append(content, **how), len(content))
 
     def receive(self, made: Made | bytes, **how: str) -> str:
         """Commit a file and hand its reference off, as a listener does; returns its place's name."""
         content = made.file if isinstance(made, Made) else made
-        place = self.in_segment(content) if self.in_segments else Place(self.spooled(content, **how))
+        place = self.in_segment(content) if self.in_segments else Location(self.spooled(content, **how))
         self.hand_off(place)
         return place.name
 
-    def hand_off(self, place: Place | str) -> None:
+    def hand_off(self, place: Location | str) -> None:
         """Put the reference on the stream; a string is the place of a whole file."""
-        place, carrier = Place(place) if isinstance(place, str) else place, self.config.queue.carrier
+        place, carrier = Location(place) if isinstance(place, str) else place, self.config.queue.carrier
         if carrier == "redis":
-            content = (self.config.spool_dir / place.where).read_bytes()[place.offset :]
+            content = (self.config.spool_dir / place.path).read_bytes()[place.offset :]
             content = content[: place.length] if place.length else content
-            for start in range(0, len(content), CHUNK):
-                self.client.rpush(data_key(self.spool, place.name), content[start : start + CHUNK])
+            for start in range(0, len(content), DATA_CHUNK_BYTES):
+                self.client.rpush(data_key(self.spool, place.name), content[start : start + DATA_CHUNK_BYTES])
             self.client.sadd(SPOOLS_KEY, self.spool)
             place = place._replace(length=len(content))
         self.refer(Reference(carrier, self.spool, *place))
@@ -117,7 +117,7 @@ class Site:
         for path in sorted(self.config.spool_dir.glob("L*/segments/*.seg")):
             with Segment(path) as segment:
                 where = str(path.relative_to(self.config.spool_dir))
-                found += [Place(where, record.offset).name for record in segment.waiting()]
+                found += [Location(where, record.offset).name for record in segment.waiting()]
         return found
 
     def stored(self) -> list[str]:
@@ -188,6 +188,6 @@ def make_site(folder: Path, url: str, **sections: Any) -> Site:
         values[section] = {**values.get(section, {}), **changes} if isinstance(changes, dict) else changes
     config = Config.model_validate(values)
     config.data_dir.mkdir(parents=True, exist_ok=True)
-    identity = spool_id(config.spool_dir, create=True)
+    identity = read_spool_id(config.spool_dir, create=True)
     assert identity is not None
     return Site(config, redis.Redis.from_url(url, socket_timeout=10), identity)

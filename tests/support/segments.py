@@ -53,8 +53,8 @@ class SegmentWriter:
 
     def __init__(self, spool_dir: Path, number: int = 0x18A0_0000_0000_0001, slot: str = "L0") -> None:
         self.number = number
-        self.where = f"{slot}/segments/{number:016x}-0.seg"
-        self.path = spool_dir / self.where
+        self.path_in_spool = f"{slot}/segments/{number:016x}-0.seg"
+        self.path = spool_dir / self.path_in_spool
         self.path.parent.mkdir(parents=True, exist_ok=True)
         if not self.path.exists():
             self.path.write_bytes(bytes(SEGMENT_BYTES))

@@ -19,7 +19,7 @@ from ingest.ext.encode import encode_p_data
 from ingest.ext.errors import PeerError
 from ingest.ext.events import Command, ControlPDU
 from ingest.ext.store import Intake
-from ingest.queue.publisher import Handoff
+from ingest.queue.publisher import Publisher
 from ingest.spool import spool as spools
 from ingest.spool.spool import Spool
 from tests.faults.caller import CONTEXTS, data_pdus
@@ -199,7 +199,7 @@ def site(
             Services(
                 spool,
                 intake,
-                Handoff(settings, spool, intake),
+                Publisher(settings, spool, intake),
                 board,
                 ROW,
                 quarantine,

@@ -18,7 +18,7 @@ from rq import SimpleWorker
 from rq.serializers import JSONSerializer
 
 from ingest.log import Seldom
-from ingest.queue.wakeups import QUEUE, RQ_QUEUE_KEY, job_key, token
+from ingest.queue.wakeups import FORWARD_QUEUE, RQ_QUEUE_KEY, job_id_prefix, job_key
 
 TTL_SECONDS: Final = 30
 """How long a worker that was killed stays registered, less the minute that RQ adds."""
@@ -44,10 +44,10 @@ class Worker(SimpleWorker):
             destinations: The configured ones, by name.
         """
         super().__init__(
-            [QUEUE], name=name, connection=client, serializer=JSONSerializer, worker_ttl=TTL_SECONDS
+            [FORWARD_QUEUE], name=name, connection=client, serializer=JSONSerializer, worker_ttl=TTL_SECONDS
         )
         self._stop = stop
-        self._names = {token(destination): destination for destination in destinations}
+        self._names = {job_id_prefix(destination): destination for destination in destinations}
         self._refused = Seldom()
 
     def run(self, drain: Callable[[str], None], ready: Callable[[], None]) -> None:

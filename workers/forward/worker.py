@@ -24,16 +24,16 @@ from ingest.config.model import Config
 from ingest.errors import BootError, IngestError, LedgerError, StoppedError
 from ingest.filesystem.locks import Owner
 from ingest.ledger import Ledger
-from ingest.queue.client import connect, mend_keys
+from ingest.queue.client import connect, remove_foreign_keys
 from ingest.queue.wakeups import (
+    JOB_WAITS,
     RQ_KEYS,
     RQ_QUEUE_KEY,
-    WAITING_MARK,
-    WAITS_MILLISECONDS,
-    Waker,
+    WAKE_UP_MILLISECONDS,
+    WakeUps,
     drain_key,
     hold_key,
-    wake,
+    send_wake_up,
 )
 from ingest.requestor.transport import Remote
 from ingest.tls.observed_certificates import ObservedCertificates
@@ -87,7 +87,7 @@ class Forwarder:
         except LedgerError as error:
             raise BootError(str(error)) from error
         self.client = connect(config, timeout=REDIS_SECONDS)
-        self.waker = Waker(self.client)
+        self.waker = WakeUps(self.client)
         self.tools = Tools(
             ledger=self.ledger,
             store=FileStore(config.store_root),
@@ -115,11 +115,11 @@ class Forwarder:
             return
         try:
             if Drain(self.tools, destination, self.remotes[name], self.name).run():
-                self.waker.wake(name)
+                self.waker.send(name)
         except (redis.RedisError, IngestError, OSError, MemoryError) as error:
             log.warning("drain_failed", destination=name, error=str(error))
             if isinstance(error, redis.RedisError):
-                mend_keys(self.client, self.keys(), error)
+                remove_foreign_keys(self.client, self.keys(), error)
         except Exception:
             log.exception("drain_failed", destination=name)
 
@@ -134,7 +134,7 @@ class Forwarder:
                     name, lambda found: asked_anew(found, self._started_ms)
                 )
                 if changed:
-                    wake(self.client, name)
+                    send_wake_up(self.client, name)
             except (redis.RedisError, LedgerError) as error:
                 log.warning("destination_not_asked_anew", destination=name, error=str(error))
 
@@ -177,7 +177,7 @@ class LedgerWatch:
             except LedgerError as error:
                 self._ledger.wait_after(error)
             except redis.RedisError as error:
-                mend_keys(self._forwarder.client, self._forwarder.keys(), error)
+                remove_foreign_keys(self._forwarder.client, self._forwarder.keys(), error)
                 self._queue.wait_after(error)
             except Exception as error:
                 # Whatever it is, deliveries wait for this thread; `wait_after` waits longer each time.
@@ -198,24 +198,24 @@ class LedgerWatch:
                 )
 
     def _wake(self, due: Sequence[str]) -> None:
-        not_woken = {name for name in due if not self._forwarder.waker.wake(name)}
+        not_woken = {name for name in due if not self._forwarder.waker.send(name)}
         lost = {name for name in not_woken if self._job_is_missing(name)}
         for name in not_woken:
             # A worker was killed with the job in its hands; the mark it left would last for half a minute. Or
             # the mark lasts longer than any of ours: the clock of Redis went back, or somebody else made it.
             if (name in lost and name in self._suspects) or self._mark_is_endless(name):
                 self._forwarder.client.unlink(drain_key(name))
-                self._forwarder.waker.wake(name)
+                self._forwarder.waker.send(name)
         self._suspects = lost
 
     def _job_is_missing(self, name: str) -> bool:
         client = self._forwarder.client
-        return client.get(drain_key(name)) == WAITING_MARK and client.llen(RQ_QUEUE_KEY) == 0
+        return client.get(drain_key(name)) == JOB_WAITS and client.llen(RQ_QUEUE_KEY) == 0
 
     def _mark_is_endless(self, name: str) -> bool:
         longest = longest_hold_ms(self._forwarder.destinations[name])
         left = self._forwarder.client.pttl(drain_key(name))
-        return left == NO_END or left > max(longest, WAITS_MILLISECONDS)
+        return left == NO_END or left > max(longest, WAKE_UP_MILLISECONDS)
 
 
 def _work(forwarder: Forwarder, config: Config) -> None:
@@ -232,7 +232,7 @@ def _work(forwarder: Forwarder, config: Config) -> None:
             except (redis.RedisError, OSError, ValueError) as error:
                 if forwarder.stop.is_set():
                     return
-                mend_keys(client, forwarder.keys() | {f"rq:worker:{name}": "hash"}, error)
+                remove_foreign_keys(client, forwarder.keys() | {f"rq:worker:{name}": "hash"}, error)
                 backoff.wait_after(error)
             else:
                 return

@@ -25,7 +25,9 @@ from ingest.dicom.instance_header import (
 from ingest.dicom.part10 import read_file_meta
 from ingest.errors import GoneError, PathEscapesError, PeerError, SpoolError
 from ingest.filesystem.beneath import open_beneath
-from ingest.queue.client import data_key, mend_keys
+from ingest.ledger.records import SPOOL_DAMAGE
+from ingest.queue.client import remove_foreign_keys
+from ingest.queue.keys import data_key
 from ingest.routing.router import RoutingInput
 from ingest.spool import segment
 from ingest.spool.reference import Reference
@@ -106,7 +108,7 @@ class Arrival:
 
 def spool_ref(reference: Reference) -> str:
     """The name of a reference in the ledger; unique for ever."""
-    return f"{reference.spool}:{reference.place.name}"
+    return f"{reference.spool}:{reference.location.name}"
 
 
 @contextlib.contextmanager
@@ -118,10 +120,10 @@ def open_spooled(reference: Reference, spool_dir: Path, *, synced: bool) -> Iter
         SpoolError: The reference is not one into this spool.
         OSError: The file cannot be read.
     """
-    path = f"{spool_dir}/{reference.where}"
+    path = f"{spool_dir}/{reference.path}"
     try:
         # O_NONBLOCK: a named pipe would wait for its other end.
-        fd = open_beneath(spool_dir, reference.where, os.O_RDONLY | os.O_NONBLOCK)
+        fd = open_beneath(spool_dir, reference.path, os.O_RDONLY | os.O_NONBLOCK)
     except FileNotFoundError:
         raise GoneError(f"{path} is not there") from None
     except PathEscapesError as error:
@@ -161,34 +163,34 @@ class OpenSegments:
         try:
             opened = self._segment(reference)
             found = opened.read(reference.offset, reference.length)
-            if found is not None and not found[0].holds(found[1]):
+            if found is not None and not found[0].matches(found[1]):
                 # Once more, from the disk.
                 os.posix_fadvise(opened.fd, reference.offset, reference.length, os.POSIX_FADV_DONTNEED)
                 found = opened.read(reference.offset, reference.length)
             if found is not None:
                 record, data = found
-                return record, data, "" if record.holds(data) else self._damage(opened, record, reference)
+                return record, data, "" if record.matches(data) else self._damage(opened, record, reference)
         except FileNotFoundError:
             pass
-        raise GoneError(f"{self._spool_dir}/{reference.place.name} is not there")
+        raise GoneError(f"{self._spool_dir}/{reference.location.name} is not there")
 
     def _damage(self, opened: segment.Segment, record: segment.Record, reference: Reference) -> str:
-        why = opened.judge(record)
-        if not why:
-            raise SpoolError(f"{reference.place.name} is not complete; it may be being written")
-        log.error("record_damaged", record=reference.place.name, why=why, remedy="see `ingest quarantine`")
-        return f"{segment.DAMAGE}: {why}"
+        why = opened.classify_damage(record)
+        if why is None:
+            raise SpoolError(f"{reference.location.name} is not complete; it may be being written")
+        log.error("record_damaged", record=reference.location.name, why=why, remedy="see `ingest quarantine`")
+        return f"{SPOOL_DAMAGE}: {why}"
 
     def mark_done(self, reference: Reference) -> None:
         """Let the spool write over what a reference points to; raises as `read`, but never GoneError."""
         with contextlib.suppress(FileNotFoundError):
-            self._segment(reference).mark_done(reference.offset)
+            self._segment(reference).mark_persisted(reference.offset)
 
     def _segment(self, reference: Reference) -> segment.Segment:
-        where = reference.where
+        where = reference.path
         opened = self._open.get(where)
         if opened is None:
-            if not segment.PLACE.fullmatch(where):
+            if not segment.SEGMENT_PATH.fullmatch(where):
                 raise SpoolError(f"{where!r} is not a segment in the spool {self._spool_dir}")
             opened = self._open[where] = segment.Segment(f"{self._spool_dir}/{where}", marking=True)
         return opened
@@ -225,7 +227,7 @@ def open_carried(
         redis.RedisError: Redis is away.
         StoreAwayError: There is no room for it.
     """
-    key, size = data_key(reference.spool, reference.place.name), 0
+    key, size = data_key(reference.spool, reference.location.name), 0
     with store.temporary() as (path, fd):
         # Chunk by chunk: only one of them is in memory.
         for number in itertools.count():
@@ -249,7 +251,7 @@ def _chunk(client: redis.Redis, key: str, number: int) -> bytes | None:
     try:
         return cast("bytes | None", client.lindex(key, number))
     except redis.RedisError as error:
-        if mend_keys(client, {key: "list"}, error):
+        if remove_foreign_keys(client, {key: "list"}, error):
             raise GoneError(f"{key} holds no data set") from error
         raise
 

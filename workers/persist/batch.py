@@ -205,7 +205,7 @@ class Work:
             raise FileNotFoundError(errno.ENOENT, "the spool is not there; mount it", str(tools.spool_dir))
         if reference.spool != spool:
             raise SpoolError(
-                f"{reference.where} lies in the spool {reference.spool}, which is not {tools.spool_dir}; "
+                f"{reference.path} lies in the spool {reference.spool}, which is not {tools.spool_dir}; "
                 'share one [receive] spool_dir, or set [queue] carrier = "redis"'
             )
         if reference.offset:
@@ -284,7 +284,7 @@ class Work:
             self.results.error = error
             return
         self.results.failed[entry.id] = f"{type(error).__name__}: {error}"
-        log.error("not_persisted", where=entry.reference.where, attempt=entry.deliveries, exc_info=error)
+        log.error("not_persisted", where=entry.reference.path, attempt=entry.deliveries, exc_info=error)
 
     def _record(self, placing: Placing) -> None:
         """Make what was placed durable, then its rows; only then let go of the spool's copies.
@@ -374,12 +374,12 @@ class Work:
                 self._segments.mark_done(reference)
             else:
                 with contextlib.suppress(FileNotFoundError):
-                    unlink_beneath(self._tools.spool_dir, reference.where)
+                    unlink_beneath(self._tools.spool_dir, reference.path)
         except OSError as error:
-            self._tools.leftovers.add(reference.place.name, error)
+            self._tools.leftovers.add(reference.location.name, error)
         except PathEscapesError as error:
             remedy = "look at the spool: somebody has put a link there"
-            log.error("spool_file_stays", file=reference.place.name, error=str(error), remedy=remedy)
+            log.error("spool_file_stays", file=reference.location.name, error=str(error), remedy=remedy)
 
     def _report_gone(self, gone: Sequence[Entry]) -> None:
         refs = {spool_ref(entry.reference): entry for entry in gone}

@@ -39,7 +39,7 @@ log = structlog.get_logger()
 
 def was_refused(reference: Reference) -> bool:
     """Whether an instance was answered with a failure, and is only a copy for a person to look at."""
-    return _REFUSED.search(reference.where) is not None
+    return _REFUSED.search(reference.path) is not None
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +123,7 @@ class Placing:
             StoreError: The store cannot keep it under its name.
             OSError: Its file, or the one that has its place, cannot be read.
         """
-        refused = _REFUSED.search(arrival.reference.where)
+        refused = _REFUSED.search(arrival.reference.path)
         if refused:
             status = refused[1]
             reason = f"refused with {status}H: {_REFUSALS.get(status, 'see the log')}"

@@ -6,7 +6,7 @@ from typing import Final
 
 import structlog
 
-from ingest.queue.sweep import let_go
+from ingest.spool.inventory import release_entries
 
 LEFTOVERS_MAX: Final = 100_000
 """More are not remembered: the listener's sweep puts them on the queue again, and they are known then."""
@@ -42,7 +42,7 @@ class Leftovers:
             return
         try:
             for name in list(self._names):
-                let_go(self._spool_dir, [name])
+                release_entries(self._spool_dir, [name])
                 del self._names[name]
         except OSError as error:
             self._retry_at = time.monotonic() + RETRY_SECONDS

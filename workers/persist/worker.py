@@ -31,12 +31,13 @@ from ingest.config.model import Config
 from ingest.errors import BootError, LedgerError, SpoolError, StoppedError, StoreError, StoreMissingError
 from ingest.ledger import Ledger
 from ingest.ledger.store_folders import QUARANTINE, STORE
-from ingest.queue.client import SPOOLS_KEY, connect, mend_keys, persisted_key, stream_key
+from ingest.queue.client import connect, remove_foreign_keys
 from ingest.queue.consumer import Entry, Inbox
-from ingest.queue.wakeups import RQ_KEYS, Waker, drain_key
+from ingest.queue.keys import SPOOLS_KEY, persisted_key, stream_key
+from ingest.queue.wakeups import RQ_KEYS, WakeUps, drain_key
 from ingest.routing.node_router import NodeRouter
-from ingest.spool.reference import SPOOL_ID
-from ingest.spool.spool import spool_id
+from ingest.spool.reference import SPOOL_ID_PATTERN
+from ingest.spool.spool import read_spool_id
 from ingest.workers.backoff import Backoff, retry_with_backoff
 from ingest.workers.fault_attribution import is_ours, is_shortage
 from ingest.workers.persist.batch import Results, Tools, Work
@@ -128,7 +129,7 @@ class Persister:
         self._known_streams: list[str] = []
         carriers = {"spool", config.queue.carrier}
         self._inbox = Inbox(self._client, consumer, self._streams, carriers)
-        self._waker = Waker(self._client)
+        self._waker = WakeUps(self._client)
         self._queue_backoff = Backoff(stop, "queue_away", "what is received waits in the spool")
         self._spool_backoff = Backoff(stop, "spool_away", "mount it, or see [receive] spool_dir")
         self._store_backoff = Backoff(stop, "store_away", "what is received waits in the spool")
@@ -206,7 +207,7 @@ class Persister:
         except redis.RedisError as error:
             self._own = True
             self._inbox.begin_own()
-            mend_keys(self._client, self._keys(), error)
+            remove_foreign_keys(self._client, self._keys(), error)
             self._queue_backoff.wait_after(error)
         except SpoolError as error:
             self._spool_backoff.wait_after(error)
@@ -289,7 +290,7 @@ class Persister:
             return left
         for entry in left:
             results.failed[entry.id] = f"{type(error).__name__}: {error}"
-            log.error("not_persisted", where=entry.reference.where, attempt=entry.deliveries, exc_info=error)
+            log.error("not_persisted", where=entry.reference.path, attempt=entry.deliveries, exc_info=error)
         return ()
 
     def _judge(self, results: Results, *, full: bool) -> None:
@@ -338,7 +339,7 @@ class Persister:
             self._inbox.touch(self._forgive, forgive=True)
             self._forgive = []
         for destination in list(self._wake):
-            self._waker.wake(destination)
+            self._waker.send(destination)
             del self._wake[destination]
 
     def _touch(self, *, forgive: bool = False) -> None:
@@ -368,7 +369,7 @@ class Persister:
         return self._stop.is_set() and time.monotonic() - self._began_at > RECORD_SECONDS
 
     def _streams(self) -> list[str]:
-        self._spool = spool_id(self._config.spool_dir)
+        self._spool = read_spool_id(self._config.spool_dir)
         streams = {stream_key(self._spool)} if self._spool else set()
         if self._config.queue.carrier == "redis":
             streams |= self._streams_of_others()
@@ -379,7 +380,7 @@ class Persister:
         """The streams that listeners elsewhere have announced, and that there are."""
         names = cast("set[bytes]", self._client.smembers(SPOOLS_KEY))
         spools = [name.decode("ascii", "replace") for name in names]
-        streams = sorted(stream_key(spool) for spool in spools if SPOOL_ID.fullmatch(spool))
+        streams = sorted(stream_key(spool) for spool in spools if SPOOL_ID_PATTERN.fullmatch(spool))
         pipeline = self._client.pipeline(transaction=False)
         for stream in streams:
             pipeline.exists(stream)

@@ -23,9 +23,8 @@ from ingest.ledger import Instance, InstanceState, Ledger, NewInstance
 from ingest.ledger.quarantine import GAVE_WAY
 from ingest.ledger.store_folders import QUARANTINE, STORE
 from ingest.queue.client import connect
-from ingest.queue.wakeups import wake
+from ingest.queue.wakeups import send_wake_up
 from ingest.routing.node_router import NodeRouter
-from ingest.spool import segment
 from ingest.spool.reference import Reference
 from ingest.workers.persist.arrival import Facts, spool_ref
 from ingest.workers.persist.compare import existing, same_bytes
@@ -215,7 +214,7 @@ class Warden:
                 f"{row.id}: {row.store_key} cannot be read as a DICOM file, so it cannot be released; "
                 "have it sent again, and drop it"
             )
-        if row.note.startswith(segment.DAMAGE):
+        if row.is_damaged_in_spool:
             # It may read well, and hold another patient's pixels.
             raise NotQuarantinedError(
                 f"{row.id}: {row.note}, so it cannot be released; have it sent again, and drop it"
@@ -428,7 +427,7 @@ def _wake(config: Config, destinations: set[str]) -> None:
     client = connect(config, timeout=2.0)
     try:
         for destination in sorted(destinations):
-            wake(client, destination)
+            send_wake_up(client, destination)
     except redis.RedisError as error:
         _complain(f"the queue is away ({error}); workers find them by themselves within seconds")
     finally:

@@ -322,7 +322,7 @@ def _tell(config: Config, remover: Remover, stop: threading.Event) -> None:
     if stop.is_set():
         return
     try:
-        store_capacity.leave_word(config.run_dir, why)
+        store_capacity.write_store_full(config.run_dir, why)
     except OSError as error:
         log.error("word_not_left", error=str(error), remedy=f"let this user write {config.run_dir}")
 

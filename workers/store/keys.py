@@ -80,7 +80,7 @@ def variant_key(key: str, transfer_syntax_uid: str) -> str:
 
 def quarantine_key(reference: Reference) -> str:
     """The key below the quarantine folder; always the same, so that a second try finds the first."""
-    name = re.sub(r"[^0-9A-Za-z_-]+", ".", f"{reference.spool}.{reference.where}.{reference.offset}").strip(
+    name = re.sub(r"[^0-9A-Za-z_-]+", ".", f"{reference.spool}.{reference.path}.{reference.offset}").strip(
         "."
     )
     if len(name) > _NAME_MAX - len(".dcm"):

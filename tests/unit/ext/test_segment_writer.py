@@ -15,10 +15,11 @@ from ingest.dicom import dimse
 from ingest.ext.checksum import crc32c, crc32c_portable
 from ingest.ext.encode import encode_p_data
 from ingest.ext.segment import Segments
-from ingest.queue.publisher import Handoff
+from ingest.queue.publisher import Publisher
 from ingest.spool import segment, segment_upkeep
 from ingest.spool.segment import Segment
-from ingest.spool.spool import Slot, Spool
+from ingest.spool.slot import Slot
+from ingest.spool.spool import Spool
 from tests.faults.caller import data_pdus
 from tests.support.instances import CT, Made
 from tests.support.segments import header_2, trailer
@@ -68,7 +69,7 @@ def test_what_is_written_is_what_the_layout_says(tmp_path: Path, *, durable: boo
             records = list(opened.records())
             found = opened.examine()
         assert found.waiting == records
-        assert (found.damaged, found.doubtful, found.missing, found.promised) == ([], [], [], 20)
+        assert (found.damaged, found.doubtful, found.missing, found.committed_count) == ([], [], [], 20)
         for index, record in enumerate(records):
             data = content[record.offset : record.offset + record.length]
             assert data[128:132] == b"DICM"
@@ -80,7 +81,7 @@ def test_what_is_written_is_what_the_layout_says(tmp_path: Path, *, durable: boo
             )
         end = -(-(records[-1].offset + records[-1].length) // 4096) * 4096
         assert content[end : end + 28] == (trailer(number, 20) if durable else bytes(28))
-        own.spool.finish()
+        own.spool.finish_commits()
         assert path.read_bytes()[end : end + 28] == trailer(number, 20, closed=True)
 
 
@@ -92,13 +93,13 @@ def test_a_full_segment_is_left_with_a_trailer_and_the_next_is_taken(
         store(own, 150, 60_000)
         first, second = segments(own)
         for path, held in ((first, False), (second, True)):
-            with segment_upkeep.unused(path) as free:
+            with segment_upkeep.lock_unused(path) as free:
                 assert free is not held
         with Segment(first) as opened:
             found = opened.examine()
             assert all(record.offset + record.length <= segment.MARKS_AT - 4096 for record in found.waiting)
             count = len(found.waiting)
-            assert found.promised == count
+            assert found.committed_count == count
         assert trailer(int(first.name[:16], 16), count, closed=True) in first.read_bytes()
         with Segment(second) as opened:
             assert len(opened.examine().waiting) == 150 - count
@@ -108,22 +109,22 @@ def test_a_segment_that_is_written_to_is_never_taken_back(tmp_path: Path) -> Non
     with site(tmp_path, small=SMALL) as own:
         store(own, 3)
         [path] = segments(own)
-        for record in list(segment.walk(path)):
-            segment.mark_done(path, record.offset)
+        for record in list(segment.read_records(path)):
+            segment.mark_persisted(path, record.offset)
         assert own.spool.segments is not None
         assert own.spool.segments.current == path.name
         assert not own.spool.segments.retire(path.name)
         # A listener that is ending, or was replaced, looks at the folder with a writer of its own.
         fd = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-        old = segment_upkeep.Upkeep(
+        old = segment_upkeep.SegmentUpkeep(
             own.spool.slot.path, Segments(fd, durable=False), damaged_are_delivered=True
         )
-        old.turn()
-        segment_upkeep.remove_done(own.spool.slot.path)
+        old.run_once()
+        segment_upkeep.remove_persisted_segments(own.spool.slot.path)
         os.close(fd)
         assert segments(own) == [path]
         store(own, 4)
-        assert len(list(segment.walk(path))) == 7
+        assert len(list(segment.read_records(path))) == 7
 
 
 def test_the_slot_is_given_back_when_nothing_of_the_listener_is_at_it_any_more(
@@ -137,16 +138,16 @@ def test_the_slot_is_given_back_when_nothing_of_the_listener_is_at_it_any_more(
     def serve(self: listener.Listener) -> None:
         self.services.handoff.start()
 
-    close = Handoff.close
+    close = Publisher.close
 
-    def closing(self: Handoff, seconds: float) -> bool:
-        held.append("before" if Slot.lock(settings.spool_dir, "L0") is None else "free before")
+    def closing(self: Publisher, seconds: float) -> bool:
+        held.append("before" if Slot.try_lock(settings.spool_dir, "L0") is None else "free before")
         ended = close(self, seconds)
-        held.append("after" if Slot.lock(settings.spool_dir, "L0") is None else "free after")
+        held.append("after" if Slot.try_lock(settings.spool_dir, "L0") is None else "free after")
         return ended
 
     monkeypatch.setattr(listener.Listener, "serve", serve)
-    monkeypatch.setattr(Handoff, "close", closing)
+    monkeypatch.setattr(Publisher, "close", closing)
     assert listener.run(settings, (), Scoreboard.create(tmp_path / "board"), 0) == 0
     assert held == ["before", "after"]
     successor = Spool.claim(settings.spool_dir, durable=False, segments=True)
@@ -159,9 +160,9 @@ def test_a_hand_off_that_hangs_keeps_the_slot_until_the_process_ends(
 ) -> None:
     settings = config(tmp_path, redis_server.url, receive={"durability": "page-cache"})
     monkeypatch.setattr(listener.Listener, "serve", lambda self: None)
-    monkeypatch.setattr(Handoff, "close", lambda self, seconds: False)
+    monkeypatch.setattr(Publisher, "close", lambda self, seconds: False)
     assert listener.run(settings, (), Scoreboard.create(tmp_path / "board"), 0) == 0
-    assert Slot.lock(settings.spool_dir, "L0") is None
+    assert Slot.try_lock(settings.spool_dir, "L0") is None
 
 
 def test_a_writer_that_could_not_be_made_closes_nothing_of_others(tmp_path: Path) -> None:
@@ -186,7 +187,7 @@ with site(Path(sys.argv[1]), durable=durable, small=SMALL) as own:
     def look(which):
         while time.monotonic() < stop:
             current = spool.segments.current
-            for name in segment.names(spool.slot.path)[:3]:
+            for name in segment.list_segments(spool.slot.path)[:3]:
                 if name != current:
                     spool.segments.retire(name)
             turns[which] += 1

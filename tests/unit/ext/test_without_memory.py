@@ -141,10 +141,10 @@ with site(Path(sys.argv[1]), durable=durable, small=small) as own:
             sent[0] += 1
         assert [answer.status for answer in association.responses()] == [0, 0, 0]
         assert association.scp.outstanding == 0
-    from ingest.queue import sweep
+    from ingest.spool import inventory
     from ingest.spool.segment import Segment
-    for place in sweep.ready(own.spool.root, "L0"):
-        with (own.spool.root / place.where).open("rb") as file:
+    for place in inventory.list_waiting(own.spool.root, "L0"):
+        with (own.spool.root / place.path).open("rb") as file:
             file.seek(place.offset)
             assert file.read(place.length or -1)[128:132] == b"DICM", place
 """,

@@ -103,7 +103,7 @@ def test_redis_is_reached_by_its_name(pong: socket.socket, material: Material, e
     url = f"redis://localhost:{port}?protocol=2&lib_name=&lib_version="
     if encrypted:
         url = f"{url.replace('redis:', 'rediss:')}&ssl_ca_certs={material.trusted}"
-    connection = client.client_of(url, timeout=5)
+    connection = client.connect_to_url(url, timeout=5)
     assert connection.ping()
     assert connection.connection_pool.connection_kwargs["socket_connect_timeout"] == 5
     connection.close()
@@ -111,4 +111,4 @@ def test_redis_is_reached_by_its_name(pong: socket.socket, material: Material, e
 
 def test_a_redis_without_an_address_is_away() -> None:
     with pytest.raises(redis.ConnectionError):
-        client.client_of("redis://a..b:6379", timeout=5).ping()
+        client.connect_to_url("redis://a..b:6379", timeout=5).ping()

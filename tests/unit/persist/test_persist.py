@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from ingest.ledger import DeliveryState, InstanceState
-from ingest.queue.client import GROUP, data_key
+from ingest.queue.keys import GROUP, data_key
 from ingest.queue.wakeups import drain_key
 from ingest.spool.reference import Reference
 from ingest.workers.persist.worker import Persister

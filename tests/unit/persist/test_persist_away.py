@@ -14,7 +14,7 @@ import pytest
 import redis
 
 from ingest.ledger import InstanceState
-from ingest.queue.client import GROUP
+from ingest.queue.keys import GROUP
 from ingest.workers.persist.arrival import identify
 from ingest.workers.persist.worker import Persister
 from ingest.workers.store.filesystem import FileStore, Source

@@ -14,7 +14,7 @@ import ingest.workers.persist.batch
 from ingest.ledger import InstanceState
 from ingest.ledger.instances import Instances
 from ingest.queue.consumer import Inbox
-from ingest.queue.wakeups import Waker
+from ingest.queue.wakeups import WakeUps
 from ingest.workers.persist.arrival import OpenSegments
 from ingest.workers.persist.placement import Placing
 from ingest.workers.store.filesystem import FileStore
@@ -36,7 +36,7 @@ STEPS: list[tuple[type, str]] = [
     (Placing, "recorded"),
     (ingest.workers.persist.batch.Work, "_release"),
     (Inbox, "done"),
-    (Waker, "wake"),
+    (WakeUps, "send"),
 ]
 REPLACING: list[tuple[type, str]] = [(FileStore, "replace"), (Instances, "mark_replaced")]
 COPYING: list[tuple[type, str]] = [(FileStore, "settled"), (OpenSegments, "mark_done")]

@@ -12,8 +12,8 @@ import pytest
 
 from ingest.alarms import standing_alarms
 from ingest.filesystem.beneath import open_beneath
-from ingest.queue.sweep import missing
-from ingest.spool.abandoned_partials import ForgottenPartials
+from ingest.queue.sweep import find_missing
+from ingest.spool.abandoned_partials import AbandonedPartials
 from tests.support.handing import handing_off, places, settings_of
 from tests.support.instances import Made
 from tests.support.nodes import eventually
@@ -113,7 +113,7 @@ def test_partial_file_that_could_not_be_removed_goes_and_those_in_use_stay(tmp_p
         os.utime(used, (time.time() - 3600,) * 2)
         young = spool.slot.path / "partial" / "young"
         young.write_bytes(b"x")
-        partials = ForgottenPartials(spool.slot.path)
+        partials = AbandonedPartials(spool.slot.path)
         assert partials.remove() == 0
         assert forgotten.exists()
         assert partials.remove() == 1
@@ -168,8 +168,8 @@ def test_file_that_cannot_be_looked_at_is_put_back_and_keeps_back_no_other(
 
         with redis_server.client() as client, monkeypatch.context() as patch:
             patch.setattr(os, "stat", failing)
-            found = missing(spool.root, spool.id, client, [spool.slot.name], 0.0)
-        assert [place.where for place in found] == kept
+            found = find_missing(spool.root, spool.id, client, [spool.slot.name], 0.0)
+        assert [place.path for place in found] == kept
     finally:
         spool.close()
 

@@ -13,7 +13,7 @@ from ingest.alarms import standing_alarms
 from ingest.ledger import InstanceState
 from ingest.ledger.instances import Instances
 from ingest.spool import segment, segment_upkeep
-from ingest.spool.reference import Place, Reference
+from ingest.spool.reference import Location, Reference
 from ingest.workers.persist.arrival import OpenSegments
 from ingest.workers.quarantine.decisions import release
 from ingest.workers.store.filesystem import FileStore
@@ -46,7 +46,7 @@ def test_instance_is_stored_recorded_and_marked_done(make_persist_site: Sites, d
     assert (row.sop_class_uid, row.transfer_syntax_uid) == (CT, EXPLICIT)
     assert (row.size, row.data_set_offset) == (len(made.file), len(made.meta))
     assert (row.spool_ref, row.received_at) == (
-        f"{site.spool}:{place.where}#{place.offset}",
+        f"{site.spool}:{place.path}#{place.offset}",
         1_700_000_000_123,
     )
     path = site.config.store_root / row.store_key
@@ -110,7 +110,7 @@ def test_what_is_done_torn_or_of_another_life_is_taken_off_the_queue(small: Site
     done = small.in_segment(content, done=True)
     writer = small.segment
     assert writer is not None
-    stale = Place(writer.where, writer.at + 64, len(content))
+    stale = Location(writer.path_in_spool, writer.at + 64, len(content))
     writer.number -= 1
     small.in_segment(content)
     writer.number += 1
@@ -123,7 +123,7 @@ def test_what_is_done_torn_or_of_another_life_is_taken_off_the_queue(small: Site
         whole._replace(length=1 << 62),
         whole._replace(offset=whole.offset + 1),
         whole._replace(offset=1 << 62),
-        whole._replace(where=f"L0/segments/{1:016x}-0.seg"),
+        whole._replace(path=f"L0/segments/{1:016x}-0.seg"),
     ):
         small.hand_off(place)
     small.work()
@@ -151,14 +151,14 @@ def test_a_segment_that_is_worked_on_is_not_used_again(small: Site, monkeypatch:
     real = OpenSegments.mark_done
 
     def ask_first(self: OpenSegments, reference: Reference) -> None:
-        with segment_upkeep.unused(small.config.spool_dir / reference.where) as free:
+        with segment_upkeep.lock_unused(small.config.spool_dir / reference.path) as free:
             asked.append(free)
         real(self, reference)
 
     monkeypatch.setattr(OpenSegments, "mark_done", ask_first)
     small.work()
     assert asked == [False]
-    with segment_upkeep.unused(
+    with segment_upkeep.lock_unused(
         small.config.spool_dir / small.instances()[0].spool_ref.split(":")[1][:-3]
     ) as free:
         assert free
@@ -180,18 +180,18 @@ def test_a_record_with_a_flipped_bit_is_quarantined_and_never_stored(small: Site
     if layout == "group":
         writer.group(Made(sop="1.9.9").file)
     writer.flip(offset + 8000, 3)
-    small.hand_off(Place(writer.where, offset, len(content)))
+    small.hand_off(Location(writer.path_in_spool, offset, len(content)))
     small.work()
     assert small.stored() == []
     [row] = small.instances()
     assert row.state is InstanceState.QUARANTINED
     assert row.sop_instance_uid == "1.2.3.4"
-    assert row.note.startswith(segment.DAMAGE)
+    assert row.is_damaged_in_spool
     assert ("cannot be told" in row.note) == (layout in {"doubtful", "first"})
     [kept] = small.quarantined()
     assert len(kept.read_bytes()) == len(content)
     assert small.client.xlen(small.stream) == 0
-    assert segment_upkeep.is_done(writer.path) == (layout != "group")
+    assert segment_upkeep.is_disposable(writer.path) == (layout != "group")
     # Its File Meta and UIDs read well; what is shown on a screen might be another patient.
     assert release(small.config, [row.id]) == 1
     assert small.stored() == []
@@ -203,7 +203,7 @@ def test_two_patients_bytes_in_one_record_are_never_stored(small: Site) -> None:
     small.segment = writer = SegmentWriter(small.config.spool_dir)
     offset = writer.append(second.file)
     writer.write(8192, first.file[8192 - offset : 16384 - offset])
-    small.hand_off(Place(writer.where, offset, len(second.file)))
+    small.hand_off(Location(writer.path_in_spool, offset, len(second.file)))
     small.work()
     assert small.stored() == []
     assert [row.state for row in small.instances()] == [InstanceState.QUARANTINED]
@@ -216,15 +216,15 @@ def test_a_record_that_is_still_being_written_is_left_alone(small: Site) -> None
     writer.write(8192, bytes(1000))
     fd = os.open(writer.path, os.O_RDWR)
     fcntl.flock(fd, fcntl.LOCK_SH)  # the writer
-    small.hand_off(Place(writer.where, offset, len(content)))
+    small.hand_off(Location(writer.path_in_spool, offset, len(content)))
     small.work()
     assert small.instances() == []
     with segment.Segment(writer.path) as opened:
-        assert opened.waits(offset)
+        assert opened.is_waiting(offset)
     writer.at, writer.count = 0, 0
     assert writer.group(content, trailing=True) == [offset]  # it completes, and is promised
     os.close(fd)
-    small.hand_off(Place(writer.where, offset, len(content)))
+    small.hand_off(Location(writer.path_in_spool, offset, len(content)))
     small.work()
     assert len(small.stored()) == 1
 
@@ -240,10 +240,10 @@ def test_a_record_whose_header_is_rotten_is_kept_and_told(small: Site, at: int) 
     assert len(small.stored()) == 1
     before = small.segment.path.read_bytes()
     slot = small.config.spool_dir / "L0"
-    assert segment_upkeep.remove_done(slot) == 0
+    assert segment_upkeep.remove_persisted_segments(slot) == 0
     [kept] = slot.glob("segments/*.damaged")
     assert kept.read_bytes() == before
-    segment_upkeep.tell_damage(small.config.spool_dir, small.config.run_dir)
+    segment_upkeep.update_damage_alarm(small.config.spool_dir, small.config.run_dir)
     assert [alarm.name for alarm in standing_alarms(small.config.run_dir)] == ["spool_damaged"]
 
 

@@ -11,8 +11,9 @@ import redis
 
 from ingest.alarms import standing_alarms
 from ingest.queue import publisher
-from ingest.queue.client import CHUNK, SPOOLS_KEY, connect, data_key, persisted_key, stream_key
-from ingest.spool.reference import Place, Reference
+from ingest.queue.client import connect
+from ingest.queue.keys import DATA_CHUNK_BYTES, SPOOLS_KEY, data_key, persisted_key, stream_key
+from ingest.spool.reference import Location, Reference
 from ingest.supervisor.embedded_queue import EmbeddedQueue
 from tests.support.handing import carried, handing_off, places, references, settings_of
 from tests.support.ledgers import hold
@@ -51,7 +52,7 @@ def test_a_batch_takes_one_round_trip(tmp_path: Path, redis_server: Valkey, clie
 def test_a_data_set_rides_on_the_queue_in_chunks_and_its_length_in_the_reference(
     tmp_path: Path, redis_server: Valkey, client: redis.Redis
 ) -> None:
-    data = os.urandom(3 * CHUNK + 17)
+    data = os.urandom(3 * DATA_CHUNK_BYTES + 17)
     with handing_off(settings_of(tmp_path, redis_server, "redis")) as (spool, hand):
         where = keep(spool, data)
         hand.put(where)
@@ -122,7 +123,7 @@ def test_bytes_in_the_spool_are_counted_where_they_are_limited(tmp_path: Path, r
         keep(spool, b"x" * 1000)
         keep(spool, b"x" * 500)
         hand.start()
-        eventually(lambda: hand.used == 1500, 10)
+        eventually(lambda: hand.spool_used_bytes == 1500, 10)
         hand.close(10)
 
 
@@ -133,7 +134,7 @@ def test_many_are_put_at_once_as_places_or_as_strings(
     with handing_off(settings) as (spool, hand):
         kept = [keep(spool) for _ in range(3000)]
         hand.put_many(kept[:1500])
-        hand.put_many(Place(where) for where in kept[1500:])
+        hand.put_many(Location(where) for where in kept[1500:])
         hand.put_many([])
         eventually(lambda: client.xlen(stream_key(spool.id)) >= 3000, 20)
         assert places(client, spool) == kept
@@ -143,8 +144,12 @@ def test_places_within_a_file_keep_their_offset_and_length(
     carrier: str, tmp_path: Path, redis_server: Valkey, client: redis.Redis
 ) -> None:
     with handing_off(settings_of(tmp_path, redis_server, carrier)) as (spool, hand):
-        where = keep(spool, data := os.urandom(3 * CHUNK))
-        parts = [Place(where, 0, 700), Place(where, 1024, CHUNK + 5), Place(where, 2 * CHUNK, 99)]
+        where = keep(spool, data := os.urandom(3 * DATA_CHUNK_BYTES))
+        parts = [
+            Location(where, 0, 700),
+            Location(where, 1024, DATA_CHUNK_BYTES + 5),
+            Location(where, 2 * DATA_CHUNK_BYTES, 99),
+        ]
         hand.put_many(parts)
         eventually(lambda: client.xlen(stream_key(spool.id)) >= 3, 10)
         entries = [fields for _, fields in client.xrange(stream_key(spool.id), count=3)]
@@ -255,7 +260,7 @@ def test_a_defect_is_said_and_does_not_end_the_hand_off(
             raise ValueError("a defect")
         return 0
 
-    monkeypatch.setattr(publisher.sweep, "clear_orphans", broken)
+    monkeypatch.setattr(publisher.inventory, "clear_dead_slots", broken)
     with handing_off(settings_of(tmp_path, redis_server)) as (spool, hand):
         eventually(lambda: len(calls) >= 3, 10)
         hand.put(keep(spool))

@@ -9,10 +9,10 @@ import pytest
 import redis
 
 from ingest.queue import publisher
-from ingest.queue.client import CHUNK, SPOOLS_KEY, data_key, persisted_key, stream_key
-from ingest.queue.epoch import Witness
-from ingest.queue.publisher import Handoff
-from ingest.spool.reference import Place
+from ingest.queue.epoch import QueueEpoch
+from ingest.queue.keys import DATA_CHUNK_BYTES, SPOOLS_KEY, data_key, persisted_key, stream_key
+from ingest.queue.publisher import Publisher
+from ingest.spool.reference import Location
 from tests.support.handing import carried, handing_off, places, references, settings_of
 from tests.support.ledgers import hold
 from tests.support.nodes import eventually
@@ -65,12 +65,16 @@ def test_a_redis_without_memory_keeps_nothing_from_being_handed_off_later(
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     # With the data sets on the queue, room for some chunks and not for all.
-    room = client.info("memory")["used_memory"] + 4 * CHUNK if carrier == "redis" else CHUNK
+    room = (
+        client.info("memory")["used_memory"] + 4 * DATA_CHUNK_BYTES
+        if carrier == "redis"
+        else DATA_CHUNK_BYTES
+    )
     client.config_set("maxmemory", room)
     client.config_set("maxmemory-policy", "noeviction")
     try:
         with handing_off(settings_of(tmp_path, redis_server, carrier)) as (spool, hand):
-            where = keep(spool, b"DOE^JANE " * (4 * CHUNK))
+            where = keep(spool, b"DOE^JANE " * (4 * DATA_CHUNK_BYTES))
             hand.put(where)
             eventually(lambda: hand._failures >= 2, 10, "Redis refuses")
             assert places(client, spool) == []
@@ -184,12 +188,12 @@ def test_two_listeners_that_carry_the_same_file_leave_it_whole(
         handing_off(settings, start=False) as (spool, first),
         handing_off(settings, start=False) as (_, second),
     ):
-        where = keep(spool, data := os.urandom(5 * CHUNK))
+        where = keep(spool, data := os.urandom(5 * DATA_CHUNK_BYTES))
         stop, seen = threading.Event(), set()
 
-        def carry(hand: Handoff) -> None:
+        def carry(hand: Publisher) -> None:
             while not stop.is_set():
-                hand._carry(Place(where))
+                hand._publish_with_data(Location(where))
 
         threads = [threading.Thread(target=carry, args=(hand,)) for hand in (first, second)]
         for thread in threads:
@@ -213,18 +217,18 @@ def test_two_listeners_that_carry_the_same_file_leave_it_whole(
 def test_a_witness_stands_until_redis_has_forgotten(redis_server: Valkey, client: redis.Redis) -> None:
     stream = stream_key("spool")
     client.xadd(stream, {"w": "1"})
-    witness = Witness(client, "spool")
-    assert not witness.stands(), "nothing is known of it yet"
-    assert witness.stands()
+    witness = QueueEpoch(client, "spool")
+    assert not witness.is_unchanged(), "nothing is known of it yet"
+    assert witness.is_unchanged()
     entry = client.xadd(stream, {"w": "2"})
     client.xdel(stream, entry)
-    assert witness.stands(), "what a worker has done is not forgotten"
+    assert witness.is_unchanged(), "what a worker has done is not forgotten"
     for forget in (client.flushall, lambda: client.delete(stream), lambda: restart(redis_server)):
         client.xadd(stream, {"w": "3"})
-        witness.stands()
-        assert witness.stands()
+        witness.is_unchanged()
+        assert witness.is_unchanged()
         forget()
-        assert not witness.stands()
+        assert not witness.is_unchanged()
 
 
 def restart(server: Valkey) -> None:

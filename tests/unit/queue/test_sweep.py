@@ -16,9 +16,11 @@ from ingest.config.model import Config
 from ingest.errors import IngestError, LedgerError
 from ingest.ledger import Ledger
 from ingest.queue import sweep
-from ingest.queue.client import connect, persisted_key, stream_key
-from ingest.queue.stream_append import push
-from ingest.spool.reference import Place, Reference
+from ingest.queue.client import connect
+from ingest.queue.keys import persisted_key, stream_key
+from ingest.queue.stream_writer import append_references
+from ingest.spool import inventory
+from ingest.spool.reference import Location, Reference
 from ingest.spool.spool import Spool
 from tests.support.ledgers import hold, row
 from tests.support.servers import Valkey
@@ -55,21 +57,21 @@ def test_what_waits_is_listed_oldest_first_and_only_files_that_are_ready(own: Sp
     places = [keep(own) for _ in range(5)]
     own.begin()
     (own.slot.path / "ready" / "note.txt").write_text("no instance")
-    assert sweep.ready(own.root, "L0") == [Place(where) for where in places]
-    assert sweep.usage(own.root) == 5 * len(b"data")
-    assert sweep.slots(own.root) == ["L0"]
+    assert inventory.list_waiting(own.root, "L0") == [Location(where) for where in places]
+    assert inventory.measure_usage(own.root) == 5 * len(b"data")
+    assert inventory.list_slots(own.root) == ["L0"]
 
 
 def test_only_slots_count_as_slots(own: Spool) -> None:
     for name in ("L1", "L10", "Lx", "lost+found"):
         (own.root / name).mkdir()
-    assert sweep.slots(own.root) == ["L0", "L1", "L10"]
+    assert inventory.list_slots(own.root) == ["L0", "L1", "L10"]
 
 
 def test_what_became_ready_just_now_is_left_to_its_listener(own: Spool) -> None:
     keep(own)
-    assert sweep.ready(own.root, "L0", older_than=60) == []
-    assert len(sweep.ready(own.root, "L0", older_than=0)) == 1
+    assert inventory.list_waiting(own.root, "L0", older_than=60) == []
+    assert len(inventory.list_waiting(own.root, "L0", older_than=0)) == 1
 
 
 def test_what_a_clock_that_was_ahead_has_dated_does_not_wait_for_that_time(
@@ -78,13 +80,13 @@ def test_what_a_clock_that_was_ahead_has_dated_does_not_wait_for_that_time(
     keep(own)
     an_hour_ago = time.time() - 3600
     monkeypatch.setattr(time, "time", lambda: an_hour_ago)
-    assert len(sweep.ready(own.root, "L0", older_than=3)) == 1
+    assert len(inventory.list_waiting(own.root, "L0", older_than=3)) == 1
 
 
 def test_a_spool_that_is_not_there_holds_nothing(tmp_path: Path) -> None:
-    assert sweep.slots(tmp_path / "none") == []
-    assert sweep.ready(tmp_path / "none", "L0") == []
-    assert sweep.usage(tmp_path / "none") == 0
+    assert inventory.list_slots(tmp_path / "none") == []
+    assert inventory.list_waiting(tmp_path / "none", "L0") == []
+    assert inventory.measure_usage(tmp_path / "none") == 0
 
 
 # --- what the queue forgot
@@ -95,49 +97,51 @@ def test_references_on_the_stream_are_read_page_by_page(
 ) -> None:
     monkeypatch.setattr(sweep, "PAGE", 7)
     places = [f"L0/ready/{number}.dcm" for number in range(50)]
-    push(client, [Reference("spool", own.id, where) for where in places])
-    assert list(sweep.on_stream(client, own.id)) == [(where.encode(), b"0") for where in places]
+    append_references(client, [Reference("spool", own.id, where) for where in places])
+    assert list(sweep.read_stream_locations(client, own.id)) == [(where.encode(), b"0") for where in places]
 
 
 def test_missing_is_what_waits_and_is_not_on_the_stream(own: Spool, client: redis.Redis) -> None:
     places = [keep(own) for _ in range(4)]
-    push(client, [Reference("spool", own.id, where) for where in places[:2]])
-    assert sweep.missing(own.root, own.id, client, ["L0"], 0.0) == [Place(where) for where in places[2:]]
+    append_references(client, [Reference("spool", own.id, where) for where in places[:2]])
+    assert sweep.find_missing(own.root, own.id, client, ["L0"], 0.0) == [
+        Location(where) for where in places[2:]
+    ]
 
 
 def test_a_reference_into_the_middle_of_a_file_is_none_to_the_file(own: Spool, client: redis.Redis) -> None:
     where = keep(own)
-    push(client, [Reference("spool", own.id, where, offset=512, length=4)])
-    assert sweep.missing(own.root, own.id, client, ["L0"], 0.0) == [Place(where)]
+    append_references(client, [Reference("spool", own.id, where, offset=512, length=4)])
+    assert sweep.find_missing(own.root, own.id, client, ["L0"], 0.0) == [Location(where)]
 
 
 def test_junk_on_the_stream_does_not_end_a_sweep(own: Spool, client: redis.Redis) -> None:
     where = keep(own)
     for fields in ({"no": "reference"}, {"w": b"\xff\0", "o": b"9" * 5000}, {"w": where, "o": "x"}):
         client.xadd(stream_key(own.id), fields)  # type: ignore[arg-type]
-    assert sweep.missing(own.root, own.id, client, ["L0"], 0.0) == [Place(where)]
+    assert sweep.find_missing(own.root, own.id, client, ["L0"], 0.0) == [Location(where)]
 
 
 def test_a_reference_in_a_workers_hands_is_not_missing(own: Spool, client: redis.Redis) -> None:
     where, stream = keep(own), stream_key(own.id)
-    push(client, [Reference("spool", own.id, where)])
+    append_references(client, [Reference("spool", own.id, where)])
     client.xgroup_create(stream, "persist", id="0")
     client.xreadgroup("persist", "w", {stream: ">"})
-    assert sweep.missing(own.root, own.id, client, ["L0"], 0.0) == []
+    assert sweep.find_missing(own.root, own.id, client, ["L0"], 0.0) == []
 
 
 def test_what_is_persisted_while_the_sweep_looks_is_not_missing(
     own: Spool, client: redis.Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    where, on_stream = keep(own), sweep.on_stream
+    where, on_stream = keep(own), sweep.read_stream_locations
 
     def persist_meanwhile(*arguments: Any) -> Iterator[tuple[bytes, bytes]]:
         # As the worker does: first the file goes, then the reference.
         (own.root / where).unlink()
         return on_stream(*arguments)
 
-    monkeypatch.setattr(sweep, "on_stream", persist_meanwhile)
-    assert sweep.missing(own.root, own.id, client, ["L0"], 0.0) == []
+    monkeypatch.setattr(sweep, "read_stream_locations", persist_meanwhile)
+    assert sweep.find_missing(own.root, own.id, client, ["L0"], 0.0) == []
 
 
 # --- partial files
@@ -150,7 +154,7 @@ def test_partial_files_of_the_living_stay_and_those_of_the_dead_go(settings: Con
     promised = keep(dead)
     os.close(left.fd)
     dead.close()
-    assert sweep.clear_orphans(own.root) == 1
+    assert inventory.clear_dead_slots(own.root) == 1
     assert os.listdir(own.slot.path / "partial") == [living.name]
     assert os.listdir(dead.slot.path / "partial") == []
     assert (own.root / promised).exists()
@@ -159,9 +163,9 @@ def test_partial_files_of_the_living_stay_and_those_of_the_dead_go(settings: Con
 
 def test_unowned_slots_are_those_without_a_living_process(settings: Config, own: Spool) -> None:
     other = claim(settings)
-    assert sweep.unowned(own.root) == []
+    assert inventory.list_unowned_slots(own.root) == []
     other.close()
-    assert sweep.unowned(own.root) == ["L1"]
+    assert inventory.list_unowned_slots(own.root) == ["L1"]
     again = claim(settings)
     assert again.slot.name == "L1"  # looking at it has not taken it
     again.close()
@@ -179,8 +183,8 @@ def test_persisted_files_are_removed(
         # Duplicates, of which nothing is kept, have no rows.
         ledger.spool_references.record_duplicates([f"{own.id}:{where}" for where in places[6:8]], 1)
         client.rpush(persisted_key(own.id), *places[:8])
-        assert sweep.remove_persisted(own.root, own.id, client, ledger.spool_references) == 8
-        assert sweep.ready(own.root, "L0") == [Place(where) for where in places[8:]]
+        assert sweep.release_persisted(own.root, own.id, client, ledger.spool_references) == 8
+        assert inventory.list_waiting(own.root, "L0") == [Location(where) for where in places[8:]]
         assert client.llen(persisted_key(own.id)) == 0
         # What is gone needs no proof any more.
         assert ledger.spool_references.find_removable([f"{own.id}:{places[6]}"]) == set()
@@ -192,8 +196,8 @@ def test_promised_files_that_the_ledger_does_not_hold_stay_whatever_redis_says(
     places = [keep(own) for _ in range(4)]
     with contextlib.closing(hold(settings, own.id, places[:1])) as ledger:
         client.rpush(persisted_key(own.id), *places, *places)
-        assert sweep.remove_persisted(own.root, own.id, client, ledger.spool_references) == 1
-    assert sweep.ready(own.root, "L0") == [Place(where) for where in places[1:]]
+        assert sweep.release_persisted(own.root, own.id, client, ledger.spool_references) == 1
+    assert inventory.list_waiting(own.root, "L0") == [Location(where) for where in places[1:]]
     assert client.llen(persisted_key(own.id)) == 0
 
 
@@ -201,8 +205,8 @@ def test_files_stay_while_the_ledger_is_away(settings: Config, own: Spool, clien
     where = keep(own)
     client.rpush(persisted_key(own.id), where)
     with contextlib.closing(Ledger(settings.ledger_url)) as ledger, pytest.raises(LedgerError):
-        sweep.remove_persisted(own.root, own.id, client, ledger.spool_references)
-    assert sweep.ready(own.root, "L0") == [Place(where)]
+        sweep.release_persisted(own.root, own.id, client, ledger.spool_references)
+    assert inventory.list_waiting(own.root, "L0") == [Location(where)]
     assert client.llen(persisted_key(own.id)) == 1
 
 
@@ -226,7 +230,7 @@ def test_nothing_but_ready_files_can_be_removed_through_the_queue(
     ]
     client.rpush(persisted_key(own.id), *places)
     with contextlib.closing(hold(settings, own.id, map(str, places))) as ledger:
-        assert sweep.remove_persisted(own.root, own.id, client, ledger.spool_references) == 0
+        assert sweep.release_persisted(own.root, own.id, client, ledger.spool_references) == 0
     assert outside.read_text() == "kept"
     assert (own.root / "id").exists()
     assert (own.slot.path / "lock").exists()
@@ -249,7 +253,7 @@ def test_two_listeners_that_read_the_same_page_lose_none_of_the_next(
         def lrange(self, *arguments: Any) -> Any:
             page = client.lrange(*arguments)
             if len(page) == 4 and client.llen(persisted_key(own.id)) == 12:
-                sweep.remove_persisted(own.root, own.id, client, ledger.spool_references)
+                sweep.release_persisted(own.root, own.id, client, ledger.spool_references)
                 # And what it saw is pushed by a worker after that.
                 others = [keep(own) for _ in range(4)]
                 hold(settings, own.id, others).close()
@@ -259,9 +263,9 @@ def test_two_listeners_that_read_the_same_page_lose_none_of_the_next(
         def pipeline(self, **options: Any) -> Any:
             return client.pipeline(**options)
 
-    assert sweep.remove_persisted(own.root, own.id, Slow(), ledger.spool_references) == 4  # type: ignore[arg-type]
+    assert sweep.release_persisted(own.root, own.id, Slow(), ledger.spool_references) == 4  # type: ignore[arg-type]
     ledger.close()
-    assert sweep.ready(own.root, "L0") == []
+    assert inventory.list_waiting(own.root, "L0") == []
 
 
 # --- the command
@@ -274,19 +278,19 @@ def test_a_sweep_puts_back_what_is_missing_and_removes_what_the_ledger_holds(
     with_ledger = Ledger(settings.ledger_url)
     with_ledger.migrate()
     with_ledger.instances.record([row(1, spool_ref=f"{own.id}:{kept}")])
-    done = sweep.sweep(settings)
-    assert (done.waiting, done.put_back, done.done_removed) == (1, 1, 1)
-    assert sweep.ready(own.root, "L0") == [Place(forgotten)]
+    done = sweep.sweep_spool(settings)
+    assert (done.waiting, done.published, done.released) == (1, 1, 1)
+    assert inventory.list_waiting(own.root, "L0") == [Location(forgotten)]
     assert references(client, own) == [Reference("spool", own.id, forgotten)]
-    again = sweep.sweep(settings)
-    assert (again.waiting, again.put_back, again.done_removed) == (1, 0, 0)
+    again = sweep.sweep_spool(settings)
+    assert (again.waiting, again.published, again.released) == (1, 0, 0)
     with_ledger.close()
 
 
 def test_a_sweep_leaves_what_is_being_received_alone(settings: Config, own: Spool) -> None:
     entry = own.begin()
     Ledger(settings.ledger_url).migrate()
-    assert sweep.sweep(settings).partials_removed == 0
+    assert sweep.sweep_spool(settings).partials_removed == 0
     assert os.listdir(own.slot.path / "partial") == [entry.name]
     own.discard(entry)
 
@@ -294,13 +298,13 @@ def test_a_sweep_leaves_what_is_being_received_alone(settings: Config, own: Spoo
 def test_a_sweep_without_a_ledger_removes_nothing_and_says_so(settings: Config, own: Spool) -> None:
     where = keep(own)
     with pytest.raises(IngestError, match="ledger"):
-        sweep.sweep(settings)
+        sweep.sweep_spool(settings)
     assert (own.root / where).exists()
     assert not (settings.data_dir / "ledger.db").exists(), "made by whoever sweeps, it might be root's"
 
 
 def test_a_sweep_of_a_spool_that_nobody_made_does_nothing(settings: Config) -> None:
-    assert sweep.sweep(settings) == sweep.Swept()
+    assert sweep.sweep_spool(settings) == sweep.SweepResult()
     assert not settings.spool_dir.exists()
 
 
@@ -309,7 +313,7 @@ def test_a_sweep_without_a_queue_is_one_error_of_ours(tmp_path: Path) -> None:
     held = claim(settings)
     keep(held)
     with pytest.raises(IngestError, match="queue cannot be reached"):
-        sweep.sweep(settings)
+        sweep.sweep_spool(settings)
     held.close()
 
 

@@ -23,8 +23,8 @@ FULL = "9 bytes in the store, [retention] max_bytes is 8"
 def test_word_is_left_and_taken_back_and_said_once(tmp_path: Path) -> None:
     with structlog.testing.capture_logs() as logs:
         for why in ("", "a", "a", "b", "", ""):
-            store_capacity.leave_word(tmp_path, why)
-            assert store_capacity.full(tmp_path) == why
+            store_capacity.write_store_full(tmp_path, why)
+            assert store_capacity.read_store_full(tmp_path) == why
     assert [(event["event"], event["reason"]) for event in logs] == [
         ("store_full", "a"),
         ("store_has_room", ""),
@@ -33,11 +33,11 @@ def test_word_is_left_and_taken_back_and_said_once(tmp_path: Path) -> None:
 
 
 def test_word_that_says_nothing_or_cannot_be_read_is_word(tmp_path: Path) -> None:
-    (tmp_path / store_capacity.WORD).touch()
-    assert "max_bytes is reached" in store_capacity.full(tmp_path)
-    (tmp_path / store_capacity.WORD).unlink()
-    (tmp_path / store_capacity.WORD).mkdir()
-    assert "cannot be read: Is a directory" in store_capacity.full(tmp_path)
+    (tmp_path / store_capacity.FILE_NAME).touch()
+    assert "max_bytes is reached" in store_capacity.read_store_full(tmp_path)
+    (tmp_path / store_capacity.FILE_NAME).unlink()
+    (tmp_path / store_capacity.FILE_NAME).mkdir()
+    assert "cannot be read: Is a directory" in store_capacity.read_store_full(tmp_path)
 
 
 def test_store_is_full_from_max_bytes_on_and_only_where_it_refuses(site: Site) -> None:
@@ -82,12 +82,12 @@ def test_first_look_of_a_remover_leaves_word(
     deliver(site, DeliveryState.DELIVERED)
     run_dir = site.config.run_dir
     run_dir.mkdir(parents=True, exist_ok=True)
-    store_capacity.leave_word(run_dir, before)
+    store_capacity.write_store_full(run_dir, before)
     stop = threading.Event()
     monkeypatch.setattr(ingest.workers.retention.remover, "_pause", lambda *_: stop.set())
     retention = site.config.retention.model_copy(update=limits)
     ingest.workers.retention.remover.run(site.config.model_copy(update={"retention": retention}), stop)
-    assert bool(store_capacity.full(run_dir)) is after
+    assert bool(store_capacity.read_store_full(run_dir)) is after
 
 
 def test_remover_that_is_to_stop_leaves_the_word_to_its_successor(site: Site) -> None:
@@ -97,7 +97,7 @@ def test_remover_that_is_to_stop_leaves_the_word_to_its_successor(site: Site) ->
     stop.set()
     with remover(site, max_bytes=1, **REFUSE) as one:
         ingest.workers.retention.remover._tell(site.config, one, stop)
-    assert store_capacity.full(site.config.run_dir) == ""
+    assert store_capacity.read_store_full(site.config.run_dir) == ""
 
 
 @pytest.mark.parametrize(
@@ -113,7 +113,7 @@ def test_status_and_check_say_that_a_running_node_refuses(
 ) -> None:
     settings = Config.model_validate({"node": {"data_dir": tmp_path}, "retention": retention})
     settings.run_dir.mkdir(parents=True)
-    store_capacity.leave_word(settings.run_dir, FULL)
+    store_capacity.write_store_full(settings.run_dir, FULL)
     monkeypatch.setattr("ingest.supervisor.reload_client.is_running", lambda _: running)
     assert gather(settings)["store"]["full"] == said
     faults = [fault for fault in check(settings) if fault.key == "retention.max_bytes"]

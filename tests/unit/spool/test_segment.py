@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ingest.spool import segment, segment_upkeep
-from ingest.spool.segment import HEADER_BYTES, Examined, Segment
+from ingest.spool.segment import HEADER_BYTES, Segment, SegmentReport
 from tests.support.segments import MARKS_AT, SEGMENT_BYTES, SegmentWriter, aligned, header, header_2
 
 NUMBER = 0x18A0_5C3D_9E21_7F01
@@ -26,10 +26,10 @@ def writer(tmp_path: Path) -> SegmentWriter:
 
 
 def offsets(writer: SegmentWriter) -> list[int]:
-    return [record.offset for record in segment.walk(writer.path)]
+    return [record.offset for record in segment.read_records(writer.path)]
 
 
-def examined(writer: SegmentWriter) -> Examined:
+def examined(writer: SegmentWriter) -> SegmentReport:
     with Segment(writer.path) as opened:
         return opened.examine()
 
@@ -55,13 +55,13 @@ def test_records_are_found_in_their_order_with_what_their_headers_say(writer: Se
     first = writer.append(b"one", received_ms=1_700_000_000_123)
     second = writer.append(b"t" * 5000, promised=0)
     third = writer.append(b"three", done=True)
-    records = list(segment.walk(writer.path))
+    records = list(segment.read_records(writer.path))
     assert [record.offset for record in records] == [first, second, third] == [64, 192, 5312]
     assert [record.length for record in records] == [3, 5000, 5]
     assert [record.number for record in records] == [0, 1, 2]
-    assert [record.promised for record in records] == [1, 0, 3]
-    assert [record.done for record in records] == [False, False, True]
-    assert all(record.checked for record in records)
+    assert [record.committed_before for record in records] == [1, 0, 3]
+    assert [record.is_persisted for record in records] == [False, False, True]
+    assert all(record.has_checksum for record in records)
     assert records[0].received_ms == 1_700_000_000_123
     assert waiting(writer) == [first, second]
 
@@ -70,18 +70,18 @@ def test_records_of_the_first_layout_are_read_and_marked_as_they_were(writer: Se
     first = writer.append_old(b"one", received_ms=7)
     unchecked = writer.append_old(b"t" * 5000, in_order=True)
     done = writer.append_old(b"three", done=True)
-    records = list(segment.walk(writer.path))
+    records = list(segment.read_records(writer.path))
     assert [record.offset for record in records] == [first, unchecked, done]
-    assert [record.checked for record in records] == [True, False, True]
-    assert [record.done for record in records] == [False, False, True]
+    assert [record.has_checksum for record in records] == [True, False, True]
+    assert [record.is_persisted for record in records] == [False, False, True]
     assert waiting(writer) == [first, unchecked]
     before = writer.path.read_bytes()
-    assert segment.mark_done(writer.path, first)
+    assert segment.mark_persisted(writer.path, first)
     assert waiting(writer) == [unchecked]
     after = writer.path.read_bytes()
     assert [at for at in range(300) if before[at] != after[at]] == [first - 1]
-    assert segment.mark_done(writer.path, unchecked)
-    assert segment_upkeep.is_done(writer.path)
+    assert segment.mark_persisted(writer.path, unchecked)
+    assert segment_upkeep.is_disposable(writer.path)
 
 
 def test_the_version_before_takes_records_of_today_for_such_without_a_crc(writer: SegmentWriter) -> None:
@@ -104,7 +104,7 @@ def test_groups_are_found_behind_holes_up_to_the_end_of_the_file(writer: Segment
 
 def test_a_new_segment_holds_nothing(writer: SegmentWriter) -> None:
     assert offsets(writer) == []
-    assert segment_upkeep.is_done(writer.path)
+    assert segment_upkeep.is_disposable(writer.path)
 
 
 def test_records_longer_than_what_is_read_at_once_are_read_whole(
@@ -154,7 +154,7 @@ def test_bytes_that_are_not_those_received_are_damage_once_a_later_record_proves
     assert offsets(writer) == [rotten, sound, *later]
     assert waiting(writer) == [sound, *later]
     assert told(writer) == ([rotten], [], [])
-    assert not segment_upkeep.is_done(writer.path)
+    assert not segment_upkeep.is_disposable(writer.path)
 
 
 def test_bytes_of_a_promised_last_group_are_damage_by_its_trailer(writer: SegmentWriter) -> None:
@@ -176,10 +176,10 @@ def test_a_torn_last_group_is_doubtful_as_long_as_nothing_tells(writer: SegmentW
     writer.write(torn + 4096, bytes(4096))
     assert told(writer) == ([], [torn], [])
     assert waiting(writer) == [*kept, whole]
-    assert not segment_upkeep.is_done(writer.path)
+    assert not segment_upkeep.is_disposable(writer.path)
     with Segment(writer.path) as opened:
         record = next(record for record in opened.records() if record.offset == torn)
-        assert "cannot be told" in opened.judge(record)
+        assert "cannot be told" in opened.classify_damage(record)
 
 
 def test_a_group_whose_writer_is_at_it_still_is_no_damage(writer: SegmentWriter) -> None:
@@ -225,7 +225,7 @@ def test_no_flipped_bit_of_a_header_drops_a_promised_record_in_silence(
     for at in range(60):
         writer.flip(places[which] - HEADER_BYTES + at, at % 8)
         assert (waiting(writer), told(writer)) == (others, ([], [], [which])), at
-        assert not segment_upkeep.is_done(writer.path)
+        assert not segment_upkeep.is_disposable(writer.path)
         writer.flip(places[which] - HEADER_BYTES + at, at % 8)
 
 
@@ -241,12 +241,12 @@ def test_a_lost_header_of_a_record_that_is_done_harms_nobody(writer: SegmentWrit
         writer.append(b"a" * 3000, done=done)
     writer.flip(8)
     assert told(writer) == ([], [], [])
-    assert segment_upkeep.is_done(writer.path)
+    assert segment_upkeep.is_disposable(writer.path)
 
 
 def test_damage_of_a_record_that_is_done_harms_nobody(writer: SegmentWriter) -> None:
     writer.flip(writer.append(b"a" * 3000, done=True))
-    assert segment_upkeep.is_done(writer.path)
+    assert segment_upkeep.is_disposable(writer.path)
 
 
 def test_a_header_whose_page_was_lost_hides_no_other_record(writer: SegmentWriter) -> None:
@@ -270,13 +270,13 @@ def test_a_file_that_was_cut_short_is_kept(writer: SegmentWriter) -> None:
     assert [record.offset for record in found.waiting] == places[:1]
     assert [record.offset for record in found.damaged] == [places[1]]
     assert found.is_cut
-    assert not segment_upkeep.is_done(writer.path)
+    assert not segment_upkeep.is_disposable(writer.path)
     with Segment(writer.path) as opened:
         assert opened.read(places[2], 3000) is None
         record, data = opened.read(places[1], 3000) or (None, None)
         assert record is not None
         assert data is not None
-        assert not record.holds(data)
+        assert not record.matches(data)
 
 
 def test_a_page_that_the_disk_does_not_give_hides_no_other_record(
@@ -295,8 +295,8 @@ def test_a_page_that_the_disk_does_not_give_hides_no_other_record(
     # The second record's data lies in that page, and may be given later. Of the third the header does.
     assert [record.offset for record in found.waiting] == places[:2]
     assert found.is_unreadable
-    assert not found.is_done
-    assert not segment_upkeep.is_done(writer.path)
+    assert not found.is_disposable
+    assert not segment_upkeep.is_disposable(writer.path)
 
 
 data_sets = st.binary(min_size=1, max_size=9000)
@@ -374,11 +374,11 @@ def test_a_record_is_read_by_its_place(writer: SegmentWriter) -> None:
         found = opened.read(offset, 4)
         assert found is not None
         record, data = found
-        assert (bytes(data), record.received_ms, record.holds(data)) == (b"data", 77, True)
+        assert (bytes(data), record.received_ms, record.matches(data)) == (b"data", 77, True)
         writer.flip(offset)
         found = opened.read(offset, 4)
         assert found is not None
-        assert not found[0].holds(found[1])
+        assert not found[0].matches(found[1])
 
 
 def test_what_is_no_place_of_a_record_that_waits_gives_nothing(writer: SegmentWriter) -> None:
@@ -403,18 +403,18 @@ def test_what_is_no_place_of_a_record_that_waits_gives_nothing(writer: SegmentWr
 
 def test_a_record_that_is_marked_done_waits_no_more(writer: SegmentWriter) -> None:
     first, second = writer.append(b"a"), writer.append(b"b")
-    assert segment.mark_done(writer.path, first)
+    assert segment.mark_persisted(writer.path, first)
     assert waiting(writer) == [second]
-    assert not segment_upkeep.is_done(writer.path)
-    assert segment.mark_done(writer.path, second)
-    assert segment_upkeep.is_done(writer.path)
+    assert not segment_upkeep.is_disposable(writer.path)
+    assert segment.mark_persisted(writer.path, second)
+    assert segment_upkeep.is_disposable(writer.path)
 
 
 def test_a_mark_changes_no_page_that_holds_a_record(writer: SegmentWriter) -> None:
     places = [writer.append(bytes([number]) * 700) for number in range(50)]
     before = writer.path.read_bytes()
     for place in places[::2]:
-        assert segment.mark_done(writer.path, place)
+        assert segment.mark_persisted(writer.path, place)
     after = writer.path.read_bytes()
     assert before[:MARKS_AT] == after[:MARKS_AT]
     assert len(before) == len(after)
@@ -427,15 +427,15 @@ def test_a_mark_changes_no_page_that_holds_a_record(writer: SegmentWriter) -> No
 def test_nothing_is_marked_where_no_record_is(writer: SegmentWriter, offset: int) -> None:
     writer.append(b"a" * 300)
     before = writer.path.read_bytes()
-    assert not segment.mark_done(writer.path, offset)
+    assert not segment.mark_persisted(writer.path, offset)
     assert writer.path.read_bytes() == before
 
 
 def test_a_segment_that_is_gone_is_done(tmp_path: Path) -> None:
     path = tmp_path / f"{NUMBER:016x}-0.seg"
-    assert not segment.mark_done(path, 64)
-    assert segment_upkeep.is_done(path)
-    assert list(segment.walk(path)) == []
+    assert not segment.mark_persisted(path, 64)
+    assert segment_upkeep.is_disposable(path)
+    assert list(segment.read_records(path)) == []
 
 
 def test_a_record_is_not_marked_in_a_segment_that_was_used_again_meanwhile(
@@ -444,7 +444,7 @@ def test_a_record_is_not_marked_in_a_segment_that_was_used_again_meanwhile(
     offset = writer.append(b"old", done=True)
     later = SegmentWriter(tmp_path, NUMBER + 1)
     monkeypatch.setattr(fcntl, "flock", used_again_first(writer, later, offset))
-    assert not segment.mark_done(writer.path, offset)
+    assert not segment.mark_persisted(writer.path, offset)
     assert waiting(later) == [offset]
 
 

@@ -59,7 +59,7 @@ def _record(folder: Path, durable: bool) -> Iterator[Snapshot]:
                 for record in opened.records():
                     whole[record.offset] = content[record.offset : record.offset + record.length]
                 for offset in list(whole)[: turn // 2]:
-                    opened.mark_done(offset)
+                    opened.mark_persisted(offset)
                     done.add(offset)
             yield Snapshot(path.read_bytes(), dict(whole), set(done))
 

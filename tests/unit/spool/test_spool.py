@@ -12,10 +12,11 @@ from typing import Any
 import pytest
 
 from ingest.errors import SpoolError
-from ingest.queue.sweep import clear_orphans, unowned
-from ingest.spool import spool
+from ingest.spool import slot
+from ingest.spool.inventory import clear_dead_slots, list_unowned_slots
 from ingest.spool.reference import Reference
-from ingest.spool.spool import LARGE, Entry, Slot, Spool, spool_id
+from ingest.spool.slot import Slot
+from ingest.spool.spool import LARGE_BYTES, Entry, Spool, read_spool_id
 from tests.support.nodes import eventually
 from tests.support.spools import collect_until, keep
 
@@ -49,14 +50,14 @@ def _is_open(fd: str) -> bool:
 
 
 def test_id_stays_the_same(root: Path) -> None:
-    first = spool_id(root, create=True)
+    first = read_spool_id(root, create=True)
     assert first
-    assert spool_id(root) == spool_id(root, create=True) == first
+    assert read_spool_id(root) == read_spool_id(root, create=True) == first
     assert [path.name for path in root.iterdir()] == ["id"]
 
 
 def test_a_spool_that_nobody_made_has_no_id(root: Path) -> None:
-    assert spool_id(root) is None
+    assert read_spool_id(root) is None
     assert not root.exists()
 
 
@@ -66,7 +67,7 @@ def test_processes_that_start_together_agree_on_the_id(root: Path) -> None:
 
     def start() -> None:
         barrier.wait()
-        found.append(spool_id(root, create=True))
+        found.append(read_spool_id(root, create=True))
 
     threads = [threading.Thread(target=start) for _ in range(8)]
     for thread in threads:
@@ -92,20 +93,20 @@ def test_the_id_is_durable_before_it_has_its_name(root: Path, monkeypatch: pytes
 
     monkeypatch.setattr(os, "fsync", note_fsync)
     monkeypatch.setattr(os, "link", note_link)
-    spool_id(root, create=True)
+    read_spool_id(root, create=True)
     assert done == ["file", "name", "folder"]
 
 
 def test_a_file_in_the_place_of_the_spool_is_one_error_of_ours(root: Path) -> None:
     root.write_text("no folder")
     with pytest.raises(SpoolError, match="cannot be used"):
-        spool_id(root, create=True)
+        read_spool_id(root, create=True)
     with pytest.raises(SpoolError, match="cannot be used"):
         claim(root)
 
 
 def test_a_file_in_the_place_of_a_slot_is_one_error_of_ours(root: Path) -> None:
-    spool_id(root, create=True)
+    read_spool_id(root, create=True)
     (root / "L0").write_text("no folder")
     with pytest.raises(SpoolError, match="cannot be used"):
         claim(root)
@@ -130,16 +131,16 @@ def test_slot_of_a_living_owner_on_another_host_is_left_alone_though_its_lock_do
 ) -> None:
     partial = root / "L0/partial/begun"
     partial.write_bytes(b"half")
-    monkeypatch.setattr("ingest.spool.spool.lock", lambda _: True)
+    monkeypatch.setattr("ingest.spool.slot.lock", lambda _: True)
     monkeypatch.setattr("ingest.filesystem.locks.kernel_token", lambda: "0" * 12)
     other = claim(root)
     assert other.slot.name == "L1"
-    assert clear_orphans(root) == 0
+    assert clear_dead_slots(root) == 0
     assert partial.exists()
-    assert unowned(root) == ["L0", "L1"]  # what waits there may be handed off twice
+    assert list_unowned_slots(root) == ["L0", "L1"]  # what waits there may be handed off twice
     other.close()
-    monkeypatch.setattr(spool, "LEASE_SECONDS", -1.0)
-    assert clear_orphans(root) == 1
+    monkeypatch.setattr(slot, "LEASE_SECONDS", -1.0)
+    assert clear_dead_slots(root) == 1
     heir = claim(root)
     assert heir.slot.name == "L0"
     heir.close()
@@ -150,10 +151,10 @@ def test_owner_of_a_slot_says_again_and_again_that_it_lives(
 ) -> None:
     lock_file = root / "L0/lock"
     os.utime(lock_file, (0, 0))
-    own.full(0, 0, 0)
+    own.find_refusal_reason(0, 0, 0)
     assert lock_file.stat().st_mtime == 0
-    monkeypatch.setattr(spool, "TOUCH_SECONDS", 0.0)
-    own.full(0, 0, 0)
+    monkeypatch.setattr(slot, "RENEW_SECONDS", 0.0)
+    own.find_refusal_reason(0, 0, 0)
     assert lock_file.stat().st_mtime > 0
 
 
@@ -170,7 +171,7 @@ def test_slot_that_was_given_back_is_free_for_every_host_at_once(
 def test_two_owners_of_one_slot_never_give_an_entry_the_same_name(root: Path) -> None:
     first = claim(root)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("ingest.spool.spool.lock", lambda _: True)
+        patch.setattr("ingest.spool.slot.lock", lambda _: True)
         second = claim(root)
     names = [held.begin().name.partition("-")[2] for held in (first, second) for _ in range(3)]
     assert len(set(names)) == 6
@@ -179,7 +180,7 @@ def test_two_owners_of_one_slot_never_give_an_entry_the_same_name(root: Path) ->
 
 
 def test_a_held_slot_cannot_be_locked_again_even_by_its_own_process(own: Spool, root: Path) -> None:
-    assert Slot.lock(root, own.slot.name) is None
+    assert Slot.try_lock(root, own.slot.name) is None
 
 
 def test_a_new_owner_clears_what_was_being_received_and_keeps_what_was_promised(root: Path) -> None:
@@ -203,20 +204,20 @@ def test_the_lock_ends_with_its_process_however_that_ends(root: Path) -> None:
         signal.pause()
     try:
         assert os.read(reader, 4) == b"held"
-        assert Slot.lock(root, "L0") is None
+        assert Slot.try_lock(root, "L0") is None
     finally:
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
         os.close(reader)
         os.close(writer)
-    slot = Slot.lock(root, "L0")
+    slot = Slot.try_lock(root, "L0")
     assert slot is not None
     slot.release()
 
 
 def test_new_folders_are_durable_up_to_the_mount_point(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     synced: list[Path] = []
-    monkeypatch.setattr(spool, "sync_folder", synced.append)
+    monkeypatch.setattr(slot, "sync_folder", synced.append)
     deep = root / "a" / "b"
     claim(deep, durable=True).close()
     assert {deep / "L0", deep, root / "a", root, root.parent} <= set(synced)
@@ -225,14 +226,14 @@ def test_new_folders_are_durable_up_to_the_mount_point(root: Path, monkeypatch: 
 def test_a_folder_above_that_may_not_be_read_does_not_stop_the_node(
     root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    sync = spool.sync_folder
+    sync = slot.sync_folder
 
     def refuse(path: Path) -> None:
         if path == root.parent:
             raise PermissionError(13, "Permission denied", str(path))
         sync(path)
 
-    monkeypatch.setattr(spool, "sync_folder", refuse)
+    monkeypatch.setattr(slot, "sync_folder", refuse)
     claim(root, durable=True).close()
 
 
@@ -243,7 +244,7 @@ def test_an_entry_is_ready_under_its_final_name_once_committed(own: Spool, root:
     where = keep(own, b"an instance")
     assert (root / where).read_bytes() == b"an instance"
     assert list((root / "L0" / "partial").iterdir()) == []
-    assert Reference("spool", own.id, where).where == where
+    assert Reference("spool", own.id, where).path == where
     assert where.startswith("L0/ready/")
     assert where.endswith(".dcm")
 
@@ -311,7 +312,7 @@ def test_an_entry_that_cannot_be_made_is_an_oserror(own: Spool, root: Path) -> N
 def test_a_large_discarded_entry_is_closed_beside(own: Spool, root: Path) -> None:
     before = open_files()
     entry = own.begin()
-    os.truncate(entry.fd, LARGE + 1)
+    os.truncate(entry.fd, LARGE_BYTES + 1)
     own.discard(entry)
     assert list((root / "L0" / "partial").iterdir()) == []
     eventually(lambda: open_files() == before, 5, "closed")
@@ -358,7 +359,7 @@ def test_close_finishes_what_is_being_committed_and_leaves_it_to_be_collected(ro
 def test_a_spool_says_why_it_takes_nothing_more(
     own: Spool, min_free: int, most: int, used: int, why: str
 ) -> None:
-    assert re.search(why, own.full(min_free, most, used))
+    assert re.search(why, own.find_refusal_reason(min_free, most, used))
 
 
 def test_a_disk_that_cannot_be_asked_counts_as_full(own: Spool, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -366,7 +367,7 @@ def test_a_disk_that_cannot_be_asked_counts_as_full(own: Spool, monkeypatch: pyt
         raise OSError(5, "Input/output error")
 
     monkeypatch.setattr(os, "fstatvfs", fail)
-    assert "Input/output error" in own.full(0, 0, 0)
+    assert "Input/output error" in own.find_refusal_reason(0, 0, 0)
 
 
 def test_an_entry_is_readable_by_its_owner_and_not_by_everybody(own: Spool, root: Path) -> None:

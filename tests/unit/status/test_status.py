@@ -22,8 +22,8 @@ from ingest.cli import main
 from ingest.clock import monotonic_ms, unix_ms
 from ingest.config.model import LedgerConfig
 from ingest.ledger import Ledger
-from ingest.queue.client import stream_key
-from ingest.queue.stream_append import push
+from ingest.queue.keys import stream_key
+from ingest.queue.stream_writer import append_references
 from ingest.spool.reference import Reference
 from ingest.status.report import gather
 from tests.support.servers import Valkey
@@ -43,7 +43,7 @@ def test_spool_and_queue_are_counted(tmp_path: Path, redis_server: Valkey) -> No
     spool = claim(settings)
     where = keep(spool, b"x" * 1000)
     with redis_server.client() as client:
-        push(client, [Reference("spool", spool.id, where)])
+        append_references(client, [Reference("spool", spool.id, where)])
     found = gather(settings)
     spool.close()
     assert (found["spool"]["waiting"], found["spool"]["bytes"]) == (1, 1000)

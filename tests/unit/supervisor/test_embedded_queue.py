@@ -14,7 +14,7 @@ import pytest
 import redis
 
 from ingest.errors import BootError
-from ingest.queue.client import connect, socket_path, socket_places
+from ingest.queue.client import connect, find_socket_path, list_socket_paths
 from ingest.supervisor.embedded_queue import EmbeddedQueue
 from tests.support.nodes import eventually
 from tests.support.preloads import other_file_system
@@ -111,9 +111,9 @@ def test_its_socket_is_open_to_its_user_alone(
 
 def test_socket_paths_are_short_and_differ_by_folder(tmp_path: Path) -> None:
     deep = tmp_path / ("a" * 200) / ("b" * 200)
-    assert len(os.fsencode(socket_path(deep))) <= 107
-    assert socket_path(tmp_path / "a") != socket_path(tmp_path / "b")
-    assert socket_path(tmp_path / "a") == socket_path(tmp_path / "b" / ".." / "a")
+    assert len(os.fsencode(find_socket_path(deep))) <= 107
+    assert find_socket_path(tmp_path / "a") != find_socket_path(tmp_path / "b")
+    assert find_socket_path(tmp_path / "a") == find_socket_path(tmp_path / "b" / ".." / "a")
 
 
 def test_a_temporary_folder_of_any_name_is_found_by_the_clients(
@@ -279,9 +279,9 @@ def test_client_that_was_made_before_the_server_finds_its_socket(
     with client(tmp_path) as connection:
         with pytest.raises(redis.ConnectionError):
             connection.ping()
-        places = socket_places(tmp_path)
+        places = list_socket_paths(tmp_path)
         with monkeypatch.context() as patch:
-            patch.setattr("ingest.supervisor.embedded_queue.socket_places", lambda _: places[-1:])
+            patch.setattr("ingest.supervisor.embedded_queue.list_socket_paths", lambda _: places[-1:])
             started(make_queue(tmp_path))
             assert connection.ping()
 
