@@ -16,7 +16,7 @@ from benchmarks import stream
 from benchmarks.peers import find_program
 
 ROUNDS = 8
-METHODS = "__pyx_pw_3ext_3pdu_9PDUParser_*"  # Cython's names of what Python calls
+METHODS = "__pyx_pw_6ingest_3ext_3pdu_9PDUParser_*"  # Cython's names of what Python calls
 SECONDS = 300
 
 

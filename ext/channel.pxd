@@ -1,8 +1,8 @@
 from libc.stdint cimport uint8_t, uint64_t
 
 from ingest.ext.pdu cimport PDUParser
-from ingest.ext.poller cimport Watched
-from ingest.ext.sink cimport Kept
+from ingest.ext.event_loop cimport Watched
+from ingest.ext.sinks cimport Kept
 from ingest.ext.tls cimport Records
 
 # Why the owner of a channel has to look at it.

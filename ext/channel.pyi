@@ -1,8 +1,8 @@
 from typing import Any, Final
 
+from ingest.ext.event_loop import Watched
 from ingest.ext.events import Command, ControlPDU, DataSet
 from ingest.ext.pdu import PDUParser
-from ingest.ext.poller import Watched
 
 __all__ = ["BLOCKED", "CLOSED", "ENDED", "PAUSED", "UNREAD", "Channel", "Taker"]
 

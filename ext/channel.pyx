@@ -16,7 +16,7 @@ from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 
 from ingest.ext cimport tls
 from ingest.ext.pdu cimport PDUParser
-from ingest.ext.sink cimport forget, keep, kept_bytes, release
+from ingest.ext.sinks cimport forget, keep, kept_bytes, release
 from ingest.ext.system cimport EPOLLOUT
 
 __all__ = ["BLOCKED", "CLOSED", "ENDED", "PAUSED", "UNREAD", "Channel", "Taker"]

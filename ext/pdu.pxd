@@ -1,6 +1,6 @@
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
-from ingest.ext.sink cimport Gather, Kept, Overflow, Sink
+from ingest.ext.sinks cimport Gather, Kept, Overflow, Sink
 
 cdef enum:
     HEADER_LENGTH = 6       # of a PDU (PS3.8 9.3.1), and also of a PDV item up to its fragment (Table 9-23)

@@ -13,7 +13,7 @@ from libc.string cimport memcpy, memset
 
 from ingest.ext cimport events
 from ingest.ext.octets cimport big_32
-from ingest.ext.sink cimport Gather, Kept, Overflow, Sink, forget, keep, kept_bytes, release
+from ingest.ext.sinks cimport Gather, Kept, Overflow, Sink, forget, keep, kept_bytes, release
 
 from ingest.ext.errors import PeerError
 from ingest.ext.events import Command, ControlPDU, DataSet

@@ -1,6 +1,6 @@
 from libc.stdint cimport uint8_t
 
-from ingest.ext.sink cimport Kept
+from ingest.ext.sinks cimport Kept
 
 cdef enum:
     CLOSED = -1             # what `read` says of the peer's close_notify

@@ -15,7 +15,7 @@ from libc.stdint cimport uint8_t
 from libc.string cimport memcpy
 from posix.dlfcn cimport RTLD_LAZY, dlopen, dlsym
 
-from ingest.ext.sink cimport Kept, keep
+from ingest.ext.sinks cimport Kept, keep
 
 import ssl as standard
 

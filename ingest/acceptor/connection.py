@@ -19,8 +19,8 @@ from ingest.dicom.part10 import presentation_address
 from ingest.dicom.state_table import State
 from ingest.ext.channel import BLOCKED, CLOSED, ENDED, PAUSED, UNREAD, Channel
 from ingest.ext.errors import PeerError
+from ingest.ext.event_loop import READABLE, WRITABLE, Poller
 from ingest.ext.pdu import Command, ControlPDU, DataSet, PDUParser
-from ingest.ext.poller import READABLE, WRITABLE, Poller
 from ingest.tls.identity import CertificateIdentity, read_identity
 from ingest.tls.peer_identity import NoCertificateError
 from ingest.tls.pump import Pump

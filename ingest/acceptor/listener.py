@@ -40,9 +40,9 @@ from ingest.dicom.admission import Caller, Refusal, admit
 from ingest.dicom.negotiate import Accepted, AcceptorPolicy, Rejected, local_limit_exceeded, negotiate
 from ingest.dicom.pdus import AssociateRequest
 from ingest.errors import BootError, SpoolError
-from ingest.ext.poller import READABLE, Poller
-from ingest.ext.sink import keep_free
-from ingest.ext.store import Intake
+from ingest.ext.cstore_service import Intake
+from ingest.ext.event_loop import READABLE, Poller
+from ingest.ext.sinks import keep_free
 from ingest.filesystem.folder_identity import remember_spool, require_spool
 from ingest.log import reopen as reopen_log
 from ingest.queue.publisher import Publisher

@@ -1,6 +1,6 @@
 """What an association does with its messages: C-STORE into the spool, C-ECHO, a clear no to all else.
 
-Sound C-STOREs, nearly all of them, stay in `ingest.ext.store` and never come here; what does is odd in some
+Sound C-STOREs, nearly all of them, stay in `ingest.ext.cstore_service` and never come here; what does is odd in some
 way, and is looked at in full. No I/O on the network: the parser's events come in, responses go out through
 the owner.
 """
@@ -19,12 +19,12 @@ from ingest.dicom.dimse import EchoRequest, OtherRequest, Status, StoreRequest
 from ingest.dicom.negotiate import AcceptedContext
 from ingest.dicom.part10 import FileMeta, encode_file_meta, file_meta_parts
 from ingest.dicom.uids import VERIFICATION, is_valid_uid
-from ingest.ext.c_store import StoreContext
+from ingest.ext.cstore_codec import StoreContext
 from ingest.ext.channel import Channel
-from ingest.ext.commit import Entry
+from ingest.ext.group_commit import Entry
 from ingest.ext.errors import PeerError
 from ingest.ext.pdu import DataSet, PDUParser
-from ingest.ext.store import Intake, Operation, StoreCycle
+from ingest.ext.cstore_service import Intake, Operation, StoreCycle
 from ingest.queue.publisher import Publisher
 from ingest.spool.spool import Spool
 

@@ -26,7 +26,7 @@ from ingest import threads
 from ingest.alarms import clear_alarm, raise_alarm
 from ingest.config.model import Config
 from ingest.errors import LedgerError
-from ingest.ext.store import Intake
+from ingest.ext.cstore_service import Intake
 from ingest.log import Seldom
 from ingest.queue.client import connect, remove_foreign_keys
 from ingest.queue.epoch import QueueEpoch

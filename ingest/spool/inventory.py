@@ -15,7 +15,7 @@ from typing import Final, cast
 import structlog
 
 from ingest.errors import PathEscapesError
-from ingest.ext.segment import SEGMENT_BYTES
+from ingest.ext.segment_writer import SEGMENT_BYTES
 from ingest.filesystem.beneath import unlink_beneath
 from ingest.spool import segment, segment_upkeep
 from ingest.spool.reference import READY_PATH, Location

@@ -17,7 +17,7 @@ from typing import Final
 import structlog
 
 from ingest.alarms import clear_alarm, raise_alarm
-from ingest.ext.segment import SEGMENT_BYTES, Segments
+from ingest.ext.segment_writer import SEGMENT_BYTES, Segments
 from ingest.spool import segment
 from ingest.spool.segment import Record, Segment, SegmentReport
 

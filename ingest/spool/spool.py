@@ -25,8 +25,8 @@ from typing import Final, Self
 
 from ingest import threads
 from ingest.errors import SpoolError
-from ingest.ext.commit import Committer, Entry
-from ingest.ext.segment import Segments
+from ingest.ext.group_commit import Committer, Entry
+from ingest.ext.segment_writer import Segments
 from ingest.filesystem.calls import name_exclusively
 from ingest.spool import segment
 from ingest.spool.slot import FOLDER_MODE, Slot, open_folder, sync_folder, sync_with_parents

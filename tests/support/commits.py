@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ingest.ext.commit import Committer, Entry
+from ingest.ext.group_commit import Committer, Entry
 from tests.support.spools import collect_until
 
 THREADS = 4

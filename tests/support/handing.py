@@ -7,7 +7,7 @@ from pathlib import Path
 import redis
 
 from ingest.config.model import Config
-from ingest.ext.store import Intake
+from ingest.ext.cstore_service import Intake
 from ingest.queue.keys import data_key, stream_key
 from ingest.queue.publisher import Publisher
 from ingest.spool.reference import Reference

@@ -7,7 +7,7 @@ from collections.abc import Sized
 from pathlib import Path
 
 from ingest.config.model import Config, Node, Queue, Receive
-from ingest.ext.commit import Committer
+from ingest.ext.group_commit import Committer
 from ingest.spool.spool import Spool
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from ingest.ext.commit import Committer
+from ingest.ext.group_commit import Committer
 from tests.support.commits import Bench, descriptors
 from tests.support.spools import collect_until
 
@@ -70,7 +70,7 @@ def test_without_descriptors_to_be_had_it_is_an_oserror(cached: Bench) -> None:
 
 TOO_MANY = """
 import os, resource, sys
-from ingest.ext.commit import Committer
+from ingest.ext.group_commit import Committer
 partial, ready = (os.open(f"{sys.argv[1]}/{name}", os.O_RDONLY) for name in ("partial", "ready"))
 committer = Committer(partial, ready, durable=True)
 resource.setrlimit(resource.RLIMIT_NOFILE, (committer.wakeup + 1, committer.wakeup + 1))

@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[3]
 
 ORDER = """
 import os, select, sys, threading
-from ingest.ext.commit import Committer
+from ingest.ext.group_commit import Committer
 partial, ready = (os.open(f"{sys.argv[1]}/{name}", os.O_RDONLY) for name in ("partial", "ready"))
 count, durable, threads = int(sys.argv[2]), sys.argv[3] == "durable", int(sys.argv[4])
 committer = Committer(partial, ready, durable=durable)

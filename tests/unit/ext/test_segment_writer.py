@@ -14,7 +14,7 @@ from ingest.acceptor.scoreboard import Scoreboard
 from ingest.dicom import dimse
 from ingest.ext.checksum import crc32c, crc32c_portable
 from ingest.ext.encode import encode_p_data
-from ingest.ext.segment import Segments
+from ingest.ext.segment_writer import Segments
 from ingest.queue.publisher import Publisher
 from ingest.spool import segment, segment_upkeep
 from ingest.spool.segment import Segment

@@ -45,7 +45,7 @@ def each(run, check, most=400):
 
 CASES = {
     "poller": """
-from ingest.ext.poller import (READABLE, Poller)
+from ingest.ext.event_loop import (READABLE, Poller)
 poller, told = Poller(), []
 ends = [socket.socketpair() for _ in range(60)]
 function = lambda: told.append(1)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from ingest.alarms import standing_alarms
-from ingest.ext.segment import SEGMENT_BYTES, Segments
+from ingest.ext.segment_writer import SEGMENT_BYTES, Segments
 from ingest.spool import segment, segment_upkeep
 from ingest.spool.segment import Segment
 from ingest.spool.segment_upkeep import SegmentUpkeep

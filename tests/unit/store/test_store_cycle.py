@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 from ingest.dicom import dimse
-from ingest.ext.c_store import StoreContext
 from ingest.ext.channel import PAUSED
-from ingest.ext.commit import Committer
+from ingest.ext.cstore_codec import StoreContext
+from ingest.ext.cstore_service import Intake
 from ingest.ext.encode import encode_p_data
-from ingest.ext.store import Intake
+from ingest.ext.group_commit import Committer
 from tests.faults.caller import data_pdus
 from tests.support.commits import descriptors
 from tests.support.instances import CT, EXPLICIT, Made

@@ -15,8 +15,8 @@ from posix.time cimport CLOCK_REALTIME, clock_gettime, timespec
 from posix.uio cimport iovec
 from posix.unistd cimport close, fdatasync
 
-from ingest.ext.segment cimport Piece, Segments, put_hex
-from ingest.ext.sink cimport Overflow, release, write_all
+from ingest.ext.segment_writer cimport Piece, Segments, put_hex
+from ingest.ext.sinks cimport Overflow, release, write_all
 from ingest.ext.system cimport (
     O_CLOEXEC, SYNC_FILE_RANGE_WRITE, openat, pthread_cond_broadcast, pthread_cond_destroy, pthread_cond_init,
     pthread_cond_signal, pthread_cond_wait, pthread_mutex_destroy, pthread_mutex_init, pthread_mutex_lock,

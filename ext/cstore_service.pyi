@@ -1,9 +1,9 @@
 from collections.abc import Callable, Sequence
 from typing import Any, final
 
-from ingest.ext.c_store import StoreContext
 from ingest.ext.channel import Channel, Taker
-from ingest.ext.commit import Committer, Entry
+from ingest.ext.cstore_codec import StoreContext
+from ingest.ext.group_commit import Committer, Entry
 from ingest.ext.pdu import PDUParser
 
 __all__ = ["Intake", "Operation", "StoreCycle"]

@@ -12,9 +12,9 @@ from libc.stdint cimport uint8_t, uint16_t
 from libc.string cimport memset
 
 from ingest.ext cimport header
-from ingest.ext.c_store cimport RESPONSE_MAX, Request, StoreContext, read_request, write_response
+from ingest.ext.cstore_codec cimport RESPONSE_MAX, Request, StoreContext, read_request, write_response
 from ingest.ext.channel cimport PAUSED, Channel, Taker
-from ingest.ext.commit cimport Committer, Entry
+from ingest.ext.group_commit cimport Committer, Entry
 from ingest.ext.events cimport Command, DataSet
 from ingest.ext.pdu cimport PDUParser
 

@@ -1,8 +1,8 @@
 from libc.stdint cimport uint16_t, uint64_t
 
-from ingest.ext.c_store cimport StoreContext
+from ingest.ext.cstore_codec cimport StoreContext
 from ingest.ext.channel cimport Channel, Taker
-from ingest.ext.commit cimport Committer, Entry
+from ingest.ext.group_commit cimport Committer, Entry
 from ingest.ext.pdu cimport PDUParser
 
 

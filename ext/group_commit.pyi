@@ -1,7 +1,7 @@
 from collections.abc import Callable
 from typing import final
 
-from ingest.ext.segment import Segments
+from ingest.ext.segment_writer import Segments
 
 __all__ = ["Committer", "Entry"]
 

@@ -1,7 +1,7 @@
 from libc.stdint cimport uint64_t
 
-from ingest.ext.segment cimport Piece, Segments
-from ingest.ext.sink cimport Overflow
+from ingest.ext.segment_writer cimport Piece, Segments
+from ingest.ext.sinks cimport Overflow
 from ingest.ext.system cimport pthread_cond_t, pthread_mutex_t
 
 cdef enum:
