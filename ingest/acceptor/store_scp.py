@@ -1,8 +1,8 @@
-"""What an association does with its messages: C-STORE into the spool, C-ECHO, a clear no to all else.
+"""The C-STORE and C-ECHO SCP of an association; every other request gets a refusal.
 
-Sound C-STOREs, nearly all of them, stay in `ingest.ext.cstore_service` and never come here; what does is odd in some
-way, and is looked at in full. No I/O on the network: the parser's events come in, responses go out through
-the owner.
+The fast path in `ingest.ext.cstore_service` serves sound C-STORE requests, which are nearly all of them. This
+module serves the odd ones, and checks each of them in full. It does no network I/O: events of the parser come
+in, and responses leave through the owner.
 """
 
 import os
