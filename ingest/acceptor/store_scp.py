@@ -19,12 +19,12 @@ from ingest.dicom.dimse import EchoRequest, OtherRequest, Status, StoreRequest
 from ingest.dicom.negotiate import AcceptedContext
 from ingest.dicom.part10 import FileMeta, encode_file_meta, file_meta_parts
 from ingest.dicom.uids import VERIFICATION, is_valid_uid
-from ingest.ext.cstore_codec import StoreContext
 from ingest.ext.channel import Channel
-from ingest.ext.group_commit import Entry
-from ingest.ext.errors import PeerError
-from ingest.ext.pdu import DataSet, PDUParser
+from ingest.ext.cstore_codec import StoreContext
 from ingest.ext.cstore_service import Intake, Operation, StoreCycle
+from ingest.ext.errors import PeerError
+from ingest.ext.group_commit import Entry
+from ingest.ext.pdu import DataSet, PDUParser
 from ingest.queue.publisher import Publisher
 from ingest.spool.spool import Spool
 

@@ -6,7 +6,8 @@ L<n>/segments/<name>.tmp      is being created, or kept as a spare; worthless on
 L<n>/segments/<name>.damaged  holds records that cannot be read any more; kept for a person
 ```
 
-`ext/segment_writer.pyx` writes segments. Both files use the same names for the offsets below. All numbers are little
+`ext/segment_writer.pyx` writes segments. Both files use the same names for the offsets below. All numbers
+are little
 endian. The records come first, then one page for the trailer, then the marks. The marks begin at `MARKS_AT`
 and have 8 bytes for each record, in the order of the records.
 

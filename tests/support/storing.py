@@ -15,10 +15,10 @@ from ingest.dicom.negotiate import AcceptedContext
 from ingest.dicom.responses import Response, decode_response
 from ingest.dicom.wire import encode_abort
 from ingest.ext.channel import Channel
+from ingest.ext.cstore_service import Intake
 from ingest.ext.encode import encode_p_data
 from ingest.ext.errors import PeerError
 from ingest.ext.events import Command, ControlPDU
-from ingest.ext.cstore_service import Intake
 from ingest.queue.publisher import Publisher
 from ingest.spool import spool as spools
 from ingest.spool.spool import Spool
