@@ -1,7 +1,7 @@
-"""The persist workers' side of the streams: what is theirs to do, what others left, and what is done.
+"""Consume the streams of spool references, as one consumer of the group of persist workers.
 
-Every entry is delivered to one consumer and stays pending there until `done`. The count of its deliveries
-tells an entry that kills its worker from one that merely waits for a disk.
+Each entry is delivered to one consumer and stays pending there until it is acknowledged. The number of its
+deliveries tells an entry that kills its worker from an entry that only waits for a disk.
 """
 
 import time
@@ -18,26 +18,26 @@ from ingest.queue.keys import GROUP, data_key, persisted_key, stream_key
 from ingest.spool.reference import Reference
 
 IDLE_MILLISECONDS: Final = 10_000
-"""An entry that its consumer has not touched for so long is anybody's."""
+"""Any consumer may claim an entry whose own consumer has not renewed its claim for this long."""
 
 AGELESS_LOOKS: Final = 4
-"""How often in a row an entry was delivered "just now" before we take it over: looks are seconds apart."""
+"""Looks in a row that must find an entry "delivered just now" before it is claimed. They are seconds apart."""
 
 STREAMS_SECONDS: Final = 2.0
-"""How old the list of streams may be."""
+"""Seconds for which a list of streams is used."""
 
 log = structlog.get_logger()
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
-    """One entry of a stream, delivered to us.
+class StreamEntry:
+    """One entry of a stream that was delivered to this consumer.
 
     Attributes:
-        stream: The stream's key.
-        id: Its id there, which begins with when it was added, in Unix milliseconds.
-        reference: What it says.
-        deliveries: How often it was delivered, this time included.
+        stream: Key of the stream.
+        id: Id in the stream. It begins with the time of its XADD in Unix milliseconds.
+        reference: The spool reference in the entry.
+        deliveries: Number of deliveries, this one included.
     """
 
     stream: str
@@ -47,13 +47,16 @@ class Entry:
 
     @property
     def added_at(self) -> int:
-        """When it was added, in Unix milliseconds."""
-        # Whoever adds an entry may choose its id.
+        """The time of the XADD in Unix milliseconds."""
+        # INVARIANT 12: Redis is input. A client may choose the id of its entry, and with it a time to come.
         return min(int(self.id.partition("-")[0]), unix_ms())
 
 
-class Inbox:
-    """The consumer `consumer` in the group of persist workers, on every stream that `streams` names."""
+class StreamConsumer:
+    """One consumer of the group, on all streams of the node.
+
+    Every method that asks Redis raises `redis.RedisError` while Redis is away. To repeat it does no harm.
+    """
 
     def __init__(
         self,
@@ -62,128 +65,117 @@ class Inbox:
         streams: Callable[[], Sequence[str]],
         carriers: Collection[str] = ("spool", "redis"),
     ) -> None:
-        """Prepare; asks nothing yet.
+        """Prepare the consumer without asking Redis.
 
         Args:
-            client: Of Redis.
-            consumer: Our name in the group.
-            streams: Finds the streams that there are now.
-            carriers: Those that references may have. With `redis` a data set comes out of Redis: where that
-                is not configured, whoever can write there could have us store anything.
+            client: Client of Redis.
+            consumer: Name of this consumer in the group.
+            streams: Finds the streams that exist now.
+            carriers: Accepted carriers. With "redis" a data set comes out of Redis: where that is not
+                configured, anybody who can write to Redis could have the node store anything.
         """
         self._client = client
         self._carriers = carriers
         self._seldom = Seldom()
         self._consumer = consumer
-        self._find_streams = streams
+        self._find_existing = streams
         self._streams: list[str] = []
         self._streams_until = 0.0
         self._own_after: dict[str, str] = {}
         self._ageless_looks: dict[str, dict[bytes, int]] = {}
 
-    def streams(self) -> list[str]:
-        """The streams as they are now; their groups are there.
-
-        Raises:
-            redis.RedisError: Redis is away.
-        """
+    def find_streams(self) -> list[str]:
+        """Return the streams that exist, and make the group on each new one."""
         if time.monotonic() >= self._streams_until:
-            found = list(self._find_streams())
+            found = list(self._find_existing())
             for stream in found:
                 if stream not in self._streams:
-                    self._make_group(stream)
+                    self._create_group(stream)
             self._streams = found
             self._streams_until = time.monotonic() + STREAMS_SECONDS
         return self._streams
 
-    def fresh(self, count: int, block_milliseconds: int) -> list[Entry]:
-        """New entries, at most `count` of each stream.
+    # --- read and claim
 
-        Raises:
-            redis.RedisError: Redis is away.
-        """
-        wanted = dict.fromkeys(self.streams(), ">")
+    def read_new(self, count: int, block_milliseconds: int) -> list[StreamEntry]:
+        """Read entries that no consumer has, at most `count` of each stream."""
+        wanted = dict.fromkeys(self.find_streams(), ">")
         return self._read(wanted, count, block_milliseconds) if wanted else []
 
-    def begin_own(self) -> None:
-        """Have `own` begin anew."""
+    def restart_own(self) -> None:
+        """Make `read_own` start again with the oldest entry."""
         self._own_after = {}
         self._streams_until = 0.0
         self._streams = []
 
-    def own(self, count: int) -> list[Entry]:
-        """What was delivered to this consumer before and is not done: its last run's, or what failed.
+    def read_own(self, count: int) -> list[StreamEntry]:
+        """Read entries that this consumer has not acknowledged: of its last run, or failed since.
 
-        An entry that was delivered often comes alone: if it kills the worker, it alone has one delivery more.
-
-        Raises:
-            redis.RedisError: Redis is away.
+        An entry that was delivered more than once comes alone. If it kills the worker, no other entry gets one
+        more delivery for that.
         """
-        for stream in self.streams():
+        # INVARIANT 2: a restarted worker goes on with its own entries at once.
+        for stream in self.find_streams():
             after = self._own_after.get(stream, "0")
-            deliveries = self._deliveries(stream, f"({after}", "+", count)
+            deliveries = self._count_deliveries(stream, f"({after}", "+", count)
             if not deliveries:
                 continue
             alone = max(deliveries.values()) > 1
             found = self._read({stream: after}, 1 if alone else count, None)
             self._own_after[stream] = next(reversed(deliveries)) if not alone else next(iter(deliveries))
             if found:
-                return self._counted(stream, found)
+                return self._add_deliveries(stream, found)
         return []
 
-    def abandoned(self, count: int) -> list[Entry]:
-        """What nobody has touched for a while, from any consumer; now ours.
-
-        Raises:
-            redis.RedisError: Redis is away.
-        """
-        for stream in self.streams():
+    def claim_abandoned(self, count: int) -> list[StreamEntry]:
+        """Claim entries whose consumer has not renewed its claim for a while."""
+        # INVARIANT 2: work of a killed worker goes on within seconds.
+        for stream in self.find_streams():
             start = "0-0"
             while True:
-                # One call looks at ten times `count` entries; idle ones may stand behind those in hand.
-                answer = self._claim(stream, start, count)
-                found = self._entries(stream, answer[1])
+                # One XAUTOCLAIM looks at ten times `count` entries. Idle entries may stand behind busy ones.
+                answer = self._claim_idle(stream, start, count)
+                found = self._parse_entries(stream, answer[1])
                 if found:
-                    return self._counted(stream, found)
+                    return self._add_deliveries(stream, found)
                 start = answer[0].decode()
                 if start == "0-0":
                     break
-            found = self._ageless(stream, count)
+            found = self._claim_ageless(stream, count)
             if found:
-                return self._counted(stream, found)
+                return self._add_deliveries(stream, found)
         return []
 
-    def _ageless(self, stream: str, count: int) -> list[Entry]:
-        """What was delivered at a time that lies ahead, for the clock of Redis was set back; now ours.
+    def _claim_ageless(self, stream: str, count: int) -> list[StreamEntry]:
+        """Claim entries whose delivery lies in the future, because the clock of Redis was set back.
 
-        Redis says of such an entry that it was touched just now, each time that it is asked, and would say so
-        for as long as the clock was set back. An entry that somebody works on is touched every few seconds.
+        Redis reports such an entry as delivered just now, each time, until the clock catches up. A consumer
+        that works on an entry renews its claim every few seconds, so its entries show other times in between.
         """
-        pending = self._grouped(
+        pending = self._ask_group(
             stream, lambda: self._client.xpending_range(stream, GROUP, min="-", max="+", count=10 * count)
         )
         ids = {row["message_id"] for row in pending if row["time_since_delivered"] == 0}
         before = self._ageless_looks.get(stream, {})
-        looks = {number: before.get(number, 0) + 1 for number in ids}
-        stuck = [number for number, seen in looks.items() if seen >= AGELESS_LOOKS][:count]
-        self._ageless_looks[stream] = {number: seen for number, seen in looks.items() if number not in stuck}
+        looks = {entry_id: before.get(entry_id, 0) + 1 for entry_id in ids}
+        stuck = [entry_id for entry_id, seen in looks.items() if seen >= AGELESS_LOOKS][:count]
+        self._ageless_looks[stream] = {
+            entry_id: seen for entry_id, seen in looks.items() if entry_id not in stuck
+        }
         if not stuck:
             return []
-        return self._entries(
+        return self._parse_entries(
             stream, cast("list[Any]", self._client.xclaim(stream, GROUP, self._consumer, 0, stuck))
         )
 
-    def rescue(self) -> None:
-        """Have entries delivered again that the group takes for delivered, and that no consumer has.
+    def redeliver_orphans(self) -> None:
+        """Have entries delivered again that the group counts as delivered and that no consumer has.
 
-        Our own commands leave none such: what is done is acknowledged and deleted in one step. Another client
-        may acknowledge entries, delete a consumer, or move the group's position. The sweep would find their
-        references on the stream, and leave them there for ever.
-
-        Raises:
-            redis.RedisError: Redis is away.
+        Our own commands leave no such entry, because XACK and XDEL are one transaction. Another client may
+        acknowledge entries, delete a consumer or move the position of the group. The sweep would find the
+        references of such entries on the stream, and leave them there for ever.
         """
-        for stream in self.streams():
+        for stream in self.find_streams():
             pipeline = self._client.pipeline(transaction=True)
             pipeline.xlen(stream)
             pipeline.xinfo_groups(stream)
@@ -192,68 +184,62 @@ class Inbox:
             ours = next((group for group in groups if group["name"] == GROUP.encode()), None)
             if ours is None or not newest or length <= ours["pending"]:
                 continue
-            if _position(ours["last-delivered-id"]) >= _position(newest[0][0]):
+            if _parse_id(ours["last-delivered-id"]) >= _parse_id(newest[0][0]):
                 log.warning("stream_entries_rescued", stream=stream, entries=length - ours["pending"])
                 self._client.xgroup_setid(stream, GROUP, "0")
 
-    def touch(self, entries: Iterable[Entry], *, forgive: bool = False) -> None:
-        """Say that these are still in hand.
+    def renew_claims(self, entries: Iterable[StreamEntry], *, forgives: bool = False) -> None:
+        """Renew the claim on entries that this consumer works on.
 
         Args:
-            entries: Them.
-            forgive: Whether their earlier deliveries are to be forgotten: what failed was not theirs to mend.
-
-        Raises:
-            redis.RedisError: Redis is away.
+            entries: The entries.
+            forgives: Whether to forget their earlier deliveries, because they failed without blame.
         """
         by_stream: dict[str, list[str]] = {}
         for entry in entries:
             by_stream.setdefault(entry.stream, []).append(entry.id)
         pipeline = self._client.pipeline(transaction=False)
         for stream, ids in by_stream.items():
-            count = 1 if forgive else None
+            # INVARIANT 11: our faults set no image aside.
+            count = 1 if forgives else None
             pipeline.xclaim(
                 stream, GROUP, self._consumer, 0, cast("list[Any]", ids), retrycount=count, justid=True
             )
-        # Without the group, which a flushed Redis has forgotten, nothing is pending either.
+        # A flushed Redis has no group. Then no entry is pending, and there is nothing to renew.
         pipeline.execute(raise_on_error=False)
 
-    def done(self, entries: Sequence[Entry]) -> None:
-        """Take entries off their streams; with carrier `redis`, let the listeners know what is persisted.
+    # --- acknowledge
 
-        Raises:
-            redis.RedisError: Redis is away; doing it again does no harm.
-        """
-        self._take_off(entries, persisted=True)
+    def acknowledge(self, entries: Sequence[StreamEntry]) -> None:
+        """Take persisted entries off their streams. With carrier "redis", report them to their listeners."""
+        self._remove_entries(entries, are_persisted=True)
 
-    def drop(self, entries: Sequence[Entry]) -> None:
-        """Take entries off their streams whose data sets are not there; their listeners still have the files.
+    def discard(self, entries: Sequence[StreamEntry]) -> None:
+        """Take entries without a data set off their streams. Their listeners still have the files."""
+        self._remove_entries(entries, are_persisted=False)
 
-        Raises:
-            redis.RedisError: Redis is away; doing it again does no harm.
-        """
-        self._take_off(entries, persisted=False)
-
-    def _take_off(self, entries: Sequence[Entry], *, persisted: bool) -> None:
+    def _remove_entries(self, entries: Sequence[StreamEntry], *, are_persisted: bool) -> None:
         pipeline = self._client.pipeline(transaction=True)
         by_stream: dict[str, list[str]] = {}
         for entry in entries:
             by_stream.setdefault(entry.stream, []).append(entry.id)
             reference = entry.reference
             if reference.carrier == "redis":
-                if persisted:
-                    pipeline.rpush(persisted_key(reference.spool), reference.location.name)
-                pipeline.delete(data_key(reference.spool, reference.location.name))
+                if are_persisted:
+                    pipeline.rpush(persisted_key(reference.spool), reference.place.name)
+                pipeline.delete(data_key(reference.spool, reference.place.name))
         for stream, ids in by_stream.items():
-            # XACK of an entry without a group answers 0; it is no error.
+            # Without a group XACK answers 0, which is no error.
             pipeline.xack(stream, GROUP, *ids)
             pipeline.xdel(stream, *ids)
         pipeline.execute()
 
-    def _claim(self, stream: str, start: str, count: int) -> list[Any]:
+    # --- commands and answers
+
+    def _claim_idle(self, stream: str, start: str, count: int) -> list[Any]:
         return cast(
             "list[Any]",
-            self._grouped(
+            self._ask_group(
                 stream,
                 lambda: self._client.xautoclaim(
                     stream, GROUP, self._consumer, IDLE_MILLISECONDS, start_id=start, count=count
@@ -261,31 +247,34 @@ class Inbox:
             ),
         )
 
-    def _read(self, wanted: dict[str, str], count: int, block: int | None) -> list[Entry]:
+    def _read(self, wanted: dict[str, str], count: int, block: int | None) -> list[StreamEntry]:
         try:
             answer = self._client.xreadgroup(
                 GROUP, self._consumer, cast("dict[Any, Any]", wanted), count=count, block=block
             )
         except redis.ResponseError as error:
-            if not str(error).startswith("NOGROUP"):
+            if not _is_missing_group(error):
                 raise
             for stream in wanted:
-                self._make_group(stream)
+                self._create_group(stream)
             return []
-        found: list[Entry] = []
+        found: list[StreamEntry] = []
         for name, entries in cast("list[tuple[bytes, list[Any]]]", answer or []):
-            found += self._entries(name.decode(), entries)
+            found += self._parse_entries(name.decode(), entries)
         return found
 
-    def _entries(self, stream: str, raw: Iterable[tuple[bytes, dict[bytes, bytes] | None]]) -> list[Entry]:
+    def _parse_entries(
+        self, stream: str, raw: Iterable[tuple[bytes, dict[bytes, bytes] | None]]
+    ) -> list[StreamEntry]:
+        """Parse entries as redis-py returns them. Entries that are no spool reference leave the stream."""
         found, useless = [], []
-        for number, fields in raw:
+        for entry_id, fields in raw:
             # An entry that was deleted while pending has no fields.
-            reference = self._reference(stream, number, fields) if fields else None
+            reference = self._parse_reference(stream, entry_id, fields) if fields else None
             if reference is None:
-                useless.append(number)
+                useless.append(entry_id)
             else:
-                found.append(Entry(stream, number.decode(), reference))
+                found.append(StreamEntry(stream, entry_id.decode(), reference))
         if useless:
             pipeline = self._client.pipeline(transaction=True)
             pipeline.xack(stream, GROUP, *useless)
@@ -293,26 +282,28 @@ class Inbox:
             pipeline.execute()
         return found
 
-    def _reference(self, stream: str, number: bytes, fields: dict[bytes, bytes]) -> Reference | None:
-        """The reference in an entry; None where it is not one that the stream's spool can have put there."""
+    def _parse_reference(self, stream: str, entry_id: bytes, fields: dict[bytes, bytes]) -> Reference | None:
+        """Parse the reference of an entry; None if the spool of the stream cannot have published it."""
         try:
+            # INVARIANT 12: Redis is input.
             reference = Reference.from_fields(fields)
             if stream_key(reference.spool) != stream or reference.carrier not in self._carriers:
                 raise ValueError(f"carrier {reference.carrier}, spool {reference.spool}")
         except ValueError as error:
             self._seldom.warning(
-                "stream_entry_refused", stream=stream, id=number.decode(), error=str(error)[:300]
+                "stream_entry_refused", stream=stream, id=entry_id.decode(), error=str(error)[:300]
             )
             return None
         return reference
 
-    def _counted(self, stream: str, entries: Sequence[Entry]) -> list[Entry]:
-        deliveries = self._deliveries(stream, entries[0].id, entries[-1].id, 10 * len(entries))
-        return [Entry(stream, entry.id, entry.reference, deliveries.get(entry.id, 1)) for entry in entries]
+    def _add_deliveries(self, stream: str, entries: Sequence[StreamEntry]) -> list[StreamEntry]:
+        """Return the same entries with the number of their deliveries."""
+        counts = self._count_deliveries(stream, entries[0].id, entries[-1].id, 10 * len(entries))
+        return [StreamEntry(stream, entry.id, entry.reference, counts.get(entry.id, 1)) for entry in entries]
 
-    def _deliveries(self, stream: str, first: str, last: str, count: int) -> dict[str, int]:
-        """How often our own pending entries were delivered, by id, in order."""
-        pending = self._grouped(
+    def _count_deliveries(self, stream: str, first: str, last: str, count: int) -> dict[str, int]:
+        """Return how often our own pending entries were delivered, by id, in the order of the stream."""
+        pending = self._ask_group(
             stream,
             lambda: self._client.xpending_range(
                 stream, GROUP, min=first, max=last, count=count, consumername=self._consumer
@@ -320,25 +311,35 @@ class Inbox:
         )
         return {row["message_id"].decode(): int(row["times_delivered"]) for row in pending}
 
-    def _grouped(self, stream: str, ask: Callable[[], Any]) -> Any:
-        """Ask; once more where a flushed Redis had forgotten the group."""
+    def _ask_group(self, stream: str, ask: Callable[[], Any]) -> Any:
+        """Ask Redis; if a flushed Redis has no group any more, make it and ask once more."""
         try:
             return ask()
         except redis.ResponseError as error:
-            if not str(error).startswith("NOGROUP"):
+            if not _is_missing_group(error):
                 raise
-            self._make_group(stream)
+            self._create_group(stream)
             return ask()
 
-    def _make_group(self, stream: str) -> None:
+    def _create_group(self, stream: str) -> None:
         try:
-            # From the first entry on: what was added before the group was made is to be done, too.
+            # From the first entry on, because entries may be older than the group.
             self._client.xgroup_create(stream, GROUP, id="0", mkstream=True)
         except redis.ResponseError as error:
-            if not str(error).startswith("BUSYGROUP"):
+            if _read_error_code(error) != "BUSYGROUP":  # the group exists
                 raise
 
 
-def _position(identifier: bytes) -> tuple[int, ...]:
-    """An entry's id as numbers, which compare as Redis compares them."""
-    return tuple(int(part) for part in identifier.split(b"-"))
+def _is_missing_group(error: redis.ResponseError) -> bool:
+    """Whether Redis answered that the stream or its group does not exist."""
+    return _read_error_code(error) == "NOGROUP"
+
+
+def _read_error_code(error: redis.ResponseError) -> str:
+    """Return the error code of RESP, the first word of an error reply. redis-py has no field for these codes."""
+    return str(error).partition(" ")[0]
+
+
+def _parse_id(entry_id: bytes) -> tuple[int, ...]:
+    """Parse the id of an entry into numbers, which compare as Redis compares ids."""
+    return tuple(int(part) for part in entry_id.split(b"-"))

@@ -11,9 +11,9 @@ import redis
 
 from ingest.config.model import Config
 from ingest.ledger import Instance, Ledger
-from ingest.queue.consumer import Entry
-from ingest.queue.keys import DATA_CHUNK_BYTES, GROUP, SPOOLS_KEY, data_key, persisted_key, stream_key
-from ingest.spool.reference import Location, Reference
+from ingest.queue.client import CHUNK, GROUP, SPOOLS_KEY, data_key, persisted_key, stream_key
+from ingest.queue.consumer import StreamEntry
+from ingest.spool.reference import Place, Reference
 from ingest.spool.segment import Segment
 from ingest.spool.spool import read_spool_id
 from ingest.workers.persist.worker import Persister
@@ -153,7 +153,7 @@ class Site:
 class Drainer(Persister):
     """A worker that ends when there is nothing left for it."""
 
-    def _next(self) -> list[Entry]:
+    def _next(self) -> list[StreamEntry]:
         entries = super()._next()
         if not entries and not self._own:
             self._stop.set()

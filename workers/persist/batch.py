@@ -25,8 +25,8 @@ from ingest.errors import (
 from ingest.filesystem.beneath import unlink_beneath
 from ingest.ledger import Ledger, NewInstance, Outcome
 from ingest.log import Seldom
-from ingest.queue.consumer import Entry
-from ingest.workers.backoff import Backoff, retry_with_backoff
+from ingest.queue.consumer import StreamEntry
+from ingest.workers.backoff import Backoff, StoppedError, retry_with_backoff
 from ingest.workers.fault_attribution import is_ours
 from ingest.workers.persist.arrival import (
     Arrival,
@@ -67,9 +67,9 @@ class Results:
         error: What trouble that is, if there is any.
     """
 
-    done: list[Entry] = field(default_factory=list)
-    lost: list[Entry] = field(default_factory=list)
-    away: list[Entry] = field(default_factory=list)
+    done: list[StreamEntry] = field(default_factory=list)
+    lost: list[StreamEntry] = field(default_factory=list)
+    away: list[StreamEntry] = field(default_factory=list)
     failed: dict[str, str] = field(default_factory=dict)
     wake: dict[str, None] = field(default_factory=dict)
     error: Exception | None = None
@@ -106,7 +106,7 @@ class Tools:
     leftovers: Leftovers
     deaths: Deaths
     enough: Callable[[], bool]
-    current: Callable[[Entry | None], None]
+    current: Callable[[StreamEntry | None], None]
     stopping: Callable[[], bool]
 
 
@@ -119,7 +119,7 @@ class Opened:
         given_up: Whether it was set aside because it fails again and again.
     """
 
-    entry: Entry
+    entry: StreamEntry
     arrival: Arrival
     facts: Facts
     placed: int = 0
@@ -137,7 +137,7 @@ class Work:
         self._unwritten: list[tuple[Opened, Exception]] = []
         self._segments = OpenSegments(tools.spool_dir)
 
-    def persist(self, entries: Sequence[Entry]) -> None:
+    def persist(self, entries: Sequence[StreamEntry]) -> None:
         """Persist what the entries point to, as far as that can be done now.
 
         Raises:
@@ -159,9 +159,9 @@ class Work:
             while self._placed:
                 self._record(placing)
 
-    def _open(self, stack: contextlib.ExitStack, entries: Sequence[Entry]) -> list[Opened]:
+    def _open(self, stack: contextlib.ExitStack, entries: Sequence[StreamEntry]) -> list[Opened]:
         opened: list[Opened] = []
-        gone: list[Entry] = []
+        gone: list[StreamEntry] = []
         for entry in entries:
             self._tools.current(entry)
             try:
@@ -187,7 +187,7 @@ class Work:
                 one.arrival = replace(one.arrival, source=source)
         return opened
 
-    def _unusable(self, entry: Entry, error: SpoolError) -> None:
+    def _unusable(self, entry: StreamEntry, error: SpoolError) -> None:
         """A reference that this worker cannot follow; perhaps another can."""
         if entry.deliveries > DELIVERIES_MAX:
             log.error("reference_dropped", error=str(error), attempts=entry.deliveries)
@@ -196,7 +196,7 @@ class Work:
             log.error("reference_unusable", error=str(error))
             self.results.failed[entry.id] = str(error)
 
-    def _opened(self, entry: Entry) -> contextlib.AbstractContextManager[Arrival]:
+    def _opened(self, entry: StreamEntry) -> contextlib.AbstractContextManager[Arrival]:
         tools, reference = self._tools, entry.reference
         if reference.carrier == "redis":
             return open_carried(reference, tools.client, tools.store, entry.added_at)
@@ -212,7 +212,7 @@ class Work:
             return open_in_segment(reference, self._segments, tools.store)
         return open_spooled(reference, tools.spool_dir, synced=tools.synced)
 
-    def _identified(self, stack: contextlib.ExitStack, entry: Entry, arrival: Arrival) -> Facts:
+    def _identified(self, stack: contextlib.ExitStack, entry: StreamEntry, arrival: Arrival) -> Facts:
         """What the file says; for an entry that failed often, after a trial in a process of its own.
 
         Redis says how often it failed. Only a mark of this host proves that a worker died of it.
@@ -238,7 +238,7 @@ class Work:
         stack.callback(self._tools.deaths.end, arrival.spool_ref)
         return _told(arrival, trial, _why(entry, last))
 
-    def _read(self, entry: Entry, arrival: Arrival) -> Facts:
+    def _read(self, entry: StreamEntry, arrival: Arrival) -> Facts:
         source, tags = arrival.source, self._tools.placer.router.tags
         facts = _facts(source, tags)
         if facts.conflict and not was_refused(entry.reference):
@@ -275,7 +275,7 @@ class Work:
         except Exception as last:
             self._failed(one.entry, last)
 
-    def _failed(self, entry: Entry, error: Exception) -> None:
+    def _failed(self, entry: StreamEntry, error: Exception) -> None:
         """Keep one entry's failure from the others; what concerns all of them goes on upwards."""
         if isinstance(error, redis.RedisError | StoppedError):
             raise error
@@ -365,7 +365,7 @@ class Work:
                 unix_ms(),
             )
 
-    def _release(self, entry: Entry) -> None:
+    def _release(self, entry: StreamEntry) -> None:
         reference = entry.reference
         if reference.carrier != "spool":
             return
@@ -381,7 +381,7 @@ class Work:
             remedy = "look at the spool: somebody has put a link there"
             log.error("spool_file_stays", file=reference.location.name, error=str(error), remedy=remedy)
 
-    def _report_gone(self, gone: Sequence[Entry]) -> None:
+    def _report_gone(self, gone: Sequence[StreamEntry]) -> None:
         refs = {spool_ref(entry.reference): entry for entry in gone}
         tools = self._tools
         known = retry_with_backoff(
@@ -410,7 +410,7 @@ def _blank(source: Source, conflict: str) -> Facts:
     return Facts("", "", "", "", "", "", "", "", source.size, 0, conflict)
 
 
-def _why(entry: Entry, last: str) -> str:
+def _why(entry: StreamEntry, last: str) -> str:
     return f"not persisted in {entry.deliveries} attempts: {last}"
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Final
 
 from ingest.alarms import clear_alarm, raise_alarm
-from ingest.queue.consumer import Entry
+from ingest.queue.consumer import StreamEntry
 
 ALARM: Final = "not_persisted"
 ALARM_SECONDS: Final = 60.0
@@ -24,7 +24,7 @@ class Unpersisted:
         self._last: dict[str, float] = {}
         self._raised = True  # a worker that died may have left it
 
-    def failed(self, entries: Iterable[Entry], error: Exception) -> None:
+    def failed(self, entries: Iterable[StreamEntry], error: Exception) -> None:
         """These cannot be persisted now."""
         now = time.monotonic()
         for entry in entries:
@@ -40,7 +40,7 @@ class Unpersisted:
                 "nothing is lost, they wait in the spool; see to what the cause names",
             )
 
-    def ended(self, entries: Iterable[Entry]) -> None:
+    def ended(self, entries: Iterable[StreamEntry]) -> None:
         """These are kept, or nothing is known of them any more; ends the alarm after the last one."""
         for entry in entries:
             self._since.pop(entry.id, None)

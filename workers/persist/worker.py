@@ -31,10 +31,9 @@ from ingest.config.model import Config
 from ingest.errors import BootError, LedgerError, SpoolError, StoppedError, StoreError, StoreMissingError
 from ingest.ledger import Ledger
 from ingest.ledger.store_folders import QUARANTINE, STORE
-from ingest.queue.client import connect, remove_foreign_keys
-from ingest.queue.consumer import Entry, Inbox
-from ingest.queue.keys import SPOOLS_KEY, persisted_key, stream_key
-from ingest.queue.wakeups import RQ_KEYS, WakeUps, drain_key
+from ingest.queue.client import SPOOLS_KEY, connect, mend_keys, persisted_key, stream_key
+from ingest.queue.consumer import StreamConsumer, StreamEntry
+from ingest.queue.wakeups import RQ_KEYS, Waker, drain_key
 from ingest.routing.node_router import NodeRouter
 from ingest.spool.reference import SPOOL_ID_PATTERN
 from ingest.spool.spool import read_spool_id
@@ -128,8 +127,8 @@ class Persister:
         self._spool: str | None = None
         self._known_streams: list[str] = []
         carriers = {"spool", config.queue.carrier}
-        self._inbox = Inbox(self._client, consumer, self._streams, carriers)
-        self._waker = WakeUps(self._client)
+        self._consumer = StreamConsumer(self._client, consumer, self._streams, carriers)
+        self._waker = Waker(self._client)
         self._queue_backoff = Backoff(stop, "queue_away", "what is received waits in the spool")
         self._spool_backoff = Backoff(stop, "spool_away", "mount it, or see [receive] spool_dir")
         self._store_backoff = Backoff(stop, "store_away", "what is received waits in the spool")
@@ -152,14 +151,14 @@ class Persister:
             raise BootError(str(error)) from error
         self._batch = self._batch_max = CARRIED_BATCH if config.queue.carrier == "redis" else BATCH
         # What is still to be said to Redis; none of it is lost with a connection.
-        self._done: list[Entry] = []
-        self._lost: list[Entry] = []
-        self._forgive: list[Entry] = []
+        self._done: list[StreamEntry] = []
+        self._lost: list[StreamEntry] = []
+        self._forgive: list[StreamEntry] = []
         self._wake: dict[str, None] = {}
         self._leftovers = Leftovers(config.spool_dir)
         self._unpersisted = Unpersisted(config.run_dir)
-        self._in_hand: Sequence[Entry] = ()
-        self._current: Entry | None = None
+        self._in_hand: Sequence[StreamEntry] = ()
+        self._current: StreamEntry | None = None
         self._touched_at = self._recorded_at = self._began_at = self._claim_at = self._fresh_at = 0.0
         self._tidy_at = 0.0
         self._own = True
@@ -206,8 +205,8 @@ class Persister:
                     return
         except redis.RedisError as error:
             self._own = True
-            self._inbox.begin_own()
-            remove_foreign_keys(self._client, self._keys(), error)
+            self._consumer.restart_own()
+            mend_keys(self._client, self._keys(), error)
             self._queue_backoff.wait_after(error)
         except SpoolError as error:
             self._spool_backoff.wait_after(error)
@@ -223,25 +222,25 @@ class Persister:
             self._quarantine.tidy()
             self._unpersisted.ended(())
 
-    def _next(self) -> list[Entry]:
+    def _next(self) -> list[StreamEntry]:
         """What to do next: what a former run left, what others left, what is new."""
         if self._own:
-            entries = self._inbox.own(self._batch)
+            entries = self._consumer.read_own(self._batch)
             if entries:
                 return entries
             self._own = False
         if time.monotonic() >= self._claim_at:
-            entries = self._inbox.abandoned(self._batch)
+            entries = self._consumer.claim_abandoned(self._batch)
             if entries:
                 return entries
-            self._inbox.rescue()
+            self._consumer.redeliver_orphans()
             self._claim_at = time.monotonic() + CLAIM_SECONDS
-        if not self._inbox.streams():
+        if not self._consumer.find_streams():
             # No listener has made its spool yet.
             time.sleep(NO_STREAM_SECONDS)
             return []
         time.sleep(max(0.0, self._fresh_at - time.monotonic()))
-        entries = self._inbox.fresh(self._batch, BLOCK_MILLISECONDS)
+        entries = self._consumer.read_new(self._batch, BLOCK_MILLISECONDS)
         if entries and len(entries) < self._batch:
             self._fresh_at = time.monotonic() + PACE_SECONDS
         return entries
@@ -255,11 +254,11 @@ class Persister:
         # Each holds its file, and the folders that it goes to.
         return max(1, min(self._batch, free // (2 + self._config.store.path.count("/"))))
 
-    def _work(self, entries: Sequence[Entry]) -> None:
+    def _work(self, entries: Sequence[StreamEntry]) -> None:
         self._in_hand = entries
         self._touched_at = self._recorded_at = self._began_at = time.monotonic()
         work = Work(self._tools)
-        alone: Sequence[Entry] = ()
+        alone: Sequence[StreamEntry] = ()
         try:
             work.persist(entries)
         except (redis.RedisError, StoppedError):
@@ -278,7 +277,9 @@ class Persister:
             if self._stop.is_set():
                 return
 
-    def _broken_off(self, left: Sequence[Entry], results: Results, error: Exception) -> Sequence[Entry]:
+    def _broken_off(
+        self, left: Sequence[StreamEntry], results: Results, error: Exception
+    ) -> Sequence[StreamEntry]:
         """Judge a batch that broke off; returns what is to be tried again at once, each alone."""
         if isinstance(error, StoreError) or is_ours(error):
             self._forgive += left
@@ -330,13 +331,13 @@ class Persister:
             redis.RedisError: Redis is away; what was not said is said later.
         """
         if self._done:
-            self._inbox.done(self._done)
+            self._consumer.acknowledge(self._done)
             self._done = []
         if self._lost:
-            self._inbox.drop(self._lost)
+            self._consumer.discard(self._lost)
             self._lost = []
         if self._forgive:
-            self._inbox.touch(self._forgive, forgive=True)
+            self._consumer.renew_claims(self._forgive, forgives=True)
             self._forgive = []
         for destination in list(self._wake):
             self._waker.send(destination)
@@ -349,10 +350,10 @@ class Persister:
             return
         self._touched_at = now
         try:
-            self._inbox.touch(self._in_hand, forgive=forgive)
+            self._consumer.renew_claims(self._in_hand, forgives=forgive)
             if self._current is not None:
                 # It has been worked on for seconds: whatever ends this worker now, reading it did not.
-                self._inbox.touch([self._current], forgive=True)
+                self._consumer.renew_claims([self._current], forgives=True)
         except redis.RedisError:
             # Others may take it then; twice does no harm.
             self._touched_at = now + 10 * TOUCH_SECONDS
@@ -472,22 +473,22 @@ class Persister:
             "was kept back",
         )
 
-    def _set_current(self, entry: Entry | None) -> None:
+    def _set_current(self, entry: StreamEntry | None) -> None:
         self._current = entry
 
 
-def _left(entries: Sequence[Entry], results: Results) -> list[Entry]:
+def _left(entries: Sequence[StreamEntry], results: Results) -> list[StreamEntry]:
     """Those of a batch of which nothing is known that would let go of them."""
     known = {entry.id for entry in (*results.done, *results.lost)} | results.failed.keys()
     return [entry for entry in entries if entry.id not in known]
 
 
-def _shares(entries: Sequence[Entry], size: int) -> list[Sequence[Entry]]:
+def _shares(entries: Sequence[StreamEntry], size: int) -> list[Sequence[StreamEntry]]:
     """Batches: many at once of what was not delivered often; each other alone, so that only it does harm.
 
     What is copied before it is stored (out of segments, off the queue) has a bound in bytes, too.
     """
-    shares: list[list[Entry]] = [[]]
+    shares: list[list[StreamEntry]] = [[]]
     copied = 0
     for entry in entries:
         if entry.deliveries > SUSPECT:
@@ -514,7 +515,7 @@ def run(config: Config, stop: threading.Event) -> None:
 
 
 def main(config: Config, stop: threading.Event) -> int:
-    """Entry point of the child process: TERM and INT end it in good order; returns the exit code.
+    """StreamEntry point of the child process: TERM and INT end it in good order; returns the exit code.
 
     Raises:
         BootError: As `run`.

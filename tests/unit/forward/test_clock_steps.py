@@ -9,8 +9,8 @@ import pytest
 
 from ingest.clock import unix_ms
 from ingest.ledger import Circuit, CircuitState, Ledger
-from ingest.queue.consumer import Inbox
-from ingest.queue.keys import GROUP, stream_key
+from ingest.queue.client import GROUP, stream_key
+from ingest.queue.consumer import StreamConsumer
 from ingest.queue.wakeups import drain_key, hold_key
 from ingest.workers.forward import circuit, clock_steps
 from ingest.workers.forward.clock_steps import WallClock
@@ -143,9 +143,9 @@ def test_entries_of_a_dead_worker_are_taken_over_although_the_clock_of_redis_wen
         client.xgroup_create(stream, GROUP, "0")
         client.xreadgroup(GROUP, "dead", {stream: ">"})
         clock.step(0)
-        inbox = Inbox(client, "living", lambda: [stream])
-        assert inbox.abandoned(10) == []
-        found = eventually(lambda: inbox.abandoned(10), 5, "it is taken over after some looks")
+        consumer = StreamConsumer(client, "living", lambda: [stream])
+        assert consumer.claim_abandoned(10) == []
+        found = eventually(lambda: consumer.claim_abandoned(10), 5, "it is taken over after some looks")
         assert [entry.id for entry in found] == [number.decode()]
 
 
@@ -153,7 +153,7 @@ def test_entries_in_the_hands_of_a_living_worker_are_left_to_it(site: Site) -> N
     site.client.xadd(site.stream, {"c": "spool", "s": site.spool, "w": "L0/ready/1.dcm", "o": "0", "l": "0"})
     site.client.xgroup_create(site.stream, "persist", "0")
     site.client.xreadgroup("persist", "busy", {site.stream: ">"})
-    inbox = Inbox(site.client, "idle", lambda: [site.stream])
+    consumer = StreamConsumer(site.client, "idle", lambda: [site.stream])
     for _ in range(6):
         time.sleep(0.01)
-        assert inbox.abandoned(10) == []
+        assert consumer.claim_abandoned(10) == []

@@ -13,8 +13,8 @@ import pytest
 import ingest.workers.persist.batch
 from ingest.ledger import InstanceState
 from ingest.ledger.instances import Instances
-from ingest.queue.consumer import Inbox
-from ingest.queue.wakeups import WakeUps
+from ingest.queue.consumer import StreamConsumer
+from ingest.queue.wakeups import Waker
 from ingest.workers.persist.arrival import OpenSegments
 from ingest.workers.persist.placement import Placing
 from ingest.workers.store.filesystem import FileStore
@@ -35,8 +35,8 @@ STEPS: list[tuple[type, str]] = [
     (Instances, "record"),
     (Placing, "recorded"),
     (ingest.workers.persist.batch.Work, "_release"),
-    (Inbox, "done"),
-    (WakeUps, "send"),
+    (StreamConsumer, "acknowledge"),
+    (Waker, "wake"),
 ]
 REPLACING: list[tuple[type, str]] = [(FileStore, "replace"), (Instances, "mark_replaced")]
 COPYING: list[tuple[type, str]] = [(FileStore, "settled"), (OpenSegments, "mark_done")]
