@@ -17,19 +17,18 @@ __all__ = [
     "BootError",
     "BusyError",
     "Cause",
-    "ClockError",
+    "ClockJumpError",
     "ConditionError",
     "ConfigError",
-    "DemoError",
-    "GoneError",
+    "EntryGoneError",
     "IngestError",
     "LeaseLostError",
     "LedgerError",
     "NotQuarantinedError",
-    "PathEscapesError",
     "PeerError",
     "QueueError",
     "ResolverAwayError",
+    "RetentionBusyError",
     "SpoolError",
     "SpoolMissingError",
     "StoppedError",
@@ -74,6 +73,10 @@ class SpoolError(IngestError):
     """The spool folder cannot be used, or an entry is missing."""
 
 
+class EntryGoneError(SpoolError):
+    """A spool reference names a file or record that is not there any more."""
+
+
 class SpoolMissingError(SpoolError):
     """The spool that was used last is not mounted. The node creates no other spool in its place."""
 
@@ -92,6 +95,18 @@ class StoreAwayError(StoreError):
 
 class StoreMissingError(StoreAwayError):
     """The store that the ledger knows is not mounted. The node creates no other store in its place."""
+
+
+class RetentionBusyError(IngestError):
+    """Another process runs retention on this store."""
+
+
+class ClockJumpError(IngestError):
+    """The clock of this machine has jumped ahead, so no study may be removed for its age."""
+
+
+class NotQuarantinedError(IngestError):
+    """An id is unknown, or its instance is not in quarantine or cannot leave it."""
 
 
 class QueueError(IngestError):
@@ -122,6 +137,10 @@ class ClockError(IngestError):
 
 
 # --- remotes
+
+
+class StoppedError(Exception):
+    """A worker was told to stop while it waited. Its current entries stay on the queue."""
 
 
 class Cause(Enum):

@@ -1,7 +1,7 @@
-"""Whose fault an error is: this image's own, or that of a disk, of descriptors, a database or a queue.
+"""Whose fault an error is: that of an image's own bytes, or that of this host or one of its services.
 
-Trouble of ours waits with back-off, for as long as it takes, and counts against no image. Only a proof about
-the image's own bytes sets it aside.
+INVARIANT 11: our faults set no image aside. A fault of a disk, of descriptors, of a database or of a queue
+waits with backoff for as long as it lasts, and counts against no image.
 """
 
 import errno
@@ -11,30 +11,31 @@ import redis
 
 from ingest.errors import LedgerError, StoreAwayError
 
-OF_THE_NAME: Final = frozenset({errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EISDIR})
-"""Errors about the name that was asked for. All other system errors are over some day."""
+ERRORS_OF_NAMES: Final = frozenset({errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EISDIR})
+"""Errors about the requested name. Any other system error ends some day."""
 
-_SHORTAGE: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS})
+_SHORTAGES: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS})
 
 
-def is_ours(error: BaseException) -> bool:
-    """Whether an error is trouble of this host or of a service, whatever the image is.
+def is_our_fault(error: BaseException) -> bool:
+    """Whether an error is a fault of this host or of a service, whatever the image is.
 
     Args:
-        error: What was raised while an image was read, placed or recorded.
+        error: What was raised while an image was read, stored or recorded.
     """
     if isinstance(error, OSError):
         if error.errno is None:
-            # Raised in plain words about content: a file that ends too early. A timeout is another class.
+            # Code that judges content raises a plain OSError, such as for a file that ends too early.
+            # Timeouts have no number either, but a class of their own.
             return type(error) is not OSError
-        return error.errno not in OF_THE_NAME
+        return error.errno not in ERRORS_OF_NAMES
     return isinstance(error, MemoryError | StoreAwayError | LedgerError | redis.RedisError)
 
 
 def is_shortage(error: BaseException | None) -> bool:
-    """Whether there were not enough descriptors or not enough memory: less at a time may do."""
+    """Whether descriptors or memory ran out, so that less work at a time may succeed."""
     while error is not None:
-        if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno in _SHORTAGE):
+        if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno in _SHORTAGES):
             return True
         error = error.__cause__
     return False

@@ -28,6 +28,7 @@ from ingest.alarms import clear_alarm
 from ingest.cli.tables import printable
 from ingest.clock import unix_ms
 from ingest.config.model import Config
+from ingest.dicom.file_header import InstanceHeader, read_instance_header
 from ingest.errors import PeerError
 from ingest.filesystem.folder_identity import read_ledger_mark, require_store, write_ledger_mark
 from ingest.ledger import InstanceState, Ledger, NewInstance, Outcome
@@ -37,7 +38,6 @@ from ingest.ledger.store_folders import QUARANTINE, STORE
 from ingest.routing.node_router import NodeRouter
 from ingest.routing.router import RoutingDecision
 from ingest.supervisor import reload_client
-from ingest.workers.persist.arrival import Facts, identify
 from ingest.workers.store.filesystem import FileStore, Source
 from ingest.workers.store.keys import INCOMING, safe_name
 
@@ -244,7 +244,7 @@ class Rebuilder:
         name = f"{self._kind}/{found.key}"
         try:
             with _opened(self._root, found.key) as source:
-                facts = identify(source, self._router.tags)
+                facts = read_instance_header(source.fd, source.size, self._router.tags)
         except FileNotFoundError:
             return None
         except (PeerError, OSError) as error:
@@ -256,10 +256,10 @@ class Rebuilder:
         if self._kind == QUARANTINE:
             return found, self._quarantined(found, facts)
         state, digest = _standing(found.key, facts)
-        routing = self._router.route_instance(facts.subject)
+        routing = self._router.route_instance(facts)
         return found, self._new(found, facts, state, NOTE, routing, copy_digest=digest)
 
-    def _quarantined(self, found: _Found, facts: Facts) -> NewInstance:
+    def _quarantined(self, found: _Found, facts: InstanceHeader) -> NewInstance:
         refused = _REFUSED.search(found.key)
         status = int(refused[1], 16) if refused else 0
         return self._new(found, facts, InstanceState.QUARANTINED, UNKNOWN_REASON, None, refused_status=status)
@@ -267,7 +267,7 @@ class Rebuilder:
     def _new(
         self,
         found: _Found,
-        facts: Facts,
+        facts: InstanceHeader,
         state: InstanceState,
         note: str,
         routing: RoutingDecision | None,
@@ -337,10 +337,10 @@ class Rebuilder:
         return False
 
 
-_NO_FACTS: Final = Facts("", "", "", "", "", "", "", "", 0, 0)
+_NO_FACTS: Final = InstanceHeader()
 
 
-def _standing(key: str, facts: Facts) -> tuple[InstanceState, str]:
+def _standing(key: str, facts: InstanceHeader) -> tuple[InstanceState, str]:
     """What a file's name says that it is, and the digest of a further copy."""
     copy = _COPY.search(key)
     if copy:
@@ -435,7 +435,7 @@ def _compare(config: Config, ledger: Ledger, row: Instance, found: Differences, 
             if source.size != row.size:
                 found.add("of_other_size", name)
             elif reads and not quarantined:
-                facts = identify(source)
+                facts = read_instance_header(source.fd, source.size)
                 said = (facts.sop_instance_uid, facts.sop_class_uid, facts.transfer_syntax_uid)
                 if said != (row.sop_instance_uid, row.sop_class_uid, row.transfer_syntax_uid):
                     found.add("other_objects", name)

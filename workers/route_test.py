@@ -11,12 +11,11 @@ from rich.console import Console
 from rich.markup import escape
 
 from ingest.config.model import Config
+from ingest.dicom.file_header import read_instance_header
 from ingest.dicom.part10 import is_part10
 from ingest.errors import PeerError
 from ingest.routing.node_router import NodeRouter
 from ingest.routing.router import Router, RoutingDecision
-from ingest.workers.persist.arrival import identify
-from ingest.workers.store.filesystem import Source
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,14 +78,14 @@ def _explained(router: Router, path: Path, changes: Mapping[str, Any]) -> Explai
     except OSError as error:
         return Explained(path, error=f"cannot be opened: {error.strerror}")
     try:
-        facts = identify(Source.of(str(path), fd, synced=True), router.tags)
+        facts = read_instance_header(fd, os.fstat(fd).st_size, router.tags)
     except PeerError as error:
         return Explained(path, error=str(error))
     except OSError as error:
         return Explained(path, error=f"cannot be read: {error.strerror}")
     finally:
         os.close(fd)
-    return Explained(path, router.route_instance(replace(facts.subject, **changes)))
+    return Explained(path, router.route_instance(replace(facts, **changes)))
 
 
 def _plain(one: Explained) -> dict[str, Any]:

@@ -1,7 +1,7 @@
-"""A worker's place in its group: a name that no other worker has, whatever host it runs on.
+"""A worker slot: a name in the consumer group that no other worker has, on any host.
 
-Whoever takes the place of a worker that died on the same host gets the same name, and with it what that
-worker had in hand.
+A worker that takes the slot of a dead worker of the same host gets the same name, and with it the entries
+that the dead worker had claimed.
 """
 
 import contextlib
@@ -22,35 +22,38 @@ _FULL_OR_FAILING: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EIO, errn
 
 
 @contextlib.contextmanager
-def slot(run_dir: Path, kind: str) -> Iterator[str]:
-    """Take the first free place of a kind; yields its name: host, kind, number and what tells hosts apart.
+def claim_worker_slot(run_dir: Path, kind: str) -> Iterator[str]:
+    """Claim the first free slot of a kind, and yield its name.
 
-    Hosts may have one name: copies of a virtual machine, containers. So the name ends with a hash of the
-    running kernel and of the folder that the locks lie in.
+    The name consists of host, kind, number, and a token of host and folder.
+
+    Host names alone are not unique, because of copied virtual machines and containers. The token is a hash of
+    the running kernel and of the folder with the locks.
 
     Args:
-        run_dir: Where the locks lie; they end with the process, however it ends. Where it takes no file, the
-            place has a random number: what its worker leaves is taken over by others, a little later.
-        kind: What takes places, such as "persist".
+        run_dir: Folder of the locks, which end with the process. If the folder takes no file, the slot gets a
+            random number. Other workers then take over the entries of a dead worker, a little later.
+        kind: Kind of the worker, such as "persist".
 
     Raises:
         BootError: The folder cannot be used.
     """
-    held: int | None = None
+    fd: int | None = None
     try:
-        number, held = _take(run_dir, kind)
+        number, fd = _lock_free_slot(run_dir, kind)
     except OSError as error:
         if error.errno not in _FULL_OR_FAILING:
             raise BootError(f"{run_dir} cannot be used: {error.strerror}; see [node] data_dir") from error
         number = secrets.token_hex(6)
     try:
-        yield f"{socket.gethostname()}-{kind}-{number}-{_where(run_dir)}"
+        yield f"{socket.gethostname()}-{kind}-{number}-{_compute_token(run_dir)}"
     finally:
-        if held is not None:
-            os.close(held)
+        if fd is not None:
+            os.close(fd)
 
 
-def _take(run_dir: Path, kind: str) -> tuple[str, int]:
+def _lock_free_slot(run_dir: Path, kind: str) -> tuple[str, int]:
+    # INVARIANT 3: a lock tells the living from the dead.
     run_dir.mkdir(parents=True, exist_ok=True, mode=0o750)
     for number in itertools.count():
         fd = os.open(run_dir / f"{kind}.{number}.lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o640)
@@ -64,10 +67,10 @@ def _take(run_dir: Path, kind: str) -> tuple[str, int]:
     raise AssertionError("unreachable")  # pragma: no cover - itertools.count has no end
 
 
-def _where(run_dir: Path) -> str:
-    """Eight hexadecimal digits for this running kernel and this folder, which only its processes share."""
+def _compute_token(run_dir: Path) -> str:
+    """Compute eight hexadecimal digits that only processes of this kernel with this folder share."""
     with contextlib.suppress(OSError):
-        facts = run_dir.stat()
-        place = f"{kernel_token()} {facts.st_dev} {facts.st_ino}"
-        return hashlib.sha256(place.encode()).hexdigest()[:8]
+        status = run_dir.stat()
+        identity = f"{kernel_token()} {status.st_dev} {status.st_ino}"
+        return hashlib.sha256(identity.encode()).hexdigest()[:8]
     return secrets.token_hex(4)

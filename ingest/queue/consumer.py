@@ -21,7 +21,7 @@ IDLE_MILLISECONDS: Final = 10_000
 """Any consumer may claim an entry whose own consumer has not renewed its claim for this long."""
 
 AGELESS_LOOKS: Final = 4
-"""Looks in a row that must find an entry "delivered just now" before it is claimed. They are seconds apart."""
+"""An entry is claimed after so many looks in a row find it "delivered just now". Looks are seconds apart."""
 
 STREAMS_SECONDS: Final = 2.0
 """Seconds for which a list of streams is used."""
@@ -111,8 +111,8 @@ class StreamConsumer:
     def read_own(self, count: int) -> list[StreamEntry]:
         """Read entries that this consumer has not acknowledged: of its last run, or failed since.
 
-        An entry that was delivered more than once comes alone. If it kills the worker, no other entry gets one
-        more delivery for that.
+        An entry that was delivered more than once comes alone. If it kills the worker, no other entry is
+        delivered once more for that.
         """
         # INVARIANT 2: a restarted worker goes on with its own entries at once.
         for stream in self.find_streams():
@@ -336,7 +336,7 @@ def _is_missing_group(error: redis.ResponseError) -> bool:
 
 
 def _read_error_code(error: redis.ResponseError) -> str:
-    """Return the error code of RESP, the first word of an error reply. redis-py has no field for these codes."""
+    """Return the error code of a RESP error reply: its first word. redis-py has no field for these codes."""
     return str(error).partition(" ")[0]
 
 

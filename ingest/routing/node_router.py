@@ -6,9 +6,10 @@ from typing import Final
 import structlog
 
 from ingest.config.model import Config, Destination
+from ingest.dicom.file_header import InstanceHeader
 from ingest.network.resolver import RESOLVER
 from ingest.routing.origin import is_certified_as, is_sent_from, is_title_of
-from ingest.routing.router import Router, RoutingDecision, RoutingInput
+from ingest.routing.router import Router, RoutingDecision
 
 RESOLVE_SECONDS: Final = 1.0
 """Deadline for the addresses of a host. Without an answer the instance is sent."""
@@ -47,7 +48,7 @@ class NodeRouter(Router):
         self._resolve = resolve or _resolve_host
         self._logged: set[tuple[str, str]] | None = set() if logs else None
 
-    def route_instance(self, instance: RoutingInput) -> RoutingDecision:
+    def route_instance(self, instance: InstanceHeader) -> RoutingDecision:
         """Decide the destinations of an instance. Waits for a name server at most `RESOLVE_SECONDS`."""
         decision = super().route_instance(instance)
         origins = [
@@ -59,7 +60,7 @@ class NodeRouter(Router):
             self._log_exclusion(instance, name)
         return decision.exclude(origins, f"{EXCLUSION_REMARK} {', '.join(origins)}") if origins else decision
 
-    def _is_origin(self, name: str, instance: RoutingInput) -> bool:
+    def _is_origin(self, name: str, instance: InstanceHeader) -> bool:
         """Return whether this destination sent the instance."""
         destination = self._destinations.get(name)
         if destination is None:
@@ -71,7 +72,7 @@ class NodeRouter(Router):
             instance.source, self._resolve(destination)
         )
 
-    def _log_exclusion(self, instance: RoutingInput, name: str) -> None:
+    def _log_exclusion(self, instance: InstanceHeader, name: str) -> None:
         if self._logged is not None and (instance.calling_ae, name) not in self._logged:
             self._logged.add((instance.calling_ae, name))
             remedy = "return = true in the route sends it; see docs/explanation/loops.md"

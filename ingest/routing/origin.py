@@ -26,7 +26,7 @@ def is_certified_as(certificate: Collection[str], host: str) -> bool:
     """Return whether a caller certificate has the host of a destination among its alternative names.
 
     Args:
-        certificate: See `ingest.routing.router.RoutingInput`.
+        certificate: See `ingest.dicom.file_header.InstanceHeader`.
         host: Name or address of the destination.
     """
     wanted = {f"dns:{host.lower().rstrip('.')}", f"ip:{normalize_address(host)}"}

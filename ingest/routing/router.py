@@ -3,11 +3,12 @@
 import struct
 import warnings
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Final, NamedTuple
 
 from ingest.config.model import Route
 from ingest.config.route_conditions import Condition, matches_test, parse_condition, vr_of
+from ingest.dicom.file_header import InstanceHeader
 from ingest.dicom.uids import EXPLICIT_BIG_ENDIAN, names_of
 
 SPECIFIC_CHARACTER_SET: Final = 0x0008_0005
@@ -18,35 +19,6 @@ _SINGLE_VALUE: Final = frozenset({"LT", "ST", "UT", "UR"})
 _CHARACTER_TEXT: Final = frozenset({"LO", "LT", "PN", "SH", "ST", "UC", "UT"})
 _DELIMITERS: Final = set(b"\r\n\t\f\\")
 """PS3.5 6.1.2.5.3: after each of these bytes a value returns to its first character set."""
-
-
-@dataclass(frozen=True, slots=True)
-class RoutingInput:
-    """Everything about an instance that a condition may test.
-
-    Attributes:
-        attributes: Values of top-level attributes, encoded as in the data set, by tag.
-        receiver: URI of the listener, `dicom-tls://10.0.0.5:2762`; empty if unknown.
-        certificate: SHA-256 fingerprint, subject and alternative names of the caller certificate; empty
-            without one.
-        source: Presentation address of the sender, `dicom-tls://10.0.0.7:4711`; empty if unknown.
-    """
-
-    calling_ae: str
-    called_ae: str
-    sop_class_uid: str
-    transfer_syntax_uid: str
-    attributes: Mapping[int, bytes] = field(default_factory=dict)
-    receiver: str = ""
-    certificate: tuple[str, ...] = ()
-    source: str = ""
-
-    def values_for(self, condition: Condition) -> tuple[str, ...]:
-        """Return the values that a condition tests, without padding; empty if there is none."""
-        if condition.tag is None:
-            return _REQUEST_VALUES[condition.key](self)
-        raw = self.attributes.get(condition.tag, b"")
-        return _decode_values(raw, vr_of(condition.tag), self.transfer_syntax_uid, self.attributes)
 
 
 class ConditionResult(NamedTuple):
@@ -127,7 +99,7 @@ class Router:
             tags.add(SPECIFIC_CHARACTER_SET)
         self.tags: tuple[int, ...] = tuple(sorted(tags))
 
-    def route_instance(self, instance: RoutingInput) -> RoutingDecision:
+    def route_instance(self, instance: InstanceHeader) -> RoutingDecision:
         """Decide the destinations of an instance. Default routes count only if no other route matches."""
         # INVARIANT 10: decisions are pure
         destinations: dict[str, None] = {}
@@ -156,15 +128,23 @@ class Router:
         return RoutingDecision(tuple(destinations), routed, tuple(results), frozenset(return_allowed))
 
 
-def _evaluate_route(name: str, conditions: Sequence[Condition], instance: RoutingInput) -> RouteResult:
+def _evaluate_route(name: str, conditions: Sequence[Condition], instance: InstanceHeader) -> RouteResult:
     results = []
     for condition in conditions:
-        values = instance.values_for(condition)
+        values = read_values(instance, condition)
         holds = matches_test(condition.test, values)
         results.append(ConditionResult(condition, values, holds))
         if not holds:
             return RouteResult(name, False, tuple(results))
     return RouteResult(name, True, tuple(results))
+
+
+def read_values(instance: InstanceHeader, condition: Condition) -> tuple[str, ...]:
+    """Return the values that a condition tests, without padding; empty if there is none."""
+    if condition.tag is None:
+        return _REQUEST_VALUES[condition.key](instance)
+    raw = instance.attributes.get(condition.tag, b"")
+    return _decode_values(raw, vr_of(condition.tag), instance.transfer_syntax_uid, instance.attributes)
 
 
 def _strip_value(text: str) -> tuple[str, ...]:
@@ -177,7 +157,7 @@ def _address_spellings(uri: str) -> tuple[str, ...]:
     return (uri, address, address.rpartition(":")[2]) if uri else ()
 
 
-_REQUEST_VALUES: Final[dict[str, Callable[[RoutingInput], tuple[str, ...]]]] = {
+_REQUEST_VALUES: Final[dict[str, Callable[[InstanceHeader], tuple[str, ...]]]] = {
     "calling_ae": lambda instance: _strip_value(instance.calling_ae),
     "called_ae": lambda instance: _strip_value(instance.called_ae),
     "certificate": lambda instance: instance.certificate,

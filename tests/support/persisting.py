@@ -15,8 +15,8 @@ from ingest.queue.client import CHUNK, GROUP, SPOOLS_KEY, data_key, persisted_ke
 from ingest.queue.consumer import StreamEntry
 from ingest.spool.reference import Place, Reference
 from ingest.spool.segment import Segment
-from ingest.spool.spool import read_spool_id
-from ingest.workers.persist.worker import Persister
+from ingest.spool.spool import spool_id
+from ingest.workers.persist.worker import PersistWorker
 from tests.support.instances import Made
 from tests.support.segments import SegmentWriter
 
@@ -150,12 +150,12 @@ class Site:
         ]
 
 
-class Drainer(Persister):
+class Drainer(PersistWorker):
     """A worker that ends when there is nothing left for it."""
 
-    def _next(self) -> list[StreamEntry]:
-        entries = super()._next()
-        if not entries and not self._own:
+    def _read_entries(self) -> list[StreamEntry]:
+        entries = super()._read_entries()
+        if not entries and not self._reads_own:
             self._stop.set()
         return entries
 

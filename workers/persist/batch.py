@@ -1,371 +1,364 @@
-"""One batch of references: opened, identified, placed, recorded, and let go of in the spool."""
+"""One batch of the persist worker: open the files, store them, commit their rows, release the spool entries.
+
+The order keeps every acknowledged instance: file and folders are durable, then the ledger commits, and only
+then the spool entry goes. A worker may die between any two steps. The next one does the same steps again.
+"""
 
 import contextlib
 import errno
 import os
-from collections.abc import Callable, Collection, Sequence
+import time
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Final
 
 import redis
 import structlog
 
 from ingest.clock import unix_ms
-from ingest.dicom.part10 import read_file_meta
-from ingest.errors import (
-    GoneError,
-    PathEscapesError,
-    PeerError,
-    SpoolError,
-    StoppedError,
-    StoreAwayError,
-    StoreError,
-)
-from ingest.filesystem.beneath import unlink_beneath
-from ingest.ledger import Ledger, NewInstance, Outcome
+from ingest.dicom.file_header import InstanceHeader, make_unreadable_header, read_instance_header
+from ingest.errors import EntryGoneError, PeerError, SpoolError, StoppedError, StoreAwayError, StoreError
+from ingest.filesystem.beneath import LeadsOutError, unlink_beneath
+from ingest.ledger import NewInstance, Outcome
 from ingest.log import Seldom
 from ingest.queue.consumer import StreamEntry
-from ingest.workers.backoff import Backoff, StoppedError, retry_with_backoff
-from ingest.workers.fault_attribution import is_ours
-from ingest.workers.persist.arrival import (
-    Arrival,
-    Facts,
+from ingest.workers.fault_attribution import is_our_fault
+from ingest.workers.persist.context import PersistContext
+from ingest.workers.persist.isolated_reader import read_isolated
+from ingest.workers.persist.spool_entry import (
     OpenSegments,
-    identify,
-    open_carried,
-    open_in_segment,
-    open_spooled,
+    SpoolEntry,
+    copy_queued_file,
+    copy_segment_record,
+    open_spool_file,
     spool_ref,
 )
-from ingest.workers.persist.crash_marks import Deaths
-from ingest.workers.persist.isolated_reader import Trial, try_to_read
-from ingest.workers.persist.placement import Placer, Placing, was_refused
-from ingest.workers.persist.spool_leftovers import Leftovers
-from ingest.workers.store.filesystem import FileStore, Source
+from ingest.workers.persist.storage import BatchStorage, open_storage, was_refused
+from ingest.workers.store.filesystem import Source
 
 DELIVERIES_MAX: Final = 5
-"""An entry that was delivered more often, without trouble of ours, gets one last try, alone."""
+"""An entry that was delivered more often, without a fault of ours, gets one last attempt, alone."""
 
 CONTESTED_MAX: Final = 3
-"""How often an instance is placed in one batch, while other workers store the same SOP instance UID."""
+"""Attempts to store an instance in one batch while other workers store the same SOP Instance UID."""
+
+COMMIT_SECONDS: Final = 2.0
+"""A batch that takes longer commits what it has stored so far, and then goes on."""
 
 log = structlog.get_logger()
 _seldom: Final = Seldom()
 
 
 @dataclass(slots=True)
-class Results:
-    """What came of a batch.
+class BatchResult:
+    """What became of the entries of a batch. An entry in none of the lists stays on the queue.
 
     Attributes:
-        done: May be taken off the queue.
-        lost: Likewise, but nothing is kept of them: their listeners must not let go of the files.
-        away: Could not be kept for trouble of ours; to be tried again, without blame.
-        failed: Failed for another reason, which is the value.
-        wake: Destinations that something is due for now.
-        error: What trouble that is, if there is any.
+        persisted: Durable in store and ledger, or useless: to be acknowledged.
+        lost: Their data sets are not there: to be taken off the queue, but their listeners must keep the
+        files. held_up: Not persisted because of a fault of ours: to be tried again, without blame.
+        failed: Not persisted for another reason, by the ids of the stream entries.
+        destinations: Names of the destinations with new deliveries, in order.
+        error: The fault of ours that held entries up, if there was one.
     """
 
-    done: list[StreamEntry] = field(default_factory=list)
+    persisted: list[StreamEntry] = field(default_factory=list)
     lost: list[StreamEntry] = field(default_factory=list)
-    away: list[StreamEntry] = field(default_factory=list)
+    held_up: list[StreamEntry] = field(default_factory=list)
     failed: dict[str, str] = field(default_factory=dict)
-    wake: dict[str, None] = field(default_factory=dict)
+    destinations: dict[str, None] = field(default_factory=dict)
     error: Exception | None = None
 
-
-@dataclass(frozen=True, slots=True)
-class Tools:
-    """What all batches of a worker share.
-
-    Attributes:
-        spool_dir: The spool that references with carrier "spool" point into.
-        spool: Its id.
-        synced: Whether what lies in the spool is on stable storage.
-        client: Where data sets with carrier "redis" lie.
-        store: Where those go first, and what lies in segments.
-        placer: Decides and places.
-        ledger: Records.
-        ledger_backoff: The failures of the ledger.
-        leftovers: What could not be removed from the spool.
-        deaths: What workers died of.
-        enough: Tells when what was placed so far should be recorded before going on.
-        current: Told which entry is being worked on.
-        stopping: Whether to leave the rest of the batch on the queue.
-    """
-
-    spool_dir: Path
-    spool: Callable[[], str | None]
-    synced: bool
-    client: redis.Redis
-    store: FileStore
-    placer: Placer
-    ledger: Ledger
-    ledger_backoff: Backoff
-    leftovers: Leftovers
-    deaths: Deaths
-    enough: Callable[[], bool]
-    current: Callable[[StreamEntry | None], None]
-    stopping: Callable[[], bool]
+    def find_unresolved(self, entries: Sequence[StreamEntry]) -> list[StreamEntry]:
+        """Return the entries of a broken batch that are neither persisted nor lost nor failed."""
+        resolved = {entry.id for entry in (*self.persisted, *self.lost)} | self.failed.keys()
+        return [entry for entry in entries if entry.id not in resolved]
 
 
-@dataclass(slots=True)
-class Opened:
-    """An entry whose file is open.
+class PersistBatch:
+    """One batch. Its result is filled step by step, and is therefore right after an error too.
 
     Attributes:
-        placed: How often it was placed.
-        given_up: Whether it was set aside because it fails again and again.
+        result: What became of the entries.
     """
 
-    entry: StreamEntry
-    arrival: Arrival
-    facts: Facts
-    placed: int = 0
-    given_up: bool = False
+    def __init__(self, context: PersistContext) -> None:
+        self.result = BatchResult()
+        self._context = context
+        self._segments = OpenSegments(context.config.spool_dir)
+        self._tags = context.router.tags
+        self._began_at = self._committed_at = time.monotonic()
+        # What was stored since the last commit, and what the ledger did with it.
+        self._stored: list[SpoolEntry] = []
+        self._refused_rows: list[tuple[NewInstance, Outcome]] = []
+        self._unrecorded: list[tuple[SpoolEntry, Exception]] = []
 
-
-class Work:
-    """A batch at work; `results` is filled step by step, so that it is true even after an error."""
-
-    def __init__(self, tools: Tools) -> None:
-        self.results = Results()
-        self._tools = tools
-        self._placed: list[Opened] = []
-        self._refused: list[tuple[NewInstance, Outcome]] = []
-        self._unwritten: list[tuple[Opened, Exception]] = []
-        self._segments = OpenSegments(tools.spool_dir)
-
-    def persist(self, entries: Sequence[StreamEntry]) -> None:
-        """Persist what the entries point to, as far as that can be done now.
+    def persist(self, stream_entries: Sequence[StreamEntry]) -> None:
+        """Persist the instances of stream entries, as far as that is possible now.
 
         Raises:
             redis.RedisError: Redis is away.
             StoppedError: The worker was told to stop while the ledger was away.
-            StoreAwayError: The store is not there at all.
+            StoreAwayError: The store is not there.
         """
-        with contextlib.ExitStack() as stack:
-            placing = stack.enter_context(self._tools.placer.batch())
+        with open_storage(self._context) as storage, contextlib.ExitStack() as stack:
             stack.enter_context(self._segments)
-            opened = self._settled(self._open(stack, entries))
-            placing.look_up([one.facts for one in opened])
-            for one in opened:
-                self._place(placing, one)
-                if self._tools.enough():
-                    self._record(placing)
-                if self._tools.stopping():
+            entries = self._open_entries(stack, stream_entries)
+            self._sync_copies(entries)
+            storage.look_up([entry.header.sop_instance_uid for entry in entries])
+            for entry in entries:
+                self._store(storage, entry)
+                if self._is_commit_due():
+                    self._commit(storage)
+                if self._must_end_early():
                     break
-            while self._placed:
-                self._record(placing)
+            # A commit may store contested instances again, which the next commit records.
+            while self._stored:
+                self._commit(storage)
 
-    def _open(self, stack: contextlib.ExitStack, entries: Sequence[StreamEntry]) -> list[Opened]:
-        opened: list[Opened] = []
+    # --- open
+
+    def _open_entries(
+        self, stack: contextlib.ExitStack, stream_entries: Sequence[StreamEntry]
+    ) -> list[SpoolEntry]:
+        entries: list[SpoolEntry] = []
         gone: list[StreamEntry] = []
-        for entry in entries:
-            self._tools.current(entry)
+        for stream_entry in stream_entries:
+            self._context.claims.current = stream_entry
             try:
-                arrival = stack.enter_context(self._opened(entry))
-                opened.append(Opened(entry, arrival, self._identified(stack, entry, arrival)))
-            except GoneError:
-                gone.append(entry)
+                entry = stack.enter_context(self._open_file(stream_entry))
+                entry.header = self._read_header(stack, entry)
+                entries.append(entry)
+            except EntryGoneError:
+                gone.append(stream_entry)
             except SpoolError as error:
-                self._unusable(entry, error)
+                self._refuse_reference(stream_entry, error)
             except Exception as error:
-                self._failed(entry, error)
-            self._tools.enough()
-        self._tools.current(None)
+                self._note_failure(stream_entry, error)
+            self._context.claims.renew_if_due()
+        self._context.claims.current = None
         if gone:
-            self._report_gone(gone)
-        return opened
+            self._resolve_gone(gone)
+        return entries
 
-    def _settled(self, opened: Sequence[Opened]) -> Sequence[Opened]:
-        """The same; what was copied is durable before it gets a name, if it has to be at all."""
-        sources = self._tools.store.settled([one.arrival.source for one in opened])
-        for one, source in zip(opened, sources, strict=True):
-            if source is not one.arrival.source:
-                one.arrival = replace(one.arrival, source=source)
-        return opened
-
-    def _unusable(self, entry: StreamEntry, error: SpoolError) -> None:
-        """A reference that this worker cannot follow; perhaps another can."""
-        if entry.deliveries > DELIVERIES_MAX:
-            log.error("reference_dropped", error=str(error), attempts=entry.deliveries)
-            self.results.done.append(entry)
-        else:
-            log.error("reference_unusable", error=str(error))
-            self.results.failed[entry.id] = str(error)
-
-    def _opened(self, entry: StreamEntry) -> contextlib.AbstractContextManager[Arrival]:
-        tools, reference = self._tools, entry.reference
+    def _open_file(self, entry: StreamEntry) -> contextlib.AbstractContextManager[SpoolEntry]:
+        context, reference = self._context, entry.reference
         if reference.carrier == "redis":
-            return open_carried(reference, tools.client, tools.store, entry.added_at)
-        spool = tools.spool()
-        if spool is None:
-            raise FileNotFoundError(errno.ENOENT, "the spool is not there; mount it", str(tools.spool_dir))
-        if reference.spool != spool:
+            return copy_queued_file(entry, context.client, context.store)
+        spool_dir, spool_id = context.config.spool_dir, context.streams.spool_id
+        if spool_id is None:
+            # INVARIANT 13: nothing replaces a folder that is not mounted.
+            raise FileNotFoundError(errno.ENOENT, "the spool is not there; mount it", str(spool_dir))
+        if reference.spool != spool_id:
             raise SpoolError(
-                f"{reference.path} lies in the spool {reference.spool}, which is not {tools.spool_dir}; "
+                f"{reference.where} lies in the spool {reference.spool}, which is not {spool_dir}; "
                 'share one [receive] spool_dir, or set [queue] carrier = "redis"'
             )
         if reference.offset:
-            return open_in_segment(reference, self._segments, tools.store)
-        return open_spooled(reference, tools.spool_dir, synced=tools.synced)
+            return copy_segment_record(entry, self._segments, context.store)
+        is_synced = context.config.receive.durability == "fsync"
+        return open_spool_file(entry, spool_dir, synced=is_synced)
 
-    def _identified(self, stack: contextlib.ExitStack, entry: StreamEntry, arrival: Arrival) -> Facts:
-        """What the file says; for an entry that failed often, after a trial in a process of its own.
+    def _read_header(self, stack: contextlib.ExitStack, entry: SpoolEntry) -> InstanceHeader:
+        """Read the header of a file; if the entry failed often, in a process of its own first.
 
-        Redis says how often it failed. Only a mark of this host proves that a worker died of it.
+        Redis only says how often the entry was delivered. Only a crash mark of this host proves that a worker
+        died of it.
 
         Raises:
-            OSError: The disk is failing, or there cannot be another process now.
+            OSError: The disk is failing, or no other process can be started now.
         """
-        if arrival.damage:
-            return _unreadable(arrival.source, arrival.damage)
-        if entry.deliveries <= DELIVERIES_MAX:
-            return self._read(entry, arrival)
-        trial = try_to_read(arrival.source.fd, self._tools.placer.router.tags, self._tools.enough)
-        last = trial.fault or "its worker died each time"
-        if not trial.fault and not self._tools.deaths.are_proved(arrival.spool_ref):
-            # Until all is done that this batch does with it.
-            stack.enter_context(self._tools.deaths.in_hand(arrival.spool_ref))
+        source = entry.source
+        if entry.damage:
+            return make_unreadable_header(source.fd, source.size, entry.damage)
+        if entry.stream_entry.deliveries <= DELIVERIES_MAX:
+            return self._read_header_here(entry)
+        isolated = read_isolated(source.fd, self._tags, self._context.claims.renew_if_due)
+        cause = isolated.fault or "its worker died each time"
+        crash_marks = self._context.crash_marks
+        # INVARIANT 11: our faults set no image aside. Without a mark there is no proof, so try once more
+        # here.
+        if not isolated.fault and not crash_marks.is_marked(entry.spool_ref):
+            # The mark stays until the batch is done with the entry.
+            stack.enter_context(crash_marks.mark(entry.spool_ref))
             try:
-                return self._read(entry, arrival)
+                return self._read_header_here(entry)
             except Exception as error:
-                if is_ours(error):
+                if is_our_fault(error):
                     raise
-                last = f"{type(error).__name__}: {error}"
-        stack.callback(self._tools.deaths.end, arrival.spool_ref)
-        return _told(arrival, trial, _why(entry, last))
+                cause = f"{type(error).__name__}: {error}"
+        stack.callback(crash_marks.remove, entry.spool_ref)
+        return replace(isolated.header, size=source.size, conflict=_describe_attempts(entry, cause))
 
-    def _read(self, entry: StreamEntry, arrival: Arrival) -> Facts:
-        source, tags = arrival.source, self._tools.placer.router.tags
-        facts = _facts(source, tags)
-        if facts.conflict and not was_refused(entry.reference):
-            # It was sound when it was acknowledged. Read it once more, from the disk.
+    def _read_header_here(self, entry: SpoolEntry) -> InstanceHeader:
+        source = entry.source
+        header = _read_header_or_conflict(source, self._tags)
+        if header.conflict and not was_refused(entry.reference):
+            # The listener found no conflict when it acknowledged the instance. The page cache may be wrong
+            # where the disk is right, so read the file once more from the disk.
             os.posix_fadvise(source.fd, 0, 0, os.POSIX_FADV_DONTNEED)
-            facts = _facts(source, tags)
-        return facts
+            header = _read_header_or_conflict(source, self._tags)
+        return header
 
-    def _place(self, placing: Placing, one: Opened) -> None:
-        self._tools.current(one.entry)
+    def _sync_copies(self, entries: Sequence[SpoolEntry]) -> None:
+        """Make copies durable before they get a name in the store, with one wait for all of them."""
+        sources = self._context.store.settled([entry.source for entry in entries])
+        for entry, source in zip(entries, sources, strict=True):
+            entry.source = source
+
+    def _refuse_reference(self, entry: StreamEntry, error: SpoolError) -> None:
+        """Leave an unusable reference to another worker, or drop it after many attempts."""
+        if entry.deliveries > DELIVERIES_MAX:
+            log.error("reference_dropped", error=str(error), attempts=entry.deliveries)
+            self.result.persisted.append(entry)
+        else:
+            log.error("reference_unusable", error=str(error))
+            self.result.failed[entry.id] = str(error)
+
+    def _resolve_gone(self, gone: Sequence[StreamEntry]) -> None:
+        """Ask the ledger which entries without a file were persisted before."""
+        refs = {spool_ref(entry.reference) for entry in gone}
+        persisted = self._context.ask_ledger(self._context.ledger.spool_references.find_removable, refs)
+        for ref in refs - persisted:
+            # A duplicate that was persisted before a crash, an entry that is lost, or (carrier "redis") one
+            # that its listener publishes again.
+            log.warning("reference_without_file", reference=ref)
+        for entry in gone:
+            known = spool_ref(entry.reference) in persisted
+            (self.result.persisted if known else self.result.lost).append(entry)
+
+    # --- store
+
+    def _store(self, storage: BatchStorage, entry: SpoolEntry) -> None:
+        self._context.claims.current = entry.stream_entry
         try:
-            if one.placed == CONTESTED_MAX:
+            if entry.attempts == CONTESTED_MAX:
                 raise StoreAwayError("other workers store the same SOP instance UID again and again")
-            one.placed += 1
-            placing.place(one.arrival, one.facts)
-            self._placed.append(one)
+            entry.attempts += 1
+            storage.store(entry)
+            self._stored.append(entry)
         except Exception as error:
-            self._placing_failed(placing, one, error)
+            self._handle_storing_failure(storage, entry, error)
         finally:
-            self._tools.current(None)
+            self._context.claims.current = None
 
-    def _placing_failed(self, placing: Placing, one: Opened, error: Exception) -> None:
-        """Set an entry aside whose last try this was; it lies in quarantine then, with its UIDs."""
-        if is_ours(error) or isinstance(error, StoppedError) or one.entry.deliveries <= DELIVERIES_MAX:
-            self._failed(one.entry, error)
+    def _handle_storing_failure(self, storage: BatchStorage, entry: SpoolEntry, error: Exception) -> None:
+        """Put an entry into quarantine if this was its last attempt. It keeps its UIDs there."""
+        is_blameless = is_our_fault(error) or isinstance(error, StoppedError)
+        # INVARIANT 11: our faults set no image aside.
+        if is_blameless or entry.stream_entry.deliveries <= DELIVERIES_MAX:
+            self._note_failure(entry.stream_entry, error)
             return
         try:
-            if one.given_up:
+            if entry.is_given_up:
                 raise error
-            one.given_up = True
-            reason = _why(one.entry, f"{type(error).__name__}: {error}")
-            placing.set_aside(one.arrival, one.facts, reason)
-            self._placed.append(one)
+            entry.is_given_up = True
+            storage.quarantine(entry, _describe_attempts(entry, f"{type(error).__name__}: {error}"))
+            self._stored.append(entry)
         except Exception as last:
-            self._failed(one.entry, last)
+            self._note_failure(entry.stream_entry, last)
 
-    def _failed(self, entry: StreamEntry, error: Exception) -> None:
-        """Keep one entry's failure from the others; what concerns all of them goes on upwards."""
+    def _note_failure(self, entry: StreamEntry, error: Exception) -> None:
+        """Note the failure of one entry. A failure that concerns all entries is raised again."""
         if isinstance(error, redis.RedisError | StoppedError):
             raise error
-        if is_ours(error):
-            self.results.away.append(entry)
-            self.results.error = error
+        if is_our_fault(error):
+            # INVARIANT 8 and 11: wait for the disk, and blame no image.
+            self.result.held_up.append(entry)
+            self.result.error = error
             return
-        self.results.failed[entry.id] = f"{type(error).__name__}: {error}"
-        log.error("not_persisted", where=entry.reference.path, attempt=entry.deliveries, exc_info=error)
+        self.result.failed[entry.id] = f"{type(error).__name__}: {error}"
+        log.error("not_persisted", where=entry.reference.where, attempt=entry.deliveries, exc_info=error)
 
-    def _record(self, placing: Placing) -> None:
-        """Make what was placed durable, then its rows; only then let go of the spool's copies.
+    # --- commit
 
-        What another worker stored at the same time under another name is placed again, and not let go of.
+    def _is_commit_due(self) -> bool:
+        self._context.claims.renew_if_due()
+        return time.monotonic() - self._committed_at >= COMMIT_SECONDS
+
+    def _must_end_early(self) -> bool:
+        """Whether the worker was told to stop, and this batch takes longer than most."""
+        return self._context.stop.is_set() and time.monotonic() - self._began_at > COMMIT_SECONDS
+
+    def _commit(self, storage: BatchStorage) -> None:
+        """Make stored files durable, commit their rows, and only then release their spool entries.
+
+        An instance is stored again if another worker stored its SOP Instance UID under another key meanwhile.
         """
-        if not self._placed:
+        self._committed_at = time.monotonic()
+        if not self._stored:
             return
         try:
-            placing.sync()
+            # INVARIANT 1: files and folders are durable before their rows.
+            storage.sync()
         except StoreAwayError as error:
-            self.results.away += [one.entry for one in self._placed]
-            self.results.error = error
-            self._placed.clear()
+            self.result.held_up += [entry.stream_entry for entry in self._stored]
+            self.result.error = error
+            self._stored.clear()
             raise
-        self._refused.clear()
-        self._write(placing, placing.rows)
-        again = placing.contested(self._refused)
-        self._note_duplicates(again)
+        self._refused_rows.clear()
+        self._record_rows(storage.rows)
+        contested = storage.find_contested(self._refused_rows)
+        self._record_duplicates(contested)
         try:
-            placing.recorded()
+            storage.finish_commit()
         except StoreError as error:
             log.error("replaced_file_stays", error=str(error), remedy="remove it by hand")
-        placed, self._placed = self._placed, []
-        contested = [one for one in placed if one.arrival.spool_ref in again]
-        for one in placed:
-            if one.arrival.spool_ref not in again:
-                self._release(one.entry)
-                self.results.done.append(one.entry)
-        for one in contested:
-            self._place(placing, one)
-        unwritten, self._unwritten = self._unwritten, []
-        for one, why in unwritten:
-            self._placing_failed(placing, one, why)
+        stored, self._stored = self._stored, []
+        # INVARIANT 1: the spool entry goes only after the rows are durable.
+        for entry in stored:
+            if entry.spool_ref not in contested:
+                self._release_spool_entry(entry.stream_entry)
+                self.result.persisted.append(entry.stream_entry)
+        for entry in stored:
+            if entry.spool_ref in contested:
+                self._store(storage, entry)
+        unrecorded, self._unrecorded = self._unrecorded, []
+        for entry, cause in unrecorded:
+            self._handle_storing_failure(storage, entry, cause)
 
-    def _write(self, placing: Placing, rows: Sequence[NewInstance]) -> None:
-        """All rows at once; one by one where the ledger refuses some, so that these keep back no others."""
-        tools = self._tools
+    def _record_rows(self, rows: Sequence[NewInstance]) -> None:
+        """Record all rows in one transaction; if the ledger refuses one, record each alone."""
         try:
-            outcomes = retry_with_backoff(tools.ledger_backoff, tools.ledger.instances.record, rows)
+            outcomes = self._context.ask_ledger(self._context.ledger.instances.record, rows)
         except StoppedError:
             raise
         except Exception as error:
             if len(rows) > 1:
                 for row in list(rows):
-                    self._write(placing, [row])
+                    self._record_rows([row])
                 return
-            refused = [one for one in self._placed if one.arrival.spool_ref == rows[0].spool_ref]
-            self._placed = [one for one in self._placed if one not in refused]
-            self._unwritten += [(one, error) for one in refused]
+            refused = [entry for entry in self._stored if entry.spool_ref == rows[0].spool_ref]
+            self._stored = [entry for entry in self._stored if entry not in refused]
+            self._unrecorded += [(entry, error) for entry in refused]
             return
         for row, outcome in zip(rows, outcomes, strict=True):
             if outcome is Outcome.RECORDED:
-                self.results.wake.update(dict.fromkeys(row.destinations))
+                self.result.destinations.update(dict.fromkeys(row.destinations))
             else:
-                self._refused.append((row, outcome))
+                self._refused_rows.append((row, outcome))
 
-    def _note_duplicates(self, again: Collection[str]) -> None:
-        """Leave proof of what is not kept, for listeners that remove their own copies (carrier `redis`).
+    def _record_duplicates(self, contested: Collection[str]) -> None:
+        """Record references without a row, for carrier "redis".
+
+        A listener removes its copy only if the ledger proves that the instance was persisted.
 
         Args:
-            again: References that are placed again.
+            contested: References that are stored again, and need no proof yet.
         """
-        tools = self._tools
-        placed = [one.arrival for one in self._placed if one.entry.reference.carrier == "redis"]
-        refs = {arrival.spool_ref for arrival in placed if arrival.spool_ref not in again}
-        known = (
-            retry_with_backoff(tools.ledger_backoff, tools.ledger.spool_references.find_recorded, refs)
-            if refs
-            else refs
-        )
-        without_rows = refs - known
-        if without_rows:
-            retry_with_backoff(
-                tools.ledger_backoff,
-                tools.ledger.spool_references.record_duplicates,
-                sorted(without_rows),
-                unix_ms(),
+        context = self._context
+        refs = {entry.spool_ref for entry in self._stored if entry.reference.carrier == "redis"}
+        refs -= set(contested)
+        if not refs:
+            return
+        without_row = refs - context.ask_ledger(context.ledger.spool_references.find_recorded, refs)
+        if without_row:
+            context.ask_ledger(
+                context.ledger.spool_references.record_duplicates, sorted(without_row), unix_ms()
             )
 
-    def _release(self, entry: StreamEntry) -> None:
+    def _release_spool_entry(self, entry: StreamEntry) -> None:
+        """Remove a file from the spool, or mark a record of a segment as done."""
         reference = entry.reference
         if reference.carrier != "spool":
             return
@@ -374,67 +367,25 @@ class Work:
                 self._segments.mark_done(reference)
             else:
                 with contextlib.suppress(FileNotFoundError):
-                    unlink_beneath(self._tools.spool_dir, reference.path)
+                    # INVARIANT 12: Redis is input. The path must not lead out of the spool through a link.
+                    unlink_beneath(self._context.config.spool_dir, reference.where)
         except OSError as error:
-            self._tools.leftovers.add(reference.location.name, error)
-        except PathEscapesError as error:
+            self._context.leftovers.add(reference.place.name, error)
+        except LeadsOutError as error:
             remedy = "look at the spool: somebody has put a link there"
             log.error("spool_file_stays", file=reference.location.name, error=str(error), remedy=remedy)
 
-    def _report_gone(self, gone: Sequence[StreamEntry]) -> None:
-        refs = {spool_ref(entry.reference): entry for entry in gone}
-        tools = self._tools
-        known = retry_with_backoff(
-            tools.ledger_backoff, tools.ledger.spool_references.find_removable, list(refs)
-        )
-        for ref in refs.keys() - known:
-            # Persisted as a duplicate before a crash; or lost, or (carrier "redis") put back by its listener.
-            log.warning("reference_without_file", reference=ref)
-        for entry in gone:
-            kept = spool_ref(entry.reference) in known
-            (self.results.done if kept else self.results.lost).append(entry)
 
-
-def _facts(source: Source, tags: Sequence[int]) -> Facts:
-    """What a file says; where it cannot be read, what can be said of it."""
+def _read_header_or_conflict(source: Source, tags: Sequence[int]) -> InstanceHeader:
+    """Read the header of a file. If that is not possible, its conflict says why."""
     try:
-        facts = identify(source, tags)
+        header = read_instance_header(source.fd, source.size, tags)
     except PeerError as error:
-        return _unreadable(source, str(error))
-    if facts.note:
-        _seldom.warning("header_damaged", sop_instance=facts.sop_instance_uid, note=facts.note)
-    return facts
+        return make_unreadable_header(source.fd, source.size, str(error))
+    if header.note:
+        _seldom.warning("header_damaged", sop_instance=header.sop_instance_uid, note=header.note)
+    return header
 
 
-def _blank(source: Source, conflict: str) -> Facts:
-    return Facts("", "", "", "", "", "", "", "", source.size, 0, conflict)
-
-
-def _why(entry: StreamEntry, last: str) -> str:
-    return f"not persisted in {entry.deliveries} attempts: {last}"
-
-
-def _told(arrival: Arrival, trial: Trial, conflict: str) -> Facts:
-    """What a trial has said of a file that is set aside."""
-    return replace(_blank(arrival.source, conflict), **{**trial.said, "size": arrival.source.size})
-
-
-def _unreadable(source: Source, reason: str) -> Facts:
-    """What can be said of a file whose data set cannot be read."""
-    try:
-        meta, offset = read_file_meta(source.fd)
-    except PeerError:
-        return _blank(source, reason)
-    return Facts(
-        sop_instance_uid=meta.sop_instance_uid,
-        sop_class_uid=meta.sop_class_uid,
-        study_uid="",
-        series_uid="",
-        transfer_syntax_uid=meta.transfer_syntax_uid,
-        calling_ae=meta.calling_ae,
-        called_ae=meta.called_ae,
-        source=meta.source_address or "",
-        size=source.size,
-        data_set_offset=offset,
-        conflict=reason,
-    )
+def _describe_attempts(entry: SpoolEntry, cause: str) -> str:
+    return f"not persisted in {entry.stream_entry.deliveries} attempts: {cause}"

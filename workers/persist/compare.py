@@ -1,4 +1,4 @@
-"""What lies in the store under a name, and whether it is the same as what came."""
+"""Compare a received file with a file of the store."""
 
 import contextlib
 import hashlib
@@ -6,22 +6,25 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import Final
 
+from ingest.dicom.file_header import InstanceHeader, read_instance_header
 from ingest.errors import PeerError
-from ingest.workers.persist.arrival import Facts, identify
 from ingest.workers.store.filesystem import Source, Store
 
 CHUNK: Final = 1 << 20
+"""Bytes that are in memory of each file. INVARIANT 4: memory does not grow with the image."""
 
 
 @contextlib.contextmanager
-def existing(
+def open_stored_file(
     store: Store, key: str, tags: Sequence[int] = ()
-) -> Iterator[tuple[Source | None, Facts | None]]:
-    """The file under a key and what it says; None where it is gone, or is no DICOM file.
+) -> Iterator[tuple[Source | None, InstanceHeader | None]]:
+    """Open the file of a store key and read its header.
+
+    Both are None if the file is gone. The header alone is None if the file is no DICOM file.
 
     Args:
-        store: Where to look.
-        key: The key.
+        store: The store, or the quarantine.
+        key: The store key.
         tags: Further top-level attributes to read.
 
     Raises:
@@ -36,73 +39,73 @@ def existing(
     try:
         source = Source.of(key, fd, synced=True)
         try:
-            facts = identify(source, tags)
+            header = read_instance_header(fd, source.size, tags)
         except PeerError:
-            facts = None
-        yield source, facts
+            header = None
+        yield source, header
     finally:
         os.close(fd)
 
 
-def same_file(one: Source, other: Source) -> bool:
+def is_same_file(one: Source, other: Source) -> bool:
     """Whether both are names of one file."""
     return (one.device, one.inode) == (other.device, other.inode)
 
 
-def same_bytes(
+def have_same_bytes(
     one: Source,
     other: Source,
     progress: Callable[[], None],
     *,
-    skipping: tuple[int, int] = (0, 0),
+    offsets: tuple[int, int] = (0, 0),
 ) -> bool:
-    """Whether two files are the same bytes; read side by side, a chunk at a time.
+    """Whether two files have the same bytes. Both are read side by side, chunk by chunk.
 
     Args:
-        one: The first.
-        other: The second.
-        progress: Called between two chunks.
-        skipping: How many bytes of each to leave out at its begin: up to the data set, to compare those.
+        one: The first file.
+        other: The second file.
+        progress: Called after each chunk.
+        offsets: The first byte of each that counts: that of the data set, to compare data sets.
 
     Raises:
         OSError: A disk is failing.
     """
-    if same_file(one, other):
+    if is_same_file(one, other):
         return True
-    length = one.size - skipping[0]
-    if other.size - skipping[1] != length:
+    length = one.size - offsets[0]
+    if other.size - offsets[1] != length:
         return False
     ours, theirs = bytearray(CHUNK), bytearray(CHUNK)
-    done = 0
-    while done < length:
-        count = os.preadv(one.fd, [ours], skipping[0] + done)
-        if count == 0 or os.preadv(other.fd, [theirs], skipping[1] + done) < count:
+    position = 0
+    while position < length:
+        count = os.preadv(one.fd, [ours], offsets[0] + position)
+        if count == 0 or os.preadv(other.fd, [theirs], offsets[1] + position) < count:
             return False
         if memoryview(ours)[:count] != memoryview(theirs)[:count]:
             return False
-        done += count
+        position += count
         progress()
     return True
 
 
-def content_digest(
+def compute_content_digest(
     source: Source, data_set_offset: int, transfer_syntax_uid: str, progress: Callable[[], None]
 ) -> str:
-    """128 bits of the SHA-256 of a data set and its transfer syntax, in hexadecimal; reads it chunk by chunk.
+    """Compute 128 bits of the SHA-256 of a data set and its transfer syntax, as 32 hexadecimal digits.
 
     Args:
         source: The file.
-        data_set_offset: Where in it the data set begins.
-        transfer_syntax_uid: The same bytes mean something else in another one.
-        progress: Called between two chunks.
+        data_set_offset: First byte of the data set in the file.
+        transfer_syntax_uid: Part of the content: the same bytes mean something else in another one.
+        progress: Called after each chunk.
 
     Raises:
         OSError: The disk is failing.
     """
     digest = hashlib.sha256(transfer_syntax_uid.encode() + b"\0")
-    at = data_set_offset
-    while chunk := os.pread(source.fd, CHUNK, at):
+    position = data_set_offset
+    while chunk := os.pread(source.fd, CHUNK, position):
         digest.update(chunk)
-        at += len(chunk)
+        position += len(chunk)
         progress()
     return digest.hexdigest()[:32]

@@ -1,8 +1,8 @@
-"""Reading a Part 10 file in a process of its own, where reading it may be what kills a worker.
+"""Read a Part 10 file in a process of its own, because reading it may kill a worker.
 
-    python -m workers.trial DESCRIPTOR header|meta [TAG …]
+    python -m ingest.workers.persist.isolated_reader DESCRIPTOR header|meta [TAG …]
 
-prints what the file says as one JSON object. Its end tells the worker whether reading the file kills.
+The process prints the header of the file as one JSON object. Its end shows whether reading the file kills.
 """
 
 import errno
@@ -16,46 +16,61 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
+from ingest.dicom.file_header import InstanceHeader, read_instance_header
 from ingest.dicom.part10 import read_file_meta
 from ingest.errors import PeerError
-from ingest.workers.persist.arrival import Facts, identify
-from ingest.workers.store.filesystem import Source
 
-TRIAL_SECONDS: Final = 60.0
+READ_SECONDS: Final = 60.0
 COMMAND: Final = (sys.executable, "-P", "-m", "ingest.workers.persist.isolated_reader")
 _POLL_SECONDS: Final = 0.2
+# Texts and numbers that the process prints. Notes and raw attributes stay behind: the file goes to
+# quarantine.
+_PRINTED: Final = frozenset(
+    {
+        "sop_instance_uid",
+        "sop_class_uid",
+        "study_uid",
+        "series_uid",
+        "transfer_syntax_uid",
+        "calling_ae",
+        "called_ae",
+        "source",
+        "size",
+        "data_set_offset",
+    }
+)
 
 
 @dataclass(frozen=True, slots=True)
-class Trial:
-    """What a trial has shown.
+class IsolatedReading:
+    """What the process found.
 
     Attributes:
-        said: What could be read of the file, by the names of `Facts`; empty where that is nothing.
-        fault: Why the file cannot be read, or empty where it can.
+        header: What could be read of the file; blank if that is nothing.
+        fault: Why the file cannot be read, or empty.
     """
 
-    said: dict[str, Any]
+    header: InstanceHeader
     fault: str
 
 
-def try_to_read(fd: int, tags: Sequence[int], progress: Callable[[], object]) -> Trial:
+def read_isolated(fd: int, tags: Sequence[int], progress: Callable[[], object]) -> IsolatedReading:
     """Read the header of a Part 10 file in a process of its own.
 
     Args:
         fd: The open file.
         tags: Further top-level attributes to read.
-        progress: Called often while the process is at work.
+        progress: Called often while the process works.
 
     Raises:
-        OSError: No process could be had, or something else ended it: nothing is proved.
+        OSError: No process could be started, or a person ended it. That proves nothing about the file.
     """
-    code, said = _run(fd, ["header", *map(str, tags)], progress)
-    if code >= 0 and "fault" not in said:
-        return Trial(said, "")
-    fault = said["fault"] if code >= 0 else f"reading it ends a process with {signal.Signals(-code).name}"
-    code, said = _run(fd, ["meta"], progress)
-    return Trial({} if code < 0 or "fault" in said else said, fault)
+    code, answer = _run(fd, ["header", *map(str, tags)], progress)
+    if code >= 0 and "fault" not in answer:
+        return IsolatedReading(InstanceHeader(**answer), "")
+    fault = answer["fault"] if code >= 0 else f"reading it ends a process with {signal.Signals(-code).name}"
+    code, answer = _run(fd, ["meta"], progress)
+    return IsolatedReading(InstanceHeader(**({} if code < 0 or "fault" in answer else answer)), fault)
 
 
 def _run(fd: int, arguments: Sequence[str], progress: Callable[[], object]) -> tuple[int, dict[str, Any]]:
@@ -69,19 +84,21 @@ def _run(fd: int, arguments: Sequence[str], progress: Callable[[], object]) -> t
         env=environment,
     ) as process:
         try:
-            said = _answer(process, progress)
+            output = _read_output(process, progress)
         finally:
             process.kill()
     code = process.returncode
-    # A person, or the kernel for want of memory, ends a process with KILL: that says nothing of the file.
+    # A person, or the kernel for lack of memory, ends a process with SIGKILL. That proves nothing about the
+    # file. INVARIANT 11: our faults set no image aside.
     if code in {-signal.SIGKILL, -signal.SIGTERM, -signal.SIGINT}:
         raise OSError(errno.EAGAIN, f"a file could not be tried: its process was ended with signal {-code}")
-    return code, json.loads(said) if said else {}
+    return code, json.loads(output) if output else {}
 
 
-def _answer(process: subprocess.Popen[bytes], progress: Callable[[], object]) -> bytes:
-    """What the process prints; what is ended at the deadline counts as killed."""
-    deadline = time.monotonic() + TRIAL_SECONDS
+def _read_output(process: subprocess.Popen[bytes], progress: Callable[[], object]) -> bytes:
+    """Read what the process prints. A process that reaches the deadline counts as killed."""
+    # INVARIANT 7: every wait has a deadline.
+    deadline = time.monotonic() + READ_SECONDS
     while True:
         try:
             return process.communicate(timeout=_POLL_SECONDS)[0]
@@ -91,21 +108,18 @@ def _answer(process: subprocess.Popen[bytes], progress: Callable[[], object]) ->
             progress()
 
 
-def _say(facts: Facts) -> dict[str, Any]:
-    wanted = {name: value for name, value in asdict(facts).items() if isinstance(value, str | int)}
-    return {name: wanted[name] for name in wanted if name not in {"conflict", "note", "receiver"}}
-
-
-def _read(fd: int, what: str, tags: Sequence[int]) -> dict[str, Any]:
+def _read(fd: int, part: str, tags: Sequence[int]) -> dict[str, Any]:
+    """Read a file in the process, as the fields of `InstanceHeader`, or a "fault"."""
     try:
-        if what == "header":
-            return _say(identify(Source.of("", fd, synced=True), tags))
+        if part == "header":
+            header = asdict(read_instance_header(fd, os.fstat(fd).st_size, tags))
+            return {name: header[name] for name in _PRINTED}
         meta, offset = read_file_meta(fd)
     except (OSError, MemoryError):
         raise
     except PeerError as error:
         return {"fault": str(error)}
-    except Exception as error:  # a fault of ours that the file's bytes bring out
+    except Exception as error:  # a defect of ours that the bytes of the file bring out
         return {"fault": f"{type(error).__name__}: {error}"}
     return {
         "sop_instance_uid": meta.sop_instance_uid,
@@ -119,9 +133,9 @@ def _read(fd: int, what: str, tags: Sequence[int]) -> dict[str, Any]:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """The process of a trial; returns its exit code."""
-    fd, what, *tags = arguments
-    json.dump(_read(int(fd), what, [int(tag) for tag in tags]), sys.stdout)
+    """Run the process, and return its exit code."""
+    fd, part, *tags = arguments
+    json.dump(_read(int(fd), part, [int(tag) for tag in tags]), sys.stdout)
     return 0
 
 

@@ -1,4 +1,4 @@
-"""Has ledger and store remember each other while images are stored, and notices a ledger that went back."""
+"""Keep counters in ledger and store, which show when the ledger went back in time."""
 
 import contextlib
 import time
@@ -12,28 +12,28 @@ from ingest.ledger import Ledger
 from ingest.ledger.store_agreement import ALARM, REMEDY, doubt
 
 MARK_SECONDS: Final = 5.0
-"""What was stored so long after a backup of the ledger, at least, shows that the backup is older."""
+"""Shortest time between two marks. A backup of the ledger that is older than this shows."""
 
 
 class StoreAgreement:
-    """One worker's part of it. Nothing here keeps storing back."""
+    """The part of one persist worker. A failure here holds no instance up."""
 
     def __init__(self, root: Path, run_dir: Path, ledger: Ledger) -> None:
-        """Prepare; nothing is read yet.
+        """Prepare without reading anything.
 
         Args:
-            root: The store's folder.
-            run_dir: Of the node, for the alarm.
+            root: Folder of the store.
+            run_dir: `Config.run_dir` of the node, for the alarm.
             ledger: The ledger.
         """
         self._root = root
         self._run_dir = run_dir
         self._ledger = ledger
-        self._stored = False
+        self._has_stored = False
         self._mark_at = 0.0
 
     def compare(self) -> bool:
-        """Whether they agree; raises or clears the alarm.
+        """Compare the counters, and raise or clear the alarm. Returns whether they agree.
 
         Raises:
             LedgerError: The ledger is away.
@@ -45,20 +45,24 @@ class StoreAgreement:
             clear_alarm(self._run_dir, ALARM)
         return not cause
 
-    def stored(self) -> None:
-        """Something was recorded."""
-        self._stored = True
+    def note_stored(self) -> None:
+        """Note that the ledger has recorded an instance since the last mark."""
+        self._has_stored = True
 
     def mark(self, *, at_once: bool = False) -> None:
-        """Count up in both, if something was recorded since.
+        """Advance both counters, if an instance was recorded since the last mark.
 
-        Not while they disagree: the counters are what tells that, until the ledger is rebuilt.
+        While the counters disagree they stay as they are. They are the only proof until the ledger is
+        rebuilt.
+
+        Args:
+            at_once: Whether to mark even shortly after the last mark.
         """
-        if not self._stored or (not at_once and time.monotonic() < self._mark_at):
+        if not self._has_stored or (not at_once and time.monotonic() < self._mark_at):
             return
         self._mark_at = time.monotonic() + MARK_SECONDS
-        # Ledger away or disk full: it is counted with the next instance.
+        # If the ledger is away or the disk is full, the next call does it.
         with contextlib.suppress(LedgerError, OSError):
             if self.compare():
                 write_ledger_mark(self._root, self._ledger.store_folders.advance_mark())
-                self._stored = False
+                self._has_stored = False

@@ -1,4 +1,4 @@
-"""Spool files that could not be removed although store and ledger have them: removed later, while running."""
+"""Spool entries that could not be removed although store and ledger have their instances."""
 
 import time
 from pathlib import Path
@@ -9,35 +9,40 @@ import structlog
 from ingest.spool.inventory import release_entries
 
 LEFTOVERS_MAX: Final = 100_000
-"""More are not remembered: the listener's sweep puts them on the queue again, and they are known then."""
+"""Limit on remembered entries. The sweep publishes the others again, and the ledger knows them then."""
 
 RETRY_SECONDS: Final = 5.0
-SAY_AGAIN_SECONDS: Final = 60.0
+LOG_AGAIN_SECONDS: Final = 60.0
 
 log = structlog.get_logger()
 
 
-class Leftovers:
-    """What one worker could not remove from the spool or mark there as done."""
+class SpoolLeftovers:
+    """The entries that one worker could not remove from the spool or mark as done."""
 
     def __init__(self, spool_dir: Path) -> None:
-        """Of that spool; nothing is left yet."""
+        """Start without entries of the spool `spool_dir`."""
         self._spool_dir = spool_dir
         self._names: dict[str, None] = {}
-        self._retry_at = self._say_at = 0.0
+        self._retry_at = self._log_at = 0.0
 
     def __len__(self) -> int:
         return len(self._names)
 
     def add(self, name: str, error: OSError) -> None:
-        """Remember one by the name of its place."""
+        """Remember an entry by its name.
+
+        Args:
+            name: `Place.name` of the entry.
+            error: Why it could not be removed.
+        """
         if len(self._names) < LEFTOVERS_MAX:
             self._names[name] = None
         self._retry_at = time.monotonic() + RETRY_SECONDS
-        self._say(error)
+        self._log_seldom(error)
 
-    def retry(self) -> None:
-        """Try again, if that is due; stops at the first that still cannot be removed."""
+    def remove_if_due(self) -> None:
+        """Remove the entries, if the last attempt was long ago. The first failure ends the attempt."""
         if not self._names or time.monotonic() < self._retry_at:
             return
         try:
@@ -46,13 +51,13 @@ class Leftovers:
                 del self._names[name]
         except OSError as error:
             self._retry_at = time.monotonic() + RETRY_SECONDS
-            self._say(error)
+            self._log_seldom(error)
         else:
             log.info("spool_files_gone")
 
-    def _say(self, error: OSError) -> None:
+    def _log_seldom(self, error: OSError) -> None:
         now = time.monotonic()
-        if now >= self._say_at:
-            self._say_at = now + SAY_AGAIN_SECONDS
+        if now >= self._log_at:
+            self._log_at = now + LOG_AGAIN_SECONDS
             remedy = "see to the spool's disk; they are stored, and removing them is tried again"
             log.error("spool_files_stay", files=len(self._names), error=str(error), remedy=remedy)

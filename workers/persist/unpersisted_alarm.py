@@ -1,4 +1,4 @@
-"""What was acknowledged and cannot be persisted for long, for trouble of ours: a person must hear of it."""
+"""The alarm about acknowledged instances that a fault of ours keeps out of the store for long."""
 
 import time
 from collections.abc import Iterable
@@ -11,43 +11,48 @@ from ingest.queue.consumer import StreamEntry
 ALARM: Final = "not_persisted"
 ALARM_SECONDS: Final = 60.0
 FORGET_SECONDS: Final = 60.0
-"""An entry that has not failed here for so long is in another worker's hands, or done."""
+"""An entry without a failure for this long was persisted, or another worker has it."""
 
 
-class Unpersisted:
-    """The entries that trouble of ours keeps back in one worker, and the alarm about them."""
+class UnpersistedAlarm:
+    """The entries that faults of ours hold up in one worker."""
 
     def __init__(self, run_dir: Path) -> None:
-        """Nothing is kept back yet; `run_dir` is the node's."""
-        self._run_dir = run_dir
-        self._since: dict[str, float] = {}
-        self._last: dict[str, float] = {}
-        self._raised = True  # a worker that died may have left it
+        """Start without entries.
 
-    def failed(self, entries: Iterable[StreamEntry], error: Exception) -> None:
-        """These cannot be persisted now."""
+        Args:
+            run_dir: `Config.run_dir` of the node.
+        """
+        self._run_dir = run_dir
+        self._failed_since: dict[str, float] = {}
+        self._failed_last: dict[str, float] = {}
+        self._is_raised = True  # a worker that died may have left the alarm
+
+    def add(self, entries: Iterable[StreamEntry], error: Exception) -> None:
+        """Note that entries cannot be persisted now, and raise the alarm if that lasts long."""
         now = time.monotonic()
         for entry in entries:
-            self._since.setdefault(entry.id, now)
-            self._last[entry.id] = now
-        long = sum(now - since >= ALARM_SECONDS for since in self._since.values())
-        if long:
-            self._raised = True
+            self._failed_since.setdefault(entry.id, now)
+            self._failed_last[entry.id] = now
+        count = sum(now - since >= ALARM_SECONDS for since in self._failed_since.values())
+        if count:
+            # INVARIANT 11: our faults set no image aside, but a person must hear of them.
+            self._is_raised = True
             raise_alarm(
                 self._run_dir,
                 ALARM,
-                f"{long} received instances cannot be persisted: {error}",
+                f"{count} received instances cannot be persisted: {error}",
                 "nothing is lost, they wait in the spool; see to what the cause names",
             )
 
-    def ended(self, entries: Iterable[StreamEntry]) -> None:
-        """These are kept, or nothing is known of them any more; ends the alarm after the last one."""
+    def discard(self, entries: Iterable[StreamEntry]) -> None:
+        """Forget persisted entries and entries without a recent failure; after the last, clear the alarm."""
         for entry in entries:
-            self._since.pop(entry.id, None)
-            self._last.pop(entry.id, None)
+            self._failed_since.pop(entry.id, None)
+            self._failed_last.pop(entry.id, None)
         now = time.monotonic()
-        for number in [number for number, at in self._last.items() if now - at > FORGET_SECONDS]:
-            del self._since[number], self._last[number]
-        if self._raised and not self._since:
-            self._raised = False
+        for entry_id in [key for key, at in self._failed_last.items() if now - at > FORGET_SECONDS]:
+            del self._failed_since[entry_id], self._failed_last[entry_id]
+        if self._is_raised and not self._failed_since:
+            self._is_raised = False
             clear_alarm(self._run_dir, ALARM)

@@ -1,122 +1,99 @@
-"""The persist worker: takes references off the streams, and puts what they point to into store and ledger.
+"""The persist worker: consumes spool references and persists their instances in store and ledger.
 
-Several run side by side, on one host or many. What one of them leaves, killed at any line, is found: its own
-entries at its next start, those of others when nobody has touched them for a while.
+Several workers run side by side, on one host or many. A worker may be killed at any line. Its own next start
+finds the entries that it had claimed, and otherwise another worker takes them over after a while.
 """
 
 import contextlib
-import itertools
 import os
 import resource
 import signal
 import threading
 import time
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Final, cast
+from typing import Final
 
 import redis
 import structlog
 
-from ingest.alarms import (
-    BOUNDED_ALARM,
-    QUARANTINE_FULL,
-    Severity,
-    clear_alarm,
-    clear_alarms_of_others,
-    raise_alarm,
-)
-from ingest.clock import unix_ms
+from ingest.alarms import BOUNDED_ALARM, Severity, clear_alarm, clear_alarms_of_others, raise_alarm
 from ingest.config.model import Config
-from ingest.errors import BootError, LedgerError, SpoolError, StoppedError, StoreError, StoreMissingError
+from ingest.errors import (
+    BootError,
+    LedgerError,
+    SpoolError,
+    StoppedError,
+    StoreError,
+    StoreMissingError,
+)
 from ingest.ledger import Ledger
 from ingest.ledger.store_folders import QUARANTINE, STORE
-from ingest.queue.client import SPOOLS_KEY, connect, mend_keys, persisted_key, stream_key
+from ingest.queue.client import connect, mend_keys
 from ingest.queue.consumer import StreamConsumer, StreamEntry
-from ingest.queue.wakeups import RQ_KEYS, Waker, drain_key
+from ingest.queue.wakeups import Waker
 from ingest.routing.node_router import NodeRouter
-from ingest.spool.reference import SPOOL_ID_PATTERN
-from ingest.spool.spool import read_spool_id
 from ingest.workers.backoff import Backoff, retry_with_backoff
-from ingest.workers.fault_attribution import is_ours, is_shortage
-from ingest.workers.persist.batch import Results, Tools, Work
-from ingest.workers.persist.crash_marks import Deaths
-from ingest.workers.persist.duplicates import DELIVERED_MAX
+from ingest.workers.fault_attribution import is_our_fault, is_shortage
+from ingest.workers.persist.batch import BatchResult, PersistBatch
+from ingest.workers.persist.claim_renewal import ClaimRenewal
+from ingest.workers.persist.context import PersistContext
+from ingest.workers.persist.crash_marks import CrashMarks
 from ingest.workers.persist.ledger_agreement import StoreAgreement
-from ingest.workers.persist.placement import Placer
-from ingest.workers.persist.spool_leftovers import Leftovers
-from ingest.workers.persist.unpersisted_alarm import Unpersisted
-from ingest.workers.store.filesystem import Exclusion, FileStore
+from ingest.workers.persist.spool_leftovers import SpoolLeftovers
+from ingest.workers.persist.streams import SpoolStreams
+from ingest.workers.persist.unpersisted_alarm import UnpersistedAlarm
+from ingest.workers.quarantine.limit import QuarantineLimit
+from ingest.workers.store.filesystem import FileStore
 from ingest.workers.store.keys import Layout
-from ingest.workers.worker_slot import slot
+from ingest.workers.worker_slot import claim_worker_slot
 
 BATCH: Final = 256
+"""Largest number of entries in a batch."""
+
 CARRIED_BATCH: Final = 8
-"""The same where the data sets ride on the queue, and lie in the store twice while a batch is at work."""
+"""The same with carrier "redis": such data sets lie on the queue and in the store while a batch runs."""
 
 BATCH_BYTES: Final = 64 << 20
-"""What a batch may copy before it stores it."""
+"""Limit on the bytes that a batch copies before it stores them."""
 
 PACE_SECONDS: Final = 0.05
-"""After a batch that was not full the next is not begun sooner: a batch costs its syncs and its COMMIT,
-however small it is. What comes after a pause is begun at once."""
+"""Shortest time between two batches that are not full. Each batch costs its syncs and its COMMIT, however
+small it is. The first entry after a pause does not wait."""
 
 BLOCK_MILLISECONDS: Final = 1000
 CLAIM_SECONDS: Final = 3.0
-TOUCH_SECONDS: Final = 3.0
-TIDY_SECONDS: Final = 5.0
-RECORD_SECONDS: Final = 2.0
-"""What was placed is recorded after so long, even if the batch has more."""
+CLEANUP_SECONDS: Final = 5.0
 
-SUSPECT: Final = 2
-"""What was delivered more often than this is worked on alone."""
+SUSPECT_DELIVERIES: Final = 2
+"""An entry that was delivered more often gets a batch of its own."""
 
-STREAMS_MAX: Final = 1_000
-"""Spools of one node, at most: anybody who may write to Redis can announce more."""
-
-MISSING: Final = "store_missing"
+STORE_MISSING_ALARM: Final = "store_missing"
 """The alarm for a store or quarantine that is not mounted."""
 
 NO_STREAM_SECONDS: Final = 0.2
 
 SPARE_DESCRIPTORS: Final = 16
-"""Descriptors that a batch leaves free: for what is compared, for connections that are made anew."""
+"""Descriptors that a batch leaves free, for files to compare and for new connections."""
+
+_WAITS_IN_SPOOL: Final = "what is received waits in the spool"
 
 log = structlog.get_logger()
 
 
-class QuarantineBound:
-    """`[receive] quarantine_max_bytes`, with its alarm."""
+class PersistWorker:
+    """One process of the consumer group.
 
-    def __init__(self, config: Config) -> None:
-        self.max_bytes = config.receive.quarantine_max_bytes
-        self._run_dir = config.run_dir
-
-    def reached(self) -> None:
-        """A copy was not kept: raise the alarm."""
-        raise_alarm(
-            self._run_dir,
-            QUARANTINE_FULL,
-            "the quarantine holds as many copies of refused instances as it may: new ones are not kept",
-            "look at them with `ingest quarantine list`, drop them with `ingest quarantine drop`, or raise "
-            "[receive] quarantine_max_bytes",
-        )
-
-    def kept(self) -> None:
-        """A copy was kept: the alarm has ended, if it stood."""
-        clear_alarm(self._run_dir, QUARANTINE_FULL)
-
-
-class Persister:
-    """One worker's loop."""
+    The loop reads entries, persists them in batches and acknowledges them. `PersistBatch` does the work of
+    one batch. This class decides what comes next, how long to wait after a failure, and what Redis is told.
+    """
 
     def __init__(self, config: Config, stop: threading.Event, consumer: str) -> None:
-        """Prepare; waits for nothing.
+        """Prepare the worker without waiting for anything.
 
         Args:
             config: The configuration.
-            stop: Ends the loop after the batch in hand.
-            consumer: The name of this worker in the consumer group; the same again after a restart.
+            stop: Ends the loop after the current batch.
+            consumer: Name of this worker in the consumer group, the same again after a restart.
 
         Raises:
             BootError: The configuration cannot be used.
@@ -124,19 +101,19 @@ class Persister:
         self._config = config
         self._stop = stop
         self._client = connect(config)
-        self._spool: str | None = None
-        self._known_streams: list[str] = []
+        self._streams = SpoolStreams(config, self._client)
         carriers = {"spool", config.queue.carrier}
-        self._consumer = StreamConsumer(self._client, consumer, self._streams, carriers)
+        self._consumer = StreamConsumer(self._client, consumer, self._streams.find, carriers)
+        self._claims = ClaimRenewal(self._consumer)
         self._waker = Waker(self._client)
-        self._queue_backoff = Backoff(stop, "queue_away", "what is received waits in the spool")
+        self._queue_backoff = Backoff(stop, "queue_away", _WAITS_IN_SPOOL)
         self._spool_backoff = Backoff(stop, "spool_away", "mount it, or see [receive] spool_dir")
-        self._store_backoff = Backoff(stop, "store_away", "what is received waits in the spool")
+        self._store_backoff = Backoff(stop, "store_away", _WAITS_IN_SPOOL)
         self._ledger_backoff = Backoff(
             stop,
             "ledger_away",
-            "what is received waits in the spool",
-            between_attempts=lambda: self._touch(forgive=True),
+            _WAITS_IN_SPOOL,
+            between_attempts=lambda: self._claims.renew_if_due(forgives=True),
         )
         self._host_backoff = Backoff(
             stop,
@@ -146,91 +123,74 @@ class Persister:
         try:
             self._layout, self._router = Layout(config.store.path), NodeRouter(config, logs=True)
             self._ledger = Ledger(config.ledger_url)
-            self._agreement = StoreAgreement(config.store_root, config.run_dir, self._ledger)
         except (StoreError, LedgerError) as error:
             raise BootError(str(error)) from error
-        self._batch = self._batch_max = CARRIED_BATCH if config.queue.carrier == "redis" else BATCH
-        # What is still to be said to Redis; none of it is lost with a connection.
-        self._done: list[StreamEntry] = []
+        self._agreement = StoreAgreement(config.store_root, config.run_dir, self._ledger)
+        self._leftovers = SpoolLeftovers(config.spool_dir)
+        self._unpersisted = UnpersistedAlarm(config.run_dir)
+        self._batch_size = self._batch_max = CARRIED_BATCH if config.queue.carrier == "redis" else BATCH
+        # What Redis must still be told. A lost connection loses nothing of it.
+        self._persisted: list[StreamEntry] = []
         self._lost: list[StreamEntry] = []
-        self._forgive: list[StreamEntry] = []
-        self._wake: dict[str, None] = {}
-        self._leftovers = Leftovers(config.spool_dir)
-        self._unpersisted = Unpersisted(config.run_dir)
-        self._in_hand: Sequence[StreamEntry] = ()
-        self._current: StreamEntry | None = None
-        self._touched_at = self._recorded_at = self._began_at = self._claim_at = self._fresh_at = 0.0
-        self._tidy_at = 0.0
-        self._own = True
-        self._unremembered: dict[str, str] = {}
-        self._is_missing = True  # a worker that died may have left the alarm
+        self._forgiven: list[StreamEntry] = []
+        self._destinations: dict[str, None] = {}
+        self._new_folder_ids: dict[str, str] = {}
+        self._has_missing_alarm = True  # a worker that died may have left the alarm
+        self._reads_own = True
+        self._claim_at = self._next_batch_at = self._cleanup_at = 0.0
 
     def run(self) -> None:
         """Persist until told to stop.
 
         Raises:
-            ConfigError: As `__init__`.
+            ConfigError: The configuration cannot be used.
         """
         with contextlib.ExitStack() as stack:
             stack.callback(self._client.close)
             stack.callback(self._ledger.close)
             with contextlib.suppress(StoppedError):
-                retry_with_backoff(self._ledger_backoff, self._ledger.migrate)
-                names = [destination.name for destination in self._config.destinations]
-                clear_alarms_of_others(self._config.run_dir, BOUNDED_ALARM, names)
-                self._store = self._opened(
-                    stack, STORE, self._config.store_root, self._ledger.create_removal_lock()
-                )
-                self._quarantine = self._opened(stack, QUARANTINE, self._config.quarantine_dir)
-                with contextlib.suppress(LedgerError):  # seen again with what is stored next
-                    self._agreement.compare()
-                self._tools = self._make_tools(self._quarantine)
+                self._prepare(stack)
                 while not self._stop.is_set():
-                    self._turn()
+                    self._persist_next()
             self._agreement.mark(at_once=True)
             with contextlib.suppress(redis.RedisError):
-                self._settle()
+                self._acknowledge()
 
-    def _turn(self) -> None:
+    def _persist_next(self) -> None:
+        """Read entries and persist them. After a failure of a service, wait with backoff."""
         try:
-            self._tidy()
-            self._settle()
+            self._clean_up_if_due()
+            self._acknowledge()
             self._agreement.mark()
-            entries = self._next()
+            entries = self._read_entries()
             self._queue_backoff.reset()
             self._spool_backoff.reset()
-            for share in _shares(entries, self._room()):
-                self._work(share)
+            for batch in split_into_batches(entries, self._limit_batch_size()):
+                self._persist_batch(batch)
                 if self._stop.is_set():
                     return
         except redis.RedisError as error:
-            self._own = True
+            # INVARIANT 2: Redis is a hint. Start again with what this consumer had claimed.
+            self._reads_own = True
             self._consumer.restart_own()
-            mend_keys(self._client, self._keys(), error)
+            mend_keys(self._client, self._streams.key_types(), error)
             self._queue_backoff.wait_after(error)
         except SpoolError as error:
             self._spool_backoff.wait_after(error)
         except (OSError, MemoryError) as error:
             self._host_backoff.wait_after(error)
 
-    def _tidy(self) -> None:
-        """Remove what could not be removed before, now and then."""
-        if time.monotonic() >= self._tidy_at:
-            self._tidy_at = time.monotonic() + TIDY_SECONDS
-            self._leftovers.retry()
-            self._store.tidy()
-            self._quarantine.tidy()
-            self._unpersisted.ended(())
+    # --- read
 
-    def _next(self) -> list[StreamEntry]:
-        """What to do next: what a former run left, what others left, what is new."""
-        if self._own:
-            entries = self._consumer.read_own(self._batch)
+    def _read_entries(self) -> list[StreamEntry]:
+        """Read what an earlier run of this worker left, then what other workers left, then new entries."""
+        if self._reads_own:
+            entries = self._consumer.read_own(self._batch_size)
             if entries:
                 return entries
-            self._own = False
+            self._reads_own = False
         if time.monotonic() >= self._claim_at:
-            entries = self._consumer.claim_abandoned(self._batch)
+            entries = self._consumer.claim_abandoned(self._batch_size)
             if entries:
                 return entries
             self._consumer.redeliver_orphans()
@@ -239,291 +199,237 @@ class Persister:
             # No listener has made its spool yet.
             time.sleep(NO_STREAM_SECONDS)
             return []
-        time.sleep(max(0.0, self._fresh_at - time.monotonic()))
-        entries = self._consumer.read_new(self._batch, BLOCK_MILLISECONDS)
-        if entries and len(entries) < self._batch:
-            self._fresh_at = time.monotonic() + PACE_SECONDS
+        time.sleep(max(0.0, self._next_batch_at - time.monotonic()))
+        entries = self._consumer.read_new(self._batch_size, BLOCK_MILLISECONDS)
+        if entries and len(entries) < self._batch_size:
+            self._next_batch_at = time.monotonic() + PACE_SECONDS
         return entries
 
-    def _room(self) -> int:
-        """How many entries a batch may have, for the descriptors that are left to this process."""
-        most, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-        if most == resource.RLIM_INFINITY or most > 16 * BATCH:
-            return self._batch
-        free = most - len(os.listdir("/proc/self/fd")) - SPARE_DESCRIPTORS
-        # Each holds its file, and the folders that it goes to.
-        return max(1, min(self._batch, free // (2 + self._config.store.path.count("/"))))
+    def _limit_batch_size(self) -> int:
+        """Return how many entries a batch may have with the descriptors that are left to this process."""
+        limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        if limit == resource.RLIM_INFINITY or limit > 16 * BATCH:
+            return self._batch_size
+        free = limit - len(os.listdir("/proc/self/fd")) - SPARE_DESCRIPTORS
+        # Each entry holds its file open, and the folders of its store key.
+        return max(1, min(self._batch_size, free // (2 + self._config.store.path.count("/"))))
 
-    def _work(self, entries: Sequence[StreamEntry]) -> None:
-        self._in_hand = entries
-        self._touched_at = self._recorded_at = self._began_at = time.monotonic()
-        work = Work(self._tools)
+    # --- persist
+
+    def _persist_batch(self, entries: Sequence[StreamEntry]) -> None:
+        self._claims.begin(entries)
+        batch = PersistBatch(self._context)
+        result = batch.result
         alone: Sequence[StreamEntry] = ()
         try:
-            work.persist(entries)
+            batch.persist(entries)
         except (redis.RedisError, StoppedError):
-            self._forgive += _left(entries, work.results)
+            self._forgiven += result.find_unresolved(entries)
             raise
         except Exception as error:
-            alone = self._broken_off(_left(entries, work.results), work.results, error)
+            alone = self._handle_broken_batch(result.find_unresolved(entries), result, error)
         else:
-            self._judge(work.results, full=len(entries) >= self._room())
+            self._handle_result(result, is_full=len(entries) >= self._limit_batch_size())
         finally:
-            self._in_hand = ()
-            self._take(work.results)
-        self._settle()
+            self._claims.end()
+            self._collect(result)
+        self._acknowledge()
         for entry in alone:
-            self._work([entry])
+            self._persist_batch([entry])
             if self._stop.is_set():
                 return
 
-    def _broken_off(
-        self, left: Sequence[StreamEntry], results: Results, error: Exception
+    def _handle_broken_batch(
+        self, unresolved: Sequence[StreamEntry], result: BatchResult, error: Exception
     ) -> Sequence[StreamEntry]:
-        """Judge a batch that broke off; returns what is to be tried again at once, each alone."""
-        if isinstance(error, StoreError) or is_ours(error):
-            self._forgive += left
-            self._unpersisted.failed(left, error)
-            self._wait_for(error)
+        """Judge a batch that raised an error. Returns the entries to try again at once, each alone."""
+        if isinstance(error, StoreError) or is_our_fault(error):
+            # INVARIANT 11: our faults set no image aside.
+            self._forgiven += unresolved
+            self._unpersisted.add(unresolved, error)
+            self._wait_after(error)
             return ()
-        if len(left) > 1:
-            log.error("batch_not_persisted", entries=len(left), exc_info=error)
-            return left
-        for entry in left:
-            results.failed[entry.id] = f"{type(error).__name__}: {error}"
-            log.error("not_persisted", where=entry.reference.path, attempt=entry.deliveries, exc_info=error)
+        if len(unresolved) > 1:
+            log.error("batch_not_persisted", entries=len(unresolved), exc_info=error)
+            return unresolved
+        for entry in unresolved:
+            result.failed[entry.id] = f"{type(error).__name__}: {error}"
+            log.error("not_persisted", where=entry.reference.where, attempt=entry.deliveries, exc_info=error)
         return ()
 
-    def _judge(self, results: Results, *, full: bool) -> None:
-        """Wait a little where trouble kept some back, so that the disk is not asked without end."""
-        self._forgive += results.away
-        if results.error is not None:
-            self._unpersisted.failed(results.away, results.error)
-            self._wait_for(results.error)
-        elif results.done:
+    def _handle_result(self, result: BatchResult, *, is_full: bool) -> None:
+        """Wait a little if a fault of ours held entries up: a failing disk must not be asked without end."""
+        self._forgiven += result.held_up
+        if result.error is not None:
+            self._unpersisted.add(result.held_up, result.error)
+            self._wait_after(result.error)
+        elif result.persisted:
             self._store_backoff.reset()
             self._host_backoff.reset()
-            self._tell(None)
-            self._remember_folders()
-            self._agreement.stored()
-            if full:
-                self._batch = min(self._batch_max, 2 * self._batch)
+            self._clear_missing_alarm()
+            self._record_folder_ids()
+            self._agreement.note_stored()
+            if is_full:
+                self._batch_size = min(self._batch_max, 2 * self._batch_size)
 
-    def _wait_for(self, error: Exception) -> None:
-        """Wait a little; the next batches are smaller: they need less, and fail together with fewer."""
-        self._batch = max(1, self._batch // 2)
+    def _wait_after(self, error: Exception) -> None:
+        """Wait a little, and halve the batch: smaller batches need less, and fewer entries fail together."""
+        self._batch_size = max(1, self._batch_size // 2)
         if is_shortage(error) or not isinstance(error, StoreError):
             self._host_backoff.wait_after(error)
         else:
-            self._tell(error)
+            self._raise_missing_alarm(error)
             self._store_backoff.wait_after(error)
 
-    def _take(self, results: Results) -> None:
-        self._done += results.done
-        self._lost += results.lost
-        self._unpersisted.ended((*results.done, *results.lost))
-        self._wake.update(results.wake)
+    # --- acknowledge
 
-    def _settle(self) -> None:
-        """Tell Redis what is done, what is not to blame, and whom to wake.
+    def _collect(self, result: BatchResult) -> None:
+        self._persisted += result.persisted
+        self._lost += result.lost
+        self._unpersisted.discard((*result.persisted, *result.lost))
+        self._destinations.update(result.destinations)
+
+    def _acknowledge(self) -> None:
+        """Acknowledge entries, forgive deliveries that failed without blame, and wake destinations.
 
         Raises:
-            redis.RedisError: Redis is away; what was not said is said later.
+            redis.RedisError: Redis is away. The next call does what is left.
         """
-        if self._done:
-            self._consumer.acknowledge(self._done)
-            self._done = []
+        if self._persisted:
+            self._consumer.acknowledge(self._persisted)
+            self._persisted = []
         if self._lost:
             self._consumer.discard(self._lost)
             self._lost = []
-        if self._forgive:
-            self._consumer.renew_claims(self._forgive, forgives=True)
-            self._forgive = []
-        for destination in list(self._wake):
-            self._waker.send(destination)
-            del self._wake[destination]
+        if self._forgiven:
+            self._consumer.renew_claims(self._forgiven, forgives=True)
+            self._forgiven = []
+        for destination in list(self._destinations):
+            self._waker.wake(destination)
+            del self._destinations[destination]
 
-    def _touch(self, *, forgive: bool = False) -> None:
-        """Keep what is in hand from being taken for abandoned, as often as is needed."""
-        now = time.monotonic()
-        if now - self._touched_at < TOUCH_SECONDS or not self._in_hand:
-            return
-        self._touched_at = now
-        try:
-            self._consumer.renew_claims(self._in_hand, forgives=forgive)
-            if self._current is not None:
-                # It has been worked on for seconds: whatever ends this worker now, reading it did not.
-                self._consumer.renew_claims([self._current], forgives=True)
-        except redis.RedisError:
-            # Others may take it then; twice does no harm.
-            self._touched_at = now + 10 * TOUCH_SECONDS
+    # --- start and upkeep
 
-    def _enough(self) -> bool:
-        self._touch()
-        if time.monotonic() - self._recorded_at < RECORD_SECONDS:
-            return False
-        self._recorded_at = time.monotonic()
-        return True
-
-    def _hurried(self) -> bool:
-        """Whether the worker was told to stop, and its batch takes longer than batches mostly do."""
-        return self._stop.is_set() and time.monotonic() - self._began_at > RECORD_SECONDS
-
-    def _streams(self) -> list[str]:
-        self._spool = read_spool_id(self._config.spool_dir)
-        streams = {stream_key(self._spool)} if self._spool else set()
-        if self._config.queue.carrier == "redis":
-            streams |= self._streams_of_others()
-        self._known_streams = sorted(streams)
-        return self._known_streams
-
-    def _streams_of_others(self) -> set[str]:
-        """The streams that listeners elsewhere have announced, and that there are."""
-        names = cast("set[bytes]", self._client.smembers(SPOOLS_KEY))
-        spools = [name.decode("ascii", "replace") for name in names]
-        streams = sorted(stream_key(spool) for spool in spools if SPOOL_ID_PATTERN.fullmatch(spool))
-        pipeline = self._client.pipeline(transaction=False)
-        for stream in streams:
-            pipeline.exists(stream)
-        there = pipeline.execute()
-        return set(itertools.islice(itertools.compress(streams, there), STREAMS_MAX))
-
-    def _keys(self) -> dict[str, str]:
-        """The keys in Redis that persist workers use, and the type of each."""
-        kinds = {**RQ_KEYS, SPOOLS_KEY: "set", **dict.fromkeys(self._known_streams, "stream")}
-        kinds |= {
-            persisted_key(stream.removeprefix(stream_key(""))): "list" for stream in self._known_streams
-        }
-        return kinds | {drain_key(destination.name): "string" for destination in self._config.destinations}
-
-    def _opened(
-        self, stack: contextlib.ExitStack, kind: str, root: Path, exclusion: Exclusion | None = None
-    ) -> FileStore:
-        durable = self._config.receive.durability == "fsync"
-        store = FileStore(root, durable=durable, progress=self._touch, exclusion=exclusion)
-        retry_with_backoff(self._store_backoff, self._prepare, kind, store)
-        stack.callback(store.close)
-        return store
-
-    def _prepare(self, kind: str, store: FileStore) -> None:
-        known = retry_with_backoff(self._ledger_backoff, self._ledger.store_folders.find_folder, kind)
-        try:
-            identity = store.prepare(known)
-        except StoreError as error:
-            self._tell(error)
-            raise
-        if kind == QUARANTINE:  # the last of them
-            self._tell(None)
-        if known.id != identity:
-            self._unremembered[kind] = identity
-
-    def _remember_folders(self) -> None:
-        """Have the ledger remember new ids; once it has taken a batch, so that it keeps nothing back."""
-        while self._unremembered:
-            kind, identity = self._unremembered.popitem()
-            retry_with_backoff(self._ledger_backoff, self._ledger.store_folders.record_folder, kind, identity)
-
-    def _tell(self, error: StoreError | None) -> None:
-        """Have people hear of a store that is not mounted, and no longer once there is no error."""
-        if isinstance(error, StoreMissingError):
-            self._is_missing = True
-            remedy = "mount it; nothing is lost, what is received waits in the spool"
-            raise_alarm(self._config.run_dir, MISSING, str(error), remedy, severity=Severity.FAILING)
-        elif error is None and self._is_missing:
-            self._is_missing = False
-            clear_alarm(self._config.run_dir, MISSING)
-
-    def _make_tools(self, quarantine: FileStore) -> Tools:
-        placer = Placer(
-            store=self._store,
-            quarantine=quarantine,
-            ledger=self._ledger,
-            ledger_backoff=self._ledger_backoff,
-            layout=self._layout,
-            policy=self._config.store.duplicates,
-            router=self._router,
-            now=unix_ms,
-            progress=self._touch,
-            bound=QuarantineBound(self._config),
-            too_many=self._alarm_too_many,
+    def _prepare(self, stack: contextlib.ExitStack) -> None:
+        config = self._config
+        retry_with_backoff(self._ledger_backoff, self._ledger.migrate)
+        names = [destination.name for destination in config.destinations]
+        clear_alarms_of_others(config.run_dir, BOUNDED_ALARM, names)
+        is_durable = config.receive.durability == "fsync"
+        progress = self._claims.renew_if_due
+        self._store = FileStore(
+            config.store_root,
+            durable=is_durable,
+            progress=progress,
+            exclusion=self._ledger.create_removal_lock(),
         )
-        return Tools(
-            spool_dir=self._config.spool_dir,
-            spool=lambda: self._spool,
-            synced=self._config.receive.durability == "fsync",
+        self._quarantine = FileStore(config.quarantine_dir, durable=is_durable, progress=progress)
+        for kind, store in ((STORE, self._store), (QUARANTINE, self._quarantine)):
+            retry_with_backoff(self._store_backoff, self._prepare_folder, kind, store)
+            stack.callback(store.close)
+        self._clear_missing_alarm()
+        with contextlib.suppress(LedgerError):  # the next mark compares again
+            self._agreement.compare()
+        self._context = PersistContext(
+            config=config,
             client=self._client,
+            streams=self._streams,
+            claims=self._claims,
             store=self._store,
-            placer=placer,
+            quarantine=self._quarantine,
+            quarantine_limit=QuarantineLimit(config),
+            layout=self._layout,
+            router=self._router,
             ledger=self._ledger,
             ledger_backoff=self._ledger_backoff,
             leftovers=self._leftovers,
-            deaths=Deaths(self._config.run_dir),
-            enough=self._enough,
-            current=self._set_current,
-            stopping=self._hurried,
+            crash_marks=CrashMarks(config.run_dir),
+            stop=self._stop,
         )
 
-    def _alarm_too_many(self, destination: str, uid: str) -> None:
-        raise_alarm(
-            self._config.run_dir,
-            f"{BOUNDED_ALARM}.{destination}",
-            f"{destination} was sent {DELIVERED_MAX} objects of the SOP instance UID {uid} within an hour; "
-            "further ones are not sent there, since images may be going round in a circle",
-            f"see docs/explanation/loops.md; then `ingest deliver --to {destination} --sop {uid}` sends what "
-            "was kept back",
-        )
+    def _prepare_folder(self, kind: str, store: FileStore) -> None:
+        """Prepare store or quarantine, and note its id if the ledger does not know it."""
+        known = retry_with_backoff(self._ledger_backoff, self._ledger.store_folders.find_folder, kind)
+        try:
+            folder_id = store.prepare(known)
+        except StoreError as error:
+            self._raise_missing_alarm(error)
+            raise
+        if known.id != folder_id:
+            self._new_folder_ids[kind] = folder_id
 
-    def _set_current(self, entry: StreamEntry | None) -> None:
-        self._current = entry
+    def _record_folder_ids(self) -> None:
+        """Record new ids of folders. The first batch is recorded before them."""
+        while self._new_folder_ids:
+            kind, folder_id = self._new_folder_ids.popitem()
+            retry_with_backoff(
+                self._ledger_backoff, self._ledger.store_folders.record_folder, kind, folder_id
+            )
+
+    def _clean_up_if_due(self) -> None:
+        """Remove files that could not be removed before."""
+        if time.monotonic() >= self._cleanup_at:
+            self._cleanup_at = time.monotonic() + CLEANUP_SECONDS
+            self._leftovers.remove_if_due()
+            self._store.tidy()
+            self._quarantine.tidy()
+            self._unpersisted.discard(())
+
+    def _raise_missing_alarm(self, error: StoreError) -> None:
+        """Raise the alarm about a store or quarantine that is not mounted, if the error says so."""
+        if isinstance(error, StoreMissingError):
+            self._has_missing_alarm = True
+            remedy = "mount it; nothing is lost, what is received waits in the spool"
+            run_dir = self._config.run_dir
+            raise_alarm(run_dir, STORE_MISSING_ALARM, str(error), remedy, severity=Severity.FAILING)
+
+    def _clear_missing_alarm(self) -> None:
+        if self._has_missing_alarm:
+            self._has_missing_alarm = False
+            clear_alarm(self._config.run_dir, STORE_MISSING_ALARM)
 
 
-def _left(entries: Sequence[StreamEntry], results: Results) -> list[StreamEntry]:
-    """Those of a batch of which nothing is known that would let go of them."""
-    known = {entry.id for entry in (*results.done, *results.lost)} | results.failed.keys()
-    return [entry for entry in entries if entry.id not in known]
+def split_into_batches(entries: Sequence[StreamEntry], size: int) -> list[Sequence[StreamEntry]]:
+    """Split entries into batches. An entry that was delivered often gets its own, so that it harms no other.
 
-
-def _shares(entries: Sequence[StreamEntry], size: int) -> list[Sequence[StreamEntry]]:
-    """Batches: many at once of what was not delivered often; each other alone, so that only it does harm.
-
-    What is copied before it is stored (out of segments, off the queue) has a bound in bytes, too.
+    A second limit holds for the bytes that are copied before they are stored: out of segments, off the queue.
     """
-    shares: list[list[StreamEntry]] = [[]]
-    copied = 0
+    batches: list[list[StreamEntry]] = [[]]
+    copied_bytes = 0
     for entry in entries:
-        if entry.deliveries > SUSPECT:
+        if entry.deliveries > SUSPECT_DELIVERIES:
             continue
         length = entry.reference.length
-        if len(shares[-1]) >= size or (shares[-1] and copied + length > BATCH_BYTES):
-            shares.append([])
-            copied = 0
-        shares[-1].append(entry)
-        copied += length
-    alone = [[entry] for entry in entries if entry.deliveries > SUSPECT]
-    return [share for share in (*shares, *alone) if share]
+        if len(batches[-1]) >= size or (batches[-1] and copied_bytes + length > BATCH_BYTES):
+            batches.append([])
+            copied_bytes = 0
+        batches[-1].append(entry)
+        copied_bytes += length
+    alone = [[entry] for entry in entries if entry.deliveries > SUSPECT_DELIVERIES]
+    return [batch for batch in (*batches, *alone) if batch]
 
 
 def run(config: Config, stop: threading.Event) -> None:
-    """Persist in this process until `stop` is set; what is in hand then is finished first.
+    """Persist in this process until `stop` is set. The current batch is finished first.
 
     Raises:
         BootError: The configuration cannot be used.
-        ConfigError: Likewise.
+        ConfigError: The configuration cannot be used.
     """
-    with slot(config.run_dir, "persist") as consumer:
-        Persister(config, stop, consumer).run()
+    with claim_worker_slot(config.run_dir, "persist") as consumer:
+        PersistWorker(config, stop, consumer).run()
 
 
 def main(config: Config, stop: threading.Event) -> int:
-    """StreamEntry point of the child process: TERM and INT end it in good order; returns the exit code.
+    """Run the child process until SIGTERM or SIGINT, and return its exit code.
 
     Raises:
-        BootError: As `run`.
-        ConfigError: As `run`.
+        BootError: The configuration cannot be used.
+        ConfigError: The configuration cannot be used.
     """
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
-    # A batch holds its files open, and the folders that they go to.
+    # A batch holds its files open, and the folders of their store keys.
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     run(config, stop)

@@ -18,6 +18,7 @@ from rich.console import Console
 from ingest.alarms import QUARANTINE_FULL, clear_alarm
 from ingest.clock import unix_ms
 from ingest.config.model import Config
+from ingest.dicom.file_header import InstanceHeader
 from ingest.errors import NotQuarantinedError, StoreAwayError, StoreError
 from ingest.ledger import Instance, InstanceState, Ledger, NewInstance
 from ingest.ledger.quarantine import GAVE_WAY
@@ -26,8 +27,8 @@ from ingest.queue.client import connect
 from ingest.queue.wakeups import send_wake_up
 from ingest.routing.node_router import NodeRouter
 from ingest.spool.reference import Reference
-from ingest.workers.persist.arrival import Facts, spool_ref
-from ingest.workers.persist.compare import existing, same_bytes
+from ingest.workers.persist.compare import have_same_bytes, open_stored_file
+from ingest.workers.persist.spool_entry import spool_ref
 from ingest.workers.store.filesystem import Batch, FileStore, Source
 from ingest.workers.store.keys import INCOMING, Layout, quarantine_key
 
@@ -149,14 +150,14 @@ class Warden:
     def _is_same(self, row: Instance, other: Instance) -> bool:
         """Whether what is stored has the same data set, in the same transfer syntax."""
         with (
-            existing(self._quarantine, row.store_key) as (ours, facts),
-            existing(self._store, other.store_key) as (there, known),
+            open_stored_file(self._quarantine, row.store_key) as (ours, facts),
+            open_stored_file(self._store, other.store_key) as (there, known),
         ):
             if ours is None or facts is None or there is None or known is None:
                 return False
             offsets = facts.data_set_offset, known.data_set_offset
             same_syntax = facts.transfer_syntax_uid == known.transfer_syntax_uid
-            return same_syntax and same_bytes(ours, there, lambda: None, skipping=offsets)
+            return same_syntax and have_same_bytes(ours, there, lambda: None, offsets=offsets)
 
     def drop(self, number: int) -> None:
         """Remove a quarantined file; its row stays, and says so.
@@ -196,7 +197,7 @@ class Warden:
     def _stored(self, number: int, stored: Batch, kept: Batch, *, replacing: bool) -> NewInstance:
         for _ in range(CONTESTED_MAX):
             row = self._quarantined(number)
-            with existing(self._quarantine, row.store_key, self._router.tags) as (source, facts):
+            with open_stored_file(self._quarantine, row.store_key, self._router.tags) as (source, facts):
                 there = self._releasable(row, source, facts)
                 released = self._try(row, *there, stored, kept, replacing=replacing)
             if released is not None:
@@ -206,7 +207,9 @@ class Warden:
             "place of its file; try again later"
         )
 
-    def _releasable(self, row: Instance, source: Source | None, facts: Facts | None) -> tuple[Source, Facts]:
+    def _releasable(
+        self, row: Instance, source: Source | None, facts: InstanceHeader | None
+    ) -> tuple[Source, InstanceHeader]:
         if source is None:
             raise NotQuarantinedError(f"{row.id}: its file {row.store_key} is gone; drop it")
         if facts is None:
@@ -226,7 +229,14 @@ class Warden:
         return replace(source, path=str(self._quarantine.root / row.store_key)), facts
 
     def _try(
-        self, row: Instance, source: Source, facts: Facts, stored: Batch, kept: Batch, *, replacing: bool
+        self,
+        row: Instance,
+        source: Source,
+        facts: InstanceHeader,
+        stored: Batch,
+        kept: Batch,
+        *,
+        replacing: bool,
     ) -> NewInstance | None:
         """Release it, unless a worker stores the same SOP instance UID at this moment."""
         key = self._layout.key(facts.study_uid, facts.series_uid, facts.sop_instance_uid)
@@ -253,7 +263,7 @@ class Warden:
         # Only now, so that no row ever speaks of a file that is another's by now.
         self._store.replace(stored, source, key)
         self._store.sync(stored)
-        routing = self._router.route_instance(facts.subject)
+        routing = self._router.route_instance(facts)
         released = NewInstance(
             **_told(facts),
             state=InstanceState.STORED,
@@ -277,7 +287,7 @@ class Warden:
             key: Where in the store.
             old: The row of what lies there, if it has one.
         """
-        with existing(self._store, key) as (there, facts):
+        with open_stored_file(self._store, key) as (there, facts):
             if there is None or any(self._same(one, there) for one in copying.safe):
                 return None
             # The same name again for the same bytes, at a second try.
@@ -298,8 +308,8 @@ class Warden:
             )
 
     def _same(self, key: str, there: Source) -> bool:
-        with existing(self._quarantine, key) as (kept, _):
-            return kept is not None and same_bytes(kept, there, lambda: None)
+        with open_stored_file(self._quarantine, key) as (kept, _):
+            return kept is not None and have_same_bytes(kept, there, lambda: None)
 
     def _clear(self, uid: str, key: str, stored: Batch, kept: Batch) -> None:
         """Remove the names that files of a released instance, and of what gave way to it, had before."""
@@ -349,7 +359,7 @@ def _require(root: Path) -> None:
         raise StoreError(f"{root} belongs to the user with the id {owner}: run this as that user")
 
 
-def _told(what: Facts | Instance | None) -> dict[str, Any]:
+def _told(what: InstanceHeader | Instance | None) -> dict[str, Any]:
     """What a row says of a file; nothing where it cannot be read."""
     if what is None:
         return {name: 0 if name == "data_set_offset" else "" for name in _TOLD}
@@ -363,7 +373,7 @@ def _digest(source: Source) -> str:
 
 
 def _reference(name: str) -> Reference:
-    """What the ledger calls `name`; see `ingest.workers.persist.arrival.spool_ref`."""
+    """What the ledger calls `name`; see `ingest.workers.persist.spool_entry.spool_ref`."""
     spool, _, place = name.partition(":")
     where, _, offset = place.partition("#")
     return Reference("spool", spool, where, int(offset or 0))

@@ -12,7 +12,7 @@ from rich.filesize import decimal
 from ingest.cli._delivery_tables import iso_time
 from ingest.cli.tables import local_time, show
 from ingest.config.model import Config
-from ingest.errors import ClockError
+from ingest.errors import ClockJumpError
 from ingest.ledger import Ledger
 from ingest.workers.retention.policy import Decision
 from ingest.workers.retention.remover import Ageing, Remover, Report
@@ -31,8 +31,8 @@ def run(config: Config, *, dry_run: bool, as_json: bool, accept_clock: bool = Fa
         accept_clock: Whether a person says that the clock is right although it jumped ahead.
 
     Raises:
-        ClockError: The clock has jumped ahead.
-        BusyError: Another process removes from this store.
+        ClockJumpError: The clock has jumped ahead.
+        RetentionBusyError: Another process removes from this store.
         LedgerError: The ledger is away, or of another schema version.
         StoreError: The store is not there.
     """
@@ -42,7 +42,7 @@ def run(config: Config, *, dry_run: bool, as_json: bool, accept_clock: bool = Fa
         ahead = 0 if dry_run else Ageing(config, ledger).look(accept=accept_clock)
         if ahead:
             hours = ahead / 3_600_000
-            raise ClockError(
+            raise ClockJumpError(
                 f"the clock is {hours:.0f} hours ahead of what is plausible: nothing was removed; "
                 "correct it, or say --accept-clock where it is right"
             )

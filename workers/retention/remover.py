@@ -19,7 +19,7 @@ import structlog
 from ingest.alarms import clear_alarm, raise_alarm
 from ingest.clock import unix_ms
 from ingest.config.model import Config
-from ingest.errors import BootError, BusyError, LedgerError, StoppedError, StoreAwayError, StoreError
+from ingest.errors import BootError, LedgerError, RetentionBusyError, StoppedError, StoreAwayError, StoreError
 from ingest.filesystem.folder_identity import require_store
 from ingest.ledger import Ledger
 from ingest.ledger.retention import CHUNK, RemovableFile, StoredInstance, StoredStudy
@@ -123,7 +123,7 @@ class Remover:
         """One pass: finish what was begun, remove what is to go, forget what is to be forgotten.
 
         Raises:
-            BusyError: Another process is doing that.
+            RetentionBusyError: Another process is doing that.
             LedgerError: The ledger is away.
             StoreError: The store is not there, or another worker replaces for long.
         """
@@ -267,7 +267,7 @@ class Remover:
             raise StoreAwayError(f"{cause}; mount the store, or have a persist worker make it") from error
         try:
             if not lock(fd):
-                raise BusyError(f"another process removes from this store: it holds {path}")
+                raise RetentionBusyError(f"another process removes from this store: it holds {path}")
             yield
         finally:
             os.close(fd)
@@ -381,7 +381,7 @@ def run(config: Config, stop: threading.Event) -> None:
                 backoff.reset()
             except (LedgerError, StoreError, OSError, MemoryError) as error:
                 backoff.wait_after(error)
-            except BusyError:
+            except RetentionBusyError:
                 log.debug("another_removes")
             took = time.monotonic() - began
             _pause(max(config.retention.check_seconds, (SHARE - 1) * took), stop.is_set)

@@ -19,7 +19,7 @@ from ingest.dicom.part10 import read_file_meta
 from ingest.errors import LedgerError, StoreAwayError, StoreError, StoreMissingError
 from ingest.filesystem.calls import NO_LINK, clock_ns, mount_of, sync_folder_fd
 from ingest.filesystem.folder_identity import KnownFolder, give_id, read_id, require_store
-from ingest.workers.fault_attribution import OF_THE_NAME
+from ingest.workers.fault_attribution import ERRORS_OF_NAMES
 from ingest.workers.store.folders import Folders
 from ingest.workers.store.keys import INCOMING, check_key
 from ingest.workers.store.staging import FILE_MODE, Incoming, lock, stands_for
@@ -511,7 +511,7 @@ def _blame(error: OSError, key: str, root: Path) -> StoreError:
     number = error.errno or 0
     what = f"cannot keep {key}" if key else "cannot be used"
     cause = f"the store {root} {what}: {error.strerror} ({errno.errorcode.get(number, number)})"
-    if error.errno in OF_THE_NAME:
+    if error.errno in ERRORS_OF_NAMES:
         return StoreError(cause)
     if error.errno in _UNSUPPORTED:
         lack = f"{mount_of(root)} lacks a call that is needed"

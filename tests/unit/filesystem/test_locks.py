@@ -9,7 +9,7 @@ import pytest
 
 from ingest.errors import BootError
 from ingest.filesystem.locks import Owner, kernel_token, lock
-from ingest.workers.worker_slot import slot
+from ingest.workers.worker_slot import claim_worker_slot
 from tests.support.nodes import eventually
 
 
@@ -87,9 +87,9 @@ def test_owner_on_another_host_or_in_another_container_is_never_called_dead() ->
 
 
 def test_place_has_the_same_name_again_and_another_beside_a_living_one(tmp_path: Path) -> None:
-    with slot(tmp_path, "persist") as first, slot(tmp_path, "persist") as second:
+    with claim_worker_slot(tmp_path, "persist") as first, claim_worker_slot(tmp_path, "persist") as second:
         assert first != second
-    with slot(tmp_path, "persist") as again:
+    with claim_worker_slot(tmp_path, "persist") as again:
         assert again == first
 
 
@@ -97,11 +97,14 @@ def test_hosts_with_one_name_have_places_with_other_names(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("socket.gethostname", lambda: "localhost")
-    with slot(tmp_path / "a", "persist") as here, slot(tmp_path / "b", "persist") as elsewhere:
+    with (
+        claim_worker_slot(tmp_path / "a", "persist") as here,
+        claim_worker_slot(tmp_path / "b", "persist") as elsewhere,
+    ):
         assert here != elsewhere
     kernel_token.cache_clear()
     monkeypatch.setattr("ingest.workers.worker_slot.kernel_token", lambda: "0" * 12)
-    with slot(tmp_path / "a", "persist") as on_another_host:
+    with claim_worker_slot(tmp_path / "a", "persist") as on_another_host:
         assert on_another_host != here
 
 
@@ -110,11 +113,11 @@ def test_place_on_a_full_disk_is_one_of_its_own(tmp_path: Path, monkeypatch: pyt
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "open", full)
-    with slot(tmp_path, "persist") as first, slot(tmp_path, "persist") as second:
+    with claim_worker_slot(tmp_path, "persist") as first, claim_worker_slot(tmp_path, "persist") as second:
         assert first != second
 
 
 def test_place_in_a_folder_that_is_none_is_a_fault_of_the_configuration(tmp_path: Path) -> None:
     (tmp_path / "run").write_text("")
-    with pytest.raises(BootError, match="data_dir"), slot(tmp_path / "run", "persist"):
+    with pytest.raises(BootError, match="data_dir"), claim_worker_slot(tmp_path / "run", "persist"):
         pass

@@ -20,7 +20,7 @@ from ingest.filesystem.folder_identity import (
     require_store,
 )
 from ingest.ledger import InstanceState
-from ingest.workers.persist.worker import Persister
+from ingest.workers.persist.worker import PersistWorker
 from tests.support.instances import Made
 from tests.support.nodes import eventually
 from tests.support.persisting import Site
@@ -31,7 +31,7 @@ Sites = Callable[..., Site]
 @contextmanager
 def working(site: Site) -> Iterator[None]:
     stop = threading.Event()
-    worker = threading.Thread(target=Persister(site.config, stop, "one").run)
+    worker = threading.Thread(target=PersistWorker(site.config, stop, "one").run)
     worker.start()
     try:
         yield

@@ -7,14 +7,14 @@ import redis
 from sqlalchemy.exc import DataError, IntegrityError
 
 from ingest.errors import LedgerError, PeerError, SpoolError, StoreAwayError, StoreError, StoreMissingError
-from ingest.workers.fault_attribution import OF_THE_NAME, is_ours, is_shortage
+from ingest.workers.fault_attribution import ERRORS_OF_NAMES, is_our_fault, is_shortage
 
 
 @pytest.mark.parametrize(
-    "number", sorted(set(errno.errorcode) - OF_THE_NAME), ids=errno.errorcode.__getitem__
+    "number", sorted(set(errno.errorcode) - ERRORS_OF_NAMES), ids=errno.errorcode.__getitem__
 )
-def test_every_error_of_the_system_is_ours(number: int) -> None:
-    assert is_ours(OSError(number, "of the system"))
+def test_every_error_of_the_system_is_our_fault(number: int) -> None:
+    assert is_our_fault(OSError(number, "of the system"))
 
 
 @pytest.mark.parametrize(
@@ -30,14 +30,14 @@ def test_every_error_of_the_system_is_ours(number: int) -> None:
         redis.ResponseError("LOADING"),
     ],
 )
-def test_what_is_away_is_ours(error: Exception) -> None:
-    assert is_ours(error)
+def test_what_is_away_is_our_fault(error: Exception) -> None:
+    assert is_our_fault(error)
 
 
 @pytest.mark.parametrize(
     "error",
     [
-        *(OSError(number, "of the name") for number in sorted(OF_THE_NAME)),
+        *(OSError(number, "of the name") for number in sorted(ERRORS_OF_NAMES)),
         OSError("the file ends before its data set"),
         PeerError("no DICOM file"),
         StoreError("no such name can be had"),
@@ -48,7 +48,7 @@ def test_what_is_away_is_ours(error: Exception) -> None:
     ],
 )
 def test_what_is_about_the_image_is_not(error: Exception) -> None:
-    assert not is_ours(error)
+    assert not is_our_fault(error)
 
 
 def test_shortage_is_seen_behind_the_error_that_it_caused() -> None:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from ingest.workers.persist.duplicates import Action, Policy, decide
+from ingest.workers.persist.duplicates import Action, DuplicatePolicy, decide_duplicate
 from tests.support.instances import EXPLICIT, IMPLICIT
 
 
@@ -30,12 +30,14 @@ from tests.support.instances import EXPLICIT, IMPLICIT
         ("overwrite", None, None, Action.REPLACE),
     ],
 )
-def test_policy_decides(policy: Policy, existing: str | None, identical: bool | None, action: Action) -> None:
-    assert decide(policy, existing, EXPLICIT, identical).action is action
+def test_policy_decides(
+    policy: DuplicatePolicy, existing: str | None, identical: bool | None, action: Action
+) -> None:
+    assert decide_duplicate(policy, existing, EXPLICIT, identical).action is action
 
 
 @pytest.mark.parametrize(("existing", "identical"), [(EXPLICIT, False), (IMPLICIT, None), (None, None)])
 def test_decision_that_an_operator_should_know_of_says_why(
     existing: str | None, identical: bool | None
 ) -> None:
-    assert decide("keep-identical", existing, EXPLICIT, identical).note
+    assert decide_duplicate("keep-identical", existing, EXPLICIT, identical).note

@@ -12,7 +12,7 @@ from ingest.ledger import DeliveryState, InstanceState
 from ingest.queue.keys import GROUP, data_key
 from ingest.queue.wakeups import drain_key
 from ingest.spool.reference import Reference
-from ingest.workers.persist.worker import Persister
+from ingest.workers.persist.worker import PersistWorker
 from ingest.workers.store.filesystem import FileStore
 from tests.support.instances import CT, EXPLICIT, Made, element
 from tests.support.ledgers import delivery_states
@@ -62,7 +62,7 @@ def test_instances_that_come_one_by_one_are_put_together(site: Site) -> None:
         return int(site.client.info("commandstats").get("cmdstat_xack", {"calls": 0})["calls"])
 
     before, stop = batches(), threading.Event()
-    worker = threading.Thread(target=Persister(site.config, stop, "one").run)
+    worker = threading.Thread(target=PersistWorker(site.config, stop, "one").run)
     worker.start()
     try:
         eventually(lambda: site.client.exists(site.stream))

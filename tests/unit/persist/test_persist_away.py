@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 import redis
 
+from ingest.dicom.file_header import read_instance_header
 from ingest.ledger import InstanceState
-from ingest.queue.keys import GROUP
-from ingest.workers.persist.arrival import identify
-from ingest.workers.persist.worker import Persister
+from ingest.queue.client import GROUP
+from ingest.workers.persist.worker import PersistWorker
 from ingest.workers.store.filesystem import FileStore, Source
 from tests.support.instances import Made
 from tests.support.nodes import eventually
@@ -30,7 +30,7 @@ Sites = Callable[..., Site]
 def working(site: Site) -> Iterator[threading.Event]:
     """A worker that goes on until the block ends; yields what stops it."""
     stop = threading.Event()
-    thread = threading.Thread(target=Persister(site.config, stop, "one").run)
+    thread = threading.Thread(target=PersistWorker(site.config, stop, "one").run)
     thread.start()
     try:
         yield stop
@@ -206,13 +206,13 @@ def test_entry_that_kills_its_worker_is_set_aside_and_the_rest_is_stored(
     class Killed(BaseException):
         pass
 
-    def deadly(source: Source, tags: Sequence[int]) -> Any:
-        facts = identify(source, tags)
-        if facts.sop_instance_uid == "1.9.5":
+    def deadly(fd: int, size: int, tags: Sequence[int]) -> Any:
+        header = read_instance_header(fd, size, tags)
+        if header.sop_instance_uid == "1.9.5":
             raise Killed
-        return facts
+        return header
 
-    monkeypatch.setattr("ingest.workers.persist.batch.identify", deadly)
+    monkeypatch.setattr("ingest.workers.persist.batch.read_instance_header", deadly)
     for number in range(10):
         site.receive(Made(sop=f"1.9.{number}"))
     deaths = 0
@@ -234,13 +234,13 @@ def test_entry_that_kills_its_worker_is_set_aside_and_the_rest_is_stored(
 def test_entry_that_fails_again_and_again_is_set_aside_with_its_reason(
     site: Site, soon: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def failing(source: Source, tags: Sequence[int]) -> Any:
-        facts = identify(source, tags)
-        if facts.sop_instance_uid == "1.9.5":
+    def failing(fd: int, size: int, tags: Sequence[int]) -> Any:
+        header = read_instance_header(fd, size, tags)
+        if header.sop_instance_uid == "1.9.5":
             raise RuntimeError("a fault of ours")
-        return facts
+        return header
 
-    monkeypatch.setattr("ingest.workers.persist.batch.identify", failing)
+    monkeypatch.setattr("ingest.workers.persist.batch.read_instance_header", failing)
     for number in range(10):
         site.receive(Made(sop=f"1.9.{number}"))
     with working(site):
@@ -286,7 +286,7 @@ def test_what_a_dead_worker_left_is_taken_over(site: Site, soon: None) -> None:
 def test_entry_in_hand_for_long_is_not_taken_for_abandoned(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ingest.workers.persist.worker.TOUCH_SECONDS", 0.02)
+    monkeypatch.setattr("ingest.workers.persist.claim_renewal.RENEW_SECONDS", 0.02)
     real, idle = FileStore.put, []
 
     def slow(self: FileStore, batch: Any, source: Source, key: str) -> bool:
@@ -314,7 +314,7 @@ def test_worker_waits_for_the_first_listener_to_make_the_spool(
         update={"receive": site.config.receive.model_copy(update={"spool_dir": tmp_path / "later"})}
     )
     stop = threading.Event()
-    worker = threading.Thread(target=Persister(config, stop, "one").run)
+    worker = threading.Thread(target=PersistWorker(config, stop, "one").run)
     worker.start()
     try:
         eventually(lambda: (config.store_root / ".incoming").exists())

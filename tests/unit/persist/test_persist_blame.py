@@ -15,10 +15,10 @@ import structlog
 from sqlalchemy import make_url
 
 from ingest.config.model import Config
+from ingest.dicom.file_header import InstanceHeader
 from ingest.filesystem.beneath import open_beneath
 from ingest.ledger import InstanceState
-from ingest.workers.persist.isolated_reader import try_to_read
-from ingest.workers.store.filesystem import Source
+from ingest.workers.persist.isolated_reader import read_isolated
 from tests.support.instances import Made
 from tests.support.nodes import eventually
 from tests.support.persisting import Site
@@ -78,7 +78,7 @@ def test_spool_file_that_cannot_be_opened_waits_for_as_long_as_it_takes(
     site: Site, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
     failing = Failing(open_beneath, OSError(number, os.strerror(number)))
-    monkeypatch.setattr("ingest.workers.persist.arrival.open_beneath", failing)
+    monkeypatch.setattr("ingest.workers.persist.spool_entry.open_beneath", failing)
     assert_waits_and_is_stored(site, failing)
 
 
@@ -108,7 +108,7 @@ def test_one_file_that_cannot_be_read_keeps_back_no_other(
             raise OSError(errno.EIO, os.strerror(errno.EIO))
         return open_beneath(root, where, flags)
 
-    monkeypatch.setattr("ingest.workers.persist.arrival.open_beneath", bad_sector)
+    monkeypatch.setattr("ingest.workers.persist.spool_entry.open_beneath", bad_sector)
     for number in range(40):
         site.receive(Made(sop=f"1.9.{number}"))
     with working(site):
@@ -234,7 +234,7 @@ def test_file_that_kills_whatever_reads_it_is_set_aside_with_what_its_file_meta_
     class Killed(BaseException):
         pass
 
-    def deadly(_source: Source, _tags: object) -> Any:
+    def deadly(*_: object) -> Any:
         raise Killed
 
     program = (
@@ -242,7 +242,7 @@ def test_file_that_kills_whatever_reads_it_is_set_aside_with_what_its_file_meta_
         "os.abort() if sys.argv[2] == 'header' else main(sys.argv[1:])"
     )
     monkeypatch.setattr("ingest.workers.persist.isolated_reader.COMMAND", (sys.executable, "-c", program))
-    monkeypatch.setattr("ingest.workers.persist.batch.identify", deadly)
+    monkeypatch.setattr("ingest.workers.persist.batch.read_instance_header", deadly)
     site.receive(Made())
     deaths = 0
     while not site.settled():
@@ -265,12 +265,12 @@ def opened(tmp_path: Path, content: bytes) -> int:
 
 def test_trial_reads_what_can_be_read(tmp_path: Path) -> None:
     made = Made()
-    trial = try_to_read(opened(tmp_path, made.file), [0x0008_0060], lambda: None)
+    trial = read_isolated(opened(tmp_path, made.file), [0x0008_0060], lambda: None)
     assert trial.fault == ""
-    assert trial.said["sop_instance_uid"] == made.sop
-    assert trial.said["series_uid"] == made.series
-    broken = try_to_read(opened(tmp_path, b"no DICOM"), [], lambda: None)
-    assert broken.said == {}
+    assert trial.header.sop_instance_uid == made.sop
+    assert trial.header.series_uid == made.series
+    broken = read_isolated(opened(tmp_path, b"no DICOM"), [], lambda: None)
+    assert broken.header == InstanceHeader()
     assert broken.fault
 
 
@@ -280,4 +280,4 @@ def test_trial_that_somebody_else_ended_proves_nothing(
     program = f"import os; os.kill(os.getpid(), {int(signal.SIGKILL)})"
     monkeypatch.setattr("ingest.workers.persist.isolated_reader.COMMAND", (sys.executable, "-c", program))
     with pytest.raises(OSError, match="could not be tried"):
-        try_to_read(opened(tmp_path, Made().file), [], lambda: None)
+        read_isolated(opened(tmp_path, Made().file), [], lambda: None)

@@ -14,7 +14,7 @@ import ingest.workers.store.filesystem
 from ingest.ledger import DeliveryState, InstanceState, NewInstance, Outcome
 from ingest.ledger.instances import Instances
 from ingest.ledger.schema import instances
-from ingest.workers.persist.placement import Placing
+from ingest.workers.persist.storage import BatchStorage
 from ingest.workers.store.filesystem import Batch, FileStore
 from ingest.workers.store.staging import lock
 from tests.support.instances import EXPLICIT, IMPLICIT, Made
@@ -124,11 +124,11 @@ def test_uid_that_another_worker_stores_under_another_study_is_placed_again(
 STEPS = [
     (Instances, "record", 1),
     (Instances, "record", 2),
-    (Placing, "contested", 1),
+    (BatchStorage, "find_contested", 1),
     (FileStore, "exclude_replacing", 1),
     (FileStore, "remove", 1),
     (FileStore, "sync", 3),
-    (Placing, "recorded", 2),
+    (BatchStorage, "finish_commit", 2),
     (FileStore, "admit_replacing", 1),
 ]
 
@@ -307,7 +307,7 @@ def test_lock_is_let_go_of_with_the_commit_though_the_batch_goes_on(
     site.receive(FIRST)
     site.receive(Made(sop="1.7.1"))
     with monkeypatch.context() as patch:
-        patch.setattr("ingest.workers.persist.worker.RECORD_SECONDS", -1.0)
+        patch.setattr("ingest.workers.persist.batch.COMMIT_SECONDS", -1.0)
         patch.setattr(Instances, "record", recording)
         site.work()
     assert held == [True, False]

@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 
-import ingest.workers.persist.batch
 from ingest.ledger import InstanceState
 from ingest.ledger.instances import Instances
 from ingest.queue.consumer import StreamConsumer
 from ingest.queue.wakeups import Waker
-from ingest.workers.persist.arrival import OpenSegments
-from ingest.workers.persist.placement import Placing
+from ingest.workers.persist.batch import PersistBatch
+from ingest.workers.persist.spool_entry import OpenSegments
+from ingest.workers.persist.storage import BatchStorage
 from ingest.workers.store.filesystem import FileStore
 from tests.support.instances import IMPLICIT, Made
 from tests.support.nodes import eventually
@@ -33,8 +33,8 @@ STEPS: list[tuple[type, str]] = [
     (FileStore, "put"),
     (FileStore, "sync"),
     (Instances, "record"),
-    (Placing, "recorded"),
-    (ingest.workers.persist.batch.Work, "_release"),
+    (BatchStorage, "finish_commit"),
+    (PersistBatch, "_release_spool_entry"),
     (StreamConsumer, "acknowledge"),
     (Waker, "wake"),
 ]

@@ -26,7 +26,7 @@ from tests.unit.persist.test_persist_away import working
 
 @pytest.fixture(autouse=True)
 def often(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ingest.workers.persist.worker.TIDY_SECONDS", 0.05)
+    monkeypatch.setattr("ingest.workers.persist.worker.CLEANUP_SECONDS", 0.05)
     monkeypatch.setattr("ingest.workers.persist.spool_leftovers.RETRY_SECONDS", 0.05)
     monkeypatch.setattr("ingest.queue.consumer.IDLE_MILLISECONDS", 20)
     monkeypatch.setattr("ingest.workers.persist.worker.CLAIM_SECONDS", 0.02)
@@ -211,7 +211,7 @@ def test_what_cannot_be_persisted_for_long_is_an_alarm_until_it_is(
             raise OSError(errno.EIO, os.strerror(errno.EIO))
         return open_beneath(root, where, flags)
 
-    monkeypatch.setattr("ingest.workers.persist.arrival.open_beneath", bad_sector)
+    monkeypatch.setattr("ingest.workers.persist.spool_entry.open_beneath", bad_sector)
     for number in range(5):
         site.receive(Made(sop=f"1.9.{number}"))
 

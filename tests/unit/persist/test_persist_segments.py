@@ -13,8 +13,8 @@ from ingest.alarms import standing_alarms
 from ingest.ledger import InstanceState
 from ingest.ledger.instances import Instances
 from ingest.spool import segment, segment_upkeep
-from ingest.spool.reference import Location, Reference
-from ingest.workers.persist.arrival import OpenSegments
+from ingest.spool.reference import Place, Reference
+from ingest.workers.persist.spool_entry import OpenSegments
 from ingest.workers.quarantine.decisions import release
 from ingest.workers.store.filesystem import FileStore
 from ingest.workers.store.folders import Folders

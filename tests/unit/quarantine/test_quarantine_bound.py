@@ -103,7 +103,7 @@ def test_worker_that_dies_after_its_commit_counts_no_row_twice(
         raise Killed
 
     with monkeypatch.context() as patch:
-        patch.setattr("ingest.workers.persist.batch.Work._release", dying)
+        patch.setattr("ingest.workers.persist.batch.PersistBatch._release_spool_entry", dying)
         site.number += 1
         site.hand_off(site.spooled(FIRST.file, suffix=".A900"))
         with pytest.raises(Killed):
@@ -160,7 +160,7 @@ def set_aside(site: Site, monkeypatch: pytest.MonkeyPatch, *ones: Made) -> list[
     before = {row.id for row in site.instances()}
     with monkeypatch.context() as patch:
         patch.setattr("ingest.workers.persist.batch.DELIVERIES_MAX", 0)
-        patch.setattr("ingest.workers.persist.placement.Layout.key", _failing)
+        patch.setattr("ingest.workers.store.keys.Layout.key", _failing)
         for one in ones:
             site.receive(one)
         site.work()

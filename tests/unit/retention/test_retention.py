@@ -10,7 +10,7 @@ import pytest
 from sqlalchemy import update
 
 import ingest.workers.retention.remover
-from ingest.errors import BusyError
+from ingest.errors import RetentionBusyError
 from ingest.ledger import DeliveryState, InstanceState
 from ingest.ledger.retention import Retention
 from ingest.ledger.schema import deliveries, instances
@@ -181,7 +181,7 @@ def test_store_without_folders_keeps_its_root(make_persist_site: Sites) -> None:
 def test_one_process_removes_at_a_time(site: Site) -> None:
     fill(site, made(1))
     with remover(site, keep_days=1) as one, remover(site, keep_days=1) as another:
-        with one._alone(), pytest.raises(BusyError, match=r"retain\.lock"):
+        with one._alone(), pytest.raises(RetentionBusyError, match=r"retain\.lock"):
             another.remove()
         another.remove()
 

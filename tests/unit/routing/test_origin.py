@@ -7,10 +7,10 @@ import pytest
 
 from ingest.config.model import Config
 from ingest.config.reader import load_config
+from ingest.dicom.file_header import InstanceHeader
 from ingest.errors import ConfigError
 from ingest.routing.node_router import NodeRouter
 from ingest.routing.origin import is_certified_as, is_sent_from, is_title_of
-from ingest.routing.router import RoutingInput
 
 HOST = "pacs.example.org"
 ADDRESSES = ("10.0.0.7", "2001:db8::7")
@@ -30,11 +30,13 @@ def config(**route: Any) -> Config:
 
 def received(
     calling: str = "PACS", source: str = "10.0.0.7", certificate: tuple[str, ...] = ()
-) -> RoutingInput:
-    return RoutingInput(calling, "INGEST", "1", "2", source=f"dicom://{source}:4711", certificate=certificate)
+) -> InstanceHeader:
+    return InstanceHeader(
+        calling_ae=calling, called_ae="INGEST", source=f"dicom://{source}:4711", certificate=certificate
+    )
 
 
-def destinations(one: RoutingInput, made: Config | None = None) -> tuple[str, ...]:
+def destinations(one: InstanceHeader, made: Config | None = None) -> tuple[str, ...]:
     return NodeRouter(made or config(), lambda _: ADDRESSES).route_instance(one).destinations
 
 
@@ -56,11 +58,11 @@ def test_sender_is_known_by_title_and_address() -> None:
         (received("PACS", "10.9.9.9", certificate=("ab", f"CN={HOST}", "DNS:*.example.org")), ("pacs", "ai")),
         (received("CT1", "10.0.0.7"), ("pacs", "ai")),
         (received("pacs", "10.0.0.7"), ("pacs", "ai")),
-        (RoutingInput("PACS", "INGEST", "1", "2"), ("pacs", "ai")),
+        (InstanceHeader(calling_ae="PACS", called_ae="INGEST"), ("pacs", "ai")),
         (received("", ""), ("pacs", "ai")),
     ],
 )
-def test_nothing_is_kept_from_who_may_not_have_it(one: RoutingInput, expected: tuple[str, ...]) -> None:
+def test_nothing_is_kept_from_who_may_not_have_it(one: InstanceHeader, expected: tuple[str, ...]) -> None:
     assert destinations(one) == expected
 
 

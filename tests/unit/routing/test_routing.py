@@ -7,8 +7,9 @@ import pytest
 
 from ingest.config.model import Route
 from ingest.config.route_conditions import parse_condition
+from ingest.dicom.file_header import InstanceHeader
 from ingest.errors import ConditionError
-from ingest.routing.router import Router, RoutingInput
+from ingest.routing.router import Router
 
 CT = "1.2.840.10008.5.1.4.1.1.2"
 SR = "1.2.840.10008.5.1.4.1.1.88.11"
@@ -26,7 +27,7 @@ CHARACTER_SET, IMAGE_TYPE, SERIES_NUMBER, ROWS, PATIENT_NAME = (
 )
 
 
-def instance(syntax: str = EXPLICIT, sop_class: str = CT, **changes: Any) -> RoutingInput:
+def instance(syntax: str = EXPLICIT, sop_class: str = CT, **changes: Any) -> InstanceHeader:
     attributes: dict[int, bytes] = {
         MODALITY: b"CT",
         STATION: b"CT_ROOM_1 ",
@@ -35,18 +36,18 @@ def instance(syntax: str = EXPLICIT, sop_class: str = CT, **changes: Any) -> Rou
         SERIES_NUMBER: b"12",
         ROWS: struct.pack("<H", 512),
     }
-    return RoutingInput(
-        "CT1 ",
-        "INGEST",
-        sop_class,
-        syntax,
-        attributes | changes.get("attributes", {}),
-        changes.get("receiver", "dicom-tls://10.0.0.5:2762"),
-        changes.get("certificate", ("ab" * 32, "CN=ct1,O=Hospital", "DNS:ct1.example.org")),
+    return InstanceHeader(
+        calling_ae="CT1 ",
+        called_ae="INGEST",
+        sop_class_uid=sop_class,
+        transfer_syntax_uid=syntax,
+        attributes=attributes | changes.get("attributes", {}),
+        receiver=changes.get("receiver", "dicom-tls://10.0.0.5:2762"),
+        certificate=changes.get("certificate", ("ab" * 32, "CN=ct1,O=Hospital", "DNS:ct1.example.org")),
     )
 
 
-def takes(when: dict[str, Any], one: RoutingInput) -> bool:
+def takes(when: dict[str, Any], one: InstanceHeader) -> bool:
     return Router([Route(to=("pacs",), when=when)]).route_instance(one).destinations == ("pacs",)
 
 

@@ -1,0 +1,223 @@
+"""A spool entry with its open file, from whatever carrier it came."""
+
+import contextlib
+import itertools
+import os
+import stat
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final, Self, cast
+
+import redis
+import structlog
+
+from ingest.dicom.file_header import InstanceHeader
+from ingest.errors import EntryGoneError, SpoolError
+from ingest.filesystem.beneath import LeadsOutError, open_beneath
+from ingest.queue.client import data_key, mend_keys
+from ingest.queue.consumer import StreamEntry
+from ingest.spool import segment
+from ingest.spool.reference import Reference
+from ingest.workers.store.filesystem import FileStore, Source
+
+_NO_HEADER: Final = InstanceHeader()
+
+log = structlog.get_logger()
+
+
+@dataclass(slots=True)
+class SpoolEntry:
+    """One received instance of the current batch.
+
+    Attributes:
+        stream_entry: The stream entry that named it.
+        source: Its open Part 10 file.
+        received_at: Time of reception in Unix milliseconds.
+        damage: Why its bytes are not the bytes that were received, or empty.
+        header: The header of the file, once it was read.
+        attempts: How often this batch tried to store it.
+        is_given_up: Whether it was put into quarantine because it fails again and again.
+    """
+
+    stream_entry: StreamEntry
+    source: Source
+    received_at: int
+    damage: str = ""
+    header: InstanceHeader = field(default=_NO_HEADER)
+    attempts: int = 0
+    is_given_up: bool = False
+
+    @property
+    def reference(self) -> Reference:
+        """The spool reference of the instance."""
+        return self.stream_entry.reference
+
+    @property
+    def spool_ref(self) -> str:
+        """The name of the reference in the ledger."""
+        return spool_ref(self.reference)
+
+
+def spool_ref(reference: Reference) -> str:
+    """Return the name of a reference in the ledger. No other reference ever has the same one."""
+    return f"{reference.spool}:{reference.place.name}"
+
+
+@contextlib.contextmanager
+def open_spool_file(entry: StreamEntry, spool_dir: Path, *, synced: bool) -> Iterator[SpoolEntry]:
+    """Open a whole file of the spool.
+
+    Args:
+        entry: A stream entry with carrier "spool".
+        spool_dir: The folder of the spool.
+        synced: Whether files of the spool are on stable storage.
+
+    Raises:
+        EntryGoneError: The file is not there.
+        SpoolError: The reference does not name a file of this spool.
+        OSError: The file cannot be read.
+    """
+    where = entry.reference.where
+    path = f"{spool_dir}/{where}"
+    try:
+        # INVARIANT 12: Redis is input. The path must not lead out of the spool through a link.
+        # O_NONBLOCK, because opening a named pipe would wait for a writer.
+        fd = open_beneath(spool_dir, where, os.O_RDONLY | os.O_NONBLOCK)
+    except FileNotFoundError:
+        raise EntryGoneError(f"{path} is not there") from None
+    except LeadsOutError as error:
+        raise SpoolError(f"{path}: {error}") from None
+    try:
+        status = os.fstat(fd)
+        if not stat.S_ISREG(status.st_mode):
+            raise SpoolError(f"{path} is not a regular file")
+        yield SpoolEntry(entry, Source.of(path, fd, synced=synced), status.st_mtime_ns // 1_000_000)
+    finally:
+        os.close(fd)
+
+
+class OpenSegments:
+    """The segments that one batch reads. Each is opened once, and its lock keeps it from being reused."""
+
+    def __init__(self, spool_dir: Path) -> None:
+        self._spool_dir = spool_dir
+        self._open: dict[str, segment.Segment] = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for opened in self._open.values():
+            opened.close()
+        self._open.clear()
+
+    def read_record(self, reference: Reference) -> tuple[segment.Record, memoryview, str]:
+        """Read the record of a reference: its header, its Part 10 file, and its damage or an empty text.
+
+        Raises:
+            EntryGoneError: The record is not there, or was marked as done.
+            SpoolError: The reference does not name a record of this spool, or the record is incomplete.
+            OSError: The segment cannot be read.
+        """
+        try:
+            opened = self._open_segment(reference)
+            found = opened.read(reference.offset, reference.length)
+            if found is not None and not found[0].holds(found[1]):
+                # The page cache may be wrong where the disk is right. Read the record again from the disk.
+                os.posix_fadvise(opened.fd, reference.offset, reference.length, os.POSIX_FADV_DONTNEED)
+                found = opened.read(reference.offset, reference.length)
+            if found is not None:
+                record, data = found
+                damage = "" if record.holds(data) else self._describe_damage(opened, record, reference)
+                return record, data, damage
+        except FileNotFoundError:
+            pass
+        raise EntryGoneError(f"{self._spool_dir}/{reference.place.name} is not there")
+
+    def _describe_damage(self, opened: segment.Segment, record: segment.Record, reference: Reference) -> str:
+        why = opened.judge(record)
+        if not why:
+            raise SpoolError(f"{reference.place.name} is incomplete; its listener may still be writing it")
+        log.error("record_damaged", record=reference.place.name, why=why, remedy="see `ingest quarantine`")
+        return f"{segment.DAMAGE}: {why}"
+
+    def mark_done(self, reference: Reference) -> None:
+        """Mark a record as done, so that its segment can be reused.
+
+        Raises:
+            SpoolError: The reference does not name a record of this spool.
+            OSError: The segment cannot be written.
+        """
+        with contextlib.suppress(FileNotFoundError):
+            self._open_segment(reference).mark_done(reference.offset)
+
+    def _open_segment(self, reference: Reference) -> segment.Segment:
+        where = reference.where
+        opened = self._open.get(where)
+        if opened is None:
+            # INVARIANT 12: Redis is input. The path must have the form of a segment's path.
+            if not segment.PLACE.fullmatch(where):
+                raise SpoolError(f"{where!r} is not a segment in the spool {self._spool_dir}")
+            opened = self._open[where] = segment.Segment(f"{self._spool_dir}/{where}", marking=True)
+        return opened
+
+
+@contextlib.contextmanager
+def copy_segment_record(entry: StreamEntry, segments: OpenSegments, store: FileStore) -> Iterator[SpoolEntry]:
+    """Copy a record of a segment to a temporary file of the store.
+
+    The store links that file later. A part of a segment cannot have a name of its own.
+
+    Raises:
+        EntryGoneError: The record is not there, or was marked as done.
+        SpoolError: The reference does not name a record of this spool.
+        StoreAwayError: The store has no space for the copy.
+        OSError: The segment cannot be read.
+    """
+    record, data, damage = segments.read_record(entry.reference)
+    with store.temporary() as (path, fd):
+        store.append(fd, data)
+        # This frame lives until the batch ends. A reference to the data set would keep all of them in memory.
+        # INVARIANT 4: memory does not grow with the image.
+        del data
+        yield SpoolEntry(entry, Source.of(path, fd, synced=False), record.received_ms, damage)
+
+
+@contextlib.contextmanager
+def copy_queued_file(entry: StreamEntry, client: redis.Redis, store: FileStore) -> Iterator[SpoolEntry]:
+    """Copy a file that lies on the queue (carrier "redis") to a temporary file of the store.
+
+    Raises:
+        EntryGoneError: The data set is not on the queue, or not all of it.
+        redis.RedisError: Redis is away.
+        StoreAwayError: The store has no space for the copy.
+    """
+    reference, size = entry.reference, 0
+    key = data_key(reference.spool, reference.place.name)
+    with store.temporary() as (path, fd):
+        # INVARIANT 4: memory does not grow with the image. Only one chunk is in memory at a time.
+        for number in itertools.count():
+            chunk = _fetch_chunk(client, key, number)
+            if not chunk or size > reference.length:
+                break
+            store.append(fd, chunk)
+            size += len(chunk)
+        if size != reference.length:
+            raise EntryGoneError(f"{key} holds {size} of {reference.length} bytes")
+        yield SpoolEntry(entry, Source.of(path, fd, synced=False), entry.added_at)
+
+
+def _fetch_chunk(client: redis.Redis, key: str, number: int) -> bytes | None:
+    """Fetch one chunk of a data set on the queue, or None after the last one.
+
+    Raises:
+        EntryGoneError: The key had another type, and was removed.
+        redis.RedisError: Redis is away.
+    """
+    try:
+        return cast("bytes | None", client.lindex(key, number))
+    except redis.RedisError as error:
+        if mend_keys(client, {key: "list"}, error):
+            raise EntryGoneError(f"{key} held no data set") from error
+        raise
