@@ -211,7 +211,9 @@ class Rebuilder:
         self._router = NodeRouter(config)
         self._makes_deliveries = makes_deliveries
         # Never prepared: it gives no names, and its lock alone is used.
-        self._store = FileStore(self._root, exclusion=ledger.create_removal_lock() if kind == STORE else None)
+        self._store = FileStore(
+            self._root, shared_lock=ledger.create_removal_lock() if kind == STORE else None
+        )
 
     def run(self, young_seconds: float, say: Callable[[str], None]) -> None:
         """Walk the folder once.
@@ -300,7 +302,7 @@ class Rebuilder:
     def _record(self, rows: Sequence[tuple[_Found, NewInstance]]) -> None:
         """Record what is still the file that was read, while nothing is replaced or removed."""
         with self._store.batch() as batch:
-            self._store.exclude_replacing(batch)
+            self._store.acquire_removal_lock(batch)
             leaving = self._leaving([row for _, row in rows])
             meant = []
             for found, row in rows:

@@ -241,7 +241,7 @@ class BatchStorage:
         """Remove replaced files and unlock the store, because the ledger has recorded the rows."""
         for key in self._replaced_keys:
             self._store.remove(self._store_batch, key)
-        self._store.admit_replacing(self._store_batch)
+        self._store.release_removal_lock(self._store_batch)
         self._is_locked = False
         self._replaced_keys.clear()
         self._new_keys.clear()
@@ -265,7 +265,7 @@ class BatchStorage:
         """
         if self._is_locked:
             return
-        self._store.exclude_replacing(self._store_batch)
+        self._store.acquire_removal_lock(self._store_batch)
         self._is_locked = True
         self._load_holdings()
         removing, replaced = self._holdings.removing, self._holdings.replaced

@@ -321,7 +321,7 @@ class PersistWorker:
             config.store_root,
             durable=is_durable,
             progress=progress,
-            exclusion=self._ledger.create_removal_lock(),
+            shared_lock=self._ledger.create_removal_lock(),
         )
         self._quarantine = FileStore(config.quarantine_dir, durable=is_durable, progress=progress)
         for kind, store in ((STORE, self._store), (QUARANTINE, self._quarantine)):

@@ -179,7 +179,7 @@ class Warden:
     @contextlib.contextmanager
     def _batches(self) -> Iterator[tuple[Batch, Batch]]:
         with self._store.batch() as stored, self._quarantine.batch() as kept:
-            self._store.exclude_replacing(stored)
+            self._store.acquire_removal_lock(stored)
             yield stored, kept
 
     def _row(self, number: int) -> Instance:
@@ -339,7 +339,7 @@ def warden(config: Config, ledger: Ledger) -> Iterator[Warden]:
     with contextlib.ExitStack() as stack:
         durable = config.receive.durability == "fsync"
         opened = [
-            FileStore(config.store_root, durable=durable, exclusion=ledger.create_removal_lock()),
+            FileStore(config.store_root, durable=durable, shared_lock=ledger.create_removal_lock()),
             FileStore(config.quarantine_dir, durable=durable),
         ]
         for kind, store in zip((STORE, QUARANTINE), opened, strict=True):

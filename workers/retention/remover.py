@@ -98,7 +98,7 @@ class Remover:
         self._now = now
         self._ageing_time = ageing_time or now
         self._pass_share = pass_share
-        self._store = FileStore(config.store_root, exclusion=ledger.create_removal_lock())
+        self._store = FileStore(config.store_root, shared_lock=ledger.create_removal_lock())
 
     def decisions(self) -> Iterator[Decision]:
         """What would become of studies now, the oldest first.
@@ -253,7 +253,7 @@ class Remover:
     @contextlib.contextmanager
     def _excluding(self) -> Iterator[Batch]:
         with self._store.batch() as batch:
-            self._store.exclude_replacing(batch)
+            self._store.acquire_removal_lock(batch)
             yield batch
 
     @contextlib.contextmanager

@@ -24,7 +24,7 @@ from ingest.workers.store.folders import Folders
 from ingest.workers.store.keys import INCOMING, check_key
 from ingest.workers.store.staging import FILE_MODE, Incoming, lock, stands_for
 
-REPLACE_SECONDS: Final = 10.0
+LOCK_SECONDS: Final = 10.0
 """How long one worker waits for another that replaces or removes files."""
 
 NEW_FOLDER: Final = KnownFolder()
@@ -72,7 +72,7 @@ class Batch:
     lock: int | None = None
 
 
-class Exclusion(Protocol):
+class SharedLock(Protocol):
     """A lock that all workers of one ledger share, on whatever hosts they are."""
 
     def acquire(self) -> bool:
@@ -109,10 +109,10 @@ class Store(Protocol):
     def remove(self, batch: Batch, key: str) -> None:
         """Forget a key, if it is there; raises as `put`."""
 
-    def exclude_replacing(self, batch: Batch) -> None:
-        """Keep others from replacing and removing until `admit_replacing` or the batch's end; as `put`."""
+    def acquire_removal_lock(self, batch: Batch) -> None:
+        """Keep others from replacing and removing until `release_removal_lock` or the batch's end; as `put`."""
 
-    def admit_replacing(self, batch: Batch) -> None:
+    def release_removal_lock(self, batch: Batch) -> None:
         """Let others replace and remove again."""
 
     def sync(self, batch: Batch) -> None:
@@ -152,7 +152,7 @@ class FileStore:
         *,
         durable: bool = True,
         progress: Callable[[], None] = lambda: None,
-        exclusion: Exclusion | None = None,
+        shared_lock: SharedLock | None = None,
     ) -> None:
         """Describe it; who only reads needs no more.
 
@@ -160,12 +160,12 @@ class FileStore:
             root: The folder.
             durable: Whether `sync` waits for the disk (`[receive] durability = "fsync"`).
             progress: Called often while something large is copied.
-            exclusion: What else excludes others from replacing; without, a lock on a file of the store alone.
+            shared_lock: What else excludes others from replacing; without, a lock on a file of the store alone.
         """
         self.root = root
         self._durable = durable
         self._progress = progress
-        self._exclusion = exclusion
+        self._shared_lock = shared_lock
         self._clear_at = 0.0
         self._id = ""
         self._durable_names: set[tuple[int, int]] = set()
@@ -231,7 +231,7 @@ class FileStore:
             yield batch
         finally:
             batch.folders.close()
-            self.admit_replacing(batch)
+            self.release_removal_lock(batch)
 
     def put(self, batch: Batch, source: Source, key: str) -> bool:
         """See `Store.put`."""
@@ -267,42 +267,42 @@ class FileStore:
         with self._blamed(key), contextlib.suppress(FileNotFoundError):
             os.unlink(name, dir_fd=batch.folders.open(parents))
 
-    def exclude_replacing(self, batch: Batch) -> None:
-        """See `Store.exclude_replacing`."""
+    def acquire_removal_lock(self, batch: Batch) -> None:
+        """See `Store.acquire_removal_lock`."""
         if batch.lock is not None:
             return
         path = self._lock_path
         with self._blamed():
             fd = os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW, FILE_MODE)
-        deadline = time.monotonic() + REPLACE_SECONDS
+        deadline = time.monotonic() + LOCK_SECONDS
         try:
-            while not self._excluded(fd):
+            while not self._acquire_both_locks(fd):
                 if time.monotonic() > deadline:
-                    raise StoreAwayError(f"{path} is held by another worker for {REPLACE_SECONDS:.0f} s")
+                    raise StoreAwayError(f"{path} is held by another worker for {LOCK_SECONDS:.0f} s")
                 self._progress()
                 time.sleep(0.01)
         except BaseException:
-            if self._exclusion is not None:
-                self._exclusion.release()
+            if self._shared_lock is not None:
+                self._shared_lock.release()
             os.close(fd)
             raise
         batch.lock = fd
 
-    def _excluded(self, fd: int) -> bool:
+    def _acquire_both_locks(self, fd: int) -> bool:
         """Take both locks, always in this order; the first stays taken if only the second is not free."""
         with self._blamed():
             if not lock(fd):
                 return False
         try:
-            return self._exclusion is None or self._exclusion.acquire()
+            return self._shared_lock is None or self._shared_lock.acquire()
         except LedgerError as error:
             raise StoreAwayError(f"the store {self.root} cannot be locked: {error}") from error
 
-    def admit_replacing(self, batch: Batch) -> None:
-        """See `Store.admit_replacing`."""
+    def release_removal_lock(self, batch: Batch) -> None:
+        """See `Store.release_removal_lock`."""
         if batch.lock is not None:
-            if self._exclusion is not None:
-                self._exclusion.release()
+            if self._shared_lock is not None:
+                self._shared_lock.release()
             os.close(batch.lock)
             batch.lock = None
 
@@ -341,10 +341,10 @@ class FileStore:
 
     def _require_lock(self, batch: Batch) -> None:
         """Make sure that a lock that was taken is ours yet: a row is written next that depends on it."""
-        if batch.lock is None or self._exclusion is None:
+        if batch.lock is None or self._shared_lock is None:
             return
         try:
-            held = self._exclusion.is_held()
+            held = self._shared_lock.is_held()
         except LedgerError as error:
             raise StoreAwayError(f"the lock of the store {self.root} was lost: {error}") from error
         if not held:

@@ -125,11 +125,11 @@ STEPS = [
     (Instances, "record", 1),
     (Instances, "record", 2),
     (BatchStorage, "find_contested", 1),
-    (FileStore, "exclude_replacing", 1),
+    (FileStore, "acquire_removal_lock", 1),
     (FileStore, "remove", 1),
     (FileStore, "sync", 3),
     (BatchStorage, "finish_commit", 2),
-    (FileStore, "admit_replacing", 1),
+    (FileStore, "release_removal_lock", 1),
 ]
 
 
@@ -229,7 +229,7 @@ def test_removal_that_goes_on_while_an_instance_comes_again_does_not_take_it_alo
         (site.config.store_root / KEY).unlink()
         mark(site, REMOVED)
 
-    once(monkeypatch, FileStore, "exclude_replacing", remove)
+    once(monkeypatch, FileStore, "acquire_removal_lock", remove)
     site.receive(second)
     site.work()
     assert_stored_anew(site, second)
@@ -331,16 +331,16 @@ def test_what_does_not_collide_asks_for_no_lock_and_is_not_kept_by_it(
         site.receive(Made(sop=f"1.7.{number}"))
     site.work()
     assert not (site.config.store_root / LOCK).exists()
-    monkeypatch.setattr(ingest.workers.store.filesystem, "REPLACE_SECONDS", 0.1)
+    monkeypatch.setattr(ingest.workers.store.filesystem, "LOCK_SECONDS", 0.1)
     store = FileStore(site.config.store_root)
     store.prepare()
     with store.batch() as batch:
-        store.exclude_replacing(batch)
+        store.acquire_removal_lock(batch)
         site.receive(FIRST)
         for number in range(5, 10):
             site.receive(Made(sop=f"1.7.{number}"))
         site.receive(FIRST)  # collides
-        tried = try_once(site, monkeypatch, lambda: store.admit_replacing(batch))
+        tried = try_once(site, monkeypatch, lambda: store.release_removal_lock(batch))
     store.close()
     assert tried == [11], "the others were not recorded while the lock was held"
     assert site.settled()
@@ -350,7 +350,7 @@ def test_what_does_not_collide_asks_for_no_lock_and_is_not_kept_by_it(
 def try_once(site: Site, monkeypatch: pytest.MonkeyPatch, release: Callable[[], None]) -> list[int]:
     """Work; let go of the lock at the second try of who waits for it. How many rows there were then."""
     rows: list[int] = []
-    real = FileStore.exclude_replacing
+    real = FileStore.acquire_removal_lock
     calls = 0
 
     def counting(store: FileStore, batch: Batch) -> None:
@@ -362,7 +362,7 @@ def try_once(site: Site, monkeypatch: pytest.MonkeyPatch, release: Callable[[], 
         real(store, batch)
 
     with monkeypatch.context() as patch:
-        patch.setattr(FileStore, "exclude_replacing", counting)
+        patch.setattr(FileStore, "acquire_removal_lock", counting)
         site.work()
         site.work()
     return rows

@@ -144,7 +144,7 @@ def test_store_on_another_file_system_gets_a_copy(make_persist_site: Sites, seco
 # --- who dies, and who comes at the same time
 
 STEPS = [
-    (FileStore, "exclude_replacing", 1),
+    (FileStore, "acquire_removal_lock", 1),
     (FileStore, "replace", 1),
     (FileStore, "sync", 1),
     (Quarantine, "replace_stored", 1),

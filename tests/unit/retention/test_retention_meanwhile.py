@@ -80,7 +80,7 @@ def test_delivery_that_another_is_about_to_want_again_is_waited_for(
 
 
 STEPS: list[tuple[type, str, int]] = [
-    (FileStore, "exclude_replacing", 1),
+    (FileStore, "acquire_removal_lock", 1),
     (Retention, "mark_removing", 1),
     (Leaving, "unlink", 1),
     (Leaving, "unlink", 2),
@@ -205,7 +205,7 @@ def test_instance_that_came_after_the_decision_stays(site: Site, monkeypatch: py
         fill(site, made(1, 2))
         deliver(site, DeliveryState.DELIVERED)
 
-    once(monkeypatch, FileStore, "exclude_replacing", comes)
+    once(monkeypatch, FileStore, "acquire_removal_lock", comes)
     assert remove(site, days=2, keep_days=1).instances == 1
     assert states(site) == {"2.1": [REMOVED, STORED]}
     assert left(site) == ["2.1"]

@@ -98,7 +98,7 @@ def test_replacing_is_one_step_for_readers(
     reader = store.open(KEY)
     folder = tmp_path if link else elsewhere
     with source(folder / "b", b"second") as b, store.batch() as batch:
-        store.exclude_replacing(batch)
+        store.acquire_removal_lock(batch)
         store.replace(batch, b, KEY)
         store.sync(batch)
     assert (store.root / KEY).read_bytes() == b"second"
@@ -116,14 +116,14 @@ def test_replacing_a_file_by_itself_leaves_no_second_name(store: FileStore, tmp_
 
 
 def test_only_one_worker_replaces_at_a_time(store: FileStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ingest.workers.store.filesystem.REPLACE_SECONDS", 0.05)
+    monkeypatch.setattr("ingest.workers.store.filesystem.LOCK_SECONDS", 0.05)
     with store.batch() as one, store.batch() as other:
-        store.exclude_replacing(one)
-        store.exclude_replacing(one)
+        store.acquire_removal_lock(one)
+        store.acquire_removal_lock(one)
         with pytest.raises(StoreAwayError, match="another worker"):
-            store.exclude_replacing(other)
+            store.acquire_removal_lock(other)
     with store.batch() as after:
-        store.exclude_replacing(after)
+        store.acquire_removal_lock(after)
 
 
 def test_digest_is_of_the_data_set_and_not_of_the_file_meta(store: FileStore, tmp_path: Path) -> None:

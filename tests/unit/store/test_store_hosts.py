@@ -183,34 +183,34 @@ def test_one_host_replaces_at_a_time_though_locks_do_not_reach_the_other(
     tmp_path: Path, ledgers: tuple[Ledger, Ledger], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("ingest.workers.store.filesystem.lock", lambda _: True)
-    monkeypatch.setattr("ingest.workers.store.filesystem.REPLACE_SECONDS", 0.05)
-    here, there = (opened(tmp_path, exclusion=ledger.create_removal_lock()) for ledger in ledgers)
+    monkeypatch.setattr("ingest.workers.store.filesystem.LOCK_SECONDS", 0.05)
+    here, there = (opened(tmp_path, shared_lock=ledger.create_removal_lock()) for ledger in ledgers)
     with here as one, there as other, one.batch() as batch:
-        one.exclude_replacing(batch)
+        one.acquire_removal_lock(batch)
         one.sync(batch)
         with other.batch() as second, pytest.raises(StoreAwayError, match="another worker"):
-            other.exclude_replacing(second)
-        one.admit_replacing(batch)
+            other.acquire_removal_lock(second)
+        one.release_removal_lock(batch)
         with other.batch() as second:
-            other.exclude_replacing(second)
+            other.acquire_removal_lock(second)
             with pytest.raises(StoreAwayError, match="another worker"):
-                one.exclude_replacing(batch)
+                one.acquire_removal_lock(batch)
 
 
 def test_lock_that_was_lost_with_its_connection_stops_the_batch_before_its_rows(
     tmp_path: Path, ledgers: tuple[Ledger, Ledger]
 ) -> None:
     ledger, other = ledgers
-    with opened(tmp_path, exclusion=ledger.create_removal_lock()) as store, store.batch() as batch:
-        store.exclude_replacing(batch)
+    with opened(tmp_path, shared_lock=ledger.create_removal_lock()) as store, store.batch() as batch:
+        store.acquire_removal_lock(batch)
         with other.database.begin_write() as connection:
             connection.exec_driver_sql(
                 "SELECT pg_terminate_backend(pid) FROM pg_locks WHERE locktype = 'advisory' AND granted"
             )
         with pytest.raises(StoreAwayError, match="lost"):
             store.sync(batch)
-        store.admit_replacing(batch)
-        store.exclude_replacing(batch)
+        store.release_removal_lock(batch)
+        store.acquire_removal_lock(batch)
         store.sync(batch)
 
 
