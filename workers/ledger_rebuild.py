@@ -39,7 +39,7 @@ from ingest.routing.node_router import NodeRouter
 from ingest.routing.router import RoutingDecision
 from ingest.supervisor import reload_client
 from ingest.workers.store.filesystem import FileStore, Source
-from ingest.workers.store.keys import INCOMING, safe_name
+from ingest.workers.store.keys import STAGING, safe_name
 
 CHUNK: Final = 200
 """Files that are looked at together."""
@@ -224,7 +224,7 @@ class Rebuilder:
         """
         done = self._done
         if self._root.is_dir():
-            (self._root / INCOMING).mkdir(mode=0o750, exist_ok=True)  # for the lock
+            (self._root / STAGING).mkdir(mode=0o750, exist_ok=True)  # for the lock
         for chunk in _chunks(_walk(self._root)):
             done.files += len(chunk)
             missing = self._without_row(chunk)
@@ -370,7 +370,7 @@ def _walk(root: Path) -> Iterator[_Found]:
         with entries:
             for entry in entries:
                 key = f"{folder}/{entry.name}" if folder else entry.name
-                if key == INCOMING:
+                if key == STAGING:
                     continue
                 with contextlib.suppress(FileNotFoundError):
                     facts = entry.stat(follow_symlinks=False)

@@ -371,8 +371,8 @@ class PersistWorker:
         if time.monotonic() >= self._cleanup_at:
             self._cleanup_at = time.monotonic() + CLEANUP_SECONDS
             self._leftovers.remove_if_due()
-            self._store.tidy()
-            self._quarantine.tidy()
+            self._store.retry_removals()
+            self._quarantine.retry_removals()
             self._unpersisted.discard(())
 
     def _raise_missing_alarm(self, error: StoreError) -> None:

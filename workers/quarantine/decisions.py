@@ -30,7 +30,7 @@ from ingest.spool.reference import Reference
 from ingest.workers.persist.compare import have_same_bytes, open_stored_file
 from ingest.workers.persist.spool_entry import spool_ref
 from ingest.workers.store.filesystem import Batch, FileStore, Source
-from ingest.workers.store.keys import INCOMING, Layout, quarantine_key
+from ingest.workers.store.keys import STAGING, Layout, quarantine_key
 
 CONTESTED_MAX: Final = 3
 """How often a release begins anew, while workers store the same SOP instance UID."""
@@ -351,7 +351,7 @@ def warden(config: Config, ledger: Ledger) -> Iterator[Warden]:
 
 def _require(root: Path) -> None:
     try:
-        owner = (root / INCOMING).stat().st_uid
+        owner = (root / STAGING).stat().st_uid
     except OSError:
         raise StoreAwayError(f"{root} is not there; mount it, or start the node once") from None
     if owner != os.geteuid():

@@ -29,7 +29,7 @@ from ingest.workers.backoff import Backoff, retry_with_backoff
 from ingest.workers.retention import clock
 from ingest.workers.retention.policy import Decision, Goal, cutoff, decide, disk_over, oldest_first
 from ingest.workers.store.filesystem import Batch, FileStore
-from ingest.workers.store.keys import INCOMING
+from ingest.workers.store.keys import STAGING
 from ingest.workers.store.removal import Leaving
 from ingest.workers.store.staging import FILE_MODE, lock
 
@@ -259,7 +259,7 @@ class Remover:
     @contextlib.contextmanager
     def _alone(self) -> Iterator[None]:
         """Of several processes, on whatever hosts, one removes from a store."""
-        path = self._store.root / INCOMING / "retain.lock"
+        path = self._store.root / STAGING / "retain.lock"
         try:
             fd = os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW, FILE_MODE)
         except OSError as error:

@@ -21,8 +21,8 @@ from ingest.filesystem.calls import NO_LINK, clock_ns, mount_of, sync_folder_fd
 from ingest.filesystem.folder_identity import KnownFolder, give_id, read_id, require_store
 from ingest.workers.fault_attribution import ERRORS_OF_NAMES
 from ingest.workers.store.folders import Folders
-from ingest.workers.store.keys import INCOMING, check_key
-from ingest.workers.store.staging import FILE_MODE, Incoming, lock, stands_for
+from ingest.workers.store.keys import STAGING, check_key
+from ingest.workers.store.staging import FILE_MODE, StagingFolder, is_name_of, lock
 
 LOCK_SECONDS: Final = 10.0
 """How long one worker waits for another that replaces or removes files."""
@@ -170,7 +170,7 @@ class FileStore:
         self._id = ""
         self._durable_names: set[tuple[int, int]] = set()
         self._announced = 0
-        self._prepared: Incoming | None = None
+        self._prepared: StagingFolder | None = None
 
     def prepare(self, known: KnownFolder = NEW_FOLDER) -> str:
         """Make the folder if it is new, take a place to copy to, and clear the places of dead workers.
@@ -188,7 +188,7 @@ class FileStore:
         with self._blamed():
             require_store(self.root, known)
             _make_root(self.root)
-            self._prepared = Incoming(self.root / INCOMING)
+            self._prepared = StagingFolder(self.root / STAGING)
             try:
                 self._id = give_id(self.root)
             except BaseException:
@@ -203,13 +203,13 @@ class FileStore:
             self._prepared.close()
             self._prepared = None
 
-    def tidy(self) -> None:
+    def retry_removals(self) -> None:
         """Remove temporary files that could not be removed before; also between batches."""
         if self._prepared is not None:
-            self._prepared.retry_unlinks()
+            self._prepared.retry_removals()
 
     @property
-    def _incoming(self) -> Incoming:
+    def _staging(self) -> StagingFolder:
         if self._prepared is None:
             raise StoreError(f"the store {self.root} was opened for reading only")
         return self._prepared
@@ -226,7 +226,7 @@ class FileStore:
                 raise
         if self._prepared is not None and time.monotonic() > self._clear_at:
             self._clear_at = time.monotonic() + CLEAR_SECONDS
-            self._prepared.clear()
+            self._prepared.clear_dead_folders()
         try:
             yield batch
         finally:
@@ -252,13 +252,13 @@ class FileStore:
         *parents, name = check_key(key)
         with self._blamed(key):
             folder = batch.folders.open(parents)
-            temporary = self._incoming.new_name()
-            self._give_name(source, self._incoming.fd, temporary)
-            linked = os.stat(temporary, dir_fd=self._incoming.fd, follow_symlinks=False)
-            os.rename(temporary, name, src_dir_fd=self._incoming.fd, dst_dir_fd=folder)
+            temporary = self._staging.make_name()
+            self._give_name(source, self._staging.fd, temporary)
+            linked = os.stat(temporary, dir_fd=self._staging.fd, follow_symlinks=False)
+            os.rename(temporary, name, src_dir_fd=self._staging.fd, dst_dir_fd=folder)
             # Of two names of one file rename(2) removes neither.
-            self._incoming.unlink(temporary)
-            if not stands_for(name, folder, linked.st_dev, linked.st_ino):
+            self._staging.remove_file(temporary)
+            if not is_name_of(name, folder, linked.st_dev, linked.st_ino):
                 raise StoreAwayError(f"{key} was given to another file while it was replaced")
 
     def remove(self, batch: Batch, key: str) -> None:
@@ -354,7 +354,7 @@ class FileStore:
 
     @property
     def _lock_path(self) -> Path:
-        return self.root / INCOMING / "replace.lock"
+        return self.root / STAGING / "replace.lock"
 
     def open(self, key: str) -> int:
         """See `Store.open`; symbolic links are not followed."""
@@ -363,7 +363,7 @@ class FileStore:
             return os.open(self.root / key, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
         except FileNotFoundError:
             # Whoever made the store made that folder, too: without it this is a mount point, or nothing.
-            if not (self.root / INCOMING).is_dir():
+            if not (self.root / STAGING).is_dir():
                 raise StoreAwayError(f"the store {self.root} is not there; mount it") from None
             raise
         except OSError as error:
@@ -399,14 +399,14 @@ class FileStore:
         Raises:
             StoreAwayError: It cannot be made.
         """
-        name = self._incoming.new_name()
+        name = self._staging.make_name()
         with self._blamed():
-            fd = self._incoming.create(name, os.O_RDWR)
+            fd = self._staging.create_file(name, os.O_RDWR)
         try:
-            yield str(self._incoming.path / name), fd
+            yield str(self._staging.path / name), fd
         finally:
             os.close(fd)
-            self._incoming.unlink(name)
+            self._staging.remove_file(name)
 
     def append(self, fd: int, data: bytes | memoryview) -> None:
         """Write all of `data` to a file of `temporary`.
@@ -464,17 +464,17 @@ class FileStore:
                 if error.errno not in _NO_LINK:
                     raise
             else:
-                if not stands_for(name, folder, source.device, source.inode):
+                if not is_name_of(name, folder, source.device, source.inode):
                     # Another worker has replaced it already: the name is taken, and is to be looked at.
                     raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), name)
                 return
         with contextlib.suppress(FileNotFoundError):
             os.stat(name, dir_fd=folder, follow_symlinks=False)
             raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), name)
-        copy = self._incoming.copied(source.fd, source.size, durable=self._durable, progress=self._progress)
+        copy = self._staging.copy_file(source.fd, source.size, durable=self._durable, progress=self._progress)
         with copy as (temporary, fd):
             # Durable before it has its name: a name never stands for half a file.
-            self._incoming.publish(temporary, fd, folder, name)
+            self._staging.move_file(temporary, fd, folder, name)
 
 
 def _make_root(root: Path) -> None:

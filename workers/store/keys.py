@@ -8,7 +8,7 @@ from typing import Final
 from ingest.errors import StoreError
 from ingest.spool.reference import Reference
 
-INCOMING: Final = ".incoming"
+STAGING: Final = ".incoming"
 """Folder below a store's root for what is being copied; no key begins with it."""
 
 FIELDS: Final = frozenset({"study_uid", "series_uid", "sop_uid"})
@@ -95,6 +95,6 @@ def check_key(key: str) -> tuple[str, ...]:
         StoreError: It is not a relative path that stays below the root.
     """
     parts = tuple(key.split("/"))
-    if parts[0] == INCOMING or any(part in {"", ".", ".."} or "\0" in part for part in parts):
+    if parts[0] == STAGING or any(part in {"", ".", ".."} or "\0" in part for part in parts):
         raise StoreError(f"{key!r} is not a path below the store; see [store] path")
     return parts

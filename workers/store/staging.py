@@ -38,7 +38,7 @@ _FOLDER: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW
 _LOCK: Final = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW
 
 
-class Incoming:
+class StagingFolder:
     """This process's folder below `<root>/.incoming`.
 
     Attributes:
@@ -84,7 +84,7 @@ class Incoming:
 
         What cannot be removed now is left for another time: it does no harm but for its space.
         """
-        self.retry_unlinks()
+        self.retry_removals()
         with contextlib.suppress(OSError):
             now_ns, parent = clock_ns(self._lock), self.path.parent
             names = {name.removesuffix(".lock") for name in os.listdir(parent)}
@@ -92,17 +92,17 @@ class Incoming:
                 with contextlib.suppress(OSError):
                     _clear(parent, name, now_ns)
 
-    def retry_unlinks(self) -> None:
+    def retry_removals(self) -> None:
         """Remove what this process could not remove before."""
         for name in list(self._left):
             self.unlink(name)
 
-    def new_name(self) -> str:
+    def make_name(self) -> str:
         """A name that no file in any such folder has or had."""
         self._serial += 1
         return f"{self._owner.chance}-{self._serial:x}"
 
-    def create(self, name: str, mode: int) -> int:
+    def create_file(self, name: str, mode: int) -> int:
         """A new file, open with `mode` (`os.O_RDWR` or `os.O_WRONLY`).
 
         Raises:
@@ -123,7 +123,7 @@ class Incoming:
         self._left.discard(name)
 
     @contextlib.contextmanager
-    def copied(
+    def copy_file(
         self, source: int, size: int, *, durable: bool, progress: Callable[[], None]
     ) -> Iterator[tuple[str, int]]:
         """The name and descriptor of a copy of `size` bytes of an open file; its name is gone afterwards.
@@ -134,8 +134,8 @@ class Incoming:
             OSError: There is no room, or a disk is failing.
             StoreError: The source is shorter than `size`.
         """
-        name = self.new_name()
-        fd = self.create(name, os.O_WRONLY)
+        name = self.make_name()
+        fd = self.create_file(name, os.O_WRONLY)
         try:
             _copy(source, fd, size, durable=durable, progress=progress)
             yield name, fd
@@ -143,7 +143,7 @@ class Incoming:
             os.close(fd)
             self.unlink(name)
 
-    def publish(self, name: str, fd: int, folder: int, target: str) -> None:
+    def move_file(self, name: str, fd: int, folder: int, target: str) -> None:
         """Move a file of this folder, open as `fd`, to a name that must be free.
 
         Raises:
@@ -153,11 +153,11 @@ class Incoming:
         """
         name_exclusively(name, target, source_dir=self.fd, target_dir=folder)
         copy = os.fstat(fd)
-        if not stands_for(target, folder, copy.st_dev, copy.st_ino):
+        if not is_name_of(target, folder, copy.st_dev, copy.st_ino):
             raise StoreAwayError(f"{target} is another file than the one that was just given this name")
 
 
-def stands_for(name: str, folder: int, device: int, inode: int) -> bool:
+def is_name_of(name: str, folder: int, device: int, inode: int) -> bool:
     """Whether a name in an open folder is that of the file with these numbers, as fstat(2) gives them.
 
     link(2) and rename(2) go by names, and names can change between two calls.

@@ -267,14 +267,14 @@ def test_what_a_dead_worker_was_copying_is_cleared_and_a_living_ones_is_not(tmp_
         try:
             store = FileStore(root)
             store.prepare()
-            os.close(store._incoming.create("left", os.O_RDWR))
+            os.close(store._staging.create_file("left", os.O_RDWR))
         finally:
             os._exit(0)
     os.waitpid(dead, 0)
     assert len(list((root / ".incoming").glob("*/left"))) == 1
     living = FileStore(root)
     living.prepare()
-    os.close(living._incoming.create("in use", os.O_RDWR))
+    os.close(living._staging.create_file("in use", os.O_RDWR))
     third = FileStore(root)
     third.prepare()
     assert [path.name for path in leftovers(third)] == ["in use"]
