@@ -301,7 +301,7 @@ class Rebuilder:
 
     def _record(self, rows: Sequence[tuple[_Found, NewInstance]]) -> None:
         """Record what is still the file that was read, while nothing is replaced or removed."""
-        with self._store.batch() as batch:
+        with self._store.open_batch() as batch:
             self._store.acquire_removal_lock(batch)
             leaving = self._leaving([row for _, row in rows])
             meant = []

@@ -35,7 +35,7 @@ from ingest.workers.persist.duplicates import (
 )
 from ingest.workers.persist.loop_alarm import raise_loop_alarm
 from ingest.workers.persist.spool_entry import SpoolEntry
-from ingest.workers.store.filesystem import Batch, Source
+from ingest.workers.store.filesystem import Source, StoreBatch
 from ingest.workers.store.keys import quarantine_key, safe_name, variant_key
 from ingest.workers.store.removal import may_be_another
 
@@ -61,7 +61,7 @@ def open_storage(context: PersistContext) -> Iterator["BatchStorage"]:
     Raises:
         StoreAwayError: Store or quarantine is not there.
     """
-    with context.store.batch() as store_batch, context.quarantine.batch() as quarantine_batch:
+    with context.store.open_batch() as store_batch, context.quarantine.open_batch() as quarantine_batch:
         yield BatchStorage(context, store_batch, quarantine_batch)
 
 
@@ -74,7 +74,9 @@ class BatchStorage:
         rows: A row for each instance that was stored since the last `finish_commit`.
     """
 
-    def __init__(self, context: PersistContext, store_batch: Batch, quarantine_batch: Batch) -> None:
+    def __init__(
+        self, context: PersistContext, store_batch: StoreBatch, quarantine_batch: StoreBatch
+    ) -> None:
         self._context = context
         self._store = context.store
         self._ledger = context.ledger

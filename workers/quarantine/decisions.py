@@ -29,7 +29,7 @@ from ingest.routing.node_router import NodeRouter
 from ingest.spool.reference import Reference
 from ingest.workers.persist.compare import have_same_bytes, open_stored_file
 from ingest.workers.persist.spool_entry import spool_ref
-from ingest.workers.store.filesystem import Batch, FileStore, Source
+from ingest.workers.store.filesystem import FileStore, Source, StoreBatch
 from ingest.workers.store.keys import STAGING, Layout, quarantine_key
 
 CONTESTED_MAX: Final = 3
@@ -70,7 +70,7 @@ class _Copying:
         now: The time, in Unix milliseconds.
     """
 
-    kept: Batch
+    kept: StoreBatch
     number: int
     uid: str
     safe: frozenset[str]
@@ -136,7 +136,9 @@ class Warden:
             self._drop(row, kept, "the same instance is stored")
             return None
 
-    def _released(self, number: int, stored: Batch, kept: Batch, *, replacing: bool) -> tuple[str, ...]:
+    def _released(
+        self, number: int, stored: StoreBatch, kept: StoreBatch, *, replacing: bool
+    ) -> tuple[str, ...]:
         row = self._row(number)
         key = quarantine_key(_reference(row.spool_ref))
         if row.state is InstanceState.STORED and self._is_there(self._quarantine, key):
@@ -170,15 +172,15 @@ class Warden:
         with self._batches() as (_, kept):
             self._drop(self._quarantined(number), kept, "dropped from quarantine by hand")
 
-    def _drop(self, row: Instance, kept: Batch, why: str) -> None:
+    def _drop(self, row: Instance, kept: StoreBatch, why: str) -> None:
         # The row last: as long as it says "quarantined", the same command finishes what this one began.
         self._quarantine.remove(kept, row.store_key)
         self._quarantine.sync(kept)
         self._ledger.quarantine.drop(row.id, f"{why}; {row.note}")
 
     @contextlib.contextmanager
-    def _batches(self) -> Iterator[tuple[Batch, Batch]]:
-        with self._store.batch() as stored, self._quarantine.batch() as kept:
+    def _batches(self) -> Iterator[tuple[StoreBatch, StoreBatch]]:
+        with self._store.open_batch() as stored, self._quarantine.open_batch() as kept:
             self._store.acquire_removal_lock(stored)
             yield stored, kept
 
@@ -194,7 +196,7 @@ class Warden:
             raise NotQuarantinedError(f"{number}: it is not in quarantine, it is {row.state.value}")
         return row
 
-    def _stored(self, number: int, stored: Batch, kept: Batch, *, replacing: bool) -> NewInstance:
+    def _stored(self, number: int, stored: StoreBatch, kept: StoreBatch, *, replacing: bool) -> NewInstance:
         for _ in range(CONTESTED_MAX):
             row = self._quarantined(number)
             with open_stored_file(self._quarantine, row.store_key, self._router.tags) as (source, facts):
@@ -233,8 +235,8 @@ class Warden:
         row: Instance,
         source: Source,
         facts: InstanceHeader,
-        stored: Batch,
-        kept: Batch,
+        stored: StoreBatch,
+        kept: StoreBatch,
         *,
         replacing: bool,
     ) -> NewInstance | None:
@@ -311,7 +313,7 @@ class Warden:
         with open_stored_file(self._quarantine, key) as (kept, _):
             return kept is not None and have_same_bytes(kept, there, lambda: None)
 
-    def _clear(self, uid: str, key: str, stored: Batch, kept: Batch) -> None:
+    def _clear(self, uid: str, key: str, stored: StoreBatch, kept: StoreBatch) -> None:
         """Remove the names that files of a released instance, and of what gave way to it, had before."""
         left = self._ledger.instances.find_store_keys([uid]).replaced.get(uid, set())
         for old in left - self._ledger.instances.find_claimed_keys(left):

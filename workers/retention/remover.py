@@ -28,7 +28,7 @@ from ingest.spool import store_capacity
 from ingest.workers.backoff import Backoff, retry_with_backoff
 from ingest.workers.retention import clock
 from ingest.workers.retention.policy import Decision, Goal, cutoff, decide, disk_over, oldest_first
-from ingest.workers.store.filesystem import Batch, FileStore
+from ingest.workers.store.filesystem import FileStore, StoreBatch
 from ingest.workers.store.keys import STAGING
 from ingest.workers.store.removal import Leaving
 from ingest.workers.store.staging import FILE_MODE, lock
@@ -219,7 +219,7 @@ class Remover:
                 self._unlink(batch, files)
             after = files[-1].id if files else after
 
-    def _unlink(self, batch: Batch, files: Sequence[RemovableFile]) -> None:
+    def _unlink(self, batch: StoreBatch, files: Sequence[RemovableFile]) -> None:
         """From mark to mark. What cannot be removed now keeps the first, for the next pass."""
         if not files:
             return
@@ -251,8 +251,8 @@ class Remover:
     # --- who else is there
 
     @contextlib.contextmanager
-    def _excluding(self) -> Iterator[Batch]:
-        with self._store.batch() as batch:
+    def _excluding(self) -> Iterator[StoreBatch]:
+        with self._store.open_batch() as batch:
             self._store.acquire_removal_lock(batch)
             yield batch
 

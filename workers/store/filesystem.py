@@ -20,7 +20,7 @@ from ingest.errors import LedgerError, StoreAwayError, StoreError, StoreMissingE
 from ingest.filesystem.calls import NO_LINK, clock_ns, mount_of, sync_folder_fd
 from ingest.filesystem.folder_identity import KnownFolder, give_id, read_id, require_store
 from ingest.workers.fault_attribution import ERRORS_OF_NAMES
-from ingest.workers.store.folders import Folders
+from ingest.workers.store.folders import BatchFolders
 from ingest.workers.store.keys import STAGING, check_key
 from ingest.workers.store.staging import FILE_MODE, StagingFolder, is_name_of, lock
 
@@ -65,10 +65,10 @@ class Source:
 
 
 @dataclass(slots=True)
-class Batch:
+class StoreBatch:
     """What was put together and becomes durable together."""
 
-    folders: Folders
+    folders: BatchFolders
     lock: int | None = None
 
 
@@ -92,10 +92,10 @@ class SharedLock(Protocol):
 class Store(Protocol):
     """What the workers ask of a store; a key is a relative path with "/"."""
 
-    def batch(self) -> contextlib.AbstractContextManager[Batch]:
+    def open_batch(self) -> contextlib.AbstractContextManager[StoreBatch]:
         """A batch to put into; what is not synced at its end may be lost with the power."""
 
-    def put(self, batch: Batch, source: Source, key: str) -> bool:
+    def put(self, batch: StoreBatch, source: Source, key: str) -> bool:
         """Keep a file under a key; False where the key is taken (that key is made durable all the same).
 
         Raises:
@@ -103,19 +103,19 @@ class Store(Protocol):
             StoreError: This key cannot be had.
         """
 
-    def replace(self, batch: Batch, source: Source, key: str) -> None:
+    def replace(self, batch: StoreBatch, source: Source, key: str) -> None:
         """Keep a file under a key in place of what is there, between two instants; raises as `put`."""
 
-    def remove(self, batch: Batch, key: str) -> None:
+    def remove(self, batch: StoreBatch, key: str) -> None:
         """Forget a key, if it is there; raises as `put`."""
 
-    def acquire_removal_lock(self, batch: Batch) -> None:
+    def acquire_removal_lock(self, batch: StoreBatch) -> None:
         """Keep others from replacing and removing until `release_removal_lock` or the batch's end; as `put`."""
 
-    def release_removal_lock(self, batch: Batch) -> None:
+    def release_removal_lock(self, batch: StoreBatch) -> None:
         """Let others replace and remove again."""
 
-    def sync(self, batch: Batch) -> None:
+    def sync(self, batch: StoreBatch) -> None:
         """Make durable what was put so far; raises as `put`."""
 
     def open(self, key: str) -> int:
@@ -132,7 +132,7 @@ class Store(Protocol):
     def changed_ms(self, key: str) -> int:
         """When a name was last given to the file, or taken from it (Unix milliseconds); raises as `open`."""
 
-    def clock_ahead_ms(self, batch: Batch) -> int:
+    def clock_ahead_ms(self, batch: StoreBatch) -> int:
         """By how much the clock that `changed_ms` goes by is ahead of ours, while others are excluded.
 
         Raises:
@@ -215,10 +215,10 @@ class FileStore:
         return self._prepared
 
     @contextlib.contextmanager
-    def batch(self) -> Iterator[Batch]:
+    def open_batch(self) -> Iterator[StoreBatch]:
         """See `Store.batch`."""
         with self._blamed():
-            batch = Batch(Folders(self.root, self._durable_names))
+            batch = StoreBatch(BatchFolders(self.root, self._durable_names))
             try:
                 self._require_id()
             except BaseException:
@@ -233,7 +233,7 @@ class FileStore:
             batch.folders.close()
             self.release_removal_lock(batch)
 
-    def put(self, batch: Batch, source: Source, key: str) -> bool:
+    def put(self, batch: StoreBatch, source: Source, key: str) -> bool:
         """See `Store.put`."""
         *parents, name = check_key(key)
         with self._blamed(key):
@@ -247,7 +247,7 @@ class FileStore:
                 return False
             return True
 
-    def replace(self, batch: Batch, source: Source, key: str) -> None:
+    def replace(self, batch: StoreBatch, source: Source, key: str) -> None:
         """See `Store.replace`."""
         *parents, name = check_key(key)
         with self._blamed(key):
@@ -261,13 +261,13 @@ class FileStore:
             if not is_name_of(name, folder, linked.st_dev, linked.st_ino):
                 raise StoreAwayError(f"{key} was given to another file while it was replaced")
 
-    def remove(self, batch: Batch, key: str) -> None:
+    def remove(self, batch: StoreBatch, key: str) -> None:
         """See `Store.remove`; folders stay."""
         *parents, name = check_key(key)
         with self._blamed(key), contextlib.suppress(FileNotFoundError):
             os.unlink(name, dir_fd=batch.folders.open(parents))
 
-    def acquire_removal_lock(self, batch: Batch) -> None:
+    def acquire_removal_lock(self, batch: StoreBatch) -> None:
         """See `Store.acquire_removal_lock`."""
         if batch.lock is not None:
             return
@@ -298,7 +298,7 @@ class FileStore:
         except LedgerError as error:
             raise StoreAwayError(f"the store {self.root} cannot be locked: {error}") from error
 
-    def release_removal_lock(self, batch: Batch) -> None:
+    def release_removal_lock(self, batch: StoreBatch) -> None:
         """See `Store.release_removal_lock`."""
         if batch.lock is not None:
             if self._shared_lock is not None:
@@ -306,14 +306,14 @@ class FileStore:
             os.close(batch.lock)
             batch.lock = None
 
-    def clock_ahead_ms(self, batch: Batch) -> int:
+    def clock_ahead_ms(self, batch: StoreBatch) -> int:
         """See `Store.clock_ahead_ms`."""
         if batch.lock is None:
             raise StoreError(f"the clock of {self.root} is asked without its lock")
         with self._blamed():
             return (clock_ns(batch.lock) - time.time_ns()) // 1_000_000
 
-    def announce_removal(self, batch: Batch) -> None:
+    def announce_removal(self, batch: StoreBatch) -> None:
         """Tell all workers that folders are about to go; with others kept from replacing.
 
         A new folder may get the inode number of one that is gone, whose name was known to be durable.
@@ -321,7 +321,7 @@ class FileStore:
         if batch.lock is not None:
             os.utime(batch.lock, ns=(time.time_ns(),) * 2)
 
-    def sync(self, batch: Batch) -> None:
+    def sync(self, batch: StoreBatch) -> None:
         """See `Store.sync`."""
         self._require_lock(batch)
         if self._durable:
@@ -339,7 +339,7 @@ class FileStore:
             cause = f"{self.root} is not the store any more that this worker began with"
             raise StoreMissingError(f"{cause} ({mount_of(self.root)}); mount it")
 
-    def _require_lock(self, batch: Batch) -> None:
+    def _require_lock(self, batch: StoreBatch) -> None:
         """Make sure that a lock that was taken is ours yet: a row is written next that depends on it."""
         if batch.lock is None or self._shared_lock is None:
             return

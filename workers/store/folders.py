@@ -14,7 +14,7 @@ REMEMBERED_MAX: Final = 10_000
 _FLAGS: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW
 
 
-class Folders:
+class BatchFolders:
     """Open folders below one root; whatever is asked of them follows no symbolic link below it."""
 
     def __init__(self, root: Path, durable_names: set[tuple[int, int]]) -> None:

@@ -15,7 +15,7 @@ from ingest.ledger import DeliveryState, InstanceState, NewInstance, Outcome
 from ingest.ledger.instances import Instances
 from ingest.ledger.schema import instances
 from ingest.workers.persist.storage import BatchStorage
-from ingest.workers.store.filesystem import Batch, FileStore
+from ingest.workers.store.filesystem import FileStore, StoreBatch
 from ingest.workers.store.staging import lock
 from tests.support.instances import EXPLICIT, IMPLICIT, Made
 from tests.support.ledgers import delivery_states
@@ -334,7 +334,7 @@ def test_what_does_not_collide_asks_for_no_lock_and_is_not_kept_by_it(
     monkeypatch.setattr(ingest.workers.store.filesystem, "LOCK_SECONDS", 0.1)
     store = FileStore(site.config.store_root)
     store.prepare()
-    with store.batch() as batch:
+    with store.open_batch() as batch:
         store.acquire_removal_lock(batch)
         site.receive(FIRST)
         for number in range(5, 10):
@@ -353,7 +353,7 @@ def try_once(site: Site, monkeypatch: pytest.MonkeyPatch, release: Callable[[], 
     real = FileStore.acquire_removal_lock
     calls = 0
 
-    def counting(store: FileStore, batch: Batch) -> None:
+    def counting(store: FileStore, batch: StoreBatch) -> None:
         nonlocal calls
         calls += 1
         if calls == 2:

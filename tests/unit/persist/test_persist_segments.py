@@ -17,7 +17,7 @@ from ingest.spool.reference import Place, Reference
 from ingest.workers.persist.spool_entry import OpenSegments
 from ingest.workers.quarantine.decisions import release
 from ingest.workers.store.filesystem import FileStore
-from ingest.workers.store.folders import Folders
+from ingest.workers.store.folders import BatchFolders
 from tests.support.instances import CT, EXPLICIT, Made, element
 from tests.support.persisting import Site
 from tests.support.segments import SegmentWriter
@@ -271,7 +271,7 @@ def test_nothing_is_marked_before_file_folder_and_ledger_are_durable(
     for owner, name in (
         (os, "fdatasync"),
         (os, "link"),
-        (Folders, "sync"),
+        (BatchFolders, "sync"),
         (Instances, "record"),
         (OpenSegments, "mark_done"),
     ):
@@ -288,7 +288,7 @@ def test_nothing_is_marked_before_file_folder_and_ledger_are_durable(
 
 @pytest.mark.parametrize(
     ("owner", "name"),
-    [(os, "write"), (os, "fdatasync"), (os, "link"), (Folders, "sync")],
+    [(os, "write"), (os, "fdatasync"), (os, "link"), (BatchFolders, "sync")],
     ids=["write", "fdatasync", "link", "folder"],
 )
 def test_a_disk_that_fails_leaves_all_waiting_until_it_works(

@@ -220,7 +220,7 @@ def test_worker_puts_into_a_folder_that_was_removed_under_its_hands(site: Site, 
     path.write_bytes(b"new")
     fd = os.open(path, os.O_RDONLY)
     try:
-        with store.batch() as batch:
+        with store.open_batch() as batch:
             batch.folders.open(["2.1", "2.1.1"])
             remove(site, days=2, keep_days=1)
             assert folders(site) == []
@@ -248,7 +248,7 @@ def test_workers_forget_which_names_of_folders_are_durable(
 
     def root_is_synced() -> bool:
         synced.clear()
-        with store.batch() as batch:
+        with store.open_batch() as batch:
             batch.folders.open(["2.7"])
             store.sync(batch)
         return root in synced

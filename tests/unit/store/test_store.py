@@ -45,7 +45,7 @@ def leftovers(store: FileStore) -> list[Path]:
 
 
 def test_file_on_the_same_file_system_is_linked_and_not_copied(store: FileStore, tmp_path: Path) -> None:
-    with source(tmp_path / "a", b"content") as a, store.batch() as batch:
+    with source(tmp_path / "a", b"content") as a, store.open_batch() as batch:
         assert store.put(batch, a, KEY)
         store.sync(batch)
     assert (store.root / KEY).stat().st_ino == a.inode
@@ -54,7 +54,7 @@ def test_file_on_the_same_file_system_is_linked_and_not_copied(store: FileStore,
 
 def test_file_of_another_file_system_is_copied(store: FileStore, elsewhere: Path) -> None:
     content = os.urandom(3_000_000)
-    with source(elsewhere / "a", content) as a, store.batch() as batch:
+    with source(elsewhere / "a", content) as a, store.open_batch() as batch:
         assert store.put(batch, a, KEY)
         store.sync(batch)
     assert (store.root / KEY).read_bytes() == content
@@ -69,7 +69,7 @@ def test_large_copy_goes_in_bounded_steps_and_reports_each(
     steps: list[int] = []
     store = FileStore(tmp_path / "store", progress=lambda: steps.append(1))
     store.prepare()
-    with source(elsewhere / "a", b"x" * 10_500) as a, store.batch() as batch:
+    with source(elsewhere / "a", b"x" * 10_500) as a, store.open_batch() as batch:
         store.put(batch, a, KEY)
     store.close()
     assert len(steps) == 11
@@ -80,10 +80,10 @@ def test_large_copy_goes_in_bounded_steps_and_reports_each(
 def test_key_that_is_taken_is_never_overwritten(
     store: FileStore, tmp_path: Path, elsewhere: Path, link: bool
 ) -> None:
-    with source(tmp_path / "a", b"first") as a, store.batch() as batch:
+    with source(tmp_path / "a", b"first") as a, store.open_batch() as batch:
         store.put(batch, a, KEY)
     folder = tmp_path if link else elsewhere
-    with source(folder / "b", b"second") as b, store.batch() as batch:
+    with source(folder / "b", b"second") as b, store.open_batch() as batch:
         assert not store.put(batch, b, KEY)
     assert (store.root / KEY).read_bytes() == b"first"
     assert leftovers(store) == []
@@ -93,11 +93,11 @@ def test_key_that_is_taken_is_never_overwritten(
 def test_replacing_is_one_step_for_readers(
     store: FileStore, tmp_path: Path, elsewhere: Path, link: bool
 ) -> None:
-    with source(tmp_path / "a", b"first") as a, store.batch() as batch:
+    with source(tmp_path / "a", b"first") as a, store.open_batch() as batch:
         store.put(batch, a, KEY)
     reader = store.open(KEY)
     folder = tmp_path if link else elsewhere
-    with source(folder / "b", b"second") as b, store.batch() as batch:
+    with source(folder / "b", b"second") as b, store.open_batch() as batch:
         store.acquire_removal_lock(batch)
         store.replace(batch, b, KEY)
         store.sync(batch)
@@ -108,7 +108,7 @@ def test_replacing_is_one_step_for_readers(
 
 
 def test_replacing_a_file_by_itself_leaves_no_second_name(store: FileStore, tmp_path: Path) -> None:
-    with source(tmp_path / "a", b"first") as a, store.batch() as batch:
+    with source(tmp_path / "a", b"first") as a, store.open_batch() as batch:
         store.put(batch, a, KEY)
         store.replace(batch, a, KEY)
     assert leftovers(store) == []
@@ -117,19 +117,19 @@ def test_replacing_a_file_by_itself_leaves_no_second_name(store: FileStore, tmp_
 
 def test_only_one_worker_replaces_at_a_time(store: FileStore, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ingest.workers.store.filesystem.LOCK_SECONDS", 0.05)
-    with store.batch() as one, store.batch() as other:
+    with store.open_batch() as one, store.open_batch() as other:
         store.acquire_removal_lock(one)
         store.acquire_removal_lock(one)
         with pytest.raises(StoreAwayError, match="another worker"):
             store.acquire_removal_lock(other)
-    with store.batch() as after:
+    with store.open_batch() as after:
         store.acquire_removal_lock(after)
 
 
 def test_digest_is_of_the_data_set_and_not_of_the_file_meta(store: FileStore, tmp_path: Path) -> None:
     made = (Made(calling="ONE"), Made(calling="ANOTHER"))
     for number, one in enumerate(made):
-        with source(tmp_path / f"{number}", one.file) as file, store.batch() as batch:
+        with source(tmp_path / f"{number}", one.file) as file, store.open_batch() as batch:
             store.put(batch, file, f"{number}.dcm")
     assert store.digest("0.dcm") == store.digest("1.dcm")
     assert store.size("0.dcm") != store.size("1.dcm")
@@ -139,7 +139,7 @@ def test_digest_is_of_the_data_set_and_not_of_the_file_meta(store: FileStore, tm
     "key", ["../x", "/etc/x", "a/../../x", "", "a//b", "a/./b", ".incoming/0/1", "a\0b"], ids=ascii
 )
 def test_key_that_leads_out_is_refused(store: FileStore, tmp_path: Path, key: str) -> None:
-    with source(tmp_path / "a", b"content") as a, store.batch() as batch:
+    with source(tmp_path / "a", b"content") as a, store.open_batch() as batch:
         for ask in (store.put, store.replace):
             with pytest.raises(StoreError):
                 ask(batch, a, key)
@@ -152,7 +152,7 @@ def test_symbolic_links_in_the_store_are_not_followed(store: FileStore, tmp_path
     outside.mkdir()
     (store.root / "1.2.3").symlink_to(outside)
     (store.root / "file").symlink_to(outside / "victim")
-    with source(tmp_path / "a", b"content") as a, store.batch() as batch:
+    with source(tmp_path / "a", b"content") as a, store.open_batch() as batch:
         with pytest.raises(StoreError) as raised:
             store.put(batch, a, KEY)
         assert not isinstance(raised.value, StoreAwayError)
@@ -163,7 +163,11 @@ def test_symbolic_links_in_the_store_are_not_followed(store: FileStore, tmp_path
 
 
 def test_name_that_is_too_long_blames_the_name_and_not_the_disk(store: FileStore, tmp_path: Path) -> None:
-    with source(tmp_path / "a", b"content") as a, store.batch() as batch, pytest.raises(StoreError) as raised:
+    with (
+        source(tmp_path / "a", b"content") as a,
+        store.open_batch() as batch,
+        pytest.raises(StoreError) as raised,
+    ):
         store.put(batch, a, "x" * 300)
     assert not isinstance(raised.value, StoreAwayError)
 
@@ -176,7 +180,7 @@ def test_full_disk_is_away_and_leaves_nothing(
 
     monkeypatch.setattr(os, "sendfile", full)
     no_space = pytest.raises(StoreAwayError, match="No space")
-    with source(elsewhere / "a", b"content") as a, store.batch() as batch, no_space:
+    with source(elsewhere / "a", b"content") as a, store.open_batch() as batch, no_space:
         store.put(batch, a, KEY)
     assert not (store.root / KEY).exists()
     assert leftovers(store) == []
@@ -184,7 +188,7 @@ def test_full_disk_is_away_and_leaves_nothing(
 
 def test_store_that_is_not_mounted_is_not_made_anew(store: FileStore) -> None:
     shutil.rmtree(store.root)
-    with pytest.raises(StoreAwayError), store.batch():
+    with pytest.raises(StoreAwayError), store.open_batch():
         pass
     assert not store.root.exists()
 
@@ -192,14 +196,14 @@ def test_store_that_is_not_mounted_is_not_made_anew(store: FileStore) -> None:
 def test_source_that_another_worker_finished_meanwhile_is_seen_as_taken(
     store: FileStore, tmp_path: Path
 ) -> None:
-    with source(tmp_path / "a", b"content") as a, store.batch() as batch:
+    with source(tmp_path / "a", b"content") as a, store.open_batch() as batch:
         store.put(batch, a, KEY)
         (tmp_path / "a").unlink()
         assert not store.put(batch, a, KEY)
 
 
 def synced_folders(store: FileStore, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Folders below the store that are synced from now on, in order; "." is its root."""
+    """BatchFolders below the store that are synced from now on, in order; "." is its root."""
     synced: list[str] = []
     real = os.fsync
 
@@ -218,14 +222,14 @@ def test_every_new_name_up_to_the_root_is_synced_once_a_batch(
 ) -> None:
     synced = synced_folders(store, monkeypatch)
     with source(tmp_path / "a", b"content") as a:
-        with store.batch() as batch:
+        with store.open_batch() as batch:
             for number in range(5):
                 store.put(batch, a, f"1/2/{number}.dcm")
             assert synced == []
             store.sync(batch)
         assert sorted(synced) == [".", "1", "1/2"]
         synced.clear()
-        with store.batch() as batch:
+        with store.open_batch() as batch:
             store.put(batch, a, "1/2/9.dcm")
             store.put(batch, a, "1/3/9.dcm")
             store.sync(batch)
@@ -237,10 +241,10 @@ def test_folder_that_a_dead_worker_made_is_synced_all_the_same(
 ) -> None:
     (store.root / "1/2").mkdir(parents=True)
     with source(tmp_path / "a", b"content") as a:
-        with store.batch() as batch:
+        with store.open_batch() as batch:
             store.put(batch, a, "1/2/3.dcm")
         synced = synced_folders(store, monkeypatch)
-        with store.batch() as batch:
+        with store.open_batch() as batch:
             assert not store.put(batch, a, "1/2/3.dcm")
             store.sync(batch)
     assert sorted(synced) == [".", "1", "1/2"]
@@ -254,7 +258,7 @@ def test_page_cache_durability_waits_for_no_disk(
     for name in ("fsync", "fdatasync"):
         monkeypatch.setattr(os, name, lambda _: pytest.fail("synced"))
     for number, folder in enumerate((tmp_path, elsewhere)):
-        with source(folder / "a", b"content") as a, store.batch() as batch:
+        with source(folder / "a", b"content") as a, store.open_batch() as batch:
             store.put(batch, a, f"{number}.dcm")
             store.sync(batch)
     store.close()

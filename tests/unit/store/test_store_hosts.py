@@ -64,7 +64,7 @@ def test_two_workers_without_locks_copy_beside_each_other(
         with opened(tmp_path) as other, other.temporary() as (other_path, other_fd):
             other.append(other_fd, b"B" * 4000)
             assert other_path != path
-            with one.batch() as batch:
+            with one.open_batch() as batch:
                 assert one.put(batch, source, KEY)
     assert (tmp_path / KEY).read_bytes() == b"A" * 4000
 
@@ -79,7 +79,7 @@ def test_what_is_stored_is_the_open_file_whatever_its_path_stands_for(
     source = Source.of(str(path), fd, synced=False)
     path.rename(path.with_name("kept"))
     path.write_bytes(b"B")
-    with opened(tmp_path / "store") as store, store.batch() as batch:
+    with opened(tmp_path / "store") as store, store.open_batch() as batch:
         assert store.put(batch, source, KEY)
         store.replace(batch, source, "again.dcm")
     os.close(fd)
@@ -98,7 +98,7 @@ def test_name_that_another_worker_took_over_at_once_counts_as_taken(
         real(source, target, dst_dir_fd=dst_dir_fd, **how)
         os.rename(tmp_path / "b", target, dst_dir_fd=dst_dir_fd)
 
-    with opened(tmp_path / "store") as store, store.batch() as batch:
+    with opened(tmp_path / "store") as store, store.open_batch() as batch:
         monkeypatch.setattr(os, "link", link)
         assert not store.put(batch, Source.of(str(tmp_path / "a"), fd, synced=False), KEY)
     os.close(fd)
@@ -164,7 +164,7 @@ def test_file_that_could_not_be_removed_is_removed_without_a_restart(
             patch.setattr(os, "unlink", fail)
         assert Path(path).exists()
         monkeypatch.setattr(store, "_clear_at", 0.0)
-        with store.batch():
+        with store.open_batch():
             assert not Path(path).exists()
 
 
@@ -185,13 +185,13 @@ def test_one_host_replaces_at_a_time_though_locks_do_not_reach_the_other(
     monkeypatch.setattr("ingest.workers.store.filesystem.lock", lambda _: True)
     monkeypatch.setattr("ingest.workers.store.filesystem.LOCK_SECONDS", 0.05)
     here, there = (opened(tmp_path, shared_lock=ledger.create_removal_lock()) for ledger in ledgers)
-    with here as one, there as other, one.batch() as batch:
+    with here as one, there as other, one.open_batch() as batch:
         one.acquire_removal_lock(batch)
         one.sync(batch)
-        with other.batch() as second, pytest.raises(StoreAwayError, match="another worker"):
+        with other.open_batch() as second, pytest.raises(StoreAwayError, match="another worker"):
             other.acquire_removal_lock(second)
         one.release_removal_lock(batch)
-        with other.batch() as second:
+        with other.open_batch() as second:
             other.acquire_removal_lock(second)
             with pytest.raises(StoreAwayError, match="another worker"):
                 one.acquire_removal_lock(batch)
@@ -201,7 +201,7 @@ def test_lock_that_was_lost_with_its_connection_stops_the_batch_before_its_rows(
     tmp_path: Path, ledgers: tuple[Ledger, Ledger]
 ) -> None:
     ledger, other = ledgers
-    with opened(tmp_path, shared_lock=ledger.create_removal_lock()) as store, store.batch() as batch:
+    with opened(tmp_path, shared_lock=ledger.create_removal_lock()) as store, store.open_batch() as batch:
         store.acquire_removal_lock(batch)
         with other.database.begin_write() as connection:
             connection.exec_driver_sql(
