@@ -39,7 +39,7 @@ from ingest.routing.node_router import NodeRouter
 from ingest.routing.router import RoutingDecision
 from ingest.supervisor import reload_client
 from ingest.workers.store.filesystem import FileStore, Source
-from ingest.workers.store.keys import STAGING, safe_name
+from ingest.workers.store.keys import STAGING, make_safe_name
 
 CHUNK: Final = 200
 """Files that are looked at together."""
@@ -348,7 +348,7 @@ def _standing(key: str, facts: InstanceHeader) -> tuple[InstanceState, str]:
     if copy:
         return InstanceState.STORED, copy[1]
     name = key.rpartition("/")[2]
-    if f"~{safe_name(facts.transfer_syntax_uid, 'no-syntax')}" in name:
+    if f"~{make_safe_name(facts.transfer_syntax_uid, 'no-syntax')}" in name:
         return InstanceState.VARIANT, ""
     return InstanceState.STORED, ""
 

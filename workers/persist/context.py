@@ -17,7 +17,7 @@ from ingest.workers.persist.spool_leftovers import SpoolLeftovers
 from ingest.workers.persist.streams import SpoolStreams
 from ingest.workers.quarantine.limit import QuarantineLimit
 from ingest.workers.store.filesystem import FileStore
-from ingest.workers.store.keys import Layout
+from ingest.workers.store.keys import StoreKeyTemplate
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -35,7 +35,7 @@ class PersistContext:
         store: Holds the instances.
         quarantine: Holds the instances that a person must look at.
         quarantine_limit: The limit on copies of refused instances.
-        layout: `[store] path`.
+        key_template: `[store] path`.
         router: `[[routes]]`.
         ledger: Records instances and deliveries.
         ledger_backoff: The failures of the ledger in a row.
@@ -51,7 +51,7 @@ class PersistContext:
     store: FileStore
     quarantine: FileStore
     quarantine_limit: QuarantineLimit
-    layout: Layout
+    key_template: StoreKeyTemplate
     router: Router
     ledger: Ledger
     ledger_backoff: Backoff

@@ -36,7 +36,7 @@ from ingest.workers.persist.duplicates import (
 from ingest.workers.persist.loop_alarm import raise_loop_alarm
 from ingest.workers.persist.spool_entry import SpoolEntry
 from ingest.workers.store.filesystem import Source, StoreBatch
-from ingest.workers.store.keys import quarantine_key, safe_name, variant_key
+from ingest.workers.store.keys import make_quarantine_key, make_safe_name, make_variant_key
 from ingest.workers.store.removal import may_be_another
 
 _REFUSED: Final = re.compile(r"\.([0-9A-F]{4})\.dcm$")
@@ -177,7 +177,7 @@ class BatchStorage:
                 "copy_not_kept", sop_instance_uid=content.sop_instance_uid, status=f"{content.status:04X}"
             )
             return None
-        key = quarantine_key(entry.reference)
+        key = make_quarantine_key(entry.reference)
         # A taken key belongs to an earlier attempt with the same spool reference.
         self._context.quarantine.put(self._quarantine_batch, entry.source, key)
         self._new_copies[content] = key
@@ -298,7 +298,7 @@ class BatchStorage:
     def _store_sound(self, entry: SpoolEntry) -> None:
         header = entry.header
         uid = header.sop_instance_uid
-        key = self._context.layout.key(header.study_uid, header.series_uid, uid)
+        key = self._context.key_template.make_key(header.study_uid, header.series_uid, uid)
         if not self._is_known(uid) and self._put(entry, key):
             self._add_row(entry, header, key, InstanceState.STORED, _compose_note(header))
             return
@@ -395,7 +395,7 @@ class BatchStorage:
     def _store_variant(self, entry: SpoolEntry, first: str, note: str) -> None:
         """Keep an object in another transfer syntax beside the first one of its UID."""
         header = entry.header
-        key = variant_key(first, header.transfer_syntax_uid)
+        key = make_variant_key(first, header.transfer_syntax_uid)
         if not self._store.put(self._store_batch, entry.source, key):
             known = self._read_same_object(entry, key)
             if known is None:
@@ -420,7 +420,7 @@ class BatchStorage:
             self._context.claims.renew_if_due,
         )
         uids = header.study_uid, header.series_uid, header.sop_instance_uid
-        return self._context.layout.key(*uids, copy_digest=digest), digest
+        return self._context.key_template.make_key(*uids, copy_digest=digest), digest
 
     def _store_copy(self, entry: SpoolEntry, note: str) -> None:
         """Keep a further copy beside the first object of its UID. The same content changes nothing."""
@@ -544,6 +544,6 @@ def _compose_note(header: InstanceHeader, decision: str = "") -> str:
         if not uid
     ]
     uids = (header.study_uid, header.series_uid, header.sop_instance_uid)
-    if any(uid and safe_name(uid, "") != uid for uid in uids):
+    if any(uid and make_safe_name(uid, "") != uid for uid in uids):
         notes.append("a UID that is none: stored under a name made from its hash")
     return "; ".join(notes)

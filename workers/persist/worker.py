@@ -44,7 +44,7 @@ from ingest.workers.persist.streams import SpoolStreams
 from ingest.workers.persist.unpersisted_alarm import UnpersistedAlarm
 from ingest.workers.quarantine.limit import QuarantineLimit
 from ingest.workers.store.filesystem import FileStore
-from ingest.workers.store.keys import Layout
+from ingest.workers.store.keys import StoreKeyTemplate
 from ingest.workers.worker_slot import claim_worker_slot
 
 BATCH: Final = 256
@@ -121,7 +121,10 @@ class PersistWorker:
             "what is received waits in the spool; see to its disk, memory and limit of open files",
         )
         try:
-            self._layout, self._router = Layout(config.store.path), NodeRouter(config, logs=True)
+            self._key_template, self._router = (
+                StoreKeyTemplate(config.store.path),
+                NodeRouter(config, logs=True),
+            )
             self._ledger = Ledger(config.ledger_url)
         except (StoreError, LedgerError) as error:
             raise BootError(str(error)) from error
@@ -338,7 +341,7 @@ class PersistWorker:
             store=self._store,
             quarantine=self._quarantine,
             quarantine_limit=QuarantineLimit(config),
-            layout=self._layout,
+            key_template=self._key_template,
             router=self._router,
             ledger=self._ledger,
             ledger_backoff=self._ledger_backoff,

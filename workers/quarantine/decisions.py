@@ -30,7 +30,7 @@ from ingest.spool.reference import Reference
 from ingest.workers.persist.compare import have_same_bytes, open_stored_file
 from ingest.workers.persist.spool_entry import spool_ref
 from ingest.workers.store.filesystem import FileStore, Source, StoreBatch
-from ingest.workers.store.keys import STAGING, Layout, quarantine_key
+from ingest.workers.store.keys import STAGING, StoreKeyTemplate, make_quarantine_key
 
 CONTESTED_MAX: Final = 3
 """How often a release begins anew, while workers store the same SOP instance UID."""
@@ -85,7 +85,7 @@ class Warden:
         self._ledger = ledger
         self._store = store
         self._quarantine = quarantine
-        self._layout = Layout(config.store.path)
+        self._key_template = StoreKeyTemplate(config.store.path)
         self._router = NodeRouter(config)
 
     def release(self, number: int) -> tuple[str, ...]:
@@ -140,7 +140,7 @@ class Warden:
         self, number: int, stored: StoreBatch, kept: StoreBatch, *, replacing: bool
     ) -> tuple[str, ...]:
         row = self._row(number)
-        key = quarantine_key(_reference(row.spool_ref))
+        key = make_quarantine_key(_reference(row.spool_ref))
         if row.state is InstanceState.STORED and self._is_there(self._quarantine, key):
             # Who released it died before the file was gone from here.
             self._clear(row.sop_instance_uid, key, stored, kept)
@@ -296,12 +296,12 @@ class Warden:
             name = str(old.id) if old is not None else f"{copying.number}.{_digest(there)}"
             reference = Reference("spool", GAVE_WAY, name)
             source = replace(there, path=str(self._store.root / key))
-            self._quarantine.replace(copying.kept, source, quarantine_key(reference))
+            self._quarantine.replace(copying.kept, source, make_quarantine_key(reference))
             return NewInstance(
                 **_told(old or facts),
                 state=InstanceState.QUARANTINED,
                 sop_instance_uid=copying.uid,
-                store_key=quarantine_key(reference),
+                store_key=make_quarantine_key(reference),
                 size=there.size,
                 spool_ref=spool_ref(reference),
                 note=f"was stored; gave way to instance {copying.number}, which was released from quarantine",

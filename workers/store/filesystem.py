@@ -21,7 +21,7 @@ from ingest.filesystem.calls import NO_LINK, clock_ns, mount_of, sync_folder_fd
 from ingest.filesystem.folder_identity import KnownFolder, give_id, read_id, require_store
 from ingest.workers.fault_attribution import ERRORS_OF_NAMES
 from ingest.workers.store.folders import BatchFolders
-from ingest.workers.store.keys import STAGING, check_key
+from ingest.workers.store.keys import STAGING, split_key
 from ingest.workers.store.staging import FILE_MODE, StagingFolder, is_name_of, lock
 
 LOCK_SECONDS: Final = 10.0
@@ -235,7 +235,7 @@ class FileStore:
 
     def put(self, batch: StoreBatch, source: Source, key: str) -> bool:
         """See `Store.put`."""
-        *parents, name = check_key(key)
+        *parents, name = split_key(key)
         with self._blamed(key):
             try:
                 try:
@@ -249,7 +249,7 @@ class FileStore:
 
     def replace(self, batch: StoreBatch, source: Source, key: str) -> None:
         """See `Store.replace`."""
-        *parents, name = check_key(key)
+        *parents, name = split_key(key)
         with self._blamed(key):
             folder = batch.folders.open(parents)
             temporary = self._staging.make_name()
@@ -263,7 +263,7 @@ class FileStore:
 
     def remove(self, batch: StoreBatch, key: str) -> None:
         """See `Store.remove`; folders stay."""
-        *parents, name = check_key(key)
+        *parents, name = split_key(key)
         with self._blamed(key), contextlib.suppress(FileNotFoundError):
             os.unlink(name, dir_fd=batch.folders.open(parents))
 
@@ -358,7 +358,7 @@ class FileStore:
 
     def open(self, key: str) -> int:
         """See `Store.open`; symbolic links are not followed."""
-        check_key(key)
+        split_key(key)
         try:
             return os.open(self.root / key, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
         except FileNotFoundError:

@@ -18,7 +18,7 @@ _SAFE: Final = re.compile(r"[0-9][0-9.]{0,63}")
 _NAME_MAX: Final = 255
 
 
-def safe_name(uid: str, missing: str) -> str:
+def make_safe_name(uid: str, missing: str) -> str:
     """A UID as one component of a path: itself where that is safe, else made from its hash.
 
     Args:
@@ -32,7 +32,7 @@ def safe_name(uid: str, missing: str) -> str:
     return "x" + hashlib.sha256(uid.encode("utf-8", "surrogatepass")).hexdigest()[:40]
 
 
-class Layout:
+class StoreKeyTemplate:
     """The template of `[store] path`."""
 
     def __init__(self, template: str) -> None:
@@ -50,10 +50,10 @@ class Layout:
             raise StoreError(
                 f"store.path: {template!r} must name {{sop_uid}}, and no field but {sorted(FIELDS)}"
             )
-        check_key(sample)
+        split_key(sample)
         self._template = template
 
-    def key(self, study_uid: str, series_uid: str, sop_uid: str, *, copy_digest: str = "") -> str:
+    def make_key(self, study_uid: str, series_uid: str, sop_uid: str, *, copy_digest: str = "") -> str:
         """The key of an instance; never outside the store, whatever the UIDs are.
 
         Args:
@@ -64,21 +64,21 @@ class Layout:
         """
         suffix = f"~{copy_digest}" if copy_digest else ""
         return self._template.format(
-            study_uid=safe_name(study_uid, "no-study"),
-            series_uid=safe_name(series_uid, "no-series"),
-            sop_uid=safe_name(sop_uid, "no-instance") + suffix,
+            study_uid=make_safe_name(study_uid, "no-study"),
+            series_uid=make_safe_name(series_uid, "no-series"),
+            sop_uid=make_safe_name(sop_uid, "no-instance") + suffix,
         )
 
 
-def variant_key(key: str, transfer_syntax_uid: str) -> str:
+def make_variant_key(key: str, transfer_syntax_uid: str) -> str:
     """The key of an object beside the first one of its UID: one for each transfer syntax."""
     stem, dot, suffix = key.rpartition(".")
     if not dot or "/" in suffix:
         stem, dot, suffix = key, "", ""
-    return f"{stem}~{safe_name(transfer_syntax_uid, 'no-syntax')}{dot}{suffix}"
+    return f"{stem}~{make_safe_name(transfer_syntax_uid, 'no-syntax')}{dot}{suffix}"
 
 
-def quarantine_key(reference: Reference) -> str:
+def make_quarantine_key(reference: Reference) -> str:
     """The key below the quarantine folder; always the same, so that a second try finds the first."""
     name = re.sub(r"[^0-9A-Za-z_-]+", ".", f"{reference.spool}.{reference.path}.{reference.offset}").strip(
         "."
@@ -88,7 +88,7 @@ def quarantine_key(reference: Reference) -> str:
     return f"{name}.dcm"
 
 
-def check_key(key: str) -> tuple[str, ...]:
+def split_key(key: str) -> tuple[str, ...]:
     """The components of a key.
 
     Raises:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Final
 
 from ingest.filesystem.calls import sync_folder_fd
-from ingest.workers.store.keys import check_key
+from ingest.workers.store.keys import split_key
 
 SETTLED_MS: Final = 60_000
 """A file that got its name less long ago may be that of a worker that has not recorded it yet."""
@@ -54,7 +54,7 @@ class Leaving:
         Raises:
             OSError: It cannot be removed.
         """
-        *parents, name = check_key(key)
+        *parents, name = split_key(key)
         with contextlib.suppress(FileNotFoundError), self._opened(tuple(parents)) as folder:
             changed = os.stat(name, dir_fd=folder, follow_symlinks=False).st_ctime_ns // 1_000_000
             if may_be_another(changed, stored_at, now_ms):

@@ -160,7 +160,7 @@ def set_aside(site: Site, monkeypatch: pytest.MonkeyPatch, *ones: Made) -> list[
     before = {row.id for row in site.instances()}
     with monkeypatch.context() as patch:
         patch.setattr("ingest.workers.persist.batch.DELIVERIES_MAX", 0)
-        patch.setattr("ingest.workers.store.keys.Layout.key", _failing)
+        patch.setattr("ingest.workers.store.keys.StoreKeyTemplate.make_key", _failing)
         for one in ones:
             site.receive(one)
         site.work()

@@ -6,7 +6,13 @@ from hypothesis import strategies as st
 
 from ingest.errors import StoreError
 from ingest.spool.reference import Reference
-from ingest.workers.store.keys import Layout, check_key, quarantine_key, safe_name, variant_key
+from ingest.workers.store.keys import (
+    StoreKeyTemplate,
+    make_quarantine_key,
+    make_safe_name,
+    make_variant_key,
+    split_key,
+)
 
 DEFAULT = "{study_uid}/{series_uid}/{sop_uid}.dcm"
 
@@ -30,17 +36,17 @@ ESCAPES = [
 
 
 def test_default_layout_is_study_series_instance() -> None:
-    assert Layout(DEFAULT).key("1.2", "1.2.3", "1.2.3.4") == "1.2/1.2.3/1.2.3.4.dcm"
+    assert StoreKeyTemplate(DEFAULT).make_key("1.2", "1.2.3", "1.2.3.4") == "1.2/1.2.3/1.2.3.4.dcm"
 
 
 def test_missing_uids_get_a_name_made_for_them() -> None:
-    assert Layout(DEFAULT).key("", "", "1.2.3.4") == "no-study/no-series/1.2.3.4.dcm"
+    assert StoreKeyTemplate(DEFAULT).make_key("", "", "1.2.3.4") == "no-study/no-series/1.2.3.4.dcm"
 
 
 @pytest.mark.parametrize("uid", ESCAPES, ids=ascii)
 def test_uid_made_to_escape_becomes_one_safe_name(uid: str) -> None:
-    key = Layout(DEFAULT).key(uid, uid, uid)
-    parts = check_key(key)
+    key = StoreKeyTemplate(DEFAULT).make_key(uid, uid, uid)
+    parts = split_key(key)
     assert len(parts) == 3
     assert all(part.startswith("x") and part.removesuffix(".dcm").isalnum() for part in parts)
     assert len(key) < 200
@@ -48,14 +54,14 @@ def test_uid_made_to_escape_becomes_one_safe_name(uid: str) -> None:
 
 @given(st.text(), st.text(), st.text())
 def test_no_uids_whatever_lead_out_of_the_store(study: str, series: str, sop: str) -> None:
-    parts = check_key(Layout(DEFAULT).key(study, series, sop))
+    parts = split_key(StoreKeyTemplate(DEFAULT).make_key(study, series, sop))
     assert len(parts) == 3
     assert all(len(part.encode()) < 100 for part in parts)
 
 
 @given(st.text(), st.text())
 def test_different_uids_have_different_names(one: str, other: str) -> None:
-    assert (safe_name(one, "no") == safe_name(other, "no")) == (one == other)
+    assert (make_safe_name(one, "no") == make_safe_name(other, "no")) == (one == other)
 
 
 @pytest.mark.parametrize(
@@ -76,16 +82,20 @@ def test_different_uids_have_different_names(one: str, other: str) -> None:
 )
 def test_template_that_cannot_be_safe_is_refused_and_named(template: str) -> None:
     with pytest.raises(StoreError, match="store"):
-        Layout(template)
+        StoreKeyTemplate(template)
 
 
 def test_variant_has_a_name_of_its_own_for_each_transfer_syntax() -> None:
-    assert variant_key("1/2/3.4.dcm", "1.2.840.10008.1.2") == "1/2/3.4~1.2.840.10008.1.2.dcm"
-    assert check_key(variant_key("1.5/2/name", "../x"))[:2] == ("1.5", "2")
+    assert make_variant_key("1/2/3.4.dcm", "1.2.840.10008.1.2") == "1/2/3.4~1.2.840.10008.1.2.dcm"
+    assert split_key(make_variant_key("1.5/2/name", "../x"))[:2] == ("1.5", "2")
 
 
 def test_quarantined_file_has_one_flat_name_for_its_reference() -> None:
     reference = Reference("spool", "ab12", "L0/ready/0001-2.A900.dcm")
-    assert quarantine_key(reference) == quarantine_key(reference) == "ab12.L0.ready.0001-2.A900.dcm.0.dcm"
-    assert "/" not in quarantine_key(Reference("spool", "../..", "../../../etc/passwd"))
-    assert len(quarantine_key(Reference("redis", "s", "x" * 10_000))) < 255
+    assert (
+        make_quarantine_key(reference)
+        == make_quarantine_key(reference)
+        == "ab12.L0.ready.0001-2.A900.dcm.0.dcm"
+    )
+    assert "/" not in make_quarantine_key(Reference("spool", "../..", "../../../etc/passwd"))
+    assert len(make_quarantine_key(Reference("redis", "s", "x" * 10_000))) < 255
