@@ -37,7 +37,7 @@ from ingest.workers.persist.loop_alarm import raise_loop_alarm
 from ingest.workers.persist.spool_entry import SpoolEntry
 from ingest.workers.store.filesystem import Source, StoreBatch
 from ingest.workers.store.keys import make_quarantine_key, make_safe_name, make_variant_key
-from ingest.workers.store.removal import may_be_another
+from ingest.workers.store.removal import may_be_unrecorded
 
 _REFUSED: Final = re.compile(r"\.([0-9A-F]{4})\.dcm$")
 # PS3.7 9.1.1.1.9 and C.5: the statuses with which a listener refuses an instance.
@@ -287,7 +287,7 @@ class BatchStorage:
         except FileNotFoundError:
             return False
         now = unix_ms() + self._store.clock_ahead_ms(self._store_batch)
-        return may_be_another(changed, self._holdings.left_at[key], now)
+        return may_be_unrecorded(changed, self._holdings.left_at[key], now)
 
     def _remove_unclaimed(self, key: str) -> None:
         if not self._context.ask_ledger(self._ledger.instances.find_claimed_keys, [key]):

@@ -30,7 +30,7 @@ from ingest.workers.retention import clock
 from ingest.workers.retention.policy import Decision, Goal, cutoff, decide, disk_over, oldest_first
 from ingest.workers.store.filesystem import FileStore, StoreBatch
 from ingest.workers.store.keys import STAGING
-from ingest.workers.store.removal import Leaving
+from ingest.workers.store.removal import FileRemoval
 from ingest.workers.store.staging import FILE_MODE, lock
 
 BATCH: Final = 256
@@ -225,17 +225,17 @@ class Remover:
             return
         # Where a remover died, the name may be that of a new instance by now.
         claimed = self._ledger.instances.find_claimed_keys(file.store_key for file in files)
-        leaving, gone = Leaving(self._store.root), []
+        removal, gone = FileRemoval(self._store.root), []
         now = self._now() + self._store.clock_ahead_ms(batch)
         for file in files:
             try:
-                if file.store_key in claimed or leaving.unlink(file.store_key, file.stored_at, now):
+                if file.store_key in claimed or removal.remove_file(file.store_key, file.stored_at, now):
                     gone.append(file.id)
             except (OSError, StoreError) as error:
                 log.error("file_stays", error=str(error), remedy="see to the disk; it is tried again")
-        self._store.announce_removal(batch)
+        self._store.announce_folder_removal(batch)
         try:
-            leaving.settle()
+            removal.sync()
         except OSError as error:
             raise StoreAwayError(f"the store {self._store.root} fails: {error.strerror}") from error
         self._ledger.retention.mark_removed(gone)

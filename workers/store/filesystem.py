@@ -313,7 +313,7 @@ class FileStore:
         with self._blamed():
             return (clock_ns(batch.lock) - time.time_ns()) // 1_000_000
 
-    def announce_removal(self, batch: StoreBatch) -> None:
+    def announce_folder_removal(self, batch: StoreBatch) -> None:
         """Tell all workers that folders are about to go; with others kept from replacing.
 
         A new folder may get the inode number of one that is gone, whose name was known to be durable.

@@ -9,16 +9,16 @@ from typing import Final
 from ingest.filesystem.calls import sync_folder_fd
 from ingest.workers.store.keys import split_key
 
-SETTLED_MS: Final = 60_000
+UNRECORDED_MS: Final = 60_000
 """A file that got its name less long ago may be that of a worker that has not recorded it yet."""
 
-SLACK_MS: Final = 5_000
+LINK_SLACK_MS: Final = 5_000
 """A file loses its other name, in the spool, so long after it was stored at most."""
 
 _FLAGS: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW
 
 
-def may_be_another(changed_ms: int, stored_at: int, now_ms: int) -> bool:
+def may_be_unrecorded(changed_ms: int, stored_at: int, now_ms: int) -> bool:
     """Whether a file may be younger than the row that says it should go.
 
     Somebody may have removed the file of the row by hand, or a remover that died then; and a worker that
@@ -29,10 +29,10 @@ def may_be_another(changed_ms: int, stored_at: int, now_ms: int) -> bool:
         stored_at: When the row's instance was stored, likewise, by the clock of a worker's host.
         now_ms: The time by the clock of `changed_ms`: that of the file system, which may be a server's.
     """
-    return changed_ms > stored_at + SLACK_MS and now_ms - changed_ms < SETTLED_MS
+    return changed_ms > stored_at + LINK_SLACK_MS and now_ms - changed_ms < UNRECORDED_MS
 
 
-class Leaving:
+class FileRemoval:
     """One batch of files that leave."""
 
     def __init__(self, root: Path) -> None:
@@ -57,7 +57,7 @@ class Leaving:
         *parents, name = split_key(key)
         with contextlib.suppress(FileNotFoundError), self._opened(tuple(parents)) as folder:
             changed = os.stat(name, dir_fd=folder, follow_symlinks=False).st_ctime_ns // 1_000_000
-            if may_be_another(changed, stored_at, now_ms):
+            if may_be_unrecorded(changed, stored_at, now_ms):
                 return False
             os.unlink(name, dir_fd=folder)
         self._touched.add(tuple(parents))

@@ -21,7 +21,7 @@ from ingest.ledger.retention import Retention
 from ingest.ledger.schema import deliveries, instances
 from ingest.workers.retention.policy import DAY_MS
 from ingest.workers.store.filesystem import FileStore, Source
-from ingest.workers.store.removal import Leaving
+from ingest.workers.store.removal import FileRemoval
 from ingest.workers.store.staging import lock
 from tests.support.ledgers import delivery_states
 from tests.support.nodes import eventually
@@ -82,12 +82,12 @@ def test_delivery_that_another_is_about_to_want_again_is_waited_for(
 STEPS: list[tuple[type, str, int]] = [
     (FileStore, "acquire_removal_lock", 1),
     (Retention, "mark_removing", 1),
-    (Leaving, "unlink", 1),
-    (Leaving, "unlink", 2),
-    (FileStore, "announce_removal", 1),
-    (Leaving, "settle", 1),
-    (Leaving, "_remove_if_empty", 1),
-    (Leaving, "_remove_if_empty", 2),
+    (FileRemoval, "remove_file", 1),
+    (FileRemoval, "remove_file", 2),
+    (FileStore, "announce_folder_removal", 1),
+    (FileRemoval, "sync", 1),
+    (FileRemoval, "_remove_if_empty", 1),
+    (FileRemoval, "_remove_if_empty", 2),
     (Retention, "mark_removed", 1),
 ]
 
@@ -142,9 +142,9 @@ def test_file_of_a_worker_that_has_not_recorded_it_is_not_removed_for_a_dead_row
     deliver(site, DeliveryState.DELIVERED)
     with site.ledger() as ledger, ledger.database.begin_write() as connection:
         connection.execute(update(instances).values(stored_at=instances.c.stored_at - 2 * DAY_MS))
-    crash_step = (FileStore, "announce_removal", 1)
+    crash_step = (FileStore, "announce_folder_removal", 1)
     with monkeypatch.context() as patch:
-        patch.setattr("ingest.workers.store.removal.SETTLED_MS", -1)
+        patch.setattr("ingest.workers.store.removal.UNRECORDED_MS", -1)
         die_at(patch, crash_step[0], crash_step[1], after=False, call=1)
         with pytest.raises(Killed):
             remove(site, keep_days=1)
@@ -167,8 +167,8 @@ def test_file_of_a_worker_that_has_not_recorded_it_outlives_another_that_finishe
     with site.ledger() as ledger, ledger.database.begin_write() as connection:
         connection.execute(update(instances).values(stored_at=instances.c.stored_at - 2 * DAY_MS))
     with monkeypatch.context() as patch:
-        patch.setattr("ingest.workers.store.removal.SETTLED_MS", -1)
-        die_at(patch, FileStore, "announce_removal", after=False, call=1)
+        patch.setattr("ingest.workers.store.removal.UNRECORDED_MS", -1)
+        die_at(patch, FileStore, "announce_folder_removal", after=False, call=1)
         with pytest.raises(Killed):
             remove(site, keep_days=1)
     (key,) = (row.store_key for row in site.instances())
@@ -264,7 +264,7 @@ def test_same_instances_again_and_again_while_all_is_removed(
 ) -> None:
     monkeypatch.setattr("ingest.workers.persist.worker.PACE_SECONDS", 0.0)
     monkeypatch.setattr(
-        "ingest.workers.store.removal.SETTLED_MS", -1
+        "ingest.workers.store.removal.UNRECORDED_MS", -1
     )  # nobody dies, and nobody removes by hand
     site = either_ledger(**NOBODY)
     ones = [made(study, number) for study in range(3) for number in range(4)]
@@ -309,7 +309,11 @@ def test_replacing_waits_for_the_batch_in_hand(site: Site, monkeypatch: pytest.M
         held.append(not lock(fd))
         os.close(fd)
 
-    for owner, name in ((Retention, "mark_removing"), (Leaving, "unlink"), (Retention, "mark_removed")):
+    for owner, name in (
+        (Retention, "mark_removing"),
+        (FileRemoval, "remove_file"),
+        (Retention, "mark_removed"),
+    ):
         once(monkeypatch, owner, name, look)
     remove(site, days=2, keep_days=1)
     look()

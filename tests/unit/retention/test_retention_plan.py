@@ -20,7 +20,7 @@ from ingest.workers.retention.policy import (
     disk_over,
     oldest_first,
 )
-from ingest.workers.store.removal import SETTLED_MS, SLACK_MS, may_be_another
+from ingest.workers.store.removal import LINK_SLACK_MS, UNRECORDED_MS, may_be_unrecorded
 
 AGE, BYTES, DISK = Reason.AGE, Reason.BYTES, Reason.DISK
 
@@ -127,14 +127,14 @@ def test_watermarks_are_shares_of_what_can_be_in_use(
     ("changed", "now", "another"),
     [
         (1000, 1000, False),
-        (1000 + SLACK_MS, 1000 + SLACK_MS, False),
-        (1001 + SLACK_MS, 1001 + SLACK_MS, True),
-        (1001 + SLACK_MS, 1000 + SLACK_MS + SETTLED_MS, True),
-        (1001 + SLACK_MS, 1001 + SLACK_MS + SETTLED_MS, False),
+        (1000 + LINK_SLACK_MS, 1000 + LINK_SLACK_MS, False),
+        (1001 + LINK_SLACK_MS, 1001 + LINK_SLACK_MS, True),
+        (1001 + LINK_SLACK_MS, 1000 + LINK_SLACK_MS + UNRECORDED_MS, True),
+        (1001 + LINK_SLACK_MS, 1001 + LINK_SLACK_MS + UNRECORDED_MS, False),
     ],
 )
 def test_file_that_is_younger_than_its_row_is_left_for_a_while(changed: int, now: int, another: bool) -> None:
-    assert may_be_another(changed, 1000, now) is another
+    assert may_be_unrecorded(changed, 1000, now) is another
 
 
 @pytest.mark.parametrize(
