@@ -38,7 +38,7 @@ from ingest.ledger.store_folders import QUARANTINE, STORE
 from ingest.routing.node_router import NodeRouter
 from ingest.routing.router import RoutingDecision
 from ingest.supervisor import reload_client
-from ingest.workers.store.filesystem import FileStore, Source
+from ingest.workers.store.filesystem import FileStore, SourceFile
 from ingest.workers.store.keys import STAGING, make_safe_name
 
 CHUNK: Final = 200
@@ -381,11 +381,11 @@ def _walk(root: Path) -> Iterator[_Found]:
 
 
 @contextlib.contextmanager
-def _opened(root: Path, key: str) -> Iterator[Source]:
+def _opened(root: Path, key: str) -> Iterator[SourceFile]:
     path = root / key
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
     try:
-        yield Source.of(str(path), fd, synced=True)
+        yield SourceFile.of(str(path), fd, synced=True)
     finally:
         os.close(fd)
 

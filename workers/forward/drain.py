@@ -304,7 +304,7 @@ class Drain:
 
     def _file(self, row: Delivery) -> int:
         try:
-            fd = self._tools.store.open(row.store_key)
+            fd = self._tools.store.open_file(row.store_key)
         except FileNotFoundError:
             raise StoreError("its file is gone from the store") from None
         try:

@@ -34,7 +34,7 @@ from ingest.workers.persist.spool_entry import (
     spool_ref,
 )
 from ingest.workers.persist.storage import BatchStorage, open_storage, was_refused
-from ingest.workers.store.filesystem import Source
+from ingest.workers.store.filesystem import SourceFile
 
 DELIVERIES_MAX: Final = 5
 """An entry that was delivered more often, without a fault of ours, gets one last attempt, alone."""
@@ -202,7 +202,7 @@ class PersistBatch:
 
     def _sync_copies(self, entries: Sequence[SpoolEntry]) -> None:
         """Make copies durable before they get a name in the store, with one wait for all of them."""
-        sources = self._context.store.settled([entry.source for entry in entries])
+        sources = self._context.store.sync_sources([entry.source for entry in entries])
         for entry, source in zip(entries, sources, strict=True):
             entry.source = source
 
@@ -376,7 +376,7 @@ class PersistBatch:
             log.error("spool_file_stays", file=reference.location.name, error=str(error), remedy=remedy)
 
 
-def _read_header_or_conflict(source: Source, tags: Sequence[int]) -> InstanceHeader:
+def _read_header_or_conflict(source: SourceFile, tags: Sequence[int]) -> InstanceHeader:
     """Read the header of a file. If that is not possible, its conflict says why."""
     try:
         header = read_instance_header(source.fd, source.size, tags)

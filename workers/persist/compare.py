@@ -8,7 +8,7 @@ from typing import Final
 
 from ingest.dicom.file_header import InstanceHeader, read_instance_header
 from ingest.errors import PeerError
-from ingest.workers.store.filesystem import Source, Store
+from ingest.workers.store.filesystem import SourceFile, Store
 
 CHUNK: Final = 1 << 20
 """Bytes that are in memory of each file. INVARIANT 4: memory does not grow with the image."""
@@ -17,7 +17,7 @@ CHUNK: Final = 1 << 20
 @contextlib.contextmanager
 def open_stored_file(
     store: Store, key: str, tags: Sequence[int] = ()
-) -> Iterator[tuple[Source | None, InstanceHeader | None]]:
+) -> Iterator[tuple[SourceFile | None, InstanceHeader | None]]:
     """Open the file of a store key and read its header.
 
     Both are None if the file is gone. The header alone is None if the file is no DICOM file.
@@ -32,12 +32,12 @@ def open_stored_file(
         OSError: The disk is failing.
     """
     try:
-        fd = store.open(key)
+        fd = store.open_file(key)
     except FileNotFoundError:
         yield None, None
         return
     try:
-        source = Source.of(key, fd, synced=True)
+        source = SourceFile.of(key, fd, synced=True)
         try:
             header = read_instance_header(fd, source.size, tags)
         except PeerError:
@@ -47,14 +47,14 @@ def open_stored_file(
         os.close(fd)
 
 
-def is_same_file(one: Source, other: Source) -> bool:
+def is_same_file(one: SourceFile, other: SourceFile) -> bool:
     """Whether both are names of one file."""
     return (one.device, one.inode) == (other.device, other.inode)
 
 
 def have_same_bytes(
-    one: Source,
-    other: Source,
+    one: SourceFile,
+    other: SourceFile,
     progress: Callable[[], None],
     *,
     offsets: tuple[int, int] = (0, 0),
@@ -89,7 +89,7 @@ def have_same_bytes(
 
 
 def compute_content_digest(
-    source: Source, data_set_offset: int, transfer_syntax_uid: str, progress: Callable[[], None]
+    source: SourceFile, data_set_offset: int, transfer_syntax_uid: str, progress: Callable[[], None]
 ) -> str:
     """Compute 128 bits of the SHA-256 of a data set and its transfer syntax, as 32 hexadecimal digits.
 

@@ -19,7 +19,7 @@ from ingest.queue.client import data_key, mend_keys
 from ingest.queue.consumer import StreamEntry
 from ingest.spool import segment
 from ingest.spool.reference import Reference
-from ingest.workers.store.filesystem import FileStore, Source
+from ingest.workers.store.filesystem import FileStore, SourceFile
 
 _NO_HEADER: Final = InstanceHeader()
 
@@ -41,7 +41,7 @@ class SpoolEntry:
     """
 
     stream_entry: StreamEntry
-    source: Source
+    source: SourceFile
     received_at: int
     damage: str = ""
     header: InstanceHeader = field(default=_NO_HEADER)
@@ -92,7 +92,7 @@ def open_spool_file(entry: StreamEntry, spool_dir: Path, *, synced: bool) -> Ite
         status = os.fstat(fd)
         if not stat.S_ISREG(status.st_mode):
             raise SpoolError(f"{path} is not a regular file")
-        yield SpoolEntry(entry, Source.of(path, fd, synced=synced), status.st_mtime_ns // 1_000_000)
+        yield SpoolEntry(entry, SourceFile.of(path, fd, synced=synced), status.st_mtime_ns // 1_000_000)
     finally:
         os.close(fd)
 
@@ -176,12 +176,12 @@ def copy_segment_record(entry: StreamEntry, segments: OpenSegments, store: FileS
         OSError: The segment cannot be read.
     """
     record, data, damage = segments.read_record(entry.reference)
-    with store.temporary() as (path, fd):
-        store.append(fd, data)
+    with store.create_temporary_file() as (path, fd):
+        store.append_data(fd, data)
         # This frame lives until the batch ends. A reference to the data set would keep all of them in memory.
         # INVARIANT 4: memory does not grow with the image.
         del data
-        yield SpoolEntry(entry, Source.of(path, fd, synced=False), record.received_ms, damage)
+        yield SpoolEntry(entry, SourceFile.of(path, fd, synced=False), record.received_ms, damage)
 
 
 @contextlib.contextmanager
@@ -195,17 +195,17 @@ def copy_queued_file(entry: StreamEntry, client: redis.Redis, store: FileStore) 
     """
     reference, size = entry.reference, 0
     key = data_key(reference.spool, reference.place.name)
-    with store.temporary() as (path, fd):
+    with store.create_temporary_file() as (path, fd):
         # INVARIANT 4: memory does not grow with the image. Only one chunk is in memory at a time.
         for number in itertools.count():
             chunk = _fetch_chunk(client, key, number)
             if not chunk or size > reference.length:
                 break
-            store.append(fd, chunk)
+            store.append_data(fd, chunk)
             size += len(chunk)
         if size != reference.length:
             raise EntryGoneError(f"{key} holds {size} of {reference.length} bytes")
-        yield SpoolEntry(entry, Source.of(path, fd, synced=False), entry.added_at)
+        yield SpoolEntry(entry, SourceFile.of(path, fd, synced=False), entry.added_at)
 
 
 def _fetch_chunk(client: redis.Redis, key: str, number: int) -> bytes | None:

@@ -35,7 +35,7 @@ from ingest.workers.persist.duplicates import (
 )
 from ingest.workers.persist.loop_alarm import raise_loop_alarm
 from ingest.workers.persist.spool_entry import SpoolEntry
-from ingest.workers.store.filesystem import Source, StoreBatch
+from ingest.workers.store.filesystem import SourceFile, StoreBatch
 from ingest.workers.store.keys import make_quarantine_key, make_safe_name, make_variant_key
 from ingest.workers.store.removal import may_be_unrecorded
 
@@ -283,10 +283,10 @@ class BatchStorage:
     def _may_belong_to_other_worker(self, key: str) -> bool:
         """Whether the file is so new that another worker may be about to record it."""
         try:
-            changed = self._store.changed_ms(key)
+            changed = self._store.read_change_ms(key)
         except FileNotFoundError:
             return False
-        now = unix_ms() + self._store.clock_ahead_ms(self._store_batch)
+        now = unix_ms() + self._store.measure_clock_offset_ms(self._store_batch)
         return may_be_unrecorded(changed, self._holdings.left_at[key], now)
 
     def _remove_unclaimed(self, key: str) -> None:
@@ -332,12 +332,12 @@ class BatchStorage:
 
     def _has_file(self, key: str) -> bool:
         try:
-            self._store.size(key)
+            self._store.read_size(key)
         except FileNotFoundError:
             return False
         return True
 
-    def _have_same_bytes(self, there: Source, entry: SpoolEntry, offsets: tuple[int, int]) -> bool:
+    def _have_same_bytes(self, there: SourceFile, entry: SpoolEntry, offsets: tuple[int, int]) -> bool:
         progress = self._context.claims.renew_if_due
         return have_same_bytes(there, entry.source, progress, offsets=offsets)
 

@@ -29,7 +29,7 @@ from ingest.routing.node_router import NodeRouter
 from ingest.spool.reference import Reference
 from ingest.workers.persist.compare import have_same_bytes, open_stored_file
 from ingest.workers.persist.spool_entry import spool_ref
-from ingest.workers.store.filesystem import FileStore, Source, StoreBatch
+from ingest.workers.store.filesystem import FileStore, SourceFile, StoreBatch
 from ingest.workers.store.keys import STAGING, StoreKeyTemplate, make_quarantine_key
 
 CONTESTED_MAX: Final = 3
@@ -210,8 +210,8 @@ class Warden:
         )
 
     def _releasable(
-        self, row: Instance, source: Source | None, facts: InstanceHeader | None
-    ) -> tuple[Source, InstanceHeader]:
+        self, row: Instance, source: SourceFile | None, facts: InstanceHeader | None
+    ) -> tuple[SourceFile, InstanceHeader]:
         if source is None:
             raise NotQuarantinedError(f"{row.id}: its file {row.store_key} is gone; drop it")
         if facts is None:
@@ -233,7 +233,7 @@ class Warden:
     def _try(
         self,
         row: Instance,
-        source: Source,
+        source: SourceFile,
         facts: InstanceHeader,
         stored: StoreBatch,
         kept: StoreBatch,
@@ -309,7 +309,7 @@ class Warden:
                 stored_at=copying.now,
             )
 
-    def _same(self, key: str, there: Source) -> bool:
+    def _same(self, key: str, there: SourceFile) -> bool:
         with open_stored_file(self._quarantine, key) as (kept, _):
             return kept is not None and have_same_bytes(kept, there, lambda: None)
 
@@ -325,7 +325,7 @@ class Warden:
 
     def _is_there(self, store: FileStore, key: str) -> bool:
         try:
-            store.size(key)
+            store.read_size(key)
         except FileNotFoundError:
             return False
         return True
@@ -368,7 +368,7 @@ def _told(what: InstanceHeader | Instance | None) -> dict[str, Any]:
     return {name: getattr(what, name) for name in _TOLD}
 
 
-def _digest(source: Source) -> str:
+def _digest(source: SourceFile) -> str:
     with open(source.fd, "rb", buffering=0, closefd=False) as file:
         file.seek(0)
         return hashlib.file_digest(file, "sha256").hexdigest()[:40]

@@ -226,7 +226,7 @@ class Remover:
         # Where a remover died, the name may be that of a new instance by now.
         claimed = self._ledger.instances.find_claimed_keys(file.store_key for file in files)
         removal, gone = FileRemoval(self._store.root), []
-        now = self._now() + self._store.clock_ahead_ms(batch)
+        now = self._now() + self._store.measure_clock_offset_ms(batch)
         for file in files:
             try:
                 if file.store_key in claimed or removal.remove_file(file.store_key, file.stored_at, now):

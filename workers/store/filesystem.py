@@ -39,7 +39,7 @@ _NO_LINK: Final = NO_LINK | {errno.EXDEV, errno.EACCES, errno.ENOENT}
 
 
 @dataclass(frozen=True, slots=True)
-class Source:
+class SourceFile:
     """A whole Part 10 file that may be linked or copied.
 
     Attributes:
@@ -58,7 +58,7 @@ class Source:
     synced: bool
 
     @classmethod
-    def of(cls, path: str, fd: int, *, synced: bool) -> "Source":
+    def of(cls, path: str, fd: int, *, synced: bool) -> "SourceFile":
         """The open file `fd` that is called `path`."""
         facts = os.fstat(fd)
         return cls(path, fd, facts.st_size, facts.st_dev, facts.st_ino, synced)
@@ -95,7 +95,7 @@ class Store(Protocol):
     def open_batch(self) -> contextlib.AbstractContextManager[StoreBatch]:
         """A batch to put into; what is not synced at its end may be lost with the power."""
 
-    def put(self, batch: StoreBatch, source: Source, key: str) -> bool:
+    def put(self, batch: StoreBatch, source: SourceFile, key: str) -> bool:
         """Keep a file under a key; False where the key is taken (that key is made durable all the same).
 
         Raises:
@@ -103,7 +103,7 @@ class Store(Protocol):
             StoreError: This key cannot be had.
         """
 
-    def replace(self, batch: StoreBatch, source: Source, key: str) -> None:
+    def replace(self, batch: StoreBatch, source: SourceFile, key: str) -> None:
         """Keep a file under a key in place of what is there, between two instants; raises as `put`."""
 
     def remove(self, batch: StoreBatch, key: str) -> None:
@@ -132,7 +132,7 @@ class Store(Protocol):
     def changed_ms(self, key: str) -> int:
         """When a name was last given to the file, or taken from it (Unix milliseconds); raises as `open`."""
 
-    def clock_ahead_ms(self, batch: StoreBatch) -> int:
+    def measure_clock_offset_ms(self, batch: StoreBatch) -> int:
         """By how much the clock that `changed_ms` goes by is ahead of ours, while others are excluded.
 
         Raises:
@@ -233,7 +233,7 @@ class FileStore:
             batch.folders.close()
             self.release_removal_lock(batch)
 
-    def put(self, batch: StoreBatch, source: Source, key: str) -> bool:
+    def put(self, batch: StoreBatch, source: SourceFile, key: str) -> bool:
         """See `Store.put`."""
         *parents, name = split_key(key)
         with self._blamed(key):
@@ -247,7 +247,7 @@ class FileStore:
                 return False
             return True
 
-    def replace(self, batch: StoreBatch, source: Source, key: str) -> None:
+    def replace(self, batch: StoreBatch, source: SourceFile, key: str) -> None:
         """See `Store.replace`."""
         *parents, name = split_key(key)
         with self._blamed(key):
@@ -306,8 +306,8 @@ class FileStore:
             os.close(batch.lock)
             batch.lock = None
 
-    def clock_ahead_ms(self, batch: StoreBatch) -> int:
-        """See `Store.clock_ahead_ms`."""
+    def measure_clock_offset_ms(self, batch: StoreBatch) -> int:
+        """See `Store.measure_clock_offset_ms`."""
         if batch.lock is None:
             raise StoreError(f"the clock of {self.root} is asked without its lock")
         with self._blamed():
@@ -420,7 +420,7 @@ class FileStore:
                 done += os.write(fd, left[done:])
         self._progress()
 
-    def settled(self, sources: Sequence[Source]) -> list[Source]:
+    def settled(self, sources: Sequence[SourceFile]) -> list[SourceFile]:
         """The same open files, on stable storage if this store waits for that.
 
         Together it costs far less than each by itself.
@@ -448,7 +448,7 @@ class FileStore:
         except OSError as error:
             raise _blame(error, key, self.root) from error
 
-    def _give_name(self, source: Source, folder: int, name: str) -> None:
+    def _give_name(self, source: SourceFile, folder: int, name: str) -> None:
         """Link where that works, else copy.
 
         Raises:

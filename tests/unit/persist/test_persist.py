@@ -314,7 +314,7 @@ def test_layout_of_the_configuration_is_used(make_persist_site: Sites) -> None:
     site.receive(Made())
     site.work()
     assert site.stored() == ["all/1.2.3.4"]
-    assert FileStore(site.config.store_root).size("all/1.2.3.4") == len(Made().file)
+    assert FileStore(site.config.store_root).read_size("all/1.2.3.4") == len(Made().file)
 
 
 def test_routes_read_attributes_on_both_sides_of_the_uids(make_persist_site: Sites) -> None:

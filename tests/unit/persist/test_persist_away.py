@@ -17,7 +17,7 @@ from ingest.dicom.file_header import read_instance_header
 from ingest.ledger import InstanceState
 from ingest.queue.client import GROUP
 from ingest.workers.persist.worker import PersistWorker
-from ingest.workers.store.filesystem import FileStore, Source
+from ingest.workers.store.filesystem import FileStore, SourceFile
 from tests.support.instances import Made
 from tests.support.nodes import eventually
 from tests.support.persisting import Site
@@ -289,7 +289,7 @@ def test_entry_in_hand_for_long_is_not_taken_for_abandoned(
     monkeypatch.setattr("ingest.workers.persist.claim_renewal.RENEW_SECONDS", 0.02)
     real, idle = FileStore.put, []
 
-    def slow(self: FileStore, batch: Any, source: Source, key: str) -> bool:
+    def slow(self: FileStore, batch: Any, source: SourceFile, key: str) -> bool:
         until = time.monotonic() + 0.5
         while time.monotonic() < until:
             self._progress()

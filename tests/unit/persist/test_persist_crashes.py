@@ -39,7 +39,7 @@ STEPS: list[tuple[type, str]] = [
     (Waker, "wake"),
 ]
 REPLACING: list[tuple[type, str]] = [(FileStore, "replace"), (Instances, "mark_replaced")]
-COPYING: list[tuple[type, str]] = [(FileStore, "settled"), (OpenSegments, "mark_done")]
+COPYING: list[tuple[type, str]] = [(FileStore, "sync_sources"), (OpenSegments, "mark_done")]
 
 
 CASES = [
@@ -90,7 +90,7 @@ def check_whole(site: Site, expected: dict[str, list[InstanceState]]) -> None:
     kept = {row.store_key: row for row in rows if row.state in {InstanceState.STORED, InstanceState.VARIANT}}
     assert site.stored() == sorted(kept)
     store = FileStore(site.config.store_root)
-    assert all(store.size(key) == row.size for key, row in kept.items())
+    assert all(store.read_size(key) == row.size for key, row in kept.items())
     quarantined = sorted(row.store_key for row in rows if row.state is InstanceState.QUARANTINED)
     assert [path.name for path in site.quarantined()] == quarantined
     with site.ledger() as ledger:
@@ -165,7 +165,7 @@ def check_whole_overwritten(site: Site) -> None:
     assert len([row for row in rows if row.state is InstanceState.STORED]) == 3
     store = FileStore(site.config.store_root)
     assert site.stored() == sorted(row.store_key for row in stored.values())
-    assert all(store.size(row.store_key) == row.size for row in stored.values())
+    assert all(store.read_size(row.store_key) == row.size for row in stored.values())
     with site.ledger() as ledger:
         assert all(len(ledger.deliveries.find_by_instance(row.id)) == 1 for row in stored.values())
     assert site.settled()

@@ -291,7 +291,7 @@ def test_workers_with_the_same_uid_at_once_leave_one_stored_row_true_to_its_file
     firsts = [row.sop_instance_uid for row in stored if not row.copy_digest]
     assert sorted(firsts) == sorted(f"1.7.{number}" for number in range(25))
     store = FileStore(site.config.store_root)
-    assert {row.store_key: store.size(row.store_key) for row in stored} == {
+    assert {row.store_key: store.read_size(row.store_key) for row in stored} == {
         row.store_key: row.size for row in stored
     }
     with site.ledger() as ledger:

@@ -66,7 +66,7 @@ def test_a_thousand_instances_of_files_and_segments_are_each_stored_once(small: 
     assert small.deliveries() == 1000
     assert small.settled()
     store = FileStore(small.config.store_root)
-    assert all(store.size(row.store_key) == row.size for row in small.instances())
+    assert all(store.read_size(row.store_key) == row.size for row in small.instances())
 
 
 def test_uids_behind_a_long_element_are_found(small: Site) -> None:

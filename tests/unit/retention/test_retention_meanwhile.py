@@ -20,7 +20,7 @@ from ingest.ledger.delivery_admin import DeliveryFilter
 from ingest.ledger.retention import Retention
 from ingest.ledger.schema import deliveries, instances
 from ingest.workers.retention.policy import DAY_MS
-from ingest.workers.store.filesystem import FileStore, Source
+from ingest.workers.store.filesystem import FileStore, SourceFile
 from ingest.workers.store.removal import FileRemoval
 from ingest.workers.store.staging import lock
 from tests.support.ledgers import delivery_states
@@ -224,7 +224,7 @@ def test_worker_puts_into_a_folder_that_was_removed_under_its_hands(site: Site, 
             batch.folders.open(["2.1", "2.1.1"])
             remove(site, days=2, keep_days=1)
             assert folders(site) == []
-            assert store.put(batch, Source.of(str(path), fd, synced=False), "2.1/2.1.1/9.dcm")
+            assert store.put(batch, SourceFile.of(str(path), fd, synced=False), "2.1/2.1.1/9.dcm")
             store.sync(batch)
     finally:
         os.close(fd)

@@ -11,7 +11,7 @@ import pytest
 
 from ingest.errors import StoreAwayError, StoreError
 from ingest.workers.store import staging
-from ingest.workers.store.filesystem import FileStore, Source
+from ingest.workers.store.filesystem import FileStore, SourceFile
 from tests.support.instances import Made
 
 KEY = "1.2.3/1.2.3.1/1.2.3.4.dcm"
@@ -31,11 +31,11 @@ def elsewhere(second_file_system: Path) -> Path:
 
 
 @contextlib.contextmanager
-def source(path: Path, content: bytes) -> Iterator[Source]:
+def source(path: Path, content: bytes) -> Iterator[SourceFile]:
     path.write_bytes(content)
     fd = os.open(path, os.O_RDONLY)
     try:
-        yield Source.of(str(path), fd, synced=False)
+        yield SourceFile.of(str(path), fd, synced=False)
     finally:
         os.close(fd)
 
@@ -49,7 +49,7 @@ def test_file_on_the_same_file_system_is_linked_and_not_copied(store: FileStore,
         assert store.put(batch, a, KEY)
         store.sync(batch)
     assert (store.root / KEY).stat().st_ino == a.inode
-    assert store.size(KEY) == 7
+    assert store.read_size(KEY) == 7
 
 
 def test_file_of_another_file_system_is_copied(store: FileStore, elsewhere: Path) -> None:
@@ -73,7 +73,7 @@ def test_large_copy_goes_in_bounded_steps_and_reports_each(
         store.put(batch, a, KEY)
     store.close()
     assert len(steps) == 11
-    assert store.size(KEY) == 10_500
+    assert store.read_size(KEY) == 10_500
 
 
 @pytest.mark.parametrize("link", [True, False])
@@ -95,7 +95,7 @@ def test_replacing_is_one_step_for_readers(
 ) -> None:
     with source(tmp_path / "a", b"first") as a, store.open_batch() as batch:
         store.put(batch, a, KEY)
-    reader = store.open(KEY)
+    reader = store.open_file(KEY)
     folder = tmp_path if link else elsewhere
     with source(folder / "b", b"second") as b, store.open_batch() as batch:
         store.acquire_removal_lock(batch)
@@ -131,8 +131,8 @@ def test_digest_is_of_the_data_set_and_not_of_the_file_meta(store: FileStore, tm
     for number, one in enumerate(made):
         with source(tmp_path / f"{number}", one.file) as file, store.open_batch() as batch:
             store.put(batch, file, f"{number}.dcm")
-    assert store.digest("0.dcm") == store.digest("1.dcm")
-    assert store.size("0.dcm") != store.size("1.dcm")
+    assert store.compute_digest("0.dcm") == store.compute_digest("1.dcm")
+    assert store.read_size("0.dcm") != store.read_size("1.dcm")
 
 
 @pytest.mark.parametrize(
@@ -144,7 +144,7 @@ def test_key_that_leads_out_is_refused(store: FileStore, tmp_path: Path, key: st
             with pytest.raises(StoreError):
                 ask(batch, a, key)
     with pytest.raises(StoreError):
-        store.open(key)
+        store.open_file(key)
 
 
 def test_symbolic_links_in_the_store_are_not_followed(store: FileStore, tmp_path: Path) -> None:
@@ -158,7 +158,7 @@ def test_symbolic_links_in_the_store_are_not_followed(store: FileStore, tmp_path
         assert not isinstance(raised.value, StoreAwayError)
         assert not store.put(batch, a, "file")
     with pytest.raises(StoreError):
-        store.open("file")
+        store.open_file("file")
     assert list(outside.iterdir()) == []
 
 
@@ -291,7 +291,7 @@ def test_what_a_dead_worker_was_copying_is_cleared_and_a_living_ones_is_not(tmp_
 def test_reader_needs_no_place_of_its_own(tmp_path: Path) -> None:
     (tmp_path / "a.dcm").write_bytes(b"content")
     reader = FileStore(tmp_path)
-    assert reader.size("a.dcm") == 7
+    assert reader.read_size("a.dcm") == 7
     with pytest.raises(StoreAwayError, match="mount it"):
         reader.open("b.dcm")
     assert not (tmp_path / ".incoming").exists()

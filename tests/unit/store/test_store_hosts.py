@@ -14,7 +14,7 @@ from ingest.errors import StoreAwayError
 from ingest.filesystem.locks import Owner, lock
 from ingest.ledger import InstanceState, Ledger
 from ingest.workers.store import staging
-from ingest.workers.store.filesystem import FileStore, Source
+from ingest.workers.store.filesystem import FileStore, SourceFile
 from tests.support.instances import Made
 from tests.support.nodes import eventually
 from tests.support.persisting import Site, make_site
@@ -58,10 +58,10 @@ def test_two_workers_without_locks_copy_beside_each_other(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(staging, "lock", lambda _: True)
-    with opened(tmp_path) as one, one.temporary() as (path, fd):
-        one.append(fd, b"A" * 4000)
-        source = Source.of(path, fd, synced=False)
-        with opened(tmp_path) as other, other.temporary() as (other_path, other_fd):
+    with opened(tmp_path) as one, one.create_temporary_file() as (path, fd):
+        one.append_data(fd, b"A" * 4000)
+        source = SourceFile.of(path, fd, synced=False)
+        with opened(tmp_path) as other, other.create_temporary_file() as (other_path, other_fd):
             other.append(other_fd, b"B" * 4000)
             assert other_path != path
             with one.open_batch() as batch:
@@ -76,7 +76,7 @@ def test_what_is_stored_is_the_open_file_whatever_its_path_stands_for(
     path = (tmp_path if where == "same" else second_file_system) / "instance"
     path.write_bytes(b"A")
     fd = os.open(path, os.O_RDONLY)
-    source = Source.of(str(path), fd, synced=False)
+    source = SourceFile.of(str(path), fd, synced=False)
     path.rename(path.with_name("kept"))
     path.write_bytes(b"B")
     with opened(tmp_path / "store") as store, store.open_batch() as batch:
@@ -100,7 +100,7 @@ def test_name_that_another_worker_took_over_at_once_counts_as_taken(
 
     with opened(tmp_path / "store") as store, store.open_batch() as batch:
         monkeypatch.setattr(os, "link", link)
-        assert not store.put(batch, Source.of(str(tmp_path / "a"), fd, synced=False), KEY)
+        assert not store.put(batch, SourceFile.of(str(tmp_path / "a"), fd, synced=False), KEY)
     os.close(fd)
     assert (tmp_path / "store" / KEY).read_bytes() == b"B"
 
@@ -160,7 +160,7 @@ def test_file_that_could_not_be_removed_is_removed_without_a_restart(
         raise OSError(5, "Input/output error")
 
     with opened(tmp_path) as store:
-        with monkeypatch.context() as patch, store.temporary() as (path, _):
+        with monkeypatch.context() as patch, store.create_temporary_file() as (path, _):
             patch.setattr(os, "unlink", fail)
         assert Path(path).exists()
         monkeypatch.setattr(store, "_clear_at", 0.0)
