@@ -1,8 +1,9 @@
-"""Where instances stay: the Store seam, and the file system behind it.
+"""The store: the interface of all stores, and the store in a file system.
 
-What `put` has done is durable once its batch was synced. A name is given by link(2), or by renameat2(2) with
-RENAME_NOREPLACE, which never replace a file: of several workers with the same key one wins, and the others
-are told. Files are linked by their open descriptors, never by a path that may stand for another file by then.
+A file is durable after the `sync` of its batch. It gets its store key by link(2), or by renameat2(2) with
+RENAME_NOREPLACE. Neither replaces a file: of several workers with one key, one succeeds and the others find
+the
+key taken. A file is linked through its open descriptor, because its path may belong to another file by then.
 """
 
 import contextlib
@@ -25,28 +26,28 @@ from ingest.workers.store.keys import STAGING, split_key
 from ingest.workers.store.staging import FILE_MODE, StagingFolder, is_name_of, lock
 
 LOCK_SECONDS: Final = 10.0
-"""How long one worker waits for another that replaces or removes files."""
+"""How long a worker waits for the removal lock of another worker."""
 
 NEW_FOLDER: Final = KnownFolder()
-"""What is known of a store that nobody has used."""
+"""The ledger's knowledge of a store that was never used."""
 
 CLEAR_SECONDS: Final = 600.0
-"""Seconds between searches for what dead workers left; less than `store.staging.YOUNG_SECONDS`."""
+"""Seconds between two searches for staging folders of dead workers; less than `staging.YOUNG_SECONDS`."""
 
-# Another name for the same file cannot be had: no hard links, other file system, not allowed, or its first
-# name is gone, since another worker was quicker with it.
+# link(2) cannot give the file another name: the file system has no hard links, is another one or forbids it,
+# or the first name is gone because another worker was faster.
 _NO_LINK: Final = NO_LINK | {errno.EXDEV, errno.EACCES, errno.ENOENT}
 
 
 @dataclass(frozen=True, slots=True)
 class SourceFile:
-    """A whole Part 10 file that may be linked or copied.
+    """An open Part 10 file to link or to copy.
 
     Attributes:
-        path: Its name, for logs: what is linked is the open file.
-        fd: Open for reading; stays the caller's.
-        size: Bytes.
-        device, inode: As fstat(2) gives them.
+        path: Its name, for logs only. The open file is linked.
+        fd: Its descriptor, which the caller closes.
+        size: Its bytes.
+        device, inode: Its numbers of fstat(2).
         synced: Whether its bytes are on stable storage.
     """
 
@@ -59,92 +60,98 @@ class SourceFile:
 
     @classmethod
     def of(cls, path: str, fd: int, *, synced: bool) -> "SourceFile":
-        """The open file `fd` that is called `path`."""
-        facts = os.fstat(fd)
-        return cls(path, fd, facts.st_size, facts.st_dev, facts.st_ino, synced)
+        """Describe the open file `fd` with the name `path`."""
+        status = os.fstat(fd)
+        return cls(path, fd, status.st_size, status.st_dev, status.st_ino, synced)
 
 
 @dataclass(slots=True)
 class StoreBatch:
-    """What was put together and becomes durable together."""
+    """Files that become durable together.
+
+    Attributes:
+        folders: The folders of their store keys.
+        lock: Descriptor of the removal lock while this batch holds it.
+    """
 
     folders: BatchFolders
     lock: int | None = None
 
 
 class SharedLock(Protocol):
-    """A lock that all workers of one ledger share, on whatever hosts they are."""
+    """A lock that all workers of one ledger share, on any host."""
 
     def acquire(self) -> bool:
-        """Take it without waiting; False while another holds it.
+        """Acquire the lock without waiting; False while another process holds it.
 
         Raises:
             LedgerError: The ledger is away.
         """
 
     def is_held(self) -> bool:
-        """Whether it is ours yet: it ends with the connection to the ledger; raises as `acquire`."""
+        """Whether this process still holds the lock, which ends with its connection. Raises as `acquire`."""
 
     def release(self) -> None:
-        """Let others take it."""
+        """Release the lock."""
 
 
 class Store(Protocol):
-    """What the workers ask of a store; a key is a relative path with "/"."""
+    """A place for instances, each under a store key: a relative path with "/".
+
+    The removal lock excludes all other processes from replacing and removing files. New files need no lock.
+
+    Methods raise StoreAwayError while the store is full, failing or not there, and StoreError if it cannot
+    keep a file under its key.
+    """
 
     def open_batch(self) -> contextlib.AbstractContextManager[StoreBatch]:
-        """A batch to put into; what is not synced at its end may be lost with the power."""
+        """Start a batch. Files that were not synced at its end may be lost with the power."""
 
     def put(self, batch: StoreBatch, source: SourceFile, key: str) -> bool:
-        """Keep a file under a key; False where the key is taken (that key is made durable all the same).
-
-        Raises:
-            StoreAwayError: The store is full, failing or not there; trying again later may help.
-            StoreError: This key cannot be had.
-        """
+        """Keep a file under a key; False if the key is taken, which `sync` then makes durable too."""
 
     def replace(self, batch: StoreBatch, source: SourceFile, key: str) -> None:
-        """Keep a file under a key in place of what is there, between two instants; raises as `put`."""
+        """Keep a file under a key in place of another one, in one step."""
 
     def remove(self, batch: StoreBatch, key: str) -> None:
-        """Forget a key, if it is there; raises as `put`."""
+        """Remove the file of a key, if it exists."""
 
     def acquire_removal_lock(self, batch: StoreBatch) -> None:
-        """Keep others from replacing and removing until `release_removal_lock` or the batch's end; as `put`."""
+        """Acquire the removal lock, until `release_removal_lock` or the end of the batch."""
 
     def release_removal_lock(self, batch: StoreBatch) -> None:
-        """Let others replace and remove again."""
+        """Release the removal lock, if the batch holds it."""
 
     def sync(self, batch: StoreBatch) -> None:
-        """Make durable what was put so far; raises as `put`."""
+        """Make durable all files of the batch so far."""
 
-    def open(self, key: str) -> int:
-        """A descriptor to read a file from; the caller closes it.
+    def open_file(self, key: str) -> int:
+        """Open a file for reading. The caller closes the descriptor.
 
         Raises:
-            FileNotFoundError: The key is not there.
-            StoreAwayError, StoreError: As `put`.
+            FileNotFoundError: The store has no file under this key.
         """
 
-    def size(self, key: str) -> int:
-        """Bytes of the Part 10 file; raises as `open`."""
+    def read_size(self, key: str) -> int:
+        """Return the bytes of a file. Raises as `open_file`."""
 
-    def changed_ms(self, key: str) -> int:
-        """When a name was last given to the file, or taken from it (Unix milliseconds); raises as `open`."""
+    def read_change_ms(self, key: str) -> int:
+        """Return when a file last got or lost a name, in Unix milliseconds. Raises as `open_file`."""
 
     def measure_clock_offset_ms(self, batch: StoreBatch) -> int:
-        """By how much the clock that `changed_ms` goes by is ahead of ours, while others are excluded.
+        """Return by how much the clock of `read_change_ms` is ahead of ours. Needs the removal lock."""
+
+    def compute_digest(self, key: str) -> str:
+        """Return the SHA-256 of the data set in hexadecimal.
 
         Raises:
-            StoreAwayError: As `put`.
+            FileNotFoundError: The store has no file under this key.
+            PeerError: The file is no DICOM file.
         """
-
-    def digest(self, key: str) -> str:
-        """SHA-256 of the data set, in hexadecimal; raises as `open`, and PeerError for no DICOM file."""
 
 
 class FileStore:
-    """A folder of Part 10 files."""
+    """A store in a folder of a file system."""
 
     def __init__(
         self,
@@ -154,13 +161,13 @@ class FileStore:
         progress: Callable[[], None] = lambda: None,
         shared_lock: SharedLock | None = None,
     ) -> None:
-        """Describe it; who only reads needs no more.
+        """Describe the store. Reading needs no more; writing needs `prepare` too.
 
         Args:
             root: The folder.
             durable: Whether `sync` waits for the disk (`[receive] durability = "fsync"`).
-            progress: Called often while something large is copied.
-            shared_lock: What else excludes others from replacing; without, a lock on a file of the store alone.
+            progress: Called often while a large file is copied.
+            shared_lock: A second lock for hosts whose file locks do not reach each other.
         """
         self.root = root
         self._durable = durable
@@ -169,25 +176,26 @@ class FileStore:
         self._clear_at = 0.0
         self._id = ""
         self._durable_names: set[tuple[int, int]] = set()
-        self._announced = 0
+        self._announced_ns = 0
         self._prepared: StagingFolder | None = None
 
     def prepare(self, known: KnownFolder = NEW_FOLDER) -> str:
-        """Make the folder if it is new, take a place to copy to, and clear the places of dead workers.
+        """Create the store if it is new, create a staging folder, and clear those of dead workers.
 
         Args:
-            known: What the ledger knows of it.
+            known: The ledger's knowledge of the store.
 
         Returns:
             The id of the store.
 
         Raises:
-            StoreMissingError: It is not the folder that the ledger knows.
-            StoreAwayError: The folder cannot be made or written to.
+            StoreMissingError: The folder is not the one that the ledger knows.
+            StoreAwayError: The folder cannot be created or written.
         """
-        with self._blamed():
+        with self._translate_errors():
+            # INVARIANT 13: nothing replaces a folder that is not mounted.
             require_store(self.root, known)
-            _make_root(self.root)
+            _create_root(self.root)
             self._prepared = StagingFolder(self.root / STAGING)
             try:
                 self._id = give_id(self.root)
@@ -198,13 +206,13 @@ class FileStore:
         return self._id
 
     def close(self) -> None:
-        """Give the place to copy to back."""
+        """Remove the staging folder."""
         if self._prepared is not None:
             self._prepared.close()
             self._prepared = None
 
     def retry_removals(self) -> None:
-        """Remove temporary files that could not be removed before; also between batches."""
+        """Remove temporary files that could not be removed before."""
         if self._prepared is not None:
             self._prepared.retry_removals()
 
@@ -216,8 +224,8 @@ class FileStore:
 
     @contextlib.contextmanager
     def open_batch(self) -> Iterator[StoreBatch]:
-        """See `Store.batch`."""
-        with self._blamed():
+        """See `Store.open_batch`."""
+        with self._translate_errors():
             batch = StoreBatch(BatchFolders(self.root, self._durable_names))
             try:
                 self._require_id()
@@ -233,16 +241,18 @@ class FileStore:
             batch.folders.close()
             self.release_removal_lock(batch)
 
+    # --- write
+
     def put(self, batch: StoreBatch, source: SourceFile, key: str) -> bool:
         """See `Store.put`."""
         *parents, name = split_key(key)
-        with self._blamed(key):
+        with self._translate_errors(key):
             try:
                 try:
-                    self._give_name(source, batch.folders.open(parents), name)
+                    self._give_name(source, batch.folders.open_folder(parents), name)
                 except FileNotFoundError:
-                    # The folder was empty, and has been removed since this batch opened it.
-                    self._give_name(source, batch.folders.reopen(parents), name)
+                    # The remover removed the folder as empty after this batch had opened it.
+                    self._give_name(source, batch.folders.reopen_folder(parents), name)
             except FileExistsError:
                 return False
             return True
@@ -250,30 +260,81 @@ class FileStore:
     def replace(self, batch: StoreBatch, source: SourceFile, key: str) -> None:
         """See `Store.replace`."""
         *parents, name = split_key(key)
-        with self._blamed(key):
-            folder = batch.folders.open(parents)
+        with self._translate_errors(key):
+            folder = batch.folders.open_folder(parents)
             temporary = self._staging.make_name()
             self._give_name(source, self._staging.fd, temporary)
             linked = os.stat(temporary, dir_fd=self._staging.fd, follow_symlinks=False)
             os.rename(temporary, name, src_dir_fd=self._staging.fd, dst_dir_fd=folder)
-            # Of two names of one file rename(2) removes neither.
+            # If both are names of one file, rename(2) leaves both.
             self._staging.remove_file(temporary)
             if not is_name_of(name, folder, linked.st_dev, linked.st_ino):
                 raise StoreAwayError(f"{key} was given to another file while it was replaced")
 
     def remove(self, batch: StoreBatch, key: str) -> None:
-        """See `Store.remove`; folders stay."""
+        """See `Store.remove`. Folders stay."""
         *parents, name = split_key(key)
-        with self._blamed(key), contextlib.suppress(FileNotFoundError):
-            os.unlink(name, dir_fd=batch.folders.open(parents))
+        with self._translate_errors(key), contextlib.suppress(FileNotFoundError):
+            os.unlink(name, dir_fd=batch.folders.open_folder(parents))
+
+    def sync(self, batch: StoreBatch) -> None:
+        """See `Store.sync`."""
+        self._require_lock(batch)
+        if self._durable:
+            with self._translate_errors():
+                with contextlib.suppress(FileNotFoundError):
+                    announced_ns = os.stat(self._lock_path).st_mtime_ns
+                    if announced_ns != self._announced_ns:
+                        self._durable_names.clear()
+                        self._announced_ns = announced_ns
+                # INVARIANT 1: names in the store are durable before the rows that depend on them.
+                batch.folders.sync()
+
+    def _require_id(self) -> None:
+        """Require the store that was prepared, because it may have been unmounted since."""
+        # INVARIANT 13: nothing replaces a folder that is not mounted.
+        if self._id and read_id(self.root) != self._id:
+            cause = f"{self.root} is not the store any more that this worker began with"
+            raise StoreMissingError(f"{cause} ({mount_of(self.root)}); mount it")
+
+    def _give_name(self, source: SourceFile, folder: int, name: str) -> None:
+        """Link a file to a name, or copy it if that is not possible.
+
+        Raises:
+            FileExistsError: The name is taken.
+        """
+        if source.device == os.fstat(folder).st_dev:
+            try:
+                if self._durable and not source.synced:
+                    os.fdatasync(source.fd)
+                # proc(5): this path names the open file itself, whatever its own path names by now.
+                os.link(f"/proc/self/fd/{source.fd}", name, dst_dir_fd=folder, follow_symlinks=True)
+            except OSError as error:
+                if error.errno not in _NO_LINK:
+                    raise
+            else:
+                if not is_name_of(name, folder, source.device, source.inode):
+                    # Another worker has replaced the file already, so the name counts as taken.
+                    raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), name)
+                return
+        with contextlib.suppress(FileNotFoundError):
+            os.stat(name, dir_fd=folder, follow_symlinks=False)
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), name)
+        copy = self._staging.copy_file(source.fd, source.size, durable=self._durable, progress=self._progress)
+        with copy as (temporary, fd):
+            # INVARIANT 1: the bytes are durable before the name, so a name never belongs to half a file.
+            self._staging.move_file(temporary, fd, folder, name)
+
+    # --- removal lock
 
     def acquire_removal_lock(self, batch: StoreBatch) -> None:
         """See `Store.acquire_removal_lock`."""
         if batch.lock is not None:
             return
         path = self._lock_path
-        with self._blamed():
+        with self._translate_errors():
             fd = os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW, FILE_MODE)
+        # INVARIANT 7: every wait has a deadline.
         deadline = time.monotonic() + LOCK_SECONDS
         try:
             while not self._acquire_both_locks(fd):
@@ -289,8 +350,11 @@ class FileStore:
         batch.lock = fd
 
     def _acquire_both_locks(self, fd: int) -> bool:
-        """Take both locks, always in this order; the first stays taken if only the second is not free."""
-        with self._blamed():
+        """Acquire the file lock, then the shared lock. If only the second is taken, the first stays ours.
+
+        All workers use this order, so two of them never wait for each other.
+        """
+        with self._translate_errors():
             if not lock(fd):
                 return False
         try:
@@ -306,101 +370,87 @@ class FileStore:
             os.close(batch.lock)
             batch.lock = None
 
+    def _require_lock(self, batch: StoreBatch) -> None:
+        """Require that an acquired lock is still ours, because the next row depends on it."""
+        if batch.lock is None or self._shared_lock is None:
+            return
+        try:
+            is_held = self._shared_lock.is_held()
+        except LedgerError as error:
+            raise StoreAwayError(f"the lock of the store {self.root} was lost: {error}") from error
+        if not is_held:
+            raise StoreAwayError(
+                f"the lock of the store {self.root} was lost with a connection to the ledger"
+            )
+
     def measure_clock_offset_ms(self, batch: StoreBatch) -> int:
         """See `Store.measure_clock_offset_ms`."""
         if batch.lock is None:
             raise StoreError(f"the clock of {self.root} is asked without its lock")
-        with self._blamed():
+        with self._translate_errors():
             return (clock_ns(batch.lock) - time.time_ns()) // 1_000_000
 
     def announce_folder_removal(self, batch: StoreBatch) -> None:
-        """Tell all workers that folders are about to go; with others kept from replacing.
+        """Announce to all workers that folders are about to go. Needs the removal lock.
 
-        A new folder may get the inode number of one that is gone, whose name was known to be durable.
+        A new folder may get the inode number of a removed one, whose name workers remember as durable.
         """
         if batch.lock is not None:
             os.utime(batch.lock, ns=(time.time_ns(),) * 2)
-
-    def sync(self, batch: StoreBatch) -> None:
-        """See `Store.sync`."""
-        self._require_lock(batch)
-        if self._durable:
-            with self._blamed():
-                with contextlib.suppress(FileNotFoundError):
-                    announced = os.stat(self._lock_path).st_mtime_ns
-                    if announced != self._announced:
-                        self._durable_names.clear()
-                        self._announced = announced
-                batch.folders.sync()
-
-    def _require_id(self) -> None:
-        """Make sure that it is yet the store that was prepared: it may have been unmounted since."""
-        if self._id and read_id(self.root) != self._id:
-            cause = f"{self.root} is not the store any more that this worker began with"
-            raise StoreMissingError(f"{cause} ({mount_of(self.root)}); mount it")
-
-    def _require_lock(self, batch: StoreBatch) -> None:
-        """Make sure that a lock that was taken is ours yet: a row is written next that depends on it."""
-        if batch.lock is None or self._shared_lock is None:
-            return
-        try:
-            held = self._shared_lock.is_held()
-        except LedgerError as error:
-            raise StoreAwayError(f"the lock of the store {self.root} was lost: {error}") from error
-        if not held:
-            raise StoreAwayError(
-                f"the lock of the store {self.root} was lost with a connection to the ledger"
-            )
 
     @property
     def _lock_path(self) -> Path:
         return self.root / STAGING / "replace.lock"
 
-    def open(self, key: str) -> int:
-        """See `Store.open`; symbolic links are not followed."""
+    # --- read
+
+    def open_file(self, key: str) -> int:
+        """See `Store.open_file`. Symbolic links are not followed."""
         split_key(key)
         try:
             return os.open(self.root / key, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
         except FileNotFoundError:
-            # Whoever made the store made that folder, too: without it this is a mount point, or nothing.
+            # INVARIANT 13: every store has this folder. Without it the root is an empty mount point, or gone.
             if not (self.root / STAGING).is_dir():
                 raise StoreAwayError(f"the store {self.root} is not there; mount it") from None
             raise
         except OSError as error:
-            raise _blame(error, key, self.root) from error
+            raise _translate_error(error, key, self.root) from error
 
-    def size(self, key: str) -> int:
-        """See `Store.size`."""
-        fd = self.open(key)
+    def read_size(self, key: str) -> int:
+        """See `Store.read_size`."""
+        fd = self.open_file(key)
         try:
             return os.fstat(fd).st_size
         finally:
             os.close(fd)
 
-    def changed_ms(self, key: str) -> int:
-        """See `Store.changed_ms`."""
-        fd = self.open(key)
+    def read_change_ms(self, key: str) -> int:
+        """See `Store.read_change_ms`."""
+        fd = self.open_file(key)
         try:
             return os.fstat(fd).st_ctime_ns // 1_000_000
         finally:
             os.close(fd)
 
-    def digest(self, key: str) -> str:
-        """See `Store.digest`."""
-        with open(self.open(key), "rb", buffering=0) as file:
+    def compute_digest(self, key: str) -> str:
+        """See `Store.compute_digest`."""
+        with open(self.open_file(key), "rb", buffering=0) as file:
             _, offset = read_file_meta(file.fileno())
             file.seek(offset)
             return hashlib.file_digest(file, "sha256").hexdigest()
 
+    # --- temporary files
+
     @contextlib.contextmanager
-    def temporary(self) -> Iterator[tuple[str, int]]:
-        """A new file beside the store, as path and descriptor to read and write; gone afterwards.
+    def create_temporary_file(self) -> Iterator[tuple[str, int]]:
+        """Create a file in the staging folder, and yield its path and descriptor. Afterwards it is removed.
 
         Raises:
-            StoreAwayError: It cannot be made.
+            StoreAwayError: The file cannot be created.
         """
         name = self._staging.make_name()
-        with self._blamed():
+        with self._translate_errors():
             fd = self._staging.create_file(name, os.O_RDWR)
         try:
             yield str(self._staging.path / name), fd
@@ -408,33 +458,31 @@ class FileStore:
             os.close(fd)
             self._staging.remove_file(name)
 
-    def append(self, fd: int, data: bytes | memoryview) -> None:
-        """Write all of `data` to a file of `temporary`.
+    def append_data(self, fd: int, data: bytes | memoryview) -> None:
+        """Write all of `data` to a temporary file.
 
         Raises:
-            StoreAwayError: There is no room for it.
+            StoreAwayError: The disk is full or failing.
         """
-        with self._blamed(), memoryview(data) as left:
-            done = 0
-            while done < len(left):
-                done += os.write(fd, left[done:])
+        with self._translate_errors(), memoryview(data) as view:
+            written = 0
+            while written < len(view):
+                written += os.write(fd, view[written:])
         self._progress()
 
-    def settled(self, sources: Sequence[SourceFile]) -> list[SourceFile]:
-        """The same open files, on stable storage if this store waits for that.
-
-        Together it costs far less than each by itself.
+    def sync_sources(self, sources: Sequence[SourceFile]) -> list[SourceFile]:
+        """Make open files durable, if this store waits for the disk. One call costs less than one for each.
 
         Raises:
-            StoreAwayError: A disk is failing, or full.
+            StoreAwayError: The disk is full or failing.
         """
         fresh = [source for source in sources if not source.synced]
         if not self._durable or not fresh:
             return list(sources)
-        with self._blamed():
+        with self._translate_errors():
             for source in fresh:
-                # It makes the kernel begin to write, and drops nothing that is not written. The journal of
-                # the file system is then committed once, with the first of them, for all.
+                # This call makes the kernel start to write, and drops no unwritten page. The first fdatasync
+                # then commits the journal of the file system for all files.
                 os.posix_fadvise(source.fd, 0, 0, os.POSIX_FADV_DONTNEED)
             for source in fresh:
                 os.fdatasync(source.fd)
@@ -442,43 +490,15 @@ class FileStore:
         return [source if source.synced else replace(source, synced=True) for source in sources]
 
     @contextlib.contextmanager
-    def _blamed(self, key: str = "") -> Iterator[None]:
+    def _translate_errors(self, key: str = "") -> Iterator[None]:
         try:
             yield
         except OSError as error:
-            raise _blame(error, key, self.root) from error
-
-    def _give_name(self, source: SourceFile, folder: int, name: str) -> None:
-        """Link where that works, else copy.
-
-        Raises:
-            FileExistsError: The name is taken.
-        """
-        if source.device == os.fstat(folder).st_dev:
-            try:
-                if self._durable and not source.synced:
-                    os.fdatasync(source.fd)
-                # proc(5): this names the open file itself, whatever its path stands for by now.
-                os.link(f"/proc/self/fd/{source.fd}", name, dst_dir_fd=folder, follow_symlinks=True)
-            except OSError as error:
-                if error.errno not in _NO_LINK:
-                    raise
-            else:
-                if not is_name_of(name, folder, source.device, source.inode):
-                    # Another worker has replaced it already: the name is taken, and is to be looked at.
-                    raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), name)
-                return
-        with contextlib.suppress(FileNotFoundError):
-            os.stat(name, dir_fd=folder, follow_symlinks=False)
-            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), name)
-        copy = self._staging.copy_file(source.fd, source.size, durable=self._durable, progress=self._progress)
-        with copy as (temporary, fd):
-            # Durable before it has its name: a name never stands for half a file.
-            self._staging.move_file(temporary, fd, folder, name)
+            raise _translate_error(error, key, self.root) from error
 
 
-def _make_root(root: Path) -> None:
-    """Make the root and what is missing above it, durably."""
+def _create_root(root: Path) -> None:
+    """Create the root and missing folders above it, durably."""
     missing = [path for path in (root, *root.parents) if not path.exists()]
     for path in reversed(missing):
         path.mkdir(mode=0o750, exist_ok=True)
@@ -504,10 +524,11 @@ _REMEDIES: Final = {
     errno.ENOLCK: "mount it with locks: NFS version 4, or 3 with rpc.statd",
 }
 _UNSUPPORTED: Final = frozenset({errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP})
-"""What calls answer that a file system does not have."""
+"""Errors of calls that a file system does not support."""
 
 
-def _blame(error: OSError, key: str, root: Path) -> StoreError:
+def _translate_error(error: OSError, key: str, root: Path) -> StoreError:
+    """Translate a system error into one that names the store and the remedy."""
     number = error.errno or 0
     what = f"cannot keep {key}" if key else "cannot be used"
     cause = f"the store {root} {what}: {error.strerror} ({errno.errorcode.get(number, number)})"

@@ -1,4 +1,4 @@
-"""The folders that a batch of files goes into: opened once, made where missing, synced together."""
+"""The folders of a store batch: opened once, created where missing, and synced together."""
 
 import contextlib
 import os
@@ -15,17 +15,17 @@ _FLAGS: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW
 
 
 class BatchFolders:
-    """Open folders below one root; whatever is asked of them follows no symbolic link below it."""
+    """Open folders below one root. No call follows a symbolic link below that root."""
 
     def __init__(self, root: Path, durable_names: set[tuple[int, int]]) -> None:
-        """Open the root, which may itself be a link.
+        """Open the root, which may itself be a symbolic link.
 
         Args:
-            root: It must be there: a store that is not mounted is not made anew.
-            durable_names: Devices and inodes of folders whose own names are known to be durable; added to.
+            root: An existing folder. INVARIANT 13: nothing replaces a folder that is not mounted.
+            durable_names: Devices and inodes of folders whose own names are durable. `sync` adds to it.
 
         Raises:
-            OSError: The root is not there, or not a folder.
+            OSError: The root is not there, or is no folder.
         """
         self._open: dict[tuple[str, ...], int] = {
             (): os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -33,47 +33,50 @@ class BatchFolders:
         self._used: dict[tuple[str, ...], None] = {}
         self._durable_names = durable_names
 
-    def open(self, parts: Sequence[str]) -> int:
-        """A descriptor of the folder with these components, made where it is missing; stays ours.
+    def open_folder(self, parts: Sequence[str]) -> int:
+        """Return a descriptor of the folder with these path components. A missing folder is created.
+
+        The descriptor stays open until `close`.
 
         Raises:
-            OSError: It cannot be made; ELOOP or ENOTDIR where a component is a link or a file.
+            OSError: The folder cannot be created; ELOOP or ENOTDIR if a component is a link or a file.
         """
         path = tuple(parts)
         self._used[path] = None
         return self._descend(path)
 
-    def reopen(self, parts: Sequence[str]) -> int:
-        """As `open`, where the folder or one above it was removed since; raises as `open`."""
+    def reopen_folder(self, parts: Sequence[str]) -> int:
+        """Open a folder again, because it or a folder above it was removed. Raises as `open_folder`."""
         for length in range(len(parts), 0, -1):
-            gone = self._open.pop(tuple(parts[:length]), None)
-            if gone is not None:
-                os.close(gone)
-        return self.open(parts)
+            removed = self._open.pop(tuple(parts[:length]), None)
+            if removed is not None:
+                os.close(removed)
+        return self.open_folder(parts)
 
     def sync(self) -> None:
-        """Make durable the names in every folder that was opened for use, and their own names up to the root.
+        """Make durable the names in each used folder, and the names of these folders up to the root.
 
-        That a folder was there already says nothing: whoever made it may not have come to sync it.
+        A folder that existed before is synced too, because the process that created it may have died before
+        its own sync.
 
         Raises:
             OSError: The disk is failing.
         """
-        done: set[tuple[str, ...]] = set()
+        synced: set[tuple[str, ...]] = set()
         for path in self._used:
-            self._sync(path, done)
+            self._sync_folder(path, synced)
             for length in range(len(path), 0, -1):
-                facts = os.fstat(self._descend(path[:length]))
-                identity = (facts.st_dev, facts.st_ino)
+                status = os.fstat(self._descend(path[:length]))
+                identity = (status.st_dev, status.st_ino)
                 if identity not in self._durable_names:
-                    self._sync(path[: length - 1], done)
+                    self._sync_folder(path[: length - 1], synced)
                     if len(self._durable_names) >= REMEMBERED_MAX:
                         self._durable_names.clear()
                     self._durable_names.add(identity)
         self._used.clear()
 
     def close(self) -> None:
-        """Close all of them."""
+        """Close all descriptors."""
         for fd in self._open.values():
             os.close(fd)
         self._open.clear()
@@ -88,13 +91,13 @@ class BatchFolders:
                 with contextlib.suppress(FileExistsError):
                     os.mkdir(path[-1], DIRECTORY_MODE, dir_fd=parent)
                 fd = os.open(path[-1], _FLAGS, dir_fd=parent)
-                facts = os.fstat(fd)
-                # An inode number may be that of a folder that is gone.
-                self._durable_names.discard((facts.st_dev, facts.st_ino))
+                status = os.fstat(fd)
+                # The inode number may have belonged to a removed folder whose name was durable.
+                self._durable_names.discard((status.st_dev, status.st_ino))
             self._open[path] = fd
         return fd
 
-    def _sync(self, path: tuple[str, ...], done: set[tuple[str, ...]]) -> None:
-        if path not in done:
+    def _sync_folder(self, path: tuple[str, ...], synced: set[tuple[str, ...]]) -> None:
+        if path not in synced:
             sync_folder_fd(self._descend(path))
-            done.add(path)
+            synced.add(path)

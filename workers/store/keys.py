@@ -1,4 +1,4 @@
-"""From UIDs to names in the store: `[store] path`, and what is done where a UID does not make a safe name."""
+"""Store keys: the relative paths of instances in the store (`[store] path`), whatever their UIDs contain."""
 
 import hashlib
 import re
@@ -9,20 +9,21 @@ from ingest.errors import StoreError
 from ingest.spool.reference import Reference
 
 STAGING: Final = ".incoming"
-"""Folder below a store's root for what is being copied; no key begins with it."""
+"""Folder below the root of a store for files that are being copied. No store key begins with it."""
 
 FIELDS: Final = frozenset({"study_uid", "series_uid", "sop_uid"})
 
-# PS3.5 9.1: digits and periods, at most 64. Leading zeros and empty components are wrong, but safe in a name.
+# PS3.5 section 9.1: digits and periods, at most 64. Leading zeros and empty components violate it, but are
+# safe in a file name.
 _SAFE: Final = re.compile(r"[0-9][0-9.]{0,63}")
 _NAME_MAX: Final = 255
 
 
 def make_safe_name(uid: str, missing: str) -> str:
-    """A UID as one component of a path: itself where that is safe, else made from its hash.
+    """Make one component of a path: the UID itself if that is safe, otherwise a hash of it.
 
     Args:
-        uid: As it came, without padding.
+        uid: The UID without padding.
         missing: The name for an empty UID.
     """
     if _SAFE.fullmatch(uid):
@@ -33,13 +34,13 @@ def make_safe_name(uid: str, missing: str) -> str:
 
 
 class StoreKeyTemplate:
-    """The template of `[store] path`."""
+    """The template of store keys, `[store] path`."""
 
     def __init__(self, template: str) -> None:
-        """Check it.
+        """Check the template.
 
         Raises:
-            StoreError: It names an unknown field, no `{sop_uid}`, or could lead out of the store.
+            StoreError: It names an unknown field or no `{sop_uid}`, or it could lead out of the store.
         """
         try:
             fields = {field for _, field, spec, _ in Formatter().parse(template) if field is not None}
@@ -54,13 +55,13 @@ class StoreKeyTemplate:
         self._template = template
 
     def make_key(self, study_uid: str, series_uid: str, sop_uid: str, *, copy_digest: str = "") -> str:
-        """The key of an instance; never outside the store, whatever the UIDs are.
+        """Make the store key of an instance. It never leads out of the store, whatever the UIDs contain.
 
         Args:
-            study_uid: Study Instance UID, without padding; so are the others.
+            study_uid: Study Instance UID without padding, like the others.
             series_uid: Series Instance UID.
             sop_uid: SOP Instance UID.
-            copy_digest: Tells a further copy of the SOP instance UID from the others; empty for the first.
+            copy_digest: Digest of a further copy of the SOP Instance UID; empty for the first object.
         """
         suffix = f"~{copy_digest}" if copy_digest else ""
         return self._template.format(
@@ -71,7 +72,7 @@ class StoreKeyTemplate:
 
 
 def make_variant_key(key: str, transfer_syntax_uid: str) -> str:
-    """The key of an object beside the first one of its UID: one for each transfer syntax."""
+    """Make the store key of an object beside the first one of its UID: one key for each transfer syntax."""
     stem, dot, suffix = key.rpartition(".")
     if not dot or "/" in suffix:
         stem, dot, suffix = key, "", ""
@@ -79,8 +80,8 @@ def make_variant_key(key: str, transfer_syntax_uid: str) -> str:
 
 
 def make_quarantine_key(reference: Reference) -> str:
-    """The key below the quarantine folder; always the same, so that a second try finds the first."""
-    name = re.sub(r"[^0-9A-Za-z_-]+", ".", f"{reference.spool}.{reference.path}.{reference.offset}").strip(
+    """Make the key below the quarantine folder. A second attempt gets the same key."""
+    name = re.sub(r"[^0-9A-Za-z_-]+", ".", f"{reference.spool}.{reference.where}.{reference.offset}").strip(
         "."
     )
     if len(name) > _NAME_MAX - len(".dcm"):
@@ -89,10 +90,10 @@ def make_quarantine_key(reference: Reference) -> str:
 
 
 def split_key(key: str) -> tuple[str, ...]:
-    """The components of a key.
+    """Split a store key into its components.
 
     Raises:
-        StoreError: It is not a relative path that stays below the root.
+        StoreError: The key is not a relative path that stays below the root.
     """
     parts = tuple(key.split("/"))
     if parts[0] == STAGING or any(part in {"", ".", ".."} or "\0" in part for part in parts):

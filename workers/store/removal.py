@@ -1,4 +1,4 @@
-"""Files that leave a store, and the folders that they leave empty; no symbolic link is followed."""
+"""Remove files from a store, and the folders that become empty. No symbolic link is followed."""
 
 import contextlib
 import os
@@ -10,89 +10,89 @@ from ingest.filesystem.calls import sync_folder_fd
 from ingest.workers.store.keys import split_key
 
 UNRECORDED_MS: Final = 60_000
-"""A file that got its name less long ago may be that of a worker that has not recorded it yet."""
+"""Upper bound between the time when a file gets its store key and the COMMIT of its row."""
 
 LINK_SLACK_MS: Final = 5_000
-"""A file loses its other name, in the spool, so long after it was stored at most."""
+"""Upper bound between linking a file into the store and unlinking it from the spool."""
 
 _FLAGS: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW
 
 
-def may_be_unrecorded(changed_ms: int, stored_at: int, now_ms: int) -> bool:
+def may_be_unrecorded(changed_ms: int, stored_at: int, unix_ms: int) -> bool:
     """Whether a file may be younger than the row that says it should go.
 
-    Somebody may have removed the file of the row by hand, or a remover that died then; and a worker that
-    knew nothing of either has given the free name to an instance that it is about to record.
+    The file of the row may have been removed by hand, or by a remover that died before it marked the row.
+    Then a worker may have given the free key to another instance, whose row is still to come.
 
     Args:
-        changed_ms: When a name was last given to the file, or taken from it (st_ctime), in Unix milliseconds.
-        stored_at: When the row's instance was stored, likewise, by the clock of a worker's host.
-        now_ms: The time by the clock of `changed_ms`: that of the file system, which may be a server's.
+        changed_ms: When the file last got or lost a name (st_ctime), in Unix milliseconds.
+        stored_at: When the instance of the row was stored, by the clock of a worker's host.
+        unix_ms: The time by the clock of the file system, which may be that of a server.
     """
-    return changed_ms > stored_at + LINK_SLACK_MS and now_ms - changed_ms < UNRECORDED_MS
+    return changed_ms > stored_at + LINK_SLACK_MS and unix_ms - changed_ms < UNRECORDED_MS
 
 
 class FileRemoval:
-    """One batch of files that leave."""
+    """One batch of files to remove from a store."""
 
     def __init__(self, root: Path) -> None:
-        """Below that folder."""
+        """Start without files below the folder `root`."""
         self._root = root
-        self._touched: set[tuple[str, ...]] = set()
+        self._changed_folders: set[tuple[str, ...]] = set()
 
-    def unlink(self, key: str, stored_at: int, now_ms: int) -> bool:
-        """Remove a file; what is not there has left already.
+    def remove_file(self, key: str, stored_at: int, unix_ms: int) -> bool:
+        """Remove a file. A file that is gone counts as removed.
 
         Args:
-            key: Its key.
+            key: Its store key.
             stored_at: When it was stored, in Unix milliseconds.
-            now_ms: The time by the file system's clock, likewise.
+            unix_ms: The time by the clock of the file system, in Unix milliseconds.
 
         Returns:
-            False where it may be another's by now; it stays.
+            False if the file stays, because it may belong to another instance.
 
         Raises:
-            OSError: It cannot be removed.
+            OSError: The file cannot be removed.
         """
         *parents, name = split_key(key)
-        with contextlib.suppress(FileNotFoundError), self._opened(tuple(parents)) as folder:
+        with contextlib.suppress(FileNotFoundError), self._open_folder(tuple(parents)) as folder:
             changed = os.stat(name, dir_fd=folder, follow_symlinks=False).st_ctime_ns // 1_000_000
-            if may_be_unrecorded(changed, stored_at, now_ms):
+            if may_be_unrecorded(changed, stored_at, unix_ms):
                 return False
             os.unlink(name, dir_fd=folder)
-        self._touched.add(tuple(parents))
+        self._changed_folders.add(tuple(parents))
         return True
 
-    def settle(self) -> None:
-        """Remove the folders that are empty now, but not the root, and make durable what has left.
+    def sync(self) -> None:
+        """Remove the folders that are empty now, except the root, and make all removals durable.
 
         Raises:
             OSError: The disk is failing.
         """
-        left: set[tuple[str, ...]] = set()
-        for path in self._touched:
+        remaining: set[tuple[str, ...]] = set()
+        for path in self._changed_folders:
             while path and self._remove_if_empty(path):
                 path = path[:-1]  # noqa: PLW2901 - upwards
-            left.add(path)
-        for path in left:
-            # One of them may have been emptied by the next: what is above it is synced then.
-            with contextlib.suppress(FileNotFoundError), self._opened(path) as folder:
+            remaining.add(path)
+        for path in remaining:
+            # The next path may have emptied this folder. Then its parent is in the set too, and synced.
+            with contextlib.suppress(FileNotFoundError), self._open_folder(path) as folder:
                 sync_folder_fd(folder)
-        self._touched.clear()
+        self._changed_folders.clear()
 
     def _remove_if_empty(self, path: tuple[str, ...]) -> bool:
         try:
-            with self._opened(path[:-1]) as parent:
+            with self._open_folder(path[:-1]) as parent:
                 os.rmdir(path[-1], dir_fd=parent)
         except FileNotFoundError:
             return True
         except OSError:
-            # Not empty; or a link, a mount point, another's: none of that is ours to remove.
+            # The folder is not empty, or is a link, a mount point, or of another user. Leave it.
             return False
         return True
 
     @contextlib.contextmanager
-    def _opened(self, path: tuple[str, ...]) -> Iterator[int]:
+    def _open_folder(self, path: tuple[str, ...]) -> Iterator[int]:
         fd = os.open(self._root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             for part in path:
