@@ -10,7 +10,7 @@ from ingest.clock import unix_ms
 from ingest.ledger import DeliveryState, InstanceState
 from ingest.ledger.schema import deliveries, instances
 from ingest.workers.retention.policy import DAY_MS
-from ingest.workers.retention.remover import Remover, Report
+from ingest.workers.retention.remover import Remover, RetentionReport
 from tests.support.instances import Made
 from tests.support.persisting import Site
 
@@ -69,6 +69,6 @@ def remover(site: Site, *, days: float = 0.0, **limits: Any) -> Iterator[Remover
         yield Remover(config, ledger, now=lambda: unix_ms() + int(days * DAY_MS), **how)
 
 
-def remove(site: Site, **limits: Any) -> Report:
+def remove(site: Site, **limits: Any) -> RetentionReport:
     with remover(site, **limits) as one:
-        return one.remove()
+        return one.run()

@@ -1,6 +1,8 @@
-"""What goes from the store, without I/O: studies, the oldest first, until every limit is kept.
+"""The retention policy: which studies leave the store, oldest first, until every limit is kept. Without I/O.
 
-The age of a study is that of its last instance: one that still grows is not old.
+The age of a study is that of its last instance, because a study that still grows is not old.
+
+INVARIANT 10: decisions are pure.
 """
 
 import heapq
@@ -15,8 +17,8 @@ from ingest.ledger.retention import StoredInstance, StoredStudy
 DAY_MS: Final = 86_400_000
 
 
-class Reason(StrEnum):
-    """Which key of `[retention]` wants a study gone."""
+class RetentionReason(StrEnum):
+    """The key of `[retention]` for which a study goes."""
 
     AGE = "keep_days"
     BYTES = "max_bytes"
@@ -24,49 +26,51 @@ class Reason(StrEnum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Goal:
-    """What is to be reached.
+class RetentionGoal:
+    """What a retention run must reach.
 
     Attributes:
-        before: Studies whose last instance was stored before this time go, in Unix milliseconds.
-        aged_most: At most so many bytes go for their age, and one study at least; None is no bound.
-        over: Bytes that the store holds beyond `max_bytes`.
-        disk_over: Bytes to free on its file system.
-        only_delivered: Whether a study that is owed to a destination stays.
+        before_ms: A study whose last instance was stored before this Unix time in milliseconds goes.
+        aged_max_bytes: Limit on the bytes that go for their age, but at least one study goes; None is no
+        limit. excess_bytes: Bytes of the store beyond `max_bytes`.
+        disk_excess_bytes: Bytes to free on the file system of the store.
+        only_delivered: Whether a study stays that is owed to a destination.
     """
 
-    before: int = 0
-    aged_most: int | None = None
-    over: int = 0
-    disk_over: int = 0
+    before_ms: int = 0
+    aged_max_bytes: int | None = None
+    excess_bytes: int = 0
+    disk_excess_bytes: int = 0
     only_delivered: bool = True
 
 
 @dataclass(frozen=True, slots=True)
-class Decision:
-    """What becomes of a study that is old enough to go.
+class RetentionDecision:
+    """What happens to a study that is old enough to go.
 
     Attributes:
-        goes: False where it is held back, because a destination is still owed some of it.
+        is_removable: False if the study is held back, because some of it is owed to a destination.
     """
 
     study: StoredStudy
-    reason: Reason
-    goes: bool
+    reason: RetentionReason
+    is_removable: bool
 
 
-def cutoff(keep_days: float, now_ms: int) -> int:
-    """`Goal.before` for a number of days; 0 for none."""
-    return max(0, int(now_ms - keep_days * DAY_MS)) if keep_days else 0
+def compute_cutoff_ms(keep_days: float, unix_ms: int) -> int:
+    """Compute `RetentionGoal.before_ms` for a number of days; 0 for none."""
+    return max(0, int(unix_ms - keep_days * DAY_MS)) if keep_days else 0
 
 
-def disk_over(disk: os.statvfs_result, high: float, low: float) -> int:
-    """Bytes to free so that no more than `low` of a file system is in use; 0 while that is not above `high`.
+def compute_disk_excess(disk: os.statvfs_result, high: float, low: float) -> int:
+    """Compute the bytes to free until no more than `low` of a file system is used.
+
+    The result is 0 while the use is not above `high`.
 
     Args:
-        disk: What is in use, and what can be, is counted as df(1) does: root's reserve is neither.
-        high: A share of what can be in use; 0 is never.
-        low: Likewise.
+        disk: The file system. Use and size are counted as df(1) does, without the reserve of root.
+        high: A share of the usable blocks; 0 disables this limit.
+        low: A share of the usable blocks.
     """
     used = disk.f_blocks - disk.f_bfree
     usable = used + disk.f_bavail
@@ -75,48 +79,49 @@ def disk_over(disk: os.statvfs_result, high: float, low: float) -> int:
     return int((used - low * usable) * disk.f_frsize)
 
 
-def oldest_first(
-    rows: Iterable[Sequence[StoredInstance]], studies: Callable[[Sequence[str]], Iterable[StoredStudy]]
+def order_by_age(
+    rows: Iterable[Sequence[StoredInstance]], summarize: Callable[[Sequence[str]], Iterable[StoredStudy]]
 ) -> Iterator[StoredStudy]:
-    """Studies in the order of their last instances; reads no further than is asked for.
+    """Yield studies in the order of their last instances. Reads no more rows than the caller needs.
 
     Args:
-        rows: What the store holds, oldest first, in pieces.
-        studies: What it holds of some studies.
+        rows: Instances of the store, oldest first, in chunks.
+        summarize: Returns the studies with the given Study Instance UIDs.
     """
     seen: set[str] = set()
     waiting: list[tuple[int, str, StoredStudy]] = []
-    for piece in rows:
-        fresh = {row.study_uid for row in piece} - seen
-        seen |= fresh
-        for study in studies(sorted(fresh)) if fresh else ():
+    for chunk in rows:
+        new = {row.study_uid for row in chunk} - seen
+        seen |= new
+        for study in summarize(sorted(new)) if new else ():
             heapq.heappush(waiting, (study.newest_at, study.study_uid, study))
-        # What begins after this piece ends after it, too.
-        while waiting and waiting[0][0] < piece[-1].stored_at:
+        # A study that begins after this chunk also ends after it.
+        while waiting and waiting[0][0] < chunk[-1].stored_at:
             yield heapq.heappop(waiting)[2]
     while waiting:
         yield heapq.heappop(waiting)[2]
 
 
-def decide(studies: Iterable[StoredStudy], goal: Goal) -> Iterator[Decision]:
-    """What becomes of studies, until every limit is kept.
+def plan_removals(studies: Iterable[StoredStudy], goal: RetentionGoal) -> Iterator[RetentionDecision]:
+    """Decide about studies, until every limit is kept.
 
     Args:
-        studies: In the order of their last instances; asked for no longer than is needed.
-        goal: What is to be reached.
+        studies: In the order of their last instances. No more are read than needed.
+        goal: What the run must reach.
     """
     freed = aged = 0
     for study in studies:
-        if study.newest_at < goal.before and (goal.aged_most is None or not aged or aged < goal.aged_most):
-            reason = Reason.AGE
-        elif freed < goal.over:
-            reason = Reason.BYTES
-        elif freed < goal.disk_over:
-            reason = Reason.DISK
+        is_below_limit = goal.aged_max_bytes is None or not aged or aged < goal.aged_max_bytes
+        if study.newest_at < goal.before_ms and is_below_limit:
+            reason = RetentionReason.AGE
+        elif freed < goal.excess_bytes:
+            reason = RetentionReason.BYTES
+        elif freed < goal.disk_excess_bytes:
+            reason = RetentionReason.DISK
         else:
             return
-        goes = not (goal.only_delivered and study.owed)
-        if goes:
+        is_removable = not (goal.only_delivered and study.owed)
+        if is_removable:
             freed += study.size
-            aged += study.size if reason is Reason.AGE else 0
-        yield Decision(study, reason, goes)
+            aged += study.size if reason is RetentionReason.AGE else 0
+        yield RetentionDecision(study, reason, is_removable)

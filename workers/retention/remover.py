@@ -1,8 +1,9 @@
-"""The remover: what `[retention]` wants gone leaves the store, and later the ledger. One at a time per store.
+"""The remover: studies that the retention policy selects leave the store, and later the ledger.
 
-Each batch is marked in the ledger, removed from the store and marked again, while no worker replaces or
-compares anything there. Whoever dies in between leaves rows that say so: the next pass begins with them, and
-a worker that gets such an instance again finishes with it first.
+One process at a time runs retention on a store. Each batch is marked in the ledger, removed from the store,
+and
+marked again, under the removal lock. A remover that dies in between leaves marked rows. The next run starts
+with them, and a worker that receives such an instance again finishes its removal first.
 """
 
 import contextlib
@@ -27,17 +28,24 @@ from ingest.ledger.store_folders import STORE
 from ingest.spool import store_capacity
 from ingest.workers.backoff import Backoff, retry_with_backoff
 from ingest.workers.retention import clock
-from ingest.workers.retention.policy import Decision, Goal, cutoff, decide, disk_over, oldest_first
+from ingest.workers.retention.policy import (
+    RetentionDecision,
+    RetentionGoal,
+    compute_cutoff_ms,
+    compute_disk_excess,
+    order_by_age,
+    plan_removals,
+)
 from ingest.workers.store.filesystem import FileStore, StoreBatch
 from ingest.workers.store.keys import STAGING
 from ingest.workers.store.removal import FileRemoval
 from ingest.workers.store.staging import FILE_MODE, lock
 
 BATCH: Final = 256
-"""Files removed at a time: others wait for it who replace or compare."""
+"""Files that are removed under one removal lock. Workers that replace or compare files wait for it."""
 
-SHARE: Final = 10
-"""A pass that takes long is followed by a pause of so many times its length, less one."""
+PAUSE_FACTOR: Final = 9
+"""The pause after a run lasts at least so many times as long as the run."""
 
 CLOCK_ALARM: Final = "retention_clock"
 
@@ -47,14 +55,14 @@ log = structlog.get_logger()
 
 
 @dataclass(slots=True)
-class Report:
-    """What a pass has done.
+class RetentionReport:
+    """What a retention run did.
 
     Attributes:
         studies, instances, size: What was removed; size in bytes.
-        held: Studies that should have gone, and are owed to a destination.
+        held: Studies that were held back, because they are owed to a destination.
         held_size: Their bytes.
-        forgotten: Rows of the ledger.
+        forgotten: Rows that were deleted from the ledger.
     """
 
     studies: int = 0
@@ -66,7 +74,10 @@ class Report:
 
 
 class Remover:
-    """What one process needs to remove; made after the fork."""
+    """Runs retention on one store. Make it after the fork.
+
+    Methods raise LedgerError while the ledger is away, and StoreAwayError while the store is not there.
+    """
 
     def __init__(
         self,
@@ -76,19 +87,19 @@ class Remover:
         *,
         statvfs: Callable[[os.PathLike[str]], os.statvfs_result] = os.statvfs,
         now: Callable[[], int] = unix_ms,
-        ageing_time: Callable[[], int] | None = None,
+        retention_ms: Callable[[], int] | None = None,
         pass_share: float = 0.0,
     ) -> None:
-        """Prepare; nothing is asked or opened yet.
+        """Prepare without asking or opening anything.
 
         Args:
             config: The configuration.
-            ledger: Of this program's schema version.
-            stopping: Whether to end after the batch in hand.
-            statvfs: How full a file system is.
-            now: The time, in Unix milliseconds.
-            ageing_time: The time that studies are aged by; 0 ages none. As `now` where it is None.
-            pass_share: The share of the store's bytes that one pass may remove for their age; 0 is no bound.
+            ledger: A ledger of this schema version.
+            stopping: Whether to end after the current batch.
+            statvfs: Reads how full a file system is.
+            now: The time in Unix milliseconds.
+            retention_ms: The time by which studies age; 0 ages none. The same as `now` if it is None.
+            pass_share: Share of the stored bytes that one run may remove for their age; 0 is no limit.
         """
         self._limits = config.retention
         self._quarantine_dir = config.quarantine_dir
@@ -96,82 +107,74 @@ class Remover:
         self._stopping = stopping
         self._statvfs = statvfs
         self._now = now
-        self._ageing_time = ageing_time or now
+        self._retention_ms = retention_ms or now
         self._pass_share = pass_share
         self._store = FileStore(config.store_root, shared_lock=ledger.create_removal_lock())
 
-    def decisions(self) -> Iterator[Decision]:
-        """What would become of studies now, the oldest first.
+    def plan(self) -> Iterator[RetentionDecision]:
+        """Decide about studies as they are now, the oldest first."""
+        studies = order_by_age(self._read_instances(), self._ledger.retention.summarize_studies)
+        return plan_removals(studies, self._compute_goal())
 
-        Raises:
-            LedgerError: The ledger is away.
-            StoreAwayError: The store is not there.
-        """
-        return decide(oldest_first(self._rows(), self._ledger.retention.summarize_studies), self._goal())
-
-    def full(self) -> str:
-        """Why listeners are to take nothing more, or an empty string; whoever else removes may be at it.
-
-        Raises:
-            LedgerError: The ledger is away.
-        """
+    def describe_full_store(self) -> str:
+        """Describe why listeners must refuse instances, or return an empty text. Other runs may go on."""
         limit = self._limits.max_bytes
         total = self._ledger.retention.sum_stored_bytes() if limit and self._limits.refuses_when_full else 0
         return f"{total} bytes in the store, [retention] max_bytes is {limit}" if 0 < limit <= total else ""
 
-    def remove(self) -> Report:
-        """One pass: finish what was begun, remove what is to go, forget what is to be forgotten.
+    def run(self) -> RetentionReport:
+        """Run retention once: finish a broken run, remove studies, delete old rows.
 
         Raises:
-            RetentionBusyError: Another process is doing that.
-            LedgerError: The ledger is away.
-            StoreError: The store is not there, or another worker replaces for long.
+            RetentionBusyError: Another process runs retention on this store.
+            StoreError: Another process holds the removal lock for long.
         """
-        report = Report()
+        report = RetentionReport()
         self._require_store()
-        with self._alone():
-            self._finish()
-            for studies in self._batches(report):
-                self._remove(studies, report)
-            self._forget(report)
+        with self._exclude_other_runs():
+            self._finish_broken_run()
+            for studies in self._collect_batches(report):
+                self._remove_studies(studies, report)
+            self._delete_old_rows(report)
         return report
 
     def _require_store(self) -> None:
-        """Remove nothing where another file system is mounted, or none: every file would look gone."""
+        """Require the store that the ledger knows. On an empty mount point every file would look removed."""
         try:
+            # INVARIANT 13: nothing is removed where the store is not mounted.
             require_store(self._store.root, self._ledger.store_folders.find_folder(STORE))
         except OSError as error:
             raise StoreAwayError(f"the store {self._store.root} fails: {error.strerror}") from error
 
-    # --- what is there
+    # --- plan
 
-    def _rows(self) -> Iterator[Sequence[StoredInstance]]:
-        piece = self._ledger.retention.list_oldest()
-        while piece and not self._stopping():
-            yield piece
-            piece = self._ledger.retention.list_oldest(piece[-1]) if len(piece) == CHUNK else []
+    def _read_instances(self) -> Iterator[Sequence[StoredInstance]]:
+        chunk = self._ledger.retention.list_oldest()
+        while chunk and not self._stopping():
+            yield chunk
+            chunk = self._ledger.retention.list_oldest(chunk[-1]) if len(chunk) == CHUNK else []
 
-    def _goal(self) -> Goal:
+    def _compute_goal(self) -> RetentionGoal:
         limits = self._limits
         try:
             disk = self._statvfs(self._store.root)
         except OSError as error:
             raise StoreAwayError(f"the store {self._store.root} is not there: {error.strerror}") from error
-        sized = limits.max_bytes > 0 and not limits.refuses_when_full
-        bounded = bool(self._pass_share and limits.keep_days)
-        kept = self._ledger.retention.sum_stored_bytes() if sized or bounded else 0
-        return Goal(
-            before=cutoff(limits.keep_days, self._ageing_time()),
-            aged_most=int(self._pass_share * kept) if bounded else None,
-            over=max(0, kept - limits.max_bytes) if sized else 0,
-            disk_over=max(
-                0, disk_over(disk, limits.high_watermark, limits.low_watermark) - self._refused_beside()
-            ),
+        removes_for_size = limits.max_bytes > 0 and not limits.refuses_when_full
+        has_pass_limit = bool(self._pass_share and limits.keep_days)
+        needs_total = removes_for_size or has_pass_limit
+        stored_bytes = self._ledger.retention.sum_stored_bytes() if needs_total else 0
+        disk_excess = compute_disk_excess(disk, limits.high_watermark, limits.low_watermark)
+        return RetentionGoal(
+            before_ms=compute_cutoff_ms(limits.keep_days, self._retention_ms()),
+            aged_max_bytes=int(self._pass_share * stored_bytes) if has_pass_limit else None,
+            excess_bytes=max(0, stored_bytes - limits.max_bytes) if removes_for_size else 0,
+            disk_excess_bytes=max(0, disk_excess - self._sum_refused_bytes()),
             only_delivered=limits.only_delivered,
         )
 
-    def _refused_beside(self) -> int:
-        """Bytes that copies of refused instances take on the store's file system: no study goes for them."""
+    def _sum_refused_bytes(self) -> int:
+        """Return the bytes of refused copies on the file system of the store. No study goes for them."""
         if not self._limits.high_watermark:
             return 0
         with contextlib.suppress(OSError):
@@ -179,13 +182,13 @@ class Remover:
                 return self._ledger.quarantine.sum_refused_bytes()
         return 0
 
-    # --- what goes
+    # --- remove
 
-    def _batches(self, report: Report) -> Iterator[list[StoredStudy]]:
-        """Studies that go, as many at a time as fill a batch."""
+    def _collect_batches(self, report: RetentionReport) -> Iterator[list[StoredStudy]]:
+        """Yield removable studies, as many at a time as fill a batch of files."""
         studies: list[StoredStudy] = []
-        for decision in self.decisions():
-            if not decision.goes:
+        for decision in self.plan():
+            if not decision.is_removable:
                 report.held += 1
                 report.held_size += decision.study.size
                 continue
@@ -196,41 +199,41 @@ class Remover:
         if studies:
             yield studies
 
-    def _remove(self, studies: Sequence[StoredStudy], report: Report) -> None:
-        full = True
-        while full and not self._stopping():
-            with self._excluding() as batch:
+    def _remove_studies(self, studies: Sequence[StoredStudy], report: RetentionReport) -> None:
+        is_full = True
+        while is_full and not self._stopping():
+            with self._hold_removal_lock() as batch:
                 files = self._ledger.retention.mark_removing(
                     studies, BATCH, self._now(), only_delivered=self._limits.only_delivered
                 )
-                self._unlink(batch, files)
-            full = len(files) == BATCH
+                self._remove_files(batch, files)
+            is_full = len(files) == BATCH
             report.instances += len(files)
             report.size += sum(file.size for file in files)
-        if not full:
+        if not is_full:
             report.studies += len(studies)
 
-    def _finish(self) -> None:
-        """Do what a remover that died has left."""
+    def _finish_broken_run(self) -> None:
+        """Remove the files that a dead remover had marked."""
         after = 0
         while not self._stopping() and self._ledger.retention.list_removing(1, after):
-            with self._excluding() as batch:
+            with self._hold_removal_lock() as batch:
                 files = self._ledger.retention.list_removing(BATCH, after)
-                self._unlink(batch, files)
+                self._remove_files(batch, files)
             after = files[-1].id if files else after
 
-    def _unlink(self, batch: StoreBatch, files: Sequence[RemovableFile]) -> None:
-        """From mark to mark. What cannot be removed now keeps the first, for the next pass."""
+    def _remove_files(self, batch: StoreBatch, files: Sequence[RemovableFile]) -> None:
+        """Remove marked files, and mark them as removed. A file that stays keeps its first mark."""
         if not files:
             return
-        # Where a remover died, the name may be that of a new instance by now.
+        # If a remover died here before, the key of its file may belong to a new instance by now.
         claimed = self._ledger.instances.find_claimed_keys(file.store_key for file in files)
-        removal, gone = FileRemoval(self._store.root), []
+        removal, removed = FileRemoval(self._store.root), []
         now = self._now() + self._store.measure_clock_offset_ms(batch)
         for file in files:
             try:
                 if file.store_key in claimed or removal.remove_file(file.store_key, file.stored_at, now):
-                    gone.append(file.id)
+                    removed.append(file.id)
             except (OSError, StoreError) as error:
                 log.error("file_stays", error=str(error), remedy="see to the disk; it is tried again")
         self._store.announce_folder_removal(batch)
@@ -238,27 +241,27 @@ class Remover:
             removal.sync()
         except OSError as error:
             raise StoreAwayError(f"the store {self._store.root} fails: {error.strerror}") from error
-        self._ledger.retention.mark_removed(gone)
+        self._ledger.retention.mark_removed(removed)
 
-    def _forget(self, report: Report) -> None:
-        before = cutoff(self._limits.ledger_keep_days, self._ageing_time())
+    def _delete_old_rows(self, report: RetentionReport) -> None:
+        before = compute_cutoff_ms(self._limits.ledger_keep_days, self._retention_ms())
         while before and not self._stopping():
-            forgotten = self._ledger.retention.delete_removed_rows(before)
-            report.forgotten += forgotten
-            if forgotten < CHUNK:
+            deleted = self._ledger.retention.delete_removed_rows(before)
+            report.forgotten += deleted
+            if deleted < CHUNK:
                 return
 
-    # --- who else is there
+    # --- locks
 
     @contextlib.contextmanager
-    def _excluding(self) -> Iterator[StoreBatch]:
+    def _hold_removal_lock(self) -> Iterator[StoreBatch]:
         with self._store.open_batch() as batch:
             self._store.acquire_removal_lock(batch)
             yield batch
 
     @contextlib.contextmanager
-    def _alone(self) -> Iterator[None]:
-        """Of several processes, on whatever hosts, one removes from a store."""
+    def _exclude_other_runs(self) -> Iterator[None]:
+        """Hold the lock of retention runs. It excludes other processes on all hosts that share the store."""
         path = self._store.root / STAGING / "retain.lock"
         try:
             fd = os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW, FILE_MODE)
@@ -273,61 +276,58 @@ class Remover:
             os.close(fd)
 
 
-class Ageing:
-    """The time a remover ages studies by, checked before each pass: see `ingest.workers.retention.clock`."""
+class RetentionClock:
+    """The time by which studies age, checked before each run. See `ingest.workers.retention.clock`."""
 
     def __init__(self, config: Config, ledger: Ledger) -> None:
         self._config = config
         self._ledger = ledger
-        self._time = 0
+        self._retention_ms = 0
 
-    def time(self) -> int:
-        """Unix milliseconds as the last look found them; 0 while the wall clock is not believed."""
-        return self._time
+    def retention_ms(self) -> int:
+        """Return the time of the last check in Unix milliseconds; 0 while the wall clock is not plausible."""
+        return self._retention_ms
 
-    def look(self, *, accept: bool = False) -> int:
-        """Look at the clocks; returns by how many milliseconds the wall clock is ahead of what is believed.
+    def check(self, *, accept: bool = False) -> int:
+        """Check the wall clock. Returns by how many milliseconds it is ahead of what is plausible.
 
         Args:
-            accept: Believe the wall clock from now on: a person has looked at it.
+            accept: Whether a person has confirmed the wall clock.
 
         Raises:
             LedgerError: The ledger is away.
         """
-        run_dir, now = self._config.run_dir, clock.look()
-        ahead = 0 if accept else clock.ahead_ms(clock.read_mark(run_dir), now)
-        if ahead:
-            self._time = 0
-            hours = ahead / 3_600_000
+        run_dir, now = self._config.run_dir, clock.read_clocks()
+        jump_ms = 0 if accept else clock.measure_jump_ms(clock.read_mark(run_dir), now)
+        if jump_ms:
+            self._retention_ms = 0
+            hours = jump_ms / 3_600_000
             raise_alarm(
                 run_dir,
                 CLOCK_ALARM,
                 f"the clock is {hours:.0f} hours ahead of what is plausible; no study goes for its age",
-                "correct the clock, or where it is right run `ingest retention --accept-clock`",
+                "correct the clock, or if it is right run `ingest retention --accept-clock`",
             )
-            return ahead
-        clock.leave_mark(run_dir, now)
+            return jump_ms
+        clock.write_mark(run_dir, now)
         clear_alarm(run_dir, CLOCK_ALARM)
-        self._time = (
-            now.wall_ms
-            if accept
-            else clock.ageing_time(now.wall_ms, self._ledger.retention.find_newest_stored_ms())
-        )
+        newest_ms = None if accept else self._ledger.retention.find_newest_stored_ms()
+        self._retention_ms = clock.compute_retention_ms(now.wall_ms, newest_ms)
         return 0
 
 
-def _tell(config: Config, remover: Remover, stop: threading.Event) -> None:
-    """Leave word for the listeners, unless a successor does so already."""
-    why = remover.full()
+def _publish_store_capacity(config: Config, remover: Remover, stop: threading.Event) -> None:
+    """Tell the listeners whether the store may take more, unless a successor of this process does that."""
+    cause = remover.describe_full_store()
     if stop.is_set():
         return
     try:
-        store_capacity.write_store_full(config.run_dir, why)
+        store_capacity.leave_word(config.run_dir, cause)
     except OSError as error:
         log.error("word_not_left", error=str(error), remedy=f"let this user write {config.run_dir}")
 
 
-def _say(report: Report) -> None:
+def _log_report(report: RetentionReport) -> None:
     if report.instances or report.forgotten:
         log.info(
             "removed",
@@ -346,14 +346,15 @@ def _say(report: Report) -> None:
 
 
 def _pause(seconds: float, stopping: Callable[[], bool]) -> None:
-    # A signal handler sets the event: waiting on it could hold the very lock that setting it takes.
+    # A signal handler sets the event. If it interrupted `Event.wait`, `Event.set` would wait for the lock
+    # that the interrupted call holds. Short sleeps hold no lock.
     until = time.monotonic() + seconds
     while not stopping() and time.monotonic() < until:
         time.sleep(_SLICE_SECONDS)
 
 
 def run(config: Config, stop: threading.Event) -> None:
-    """Remove in this process until `stop` is set; the batch in hand is finished first.
+    """Run retention again and again until `stop` is set. The current batch is finished first.
 
     Raises:
         BootError: The configuration cannot be used.
@@ -363,35 +364,40 @@ def run(config: Config, stop: threading.Event) -> None:
     except LedgerError as error:
         raise BootError(str(error)) from error
     backoff = Backoff(stop, "retention_away", "nothing is removed meanwhile")
-    ageing = Ageing(config, ledger)
+    retention_clock = RetentionClock(config, ledger)
     remover = Remover(
-        config, ledger, stop.is_set, ageing_time=ageing.time, pass_share=config.retention.max_pass_share
+        config,
+        ledger,
+        stop.is_set,
+        retention_ms=retention_clock.retention_ms,
+        pass_share=config.retention.max_pass_share,
     )
     with contextlib.closing(ledger), contextlib.suppress(StoppedError):
         retry_with_backoff(backoff, ledger.migrate)
         while not stop.is_set():
             began = time.monotonic()
             try:
-                _tell(config, remover, stop)
-                ageing.look()
-                report = remover.remove()
+                _publish_store_capacity(config, remover, stop)
+                retention_clock.check()
+                report = remover.run()
                 if report.instances:
-                    _tell(config, remover, stop)
-                _say(report)
+                    _publish_store_capacity(config, remover, stop)
+                _log_report(report)
                 backoff.reset()
             except (LedgerError, StoreError, OSError, MemoryError) as error:
+                # INVARIANT 8: only a wrong configuration stops the node.
                 backoff.wait_after(error)
             except RetentionBusyError:
                 log.debug("another_removes")
-            took = time.monotonic() - began
-            _pause(max(config.retention.check_seconds, (SHARE - 1) * took), stop.is_set)
+            run_seconds = time.monotonic() - began
+            _pause(max(config.retention.check_seconds, PAUSE_FACTOR * run_seconds), stop.is_set)
 
 
 def main(config: Config, stop: threading.Event) -> int:
-    """Entry point of the child process: TERM and INT end it in good order; returns the exit code.
+    """Run the child process until SIGTERM or SIGINT, and return its exit code.
 
     Raises:
-        BootError: As `run`.
+        BootError: The configuration cannot be used.
     """
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())

@@ -101,7 +101,7 @@ def test_what_is_not_set_removes_nothing_and_says_so(site: Site) -> None:
 
 def test_who_removes_is_not_disturbed(site: Site) -> None:
     fill(site, made(1))
-    with remover(site) as other, other._alone():
+    with remover(site) as other, other._exclude_other_runs():
         result = ask(site, max_bytes=1)
         assert result.exit_code == 1
         assert "another process removes from this store" in result.output

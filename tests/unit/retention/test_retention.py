@@ -15,7 +15,7 @@ from ingest.ledger import DeliveryState, InstanceState
 from ingest.ledger.retention import Retention
 from ingest.ledger.schema import deliveries, instances
 from ingest.workers.retention.policy import DAY_MS
-from ingest.workers.retention.remover import Report
+from ingest.workers.retention.remover import RetentionReport
 from tests.support.instances import IMPLICIT
 from tests.support.persisting import Site
 from tests.support.retaining import NOBODY, deliver, fill, folders, left, made, remove, remover, states
@@ -36,12 +36,12 @@ def test_old_studies_go_whole_with_variants_and_empty_folders(either_ledger: Sit
         long_ago = update(instances).where(instances.c.study_uid == "2.1")
         connection.execute(long_ago.values(stored_at=instances.c.stored_at - 5 * DAY_MS))
     size = sum(row.size for row in site.instances()[:3])
-    assert remove(site, days=1, keep_days=7) == Report()
-    assert remove(site, days=3, keep_days=7) == Report(studies=1, instances=3, size=size)
+    assert remove(site, days=1, keep_days=7) == RetentionReport()
+    assert remove(site, days=3, keep_days=7) == RetentionReport(studies=1, instances=3, size=size)
     assert left(site) == ["2.2"]
     assert states(site) == {"2.1": [REMOVED] * 3, "2.2": [STORED]}
     assert folders(site) == ["2.2", "2.2/2.2.1"]
-    assert remove(site, days=3, keep_days=7) == Report()
+    assert remove(site, days=3, keep_days=7) == RetentionReport()
 
 
 @pytest.mark.parametrize("owed", [False, True])
@@ -125,7 +125,7 @@ def test_disk_above_its_high_watermark_is_emptied_to_the_low_one(either_ledger: 
 def test_nothing_is_removed_unless_it_is_set(site: Site) -> None:
     fill(site, made(1))
     deliver(site, DeliveryState.DELIVERED)
-    assert remove(site, days=10**5) == Report()
+    assert remove(site, days=10**5) == RetentionReport()
     assert left(site) == ["2.1"]
 
 
@@ -181,9 +181,9 @@ def test_store_without_folders_keeps_its_root(make_persist_site: Sites) -> None:
 def test_one_process_removes_at_a_time(site: Site) -> None:
     fill(site, made(1))
     with remover(site, keep_days=1) as one, remover(site, keep_days=1) as another:
-        with one._alone(), pytest.raises(RetentionBusyError, match=r"retain\.lock"):
-            another.remove()
-        another.remove()
+        with one._exclude_other_runs(), pytest.raises(RetentionBusyError, match=r"retain\.lock"):
+            another.run()
+        another.run()
 
 
 def test_remover_that_is_to_stop_ends_after_its_batch(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,11 +3,18 @@
 import pytest
 
 from ingest.ledger.retention import StoredStudy
-from ingest.workers.retention.clock import Moment, ageing_time, ahead_ms, leave_mark, look, read_mark
-from ingest.workers.retention.policy import DAY_MS, Goal, Reason, decide
+from ingest.workers.retention.clock import (
+    ClockReading,
+    compute_retention_ms,
+    measure_jump_ms,
+    read_clocks,
+    read_mark,
+    write_mark,
+)
+from ingest.workers.retention.policy import DAY_MS, RetentionGoal, RetentionReason, plan_removals
 
 HOUR_MS = 3_600_000
-MARK = Moment(1_000 * DAY_MS, 50 * HOUR_MS, "a")
+MARK = ClockReading(1_000 * DAY_MS, 50 * HOUR_MS, "a")
 
 
 @pytest.mark.parametrize(
@@ -24,25 +31,25 @@ MARK = Moment(1_000 * DAY_MS, 50 * HOUR_MS, "a")
     ],
 )
 def test_a_clock_is_ahead_where_less_time_has_gone_by(wall: int, boot: int, boot_id: str, ahead: int) -> None:
-    now = Moment(MARK.wall_ms + wall, MARK.boot_ms + boot, boot_id)
-    assert ahead_ms(MARK, now) == ahead
-    assert ahead_ms(None, now) == 0, "the first pass believes the clock"
+    now = ClockReading(MARK.wall_ms + wall, MARK.boot_ms + boot, boot_id)
+    assert measure_jump_ms(MARK, now) == ahead
+    assert measure_jump_ms(None, now) == 0, "the first pass believes the clock"
 
 
 def test_a_mark_is_read_as_it_was_left(tmp_path) -> None:
     assert read_mark(tmp_path) is None
-    now = look()
-    leave_mark(tmp_path, now)
+    now = read_clocks()
+    write_mark(tmp_path, now)
     assert read_mark(tmp_path) == now
     (tmp_path / "retention_clock.json").write_text("{")
     assert read_mark(tmp_path) is None
-    leave_mark(tmp_path / "missing", now)
+    write_mark(tmp_path / "missing", now)
 
 
 def test_studies_are_aged_by_no_time_long_after_the_newest_instance() -> None:
-    assert ageing_time(10 * DAY_MS, None) == 10 * DAY_MS
-    assert ageing_time(10 * DAY_MS, 10 * DAY_MS - 5) == 10 * DAY_MS
-    assert ageing_time(375 * DAY_MS, 10 * DAY_MS) == 11 * DAY_MS
+    assert compute_retention_ms(10 * DAY_MS, None) == 10 * DAY_MS
+    assert compute_retention_ms(10 * DAY_MS, 10 * DAY_MS - 5) == 10 * DAY_MS
+    assert compute_retention_ms(375 * DAY_MS, 10 * DAY_MS) == 11 * DAY_MS
 
 
 def studies(count: int) -> list[StoredStudy]:
@@ -54,11 +61,13 @@ def studies(count: int) -> list[StoredStudy]:
 
 @pytest.mark.parametrize(("most", "gone"), [(None, 10), (0, 1), (100, 1), (101, 2), (250, 3), (5000, 10)])
 def test_a_pass_removes_no_more_than_its_share_for_age(most: int | None, gone: int) -> None:
-    found = list(decide(studies(10), Goal(before=1000, aged_most=most)))
+    found = list(plan_removals(studies(10), RetentionGoal(before_ms=1000, aged_max_bytes=most)))
     assert [one.study.study_uid for one in found] == [str(number) for number in range(gone)]
-    assert {one.reason for one in found} == {Reason.AGE}
+    assert {one.reason for one in found} == {RetentionReason.AGE}
 
 
 def test_limits_of_bytes_hold_whatever_the_share_for_age_is() -> None:
-    found = list(decide(studies(10), Goal(before=1000, aged_most=100, over=500)))
-    assert [one.reason for one in found] == [Reason.AGE, *[Reason.BYTES] * 4]
+    found = list(
+        plan_removals(studies(10), RetentionGoal(before_ms=1000, aged_max_bytes=100, excess_bytes=500))
+    )
+    assert [one.reason for one in found] == [RetentionReason.AGE, *[RetentionReason.BYTES] * 4]

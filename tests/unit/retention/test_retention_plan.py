@@ -12,17 +12,17 @@ from ingest.ledger.retention import StoredInstance, StoredStudy
 from ingest.supervisor.generation import ALL_ROLES, plan
 from ingest.workers.retention.policy import (
     DAY_MS,
-    Decision,
-    Goal,
-    Reason,
-    cutoff,
-    decide,
-    disk_over,
-    oldest_first,
+    RetentionDecision,
+    RetentionGoal,
+    RetentionReason,
+    compute_cutoff_ms,
+    compute_disk_excess,
+    order_by_age,
+    plan_removals,
 )
 from ingest.workers.store.removal import LINK_SLACK_MS, UNRECORDED_MS, may_be_unrecorded
 
-AGE, BYTES, DISK = Reason.AGE, Reason.BYTES, Reason.DISK
+AGE, BYTES, DISK = RetentionReason.AGE, RetentionReason.BYTES, RetentionReason.DISK
 
 
 def study(name: str, newest_at: int, size: int = 10, owed: int = 0) -> StoredStudy:
@@ -36,27 +36,36 @@ ALL = (OLDEST, HELD, YOUNG)
 @pytest.mark.parametrize(
     ("goal", "expected"),
     [
-        (Goal(), []),
-        (Goal(before=100), []),
-        (Goal(before=101), [(OLDEST, AGE, True)]),
-        (Goal(before=201), [(OLDEST, AGE, True), (HELD, AGE, False)]),
-        (Goal(before=201, only_delivered=False), [(OLDEST, AGE, True), (HELD, AGE, True)]),
-        (Goal(over=1), [(OLDEST, BYTES, True)]),
-        (Goal(over=10), [(OLDEST, BYTES, True)]),
+        (RetentionGoal(), []),
+        (RetentionGoal(before_ms=100), []),
+        (RetentionGoal(before_ms=101), [(OLDEST, AGE, True)]),
+        (RetentionGoal(before_ms=201), [(OLDEST, AGE, True), (HELD, AGE, False)]),
+        (RetentionGoal(before_ms=201, only_delivered=False), [(OLDEST, AGE, True), (HELD, AGE, True)]),
+        (RetentionGoal(excess_bytes=1), [(OLDEST, BYTES, True)]),
+        (RetentionGoal(excess_bytes=10), [(OLDEST, BYTES, True)]),
         # What is held back frees nothing: the next one goes in its place.
-        (Goal(over=11), [(OLDEST, BYTES, True), (HELD, BYTES, False), (YOUNG, BYTES, True)]),
-        (Goal(over=11, only_delivered=False), [(OLDEST, BYTES, True), (HELD, BYTES, True)]),
-        (Goal(disk_over=1), [(OLDEST, DISK, True)]),
-        (Goal(over=5, disk_over=15), [(OLDEST, BYTES, True), (HELD, DISK, False), (YOUNG, DISK, True)]),
-        (Goal(before=101, over=1), [(OLDEST, AGE, True)]),
-        (Goal(before=101, over=11), [(OLDEST, AGE, True), (HELD, BYTES, False), (YOUNG, BYTES, True)]),
-        (Goal(over=10**9), [(OLDEST, BYTES, True), (HELD, BYTES, False), (YOUNG, BYTES, True)]),
+        (RetentionGoal(excess_bytes=11), [(OLDEST, BYTES, True), (HELD, BYTES, False), (YOUNG, BYTES, True)]),
+        (RetentionGoal(excess_bytes=11, only_delivered=False), [(OLDEST, BYTES, True), (HELD, BYTES, True)]),
+        (RetentionGoal(disk_excess_bytes=1), [(OLDEST, DISK, True)]),
+        (
+            RetentionGoal(excess_bytes=5, disk_excess_bytes=15),
+            [(OLDEST, BYTES, True), (HELD, DISK, False), (YOUNG, DISK, True)],
+        ),
+        (RetentionGoal(before_ms=101, excess_bytes=1), [(OLDEST, AGE, True)]),
+        (
+            RetentionGoal(before_ms=101, excess_bytes=11),
+            [(OLDEST, AGE, True), (HELD, BYTES, False), (YOUNG, BYTES, True)],
+        ),
+        (
+            RetentionGoal(excess_bytes=10**9),
+            [(OLDEST, BYTES, True), (HELD, BYTES, False), (YOUNG, BYTES, True)],
+        ),
     ],
 )
 def test_oldest_studies_go_until_every_limit_is_kept(
-    goal: Goal, expected: list[tuple[StoredStudy, Reason, bool]]
+    goal: RetentionGoal, expected: list[tuple[StoredStudy, RetentionReason, bool]]
 ) -> None:
-    assert list(decide(ALL, goal)) == [Decision(*one) for one in expected]
+    assert list(plan_removals(ALL, goal)) == [RetentionDecision(*one) for one in expected]
 
 
 def pieces(rows: Sequence[StoredInstance], size: int, read: list[int]) -> Iterator[Sequence[StoredInstance]]:
@@ -77,7 +86,7 @@ def test_studies_come_in_the_order_of_their_last_instances(size: int) -> None:
         StoredInstance(stored_at=number // 3, id=number, study_uid=f"1.{random.randrange(40)}")
         for number in range(300)
     ]
-    found = list(oldest_first(pieces(rows, size, []), lambda uids: totals(rows, uids)))
+    found = list(order_by_age(pieces(rows, size, []), lambda uids: totals(rows, uids)))
     assert [one.newest_at for one in found] == sorted(one.newest_at for one in found)
     assert {one.study_uid for one in found} == {row.study_uid for row in rows}
     assert len(found) == len({one.study_uid for one in found})
@@ -88,7 +97,7 @@ def test_no_more_rows_are_read_than_studies_are_asked_for() -> None:
         StoredInstance(stored_at=number, id=number, study_uid=f"1.{number // 5}") for number in range(1000)
     ]
     read: list[int] = []
-    studies = oldest_first(pieces(rows, 10, read), lambda uids: totals(rows, uids))
+    studies = order_by_age(pieces(rows, 10, read), lambda uids: totals(rows, uids))
     assert [one.study_uid for one, _ in zip(studies, range(3), strict=False)] == ["1.0", "1.1", "1.2"]
     assert read[-1] <= 20
 
@@ -98,7 +107,7 @@ def test_no_more_rows_are_read_than_studies_are_asked_for() -> None:
     [(0.0, DAY_MS, 0), (1.0, 3 * DAY_MS, 2 * DAY_MS), (0.5, DAY_MS, DAY_MS // 2), (9.0, DAY_MS, 0)],
 )
 def test_days_become_a_time(days: float, now: int, expected: int) -> None:
-    assert cutoff(days, now) == expected
+    assert compute_cutoff_ms(days, now) == expected
 
 
 def disk(blocks: int, free: int, available: int) -> os.statvfs_result:
@@ -120,7 +129,7 @@ def disk(blocks: int, free: int, available: int) -> os.statvfs_result:
 def test_watermarks_are_shares_of_what_can_be_in_use(
     facts: tuple[int, int, int], high: float, low: float, blocks: int
 ) -> None:
-    assert disk_over(disk(*facts), high, low) == blocks * 512
+    assert compute_disk_excess(disk(*facts), high, low) == blocks * 512
 
 
 @pytest.mark.parametrize(

@@ -51,7 +51,7 @@ def test_store_is_full_from_max_bytes_on_and_only_where_it_refuses(site: Site) -
         ({"keep_days": 1}, False),
     ):
         with remover(site, **limits) as one:
-            assert one.full() == (
+            assert one.describe_full_store() == (
                 f"{size} bytes in the store, [retention] max_bytes is {size}" if full else ""
             ), limits
 
@@ -96,8 +96,8 @@ def test_remover_that_is_to_stop_leaves_the_word_to_its_successor(site: Site) ->
     stop = threading.Event()
     stop.set()
     with remover(site, max_bytes=1, **REFUSE) as one:
-        ingest.workers.retention.remover._tell(site.config, one, stop)
-    assert store_capacity.read_store_full(site.config.run_dir) == ""
+        ingest.workers.retention.remover._publish_store_capacity(site.config, one, stop)
+    assert store_capacity.full(site.config.run_dir) == ""
 
 
 @pytest.mark.parametrize(
