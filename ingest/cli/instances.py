@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
-QUARANTINE: Final = "ingest.workers.quarantine.decisions"
+QUARANTINE: Final = "ingest.workers.quarantine.command"
 """Named and not imported: what workers do is theirs."""
 
 # As `ingest.ledger.InstanceState` has them, without loading the ledger for --help.
@@ -120,7 +120,9 @@ def release(path: Path, ids: tuple[int, ...]) -> None:
     Each takes the place of what is stored under its SOP instance UID, which goes into quarantine instead, and
     is routed and delivered as though it had come now. Exits with 1 when one is unknown or cannot be released.
     """
-    click.get_current_context().exit(importlib.import_module(QUARANTINE).release(load_config(path), ids))
+    click.get_current_context().exit(
+        importlib.import_module(QUARANTINE).release_instances(load_config(path), ids)
+    )
 
 
 @quarantine.command()
@@ -136,7 +138,9 @@ def retry(path: Path, ids: tuple[int, ...], everything: bool) -> None:
     """
     if bool(ids) == everything:
         raise click.UsageError("say which: ID…, or --all")
-    click.get_current_context().exit(importlib.import_module(QUARANTINE).retry(load_config(path), ids))
+    click.get_current_context().exit(
+        importlib.import_module(QUARANTINE).retry_instances(load_config(path), ids)
+    )
 
 
 @quarantine.command()
@@ -151,7 +155,7 @@ def drop(path: Path, ids: tuple[int, ...], yes: bool) -> None:
     loaded = load_config(path)
     if not yes:
         click.confirm(f"Remove {len(set(ids))} quarantined files for good?", abort=True)
-    click.get_current_context().exit(importlib.import_module(QUARANTINE).drop(loaded, ids))
+    click.get_current_context().exit(importlib.import_module(QUARANTINE).drop_instances(loaded, ids))
 
 
 COMMANDS: Final = (studies, instances, quarantine)

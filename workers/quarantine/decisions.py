@@ -1,21 +1,16 @@
-"""`ingest quarantine release`, `retry` and `drop`: a person decides about what was put into quarantine.
+"""Apply a person's decision about a quarantined instance: release it, retry it, or drop it.
 
-Whoever dies at any step leaves nothing lost and nothing hidden: both objects are in quarantine then, or one
-of them is stored; the same command again does what is left.
+A process may die at any step. Then no instance is lost or hidden: both objects are in quarantine, or one of
+them is stored. The same command does what is left.
 """
 
 import contextlib
 import hashlib
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, Final
 
-import redis
-from rich.console import Console
-
-from ingest.alarms import QUARANTINE_FULL, clear_alarm
 from ingest.clock import unix_ms
 from ingest.config.model import Config
 from ingest.dicom.file_header import InstanceHeader
@@ -23,8 +18,6 @@ from ingest.errors import NotQuarantinedError, StoreAwayError, StoreError
 from ingest.ledger import Instance, InstanceState, Ledger, NewInstance
 from ingest.ledger.quarantine import GAVE_WAY
 from ingest.ledger.store_folders import QUARANTINE, STORE
-from ingest.queue.client import connect
-from ingest.queue.wakeups import send_wake_up
 from ingest.routing.node_router import NodeRouter
 from ingest.spool.reference import Reference
 from ingest.workers.persist.compare import have_same_bytes, open_stored_file
@@ -33,12 +26,9 @@ from ingest.workers.store.filesystem import FileStore, SourceFile, StoreBatch
 from ingest.workers.store.keys import STAGING, StoreKeyTemplate, make_quarantine_key
 
 CONTESTED_MAX: Final = 3
-"""How often a release begins anew, while workers store the same SOP instance UID."""
+"""Attempts to release an instance while workers store the same SOP Instance UID."""
 
-RETRIED_MAX: Final = 100_000
-"""How many are tried again at once, where none is named."""
-
-_TOLD: Final = (
+_HEADER_FIELDS: Final = (
     "sop_class_uid",
     "study_uid",
     "series_uid",
@@ -51,7 +41,7 @@ _TOLD: Final = (
 
 
 class _OtherStoredError(Exception):
-    """Another object of the SOP instance UID is stored."""
+    """Another object of the SOP Instance UID is stored."""
 
     def __init__(self, other: Instance) -> None:
         super().__init__(other.id)
@@ -59,29 +49,31 @@ class _OtherStoredError(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class _Copying:
-    """What is being released.
+class _Release:
+    """The instance that is being released.
 
     Attributes:
-        kept: The batch of the quarantine, for copies.
-        number: Its id.
-        uid: Its SOP instance UID.
-        safe: Files in quarantine that may be copies already.
-        now: The time, in Unix milliseconds.
+        number: Id of its row.
+        uid: Its SOP Instance UID.
+        quarantined_keys: Files in quarantine that may already be copies of what gives way to it.
+        unix_ms: The time of the release.
     """
 
-    kept: StoreBatch
     number: int
     uid: str
-    safe: frozenset[str]
-    now: int
+    quarantined_keys: frozenset[str]
+    unix_ms: int
 
 
-class Warden:
-    """Decides about quarantined instances, one at a time, while no worker replaces or removes files."""
+class QuarantineDecisions:
+    """Applies decisions one at a time. Each holds the removal lock of the store.
+
+    Methods raise LedgerError while the ledger is away, StoreError while store or quarantine is not there, and
+    OSError if a disk is failing.
+    """
 
     def __init__(self, config: Config, ledger: Ledger, store: FileStore, quarantine: FileStore) -> None:
-        """Take what is open already; `warden` opens it."""
+        """Use an open ledger and prepared stores. `open_quarantine` opens them."""
         self._ledger = ledger
         self._store = store
         self._quarantine = quarantine
@@ -89,119 +81,109 @@ class Warden:
         self._router = NodeRouter(config)
 
     def release(self, number: int) -> tuple[str, ...]:
-        """Make a quarantined instance the stored one; what is stored goes into quarantine in its place.
+        """Store a quarantined instance. A stored object of its UID goes into quarantine in its place.
 
         Args:
-            number: The id of its row.
+            number: Id of its row.
 
         Returns:
-            Names of the destinations that it is to be delivered to.
+            Names of the destinations that get it.
 
         Raises:
             NotQuarantinedError: It is not in quarantine, or cannot be stored.
-            StoreError: The store is away, or workers store the same SOP instance UID again and again.
-            LedgerError: The ledger is away.
-            OSError: A disk is failing.
+            StoreError: Workers store the same SOP Instance UID again and again.
         """
-        with self._batches() as (stored, kept):
-            return self._released(number, stored, kept, replacing=True)
+        with self._open_batches() as (store_batch, quarantine_batch):
+            return self._release(number, store_batch, quarantine_batch, replaces=True)
 
     def retry(self, number: int) -> tuple[str, ...] | None:
-        """Store an acknowledged instance as though it came now; what is stored under its UID stays.
+        """Store an acknowledged instance as if it came now. A stored object of its UID stays.
 
         Args:
-            number: The id of its row.
+            number: Id of its row.
 
         Returns:
-            As `release`; None where the same instance is stored already, and this copy has gone.
+            Names of the destinations that get it; None if the same instance is stored, and this copy was
+            removed.
 
         Raises:
-            NotQuarantinedError: It is not in quarantine, was refused, cannot be stored, or another object has
-                its SOP instance UID.
-            StoreError, LedgerError, OSError: As `release`.
+            NotQuarantinedError: It is not in quarantine, was refused or cannot be stored, or another object
+            of
+                its SOP Instance UID is stored.
+            StoreError: Workers store the same SOP Instance UID again and again.
         """
-        with self._batches() as (stored, kept):
-            row = self._row(number)
+        with self._open_batches() as (store_batch, quarantine_batch):
+            row = self._find_row(number)
             if row.refused_status:
                 cause = f"its sender was answered {row.refused_status:04X}H"
                 raise NotQuarantinedError(f"{number}: {cause}; `ingest quarantine release` stores it even so")
             try:
-                return self._released(number, stored, kept, replacing=False)
+                return self._release(number, store_batch, quarantine_batch, replaces=False)
             except _OtherStoredError as error:
-                if not self._is_same(row, error.other):
+                if not self._is_same_object(row, error.other):
                     raise NotQuarantinedError(
                         f"{number}: another object of its SOP instance UID is stored; `ingest quarantine "
                         "release` stores this one in its place"
                     ) from None
-            self._drop(row, kept, "the same instance is stored")
+            self._drop(row, quarantine_batch, "the same instance is stored")
             return None
 
-    def _released(
-        self, number: int, stored: StoreBatch, kept: StoreBatch, *, replacing: bool
-    ) -> tuple[str, ...]:
-        row = self._row(number)
-        key = make_quarantine_key(_reference(row.spool_ref))
-        if row.state is InstanceState.STORED and self._is_there(self._quarantine, key):
-            # Who released it died before the file was gone from here.
-            self._clear(row.sop_instance_uid, key, stored, kept)
-            return tuple(one.destination for one in self._ledger.deliveries.find_by_instance(number))
-        released = self._stored(number, stored, kept, replacing=replacing)
-        self._clear(released.sop_instance_uid, row.store_key, stored, kept)
-        return released.destinations
-
-    def _is_same(self, row: Instance, other: Instance) -> bool:
-        """Whether what is stored has the same data set, in the same transfer syntax."""
-        with (
-            open_stored_file(self._quarantine, row.store_key) as (ours, facts),
-            open_stored_file(self._store, other.store_key) as (there, known),
-        ):
-            if ours is None or facts is None or there is None or known is None:
-                return False
-            offsets = facts.data_set_offset, known.data_set_offset
-            same_syntax = facts.transfer_syntax_uid == known.transfer_syntax_uid
-            return same_syntax and have_same_bytes(ours, there, lambda: None, offsets=offsets)
-
     def drop(self, number: int) -> None:
-        """Remove a quarantined file; its row stays, and says so.
+        """Remove a quarantined file. Its row stays, and says so.
 
         Raises:
             NotQuarantinedError: It is not in quarantine.
-            StoreError: Store or quarantine is away.
-            LedgerError: The ledger is away.
         """
-        with self._batches() as (_, kept):
-            self._drop(self._quarantined(number), kept, "dropped from quarantine by hand")
+        with self._open_batches() as (_, quarantine_batch):
+            self._drop(self._find_quarantined(number), quarantine_batch, "dropped from quarantine by hand")
 
-    def _drop(self, row: Instance, kept: StoreBatch, why: str) -> None:
-        # The row last: as long as it says "quarantined", the same command finishes what this one began.
-        self._quarantine.remove(kept, row.store_key)
-        self._quarantine.sync(kept)
-        self._ledger.quarantine.drop(row.id, f"{why}; {row.note}")
+    def _drop(self, row: Instance, quarantine_batch: StoreBatch, cause: str) -> None:
+        # The row changes last. While it says "quarantined", the same command can finish this one.
+        self._quarantine.remove(quarantine_batch, row.store_key)
+        self._quarantine.sync(quarantine_batch)
+        self._ledger.quarantine.drop(row.id, f"{cause}; {row.note}")
 
     @contextlib.contextmanager
-    def _batches(self) -> Iterator[tuple[StoreBatch, StoreBatch]]:
-        with self._store.open_batch() as stored, self._quarantine.open_batch() as kept:
-            self._store.acquire_removal_lock(stored)
-            yield stored, kept
+    def _open_batches(self) -> Iterator[tuple[StoreBatch, StoreBatch]]:
+        with self._store.open_batch() as store_batch, self._quarantine.open_batch() as quarantine_batch:
+            self._store.acquire_removal_lock(store_batch)
+            yield store_batch, quarantine_batch
 
-    def _row(self, number: int) -> Instance:
+    def _find_row(self, number: int) -> Instance:
         row = self._ledger.instances.find_by_ids([number]).get(number)
         if row is None:
             raise NotQuarantinedError(f"{number}: there is no instance with this id")
         return row
 
-    def _quarantined(self, number: int) -> Instance:
-        row = self._row(number)
+    def _find_quarantined(self, number: int) -> Instance:
+        row = self._find_row(number)
         if row.state is not InstanceState.QUARANTINED:
             raise NotQuarantinedError(f"{number}: it is not in quarantine, it is {row.state.value}")
         return row
 
-    def _stored(self, number: int, stored: StoreBatch, kept: StoreBatch, *, replacing: bool) -> NewInstance:
+    # --- release
+
+    def _release(
+        self, number: int, store_batch: StoreBatch, quarantine_batch: StoreBatch, *, replaces: bool
+    ) -> tuple[str, ...]:
+        row = self._find_row(number)
+        key = make_quarantine_key(_parse_spool_ref(row.spool_ref))
+        if row.state is InstanceState.STORED and _has_file(self._quarantine, key):
+            # An earlier command released it, and died before the file left the quarantine.
+            self._remove_old_names(row.sop_instance_uid, key, store_batch, quarantine_batch)
+            return tuple(one.destination for one in self._ledger.deliveries.find_by_instance(number))
+        released = self._store_released(number, store_batch, quarantine_batch, replaces=replaces)
+        self._remove_old_names(released.sop_instance_uid, row.store_key, store_batch, quarantine_batch)
+        return released.destinations
+
+    def _store_released(
+        self, number: int, store_batch: StoreBatch, quarantine_batch: StoreBatch, *, replaces: bool
+    ) -> NewInstance:
         for _ in range(CONTESTED_MAX):
-            row = self._quarantined(number)
-            with open_stored_file(self._quarantine, row.store_key, self._router.tags) as (source, facts):
-                there = self._releasable(row, source, facts)
-                released = self._try(row, *there, stored, kept, replacing=replacing)
+            row = self._find_quarantined(number)
+            with open_stored_file(self._quarantine, row.store_key, self._router.tags) as (source, header):
+                sound = self._require_releasable(row, source, header)
+                released = self._try_release(row, *sound, store_batch, quarantine_batch, replaces=replaces)
             if released is not None:
                 return released
         raise StoreError(
@@ -209,130 +191,141 @@ class Warden:
             "place of its file; try again later"
         )
 
-    def _releasable(
-        self, row: Instance, source: SourceFile | None, facts: InstanceHeader | None
+    def _require_releasable(
+        self, row: Instance, source: SourceFile | None, header: InstanceHeader | None
     ) -> tuple[SourceFile, InstanceHeader]:
         if source is None:
             raise NotQuarantinedError(f"{row.id}: its file {row.store_key} is gone; drop it")
-        if facts is None:
+        if header is None:
             raise NotQuarantinedError(
                 f"{row.id}: {row.store_key} cannot be read as a DICOM file, so it cannot be released; "
                 "have it sent again, and drop it"
             )
-        if row.is_damaged_in_spool:
-            # It may read well, and hold another patient's pixels.
+        if row.note.startswith(segment.DAMAGE):
+            # Its header may be readable, but its pixels may belong to another patient.
             raise NotQuarantinedError(
                 f"{row.id}: {row.note}, so it cannot be released; have it sent again, and drop it"
             )
-        if facts.conflict:
+        if header.conflict:
             raise NotQuarantinedError(
-                f"{row.id}: {facts.conflict}, so it cannot be released; have it sent again, and drop it"
+                f"{row.id}: {header.conflict}, so it cannot be released; have it sent again, and drop it"
             )
-        return replace(source, path=str(self._quarantine.root / row.store_key)), facts
+        return replace(source, path=str(self._quarantine.root / row.store_key)), header
 
-    def _try(
+    def _try_release(
         self,
         row: Instance,
         source: SourceFile,
-        facts: InstanceHeader,
-        stored: StoreBatch,
-        kept: StoreBatch,
+        header: InstanceHeader,
+        store_batch: StoreBatch,
+        quarantine_batch: StoreBatch,
         *,
-        replacing: bool,
+        replaces: bool,
     ) -> NewInstance | None:
-        """Release it, unless a worker stores the same SOP instance UID at this moment."""
-        key = self._layout.key(facts.study_uid, facts.series_uid, facts.sop_instance_uid)
-        now = unix_ms()
-        rows = self._ledger.instances.find_by_sop_instance_uid(facts.sop_instance_uid)
+        """Release an instance; None if a worker stores the same SOP Instance UID at this moment."""
+        ledger, now_ms = self._ledger, unix_ms()
+        key = self._key_template.make_key(header.study_uid, header.series_uid, header.sop_instance_uid)
+        rows = ledger.instances.find_by_sop_instance_uid(header.sop_instance_uid)
         # Further copies (`[store] duplicates = "keep-both"`) stay where they are.
         firsts = (one for one in rows if one.state is InstanceState.STORED and not one.copy_digest)
         old = next(firsts, None)
-        if old is not None and not replacing:
+        if old is not None and not replaces:
             raise _OtherStoredError(old)
-        safe = {one.store_key for one in (row, *rows) if one.state is InstanceState.QUARANTINED}
-        copying = _Copying(kept, row.id, facts.sop_instance_uid, frozenset(safe), now)
-        copies = [self._copied(copying, old.store_key, old)] if old is not None else []
+        quarantined = {one.store_key for one in (row, *rows) if one.state is InstanceState.QUARANTINED}
+        release = _Release(row.id, header.sop_instance_uid, frozenset(quarantined), now_ms)
+        copies = [self._quarantine_stored(release, quarantine_batch, old.store_key, old)] if old else []
         if old is None or old.store_key != key:
-            if self._ledger.instances.find_claimed_keys([key]):
+            if ledger.instances.find_claimed_keys([key]):
                 return None
-            # What a worker is about to record, or one that died did not.
-            copies.append(self._copied(copying, key))
-        self._quarantine.sync(kept)
+            # A file without a row: a worker is about to record it, or died before that.
+            copies.append(self._quarantine_stored(release, quarantine_batch, key))
+        self._quarantine.sync(quarantine_batch)
         note = f"gave way to instance {row.id}, which was released from quarantine"
-        self._ledger.quarantine.replace_stored(old, note, [copy for copy in copies if copy is not None], now)
-        if self._ledger.instances.find_claimed_keys([key]):
+        ledger.quarantine.replace_stored(old, note, [copy for copy in copies if copy is not None], now_ms)
+        if ledger.instances.find_claimed_keys([key]):
             return None
-        # Only now, so that no row ever speaks of a file that is another's by now.
-        self._store.replace(stored, source, key)
-        self._store.sync(stored)
-        routing = self._router.route_instance(facts)
+        # INVARIANT 1: the file is durable before its row. The row of the old object has gone before, so no
+        # row ever names a file of another object.
+        self._store.replace(store_batch, source, key)
+        self._store.sync(store_batch)
+        routing = self._router.route_instance(header)
         released = NewInstance(
-            **_told(facts),
+            **_header_fields_of(header),
             state=InstanceState.STORED,
-            sop_instance_uid=facts.sop_instance_uid,
+            sop_instance_uid=header.sop_instance_uid,
             store_key=key,
-            size=facts.size,
+            size=header.size,
             spool_ref=row.spool_ref,
-            note=f"{'released' if replacing else 'tried again'} from quarantine by hand; {row.note}",
+            note=f"{'released' if replaces else 'tried again'} from quarantine by hand; {row.note}",
             received_at=row.received_at,
-            stored_at=now,
+            stored_at=now_ms,
             routed=routing.routed,
             destinations=routing.destinations,
         )
-        return released if self._ledger.quarantine.release(row.id, released) else None
+        return released if ledger.quarantine.release(row.id, released) else None
 
-    def _copied(self, copying: "_Copying", key: str, old: Instance | None = None) -> NewInstance | None:
-        """Put what lies in the store under a key into quarantine; None where there is no need.
+    def _quarantine_stored(
+        self, release: _Release, quarantine_batch: StoreBatch, key: str, old: Instance | None = None
+    ) -> NewInstance | None:
+        """Put a stored file into quarantine; None if there is none, or a copy of it is there.
 
         Args:
-            copying: What is being released.
-            key: Where in the store.
-            old: The row of what lies there, if it has one.
+            release: The instance that takes its place.
+            quarantine_batch: The batch of the quarantine.
+            key: Its store key.
+            old: Its row, if it has one.
         """
-        with open_stored_file(self._store, key) as (there, facts):
-            if there is None or any(self._same(one, there) for one in copying.safe):
+        with open_stored_file(self._store, key) as (there, header):
+            if there is None or any(self._has_same_bytes(one, there) for one in release.quarantined_keys):
                 return None
-            # The same name again for the same bytes, at a second try.
-            name = str(old.id) if old is not None else f"{copying.number}.{_digest(there)}"
+            # A second attempt gives the same bytes the same name.
+            name = str(old.id) if old is not None else f"{release.number}.{_compute_file_digest(there)}"
             reference = Reference("spool", GAVE_WAY, name)
             source = replace(there, path=str(self._store.root / key))
-            self._quarantine.replace(copying.kept, source, make_quarantine_key(reference))
+            self._quarantine.replace(quarantine_batch, source, make_quarantine_key(reference))
             return NewInstance(
-                **_told(old or facts),
+                **_header_fields_of(old or header),
                 state=InstanceState.QUARANTINED,
-                sop_instance_uid=copying.uid,
+                sop_instance_uid=release.uid,
                 store_key=make_quarantine_key(reference),
                 size=there.size,
                 spool_ref=spool_ref(reference),
-                note=f"was stored; gave way to instance {copying.number}, which was released from quarantine",
-                received_at=old.received_at if old is not None else copying.now,
-                stored_at=copying.now,
+                note=f"was stored; gave way to instance {release.number}, which was released from quarantine",
+                received_at=old.received_at if old is not None else release.unix_ms,
+                stored_at=release.unix_ms,
             )
 
-    def _same(self, key: str, there: SourceFile) -> bool:
-        with open_stored_file(self._quarantine, key) as (kept, _):
+    def _is_same_object(self, row: Instance, other: Instance) -> bool:
+        """Whether the stored object has the same data set in the same transfer syntax."""
+        with (
+            open_stored_file(self._quarantine, row.store_key) as (ours, header),
+            open_stored_file(self._store, other.store_key) as (there, known),
+        ):
+            if ours is None or header is None or there is None or known is None:
+                return False
+            offsets = header.data_set_offset, known.data_set_offset
+            is_same_syntax = header.transfer_syntax_uid == known.transfer_syntax_uid
+            return is_same_syntax and have_same_bytes(ours, there, lambda: None, offsets=offsets)
+
+    def _has_same_bytes(self, quarantine_key: str, there: SourceFile) -> bool:
+        with open_stored_file(self._quarantine, quarantine_key) as (kept, _):
             return kept is not None and have_same_bytes(kept, there, lambda: None)
 
-    def _clear(self, uid: str, key: str, stored: StoreBatch, kept: StoreBatch) -> None:
-        """Remove the names that files of a released instance, and of what gave way to it, had before."""
-        left = self._ledger.instances.find_store_keys([uid]).replaced.get(uid, set())
-        for old in left - self._ledger.instances.find_claimed_keys(left):
-            if self._is_there(self._store, old):
-                self._store.remove(stored, old)
-        self._store.sync(stored)
-        self._quarantine.remove(kept, key)
-        self._quarantine.sync(kept)
-
-    def _is_there(self, store: FileStore, key: str) -> bool:
-        try:
-            store.read_size(key)
-        except FileNotFoundError:
-            return False
-        return True
+    def _remove_old_names(
+        self, uid: str, quarantine_key: str, store_batch: StoreBatch, quarantine_batch: StoreBatch
+    ) -> None:
+        """Remove the earlier names of a released file, and of the file that gave way to it."""
+        replaced = self._ledger.instances.find_store_keys([uid]).replaced.get(uid, set())
+        for key in replaced - self._ledger.instances.find_claimed_keys(replaced):
+            if _has_file(self._store, key):
+                self._store.remove(store_batch, key)
+        self._store.sync(store_batch)
+        self._quarantine.remove(quarantine_batch, quarantine_key)
+        self._quarantine.sync(quarantine_batch)
 
 
 @contextlib.contextmanager
-def warden(config: Config, ledger: Ledger) -> Iterator[Warden]:
+def open_quarantine(config: Config, ledger: Ledger) -> Iterator[QuarantineDecisions]:
     """Open store and quarantine.
 
     Raises:
@@ -340,136 +333,51 @@ def warden(config: Config, ledger: Ledger) -> Iterator[Warden]:
     """
     with contextlib.ExitStack() as stack:
         durable = config.receive.durability == "fsync"
-        opened = [
+        stores = [
             FileStore(config.store_root, durable=durable, shared_lock=ledger.create_removal_lock()),
             FileStore(config.quarantine_dir, durable=durable),
         ]
-        for kind, store in zip((STORE, QUARANTINE), opened, strict=True):
-            _require(store.root)
+        for kind, store in zip((STORE, QUARANTINE), stores, strict=True):
+            _require_own_store(store)
             store.prepare(ledger.store_folders.find_folder(kind))
             stack.callback(store.close)
-        yield Warden(config, ledger, *opened)
+        yield QuarantineDecisions(config, ledger, *stores)
 
 
-def _require(root: Path) -> None:
+def _require_own_store(store: FileStore) -> None:
+    root = store.root
     try:
         owner = (root / STAGING).stat().st_uid
     except OSError:
         raise StoreAwayError(f"{root} is not there; mount it, or start the node once") from None
     if owner != os.geteuid():
-        # Workers could not use what another user makes there.
+        # The workers could not use files that another user creates there.
         raise StoreError(f"{root} belongs to the user with the id {owner}: run this as that user")
 
 
-def _told(what: InstanceHeader | Instance | None) -> dict[str, Any]:
-    """What a row says of a file; nothing where it cannot be read."""
-    if what is None:
-        return {name: 0 if name == "data_set_offset" else "" for name in _TOLD}
-    return {name: getattr(what, name) for name in _TOLD}
+def _has_file(store: FileStore, key: str) -> bool:
+    try:
+        store.read_size(key)
+    except FileNotFoundError:
+        return False
+    return True
 
 
-def _digest(source: SourceFile) -> str:
+def _header_fields_of(header: InstanceHeader | Instance | None) -> dict[str, Any]:
+    """Return the fields of a row that come from the header of a file; blank if it cannot be read."""
+    if header is None:
+        return {name: 0 if name == "data_set_offset" else "" for name in _HEADER_FIELDS}
+    return {name: getattr(header, name) for name in _HEADER_FIELDS}
+
+
+def _compute_file_digest(source: SourceFile) -> str:
     with open(source.fd, "rb", buffering=0, closefd=False) as file:
         file.seek(0)
         return hashlib.file_digest(file, "sha256").hexdigest()[:40]
 
 
-def _reference(name: str) -> Reference:
-    """What the ledger calls `name`; see `ingest.workers.persist.spool_entry.spool_ref`."""
+def _parse_spool_ref(name: str) -> Reference:
+    """Parse the name of a reference in the ledger, which `spool_entry.spool_ref` makes."""
     spool, _, place = name.partition(":")
     where, _, offset = place.partition("#")
     return Reference("spool", spool, where, int(offset or 0))
-
-
-def release(config: Config, ids: Sequence[int]) -> int:
-    """Release instances from quarantine, wake their destinations, and say so; returns the exit code."""
-    woken: set[str] = set()
-
-    def do(keeper: Warden, number: int) -> None:
-        to = keeper.release(number)
-        woken.update(to)
-        _say(f"{number}: released; to {', '.join(to) or 'no destination'}")
-
-    code = _each(config, lambda _: ids, do)
-    _wake(config, woken)
-    return code
-
-
-def retry(config: Config, ids: Sequence[int]) -> int:
-    """Store acknowledged instances as though they came now, and say so; returns the exit code.
-
-    Args:
-        config: The configuration.
-        ids: Of their rows; all that were set aside where none is named.
-    """
-    woken: set[str] = set()
-
-    def do(keeper: Warden, number: int) -> None:
-        to = keeper.retry(number)
-        woken.update(to or ())
-        said = f"stored; to {', '.join(to) or 'no destination'}" if to is not None else "stored already; gone"
-        _say(f"{number}: {said}")
-
-    code = _each(config, lambda ledger: ids or ledger.quarantine.list_acknowledged_ids(RETRIED_MAX), do)
-    _wake(config, woken)
-    return code
-
-
-def drop(config: Config, ids: Sequence[int]) -> int:
-    """Remove instances from quarantine for good, and say so; returns the exit code."""
-
-    def do(keeper: Warden, number: int) -> None:
-        keeper.drop(number)
-        _say(f"{number}: dropped")
-
-    code = _each(config, lambda _: ids, do)
-    _end_alarm(config)
-    return code
-
-
-def _end_alarm(config: Config) -> None:
-    """Clear the alarm of a full quarantine, if there is room by now."""
-    with contextlib.closing(Ledger(config.ledger_url)) as ledger:
-        most = config.receive.quarantine_max_bytes
-        if not most or ledger.quarantine.sum_refused_bytes() < most:
-            clear_alarm(config.run_dir, QUARANTINE_FULL)
-
-
-def _wake(config: Config, destinations: set[str]) -> None:
-    client = connect(config, timeout=2.0)
-    try:
-        for destination in sorted(destinations):
-            send_wake_up(client, destination)
-    except redis.RedisError as error:
-        _complain(f"the queue is away ({error}); workers find them by themselves within seconds")
-    finally:
-        client.close()
-
-
-def _each(config: Config, ids: Callable[[Ledger], Sequence[int]], do: Callable[[Warden, int], None]) -> int:
-    """Do it for each; one that cannot be done is named, and keeps back no others."""
-    code = 0
-    ledger = Ledger(config.ledger_url)
-    try:
-        ledger.require_schema()
-        with warden(config, ledger) as keeper:
-            for number in dict.fromkeys(ids(ledger)):
-                try:
-                    do(keeper, number)
-                except NotQuarantinedError as error:
-                    _complain(str(error))
-                    code = 1
-                except OSError as error:
-                    _complain(f"{number}: its file cannot be read or kept now: {error}; try again later")
-                    code = 1
-    finally:
-        ledger.close()
-    return code
-
-
-def _say(text: str) -> None:
-    Console(highlight=False, soft_wrap=True).print(text, markup=False)
-
-
-def _complain(text: str) -> None:
-    Console(stderr=True, highlight=False, soft_wrap=True).print(text, markup=False)

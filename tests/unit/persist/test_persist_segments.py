@@ -15,7 +15,7 @@ from ingest.ledger.instances import Instances
 from ingest.spool import segment, segment_upkeep
 from ingest.spool.reference import Place, Reference
 from ingest.workers.persist.spool_entry import OpenSegments
-from ingest.workers.quarantine.decisions import release
+from ingest.workers.quarantine.command import release_instances
 from ingest.workers.store.filesystem import FileStore
 from ingest.workers.store.folders import BatchFolders
 from tests.support.instances import CT, EXPLICIT, Made, element
@@ -193,7 +193,7 @@ def test_a_record_with_a_flipped_bit_is_quarantined_and_never_stored(small: Site
     assert small.client.xlen(small.stream) == 0
     assert segment_upkeep.is_disposable(writer.path) == (layout != "group")
     # Its File Meta and UIDs read well; what is shown on a screen might be another patient.
-    assert release(small.config, [row.id]) == 1
+    assert release_instances(small.config, [row.id]) == 1
     assert small.stored() == []
 
 

@@ -16,7 +16,7 @@ from ingest.ledger import DeliveryState, Instance, InstanceState, Ledger
 from ingest.ledger.index import InstanceFilter
 from ingest.ledger.migrations import configuration
 from ingest.status.report import gather
-from ingest.workers.quarantine.decisions import drop, release, retry
+from ingest.workers.quarantine.command import drop_instances, release_instances, retry_instances
 from tests.support.instances import Made
 from tests.support.persisting import Site
 from tests.support.retaining import fill, left, made, remove
@@ -87,7 +87,7 @@ def test_copy_whose_file_was_lost_is_kept_again(site: Site) -> None:
 
 def test_what_was_dropped_and_comes_again_is_kept_again(site: Site) -> None:
     refuse(site, FIRST.file)
-    drop(site.config, [site.instances()[0].id])
+    drop_instances(site.config, [site.instances()[0].id])
     refuse(site, FIRST.file)
     assert [row.state for row in site.instances()] == [REMOVED, QUARANTINED]
     assert len(site.quarantined()) == 1
@@ -130,7 +130,7 @@ def test_copies_of_what_was_refused_have_a_bound_and_what_was_acknowledged_has_n
     site.receive(BROKEN)
     site.work()
     assert len(site.quarantined()) == 4
-    drop(site.config, [row.id for row in quarantined(site) if row.refused_status])
+    drop_instances(site.config, [row.id for row in quarantined(site) if row.refused_status])
     assert standing_alarms(site.config.run_dir) == []
     refuse(site, Made(sop="1.9.9").file)
     assert len(site.quarantined()) == 3
@@ -148,7 +148,7 @@ def test_no_study_leaves_for_copies_of_what_was_refused(either_ledger: Sites) ->
 
     assert remove(site, statvfs=disk, high_watermark=0.9, low_watermark=0.9).studies == 0
     assert left(site) == ["2.0", "2.1", "2.2"]
-    drop(site.config, [row.id for row in quarantined(site)])
+    drop_instances(site.config, [row.id for row in quarantined(site)])
     assert remove(site, statvfs=disk, high_watermark=0.9, low_watermark=0.9).studies == 3
 
 
@@ -181,10 +181,10 @@ def test_what_was_set_aside_is_an_alarm_until_it_is_tried_again(
     number, other = set_aside(site, monkeypatch, FIRST, Made(sop="1.2.3.5"))
     assert alarms(site) == ["set_aside"]
     assert "2 acknowledged instances" in gather(site.config)["alarms"][0]["cause"]
-    assert retry(site.config, [number]) == 0
+    assert retry_instances(site.config, [number]) == 0
     assert (site.config.store_root / KEY).read_bytes() == FIRST.file
     assert delivery_of(site, number) == {"pacs": DeliveryState.WAITING}
-    assert retry(site.config, []) == 0
+    assert retry_instances(site.config, []) == 0
     assert delivery_of(site, other) == {"pacs": DeliveryState.WAITING}
     assert alarms(site) == []
     assert [row.refused_status for row in quarantined(site)] == [0xA900]
@@ -196,7 +196,7 @@ def test_retry_replaces_nothing(
     same, other = set_aside(site, monkeypatch, Made(calling="CT2"), SECOND)
     site.receive(FIRST)
     site.work()
-    assert retry(site.config, [same, other]) == 1
+    assert retry_instances(site.config, [same, other]) == 1
     assert "release" in capsys.readouterr().err
     states = {row.id: row.state for row in site.instances()}
     assert (states[same], states[other]) == (REMOVED, QUARANTINED)
@@ -210,7 +210,7 @@ def test_retry_leaves_what_was_refused_and_what_cannot_be_read(
     refuse(site, FIRST.file)
     site.receive(BROKEN)
     site.work()
-    assert retry(site.config, [row.id for row in site.instances()]) == 1
+    assert retry_instances(site.config, [row.id for row in site.instances()]) == 1
     said = capsys.readouterr().err
     assert "A900H" in said
     assert "cannot be read" in said
@@ -222,7 +222,7 @@ def test_what_gave_way_to_a_release_is_no_alarm(site: Site) -> None:
         site.receive(one)
         site.work()
     assert alarms(site) == ["set_aside"]
-    release(site.config, [quarantined(site)[0].id])
+    release_instances(site.config, [quarantined(site)[0].id])
     assert len(quarantined(site)) == 1
     assert alarms(site) == []
 
@@ -240,7 +240,7 @@ def test_file_of_the_quarantine_that_cannot_be_read_now_fails_without_a_tracebac
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "pread", failing)
-        assert retry(site.config, [first, second]) == 1
+        assert retry_instances(site.config, [first, second]) == 1
     assert "Input/output error" in capsys.readouterr().err
     states = {row.id: row.state for row in site.instances()}
     assert (states[first], states[second]) == (QUARANTINED, STORED)
