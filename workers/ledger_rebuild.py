@@ -1,11 +1,11 @@
-"""`ingest ledger verify` and `rebuild`: the rows of the ledger against the files of store and quarantine.
+"""`ingest ledger verify` and `rebuild`: compare the rows of the ledger with the files in the store.
 
-Both walk the folders in bounded memory. A rebuild makes a row for each file that has none, so the same
-command again does what is left. It works beside a running node:
+Both commands walk the folders in bounded memory. A rebuild makes a row for each file without one, so the same
+command again does what is left. It may run beside a node:
 
-- A file that was given its name a moment ago may be about to be recorded by a worker: it is left out.
-- Rows are made while replacing and removing are excluded, and only for files that are still there.
-- What a worker and a rebuild both record has one row: the ledger takes a second for one file as no event.
+- A file that got its name a moment ago is left out, because its worker may be about to record it.
+- Rows are made under the removal lock of the store, and only for files that still exist.
+- If a worker and a rebuild record the same file, the ledger keeps one row.
 """
 
 import contextlib
@@ -42,18 +42,18 @@ from ingest.workers.store.filesystem import FileStore, SourceFile
 from ingest.workers.store.keys import STAGING, make_safe_name
 
 CHUNK: Final = 200
-"""Files that are looked at together."""
+"""Files that are handled together."""
 
 YOUNG_SECONDS: Final = 60.0
-"""Beside a running node, a file whose name is younger may be about to be recorded by its worker."""
+"""A worker may be about to record a file whose name is younger."""
 
 SHOWN: Final = 20
-"""How many files of each kind a person is shown."""
+"""Files of each kind that are printed for a person."""
 
 NOTE: Final = "rebuilt from the store"
 UNKNOWN_REASON: Final = "rebuilt from the quarantine: why it was set aside is not known any more"
 
-# As `ingest.workers.store.keys` names further copies, and what was refused.
+# The names that `ingest.workers.store.keys` gives to further copies, and to copies of refused instances.
 _COPY: Final = re.compile(r"~([0-9a-f]{32})(?=[./]|$)")
 _REFUSED: Final = re.compile(r"\.ready\.[^.]+\.([0-9A-F]{4})\.dcm\.[0-9]+\.dcm$")
 _KINDS: Final = {
@@ -66,21 +66,21 @@ _KINDS: Final = {
 
 
 @dataclass(frozen=True, slots=True)
-class _Found:
+class _File:
     """A file of store or quarantine."""
 
     key: str
-    facts: os.stat_result
+    status: os.stat_result
 
     @property
-    def named_ms(self) -> int:
-        """When it was given its name, or another of its names was taken from it."""
-        return self.facts.st_ctime_ns // 1_000_000
+    def renamed_ms(self) -> int:
+        """When the file last got or lost a name, in Unix milliseconds."""
+        return self.status.st_ctime_ns // 1_000_000
 
 
 @dataclass(slots=True)
-class Differences:
-    """What `verify` found; names below `store/` or `quarantine/`, the first of each kind, and how many."""
+class LedgerDifferences:
+    """The differences between ledger and files: how many of each kind, and the first names."""
 
     files: int = 0
     rows: int = 0
@@ -88,24 +88,30 @@ class Differences:
     examples: dict[str, list[str]] = field(default_factory=lambda: {kind: [] for kind in _KINDS})
 
     def add(self, kind: str, name: str) -> None:
-        """Note one."""
+        """Count a difference.
+
+        Args:
+            kind: A key of `_KINDS`.
+            name: The file, as `store/KEY` or `quarantine/KEY`.
+        """
         self.counts[kind] += 1
         if len(self.examples[kind]) < SHOWN:
             self.examples[kind].append(name)
 
 
 @dataclass(slots=True)
-class Rebuilt:
-    """What `rebuild` did.
+class RebuildReport:
+    """What a rebuild did.
 
     Attributes:
-        files: Looked at.
-        known: Have a row already.
-        new: Have one now.
-        deliveries: To be made of them, as the routes say.
-        young: Left out beside a running node, since a worker may be about to record them.
-        contested: Left out, since another file of their UID has a row, or they are being removed.
-        unreadable: Left out, since they are no DICOM files or cannot be read.
+        files: Files that were examined.
+        known: Files that had a row.
+        new: Files that have a row now.
+        deliveries: Deliveries of the new rows.
+        young: Files that were left out beside a running node, because a worker may be about to record them.
+        contested: Files that were left out, because another file of their UID has a row or they are removed.
+        unreadable: Files that were left out, because they are no DICOM files or cannot be read.
+        examples: The first files that were left out, with the cause.
     """
 
     files: int = 0
@@ -117,249 +123,257 @@ class Rebuilt:
     unreadable: int = 0
     examples: list[str] = field(default_factory=list)
 
-    def leave(self, name: str, why: str) -> None:
-        """Note a file that is left out, for a person."""
+    def add_example(self, name: str, cause: str) -> None:
+        """Note a file that was left out."""
         if len(self.examples) < SHOWN:
-            self.examples.append(f"{name}: {why}")
+            self.examples.append(f"{name}: {cause}")
 
 
-def verify(config: Config, *, reads: bool, as_json: bool) -> int:
-    """Compare, print, and return the exit code: 1 where something differs.
+def verify_ledger(config: Config, *, reads: bool, as_json: bool) -> int:
+    """Compare rows and files, and print the differences. Returns 1 if there is one, otherwise 0.
 
     Args:
         config: The configuration.
-        reads: Whether to read the files, and compare what they say of themselves.
-        as_json: Whether to print for programs.
+        reads: Whether to read the files, and compare their UIDs.
+        as_json: Whether to print JSON.
 
     Raises:
         LedgerError: The ledger is away or malformed.
     """
-    found = Differences()
-    with contextlib.closing(Ledger(config.ledger_url)) as ledger, _progress() as say:
+    differences = LedgerDifferences()
+    with contextlib.closing(Ledger(config.ledger_url)) as ledger, _show_progress() as progress:
         ledger.require_schema()
         _require_folders(config, ledger)
         for kind, root in ((STORE, config.store_root), (QUARANTINE, config.quarantine_dir)):
-            for chunk in _chunks(_walk(root)):
-                _find_files_without_row(ledger, kind, root, chunk, found)
-                say(f"{found.files} files looked at")
-        _compare_rows(config, ledger, found, reads=reads, say=say)
+            for chunk in _split(_walk(root)):
+                _find_files_without_row(ledger, kind, root, chunk, differences)
+                progress(f"{differences.files} files looked at")
+        _compare_rows(config, ledger, differences, reads=reads, progress=progress)
         cause = doubt(config.store_root, ledger)
     console = Console(highlight=False, soft_wrap=True)
     if as_json:
-        console.print(json.dumps({**asdict(found), "doubt": cause}), markup=False)
+        console.print(json.dumps({**asdict(differences), "doubt": cause}), markup=False)
     else:
-        for line in _lines(found, cause):
+        for line in _format_differences(differences, cause):
             console.print(line, markup=False)
-    return int(bool(cause) or any(found.counts.values()))
+    return int(bool(cause) or any(differences.counts.values()))
 
 
-def rebuild(config: Config, *, makes_deliveries: bool, as_json: bool) -> int:
-    """Make the rows that are missing, print how many, and return the exit code: 1 where a file was left out.
+def rebuild_ledger(config: Config, *, makes_deliveries: bool, as_json: bool) -> int:
+    """Make the missing rows, and print how many. Returns 1 if a file was left out, otherwise 0.
 
     Args:
         config: The configuration.
-        makes_deliveries: Whether what the routes say is to be delivered.
-        as_json: Whether to print for programs.
+        makes_deliveries: Whether to make the deliveries that the routes ask for.
+        as_json: Whether to print JSON.
 
     Raises:
-        LedgerError: The ledger is away or malformed; the same again does what is left.
+        LedgerError: The ledger is away or malformed. The same command again does what is left.
         StoreError: The store cannot be used.
     """
-    done = Rebuilt()
-    with contextlib.closing(Ledger(config.ledger_url)) as ledger, _progress() as say:
+    report = RebuildReport()
+    with contextlib.closing(Ledger(config.ledger_url)) as ledger, _show_progress() as progress:
         ledger.migrate()
         _require_folders(config, ledger)
-        beside = (
+        runs_beside_workers = (
             ledger.database.dialect != "sqlite"
             or reload_client.is_running(config.run_dir)
             or reload_client.workers_run(config.run_dir)
         )
         for kind in (STORE, QUARANTINE):
-            rebuilder = Rebuilder(config, ledger, kind, done, makes_deliveries=makes_deliveries)
-            rebuilder.run(YOUNG_SECONDS if beside else 0.0, say)
-        if not done.young:
-            remembered = read_ledger_mark(config.store_root)
-            mark = ledger.store_folders.advance_mark(remembered.count if remembered else 0)
+            rebuild = LedgerRebuild(config, ledger, kind, report, makes_deliveries=makes_deliveries)
+            rebuild.run(YOUNG_SECONDS if runs_beside_workers else 0.0, progress)
+        if not report.young:
+            old_mark = read_ledger_mark(config.store_root)
+            mark = ledger.store_folders.advance_mark(old_mark.count if old_mark else 0)
             if config.store_root.is_dir():
                 write_ledger_mark(config.store_root, mark)
             clear_alarm(config.run_dir, ALARM)
     console = Console(highlight=False, soft_wrap=True)
     if as_json:
-        console.print(json.dumps(asdict(done)), markup=False)
+        console.print(json.dumps(asdict(report)), markup=False)
     else:
-        for line in _told(done):
+        for line in _format_report(report):
             console.print(line, markup=False)
-    return int(bool(done.young + done.contested + done.unreadable))
+    return int(bool(report.young + report.contested + report.unreadable))
 
 
 def _require_folders(config: Config, ledger: Ledger) -> None:
-    """Compare with no mount point: every file would be missing there."""
+    """Require the folders that the ledger knows. On an empty mount point every file would be missing."""
+    # INVARIANT 13: nothing replaces a folder that is not mounted.
     for kind, root in ((STORE, config.store_root), (QUARANTINE, config.quarantine_dir)):
         require_store(root, ledger.store_folders.find_folder(kind))
 
 
-class Rebuilder:
+class LedgerRebuild:
     """Makes the missing rows of one folder."""
 
     def __init__(
-        self, config: Config, ledger: Ledger, kind: str, done: Rebuilt, *, makes_deliveries: bool
+        self, config: Config, ledger: Ledger, kind: str, report: RebuildReport, *, makes_deliveries: bool
     ) -> None:
         self._ledger = ledger
         self._kind = kind
-        self._done = done
+        self._report = report
         self._root = config.store_root if kind == STORE else config.quarantine_dir
         self._router = NodeRouter(config)
         self._makes_deliveries = makes_deliveries
-        # Never prepared: it gives no names, and its lock alone is used.
-        self._store = FileStore(
-            self._root, shared_lock=ledger.create_removal_lock() if kind == STORE else None
-        )
+        # Not prepared, because only its removal lock is used.
+        shared_lock = ledger.create_removal_lock() if kind == STORE else None
+        self._store = FileStore(self._root, shared_lock=shared_lock)
 
-    def run(self, young_seconds: float, say: Callable[[str], None]) -> None:
-        """Walk the folder once.
+    def run(self, young_seconds: float, progress: Callable[[str], None]) -> None:
+        """Walk the folder once, and make the missing rows.
+
+        Args:
+            young_seconds: Files whose name is younger are left out.
+            progress: Shows a text to a person.
 
         Raises:
             LedgerError: The ledger is away.
-            StoreError: Files cannot be kept from being removed.
+            StoreError: The removal lock cannot be acquired.
         """
-        done = self._done
+        report = self._report
         if self._root.is_dir():
             (self._root / STAGING).mkdir(mode=0o750, exist_ok=True)  # for the lock
-        for chunk in _chunks(_walk(self._root)):
-            done.files += len(chunk)
-            missing = self._without_row(chunk)
-            done.known += len(chunk) - len(missing)
+        for chunk in _split(_walk(self._root)):
+            report.files += len(chunk)
+            missing = self._find_without_row(chunk)
+            report.known += len(chunk) - len(missing)
             last_ms = unix_ms() - round(young_seconds * 1000)
-            old = [one for one in missing if one.named_ms <= last_ms or not young_seconds]
-            done.young += len(missing) - len(old)
-            rows = [row for one in old if (row := self._row(one)) is not None]
+            old = [file for file in missing if file.renamed_ms <= last_ms or not young_seconds]
+            report.young += len(missing) - len(old)
+            rows = [row for file in old if (row := self._make_row_if_sound(file)) is not None]
             if rows:
                 self._record(rows)
-            say(f"{done.files} files looked at, {done.new} rows made")
+            progress(f"{report.files} files looked at, {report.new} rows made")
 
-    def _without_row(self, chunk: Sequence[_Found]) -> list[_Found]:
-        claimed = self._ledger.instances.find_claimed_keys([one.key for one in chunk])
-        return [one for one in chunk if one.key not in claimed]
+    def _find_without_row(self, chunk: Sequence[_File]) -> list[_File]:
+        claimed = self._ledger.instances.find_claimed_keys([file.key for file in chunk])
+        return [file for file in chunk if file.key not in claimed]
 
-    def _row(self, found: _Found) -> tuple[_Found, NewInstance] | None:
-        """The row of a file; None where it is left out, which is noted."""
-        name = f"{self._kind}/{found.key}"
+    def _make_row_if_sound(self, file: _File) -> tuple[_File, NewInstance] | None:
+        """Make the row of a file; None if the file is left out."""
         try:
-            with _opened(self._root, found.key) as source:
-                facts = read_instance_header(source.fd, source.size, self._router.tags)
+            with _open_file(self._root, file.key) as source:
+                header = read_instance_header(source.fd, source.size, self._router.tags)
         except FileNotFoundError:
             return None
         except (PeerError, OSError) as error:
             if self._kind == QUARANTINE and isinstance(error, PeerError):
-                return found, self._quarantined(found, _NO_FACTS)
-            self._done.unreadable += 1
-            self._done.leave(name, str(error))
+                return file, self._make_quarantined_row(file, _NO_HEADER)
+            self._report.unreadable += 1
+            self._report.add_example(f"{self._kind}/{file.key}", str(error))
             return None
         if self._kind == QUARANTINE:
-            return found, self._quarantined(found, facts)
-        state, digest = _standing(found.key, facts)
-        routing = self._router.route_instance(facts)
-        return found, self._new(found, facts, state, NOTE, routing, copy_digest=digest)
+            return file, self._make_quarantined_row(file, header)
+        state, digest = _parse_state(file.key, header)
+        routing = self._router.route_instance(header)
+        return file, self._make_row(file, header, state, NOTE, routing, copy_digest=digest)
 
-    def _quarantined(self, found: _Found, facts: InstanceHeader) -> NewInstance:
-        refused = _REFUSED.search(found.key)
+    def _make_quarantined_row(self, file: _File, header: InstanceHeader) -> NewInstance:
+        refused = _REFUSED.search(file.key)
         status = int(refused[1], 16) if refused else 0
-        return self._new(found, facts, InstanceState.QUARANTINED, UNKNOWN_REASON, None, refused_status=status)
+        state = InstanceState.QUARANTINED
+        return self._make_row(file, header, state, UNKNOWN_REASON, None, refused_status=status)
 
-    def _new(
+    def _make_row(
         self,
-        found: _Found,
-        facts: InstanceHeader,
+        file: _File,
+        header: InstanceHeader,
         state: InstanceState,
         note: str,
         routing: RoutingDecision | None,
         **more: Any,
     ) -> NewInstance:
-        wanted = routing.destinations if routing is not None and self._makes_deliveries else ()
+        destinations = routing.destinations if routing is not None and self._makes_deliveries else ()
+        modified_ms = file.status.st_mtime_ns // 1_000_000
         return NewInstance(
             state=state,
-            sop_instance_uid=facts.sop_instance_uid,
-            sop_class_uid=facts.sop_class_uid,
-            study_uid=facts.study_uid,
-            series_uid=facts.series_uid,
-            transfer_syntax_uid=facts.transfer_syntax_uid,
-            store_key=found.key,
-            size=found.facts.st_size,
-            data_set_offset=facts.data_set_offset,
-            calling_ae=facts.calling_ae,
-            called_ae=facts.called_ae,
-            source=facts.source,
+            sop_instance_uid=header.sop_instance_uid,
+            sop_class_uid=header.sop_class_uid,
+            study_uid=header.study_uid,
+            series_uid=header.series_uid,
+            transfer_syntax_uid=header.transfer_syntax_uid,
+            store_key=file.key,
+            size=file.status.st_size,
+            data_set_offset=header.data_set_offset,
+            calling_ae=header.calling_ae,
+            called_ae=header.called_ae,
+            source=header.source,
             spool_ref=f"rebuilt:{uuid.uuid4().hex}",
             note=note,
-            received_at=found.facts.st_mtime_ns // 1_000_000,
-            # A restored file has a new ctime; for retention it is as old as it was.
-            stored_at=min(found.named_ms, found.facts.st_mtime_ns // 1_000_000),
-            routed=f"{NOTE}: {routing.routed if wanted else 'no deliveries asked for'}" if routing else "",
-            destinations=wanted,
+            received_at=modified_ms,
+            # A file restored from a backup has a new ctime. Retention must not take it for new.
+            stored_at=min(file.renamed_ms, modified_ms),
+            routed=f"{NOTE}: {routing.routed if destinations else 'no deliveries asked for'}"
+            if routing
+            else "",
+            destinations=destinations,
             **more,
         )
 
-    def _record(self, rows: Sequence[tuple[_Found, NewInstance]]) -> None:
-        """Record what is still the file that was read, while nothing is replaced or removed."""
+    def _record(self, rows: Sequence[tuple[_File, NewInstance]]) -> None:
+        """Record the rows of files that are still the same, under the removal lock."""
         with self._store.open_batch() as batch:
             self._store.acquire_removal_lock(batch)
-            leaving = self._leaving([row for _, row in rows])
-            meant = []
-            for found, row in rows:
-                if not self._is_there(found):
+            leaving = self._find_leaving_keys([row for _, row in rows])
+            new_rows = []
+            for file, row in rows:
+                if not self._is_unchanged(file):
                     continue
                 if row.store_key in leaving:
-                    self._contest(row, "it is being removed or replaced")
+                    self._add_contested(row, "it is being removed or replaced")
                 else:
-                    meant.append(row)
-            outcomes = self._ledger.instances.record(meant)
-        for row, outcome in zip(meant, outcomes, strict=True):
+                    new_rows.append(row)
+            outcomes = self._ledger.instances.record(new_rows)
+        for row, outcome in zip(new_rows, outcomes, strict=True):
             if outcome is Outcome.RECORDED:
-                self._done.new += 1
-                self._done.deliveries += len(row.destinations)
+                self._report.new += 1
+                self._report.deliveries += len(row.destinations)
             elif row.store_key in self._ledger.instances.find_claimed_keys([row.store_key]):
-                self._done.known += 1  # a worker was quicker
+                self._report.known += 1  # a worker was faster
             else:
-                self._contest(row, f"another file of the SOP instance UID {row.sop_instance_uid} has a row")
+                cause = f"another file of the SOP instance UID {row.sop_instance_uid} has a row"
+                self._add_contested(row, cause)
 
-    def _contest(self, row: NewInstance, why: str) -> None:
-        self._done.contested += 1
-        self._done.leave(f"{self._kind}/{row.store_key}", why)
+    def _add_contested(self, row: NewInstance, cause: str) -> None:
+        self._report.contested += 1
+        self._report.add_example(f"{self._kind}/{row.store_key}", cause)
 
-    def _leaving(self, rows: Sequence[NewInstance]) -> set[str]:
+    def _find_leaving_keys(self, rows: Sequence[NewInstance]) -> set[str]:
         if self._kind == QUARANTINE:
             return set()
-        held = self._ledger.instances.find_store_keys({row.sop_instance_uid for row in rows})
-        return set().union(*held.removing.values(), *held.replaced.values())
+        keys = self._ledger.instances.find_store_keys({row.sop_instance_uid for row in rows})
+        return set().union(*keys.removing.values(), *keys.replaced.values())
 
-    def _is_there(self, found: _Found) -> bool:
+    def _is_unchanged(self, file: _File) -> bool:
         with contextlib.suppress(OSError):
-            now = os.stat(self._root / found.key, follow_symlinks=False)
-            return (now.st_dev, now.st_ino) == (found.facts.st_dev, found.facts.st_ino)
+            now = os.stat(self._root / file.key, follow_symlinks=False)
+            return (now.st_dev, now.st_ino) == (file.status.st_dev, file.status.st_ino)
         return False
 
 
-_NO_FACTS: Final = InstanceHeader()
+_NO_HEADER: Final = InstanceHeader()
 
 
-def _standing(key: str, facts: InstanceHeader) -> tuple[InstanceState, str]:
-    """What a file's name says that it is, and the digest of a further copy."""
+def _parse_state(key: str, header: InstanceHeader) -> tuple[InstanceState, str]:
+    """Parse from a store key the state of its file, and the digest of a further copy."""
     copy = _COPY.search(key)
     if copy:
         return InstanceState.STORED, copy[1]
     name = key.rpartition("/")[2]
-    if f"~{make_safe_name(facts.transfer_syntax_uid, 'no-syntax')}" in name:
+    if f"~{make_safe_name(header.transfer_syntax_uid, 'no-syntax')}" in name:
         return InstanceState.VARIANT, ""
     return InstanceState.STORED, ""
 
 
-def _chunks(found: Iterator[_Found]) -> Iterator[list[_Found]]:
-    while chunk := list(islice(found, CHUNK)):
+def _split(files: Iterator[_File]) -> Iterator[list[_File]]:
+    while chunk := list(islice(files, CHUNK)):
         yield chunk
 
 
-def _walk(root: Path) -> Iterator[_Found]:
-    """All files below a folder, in no order; nothing of a folder is kept in memory but its subfolders."""
+def _walk(root: Path) -> Iterator[_File]:
+    """Yield all files below a folder, in no order. Only names of subfolders are kept in memory."""
     folders = [""]
     while folders:
         folder = folders.pop()
@@ -373,15 +387,15 @@ def _walk(root: Path) -> Iterator[_Found]:
                 if key == STAGING:
                     continue
                 with contextlib.suppress(FileNotFoundError):
-                    facts = entry.stat(follow_symlinks=False)
-                    if stat.S_ISDIR(facts.st_mode):
+                    status = entry.stat(follow_symlinks=False)
+                    if stat.S_ISDIR(status.st_mode):
                         folders.append(key)
-                    elif stat.S_ISREG(facts.st_mode):
-                        yield _Found(key, facts)
+                    elif stat.S_ISREG(status.st_mode):
+                        yield _File(key, status)
 
 
 @contextlib.contextmanager
-def _opened(root: Path, key: str) -> Iterator[SourceFile]:
+def _open_file(root: Path, key: str) -> Iterator[SourceFile]:
     path = root / key
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
     try:
@@ -390,24 +404,27 @@ def _opened(root: Path, key: str) -> Iterator[SourceFile]:
         os.close(fd)
 
 
+# --- verify
+
+
 def _find_files_without_row(
-    ledger: Ledger, kind: str, root: Path, chunk: Sequence[_Found], found: Differences
+    ledger: Ledger, kind: str, root: Path, chunk: Sequence[_File], differences: LedgerDifferences
 ) -> None:
-    found.files += len(chunk)
-    claimed = ledger.instances.find_claimed_keys([one.key for one in chunk])
-    for one in chunk:
-        # Of one that is gone by now there is nothing to say; nor of one that a worker is about to record.
-        young = time.time() - one.facts.st_ctime < YOUNG_SECONDS
-        if one.key in claimed:
+    differences.files += len(chunk)
+    claimed = ledger.instances.find_claimed_keys([file.key for file in chunk])
+    for file in chunk:
+        if file.key in claimed:
             continue
-        if young and not _stays_without(ledger, one.key):
+        # A worker may be about to record a young file. A file that is gone by now is no difference.
+        is_young = time.time() - file.status.st_ctime < YOUNG_SECONDS
+        if is_young and not _stays_without_row(ledger, file.key):
             continue
-        if (root / one.key).exists():
-            found.add("without_row", f"{kind}/{one.key}")
+        if (root / file.key).exists():
+            differences.add("without_row", f"{kind}/{file.key}")
 
 
-def _stays_without(ledger: Ledger, key: str, seconds: float = 2.0) -> bool:
-    """Whether a file that was just named has no row a moment later, either."""
+def _stays_without_row(ledger: Ledger, key: str, seconds: float = 2.0) -> bool:
+    """Whether a young file still has no row a moment later."""
     until = time.monotonic() + seconds
     while time.monotonic() < until:
         if ledger.instances.find_claimed_keys([key]):
@@ -417,65 +434,76 @@ def _stays_without(ledger: Ledger, key: str, seconds: float = 2.0) -> bool:
 
 
 def _compare_rows(
-    config: Config, ledger: Ledger, found: Differences, *, reads: bool, say: Callable[[str], None]
+    config: Config,
+    ledger: Ledger,
+    differences: LedgerDifferences,
+    *,
+    reads: bool,
+    progress: Callable[[str], None],
 ) -> None:
     last = 0
     while rows := ledger.instances.list_with_files(last, CHUNK):
         for row in rows:
-            _compare(config, ledger, row, found, reads=reads)
-        found.rows += len(rows)
+            _compare_row(config, ledger, row, differences, reads=reads)
+        differences.rows += len(rows)
         last = rows[-1].id
-        say(f"{found.files} files and {found.rows} rows looked at")
+        progress(f"{differences.files} files and {differences.rows} rows looked at")
 
 
-def _compare(config: Config, ledger: Ledger, row: Instance, found: Differences, *, reads: bool) -> None:
-    quarantined = row.state is InstanceState.QUARANTINED
-    root, kind = (config.quarantine_dir, QUARANTINE) if quarantined else (config.store_root, STORE)
+def _compare_row(
+    config: Config, ledger: Ledger, row: Instance, differences: LedgerDifferences, *, reads: bool
+) -> None:
+    is_quarantined = row.state is InstanceState.QUARANTINED
+    root, kind = (config.quarantine_dir, QUARANTINE) if is_quarantined else (config.store_root, STORE)
     name = f"{kind}/{row.store_key}"
     try:
-        with _opened(root, row.store_key) as source:
+        with _open_file(root, row.store_key) as source:
             if source.size != row.size:
-                found.add("of_other_size", name)
-            elif reads and not quarantined:
-                facts = read_instance_header(source.fd, source.size)
-                said = (facts.sop_instance_uid, facts.sop_class_uid, facts.transfer_syntax_uid)
-                if said != (row.sop_instance_uid, row.sop_class_uid, row.transfer_syntax_uid):
-                    found.add("other_objects", name)
+                differences.add("of_other_size", name)
+            elif reads and not is_quarantined:
+                header = read_instance_header(source.fd, source.size)
+                uids = (header.sop_instance_uid, header.sop_class_uid, header.transfer_syntax_uid)
+                if uids != (row.sop_instance_uid, row.sop_class_uid, row.transfer_syntax_uid):
+                    differences.add("other_objects", name)
     except FileNotFoundError:
-        # It may have been removed since the row was read, which the ledger then says.
+        # The instance may have been removed since the row was read. Then the ledger says so.
         if ledger.instances.find_claimed_keys([row.store_key]):
-            found.add("without_file", name)
+            differences.add("without_file", name)
     except (PeerError, OSError):
-        found.add("unreadable", name)
+        differences.add("unreadable", name)
+
+
+# --- print
 
 
 @contextlib.contextmanager
-def _progress() -> Iterator[Callable[[str], None]]:
-    """Says how far it is, in a terminal."""
+def _show_progress() -> Iterator[Callable[[str], None]]:
+    """Show progress in a terminal."""
     with Console(stderr=True).status("looking") as status:
         yield lambda text: status.update(escape(text))
 
 
-def _lines(found: Differences, cause: str) -> Iterator[str]:
+def _format_differences(differences: LedgerDifferences, cause: str) -> Iterator[str]:
     if cause:
         yield cause
-    yield f"{found.files} files, {found.rows} rows with a file"
-    for kind, said in _KINDS.items():
-        if found.counts[kind]:
-            yield f"{found.counts[kind]} {said}"
-            yield from (f"  {printable(name)}" for name in found.examples[kind])
+    yield f"{differences.files} files, {differences.rows} rows with a file"
+    for kind, description in _KINDS.items():
+        if differences.counts[kind]:
+            yield f"{differences.counts[kind]} {description}"
+            yield from (f"  {printable(name)}" for name in differences.examples[kind])
 
 
-def _told(done: Rebuilt) -> Iterator[str]:
-    yield f"{done.files} files: {done.known} had a row, {done.new} have one now"
-    yield f"{done.deliveries} deliveries are to be made, as the routes say"
-    if done.young:
+def _format_report(report: RebuildReport) -> Iterator[str]:
+    yield f"{report.files} files: {report.known} had a row, {report.new} have one now"
+    yield f"{report.deliveries} deliveries are to be made, as the routes say"
+    if report.young:
         yield (
-            f"{done.young} were stored within {YOUNG_SECONDS:.0f} s, and workers may be about to record "
+            f"{report.young} were stored within {YOUNG_SECONDS:.0f} s, and workers may be about to record "
             "them: run the same again"
         )
-    if done.contested:
-        yield f"{done.contested} were left out, since another file of their UID has a row or they are leaving"
-    if done.unreadable:
-        yield f"{done.unreadable} were left out, since they cannot be read"
-    yield from (f"  {printable(one)}" for one in done.examples)
+    if report.contested:
+        cause = "another file of their UID has a row or they are leaving"
+        yield f"{report.contested} were left out, since {cause}"
+    if report.unreadable:
+        yield f"{report.unreadable} were left out, since they cannot be read"
+    yield from (f"  {printable(example)}" for example in report.examples)

@@ -1,4 +1,4 @@
-"""`ingest routes test`: which routes would take files, and why; nothing is stored or sent."""
+"""`ingest routes test`: explain which routes match files. Nothing is stored or sent."""
 
 import json
 import os
@@ -19,52 +19,52 @@ from ingest.routing.router import Router, RoutingDecision
 
 
 @dataclass(frozen=True, slots=True)
-class Explained:
-    """What becomes of one file; `routing` is None where it cannot be read, and `error` says why."""
+class RouteExplanation:
+    """The routing of one file; None with an error if the file cannot be read."""
 
     path: Path
     routing: RoutingDecision | None = None
     error: str = ""
 
 
-def explain(
+def explain_routes(
     config: Config,
     paths: Sequence[Path],
     calling_ae: str | None = None,
     called_ae: str | None = None,
     source: str | None = None,
-) -> list[Explained]:
-    """What the routes say of files, and of all Part 10 files in folders.
+) -> list[RouteExplanation]:
+    """Explain the routing of files, and of all Part 10 files in folders.
 
     Args:
-        config: Whose routes.
+        config: The configuration with the routes.
         paths: Files and folders.
-        calling_ae: As though this AE title had sent them; None is what the File Meta says.
-        called_ae: As though they had been sent to this one; likewise.
-        source: As though they had been sent from this address; likewise.
+        calling_ae: Calling AE title to assume; None takes that of the File Meta Information.
+        called_ae: Called AE title to assume; None takes that of the File Meta Information.
+        source: Address of the sender to assume; None takes that of the File Meta Information.
     """
     router = NodeRouter(config)
-    supposed = {
+    assumed = {
         "calling_ae": calling_ae,
         "called_ae": called_ae,
         "source": None if source is None else f"dicom://[{source}]:0",
     }
-    changes = {name: value for name, value in supposed.items() if value is not None}
-    return [_explained(router, path, changes) for path in _files(paths)]
+    changes = {name: value for name, value in assumed.items() if value is not None}
+    return [_explain_file(router, path, changes) for path in _find_files(paths)]
 
 
-def show(explained: Sequence[Explained], *, as_json: bool) -> int:
-    """Print it; returns 1 where a file could not be read, else 0."""
+def print_explanations(explanations: Sequence[RouteExplanation], *, as_json: bool) -> int:
+    """Print explanations. Returns 1 if a file could not be read, otherwise 0."""
     console = Console(highlight=False, soft_wrap=True)
     if as_json:
-        console.print_json(json.dumps([_plain(one) for one in explained]))
+        console.print_json(json.dumps([_to_json(explanation) for explanation in explanations]))
     else:
-        for one in explained:
-            console.print("\n".join(_lines(one)))
-    return int(any(one.routing is None for one in explained))
+        for explanation in explanations:
+            console.print("\n".join(_format_lines(explanation)))
+    return int(any(explanation.routing is None for explanation in explanations))
 
 
-def _files(paths: Sequence[Path]) -> Iterator[Path]:
+def _find_files(paths: Sequence[Path]) -> Iterator[Path]:
     for path in paths:
         if path.is_dir():
             yield from sorted(found for found in path.rglob("*") if is_part10(found))
@@ -72,30 +72,31 @@ def _files(paths: Sequence[Path]) -> Iterator[Path]:
             yield path
 
 
-def _explained(router: Router, path: Path, changes: Mapping[str, Any]) -> Explained:
+def _explain_file(router: Router, path: Path, changes: Mapping[str, Any]) -> RouteExplanation:
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError as error:
-        return Explained(path, error=f"cannot be opened: {error.strerror}")
+        return RouteExplanation(path, error=f"cannot be opened: {error.strerror}")
     try:
-        facts = read_instance_header(fd, os.fstat(fd).st_size, router.tags)
+        header = read_instance_header(fd, os.fstat(fd).st_size, router.tags)
     except PeerError as error:
-        return Explained(path, error=str(error))
+        return RouteExplanation(path, error=str(error))
     except OSError as error:
-        return Explained(path, error=f"cannot be read: {error.strerror}")
+        return RouteExplanation(path, error=f"cannot be read: {error.strerror}")
     finally:
         os.close(fd)
-    return Explained(path, router.route_instance(replace(facts, **changes)))
+    return RouteExplanation(path, router.route_instance(replace(header, **changes)))
 
 
-def _plain(one: Explained) -> dict[str, Any]:
-    if one.routing is None:
-        return {"file": str(one.path), "error": one.error}
+def _to_json(explanation: RouteExplanation) -> dict[str, Any]:
+    routing = explanation.routing
+    if routing is None:
+        return {"file": str(explanation.path), "error": explanation.error}
     return {
-        "file": str(one.path),
-        "destinations": list(one.routing.destinations),
-        "routed": one.routing.routed,
-        "kept_back": list(one.routing.exclusions),
+        "file": str(explanation.path),
+        "destinations": list(routing.destinations),
+        "routed": routing.routed,
+        "kept_back": list(routing.exclusions),
         "routes": [
             {
                 "route": result.route,
@@ -105,21 +106,22 @@ def _plain(one: Explained) -> dict[str, Any]:
                     for condition, values, holds in result.conditions
                 ],
             }
-            for result in one.routing.results
+            for result in routing.results
         ],
     }
 
 
-def _lines(one: Explained) -> Iterator[str]:
-    if one.routing is None:
-        yield f"[red]{escape(str(one.path))}[/red]: {escape(one.error)}"
+def _format_lines(explanation: RouteExplanation) -> Iterator[str]:
+    path, routing = escape(str(explanation.path)), explanation.routing
+    if routing is None:
+        yield f"[red]{path}[/red]: {escape(explanation.error)}"
         return
-    to = ", ".join(one.routing.destinations) or "nowhere"
-    yield f"[bold]{escape(str(one.path))}[/bold] → {escape(to)}"
-    for result in one.routing.results:
+    to = ", ".join(routing.destinations) or "nowhere"
+    yield f"[bold]{path}[/bold] → {escape(to)}"
+    for result in routing.results:
         yield f"  {'[green]took[/green]  ' if result.is_match else 'passed'} {escape(result.route)}"
         for condition, values, holds in result.conditions:
-            seen = ", ".join(values) or "nothing"
-            yield f"         {escape(condition.key)}: {escape(seen)} {'holds' if holds else 'does not hold'}"
-    for remark in one.routing.exclusions:
+            found = ", ".join(values) or "nothing"
+            yield f"         {escape(condition.key)}: {escape(found)} {'holds' if holds else 'does not hold'}"
+    for remark in routing.exclusions:
         yield f"  [yellow]{escape(remark)}[/yellow]: it came from there; return = true in the route sends it"

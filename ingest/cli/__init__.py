@@ -305,8 +305,8 @@ def test(
     read.
     """
     workers = importlib.import_module(ROUTES)
-    explained = workers.explain(load_config(path), files, calling, called, source)
-    click.get_current_context().exit(workers.show(explained, as_json=as_json))
+    explained = workers.explain_routes(load_config(path), files, calling, called, source)
+    click.get_current_context().exit(workers.print_explanations(explained, as_json=as_json))
 
 
 @main.command()

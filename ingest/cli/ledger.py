@@ -30,7 +30,7 @@ def verify(path: Path, *, reads: bool, as_json: bool) -> None:
     Says which rows have no file, which files have no row, and what differs in size. Nothing is changed. Exits
     with 1 where something differs.
     """
-    code = importlib.import_module(REBUILD).verify(load_config(path), reads=reads, as_json=as_json)
+    code = importlib.import_module(REBUILD).verify_ledger(load_config(path), reads=reads, as_json=as_json)
     click.get_current_context().exit(code)
 
 
@@ -46,7 +46,7 @@ def rebuild(path: Path, *, no_deliveries: bool, as_json: bool) -> None:
     there stay as they are. Interrupted, the same command again does what is left. A node may run meanwhile.
     Exits with 1 where a file was left out.
     """
-    code = importlib.import_module(REBUILD).rebuild(
+    code = importlib.import_module(REBUILD).rebuild_ledger(
         load_config(path), makes_deliveries=not no_deliveries, as_json=as_json
     )
     click.get_current_context().exit(code)

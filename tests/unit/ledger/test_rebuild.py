@@ -191,15 +191,15 @@ def test_interrupted_rebuild_goes_on(site: Site, monkeypatch: pytest.MonkeyPatch
     site.work()
     lose_ledger(site)
     monkeypatch.setattr(rebuilding, "CHUNK", 3)
-    real, calls = rebuilding.Rebuilder._record, []
+    real, calls = rebuilding.LedgerRebuild._record, []
 
-    def interrupted(self: rebuilding.Rebuilder, rows: object) -> None:
+    def interrupted(self: rebuilding.LedgerRebuild, rows: object) -> None:
         calls.append(rows)
         if len(calls) == 3:
             raise KeyboardInterrupt
         real(self, rows)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(rebuilding.Rebuilder, "_record", interrupted)
+    monkeypatch.setattr(rebuilding.LedgerRebuild, "_record", interrupted)
     with pytest.raises(KeyboardInterrupt):
         rebuild(site)
     assert len(site.instances()) == 6
