@@ -15,16 +15,17 @@ from ingest.ext.errors import PeerError
 __all__ = [
     "AssociationError",
     "BootError",
-    "BusyError",
     "Cause",
     "ClockJumpError",
     "ConditionError",
     "ConfigError",
+    "DemoError",
     "EntryGoneError",
     "IngestError",
     "LeaseLostError",
     "LedgerError",
     "NotQuarantinedError",
+    "PathEscapesError",
     "PeerError",
     "QueueError",
     "ResolverAwayError",
@@ -73,15 +74,11 @@ class SpoolError(IngestError):
     """The spool folder cannot be used, or an entry is missing."""
 
 
-class EntryGoneError(SpoolError):
-    """A spool reference names a file or record that is not there any more."""
-
-
 class SpoolMissingError(SpoolError):
     """The spool that was used last is not mounted. The node creates no other spool in its place."""
 
 
-class GoneError(SpoolError):
+class EntryGoneError(SpoolError):
     """The file or record that a spool reference names is missing."""
 
 
@@ -95,18 +92,6 @@ class StoreAwayError(StoreError):
 
 class StoreMissingError(StoreAwayError):
     """The store that the ledger knows is not mounted. The node creates no other store in its place."""
-
-
-class RetentionBusyError(IngestError):
-    """Another process runs retention on this store."""
-
-
-class ClockJumpError(IngestError):
-    """The clock of this machine has jumped ahead, so no study may be removed for its age."""
-
-
-class NotQuarantinedError(IngestError):
-    """An id is unknown, or its instance is not in quarantine or cannot leave it."""
 
 
 class QueueError(IngestError):
@@ -128,19 +113,15 @@ class NotQuarantinedError(IngestError):
     """The id is unknown, or its instance is not in quarantine or cannot leave it."""
 
 
-class BusyError(IngestError):
+class RetentionBusyError(IngestError):
     """Another process removes instances from this store."""
 
 
-class ClockError(IngestError):
+class ClockJumpError(IngestError):
     """The clock of this machine has jumped ahead, so retention would remove too much."""
 
 
 # --- remotes
-
-
-class StoppedError(Exception):
-    """A worker was told to stop while it waited. Its current entries stay on the queue."""
 
 
 class Cause(Enum):

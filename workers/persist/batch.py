@@ -17,8 +17,16 @@ import structlog
 
 from ingest.clock import unix_ms
 from ingest.dicom.file_header import InstanceHeader, make_unreadable_header, read_instance_header
-from ingest.errors import EntryGoneError, PeerError, SpoolError, StoppedError, StoreAwayError, StoreError
-from ingest.filesystem.beneath import LeadsOutError, unlink_beneath
+from ingest.errors import (
+    EntryGoneError,
+    PathEscapesError,
+    PeerError,
+    SpoolError,
+    StoppedError,
+    StoreAwayError,
+    StoreError,
+)
+from ingest.filesystem.beneath import unlink_beneath
 from ingest.ledger import NewInstance, Outcome
 from ingest.log import Seldom
 from ingest.queue.consumer import StreamEntry
@@ -371,7 +379,7 @@ class PersistBatch:
                     unlink_beneath(self._context.config.spool_dir, reference.where)
         except OSError as error:
             self._context.leftovers.add(reference.place.name, error)
-        except LeadsOutError as error:
+        except PathEscapesError as error:
             remedy = "look at the spool: somebody has put a link there"
             log.error("spool_file_stays", file=reference.location.name, error=str(error), remedy=remedy)
 

@@ -13,8 +13,8 @@ import redis
 import structlog
 
 from ingest.dicom.file_header import InstanceHeader
-from ingest.errors import EntryGoneError, SpoolError
-from ingest.filesystem.beneath import LeadsOutError, open_beneath
+from ingest.errors import EntryGoneError, PathEscapesError, SpoolError
+from ingest.filesystem.beneath import open_beneath
 from ingest.queue.client import data_key, mend_keys
 from ingest.queue.consumer import StreamEntry
 from ingest.spool import segment
@@ -86,7 +86,7 @@ def open_spool_file(entry: StreamEntry, spool_dir: Path, *, synced: bool) -> Ite
         fd = open_beneath(spool_dir, where, os.O_RDONLY | os.O_NONBLOCK)
     except FileNotFoundError:
         raise EntryGoneError(f"{path} is not there") from None
-    except LeadsOutError as error:
+    except PathEscapesError as error:
         raise SpoolError(f"{path}: {error}") from None
     try:
         status = os.fstat(fd)

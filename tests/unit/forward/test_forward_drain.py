@@ -179,7 +179,7 @@ def test_store_that_is_not_mounted_kills_no_delivery(forwarding: Forwarding, tls
 def test_disk_that_cannot_be_read_blames_no_delivery_and_no_remote(
     forwarding: Forwarding, tls: TLS, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = FileStore.open
+    real = FileStore.open_file
 
     def failing(self: FileStore, key: str) -> int:
         # Every read of this descriptor is an error of the system: EBADF.
@@ -188,7 +188,7 @@ def test_disk_that_cannot_be_read_blames_no_delivery_and_no_remote(
     with PynetdicomRemote(CONTEXTS, tls) as scp:
         forwarding.add(scp.port, max_attempts=2, async_operations=4)
         sent = forwarding.many(3)
-        monkeypatch.setattr(FileStore, "open", failing)
+        monkeypatch.setattr(FileStore, "open_file", failing)
         for _ in range(4):
             drain_once(forwarding)
             due_now(forwarding, [sent[1].sop])
@@ -198,7 +198,7 @@ def test_disk_that_cannot_be_read_blames_no_delivery_and_no_remote(
         # One bad file holds up no other.
         assert forwarding.states() == {"delivered": 2, "retry": 1}
         assert forwarding.ledger.circuits.read_circuit("pacs").failures == 0
-        monkeypatch.setattr(FileStore, "open", real)
+        monkeypatch.setattr(FileStore, "open_file", real)
         drain_once(forwarding)
     assert forwarding.states() == {"delivered": 3}
 

@@ -48,12 +48,12 @@ def restore(site: Site, kept: Path) -> None:
 
 
 def rebuild(site: Site, *, deliveries: bool = True) -> int:
-    return rebuilding.rebuild(site.config, makes_deliveries=deliveries, as_json=False)
+    return rebuilding.rebuild_ledger(site.config, makes_deliveries=deliveries, as_json=False)
 
 
 def verified(site: Site, capsys: pytest.CaptureFixture[str], *, reads: bool = False) -> dict[str, int]:
     capsys.readouterr()
-    code = rebuilding.verify(site.config, reads=reads, as_json=True)
+    code = rebuilding.verify_ledger(site.config, reads=reads, as_json=True)
     told = json.loads(capsys.readouterr().out)
     assert code == int(any(told["counts"].values()) or bool(told["doubt"]))
     return {kind: count for kind, count in told["counts"].items() if count}
@@ -239,7 +239,10 @@ def test_store_that_is_not_mounted_is_not_compared(site: Site) -> None:
     site.work()
     site.config.store_root.rename(site.config.store_root.with_name("away"))
     site.config.store_root.mkdir()
-    for do in (lambda: rebuild(site), lambda: rebuilding.verify(site.config, reads=False, as_json=True)):
+    for do in (
+        lambda: rebuild(site),
+        lambda: rebuilding.verify_ledger(site.config, reads=False, as_json=True),
+    ):
         with pytest.raises(StoreMissingError):
             do()
 

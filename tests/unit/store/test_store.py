@@ -293,8 +293,8 @@ def test_reader_needs_no_place_of_its_own(tmp_path: Path) -> None:
     reader = FileStore(tmp_path)
     assert reader.read_size("a.dcm") == 7
     with pytest.raises(StoreAwayError, match="mount it"):
-        reader.open("b.dcm")
+        reader.open_file("b.dcm")
     assert not (tmp_path / ".incoming").exists()
     (tmp_path / ".incoming").mkdir()
     with pytest.raises(FileNotFoundError):
-        reader.open("b.dcm")
+        reader.open_file("b.dcm")

@@ -62,7 +62,7 @@ def test_two_workers_without_locks_copy_beside_each_other(
         one.append_data(fd, b"A" * 4000)
         source = SourceFile.of(path, fd, synced=False)
         with opened(tmp_path) as other, other.create_temporary_file() as (other_path, other_fd):
-            other.append(other_fd, b"B" * 4000)
+            other.append_data(other_fd, b"B" * 4000)
             assert other_path != path
             with one.open_batch() as batch:
                 assert one.put(batch, source, KEY)
