@@ -98,6 +98,7 @@ def retry_with_backoff(backoff: Backoff, call: Callable[P, T], *args: P.args, **
         StoppedError: The worker was told to stop while it waited.
     """
     while True:
+        # INVARIANT 7: every wait has a deadline. The call and each pause end; only the attempts go on.
         try:
             result = call(*args, **keywords)
         except (LedgerError, StoreAwayError) as error:

@@ -87,7 +87,7 @@ class LedgerDifferences:
     counts: dict[str, int] = field(default_factory=lambda: dict.fromkeys(_KINDS, 0))
     examples: dict[str, list[str]] = field(default_factory=lambda: {kind: [] for kind in _KINDS})
 
-    def add(self, kind: str, name: str) -> None:
+    def add_difference(self, kind: str, name: str) -> None:
         """Count a difference.
 
         Args:
@@ -145,7 +145,7 @@ def verify_ledger(config: Config, *, reads: bool, as_json: bool) -> int:
         ledger.require_schema()
         _require_folders(config, ledger)
         for kind, root in ((STORE, config.store_root), (QUARANTINE, config.quarantine_dir)):
-            for chunk in _split(_walk(root)):
+            for chunk in _split_into_chunks(_walk_files(root)):
                 _find_files_without_row(ledger, kind, root, chunk, differences)
                 progress(f"{differences.files} files looked at")
         _compare_rows(config, ledger, differences, reads=reads, progress=progress)
@@ -235,7 +235,7 @@ class LedgerRebuild:
         report = self._report
         if self._root.is_dir():
             (self._root / STAGING).mkdir(mode=0o750, exist_ok=True)  # for the lock
-        for chunk in _split(_walk(self._root)):
+        for chunk in _split_into_chunks(_walk_files(self._root)):
             report.files += len(chunk)
             missing = self._find_without_row(chunk)
             report.known += len(chunk) - len(missing)
@@ -244,7 +244,7 @@ class LedgerRebuild:
             report.young += len(missing) - len(old)
             rows = [row for file in old if (row := self._make_row_if_sound(file)) is not None]
             if rows:
-                self._record(rows)
+                self._record_rows(rows)
             progress(f"{report.files} files looked at, {report.new} rows made")
 
     def _find_without_row(self, chunk: Sequence[_File]) -> list[_File]:
@@ -312,7 +312,7 @@ class LedgerRebuild:
             **more,
         )
 
-    def _record(self, rows: Sequence[tuple[_File, NewInstance]]) -> None:
+    def _record_rows(self, rows: Sequence[tuple[_File, NewInstance]]) -> None:
         """Record the rows of files that are still the same, under the removal lock."""
         with self._store.open_batch() as batch:
             self._store.acquire_removal_lock(batch)
@@ -367,12 +367,12 @@ def _parse_state(key: str, header: InstanceHeader) -> tuple[InstanceState, str]:
     return InstanceState.STORED, ""
 
 
-def _split(files: Iterator[_File]) -> Iterator[list[_File]]:
+def _split_into_chunks(files: Iterator[_File]) -> Iterator[list[_File]]:
     while chunk := list(islice(files, CHUNK)):
         yield chunk
 
 
-def _walk(root: Path) -> Iterator[_File]:
+def _walk_files(root: Path) -> Iterator[_File]:
     """Yield all files below a folder, in no order. Only names of subfolders are kept in memory."""
     folders = [""]
     while folders:
@@ -420,7 +420,7 @@ def _find_files_without_row(
         if is_young and not _stays_without_row(ledger, file.key):
             continue
         if (root / file.key).exists():
-            differences.add("without_row", f"{kind}/{file.key}")
+            differences.add_difference("without_row", f"{kind}/{file.key}")
 
 
 def _stays_without_row(ledger: Ledger, key: str, seconds: float = 2.0) -> bool:
@@ -459,18 +459,18 @@ def _compare_row(
     try:
         with _open_file(root, row.store_key) as source:
             if source.size != row.size:
-                differences.add("of_other_size", name)
+                differences.add_difference("of_other_size", name)
             elif reads and not is_quarantined:
                 header = read_instance_header(source.fd, source.size)
                 uids = (header.sop_instance_uid, header.sop_class_uid, header.transfer_syntax_uid)
                 if uids != (row.sop_instance_uid, row.sop_class_uid, row.transfer_syntax_uid):
-                    differences.add("other_objects", name)
+                    differences.add_difference("other_objects", name)
     except FileNotFoundError:
         # The instance may have been removed since the row was read. Then the ledger says so.
         if ledger.instances.find_claimed_keys([row.store_key]):
-            differences.add("without_file", name)
+            differences.add_difference("without_file", name)
     except (PeerError, OSError):
-        differences.add("unreadable", name)
+        differences.add_difference("unreadable", name)
 
 
 # --- print

@@ -25,6 +25,6 @@ def retention(path: Path, dry_run: bool, as_json: bool, accept_clock: bool) -> N
     A running node does so by itself. Exits with 1 when another process is removing, or when the clock of this
     machine has jumped ahead.
     """
-    run = importlib.import_module(RETENTION).run
+    run = importlib.import_module(RETENTION).run_retention
     code = run(load_config(path), dry_run=dry_run, as_json=as_json, accept_clock=accept_clock)
     click.get_current_context().exit(code)

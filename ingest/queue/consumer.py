@@ -100,7 +100,7 @@ class StreamConsumer:
     def read_new(self, count: int, block_milliseconds: int) -> list[StreamEntry]:
         """Read entries that no consumer has, at most `count` of each stream."""
         wanted = dict.fromkeys(self.find_streams(), ">")
-        return self._read(wanted, count, block_milliseconds) if wanted else []
+        return self._read_streams(wanted, count, block_milliseconds) if wanted else []
 
     def restart_own(self) -> None:
         """Make `read_own` start again with the oldest entry."""
@@ -121,7 +121,7 @@ class StreamConsumer:
             if not deliveries:
                 continue
             alone = max(deliveries.values()) > 1
-            found = self._read({stream: after}, 1 if alone else count, None)
+            found = self._read_streams({stream: after}, 1 if alone else count, None)
             self._own_after[stream] = next(reversed(deliveries)) if not alone else next(iter(deliveries))
             if found:
                 return self._add_deliveries(stream, found)
@@ -210,11 +210,11 @@ class StreamConsumer:
 
     # --- acknowledge
 
-    def acknowledge(self, entries: Sequence[StreamEntry]) -> None:
+    def acknowledge_entries(self, entries: Sequence[StreamEntry]) -> None:
         """Take persisted entries off their streams. With carrier "redis", report them to their listeners."""
         self._remove_entries(entries, are_persisted=True)
 
-    def discard(self, entries: Sequence[StreamEntry]) -> None:
+    def discard_entries(self, entries: Sequence[StreamEntry]) -> None:
         """Take entries without a data set off their streams. Their listeners still have the files."""
         self._remove_entries(entries, are_persisted=False)
 
@@ -247,7 +247,7 @@ class StreamConsumer:
             ),
         )
 
-    def _read(self, wanted: dict[str, str], count: int, block: int | None) -> list[StreamEntry]:
+    def _read_streams(self, wanted: dict[str, str], count: int, block: int | None) -> list[StreamEntry]:
         try:
             answer = self._client.xreadgroup(
                 GROUP, self._consumer, cast("dict[Any, Any]", wanted), count=count, block=block

@@ -64,7 +64,8 @@ class BatchResult:
     Attributes:
         persisted: Durable in store and ledger, or useless: to be acknowledged.
         lost: Their data sets are not there: to be taken off the queue, but their listeners must keep the
-        files. held_up: Not persisted because of a fault of ours: to be tried again, without blame.
+            files.
+        held_up: Not persisted because of a fault of ours: to be tried again, without blame.
         failed: Not persisted for another reason, by the ids of the stream entries.
         destinations: Names of the destinations with new deliveries, in order.
         error: The fault of ours that held entries up, if there was one.
@@ -115,7 +116,7 @@ class PersistBatch:
             self._sync_copies(entries)
             storage.look_up([entry.header.sop_instance_uid for entry in entries])
             for entry in entries:
-                self._store(storage, entry)
+                self._store_entry(storage, entry)
                 if self._is_commit_due():
                     self._commit(storage)
                 if self._must_end_early():
@@ -188,14 +189,14 @@ class PersistBatch:
         # here.
         if not isolated.fault and not crash_marks.is_marked(entry.spool_ref):
             # The mark stays until the batch is done with the entry.
-            stack.enter_context(crash_marks.mark(entry.spool_ref))
+            stack.enter_context(crash_marks.keep_mark(entry.spool_ref))
             try:
                 return self._read_header_here(entry)
             except Exception as error:
                 if is_our_fault(error):
                     raise
                 cause = f"{type(error).__name__}: {error}"
-        stack.callback(crash_marks.remove, entry.spool_ref)
+        stack.callback(crash_marks.remove_mark, entry.spool_ref)
         return replace(isolated.header, size=source.size, conflict=_describe_attempts(entry, cause))
 
     def _read_header_here(self, entry: SpoolEntry) -> InstanceHeader:
@@ -237,13 +238,13 @@ class PersistBatch:
 
     # --- store
 
-    def _store(self, storage: BatchStorage, entry: SpoolEntry) -> None:
+    def _store_entry(self, storage: BatchStorage, entry: SpoolEntry) -> None:
         self._context.claims.current = entry.stream_entry
         try:
             if entry.attempts == CONTESTED_MAX:
                 raise StoreAwayError("other workers store the same SOP instance UID again and again")
             entry.attempts += 1
-            storage.store(entry)
+            storage.store_entry(entry)
             self._stored.append(entry)
         except Exception as error:
             self._handle_storing_failure(storage, entry, error)
@@ -261,7 +262,7 @@ class PersistBatch:
             if entry.is_given_up:
                 raise error
             entry.is_given_up = True
-            storage.quarantine(entry, _describe_attempts(entry, f"{type(error).__name__}: {error}"))
+            storage.quarantine_entry(entry, _describe_attempts(entry, f"{type(error).__name__}: {error}"))
             self._stored.append(entry)
         except Exception as last:
             self._note_failure(entry.stream_entry, last)
@@ -271,7 +272,8 @@ class PersistBatch:
         if isinstance(error, redis.RedisError | StoppedError):
             raise error
         if is_our_fault(error):
-            # INVARIANT 8 and 11: wait for the disk, and blame no image.
+            # INVARIANT 8: a failing disk does not stop the node.
+            # INVARIANT 11: our faults set no image aside.
             self.result.held_up.append(entry)
             self.result.error = error
             return
@@ -320,7 +322,7 @@ class PersistBatch:
                 self.result.persisted.append(entry.stream_entry)
         for entry in stored:
             if entry.spool_ref in contested:
-                self._store(storage, entry)
+                self._store_entry(storage, entry)
         unrecorded, self._unrecorded = self._unrecorded, []
         for entry, cause in unrecorded:
             self._handle_storing_failure(storage, entry, cause)

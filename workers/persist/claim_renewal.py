@@ -26,12 +26,12 @@ class ClaimRenewal:
         self._renewed_at = 0.0
         self.current: StreamEntry | None = None
 
-    def begin(self, entries: Sequence[StreamEntry]) -> None:
+    def begin_batch(self, entries: Sequence[StreamEntry]) -> None:
         """Start with the entries of a batch, which were claimed a moment ago."""
         self._entries = entries
         self._renewed_at = time.monotonic()
 
-    def end(self) -> None:
+    def end_batch(self) -> None:
         """Forget the entries of the batch."""
         self._entries = ()
 

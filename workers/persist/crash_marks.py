@@ -30,7 +30,7 @@ class CrashMarks:
         return self._path_of(spool_ref).exists()
 
     @contextlib.contextmanager
-    def mark(self, spool_ref: str) -> Iterator[None]:
+    def keep_mark(self, spool_ref: str) -> Iterator[None]:
         """Keep a mark while the worker works on this reference.
 
         Raises:
@@ -41,12 +41,12 @@ class CrashMarks:
         try:
             yield
         except Exception:
-            self.remove(spool_ref)
+            self.remove_mark(spool_ref)
             raise
         # A BaseException that is no Exception ends the worker. Then the mark stays, as after a SIGKILL.
-        self.remove(spool_ref)
+        self.remove_mark(spool_ref)
 
-    def remove(self, spool_ref: str) -> None:
+    def remove_mark(self, spool_ref: str) -> None:
         """Remove the mark, because this worker lives."""
         with contextlib.suppress(OSError):
             self._path_of(spool_ref).unlink()

@@ -65,15 +65,17 @@ def read_isolated(fd: int, tags: Sequence[int], progress: Callable[[], object]) 
     Raises:
         OSError: No process could be started, or a person ended it. That proves nothing about the file.
     """
-    code, answer = _run(fd, ["header", *map(str, tags)], progress)
+    code, answer = _run_reader(fd, ["header", *map(str, tags)], progress)
     if code >= 0 and "fault" not in answer:
         return IsolatedReading(InstanceHeader(**answer), "")
     fault = answer["fault"] if code >= 0 else f"reading it ends a process with {signal.Signals(-code).name}"
-    code, answer = _run(fd, ["meta"], progress)
+    code, answer = _run_reader(fd, ["meta"], progress)
     return IsolatedReading(InstanceHeader(**({} if code < 0 or "fault" in answer else answer)), fault)
 
 
-def _run(fd: int, arguments: Sequence[str], progress: Callable[[], object]) -> tuple[int, dict[str, Any]]:
+def _run_reader(
+    fd: int, arguments: Sequence[str], progress: Callable[[], object]
+) -> tuple[int, dict[str, Any]]:
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     with subprocess.Popen(
         [*COMMAND, str(fd), *arguments],
@@ -108,7 +110,7 @@ def _read_output(process: subprocess.Popen[bytes], progress: Callable[[], object
             progress()
 
 
-def _read(fd: int, part: str, tags: Sequence[int]) -> dict[str, Any]:
+def _read_file(fd: int, part: str, tags: Sequence[int]) -> dict[str, Any]:
     """Read a file in the process, as the fields of `InstanceHeader`, or a "fault"."""
     try:
         if part == "header":
@@ -135,7 +137,7 @@ def _read(fd: int, part: str, tags: Sequence[int]) -> dict[str, Any]:
 def main(arguments: Sequence[str]) -> int:
     """Run the process, and return its exit code."""
     fd, part, *tags = arguments
-    json.dump(_read(int(fd), part, [int(tag) for tag in tags]), sys.stdout)
+    json.dump(_read_file(int(fd), part, [int(tag) for tag in tags]), sys.stdout)
     return 0
 
 

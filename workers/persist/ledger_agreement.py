@@ -32,7 +32,7 @@ class StoreAgreement:
         self._has_stored = False
         self._mark_at = 0.0
 
-    def compare(self) -> bool:
+    def compare_counters(self) -> bool:
         """Compare the counters, and raise or clear the alarm. Returns whether they agree.
 
         Raises:
@@ -49,7 +49,7 @@ class StoreAgreement:
         """Note that the ledger has recorded an instance since the last mark."""
         self._has_stored = True
 
-    def mark(self, *, at_once: bool = False) -> None:
+    def advance_counters(self, *, at_once: bool = False) -> None:
         """Advance both counters, if an instance was recorded since the last mark.
 
         While the counters disagree they stay as they are. They are the only proof until the ledger is
@@ -63,6 +63,6 @@ class StoreAgreement:
         self._mark_at = time.monotonic() + MARK_SECONDS
         # If the ledger is away or the disk is full, the next call does it.
         with contextlib.suppress(LedgerError, OSError):
-            if self.compare():
+            if self.compare_counters():
                 write_ledger_mark(self._root, self._ledger.store_folders.advance_mark())
                 self._has_stored = False

@@ -81,8 +81,8 @@ def open_spool_file(entry: StreamEntry, spool_dir: Path, *, synced: bool) -> Ite
     where = entry.reference.where
     path = f"{spool_dir}/{where}"
     try:
-        # INVARIANT 12: Redis is input. The path must not lead out of the spool through a link.
-        # O_NONBLOCK, because opening a named pipe would wait for a writer.
+        # INVARIANT 12: Redis is input. The path must not lead out of the spool through a link. O_NONBLOCK,
+        # because opening a named pipe would wait for a writer.
         fd = open_beneath(spool_dir, where, os.O_RDONLY | os.O_NONBLOCK)
     except FileNotFoundError:
         raise EntryGoneError(f"{path} is not there") from None

@@ -1,9 +1,8 @@
 """Where each instance of one batch goes, in the store or in quarantine, and the ledger row about it.
 
 A free store key is taken without a lock, because link(2) never replaces a file. If a key or a SOP Instance
-UID
-is taken, the batch locks the store against replacing and removing, and keeps that lock until its COMMIT. Only
-under the lock does it look at the file that is there.
+UID is taken, the batch locks the store against replacing and removing, and keeps that lock until its COMMIT.
+Only under the lock does it look at the file that is there.
 """
 
 import contextlib
@@ -94,11 +93,11 @@ class BatchStorage:
         self._refused_bytes: int | None = None
 
     def look_up(self, uids: Collection[str]) -> None:
-        """Ask the ledger which SOP Instance UIDs are stored. Call this before the first `store`."""
+        """Ask the ledger which SOP Instance UIDs are stored. Call this before the first `store_entry`."""
         self._uids.update(uids)
         self._load_holdings()
 
-    def store(self, entry: SpoolEntry) -> None:
+    def store_entry(self, entry: SpoolEntry) -> None:
         """Put an instance into the store or into quarantine, and add its row.
 
         Raises:
@@ -110,16 +109,16 @@ class BatchStorage:
         if refused:
             status = refused[1]
             reason = f"refused with {status}H: {_REFUSALS.get(status, 'see the log')}"
-            self.quarantine(entry, reason, int(status, 16))
+            self.quarantine_entry(entry, reason, int(status, 16))
         elif entry.header.conflict:
-            self.quarantine(entry, entry.header.conflict)
+            self.quarantine_entry(entry, entry.header.conflict)
         else:
             self._store_sound(entry)
 
     # --- quarantine
 
-    def quarantine(self, entry: SpoolEntry, reason: str, status: int = 0) -> None:
-        """Put an instance into quarantine, unless the same content is there. Raises as `store`.
+    def quarantine_entry(self, entry: SpoolEntry, reason: str, status: int = 0) -> None:
+        """Put an instance into quarantine, unless the same content is there. Raises as `store_entry`.
 
         Args:
             entry: The instance.
@@ -299,7 +298,7 @@ class BatchStorage:
         header = entry.header
         uid = header.sop_instance_uid
         key = self._context.key_template.make_key(header.study_uid, header.series_uid, uid)
-        if not self._is_known(uid) and self._put(entry, key):
+        if not self._is_known(uid) and self._put_file(entry, key):
             self._add_row(entry, header, key, InstanceState.STORED, _compose_note(header))
             return
         self._lock_store()
@@ -309,7 +308,7 @@ class BatchStorage:
         is_lost = first is not None and not self._has_file(first)
         if first is None and self._is_known_copy(entry):
             self._store_copy(entry, "")
-        elif (first is None or is_lost) and self._put(entry, key):
+        elif (first is None or is_lost) and self._put_file(entry, key):
             self._add_row(entry, header, key, InstanceState.STORED, _compose_note(header), replaces=is_lost)
             if is_lost:
                 log.warning("stored_again", sop_instance_uid=uid, reason="its file was gone", file=first)
@@ -323,7 +322,7 @@ class BatchStorage:
             uid in held for held in (known.removing, known.replaced, known.copies)
         )
 
-    def _put(self, entry: SpoolEntry, key: str) -> bool:
+    def _put_file(self, entry: SpoolEntry, key: str) -> bool:
         """Give the file its store key; False if the key is taken."""
         is_new = self._store.put(self._store_batch, entry.source, key)
         if is_new:
@@ -383,7 +382,7 @@ class BatchStorage:
             case Action.REPLACE:
                 self._replace_first(entry, taken, key, decision.note)
             case _:
-                self.quarantine(entry, decision.note)
+                self.quarantine_entry(entry, decision.note)
 
     def _remove_own_file(self, entry: SpoolEntry, key: str) -> None:
         """Remove a file that this instance left before its UID was stored under another key."""
@@ -400,7 +399,7 @@ class BatchStorage:
             known = self._read_same_object(entry, key)
             if known is None:
                 reason = "another variant of its SOP instance UID and transfer syntax was there first"
-                self.quarantine(entry, reason)
+                self.quarantine_entry(entry, reason)
                 return
             header = known
         self._add_row(entry, header, key, InstanceState.VARIANT, _compose_note(header, note))
@@ -426,14 +425,14 @@ class BatchStorage:
         """Keep a further copy beside the first object of its UID. The same content changes nothing."""
         header = entry.header
         key, digest = self._make_copy_key(entry)
-        if not self._put(entry, key):
+        if not self._put_file(entry, key):
             with open_stored_file(self._store, key, self._context.router.tags) as (there, known):
                 if known is None or there is None:
                     self._store.replace(self._store_batch, entry.source, key)
                 elif self._have_same_bytes(there, entry, (known.data_set_offset, header.data_set_offset)):
                     header = known
                 else:
-                    self.quarantine(entry, "another object has the name of this copy in the store")
+                    self.quarantine_entry(entry, "another object has the name of this copy in the store")
                     return
         note = _compose_note(header, note)
         self._add_row(entry, header, key, InstanceState.STORED, note, copy_digest=digest)

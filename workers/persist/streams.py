@@ -29,7 +29,7 @@ class SpoolStreams:
         self._found: list[str] = []
         self.spool_id: str | None = None
 
-    def find(self) -> list[str]:
+    def find_streams(self) -> list[str]:
         """Return the stream of the spool on this host, and with carrier "redis" those of other hosts.
 
         Raises:

@@ -28,7 +28,7 @@ class UnpersistedAlarm:
         self._failed_last: dict[str, float] = {}
         self._is_raised = True  # a worker that died may have left the alarm
 
-    def add(self, entries: Iterable[StreamEntry], error: Exception) -> None:
+    def add_entries(self, entries: Iterable[StreamEntry], error: Exception) -> None:
         """Note that entries cannot be persisted now, and raise the alarm if that lasts long."""
         now = time.monotonic()
         for entry in entries:
@@ -45,7 +45,7 @@ class UnpersistedAlarm:
                 "nothing is lost, they wait in the spool; see to what the cause names",
             )
 
-    def discard(self, entries: Iterable[StreamEntry]) -> None:
+    def discard_entries(self, entries: Iterable[StreamEntry]) -> None:
         """Forget persisted entries and entries without a recent failure; after the last, clear the alarm."""
         for entry in entries:
             self._failed_since.pop(entry.id, None)

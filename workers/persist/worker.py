@@ -1,5 +1,14 @@
 """The persist worker: consumes spool references and persists their instances in store and ledger.
 
+One instance goes through these calls:
+
+1. `PersistWorker.run` calls `_persist_next` until the worker is told to stop.
+2. `_read_entries` reads or claims stream entries, and `_persist_batch` takes a batch of them.
+3. `PersistBatch.persist` opens the file of each entry and reads its header.
+4. `BatchStorage.store_entry` gives the file its store key, or puts it into quarantine, and composes its row.
+5. `PersistBatch._commit` syncs the store, commits the rows, and releases the spool entries.
+6. `PersistWorker._acknowledge_entries` acknowledges the stream entries and wakes the destinations.
+
 Several workers run side by side, on one host or many. A worker may be killed at any line. Its own next start
 finds the entries that it had claimed, and otherwise another worker takes them over after a while.
 """
@@ -103,7 +112,7 @@ class PersistWorker:
         self._client = connect(config)
         self._streams = SpoolStreams(config, self._client)
         carriers = {"spool", config.queue.carrier}
-        self._consumer = StreamConsumer(self._client, consumer, self._streams.find, carriers)
+        self._consumer = StreamConsumer(self._client, consumer, self._streams.find_streams, carriers)
         self._claims = ClaimRenewal(self._consumer)
         self._waker = Waker(self._client)
         self._queue_backoff = Backoff(stop, "queue_away", _WAITS_IN_SPOOL)
@@ -152,19 +161,19 @@ class PersistWorker:
             stack.callback(self._client.close)
             stack.callback(self._ledger.close)
             with contextlib.suppress(StoppedError):
-                self._prepare(stack)
+                self._prepare_stores(stack)
                 while not self._stop.is_set():
                     self._persist_next()
-            self._agreement.mark(at_once=True)
+            self._agreement.advance_counters(at_once=True)
             with contextlib.suppress(redis.RedisError):
-                self._acknowledge()
+                self._acknowledge_entries()
 
     def _persist_next(self) -> None:
         """Read entries and persist them. After a failure of a service, wait with backoff."""
         try:
             self._clean_up_if_due()
-            self._acknowledge()
-            self._agreement.mark()
+            self._acknowledge_entries()
+            self._agreement.advance_counters()
             entries = self._read_entries()
             self._queue_backoff.reset()
             self._spool_backoff.reset()
@@ -220,7 +229,7 @@ class PersistWorker:
     # --- persist
 
     def _persist_batch(self, entries: Sequence[StreamEntry]) -> None:
-        self._claims.begin(entries)
+        self._claims.begin_batch(entries)
         batch = PersistBatch(self._context)
         result = batch.result
         alone: Sequence[StreamEntry] = ()
@@ -234,9 +243,9 @@ class PersistWorker:
         else:
             self._handle_result(result, is_full=len(entries) >= self._limit_batch_size())
         finally:
-            self._claims.end()
-            self._collect(result)
-        self._acknowledge()
+            self._claims.end_batch()
+            self._collect_result(result)
+        self._acknowledge_entries()
         for entry in alone:
             self._persist_batch([entry])
             if self._stop.is_set():
@@ -249,7 +258,7 @@ class PersistWorker:
         if isinstance(error, StoreError) or is_our_fault(error):
             # INVARIANT 11: our faults set no image aside.
             self._forgiven += unresolved
-            self._unpersisted.add(unresolved, error)
+            self._unpersisted.add_entries(unresolved, error)
             self._wait_after(error)
             return ()
         if len(unresolved) > 1:
@@ -264,7 +273,7 @@ class PersistWorker:
         """Wait a little if a fault of ours held entries up: a failing disk must not be asked without end."""
         self._forgiven += result.held_up
         if result.error is not None:
-            self._unpersisted.add(result.held_up, result.error)
+            self._unpersisted.add_entries(result.held_up, result.error)
             self._wait_after(result.error)
         elif result.persisted:
             self._store_backoff.reset()
@@ -286,23 +295,23 @@ class PersistWorker:
 
     # --- acknowledge
 
-    def _collect(self, result: BatchResult) -> None:
+    def _collect_result(self, result: BatchResult) -> None:
         self._persisted += result.persisted
         self._lost += result.lost
-        self._unpersisted.discard((*result.persisted, *result.lost))
+        self._unpersisted.discard_entries((*result.persisted, *result.lost))
         self._destinations.update(result.destinations)
 
-    def _acknowledge(self) -> None:
+    def _acknowledge_entries(self) -> None:
         """Acknowledge entries, forgive deliveries that failed without blame, and wake destinations.
 
         Raises:
             redis.RedisError: Redis is away. The next call does what is left.
         """
         if self._persisted:
-            self._consumer.acknowledge(self._persisted)
+            self._consumer.acknowledge_entries(self._persisted)
             self._persisted = []
         if self._lost:
-            self._consumer.discard(self._lost)
+            self._consumer.discard_entries(self._lost)
             self._lost = []
         if self._forgiven:
             self._consumer.renew_claims(self._forgiven, forgives=True)
@@ -313,7 +322,7 @@ class PersistWorker:
 
     # --- start and upkeep
 
-    def _prepare(self, stack: contextlib.ExitStack) -> None:
+    def _prepare_stores(self, stack: contextlib.ExitStack) -> None:
         config = self._config
         retry_with_backoff(self._ledger_backoff, self._ledger.migrate)
         names = [destination.name for destination in config.destinations]
@@ -332,7 +341,7 @@ class PersistWorker:
             stack.callback(store.close)
         self._clear_missing_alarm()
         with contextlib.suppress(LedgerError):  # the next mark compares again
-            self._agreement.compare()
+            self._agreement.compare_counters()
         self._context = PersistContext(
             config=config,
             client=self._client,
@@ -376,7 +385,7 @@ class PersistWorker:
             self._leftovers.remove_if_due()
             self._store.retry_removals()
             self._quarantine.retry_removals()
-            self._unpersisted.discard(())
+            self._unpersisted.discard_entries(())
 
     def _raise_missing_alarm(self, error: StoreError) -> None:
         """Raise the alarm about a store or quarantine that is not mounted, if the error says so."""

@@ -26,7 +26,7 @@ def release_instances(config: Config, ids: Sequence[int]) -> int:
     def release(decisions: QuarantineDecisions, number: int) -> None:
         destinations = decisions.release(number)
         to_wake.update(destinations)
-        _print(f"{number}: released; to {', '.join(destinations) or 'no destination'}")
+        _print_line(f"{number}: released; to {', '.join(destinations) or 'no destination'}")
 
     code = _apply_to_each(config, lambda _: ids, release)
     _wake_destinations(config, to_wake)
@@ -46,9 +46,9 @@ def retry_instances(config: Config, ids: Sequence[int]) -> int:
         destinations = decisions.retry(number)
         to_wake.update(destinations or ())
         if destinations is None:
-            _print(f"{number}: stored already; gone")
+            _print_line(f"{number}: stored already; gone")
         else:
-            _print(f"{number}: stored; to {', '.join(destinations) or 'no destination'}")
+            _print_line(f"{number}: stored; to {', '.join(destinations) or 'no destination'}")
 
     code = _apply_to_each(
         config, lambda ledger: ids or ledger.quarantine.list_acknowledged_ids(RETRIED_MAX), retry
@@ -62,7 +62,7 @@ def drop_instances(config: Config, ids: Sequence[int]) -> int:
 
     def drop(decisions: QuarantineDecisions, number: int) -> None:
         decisions.drop(number)
-        _print(f"{number}: dropped")
+        _print_line(f"{number}: dropped")
 
     code = _apply_to_each(config, lambda _: ids, drop)
     _clear_alarm_if_below_limit(config)
@@ -114,7 +114,7 @@ def _apply_to_each(
     return code
 
 
-def _print(text: str) -> None:
+def _print_line(text: str) -> None:
     Console(highlight=False, soft_wrap=True).print(text, markup=False)
 
 

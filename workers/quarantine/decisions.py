@@ -94,7 +94,7 @@ class QuarantineDecisions:
             StoreError: Workers store the same SOP Instance UID again and again.
         """
         with self._open_batches() as (store_batch, quarantine_batch):
-            return self._release(number, store_batch, quarantine_batch, replaces=True)
+            return self._release_row(number, store_batch, quarantine_batch, replaces=True)
 
     def retry(self, number: int) -> tuple[str, ...] | None:
         """Store an acknowledged instance as if it came now. A stored object of its UID stays.
@@ -108,8 +108,7 @@ class QuarantineDecisions:
 
         Raises:
             NotQuarantinedError: It is not in quarantine, was refused or cannot be stored, or another object
-            of
-                its SOP Instance UID is stored.
+                of its SOP Instance UID is stored.
             StoreError: Workers store the same SOP Instance UID again and again.
         """
         with self._open_batches() as (store_batch, quarantine_batch):
@@ -118,14 +117,14 @@ class QuarantineDecisions:
                 cause = f"its sender was answered {row.refused_status:04X}H"
                 raise NotQuarantinedError(f"{number}: {cause}; `ingest quarantine release` stores it even so")
             try:
-                return self._release(number, store_batch, quarantine_batch, replaces=False)
+                return self._release_row(number, store_batch, quarantine_batch, replaces=False)
             except _OtherStoredError as error:
                 if not self._is_same_object(row, error.other):
                     raise NotQuarantinedError(
                         f"{number}: another object of its SOP instance UID is stored; `ingest quarantine "
                         "release` stores this one in its place"
                     ) from None
-            self._drop(row, quarantine_batch, "the same instance is stored")
+            self._drop_row(row, quarantine_batch, "the same instance is stored")
             return None
 
     def drop(self, number: int) -> None:
@@ -135,9 +134,11 @@ class QuarantineDecisions:
             NotQuarantinedError: It is not in quarantine.
         """
         with self._open_batches() as (_, quarantine_batch):
-            self._drop(self._find_quarantined(number), quarantine_batch, "dropped from quarantine by hand")
+            self._drop_row(
+                self._find_quarantined(number), quarantine_batch, "dropped from quarantine by hand"
+            )
 
-    def _drop(self, row: Instance, quarantine_batch: StoreBatch, cause: str) -> None:
+    def _drop_row(self, row: Instance, quarantine_batch: StoreBatch, cause: str) -> None:
         # The row changes last. While it says "quarantined", the same command can finish this one.
         self._quarantine.remove(quarantine_batch, row.store_key)
         self._quarantine.sync(quarantine_batch)
@@ -163,7 +164,7 @@ class QuarantineDecisions:
 
     # --- release
 
-    def _release(
+    def _release_row(
         self, number: int, store_batch: StoreBatch, quarantine_batch: StoreBatch, *, replaces: bool
     ) -> tuple[str, ...]:
         row = self._find_row(number)

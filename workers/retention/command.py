@@ -21,7 +21,7 @@ SHOWN: Final = 50
 """Studies that are printed for a person."""
 
 
-def run(config: Config, *, dry_run: bool, as_json: bool, accept_clock: bool = False) -> int:
+def run_retention(config: Config, *, dry_run: bool, as_json: bool, accept_clock: bool = False) -> int:
     """Run retention once, or list what it would remove. Prints the result, and returns the exit code.
 
     Args:

@@ -32,7 +32,8 @@ class RetentionGoal:
     Attributes:
         before_ms: A study whose last instance was stored before this Unix time in milliseconds goes.
         aged_max_bytes: Limit on the bytes that go for their age, but at least one study goes; None is no
-        limit. excess_bytes: Bytes of the store beyond `max_bytes`.
+            limit.
+        excess_bytes: Bytes of the store beyond `max_bytes`.
         disk_excess_bytes: Bytes to free on the file system of the store.
         only_delivered: Whether a study stays that is owed to a destination.
     """

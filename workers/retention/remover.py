@@ -1,9 +1,8 @@
 """The remover: studies that the retention policy selects leave the store, and later the ledger.
 
 One process at a time runs retention on a store. Each batch is marked in the ledger, removed from the store,
-and
-marked again, under the removal lock. A remover that dies in between leaves marked rows. The next run starts
-with them, and a worker that receives such an instance again finishes its removal first.
+and marked again, under the removal lock. A remover that dies in between leaves marked rows. The next run
+starts with them, and a worker that receives such an instance again finishes its removal first.
 """
 
 import contextlib
@@ -345,7 +344,7 @@ def _log_report(report: RetentionReport) -> None:
         )
 
 
-def _pause(seconds: float, stopping: Callable[[], bool]) -> None:
+def _sleep_until_stopped(seconds: float, stopping: Callable[[], bool]) -> None:
     # A signal handler sets the event. If it interrupted `Event.wait`, `Event.set` would wait for the lock
     # that the interrupted call holds. Short sleeps hold no lock.
     until = time.monotonic() + seconds
@@ -390,7 +389,7 @@ def run(config: Config, stop: threading.Event) -> None:
             except RetentionBusyError:
                 log.debug("another_removes")
             run_seconds = time.monotonic() - began
-            _pause(max(config.retention.check_seconds, PAUSE_FACTOR * run_seconds), stop.is_set)
+            _sleep_until_stopped(max(config.retention.check_seconds, PAUSE_FACTOR * run_seconds), stop.is_set)
 
 
 def main(config: Config, stop: threading.Event) -> int:

@@ -2,8 +2,8 @@
 
 A file is durable after the `sync` of its batch. It gets its store key by link(2), or by renameat2(2) with
 RENAME_NOREPLACE. Neither replaces a file: of several workers with one key, one succeeds and the others find
-the
-key taken. A file is linked through its open descriptor, because its path may belong to another file by then.
+the key taken. A file is linked through its open descriptor, because its path may belong to another file by
+then.
 """
 
 import contextlib

@@ -43,7 +43,7 @@ class BatchFolders:
         """
         path = tuple(parts)
         self._used[path] = None
-        return self._descend(path)
+        return self._open_path(path)
 
     def reopen_folder(self, parts: Sequence[str]) -> int:
         """Open a folder again, because it or a folder above it was removed. Raises as `open_folder`."""
@@ -66,7 +66,7 @@ class BatchFolders:
         for path in self._used:
             self._sync_folder(path, synced)
             for length in range(len(path), 0, -1):
-                status = os.fstat(self._descend(path[:length]))
+                status = os.fstat(self._open_path(path[:length]))
                 identity = (status.st_dev, status.st_ino)
                 if identity not in self._durable_names:
                     self._sync_folder(path[: length - 1], synced)
@@ -81,10 +81,10 @@ class BatchFolders:
             os.close(fd)
         self._open.clear()
 
-    def _descend(self, path: tuple[str, ...]) -> int:
+    def _open_path(self, path: tuple[str, ...]) -> int:
         fd = self._open.get(path)
         if fd is None:
-            parent = self._descend(path[:-1])
+            parent = self._open_path(path[:-1])
             try:
                 fd = os.open(path[-1], _FLAGS, dir_fd=parent)
             except FileNotFoundError:
@@ -99,5 +99,5 @@ class BatchFolders:
 
     def _sync_folder(self, path: tuple[str, ...], synced: set[tuple[str, ...]]) -> None:
         if path not in synced:
-            sync_folder_fd(self._descend(path))
+            sync_folder_fd(self._open_path(path))
             synced.add(path)

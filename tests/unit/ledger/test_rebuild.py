@@ -191,7 +191,7 @@ def test_interrupted_rebuild_goes_on(site: Site, monkeypatch: pytest.MonkeyPatch
     site.work()
     lose_ledger(site)
     monkeypatch.setattr(rebuilding, "CHUNK", 3)
-    real, calls = rebuilding.LedgerRebuild._record, []
+    real, calls = rebuilding.LedgerRebuild._record_rows, []
 
     def interrupted(self: rebuilding.LedgerRebuild, rows: object) -> None:
         calls.append(rows)
@@ -199,7 +199,7 @@ def test_interrupted_rebuild_goes_on(site: Site, monkeypatch: pytest.MonkeyPatch
             raise KeyboardInterrupt
         real(self, rows)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(rebuilding.LedgerRebuild, "_record", interrupted)
+    monkeypatch.setattr(rebuilding.LedgerRebuild, "_record_rows", interrupted)
     with pytest.raises(KeyboardInterrupt):
         rebuild(site)
     assert len(site.instances()) == 6

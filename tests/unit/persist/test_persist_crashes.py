@@ -35,7 +35,7 @@ STEPS: list[tuple[type, str]] = [
     (Instances, "record"),
     (BatchStorage, "finish_commit"),
     (PersistBatch, "_release_spool_entry"),
-    (StreamConsumer, "acknowledge"),
+    (StreamConsumer, "acknowledge_entries"),
     (Waker, "wake"),
 ]
 REPLACING: list[tuple[type, str]] = [(FileStore, "replace"), (Instances, "mark_replaced")]

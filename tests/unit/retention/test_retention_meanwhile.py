@@ -221,7 +221,7 @@ def test_worker_puts_into_a_folder_that_was_removed_under_its_hands(site: Site, 
     fd = os.open(path, os.O_RDONLY)
     try:
         with store.open_batch() as batch:
-            batch.folders.open(["2.1", "2.1.1"])
+            batch.folders.open_folder(["2.1", "2.1.1"])
             remove(site, days=2, keep_days=1)
             assert folders(site) == []
             assert store.put(batch, SourceFile.of(str(path), fd, synced=False), "2.1/2.1.1/9.dcm")
@@ -249,7 +249,7 @@ def test_workers_forget_which_names_of_folders_are_durable(
     def root_is_synced() -> bool:
         synced.clear()
         with store.open_batch() as batch:
-            batch.folders.open(["2.7"])
+            batch.folders.open_folder(["2.7"])
             store.sync(batch)
         return root in synced
 

@@ -84,7 +84,7 @@ def test_first_look_of_a_remover_leaves_word(
     run_dir.mkdir(parents=True, exist_ok=True)
     store_capacity.write_store_full(run_dir, before)
     stop = threading.Event()
-    monkeypatch.setattr(ingest.workers.retention.remover, "_pause", lambda *_: stop.set())
+    monkeypatch.setattr(ingest.workers.retention.remover, "_sleep_until_stopped", lambda *_: stop.set())
     retention = site.config.retention.model_copy(update=limits)
     ingest.workers.retention.remover.run(site.config.model_copy(update={"retention": retention}), stop)
     assert bool(store_capacity.read_store_full(run_dir)) is after

@@ -203,7 +203,7 @@ def test_source_that_another_worker_finished_meanwhile_is_seen_as_taken(
 
 
 def synced_folders(store: FileStore, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """BatchFolders below the store that are synced from now on, in order; "." is its root."""
+    """Folders below the store that are synced from now on, in order; "." is its root."""
     synced: list[str] = []
     real = os.fsync
 
