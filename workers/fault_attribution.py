@@ -18,7 +18,7 @@ _SHORTAGES: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.E
 
 
 def is_our_fault(error: BaseException) -> bool:
-    """Whether an error is a fault of this host or of a service, whatever the image is.
+    """Whether an error is a fault of this host or of a service, independent of the image.
 
     Args:
         error: What was raised while an image was read, stored or recorded.

@@ -1,7 +1,7 @@
 """A worker slot: a name in the consumer group that no other worker has, on any host.
 
-A worker that takes the slot of a dead worker of the same host gets the same name, and with it the entries
-that the dead worker had claimed.
+If a worker dies, its successor on the same host takes the slot. The successor has the same name, and
+therefore also the claimed entries.
 """
 
 import contextlib

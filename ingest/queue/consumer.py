@@ -226,8 +226,8 @@ class StreamConsumer:
             reference = entry.reference
             if reference.carrier == "redis":
                 if are_persisted:
-                    pipeline.rpush(persisted_key(reference.spool), reference.place.name)
-                pipeline.delete(data_key(reference.spool, reference.place.name))
+                    pipeline.rpush(persisted_key(reference.spool), reference.location.name)
+                pipeline.delete(data_key(reference.spool, reference.location.name))
         for stream, ids in by_stream.items():
             # Without a group XACK answers 0, which is no error.
             pipeline.xack(stream, GROUP, *ids)

@@ -11,11 +11,11 @@ import redis
 
 from ingest.config.model import Config
 from ingest.ledger import Instance, Ledger
-from ingest.queue.client import CHUNK, GROUP, SPOOLS_KEY, data_key, persisted_key, stream_key
 from ingest.queue.consumer import StreamEntry
-from ingest.spool.reference import Place, Reference
+from ingest.queue.keys import DATA_CHUNK_BYTES, GROUP, SPOOLS_KEY, data_key, persisted_key, stream_key
+from ingest.spool.reference import Location, Reference
 from ingest.spool.segment import Segment
-from ingest.spool.spool import spool_id
+from ingest.spool.spool import read_spool_id
 from ingest.workers.persist.worker import PersistWorker
 from tests.support.instances import Made
 from tests.support.segments import SegmentWriter

@@ -97,7 +97,7 @@ class PersistBatch:
         self._segments = OpenSegments(context.config.spool_dir)
         self._tags = context.router.tags
         self._began_at = self._committed_at = time.monotonic()
-        # What was stored since the last commit, and what the ledger did with it.
+        # Entries since the last commit: stored ones, refused rows, and entries whose row raised an error.
         self._stored: list[SpoolEntry] = []
         self._refused_rows: list[tuple[NewInstance, Outcome]] = []
         self._unrecorded: list[tuple[SpoolEntry, Exception]] = []
@@ -114,7 +114,7 @@ class PersistBatch:
             stack.enter_context(self._segments)
             entries = self._open_entries(stack, stream_entries)
             self._sync_copies(entries)
-            storage.look_up([entry.header.sop_instance_uid for entry in entries])
+            storage.look_up_uids([entry.header.sop_instance_uid for entry in entries])
             for entry in entries:
                 self._store_entry(storage, entry)
                 if self._is_commit_due():
@@ -160,7 +160,7 @@ class PersistBatch:
             raise FileNotFoundError(errno.ENOENT, "the spool is not there; mount it", str(spool_dir))
         if reference.spool != spool_id:
             raise SpoolError(
-                f"{reference.where} lies in the spool {reference.spool}, which is not {spool_dir}; "
+                f"{reference.path} lies in the spool {reference.spool}, which is not {spool_dir}; "
                 'share one [receive] spool_dir, or set [queue] carrier = "redis"'
             )
         if reference.offset:
@@ -272,13 +272,12 @@ class PersistBatch:
         if isinstance(error, redis.RedisError | StoppedError):
             raise error
         if is_our_fault(error):
-            # INVARIANT 8: a failing disk does not stop the node.
-            # INVARIANT 11: our faults set no image aside.
+            # INVARIANT 8: a failing disk does not stop the node. INVARIANT 11: our faults set no image aside.
             self.result.held_up.append(entry)
             self.result.error = error
             return
         self.result.failed[entry.id] = f"{type(error).__name__}: {error}"
-        log.error("not_persisted", where=entry.reference.where, attempt=entry.deliveries, exc_info=error)
+        log.error("not_persisted", where=entry.reference.path, attempt=entry.deliveries, exc_info=error)
 
     # --- commit
 
@@ -378,9 +377,9 @@ class PersistBatch:
             else:
                 with contextlib.suppress(FileNotFoundError):
                     # INVARIANT 12: Redis is input. The path must not lead out of the spool through a link.
-                    unlink_beneath(self._context.config.spool_dir, reference.where)
+                    unlink_beneath(self._context.config.spool_dir, reference.path)
         except OSError as error:
-            self._context.leftovers.add(reference.place.name, error)
+            self._context.leftovers.add(reference.location.name, error)
         except PathEscapesError as error:
             remedy = "look at the spool: somebody has put a link there"
             log.error("spool_file_stays", file=reference.location.name, error=str(error), remedy=remedy)

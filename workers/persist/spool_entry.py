@@ -1,4 +1,4 @@
-"""A spool entry with its open file, from whatever carrier it came."""
+"""Spool entries with their open files, for each carrier."""
 
 import contextlib
 import itertools
@@ -15,8 +15,10 @@ import structlog
 from ingest.dicom.file_header import InstanceHeader
 from ingest.errors import EntryGoneError, PathEscapesError, SpoolError
 from ingest.filesystem.beneath import open_beneath
-from ingest.queue.client import data_key, mend_keys
+from ingest.ledger.records import SPOOL_DAMAGE
+from ingest.queue.client import remove_foreign_keys
 from ingest.queue.consumer import StreamEntry
+from ingest.queue.keys import data_key
 from ingest.spool import segment
 from ingest.spool.reference import Reference
 from ingest.workers.store.filesystem import FileStore, SourceFile
@@ -61,7 +63,7 @@ class SpoolEntry:
 
 def spool_ref(reference: Reference) -> str:
     """Return the name of a reference in the ledger. No other reference ever has the same one."""
-    return f"{reference.spool}:{reference.place.name}"
+    return f"{reference.spool}:{reference.location.name}"
 
 
 @contextlib.contextmanager
@@ -78,7 +80,7 @@ def open_spool_file(entry: StreamEntry, spool_dir: Path, *, synced: bool) -> Ite
         SpoolError: The reference does not name a file of this spool.
         OSError: The file cannot be read.
     """
-    where = entry.reference.where
+    where = entry.reference.path
     path = f"{spool_dir}/{where}"
     try:
         # INVARIANT 12: Redis is input. The path must not lead out of the spool through a link. O_NONBLOCK,
@@ -123,24 +125,24 @@ class OpenSegments:
         try:
             opened = self._open_segment(reference)
             found = opened.read(reference.offset, reference.length)
-            if found is not None and not found[0].holds(found[1]):
+            if found is not None and not found[0].matches(found[1]):
                 # The page cache may be wrong where the disk is right. Read the record again from the disk.
                 os.posix_fadvise(opened.fd, reference.offset, reference.length, os.POSIX_FADV_DONTNEED)
                 found = opened.read(reference.offset, reference.length)
             if found is not None:
                 record, data = found
-                damage = "" if record.holds(data) else self._describe_damage(opened, record, reference)
+                damage = "" if record.matches(data) else self._describe_damage(opened, record, reference)
                 return record, data, damage
         except FileNotFoundError:
             pass
-        raise EntryGoneError(f"{self._spool_dir}/{reference.place.name} is not there")
+        raise EntryGoneError(f"{self._spool_dir}/{reference.location.name} is not there")
 
     def _describe_damage(self, opened: segment.Segment, record: segment.Record, reference: Reference) -> str:
-        why = opened.judge(record)
-        if not why:
-            raise SpoolError(f"{reference.place.name} is incomplete; its listener may still be writing it")
-        log.error("record_damaged", record=reference.place.name, why=why, remedy="see `ingest quarantine`")
-        return f"{segment.DAMAGE}: {why}"
+        why = opened.classify_damage(record)
+        if why is None:
+            raise SpoolError(f"{reference.location.name} is incomplete; its listener may still be writing it")
+        log.error("record_damaged", record=reference.location.name, why=why, remedy="see `ingest quarantine`")
+        return f"{SPOOL_DAMAGE}: {why}"
 
     def mark_done(self, reference: Reference) -> None:
         """Mark a record as done, so that its segment can be reused.
@@ -150,14 +152,14 @@ class OpenSegments:
             OSError: The segment cannot be written.
         """
         with contextlib.suppress(FileNotFoundError):
-            self._open_segment(reference).mark_done(reference.offset)
+            self._open_segment(reference).mark_persisted(reference.offset)
 
     def _open_segment(self, reference: Reference) -> segment.Segment:
-        where = reference.where
+        where = reference.path
         opened = self._open.get(where)
         if opened is None:
             # INVARIANT 12: Redis is input. The path must have the form of a segment's path.
-            if not segment.PLACE.fullmatch(where):
+            if not segment.SEGMENT_PATH.fullmatch(where):
                 raise SpoolError(f"{where!r} is not a segment in the spool {self._spool_dir}")
             opened = self._open[where] = segment.Segment(f"{self._spool_dir}/{where}", marking=True)
         return opened
@@ -194,7 +196,7 @@ def copy_queued_file(entry: StreamEntry, client: redis.Redis, store: FileStore) 
         StoreAwayError: The store has no space for the copy.
     """
     reference, size = entry.reference, 0
-    key = data_key(reference.spool, reference.place.name)
+    key = data_key(reference.spool, reference.location.name)
     with store.create_temporary_file() as (path, fd):
         # INVARIANT 4: memory does not grow with the image. Only one chunk is in memory at a time.
         for number in itertools.count():
@@ -218,6 +220,6 @@ def _fetch_chunk(client: redis.Redis, key: str, number: int) -> bytes | None:
     try:
         return cast("bytes | None", client.lindex(key, number))
     except redis.RedisError as error:
-        if mend_keys(client, {key: "list"}, error):
+        if remove_foreign_keys(client, {key: "list"}, error):
             raise EntryGoneError(f"{key} held no data set") from error
         raise

@@ -33,7 +33,7 @@ class SpoolLeftovers:
         """Remember an entry by its name.
 
         Args:
-            name: `Place.name` of the entry.
+            name: `Location.name` of the entry.
             error: Why it could not be removed.
         """
         if len(self._names) < LEFTOVERS_MAX:

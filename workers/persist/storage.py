@@ -50,7 +50,7 @@ log = structlog.get_logger()
 
 def was_refused(reference: Reference) -> bool:
     """Whether the sender got a failure status. The file is then only a copy for a person to look at."""
-    return _REFUSED.search(reference.where) is not None
+    return _REFUSED.search(reference.path) is not None
 
 
 @contextlib.contextmanager
@@ -83,7 +83,7 @@ class BatchStorage:
         self._quarantine_batch = quarantine_batch
         self.rows: list[NewInstance] = []
         self._uids: set[str] = set()
-        self._holdings = StoreKeys()
+        self._known_keys = StoreKeys()
         # The key of the first object of each SOP Instance UID, in the ledger or in `rows`.
         self._first_keys: dict[str, str] = {}
         self._new_keys: set[str] = set()
@@ -92,10 +92,10 @@ class BatchStorage:
         self._new_copies: dict[ContentIdentity, str] = {}
         self._refused_bytes: int | None = None
 
-    def look_up(self, uids: Collection[str]) -> None:
+    def look_up_uids(self, uids: Collection[str]) -> None:
         """Ask the ledger which SOP Instance UIDs are stored. Call this before the first `store_entry`."""
         self._uids.update(uids)
-        self._load_holdings()
+        self._load_known_keys()
 
     def store_entry(self, entry: SpoolEntry) -> None:
         """Put an instance into the store or into quarantine, and add its row.
@@ -105,7 +105,7 @@ class BatchStorage:
             StoreError: The store cannot keep the file under its key.
             OSError: The file, or the file under its key, cannot be read.
         """
-        refused = _REFUSED.search(entry.reference.where)
+        refused = _REFUSED.search(entry.reference.path)
         if refused:
             status = refused[1]
             reason = f"refused with {status}H: {_REFUSALS.get(status, 'see the log')}"
@@ -210,8 +210,8 @@ class BatchStorage:
     def find_contested(self, refused: Sequence[tuple[NewInstance, Outcome]]) -> set[str]:
         """Judge the rows that the ledger refused; after the COMMIT, before `finish_commit`.
 
-        Meanwhile another worker may have stored the same SOP Instance UID under another key, or the object
-        that this batch took for the first one may have been removed.
+        Meanwhile another worker may have stored the same SOP Instance UID under another key. Or the first
+        object may have been removed since this batch asked for it.
 
         Returns:
             The spool references of the instances to store again.
@@ -223,12 +223,12 @@ class BatchStorage:
         if not stored:
             return set()
         uids = {row.sop_instance_uid for row, _ in stored}
-        holdings = self._context.ask_ledger(self._ledger.instances.find_store_keys, uids)
+        known = self._context.ask_ledger(self._ledger.instances.find_store_keys, uids)
         contested = set()
         for row, outcome in stored:
             if outcome is Outcome.TAKEN:
-                copies = holdings.copies.get(row.sop_instance_uid, set()) if row.copy_digest else set()
-                first = holdings.stored.get(row.sop_instance_uid)
+                copies = known.copies.get(row.sop_instance_uid, set()) if row.copy_digest else set()
+                first = known.stored.get(row.sop_instance_uid)
                 if row.replaces or row.store_key not in {first, *copies}:
                     contested.add(row.spool_ref)
             elif row.store_key in self._new_keys:
@@ -252,14 +252,14 @@ class BatchStorage:
 
     # --- lock
 
-    def _load_holdings(self) -> None:
-        self._holdings = self._context.ask_ledger(self._ledger.instances.find_store_keys, self._uids)
+    def _load_known_keys(self) -> None:
+        self._known_keys = self._context.ask_ledger(self._ledger.instances.find_store_keys, self._uids)
         new_uids = {row.sop_instance_uid for row in self.rows if _is_first(row)}
         new_keys = {uid: key for uid, key in self._first_keys.items() if uid in new_uids}
-        self._first_keys = new_keys | dict(self._holdings.stored)
+        self._first_keys = new_keys | dict(self._known_keys.stored)
 
     def _lock_store(self) -> None:
-        """Lock the store against replacing and removing, and ask the ledger again what it holds.
+        """Lock the store against replacing and removing, and ask the ledger again for its store keys.
 
         Every process that removes or replaces holds this lock. A removal that is half done therefore belongs
         to a dead process, and is finished here.
@@ -268,8 +268,8 @@ class BatchStorage:
             return
         self._store.acquire_removal_lock(self._store_batch)
         self._is_locked = True
-        self._load_holdings()
-        removing, replaced = self._holdings.removing, self._holdings.replaced
+        self._load_known_keys()
+        removing, replaced = self._known_keys.removing, self._known_keys.replaced
         left = set().union(*removing.values(), *replaced.values()) - self._new_keys
         kept = {key for key in left if self._may_belong_to_other_worker(key)}
         for key in left - kept:
@@ -286,7 +286,7 @@ class BatchStorage:
         except FileNotFoundError:
             return False
         now = unix_ms() + self._store.measure_clock_offset_ms(self._store_batch)
-        return may_be_unrecorded(changed, self._holdings.left_at[key], now)
+        return may_be_unrecorded(changed, self._known_keys.left_at[key], now)
 
     def _remove_unclaimed(self, key: str) -> None:
         if not self._context.ask_ledger(self._ledger.instances.find_claimed_keys, [key]):
@@ -317,7 +317,7 @@ class BatchStorage:
             self._resolve_duplicate(entry, taken, key, is_lost=is_lost)
 
     def _is_known(self, uid: str) -> bool:
-        known = self._holdings
+        known = self._known_keys
         return uid in self._first_keys or any(
             uid in held for held in (known.removing, known.replaced, known.copies)
         )
@@ -406,7 +406,7 @@ class BatchStorage:
 
     def _is_known_copy(self, entry: SpoolEntry) -> bool:
         """Whether the content is a further copy that outlived the first object of its UID."""
-        copies = self._holdings.copies.get(entry.header.sop_instance_uid)
+        copies = self._known_keys.copies.get(entry.header.sop_instance_uid)
         return copies is not None and self._make_copy_key(entry)[0] in copies
 
     def _make_copy_key(self, entry: SpoolEntry) -> tuple[str, str]:

@@ -6,10 +6,10 @@ from typing import Final, cast
 import redis
 
 from ingest.config.model import Config
-from ingest.queue.client import SPOOLS_KEY, persisted_key, stream_key
+from ingest.queue.keys import SPOOLS_KEY, persisted_key, stream_key
 from ingest.queue.wakeups import RQ_KEYS, drain_key
-from ingest.spool.reference import SPOOL_ID
-from ingest.spool.spool import spool_id
+from ingest.spool.reference import SPOOL_ID_PATTERN
+from ingest.spool.spool import read_spool_id
 
 STREAMS_MAX: Final = 1_000
 """Limit on the spools of one node. Anybody who may write to Redis can announce more."""
@@ -36,7 +36,7 @@ class SpoolStreams:
             redis.RedisError: Redis is away.
             SpoolError: The spool cannot be used.
         """
-        self.spool_id = spool_id(self._config.spool_dir)
+        self.spool_id = read_spool_id(self._config.spool_dir)
         streams = {stream_key(self.spool_id)} if self.spool_id else set()
         if self._config.queue.carrier == "redis":
             streams |= self._find_announced()
@@ -48,7 +48,7 @@ class SpoolStreams:
         # INVARIANT 12: Redis is input. Only ids that a spool can have count, and not more than STREAMS_MAX.
         names = cast("set[bytes]", self._client.smembers(SPOOLS_KEY))
         spools = [name.decode("ascii", "replace") for name in names]
-        streams = sorted(stream_key(spool) for spool in spools if SPOOL_ID.fullmatch(spool))
+        streams = sorted(stream_key(spool) for spool in spools if SPOOL_ID_PATTERN.fullmatch(spool))
         pipeline = self._client.pipeline(transaction=False)
         for stream in streams:
             pipeline.exists(stream)

@@ -2,12 +2,12 @@
 
 One instance goes through these calls:
 
-1. `PersistWorker.run` calls `_persist_next` until the worker is told to stop.
-2. `_read_entries` reads or claims stream entries, and `_persist_batch` takes a batch of them.
-3. `PersistBatch.persist` opens the file of each entry and reads its header.
-4. `BatchStorage.store_entry` gives the file its store key, or puts it into quarantine, and composes its row.
-5. `PersistBatch._commit` syncs the store, commits the rows, and releases the spool entries.
-6. `PersistWorker._acknowledge_entries` acknowledges the stream entries and wakes the destinations.
+1. `PersistWorker.run` calls `_persist_next` until the worker is told to stop. 2. `_read_entries` reads or
+claims stream entries, and `_persist_batch` takes a batch of them. 3. `PersistBatch.persist` opens the file of
+each entry and reads its header. 4. `BatchStorage.store_entry` gives the file its store key, or puts it into
+quarantine, and composes its row. 5. `PersistBatch._commit` syncs the store, commits the rows, and releases
+the spool entries. 6. `PersistWorker._acknowledge_entries` acknowledges the stream entries and wakes the
+destinations.
 
 Several workers run side by side, on one host or many. A worker may be killed at any line. Its own next start
 finds the entries that it had claimed, and otherwise another worker takes them over after a while.
@@ -37,9 +37,9 @@ from ingest.errors import (
 )
 from ingest.ledger import Ledger
 from ingest.ledger.store_folders import QUARANTINE, STORE
-from ingest.queue.client import connect, mend_keys
+from ingest.queue.client import connect, remove_foreign_keys
 from ingest.queue.consumer import StreamConsumer, StreamEntry
-from ingest.queue.wakeups import Waker
+from ingest.queue.wakeups import WakeUps
 from ingest.routing.node_router import NodeRouter
 from ingest.workers.backoff import Backoff, retry_with_backoff
 from ingest.workers.fault_attribution import is_our_fault, is_shortage
@@ -93,7 +93,8 @@ class PersistWorker:
     """One process of the consumer group.
 
     The loop reads entries, persists them in batches and acknowledges them. `PersistBatch` does the work of
-    one batch. This class decides what comes next, how long to wait after a failure, and what Redis is told.
+    one batch. This class decides what comes next, how long to wait after a failure, and which entries to
+    acknowledge.
     """
 
     def __init__(self, config: Config, stop: threading.Event, consumer: str) -> None:
@@ -114,7 +115,7 @@ class PersistWorker:
         carriers = {"spool", config.queue.carrier}
         self._consumer = StreamConsumer(self._client, consumer, self._streams.find_streams, carriers)
         self._claims = ClaimRenewal(self._consumer)
-        self._waker = Waker(self._client)
+        self._wake_ups = WakeUps(self._client)
         self._queue_backoff = Backoff(stop, "queue_away", _WAITS_IN_SPOOL)
         self._spool_backoff = Backoff(stop, "spool_away", "mount it, or see [receive] spool_dir")
         self._store_backoff = Backoff(stop, "store_away", _WAITS_IN_SPOOL)
@@ -182,10 +183,10 @@ class PersistWorker:
                 if self._stop.is_set():
                     return
         except redis.RedisError as error:
-            # INVARIANT 2: Redis is a hint. Start again with what this consumer had claimed.
+            # INVARIANT 2: Redis is a hint. Start again with the entries that this consumer had claimed.
             self._reads_own = True
             self._consumer.restart_own()
-            mend_keys(self._client, self._streams.key_types(), error)
+            remove_foreign_keys(self._client, self._streams.key_types(), error)
             self._queue_backoff.wait_after(error)
         except SpoolError as error:
             self._spool_backoff.wait_after(error)
@@ -195,7 +196,7 @@ class PersistWorker:
     # --- read
 
     def _read_entries(self) -> list[StreamEntry]:
-        """Read what an earlier run of this worker left, then what other workers left, then new entries."""
+        """Read entries of an earlier run of this worker, then abandoned entries, then new ones."""
         if self._reads_own:
             entries = self._consumer.read_own(self._batch_size)
             if entries:
@@ -266,7 +267,7 @@ class PersistWorker:
             return unresolved
         for entry in unresolved:
             result.failed[entry.id] = f"{type(error).__name__}: {error}"
-            log.error("not_persisted", where=entry.reference.where, attempt=entry.deliveries, exc_info=error)
+            log.error("not_persisted", where=entry.reference.path, attempt=entry.deliveries, exc_info=error)
         return ()
 
     def _handle_result(self, result: BatchResult, *, is_full: bool) -> None:
@@ -317,7 +318,7 @@ class PersistWorker:
             self._consumer.renew_claims(self._forgiven, forgives=True)
             self._forgiven = []
         for destination in list(self._destinations):
-            self._waker.wake(destination)
+            self._wake_ups.send(destination)
             del self._destinations[destination]
 
     # --- start and upkeep

@@ -12,7 +12,7 @@ from ingest.config.model import Config
 from ingest.errors import NotQuarantinedError
 from ingest.ledger import Ledger
 from ingest.queue.client import connect
-from ingest.queue.wakeups import wake
+from ingest.queue.wakeups import send_wake_up
 from ingest.workers.quarantine.decisions import QuarantineDecisions, open_quarantine
 
 RETRIED_MAX: Final = 100_000
@@ -81,7 +81,7 @@ def _wake_destinations(config: Config, destinations: set[str]) -> None:
     client = connect(config, timeout=2.0)
     try:
         for destination in sorted(destinations):
-            wake(client, destination)
+            send_wake_up(client, destination)
     except redis.RedisError as error:
         # INVARIANT 2: Redis is a hint. The ledger has the deliveries.
         _print_error(f"the queue is away ({error}); workers find them by themselves within seconds")

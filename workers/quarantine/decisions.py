@@ -202,7 +202,7 @@ class QuarantineDecisions:
                 f"{row.id}: {row.store_key} cannot be read as a DICOM file, so it cannot be released; "
                 "have it sent again, and drop it"
             )
-        if row.note.startswith(segment.DAMAGE):
+        if row.is_damaged_in_spool:
             # Its header may be readable, but its pixels may belong to another patient.
             raise NotQuarantinedError(
                 f"{row.id}: {row.note}, so it cannot be released; have it sent again, and drop it"

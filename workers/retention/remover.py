@@ -321,7 +321,7 @@ def _publish_store_capacity(config: Config, remover: Remover, stop: threading.Ev
     if stop.is_set():
         return
     try:
-        store_capacity.leave_word(config.run_dir, cause)
+        store_capacity.write_store_full(config.run_dir, cause)
     except OSError as error:
         log.error("word_not_left", error=str(error), remedy=f"let this user write {config.run_dir}")
 

@@ -307,7 +307,7 @@ class FileStore:
             try:
                 if self._durable and not source.synced:
                     os.fdatasync(source.fd)
-                # proc(5): this path names the open file itself, whatever its own path names by now.
+                # proc(5): this path names the open file itself. Its own path may name another file by now.
                 os.link(f"/proc/self/fd/{source.fd}", name, dst_dir_fd=folder, follow_symlinks=True)
             except OSError as error:
                 if error.errno not in _NO_LINK:

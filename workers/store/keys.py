@@ -1,4 +1,4 @@
-"""Store keys: the relative paths of instances in the store (`[store] path`), whatever their UIDs contain."""
+"""Store keys: the relative paths of instances in the store (`[store] path`)."""
 
 import hashlib
 import re
@@ -55,7 +55,7 @@ class StoreKeyTemplate:
         self._template = template
 
     def make_key(self, study_uid: str, series_uid: str, sop_uid: str, *, copy_digest: str = "") -> str:
-        """Make the store key of an instance. It never leads out of the store, whatever the UIDs contain.
+        """Make the store key of an instance. No UID leads out of the store.
 
         Args:
             study_uid: Study Instance UID without padding, like the others.
@@ -81,7 +81,7 @@ def make_variant_key(key: str, transfer_syntax_uid: str) -> str:
 
 def make_quarantine_key(reference: Reference) -> str:
     """Make the key below the quarantine folder. A second attempt gets the same key."""
-    name = re.sub(r"[^0-9A-Za-z_-]+", ".", f"{reference.spool}.{reference.where}.{reference.offset}").strip(
+    name = re.sub(r"[^0-9A-Za-z_-]+", ".", f"{reference.spool}.{reference.path}.{reference.offset}").strip(
         "."
     )
     if len(name) > _NAME_MAX - len(".dcm"):

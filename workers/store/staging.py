@@ -32,7 +32,7 @@ SYNC_EVERY: Final = 64 << 20
 """Bytes that are copied before an fdatasync, so that the last fsync of a large file is short."""
 
 YOUNG_SECONDS: Final = 900.0
-"""A younger file of a process of another host stays, whatever its lock says."""
+"""A younger file of a process of another host stays, even if its lock is free."""
 
 _FOLDER: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW
 _LOCK: Final = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW

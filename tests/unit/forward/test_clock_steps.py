@@ -9,8 +9,8 @@ import pytest
 
 from ingest.clock import unix_ms
 from ingest.ledger import Circuit, CircuitState, Ledger
-from ingest.queue.client import GROUP, stream_key
 from ingest.queue.consumer import StreamConsumer
+from ingest.queue.keys import GROUP, stream_key
 from ingest.queue.wakeups import drain_key, hold_key
 from ingest.workers.forward import circuit, clock_steps
 from ingest.workers.forward.clock_steps import WallClock

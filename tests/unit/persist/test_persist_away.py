@@ -15,7 +15,7 @@ import redis
 
 from ingest.dicom.file_header import read_instance_header
 from ingest.ledger import InstanceState
-from ingest.queue.client import GROUP
+from ingest.queue.keys import GROUP
 from ingest.workers.persist.worker import PersistWorker
 from ingest.workers.store.filesystem import FileStore, SourceFile
 from tests.support.instances import Made

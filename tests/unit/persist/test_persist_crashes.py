@@ -13,7 +13,7 @@ import pytest
 from ingest.ledger import InstanceState
 from ingest.ledger.instances import Instances
 from ingest.queue.consumer import StreamConsumer
-from ingest.queue.wakeups import Waker
+from ingest.queue.wakeups import WakeUps
 from ingest.workers.persist.batch import PersistBatch
 from ingest.workers.persist.spool_entry import OpenSegments
 from ingest.workers.persist.storage import BatchStorage
@@ -36,7 +36,7 @@ STEPS: list[tuple[type, str]] = [
     (BatchStorage, "finish_commit"),
     (PersistBatch, "_release_spool_entry"),
     (StreamConsumer, "acknowledge_entries"),
-    (Waker, "wake"),
+    (WakeUps, "send"),
 ]
 REPLACING: list[tuple[type, str]] = [(FileStore, "replace"), (Instances, "mark_replaced")]
 COPYING: list[tuple[type, str]] = [(FileStore, "sync_sources"), (OpenSegments, "mark_done")]

@@ -13,7 +13,7 @@ from ingest.alarms import standing_alarms
 from ingest.ledger import InstanceState
 from ingest.ledger.instances import Instances
 from ingest.spool import segment, segment_upkeep
-from ingest.spool.reference import Place, Reference
+from ingest.spool.reference import Location, Reference
 from ingest.workers.persist.spool_entry import OpenSegments
 from ingest.workers.quarantine.command import release_instances
 from ingest.workers.store.filesystem import FileStore
