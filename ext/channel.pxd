@@ -3,7 +3,7 @@ from libc.stdint cimport uint8_t, uint64_t
 from ingest.ext.pdu cimport PDUParser
 from ingest.ext.event_loop cimport Watched
 from ingest.ext.sinks cimport Kept
-from ingest.ext.tls cimport Records
+from ingest.ext.tls_connection cimport BufferedConnection
 
 # Why the owner of a channel has to look at it.
 cdef enum Notice:
@@ -40,8 +40,7 @@ cdef class Channel(Watched):
     # Of `ciphertext`. Behind a pointer, for Cython would clear a member of the struct's own: the collector
     # could then take `ciphertext` apart while it still is exported, and CPython crashes.
     cdef Py_buffer *window
-    cdef Records records            # TLS in C
-    cdef object pump                # or TLS by the ssl module
+    cdef BufferedConnection connection  # None without TLS
     cdef public Taker taker
     cdef bint received              # this turn's bytes are here
     cdef Kept pending               # to be encrypted

@@ -14,10 +14,10 @@ from libc.stdint cimport uint8_t
 from libc.string cimport memcpy, memmove
 from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 
-from ingest.ext cimport tls
 from ingest.ext.pdu cimport PDUParser
-from ingest.ext.sinks cimport forget, keep, kept_bytes, release
+from ingest.ext.sinks cimport forget, keep, release
 from ingest.ext.system cimport EPOLLOUT
+from ingest.ext.tls_connection cimport BufferedConnection
 
 __all__ = ["BLOCKED", "CLOSED", "ENDED", "PAUSED", "UNREAD", "Channel", "Taker"]
 
@@ -123,30 +123,26 @@ cdef class Channel:
         """From now on everything is PDUs."""
         self.open = True
 
-    def secure(self, pump):
+    def secure(self, BufferedConnection connection not None):
         """From now on everything is in TLS.
 
         Args:
-            pump: An ingest.tls.pump.Pump whose handshake is complete. It goes on doing the records only where
-                OpenSSL cannot be reached behind its connection.
+            connection: Its handshake is complete.
 
         Raises:
             ValueError: A window is too short for what it is to hold.
         """
-        cdef bytes leftover
+        cdef size_t length = connection.incoming.length - connection.incoming_at
         if self.parser.window.len < self.window.len + 2 * RECORD:
             raise ValueError("the parser's window must hold two TLS records more than that of the ciphertext")
+        if length > <size_t> self.window.len:
+            raise ValueError(f"{length} bytes of ciphertext are more than the window holds")
         self.open = True
-        if tls.available(pump.connection):
-            connection, leftover = pump.hand_over()
-            if PyBytes_GET_SIZE(leftover) > self.window.len:
-                raise ValueError(f"{len(leftover)} bytes of ciphertext are more than the window holds")
-            self.records = tls.records(connection, &self.outgoing)
-            memcpy(self.window.buf, PyBytes_AS_STRING(leftover), <size_t> PyBytes_GET_SIZE(leftover))
-        else:
-            leftover = b""
-            self.pump = pump
-        self.parser.received(max(self.decrypt(PyBytes_GET_SIZE(leftover)), 0))
+        self.connection = connection
+        if length:                      # it came with the last bytes of the handshake
+            memcpy(self.window.buf, connection.incoming.data + connection.incoming_at, length)
+            connection.forget_incoming(length)
+        self.parser.received(max(self.decrypt(<Py_ssize_t> length), 0))
 
     def receive(self):
         """Take what has arrived; the next event that is Python's, or None when there is no more now.
@@ -216,10 +212,8 @@ cdef class Channel:
     def close_notify(self):
         """Say in TLS that nothing more is sent."""
         self.out()
-        if self.records is not None:
-            self.records.close_notify()
-        elif self.pump is not None:
-            self.pump.close_notify()
+        if self.connection is not None:
+            self.connection.notify_close(&self.outgoing)
         self.out()
 
     def detach(self):
@@ -272,13 +266,11 @@ cdef class Channel:
 
     cdef bint ending(self) except -1:
         """Whether TLS has ended, and how is still to be told."""
-        if self.records is not None:
-            return self.records.ending != 0
-        return self.pump is not None and self.pump.ending
+        return self.connection is not None and self.connection.end_code != 0
 
     cdef int fill(self) except -1:
         """One read from the network; 0 when nothing has come, or it has ended."""
-        cdef bint plain = self.records is None and self.pump is None
+        cdef bint plain = self.connection is None
         cdef Py_buffer *window = &self.parser.window if plain else self.window
         cdef Py_ssize_t count
         cdef timespec now
@@ -333,16 +325,11 @@ cdef class Channel:
         return True
 
     cdef Py_ssize_t decrypt(self, Py_ssize_t length) except -2:
-        cdef Py_ssize_t count
-        if self.records is not None:
-            count = self.records.read(
-                <const uint8_t *> self.window.buf, <size_t> length,
-                <uint8_t *> self.parser.window.buf, <size_t> self.parser.window.len,
-            )
-        else:
-            if length:
-                self.pump.feed(self.ciphertext[:length])
-            count = self.pump.read_into(self.parser.view)
+        cdef Py_ssize_t count = self.connection.decrypt(
+            <const uint8_t *> self.window.buf, <size_t> length,
+            <uint8_t *> self.parser.window.buf, <size_t> self.parser.window.len,
+            &self.outgoing,
+        )
         if count < 0:
             self.notices |= CLOSED
         return count
@@ -355,22 +342,16 @@ cdef class Channel:
 
     cdef int out(self) except -1:
         """Encrypt what is said and send it."""
-        cdef bytes piece
         if self.notices & ENDED:
             forget(&self.pending)
             forget(&self.outgoing)
             return 0
         if self.pending.length:
-            if self.records is not None:
-                self.records.write(self.pending.data, self.pending.length)
-            elif self.pump is not None:
-                self.pump.write(kept_bytes(&self.pending))
+            if self.connection is not None:
+                self.connection.encrypt(self.pending.data, self.pending.length, &self.outgoing)
             else:
                 keep(&self.outgoing, self.pending.data, self.pending.length)
             forget(&self.pending)
-        if self.pump is not None:
-            piece = self.pump.output()
-            keep(&self.outgoing, <const uint8_t *> PyBytes_AS_STRING(piece), <size_t> PyBytes_GET_SIZE(piece))
         if self.outgoing.length:
             self.transmit()
         return 0

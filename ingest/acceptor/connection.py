@@ -21,9 +21,10 @@ from ingest.ext.channel import BLOCKED, CLOSED, ENDED, PAUSED, UNREAD, Channel
 from ingest.ext.errors import PeerError
 from ingest.ext.event_loop import READABLE, WRITABLE, Poller
 from ingest.ext.pdu import Command, ControlPDU, DataSet, PDUParser
+from ingest.ext.tls_connection import BufferedConnection
+from ingest.ext.tls_context import Context
+from ingest.ext.tls_errors import NoCertificateError
 from ingest.tls.identity import CertificateIdentity, read_identity
-from ingest.tls.peer_identity import NoCertificateError
-from ingest.tls.pump import Pump
 from ingest.tls.rejection import REMEDIES, refused_certificate
 
 UNREAD_BYTES: Final = 1 << 20
@@ -64,7 +65,7 @@ class Server(Decider, Protocol):
 class Connection:
     """Bytes in and out of one peer."""
 
-    def __init__(self, server: Server, accepted: socket.socket, context: ssl.SSLContext | None) -> None:
+    def __init__(self, server: Server, accepted: socket.socket, context: Context | None) -> None:
         """Take over a socket that was accepted.
 
         Raises:
@@ -77,7 +78,7 @@ class Connection:
         self._server = server
         self._socket = accepted
         self._descriptor = accepted.fileno()
-        self._pump = Pump(context) if context is not None else None
+        self._tls = BufferedConnection(context) if context is not None else None
         self._parser = _parser(server)
         self._channel = Channel(self._descriptor, self._parser, server.ciphertext, self)
         self._association = Association(self, server, self._parser, self._channel)
@@ -89,7 +90,7 @@ class Connection:
         self._closing: float | None = None  # since when
         self._opened_at = self._busy_at = server.time()
         self.address = str(peer[0])
-        tls = self._pump is not None
+        tls = self._tls is not None
         self.uri = presentation_address(self.address, peer[1], tls=tls)
         self.receiver = presentation_address(*accepted.getsockname()[:2], tls=tls)
         self.identity: CertificateIdentity | None = None
@@ -97,7 +98,7 @@ class Connection:
 
     def start(self) -> None:
         """Begin to read."""
-        if self._pump is None:
+        if self._tls is None:
             self._association.begin()
             self._channel.plain()
         self.noticed()
@@ -115,11 +116,11 @@ class Connection:
             return
         if not self._events & READABLE:
             self._finish()
-        elif self._pump is None or self._pump.established:
+        elif self._tls is None or self._tls.established:
             self._receive()
         else:
             try:
-                established = self._shake_hands(self._pump)
+                established = self._shake_hands(self._tls)
             except Exception as error:
                 self.failed(error)
             else:
@@ -247,7 +248,7 @@ class Connection:
         if self._closing is not None:
             if now - self._closing > receive.artim_seconds:
                 self.cut()
-        elif self._pump is not None and not self._pump.established:
+        elif self._tls is not None and not self._tls.established:
             if now - self._opened_at > receive.handshake_seconds:
                 self._late("handshake_seconds")
                 self._server.peer_failed(self.address)
@@ -294,7 +295,7 @@ class Connection:
         """Close after what was written, with TLS's close_notify; what still comes is not looked at."""
         if self._finished or self._closing is not None:
             return
-        if self._pump is not None and self._pump.established:
+        if self._tls is not None and self._tls.established:
             with contextlib.suppress(ssl.SSLError):
                 self._channel.close_notify()
         self._close_when_sent()
@@ -317,7 +318,7 @@ class Connection:
 
     # --- before there is plaintext
 
-    def _shake_hands(self, pump: Pump) -> bool:
+    def _shake_hands(self, tls: BufferedConnection) -> bool:
         """Go on with the handshake; whether it is complete, and the peer known."""
         window = self._server.ciphertext
         try:
@@ -332,25 +333,25 @@ class Connection:
             return False
         if self._first_byte is None:
             self._first_byte = window[0]
-        pump.feed(window[:count])
-        done = pump.handshake()
-        self._channel.send_raw(pump.output())
-        return done and self._is_known(pump)
+        tls.feed(window[:count])
+        done = tls.shake_hands()
+        self._channel.send_raw(tls.output())
+        return done and self._is_known(tls)
 
-    def _is_known(self, pump: Pump) -> bool:
-        der = pump.peer_certificate()
+    def _is_known(self, tls: BufferedConnection) -> bool:
+        der = tls.peer_certificate()
         try:
-            self.identity = read_identity(der, pump.peer_chain()) if der else None
+            self.identity = read_identity(der, tls.verified_chain()) if der else None
         except PeerError as error:
             # OpenSSL has verified it, but whom it names cannot be told, and so not what its holder may do.
             log.warning("tls_handshake_failed", **self._who(), error=str(error))
             self._server.peer_failed(self.address)
             self._server.services.board.add(self._server.services.row, REFUSED)
-            self._channel.secure(pump)
+            self._channel.secure(tls)
             self.close()
             return False
-        self.tls_version = pump.version()
-        self._channel.secure(pump)
+        self.tls_version = tls.version()
+        self._channel.secure(tls)
         self._association.begin()
         return True
 
@@ -364,11 +365,11 @@ class Connection:
 
     def _tls_failed(self, error: ssl.SSLError) -> None:
         """Send the alert, say why, close (RFC 8446 6.2)."""
-        established = self._pump is not None and self._pump.established
+        established = self._tls is not None and self._tls.established
         facts: dict[str, Any] = {"error": error.reason or str(error)}
         if isinstance(error, ssl.SSLCertVerificationError):
             facts.update(verify_code=error.verify_code, verify_message=error.verify_message)
-            facts |= refused_certificate(self._pump.connection) if self._pump is not None else {}
+            facts |= refused_certificate(self._tls) if self._tls is not None else {}
             if error.verify_code in REMEDIES:
                 facts["remedy"] = REMEDIES[error.verify_code]
         if isinstance(error, NoCertificateError):
@@ -381,12 +382,12 @@ class Connection:
         if not established or self._association.state is State.AWAITING_ASSOCIATE_RQ:
             self._server.peer_failed(self.address)
         self._server.services.board.add(self._server.services.row, REFUSED)
-        if not established and self._pump is not None:
-            self._channel.send_raw(self._pump.output())
+        if not established and self._tls is not None:
+            self._channel.send_raw(self._tls.output())
         self._close_when_sent()
 
     def _peer_failed(self, error: PeerError) -> None:
-        mismatch = self._pump is None and self._channel.first == TLS_HANDSHAKE
+        mismatch = self._tls is None and self._channel.first == TLS_HANDSHAKE
         remedy = (
             "the peer speaks TLS to a plain port: use a TLS listener, or disable TLS there"
             if mismatch

@@ -2,7 +2,6 @@
 
 import errno
 import socket
-import ssl
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from typing import Final
 
 from ingest.config.model import Config
 from ingest.errors import BootError
+from ingest.ext.tls_context import Context
 from ingest.network.resolver import RESOLVER
 
 BACKLOG: Final = 1024
@@ -34,7 +34,7 @@ class Endpoint:
     host: str
     port: int
     socket: socket.socket
-    context: ssl.SSLContext | None
+    context: Context | None
 
     def __str__(self) -> str:
         host, port = self.socket.getsockname()[:2]
@@ -43,7 +43,7 @@ class Endpoint:
 
 
 def bind(
-    config: Config, contexts: Mapping[str, ssl.SSLContext], existing: tuple[Endpoint, ...] = ()
+    config: Config, contexts: Mapping[str, Context], existing: tuple[Endpoint, ...] = ()
 ) -> tuple[Endpoint, ...]:
     """Bind all listeners; sockets of `existing` ones with the same host and port are taken over.
 

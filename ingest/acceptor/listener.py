@@ -43,6 +43,7 @@ from ingest.errors import BootError, SpoolError
 from ingest.ext.cstore_service import Intake
 from ingest.ext.event_loop import READABLE, Poller
 from ingest.ext.sinks import keep_free
+from ingest.ext.tls_connection import RECORD_BYTES
 from ingest.filesystem.folder_identity import remember_spool, require_spool
 from ingest.log import reopen as reopen_log
 from ingest.queue.publisher import Publisher
@@ -50,7 +51,6 @@ from ingest.spool import store_capacity
 from ingest.spool.refusing_spool import is_temporary, open_refusing_spool
 from ingest.spool.spool import Spool, read_spool_id
 from ingest.tls.observed_certificates import ObservedCertificates
-from ingest.tls.pump import RECORD
 
 BUFFER: Final = 256 * 1024
 """Bytes of each of the two buffers that all connections of the process share."""
@@ -190,7 +190,7 @@ class Listener:
         self._refuses = refuses
         self.services = services
         self.ciphertext = memoryview(bytearray(BUFFER))
-        self.plaintext = memoryview(bytearray(BUFFER + 2 * RECORD))
+        self.plaintext = memoryview(bytearray(BUFFER + 2 * RECORD_BYTES))
         self.poller = Poller()
         self._endpoints = endpoints
         self._gate = AcceptGate(services.board, services.row)

@@ -18,12 +18,13 @@ from ingest.config import retention_rules, route_rules
 from ingest.config.faults import Fault
 from ingest.config.model import TLS, Config, Destination
 from ingest.dicom.statuses import StatusPattern, says_stored_only
+from ingest.ext.tls_context import TLS_1_0, TLS_1_1, TLS_1_2, TLS_1_3, Context
 
 TLS_VERSIONS = {
-    "TLSv1": ssl.TLSVersion.TLSv1,
-    "TLSv1.1": ssl.TLSVersion.TLSv1_1,
-    "TLSv1.2": ssl.TLSVersion.TLSv1_2,
-    "TLSv1.3": ssl.TLSVersion.TLSv1_3,
+    "TLSv1": TLS_1_0,
+    "TLSv1.1": TLS_1_1,
+    "TLSv1.2": TLS_1_2,
+    "TLSv1.3": TLS_1_3,
 }
 """Values of `minimum_version`."""
 
@@ -147,7 +148,7 @@ def _check_protocol(key: str, tls: TLS) -> Iterator[Fault]:
         )
     if tls.ciphers:
         try:
-            ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).set_ciphers(tls.ciphers)
+            Context(is_server=True).set_ciphers(tls.ciphers)
         except (ssl.SSLError, ValueError):
             remedy = (
                 "write an OpenSSL cipher list (`openssl ciphers -v LIST` shows one); TLS 1.3 is always on"

@@ -9,7 +9,7 @@ from typing import Final
 
 from ingest.dicom import wire
 from ingest.errors import AssociationError, Cause, PeerError
-from ingest.tls.peer_identity import NO_CERTIFICATE
+from ingest.ext.tls_errors import NO_CERTIFICATE
 from ingest.tls.rejection import REMEDIES
 
 _ABORT_REASONS: Final = {

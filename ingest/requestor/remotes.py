@@ -1,14 +1,14 @@
 """The destinations of a configuration as remotes: address, AE titles and TLS context of each."""
 
-import ssl
 from collections.abc import Mapping
 
 from ingest.config.model import TLS, Config
+from ingest.ext.tls_context import Context
 from ingest.requestor.transport import Remote
 from ingest.tls.contexts import contexts
 
 
-def build_remotes(config: Config, calling: Mapping[str, ssl.SSLContext] | None = None) -> dict[str, Remote]:
+def build_remotes(config: Config, calling: Mapping[str, Context] | None = None) -> dict[str, Remote]:
     """Build the remote of each destination, by the destination's name.
 
     Args:

@@ -17,11 +17,12 @@ from dataclasses import dataclass
 from typing import Final, Self
 
 from ingest.errors import AssociationError, Cause, PeerError, ResolverAwayError
+from ingest.ext.tls_connection import SocketConnection
+from ingest.ext.tls_context import Context
 from ingest.network.dialer import dial_host
 from ingest.network.resolver import TICK_SECONDS, ignore_tick
 from ingest.requestor import failures
 from ingest.tls.identity import find_binding_fault, read_identity
-from ingest.tls.peer_identity import require_proof, verified_chain
 from ingest.tls.rejection import refused_certificate
 
 UNSENT_BYTES: Final = 1 << 17
@@ -51,7 +52,7 @@ class Remote:
     port: int
     called_ae: str
     calling_ae: str
-    tls: ssl.SSLContext | None = None
+    tls: Context | None = None
     server_hostname: str | None = None
     is_anonymous: bool = False
     certificate: str = ""
@@ -84,7 +85,7 @@ class Transport:
         self._limits_unsent = False
         self._on_tick = on_tick
         self._socket = sock
-        self._tls: ssl.SSLSocket | None = None
+        self._tls: SocketConnection | None = None
         self._poll = select.poll()
         self._poll.register(sock.fileno(), 0)
         self._fd = sock.fileno()
@@ -128,7 +129,7 @@ class Transport:
         with memoryview(data) as view:
             while sent < size:
                 try:
-                    sent += self._socket.send(view[sent:] if sent else view)
+                    sent += self._send_bytes(view[sent:] if sent else view)
                     stalled_since = 0.0
                     continue
                 except (BlockingIOError, ssl.SSLWantWriteError):
@@ -147,6 +148,9 @@ class Transport:
         self._on_tick()
         if self.bytes_per_second:
             self._wait_for_rate(size)
+
+    def _send_bytes(self, data: memoryview) -> int:
+        return self._tls.send(data) if self._tls is not None else self._socket.send(data)
 
     def _wait_for_rate(self, size: int) -> None:
         """Wait for the time that `size` bytes take at the allowed rate."""
@@ -168,7 +172,7 @@ class Transport:
             AssociationError: The connection broke, or nothing came in time.
         """
         while True:
-            if not (self._tls and self._tls.pending()):
+            if not (self._tls and self._tls.has_pending()):
                 self._wait_for_events(select.POLLIN, deadline, "gives no answer", extension_seconds)
             received = self.receive_available(buffer)
             if received is not None:
@@ -187,7 +191,7 @@ class Transport:
     def receive_available(self, buffer: memoryview) -> int | None:
         """Copy received bytes into `buffer`. None means that there are none, 0 the end of the connection."""
         try:
-            return self._socket.recv_into(buffer)
+            return self._tls.receive_into(buffer) if self._tls is not None else self._socket.recv_into(buffer)
         except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
             return None
         except ssl.SSLEOFError:
@@ -197,7 +201,7 @@ class Transport:
 
     def is_readable(self) -> bool:
         """Return whether a read may give bytes now."""
-        if self._tls and self._tls.pending():
+        if self._tls and self._tls.has_pending():
             return True
         return bool(self._read_poll.poll(0))
 
@@ -220,7 +224,7 @@ class Transport:
 
     def peer_certificate(self) -> bytes | None:
         """Return the certificate of the remote, DER; None without TLS."""
-        return self._tls.getpeercert(binary_form=True) if self._tls is not None else None
+        return self._tls.peer_certificate() if self._tls is not None else None
 
     def prepare_last_send(self, seconds: float) -> None:
         """Give the last PDU little time to be sent, and call `on_tick` no longer."""
@@ -230,8 +234,7 @@ class Transport:
     def close(self) -> None:
         """Send the TLS close_notify alert if that needs no wait, and close the connection."""
         if self._tls is not None:
-            with contextlib.suppress(OSError, ValueError):
-                self._tls.unwrap()
+            self._tls.close()
         self._socket.close()
 
     def _start_tls(self, deadline: float) -> None:
@@ -244,15 +247,12 @@ class Transport:
         # own domains.
         name = (self.remote.server_hostname or self.remote.host).rstrip(".")
         try:
-            self._tls = self.remote.tls.wrap_socket(
-                self._socket, do_handshake_on_connect=False, server_hostname=name
-            )
+            self._tls = SocketConnection(self.remote.tls, self._fd, name)
         except (OSError, ValueError) as error:
             raise AssociationError(f"{self.remote}: TLS cannot start for {name!r}: {error}") from error
-        self._socket = self._tls
         while True:
             try:
-                self._tls.do_handshake()
+                self._tls.shake_hands()
                 self._verify_identity(self._tls)
                 return
             except ssl.SSLWantReadError:
@@ -264,20 +264,18 @@ class Transport:
             complaint = "does not finish the TLS handshake (is its port a plain one?)"
             self._wait_for_events(wanted, deadline, complaint, cause=Cause.NOT_TLS)
 
-    def _verify_identity(self, connection: ssl.SSLSocket) -> None:
+    def _verify_identity(self, connection: SocketConnection) -> None:
         """Verify before the first PDU that the remote is the one that the configuration names.
 
         Raises:
-            ssl.SSLError: The remote has not proved its identity.
             AssociationError: The remote is another peer, although its certificate is trusted too.
         """
-        require_proof(connection)
         patterns = self.remote.certificate, self.remote.issuer
         if not any(patterns):
             return
-        der = connection.getpeercert(binary_form=True)
+        der = connection.peer_certificate()
         try:
-            identity = read_identity(der, verified_chain(connection)) if der else None
+            identity = read_identity(der, connection.verified_chain()) if der else None
         except PeerError as error:  # OpenSSL is less strict, and has accepted the certificate.
             raise AssociationError(f"{self.remote}: {error}", cause=Cause.UNBOUND) from error
         if fault := find_binding_fault(identity, *patterns, f"AE title {self.remote.called_ae!r}"):

@@ -1,7 +1,6 @@
 """TLS contexts for both roles, from a `[tls.NAME]`; the profiles of PS3.15 Annex B.
 
-`ssl.SSLContext` is used directly: `ssl.create_default_context` would trust the system's public authorities,
-which have no say in a hospital, and write session keys to $SSLKEYLOGFILE.
+The system's public authorities are not trusted, because they have no say in a hospital.
 """
 
 import ssl
@@ -10,12 +9,10 @@ from dataclasses import dataclass
 
 from ingest.config.model import TLS, Config
 from ingest.errors import ConfigError
-from ingest.ext import tls_offered, tls_settings
+from ingest.ext.tls_connection import BufferedConnection
+from ingest.ext.tls_context import Context
 from ingest.tls import profiles, revocation
 from ingest.tls.keys import loading
-from ingest.tls.pump import Pump
-
-_VERIFY = {"required": ssl.CERT_REQUIRED, "optional": ssl.CERT_OPTIONAL, "none": ssl.CERT_NONE}
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,8 +24,8 @@ class Contexts:
         calling: Of `[[destinations]]`.
     """
 
-    listening: Mapping[str, ssl.SSLContext]
-    calling: Mapping[str, ssl.SSLContext]
+    listening: Mapping[str, Context]
+    calling: Mapping[str, Context]
 
 
 def contexts(config: Config, roles: Collection[str]) -> Contexts:
@@ -37,8 +34,8 @@ def contexts(config: Config, roles: Collection[str]) -> Contexts:
     Raises:
         ConfigError: Files cannot be used; with the faults of every section, each with its key.
     """
-    listening: dict[str, ssl.SSLContext] = {}
-    calling: dict[str, ssl.SSLContext] = {}
+    listening: dict[str, Context] = {}
+    calling: dict[str, Context] = {}
     faults: dict[str, None] = {}
     for name, tls in config.tls.items():
         try:
@@ -65,36 +62,31 @@ def rehearse(tls: TLS) -> None:
     """
     if tls.certificate is None and tls.pkcs12 is None:
         return
-    ours = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    ours, theirs = Context(is_server=True), Context(is_server=False)
     profiles.apply(ours, tls)
     loading.load_pair(ours, tls)
-    theirs = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    theirs.check_hostname, theirs.verify_mode = False, ssl.CERT_NONE
     profiles.apply(theirs, tls)
-    server, client = Pump(ours), Pump(theirs, server_side=False)
+    server, client = BufferedConnection(ours), BufferedConnection(theirs)
     try:
         while not server.established:
             if not client.established:
-                client.handshake()
-            server.feed(memoryview(client.output()))
-            server.handshake()
-            client.feed(memoryview(server.output()))
+                client.shake_hands()
+            server.feed(client.output())
+            server.shake_hands()
+            client.feed(server.output())
     except ssl.SSLError as error:
         cause = f"no peer can shake hands with this certificate and key ({error.reason or error})"
         remedy = "make a pair of RSA 2048 or EC P-256, or choose another profile"
         raise ConfigError([f"{tls.pkcs12 or tls.certificate}: {cause}; {remedy}"]) from None
 
 
-def server_context(tls: TLS) -> ssl.SSLContext:
+def server_context(tls: TLS) -> Context:
     """The context of a listener (SCP).
 
     Raises:
         ConfigError: A file cannot be used; the message names it and what to do.
     """
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    # A resumed session is not verified again, so a certificate that was revoked since would still be let in.
-    context.num_tickets = 0
-    tls_settings.forget_sessions(context)
+    context = Context(is_server=True)
     _set_up(context, tls)
     if tls.certificate is None and tls.pkcs12 is None:
         raise ConfigError(
@@ -103,24 +95,19 @@ def server_context(tls: TLS) -> ssl.SSLContext:
     return context
 
 
-def client_context(tls: TLS) -> ssl.SSLContext:
-    """The context of a sender (SCU). With `check_server_name`, wrap with `server_hostname`.
+def client_context(tls: TLS) -> Context:
+    """The context of a sender (SCU). With `check_server_name`, its connections need a server name.
 
     Raises:
         ConfigError: A file cannot be used; the message names it and what to do.
     """
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.check_hostname = tls.check_server_name
+    context = Context(is_server=False)
+    context.check_host_name = tls.check_server_name
     _set_up(context, tls)
     return context
 
 
-def _set_up(context: ssl.SSLContext, tls: TLS) -> None:
-    # Trusting a certificate that is not self-signed (a modality's own, from another authority) must work, as
-    # it does in DCMTK and Orthanc; and what modalities make lacks extensions that RFC 5280 asks for, so the
-    # strict checks, which Python 3.13 sets in its default contexts, stay off whatever the default becomes.
-    context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
-    context.verify_flags &= ~ssl.VERIFY_X509_STRICT
+def _set_up(context: Context, tls: TLS) -> None:
     profiles.apply(context, tls)
     loading.load_pair(context, tls)
     if tls.peer_certificate != "none" and not tls.trusted:
@@ -128,6 +115,6 @@ def _set_up(context: ssl.SSLContext, tls: TLS) -> None:
             ['trusted: nothing to verify peers with; name PEM bundles, or peer_certificate = "none"']
         )
     loading.load_trusted(context, tls, {each.pem for each, _ in revocation.revoked(tls)})
-    context.verify_mode = _VERIFY[tls.peer_certificate]
-    tls_offered.keep_refused(context)
+    if tls.peer_certificate != "none":
+        context.verify_peers(required=tls.peer_certificate == "required")
     revocation.load(context, tls)

@@ -1,24 +1,19 @@
 """The secure transport connection profiles of PS3.15 Annex B, as a table, and how a context is held to one.
 
-What is the same for all of them: no compression (RFC 9325 3.3), no session tickets (3.4), no renegotiation
-(3.5), and OpenSSL's security level 2, which refuses RSA and DH below 2048 bits, curves below 224 (4.5) and
-SHA-1. The suites follow PS3.15 and, where that leaves a choice, what DCMTK offers under the same name.
+All of them have OpenSSL's security level 2, which refuses RSA and DH below 2048 bits, curves below 224 (RFC
+9325 4.5) and SHA-1. What every context forbids is in `ingest.ext.tls_context`.
+
+The suites follow PS3.15 and, where that leaves a choice, what DCMTK offers under the same name.
 """
 
 import ssl
-import warnings
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 from ingest.config.model import TLS
 from ingest.config.rules import TLS_VERSIONS
 from ingest.errors import ConfigError
-from ingest.ext import tls_settings
-
-OPTIONS: Final = (
-    ssl.OP_NO_TICKET | ssl.OP_NO_RENEGOTIATION | ssl.OP_NO_COMPRESSION | ssl.OP_CIPHER_SERVER_PREFERENCE
-)
+from ingest.ext.tls_context import NEWEST, TLS_1_2, CipherSuite, Context
 
 _ECDHE_GCM = (
     "ECDHE-ECDSA-AES128-GCM-SHA256",
@@ -75,7 +70,7 @@ class Profile:
     suites: tuple[str, ...] = _TLS13
     groups: tuple[str, ...] = _GROUPS
     signatures: tuple[str, ...] = _SIGNATURES
-    maximum: ssl.TLSVersion = ssl.TLSVersion.MAXIMUM_SUPPORTED
+    maximum: int = NEWEST
     retired: bool = False
 
 
@@ -90,39 +85,31 @@ PROFILES: Final = {
     # TLS 1.0 and 1.1 (RFC 8996), which that profile had: so not below TLS 1.2.
     "bcp195": Profile("PS3.15 B.9", (*_ECDHE_GCM, *_DHE_GCM, "AES128-SHA"), retired=True),
     "bcp195-nd": Profile("PS3.15 B.10", (*_ECDHE_GCM, *_DHE_GCM), retired=True),
-    "bcp195-ex": Profile(
-        "PS3.15 B.11", (*_ECDHE_GCM, *_DHE_GCM), maximum=ssl.TLSVersion.TLSv1_2, retired=True
-    ),
+    "bcp195-ex": Profile("PS3.15 B.11", (*_ECDHE_GCM, *_DHE_GCM), maximum=TLS_1_2, retired=True),
 }
 
 
-def apply(context: ssl.SSLContext, tls: TLS) -> None:
+def apply(context: Context, tls: TLS) -> None:
     """Hold a context to the profile of its section.
 
     Raises:
         ConfigError: OpenSSL knows none of the ciphers that were asked for.
     """
-    context.options |= OPTIONS
     profile = PROFILES.get(tls.profile)
     if profile is None:
         _apply_custom(context, tls)
         return
-    context.minimum_version = ssl.TLSVersion.TLSv1_2  # RFC 9325 3.1.1
-    context.maximum_version = profile.maximum
+    context.set_versions(TLS_1_2, profile.maximum)  # RFC 9325 3.1.1
     context.set_ciphers(":".join(("@SECLEVEL=2", *profile.ciphers)))
-    tls_settings.restrict(
-        context, ":".join(profile.suites), ":".join(profile.groups), ":".join(profile.signatures)
-    )
+    context.restrict(":".join(profile.suites), ":".join(profile.groups), ":".join(profile.signatures))
 
 
-def _apply_custom(context: ssl.SSLContext, tls: TLS) -> None:
+def _apply_custom(context: Context, tls: TLS) -> None:
     """As the section says; groups, signature algorithms and TLS 1.3 suites stay as OpenSSL has them."""
     minimum, ciphers = TLS_VERSIONS[tls.minimum_version or "TLSv1.2"], tls.ciphers or ":".join(_ECDHE_GCM)
-    if minimum < ssl.TLSVersion.TLSv1_2 and not tls.ciphers:
+    if minimum < TLS_1_2 and not tls.ciphers:
         ciphers = "DEFAULT@SECLEVEL=0"  # the only level where OpenSSL 3 has TLS 1.0 and 1.1, which sign SHA-1
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # who asks for an old version is told at start
-        context.minimum_version = minimum
+    context.set_versions(minimum)
     try:
         context.set_ciphers(ciphers)
     except ssl.SSLError:
@@ -151,14 +138,14 @@ def weaknesses(tls: TLS) -> list[tuple[str, str, str]]:
 
 
 def _weak_ciphers(tls: TLS) -> list[str]:
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context = Context(is_server=True)
     try:
         _apply_custom(context, tls)
     except ConfigError:
         return []  # said where the section is read
-    return [cipher["name"] for cipher in context.get_ciphers() if not _is_strong(cipher)]
+    return [suite.name for suite in context.list_ciphers() if not _is_strong(suite)]
 
 
-def _is_strong(cipher: Mapping[str, Any]) -> bool:
-    forward_secret = cipher["kea"] in {"kx-any", "kx-ecdhe", "kx-dhe"}  # any: TLS 1.3
-    return forward_secret and cipher["aead"] and cipher["auth"] != "auth-null"
+def _is_strong(suite: CipherSuite) -> bool:
+    forward_secret = suite.key_exchange in {"kx-any", "kx-ecdhe", "kx-dhe"}  # any: TLS 1.3
+    return forward_secret and suite.is_aead and suite.authentication != "auth-null"

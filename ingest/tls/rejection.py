@@ -1,11 +1,10 @@
 """What is said about a certificate that was refused: whose it is, and what can be done about it."""
 
 import hashlib
-import ssl
 from typing import Final
 
 from ingest.errors import PeerError
-from ingest.ext import tls_offered
+from ingest.ext.tls_connection import Connection
 from ingest.tls import revocation
 from ingest.tls.identity import read_identity
 
@@ -26,12 +25,12 @@ REMEDIES: Final = revocation.REMEDIES | {
 """By OpenSSL's verify code (x509_vfy.h): what to do about a peer that was refused."""
 
 
-def refused_certificate(connection: ssl.SSLObject | ssl.SSLSocket) -> dict[str, str]:
-    """Subject and SHA-256 fingerprint of what the peer offered; empty where OpenSSL does not tell it.
+def refused_certificate(connection: Connection) -> dict[str, str]:
+    """Subject and SHA-256 fingerprint of what the peer offered; empty where nothing was refused.
 
     Nothing in it is verified, and control characters of the subject become "?".
     """
-    der = tls_offered.offered(connection)
+    der = connection.refused_certificate()
     if der is None:
         return {}
     found = {"fingerprint": hashlib.sha256(der).hexdigest()}

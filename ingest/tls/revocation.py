@@ -1,14 +1,11 @@
 """Certificate revocation lists (RFC 5280 5): read in whatever form a site has them, checked by OpenSSL.
 
 OpenSSL looks them up while it verifies a peer in the handshake, so that who is revoked gets the alert that
-says so. Python's `ssl` lacks two things for it. A list comes into a context from a file only: it is given one
-that is in memory. And peers of whose issuer there is no list, or only an old one, can be let in by
-`ingest.ext.tls_settings` alone.
+says so. How it verifies is in `ingest.ext.tls_verification`.
 """
 
 import contextlib
 import re
-import ssl
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -17,8 +14,8 @@ from typing import TYPE_CHECKING, Final
 
 from ingest.config.model import TLS
 from ingest.errors import ConfigError
-from ingest.ext import tls_settings
-from ingest.tls.keys import files, formats, loading
+from ingest.ext.tls_context import Context
+from ingest.tls.keys import files, formats
 
 if TYPE_CHECKING:
     from cryptography.x509 import Certificate, CertificateRevocationList, Name
@@ -56,22 +53,23 @@ class Trusted:
     certificate: "Certificate | None"
 
 
-def load(context: ssl.SSLContext, tls: TLS) -> None:
+def load(context: Context, tls: TLS) -> None:
     """Have a context refuse revoked peers, as the section says; without a list nothing is checked.
 
     The whole chain is checked but for the certificate that stands in `trusted`, which needs no list; see
     `revoked` for what must not stand there.
 
     Raises:
-        ConfigError: A list cannot be read, or the policy cannot be followed with this Python.
+        ConfigError: A list cannot be read.
     """
     if not tls.crl:
         return
-    _give(context, [found for path in tls.crl for _, found in lists(path)])
-    context.verify_flags |= ssl.VERIFY_CRL_CHECK_CHAIN
-    if not tls_settings.forgive_crls(context, tls.crl_missing == "allow", tls.crl_expired == "allow"):
-        cause = "crl: the OpenSSL of this Python cannot be reached"
-        raise ConfigError([f"{cause}; use a Python that is linked with it as a library, or leave crl empty"])
+    from cryptography.hazmat.primitives.serialization import Encoding  # noqa: PLC0415 - as below
+
+    found = [each.public_bytes(Encoding.DER) for path in tls.crl for _, each in lists(path)]
+    context.check_revocation(
+        found, allow_missing=tls.crl_missing == "allow", allow_expired=tls.crl_expired == "allow"
+    )
 
 
 def lists(path: Path) -> Iterator[tuple[Path, "CertificateRevocationList"]]:
@@ -250,10 +248,3 @@ def _parse(file: Path, content: bytes, *, alone: bool) -> Iterator["CertificateR
     except ValueError:
         if blocks or alone:  # what else is in a folder may be a certificate
             raise ConfigError([f"{file}: its CRL cannot be read; fetch it again"]) from None
-
-
-def _give(context: ssl.SSLContext, found: list["CertificateRevocationList"]) -> None:
-    from cryptography.hazmat.primitives.serialization import Encoding  # noqa: PLC0415 - as above
-
-    with loading.in_memory(b"".join(each.public_bytes(Encoding.PEM) for each in found)) as path:
-        context.load_verify_locations(cafile=path)

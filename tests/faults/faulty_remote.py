@@ -26,9 +26,9 @@ from ingest.dicom import dimse, wire
 from ingest.ext.encode import encode_p_data
 from ingest.ext.events import Command, ControlPDU, DataSet
 from ingest.ext.pdu import PDUParser
-from ingest.tls.contexts import server_context
 from tests.support.peers import JPEG, wait_for
 from tests.support.ports import free_port
+from tests.support.tls_peers import ssl_server_context
 
 HELD: Final = frozenset({0x0000, 0x0107, 0x0111, 0xB000, 0xB006, 0xB007, 0xB00A})
 """Answers that say that the remote has the instance."""
@@ -308,7 +308,7 @@ def main() -> None:
     settings = json.loads(sys.stdin.readline())
     threading.Thread(target=_end_with_the_test, daemon=True).start()
     remote = Remote(Path(settings["folder"]), settings["seed"])
-    context = server_context(TLS.model_validate(settings["tls"]))
+    context = ssl_server_context(TLS.model_validate(settings["tls"]))
     with socket.create_server(("127.0.0.1", settings["port"]), backlog=64) as listener:
         while True:
             sock, _ = listener.accept()

@@ -14,11 +14,11 @@ from ingest.dicom import wire
 from ingest.requestor.send_files import send_files
 from ingest.requestor.transport import Remote
 from ingest.tls.contexts import client_context
-from ingest.tls.pump import Pump
 from tests.faults.caller import CALLED_UNKNOWN, LOCAL_LIMIT, SECONDS, Caller, client, handshake, request
 from tests.interop.files import made_uid, write_made
 from tests.support.nodes import Node, cleaned, eventually
 from tests.support.pki import Material
+from tests.support.tls_peers import SSLConnection, ssl_client_context
 
 CLIENT_HELLO_HALF = b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(100)
 STALLED = 500
@@ -91,7 +91,7 @@ def test_address_that_fails_too_often_is_closed_unread_and_others_are_not(
     eventually(lambda: "address_refused" in node.log, 10, "it is said")
     with pytest.raises(AssertionError):
         first_image(node, material, path)
-    context = client_context(material.tls("peer"))
+    context = ssl_client_context(material.tls("peer"))
     with (
         connect(node.tls_port, BAD) as sock,
         context.wrap_socket(sock, server_hostname="localhost") as tls,
@@ -103,17 +103,17 @@ def slow_flights(node: Node) -> Iterator[None]:
     """An association over TLS of which each flight is sent in a turn of its own."""
     window = memoryview(bytearray(65536))
     with connect(node.tls_port, SOUND) as sock:
-        pump = Pump(client(node.material, "peer"), server_side=False)
-        while not pump.handshake():
-            sock.sendall(pump.output())
+        tls = SSLConnection(client(node.material, "peer"))
+        while not tls.shake_hands():
+            sock.sendall(tls.output())
             yield
-            pump.feed(window[: _received(sock, window)])
-        sock.sendall(pump.output())
+            tls.feed(window[: _received(sock, window)])
+        sock.sendall(tls.output())
         yield
-        pump.write(wire.encode_associate_rq(request()))
-        sock.sendall(pump.output())
-        while not pump.read_into(window):
-            pump.feed(window[: _received(sock, window)])
+        tls.write(wire.encode_associate_rq(request()))
+        sock.sendall(tls.output())
+        while not tls.read_into(window):
+            tls.feed(window[: _received(sock, window)])
         assert window[0] == 2, "A-ASSOCIATE-AC"
 
 
@@ -145,9 +145,9 @@ def test_addresses_that_renew_connections_crowd_out_each_other_and_not_a_slow_se
 def abandoned(node: Node, source: str) -> None:
     """{ClientHello, read flight, close}: it has cost us a signature."""
     with connect(node.tls_port, source) as sock:
-        pump = Pump(client(node.material, "peer"), server_side=False)
-        pump.handshake()
-        sock.sendall(pump.output())
+        tls = SSLConnection(client(node.material, "peer"))
+        tls.shake_hands()
+        sock.sendall(tls.output())
         assert sock.recv(65536)
 
 

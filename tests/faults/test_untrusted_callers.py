@@ -13,12 +13,12 @@ import pytest
 
 from ingest.dicom import dimse, wire
 from ingest.tls.keys import pairs
-from ingest.tls.pump import Pump
 from tests.faults.caller import Caller, client, command, connect, data_pdus, new_uid, read_all, request
 from tests.faults.watch import Watch
 from tests.support.instances import CT, Made
 from tests.support.nodes import Node, cleaned
 from tests.support.pki import Material
+from tests.support.tls_peers import SSLConnection
 
 UNTOUCHED = 0xA5
 PROGRAM = f"""
@@ -98,19 +98,19 @@ def test_who_speaks_no_tls_does_not(node: Node, window: Path, watch: Watch, firs
 def test_who_is_not_trusted_does_not_with_what_is_sent_behind_the_handshake(
     node: Node, window: Path, watch: Watch, version: ssl.TLSVersion, name: str | None
 ) -> None:
-    pump = Pump(client(node.material, name, version), server_side=False, server_hostname="localhost")
+    tls = SSLConnection(client(node.material, name, version), server_hostname="localhost")
     with contextlib.closing(connect(node.tls_port)) as sock:
-        pump.handshake()
-        sock.sendall(pump.output())
-        while not pump.established:
-            pump.feed(memoryview(sock.recv(65536)))
-            pump.handshake()
+        tls.shake_hands()
+        sock.sendall(tls.output())
+        while not tls.established:
+            tls.feed(memoryview(sock.recv(65536)))
+            tls.shake_hands()
             if version == ssl.TLSVersion.TLSv1_2:
                 break  # the node's Finished, which comes last, never will
-        if pump.established:
+        if tls.established:
             # TLS 1.3: the caller may send before it can know what becomes of its certificate.
-            pump.write(said())
-        last_words = pump.output()
+            tls.write(said())
+        last_words = tls.output()
         assert last_words
         sock.sendall(last_words + said())
         read_all(sock, 5)

@@ -21,7 +21,6 @@ from pynetdicom.pdu_primitives import (
 
 from ingest.requestor.send_files import SendableFile
 from ingest.requestor.store_scu import Context
-from ingest.tls.contexts import client_context
 from tests.interop.files import (
     CUT_SHORT,
     assert_read_by_others,
@@ -41,6 +40,7 @@ from tests.support.instances import CT, EXPLICIT, IMPLICIT
 from tests.support.nodes import Node, destination, eventually
 from tests.support.peers import MR, VERIFICATION, PynetdicomRemote
 from tests.support.pki import Material
+from tests.support.tls_peers import ssl_client_context
 
 PRIVATE_SOP_CLASS = "1.2.826.0.1.3680043.10.1599.9.1"
 PRIVATE_SYNTAX = "1.2.826.0.1.3680043.10.1599.9.2"
@@ -56,7 +56,7 @@ def raw(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def tls(material: Material) -> ssl.SSLContext:
-    return client_context(material.tls("peer"))
+    return ssl_client_context(material.tls("peer"))
 
 
 @contextlib.contextmanager

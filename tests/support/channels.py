@@ -13,11 +13,12 @@ from ingest.ext.channel import Channel
 from ingest.ext.encode import encode_p_data
 from ingest.ext.events import Command, ControlPDU, DataSet
 from ingest.ext.pdu import PDUParser
-from ingest.tls.contexts import client_context, server_context
-from ingest.tls.pump import RECORD, Pump
+from ingest.ext.tls_connection import RECORD_BYTES, BufferedConnection
+from ingest.tls.contexts import server_context
 from tests.faults.caller import data_pdus
 from tests.support.nodes import eventually
 from tests.support.pki import Material
+from tests.support.tls_peers import SSLConnection, ssl_client_context
 
 BUFFER = 64 * 1024
 MEMORY = 1 << 26
@@ -25,18 +26,6 @@ MEMORY = 1 << 26
 Event = ControlPDU | Command | DataSet
 
 
-class Hidden(Pump):
-    """A pump behind whose connection no OpenSSL is found, as in an interpreter that hides it."""
-
-    @property
-    def connection(self) -> Any:
-        return None
-
-    def hand_over(self) -> Any:
-        raise AssertionError("nobody can take this over")
-
-
-KINDS = {"records": Pump, "pump": Hidden}
 VERSIONS = {"1.2": ssl.TLSVersion.TLSv1_2, "1.3": ssl.TLSVersion.TLSv1_3}
 
 
@@ -50,7 +39,7 @@ class Windows:
 
     def __post_init__(self) -> None:
         self.ciphertext = memoryview(bytearray(self.size))
-        self.plaintext = memoryview(bytearray(self.size + 2 * RECORD))
+        self.plaintext = memoryview(bytearray(self.size + 2 * RECORD_BYTES))
 
 
 @dataclass
@@ -67,8 +56,8 @@ class Line:
     parser: PDUParser
     sock: socket.socket
     peer: socket.socket
-    client: Pump | None = None
-    server: Pump | None = None
+    client: SSLConnection | None = None
+    server: BufferedConnection | None = None
 
     def secure(self) -> None:
         assert self.server is not None
@@ -111,13 +100,13 @@ class Line:
         got = self.ciphertext()
         if self.client is None:
             return got
-        self.client.feed(memoryview(got))
+        self.client.feed(got)
         return read_all(self.client)
 
 
-def read_all(pump: Pump) -> bytes:
+def read_all(connection: SSLConnection | BufferedConnection) -> bytes:
     window, got = memoryview(bytearray(BUFFER)), b""
-    while (count := pump.read_into(window)) > 0:
+    while (count := connection.read_into(window)) > 0:
         got += bytes(window[:count])
     return got
 
@@ -128,21 +117,21 @@ def tcp_pair() -> tuple[socket.socket, socket.socket]:
         return listener.accept()[0], client
 
 
-def pumps(
-    material: Material, version: ssl.TLSVersion = ssl.TLSVersion.TLSv1_3, kind: type[Pump] = Pump
-) -> tuple[Pump, Pump]:
+def tls_pair(
+    material: Material, version: ssl.TLSVersion = ssl.TLSVersion.TLSv1_3
+) -> tuple[SSLConnection, BufferedConnection]:
     """A client and a server that have shaken hands, all but for the client's last words."""
-    theirs, ours = client_context(material.tls("peer")), server_context(material.tls("node"))
-    theirs.minimum_version = ssl.TLSVersion.TLSv1_2
+    theirs = ssl_client_context(material.tls("peer"))
     theirs.maximum_version = version
-    client, server = Pump(theirs, server_side=False, server_hostname="localhost"), kind(ours)
+    client = SSLConnection(theirs, server_hostname="localhost")
+    server = BufferedConnection(server_context(material.tls("node")))
     for _ in range(10):
-        client.handshake()
+        client.shake_hands()
         if client.established:
             return client, server
-        server.feed(memoryview(client.output()))
-        server.handshake()
-        client.feed(memoryview(server.output()))
+        server.feed(client.output())
+        server.shake_hands()
+        client.feed(server.output())
     raise AssertionError("no end of the handshake")
 
 
@@ -150,7 +139,6 @@ def pumps(
 def line(
     material: Material | None = None,
     version: ssl.TLSVersion = ssl.TLSVersion.TLSv1_3,
-    kind: type[Pump] = Pump,
     *,
     windows: Windows | None = None,
     owner: Any = None,
@@ -168,10 +156,10 @@ def line(
         if material is None:
             made.channel.plain()
         else:
-            client, server = pumps(material, version, kind)
-            server.feed(memoryview(client.output()))
-            assert server.handshake()
-            client.feed(memoryview(server.output()))
+            client, server = tls_pair(material, version)
+            server.feed(client.output())
+            assert server.shake_hands()
+            client.feed(server.output())
             made.client, made.server = client, server
             if secured:
                 made.secure()
@@ -202,7 +190,7 @@ def until(made: Line, count: int) -> list[Event]:
 
 
 MakeLine = Callable[..., Line]
-"""Makes lines by kind ("records", "pump" or "plain") and version of TLS; options as of `line`."""
+"""Makes lines by kind ("tls" or "plain") and version of TLS; options as of `line`."""
 
 
 @contextlib.contextmanager
@@ -210,9 +198,9 @@ def line_maker(material: Material) -> Iterator[MakeLine]:
     """Ends the lines, too."""
     with contextlib.ExitStack() as stack:
 
-        def make(kind: str = "records", version: str = "1.3", **options: Any) -> Line:
+        def make(kind: str = "tls", version: str = "1.3", **options: Any) -> Line:
             if kind == "plain":
                 return stack.enter_context(line(**options))
-            return stack.enter_context(line(material, VERSIONS[version], KINDS[kind], **options))
+            return stack.enter_context(line(material, VERSIONS[version], **options))
 
         yield make

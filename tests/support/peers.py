@@ -4,7 +4,6 @@ import contextlib
 import os
 import shutil
 import socket
-import ssl
 import struct
 import subprocess
 import threading
@@ -21,9 +20,11 @@ from ingest.config.model import TLS
 from ingest.dicom import wire
 from ingest.ext.command import decode_command, encode_command
 from ingest.ext.encode import encode_p_data
-from ingest.tls.contexts import client_context, server_context
+from ingest.ext.tls_context import Context
+from ingest.tls.contexts import client_context
 from ingest.tls.keys import pairs
 from tests.support.ports import free_port
+from tests.support.tls_peers import ssl_server_context
 
 CT = "1.2.840.10008.5.1.4.1.1.2"
 MR = "1.2.840.10008.5.1.4.1.1.4"
@@ -99,7 +100,7 @@ class PynetdicomRemote:
         self._server = ae.start_server(
             ("127.0.0.1", self.port),
             block=False,
-            ssl_context=server_context(self.tls) if self.tls else None,
+            ssl_context=ssl_server_context(self.tls) if self.tls else None,
             evt_handlers=[
                 (evt.EVT_C_STORE, self._store),
                 (evt.EVT_ESTABLISHED, self._began),
@@ -244,7 +245,7 @@ class ScriptedPeer:
         receive_buffer: int = 0,
     ) -> None:
         self._script = script
-        self._context = server_context(tls) if tls else None
+        self._context = ssl_server_context(tls) if tls else None
         self._listener = socket.create_server(("127.0.0.1", port))
         if receive_buffer:
             self._listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
@@ -300,7 +301,7 @@ class ScriptedPeer:
             sock.close()
 
 
-def client_tls(tls: TLS) -> ssl.SSLContext:
+def client_tls(tls: TLS) -> Context:
     return client_context(tls)
 
 

@@ -95,7 +95,7 @@ def either(request: pytest.FixtureRequest) -> Bench:
     return made
 
 
-TLS_LINES = ["records 1.2", "records 1.3", "pump 1.2", "pump 1.3"]
+TLS_LINES = ["tls 1.2", "tls 1.3"]
 
 
 @pytest.fixture

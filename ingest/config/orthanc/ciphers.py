@@ -1,10 +1,10 @@
 """Names of cipher suites. Orthanc accepts those of OpenSSL, and documents often have those of IANA."""
 
 import re
-import ssl
-import warnings
 from collections.abc import Sequence
 from functools import cache
+
+from ingest.ext.tls_context import TLS_1_0, Context
 
 _NOT_OFFERED = frozenset({"TLS_AES_128_CCM_SHA256", "TLS_AES_128_CCM_8_SHA256"})
 """Suites of TLS 1.3 (RFC 8446 B.4) that OpenSSL has but does not offer by default."""
@@ -48,9 +48,7 @@ def find_openssl_name(name: str) -> str:
 
 @cache
 def _list_known_suites() -> frozenset[str]:
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)
-        context.minimum_version = ssl.TLSVersion.TLSv1  # otherwise suites of old versions are missing
+    context = Context(is_server=True)
+    context.set_versions(TLS_1_0)
     context.set_ciphers("ALL:COMPLEMENTOFALL:@SECLEVEL=0")
-    return frozenset(cipher["name"] for cipher in context.get_ciphers())
+    return frozenset(suite.name for suite in context.list_ciphers())

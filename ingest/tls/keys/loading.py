@@ -1,7 +1,7 @@
 """Gives OpenSSL the key material that a `[tls.NAME]` names.
 
-Each file is read once and goes to OpenSSL through memory: Python's `ssl` takes a pair from files
-only, so it is given ones that are on no disk. A key that was in PKCS#12 lies nowhere in the clear.
+Each file is read once and goes to OpenSSL through memory. A key that was in PKCS#12 lies nowhere in the
+clear.
 """
 
 import base64
@@ -15,6 +15,7 @@ from typing import Any, Final
 
 from ingest.config.model import TLS
 from ingest.errors import ConfigError
+from ingest.ext.tls_context import Context
 from ingest.tls.keys import formats
 from ingest.tls.keys.container import KeyContainer, encode_key_unencrypted, is_encrypted, order_chain
 from ingest.tls.keys.files import read_password
@@ -37,7 +38,7 @@ _REMEDIES: Final = {
 """By the end of OpenSSL's reason (sslerr.h)."""
 
 
-def load_pair(context: ssl.SSLContext, tls: TLS) -> None:
+def load_pair(context: Context, tls: TLS) -> None:
     """Our own certificate with its chain and its private key, where the section names them.
 
     Raises:
@@ -49,30 +50,24 @@ def load_pair(context: ssl.SSLContext, tls: TLS) -> None:
     pair, certificate, key = found
 
     def password() -> bytes:
-        # Without it OpenSSL would ask on the terminal.
         if tls.password_file is None:
             raise ConfigError([f"{key}: is encrypted; name the file with its password in password_file"])
         return read_password(tls.password_file)
 
-    with (
-        in_memory("".join(pair.certificates).encode()) as chain,
-        in_memory(pair.keys[0]) as private,
-        contextlib.suppress(ssl.SSLError),
-    ):
-        context.load_cert_chain(chain, private, password)
+    with contextlib.suppress(ssl.SSLError):
+        context.load_pair("".join(pair.certificates).encode(), pair.keys[0], password)
         _require_strong_digests(context, pair, certificate)
         return
     # It reads fewer old ciphers and forms of PEM than `cryptography`, and does not say which file it means.
     pair = _rewritten(pair, certificate, key, tls.password_file)
-    with in_memory("".join(pair.certificates).encode()) as chain, in_memory(pair.keys[0]) as private:
-        try:
-            context.load_cert_chain(chain, private)
-        except ssl.SSLError as error:
-            raise ConfigError([_refused(certificate, error)]) from None
+    try:
+        context.load_pair("".join(pair.certificates).encode(), pair.keys[0])
+    except ssl.SSLError as error:
+        raise ConfigError([_refused(certificate, error)]) from None
     _require_strong_digests(context, pair, certificate)
 
 
-def _require_strong_digests(context: ssl.SSLContext, pair: KeyContainer, certificate: Path) -> None:
+def _require_strong_digests(context: Context, pair: KeyContainer, certificate: Path) -> None:
     """Refuse a chain that is signed with MD5 or SHA-1, which peers at this security level refuse.
 
     OpenSSL 3.0 does so itself when it loads the chain. OpenSSL 3.5 loads it, and each handshake fails.
@@ -94,7 +89,7 @@ def _require_strong_digests(context: ssl.SSLContext, pair: KeyContainer, certifi
                 raise ConfigError([f"{certificate}: {cause}; {_REMEDIES['MD_TOO_WEAK']}"])
 
 
-def load_trusted(context: ssl.SSLContext, tls: TLS, without: Collection[str] = ()) -> None:
+def load_trusted(context: Context, tls: TLS, without: Collection[str] = ()) -> None:
     """Trust every certificate in the files and folders that the section names, but these (in PEM).
 
     Raises:
@@ -105,7 +100,7 @@ def load_trusted(context: ssl.SSLContext, tls: TLS, without: Collection[str] = (
             taken = "".join(each for each in found if each not in without)
             try:
                 if taken:
-                    context.load_verify_locations(cadata=taken)
+                    context.trust(taken.encode())
             except ssl.SSLError as error:
                 cause = f"a certificate in it cannot be read ({error.reason or error})"
                 raise ConfigError([f"{file}: {cause}; export it again as PEM"]) from None

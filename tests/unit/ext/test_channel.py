@@ -1,43 +1,25 @@
-"""The channel against OpenSSL's own client: the same with our records as with the `ssl` module's."""
+"""The channel against a client of Python's `ssl` module."""
 
-import _ssl
-import ctypes
 import gc
 import random
+import shutil
 import socket
+import subprocess
+import time
 import weakref
 
 import pytest
 
 from ingest.dicom import wire
-from ingest.ext import tls
 from ingest.ext.channel import BLOCKED, Channel
+from ingest.ext.events import ControlPDU
 from ingest.ext.pdu import PDUParser
-from ingest.tls.pump import RECORD, Pump
-from tests.support.channels import BUFFER, KINDS, Event, Line, MakeLine, Windows, facts, message, pumps, until
+from ingest.ext.tls_connection import RECORD_BYTES as RECORD
+from ingest.ext.tls_connection import BufferedConnection
+from ingest.tls.contexts import server_context
+from tests.support.channels import BUFFER, Event, Line, MakeLine, Windows, facts, message, tls_pair, until
 from tests.support.nodes import eventually
 from tests.support.pki import Material
-
-# --- which of the two
-
-
-def test_records_are_done_in_c_with_the_openssl_of_this_interpreter(material: Material) -> None:
-    client, server = pumps(material)
-    assert tls.available(server.connection)
-    assert tls.available(client.connection)
-
-
-@pytest.mark.parametrize("other", [None, object(), type("Fake", (), {"_sslobj": object()})(), 7])
-def test_what_is_no_connection_is_left_to_others(other: object) -> None:
-    assert not tls.available(other)  # type: ignore[arg-type]
-
-
-def test_a_class_of_the_same_name_is_not_taken_for_one() -> None:
-    fake = type("_SSLSocket", (), {"context": None})()
-    assert not tls.available(type("Fake", (), {"_sslobj": fake})())  # type: ignore[arg-type]
-    large = type("_SSLSocket", (), {"context": None, "__slots__": tuple("abcdefgh")})()
-    assert not tls.available(type("Fake", (), {"_sslobj": large})())  # type: ignore[arg-type]
-
 
 # --- what comes
 
@@ -78,7 +60,7 @@ def control_pdu(data: bytes) -> Event:
 
 @pytest.mark.parametrize("version", ["1.2", "1.3"])
 def test_a_record_cut_at_every_byte(version: str, lines: MakeLine) -> None:
-    made = lines("records", version)
+    made = lines("tls", version)
     data, expected = message(1, 300)
     ciphertext, found = made.encrypted(data), []
     for byte in ciphertext:
@@ -107,7 +89,7 @@ def _waiting(made: Line) -> int:
 
 def test_channels_that_share_windows_do_not_mix(lines: MakeLine) -> None:
     windows = Windows()
-    made = [lines(kind, windows=windows) for kind in ("records", "pump", "records", "plain", "records")]
+    made = [lines(kind, windows=windows) for kind in ("tls", "tls", "plain", "tls")]
     streams, found = [], [[] for _ in made]
     for number, each in enumerate(made):
         streams.append(each.encrypted(message(number, 150_000)[0]))
@@ -122,61 +104,73 @@ def test_channels_that_share_windows_do_not_mix(lines: MakeLine) -> None:
 
 
 def test_what_came_with_the_handshake_is_not_lost(material: Material, lines: MakeLine) -> None:
-    for kind in KINDS.values():
-        client, server = pumps(material, kind=kind)
-        data, expected = message(1, 40_000)
-        last_words = client.output()
-        client.write(data)
-        together = last_words + client.output()
-        server.feed(memoryview(together[:-100]))  # a record that is cut, too
-        assert server.handshake()
-        made = lines("plain")
-        made.channel.secure(server)
-        first = made.events()
-        assert len(first) == 1
-        made.peer.sendall(together[-100:])
-        assert facts([*first, *until(made, 1)]) == expected
+    client, server = tls_pair(material)
+    data, expected = message(1, 40_000)
+    last_words = client.output()
+    client.write(data)
+    together = last_words + client.output()
+    server.feed(together[:-100])  # a record that is cut, too
+    assert server.shake_hands()
+    made = lines("plain")
+    made.channel.secure(server)
+    first = made.events()
+    assert len(first) == 1
+    made.peer.sendall(together[-100:])
+    assert facts([*first, *until(made, 1)]) == expected
 
 
-@pytest.mark.parametrize("kind", ["records", "pump"])
-def test_windows_that_are_too_short_are_refused_before_anything_is_written(
-    kind: str, lines: MakeLine
-) -> None:
+def test_windows_that_are_too_short_are_refused_before_anything_is_written(lines: MakeLine) -> None:
     windows = Windows()
     windows.plaintext = windows.plaintext[: BUFFER + 2 * RECORD - 1]
-    made = lines(kind, windows=windows, secured=False)
+    made = lines("tls", windows=windows, secured=False)
     with pytest.raises(ValueError, match="two TLS records more"):
         made.secure()
 
 
 def test_more_leftover_than_the_window_holds_is_refused(lines: MakeLine) -> None:
-    made = lines("records", windows=Windows(1000), secured=False)
+    made = lines("tls", windows=Windows(1000), secured=False)
     assert made.server is not None
-    made.server.feed(memoryview(made.encrypted(bytes(1000))))
+    made.server.feed(made.encrypted(bytes(1000)))
     with pytest.raises(ValueError, match="more than the window holds"):
         made.secure()
 
 
-def test_a_key_update_that_the_peer_asks_for_is_answered(lines: MakeLine) -> None:
-    made = lines("records", "1.3")
-    assert made.client is not None
-    for number in range(3):
-        _update_keys(made.client)
-        data, expected = message(number, 1000)
-        made.say(data)
-        assert facts(until(made, 2)) == expected
-        made.channel.send(b"answer")
-        assert eventually(made.heard, 5) == b"answer"
-
-
-def _update_keys(pump: Pump) -> None:
-    """What the `ssl` module has no name for, done to the connection that it holds."""
-    library = ctypes.CDLL(_ssl.__file__)
-    library.SSL_key_update.argtypes = [ctypes.c_void_p, ctypes.c_int]
-    own = pump.connection._sslobj  # type: ignore[attr-defined]
-    assert tls.available(pump.connection)
-    connection = ctypes.c_void_p.from_address(id(own) + 3 * ctypes.sizeof(ctypes.c_void_p))
-    assert library.SSL_key_update(connection, 1) == 1  # SSL_KEY_UPDATE_REQUESTED
+@pytest.mark.skipif(not shutil.which("openssl"), reason="the openssl program is not installed")
+def test_a_key_update_that_the_peer_asks_for_is_answered(material: Material) -> None:
+    server, windows = BufferedConnection(server_context(material.tls("node"))), Windows()
+    files = ("-cert", str(material.certificate("peer")), "-key", str(material.key("peer")))
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.settimeout(10)
+        port = listener.getsockname()[1]
+        with subprocess.Popen(
+            ["openssl", "s_client", "-connect", f"127.0.0.1:{port}", "-tls1_3", "-msg", *files],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        ) as client, listener.accept()[0] as sock:  # fmt: skip
+            assert client.stdin is not None
+            sock.settimeout(10)
+            while not server.established:
+                server.feed(sock.recv(65536))
+                server.shake_hands()
+                sock.sendall(server.output())
+            sock.setblocking(False)
+            parser = PDUParser(windows.plaintext, max_pdu_length=1 << 20)
+            channel = Channel(sock.fileno(), parser, windows.ciphertext, None)
+            channel.secure(server)
+            made = Line(channel, parser, sock, sock)
+            for _ in range(3):
+                client.stdin.write(b"K\n")  # of s_client: update keys, and ask the peer to do so
+                client.stdin.flush()
+                # It takes what it reads together for one command or for data.
+                time.sleep(0.3)
+                client.stdin.write(wire.RELEASE_RQ)
+                client.stdin.flush()
+                (event,) = until(made, 1)
+                assert isinstance(event, ControlPDU)
+                channel.send(b"answer")
+            channel.close_notify()
+            output = client.communicate(timeout=10)[0]
+    assert output.count(b"answer") == 3
+    assert output.count(b"<<< TLS 1.3, Handshake [length 0005], KeyUpdate") == 3
 
 
 # --- what goes

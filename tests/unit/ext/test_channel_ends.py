@@ -1,4 +1,4 @@
-"""How connections end, with TLS and without: the same with our records as with the `ssl` module's."""
+"""How connections end, with TLS and without; TLS errors are those that the `ssl` module gives."""
 
 import errno
 import os
@@ -11,10 +11,10 @@ import pytest
 from ingest.ext.channel import CLOSED, ENDED
 from ingest.ext.errors import PeerError
 from ingest.ext.events import Command
-from ingest.tls.pump import Pump
-from tests.support.channels import VERSIONS, Line, MakeLine, facts, message, pumps, read_all, tcp_pair, until
+from tests.support.channels import VERSIONS, Line, MakeLine, facts, message, read_all, tcp_pair, until
 from tests.support.nodes import eventually
 from tests.support.pki import Material
+from tests.support.tls_peers import SSLConnection, ssl_client_context, ssl_server_context
 
 WINDOW = 1 << 17
 
@@ -22,19 +22,25 @@ VAGUE = "RECORD_LAYER_FAILURE"
 """What the `ssl` module says of every broken record with OpenSSL 3.2 and later."""
 
 
-def heard_pump(material: Material, version: str) -> tuple[Pump, Pump]:
-    """What the `ssl` module does at both ends: client and server."""
-    client, server = pumps(material, VERSIONS[version])
-    server.feed(memoryview(client.output()))
-    assert server.handshake()
-    client.feed(memoryview(server.output()))
+def ssl_pair(material: Material, version: str) -> tuple[SSLConnection, SSLConnection]:
+    """The `ssl` module at both ends: client and server."""
+    theirs = ssl_client_context(material.tls("peer"))
+    theirs.maximum_version = VERSIONS[version]
+    client = SSLConnection(theirs, server_hostname="localhost")
+    server = SSLConnection(ssl_server_context(material.tls("node")), server_side=True)
+    for _ in range(4):
+        client.shake_hands()
+        server.feed(client.output())
+        server.shake_hands()
+        client.feed(server.output())
+    assert server.established
     return client, server
 
 
-def failure(pump: Pump, ciphertext: bytes) -> ssl.SSLError:
-    pump.feed(memoryview(ciphertext))
+def failure(connection: SSLConnection, ciphertext: bytes) -> ssl.SSLError:
+    connection.feed(ciphertext)
     with pytest.raises(ssl.SSLError) as caught:
-        read_all(pump)
+        read_all(connection)
     return caught.value
 
 
@@ -72,7 +78,6 @@ def forge(record: bytes) -> bytes:
 
 
 @pytest.mark.parametrize("version", ["1.2", "1.3"])
-@pytest.mark.parametrize("kind", ["records", "pump"])
 @pytest.mark.parametrize(
     "broken",
     [
@@ -87,17 +92,17 @@ def forge(record: bytes) -> bytes:
     ids=["forged", "too long", "content type", "empty", "version", "too short", "http"],
 )
 def test_broken_tls_is_the_error_that_ssl_gives_and_the_peer_gets_the_alert(
-    broken: object, kind: str, version: str, material: Material, lines: MakeLine
+    broken: object, version: str, material: Material, lines: MakeLine
 ) -> None:
-    client, server = heard_pump(material, version)
+    client, server = ssl_pair(material, version)
     client.write(b"genuine")
     expected = failure(server, broken(client.output()))  # type: ignore[operator]
-    made = lines(kind, version)
+    made = lines("tls", version)
     found = channel_failure(made, broken(made.encrypted(b"genuine")))  # type: ignore[operator]
     if expected.reason != VAGUE:
         assert found.reason == expected.reason
     assert found.reason != "UNKNOWN"
-    if kind == "records" and broken is forge:
+    if broken is forge:
         assert found.reason == "DECRYPTION_FAILED_OR_BAD_RECORD_MAC"
     assert type(found) is type(expected)
     alert = server.output()
@@ -108,19 +113,18 @@ def test_broken_tls_is_the_error_that_ssl_gives_and_the_peer_gets_the_alert(
 
 
 @pytest.mark.parametrize("version", ["1.2", "1.3"])
-@pytest.mark.parametrize("kind", ["records", "pump"])
 def test_an_alert_of_the_peer_is_the_error_that_ssl_gives(
-    kind: str, version: str, material: Material, lines: MakeLine
+    version: str, material: Material, lines: MakeLine
 ) -> None:
-    def alert_of(client: Pump, record: bytes) -> bytes:
+    def alert_of(client: SSLConnection, record: bytes) -> bytes:
         failure(client, forge(record))
         return client.output()
 
-    client, server = heard_pump(material, version)
+    client, server = ssl_pair(material, version)
     server.write(b"x")
     expected = failure(server, alert_of(client, server.output()))
     assert expected.reason == "SSLV3_ALERT_BAD_RECORD_MAC"
-    made = lines(kind, version)
+    made = lines("tls", version)
     assert made.client is not None
     made.channel.send(b"x")
     record = eventually(made.ciphertext, 5)
@@ -144,7 +148,7 @@ def test_an_answer_to_what_came_before_goes_out_before_the_alert(tls_line: Line)
     tls_line.channel.send(b"answer")
     channel_failure(tls_line, forge(tls_line.encrypted(b"x" * 100)))
     window = memoryview(bytearray(WINDOW))
-    tls_line.client.feed(memoryview(tls_line.ciphertext()))
+    tls_line.client.feed(tls_line.ciphertext())
     assert bytes(window[: tls_line.client.read_into(window)]) == b"answer"
     with pytest.raises(ssl.SSLError, match="ALERT_BAD_RECORD_MAC"):
         tls_line.client.read_into(window)
@@ -177,7 +181,7 @@ def test_close_notify_in_the_same_read_as_data_comes_after_it(tls_line: Line) ->
     tls_line.channel.send(b"answer")  # may still be sent
     tls_line.channel.close_notify()
     assert eventually(tls_line.heard, 5) == b"answer"
-    assert tls_line.client.ending
+    assert tls_line.client.is_ending
 
 
 def test_a_close_notify_alone_is_noticed(tls_line: Line) -> None:
@@ -193,7 +197,7 @@ def test_our_close_notify_is_heard_and_may_come_twice(tls_line: Line) -> None:
     tls_line.channel.close_notify()
     tls_line.channel.close_notify()
     assert eventually(tls_line.heard, 5) == b"last words"
-    assert tls_line.client.ending
+    assert tls_line.client.is_ending
     data, expected = message(1, 1000)
     tls_line.say(data)
     assert facts(until(tls_line, 2)) == expected

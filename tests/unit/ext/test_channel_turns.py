@@ -34,7 +34,7 @@ def turn(line: Line) -> int:
     return count
 
 
-@pytest.mark.parametrize("kind", ["plain", "records", "pump"])
+@pytest.mark.parametrize("kind", ["plain", "tls"])
 def test_much_at_once_is_taken_in_turns_and_nothing_is_lost_when_others_use_the_window(
     kind: str, lines: MakeLine
 ) -> None:
@@ -75,7 +75,7 @@ def test_what_was_put_off_is_forgotten_with_the_connection(lines: MakeLine) -> N
     assert turn(flood) == 0
 
 
-@pytest.mark.parametrize("kind", ["plain", "records", "pump"])
+@pytest.mark.parametrize("kind", ["plain", "tls"])
 def test_a_finished_pdu_or_much_of_one_is_progress_and_bytes_alone_are_not(
     kind: str, lines: MakeLine
 ) -> None:

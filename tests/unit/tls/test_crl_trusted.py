@@ -1,6 +1,5 @@
 """Revocation of what stands in `trusted`, where OpenSSL looks up nothing; lists that can be of no use."""
 
-import ssl
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -9,6 +8,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from ingest.checks.tls import due
 from ingest.config.model import TLS
+from ingest.ext.tls_context import TLS_1_2, TLS_1_3
 from ingest.tls import revocation
 from ingest.tls.contexts import client_context, server_context
 from ingest.tls.keys import pairs
@@ -187,7 +187,7 @@ def test_what_is_trusted_needs_no_list_that_can_be_used(chain, tmp_path, trustin
         ("root middle", "", "low", NO_LIST),
     ],
 )
-@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
+@pytest.mark.parametrize("version", [TLS_1_2, TLS_1_3])
 @pytest.mark.parametrize("listed", ["root", "root middle", "root low"])
 def test_what_was_sent_behind_a_trusted_certificate_needs_no_list(
     chain, tmp_path, trusting, trusted, revoked, who, code, version, listed
@@ -200,7 +200,7 @@ def test_what_was_sent_behind_a_trusted_certificate_needs_no_list(
     (path,) = tls.crl
     path.write_bytes(b"".join(each.public_bytes(Encoding.PEM) for each in lists))
     client = chain.caller(who)
-    client.maximum_version = version
+    client.set_versions(TLS_1_2, version)
     assert refusal(server_context(tls), client) == code
 
 

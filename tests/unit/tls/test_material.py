@@ -191,20 +191,15 @@ def test_key_store_shows_peers_its_own_chain_in_order_and_nothing_else_in_it(key
 
 
 @pytest.mark.parametrize(
-    ("form", "loads"),
-    [
-        ("PKCS#12 RSA", 1),
-        ("PKCS#8 encrypted RSA", 1),
-        ("DER, PKCS#8 encrypted", 1),
-        ("PKCS#8 encrypted with MD5 and DES", 2),
-    ],
+    "form",
+    ["PKCS#12 RSA", "PKCS#8 encrypted RSA", "DER, PKCS#8 encrypted", "PKCS#8 encrypted with MD5 and DES"],
 )
-def test_decrypted_key_is_in_memory_only(keys, form, loads, tmp_path, monkeypatch):
-    """No file is made or written: OpenSSL gets paths of memory alone."""
+def test_decrypted_key_is_in_memory_only(keys, form, tmp_path, monkeypatch):
+    """No file is made or written: OpenSSL gets the bytes."""
     tls = TLS(**FORMS[form](keys), trusted=(keys["root.crt"],))
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     before = {path: path.stat().st_mtime_ns for path in keys.folder.iterdir()}
-    given, written, watching = [], [], True
+    written, watching = [], True
 
     def audit(event, arguments):
         writing = os.O_WRONLY | os.O_RDWR | os.O_CREAT
@@ -212,21 +207,11 @@ def test_decrypted_key_is_in_memory_only(keys, form, loads, tmp_path, monkeypatc
             written.append(arguments[0])
 
     sys.addaudithook(audit)
-    real = ssl.SSLContext.load_cert_chain
-
-    def spy(self, *arguments):
-        given.extend(arguments[:2])
-        for path in arguments[:2]:
-            assert os.readlink(path).startswith("/memfd:")
-        return real(self, *arguments)
-
-    monkeypatch.setattr(ssl.SSLContext, "load_cert_chain", spy)
     try:
         server_context(tls)
         client_context(tls)
     finally:
         watching = False
-    assert len(given) == 4 * loads
     assert written == []
     assert list(tmp_path.iterdir()) == []
     assert {path: path.stat().st_mtime_ns for path in keys.folder.iterdir()} == before

@@ -13,11 +13,10 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from ingest.config.model import TLS
-from ingest.ext import tls_offered
+from ingest.ext.tls_connection import BufferedConnection
 from ingest.requestor import failures
 from ingest.tls.contexts import client_context, server_context
 from ingest.tls.keys import pairs
-from ingest.tls.pump import Pump
 from ingest.tls.rejection import REMEDIES, refused_certificate
 
 
@@ -95,45 +94,45 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
     return Place(tmp_path_factory.mktemp("place"))
 
 
-def shake(ours: Pump, theirs: Pump) -> ssl.SSLCertVerificationError | None:
+def shake(ours: BufferedConnection, theirs: BufferedConnection) -> ssl.SSLCertVerificationError | None:
     """What our side says of the other's certificate."""
     try:
         for _ in range(6):
             for source, target in ((theirs, ours), (ours, theirs)):
                 try:
-                    source.handshake()
+                    source.shake_hands()
                 except ssl.SSLError as error:
                     if source is ours:
                         raise
                     raise AssertionError(f"the other side failed first: {error}") from error
-                target.feed(memoryview(source.output()))
+                target.feed(source.output())
     except ssl.SSLCertVerificationError as error:
         return error
     return None
 
 
-def pumps(place: Place, role: str, name: str) -> tuple[Pump, Pump]:
+def pair(place: Place, role: str, name: str) -> tuple[BufferedConnection, BufferedConnection]:
     """Ours in a role, and that of somebody with this certificate."""
     ours, theirs = place.tls("node"), place.tls(name, peer_certificate="none")
     if role == "server":
-        return Pump(server_context(ours)), Pump(
-            client_context(theirs), server_side=False, server_hostname="h"
-        )
-    return Pump(client_context(ours), server_side=False, server_hostname="h"), Pump(server_context(theirs))
+        contexts = server_context(ours), client_context(theirs)
+    else:
+        contexts = client_context(ours), server_context(theirs)
+    return BufferedConnection(contexts[0]), BufferedConnection(contexts[1])
 
 
 @pytest.mark.parametrize("role", ["server", "client"])
 @pytest.mark.parametrize("code", [10, 18, 19, 20, 26])
 def test_a_refused_certificate_is_told_with_a_remedy(place: Place, role: str, code: int) -> None:
     name = f"26-{role}" if code == 26 else str(code)
-    ours, theirs = pumps(place, role, name)
+    ours, theirs = pair(place, role, name)
     error = shake(ours, theirs)
     assert error is not None
     assert error.verify_code == code
     der = place.der(name)
-    assert tls_offered.offered(ours.connection) == der
+    assert ours.refused_certificate() == der
     subject = x509.load_der_x509_certificate(der).subject.rfc4514_string()
-    told = refused_certificate(ours.connection)
+    told = refused_certificate(ours)
     assert told == {"subject": subject, "fingerprint": hashlib.sha256(der).hexdigest()}
     said = failures.describe_error(error, in_handshake=True, refused=told)
     assert subject in said
@@ -143,27 +142,19 @@ def test_a_refused_certificate_is_told_with_a_remedy(place: Place, role: str, co
 
 def test_a_certificate_that_is_let_in_is_not_told_as_refused(place: Place) -> None:
     for role in ("server", "client"):
-        ours, theirs = pumps(place, role, "node")
+        ours, theirs = pair(place, role, "node")
         assert shake(ours, theirs) is None
         assert ours.established
-        assert ours.peer_chain()
-        assert refused_certificate(ours.connection) == {}
+        assert ours.verified_chain()
+        assert refused_certificate(ours) == {}
 
 
 def test_a_subject_that_its_holder_made_odd_is_cut_and_made_printable(place: Place) -> None:
-    ours, theirs = pumps(place, "server", "odd")
+    ours, theirs = pair(place, "server", "odd")
     assert shake(ours, theirs) is not None
-    told = refused_certificate(ours.connection)["subject"]
+    told = refused_certificate(ours)["subject"]
     assert len(told) <= 256
     assert told.isprintable()
-
-
-def test_a_context_that_keeps_nothing_tells_nothing(place: Place) -> None:
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.check_hostname = False
-    ours = Pump(context, server_side=False, server_hostname="h")
-    assert shake(ours, Pump(server_context(place.tls("18", peer_certificate="none")))) is not None
-    assert refused_certificate(ours.connection) == {}
 
 
 def test_connections_in_many_threads_each_tell_their_own(place: Place) -> None:
@@ -172,9 +163,9 @@ def test_connections_in_many_threads_each_tell_their_own(place: Place) -> None:
 
     def refuse(name: str) -> None:
         for _ in range(20):
-            ours, theirs = pumps(place, "server", name)
+            ours, theirs = pair(place, "server", name)
             shake(ours, theirs)
-            if tls_offered.offered(ours.connection) != place.der(name):
+            if ours.refused_certificate() != place.der(name):
                 wrong.append(name)
 
     running = [threading.Thread(target=refuse, args=(name,)) for name in names]
@@ -195,9 +186,9 @@ def test_refused_certificates_go_with_their_connections(place: Place) -> None:
 
     def refuse(count: int) -> None:
         for _ in range(count):
-            ours = Pump(context)
-            shake(ours, Pump(other, server_side=False, server_hostname="h"))
-            assert tls_offered.offered(ours.connection)
+            ours = BufferedConnection(context)
+            shake(ours, BufferedConnection(other))
+            assert ours.refused_certificate()
 
     refuse(50)
     before = resident_kib()

@@ -1,7 +1,7 @@
 """TLS contexts of both roles, shaking hands with each other and with certificates as others make them."""
 
-import contextlib
 import shutil
+import socket
 import ssl
 import subprocess
 from datetime import UTC, datetime, timedelta
@@ -14,10 +14,12 @@ from cryptography.x509.oid import NameOID
 
 from ingest.config.model import TLS, Config
 from ingest.errors import ConfigError
-from ingest.ext import tls_settings
+from ingest.ext.tls_connection import BufferedConnection
+from ingest.ext.tls_context import TLS_1_0, TLS_1_1, TLS_1_2, TLS_1_3
 from ingest.tls.contexts import client_context, contexts, server_context
 from ingest.tls.keys import pairs
 from ingest.tls.profiles import PROFILES
+from tests.support.tls_peers import SSLConnection, ssl_client_context
 
 PAST = datetime.now(UTC) - timedelta(days=30)
 
@@ -60,20 +62,15 @@ def site(tmp_path_factory):
 
 def shake(server, client, name=None):
     """Shake hands over memory; the two ends, or the first error of the server, else of the client."""
-    to_server, to_client = ssl.MemoryBIO(), ssl.MemoryBIO()
-    ends = [
-        server.wrap_bio(to_server, to_client, server_side=True),
-        client.wrap_bio(to_client, to_server, server_hostname=name),
-    ]
+    ends = [BufferedConnection(server), BufferedConnection(client, name)]
     errors = {}
     for _ in range(8):
-        for end in ends:
+        for end, other in (ends, ends[::-1]):
             try:
-                end.do_handshake()
-            except ssl.SSLWantReadError:
-                pass
+                end.shake_hands()
             except ssl.SSLError as error:
                 errors.setdefault(end is ends[0], error)
+            other.feed(end.output())
     if errors:
         raise errors.get(True) or errors[False]
     return ends
@@ -83,15 +80,15 @@ def settings(site, pair, **changes):
     return TLS(**{**pair, "trusted": (site.trusted,), **changes})
 
 
-@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
+@pytest.mark.parametrize("version", [TLS_1_2, TLS_1_3])
 @pytest.mark.parametrize("who", ["scu", "signed"])
 def test_trusted_pairs_shake_hands_and_know_each_other(site, version, who):
     client = client_context(settings(site, getattr(site, who)))
-    client.maximum_version = version
+    client.set_versions(TLS_1_2, version)
     server, end = shake(server_context(settings(site, site.scp)), client)
-    assert end.version() == {ssl.TLSVersion.TLSv1_2: "TLSv1.2", ssl.TLSVersion.TLSv1_3: "TLSv1.3"}[version]
-    assert server.getpeercert(True) == ssl.PEM_cert_to_DER_cert(getattr(site, who)["certificate"].read_text())
-    assert server.compression() is None
+    assert end.version() == {TLS_1_2: "TLSv1.2", TLS_1_3: "TLSv1.3"}[version]
+    expected = ssl.PEM_cert_to_DER_cert(getattr(site, who)["certificate"].read_text())
+    assert server.peer_certificate() == expected
 
 
 def test_certificate_of_nobody_is_refused_with_its_verify_code(site):
@@ -119,7 +116,7 @@ def test_anonymous_client_is_let_in_unless_certificates_are_required(site, rule)
         with pytest.raises(ssl.SSLError, match="PEER_DID_NOT_RETURN_A_CERTIFICATE"):
             shake(server, client)
     else:
-        assert shake(server, client)[0].getpeercert(True) is None
+        assert shake(server, client)[0].peer_certificate() is None
 
 
 @pytest.mark.parametrize(("rule", "let_in"), [("optional", False), ("none", True)])
@@ -199,11 +196,10 @@ def test_bundle_may_hold_comments_in_any_encoding_and_a_certificate_twice(site, 
     shake(server, client_context(settings(site, site.scu)))
 
 
-@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1, ssl.TLSVersion.TLSv1_1])
-@pytest.mark.filterwarnings("ignore:ssl.TLSVersion:DeprecationWarning")
+@pytest.mark.parametrize("version", [TLS_1_0, TLS_1_1])
 def test_old_versions_are_refused_by_the_profile_and_possible_with_custom(site, version):
     client = client_context(settings(site, site.scu, profile="custom", minimum_version="TLSv1"))
-    client.maximum_version = version
+    client.set_versions(TLS_1_0, version)
     with pytest.raises(ssl.SSLError):
         shake(server_context(settings(site, site.scp)), client)
     old = server_context(settings(site, site.scp, profile="custom", minimum_version="TLSv1"))
@@ -212,55 +208,82 @@ def test_old_versions_are_refused_by_the_profile_and_possible_with_custom(site, 
 
 def test_profile_offers_the_ciphers_of_b12_only(site):
     for context in (server_context(settings(site, site.scp)), client_context(settings(site, site.scu))):
-        assert {c["name"] for c in context.get_ciphers() if c["protocol"] == "TLSv1.2"} == set(
-            PROFILES["rfc8996"].ciphers
-        )
-        assert context.minimum_version == ssl.TLSVersion.TLSv1_2
-        assert context.maximum_version in {ssl.TLSVersion.MAXIMUM_SUPPORTED, ssl.TLSVersion.TLSv1_3}
+        old = {suite.name for suite in context.list_ciphers() if suite.protocol == "TLSv1.2"}
+        assert old == set(PROFILES["rfc8996"].ciphers)
 
 
 def test_client_of_another_cipher_is_refused(site):
     client = client_context(settings(site, site.scu, profile="custom", ciphers="ECDHE-ECDSA-AES128-SHA"))
-    client.maximum_version = ssl.TLSVersion.TLSv1_2
+    client.set_versions(TLS_1_2, TLS_1_2)
     with pytest.raises(ssl.SSLError, match="NO_SHARED_CIPHER"):
         shake(server_context(settings(site, site.scp)), client)
 
 
 def test_custom_minimum_of_1_3_refuses_1_2(site):
     client = client_context(settings(site, site.scu))
-    client.maximum_version = ssl.TLSVersion.TLSv1_2
+    client.set_versions(TLS_1_2, TLS_1_2)
     with pytest.raises(ssl.SSLError):
         shake(server_context(settings(site, site.scp, profile="custom", minimum_version="TLSv1.3")), client)
 
 
-def test_there_are_no_tickets_no_renegotiation_no_compression(site):
-    context = server_context(settings(site, site.scp))
-    assert context.num_tickets == 0
-    for option in (ssl.OP_NO_TICKET, ssl.OP_NO_RENEGOTIATION, ssl.OP_NO_COMPRESSION):
-        assert context.options & option
-    server, client = shake(context, client_context(settings(site, site.scu)))
+def converse(server, client):
+    """Shake hands with a client of the `ssl` module."""
+    for _ in range(4):
+        client.shake_hands()
+        server.feed(client.output())
+        server.shake_hands()
+        client.feed(server.output())
+    assert server.established
+
+
+@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
+def test_there_are_no_tickets_and_no_compression(site, version):
+    context = ssl_client_context(settings(site, site.scu))
+    context.maximum_version = version
+    server, client = BufferedConnection(server_context(settings(site, site.scp))), SSLConnection(context)
+    converse(server, client)
     server.write(b"x")
-    assert client.read(1) == b"x"  # a ticket would come before it
-    assert not client.session.has_ticket
+    client.feed(server.output())
+    assert client.tls.read(1) == b"x"  # a ticket would come before it
+    assert client.tls.session is None or not client.tls.session.has_ticket
+    assert client.tls.compression() is None
 
 
 def test_session_of_tls_1_2_cannot_be_resumed_by_its_id(site):
     context = server_context(settings(site, site.scp))
-    sending = client_context(settings(site, site.scu))
+    sending = ssl_client_context(settings(site, site.scu))
     sending.maximum_version = ssl.TLSVersion.TLSv1_2
-    assert tls_settings.available(context)
-    first, client = shake(context, sending)  # OpenSSL forgets the session of one that ended badly
-    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
-    again = sending.wrap_bio(incoming, outgoing, server_hostname="localhost", session=client.session)
-    to_server, to_client = ssl.MemoryBIO(), ssl.MemoryBIO()
-    server = context.wrap_bio(to_server, to_client, server_side=True)
-    for _ in range(4):
-        for side, out, into in ((again, outgoing, to_server), (server, to_client, incoming)):
-            with contextlib.suppress(ssl.SSLWantReadError):
-                side.do_handshake()
-            into.write(out.read())
+    first = SSLConnection(sending)
+    converse(BufferedConnection(context), first)  # OpenSSL forgets the session of one that ended badly
+    again = SSLConnection(sending)
+    again.tls.session = first.tls.session
+    converse(BufferedConnection(context), again)
     assert first.version() == again.version() == "TLSv1.2"
-    assert not again.session_reused
+    assert not again.tls.session_reused
+
+
+@pytest.mark.skipif(not shutil.which("openssl"), reason="the openssl program is not installed")
+def test_renegotiation_is_refused(site):
+    server = BufferedConnection(server_context(settings(site, site.scp)))
+    files = ("-cert", site.scu["certificate"], "-key", site.scu["private_key"])
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.settimeout(10)
+        port = listener.getsockname()[1]
+        with subprocess.Popen(
+            ["openssl", "s_client", "-connect", f"127.0.0.1:{port}", "-tls1_2", *files],
+            stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+        ) as client, listener.accept()[0] as sock:  # fmt: skip
+            sock.settimeout(10)
+            while not server.established:
+                server.feed(sock.recv(65536))
+                server.shake_hands()
+                sock.sendall(server.output())
+            client.stdin.write(b"R\n")  # of s_client: renegotiate
+            client.stdin.flush()
+            server.feed(sock.recv(65536))
+            assert server.read_into(memoryview(bytearray(65536))) == 0
+            sock.sendall(server.output())
+            assert b"no renegotiation" in client.communicate(timeout=10)[1]
 
 
 def test_session_keys_are_never_logged(site, tmp_path, monkeypatch):
@@ -269,8 +292,11 @@ def test_session_keys_are_never_logged(site, tmp_path, monkeypatch):
     assert not (tmp_path / "keys").exists()
 
 
-def test_public_authorities_are_not_trusted(site):
-    assert client_context(settings(site, {}, peer_certificate="none", trusted=())).get_ca_certs() == []
+def test_public_authorities_are_not_trusted(site, monkeypatch):
+    monkeypatch.setenv("SSL_CERT_FILE", str(site.trusted))  # OpenSSL's own place for them
+    server = server_context(settings(site, site.scp))
+    with pytest.raises(ssl.SSLError):
+        shake(server, client_context(settings(site, site.scu, trusted=(site.expired["certificate"],))))
 
 
 def test_encrypted_key_is_opened_with_its_password_file(site, tmp_path):

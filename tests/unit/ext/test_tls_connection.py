@@ -1,4 +1,4 @@
-"""The TLS pump against OpenSSL's own client over buffers: handshake, alerts, records, the end."""
+"""TLS connections over buffers against those of `ssl`: handshake, alerts, records, the end."""
 
 import os
 import ssl
@@ -8,28 +8,35 @@ from pathlib import Path
 import pytest
 from cryptography.hazmat.primitives.serialization import Encoding
 
+from ingest.ext.tls_connection import RECORD_BYTES as RECORD
+from ingest.ext.tls_connection import BufferedConnection
 from ingest.tls.contexts import client_context, server_context
 from ingest.tls.keys import pairs
-from ingest.tls.pump import RECORD, Pump
 from tests.support.pki import Material
+from tests.support.tls_peers import SSLConnection, ssl_client_context
 
 WINDOW = 256 * 1024
 
+Connection = SSLConnection | BufferedConnection
+MakePair = Callable[..., tuple[SSLConnection, BufferedConnection]]
+
 
 @pytest.fixture
-def pumps(material: Material) -> Callable[..., tuple[Pump, Pump]]:
+def make_pair(material: Material) -> MakePair:
     """Makes a client and a server, by the names of their certificates."""
 
-    def make(client: str = "peer", server: str = "node", **changes: object) -> tuple[Pump, Pump]:
+    def make(
+        client: str = "peer", server: str = "node", **changes: object
+    ) -> tuple[SSLConnection, BufferedConnection]:
         return (
-            Pump(client_context(material.tls(client)), server_side=False, server_hostname="localhost"),
-            Pump(server_context(material.tls(server, **changes))),
+            SSLConnection(ssl_client_context(material.tls(client)), server_hostname="localhost"),
+            BufferedConnection(server_context(material.tls(server, **changes))),
         )
 
     return make
 
 
-def carry(source: Pump, target: Pump, size: int = 1 << 20) -> int:
+def carry(source: Connection, target: Connection, size: int = 1 << 20) -> int:
     """Move what `source` has to say, at most `size` bytes at a time; returns how many bytes."""
     output = source.output()
     for start in range(0, len(output), size):
@@ -37,29 +44,27 @@ def carry(source: Pump, target: Pump, size: int = 1 << 20) -> int:
     return len(output)
 
 
-def shake_hands(client: Pump, server: Pump) -> None:
+def shake_hands(client: Connection, server: Connection) -> None:
     for _ in range(10):
-        client.handshake()
+        client.shake_hands()
         carry(client, server)
-        server.handshake()
+        server.shake_hands()
         carry(server, client)
         if client.established and server.established:
             return
     raise AssertionError("no end of the handshake")
 
 
-def read_all(pump: Pump, window: int = WINDOW) -> bytes:
+def read_all(connection: Connection, window: int = WINDOW) -> bytes:
     buffer, got = memoryview(bytearray(window)), b""
-    while (count := pump.read_into(buffer)) > 0:
+    while (count := connection.read_into(buffer)) > 0:
         got += bytes(buffer[:count])
     return got
 
 
-def test_handshake_ends_with_both_sides_knowing_each_other(
-    pumps: Callable[..., tuple[Pump, Pump]], material: Material
-) -> None:
-    client, server = pumps()
-    assert not server.handshake(), "nothing has come yet"
+def test_handshake_ends_with_both_sides_knowing_each_other(make_pair: MakePair, material: Material) -> None:
+    client, server = make_pair()
+    assert not server.shake_hands(), "nothing has come yet"
     assert not server.established
     shake_hands(client, server)
     assert client.version() == server.version() == "TLSv1.3"
@@ -67,26 +72,24 @@ def test_handshake_ends_with_both_sides_knowing_each_other(
     assert server.peer_certificate() == expected
 
 
-def test_handshake_cut_into_single_bytes_is_the_same(pumps: Callable[..., tuple[Pump, Pump]]) -> None:
-    client, server = pumps()
-    client.handshake()
+def test_handshake_cut_into_single_bytes_is_the_same(make_pair: MakePair) -> None:
+    client, server = make_pair()
+    client.shake_hands()
     hello = client.output()
     for position in range(len(hello)):
         assert server.output() == b""
         server.feed(memoryview(hello)[position : position + 1])
-        assert not server.handshake()
+        assert not server.shake_hands()
     shake_hands(client, server)
 
 
 def test_optional_peer_without_a_certificate_has_none(material: Material) -> None:
-    context = client_context(material.tls("peer"))
     anonymous = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     anonymous.load_verify_locations(material.trusted)
-    client = Pump(anonymous, server_side=False, server_hostname="localhost")
-    server = Pump(server_context(material.tls("node", peer_certificate="optional")))
+    client = SSLConnection(anonymous, server_hostname="localhost")
+    server = BufferedConnection(server_context(material.tls("node", peer_certificate="optional")))
     shake_hands(client, server)
     assert server.peer_certificate() is None
-    assert context.verify_mode is ssl.CERT_REQUIRED
 
 
 @pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
@@ -106,59 +109,62 @@ def test_chain_of_the_peer_ends_with_what_is_trusted_whatever_it_sends(
     context.load_verify_locations(material.trusted)
     context.load_cert_chain(tmp_path / "leaf.crt", tmp_path / "leaf.key")
     context.maximum_version = version
-    client, server = Pump(context, server_side=False, server_hostname="localhost"), Pump(server_context(tls))
-    assert server.peer_chain() == []
+    client, server = (
+        SSLConnection(context, server_hostname="localhost"),
+        BufferedConnection(server_context(tls)),
+    )
+    assert server.verified_chain() == []
     shake_hands(client, server)
     expected = [leaf] if trusted == "leaf" else [leaf, root]
-    assert server.peer_chain() == [pair.certificate.public_bytes(Encoding.DER) for pair in expected]
+    assert server.verified_chain() == [pair.certificate.public_bytes(Encoding.DER) for pair in expected]
 
 
 def test_what_was_not_verified_has_no_chain(material: Material) -> None:
     context = client_context(material.tls("peer", peer_certificate="none"))
-    client, server = Pump(context, server_side=False), Pump(server_context(material.tls("node")))
+    client, server = BufferedConnection(context), BufferedConnection(server_context(material.tls("node")))
     shake_hands(client, server)
     assert client.peer_certificate()
-    assert client.peer_chain() == []
+    assert client.verified_chain() == []
 
 
 @pytest.mark.parametrize("name", ["stranger", "expired", None])
 def test_a_certificate_that_is_not_good_gets_an_alert_before_the_end(
-    name: str | None, pumps: Callable[..., tuple[Pump, Pump]], material: Material
+    name: str | None, make_pair: MakePair, material: Material
 ) -> None:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.load_verify_locations(material.trusted)
     if name:
         context.load_cert_chain(material.certificate(name), material.key(name))
-    client = Pump(context, server_side=False, server_hostname="localhost")
-    _, server = pumps()
-    client.handshake()
+    client = SSLConnection(context, server_hostname="localhost")
+    _, server = make_pair()
+    client.shake_hands()
     carry(client, server)
-    assert not server.handshake()
+    assert not server.shake_hands()
     carry(server, client)
-    assert client.handshake()  # with TLS 1.3 the client is done before it is judged
+    assert client.shake_hands()  # with TLS 1.3 the client is done before it is judged
     carry(client, server)
     with pytest.raises(ssl.SSLError):
-        server.handshake()
+        server.shake_hands()
     assert not server.established
     assert carry(server, client) > 0, "the alert"
     with pytest.raises(ssl.SSLError, match="ALERT"):
         client.read_into(memoryview(bytearray(WINDOW)))
 
 
-def test_an_untrusting_client_is_heard(pumps: Callable[..., tuple[Pump, Pump]], material: Material) -> None:
+def test_an_untrusting_client_is_heard(make_pair: MakePair, material: Material) -> None:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.load_verify_locations(material.certificate("remote"))
-    client, (_, server) = Pump(context, server_side=False, server_hostname="localhost"), pumps()
-    client.handshake()
+    client, (_, server) = SSLConnection(context, server_hostname="localhost"), make_pair()
+    client.shake_hands()
     carry(client, server)
-    server.handshake()
+    server.shake_hands()
     carry(server, client)
     with pytest.raises(ssl.SSLCertVerificationError) as caught:
-        client.handshake()
+        client.shake_hands()
     assert caught.value.verify_code
     carry(client, server)
     with pytest.raises(ssl.SSLError, match="UNKNOWN_CA"):
-        server.handshake()
+        server.shake_hands()
 
 
 @pytest.mark.parametrize(
@@ -171,13 +177,11 @@ def test_an_untrusting_client_is_heard(pumps: Callable[..., tuple[Pump, Pump]], 
     ],
     ids=["dicom", "http", "broken hello", "noise"],
 )
-def test_what_is_not_tls_is_an_error_and_never_more(
-    said: bytes, pumps: Callable[..., tuple[Pump, Pump]]
-) -> None:
-    _, server = pumps()
+def test_what_is_not_tls_is_an_error_and_never_more(said: bytes, make_pair: MakePair) -> None:
+    _, server = make_pair()
     server.feed(memoryview(said))
     try:
-        assert not server.handshake()  # some of it may be the beginning of something
+        assert not server.shake_hands()  # some of it may be the beginning of something
     except ssl.SSLError:
         assert not server.established
 
@@ -185,8 +189,8 @@ def test_what_is_not_tls_is_an_error_and_never_more(
 # --- data
 
 
-def test_one_read_takes_several_records(pumps: Callable[..., tuple[Pump, Pump]]) -> None:
-    client, server = pumps()
+def test_one_read_takes_several_records(make_pair: MakePair) -> None:
+    client, server = make_pair()
     shake_hands(client, server)
     pieces = [os.urandom(1000) for _ in range(20)]
     for piece in pieces:
@@ -200,10 +204,8 @@ def test_one_read_takes_several_records(pumps: Callable[..., tuple[Pump, Pump]])
 
 @pytest.mark.parametrize("window", [RECORD, RECORD + 1, 3 * RECORD - 1, WINDOW])
 @pytest.mark.parametrize("cut", [1 << 20, 1, 4093])
-def test_every_byte_arrives_once_however_it_is_cut(
-    window: int, cut: int, pumps: Callable[..., tuple[Pump, Pump]]
-) -> None:
-    client, server = pumps()
+def test_every_byte_arrives_once_however_it_is_cut(window: int, cut: int, make_pair: MakePair) -> None:
+    client, server = make_pair()
     shake_hands(client, server)
     data = os.urandom(30_000 if cut == 1 else 300_000)
     client.write(data)
@@ -211,8 +213,8 @@ def test_every_byte_arrives_once_however_it_is_cut(
     assert read_all(server, window) == data
 
 
-def test_a_record_that_is_not_complete_is_waited_for(pumps: Callable[..., tuple[Pump, Pump]]) -> None:
-    client, server = pumps()
+def test_a_record_that_is_not_complete_is_waited_for(make_pair: MakePair) -> None:
+    client, server = make_pair()
     shake_hands(client, server)
     client.write(b"whole")
     client.write(b"cut")
@@ -223,8 +225,8 @@ def test_a_record_that_is_not_complete_is_waited_for(pumps: Callable[..., tuple[
     assert read_all(server) == b"cut"
 
 
-def test_what_fits_in_one_record_is_one_record(pumps: Callable[..., tuple[Pump, Pump]]) -> None:
-    client, server = pumps()
+def test_what_fits_in_one_record_is_one_record(make_pair: MakePair) -> None:
+    client, server = make_pair()
     shake_hands(client, server)
     server.output()
     server.write(b"x" * RECORD)
@@ -233,32 +235,32 @@ def test_what_fits_in_one_record_is_one_record(pumps: Callable[..., tuple[Pump, 
     assert int.from_bytes(output[3:5], "big") == len(output) - 5
 
 
-def test_a_forged_record_is_an_error(pumps: Callable[..., tuple[Pump, Pump]]) -> None:
-    client, server = pumps()
+def test_a_forged_record_is_an_error(make_pair: MakePair) -> None:
+    client, server = make_pair()
     shake_hands(client, server)
     client.write(b"genuine")
     forged = bytearray(client.output())
     forged[-1] ^= 1
-    server.feed(memoryview(forged))
+    server.feed(forged)
     with pytest.raises(ssl.SSLError):
         server.read_into(memoryview(bytearray(WINDOW)))
     assert server.output(), "the alert"
 
 
 def test_what_came_before_a_forged_record_is_read_before_the_error(
-    pumps: Callable[..., tuple[Pump, Pump]],
+    make_pair: MakePair,
 ) -> None:
-    client, server = pumps()
+    client, server = make_pair()
     shake_hands(client, server)
     client.write(b"genuine")
     carry(client, server)
     client.write(b"forged")
     forged = bytearray(client.output())
     forged[-1] ^= 1
-    server.feed(memoryview(forged))
+    server.feed(forged)
     window = memoryview(bytearray(WINDOW))
     assert bytes(window[: server.read_into(window)]) == b"genuine"
-    assert server.ending
+    assert server.is_ending
     for _ in range(2):
         with pytest.raises(ssl.SSLError) as caught:
             server.read_into(window)
@@ -266,26 +268,11 @@ def test_what_came_before_a_forged_record_is_read_before_the_error(
         assert caught.value.reason in {"DECRYPTION_FAILED_OR_BAD_RECORD_MAC", "RECORD_LAYER_FAILURE"}
 
 
-def test_hand_over_gives_the_connection_and_what_it_has_not_looked_at(
-    pumps: Callable[..., tuple[Pump, Pump]],
-) -> None:
-    client, server = pumps()
-    shake_hands(client, server)
-    client.write(b"whole")
-    client.write(b"cut")
-    ciphertext = client.output()
-    server.feed(memoryview(ciphertext)[:-1])
-    connection, leftover = server.hand_over()
-    assert connection is server.connection
-    assert leftover == ciphertext[:-1]
-    assert server.hand_over()[1] == b""
-
-
 # --- the end
 
 
-def test_close_notify_comes_after_the_data_before_it(pumps: Callable[..., tuple[Pump, Pump]]) -> None:
-    client, server = pumps()
+def test_close_notify_comes_after_the_data_before_it(make_pair: MakePair) -> None:
+    client, server = make_pair()
     shake_hands(client, server)
     client.write(b"last words")
     client.close_notify()
@@ -293,13 +280,13 @@ def test_close_notify_comes_after_the_data_before_it(pumps: Callable[..., tuple[
     window = memoryview(bytearray(WINDOW))
     count = server.read_into(window)
     assert bytes(window[:count]) == b"last words"
-    assert server.ending
+    assert server.is_ending
     assert server.read_into(window) == -1
     assert server.read_into(window) == -1
 
 
-def test_the_answer_to_a_close_notify_may_still_be_sent(pumps: Callable[..., tuple[Pump, Pump]]) -> None:
-    client, server = pumps()
+def test_the_answer_to_a_close_notify_may_still_be_sent(make_pair: MakePair) -> None:
+    client, server = make_pair()
     shake_hands(client, server)
     client.close_notify()
     carry(client, server)
@@ -310,8 +297,8 @@ def test_the_answer_to_a_close_notify_may_still_be_sent(pumps: Callable[..., tup
     assert read_all(client) == b"answer"
 
 
-def test_close_notify_waits_for_nobody_and_may_come_twice(pumps: Callable[..., tuple[Pump, Pump]]) -> None:
-    client, server = pumps()
+def test_close_notify_waits_for_nobody_and_may_come_twice(make_pair: MakePair) -> None:
+    client, server = make_pair()
     shake_hands(client, server)
     server.output()
     server.close_notify()
@@ -320,28 +307,16 @@ def test_close_notify_waits_for_nobody_and_may_come_twice(pumps: Callable[..., t
     assert server.output() == b""
 
 
-def test_close_notify_before_the_handshake_is_harmless(pumps: Callable[..., tuple[Pump, Pump]]) -> None:
-    _, server = pumps()
+def test_close_notify_before_the_handshake_is_harmless(make_pair: MakePair) -> None:
+    _, server = make_pair()
     server.close_notify()
 
 
-def test_a_network_that_ends_without_close_notify_is_an_error(
-    pumps: Callable[..., tuple[Pump, Pump]],
-) -> None:
-    client, server = pumps()
-    shake_hands(client, server)
-    client.write(b"cut short")
-    carry(client, server)
-    server.feed_eof()
-    with pytest.raises(ssl.SSLError):
-        read_all(server)
-
-
-def test_no_session_can_be_resumed(pumps: Callable[..., tuple[Pump, Pump]]) -> None:
-    client, server = pumps()
+def test_no_session_can_be_resumed(make_pair: MakePair) -> None:
+    client, server = make_pair()
     shake_hands(client, server)
     server.write(b"x")
     carry(server, client)
     assert read_all(client) == b"x"
-    session = client._tls.session
+    session = client.tls.session
     assert session is None or not session.has_ticket

@@ -1,5 +1,0 @@
-import ssl
-
-__all__ = ["available"]
-
-def available(connection: ssl.SSLObject) -> bool: ...

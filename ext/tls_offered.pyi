@@ -1,6 +1,0 @@
-import ssl
-
-__all__ = ["keep_refused", "offered"]
-
-def keep_refused(context: ssl.SSLContext) -> bool: ...
-def offered(connection: ssl.SSLObject | ssl.SSLSocket) -> bytes | None: ...

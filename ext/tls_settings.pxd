@@ -1,1 +1,0 @@
-cdef void *context_of(object context) except? NULL
