@@ -33,7 +33,7 @@ from ingest.errors import PeerError
 from ingest.filesystem.folder_identity import read_ledger_mark, require_store, write_ledger_mark
 from ingest.ledger import InstanceState, Ledger, NewInstance, Outcome
 from ingest.ledger.records import Instance
-from ingest.ledger.store_agreement import ALARM, doubt
+from ingest.ledger.store_agreement import ALARM, find_disagreement
 from ingest.ledger.store_folders import QUARANTINE, STORE
 from ingest.routing.node_router import NodeRouter
 from ingest.routing.router import RoutingDecision
@@ -149,7 +149,7 @@ def verify_ledger(config: Config, *, reads: bool, as_json: bool) -> int:
                 _find_files_without_row(ledger, kind, root, chunk, differences)
                 progress(f"{differences.files} files looked at")
         _compare_rows(config, ledger, differences, reads=reads, progress=progress)
-        cause = doubt(config.store_root, ledger)
+        cause = find_disagreement(config.store_root, ledger)
     console = Console(highlight=False, soft_wrap=True)
     if as_json:
         console.print(json.dumps({**asdict(differences), "doubt": cause}), markup=False)

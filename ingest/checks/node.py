@@ -291,7 +291,7 @@ def _agreement(config: Config) -> Iterator[Fault]:
     if read_ledger_mark(config.store_root) is None:
         return
     with contextlib.suppress(IngestError), contextlib.closing(Ledger(config.ledger_url)) as ledger:
-        if cause := store_agreement.doubt(config.store_root, ledger):
+        if cause := store_agreement.find_disagreement(config.store_root, ledger):
             yield Fault("ledger.url", cause, store_agreement.REMEDY)
 
 

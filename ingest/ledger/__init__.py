@@ -1,4 +1,4 @@
-"""The ledger: what every instance and every delivery is, durably, in SQL."""
+"""The ledger: the durable state of every instance and every delivery, in SQL."""
 
 from ingest.ledger.circuits import Circuit, CircuitState
 from ingest.ledger.instances import StoreKeys

@@ -1,4 +1,4 @@
-"""Deliveries of what is stored already: a destination that a person names gets it, whenever it came."""
+"""Backfill: creates deliveries to a destination for instances that are stored already."""
 
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -12,19 +12,19 @@ from ingest.ledger.database import Database
 from ingest.ledger.index import InstanceFilter
 from ingest.ledger.records import DeliveryState, InstanceState
 from ingest.ledger.schema import deliveries, instances
-from ingest.ledger.variants import accepted_already
+from ingest.ledger.variants import find_accepted
 
 CHUNK: Final = 1000
-"""Deliveries made in one transaction: a running node waits for each on SQLite."""
+"""Deliveries created in one transaction. On SQLite a running node waits for each of these transactions."""
 
 SPAN: Final = 50_000
-"""Rows of `instances` that one query looks at, where no index tells which are meant."""
+"""Rows of `instances` that one query reads if no index selects the matching ones."""
 
-# Not the bare column: SQLite would go by its index, and read nearly all rows there are.
+# The concatenation keeps SQLite from the index of `state`, which would read nearly all rows.
 _IS_KEPT: Final = instances.c.state.concat("").in_((InstanceState.STORED.value, InstanceState.VARIANT.value))
 _IDS: Final = instances.c.id.in_(bindparam("ids", expanding=True))
 _NEWEST: Final = select(func.max(instances.c.id))
-# PostgreSQL only: retention, which locks these rows as well, removes none of them meanwhile.
+# PostgreSQL: retention locks these rows too, so it removes none of them meanwhile.
 _LOCK: Final = select(instances.c.id).where(_IDS).order_by(instances.c.id).with_for_update()
 _NEW: Final = {
     "instance_id": instances.c.id,
@@ -35,7 +35,7 @@ _NEW: Final = {
     "created_at": bindparam("now"),
     "updated_at": bindparam("now"),
 }
-_MAKE: Final = {
+_CREATE: Final = {
     name: insert(deliveries)
     .from_select(list(_NEW), select(*_NEW.values()).where(_IDS, _IS_KEPT))
     .on_conflict_do_nothing()
@@ -57,7 +57,7 @@ _AGAIN: Final = (
         suspect_since=0,
         last_status=None,
         last_error=None,
-        # The age after which it is given up starts anew, too.
+        # The time until the delivery expires starts anew, too.
         created_at=bindparam("now"),
         updated_at=bindparam("now"),
     )
@@ -66,13 +66,13 @@ _AGAIN: Final = (
 
 @dataclass(slots=True)
 class BackfillCounts:
-    """What became of the instances that were meant.
+    """What became of the matching instances.
 
     Attributes:
-        new: Have a delivery now, and had none.
-        again: Were delivered, and are to be delivered again.
-        left: Had a delivery, which stays as it is, by its state. A variant counts as delivered where another
-            object of its SOP instance UID was.
+        new: Instances that had no delivery to the destination, and have one now.
+        again: Instances that were delivered, and are to be delivered again.
+        left: Deliveries that did not change, by state. A variant counts as delivered if another object of its
+            SOP instance UID was delivered.
     """
 
     new: int = 0
@@ -81,7 +81,7 @@ class BackfillCounts:
 
 
 class Backfill:
-    """Makes deliveries of what the store holds."""
+    """Creates deliveries of stored instances."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -90,39 +90,39 @@ class Backfill:
         self,
         destination: str,
         which: InstanceFilter,
-        now_ms: int,
+        unix_ms: int,
         *,
         again: bool = False,
         dry_run: bool = False,
         progress: Callable[[float], None] = lambda _: None,
     ) -> BackfillCounts:
-        """Have instances wait for a destination that has no delivery of them.
+        """Create the deliveries that a destination is missing.
 
-        What comes while this runs is left to the routes. Interrupted, the same call again does what is left.
+        Instances that arrive meanwhile are left to the routes. After an interruption the same call continues.
 
         Args:
-            destination: Its name.
-            which: Instances that are meant, of those that the store holds; its states count for nothing.
-            now_ms: The time, in Unix milliseconds.
-            again: Whether what was delivered is to be delivered again.
-            dry_run: Count only.
-            progress: Told after each step which part of the ledger was looked at, from 0 to 1.
+            destination: Name of the destination.
+            which: Conditions for the stored instances. Its states do not apply.
+            unix_ms: Current time.
+            again: Whether to deliver delivered instances again.
+            dry_run: Only count.
+            progress: Called after each step with the share of the ledger that was read, from 0 to 1.
 
         Raises:
-            LedgerError: The ledger is away; what was made so far stays.
+            LedgerError: The database is unavailable. Deliveries that were created before stay.
         """
         counts = BackfillCounts()
         with self._database.begin_read() as connection:
             newest = connection.execute(_NEWEST).scalar() or 0
-        query = _meant(destination, which)
-        # An index knows these; other filters may fit few rows of many.
+        query = _select_matching(destination, which)
+        # An index selects these. Any other filter may match few of many rows, so it reads them in spans.
         few = which.study_uid is not None or which.sop_instance_uid is not None
         last = 0
         while last < newest:
             until = newest if few else min(newest, last + SPAN)
             with self._database.begin_read() as connection:
                 rows = connection.execute(query, {"after": last, "until": until}).mappings().all()
-                missing = _missing(connection, destination, rows, counts)
+                missing = _find_missing(connection, destination, rows, counts)
             delivered = [row["id"] for row in rows if row["delivery"] == DeliveryState.DELIVERED.value]
             for row in rows:
                 if row["delivery"] and not (again and row["delivery"] == DeliveryState.DELIVERED.value):
@@ -131,33 +131,33 @@ class Backfill:
                 counts.new += len(missing)
                 counts.again += len(delivered) if again else 0
             else:
-                self._make(destination, missing, delivered if again else [], now_ms, counts)
+                self._create(destination, missing, delivered if again else [], unix_ms, counts)
             last = rows[-1]["id"] if len(rows) == CHUNK else until
             progress(last / newest)
         return counts
 
-    def _make(
+    def _create(
         self,
         destination: str,
         missing: Sequence[int],
         delivered: Sequence[int],
-        now_ms: int,
+        unix_ms: int,
         counts: BackfillCounts,
     ) -> None:
         if not missing and not delivered:
             return
-        asked = {"of": destination, "now": now_ms}
+        parameters = {"of": destination, "now": unix_ms}
         with self._database.begin_write() as connection:
             if self._database.dialect == "postgresql":
                 connection.execute(_LOCK, {"ids": sorted([*missing, *delivered])})
-            new = connection.execute(_MAKE[self._database.dialect], {**asked, "ids": missing}).all()
-            again = connection.execute(_AGAIN, {**asked, "ids": delivered}).rowcount
+            new = connection.execute(_CREATE[self._database.dialect], {**parameters, "ids": missing}).all()
+            again = connection.execute(_AGAIN, {**parameters, "ids": delivered}).rowcount
         counts.new += len(new)
         counts.again += again
 
 
-def _meant(destination: str, which: InstanceFilter) -> Select[Any]:
-    """The next of the instances that are meant, with the state of their deliveries to a destination."""
+def _select_matching(destination: str, which: InstanceFilter) -> Select[Any]:
+    """Select the next matching instances, with the states of their deliveries to a destination."""
     of_destination = and_(deliveries.c.instance_id == instances.c.id, deliveries.c.destination == destination)
     return (
         select(
@@ -171,20 +171,20 @@ def _meant(destination: str, which: InstanceFilter) -> Select[Any]:
             instances.c.id > bindparam("after"),
             instances.c.id <= bindparam("until"),
             _IS_KEPT,
-            *which.clauses(),
+            *which.build_clauses(),
         )
         .order_by(instances.c.id)
         .limit(CHUNK)
     )
 
 
-def _missing(
+def _find_missing(
     connection: Connection, destination: str, rows: Sequence[RowMapping], counts: BackfillCounts
 ) -> list[int]:
-    """Ids of the instances that a destination is to be owed; notes variants that it needs no more."""
+    """Return the ids of instances that need a delivery; count variants that the destination does not need."""
     without = [row for row in rows if row["delivery"] is None]
     variants = {row["sop_instance_uid"] for row in without if row["state"] == InstanceState.VARIANT.value}
-    accepted = accepted_already(connection, variants)
+    accepted = find_accepted(connection, variants)
     missing = []
     for row in without:
         is_variant = row["state"] == InstanceState.VARIANT.value

@@ -1,4 +1,4 @@
-"""The part of the ledger that knows circuits: whether a destination is asked at all, for all workers."""
+"""Circuits: whether workers may send to a destination. One circuit serves all workers."""
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -13,30 +13,30 @@ from ingest.ledger.schema import circuits
 
 
 class CircuitState(StrEnum):
-    """What workers do about a destination."""
+    """The state of a circuit."""
 
     CLOSED = "closed"
-    """They send."""
+    """Workers send."""
     OPEN = "open"
-    """They leave it alone until `Circuit.probe_at`."""
+    """No worker sends until `Circuit.probe_at`."""
     HALF_OPEN = "half-open"
-    """One of them asks whether it is there; from `Circuit.probe_at` on another may."""
+    """One worker probes the destination. From `Circuit.probe_at` on, another one may."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Circuit:
-    """A row of `circuits`.
+    """A row of `circuits`; times are Unix milliseconds.
 
     Attributes:
-        failures: Associations in a row that could not be made or ended early.
-        opened_at: Since when it is not closed; 0 while it is.
-        probe_at: Before this time nobody asks; 0 where that may be done at once.
-        permanent: Whether the remote said that it wants no association with us (A-ASSOCIATE-RJ, permanent).
-        last_error: Of an association, never of an instance: no patient's data.
-        last_error_at: When that was; 0 for never.
-        breaks: How many of the failures were associations that an instance broke, each another one, since the
-            remote last answered for an instance.
-        answered_at: When it first answered for an instance after such a break; 0 for never.
+        failures: Associations in a row that failed or ended early.
+        opened_at: When the circuit left the state closed; 0 while it is closed.
+        probe_at: No worker probes before this time; 0 allows a probe at once.
+        permanent: Whether the remote rejects us permanently (A-ASSOCIATE-RJ, result 1).
+        last_error: The last error of an association, never of an instance. It holds no patient data.
+        last_error_at: Time of that error; 0 for never.
+        breaks: How many of the failures were associations that different instances broke, since the remote
+            last answered a C-STORE.
+        answered_at: When the remote first answered a C-STORE after such a break; 0 for never.
     """
 
     destination: str
@@ -50,13 +50,13 @@ class Circuit:
     breaks: int = 0
     answered_at: int = 0
 
-    def is_left_alone(self, now_ms: int) -> bool:
-        """Whether nothing is sent to the destination now."""
-        return self.state is not CircuitState.CLOSED or self.probe_at > now_ms
+    def is_left_alone(self, unix_ms: int) -> bool:
+        """Whether no worker may send to the destination now."""
+        return self.state is not CircuitState.CLOSED or self.probe_at > unix_ms
 
     @property
     def reason(self) -> str:
-        """Why nothing is sent to it, in words."""
+        """Why no worker sends to the destination, as text for people."""
         what = "it refuses us" if self.permanent else f"circuit {self.state.value}"
         return f"{what}: {self.last_error}" if self.last_error else what
 
@@ -75,40 +75,36 @@ _CLOSE: Final = (
 
 
 class Circuits:
-    """Keeps one circuit for each destination."""
+    """Keeps one circuit for each destination.
+
+    Every method is one transaction. It raises LedgerError while the database is unavailable.
+    """
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
     def read_circuit(self, destination: str) -> Circuit:
-        """The circuit of a destination; closed where it never failed.
-
-        Raises:
-            LedgerError: The ledger is away.
-        """
+        """Return the circuit of a destination; a closed one if the destination never failed."""
         with self._database.begin_read() as connection:
-            return _found(connection, destination, for_update=False) or Circuit(destination=destination)
+            return _find(connection, destination, for_update=False) or Circuit(destination=destination)
 
     def change_circuit(
         self, destination: str, change: Callable[[Circuit], Circuit]
     ) -> tuple[Circuit, Circuit]:
-        """Change a circuit in one transaction; of several workers one after the other.
+        """Change a circuit in one transaction. Several workers change it one after the other.
 
         Args:
-            destination: Its name.
-            change: A pure function of what it is now; may be called on what another worker has changed.
+            destination: Name of the destination.
+            change: A pure function of the current circuit, which another worker may have changed.
 
         Returns:
-            It, before and after.
-
-        Raises:
-            LedgerError: The ledger is away.
+            The circuit before and after.
         """
         with self._database.begin_write() as connection:
-            before = _found(connection, destination, for_update=True)
+            before = _find(connection, destination, for_update=True)
             if before is None:
                 connection.execute(_INSERT[self._database.dialect], asdict(Circuit(destination=destination)))
-                before = _found(connection, destination, for_update=True) or Circuit(destination=destination)
+                before = _find(connection, destination, for_update=True) or Circuit(destination=destination)
             after = change(before)
             if after != before:
                 connection.execute(
@@ -117,11 +113,7 @@ class Circuits:
         return before, after
 
     def change_existing_circuit(self, destination: str, change: Callable[[Circuit], Circuit]) -> bool:
-        """As `change_circuit`, without a row for a destination that never failed; returns whether it changed.
-
-        Raises:
-            LedgerError: The ledger is away.
-        """
+        """Change a circuit as `change_circuit` does, but create no row for it; return whether it changed."""
         found = self.read_circuit(destination)
         if change(found) == found:
             return False
@@ -129,36 +121,29 @@ class Circuits:
         return before != after
 
     def read_circuits(self) -> dict[str, Circuit]:
-        """All circuits there are, by destination.
-
-        Raises:
-            LedgerError: The ledger is away.
-        """
+        """Return all circuits by destination."""
         with self._database.begin_read() as connection:
             return read_circuits(connection)
 
     def close_circuit(self, destination: str) -> Circuit:
-        """Have a destination asked at once, whatever it said: somebody wants its deliveries tried again.
+        """Close a circuit, whatever the remote answered: a person wants its deliveries tried at once.
 
         Returns:
-            The circuit as it was.
-
-        Raises:
-            LedgerError: The ledger is away.
+            The circuit before.
         """
         with self._database.begin_write() as connection:
-            before = _found(connection, destination, for_update=True)
+            before = _find(connection, destination, for_update=True)
             connection.execute(_CLOSE, {"of": destination})
         return before or Circuit(destination=destination)
 
 
 def read_circuits(connection: Connection) -> dict[str, Circuit]:
-    """All circuits there are, by destination."""
+    """Return all circuits by destination."""
     rows = connection.execute(select(circuits)).mappings()
     return {row["destination"]: Circuit(**{**row, "state": CircuitState(row["state"])}) for row in rows}
 
 
-def _found(connection: Connection, destination: str, *, for_update: bool) -> Circuit | None:
+def _find(connection: Connection, destination: str, *, for_update: bool) -> Circuit | None:
     query = _LOCKED if for_update else _ONE
     row = connection.execute(query, {"of": destination}).mappings().one_or_none()
     return None if row is None else Circuit(**{**row, "state": CircuitState(row["state"])})

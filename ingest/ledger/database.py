@@ -1,4 +1,4 @@
-"""How SQLite and PostgreSQL are opened, migrated and asked; where their errors become `LedgerError`."""
+"""The database of the ledger: transactions on SQLite or PostgreSQL, errors, shared clock, migration."""
 
 import contextlib
 import fcntl
@@ -29,10 +29,10 @@ from ingest.ledger.schema import SCHEMA_VERSION
 from ingest.ledger.server_address import resolve_hosts
 
 BUSY_MILLISECONDS: Final = 10_000
-"""How long a writer of SQLite waits for another."""
+"""How long a writer of SQLite waits for another writer."""
 
 MIGRATION_SECONDS: Final = 60.0
-"""How long a process waits for another that migrates."""
+"""How long a process waits for another one that migrates."""
 
 MALFORMED_REMEDY: Final = (
     "stop the node, move ledger.db, ledger.db-wal and ledger.db-shm away together, then restore a backup or "
@@ -46,36 +46,44 @@ _POSTGRESQL_WAITS: Final = {
     "keepalives_interval": 5,
     "keepalives_count": 2,
 }
-"""Parameters of libpq: a server that is cut off without a word is given up after about 20 s. Those in the
-URL go first."""
+"""Parameters of libpq. They end a connection to a server that vanished after about 20 s (INVARIANT 7).
+Parameters in the URL take precedence.
+"""
 
 CLOCK_SECONDS: Final = 5.0
-"""How long the database's clock is not looked at again."""
+"""How long a reading of the server's clock is used."""
 
 _SERVER_CLOCK: Final = sqlalchemy.text("SELECT (extract(epoch FROM clock_timestamp()) * 1000)::bigint")
 
 _READ_ONLY: Final = sqlalchemy.text("SHOW transaction_read_only")
 
 _MIGRATION_LOCK: Final = 0x1D1C0
-"""Key of PostgreSQL's advisory lock that one migrating process holds."""
+"""Key of the advisory lock of PostgreSQL that a migrating process holds."""
 
 _SCHEMA_AWAY: Final = frozenset({"3F000", "42501", "42P01", "42703", "26000", "42P05"})
-"""SQLSTATEs of programming errors that are no fault of a row. The tables are gone, are others, or are not
-ours to use: invalid schema name, insufficient privilege, undefined table, undefined column. Or a pooler gave
-the connection to somebody else: no such prepared statement, and one that is there already."""
+"""SQLSTATEs of programming errors that are not the fault of a statement.
+
+Either the tables are missing, different or forbidden: invalid schema name, insufficient privilege, undefined
+table, undefined column. Or a connection pooler gave our session to another client: unknown prepared
+statement, duplicate prepared statement.
+"""
 
 
 class Database:
-    """An engine for one ledger. Make it after the fork: connections do not survive one."""
+    """Opens the transactions of one ledger, for all of its parts.
+
+    Create it after the fork, because database connections do not survive a fork. Every method raises
+    LedgerError while the database is unavailable.
+    """
 
     def __init__(self, url: str) -> None:
-        """Prepare; nothing is opened yet.
+        """Prepare the engine; the first transaction connects.
 
         Args:
             url: An SQLAlchemy URL: `sqlite:////abs/path` or `postgresql+psycopg://…`.
 
         Raises:
-            LedgerError: The URL cannot be read, or its driver is not installed.
+            LedgerError: The URL is invalid, or its driver is not installed.
         """
         try:
             self._url = make_url(url)
@@ -85,7 +93,7 @@ class Database:
             raise LedgerError(
                 f"[ledger] url cannot be used: {error}; see docs/reference/configuration.md"
             ) from error
-        except ValueError as error:  # such as a port that is no number; what it says may be the password
+        except ValueError as error:  # such as a bad port number; its text may contain the password
             raise LedgerError(
                 "[ledger] url cannot be used: is no URL; see docs/reference/configuration.md"
             ) from error
@@ -95,16 +103,12 @@ class Database:
         self._opened: tuple[int, int] | None = None
 
     def close(self) -> None:
-        """Close the connections."""
+        """Close all connections."""
         self._engine.dispose()
 
     @contextlib.contextmanager
     def begin_read(self) -> Iterator[Connection]:
-        """A transaction that only reads.
-
-        Raises:
-            LedgerError: The ledger is away.
-        """
+        """Begin a transaction that only reads."""
         with self._errors():
             self._require_file()
             with self._engine.begin() as connection:
@@ -112,10 +116,11 @@ class Database:
 
     @contextlib.contextmanager
     def begin_write(self) -> Iterator[Connection]:
-        """A transaction that is durable once the block has ended; on SQLite the only one that writes.
+        """Begin a transaction that is durable when the block ends; on SQLite no other one writes meanwhile.
 
         Raises:
-            LedgerError: The ledger is away; nothing was written, or all where the answer to COMMIT was lost.
+            LedgerError: The database is unavailable. Nothing was written, unless the reply to COMMIT was
+                lost; then all was written.
         """
         with self._errors():
             self._require_file()
@@ -123,13 +128,14 @@ class Database:
                 yield connection
 
     def unix_ms(self) -> int:
-        """The time that leases and pauses of this ledger go by, in Unix milliseconds.
+        """Return the time that leases and pauses of this ledger use, in Unix milliseconds.
 
-        That of the database's server, so that hosts with different clocks agree. Between two looks at it the
-        monotonic clock is added, which nobody sets. SQLite is for one host: its wall clock is everybody's.
+        PostgreSQL: the clock of the server, so that hosts with different clocks agree. Between two readings
+        the monotonic clock is added, because nobody can set it. SQLite serves one host, whose wall clock is
+        used.
 
         Raises:
-            LedgerError: The ledger is away, and has never said its time.
+            LedgerError: The server is unavailable, and its clock was never read.
         """
         if self.dialect != "postgresql":
             return unix_ms()
@@ -137,21 +143,21 @@ class Database:
         if now >= self._clock_until:
             try:
                 with self.begin_read() as connection:
-                    told = connection.execute(_SERVER_CLOCK).scalar_one()
-                self._clock_ms = int(told) - round(time.monotonic() * 1000)
+                    server_ms = connection.execute(_SERVER_CLOCK).scalar_one()
+                self._clock_ms = int(server_ms) - round(time.monotonic() * 1000)
             except LedgerError:
-                # What the server said last is good for as long as the host runs.
+                # The last reading plus the monotonic clock stays right until the host restarts.
                 if not self._clock_until:
                     raise
             self._clock_until = now + CLOCK_SECONDS
         return self._clock_ms + round(now * 1000)
 
     def require_writable(self) -> None:
-        """Look whether the ledger takes writes; nothing is written.
+        """Check that the database accepts writes; write nothing.
 
         Raises:
-            LedgerError: It is away, or can be read only: a PostgreSQL server that is a standby or was made
-                read-only, SQLite on a file system that is mounted so.
+            LedgerError: The database is unavailable or read-only: a PostgreSQL standby, or SQLite on a
+                read-only mount.
         """
         with self.begin_read() as connection:
             if self.dialect == "postgresql":
@@ -163,32 +169,20 @@ class Database:
             raise LedgerError(f"the ledger {self.name} can be read, and not written to: it is read-only")
 
     def open_session(self) -> Connection:
-        """A connection of the caller's own, without transactions; the caller closes it.
-
-        Raises:
-            LedgerError: The ledger is away.
-        """
+        """Open a connection without transactions; the caller closes it."""
         with self._errors():
             return self._engine.connect().execution_options(isolation_level="AUTOCOMMIT")
 
     def query_value(
         self, session: Connection, statement: sqlalchemy.TextClause, values: dict[str, int]
     ) -> object:
-        """Ask for one value over a connection of `open_session`.
-
-        Raises:
-            LedgerError: The ledger is away, or the connection has ended.
-        """
+        """Read one value over a connection of `open_session`."""
         names = statement.compile().params
         with self._errors():
             return session.execute(statement, {name: values[name] for name in names}).scalar()
 
     def read_schema_version(self) -> str | None:
-        """The revision of the schema; None for an empty ledger.
-
-        Raises:
-            LedgerError: The ledger is away.
-        """
+        """Return the schema version; None for an empty ledger."""
         with self._errors():
             if self._file is not None and not self._file.exists():
                 return None
@@ -196,18 +190,14 @@ class Database:
             return _version(connection)
 
     def require_schema(self) -> None:
-        """Make sure that the ledger is of the revision that this program knows.
-
-        Raises:
-            LedgerError: It is of another, or the ledger is away.
-        """
+        """Raise LedgerError unless the ledger has the schema version of this program."""
         self._require_version(self.read_schema_version())
 
     def migrate(self) -> None:
-        """Bring the schema to this program's revision; of several processes one does it and the others wait.
+        """Bring the schema to the version of this program. One process migrates, and the others wait.
 
         Raises:
-            LedgerError: The ledger is away, or of a revision that this program does not know.
+            LedgerError: The database is unavailable, or this program does not know its version.
         """
         if self.read_schema_version() == SCHEMA_VERSION:
             return
@@ -216,7 +206,7 @@ class Database:
                 connection.execute(sqlalchemy.select(sqlalchemy.func.pg_advisory_xact_lock(_MIGRATION_LOCK)))
             found = _version(connection)
             if found != SCHEMA_VERSION:
-                # alembic takes longer to import than all the rest: only who needs it pays.
+                # alembic takes longer to import than everything else, so it is imported only for a migration.
                 from ingest.ledger.migrations import upgrade  # noqa: PLC0415 - see above
 
                 if not upgrade(connection):
@@ -230,21 +220,19 @@ class Database:
             )
 
     def _require_file(self) -> None:
-        """Make sure that the file of SQLite is there, and is the one that is open.
+        """Check that the file of SQLite exists, and is the one that is open.
 
-        SQLite would make it, for whoever only asks: `ingest status` may be another user. And it would go on
-        with a file that was removed or replaced since, and whatever it commits there is lost at the end.
-
-        Raises:
-            LedgerError: It is not there.
+        SQLite would create a missing file, even for `ingest status`, which may run as another user. If the
+        file was removed or replaced, SQLite would continue with the deleted one, and every commit would be
+        lost at its end.
         """
         if self._file is None:
             return
         try:
-            facts = self._file.stat()
+            status = self._file.stat()
         except (FileNotFoundError, NotADirectoryError):
             raise LedgerError(f"the ledger {self.name} is not there; `ingest serve` makes it") from None
-        found = (facts.st_dev, facts.st_ino)
+        found = (status.st_dev, status.st_ino)
         if self._opened not in {None, found}:
             self._engine.dispose()
         self._opened = found
@@ -257,7 +245,7 @@ class Database:
 
     @contextlib.contextmanager
     def _migration_lock(self) -> Iterator[None]:
-        """SQLite: a lock beside the file, since changing to WAL fails at once where another is doing so."""
+        """SQLite: hold a lock file, because two processes cannot change to WAL mode at once."""
         if self._file is None:
             yield
             return
@@ -267,12 +255,12 @@ class Database:
         except OSError as error:
             raise LedgerError(f"the ledger {self.name} cannot be made: {error}") from error
         try:
-            self._wait_for(lock)
+            self._wait_for_lock(lock)
             yield
         finally:
             os.close(lock)
 
-    def _wait_for(self, lock: int) -> None:
+    def _wait_for_lock(self, lock: int) -> None:
         deadline = time.monotonic() + MIGRATION_SECONDS
         while True:
             try:
@@ -289,7 +277,7 @@ class Database:
 
     @contextlib.contextmanager
     def _errors(self) -> Iterator[None]:
-        """Turn every error that is not about the statement or its values into `LedgerError`."""
+        """Turn errors into LedgerError, unless they are the fault of the statement or its values."""
         try:
             yield
         except PoolTimeoutError as error:
@@ -307,25 +295,27 @@ class Database:
 
 
 def is_malformed(error: object) -> bool:
-    """Whether SQLite says that the file is damaged, or is none of its own."""
+    """Whether SQLite reports that the file is damaged or is no database."""
     code = getattr(error, "sqlite_errorcode", None)
     return code is not None and code & 0xFF in {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
 
 
 def _blames_the_statement(error: StatementError) -> bool:
-    """Whether the statement or its values are wrong; otherwise the ledger is away, however it says so.
+    """Whether the statement or its values are wrong. Otherwise the database is unavailable.
 
-    Read-only, malformed, locked, out of memory, disk failing, connection lost: all of that is over some day.
+    INVARIANT 11: a database that is read-only, malformed, locked, out of memory, on a failing disk or
+    disconnected is our fault. All of that passes, so the caller waits and blames no image.
     """
     cause = error.orig
     if not isinstance(error, DBAPIError):
-        # What Python raised while the statement was under way.
+        # Python raised this while the statement was running.
         return not isinstance(cause, OSError | MemoryError)
     if error.connection_invalidated:
         return False
     if isinstance(error, ProgrammingError):
-        of_a_url = "connection option" in str(cause)  # of libpq, about a parameter of the URL
-        return not (of_a_url or getattr(cause, "sqlstate", None) in _SCHEMA_AWAY)
+        # libpq reports a wrong parameter of the URL only as text.
+        is_about_url = "connection option" in str(cause)
+        return not (is_about_url or getattr(cause, "sqlstate", None) in _SCHEMA_AWAY)
     return isinstance(error, IntegrityError | DataError)
 
 
@@ -341,12 +331,12 @@ def _version(connection: Connection) -> str | None:
 def _engine(url: sqlalchemy.URL) -> Engine:
     if url.get_backend_name() != "sqlite":
         waits = {key: value for key, value in _POSTGRESQL_WAITS.items() if key not in url.query}
-        # A connection that died while idle is replaced instead of failing a batch.
+        # The ping replaces a connection that died while it was idle. Otherwise a batch would fail.
         engine = sqlalchemy.create_engine(url, connect_args=waits, pool_pre_ping=True, hide_parameters=True)
         resolve_hosts(engine)
         return engine
     timeout = {"timeout": BUSY_MILLISECONDS / 1000}
-    # The values of a statement that fails are no matter of logs.
+    # INVARIANT 9: the values of a failed statement must not reach a log.
     engine = sqlalchemy.create_engine(url, connect_args=timeout, hide_parameters=True)
     event.listen(engine, "connect", _prepare_sqlite)
     event.listen(engine, "begin", _begin_sqlite)
@@ -354,11 +344,12 @@ def _engine(url: sqlalchemy.URL) -> Engine:
 
 
 def _prepare_sqlite(connection: Any, _record: object) -> None:
-    # The driver would begin transactions by itself, too late and never IMMEDIATE.
+    # The driver would begin transactions itself: too late, and never as IMMEDIATE.
     connection.isolation_level = None
     cursor = connection.cursor()
     cursor.execute("PRAGMA journal_mode = WAL")
-    # In WAL mode FULL syncs the log at every commit; NORMAL would lose the last ones with the power.
+    # INVARIANT 1: durable before Success. In WAL mode FULL syncs the log at every commit. NORMAL would lose
+    # the last commits in a power cut.
     cursor.execute("PRAGMA synchronous = FULL")
     cursor.execute("PRAGMA foreign_keys = ON")
     cursor.execute("PRAGMA cache_size = -16384")
@@ -366,6 +357,7 @@ def _prepare_sqlite(connection: Any, _record: object) -> None:
 
 
 def _begin_sqlite(connection: Connection) -> None:
-    # A writer that began as a reader fails, without waiting, where another wrote meanwhile: it says so first.
+    # A transaction that begins as a reader and then writes fails at once if another one wrote in between.
+    # BEGIN IMMEDIATE waits for the other writer instead.
     writer = connection.get_execution_options().get("ingest_writer")
     connection.exec_driver_sql("BEGIN IMMEDIATE" if writer else "BEGIN")

@@ -1,4 +1,11 @@
-"""The half of the ledger that knows deliveries: leases, attempts and what came of them."""
+"""Deliveries: leases, attempts and their results.
+
+INVARIANT 2: times, attempts and leases of deliveries are in the ledger. RQ and Redis only start work.
+
+In each of the states `waiting`, `retry` and `sending`, the column `next_at` holds the time from which a
+worker may
+lease the row. One index therefore serves all three states, whatever the backlog.
+"""
 
 from collections.abc import Sequence
 from typing import Any, Final
@@ -19,24 +26,23 @@ from sqlalchemy import (
 )
 
 from ingest.ledger.database import Database
-from ingest.ledger.instances import clean
+from ingest.ledger.instances import clean_value
 from ingest.ledger.records import Delivery, DeliveryResult, DeliveryRow, DeliveryState
 from ingest.ledger.schema import SUSPECT, deliveries, instances
 from ingest.ledger.throughput import count_delivered
-from ingest.ledger.variants import IS_VARIED, drop_superseded, without_superseded
+from ingest.ledger.variants import IS_VARIED, drop_superseded, select_leasable
 
 WINDOW: Final = 512
-"""How far into the backlog a worker looks for series that no other worker has in hand."""
+"""How many due rows a lease examines to find series that no other worker has leased."""
 
 CAREFUL_WINDOW: Final = 8192
-"""How far it looks for series without a suspect, after an association broke."""
+"""How many due rows a careful lease examines to find series without a suspect."""
 
-SUSPECTS_LOOKED_AT: Final = 64
+SUSPECTS_EXAMINED: Final = 64
 
 RETRIES_SHARE: Final = 8
-"""One in so many places of a batch is for what is tried again, however much was not tried yet."""
+"""One of this many places in a batch is for retries, however many deliveries were never tried."""
 
-# In each of these states `next_at` says from when on a row may be taken.
 _OPEN: Final = (DeliveryState.WAITING.value, DeliveryState.RETRY.value, DeliveryState.SENDING.value)
 
 _COLUMNS: Final = (
@@ -58,12 +64,12 @@ _COLUMNS: Final = (
 )
 
 
-def _to_lease(query: Select[Any]) -> Select[Any]:
-    """In the order of arrival, at most so many."""
+def _for_lease(query: Select[Any]) -> Select[Any]:
+    """Order a query by arrival, limit it, and lock the rows that it finds."""
     return (
         query.order_by(deliveries.c.next_at, deliveries.c.instance_id)
         .limit(bindparam("at_most"))
-        # PostgreSQL only: what another worker is leasing is passed over. SQLite has one writer at a time.
+        # PostgreSQL: skip rows that another worker is leasing. SQLite has one writer at a time.
         .with_for_update(skip_locked=True, of=deliveries)
     )
 
@@ -77,14 +83,14 @@ _DUE_AT_ALL: Final = (
         deliveries.c.next_at <= bindparam("now"),
     )
 )
-_DUE: Final = _to_lease(_DUE_AT_ALL.where(deliveries.c.suspect_since == 0))
-_SUSPECTS: Final = _to_lease(
+_DUE: Final = _for_lease(_DUE_AT_ALL.where(deliveries.c.suspect_since == 0))
+_SUSPECTS: Final = _for_lease(
     select(*_COLUMNS)
     .join(instances, instances.c.id == deliveries.c.instance_id)
     .where(
         deliveries.c.destination == bindparam("of"),
         deliveries.c.next_at <= bindparam("now"),
-        # Not the bare column: SQLite would go by the index of all that is due.
+        # The concatenation keeps SQLite from the index of all due rows. The index of suspects is far smaller.
         deliveries.c.state.concat("").in_(_OPEN),
         SUSPECT,
     )
@@ -93,11 +99,11 @@ _SUSPECT_SERIES: Final = (
     select(instances.c.series_uid)
     .distinct()
     .join(deliveries, instances.c.id == deliveries.c.instance_id)
-    # The bound on `next_at` leads SQLite to the index of suspects.
+    # The condition on `next_at` makes SQLite use the index of suspects.
     .where(deliveries.c.destination == bindparam("of"), deliveries.c.next_at >= 0, SUSPECT)
 )
-# The part of the backlog that is looked at for other series. It is read first: by way of the index, for its
-# order, SQLite would look at the whole backlog.
+# The part of the backlog in which other series are searched. A subquery reads it first. Otherwise SQLite
+# would follow the index for its order, and read the whole backlog.
 _window: Final = (
     select(deliveries.c.id)
     .where(
@@ -110,14 +116,14 @@ _window: Final = (
     .limit(CAREFUL_WINDOW)
     .subquery("looked_at")
 )
-_DUE_ELSEWHERE: Final = _to_lease(
+_DUE_WITHOUT_SUSPECTS: Final = _for_lease(
     select(*_COLUMNS)
     .select_from(_window)
     .join(deliveries, deliveries.c.id == _window.c.id)
     .join(instances, instances.c.id == deliveries.c.instance_id)
     .where(instances.c.series_uid.not_in(_SUSPECT_SERIES))
 )
-_IN_OTHER_HANDS: Final = (
+_LEASED_BY_OTHERS: Final = (
     select(deliveries.c.id)
     .where(
         deliveries.c.destination == bindparam("of"),
@@ -127,7 +133,7 @@ _IN_OTHER_HANDS: Final = (
     )
     .limit(1)
 )
-_SUSPECT_IN_OTHER_HANDS: Final = _IN_OTHER_HANDS.where(SUSPECT)
+_SUSPECT_LEASED_BY_OTHERS: Final = _LEASED_BY_OTHERS.where(SUSPECT)
 _FIRST_UNTRIED: Final = (
     select(deliveries.c.id)
     .where(
@@ -140,7 +146,7 @@ _FIRST_UNTRIED: Final = (
 _FIRST_SUSPECT: Final = select(func.min(deliveries.c.next_at)).where(
     deliveries.c.destination == bindparam("of"), deliveries.c.next_at >= 0, SUSPECT
 )
-# Series of which another worker has instances on their way: what follows in them waits for those.
+# Series of which another worker is sending instances. Later instances of such a series have to wait.
 _BUSY_SERIES: Final = (
     select(instances.c.series_uid)
     .distinct()
@@ -150,14 +156,14 @@ _BUSY_SERIES: Final = (
         deliveries.c.state == DeliveryState.SENDING.value,
         deliveries.c.next_at > bindparam("now"),
         deliveries.c.lease_owner != bindparam("owner"),
-        # A suspect is out of its turn: what follows it goes on.
+        # A suspect does not keep its place in the order, so later instances need not wait for it.
         deliveries.c.suspect_since == 0,
     )
 )
-# PostgreSQL: two workers that lease of one destination would each not see what the other one takes.
-_ONE_AT_A_TIME: Final = select(func.pg_advisory_xact_lock(func.hashtext(bindparam("of"))))
+# PostgreSQL: of two workers that lease from one destination at once, neither would see the rows of the other.
+_LOCK_DESTINATION: Final = select(func.pg_advisory_xact_lock(func.hashtext(bindparam("of"))))
 _IDS: Final = deliveries.c.id.in_(bindparam("ids", expanding=True))
-_OURS: Final = and_(
+_LEASED_BY_OWNER: Final = and_(
     _IDS,
     deliveries.c.lease_owner == bindparam("owner"),
     deliveries.c.state == DeliveryState.SENDING.value,
@@ -176,15 +182,15 @@ _LEASE: Final = (
 )
 _RENEW: Final = (
     update(deliveries)
-    .where(_OURS)
+    .where(_LEASED_BY_OWNER)
     .values(next_at=bindparam("until"), lease_until=bindparam("until"), updated_at=bindparam("now"))
     .returning(deliveries.c.id)
 )
 _RELEASE: Final = (
     update(deliveries)
-    .where(_OURS)
+    .where(_LEASED_BY_OWNER)
     .values(
-        # A suspect that was not attempted is a suspect still.
+        # A suspect that was not attempted stays a suspect.
         state=case(
             (deliveries.c.suspect_since > 0, DeliveryState.RETRY.value), else_=DeliveryState.WAITING.value
         ),
@@ -226,7 +232,7 @@ _BOUND: Final = update(deliveries).where(_AHEAD).values(next_at=bindparam("lates
 
 
 def _destinations() -> Any:
-    """All names in `deliveries`, by one seek in the index each, not by reading all rows."""
+    """Select all names in `deliveries` with one seek in the index for each, without reading all rows."""
     names = select(func.min(deliveries.c.destination).label("name")).cte("names", recursive=True)
     next_name = (
         select(func.min(deliveries.c.destination))
@@ -261,7 +267,7 @@ _NEXT_DUE: Final = union_all(
 )
 
 
-# What waits was made in the order of its instances: the oldest come first, and the index has them so.
+# Waiting deliveries were created in the order of their instances, and the index has that order: oldest first.
 _OLDEST_WAITING: Final = (
     select(deliveries.c.id, deliveries.c.created_at)
     .where(deliveries.c.destination == bindparam("of"), deliveries.c.state == DeliveryState.WAITING.value)
@@ -306,7 +312,10 @@ _EXPIRE: Final = (
 
 
 class Deliveries:
-    """Leases deliveries and keeps what became of them."""
+    """Leases deliveries to workers and records the results.
+
+    Every method is one transaction. It raises LedgerError while the database is unavailable.
+    """
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -316,111 +325,94 @@ class Deliveries:
         destination: str,
         owner: str,
         limit: int,
-        now_ms: int,
+        unix_ms: int,
         lease_ms: int,
         workers: int = 1,
         *,
         careful: bool = False,
     ) -> list[Delivery]:
-        """Take what is due: waiting, to be tried again by now, or leased by somebody whose time is over.
+        """Lease due deliveries: waiting ones, retries whose time has come, and those whose lease has ended.
 
-        A suspect is not among it: see `lease_suspect`.
+        Suspects are left to `lease_suspect`.
 
         Args:
-            destination: Its name.
-            owner: Who takes them; unique to one worker's run.
-            limit: At most so many.
-            now_ms: The time, in Unix milliseconds.
-            lease_ms: How long nobody else will take them, in milliseconds.
-            workers: How many lease of this destination at a time: some series are left for the others.
-            careful: Whether series that have a suspect come last: one instance broke an association, and
-                those that are like it may as well.
+            destination: Name of the destination.
+            owner: Who leases; unique for each run of a worker.
+            limit: Maximum number of deliveries.
+            unix_ms: Current time.
+            lease_ms: How long nobody else can lease them.
+            workers: How many workers lease from this destination at a time. Some series are left for the
+                others.
+            careful: Whether series with a suspect come last. One instance broke an association, and similar
+                instances may do the same.
 
         Returns:
-            Those that were not tried yet, then those that are tried again, each in the order in which their
-            instances were recorded; attempts count this one. Of a series of which another owner has
-            leased instances there are none: its order is kept.
-
-        Raises:
-            LedgerError: The ledger is away.
+            Deliveries that were never tried, then retries, each in the order in which the instances were
+            recorded. `attempts` counts this attempt. A series of which another owner leases instances is left
+            out, because its order must be kept.
         """
-        asked = {"of": destination, "owner": owner, "now": now_ms}
+        parameters = {"of": destination, "owner": owner, "now": unix_ms}
         with self._database.begin_write() as connection:
-            rows = self._due(connection, asked, limit, workers, careful=careful)
-            return _taken(connection, rows, asked, now_ms + lease_ms)
+            rows = self._select_due(connection, parameters, limit, workers, careful=careful)
+            return _lease_rows(connection, rows, parameters, unix_ms + lease_ms)
 
     def lease_suspect(
-        self, destination: str, owner: str, now_ms: int, lease_ms: int, patience_ms: int
+        self, destination: str, owner: str, unix_ms: int, lease_ms: int, patience_ms: int
     ) -> Delivery | None:
-        """Take one instance that is suspected of breaking associations, and is to be tried again by now.
+        """Lease one suspect, an instance that may break associations, whose time has come.
 
-        One at a time is in hand, of all workers: the blame for what happens is then certain. The one that
-        broke the fewest comes first, since it was perhaps only in company.
+        All workers together lease one suspect at a time. If an association breaks then, the blame is certain.
+        The suspect that broke the fewest associations comes first, because it may only have been in bad
+        company.
 
         Args:
-            destination: Its name.
-            owner: Who takes it.
-            now_ms: The time, in Unix milliseconds.
-            lease_ms: How long nobody else will take it, in milliseconds.
-            patience_ms: While others have instances in hand it waits for so long after its time: a remote
-                that it brings down takes those along.
-
-        Raises:
-            LedgerError: The ledger is away.
+            destination: Name of the destination.
+            owner: Who leases.
+            unix_ms: Current time.
+            lease_ms: How long nobody else can lease it.
+            patience_ms: How long the suspect waits after its time while other instances are being sent. A
+                remote that it brings down would interrupt those too.
         """
-        asked = {"of": destination, "owner": owner, "now": now_ms}
+        parameters = {"of": destination, "owner": owner, "now": unix_ms}
         with self._database.begin_write() as connection:
             if self._database.dialect == "postgresql":
-                connection.execute(_ONE_AT_A_TIME, {"of": destination})
-            if connection.execute(_SUSPECT_IN_OTHER_HANDS, asked).first() is not None:
+                connection.execute(_LOCK_DESTINATION, {"of": destination})
+            if connection.execute(_SUSPECT_LEASED_BY_OTHERS, parameters).first() is not None:
                 return None
-            are_busy = connection.execute(_IN_OTHER_HANDS, asked).first() is not None
-            by = now_ms - patience_ms if are_busy else now_ms
-            rows = self._rows(connection, _SUSPECTS, "", SUSPECTS_LOOKED_AT, {**asked, "now": by}, set())
+            are_busy = connection.execute(_LEASED_BY_OTHERS, parameters).first() is not None
+            by = unix_ms - patience_ms if are_busy else unix_ms
+            rows = self._select_rows(
+                connection, _SUSPECTS, "", SUSPECTS_EXAMINED, {**parameters, "now": by}, set()
+            )
             rows.sort(key=lambda row: (row["breaks"], row["instance_id"]))
-            found = _taken(connection, rows[:1], asked, now_ms + lease_ms)
+            found = _lease_rows(connection, rows[:1], parameters, unix_ms + lease_ms)
         return found[0] if found else None
 
     def find_next_suspect_ms(self, destination: str) -> int | None:
-        """From when on the first suspect may be tried again; None where there is none.
-
-        Raises:
-            LedgerError: The ledger is away.
-        """
+        """Return the time from which the first suspect may be tried again; None if there is no suspect."""
         with self._database.begin_read() as connection:
             at: int | None = connection.execute(_FIRST_SUSPECT, {"of": destination}).scalar()
         return at
 
-    def has_untried(self, destination: str, now_ms: int) -> bool:
-        """Whether something waits that was not tried yet, and that nobody has in hand.
-
-        Raises:
-            LedgerError: The ledger is away.
-        """
+    def has_untried(self, destination: str, unix_ms: int) -> bool:
+        """Whether a delivery waits that was never tried, and that nobody has leased."""
         with self._database.begin_read() as connection:
-            asked = {"of": destination, "now": now_ms}
-            return connection.execute(_FIRST_UNTRIED, asked).first() is not None
+            parameters = {"of": destination, "now": unix_ms}
+            return connection.execute(_FIRST_UNTRIED, parameters).first() is not None
 
-    def renew_leases(self, ids: Sequence[int], owner: str, now_ms: int, lease_ms: int) -> set[int]:
-        """Extend leases; returns the ids that are still the owner's. The others must not be sent any more.
-
-        Raises:
-            LedgerError: The ledger is away.
-        """
-        parameters = {"ids": list(ids), "owner": owner, "until": now_ms + lease_ms, "now": now_ms}
+    def renew_leases(self, ids: Sequence[int], owner: str, unix_ms: int, lease_ms: int) -> set[int]:
+        """Extend leases; return the ids that the owner still holds. The others must not be sent any more."""
+        parameters = {"ids": list(ids), "owner": owner, "until": unix_ms + lease_ms, "now": unix_ms}
         with self._database.begin_write() as connection:
             return set(connection.execute(_RENEW, parameters).scalars())
 
-    def record_results(self, destination: str, results: Sequence[DeliveryResult], now_ms: int) -> int:
-        """Write how attempts ended, in one transaction; returns how many of them were still their owner's.
+    def record_results(self, destination: str, results: Sequence[DeliveryResult], unix_ms: int) -> int:
+        """Record how attempts ended, in one transaction; return how many of them their owner still held.
 
         Args:
-            destination: Whose deliveries they are.
-            results: How they ended.
-            now_ms: The time, in Unix milliseconds.
-
-        Raises:
-            LedgerError: The ledger is away.
+            destination: Name of the destination.
+            results: How the attempts ended.
+            unix_ms: Current time.
         """
         if not results:
             return 0
@@ -435,46 +427,42 @@ class Deliveries:
                 "broken": result.breaks,
                 "uncounted": int(not result.attempted),
                 "since": result.suspect_since if result.state is DeliveryState.RETRY else 0,
-                "now": now_ms,
+                "now": unix_ms,
             }
             for result in results
         ]
         with self._database.begin_write() as connection:
-            count_delivered(connection, self._database.dialect, results, destination, now_ms)
+            count_delivered(connection, self._database.dialect, results, destination, unix_ms)
             written = connection.execute(_FINISH, parameters).rowcount
             delivered = [result.id for result in results if result.state is DeliveryState.DELIVERED]
             if delivered:
-                drop_superseded(connection, destination, delivered, now_ms)
+                drop_superseded(connection, destination, delivered, unix_ms)
             return written
 
     def release_leases(self, ids: Sequence[int], owner: str) -> None:
-        """Give back what was not attempted: it waits again, and the attempt does not count.
+        """Give leases back without an attempt: the deliveries wait again, and the attempt does not count.
 
-        Raises:
-            LedgerError: The ledger is away; the leases end by themselves.
+        If the ledger is unavailable, the leases end by themselves.
         """
         if ids:
             with self._database.begin_write() as connection:
                 connection.execute(_RELEASE, {"ids": list(ids), "owner": owner})
 
-    def shorten_waits(self, destination: str, now_ms: int, lease_ms: int, retry_ms: int) -> int:
-        """Shorten waits that are longer than any that was ever begun: the clock was set back since.
+    def shorten_waits(self, destination: str, unix_ms: int, lease_ms: int, retry_ms: int) -> int:
+        """Shorten waits that are longer than any wait can be: the clock was set back since they began.
 
         Args:
-            destination: Its name.
-            now_ms: The time, in Unix milliseconds.
-            lease_ms: The longest lease. A living owner renews a shortened one before it ends.
+            destination: Name of the destination.
+            unix_ms: Current time.
+            lease_ms: The longest lease. A living owner renews a shortened lease before it ends.
             retry_ms: The longest pause before another attempt.
 
         Returns:
-            How many were shortened.
-
-        Raises:
-            LedgerError: The ledger is away.
+            How many waits were shortened.
         """
         bounds = (
-            {"of": destination, "in_state": DeliveryState.SENDING.value, "latest": now_ms + lease_ms},
-            {"of": destination, "in_state": DeliveryState.RETRY.value, "latest": now_ms + retry_ms},
+            {"of": destination, "in_state": DeliveryState.SENDING.value, "latest": unix_ms + lease_ms},
+            {"of": destination, "in_state": DeliveryState.RETRY.value, "latest": unix_ms + retry_ms},
         )
         with self._database.begin_read() as connection:
             ahead = [bound for bound in bounds if connection.execute(_FIRST_AHEAD, bound).first() is not None]
@@ -483,31 +471,19 @@ class Deliveries:
         with self._database.begin_write() as connection:
             return sum(connection.execute(_BOUND, bound).rowcount for bound in ahead)
 
-    def find_due_destinations(self, now_ms: int) -> list[str]:
-        """Names of the destinations for which `lease` would find something.
-
-        Raises:
-            LedgerError: The ledger is away.
-        """
+    def find_due_destinations(self, unix_ms: int) -> list[str]:
+        """Return the names of destinations for which `lease_due` would find a delivery."""
         with self._database.begin_read() as connection:
-            return list(connection.execute(_DUE_DESTINATIONS, {"now": now_ms}).scalars())
+            return list(connection.execute(_DUE_DESTINATIONS, {"now": unix_ms}).scalars())
 
     def find_next_due_ms(self, destination: str) -> int | None:
-        """From when on `lease` finds something (0: at once); None while there is nothing to come.
-
-        Raises:
-            LedgerError: The ledger is away.
-        """
+        """Return the time from which `lease_due` finds a delivery (0: now); None if no delivery is open."""
         with self._database.begin_read() as connection:
             times = connection.execute(_NEXT_DUE, {"of": destination}).scalars().all()
         return min((time for time in times if time is not None), default=None)
 
     def find_by_instance(self, instance_id: int) -> list[DeliveryRow]:
-        """All deliveries of one instance.
-
-        Raises:
-            LedgerError: The ledger is away.
-        """
+        """Return all deliveries of one instance."""
         query = (
             select(deliveries)
             .where(deliveries.c.instance_id == instance_id)
@@ -520,34 +496,23 @@ class Deliveries:
             ]
 
     def count_delivered_since(self, uid: str, since_ms: int) -> dict[str, int]:
-        """How many objects of a SOP instance UID were delivered since, by destination.
-
-        Raises:
-            LedgerError: The ledger is away.
-        """
+        """Count the delivered objects of a SOP instance UID since a time, by destination."""
         with self._database.begin_read() as connection:
-            found = connection.execute(_DELIVERED_SINCE, {"uid": clean(uid), "since": since_ms})
+            found = connection.execute(_DELIVERED_SINCE, {"uid": clean_value(uid), "since": since_ms})
             return {row[0]: row[1] for row in found}
 
     def count_by_state(self) -> dict[str, dict[DeliveryState, int]]:
-        """How many deliveries there are, by destination and state; a state without rows is missing.
-
-        Raises:
-            LedgerError: The ledger is away.
-        """
+        """Count deliveries by destination and state; a state without rows is missing."""
         counts: dict[str, dict[DeliveryState, int]] = {}
         with self._database.begin_read() as connection:
             for destination, state, count in connection.execute(_COUNTS):
                 counts.setdefault(destination, {})[DeliveryState(state)] = count
         return counts
 
-    def expire_overdue(self, destination: str, before_ms: int, reason: str, now_ms: int) -> int:
-        """Give up what is owed since before a time and is not on its way; returns how many are dead now.
+    def expire_overdue(self, destination: str, before_ms: int, reason: str, unix_ms: int) -> int:
+        """Declare deliveries dead that were created before a time and are not being sent; return how many.
 
-        At most `WINDOW` rows a call, the oldest first.
-
-        Raises:
-            LedgerError: The ledger is away.
+        One call declares at most `WINDOW` waiting rows and `WINDOW` retries dead, the oldest first.
         """
         parameters = {"of": destination, "before": before_ms, "at_most": WINDOW}
         with self._database.begin_write() as connection:
@@ -555,60 +520,65 @@ class Deliveries:
             ids = [row.id for row in waiting if row.created_at < before_ms]
             ids += connection.execute(_OLD_RETRIES, parameters).scalars()
             if ids:
-                connection.execute(_EXPIRE, {"ids": ids, "error": reason, "now": now_ms})
+                connection.execute(_EXPIRE, {"ids": ids, "error": reason, "now": unix_ms})
         return len(ids)
 
-    def _due(
-        self, connection: Connection, asked: dict[str, Any], limit: int, workers: int, *, careful: bool
+    def _select_due(
+        self, connection: Connection, parameters: dict[str, Any], limit: int, workers: int, *, careful: bool
     ) -> list[dict[str, Any]]:
         if self._database.dialect == "postgresql":
-            connection.execute(_ONE_AT_A_TIME, {"of": asked["of"]})
-        busy = set(connection.execute(_BUSY_SERIES, asked).scalars())
+            connection.execute(_LOCK_DESTINATION, {"of": parameters["of"]})
+        busy = set(connection.execute(_BUSY_SERIES, parameters).scalars())
         window = WINDOW if busy or workers > 1 else limit
-        found = {state: self._rows(connection, _DUE, state, window, asked, busy) for state in _OPEN}
-        # The lease of a worker that died: its rows keep their turn, unless that has happened to them before.
+        found = {
+            state: self._select_rows(connection, _DUE, state, window, parameters, busy) for state in _OPEN
+        }
+        # Rows with an ended lease belong to a worker that died. At the first time they keep their place,
+        # later they count as retries.
         left = found[DeliveryState.SENDING.value]
         fresh = found[DeliveryState.WAITING.value] + [row for row in left if row["attempts"] == 1]
         again = found[DeliveryState.RETRY.value] + [row for row in left if row["attempts"] > 1]
         if careful and fresh:
-            fresh = self._elsewhere(connection, window, asked, busy) or fresh
+            fresh = self._select_without_suspects(connection, window, parameters, busy) or fresh
         for rows in (fresh, again):
             rows.sort(key=lambda row: int(row["instance_id"]))
         if workers > 1:
             series = list(dict.fromkeys(row["series_uid"] for row in fresh + again))
             share = set(series[: -(-len(series) // workers)])
             fresh, again = ([row for row in rows if row["series_uid"] in share] for rows in (fresh, again))
-        # A backlog must not keep for ever what is tried again from its turn.
+        # Retries get a share of the batch, so that a backlog cannot keep them back for ever.
         room = limit - min(len(again), limit // RETRIES_SHARE)
         batch = fresh[:room]
         return batch + again[: limit - len(batch)]
 
-    def _elsewhere(
-        self, connection: Connection, window: int, asked: dict[str, Any], busy: set[str]
+    def _select_without_suspects(
+        self, connection: Connection, window: int, parameters: dict[str, Any], busy: set[str]
     ) -> list[dict[str, Any]]:
-        """What waits and is of no series that has a suspect."""
-        return self._rows(connection, _DUE_ELSEWHERE, DeliveryState.WAITING.value, window, asked, busy)
+        """Select waiting deliveries of series without a suspect."""
+        return self._select_rows(
+            connection, _DUE_WITHOUT_SUSPECTS, DeliveryState.WAITING.value, window, parameters, busy
+        )
 
     @staticmethod
-    def _rows(  # noqa: PLR0917 - as lease
+    def _select_rows(  # noqa: PLR0917 - as lease_due
         connection: Connection,
         query: Select[Any],
         state: str,
         at_most: int,
-        asked: dict[str, Any],
+        parameters: dict[str, Any],
         busy: set[str],
     ) -> list[dict[str, Any]]:
-        rows = connection.execute(query, {**asked, "in_state": state, "at_most": at_most}).mappings()
+        rows = connection.execute(query, {**parameters, "in_state": state, "at_most": at_most}).mappings()
         free = [row for row in rows if row["series_uid"] not in busy]
-        return without_superseded(connection, asked["of"], free, asked["now"])
+        return select_leasable(connection, parameters["of"], free, parameters["now"])
 
 
-def _taken(
-    connection: Connection, rows: list[dict[str, Any]], asked: dict[str, Any], until: int
+def _lease_rows(
+    connection: Connection, rows: list[dict[str, Any]], parameters: dict[str, Any], until: int
 ) -> list[Delivery]:
-    """Lease these rows, in the transaction that has found them."""
+    """Lease these rows within the transaction that selected them."""
     if rows:
-        connection.execute(_LEASE, {**asked, "ids": [row["id"] for row in rows], "until": until})
+        connection.execute(_LEASE, {**parameters, "ids": [row["id"] for row in rows], "until": until})
     for row in rows:
         del row[IS_VARIED.name]
         row.update(attempts=row["attempts"] + 1, lease_until=until)

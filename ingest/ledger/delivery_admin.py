@@ -1,4 +1,4 @@
-"""The half of the ledger that people ask: which deliveries there are, and sending them again or never."""
+"""Decisions of a person about deliveries: find them, send them again, drop them."""
 
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -11,16 +11,16 @@ from ingest.ledger.records import DeliveryState
 from ingest.ledger.schema import deliveries, instances
 
 CHUNK: Final = 1000
-"""Rows changed in one transaction: a running node waits for each on SQLite."""
+"""Rows changed in one transaction. On SQLite a running node waits for each of these transactions."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeliveryFilter:
-    """Which deliveries are meant; what is None does not matter.
+    """Conditions for deliveries; a condition that is None does not apply.
 
     Attributes:
         error: A part of the last error.
-        since, until: When the delivery was last changed, in Unix milliseconds; the second is not included.
+        since, until: Time of the last change, in Unix milliseconds; `until` is excluded.
     """
 
     destination: str | None = None
@@ -32,8 +32,8 @@ class DeliveryFilter:
     since: int | None = None
     until: int | None = None
 
-    def clause(self) -> ColumnElement[bool]:
-        """As SQL over `deliveries` joined with `instances`."""
+    def build_clause(self) -> ColumnElement[bool]:
+        """Return the conditions as SQL over `deliveries` joined with `instances`."""
         clauses: list[ColumnElement[bool]] = [deliveries.c.id > 0]
         for column, value in (
             (deliveries.c.destination, self.destination),
@@ -56,7 +56,7 @@ class DeliveryFilter:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FoundDelivery:
-    """A delivery with what tells its instance; times are Unix milliseconds."""
+    """A delivery with the UIDs of its instance; times are Unix milliseconds."""
 
     id: int
     destination: str
@@ -73,7 +73,10 @@ class FoundDelivery:
 
 
 class DeliveryAdmin:
-    """Finds deliveries, and changes what becomes of them."""
+    """Finds deliveries and changes their state for a person.
+
+    Every method raises LedgerError while the database is unavailable.
+    """
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -81,15 +84,12 @@ class DeliveryAdmin:
     def find_deliveries(
         self, which: DeliveryFilter, limit: int = 100, *, before: int | None = None
     ) -> list[FoundDelivery]:
-        """Deliveries, the newest first.
+        """Return deliveries that match, the newest first.
 
         Args:
-            which: Those that are meant.
-            limit: At most so many.
-            before: Only ids below this one: the last one's of the page before.
-
-        Raises:
-            LedgerError: The ledger is away.
+            which: The conditions.
+            limit: Maximum number of deliveries.
+            before: Only ids below this one; the last id of the previous page.
         """
         own = ("id", "destination", "state", "attempts", "next_at", "last_status", "last_error")
         query = (
@@ -98,7 +98,7 @@ class DeliveryAdmin:
                 *(instances.c[name] for name in ("sop_instance_uid", "series_uid", "study_uid")),
             )
             .join(instances, instances.c.id == deliveries.c.instance_id)
-            .where(which.clause())
+            .where(which.build_clause())
             .order_by(deliveries.c.id.desc())
             .limit(limit)
         )
@@ -111,20 +111,20 @@ class DeliveryAdmin:
             ]
 
     def requeue_deliveries(
-        self, which: DeliveryFilter, now_ms: int, *, dry_run: bool = False
+        self, which: DeliveryFilter, unix_ms: int, *, dry_run: bool = False
     ) -> dict[str, int]:
-        """Have deliveries wait as though they were new; what is being sent is left alone.
+        """Make deliveries wait as if they were new. Deliveries that wait or are being sent do not change.
 
         Args:
-            which: Those that are meant.
-            now_ms: The time, in Unix milliseconds.
-            dry_run: Count them only.
+            which: The conditions.
+            unix_ms: Current time.
+            dry_run: Only count them.
 
         Returns:
-            How many, by destination.
+            The number of deliveries by destination.
 
         Raises:
-            LedgerError: The ledger is away; what was changed so far stays changed.
+            LedgerError: The database is unavailable. Transactions before that stay committed.
         """
         values = {
             "state": DeliveryState.WAITING.value,
@@ -134,25 +134,25 @@ class DeliveryAdmin:
             "suspect_since": 0,
             "last_status": None,
             "last_error": None,
-            # The age after which it is given up starts anew, too.
-            "created_at": now_ms,
-            "updated_at": now_ms,
+            # The time until the delivery expires starts anew, too.
+            "created_at": unix_ms,
+            "updated_at": unix_ms,
         }
-        # What waits already, or is on its way, needs nothing; nor does an instance that is no longer there.
+        # Deliveries that wait or are being sent need no change. Removed instances cannot be sent.
         busy = (DeliveryState.WAITING.value, DeliveryState.SENDING.value)
         allowed = deliveries.c.state.not_in(busy) & instances.c.state.in_(("stored", "variant"))
         return self._count(which, allowed) if dry_run else self._change(which, allowed, values)
 
     def drop_deliveries(
-        self, which: DeliveryFilter, reason: str, now_ms: int, *, dry_run: bool = False
+        self, which: DeliveryFilter, reason: str, unix_ms: int, *, dry_run: bool = False
     ) -> dict[str, int]:
-        """Drop deliveries that wait, are to be tried again, or dead; returns and raises as `send_again`."""
+        """Drop open and dead deliveries; return their number as `requeue_deliveries` does."""
         values = {
             "state": DeliveryState.DROPPED.value,
             "next_at": 0,
             "suspect_since": 0,
             "last_error": reason,
-            "updated_at": now_ms,
+            "updated_at": unix_ms,
         }
         droppable = (DeliveryState.WAITING.value, DeliveryState.RETRY.value, DeliveryState.DEAD.value)
         allowed = deliveries.c.state.in_(droppable)
@@ -162,7 +162,7 @@ class DeliveryAdmin:
         query = (
             select(deliveries.c.destination, func.count().label("many"))
             .join(instances, instances.c.id == deliveries.c.instance_id)
-            .where(which.clause(), allowed)
+            .where(which.build_clause(), allowed)
             .group_by(deliveries.c.destination)
         )
         with self._database.begin_read() as connection:
@@ -177,10 +177,10 @@ class DeliveryAdmin:
         query = (
             select(deliveries.c.id, deliveries.c.destination)
             .join(instances, instances.c.id == deliveries.c.instance_id)
-            .where(which.clause(), allowed)
+            .where(which.build_clause(), allowed)
             .order_by(deliveries.c.id)
             .limit(CHUNK)
-            # PostgreSQL only: what a worker is leasing at this moment is passed over.
+            # PostgreSQL: skip rows that a worker is leasing at this moment.
             .with_for_update(skip_locked=True, of=deliveries)
         )
         while True:

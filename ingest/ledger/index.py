@@ -1,4 +1,4 @@
-"""The half of the ledger that lists what was received: instances and studies, the newest first."""
+"""The instance index: lists instances and studies, the newest first."""
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -7,7 +7,7 @@ from typing import Any, Final, TypeVar
 from sqlalchemy import ColumnElement, Connection, Select, func, select
 
 from ingest.ledger.database import Database
-from ingest.ledger.instances import CHUNK, as_instance
+from ingest.ledger.instances import CHUNK, to_instance
 from ingest.ledger.records import DeliveryState, Instance, InstanceState
 from ingest.ledger.schema import KEPT, deliveries, instances
 
@@ -15,19 +15,19 @@ _T = TypeVar("_T")
 _Wanted = Callable[[str], bool] | None
 
 WALK: Final = 20_000
-"""Rows read at a time while the newest studies are looked for."""
+"""Rows of one read while the newest studies are searched."""
 
-# Not the bare column: SQLite would go by its index where another tells far more.
+# The concatenation keeps SQLite from the index of `state` when another index is far more selective.
 _state: Final = instances.c.state.concat("")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InstanceFilter:
-    """Which instances are meant; what is None does not matter.
+    """Conditions for instances; a condition that is None does not apply.
 
     Attributes:
-        calling_ae: AE title of who sent it.
-        since, until: When it was received, in Unix milliseconds; the second is not included.
+        calling_ae: AE title of the sender.
+        since, until: Time of arrival, in Unix milliseconds; `until` is excluded.
     """
 
     study_uid: str | None = None
@@ -38,8 +38,8 @@ class InstanceFilter:
     since: int | None = None
     until: int | None = None
 
-    def clauses(self) -> list[ColumnElement[bool]]:
-        """As SQL over `instances`, without the states."""
+    def build_clauses(self) -> list[ColumnElement[bool]]:
+        """Return the conditions as SQL over `instances`, without the states."""
         columns = instances.c
         clauses = [
             column == value
@@ -60,7 +60,7 @@ class InstanceFilter:
 
 @dataclass(frozen=True, slots=True)
 class FoundInstance:
-    """An instance, and the states of its deliveries by destination."""
+    """An instance and the states of its deliveries, by destination."""
 
     instance: Instance
     deliveries: Mapping[str, DeliveryState] = field(default_factory=dict)
@@ -71,14 +71,14 @@ class FoundStudy:
     """A study as far as it was received; times are Unix milliseconds.
 
     Attributes:
-        study_uid: Empty for what names none.
-        instances: How many SOP instances are stored.
-        copies: How many further copies of those are stored (`[store] duplicates = "keep-both"`).
+        study_uid: Empty for instances without a Study Instance UID.
+        instances: Number of stored SOP instances.
+        copies: Number of further stored copies (`[store] duplicates = "keep-both"`).
         size: Bytes of both.
-        first_at, last_at: When the first and the last of all its instances were received.
-        states: How many instances there are, by state.
-        deliveries: How many deliveries there are of them, by state.
-        stable: Whether nothing that the store holds of it came lately.
+        first_at, last_at: Arrival of the first and of the last instance, in any state.
+        states: Number of instances by state.
+        deliveries: Number of deliveries by state.
+        stable: Whether no instance was stored lately.
     """
 
     study_uid: str
@@ -93,7 +93,10 @@ class FoundStudy:
 
 
 class InstanceIndex:
-    """Lists instances and studies."""
+    """Lists instances and studies.
+
+    Every method is one transaction. It raises LedgerError while the database is unavailable.
+    """
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -101,24 +104,21 @@ class InstanceIndex:
     def find_instances(
         self, which: InstanceFilter, limit: int = 100, *, before: int | None = None
     ) -> list[FoundInstance]:
-        """Instances, the newest first.
+        """Return instances that match, the newest first.
 
         Args:
-            which: Those that are meant.
-            limit: At most so many.
-            before: Only ids below this one: the last one's of the page before.
-
-        Raises:
-            LedgerError: The ledger is away.
+            which: The conditions.
+            limit: Maximum number of instances.
+            before: Only ids below this one; the last id of the previous page.
         """
         with self._database.begin_read() as connection:
             found = [
-                as_instance(row)
-                for query in _by_states(which, before)
+                to_instance(row)
+                for query in _select_by_state(which, before)
                 for row in connection.execute(query.limit(limit)).mappings()
             ]
             found.sort(key=lambda row: -row.id)
-            states = _deliveries_of(connection, [row.id for row in found[:limit]])
+            states = _find_delivery_states(connection, [row.id for row in found[:limit]])
         return [FoundInstance(row, states.get(row.id, {})) for row in found[:limit]]
 
     def find_studies(
@@ -129,33 +129,30 @@ class InstanceIndex:
         lately: int | None = None,
         stable: bool | None = None,
     ) -> list[FoundStudy]:
-        """Studies that have an instance which is meant, that of the newest one first.
+        """Return studies that have a matching instance, the study with the newest one first.
 
         Args:
-            which: Those instances; the numbers are those of the whole study.
-            limit: At most so many.
-            lately: A study of which something was stored from this time on, in Unix ms, is not stable;
-                None: all are.
-            stable: Only those that are stable, or that are not; None does not matter.
-
-        Raises:
-            LedgerError: The ledger is away.
+            which: Conditions for the instances. The numbers describe the whole study.
+            limit: Maximum number of studies.
+            lately: A study with an instance that was stored since this time, in Unix milliseconds, is not
+                stable. None: all studies are stable.
+            stable: Only studies that are stable, or only those that are not; None applies no condition.
         """
         with self._database.begin_read() as connection:
-            growing = _growing(connection, lately)
+            growing = _find_growing(connection, lately)
             wanted: _Wanted = None if stable is None else lambda uid: stable is (uid not in growing)
-            # No walk to the end for what is not there.
+            # There are no more unstable studies than growing ones, so the walk need not reach the end.
             most = limit if stable is not False else min(limit, len(growing))
-            uids = _newest_studies(connection, which, most, wanted)
+            uids = _find_newest_studies(connection, which, most, wanted)
             found = {
-                uid: study for chunk in _chunks(uids) for uid, study in _summed(connection, chunk, growing)
+                uid: study for chunk in _chunks(uids) for uid, study in _summarize(connection, chunk, growing)
             }
         return [found[uid] for uid in uids]
 
 
-def _by_states(which: InstanceFilter, before: int | None) -> Iterator[Select[Any]]:
-    """One query for each state: an index has the newest rows of one at hand, but not those of several."""
-    query = select(instances).where(*which.clauses()).order_by(instances.c.id.desc())
+def _select_by_state(which: InstanceFilter, before: int | None) -> Iterator[Select[Any]]:
+    """Yield one query for each state. An index has the newest rows of one state, but not those of several."""
+    query = select(instances).where(*which.build_clauses()).order_by(instances.c.id.desc())
     if before is not None:
         query = query.where(instances.c.id < before)
     if not which.states:
@@ -167,7 +164,7 @@ def _by_states(which: InstanceFilter, before: int | None) -> Iterator[Select[Any
         yield query.where(_state.in_([state.value for state in which.states]))
 
 
-def _deliveries_of(connection: Connection, ids: Sequence[int]) -> dict[int, dict[str, DeliveryState]]:
+def _find_delivery_states(connection: Connection, ids: Sequence[int]) -> dict[int, dict[str, DeliveryState]]:
     columns = deliveries.c
     found: dict[int, dict[str, DeliveryState]] = {}
     for chunk in _chunks(ids):
@@ -181,24 +178,26 @@ def _deliveries_of(connection: Connection, ids: Sequence[int]) -> dict[int, dict
     return found
 
 
-def growing_since(lately: int) -> Select[Any]:
-    """Study UIDs of what was stored since; reads of one index only what is as new."""
-    # Not the bare column: for distinct ones SQLite would read the whole index of studies, in its order.
+def select_growing_studies(lately: int) -> Select[Any]:
+    """Select the UIDs of studies with an instance stored since a time, by that part of one index."""
+    # The concatenation keeps SQLite from reading the whole index of studies to find distinct values.
     study = instances.c.study_uid.concat("")
     return select(study).where(KEPT, instances.c.stored_at >= lately).distinct()
 
 
-def _growing(connection: Connection, lately: int | None) -> set[str]:
+def _find_growing(connection: Connection, lately: int | None) -> set[str]:
     if lately is None:
         return set()
-    return set(connection.execute(growing_since(lately)).scalars())
+    return set(connection.execute(select_growing_studies(lately)).scalars())
 
 
-def _newest_studies(connection: Connection, which: InstanceFilter, limit: int, wanted: _Wanted) -> list[str]:
-    """UIDs of the studies, by a walk from the newest instance on that ends with the last one wanted."""
+def _find_newest_studies(
+    connection: Connection, which: InstanceFilter, limit: int, wanted: _Wanted
+) -> list[str]:
+    """Return the UIDs of the newest studies, by a walk that starts at the newest instance."""
     found: dict[str, None] = {}
     last = None
-    query = select(instances.c.id, instances.c.study_uid).where(*which.clauses())
+    query = select(instances.c.id, instances.c.study_uid).where(*which.build_clauses())
     one = which.study_uid is not None or (limit == 1 and wanted is None)
     while len(found) < limit:
         page = query.order_by(instances.c.id.desc()).limit(1 if one else WALK)
@@ -210,7 +209,7 @@ def _newest_studies(connection: Connection, which: InstanceFilter, limit: int, w
     return list(found)[:limit]
 
 
-def _summed(
+def _summarize(
     connection: Connection, uids: Sequence[str], growing: Collection[str]
 ) -> Iterator[tuple[str, FoundStudy]]:
     columns = instances.c

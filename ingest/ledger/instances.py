@@ -1,4 +1,4 @@
-"""The half of the ledger that knows instances."""
+"""Instances: one row for each received object, and what became of its file."""
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
@@ -12,13 +12,14 @@ from ingest.ledger.database import Database
 from ingest.ledger.records import DeliveryState, Instance, InstanceState, NewInstance, Outcome
 from ingest.ledger.schema import HAS_FILE, deliveries, instances
 from ingest.ledger.spool_references import find_recorded_refs
-from ingest.ledger.variants import accepted_already
+from ingest.ledger.variants import find_accepted
 
 CHUNK: Final = 500
-"""How many values one IN list holds."""
+"""Maximum number of values in one IN list."""
 
 TEXT_MAX: Final = 600
-"""Characters of one value: PostgreSQL cannot index 2,704 bytes or more, and peers choose their UIDs."""
+"""Maximum length of a text value. PostgreSQL cannot index 2,704 bytes or more, and peers choose their UIDs.
+"""
 
 _COLUMNS: Final = tuple(
     field.name for field in fields(NewInstance) if field.name not in {"destinations", "replaces"}
@@ -49,13 +50,13 @@ _WITH_FILES: Final = (
     .order_by(instances.c.id)
     .limit(bindparam("most"))
 )
-# Not the bare column: SQLite would go by its index, and read nearly all rows there are.
+# The concatenation keeps SQLite from the index of `state`, which would read nearly all rows.
 _state: Final = instances.c.state.concat("")
 _UIDS: Final = instances.c.sop_instance_uid.in_(bindparam("uids", expanding=True))
 # Further copies (`keep-both`) are never replaced.
 _STORED: Final = (_UIDS, _state == InstanceState.STORED.value, instances.c.copy_digest == "")
 _REMOVING: Final = (_UIDS, _state == InstanceState.REMOVING.value)
-_HELD: Final = select(
+_STORE_KEYS: Final = select(
     instances.c.sop_instance_uid,
     instances.c.store_key,
     instances.c.state,
@@ -78,14 +79,15 @@ _OPEN: Final = (DeliveryState.WAITING.value, DeliveryState.SENDING.value, Delive
 
 @dataclass(frozen=True, slots=True)
 class StoreKeys:
-    """What there is of some SOP instance UIDs; variants and quarantined ones apart.
+    """The store keys of some SOP instance UIDs; variants and quarantined instances are not included.
 
     Attributes:
-        stored: The store keys of those that are stored; of several copies that of the first one.
-        copies: The store keys of further copies.
-        removing: The store keys whose files are about to be removed, or whose remover died.
-        replaced: The store keys that replaced objects had, and that the stored one does not have.
-        left_at: When what left `removing` and `replaced` behind was stored, in Unix milliseconds, by key.
+        stored: Store key of the stored object, by UID; if there are copies, the key of the first one.
+        copies: Store keys of further copies, by UID.
+        removing: Store keys, by UID, whose files are being removed or whose remover died.
+        replaced: Store keys of replaced objects, by UID, unless the stored object has the same key.
+        left_at: When the object of a key in `removing` or `replaced` was stored, in Unix milliseconds, by
+            key.
     """
 
     stored: Mapping[str, str] = field(default_factory=dict)
@@ -96,38 +98,43 @@ class StoreKeys:
 
 
 class Instances:
-    """Records and finds instances."""
+    """Records and finds instances.
+
+    Every method is one transaction, durable on return. It raises LedgerError while the database is
+    unavailable.
+    """
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
     def record(self, rows: Sequence[NewInstance]) -> list[Outcome]:
-        """Write instances and their deliveries in one transaction, durable on return.
+        """Record instances together with their deliveries, in one transaction.
 
-        A row whose spool reference, or whose file, has a row already changes nothing; but what lies in
-        quarantine counts how often it came.
+        A row whose spool reference or store key is already recorded changes nothing. Only a quarantined
+        instance counts how often it came.
 
         Returns:
-            One outcome for each of `rows`, in their order.
+            One outcome for each row, in their order.
 
         Raises:
-            LedgerError: The ledger is away; the caller does the same again later, written or not.
+            LedgerError: The database is unavailable. The caller repeats the call later, whether it was
+                written or not.
         """
         if not rows:
             return []
         with self._database.begin_write() as connection:
             replaced = [row.sop_instance_uid for row in rows if row.replaces]
             if replaced:
-                _supersede(connection, replaced, rows[0].stored_at, keep=[row.spool_ref for row in rows])
+                _mark_replaced(connection, replaced, rows[0].stored_at, keep=[row.spool_ref for row in rows])
             ids = {
                 ref: number
                 for number, ref in connection.execute(
-                    INSERT[self._database.dialect], [columns_of(row) for row in rows]
+                    INSERT[self._database.dialect], [encode_columns(row) for row in rows]
                 )
             }
-            # The same reference twice in one batch: the row is that of the first.
+            # If a batch has the same reference twice, the row belongs to the first one.
             new = [ids.pop(row.spool_ref, None) for row in rows]
-            accepted = accepted_already(
+            accepted = find_accepted(
                 connection, {row.sop_instance_uid for row in rows if row.state is InstanceState.VARIANT}
             )
             waiting = [
@@ -136,7 +143,7 @@ class Instances:
                 if number is not None
                 for destination in row.destinations
                 if row.state is not InstanceState.VARIANT
-                or (clean(row.sop_instance_uid), destination) not in accepted
+                or (clean_value(row.sop_instance_uid), destination) not in accepted
             ]
             if waiting:
                 connection.execute(INSERT_DELIVERIES, waiting)
@@ -157,23 +164,17 @@ class Instances:
             for row, number in zip(rows, new, strict=True)
         ]
 
-    def mark_replaced(self, uids: Sequence[str], now_ms: int) -> None:
-        """Mark what is stored of these SOP instance UIDs as replaced; what is not delivered of it is dropped.
+    def mark_replaced(self, uids: Sequence[str], unix_ms: int) -> None:
+        """Mark the stored objects of these SOP instance UIDs as replaced, and drop their open deliveries.
 
-        Done before the files are replaced, so that no row ever speaks of a file that is another's by now.
-
-        Raises:
-            LedgerError: The ledger is away.
+        The caller replaces the files afterwards. No row ever describes a file that belongs to another object
+        by then.
         """
         with self._database.begin_write() as connection:
-            _supersede(connection, uids, now_ms, keep=[])
+            _mark_replaced(connection, uids, unix_ms, keep=[])
 
     def find_store_keys(self, uids: Iterable[str]) -> StoreKeys:
-        """What the store holds under those SOP instance UIDs, as far as it has rows.
-
-        Raises:
-            LedgerError: The ledger is away.
-        """
+        """Return the store keys that belong to these SOP instance UIDs, as far as they have rows."""
         stored: dict[str, str] = {}
         copies: dict[str, set[str]] = {}
         left_at: dict[str, int] = {}
@@ -182,25 +183,23 @@ class Instances:
         }
         with self._database.begin_read() as connection:
             for chunk in _chunks(uids):
-                asked = {clean(uid): uid for uid in chunk}
-                for uid, key, state, at, digest in connection.execute(_HELD, {"uids": list(asked)}):
+                by_clean_uid = {clean_value(uid): uid for uid in chunk}
+                for uid, key, state, at, digest in connection.execute(
+                    _STORE_KEYS, {"uids": list(by_clean_uid)}
+                ):
                     if state == InstanceState.STORED.value and digest:
-                        copies.setdefault(asked[uid], set()).add(key)
+                        copies.setdefault(by_clean_uid[uid], set()).add(key)
                     elif state == InstanceState.STORED.value:
-                        stored[asked[uid]] = key
+                        stored[by_clean_uid[uid]] = key
                     else:
-                        others[state].setdefault(asked[uid], set()).add(key)
+                        others[state].setdefault(by_clean_uid[uid], set()).add(key)
                         left_at[key] = max(at, left_at.get(key, 0))
         removing, replaced = others.values()
         left = {uid: keys - {stored.get(uid)} for uid, keys in replaced.items()}
         return StoreKeys(stored, removing, {uid: keys for uid, keys in left.items() if keys}, left_at, copies)
 
     def find_claimed_keys(self, keys: Iterable[str]) -> set[str]:
-        """Those of `keys` whose files belong to a row.
-
-        Raises:
-            LedgerError: The ledger is away.
-        """
+        """Return those store keys whose files belong to a row."""
         claimed: set[str] = set()
         with self._database.begin_read() as connection:
             for chunk in _chunks(keys):
@@ -208,46 +207,32 @@ class Instances:
         return claimed
 
     def finish_removals(self, uids: Iterable[str]) -> None:
-        """Mark as removed what was being removed of these SOP instance UIDs.
-
-        Raises:
-            LedgerError: The ledger is away.
-        """
+        """Mark objects of these SOP instance UIDs as removed if they were being removed."""
         with self._database.begin_write() as connection:
             for chunk in _chunks(uids):
                 connection.execute(
                     update(instances).where(*_REMOVING).values(state=InstanceState.REMOVED.value),
-                    {"uids": [clean(uid) for uid in chunk]},
+                    {"uids": [clean_value(uid) for uid in chunk]},
                 )
 
     def find_by_sop_instance_uid(self, uid: str) -> list[Instance]:
-        """All rows of a SOP instance UID, oldest first.
-
-        Raises:
-            LedgerError: The ledger is away.
-        """
+        """Return all rows of a SOP instance UID, oldest first."""
         with self._database.begin_read() as connection:
-            return [as_instance(row) for row in connection.execute(_BY_UID, {"uid": clean(uid)}).mappings()]
+            return [
+                to_instance(row) for row in connection.execute(_BY_UID, {"uid": clean_value(uid)}).mappings()
+            ]
 
     def find_by_ids(self, ids: Collection[int]) -> dict[int, Instance]:
-        """Rows by their ids; an id without a row is missing.
-
-        Raises:
-            LedgerError: The ledger is away.
-        """
+        """Return rows by their ids; an id without a row is missing."""
         with self._database.begin_read() as connection:
             rows = connection.execute(select(instances).where(instances.c.id.in_(ids))).mappings()
-            return {row["id"]: as_instance(row) for row in rows}
+            return {row["id"]: to_instance(row) for row in rows}
 
     def list_with_files(self, after: int, most: int) -> Sequence[Instance]:
-        """The next rows, by id, whose file should lie in store or quarantine.
-
-        Raises:
-            LedgerError: The ledger is away.
-        """
+        """Return the next rows, by id, whose file should lie in store or quarantine."""
         with self._database.begin_read() as connection:
             found = connection.execute(_WITH_FILES, {"after": after, "most": most})
-            return [as_instance(row) for row in found.mappings()]
+            return [to_instance(row) for row in found.mappings()]
 
     def list_newest(
         self,
@@ -257,16 +242,13 @@ class Instances:
         state: InstanceState | None = None,
         study_uid: str | None = None,
     ) -> list[Instance]:
-        """The newest instances first, for people to read.
+        """Return instances, the newest first.
 
         Args:
-            limit: At most so many.
-            before: Only rows with a smaller id: the last one's of the page before.
+            limit: Maximum number of rows.
+            before: Only rows with a smaller id; the last id of the previous page.
             state: Only rows of this state.
             study_uid: Only rows of this study.
-
-        Raises:
-            LedgerError: The ledger is away.
         """
         query = select(instances).order_by(instances.c.id.desc()).limit(limit)
         if before is not None:
@@ -276,45 +258,41 @@ class Instances:
         if study_uid is not None:
             query = query.where(instances.c.study_uid == study_uid)
         with self._database.begin_read() as connection:
-            return [as_instance(row) for row in connection.execute(query).mappings()]
+            return [to_instance(row) for row in connection.execute(query).mappings()]
 
     def count_by_state(self) -> dict[InstanceState, int]:
-        """How many instances are in each state; a state without rows is missing.
-
-        Raises:
-            LedgerError: The ledger is away.
-        """
+        """Count instances by state; a state without rows is missing."""
         by_state = select(instances.c.state, func.count()).group_by(instances.c.state)
         with self._database.begin_read() as connection:
             return {InstanceState(state): count for state, count in connection.execute(by_state)}
 
 
-def columns_of(row: NewInstance) -> dict[str, Any]:
-    """The row as `INSERT` takes it."""
-    return {name: clean(getattr(row, name)) for name in _COLUMNS}
+def encode_columns(row: NewInstance) -> dict[str, Any]:
+    """Return the columns of a row, for `INSERT`."""
+    return {name: clean_value(getattr(row, name)) for name in _COLUMNS}
 
 
-def clean(value: Any) -> Any:
-    """Text that both databases take: PostgreSQL refuses NUL, both refuse lone surrogates."""
+def clean_value(value: Any) -> Any:
+    """Make a text acceptable to both databases: PostgreSQL refuses NUL, both refuse lone surrogates."""
     if not isinstance(value, str) or (value.isascii() and "\0" not in value and len(value) <= TEXT_MAX):
         return value
     return value.replace("\0", "")[:TEXT_MAX].encode("utf-8", "replace").decode("utf-8")
 
 
-def _supersede(connection: Connection, uids: Sequence[str], now_ms: int, *, keep: Sequence[str]) -> None:
+def _mark_replaced(connection: Connection, uids: Sequence[str], unix_ms: int, *, keep: Sequence[str]) -> None:
     old = (*_STORED, instances.c.spool_ref.not_in(bindparam("keep", expanding=True)))
-    parameters = {"uids": [clean(uid) for uid in uids], "keep": list(keep)}
-    drop_open_deliveries(connection, old, now_ms, parameters)
+    parameters = {"uids": [clean_value(uid) for uid in uids], "keep": list(keep)}
+    drop_open_deliveries(connection, old, unix_ms, parameters)
     connection.execute(update(instances).where(*old).values(state=InstanceState.REPLACED.value), parameters)
 
 
 def drop_open_deliveries(
     connection: Connection,
     old: Sequence[ColumnElement[bool]],
-    now_ms: int,
+    unix_ms: int,
     parameters: Mapping[str, Any] | None = None,
 ) -> None:
-    """Drop what is not delivered of instances that give way; `old` says which these are."""
+    """Drop the open deliveries of the instances that match the conditions `old`."""
     connection.execute(
         update(deliveries)
         .where(
@@ -327,7 +305,7 @@ def drop_open_deliveries(
             lease_owner=None,
             lease_until=None,
             last_error="a newer object of the same SOP instance UID replaced it",
-            updated_at=now_ms,
+            updated_at=unix_ms,
         ),
         parameters or {},
     )
@@ -339,8 +317,8 @@ def _chunks(values: Iterable[str]) -> Iterator[list[str]]:
         yield chunk
 
 
-def as_instance(row: RowMapping) -> Instance:
-    """A row of `instances`."""
+def to_instance(row: RowMapping) -> Instance:
+    """Return a row of `instances` as a value."""
     values = dict(row)
     values["state"] = InstanceState(values["state"])
     return Instance(**values)

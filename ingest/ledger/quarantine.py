@@ -1,4 +1,4 @@
-"""The half of the ledger that a person's decisions about the quarantine go through."""
+"""Quarantine: what the ledger knows of quarantined instances, and the decisions of a person about them."""
 
 from collections.abc import Sequence
 from typing import Final, NamedTuple
@@ -10,15 +10,15 @@ from ingest.ledger.database import Database
 from ingest.ledger.instances import (
     INSERT,
     INSERT_DELIVERIES,
-    clean,
-    columns_of,
+    clean_value,
     drop_open_deliveries,
+    encode_columns,
 )
 from ingest.ledger.records import Instance, InstanceState, NewInstance
 from ingest.ledger.schema import QUARANTINED, instances
 
 GAVE_WAY: Final = "released"
-"""In place of a spool's id in the references of what gave way to a released object."""
+"""Stands for the spool id in the references of objects that a released one replaced."""
 
 _KEYS_OF_SAME: Final = select(instances.c.store_key).where(
     QUARANTINED,
@@ -31,8 +31,8 @@ _KEYS_OF_SAME: Final = select(instances.c.store_key).where(
 _REFUSED_BYTES: Final = select(func.coalesce(func.sum(instances.c.size), 0)).where(
     QUARANTINED, instances.c.refused_status != 0
 )
-# What a person has put there is nobody's surprise.
-_SET_ASIDE: Final = (
+# Instances that a person has put there need no attention.
+_ACKNOWLEDGED: Final = (
     QUARANTINED,
     instances.c.refused_status == 0,
     instances.c.spool_ref.not_like(f"{GAVE_WAY}:%"),
@@ -40,12 +40,12 @@ _SET_ASIDE: Final = (
 
 
 class ContentIdentity(NamedTuple):
-    """What makes two instances the same thing in quarantine.
+    """What makes two quarantined instances the same.
 
     Attributes:
-        digest: Of the content.
-        sop_instance_uid, study_uid, series_uid: As the instance has them.
-        status: What its sender was answered; 0 is Success.
+        digest: Digest of the content.
+        sop_instance_uid, study_uid, series_uid: UIDs of the instance.
+        status: Status of the C-STORE response; 0 is Success.
     """
 
     digest: str
@@ -56,97 +56,82 @@ class ContentIdentity(NamedTuple):
 
 
 class Quarantine:
-    """Lets quarantined instances become the stored ones, or go."""
+    """Releases and drops quarantined instances, and counts them.
+
+    Every method is one transaction. It raises LedgerError while the database is unavailable.
+    """
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
     def find_store_keys(self, same: ContentIdentity) -> list[str]:
-        """Where in quarantine the same thing lies; one key at most, unless workers came at one moment.
+        """Return the keys of the same instance in quarantine.
 
-        Raises:
-            LedgerError: The ledger is away.
+        There is one key at most, unless several workers quarantined the instance at the same moment.
         """
-        asked = {
+        parameters = {
             "digest": same.digest,
-            "sop": clean(same.sop_instance_uid),
-            "study": clean(same.study_uid),
-            "series": clean(same.series_uid),
+            "sop": clean_value(same.sop_instance_uid),
+            "study": clean_value(same.study_uid),
+            "series": clean_value(same.series_uid),
             "status": same.status,
         }
         with self._database.begin_read() as connection:
-            return list(connection.execute(_KEYS_OF_SAME, asked).scalars())
+            return list(connection.execute(_KEYS_OF_SAME, parameters).scalars())
 
     def sum_refused_bytes(self) -> int:
-        """Bytes of all copies in quarantine of what was refused.
-
-        Raises:
-            LedgerError: The ledger is away.
-        """
+        """Return the bytes of all quarantined copies of refused instances."""
         with self._database.begin_read() as connection:
             return int(connection.execute(_REFUSED_BYTES).scalar_one())
 
     def list_acknowledged_ids(self, limit: int) -> list[int]:
-        """Ids of acknowledged instances in quarantine that no person has put there, oldest first.
-
-        Raises:
-            LedgerError: The ledger is away.
-        """
-        query = select(instances.c.id).where(*_SET_ASIDE).order_by(instances.c.id).limit(limit)
+        """Return ids of acknowledged instances in quarantine that no person has put there, oldest first."""
+        query = select(instances.c.id).where(*_ACKNOWLEDGED).order_by(instances.c.id).limit(limit)
         with self._database.begin_read() as connection:
             return list(connection.execute(query).scalars())
 
     def count_acknowledged(self) -> tuple[int, int]:
-        """How many there are of them, and when the first of them came, in Unix milliseconds.
-
-        Raises:
-            LedgerError: The ledger is away.
-        """
+        """Count these instances; also return when the first one was stored, in Unix milliseconds."""
         with self._database.begin_read() as connection:
             query = select(func.count(), func.coalesce(func.min(instances.c.stored_at), 0))
-            count, first = connection.execute(query.where(*_SET_ASIDE)).one()
+            count, first = connection.execute(query.where(*_ACKNOWLEDGED)).one()
             return int(count), int(first)
 
     def replace_stored(
-        self, old: Instance | None, note: str, kept: Sequence[NewInstance], now_ms: int
+        self, old: Instance | None, note: str, kept: Sequence[NewInstance], unix_ms: int
     ) -> None:
-        """Mark a stored instance as replaced, and record what is kept of it, in one transaction.
+        """Mark a stored instance as replaced and record its quarantined copies, in one transaction.
 
-        What is not delivered of it is dropped. What has a row already gets no second one.
+        Its open deliveries are dropped. A copy that already has a row gets no second one.
 
         Args:
-            old: What gives way, or None.
-            note: What its row says from now on.
-            kept: Rows of quarantined copies.
-            now_ms: The time, in Unix milliseconds.
-
-        Raises:
-            LedgerError: The ledger is away.
+            old: The stored instance, or None.
+            note: The new note of its row.
+            kept: Rows of its quarantined copies.
+            unix_ms: Current time.
         """
         with self._database.begin_write() as connection:
             if old is not None:
                 this = (instances.c.id == old.id, instances.c.state == InstanceState.STORED.value)
-                drop_open_deliveries(connection, this, now_ms)
+                drop_open_deliveries(connection, this, unix_ms)
                 connection.execute(
                     update(instances)
                     .where(*this)
-                    .values(state=InstanceState.REPLACED.value, note=clean(note))
+                    .values(state=InstanceState.REPLACED.value, note=clean_value(note))
                 )
             if kept:
-                connection.execute(INSERT[self._database.dialect], [columns_of(row) for row in kept])
+                connection.execute(INSERT[self._database.dialect], [encode_columns(row) for row in kept])
 
     def release(self, number: int, released: NewInstance) -> bool:
-        """Make a quarantined instance the stored one of its SOP instance UID; its deliveries wait.
+        """Make a quarantined instance the stored one of its SOP instance UID, and create its deliveries.
 
         Args:
             number: The id of its row.
-            released: What the row says from now on.
+            released: The new contents of the row.
 
         Returns:
-            Whether it is; False where it is not quarantined any more, or another has its place.
-
-        Raises:
-            LedgerError: The ledger is away.
+            Whether it was released. It is not if it is not quarantined any more, or if another instance has
+            its UID or its store key.
         """
         quarantined = (instances.c.id == number, instances.c.state == InstanceState.QUARANTINED.value)
         waiting = [
@@ -156,12 +141,13 @@ class Quarantine:
         try:
             with self._database.begin_write() as connection:
                 changed = connection.execute(
-                    update(instances).where(*quarantined).values(columns_of(released))
+                    update(instances).where(*quarantined).values(encode_columns(released))
                 )
                 if changed.rowcount:
-                    # They are variants of what gave way, and must not be taken for this one's.
+                    # They are variants of the replaced object. They must not count as variants of the
+                    # released one.
                     variants = (
-                        instances.c.sop_instance_uid == clean(released.sop_instance_uid),
+                        instances.c.sop_instance_uid == clean_value(released.sop_instance_uid),
                         instances.c.state == InstanceState.VARIANT.value,
                     )
                     drop_open_deliveries(connection, variants, released.stored_at)
@@ -169,16 +155,12 @@ class Quarantine:
                     connection.execute(INSERT_DELIVERIES, waiting)
                 return bool(changed.rowcount)
         except IntegrityError:
-            # One stored row a SOP instance UID, and one row a file of the store.
+            # The ledger allows one stored row for each SOP instance UID, and one row for each file.
             return False
 
     def drop(self, number: int, note: str) -> bool:
-        """Say that a quarantined instance has no file any more; False where it is not quarantined.
-
-        Raises:
-            LedgerError: The ledger is away.
-        """
+        """Record that a quarantined instance has no file any more; return False if it is not quarantined."""
         quarantined = (instances.c.id == number, instances.c.state == InstanceState.QUARANTINED.value)
-        values = {"state": InstanceState.REMOVED.value, "note": clean(note)}
+        values = {"state": InstanceState.REMOVED.value, "note": clean_value(note)}
         with self._database.begin_write() as connection:
             return bool(connection.execute(update(instances).where(*quarantined).values(values)).rowcount)

@@ -1,4 +1,4 @@
-"""What goes into the ledger and comes out of it, as values; times are Unix milliseconds."""
+"""The values that go into the ledger and come out of it; times are Unix milliseconds."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,17 +10,19 @@ SPOOL_DAMAGE: Final = "damaged in the spool"
 
 
 class InstanceState(StrEnum):
-    """What became of an instance that was received."""
+    """The state of a received instance."""
 
     STORED = "stored"
     """In the store under its own name."""
     VARIANT = "variant"
-    """In the store beside the first one of its UID, in another transfer syntax. It goes to those
-    destinations that have accepted no other object of its UID."""
+    """In the store beside the first object of its UID, in another transfer syntax.
+
+    It goes to destinations that have accepted no other object of its UID.
+    """
     QUARANTINED = "quarantined"
     """In the quarantine folder; the note says why."""
     REPLACED = "replaced"
-    """Its file gave way to another of the same UID: `[store] duplicates = "overwrite"`, or a release."""
+    """Another object of the same UID replaced its file (`[store] duplicates = "overwrite"`, or a release)."""
     REMOVING = "removing"
     """Its file is about to be removed from the store."""
     REMOVED = "removed"
@@ -28,7 +30,7 @@ class InstanceState(StrEnum):
 
 
 class DeliveryState(StrEnum):
-    """How far the delivery of one instance to one destination is."""
+    """The state of the delivery of one instance to one destination."""
 
     WAITING = "waiting"
     SENDING = "sending"
@@ -44,9 +46,9 @@ class Outcome(Enum):
     RECORDED = "recorded"
     """It has a new row, and its deliveries wait."""
     KNOWN = "known"
-    """Its spool reference had a row already; nothing changed."""
+    """Its spool reference was recorded before; nothing changed."""
     TAKEN = "taken"
-    """Its file in the store belongs to the row of another reference; nothing changed."""
+    """Its store key belongs to the row of another reference; nothing changed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,21 +56,21 @@ class NewInstance:
     """An instance to record.
 
     Attributes:
-        state: What became of it.
-        store_key: Its name below the store's root; below the quarantine folder where it is quarantined.
+        state: The state of the instance.
+        store_key: Name of its file below the store, or below the quarantine folder if it is quarantined.
         size: Bytes of the whole Part 10 file.
-        data_set_offset: Where in the file its data set begins.
-        source: Presentation address of who sent it, as in the File Meta (0002,0026).
-        spool_ref: Spool id, ":", and place in the spool; unique for ever.
-        note: What an operator should know, or empty.
-        routed: Names of the rules that took it, or why none did.
-        destinations: Names of the destinations that it is to be delivered to.
-        replaces: Whether what is stored of the same SOP instance UID gives way to this one.
-        copy_digest: Of a further stored copy of its SOP instance UID the digest of its content; else empty.
-        refused_status: What its sender was answered, where only a copy of a refused instance is kept; 0 where
-            it was Success.
-        times: How often the same thing came; more than once only in quarantine.
-        content_digest: Of its content, in quarantine; else empty.
+        data_set_offset: Offset of the data set within the file.
+        source: Presentation address of the sender, as in the File Meta (0002,0026).
+        spool_ref: Spool id, ":" and `Location.name`; never used twice.
+        note: Information for an operator, or empty.
+        routed: Names of the rules that matched, or why none did.
+        destinations: Names of the destinations that get it.
+        replaces: Whether it replaces the stored object of its SOP instance UID.
+        copy_digest: Digest of the content, for a further stored copy of its SOP instance UID; otherwise
+            empty.
+        refused_status: Status of the C-STORE response, for a kept copy of a refused instance; 0 for Success.
+        times: How often the same instance came; only quarantined instances count.
+        content_digest: Digest of the content, for a quarantined instance; otherwise empty.
     """
 
     state: InstanceState
@@ -98,7 +100,7 @@ class NewInstance:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Instance:
-    """A row of `instances`; the names are those of `NewInstance`."""
+    """A row of `instances`; the attributes are those of `NewInstance`."""
 
     id: int
     state: InstanceState
@@ -131,15 +133,15 @@ class Instance:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Delivery:
-    """A leased delivery, with what is needed to send its instance.
+    """A leased delivery, with all that a worker needs to send its instance.
 
     Attributes:
         attempts: How often it was leased, this time included.
-        lease_until: When others may take it.
-        created_at: Since when it is owed.
-        breaks: Associations that ended with this instance in hand.
-        suspect_since: Since when it is suspected of breaking them, in Unix milliseconds; 0 where it is not.
-        store_key, size, data_set_offset: Of the instance's file.
+        lease_until: End of the lease.
+        created_at: When the delivery was created.
+        breaks: Number of associations that ended while this instance was being sent.
+        suspect_since: Since when it is suspected of breaking them; 0 if it is no suspect.
+        store_key, size, data_set_offset: As in `NewInstance`.
     """
 
     id: int
@@ -164,13 +166,13 @@ class DeliveryResult:
     """How an attempt ended.
 
     Attributes:
-        owner: Who leased the delivery; if it is somebody else's by now, the result counts for nothing.
+        owner: Who leased the delivery. If another owner has it by now, the result is ignored.
         state: DELIVERED, RETRY (with `next_at`), DEAD or DROPPED.
-        last_status: The DIMSE status of the answer (PS3.7 C), or None where there was none.
-        last_error: Why it failed, in words, or empty.
-        next_at: When to try again; 0 unless `state` is RETRY.
-        size: Bytes that went to the remote, for its throughput.
-        breaks, suspect_since: As in `Delivery`, from now on.
+        last_status: DIMSE status of the response (PS3.7 Annex C); None without a response.
+        last_error: Why the attempt failed, for people, or empty.
+        next_at: Time of the next attempt; 0 unless `state` is RETRY.
+        size: Bytes that were sent, for the throughput.
+        breaks, suspect_since: New values, as in `Delivery`.
         attempted: Whether it counts as an attempt.
     """
 
@@ -208,11 +210,11 @@ class DeliveryRow:
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """How many rows there are.
+    """Numbers of rows.
 
     Attributes:
         instances: By state; a state without rows is missing.
-        deliveries: By destination, then by state; likewise.
+        deliveries: By destination and then by state; a state without rows is missing.
     """
 
     instances: Mapping[InstanceState, int]

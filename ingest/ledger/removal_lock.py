@@ -1,8 +1,8 @@
-"""A lock that all processes of one PostgreSQL ledger share: one of them replaces or removes files at a time.
+"""The removal lock: one process of one PostgreSQL ledger replaces or removes files at a time.
 
-Locks on files hold between hosts only if the file system carries them. Workers on several hosts need a
-ledger that all reach, and it is the ledger that then excludes them. SQLite is for one host: there a lock on
-a file is enough.
+Locks on files exclude other hosts only if the file system carries them. Workers on several hosts share a
+PostgreSQL
+ledger, so the ledger excludes them. SQLite serves one host, where a lock on a file is enough.
 """
 
 import contextlib
@@ -13,7 +13,7 @@ from sqlalchemy import Connection, TextClause, text
 from ingest.errors import LedgerError
 from ingest.ledger.database import Database
 
-# PostgreSQL documentation 9.28.10: held until it is unlocked or the session ends, whatever transactions do.
+# PostgreSQL documentation 9.28.10: a session-level lock is held until it is released or the session ends.
 _KEY: Final = {"class": 0x1D1C0, "object": 1}
 _TRY: Final = text("SELECT pg_try_advisory_lock(:class, :object)")
 _UNLOCK: Final = text("SELECT pg_advisory_unlock(:class, :object)")
@@ -21,7 +21,8 @@ _HELD: Final = text(
     "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND granted AND pid = pg_backend_pid()"
     " AND classid = :class AND objid = :object"
 )
-# PostgreSQL documentation 20.3.2: without, a host that lost its power would hold the lock for two hours.
+# PostgreSQL documentation 20.3.2: without keepalives a host that lost its power would hold the lock for two
+# hours.
 _KEEPALIVE: Final = text(
     "SELECT set_config('tcp_keepalives_idle', '10', false),"
     " set_config('tcp_keepalives_interval', '5', false),"
@@ -32,16 +33,16 @@ _KEEPALIVE: Final = text(
 class RemovalLock:
     """The lock as one process takes it.
 
-    `acquire` and `is_held` raise LedgerError while the ledger is away.
+    `acquire` and `is_held` raise LedgerError while the database is unavailable.
     """
 
     def __init__(self, database: Database) -> None:
-        """Prepare; nothing is asked yet."""
+        """Prepare the lock; the first call of `acquire` connects."""
         self._database = database
         self._session: Connection | None = None
 
     def acquire(self) -> bool:
-        """Take the lock without waiting; False while another process holds it."""
+        """Take the lock without waiting; return False while another process holds it."""
         session = self._session
         if session is None:
             session = self._session = self._database.open_session()
@@ -49,11 +50,11 @@ class RemovalLock:
         return bool(self._ask(session, _TRY))
 
     def is_held(self) -> bool:
-        """Whether the lock is this process's yet; it ends with the connection."""
+        """Whether this process still holds the lock. The lock ends with the connection."""
         return self._session is not None and self._ask(self._session, _HELD) == 1
 
     def release(self) -> None:
-        """Let others take the lock, if it is ours; nothing is to be done where the connection has ended."""
+        """Release the lock. If the connection has ended, the server has released it already."""
         with contextlib.suppress(LedgerError):
             if self._session is not None:
                 self._ask(self._session, _UNLOCK)
@@ -63,7 +64,8 @@ class RemovalLock:
         try:
             return self._database.query_value(session, statement, _KEY)
         except LedgerError:
-            # Whether the server holds the lock yet is not known: with its session it is gone.
+            # We do not know whether the server still holds the lock. It ends with the session, so close the
+            # session.
             session.invalidate()
             self._close()
             raise

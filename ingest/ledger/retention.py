@@ -1,4 +1,4 @@
-"""The part of the ledger about instances that go: what is there by age, what is owed, what is on its way."""
+"""Retention: which stored instances are old enough to be removed, and the state of their removal."""
 
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from ingest.ledger.records import DeliveryState, InstanceState
 from ingest.ledger.schema import KEPT, deliveries, instances
 
 CHUNK: Final = 500
-"""Rows, or values of an IN list, in one statement."""
+"""Maximum number of rows, or of values of an IN list, in one statement."""
 
 OWED: Final = (
     DeliveryState.WAITING.value,
@@ -19,12 +19,15 @@ OWED: Final = (
     DeliveryState.RETRY.value,
     DeliveryState.DEAD.value,
 )
-"""What keeps a file in the store: a dead delivery waits for a person, who may want it sent again."""
+"""Delivery states that keep a file in the store.
+
+A dead delivery waits for a person, who may want it sent again.
+"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoredInstance:
-    """Where an instance stands among all that the store holds."""
+    """The position of an instance among all stored ones, by age."""
 
     stored_at: int
     id: int
@@ -33,12 +36,12 @@ class StoredInstance:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoredStudy:
-    """What the store holds of a study, variants included.
+    """The stored instances of a study, variants included.
 
     Attributes:
         newest_at: When its last instance was stored, in Unix milliseconds.
         size: Bytes of its files.
-        owed: How many of its instances a destination is still owed.
+        owed: Number of its instances with a delivery that is neither delivered nor dropped.
     """
 
     study_uid: str
@@ -58,7 +61,7 @@ class RemovableFile:
     stored_at: int
 
 
-# Not the bare column: SQLite would go by its index, and read nearly all rows there are.
+# The concatenation keeps SQLite from the index of `state`, which would read nearly all rows.
 _state: Final = instances.c.state.concat("")
 _IS_KEPT: Final = _state.in_((InstanceState.STORED.value, InstanceState.VARIANT.value))
 _IS_OWED: Final = exists().where(deliveries.c.instance_id == instances.c.id, deliveries.c.state.in_(OWED))
@@ -84,14 +87,16 @@ _STUDIES: Final = (
     .where(instances.c.study_uid.in_(bindparam("uids", expanding=True)), _IS_KEPT)
     .group_by(instances.c.study_uid)
 )
-_LEAVING: Final = (instances.c.id, instances.c.store_key, instances.c.size, instances.c.stored_at)
+_REMOVABLE_COLUMNS: Final = (instances.c.id, instances.c.store_key, instances.c.size, instances.c.stored_at)
 _OF_STUDY: Final = and_(
     instances.c.study_uid == bindparam("of"), instances.c.stored_at <= bindparam("until"), _IS_KEPT
 )
-_CANDIDATES: Final = select(*_LEAVING).where(_OF_STUDY).order_by(instances.c.id).limit(bindparam("at_most"))
+_CANDIDATES: Final = (
+    select(*_REMOVABLE_COLUMNS).where(_OF_STUDY).order_by(instances.c.id).limit(bindparam("at_most"))
+)
 _THEIR_DELIVERIES: Final = deliveries.c.instance_id.in_(bindparam("ids", expanding=True))
-# PostgreSQL only: whoever is about to deliver one of them, again or at all, is waited for, and seen by the
-# statement after.
+# PostgreSQL: wait for transactions that are about to create or requeue a delivery of these instances. The
+# next statement then sees the delivery.
 _LOCK_INSTANCES: Final = (
     select(instances.c.id)
     .where(instances.c.id.in_(bindparam("ids", expanding=True)))
@@ -122,7 +127,7 @@ _MARK: Final = (
     .returning(instances.c.id)
 )
 _REMOVING: Final = (
-    select(*_LEAVING)
+    select(*_REMOVABLE_COLUMNS)
     .where(instances.c.state == InstanceState.REMOVING.value, instances.c.id > bindparam("after"))
     .order_by(instances.c.id)
     .limit(bindparam("at_most"))
@@ -143,46 +148,33 @@ _FORGET: Final = delete(instances).where(_IDS)
 
 
 class Retention:
-    """Says what the store holds, oldest first, and notes how it goes."""
+    """Lists stored instances by age, and records their removal.
+
+    Every method is one transaction. It raises LedgerError while the database is unavailable.
+    """
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
     def find_newest_stored_ms(self) -> int | None:
-        """When the newest instance in the store was stored, in Unix milliseconds; None where there is none.
-
-        Raises:
-            LedgerError: The ledger is away.
-        """
+        """Return when the newest stored instance was stored; None without a stored instance."""
         with self._database.begin_read() as connection:
             found: int | None = connection.execute(_NEWEST).scalar()
             return found
 
     def sum_stored_bytes(self) -> int:
-        """Bytes of all files that the store holds; reads one index from begin to end.
-
-        Raises:
-            LedgerError: The ledger is away.
-        """
+        """Return the bytes of all files in the store. The query reads one whole index."""
         with self._database.begin_read() as connection:
             return int(connection.execute(_SUM).scalar_one())
 
     def list_oldest(self, after: StoredInstance | None = None) -> list[StoredInstance]:
-        """What the store holds, oldest first: the first `CHUNK`, or those that follow `after`.
-
-        Raises:
-            LedgerError: The ledger is away.
-        """
-        place = {"stored_at": after.stored_at, "id": after.id} if after else {"stored_at": -1, "id": -1}
+        """Return stored instances, oldest first: the first `CHUNK`, or those that follow `after`."""
+        position = {"stored_at": after.stored_at, "id": after.id} if after else {"stored_at": -1, "id": -1}
         with self._database.begin_read() as connection:
-            return [StoredInstance(**row) for row in connection.execute(_OLDEST, place).mappings()]
+            return [StoredInstance(**row) for row in connection.execute(_OLDEST, position).mappings()]
 
     def summarize_studies(self, uids: Collection[str]) -> list[StoredStudy]:
-        """What the store holds of these studies, `CHUNK` at most; one of which it holds nothing is missing.
-
-        Raises:
-            LedgerError: The ledger is away.
-        """
+        """Summarize these studies, `CHUNK` at most; a study without a stored instance is missing."""
         with self._database.begin_read() as connection:
             rows = connection.execute(_STUDIES, {"uids": list(uids)}).mappings()
             return [
@@ -190,60 +182,47 @@ class Retention:
             ]
 
     def mark_removing(
-        self, studies: Iterable[StoredStudy], limit: int, now_ms: int, *, only_delivered: bool
+        self, studies: Iterable[StoredStudy], limit: int, unix_ms: int, *, only_delivered: bool
     ) -> list[RemovableFile]:
-        """Mark instances of studies as being removed, if they are still stored then.
+        """Mark the instances of studies as being removed, if they are still stored.
 
         Args:
-            studies: Whose instances go; what came after their `newest_at` stays.
-            limit: At most so many, the first studies first.
-            now_ms: The time, in Unix milliseconds.
-            only_delivered: Whether what a destination is owed stays; else these deliveries are dropped.
-
-        Raises:
-            LedgerError: The ledger is away.
+            studies: The studies. Instances that were stored after their `newest_at` stay.
+            limit: Maximum number of instances, those of the first studies first.
+            unix_ms: Current time.
+            only_delivered: Whether instances with an open or dead delivery stay. Otherwise these deliveries
+                are dropped.
         """
         found: dict[int, RemovableFile] = {}
         with self._database.begin_write() as connection:
             for study in studies:
-                asked = {"of": study.study_uid, "until": study.newest_at, "at_most": limit - len(found)}
-                rows = connection.execute(_CANDIDATES, asked).mappings()
+                parameters = {"of": study.study_uid, "until": study.newest_at, "at_most": limit - len(found)}
+                rows = connection.execute(_CANDIDATES, parameters).mappings()
                 found.update({row["id"]: RemovableFile(**row) for row in rows})
                 if len(found) == limit:
                     break
-            marked = self._mark(connection, list(found), now_ms, only_delivered=only_delivered)
+            marked = self._mark(connection, list(found), unix_ms, only_delivered=only_delivered)
         return [file for file in found.values() if file.id in marked]
 
     def list_removing(self, limit: int, after: int = 0) -> list[RemovableFile]:
-        """What is marked as being removed, of ids above `after`, in their order.
-
-        Raises:
-            LedgerError: The ledger is away.
-        """
+        """Return instances that are being removed, with ids above `after`, by id."""
         with self._database.begin_read() as connection:
             rows = connection.execute(_REMOVING, {"at_most": limit, "after": after}).mappings()
             return [RemovableFile(**row) for row in rows]
 
     def mark_removed(self, ids: Sequence[int]) -> None:
-        """Say that what was being removed has no file any more.
-
-        Raises:
-            LedgerError: The ledger is away.
-        """
+        """Record that the files of these instances are gone."""
         with self._database.begin_write() as connection:
             connection.execute(_REMOVED, {"ids": list(ids)})
 
     def delete_removed_rows(self, before_ms: int) -> int:
-        """Delete the oldest rows of removed instances, with their deliveries; returns how many.
+        """Delete the oldest rows of removed instances with their deliveries; return how many.
 
         Args:
-            before_ms: Only those that were stored before this time, in Unix milliseconds.
+            before_ms: Only instances that were stored before this time, in Unix milliseconds.
 
         Returns:
-            `CHUNK` at most: 0 where there are no more.
-
-        Raises:
-            LedgerError: The ledger is away.
+            `CHUNK` at most; 0 means that no such row is left.
         """
         with self._database.begin_write() as connection:
             oldest = connection.execute(_OLDEST_REMOVED).all()
@@ -253,13 +232,15 @@ class Retention:
                 connection.execute(_FORGET, {"ids": ids})
         return len(ids)
 
-    def _mark(self, connection: Connection, ids: list[int], now_ms: int, *, only_delivered: bool) -> set[Any]:
+    def _mark(
+        self, connection: Connection, ids: list[int], unix_ms: int, *, only_delivered: bool
+    ) -> set[Any]:
         if not ids:
             return set()
         if self._database.dialect == "postgresql":
             connection.execute(_LOCK_INSTANCES, {"ids": ids})
         if not only_delivered:
-            connection.execute(_DROP, {"ids": ids, "now": now_ms})
+            connection.execute(_DROP, {"ids": ids, "now": unix_ms})
         elif self._database.dialect == "postgresql":
             connection.execute(_LOCK_DELIVERIES, {"ids": ids})
         return set(connection.execute(_MARK, {"ids": ids}).scalars())

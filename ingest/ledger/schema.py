@@ -1,4 +1,4 @@
-"""The tables of the ledger as its newest revision has them; times are integers, Unix milliseconds."""
+"""The tables of the ledger in their newest version; times are integers in Unix milliseconds."""
 
 from typing import Final
 
@@ -17,16 +17,16 @@ from sqlalchemy import (
 )
 
 SCHEMA_VERSION: Final = "0011"
-"""The revision in ingest/migrations that made the tables below."""
+"""The migration in `ingest/ledger/migrations` that creates the tables below."""
 
-# SQLite hands out row ids of its own only for a primary key that is declared INTEGER.
+# SQLite assigns row ids only to a primary key that is declared INTEGER.
 _Id = BigInteger().with_variant(Integer(), "sqlite")
 
 metadata = MetaData()
 
 _STORED = text("state = 'stored'")
 IS_VARIANT: Final = text("state = 'variant'")
-# Not the bare column: SQLite would go by the index of states, and read the rows.
+# The concatenation keeps SQLite from the index of `state`, for which it would read the rows too.
 KEPT: Final = text("state || '' in ('stored', 'variant')")
 QUARANTINED: Final = text("state = 'quarantined'")
 SUSPECT: Final = text("suspect_since > 0")
@@ -52,22 +52,22 @@ instances = Table(
     Column("note", Text, nullable=False),
     Column("received_at", BigInteger, nullable=False),
     Column("stored_at", BigInteger, nullable=False),
-    # Names of the rules that took it, or why none did.
+    # Names of the rules that matched, or why none did.
     Column("routed", Text, nullable=False, server_default=""),
-    # Of a further copy (`[store] duplicates = "keep-both"`) the digest of its content; otherwise empty.
+    # Digest of the content of a further copy (`[store] duplicates = "keep-both"`); otherwise empty.
     Column("copy_digest", Text, nullable=False, server_default=""),
-    # In quarantine: what the sender was answered (0 is Success), how often the same thing came, what it is.
+    # Quarantined instances: status of the response (0 is Success), number of arrivals, digest of the content.
     Column("refused_status", Integer, nullable=False, server_default="0"),
     Column("times", Integer, nullable=False, server_default="1"),
     Column("content_digest", Text, nullable=False, server_default=""),
-    # The same reference twice is the same instance.
+    # INVARIANT 14: the same reference is the same instance.
     UniqueConstraint("spool_ref", name="instances_spool_ref"),
     Index("instances_sop_instance_uid", "sop_instance_uid"),
     Index("instances_study_uid", "study_uid"),
     Index("instances_state", "state"),
-    # What lies in quarantine, by what it is: the same thing is kept once.
+    # Finds the same content in quarantine, which is kept only once.
     Index("instances_quarantined", "content_digest", sqlite_where=QUARANTINED, postgresql_where=QUARANTINED),
-    # Of several workers that store one UID, under whatever study, one is the first; each copy is there once.
+    # If several workers store one UID, under whatever study, one of them is first. Each copy exists once.
     Index(
         "instances_stored",
         "sop_instance_uid",
@@ -76,11 +76,11 @@ instances = Table(
         sqlite_where=_STORED,
         postgresql_where=_STORED,
     ),
-    # Nearly empty: tells without a look at the rows that nothing of a UID is a variant.
+    # Nearly empty. It shows without a look at the rows that a UID has no variants.
     Index("instances_variants", "sop_instance_uid", sqlite_where=IS_VARIANT, postgresql_where=IS_VARIANT),
-    # What the store holds, oldest first, and how large it is: without a look at the rows.
+    # Lists stored instances by age, with their sizes, without a look at the rows.
     Index("instances_kept", "stored_at", "id", "study_uid", "size", sqlite_where=KEPT, postgresql_where=KEPT),
-    # A file of the store belongs to one row. What has gone from there keeps the name that it had.
+    # A file of the store belongs to one row. A removed instance keeps its old key.
     Index(
         "instances_store_key",
         "store_key",
@@ -98,7 +98,7 @@ deliveries = Table(
     Column("destination", Text, nullable=False),
     Column("state", Text, nullable=False),
     Column("attempts", Integer, nullable=False),
-    # When somebody may take the row: 0 while waiting, the time of the next attempt, or the end of the lease.
+    # When the row may be leased: 0 while waiting, the time of the next attempt, or the end of the lease.
     Column("next_at", BigInteger, nullable=False),
     Column("lease_owner", Text),
     Column("lease_until", BigInteger),
@@ -106,14 +106,14 @@ deliveries = Table(
     Column("last_error", Text),
     Column("created_at", BigInteger, nullable=False),
     Column("updated_at", BigInteger, nullable=False),
-    # Associations that ended with this instance in hand, and since when it is a suspect; 0: it is none.
+    # Associations that ended while this instance was sent. Since when it is a suspect; 0: it is none.
     Column("breaks", Integer, nullable=False, server_default="0"),
     Column("suspect_since", BigInteger, nullable=False, server_default="0"),
     UniqueConstraint("instance_id", "destination", name="deliveries_instance_destination"),
-    # Equality on the first two and the order of the next two is how a lease reads, whatever the backlog; the
-    # last has it pass over suspects without a look at their rows.
+    # A lease compares the first two columns and reads in the order of the next two, whatever the backlog.
+    # With the last column it skips suspects without a look at their rows.
     Index("deliveries_due", "destination", "state", "next_at", "instance_id", "suspect_since"),
-    # Suspects go last and alone: they are few, and are found without a look at the others.
+    # Suspects are few. This index finds them without a look at other rows.
     Index(
         "deliveries_suspects",
         "destination",
@@ -124,7 +124,7 @@ deliveries = Table(
     ),
 )
 
-# Which store and which quarantine this ledger tells of (`ingest.filesystem.folder_identity`).
+# Identities of the store and quarantine folders (`ingest.filesystem.folder_identity`).
 folders = Table(
     "folders",
     metadata,
@@ -132,7 +132,7 @@ folders = Table(
     Column("folder_id", Text, nullable=False),
 )
 
-# Of which nothing is kept, but whose listener still has its copy (`ingest.ledger.spool_references`).
+# Duplicates that are not kept, while their listener still has a copy (`ingest.ledger.spool_references`).
 duplicates = Table(
     "duplicates",
     metadata,
@@ -140,7 +140,7 @@ duplicates = Table(
     Column("noted_at", BigInteger, nullable=False),
 )
 
-# What workers share of a destination as a whole; one that never failed has no row.
+# The state of a destination that all workers share. A destination that never failed has no row.
 circuits = Table(
     "circuits",
     metadata,
@@ -156,7 +156,7 @@ circuits = Table(
     Column("answered_at", BigInteger, nullable=False, server_default="0"),
 )
 
-# What was delivered in each of the last minutes, for people who ask for a rate.
+# Deliveries of each of the last minutes, from which rates are computed.
 throughput = Table(
     "throughput",
     metadata,

@@ -1,8 +1,10 @@
-"""The name of the PostgreSQL server, looked up within the deadline of the connection.
+"""Lookup of the PostgreSQL server's name, with the deadline of the connection (INVARIANT 7).
 
-Neither libpq nor psycopg has a deadline for that: `connect_timeout` begins once there is an address. A dead
-name server would hold a worker, its leases and its place for as long as getaddrinfo(3) takes. The addresses
-are given beside the names (`hostaddr`), by which certificates are still checked.
+Neither libpq nor psycopg limits the lookup: `connect_timeout` begins when there is an address. A dead name
+server
+would block a worker, its leases and its destination slot as long as getaddrinfo(3) takes. The addresses are
+passed
+in `hostaddr` beside the names, so certificates are still checked against the names.
 """
 
 from typing import Any, Final
@@ -13,13 +15,13 @@ from sqlalchemy import Engine, event
 from ingest.network.resolver import RESOLVER
 
 LOOKUP_SECONDS: Final = 10.0
-"""Where the URL and we have no connect_timeout."""
+"""Deadline of the lookup if there is no `connect_timeout`."""
 
 PORT: Final = 5432
 
 
 def resolve_hosts(engine: Engine) -> None:
-    """Have an engine for PostgreSQL look names up by `ingest.network.resolver`; any other is left alone."""
+    """Let an engine for PostgreSQL look names up with `ingest.network.resolver`; leave others alone."""
     if engine.dialect.name == "postgresql" and engine.dialect.driver == "psycopg":
         event.listen(engine, "do_connect", _add_addresses)
 
@@ -27,9 +29,9 @@ def resolve_hosts(engine: Engine) -> None:
 def _add_addresses(
     dialect: sqlalchemy.Dialect, _record: object, _args: list[Any], parameters: dict[str, Any]
 ) -> None:
-    """Put `hostaddr` beside `host`, one for each address; parameters are libpq's.
+    """Add `hostaddr` beside `host` to the parameters of libpq, one for each address.
 
-    Raises an OperationalError of the driver where no name has an address.
+    Raises an OperationalError of the driver if no name has an address.
     """
     hosts = str(parameters.get("host") or "").split(",")
     ports = str(parameters.get("port") or PORT).split(",")

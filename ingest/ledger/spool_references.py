@@ -1,8 +1,11 @@
-"""The half of the ledger that knows which spool references need no copy in the spool any more.
+"""Spool references: which entries the spool may release.
 
-An instance has a row with its reference. A duplicate of which nothing is kept has none: with the carrier
-`redis`, where the listener removes its own copy, its reference is noted here until that is done. Redis alone
-is no proof: whoever may write there could have promised files removed.
+The spool may release an entry if its reference has a row. A duplicate that is not kept has no row. With the
+carrier
+`redis` the listener removes its own copy of an entry, so the reference of such a duplicate is recorded here
+until then.
+
+INVARIANT 12: a list in Redis is no proof. A client that may write there could name any entry.
 """
 
 from collections.abc import Collection, Iterable, Iterator, Sequence
@@ -16,7 +19,7 @@ from ingest.ledger.database import Database
 from ingest.ledger.schema import duplicates, instances
 
 CHUNK: Final = 500
-"""How many references one IN list holds."""
+"""Maximum number of references in one IN list."""
 
 _INSERT: Final = {
     "sqlite": sqlite.insert(duplicates).on_conflict_do_nothing(),
@@ -31,35 +34,31 @@ _FORGET: Final = delete(duplicates).where(duplicates.c.spool_ref.in_(_REFS))
 
 
 class SpoolReferences:
-    """Proves what became of spool references; every method raises `LedgerError` while the ledger is away."""
+    """Proves that entries are persisted. Methods raise LedgerError while the database is unavailable."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
     def find_recorded(self, refs: Iterable[str]) -> set[str]:
-        """Those of `refs` that have a row.
-
-        Raises:
-            LedgerError: The ledger is away.
-        """
+        """Return those references that have a row."""
         with self._database.begin_read() as connection:
             return find_recorded_refs(connection, refs)
 
-    def record_duplicates(self, refs: Collection[str], now_ms: int) -> None:
-        """Note references of which nothing is kept, since the store has the same already.
+    def record_duplicates(self, refs: Collection[str], unix_ms: int) -> None:
+        """Record references of duplicates that are not kept, because the store has the same instance.
 
         Args:
             refs: As `NewInstance.spool_ref`.
-            now_ms: The time, in Unix milliseconds.
+            unix_ms: Current time.
         """
         if refs:
             with self._database.begin_write() as connection:
                 connection.execute(
-                    _INSERT[self._database.dialect], [{"spool_ref": ref, "noted_at": now_ms} for ref in refs]
+                    _INSERT[self._database.dialect], [{"spool_ref": ref, "noted_at": unix_ms} for ref in refs]
                 )
 
     def find_removable(self, refs: Iterable[str]) -> set[str]:
-        """Those of `refs` that have a row, or that were duplicates: their copies in the spool may go."""
+        """Return those references that have a row or were duplicates: the spool may release their entries."""
         found: set[str] = set()
         with self._database.begin_read() as connection:
             for chunk in _chunks(refs):
@@ -68,7 +67,7 @@ class SpoolReferences:
         return found
 
     def delete_duplicates(self, refs: Iterable[str]) -> None:
-        """Forget references whose copies in the spool are gone."""
+        """Delete recorded duplicates whose entries the spool has released."""
         with self._database.begin_read() as connection:
             noted = [
                 ref
@@ -82,7 +81,7 @@ class SpoolReferences:
 
 
 def find_recorded_refs(connection: Connection, refs: Iterable[str]) -> set[str]:
-    """Those of `refs` that have a row."""
+    """Return those references that have a row, within a transaction."""
     known: set[str] = set()
     for chunk in _chunks(refs):
         known.update(connection.execute(_KNOWN[0], {"refs": chunk}).scalars())

@@ -1,4 +1,4 @@
-"""Whether ledger and store tell of each other, and what the ledger holds of files, row by row."""
+"""Agreement of ledger and store: whether both belong together and are equally new."""
 
 from pathlib import Path
 from typing import Final
@@ -20,17 +20,18 @@ NEW: Final = (
 )
 
 
-def doubt(root: Path, ledger: Ledger) -> str:
-    """Why a ledger cannot be the one that its store was last used with, or empty.
+def find_disagreement(root: Path, ledger: Ledger) -> str:
+    """Return why a ledger cannot be the one that its store was last used with; empty if it is.
 
     Args:
-        root: The store's folder.
+        root: The folder of the store.
         ledger: The ledger.
 
     Raises:
-        LedgerError: The ledger is away.
+        LedgerError: The database is unavailable.
     """
-    # The store first: workers let the ledger count before the store, so that it is never behind by haste.
+    # Read the store first. Workers increment the counter of the ledger before that of the store, so the
+    # ledger never seems older only because both were read at different moments.
     remembered = read_ledger_mark(root)
     if remembered is None:
         return ""

@@ -1,4 +1,7 @@
-"""The half of the ledger that knows which store it tells of."""
+"""Store folders: the identities of the store and quarantine folders that belong to this ledger.
+
+INVARIANT 13: a folder that is not mounted is recognised, because its identity is missing.
+"""
 
 import uuid
 from typing import Final
@@ -31,17 +34,16 @@ _USES: Final[dict[str, ColumnElement[bool] | TextClause]] = {
 
 
 class StoreFolders:
-    """Remembers the ids of store and quarantine."""
+    """Keeps the identities of the store and quarantine folders.
+
+    Every method is one transaction. It raises LedgerError while the database is unavailable.
+    """
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
     def find_folder(self, kind: str) -> KnownFolder:
-        """What is known of STORE or QUARANTINE.
-
-        Raises:
-            LedgerError: The ledger is away.
-        """
+        """Return what is known of the folder STORE or QUARANTINE."""
         with self._database.begin_read() as connection:
             identity = connection.execute(
                 select(folders.c.folder_id).where(folders.c.kind == kind)
@@ -50,11 +52,7 @@ class StoreFolders:
             return KnownFolder(identity, used is not None)
 
     def record_folder(self, kind: str, identity: str) -> None:
-        """Remember the id of STORE or QUARANTINE.
-
-        Raises:
-            LedgerError: The ledger is away.
-        """
+        """Record the identity of the folder STORE or QUARANTINE."""
         if self.find_folder(kind).id == identity:
             return
         with self._database.begin_write() as connection:
@@ -62,22 +60,15 @@ class StoreFolders:
             connection.execute(insert(folders).values(kind=kind, folder_id=identity))
 
     def read_mark(self) -> LedgerMark | None:
-        """The ledger's id and counter; None where nothing was stored since it was made.
-
-        Raises:
-            LedgerError: The ledger is away.
-        """
+        """Return the id and the counter of the ledger; None if nothing was stored since it was created."""
         with self._database.begin_read() as connection:
             return _mark(connection, locked=False)
 
     def advance_mark(self, at_least: int = 0) -> LedgerMark:
-        """Count up, durably; gives the ledger its id where it has none.
+        """Increment the counter, and give the ledger an id if it has none.
 
         Args:
-            at_least: What the counter is beyond afterwards.
-
-        Raises:
-            LedgerError: The ledger is away.
+            at_least: The new counter is greater than this.
         """
         with self._database.begin_write() as connection:
             connection.execute(

@@ -1,4 +1,4 @@
-"""How fast a destination takes what it is sent, and how much it is still owed since when."""
+"""Throughput and backlog of each destination."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -13,23 +13,24 @@ from ingest.ledger.records import DeliveryResult, DeliveryState
 from ingest.ledger.schema import deliveries, throughput
 
 KEPT_MINUTES: Final = 60
+"""Older minutes are deleted."""
+
 RATE_MINUTES: Final = 5
-"""A rate is that of the last whole minutes, as many as this."""
+"""A rate covers this many whole minutes, and the current one."""
 
 _MINUTE_MS: Final = 60_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DestinationProgress:
-    """What people ask of a destination.
+    """The figures of one destination.
 
     Attributes:
         states: Number of deliveries by state; a state without rows is missing.
-        oldest_at: Since when the oldest delivery is owed that is not delivered, dead or dropped, in Unix
-            milliseconds; None where nothing is owed.
-        delivered_per_second: Instances, over the last five whole minutes and this one.
-        bytes_per_second: Of Part 10 files, likewise.
-        circuit: Whether it is asked at all, and its last error; None where it never failed.
+        oldest_at: When the oldest open delivery was created, in Unix milliseconds; None without an open one.
+        delivered_per_second: Instances per second, over the last five whole minutes and the current one.
+        bytes_per_second: Bytes of Part 10 files per second, likewise.
+        circuit: The circuit; None if the destination never failed.
     """
 
     destination: str
@@ -41,7 +42,7 @@ class DestinationProgress:
 
     @property
     def backlog(self) -> int:
-        """How many deliveries are owed."""
+        """Number of open deliveries."""
         return sum(self.states.get(state, 0) for state in _OWED)
 
 
@@ -54,7 +55,8 @@ _RATES: Final = (
     .where(throughput.c.minute >= bindparam("since"))
     .group_by(throughput.c.destination)
 )
-# What waits was made in the order of its instances; the index gives its first row.
+# Waiting deliveries were created in the order of their instances, so the first row of the index is the
+# oldest.
 _OLDEST_WAITING: Final = (
     select(deliveries.c.created_at)
     .where(deliveries.c.destination == bindparam("of"), deliveries.c.state == DeliveryState.WAITING.value)
@@ -72,13 +74,13 @@ _FORGET: Final = delete(throughput).where(
 
 
 def count_delivered(
-    connection: Connection, dialect: str, results: Sequence[DeliveryResult], destination: str, now_ms: int
+    connection: Connection, dialect: str, results: Sequence[DeliveryResult], destination: str, unix_ms: int
 ) -> None:
-    """Add what was delivered to this minute of its destination; a part of the transaction that says so."""
+    """Add delivered instances to the current minute, within the transaction that records the results."""
     sizes = [result.size for result in results if result.state is DeliveryState.DELIVERED]
     if not sizes:
         return
-    minute = now_ms // _MINUTE_MS
+    minute = unix_ms // _MINUTE_MS
     values = {"destination": destination, "minute": minute, "delivered": len(sizes), "bytes": sum(sizes)}
     insert: Any = _INSERT[dialect](throughput).values(**values)
     insert = insert.on_conflict_do_update(
@@ -93,25 +95,21 @@ def count_delivered(
 
 
 class Throughput:
-    """Says how far destinations are."""
+    """Reads the progress of destinations. It raises LedgerError while the database is unavailable."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    def read_progress(self, now_ms: int) -> dict[str, DestinationProgress]:
-        """By destination, those that ever were owed something or failed.
-
-        Raises:
-            LedgerError: The ledger is away.
-        """
-        minute = now_ms // _MINUTE_MS
-        seconds = RATE_MINUTES * 60 + (now_ms % _MINUTE_MS) / 1000
+    def read_progress(self, unix_ms: int) -> dict[str, DestinationProgress]:
+        """Return the progress of all destinations that have deliveries or a circuit, by name."""
+        minute = unix_ms // _MINUTE_MS
+        seconds = RATE_MINUTES * 60 + (unix_ms % _MINUTE_MS) / 1000
         with self._database.begin_read() as connection:
             states: dict[str, dict[DeliveryState, int]] = {}
             for name, state, count in connection.execute(_COUNTS):
                 states.setdefault(name, {})[DeliveryState(state)] = count
             rates = {
-                # PostgreSQL adds integers up to a numeric, and a numeric cannot be divided by a float.
+                # PostgreSQL returns sums of integers as numeric, which cannot be divided by a float.
                 name: (int(delivered) / seconds, int(size) / seconds)
                 for name, delivered, size in connection.execute(_RATES, {"since": minute - RATE_MINUTES})
             }

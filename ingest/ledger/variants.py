@@ -1,20 +1,26 @@
-"""Variants of an instance: one object of a SOP instance UID is enough for a destination.
+"""Variants: a destination needs only one object of a SOP instance UID.
 
-A variant is another object of a SOP instance UID in another transfer syntax. Senders make one when a remote
-refuses the first. Each object has deliveries of its own, and these rules settle them:
+A variant is another object of a SOP instance UID in another transfer syntax. Senders create one if a remote
+refuses the
+first. Each object has deliveries of its own. These rules decide about them:
 
-- A destination that has accepted one object is owed no other.
+- A destination that has accepted one object gets no other one.
 - While an earlier object waits for its first attempt or is being sent, the later ones wait.
-- An earlier object that is to be tried again, or dead, keeps back nothing.
+- An earlier object that is dead or waits for a retry keeps back no other.
 
-The rules are applied when a delivery is leased and when it is finished, so that no order of events leaves one
-without an end. What is stored as the first object is never dropped when it is leased, only by the delivery of
-its variant: a wrong guess would lose an image.
+The rules are applied when a delivery is leased and when its result is recorded. No order of events leaves a
+delivery
+open for ever. The first object is never dropped when it is leased, only when its variant was delivered: a
+wrong guess
+would lose an image.
 
-An older variant may be one of an object that has been replaced or removed. It is then no object of the same
-image: it was stored before the one that is the first now. Two workers that store both at once may record them
-in either order, hence the slack. Further copies (`[store] duplicates = "keep-both"`) are instances of their
-own, and not meant here.
+An older variant may belong to an object that was replaced or removed. Then it is not the same image, and it
+was stored
+before the object that is first now. Two workers that store both objects at once may record them in either
+order, so
+the comparison allows for `SLACK_MILLISECONDS`. Further copies (`[store] duplicates = "keep-both"`) are
+instances of
+their own, and these rules do not apply to them.
 """
 
 from collections.abc import Collection, Sequence
@@ -27,21 +33,21 @@ from ingest.ledger.records import DeliveryState, InstanceState
 from ingest.ledger.schema import deliveries, instances
 
 DEFER_MILLISECONDS: Final = 2_000
-"""How long a delivery waits before it is asked again what became of the object that it waits for."""
+"""How long a deferred delivery waits before the rules are applied to it again."""
 
 SLACK_MILLISECONDS: Final = 60_000
-"""A variant that is older than the first object by more than this is not one of it."""
+"""A variant that was stored longer than this before the first object does not belong to it."""
 
 _UNTRIED: Final = (DeliveryState.WAITING.value, DeliveryState.SENDING.value)
 _UNSETTLED: Final = (DeliveryState.WAITING.value, DeliveryState.RETRY.value, DeliveryState.DEAD.value)
 _variant: Final = instances.alias("variant")
-# The literal lets SQLite use the index of variants, which is nearly empty.
+# With a literal SQLite uses the index of variants, which is nearly empty.
 _HAS_VARIANT: Final = exists().where(
     _variant.c.sop_instance_uid == instances.c.sop_instance_uid, text("variant.state = 'variant'")
 )
 IS_VARIED: Final = _HAS_VARIANT.label("is_varied")
-"""A column of a query of instances: whether there are variants of the SOP instance UID."""
-# Not the bare column: SQLite would go by its index, and read nearly all rows there are.
+"""A column for queries of instances: whether the SOP instance UID has variants."""
+# The concatenation keeps SQLite from the index of `state`, which would read nearly all rows.
 _OBJECTS: Final = (
     select(
         instances.c.id,
@@ -92,7 +98,7 @@ _DEFER: Final = (
 
 @dataclass(frozen=True, slots=True)
 class _Object:
-    """An object of a SOP instance UID, and its delivery to one destination if there is one."""
+    """An object of a SOP instance UID, and its delivery to one destination if it has one."""
 
     id: int
     is_first: bool
@@ -102,12 +108,12 @@ class _Object:
     next_at: int
 
     def is_before(self, other: "_Object") -> bool:
-        """Whether it came first; the one that is stored as the first did, whoever was recorded first."""
+        """Whether this object came first. The stored object always did, whatever was recorded first."""
         return not other.is_first and (self.is_first or self.id < other.id)
 
 
-def accepted_already(connection: Connection, uids: Collection[str]) -> set[tuple[str, str]]:
-    """Pairs of SOP instance UID and destination, of those destinations that have accepted an object of it."""
+def find_accepted(connection: Connection, uids: Collection[str]) -> set[tuple[str, str]]:
+    """Return pairs of SOP instance UID and destination: the destination has accepted an object of the UID."""
     if not uids:
         return set()
     rows = list(connection.execute(_OBJECTS, {"uids": list(uids)}).mappings())
@@ -119,16 +125,16 @@ def accepted_already(connection: Connection, uids: Collection[str]) -> set[tuple
     }
 
 
-def without_superseded(
-    connection: Connection, destination: str, rows: Sequence[RowMapping], now_ms: int
+def select_leasable(
+    connection: Connection, destination: str, rows: Sequence[RowMapping], unix_ms: int
 ) -> list[dict[str, Any]]:
-    """Of deliveries that are due those that may be leased now; drops and defers the others.
+    """Return those due deliveries that may be leased now; drop or defer the others.
 
     Args:
-        connection: Of the transaction that leases.
-        destination: Whose deliveries they are.
-        rows: Deliveries with `id`, `instance_id`, `sop_instance_uid` and `IS_VARIED`.
-        now_ms: The time, in Unix milliseconds.
+        connection: The transaction that leases.
+        destination: Name of the destination.
+        rows: Due deliveries with `id`, `instance_id`, `sop_instance_uid` and `IS_VARIED`.
+        unix_ms: Current time.
     """
     uids = {row["sop_instance_uid"] for row in rows if row["is_varied"]}
     if not uids:
@@ -144,24 +150,24 @@ def without_superseded(
         rest = [other for other in others.values() if other.id != one.id]
         if not one.is_first and any(other.state == DeliveryState.DELIVERED.value for other in rest):
             dropped.add(row["id"])
-        elif any(_keeps_back(other, one, now_ms) for other in rest):
+        elif any(_keeps_back(other, one, unix_ms) for other in rest):
             deferred.add(row["id"])
     if dropped:
         why = "another object of its SOP instance UID was delivered before"
-        connection.execute(_DROP, {"ids": list(dropped), "why": why, "now": now_ms})
+        connection.execute(_DROP, {"ids": list(dropped), "why": why, "now": unix_ms})
     if deferred:
-        connection.execute(_DEFER, {"ids": list(deferred), "at": now_ms + DEFER_MILLISECONDS})
+        connection.execute(_DEFER, {"ids": list(deferred), "at": unix_ms + DEFER_MILLISECONDS})
     return [dict(row) for row in rows if row["id"] not in dropped | deferred]
 
 
-def drop_superseded(connection: Connection, destination: str, ids: Sequence[int], now_ms: int) -> None:
-    """Drop what a destination needs no more: other objects of the SOP instance UIDs that it has accepted.
+def drop_superseded(connection: Connection, destination: str, ids: Sequence[int], unix_ms: int) -> None:
+    """Drop deliveries that a destination does not need any more, because it has accepted another object.
 
     Args:
-        connection: Of the transaction that says what was delivered, after it has been said.
-        destination: Whose deliveries they are.
-        ids: Those deliveries.
-        now_ms: The time, in Unix milliseconds.
+        connection: The transaction that records the results, after it has recorded them.
+        destination: Name of the destination.
+        ids: Ids of the delivered deliveries.
+        unix_ms: Current time.
     """
     uids = connection.execute(_VARIED_AND_DELIVERED, {"ids": list(ids)}).scalars().all()
     for others in _objects_of(connection, destination, uids).values():
@@ -175,21 +181,21 @@ def drop_superseded(connection: Connection, destination: str, ids: Sequence[int]
             ]
             why = f"instance {one.id} of its SOP instance UID, in transfer syntax {one.syntax}, was delivered"
             if rest:
-                connection.execute(_DROP, {"ids": rest, "why": f"{why} instead", "now": now_ms})
+                connection.execute(_DROP, {"ids": rest, "why": f"{why} instead", "now": unix_ms})
 
 
-def _keeps_back(other: _Object, one: _Object, now_ms: int) -> bool:
-    """Whether `one` waits for the end of `other`."""
+def _keeps_back(other: _Object, one: _Object, unix_ms: int) -> bool:
+    """Whether `one` has to wait until `other` has ended."""
     if other.is_before(one):
         return other.state in _UNTRIED
-    # A later one that was sent before `one` was there, and whose worker is alive.
-    return one.is_first and other.state == DeliveryState.SENDING.value and other.next_at > now_ms
+    # `other` came later, but was leased before `one` was recorded, and its worker is alive.
+    return one.is_first and other.state == DeliveryState.SENDING.value and other.next_at > unix_ms
 
 
 def _objects_of(
     connection: Connection, destination: str, uids: Collection[str]
 ) -> dict[str, dict[int, _Object]]:
-    """The objects of one image, and their deliveries to a destination, by SOP instance UID and id."""
+    """Return the objects of one image with their deliveries to a destination, by SOP instance UID and id."""
     found: dict[str, dict[int, _Object]] = {}
     rows = list(connection.execute(_OBJECTS, {"uids": list(set(uids))}).mappings()) if uids else []
     same = _same_image(rows)
@@ -207,7 +213,7 @@ def _objects_of(
 
 
 def _same_image(rows: Sequence[RowMapping]) -> set[int]:
-    """Ids of the objects that are the first one of their UID, or a variant of it, or have no first one."""
+    """Return the ids of objects that are the first of their UID, a variant of it, or have no first one."""
     stored = {
         row["sop_instance_uid"]: row["stored_at"]
         for row in rows

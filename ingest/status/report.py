@@ -137,7 +137,7 @@ def _alarms(config: Config) -> list[dict[str, Any]]:
 def _behind(config: Config) -> Iterator[Alarm]:
     """A ledger that does not know what its store holds, also while no worker runs that would see it."""
     with contextlib.suppress(IngestError), contextlib.closing(Ledger(config.ledger_url)) as ledger:
-        cause = store_agreement.doubt(config.store_root, ledger)
+        cause = store_agreement.find_disagreement(config.store_root, ledger)
         if cause:
             yield Alarm(store_agreement.ALARM, cause, store_agreement.REMEDY)
 

@@ -9,7 +9,7 @@ from ingest.alarms import clear_alarm, raise_alarm
 from ingest.errors import LedgerError
 from ingest.filesystem.folder_identity import write_ledger_mark
 from ingest.ledger import Ledger
-from ingest.ledger.store_agreement import ALARM, REMEDY, doubt
+from ingest.ledger.store_agreement import ALARM, REMEDY, find_disagreement
 
 MARK_SECONDS: Final = 5.0
 """Shortest time between two marks. A backup of the ledger that is older than this shows."""
@@ -38,7 +38,7 @@ class StoreAgreement:
         Raises:
             LedgerError: The ledger is away.
         """
-        cause = doubt(self._root, self._ledger)
+        cause = find_disagreement(self._root, self._ledger)
         if cause:
             raise_alarm(self._run_dir, ALARM, cause, REMEDY)
         else:

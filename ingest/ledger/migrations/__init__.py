@@ -1,4 +1,4 @@
-"""The revisions of the ledger's schema; alembic finds env.py and versions/ here."""
+"""Migrations of the ledger's schema; alembic finds env.py and versions/ here."""
 
 from pathlib import Path
 
@@ -9,13 +9,13 @@ from sqlalchemy import Connection
 
 
 def configuration(connection: Connection | None = None) -> Config:
-    """An alembic configuration for this folder; no alembic.ini is needed.
+    """Return an alembic configuration for this folder; no alembic.ini is needed.
 
     Args:
-        connection: The connection to migrate on, in a transaction of the caller's.
+        connection: The connection to migrate, in a transaction of the caller.
     """
     config = Config()
-    # Config reads its values through configparser, to which % is special.
+    # configparser reads the values and interprets %.
     config.set_main_option("script_location", str(Path(__file__).parent).replace("%", "%%"))
     config.set_main_option("path_separator", "os")
     config.attributes["connection"] = connection
@@ -23,7 +23,7 @@ def configuration(connection: Connection | None = None) -> Config:
 
 
 def head() -> str | None:
-    """The newest revision."""
+    """Return the newest revision."""
     return ScriptDirectory.from_config(configuration()).get_current_head()
 
 
@@ -31,7 +31,7 @@ def upgrade(connection: Connection) -> bool:
     """Bring the ledger to the newest revision, within the caller's transaction.
 
     Returns:
-        False where the ledger is of a revision that is not among ours; nothing was changed.
+        False if this program does not know the revision of the ledger; nothing was changed.
     """
     config = configuration(connection)
     known = {script.revision for script in ScriptDirectory.from_config(config).walk_revisions()}

@@ -177,7 +177,7 @@ def test_only_what_is_new_is_read_to_tell_which_studies_are_stable(tmp_path: Pat
     opened = Ledger(f"sqlite:///{tmp_path}/ledger.db")
     opened.migrate()
     with opened.database.begin_read() as connection:
-        query = browsing.growing_since(5).compile(connection, compile_kwargs={"literal_binds": True})
+        query = browsing.select_growing_studies(5).compile(connection, compile_kwargs={"literal_binds": True})
         plan = connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {query}").all()
     assert "SEARCH instances USING INDEX instances_kept (stored_at>?)" in str(plan)
     opened.close()

@@ -1,4 +1,4 @@
-"""Instances, and their deliveries to destinations."""
+"""Create the tables for instances and their deliveries."""
 
 import sqlalchemy as sa
 from alembic import op

@@ -1,4 +1,4 @@
-"""Which routes took an instance, and instances that are no longer in the store."""
+"""Record the matching routes, and allow instances that are no longer in the store."""
 
 import sqlalchemy as sa
 from alembic import op

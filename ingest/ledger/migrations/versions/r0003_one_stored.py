@@ -1,4 +1,4 @@
-"""One stored object a SOP instance UID, whatever study and series its data set names."""
+"""Allow one stored object for each SOP instance UID, whatever its study and series."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -13,7 +13,7 @@ _STORED = sa.text("state = 'stored'")
 
 def upgrade() -> None:
     """Change the tables. A revision is history: it does not follow ingest.ledger.schema."""
-    # Two workers may have stored one UID under two studies: the first stays what it is.
+    # Two workers may have stored one UID under two studies. The first one stays stored.
     op.execute(
         "UPDATE instances SET state = 'variant', note = 'another object of its SOP instance UID was first' "
         "WHERE state = 'stored' AND EXISTS (SELECT 1 FROM instances AS other WHERE other.state = 'stored' "

@@ -1,4 +1,4 @@
-"""Whether a destination is asked at all, and how much went to it lately."""
+"""Create the tables for circuits and throughput."""
 
 import sqlalchemy as sa
 from alembic import op

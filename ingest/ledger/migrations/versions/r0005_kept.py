@@ -1,4 +1,4 @@
-"""What the store holds, oldest first, without a look at what is no longer there."""
+"""Index stored instances by age."""
 
 import sqlalchemy as sa
 from alembic import op

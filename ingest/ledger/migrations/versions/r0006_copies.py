@@ -1,4 +1,4 @@
-"""Several stored objects of one SOP instance UID, and a quick look whether one has variants."""
+"""Allow several stored copies of one SOP instance UID, and index variants."""
 
 import sqlalchemy as sa
 from alembic import op

@@ -1,4 +1,4 @@
-"""Which instances broke an association, and whether the remote has answered for others since."""
+"""Record which instances broke an association, and since when the remote answers again."""
 
 import sqlalchemy as sa
 from alembic import op

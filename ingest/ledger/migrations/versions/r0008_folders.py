@@ -1,4 +1,4 @@
-"""The ids of store and quarantine, so that one that is not mounted is not made anew."""
+"""Record the identities of the store and quarantine folders."""
 
 import sqlalchemy as sa
 from alembic import op

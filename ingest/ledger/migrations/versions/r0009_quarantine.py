@@ -1,4 +1,4 @@
-"""What in quarantine was acknowledged and what was refused; and that the same thing is kept once."""
+"""Distinguish acknowledged from refused instances in quarantine, and keep each content once."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -9,7 +9,7 @@ branch_labels = None
 depends_on = None
 
 _QUARANTINED = sa.text("state = 'quarantined'")
-# Until this revision only the note told what was refused.
+# Before this revision only the note showed that an instance was refused.
 _REFUSED = sa.text(
     "UPDATE instances SET refused_status = :status WHERE state = 'quarantined' AND note LIKE :note"
 )

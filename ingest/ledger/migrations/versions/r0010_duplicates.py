@@ -1,4 +1,4 @@
-"""Spool references of duplicates of which nothing is kept, until their listener has removed its copies."""
+"""Record references of duplicates until their listener has removed its copies."""
 
 import sqlalchemy as sa
 from alembic import op

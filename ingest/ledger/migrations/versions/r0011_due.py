@@ -1,4 +1,4 @@
-"""Leases pass over suspects in the index, and find them by an index of their own, whatever else is due."""
+"""Index due deliveries and suspects, so that a lease skips suspects within the index."""
 
 import sqlalchemy as sa
 from alembic import op
