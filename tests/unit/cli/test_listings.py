@@ -11,8 +11,7 @@ from sqlalchemy import update
 
 from ingest.cli import main
 from ingest.cli.instances import INSTANCE_STATES
-from ingest.ledger import DeliveryResult, DeliveryState, InstanceState, Ledger
-from ingest.ledger import index as browsing
+from ingest.ledger import DeliveryResult, DeliveryState, InstanceState, Ledger, index
 from ingest.ledger.index import InstanceFilter
 from ingest.ledger.schema import instances
 from tests.support.instances import Made
@@ -157,7 +156,7 @@ def test_studies_are_stable_that_got_nothing_for_long(
     limit: int,
     expected: list[str],
 ) -> None:
-    monkeypatch.setattr(browsing, "WALK", 2)
+    monkeypatch.setattr(index, "WALK", 2)
     ledger.instances.record(
         [
             row(1, study_uid="1", stored_at=100),
@@ -177,7 +176,7 @@ def test_only_what_is_new_is_read_to_tell_which_studies_are_stable(tmp_path: Pat
     opened = Ledger(f"sqlite:///{tmp_path}/ledger.db")
     opened.migrate()
     with opened.database.begin_read() as connection:
-        query = browsing.select_growing_studies(5).compile(connection, compile_kwargs={"literal_binds": True})
+        query = index.select_growing_studies(5).compile(connection, compile_kwargs={"literal_binds": True})
         plan = connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {query}").all()
     assert "SEARCH instances USING INDEX instances_kept (stored_at>?)" in str(plan)
     opened.close()
@@ -186,7 +185,7 @@ def test_only_what_is_new_is_read_to_tell_which_studies_are_stable(tmp_path: Pat
 def test_walk_for_studies_goes_on_until_there_are_enough(
     ledger: Ledger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(browsing, "WALK", 3)
+    monkeypatch.setattr(index, "WALK", 3)
     ledger.instances.record(
         [row(number, study_uid=f"2.{number // 4}", received_at=number) for number in range(20)]
     )
@@ -197,7 +196,7 @@ def test_walk_for_studies_goes_on_until_there_are_enough(
 
 
 @pytest.mark.parametrize(
-    ("which", "index"),
+    ("which", "access"),
     [
         (InstanceFilter(study_uid="1", states=(STORED,)), "instances_study_uid"),
         (InstanceFilter(sop_instance_uid="1", states=(STORED,)), "instances_sop_instance_uid"),
@@ -207,16 +206,16 @@ def test_walk_for_studies_goes_on_until_there_are_enough(
     ],
 )
 def test_listing_reads_the_newest_first_without_sorting(
-    tmp_path: Path, which: InstanceFilter, index: str
+    tmp_path: Path, which: InstanceFilter, access: str
 ) -> None:
     opened = Ledger(f"sqlite:///{tmp_path}/ledger.db")
     opened.migrate()
     with opened.database.begin_read() as connection:
-        for query in browsing._by_states(which, None):
+        for query in index._select_by_state(which, None):
             text = query.limit(5).compile(connection, compile_kwargs={"literal_binds": True})
             plan = connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {text}").all()
             said = " ".join(str(step) for step in plan)
-            assert index in said
+            assert access in said
             assert "TEMP B-TREE" not in said
     opened.close()
 

@@ -1,7 +1,6 @@
 """Deliveries of what is stored already, on both databases: who gets one, who does not, and how it goes on."""
 
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,21 +17,6 @@ from tests.support.nodes import eventually
 ALL = InstanceFilter()
 DELIVERED, DEAD, DROPPED = DeliveryState.DELIVERED, DeliveryState.DEAD, DeliveryState.DROPPED
 WAITING = DeliveryState.WAITING
-
-
-@pytest.fixture(params=["sqlite", "postgresql"])
-def ledger(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Ledger]:
-    url = f"sqlite:///{tmp_path / 'ledger.db'}"
-    if request.param == "postgresql":
-        url = request.getfixturevalue("postgresql_url")
-        emptied = Ledger(url)
-        with emptied.database.begin_write() as connection:
-            connection.exec_driver_sql("DROP SCHEMA public CASCADE; CREATE SCHEMA public")
-        emptied.close()
-    opened = Ledger(url)
-    opened.migrate()
-    yield opened
-    opened.close()
 
 
 def finish(ledger: Ledger, state: DeliveryState, of: str = "pacs") -> None:
@@ -146,17 +130,17 @@ def test_full_step_is_followed_by_the_rest_of_its_span(
 ) -> None:
     monkeypatch.setattr(backfill, "CHUNK", 10)
     ledger.instances.record([row(number, destinations=()) for number in range(1, 36)])
-    query = backfill._meant
+    query = backfill._select_matching
 
     def small(destination: str, which: InstanceFilter) -> object:
         return query(destination, which).limit(10)
 
-    monkeypatch.setattr(backfill, "_meant", small)
+    monkeypatch.setattr(backfill, "_select_matching", small)
     assert ledger.backfill.create_deliveries("pacs", ALL, 5000).new == 35
     assert ledger.backfill.create_deliveries("ai", InstanceFilter(study_uid="1"), 5000).new == 35
 
 
-@pytest.mark.parametrize("ledger", ["postgresql"], indirect=True)  # SQLite has one writer at a time
+@pytest.mark.parametrize("url", ["postgresql"], indirect=True)  # SQLite has one writer at a time
 def test_instance_that_retention_is_removing_gets_no_delivery(ledger: Ledger) -> None:
     ledger.instances.record([row(1, destinations=()), row(2, destinations=())])
     done: list[BackfillCounts] = []
@@ -183,7 +167,7 @@ def test_ledger_that_is_away_is_said(tmp_path: Path) -> None:
         Ledger(f"sqlite:///{tmp_path}/none.db").backfill.create_deliveries("pacs", ALL, 1)
 
 
-@pytest.mark.parametrize("ledger", ["postgresql"], indirect=True)  # SQLite has one writer at a time
+@pytest.mark.parametrize("url", ["postgresql"], indirect=True)  # SQLite has one writer at a time
 def test_retention_sees_what_was_made_while_it_looked(ledger: Ledger) -> None:
     ledger.instances.record([row(1, destinations=()), row(2, destinations=())])
     [study] = ledger.retention.summarize_studies(["1"])
@@ -196,7 +180,7 @@ def test_retention_sees_what_was_made_while_it_looked(ledger: Ledger) -> None:
     thread = threading.Thread(target=mark)
     with ledger.database.begin_write() as connection:
         connection.execute(backfill._LOCK, {"ids": [1]})
-        connection.execute(backfill._MAKE["postgresql"], {"of": "pacs", "now": 5000, "ids": [1]})
+        connection.execute(backfill._CREATE["postgresql"], {"of": "pacs", "now": 5000, "ids": [1]})
         thread.start()
         eventually(lambda: _waits_for_lock(ledger), 10, "retention waits for the command")
     thread.join(20)

@@ -1,6 +1,5 @@
 """Instances in the ledger: idempotent, durable, and the same in SQLite and PostgreSQL."""
 
-from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -11,20 +10,6 @@ from sqlalchemy import event
 from ingest.errors import LedgerError
 from ingest.ledger import DeliveryState, InstanceState, Ledger, Outcome
 from tests.support.ledgers import delivery_states, row
-
-
-@pytest.fixture(params=["sqlite", "postgresql"])
-def ledger(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Ledger]:
-    """An empty ledger of each kind."""
-    if request.param == "sqlite":
-        opened = Ledger(f"sqlite:///{tmp_path / 'a b' / 'ledger.db'}")
-    else:
-        opened = Ledger(request.getfixturevalue("postgresql_url"))
-        with opened.database.begin_write() as connection:
-            connection.exec_driver_sql("DROP SCHEMA public CASCADE; CREATE SCHEMA public")
-    opened.migrate()
-    yield opened
-    opened.close()
 
 
 def test_instance_and_its_deliveries_are_recorded_together(ledger: Ledger) -> None:

@@ -1,7 +1,6 @@
 """Leases: who has a delivery in hand, for how long, and what comes of it."""
 
 import threading
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,26 +10,6 @@ from sqlalchemy import event
 from ingest.ledger import Delivery, DeliveryResult, DeliveryState, Ledger
 from ingest.ledger.delivery_admin import DeliveryFilter
 from tests.support.ledgers import row
-
-
-@pytest.fixture(params=["sqlite", "postgresql"])
-def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    if request.param == "sqlite":
-        return f"sqlite:///{tmp_path / 'ledger.db'}"
-    url: str = request.getfixturevalue("postgresql_url")
-    emptied = Ledger(url)
-    with emptied.database.begin_write() as connection:
-        connection.exec_driver_sql("DROP SCHEMA public CASCADE; CREATE SCHEMA public")
-    emptied.close()
-    return url
-
-
-@pytest.fixture
-def ledger(url: str) -> Iterator[Ledger]:
-    opened = Ledger(url)
-    opened.migrate()
-    yield opened
-    opened.close()
 
 
 def result(delivery: Delivery, state: DeliveryState, owner: str = "me", next_at: int = 0) -> DeliveryResult:

@@ -1,25 +1,8 @@
 """What people ask of deliveries, on both databases: finding them, sending them again, giving them up."""
 
-from collections.abc import Iterator
-
-import pytest
-
 from ingest.ledger import DeliveryResult, DeliveryState, InstanceState, Ledger
 from ingest.ledger.delivery_admin import CHUNK, DeliveryFilter
 from tests.support.ledgers import delivery_states, row
-
-
-@pytest.fixture(params=["sqlite", "postgresql"])
-def ledger(request: pytest.FixtureRequest, tmp_path) -> Iterator[Ledger]:
-    if request.param == "postgresql":
-        opened = Ledger(request.getfixturevalue("postgresql_url"))
-        with opened.database.begin_write() as connection:
-            connection.exec_driver_sql("DROP SCHEMA public CASCADE; CREATE SCHEMA public")
-    else:
-        opened = Ledger(f"sqlite:///{tmp_path}/ledger.db")
-    opened.migrate()
-    yield opened
-    opened.close()
 
 
 def end(ledger: Ledger, state: DeliveryState, error: str = "", destination: str = "pacs") -> None:

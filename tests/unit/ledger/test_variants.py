@@ -1,7 +1,5 @@
 """Several objects of one SOP instance UID at a destination: variants settle each other, copies do not."""
 
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,21 +13,6 @@ from tests.support.ledgers import delivery_states, row
 DELIVERED, DEAD, RETRY = DeliveryState.DELIVERED, DeliveryState.DEAD, DeliveryState.RETRY
 WAITING, SENDING, DROPPED = DeliveryState.WAITING, DeliveryState.SENDING, DeliveryState.DROPPED
 UID = "1.2.1"
-
-
-@pytest.fixture(params=["sqlite", "postgresql"])
-def ledger(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Ledger]:
-    url = f"sqlite:///{tmp_path / 'ledger.db'}"
-    if request.param == "postgresql":
-        url = request.getfixturevalue("postgresql_url")
-        emptied = Ledger(url)
-        with emptied.database.begin_write() as connection:
-            connection.exec_driver_sql("DROP SCHEMA public CASCADE; CREATE SCHEMA public")
-        emptied.close()
-    opened = Ledger(url)
-    opened.migrate()
-    yield opened
-    opened.close()
 
 
 def first(**changes: Any) -> Any:
