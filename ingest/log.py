@@ -1,8 +1,10 @@
-"""Logging: structlog for our own events, the standard library's loggers through the same renderer.
+"""Logging: structlog for our own events, and the standard library's loggers through the same renderer.
 
 An event is a snake_case name with fields (`log.info("association_accepted", calling_ae="CT1")`). UIDs and AE
-titles may be fields; what a data set says of a patient never. Tracebacks show no local variables, since those
-may hold it.
+titles may be fields.
+
+INVARIANT 9: patient data stays in the data sets. No field holds a value of a data set. Tracebacks show no
+local variables, because those may hold such a value.
 """
 
 import logging
@@ -14,7 +16,6 @@ from typing import Final
 import structlog
 from structlog.typing import EventDict, Processor, WrappedLogger
 
-from ingest.config.model import Log
 from ingest.errors import BootError
 from ingest.filesystem.calls import TROUBLE
 
@@ -28,10 +29,10 @@ _FIRST: Final = ("timestamp", "level", "event", "role", "pid")
 _STDERR: Final = 2
 
 
-class Sink:
-    """Standard error or a file, written a line at a time, so that the lines of several processes do not mix.
+class LogFile:
+    """Standard error or a file. One write(2) for each line keeps the lines of several processes apart.
 
-    There is one for a process, since loggers that were bound before a reload keep it.
+    A process has one of these for its whole life, because loggers that exist before a reload keep it.
     """
 
     def __init__(self) -> None:
@@ -40,10 +41,10 @@ class Sink:
         self._descriptor = _STDERR
 
     def open(self, file: Path | None) -> None:
-        """Write to `file` from now on, None is standard error; on failure all stays as it was.
+        """Write to `file` from now on; None is standard error. On failure nothing changes.
 
         Raises:
-            BootError: It cannot be opened.
+            BootError: The file cannot be opened.
         """
         descriptor = _STDERR
         if file is not None:
@@ -57,7 +58,8 @@ class Sink:
                 raise BootError(f"log.file: {file}: {error.strerror}; {remedy}") from None
         self._file, old = file, self._descriptor
         if _STDERR not in {old, descriptor}:
-            # Another thread may be writing, and a number that was closed is soon another file's.
+            # Another thread may be writing to the old descriptor. If we closed it, its number could soon
+            # belong to another file, and the line would go there. dup2(2) replaces the file atomically.
             os.dup2(descriptor, old, inheritable=False)
             descriptor, old = old, descriptor
         self._descriptor = descriptor
@@ -65,15 +67,15 @@ class Sink:
             os.close(old)
 
     def reopen(self) -> None:
-        """Open the file by its name again, after it was rotated.
+        """Open the file again by its name, after it was rotated.
 
         Raises:
-            BootError: It cannot be opened; the old one stays.
+            BootError: The file cannot be opened. The old one stays open.
         """
         self.open(self._file)
 
     def msg(self, line: str) -> None:
-        """Write one line. A full disk or a closed pipe loses the line, never the node."""
+        """Write one line. A full disk or a closed pipe costs the line, never the node."""
         data = memoryview(line.encode("utf-8", "backslashreplace") + b"\n")
         try:
             while data:
@@ -85,82 +87,88 @@ class Sink:
 
     @property
     def is_terminal(self) -> bool:
-        """Whether a person looks at it, who likes colours."""
+        """Whether a terminal shows the log, so that colours are useful."""
         return os.isatty(self._descriptor)
 
 
-class Seldom:
-    """Says once a minute, with how often it happened, what may happen thousands of times a second."""
+class RateLimitedLog:
+    """Log of events that may happen thousands of times a second: one line a minute, with a count."""
 
     def __init__(self, seconds: float = 60.0) -> None:
-        """Begin with nothing said; an event is said again after so many seconds."""
+        """Begin with nothing logged. Each event is logged at most once in `seconds`."""
         self._seconds = seconds
-        self._said_at: dict[str, float] = {}
-        self._unsaid: dict[str, int] = {}
+        self._silent_until: dict[str, float] = {}
+        self._suppressed: dict[str, int] = {}
 
     def warning(self, event: str, **fields: object) -> None:
-        """Log a warning, or count it for the next time."""
+        """Log a warning, or count it for the next line of this event."""
         now = time.monotonic()
-        if now < self._said_at.get(event, 0.0):
-            self._unsaid[event] = self._unsaid.get(event, 0) + 1
+        if now < self._silent_until.get(event, 0.0):
+            self._suppressed[event] = self._suppressed.get(event, 0) + 1
             return
-        self._said_at[event] = now + self._seconds
-        structlog.get_logger().warning(event, **fields, times=1 + self._unsaid.pop(event, 0))
+        self._silent_until[event] = now + self._seconds
+        structlog.get_logger().warning(event, **fields, times=1 + self._suppressed.pop(event, 0))
 
 
-class _Bridge(logging.Handler):
-    """Takes what libraries (redis, rq, SQLAlchemy, asyncio) log and passes it on as our events."""
+class _LibraryHandler(logging.Handler):
+    """Handler that turns records of libraries (redis, rq, SQLAlchemy) into our events."""
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
             fields = {"library": record.name, "message": record.getMessage(), "exc_info": record.exc_info}
             structlog.get_logger().log(record.levelno, "library", **fields)
-        except Exception:  # as logging itself does: a message that cannot be logged stops nobody
+        except Exception:  # as handlers of the standard library do: a bad record must not stop the caller
             self.handleError(record)
 
 
-_sink: Final = Sink()
-"""Logging is the one thing that belongs to the process, not to whoever is passed it."""
+_log_file: Final = LogFile()
+"""The log belongs to the process. It is therefore the one object that is global instead of passed down."""
 
 
-def configure(log: Log) -> None:
-    """Set up logging for this process and those that it forks; again after a reload.
+def configure_logging(level: str, log_format: str, file: Path | None) -> None:
+    """Set up logging for this process and the processes that it forks; again after a reload.
 
-    A child says who it is with `be`.
+    Args:
+        level: `[log] level`, a key of `LEVELS`.
+        log_format: `[log] format`, "json" or "console".
+        file: `[log] file`; None is standard error.
 
     Raises:
-        BootError: `[log] file` cannot be opened; what was set up before stays.
+        BootError: `file` cannot be opened. The earlier set-up stays.
     """
-    _sink.open(log.file)
+    _log_file.open(file)
     structlog.configure(
-        processors=[*_common(), *(_json() if log.format == "json" else _console(colors=_sink.is_terminal))],
-        wrapper_class=structlog.make_filtering_bound_logger(LEVELS[log.level]),
-        logger_factory=lambda *_: _sink,
-        # Loggers are made at import, before this runs, and outlive a reload: none may keep its first set-up.
+        processors=[
+            *_common_processors(),
+            *(_render_json() if log_format == "json" else _render_console(colors=_log_file.is_terminal)),
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(LEVELS[level]),
+        logger_factory=lambda *_: _log_file,
+        # Loggers are created at import, before this runs, and outlive a reload. None may cache its set-up.
         cache_logger_on_first_use=False,
     )
     root = logging.getLogger()
-    # At the handler too: some libraries set the level of their loggers themselves.
-    level = max(logging.WARNING, LEVELS[log.level])
-    root.handlers = [_Bridge(level)]
-    root.setLevel(level)
+    # Set the level at the handler too, because some libraries set the level of their loggers themselves.
+    library_level = max(logging.WARNING, LEVELS[level])
+    root.handlers = [_LibraryHandler(library_level)]
+    root.setLevel(library_level)
     logging.captureWarnings(True)
 
 
-def be(role: str) -> None:
-    """Name this process in all that it logs, from every thread."""
-    _sink.role = role
+def set_log_role(role: str) -> None:
+    """Set the role that every later line of this process shows, from every thread."""
+    _log_file.role = role
 
 
-def reopen() -> None:
-    """Open the log file by its name again (USR1); where it cannot be, the old one stays and says why."""
+def reopen_log() -> None:
+    """Open the log file again by its name (SIGUSR1). On failure the old file stays and gets the error."""
     try:
-        _sink.reopen()
+        _log_file.reopen()
     except BootError as error:
         structlog.get_logger().error("log_not_reopened", error=str(error))
 
 
-def _common() -> list[Processor]:
+def _common_processors() -> list[Processor]:
     return [
         structlog.contextvars.merge_contextvars,
         structlog.processors.add_log_level,
@@ -172,28 +180,28 @@ def _common() -> list[Processor]:
 
 
 def _add_process(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
-    event.setdefault("role", _sink.role)
+    event.setdefault("role", _log_file.role)
     event["pid"] = os.getpid()
     return event
 
 
-def _json() -> list[Processor]:
-    def in_order(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
+def _render_json() -> list[Processor]:
+    def order_fields(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
         return {**{key: event[key] for key in _FIRST if key in event}, **event}
 
-    return [in_order, structlog.processors.JSONRenderer(default=str)]
+    return [order_fields, structlog.processors.JSONRenderer(default=str)]
 
 
-def _console(*, colors: bool) -> list[Processor]:
-    def harmless(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
-        """A peer chooses its AE title; control characters in it must not write lines or move the cursor."""
+def _render_console(*, colors: bool) -> list[Processor]:
+    def escape_values(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
+        """Escape control characters: a peer chooses its AE title and could move the cursor or forge lines."""
         for key, value in event.items():
             if isinstance(value, str):
-                event[key] = "\n".join(map(_printable, value.split("\n") if key == "exception" else [value]))
+                event[key] = "\n".join(map(_escape, value.split("\n") if key == "exception" else [value]))
         return event
 
-    return [harmless, structlog.dev.ConsoleRenderer(colors=colors, pad_event_to=30)]
+    return [escape_values, structlog.dev.ConsoleRenderer(colors=colors, pad_event_to=30)]
 
 
-def _printable(text: str) -> str:
+def _escape(text: str) -> str:
     return text if text.isprintable() else text.encode("unicode_escape").decode("ascii")

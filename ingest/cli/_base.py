@@ -76,8 +76,7 @@ def config_option(function: _F) -> _F:
 def load_config(path: Path) -> "Config":
     """Read the configuration for a command, and log only warnings, to standard error."""
     from ingest.config import reader
-    from ingest.config.model import Log
-    from ingest.log import configure
+    from ingest.log import configure_logging
 
-    configure(Log(level="warning"))
+    configure_logging("warning", "console", None)
     return reader.load_config(path)

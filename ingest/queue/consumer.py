@@ -13,7 +13,7 @@ import redis
 import structlog
 
 from ingest.clock import unix_ms
-from ingest.log import Seldom
+from ingest.log import RateLimitedLog
 from ingest.queue.keys import GROUP, data_key, persisted_key, stream_key
 from ingest.spool.reference import Reference
 
@@ -76,7 +76,7 @@ class StreamConsumer:
         """
         self._client = client
         self._carriers = carriers
-        self._seldom = Seldom()
+        self._seldom = RateLimitedLog()
         self._consumer = consumer
         self._find_existing = streams
         self._streams: list[str] = []

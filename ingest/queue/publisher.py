@@ -27,7 +27,7 @@ from ingest.alarms import clear_alarm, raise_alarm
 from ingest.config.model import Config
 from ingest.errors import LedgerError
 from ingest.ext.cstore_service import Intake
-from ingest.log import Seldom
+from ingest.log import RateLimitedLog
 from ingest.queue.client import connect, remove_foreign_keys
 from ingest.queue.epoch import QueueEpoch
 from ingest.queue.keys import DATA_CHUNK_BYTES, SPOOLS_KEY, data_key, persisted_key, stream_key
@@ -134,7 +134,7 @@ class Publisher:
         self._ledger: Ledger | None = None
         self._proof_at = 0.0
         self._proof_failures = 1  # an alarm of an earlier process may be raised, and has to be cleared
-        self._seldom = Seldom()
+        self._seldom = RateLimitedLog()
         self.spool_used_bytes = 0
 
     def start(self) -> None:

@@ -15,7 +15,7 @@ import structlog
 
 from ingest.config.model import Config
 from ingest.errors import IngestError
-from ingest.log import Seldom
+from ingest.log import RateLimitedLog
 from ingest.queue.client import connect
 from ingest.queue.keys import persisted_key, stream_key
 from ingest.queue.stream_writer import StreamWriter
@@ -37,7 +37,7 @@ PAGE: Final = 1000
 """Entries of a stream or a list that are read at once."""
 
 log = structlog.get_logger()
-_seldom: Final = Seldom()
+_seldom: Final = RateLimitedLog()
 
 
 @dataclass(slots=True)

@@ -35,7 +35,7 @@ from ingest.config.model import Config
 from ingest.config.reader import load_config, read_notes
 from ingest.errors import BootError, ConfigError, IngestError
 from ingest.filesystem.calls import TROUBLE
-from ingest.log import Seldom
+from ingest.log import RateLimitedLog
 from ingest.log import configure as configure_log
 from ingest.log import reopen as reopen_log
 from ingest.requestor.transport import Remote
@@ -124,7 +124,7 @@ class Supervisor:
         self.exit_code = 0
         self._queue_place = Place("queue")
         self._certificates = ExpiryWatch()
-        self._seldom = Seldom()
+        self._seldom = RateLimitedLog()
         self._pending: deque[int] = deque()
         # The configuration that a reload is about to put in force, until its listeners accept.
         self._next: Generation | None = None

@@ -11,9 +11,13 @@ import structlog
 
 from ingest.config.model import Log
 from ingest.errors import BootError
-from ingest.log import be, configure, reopen
+from ingest.log import configure_logging, reopen_log, set_log_role
 
 log = structlog.get_logger()  # made before anything is configured, as in every module
+
+
+def configure(settings: Log) -> None:
+    configure_logging(settings.level, settings.format, settings.file)
 
 
 @pytest.fixture(autouse=True)
@@ -21,7 +25,7 @@ def _restored():
     root = logging.getLogger()
     handlers, level = root.handlers[:], root.level
     yield
-    be("node")
+    set_log_role("node")
     configure(Log())  # gives the file of a test back
     structlog.reset_defaults()
     logging.captureWarnings(False)
@@ -39,7 +43,7 @@ def events(file):
 
 def test_json_has_one_event_a_line_with_time_level_event_role_and_pid(file):
     configure(Log(format="json", file=file))
-    be("listen")
+    set_log_role("listen")
     log.info("association_accepted", calling_ae="CT1", where=file, data=b"\n")
     log.warning("second")
     first, second = events(file)
@@ -57,14 +61,14 @@ def test_json_has_one_event_a_line_with_time_level_event_role_and_pid(file):
 
 def test_a_process_is_named_in_all_that_it_logs(file):
     configure(Log(format="json", file=file))
-    be("persist")
+    set_log_role("persist")
     try:
         log.info("event")
         thread = threading.Thread(target=log.info, args=("from_a_thread",))
         thread.start()
         thread.join()
     finally:
-        be("node")
+        set_log_role("node")
     assert [event["role"] for event in events(file)] == ["persist", "persist"]
 
 
@@ -143,7 +147,7 @@ def test_reopen_follows_rotation(file, tmp_path):
     log.info("before")
     file.rename(tmp_path / "rotated")
     log.info("still_before")
-    reopen()
+    reopen_log()
     log.info("after")
     assert [event["event"] for event in events(tmp_path / "rotated")] == ["before", "still_before"]
     assert [event["event"] for event in events(file)] == ["after"]
@@ -154,16 +158,16 @@ def test_reopen_that_fails_keeps_the_old_file_and_says_why(tmp_path):
     folder.mkdir()
     configure(Log(format="json", file=folder / "ingest.log"))
     folder.rename(tmp_path / "moved")
-    reopen()
+    reopen_log()
     (event,) = events(tmp_path / "moved" / "ingest.log")
     assert event["event"] == "log_not_reopened"
     assert str(folder) in event["error"]
 
 
 def test_reopen_without_set_up_or_file_does_nothing(capfd):
-    reopen()
+    reopen_log()
     configure(Log())
-    reopen()
+    reopen_log()
     assert capfd.readouterr().err == ""
 
 
@@ -194,7 +198,7 @@ def test_descriptors_do_not_leak_over_reloads(file):
     before = len(os.listdir("/proc/self/fd"))
     for _ in range(5):
         configure(Log(file=file))
-        reopen()
+        reopen_log()
     assert len(os.listdir("/proc/self/fd")) == before
 
 

@@ -17,7 +17,7 @@ import structlog
 from rq import SimpleWorker
 from rq.serializers import JSONSerializer
 
-from ingest.log import Seldom
+from ingest.log import RateLimitedLog
 from ingest.queue.wakeups import FORWARD_QUEUE, RQ_QUEUE_KEY, job_id_prefix, job_key
 
 TTL_SECONDS: Final = 30
@@ -48,7 +48,7 @@ class Worker(SimpleWorker):
         )
         self._stop = stop
         self._names = {job_id_prefix(destination): destination for destination in destinations}
-        self._refused = Seldom()
+        self._refused = RateLimitedLog()
 
     def run(self, drain: Callable[[str], None], ready: Callable[[], None]) -> None:
         """Take wake-ups until told to stop.

@@ -28,7 +28,7 @@ from ingest.errors import (
 )
 from ingest.filesystem.beneath import unlink_beneath
 from ingest.ledger import NewInstance, Outcome
-from ingest.log import Seldom
+from ingest.log import RateLimitedLog
 from ingest.queue.consumer import StreamEntry
 from ingest.workers.fault_attribution import is_our_fault
 from ingest.workers.persist.context import PersistContext
@@ -54,7 +54,7 @@ COMMIT_SECONDS: Final = 2.0
 """A batch that takes longer commits what it has stored so far, and then goes on."""
 
 log = structlog.get_logger()
-_seldom: Final = Seldom()
+_seldom: Final = RateLimitedLog()
 
 
 @dataclass(slots=True)

@@ -54,7 +54,7 @@ COMMANDS = (
 @pytest.fixture(autouse=True)
 def _quiet(monkeypatch):
     """Commands set up logging for their process; the tests' process keeps its own."""
-    monkeypatch.setattr("ingest.log.configure", lambda _: None)
+    monkeypatch.setattr("ingest.log.configure_logging", lambda *_: None)
     monkeypatch.delenv("INGEST_CONFIG", raising=False)
 
 
@@ -140,7 +140,7 @@ def test_version(run):
     ],
 )
 def test_roles_run_under_the_supervisor_and_give_its_exit_code(run, file, calls, command, roles):
-    made = calls("ingest.supervisor.supervisor.run", 3)
+    made = calls("ingest.supervisor.supervisor.run_supervisor", 3)
     assert run(*command, "-c", file).exit_code == 3
     assert made == [((file, frozenset(roles)), {})]
 
@@ -154,7 +154,7 @@ def test_roles_run_under_the_supervisor_and_give_its_exit_code(run, file, calls,
     ],
 )
 def test_errors_become_exit_codes_and_one_line_each(run, file, calls, error, code):
-    calls("ingest.supervisor.supervisor.run", error)
+    calls("ingest.supervisor.supervisor.run_supervisor", error)
     result = run("serve", "-c", file)
     assert result.exit_code == code
     assert result.stderr.splitlines() == [f"error {line}" for line in str(error).splitlines()]

@@ -19,7 +19,7 @@ from tests.support.servers import Valkey
 
 @pytest.fixture(autouse=True)
 def _quiet(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ingest.log.configure", lambda _: None)
+    monkeypatch.setattr("ingest.log.configure_logging", lambda *_: None)
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from tests.unit.cli.test_cli_ledger import ask
 
 @pytest.fixture(autouse=True)
 def _quiet(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ingest.log.configure", lambda _: None)
+    monkeypatch.setattr("ingest.log.configure_logging", lambda *_: None)
 
 
 @pytest.fixture

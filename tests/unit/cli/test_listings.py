@@ -23,7 +23,7 @@ STORED, QUARANTINED = InstanceState.STORED, InstanceState.QUARANTINED
 
 @pytest.fixture(autouse=True)
 def _quiet(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ingest.log.configure", lambda _: None)
+    monkeypatch.setattr("ingest.log.configure_logging", lambda *_: None)
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])

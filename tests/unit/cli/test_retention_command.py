@@ -15,7 +15,7 @@ from tests.support.retaining import deliver, fill, left, made, remover
 
 @pytest.fixture(autouse=True)
 def _quiet(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ingest.log.configure", lambda _: None)
+    monkeypatch.setattr("ingest.log.configure_logging", lambda *_: None)
 
 
 def ask(site: Site, *arguments: str, command: tuple[str, ...] = ("retention",), **limits: Any) -> Result:

@@ -30,7 +30,7 @@ default = true
 
 @pytest.fixture(autouse=True)
 def _quiet(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ingest.log.configure", lambda _: None)
+    monkeypatch.setattr("ingest.log.configure_logging", lambda *_: None)
 
 
 @pytest.fixture
