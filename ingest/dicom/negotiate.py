@@ -6,7 +6,7 @@ from ingest.dicom import (
     registry,  # noqa: F401 - before the fork: all listeners share its memory
     uids,
 )
-from ingest.dicom.admission import same_title
+from ingest.dicom.admission import is_same_title
 from ingest.dicom.pdus import (
     APPLICATION_CONTEXT_NOT_SUPPORTED,
     CALLED_AE_NOT_RECOGNIZED,
@@ -96,20 +96,20 @@ class Rejected:
 
     Attributes:
         pdu: The answer.
-        why: One line for the log.
+        reason: One line for the log.
         is_failure: Whether it counts among the failures of the caller's address.
         count: How often this caller was refused for the same kind of reason in this minute.
     """
 
     pdu: AssociateReject
-    why: str
+    reason: str
     is_failure: bool = True
     count: int = 1
 
 
-def local_limit_exceeded(why: str, count: int = 1) -> Rejected:
+def local_limit_exceeded(reason: str, count: int = 1) -> Rejected:
     """The transient refusal of too many associations, a full spool or a node that is draining."""
-    return Rejected(LOCAL_LIMIT_EXCEEDED, why, is_failure=False, count=count)
+    return Rejected(LOCAL_LIMIT_EXCEEDED, reason, is_failure=False, count=count)
 
 
 def negotiate(request: AssociateRequest, policy: AcceptorPolicy) -> Accepted | Rejected:
@@ -122,7 +122,7 @@ def negotiate(request: AssociateRequest, policy: AcceptorPolicy) -> Accepted | R
         return Rejected(APPLICATION_CONTEXT_NOT_SUPPORTED, name)
     if not request.called_ae:  # PS3.8 Table 9-11: 16 spaces are no AE title
         return Rejected(CALLED_AE_NOT_RECOGNIZED, "the called AE title is empty")
-    if policy.check_called_ae and not same_title(
+    if policy.check_called_ae and not is_same_title(
         policy.ae_title, request.called_ae, ignore_case=policy.ignore_ae_title_case
     ):
         called = f"called AE title {request.called_ae!r} is not ours, {policy.ae_title!r}"

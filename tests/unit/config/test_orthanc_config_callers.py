@@ -8,7 +8,7 @@ import pytest
 
 from ingest.config.model import Peer
 from ingest.config.reader import load_config, read_notes
-from ingest.dicom.admission import Admission, Caller, admit
+from ingest.dicom.admission import Admission, admit
 
 CLOSED = {"DicomAlwaysAllowEcho": False, "DicomAlwaysAllowStore": False}
 
@@ -106,4 +106,4 @@ def test_who_is_not_listed_is_refused_where_nothing_is_always_allowed(
     none = {"AET": "NONE", "Host": "10.0.0.1", "Port": 104, "AllowStore": False, "AllowEcho": False}
     modalities = {"a": none, "b": ["NAMED", "scanner", 104]}
     found = peers(tmp_path, DicomModalities=modalities, DicomCheckModalityHost=True, **CLOSED)
-    assert isinstance(admit(Caller(title, address), found), Admission) is let_in
+    assert isinstance(admit(title, address, found, lambda _: None), Admission) is let_in

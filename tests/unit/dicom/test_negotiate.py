@@ -248,7 +248,7 @@ def test_another_application_context_or_protocol_version_is_refused_for_good() -
     answer = negotiate(request((CT, (IMPLICIT,)), application_context="1.2.3"), POLICY)
     assert isinstance(answer, Rejected)
     assert answer.pdu == APPLICATION_CONTEXT_NOT_SUPPORTED
-    assert "1.2.3" in answer.why
+    assert "1.2.3" in answer.reason
     answer = negotiate(request((CT, (IMPLICIT,)), protocol_version=2), POLICY)
     assert isinstance(answer, Rejected)
     assert answer.pdu == PROTOCOL_VERSION_NOT_SUPPORTED
@@ -260,8 +260,8 @@ def test_called_ae_title_counts_only_when_it_is_to_be_checked() -> None:
     answer = negotiate(request((CT, (IMPLICIT,))), checking)
     assert isinstance(answer, Rejected)
     assert answer.pdu == CALLED_AE_NOT_RECOGNIZED
-    assert "INGEST" in answer.why
-    assert "OTHER" in answer.why
+    assert "INGEST" in answer.reason
+    assert "OTHER" in answer.reason
     accepted(request((CT, (IMPLICIT,))), AcceptorPolicy("OTHER"))
     accepted(request((CT, (IMPLICIT,))), AcceptorPolicy("INGEST", check_called_ae=True))
     accepted(
@@ -331,7 +331,7 @@ def test_pdu_lengths_of_both_sides_are_told() -> None:
 
 def test_local_limits_are_transient_and_no_failure_of_the_caller() -> None:
     refusal = local_limit_exceeded("500 associations")
-    assert (refusal.pdu, refusal.why) == (LOCAL_LIMIT_EXCEEDED, "500 associations")
+    assert (refusal.pdu, refusal.reason) == (LOCAL_LIMIT_EXCEEDED, "500 associations")
     assert not refusal.is_failure
 
 

@@ -1,14 +1,15 @@
 """Who is let in."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
 import pytest
 
 from ingest.config.model import Peer
-from ingest.dicom.admission import Admission, Caller, Refusal, admit
+from ingest.dicom import admission
+from ingest.dicom.admission import Admission, Refusal
 from ingest.dicom.wire import CALLING_AE_NOT_RECOGNIZED
-from ingest.tls.identity import CertificateIdentity, TrustAnchor
+from ingest.tls.identity import CertificateIdentity, TrustAnchor, find_binding_fault
 
 CT1 = CertificateIdentity(
     fingerprint="ab" * 32,
@@ -21,11 +22,26 @@ CT1 = CertificateIdentity(
 )
 
 
+@dataclass(frozen=True)
+class Caller:
+    ae_title: str
+    address: str
+    certificate: CertificateIdentity | None = None
+
+
+def admit(caller: Caller, peers: tuple[Peer, ...], *, ignore_case: bool = False) -> Admission | Refusal:
+    def find_peer_fault(peer: admission.PeerRule) -> str | None:
+        title = f"AE title {caller.ae_title!r}"
+        return find_binding_fault(caller.certificate, peer.certificate, peer.issuer, title)
+
+    return admission.admit(caller.ae_title, caller.address, peers, find_peer_fault, ignore_case=ignore_case)
+
+
 def refused(caller: Caller, *peers: Peer) -> str:
     answer = admit(caller, peers)
     assert isinstance(answer, Refusal)
     assert answer.pdu == CALLING_AE_NOT_RECOGNIZED
-    return answer.why
+    return answer.reason
 
 
 def test_without_peers_every_caller_may_do_everything() -> None:
@@ -126,13 +142,13 @@ SELF_SIGNED = TrustAnchor("cd" * 32, "CN=scanner", is_authority=False)
 def test_names_are_worth_what_the_trusted_certificate_behind_them_is(
     anchor: TrustAnchor | None, certificate: str, issuer: str, admitted: bool
 ) -> None:
-    caller = Caller("CT1", "10.0.0.1", replace(CT1, anchor=anchor))
+    caller = Caller("CT1", "10.0.0.1", replace(CT1, trust_anchor=anchor))
     answer = admit(caller, (Peer(ae_title="CT1", certificate=certificate, issuer=issuer),))
     assert isinstance(answer, Admission) is admitted
 
 
 def test_refusal_of_a_name_that_nobody_vouches_for_tells_cause_and_remedy() -> None:
-    caller = Caller("CT1", "10.0.0.1", replace(CT1, anchor=SELF_SIGNED))
+    caller = Caller("CT1", "10.0.0.1", replace(CT1, trust_anchor=SELF_SIGNED))
     why = refused(caller, Peer(ae_title="CT1", certificate="CN=ct1,O=Hospital"))
     assert "'CN=ct1,O=Hospital' of 'CN=scanner'" in why
     assert "is not marked as an authority" in why
@@ -161,7 +177,7 @@ def test_an_admission_tells_the_bound_entry_that_it_comes_from(
     peers = (first, Peer(ae_title="MR1"), Peer(ae_title="*", certificate="CN=ct1,O=Hospital"))
     answer = admit(Caller(title, "10.0.0.1", CT1), peers, ignore_case=True)
     assert isinstance(answer, Admission)
-    assert answer.bound == bound
+    assert answer.bound_ae_title == bound
 
 
 def test_a_star_does_not_let_in_a_bound_title_in_other_capitals() -> None:
