@@ -18,8 +18,8 @@ import redis
 from benchmarks.accounting import Group
 from benchmarks.receivers import Durability, Facts, Pki, Target, Unavailable, target_of, wait_until
 from ingest.errors import BootError
+from ingest.queue.server_program import find_server_program
 from ingest.spool import segment
-from ingest.supervisor.embedded_queue import binary
 
 MAX_ASSOCIATIONS: Final = 4000
 LEDGER_SECONDS: Final = 30.0
@@ -251,7 +251,7 @@ def _configuration(
 
 def _valkey() -> Path:
     try:
-        return binary()
+        return find_server_program()
     except BootError as error:
         raise Unavailable(str(error)) from error
 

@@ -30,6 +30,7 @@ from ingest.clock import unix_ms
 from ingest.config.model import Config
 from ingest.dicom.file_header import InstanceHeader, read_instance_header
 from ingest.errors import PeerError
+from ingest.filesystem import node_lock
 from ingest.filesystem.folder_identity import read_ledger_mark, require_store, write_ledger_mark
 from ingest.ledger import InstanceState, Ledger, NewInstance, Outcome
 from ingest.ledger.records import Instance
@@ -37,7 +38,6 @@ from ingest.ledger.store_agreement import ALARM, find_disagreement
 from ingest.ledger.store_folders import QUARANTINE, STORE
 from ingest.routing.node_router import NodeRouter
 from ingest.routing.router import RoutingDecision
-from ingest.supervisor import reload_client
 from ingest.workers.store.filesystem import FileStore, SourceFile
 from ingest.workers.store.keys import STAGING, make_safe_name
 
@@ -177,8 +177,8 @@ def rebuild_ledger(config: Config, *, makes_deliveries: bool, as_json: bool) -> 
         _require_folders(config, ledger)
         runs_beside_workers = (
             ledger.database.dialect != "sqlite"
-            or reload_client.is_running(config.run_dir)
-            or reload_client.workers_run(config.run_dir)
+            or node_lock.is_node_running(config.run_dir)
+            or node_lock.are_workers_running(config.run_dir)
         )
         for kind in (STORE, QUARANTINE):
             rebuild = LedgerRebuild(config, ledger, kind, report, makes_deliveries=makes_deliveries)

@@ -1,9 +1,8 @@
-"""Who accepts the next connection: the listener that serves the fewest associations.
+"""The accept gate: the listener with the fewest associations accepts the next connection.
 
-DICOM associations are few and long; the kernel would give several to one process and none to another. A
-listener that is dead, stopped or stuck has a stale heartbeat and does not count; and whatever the counts say,
-a connection that was passed over a few times is accepted by whoever sees it, so that no mistake here can hold
-a scanner back.
+DICOM associations are few and long. The kernel alone would give several to one process and none to another. A
+listener that is dead, stopped or stuck has an old heartbeat and does not count. After a few passes a listener
+accepts whatever the counters say, so a wrong counter can never keep a scanner waiting.
 """
 
 from typing import Final
@@ -12,7 +11,7 @@ from ingest.acceptor.scoreboard import (
     ACCEPTING,
     ACTIVE,
     HEARTBEAT,
-    NEWCOMERS,
+    PENDING,
     ROWS,
     STATE,
     Scoreboard,
@@ -20,47 +19,48 @@ from ingest.acceptor.scoreboard import (
 from ingest.clock import monotonic_ms
 
 STALE_MS: Final = 2500
-"""Without a heartbeat for so long, a listener is not waited for; it gives one every second."""
+"""Age of a heartbeat after which no other listener waits for its owner. Heartbeats come every 250 ms."""
 
 PASS_SECONDS: Final = 0.004
-"""How long a listener that is not among the least loaded leaves a waiting connection to the others."""
+"""Time for which a more loaded listener leaves a waiting connection to the others."""
 
 MAX_PASSES: Final = 5
 
-NEWCOMERS_COUNTED: Final = 16
-"""Connections without an association that count as load, so that senders who come together spread. More than
-these are not sound senders but stall: to spread them, too, would keep waiting who comes after them."""
+PENDING_COUNTED: Final = 16
+"""Pending connections that count as load, so that senders which arrive together are spread.
+
+Beyond this number connections are probably stalled. Balancing them as well would delay real senders."""
 
 
 class AcceptGate:
-    """The decision of one listener, taken at each waiting connection."""
+    """Decides for one listener whether it accepts a waiting connection."""
 
     def __init__(self, board: Scoreboard, row: int) -> None:
         self._board = board
         self._row = row
         self._passes = 0
 
-    def open(self) -> bool:
-        """Whether this listener shall accept now; if not, ask again after `PASS_SECONDS`."""
-        if self._passes >= MAX_PASSES or not self._less_loaded_listener():
+    def may_accept(self) -> bool:
+        """Return whether this listener accepts now. If not, ask again after `PASS_SECONDS`."""
+        if self._passes >= MAX_PASSES or not self._is_other_less_loaded():
             self._passes = 0
             return True
         self._passes += 1
         return False
 
-    def reset(self) -> None:
-        """Somebody else took the connection."""
+    def reset_passes(self) -> None:
+        """Forget the passes, because another listener accepted the connection."""
         self._passes = 0
 
-    def _less_loaded_listener(self) -> bool:
-        board, mine, oldest = self._board, self._load(self._row), monotonic_ms() - STALE_MS
+    def _is_other_less_loaded(self) -> bool:
+        board, own_load, oldest = self._board, self._load_of(self._row), monotonic_ms() - STALE_MS
         return any(
             board.get(row, STATE) == ACCEPTING
-            and self._load(row) < mine
+            and self._load_of(row) < own_load
             and board.get(row, HEARTBEAT) >= oldest
             for row in range(ROWS)
         )
 
-    def _load(self, row: int) -> int:
-        newcomers = self._board.get(row, NEWCOMERS)
-        return self._board.get(row, ACTIVE) - max(newcomers - NEWCOMERS_COUNTED, 0)
+    def _load_of(self, row: int) -> int:
+        pending = self._board.get(row, PENDING)
+        return self._board.get(row, ACTIVE) - max(pending - PENDING_COUNTED, 0)

@@ -1,4 +1,4 @@
-"""Where a node listens: bound sockets with their TLS contexts, made before the fork, shared by all."""
+"""Endpoints of a node: listening sockets with their TLS contexts, made before the fork and shared by all."""
 
 import errno
 import socket
@@ -14,21 +14,21 @@ from ingest.network.resolver import RESOLVER
 
 BACKLOG: Final = 1024
 LOOKUP_SECONDS: Final = 10.0
-"""How long the name of a listener's host may take to be looked up."""
+"""Deadline of the lookup of a listener's host name."""
 
 BIND_SECONDS: Final = 3.0
-"""A node that was killed a moment ago may hold its port until its children have ended."""
+"""Time to wait for a port. The children of a node that was just killed hold it until they have ended."""
 
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """One of `[[listeners]]`, bound.
+    """One entry of `[[listeners]]`, bound.
 
     Attributes:
-        host: As configured.
-        port: As configured; 0 lets the kernel choose.
-        socket: Listening, not blocking.
-        context: None for plain DICOM.
+        host: Host as configured.
+        port: Port as configured; 0 lets the kernel choose.
+        socket: Listening socket, non-blocking.
+        context: TLS context; None for plain DICOM.
     """
 
     host: str
@@ -42,46 +42,46 @@ class Endpoint:
         return f"{'dicom-tls' if self.context else 'dicom'}://{shown}:{port}"
 
 
-def bind(
+def bind_endpoints(
     config: Config, contexts: Mapping[str, Context], existing: tuple[Endpoint, ...] = ()
 ) -> tuple[Endpoint, ...]:
-    """Bind all listeners; sockets of `existing` ones with the same host and port are taken over.
+    """Bind all listeners, and use the sockets of `existing` endpoints with the same host and port again.
 
-    A port that the kernel chose counts as the port that was asked for (0) and as the one that it is.
+    If the kernel chose a port, that port and the configured one (0) both count as the same.
 
     Raises:
         BootError: An address cannot be bound.
     """
-    held = list(existing)
-    made: list[socket.socket] = []
+    reusable = list(existing)
+    created: list[socket.socket] = []
     endpoints = []
     try:
         for item in config.listeners:
-            bound = _take_over(held, item.host, item.port)
+            bound = _take_existing(reusable, item.host, item.port)
             if bound is None:
                 bound = _listen(item.host, item.port)
-                made.append(bound)
+                created.append(bound)
             endpoints.append(Endpoint(item.host, item.port, bound, contexts[item.tls] if item.tls else None))
     except BaseException:
-        for bound in made:
+        for bound in created:
             bound.close()
         raise
     return tuple(endpoints)
 
 
-def unbind(endpoints: tuple[Endpoint, ...], keep: tuple[Endpoint, ...] = ()) -> None:
-    """Close the sockets of `endpoints`, but not those that `keep` uses too."""
+def close_endpoints(endpoints: tuple[Endpoint, ...], keep: tuple[Endpoint, ...] = ()) -> None:
+    """Close the sockets of `endpoints`, except those that `keep` uses too."""
     kept = {endpoint.socket for endpoint in keep}
     for endpoint in endpoints:
         if endpoint.socket not in kept:
             endpoint.socket.close()
 
 
-def _take_over(held: list[Endpoint], host: str, port: int) -> socket.socket | None:
-    """The socket that listens there already, taken out of `held`, so that no two listeners share it."""
-    for endpoint in held:
+def _take_existing(reusable: list[Endpoint], host: str, port: int) -> socket.socket | None:
+    """Remove the endpoint of this address from `reusable`, so that no two listeners share its socket."""
+    for endpoint in reusable:
         if endpoint.host == host and port in (endpoint.port, endpoint.socket.getsockname()[1]):
-            held.remove(endpoint)
+            reusable.remove(endpoint)
             return endpoint.socket
     return None
 

@@ -1,4 +1,4 @@
-"""Whether a received data set is what its command said, read from the spool before the answer."""
+"""Check of a received data set against its C-STORE command, before the response."""
 
 from dataclasses import dataclass
 from typing import Final
@@ -17,10 +17,13 @@ TAGS: Final = (SOP_CLASS_UID, SOP_INSTANCE_UID)
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
-    """What to answer, and for the log what to do about it.
+class StoreResult:
+    """Status of a C-STORE response, and the reason for a failure.
 
-    `comment` is the Error Comment (PS3.7 C.4.2) and names no value of the data set.
+    Attributes:
+        status: (0000,0900) of the response.
+        comment: Error Comment (PS3.7 C.4.2). It contains no value of the data set.
+        remedy: For the log: what a person can do.
     """
 
     status: int
@@ -28,10 +31,10 @@ class Verdict:
     remedy: str = ""
 
 
-SOUND: Final = Verdict(Status.SUCCESS)
+SUCCESS: Final = StoreResult(Status.SUCCESS)
 
 
-def check(
+def check_header(
     fd: int,
     offset: int,
     length: int,
@@ -40,42 +43,43 @@ def check(
     sop_class: str,
     sop_instance: str,
     header_max_bytes: int,
-) -> Verdict:
-    """Compare SOP class and instance UID of the data set with those of the C-STORE command (PS3.4 B.2.3).
+) -> StoreResult:
+    """Compare SOP Class UID and SOP Instance UID of the data set with those of the command (PS3.4 B.2.3).
 
-    A data set that lacks one of them is taken: the command, and with it the File Meta, names the instance.
-    So is one that has not come to them within `header_max_bytes`: the persist worker reads on.
+    A data set without one of them is accepted, because command and File Meta Information name the
+    instance. A data set that has not reached them within `header_max_bytes` is accepted as well. The
+    persist worker reads further.
 
     Args:
-        fd: The spool file.
-        offset: Where the data set starts in it.
-        length: Bytes of the data set.
-        transfer_syntax: That of the presentation context.
+        fd: Descriptor of the spool file.
+        offset: Position of the data set in the file.
+        length: Size of the data set in bytes.
+        transfer_syntax: Transfer syntax of the presentation context.
         sop_class: Affected SOP Class UID of the command.
         sop_instance: Affected SOP Instance UID of the command.
-        header_max_bytes: Bytes to read at most.
+        header_max_bytes: Upper bound of the bytes to read.
 
     Raises:
         OSError: The spool cannot be read.
     """
     if not length:
-        return Verdict(Status.CANNOT_UNDERSTAND, "the data set is empty")
+        return StoreResult(Status.CANNOT_UNDERSTAND, "the data set is empty")
     if begins_with_file_meta(fd, offset, transfer_syntax):
-        return Verdict(Status.CANNOT_UNDERSTAND, "the data set begins with group 0002")
+        return StoreResult(Status.CANNOT_UNDERSTAND, "the data set begins with group 0002")
     header = read_header(fd, offset, length, transfer_syntax, TAGS, header_max_bytes)
     for tag, name, expected in (
         (SOP_CLASS_UID, "SOP Class UID", sop_class),
         (SOP_INSTANCE_UID, "SOP Instance UID", sop_instance),
     ):
         if header.uid(tag) not in {"", plain_uid(expected)}:
-            return Verdict(Status.DATA_SET_MISMATCH, f"{name} differs between command and data set")
+            return StoreResult(Status.DATA_SET_MISMATCH, f"{name} differs between command and data set")
     if is_unreadable(header):
-        return Verdict(Status.CANNOT_UNDERSTAND, f"unreadable: {header.remarks[0]}"[:64])
-    return SOUND
+        return StoreResult(Status.CANNOT_UNDERSTAND, f"unreadable: {header.remarks[0]}"[:64])
+    return SUCCESS
 
 
 def is_unreadable(header: Header) -> bool:
-    """Whether a damaged data set gives nothing that was asked for, or ends before it names its instance."""
+    """Return whether a damaged data set has no requested attribute, or ends before its SOP Instance UID."""
     if header.is_empty:
         return header.is_whole and bool(header.damage)
     return header.is_cut and SOP_INSTANCE_UID not in header.values

@@ -1,4 +1,9 @@
-"""One listener process: accepts, serves its associations, keeps its spool slot and scoreboard row."""
+"""A listener process: accepts connections, decides about associations, and owns a spool slot.
+
+One event loop serves all connections of the process (`Listener._run_turn`). Four things run in it: events of
+sockets (`ingest.ext.event_loop`), functions to call in the next turn, timers, and the answers to committed
+entries (`Listener.answer_committed`).
+"""
 
 import contextlib
 import errno
@@ -14,10 +19,15 @@ from typing import Final
 import structlog
 
 from ingest.acceptor.accept_gate import PASS_SECONDS, AcceptGate
-from ingest.acceptor.association import Link
 from ingest.acceptor.connection import Connection
 from ingest.acceptor.endpoints import Endpoint
-from ingest.acceptor.pending_connections import WINDOW_SECONDS, Minutes, Newcomers, holder
+from ingest.acceptor.pending_connections import (
+    WINDOW_SECONDS,
+    ConnectionLimit,
+    EventCounter,
+    FailureLimit,
+    find_client_network,
+)
 from ingest.acceptor.scoreboard import (
     ACCEPTING,
     ACTIVE,
@@ -25,18 +35,18 @@ from ingest.acceptor.scoreboard import (
     DRAINING,
     HEARTBEAT,
     INSTANCES,
-    NEWCOMERS,
+    PENDING,
     REFUSED,
     STATE,
     Scoreboard,
-    caller_digest,
+    digest_caller,
 )
-from ingest.acceptor.store_scp import Services
+from ingest.acceptor.store_scp import FullReason, ListenerServices
 from ingest.alarms import Severity, clear_alarm, raise_alarm
 from ingest.clock import monotonic_ms
 from ingest.config.model import Config
 from ingest.cores import usable_cores
-from ingest.dicom.admission import Caller, Refusal, admit
+from ingest.dicom.admission import PeerRule, Refusal, admit
 from ingest.dicom.negotiate import Accepted, AcceptorPolicy, Rejected, local_limit_exceeded, negotiate
 from ingest.dicom.pdus import AssociateRequest
 from ingest.errors import BootError, SpoolError
@@ -45,25 +55,28 @@ from ingest.ext.event_loop import READABLE, Poller
 from ingest.ext.sinks import keep_free
 from ingest.ext.tls_connection import RECORD_BYTES
 from ingest.filesystem.folder_identity import remember_spool, require_spool
-from ingest.log import reopen as reopen_log
+from ingest.log import reopen_log
 from ingest.queue.publisher import Publisher
 from ingest.spool import store_capacity
 from ingest.spool.refusing_spool import is_temporary, open_refusing_spool
 from ingest.spool.spool import Spool, read_spool_id
+from ingest.tls.identity import find_binding_fault
 from ingest.tls.observed_certificates import ObservedCertificates
 
 BUFFER: Final = 256 * 1024
-"""Bytes of each of the two buffers that all connections of the process share."""
+"""Size of each of the two buffers that all connections share.
+
+INVARIANT 4: memory does not grow with the image."""
 
 GARBAGE_OBJECTS: Final = 50_000
-"""Objects made and not freed before the collector looks for cycles."""
+"""Number of new objects after which the garbage collector looks for reference cycles."""
 
 TICK_SECONDS: Final = 0.25
 CLAIM_SECONDS: Final = 3.0
-"""Between two looks at a spool that cannot be used."""
+"""Pause between two attempts to claim a spool that cannot be used."""
 
 UNUSABLE: Final = "spool_unusable"
-"""The alarm for that."""
+"""Name of the alarm for such a spool."""
 
 ACCEPT_PAUSE_SECONDS: Final = 0.5
 HANDOFF_SECONDS: Final = 3.0
@@ -71,13 +84,14 @@ HANDOFF_SECONDS: Final = 3.0
 log = structlog.get_logger()
 
 
-def run(config: Config, endpoints: tuple[Endpoint, ...], board: Scoreboard, row: int) -> int:
-    """Serve until told to stop; the body of a forked listener. Returns the exit code.
+def run_listener(config: Config, endpoints: tuple[Endpoint, ...], board: Scoreboard, row: int) -> int:
+    """Serve until a signal ends the process; return the exit code. This is the body of a forked listener.
 
     Raises:
         BootError: The spool cannot be used.
     """
-    # An instance allocates a few objects that are no part of a cycle; looking for cycles would cost more.
+    # An instance allocates a few objects, and none of them is part of a cycle. A frequent search for cycles
+    # would cost more than it frees.
     gc.freeze()
     gc.set_threshold(GARBAGE_OBJECTS)
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -85,19 +99,19 @@ def run(config: Config, endpoints: tuple[Endpoint, ...], board: Scoreboard, row:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     durable, small = config.receive.durability == "fsync", config.receive.segment_max_bytes
     try:
-        spool = _claimed(config)
+        spool = _claim_spool(config)
     except SpoolError as error:
         if not is_temporary(error):
             raise BootError(f"[receive] spool_dir: {error}") from error
-        return _refuse(config, endpoints, board, row, error)
+        return _run_without_spool(config, endpoints, board, row, error)
     clear_alarm(config.run_dir, UNUSABLE)
     intake = Intake(
         spool.committer, spool.slot.name, board.counters(row), INSTANCES, BYTES, durable=durable, small=small
     )
     handoff = Publisher(config, spool, intake)
-    services = _services(config, spool, intake, handoff, board=board, row=row)
+    services = _make_services(config, spool, intake, handoff, board=board, row=row)
     if not config.retention.refuses_when_full:
-        # Listeners of the configuration before, which may be of another mind, would look at it for ever.
+        # Withdraw the report of an earlier configuration. Its listeners would obey it for ever.
         with contextlib.suppress(OSError):
             store_capacity.write_store_full(config.run_dir, "")
     keep_free(config.receive.min_free_bytes, config.receive.processes or usable_cores())
@@ -106,19 +120,19 @@ def run(config: Config, endpoints: tuple[Endpoint, ...], board: Scoreboard, row:
         listener.serve()
     finally:
         spool.finish_commits()
-        listener.collect()
+        listener.answer_committed()
         if handoff.close(HANDOFF_SECONDS):
-            # Last of all: a successor begins with this slot at once, and nothing of ours may touch it then.
-            # If the hand-off hangs, the kernel gives the slot back at the end of the process.
+            # Release the slot last. A successor claims it at once, and we must not touch it after that. If
+            # the publisher hangs, the kernel releases the slot at the end of the process.
             spool.close()
     return 0
 
 
-def _services(
+def _make_services(
     config: Config, spool: Spool, intake: Intake, handoff: Publisher, *, board: Scoreboard, row: int
-) -> Services:
+) -> ListenerServices:
     receive = config.receive
-    return Services(
+    return ListenerServices(
         spool,
         intake,
         handoff,
@@ -130,28 +144,29 @@ def _services(
     )
 
 
-def _claimed(config: Config) -> Spool:
-    """The spool of a configuration, if it is the one that was used last.
+def _claim_spool(config: Config) -> Spool:
+    """Claim a slot of the configured spool, if that spool is the one that was used last.
 
     Raises:
-        SpoolError: It cannot be used.
+        SpoolError: The spool cannot be used.
     """
     root, durable = config.spool_dir, config.receive.durability == "fsync"
+    # INVARIANT 13: nothing replaces a folder that is not mounted
     require_spool(root, read_spool_id(root), config.data_dir)
     spool = Spool.claim(root, durable=durable, segments=config.receive.segment_max_bytes > 0)
     remember_spool(root, spool.id, config.data_dir)
     return spool
 
 
-def _refuse(
+def _run_without_spool(
     config: Config, endpoints: tuple[Endpoint, ...], board: Scoreboard, row: int, error: SpoolError
 ) -> int:
-    """Answer every association with a transient rejection until the spool can be used; returns the exit code.
+    """Reject every association as transient until the spool can be used; return the exit code.
 
-    The supervisor then starts a listener anew.
+    The process then ends, and the supervisor starts a listener that claims the spool.
 
     Raises:
-        SpoolError: Nothing can be written to anywhere.
+        SpoolError: No folder can be written to.
     """
     remedy = "see to its disk, or mount it; meanwhile associations are rejected as transient"
     raise_alarm(config.run_dir, UNUSABLE, str(error), remedy, severity=Severity.FAILING)
@@ -160,58 +175,68 @@ def _refuse(
             spool.committer, spool.slot.name, board.counters(row), INSTANCES, BYTES, durable=False
         )
         handoff = Publisher(config, spool, intake)
-        services = _services(config, spool, intake, handoff, board=board, row=row)
-        Listener(config, endpoints, services, refuses=f"the spool cannot be used: {error}").serve()
+        services = _make_services(config, spool, intake, handoff, board=board, row=row)
+        reason = FullReason("the spool cannot be used", str(error))
+        Listener(config, endpoints, services, spool_fault=reason).serve()
     return 0
 
 
 class Listener:
-    """What all connections of this process share.
+    """Event loop, connections and limits of one listener process.
 
     Attributes:
         config: The configuration.
-        services: Spool, hand-off and scoreboard.
-        ciphertext: The one buffer for what the network gives to TLS.
-        plaintext: The one buffer for what TLS, or a plain network, gives to the parser.
+        services: What all associations share: spool, group commit, publisher and scoreboard.
+        ciphertext: The buffer that all connections read TLS records into.
+        plaintext: The buffer that TLS, or a plain connection, fills for the parser. It is two records longer.
+        poller: Poller of all sockets.
+        full_reason: Why nothing more is taken now; None while there is room. Updated several times a second.
     """
 
     def __init__(
-        self, config: Config, endpoints: tuple[Endpoint, ...], services: Services, *, refuses: str = ""
+        self,
+        config: Config,
+        endpoints: tuple[Endpoint, ...],
+        services: ListenerServices,
+        *,
+        spool_fault: FullReason | None = None,
     ) -> None:
-        """Prepare.
+        """Prepare. `serve` starts the loop.
 
         Args:
             config: The configuration.
-            endpoints: Where to accept.
-            services: What all connections share.
-            refuses: Why it can do no more than refuse, in place of a spool; it ends once there is one.
+            endpoints: Endpoints to accept on.
+            services: What all associations share.
+            spool_fault: Why the configured spool cannot be used. The listener then rejects every association,
+                and ends as soon as the spool can be used.
         """
         self.config = config
-        self._refuses = refuses
         self.services = services
+        self.full_reason: FullReason | None = None
+        self._spool_fault = spool_fault
         self.ciphertext = memoryview(bytearray(BUFFER))
         self.plaintext = memoryview(bytearray(BUFFER + 2 * RECORD_BYTES))
         self.poller = Poller()
         self._endpoints = endpoints
         self._gate = AcceptGate(services.board, services.row)
         self._connections: set[Connection] = set()
-        self._soon: list[Callable[[], None]] = []
+        self._calls: list[Callable[[], None]] = []  # of the next turn
         self._timers: list[tuple[float, Callable[[], None]]] = []
-        self._draining = False
-        self._superseded = self._retiring = False
+        self._is_draining = False
+        self._is_superseded = self._is_retired = False
         self._deadline: float | None = None
-        self._full = self._spool_full = ""
+        self._spool_full = ""
         receive = config.receive
-        self._newcomers: Newcomers[Connection] = Newcomers(
-            receive.max_newcomers, receive.max_newcomers_per_address, receive.max_failures_per_minute
-        )
-        # Connections whose association is over, to the same bounds: they cost a descriptor each.
-        self._lingering: Newcomers[Connection] = Newcomers(
-            receive.max_newcomers, receive.max_newcomers_per_address, 0
-        )
-        self._entries: dict[Link, int] = {}  # of the scoreboard's table of associations
-        self._limited = Minutes()
-        self._sightings = ObservedCertificates(config.run_dir)
+        total_max, network_max = receive.max_newcomers, receive.max_newcomers_per_address
+        # Pending connections have no association yet. Closing connections have none any more: they cost a
+        # descriptor until the peer closes them, so the same limits apply.
+        self._pending: ConnectionLimit[Connection] = ConnectionLimit(total_max, network_max)
+        self._closing: ConnectionLimit[Connection] = ConnectionLimit(total_max, network_max)
+        self._failures = FailureLimit(receive.max_failures_per_minute)
+        self._evictions = EventCounter()
+        self._limit_rejections = EventCounter()
+        self._entries: dict[Connection, int] = {}  # entries of the scoreboard's table of associations
+        self._observed = ObservedCertificates(config.run_dir)
         self._policy = AcceptorPolicy(
             ae_title=config.node.ae_title,
             check_called_ae=receive.check_called_ae,
@@ -226,115 +251,126 @@ class Listener:
         )
 
     def serve(self) -> None:
-        """Accept and serve until a signal ends it.
+        """Accept and serve until a signal ends the process.
 
-        TERM drains, HUP lets a newer listener take over, USR2 ends at once with what is still served then.
+        SIGTERM drains. SIGHUP retires the listener, because newer ones accept now. SIGUSR2 aborts the
+        associations of a retired listener. SIGUSR1 opens the log file again.
         """
-        # In the next turn: a handler may run between any two lines of ours.
-        signal.signal(signal.SIGTERM, lambda *_: self.soon(self._drain))
-        signal.signal(signal.SIGINT, lambda *_: None)  # the terminal's; the supervisor sends TERM
-        signal.signal(signal.SIGHUP, self._supersede)
-        signal.signal(signal.SIGUSR2, lambda *_: self.soon(self._end_now))
-        signal.signal(signal.SIGUSR1, lambda *_: self.soon(reopen_log))
-        self.poller.watch(self.services.spool.committer.wakeup, self.collect, READABLE)
-        if self._refuses:
-            self._timers.append((self.time() + CLAIM_SECONDS, self._claim_again))
+        # A handler runs between any two instructions, so it only schedules a call for the next turn.
+        signal.signal(signal.SIGTERM, lambda *_: self.call_soon(self._drain))
+        signal.signal(signal.SIGINT, lambda *_: None)  # from the terminal; the supervisor sends SIGTERM too
+        signal.signal(signal.SIGHUP, self._handle_supersession)
+        signal.signal(signal.SIGUSR2, lambda *_: self.call_soon(self._end_now))
+        signal.signal(signal.SIGUSR1, lambda *_: self.call_soon(reopen_log))
+        self.poller.watch(self.services.spool.committer.wakeup, self.answer_committed, READABLE)
+        if self._spool_fault is not None:
+            self._timers.append((self.now() + CLAIM_SECONDS, self._end_when_spool_is_usable))
         else:
             self.services.handoff.start()
         self._tick()
         for endpoint in self._endpoints:
             self._watch(endpoint)
         self.services.board.set(self.services.row, STATE, ACCEPTING)
-        while not self._finished():
-            self._turn()
+        while not self._is_finished():
+            self._run_turn()
 
-    def _turn(self) -> None:
+    def _run_turn(self) -> None:
         for error in self.poller.run(min(at for at, _ in self._timers)):
             log.error("turn_failed", exc_info=error)
-        soon, self._soon = self._soon, []
-        now = self.time()
-        soon += [function for at, function in self._timers if at <= now]
+        calls, self._calls = self._calls, []
+        now = self.now()
+        calls += [function for at, function in self._timers if at <= now]
         self._timers = [timer for timer in self._timers if timer[0] > now]
-        for function in soon:
+        for function in calls:
             try:
                 function()
             except Exception:
                 log.exception("turn_failed")
 
-    # --- for connections
+    # --- called by connections and associations
 
-    def closed(self, connection: Connection) -> None:
-        """Count a connection no more."""
+    def remove_connection(self, connection: Connection) -> None:
+        """Forget a connection that is closed."""
         self._connections.discard(connection)
-        self._newcomers.remove(connection)
-        self._lingering.remove(connection)
+        self._pending.remove(connection)
+        self._closing.remove(connection)
         self._release_entry(connection)
-        self._count()
+        self._publish_counts()
 
-    def associated(self, link: Link) -> None:
-        """A connection has its association."""
-        if isinstance(link, Connection):
-            self._newcomers.remove(link)
-            self._count()
+    def begin_association(self, connection: Connection) -> None:
+        """Note that the association of a connection was accepted."""
+        self._pending.remove(connection)
+        self._publish_counts()
 
-    def dissociated(self, link: Link) -> None:
-        """A connection has no association any more; it stays until the peer closes it, or ARTIM expires."""
-        self._release_entry(link)
-        if isinstance(link, Connection) and link.is_open:
-            spare = self._lingering.add(link, link.address)
-            if spare is not None:
-                self._lingering.remove(spare)
-                spare.cut()  # what it was to hear was sent before
-        self._count()
+    def end_association(self, connection: Connection) -> None:
+        """Note that the association of a connection has ended.
 
-    def _release_entry(self, link: Link) -> None:
-        entry = self._entries.pop(link, None)
+        The connection stays open until the peer closes it or ARTIM expires.
+        """
+        self._release_entry(connection)
+        if connection.is_open:
+            surplus = self._closing.add(connection, connection.address)
+            if surplus is not None:
+                self._closing.remove(surplus)
+                surplus.close_now()  # our last PDU to it was sent before
+        self._publish_counts()
+
+    def _release_entry(self, connection: Connection) -> None:
+        entry = self._entries.pop(connection, None)
         if entry is not None:
             self.services.board.release_association(entry)
 
-    def peer_failed(self, address: str) -> None:
-        """A peer of this address came to no association: by a fault or delay of its own, or for who it is."""
-        if self._newcomers.failed(address, self.time()):
+    def record_failure(self, address: str) -> None:
+        """Count a connection of this address that came to no association, by the peer's fault or delay."""
+        if self._failures.record_failure(address, self.now()):
             log.warning(
                 "address_refused",
-                address=holder(address),
+                address=find_client_network(address),
                 seconds=WINDOW_SECONDS,
                 remedy="mend the peer, or raise [receive] max_failures_per_minute",
             )
 
-    def time(self) -> float:
-        """The monotonic clock, seconds."""
+    def count_refusal(self) -> None:
+        """Count a refused connection on the scoreboard."""
+        self.services.board.add(self.services.row, REFUSED)
+
+    def now(self) -> float:
+        """Return the monotonic clock in seconds."""
         return time.monotonic()
 
-    def soon(self, function: Callable[[], None]) -> None:
-        """Call a function in the next turn."""
-        self._soon.append(function)
+    def call_soon(self, function: Callable[[], None]) -> None:
+        """Call a function in the next turn of the loop. Signal handlers may call this."""
+        self._calls.append(function)
         self.poller.interrupt()
 
-    def collect(self) -> None:
-        """Answer what has become durable."""
+    def answer_committed(self) -> None:
+        """Send the responses of all entries whose commit has ended."""
         for error in self.services.intake.collect():
-            # A defect in answering one must not leave the others unanswered for ever.
+            # A defect in one answer must not keep the other answers back.
             log.error("commit_not_answered", exc_info=error)
 
-    def why_full(self) -> str:
-        """Why nothing more is taken now, or an empty string; looked at several times a second."""
-        return self._full
+    # --- decisions about associations
 
-    def decide(self, request: AssociateRequest, link: Link) -> Accepted | Rejected:
-        """Admit and negotiate: whether we take any, then who calls, what it offers, how many there are."""
-        address, identity = link.address, link.identity
-        limit = "the node is draining" if self._draining else self._full
+    def decide_association(self, request: AssociateRequest, connection: Connection) -> Accepted | Rejected:
+        """Decide about an A-ASSOCIATE-RQ: capacity first, then admission, negotiation and limits.
+
+        An accepted association counts from here on.
+        """
+        address, identity, calling_ae = connection.address, connection.identity, request.calling_ae
+        limit = "the node is draining" if self._is_draining else str(self.full_reason or "")
         if limit:
-            return self._refuse(limit, request.calling_ae, address)
-        caller = Caller(request.calling_ae, address, identity)
+            return self._reject_for_limit(limit, calling_ae, address)
+
+        def find_peer_fault(peer: PeerRule) -> str | None:
+            return find_binding_fault(identity, peer.certificate, peer.issuer, f"AE title {calling_ae!r}")
+
         ignore_case = self.config.receive.ignore_ae_title_case
-        admission = admit(caller, self.config.peers, ignore_case=ignore_case)
+        admission = admit(calling_ae, address, self.config.peers, find_peer_fault, ignore_case=ignore_case)
         if isinstance(admission, Refusal):
-            self.peer_failed(address)
-            return Rejected(admission.pdu, admission.why)
-        if identity is not None and admission.bound:
-            self._sightings.record("peer", admission.bound, identity)
+            self.record_failure(address)
+            return Rejected(admission.pdu, admission.reason)
+        if identity is not None and admission.bound_ae_title:
+            self._observed.record("peer", admission.bound_ae_title, identity)
         policy = replace(
             self._policy,
             allow_store="store" in admission.allow,
@@ -342,21 +378,21 @@ class Listener:
             sop_classes=admission.sop_classes,
         )
         answer = negotiate(request, policy)
-        if isinstance(answer, Rejected) and answer.is_failure:
-            self.peer_failed(address)  # it does not call us, or not in DICOM's terms
         if isinstance(answer, Rejected):
+            if answer.is_failure:
+                self.record_failure(address)
             return answer
-        limit = self._count_association(request.calling_ae, link)
-        return self._refuse(limit, request.calling_ae, address) if limit else answer
+        limit = self._claim_entry(calling_ae, connection)
+        return self._reject_for_limit(limit, calling_ae, address) if limit else answer
 
-    def _count_association(self, calling_ae: str, link: Link) -> str:
-        """Count one more; the limit that does not allow it, or an empty string.
+    def _claim_entry(self, calling_ae: str, connection: Connection) -> str:
+        """Count an association on the scoreboard; return the limit that it exceeds, or an empty string.
 
-        Counted first and looked at afterwards: of two listeners that look first both could take the last.
+        Count first and compare afterwards. If two listeners compared first, both could take the last place.
         """
         board, receive = self.services.board, self.config.receive
         title = calling_ae.lower() if receive.ignore_ae_title_case else calling_ae
-        caller = caller_digest(title, holder(link.address))
+        caller = digest_caller(title, find_client_network(connection.address))
         entry = board.claim_association(self.services.row, caller)
         total, own = board.count_associations(caller)
         if entry is None or total > receive.max_associations:
@@ -364,43 +400,43 @@ class Listener:
         elif own > receive.associations_per_peer:
             limit = f"[receive] max_associations_per_peer is {receive.associations_per_peer}"
         else:
-            self._entries[link] = entry
+            self._entries[connection] = entry
             return ""
         if entry is not None:
             board.release_association(entry)
         return limit
 
-    def _refuse(self, limit: str, calling_ae: str, address: str) -> Rejected:
-        _, count = self._limited.note(f"{holder(address)} {calling_ae}", self.time())
+    def _reject_for_limit(self, limit: str, calling_ae: str, address: str) -> Rejected:
+        _, count = self._limit_rejections.record(f"{find_client_network(address)} {calling_ae}", self.now())
         return local_limit_exceeded(limit, count)
 
-    # --- accepting
+    # --- accept
 
     def _watch(self, endpoint: Endpoint) -> None:
-        if not self._retiring:
-            self.poller.watch(endpoint.socket.fileno(), partial(self._readable, endpoint), READABLE)
+        if not self._is_retired:
+            self.poller.watch(endpoint.socket.fileno(), partial(self._accept, endpoint), READABLE)
 
     def _pause(self, endpoint: Endpoint, seconds: float) -> None:
         self.poller.unwatch(endpoint.socket.fileno())
-        self._timers.append((self.time() + seconds, partial(self._watch, endpoint)))
-        self.poller.interrupt()  # it may be earlier than what is waited for
+        self._timers.append((self.now() + seconds, partial(self._watch, endpoint)))
+        self.poller.interrupt()  # the new timer may be earlier than the one that the poller waits for
 
-    def _readable(self, endpoint: Endpoint) -> None:
-        if self._superseded or not self._gate.open():
+    def _accept(self, endpoint: Endpoint) -> None:
+        if self._is_superseded or not self._gate.may_accept():
             self._pause(endpoint, PASS_SECONDS)
             return
         try:
             accepted, address = endpoint.socket.accept()
         except (BlockingIOError, InterruptedError, ConnectionAbortedError):
-            self._gate.reset()
+            self._gate.reset_passes()
             return
         except OSError as error:
-            # EMFILE, ENFILE, ENOBUFS: the connection stays in the backlog until there is room.
+            # EMFILE, ENFILE or ENOBUFS. The connection stays in the backlog.
             log.error("accept_failed", error=error.strerror, remedy="raise the limit of open files")
             self._pause(endpoint, ACCEPT_PAUSE_SECONDS)
             return
-        if self._newcomers.refused(address[0], self.time()):
-            self.services.board.add(self.services.row, REFUSED)
+        if self._failures.is_refused(address[0], self.now()):
+            self.count_refusal()
             accepted.close()
             return
         try:
@@ -411,50 +447,41 @@ class Listener:
                 log.warning("connection_not_taken", error=error.strerror)
             return
         self._connections.add(connection)
-        stalled = self._newcomers.add(connection, connection.address)
+        stalled = self._pending.add(connection, connection.address)
         if stalled is not None:
-            self._newcomers.remove(stalled)
-            stalled.crowded_out(self._newcomers.crowded_out(stalled.address, self.time()))
-        self._count()  # before the next look at the gate
+            self._pending.remove(stalled)
+            _, count = self._evictions.record(find_client_network(stalled.address), self.now())
+            stalled.evict(count)
+        self._publish_counts()  # before the accept gate compares them again
         connection.start()
 
-    # --- life
+    # --- capacity and heartbeat
 
-    def _count(self) -> None:
+    def _publish_counts(self) -> None:
         board, row = self.services.board, self.services.row
-        board.set(row, ACTIVE, len(self._connections) - len(self._lingering))
-        board.set(row, NEWCOMERS, len(self._newcomers))
+        board.set(row, ACTIVE, len(self._connections) - len(self._closing))
+        board.set(row, PENDING, len(self._pending))
 
     def _tick(self) -> None:
         board, row = self.services.board, self.services.row
-        now = self.time()
-        # First of all: whatever fails below, the next tick comes.
+        now = self.now()
+        # Set the next timer first, so that the next tick comes whatever fails below.
         self._timers.append((now + TICK_SECONDS, self._tick))
         board.set(row, HEARTBEAT, monotonic_ms())
-        self._full = self._look_for_room()
-        self.services.intake.full = bool(self._full)
+        self.full_reason = self._find_full_reason()
+        self.services.intake.full = self.full_reason is not None
         for connection in list(self._connections):
             try:
                 connection.check_deadlines(now)
             except Exception as error:
                 connection.failed(error)
 
-    def _claim_again(self) -> None:
-        """End once the spool can be used: a listener that is started anew takes it."""
-        try:
-            _claimed(self.config).close()
-        except SpoolError as error:
-            log.debug("spool_still_unusable", error=str(error))
-            self._timers.append((self.time() + CLAIM_SECONDS, self._claim_again))
-            return
-        log.info("spool_usable_again")
-        self._end_now()
-
-    def _look_for_room(self) -> str:
-        if self._refuses:
-            return self._refuses
-        if self.services.board.is_held:
-            return "the disk of [node] data_dir is full"
+    def _find_full_reason(self) -> FullReason | None:
+        """Return why nothing may be received now: the data folder, the spool or the store is full."""
+        if self._spool_fault is not None:
+            return self._spool_fault
+        if self.services.board.is_receiving_paused:
+            return FullReason("the disk of [node] data_dir is full")
         receive, retention = self.config.receive, self.config.retention
         spool = self.services.spool.find_refusal_reason(
             receive.min_free_bytes, receive.spool_max_bytes, self.services.handoff.spool_used_bytes
@@ -463,47 +490,61 @@ class Listener:
             log.warning("spool_full" if spool else "spool_has_room", reason=spool)
         self._spool_full = spool
         if spool:
-            return f"the spool is full: {spool}"
+            return FullReason("the spool is full", spool)
         store = store_capacity.read_store_full(self.config.run_dir) if retention.refuses_when_full else ""
-        return f"the store is full: {store}" if store else ""
+        return FullReason("the store is full", store) if store else None
+
+    def _end_when_spool_is_usable(self) -> None:
+        """End this listener as soon as the spool can be used. Its successor claims the spool."""
+        try:
+            _claim_spool(self.config).close()
+        except SpoolError as error:
+            log.debug("spool_still_unusable", error=str(error))
+            self._timers.append((self.now() + CLAIM_SECONDS, self._end_when_spool_is_usable))
+            return
+        log.info("spool_usable_again")
+        self._end_now()
+
+    # --- the end
 
     def _drain(self) -> None:
-        """Refuse new associations, let the running ones end."""
+        """Reject new associations, and let the established ones end until `drain_seconds` have passed."""
         if self._deadline is None:
-            self._draining = True
-            self._deadline = self.time() + self.config.node.drain_seconds
+            self._is_draining = True
+            self._deadline = self.now() + self.config.node.drain_seconds
             self.services.board.set(self.services.row, STATE, DRAINING)
             log.info("draining", associations=len(self._connections))
 
-    def _supersede(self, *_: object) -> None:
-        self._superseded = True  # from here on: who is accepted now would be closed in the next turn
-        self.soon(self._retire)
+    def _handle_supersession(self, *_: object) -> None:
+        # Accept nothing from this instant. `_retire` would close such a connection in the next turn.
+        self._is_superseded = True
+        self.call_soon(self._retire)
 
     def _retire(self) -> None:
-        """Leave new associations to the listeners of a newer configuration; end with the last of ours."""
-        if self._retiring:
+        """Leave new associations to listeners of a newer generation, and end after our last association."""
+        if self._is_retired:
             return
-        self._retiring = True
+        self._is_retired = True
         self.services.board.set(self.services.row, STATE, DRAINING)
         for endpoint in self._endpoints:
             self.poller.unwatch(endpoint.socket.fileno())
             endpoint.socket.close()
-        # What they would ask for would be decided about as the configuration was.
-        newcomers = list(self._newcomers)
-        for connection in newcomers:
+        # Close pending connections. Their A-ASSOCIATE-RQ would be decided by the old configuration.
+        pending = list(self._pending)
+        for connection in pending:
             connection.close()
-        count = len(newcomers)
+        count = len(pending)
         log.info("retiring", associations=len(self._connections) - count, newcomers_closed=count)
 
     def _end_now(self) -> None:
-        """Abort what is still served: a configuration that was replaced long ago decided about it."""
-        self._draining = True
-        self._deadline = self.time()
+        """Abort the associations that are left. A configuration that was replaced long ago admitted them."""
+        self._is_draining = True
+        self._deadline = self.now()
 
-    def _finished(self) -> bool:
-        if not self._connections and (self._draining or self._retiring):
+    def _is_finished(self) -> bool:
+        if not self._connections and (self._is_draining or self._is_retired):
             return True
-        if self._deadline is not None and self.time() >= self._deadline:
+        if self._deadline is not None and self.now() >= self._deadline:
             log.warning("drain_deadline", associations_aborted=len(self._connections))
             for connection in list(self._connections):
                 connection.abort()

@@ -1,8 +1,11 @@
-"""Connections that have no association yet: how many there may be, and whose are not taken at all.
+"""Limits on connections without an association: how many there may be, and which addresses are refused.
 
-A peer that connects and says nothing costs memory and a descriptor until its deadline. A sound one has its
-association within moments, so the oldest are those that stall: where there are too many, the oldest goes, of
-whoever has most. Else a few addresses, each below its own bound, would close those of all others.
+A peer that connects and sends nothing costs memory and a descriptor until its deadline. A sound peer has its
+association within moments, so the oldest pending connections are probably stalled. If there are too many, the
+oldest one of the network with the most connections is closed. Otherwise a few networks, each below its own
+limit, could fill the total and close the connections of all others.
+
+Nothing here does I/O. All times are seconds of the monotonic clock.
 """
 
 from collections import Counter, OrderedDict
@@ -12,114 +15,117 @@ from ipaddress import IPv6Address, IPv6Network, ip_address
 from typing import Final, Generic, TypeVar
 
 WINDOW_SECONDS: Final = 60.0
-ADDRESSES_MAX: Final = 4096
-"""Addresses whose failures are remembered, and apart from them addresses that are shut out."""
+"""Length of the window in which failures are counted."""
 
-_C = TypeVar("_C")
+NETWORKS_MAX: Final = 4096
+"""Networks whose events are counted; and, counted separately, networks that are refused."""
+
+ConnectionT = TypeVar("ConnectionT")
 
 
-@lru_cache(maxsize=ADDRESSES_MAX)
-def holder(address: str) -> str:
-    """What one holder has at least: an IPv4 address, or the /64 that an IPv6 address is of (RFC 6177)."""
+@lru_cache(maxsize=NETWORKS_MAX)
+def find_client_network(address: str) -> str:
+    """Return the smallest network that one client owns: an IPv4 address, or an IPv6 /64 (RFC 6177)."""
     try:
         ip = ip_address(address.partition("%")[0])
     except ValueError:
         return address
     if not isinstance(ip, IPv6Address):
         return address
-    # A dual-stack socket shows IPv4 callers as ::ffff:a.b.c.d, all of one /64.
+    # A dual-stack socket shows IPv4 clients as ::ffff:a.b.c.d, which would all be in one /64.
     return str(ip.ipv4_mapped or IPv6Network((ip, 64), strict=False))
 
 
-class Minutes:
-    """How often something was noted of each, in a minute that begins with the first time; bounded."""
+class EventCounter:
+    """Counts events for each key, within a minute that begins with the key's first event.
+
+    The number of keys is bounded by `NETWORKS_MAX`.
+    """
 
     def __init__(self) -> None:
         self._counts: OrderedDict[str, tuple[float, int]] = OrderedDict()
 
-    def note(self, whose: str, now: float) -> tuple[float, int]:
-        """Count one more; returns when this minute began and how many there are in it."""
-        since, count = self._counts.get(whose, (now, 0))
+    def record(self, key: str, now: float) -> tuple[float, int]:
+        """Count one event; return when this minute of the key began, and how many events it has so far."""
+        since, count = self._counts.get(key, (now, 0))
         if now - since >= WINDOW_SECONDS:
-            del self._counts[whose]  # the first in order is the one whose minute began first
+            # Delete the key, so that it moves to the end: keys are ordered by the begin of their minute.
+            del self._counts[key]
             since, count = now, 0
-        self._counts[whose] = since, count + 1
-        if len(self._counts) > ADDRESSES_MAX:
+        self._counts[key] = since, count + 1
+        if len(self._counts) > NETWORKS_MAX:
             self._counts.popitem(last=False)
         return since, count + 1
 
 
-class Newcomers(Generic[_C]):
-    """What one listener process knows of them; decides, and does no I/O."""
+class FailureLimit:
+    """Refuses networks whose connections fail too often in a minute."""
 
-    def __init__(self, most: int, most_of_one: int, failures_max: int) -> None:
-        """Begin with none.
-
-        Args:
-            most: Connections without an association at a time.
-            most_of_one: The same, of one address.
-            failures_max: Failures of one address in a minute; 0 is no limit.
-        """
-        self._most = most
-        self._most_of_one = most_of_one
+    def __init__(self, failures_max: int) -> None:
+        """Begin without failures. With `failures_max` 0 no network is ever refused."""
         self._failures_max = failures_max
-        self._waiting: OrderedDict[_C, str] = OrderedDict()
-        self._of_address: Counter[str] = Counter()
-        self._failures = Minutes()
-        self._crowded = Minutes()
-        self._shut_out: OrderedDict[str, float] = OrderedDict()
+        self._failures = EventCounter()
+        self._refused_until: OrderedDict[str, float] = OrderedDict()
 
-    def __len__(self) -> int:
-        return len(self._waiting)
-
-    def __iter__(self) -> Iterator[_C]:
-        """The oldest first."""
-        return iter(self._waiting)
-
-    def add(self, connection: _C, address: str) -> _C | None:
-        """Note a new connection; returns the one that has to make room for it, if any."""
-        whose = holder(address)
-        self._waiting[connection] = whose
-        self._of_address[whose] += 1
-        if self._of_address[whose] > self._most_of_one:
-            return next(old for old, of in self._waiting.items() if of == whose)
-        if len(self._waiting) > self._most:
-            largest = max(self._of_address.values())
-            return next(old for old, of in self._waiting.items() if self._of_address[of] == largest)
-        return None
-
-    def remove(self, connection: _C) -> None:
-        """It has an association, or has ended; twice does no harm."""
-        whose = self._waiting.pop(connection, None)
-        if whose is not None:
-            self._of_address[whose] -= 1
-            if not self._of_address[whose]:
-                del self._of_address[whose]
-
-    def crowded_out(self, address: str, now: float) -> int:
-        """Note that one had to make room; returns how many of its address did in this minute."""
-        return self._crowded.note(holder(address), now)[1]
-
-    def failed(self, address: str, now: float) -> bool:
-        """Note a failure; whether the address is not taken from now on.
-
-        Args:
-            address: Of the peer.
-            now: Seconds of a monotonic clock.
-        """
+    def record_failure(self, address: str, now: float) -> bool:
+        """Count a failure of a peer; return whether its network is refused from now on."""
         if not self._failures_max:
             return False
-        whose = holder(address)
-        since, count = self._failures.note(whose, now)
+        network = find_client_network(address)
+        since, count = self._failures.record(network, now)
         if count != self._failures_max:
             return False
-        # Apart from those that are still counted: failures of thousands of others do not have it forgotten.
-        self._shut_out.pop(whose, None)
-        self._shut_out[whose] = since + WINDOW_SECONDS
-        if len(self._shut_out) > ADDRESSES_MAX:
-            self._shut_out.popitem(last=False)
+        # Keep refused networks separate from the counters. Otherwise failures of thousands of other networks
+        # would push a refused one out, and it could connect again.
+        self._refused_until.pop(network, None)
+        self._refused_until[network] = since + WINDOW_SECONDS
+        if len(self._refused_until) > NETWORKS_MAX:
+            self._refused_until.popitem(last=False)
         return True
 
-    def refused(self, address: str, now: float) -> bool:
-        """Whether an address has failed so often in this minute that it is not listened to."""
-        return now < self._shut_out.get(holder(address), now)
+    def is_refused(self, address: str, now: float) -> bool:
+        """Return whether connections from this address are closed without being served."""
+        return now < self._refused_until.get(find_client_network(address), now)
+
+
+class ConnectionLimit(Generic[ConnectionT]):
+    """Connections in the order of their arrival, with limits in total and for each client network."""
+
+    def __init__(self, total_max: int, network_max: int) -> None:
+        """Begin without connections.
+
+        Args:
+            total_max: Connections at a time.
+            network_max: Connections of one client network at a time.
+        """
+        self._total_max = total_max
+        self._network_max = network_max
+        self._networks: OrderedDict[ConnectionT, str] = OrderedDict()
+        self._counts: Counter[str] = Counter()
+
+    def __len__(self) -> int:
+        return len(self._networks)
+
+    def __iter__(self) -> Iterator[ConnectionT]:
+        """Iterate over the connections, the oldest first."""
+        return iter(self._networks)
+
+    def add(self, connection: ConnectionT, address: str) -> ConnectionT | None:
+        """Add a connection; return the one to close for it if a limit is exceeded."""
+        network = find_client_network(address)
+        self._networks[connection] = network
+        self._counts[network] += 1
+        if self._counts[network] > self._network_max:
+            return next(old for old, of in self._networks.items() if of == network)
+        if len(self._networks) > self._total_max:
+            most = max(self._counts.values())
+            return next(old for old, of in self._networks.items() if self._counts[of] == most)
+        return None
+
+    def remove(self, connection: ConnectionT) -> None:
+        """Remove a connection, if it is there."""
+        network = self._networks.pop(connection, None)
+        if network is not None:
+            self._counts[network] -= 1
+            if not self._counts[network]:
+                del self._counts[network]

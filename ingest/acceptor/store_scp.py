@@ -1,18 +1,34 @@
-"""The C-STORE and C-ECHO SCP of an association; every other request gets a refusal.
+"""The Storage and Verification SCP of one association: C-STORE into the spool, C-ECHO, refusal of the rest.
 
-The fast path in `ingest.ext.cstore_service` serves sound C-STORE requests, which are nearly all of them. This
-module serves the odd ones, and checks each of them in full. It does no network I/O: events of the parser come
-in, and responses leave through the owner.
+`ingest.ext.cstore_service` serves nearly all C-STOREs completely in C: sound request, sound data set,
+durable, response
+0000H. It leaves everything else to this module, which knows all of PS3.7 9.1.1 and PS3.4 B.2. There is no
+network I/O here: events of the parser come in, and responses go out through the association.
+
+INVARIANT 1: durable before Success
+    A response 0000H is sent at two places only, and both run when the commit of the entry has ended:
+    `StoreCycle.settle` in `ext/cstore_service.pyx`, and `StoreSCP._answer_committed` below. A commit syncs
+    the file, renames it and syncs its folder (`Committer.commit_files` in `ext/group_commit.pyx`).
+
+INVARIANT 6: a full disk is a DICOM status
+    A full or failing disk is answered with A700H (out of resources), and the association lives. There are
+    five ways to that answer, and all of them are in this module:
+
+    - before the data set: the listener takes nothing more (`_check_request`), for example below
+      `min_free_bytes`;
+    - before the data set: the spool cannot open a file (`_begin_store`);
+    - during the data set: a write failed. The sink counts the error, and drains the rest (`_check_data_set`);
+    - after the data set: its header cannot be read back (`_check_data_set`);
+    - at the commit: fsync or rename failed (`settled` and `_answer_committed`).
 """
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import structlog
 
-from ingest.acceptor import header_check
-from ingest.acceptor.header_check import Verdict
+from ingest.acceptor.header_check import SUCCESS, StoreResult, check_header
 from ingest.acceptor.scoreboard import BYTES, FAILED, INSTANCES, Scoreboard
 from ingest.dicom import dimse
 from ingest.dicom.dimse import EchoRequest, OtherRequest, Status, StoreRequest
@@ -32,37 +48,34 @@ log = structlog.get_logger()
 
 
 @dataclass(frozen=True, slots=True)
-class Caller:
-    """Who sends, as the File Meta of what it sends says.
+class FullReason:
+    """Why the listener takes nothing more now.
 
     Attributes:
-        calling_ae: Its AE title.
-        called_ae: The AE title it asked for.
-        address: Its address as a URI, "dicom-tls://192.0.2.1:50000".
-        receiver: Ours, likewise.
-        certificate: Who its certificate says it is, as `ingest.dicom.part10.FileMeta` has it.
+        summary: What is full, in words that a peer may read: the Error Comment of a response.
+        detail: The figures, for the log; may be empty.
     """
 
-    calling_ae: str
-    called_ae: str
-    address: str
-    receiver: str
-    certificate: tuple[str, ...]
+    summary: str
+    detail: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.summary}: {self.detail}" if self.detail else self.summary
 
 
 @dataclass(frozen=True, slots=True)
-class Services:
-    """What the listener process gives to every association.
+class ListenerServices:
+    """What one listener process shares with all its associations.
 
     Attributes:
-        spool: Where instances are received to.
-        intake: What makes them durable.
-        handoff: What tells the queue of them.
-        board: The counters of all listeners.
-        row: Ours of them.
-        quarantine: Whether a copy of what is refused is kept.
-        instance_limit: The key that bounds a data set, and its bytes.
-        header_max_bytes: Of a data set, read before the answer.
+        spool: Spool slot that instances are received into.
+        intake: Group commit of the entries.
+        handoff: Publisher of the committed references.
+        board: Scoreboard of all listeners.
+        row: Row of this listener.
+        keeps_refused: Whether refused data sets are kept for the quarantine.
+        instance_limit: Key that bounds a data set, and its value in bytes.
+        header_max_bytes: Bytes of a data set to read before the response.
     """
 
     spool: Spool
@@ -70,46 +83,52 @@ class Services:
     handoff: Publisher
     board: Scoreboard
     row: int
-    quarantine: bool
+    keeps_refused: bool
     instance_limit: tuple[str, int]
     header_max_bytes: int
 
 
-class Owner(Protocol):
-    """The connection, as seen from here."""
+class StoreSCPOwner(Protocol):
+    """The association, as its SCP sees it. Tests have another one, without a network."""
 
     def respond(self, context_id: int, command: bytes) -> None:
-        """Send a response; without effect once the association has ended."""
+        """Send a response; without effect after the end of the association."""
 
     def operation_done(self) -> None:
-        """One operation fewer is outstanding; called while `StoreSCP.cycle.watched`."""
+        """Note that one operation fewer is outstanding; called while `StoreSCP.cycle.watched` is set."""
 
     def noticed(self) -> None:
-        """The channel has notices to act upon, or one fewer."""
+        """Act on the notices of the channel."""
 
-    def why_full(self) -> str:
-        """Why nothing more is taken now, or an empty string; what is full, before a colon."""
+    def find_full_reason(self) -> FullReason | None:
+        """Return why nothing more is taken now."""
 
 
 @dataclass(slots=True)
-class _Receiving:
-    """A message whose data set is on its way."""
+class _Message:
+    """A request that is not answered yet, maybe with the spool entry of its data set.
+
+    Attributes:
+        result: The response, as far as it is decided.
+        entry: Spool entry of the data set; None if the data set is only drained.
+        data_set_offset: Position of the data set in the entry, after the File Meta Information.
+    """
 
     request: StoreRequest | OtherRequest | EchoRequest
     context_id: int
     transfer_syntax: str
-    verdict: Verdict
+    result: StoreResult
     entry: Entry | None = None
-    offset: int = 0
+    data_set_offset: int = 0
 
 
 class StoreSCP:
     """The DIMSE side of one association."""
 
     __slots__ = (
-        "_caller",
         "_contexts",
         "_current",
+        "_file_meta",
         "_owner",
         "_parser",
         "_services",
@@ -118,26 +137,37 @@ class StoreSCP:
 
     def __init__(  # noqa: PLR0917 - one caller
         self,
-        owner: Owner,
+        owner: StoreSCPOwner,
         channel: Channel,
         parser: PDUParser,
-        services: Services,
-        caller: Caller,
+        services: ListenerServices,
+        file_meta: FileMeta,
         contexts: dict[int, AcceptedContext],
         limit: int,
     ) -> None:
+        """Serve an association that was accepted.
+
+        Args:
+            owner: The association.
+            channel: Connection that responses go to.
+            parser: Parser that data sets come from.
+            services: What the listener shares with all associations.
+            file_meta: File Meta Information with AE titles, addresses and caller certificate, without UIDs.
+            contexts: Accepted presentation contexts by ID.
+            limit: Outstanding operations at which reading stops.
+        """
         self._owner = owner
         self._parser = parser
         self._services = services
-        self._caller = caller
+        self._file_meta = file_meta
         self._contexts = contexts
-        self._current: _Receiving | None = None
+        self._current: _Message | None = None
         storable = [
             StoreContext(
                 context_id,
                 context.abstract_syntax,
                 context.transfer_syntax,
-                *file_meta_parts(self._file_meta(context.abstract_syntax, "", context.transfer_syntax)),
+                *file_meta_parts(self._make_file_meta(context.abstract_syntax, "", context.transfer_syntax)),
             )
             for context_id, context in contexts.items()
             if context.abstract_syntax != VERIFICATION and is_valid_uid(context.abstract_syntax)
@@ -146,19 +176,21 @@ class StoreSCP:
 
     @property
     def outstanding(self) -> int:
-        """How many operations wait for their response."""
+        """Number of operations without a response."""
         return self.cycle.outstanding
 
     @property
     def stored(self) -> int:
-        """Instances answered with Success."""
+        """Number of instances answered with Success."""
         return self.cycle.stored
 
-    def command(self, context_id: int, data: bytes) -> None:
-        """A complete command set has arrived.
+    # --- events of the parser
+
+    def handle_command(self, context_id: int, data: bytes) -> None:
+        """Begin the operation that a complete command set asks for.
 
         Raises:
-            PeerError: It cannot be read, or its presentation context was not accepted.
+            PeerError: The command set is invalid, or its presentation context was not accepted.
         """
         context = self._contexts.get(context_id)
         if context is None:
@@ -167,196 +199,200 @@ class StoreSCP:
             )
         request = dimse.decode_request(data)
         if isinstance(request, OtherRequest) and not request.wants_response:
-            return  # C-CANCEL-RQ: nothing here takes long enough to be cancelled
+            return  # C-CANCEL-RQ: no operation here takes long enough to be cancelled
         if isinstance(request, StoreRequest):
-            self._store(request, context_id, context)
+            self._begin_store(request, context_id, context)
             return
         self.cycle.add(request.message_id)
-        receiving = _Receiving(request, context_id, context.transfer_syntax, header_check.SOUND)
+        message = _Message(request, context_id, context.transfer_syntax, SUCCESS)
         if request.has_data_set:
-            self._current = receiving
+            self._current = message
             self._parser.expect_data_set(context_id)
         else:
-            self._answer(receiving)
+            self._answer(message)
 
-    def data_set(self, event: DataSet) -> None:
-        """The last fragment of a data set has arrived.
+    def _begin_store(self, request: StoreRequest, context_id: int, context: AcceptedContext) -> None:
+        result = self._check_request(request, context)
+        message = _Message(request, context_id, context.transfer_syntax, result)
+        self.cycle.add(request.message_id)
+        self._current = message
+        if result.status:
+            self._parser.expect_data_set(context_id)  # without an entry: drain it
+            return
+        head = encode_file_meta(
+            self._make_file_meta(request.sop_class_uid, request.sop_instance_uid, context.transfer_syntax)
+        )
+        try:
+            message.entry = self._services.spool.begin()
+        except OSError as error:  # INVARIANT 6: a full disk is a DICOM status
+            message.result = self._report_failing_disk(error.strerror or str(error))
+            self._parser.expect_data_set(context_id)
+            return
+        message.data_set_offset = len(head)
+        self._parser.expect_data_set(context_id, message.entry.fd, head)
+
+    def handle_data_set(self, event: DataSet) -> None:
+        """Check and commit the data set whose last fragment has arrived.
 
         Raises:
-            PeerError: No message waits for one.
+            PeerError: No message waits for a data set.
         """
-        receiving, self._current = self._current, None
+        message, self._current = self._current, None
         operation = self.cycle.hand_over()
         if operation is not None:
-            receiving = self._taken_over(operation)
-        if receiving is None:
+            message = self._take_over(operation)
+        if message is None:
             raise PeerError("a data set without a command", PeerError.UNEXPECTED_PDU)
-        if receiving.entry is None:
-            self._answer(receiving)
+        if message.entry is None:
+            self._answer(message)
             return
-        verdict = self._examine(receiving, receiving.entry, event)
+        message.result = self._check_data_set(message, message.entry, event)
+        status = message.result.status
+        is_partial = event.too_large or status == Status.OUT_OF_RESOURCES
+        if is_partial or (status and not self._services.keeps_refused):
+            self._services.spool.discard(message.entry)
+            self._answer(message)
+            return
         size = event.length
-        partial = event.too_large or verdict.status == Status.OUT_OF_RESOURCES
-        if partial or (verdict.status and not self._services.quarantine):
-            self._services.spool.discard(receiving.entry)
-            receiving.verdict = verdict
-            self._answer(receiving)
-            return
-        receiving.verdict = verdict
         self._services.spool.commit(
-            receiving.entry,
-            lambda where, error: self._committed(receiving, size, where, error),
-            verdict.status,
+            message.entry, lambda where, error: self._answer_committed(message, size, where, error), status
         )
 
     def end(self) -> None:
-        """The association has ended: what is half there goes; what is being committed stays."""
-        receiving, self._current = self._current, None
+        """Drop the data set that is being received. Entries that are being committed stay."""
+        message, self._current = self._current, None
         operation = self.cycle.hand_over()
         if operation is not None:
             self.cycle.remove(operation.message_id)
-        elif receiving is not None:
-            self.cycle.remove(receiving.request.message_id)
+        elif message is not None:
+            self.cycle.remove(message.request.message_id)
         self.cycle.end()
-        entry = operation or (receiving.entry if receiving is not None else None)
+        entry = operation or (message.entry if message is not None else None)
         if entry is not None:
             self._parser.drop_sink()
             self._services.spool.discard(entry)
 
-    # --- what the cycle leaves to us
+    # --- checks
 
-    def settled(self, operation: Operation, error: int) -> None:
-        """An instance could not be made durable."""
-        receiving = self._taken_over(operation)
-        receiving.verdict = self._failing_disk(os.strerror(error))
-        self._answer(receiving)
-
-    def operation_done(self) -> None:
-        """One operation fewer is outstanding."""
-        self._owner.operation_done()
-
-    def noticed(self) -> None:
-        """The channel has notices to act upon, or one fewer."""
-        self._owner.noticed()
-
-    def _taken_over(self, operation: Operation) -> "_Receiving":
-        context = self._contexts[operation.context_id]
-        head = encode_file_meta(
-            self._file_meta(context.abstract_syntax, operation.sop_instance_uid, context.transfer_syntax)
-        )
-        request = StoreRequest(operation.message_id, operation.sop_class_uid, operation.sop_instance_uid)
-        return _Receiving(
-            request, operation.context_id, context.transfer_syntax, header_check.SOUND, operation, len(head)
-        )
-
-    def _file_meta(self, sop_class: str, sop_instance: str, transfer_syntax: str) -> FileMeta:
-        caller = self._caller
-        return FileMeta(
-            sop_class,
-            sop_instance,
-            transfer_syntax,
-            caller.calling_ae,
-            caller.called_ae,
-            caller.address,
-            caller.receiver,
-            caller.certificate,
-        )
-
-    def _store(self, request: StoreRequest, context_id: int, context: AcceptedContext) -> None:
-        receiving = _Receiving(request, context_id, context.transfer_syntax, self._admit(request, context))
-        self.cycle.add(request.message_id)
-        self._current = receiving
-        if receiving.verdict.status:
-            self._parser.expect_data_set(context_id)
-            return
-        head = encode_file_meta(
-            self._file_meta(request.sop_class_uid, request.sop_instance_uid, context.transfer_syntax)
-        )
-        try:
-            receiving.entry = self._services.spool.begin()
-        except OSError as error:
-            receiving.verdict = self._failing_disk(error.strerror or str(error))
-            self._parser.expect_data_set(context_id)
-            return
-        receiving.offset = len(head)
-        self._parser.expect_data_set(context_id, receiving.entry.fd, head)
-
-    def _admit(self, request: StoreRequest, context: AcceptedContext) -> Verdict:
-        """Whether the data set shall be kept at all, decided before its first byte."""
+    def _check_request(self, request: StoreRequest, context: AcceptedContext) -> StoreResult:
+        """Decide before the first byte of the data set whether to keep it."""
         if self.cycle.is_outstanding(request.message_id):
-            return Verdict(Status.DUPLICATE_INVOCATION, f"message {request.message_id} is outstanding")
+            return StoreResult(Status.DUPLICATE_INVOCATION, f"message {request.message_id} is outstanding")
         fault = dimse.store_fault(request, context.abstract_syntax)
         if fault is not None:
-            return Verdict(*fault)
-        full = self._owner.why_full()
-        if full:
-            return Verdict(Status.OUT_OF_RESOURCES, full.partition(":")[0])
-        return header_check.SOUND
+            return StoreResult(*fault)
+        full = self._owner.find_full_reason()
+        if full is not None:  # INVARIANT 6: a full disk is a DICOM status
+            return StoreResult(Status.OUT_OF_RESOURCES, full.summary)
+        return SUCCESS
 
-    def _examine(self, receiving: _Receiving, entry: Entry, event: DataSet) -> Verdict:
+    def _check_data_set(self, message: _Message, entry: Entry, event: DataSet) -> StoreResult:
         if event.too_large:
-            return self._too_large(event.length)
-        if event.errno:
-            return self._failing_disk(f"errno {event.errno}")
-        request = receiving.request
+            return self._refuse_too_large(event.length)
+        if event.errno:  # INVARIANT 6: a full disk is a DICOM status
+            return self._report_failing_disk(f"errno {event.errno}")
+        request = message.request
         if not isinstance(request, StoreRequest):  # pragma: no cover - only C-STORE has an entry
-            return receiving.verdict
+            return message.result
         try:
-            return header_check.check(
+            return check_header(
                 entry.fd,
-                receiving.offset,
+                message.data_set_offset,
                 event.length,
-                transfer_syntax=receiving.transfer_syntax,
+                transfer_syntax=message.transfer_syntax,
                 sop_class=request.sop_class_uid,
                 sop_instance=request.sop_instance_uid,
                 header_max_bytes=self._services.header_max_bytes,
             )
-        except OSError as error:
-            return self._failing_disk(error.strerror or str(error))
+        except OSError as error:  # INVARIANT 6: a full disk is a DICOM status
+            return self._report_failing_disk(error.strerror or str(error))
 
-    def _too_large(self, size_bytes: int) -> Verdict:
-        """Not A700H, out of resources: a sender would try for ever what will never be taken."""
+    def _refuse_too_large(self, size_bytes: int) -> StoreResult:
+        """Refuse for good. After A700H a sender would try the same instance again for ever."""
         key, limit = self._services.instance_limit
         comment = f"{size_bytes} bytes, {key.rpartition(' ')[2]} is {limit}"
-        return Verdict(Status.CANNOT_UNDERSTAND, comment, f"raise {key}")
+        return StoreResult(Status.CANNOT_UNDERSTAND, comment, f"raise {key}")
 
-    def _failing_disk(self, why: str) -> Verdict:
+    def _report_failing_disk(self, cause: str) -> StoreResult:
+        """Log a failure of the spool's disk, and return A700H."""
         log.error(
             "spool_write_failed",
-            error=why,
+            error=cause,
             remedy="free space on, or replace, the disk of [receive] spool_dir",
         )
-        return Verdict(Status.OUT_OF_RESOURCES, "the disk is full or failing")
+        return StoreResult(Status.OUT_OF_RESOURCES, "the disk is full or failing")
 
-    def _committed(self, receiving: _Receiving, size: int, where: str, error: OSError | None) -> None:
+    # --- responses
+
+    def _answer_committed(
+        self, message: _Message, size_bytes: int, where: str, error: OSError | None
+    ) -> None:
+        """Answer when the commit of an entry has ended.
+
+        INVARIANT 1: durable before Success. `Spool.commit` calls this after fsync, rename and fsync of the
+        folder, or with the error of one of them.
+        """
         services = self._services
-        if error is not None:
-            receiving.verdict = self._failing_disk(error.strerror or str(error))
-        elif not receiving.verdict.status:
+        if error is not None:  # INVARIANT 6: a full disk is a DICOM status
+            message.result = self._report_failing_disk(error.strerror or str(error))
+        elif not message.result.status:
             services.board.add(services.row, INSTANCES)
-            services.board.add(services.row, BYTES, size)
+            services.board.add(services.row, BYTES, size_bytes)
             self.cycle.stored += 1
-        self._answer(receiving)
+        self._answer(message)
         if error is None:
             services.intake.add_promised(where)
 
-    def _answer(self, receiving: _Receiving) -> None:
-        request, verdict = receiving.request, receiving.verdict
-        if verdict.status:
+    def _answer(self, message: _Message) -> None:
+        request, result = message.request, message.result
+        if result.status:
             self._services.board.add(self._services.row, FAILED)
             log.warning(
                 "instance_refused",
-                status=f"{verdict.status:04X}",
-                reason=verdict.comment,
-                calling_ae=self._caller.calling_ae,
+                status=f"{result.status:04X}",
+                reason=result.comment,
+                calling_ae=self._file_meta.calling_ae,
                 sop_instance=getattr(request, "sop_instance_uid", ""),
-                **({"remedy": verdict.remedy} if verdict.remedy else {}),
+                **({"remedy": result.remedy} if result.remedy else {}),
             )
         if isinstance(request, StoreRequest):
-            response = dimse.store_response(request, verdict.status, verdict.comment)
+            response = dimse.store_response(request, result.status, result.comment)
         elif isinstance(request, EchoRequest):
             response = dimse.echo_response(request)
         else:
             response = dimse.unsupported_response(request)
-        self._owner.respond(receiving.context_id, response)
+        self._owner.respond(message.context_id, response)
         self.cycle.remove(request.message_id)
+
+    # --- called by the StoreCycle
+
+    def settled(self, operation: Operation, error: int) -> None:
+        """Answer an operation of the cycle whose commit failed with the errno `error`."""
+        message = self._take_over(operation)
+        message.result = self._report_failing_disk(os.strerror(error))  # INVARIANT 6
+        self._answer(message)
+
+    def operation_done(self) -> None:
+        """Tell the association that one operation fewer is outstanding."""
+        self._owner.operation_done()
+
+    def noticed(self) -> None:
+        """Tell the association that the channel has notices."""
+        self._owner.noticed()
+
+    def _take_over(self, operation: Operation) -> _Message:
+        """Continue an operation that the cycle began."""
+        context = self._contexts[operation.context_id]
+        head = encode_file_meta(
+            self._make_file_meta(context.abstract_syntax, operation.sop_instance_uid, context.transfer_syntax)
+        )
+        request = StoreRequest(operation.message_id, operation.sop_class_uid, operation.sop_instance_uid)
+        return _Message(request, operation.context_id, context.transfer_syntax, SUCCESS, operation, len(head))
+
+    def _make_file_meta(self, sop_class: str, sop_instance: str, transfer_syntax: str) -> FileMeta:
+        return replace(
+            self._file_meta,
+            sop_class_uid=sop_class,
+            sop_instance_uid=sop_instance,
+            transfer_syntax_uid=transfer_syntax,
+        )

@@ -23,6 +23,7 @@ from ingest.config.model import Config
 from ingest.config.serialization import mask_url_password
 from ingest.cores import usable_cores
 from ingest.errors import IngestError
+from ingest.filesystem import node_lock
 from ingest.filesystem.folder_identity import read_ledger_mark
 from ingest.spool import store_capacity
 from ingest.tls import profiles
@@ -132,11 +133,9 @@ def _device(path: Path) -> int:
 
 def _room(config: Config) -> Iterator[Fault]:
     """Whether a running node refuses what comes, since its store is full."""
-    from ingest.supervisor import reload_client  # noqa: PLC0415 - the node's room imports this one
-
     if (
         config.retention.refuses_when_full
-        and reload_client.is_running(config.run_dir)
+        and node_lock.is_node_running(config.run_dir)
         and (why := store_capacity.read_store_full(config.run_dir))
     ):
         remedy = "make it larger, or let studies go: keep_days, watermarks"
@@ -191,10 +190,10 @@ def _redis(url: str) -> Iterator[Fault]:
 
 
 def _embedded() -> Iterator[Fault]:
-    from ingest.supervisor.embedded_queue import binary  # noqa: PLC0415 - the node's room imports this one
+    from ingest.queue.server_program import find_server_program  # noqa: PLC0415 - most commands need none
 
     try:
-        program = binary()
+        program = find_server_program()
         subprocess.run([program, "--version"], check=True, capture_output=True, timeout=PROBE_SECONDS)
     except IngestError as error:
         yield Fault("queue.url", "there is no embedded server for this machine", str(error))

@@ -29,7 +29,7 @@ ROUTES = "ingest.workers.route_test"
 def _run(path: Path, *roles: str) -> None:
     from ingest.supervisor import supervisor
 
-    click.get_current_context().exit(supervisor.run(path, frozenset(roles)))
+    click.get_current_context().exit(supervisor.run_supervisor(path, frozenset(roles)))
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
@@ -205,9 +205,9 @@ def reload(path: Path) -> None:
     They hold for new associations; running ones end as they began. What cannot be used changes nothing: exits
     with 2 and names each fault.
     """
-    from ingest.supervisor.reload_client import reload as ask
+    from ingest.supervisor.reload_client import request_reload
 
-    click.echo(f"reloaded: generation {ask(load_config(path))}")
+    click.echo(f"reloaded: generation {request_reload(load_config(path))}")
 
 
 @main.command()

@@ -23,7 +23,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from ingest import threads
-from ingest.acceptor.header_check import SOUND, check
+from ingest.acceptor.header_check import SUCCESS, check_header
 from ingest.config.model import TLS, Config, Receive
 from ingest.config.reader import load_config
 from ingest.dicom.padding import is_odd
@@ -147,7 +147,7 @@ def _is_sound(item: SendableFile) -> bool:
     if is_odd(item.size, item.transfer_syntax_uid):
         return False
     with item.path.open("rb") as file:
-        verdict = check(
+        verdict = check_header(
             file.fileno(),
             item.offset,
             item.size,
@@ -156,7 +156,7 @@ def _is_sound(item: SendableFile) -> bool:
             sop_instance=item.sop_instance_uid,
             header_max_bytes=Receive().header_max_bytes,
         )
-    return verdict == SOUND
+    return verdict == SUCCESS
 
 
 @contextlib.contextmanager

@@ -20,12 +20,13 @@ from rich.live import Live
 from rich.text import Text
 
 from ingest.acceptor.accept_gate import STALE_MS
-from ingest.acceptor.scoreboard import ACCEPTING, DRAINING, RowView, Scoreboard
+from ingest.acceptor.scoreboard import ACCEPTING, DRAINING, ListenerStatus, Scoreboard
 from ingest.alarms import Alarm, standing_alarms
 from ingest.checks.node import choices
 from ingest.clock import unix_ms
 from ingest.config.model import Config
 from ingest.errors import IngestError, SpoolError
+from ingest.filesystem import node_lock
 from ingest.ledger import CircuitState, DestinationProgress, Ledger, store_agreement
 from ingest.queue.client import connect
 from ingest.queue.keys import GROUP, stream_key
@@ -48,7 +49,7 @@ def gather(config: Config) -> dict[str, Any]:
         "running": _running(config),
         "alarms": _alarms(config),
         "listeners": _listeners(config),
-        "reload_refused": reload_client.outcome(config.run_dir).get("faults", []),
+        "reload_refused": reload_client.read_outcome(config.run_dir).get("faults", []),
         "spool": _spool(config),
         "store": _store(config),
         "disks": _disks(config),
@@ -100,9 +101,9 @@ def _style(line: str, now: dict[str, Any]) -> str | None:
 
 def _running(config: Config) -> str:
     """Which processes run on this data folder: "listening" (a node), "working" (workers alone), or none."""
-    if reload_client.is_running(config.run_dir):
+    if node_lock.is_node_running(config.run_dir):
         return "listening"
-    return "working" if reload_client.workers_run(config.run_dir) else ""
+    return "working" if node_lock.are_workers_running(config.run_dir) else ""
 
 
 def _disks(config: Config) -> list[dict[str, Any]]:
@@ -159,7 +160,7 @@ def _set_aside(config: Config) -> Iterator[Alarm]:
 
 
 def _listeners(config: Config) -> list[dict[str, Any]]:
-    board = Scoreboard.attach(config.run_dir / "scoreboard")
+    board = Scoreboard.open_reader(config.run_dir / "scoreboard")
     return [
         {
             "pid": row.pid,
@@ -172,11 +173,11 @@ def _listeners(config: Config) -> list[dict[str, Any]]:
             "bytes": row.bytes,
             "failed": row.failed,
         }
-        for row in (board.rows() if board else [])
+        for row in (board.list_listeners() if board else [])
     ]
 
 
-def _state(row: RowView) -> str:
+def _state(row: ListenerStatus) -> str:
     # The rows of a node that was killed stay as they were, also over a restart of the machine and its clock.
     return STATES.get(row.state, "booting") if abs(row.age_ms) <= STALE_MS else "silent"
 
@@ -194,7 +195,7 @@ def _spool(config: Config) -> dict[str, Any]:
 
 def _store(config: Config) -> dict[str, Any]:
     """`full` says why a running node takes nothing more, where `[retention] at_max_bytes` has it refuse."""
-    looks = config.retention.refuses_when_full and reload_client.is_running(config.run_dir)
+    looks = config.retention.refuses_when_full and node_lock.is_node_running(config.run_dir)
     return {
         "path": str(config.store_root),
         "full": store_capacity.read_store_full(config.run_dir) if looks else "",
@@ -286,7 +287,7 @@ def _certificates(config: Config) -> list[dict[str, Any]]:
         except (IngestError, OSError) as error:
             files.append({"section": place.section, "file": str(place.path), "error": str(error)})
     found, changed = files, False
-    if reload_client.is_running(config.run_dir) and (
+    if node_lock.is_node_running(config.run_dir) and (
         held := expiry.read_certificates_in_force(config.run_dir)
     ):
         found, changed = held, _digests(held) != _digests(files)

@@ -1,4 +1,4 @@
-"""Forking one child of the supervisor, and what it does between its birth and its own work."""
+"""Fork one child of the supervisor, and prepare it until its own work begins."""
 
 import os
 import signal
@@ -8,50 +8,49 @@ from typing import Final, NoReturn
 import structlog
 
 from ingest.errors import BootError, ConfigError
-from ingest.log import be as log_as
-from ingest.log import reopen as reopen_log
-from ingest.supervisor.process import die_with_parent, name_process
+from ingest.log import reopen_log, set_log_role
+from ingest.process import prepare_parent_death_signal, set_process_name
 
 SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGCHLD)
-"""What a supervisor handles; its children begin with the defaults."""
+"""Signals that a supervisor handles. Its children begin with the default actions."""
 
 BOOT_EXIT: Final = 3
-"""Exit code of a child that cannot start with this configuration, and of the node then."""
+"""Exit code of a child that cannot start with this configuration, and of the node in that case."""
 
 log = structlog.get_logger()
 
 
-def fork(role: str, work: Callable[[], int]) -> int:
-    """Fork a child that does `work` and ends with its result; returns the child's pid.
+def fork_child(role: str, work: Callable[[], int]) -> int:
+    """Fork a child that calls `work` and exits with its result; return the child's pid.
 
     Raises:
-        OSError: There cannot be another process now.
+        OSError: The system allows no other process now.
     """
-    arm = die_with_parent(signal.SIGKILL)
-    # A signal that reached the child before it has handlers of its own would be queued in its copy of the
-    # supervisor's deque, and lost: it is held back until then.
+    die_with_parent = prepare_parent_death_signal(signal.SIGKILL)
+    # Block the signals until the child has its own handlers. Otherwise the child would queue a signal in its
+    # copy of the supervisor's queue, and nobody would ever read it there.
     signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     try:
         pid = os.fork()
         if pid == 0:
-            _live(role, work, arm)
+            _run_child(role, work, die_with_parent)
         return pid
     finally:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
 
 
-def _live(role: str, work: Callable[[], int], arm: Callable[[], None]) -> NoReturn:
+def _run_child(role: str, work: Callable[[], int], die_with_parent: Callable[[], None]) -> NoReturn:
     code = 1
     try:
-        arm()
+        die_with_parent()
         signal.set_wakeup_fd(-1)
         for number in SIGNALS:
             signal.signal(number, signal.SIG_DFL)
-        # Its default would end a worker, and a listener that is not up yet.
+        # The default action of SIGUSR1 would end the process. A listener replaces this handler later.
         signal.signal(signal.SIGUSR1, lambda *_: reopen_log())
         signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
-        name_process(f"ingest-{role}")
-        log_as(role)
+        set_process_name(f"ingest-{role}")
+        set_log_role(role)
         code = work()
     except (BootError, ConfigError) as error:
         log.error("cannot_boot", error=str(error))
@@ -61,5 +60,5 @@ def _live(role: str, work: Callable[[], int], arm: Callable[[], None]) -> NoRetu
     except BaseException:
         log.exception("child_failed")
     finally:
-        # Nothing may raise here: it would unwind into the supervisor's loop, in the child.
+        # An exception must not leave this function: it would continue the supervisor's loop in the child.
         os._exit(code)

@@ -1,8 +1,8 @@
-"""Room that is kept back on the disk of the data folder, and given up when that disk is full.
+"""Reserve on the disk of the data folder, given up while that disk is full.
 
-Forwarding and retention are what frees a full disk, and both write to the ledger. So a file of some MiB is
-kept, which nothing else can fill. It is removed when the disk is full, and made again when there is room
-twice over. Until then nothing is received: what was given up is for the ledger, not for new instances.
+Forwarding and retention free a full disk, and both write to the ledger. A file of some MiB is therefore kept
+in advance. It is removed when the disk is full, and made again when there is twice as much room. Meanwhile
+nothing is received: the room belongs to the ledger, and not to new instances.
 """
 
 import contextlib
@@ -13,21 +13,20 @@ from pathlib import Path
 from typing import Final
 
 RESERVE_BYTES: Final = 16 << 20
-"""What SQLite's write-ahead log takes between two checkpoints (4 MiB), a few times."""
+"""A few times what SQLite's write-ahead log takes between two checkpoints (4 MiB)."""
 
 SHARE: Final = 16
-"""On a small disk, no more than this part of it is kept."""
+"""On a small disk the reserve takes at most this fraction of the disk."""
 
 LOOK_SECONDS: Final = 1.0
 _BLOCK: Final = 1 << 20
 
 
 class DiskReserve:
-    """The reserve of one data folder, for its supervisor.
+    """The reserve of one data folder, kept by its supervisor.
 
     Attributes:
-        is_short: Whether the reserve is given up, or could not be made: nothing is to be received.
-        reason: Why; empty otherwise.
+        reason: Why the reserve is given up or could not be made; empty while it is kept.
     """
 
     def __init__(
@@ -38,34 +37,35 @@ class DiskReserve:
         statvfs: Callable[[Path], os.statvfs_result] = os.statvfs,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Prepare; nothing is looked at yet.
+        """Prepare. `update` looks at the disk.
 
         Args:
             data_dir: `[node] data_dir`.
-            path: Of the file, on the same disk.
-            statvfs: How full a disk is.
-            clock: Seconds of a monotonic clock.
+            path: File of the reserve, on the same disk.
+            statvfs: Returns the free space of a disk.
+            clock: Returns seconds of a monotonic clock.
         """
         self._data_dir = data_dir
         self._path = path
         self._statvfs = statvfs
         self._clock = clock
-        self._look_at = 0.0
+        self._update_at = 0.0
         self.reason = ""
 
     @property
-    def is_short(self) -> bool:
-        """Whether nothing is to be received."""
+    def is_given_up(self) -> bool:
+        """Whether there is no reserve, so that nothing may be received."""
         return bool(self.reason)
 
-    def look(self, *, at_once: bool = False) -> None:
-        """Give the reserve up, or make it again, as the disk asks for; once a second, or at once."""
+    def update(self, *, at_once: bool = False) -> None:
+        """Give the reserve up or make it again, as the free space demands; at most once a second."""
         now = self._clock()
-        if at_once or now >= self._look_at:
-            self._look_at = now + LOOK_SECONDS
-            self.reason = self._settle()
+        if at_once or now >= self._update_at:
+            self._update_at = now + LOOK_SECONDS
+            self.reason = self._adjust()
 
-    def _settle(self) -> str:
+    def _adjust(self) -> str:
+        """Remove or make the file; return why there is none, or an empty string."""
         try:
             disk = self._statvfs(self._data_dir)
         except OSError as error:
@@ -83,10 +83,10 @@ class DiskReserve:
 
     def _is_kept(self, size: int) -> bool:
         try:
-            facts = self._path.stat()
+            status = self._path.stat()
         except OSError:
             return False
-        return facts.st_size >= size and facts.st_blocks * 512 >= size // 2
+        return status.st_size >= size and status.st_blocks * 512 >= size // 2
 
     def _make(self, size: int) -> str:
         try:
@@ -96,7 +96,8 @@ class DiskReserve:
             try:
                 os.posix_fallocate(fd, 0, size)
                 if not self._is_kept(size):
-                    # A file system that compresses keeps nothing back for zeros.
+                    # A file system that compresses reserves no blocks for zeros. Random bytes do not
+                    # compress.
                     for offset in range(0, size, _BLOCK):
                         os.pwrite(fd, os.urandom(min(_BLOCK, size - offset)), offset)
             finally:

@@ -1,4 +1,11 @@
-"""What one reading of the configuration asks of a supervisor: which processes, on which sockets."""
+"""Configuration generations: what one reading of the configuration makes a supervisor run with.
+
+A generation holds everything that its processes need: the configuration, listening sockets, TLS contexts with
+their certificates and keys, and one worker slot for each process. All of it is made before a process is
+forked.
+A process that dies later is therefore forked again with the same certificates, even if a person is replacing
+the files at that moment. `ingest.supervisor.reload` replaces one generation by the next.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -6,7 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
-from ingest.acceptor.endpoints import Endpoint, bind
+from ingest.acceptor.endpoints import Endpoint, bind_endpoints
 from ingest.checks.tls import Term, terms, untimely
 from ingest.config.model import Config
 from ingest.config.reader import load_config
@@ -17,53 +24,35 @@ from ingest.requestor.transport import Remote
 from ingest.tls.contexts import contexts
 
 ALL_ROLES: Final = frozenset({"listen", "persist", "forward", "retain"})
-"""A whole node; it alone runs the embedded queue."""
+"""Roles of a whole node. Only a whole node runs the embedded queue."""
 
 BACK_OFF_SECONDS: Final = (0.0, 0.1, 0.5, 1.0, 2.0, 5.0)
-SOUND_AFTER_SECONDS: Final = 10.0
-"""A process that lived so long was sound; its end does not count towards the back-off."""
+"""Pauses before a process that died is forked again: after its first death, its second, and so on."""
+
+STABLE_SECONDS: Final = 10.0
+"""A process that lived this long was stable, so its death starts the back-off anew."""
 
 
 @dataclass(slots=True)
-class Child:
-    """A process that we forked.
+class WorkerSlot:
+    """The place of one process in a generation, with the back-off after its deaths.
 
     Attributes:
-        pid: Its process id.
-        role: What it does.
-        generation: Number of the configuration that it runs with.
-        started: When it was forked (monotonic seconds).
-        row: Of the scoreboard, for a listener.
-        stopping: Whether it was told to end.
-        stuck: Whether it was asked to end for want of a heartbeat.
-        retired_at: When a newer configuration was put in force; None before.
-        ended_at: When it was told to abort what it still serves; None before.
+        role: Role of the process.
+        pid: Process in this slot; 0 while it is empty.
+        failures: Deaths since the last stable process.
+        fork_at: Earliest time of the next fork, in seconds of the monotonic clock.
     """
-
-    pid: int
-    role: str
-    generation: int
-    started: float
-    row: int | None = None
-    stopping: bool = False
-    stuck: bool = False
-    retired_at: float | None = None
-    ended_at: float | None = None
-
-
-@dataclass(slots=True)
-class Place:
-    """One of the processes that a generation shall have; remembers how its last ones ended."""
 
     role: str
     pid: int = 0
     failures: int = 0
     fork_at: float = 0.0
 
-    def died(self, lived: float, now: float) -> float:
-        """Note that its process ended after `lived` seconds; returns how many to wait for the next one."""
+    def record_death(self, lived_seconds: float, now: float) -> float:
+        """Empty the slot, and return the pause in seconds before the next fork."""
         self.pid = 0
-        if lived >= SOUND_AFTER_SECONDS:
+        if lived_seconds >= STABLE_SECONDS:
             self.failures = 0
         pause = BACK_OFF_SECONDS[min(self.failures, len(BACK_OFF_SECONDS) - 1)]
         self.failures += 1
@@ -73,14 +62,15 @@ class Place:
 
 @dataclass(slots=True)
 class Generation:
-    """What one reading of the configuration asks for, with all key material that it names.
+    """One reading of the configuration, with all that was made from it.
 
     Attributes:
-        number: Counts readings, from 1.
-        endpoints: Of listeners.
-        remotes: Of forward workers, by the destination's name. As endpoints, they are made before the fork:
-            a process that is started again later does not read files that are being replaced meanwhile.
-        terms: How long what it read is good.
+        number: Count of readings, from 1.
+        config: The configuration.
+        endpoints: Listening sockets of the listeners, each with its TLS context.
+        remotes: Destinations of the forward workers by name, each with its TLS context.
+        terms: Validity of certificates, keys and CRLs.
+        slots: One for each process.
     """
 
     number: int
@@ -88,41 +78,44 @@ class Generation:
     endpoints: tuple[Endpoint, ...] = ()
     remotes: Mapping[str, Remote] = field(default_factory=dict)
     terms: Sequence[Term] = ()
-    places: list[Place] = field(default_factory=list)
+    slots: list[WorkerSlot] = field(default_factory=list)
 
 
-def first(config: Config, roles: frozenset[str]) -> Generation:
-    """What a start asks for. What has ended is taken: peers may not mind, and a node that is down helps none.
+def read_first_generation(config: Config, roles: frozenset[str]) -> Generation:
+    """Make the generation that a node starts with.
+
+    An expired certificate is accepted here. Some peers do not check it, and a node that is down helps nobody.
 
     Raises:
-        ConfigError: Key material cannot be used.
+        ConfigError: A certificate or key cannot be used.
         BootError: An address cannot be bound.
     """
-    return _read(Generation(0, config), config, terms(config, datetime.now(UTC)), roles)
+    return _make(Generation(0, config), config, terms(config, datetime.now(UTC)), roles)
 
 
-def following(old: Generation, path: Path, roles: frozenset[str]) -> Generation:
-    """What a reload asks for; all that it names is read and looked at before anything changes.
+def read_next_generation(old: Generation, path: Path, roles: frozenset[str]) -> Generation:
+    """Make the generation of a reload. Every file is read and examined before anything changes.
 
     Args:
-        old: What is in force; its sockets are used again, and stay as they are where this raises.
-        path: Of the configuration.
-        roles: Of this node.
+        old: The generation in force. The new one shares its sockets where host and port are the same.
+        path: File of the configuration.
+        roles: Roles of this node.
 
     Raises:
-        ConfigError: It cannot be used.
+        ConfigError: The configuration, a certificate or a key cannot be used.
         BootError: An address cannot be bound.
     """
     config = load_config(path, roles=roles)
     now = datetime.now(UTC)
-    dated = terms(config, now)
-    faults = [*_unchangeable(old.config, config), *untimely(dated, old.terms, now)]
+    new_terms = terms(config, now)
+    faults = [*_find_fixed_changes(old.config, config), *untimely(new_terms, old.terms, now)]
     if faults:
         raise ConfigError(faults)
-    return _read(old, config, dated, roles)
+    return _make(old, config, new_terms, roles)
 
 
-def _unchangeable(old: Config, new: Config) -> list[str]:
+def _find_fixed_changes(old: Config, new: Config) -> list[str]:
+    """Return a fault for each key that must keep its value while the node runs."""
     return [
         f"{key}: cannot change while the node runs; restart it"
         for key, before, after in (
@@ -136,15 +129,20 @@ def _unchangeable(old: Config, new: Config) -> list[str]:
     ]
 
 
-def _read(old: Generation, config: Config, dated: Sequence[Term], roles: frozenset[str]) -> Generation:
+def _make(old: Generation, config: Config, new_terms: Sequence[Term], roles: frozenset[str]) -> Generation:
     made = contexts(config, roles)
-    called = build_remotes(config, made.calling) if "forward" in roles else {}
-    endpoints = bind(config, made.listening, old.endpoints) if "listen" in roles else ()
-    return Generation(old.number + 1, config, endpoints, called, dated, plan(config, roles))
+    destinations = build_remotes(config, made.calling) if "forward" in roles else {}
+    endpoints = bind_endpoints(config, made.listening, old.endpoints) if "listen" in roles else ()
+    return Generation(
+        old.number + 1, config, endpoints, destinations, new_terms, plan_worker_slots(config, roles)
+    )
 
 
-def plan(config: Config, roles: frozenset[str]) -> list[Place]:
-    """The processes of `roles`; a role that runs alone has one even where the configuration says none."""
+def plan_worker_slots(config: Config, roles: frozenset[str]) -> list[WorkerSlot]:
+    """Return an empty slot for each process of `roles`.
+
+    A role that runs alone has one process even if the configuration asks for none.
+    """
     counts = {
         "listen": config.receive.processes or usable_cores(),
         "persist": config.workers.persist,
@@ -153,4 +151,4 @@ def plan(config: Config, roles: frozenset[str]) -> list[Place]:
     }
     if roles != ALL_ROLES:
         counts = {role: max(count, 1) for role, count in counts.items()}
-    return [Place(role) for role in counts if role in roles for _ in range(counts[role])]
+    return [WorkerSlot(role) for role in counts if role in roles for _ in range(counts[role])]

@@ -47,7 +47,7 @@ def ended(request: pytest.FixtureRequest) -> Iterator[None]:
 
 
 def board(node: Node) -> Scoreboard:
-    found = Scoreboard.attach(node.data / "run" / "scoreboard")
+    found = Scoreboard.open_reader(node.data / "run" / "scoreboard")
     assert found is not None
     return found
 
@@ -58,7 +58,7 @@ def associations(node: Node) -> int:
 
 def serving(node: Node) -> set[int]:
     """Processes that hold connections."""
-    return {row.pid for row in board(node).rows() if board(node).get(row.row, ACTIVE)}
+    return {row.pid for row in board(node).list_listeners() if board(node).get(row.row, ACTIVE)}
 
 
 def callers(node: Node, stack: contextlib.ExitStack, count: int, calling: str = "CT1") -> list[Caller]:

@@ -11,7 +11,7 @@ import pytest
 from ingest.acceptor.scoreboard import Scoreboard
 from ingest.alarms import standing_alarms
 from ingest.errors import BootError
-from ingest.log import Sink
+from ingest.log import LogFile
 from ingest.supervisor.disk_reserve import DiskReserve
 from tests.faults.caller import Caller, new_uid, request
 from tests.support.instances import CT, EXPLICIT, Made
@@ -211,28 +211,28 @@ def test_reserve_is_given_up_when_the_disk_is_full_and_made_again_with_room_twic
     told = []
     for now in (100, 20, 5, 3, 3, 19, 31, 33, 20):
         free[0] = now << 20
-        reserve.look(at_once=True)
-        told.append((path.exists(), reserve.is_short))
+        reserve.update(at_once=True)
+        told.append((path.exists(), reserve.is_given_up))
     kept, given_up = (True, False), (False, True)
     assert told == [kept, kept, kept, given_up, given_up, given_up, given_up, kept, kept]
 
 
 def test_reserve_that_cannot_be_made_says_why(small_disk: Path) -> None:
     reserve = DiskReserve(small_disk, small_disk / "missing" / "reserve")
-    reserve.look()
+    reserve.update()
     assert "No such file" in reserve.reason
 
 
 def test_scoreboard_needs_no_disk(small_disk: Path) -> None:
     fill(small_disk)
     board = Scoreboard.create(small_disk / "scoreboard")
-    assert not board.is_held
+    assert not board.is_receiving_paused
     child = os.fork()
     if child == 0:
-        board.hold(held=True)
+        board.set_receiving_paused(paused=True)
         os._exit(0)
     os.waitpid(child, 0)
-    assert board.is_held
+    assert board.is_receiving_paused
 
 
 def test_log_file_on_a_full_disk_is_replaced_by_standard_error(
@@ -241,7 +241,7 @@ def test_log_file_on_a_full_disk_is_replaced_by_standard_error(
     def full(*_: object) -> int:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    sink = Sink()
+    sink = LogFile()
     with monkeypatch.context() as patch:
         patch.setattr(os, "open", full)
         sink.open(tmp_path / "log")

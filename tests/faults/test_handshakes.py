@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from ingest.acceptor.scoreboard import NEWCOMERS, ROWS, Scoreboard
+from ingest.acceptor.scoreboard import PENDING, ROWS, Scoreboard
 from ingest.dicom import wire
 from ingest.requestor.send_files import send_files
 from ingest.requestor.transport import Remote
@@ -263,9 +263,9 @@ def refused(node: Node) -> set[str]:
 
 
 def newcomers(node: Node) -> int:
-    board = Scoreboard.attach(node.data / "run" / "scoreboard")
+    board = Scoreboard.open_reader(node.data / "run" / "scoreboard")
     assert board is not None
-    return sum(board.get(row, NEWCOMERS) for row in range(ROWS))
+    return sum(board.get(row, PENDING) for row in range(ROWS))
 
 
 def retired(node: Node) -> list[dict[str, object]]:

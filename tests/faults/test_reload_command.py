@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from ingest.config.model import Config
 from ingest.errors import IngestError
-from ingest.supervisor import reload_client as reloading
+from ingest.supervisor import reload_client
 from ingest.tls.keys import pairs
 from tests.faults.caller import Caller
 from tests.support.instances import Made
@@ -210,9 +210,9 @@ def test_files_that_are_replaced_while_they_are_read_are_read_once(
 
 def test_defect_in_reading_costs_no_node_what_runs(make_node: Callable[..., Node]) -> None:
     program = (
-        "from ingest.supervisor import supervisor; from ingest.cli import main\n"
-        "def following(*_):\n    raise ValueError('a name that cannot be read')\n"
-        "supervisor.following = following\nmain()"
+        "from ingest.supervisor import reload; from ingest.cli import main\n"
+        "def read_next_generation(*_):\n    raise ValueError('a name that cannot be read')\n"
+        "reload.read_next_generation = read_next_generation\nmain()"
     )
     node = make_node()
     node.program = ("-c", program)
@@ -238,10 +238,10 @@ def _ask_with_a_note_of_before(folder: Path) -> None:
     script = (
         "import fcntl, os, signal, sys, time\n"
         "lock = open(sys.argv[1], 'w'); fcntl.lockf(lock, fcntl.LOCK_EX)\n"
-        "signal.signal(signal.SIGHUP, lambda *_: note())\n"
-        "def note():\n"
+        "signal.signal(signal.SIGHUP, lambda *_: answer())\n"
+        "def answer():\n"
         "    from pathlib import Path; from ingest.supervisor import reload_client\n"
-        "    reload.note(Path(sys.argv[2]), 7, began=int(sys.argv[3]))\n"
+        "    reload_client.write_outcome(Path(sys.argv[2]), 7, began_ns=int(sys.argv[3]))\n"
         "lock.write(str(os.getpid())); lock.flush(); print('up', flush=True)\n"
         "time.sleep(60)"
     )
@@ -250,7 +250,7 @@ def _ask_with_a_note_of_before(folder: Path) -> None:
         assert holder.stdout is not None
         holder.stdout.readline()
         try:
-            reloading.reload(config, seconds=2.0)
+            reload_client.request_reload(config, seconds=2.0)
         finally:
             holder.kill()
 

@@ -251,9 +251,9 @@ def states(node: Node) -> list[str]:
 def active(node: Node) -> list[int]:
     from ingest.acceptor.scoreboard import Scoreboard
 
-    board = Scoreboard.attach(node.data / "run" / "scoreboard")
+    board = Scoreboard.open_reader(node.data / "run" / "scoreboard")
     assert board is not None
-    return [row.active for row in board.rows()]
+    return [row.active for row in board.list_listeners()]
 
 
 def test_status_tells_of_a_running_node(steady: Node) -> None:
@@ -282,9 +282,9 @@ def test_an_account_that_may_only_read_sees_that_the_node_runs(steady: Node) -> 
         pytest.skip("only root can become another user")
     run_dir = steady.data / "run"
     code = (
-        "import os, sys; from pathlib import Path; from ingest.supervisor.reload_client import is_running\n"
+        "import os, sys; from pathlib import Path; from ingest.filesystem.node_lock import is_node_running\n"
         "os.setgroups([]); os.setgid(int(sys.argv[2])); os.setuid(65534)\n"
-        "print(is_running(Path(sys.argv[1])))"
+        "print(is_node_running(Path(sys.argv[1])))"
     )
     # A group that may read, as operations.md has it for monitoring; the folders above are the test's own.
     for path in (run_dir / "node.lock", run_dir, *run_dir.parents):

@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 import redis
 
-from ingest.supervisor.embedded_queue import binary
-from ingest.supervisor.process import die_with_parent
+from ingest.process import prepare_parent_death_signal
+from ingest.queue.server_program import find_server_program
 from tests.support.nodes import eventually
 
 
@@ -38,7 +38,7 @@ class Valkey:
     def start(self) -> None:
         self.process = subprocess.Popen(
             [
-                str(binary()),
+                str(find_server_program()),
                 "--port",
                 "0",
                 "--unixsocket",
@@ -48,7 +48,7 @@ class Valkey:
                 *self.arguments,
             ],
             stdout=subprocess.DEVNULL,
-            preexec_fn=die_with_parent(signal.SIGKILL),
+            preexec_fn=prepare_parent_death_signal(signal.SIGKILL),
         )
         with contextlib.closing(self.client()) as client:
             eventually(lambda: _answers(client), 10, "valkey answers PING")

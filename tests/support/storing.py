@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from ingest.acceptor.scoreboard import BYTES, FAILED, INSTANCES, Scoreboard
-from ingest.acceptor.store_scp import Caller, Services, StoreSCP
+from ingest.acceptor.store_scp import FullReason, ListenerServices, StoreSCP
 from ingest.dicom.negotiate import AcceptedContext
+from ingest.dicom.part10 import FileMeta
 from ingest.dicom.responses import Response, decode_response
 from ingest.dicom.wire import encode_abort
 from ingest.ext.channel import Channel
@@ -28,8 +29,15 @@ from tests.support.pki import Material
 from tests.support.spools import config
 
 ROW = 3
-CALLER = Caller(
-    "CALLER", "INGEST", "dicom-tls://192.0.2.1:50000", "dicom-tls://192.0.2.2:2762", ("ab" * 32, "CN=caller")
+FILE_META = FileMeta(
+    "",
+    "",
+    "",
+    calling_ae="CALLER",
+    called_ae="INGEST",
+    source_address="dicom-tls://192.0.2.1:50000",
+    receiving_address="dicom-tls://192.0.2.2:2762",
+    certificate=("ab" * 32, "CN=caller"),
 )
 ACCEPTED = {number: AcceptedContext(syntax, transfer) for number, syntax, transfer in CONTEXTS}
 
@@ -39,7 +47,7 @@ class Owner:
     """The connection of a StoreSCP."""
 
     channel: Channel
-    full: str = ""
+    full: FullReason | None = None
     done: int = 0
     notices: list[int] = field(default_factory=list)
 
@@ -52,7 +60,7 @@ class Owner:
     def noticed(self) -> None:
         self.notices.append(self.channel.notices)
 
-    def why_full(self) -> str:
+    def find_full_reason(self) -> FullReason | None:
         return self.full
 
 
@@ -93,9 +101,9 @@ class Association:
                 self.left.append(type(event).__name__)
                 assert not isinstance(event, ControlPDU)
                 if isinstance(event, Command):
-                    self.scp.command(event.context_id, event.data)
+                    self.scp.handle_command(event.context_id, event.data)
                 else:
-                    self.scp.data_set(event)
+                    self.scp.handle_data_set(event)
         except PeerError as error:
             self.error = error
             self.scp.end()
@@ -110,7 +118,7 @@ class Association:
 class Site:
     """What the associations of a listener share."""
 
-    services: Services
+    services: ListenerServices
 
     @property
     def intake(self) -> Intake:
@@ -166,7 +174,7 @@ class Site:
         """An established association, with `material` in TLS; `fast` lets ext.store take what it can."""
         with line(material, windows=windows, **limits) as made:
             owner = Owner(made.channel)
-            scp = StoreSCP(owner, made.channel, made.parser, self.services, CALLER, contexts, limit)
+            scp = StoreSCP(owner, made.channel, made.parser, self.services, FILE_META, contexts, limit)
             made.channel.taker = scp.cycle
             scp.cycle.receiving, scp.cycle.answering = fast, True
             try:
@@ -189,14 +197,14 @@ def site(
     board = Scoreboard.create(folder / "scoreboard")
     with pytest.MonkeyPatch.context() as patch:
         if not working:
-            patch.setattr(spools, "THREADS", 0)
+            patch.setattr(spools, "COMMIT_THREADS", 0)
         spool = Spool.claim(settings.spool_dir, durable=durable, segments=small > 0)
     intake = Intake(
         spool.committer, spool.slot.name, board.counters(ROW), INSTANCES, BYTES, durable=durable, small=small
     )
     try:
         yield Site(
-            Services(
+            ListenerServices(
                 spool,
                 intake,
                 Publisher(settings, spool, intake),

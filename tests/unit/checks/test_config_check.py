@@ -159,7 +159,7 @@ def test_embedded_server_that_does_not_run_is_a_fault(config, monkeypatch, tmp_p
     program = tmp_path / "valkey-server"
     program.write_text("#!/bin/sh\nexit 1\n")
     program.chmod(0o755)
-    monkeypatch.setattr("ingest.supervisor.embedded_queue.binary", lambda: program)
+    monkeypatch.setattr("ingest.queue.server_program.find_server_program", lambda: program)
     (fault,) = check(config())
     assert "does not run" in fault.cause
 

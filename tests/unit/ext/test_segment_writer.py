@@ -148,7 +148,7 @@ def test_the_slot_is_given_back_when_nothing_of_the_listener_is_at_it_any_more(
 
     monkeypatch.setattr(listener.Listener, "serve", serve)
     monkeypatch.setattr(Publisher, "close", closing)
-    assert listener.run(settings, (), Scoreboard.create(tmp_path / "board"), 0) == 0
+    assert listener.run_listener(settings, (), Scoreboard.create(tmp_path / "board"), 0) == 0
     assert held == ["before", "after"]
     successor = Spool.claim(settings.spool_dir, durable=False, segments=True)
     assert successor.slot.name == "L0"
@@ -161,7 +161,7 @@ def test_a_hand_off_that_hangs_keeps_the_slot_until_the_process_ends(
     settings = config(tmp_path, redis_server.url, receive={"durability": "page-cache"})
     monkeypatch.setattr(listener.Listener, "serve", lambda self: None)
     monkeypatch.setattr(Publisher, "close", lambda self, seconds: False)
-    assert listener.run(settings, (), Scoreboard.create(tmp_path / "board"), 0) == 0
+    assert listener.run_listener(settings, (), Scoreboard.create(tmp_path / "board"), 0) == 0
     assert Slot.try_lock(settings.spool_dir, "L0") is None
 
 

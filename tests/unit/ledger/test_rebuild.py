@@ -213,7 +213,7 @@ def test_files_that_a_worker_may_be_about_to_record_are_left_to_it(
     site.receive(Made(sop="1.1"))
     site.work()
     lose_ledger(site)
-    monkeypatch.setattr("ingest.supervisor.reload_client.workers_run", lambda _: True)
+    monkeypatch.setattr("ingest.filesystem.node_lock.are_workers_running", lambda _: True)
     assert rebuild(site) == 1
     assert site.instances() == []
     monkeypatch.setattr(rebuilding, "YOUNG_SECONDS", 0.001)

@@ -9,7 +9,7 @@ import pytest
 from ingest.config.model import Config
 from ingest.config.rules import SectionNames, check_rules
 from ingest.ledger.retention import StoredInstance, StoredStudy
-from ingest.supervisor.generation import ALL_ROLES, plan
+from ingest.supervisor.generation import ALL_ROLES, plan_worker_slots
 from ingest.workers.retention.policy import (
     DAY_MS,
     RetentionDecision,
@@ -189,5 +189,5 @@ def test_contradictions_are_faults(
 def test_node_has_one_remover_where_something_is_to_be_removed(
     section: dict[str, float | str], count: int
 ) -> None:
-    places = plan(Config.model_validate({"retention": section}), ALL_ROLES)
+    places = plan_worker_slots(Config.model_validate({"retention": section}), ALL_ROLES)
     assert [place.role for place in places].count("retain") == count

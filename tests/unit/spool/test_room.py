@@ -114,7 +114,7 @@ def test_status_and_check_say_that_a_running_node_refuses(
     settings = Config.model_validate({"node": {"data_dir": tmp_path}, "retention": retention})
     settings.run_dir.mkdir(parents=True)
     store_capacity.write_store_full(settings.run_dir, FULL)
-    monkeypatch.setattr("ingest.supervisor.reload_client.is_running", lambda _: running)
+    monkeypatch.setattr("ingest.filesystem.node_lock.is_node_running", lambda _: running)
     assert gather(settings)["store"]["full"] == said
     faults = [fault for fault in check(settings) if fault.key == "retention.max_bytes"]
     assert [said in fault.cause and not fault.is_note for fault in faults] == ([True] if said else [])

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from ingest.acceptor.store_scp import FullReason
 from ingest.dicom import dimse
 from ingest.ext.channel import PAUSED
 from ingest.ext.cstore_codec import StoreContext
@@ -276,10 +277,10 @@ def test_an_association_that_cannot_be_answered_does_not_keep_others_back(
 
 def test_a_full_spool_takes_nothing(cached: Site) -> None:
     with cached.association() as association:
-        cached.intake.full, association.owner.full = True, "no room"
+        cached.intake.full, association.owner.full = True, FullReason("no room")
         association.feed(instance(1))
         assert statuses(association) == [(1, 0xA700)]
-        cached.intake.full, association.owner.full = False, ""
+        cached.intake.full, association.owner.full = False, None
         association.feed(instance(2))
         assert statuses(association) == [(2, 0)]
 

@@ -2,7 +2,7 @@
 
 import struct
 from collections.abc import Iterator
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -17,9 +17,18 @@ from ingest.dicom.uids import is_valid_uid
 from ingest.ext.encode import encode_p_data
 from tests.faults.caller import CONTEXTS, MR, VERIFICATION, data_pdus
 from tests.support.instances import CT, EXPLICIT, IMPLICIT, Made, element, implicit
-from tests.support.storing import CALLER, Association, Site, site
+from tests.support.storing import FILE_META, Association, Site, site
 
 UID = "1.2.3.4"
+
+
+def _file_meta(sop_class: str, sop_instance: str, transfer_syntax: str) -> FileMeta:
+    return replace(
+        FILE_META,
+        sop_class_uid=sop_class,
+        sop_instance_uid=sop_instance,
+        transfer_syntax_uid=transfer_syntax,
+    )
 
 
 @dataclass
@@ -90,7 +99,7 @@ def test_a_sound_instance_is_taken_and_answered_byte_for_byte(
         assert association.left == []
         response = dimse.store_response(request, 0)
         assert association.line.heard() == encode_p_data(number, response, 0)
-        head = encode_file_meta(FileMeta(sop_class, instance, transfer, *astuple(CALLER)))
+        head = encode_file_meta(_file_meta(sop_class, instance, transfer))
         assert alone.take_files() == [("dcm", head + data)]
         assert alone.counters() == (1, len(data), 0)
     stream = encode_p_data(number, dimse.store_request(1, sop_class, instance), 0) + data_pdus(number, data)
@@ -265,7 +274,7 @@ def test_a_data_set_of_another_instance_is_left_to_python(
         response = decode_response(association.line.heard()[12:])
         assert (response.status, response.message_id) == (status, 1)
         kept = [(suffix, len(made.data_set))] if quarantine or not status else []
-        meta = encode_file_meta(FileMeta(CT, sop, EXPLICIT, *astuple(CALLER)))
+        meta = encode_file_meta(_file_meta(CT, sop, EXPLICIT))
         files = alone.take_files()
         assert [(name, len(content) - len(meta)) for name, content in files] == kept
         assert all(content == meta + made.data_set for _, content in files)

@@ -9,7 +9,7 @@ import pytest
 
 from ingest.config.model import Config, Receive
 from ingest.cores import usable_cores
-from ingest.supervisor.generation import plan
+from ingest.supervisor.generation import plan_worker_slots
 
 
 def groups(folder: Path, line: str, **files: str) -> tuple[Path, Path]:
@@ -72,5 +72,5 @@ def test_a_process_bound_to_one_core_plans_for_one() -> None:
 def test_a_node_has_a_listener_for_each_usable_core(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ingest.supervisor.generation.usable_cores", lambda: 3)
     listen = frozenset({"listen"})
-    assert len(plan(Config(), listen)) == 3
-    assert len(plan(Config(receive=Receive(processes=5)), listen)) == 5
+    assert len(plan_worker_slots(Config(), listen)) == 3
+    assert len(plan_worker_slots(Config(receive=Receive(processes=5)), listen)) == 5

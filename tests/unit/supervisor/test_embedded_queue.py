@@ -104,7 +104,7 @@ def test_its_socket_is_open_to_its_user_alone(
 ) -> None:
     queue = started(make_queue(tmp_path / name))
     assert queue.socket.stat().st_mode & 0o077 == 0
-    for folder in (*queue._own_folders(), queue.folder):
+    for folder in (*queue._list_own_folders(), queue.folder):
         assert folder.stat().st_mode & 0o077 == 0
     assert psutil.Process(queue.process.pid if queue.process else 0).net_connections("tcp") == []
 
@@ -299,7 +299,7 @@ def test_it_keeps_nothing_on_a_disk_that_is_full(
         connection.set("key", "value")
         assert connection.config_get("appendonly")["appendonly"] == "no"
         (small_disk / "fill").unlink()
-        queue.keep_log(wanted=True)
+        queue.set_persistence(wanted=True)
         eventually(lambda: list((queue.folder / "appendonlydir").glob("*.base.rdb")), 10, "its log")
         connection.set("key", "another")
     queue.stop()
@@ -317,7 +317,7 @@ def test_files_that_it_cannot_read_are_set_aside(
             path.write_bytes(b"\0" * 4096)
         queue.start()
         assert not queue.wait_ready(10), "what a power cut leaves is not read"
-        queue.set_aside()
+        queue.set_files_aside()
         started(queue)
         with client(tmp_path) as connection:
             assert connection.get("key") is None
