@@ -10,7 +10,7 @@ import struct
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
-from ingest.dicom.dimse import store_request
+from ingest.dicom.dimse import encode_store_request
 from ingest.ext.encode import encode_p_data
 
 CT_IMAGE: Final = "1.2.840.10008.5.1.4.1.1.2"
@@ -61,7 +61,7 @@ class Message:
         full, rest = divmod(self.data_bytes - len(first), step)
         if full and not rest:
             full, rest = full - 1, step  # the last fragment is marked
-        command = encode_p_data(1, store_request(1, CT_IMAGE, uid), pdu)
+        command = encode_p_data(1, encode_store_request(1, CT_IMAGE, uid), pdu)
         self._head = bytearray(command + _fragment(first, last=not rest))
         middle, tail = _fragment(filler, last=False), _fragment(filler[:rest], last=True) if rest else b""
         together = max(1, BLOCK // len(middle))

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from ingest.dicom.dimse import store_request
+from ingest.dicom.dimse import encode_store_request
 from ingest.ext.encode import encode_p_data
 
 CT_IMAGE = "1.2.840.10008.5.1.4.1.1.2"
@@ -44,7 +44,7 @@ class Stream:
 
 def command(message_id: int = 1) -> bytes:
     """A C-STORE-RQ command set."""
-    return store_request(message_id, CT_IMAGE, "1.2.826.0.1.3680043.8.498.1")
+    return encode_store_request(message_id, CT_IMAGE, "1.2.826.0.1.3680043.8.498.1")
 
 
 def data_set(size: int) -> bytes:

@@ -1,8 +1,8 @@
-"""Alarms: conditions of a running node that a person must hear of, as small files in `run/alarms/`.
+"""Alarms: conditions of a running node that need a person, kept as small files in `run/alarms/`.
 
 A process raises an alarm when a condition begins and clears it when the condition has ended. `ingest status`
-lists the alarms that stand. Alarms that the ledger or the spool can tell by itself (instances in quarantine,
-dead deliveries) are computed by `ingest.status.report` and are not kept here.
+lists the alarms that stand. `ingest.status.report` computes alarms that follow from ledger or
+spool, such as instances in quarantine and dead deliveries. They are not kept here.
 
 An alarm never blocks or fails the work of the process that raises it: if the disk is full, the log line is
 all that remains. Texts hold no patient data: UIDs and AE titles at most.
@@ -24,9 +24,9 @@ from ingest.clock import unix_ms
 
 FOLDER: Final = "alarms"
 QUARANTINE_FULL: Final = "quarantine_full"
-"""Copies of what was refused have reached `[receive] quarantine_max_bytes`."""
+"""Alarm: copies of refused data sets have reached `[receive] quarantine_max_bytes`."""
 BOUNDED_ALARM: Final = "replacements_bounded"
-"""One for each destination: it is sent no more objects of a SOP instance UID for now."""
+"""Alarm of a destination: no more objects of one SOP Instance UID are sent to it for now."""
 
 _NAME: Final = re.compile(r"[a-z0-9_]+(\.[A-Za-z0-9_.-]{1,80})?")
 
@@ -34,7 +34,7 @@ log = structlog.get_logger()
 
 
 class Severity(StrEnum):
-    """How bad a condition is; `ingest status` exits with 1 for DEGRADED and with 2 for FAILING."""
+    """Severity of a condition. `ingest status` exits with 1 for DEGRADED and with 2 for FAILING."""
 
     DEGRADED = "degraded"
     FAILING = "failing"
@@ -42,15 +42,16 @@ class Severity(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Alarm:
-    """A condition that stands.
+    """A condition that has begun and not ended.
 
     Attributes:
-        name: Which condition, in snake_case; `condition.SUBJECT` where there may be one for each subject,
+        name: Name of the condition in snake_case, or `condition.SUBJECT` if there may be one for each
+        subject,
             such as `replacements_bounded.PACS`. The subject is a configured name, never patient data.
-        cause: What happened, in one sentence.
-        remedy: What to do about it: a command or a setting.
+        cause: The cause, in one sentence.
+        remedy: The next step: a command or a setting.
         severity: DEGRADED while the node still serves its purpose, otherwise FAILING.
-        since_ms: When the condition began, in Unix milliseconds.
+        since_ms: Begin of the condition, in Unix milliseconds.
     """
 
     name: str
@@ -63,17 +64,17 @@ class Alarm:
 def raise_alarm(
     run_dir: Path, name: str, cause: str, remedy: str, *, severity: Severity = Severity.DEGRADED
 ) -> None:
-    """Raise an alarm, or renew its texts if it stands already; logs it when it begins.
+    """Raise an alarm, or update its texts if it stands already. The log gets a line when it begins.
 
     Args:
-        run_dir: `Config.run_dir` of the node.
-        name: As `Alarm.name`.
-        cause: As `Alarm.cause`.
-        remedy: As `Alarm.remedy`.
-        severity: As `Alarm.severity`.
+        run_dir: Run folder of the node.
+        name: `Alarm.name`.
+        cause: `Alarm.cause`.
+        remedy: `Alarm.remedy`.
+        severity: `Alarm.severity`.
 
     Raises:
-        ValueError: The name could not be a file's.
+        ValueError: The name is no file name.
     """
     path = _path(run_dir, name)
     standing = _read(path)
@@ -81,7 +82,7 @@ def raise_alarm(
         log.error("alarm_raised", alarm=name, cause=cause, remedy=remedy)
     since_ms = standing.since_ms if standing else unix_ms()
     text = json.dumps(asdict(Alarm(name, cause, remedy, severity, since_ms)))
-    # Several processes may raise one alarm at a time: each writes a file of its own and renames it.
+    # Several processes may raise one alarm at the same time. Each writes its own file and renames it.
     new = path.with_name(f".{os.getpid()}.{path.name}")
     with contextlib.suppress(OSError):
         path.parent.mkdir(mode=0o750, parents=True, exist_ok=True)
@@ -90,7 +91,7 @@ def raise_alarm(
 
 
 def clear_alarm(run_dir: Path, name: str) -> None:
-    """Clear an alarm; does nothing if it does not stand.
+    """Clear an alarm, if it stands.
 
     Raises:
         ValueError: As `raise_alarm`.
@@ -101,7 +102,7 @@ def clear_alarm(run_dir: Path, name: str) -> None:
 
 
 def clear_alarms_of_others(run_dir: Path, condition: str, subjects: Collection[str]) -> None:
-    """Clear alarms of a condition whose subject is none of these any more, such as a removed destination."""
+    """Clear alarms of a condition whose subject is not among `subjects`, such as a removed destination."""
     for alarm in standing_alarms(run_dir):
         name, _, subject = alarm.name.partition(".")
         if name == condition and subject not in subjects:
@@ -109,7 +110,7 @@ def clear_alarms_of_others(run_dir: Path, condition: str, subjects: Collection[s
 
 
 def standing_alarms(run_dir: Path) -> list[Alarm]:
-    """The alarms that stand, the worst and oldest first; those that cannot be read are left out."""
+    """Return the readable alarms that stand, the worst and oldest first."""
     with contextlib.suppress(OSError):
         paths = [path for path in (run_dir / FOLDER).iterdir() if not path.name.startswith(".")]
         found = [alarm for alarm in map(_read, paths) if alarm is not None]

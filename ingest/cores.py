@@ -1,4 +1,4 @@
-"""How many processor cores this process may use, by its affinity mask and its control groups."""
+"""Number of processor cores that this process may use, by its affinity mask and control groups."""
 
 import math
 import os
@@ -16,8 +16,8 @@ def usable_cores(cgroups: Path = CGROUPS, membership: Path = _MEMBERSHIP) -> int
     A container often sees all cores of its host, but may use only a part of them.
 
     Args:
-        cgroups: Where the control groups are mounted.
-        membership: The file that names the groups of this process (cgroups(7)).
+        cgroups: Mount point of the control groups.
+        membership: File that names the groups of this process (cgroups(7)).
     """
     allowed = len(os.sched_getaffinity(0))
     quota = _quota(cgroups, membership)
@@ -25,7 +25,7 @@ def usable_cores(cgroups: Path = CGROUPS, membership: Path = _MEMBERSHIP) -> int
 
 
 def _quota(cgroups: Path, membership: Path) -> float | None:
-    """The smallest quota of this process's groups, in cores; None without one."""
+    """Return the smallest quota of this process's groups, in cores; None without one."""
     try:
         lines = membership.read_text().splitlines()
     except OSError:
@@ -41,8 +41,8 @@ def _quota(cgroups: Path, membership: Path) -> float | None:
 
 
 def _quotas(root: Path, path: str, read: Callable[[Path], float | None]) -> Iterator[float]:
-    """The quotas of a group and of those above it: each of them binds."""
-    # In a container the path may start at the host's root, and only the container's own group is mounted.
+    """Yield the quotas of a group and of the groups above it. Each of them limits the process."""
+    # In a container the path may start at the root of the host, but only the container's group is mounted.
     group = root / path.lstrip("/")
     for folder in (group, *group.parents):
         quota = read(folder)
@@ -53,7 +53,7 @@ def _quotas(root: Path, path: str, read: Callable[[Path], float | None]) -> Iter
 
 
 def _read_v2(folder: Path) -> float | None:
-    """cpu.max: microseconds of each period, or "max" (cgroup v2)."""
+    """Read cpu.max: microseconds of each period, or "max" (cgroup v2)."""
     try:
         quota, period = (folder / "cpu.max").read_text().split()
         return int(quota) / int(period) if quota != "max" else None
@@ -62,7 +62,7 @@ def _read_v2(folder: Path) -> float | None:
 
 
 def _read_v1(folder: Path) -> float | None:
-    """cpu.cfs_quota_us and cpu.cfs_period_us; -1 is none (cgroup v1)."""
+    """Read cpu.cfs_quota_us and cpu.cfs_period_us; -1 is no quota (cgroup v1)."""
     try:
         quota = int((folder / "cpu.cfs_quota_us").read_text())
         return quota / int((folder / "cpu.cfs_period_us").read_text()) if quota > 0 else None

@@ -17,7 +17,7 @@ import structlog
 from structlog.typing import EventDict, Processor, WrappedLogger
 
 from ingest.errors import BootError
-from ingest.filesystem.calls import TROUBLE
+from ingest.filesystem.calls import TRANSIENT_ERRNOS
 
 LEVELS: Final = {
     "debug": logging.DEBUG,
@@ -51,7 +51,7 @@ class LogFile:
             try:
                 descriptor = os.open(file, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o640)
             except OSError as error:
-                if error.errno in TROUBLE and self._descriptor == _STDERR:
+                if error.errno in TRANSIENT_ERRNOS and self._descriptor == _STDERR:
                     structlog.get_logger().error("log_file_away", file=str(file), error=error.strerror)
                     return
                 remedy = "let this user write it, or name another file"

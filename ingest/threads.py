@@ -1,10 +1,11 @@
-"""Threads of the node: none of them ends without being noticed.
+"""Threads of the node. No thread that a process needs can end unnoticed.
 
-A Python thread that raises ends, and the process goes on without it: nothing more would be handed off, woken
-or made durable, and nobody would hear of it. A `guard`ed thread takes its process with it, and the supervisor
-starts another one with a growing pause. Nothing is lost thereby: spool and ledger are the truth.
+A Python thread that raises ends silently, and its process continues. Nothing would be published, woken or
+committed
+any more. A guarded thread ends its process instead, and the supervisor forks another one with a growing
+pause. Nothing is lost, because spool and ledger are the truth (INVARIANT 2).
 
-Every thread of `ingest` and `workers` is started here; a test keeps it so.
+Every thread of `ingest` and `workers` is started here. A test checks that.
 """
 
 import contextlib
@@ -16,50 +17,50 @@ from typing import Final
 import structlog
 
 THREAD_EXIT: Final = 4
-"""Exit code of a process that one of its threads has ended."""
+"""Exit code of a process that ended because one of its threads died."""
 
 log = structlog.get_logger()
 
 
-def guard(name: str, body: Callable[[], object], may_end: Callable[[], bool]) -> threading.Thread:
-    """Start a thread that the process cannot do without.
+def start_guarded(name: str, body: Callable[[], object], may_end: Callable[[], bool]) -> threading.Thread:
+    """Start a thread that the process needs. If the thread ends too early, the process ends.
 
     Args:
-        name: Of the thread, for the log.
-        body: What it does.
-        may_end: Tells, when `body` has returned, whether it was told to. A `body` that raises, or that
-            returns without being told to, ends the process with `THREAD_EXIT`.
+        name: Name of the thread, for the log.
+        body: Function that the thread runs.
+        may_end: Called when `body` has returned; says whether it was asked to. If `body` raises, or returns
+            without being asked to, the process ends with `THREAD_EXIT`.
 
     Returns:
-        The running thread. It is a daemon: an owner that wants it to finish joins it.
+        The running thread, a daemon. An owner that waits for its end joins it.
 
     Raises:
-        RuntimeError: There cannot be another thread now.
+        RuntimeError: The system allows no other thread now.
     """
 
     def run() -> None:
         try:
             body()
-        except BaseException as error:  # a SystemExit, too, would end this thread alone
+        except BaseException as error:  # also a SystemExit would end only this thread
             _end_process(name, error)
         if not may_end():
             _end_process(name, None)
 
-    return _started(name, run)
+    return _start(name, run)
 
 
-def once(name: str, body: Callable[[], object]) -> threading.Thread:
-    """Start a thread for one short task; what it raises is logged, and the process goes on.
+def start_task(name: str, body: Callable[[], object]) -> threading.Thread:
+    """Start a thread for one short task. An exception is logged, and the process continues.
 
     Args:
-        name: Of the thread, for the log.
-        body: The task. An owner that waits for a result learns of a failure from `body` itself.
+        name: Name of the thread, for the log.
+        body: The task. It reports its result, or its failure, to its owner by itself.
 
     Returns:
         The running thread, a daemon.
 
     Raises:
-        RuntimeError: There cannot be another thread now.
+        RuntimeError: The system allows no other thread now.
     """
 
     def run() -> None:
@@ -68,18 +69,18 @@ def once(name: str, body: Callable[[], object]) -> threading.Thread:
         except Exception as error:
             log.error("task_failed", thread=name, exc_info=error)
 
-    return _started(name, run)
+    return _start(name, run)
 
 
-def _started(name: str, run: Callable[[], None]) -> threading.Thread:
+def _start(name: str, run: Callable[[], None]) -> threading.Thread:
     thread = threading.Thread(target=run, name=name, daemon=True)
     thread.start()
     return thread
 
 
 def _end_process(name: str, error: BaseException | None) -> None:
-    # Nothing that may fail, such as a log, may keep the process alive. `os._exit` runs no handlers: other
-    # threads may hold any lock.
+    # A failing log must not keep the process alive. `os._exit` runs no exit handlers, because other threads
+    # may have any lock that a handler needs.
     with contextlib.suppress(BaseException):
         log.critical(
             "thread_died",

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Final
 
 from ingest.errors import BootError
-from ingest.filesystem.locks import kernel_token, lock
+from ingest.filesystem.locks import read_kernel_token, try_lock
 
 _FULL_OR_FAILING: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.ENOLCK})
 
@@ -58,7 +58,7 @@ def _lock_free_slot(run_dir: Path, kind: str) -> tuple[str, int]:
     for number in itertools.count():
         fd = os.open(run_dir / f"{kind}.{number}.lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o640)
         try:
-            if lock(fd):
+            if try_lock(fd):
                 return str(number), fd
         except BaseException:
             os.close(fd)
@@ -71,6 +71,6 @@ def _compute_token(run_dir: Path) -> str:
     """Compute eight hexadecimal digits that only processes of this kernel with this folder share."""
     with contextlib.suppress(OSError):
         status = run_dir.stat()
-        identity = f"{kernel_token()} {status.st_dev} {status.st_ino}"
+        identity = f"{read_kernel_token()} {status.st_dev} {status.st_ino}"
         return hashlib.sha256(identity.encode()).hexdigest()[:8]
     return secrets.token_hex(4)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 import structlog
 
 from ingest.acceptor.association import Association
-from ingest.dicom.part10 import presentation_address
+from ingest.dicom.part10 import format_presentation_address
 from ingest.dicom.state_table import State
 from ingest.ext.channel import BLOCKED, CLOSED, ENDED, PAUSED, UNREAD, Channel
 from ingest.ext.errors import PeerError
@@ -77,8 +77,8 @@ class Connection:
         self._opened_at = self._owed_response_at = listener.now()
         self.address = str(peer[0])
         is_tls = self._tls is not None
-        self.uri = presentation_address(self.address, peer[1], tls=is_tls)
-        self.receiver = presentation_address(*accepted.getsockname()[:2], tls=is_tls)
+        self.uri = format_presentation_address(self.address, peer[1], tls=is_tls)
+        self.receiver = format_presentation_address(*accepted.getsockname()[:2], tls=is_tls)
         self.identity: CertificateIdentity | None = None
         self.tls_version = ""
 

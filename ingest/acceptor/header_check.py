@@ -7,10 +7,10 @@ from ingest.dicom.dimse import Status
 from ingest.dicom.instance_header import (
     SOP_CLASS_UID,
     SOP_INSTANCE_UID,
-    Header,
+    DataSetHeader,
     begins_with_file_meta,
-    plain_uid,
-    read_header,
+    read_data_set_header,
+    strip_uid_padding,
 )
 
 TAGS: Final = (SOP_CLASS_UID, SOP_INSTANCE_UID)
@@ -66,19 +66,19 @@ def check_header(
         return StoreResult(Status.CANNOT_UNDERSTAND, "the data set is empty")
     if begins_with_file_meta(fd, offset, transfer_syntax):
         return StoreResult(Status.CANNOT_UNDERSTAND, "the data set begins with group 0002")
-    header = read_header(fd, offset, length, transfer_syntax, TAGS, header_max_bytes)
+    header = read_data_set_header(fd, offset, length, transfer_syntax, TAGS, header_max_bytes)
     for tag, name, expected in (
         (SOP_CLASS_UID, "SOP Class UID", sop_class),
         (SOP_INSTANCE_UID, "SOP Instance UID", sop_instance),
     ):
-        if header.uid(tag) not in {"", plain_uid(expected)}:
+        if header.uid(tag) not in {"", strip_uid_padding(expected)}:
             return StoreResult(Status.DATA_SET_MISMATCH, f"{name} differs between command and data set")
     if is_unreadable(header):
         return StoreResult(Status.CANNOT_UNDERSTAND, f"unreadable: {header.remarks[0]}"[:64])
     return SUCCESS
 
 
-def is_unreadable(header: Header) -> bool:
+def is_unreadable(header: DataSetHeader) -> bool:
     """Return whether a damaged data set has no requested attribute, or ends before its SOP Instance UID."""
     if header.is_empty:
         return header.is_whole and bool(header.damage)

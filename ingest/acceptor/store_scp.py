@@ -33,7 +33,7 @@ from ingest.acceptor.scoreboard import BYTES, FAILED, INSTANCES, Scoreboard
 from ingest.dicom import dimse
 from ingest.dicom.dimse import EchoRequest, OtherRequest, Status, StoreRequest
 from ingest.dicom.negotiate import AcceptedContext
-from ingest.dicom.part10 import FileMeta, encode_file_meta, file_meta_parts
+from ingest.dicom.part10 import FileMeta, encode_file_meta, split_file_meta
 from ingest.dicom.uids import VERIFICATION, is_valid_uid
 from ingest.ext.channel import Channel
 from ingest.ext.cstore_codec import StoreContext
@@ -167,7 +167,7 @@ class StoreSCP:
                 context_id,
                 context.abstract_syntax,
                 context.transfer_syntax,
-                *file_meta_parts(self._make_file_meta(context.abstract_syntax, "", context.transfer_syntax)),
+                *split_file_meta(self._make_file_meta(context.abstract_syntax, "", context.transfer_syntax)),
             )
             for context_id, context in contexts.items()
             if context.abstract_syntax != VERIFICATION and is_valid_uid(context.abstract_syntax)
@@ -278,7 +278,7 @@ class StoreSCP:
         """Decide before the first byte of the data set whether to keep it."""
         if self.cycle.is_outstanding(request.message_id):
             return StoreResult(Status.DUPLICATE_INVOCATION, f"message {request.message_id} is outstanding")
-        fault = dimse.store_fault(request, context.abstract_syntax)
+        fault = dimse.find_store_fault(request, context.abstract_syntax)
         if fault is not None:
             return StoreResult(*fault)
         full = self._owner.find_full_reason()
@@ -356,11 +356,11 @@ class StoreSCP:
                 **({"remedy": result.remedy} if result.remedy else {}),
             )
         if isinstance(request, StoreRequest):
-            response = dimse.store_response(request, result.status, result.comment)
+            response = dimse.encode_store_response(request, result.status, result.comment)
         elif isinstance(request, EchoRequest):
-            response = dimse.echo_response(request)
+            response = dimse.encode_echo_response(request)
         else:
-            response = dimse.unsupported_response(request)
+            response = dimse.encode_unsupported_response(request)
         self._owner.respond(message.context_id, response)
         self.cycle.remove(request.message_id)
 

@@ -40,11 +40,11 @@ from ingest.filesystem.calls import (
     NO_FOLDER_SYNC,
     NO_LINK,
     Mount,
-    mount_of,
+    find_mount,
     rename_exclusively,
     sync_folder_fd,
 )
-from ingest.filesystem.locks import lock
+from ingest.filesystem.locks import try_lock
 from ingest.queue.client import SOCKET_PATH_BYTES
 
 NAME_BYTES: Final = 255
@@ -85,7 +85,7 @@ def faults(config: Config, roles: Collection[str] = ROLES) -> Iterator[Fault]:
     looked: dict[tuple[str, str], str] = {}
     for key, path, calls in _folders(config, roles):
         there = nearest(path)
-        mount = mount_of(there)
+        mount = find_mount(there)
         try:
             lacks = list(probe(there, calls))
         except OSError:
@@ -262,7 +262,7 @@ def _lock(folder: Path, _: int) -> Iterator[Lack]:
     fds = [os.open(folder / "lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600) for _ in range(2)]
     remedy = "mount it with locks (NFS: version 4, or 3 with rpc.statd), or name another folder"
     try:
-        if not lock(fds[0]) or lock(fds[1]):
+        if not try_lock(fds[0]) or try_lock(fds[1]):
             yield Lack("it has locks that exclude nobody", remedy)
     except OSError as error:
         yield Lack(f"it has no locks: {_answer(error)}", remedy)
@@ -308,7 +308,7 @@ def _mapping(folder: Path, _: int) -> Iterator[Lack]:
 
 
 def _for_sqlite(folder: Path, _: int) -> Iterator[Lack]:
-    mount: Mount = mount_of(folder)
+    mount: Mount = find_mount(folder)
     if mount.kind in _NOT_FOR_SQLITE:
         cause = "SQLite is safe there for as long as only this host uses it"
         yield Lack(cause, "put node.data_dir on a disk of this host, or use PostgreSQL", kind=FaultKind.NOTE)

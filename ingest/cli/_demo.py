@@ -26,7 +26,7 @@ from ingest import threads
 from ingest.acceptor.header_check import SUCCESS, check_header
 from ingest.config.model import TLS, Config, Receive
 from ingest.config.reader import load_config
-from ingest.dicom.padding import is_odd
+from ingest.dicom.padding import has_odd_value
 from ingest.dicom.part10 import read_file_meta
 from ingest.dicom.uids import DEFLATED
 from ingest.errors import DemoError, IngestError, LedgerError
@@ -144,7 +144,7 @@ def _real_files() -> list[SendableFile]:
 
 
 def _is_sound(item: SendableFile) -> bool:
-    if is_odd(item.size, item.transfer_syntax_uid):
+    if has_odd_value(item.size, item.transfer_syntax_uid):
         return False
     with item.path.open("rb") as file:
         verdict = check_header(
@@ -198,7 +198,7 @@ def _port(process: subprocess.Popen[str], log: Path) -> int:
 
     if process.stdout is None:
         raise DemoError("the node has no standard output")
-    reader = threads.once("reader", partial(read, process.stdout))
+    reader = threads.start_task("reader", partial(read, process.stdout))
     reader.join(READY_SECONDS)
     if not lines or not lines[0].startswith("ready"):
         raise DemoError(f"the node does not get ready; see {log}")
@@ -224,7 +224,7 @@ def _send_and_watch(
             "delivered": bars.add_task("delivered, says the node", total=len(paths)),
             "arrived": bars.add_task("in store and ledger of the remote", total=len(paths)),
         }
-        sender = threads.once(
+        sender = threads.start_task(
             "sender",
             lambda: results.append(
                 send_files(target, paths, JOBS, lambda p: bars.update(sent, completed=p.files))

@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 from ingest.config import retention_rules, route_rules
 from ingest.config.faults import Fault
 from ingest.config.model import TLS, Config, Destination
-from ingest.dicom.statuses import StatusPattern, says_stored_only
+from ingest.dicom.statuses import StatusPattern, means_stored_only
 from ingest.ext.tls_context import TLS_1_0, TLS_1_1, TLS_1_2, TLS_1_3, Context
 
 TLS_VERSIONS = {
@@ -259,7 +259,7 @@ def _check_statuses(key: str, destination: Destination) -> Iterator[Fault]:
                 remedy = 'write four hexadecimal digits, x for any digit, as "C211" or "Cxxx"'
                 yield Fault(f"{key}.{here}", str(error), remedy)
                 continue
-            if says_stored_only(pattern):
+            if means_stored_only(pattern):
                 cause = f"{pattern} means that the remote has stored the instance, so it is delivered"
                 yield Fault(f"{key}.{here}", cause, "remove it")
             elif first.setdefault(pattern, here) != here:

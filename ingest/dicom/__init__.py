@@ -1,1 +1,1 @@
-"""PS3.7, PS3.8 and PS3.10 without I/O of their own: what to send and what was received, as values."""
+"""DICOM messages, files and associations (PS3.7, PS3.8, PS3.10) as values and pure functions, without I/O."""

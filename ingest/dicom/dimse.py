@@ -1,6 +1,6 @@
 """DIMSE messages of Verification and Storage as values (PS3.7 9.1 and 9.3).
 
-Requests are read and written here, responses written; `ingest.dicom.responses` reads them.
+This module reads and writes requests, and writes responses. `ingest.dicom.responses` reads responses.
 """
 
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ C_CANCEL_RQ = 0x0FFF
 _RESPONSE = 0x8000
 
 NO_DATA_SET = 0x0101
-"""(0000,0800) Command Data Set Type, PS3.7 9.3: any other value says that a data set follows."""
+"""(0000,0800) Command Data Set Type, PS3.7 9.3. Any other value announces a data set."""
 _DATA_SET = 0x0001
 
 _COMMENT_LENGTH = 64  # PS3.5 6.2, VR LO
@@ -27,7 +27,7 @@ _GROUP_LENGTH: Final = b"\0\0\0\0\4\0\0\0"  # (0000,0000), before its value of f
 _KINDS_MAX: Final = 256
 
 _Kind = tuple[bytes, bytes]
-"""A command set around its message ID, without its group length and the value of its SOP instance UID."""
+"""Bytes of a command set before and after its message ID, without group length and SOP instance UID."""
 
 
 class Status(IntEnum):
@@ -51,7 +51,7 @@ class Status(IntEnum):
 class StoreRequest:
     """C-STORE-RQ (PS3.7 Table 9.3-1).
 
-    UIDs are as received: empty when missing, and not to be trusted before `store_fault` has seen them.
+    UIDs are as received, and empty when missing. `find_store_fault` checks them.
     """
 
     message_id: int
@@ -64,7 +64,7 @@ class StoreRequest:
 
 @dataclass(frozen=True, slots=True)
 class EchoRequest:
-    """C-ECHO-RQ (PS3.7 Table 9.3-12); a data set is not foreseen, but is to be drained if announced."""
+    """C-ECHO-RQ (PS3.7 Table 9.3-12). It has no data set, but one that is announced must be drained."""
 
     message_id: int
     has_data_set: bool = False
@@ -72,7 +72,7 @@ class EchoRequest:
 
 @dataclass(frozen=True, slots=True)
 class OtherRequest:
-    """A request that is not served here; a C-CANCEL-RQ (0FFFH) has the ID of what it cancels."""
+    """A request of an operation that the node does not offer. `message_id` of a C-CANCEL-RQ is its target."""
 
     command_field: int
     message_id: int
@@ -81,7 +81,7 @@ class OtherRequest:
 
     @property
     def wants_response(self) -> bool:
-        """False for C-CANCEL-RQ alone (PS3.7 9.3.2.3)."""
+        """Whether the request gets a response: every one but C-CANCEL-RQ (PS3.7 9.3.2.3)."""
         return self.command_field != C_CANCEL_RQ
 
 
@@ -89,11 +89,13 @@ Request = StoreRequest | EchoRequest | OtherRequest
 
 
 def decode_request(data: bytes) -> Request:
-    """The request in a command set.
+    """Decode the request in a command set.
+
+    Elements that the operation does not need may be odd or missing.
 
     Raises:
-        PeerError: The command set is broken, lacks what every request has, is a response, or is a
-            C-STORE-RQ without a data set. Elements that the operation does not need may be odd or missing.
+        PeerError: The command set is invalid, lacks an element of every request, is a response, or is a
+            C-STORE-RQ without a data set.
     """
     elements = decode_command(data)
     field = _integer(elements, "CommandField")
@@ -120,15 +122,15 @@ def decode_request(data: bytes) -> Request:
     return OtherRequest(field, message_id, has_data_set, sop_class)
 
 
-def store_fault(request: StoreRequest, abstract_syntax: str) -> tuple[Status, str] | None:
-    """What refuses a C-STORE-RQ before its data set is looked at: (status, error comment), or None.
+def find_store_fault(request: StoreRequest, abstract_syntax: str) -> tuple[Status, str] | None:
+    """Return status and Error Comment that refuse a C-STORE-RQ before its data set; None if it is sound.
 
     Args:
         request: The request.
-        abstract_syntax: That of the presentation context on which it came; PS3.7 9.1.1.1.2 wants it to be
-            the class.
+        abstract_syntax: Abstract syntax of its presentation context. PS3.7 9.1.1.1.2 demands that it is the
+            SOP class.
     """
-    # On a context for C-ECHO nothing is stored: its caller may be one that is not allowed to.
+    # Never store on a context for C-ECHO. Its requestor may not have the permission to store.
     if request.sop_class_uid != abstract_syntax or abstract_syntax == VERIFICATION:
         return Status.SOP_CLASS_NOT_SUPPORTED, "SOP class is not that of the presentation context"
     if not is_valid_uid(request.sop_instance_uid):
@@ -136,7 +138,7 @@ def store_fault(request: StoreRequest, abstract_syntax: str) -> tuple[Status, st
     return None
 
 
-def store_request(
+def encode_store_request(
     message_id: int,
     sop_class_uid: str,
     sop_instance_uid: str,
@@ -145,7 +147,7 @@ def store_request(
     move_originator_ae: str = "",
     move_originator_message_id: int | None = None,
 ) -> bytes:
-    """The command set of a C-STORE-RQ (PS3.7 Table 9.3-1); priority 0 medium, 1 high, 2 low.
+    """Encode a C-STORE-RQ (PS3.7 Table 9.3-1). Priority 0 is medium, 1 high, 2 low.
 
     Raises:
         ValueError: A value does not fit its representation.
@@ -167,8 +169,8 @@ def store_request(
     return encode_command(elements)
 
 
-def echo_request(message_id: int) -> bytes:
-    """The command set of a C-ECHO-RQ (PS3.7 Table 9.3-12)."""
+def encode_echo_request(message_id: int) -> bytes:
+    """Encode a C-ECHO-RQ (PS3.7 Table 9.3-12)."""
     return encode_command(
         {
             "AffectedSOPClassUID": VERIFICATION,
@@ -179,8 +181,8 @@ def echo_request(message_id: int) -> bytes:
     )
 
 
-def store_success(message_id: int, sop_class_uid: str, sop_instance_uid: str) -> bytes:
-    """The command set of the C-STORE-RSP that most remotes answer with: 0000H, both UIDs and nothing more.
+def encode_store_success(message_id: int, sop_class_uid: str, sop_instance_uid: str) -> bytes:
+    """Encode the C-STORE-RSP that most remotes send: 0000H and both UIDs.
 
     Raises:
         ValueError: A value does not fit its representation.
@@ -188,13 +190,13 @@ def store_success(message_id: int, sop_class_uid: str, sop_instance_uid: str) ->
     return _filled(_success_kind(sop_class_uid), message_id, sop_instance_uid)
 
 
-def store_response(request: StoreRequest, status: int, comment: str = "") -> bytes:
-    """The command set of a C-STORE-RSP (PS3.7 Table 9.3-2).
+def encode_store_response(request: StoreRequest, status: int, comment: str = "") -> bytes:
+    """Encode a C-STORE-RSP (PS3.7 Table 9.3-2).
 
     Args:
-        request: What is answered; a UID in it that is none is left out.
+        request: The answered request. An invalid UID in it is left out.
         status: (0000,0900).
-        comment: (0000,0902) Error Comment, cut to 64 characters; nothing of a patient in it.
+        comment: (0000,0902) Error Comment, cut to 64 characters. It must contain no patient data.
     """
     elements = _response(C_STORE_RSP, request.message_id, status, request.sop_class_uid, comment)
     if is_valid_uid(request.sop_instance_uid):
@@ -202,15 +204,15 @@ def store_response(request: StoreRequest, status: int, comment: str = "") -> byt
     return encode_command(elements)
 
 
-def echo_response(request: EchoRequest, status: int = Status.SUCCESS) -> bytes:
-    """The command set of a C-ECHO-RSP (PS3.7 Table 9.3-13)."""
+def encode_echo_response(request: EchoRequest, status: int = Status.SUCCESS) -> bytes:
+    """Encode a C-ECHO-RSP (PS3.7 Table 9.3-13)."""
     return encode_command(_response(C_ECHO_RSP, request.message_id, status, VERIFICATION, ""))
 
 
-def unsupported_response(
+def encode_unsupported_response(
     request: OtherRequest, status: int = Status.UNRECOGNIZED_OPERATION, comment: str = ""
 ) -> bytes:
-    """The command set that answers an operation which is not served here, without a data set.
+    """Encode the response to an operation that the node does not offer.
 
     Raises:
         ValueError: `request` is a C-CANCEL-RQ, which has no response.
@@ -252,10 +254,10 @@ def _success_kind(sop_class_uid: str) -> _Kind:
 
 
 def _kind_of(elements: dict[str, Any], number: str) -> _Kind:
-    """What all command sets have in common that differ in their message ID and SOP instance UID.
+    """Encode the bytes that command sets share which differ only in message ID and SOP instance UID.
 
-    Elements ascend (PS3.7 6.3.1): what ends where the number's element ends is encoded by itself, and
-    (0000,1000) is the last.
+    Elements ascend (PS3.7 6.3.1), and (0000,1000) is the last. The part up to the message ID is therefore
+    encoded separately.
     """
     at = list(elements).index(number)
     before = encode_command(dict(list(elements.items())[: at + 1]))[len(_GROUP_LENGTH) + 4 :]
@@ -264,7 +266,7 @@ def _kind_of(elements: dict[str, Any], number: str) -> _Kind:
 
 
 def _filled(kind: _Kind, message_id: int, sop_instance_uid: str) -> bytes:
-    """The command set of a kind, as `encode_command` would write it."""
+    """Fill message ID and UID into the bytes of a kind. The result equals that of `encode_command`."""
     try:
         number, uid = message_id.to_bytes(2, "little"), sop_instance_uid.encode("ascii")
     except OverflowError:
@@ -291,10 +293,10 @@ def _response(field: int, message_id: int, status: int, sop_class_uid: str, comm
 
 
 def _integer(elements: dict[str, Any], keyword: str) -> int:
-    """A number that the operation needs."""
+    """Return a number that the operation needs."""
     value = elements.get(keyword)
     if isinstance(value, PeerError):
-        raise value  # the decoder's word on what is wrong with it
+        raise value  # the fault that the decoder found
     if not isinstance(value, int):
         raise PeerError(f"a command set without {keyword}")
     return value

@@ -11,8 +11,8 @@ from ingest.dicom.instance_header import (
     STUDY_INSTANCE_UID,
     UIDS,
     begins_with_file_meta,
-    plain_uid,
-    read_header,
+    read_data_set_header,
+    strip_uid_padding,
 )
 from ingest.dicom.part10 import read_file_meta
 from ingest.errors import PeerError
@@ -67,7 +67,9 @@ def read_instance_header(fd: int, size: int, tags: Sequence[int] = ()) -> Instan
     """
     meta, offset = read_file_meta(fd)
     wanted = sorted({*UIDS, *tags})
-    header = read_header(fd, offset, size - offset, meta.transfer_syntax_uid, wanted, HEADER_MAX_BYTES)
+    header = read_data_set_header(
+        fd, offset, size - offset, meta.transfer_syntax_uid, wanted, HEADER_MAX_BYTES
+    )
     if header.is_empty and header.damage:
         raise PeerError(f"the data set cannot be read: {header.remarks[0]}")
     note = ""
@@ -83,7 +85,7 @@ def read_instance_header(fd: int, size: int, tags: Sequence[int] = ()) -> Instan
         (SOP_INSTANCE_UID, "SOP Instance UID", meta.sop_instance_uid),
     ):
         # A missing or empty UID contradicts nothing. The listener accepts it too.
-        if header.uid(tag) not in {"", plain_uid(requested)}:
+        if header.uid(tag) not in {"", strip_uid_padding(requested)}:
             conflict = f"the data set has another {name} than the C-STORE request had"
     return InstanceHeader(
         sop_instance_uid=meta.sop_instance_uid,

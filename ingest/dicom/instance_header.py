@@ -1,8 +1,10 @@
-"""The attributes that the node needs of a data set in a file, also of a damaged one, in bounded memory.
+"""Read the instance header of a data set in a file: the few attributes that the node needs.
 
-Attributes before the damage count. After it the reader goes on wherever the next element can be found, as
-DCMTK does: an element whose VR is no letters has a length of 16 bits, of two elements with one tag the first
-counts, and elements may come in any order. docs/reference/conformance.md compares it with DCMTK and pydicom.
+Memory is bounded, and a damaged data set is read as far as possible, as DCMTK does it. Attributes before the
+damage
+count. After it the reader continues at the next element that it finds: an element whose VR is not two letters
+has a length of 16 bits, the first of two elements with one tag counts, and elements may be in any
+order. docs/reference/conformance.md compares the reader with DCMTK and pydicom.
 """
 
 import errno
@@ -21,13 +23,13 @@ SERIES_INSTANCE_UID: Final = 0x0020_000E
 UIDS: Final = (SOP_CLASS_UID, SOP_INSTANCE_UID, STUDY_INSTANCE_UID, SERIES_INSTANCE_UID)
 
 VALUE_MAX: Final = 16 << 10
-"""Bytes of a value that are read; a UID has 64 at most (PS3.5 9.1), and routes compare short texts."""
+"""Upper bound of a value. A UID has at most 64 bytes (PS3.5 9.1), and routes compare short texts."""
 
 FIRST_WINDOW: Final = 16 << 10
-"""Nearly always enough."""
+"""Size of the first read, which is nearly always enough."""
 WINDOW: Final = 64 << 10
 AFTER_JUMP: Final = 4 << 10
-"""Bytes read behind a value that was passed over, such as one frame of many."""
+"""Size of a read after a value that was skipped, such as one frame of many."""
 
 _DAMAGE: Final = {
     1: "an element has no VR that is known",
@@ -38,18 +40,20 @@ _DAMAGE: Final = {
     32: "a value is too long; its beginning counts",
     64: "it cannot be inflated",
 }
-"""By the numbers of `Damage` in ext/header.pxd."""
+"""Text for each bit of `Damage` in ext/header.pxd."""
 _CUT: Final = 8
 
 
 @dataclass(frozen=True, slots=True)
-class Header:
-    """What was read.
+class DataSetHeader:
+    """Attributes read from the first part of a data set.
 
     Attributes:
-        values: Raw values by tag, padding included, of the attributes asked for that are there.
-        damage: What was wrong, as the sum of numbers.
-        is_whole: False where the search ended at its bound, so that what is missing may still come.
+        values: Raw values by tag, with padding, of the requested attributes that were found.
+        damage: Faults of the data set, as bits of `Damage` in ext/header.pxd.
+        is_whole: Whether the search was complete. Otherwise it ended at its bound, and a missing attribute
+        may
+            follow later.
     """
 
     values: Mapping[int, bytes]
@@ -58,7 +62,7 @@ class Header:
 
     @property
     def is_empty(self) -> bool:
-        """Whether no attribute asked for has a value."""
+        """Whether no requested attribute has a value."""
         return not any(self.values.values())
 
     @property
@@ -68,35 +72,34 @@ class Header:
 
     @property
     def remarks(self) -> list[str]:
-        """What was wrong, for people."""
+        """Faults of the data set, in words."""
         return [text for number, text in _DAMAGE.items() if self.damage & number]
 
     def uid(self, tag: int) -> str:
-        """A UID without padding and spaces, as DCMTK reads it; empty where it is missing."""
-        return plain_uid(self.values.get(tag, b"").decode("ascii", "replace"))
+        """Return a UID without padding and spaces, as DCMTK reads it; empty if it is missing."""
+        return strip_uid_padding(self.values.get(tag, b"").decode("ascii", "replace"))
 
 
-def plain_uid(text: str) -> str:
-    """A UID without its padding (PS3.5 9.1: one NUL) and without the spaces that some writers put into it."""
+def strip_uid_padding(text: str) -> str:
+    """Remove the padding of a UID (PS3.5 9.1: one NUL), and the spaces that some writers add."""
     return text.rstrip("\0 ").replace(" ", "")
 
 
-def read_header(  # noqa: PLR0917 - a part of a file has three numbers
+def read_data_set_header(  # noqa: PLR0917 - a part of a file has three numbers
     fd: int, offset: int, length: int, transfer_syntax_uid: str, tags: Sequence[int], bytes_max: int
-) -> Header:
-    """Read attributes of the data set that a file holds.
+) -> DataSetHeader:
+    """Read requested attributes of the data set in a file.
 
     Args:
-        fd: The file.
-        offset: Where the data set begins in it.
-        length: Bytes of the data set.
-        transfer_syntax_uid: How it is encoded.
-        tags: The attributes asked for: ascending, each once.
-        bytes_max: Bytes to read, or to inflate, before the search ends. Values that are passed over do not
-            count.
+        fd: Descriptor of the file.
+        offset: Position of the data set in the file.
+        length: Size of the data set in bytes.
+        transfer_syntax_uid: Transfer syntax of the data set.
+        tags: Requested attributes, in ascending order, each once.
+        bytes_max: Bytes to read, or to inflate, before the search ends. Skipped values do not count.
 
     Raises:
-        OSError: The file cannot be read, or is shorter than that.
+        OSError: The file cannot be read, or is shorter than the data set.
     """
     reader = HeaderReader(transfer_syntax_uid, tags, VALUE_MAX, bytes_max)
     window, read, end, damage = min(FIRST_WINDOW, bytes_max), 0, 0, 0
@@ -116,14 +119,14 @@ def read_header(  # noqa: PLR0917 - a part of a file has three numbers
             if reader.position > end
             else max(WINDOW, 2 * window if reader.position == start else 0)
         )
-    return Header(reader.values, reader.damage | damage, reader.is_done or bool(damage))
+    return DataSetHeader(reader.values, reader.damage | damage, reader.is_done or bool(damage))
 
 
 def begins_with_file_meta(fd: int, offset: int, transfer_syntax_uid: str) -> bool:
-    """Whether a data set begins with an element of group 0002, which belongs to the File Meta (PS3.10 7.1).
+    """Return whether a data set begins with group 0002, which belongs to the File Meta (PS3.10 7.1).
 
-    Readers such as pydicom take what follows the File Meta for a part of it for as long as the group is 0002,
-    whatever the group length says: with a data set that begins so, a peer could replace our File Meta.
+    Readers such as pydicom ignore the group length and add all following elements of group 0002 to the File
+    Meta. With such a data set a peer could replace our File Meta.
 
     Raises:
         OSError: The file cannot be read.

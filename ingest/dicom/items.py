@@ -1,7 +1,8 @@
-"""Read the variable items of A-ASSOCIATE PDUs: bounds first, then values; raise PeerError alone.
+"""Read the variable items of A-ASSOCIATE PDUs: first check the bounds, then read the values.
 
-Where the lengths agree, one odd item costs what depends on it and no more (RFC 1122 1.2.2): a proposed
-context is refused, a transfer syntax or a sub-item of the user information is passed over.
+INVARIANT 5: bad bytes raise one error. Only PeerError leaves this module. If the lengths agree, one odd item
+affects only what depends on it (RFC 1122 1.2.2): a proposed context is refused, and a transfer syntax or a
+sub-item of the user information is skipped.
 """
 
 from collections.abc import Iterator
@@ -27,141 +28,147 @@ NO_REASON = 2
 """PS3.8 Table 9-18, byte 7: no reason (provider-rejection)."""
 
 MAX_TRANSFER_SYNTAXES = 256
-"""In one presentation context; there are about 60 in PS3.6. Bounds the time that one PDU can cost."""
+"""Limit for one presentation context. It bounds the time that one PDU can cost; PS3.6 has about 60."""
 
 MAX_ITEMS = 1024
-"""In one PDU or item. 128 contexts and sub-items for each of their SOP classes are far below it."""
+"""Limit for one PDU or item. A full proposal of 128 contexts stays far below it."""
 
 
-def fault(message: str, reason: int = PeerError.INVALID_PARAMETER) -> PeerError:
-    """The error for an A-ASSOCIATE PDU that cannot be used."""
+def make_item_error(message: str, reason: int = PeerError.INVALID_PARAMETER) -> PeerError:
+    """Make the error for an A-ASSOCIATE PDU that cannot be used."""
     return PeerError(message, reason)
 
 
-def walk(data: bytes, start: int, end: int) -> Iterator[tuple[int, bytes]]:
-    """The items between two offsets, as (item type, whole item with its four-byte header).
+def iterate_items(data: bytes, start: int, end: int) -> Iterator[tuple[int, bytes]]:
+    """Yield the items between two offsets as (item type, whole item with its four-byte header).
 
     Raises:
-        PeerError: An item ends beyond `end`, or there are more than MAX_ITEMS.
+        PeerError: An item ends after `end`, or there are more than MAX_ITEMS.
     """
     at, count = start, 0
     while at < end:
         count += 1
         if count > MAX_ITEMS:
-            raise fault(f"more than {MAX_ITEMS} items in one")
+            raise make_item_error(f"more than {MAX_ITEMS} items in one")
         if end - at < 4:
-            raise fault(f"{end - at} bytes left where an item header of 4 should be")
+            raise make_item_error(f"{end - at} bytes left where an item header of 4 should be")
         stop = at + 4 + int.from_bytes(data[at + 2 : at + 4])  # PS3.8 9.3: bytes 3-4 of any item, its length
         if stop > end:
-            raise fault(f"an item of type {data[at]:02X}H is {stop - end} bytes longer than what holds it")
+            raise make_item_error(
+                f"an item of type {data[at]:02X}H is {stop - end} bytes longer than what holds it"
+            )
         yield data[at], data[at:stop]
         at = stop
 
 
-def walk_to_damage(data: bytes, start: int) -> Iterator[tuple[int, bytes]]:
-    """As `walk` to the end of `data`, but one that is too long for what holds it is merely the end."""
+def iterate_items_to_damage(data: bytes, start: int) -> Iterator[tuple[int, bytes]]:
+    """Yield items as `iterate_items`, but stop at an item that is longer than the rest of `data`."""
     with suppress(PeerError):
-        yield from walk(data, start, len(data))
+        yield from iterate_items(data, start, len(data))
 
 
 def read_proposed_context(item: bytes) -> tuple[int, str, tuple[str, ...]] | None:
-    """A proposed presentation context (PS3.8 Table 9-13): ID, abstract syntax, transfer syntaxes.
+    """Read a proposed presentation context (PS3.8 Table 9-13): ID, abstract syntax, transfer syntaxes.
 
     Returns:
-        None without a usable ID (odd, 1 to 255), which no answer could name. The abstract syntax is empty
-        where there is not exactly one that can be read, and transfer syntaxes that cannot be are left out:
-        such a context is one to refuse.
+        None without a usable ID (odd, 1 to 255), because no answer could name the context. The abstract
+        syntax
+        is empty unless exactly one is readable, and the context is then to be refused. Unreadable transfer
+        syntaxes are left out.
     """
     if len(item) < 8 or item[4] % 2 == 0:  # byte 5: presentation-context-ID
         return None
     abstract: list[str] = []
     transfer: list[str] = []
     with suppress(PeerError):
-        for kind, raw in walk(item, 8, len(item)):  # bytes 6-8 are reserved
+        for kind, raw in iterate_items(item, 8, len(item)):  # bytes 6-8 are reserved
             uid = _uid_or_nothing(raw[4:])
             if kind == TRANSFER_SYNTAX and uid and len(transfer) < MAX_TRANSFER_SYNTAXES:
                 transfer.append(uid)
             elif kind == ABSTRACT_SYNTAX:
                 abstract.append(uid)
         return item[4], abstract[0] if len(set(abstract)) == 1 else "", tuple(transfer)
-    return item[4], "", ()  # its lengths do not agree
+    return item[4], "", ()  # the lengths do not agree
 
 
 def read_context_result(item: bytes) -> tuple[int, int, str] | None:
-    """An answered presentation context (PS3.8 Table 9-18): ID, result, transfer syntax.
+    """Read an answered presentation context (PS3.8 Table 9-18): ID, result, transfer syntax.
 
-    None where it does not say which context it answers. One that is accepted without its one transfer syntax
-    is given as rejected (result 2, no reason): what it was accepted for cannot be told.
+    Returns:
+        None without a usable ID. An accepted context without exactly one transfer syntax is returned as
+        rejected (result 2, no reason), because its transfer syntax is unknown.
     """
     if len(item) < 8 or item[4] % 2 == 0:  # byte 5: presentation-context-ID, odd
         return None
     context_id, result = item[4], item[6]  # byte 7: result/reason
     if result != 0:
         return context_id, result, ""  # its transfer syntax "shall not be tested"
-    syntaxes = {raw[4:].rstrip(b"\0 ") for kind, raw in walk_to_damage(item, 8) if kind == TRANSFER_SYNTAX}
+    syntaxes = {
+        raw[4:].rstrip(b"\0 ") for kind, raw in iterate_items_to_damage(item, 8) if kind == TRANSFER_SYNTAX
+    }
     if len(syntaxes) != 1:
         return context_id, NO_REASON, ""
-    return context_id, result, text(syntaxes.pop())
+    return context_id, result, decode_text(syntaxes.pop())
 
 
 def read_application_context(item: bytes) -> str:
-    """PS3.8 Table 9-12. What no UID could be is given as it is, so that a rejection can answer it."""
-    return text(item[4:])
+    """Read PS3.8 Table 9-12. An invalid UID is returned as it is; the answer is a rejection."""
+    return decode_text(item[4:])
 
 
 def read_maximum_length(item: bytes) -> int:
-    """PS3.8 Table D.1-1; 0 is unlimited, and what cannot hold one byte of a fragment is refused."""
+    """Read PS3.8 Table D.1-1. 0 is unlimited; a length without room for a fragment is an error."""
     _exactly(item, 8)
     length = int.from_bytes(item[4:8])  # bytes 5-8
     if 0 < length < 8:  # PDV length, ID, header, and fragments of even length: PS3.8 Tables 9-22 and 9-23
-        raise fault(f"a maximum PDU length of {length} has no room for a fragment")
+        raise make_item_error(f"a maximum PDU length of {length} has no room for a fragment")
     return length
 
 
 def read_async_operations(item: bytes) -> tuple[int, int]:
-    """PS3.7 D.3.3.3: maximum numbers of operations invoked and performed; 0 is unlimited."""
+    """Read PS3.7 D.3.3.3: maximum numbers of operations invoked and performed; 0 is unlimited."""
     _exactly(item, 8)
     return int.from_bytes(item[4:6]), int.from_bytes(item[6:8])  # bytes 5-6 and 7-8
 
 
 def read_role(item: bytes) -> tuple[str, bool, bool]:
-    """PS3.7 D.3.3.4: SOP class UID, SCU role, SCP role."""
+    """Read PS3.7 D.3.3.4: SOP class UID, SCU role, SCP role."""
     uid_length = int.from_bytes(item[4:6])  # bytes 5-6: UID-length
     if len(item) != 4 + 2 + uid_length + 2:
-        raise fault("a role selection sub-item whose lengths do not agree")
+        raise make_item_error("a role selection sub-item whose lengths do not agree")
     scu, scp = item[-2:]  # the two bytes after the UID
     return _uid(item[6:-2]), scu != 0, scp != 0
 
 
-def ae_title(field: bytes) -> str:
-    """An AE title of an A-ASSOCIATE-RQ, without the spaces around it, which do not count (PS3.8 Table 9-11).
+def decode_ae_title(field: bytes) -> str:
+    """Decode an AE title of an A-ASSOCIATE-RQ, without the spaces around it (PS3.8 Table 9-11).
 
-    A NUL ends it: what stands behind is padding, or rubbish of the sender's memory. Characters that VR AE
-    does not have (PS3.5 6.2: printable ASCII without backslash) become "?". Where AE titles decide, such a
-    caller is a stranger and gets an A-ASSOCIATE-RJ; where they do not, it can go on.
+    A NUL ends the title, because padding or old memory of the sender follows it. Characters outside VR AE
+    (PS3.5 6.2: printable ASCII without backslash) become "?". If AE titles decide about admission, such a
+    requestor is unknown and gets an A-ASSOCIATE-RJ. Otherwise it may associate.
     """
     title = field.partition(b"\0")[0].strip(b" ")
     return "".join(chr(byte) if 0x20 <= byte <= 0x7E and byte != 0x5C else "?" for byte in title)
 
 
-def text(raw: bytes) -> str:
-    """A field that decides nothing: padding is dropped, what is not ASCII becomes "?"."""
+def decode_text(raw: bytes) -> str:
+    """Decode a field that decides nothing: remove padding, and replace what is not ASCII by "?"."""
     return raw.decode("ascii", "replace").replace("\ufffd", "?").strip("\0 ")
 
 
 def _uid(raw: bytes) -> str:
-    """As `_uid_or_nothing`, where nothing is an error."""
+    """Decode a UID, or raise PeerError."""
     uid = _uid_or_nothing(raw)
     if not uid:
-        raise fault(f"a UID of {len(raw)} bytes that cannot be one")
+        raise make_item_error(f"a UID of {len(raw)} bytes that cannot be one")
     return uid
 
 
 def _uid_or_nothing(raw: bytes) -> str:
-    """A UID without padding: PS3.8 Annex F allows none, but peers send NUL and space.
+    """Decode a UID without padding. PS3.8 Annex F allows no padding, but peers send NUL and space.
 
-    One that follows the rules only roughly is given as it is; it matches nothing that we know. Where the
-    bytes cannot be a UID at all the text is empty.
+    A UID that breaks the rules a little is returned as it is, and matches nothing that we know. The result is
+    empty if the bytes cannot be a UID at all.
     """
     uid = raw.rstrip(b"\0 ")
     return uid.decode("ascii") if len(uid) <= 64 and uid.isascii() else ""
@@ -169,4 +176,4 @@ def _uid_or_nothing(raw: bytes) -> str:
 
 def _exactly(item: bytes, length: int) -> None:
     if len(item) != length:
-        raise fault(f"an item of type {item[0]:02X}H has {len(item) - 4} bytes, not {length - 4}")
+        raise make_item_error(f"an item of type {item[0]:02X}H has {len(item) - 4} bytes, not {length - 4}")

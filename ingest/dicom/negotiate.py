@@ -1,4 +1,4 @@
-"""The answer of an acceptor to an A-ASSOCIATE-RQ, as a pure function (PS3.8 7.1, PS3.7 D.3)."""
+"""Negotiation: an acceptor's answer to an A-ASSOCIATE-RQ, as a pure function (PS3.8 7.1, PS3.7 D.3)."""
 
 from dataclasses import dataclass, replace
 
@@ -18,7 +18,7 @@ from ingest.dicom.pdus import (
     AssociateRequest,
     ContextResult,
     ProposedContext,
-    Role,
+    RoleSelection,
 )
 
 __all__ = ["Accepted", "AcceptedContext", "AcceptorPolicy", "Rejected", "local_limit_exceeded", "negotiate"]
@@ -31,23 +31,23 @@ _LAST_CHOICE = uids.DEFLATED | {uids.EXPLICIT_BIG_ENDIAN}
 
 @dataclass(frozen=True, slots=True)
 class AcceptorPolicy:
-    """What this node takes; the caller's own permissions are in `allow_store` and `allow_echo`.
+    """What this node accepts, with the permissions of one requestor.
 
     Attributes:
         ae_title: Our AE title.
-        check_called_ae: Refuse callers that call somebody else.
-        max_pdu_length: The longest P-DATA-TF that we take, in bytes; 0 is unlimited.
-        transfer_syntaxes: UIDs or glob patterns. "*" alone means all that DICOM defines for data sets, now
-            or later; a private one has to be named, since how it encodes a data set cannot be known.
-        prefer_transfer_syntaxes: UIDs or glob patterns: of those that are proposed together the first of this
-            list is taken. What is not on the list keeps the place that the caller gave it.
-        accept_unknown_sop_classes: Take SOP classes that no register names (private, or newer than ours) as
-            storage.
-        max_operations: The most operations that a requestor may have outstanding, if it asks.
-        sop_classes: Glob patterns of what the caller may store: UIDs, keywords or names of PS3.6.
-        node_sop_classes: The same of what anybody may.
-        rejected_sop_classes: The same of what nobody may.
-        ignore_ae_title_case: Whether AE titles that differ in capitals only are one.
+        check_called_ae: Whether to reject a called AE title that is not ours.
+        max_pdu_length: Maximum length of a P-DATA-TF to us, in bytes; 0 is unlimited.
+        transfer_syntaxes: UIDs or glob patterns. "*" alone means all that DICOM defines for data sets, now or
+            later. A private one must be named, because its encoding is unknown.
+        prefer_transfer_syntaxes: UIDs or glob patterns. Of the proposed transfer syntaxes, the first of this
+            list is chosen. Without one of them, the requestor's order counts.
+        accept_unknown_sop_classes: Whether to accept SOP classes as storage that no register has, because
+            they are private or newer than ours.
+        max_operations: Upper bound of outstanding operations, if the requestor proposes a window.
+        sop_classes: Glob patterns of what this requestor may store: UIDs, keywords or names of PS3.6.
+        node_sop_classes: Glob patterns of what any requestor may store.
+        rejected_sop_classes: Glob patterns of what no requestor may store.
+        ignore_ae_title_case: Whether AE titles that differ only in capitals are equal.
     """
 
     ae_title: str
@@ -75,13 +75,13 @@ class AcceptedContext:
 
 @dataclass(frozen=True, slots=True)
 class Accepted:
-    """The association is accepted, even when no context is: then each carries its reason.
+    """The association is accepted. Each context that is not accepted has a reason, even if none is.
 
     Attributes:
         pdu: The answer.
-        contexts: The accepted contexts by ID.
-        peer_max_pdu_length: The longest P-DATA-TF to send, in bytes; 0 is unlimited.
-        operations: How many operations the requestor may have outstanding; 1 is synchronous.
+        contexts: Accepted contexts by ID.
+        peer_max_pdu_length: Maximum length of a P-DATA-TF to the requestor, in bytes; 0 is unlimited.
+        operations: Upper bound of the requestor's outstanding operations; 1 is synchronous.
     """
 
     pdu: AssociateAccept
@@ -92,13 +92,13 @@ class Accepted:
 
 @dataclass(frozen=True, slots=True)
 class Rejected:
-    """The association is refused.
+    """The association is rejected.
 
     Attributes:
         pdu: The answer.
         reason: One line for the log.
-        is_failure: Whether it counts among the failures of the caller's address.
-        count: How often this caller was refused for the same kind of reason in this minute.
+        is_failure: Whether the rejection counts as a failure of the requestor's address.
+        count: Rejections of this requestor by a limit in this minute, with this one.
     """
 
     pdu: AssociateReject
@@ -108,12 +108,12 @@ class Rejected:
 
 
 def local_limit_exceeded(reason: str, count: int = 1) -> Rejected:
-    """The transient refusal of too many associations, a full spool or a node that is draining."""
+    """Make the transient rejection for too many associations, a full spool or a draining node."""
     return Rejected(LOCAL_LIMIT_EXCEEDED, reason, is_failure=False, count=count)
 
 
 def negotiate(request: AssociateRequest, policy: AcceptorPolicy) -> Accepted | Rejected:
-    """The answer to `request`; admission of the caller (`ingest.dicom.admission`) comes before."""
+    """Return the answer to `request`. Admission (`ingest.dicom.admission`) has been decided before."""
     if not request.protocol_version & 1:  # PS3.8 Table 9-11: a receiver tests bit 0 alone
         version = f"protocol version {request.protocol_version:04X}H lacks bit 0"
         return Rejected(PROTOCOL_VERSION_NOT_SUPPORTED, version)
@@ -128,19 +128,21 @@ def negotiate(request: AssociateRequest, policy: AcceptorPolicy) -> Accepted | R
         called = f"called AE title {request.called_ae!r} is not ours, {policy.ae_title!r}"
         return Rejected(CALLED_AE_NOT_RECOGNIZED, called)
     if not request.contexts:
-        # PS3.8 Table 9-17: an A-ASSOCIATE-AC has one at least. Monitors ask in this way whether we live.
+        # PS3.8 Table 9-17: an A-ASSOCIATE-AC has at least one. Monitors test in this way whether we run.
         return Rejected(NO_REASON_GIVEN, "no presentation context is proposed", is_failure=False)
     return _accept(request, policy)
 
 
 class _Chooser:
-    """Choose a transfer syntax of those that a context proposes; many contexts propose the same ones."""
+    """Chooser of a transfer syntax. Many contexts propose the same ones, so patterns are compiled once."""
 
     def __init__(self, policy: AcceptorPolicy) -> None:
         patterns = policy.transfer_syntaxes
         self._takes_all = "*" in patterns
-        self._match = uids.any_of(tuple(pattern for pattern in patterns if pattern != "*")).match
-        self._preferred = [uids.any_of((pattern,)).match for pattern in policy.prefer_transfer_syntaxes]
+        self._match = uids.compile_patterns(tuple(pattern for pattern in patterns if pattern != "*")).match
+        self._preferred = [
+            uids.compile_patterns((pattern,)).match for pattern in policy.prefer_transfer_syntaxes
+        ]
         self._chosen: dict[tuple[str, ...], str | None] = {}
 
     def choose(self, proposed: tuple[str, ...]) -> str | None:
@@ -168,9 +170,9 @@ class _Chooser:
 
 
 def _accept(request: AssociateRequest, policy: AcceptorPolicy) -> Accepted:
-    # Where a class is proposed in several role selections, the first counts.
+    # If a SOP class has several role selections, the first counts.
     roles = {role.sop_class_uid: role for role in reversed(request.roles)}
-    # A C-ECHO carries no data set, so what instances are taken in says nothing of it.
+    # A C-ECHO has no data set, so `transfer_syntaxes` does not apply to it.
     echo, store = _Chooser(replace(policy, transfer_syntaxes=("*",))), _Chooser(policy)
     results = tuple(
         _decide(context, policy, roles, echo if context.abstract_syntax == uids.VERIFICATION else store)
@@ -189,15 +191,15 @@ def _accept(request: AssociateRequest, policy: AcceptorPolicy) -> Accepted:
         contexts=results,
         max_pdu_length=policy.max_pdu_length,
         async_operations=window,
-        # PS3.7 D.3.3.4: answered when asked; the requestor is SCU, never SCP, of what we accept.
-        roles=tuple(Role(uid, scu=True, scp=False) for uid in roles if uid in classes),
+        # PS3.7 D.3.3.4: answer a proposal. The requestor may be SCU, never SCP, of what we accept.
+        roles=tuple(RoleSelection(uid, scu=True, scp=False) for uid in roles if uid in classes),
         title_fields=request.title_fields,
     )
     return Accepted(answer, accepted, request.max_pdu_length, window[0] if window else 1)
 
 
 def _operations(request: AssociateRequest, policy: AcceptorPolicy) -> tuple[int, int] | None:
-    """PS3.7 D.3.3.3: neither number may exceed what was asked; we invoke none, of which 1 is the least."""
+    """Answer PS3.7 D.3.3.3: neither number may exceed the proposal. We invoke none, and 1 is the minimum."""
     if request.async_operations is None:
         return None
     invoked = request.async_operations[0]
@@ -205,14 +207,14 @@ def _operations(request: AssociateRequest, policy: AcceptorPolicy) -> tuple[int,
 
 
 def _decide(
-    context: ProposedContext, policy: AcceptorPolicy, roles: dict[str, Role], chooser: _Chooser
+    context: ProposedContext, policy: AcceptorPolicy, roles: dict[str, RoleSelection], chooser: _Chooser
 ) -> ContextResult:
-    """One context; PS3.8 9.3.3.2 wants a transfer syntax in a refused one, too, though it means nothing."""
+    """Decide about one context. PS3.8 9.3.3.2 demands a transfer syntax also in a refused one."""
     abstract = context.abstract_syntax
     unused = next(iter(context.transfer_syntaxes), uids.IMPLICIT_LITTLE_ENDIAN)
     role = roles.get(abstract)
     if not _serves(abstract, policy) or (role is not None and not role.scu):
-        # A requestor that would be SCP only (C-GET) has no use for what we do with this class.
+        # A requestor that wants to be SCP only (C-GET) cannot use our storage of this class.
         return ContextResult(context.context_id, ABSTRACT_SYNTAX_NOT_SUPPORTED, unused)
     chosen = chooser.choose(context.transfer_syntaxes)
     if chosen is None:
@@ -226,9 +228,9 @@ def _serves(abstract_syntax: str, policy: AcceptorPolicy) -> bool:
     return (
         policy.allow_store
         and _is_storage(abstract_syntax, policy)
-        and uids.is_like(abstract_syntax, policy.sop_classes)
-        and uids.is_like(abstract_syntax, policy.node_sop_classes)
-        and not uids.is_like(abstract_syntax, policy.rejected_sop_classes)
+        and uids.matches_any_pattern(abstract_syntax, policy.sop_classes)
+        and uids.matches_any_pattern(abstract_syntax, policy.node_sop_classes)
+        and not uids.matches_any_pattern(abstract_syntax, policy.rejected_sop_classes)
     )
 
 
@@ -237,6 +239,6 @@ def _is_storage(abstract_syntax: str, policy: AcceptorPolicy) -> bool:
         return True
     return (
         policy.accept_unknown_sop_classes
-        and abstract_syntax not in uids.other_registered()
+        and abstract_syntax not in uids.other_registered_uids()
         and uids.is_valid_uid(abstract_syntax)
     )

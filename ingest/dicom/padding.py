@@ -1,13 +1,18 @@
-"""Padding of odd values: what has to change in a data set so that each value is even (PS3.5 7.1).
+"""Padding of odd values: the edits that make each value of a data set even (PS3.5 7.1).
 
-Senders exist whose last value is odd, and receivers that abort the association when a data set ends in an
-odd fragment (PS3.8 E.1). The walk below finds each odd value, and gives the edits that mend the data set
-while it is sent; the file stays as it came. Only structure is read: headers, and tables of offsets.
+Some senders write an odd last value. Some receivers abort the association when a data set ends in an odd
+fragment
+(PS3.8 E.1). `find_edits` finds each odd value and returns the edits to make while the data set is sent. The
+file stays unchanged. Only structure is read: element headers and offset tables.
 
-A value gets one byte more (PS3.5 6.2: a space for text, 00H for UI and bytes; A.4: 00H for a fragment). These
-numbers change with it: its own length; the lengths of sequences and items around it, unless they are of
-undefined length; the length of its group (gggg,0000), where there is one; and the offsets to later fragments
-in the Basic Offset Table (A.4) and the Extended Offset Table (PS3.3 C.7.6.3.1.8).
+A value gets one more byte (PS3.5 6.2: a space for text, 00H for UI and bytes; A.4: 00H for a fragment). Four
+kinds of numbers change with it:
+
+- the length of the value;
+- the lengths of the sequences and items around it, unless they are undefined;
+- the length of its group (gggg,0000), if there is one;
+- the offsets of later fragments in the Basic Offset Table (A.4) and the Extended Offset Table (PS3.3
+  C.7.6.3.1.8).
 """
 
 import struct
@@ -23,11 +28,11 @@ from ingest.dicom import uids
 from ingest.errors import PeerError
 
 Read = Callable[[int, int], bytes]
-"""Gives up to so many bytes from a position of the data set on; fewer only at its end."""
+"""Returns bytes from a position of the data set, as many as requested except at its end."""
 
 EDITS_MAX: Final = 1 << 17
 TABLE_MAX: Final = 1 << 22
-"""Bytes of an offset table that is mended."""
+"""Upper bound of an offset table that is corrected, in bytes."""
 DEPTH_MAX: Final = 64
 TICK_ELEMENTS: Final = 4096
 
@@ -45,12 +50,12 @@ _IMPLICIT: Final = frozenset({uids.IMPLICIT_LITTLE_ENDIAN, "1.2.840.10008.1.20",
 
 @dataclass(frozen=True, slots=True, order=True)
 class Edit:
-    """Bytes that take the place of others.
+    """A replacement of bytes.
 
     Attributes:
-        at: Where, from the beginning of the data set.
-        removed: How many bytes of the data set are left out there.
-        bytes: What comes in their place.
+        at: Position in the data set.
+        removed: Number of bytes to remove there.
+        bytes: Bytes to insert there.
     """
 
     at: int
@@ -58,35 +63,35 @@ class Edit:
     bytes: bytes
 
 
-def is_odd(length: int, transfer_syntax: str) -> bool:
-    """Whether a data set of so many bytes has an odd value; a deflate stream is padded whole (PS3.5 A.5)."""
+def has_odd_value(length: int, transfer_syntax: str) -> bool:
+    """Return whether a data set of this length has an odd value. A deflate stream has its own padding."""
     return bool(length & 1) and transfer_syntax not in uids.DEFLATED
 
 
 def find_edits(
     read: Read, length: int, transfer_syntax: str, on_tick: Callable[[], None] = lambda: None
 ) -> list[Edit]:
-    """Find what has to change so that every value is even, in order of position.
+    """Find the edits that make every value even, in order of position.
 
     Args:
-        read: Gives the bytes of the data set.
-        length: How many there are.
-        transfer_syntax: The UID of its transfer syntax; not a deflated one.
+        read: Returns bytes of the data set.
+        length: Size of the data set in bytes.
+        transfer_syntax: UID of its transfer syntax, not a deflated one.
         on_tick: Called every few thousand elements.
 
     Raises:
-        PeerError: The odd value cannot be told, or its length cannot be raised.
+        PeerError: The odd value cannot be found, or its length field has no room.
     """
     return _Walk(read, length, transfer_syntax, on_tick).run()
 
 
-def changed_length(length: int, edits: Sequence[Edit]) -> int:
-    """Bytes of a data set of so many once it is changed."""
+def edited_length(length: int, edits: Sequence[Edit]) -> int:
+    """Return the length of a data set after its edits."""
     return length + sum(len(edit.bytes) - edit.removed for edit in edits)
 
 
-def changed(read: Read, length: int, edits: Sequence[Edit]) -> Iterator[bytes]:
-    """The changed data set in pieces of at most 64 KiB, none of them empty."""
+def apply_edits(read: Read, length: int, edits: Sequence[Edit]) -> Iterator[bytes]:
+    """Yield the edited data set in pieces of at most 64 KiB, none of them empty."""
     at = 0
     for edit in (*edits, Edit(length, 0, b"")):
         while at < edit.at:
@@ -109,19 +114,19 @@ class _Kind(Enum):
 
 @dataclass(slots=True)
 class _Level:
-    """What the walk is in.
+    """One level of nesting: the data set, a sequence, an item or an encapsulated value.
 
     Attributes:
-        end: Where it ends; for one of undefined length, where the nearest around it does.
-        defined: Whether its length is known.
-        length_at, length_size, length: Its own length field.
-        length_order: The byte order of that.
-        added: By how many bytes what is in it has grown.
-        group, group_at, group_length, group_added: The group length of the group that the walk is in, if any.
-        offsets: Where the Extended Offset Table of this data set is, and its length.
-        first: FRAGMENTS: where the first fragment's item begins; 0 before the Basic Offset Table was seen.
-        table: FRAGMENTS: where the Basic Offset Table is, and its length.
-        odd: FRAGMENTS: where odd fragments begin, from `first`.
+        end: Position of its end. A level of undefined length has the end of the nearest defined one.
+        defined: Whether its length is defined.
+        length_at, length_size, length: Position, size and value of its length field.
+        length_order: Byte order of the length field.
+        added: Number of bytes that its content has grown by.
+        group, group_at, group_length, group_added: Number of the current group, and its group length if any.
+        offsets: Position and length of the Extended Offset Table of this data set.
+        first: FRAGMENTS: position of the first fragment's item; 0 before the Basic Offset Table.
+        table: FRAGMENTS: position and length of the Basic Offset Table.
+        odd: FRAGMENTS: positions of odd fragments, relative to `first`.
     """
 
     kind: _Kind
@@ -159,12 +164,12 @@ class _Walk:
         at = count = 0
         while at < self._length:
             level = self._levels[-1]
-            if at == level.end:  # of one of undefined length the delimiter is missing, which readers bear
+            if at == level.end:  # without a delimiter if the length is undefined; readers accept that
                 self._leave()
                 continue
             at = self._step(level, at)
             if at > level.end:
-                raise PeerError(f"a value ends {at - level.end} bytes behind what holds it")
+                raise PeerError(f"a value ends {at - level.end} bytes beyond the value around it")
             count += 1
             if count % TICK_ELEMENTS == 0:
                 self._on_tick()
@@ -174,7 +179,7 @@ class _Walk:
         return sorted(self._edits)
 
     def _step(self, level: _Level, at: int) -> int:
-        """Take one element, item or delimiter; gives where the next one begins."""
+        """Process one element, item or delimiter; return the position of the next one."""
         if level.kind is not _Kind.ELEMENTS:
             return self._item(level, at)
         left = level.end - at
@@ -184,7 +189,7 @@ class _Walk:
         if tag >> 16 == 0xFFFE:
             if tag == _ITEM_END and not level.defined:
                 self._leave()
-            return at + 8  # others do not belong here; readers step over them
+            return at + 8  # readers skip any other item or delimiter here
         self._enter_group(level, tag >> 16)
         return self._element(level, at, tag)
 
@@ -199,7 +204,7 @@ class _Walk:
             return value_at
         end = value_at + length
         if end > level.end:
-            raise PeerError(f"({tag >> 16:04X},{tag & 0xFFFF:04X}) ends behind what holds it")
+            raise PeerError(f"({tag >> 16:04X},{tag & 0xFFFF:04X}) ends beyond the value around it")
         if vr == b"SQ" or (vr == b"UN" and length & 1 and length > 8 and self._begins_item(value_at)):
             inner, order = implicit or vr == b"UN", self._order_of(implicit)
             self._enter(_Level(_Kind.ITEMS, end, True, inner, length_at, length_size, length, order))
@@ -214,11 +219,11 @@ class _Walk:
         return end
 
     def _begins_item(self, at: int) -> bool:
-        """Whether a value of an unknown VR is a sequence: in Implicit VR, or PS3.5 6.2.2."""
+        """Return whether a value of an unknown VR is a sequence (PS3.5 6.2.2)."""
         return self._bytes(at, 4) == _ITEM_BYTES
 
     def _item(self, level: _Level, at: int) -> int:
-        """An item or a delimiter of a sequence or of an encapsulated value."""
+        """Process an item or a delimiter of a sequence or of an encapsulated value."""
         if level.end - at < 8:
             raise PeerError("a sequence ends within the header of an item")
         tag = self._tag(at, implicit=level.implicit)
@@ -254,14 +259,14 @@ class _Walk:
         return end
 
     def _rest(self, at: int, left: int) -> int:
-        """Fewer bytes than an element has: what some writers pad their files with is left out."""
+        """Remove fewer bytes than an element has, if they are the padding that some writers add to files."""
         if len(self._levels) > 1 or self._bytes(at, left).strip(b"\0"):
             raise PeerError(f"{left} bytes at the end are no data element")
         self._edit(Edit(at, left, b""))
         return at + left
 
     def _header(self, level: _Level, at: int, tag: int) -> tuple[bytes, int, int, bool]:
-        """VR, place and size of the length field, and whether the element is in Implicit VR."""
+        """Return VR, position and size of the length field, and whether the element is in Implicit VR."""
         vr = b"" if level.implicit else self._bytes(at + 4, 2)
         if not vr.isalpha() or not vr.isupper():
             # Some writers put Implicit VR elements into the items of an explicit data set.
@@ -284,8 +289,8 @@ class _Walk:
         outer = self._levels[-1]
         self._close_group(level)
         if level.kind is _Kind.FRAGMENTS and level.odd:
-            self._mend_offsets(level.table, 4, level.odd)
-            self._mend_offsets(outer.offsets, 8, level.odd)
+            self._correct_offsets(level.table, 4, level.odd)
+            self._correct_offsets(outer.offsets, 8, level.odd)
         if level.added:
             if level.defined:
                 grown = level.length + level.added
@@ -319,13 +324,13 @@ class _Walk:
             raise PeerError(f"({tag >> 16:04X},{tag & 0xFFFF:04X}) is odd, and its length can be no larger")
         self._edit(Edit(at, size, struct.pack(order + ("L" if size == 4 else "H"), length)))
 
-    def _mend_offsets(self, table: tuple[int, int], size: int, odd: "array[int]") -> None:
-        """Raise each offset by the number of odd fragments ahead of what it points to."""
+    def _correct_offsets(self, table: tuple[int, int], size: int, odd: "array[int]") -> None:
+        """Add to each offset the number of odd fragments before its target."""
         at, length = table
         if not length or length % size:
             return
         if length > TABLE_MAX:
-            raise PeerError(f"an offset table of {length} bytes, which is too large to be mended")
+            raise PeerError(f"an offset table of {length} bytes, which is too large to be corrected")
         for begin in range(0, length, _BLOCK):
             block = self._read(at + begin, min(_BLOCK, length - begin))
             offsets = struct.unpack(f"<{len(block) // size}{'L' if size == 4 else 'Q'}", block)
@@ -367,5 +372,5 @@ def _dictionary() -> dict[int, bytes]:
 
 
 def _vr_of(tag: int) -> bytes:
-    """The VR that PS3.6 gives to a tag; UN for what it does not know."""
+    """Return the VR of a tag in PS3.6; UN for an unknown tag."""
     return _dictionary().get(tag, b"UN")

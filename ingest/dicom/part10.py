@@ -1,6 +1,7 @@
-"""The File Meta Information of PS3.10 7.1: preamble, prefix and group 0002, in Explicit VR Little Endian.
+"""File Meta Information of PS3.10 7.1: preamble, prefix and group 0002, in Explicit VR Little Endian.
 
-`encode_file_meta` runs once for each instance received, so what an association keeps constant is made once.
+`encode_file_meta` runs once for each received instance, so the parts that are constant in an association are
+cached.
 """
 
 import os
@@ -15,13 +16,13 @@ from ingest.errors import PeerError
 
 _HEAD_LENGTH = 132  # PS3.10 7.1: a preamble of 128 bytes, then DICM
 _BEFORE_LENGTH = bytes(128) + b"DICM\x02\x00\x00\x00UL\x04\x00"
-"""Up to the value of (0002,0000) File Meta Information Group Length: how many bytes follow it."""
+"""Bytes up to the value of (0002,0000) File Meta Information Group Length."""
 _READ_FIRST = 4096
 _META_MAX = 1 << 20
-"""Private information (0002,0102) may be long; beyond this it is not read into memory."""
+"""Upper bound of a File Meta in memory. Private information (0002,0102) may be long."""
 
 _CERTIFICATE_MAX = 2048
-"""Bytes of what a File Meta keeps of a certificate; one may have hundreds of names."""
+"""Upper bound of the certificate in a File Meta. A certificate may have hundreds of names."""
 
 _VERSION = b"\x02\x00\x01\x00OB\x00\x00\x02\x00\x00\x00\x00\x01"
 """(0002,0001) File Meta Information Version, 0001H."""
@@ -30,25 +31,26 @@ _GROUP = b"\x02\x00"
 _LONG_VRS = frozenset(
     {b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"SV", b"UC", b"UN", b"UR", b"UT", b"UV"}
 )
-"""PS3.5 Table 7.1-1: after these VRs come two reserved bytes and a 32-bit length."""
+"""VRs with two reserved bytes and a 32-bit length (PS3.5 Table 7.1-1)."""
 
 _Elements = dict[int, bytes]
 
 
 @dataclass(frozen=True, slots=True)
 class FileMeta:
-    """What group 0002 says.
+    """Content of group 0002.
 
     Attributes:
         sop_class_uid: (0002,0002).
         sop_instance_uid: (0002,0003).
         transfer_syntax_uid: (0002,0010).
-        calling_ae: (0002,0016) and (0002,0017): who sent it; empty when unknown.
-        called_ae: (0002,0018): whom it was sent to; empty when unknown.
-        source_address: (0002,0026): a URI as `presentation_address` makes it; None when unknown.
-        receiving_address: (0002,0028): where it was received, likewise.
-        certificate: Who the sender's certificate said it was: SHA-256 fingerprint, subject, then alternative
-            names; in (0002,0102) Private Information under our own creator UID. Empty without one.
+        calling_ae: (0002,0016) and (0002,0017), AE title of the sender; empty when unknown.
+        called_ae: (0002,0018), AE title of the receiver; empty when unknown.
+        source_address: (0002,0026), URI of the sender (`format_presentation_address`); None when unknown.
+        receiving_address: (0002,0028), URI of the receiver; None when unknown.
+        certificate: SHA-256 fingerprint, subject and alternative names of the caller certificate, in
+        (0002,0102)
+            Private Information under our own creator UID. Empty without one.
     """
 
     sop_class_uid: str
@@ -61,46 +63,45 @@ class FileMeta:
     certificate: tuple[str, ...] = ()
 
 
-def presentation_address(host: str, port: int, *, tls: bool) -> str:
-    """The URI of a peer for (0002,0026) Source Presentation Address; an IPv6 address gets its brackets."""
+def format_presentation_address(host: str, port: int, *, tls: bool) -> str:
+    """Format the URI of a peer for (0002,0026). An IPv6 address gets brackets."""
     scheme = "dicom-tls" if tls else "dicom"
     return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
 
 
-def file_meta_parts(meta: FileMeta) -> tuple[bytes, bytes, bytes]:
-    """What a File Meta has around its group length and its (0002,0003): the same for a presentation context.
+def split_file_meta(meta: FileMeta) -> tuple[bytes, bytes, bytes]:
+    """Encode the parts of a File Meta that are constant for a presentation context.
 
     Returns:
-        All up to the value of (0002,0000); of group 0002, what comes before (0002,0003), and what after it.
+        Bytes up to the value of (0002,0000), bytes from there up to (0002,0003), and bytes after it.
     """
     return (
         _BEFORE_LENGTH,
-        _VERSION + _uid_kept(0x0002, meta.sop_class_uid),
-        _uid_kept(0x0010, meta.transfer_syntax_uid) + _provenance(meta),
+        _VERSION + _cached_uid(0x0002, meta.sop_class_uid),
+        _cached_uid(0x0010, meta.transfer_syntax_uid) + _provenance(meta),
     )
 
 
 def encode_file_meta(meta: FileMeta) -> bytes:
-    """The bytes that come before the data set in a file of PS3.10.
+    """Encode the bytes before the data set in a file of PS3.10.
 
-    Never raises for what a peer sent: an over-long or non-ASCII value, which callers refuse long before, is
-    cut or gets "?".
+    No value of a peer raises an exception here. A value that is too long is cut, and non-ASCII becomes "?".
+    Callers refuse such values long before.
     """
-    lead, before, after = file_meta_parts(meta)
+    lead, before, after = split_file_meta(meta)
     group = before + _uid(0x0003, meta.sop_instance_uid) + after
     return lead + len(group).to_bytes(4, "little") + group
 
 
 def read_file_meta(fd: int) -> tuple[FileMeta, int]:
-    """What the File Meta of an open file says, and the offset of its data set; the file position stays.
+    """Read the File Meta of an open file, and return it with the offset of the data set.
 
-    Missing and odd values are taken as they are; lengths are not.
+    The file position does not change. Missing and odd values are accepted, wrong lengths are not.
 
     Raises:
-        PeerError: It is no file of PS3.10, its group 0002 ends beyond the file or is not Explicit VR Little
-        Endian,
-            or names no transfer syntax.
-        OSError: It cannot be read.
+        PeerError: The file is no file of PS3.10, its group 0002 is longer than the file or not in Explicit VR
+            Little Endian, or it names no transfer syntax.
+        OSError: The file cannot be read.
     """
     data = os.pread(fd, _READ_FIRST, 0)
     if len(data) < _HEAD_LENGTH or data[128:132] != b"DICM":
@@ -128,7 +129,7 @@ def read_file_meta(fd: int) -> tuple[FileMeta, int]:
 
 
 def is_part10(path: str | os.PathLike[str]) -> bool:
-    """Whether `path` is a regular file with the prefix of PS3.10; False for what cannot be read."""
+    """Return whether `path` is a readable regular file with the prefix of PS3.10."""
     try:
         if not stat.S_ISREG(Path(path).stat().st_mode):
             return False
@@ -139,7 +140,7 @@ def is_part10(path: str | os.PathLike[str]) -> bool:
 
 
 def _element(element: int, vr: bytes, value: bytes, pad: bytes) -> bytes:
-    """An element of group 0002 with a 16-bit length, padded to even length (PS3.5 7.1.2)."""
+    """Encode an element of group 0002 with a 16-bit length, padded to even length (PS3.5 7.1.2)."""
     if len(value) % 2:
         value += pad
     return struct.pack("<HH2sH", 0x0002, element, vr, len(value)) + value
@@ -149,12 +150,12 @@ def _uid(element: int, uid: str) -> bytes:
     return _element(element, b"UI", uid.encode("ascii", "replace")[:64], b"\0")
 
 
-_uid_kept = lru_cache(maxsize=1024)(_uid)
-"""For SOP classes and transfer syntaxes: few and always the same."""
+_cached_uid = lru_cache(maxsize=1024)(_uid)
+"""Cache for SOP classes and transfer syntaxes, which are few."""
 
 
 def _provenance(meta: FileMeta) -> bytes:
-    return _kept_provenance(
+    return _cached_provenance(
         meta.calling_ae,
         meta.called_ae,
         meta.source_address or "",
@@ -164,10 +165,10 @@ def _provenance(meta: FileMeta) -> bytes:
 
 
 @lru_cache(maxsize=1024)
-def _kept_provenance(
+def _cached_provenance(
     calling_ae: str, called_ae: str, source: str, receiving: str, certificate: tuple[str, ...]
 ) -> bytes:
-    """Everything from (0002,0012) on: the same for a whole association."""
+    """Encode everything from (0002,0012) on, which is constant for an association."""
     parts = [
         _uid(0x0012, IMPLEMENTATION_CLASS_UID),
         _element(0x0013, b"SH", IMPLEMENTATION_VERSION.encode(), b" "),
@@ -181,14 +182,14 @@ def _kept_provenance(
         if address:
             parts.append(_long_element(element, b"UR", address.encode("ascii", "replace")[:1024], b" "))
     if certificate:
-        # PS3.10 7.1: private information comes with the UID of who made it.
+        # PS3.10 7.1: private information needs the UID of its creator.
         parts.append(_uid(0x0100, IMPLEMENTATION_CLASS_UID))
         parts.append(_long_element(0x0102, b"OB", _certificate_value(certificate), b"\0"))
     return b"".join(parts)
 
 
 def _certificate_value(certificate: tuple[str, ...]) -> bytes:
-    """One line each, as many of the last ones as fit."""
+    """Encode one line for each text, without the last texts that do not fit."""
     lines = [line.replace("\n", " ").encode() for line in certificate]
     while len(lines) > 1 and sum(map(len, lines)) + len(lines) > _CERTIFICATE_MAX:
         lines.pop()
@@ -208,11 +209,11 @@ def _long_element(element: int, vr: bytes, value: bytes, pad: bytes) -> bytes:
 
 
 def _parse(data: bytes) -> tuple[_Elements, int] | None:
-    """Elements of group 0002 and the offset of the data set; None when `data` ends before it is known.
+    """Return the elements of group 0002 and the offset of the data set; None if `data` is too short.
 
-    The group ends where its length says, if an element ends there; else (the length is missing or wrong, as
-    some writers have it) before the first element of another group. The former must be asked first: a
-    deflated data set may begin with the bytes of a group number.
+    The group ends at its group length, if an element ends there. Otherwise the length is missing or wrong, as
+    some writers have it, and the group ends before the first element of another group. The length must be
+    tried first, because a deflated data set may begin with the bytes of a group number.
     """
     elements: _Elements = {}
     at, end = _HEAD_LENGTH, -1
@@ -230,7 +231,7 @@ def _parse(data: bytes) -> tuple[_Elements, int] | None:
 
 
 def _read_element(data: bytes, at: int) -> tuple[int, bytes, int] | None:
-    """The element at an offset (PS3.5 7.1.2): number, value, next offset; None when `data` ends before."""
+    """Read the element at an offset (PS3.5 7.1.2): number, value, next offset; None if cut."""
     header = data[at : at + 12]
     if len(header) < 8:
         return None
@@ -242,7 +243,7 @@ def _read_element(data: bytes, at: int) -> tuple[int, bytes, int] | None:
         if len(header) < 12:
             return None
         length, start = int.from_bytes(header[8:], "little"), at + 12
-    if length > _META_MAX:  # undefined length, too
+    if length > _META_MAX:  # also catches the undefined length
         raise PeerError(f"(0002,{element:04X}) has a length of {length} bytes")
     stop = start + length
     return None if stop > len(data) else (element, data[start:stop], stop)

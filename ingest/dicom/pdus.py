@@ -1,11 +1,11 @@
-"""What A-ASSOCIATE and A-ABORT PDUs say (PS3.8 9.3); `ingest.dicom.wire` reads and writes their bytes."""
+"""Content of A-ASSOCIATE and A-ABORT PDUs (PS3.8 9.3). `ingest.dicom.wire` reads and writes the bytes."""
 
 from dataclasses import dataclass
 
 from ingest.dicom.uids import APPLICATION_CONTEXT, IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION
 
 DEFAULT_PEER_PDU_LENGTH = 16384
-"""Taken for a peer that leaves out the mandatory maximum length; what implementations commonly receive."""
+"""Assumed for a peer that omits the mandatory maximum length. Implementations commonly receive this much."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,8 +18,8 @@ class ProposedContext:
 
 
 @dataclass(frozen=True, slots=True)
-class Role:
-    """SCP/SCU role selection (PS3.7 D.3.3.4): what the requestor proposes to be, or may be."""
+class RoleSelection:
+    """SCP/SCU role selection (PS3.7 D.3.3.4): roles that the requestor proposes, or that it may take."""
 
     sop_class_uid: str
     scu: bool
@@ -31,15 +31,16 @@ class AssociateRequest:
     """A-ASSOCIATE-RQ (PS3.8 9.3.2).
 
     Attributes:
-        called_ae: Up to its first NUL, without leading and trailing spaces, which PS3.8 says do not count;
-            may be empty. What VR AE does not have is "?".
-        calling_ae: Likewise.
-        max_pdu_length: The longest P-DATA-TF that the requestor takes, in bytes; 0 is unlimited.
-        async_operations: Maximum operations (invoked, performed) asked for, 0 unlimited; None when not asked.
-        user_identity: Whether there is a user identity sub-item; what it says is not kept.
+        called_ae: Called AE title up to its first NUL, without spaces around it (PS3.8 says that they are not
+            significant). May be empty. Characters outside VR AE are "?".
+        calling_ae: Calling AE title, likewise.
+        max_pdu_length: Maximum length of a P-DATA-TF to the requestor, in bytes; 0 is unlimited.
+        async_operations: Proposed maximum operations (invoked, performed), 0 unlimited; None without a
+        proposal. user_identity: Whether there is a user identity sub-item. Its content is not kept.
         protocol_version: Bit 0 is version 1.
-        title_fields: Bytes 11 to 74 as received (both AE titles and what is reserved): the acceptor sends
-            them back. Empty where the request was not decoded from bytes.
+        title_fields: Bytes 11 to 74 as received: both AE titles and reserved bytes. The acceptor returns
+        them.
+            Empty if the request was not decoded from bytes.
     """
 
     called_ae: str
@@ -50,7 +51,7 @@ class AssociateRequest:
     implementation_class_uid: str = IMPLEMENTATION_CLASS_UID
     implementation_version: str = IMPLEMENTATION_VERSION
     async_operations: tuple[int, int] | None = None
-    roles: tuple[Role, ...] = ()
+    roles: tuple[RoleSelection, ...] = ()
     user_identity: bool = False
     protocol_version: int = 1
     title_fields: bytes = b""
@@ -63,7 +64,7 @@ class ContextResult:
     Attributes:
         result: 0 acceptance, 1 user-rejection, 2 no reason (provider-rejection), 3 abstract syntax not
             supported, 4 transfer syntaxes not supported.
-        transfer_syntax: The chosen one; empty when decoded from a context that was not accepted.
+        transfer_syntax: The chosen one; empty if the context was not accepted.
     """
 
     context_id: int
@@ -82,13 +83,13 @@ class AssociateAccept:
     implementation_class_uid: str = IMPLEMENTATION_CLASS_UID
     implementation_version: str = IMPLEMENTATION_VERSION
     async_operations: tuple[int, int] | None = None
-    roles: tuple[Role, ...] = ()
+    roles: tuple[RoleSelection, ...] = ()
     title_fields: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
 class AssociateReject:
-    """A-ASSOCIATE-RJ (PS3.8 Table 9-21); `str()` of it says it in words."""
+    """A-ASSOCIATE-RJ (PS3.8 Table 9-21). `str()` returns it in words."""
 
     result: int  # 1 rejected-permanent, 2 rejected-transient
     source: int  # 1 service-user, 2 service-provider (ACSE), 3 service-provider (presentation)
@@ -96,7 +97,7 @@ class AssociateReject:
 
     @property
     def permanent(self) -> bool:
-        """Whether the same proposal will be refused again."""
+        """Whether the same proposal will be rejected again."""
         return self.result != 2
 
     def __str__(self) -> str:

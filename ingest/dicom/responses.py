@@ -1,9 +1,10 @@
 """Responses as an SCU reads them (PS3.7 6.3, 9.3.1.2 and 9.3.5.2), and the operations that they answer.
 
-A delivery is what the remote has confirmed. Message type, message ID, presentation context, UIDs and order
-are therefore checked here before a status counts. Any other element of a response decides nothing (RFC 1122
-1.2.2): one that is unknown, that comes twice, or whose value is not of its representation is passed over. An
-error there would abort an association whose remote has stored the instance, and have it sent again for ever.
+An instance is delivered when the remote has confirmed it. Message type, message ID, presentation context,
+UIDs
+and order are therefore checked before a status counts. No other element of a response decides anything (RFC
+1122 1.2.2), so an element that is unknown, repeated or invalid is skipped. An error there would abort an
+association although the remote has stored the instance, and the same instance would be sent again for ever.
 """
 
 from collections import deque
@@ -11,8 +12,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
-from ingest.dicom.dimse import C_STORE_RQ, NO_DATA_SET, Status, store_success
-from ingest.dicom.statuses import Category, category
+from ingest.dicom.dimse import C_STORE_RQ, NO_DATA_SET, Status, encode_store_success
+from ingest.dicom.statuses import Category, classify_status
 from ingest.dicom.uids import is_valid_uid
 from ingest.errors import PeerError
 from ingest.ext.events import Command
@@ -29,7 +30,7 @@ _AFFECTED_SOP_INSTANCE_UID: Final = 0x1000
 _RESPONSE: Final = 0x8000
 _HEADER_BYTES: Final = 8  # PS3.7 6.3.1: group 2, element 2, length 4, all little endian
 COMMENT_CHARACTERS: Final = 256
-"""What is kept of an Error Comment: PS3.5 6.2 allows 64, and some remotes say more."""
+"""Length to which an Error Comment is cut. PS3.5 6.2 allows 64, but some remotes send more."""
 
 _Elements = dict[int, list[bytes]]
 
@@ -43,9 +44,9 @@ class Response:
         message_id: (0000,0120) Message ID Being Responded To.
         status: (0000,0900).
         error_comment: (0000,0902), printable, cut to `COMMENT_CHARACTERS`.
-        sop_instance_uid: (0000,1000) without padding; empty where it is not given.
+        sop_instance_uid: (0000,1000) without padding; empty if it is missing.
         has_data_set: Whether a data set is announced (0000,0800).
-        sop_class_uid: (0000,0002) without padding; empty where it is not given.
+        sop_class_uid: (0000,0002) without padding; empty if it is missing.
     """
 
     command_field: int
@@ -58,15 +59,15 @@ class Response:
 
     @property
     def category(self) -> Category:
-        """What the status means."""
-        return category(self.status)
+        """Class of the status."""
+        return classify_status(self.status)
 
 
 def decode_response(data: bytes) -> Response:
     """Read the response in a command set.
 
     Raises:
-        PeerError: It is a request, or an element that decides is missing or says two different things.
+        PeerError: The message is a request, or a decisive element is missing or contradictory.
     """
     elements = _read_elements(data)
     field = _number(elements, _COMMAND_FIELD, "Command Field")
@@ -78,7 +79,7 @@ def decode_response(data: bytes) -> Response:
         _number(elements, _STATUS, "Status"),
         _comment(elements),
         _uid(elements, _AFFECTED_SOP_INSTANCE_UID, "Affected SOP Instance UID"),
-        # One that cannot be read announces nothing: should a data set come, nobody has asked for it.
+        # An unreadable value announces no data set. If one arrives nevertheless, it is an unexpected PDU.
         bool(_numbers(elements, _COMMAND_DATA_SET_TYPE) - {NO_DATA_SET}),
         _uid(elements, _AFFECTED_SOP_CLASS_UID, "Affected SOP Class UID"),
     )
@@ -86,11 +87,11 @@ def decode_response(data: bytes) -> Response:
 
 @dataclass(frozen=True, slots=True)
 class Operation:
-    """What was asked, as far as the answer has to agree with it.
+    """A request, as far as its response must agree with it.
 
     Attributes:
         message_id: (0000,0110).
-        context_id: Presentation context on which it was asked.
+        context_id: Presentation context of the request.
         command_field: (0000,0100) of the request.
         sop_class_uid: (0000,0002).
         sop_instance_uid: (0000,1000); empty for C-ECHO.
@@ -104,14 +105,14 @@ class Operation:
 
 
 class Operations:
-    """The operations of one association that have no answer yet, and the answers not yet collected.
+    """Operations of one association without a response, and responses that are not collected yet.
 
     Attributes:
-        answers: Message ID and response of each valid answer, in order of arrival.
+        answers: Message ID and response of each valid response, in order of arrival.
     """
 
     def __init__(self) -> None:
-        """Begin with none."""
+        """Begin without operations."""
         self.answers: deque[tuple[int, Response]] = deque()
         self._open: dict[int, Operation] = {}
         self._sending = 0
@@ -119,27 +120,27 @@ class Operations:
 
     @property
     def count(self) -> int:
-        """How many have no collected answer."""
+        """Number of operations without a collected response."""
         return len(self._open) + len(self.answers)
 
     @property
     def is_answered_early(self) -> bool:
-        """Whether the operation whose request is still being sent has its answer."""
+        """Whether the operation whose request is still being sent has its response already."""
         return bool(self._sending) and self._sending not in self._open
 
     def begin(self, operation: Operation) -> None:
-        """The request of `operation` is about to be sent."""
+        """Note that the request of `operation` is about to be sent."""
         self._open[operation.message_id] = operation
         self._sending = self._latest = operation.message_id
 
     def sent(self, *, answer_has_begun: bool) -> None:
-        """The last fragment of the request was handed to the network.
+        """Note that the last fragment of the request was passed to the network.
 
         Args:
-            answer_has_begun: Whether the first part of a response has been received by now.
+            answer_has_begun: Whether the first part of a response has arrived.
 
         Raises:
-            PeerError: That response can only be meant for this request, and came too early.
+            PeerError: That response can only belong to this request, and came too early.
         """
         alone = len(self._open) == 1 and self._sending in self._open
         self._sending = 0
@@ -147,28 +148,29 @@ class Operations:
             raise PeerError("an answer that began before the data set was sent", PeerError.UNEXPECTED_PDU)
 
     def _plain_success(self, data: bytes) -> Response | None:
-        """What `decode_response` makes of the answer that nearly all are: compared, since that is cheaper.
+        """Return the response if it is the usual Success of the first outstanding C-STORE, byte by byte.
 
-        It is that of the first C-STORE without an answer, to the byte: remotes keep the order, but need not.
+        Comparing is cheaper than decoding. Remotes usually keep the order, but need not.
         """
         first = next(iter(self._open.values()), None)
         if first is None or first.command_field != C_STORE_RQ:
             return None
         number, sop_class, uid = first.message_id, first.sop_class_uid, first.sop_instance_uid
-        if data != store_success(number, sop_class, uid):
+        if data != encode_store_success(number, sop_class, uid):
             return None
         return Response(C_STORE_RQ | _RESPONSE, number, Status.SUCCESS, "", uid, False, sop_class)
 
     def answer(self, command: Command, is_unread: Callable[[], bool]) -> None:
-        """Take in a response.
+        """Check a response and keep it for collection.
 
         Args:
-            command: The command set, with the presentation context on which it came.
-            is_unread: Tells whether the remote's TCP has bytes still to confirm. The segment that carries an
-                answer confirms what was received before it, and so the whole request (RFC 9293 3.10.7.4).
+            command: The command set, with its presentation context.
+            is_unread: Returns whether the remote's TCP has not confirmed all bytes yet. The segment that
+            carries
+                a response confirms what was received before it, and so the whole request (RFC 9293 3.10.7.4).
 
         Raises:
-            PeerError: It is no answer to an operation of this association, or comes before its time.
+            PeerError: The response belongs to no operation of this association, or comes too early.
         """
         response = self._plain_success(command.data) or decode_response(command.data)
         operation = self._open.get(response.message_id)
@@ -178,7 +180,7 @@ class Operations:
         if fault := _mismatch(operation, command.context_id, response):
             raise PeerError(f"its answer to message {response.message_id} {fault}")
         number = operation.message_id
-        # A failure may be told as soon as it is known. Anything else is said of the whole data set.
+        # A failure may come as soon as it is known. Any other status needs the whole data set.
         if response.category is not Category.FAILURE and (
             number == self._sending or (number == self._latest and is_unread())
         ):
@@ -189,7 +191,7 @@ class Operations:
 
 
 def _mismatch(operation: Operation, context_id: int, response: Response) -> str:
-    """Tell why a response does not answer `operation`; empty where it does."""
+    """Return why a response does not answer `operation`; empty if it does."""
     if context_id != operation.context_id:
         return f"came on presentation context {context_id}, not {operation.context_id}"
     if response.command_field != operation.command_field | _RESPONSE:
@@ -205,15 +207,15 @@ def _mismatch(operation: Operation, context_id: int, response: Response) -> str:
 
 
 def _shown(uid: str) -> str:
-    """A UID of the remote for a log, which other text of its may not reach."""
+    """Return a UID for the log. No other text of a remote may reach it."""
     return uid if is_valid_uid(uid) else "(no UID)"
 
 
 def _read_elements(data: bytes) -> _Elements:
-    """The values of group 0000 by element number, each as often as it comes, up to where `data` is cut.
+    """Return all values of group 0000 by element number, up to the point where `data` is cut.
 
-    Order and group length are not insisted on. A cut at the end is no fault of its own: what is needed and
-    was not read by then is missing.
+    Order and group length do not matter. A cut at the end is no fault by itself, but a decisive element
+    after it is missing.
     """
     found: _Elements = {}
     at, end = 0, len(data)
@@ -230,7 +232,7 @@ def _read_elements(data: bytes) -> _Elements:
 
 
 def _number(elements: _Elements, element: int, name: str) -> int:
-    """A US (PS3.5 6.2) that decides; several values, or several elements, have to agree."""
+    """Return a decisive US (PS3.5 6.2). Several values, or several elements, must agree."""
     values = _numbers(elements, element)
     if len(values) != 1:
         raise PeerError(f"a response with {len(values) or 'no'} values of {name}")
@@ -246,7 +248,7 @@ def _numbers(elements: _Elements, element: int) -> set[int]:
 
 
 def _uid(elements: _Elements, element: int, name: str) -> str:
-    """A UI (PS3.5 6.2) up to its padding by NUL or space; several that are given have to agree."""
+    """Return a UI (PS3.5 6.2) without padding. Several values must agree."""
     given = {raw.partition(b"\0")[0].strip(b" ") for raw in elements.get(element, ())} - {b""}
     if len(given) > 1:
         raise PeerError(f"a response with {len(given)} values of {name}")

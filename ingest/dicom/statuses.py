@@ -1,8 +1,8 @@
-"""What a status of a C-STORE response means for the instance: one table, for forwarder and `ingest send`.
+"""Meaning of C-STORE response statuses for the instance: one table, for forward workers and `ingest send`.
 
-PS3.7 Annex C divides statuses into classes by their code, PS3.4 Table B.2-1 names those of Storage. An SCU
-acts by the class where it does not know the code, so the table holds patterns. A status without an entry is
-refused.
+PS3.7 Annex C divides statuses into classes by their code, and PS3.4 Table B.2-1 names those of Storage. An
+SCU that does not know a code acts by its class, so the table contains patterns. A status without an entry
+means that the remote refuses the instance.
 """
 
 import re
@@ -15,7 +15,7 @@ _PATTERN: Final = re.compile(r"(?:0[xX])?([0-9A-Fa-fxX]{4})[hH]?")
 
 
 class Category(Enum):
-    """The classes of PS3.7 Annex C."""
+    """Status classes of PS3.7 Annex C."""
 
     SUCCESS = "success"
     WARNING = "warning"
@@ -25,21 +25,21 @@ class Category(Enum):
 
 
 class Meaning(Enum):
-    """What an answer says about one instance."""
+    """Consequence of a response for one instance."""
 
     STORED = "stored"
     STORED_WITH_WARNING = "stored with a warning"
     ALREADY_STORED = "stored already"
     TRY_AGAIN = "tried again"
-    """The remote's trouble, or one that passes."""
+    """The remote has a problem, which may pass."""
     TRY_A_FEW_TIMES = "tried again a few times"
-    """Mostly the instance, sometimes the remote: archives answer so while their database is away."""
+    """The cause is mostly the instance, but archives also answer this while their database is away."""
     NEGOTIATE_AGAIN = "negotiated once more"
     REFUSED = "refused"
 
     @property
     def is_stored(self) -> bool:
-        """Whether the remote has the instance."""
+        """Whether the remote has stored the instance."""
         return self in _STORED
 
 
@@ -48,11 +48,11 @@ _STORED: Final = (Meaning.STORED, Meaning.STORED_WITH_WARNING, Meaning.ALREADY_S
 
 @dataclass(frozen=True, slots=True)
 class StatusPattern:
-    """Statuses that begin alike: `C211` is one status, `Cxxx` is 4,096.
+    """Statuses with the same first digits: `C211` is one status, `Cxxx` is 4,096.
 
     Attributes:
-        value: The digits that are given; 0 where there is an x.
-        mask: FH at each digit that is given.
+        value: The fixed digits; 0 in place of each x.
+        mask: FH at each fixed digit.
     """
 
     value: int
@@ -60,7 +60,7 @@ class StatusPattern:
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Read four hexadecimal digits, x for any digit; `0xC211` and `C211H` are taken too.
+        """Read four hexadecimal digits, with x for any digit. `0xC211` and `C211H` are accepted too.
 
         Raises:
             ValueError: The text is no such pattern.
@@ -76,19 +76,19 @@ class StatusPattern:
 
     @property
     def digits_given(self) -> int:
-        """How many digits are not x: of two patterns that match, the one with more of them counts."""
+        """Number of fixed digits. If two patterns match, the one with more fixed digits counts."""
         return self.mask.bit_count() // 4
 
     def matches(self, status: int) -> bool:
-        """Whether a status begins so."""
+        """Return whether the pattern contains a status."""
         return status & self.mask == self.value
 
     def covers(self, other: "StatusPattern") -> bool:
-        """Whether all statuses of another pattern are among ours."""
+        """Return whether the pattern contains all statuses of another pattern."""
         return self.mask & other.mask == self.mask and other.value & self.mask == self.value
 
     def __str__(self) -> str:
-        """The pattern as people write it: digits, and x."""
+        """Return the pattern as people write it: digits and x."""
         given = f"{self.mask:04X}"
         return "".join(
             digit if mask == "F" else "x" for digit, mask in zip(f"{self.value:04X}", given, strict=True)
@@ -97,12 +97,12 @@ class StatusPattern:
 
 STORE_STATUSES: Final[tuple[tuple[str, Meaning], ...]] = (
     ("0000", Meaning.STORED),
-    # PS3.7 Annex C: the class Warning. The operation was done, with a remark.
+    # PS3.7 Annex C, class Warning: the remote has done the operation, with a remark.
     ("0001", Meaning.STORED_WITH_WARNING),
     ("0107", Meaning.STORED_WITH_WARNING),
     ("0116", Meaning.STORED_WITH_WARNING),
     ("Bxxx", Meaning.STORED_WITH_WARNING),
-    # PS3.7 C.5.7, a failure: the remote has an instance of this UID, and that was the aim.
+    # PS3.7 C.5.7 is a failure. But the remote has an instance of this UID, and that was the aim.
     ("0111", Meaning.ALREADY_STORED),
     # PS3.7 C.5.20, processing failure; C.5.25, resource limitation; PS3.4 Table B.2-1, out of resources.
     ("0110", Meaning.TRY_AGAIN),
@@ -113,37 +113,37 @@ STORE_STATUSES: Final[tuple[tuple[str, Meaning], ...]] = (
     # PS3.7 C.5.6, SOP class not supported, of a context that was accepted.
     ("0122", Meaning.NEGOTIATE_AGAIN),
 )
-"""What each status means unless a destination says otherwise; a status that is not here is refused."""
+"""Meaning of each status, unless a destination configures another one."""
 
 _TABLE: Final = tuple((StatusPattern.parse(text), meaning) for text, meaning in STORE_STATUSES)
 
 
 @lru_cache(maxsize=1024)
-def meaning_of(status: int) -> Meaning:
-    """What a status (0000,0900) of a C-STORE response means."""
+def find_meaning(status: int) -> Meaning:
+    """Return the meaning of a status (0000,0900) of a C-STORE response."""
     return next((meaning for pattern, meaning in _TABLE if pattern.matches(status)), Meaning.REFUSED)
 
 
-def says_stored_only(pattern: StatusPattern) -> bool:
-    """Whether each status of a pattern says that the remote has the instance."""
+def means_stored_only(pattern: StatusPattern) -> bool:
+    """Return whether each status of a pattern means that the remote has stored the instance."""
     return any(meaning.is_stored and known.covers(pattern) for known, meaning in _TABLE)
 
 
 @dataclass(frozen=True, slots=True)
 class StatusRules:
-    """What one destination wants done about statuses, beside the table.
+    """Statuses for which one destination departs from the table.
 
     Attributes:
-        retry: Tried again up to the destination's attempts.
-        dead: Not tried again.
+        retry: Deliveries are tried again, up to the destination's attempts.
+        dead: Deliveries are not tried again.
     """
 
     retry: tuple[StatusPattern, ...] = ()
     dead: tuple[StatusPattern, ...] = ()
 
-    def meaning(self, status: int) -> Meaning:
-        """What a status means here. That the remote has an instance is nothing that a rule could change."""
-        known = meaning_of(status)
+    def find_meaning(self, status: int) -> Meaning:
+        """Return the meaning of a status. No rule can change that the remote has stored the instance."""
+        known = find_meaning(status)
         if known.is_stored:
             return known
         retry = max((each.digits_given for each in self.retry if each.matches(status)), default=-1)
@@ -153,12 +153,12 @@ class StatusRules:
         return Meaning.TRY_AGAIN if retry > dead else Meaning.REFUSED
 
 
-def category(status: int) -> Category:
-    """The class of a status (PS3.7 Annex C), whatever the operation."""
+def classify_status(status: int) -> Category:
+    """Return the class of a status (PS3.7 Annex C) of any operation."""
     if status == 0x0000:
         return Category.SUCCESS
     if status == 0xFE00:
         return Category.CANCEL
     if status in {0xFF00, 0xFF01}:
         return Category.PENDING
-    return Category.WARNING if meaning_of(status) is Meaning.STORED_WITH_WARNING else Category.FAILURE
+    return Category.WARNING if find_meaning(status) is Meaning.STORED_WITH_WARNING else Category.FAILURE

@@ -10,7 +10,7 @@ from fnmatch import translate
 from functools import cache, lru_cache
 
 IMPLEMENTATION_CLASS_UID = "2.25.181761815639605390132969297983716919251"
-"""PS3.7 D.3.3.2; made once from a UUID (PS3.5 B.2), never changes."""
+"""Implementation Class UID (PS3.7 D.3.3.2), made from a UUID (PS3.5 B.2). It never changes."""
 IMPLEMENTATION_VERSION = "DICOM-INGEST_01"
 """PS3.7 D.3.3.2.3: 1 to 16 characters."""
 
@@ -31,17 +31,17 @@ _NOT_STORED = ("MediaStorageDirectory", "StorageCommitment", "StorageManagement"
 
 
 def is_valid_uid(text: str) -> bool:
-    """Whether `text` may be used as a UID: 1 to 64 characters, digits in components between single dots.
+    """Return whether `text` can be a UID: 1 to 64 characters, components of digits between single dots.
 
-    Leading zeros in a component break PS3.5 9.1, but instances that carry them exist and can be kept. What
-    this lets pass holds no path separator and no empty component, so it is a safe file name.
+    Leading zeros in a component break PS3.5 9.1, but instances with such UIDs exist and can be kept. A valid
+    UID has no path separator and no empty component, so it is a safe file name.
     """
     return len(text) <= 64 and _UID.fullmatch(text) is not None
 
 
 @cache
 def storage_classes() -> frozenset[str]:
-    """SOP class UIDs that are stored with C-STORE (PS3.4 B.5 and GG.3, and what PS3.6 lists as retired)."""
+    """Return the SOP class UIDs that C-STORE stores (PS3.4 B.5 and GG.3, and retired ones of PS3.6)."""
     from ingest.dicom import registry
 
     registered = (
@@ -53,17 +53,17 @@ def storage_classes() -> frozenset[str]:
 
 
 @cache
-def other_registered() -> frozenset[str]:
-    """UIDs that PS3.6 gives to what cannot be stored: Query/Retrieve, worklists, print, transfer syntaxes."""
+def other_registered_uids() -> frozenset[str]:
+    """Return the UIDs of PS3.6 that cannot be stored: Query/Retrieve, worklists, print, transfer syntaxes."""
     from ingest.dicom import registry
 
     return frozenset(str(uid) for uid in (*registry.SERVICE_UIDS, *registry.UIDS)) - storage_classes()
 
 
 def is_data_set_transfer_syntax(uid: str) -> bool:
-    """Whether `uid` is, or may come to be, an encoding of a data set that DICOM defines (PS3.5 Annex A).
+    """Return whether `uid` is a transfer syntax of DICOM for data sets (PS3.5 Annex A), now or in future.
 
-    The arcs 6 (RFC 2557 and XML, for what is not a data set) and 7 (SMPTE streams of PS3.22) are none.
+    The arcs 6 (RFC 2557 and XML) and 7 (SMPTE streams of PS3.22) encode no data sets.
     """
     arc = f"{IMPLICIT_LITTLE_ENDIAN}."
     return uid == IMPLICIT_LITTLE_ENDIAN or (
@@ -73,7 +73,7 @@ def is_data_set_transfer_syntax(uid: str) -> bool:
 
 @cache
 def data_set_transfer_syntaxes() -> frozenset[str]:
-    """The transfer syntaxes of PS3.6 that `is_data_set_transfer_syntax` holds for."""
+    """Return the transfer syntaxes of PS3.6 for data sets."""
     from ingest.dicom import registry
 
     registered = (uid for uid, (_, kind, _, _, _) in registry.UIDS.items() if kind == "Transfer Syntax")
@@ -81,7 +81,7 @@ def data_set_transfer_syntaxes() -> frozenset[str]:
 
 
 def names_of(uid: str) -> tuple[str, ...]:
-    """A UID, its keyword and its name in PS3.6, as far as it has them: what a pattern may be like."""
+    """Return a UID with its keyword and name of PS3.6: the texts that a pattern is compared with."""
     from ingest.dicom import registry
 
     name, _, _, _, keyword = registry.UIDS.get(uid, ("", "", "", "", ""))
@@ -89,17 +89,16 @@ def names_of(uid: str) -> tuple[str, ...]:
 
 
 @lru_cache(maxsize=64)
-def any_of(patterns: tuple[str, ...]) -> re.Pattern[str]:
-    """One expression that matches what one of the patterns (`*`, `?`, `[…]`; capitals count) matches.
+def compile_patterns(patterns: tuple[str, ...]) -> re.Pattern[str]:
+    """Compile patterns (`*`, `?`, `[…]`; capitals count) to one expression that matches any of them.
 
-    A caller may name thousands of UIDs in one request, so a question about one of them must not cost the
-    parsing of each pattern.
+    A requestor may propose thousands of UIDs at once. Each comparison must therefore not parse the patterns.
     """
     return re.compile("|".join(map(translate, patterns)) if patterns else "(?!)")
 
 
 @lru_cache(maxsize=4096)
-def is_like(uid: str, patterns: tuple[str, ...]) -> bool:
-    """Whether one of the patterns (as of `any_of`) is like one of the names of a UID."""
-    match = any_of(patterns).match
+def matches_any_pattern(uid: str, patterns: tuple[str, ...]) -> bool:
+    """Return whether a pattern matches the UID, its keyword or its name."""
+    match = compile_patterns(patterns).match
     return any(match(name) is not None for name in names_of(uid))

@@ -1,12 +1,14 @@
-"""A-ASSOCIATE, A-RELEASE and A-ABORT PDUs (PS3.8 9.3): from bytes to values and back.
+"""Decode and encode A-ASSOCIATE, A-RELEASE and A-ABORT PDUs (PS3.8 9.3).
 
-Every `decode_…` takes one complete PDU with its header, as the parser of ext/ frames it, and raises
-PeerError alone. Every `encode_…` takes values of ours and raises ValueError for what cannot be sent.
+Every `decode_…` takes one complete PDU with its header, as the parser of ext/ frames it. INVARIANT 5: bad
+bytes raise one error, PeerError. Every `encode_…` takes our own values, and raises ValueError for values
+that cannot be sent.
 
-pynetdicom's PDU classes would do the same, but not with what a peer may send: they trust lengths, refuse
-unknown items, raise what happens to break (AssertionError, KeyError, struct.error …; less of it under `python
--O`), and turn each odd UID into a warning, whose text Python keeps. Once all that is held back from them no
-work is left for them, so they are not used here. In the tests they are a second opinion on every PDU.
+pynetdicom's PDU classes are not used, because they are not made for hostile peers. They trust lengths, refuse
+unknown items, raise any exception (AssertionError, KeyError, struct.error; fewer under `python -O`), and
+issue a
+warning for each odd UID, whose text Python keeps. After checks for all that no work would be left for them.
+The tests compare every PDU with them.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -30,7 +32,7 @@ from ingest.dicom.pdus import (
     AssociateRequest,
     ContextResult,
     ProposedContext,
-    Role,
+    RoleSelection,
 )
 from ingest.dicom.uids import APPLICATION_CONTEXT
 from ingest.errors import PeerError
@@ -58,7 +60,7 @@ __all__ = [
     "AssociateRequest",
     "ContextResult",
     "ProposedContext",
-    "Role",
+    "RoleSelection",
     "decode_abort",
     "decode_associate_ac",
     "decode_associate_rj",
@@ -84,11 +86,11 @@ _TITLES = 74  # PS3.8 Table 9-11: variable items begin at byte 75
 
 
 def decode_associate_rq(data: bytes) -> AssociateRequest:
-    """The A-ASSOCIATE-RQ in `data`.
+    """Decode an A-ASSOCIATE-RQ.
 
-    Whatever may still be answered is not an error here: the application context name and the contexts may be
-    missing (both then empty), and of items that may come once the first counts. A context whose ID is even or
-    was used before is left out.
+    A request that can still be answered is no error. The application context name and the contexts may be
+    missing (both are then empty), and of repeated items the first counts. A context whose ID is even or
+    repeated is left out.
 
     Raises:
         PeerError: Lengths do not agree.
@@ -96,8 +98,8 @@ def decode_associate_rq(data: bytes) -> AssociateRequest:
     _check_pdu(data, ASSOCIATE_RQ, _TITLES)
     variable = _variable_items(data)
     return AssociateRequest(
-        called_ae=items.ae_title(data[10:26]),  # PS3.8 Table 9-11, bytes 11-26
-        calling_ae=items.ae_title(data[26:42]),  # bytes 27-42
+        called_ae=items.decode_ae_title(data[10:26]),  # PS3.8 Table 9-11, bytes 11-26
+        calling_ae=items.decode_ae_title(data[26:42]),  # bytes 27-42
         application_context=variable.application_context,
         contexts=_proposed_contexts(variable.contexts),
         protocol_version=int.from_bytes(data[6:8]),  # bytes 7-8
@@ -107,37 +109,37 @@ def decode_associate_rq(data: bytes) -> AssociateRequest:
 
 
 def decode_associate_ac(data: bytes) -> AssociateAccept:
-    """The A-ASSOCIATE-AC in `data`, strict only in what the requestor needs (RFC 1122 1.2.2).
+    """Decode an A-ASSOCIATE-AC, strict only where the requestor needs it (RFC 1122 1.2.2).
 
-    An odd presentation context is left out, or given as rejected, and says nothing about the others. Where
-    items run beyond what holds them, those before count. Of user information only the maximum length and the
-    operations window are needed; either has its default where it cannot be read.
+    An odd presentation context is left out or returned as rejected, without effect on the others. If an item
+    is too long, the items before it count. Of the user information only the maximum length and the
+    operations window are needed, and each has a default if it is unreadable.
 
     Raises:
-        PeerError: It is no such PDU, is damaged before its first presentation context, or has a maximum
-        length that no fragment fits into.
+        PeerError: The PDU has another type, is damaged before its first presentation context, or has a
+            maximum length without room for a fragment.
     """
     _check_pdu(data, ASSOCIATE_AC, _TITLES)
     contexts: dict[int, ContextResult] = {}
     user: list[tuple[int, bytes]] = []
     end = _TITLES
-    for kind, raw in items.walk_to_damage(data, _TITLES):
+    for kind, raw in items.iterate_items_to_damage(data, _TITLES):
         end += len(raw)
         if kind == items.CONTEXT_RESULT_ITEM:
             _add_result(contexts, items.read_context_result(raw))
         elif kind == items.USER_INFORMATION_ITEM:
-            user.extend(items.walk_to_damage(raw, 4))
+            user.extend(items.iterate_items_to_damage(raw, 4))
     if not contexts and end < len(data):
-        raise items.fault("an A-ASSOCIATE-AC that is damaged before its first presentation context")
+        raise items.make_item_error("an A-ASSOCIATE-AC that is damaged before its first presentation context")
     first = dict(reversed(user))
     length, window = first.get(items.MAXIMUM_LENGTH, b""), first.get(items.ASYNC_OPERATIONS, b"")
     return AssociateAccept(
-        called_ae=items.text(data[10:26]),  # PS3.8 Table 9-17: reserved, shall not be tested
-        calling_ae=items.text(data[26:42]),
+        called_ae=items.decode_text(data[10:26]),  # PS3.8 Table 9-17: reserved, shall not be tested
+        calling_ae=items.decode_text(data[26:42]),
         contexts=tuple(contexts.values()),
         max_pdu_length=items.read_maximum_length(length) if len(length) == 8 else DEFAULT_PEER_PDU_LENGTH,
-        implementation_class_uid=items.text(first.get(items.IMPLEMENTATION_CLASS, b"")[4:]),
-        implementation_version=items.text(first.get(items.IMPLEMENTATION_VERSION, b"")[4:]),
+        implementation_class_uid=items.decode_text(first.get(items.IMPLEMENTATION_CLASS, b"")[4:]),
+        implementation_version=items.decode_text(first.get(items.IMPLEMENTATION_VERSION, b"")[4:]),
         async_operations=items.read_async_operations(window) if len(window) == 8 else None,
         roles=tuple(_roles(raw for kind, raw in user if kind == items.ROLE_SELECTION)),
         title_fields=data[10:_TITLES],
@@ -145,7 +147,7 @@ def decode_associate_ac(data: bytes) -> AssociateAccept:
 
 
 def _add_result(contexts: dict[int, ContextResult], found: tuple[int, int, str] | None) -> None:
-    """Note what one item says of its context; items that contradict one another accept nothing."""
+    """Add the result of one context. Two different results for one context reject it."""
     if found is None:
         return
     result = ContextResult(*found)
@@ -153,26 +155,26 @@ def _add_result(contexts: dict[int, ContextResult], found: tuple[int, int, str] 
         contexts[result.context_id] = ContextResult(result.context_id, items.NO_REASON, "")
 
 
-def _roles(sub_items: Iterable[bytes]) -> Iterator[Role]:
+def _roles(sub_items: Iterable[bytes]) -> Iterator[RoleSelection]:
     for raw in sub_items:
         with suppress(PeerError):
-            yield Role(*items.read_role(raw))
+            yield RoleSelection(*items.read_role(raw))
 
 
 def decode_associate_rj(data: bytes) -> AssociateReject:
-    """The A-ASSOCIATE-RJ in `data`; PeerError where its length is not 4."""
+    """Decode an A-ASSOCIATE-RJ; PeerError if its length is not 4."""
     _check_pdu(data, ASSOCIATE_RJ, 10, exact=True)
     return AssociateReject(data[7], data[8], data[9])  # PS3.8 Table 9-21, bytes 8 to 10
 
 
 def decode_abort(data: bytes) -> Abort:
-    """The A-ABORT in `data`; PeerError where its length is not 4."""
+    """Decode an A-ABORT; PeerError if its length is not 4."""
     _check_pdu(data, ABORT, 10, exact=True)
     return Abort(data[8], data[9])  # PS3.8 Table 9-26, bytes 9 and 10
 
 
 def encode_associate_rq(request: AssociateRequest) -> bytes:
-    """The bytes of an A-ASSOCIATE-RQ.
+    """Encode an A-ASSOCIATE-RQ.
 
     Raises:
         ValueError: An AE title, UID, context ID or number does not fit into its field.
@@ -184,18 +186,18 @@ def encode_associate_rq(request: AssociateRequest) -> bytes:
 
 
 def encode_associate_ac(accept: AssociateAccept) -> bytes:
-    """The bytes of an A-ASSOCIATE-AC; ValueError as for `encode_associate_rq`."""
+    """Encode an A-ASSOCIATE-AC; ValueError as for `encode_associate_rq`."""
     body = [_encode_result(context) for context in accept.contexts]
     return _encode_associate(ASSOCIATE_AC, accept, APPLICATION_CONTEXT, body, 1)
 
 
 def encode_associate_rj(reject: AssociateReject) -> bytes:
-    """The bytes of an A-ASSOCIATE-RJ."""
+    """Encode an A-ASSOCIATE-RJ."""
     return b"\x03\x00\x00\x00\x00\x04\x00" + bytes((reject.result, reject.source, reject.reason))
 
 
 def encode_abort(source: int, reason: int = 0) -> bytes:
-    """The bytes of an A-ABORT; from source 0 (service-user) the reason is not significant and sent as 0."""
+    """Encode an A-ABORT. From source 0 (service-user) the reason is not significant, and sent as 0."""
     return b"\x07\x00\x00\x00\x00\x04\x00\x00" + bytes((source, reason if source else 0))
 
 
@@ -208,25 +210,25 @@ class _Variable:
 
 _READERS: dict[int, tuple[str, Callable[[bytes], Any]]] = {
     items.MAXIMUM_LENGTH: ("max_pdu_length", items.read_maximum_length),
-    items.IMPLEMENTATION_CLASS: ("implementation_class_uid", lambda item: items.text(item[4:])),
-    items.IMPLEMENTATION_VERSION: ("implementation_version", lambda item: items.text(item[4:])),
+    items.IMPLEMENTATION_CLASS: ("implementation_class_uid", lambda item: items.decode_text(item[4:])),
+    items.IMPLEMENTATION_VERSION: ("implementation_version", lambda item: items.decode_text(item[4:])),
     items.ASYNC_OPERATIONS: ("async_operations", items.read_async_operations),
     items.USER_IDENTITY: ("user_identity", lambda _: True),
 }
 
 
 def _check_pdu(data: bytes, pdu_type: int, minimum: int, *, exact: bool = False) -> None:
-    """PS3.8 9.3: byte 1 type, byte 2 reserved, bytes 3-6 length of what follows."""
+    """Check type and length (PS3.8 9.3: byte 1 type, byte 2 reserved, bytes 3-6 length of the rest)."""
     if len(data) < minimum or data[0] != pdu_type:
-        raise items.fault(f"{len(data)} bytes that are no PDU of type {pdu_type:02X}H")
+        raise items.make_item_error(f"{len(data)} bytes that are no PDU of type {pdu_type:02X}H")
     if int.from_bytes(data[2:6]) != len(data) - 6 or (exact and len(data) != minimum):
-        raise items.fault(f"a PDU of type {pdu_type:02X}H whose length is not that of its fields")
+        raise items.make_item_error(f"a PDU of type {pdu_type:02X}H whose length is not that of its fields")
 
 
 def _variable_items(data: bytes) -> _Variable:
-    """Items in any order, unknown ones skipped (PS3.8 9.3.1)."""
+    """Collect the items, in any order; skip unknown ones (PS3.8 9.3.1)."""
     names, users, contexts = [], [], []
-    for kind, raw in items.walk(data, _TITLES, len(data)):
+    for kind, raw in items.iterate_items(data, _TITLES, len(data)):
         if kind == items.APPLICATION_CONTEXT_ITEM:
             names.append(raw)
         elif kind == items.PROPOSED_CONTEXT_ITEM:
@@ -238,27 +240,27 @@ def _variable_items(data: bytes) -> _Variable:
 
 
 def _user_information(users: list[bytes]) -> dict[str, Any]:
-    """Keyword arguments of AssociateRequest, from user information (PS3.8 Table 9-16, PS3.7 D.3.3).
+    """Return keyword arguments of AssociateRequest from user information (PS3.8 Table 9-16, PS3.7 D.3.3).
 
-    Of sub-items that may come once the first that can be read counts. One that cannot be is taken as not
-    there: the standard has a default for each.
+    Of repeated sub-items the first readable one counts. An unreadable one counts as missing, because the
+    standard has a default for each.
     """
     found: dict[str, Any] = {}
     roles = []
-    for kind, raw in chain.from_iterable(items.walk(item, 4, len(item)) for item in users):
+    for kind, raw in chain.from_iterable(items.iterate_items(item, 4, len(item)) for item in users):
         with suppress(PeerError):
             if kind == items.ROLE_SELECTION:
-                roles.append(Role(*items.read_role(raw)))
+                roles.append(RoleSelection(*items.read_role(raw)))
             elif kind in _READERS:
                 name, read = _READERS[kind]
                 if name not in found:
                     found[name] = read(raw)
-    unsaid = {"implementation_class_uid": "", "implementation_version": "", "user_identity": False}
-    return unsaid | found | {"roles": tuple(roles)}
+    defaults = {"implementation_class_uid": "", "implementation_version": "", "user_identity": False}
+    return defaults | found | {"roles": tuple(roles)}
 
 
 def _proposed_contexts(raw_contexts: list[bytes]) -> tuple[ProposedContext, ...]:
-    """Those that can be answered: 128 at most, since an ID is odd, of one byte, and counts once."""
+    """Return the contexts that can be answered: at most 128, because each needs an odd one-byte ID."""
     contexts: dict[int, ProposedContext] = {}
     for raw in raw_contexts:
         read = items.read_proposed_context(raw)
@@ -295,7 +297,7 @@ def _encode_associate(
 
 
 def _encode_user_information(pdu: AssociateRequest | AssociateAccept) -> bytes:
-    """PS3.8 Table 9-16; sub-items in the order that PS3.7 D.3.3 tells them."""
+    """Encode PS3.8 Table 9-16, with the sub-items in the order of PS3.7 D.3.3."""
     version = pdu.implementation_version.encode("ascii")
     if len(version) > 16:
         raise ValueError(f"implementation version name {pdu.implementation_version!r} is longer than 16")
@@ -339,7 +341,7 @@ def _uid_item(kind: int, uid: str) -> bytes:
 
 
 def _uid(text: str) -> bytes:
-    """PS3.8 Annex F: not padded, whatever its length."""
+    """Encode a UID without padding, even if its length is odd (PS3.8 Annex F)."""
     if not 0 < len(text) <= 64:
         raise ValueError(f"a UID of {len(text)} characters")
     return text.encode("ascii")

@@ -1,8 +1,8 @@
-"""Opening and removing files below a folder, by names that others chose: nothing leads out of the folder.
+"""Open and remove files below a folder by names from outside, without ever leaving the folder.
 
-The kernel resolves the whole name in one call with openat2(2), which refuses symbolic links, `..` and
-absolute names (Linux 5.6). Where there is no such call (ENOSYS; EPERM under a container's filter), the
-folders are opened one after the other, each with O_NOFOLLOW.
+INVARIANT 12: Redis is input. A name in a reference may be hostile. openat2(2) resolves the whole name in one
+call, and refuses symbolic links, `..` and absolute names (Linux 5.6). If there is no such call (ENOSYS, or
+EPERM under a container's filter), the folders are opened one after the other, each with O_NOFOLLOW.
 """
 
 import ctypes
@@ -13,11 +13,11 @@ from typing import Final
 from ingest.errors import PathEscapesError
 
 _OPENAT2: Final = 437
-"""Number of the call; the same on every architecture."""
+"""Number of the system call, the same on every architecture."""
 
 _RESOLVE_NO_SYMLINKS: Final = 0x04
 _RESOLVE_BENEATH: Final = 0x08
-_LEADS_OUT: Final = frozenset({errno.ELOOP, errno.EXDEV, errno.ENOTDIR, errno.ENAMETOOLONG, errno.EISDIR})
+_ESCAPE_ERRNOS: Final = frozenset({errno.ELOOP, errno.EXDEV, errno.ENOTDIR, errno.ENAMETOOLONG, errno.EISDIR})
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.syscall.restype = ctypes.c_long
@@ -35,16 +35,16 @@ def open_beneath(root: str | os.PathLike[str], where: str, flags: int = os.O_RDO
 
     Args:
         root: The folder. It may itself be reached through symbolic links.
-        where: The name below it, with "/" between its parts.
-        flags: As os.open takes them; O_CLOEXEC and O_NOFOLLOW are added.
+        where: Name below the folder, with "/" between its parts.
+        flags: Flags of os.open. O_CLOEXEC and O_NOFOLLOW are added.
 
     Returns:
-        A descriptor of the caller's.
+        A descriptor, which the caller closes.
 
     Raises:
-        PathEscapesError: The name leads out of the folder, or through a symbolic link.
-        FileNotFoundError: There is no such file.
-        OSError: It cannot be opened.
+        PathEscapesError: The name leaves the folder, or passes through a symbolic link.
+        FileNotFoundError: The file does not exist.
+        OSError: The file cannot be opened.
     """
     parts = _parts(where)
     folder = os.open(root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -61,7 +61,7 @@ def unlink_beneath(root: str | os.PathLike[str], where: str) -> None:
     try:
         os.unlink(name if folder is not None else os.path.join(root, name), dir_fd=folder)
     except OSError as error:
-        raise _judged(error) from None
+        raise _translate(error) from None
     finally:
         if folder is not None:
             os.close(folder)
@@ -70,27 +70,27 @@ def unlink_beneath(root: str | os.PathLike[str], where: str) -> None:
 def _parts(where: str) -> list[str]:
     parts = where.split("/")
     if "\0" in where or any(part in {"", ".", ".."} for part in parts):
-        raise PathEscapesError(f"{where[:200]!r} is no name below a folder")
+        raise PathEscapesError(f"{where[:200]!r} is not a name below a folder")
     return parts
 
 
 def _open(folder: int, parts: list[str], flags: int) -> int:
-    global _missing  # noqa: PLW0603 - what the kernel can do, learnt once
+    global _missing  # noqa: PLW0603 - a property of the kernel
     try:
         if not _missing:
             return _openat2(folder, "/".join(parts), flags)
     except OSError as error:
         if error.errno not in {errno.ENOSYS, errno.EPERM}:
-            raise _judged(error) from None
+            raise _translate(error) from None
         _missing = error.errno == errno.ENOSYS
     try:
         return _open_stepwise(folder, parts, flags)
     except OSError as error:
-        raise _judged(error) from None
+        raise _translate(error) from None
 
 
-def _judged(error: OSError) -> Exception:
-    return PathEscapesError(error.strerror) if error.errno in _LEADS_OUT else error
+def _translate(error: OSError) -> Exception:
+    return PathEscapesError(error.strerror) if error.errno in _ESCAPE_ERRNOS else error
 
 
 def _openat2(folder: int, where: str, flags: int) -> int:
@@ -107,7 +107,8 @@ def _openat2(folder: int, where: str, flags: int) -> int:
         if found >= 0:
             return found
         number = ctypes.get_errno()
-        # EAGAIN: a folder was renamed meanwhile, and the kernel cannot tell whether it leads out.
+        # EAGAIN: a folder was renamed meanwhile, so the kernel cannot decide whether the name leaves the
+        # root.
         if number not in {errno.EAGAIN, errno.EINTR}:
             raise OSError(number, os.strerror(number), where)
 

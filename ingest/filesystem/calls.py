@@ -1,11 +1,11 @@
-"""Calls that some file systems do not have, each with a fall-back that is as safe.
+"""System calls that some file systems lack, each with an equally safe fall-back.
 
-| call | missing on | instead |
+| call | missing on | fall-back |
 |---|---|---|
 | link(2) | vfat, exFAT, some SMB and FUSE mounts | renameat2(2) with RENAME_NOREPLACE |
 | fsync(2) of a folder | some SMB, 9p and FUSE mounts (EINVAL) | syncfs(2) |
 
-Where the fall-back is missing, too, the error is the caller's: nothing is done with less safety.
+If the fall-back is missing too, the caller gets the error. Nothing is ever done with less safety.
 """
 
 import contextlib
@@ -19,12 +19,12 @@ from typing import Final
 RENAME_NOREPLACE: Final = 1
 
 NO_LINK: Final = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EINVAL})
-"""What link(2) answers where there are no hard links, or no more of one file."""
+"""Errors of link(2) on file systems without hard links, or with too many links to one file."""
 
 NO_FOLDER_SYNC: Final = frozenset({errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS})
-"""What fsync(2) of a folder answers where the file system has no such call."""
+"""Errors of fsync(2) of a folder on file systems without that call."""
 
-TROUBLE: Final = frozenset(
+TRANSIENT_ERRNOS: Final = frozenset(
     {
         errno.ENOSPC,
         errno.EDQUOT,
@@ -39,19 +39,19 @@ TROUBLE: Final = frozenset(
         errno.ENOMEM,
     }
 )
-"""Errors of disks, mounts and resources, which are over some day. All others blame the configuration."""
+"""Errors of disks, mounts and resources that may pass. All other errors blame the configuration."""
 
 _libc: Final = ctypes.CDLL(None, use_errno=True)
 
 
 @dataclass(frozen=True, slots=True)
 class Mount:
-    """Where a path lies.
+    """The mount of a path.
 
     Attributes:
-        kind: The file system's type as mount(8) has it, such as "ext4" or "cifs"; "unknown" without procfs.
-        point: Where it is mounted.
-        source: What is mounted: a device, or a server's export.
+        kind: Type of the file system as in mount(8), such as "ext4" or "cifs"; "unknown" without procfs.
+        point: Mount point.
+        source: Device, or export of a server.
     """
 
     kind: str
@@ -62,19 +62,19 @@ class Mount:
         return f"{self.kind} mounted on {self.point}"
 
 
-def name_exclusively(source: str, target: str, *, source_dir: int, target_dir: int) -> None:
-    """Give a file a new name, which must be free, in one step; its old name goes.
+def move_exclusively(source: str, target: str, *, source_dir: int, target_dir: int) -> None:
+    """Move a file to a name that must be free, and never replace another file.
 
     Args:
-        source: Its name in the folder `source_dir`, which no other process uses.
-        target: The new name in the folder `target_dir`.
-        source_dir: A descriptor of that folder.
-        target_dir: A descriptor of that folder.
+        source: Name of the file in the folder `source_dir`. No other process uses this name.
+        target: New name in the folder `target_dir`.
+        source_dir: Descriptor of the source folder.
+        target_dir: Descriptor of the target folder.
 
     Raises:
         FileExistsError: The new name is taken.
-        OSError: Any other fault; EINVAL, ENOSYS or EOPNOTSUPP where the file system has neither hard links
-            nor RENAME_NOREPLACE.
+        OSError: Any other fault. EINVAL, ENOSYS or EOPNOTSUPP if the file system has neither hard links nor
+            RENAME_NOREPLACE.
     """
     try:
         os.link(source, target, src_dir_fd=source_dir, dst_dir_fd=target_dir, follow_symlinks=False)
@@ -87,7 +87,7 @@ def name_exclusively(source: str, target: str, *, source_dir: int, target_dir: i
 
 
 def rename_exclusively(source: str, target: str, *, source_dir: int, target_dir: int) -> None:
-    """renameat2(2) with RENAME_NOREPLACE; arguments and errors as `name_exclusively`."""
+    """Call renameat2(2) with RENAME_NOREPLACE. Arguments and errors are those of `move_exclusively`."""
     call = getattr(_libc, "renameat2", None)
     if call is None:  # musl before 1.2.4
         raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS), target)
@@ -100,11 +100,11 @@ def rename_exclusively(source: str, target: str, *, source_dir: int, target_dir:
 def sync_folder_fd(fd: int) -> None:
     """Make the names in an open folder durable.
 
-    syncfs(2) writes all of the file system, names included. It costs more, but waits for no less. On network
-    file systems it may do nothing; there a name is the server's before the call that made it returns.
+    syncfs(2) writes the whole file system, names included. It costs more, and is as safe. On a network file
+    system it may do nothing, but there a name is on the server before the call that made it returns.
 
     Raises:
-        OSError: The disk is failing.
+        OSError: The disk fails.
     """
     try:
         os.fsync(fd)
@@ -116,39 +116,39 @@ def sync_folder_fd(fd: int) -> None:
             raise OSError(number, os.strerror(number)) from error
 
 
-def clock_ns(fd: int) -> int:
-    """The time by the file system's own clock, in Unix nanoseconds: that of the server, on a network mount.
+def read_clock_ns(fd: int) -> int:
+    """Return the clock of the file system, in Unix nanoseconds. On a network mount it is the server's clock.
 
-    Ages of files are told by it alone. The clock of this host may be hours off.
+    Compare ages of files with this clock only, because the clock of this host may be hours off.
 
     Args:
-        fd: A file of ours, open for writing; its time of modification is set.
+        fd: Own file, open for writing. Its modification time is set.
 
     Raises:
-        OSError: The file system is failing, or mounted read-only.
+        OSError: The file system fails, or is mounted read-only.
     """
-    os.utime(fd)  # UTIME_NOW: set where the file is, not here
+    os.utime(fd)  # UTIME_NOW: the file system sets its own time
     return os.fstat(fd).st_mtime_ns
 
 
-def mount_of(path: Path) -> Mount:
-    """The mount that a path, or the nearest folder above it that is there, lies on."""
-    there = next(
+def find_mount(path: Path) -> Mount:
+    """Return the mount of a path, or of the nearest existing folder above it."""
+    nearest = next(
         (folder for folder in (path.absolute(), *path.absolute().parents) if folder.exists()), Path("/")
     )
     with contextlib.suppress(OSError, ValueError):
-        number = os.stat(there).st_dev
-        wanted, resolved, best = f"{os.major(number)}:{os.minor(number)}", str(there.resolve()), None
+        number = os.stat(nearest).st_dev
+        wanted, resolved, best = f"{os.major(number)}:{os.minor(number)}", str(nearest.resolve()), None
         for line in Path("/proc/self/mountinfo").read_text(errors="replace").splitlines():
             # proc(5), mountinfo: id, parent, major:minor, root, mount point, options, …, "-", type, source.
             fields = line.split(" ")
             point = fields[4].encode().decode("unicode_escape")
             tail = fields[fields.index("-") + 1 :]
             below = resolved == point or resolved.startswith(point.rstrip("/") + "/")
-            # btrfs and overlayfs give files other device numbers than mountinfo has: the path decides then.
+            # On btrfs and overlayfs the device numbers of files differ from mountinfo. Then the path decides.
             rank = (fields[2] == wanted, len(point))
             if below and (best is None or rank >= best[0]):
                 best = rank, Mount(tail[0], point, tail[1])
         if best is not None:
             return best[1]
-    return Mount("unknown", str(there), "")
+    return Mount("unknown", str(nearest), "")

@@ -1,16 +1,17 @@
-"""Ids of folders that may be mounts of their own, so that one that is not mounted is not made anew.
+"""Ids of store, quarantine and spool, so that a node notices when one of them is not mounted.
 
-A folder whose file system is not mounted looks like an empty one. A node that makes its store there fills
-the root disk, and takes every file of the real store for lost. So each store has an id, and who uses the
-store remembers it:
+INVARIANT 13: nothing replaces a folder that is not mounted. Such a folder looks empty. A node that created a
+store
+in it would fill the root disk, and treat every file of the real store as lost. Each folder therefore has an
+id, which the node remembers elsewhere:
 
-| folder | its id | remembered |
+| folder | its id | remembered in |
 |---|---|---|
-| store, quarantine | `<root>/.incoming/id` | in the ledger (`StoreFolders.find_folder`) |
-| spool | `<spool_dir>/id` | in `<data_dir>/spool.known`, if it lies on another file system than that |
+| store, quarantine | `<root>/.incoming/id` | the ledger (`StoreFolders.find_folder`) |
+| spool | `<spool_dir>/id` | `<data_dir>/spool.known`, if the spool is on another file system |
 
-The other way round the store remembers the ledger: its id, and a counter that both count up while images are
-stored (`LedgerMark`). A ledger that was deleted, or that an older backup of was restored, is noticed by it.
+Conversely, the store remembers the ledger: its id, and a counter that grows in both while images are stored
+(`LedgerMark`). It shows that a ledger was deleted, or restored from an older backup.
 """
 
 import contextlib
@@ -22,13 +23,13 @@ from pathlib import Path
 from typing import Final
 
 from ingest.errors import SpoolMissingError, StoreMissingError
-from ingest.filesystem.calls import mount_of, name_exclusively, sync_folder_fd
+from ingest.filesystem.calls import find_mount, move_exclusively, sync_folder_fd
 
 MARKER: Final = Path(".incoming") / "id"
-"""Below the root of a store or quarantine; no key of an instance leads there."""
+"""Path below the root of a store or quarantine. No store key leads there."""
 
 LEDGER_MARK: Final = Path(".incoming") / "ledger"
-"""Below the root of a store: which ledger tells of it, and how far that was."""
+"""Path below the root of a store, of the mark of its ledger."""
 
 _FILE_MODE: Final = 0o640
 _DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
@@ -36,11 +37,11 @@ _DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 
 @dataclass(frozen=True, slots=True)
 class KnownFolder:
-    """What the ledger knows of a store.
+    """A store as the ledger knows it.
 
     Attributes:
-        id: The store's id; None for a ledger that has not seen it, or is of a version before ids.
-        is_used: Whether the ledger has instances whose files lie there.
+        id: Id of the store; None if the ledger has no id for it yet, or is from a version before ids.
+        is_used: Whether the ledger has instances with files in this store.
     """
 
     id: str | None = None
@@ -49,12 +50,12 @@ class KnownFolder:
 
 @dataclass(frozen=True, slots=True)
 class LedgerMark:
-    """Which ledger, and how far it is.
+    """Id and age of a ledger, as its store remembers them.
 
     Attributes:
-        id: The ledger's id.
-        count: Grows while instances are stored. The ledger counts first, and durably: that of the store is
-            never ahead, unless the ledger went back.
+        id: Id of the ledger.
+        count: Counter that grows while instances are stored. The ledger increments it first, and durably. If
+            the store's counter is ahead, the ledger was replaced by an older one.
     """
 
     id: str
@@ -62,15 +63,15 @@ class LedgerMark:
 
 
 def read_ledger_mark(root: Path) -> LedgerMark | None:
-    """What the store with this root remembers of its ledger; None where there is nothing that can be read."""
+    """Read the mark of the ledger in a store; None if there is no readable one."""
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-        told = json.loads((root / LEDGER_MARK).read_bytes())
-        return LedgerMark(str(told["id"]), int(told["count"]))
+        mark = json.loads((root / LEDGER_MARK).read_bytes())
+        return LedgerMark(str(mark["id"]), int(mark["count"]))
     return None
 
 
 def write_ledger_mark(root: Path, mark: LedgerMark) -> None:
-    """Have the store remember its ledger.
+    """Write the mark of the ledger into the store.
 
     Raises:
         OSError: The disk is full or failing.
@@ -91,10 +92,10 @@ def write_ledger_mark(root: Path, mark: LedgerMark) -> None:
 
 
 def read_id(root: Path) -> str | None:
-    """The id of the store with this root; None where there is none.
+    """Read the id of the store with this root; None without one.
 
     Raises:
-        OSError: It cannot be read.
+        OSError: The id cannot be read.
     """
     try:
         return (root / MARKER).read_text().strip() or None
@@ -103,26 +104,26 @@ def read_id(root: Path) -> str | None:
 
 
 def require_store(root: Path, known: KnownFolder) -> None:
-    """Make sure that a folder is the store that the ledger means, or that there is none yet to be missed.
+    """Check that a folder is the store that the ledger knows.
 
     Raises:
-        StoreMissingError: It is another store, or none while the ledger has files there.
-        OSError: It cannot be read.
+        StoreMissingError: The folder is another store, or has no id although the ledger has files in it.
+        OSError: The id cannot be read.
     """
     if not known.is_used:
         return
     found = read_id(root)
-    # A version before ids left a folder without one.
-    was_made = known.id is None and (root / MARKER).parent.is_dir()
-    if found is None and not was_made:
+    # A version before ids left a folder without an id.
+    has_old_store = known.id is None and (root / MARKER).parent.is_dir()
+    if found is None and not has_old_store:
         raise StoreMissingError(
             f"{root} is not the store that the ledger knows: {root / MARKER} is not there "
-            f"({mount_of(root)}); {_remedy(root, known.id)}"
+            f"({find_mount(root)}); {_remedy(root, known.id)}"
         )
     if found is not None and known.id not in {None, found}:
         raise StoreMissingError(
             f"{root} is another store than the one that the ledger knows: its id is {found}, not {known.id} "
-            f"({mount_of(root)}); {_remedy(root, known.id)}"
+            f"({find_mount(root)}); {_remedy(root, known.id)}"
         )
 
 
@@ -132,8 +133,8 @@ def _remedy(root: Path, identity: str | None) -> str:
     return f"mount it; if its files are lost for good, write {identity} into {root / MARKER} to begin anew"
 
 
-def give_id(root: Path) -> str:
-    """The id of a store; makes one where there is none, durably. The folder of `MARKER` has to be there.
+def ensure_id(root: Path) -> str:
+    """Return the id of a store; make one durably if there is none. The folder of `MARKER` must exist.
 
     Raises:
         OSError: The disk is full or failing.
@@ -147,9 +148,9 @@ def give_id(root: Path) -> str:
     try:
         _write_durably(temporary, f"{identity}\n", fd)
         try:
-            # It fails where the name exists, so that of two workers that start together one decides.
+            # The move fails if the name exists. Of two workers that start together, one decides.
             with contextlib.suppress(FileExistsError):
-                name_exclusively(temporary, MARKER.name, source_dir=fd, target_dir=fd)
+                move_exclusively(temporary, MARKER.name, source_dir=fd, target_dir=fd)
         finally:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(temporary, dir_fd=fd)
@@ -160,46 +161,46 @@ def give_id(root: Path) -> str:
 
 
 def require_spool(root: Path, identity: str | None, data_dir: Path) -> None:
-    """Make sure that a spool is the one that was used last, if that was a mount of its own.
+    """Check that a spool is the one that was used last, if that one was a mount of its own.
 
     Args:
-        root: The spool's folder.
-        identity: Its id; None where it has none yet.
+        root: Folder of the spool.
+        identity: Id of the spool; None if it has none yet.
         data_dir: `[node] data_dir`.
 
     Raises:
-        SpoolMissingError: It is another one, or none.
+        SpoolMissingError: The folder is another spool, or none.
     """
-    known = _remembered_spool(data_dir)
+    known = _read_spool_memory(data_dir)
     if known.get("path") == str(root) and known.get("id") not in {None, identity}:
         raise SpoolMissingError(
             f"[receive] spool_dir: {root} is not the spool that was used last, with the id {known['id']} "
-            f"({mount_of(root)}); mount it, or remove {_memory(data_dir)} if it is lost for good"
+            f"({find_mount(root)}); mount it, or remove {_spool_memory(data_dir)} if it is lost for good"
         )
 
 
 def remember_spool(root: Path, identity: str, data_dir: Path) -> None:
-    """Remember a spool that lies on another file system than `data_dir`.
+    """Remember a spool that is on another file system than `data_dir`.
 
-    One on the same cannot be unmounted alone. If the disk is full, the next start remembers it.
+    A spool on the same file system cannot be unmounted alone. On a full disk the next start tries again.
     """
     with contextlib.suppress(OSError):
-        told = {"path": str(root), "id": identity}
+        content = {"path": str(root), "id": identity}
         if root.stat().st_dev == data_dir.stat().st_dev:
-            _memory(data_dir).unlink(missing_ok=True)
-        elif _remembered_spool(data_dir) != told:
+            _spool_memory(data_dir).unlink(missing_ok=True)
+        elif _read_spool_memory(data_dir) != content:
             new = data_dir / f".spool.known.{os.getpid()}"
-            new.write_text(json.dumps(told))
-            new.replace(_memory(data_dir))
+            new.write_text(json.dumps(content))
+            new.replace(_spool_memory(data_dir))
 
 
-def _memory(data_dir: Path) -> Path:
+def _spool_memory(data_dir: Path) -> Path:
     return data_dir / "spool.known"
 
 
-def _remembered_spool(data_dir: Path) -> dict[str, str]:
+def _read_spool_memory(data_dir: Path) -> dict[str, str]:
     with contextlib.suppress(OSError, ValueError):
-        known = json.loads(_memory(data_dir).read_bytes())
+        known = json.loads(_spool_memory(data_dir).read_bytes())
         if isinstance(known, dict):
             return known
     return {}

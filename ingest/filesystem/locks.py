@@ -1,12 +1,13 @@
 """Locks on regular files, and names that no other process on any host has.
 
-A lock is an open file description lock (fcntl(2), F_OFD_SETLK) on a whole regular file. NFS and SMB carry
-such locks to the server, so that they hold between hosts. flock(2) on a folder does not: an NFS client keeps
-it to itself, and two hosts then hold "the" lock. Unlike the locks of F_SETLK, these end with the descriptor
-that took them, and not when the process closes another descriptor of the same file.
+INVARIANT 3: a lock tells the living from the dead. A lock is an open file description lock (fcntl(2),
+F_OFD_SETLK) on a whole regular file. NFS and SMB carry such locks to the server, so they hold between hosts.
+flock(2) on a folder does not: an NFS client keeps it local, and two hosts can hold it at once. Locks of
+F_SETLK would end when the process closes any descriptor of the file. These locks end with their own
+descriptor.
 
-A lock can still be kept to one host (the mount options `nolock` and `local_lock`). Whatever is deleted or
-overwritten therefore never depends on a lock alone: names are unique (`Owner`), and what is young stays.
+A mount may still keep locks to one host (mount options `nolock` and `local_lock`). No deletion and no
+overwrite therefore depends on a lock alone. Names are unique (`Owner`), and young files stay.
 """
 
 import contextlib
@@ -31,21 +32,21 @@ _NAME: Final = re.compile(
 )
 
 
-def lock(fd: int, *, shared: bool = False) -> bool:
-    """Lock an open regular file, without waiting; False while another descriptor holds it.
+def try_lock(fd: int, *, shared: bool = False) -> bool:
+    """Lock an open regular file without waiting; return False if another descriptor has the lock.
 
     Args:
-        fd: Open for writing, or for reading if `shared`; the lock ends when it is closed.
-        shared: Whether others may hold a shared lock, too.
+        fd: Descriptor, open for writing, or for reading if `shared`. The lock ends when it is closed.
+        shared: Whether other descriptors may have a shared lock too.
 
     Raises:
-        OSError: The file system has no locks (ENOLCK, EOPNOTSUPP), or `fd` is not open as it has to be.
+        OSError: The file system has no locks (ENOLCK, EOPNOTSUPP), or `fd` is open in the wrong mode.
     """
     kind = fcntl.F_RDLCK if shared else fcntl.F_WRLCK
     try:
         fcntl.fcntl(fd, fcntl.F_OFD_SETLK, _FLOCK.pack(kind, os.SEEK_SET, 0, 0, 0))
     except OSError as error:
-        # fcntl(2): POSIX.1 allows either of them for a lock that is held.
+        # fcntl(2): POSIX.1 allows either error for a conflicting lock.
         if error.errno in {errno.EAGAIN, errno.EACCES}:
             return False
         raise
@@ -54,13 +55,13 @@ def lock(fd: int, *, shared: bool = False) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Owner:
-    """One process, under a name that no other process on any host has or had.
+    """A process, under a name that no other process on any host has or had.
 
     Attributes:
-        kernel: Twelve hexadecimal digits for a running kernel.
-        namespace: Its namespace of process ids there: of the host, or of a container.
-        pid: The process there.
-        started: When it began, in ticks since that kernel's start; a process id is used again later.
+        kernel: Twelve hexadecimal digits that identify a running kernel.
+        namespace: Namespace of process ids, of the host or of a container.
+        pid: Process id in that namespace.
+        started: Start of the process, in ticks since the start of the kernel. Process ids are reused.
         chance: 48 random bits, as twelve hexadecimal digits.
     """
 
@@ -71,14 +72,14 @@ class Owner:
     chance: str
 
     @classmethod
-    def me(cls) -> Self:
-        """The calling process; another name at each call."""
+    def current(cls) -> Self:
+        """Name the calling process, with another name at each call."""
         pid = os.getpid()
-        return cls(kernel_token(), _namespace(), pid, _started(pid) or 0, secrets.token_hex(6))
+        return cls(read_kernel_token(), _read_namespace(), pid, _read_start(pid) or 0, secrets.token_hex(6))
 
     @classmethod
     def parse(cls, name: str) -> Self | None:
-        """The owner with this name; None for any other text."""
+        """Return the owner with this name; None for any other text."""
         found = _NAME.fullmatch(name)
         if found is None:
             return None
@@ -90,25 +91,25 @@ class Owner:
 
     @property
     def is_of_this_kernel(self) -> bool:
-        """Whether the process runs, or ran, on this kernel, whose locks hold for all of its processes."""
-        return self.kernel == kernel_token()
+        """Whether the process runs, or ran, on this kernel. Locks hold between all processes of a kernel."""
+        return self.kernel == read_kernel_token()
 
     @property
     def is_dead(self) -> bool:
-        """Whether the process has certainly ended; False where we cannot see such a process."""
-        return self.is_visible and not _runs(self.pid, self.started)
+        """Whether the process has certainly ended; False if we cannot see it."""
+        return self.is_visible and not _is_running(self.pid, self.started)
 
     @property
     def is_visible(self) -> bool:
-        """Whether this process could see that one, if it runs."""
-        return self.is_of_this_kernel and self.namespace == _namespace()
+        """Whether we can see the process while it runs."""
+        return self.is_of_this_kernel and self.namespace == _read_namespace()
 
 
 @functools.cache
-def kernel_token() -> str:
-    """Twelve hexadecimal digits for this running kernel; others after a restart of the machine.
+def read_kernel_token() -> str:
+    """Return twelve hexadecimal digits for this running kernel. They change with each start of the machine.
 
-    Not made from the host's name or /etc/machine-id alone: copies of a virtual machine share both.
+    Host name and /etc/machine-id would not suffice, because copies of a virtual machine share both.
     """
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
@@ -117,33 +118,33 @@ def kernel_token() -> str:
     return hashlib.sha256(boot.encode()).hexdigest()[:12]
 
 
-def _namespace() -> int:
+def _read_namespace() -> int:
     with contextlib.suppress(OSError):
         return os.stat("/proc/self/ns/pid").st_ino
     return 0
 
 
-def _started(pid: int) -> int | None:
-    """When a process began; None where there is none, or only its remains.
+def _read_start(pid: int) -> int | None:
+    """Return the start time of a process; None if it does not exist or is a zombie.
 
     Raises:
-        OSError: It cannot be told.
+        OSError: procfs cannot be read.
     """
     with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-        # proc(5): the name, in parentheses, may hold anything; field 3 is the state and field 22 the start.
+        # proc(5): the name in parentheses may contain anything. Field 3 is the state, field 22 the start.
         fields = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
         return None if fields[0] in "ZX" else int(fields[19])
     return None
 
 
-def _runs(pid: int, started: int) -> bool:
+def _is_running(pid: int, started: int) -> bool:
     try:
-        found = _started(pid)
+        found = _read_start(pid)
         if found is not None:
             return found == started
-        os.kill(pid, 0)  # procfs hides other users' processes where it is mounted with hidepid
+        os.kill(pid, 0)  # with the mount option hidepid, procfs hides processes of other users
     except ProcessLookupError:
         return False
     except OSError:
         return True
-    return not Path(f"/proc/{pid}").exists()  # hidden; what procfs shows without a start is a zombie
+    return not Path(f"/proc/{pid}").exists()  # a visible one is a zombie

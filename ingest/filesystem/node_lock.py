@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Final
 
 from ingest.errors import BootError, IngestError
-from ingest.filesystem.calls import TROUBLE
+from ingest.filesystem.calls import TRANSIENT_ERRNOS
 
 NODE_LOCK: Final = "node.lock"
 WORKERS_LOCK: Final = "workers.lock"
@@ -30,7 +30,7 @@ def take_node_lock(run_dir: Path) -> int:
     try:
         fd = os.open(run_dir / NODE_LOCK, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o640)
     except OSError as error:
-        if error.errno not in TROUBLE:
+        if error.errno not in TRANSIENT_ERRNOS:
             raise
         return _bind_lock_name(run_dir)
     try:

@@ -168,7 +168,9 @@ class Resolver:
             raise ResolverAwayError(f"{LOOKUPS_MAX} other names are being looked up, and none is answered")
         entry.lookup = lookup = _Lookup(time.monotonic())
         try:
-            lookup.thread = threads.once("resolver", lambda: self._run_lookup(entry, lookup, host, port))
+            lookup.thread = threads.start_task(
+                "resolver", lambda: self._run_lookup(entry, lookup, host, port)
+            )
         except RuntimeError as error:
             entry.lookup = None
             raise ResolverAwayError(f"no thread can be started for the lookup: {error}") from error

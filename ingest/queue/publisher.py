@@ -139,7 +139,7 @@ class Publisher:
 
     def start(self) -> None:
         """Start the thread; call this after the fork."""
-        self._thread = threads.guard("handoff", self._run, lambda: self._closing)
+        self._thread = threads.start_guarded("handoff", self._run, lambda: self._closing)
 
     def close(self, seconds: float) -> bool:
         """Publish what waits, for at most `seconds`; the sweep of the next start finds the rest.

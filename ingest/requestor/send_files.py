@@ -13,7 +13,7 @@ from typing import Final
 from ingest import threads
 from ingest.dicom import part10
 from ingest.dicom.dimse import Status
-from ingest.dicom.statuses import meaning_of
+from ingest.dicom.statuses import find_meaning
 from ingest.dicom.uids import is_valid_uid
 from ingest.errors import AssociationError, IngestError, PeerError, StoreError
 from ingest.ext.header import scan
@@ -89,7 +89,7 @@ class FileResult:
     @property
     def is_stored(self) -> bool:
         """Whether the remote has the instance: success, a warning, or 0111H (it had the instance before)."""
-        return self.status is not None and meaning_of(self.status).is_stored
+        return self.status is not None and find_meaning(self.status).is_stored
 
 
 class UnreadableFile(FileResult):
@@ -311,7 +311,7 @@ class _SendBatch:
         """Start the threads of the jobs. `ended` is set when the last one has ended."""
         self._running_jobs = count
         for number in range(count):
-            threads.once(f"send-{number}", self._run_job)
+            threads.start_task(f"send-{number}", self._run_job)
 
     def _run_job(self) -> None:
         """Send files over one association at a time, until none is left or the remote fails repeatedly."""

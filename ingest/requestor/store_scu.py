@@ -86,7 +86,7 @@ class StoreSCU(RequestorAssociation):
             raise LookupError(f"{self.remote} accepted no context for {sop_class} in {transfer_syntax}")
         message_id = self._next_message_id()
         operation = Operation(message_id, context_id, dimse.C_STORE_RQ, sop_class, sop_instance)
-        command = dimse.store_request(message_id, sop_class, sop_instance)
+        command = dimse.encode_store_request(message_id, sop_class, sop_instance)
         try:
             fd = source if isinstance(source, int) else os.open(source, os.O_RDONLY | os.O_CLOEXEC)
         except OSError as error:
@@ -95,7 +95,7 @@ class StoreSCU(RequestorAssociation):
             length = max(0, os.fstat(fd).st_size - offset) if length is None else length
             encoder = self._encoder_for_peer()
             self._transport.limit_unsent_bytes(is_limited=length <= KERNEL_BUFFERS_BYTES)
-            if padding.is_odd(length, transfer_syntax):
+            if padding.has_odd_value(length, transfer_syntax):
                 fragments = self._padded_fragments(
                     context_id, fd, offset, length, transfer_syntax, sop_instance
                 )
@@ -150,7 +150,7 @@ class StoreSCU(RequestorAssociation):
             raise LookupError(f"{self.remote} accepted no context for Verification")
         message_id = self._next_message_id()
         operation = Operation(message_id, context_id, dimse.C_ECHO_RQ, uids.VERIFICATION)
-        command = dimse.echo_request(message_id)
+        command = dimse.encode_echo_request(message_id)
         self.send_request(operation, encode_p_data(context_id, command, self.peer_max_pdu_length), iter(()))
         return self.receive_response()[1]
 
@@ -171,10 +171,10 @@ class StoreSCU(RequestorAssociation):
 
         try:
             edits = padding.find_edits(read, length, transfer_syntax, self._transport.tick)
-            padded_length = padding.changed_length(length, edits)
+            padded_length = padding.edited_length(length, edits)
             if padded_length & 1:
                 raise PeerError("no value in it is odd")
-            pieces = padding.changed(read, length, edits)
+            pieces = padding.apply_edits(read, length, edits)
             yield from _frame_fragments(context_id, pieces, padded_length, self._fragment_bytes())
         except PeerError as error:
             said = f"{sop_instance}: its data set has an odd length, and cannot be padded: {error}"

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ingest.errors import SpoolError, SpoolMissingError
-from ingest.filesystem.calls import TROUBLE
+from ingest.filesystem.calls import TRANSIENT_ERRNOS
 from ingest.spool.spool import Spool
 
 
@@ -22,7 +22,9 @@ def is_temporary(error: BaseException | None) -> bool:
     """
     # INVARIANT 8: only a wrong configuration stops the node
     while error is not None:
-        if isinstance(error, SpoolMissingError) or (isinstance(error, OSError) and error.errno in TROUBLE):
+        if isinstance(error, SpoolMissingError) or (
+            isinstance(error, OSError) and error.errno in TRANSIENT_ERRNOS
+        ):
             return True
         error = error.__cause__
     return False

@@ -16,8 +16,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final, Self
 
-from ingest.filesystem.calls import clock_ns, sync_folder_fd
-from ingest.filesystem.locks import Owner, lock
+from ingest.filesystem.calls import read_clock_ns, sync_folder_fd
+from ingest.filesystem.locks import Owner, try_lock
 from ingest.spool import segment, segment_upkeep
 
 FOLDER_MODE: Final = 0o750
@@ -62,7 +62,7 @@ class Slot:
         fd = os.open(path / "lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, FILE_MODE)
         try:
             # INVARIANT 3: a lock tells the living from the dead
-            if lock(fd) and not (leased and _is_leased(root, fd)):
+            if try_lock(fd) and not (leased and _is_leased(root, fd)):
                 return cls(root, name, fd)
         except BaseException:
             os.close(fd)
@@ -73,7 +73,7 @@ class Slot:
     def record_owner(self) -> None:
         """Write the name of this process into the lock file, and renew the lease."""
         with contextlib.suppress(OSError):  # on a full disk the lock alone has to be enough
-            os.pwrite(self._lock, f"{Owner.me()}\n".ljust(_OWNER_BYTES).encode(), 0)
+            os.pwrite(self._lock, f"{Owner.current()}\n".ljust(_OWNER_BYTES).encode(), 0)
         self.renew_lease()
 
     def renew_lease(self) -> None:
@@ -115,7 +115,7 @@ def _is_leased(root: Path, lock_fd: int) -> bool:
     try:
         clock = os.open(root / "clock", os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW, FILE_MODE)
         try:
-            now_ns = clock_ns(clock)
+            now_ns = read_clock_ns(clock)
         finally:
             os.close(clock)
     except OSError:  # a full disk

@@ -27,7 +27,7 @@ from ingest import threads
 from ingest.errors import SpoolError
 from ingest.ext.group_commit import Committer, Entry
 from ingest.ext.segment_writer import Segments
-from ingest.filesystem.calls import name_exclusively
+from ingest.filesystem.calls import move_exclusively
 from ingest.spool import segment
 from ingest.spool.slot import FOLDER_MODE, Slot, open_folder, sync_folder, sync_with_parents
 
@@ -62,7 +62,7 @@ def read_spool_id(root: Path, *, create: bool = False) -> str | None:
             # Naming fails if the name exists, so only one of two processes that start together creates the
             # id.
             with contextlib.suppress(FileExistsError), open_folder(root) as fd:
-                name_exclusively(temporary.name, path.name, source_dir=fd, target_dir=fd)
+                move_exclusively(temporary.name, path.name, source_dir=fd, target_dir=fd)
         finally:
             temporary.unlink(missing_ok=True)
         sync_folder(root)
@@ -95,7 +95,7 @@ class Spool:
             bodies.append(self.segments.run)
         # Without these threads no C-STORE would be answered, so the process ends if one of them ends.
         self._closing = False
-        self._threads = [threads.guard("commit", body, lambda: self._closing) for body in bodies]
+        self._threads = [threads.start_guarded("commit", body, lambda: self._closing) for body in bodies]
 
     @classmethod
     def claim(cls, root: Path, *, durable: bool, segments: bool = False) -> Self:
@@ -158,7 +158,7 @@ class Spool:
         self.committer.discard(entry)
         # The last close frees the blocks. For gigabytes that takes longer than an event loop may wait.
         if os.fstat(entry.fd).st_size > LARGE_BYTES:
-            threads.once("discard", partial(os.close, entry.fd))
+            threads.start_task("discard", partial(os.close, entry.fd))
         else:
             os.close(entry.fd)
 

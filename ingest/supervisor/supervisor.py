@@ -27,7 +27,7 @@ from ingest.checks import file_systems
 from ingest.config.model import Config
 from ingest.config.reader import load_config
 from ingest.errors import BootError, IngestError
-from ingest.filesystem.calls import TROUBLE
+from ingest.filesystem.calls import TRANSIENT_ERRNOS
 from ingest.filesystem.node_lock import share_workers_lock, take_node_lock
 from ingest.log import RateLimitedLog, configure_logging, reopen_log
 from ingest.process import disable_core_dumps
@@ -163,7 +163,7 @@ class Supervisor:
                 self._lock = share_workers_lock(config.run_dir)
         except OSError as error:
             cause = f"[node] data_dir: {error.filename or config.run_dir} cannot be used: {error.strerror}"
-            if error.errno in TROUBLE:
+            if error.errno in TRANSIENT_ERRNOS:
                 raise IngestError(f"{cause}; make room, or see to the disk") from error
             raise BootError(cause) from error
 

@@ -187,14 +187,14 @@ class Caller:
 
     def echo(self) -> int:
         """The status of a C-ECHO; shows that the association lives."""
-        self.send(command(3, dimse.echo_request(self.message_id())))
+        self.send(command(3, dimse.encode_echo_request(self.message_id())))
         return self.response().status
 
     def begin_store(self, sop: str, context_id: int = 1, *, sop_class: str | None = None) -> int:
         """Send a C-STORE-RQ; its message ID."""
         message_id = self.message_id()
         abstract = sop_class or next(syntax for number, syntax, _ in CONTEXTS if number == context_id)
-        self.send(command(context_id, dimse.store_request(message_id, abstract, sop)))
+        self.send(command(context_id, dimse.encode_store_request(message_id, abstract, sop)))
         return message_id
 
     def store(self, made: Made, context_id: int = 1, *, data: bytes | None = None) -> Response:

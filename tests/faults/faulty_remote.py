@@ -256,7 +256,7 @@ class Connection:
     def _command(self, event: Command) -> None:
         request = dimse.decode_request(event.data)
         if isinstance(request, dimse.EchoRequest):
-            self._say(encode_p_data(event.context_id, dimse.echo_response(request), 0))
+            self._say(encode_p_data(event.context_id, dimse.encode_echo_response(request), 0))
             return
         assert isinstance(request, dimse.StoreRequest)
         fault = self._remote.draw("stores", STORE_FAULTS)
@@ -285,7 +285,7 @@ class Connection:
         if fault == "stall at answer":
             self._wait_for_the_end()
         status = remote.status(uid)
-        answer = encode_p_data(context_id, dimse.store_response(request, status), 0)
+        answer = encode_p_data(context_id, dimse.encode_store_response(request, status), 0)
         if fault == "half an answer":
             self._say(answer[: len(answer) // 2], end=True)
         if status in HELD:

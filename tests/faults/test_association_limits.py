@@ -191,7 +191,7 @@ def test_an_image_that_crosses_our_release_is_not_acknowledged_and_does_no_harm(
 ) -> None:
     made = Made(sop=new_uid(), pixels=bytes(50_000))
     idle.begin_store(made.sop)
-    idle.send(data_pdus(1, made.data_set), command(3, dimse.echo_request(9)), wire.RELEASE_RP)
+    idle.send(data_pdus(1, made.data_set), command(3, dimse.encode_echo_request(9)), wire.RELEASE_RP)
     idle.expect_closed()
     nothing_received(quick)
     assert not known(quick, made.sop)
@@ -201,9 +201,10 @@ def test_an_image_that_crosses_our_release_is_not_acknowledged_and_does_no_harm(
 
 
 PEER_GOES_ON = {
-    "P-DATA-TF": command(3, dimse.echo_request(9)),
+    "P-DATA-TF": command(3, dimse.encode_echo_request(9)),
     "a data set": data_pdus(1, bytes(200_000)),
-    "a message": command(1, dimse.store_request(9, VERIFICATION, "1.2")) + data_pdus(1, bytes(200_000)),
+    "a message": command(1, dimse.encode_store_request(9, VERIFICATION, "1.2"))
+    + data_pdus(1, bytes(200_000)),
     "fragments out of order": p_data(pdv(1, 0, b"abcd"), pdv(3, 1, b"ab"), pdv(7, 2, b"")),
     "an even context and lengths that do not agree": p_data(b"\xff\xff\xff\xff\0\0xyz"),
     "an oversized P-DATA-TF": b"\x04\0\x7f\xff\xff\xff" + bytes(1000),

@@ -317,6 +317,6 @@ def test_an_abort_in_mid_association_is_taken_as_its_end(node: Node, watch: Watc
     with Caller.tls(node) as caller:
         caller.associate(calling="FREE")
         # What a peer has said after its A-ABORT counts for nothing.
-        caller.send(wire.encode_abort(0, 0), command(3, dimse.echo_request(1)), wire.RELEASE_RQ)
+        caller.send(wire.encode_abort(0, 0), command(3, dimse.encode_echo_request(1)), wire.RELEASE_RQ)
         caller.expect_closed(1.0)
     watch.event("association_aborted_by_peer", calling_ae="FREE")

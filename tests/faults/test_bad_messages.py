@@ -50,7 +50,7 @@ def elements(field: int, **others: object) -> bytes:
     return encode_command({keyword: value for keyword, value in values.items() if value is not None})
 
 
-STORE = dimse.store_request(7, CT, "1.2.3")
+STORE = dimse.encode_store_request(7, CT, "1.2.3")
 
 BROKEN = {
     "too large": (STORE + element(0x5110, bytes(MAX_COMMAND)), INVALID),
@@ -196,7 +196,7 @@ def test_an_instance_uid_of_10_000_characters_is_aborted_as_a_command_too_large(
 def test_a_message_id_in_use_gets_0210_and_the_first_message_its_own_answer(node: Node) -> None:
     first, second = (Made(sop=new_uid(), pixels=bytes(2000)) for _ in range(2))
     messages = [
-        command(1, dimse.store_request(9, CT, made.sop)) + data_pdus(1, made.data_set)
+        command(1, dimse.encode_store_request(9, CT, made.sop)) + data_pdus(1, made.data_set)
         for made in (first, second)
     ]
     with Caller.plain(node) as caller:
@@ -281,7 +281,7 @@ def test_a_peer_that_releases_and_vanishes_before_its_answers_is_only_gone(node:
     with Caller.plain(node) as caller:
         caller.associate(calling="HASTY")
         messages = [
-            command(1, dimse.store_request(number, CT, made.sop)) + data_pdus(1, made.data_set)
+            command(1, dimse.encode_store_request(number, CT, made.sop)) + data_pdus(1, made.data_set)
             for number, made in enumerate(instances)
         ]
         # The commits are under way when the connection ends.
@@ -319,8 +319,8 @@ def test_thousands_of_messages_at_once_are_answered_in_order(
     node: Node, connect_to: Callable[[Node], Caller]
 ) -> None:
     count, made = 3000, Made(sop=new_uid())
-    messages = [command(3, dimse.echo_request(number)) for number in range(1, count)]
-    store = command(1, dimse.store_request(0, CT, made.sop)) + data_pdus(1, made.data_set)
+    messages = [command(3, dimse.encode_echo_request(number)) for number in range(1, count)]
+    store = command(1, dimse.encode_store_request(0, CT, made.sop)) + data_pdus(1, made.data_set)
     with connect_to(node) as flooding, connect_to(node) as other:
         flooding.associate()
         other.associate()
@@ -342,7 +342,7 @@ def test_many_messages_at_once_are_all_answered_in_a_sound_order(node: Node) -> 
         caller.sock.settimeout(SECONDS)
         caller.send(
             *[
-                command(1, dimse.store_request(number, CT, made.sop)) + data_pdus(1, made.data_set)
+                command(1, dimse.encode_store_request(number, CT, made.sop)) + data_pdus(1, made.data_set)
                 for number, made in enumerate(instances)
             ],
             wire.RELEASE_RQ,

@@ -25,7 +25,7 @@ from tests.support.nodes import Node
 
 MAX_PDU = 32768
 RQ = wire.encode_associate_rq(request())
-ECHO = dimse.echo_request(1)
+ECHO = dimse.encode_echo_request(1)
 CONNECTIONS = pytest.mark.parametrize("connect", [Caller.plain, Caller.tls], ids=["plain", "tls"])
 
 
@@ -224,7 +224,7 @@ def test_what_was_acknowledged_before_the_broken_pdu_stays(node: Node) -> None:
 
 def test_what_follows_a_broken_pdu_is_not_looked_at(node: Node, watch: Watch) -> None:
     made = Made(sop=new_uid())
-    whole = command(1, dimse.store_request(7, CT, made.sop)) + data_pdus(1, made.data_set)
+    whole = command(1, dimse.encode_store_request(7, CT, made.sop)) + data_pdus(1, made.data_set)
     with Caller.plain(node) as caller:
         caller.associate()
         caller.send(p_data(pdv(1, 2, b"data")), whole, RQ, wire.RELEASE_RQ)
@@ -239,7 +239,7 @@ def test_sound_messages_cut_into_single_bytes_are_taken(
     node: Node, connect: Callable[[Node], Caller]
 ) -> None:
     made = Made(sop=new_uid(), pixels=bytes(20))
-    whole = command(1, dimse.store_request(7, CT, made.sop)) + data_pdus(1, made.data_set, length=3)
+    whole = command(1, dimse.encode_store_request(7, CT, made.sop)) + data_pdus(1, made.data_set, length=3)
     with connect(node) as caller:
         for byte in RQ:
             caller.send(bytes((byte,)))

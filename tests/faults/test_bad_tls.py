@@ -183,4 +183,6 @@ def test_a_network_that_ends_without_close_notify_in_mid_image_leaves_no_file(
 
 
 def _first_half(made: Made) -> bytes:
-    return command(1, dimse.store_request(1, CT, made.sop)) + data_pdus(1, made.data_set[:50_000], last=False)
+    return command(1, dimse.encode_store_request(1, CT, made.sop)) + data_pdus(
+        1, made.data_set[:50_000], last=False
+    )

@@ -179,7 +179,7 @@ def _nothing(caller: Caller) -> None:
 
 
 def _in_mid_command(caller: Caller) -> None:
-    caller.send(command(3, dimse.echo_request(1))[:30])
+    caller.send(command(3, dimse.encode_echo_request(1))[:30])
 
 
 def _in_mid_image(caller: Caller) -> None:
@@ -190,7 +190,7 @@ def _in_mid_image(caller: Caller) -> None:
 WITHIN = {
     "a header": (_nothing, b"\x04\0\0\1\0\0" + bytes(1000)),
     "an A-RELEASE-RQ": (_nothing, b"\x05\0\0\0\0"),
-    "a command set": (_in_mid_command, command(3, dimse.echo_request(1))[30:-1]),
+    "a command set": (_in_mid_command, command(3, dimse.encode_echo_request(1))[30:-1]),
     "a data set": (_in_mid_image, bytes(1000)),
 }
 """Where a peer may dribble: how it comes there, and what it then sends byte by byte."""
@@ -222,13 +222,13 @@ def test_small_progress_keeps_an_association(node: Node) -> None:
     """A whole PDU, however empty, or a piece of a large one, now and then."""
     made = Made(sop=new_uid(), pixels=bytes(120_000))
     large = data_pdus(5, made.data_set, length=131_000)
-    echo, empty = command(3, dimse.echo_request(1)), p_data(pdv(1, 0, b""))
+    echo, empty = command(3, dimse.encode_echo_request(1)), p_data(pdv(1, 0, b""))
     with contextlib.ExitStack() as stack:
         echoing, storing, slow = (stack.enter_context(Caller.tls(node)) for _ in range(3))
         for caller in (echoing, storing, slow):
             caller.associate(((1, CT, EXPLICIT), (3, VERIFICATION, IMPLICIT), (5, CT, EXPLICIT)))
         storing.begin_store(new_uid())
-        slow.send(command(5, dimse.store_request(1, CT, made.sop)))
+        slow.send(command(5, dimse.encode_store_request(1, CT, made.sop)))
         for start in range(0, len(large), 20_000):
             time.sleep(IDLE / 2)  # the pace is what is tested
             echoing.send(echo)
@@ -249,7 +249,7 @@ def test_a_peer_that_reads_no_responses_is_cut_off_and_costs_no_memory(
     (pid,) = listeners(node)
     (process,) = (child for child in node.children("ingest-listen") if child.pid == pid)
     before = process.memory_info().rss
-    echo = dimse.echo_request(1)
+    echo = dimse.encode_echo_request(1)
     burst = p_data(*[pdv(3, 3, echo) for _ in range(1000)])
     with connect_to(node, receive_buffer=4096) as caller:
         caller.associate()
@@ -268,7 +268,7 @@ def send_for_ever(caller: Caller, burst: bytes) -> None:
 
 
 def test_a_peer_that_reads_nothing_and_says_nothing_more_is_closed_too(node: Node) -> None:
-    echo = dimse.echo_request(1)
+    echo = dimse.encode_echo_request(1)
     # Fewer answers than would have it cut off at once, more than its buffers hold.
     with Caller.plain(node, receive_buffer=4096) as caller:
         caller.associate()

@@ -51,7 +51,7 @@ def abort_in_mid_image(caller: Caller) -> None:
 def reset_before_the_answers(caller: Caller) -> None:
     for number in range(6):
         made = Made(sop=new_uid())
-        caller.send(command(1, dimse.store_request(number, CT, made.sop)), data_pdus(1, made.data_set))
+        caller.send(command(1, dimse.encode_store_request(number, CT, made.sop)), data_pdus(1, made.data_set))
     caller.reset()
 
 

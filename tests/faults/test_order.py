@@ -55,7 +55,9 @@ def trace(node: Node, output: Path, kind: str, many: int) -> list[str]:
                 for uid in uids:
                     assert caller.store(Made(sop=uid, pixels=bytes(100_000))).status == 0
             else:
-                requests = [command(1, dimse.store_request(at, CT, uid)) for at, uid in enumerate(uids)]
+                requests = [
+                    command(1, dimse.encode_store_request(at, CT, uid)) for at, uid in enumerate(uids)
+                ]
                 caller.send(
                     *(
                         request + data_pdus(1, Made(sop=uid).data_set)

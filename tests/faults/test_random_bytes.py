@@ -64,15 +64,15 @@ def _serves(node: Node, connect_to: Callable[[Node], Caller]) -> bool:
 def conversations(made: Made | None = None) -> list[bytes]:
     """Whole associations, as their callers would send them."""
     made = made or Made(sop=new_uid(), pixels=bytes(range(256)) * 20)
-    store = command(1, dimse.store_request(1, CT, made.sop))
+    store = command(1, dimse.encode_store_request(1, CT, made.sop))
     find = {"CommandField": 0x20, "MessageID": 4, "CommandDataSetType": 1, "AffectedSOPClassUID": CT}
     start = wire.encode_associate_rq(
-        request(async_operations=(4, 1), roles=(wire.Role(CT, scu=True, scp=False),))
+        request(async_operations=(4, 1), roles=(wire.RoleSelection(CT, scu=True, scp=False),))
     )
-    both = p_data(pdv(1, 3, dimse.store_request(2, CT, "1.2.3")), pdv(1, 2, made.data_set[:4000]))
+    both = p_data(pdv(1, 3, dimse.encode_store_request(2, CT, "1.2.3")), pdv(1, 2, made.data_set[:4000]))
     return [
         start + store + data_pdus(1, made.data_set, length=700) + wire.RELEASE_RQ,
-        start + command(3, dimse.echo_request(3)) + both + wire.RELEASE_RQ,
+        start + command(3, dimse.encode_echo_request(3)) + both + wire.RELEASE_RQ,
         start
         + command(1, encode_command(find))
         + data_pdus(1, made.data_set)

@@ -72,7 +72,7 @@ def seen(window: Path) -> bytes:
 def said() -> bytes:
     """All of an association that stores an instance, at once."""
     made = Made(sop=new_uid())
-    store = command(1, dimse.store_request(1, CT, made.sop))
+    store = command(1, dimse.encode_store_request(1, CT, made.sop))
     return wire.encode_associate_rq(request()) + store + data_pdus(1, made.data_set)
 
 

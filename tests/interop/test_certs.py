@@ -175,7 +175,7 @@ def test_java_and_a_node_trust_each_other_by_their_own_key_stores(
     )
     pdus = [
         wire.encode_associate_rq(request),
-        encode_p_data(1, dimse.echo_request(1), 16384),
+        encode_p_data(1, dimse.encode_echo_request(1), 16384),
         wire.RELEASE_RQ,
     ]
     said = run(

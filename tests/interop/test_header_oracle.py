@@ -15,7 +15,7 @@ import pytest
 from pydicom.data import get_testdata_files
 from pydicom.dataelem import RawDataElement
 
-from ingest.dicom.instance_header import UIDS, read_header
+from ingest.dicom.instance_header import UIDS, read_data_set_header
 from ingest.dicom.part10 import read_file_meta
 from ingest.dicom.uids import DEFLATED, EXPLICIT_BIG_ENDIAN, IMPLICIT_LITTLE_ENDIAN
 from ingest.errors import PeerError
@@ -168,7 +168,9 @@ def we_read(path: Path) -> dict[int, str]:
     with path.open("rb") as file:
         meta, offset = read_file_meta(file.fileno())
         size = os.fstat(file.fileno()).st_size - offset
-        header = read_header(file.fileno(), offset, size, meta.transfer_syntax_uid, sorted(UIDS), 1 << 26)
+        header = read_data_set_header(
+            file.fileno(), offset, size, meta.transfer_syntax_uid, sorted(UIDS), 1 << 26
+        )
     return {tag: header.uid(tag) for tag in UIDS}
 
 

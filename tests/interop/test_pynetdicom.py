@@ -143,7 +143,7 @@ def test_stores_within_the_window_are_all_answered_and_kept(
         eventually(lambda: association._is_paused)
         for number, path in enumerate(files, start=1):
             association.dimse.send_msg(
-                store_request(number, path), association.accepted_contexts[0].context_id
+                encode_store_request(number, path), association.accepted_contexts[0].context_id
             )
         answers = [association.dimse.get_msg(block=True)[1] for _ in files]
         association._reactor_checkpoint.set()
@@ -155,7 +155,7 @@ def test_stores_within_the_window_are_all_answered_and_kept(
     assert all(data_set(stored[uid]) == data_set(path) for uid, path in expected.items())
 
 
-def store_request(message_id: int, path: Path) -> C_STORE:
+def encode_store_request(message_id: int, path: Path) -> C_STORE:
     meta, _ = read(path)
     request = C_STORE()
     request.MessageID = message_id

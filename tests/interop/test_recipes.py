@@ -125,7 +125,7 @@ def test_dcm4che_as_far_as_java_goes(recipe: Recipe) -> None:
     )
     pdus = [
         wire.encode_associate_rq(request),
-        encode_p_data(1, dimse.echo_request(1), 16384),
+        encode_p_data(1, dimse.encode_echo_request(1), 16384),
         wire.RELEASE_RQ,
     ]
     program = Path(__file__).with_name("Echo.java")

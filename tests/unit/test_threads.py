@@ -31,20 +31,21 @@ def run(code: str) -> "subprocess.CompletedProcess[str]":
     ],
 )
 def test_thread_that_ends_unasked_ends_its_process(body: str) -> None:
-    ended = run(f"{body}\nthreads.guard('handoff', body, lambda: False)")
+    ended = run(f"{body}\nthreads.start_guarded('handoff', body, lambda: False)")
     assert ended.returncode == THREAD_EXIT
     assert "thread_died" in ended.stdout + ended.stderr
 
 
 def test_thread_that_was_told_to_end_ends_alone() -> None:
     ended = run(
-        "import sys\nthread = threads.guard('one', lambda: None, lambda: True)\nthread.join()\nsys.exit(0)"
+        "import sys\nthread = threads.start_guarded('one', lambda: None, lambda: True)\n"
+        "thread.join()\nsys.exit(0)"
     )
     assert ended.returncode == 0
 
 
 def test_short_task_that_fails_is_logged_and_ends_nothing() -> None:
-    ended = run("import sys\nthreads.once('close', lambda: 1 / 0).join()\nsys.exit(7)")
+    ended = run("import sys\nthreads.start_task('close', lambda: 1 / 0).join()\nsys.exit(7)")
     assert ended.returncode == 7
     assert "task_failed" in ended.stdout + ended.stderr
 

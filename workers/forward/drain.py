@@ -15,7 +15,7 @@ import structlog
 from ingest.clock import unix_ms
 from ingest.config.model import Destination
 from ingest.dicom.dimse import Status
-from ingest.dicom.padding import is_odd
+from ingest.dicom.padding import has_odd_value
 from ingest.errors import (
     AssociationError,
     Cause,
@@ -475,7 +475,7 @@ class Drain:
 
 def _note_of(row: Delivery) -> str:
     """What was done to an instance's data set on its way."""
-    if is_odd(row.size - row.data_set_offset, row.transfer_syntax_uid):
+    if has_odd_value(row.size - row.data_set_offset, row.transfer_syntax_uid):
         return "its data set has an odd length, and was padded for this remote"
     return ""
 

@@ -183,7 +183,7 @@ def decide(
     """
     match outcome:
         case Answered(status, comment):
-            if limits.statuses.meaning(status) is Meaning.STORED:
+            if limits.statuses.find_meaning(status) is Meaning.STORED:
                 return Delivered(status, outcome.note)
             said = f"answered {status:04X}H" + (f": {comment}" if comment else "")
             retry = Retry(pause_ms(attempt, limits, rng), said, status)
@@ -205,7 +205,7 @@ def _answered(
     answer: Answered, retry: Retry, attempt: int, age_ms: int, limits: Limits
 ) -> Decision | Renegotiate:
     """What follows from a status; `retry` is what follows if it is tried again."""
-    match limits.statuses.meaning(answer.status):
+    match limits.statuses.find_meaning(answer.status):
         case Meaning.STORED | Meaning.STORED_WITH_WARNING | Meaning.ALREADY_STORED:
             return Delivered(answer.status, "; ".join(filter(None, (retry.reason, answer.note))))
         case Meaning.NEGOTIATE_AGAIN if not answer.again:

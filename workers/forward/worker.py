@@ -157,7 +157,7 @@ class LedgerWatch:
 
     def start(self) -> None:
         """Watch from now on, until the forwarder is to stop."""
-        self._thread = threads.guard("ledger-watch", self._run, self._forwarder.stop.is_set)
+        self._thread = threads.start_guarded("ledger-watch", self._run, self._forwarder.stop.is_set)
 
     def join(self) -> None:
         """Wait until it has ended."""
@@ -248,7 +248,7 @@ def run(config: Config, stop: threading.Event, remotes: Mapping[str, Remote]) ->
         logging.getLogger(name).setLevel(
             logging.CRITICAL
         )  # it would report every job, and Redis once a second
-    name = f"forward-{socket.gethostname()}-{os.getpid()}-{Owner.me()}"
+    name = f"forward-{socket.gethostname()}-{os.getpid()}-{Owner.current()}"
     forwarder = Forwarder(config, stop, remotes, name)
     try:
         with contextlib.suppress(StoppedError):

@@ -21,6 +21,7 @@ from ingest.clock import unix_ms
 from ingest.config.model import Config
 from ingest.errors import BootError, LedgerError, RetentionBusyError, StoppedError, StoreAwayError, StoreError
 from ingest.filesystem.folder_identity import require_store
+from ingest.filesystem.locks import try_lock
 from ingest.ledger import Ledger
 from ingest.ledger.retention import CHUNK, RemovableFile, StoredInstance, StoredStudy
 from ingest.ledger.store_folders import STORE
@@ -38,7 +39,7 @@ from ingest.workers.retention.policy import (
 from ingest.workers.store.filesystem import FileStore, StoreBatch
 from ingest.workers.store.keys import STAGING
 from ingest.workers.store.removal import FileRemoval
-from ingest.workers.store.staging import FILE_MODE, lock
+from ingest.workers.store.staging import FILE_MODE
 
 BATCH: Final = 256
 """Files that are removed under one removal lock. Workers that replace or compare files wait for it."""
@@ -268,7 +269,7 @@ class Remover:
             cause = f"{path} cannot be opened: {error.strerror}"
             raise StoreAwayError(f"{cause}; mount the store, or have a persist worker make it") from error
         try:
-            if not lock(fd):
+            if not try_lock(fd):
                 raise RetentionBusyError(f"another process removes from this store: it holds {path}")
             yield
         finally:

@@ -18,12 +18,13 @@ from typing import Final, Protocol
 
 from ingest.dicom.part10 import read_file_meta
 from ingest.errors import LedgerError, StoreAwayError, StoreError, StoreMissingError
-from ingest.filesystem.calls import NO_LINK, clock_ns, mount_of, sync_folder_fd
-from ingest.filesystem.folder_identity import KnownFolder, give_id, read_id, require_store
+from ingest.filesystem.calls import NO_LINK, find_mount, read_clock_ns, sync_folder_fd
+from ingest.filesystem.folder_identity import KnownFolder, ensure_id, read_id, require_store
+from ingest.filesystem.locks import try_lock
 from ingest.workers.fault_attribution import ERRORS_OF_NAMES
 from ingest.workers.store.folders import BatchFolders
 from ingest.workers.store.keys import STAGING, split_key
-from ingest.workers.store.staging import FILE_MODE, StagingFolder, is_name_of, lock
+from ingest.workers.store.staging import FILE_MODE, StagingFolder, is_name_of
 
 LOCK_SECONDS: Final = 10.0
 """How long a worker waits for the removal lock of another worker."""
@@ -198,7 +199,7 @@ class FileStore:
             _create_root(self.root)
             self._prepared = StagingFolder(self.root / STAGING)
             try:
-                self._id = give_id(self.root)
+                self._id = ensure_id(self.root)
             except BaseException:
                 self.close()
                 raise
@@ -295,7 +296,7 @@ class FileStore:
         # INVARIANT 13: nothing replaces a folder that is not mounted.
         if self._id and read_id(self.root) != self._id:
             cause = f"{self.root} is not the store any more that this worker began with"
-            raise StoreMissingError(f"{cause} ({mount_of(self.root)}); mount it")
+            raise StoreMissingError(f"{cause} ({find_mount(self.root)}); mount it")
 
     def _give_name(self, source: SourceFile, folder: int, name: str) -> None:
         """Link a file to a name, or copy it if that is not possible.
@@ -355,7 +356,7 @@ class FileStore:
         All workers use this order, so two of them never wait for each other.
         """
         with self._translate_errors():
-            if not lock(fd):
+            if not try_lock(fd):
                 return False
         try:
             return self._shared_lock is None or self._shared_lock.acquire()
@@ -388,7 +389,7 @@ class FileStore:
         if batch.lock is None:
             raise StoreError(f"the clock of {self.root} is asked without its lock")
         with self._translate_errors():
-            return (clock_ns(batch.lock) - time.time_ns()) // 1_000_000
+            return (read_clock_ns(batch.lock) - time.time_ns()) // 1_000_000
 
     def announce_folder_removal(self, batch: StoreBatch) -> None:
         """Announce to all workers that folders are about to go. Needs the removal lock.
@@ -535,6 +536,6 @@ def _translate_error(error: OSError, key: str, root: Path) -> StoreError:
     if error.errno in ERRORS_OF_NAMES:
         return StoreError(cause)
     if error.errno in _UNSUPPORTED:
-        lack = f"{mount_of(root)} lacks a call that is needed"
+        lack = f"{find_mount(root)} lacks a call that is needed"
         return StoreAwayError(f"{cause}; {lack}: run `ingest check`, and see docs/reference/file-systems.md")
     return StoreAwayError(f"{cause}; {_REMEDIES.get(number, 'see to the disk')}")

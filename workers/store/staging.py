@@ -18,9 +18,8 @@ from pathlib import Path
 from typing import Final
 
 from ingest.errors import StoreAwayError, StoreError
-from ingest.filesystem.calls import clock_ns, name_exclusively
-from ingest.filesystem.locks import Owner
-from ingest.filesystem.locks import lock as lock  # noqa: PLC0414 - the lock files lie beside these folders
+from ingest.filesystem.calls import move_exclusively, read_clock_ns
+from ingest.filesystem.locks import Owner, try_lock
 
 FILE_MODE: Final = 0o640
 DIRECTORY_MODE: Final = 0o750
@@ -53,7 +52,7 @@ class StagingFolder:
             OSError: The folder cannot be created or written, or the file system has no locks.
         """
         parent.mkdir(mode=DIRECTORY_MODE, exist_ok=True)
-        self._owner = Owner.me()
+        self._owner = Owner.current()
         self._serial = 0
         self._not_removed: set[str] = set()
         self._lock_path = parent / f"{self._owner}.lock"
@@ -62,7 +61,7 @@ class StagingFolder:
         # lock never belongs to a living process.
         self._lock = os.open(self._lock_path, _LOCK | os.O_CREAT | os.O_EXCL, FILE_MODE)
         try:
-            lock(self._lock)
+            try_lock(self._lock)
             self.path.mkdir(mode=DIRECTORY_MODE)
             self.fd = os.open(self.path, _FOLDER)
         except BaseException:
@@ -87,7 +86,7 @@ class StagingFolder:
         """
         self.retry_removals()
         with contextlib.suppress(OSError):
-            now_ns, parent = clock_ns(self._lock), self.path.parent
+            now_ns, parent = read_clock_ns(self._lock), self.path.parent
             names = {name.removesuffix(".lock") for name in os.listdir(parent)}
             for name in names - {str(self._owner)}:
                 with contextlib.suppress(OSError):
@@ -166,7 +165,7 @@ class StagingFolder:
             StoreAwayError: Afterwards the name belongs to another file.
             OSError: The disk is failing, or the file system cannot give a name without replacing a file.
         """
-        name_exclusively(name, target, source_dir=self.fd, target_dir=folder)
+        move_exclusively(name, target, source_dir=self.fd, target_dir=folder)
         copy = os.fstat(fd)
         if not is_name_of(target, folder, copy.st_dev, copy.st_ino):
             raise StoreAwayError(f"{target} is another file than the one that was just given this name")
@@ -205,7 +204,7 @@ def _clear_if_dead(parent: Path, name: str, now_ns: int) -> None:
         with contextlib.suppress(FileNotFoundError):
             fd = os.open(parent / f"{name}.lock", _LOCK)
             stack.callback(os.close, fd)
-            if not lock(fd) or (young_ns is not None and os.fstat(fd).st_mtime_ns > young_ns):
+            if not try_lock(fd) or (young_ns is not None and os.fstat(fd).st_mtime_ns > young_ns):
                 return
         _remove_folder(parent, name, older_than_ns=young_ns)
 

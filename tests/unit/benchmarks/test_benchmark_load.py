@@ -27,7 +27,7 @@ from benchmarks.messages import CT_IMAGE, Answer, Answers, Message, instance_uid
 from benchmarks.node import Node, ours
 from benchmarks.receivers import Pki, Receiver, Target, Unavailable, free_port, make_pki, wait_listening
 from benchmarks.session import associate_request
-from ingest.dicom.dimse import StoreRequest, store_response
+from ingest.dicom.dimse import StoreRequest, encode_store_response
 from ingest.ext.encode import encode_p_data
 from tests.support.nodes import eventually
 
@@ -131,7 +131,7 @@ def test_a_gigabyte_takes_no_gigabyte_of_memory() -> None:
 
 
 def response(message_id: int, status: int = 0, uid: str = "1.2.3", pdu: int = 16384) -> bytes:
-    return encode_p_data(1, store_response(StoreRequest(message_id, CT_IMAGE, uid), status), pdu)
+    return encode_p_data(1, encode_store_response(StoreRequest(message_id, CT_IMAGE, uid), status), pdu)
 
 
 @pytest.mark.parametrize("cut", [1, 5, 13, 1000])

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from ingest.checks import file_systems
-from ingest.filesystem.calls import mount_of
+from ingest.filesystem.calls import find_mount
 from tests.faults.caller import Caller, new_uid
 from tests.support.instances import Made
 from tests.support.nodes import Node, eventually
@@ -58,7 +58,7 @@ def test_no_hard_links_is_a_note_that_names_the_file_system(tmp_path: Path, var:
     [(key, note, text)] = found(tmp_path, no_link=var)
     assert (key, note) == ("store.root", True)
     assert "ENOTSUP" in text
-    assert mount_of(tmp_path).kind in text
+    assert find_mount(tmp_path).kind in text
     assert "copied" in text
 
 
@@ -157,7 +157,7 @@ def test_node_does_not_start_where_it_could_never_store(
     process.stdout.close()
     assert "store.root" in other_node.log
     assert "RENAME_NOREPLACE" in other_node.log
-    assert mount_of(store).kind in other_node.log
+    assert find_mount(store).kind in other_node.log
 
 
 def test_segments_ask_for_the_locks_that_they_need(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

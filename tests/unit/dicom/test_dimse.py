@@ -16,7 +16,7 @@ from pynetdicom.status import STORAGE_SERVICE_CLASS_STATUS, code_to_category
 from ingest.dicom import dimse
 from ingest.dicom.dimse import EchoRequest, OtherRequest, Status, StoreRequest
 from ingest.dicom.responses import Response, decode_response
-from ingest.dicom.statuses import Category, category
+from ingest.dicom.statuses import Category, classify_status
 from ingest.errors import PeerError
 from ingest.ext.command import encode_command
 
@@ -45,34 +45,34 @@ def test_echo_request_of_pynetdicom_is_read() -> None:
     message.primitive_to_message(theirs)
     command = next(message.encode_msg(1, 0)).presentation_data_value_list[0][1][1:]
     assert dimse.decode_request(command) == EchoRequest(3)
-    assert dimse.echo_request(3) == command
+    assert dimse.encode_echo_request(3) == command
 
 
 def test_responses_are_read_by_pydicom() -> None:
     response = as_data_set(
-        dimse.store_response(StoreRequest(7, CT, "1.2.3"), Status.OUT_OF_RESOURCES, "disk full")
+        dimse.encode_store_response(StoreRequest(7, CT, "1.2.3"), Status.OUT_OF_RESOURCES, "disk full")
     )
     assert (response.CommandField, response.MessageIDBeingRespondedTo) == (0x8001, 7)
     assert (response.Status, response.ErrorComment) == (0xA700, "disk full")
     assert (response.AffectedSOPClassUID, response.AffectedSOPInstanceUID) == (CT, "1.2.3")
     assert response.CommandDataSetType == 0x0101
-    echo = as_data_set(dimse.echo_response(EchoRequest(3)))
+    echo = as_data_set(dimse.encode_echo_response(EchoRequest(3)))
     assert (echo.CommandField, echo.Status, echo.AffectedSOPClassUID) == (0x8030, 0, VERIFICATION)
 
 
 def test_responses_read_back() -> None:
     request = StoreRequest(65535, CT, "1.2.3")
-    assert decode_response(dimse.store_response(request, 0)) == Response(
+    assert decode_response(dimse.encode_store_response(request, 0)) == Response(
         0x8001, 65535, 0, "", "1.2.3", sop_class_uid=CT
     )
-    assert decode_response(dimse.echo_response(EchoRequest(1))).category is Category.SUCCESS
-    long = decode_response(dimse.store_response(request, 0xC000, "x" * 100))
+    assert decode_response(dimse.encode_echo_response(EchoRequest(1))).category is Category.SUCCESS
+    long = decode_response(dimse.encode_store_response(request, 0xC000, "x" * 100))
     assert long.error_comment == "x" * 64  # PS3.5 6.2, VR LO
 
 
 @given(st.integers(0, 65535), st.from_regex(r"\A[0-9.]{0,64}\Z"))
 def test_commands_of_one_kind_are_those_that_the_encoder_writes(number: int, uid: str) -> None:
-    assert dimse.store_request(number, CT, uid) == encode_command(
+    assert dimse.encode_store_request(number, CT, uid) == encode_command(
         {
             "AffectedSOPClassUID": CT,
             "CommandField": 0x0001,
@@ -82,7 +82,7 @@ def test_commands_of_one_kind_are_those_that_the_encoder_writes(number: int, uid
             "AffectedSOPInstanceUID": uid,
         }
     )
-    assert dimse.store_success(number, CT, uid) == encode_command(
+    assert dimse.encode_store_success(number, CT, uid) == encode_command(
         {
             "AffectedSOPClassUID": CT,
             "CommandField": 0x8001,
@@ -97,11 +97,11 @@ def test_commands_of_one_kind_are_those_that_the_encoder_writes(number: int, uid
 @pytest.mark.parametrize(("number", "uid"), [(-1, "1.2"), (65536, "1.2"), (1, "1.\xb2")])
 def test_what_fits_no_element_is_not_encoded(number: int, uid: str) -> None:
     with pytest.raises(ValueError, match=r"."):
-        dimse.store_request(number, CT, uid)
+        dimse.encode_store_request(number, CT, uid)
 
 
 def test_store_request_reads_back() -> None:
-    data = dimse.store_request(
+    data = dimse.encode_store_request(
         1, CT, "1.2.3", priority=1, move_originator_ae="MOVER", move_originator_message_id=0
     )
     assert dimse.decode_request(data) == StoreRequest(1, CT, "1.2.3", 1, "MOVER", 0)
@@ -117,7 +117,7 @@ def test_other_operations_are_told_and_can_be_refused() -> None:
     }
     request = dimse.decode_request(encode_command(elements))
     assert request == OtherRequest(0x0020, 5, True, CT)
-    response = decode_response(dimse.unsupported_response(request))
+    response = decode_response(dimse.encode_unsupported_response(request))
     assert response == Response(0x8020, 5, Status.UNRECOGNIZED_OPERATION, sop_class_uid=CT)
 
 
@@ -138,7 +138,7 @@ def test_a_cancel_has_no_response() -> None:
     assert isinstance(request, OtherRequest)
     assert not request.wants_response
     with pytest.raises(ValueError, match="C-CANCEL"):
-        dimse.unsupported_response(request)
+        dimse.encode_unsupported_response(request)
 
 
 def test_an_announced_data_set_of_an_echo_is_told_so_that_it_can_be_drained() -> None:
@@ -190,7 +190,7 @@ def test_two_values_of_an_element_that_a_store_needs_are_not_guessed_between(num
         assert error.reason == PeerError.INVALID_PARAMETER  # noqa: PT017 - a UID has a status of its own
     else:
         assert isinstance(request, StoreRequest)
-        assert dimse.store_fault(request, CT) is not None
+        assert dimse.find_store_fault(request, CT) is not None
 
 
 @pytest.mark.parametrize(
@@ -238,22 +238,22 @@ HOSTILE = ["", "../../etc", "1.2\x003", "1." * 5000, "1..2", "1.2\n", "1.2 ", "\
 @pytest.mark.parametrize("uid", HOSTILE)
 def test_hostile_uids_are_refused_and_can_still_be_answered(uid: str) -> None:
     request = StoreRequest(1, CT, uid)
-    fault = dimse.store_fault(request, CT)
+    fault = dimse.find_store_fault(request, CT)
     assert fault is not None
     assert fault[0] == Status.INVALID_SOP_INSTANCE
-    assert decode_response(dimse.store_response(request, *fault)).status == 0x0117
+    assert decode_response(dimse.encode_store_response(request, *fault)).status == 0x0117
     other = StoreRequest(1, uid, "1.2.3")
-    fault = dimse.store_fault(other, CT)
+    fault = dimse.find_store_fault(other, CT)
     assert fault is not None
     assert fault[0] == Status.SOP_CLASS_NOT_SUPPORTED
-    assert decode_response(dimse.store_response(other, *fault)).sop_instance_uid == "1.2.3"
-    refusal = dimse.unsupported_response(OtherRequest(0x20, 1, False, uid))
+    assert decode_response(dimse.encode_store_response(other, *fault)).sop_instance_uid == "1.2.3"
+    refusal = dimse.encode_unsupported_response(OtherRequest(0x20, 1, False, uid))
     assert decode_response(refusal).status == Status.UNRECOGNIZED_OPERATION
 
 
 @pytest.mark.parametrize("length", [65, 1000, 60000])
 def test_overlong_uids_in_a_command_are_read_or_refused_without_harm(length: int) -> None:
-    data = dimse.store_request(1, CT, "1.2.3")
+    data = dimse.encode_store_request(1, CT, "1.2.3")
     uid = b"1" * (length + length % 2)
     element = b"\0\0\0\x10" + len(uid).to_bytes(4, "little") + uid
     at = data.index(b"\0\0\0\x10")
@@ -264,15 +264,15 @@ def test_overlong_uids_in_a_command_are_read_or_refused_without_harm(length: int
     except PeerError:
         return
     assert isinstance(request, StoreRequest)
-    assert dimse.store_fault(request, CT) is not None
+    assert dimse.find_store_fault(request, CT) is not None
 
 
 def test_a_sound_request_has_no_fault() -> None:
-    assert dimse.store_fault(StoreRequest(1, CT, "1.2.840.0.03"), CT) is None
+    assert dimse.find_store_fault(StoreRequest(1, CT, "1.2.840.0.03"), CT) is None
 
 
 def test_nothing_is_stored_on_a_context_of_verification() -> None:
-    fault = dimse.store_fault(StoreRequest(1, VERIFICATION, "1.2.3"), VERIFICATION)
+    fault = dimse.find_store_fault(StoreRequest(1, VERIFICATION, "1.2.3"), VERIFICATION)
     assert fault is not None
     assert fault[0] == Status.SOP_CLASS_NOT_SUPPORTED
 
@@ -289,7 +289,7 @@ def test_categories_are_those_of_pynetdicom() -> None:
         0x0213,
     ):
         if (theirs := code_to_category(code)) != "Unknown":
-            assert category(code).value == theirs.lower()
+            assert classify_status(code).value == theirs.lower()
 
 
 def test_statuses_of_storage_mean_what_pynetdicom_says() -> None:

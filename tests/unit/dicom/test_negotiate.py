@@ -32,7 +32,7 @@ from ingest.dicom.wire import (
     PROTOCOL_VERSION_NOT_SUPPORTED,
     AssociateRequest,
     ProposedContext,
-    Role,
+    RoleSelection,
     decode_associate_ac,
     decode_associate_rq,
     encode_associate_ac,
@@ -304,20 +304,20 @@ def test_asynchronous_operations_are_answered_when_asked(
 
 def test_roles_are_answered_when_asked_and_the_requestor_is_scu_alone() -> None:
     asked = (
-        Role(CT, scu=True, scp=True),
-        Role(uids.VERIFICATION, scu=True, scp=False),
-        Role("1.2.3", scu=True, scp=True),
+        RoleSelection(CT, scu=True, scp=True),
+        RoleSelection(uids.VERIFICATION, scu=True, scp=False),
+        RoleSelection("1.2.3", scu=True, scp=True),
     )
     answer = accepted(request((CT, (IMPLICIT,)), (uids.VERIFICATION, (IMPLICIT,)), roles=asked))
     assert set(answer.pdu.roles) == {
-        Role(CT, scu=True, scp=False),
-        Role(uids.VERIFICATION, scu=True, scp=False),
+        RoleSelection(CT, scu=True, scp=False),
+        RoleSelection(uids.VERIFICATION, scu=True, scp=False),
     }
     assert accepted(request((CT, (IMPLICIT,)))).pdu.roles == ()
 
 
 def test_a_requestor_that_would_only_be_scp_gets_no_context() -> None:
-    answer = accepted(request((CT, (IMPLICIT,)), roles=(Role(CT, scu=False, scp=True),)))
+    answer = accepted(request((CT, (IMPLICIT,)), roles=(RoleSelection(CT, scu=False, scp=True),)))
     assert [c.result for c in answer.pdu.contexts] == [3]
     assert answer.pdu.roles == ()
 

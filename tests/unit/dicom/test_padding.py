@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ingest.dicom import padding
-from ingest.dicom.padding import changed, changed_length, find_edits, is_odd
+from ingest.dicom.padding import apply_edits, edited_length, find_edits, has_odd_value
 from ingest.errors import PeerError
 
 IMPLICIT, EXPLICIT, BIG = "1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.2"
@@ -92,8 +92,8 @@ def mended(data: bytes, syntax: str) -> bytes:
         return data[at : at + count]
 
     edits = find_edits(read, len(data), syntax)
-    out = b"".join(changed(read, len(data), edits))
-    assert len(out) == changed_length(len(data), edits)
+    out = b"".join(apply_edits(read, len(data), edits))
+    assert len(out) == edited_length(len(data), edits)
     return out
 
 
@@ -179,9 +179,9 @@ def test_large_values_are_stepped_over_and_streamed() -> None:
         return (head + bytes(count))[at : at + count] if at < len(head) else bytes(count)
 
     edits = find_edits(read, len(head) + size, EXPLICIT)
-    assert changed_length(len(head) + size, edits) % 2 == 0
+    assert edited_length(len(head) + size, edits) % 2 == 0
     assert len(asked) < 5
-    pieces = changed(read, len(head) + size, edits)
+    pieces = apply_edits(read, len(head) + size, edits)
     assert max(len(next(pieces)) for _ in range(100)) <= 1 << 16
 
 
@@ -210,7 +210,7 @@ def test_zeros_behind_the_last_element_are_left_out() -> None:
 @pytest.mark.parametrize(
     ("data", "said"),
     [
-        (Coding(EXPLICIT, False).head(0x7FE00010, b"OB", 4) + b"odd", "ends behind"),
+        (Coding(EXPLICIT, False).head(0x7FE00010, b"OB", 4) + b"odd", "ends beyond"),
         (Coding(EXPLICIT, True).elements([Value(0x00100010, b"PN", b"AB")]) + b"x", "no data element"),
         (struct.pack("<HH4s", 0x10, 0x10, b"\0\0\2\0") + b"abc", "no VR"),
         (Coding(EXPLICIT, False).head(0x00104000, b"LT", 65535) + bytes(65535), "no larger"),
@@ -226,7 +226,11 @@ def test_what_cannot_be_told_is_said(data: bytes, said: str) -> None:
 
 
 def test_deflated_data_set_is_padded_whole_and_an_even_one_is_left_alone() -> None:
-    assert [is_odd(3, DEFLATED), is_odd(3, EXPLICIT), is_odd(4, EXPLICIT)] == [False, True, False]
+    assert [has_odd_value(3, DEFLATED), has_odd_value(3, EXPLICIT), has_odd_value(4, EXPLICIT)] == [
+        False,
+        True,
+        False,
+    ]
 
 
 def test_number_of_edits_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:

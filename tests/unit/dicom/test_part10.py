@@ -16,7 +16,13 @@ from hypothesis import strategies as st
 from pydicom.filereader import read_file_meta_info
 
 from ingest.dicom import uids
-from ingest.dicom.part10 import FileMeta, encode_file_meta, is_part10, presentation_address, read_file_meta
+from ingest.dicom.part10 import (
+    FileMeta,
+    encode_file_meta,
+    format_presentation_address,
+    is_part10,
+    read_file_meta,
+)
 from ingest.errors import PeerError
 
 META = FileMeta(
@@ -25,8 +31,8 @@ META = FileMeta(
     uids.EXPLICIT_LITTLE_ENDIAN,
     "CT1",
     "INGEST",
-    presentation_address("10.0.0.1", 50000, tls=True),
-    presentation_address("10.0.0.5", 2762, tls=True),
+    format_presentation_address("10.0.0.1", 50000, tls=True),
+    format_presentation_address("10.0.0.5", 2762, tls=True),
     ("ab" * 32, "CN=ct1,O=Zürich", "DNS:ct1.example.org"),
 )
 ELEMENT = b"\x08\x00\x16\x00UI\x04\x001.2\0"
@@ -226,8 +232,8 @@ def test_any_damage_gives_a_value_or_a_peer_error(at: int, noise: bytes) -> None
 
 
 def test_presentation_addresses_are_uris() -> None:
-    assert presentation_address("10.0.0.1", 104, tls=False) == "dicom://10.0.0.1:104"
-    assert presentation_address("2001:db8::1", 2762, tls=True) == "dicom-tls://[2001:db8::1]:2762"
+    assert format_presentation_address("10.0.0.1", 104, tls=False) == "dicom://10.0.0.1:104"
+    assert format_presentation_address("2001:db8::1", 2762, tls=True) == "dicom-tls://[2001:db8::1]:2762"
 
 
 def test_only_regular_files_with_the_prefix_are_part_10(tmp_path: Path) -> None:

@@ -4,7 +4,14 @@ from pathlib import Path
 
 import pytest
 
-from ingest.dicom.statuses import Meaning, StatusPattern, StatusRules, category, meaning_of, says_stored_only
+from ingest.dicom.statuses import (
+    Meaning,
+    StatusPattern,
+    StatusRules,
+    classify_status,
+    find_meaning,
+    means_stored_only,
+)
 from ingest.requestor.send_files import FileResult
 from ingest.workers.forward.retry_policy import Answered, Delivered, Limits, decide
 
@@ -22,7 +29,9 @@ def test_forwarder_and_send_agree_about_every_status() -> None:
     assert delivered == {
         status for status in range(1 << 16) if FileResult(Path("x"), status=status).is_stored
     }
-    assert {s for s in range(1 << 16) if category(s).value in {"success", "warning"}} == delivered - {0x0111}
+    assert {s for s in range(1 << 16) if classify_status(s).value in {"success", "warning"}} == delivered - {
+        0x0111
+    }
 
 
 @pytest.mark.parametrize("text", ["C211", "c211", "0xC211", "C211H", " C211 "])
@@ -50,10 +59,10 @@ def test_rule_with_more_digits_counts_and_none_takes_a_delivery_away() -> None:
         dead=tuple(map(StatusPattern.parse, ("Cxxx", "C211", "B000"))),
     )
     meanings = {0xC211: Meaning.REFUSED, 0xC212: Meaning.TRY_AGAIN, 0xC300: Meaning.REFUSED}
-    assert {status: rules.meaning(status) for status in meanings} == meanings
-    assert rules.meaning(0xA900) is Meaning.TRY_AGAIN
+    assert {status: rules.find_meaning(status) for status in meanings} == meanings
+    assert rules.find_meaning(0xA900) is Meaning.TRY_AGAIN
     for status in (0x0000, 0x0111, 0xB000):
-        assert rules.meaning(status) is meaning_of(status)
+        assert rules.find_meaning(status) is find_meaning(status)
 
 
 def test_pattern_of_nothing_but_deliveries_is_told_from_a_wider_one() -> None:
@@ -66,4 +75,4 @@ def test_pattern_of_nothing_but_deliveries_is_told_from_a_wider_one() -> None:
         "01xx": False,
         "C000": False,
     }
-    assert {text: says_stored_only(StatusPattern.parse(text)) for text in said} == said
+    assert {text: means_stored_only(StatusPattern.parse(text)) for text in said} == said

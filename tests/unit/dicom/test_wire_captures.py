@@ -14,7 +14,7 @@ from pynetdicom.pdu import A_ASSOCIATE_AC, A_ASSOCIATE_RQ
 
 from ingest.dicom import wire
 from ingest.dicom.negotiate import Accepted, AcceptorPolicy, negotiate
-from ingest.dicom.wire import ContextResult, ProposedContext, Role
+from ingest.dicom.wire import ContextResult, ProposedContext, RoleSelection
 from ingest.errors import PeerError
 
 ROOT = Path(__file__).parents[3]
@@ -100,7 +100,7 @@ def test_roles_of_a_c_get_requestor_are_scp() -> None:
     roles = request("rq-getscu-roles").roles
     assert len(roles) == 120
     assert {(role.scu, role.scp) for role in roles} == {(False, True)}
-    assert Role(CT, scu=False, scp=True) in roles
+    assert RoleSelection(CT, scu=False, scp=True) in roles
 
 
 def test_acceptances_say_what_was_accepted() -> None:

@@ -14,7 +14,7 @@ from pynetdicom.pdu import (
 )
 
 from ingest.dicom import uids, wire
-from ingest.dicom.wire import AssociateAccept, AssociateRequest, ContextResult, ProposedContext, Role
+from ingest.dicom.wire import AssociateAccept, AssociateRequest, ContextResult, ProposedContext, RoleSelection
 from ingest.errors import PeerError
 
 CT, IMPLICIT = "1.2.840.10008.5.1.4.1.1.2", "1.2.840.10008.1.2"
@@ -25,7 +25,7 @@ ae_title = st.text(
 )
 context_ids = st.lists(st.integers(0, 127).map(lambda n: 2 * n + 1), unique=True, min_size=1, max_size=12)
 window = st.none() | st.tuples(st.integers(0, 65535), st.integers(0, 65535))
-roles = st.lists(st.builds(Role, uid, st.booleans(), st.booleans()), max_size=3).map(tuple)
+roles = st.lists(st.builds(RoleSelection, uid, st.booleans(), st.booleans()), max_size=3).map(tuple)
 length = st.just(0) | st.integers(8, 2**32 - 1)
 
 
@@ -113,7 +113,7 @@ def test_abort_and_release_are_pynetdicoms() -> None:
 @pytest.mark.parametrize("pdu_type", [1, 2])
 def test_pynetdicom_reads_and_writes_what_we_write(pdu_type: int) -> None:
     ours: PDU
-    role, window = (Role(CT, scu=True, scp=False),), (64, 1)
+    role, window = (RoleSelection(CT, scu=True, scp=False),), (64, 1)
     if pdu_type == 1:
         contexts = (
             ProposedContext(1, CT, (IMPLICIT, uids.EXPLICIT_LITTLE_ENDIAN)),

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from ingest.dicom.instance_header import UIDS, Header, begins_with_file_meta, read_header
+from ingest.dicom.instance_header import UIDS, DataSetHeader, begins_with_file_meta, read_data_set_header
 from ingest.dicom.uids import DEFLATED_EXPLICIT_LITTLE_ENDIAN, EXPLICIT_BIG_ENDIAN, EXPLICIT_LITTLE_ENDIAN
 
 SOP_CLASS, SOP_INSTANCE, STUDY, SERIES = UIDS
@@ -43,17 +43,17 @@ def read(
     tags: Sequence[int] = UIDS,
     syntax: str = EXPLICIT_LITTLE_ENDIAN,
     most: int = 1 << 26,
-) -> Header:
+) -> DataSetHeader:
     path = folder / "data"
     path.write_bytes(b"meta" + data)
     fd = os.open(path, os.O_RDONLY)
     try:
-        return read_header(fd, 4, len(data), syntax, sorted(tags), most)
+        return read_data_set_header(fd, 4, len(data), syntax, sorted(tags), most)
     finally:
         os.close(fd)
 
 
-def uids(header: Header) -> dict[int, str]:
+def uids(header: DataSetHeader) -> dict[int, str]:
     return {tag: header.uid(tag) for tag in UIDS}
 
 
@@ -189,7 +189,7 @@ def test_a_huge_value_costs_no_memory(tmp_path: Path) -> None:
     fd = os.open(path, os.O_RDONLY)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     try:
-        header = read_header(
+        header = read_data_set_header(
             fd, 0, len(head) + huge + len(SERIES_UID), EXPLICIT_LITTLE_ENDIAN, sorted(UIDS), 1 << 26
         )
     finally:
@@ -231,7 +231,7 @@ def test_a_file_that_is_shorter_than_it_was_is_an_error_of_the_disk(tmp_path: Pa
     fd = os.open(path, os.O_RDONLY)
     try:
         with pytest.raises(OSError, match="shorter"):
-            read_header(fd, 0, 1000, EXPLICIT_LITTLE_ENDIAN, sorted(UIDS), 1 << 20)
+            read_data_set_header(fd, 0, 1000, EXPLICIT_LITTLE_ENDIAN, sorted(UIDS), 1 << 20)
     finally:
         os.close(fd)
 

@@ -34,7 +34,7 @@ SMALL = 65536
 def instance(number: int, size: int = 900) -> bytes:
     """A sound C-STORE on the wire."""
     made = Made(sop=f"1.2.3.{number}", pixels=bytes([number % 256]) * size)
-    request = dimse.store_request(number % 65536, CT, made.sop)
+    request = dimse.encode_store_request(number % 65536, CT, made.sop)
     return encode_p_data(1, request, 0) + data_pdus(1, made.data_set)
 
 

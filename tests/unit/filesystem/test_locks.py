@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from ingest.errors import BootError
-from ingest.filesystem.locks import Owner, kernel_token, lock
+from ingest.filesystem.locks import Owner, read_kernel_token, try_lock
 from ingest.workers.worker_slot import claim_worker_slot
 from tests.support.nodes import eventually
 
@@ -19,44 +19,44 @@ def opened(path: Path) -> int:
 
 def test_lock_excludes_another_descriptor_and_ends_with_its_own(tmp_path: Path) -> None:
     one, other, reader = (opened(tmp_path / "lock") for _ in range(3))
-    assert lock(one)
-    assert not lock(other)
+    assert try_lock(one)
+    assert not try_lock(other)
     os.close(reader)  # of the same file: it would end a lock of F_SETLK
-    assert not lock(other)
+    assert not try_lock(other)
     os.close(one)
-    assert lock(other)
+    assert try_lock(other)
     os.close(other)
 
 
 def test_shared_locks_exclude_only_the_exclusive_one(tmp_path: Path) -> None:
     one, other, writer = (opened(tmp_path / "lock") for _ in range(3))
-    assert lock(one, shared=True)
-    assert lock(other, shared=True)
-    assert not lock(writer)
+    assert try_lock(one, shared=True)
+    assert try_lock(other, shared=True)
+    assert not try_lock(writer)
     os.close(one)
     os.close(other)
-    assert lock(writer)
+    assert try_lock(writer)
     os.close(writer)
 
 
 def test_lock_of_a_killed_process_is_free(tmp_path: Path) -> None:
-    program = "import os, sys, time; from ingest.filesystem.locks import lock\n" + (
-        "lock(os.open(sys.argv[1], os.O_CREAT | os.O_RDWR)); print('locked', flush=True); time.sleep(60)"
+    program = "import os, sys, time; from ingest.filesystem.locks import try_lock\n" + (
+        "try_lock(os.open(sys.argv[1], os.O_CREAT | os.O_RDWR)); print('locked', flush=True); time.sleep(60)"
     )
     holder = subprocess.Popen([sys.executable, "-c", program, str(tmp_path / "lock")], stdout=subprocess.PIPE)
     assert holder.stdout
     assert holder.stdout.readline() == b"locked\n"
     fd = opened(tmp_path / "lock")
-    assert not lock(fd)
+    assert not try_lock(fd)
     holder.kill()
     holder.wait()
     holder.stdout.close()
-    eventually(lambda: lock(fd), 5, "the lock is free")
+    eventually(lambda: try_lock(fd), 5, "the lock is free")
     os.close(fd)
 
 
 def test_owner_is_told_from_every_other_and_found_again_in_its_name() -> None:
-    one, other = Owner.me(), Owner.me()
+    one, other = Owner.current(), Owner.current()
     assert str(one) != str(other)
     assert Owner.parse(str(one)) == one
     assert one.is_visible
@@ -69,7 +69,7 @@ def test_owner_that_has_ended_is_dead_and_one_that_began_at_another_time_too() -
     child = os.fork()
     if child == 0:
         os._exit(0)
-    me = Owner.me()
+    me = Owner.current()
     ended = Owner(me.kernel, me.namespace, child, 0, me.chance)
     eventually(lambda: ended.is_dead, 5, "a zombie is dead")
     os.waitpid(child, 0)
@@ -78,7 +78,7 @@ def test_owner_that_has_ended_is_dead_and_one_that_began_at_another_time_too() -
 
 
 def test_owner_on_another_host_or_in_another_container_is_never_called_dead() -> None:
-    me = Owner.me()
+    me = Owner.current()
     assert not Owner("0" * 12, me.namespace, 2**22 + 1, 0, me.chance).is_dead
     assert not Owner(me.kernel, me.namespace + 1, 2**22 + 1, 0, me.chance).is_dead
 
@@ -102,8 +102,8 @@ def test_hosts_with_one_name_have_places_with_other_names(
         claim_worker_slot(tmp_path / "b", "persist") as elsewhere,
     ):
         assert here != elsewhere
-    kernel_token.cache_clear()
-    monkeypatch.setattr("ingest.workers.worker_slot.kernel_token", lambda: "0" * 12)
+    read_kernel_token.cache_clear()
+    monkeypatch.setattr("ingest.workers.worker_slot.read_kernel_token", lambda: "0" * 12)
     with claim_worker_slot(tmp_path / "a", "persist") as on_another_host:
         assert on_another_host != here
 

@@ -13,7 +13,7 @@ from ingest.errors import SpoolMissingError, StoreMissingError
 from ingest.filesystem.folder_identity import (
     MARKER,
     KnownFolder,
-    give_id,
+    ensure_id,
     read_id,
     remember_spool,
     require_spool,
@@ -64,9 +64,9 @@ def alarms(site: Site) -> list[str]:
 def test_id_is_made_once(tmp_path: Path) -> None:
     (tmp_path / MARKER).parent.mkdir()
     assert read_id(tmp_path) is None
-    first = give_id(tmp_path)
+    first = ensure_id(tmp_path)
     assert first
-    assert give_id(tmp_path) == read_id(tmp_path) == first
+    assert ensure_id(tmp_path) == read_id(tmp_path) == first
     assert [path.name for path in (tmp_path / MARKER).parent.iterdir()] == ["id"]
 
 
@@ -139,7 +139,7 @@ def test_another_store_in_its_place_is_not_written_to(site: Site) -> None:
     site.work()
     away = unmount(site.config.store_root)
     (site.config.store_root / MARKER).parent.mkdir()
-    other = give_id(site.config.store_root)
+    other = ensure_id(site.config.store_root)
     site.receive(Made(sop="1.2"))
     with working(site):
         eventually(lambda: alarms(site) == ["store_missing"], 20, "the alarm")

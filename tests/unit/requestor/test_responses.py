@@ -151,7 +151,7 @@ def test_what_answers_something_else_confirms_nothing(data: bytes) -> None:
 @pytest.mark.parametrize("uid", ["1.2.3.4", "1.2.3.45"])
 def test_the_usual_success_is_read_as_any_other_answer(uid: str) -> None:
     """It is compared, not decoded; one changed bit, and it says what the decoder makes of it."""
-    usual = dimse.store_success(7, CT, uid)
+    usual = dimse.encode_store_success(7, CT, uid)
     for bit in range(-1, 8 * len(usual)):
         data = bytearray(usual)
         if bit >= 0:
@@ -167,7 +167,7 @@ def test_the_usual_success_is_read_as_any_other_answer(uid: str) -> None:
 
 
 def test_the_usual_success_is_held_to_context_message_operation_and_time() -> None:
-    usual = command(dimse.store_success(7, CT, UID))
+    usual = command(dimse.encode_store_success(7, CT, UID))
     with pytest.raises(PeerError, match="context 1, not 3"):
         asked(Operation(7, 3, dimse.C_STORE_RQ, CT, UID)).answer(usual, all_read)
     with pytest.raises(PeerError, match="message 7, but 8 was asked"):

@@ -132,7 +132,7 @@ def test_slot_of_a_living_owner_on_another_host_is_left_alone_though_its_lock_do
     partial = root / "L0/partial/begun"
     partial.write_bytes(b"half")
     monkeypatch.setattr("ingest.spool.slot.lock", lambda _: True)
-    monkeypatch.setattr("ingest.filesystem.locks.kernel_token", lambda: "0" * 12)
+    monkeypatch.setattr("ingest.filesystem.locks.read_kernel_token", lambda: "0" * 12)
     other = claim(root)
     assert other.slot.name == "L1"
     assert clear_dead_slots(root) == 0
@@ -162,7 +162,7 @@ def test_slot_that_was_given_back_is_free_for_every_host_at_once(
     root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     claim(root).close()
-    monkeypatch.setattr("ingest.filesystem.locks.kernel_token", lambda: "0" * 12)
+    monkeypatch.setattr("ingest.filesystem.locks.read_kernel_token", lambda: "0" * 12)
     other = claim(root)
     assert other.slot.name == "L0"
     other.close()

@@ -39,7 +39,7 @@ def held(tmp_path: Path) -> Iterator[Site]:
 def instance(number: int, message_id: int | None = None) -> bytes:
     """A sound C-STORE on the wire."""
     made = Made(sop=f"1.2.3.{number}")
-    request = dimse.store_request(number if message_id is None else message_id, CT, made.sop)
+    request = dimse.encode_store_request(number if message_id is None else message_id, CT, made.sop)
     return encode_p_data(1, request, 0) + data_pdus(1, made.data_set)
 
 
@@ -297,7 +297,7 @@ def test_no_descriptor_to_be_had_is_a700(cached: Site) -> None:
 def test_what_is_longer_than_is_taken_is_left_to_python(cached: Site) -> None:
     with cached.association(max_data_set_bytes=1000) as association:
         large = Made(sop="1.2.3.9", pixels=bytes(1000))
-        request = encode_p_data(1, dimse.store_request(9, CT, large.sop), 0)
+        request = encode_p_data(1, dimse.encode_store_request(9, CT, large.sop), 0)
         association.feed(request, data_pdus(1, large.data_set), instance(1))
         assert statuses(association) == [(9, 0xC000), (1, 0)]
         assert association.left == ["DataSet"]
@@ -307,7 +307,7 @@ def test_what_is_longer_than_is_taken_is_left_to_python(cached: Site) -> None:
 def test_a_data_set_whose_uids_come_in_a_later_window_is_left_to_python(cached: Site) -> None:
     made = Made(sop="1.2.3.1")
     with cached.association() as association:
-        association.feed(encode_p_data(1, dimse.store_request(1, CT, made.sop), 0))
+        association.feed(encode_p_data(1, dimse.encode_store_request(1, CT, made.sop), 0))
         for at in range(0, len(made.data_set), 20):
             piece = made.data_set[at : at + 20]
             association.feed(data_pdus(1, piece, last=at + 20 >= len(made.data_set)))

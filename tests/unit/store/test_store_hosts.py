@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from ingest.errors import StoreAwayError
-from ingest.filesystem.locks import Owner, lock
+from ingest.filesystem.locks import Owner, try_lock
 from ingest.ledger import InstanceState, Ledger
 from ingest.workers.store import staging
 from ingest.workers.store.filesystem import FileStore, SourceFile
@@ -36,7 +36,7 @@ def opened(root: Path, **how: object) -> Iterator[FileStore]:
 
 
 def on_another_host() -> Owner:
-    me = Owner.me()
+    me = Owner.current()
     return Owner("0" * 12, me.namespace, me.pid, me.started, me.chance)
 
 
@@ -123,7 +123,7 @@ def test_old_copy_of_a_process_that_holds_its_lock_stays(
     owner = on_another_host()
     copy = left_by(tmp_path, owner)
     held = os.open(tmp_path / ".incoming" / f"{owner}.lock", os.O_RDWR)
-    assert lock(held)
+    assert try_lock(held)
     age(monkeypatch)
     with opened(tmp_path):
         assert copy.exists()
@@ -182,7 +182,7 @@ def ledgers(postgresql_url: str) -> Iterator[tuple[Ledger, Ledger]]:
 def test_one_host_replaces_at_a_time_though_locks_do_not_reach_the_other(
     tmp_path: Path, ledgers: tuple[Ledger, Ledger], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ingest.workers.store.filesystem.lock", lambda _: True)
+    monkeypatch.setattr("ingest.workers.store.filesystem.try_lock", lambda _: True)
     monkeypatch.setattr("ingest.workers.store.filesystem.LOCK_SECONDS", 0.05)
     here, there = (opened(tmp_path, shared_lock=ledger.create_removal_lock()) for ledger in ledgers)
     with here as one, there as other, one.open_batch() as batch:

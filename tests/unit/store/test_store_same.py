@@ -95,21 +95,23 @@ def test_a_sound_instance_is_taken_and_answered_byte_for_byte(
     data = make(8, 0x16, "UI", sop_class.encode()) + make(8, 0x18, "UI", instance.encode())
     data += make(0x7FE0, 0x10, "OW", bytes(1000))
     with site(tmp_path) as alone, alone.association() as association:
-        association.store(dimse.store_request(4711, sop_class, instance), data, number)
+        association.store(dimse.encode_store_request(4711, sop_class, instance), data, number)
         assert association.left == []
-        response = dimse.store_response(request, 0)
+        response = dimse.encode_store_response(request, 0)
         assert association.line.heard() == encode_p_data(number, response, 0)
         head = encode_file_meta(_file_meta(sop_class, instance, transfer))
         assert alone.take_files() == [("dcm", head + data)]
         assert alone.counters() == (1, len(data), 0)
-    stream = encode_p_data(number, dimse.store_request(1, sop_class, instance), 0) + data_pdus(number, data)
+    stream = encode_p_data(number, dimse.encode_store_request(1, sop_class, instance), 0) + data_pdus(
+        number, data
+    )
     assert both.play(stream).left == []
 
 
 def test_an_instance_in_many_pieces_is_taken(both: Both) -> None:
     made = Made(sop=UID, pixels=bytes(range(256)) * 4000)
     for length in (300, 16384, 131072):
-        stream = encode_p_data(1, dimse.store_request(1, CT, UID), 0) + data_pdus(
+        stream = encode_p_data(1, dimse.encode_store_request(1, CT, UID), 0) + data_pdus(
             1, made.data_set, length=length
         )
         assert both.play(stream).left == []
@@ -180,7 +182,7 @@ SLOW = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
 def test_odd_command_sets_have_the_same_end(both: Both, sets: list[bytes], context: int, named: str) -> None:
     data = Made(sop=UID, sop_in_data_set=named).data_set
     stream = b"".join(encode_p_data(context, each, 0) + data_pdus(context, data) for each in sets)
-    both.play(stream + encode_p_data(3, dimse.echo_request(99), 0))
+    both.play(stream + encode_p_data(3, dimse.encode_echo_request(99), 0))
 
 
 @pytest.mark.parametrize(
@@ -214,7 +216,7 @@ def test_each_odd_element_has_the_same_end(both: Both, key: int, value: bytes, i
     elements = [part(*each) for each in REQUIRED.items() if not instead or each[0] != key]
     stream = encode_p_data(1, command([*elements, part(key, value)]), 0)
     both.play(stream + data_pdus(1, Made(sop=UID).data_set))
-    both.play(stream + encode_p_data(3, dimse.echo_request(99), 0))
+    both.play(stream + encode_p_data(3, dimse.encode_echo_request(99), 0))
 
 
 texts = st.text("0123456789.", max_size=66) | st.text("01. \0/a", max_size=6)
@@ -250,7 +252,7 @@ def test_odd_data_sets_have_the_same_end(
     for at, byte in changes:
         if at < len(data):
             data[at] = byte
-    request = dimse.store_request(1, sop_class, UID)
+    request = dimse.encode_store_request(1, sop_class, UID)
     both.play(encode_p_data(context, request, 0) + data_pdus(context, bytes(data), length=length))
 
 
@@ -269,7 +271,7 @@ def test_a_data_set_of_another_instance_is_left_to_python(
 ) -> None:
     made = Made(sop=sop, sop_in_data_set=named)
     with site(tmp_path, quarantine=quarantine) as alone, alone.association() as association:
-        association.store(dimse.store_request(1, CT, sop), made.data_set)
+        association.store(dimse.encode_store_request(1, CT, sop), made.data_set)
         assert association.left == ["DataSet"]
         response = decode_response(association.line.heard()[12:])
         assert (response.status, response.message_id) == (status, 1)
