@@ -87,3 +87,16 @@ def test_every_command_is_in_the_reference() -> None:
 
     page = (ROOT / "docs/reference/commands.md").read_text()
     assert [name for name in leaves(main, "ingest") if f"`{name}`" not in page] == []
+
+
+def test_functions_that_keep_invariants_exist() -> None:
+    page = (ROOT / "docs/explanation/architecture.md").read_text()
+    missing = []
+    for paragraph in re.findall(r"^Kept by: .*?(?=\n\n)", page, re.DOTALL | re.MULTILINE):
+        named = re.findall(r"`([\w./]+)`", paragraph)
+        files = [ROOT / name for name in named if name.endswith((".py", ".pyx"))]
+        files += [file for name in named if name.endswith("/") for file in (ROOT / name).glob("*.py")]
+        code = "\n".join(file.read_text() for file in files)
+        words = [word for name in named if "/" not in name for word in name.split(".")]
+        missing += [word for word in words if not re.search(rf"\b{word}\b", code)]
+    assert missing == [], "name today's functions in docs/explanation/architecture.md, Invariants"
