@@ -386,7 +386,7 @@ class PersistBatch:
 
 
 def _read_header_or_conflict(source: SourceFile, tags: Sequence[int]) -> InstanceHeader:
-    """Read the header of a file. If that is not possible, its conflict says why."""
+    """Read the header of a file. If that is not possible, the conflict of the header names the cause."""
     try:
         header = read_instance_header(source.fd, source.size, tags)
     except PeerError as error:

@@ -2,12 +2,12 @@
 
 One instance goes through these calls:
 
-1. `PersistWorker.run` calls `_persist_next` until the worker is told to stop. 2. `_read_entries` reads or
-claims stream entries, and `_persist_batch` takes a batch of them. 3. `PersistBatch.persist` opens the file of
-each entry and reads its header. 4. `BatchStorage.store_entry` gives the file its store key, or puts it into
-quarantine, and composes its row. 5. `PersistBatch._commit` syncs the store, commits the rows, and releases
-the spool entries. 6. `PersistWorker._acknowledge_entries` acknowledges the stream entries and wakes the
-destinations.
+1. `PersistWorker.run` calls `_persist_next` until the worker is told to stop.
+2. `_read_entries` reads or claims stream entries, and `_persist_batch` takes a batch of them.
+3. `PersistBatch.persist` opens the file of each entry and reads its header.
+4. `BatchStorage.store_entry` gives the file its store key, or puts it into quarantine, and composes its row.
+5. `PersistBatch._commit` syncs the store, commits the rows, and releases the spool entries.
+6. `PersistWorker._acknowledge_entries` acknowledges the stream entries and wakes the destinations.
 
 Several workers run side by side, on one host or many. A worker may be killed at any line. Its own next start
 finds the entries that it had claimed, and otherwise another worker takes them over after a while.
@@ -131,10 +131,8 @@ class PersistWorker:
             "what is received waits in the spool; see to its disk, memory and limit of open files",
         )
         try:
-            self._key_template, self._router = (
-                StoreKeyTemplate(config.store.path),
-                NodeRouter(config, logs=True),
-            )
+            self._key_template = StoreKeyTemplate(config.store.path)
+            self._router = NodeRouter(config, logs=True)
             self._ledger = Ledger(config.ledger_url)
         except (StoreError, LedgerError) as error:
             raise BootError(str(error)) from error
@@ -142,7 +140,7 @@ class PersistWorker:
         self._leftovers = SpoolLeftovers(config.spool_dir)
         self._unpersisted = UnpersistedAlarm(config.run_dir)
         self._batch_size = self._batch_max = CARRIED_BATCH if config.queue.carrier == "redis" else BATCH
-        # What Redis must still be told. A lost connection loses nothing of it.
+        # Entries and destinations for the next `_acknowledge_entries`. A lost connection loses none of them.
         self._persisted: list[StreamEntry] = []
         self._lost: list[StreamEntry] = []
         self._forgiven: list[StreamEntry] = []
