@@ -9,7 +9,6 @@ command again does what is left. It may run beside a node:
 """
 
 import contextlib
-import json
 import os
 import re
 import stat
@@ -21,11 +20,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Final
 
-from rich.console import Console
-from rich.markup import escape
-
 from ingest.alarms import clear_alarm
-from ingest.cli.tables import printable
 from ingest.clock import unix_ms
 from ingest.config.model import Config
 from ingest.dicom.file_header import InstanceHeader, read_instance_header
@@ -48,7 +43,7 @@ YOUNG_SECONDS: Final = 60.0
 """A worker may be about to record a file whose name is younger."""
 
 SHOWN: Final = 20
-"""Files of each kind that are printed for a person."""
+"""Examples of each kind that are kept."""
 
 NOTE: Final = "rebuilt from the store"
 UNKNOWN_REASON: Final = "rebuilt from the quarantine: why it was set aside is not known any more"
@@ -56,13 +51,8 @@ UNKNOWN_REASON: Final = "rebuilt from the quarantine: why it was set aside is no
 # The names that `ingest.workers.store.keys` gives to further copies, and to copies of refused instances.
 _COPY: Final = re.compile(r"~([0-9a-f]{32})(?=[./]|$)")
 _REFUSED: Final = re.compile(r"\.ready\.[^.]+\.([0-9A-F]{4})\.dcm\.[0-9]+\.dcm$")
-_KINDS: Final = {
-    "without_row": "files without a row; `ingest ledger rebuild` makes them",
-    "without_file": "rows without a file; restore it, or have it sent again",
-    "of_other_size": "files of another size than their row says",
-    "other_objects": "files that are not what their row says",
-    "unreadable": "files that cannot be read",
-}
+_KINDS: Final = ("without_row", "without_file", "of_other_size", "other_objects", "unreadable")
+"""Kinds of differences: files without a row, rows without a file, files that differ from their row."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,18 +70,36 @@ class _File:
 
 @dataclass(slots=True)
 class LedgerDifferences:
-    """The differences between ledger and files: how many of each kind, and the first names."""
+    """The differences between ledger and files.
+
+    Attributes:
+        files: Files that were compared.
+        rows: Rows that were compared.
+        counts: The number of differences of each kind.
+        examples: The first names of each kind.
+        doubt: Why the ledger may not belong to the store; empty if it does.
+    """
 
     files: int = 0
     rows: int = 0
     counts: dict[str, int] = field(default_factory=lambda: dict.fromkeys(_KINDS, 0))
     examples: dict[str, list[str]] = field(default_factory=lambda: {kind: [] for kind in _KINDS})
+    doubt: str = ""
+
+    @property
+    def differs(self) -> bool:
+        """Whether there is any difference."""
+        return bool(self.doubt) or any(self.counts.values())
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the differences for JSON."""
+        return asdict(self)
 
     def add_difference(self, kind: str, name: str) -> None:
         """Count a difference.
 
         Args:
-            kind: A key of `_KINDS`.
+            kind: One of `_KINDS`.
             name: The file, as `store/KEY` or `quarantine/KEY`.
         """
         self.counts[kind] += 1
@@ -123,56 +131,63 @@ class RebuildReport:
     unreadable: int = 0
     examples: list[str] = field(default_factory=list)
 
+    @property
+    def left_out(self) -> bool:
+        """Whether any file was left out."""
+        return bool(self.young + self.contested + self.unreadable)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the numbers for JSON."""
+        return asdict(self)
+
     def add_example(self, name: str, cause: str) -> None:
         """Note a file that was left out."""
         if len(self.examples) < SHOWN:
             self.examples.append(f"{name}: {cause}")
 
 
-def verify_ledger(config: Config, *, reads: bool, as_json: bool) -> int:
-    """Compare rows and files, and print the differences. Returns 1 if there is one, otherwise 0.
+def verify_ledger(
+    config: Config, *, reads: bool, report_progress: Callable[[str], None]
+) -> LedgerDifferences:
+    """Compare the rows of the ledger with the files of store and quarantine.
 
     Args:
         config: The configuration.
         reads: Whether to read the files, and compare their UIDs.
-        as_json: Whether to print JSON.
+        report_progress: Called with a text about the progress.
 
     Raises:
         LedgerError: The ledger is away or malformed.
     """
     differences = LedgerDifferences()
-    with contextlib.closing(Ledger(config.ledger_url)) as ledger, _show_progress() as progress:
+    with contextlib.closing(Ledger(config.ledger_url)) as ledger:
         ledger.require_schema()
         _require_folders(config, ledger)
         for kind, root in ((STORE, config.store_root), (QUARANTINE, config.quarantine_dir)):
             for chunk in _split_into_chunks(_walk_files(root)):
                 _find_files_without_row(ledger, kind, root, chunk, differences)
-                progress(f"{differences.files} files looked at")
-        _compare_rows(config, ledger, differences, reads=reads, progress=progress)
-        cause = find_disagreement(config.store_root, ledger)
-    console = Console(highlight=False, soft_wrap=True)
-    if as_json:
-        console.print(json.dumps({**asdict(differences), "doubt": cause}), markup=False)
-    else:
-        for line in _format_differences(differences, cause):
-            console.print(line, markup=False)
-    return int(bool(cause) or any(differences.counts.values()))
+                report_progress(f"{differences.files} files compared")
+        _compare_rows(config, ledger, differences, reads=reads, progress=report_progress)
+        differences.doubt = find_disagreement(config.store_root, ledger)
+    return differences
 
 
-def rebuild_ledger(config: Config, *, makes_deliveries: bool, as_json: bool) -> int:
-    """Make the missing rows, and print how many. Returns 1 if a file was left out, otherwise 0.
+def rebuild_ledger(
+    config: Config, *, makes_deliveries: bool, report_progress: Callable[[str], None]
+) -> RebuildReport:
+    """Make the missing rows.
 
     Args:
         config: The configuration.
         makes_deliveries: Whether to make the deliveries that the routes ask for.
-        as_json: Whether to print JSON.
+        report_progress: Called with a text about the progress.
 
     Raises:
-        LedgerError: The ledger is away or malformed. The same command again does what is left.
+        LedgerError: The ledger is away or malformed. The same call again does what is left.
         StoreError: The store cannot be used.
     """
     report = RebuildReport()
-    with contextlib.closing(Ledger(config.ledger_url)) as ledger, _show_progress() as progress:
+    with contextlib.closing(Ledger(config.ledger_url)) as ledger:
         ledger.migrate()
         _require_folders(config, ledger)
         runs_beside_workers = (
@@ -182,20 +197,14 @@ def rebuild_ledger(config: Config, *, makes_deliveries: bool, as_json: bool) -> 
         )
         for kind in (STORE, QUARANTINE):
             rebuild = LedgerRebuild(config, ledger, kind, report, makes_deliveries=makes_deliveries)
-            rebuild.run(YOUNG_SECONDS if runs_beside_workers else 0.0, progress)
+            rebuild.run(YOUNG_SECONDS if runs_beside_workers else 0.0, report_progress)
         if not report.young:
             old_mark = read_ledger_mark(config.store_root)
             mark = ledger.store_folders.advance_mark(old_mark.count if old_mark else 0)
             if config.store_root.is_dir():
                 write_ledger_mark(config.store_root, mark)
             clear_alarm(config.run_dir, ALARM)
-    console = Console(highlight=False, soft_wrap=True)
-    if as_json:
-        console.print(json.dumps(asdict(report)), markup=False)
-    else:
-        for line in _format_report(report):
-            console.print(line, markup=False)
-    return int(bool(report.young + report.contested + report.unreadable))
+    return report
 
 
 def _require_folders(config: Config, ledger: Ledger) -> None:
@@ -245,7 +254,7 @@ class LedgerRebuild:
             rows = [row for file in old if (row := self._make_row_if_sound(file)) is not None]
             if rows:
                 self._record_rows(rows)
-            progress(f"{report.files} files looked at, {report.new} rows made")
+            progress(f"{report.files} files compared, {report.new} rows made")
 
     def _find_without_row(self, chunk: Sequence[_File]) -> list[_File]:
         claimed = self._ledger.instances.find_claimed_keys([file.key for file in chunk])
@@ -447,7 +456,7 @@ def _compare_rows(
             _compare_row(config, ledger, row, differences, reads=reads)
         differences.rows += len(rows)
         last = rows[-1].id
-        progress(f"{differences.files} files and {differences.rows} rows looked at")
+        progress(f"{differences.files} files and {differences.rows} rows compared")
 
 
 def _compare_row(
@@ -471,39 +480,3 @@ def _compare_row(
             differences.add_difference("without_file", name)
     except (PeerError, OSError):
         differences.add_difference("unreadable", name)
-
-
-# --- print
-
-
-@contextlib.contextmanager
-def _show_progress() -> Iterator[Callable[[str], None]]:
-    """Show progress in a terminal."""
-    with Console(stderr=True).status("looking") as status:
-        yield lambda text: status.update(escape(text))
-
-
-def _format_differences(differences: LedgerDifferences, cause: str) -> Iterator[str]:
-    if cause:
-        yield cause
-    yield f"{differences.files} files, {differences.rows} rows with a file"
-    for kind, description in _KINDS.items():
-        if differences.counts[kind]:
-            yield f"{differences.counts[kind]} {description}"
-            yield from (f"  {printable(name)}" for name in differences.examples[kind])
-
-
-def _format_report(report: RebuildReport) -> Iterator[str]:
-    yield f"{report.files} files: {report.known} had a row, {report.new} have one now"
-    yield f"{report.deliveries} deliveries are to be made, as the routes say"
-    if report.young:
-        yield (
-            f"{report.young} were stored within {YOUNG_SECONDS:.0f} s, and workers may be about to record "
-            "them: run the same again"
-        )
-    if report.contested:
-        cause = "another file of their UID has a row or they are leaving"
-        yield f"{report.contested} were left out, since {cause}"
-    if report.unreadable:
-        yield f"{report.unreadable} were left out, since they cannot be read"
-    yield from (f"  {printable(example)}" for example in report.examples)

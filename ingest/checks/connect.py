@@ -1,15 +1,12 @@
-"""`ingest check --connect`: a C-ECHO to every destination, and what to do about each that fails."""
+"""`ingest check --connect`: a C-ECHO to every destination, and a remedy for each failure."""
 
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Final
-
-from rich.console import Console
-from rich.markup import escape
 
 from ingest.config.faults import Fault, FaultKind
 from ingest.config.model import Config, Destination
@@ -20,9 +17,9 @@ from ingest.requestor.store_scu import Remote, StoreSCU, Timeouts
 from ingest.tls.expiry import SOON
 from ingest.tls.identity import CertificateIdentity, read_identity
 
-AT_ONCE: Final = 16
+MAX_PARALLEL: Final = 16
 
-# Of a destination's key, what is at fault, and the remedy; both may use the fields of the destination.
+# For each cause: the key of the destination that is at fault, and the remedy, which may use its fields.
 _REMEDIES: Final[dict[Cause, tuple[str, str]]] = {
     Cause.UNKNOWN_HOST: ("host", "correct the name, or enter it in the resolver of this machine"),
     Cause.NO_NAME_SERVER: (
@@ -47,7 +44,7 @@ _REMEDIES: Final[dict[Cause, tuple[str, str]]] = {
     Cause.UNBOUND: (
         "certificate",
         "if the remote is the right one, write its fingerprint or subject into certificate, or its issuer's "
-        "into issuer (`ingest certs inspect` tells them)",
+        "into issuer (`ingest certs inspect` prints them)",
     ),
     Cause.OURS_UNTRUSTED: (
         "tls",
@@ -60,7 +57,7 @@ _REMEDIES: Final[dict[Cause, tuple[str, str]]] = {
     ),
     Cause.OURS_MISSING: (
         "tls",
-        "set certificate and private_key in [tls.{tls}]: the remote wants to see one",
+        "set certificate and private_key in [tls.{tls}]: the remote requires a certificate",
     ),
     Cause.VERSION: (
         "tls",
@@ -72,18 +69,18 @@ _REMEDIES: Final[dict[Cause, tuple[str, str]]] = {
     Cause.FULL: ("associations", "ask fewer associations of it, or raise its limit; it may be busy"),
     Cause.NO_CONTEXT: ("ae_title", "enable Verification (C-ECHO) for us at the remote"),
 }
-_OTHER: Final = ("host", "look into the log of the remote at this time")
+_OTHER_REMEDY: Final = ("host", "look into the log of the remote at this time")
 
 
 @dataclass(frozen=True, slots=True)
-class Connected:
-    """A destination that answered.
+class EchoAnswer:
+    """The answer of a destination.
 
     Attributes:
-        name: Of the destination.
-        remote: It.
-        seconds: From the first packet to the answer.
-        certificate: What it has shown; None without TLS, or where it cannot be read.
+        name: Name of the destination.
+        remote: The destination as a remote.
+        seconds: Time from the first packet to the answer.
+        certificate: The certificate that it presented; None without TLS, or if it cannot be read.
     """
 
     name: str
@@ -92,90 +89,89 @@ class Connected:
     certificate: CertificateIdentity | None = None
 
 
-def ask(config: Config) -> list[Fault]:
-    """Ask every destination; those that answer are printed, the others are returned.
-
-    TLS material that cannot be used is a fault of its own, which `ingest.checks.node` reports.
-    """
+def check_destinations(config: Config) -> list[EchoAnswer | Fault]:
+    """Send a C-ECHO to every destination. TLS files that cannot be used are faults of `check_node`."""
     try:
-        results = connect_all(config)
+        return echo_destinations(config)
     except ConfigError:
         return []
-    console = Console(highlight=False, soft_wrap=True)
-    for result in results:
-        if isinstance(result, Connected):
-            took = f"answered in {result.seconds * 1000:.0f} ms"
-            console.print(f"[green]ok   [/green] {escape(f'{result.name}: {result.remote}')} {took}")
-    found = [result for result in results if isinstance(result, Fault)]
-    return found + [note for index, result in enumerate(results) for note in _ends(index, result)]
 
 
-def _ends(index: int, result: Connected | Fault) -> Iterator[Fault]:
-    """A note where a destination that answers has a certificate that ends soon."""
-    if isinstance(result, Connected) and result.certificate is not None:
+def list_faults(results: Sequence[EchoAnswer | Fault]) -> list[Fault]:
+    """Return the faults among the results, and a note for each certificate that ends soon."""
+    faults = [result for result in results if isinstance(result, Fault)]
+    return faults + [note for index, result in enumerate(results) for note in _check_expiry(index, result)]
+
+
+def _check_expiry(index: int, result: EchoAnswer | Fault) -> Iterator[Fault]:
+    """Yield a note if the certificate of a destination ends soon."""
+    if isinstance(result, EchoAnswer) and result.certificate is not None:
         end = result.certificate.not_after
         if end <= datetime.now(UTC) + SOON:
             cause = f"{result.name}: its certificate ({result.certificate.subject}) ends on {end:%Y-%m-%d}"
             yield Fault(
-                f"destinations[{index}].tls", cause, "have the remote's replaced before", kind=FaultKind.NOTE
+                f"destinations[{index}].tls",
+                cause,
+                "have the certificate of the remote replaced before",
+                kind=FaultKind.NOTE,
             )
 
 
-def connect_all(config: Config) -> list[Connected | Fault]:
-    """Ask every destination, several at a time; one result for each, in the order of the file.
+def echo_destinations(config: Config) -> list[EchoAnswer | Fault]:
+    """Send a C-ECHO to every destination, several at a time. Return one result for each, in order.
 
     Raises:
         ConfigError: TLS material cannot be used.
     """
     known = build_remotes(config)
-    with ThreadPoolExecutor(AT_ONCE) as pool:
+    with ThreadPoolExecutor(MAX_PARALLEL) as pool:
         return list(
             pool.map(
-                lambda numbered: _connect(numbered[0], numbered[1], known[numbered[1].name]),
+                lambda numbered: _echo_destination(numbered[0], numbered[1], known[numbered[1].name]),
                 enumerate(config.destinations),
             )
         )
 
 
-def explained(index: int, destination: Destination, calling_ae: str, error: AssociationError) -> Fault:
-    """The fault that a failure means.
+def explain_failure(index: int, destination: Destination, calling_ae: str, error: AssociationError) -> Fault:
+    """Return the fault that a failure means.
 
     Args:
-        index: Of the destination in the configuration.
-        destination: What the configuration says of it.
-        calling_ae: Our AE title.
-        error: What happened.
+        index: Index of the destination in the configuration.
+        destination: The settings of the destination.
+        calling_ae: The calling AE title.
+        error: The failure.
     """
     cause = error.cause
     if cause is Cause.CLOSED:
-        # Some close without a word where they do not know our certificate, or expect TLS.
+        # Some remotes close the connection if they do not trust our certificate, or if they expect TLS.
         cause = Cause.OURS_UNTRUSTED if destination.tls else Cause.TLS_WANTED
-    key, remedy = _REMEDIES.get(cause, _OTHER) if cause else _OTHER
-    said = remedy.format(port=destination.port, tls=destination.tls, calling=calling_ae)
-    return Fault(f"destinations[{index}].{key}", f"{destination.name}: {error}", said)
+    key, remedy = _REMEDIES.get(cause, _OTHER_REMEDY) if cause else _OTHER_REMEDY
+    text = remedy.format(port=destination.port, tls=destination.tls, calling=calling_ae)
+    return Fault(f"destinations[{index}].{key}", f"{destination.name}: {error}", text)
 
 
-def _connect(index: int, destination: Destination, remote: Remote) -> Connected | Fault:
+def _echo_destination(index: int, destination: Destination, remote: Remote) -> EchoAnswer | Fault:
     answer = min(destination.response_seconds, destination.connect_seconds)
     started = time.monotonic()
     try:
-        status, shown = echo(remote, Timeouts(destination.connect_seconds, answer))
+        status, der = send_echo(remote, Timeouts(destination.connect_seconds, answer))
     except AssociationError as error:
-        return explained(index, destination, remote.calling_ae, error)
+        return explain_failure(index, destination, remote.calling_ae, error)
     if status:
         cause = f"{destination.name}: {remote} answered the C-ECHO with {status:04X}H"
-        return Fault(f"destinations[{index}].ae_title", cause, _OTHER[1])
+        return Fault(f"destinations[{index}].ae_title", cause, _OTHER_REMEDY[1])
     with contextlib.suppress(PeerError):
-        certificate = read_identity(shown) if shown else None
-        return Connected(destination.name, remote, time.monotonic() - started, certificate)
-    return Connected(destination.name, remote, time.monotonic() - started)
+        certificate = read_identity(der) if der else None
+        return EchoAnswer(destination.name, remote, time.monotonic() - started, certificate)
+    return EchoAnswer(destination.name, remote, time.monotonic() - started)
 
 
-def echo(remote: Remote, timeouts: Timeouts) -> tuple[int, bytes | None]:
-    """C-ECHO on an association of its own; the status of the answer, and the remote's certificate, DER.
+def send_echo(remote: Remote, timeouts: Timeouts) -> tuple[int, bytes | None]:
+    """Send a C-ECHO on its own association. Return the status and the certificate of the remote (DER).
 
     Raises:
-        AssociationError: There is no association, or it carries no Verification.
+        AssociationError: There is no association, or it has no presentation context for Verification.
     """
     context = (uids.VERIFICATION, (uids.IMPLICIT_LITTLE_ENDIAN,))
     with StoreSCU.open(remote, [context], timeouts=timeouts) as association:

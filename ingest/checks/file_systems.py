@@ -1,9 +1,10 @@
-"""What the file systems of a node can do, looked at before anything is promised.
+"""Checks of the file systems of a node, before it acknowledges an instance.
 
-Each call that spool, store, quarantine and queue need is tried in a temporary folder beside the real one.
-What has a fall-back that is as safe is a note; what has none is a fault, and a node does not start with it:
-it would acknowledge images that it can never store. Trouble that passes (a full or failing disk, a mount
-that is away) is no matter of this module.
+Each call that spool, store, quarantine and queue need is tried in a temporary folder beside the real one. A
+missing call with an equally safe fall-back is a note. A missing call without one is a fault, and a node does
+not
+start: it would acknowledge images that it can never store. This module ignores temporary trouble: a full or
+failing disk, or a mount that is away.
 
 | call | needed by | fall-back |
 |---|---|---|
@@ -48,23 +49,25 @@ from ingest.filesystem.locks import try_lock
 from ingest.queue.client import SOCKET_PATH_BYTES
 
 NAME_BYTES: Final = 255
-"""The longest name that is made: of a file in quarantine."""
+"""The longest file name that a node creates, in the quarantine."""
 
-_LACKING: Final = NO_LINK | NO_FOLDER_SYNC | {errno.ENOLCK, errno.ENAMETOOLONG, errno.ENODEV, errno.ENXIO}
-"""What calls answer that a file system does not have; every other error is trouble that passes."""
+_MISSING_CALL_ERRORS: Final = (
+    NO_LINK | NO_FOLDER_SYNC | {errno.ENOLCK, errno.ENAMETOOLONG, errno.ENODEV, errno.ENXIO}
+)
+"""Errors of calls that a file system does not have. Every other error is temporary trouble."""
 
 ROLES: Final = frozenset({"listen", "persist", "forward", "retain"})
 
-_NOT_FOR_SQLITE: Final = frozenset({"nfs", "nfs4", "cifs", "smb3", "9p", "ceph", "afs", "fuse.sshfs"})
-"""File systems of servers. SQLite's write-ahead log needs memory that its users share."""
+_NETWORK_FILE_SYSTEMS: Final = frozenset({"nfs", "nfs4", "cifs", "smb3", "9p", "ceph", "afs", "fuse.sshfs"})
+"""Network file systems. The users of SQLite's write-ahead log must share memory, so one host."""
 
 
 @dataclass(frozen=True, slots=True)
-class Lack:
+class MissingCall:
     """A call that a file system does not have.
 
     Attributes:
-        cause: Which call, and what it answers.
+        cause: The call and its error.
         remedy: What to do about it.
         kind: NOTE if there is an equally safe fall-back.
     """
@@ -74,40 +77,40 @@ class Lack:
     kind: FaultKind = FaultKind.FAULT
 
 
-def faults(config: Config, roles: Collection[str] = ROLES) -> Iterator[Fault]:
-    """What the file systems of a configuration lack, and what that means.
+def check_file_systems(config: Config, roles: Collection[str] = ROLES) -> Iterator[Fault]:
+    """Yield a fault or a note for each missing call.
 
     Args:
-        config: The configuration. Nothing of it is made; for a folder that is not there, the nearest one
-            above it is looked at.
-        roles: Whose folders to look at.
+        config: The configuration. No folder of it is created. If a folder does not exist, the nearest
+            existing folder above it is checked.
+        roles: The roles whose folders to check.
     """
-    looked: dict[tuple[str, str], str] = {}
-    for key, path, calls in _folders(config, roles):
-        there = nearest(path)
+    reported: dict[tuple[str, str], str] = {}
+    for key, path, calls in _list_folders(config, roles):
+        there = find_existing_folder(path)
         mount = find_mount(there)
         try:
-            lacks = list(probe(there, calls))
+            missing_calls = list(probe_folder(there, calls))
         except OSError:
-            continue  # full, failing or not writable: `ingest check` says so elsewhere
-        for lack in lacks:
-            known = looked.setdefault((str(mount), lack.cause), key)
-            if known == key:
-                yield Fault(key, f"{path} is on {mount}: {lack.cause}", lack.remedy, kind=lack.kind)
+            continue  # full, failing or not writable: `check_node` reports that
+        for missing in missing_calls:
+            first_key = reported.setdefault((str(mount), missing.cause), key)
+            if first_key == key:
+                yield Fault(key, f"{path} is on {mount}: {missing.cause}", missing.remedy, kind=missing.kind)
 
 
-def faults_within(config: Config, roles: Collection[str], seconds: float) -> list[Fault]:
-    """As `faults`, asked by a child of this process, which must have no threads.
+def check_file_systems_within(config: Config, roles: Collection[str], seconds: float) -> list[Fault]:
+    """Check the file systems in a child process. This process must have no threads.
 
-    A server that does not answer holds whoever asks its mount, for hours (NFS, `hard`). It must not hold the
-    node: what has not been told within `seconds` is noted, and the node starts.
+    A server that does not answer blocks every process that uses its mount, for hours (NFS, `hard`). It must
+    not block the node: without a result within `seconds` there is a note, and the node starts.
     """
     reader, writer = os.pipe2(os.O_CLOEXEC)
     child = os.fork()
     if child == 0:
         try:
-            told = [asdict(fault) for fault in faults(config, roles)]
-            os.write(writer, json.dumps(told).encode())
+            found = [asdict(fault) for fault in check_file_systems(config, roles)]
+            os.write(writer, json.dumps(found).encode())
         finally:
             os._exit(0)
     os.close(writer)
@@ -120,23 +123,23 @@ def faults_within(config: Config, roles: Collection[str], seconds: float) -> lis
                 found = json.loads(data or b"[]")
                 return [Fault(**{**each, "kind": FaultKind(each["kind"])}) for each in found]
             data += piece
-    # In a call that does not return it stays until the mount answers.
+    # If a call of the child does not return, the child stays until the mount answers.
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, os.WNOHANG)
-    cause = f"a folder of the node does not answer within {seconds:.0f} s, so nobody knows what it can do"
-    return [Fault("node", cause, "see to its mount: spool, store or data folder", kind=FaultKind.NOTE)]
+    cause = f"a folder of the node does not answer within {seconds:.0f} s, so its file system is not checked"
+    return [Fault("node", cause, "check the mount of spool, store or data folder", kind=FaultKind.NOTE)]
 
 
-def nearest(path: Path) -> Path:
-    """A folder, or the nearest one above it that is there."""
+def find_existing_folder(path: Path) -> Path:
+    """Return a folder, or the nearest existing one above it."""
     return next((folder for folder in (path, *path.parents) if folder.is_dir()), Path("/"))
 
 
-def probe(there: Path, calls: "tuple[Call, ...]") -> Iterator[Lack]:
-    """Try calls in a folder, in a temporary folder that is gone afterwards.
+def probe_folder(there: Path, calls: "tuple[Call, ...]") -> Iterator[MissingCall]:
+    """Try calls in a temporary folder below `there`, and remove it afterwards.
 
     Raises:
-        OSError: There is trouble of another kind: the folder cannot be written to, or its disk is full.
+        OSError: The folder cannot be written, or its disk is full.
     """
     folder = Path(tempfile.mkdtemp(prefix=".ingest-probe-", dir=there))
     try:
@@ -150,48 +153,54 @@ def probe(there: Path, calls: "tuple[Call, ...]") -> Iterator[Lack]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-Call = Callable[[Path, int], Iterator[Lack]]
-"""Tries one call in a folder that is open, too."""
+Call = Callable[[Path, int], Iterator[MissingCall]]
+"""A function that tries one call in a folder. It gets the path and a descriptor."""
 
 
-def _folders(config: Config, roles: Collection[str]) -> Iterator[tuple[str, Path, tuple[Call, ...]]]:
-    durable = (_file_sync, _folder_sync) if config.receive.durability == "fsync" else ()
-    files: tuple[Call, ...] = (_rename, _name_exclusively, _lock, *durable)
+def _list_folders(config: Config, roles: Collection[str]) -> Iterator[tuple[str, Path, tuple[Call, ...]]]:
+    durable = (_try_file_sync, _try_folder_sync) if config.receive.durability == "fsync" else ()
+    files: tuple[Call, ...] = (_try_rename, _try_exclusive_name, _try_record_lock, *durable)
     if "listen" in roles:
-        shared = (_whole_file_lock,) if config.receive.segment_max_bytes else ()
+        shared = (_try_file_lock,) if config.receive.segment_max_bytes else ()
         yield "receive.spool_dir", config.spool_dir, (*files, *shared)
     if "persist" in roles:
-        yield "store.root", config.store_root, (*files, _link, _long_names)
-        yield "node.data_dir", config.quarantine_dir, (*files, _long_names)
-    yield "node.data_dir", config.run_dir, (_lock,)
+        yield "store.root", config.store_root, (*files, _try_link, _try_long_names)
+        yield "node.data_dir", config.quarantine_dir, (*files, _try_long_names)
+    yield "node.data_dir", config.run_dir, (_try_record_lock,)
     if not config.queue.url and "listen" in roles:
-        yield "node.data_dir", config.data_dir / "queue", (_socket, _modes)
+        yield "node.data_dir", config.data_dir / "queue", (_try_socket, _try_modes)
     if config.ledger_url.startswith("sqlite:///"):
-        yield "ledger.url", Path(config.ledger_url.removeprefix("sqlite:///")).parent, (_mapping, _for_sqlite)
+        yield (
+            "ledger.url",
+            Path(config.ledger_url.removeprefix("sqlite:///")).parent,
+            (_try_mapping, _try_sqlite_mount),
+        )
 
 
-def _answer(error: OSError) -> str:
-    """An error as people find it in manuals; raises it again if it is no lack of the file system."""
-    if error.errno not in _LACKING:
+def _describe_error(error: OSError) -> str:
+    """Return the name and text of an error. Raise it again if the file system has the call."""
+    if error.errno not in _MISSING_CALL_ERRORS:
         raise error
     return f"{error.strerror} ({errno.errorcode.get(error.errno or 0, '?')})"
 
 
-def _rename(folder: Path, fd: int) -> Iterator[Lack]:
+def _try_rename(folder: Path, fd: int) -> Iterator[MissingCall]:
     (folder / "renamed from").touch()
     try:
         os.rename("renamed from", "renamed to", src_dir_fd=fd, dst_dir_fd=fd)
     except OSError as error:
-        yield Lack(f"rename fails: {_answer(error)}", "name a folder on a file system that can rename")
+        yield MissingCall(
+            f"rename fails: {_describe_error(error)}", "name a folder on a file system that can rename"
+        )
 
 
-def _name_exclusively(folder: Path, fd: int) -> Iterator[Lack]:
-    """Whether a file can get a name without replacing another one, by one call or the other."""
+def _try_exclusive_name(folder: Path, fd: int) -> Iterator[MissingCall]:
+    """Report a file system on which a file cannot get a name without replacing another file."""
     (folder / "one").touch()
     try:
         os.link("one", "linked", src_dir_fd=fd, dst_dir_fd=fd, follow_symlinks=False)
     except OSError as error:
-        answer = _answer(error)
+        answer = _describe_error(error)
     else:
         return
     (folder / "taken").touch()
@@ -202,28 +211,28 @@ def _name_exclusively(folder: Path, fd: int) -> Iterator[Lack]:
             rename_exclusively("one", "free", source_dir=fd, target_dir=fd)
             return
         except OSError as error:
-            answer = f"{answer}, and renameat2 with RENAME_NOREPLACE: {_answer(error)}"
-    yield Lack(
+            answer = f"{answer}, and renameat2 with RENAME_NOREPLACE: {_describe_error(error)}"
+    yield MissingCall(
         f"it has no hard links ({answer}), and cannot rename without replacing",
         "name a folder on a file system with one of them, such as ext4, xfs, btrfs, zfs or NFS",
     )
 
 
-def _link(folder: Path, fd: int) -> Iterator[Lack]:
-    """A note where instances have to be copied."""
+def _try_link(folder: Path, fd: int) -> Iterator[MissingCall]:
+    """Report with a note that instances must be copied."""
     (folder / "to link").touch()
     try:
         os.link("to link", "link", src_dir_fd=fd, dst_dir_fd=fd, follow_symlinks=False)
     except OSError as error:
-        cause = f"it has no hard links ({_answer(error)}), so each instance is copied"
-        yield Lack(
+        cause = f"it has no hard links ({_describe_error(error)}), so each instance is copied"
+        yield MissingCall(
             cause,
             "name a folder on ext4, xfs, btrfs or zfs for speed; it works as it is",
             kind=FaultKind.NOTE,
         )
 
 
-def _file_sync(folder: Path, _: int) -> Iterator[Lack]:
+def _try_file_sync(folder: Path, _: int) -> Iterator[MissingCall]:
     with (folder / "file").open("wb") as file:
         file.write(b"content")
         file.flush()
@@ -231,90 +240,93 @@ def _file_sync(folder: Path, _: int) -> Iterator[Lack]:
             try:
                 call(file.fileno())
             except OSError as error:
-                yield Lack(
-                    f"{call.__name__} of a file fails: {_answer(error)}",
-                    'name another folder, or set durability = "page-cache" and lose images with the power',
+                yield MissingCall(
+                    f"{call.__name__} of a file fails: {_describe_error(error)}",
+                    'name another folder, or set durability = "page-cache" and risk images in a power cut',
                 )
 
 
-def _folder_sync(_: Path, fd: int) -> Iterator[Lack]:
+def _try_folder_sync(_: Path, fd: int) -> Iterator[MissingCall]:
     try:
         os.fsync(fd)
     except OSError as error:
-        answer = _answer(error)
+        answer = _describe_error(error)
     else:
         return
     try:
         sync_folder_fd(fd)
     except OSError as error:
-        yield Lack(
+        yield MissingCall(
             f"fsync of a folder fails ({answer}), and syncfs, too: {error.strerror}",
-            'name another folder, or set durability = "page-cache" and lose images with the power',
+            'name another folder, or set durability = "page-cache" and risk images in a power cut',
         )
     else:
-        cause = f"fsync of a folder fails ({answer}), so all of the file system is synced each time"
-        yield Lack(
+        cause = f"fsync of a folder fails ({answer}), so the whole file system is synced each time"
+        yield MissingCall(
             cause, "name a folder on another file system for speed; it works as it is", kind=FaultKind.NOTE
         )
 
 
-def _lock(folder: Path, _: int) -> Iterator[Lack]:
+def _try_record_lock(folder: Path, _: int) -> Iterator[MissingCall]:
     fds = [os.open(folder / "lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600) for _ in range(2)]
     remedy = "mount it with locks (NFS: version 4, or 3 with rpc.statd), or name another folder"
     try:
         if not try_lock(fds[0]) or try_lock(fds[1]):
-            yield Lack("it has locks that exclude nobody", remedy)
+            yield MissingCall("its locks do not exclude other processes", remedy)
     except OSError as error:
-        yield Lack(f"it has no locks: {_answer(error)}", remedy)
+        yield MissingCall(f"it has no locks: {_describe_error(error)}", remedy)
     finally:
         for fd in fds:
             os.close(fd)
 
 
-def _whole_file_lock(folder: Path, _: int) -> Iterator[Lack]:
-    """The lock that a segment's writer and its readers hold (`ingest.spool.segment`)."""
+def _try_file_lock(folder: Path, _: int) -> Iterator[MissingCall]:
+    """Report that the lock of a segment's writer and readers is missing (`ingest.spool.segment`)."""
     fd = os.open(folder / "lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except OSError as error:
-        yield Lack(
-            f"it has no flock(2): {_answer(error)}", "set segment_max_bytes = 0, or name another folder"
+        yield MissingCall(
+            f"it has no flock(2): {_describe_error(error)}",
+            "set segment_max_bytes = 0, or name another folder",
         )
     finally:
         os.close(fd)
 
 
-def _long_names(folder: Path, _: int) -> Iterator[Lack]:
+def _try_long_names(folder: Path, _: int) -> Iterator[MissingCall]:
     name = "1.2.840~" + "x" * (NAME_BYTES - len("1.2.840~.dcm")) + ".dcm"
     try:
         (folder / name).touch()
     except OSError as error:
-        cause = f"it takes no names of {NAME_BYTES} bytes: {_answer(error)}"
-        yield Lack(cause, "name a folder on another file system")
+        cause = f"it refuses names of {NAME_BYTES} bytes: {_describe_error(error)}"
+        yield MissingCall(cause, "name a folder on another file system")
         return
     if name not in os.listdir(folder):
-        yield Lack("it changes names that it is given", "name a folder on another file system")
+        yield MissingCall("it changes file names", "name a folder on another file system")
 
 
-def _mapping(folder: Path, _: int) -> Iterator[Lack]:
+def _try_mapping(folder: Path, _: int) -> Iterator[MissingCall]:
     with (folder / "mapped").open("w+b") as file:
         file.write(bytes(mmap.PAGESIZE))
         file.flush()
         try:
             mmap.mmap(file.fileno(), mmap.PAGESIZE).close()
         except OSError as error:
-            cause = f"it has no shared mappings, which SQLite needs: {_answer(error)}"
-            yield Lack(cause, "put node.data_dir on another file system, or use PostgreSQL")
+            cause = f"it has no shared mappings, which SQLite needs: {_describe_error(error)}"
+            yield MissingCall(cause, "put node.data_dir on another file system, or use PostgreSQL")
 
 
-def _for_sqlite(folder: Path, _: int) -> Iterator[Lack]:
+def _try_sqlite_mount(folder: Path, _: int) -> Iterator[MissingCall]:
     mount: Mount = find_mount(folder)
-    if mount.kind in _NOT_FOR_SQLITE:
-        cause = "SQLite is safe there for as long as only this host uses it"
-        yield Lack(cause, "put node.data_dir on a disk of this host, or use PostgreSQL", kind=FaultKind.NOTE)
+    if mount.kind in _NETWORK_FILE_SYSTEMS:
+        cause = "SQLite is safe there only while no other host uses it"
+        yield MissingCall(
+            cause, "put node.data_dir on a disk of this host, or use PostgreSQL", kind=FaultKind.NOTE
+        )
 
 
-def _socket(folder: Path, fd: int) -> Iterator[Lack]:
+def _try_socket(folder: Path, fd: int) -> Iterator[MissingCall]:
     path = str(folder / "socket")
     if len(os.fsencode(path)) > SOCKET_PATH_BYTES:
         path = f"/proc/self/fd/{fd}/socket"
@@ -322,15 +334,18 @@ def _socket(folder: Path, fd: int) -> Iterator[Lack]:
         try:
             made.bind(path)
         except OSError as error:
-            cause = f"it has no Unix sockets ({_answer(error)}); the embedded queue's is in a runtime folder"
-            yield Lack(
+            answer = _describe_error(error)
+            cause = f"it has no Unix sockets ({answer}); that of the embedded queue is in a runtime folder"
+            yield MissingCall(
                 cause, "nothing has to be done; run commands as the user of the node", kind=FaultKind.NOTE
             )
 
 
-def _modes(folder: Path, _: int) -> Iterator[Lack]:
+def _try_modes(folder: Path, _: int) -> Iterator[MissingCall]:
     with contextlib.suppress(OSError):
         folder.chmod(0o700)
     if folder.stat().st_mode & 0o077:
-        cause = "it keeps no modes, so that other users of this host may read what the mount lets them"
-        yield Lack(cause, "mount it with umask=077, or file_mode=0600,dir_mode=0700", kind=FaultKind.NOTE)
+        cause = "it ignores modes, so other users of this host may read the files if the mount lets them"
+        yield MissingCall(
+            cause, "mount it with umask=077, or file_mode=0600,dir_mode=0700", kind=FaultKind.NOTE
+        )

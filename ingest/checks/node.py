@@ -1,6 +1,6 @@
-"""What `ingest check` looks at beyond the file itself: certificates, folders, Redis, the ledger.
+"""Checks of everything that a configuration names: certificates, folders, Redis, ledger.
 
-Nothing is changed: no folder is made, no table, no key in Redis.
+The checks change nothing: they create no folder, no table and no key in Redis.
 """
 
 import contextlib
@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from ingest.checks.bindings import examine_bindings
-from ingest.checks.tls import check_tls, due
+from ingest.checks.file_systems import check_file_systems, find_existing_folder
+from ingest.checks.tls import check_tls, check_validity_now
+from ingest.checks.weak_settings import find_weak_settings
 from ingest.config.faults import Fault, FaultKind
 from ingest.config.model import Config
 from ingest.config.serialization import mask_url_password
@@ -26,134 +27,99 @@ from ingest.errors import IngestError
 from ingest.filesystem import node_lock
 from ingest.filesystem.folder_identity import read_ledger_mark
 from ingest.spool import store_capacity
-from ingest.tls import profiles
-
-__all__ = ["Fault", "check", "choices", "notices"]
 
 PROBE_SECONDS = 5.0
-"""Longest wait for Redis, the ledger or the embedded server's program."""
+"""Deadline for Redis, the ledger, and the program of the embedded server."""
 
 
-def check(config: Config) -> list[Fault]:
-    """Every fault, and notes on what works but may surprise, in the order of the file."""
+def check_node(config: Config) -> list[Fault]:
+    """Return every fault, and notes on settings that may surprise, in the order of the file."""
     return [
         *check_tls(config, datetime.now(UTC)),
-        *_folders(config),
-        *_file_systems(config),
-        *_room(config),
-        *_queue(config),
-        *_ledger(config),
-        *_agreement(config),
-        *_flow(config),
-        *choices(config),
+        *_check_folders(config),
+        *check_file_systems(config),
+        *_check_store_capacity(config),
+        *_check_queue(config),
+        *_check_ledger(config),
+        *_check_store_agreement(config),
+        *_check_flow(config),
+        *find_weak_settings(config),
     ]
 
 
-def notices(config: Config) -> list[Fault]:
-    """What a node says at every start and reload: choices that others should know, lists that are due.
+def list_start_notices(config: Config) -> list[Fault]:
+    """Return the notices that a node logs at each start and reload: weak settings, and CRLs that are due.
 
-    Certificates that end are said by `ingest.tls.expiry`. Our own is not refused then: peers may not mind,
-    and a node that is down helps none.
+    `ingest.tls.expiry` logs certificates that end. An own certificate that has ended does not stop the node:
+    some peers accept it, and a node that does not run helps nobody.
     """
-    found = choices(config)
+    found = find_weak_settings(config)
     for name, tls in config.tls.items():
-        with contextlib.suppress(
-            IngestError
-        ):  # the context, made at the same start, raises what is wrong with it
-            found += due(f"tls.{name}", tls, datetime.now(UTC))
+        # The TLS context of the same start raises the faults of the files.
+        with contextlib.suppress(IngestError):
+            found += check_validity_now(f"tls.{name}", tls, datetime.now(UTC))
     return found
 
 
-def choices(config: Config) -> list[Fault]:
-    """Notes on settings that weaken a node, whether or not its files can be used."""
-    found = []
-    if config.receive.durability == "page-cache":
-        cause = "Success does not mean durable: a power cut loses acknowledged instances"
-        found.append(Fault("receive.durability", cause, 'set it to "fsync"', kind=FaultKind.NOTE))
-    for name, tls in config.tls.items():
-        found += [
-            Fault(f"tls.{name}.{key}", cause, remedy, kind=FaultKind.NOTE)
-            for key, cause, remedy in profiles.weaknesses(tls)
-        ]
-        for key, whom in (("crl_missing", "no CRL"), ("crl_expired", "only a CRL past its nextUpdate")):
-            if tls.crl and getattr(tls, key) == "allow":
-                cause = f"lets in peers of whose issuer there is {whom}, revoked or not"
-                found.append(Fault(f"tls.{name}.{key}", cause, 'set it to "refuse"', kind=FaultKind.NOTE))
-        if tls.peer_certificate != "required":
-            cause = f'peer_certificate = "{tls.peer_certificate}" lets in peers that nobody vouches for'
-            found.append(
-                Fault(f"tls.{name}.peer_certificate", cause, 'set it to "required"', kind=FaultKind.NOTE)
-            )
-    return [*found, *examine_bindings(config)]
-
-
-def _folders(config: Config) -> Iterator[Fault]:
+def _check_folders(config: Config) -> Iterator[Fault]:
     folders = {
         "node.data_dir": config.data_dir,
         "receive.spool_dir": config.spool_dir,
         "store.root": config.store_root,
     }
     for key, path in folders.items():
-        yield from _folder(key, path, config.receive.min_free_bytes)
-    if _device(config.spool_dir) != _device(config.store_root):
+        yield from _check_folder(key, path, config.receive.min_free_bytes)
+    if _find_device(config.spool_dir) != _find_device(config.store_root):
         cause = "spool and store are on two file systems, so each instance is copied instead of linked"
         yield Fault("store.root", cause, "put both on one for speed; it works as it is", kind=FaultKind.NOTE)
 
 
-def _file_systems(config: Config) -> Iterator[Fault]:
-    from ingest.checks import file_systems  # noqa: PLC0415 - it imports this room
-
-    yield from file_systems.faults(config)
-
-
-def _folder(key: str, path: Path, min_free: int) -> Iterator[Fault]:
-    """A folder, or the nearest one above it that is there, can be written and has space."""
-    there = _nearest(path)
+def _check_folder(key: str, path: Path, min_free: int) -> Iterator[Fault]:
+    """Check that a folder, or the nearest existing one above it, can be written and has space."""
+    there = find_existing_folder(path)
     try:
         with tempfile.TemporaryFile(dir=there):
             pass
         free = shutil.disk_usage(there).free
     except OSError as error:
         yield Fault(
-            key, f"{there} cannot be written: {error.strerror}", "let this user write it, or name another"
+            key,
+            f"{there} cannot be written: {error.strerror}",
+            "let this user write it, or name another folder",
         )
         return
     if free < min_free:
         cause = f"{there} has {free // 1024**2} MiB free, less than [receive] min_free_bytes"
-        yield Fault(key, cause, "free space, or name a larger file system")
+        yield Fault(key, cause, "free space, or name a folder on a larger file system")
 
 
-def _nearest(path: Path) -> Path:
-    return next((folder for folder in (path, *path.parents) if folder.is_dir()), Path("/"))
+def _find_device(path: Path) -> int:
+    return find_existing_folder(path).stat().st_dev
 
 
-def _device(path: Path) -> int:
-    return _nearest(path).stat().st_dev
-
-
-def _room(config: Config) -> Iterator[Fault]:
-    """Whether a running node refuses what comes, since its store is full."""
+def _check_store_capacity(config: Config) -> Iterator[Fault]:
+    """Report that a running node refuses instances, because its store is full."""
     if (
         config.retention.refuses_when_full
         and node_lock.is_node_running(config.run_dir)
         and (why := store_capacity.read_store_full(config.run_dir))
     ):
-        remedy = "make it larger, or let studies go: keep_days, watermarks"
-        yield Fault("retention.max_bytes", f"the store is full, so nothing is taken: {why}", remedy)
+        remedy = "raise it, or remove studies: keep_days, watermarks"
+        yield Fault("retention.max_bytes", f"the store is full, so the node refuses instances: {why}", remedy)
 
 
-def _queue(config: Config) -> Iterator[Fault]:
+def _check_queue(config: Config) -> Iterator[Fault]:
     if config.queue.url:
-        yield from _redis(config.queue.url)
+        yield from _check_redis(config.queue.url)
     else:
-        yield from _embedded()
+        yield from _check_embedded_server()
     if config.queue.carrier == "redis":
         cause = "the queue carries whole data sets, that is, patient data"
         remedy = "give that Redis TLS, a password and disks like those of the store"
         yield Fault("queue.carrier", cause, remedy, kind=FaultKind.NOTE)
     elif config.queue.url and not _is_local(config.queue.url):
         cause = "Redis is on another host, and the queue carries references to files in the spool"
-        remedy = f'workers there need {config.spool_dir} as a shared folder; else set carrier = "redis"'
+        remedy = f'workers there need {config.spool_dir} as a shared folder; otherwise set carrier = "redis"'
         yield Fault("queue.carrier", cause, remedy, kind=FaultKind.NOTE)
     if config.queue.url and not _is_local(config.queue.url) and config.ledger_url.startswith("sqlite"):
         cause = "Redis is on another host, and the ledger is a file on this one"
@@ -161,14 +127,14 @@ def _queue(config: Config) -> Iterator[Fault]:
         yield Fault("ledger.url", cause, remedy, kind=FaultKind.NOTE)
 
 
-def _redis(url: str) -> Iterator[Fault]:
-    import redis  # noqa: PLC0415 - the configuration is read by commands that need none
+def _check_redis(url: str) -> Iterator[Fault]:
+    import redis  # noqa: PLC0415 - a node with an embedded queue does not need it here
 
     from ingest.queue.client import connect_to_url  # noqa: PLC0415
 
     try:
         client = connect_to_url(url, timeout=PROBE_SECONDS)
-    except (ValueError, TypeError):  # of which no word is quoted: it may be the password
+    except (ValueError, TypeError):  # the message may contain the password, so it is not printed
         yield Fault("queue.url", f"{mask_url_password(url)} is not understood", "correct it")
         return
     try:
@@ -189,7 +155,7 @@ def _redis(url: str) -> Iterator[Fault]:
         client.close()
 
 
-def _embedded() -> Iterator[Fault]:
+def _check_embedded_server() -> Iterator[Fault]:
     from ingest.queue.server_program import find_server_program  # noqa: PLC0415 - most commands need none
 
     try:
@@ -212,7 +178,7 @@ def _is_local(url: str) -> bool:
         return False
 
 
-def _ledger(config: Config) -> Iterator[Fault]:
+def _check_ledger(config: Config) -> Iterator[Fault]:
     import sqlalchemy  # noqa: PLC0415 - slow to import, and only needed here
 
     from ingest.ledger.database import MALFORMED_REMEDY, is_malformed  # noqa: PLC0415
@@ -220,14 +186,14 @@ def _ledger(config: Config) -> Iterator[Fault]:
 
     try:
         url = sqlalchemy.make_url(config.ledger_url)
-    except (ValueError, sqlalchemy.exc.ArgumentError):  # of which no word is quoted: it may be the password
-        yield Fault("ledger.url", f"{mask_url_password(config.ledger_url)} is no URL", "correct it")
+    except (ValueError, sqlalchemy.exc.ArgumentError):  # the message may contain the password
+        yield Fault("ledger.url", f"{mask_url_password(config.ledger_url)} is not a URL", "correct it")
         return
     options: dict[str, object] = {}
     if url.get_backend_name() == "sqlite":
         file = Path(url.database or "")
         if not file.exists():
-            yield from _folder("ledger.url", file.parent, 0)
+            yield from _check_folder("ledger.url", file.parent, 0)
             return
         url = url.set(database=file.absolute().as_uri(), query={"mode": "ro", "uri": "true"})
     else:
@@ -237,11 +203,11 @@ def _ledger(config: Config) -> Iterator[Fault]:
         engine = sqlalchemy.create_engine(url, poolclass=sqlalchemy.NullPool, connect_args=options)
         resolve_hosts(engine)
         with engine.connect() as connection:
-            # SQLite does not open the file for less than reading a table.
+            # SQLite opens the file only when a table is read.
             connection.execute(
                 sqlalchemy.text("SELECT count(*) FROM sqlite_master" if is_sqlite else "SELECT 1")
             )
-            damage = _damage(connection) if is_sqlite else ""
+            damage = _find_damage(connection) if is_sqlite else ""
         if damage:
             yield Fault(
                 "ledger.url",
@@ -266,8 +232,8 @@ def _ledger(config: Config) -> Iterator[Fault]:
         )
 
 
-def _damage(connection: Any) -> str:
-    """What SQLite finds wrong with its file within PROBE_SECONDS, or empty."""
+def _find_damage(connection: Any) -> str:
+    """Return the first damage that SQLite finds in its file within PROBE_SECONDS, or nothing."""
     driver = connection.connection.driver_connection
     until = time.monotonic() + PROBE_SECONDS
     driver.set_progress_handler(lambda: time.monotonic() > until, 10_000)
@@ -276,15 +242,15 @@ def _damage(connection: Any) -> str:
     except sqlite3.DatabaseError as error:
         from ingest.ledger.database import is_malformed  # noqa: PLC0415 - slow to import
 
-        # Otherwise it was interrupted, or is busy: nothing is known of damage.
+        # Otherwise the check was interrupted, or the file is busy: no damage is known.
         found = [str(error)] if is_malformed(error) else []
     finally:
         driver.set_progress_handler(None, 0)
     return "" if found in ([], ["ok"]) else found[0].partition("\n")[0]
 
 
-def _agreement(config: Config) -> Iterator[Fault]:
-    """Whether the ledger is the one that the store was last used with."""
+def _check_store_agreement(config: Config) -> Iterator[Fault]:
+    """Report a ledger that is not the one that the store was last used with."""
     from ingest.ledger import Ledger, store_agreement  # noqa: PLC0415 - slow to import, and only needed here
 
     if read_ledger_mark(config.store_root) is None:
@@ -294,12 +260,12 @@ def _agreement(config: Config) -> Iterator[Fault]:
             yield Fault("ledger.url", cause, store_agreement.REMEDY)
 
 
-def _flow(config: Config) -> Iterator[Fault]:
-    """Parts of the configuration that are sound alone, but of no use together."""
+def _check_flow(config: Config) -> Iterator[Fault]:
+    """Report settings that are valid alone, but useless together."""
     routed = {name for route in config.routes for name in route.to}
     for index, destination in enumerate(config.destinations):
         if destination.name not in routed:
-            cause = "no route leads there"
+            cause = "no route names it"
             yield Fault(
                 f"destinations[{index}]",
                 cause,
@@ -316,8 +282,8 @@ def _flow(config: Config) -> Iterator[Fault]:
     for index, destination in enumerate(config.destinations):
         if len(config.destinations) > 1 and destination.associations >= config.workers.forward > 0:
             cause = (
-                f"{destination.associations} at a time of {config.workers.forward} workers; one is kept "
-                "free for other destinations"
+                f"{destination.associations} associations for {config.workers.forward} workers, "
+                "and one worker stays free for other destinations"
             )
             if destination.associations > 1:
                 remedy = f"set workers.forward to {destination.associations + 1} or more"
@@ -325,11 +291,11 @@ def _flow(config: Config) -> Iterator[Fault]:
     if not config.listeners:
         yield Fault(
             "listeners",
-            "there is none, so nothing can be received",
+            "there is no listener, so the node receives nothing",
             "add a [[listeners]]",
             kind=FaultKind.NOTE,
         )
     cores = usable_cores()
     if config.receive.processes > 4 * cores:
         cause = f"{config.receive.processes} listeners share {cores} cores"
-        yield Fault("receive.processes", cause, "0 starts one a core", kind=FaultKind.NOTE)
+        yield Fault("receive.processes", cause, "0 starts one listener for each core", kind=FaultKind.NOTE)

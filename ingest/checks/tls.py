@@ -1,4 +1,4 @@
-"""Looks at the certificates and keys that a configuration names: do they fit, and until when."""
+"""Checks of the certificates, keys and CRLs that a configuration names."""
 
 import contextlib
 import hashlib
@@ -27,76 +27,83 @@ _NEVER = datetime.max.replace(tzinfo=UTC)
 
 
 @dataclass(frozen=True, slots=True)
-class Term:
-    """How long something that a section needs is good; RFC 5280 4.1.2.5, and 5.1.2.5 of a CRL.
+class Validity:
+    """The validity of a certificate or CRL (RFC 5280 4.1.2.5 and 5.1.2.5).
 
     Attributes:
-        digest: SHA-256 of what it is, so that it is known again whatever its file and section.
-        key: In the configuration.
-        what: File and name, for a message.
-        remedy: What to do when it is not good.
-        issuer: Of a CRL; else empty.
+        digest: SHA-256 of the content. It identifies the content in every file and section.
+        key: The key in the configuration.
+        subject: File and name, for a message.
+        begin: Begin of the validity.
+        end: End of the validity.
+        remedy: What to do outside the validity.
+        issuer: The issuer of a CRL; empty for a certificate.
     """
 
     digest: str
     key: str
-    what: str
+    subject: str
     begin: datetime
     end: datetime
     remedy: str
     issuer: str = ""
 
 
-def terms(config: Config, now: datetime) -> list[Term]:
-    """Of our own certificates, of each `trusted` as a whole, and of CRLs that must be fresh, where used.
+def list_validities(config: Config, now: datetime) -> list[Validity]:
+    """Return the validities of own certificates, of each `trusted` as a whole, and of required CRLs.
 
-    What cannot be looked at is left out: OpenSSL is less strict, and may have taken it.
+    Only sections that are used count. A file that cannot be parsed is left out: OpenSSL is less strict, and
+    may have accepted it.
     """
     used = {each.tls for each in config.listeners} | {each.tls for each in config.destinations}
-    found: list[Term] = []
+    found: list[Validity] = []
     for name, tls in config.tls.items():
         if name not in used:
             continue
-        for each in (_own_term(name, tls), _trusted_term(name, tls, now), _list_terms(name, tls, now)):
+        for each in (
+            _find_own_validity(name, tls),
+            _find_trusted_validity(name, tls, now),
+            _find_crl_validities(name, tls, now),
+        ):
             with contextlib.suppress(IngestError, *UNREADABLE):
                 found += each
     return found
 
 
-def untimely(new: Sequence[Term], held: Collection[Term], now: datetime) -> list[str]:
-    """Why a reload must not take what is new in a configuration: it has ended, or is not good yet.
+def find_untimely(new: Sequence[Validity], in_force: Collection[Validity], now: datetime) -> list[str]:
+    """Return why a reload must refuse a configuration: new files that are not valid now.
 
-    What is in force already is no reason: to refuse would not make it good, and keep out what else is new. No
-    more is a CRL of an issuer that has no good one in force either: it may publish late.
+    A file that is in force already is no reason: a refusal would not make it valid, and would keep out the
+    other changes. Neither is a CRL if its issuer has no valid CRL in force: the issuer may publish late.
 
     Args:
-        new: Of the configuration that is to be taken.
-        held: Of the one in force.
-        now: With a time zone.
+        new: Validities of the new configuration.
+        in_force: Validities of the configuration in force.
+        now: The time, with a time zone.
     """
-    known = {term.digest for term in held}
-    fresh = {term.issuer for term in held if term.begin <= now < term.end}
+    known = {each.digest for each in in_force}
+    timely_issuers = {each.issuer for each in in_force if each.begin <= now < each.end}
     return [
-        str(Fault(term.key, f"{term.what} {_untimely(term, now)}", term.remedy))
-        for term in new
-        if term.digest not in known
-        and not term.begin <= now < term.end
-        and (not term.issuer or term.issuer in fresh)
+        str(Fault(each.key, f"{each.subject} {_explain_untimely(each, now)}", each.remedy))
+        for each in new
+        if each.digest not in known
+        and not each.begin <= now < each.end
+        and (not each.issuer or each.issuer in timely_issuers)
     ]
 
 
-def _untimely(term: Term, now: datetime) -> str:
-    if now < term.begin:
-        return f"is not valid before {term.begin:%Y-%m-%d %H:%M} UTC"
-    return f"ended on {term.end:%Y-%m-%d %H:%M} UTC"
+def _explain_untimely(validity: Validity, now: datetime) -> str:
+    if now < validity.begin:
+        return f"is not valid before {validity.begin:%Y-%m-%d %H:%M} UTC"
+    return f"ended on {validity.end:%Y-%m-%d %H:%M} UTC"
 
 
-def _own_term(name: str, tls: TLS) -> Iterator[Term]:
-    """Not of its chain: peers may know another way from there on."""
-    for path, (own, *_) in _own(tls):
-        yield Term(
+def _find_own_validity(name: str, tls: TLS) -> Iterator[Validity]:
+    """Yield the validity of the own certificate, not of its chain: peers may know another chain."""
+    for path, (own, *_) in _read_own_chain(tls):
+        yield Validity(
             own.fingerprint(hashes.SHA256()).hex(),
-            _where(f"tls.{name}", tls),
+            _name_own_key(f"tls.{name}", tls),
             f"{path}: the certificate ({own.subject.rfc4514_string()})",
             own.not_valid_before_utc,
             own.not_valid_after_utc,
@@ -104,35 +111,35 @@ def _own_term(name: str, tls: TLS) -> Iterator[Term]:
         )
 
 
-def _trusted_term(name: str, tls: TLS, now: datetime) -> Iterator[Term]:
-    """One for all: that one of them has ended keeps its peer out, and nobody else."""
+def _find_trusted_validity(name: str, tls: TLS, now: datetime) -> Iterator[Validity]:
+    """Yield one validity for all trusted certificates: if one of them ends, only its peer is affected."""
     found = read_certificates(tls.trusted, tls.password_file)
     if not found:
         return
 
-    def worth(each: x509.Certificate) -> tuple[bool, datetime]:
+    def rank(each: x509.Certificate) -> tuple[bool, datetime]:
         return each.not_valid_before_utc <= now < each.not_valid_after_utc, each.not_valid_after_utc
 
-    best = max(found, key=worth)
+    best = max(found, key=rank)
     digests = sorted(each.fingerprint(hashes.SHA256()).hex() for each in found)
-    yield Term(
+    yield Validity(
         hashlib.sha256("".join(digests).encode()).hexdigest(),
         f"tls.{name}.trusted",
-        "all that is in it" if len(found) > 1 else "the one that is in it",
+        "every certificate in it" if len(found) > 1 else "the certificate in it",
         best.not_valid_before_utc,
         best.not_valid_after_utc,
         "name certificates that are valid now, or correct the clock",
     )
 
 
-def _list_terms(name: str, tls: TLS, now: datetime) -> Iterator[Term]:
-    """Of each issuer the list that lasts longest, where an old one keeps out all whom it issued.
+def _find_crl_validities(name: str, tls: TLS, now: datetime) -> Iterator[Validity]:
+    """Yield for each issuer the validity of its longest CRL, if an old CRL makes the node refuse peers.
 
-    One that is not valid yet stands back: it may have been fetched before its time, beside the one in use.
+    A CRL that is not valid yet counts less: it may have been fetched early, beside the CRL in use.
     """
     if tls.crl_expired != "refuse":
         return
-    longest: dict[str, Term] = {}
+    longest: dict[str, Validity] = {}
     for index, path in enumerate(tls.crl):
         for file, found in revocation.lists(path):
             if revocation.unused(found):
@@ -141,7 +148,7 @@ def _list_terms(name: str, tls: TLS, now: datetime) -> Iterator[Term]:
                 issuer = found.issuer.rfc4514_string()
             except UNREADABLE:
                 continue
-            term = Term(
+            term = Validity(
                 found.fingerprint(hashes.SHA256()).hex(),
                 f"tls.{name}.crl[{index}]",
                 f"{file}: the CRL of {issuer}",
@@ -157,7 +164,7 @@ def _list_terms(name: str, tls: TLS, now: datetime) -> Iterator[Term]:
 
 
 def check_tls(config: Config, now: datetime) -> Iterator[Fault]:
-    """Faults and notes of every `[tls.NAME]`."""
+    """Yield the faults and notes of every `[tls.NAME]`."""
     serving = {listener.tls for listener in config.listeners}
     sending = {destination.tls for destination in config.destinations}
     for name, tls in config.tls.items():
@@ -171,46 +178,48 @@ def check_tls(config: Config, now: datetime) -> Iterator[Fault]:
         except ConfigError as error:
             for cause in error.faults:  # each names its remedy
                 yield Fault(key, cause, "")
-            continue  # what cannot be loaded cannot be looked at either
+            continue  # the other checks need the files too
         try:
-            yield from due(key, tls, now)
-            yield from _pair(key, tls, serving=name in serving, sending=name in sending)
-        except IngestError as error:  # OpenSSL is less strict, and has taken it
+            yield from check_validity_now(key, tls, now)
+            yield from _check_pair(key, tls, serving=name in serving, sending=name in sending)
+        except IngestError as error:  # OpenSSL is less strict, and has accepted it
             yield Fault(key, f"{error}", "have it issued again; it may work as it is", kind=FaultKind.NOTE)
         if tls.password_file is not None:
-            yield from _secrecy(f"{key}.password_file", tls.password_file)
-        yield from _ends(config, f"tls.{name}", now)
-    yield from _shown(config, now)
+            yield from _check_secrecy(f"{key}.password_file", tls.password_file)
+        yield from _check_expiry(config, f"tls.{name}", now)
+    yield from _check_observed(config, now)
 
 
-def due(key: str, tls: TLS, now: datetime) -> Iterator[Fault]:
-    """An own certificate that is not valid yet, and revocation lists that are due.
+def check_validity_now(key: str, tls: TLS, now: datetime) -> Iterator[Fault]:
+    """Yield an own certificate that is not valid yet, and CRLs that are due.
 
     Raises:
         IngestError: A file cannot be read.
     """
-    yield from _lists(key, tls, now)
-    for path, chain in _own(tls):
+    yield from _check_crls(key, tls, now)
+    for path, chain in _read_own_chain(tls):
         begin = chain[0].not_valid_before_utc
         if begin > now:
             cause = f"{path}: is not valid before {begin:%Y-%m-%d %H:%M} UTC"
-            yield Fault(_where(key, tls), cause, "correct the clock, or make another certificate")
+            yield Fault(_name_own_key(key, tls), cause, "correct the clock, or create another certificate")
 
 
-def _pair(key: str, tls: TLS, *, serving: bool, sending: bool) -> Iterator[Fault]:
-    where = _where(key, tls)
-    for path, chain in _own(tls):
-        yield from _secrecy(f"{key}.private_key" if tls.private_key else where, tls.private_key or path)
-        yield from _chain_order(where, path, chain)
-        yield from _purposes(where, path, chain[0], serving=serving, sending=sending)
+def _check_pair(key: str, tls: TLS, *, serving: bool, sending: bool) -> Iterator[Fault]:
+    own_key = _name_own_key(key, tls)
+    for path, chain in _read_own_chain(tls):
+        yield from _check_secrecy(
+            f"{key}.private_key" if tls.private_key else own_key, tls.private_key or path
+        )
+        yield from _check_chain_order(own_key, path, chain)
+        yield from _check_purposes(own_key, path, chain[0], serving=serving, sending=sending)
 
 
-def _where(key: str, tls: TLS) -> str:
+def _name_own_key(key: str, tls: TLS) -> str:
     return f"{key}.certificate" if tls.pkcs12 is None else f"{key}.pkcs12"
 
 
-def _own(tls: TLS) -> Iterator[tuple[Path, list[x509.Certificate]]]:
-    """The own certificate with its chain, where there is one, and its file."""
+def _read_own_chain(tls: TLS) -> Iterator[tuple[Path, list[x509.Certificate]]]:
+    """Yield the file and the chain of the own certificate, if there is one."""
     own = read_pair(tls)
     if own is None:
         return
@@ -218,12 +227,15 @@ def _own(tls: TLS) -> Iterator[tuple[Path, list[x509.Certificate]]]:
     try:
         chain = [x509.load_pem_x509_certificate(text.encode()) for text in pair.certificates]
     except UNREADABLE as error:
-        raise IngestError(f"{path}: its certificate cannot be looked at: {error}") from None
+        raise IngestError(f"{path}: its certificate cannot be parsed: {error}") from None
     yield path, chain
 
 
-def _lists(key: str, tls: TLS, now: datetime) -> Iterator[Fault]:
-    """Lists of no use, and what they keep from being trusted: a fault, where nothing is left."""
+def _check_crls(key: str, tls: TLS, now: datetime) -> Iterator[Fault]:
+    """Yield CRLs without effect, and trusted certificates that are revoked.
+
+    It is a fault if no trusted certificate is left, otherwise a note.
+    """
     for index, path in enumerate(tls.crl):
         for file, found in revocation.lists(path):
             for cause, remedy in revocation.doubts(found, tls.crl_expired, now):
@@ -233,23 +245,23 @@ def _lists(key: str, tls: TLS, now: datetime) -> Iterator[Fault]:
     for each, why in out:
         subject = each.certificate.subject.rfc4514_string() if each.certificate else ""
         cause = f"{each.file}: {subject} is not trusted: {why}"
-        remedy = "remove it from trusted, and name what has replaced it"
+        remedy = "remove it from trusted, and name its replacement"
         yield Fault(f"{key}.trusted[{each.index}]", cause, remedy, kind=kind)
 
 
-def _chain_order(key: str, path: Path, chain: Sequence[x509.Certificate]) -> Iterator[Fault]:
+def _check_chain_order(key: str, path: Path, chain: Sequence[x509.Certificate]) -> Iterator[Fault]:
     for child, parent in pairwise(chain):
         try:
             child.verify_directly_issued_by(parent)
         except (InvalidSignature, *UNREADABLE):
-            cause = f"{path}: {child.subject.rfc4514_string()} is not signed by what follows it"
+            cause = f"{path}: {child.subject.rfc4514_string()} is not signed by the next certificate"
             yield Fault(key, cause, "order the chain: own certificate, its issuer, and so on")
 
 
-def _purposes(
+def _check_purposes(
     key: str, path: Path, own: x509.Certificate, *, serving: bool, sending: bool
 ) -> Iterator[Fault]:
-    """An extended key usage, where there is one, must name the roles that the pair plays."""
+    """Yield roles of the certificate that its extended key usage does not allow."""
     try:
         extension = own.extensions.get_extension_for_class(x509.ExtendedKeyUsage)
     except (x509.ExtensionNotFound, *UNREADABLE):
@@ -263,18 +275,16 @@ def _purposes(
             yield Fault(key, cause, f"have it issued with {name}, or use another [tls.NAME] there")
 
 
-def _secrecy(key: str, path: Path) -> Iterator[Fault]:
+def _check_secrecy(key: str, path: Path) -> Iterator[Fault]:
     if path.stat().st_mode & 0o077:
-        yield Fault(
-            key, f"{path}: others than its owner may read it", f"chmod 600 {path}", kind=FaultKind.NOTE
-        )
+        yield Fault(key, f"{path}: other users may read it", f"chmod 600 {path}", kind=FaultKind.NOTE)
 
 
-def _ends(config: Config, section: str, now: datetime) -> Iterator[Fault]:
-    """Certificates that ended or will soon.
+def _check_expiry(config: Config, section: str, now: datetime) -> Iterator[Fault]:
+    """Yield certificates that have ended or will end soon.
 
-    A trusted one that ended keeps its peer out, but not the others: a note, unless a peer is bound to it, or
-    nobody else is trusted.
+    A trusted certificate that has ended affects only its peer. It is a note, unless a peer is bound to it or
+    no other certificate is trusted.
     """
     found: list[ExpiringCertificate] = []
     for place in expiry.iterate_locations(config):
@@ -283,21 +293,26 @@ def _ends(config: Config, section: str, now: datetime) -> Iterator[Fault]:
                 found += expiry.read_certificates(config, place)
             except IngestError as error:
                 yield Fault(
-                    f"{section}.{place.key}", str(error), "remove what cannot be read", kind=FaultKind.NOTE
+                    f"{section}.{place.key}",
+                    str(error),
+                    "remove the file that cannot be read",
+                    kind=FaultKind.NOTE,
                 )
-    nobody = all(each.identity.not_after <= now for each in found if each.location.key.startswith("trusted"))
+    none_is_valid = all(
+        each.identity.not_after <= now for each in found if each.location.key.startswith("trusted")
+    )
     for each in found:
         end, key = each.identity.not_after, f"{section}.{each.location.key}"
-        cause = f"{each.location.path}: {_which(each)} ({each.identity.subject})"
+        cause = f"{each.location.path}: {_name_role(each)} ({each.identity.subject})"
         if end <= now:
-            kind = FaultKind.FAULT if each.is_needed or nobody else FaultKind.NOTE
+            kind = FaultKind.FAULT if each.is_needed or none_is_valid else FaultKind.NOTE
             yield Fault(key, f"{cause} ended on {end:%Y-%m-%d}", "replace it", kind=kind)
         elif end <= now + expiry.SOON:
             yield Fault(key, f"{cause} ends on {end:%Y-%m-%d}", "replace it before", kind=FaultKind.NOTE)
 
 
-def _shown(config: Config, now: datetime) -> Iterator[Fault]:
-    """What bound peers and destinations have shown lately, and is in no file."""
+def _check_observed(config: Config, now: datetime) -> Iterator[Fault]:
+    """Yield certificates that bound peers and destinations presented lately, and that are in no file."""
     for each in expiry.iterate_observed(config):
         end, key = each.identity.not_after, f"{each.location.section}.{each.location.key}"
         if end <= now + expiry.SOON:
@@ -305,7 +320,7 @@ def _shown(config: Config, now: datetime) -> Iterator[Fault]:
             yield Fault(key, f"{cause} on {end:%Y-%m-%d}", "have its holder replace it", kind=FaultKind.NOTE)
 
 
-def _which(each: ExpiringCertificate) -> str:
+def _name_role(each: ExpiringCertificate) -> str:
     names = ", ".join(each.subjects_named)
     return {
         "own": "the certificate",

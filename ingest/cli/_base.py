@@ -1,11 +1,9 @@
-"""What all modules of commands share: groups, the configuration option, exit codes."""
-
-# ruff: noqa: PLC0415 - as in ingest.cli: --help starts fast
+"""The parts that all commands share: groups, the configuration option, exit codes."""
 
 import errno
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import click
 
@@ -14,53 +12,60 @@ from ingest.errors import BootError, ConfigError, IngestError
 if TYPE_CHECKING:
     from ingest.config.model import Config
 
-FAULTS = 1
-BAD_CONFIGURATION = 2
-CANNOT_BOOT = 3
+FAILED: Final = 1
+BAD_CONFIGURATION: Final = 2
+CANNOT_BOOT: Final = 3
+INTERRUPTED: Final = 130
+"""128 and the number of SIGINT, as in shells."""
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
 
-class Commands(click.Group):
-    """A group that lists its commands in the order of the source and turns our errors into exit codes.
+class CommandGroup(click.Group):
+    """A group that lists its commands in the order of the source and turns errors into exit codes.
 
     Attributes:
-        refused: The code for `ConfigError`.
+        config_error_code: The exit code for `ConfigError`.
     """
 
-    refused = BAD_CONFIGURATION
+    config_error_code = BAD_CONFIGURATION
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
-        """The order in which they are told, not the alphabet's."""
+        """Return the commands in the order of the source."""
         return list(self.commands)
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Run a command; `ConfigError` exits with 2, `BootError` with 3, what else is ours with 1."""
+        """Run a command. Exit with 2 for `ConfigError`, 3 for `BootError`, and 1 for other errors of ours."""
         try:
             return super().invoke(ctx)
         except ConfigError as error:
-            _say_faults(error.faults)
-            ctx.exit(self.refused)
+            _print_errors(error.faults)
+            ctx.exit(self.config_error_code)
         except BootError as error:
-            _say_faults([str(error)])
+            _print_errors([str(error)])
             ctx.exit(CANNOT_BOOT)
         except IngestError as error:
-            _say_faults([str(error)])
-            ctx.exit(FAULTS)
+            _print_errors([str(error)])
+            ctx.exit(FAILED)
         except OSError as error:
             if error.errno == errno.EPIPE:
-                raise  # click ends in silence
-            _say_faults([f"{error.filename}: {error.strerror}" if error.filename else str(error)])
-            ctx.exit(FAULTS)
+                raise  # click ends silently when the reader of a pipe has gone
+            _print_errors([f"{error.filename}: {error.strerror}" if error.filename else str(error)])
+            ctx.exit(FAILED)
 
 
-def _say_faults(lines: Sequence[str]) -> None:
+def _print_errors(lines: Sequence[str]) -> None:
     for line in lines:
         click.echo(f"{click.style('error', fg='red')} {line}", err=True)
 
 
+def exit_with(code: int) -> None:
+    """End the command with an exit code."""
+    click.get_current_context().exit(code)
+
+
 def config_option(function: _F) -> _F:
-    """`-c FILE`, as `path`."""
+    """Add the option `-c FILE`, as the argument `path`."""
     return click.option(
         "-c",
         "--config",
@@ -69,7 +74,7 @@ def config_option(function: _F) -> _F:
         envvar="INGEST_CONFIG",
         metavar="FILE",
         type=click.Path(path_type=Path),
-        help="TOML configuration (see config/ingest.toml) or Orthanc's JSON, or $INGEST_CONFIG.",
+        help="Configuration: TOML, or Orthanc's JSON. Default: $INGEST_CONFIG.",
     )(function)
 
 

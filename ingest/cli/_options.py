@@ -1,20 +1,55 @@
-"""Options of the commands that call a remote: AE titles and TLS, as DCMTK's tools name them and as words."""
+"""Options that several commands share."""
 
-# ruff: noqa: PLC0415 - as in ingest.cli: --help starts fast
-
+import re
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import click
 
 if TYPE_CHECKING:
     from ingest.config.model import TLS
+    from ingest.ledger.delivery_admin import DeliveryFilter
+    from ingest.ledger.index import InstanceFilter
 
 _F = TypeVar("_F", bound=Callable[..., Any])
+Decorator = Callable[[_F], _F]
+
+# The states of the ledger, repeated here so that --help needs no ledger. A test compares them.
+DELIVERY_STATES: Final = ("waiting", "sending", "delivered", "retry", "dead", "dropped")
+INSTANCE_STATES: Final = ("stored", "variant", "quarantined", "replaced", "removing", "removed")
+_UNITS: Final = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 
 
-def _ae_title(_context: click.Context, _parameter: click.Parameter, value: str) -> str:
+def combine(*options: Callable[[_F], _F]) -> Callable[[_F], _F]:
+    """Combine options into one decorator. `--help` lists them in the same order."""
+
+    def decorate(function: _F) -> _F:
+        for option in reversed(options):
+            function = option(function)
+        return function
+
+    return decorate
+
+
+def parse_time(_context: click.Context, _parameter: click.Parameter, value: str | None) -> int | None:
+    """Parse "2h" (ago) or an ISO 8601 time, which is UTC without a zone, to Unix milliseconds."""
+    if value is None:
+        return None
+    ago = re.fullmatch(r"(\d{1,6})([smhd])", value)
+    try:
+        if ago:
+            moment = datetime.now(UTC) - timedelta(**{_UNITS[ago[2]]: int(ago[1])})
+        else:
+            moment = datetime.fromisoformat(value)
+            moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+    except (ValueError, OverflowError):
+        raise click.BadParameter("write 30m, 2h, 3d, or a time such as 2026-01-31T08:00") from None
+    return int(moment.timestamp() * 1000)
+
+
+def _parse_ae_title(_context: click.Context, _parameter: click.Parameter, value: str) -> str:
     from pydantic import TypeAdapter, ValidationError
 
     from ingest.config.model import AETitle
@@ -25,50 +60,117 @@ def _ae_title(_context: click.Context, _parameter: click.Parameter, value: str) 
         raise click.BadParameter("an AE title has 1 to 16 characters, without backslash") from None
 
 
+study_option = click.option("--study", "study_uid", metavar="UID", help="Study Instance UID.")
+series_option = click.option("--series", "series_uid", metavar="UID", help="Series Instance UID.")
+sop_option = click.option("--sop", "sop_instance_uid", metavar="UID", help="SOP Instance UID.")
+calling_option = click.option("--calling", "calling_ae", metavar="AE", help="Calling AE title of the sender.")
+since_option = click.option(
+    "--since", callback=parse_time, metavar="TIME", help="Received since: 2h (ago) or ISO 8601."
+)
+until_option = click.option(
+    "--until", callback=parse_time, metavar="TIME", help="Received before: 2h (ago) or ISO 8601."
+)
+limit_option = click.option(
+    "--limit", type=click.IntRange(1), default=100, show_default=True, help="Number of rows."
+)
+before_option = click.option("--before", type=int, metavar="ID", help="Only smaller ids: the next page.")
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+json_lines_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, one object a line.")
+dry_run_option = click.option("--dry-run", is_flag=True, help="Print how many, and change nothing.")
+yes_option = click.option("--yes", is_flag=True, help="Do not ask for confirmation.")
+
+instance_filter_options = combine(
+    study_option, series_option, sop_option, calling_option, since_option, until_option
+)
+"""Options that select instances, named as in `InstanceFilter`."""
+
+delivery_filter_options = combine(
+    click.option("--destination", metavar="NAME", help="Name of the destination."),
+    study_option,
+    series_option,
+    sop_option,
+    click.option(
+        "--state", "states", type=click.Choice(DELIVERY_STATES), multiple=True, help="State; repeatable."
+    ),
+    click.option("--error", metavar="TEXT", help="Text in the last error."),
+    click.option("--since", callback=parse_time, metavar="TIME", help="Changed since: 2h (ago) or ISO 8601."),
+    click.option(
+        "--until", callback=parse_time, metavar="TIME", help="Changed before: 2h (ago) or ISO 8601."
+    ),
+)
+"""Options that select deliveries, named as in `DeliveryFilter`."""
+
+
+def make_delivery_filter(options: dict[str, Any]) -> "DeliveryFilter":
+    """Make the filter that the options of `delivery_filter_options` describe."""
+    from ingest.ledger.delivery_admin import DeliveryFilter
+    from ingest.ledger.records import DeliveryState
+
+    return DeliveryFilter(**{**options, "states": tuple(DeliveryState(state) for state in options["states"])})
+
+
+def make_instance_filter(options: dict[str, Any]) -> "InstanceFilter":
+    """Make the filter that the options of `instance_filter_options` and `--state` describe."""
+    from ingest.ledger import InstanceState
+    from ingest.ledger.index import InstanceFilter
+
+    states = tuple(InstanceState(state) for state in dict.fromkeys(options.get("states", ())))
+    return InstanceFilter(**{**options, "states": states})
+
+
+def require_selection(options: dict[str, Any], *, everything: bool) -> None:
+    """Make sure that a delivery filter selects something, or that `--all` is given.
+
+    Raises:
+        click.UsageError: Neither is given.
+    """
+    if not everything and not any(options.values()):
+        raise click.UsageError("say which: --destination, --study, …, or --all")
+
+
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 _FILE_OR_FOLDER = click.Path(exists=True, path_type=Path)
-_AE_TITLE: dict[str, Any] = {"show_default": True, "callback": _ae_title, "metavar": "AE"}
+_AE_TITLE: dict[str, Any] = {"show_default": True, "callback": _parse_ae_title, "metavar": "AE"}
 
-_REMOTE = (
+remote_options = combine(
     click.argument("host"),
     click.argument("port", type=click.IntRange(1, 65535)),
     click.option("-aec", "--called", default="ANY-SCP", help="AE title of the remote.", **_AE_TITLE),
-    click.option("-aet", "--calling", default="INGEST", help="Our AE title.", **_AE_TITLE),
-    click.option("--tls", "use_tls", is_flag=True, help="Use TLS; any other --tls option says so too."),
-    click.option("--tls-cert", type=_FILE, help="Our certificate, PEM with chain."),
+    click.option("-aet", "--calling", default="INGEST", help="AE title of this side.", **_AE_TITLE),
+    click.option("--tls", "use_tls", is_flag=True, help="Use TLS. Every other --tls option implies it."),
+    click.option("--tls-cert", type=_FILE, help="Certificate of this side: PEM with chain."),
     click.option("--tls-key", type=_FILE, help="Its private key."),
-    click.option("--tls-pkcs12", type=_FILE, help="Both, in PKCS#12."),
-    click.option("--tls-password-file", type=_FILE, help="With the password of an encrypted key or PKCS#12."),
+    click.option("--tls-pkcs12", type=_FILE, help="Certificate and key in PKCS#12."),
+    click.option("--tls-password-file", type=_FILE, help="Password of the encrypted key or PKCS#12."),
     click.option(
         "--tls-trusted",
         type=_FILE_OR_FOLDER,
         multiple=True,
         help="Certificates to verify the remote with; repeatable.",
     ),
-    click.option("--tls-check-name", is_flag=True, help="The certificate of the remote must name HOST."),
-    click.option("--tls-no-verify", is_flag=True, help="Take any certificate: for tests only."),
+    click.option("--tls-check-name", is_flag=True, help="Require HOST in the certificate of the remote."),
+    click.option("--tls-no-verify", is_flag=True, help="Accept any certificate; for tests only."),
 )
+"""HOST, PORT, AE titles and TLS of a remote, named as in DCMTK's tools and as words."""
 
 
-def remote_options(function: _F) -> _F:
-    """HOST, PORT, AE titles and TLS for a command that calls a remote."""
-    for decorate in reversed(_REMOTE):
-        function = decorate(function)
-    return function
+def make_tls_settings(options: dict[str, Any]) -> "TLS | None":
+    """Make the TLS settings that the options of `remote_options` describe; None for plain DICOM.
 
-
-def tls_of(options: dict[str, Any]) -> "TLS | None":
-    """The TLS settings that the options ask for; None is plain DICOM."""
+    Raises:
+        click.UsageError: Options contradict each other, or one is missing.
+        ConfigError: A file cannot be used. It is reported before anything is sent.
+    """
     if not any(options.values()):
         return None
     if not options["tls_trusted"] and not options["tls_no_verify"]:
-        raise click.UsageError("name --tls-trusted to verify the remote, or --tls-no-verify to take any")
+        raise click.UsageError("name --tls-trusted to verify the remote, or --tls-no-verify to accept any")
     if options["tls_no_verify"] and (options["tls_trusted"] or options["tls_check_name"]):
         raise click.UsageError("--tls-no-verify contradicts --tls-trusted and --tls-check-name")
     if (options["tls_cert"] is None) != (options["tls_key"] is None):
         raise click.UsageError("--tls-cert and --tls-key go together")
     if options["tls_cert"] is not None and options["tls_pkcs12"] is not None:
-        raise click.UsageError("--tls-pkcs12 holds certificate and key: name it without --tls-cert")
+        raise click.UsageError("--tls-pkcs12 contains certificate and key: give it without --tls-cert")
     from ingest.config.model import TLS
     from ingest.tls.contexts import client_context
 
@@ -81,5 +183,5 @@ def tls_of(options: dict[str, Any]) -> "TLS | None":
         peer_certificate="none" if options["tls_no_verify"] else "required",
         check_server_name=options["tls_check_name"],
     )
-    client_context(tls)  # a bad pair or bundle is named before anything is sent
+    client_context(tls)
     return tls

@@ -1,6 +1,4 @@
-"""Files of a command that may be pipes."""
-
-# ruff: noqa: PLC0415 - as in ingest.cli: --help starts fast
+"""Files that may be pipes of the shell."""
 
 import stat
 from pathlib import Path
@@ -11,15 +9,15 @@ import click
 _DESCRIPTORS = ("/dev/fd/", "/proc/self/fd/", "/dev/stdin")
 
 
-class Piped(click.Path):
-    """A file, or a pipe that the shell opened (`<(…)`, `/dev/stdin`): read once, however often it is used.
+class PipedPath(click.Path):
+    """A file, or a pipe that the shell opened (`<(…)`, `/dev/stdin`). A pipe is read once, into memory.
 
-    What was read is in memory (memfd) until the command ends, and the value is the path of that. A pipe with
-    a name of its own is left alone: nobody may ever write to it.
+    The value is the path of the content in memory (memfd), which lasts until the command ends. A named pipe
+    is refused like any other file that is not regular: it may never get a writer.
     """
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """As click's, and with what the pipe holds."""
+        """Return the path of the file, or of the content of the pipe."""
         path = Path(super().convert(value, param, ctx))  # type: ignore[arg-type]
         if ctx is None or not str(path).startswith(_DESCRIPTORS):
             return path

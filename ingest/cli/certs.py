@@ -1,41 +1,39 @@
-"""Commands that make, convert and show certificates and keys."""
-
-# ruff: noqa: PLC0415 - as in ingest.cli: --help starts fast
+"""Commands that create, convert and show certificates and keys."""
 
 from pathlib import Path
 from typing import Any
 
 import click
 
-from ingest.cli._base import FAULTS, Commands
-from ingest.cli._pipes import Piped
+from ingest.cli._base import FAILED, CommandGroup
+from ingest.cli._pipes import PipedPath
 from ingest.errors import ConfigError
 
 _PATH = click.Path(path_type=Path)
-_SOURCE = Piped(path_type=Path)
-_FILE = Piped(exists=True, dir_okay=False, path_type=Path)
+_SOURCE = PipedPath(path_type=Path)
+_FILE = PipedPath(exists=True, dir_okay=False, path_type=Path)
 _KEY_TYPES = click.Choice(["rsa2048", "rsa3072", "rsa4096", "ec", "ec-p384", "ed25519"])
 _name = click.option(
-    "--name", required=True, metavar="CN", help="Common name; an alternative name too if it is a host."
+    "--name", required=True, metavar="CN", help="Common name. A host name also becomes an alternative name."
 )
 _san = click.option("--san", multiple=True, metavar="HOST", help="Further host name or address; repeatable.")
 _key_type = click.option(
     "--key-type", type=_KEY_TYPES, default="rsa2048", show_default=True, help="ec is P-256."
 )
-_force = click.option("--force", is_flag=True, help="Replace what is there.")
+_force = click.option("--force", is_flag=True, help="Replace existing files.")
 
 
-class _Certs(Commands):
-    """There is no configuration in these commands: whatever fails, fails with 1."""
+class _CertsGroup(CommandGroup):
+    """A group of commands without a configuration: every failure exits with 1."""
 
-    refused = FAULTS
+    config_error_code = FAILED
 
 
-@click.group(cls=_Certs)
+@click.group(cls=_CertsGroup)
 def certs() -> None:
-    """Make, convert and show certificates and keys.
+    """Create, convert and show certificates and keys.
 
-    Passwords are the first lines of files. Exit codes: 0 done, 1 failed.
+    A password is the first line of a file. Exit codes: 0 done, 1 failed.
     """
 
 
@@ -45,16 +43,21 @@ def certs() -> None:
 @_san
 @click.option("--days", type=click.IntRange(1, 36500), default=825, show_default=True, help="Validity.")
 @_key_type
-@click.option("--ca", type=_PATH, metavar="PREFIX", help="Signed by this authority; made if new.")
-@click.option("--ca-password-file", type=_FILE, help="Opens its key, or encrypts it if new.")
-@click.option("--trust", type=_PATH, metavar="FILE", help="Append it (or its authority) here.")
-@click.option("--password-file", type=_FILE, help="Encrypt the key.")
+@click.option("--ca", type=_PATH, metavar="PREFIX", help="Sign with this authority; created if new.")
+@click.option("--ca-password-file", type=_FILE, help="Password of its key.")
+@click.option("--trust", type=_PATH, metavar="FILE", help="Add it (or its authority) to this bundle.")
+@click.option("--password-file", type=_FILE, help="Encrypt the key with this password.")
 @_force
 def new(prefix: Path, name: str, trust: Path | None, **options: Any) -> None:
-    """Make a certificate and its private key.
+    """Create a certificate and its private key.
 
-    Writes PREFIX.crt and PREFIX.key, self-signed or signed by an authority of your own. The key can be read
-    by its owner only. Both TLS roles are allowed, since a node is server and client.
+    \b
+    ingest certs new pki/node --name pacs.example.org --trust pki/trusted.crt
+    ingest certs new pki/ct1 --name ct1 --ca pki/authority
+
+    Writes PREFIX.crt and PREFIX.key. The certificate is self-signed, or signed by an authority of your own.
+    Only its owner can read the key. The certificate allows both TLS roles, because a node is server and
+    client.
     """
     if options["ca"] is None and options["ca_password_file"] is not None:
         raise click.UsageError("--ca-password-file is for the key of --ca: name both")
@@ -72,14 +75,17 @@ def new(prefix: Path, name: str, trust: Path | None, **options: Any) -> None:
 @_name
 @_san
 @_key_type
-@click.option("--key", type=_SOURCE, help="Ask for this one; by default PREFIX.key, made if new.")
-@click.option("--password-file", type=_FILE, help="Opens the key, or encrypts it if new.")
+@click.option("--key", type=_SOURCE, help="Use this key. Default: PREFIX.key, created if new.")
+@click.option("--password-file", type=_FILE, help="Password of the key.")
 @_force
 def csr(prefix: Path, name: str, **options: Any) -> None:
-    """Ask an authority that somebody else has for a certificate.
+    """Create a signing request for an external authority.
 
-    Writes PREFIX.csr, and PREFIX.key where there is none; a key is never replaced. What the authority sends
-    back goes with that key.
+    \b
+    ingest certs csr pki/node --name pacs.example.org
+
+    Writes PREFIX.csr, and PREFIX.key if there is none. An existing key is never replaced. The certificate of
+    the authority belongs to that key.
     """
     from ingest.tls.keys import pairs
 
@@ -90,31 +96,34 @@ def csr(prefix: Path, name: str, **options: Any) -> None:
 @certs.command()
 @click.argument("out", type=_PATH)
 @click.argument("files", nargs=-1, required=True, type=_SOURCE)
-@click.option("--password-file", type=_FILE, help="Opens PKCS#12 among FILES.")
+@click.option("--password-file", type=_FILE, help="Password of PKCS#12 files.")
 def trust(out: Path, files: tuple[Path, ...], password_file: Path | None) -> None:
     """Add the certificates in FILES and folders to the bundle OUT.
 
-    OUT is PEM, made if new; what it holds already is not added again. FILES may be PEM, DER, PKCS#7 or
-    PKCS#12; private keys in them stay there.
+    OUT is PEM, and is created if new. Certificates in it are not added again. FILES may be PEM, DER, PKCS#7
+    or PKCS#12. Private keys in them are not copied.
     """
     from ingest.tls.keys import pairs
 
     added = pairs.add_all_to_bundle(pairs.read_certificates(files, password_file), out)
     for certificate in added:
-        click.echo(f"added {_printable(certificate.subject.rfc4514_string())}")
+        click.echo(f"added {_replace_unprintable(certificate.subject.rfc4514_string())}")
     click.echo(f"{out}: {len(added)} new")
 
 
 @certs.command()
 @click.argument("files", nargs=-1, required=True, type=_SOURCE)
-@click.option("--password-file", type=_FILE, help="Opens PKCS#12 and encrypted keys.")
-@click.option("--json", "as_json", is_flag=True, help="For programs.")
+@click.option("--password-file", type=_FILE, help="Password of PKCS#12 files and encrypted keys.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def inspect(files: tuple[Path, ...], password_file: Path | None, as_json: bool) -> None:
-    """Show what FILES and folders hold, and until when it is good.
+    """Show the certificates and keys in FILES and folders.
 
-    PEM, DER, PKCS#7 and PKCS#12: certificates with subject, issuer, names, validity, fingerprint, key and
-    usages; the kinds of private keys. Where there are keys and certificates, each key must have its own among
-    them. Exits with 1 where it has not, or where a file cannot be read or holds nothing.
+    \b
+    ingest certs inspect pki/
+
+    FILES may be PEM, DER, PKCS#7 or PKCS#12. For a certificate it prints subject, issuer, names, validity,
+    fingerprint, key and usages; for a private key its type. Exits with 1 if a key has no certificate among
+    FILES that have certificates, or if a file cannot be read or contains neither.
     """
     import json
     from datetime import UTC, datetime
@@ -126,27 +135,27 @@ def inspect(files: tuple[Path, ...], password_file: Path | None, as_json: bool) 
         click.echo(json.dumps(inspection.to_json_data(found), indent=2))
     else:
         for line in inspection.format_lines(found):
-            click.echo(_printable(line))
+            click.echo(_replace_unprintable(line))
     faults = [each.fault for each in found if each.fault]
     faults += [
-        f"{contents.file}: belongs to none of these certificates; name its own"
+        f"{contents.file}: belongs to none of these certificates; name its certificate too"
         for contents, _, own in inspection.match_keys(found)
         if own is None
     ]
     if faults:
-        raise ConfigError([_printable(fault) for fault in faults])
+        raise ConfigError([_replace_unprintable(fault) for fault in faults])
 
 
-@certs.group(cls=_Certs)
+@certs.group(cls=_CertsGroup)
 def p12() -> None:
-    """Make and split PKCS#12.
+    """Create and split PKCS#12.
 
-    Key stores and trust stores of Java and dcm4che, from PEM and back.
+    Converts key stores and trust stores of Java and dcm4che from PEM and back.
     """
 
 
 _STORE_PASSWORD = click.option(
-    "--password-file", type=_FILE, required=True, help="Its first line will open the store."
+    "--password-file", type=_FILE, required=True, help="Password of the new store."
 )
 
 
@@ -155,14 +164,14 @@ _STORE_PASSWORD = click.option(
 @click.argument("certificate", type=_SOURCE)
 @click.argument("key", type=_SOURCE, required=False)
 @_STORE_PASSWORD
-@click.option("--key-password-file", type=_FILE, help="Opens KEY.")
-@click.option("--alias", default="", help="By which Java knows it; by default its common name.")
+@click.option("--key-password-file", type=_FILE, help="Password of KEY.")
+@click.option("--alias", default="", help="Alias for Java. Default: the common name.")
 @_force
 def make(out: Path, certificate: Path, key: Path | None, **options: Any) -> None:
-    """Make the key store OUT from a pair.
+    """Create the key store OUT from a certificate and its key.
 
-    CERTIFICATE is followed by its issuers; KEY may be in the same file. OUT can be read by its owner only: it
-    is for who uses the key. For the other side, make a trust store.
+    The issuers follow in the file CERTIFICATE, and KEY may be in the same file. Only its owner can read OUT.
+    The other side gets a trust store instead.
     """
     from ingest.tls.keys import key_stores
 
@@ -174,32 +183,32 @@ def make(out: Path, certificate: Path, key: Path | None, **options: Any) -> None
 @click.argument("out", type=_PATH)
 @click.argument("files", nargs=-1, required=True, type=_SOURCE)
 @_STORE_PASSWORD
-@click.option("--source-password-file", type=_FILE, help="Opens PKCS#12 among FILES.")
+@click.option("--source-password-file", type=_FILE, help="Password of PKCS#12 files.")
 @_force
 def trust_store(out: Path, files: tuple[Path, ...], **options: Any) -> None:
-    """Make the trust store OUT from certificates.
+    """Create the trust store OUT from certificates.
 
-    It holds those in FILES and folders, marked as trusted for Java, and nothing else: private keys that are
-    in FILES stay there.
+    OUT contains the certificates in FILES and folders, marked as trusted for Java. Private keys in FILES are
+    not copied.
     """
     from ingest.tls.keys import key_stores
 
     for alias in key_stores.make_trust_store(out, files, **options):
-        click.echo(f"trusted {_printable(alias)}")
+        click.echo(f"trusted {_replace_unprintable(alias)}")
     click.echo(out)
 
 
 @p12.command()
 @click.argument("store", type=_SOURCE)
 @click.argument("prefix", type=_PATH)
-@click.option("--password-file", type=_FILE, help="Opens STORE.")
-@click.option("--key-password-file", type=_FILE, help="Encrypt the key that is written.")
+@click.option("--password-file", type=_FILE, help="Password of STORE.")
+@click.option("--key-password-file", type=_FILE, help="Encrypt the new key with this password.")
 @_force
 def split(store: Path, prefix: Path, **options: Any) -> None:
-    """Write the pair in a key store as PEM.
+    """Write the certificate and key of a key store as PEM.
 
-    Makes PREFIX.crt, with its chain, and PREFIX.key from STORE. The key can be read by its owner only. Of a
-    trust store, `certs trust` takes the certificates.
+    Writes PREFIX.crt, with the chain, and PREFIX.key. Only its owner can read the key. For a trust store use
+    `ingest certs trust`.
     """
     from ingest.tls.keys import key_stores
 
@@ -207,8 +216,8 @@ def split(store: Path, prefix: Path, **options: Any) -> None:
         click.echo(path)
 
 
-def _printable(text: str) -> str:
-    """What a file says, without what would steer a terminal."""
+def _replace_unprintable(text: str) -> str:
+    """Replace characters that could control the terminal, except line breaks."""
     return "".join(
         each if each.isprintable() or each == "\n" else "\N{REPLACEMENT CHARACTER}" for each in text
     )

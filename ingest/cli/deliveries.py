@@ -1,75 +1,228 @@
-"""Commands that ask the ledger, and their options."""
+"""Commands about deliveries: list, retry, drop, and deliver stored instances."""
 
-# ruff: noqa: PLC0415 - as in ingest.cli: --help starts fast
-
-import re
-from collections.abc import Callable
-from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any, TypeVar
+import contextlib
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from ingest.cli import _options as options
+from ingest.cli._base import config_option, load_config
+from ingest.cli._tables import format_local_time, print_json_lines, print_line, print_note, print_table
+
 if TYPE_CHECKING:
-    from ingest.ledger.delivery_admin import DeliveryFilter
-
-_F = TypeVar("_F", bound=Callable[..., Any])
-
-# As `ingest.ledger.DeliveryState` has them, without loading the ledger for --help.
-STATES = ("waiting", "sending", "delivered", "retry", "dead", "dropped")
-_UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
+    from ingest.ledger import Circuit
+    from ingest.ledger.backfill import BackfillCounts
+    from ingest.operations.deliveries import ListedDelivery
 
 
-def when(_context: click.Context, _parameter: click.Parameter, value: str | None) -> int | None:
-    """Unix milliseconds of "2h" (ago) or of an ISO 8601 time, which is UTC where it says nothing else."""
-    if value is None:
-        return None
-    ago = re.fullmatch(r"(\d{1,6})([smhd])", value)
-    try:
-        if ago:
-            moment = datetime.now(UTC) - timedelta(**{_UNITS[ago[2]]: int(ago[1])})
-        else:
-            moment = datetime.fromisoformat(value)
-            moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
-    except (ValueError, OverflowError):
-        raise click.BadParameter("write 30m, 2h, 3d, or a time such as 2026-01-31T08:00") from None
-    return int(moment.timestamp() * 1000)
+@click.command()
+@config_option
+@options.delivery_filter_options
+@options.limit_option
+@options.before_option
+@options.json_lines_option
+def deliveries(path: Path, limit: int, before: int | None, as_json: bool, **which: Any) -> None:
+    """List deliveries, the newest first.
 
-
-_FILTERS = (
-    click.option("--destination", metavar="NAME", help="Of this destination."),
-    click.option("--study", "study_uid", metavar="UID", help="Of this Study Instance UID."),
-    click.option("--series", "series_uid", metavar="UID", help="Of this Series Instance UID."),
-    click.option("--sop", "sop_instance_uid", metavar="UID", help="Of this SOP Instance UID."),
-    click.option("--state", "states", type=click.Choice(STATES), multiple=True, help="Repeatable."),
-    click.option("--error", metavar="TEXT", help="Whose last error has this in it."),
-    click.option("--since", callback=when, metavar="TIME", help="Changed since: 2h ago, or ISO 8601."),
-    click.option("--until", callback=when, metavar="TIME", help="Changed before; likewise."),
-)
-
-
-dry_run_option = click.option("--dry-run", is_flag=True, help="Say how many, and change nothing.")
-
-
-def filter_options(function: _F) -> _F:
-    """Options that say which deliveries are meant."""
-    for decorate in reversed(_FILTERS):
-        function = decorate(function)
-    return function
-
-
-def filter_of(options: dict[str, Any]) -> "DeliveryFilter":
-    """What the options mean."""
-    from ingest.ledger.delivery_admin import DeliveryFilter
-    from ingest.ledger.records import DeliveryState
-
-    return DeliveryFilter(**{**options, "states": tuple(DeliveryState(state) for state in options["states"])})
-
-
-def require_one(options: dict[str, Any], *, everything: bool) -> None:
-    """Make sure that something was named, or `--all` said.
-
-    Raises:
-        click.UsageError: Neither was.
+    \b
+    ingest deliveries -c ingest.toml --destination pacs --state dead
+    ingest deliveries -c ingest.toml --since 2h --json
     """
-    if not everything and not any(options.values()):
-        raise click.UsageError("say which: --destination, --study, …, or --all")
+    from ingest.operations.deliveries import list_deliveries
+
+    found = list_deliveries(load_config(path), options.make_delivery_filter(which), limit, before)
+    if as_json:
+        print_json_lines(one.to_json() for one in found)
+        return
+    _print_deliveries(found)
+    if len(found) == limit:
+        print_line(f"more: --before {found[-1].delivery.id}, or --limit")
+
+
+@click.command()
+@config_option
+@options.delivery_filter_options
+@click.option("--all", "everything", is_flag=True, help="Every dead delivery.")
+@options.dry_run_option
+def retry(path: Path, everything: bool, dry_run: bool, **which: Any) -> None:
+    """Send dead deliveries, or those of --state, again.
+
+    \b
+    ingest retry -c ingest.toml --destination pacs
+    ingest retry -c ingest.toml --state dropped --study 1.2.840.1
+
+    A delivery that is being sent stays as it is, and so does one that waits. The destination is tried at
+    once, even if its circuit is open.
+    """
+    options.require_selection(which, everything=everything)
+    from ingest.operations.deliveries import retry_deliveries
+
+    meant = options.make_delivery_filter({**which, "states": which["states"] or ("dead",)})
+    result = retry_deliveries(load_config(path), meant, dry_run=dry_run)
+    verb = "would be" if dry_run else "is"
+    _print_counts(
+        result.counts,
+        "would be sent again" if dry_run else "to be sent again",
+        [_format_circuit(name, circuit, verb) for name, circuit in result.open_circuits.items()],
+    )
+    _note_queue_error(result.queue_error)
+
+
+@click.command()
+@config_option
+@options.delivery_filter_options
+@click.option("--all", "everything", is_flag=True, help="Every delivery that is not delivered.")
+@click.option("--reason", default="dropped by hand", show_default=True, help="Reason, for the ledger.")
+@options.yes_option
+@options.dry_run_option
+def drop(path: Path, everything: bool, reason: str, yes: bool, dry_run: bool, **which: Any) -> None:
+    """Drop deliveries that wait, will be retried, or are dead.
+
+    \b
+    ingest drop -c ingest.toml --destination old-pacs --state dead
+
+    The instances stay in the store. `ingest retry --state dropped` undoes it.
+    """
+    options.require_selection(which, everything=everything)
+    from ingest.operations.deliveries import drop_deliveries
+
+    meant, config = options.make_delivery_filter(which), load_config(path)
+    if not yes and not dry_run:
+        click.confirm("Drop these deliveries?", abort=True)
+    counts = drop_deliveries(config, meant, reason, dry_run=dry_run)
+    _print_counts(counts, "would be dropped" if dry_run else "dropped")
+
+
+@click.command()
+@config_option
+@click.option(
+    "--to", "to", metavar="NAME", multiple=True, required=True, help="Name of a destination; repeatable."
+)
+@options.instance_filter_options
+@click.option("--all", "everything", is_flag=True, help="Every stored instance.")
+@click.option("--again", is_flag=True, help="Also instances that are delivered there.")
+@options.dry_run_option
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, one object for each destination.")
+def deliver(
+    *,
+    path: Path,
+    to: tuple[str, ...],
+    everything: bool,
+    again: bool,
+    dry_run: bool,
+    as_json: bool,
+    **which: Any,
+) -> None:
+    """Deliver stored instances to a destination.
+
+    \b
+    Images that came before their route existed:
+      ingest deliver -c ingest.toml --to pacs --all
+    A destination that has lost a study:
+      ingest deliver -c ingest.toml --to pacs --study 1.2.3 --again
+
+    Routes are not evaluated. Deliveries that wait stay as they are, and `ingest retry` sends dead ones. If
+    the command is interrupted, run it again: it does what is left.
+    """
+    if not everything and all(value is None for value in which.values()):
+        raise click.UsageError("say which: --study, --calling, --since, …, or --all")
+    from ingest.ledger import Ledger
+    from ingest.operations import deliveries as operations
+
+    config, meant = load_config(path), options.make_instance_filter(which)
+    operations.require_destinations(config, to)
+    with contextlib.closing(Ledger(config.ledger_url)) as ledger:
+        ledger.require_schema()
+        due = []
+        for name in dict.fromkeys(to):
+            with _show_progress(name) as report_progress:
+                counts = operations.create_deliveries(
+                    config,
+                    ledger,
+                    name,
+                    meant,
+                    again=again,
+                    dry_run=dry_run,
+                    report_progress=report_progress,
+                )
+            if counts.new + counts.again and not dry_run:
+                due.append(name)
+            if as_json:
+                print_line(json.dumps(operations.backfill_to_json(name, counts)))
+            else:
+                for line in _format_backfill(name, counts, dry_run=dry_run):
+                    print_line(line)
+        _note_queue_error(operations.send_at_once(config, ledger, due))
+
+
+def _print_deliveries(found: "Sequence[ListedDelivery]") -> None:
+    columns = (
+        *("id", "destination", "state", "attempts", "changed", "next attempt"),
+        *("SOP instance", "status", "error"),
+    )
+    rows = [
+        (
+            str(one.delivery.id),
+            one.delivery.destination,
+            one.delivery.state.value,
+            str(one.delivery.attempts),
+            format_local_time(one.delivery.updated_at),
+            format_local_time(one.next_attempt_ms),
+            one.delivery.sop_instance_uid,
+            "" if one.delivery.last_status is None else f"{one.delivery.last_status:04X}",
+            "; ".join(filter(None, (one.delivery.last_error, one.waits_for))),
+        )
+        for one in found
+    ]
+    print_table(columns, rows)
+
+
+def _print_counts(counts: Mapping[str, int], outcome: str, more: Sequence[str] = ()) -> None:
+    lines = [f"{destination}: {count} {outcome}" for destination, count in sorted(counts.items())]
+    for line in (*lines, *more) or ("nothing to change",):
+        print_line(line)
+
+
+def _format_circuit(name: str, circuit: "Circuit", verb: str) -> str:
+    return f"{name}: was left alone ({circuit.reason}); it {verb} tried at once"
+
+
+def _note_queue_error(error: str) -> None:
+    if error:
+        print_note(f"the queue is away ({error}); workers find the deliveries by themselves within seconds")
+
+
+@contextlib.contextmanager
+def _show_progress(name: str) -> Iterator[Callable[[float], None]]:
+    """Show the progress of one destination on standard error, while the context lasts."""
+    from rich.console import Console
+    from rich.markup import escape
+
+    with Console(stderr=True).status(escape(f"{name}: searching")) as progress:
+        yield lambda part: progress.update(escape(f"{name}: {part:.0%} searched"))
+
+
+def _format_backfill(name: str, counts: "BackfillCounts", *, dry_run: bool) -> Iterator[str]:
+    from ingest.ledger import DeliveryState
+
+    remarks = {
+        DeliveryState.DELIVERED: "delivered already; --again delivers them again",
+        DeliveryState.WAITING: "waiting already",
+        DeliveryState.SENDING: "being sent",
+        DeliveryState.RETRY: "to be retried already",
+        DeliveryState.DEAD: f"dead; `ingest retry --destination {name}` sends them again",
+        DeliveryState.DROPPED: (
+            f"dropped; `ingest retry --destination {name} --state dropped` sends them again"
+        ),
+    }
+    outcome = "would be delivered" if dry_run else "to be delivered"
+    if counts.new or not counts.again + counts.left.total():
+        yield f"{name}: {counts.new} {outcome}"
+    if counts.again:
+        yield f"{name}: {counts.again} {outcome} again"
+    for state, remark in remarks.items():
+        if counts.left[state]:
+            yield f"{name}: {counts.left[state]} {remark}"

@@ -1,11 +1,9 @@
-"""`ingest status`: what a node is doing, gathered from scoreboard, spool, queue, ledger and certificates.
+"""The status of a node: scoreboard, spool, queue, ledger, disks, alarms and certificates.
 
-Every part that cannot be read is reported as such; the others are still shown. The verdict stands first, and
-decides the exit code: 0 well, 1 degraded, 2 not running or losing its purpose.
+If a part cannot be read, the status says so, and still has the other parts.
 """
 
 import contextlib
-import json
 import os
 import time
 from collections.abc import Iterator
@@ -15,14 +13,11 @@ from pathlib import Path
 from typing import Any, Final, cast
 
 import redis
-from rich.console import Console
-from rich.live import Live
-from rich.text import Text
 
 from ingest.acceptor.accept_gate import STALE_MS
 from ingest.acceptor.scoreboard import ACCEPTING, DRAINING, ListenerStatus, Scoreboard
 from ingest.alarms import Alarm, standing_alarms
-from ingest.checks.node import choices
+from ingest.checks.weak_settings import find_weak_settings
 from ingest.clock import unix_ms
 from ingest.config.model import Config
 from ingest.errors import IngestError, SpoolError
@@ -32,139 +27,109 @@ from ingest.queue.client import connect
 from ingest.queue.keys import GROUP, stream_key
 from ingest.spool import inventory, store_capacity
 from ingest.spool.spool import read_spool_id
-from ingest.status.page import TITLES, page
-from ingest.status.verdict import WORDS, judge
+from ingest.status.verdict import judge_health
 from ingest.supervisor import reload_client
-from ingest.tls import expiry
 
-STATES: Final = {ACCEPTING: "accepting", DRAINING: "draining"}
+_LISTENER_STATES: Final = {ACCEPTING: "accepting", DRAINING: "draining"}
 
 
-def gather(config: Config) -> dict[str, Any]:
-    """The state of the node with this configuration, as plain values for JSON."""
+def gather_status(config: Config) -> dict[str, Any]:
+    """Return the status of the node with this configuration, as values for JSON."""
     found = {
         "time": time.time(),
         "name": config.node.name or config.node.ae_title,
         "data_dir": str(config.data_dir),
-        "running": _running(config),
-        "alarms": _alarms(config),
-        "listeners": _listeners(config),
+        "running": _find_running_processes(config),
+        "alarms": _gather_alarms(config),
+        "listeners": _gather_listeners(config),
         "reload_refused": reload_client.read_outcome(config.run_dir).get("faults", []),
-        "spool": _spool(config),
-        "store": _store(config),
-        "disks": _disks(config),
-        "queue": _queue(config),
-        "ledger": _ledger(config),
-        "certificates": _certificates(config),
+        "spool": _gather_spool(config),
+        "store": _gather_store(config),
+        "disks": _gather_disks(config),
+        "queue": _gather_queue(config),
+        "ledger": _gather_ledger(config),
+        "certificates": _gather_certificates(config),
         "notices": [
-            {"key": note.key, "cause": note.cause, "remedy": note.remedy} for note in choices(config)
+            {"key": note.key, "cause": note.cause, "remedy": note.remedy}
+            for note in find_weak_settings(config)
         ],
     }
-    verdict = judge(found)
+    verdict = judge_health(found)
     return {
-        "verdict": WORDS[verdict.code],
-        "exit_code": verdict.code,
+        "verdict": verdict.health.word,
+        "exit_code": int(verdict.health),
         "problems": [asdict(problem) for problem in verdict.problems],
         **found,
     }
 
 
-def status_command(config: Config, *, as_json: bool, watch: float | None) -> int:
-    """Print the state once, or again every `watch` seconds until interrupted; returns the exit code."""
-    console = Console(highlight=False, soft_wrap=True, emoji=False)
-    now = gather(config)
-    if as_json:
-        console.print(json.dumps(now, indent=2), markup=False)
-        return int(now["exit_code"])
-    width = console.width if console.is_terminal else None
-    if watch is None:
-        for line in page(now, None, width):
-            console.print(line, style=_style(line, now), markup=False)
-        return int(now["exit_code"])
-    before, after = None, now
-    try:
-        with Live(console=console, auto_refresh=False) as live:
-            while True:
-                lines = (Text(line, _style(line, after) or "") for line in page(after, before, width))
-                live.update(Text("\n").join(lines), refresh=True)
-                time.sleep(watch)
-                before, after = after, gather(config)
-    except KeyboardInterrupt:
-        return int(after["exit_code"])
-
-
-def _style(line: str, now: dict[str, Any]) -> str | None:
-    if line.startswith(f"{now['verdict']}"):
-        return ("bold green", "bold yellow", "bold red")[now["exit_code"]]
-    return "bold" if line in TITLES else None
-
-
-def _running(config: Config) -> str:
-    """Which processes run on this data folder: "listening" (a node), "working" (workers alone), or none."""
+def _find_running_processes(config: Config) -> str:
+    """Return "listening" if a node runs on this data folder, "working" if only workers do, or nothing."""
     if node_lock.is_node_running(config.run_dir):
         return "listening"
     return "working" if node_lock.are_workers_running(config.run_dir) else ""
 
 
-def _disks(config: Config) -> list[dict[str, Any]]:
-    """Free space where instances are received and kept; one row for each folder."""
-    least = config.receive.min_free_bytes
+def _gather_disks(config: Config) -> list[dict[str, Any]]:
+    """Return the free space of spool, store and data folder."""
+    min_free_bytes = config.receive.min_free_bytes
     return [
-        _disk("spool", config.spool_dir, least),
-        _disk("store", config.store_root, 0),
-        _disk("data", config.data_dir, 0),
+        _measure_disk("spool", config.spool_dir, min_free_bytes),
+        _measure_disk("store", config.store_root, 0),
+        _measure_disk("data", config.data_dir, 0),
     ]
 
 
-def _disk(use: str, path: Path, refuses_below: int) -> dict[str, Any]:
+def _measure_disk(use: str, path: Path, refuses_below: int) -> dict[str, Any]:
     found: dict[str, Any] = {"use": use, "path": str(path), "refuses_below": refuses_below}
-    # A folder that is not made yet will be made on the file system of the nearest one above.
-    there = next((one for one in (path, *path.parents) if one.exists()), path)
+    # A folder that does not exist will be created on the file system of the nearest one above.
+    existing = next((one for one in (path, *path.parents) if one.exists()), path)
     try:
-        facts = os.statvfs(there)
+        facts = os.statvfs(existing)
     except OSError as error:
         return {**found, "error": error.strerror or str(error)}
     free, total = facts.f_bavail * facts.f_frsize, facts.f_blocks * facts.f_frsize
     return {**found, "free_bytes": free, "total_bytes": total}
 
 
-def _alarms(config: Config) -> list[dict[str, Any]]:
-    """The conditions that a person must hear of, the worst first."""
+def _gather_alarms(config: Config) -> list[dict[str, Any]]:
+    """Return the conditions that need a person, the worst first."""
     standing = standing_alarms(config.run_dir)
-    behind = [one for one in _behind(config) if one.name not in {alarm.name for alarm in standing}]
-    return [asdict(alarm) for alarm in (*_set_aside(config), *behind, *standing)]
+    doubts = [one for one in _find_ledger_doubt(config) if one.name not in {alarm.name for alarm in standing}]
+    return [asdict(alarm) for alarm in (*_find_acknowledged_in_quarantine(config), *doubts, *standing)]
 
 
-def _behind(config: Config) -> Iterator[Alarm]:
-    """A ledger that does not know what its store holds, also while no worker runs that would see it."""
+def _find_ledger_doubt(config: Config) -> Iterator[Alarm]:
+    """Yield an alarm if the ledger may not belong to the store, even if no worker runs to notice it."""
     with contextlib.suppress(IngestError), contextlib.closing(Ledger(config.ledger_url)) as ledger:
         cause = store_agreement.find_disagreement(config.store_root, ledger)
         if cause:
             yield Alarm(store_agreement.ALARM, cause, store_agreement.REMEDY)
 
 
-def _set_aside(config: Config) -> Iterator[Alarm]:
-    """What was acknowledged and lies in quarantine, as the ledger has it."""
+def _find_acknowledged_in_quarantine(config: Config) -> Iterator[Alarm]:
+    """Yield an alarm if acknowledged instances are in quarantine."""
     try:
         with contextlib.closing(Ledger(config.ledger_url)) as ledger:
             count, since_ms = ledger.quarantine.count_acknowledged()
     except IngestError:
-        return  # the ledger's own part says so
+        return  # the part about the ledger reports it
     if count:
+        instances = "instance is" if count == 1 else "instances are"
         yield Alarm(
             "set_aside",
-            f"{count} acknowledged instances lie in quarantine: they are neither in the store nor forwarded",
-            "`ingest quarantine list` says why; then `ingest quarantine retry`, `release` or `drop`",
+            f"{count} acknowledged {instances} in quarantine, neither stored nor forwarded",
+            "see why with `ingest quarantine list`, then `ingest quarantine retry`, `release` or `drop`",
             since_ms=since_ms,
         )
 
 
-def _listeners(config: Config) -> list[dict[str, Any]]:
+def _gather_listeners(config: Config) -> list[dict[str, Any]]:
     board = Scoreboard.open_reader(config.run_dir / "scoreboard")
     return [
         {
             "pid": row.pid,
-            "state": _state(row),
+            "state": _name_listener_state(row),
             "heartbeat_age_ms": row.age_ms,
             "active": row.active,
             "associations": row.associations,
@@ -177,12 +142,12 @@ def _listeners(config: Config) -> list[dict[str, Any]]:
     ]
 
 
-def _state(row: ListenerStatus) -> str:
-    # The rows of a node that was killed stay as they were, also over a restart of the machine and its clock.
-    return STATES.get(row.state, "booting") if abs(row.age_ms) <= STALE_MS else "silent"
+def _name_listener_state(row: ListenerStatus) -> str:
+    # The rows of a killed node stay, even after a restart of the machine, which may have reset the clock.
+    return _LISTENER_STATES.get(row.state, "booting") if abs(row.age_ms) <= STALE_MS else "silent"
 
 
-def _spool(config: Config) -> dict[str, Any]:
+def _gather_spool(config: Config) -> dict[str, Any]:
     root = config.spool_dir
     found: dict[str, Any] = {"path": str(root), "waiting": 0, "bytes": 0}
     try:
@@ -193,16 +158,14 @@ def _spool(config: Config) -> dict[str, Any]:
     return found
 
 
-def _store(config: Config) -> dict[str, Any]:
-    """`full` says why a running node takes nothing more, where `[retention] at_max_bytes` has it refuse."""
-    looks = config.retention.refuses_when_full and node_lock.is_node_running(config.run_dir)
-    return {
-        "path": str(config.store_root),
-        "full": store_capacity.read_store_full(config.run_dir) if looks else "",
-    }
+def _gather_store(config: Config) -> dict[str, Any]:
+    """Return the store folder, and under `full` why a running node refuses instances."""
+    may_refuse = config.retention.refuses_when_full and node_lock.is_node_running(config.run_dir)
+    full = store_capacity.read_store_full(config.run_dir) if may_refuse else ""
+    return {"path": str(config.store_root), "full": full}
 
 
-def _queue(config: Config) -> dict[str, Any]:
+def _gather_queue(config: Config) -> dict[str, Any]:
     client = connect(config, timeout=2.0)
     try:
         client.ping()
@@ -213,7 +176,7 @@ def _queue(config: Config) -> dict[str, Any]:
         return {
             "reachable": True,
             "references": client.xlen(key) if known else 0,
-            "oldest_seconds": _age_seconds(oldest[0][0]) if oldest else 0,
+            "oldest_seconds": _measure_age_seconds(oldest[0][0]) if oldest else 0,
             "in_workers_hands": sum(group["pending"] for group in groups if group["name"] == GROUP.encode()),
         }
     except (redis.RedisError, SpoolError) as error:
@@ -222,12 +185,12 @@ def _queue(config: Config) -> dict[str, Any]:
         client.close()
 
 
-def _age_seconds(entry: bytes) -> int:
-    """For how long an entry of a stream has been there: its id begins with Redis' time in milliseconds."""
+def _measure_age_seconds(entry: bytes) -> int:
+    """Return the age of a stream entry. Its id begins with the time of Redis in milliseconds."""
     return max(0, int(time.time() - int(entry.partition(b"-")[0]) / 1000))
 
 
-def _ledger(config: Config) -> dict[str, Any]:
+def _gather_ledger(config: Config) -> dict[str, Any]:
     try:
         with contextlib.closing(Ledger(config.ledger_url)) as ledger:
             now = unix_ms()
@@ -236,7 +199,7 @@ def _ledger(config: Config) -> dict[str, Any]:
                 known.setdefault(destination.name, DestinationProgress(destination=destination.name))
             return {
                 "reachable": True,
-                "read_only": _read_only(ledger),
+                "read_only": _explain_read_only(ledger),
                 "instances": {
                     state.value: count for state, count in ledger.instances.count_by_state().items()
                 },
@@ -245,13 +208,15 @@ def _ledger(config: Config) -> dict[str, Any]:
                     for name, progress in sorted(known.items())
                     if progress.states
                 },
-                "destinations": [_destination(progress, now) for _, progress in sorted(known.items())],
+                "destinations": [
+                    _describe_destination(progress, now) for _, progress in sorted(known.items())
+                ],
             }
     except IngestError as error:
         return {"reachable": False, "error": str(error)}
 
 
-def _read_only(ledger: Ledger) -> str:
+def _explain_read_only(ledger: Ledger) -> str:
     try:
         ledger.require_writable()
     except IngestError as error:
@@ -259,7 +224,7 @@ def _read_only(ledger: Ledger) -> str:
     return ""
 
 
-def _destination(progress: DestinationProgress, now_ms: int) -> dict[str, Any]:
+def _describe_destination(progress: DestinationProgress, now_ms: int) -> dict[str, Any]:
     circuit = progress.circuit
     return {
         "name": progress.destination,
@@ -278,37 +243,38 @@ def _destination(progress: DestinationProgress, now_ms: int) -> dict[str, Any]:
     }
 
 
-def _certificates(config: Config) -> list[dict[str, Any]]:
-    """What a running node has read, else what the files hold; and what peers and destinations showed."""
+def _gather_certificates(config: Config) -> list[dict[str, Any]]:
+    """Return the certificates in force and those that peers and destinations presented.
+
+    The certificates in force are those that the running node has read. Without a running node, they are those
+    in the files.
+    """
+    is_running = node_lock.is_node_running(config.run_dir)
+    if not config.tls and not is_running:
+        return []
+    from ingest.tls import expiry  # noqa: PLC0415 - it imports cryptography, and there are certificates
+
     files: list[dict[str, Any]] = []
     for place in expiry.iterate_locations(config):
         try:
             files += map(expiry.to_json_row, expiry.read_certificates(config, place))
         except (IngestError, OSError) as error:
             files.append({"section": place.section, "file": str(place.path), "error": str(error)})
-    found, changed = files, False
-    if node_lock.is_node_running(config.run_dir) and (
-        held := expiry.read_certificates_in_force(config.run_dir)
-    ):
-        found, changed = held, _digests(held) != _digests(files)
-    there = {row.get("sha256") for row in found}
-    found = [
-        *found,
-        *(
-            row
-            for row in map(expiry.to_json_row, expiry.iterate_observed(config))
-            if row["sha256"] not in there
-        ),
-    ]
+    in_force = expiry.read_certificates_in_force(config.run_dir) if is_running else []
+    differs = bool(in_force) and _list_digests(in_force) != _list_digests(files)
+    found = in_force or files
+    known = {row.get("sha256") for row in found}
+    observed = map(expiry.to_json_row, expiry.iterate_observed(config))
+    found = [*found, *(row for row in observed if row["sha256"] not in known)]
     for row in found:
         if "not_after" in row:
             left = datetime.fromisoformat(row["not_after"]).timestamp() - time.time()
             row["days_left"] = round(left / 86400, 1)
-    if changed:
-        said = "the files hold others than the node has in force; `ingest reload` takes them"
-        found.append({"section": "", "file": "", "error": said})
+    if differs:
+        cause = "the files differ from the certificates in force; `ingest reload` reads them"
+        found.append({"section": "", "file": "", "error": cause})
     return found
 
 
-def _digests(rows: list[dict[str, Any]]) -> set[tuple[str, str]]:
+def _list_digests(rows: list[dict[str, Any]]) -> set[tuple[str, str]]:
     return {(row["section"], row["sha256"]) for row in rows if "sha256" in row}

@@ -1,36 +1,45 @@
-"""The verdict of `ingest status`: what is wrong with a node, the worst first, each with its remedy.
+"""The verdict of `ingest status`: the problems of a node, the worst first, each with its remedy.
 
-Pure: the problems are read off what `ingest.status.report.gather` found.
+The verdict is a pure function of the status from `ingest.status.report.gather_status`.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from enum import IntEnum
 from typing import Any, Final
 
 from ingest.alarms import Severity
 
-WELL: Final = 0
-DEGRADED: Final = 1
-FAILING: Final = 2
 
-SOON_DAYS: Final = 7
-"""A certificate that ends within so many days is a problem."""
+class NodeHealth(IntEnum):
+    """The health of a node. The value is the exit code of `ingest status`."""
 
-BEHIND_SECONDS: Final = 60
-"""What was received waits for a moment to be stored; a reference that waits longer is a problem."""
+    WELL = 0
+    DEGRADED = 1
+    FAILING = 2
 
-FULL_BYTES: Final = 1 << 20
-"""Where `min_free_bytes` does not hold, a disk with less than this free is full."""
+    @property
+    def word(self) -> str:
+        """The health as `ingest status` prints it."""
+        return self.name.lower()
 
-WORDS: Final = {WELL: "well", DEGRADED: "degraded", FAILING: "failing"}
+
+MIN_CERTIFICATE_DAYS: Final = 7
+"""A certificate that ends within fewer days is a problem."""
+
+MAX_QUEUE_SECONDS: Final = 60
+"""A reference that waits longer in the queue is a problem."""
+
+MIN_FREE_BYTES: Final = 1 << 20
+"""A disk with fewer free bytes is full, if `min_free_bytes` does not apply to it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One thing that is wrong.
+    """A problem of a node.
 
     Attributes:
-        severity: FAILING while the node does not run or does not serve its purpose, otherwise DEGRADED.
+        severity: FAILING if the node does not run or cannot serve its purpose, otherwise DEGRADED.
         cause: What is wrong, in a few words.
         remedy: What to do about it: a command or a setting.
     """
@@ -41,98 +50,106 @@ class Problem:
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
-    """How a node is.
+class HealthVerdict:
+    """The health of a node, with its problems.
 
     Attributes:
-        code: WELL, DEGRADED or FAILING: the exit code of `ingest status`.
-        problems: What is wrong, the worst first.
+        health: The health, which is also the exit code of `ingest status`.
+        problems: The problems, the worst first.
     """
 
-    code: int
+    health: NodeHealth
     problems: Sequence[Problem]
 
 
-def judge(now: Mapping[str, Any]) -> Verdict:
-    """Judge what `ingest.status.report.gather` found."""
-    # A sort keeps the order of equals: what comes first below is worse.
-    problems = sorted(_problems(now), key=lambda one: one.severity is not Severity.FAILING)
+def judge_health(now: Mapping[str, Any]) -> HealthVerdict:
+    """Judge the status of a node."""
+    # The sort keeps the order of equals, and `_find_problems` yields worse problems first.
+    problems = sorted(_find_problems(now), key=lambda one: one.severity is not Severity.FAILING)
     if not problems:
-        return Verdict(WELL, problems)
-    return Verdict(FAILING if problems[0].severity is Severity.FAILING else DEGRADED, problems)
+        return HealthVerdict(NodeHealth.WELL, problems)
+    fails = problems[0].severity is Severity.FAILING
+    return HealthVerdict(NodeHealth.FAILING if fails else NodeHealth.DEGRADED, problems)
 
 
-def _problems(now: Mapping[str, Any]) -> Iterator[Problem]:
-    yield from _process(now)
-    yield from _alarms(now)
-    yield from _receiving(now)
-    yield from _services(now)
-    yield from _destinations(now)
-    yield from _certificates(now)
+def _find_problems(now: Mapping[str, Any]) -> Iterator[Problem]:
+    yield from _check_process(now)
+    yield from _check_alarms(now)
+    yield from _check_receiving(now)
+    yield from _check_services(now)
+    yield from _check_destinations(now)
+    yield from _check_certificates(now)
     if now["reload_refused"]:
         cause = f"the last reload was refused: {now['reload_refused'][0]}"
         yield Problem(Severity.DEGRADED, cause, "correct the configuration and run `ingest reload`")
 
 
-def _process(now: Mapping[str, Any]) -> Iterator[Problem]:
+def _check_process(now: Mapping[str, Any]) -> Iterator[Problem]:
     if not now["running"]:
-        remedy = "start it with `ingest serve`, or look into its log for why it ended"
+        remedy = "start it with `ingest serve`, or read in its log why it ended"
         yield Problem(Severity.FAILING, f"no node runs on {now['data_dir']}", remedy)
         return
     listeners = now["listeners"]
     if now["running"] == "listening" and not any(row["state"] == "accepting" for row in listeners):
-        remedy = "wait a moment if it was just started or is stopping; otherwise look into its log"
+        remedy = "wait a moment if the node is starting or stopping; otherwise read its log"
         yield Problem(Severity.FAILING, "no listener accepts associations", remedy)
     silent = sum(row["state"] == "silent" for row in listeners)
     if silent:
-        remedy = "the supervisor replaces them within a minute; look into the log if they stay"
-        yield Problem(Severity.DEGRADED, f"{silent} listeners give no sign of life", remedy)
+        remedy = "the supervisor replaces them within a minute; read the log if they stay"
+        yield Problem(
+            Severity.DEGRADED,
+            f"{silent} {'listener has' if silent == 1 else 'listeners have'} no recent heartbeat",
+            remedy,
+        )
 
 
-def _alarms(now: Mapping[str, Any]) -> Iterator[Problem]:
+def _check_alarms(now: Mapping[str, Any]) -> Iterator[Problem]:
     for alarm in now["alarms"]:
         yield Problem(Severity(alarm["severity"]), alarm["cause"], alarm["remedy"])
 
 
-def _receiving(now: Mapping[str, Any]) -> Iterator[Problem]:
+def _check_receiving(now: Mapping[str, Any]) -> Iterator[Problem]:
     for disk in now["disks"]:
         if disk.get("error"):
             yield Problem(
-                Severity.FAILING, f"{disk['use']}: {disk['error']}", f"mount or mend {disk['path']}"
+                Severity.FAILING, f"{disk['use']}: {disk['error']}", f"mount or repair {disk['path']}"
             )
         elif disk["refuses_below"] and disk["free_bytes"] < disk["refuses_below"]:
-            cause = f"{disk['use']}: {disk['free_bytes'] / 1e6:.0f} MB are free, so nothing is received"
-            remedy = f"make room on {disk['path']}, or lower [receive] min_free_bytes"
+            cause = (
+                f"{disk['use']}: {disk['free_bytes'] / 1e6:.0f} MB are free, so the node refuses instances"
+            )
+            remedy = f"free space on {disk['path']}, or lower [receive] min_free_bytes"
             yield Problem(Severity.FAILING, cause, remedy)
-        elif not disk["refuses_below"] and disk["free_bytes"] < FULL_BYTES:
+        elif not disk["refuses_below"] and disk["free_bytes"] < MIN_FREE_BYTES:
             cause = f"{disk['use']}: the disk is full"
-            yield Problem(Severity.FAILING, cause, f"make room on {disk['path']}")
+            yield Problem(Severity.FAILING, cause, f"free space on {disk['path']}")
     if now["store"]["full"]:
-        remedy = "make room with `ingest retention`, or raise [retention] max_bytes"
+        remedy = "free space with `ingest retention`, or raise [retention] max_bytes"
         yield Problem(
-            Severity.FAILING, f"the store is full, so nothing is received: {now['store']['full']}", remedy
+            Severity.FAILING,
+            f"the store is full, so the node refuses instances: {now['store']['full']}",
+            remedy,
         )
 
 
-def _services(now: Mapping[str, Any]) -> Iterator[Problem]:
+def _check_services(now: Mapping[str, Any]) -> Iterator[Problem]:
     ledger = now["ledger"]
     if now["running"] and (fault := ledger.get("read_only") if ledger["reachable"] else ledger["error"]):
-        remedy = "mend it ([ledger] url); what is received waits in the spool"
+        remedy = "repair it ([ledger] url); received instances wait in the spool"
         yield Problem(Severity.FAILING, f"nothing is stored or forwarded: {fault}", remedy)
     if now["running"] and not now["queue"]["reachable"]:
-        remedy = "mend it ([queue] url); what is received waits in the spool"
+        remedy = "repair it ([queue] url); received instances wait in the spool"
         yield Problem(Severity.DEGRADED, f"the queue is away: {now['queue']['error']}", remedy)
-    behind = now["queue"].get("oldest_seconds", 0)
-    if now["running"] and behind >= BEHIND_SECONDS:
-        # Whatever the reason: workers that end again and again, that are stopped, stuck, or elsewhere.
-        cause = (
-            f"what was received is not stored: {now['queue']['references']} wait, the first for {behind} s"
-        )
-        remedy = "see that persist workers run, and look into their log; nothing is lost"
+    oldest_seconds = now["queue"].get("oldest_seconds", 0)
+    if now["running"] and oldest_seconds >= MAX_QUEUE_SECONDS:
+        # The workers may end again and again, be stopped or stuck, or run on another host.
+        waiting = now["queue"]["references"]
+        cause = f"received instances are not stored: {waiting} wait, the first for {oldest_seconds} s"
+        remedy = "check that persist workers run, and read their log; nothing is lost"
         yield Problem(Severity.DEGRADED, cause, remedy)
 
 
-def _destinations(now: Mapping[str, Any]) -> Iterator[Problem]:
+def _check_destinations(now: Mapping[str, Any]) -> Iterator[Problem]:
     for row in now["ledger"].get("destinations", ()):
         if row["circuit"] != "closed":
             cause = (
@@ -146,13 +163,17 @@ def _destinations(now: Mapping[str, Any]) -> Iterator[Problem]:
                 f"see why with `ingest deliveries --destination {name} --state dead`, then `ingest retry` or "
                 "`ingest drop`"
             )
-            yield Problem(Severity.DEGRADED, f"{name}: {states['dead']} deliveries are dead", remedy)
+            yield Problem(
+                Severity.DEGRADED,
+                f"{name}: {states['dead']} {'delivery is' if states['dead'] == 1 else 'deliveries are'} dead",
+                remedy,
+            )
 
 
-def _certificates(now: Mapping[str, Any]) -> Iterator[Problem]:
+def _check_certificates(now: Mapping[str, Any]) -> Iterator[Problem]:
     for row in now["certificates"]:
         left = row.get("days_left")
-        if left is None or left > SOON_DAYS or row["role"] == "trusted":
+        if left is None or left > MIN_CERTIFICATE_DAYS or row["role"] == "trusted":
             continue
         whose = " ".join((row["role"], *row["whose"]))
         cause = f"the certificate {row['subject']} ({whose}) " + (

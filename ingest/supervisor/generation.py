@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Final
 
 from ingest.acceptor.endpoints import Endpoint, bind_endpoints
-from ingest.checks.tls import Term, terms, untimely
+from ingest.checks.tls import Validity, find_untimely, list_validities
 from ingest.config.model import Config
 from ingest.config.reader import load_config
 from ingest.cores import usable_cores
@@ -77,7 +77,7 @@ class Generation:
     config: Config
     endpoints: tuple[Endpoint, ...] = ()
     remotes: Mapping[str, Remote] = field(default_factory=dict)
-    terms: Sequence[Term] = ()
+    terms: Sequence[Validity] = ()
     slots: list[WorkerSlot] = field(default_factory=list)
 
 
@@ -90,7 +90,7 @@ def read_first_generation(config: Config, roles: frozenset[str]) -> Generation:
         ConfigError: A certificate or key cannot be used.
         BootError: An address cannot be bound.
     """
-    return _make(Generation(0, config), config, terms(config, datetime.now(UTC)), roles)
+    return _make(Generation(0, config), config, list_validities(config, datetime.now(UTC)), roles)
 
 
 def read_next_generation(old: Generation, path: Path, roles: frozenset[str]) -> Generation:
@@ -107,8 +107,8 @@ def read_next_generation(old: Generation, path: Path, roles: frozenset[str]) -> 
     """
     config = load_config(path, roles=roles)
     now = datetime.now(UTC)
-    new_terms = terms(config, now)
-    faults = [*_find_fixed_changes(old.config, config), *untimely(new_terms, old.terms, now)]
+    new_terms = list_validities(config, now)
+    faults = [*_find_fixed_changes(old.config, config), *find_untimely(new_terms, old.terms, now)]
     if faults:
         raise ConfigError(faults)
     return _make(old, config, new_terms, roles)
@@ -129,7 +129,9 @@ def _find_fixed_changes(old: Config, new: Config) -> list[str]:
     ]
 
 
-def _make(old: Generation, config: Config, new_terms: Sequence[Term], roles: frozenset[str]) -> Generation:
+def _make(
+    old: Generation, config: Config, new_terms: Sequence[Validity], roles: frozenset[str]
+) -> Generation:
     made = contexts(config, roles)
     destinations = build_remotes(config, made.calling) if "forward" in roles else {}
     endpoints = bind_endpoints(config, made.listening, old.endpoints) if "listen" in roles else ()

@@ -29,7 +29,7 @@ from typing import Final
 import structlog
 
 from ingest.acceptor.endpoints import Endpoint, close_endpoints
-from ingest.checks.node import notices
+from ingest.checks.node import list_start_notices
 from ingest.config.model import Config
 from ingest.config.reader import read_notes
 from ingest.errors import BootError, ConfigError
@@ -197,7 +197,7 @@ class Generations:
     def _report_notices(self) -> None:
         """Log what a person should know about the files of the configuration, and watch its certificates."""
         try:
-            for notice in [*read_notes(self._path), *notices(self.config)]:
+            for notice in [*read_notes(self._path), *list_start_notices(self.config)]:
                 log.warning("notice", key=notice.key, cause=notice.cause, remedy=notice.remedy)
             self._certificates.watch_configuration(self.config)
         except Exception as error:  # the generation is in force already, and needs none of these notices

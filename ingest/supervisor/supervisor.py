@@ -173,7 +173,7 @@ class Supervisor:
         Raises:
             BootError: A file system lacks a call that has no safe fall-back.
         """
-        found = file_systems.faults_within(self._config, self._roles, PROBE_SECONDS)
+        found = file_systems.check_file_systems_within(self._config, self._roles, PROBE_SECONDS)
         for fault in found:
             if fault.is_note:
                 log.warning("notice", key=fault.key, cause=fault.cause, remedy=fault.remedy)

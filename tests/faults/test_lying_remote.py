@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from ingest.checks.connect import echo
+from ingest.checks.connect import send_echo
 from ingest.config.model import TLS
 from ingest.dicom import wire
 from ingest.errors import AssociationError
@@ -240,7 +240,7 @@ def test_a_lie_is_no_answer_to_a_c_echo(tls: TLS, lie: dict[str, bytes]) -> None
     with ScriptedPeer(script, tls) as peer:
         remote = Remote("127.0.0.1", peer.port, AE_TITLE, "INGEST", client_tls(tls))
         with pytest.raises(AssociationError, match="broke the protocol"):
-            echo(remote, Timeouts(5, 5))
+            send_echo(remote, Timeouts(5, 5))
 
 
 # One odd presentation context of an A-ASSOCIATE-AC: what is said of context 3, beside a sound context 1.

@@ -243,9 +243,9 @@ def status(node: Node) -> dict[str, list[dict[str, object]]]:
 
 def states(node: Node) -> list[str]:
     from ingest.config.reader import load_config
-    from ingest.status.report import gather
+    from ingest.status.report import gather_status
 
-    return [str(row["state"]) for row in gather(load_config(node.config_path))["listeners"]]
+    return [str(row["state"]) for row in gather_status(load_config(node.config_path))["listeners"]]
 
 
 def active(node: Node) -> list[int]:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from ingest.checks.connect import Connected, connect_all
+from ingest.checks.connect import EchoAnswer, echo_destinations
 from ingest.config.model import TLS, Config, Destination, Node
 from ingest.errors import AssociationError, Cause
 from ingest.ext.tls_connection import BufferedConnection
@@ -75,7 +75,7 @@ def test_a_remote_without_a_certificate_hears_nothing_whatever_the_suites(
         with pytest.raises(AssociationError, match="shown no certificate") as raised:
             StoreSCU.open(remote, [(CT, [EXPLICIT])], timeouts=SHORT)
         assert raised.value.cause is Cause.NO_CERTIFICATE
-        [result] = connect_all(config(peer.port, tls))
+        [result] = echo_destinations(config(peer.port, tls))
         assert "aNULL" in str(result)
     assert heard == []
 
@@ -191,13 +191,13 @@ def test_a_destination_is_who_it_is_bound_to(
 
 def test_check_names_the_binding_and_its_remedy(hospital: dict[str, TLS]) -> None:
     with ScriptedPeer(serve, hospital["modality"]) as peer:
-        [wrong] = connect_all(config(peer.port, hospital["node"], certificate="CN=archive"))
-        [right] = connect_all(config(peer.port, hospital["node"], certificate="CN=modality"))
-    assert not isinstance(wrong, Connected)
+        [wrong] = echo_destinations(config(peer.port, hospital["node"], certificate="CN=archive"))
+        [right] = echo_destinations(config(peer.port, hospital["node"], certificate="CN=modality"))
+    assert not isinstance(wrong, EchoAnswer)
     assert wrong.key == "destinations[0].certificate"
     assert "CN=modality" in wrong.cause
     assert "ingest certs inspect" in wrong.remedy
-    assert isinstance(right, Connected)
+    assert isinstance(right, EchoAnswer)
 
 
 def test_a_trusted_modality_at_the_address_of_the_archive_gets_no_image(

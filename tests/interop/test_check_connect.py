@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from ingest.checks.connect import Connected, Fault, connect_all
+from ingest.checks.connect import EchoAnswer, Fault, echo_destinations
 from ingest.config.model import TLS, Config, Destination, Node
 from ingest.errors import Cause
 from ingest.tls.keys import pairs
@@ -31,8 +31,8 @@ def config(port: int, tls: TLS | None, **keys: object) -> Config:
     )
 
 
-def ask(port: int, tls: TLS | None, **keys: object) -> Connected | Fault:
-    [result] = connect_all(config(port, tls, **keys))
+def ask(port: int, tls: TLS | None, **keys: object) -> EchoAnswer | Fault:
+    [result] = echo_destinations(config(port, tls, **keys))
     return result
 
 
@@ -89,10 +89,10 @@ def ours(material: Material) -> TLS:
 def test_destinations_that_answer_are_said_so(material: Material, ours: TLS, tmp_path: Path) -> None:
     with storescp(tmp_path / "scp", material.tls("remote")) as port:
         result = ask(port, ours)
-        assert isinstance(result, Connected)
+        assert isinstance(result, EchoAnswer)
         assert result.seconds < 5
     with orthanc(material, "remote") as server:
-        assert isinstance(ask(server.dicom_port, ours, ae_title="ORTHANC"), Connected)
+        assert isinstance(ask(server.dicom_port, ours, ae_title="ORTHANC"), EchoAnswer)
 
 
 # -- TLS and plain

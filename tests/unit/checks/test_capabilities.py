@@ -27,7 +27,7 @@ def found(tmp_path: Path, **faults: Path) -> list[tuple[str, bool, str]]:
     program = (
         "import sys; from pathlib import Path\n"
         "from tests.support.spools import config; from ingest.checks import file_systems\n"
-        "for fault in file_systems.faults(config(Path(sys.argv[1]))):\n"
+        "for fault in file_systems.check_file_systems(config(Path(sys.argv[1]))):\n"
         "    print(fault.key, fault.is_note, fault.cause, fault.remedy, sep='\\t')"
     )
     data_dir = tmp_path / "var"
@@ -51,7 +51,7 @@ def var(tmp_path: Path) -> Path:
 
 
 def test_a_file_system_with_everything_has_no_faults(tmp_path: Path) -> None:
-    assert list(file_systems.faults(config(tmp_path))) == []
+    assert list(file_systems.check_file_systems(config(tmp_path))) == []
 
 
 def test_no_hard_links_is_a_note_that_names_the_file_system(tmp_path: Path, var: Path) -> None:
@@ -80,9 +80,9 @@ def test_no_fsync_of_folders_is_a_note_as_long_as_there_is_syncfs(tmp_path: Path
 
 
 def test_locks_that_exclude_nobody_are_a_fault(tmp_path: Path, var: Path) -> None:
-    assert {(note, "exclude nobody" in text) for _, note, text in found(tmp_path, local=var)} == {
-        (False, True)
-    }
+    assert {
+        (note, "do not exclude other processes" in text) for _, note, text in found(tmp_path, local=var)
+    } == {(False, True)}
 
 
 def test_no_unix_sockets_is_a_note() -> None:
@@ -96,14 +96,14 @@ def test_no_unix_sockets_is_a_note() -> None:
 def test_a_full_disk_is_no_lack_of_a_file_system(small_disk: Path) -> None:
     with pytest.raises(OSError, match="No space"):
         (small_disk / "fill").write_bytes(bytes(8 << 20))
-    assert [fault for fault in file_systems.faults(config(small_disk)) if not fault.is_note] == []
+    assert [fault for fault in file_systems.check_file_systems(config(small_disk)) if not fault.is_note] == []
 
 
 def test_a_mount_that_does_not_answer_keeps_no_node_from_starting(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(file_systems, "_rename", lambda *_: time.sleep(60))
-    [fault] = file_systems.faults_within(config(tmp_path), file_systems.ROLES, 0.2)
+    monkeypatch.setattr(file_systems, "_try_rename", lambda *_: time.sleep(60))
+    [fault] = file_systems.check_file_systems_within(config(tmp_path), file_systems.ROLES, 0.2)
     assert fault.is_note
     assert "does not answer" in fault.cause
 
@@ -165,7 +165,7 @@ def test_segments_ask_for_the_locks_that_they_need(tmp_path: Path, monkeypatch: 
         raise OSError(errno.EOPNOTSUPP, "Operation not supported")
 
     monkeypatch.setattr(file_systems.fcntl, "flock", none)
-    assert list(file_systems.faults(config(tmp_path))) == []
-    [fault] = file_systems.faults(config(tmp_path, receive={"segment_max_bytes": 65536}))
+    assert list(file_systems.check_file_systems(config(tmp_path))) == []
+    [fault] = file_systems.check_file_systems(config(tmp_path, receive={"segment_max_bytes": 65536}))
     assert (fault.key, fault.is_note) == ("receive.spool_dir", False)
     assert "segment_max_bytes = 0" in fault.remedy

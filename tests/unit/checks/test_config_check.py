@@ -8,7 +8,8 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from cryptography.hazmat.primitives import hashes
 
-from ingest.checks.node import check, choices, notices
+from ingest.checks.node import check_node, list_start_notices
+from ingest.checks.weak_settings import find_weak_settings
 from ingest.config.reader import load_config
 from ingest.config.serialization import format_as_toml, mask_url_password
 from ingest.tls.keys import pairs
@@ -62,7 +63,7 @@ def write(site, name, pair):
 def test_sound_configuration_has_neither_faults_nor_notes_and_leaves_nothing_behind(config, site):
     before = sorted(site.iterdir())
     settings = config()
-    assert check(settings) == []
+    assert check_node(settings) == []
     assert sorted(site.iterdir()) == sorted([*before, site / "ingest.toml"])
 
 
@@ -71,7 +72,7 @@ def test_pair_that_does_not_fit_is_a_fault(config, site):
     key = site / "node.key"
     key.unlink()
     write(site, "other", pairs.issue_self_signed("b", key_type="ec"))[1].rename(key)
-    (fault,) = check(config())
+    (fault,) = check_node(config())
     assert (fault.key, fault.is_note) == ("tls.node", False)
     assert "does not belong" in fault.cause
     assert "; " in fault.explanation
@@ -84,7 +85,7 @@ def test_pair_that_does_not_fit_is_a_fault(config, site):
 def test_end_and_begin_of_the_own_certificate_are_told(config, site, start, days, note, words):
     pair = pairs.issue_self_signed("localhost", key_type="ec", start=NOW + timedelta(days=start), days=days)
     write(site, "node", pair)
-    (fault,) = check(config())
+    (fault,) = check_node(config())
     assert (fault.key, fault.is_note) == ("tls.node.certificate", note)
     assert words in fault.cause
 
@@ -92,7 +93,7 @@ def test_end_and_begin_of_the_own_certificate_are_told(config, site, start, days
 def test_expired_trusted_certificate_is_a_note(config, site):
     old = pairs.issue_self_signed("ct1", key_type="ec", start=NOW - timedelta(days=9), days=1)
     pairs.add_to_bundle(old.certificate, site / "trusted.crt")
-    (fault,) = check(config())
+    (fault,) = check_node(config())
     assert (fault.key, fault.is_note) == ("tls.node.trusted[0]", True)
     assert "CN=ct1" in fault.cause
 
@@ -102,11 +103,11 @@ def test_chain_out_of_order_is_a_fault(config, site):
     certificate, _ = write(site, "node", pairs.issue_signed("n", issuer, key_type="ec"))
     with certificate.open("ab") as file:
         file.write(issuer.certificate_pem)
-    assert check(config()) == []
+    assert check_node(config()) == []
     with certificate.open("ab") as file:
         file.write(stranger.certificate_pem)
-    (fault,) = check(config())
-    assert "not signed by what follows" in fault.cause
+    (fault,) = check_node(config())
+    assert "is not signed by the next certificate" in fault.cause
 
 
 def test_certificate_for_clients_only_is_a_fault_for_a_listener(config, site, monkeypatch):
@@ -117,41 +118,41 @@ def test_certificate_for_clients_only_is_a_fault_for_a_listener(config, site, mo
         "ingest.tls.keys.issuance._BOTH_ROLES", x509.ExtendedKeyUsage([ExtendedKeyUsageOID.CLIENT_AUTH])
     )
     write(site, "node", pairs.issue_self_signed("n", key_type="ec"))
-    (fault,) = check(config())
+    (fault,) = check_node(config())
     assert "lacks serverAuth" in fault.cause
 
 
 def test_key_that_others_may_read_is_a_note(config, site):
     (site / "node.key").chmod(0o644)
-    assert told(check(config())) == {("tls.node.private_key", True)}
+    assert told(check_node(config())) == {("tls.node.private_key", True)}
 
 
 def test_full_disk_is_a_fault_of_each_folder_on_it(config):
-    faults = check(config(receive="min_free_bytes = 9000000000000000000"))
+    faults = check_node(config(receive="min_free_bytes = 9000000000000000000"))
     assert told(faults) == {("node.data_dir", False), ("receive.spool_dir", False), ("store.root", False)}
 
 
 def test_folder_that_cannot_be_written_is_a_fault(config):
-    faults = check(config(receive='min_free_bytes = 0\nspool_dir = "/proc/spool"'))
+    faults = check_node(config(receive='min_free_bytes = 0\nspool_dir = "/proc/spool"'))
     assert ("receive.spool_dir", False) in told(faults)
     assert ("store.root", True) in told(faults)  # and it is another file system
 
 
 def test_redis_that_does_not_answer_is_a_fault_without_its_password(config):
-    (fault,) = check(config(f'[queue]\nurl = "redis://:geheim@127.0.0.1:{free_port()}"'))
+    (fault,) = check_node(config(f'[queue]\nurl = "redis://:geheim@127.0.0.1:{free_port()}"'))
     assert (fault.key, fault.is_note) == ("queue.url", False)
     assert "geheim" not in str(fault)
 
 
 def test_redis_elsewhere_needs_a_shared_spool_or_the_redis_carrier_and_a_ledger_for_all(config, monkeypatch):
-    monkeypatch.setattr("ingest.checks.node._redis", lambda _: iter(()))
-    spool, ledger = check(config('[queue]\nurl = "redis://10.0.0.1"'))
+    monkeypatch.setattr("ingest.checks.node._check_redis", lambda _: iter(()))
+    spool, ledger = check_node(config('[queue]\nurl = "redis://10.0.0.1"'))
     assert (spool.key, spool.is_note) == ("queue.carrier", True)
     assert 'carrier = "redis"' in spool.remedy
     assert (ledger.key, ledger.is_note) == ("ledger.url", True)
-    assert check(config('[queue]\nurl = "redis://[::1]:6379"')) == []
-    assert check(config('[queue]\nurl = "unix:///run/redis.sock"')) == []
-    carried, _ = check(config('[queue]\nurl = "redis://10.0.0.1"\ncarrier = "redis"'))
+    assert check_node(config('[queue]\nurl = "redis://[::1]:6379"')) == []
+    assert check_node(config('[queue]\nurl = "unix:///run/redis.sock"')) == []
+    carried, _ = check_node(config('[queue]\nurl = "redis://10.0.0.1"\ncarrier = "redis"'))
     assert "patient data" in carried.cause
 
 
@@ -160,7 +161,7 @@ def test_embedded_server_that_does_not_run_is_a_fault(config, monkeypatch, tmp_p
     program.write_text("#!/bin/sh\nexit 1\n")
     program.chmod(0o755)
     monkeypatch.setattr("ingest.queue.server_program.find_server_program", lambda: program)
-    (fault,) = check(config())
+    (fault,) = check_node(config())
     assert "does not run" in fault.cause
 
 
@@ -168,26 +169,26 @@ def test_ledger_that_is_no_database_is_a_fault_and_a_sound_one_is_not_changed(co
     (site / "var").mkdir()
     ledger = site / "var" / "ledger.db"
     ledger.write_text("hello, this is no database" * 50)
-    (fault,) = check(config())
+    (fault,) = check_node(config())
     assert (fault.key, fault.is_note) == ("ledger.url", False)
     ledger.unlink()
     sqlite3.connect(ledger).close()
-    assert check(config()) == []
+    assert check_node(config()) == []
     assert ledger.stat().st_size == 0
 
 
 def test_postgresql_that_does_not_answer_or_has_no_driver_is_a_fault_without_its_password(config):
     url = f"postgresql+psycopg://u:geheim@127.0.0.1:{free_port()}/d"
-    (fault,) = check(config(f'[ledger]\nurl = "{url}"'))
+    (fault,) = check_node(config(f'[ledger]\nurl = "{url}"'))
     assert (fault.key, fault.is_note) == ("ledger.url", False)
     assert "geheim" not in str(fault)
 
 
 def test_parts_of_no_use_together_are_notes(config):
     extra = '[[destinations]]\nname = "p"\nae_title = "P"\nhost = "h"\ntls = false\n'
-    assert told(check(config(extra))) == {("destinations[0]", True)}
+    assert told(check_node(config(extra))) == {("destinations[0]", True)}
     extra += '[[routes]]\nto = ["p"]\n[workers]\nforward = 0\n'
-    assert told(check(config(extra))) == {("workers.forward", True)}
+    assert told(check_node(config(extra))) == {("workers.forward", True)}
 
 
 def test_choices_that_weaken_the_node_are_said_at_every_start(config):
@@ -195,13 +196,13 @@ def test_choices_that_weaken_the_node_are_said_at_every_start(config):
         receive='durability = "page-cache"\nmin_free_bytes = 0',
         tls='profile = "custom"\nminimum_version = "TLSv1"\npeer_certificate = "optional"',
     )
-    assert told(notices(settings)) == {
+    assert told(list_start_notices(settings)) == {
         ("receive.durability", True),
         ("tls.node.ciphers", True),
         ("tls.node.minimum_version", True),
         ("tls.node.peer_certificate", True),
     }
-    assert told(check(settings)) >= told(notices(settings))
+    assert told(check_node(settings)) >= told(list_start_notices(settings))
 
 
 def test_shown_configuration_is_read_again_as_the_same(config, site):
@@ -253,8 +254,8 @@ def test_certificate_that_only_openssl_can_read_is_a_note_and_stops_no_node(conf
     assert der.count(b"\xa0\x03\x02\x01\x02") == 1
     path.write_text(ssl.DER_cert_to_PEM_cert(der.replace(b"\xa0\x03\x02\x01\x02", b"\xa0\x03\x02\x01\x05")))
     settings = config()
-    assert notices(settings) == []
-    found = check(settings)
+    assert list_start_notices(settings) == []
+    found = check_node(settings)
     assert {(fault.key, fault.is_note) for fault in found} == {
         ("tls.node", True),
         ("tls.node.certificate", True),
@@ -284,10 +285,10 @@ def test_bindings_that_mean_less_than_they_seem_to_are_noted(
 ):
     for name in ("one", "two")[:authorities]:
         pairs.add_to_bundle(pairs.issue_authority(name, key_type="ec").certificate, site / "trusted.crt")
-    found = [note for note in choices(config(extra, tls)) if note.key.startswith("peers")]
+    found = [note for note in find_weak_settings(config(extra, tls)) if note.key.startswith("peers")]
     assert [(note.key, note.is_note) for note in found] == ([(key, True)] if key else [])
     assert words in "".join(str(note) for note in found)
-    assert set(found) <= set(notices(config(extra, tls)))
+    assert set(found) <= set(list_start_notices(config(extra, tls)))
 
 
 TOWARDS = '[[destinations]]\nname = "pacs"\nae_title = "PACS"\nhost = "h"\n'
@@ -309,10 +310,10 @@ TOWARDS = '[[destinations]]\nname = "pacs"\nae_title = "PACS"\nhost = "h"\n'
 def test_a_destination_for_which_others_pass_is_noted(config, site, authorities, tls, extra, key, words):
     for name in ("one", "two")[:authorities]:
         pairs.add_to_bundle(pairs.issue_authority(name, key_type="ec").certificate, site / "trusted.crt")
-    found = choices(config(extra, tls))
+    found = find_weak_settings(config(extra, tls))
     assert [(note.key, note.is_note) for note in found] == ([(key, True)] if key else [])
     assert words in "".join(str(note) for note in found)
-    assert set(found) <= set(notices(config(extra, tls)))
+    assert set(found) <= set(list_start_notices(config(extra, tls)))
 
 
 @pytest.mark.parametrize(
@@ -336,7 +337,7 @@ def test_a_name_that_several_trusted_certificates_have_is_noted(config, site, ce
     fingerprint = vendor.fingerprint(hashes.SHA256()).hex()
     bound = f'[[peers]]\nae_title = "CT1"\ncertificate = "{certificate}"\nissuer = "{issuer}"'
     settings = config(bound.replace("FINGERPRINT", fingerprint))
-    found = [note for note in choices(settings) if note.key.startswith("peers")]
+    found = [note for note in find_weak_settings(settings) if note.key.startswith("peers")]
     assert [(note.key, note.is_note) for note in found] == ([(f"peers[0].{key}", True)] if key else [])
     assert all(fingerprint in note.cause and "bind by fingerprint" in note.remedy for note in found)
 
@@ -350,5 +351,5 @@ def test_a_trusted_certificate_that_is_read_in_part_has_a_subject_too(config, si
     with (site / "trusted.crt").open("a") as bundle:
         bundle.write(ssl.DER_cert_to_PEM_cert(broken))
     settings = config('[[peers]]\nae_title = "CT1"\nissuer = "CN=localhost"')
-    (found,) = [note for note in choices(settings) if note.key == "peers[0].issuer"]
+    (found,) = [note for note in find_weak_settings(settings) if note.key == "peers[0].issuer"]
     assert hashlib.sha256(broken).hexdigest() in found.cause

@@ -119,6 +119,7 @@ def test_help_does_not_import_what_only_commands_need():
         "try: main(['--help'])\n"
         "except SystemExit: pass\n"
         "slow = {'rich', 'pydantic', 'sqlalchemy', 'redis', 'rq', 'cryptography', 'pydicom'}\n"
+        "slow |= {'structlog', 'alembic'}\n"
         "print(sorted(slow & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -208,14 +209,14 @@ def test_check_with_notes_only_is_sound(run, file):
 
 @pytest.mark.parametrize(("arguments", "watch"), [([], None), (["--watch"], 2.0), (["--watch", "0.5"], 0.5)])
 def test_status_passes_its_options_on(run, file, calls, arguments, watch):
-    made = calls("ingest.status.report.status_command")
+    made = calls("ingest.cli.status._print_status")
     assert run("status", "-c", file, *arguments).exit_code == 0
-    assert made[0][1] == {"as_json": False, "watch": watch}
+    assert made[0][1] == {"as_json": False, "watch_seconds": watch}
 
 
 def test_sweep_and_demo_give_their_exit_codes(run, file, calls):
     calls("ingest.queue.sweep.sweep_command", 0)
-    calls("ingest.cli._demo.run", 1)
+    calls("ingest.cli._demo_run.run_demo", 1)
     assert run("sweep", "-c", file).exit_code == 0
     assert run("demo").exit_code == 1
 
@@ -286,7 +287,7 @@ def dicom(tmp_path):
 
 
 def test_send_passes_files_titles_and_jobs_on(run, calls, dicom):
-    made = calls("ingest.cli._send.send_command", 1)
+    made = calls("ingest.cli.send.send_to_remote", 1)
     result = run("send", "h", "104", dicom, dicom.parent, "-aec", "PACS", "-aet", "ME", "--jobs", "4")
     assert result.exit_code == 1
     assert made == [
@@ -298,13 +299,13 @@ def test_send_passes_files_titles_and_jobs_on(run, calls, dicom):
 
 
 def test_words_may_be_used_for_dcmtks_letters(run, calls):
-    made = calls("ingest.cli._send.echo_command")
+    made = calls("ingest.cli.send.echo_remote")
     assert run("echo", "h", "104", "--called", "PACS", "--calling", "ME").exit_code == 0
     assert made == [(("h", 104), {"called_ae": "PACS", "calling_ae": "ME", "tls": None})]
 
 
 def test_tls_options_make_settings(run, calls, pair):
-    made = calls("ingest.cli._send.echo_command")
+    made = calls("ingest.cli.send.echo_remote")
     certificate, key = pair
     options = ["--tls-cert", certificate, "--tls-key", key, "--tls-trusted", certificate, "--tls-check-name"]
     result = run("echo", "h", "104", *options)
@@ -315,7 +316,7 @@ def test_tls_options_make_settings(run, calls, pair):
 
 
 def test_tls_without_verification_must_be_said(run, calls):
-    made = calls("ingest.cli._send.echo_command")
+    made = calls("ingest.cli.send.echo_remote")
     assert run("echo", "h", "104", "--tls").exit_code == 2
     assert run("echo", "h", "104", "--tls-no-verify").exit_code == 0
     assert [call[1]["tls"].peer_certificate for call in made] == ["none"]
@@ -335,7 +336,7 @@ def test_tls_without_verification_must_be_said(run, calls):
     ],
 )
 def test_options_that_contradict_each_other_are_usage_errors(run, calls, pair, options):
-    made = calls("ingest.cli._send.echo_command")
+    made = calls("ingest.cli.send.echo_remote")
     filled = [option.format(crt=pair[0], key=pair[1]) for option in options]
     result = run("echo", "h", "104", *filled)
     assert result.exit_code == 2, result.output
@@ -344,7 +345,7 @@ def test_options_that_contradict_each_other_are_usage_errors(run, calls, pair, o
 
 
 def test_pair_that_does_not_fit_is_named_before_anything_is_sent(run, calls, pair, tmp_path):
-    made = calls("ingest.cli._send.echo_command")
+    made = calls("ingest.cli.send.echo_remote")
     other = pairs.create_pair(tmp_path / "b", "b", key_type="ec").files
     result = run("echo", "h", "104", "--tls-cert", pair[0], "--tls-key", other[1], "--tls-trusted", pair[0])
     assert result.exit_code == 2

@@ -8,7 +8,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from ingest.cli import main
-from ingest.cli.deliveries import STATES
+from ingest.cli._options import DELIVERY_STATES
 from ingest.ledger import DeliveryState
 from tests.support.forwarding import Forwarding
 from tests.support.nodes import eventually
@@ -71,7 +71,7 @@ def test_dropping_asks_first_and_keeps_the_reason(site: Forwarding) -> None:
 
 
 def test_every_state_of_a_delivery_can_be_asked_for() -> None:
-    assert tuple(state.value for state in DeliveryState) == STATES
+    assert tuple(state.value for state in DeliveryState) == DELIVERY_STATES
 
 
 @pytest.mark.parametrize("command", ["retry", "drop"])
@@ -86,7 +86,7 @@ def test_bad_times_and_unknown_destinations_are_named(site: Forwarding) -> None:
     assert "write 30m, 2h, 3d" in ask(site, "deliveries", "--since", "yesterday").output
     result = ask(site, "deliveries", "--destination", "psca")
     assert result.exit_code == 1
-    assert 'no destination "psca"; the configuration has pacs' in result.output
+    assert 'no destination "psca"; did you mean "pacs"? the configuration has pacs' in result.output
 
 
 def test_retry_works_while_the_queue_is_away(site: Forwarding) -> None:
@@ -140,7 +140,7 @@ def test_delivery_that_waits_for_a_circuit_says_why_and_until_when_and_retry_say
         assert "nothing to change" not in said
         assert "pacs: was left alone" in said
         assert "Connection refused" in said
-        assert ("would be asked at once" in said) is ("--dry-run" in arguments)
+        assert ("would be tried at once" in said) is ("--dry-run" in arguments)
     assert site.ledger.circuits.read_circuit("pacs").probe_at == 0
     assert "nothing to change" in ask(site, "retry", "--destination", "pacs").output
     rows = [json.loads(line) for line in ask(site, "deliveries", "--json").output.splitlines()]

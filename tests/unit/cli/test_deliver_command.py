@@ -52,7 +52,7 @@ def test_what_is_left_alone_is_said_with_the_command_for_it(site: Forwarding) ->
     result = ask(site, "deliver", "--to", "pacs", "--all")
     assert result.stdout.splitlines() == [
         "pacs: 1 waiting already",
-        "pacs: 1 to be tried again already",
+        "pacs: 1 to be retried already",
         "pacs: 1 dead; `ingest retry --destination pacs` sends them again",
         "pacs: 1 dropped; `ingest retry --destination pacs --state dropped` sends them again",
     ]

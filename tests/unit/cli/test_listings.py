@@ -10,7 +10,7 @@ from click.testing import CliRunner, Result
 from sqlalchemy import update
 
 from ingest.cli import main
-from ingest.cli.instances import INSTANCE_STATES
+from ingest.cli._options import INSTANCE_STATES
 from ingest.ledger import DeliveryResult, DeliveryState, InstanceState, Ledger, index
 from ingest.ledger.index import InstanceFilter
 from ingest.ledger.schema import instances

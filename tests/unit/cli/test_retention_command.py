@@ -48,8 +48,8 @@ def test_dry_run_names_what_would_go_and_what_is_held_back_and_removes_nothing(s
     assert (plan["kept_bytes"], plan["left_bytes"]) == (kept, kept - size["2.2"])
     text = ask(site, "--dry-run", max_bytes=kept - 1).output
     for line in (
-        "would go: 1 studies, 2 instances",
-        "held back, since a destination is owed them: 1 studies",
+        "would be removed: 1 study, 2 instances",
+        "held back, because a destination does not have them yet: 1 study",
     ):
         assert line in text
     assert text.index("2.2") < text.index("2.1 ")
@@ -63,8 +63,8 @@ def test_dry_run_says_that_what_comes_is_refused(site: Site) -> None:
     refuse = {"at_max_bytes": '"refuse"'}
     plan = plan_of(site, max_bytes=1, **refuse)
     assert (plan["go"], plan["held"], plan["left_bytes"]) == ([], [], kept)
-    assert "what comes is refused" in ask(site, "--dry-run", max_bytes=kept, **refuse).output
-    assert "what comes is refused" not in ask(site, "--dry-run", max_bytes=kept + 1, **refuse).output
+    assert "the node refuses instances" in ask(site, "--dry-run", max_bytes=kept, **refuse).output
+    assert "the node refuses instances" not in ask(site, "--dry-run", max_bytes=kept + 1, **refuse).output
     assert ask(site, max_bytes=1, **refuse).exit_code == 0
     assert left(site) == ["2.1", "2.2"]
 
@@ -81,10 +81,10 @@ def test_command_removes_once_and_says_what(site: Site) -> None:
 
 
 def test_many_studies_are_cut_off_for_people_only(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ingest.workers.retention.command.SHOWN", 2)
+    monkeypatch.setattr("ingest.cli.retention.MAX_STUDIES", 2)
     fill(site, made(1), made(2), made(3))
     deliver(site, DeliveryState.DELIVERED)
-    assert "and 1 more; --json names all" in ask(site, "--dry-run", max_bytes=1).output
+    assert "and 1 more; --json lists all of them" in ask(site, "--dry-run", max_bytes=1).output
     assert len(plan_of(site, max_bytes=1)["go"]) == 3
 
 

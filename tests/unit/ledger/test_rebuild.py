@@ -1,7 +1,6 @@
 """A ledger that was lost or is older than its store: noticed, and rebuilt from the files."""
 
 import contextlib
-import json
 import os
 import shutil
 import sqlite3
@@ -11,11 +10,11 @@ from pathlib import Path
 import pytest
 
 from ingest.alarms import standing_alarms
-from ingest.checks.node import check
+from ingest.checks.node import check_node
 from ingest.errors import StoreMissingError
 from ingest.filesystem.folder_identity import LEDGER_MARK, read_ledger_mark
 from ingest.ledger import InstanceState
-from ingest.status.report import gather
+from ingest.status.report import gather_status
 from ingest.workers import ledger_rebuild as rebuilding
 from tests.support.instances import IMPLICIT, Made
 from tests.support.persisting import Site
@@ -48,15 +47,14 @@ def restore(site: Site, kept: Path) -> None:
 
 
 def rebuild(site: Site, *, deliveries: bool = True) -> int:
-    return rebuilding.rebuild_ledger(site.config, makes_deliveries=deliveries, as_json=False)
+    done = rebuilding.rebuild_ledger(site.config, makes_deliveries=deliveries, report_progress=lambda _: None)
+    return int(done.left_out)
 
 
-def verified(site: Site, capsys: pytest.CaptureFixture[str], *, reads: bool = False) -> dict[str, int]:
-    capsys.readouterr()
-    code = rebuilding.verify_ledger(site.config, reads=reads, as_json=True)
-    told = json.loads(capsys.readouterr().out)
-    assert code == int(any(told["counts"].values()) or bool(told["doubt"]))
-    return {kind: count for kind, count in told["counts"].items() if count}
+def verified(site: Site, *, reads: bool = False) -> dict[str, int]:
+    found = rebuilding.verify_ledger(site.config, reads=reads, report_progress=lambda _: None)
+    assert found.differs == (any(found.counts.values()) or bool(found.doubt))
+    return {kind: count for kind, count in found.counts.items() if count}
 
 
 def alarms(site: Site) -> list[str]:
@@ -64,11 +62,13 @@ def alarms(site: Site) -> list[str]:
 
 
 def said_by_check(site: Site) -> list[str]:
-    return [fault.cause for fault in check(site.config) if fault.key == "ledger.url" and not fault.is_note]
+    return [
+        fault.cause for fault in check_node(site.config) if fault.key == "ledger.url" and not fault.is_note
+    ]
 
 
 def said_by_status(site: Site) -> list[str]:
-    return [alarm["name"] for alarm in gather(site.config)["alarms"]]
+    return [alarm["name"] for alarm in gather_status(site.config)["alarms"]]
 
 
 def test_deleted_ledger_is_noticed_and_rebuilt_with_its_deliveries(
@@ -88,11 +88,11 @@ def test_deleted_ledger_is_noticed_and_rebuilt_with_its_deliveries(
     site.work()  # receiving goes on
     assert alarms(site) == said_by_status(site) == ["ledger_behind_store"]
     assert "the ledger is new" in said_by_check(site)[0]
-    assert verified(site, capsys) == {"without_row": 3}
+    assert verified(site) == {"without_row": 3}
 
     assert rebuild(site) == 0
     assert (said_by_check(site), said_by_status(site), alarms(site)) == ([], [], [])
-    assert verified(site, capsys, reads=True) == {}
+    assert verified(site, reads=True) == {}
     rows = {row.sop_instance_uid: row for row in site.instances()}
     for old in before:
         new = rows[old.sop_instance_uid]
@@ -129,7 +129,7 @@ def test_older_backup_is_noticed_until_the_ledger_is_rebuilt(
         site.receive(Made(sop=f"1.{number}"))
         site.work()
         assert alarms(site) == ["ledger_behind_store"]
-    assert verified(site, capsys) == {"without_row": 1}
+    assert verified(site) == {"without_row": 1}
     assert rebuild(site) == 0
     assert (said_by_check(site), alarms(site)) == ([], [])
     assert sorted(row.sop_instance_uid for row in site.instances()) == [f"1.{n}" for n in range(1, 8)]
@@ -172,7 +172,7 @@ def test_variants_copies_and_quarantine_are_rebuilt_as_what_they_are(
             row.copy_digest,
             row.refused_status,
         )
-    assert verified(site, capsys, reads=True) == {}
+    assert verified(site, reads=True) == {}
 
 
 def test_rebuild_without_deliveries_makes_rows_only(site: Site) -> None:
@@ -225,13 +225,13 @@ def test_verify_finds_lost_cut_and_changed_files(site: Site, capsys: pytest.Capt
     for number in range(1, 5):
         site.receive(Made(sop=f"1.{number}"))
     site.work()
-    assert verified(site, capsys, reads=True) == {}
+    assert verified(site, reads=True) == {}
     first, second, third, fourth = (site.config.store_root / key for key in site.stored())
     first.unlink()
     os.truncate(second, second.stat().st_size - 2)
     shutil.copy(fourth, third)
-    assert verified(site, capsys) == {"without_file": 1, "of_other_size": 1}
-    assert verified(site, capsys, reads=True) == {"without_file": 1, "of_other_size": 1, "other_objects": 1}
+    assert verified(site) == {"without_file": 1, "of_other_size": 1}
+    assert verified(site, reads=True) == {"without_file": 1, "of_other_size": 1, "other_objects": 1}
 
 
 def test_store_that_is_not_mounted_is_not_compared(site: Site) -> None:
@@ -241,7 +241,7 @@ def test_store_that_is_not_mounted_is_not_compared(site: Site) -> None:
     site.config.store_root.mkdir()
     for do in (
         lambda: rebuild(site),
-        lambda: rebuilding.verify_ledger(site.config, reads=False, as_json=True),
+        lambda: verified(site),
     ):
         with pytest.raises(StoreMissingError):
             do()

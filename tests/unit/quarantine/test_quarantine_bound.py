@@ -1,6 +1,5 @@
 """Quarantine keeps the same thing once, bounds what was refused, and forgets nothing acknowledged."""
 
-import json
 import os
 import sqlite3
 from collections.abc import Callable
@@ -11,11 +10,11 @@ from alembic import command
 from sqlalchemy import make_url
 
 from ingest.alarms import standing_alarms
-from ingest.cli._instance_tables import list_quarantine
 from ingest.ledger import DeliveryState, Instance, InstanceState, Ledger
 from ingest.ledger.index import InstanceFilter
 from ingest.ledger.migrations import configuration
-from ingest.status.report import gather
+from ingest.operations.instances import list_instances, quarantined_to_json
+from ingest.status.report import gather_status
 from ingest.workers.quarantine.command import drop_instances, release_instances, retry_instances
 from tests.support.instances import Made
 from tests.support.persisting import Site
@@ -43,7 +42,7 @@ def quarantined(site: Site) -> list[Instance]:
 
 
 def alarms(site: Site) -> list[str]:
-    return [str(alarm["name"]) for alarm in gather(site.config)["alarms"]]
+    return [str(alarm["name"]) for alarm in gather_status(site.config)["alarms"]]
 
 
 @pytest.mark.parametrize("at_once", [True, False], ids=["one batch", "one by one"])
@@ -71,9 +70,8 @@ def test_conflict_that_comes_again_is_counted_and_what_is_listed_says_so(
         site.work()
     [row] = quarantined(site)
     assert (row.times, row.refused_status) == (3, 0)
-    capsys.readouterr()
-    list_quarantine(site.config, InstanceFilter(states=(QUARANTINED,)), 10, None, as_json=True)
-    said = json.loads(capsys.readouterr().out)
+    [found] = list_instances(site.config, InstanceFilter(states=(QUARANTINED,)), 10, None)
+    said = quarantined_to_json(found.instance, site.config.quarantine_dir)
     assert (said["times"], said["kind"]) == (3, "conflict")
 
 
@@ -180,7 +178,7 @@ def test_what_was_set_aside_is_an_alarm_until_it_is_tried_again(
     assert alarms(site) == []
     number, other = set_aside(site, monkeypatch, FIRST, Made(sop="1.2.3.5"))
     assert alarms(site) == ["set_aside"]
-    assert "2 acknowledged instances" in gather(site.config)["alarms"][0]["cause"]
+    assert "2 acknowledged instances" in gather_status(site.config)["alarms"][0]["cause"]
     assert retry_instances(site.config, [number]) == 0
     assert (site.config.store_root / KEY).read_bytes() == FIRST.file
     assert delivery_of(site, number) == {"pacs": DeliveryState.WAITING}

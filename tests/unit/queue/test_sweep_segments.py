@@ -18,7 +18,7 @@ from ingest.queue.stream_writer import append_references
 from ingest.spool import inventory, segment, segment_upkeep
 from ingest.spool.reference import Location, Reference
 from ingest.spool.spool import Spool
-from ingest.status.report import gather
+from ingest.status.report import gather_status
 from tests.support.ledgers import hold, row
 from tests.support.segments import SEGMENT_BYTES, SegmentWriter
 from tests.support.servers import Valkey
@@ -74,7 +74,7 @@ def test_what_is_not_done_waits_also_if_it_is_damaged(own: Spool, writer: Segmen
     assert inventory.list_waiting(own.root, "L0") == [first, damaged, second, third, Location(file)]
     # All of the older one stays on the disk because of what waits in it.
     assert inventory.measure_usage(own.root) == SEGMENT_BYTES + 4 + 4
-    found = gather(Config(node={"data_dir": own.root.parent}))["spool"]  # type: ignore[arg-type]
+    found = gather_status(Config(node={"data_dir": own.root.parent}))["spool"]  # type: ignore[arg-type]
     assert (found["waiting"], found["bytes"]) == (5, SEGMENT_BYTES + 8)
 
 

@@ -16,9 +16,10 @@ import pytest
 from pydicom.uid import AllTransferSyntaxes
 from pynetdicom import AllStoragePresentationContexts
 
-from ingest.cli._send import FileResult, SendProgress, echo_command, send_command, send_files
+from ingest.cli.send import echo_remote, send_to_remote
 from ingest.config.model import TLS
 from ingest.dicom import wire
+from ingest.requestor.send_files import FileResult, SendProgress, send_files
 from ingest.requestor.store_scu import Remote, Timeouts
 from tests.support.instances import CT, EXPLICIT, IMPLICIT, Made
 from tests.support.peers import (
@@ -212,7 +213,7 @@ def test_every_sample_of_pydicom_arrives_byte_for_byte(tls: TLS) -> None:
 
 
 def send(port: int, tls: TLS | None, *files: Path) -> int:
-    return send_command(
+    return send_to_remote(
         "127.0.0.1", port, files, called_ae=AE_TITLE, calling_ae="SENDER", tls=tls, timeouts=SHORT
     )
 
@@ -305,8 +306,8 @@ def test_what_cannot_be_read_in_a_folder_is_a_failure(
 
 
 SENDER = (
-    "import sys; from pathlib import Path; from ingest.cli._send import send_command;"
-    "sys.exit(send_command('127.0.0.1', int(sys.argv[1]), [Path(sys.argv[2])], called_ae='REMOTE',"
+    "import sys; from pathlib import Path; from ingest.cli.send import send_to_remote;"
+    "sys.exit(send_to_remote('127.0.0.1', int(sys.argv[1]), [Path(sys.argv[2])], called_ae='REMOTE',"
     " calling_ae='SENDER', tls=None, jobs=2))"
 )
 
@@ -352,9 +353,9 @@ def test_echo_says_whether_the_remote_answers(
     scp: PynetdicomRemote, tls: TLS, capsys: pytest.CaptureFixture[str]
 ) -> None:
     titles = {"called_ae": AE_TITLE, "calling_ae": "SENDER"}
-    assert echo_command("127.0.0.1", scp.port, **titles, tls=tls, timeouts=SHORT) == 0
+    assert echo_remote("127.0.0.1", scp.port, **titles, tls=tls, timeouts=SHORT) == 0
     assert "answered the C-ECHO" in capsys.readouterr().out
-    assert echo_command("127.0.0.1", scp.port, **titles, tls=None, timeouts=SHORT) == 1
+    assert echo_remote("127.0.0.1", scp.port, **titles, tls=None, timeouts=SHORT) == 1
     assert "TLS" in capsys.readouterr().out
-    assert echo_command("127.0.0.1", free_port(), **titles, tls=tls, timeouts=SHORT) == 1
+    assert echo_remote("127.0.0.1", free_port(), **titles, tls=tls, timeouts=SHORT) == 1
     assert "Connection refused" in capsys.readouterr().out

@@ -5,14 +5,16 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from ingest.checks.tls import Term, terms, untimely
+from ingest.checks.tls import Validity, find_untimely, list_validities
 from ingest.config.model import Config
 from ingest.tls.keys import pairs
 
 NOW = datetime(2030, 6, 1, tzinfo=UTC)
 DAY = timedelta(days=1)
 
-GOOD = Term("aa", "tls.a.certificate", "a.crt: the certificate (CN=a)", NOW - DAY, NOW + DAY, "name another")
+GOOD = Validity(
+    "aa", "tls.a.certificate", "a.crt: the certificate (CN=a)", NOW - DAY, NOW + DAY, "name another"
+)
 ENDED = replace(GOOD, digest="bb", end=NOW)
 EARLY = replace(GOOD, digest="cc", begin=NOW + DAY / 2)
 LIST = replace(GOOD, digest="dd", issuer="CN=x")
@@ -35,9 +37,9 @@ LATE = replace(LIST, digest="ee", end=NOW - DAY / 2)
     ],
 )
 def test_new_thing_that_is_not_valid_now_is_refused(
-    new: list[Term], held: list[Term], *, refused: bool
+    new: list[Validity], held: list[Validity], *, refused: bool
 ) -> None:
-    assert bool(untimely(new, held, NOW)) == refused
+    assert bool(find_untimely(new, held, NOW)) == refused
 
 
 def test_sections_in_use_are_looked_at_and_of_trust_what_is_best(tmp_path):
@@ -50,11 +52,11 @@ def test_sections_in_use_are_looked_at_and_of_trust_what_is_best(tmp_path):
     def found(*trusted, used="a"):
         section = {**pair, "trusted": [f"{tmp_path}/{name}.crt" for name in trusted]}
         config = Config.model_validate({"tls": {"a": section}, "listeners": [{"port": 1, "tls": used}]})
-        return untimely(terms(config, now), [], now)
+        return find_untimely(list_validities(config, now), [], now)
 
     assert found("ended", "own", "early") == []
     [said] = found("early")
-    assert said.startswith("tls.a.trusted: the one that is in it is not valid before")
+    assert said.startswith("tls.a.trusted: the certificate in it is not valid before")
     assert "is not valid before" in found("early", "ended")[0]
     [said] = found("ended")
     assert "ended on" in said

@@ -8,11 +8,11 @@ import pytest
 import structlog
 
 import ingest.workers.retention.remover
-from ingest.checks.node import check
+from ingest.checks.node import check_node
 from ingest.config.model import Config
 from ingest.ledger import DeliveryState
 from ingest.spool import store_capacity
-from ingest.status.report import gather
+from ingest.status.report import gather_status
 from tests.support.persisting import Site
 from tests.support.retaining import deliver, fill, left, made, remove, remover
 
@@ -115,6 +115,6 @@ def test_status_and_check_say_that_a_running_node_refuses(
     settings.run_dir.mkdir(parents=True)
     store_capacity.write_store_full(settings.run_dir, FULL)
     monkeypatch.setattr("ingest.filesystem.node_lock.is_node_running", lambda _: running)
-    assert gather(settings)["store"]["full"] == said
-    faults = [fault for fault in check(settings) if fault.key == "retention.max_bytes"]
+    assert gather_status(settings)["store"]["full"] == said
+    faults = [fault for fault in check_node(settings) if fault.key == "retention.max_bytes"]
     assert [said in fault.cause and not fault.is_note for fault in faults] == ([True] if said else [])

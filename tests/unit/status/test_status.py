@@ -25,13 +25,13 @@ from ingest.ledger import Ledger
 from ingest.queue.keys import stream_key
 from ingest.queue.stream_writer import append_references
 from ingest.spool.reference import Reference
-from ingest.status.report import gather
+from ingest.status.report import gather_status
 from tests.support.servers import Valkey
 from tests.support.spools import claim, config, keep
 
 
 def test_a_node_that_was_never_started_has_nothing_to_tell(tmp_path: Path) -> None:
-    found = gather(config(tmp_path))
+    found = gather_status(config(tmp_path))
     assert found["listeners"] == []
     assert found["spool"] == {"path": str(tmp_path / "spool"), "waiting": 0, "bytes": 0}
     assert found["queue"]["reachable"] is False
@@ -44,7 +44,7 @@ def test_spool_and_queue_are_counted(tmp_path: Path, redis_server: Valkey) -> No
     where = keep(spool, b"x" * 1000)
     with redis_server.client() as client:
         append_references(client, [Reference("spool", spool.id, where)])
-    found = gather(settings)
+    found = gather_status(settings)
     spool.close()
     assert (found["spool"]["waiting"], found["spool"]["bytes"]) == (1, 1000)
     assert found["queue"] == {
@@ -61,7 +61,7 @@ def test_what_nobody_stores_is_told_by_its_age(tmp_path: Path, redis_server: Val
     spool = claim(settings)
     with redis_server.client() as client:
         client.xadd(stream_key(spool.id), {"where": "x"}, id=f"{unix_ms() - 90_000}-1")
-    found = gather(settings)
+    found = gather_status(settings)
     spool.close()
     assert 90 <= found["queue"]["oldest_seconds"] < 120
 
@@ -82,7 +82,7 @@ def test_each_listener_has_a_state_and_those_that_say_nothing_are_silent(tmp_pat
         board.set(row, STATE, state)
         board.set(row, HEARTBEAT, heartbeat)
         board.set(row, ACTIVE, row)
-    listeners = gather(settings)["listeners"]
+    listeners = gather_status(settings)["listeners"]
     assert [row["state"] for row in listeners] == ["booting", "accepting", "draining", "silent", "silent"]
     assert [row["active"] for row in listeners] == [0, 1, 2, 3, 4]
 
@@ -92,7 +92,7 @@ def test_a_spool_that_cannot_be_read_does_not_hide_the_rest(tmp_path: Path, redi
     (tmp_path / "spool" / "L0").mkdir(parents=True)
     (tmp_path / "spool" / "L0" / "ready").write_text("no folder")
     (tmp_path / "spool" / "id").mkdir()
-    found = gather(settings)
+    found = gather_status(settings)
     assert "ready: Not a directory" in found["spool"]["error"]
     assert "cannot be used" in found["queue"]["error"]
     assert "ledger" in found
@@ -110,7 +110,7 @@ def test_a_ledger_that_can_only_be_read_is_told(
     settings = config(tmp_path, redis_server.url).model_copy(
         update={"ledger": LedgerConfig(url=url.render_as_string(hide_password=False))}
     )
-    found = gather(settings)["ledger"]
+    found = gather_status(settings)["ledger"]
     assert found["reachable"] is True
     assert said in found["read_only"]
     assert bool(found["read_only"]) is bool(said)
@@ -132,5 +132,5 @@ def test_the_command_prints_it(arguments: list[str], tmp_path: Path, redis_serve
 def test_alarms_stand_in_the_status(tmp_path: Path) -> None:
     settings = config(tmp_path)
     raise_alarm(settings.run_dir, "store_missing", "the store is gone", "mount it", severity=Severity.FAILING)
-    (found,) = gather(settings)["alarms"]
+    (found,) = gather_status(settings)["alarms"]
     assert (found["name"], found["severity"]) == ("store_missing", "failing")

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from ingest.status.verdict import DEGRADED, FAILING, WELL, judge
+from ingest.status.verdict import NodeHealth, judge_health
 
 SOUND: dict[str, Any] = {
     "running": "listening",
@@ -39,54 +39,89 @@ def alarm(severity: str) -> dict[str, Any]:
 
 
 def test_a_sound_node_is_well() -> None:
-    assert judge(SOUND).code == WELL
-    assert judge(SOUND).problems == []
-    assert judge(changed(lambda now: now.update(running="working", listeners=[]))).code == WELL
+    assert judge_health(SOUND).health == NodeHealth.WELL
+    assert judge_health(SOUND).problems == []
+    assert (
+        judge_health(changed(lambda now: now.update(running="working", listeners=[]))).health
+        == NodeHealth.WELL
+    )
 
 
 @pytest.mark.parametrize(
     ("change", "code", "said"),
     [
-        (lambda now: now.update(running=""), FAILING, "no node runs on /data"),
-        (lambda now: now["listeners"].clear(), FAILING, "no listener accepts"),
-        (lambda now: now["listeners"].append({"state": "silent"}), DEGRADED, "1 listeners give no sign"),
-        (lambda now: now["alarms"].append(alarm("failing")), FAILING, "a record rots"),
-        (lambda now: now["alarms"].append(alarm("degraded")), DEGRADED, "a record rots"),
-        (lambda now: now["disks"][0].update(free_bytes=99), FAILING, "nothing is received"),
-        (lambda now: now["disks"][0].update(error="Input/output error"), FAILING, "Input/output error"),
+        (lambda now: now.update(running=""), NodeHealth.FAILING, "no node runs on /data"),
+        (lambda now: now["listeners"].clear(), NodeHealth.FAILING, "no listener accepts"),
+        (
+            lambda now: now["listeners"].append({"state": "silent"}),
+            NodeHealth.DEGRADED,
+            "1 listener has no recent heartbeat",
+        ),
+        (lambda now: now["alarms"].append(alarm("failing")), NodeHealth.FAILING, "a record rots"),
+        (lambda now: now["alarms"].append(alarm("degraded")), NodeHealth.DEGRADED, "a record rots"),
+        (lambda now: now["disks"][0].update(free_bytes=99), NodeHealth.FAILING, "node refuses instances"),
+        (
+            lambda now: now["disks"][0].update(error="Input/output error"),
+            NodeHealth.FAILING,
+            "Input/output error",
+        ),
         (
             lambda now: now["disks"].append(
                 {"use": "store", "path": "/store", "refuses_below": 0, "free_bytes": 0}
             ),
-            FAILING,
+            NodeHealth.FAILING,
             "store: the disk is full",
         ),
         (
             lambda now: now["queue"].update(references=7, oldest_seconds=60),
-            DEGRADED,
+            NodeHealth.DEGRADED,
             "7 wait, the first for 60 s",
         ),
-        (lambda now: now["queue"].update(references=7, oldest_seconds=59), WELL, ""),
-        (lambda now: now["store"].update(full="10 GB are in it"), FAILING, "the store is full"),
-        (lambda now: now.update(ledger={"reachable": False, "error": "malformed"}), FAILING, "malformed"),
-        (lambda now: now["ledger"].update(read_only="it is read-only"), FAILING, "it is read-only"),
-        (lambda now: now["ledger"].update(read_only=""), WELL, ""),
-        (lambda now: now.update(queue={"reachable": False, "error": "refused"}), DEGRADED, "refused"),
-        (lambda now: now["ledger"]["destinations"][0].update(circuit="open"), DEGRADED, "circuit is open"),
-        (lambda now: now["ledger"]["deliveries"]["pacs"].update(dead=3), DEGRADED, "3 deliveries are dead"),
-        (lambda now: now["reload_refused"].append("tls.node: no"), DEGRADED, "tls.node: no"),
-        (lambda now: now["certificates"][0].update(days_left=6.0), DEGRADED, "ends in 6 days"),
-        (lambda now: now["certificates"][0].update(days_left=-1.0), FAILING, "has ended"),
-        (lambda now: now["certificates"][0].update(days_left=-1.0, role="peer"), DEGRADED, "has ended"),
-        (lambda now: now["certificates"][0].update(days_left=-1.0, role="trusted"), WELL, ""),
+        (lambda now: now["queue"].update(references=7, oldest_seconds=59), NodeHealth.WELL, ""),
+        (lambda now: now["store"].update(full="10 GB are in it"), NodeHealth.FAILING, "the store is full"),
+        (
+            lambda now: now.update(ledger={"reachable": False, "error": "malformed"}),
+            NodeHealth.FAILING,
+            "malformed",
+        ),
+        (
+            lambda now: now["ledger"].update(read_only="it is read-only"),
+            NodeHealth.FAILING,
+            "it is read-only",
+        ),
+        (lambda now: now["ledger"].update(read_only=""), NodeHealth.WELL, ""),
+        (
+            lambda now: now.update(queue={"reachable": False, "error": "refused"}),
+            NodeHealth.DEGRADED,
+            "refused",
+        ),
+        (
+            lambda now: now["ledger"]["destinations"][0].update(circuit="open"),
+            NodeHealth.DEGRADED,
+            "circuit is open",
+        ),
+        (
+            lambda now: now["ledger"]["deliveries"]["pacs"].update(dead=3),
+            NodeHealth.DEGRADED,
+            "3 deliveries are dead",
+        ),
+        (lambda now: now["reload_refused"].append("tls.node: no"), NodeHealth.DEGRADED, "tls.node: no"),
+        (lambda now: now["certificates"][0].update(days_left=6.0), NodeHealth.DEGRADED, "ends in 6 days"),
+        (lambda now: now["certificates"][0].update(days_left=-1.0), NodeHealth.FAILING, "has ended"),
+        (
+            lambda now: now["certificates"][0].update(days_left=-1.0, role="peer"),
+            NodeHealth.DEGRADED,
+            "has ended",
+        ),
+        (lambda now: now["certificates"][0].update(days_left=-1.0, role="trusted"), NodeHealth.WELL, ""),
     ],
 )
 def test_each_problem_has_its_code_and_a_remedy(
     change: Callable[[dict[str, Any]], Any], code: int, said: str
 ) -> None:
-    verdict = judge(changed(change))
-    assert verdict.code == code
-    if code != WELL:
+    verdict = judge_health(changed(change))
+    assert verdict.health == code
+    if code != NodeHealth.WELL:
         assert said in verdict.problems[0].cause
         assert verdict.problems[0].remedy
 
@@ -96,4 +131,4 @@ def test_the_worst_comes_first() -> None:
         now["queue"] = {"reachable": False, "error": "refused"}
         now["certificates"][0]["days_left"] = -1.0
 
-    assert "has ended" in judge(changed(several)).problems[0].cause
+    assert "has ended" in judge_health(changed(several)).problems[0].cause

@@ -11,7 +11,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from ingest.checks.tls import due, terms
+from ingest.checks.tls import check_validity_now, list_validities
 from ingest.config.model import TLS, Config, Listener
 from ingest.errors import ConfigError
 from ingest.tls import revocation
@@ -152,7 +152,7 @@ def test_a_list_fetched_before_its_time_hinders_no_reload(site, tmp_path):
     )
     tls = {"node": settings(site, site.scp, tmp_path / "lists")}
     config = Config(tls=tls, listeners=(Listener(port=0, tls="node"),))
-    (term,) = (term for term in terms(config, NOW) if "crl" in term.key)
+    (term,) = (term for term in list_validities(config, NOW) if "crl" in term.key)
     assert term.digest == site.current.fingerprint(hashes.SHA256()).hex()
 
 
@@ -201,10 +201,12 @@ def test_what_is_no_list_is_named_with_its_remedy(site, tmp_path, content, words
 
 
 def test_a_list_that_is_due_is_said_at_every_start(site):
-    (fault,) = due("tls.node", settings(site, site.scp, site.folder / "old.crl"), NOW)
+    (fault,) = check_validity_now("tls.node", settings(site, site.scp, site.folder / "old.crl"), NOW)
     assert (fault.key, fault.is_note) == ("tls.node.crl[0]", True)
     assert "CN=Site" in fault.cause
-    assert not list(due("tls.node", settings(site, site.scp, site.folder / "current.crl"), NOW))
+    assert not list(
+        check_validity_now("tls.node", settings(site, site.scp, site.folder / "current.crl"), NOW)
+    )
 
 
 def test_no_descriptor_is_left_of_what_was_loaded(site):

@@ -6,7 +6,7 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from ingest.checks.tls import due
+from ingest.checks.tls import check_validity_now
 from ingest.config.model import TLS
 from ingest.ext.tls_context import TLS_1_2, TLS_1_3
 from ingest.tls import revocation
@@ -144,11 +144,11 @@ def test_names_of_issuers_are_compared_as_openssl_does(chain, trusting):
     [("root middle", True), ("root middle low", True), ("middle", False), ("middle low", False)],
 )
 def test_what_is_not_trusted_any_more_is_said_and_a_fault_where_nothing_is_left(trusting, trusted, note):
-    faults = list(due("tls.node", trusting(trusted, "middle"), NOW))
+    faults = list(check_validity_now("tls.node", trusting(trusted, "middle"), NOW))
     assert len(faults) == len(trusted.replace("root", "").split())
     assert {(fault.key, fault.is_note) for fault in faults} == {("tls.node.trusted[0]", note)}
     assert "CN=Middle is not trusted: the list in" in faults[0].cause
-    assert not list(due("tls.node", trusting(trusted), NOW))
+    assert not list(check_validity_now("tls.node", trusting(trusted), NOW))
 
 
 @pytest.mark.parametrize(
@@ -235,7 +235,7 @@ def test_names_that_only_openssl_reads_hinder_nothing(chain, tmp_path):
     }
     assert codes == {"good": 0, "bad": REVOKED}
     server_context(tls.model_copy(update={"crl": lists[:1]}))
-    (note,) = due("tls.node", tls, NOW)
+    (note,) = check_validity_now("tls.node", tls, NOW)
     assert (note.key, note.is_note) == ("tls.node.crl[1]", True)
     assert "cannot be read is used for peers" in note.cause
 
@@ -255,7 +255,7 @@ SOME = point(only_some_reasons=frozenset([x509.ReasonFlags.key_compromise]))
 )
 def test_a_list_that_is_not_used_is_said_at_every_start(chain, trusting, options, code, words):
     tls = trusting("root", **options)
-    for note in (notes := list(due("tls.node", tls, NOW))):
+    for note in (notes := list(check_validity_now("tls.node", tls, NOW))):
         assert (note.key, note.is_note) == ("tls.node.crl[0]", True)
         assert words in note.cause
     assert len(notes) == 3

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from ingest.checks.node import check
+from ingest.checks.node import check_node
 from ingest.config.reader import load_config
-from ingest.status.report import gather
+from ingest.status.report import gather_status
 from ingest.tls import expiry
 from ingest.tls.expiry import CertificateLocation, ExpiringCertificate, find_due_warnings
 from ingest.tls.identity import CertificateIdentity
@@ -116,7 +116,7 @@ def site(tmp_path):
 
 
 def test_check_has_nothing_to_say_of_what_is_good_for_long(site):
-    assert check(site()) == []
+    assert check_node(site()) == []
 
 
 @pytest.mark.parametrize(
@@ -129,18 +129,18 @@ def test_check_has_nothing_to_say_of_what_is_good_for_long(site):
     ],
 )
 def test_end_is_a_fault_where_somebody_is_stopped_and_soon_is_a_note(site, who, key, note, words, tmp_path):
-    (fault,) = check(site(**{who: -1}))
+    (fault,) = check_node(site(**{who: -1}))
     assert (fault.key, fault.is_note) == (key, note)
     assert words in fault.cause
     for name in ("node.crt", "node.key", "in.crt", "out.crt"):
         (tmp_path / name).unlink()
-    (fault,) = check(site(**{who: 29}))
+    (fault,) = check_node(site(**{who: 29}))
     assert (fault.key, fault.is_note) == (key, True)
     assert words.replace("ended", "ends") in fault.cause
 
 
 def test_status_tells_whose_certificates_end(site):
-    told = {row["subject"]: row for row in gather(site(ct1=12, pacs=-3))["certificates"]}
+    told = {row["subject"]: row for row in gather_status(site(ct1=12, pacs=-3))["certificates"]}
     assert {name: (row["role"], row["whose"]) for name, row in told.items()} == {
         "CN=node": ("own", []),
         "CN=ct1": ("peer", ["CT1"]),
@@ -159,15 +159,15 @@ def test_own_chain_in_pkcs12_is_told_too(tmp_path):
     text += 'pkcs12 = "keys/store.p12"\npassword_file = "keys/password"\ntrusted = ["keys/root.crt"]\n'
     (tmp_path / "ingest.toml").write_text(text)
     config = load_config(tmp_path / "ingest.toml", environ={})
-    rows = gather(config)["certificates"]
+    rows = gather_status(config)["certificates"]
     assert [(row["subject"], row["role"]) for row in rows] == [
         ("CN=ec", "own"),
         ("CN=authority", "issuer"),
         ("CN=root", "trusted"),
     ]
-    told = {(fault.key, fault.is_note) for fault in check(config)}  # all of them end in 30 days
+    told = {(fault.key, fault.is_note) for fault in check_node(config)}  # all of them end in 30 days
     assert told >= {("tls.node.pkcs12", True), ("tls.node.trusted[0]", True)}
-    assert PASSWORD not in str(check(config))
+    assert PASSWORD not in str(check_node(config))
 
 
 def test_password_and_key_store_that_others_may_read_are_notes(tmp_path):
@@ -182,7 +182,7 @@ def test_password_and_key_store_that_others_may_read_are_notes(tmp_path):
         keys["password"].chmod(second)
         found = {
             fault.key
-            for fault in check(load_config(tmp_path / "ingest.toml", environ={}))
+            for fault in check_node(load_config(tmp_path / "ingest.toml", environ={}))
             if "chmod" in fault.remedy
         }
         expected = {"tls.node.pkcs12": first, "tls.node.password_file": second}
@@ -244,4 +244,4 @@ def test_joined_file_that_others_may_read_is_a_note(site, tmp_path):
     for mode, expected in ((0o640, ["tls.node.certificate"]), (0o600, [])):
         joined.chmod(mode)
         config = load_config(tmp_path / "ingest.toml", environ={})
-        assert [fault.key for fault in check(config) if "chmod" in fault.remedy] == expected
+        assert [fault.key for fault in check_node(config) if "chmod" in fault.remedy] == expected

@@ -1,7 +1,7 @@
-"""`ingest demo`: two nodes on this machine, real DICOM files through both, every byte compared at the end.
+"""The demo: real DICOM files go through two nodes on this machine, and every byte is compared.
 
-Sender → TLS → node (spool, queue, store, ledger) → TLS → remote node. All of it lies in one temporary folder,
-which goes when all went well, and stays, named, when something did not.
+Sender → TLS → node (spool, queue, store, ledger) → TLS → remote node. Everything is in one temporary folder.
+The demo removes the folder at the end. After a failure it keeps the folder and prints its path.
 """
 
 import contextlib
@@ -72,8 +72,8 @@ to = ["remote"]
 
 
 @dataclass(slots=True)
-class Running:
-    """A node of the demo."""
+class DemoNode:
+    """A running node of the demo."""
 
     name: str
     config: Config
@@ -81,15 +81,15 @@ class Running:
     port: int
 
 
-def run() -> int:
-    """Run the demo in the terminal; returns the exit code."""
+def run_demo() -> int:
+    """Run the demo in the terminal, and return the exit code."""
     console = Console()
     folder = Path(tempfile.mkdtemp(prefix="dicom-ingest demo "))
     try:
-        _demo(console, folder)
+        _send_through_nodes(console, folder)
     except IngestError as error:
         console.print(f"[red]The demo failed:[/] {escape(str(error))}", soft_wrap=True)
-        console.print(f"What it left is in {escape(str(folder))}", soft_wrap=True)
+        console.print(f"Its files are in {escape(str(folder))}", soft_wrap=True)
         return 1
     except KeyboardInterrupt:
         console.print("interrupted")
@@ -99,22 +99,20 @@ def run() -> int:
     return 0
 
 
-def _demo(console: Console, folder: Path) -> None:
-    console.print("Making a demo PKI: three self-signed pairs that trust each other …")
-    material = _make_pki(folder / "pki")
-    found = _real_files()
-    console.print(
-        f"{len(found)} real DICOM files of pydicom, {len({f.context for f in found})} kinds of them"
-    )
+def _send_through_nodes(console: Console, folder: Path) -> None:
+    console.print("Creating a demo PKI: three self-signed certificates that trust each other …")
+    tls = _make_pki(folder / "pki")
+    found = _find_demo_files()
+    console.print(f"{len(found)} real DICOM files of pydicom, of {len({f.context for f in found})} kinds")
     with contextlib.ExitStack() as stack:
-        remote = stack.enter_context(_node(folder, "remote", ""))
-        node = stack.enter_context(_node(folder, "node", DESTINATION.format(port=remote.port)))
+        remote = stack.enter_context(_run_node(folder, "remote", ""))
+        node = stack.enter_context(_run_node(folder, "node", DESTINATION.format(port=remote.port)))
         console.print(f"Two nodes accept TLS: INGEST on port {node.port}, REMOTE on port {remote.port}")
         started = time.monotonic()
-        summary = _send_and_watch(console, node, remote, found, material)
+        summary = _send_and_watch(console, node, remote, found, tls)
         seconds = time.monotonic() - started
-        compared = _compare(found, node), _compare(found, remote)
-    _report(console, summary, found, compared, seconds)
+        compared = _compare_store(found, node), _compare_store(found, remote)
+    _print_report(console, summary, found, compared, seconds)
 
 
 def _make_pki(folder: Path) -> TLS:
@@ -130,20 +128,20 @@ def _make_pki(folder: Path) -> TLS:
     )
 
 
-def _real_files() -> list[SendableFile]:
-    """One file for each SOP instance UID among those that pydicom ships.
+def _find_demo_files() -> list[SendableFile]:
+    """Return one of pydicom's files for each SOP Instance UID.
 
-    Leaves out data sets that no node may take, since they are not of the transfer syntax in their File Meta.
-    Leaves out those of odd length, too: a sender pads them, so that they differ, or cannot send them.
+    A file is left out if its data set has another transfer syntax than its File Meta says: every node refuses
+    it. A data set of odd length is left out too. The sender pads it, and the copies differ.
     """
     packages = [Path(str(files("pydicom"))) / "data"]
     with contextlib.suppress(ModuleNotFoundError):
         packages.append(Path(str(files("data_store"))) / "data")
     found, _, _ = find_files(packages)
-    return list({item.sop_instance_uid: item for item in found if _is_sound(item)}.values())
+    return list({item.sop_instance_uid: item for item in found if _is_usable(item)}.values())
 
 
-def _is_sound(item: SendableFile) -> bool:
+def _is_usable(item: SendableFile) -> bool:
     if has_odd_value(item.size, item.transfer_syntax_uid):
         return False
     with item.path.open("rb") as file:
@@ -160,7 +158,7 @@ def _is_sound(item: SendableFile) -> bool:
 
 
 @contextlib.contextmanager
-def _node(folder: Path, name: str, more: str) -> Iterator[Running]:
+def _run_node(folder: Path, name: str, more: str) -> Iterator[DemoNode]:
     home = folder / name
     home.mkdir()
     path = home / "ingest.toml"
@@ -174,8 +172,8 @@ def _node(folder: Path, name: str, more: str) -> Iterator[Running]:
             text=True,
         )
     try:
-        port = _port(process, home / "log")
-        yield Running(name, load_config(path), process, port)
+        port = _read_port(process, home / "log")
+        yield DemoNode(name, load_config(path), process, port)
     finally:
         process.terminate()
         try:
@@ -189,8 +187,8 @@ def _node(folder: Path, name: str, more: str) -> Iterator[Running]:
         raise DemoError(f"the node {name} ended with {code}; see {home / 'log'}")
 
 
-def _port(process: subprocess.Popen[str], log: Path) -> int:
-    """The port in the `ready` line that the node prints."""
+def _read_port(process: subprocess.Popen[str], log: Path) -> int:
+    """Return the port from the `ready` line that the node prints."""
     lines: list[str] = []
 
     def read(stream: IO[str]) -> None:
@@ -201,14 +199,14 @@ def _port(process: subprocess.Popen[str], log: Path) -> int:
     reader = threads.start_task("reader", partial(read, process.stdout))
     reader.join(READY_SECONDS)
     if not lines or not lines[0].startswith("ready"):
-        raise DemoError(f"the node does not get ready; see {log}")
+        raise DemoError(f"the node is not ready after {READY_SECONDS:.0f} s; see {log}")
     return int(lines[0].split()[1].rpartition(":")[2])
 
 
 def _send_and_watch(
-    console: Console, node: Running, remote: Running, found: list[SendableFile], material: TLS
+    console: Console, node: DemoNode, remote: DemoNode, found: list[SendableFile], tls: TLS
 ) -> SendSummary:
-    target = Remote("localhost", node.port, "INGEST", "DEMO", client_context(material))
+    target = Remote("localhost", node.port, "INGEST", "DEMO", client_context(tls))
     paths = [item.path for item in found]
     results: list[SendSummary] = []
     with Progress(
@@ -237,10 +235,10 @@ def _send_and_watch(
             deadline = time.monotonic() + ARRIVE_SECONDS
             while True:
                 refused = bool(results) and bool(results[0].failed_files)
-                seen = _seen(here, there)
-                for stage, count in seen.items():
+                counts = _count_progress(here, there)
+                for stage, count in counts.items():
                     bars.update(stages[stage], completed=count)
-                if refused or min(seen.values()) >= len(paths) or time.monotonic() > deadline:
+                if refused or min(counts.values()) >= len(paths) or time.monotonic() > deadline:
                     break
                 time.sleep(POLL_SECONDS)
         sender.join(STOP_SECONDS)
@@ -249,14 +247,14 @@ def _send_and_watch(
     if results[0].failed_files:
         first = results[0].failed_files[0]
         raise DemoError(f"{len(results[0].failed_files)} files failed, the first {first.path}: {first.error}")
-    if min(seen.values()) < len(paths):
-        raise DemoError(f"after {ARRIVE_SECONDS:.0f} s only {seen} of {len(paths)} arrived")
+    if min(counts.values()) < len(paths):
+        raise DemoError(f"after {ARRIVE_SECONDS:.0f} s only {counts} of {len(paths)} arrived")
     return results[0]
 
 
-def _seen(node: Ledger, remote: Ledger) -> dict[str, int]:
-    """How many instances have come how far."""
-    here, there = _counts(node), _counts(remote)
+def _count_progress(node: Ledger, remote: Ledger) -> dict[str, int]:
+    """Count the instances that have reached each stage."""
+    here, there = _count_rows(node), _count_rows(remote)
     return {
         "stored": sum(here.instances.get(state, 0) for state in STATES),
         "delivered": here.deliveries.get("remote", {}).get(DeliveryState.DELIVERED, 0),
@@ -264,15 +262,15 @@ def _seen(node: Ledger, remote: Ledger) -> dict[str, int]:
     }
 
 
-def _counts(ledger: Ledger) -> Counts:
+def _count_rows(ledger: Ledger) -> Counts:
     try:
         return ledger.count_rows()
-    except LedgerError:  # not made yet: the nodes accept associations before their workers have started
+    except LedgerError:  # not created yet: a node accepts associations before its workers have started
         return Counts({}, {})
 
 
-def _compare(found: list[SendableFile], running: Running) -> int:
-    """Compare every data set in a node's store with the file that was sent; returns the bytes compared."""
+def _compare_store(found: list[SendableFile], running: DemoNode) -> int:
+    """Compare each data set in the store of a node with the file that was sent. Return the compared bytes."""
     total = 0
     with contextlib.closing(Ledger(running.config.ledger_url)) as ledger:
         for item in found:
@@ -280,11 +278,11 @@ def _compare(found: list[SendableFile], running: Running) -> int:
             if len(rows) != 1:
                 raise DemoError(f"{running.name} has {len(rows)} rows for {item.sop_instance_uid}")
             path = running.config.store_root / rows[0].store_key
-            total += _same(item, path)
+            total += _compare_file(item, path)
     return total
 
 
-def _same(item: SendableFile, path: Path) -> int:
+def _compare_file(item: SendableFile, path: Path) -> int:
     with item.path.open("rb") as sent, path.open("rb") as kept:
         meta, offset = read_file_meta(kept.fileno())
         sent.seek(item.offset)
@@ -301,14 +299,14 @@ def _same(item: SendableFile, path: Path) -> int:
                 return total
 
 
-def _report(
+def _print_report(
     console: Console,
     summary: SendSummary,
     found: list[SendableFile],
     compared: tuple[int, int],
     seconds: float,
 ) -> None:
-    table = Table(show_header=False, title="What was done")
+    table = Table(show_header=False, title="Result")
     table.add_row(
         "sent over mutual TLS", f"{len(summary.stored_files)} instances, {summary.stored_bytes / 1e6:.1f} MB"
     )

@@ -1,4 +1,4 @@
-"""The text of `ingest status`: the verdict first, then what is wrong, then each part of the node."""
+"""The page of `ingest status`: the verdict first, then the problems, then each part of the node."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import timedelta
@@ -6,10 +6,10 @@ from typing import Any, Final
 
 from rich.filesize import decimal
 
-from ingest.cli.tables import lines, local_time, printable
+from ingest.cli._tables import escape_controls, format_count, format_local_time, lay_out_table
 from ingest.ledger import DeliveryState
 
-_STATES: Final = tuple(state.value for state in DeliveryState)
+_DELIVERY_STATES: Final = tuple(state.value for state in DeliveryState)
 
 PROBLEMS: Final = "Problems"
 ALARMS: Final = "Alarms"
@@ -27,41 +27,43 @@ TITLES: Final = frozenset(
 Rows = Sequence[Sequence[str]]
 
 
-def page(now: Mapping[str, Any], before: Mapping[str, Any] | None, width: int | None) -> Iterator[str]:
-    """The lines of the page.
+def lay_out_page(
+    now: Mapping[str, Any], before: Mapping[str, Any] | None, width: int | None
+) -> Iterator[str]:
+    """Lay out the page as lines.
 
     Args:
-        now: What `ingest.status.report.gather` found.
-        before: What it found earlier, so that rates can be told; None without.
-        width: As `ingest.cli.tables.lines`.
+        now: The status from `ingest.status.report.gather_status`.
+        before: An earlier status, to calculate rates; None if there is none.
+        width: The width of the terminal in cells; None if the output is not a terminal.
     """
-    yield printable(_first_line(now))
+    yield escape_controls(_format_verdict(now))
     for title, columns, rows in (
-        (PROBLEMS, ("severity", "problem", "remedy"), _problems(now)),
-        (ALARMS, ("since", "alarm", "remedy"), _alarms(now)),
+        (PROBLEMS, ("severity", "problem", "remedy"), _list_problems(now)),
+        (ALARMS, ("since", "alarm", "remedy"), _list_alarms(now)),
         (
             RECEIVING,
             ("listener", "state", "associations", "instances", "instances/s", "MB/s", "failed", "refused"),
-            _listeners(now, before),
+            _list_listeners(now, before),
         ),
-        (ON_THE_WAY, ("stage", "state"), _stages(now)),
-        (DISKS, ("use", "free", "of", "folder"), _disks(now)),
-        (DELIVERIES, ("destination", *_STATES), _deliveries(now)),
+        (ON_THE_WAY, ("stage", "state"), _list_stages(now)),
+        (DISKS, ("use", "free", "of", "folder"), _list_disks(now)),
+        (DELIVERIES, ("destination", *_DELIVERY_STATES), _list_deliveries(now)),
         (
             DESTINATIONS,
             ("destination", "circuit", "backlog", "oldest", "instances/s", "MB/s", "last error"),
-            _destinations(now),
+            _list_destinations(now),
         ),
-        (CERTIFICATES, ("section", "role", "subject", "valid until", "days left"), _certificates(now)),
-        (WEAK, ("setting", "what it means", "remedy"), _notices(now)),
+        (CERTIFICATES, ("section", "role", "subject", "valid until", "days left"), _list_certificates(now)),
+        (WEAK, ("setting", "what it means", "remedy"), _list_weak_settings(now)),
     ):
         if rows:
             yield ""
             yield title
-            yield from lines(columns, rows, width)
+            yield from lay_out_table(columns, rows, width)
 
 
-def _first_line(now: Mapping[str, Any]) -> str:
+def _format_verdict(now: Mapping[str, Any]) -> str:
     problems = now["problems"]
     if not problems:
         return f"{now['verdict']}: {now['name']}"
@@ -70,17 +72,17 @@ def _first_line(now: Mapping[str, Any]) -> str:
     return f"{now['verdict']}: {worst['cause']}; {worst['remedy']}{others}"
 
 
-def _problems(now: Mapping[str, Any]) -> Rows:
-    """All problems where there are several: one alone stands in the first line."""
+def _list_problems(now: Mapping[str, Any]) -> Rows:
+    """Return the problems if there are several. A single one is in the first line."""
     problems = now["problems"]
     return [(row["severity"], row["cause"], row["remedy"]) for row in problems] if len(problems) > 1 else []
 
 
-def _alarms(now: Mapping[str, Any]) -> Rows:
-    return [(local_time(row["since_ms"]), row["cause"], row["remedy"]) for row in now["alarms"]]
+def _list_alarms(now: Mapping[str, Any]) -> Rows:
+    return [(format_local_time(row["since_ms"]), row["cause"], row["remedy"]) for row in now["alarms"]]
 
 
-def _listeners(now: Mapping[str, Any], before: Mapping[str, Any] | None) -> Rows:
+def _list_listeners(now: Mapping[str, Any], before: Mapping[str, Any] | None) -> Rows:
     earlier = {row["pid"]: row for row in before["listeners"]} if before else {}
     seconds = now["time"] - before["time"] if before else 0.0
     found = []
@@ -96,7 +98,7 @@ def _listeners(now: Mapping[str, Any], before: Mapping[str, Any] | None) -> Rows
             (
                 str(row["pid"]),
                 row["state"],
-                f"{row['active']} of {row['associations']}",
+                f"{row['active']} open, {row['associations']} in all",
                 str(row["instances"]),
                 *rates,
                 str(row["failed"]),
@@ -106,13 +108,17 @@ def _listeners(now: Mapping[str, Any], before: Mapping[str, Any] | None) -> Rows
     return found
 
 
-def _stages(now: Mapping[str, Any]) -> Rows:
+def _list_stages(now: Mapping[str, Any]) -> Rows:
     spool, queue, ledger = now["spool"], now["queue"], now["ledger"]
     found = [
-        ("spool", spool.get("error") or f"{spool['waiting']} instances, {spool['bytes'] / 1e6:.1f} MB"),
+        (
+            "spool",
+            spool.get("error")
+            or f"{format_count(spool['waiting'], 'instance')}, {spool['bytes'] / 1e6:.1f} MB",
+        ),
         (
             "queue",
-            f"{queue['references']} references, {queue['in_workers_hands']} of them in workers' hands"
+            f"{format_count(queue['references'], 'reference')}, {queue['in_workers_hands']} read by workers"
             if queue["reachable"]
             else f"away: {queue['error']}",
         ),
@@ -124,11 +130,11 @@ def _stages(now: Mapping[str, Any]) -> Rows:
         ),
     ]
     if now["store"]["full"]:
-        found.append(("store", f"full, so nothing is received: {now['store']['full']}"))
+        found.append(("store", f"full, so the node refuses instances: {now['store']['full']}"))
     return found
 
 
-def _disks(now: Mapping[str, Any]) -> Rows:
+def _list_disks(now: Mapping[str, Any]) -> Rows:
     return [
         (row["use"], row["error"], "", row["path"])
         if row.get("error")
@@ -137,37 +143,37 @@ def _disks(now: Mapping[str, Any]) -> Rows:
     ]
 
 
-def _deliveries(now: Mapping[str, Any]) -> Rows:
+def _list_deliveries(now: Mapping[str, Any]) -> Rows:
     return [
-        (name, *(str(states.get(state, 0)) for state in _STATES))
+        (name, *(str(states.get(state, 0)) for state in _DELIVERY_STATES))
         for name, states in sorted(now["ledger"].get("deliveries", {}).items())
     ]
 
 
-def _destinations(now: Mapping[str, Any]) -> Rows:
+def _list_destinations(now: Mapping[str, Any]) -> Rows:
     found = []
     for row in now["ledger"].get("destinations", []):
         oldest, error_age = row["oldest_seconds"], row["last_error_seconds"]
         found.append(
             (
                 row["name"],
-                "open: it refuses us" if row["refuses"] else row["circuit"],
+                "open: the remote refuses this node" if row["refuses"] else row["circuit"],
                 str(row["backlog"]),
-                "" if oldest is None else _age(oldest),
+                "" if oldest is None else _format_age(oldest),
                 f"{row['delivered_per_second']:.1f}",
                 f"{row['mb_per_second']:.1f}",
-                f"{row['last_error']}, {_age(error_age)} ago" if error_age is not None else "",
+                f"{row['last_error']}, {_format_age(error_age)} ago" if error_age is not None else "",
             )
         )
     return found
 
 
-def _age(seconds: float) -> str:
-    """To the second; of days, without them: `2 days, 1:02:03`."""
+def _format_age(seconds: float) -> str:
+    """Write an age to the second, as `2 days, 1:02:03`."""
     return str(timedelta(seconds=round(seconds)))
 
 
-def _certificates(now: Mapping[str, Any]) -> Rows:
+def _list_certificates(now: Mapping[str, Any]) -> Rows:
     return [
         (row["section"], "", row["error"], "", "")
         if "error" in row
@@ -182,5 +188,5 @@ def _certificates(now: Mapping[str, Any]) -> Rows:
     ]
 
 
-def _notices(now: Mapping[str, Any]) -> Rows:
+def _list_weak_settings(now: Mapping[str, Any]) -> Rows:
     return [(row["key"], row["cause"], row["remedy"]) for row in now["notices"]]

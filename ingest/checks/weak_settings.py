@@ -1,0 +1,37 @@
+"""Notes on settings that weaken a node, whether or not its files can be used."""
+
+from collections.abc import Iterator
+
+from ingest.config.faults import Fault, FaultKind
+from ingest.config.model import TLS, Config
+
+_UNCHECKED_REVOCATION = {"crl_missing": "no CRL", "crl_expired": "only a CRL past its nextUpdate"}
+
+
+def find_weak_settings(config: Config) -> list[Fault]:
+    """Return a note for each setting that weakens the node."""
+    notes = []
+    if config.receive.durability == "page-cache":
+        cause = "Success does not mean durable: a power cut loses acknowledged instances"
+        notes.append(Fault("receive.durability", cause, 'set it to "fsync"', FaultKind.NOTE))
+    for name, tls in config.tls.items():
+        notes += _find_weak_tls(f"tls.{name}", tls)
+    if config.tls or config.peers:
+        from ingest.checks.bindings import examine_bindings  # noqa: PLC0415 - it imports cryptography
+
+        notes += examine_bindings(config)
+    return notes
+
+
+def _find_weak_tls(key: str, tls: TLS) -> Iterator[Fault]:
+    from ingest.tls import profiles  # noqa: PLC0415 - a node without TLS does not need it
+
+    for name, cause, remedy in profiles.weaknesses(tls):
+        yield Fault(f"{key}.{name}", cause, remedy, FaultKind.NOTE)
+    for name, reason in _UNCHECKED_REVOCATION.items():
+        if tls.crl and getattr(tls, name) == "allow":
+            cause = f"admits peers, revoked or not, whose issuer has {reason}"
+            yield Fault(f"{key}.{name}", cause, 'set it to "refuse"', FaultKind.NOTE)
+    if tls.peer_certificate != "required":
+        cause = f'peer_certificate = "{tls.peer_certificate}" admits peers without a verified certificate'
+        yield Fault(f"{key}.peer_certificate", cause, 'set it to "required"', FaultKind.NOTE)

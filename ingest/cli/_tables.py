@@ -1,0 +1,120 @@
+"""Tables and lines in a terminal, with whole identifiers and without control characters of peers.
+
+A UID that is cut cannot be searched for or copied. Therefore a table is printed whole if it fits into the
+terminal; otherwise each row becomes a few lines. If the output is not a terminal, each row is one line of any
+length, so that `grep` and `awk` find whole values.
+"""
+
+import json
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, Final, TextIO
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+GAP: Final = "  "
+
+
+def escape_controls(text: str) -> str:
+    r"""Return `text` with an escape for each character that could control the terminal.
+
+    Peers choose UIDs, AE titles and error comments, which may contain escape sequences: "\x1b" is printed as
+    the four characters `\x1b`.
+    """
+    return "".join(each if each.isprintable() else _escape_character(each) for each in text)
+
+
+def _escape_character(character: str) -> str:
+    number = ord(character)
+    return f"\\x{number:02x}" if number < 0x100 else f"\\u{number:04x}"
+
+
+def format_local_time(unix_ms: int | None) -> str:
+    """Write Unix milliseconds as a short time in the zone of this machine; nothing for None and 0."""
+    if not unix_ms:
+        return ""
+    return f"{datetime.fromtimestamp(unix_ms / 1000, UTC).astimezone():%Y-%m-%d %H:%M:%S %Z}"
+
+
+def format_count(count: int, noun: str, plural: str = "") -> str:
+    """Write a number with its noun: "1 fault", "2 faults"."""
+    return f"{count} {noun if count == 1 else plural or f'{noun}s'}"
+
+
+def lay_out_table(columns: Sequence[str], rows: Sequence[Sequence[str]], width: int | None) -> list[str]:
+    """Lay out a table.
+
+    Args:
+        columns: The headings.
+        rows: Rows with one cell for each column.
+        width: The width of the terminal in cells; None if the output is not a terminal.
+
+    Returns:
+        A line with the headings and one line for each row. If that is wider than the terminal, a block of
+        lines for each row.
+    """
+    from rich.cells import cell_len
+
+    cells = [[escape_controls(cell) for cell in row] for row in rows]
+    widths = [max(map(cell_len, column)) for column in zip(columns, *cells, strict=True)]
+    if width is None or sum(widths) + len(GAP) * (len(widths) - 1) <= width:
+        return [_format_row(row, widths) for row in (columns, *cells)]
+    return _format_blocks(columns, cells)
+
+
+def _format_row(row: Sequence[str], widths: Sequence[int]) -> str:
+    from rich.cells import cell_len
+
+    padded = (cell + " " * (width - cell_len(cell)) for cell, width in zip(row, widths, strict=True))
+    return GAP.join(padded).rstrip()
+
+
+def _format_blocks(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    margin = max(map(len, columns))
+    lines = []
+    for row in rows:
+        is_first = True
+        for name, cell in zip(columns, row, strict=True):
+            if cell:
+                label = name.ljust(margin + (len(GAP) if is_first else 0))
+                lines.append(f"{'' if is_first else GAP}{label}{GAP}{cell}")
+                is_first = False
+    return lines
+
+
+def print_table(
+    columns: Sequence[str], rows: Sequence[Sequence[str]], *, title: str = "", file: TextIO | None = None
+) -> None:
+    """Print a table to standard output, or to `file`, in the width of that terminal."""
+    console = _open_console(file)
+    if title:
+        console.print(title, style="bold", markup=False)
+    lines = lay_out_table(columns, rows, console.width if console.is_terminal else None)
+    has_headings = len(lines) == len(rows) + 1
+    for number, line in enumerate(lines):
+        console.print(line, style="dim" if has_headings and number == 0 else None, markup=False)
+
+
+def print_line(text: str) -> None:
+    """Print one line of any length, without markup and control characters."""
+    _open_console().print(escape_controls(text), markup=False)
+
+
+def print_json_lines(objects: Iterable[Mapping[str, Any]]) -> None:
+    """Print each object as one line of JSON."""
+    for one in objects:
+        print_line(json.dumps(one))
+
+
+def print_note(text: str) -> None:
+    """Print one line to standard error."""
+    _open_console(sys.stderr).print(escape_controls(text), markup=False)
+
+
+def _open_console(file: TextIO | None = None) -> "Console":
+    from rich.console import Console
+
+    # sys.stdout is read here and not at import, because tests and `--watch` replace it.
+    return Console(file=file or sys.stdout, highlight=False, soft_wrap=True, emoji=False)

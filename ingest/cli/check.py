@@ -1,0 +1,65 @@
+"""`ingest check`: validate a configuration and everything that it names."""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from ingest.cli._base import FAILED, config_option, exit_with, load_config
+from ingest.cli._tables import format_count
+
+if TYPE_CHECKING:
+    from ingest.checks.connect import EchoAnswer
+    from ingest.config.faults import Fault
+
+
+@click.command()
+@config_option
+@click.option("--connect", is_flag=True, help="Also send a C-ECHO to every destination.")
+def check(path: Path, connect: bool) -> None:
+    """Validate configuration, certificates, folders, queue and ledger.
+
+    \b
+    ingest check -c ingest.toml
+    ingest check -c ingest.toml --connect
+
+    Prints the cause and the remedy of each fault. Exits with 0 without faults, with 1 on faults, with 2 if
+    the file itself cannot be used. Notes are no faults: the node can run with them.
+    """
+    from ingest.checks.node import check_node
+    from ingest.config.reader import read_notes
+
+    config = load_config(path)
+    faults = [*read_notes(path), *check_node(config)]
+    if connect:
+        from ingest.checks import connect as connections
+
+        results = connections.check_destinations(config)
+        _print_answers(result for result in results if isinstance(result, connections.EchoAnswer))
+        faults += connections.list_faults(results)
+    _print_faults(path, faults)
+    exit_with(FAILED if any(not fault.is_note for fault in faults) else 0)
+
+
+def _print_answers(answers: "Iterable[EchoAnswer]") -> None:
+    from rich.console import Console
+    from rich.markup import escape
+
+    console = Console(highlight=False, soft_wrap=True)
+    for answer in answers:
+        text = f"{answer.name}: {answer.remote} answered in {answer.seconds * 1000:.0f} ms"
+        console.print(f"[green]ok   [/green] {escape(text)}")
+
+
+def _print_faults(path: Path, faults: "Sequence[Fault]") -> None:
+    from rich.console import Console
+    from rich.markup import escape
+
+    console = Console(highlight=False, soft_wrap=True)
+    for fault in sorted(faults, key=lambda fault: fault.is_note):
+        label = "[yellow]note [/yellow]" if fault.is_note else "[red]fault[/red]"
+        console.print(f"{label} [bold]{escape(fault.key)}[/bold]: {escape(fault.explanation)}")
+    count = sum(not fault.is_note for fault in faults)
+    color, verdict = ("red", format_count(count, "fault")) if count else ("green", "sound")
+    console.print(f"[{color}]{escape(str(path))}: {verdict}[/{color}]")

@@ -1,0 +1,129 @@
+"""Commands about the quarantine: list, release, retry, drop."""
+
+import importlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import click
+
+from ingest.cli import _options as options
+from ingest.cli._base import CommandGroup, config_option, exit_with, load_config
+from ingest.cli._tables import format_count, format_local_time, print_json_lines, print_line, print_table
+
+if TYPE_CHECKING:
+    from ingest.ledger import Instance
+
+COMMANDS: Final = "ingest.workers.quarantine.command"
+"""Named as text: the command line does not import workers."""
+
+_ids_argument = click.argument("ids", metavar="ID…", nargs=-1, required=True, type=click.IntRange(1))
+
+
+@click.group(cls=CommandGroup)
+def quarantine() -> None:
+    """Decide about instances that conflict, failed or were refused."""
+
+
+@quarantine.command("list")
+@config_option
+@options.study_option
+@options.sop_option
+@options.since_option
+@options.until_option
+@options.limit_option
+@options.before_option
+@options.json_lines_option
+def list_(path: Path, limit: int, before: int | None, as_json: bool, **which: Any) -> None:
+    """List the quarantine, the newest instance first.
+
+    A conflict is a different object with the SOP Instance UID of a stored one. The sender of a refused
+    instance got a failure status, and the quarantine has a copy.
+    """
+    from ingest.operations.instances import list_instances, quarantined_to_json
+
+    config = load_config(path)
+    meant = options.make_instance_filter({**which, "states": ("quarantined",)})
+    found = [one.instance for one in list_instances(config, meant, limit, before)]
+    if as_json:
+        print_json_lines(quarantined_to_json(row, config.quarantine_dir) for row in found)
+        return
+    _print_quarantine(found)
+    if len(found) == limit:
+        print_line(f"more: --before {found[-1].id}, or --limit")
+
+
+@quarantine.command()
+@config_option
+@_ids_argument
+def release(path: Path, ids: tuple[int, ...]) -> None:
+    """Store quarantined instances in place of the stored ones.
+
+    \b
+    ingest quarantine release -c ingest.toml 17
+
+    The instance that is stored under the same SOP Instance UID goes into quarantine instead. The released one
+    is routed and delivered like a new instance. Exits with 1 if an id is unknown or cannot be released.
+    """
+    exit_with(importlib.import_module(COMMANDS).release_instances(load_config(path), ids))
+
+
+@quarantine.command()
+@config_option
+@click.argument("ids", metavar="[ID…]", nargs=-1, type=click.IntRange(1))
+@click.option("--all", "everything", is_flag=True, help="Every acknowledged instance in quarantine.")
+def retry(path: Path, ids: tuple[int, ...], everything: bool) -> None:
+    """Store acknowledged instances that could not be stored before.
+
+    \b
+    ingest quarantine retry -c ingest.toml --all
+
+    First mend the cause; then each instance is stored, routed and delivered like a new one. It never replaces
+    another instance: `release` does. Exits with 1 if an id is unknown, was refused, or still cannot be
+    stored.
+    """
+    if bool(ids) == everything:
+        raise click.UsageError("say which: ID…, or --all")
+    exit_with(importlib.import_module(COMMANDS).retry_instances(load_config(path), ids))
+
+
+@quarantine.command()
+@config_option
+@_ids_argument
+@options.yes_option
+def drop(path: Path, ids: tuple[int, ...], yes: bool) -> None:
+    """Remove quarantined files for good.
+
+    The rows stay in the ledger, as removed. Exits with 1 if an id is unknown or not in quarantine.
+    """
+    from ingest.operations.instances import count_quarantined
+
+    config = load_config(path)
+    count = 0 if yes else count_quarantined(config, ids)
+    if count:
+        files = format_count(count, "quarantined file")
+        click.confirm(f"Remove {files} for good?", abort=True)
+    exit_with(importlib.import_module(COMMANDS).drop_instances(config, ids))
+
+
+def _print_quarantine(found: "Sequence[Instance]") -> None:
+    from rich.filesize import decimal
+
+    from ingest.operations.instances import name_quarantine_kind
+
+    columns = ("id", "kind", "times", "SOP instance", "study", "reason", "size", "received", "file")
+    rows = [
+        (
+            str(row.id),
+            name_quarantine_kind(row),
+            str(row.times),
+            row.sop_instance_uid,
+            row.study_uid,
+            row.note,
+            decimal(row.size),
+            format_local_time(row.received_at),
+            row.store_key,
+        )
+        for row in found
+    ]
+    print_table(columns, rows)

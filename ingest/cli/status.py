@@ -1,0 +1,91 @@
+"""`ingest status`: print the status of a node once, or again and again."""
+
+import json
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import click
+
+from ingest.cli._base import config_option, exit_with, load_config
+
+if TYPE_CHECKING:
+    from ingest.config.model import Config
+
+_VERDICT_STYLES: Final = ("bold green", "bold yellow", "bold red")
+"""Style of the first line, by exit code."""
+
+
+@click.command()
+@config_option
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.option(
+    "--watch",
+    type=click.FloatRange(min=0.1),
+    is_flag=False,
+    flag_value=2.0,
+    metavar="[SECONDS]",
+    help="Repeat every SECONDS (2 by default), until interrupted.",
+)
+def status(path: Path, as_json: bool, watch: float | None) -> None:
+    """Show listeners, spool, queue, destinations and certificates.
+
+    \b
+    ingest status -c ingest.toml
+    ingest status -c ingest.toml --watch
+    ingest status -c ingest.toml --json
+
+    The first line is the verdict. Exits with 0 if the node is well, with 1 if it is degraded, with 2 if it
+    does not run or cannot serve its purpose.
+    """
+    exit_with(_print_status(load_config(path), as_json=as_json, watch_seconds=watch))
+
+
+def _print_status(config: "Config", *, as_json: bool, watch_seconds: float | None) -> int:
+    from rich.console import Console
+
+    from ingest.cli._status_page import lay_out_page
+    from ingest.status.report import gather_status
+
+    console = Console(highlight=False, soft_wrap=True, emoji=False)
+    now = gather_status(config)
+    if as_json:
+        console.print(json.dumps(now, indent=2), markup=False)
+        return int(now["exit_code"])
+    width = console.width if console.is_terminal else None
+    if watch_seconds is not None:
+        return _watch_status(config, now, watch_seconds, width)
+    for line in lay_out_page(now, None, width):
+        console.print(line, style=_choose_style(line, now), markup=False)
+    return int(now["exit_code"])
+
+
+def _watch_status(config: "Config", now: dict[str, Any], seconds: float, width: int | None) -> int:
+    from rich.console import Console
+    from rich.live import Live
+    from rich.text import Text
+
+    from ingest.cli._status_page import lay_out_page
+    from ingest.status.report import gather_status
+
+    before = None
+    try:
+        with Live(console=Console(highlight=False, soft_wrap=True, emoji=False), auto_refresh=False) as live:
+            while True:
+                lines = (
+                    Text(line, _choose_style(line, now) or "") for line in lay_out_page(now, before, width)
+                )
+                live.update(Text("\n").join(lines), refresh=True)
+                time.sleep(seconds)
+                before, now = now, gather_status(config)
+    except KeyboardInterrupt:
+        return int(now["exit_code"])
+
+
+def _choose_style(line: str, now: Mapping[str, Any]) -> str | None:
+    from ingest.cli._status_page import TITLES
+
+    if line.startswith(now["verdict"]):
+        return _VERDICT_STYLES[now["exit_code"]]
+    return "bold" if line in TITLES else None

@@ -1,0 +1,229 @@
+"""List, retry, drop and create deliveries."""
+
+import contextlib
+import difflib
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Final
+
+import redis
+
+from ingest.alarms import BOUNDED_ALARM, clear_alarm
+from ingest.clock import unix_ms
+from ingest.config.model import Config
+from ingest.errors import UnknownDestinationError
+from ingest.ledger import Circuit, DeliveryState, Ledger
+from ingest.ledger.backfill import BackfillCounts
+from ingest.ledger.delivery_admin import DeliveryFilter, FoundDelivery
+from ingest.ledger.index import InstanceFilter
+from ingest.operations.times import format_iso_time
+from ingest.queue.client import connect
+from ingest.queue.wakeups import send_wake_up
+
+QUEUE_SECONDS: Final = 2.0
+"""Deadline for the queue. Without it, forward workers find new work by themselves within seconds."""
+
+_TIMES: Final = ("created_at", "updated_at", "next_at")
+
+
+@dataclass(frozen=True, slots=True)
+class ListedDelivery:
+    """A delivery with the reason why it waits.
+
+    Attributes:
+        delivery: The row of the ledger.
+        waits_for: Why a due delivery is not sent now; empty otherwise.
+        next_attempt_ms: When the next attempt is due, in Unix milliseconds; 0 if there will be none.
+    """
+
+    delivery: FoundDelivery
+    waits_for: str
+    next_attempt_ms: int
+
+    def to_json(self) -> dict[str, object]:
+        """Return the values of the delivery for JSON."""
+        row = self.delivery
+        values = asdict(row) | {name: format_iso_time(getattr(row, name)) for name in _TIMES}
+        values["last_status"] = None if row.last_status is None else f"{row.last_status:04X}"
+        values["waits_for"] = self.waits_for
+        values["next_attempt_at"] = format_iso_time(self.next_attempt_ms)
+        return values
+
+
+@dataclass(frozen=True, slots=True)
+class RetryResult:
+    """The result of `retry_deliveries`.
+
+    Attributes:
+        counts: The number of deliveries for each destination.
+        open_circuits: Circuits that were open: their destinations were not tried until now.
+        queue_error: Why no worker could be notified; empty if all were.
+    """
+
+    counts: Mapping[str, int]
+    open_circuits: Mapping[str, Circuit]
+    queue_error: str = ""
+
+
+def list_deliveries(
+    config: Config, which: DeliveryFilter, limit: int, before: int | None
+) -> list[ListedDelivery]:
+    """Return deliveries, the newest first.
+
+    Raises:
+        UnknownDestinationError: Neither the configuration nor the ledger knows the destination.
+    """
+    with contextlib.closing(Ledger(config.ledger_url)) as ledger:
+        _require_known_destination(config, ledger, which)
+        found = ledger.delivery_admin.find_deliveries(which, limit, before=before)
+        circuits = ledger.circuits.read_circuits()
+    return [_explain_waiting(row, circuits.get(row.destination)) for row in found]
+
+
+def retry_deliveries(config: Config, which: DeliveryFilter, *, dry_run: bool) -> RetryResult:
+    """Make deliveries due again, close the circuits of their destinations, and notify the workers.
+
+    A person who asks for a retry wants an attempt now, whatever the remote said before. Therefore the circuit
+    of a named destination is closed even if it has no such delivery.
+
+    Raises:
+        UnknownDestinationError: Neither the configuration nor the ledger knows the destination.
+    """
+    with contextlib.closing(Ledger(config.ledger_url)) as ledger:
+        _require_known_destination(config, ledger, which)
+        counts = ledger.delivery_admin.requeue_deliveries(which, unix_ms(), dry_run=dry_run)
+        destinations = counts.keys() | _list_meant_destinations(config, which)
+        if dry_run:
+            circuits = ledger.circuits.read_circuits()
+        else:
+            circuits = {name: ledger.circuits.close_circuit(name) for name in sorted(destinations)}
+    now = unix_ms()
+    was_open = {
+        name: circuit
+        for name, circuit in sorted(circuits.items())
+        if name in destinations and circuit.is_left_alone(now)
+    }
+    return RetryResult(counts, was_open, "" if dry_run else notify_workers(config, destinations))
+
+
+def drop_deliveries(
+    config: Config, which: DeliveryFilter, reason: str, *, dry_run: bool
+) -> Mapping[str, int]:
+    """Drop deliveries, and return their number for each destination.
+
+    Raises:
+        UnknownDestinationError: Neither the configuration nor the ledger knows the destination.
+    """
+    with contextlib.closing(Ledger(config.ledger_url)) as ledger:
+        _require_known_destination(config, ledger, which)
+        return ledger.delivery_admin.drop_deliveries(which, reason, unix_ms(), dry_run=dry_run)
+
+
+def create_deliveries(
+    config: Config,
+    ledger: Ledger,
+    destination: str,
+    which: InstanceFilter,
+    *,
+    again: bool,
+    dry_run: bool,
+    report_progress: Callable[[float], None],
+) -> BackfillCounts:
+    """Create deliveries of stored instances to one destination, whatever the routes say.
+
+    Args:
+        config: The configuration.
+        ledger: Its ledger.
+        destination: A name that the configuration has.
+        which: The instances.
+        again: Whether to deliver again what is delivered.
+        dry_run: Whether only to count.
+        report_progress: Called with the part that is done, 0 to 1.
+    """
+    counts = ledger.backfill.create_deliveries(
+        destination, which, unix_ms(), again=again, dry_run=dry_run, progress=report_progress
+    )
+    if not dry_run:
+        # A person has decided about the instances that were held back.
+        clear_alarm(config.run_dir, f"{BOUNDED_ALARM}.{destination}")
+    return counts
+
+
+def backfill_to_json(destination: str, counts: BackfillCounts) -> dict[str, Any]:
+    """Return the counts of `create_deliveries` for JSON."""
+    left = {state.value: count for state, count in sorted(counts.left.items())}
+    return {"destination": destination, "new": counts.new, "again": counts.again, "left": left}
+
+
+def send_at_once(config: Config, ledger: Ledger, destinations: Iterable[str]) -> str:
+    """Close the circuits of destinations and notify the workers.
+
+    Returns:
+        Why no worker could be notified; empty if all were.
+    """
+    names = list(destinations)
+    for name in names:
+        ledger.circuits.close_circuit(name)
+    return notify_workers(config, names)
+
+
+def notify_workers(config: Config, destinations: Iterable[str]) -> str:
+    """Notify the forward workers of due deliveries.
+
+    Returns:
+        Why no worker could be notified; empty if all were.
+    """
+    names = list(destinations)
+    if not names:
+        return ""
+    client = connect(config, timeout=QUEUE_SECONDS)
+    try:
+        for name in names:
+            send_wake_up(client, name)
+    except redis.RedisError as error:
+        return str(error)
+    finally:
+        client.close()
+    return ""
+
+
+def require_destinations(config: Config, names: Iterable[str]) -> None:
+    """Make sure that the configuration has destinations of these names.
+
+    Raises:
+        UnknownDestinationError: The configuration has no destination of a name.
+    """
+    known = [destination.name for destination in config.destinations]
+    for name in names:
+        if name not in known:
+            similar = difflib.get_close_matches(name, known, 1, 0.5)
+            question = f'did you mean "{similar[0]}"? ' if similar else ""
+            raise UnknownDestinationError(
+                f'there is no destination "{name}"; {question}'
+                f"the configuration has {', '.join(known) or 'none'}"
+            )
+
+
+def _require_known_destination(config: Config, ledger: Ledger, which: DeliveryFilter) -> None:
+    """Accept also a destination that the configuration had once: the ledger keeps its deliveries."""
+    name = which.destination
+    if name is None or name in {destination.name for destination in config.destinations}:
+        return
+    if not ledger.delivery_admin.find_deliveries(DeliveryFilter(destination=name), 1):
+        require_destinations(config, [name])
+
+
+def _list_meant_destinations(config: Config, which: DeliveryFilter) -> set[str]:
+    """Return the destination that a person named; all of them if the filter names nothing at all."""
+    if which.destination:
+        return {which.destination}
+    names_nothing = replace(which, states=()) == DeliveryFilter()
+    return {destination.name for destination in config.destinations} if names_nothing else set()
+
+
+def _explain_waiting(row: FoundDelivery, circuit: Circuit | None) -> ListedDelivery:
+    if row.state not in {DeliveryState.WAITING, DeliveryState.RETRY}:
+        return ListedDelivery(row, "", 0)
+    if circuit is not None and circuit.is_left_alone(unix_ms()):
+        return ListedDelivery(row, circuit.reason, max(row.next_at, circuit.probe_at))
+    return ListedDelivery(row, "", row.next_at)
