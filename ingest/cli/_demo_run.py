@@ -24,7 +24,7 @@ from rich.table import Table
 
 from ingest import threads
 from ingest.acceptor.header_check import SUCCESS, check_header
-from ingest.config.model import TLS, Config, Receive
+from ingest.config.model import TLS, Config, ReceiveSettings
 from ingest.config.reader import load_config
 from ingest.dicom.padding import has_odd_value
 from ingest.dicom.part10 import read_file_meta
@@ -152,7 +152,7 @@ def _is_usable(item: SendableFile) -> bool:
             transfer_syntax=item.transfer_syntax_uid,
             sop_class=item.sop_class_uid,
             sop_instance=item.sop_instance_uid,
-            header_max_bytes=Receive().header_max_bytes,
+            header_max_bytes=ReceiveSettings().header_max_bytes,
         )
     return verdict == SUCCESS
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 @config_option
 @click.option("--connect", is_flag=True, help="Also send a C-ECHO to every destination.")
 def check(path: Path, connect: bool) -> None:
-    """Validate configuration, certificates, folders, queue and ledger.
+    """Check configuration, certificates, folders, queue and ledger.
 
     \b
     ingest check -c ingest.toml

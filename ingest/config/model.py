@@ -68,7 +68,7 @@ class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", serialize_by_alias=True)
 
 
-class Node(Section):
+class NodeSettings(Section):
     """`[node]`: name, AE title and data folder of the node."""
 
     name: str = ""
@@ -79,7 +79,7 @@ class Node(Section):
     stable_seconds: Annotated[int, Field(ge=1, le=10**9)] = 60
 
 
-class Listener(Section):
+class ListenerSettings(Section):
     """One of `[[listeners]]`."""
 
     host: Annotated[str, Field(min_length=1)] = "0.0.0.0"  # noqa: S104 - a receiving node listens
@@ -105,7 +105,7 @@ class TLS(Section):
     check_server_name: bool = False
 
 
-class Receive(Section):
+class ReceiveSettings(Section):
     """`[receive]`: limits and deadlines of the listeners."""
 
     # A reload starts a second set of listeners beside the first, and the scoreboard has 256 rows.
@@ -144,7 +144,7 @@ class Receive(Section):
         return self.max_associations_per_peer or (self.max_associations + 1) // 2
 
 
-class Peer(Section):
+class PeerSettings(Section):
     """One of `[[peers]]`: a caller that may associate, and the services that it may use."""
 
     ae_title: AETitle
@@ -160,7 +160,7 @@ class Peer(Section):
         return bool(self.certificate or self.issuer)
 
 
-class Queue(Section):
+class QueueSettings(Section):
     """`[queue]`: the Redis that carries references or, with `carrier = "redis"`, data sets."""
 
     url: str = Field(default="", repr=False)
@@ -169,7 +169,7 @@ class Queue(Section):
     carrier_max_waiting: Positive = 32
 
 
-class Store(Section):
+class StoreSettings(Section):
     """`[store]`: the folder of stored instances, and the policy for duplicates."""
 
     root: OptionalPath = None
@@ -177,20 +177,20 @@ class Store(Section):
     duplicates: Literal["keep-identical", "keep-first", "keep-both", "overwrite"] = "keep-identical"
 
 
-class Workers(Section):
+class WorkerSettings(Section):
     """`[workers]`: the number of processes of each kind that `ingest serve` starts."""
 
     persist: NotNegative = 1
     forward: NotNegative = 2
 
 
-class LedgerConfig(Section):
+class LedgerSettings(Section):
     """`[ledger]`: a URL of SQLAlchemy; empty for SQLite in data_dir."""
 
     url: Annotated[str, AfterValidator(_make_ledger_absolute)] = Field(default="", repr=False)
 
 
-class Retention(Section):
+class RetentionSettings(Section):
     """`[retention]`: what the remover may remove from store and ledger.
 
     Without the section it removes nothing.
@@ -259,14 +259,14 @@ class Route(Section):
     sends_back: bool = Field(default=False, alias="return")
 
 
-class Console(Section):
+class ConsoleSettings(Section):
     """`[console]`: the address of the web console."""
 
     host: str = "127.0.0.1"
     port: Port = 8080
 
 
-class Log(Section):
+class LogSettings(Section):
     """`[log]`: standard error, or a file that USR1 opens again."""
 
     format: Literal["console", "json"] = "console"
@@ -277,20 +277,20 @@ class Log(Section):
 class Config(Section):
     """A whole configuration. `ingest.config.reader.load_config` makes every path in it absolute."""
 
-    node: Node = Node()
-    listeners: tuple[Listener, ...] = ()
+    node: NodeSettings = NodeSettings()
+    listeners: tuple[ListenerSettings, ...] = ()
     tls: dict[str, TLS] = Field(default_factory=dict)
-    receive: Receive = Receive()
-    peers: tuple[Peer, ...] = ()
-    queue: Queue = Queue()
-    store: Store = Store()
-    workers: Workers = Workers()
-    ledger: LedgerConfig = LedgerConfig()
-    retention: Retention = Retention()
+    receive: ReceiveSettings = ReceiveSettings()
+    peers: tuple[PeerSettings, ...] = ()
+    queue: QueueSettings = QueueSettings()
+    store: StoreSettings = StoreSettings()
+    workers: WorkerSettings = WorkerSettings()
+    ledger: LedgerSettings = LedgerSettings()
+    retention: RetentionSettings = RetentionSettings()
     destinations: tuple[Destination, ...] = ()
     routes: tuple[Route, ...] = ()
-    console: Console = Console()
-    log: Log = Log()
+    console: ConsoleSettings = ConsoleSettings()
+    log: LogSettings = LogSettings()
 
     @property
     def data_dir(self) -> Path:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from ingest.checks.connect import EchoAnswer, echo_destinations
-from ingest.config.model import TLS, Config, Destination, Node
+from ingest.config.model import TLS, Config, Destination, NodeSettings
 from ingest.errors import AssociationError, Cause
 from ingest.ext.tls_connection import BufferedConnection
 from ingest.ext.tls_context import TLS_1_2, Context
@@ -20,7 +20,7 @@ from ingest.tls.identity import read_identity
 from ingest.tls.keys import pairs
 from tests.support.forwarding import Forwarding
 from tests.support.instances import EXPLICIT
-from tests.support.nodes import Node as RunningNode
+from tests.support.nodes import NodeSettings as RunningNode
 from tests.support.nodes import cleaned, eventually
 from tests.support.peers import AE_TITLE, CT, Conversation, ScriptedPeer
 from tests.support.pki import Material
@@ -125,7 +125,9 @@ def config(port: int, tls: TLS, **keys: object) -> Config:
         port=port,
         **keys,  # type: ignore[arg-type]
     )
-    return Config(node=Node(data_dir=Path("/nonexistent")), tls={"node": tls}, destinations=(destination,))
+    return Config(
+        node=NodeSettings(data_dir=Path("/nonexistent")), tls={"node": tls}, destinations=(destination,)
+    )
 
 
 @pytest.fixture(scope="module")

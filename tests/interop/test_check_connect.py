@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from ingest.checks.connect import EchoAnswer, Fault, echo_destinations
-from ingest.config.model import TLS, Config, Destination, Node
+from ingest.config.model import TLS, Config, Destination, NodeSettings
 from ingest.errors import Cause
 from ingest.tls.keys import pairs
 from tests.interop.orthanc import orthanc
@@ -25,7 +25,7 @@ def config(port: int, tls: TLS | None, **keys: object) -> Config:
     values = {"host": "localhost", "ae_title": AE_TITLE, "connect_seconds": 5.0, **keys}
     destination = Destination(name="pacs", port=port, tls="node" if tls else False, **values)  # type: ignore[arg-type]
     return Config(
-        node=Node(data_dir=Path("/nonexistent")),
+        node=NodeSettings(data_dir=Path("/nonexistent")),
         tls={"node": tls} if tls else {},
         destinations=(destination,),
     )

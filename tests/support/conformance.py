@@ -7,7 +7,7 @@ from typing import Final
 
 from pydicom._uid_dict import UID_dictionary
 
-from ingest.config.model import Destination, Receive
+from ingest.config.model import Destination, ReceiveSettings
 from ingest.dicom import pdus, uids
 from ingest.dicom.dimse import Status
 from ingest.dicom.statuses import STORE_STATUSES, Meaning
@@ -114,7 +114,7 @@ def _rejections() -> str:
 
 
 def _limits() -> str:
-    receive, destination = Receive(), Destination(name="x", ae_title="X", host="x")
+    receive, destination = ReceiveSettings(), Destination(name="x", ae_title="X", host="x")
     at_a_time, window = "associations at a time", "operations in an asynchronous window"
     rows = [
         ("maximum PDU length offered", f"{receive.max_pdu_length} bytes", "`[receive] max_pdu_length`"),

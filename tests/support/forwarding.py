@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ingest.config.model import TLS, Config, Destination, LedgerConfig, Node, Queue
+from ingest.config.model import TLS, Config, Destination, LedgerSettings, NodeSettings, QueueSettings
 from ingest.ledger import InstanceState, Ledger, NewInstance
 from ingest.ledger.records import DeliveryRow
 from ingest.queue.wakeups import send_wake_up
@@ -45,10 +45,10 @@ class Forwarding:
     @property
     def config(self) -> Config:
         return Config(
-            node=Node(data_dir=self.folder),
+            node=NodeSettings(data_dir=self.folder),
             tls={"node": self.tls} if self.tls else {},
-            queue=Queue(url=self.server.url),
-            ledger=LedgerConfig(),
+            queue=QueueSettings(url=self.server.url),
+            ledger=LedgerSettings(),
             destinations=tuple(self.destinations),
         )
 

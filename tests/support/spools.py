@@ -6,7 +6,7 @@ import time
 from collections.abc import Sized
 from pathlib import Path
 
-from ingest.config.model import Config, Node, Queue, Receive
+from ingest.config.model import Config, NodeSettings, QueueSettings, ReceiveSettings
 from ingest.ext.group_commit import Committer
 from ingest.spool.spool import Spool
 
@@ -15,9 +15,9 @@ def config(folder: Path, url: str = "", **sections: object) -> Config:
     """A configuration whose data lies below `folder`; `queue` and `receive` take keys of their sections."""
     queue, receive = sections.pop("queue", {}), sections.pop("receive", {})
     return Config(
-        node=Node(data_dir=folder),
-        queue=Queue(url=url, **queue),  # type: ignore[arg-type]
-        receive=Receive(**receive),  # type: ignore[arg-type]
+        node=NodeSettings(data_dir=folder),
+        queue=QueueSettings(url=url, **queue),  # type: ignore[arg-type]
+        receive=ReceiveSettings(**receive),  # type: ignore[arg-type]
     )
 
 

@@ -9,14 +9,14 @@ import warnings
 import pytest
 import structlog
 
-from ingest.config.model import Log
+from ingest.config.model import LogSettings
 from ingest.errors import BootError
 from ingest.log import configure_logging, reopen_log, set_log_role
 
 log = structlog.get_logger()  # made before anything is configured, as in every module
 
 
-def configure(settings: Log) -> None:
+def configure(settings: LogSettings) -> None:
     configure_logging(settings.level, settings.format, settings.file)
 
 
@@ -26,7 +26,7 @@ def _restored():
     handlers, level = root.handlers[:], root.level
     yield
     set_log_role("node")
-    configure(Log())  # gives the file of a test back
+    configure(LogSettings())  # gives the file of a test back
     structlog.reset_defaults()
     logging.captureWarnings(False)
     root.handlers, root.level = handlers, level
@@ -42,7 +42,7 @@ def events(file):
 
 
 def test_json_has_one_event_a_line_with_time_level_event_role_and_pid(file):
-    configure(Log(format="json", file=file))
+    configure(LogSettings(format="json", file=file))
     set_log_role("listen")
     log.info("association_accepted", calling_ae="CT1", where=file, data=b"\n")
     log.warning("second")
@@ -60,7 +60,7 @@ def test_json_has_one_event_a_line_with_time_level_event_role_and_pid(file):
 
 
 def test_a_process_is_named_in_all_that_it_logs(file):
-    configure(Log(format="json", file=file))
+    configure(LogSettings(format="json", file=file))
     set_log_role("persist")
     try:
         log.info("event")
@@ -73,7 +73,7 @@ def test_a_process_is_named_in_all_that_it_logs(file):
 
 
 def test_events_below_the_level_are_left_out(file):
-    configure(Log(format="json", file=file, level="warning"))
+    configure(LogSettings(format="json", file=file, level="warning"))
     log.info("quiet")
     log.error("loud")
     assert [event["event"] for event in events(file)] == ["loud"]
@@ -81,7 +81,7 @@ def test_events_below_the_level_are_left_out(file):
 
 @pytest.mark.parametrize("form", ["json", "console"])
 def test_traceback_is_told_without_local_variables(file, form):
-    configure(Log(format=form, file=file))
+    configure(LogSettings(format=form, file=file))
     patient = "DOE^JANE"
     try:
         raise ValueError(f"{len(patient)} letters")
@@ -94,7 +94,7 @@ def test_traceback_is_told_without_local_variables(file, form):
 
 
 def test_console_cannot_be_made_to_write_lines_or_move_the_cursor(file):
-    configure(Log(file=file))
+    configure(LogSettings(file=file))
     log.warning("peer", calling_ae="X\n2025 [info] forged\x1b[2J")
     try:
         raise ValueError("\x1b[2J")
@@ -107,13 +107,13 @@ def test_console_cannot_be_made_to_write_lines_or_move_the_cursor(file):
 
 
 def test_console_in_a_file_has_no_colours(file):
-    configure(Log(file=file))
+    configure(LogSettings(file=file))
     log.error("event")
     assert "\x1b" not in file.read_text()
 
 
 def test_standard_error_is_written_where_no_file_is_named(capfd):
-    configure(Log(format="json"))
+    configure(LogSettings(format="json"))
     log.info("hello")
     captured = capfd.readouterr()
     assert captured.out == ""
@@ -121,7 +121,7 @@ def test_standard_error_is_written_where_no_file_is_named(capfd):
 
 
 def test_libraries_are_heard_from_warning_on_in_the_same_form(file):
-    configure(Log(format="json", file=file, level="debug"))
+    configure(LogSettings(format="json", file=file, level="debug"))
     logging.getLogger("redis.connection").warning("lost %s", "it")
     logging.getLogger("rq.worker").setLevel(logging.DEBUG)
     logging.getLogger("rq.worker").info("chatter")
@@ -133,7 +133,7 @@ def test_libraries_are_heard_from_warning_on_in_the_same_form(file):
 
 
 def test_warnings_of_python_are_events_too(file):
-    configure(Log(format="json", file=file))
+    configure(LogSettings(format="json", file=file))
     with warnings.catch_warnings():
         warnings.simplefilter("always")
         logging.captureWarnings(False)
@@ -143,7 +143,7 @@ def test_warnings_of_python_are_events_too(file):
 
 
 def test_reopen_follows_rotation(file, tmp_path):
-    configure(Log(format="json", file=file))
+    configure(LogSettings(format="json", file=file))
     log.info("before")
     file.rename(tmp_path / "rotated")
     log.info("still_before")
@@ -156,7 +156,7 @@ def test_reopen_follows_rotation(file, tmp_path):
 def test_reopen_that_fails_keeps_the_old_file_and_says_why(tmp_path):
     folder = tmp_path / "logs"
     folder.mkdir()
-    configure(Log(format="json", file=folder / "ingest.log"))
+    configure(LogSettings(format="json", file=folder / "ingest.log"))
     folder.rename(tmp_path / "moved")
     reopen_log()
     (event,) = events(tmp_path / "moved" / "ingest.log")
@@ -166,24 +166,24 @@ def test_reopen_that_fails_keeps_the_old_file_and_says_why(tmp_path):
 
 def test_reopen_without_set_up_or_file_does_nothing(capfd):
     reopen_log()
-    configure(Log())
+    configure(LogSettings())
     reopen_log()
     assert capfd.readouterr().err == ""
 
 
 def test_file_that_cannot_be_opened_is_a_boot_error_and_the_old_set_up_stays(file, tmp_path):
-    configure(Log(format="json", file=file))
+    configure(LogSettings(format="json", file=file))
     with pytest.raises(BootError, match=r"log\.file"):
-        configure(Log(file=tmp_path / "none" / "x.log"))
+        configure(LogSettings(file=tmp_path / "none" / "x.log"))
     log.info("still_here")
     assert events(file)[0]["event"] == "still_here"
 
 
 def test_configuring_again_moves_loggers_that_were_used_before(file, tmp_path):
-    configure(Log(format="json", file=file))
+    configure(LogSettings(format="json", file=file))
     bound = log.bind(a=1)
     log.info("first")
-    configure(Log(format="json", file=tmp_path / "second.log", level="error"))
+    configure(LogSettings(format="json", file=tmp_path / "second.log", level="error"))
     log.info("left_out")
     log.error("second")
     bound.error("third")
@@ -194,21 +194,21 @@ def test_configuring_again_moves_loggers_that_were_used_before(file, tmp_path):
 
 
 def test_descriptors_do_not_leak_over_reloads(file):
-    configure(Log(file=file))
+    configure(LogSettings(file=file))
     before = len(os.listdir("/proc/self/fd"))
     for _ in range(5):
-        configure(Log(file=file))
+        configure(LogSettings(file=file))
         reopen_log()
     assert len(os.listdir("/proc/self/fd")) == before
 
 
 def test_full_disk_loses_the_line_and_not_the_node():
-    configure(Log(file="/dev/full"))
+    configure(LogSettings(file="/dev/full"))
     log.error("event")
 
 
 def test_lines_of_several_threads_do_not_mix(file):
-    configure(Log(format="json", file=file))
+    configure(LogSettings(format="json", file=file))
     threads = [
         threading.Thread(target=lambda: [log.info("event", text="x" * 5000) for _ in range(50)])
         for _ in range(4)

@@ -413,7 +413,11 @@ def test_shipped_configuration_holds_every_key_with_its_default():
             if not field.is_required() and name not in {"tls.node", "top"}:
                 assert table[key] == _as_toml(field.get_default(call_default_factory=True)), f"{name}.{key}"
 
-    lists = {"listeners": model.Listener, "peers": model.Peer, "destinations": model.Destination}
+    lists = {
+        "listeners": model.ListenerSettings,
+        "peers": model.PeerSettings,
+        "destinations": model.Destination,
+    }
     compare(Config, data, "top")
     compare(model.TLS, data["tls"]["node"], "tls.node")
     for name, kind in (lists | {"routes": model.Route}).items():

@@ -6,14 +6,14 @@ from typing import Any
 
 import pytest
 
-from ingest.config.model import Peer
+from ingest.config.model import PeerSettings
 from ingest.config.reader import load_config, read_notes
 from ingest.dicom.admission import Admission, admit
 
 CLOSED = {"DicomAlwaysAllowEcho": False, "DicomAlwaysAllowStore": False}
 
 
-def peers(folder: Path, **values: Any) -> tuple[Peer, ...]:
+def peers(folder: Path, **values: Any) -> tuple[PeerSettings, ...]:
     (folder / "orthanc.json").write_text(json.dumps(values))
     return load_config(folder / "orthanc.json", environ={}).peers
 
@@ -33,12 +33,12 @@ def test_listed_modalities_may_what_their_entry_allows_and_others_what_is_always
     modalities = {"a": ["A", "10.0.0.1", 1], "b": {"AET": "B", "Host": "h", "Port": 1, "AllowStore": False}}
     found = peers(tmp_path, DicomModalities=modalities, DicomAlwaysAllowStore=False)
     assert found == (
-        Peer(ae_title="A"),
-        Peer(ae_title="B", allow=("echo",)),
-        Peer(ae_title="*", allow=("echo",)),
+        PeerSettings(ae_title="A"),
+        PeerSettings(ae_title="B", allow=("echo",)),
+        PeerSettings(ae_title="*", allow=("echo",)),
     )
     nobody = peers(tmp_path, **CLOSED)
-    assert nobody == (Peer(ae_title="*", allow=()),)
+    assert nobody == (PeerSettings(ae_title="*", allow=()),)
 
 
 def test_one_ae_title_of_several_modalities_may_what_all_of_them_may(tmp_path: Path) -> None:
@@ -47,7 +47,7 @@ def test_one_ae_title_of_several_modalities_may_what_all_of_them_may(tmp_path: P
         "b": {"AET": "ct", "Host": "10.0.0.2", "Port": 1},
     }
     assert peers(tmp_path, DicomModalities=modalities, **CLOSED)[:-1] == (
-        Peer(ae_title="CT", allow=("store",)),
+        PeerSettings(ae_title="CT", allow=("store",)),
     )
     strict = peers(tmp_path, DicomModalities=modalities, StrictAetComparison=True, **CLOSED)
     assert [(peer.ae_title, peer.allow) for peer in strict[:-1]] == [
@@ -61,10 +61,10 @@ def test_hosts_are_checked_when_asked_and_a_name_is_nobodys_address(tmp_path: Pa
     modalities = {"a": listed, "b": ["B", "scanner", 1]}
     values = {"DicomModalities": modalities, "DicomCheckModalityHost": True, "DicomAlwaysAllowStore": False}
     assert peers(tmp_path, **values) == (
-        Peer(ae_title="A", hosts=("10.0.0.1",)),
-        Peer(ae_title="A", allow=("echo",)),
-        Peer(ae_title="B", allow=("echo",)),
-        Peer(ae_title="*", allow=("echo",)),
+        PeerSettings(ae_title="A", hosts=("10.0.0.1",)),
+        PeerSettings(ae_title="A", allow=("echo",)),
+        PeerSettings(ae_title="B", allow=("echo",)),
+        PeerSettings(ae_title="*", allow=("echo",)),
     )
     assert "address" in said(tmp_path)["DicomModalities.b.Host"]
 
@@ -77,9 +77,9 @@ def test_several_modalities_at_one_address_may_what_any_of_them_may(tmp_path: Pa
     }
     values = {"DicomModalities": modalities, "DicomCheckModalityHost": True, **CLOSED}
     assert peers(tmp_path, **values) == (
-        Peer(ae_title="CT", hosts=("2001:db8::1",)),
-        Peer(ae_title="CT", hosts=("10.0.0.1",), allow=("store",)),
-        Peer(ae_title="*", allow=()),
+        PeerSettings(ae_title="CT", hosts=("2001:db8::1",)),
+        PeerSettings(ae_title="CT", hosts=("10.0.0.1",), allow=("store",)),
+        PeerSettings(ae_title="*", allow=()),
     )
 
 
@@ -87,7 +87,7 @@ def test_several_modalities_at_one_address_may_what_any_of_them_may(tmp_path: Pa
 def test_a_modality_named_as_everybody_lets_nobody_in(tmp_path: Path, title: str) -> None:
     modalities = {"a": [title, "10.0.0.1", 104], "b": ["CT", "10.0.0.1", 104]}
     found = peers(tmp_path, DicomModalities=modalities, **CLOSED)
-    assert found == (Peer(ae_title="CT"), Peer(ae_title="*", allow=()))
+    assert found == (PeerSettings(ae_title="CT"), PeerSettings(ae_title="*", allow=()))
     assert "everybody" in said(tmp_path)["DicomModalities.a.AET"]
 
 

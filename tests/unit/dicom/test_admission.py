@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 
 import pytest
 
-from ingest.config.model import Peer
+from ingest.config.model import PeerSettings
 from ingest.dicom import admission
 from ingest.dicom.admission import Admission, Refusal
 from ingest.dicom.wire import CALLING_AE_NOT_RECOGNIZED
@@ -29,7 +29,9 @@ class Caller:
     certificate: CertificateIdentity | None = None
 
 
-def admit(caller: Caller, peers: tuple[Peer, ...], *, ignore_case: bool = False) -> Admission | Refusal:
+def admit(
+    caller: Caller, peers: tuple[PeerSettings, ...], *, ignore_case: bool = False
+) -> Admission | Refusal:
     def find_peer_fault(peer: admission.PeerRule) -> str | None:
         title = f"AE title {caller.ae_title!r}"
         return find_binding_fault(caller.certificate, peer.certificate, peer.issuer, title)
@@ -37,7 +39,7 @@ def admit(caller: Caller, peers: tuple[Peer, ...], *, ignore_case: bool = False)
     return admission.admit(caller.ae_title, caller.address, peers, find_peer_fault, ignore_case=ignore_case)
 
 
-def refused(caller: Caller, *peers: Peer) -> str:
+def refused(caller: Caller, *peers: PeerSettings) -> str:
     answer = admit(caller, peers)
     assert isinstance(answer, Refusal)
     assert answer.pdu == CALLING_AE_NOT_RECOGNIZED
@@ -53,7 +55,7 @@ def test_an_empty_calling_ae_title_is_nobody() -> None:
 
 
 def test_with_peers_only_their_ae_titles_are_let_in() -> None:
-    peers = (Peer(ae_title="CT1"), Peer(ae_title="MR1", allow=("echo",)))
+    peers = (PeerSettings(ae_title="CT1"), PeerSettings(ae_title="MR1", allow=("echo",)))
     assert admit(Caller("CT1", "10.0.0.1"), peers) == Admission(frozenset({"echo", "store"}))
     assert admit(Caller("MR1", "10.0.0.1"), peers) == Admission(frozenset({"echo"}))
     why = refused(Caller("ct1", "10.0.0.1"), *peers)
@@ -62,17 +64,17 @@ def test_with_peers_only_their_ae_titles_are_let_in() -> None:
 
 
 def test_spaces_around_a_configured_title_do_not_count() -> None:
-    assert isinstance(admit(Caller("CT1", "10.0.0.1"), (Peer(ae_title=" CT1 "),)), Admission)
+    assert isinstance(admit(Caller("CT1", "10.0.0.1"), (PeerSettings(ae_title=" CT1 "),)), Admission)
 
 
 @pytest.mark.parametrize("address", ["10.1.2.3", "::ffff:10.1.2.3", "2001:db8::1", "fe80::1%eth0"])
 def test_addresses_within_a_network_are_let_in(address: str) -> None:
-    peer = Peer(ae_title="CT1", hosts=("10.1.0.0/16", "2001:db8::/32", "fe80::1"))
+    peer = PeerSettings(ae_title="CT1", hosts=("10.1.0.0/16", "2001:db8::/32", "fe80::1"))
     assert isinstance(admit(Caller("CT1", address), (peer,)), Admission)
 
 
 def test_a_network_of_mapped_addresses_is_that_of_ipv4() -> None:
-    peer = Peer(ae_title="CT1", hosts=("::ffff:10.1.0.0/112",))
+    peer = PeerSettings(ae_title="CT1", hosts=("::ffff:10.1.0.0/112",))
     for address in ("10.1.2.3", "::ffff:10.1.2.3"):
         assert isinstance(admit(Caller("CT1", address), (peer,)), Admission)
     assert "from 10.2.0.1" in refused(Caller("CT1", "10.2.0.1"), peer)
@@ -80,20 +82,20 @@ def test_a_network_of_mapped_addresses_is_that_of_ipv4() -> None:
 
 @pytest.mark.parametrize("address", ["10.2.0.1", "::1", "2001:db9::1", "", "nonsense"])
 def test_other_addresses_are_refused_and_named(address: str) -> None:
-    peer = Peer(ae_title="CT1", hosts=("10.1.0.0/16", "2001:db8::/32", "not-an-address"))
+    peer = PeerSettings(ae_title="CT1", hosts=("10.1.0.0/16", "2001:db8::/32", "not-an-address"))
     why = refused(Caller("CT1", address), peer)
     assert f"from {address}," in why
     assert "10.1.0.0/16" in why
 
 
 def test_a_bound_title_needs_its_certificate() -> None:
-    bound = Peer(ae_title="CT1", certificate="DNS:ct1.example.org")
+    bound = PeerSettings(ae_title="CT1", certificate="DNS:ct1.example.org")
     assert isinstance(admit(Caller("CT1", "10.0.0.1", CT1), (bound,)), Admission)
     assert "none was presented" in refused(Caller("CT1", "10.0.0.1"), bound)
 
 
 def test_refusal_of_another_certificate_names_subject_title_and_binding() -> None:
-    why = refused(Caller("MR1", "10.0.0.1", CT1), Peer(ae_title="MR1", certificate="mr1.example.org"))
+    why = refused(Caller("MR1", "10.0.0.1", CT1), PeerSettings(ae_title="MR1", certificate="mr1.example.org"))
     assert CT1.subject in why
     assert "MR1" in why
     assert "mr1.example.org" in why
@@ -101,8 +103,8 @@ def test_refusal_of_another_certificate_names_subject_title_and_binding() -> Non
 
 def test_of_several_entries_for_a_title_the_first_that_fits_decides() -> None:
     peers = (
-        Peer(ae_title="CT1", hosts=("10.0.0.0/8",), allow=("echo",)),
-        Peer(ae_title="CT1", hosts=("192.168.0.0/16",)),
+        PeerSettings(ae_title="CT1", hosts=("10.0.0.0/8",), allow=("echo",)),
+        PeerSettings(ae_title="CT1", hosts=("192.168.0.0/16",)),
     )
     assert admit(Caller("CT1", "10.0.0.1"), peers) == Admission(frozenset({"echo"}))
     assert admit(Caller("CT1", "192.168.0.1"), peers) == Admission(frozenset({"echo", "store"}))
@@ -110,9 +112,9 @@ def test_of_several_entries_for_a_title_the_first_that_fits_decides() -> None:
 
 
 def test_issuer_is_bound_alone_or_with_the_certificate() -> None:
-    site = Peer(ae_title="CT1", issuer="CN=Hospital CA")
+    site = PeerSettings(ae_title="CT1", issuer="CN=Hospital CA")
     assert isinstance(admit(Caller("CT1", "10.0.0.1", CT1), (site,)), Admission)
-    other = Peer(ae_title="CT1", certificate="DNS:ct1.example.org", issuer="CN=Hospital CA 2")
+    other = PeerSettings(ae_title="CT1", certificate="DNS:ct1.example.org", issuer="CN=Hospital CA 2")
     why = refused(Caller("CT1", "10.0.0.1", CT1), other)
     assert "'CN=ct1,O=Hospital' of 'CN=Hospital CA'" in why
     assert "'DNS:ct1.example.org' of 'CN=Hospital CA 2'" in why
@@ -143,25 +145,28 @@ def test_names_are_worth_what_the_trusted_certificate_behind_them_is(
     anchor: TrustAnchor | None, certificate: str, issuer: str, admitted: bool
 ) -> None:
     caller = Caller("CT1", "10.0.0.1", replace(CT1, trust_anchor=anchor))
-    answer = admit(caller, (Peer(ae_title="CT1", certificate=certificate, issuer=issuer),))
+    answer = admit(caller, (PeerSettings(ae_title="CT1", certificate=certificate, issuer=issuer),))
     assert isinstance(answer, Admission) is admitted
 
 
 def test_refusal_of_a_name_that_nobody_vouches_for_tells_cause_and_remedy() -> None:
     caller = Caller("CT1", "10.0.0.1", replace(CT1, trust_anchor=SELF_SIGNED))
-    why = refused(caller, Peer(ae_title="CT1", certificate="CN=ct1,O=Hospital"))
+    why = refused(caller, PeerSettings(ae_title="CT1", certificate="CN=ct1,O=Hospital"))
     assert "'CN=ct1,O=Hospital' of 'CN=scanner'" in why
     assert "is not marked as an authority" in why
     assert "name it in `issuer`, or bind by fingerprint" in why
 
 
 def test_sop_classes_come_with_the_admission() -> None:
-    peer = Peer(ae_title="CT1", sop_classes=("CT*",))
+    peer = PeerSettings(ae_title="CT1", sop_classes=("CT*",))
     assert admit(Caller("CT1", "10.0.0.1"), (peer,)) == Admission(frozenset({"echo", "store"}), ("CT*",))
 
 
 def test_a_star_stands_for_titles_without_an_entry_and_for_no_others() -> None:
-    peers = (Peer(ae_title="*", allow=("echo",)), Peer(ae_title="CT1", certificate="DNS:ct1.example.org"))
+    peers = (
+        PeerSettings(ae_title="*", allow=("echo",)),
+        PeerSettings(ae_title="CT1", certificate="DNS:ct1.example.org"),
+    )
     assert admit(Caller("ANY", "10.0.0.1"), peers) == Admission(frozenset({"echo"}))
     assert "none was presented" in refused(Caller("CT1", "10.0.0.1"), *peers)
 
@@ -173,15 +178,23 @@ def test_a_star_stands_for_titles_without_an_entry_and_for_no_others() -> None:
 def test_an_admission_tells_the_bound_entry_that_it_comes_from(
     title: str, hosts: tuple[str, ...], bound: str
 ) -> None:
-    first = Peer(ae_title="CT1", hosts=hosts) if hosts else Peer(ae_title="CT1", issuer="CN=Hospital CA")
-    peers = (first, Peer(ae_title="MR1"), Peer(ae_title="*", certificate="CN=ct1,O=Hospital"))
+    first = (
+        PeerSettings(ae_title="CT1", hosts=hosts)
+        if hosts
+        else PeerSettings(ae_title="CT1", issuer="CN=Hospital CA")
+    )
+    peers = (first, PeerSettings(ae_title="MR1"), PeerSettings(ae_title="*", certificate="CN=ct1,O=Hospital"))
     answer = admit(Caller(title, "10.0.0.1", CT1), peers, ignore_case=True)
     assert isinstance(answer, Admission)
     assert answer.bound_ae_title == bound
 
 
 def test_a_star_does_not_let_in_a_bound_title_in_other_capitals() -> None:
-    peers = (Peer(ae_title="CT1", issuer="CN=Hospital CA"), Peer(ae_title="MR1"), Peer(ae_title="*"))
+    peers = (
+        PeerSettings(ae_title="CT1", issuer="CN=Hospital CA"),
+        PeerSettings(ae_title="MR1"),
+        PeerSettings(ae_title="*"),
+    )
     assert "differs in capitals only from 'CT1'" in refused(Caller("ct1", "10.0.0.1", CT1), *peers)
     assert isinstance(admit(Caller("mr1", "10.0.0.1"), peers), Admission)
 
@@ -189,9 +202,9 @@ def test_a_star_does_not_let_in_a_bound_title_in_other_capitals() -> None:
 @pytest.mark.parametrize("title", ["ANY", "*"])
 def test_a_star_that_allows_nothing_refuses_whatever_follows_it(title: str) -> None:
     peers = (
-        Peer(ae_title="*", hosts=("10.0.0.0/8",), allow=()),
-        Peer(ae_title="*"),
-        Peer(ae_title="CT1", allow=()),
+        PeerSettings(ae_title="*", hosts=("10.0.0.0/8",), allow=()),
+        PeerSettings(ae_title="*"),
+        PeerSettings(ae_title="CT1", allow=()),
     )
     assert "is not among [[peers]]" in refused(Caller(title, "10.0.0.1"), *peers)
     assert isinstance(admit(Caller(title, "192.168.0.1"), peers), Admission)
@@ -199,6 +212,6 @@ def test_a_star_that_allows_nothing_refuses_whatever_follows_it(title: str) -> N
 
 
 def test_capitals_count_unless_they_are_to_be_ignored() -> None:
-    peers = (Peer(ae_title="CT1"),)
+    peers = (PeerSettings(ae_title="CT1"),)
     assert isinstance(admit(Caller("ct1", "10.0.0.1"), peers, ignore_case=True), Admission)
     assert isinstance(admit(Caller("ct2", "10.0.0.1"), peers, ignore_case=True), Refusal)

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from ingest.clock import unix_ms
-from ingest.config.model import Config, Destination, Workers
+from ingest.config.model import Config, Destination, WorkerSettings
 from ingest.dicom import uids, wire
 from ingest.ledger import CircuitState
 from ingest.ledger.delivery_admin import DeliveryFilter
@@ -203,7 +203,7 @@ def test_what_is_owed_for_too_long_dies_with_the_next_failure_and_lives_when_sen
 def test_destination_that_never_answers_cannot_hold_every_worker() -> None:
     def config(forward: int, *associations: int) -> Config:
         return Config(
-            workers=Workers(forward=forward),
+            workers=WorkerSettings(forward=forward),
             destinations=tuple(
                 Destination(name=f"d{n}", ae_title="D", host="h", tls=False, associations=count)
                 for n, count in enumerate(associations)

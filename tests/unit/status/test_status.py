@@ -20,7 +20,7 @@ from ingest.acceptor.scoreboard import (
 from ingest.alarms import Severity, raise_alarm
 from ingest.cli import main
 from ingest.clock import monotonic_ms, unix_ms
-from ingest.config.model import LedgerConfig
+from ingest.config.model import LedgerSettings
 from ingest.ledger import Ledger
 from ingest.queue.keys import stream_key
 from ingest.queue.stream_writer import append_references
@@ -108,7 +108,7 @@ def test_a_ledger_that_can_only_be_read_is_told(
         {"options": f"-c default_transaction_read_only={setting}"}
     )
     settings = config(tmp_path, redis_server.url).model_copy(
-        update={"ledger": LedgerConfig(url=url.render_as_string(hide_password=False))}
+        update={"ledger": LedgerSettings(url=url.render_as_string(hide_password=False))}
     )
     found = gather_status(settings)["ledger"]
     assert found["reachable"] is True

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from ingest.config.model import Config, Receive
+from ingest.config.model import Config, ReceiveSettings
 from ingest.cores import usable_cores
 from ingest.supervisor.generation import plan_worker_slots
 
@@ -73,4 +73,4 @@ def test_a_node_has_a_listener_for_each_usable_core(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr("ingest.supervisor.generation.usable_cores", lambda: 3)
     listen = frozenset({"listen"})
     assert len(plan_worker_slots(Config(), listen)) == 3
-    assert len(plan_worker_slots(Config(receive=Receive(processes=5)), listen)) == 5
+    assert len(plan_worker_slots(Config(receive=ReceiveSettings(processes=5)), listen)) == 5

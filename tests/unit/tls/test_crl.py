@@ -12,7 +12,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from ingest.checks.tls import check_validity_now, list_validities
-from ingest.config.model import TLS, Config, Listener
+from ingest.config.model import TLS, Config, ListenerSettings
 from ingest.errors import ConfigError
 from ingest.tls import revocation
 from ingest.tls.contexts import client_context, server_context
@@ -151,7 +151,7 @@ def test_a_list_fetched_before_its_time_hinders_no_reload(site, tmp_path):
         early + site.current.public_bytes(Encoding.PEM) + delta.public_bytes(Encoding.PEM)
     )
     tls = {"node": settings(site, site.scp, tmp_path / "lists")}
-    config = Config(tls=tls, listeners=(Listener(port=0, tls="node"),))
+    config = Config(tls=tls, listeners=(ListenerSettings(port=0, tls="node"),))
     (term,) = (term for term in list_validities(config, NOW) if "crl" in term.key)
     assert term.digest == site.current.fingerprint(hashes.SHA256()).hex()
 
