@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 export PYTHONDONTWRITEBYTECODE :=
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: all setup demo run test test-pythons bench lint lock clean
+.PHONY: all setup demo run test test-fast test-long test-pythons bench lint lock clean
 all: setup
 
 setup: $(VENV)/stamp
@@ -27,8 +27,20 @@ run: setup
 	test -e config/pki/node.key || $(BIN)/ingest certs new config/pki/node --name localhost --trust config/pki/trusted.crt
 	$(BIN)/ingest serve --config config/ingest.toml
 
+# Tests wait more than they compute: two workers for each core keep the cores busy.
+TEST_WORKERS ?= 4
+LONG ?=
+
 test: setup
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(TEST_WORKERS) --dist worksteal -m "not long"
+
+# Only tests that start no process: no servers, no nodes, no programs.
+test-fast: setup
+	$(BIN)/python -m pytest -q -rfE -n 2 --dist worksteal --fast -m "not long and not slow" tests/unit tests/fuzz
+
+# What only repeats. LONG=--share-of-today runs the share that the date chooses, as CI does.
+test-long: setup
+	$(BIN)/python -m pytest -n $(TEST_WORKERS) --dist worksteal -m long $(LONG)
 
 # The unit tests and the demo with Debian trixie's Python and OpenSSL; needs root and debootstrap.
 test-pythons:

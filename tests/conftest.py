@@ -7,12 +7,15 @@ should not wait for the import of TLS, configuration and databases.
 from __future__ import annotations
 
 import contextlib
+import datetime
+import importlib
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+import zlib
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +25,74 @@ if TYPE_CHECKING:
     from tests.support.nodes import Node
     from tests.support.pki import Material
     from tests.support.servers import Valkey
+
+
+SERVER_FIXTURES = {"make_node", "postgresql_url", "shared_node", "shared_valkey", "start_node"}
+"""Fixtures that start servers; `--fast` leaves out the tests that use one, through other fixtures as well."""
+
+STARTS_A_PROCESS = {"os.fork", "os.forkpty", "os.posix_spawn", "subprocess.Popen"}
+"""Audit events of the interpreter."""
+
+SHARES = 7
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("dicom-ingest")
+    group.addoption("--fast", action="store_true", help="leave out tests that start a server or any process")
+    group.addoption(
+        "--share-of-today",
+        action="store_true",
+        help=f"run one of {SHARES} shares of the tests; the date chooses it (for tests marked long, in CI)",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.option.fast:
+        config.pluginmanager.register(NoProcesses())
+
+
+def pytest_pycollect_makemodule(module_path: Path) -> None:
+    """Load the settings of properties where a module has properties: importing hypothesis takes a moment."""
+    if b"hypothesis" in module_path.read_bytes():
+        importlib.import_module("tests.support.properties")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.option.fast:
+        _keep(config, items, lambda item: SERVER_FIXTURES.isdisjoint(getattr(item, "fixturenames", ())))
+    if config.option.share_of_today:
+        today = datetime.datetime.now(datetime.UTC).toordinal() % SHARES
+        _keep(config, items, lambda item: zlib.crc32(item.nodeid.encode()) % SHARES == today)
+
+
+def _keep(config: pytest.Config, items: list[pytest.Item], wanted: Callable[[pytest.Item], bool]) -> None:
+    config.hook.pytest_deselected(items=[item for item in items if not wanted(item)])
+    items[:] = [item for item in items if wanted(item)]
+
+
+class NoProcesses:
+    """Skips a test at the moment at which it starts a process.
+
+    No list or marker says which tests these are. A list would need care, and a new test that starts a process
+    would slow the fast loop down until somebody looks.
+    """
+
+    def __init__(self) -> None:
+        self._test_runs = False
+        sys.addaudithook(self._skip_test)
+
+    @pytest.hookimpl(wrapper=True, tryfirst=True)
+    def pytest_runtest_protocol(self) -> Generator[None, object, object]:
+        # Processes that start outside of a test are pytest's own, such as the workers of pytest-xdist.
+        self._test_runs = True
+        try:
+            return (yield)
+        finally:
+            self._test_runs = False
+
+    def _skip_test(self, event: str, _: object) -> None:
+        if event in STARTS_A_PROCESS and self._test_runs:
+            pytest.skip("it starts a process")
 
 
 @pytest.fixture(autouse=True)

@@ -1,15 +1,15 @@
 """Any bytes are a command set or one PeerError; any command set comes back from its bytes."""
 
 import contextlib
-import os
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from ingest.ext.command import decode_command, encode_command
 from ingest.ext.errors import PeerError
+from tests.support.properties import examples
 
-EXAMPLES = settings(max_examples=int(os.environ.get("FUZZ_EXAMPLES", "200")), deadline=None)
+EXAMPLES = examples(100)
 
 numbers = st.integers(0, 0xFFFF)
 uids = st.text("0123456789.", max_size=64)

@@ -1,16 +1,16 @@
 """Any bytes give attributes, a wish for more, or one PeerError; more bytes never change what was found."""
 
-import os
 import zlib
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from ingest.ext.errors import PeerError
 from ingest.ext.header import scan
 from tests.fuzz import guard
+from tests.support.properties import examples
 
-EXAMPLES = settings(max_examples=int(os.environ.get("FUZZ_EXAMPLES", "300")), deadline=None)
+EXAMPLES = examples(100)
 
 IMPLICIT, EXPLICIT, BIG = "1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.2"
 DEFLATED = "1.2.840.10008.1.2.1.99"

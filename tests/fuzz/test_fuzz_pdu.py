@@ -1,19 +1,19 @@
 """Whatever arrives, a parser gives events or one PeerError, the same ones however the stream is cut."""
 
-import os
 import tempfile
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from ingest.ext.encode import DataSetEncoder, encode_p_data
 from ingest.ext.errors import PeerError
 from ingest.ext.pdu import Command, ControlPDU, DataSet, PDUParser
 from tests.fuzz import guard
+from tests.support.properties import examples
 from tests.vectors import feed
 from tests.vectors.pdu import VALID, VECTORS
 
-EXAMPLES = settings(max_examples=int(os.environ.get("FUZZ_EXAMPLES", "200")), deadline=None)
+EXAMPLES = examples(100)
 LIMITS = {"max_control_length": 300, "max_command_bytes": 60, "max_data_set_bytes": 100}
 
 contexts = st.integers(0, 127).map(lambda i: 2 * i + 1)

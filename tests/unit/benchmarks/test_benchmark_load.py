@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pydicom
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from pynetdicom.pdu import A_ASSOCIATE_RQ, P_DATA_TF
 
@@ -30,6 +30,7 @@ from benchmarks.session import associate_request
 from ingest.dicom.dimse import StoreRequest, encode_store_response
 from ingest.ext.encode import encode_p_data
 from tests.support.nodes import eventually
+from tests.support.properties import examples
 
 ROOT = "2.25.123456789012345678"
 FILE_META_OF_THE_FLOOR = 328
@@ -103,7 +104,7 @@ def payloads(message: Message, pdu: int) -> tuple[bytes, bytes]:
     number=st.integers(0, 10**6),
     message_id=st.integers(1, 65535),
 )
-@settings(max_examples=50, deadline=None)
+@examples(50)
 def test_a_stamped_message_is_a_c_store_of_that_instance(
     size_and_pdu: tuple[int, int], number: int, message_id: int
 ) -> None:

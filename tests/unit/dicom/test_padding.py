@@ -5,12 +5,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from ingest.dicom import padding
 from ingest.dicom.padding import apply_edits, edited_length, find_edits, has_odd_value
 from ingest.errors import PeerError
+from tests.support.properties import examples
 
 IMPLICIT, EXPLICIT, BIG = "1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.2"
 JPEG, DEFLATED = "1.2.840.10008.1.2.4.50", "1.2.840.10008.1.2.1.99"
@@ -116,7 +117,7 @@ def with_sequence(inner: st.SearchStrategy[list[Value]]) -> st.SearchStrategy[li
 DATA_SETS = st.recursive(leaves(), with_sequence, max_leaves=12)
 
 
-@settings(max_examples=400, deadline=None)
+@examples(100)
 @given(DATA_SETS, st.sampled_from([IMPLICIT, EXPLICIT, BIG]), st.booleans())
 def test_every_odd_value_is_padded_and_every_length_around_it_is_right(
     values: list[Value], syntax: str, group_lengths: bool
@@ -125,7 +126,7 @@ def test_every_odd_value_is_padded_and_every_length_around_it_is_right(
     assert mended(data, syntax) == Coding(syntax, True, group_lengths).elements(values)
 
 
-@settings(max_examples=200, deadline=None)
+@examples(100)
 @given(DATA_SETS, st.sampled_from([IMPLICIT, EXPLICIT, BIG]), st.randoms(use_true_random=False), st.data())
 def test_damaged_data_set_raises_one_error_and_nothing_else(
     values: list[Value], syntax: str, random: object, data: st.DataObject
@@ -158,7 +159,7 @@ def encapsulated(fragments: Sequence[bytes], *, basic: bool, extended: bool, pad
     return out + body + coding.head(0xFFFEE0DD, b"", 0)
 
 
-@settings(max_examples=200, deadline=None)
+@examples(100)
 @given(st.lists(st.integers(0, 7), max_size=40), st.booleans(), st.booleans())
 def test_odd_fragments_are_padded_and_offset_tables_point_to_the_same_fragments(
     sizes: list[int], basic: bool, extended: bool

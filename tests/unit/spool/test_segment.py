@@ -8,11 +8,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from ingest.spool import segment, segment_upkeep
 from ingest.spool.segment import HEADER_BYTES, Segment, SegmentReport
+from tests.support.properties import examples
 from tests.support.segments import MARKS_AT, SEGMENT_BYTES, SegmentWriter, aligned, header, header_2
 
 NUMBER = 0x18A0_5C3D_9E21_7F01
@@ -311,7 +312,7 @@ groups = st.lists(
 
 
 @given(groups=groups, garbage=st.binary(max_size=3000), cut=st.floats(0, 1))
-@settings(max_examples=60, deadline=None)
+@examples(8)
 def test_what_waits_is_what_was_written_whole_over_any_garbage(
     tmp_path_factory: pytest.TempPathFactory,
     groups: list[tuple[int, list[tuple[bytes, str]], str]],
@@ -358,7 +359,7 @@ def _ends(files: list[bytes], start: int) -> dict[int, int]:
 
 
 @given(st.binary(max_size=20_000))
-@settings(max_examples=40, deadline=None)
+@examples(40)
 def test_garbage_is_walked_to_its_end(tmp_path_factory: pytest.TempPathFactory, garbage: bytes) -> None:
     writer = SegmentWriter(tmp_path_factory.mktemp("spool"), NUMBER)
     writer.write(0, header(b"", NUMBER)[:HEADER_BYTES] + garbage)

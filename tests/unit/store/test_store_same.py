@@ -18,6 +18,7 @@ from ingest.ext.encode import encode_p_data
 from tests.faults.caller import CONTEXTS, MR, VERIFICATION, data_pdus
 from tests.support.instances import CT, EXPLICIT, IMPLICIT, Made, element, implicit
 from tests.support.storing import FILE_META, Association, Site, site
+from tests.support.properties import examples
 
 UID = "1.2.3.4"
 
@@ -173,7 +174,7 @@ def command_sets(draw: st.DrawFn) -> bytes:
 SLOW = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
 
 
-@settings(max_examples=600, deadline=None, suppress_health_check=SLOW)
+@settings(examples(100), suppress_health_check=SLOW)
 @given(
     sets=st.lists(command_sets(), min_size=1, max_size=3),
     context=st.sampled_from([1, 1, 1, 1, 5, 3, 7, 9]),
@@ -222,7 +223,7 @@ def test_each_odd_element_has_the_same_end(both: Both, key: int, value: bytes, i
 texts = st.text("0123456789.", max_size=66) | st.text("01. \0/a", max_size=6)
 
 
-@settings(max_examples=600, deadline=None, suppress_health_check=SLOW)
+@settings(examples(100), suppress_health_check=SLOW)
 @given(text=texts | st.from_regex(r"[0-9]{1,30}(\.[0-9]{1,30}){0,3}", fullmatch=True))
 def test_what_is_a_uid_is_one_here_and_there(both: Both, text: str) -> None:
     value = text.encode()
@@ -235,7 +236,7 @@ def test_what_is_a_uid_is_one_here_and_there(both: Both, text: str) -> None:
     assert (fast.left == []) == is_valid_uid(text.rstrip("\0 "))
 
 
-@settings(max_examples=400, deadline=None, suppress_health_check=SLOW)
+@settings(examples(100), suppress_health_check=SLOW)
 @given(
     context=st.sampled_from([1, 5, 7]),
     changes=st.lists(st.tuples(st.integers(0, 160), st.integers(0, 255)), max_size=3),

@@ -12,7 +12,7 @@ from itertools import product
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from ingest.config.model import TLS
@@ -23,6 +23,7 @@ from ingest.tls.keys.loading import read_pair
 from ingest.tls.keys.pkcs12 import parse_der_elements
 from tests.support.keymaterial import PASSWORD, Keys, run
 from tests.support.peers import require_program
+from tests.support.properties import examples
 from tests.unit.tls.test_tls_contexts import shake
 
 
@@ -455,7 +456,7 @@ SAMPLES = ["rsa.chain", "ec.key", "rsa.cer", "rsa.der", "plain.p12", "two.p12", 
 
 
 @pytest.mark.filterwarnings("ignore::cryptography.utils.CryptographyDeprecationWarning")
-@settings(max_examples=300, deadline=None)
+@examples(100)
 @given(data=st.data())
 def test_damaged_files_are_told_and_never_end_a_command(keys, samples, data):
     content = bytearray(samples[data.draw(st.sampled_from(SAMPLES))])
