@@ -54,7 +54,7 @@ def backlog(tmp_path: Path, redis_server: Valkey) -> Iterator[Forwarding]:
     site.ledger.close()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_million_waiting_deliveries_cost_neither_time_nor_memory(
     backlog: Forwarding, record_property: Callable[[str, object], None]
 ) -> None:

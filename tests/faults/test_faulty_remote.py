@@ -34,7 +34,7 @@ from tests.support.peers import JPEG
 from tests.support.pki import Material
 from tests.support.servers import Valkey
 
-INSTANCES = int(os.environ.get("FAULT_INSTANCES", "2500"))
+INSTANCES = int(os.environ.get("FAULT_INSTANCES", "1250"))
 SEED = int(os.environ.get("FAULT_SEED", "4"))
 SECONDS = 150 + INSTANCES / 25
 WORKERS = 2

@@ -98,7 +98,7 @@ def test_a_reload_whose_listeners_do_not_come_up_is_refused_and_changes_nothing(
     accepts(node)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_as_many_listeners_as_there_may_be_can_be_reloaded_again_and_again(
     make_node: Callable[..., Node],
     callers: list[Caller],

@@ -148,7 +148,7 @@ def test_transit_is_measured_from_node_to_floor(tmp_path):
     assert sample["missing"] == sample["failed"] == 0 < sample["p50_ms"] <= sample["p99_ms"]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_forwarders_take_turns(tmp_path):
     require_program("Orthanc")
     results = tmp_path / "results.json"

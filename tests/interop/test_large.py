@@ -21,7 +21,7 @@ SIZE = 2 * 1024**3
 RESIDENT_MAX = 150 * 1024**2
 FREE_NEEDED = 3 * SIZE
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.long
 
 
 @pytest.fixture

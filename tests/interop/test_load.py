@@ -20,7 +20,7 @@ ASSOCIATIONS = 16
 LISTENERS = 4
 DEADLINE_SECONDS = 120
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.long, pytest.mark.timeout(300)]
 
 
 def test_5000_instances_over_16_associations_arrive_once_each(

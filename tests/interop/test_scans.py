@@ -14,6 +14,8 @@ from tests.support.nodes import Node, cleaned
 from tests.support.peers import require_program
 from tests.support.pki import Material
 
+pytestmark = [pytest.mark.interop, pytest.mark.long]
+
 ISSUERS_MATTER = {
     "cert_revocation",  # that the certificate names no place of a CRL or OCSP
     "DNS_CAArecord",
@@ -105,7 +107,6 @@ def test_sslyze_finds_the_profile_and_no_weakness(node: Node, tmp_path: Path) ->
     )
 
 
-@pytest.mark.slow
 def test_testssl_finds_nothing_above_informational(node: Node, tmp_path: Path) -> None:
     out = tmp_path / "found.json"
     looks = ("--protocols", "--std", "--fs", "--server-defaults", "--vulnerable")
