@@ -46,6 +46,7 @@ class Commands(click.Group):
 @click.pass_context
 def main(
     ctx: click.Context,
+    /,
     minutes: float,
     pairs: int | None,
     output: Path,

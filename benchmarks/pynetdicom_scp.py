@@ -83,8 +83,8 @@ def main(argv: list[str]) -> None:
     ae.maximum_pdu_size = int(pdu)
     ae.maximum_associations = 1024
     for presentation in AllStoragePresentationContexts:
-        ae.add_supported_context(presentation.abstract_syntax)
-    handlers = [(evt.EVT_C_STORE, Keep(Path(folder), durability, kept))]
+        ae.add_supported_context(str(presentation.abstract_syntax))
+    handlers: list[Any] = [(evt.EVT_C_STORE, Keep(Path(folder), durability, kept))]
     ae.start_server(("127.0.0.1", int(port)), ssl_context=context, evt_handlers=handlers)
 
 

@@ -50,7 +50,10 @@ class Sender:
         for _ in range(ATTEMPTS):
             if self._association is None or not self._association.is_established:
                 self._association = self._ae.associate(
-                    self._host, self._port, ae_title=self._called, tls_args=(self._tls, None)
+                    self._host,
+                    self._port,
+                    ae_title=self._called,
+                    tls_args=(self._tls, None),  # type: ignore[arg-type]  # no name is checked
                 )
             if self._association.is_established:
                 status = self._association.send_c_store(path).get("Status")

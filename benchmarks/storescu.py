@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Self
 
 from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
+from pydicom.uid import UID, CTImageStorage, ExplicitVRLittleEndian
 
 from benchmarks.load import LoadError
 from benchmarks.peers import find_program
@@ -85,7 +85,7 @@ def _write(path: Path, uid: str, root: str, columns: int) -> None:
     meta = FileMetaDataset()
     meta.TransferSyntaxUID = ExplicitVRLittleEndian
     meta.MediaStorageSOPClassUID = CTImageStorage
-    meta.MediaStorageSOPInstanceUID = uid
+    meta.MediaStorageSOPInstanceUID = UID(uid)
     image = Dataset()
     image.file_meta = meta
     image.SOPClassUID, image.SOPInstanceUID = CTImageStorage, uid

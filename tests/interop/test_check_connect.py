@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from ingest.checks.connect import EchoAnswer, Fault, echo_destinations
+from ingest.checks.connect import EchoAnswer, echo_destinations
+from ingest.config.faults import Fault
 from ingest.config.model import TLS, Config, Destination, NodeSettings
 from ingest.errors import Cause
 from ingest.tls.keys import pairs

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 
-from ingest.acceptor import scoreboard
 from ingest.acceptor.scoreboard import (
     ACCEPTING,
     ACTIVE,
@@ -197,7 +196,7 @@ def test_a_full_or_failing_disk_keeps_no_node_from_its_counters(
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(scoreboard.os, name, full)
+    monkeypatch.setattr(os, name, full)
     board = Scoreboard.create(path)
     board.set(3, STATE, ACCEPTING)
     board.set(3, HEARTBEAT, monotonic_ms())

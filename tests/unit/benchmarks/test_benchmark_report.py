@@ -1,6 +1,7 @@
 """What the benchmarks make of their figures: order of runs, judged claims, losses, tables, plots."""
 
 import io
+import time
 from dataclasses import replace
 
 import pytest
@@ -170,7 +171,7 @@ def test_who_takes_long_takes_part_in_fewer_rounds():
 
 def test_time_is_shared_by_weight_and_what_one_leaves_is_for_the_others(monkeypatch):
     now = 0.0
-    monkeypatch.setattr(suite.time, "monotonic", lambda: now)
+    monkeypatch.setattr(time, "monotonic", lambda: now)
     budget = suite.Budget(100.0, [1.0, 1.0, 2.0])
     assert budget.next() == 25.0
     now = 10.0

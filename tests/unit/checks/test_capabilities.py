@@ -1,6 +1,7 @@
 """What file systems lack is found before anything is promised, with the remedy; notes where it is as safe."""
 
 import errno
+import fcntl
 import subprocess
 import sys
 import tempfile
@@ -164,7 +165,7 @@ def test_segments_ask_for_the_locks_that_they_need(tmp_path: Path, monkeypatch: 
     def none(*_: object) -> None:
         raise OSError(errno.EOPNOTSUPP, "Operation not supported")
 
-    monkeypatch.setattr(file_systems.fcntl, "flock", none)
+    monkeypatch.setattr(fcntl, "flock", none)
     assert list(file_systems.check_file_systems(config(tmp_path))) == []
     [fault] = file_systems.check_file_systems(config(tmp_path, receive={"segment_max_bytes": 65536}))
     assert (fault.key, fault.is_note) == ("receive.spool_dir", False)

@@ -3,6 +3,7 @@
 import gc
 import time
 import tracemalloc
+from typing import Any
 
 import pytest
 
@@ -148,7 +149,7 @@ def test_parsers_share_a_window_when_each_is_drained_before_the_next_receives() 
     window = bytearray(64)
     parsers = [PDUParser(window) for _ in range(10)]
     wires = [bytes([5, i, 0, 0, 0, 4, i, i, i, i]) for i in range(10)]
-    events: list[list[object]] = [[] for _ in parsers]
+    events: list[list[Any]] = [[] for _ in parsers]
     for at in range(10):
         for parser, wire, got in zip(parsers, wires, events, strict=True):
             got.extend(feed.feed(parser, [wire[at : at + 1]]))
@@ -169,7 +170,7 @@ def test_window_cannot_be_resized_while_a_parser_holds_it() -> None:
 def test_collector_meets_parsers_in_cycles() -> None:
     window = bytearray(64)
     for _ in range(200):
-        cycle: dict[str, object] = {"parser": PDUParser(window)}
+        cycle: dict[str, Any] = {"parser": PDUParser(window)}
         cycle["view"] = cycle["parser"].get_buffer()
         cycle["self"] = cycle
     del cycle

@@ -29,9 +29,9 @@ from tests.support.peers import (
     PynetdicomRemote,
     ScriptedPeer,
     Stored,
-    free_port,
     make_tls,
 )
+from tests.support.ports import free_port
 from tests.support.servers import Valkey
 
 CONTEXTS = [(CT, [EXPLICIT])]

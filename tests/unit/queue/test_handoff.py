@@ -10,9 +10,9 @@ import pytest
 import redis
 
 from ingest.alarms import standing_alarms
-from ingest.queue import publisher
 from ingest.queue.client import connect
 from ingest.queue.keys import DATA_CHUNK_BYTES, SPOOLS_KEY, data_key, persisted_key, stream_key
+from ingest.spool import inventory
 from ingest.spool.reference import Location, Reference
 from ingest.supervisor.embedded_queue import EmbeddedQueue
 from tests.support.handing import carried, handing_off, places, references, settings_of
@@ -260,7 +260,7 @@ def test_a_defect_is_said_and_does_not_end_the_hand_off(
             raise ValueError("a defect")
         return 0
 
-    monkeypatch.setattr(publisher.inventory, "clear_dead_slots", broken)
+    monkeypatch.setattr(inventory, "clear_dead_slots", broken)
     with handing_off(settings_of(tmp_path, redis_server)) as (spool, hand):
         eventually(lambda: len(calls) >= 3, 10)
         hand.put(keep(spool))

@@ -29,10 +29,10 @@ from tests.support.peers import (
     ScriptedPeer,
     Stored,
     client_tls,
-    free_port,
     make_tls,
     storescp,
 )
+from tests.support.ports import free_port
 
 SHORT = Timeouts(connect_seconds=2.0, response_seconds=1.0)
 

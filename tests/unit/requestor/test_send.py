@@ -29,9 +29,9 @@ from tests.support.peers import (
     ScriptedPeer,
     Stored,
     client_tls,
-    free_port,
     make_tls,
 )
+from tests.support.ports import free_port
 
 SHORT = Timeouts(connect_seconds=2.0, response_seconds=2.0)
 SAMPLES = Path(pydicom.data.__file__).parent / "test_files"

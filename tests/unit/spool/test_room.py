@@ -97,7 +97,7 @@ def test_remover_that_is_to_stop_leaves_the_word_to_its_successor(site: Site) ->
     stop.set()
     with remover(site, max_bytes=1, **REFUSE) as one:
         ingest.workers.retention.remover._publish_store_capacity(site.config, one, stop)
-    assert store_capacity.full(site.config.run_dir) == ""
+    assert store_capacity.read_store_full(site.config.run_dir) == ""
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from ingest.spool import slot
 from ingest.spool.inventory import clear_dead_slots, list_unowned_slots
 from ingest.spool.reference import Reference
 from ingest.spool.slot import Slot
-from ingest.spool.spool import LARGE_BYTES, Entry, Spool, read_spool_id
+from ingest.spool.spool import LARGE_BYTES, Spool, read_spool_id
 from tests.support.nodes import eventually
 from tests.support.spools import collect_until, keep
 
@@ -371,7 +371,7 @@ def test_a_disk_that_cannot_be_asked_counts_as_full(own: Spool, monkeypatch: pyt
 
 
 def test_an_entry_is_readable_by_its_owner_and_not_by_everybody(own: Spool, root: Path) -> None:
-    entry: Entry = own.begin()
+    entry = own.begin()
     assert os.fstat(entry.fd).st_mode & 0o007 == 0
     assert (root / "L0").stat().st_mode & 0o007 == 0
     own.discard(entry)

@@ -5,6 +5,7 @@ import socket
 import ssl
 import subprocess
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import pytest
 from cryptography import x509
@@ -18,6 +19,7 @@ from ingest.ext.tls_connection import BufferedConnection
 from ingest.ext.tls_context import TLS_1_0, TLS_1_1, TLS_1_2, TLS_1_3
 from ingest.tls.contexts import client_context, contexts, server_context
 from ingest.tls.keys import pairs
+from ingest.tls.keys.issuance import Pair
 from ingest.tls.profiles import PROFILES
 from tests.support.tls_peers import SSLConnection, ssl_client_context
 
@@ -26,6 +28,22 @@ PAST = datetime.now(UTC) - timedelta(days=30)
 
 class Site:
     """Pairs in a folder, made when first asked for."""
+
+    scp: dict[str, Path]
+    scu: dict[str, Path]
+    signed: dict[str, Path]
+    expired: dict[str, Path]
+    stranger: dict[str, Path]
+    trusted: Path
+    # Of test_crl.py, which fills its own.
+    other_ca: Pair
+    good: dict[str, Path]
+    bad: dict[str, Path]
+    other: dict[str, Path]
+    alone: dict[str, Path]
+    current: x509.CertificateRevocationList
+    old: x509.CertificateRevocationList
+    forged: x509.CertificateRevocationList
 
     def __init__(self, folder):
         self.folder = folder
