@@ -295,6 +295,8 @@ class _SendBatch:
         self._files_total = len(found) + len(unusable)
         self._bytes_total = sum(file.size for file in found)
         self._bytes_done = 0
+        self._in_flight: list[SendableFile] = []
+        self._is_closed = False
         self._groups: list[tuple[tuple[Context, ...], deque[SendableFile]]] = []
         group_of_context: dict[Context, deque[SendableFile]] = {}
         for contexts in plan_associations(file.context for file in found):
@@ -331,10 +333,18 @@ class _SendBatch:
         self.stop.set()
 
     def fail_unsent_files(self) -> None:
-        """Add a failure for each file that no job has sent, with the reason of the last failure."""
+        """Add a failure for each file that has no result yet, and accept no further results.
+
+        After Ctrl-C a slow job may still wait for the remote. Its file is counted as well: no file of a batch
+        is missing in the summary.
+        """
         for _, waiting in self._groups:
             while waiting:
                 self._add_failure(waiting.popleft(), self._last_failure)
+        with self._lock:
+            for file in self._in_flight:
+                self._append(_failure(file, SENT_IN_PART))
+            self._is_closed = True
 
     def _send_group(self, contexts: tuple[Context, ...], waiting: deque[SendableFile]) -> bool:
         association: StoreSCU | None = None
@@ -369,11 +379,13 @@ class _SendBatch:
     def _send_next_file(self, association: StoreSCU, waiting: deque[SendableFile]) -> bool:
         """Send the next file if one is left. Returns False if the association broke."""
         try:
-            file = waiting.popleft()
+            with self._lock:
+                file = waiting.popleft()
+                self._in_flight.append(file)
         except IndexError:  # Another job has sent it.
             return True
         try:
-            self._add_result(_store_file(association, file))
+            self._add_result(_store_file(association, file), file)
         except AssociationError as error:
             if self.stop.is_set():
                 self._add_failure(file, SENT_IN_PART)
@@ -381,20 +393,29 @@ class _SendBatch:
             self._last_failure = str(error)
             file.attempts += 1
             if file.attempts < ATTEMPTS_MAX:
-                waiting.append(file)
+                with self._lock:
+                    self._in_flight.remove(file)
+                    waiting.append(file)
             else:
                 self._add_failure(file, str(error))
             return False
         return True
 
     def _add_failure(self, file: SendableFile, error: str) -> None:
-        self._add_result(FileResult(file.path, file.sop_instance_uid, file.size, error=error))
+        self._add_result(_failure(file, error), file)
 
-    def _add_result(self, result: FileResult) -> None:
+    def _add_result(self, result: FileResult, file: SendableFile | None = None) -> None:
         with self._lock:
-            self.results.append(result)
-            self._bytes_done += result.size
-            self._report_progress(result)
+            if self._is_closed:
+                return
+            if file in self._in_flight:
+                self._in_flight.remove(file)
+            self._append(result)
+
+    def _append(self, result: FileResult) -> None:
+        self.results.append(result)
+        self._bytes_done += result.size
+        self._report_progress(result)
 
     def _report_progress(self, last: FileResult | None) -> None:
         if self._on_progress is not None:
@@ -405,6 +426,10 @@ class _SendBatch:
     def _raise_if_stopped(self) -> None:
         if self.stop.is_set():
             raise AssociationError("stopped")
+
+
+def _failure(file: SendableFile, error: str) -> FileResult:
+    return FileResult(file.path, file.sop_instance_uid, file.size, error=error)
 
 
 def _store_file(association: StoreSCU, file: SendableFile) -> FileResult:

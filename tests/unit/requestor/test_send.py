@@ -307,12 +307,14 @@ def test_what_cannot_be_read_in_a_folder_is_a_failure(
 
 SENDER = (
     "import sys; from pathlib import Path; from ingest.cli.send import send_to_remote;"
+    "from ingest.requestor import send_files; send_files.INTERRUPT_SECONDS = float(sys.argv[3]);"
     "sys.exit(send_to_remote('127.0.0.1', int(sys.argv[1]), [Path(sys.argv[2])], called_ae='REMOTE',"
     " calling_ae='SENDER', tls=None, jobs=2))"
 )
 
 
-def test_ctrl_c_ends_with_the_counts_and_130(folder: Path) -> None:
+@pytest.mark.parametrize("seconds", [3.0, 0.0], ids=["jobs end", "jobs are too slow to end"])
+def test_ctrl_c_ends_with_the_counts_and_130(folder: Path, seconds: float) -> None:
     held = threading.Event()
     stored: list[str] = []
 
@@ -331,7 +333,7 @@ def test_ctrl_c_ends_with_the_counts_and_130(folder: Path) -> None:
 
     with ScriptedPeer(script) as peer:
         sender = subprocess.Popen(
-            [sys.executable, "-c", SENDER, str(peer.port), str(folder)],
+            [sys.executable, "-c", SENDER, str(peer.port), str(folder), str(seconds)],
             stdout=subprocess.PIPE,
             text=True,
             cwd=Path(__file__).parents[3],

@@ -17,8 +17,8 @@ from ingest.dicom.uids import is_valid_uid
 from ingest.ext.encode import encode_p_data
 from tests.faults.caller import CONTEXTS, MR, VERIFICATION, data_pdus
 from tests.support.instances import CT, EXPLICIT, IMPLICIT, Made, element, implicit
-from tests.support.storing import FILE_META, Association, Site, site
 from tests.support.properties import examples
+from tests.support.storing import FILE_META, Association, Site, site
 
 UID = "1.2.3.4"
 
