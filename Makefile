@@ -27,8 +27,8 @@ run: setup
 	test -e config/pki/node.key || $(BIN)/ingest certs new config/pki/node --name localhost --trust config/pki/trusted.crt
 	$(BIN)/ingest serve --config config/ingest.toml
 
-# Tests wait more than they compute: two workers for each core keep the cores busy.
-TEST_WORKERS ?= 4
+# Tests wait about half of their time: three workers keep two cores busy. More make tests with deadlines fail.
+TEST_WORKERS ?= 3
 LONG ?=
 COVERED ?=
 

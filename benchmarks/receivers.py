@@ -1,5 +1,7 @@
 """What the benchmarks know of a receiver: who it is, where it listens, what it costs, what it has stored."""
 
+import contextlib
+import random
 import socket
 import subprocess
 import time
@@ -139,10 +141,15 @@ def target_of(keys: Pki, port: int, *, called_ae: str = "ANY-SCP") -> Target:
 
 
 def free_port() -> int:
-    """A TCP port that was free a moment ago, for programs that cannot choose one and say it."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """Choose a port for a program that must be told one.
+
+    The kernel gives ports above 32767 to any socket that asks, so the choice stays below.
+    """
+    while True:
+        port = random.randrange(10_000, 32_000)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 def wait_listening(

@@ -55,6 +55,7 @@ def backlog(tmp_path: Path, redis_server: Valkey) -> Iterator[Forwarding]:
 
 
 @pytest.mark.long
+@pytest.mark.timeout(900)
 def test_million_waiting_deliveries_cost_neither_time_nor_memory(
     backlog: Forwarding, record_property: Callable[[str, object], None]
 ) -> None:

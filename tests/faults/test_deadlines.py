@@ -26,7 +26,7 @@ from tests.support.instances import CT, EXPLICIT, IMPLICIT, Made
 from tests.support.nodes import Node, eventually
 
 HANDSHAKE, ARTIM, IDLE = 0.6, 0.8, 1.0
-SLACK = 1.5
+SLACK = 3.0
 """Seconds: deadlines are looked at four times a second, and two cores may be busy."""
 
 RQ = wire.encode_associate_rq(request())

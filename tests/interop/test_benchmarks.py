@@ -28,6 +28,8 @@ def benchmarks(*arguments: str | Path, code: int = 0) -> str:
         text=True,
         timeout=SECONDS,
         check=False,
+        # pytest-benchmark times nothing in a worker of pytest-xdist, and takes this program for one.
+        env={name: value for name, value in os.environ.items() if not name.startswith("PYTEST_XDIST")},
     )
     assert done.returncode == code, done.stdout
     return done.stdout

