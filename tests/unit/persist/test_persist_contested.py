@@ -11,12 +11,12 @@ import pytest
 from sqlalchemy import update
 
 import ingest.workers.store.filesystem
+from ingest.filesystem.locks import try_lock
 from ingest.ledger import DeliveryState, InstanceState, NewInstance, Outcome
 from ingest.ledger.instances import Instances
 from ingest.ledger.schema import instances
 from ingest.workers.persist.storage import BatchStorage
 from ingest.workers.store.filesystem import FileStore, StoreBatch
-from ingest.workers.store.staging import lock
 from tests.support.instances import EXPLICIT, IMPLICIT, Made
 from tests.support.ledgers import delivery_states
 from tests.support.persisting import Site, sections_of
@@ -316,7 +316,7 @@ def test_lock_is_let_go_of_with_the_commit_though_the_batch_goes_on(
 def is_locked(site: Site) -> bool:
     fd = os.open(site.config.store_root / LOCK, os.O_RDWR)
     try:
-        return not lock(fd)
+        return not try_lock(fd)
     finally:
         os.close(fd)
 

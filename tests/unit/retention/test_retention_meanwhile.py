@@ -15,6 +15,7 @@ import pytest
 from sqlalchemy import func, select, update
 
 from ingest.clock import unix_ms
+from ingest.filesystem.locks import try_lock
 from ingest.ledger import DeliveryState, InstanceState
 from ingest.ledger.delivery_admin import DeliveryFilter
 from ingest.ledger.retention import Retention
@@ -22,7 +23,6 @@ from ingest.ledger.schema import deliveries, instances
 from ingest.workers.retention.policy import DAY_MS
 from ingest.workers.store.filesystem import FileStore, SourceFile
 from ingest.workers.store.removal import FileRemoval
-from ingest.workers.store.staging import lock
 from tests.support.ledgers import delivery_states
 from tests.support.nodes import eventually
 from tests.support.persisting import Site
@@ -306,7 +306,7 @@ def test_replacing_waits_for_the_batch_in_hand(site: Site, monkeypatch: pytest.M
 
     def look() -> None:
         fd = os.open(site.config.store_root / ".incoming/replace.lock", os.O_RDWR)
-        held.append(not lock(fd))
+        held.append(not try_lock(fd))
         os.close(fd)
 
     for owner, name in (
