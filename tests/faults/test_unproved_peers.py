@@ -20,7 +20,7 @@ from ingest.tls.identity import read_identity
 from ingest.tls.keys import pairs
 from tests.support.forwarding import Forwarding
 from tests.support.instances import EXPLICIT
-from tests.support.nodes import NodeSettings as RunningNode
+from tests.support.nodes import Node as RunningNode
 from tests.support.nodes import cleaned, eventually
 from tests.support.peers import AE_TITLE, CT, Conversation, ScriptedPeer
 from tests.support.pki import Material
