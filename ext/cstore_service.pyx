@@ -298,6 +298,8 @@ cdef class StoreCycle(Taker):
     # --- the end of an operation
 
     cdef int settle(self, Operation operation, int error) except -1:
+        # INVARIANT 1: durable before Success. `Committer.collect` calls this when the commit of the operation
+        # has ended (`Committer.commit_files`). No other line of this module writes a response.
         cdef Intake intake = self.intake
         cdef uint8_t response[RESPONSE_MAX]
         cdef size_t length

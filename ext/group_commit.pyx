@@ -330,6 +330,8 @@ cdef class Committer:
         pthread_mutex_unlock(&self.mutex)
 
     cdef void commit_files(self, Job **group, size_t count) noexcept nogil:
+        # INVARIANT 1: durable before Success. The order below is the promise: fdatasync of each file, rename,
+        # fsync of the folder. Only then `report` passes the jobs to `collect`, and the senders are answered.
         cdef size_t at
         cdef bint any_moved = False
         cdef int error

@@ -1,9 +1,8 @@
 """Threads of the node. No thread that a process needs can end unnoticed.
 
 A Python thread that raises ends silently, and its process continues. Nothing would be published, woken or
-committed
-any more. A guarded thread ends its process instead, and the supervisor forks another one with a growing
-pause. Nothing is lost, because spool and ledger are the truth (INVARIANT 2).
+committed any more. A guarded thread ends its process instead, and the supervisor forks another one with a
+growing pause. Nothing is lost, because spool and ledger are the truth (INVARIANT 2).
 
 Every thread of `ingest` and `workers` is started here. A test checks that.
 """

@@ -97,7 +97,7 @@ class Connection:
     # --- called by the event loop
 
     def readable(self) -> None:
-        """Read what the channel does not read itself: the TLS handshake, and the end of an unread peer."""
+        """Continue the TLS handshake, or close a connection that ended while nothing was read from it."""
         if self._is_closed:
             return
         if not self._events & READABLE:

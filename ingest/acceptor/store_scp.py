@@ -1,9 +1,9 @@
 """The Storage and Verification SCP of one association: C-STORE into the spool, C-ECHO, refusal of the rest.
 
 `ingest.ext.cstore_service` serves nearly all C-STOREs completely in C: sound request, sound data set,
-durable, response
-0000H. It leaves everything else to this module, which knows all of PS3.7 9.1.1 and PS3.4 B.2. There is no
-network I/O here: events of the parser come in, and responses go out through the association.
+durable, response 0000H. It leaves everything else to this module, which knows all of PS3.7 9.1.1 and PS3.4
+B.2. There is no network I/O here: events of the parser come in, and responses go out through the
+association.
 
 INVARIANT 1: durable before Success
     A response 0000H is sent at two places only, and both run when the commit of the entry has ended:

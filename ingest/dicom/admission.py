@@ -72,12 +72,11 @@ def admit(
 ) -> Admission | Refusal:
     """Decide whether a requestor may associate. Without `peers` every requestor may.
 
-    The first matching entry decides. An entry matches when its AE title is the requestor's, one of its hosts
-    (if any) contains the address, and the requestor has the certificate that the entry is bound to (if any).
-    An entry "*" stands for AE titles without an entry of their own. It therefore never admits a requestor
-    that
-    is refused by name. It also does not admit an AE title that differs only in capitals from a bound one,
-    because people take the two for the same. An entry "*" that allows nothing refuses.
+    The first matching entry decides. An entry matches when its AE title is the requestor's, one of its
+    hosts (if any) contains the address, and the requestor has the certificate that the entry is bound to
+    (if any). An entry "*" stands for AE titles without an entry of their own. It therefore never admits a
+    requestor that is refused by name. It also does not admit an AE title that differs only in capitals from
+    a bound one, because people take the two for the same. An entry "*" that allows nothing refuses.
 
     Args:
         calling_ae: Calling AE title as decoded.

@@ -1,10 +1,9 @@
 """Read the instance header of a data set in a file: the few attributes that the node needs.
 
-Memory is bounded, and a damaged data set is read as far as possible, as DCMTK does it. Attributes before the
-damage
-count. After it the reader continues at the next element that it finds: an element whose VR is not two letters
-has a length of 16 bits, the first of two elements with one tag counts, and elements may be in any
-order. docs/reference/conformance.md compares the reader with DCMTK and pydicom.
+Memory is bounded, and a damaged data set is read as far as possible, as DCMTK does it. Attributes before
+the damage count. After it the reader continues at the next element that it finds: an element whose VR is
+not two letters has a length of 16 bits, the first of two elements with one tag counts, and elements may be
+in any order. docs/reference/conformance.md compares the reader with DCMTK and pydicom.
 """
 
 import errno

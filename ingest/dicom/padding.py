@@ -1,9 +1,8 @@
 """Padding of odd values: the edits that make each value of a data set even (PS3.5 7.1).
 
 Some senders write an odd last value. Some receivers abort the association when a data set ends in an odd
-fragment
-(PS3.8 E.1). `find_edits` finds each odd value and returns the edits to make while the data set is sent. The
-file stays unchanged. Only structure is read: element headers and offset tables.
+fragment (PS3.8 E.1). `find_edits` finds each odd value and returns the edits to make while the data set is
+sent. The file stays unchanged. Only structure is read: element headers and offset tables.
 
 A value gets one more byte (PS3.5 6.2: a space for text, 00H for UI and bytes; A.4: 00H for a fragment). Four
 kinds of numbers change with it:

@@ -1,9 +1,8 @@
 """The registry of PS3.6 in pydicom, and the SOP classes of pynetdicom. Only their tables are used.
 
 This module takes a quarter of a second and 20 MB to import. Therefore `ingest.dicom.uids` imports it only
-for a question
-that needs the registry, and a command such as `ingest status` starts without it. Processes that serve
-associations import it before they fork, so that all of them share its memory.
+for a question that needs the registry, and a command such as `ingest status` starts without it. Processes
+that serve associations import it before they fork, so that all of them share its memory.
 """
 
 import sys

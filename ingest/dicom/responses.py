@@ -1,10 +1,10 @@
 """Responses as an SCU reads them (PS3.7 6.3, 9.3.1.2 and 9.3.5.2), and the operations that they answer.
 
 An instance is delivered when the remote has confirmed it. Message type, message ID, presentation context,
-UIDs
-and order are therefore checked before a status counts. No other element of a response decides anything (RFC
-1122 1.2.2), so an element that is unknown, repeated or invalid is skipped. An error there would abort an
-association although the remote has stored the instance, and the same instance would be sent again for ever.
+UIDs and order are therefore checked before a status counts. No other element of a response decides anything
+(RFC 1122 1.2.2), so an element that is unknown, repeated or invalid is skipped. An error there would abort
+an association although the remote has stored the instance, and the same instance would be sent again for
+ever.
 """
 
 from collections import deque

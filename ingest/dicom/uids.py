@@ -1,6 +1,6 @@
-"""UIDs with a meaning here, who we are on the wire, and which SOP classes can be stored.
+"""UIDs that the node uses, its own identification, and the SOP classes that can be stored.
 
-`ingest.dicom.registry` has the tables. It is imported only for a question that needs it.
+`ingest.dicom.registry` has the tables. It is imported only when a question needs it.
 """
 
 # ruff: noqa: PLC0415 - the registry takes a quarter of a second to import

@@ -4,11 +4,10 @@ Every `decode_…` takes one complete PDU with its header, as the parser of ext/
 bytes raise one error, PeerError. Every `encode_…` takes our own values, and raises ValueError for values
 that cannot be sent.
 
-pynetdicom's PDU classes are not used, because they are not made for hostile peers. They trust lengths, refuse
-unknown items, raise any exception (AssertionError, KeyError, struct.error; fewer under `python -O`), and
-issue a
-warning for each odd UID, whose text Python keeps. After checks for all that no work would be left for them.
-The tests compare every PDU with them.
+pynetdicom's PDU classes are not used, because they are not made for hostile peers. They trust lengths,
+refuse unknown items, raise any exception (AssertionError, KeyError, struct.error; fewer under `python -O`),
+and issue a warning for each odd UID, whose text Python keeps. After checks for all that no work would be
+left for them. The tests compare every PDU with them.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -332,7 +331,7 @@ def _encode_result(context: ContextResult) -> bytes:
 
 
 def _item(kind: int, value: bytes) -> bytes:
-    """PS3.8 9.3: byte 1 item type, byte 2 reserved, bytes 3-4 length of what follows."""
+    """PS3.8 9.3: byte 1 item type, byte 2 reserved, bytes 3-4 length of the rest."""
     return bytes((kind, 0)) + _number(len(value), 2) + value
 
 

@@ -1,9 +1,8 @@
 """Ids of store, quarantine and spool, so that a node notices when one of them is not mounted.
 
-INVARIANT 13: nothing replaces a folder that is not mounted. Such a folder looks empty. A node that created a
-store
-in it would fill the root disk, and treat every file of the real store as lost. Each folder therefore has an
-id, which the node remembers elsewhere:
+INVARIANT 13: nothing replaces a folder that is not mounted. Such a folder looks empty. A node that created
+a store in it would fill the root disk, and treat every file of the real store as lost. Each folder
+therefore has an id, which the node remembers elsewhere:
 
 | folder | its id | remembered in |
 |---|---|---|

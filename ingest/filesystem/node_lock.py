@@ -1,9 +1,8 @@
 """Locks in the run folder that show which node runs on a data folder.
 
 A node with listeners holds an exclusive lock on `node.lock`, which contains its pid. Each supervisor that
-runs only
-workers holds a shared lock on `workers.lock`. Both are record locks (fcntl), because a forked child does
-not inherit those.
+runs only workers holds a shared lock on `workers.lock`. Both are record locks (fcntl), because a forked
+child does not inherit those.
 """
 
 import contextlib

@@ -1,10 +1,9 @@
 """Configuration generations: what one reading of the configuration makes a supervisor run with.
 
-A generation holds everything that its processes need: the configuration, listening sockets, TLS contexts with
-their certificates and keys, and one worker slot for each process. All of it is made before a process is
-forked.
-A process that dies later is therefore forked again with the same certificates, even if a person is replacing
-the files at that moment. `ingest.supervisor.reload` replaces one generation by the next.
+A generation holds everything that its processes need: the configuration, listening sockets, TLS contexts
+with their certificates and keys, and one worker slot for each process. All of it is made before a process
+is forked. A process that dies later is therefore forked again with the same certificates, even if a person
+is replacing the files at that moment. `ingest.supervisor.reload` replaces one generation by the next.
 """
 
 from collections.abc import Mapping, Sequence

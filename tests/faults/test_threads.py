@@ -77,7 +77,7 @@ def test_duty_of_the_supervisor_that_fails_is_done_again(make_node: Callable[...
         "-c",
         "from ingest.tls import expiry\n"
         "def broken(self): raise RuntimeError('unforeseen')\n"
-        "expiry.Watch.look = broken\n"
+        "expiry.ExpiryWatch.log_due_warnings = broken\n"
         "from ingest.cli import main\nmain()",
     )
     node.start()
