@@ -247,6 +247,6 @@ def test_mutexes_are_taken_and_given_back_within_one_stretch_without_the_interpr
 
 
 def test_the_lock_of_a_file_is_tried_and_not_waited_for() -> None:
-    source = (ROOT / "ext" / "segment.pyx").read_text()
+    source = (ROOT / "ext" / "segment_writer.pyx").read_text()
     assert all("LOCK_NB" in call for call in re.findall(r"flock\([^)]*\)", source))
     assert fcntl.LOCK_NB
