@@ -86,7 +86,7 @@ def decode_response(data: bytes) -> Response:
 
 
 @dataclass(frozen=True, slots=True)
-class Operation:
+class SentRequest:
     """A request, as far as its response must agree with it.
 
     Attributes:
@@ -104,8 +104,8 @@ class Operation:
     sop_instance_uid: str = ""
 
 
-class Operations:
-    """Operations of one association without a response, and responses that are not collected yet.
+class OutstandingRequests:
+    """Requests of one association without a response, and responses that are not collected yet.
 
     Attributes:
         answers: Message ID and response of each valid response, in order of arrival.
@@ -114,7 +114,7 @@ class Operations:
     def __init__(self) -> None:
         """Begin without operations."""
         self.answers: deque[tuple[int, Response]] = deque()
-        self._open: dict[int, Operation] = {}
+        self._open: dict[int, SentRequest] = {}
         self._sending = 0
         self._latest = 0
 
@@ -128,12 +128,12 @@ class Operations:
         """Whether the operation whose request is still being sent has its response already."""
         return bool(self._sending) and self._sending not in self._open
 
-    def begin(self, operation: Operation) -> None:
+    def begin_request(self, operation: SentRequest) -> None:
         """Note that the request of `operation` is about to be sent."""
         self._open[operation.message_id] = operation
         self._sending = self._latest = operation.message_id
 
-    def sent(self, *, answer_has_begun: bool) -> None:
+    def end_request(self, *, answer_has_begun: bool) -> None:
         """Note that the last fragment of the request was passed to the network.
 
         Args:
@@ -147,7 +147,7 @@ class Operations:
         if answer_has_begun and alone:
             raise PeerError("an answer that began before the data set was sent", PeerError.UNEXPECTED_PDU)
 
-    def _plain_success(self, data: bytes) -> Response | None:
+    def _match_usual_success(self, data: bytes) -> Response | None:
         """Return the response if it is the usual Success of the first outstanding C-STORE, byte by byte.
 
         Comparing is cheaper than decoding. Remotes usually keep the order, but need not.
@@ -160,7 +160,7 @@ class Operations:
             return None
         return Response(C_STORE_RQ | _RESPONSE, number, Status.SUCCESS, "", uid, False, sop_class)
 
-    def answer(self, command: Command, is_unread: Callable[[], bool]) -> None:
+    def record_response(self, command: Command, is_unread: Callable[[], bool]) -> None:
         """Check a response and keep it for collection.
 
         Args:
@@ -172,12 +172,12 @@ class Operations:
         Raises:
             PeerError: The response belongs to no operation of this association, or comes too early.
         """
-        response = self._plain_success(command.data) or decode_response(command.data)
+        response = self._match_usual_success(command.data) or decode_response(command.data)
         operation = self._open.get(response.message_id)
         if operation is None:
             asked = ", ".join(map(str, sorted(self._open))) or "nothing"
             raise PeerError(f"it answers message {response.message_id}, but {asked} was asked")
-        if fault := _mismatch(operation, command.context_id, response):
+        if fault := _find_mismatch(operation, command.context_id, response):
             raise PeerError(f"its answer to message {response.message_id} {fault}")
         number = operation.message_id
         # A failure may come as soon as it is known. Any other status needs the whole data set.
@@ -190,7 +190,7 @@ class Operations:
         self.answers.append((number, response))
 
 
-def _mismatch(operation: Operation, context_id: int, response: Response) -> str:
+def _find_mismatch(operation: SentRequest, context_id: int, response: Response) -> str:
     """Return why a response does not answer `operation`; empty if it does."""
     if context_id != operation.context_id:
         return f"came on presentation context {context_id}, not {operation.context_id}"
@@ -199,14 +199,14 @@ def _mismatch(operation: Operation, context_id: int, response: Response) -> str:
     if response.has_data_set:
         return "announces a data set, which it cannot have"
     if response.sop_class_uid not in {"", operation.sop_class_uid}:
-        return f"names the SOP class {_shown(response.sop_class_uid)}, not {operation.sop_class_uid}"
+        return f"names the SOP class {_format_uid(response.sop_class_uid)}, not {operation.sop_class_uid}"
     wanted = operation.sop_instance_uid
     if wanted and response.sop_instance_uid not in {"", wanted}:
-        return f"names the SOP instance {_shown(response.sop_instance_uid)}, not {wanted}"
+        return f"names the SOP instance {_format_uid(response.sop_instance_uid)}, not {wanted}"
     return ""
 
 
-def _shown(uid: str) -> str:
+def _format_uid(uid: str) -> str:
     """Return a UID for the log. No other text of a remote may reach it."""
     return uid if is_valid_uid(uid) else "(no UID)"
 

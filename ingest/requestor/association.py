@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Final, Self
 
 from ingest.dicom import wire
-from ingest.dicom.responses import Operation, Operations, Response
+from ingest.dicom.responses import OutstandingRequests, Response, SentRequest
 from ingest.dicom.state_table import PDU_EVENTS, Action, Event, Role, State, next_step
 from ingest.errors import AssociationError, Cause, PeerError
 from ingest.ext.pdu import Command, ControlPDU, DataSet, PDUParser
@@ -73,7 +73,7 @@ class RequestorAssociation:
         self._offered: dict[int, Context] = {}
         self._async_operations = 0
         self._context_ids: dict[Context, int] = {}
-        self._operations = Operations()
+        self._operations = OutstandingRequests()
         self._failure: AssociationError | None = None
         self._owes_release_response = False
 
@@ -143,7 +143,7 @@ class RequestorAssociation:
         """Return the ID of the accepted presentation context; None if the remote did not accept it."""
         return self._context_ids.get((sop_class, transfer_syntax))
 
-    def send_request(self, operation: Operation, head: bytes, rest: Iterator[memoryview]) -> None:
+    def send_request(self, operation: SentRequest, head: bytes, rest: Iterator[memoryview]) -> None:
         """Send a request. Responses that arrive meanwhile are checked and kept for `receive_response`.
 
         A remote may respond or abort before it has the whole data set. This is noticed between PDUs, and
@@ -280,16 +280,16 @@ class RequestorAssociation:
         self._transport.close()
         raise failures.make_rejection_error(str(self.remote), pdu.data or b"")
 
-    def _send_message(self, message: tuple[Operation, bytes, Iterator[memoryview]]) -> None:  # DT-1
+    def _send_message(self, message: tuple[SentRequest, bytes, Iterator[memoryview]]) -> None:  # DT-1
         operation, head, rest = message
-        self._operations.begin(operation)
+        self._operations.begin_request(operation)
         self._send_pdus(head)
         for fragments in rest:
             if self._transport.is_readable():
                 self._receive_while_sending()
             self._send_pdus(fragments)
         try:
-            self._operations.sent(answer_has_begun=self._parser.in_command)
+            self._operations.end_request(answer_has_begun=self._parser.in_command)
         except PeerError as error:
             self._dispatch(Event.INVALID_PDU, error)
 
@@ -297,7 +297,7 @@ class RequestorAssociation:
         try:
             if not isinstance(pdu, Command):
                 raise PeerError("a data set that nobody asked for", PeerError.UNEXPECTED_PDU)
-            self._operations.answer(pdu, self._transport.has_unacknowledged_bytes)
+            self._operations.record_response(pdu, self._transport.has_unacknowledged_bytes)
         except PeerError as error:
             self._dispatch(Event.INVALID_PDU, error)
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Final
 
 from ingest.dicom import dimse, padding, uids
-from ingest.dicom.responses import Operation, Response
+from ingest.dicom.responses import Response, SentRequest
 from ingest.errors import AssociationError, Cause, PeerError, StoreAwayError, StoreError
 from ingest.ext.encode import DataSetEncoder, encode_p_data
 from ingest.requestor.association import CONTEXTS_MAX, Context, RequestorAssociation, Timeouts
@@ -85,7 +85,7 @@ class StoreSCU(RequestorAssociation):
         if context_id is None:
             raise LookupError(f"{self.remote} accepted no context for {sop_class} in {transfer_syntax}")
         message_id = self._next_message_id()
-        operation = Operation(message_id, context_id, dimse.C_STORE_RQ, sop_class, sop_instance)
+        operation = SentRequest(message_id, context_id, dimse.C_STORE_RQ, sop_class, sop_instance)
         command = dimse.encode_store_request(message_id, sop_class, sop_instance)
         try:
             fd = source if isinstance(source, int) else os.open(source, os.O_RDONLY | os.O_CLOEXEC)
@@ -149,7 +149,7 @@ class StoreSCU(RequestorAssociation):
         if context_id is None:
             raise LookupError(f"{self.remote} accepted no context for Verification")
         message_id = self._next_message_id()
-        operation = Operation(message_id, context_id, dimse.C_ECHO_RQ, uids.VERIFICATION)
+        operation = SentRequest(message_id, context_id, dimse.C_ECHO_RQ, uids.VERIFICATION)
         command = dimse.encode_echo_request(message_id)
         self.send_request(operation, encode_p_data(context_id, command, self.peer_max_pdu_length), iter(()))
         return self.receive_response()[1]

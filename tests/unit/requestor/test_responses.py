@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ingest.dicom import dimse
-from ingest.dicom.responses import Operation, Operations, decode_response
+from ingest.dicom.responses import OutstandingRequests, SentRequest, decode_response
 from ingest.errors import PeerError
 from ingest.ext.events import Command
 from ingest.ext.pdu import PDUParser
@@ -53,11 +53,11 @@ def command(data: bytes, context_id: int = 1) -> Command:
     return event
 
 
-def asked(operation: Operation | None = None) -> Operations:
+def asked(operation: SentRequest | None = None) -> OutstandingRequests:
     """One C-STORE, sent."""
-    operations = Operations()
-    operations.begin(operation or Operation(7, 1, dimse.C_STORE_RQ, CT, UID))
-    operations.sent(answer_has_begun=False)
+    operations = OutstandingRequests()
+    operations.begin_request(operation or SentRequest(7, 1, dimse.C_STORE_RQ, CT, UID))
+    operations.end_request(answer_has_begun=False)
     return operations
 
 
@@ -101,7 +101,7 @@ HARMLESS = {
 @pytest.mark.parametrize("data", HARMLESS.values(), ids=HARMLESS)
 def test_what_decides_nothing_does_not_unmake_a_success(data: bytes) -> None:
     operations = asked()
-    operations.answer(command(data), all_read)
+    operations.record_response(command(data), all_read)
     number, found = operations.answers.popleft()
     assert (number, found.status) == (7, 0)
     assert len(found.error_comment) <= 256
@@ -142,7 +142,7 @@ HARMFUL = {
 def test_what_answers_something_else_confirms_nothing(data: bytes) -> None:
     operations = asked()
     with pytest.raises(PeerError) as raised:
-        operations.answer(command(data), all_read)
+        operations.record_response(command(data), all_read)
     assert str(raised.value).isprintable()
     assert not operations.answers
     assert operations.count == 1
@@ -156,9 +156,9 @@ def test_the_usual_success_is_read_as_any_other_answer(uid: str) -> None:
         data = bytearray(usual)
         if bit >= 0:
             data[bit // 8] ^= 1 << bit % 8
-        operations = asked(Operation(7, 1, dimse.C_STORE_RQ, CT, uid))
+        operations = asked(SentRequest(7, 1, dimse.C_STORE_RQ, CT, uid))
         try:
-            operations.answer(command(bytes(data)), all_read)
+            operations.record_response(command(bytes(data)), all_read)
         except PeerError:
             assert bit >= 0
             assert not operations.answers
@@ -169,59 +169,59 @@ def test_the_usual_success_is_read_as_any_other_answer(uid: str) -> None:
 def test_the_usual_success_is_held_to_context_message_operation_and_time() -> None:
     usual = command(dimse.encode_store_success(7, CT, UID))
     with pytest.raises(PeerError, match="context 1, not 3"):
-        asked(Operation(7, 3, dimse.C_STORE_RQ, CT, UID)).answer(usual, all_read)
+        asked(SentRequest(7, 3, dimse.C_STORE_RQ, CT, UID)).record_response(usual, all_read)
     with pytest.raises(PeerError, match="message 7, but 8 was asked"):
-        asked(Operation(8, 1, dimse.C_STORE_RQ, CT, UID)).answer(usual, all_read)
+        asked(SentRequest(8, 1, dimse.C_STORE_RQ, CT, UID)).record_response(usual, all_read)
     with pytest.raises(PeerError, match="type 8001H"):
-        asked(Operation(7, 1, dimse.C_ECHO_RQ, CT)).answer(usual, all_read)
+        asked(SentRequest(7, 1, dimse.C_ECHO_RQ, CT)).record_response(usual, all_read)
     with pytest.raises(PeerError, match="before the data set was sent"):
-        asked().answer(usual, lambda: True)
-    sending = Operations()
-    sending.begin(Operation(7, 1, dimse.C_STORE_RQ, CT, UID))
+        asked().record_response(usual, lambda: True)
+    sending = OutstandingRequests()
+    sending.begin_request(SentRequest(7, 1, dimse.C_STORE_RQ, CT, UID))
     with pytest.raises(PeerError, match="before the data set was sent"):
-        sending.answer(usual, all_read)
+        sending.record_response(usual, all_read)
     done = asked()
-    done.answer(usual, all_read)
+    done.record_response(usual, all_read)
     with pytest.raises(PeerError, match="but nothing was asked"):
-        done.answer(usual, all_read)
+        done.record_response(usual, all_read)
 
 
 def test_an_answer_on_another_context_confirms_nothing() -> None:
     operations = asked()
     with pytest.raises(PeerError, match="context 3, not 1"):
-        operations.answer(command(response(), context_id=3), all_read)
+        operations.record_response(command(response(), context_id=3), all_read)
 
 
 def test_an_answer_is_given_once() -> None:
     operations = asked()
-    operations.answer(command(response()), all_read)
+    operations.record_response(command(response()), all_read)
     with pytest.raises(PeerError, match="but nothing was asked"):
-        operations.answer(command(response()), all_read)
+        operations.record_response(command(response()), all_read)
 
 
 def test_answers_may_change_their_order_where_several_operations_run() -> None:
-    operations = Operations()
+    operations = OutstandingRequests()
     for number in (7, 8):
-        operations.begin(Operation(number, 1, dimse.C_STORE_RQ, CT, f"1.2.{number}"))
-        operations.sent(answer_has_begun=False)
+        operations.begin_request(SentRequest(number, 1, dimse.C_STORE_RQ, CT, f"1.2.{number}"))
+        operations.end_request(answer_has_begun=False)
     for number in (8, 7):
         data = response({0x0120: us(number), 0x1000: f"1.2.{number}".encode()})
-        operations.answer(command(data), all_read)
+        operations.record_response(command(data), all_read)
     assert [number for number, _ in operations.answers] == [8, 7]
 
 
 @pytest.mark.parametrize("status", [0x0000, 0xB000, 0xB007, 0x0001, 0xFF00, 0xFE00])
 @pytest.mark.parametrize("sent", [True, False])
 def test_only_a_failure_may_come_before_the_end_of_the_data_set(status: int, sent: bool) -> None:
-    def early(status: int) -> Operations:
-        operations = Operations()
-        operations.begin(Operation(7, 1, dimse.C_STORE_RQ, CT, UID))
+    def early(status: int) -> OutstandingRequests:
+        operations = OutstandingRequests()
+        operations.begin_request(SentRequest(7, 1, dimse.C_STORE_RQ, CT, UID))
         unread: Callable[[], bool] = all_read
         if sent:
             # The last fragment was handed to the kernel, and the remote's TCP has not got it.
-            operations.sent(answer_has_begun=False)
+            operations.end_request(answer_has_begun=False)
             unread = lambda: True  # noqa: E731 - as is
-        operations.answer(command(response({0x0900: us(status)})), unread)
+        operations.record_response(command(response({0x0900: us(status)})), unread)
         return operations
 
     with pytest.raises(PeerError, match="before the data set was sent"):
@@ -230,10 +230,10 @@ def test_only_a_failure_may_come_before_the_end_of_the_data_set(status: int, sen
 
 
 def test_an_answer_that_begins_before_the_end_of_the_data_set_confirms_nothing() -> None:
-    operations = Operations()
-    operations.begin(Operation(7, 1, dimse.C_STORE_RQ, CT, UID))
+    operations = OutstandingRequests()
+    operations.begin_request(SentRequest(7, 1, dimse.C_STORE_RQ, CT, UID))
     with pytest.raises(PeerError, match="began before"):
-        operations.sent(answer_has_begun=True)
+        operations.end_request(answer_has_begun=True)
 
 
 @pytest.mark.parametrize(
@@ -243,10 +243,10 @@ def test_an_answer_that_begins_before_the_end_of_the_data_set_confirms_nothing()
 )
 def test_a_verification_is_held_to_the_same(changed: dict[int, bytes | None]) -> None:
     echo: dict[int, bytes | None] = {0x0100: us(0x8030), 0x0002: b"1.2.840.10008.1.1\0", 0x1000: None}
-    operation = Operation(7, 1, dimse.C_ECHO_RQ, "1.2.840.10008.1.1")
-    asked(operation).answer(command(response(echo)), all_read)
+    operation = SentRequest(7, 1, dimse.C_ECHO_RQ, "1.2.840.10008.1.1")
+    asked(operation).record_response(command(response(echo)), all_read)
     with pytest.raises(PeerError):
-        asked(operation).answer(command(response(echo | changed)), all_read)
+        asked(operation).record_response(command(response(echo | changed)), all_read)
 
 
 @given(st.binary(max_size=200))
