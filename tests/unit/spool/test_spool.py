@@ -131,7 +131,7 @@ def test_slot_of_a_living_owner_on_another_host_is_left_alone_though_its_lock_do
 ) -> None:
     partial = root / "L0/partial/begun"
     partial.write_bytes(b"half")
-    monkeypatch.setattr("ingest.spool.slot.lock", lambda _: True)
+    monkeypatch.setattr("ingest.spool.slot.try_lock", lambda _: True)
     monkeypatch.setattr("ingest.filesystem.locks.read_kernel_token", lambda: "0" * 12)
     other = claim(root)
     assert other.slot.name == "L1"
@@ -171,7 +171,7 @@ def test_slot_that_was_given_back_is_free_for_every_host_at_once(
 def test_two_owners_of_one_slot_never_give_an_entry_the_same_name(root: Path) -> None:
     first = claim(root)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("ingest.spool.slot.lock", lambda _: True)
+        patch.setattr("ingest.spool.slot.try_lock", lambda _: True)
         second = claim(root)
     names = [held.begin().name.partition("-")[2] for held in (first, second) for _ in range(3)]
     assert len(set(names)) == 6

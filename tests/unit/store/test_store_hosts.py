@@ -57,7 +57,7 @@ def age(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_two_workers_without_locks_copy_beside_each_other(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(staging, "lock", lambda _: True)
+    monkeypatch.setattr(staging, "try_lock", lambda _: True)
     with opened(tmp_path) as one, one.create_temporary_file() as (path, fd):
         one.append_data(fd, b"A" * 4000)
         source = SourceFile.of(path, fd, synced=False)
