@@ -231,7 +231,8 @@ class Database:
         try:
             status = self._file.stat()
         except (FileNotFoundError, NotADirectoryError):
-            raise LedgerError(f"the ledger {self.name} is not there; `ingest serve` makes it") from None
+            remedy = "restore it and its folder; on a new node, `ingest serve` creates it"
+            raise LedgerError(f"the ledger {self.name} is not there; {remedy}") from None
         found = (status.st_dev, status.st_ino)
         if self._opened not in {None, found}:
             self._engine.dispose()
