@@ -27,10 +27,11 @@ from ingest.queue.client import connect
 from ingest.queue.keys import GROUP, stream_key
 from ingest.spool import inventory, store_capacity
 from ingest.spool.spool import read_spool_id
+from ingest.status.states import ListenerState, RunningProcesses
 from ingest.status.verdict import judge_health
 from ingest.supervisor import reload_client
 
-_LISTENER_STATES: Final = {ACCEPTING: "accepting", DRAINING: "draining"}
+_LISTENER_STATES: Final = {ACCEPTING: ListenerState.ACCEPTING, DRAINING: ListenerState.DRAINING}
 
 
 def gather_status(config: Config) -> dict[str, Any]:
@@ -63,11 +64,11 @@ def gather_status(config: Config) -> dict[str, Any]:
     }
 
 
-def _find_running_processes(config: Config) -> str:
-    """Return "listening" if a node runs on this data folder, "working" if only workers do, or nothing."""
+def _find_running_processes(config: Config) -> RunningProcesses:
     if node_lock.is_node_running(config.run_dir):
-        return "listening"
-    return "working" if node_lock.are_workers_running(config.run_dir) else ""
+        return RunningProcesses.NODE
+    are_workers = node_lock.are_workers_running(config.run_dir)
+    return RunningProcesses.WORKERS if are_workers else RunningProcesses.NONE
 
 
 def _gather_disks(config: Config) -> list[dict[str, Any]]:
@@ -142,9 +143,11 @@ def _gather_listeners(config: Config) -> list[dict[str, Any]]:
     ]
 
 
-def _name_listener_state(row: ListenerStatus) -> str:
+def _name_listener_state(row: ListenerStatus) -> ListenerState:
     # The rows of a killed node stay, even after a restart of the machine, which may have reset the clock.
-    return _LISTENER_STATES.get(row.state, "booting") if abs(row.age_ms) <= STALE_MS else "silent"
+    if abs(row.age_ms) > STALE_MS:
+        return ListenerState.SILENT
+    return _LISTENER_STATES.get(row.state, ListenerState.BOOTING)
 
 
 def _gather_spool(config: Config) -> dict[str, Any]:

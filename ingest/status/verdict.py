@@ -9,6 +9,8 @@ from enum import IntEnum
 from typing import Any, Final
 
 from ingest.alarms import Severity
+from ingest.ledger.circuits import CircuitState
+from ingest.status.states import ListenerState, RunningProcesses
 
 
 class NodeHealth(IntEnum):
@@ -90,10 +92,12 @@ def _check_process(now: Mapping[str, Any]) -> Iterator[Problem]:
         yield Problem(Severity.FAILING, f"no node runs on {now['data_dir']}", remedy)
         return
     listeners = now["listeners"]
-    if now["running"] == "listening" and not any(row["state"] == "accepting" for row in listeners):
+    if now["running"] == RunningProcesses.NODE and not any(
+        row["state"] == ListenerState.ACCEPTING for row in listeners
+    ):
         remedy = "wait a moment if the node is starting or stopping; otherwise read its log"
         yield Problem(Severity.FAILING, "no listener accepts associations", remedy)
-    silent = sum(row["state"] == "silent" for row in listeners)
+    silent = sum(row["state"] == ListenerState.SILENT for row in listeners)
     if silent:
         remedy = "the supervisor replaces them within a minute; read the log if they stay"
         yield Problem(
@@ -151,7 +155,7 @@ def _check_services(now: Mapping[str, Any]) -> Iterator[Problem]:
 
 def _check_destinations(now: Mapping[str, Any]) -> Iterator[Problem]:
     for row in now["ledger"].get("destinations", ()):
-        if row["circuit"] != "closed":
+        if row["circuit"] != CircuitState.CLOSED:
             cause = (
                 f"{row['name']}: its circuit is {row['circuit']}, {row['backlog']} wait: {row['last_error']}"
             )
