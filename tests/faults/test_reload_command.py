@@ -138,7 +138,7 @@ def test_trust_of_which_nothing_is_valid_any_more_is_not_taken(
     node.configure(tls=tls(node, "node").replace(str(node.material.trusted), str(tmp_path / "ended.crt")))
     (tmp_path / "ended.crt").write_text(expired)
     done = reload(node)
-    assert (done.returncode, "tls.node.trusted: the one that is in it ended on" in done.stderr) == (2, True)
+    assert (done.returncode, "tls.node.trusted: the certificate in it ended on" in done.stderr) == (2, True)
     (tmp_path / "ended.crt").write_text(expired + node.material.certificate("peer").read_text())
     assert reload(node).returncode == 0
 
