@@ -43,9 +43,23 @@ cdef enum:
     RUN = 64                    # records of one pwritev
     ALIGNMENT = 64
     FLAGS = 3                   # 1: a reader of the first layout looks at no CRC; 2: this layout
-    FIRST_COVERS = 40           # bytes of a header that its CRC-32 covers, as in the first layout
-    SECOND_COVERS = 56          # that its CRC-32C covers
-    TRAILER_COVERS = 24
+    # Offsets in the header of a record, by the names of the table in `ingest.spool.segment`.
+    MAGIC_AT = 0
+    SEGMENT_NUMBER_AT = 8
+    LENGTH_AT = 16
+    DATA_CRC_AT = 24
+    FLAGS_AT = 28
+    RECEIVED_AT = 32
+    FIRST_CRC_AT = 40           # CRC-32 of all bytes before, as in the first layout
+    RECORD_NUMBER_AT = 44
+    HEADER_OFFSET_AT = 48
+    COMMITTED_AT = 52
+    SECOND_CRC_AT = 56          # CRC-32C of all bytes before
+    # Offsets in the trailer.
+    TRAILER_SEGMENT_AT = 8
+    TRAILER_COUNT_AT = 16
+    TRAILER_FLAGS_AT = 20
+    TRAILER_CRC_AT = 24         # CRC-32C of all bytes before
     TRAILER_BYTES = 28
     CLOSED = 1                  # flag of a trailer: nothing was promised behind it
 
@@ -95,17 +109,17 @@ cdef inline uint64_t aligned(uint64_t offset, uint64_t to) noexcept nogil:
 
 cdef void write_header(uint8_t *at, Piece *piece, uint64_t segment, uint32_t promised) noexcept nogil:
     memset(at, 0, HEADER_BYTES)
-    memcpy(at, b"DIRECORD", 8)
-    put_little(at + 8, segment, 8)
-    put_little(at + 16, piece.length, 8)
-    put_little(at + 24, crc_of(piece.data, piece.length), 4)
-    put_little(at + 28, FLAGS, 4)
-    put_little(at + 32, piece.received, 8)
-    put_little(at + 40, short_crc(at, FIRST_COVERS), 4)
-    put_little(at + 44, piece.number, 4)
-    put_little(at + 48, piece.offset - HEADER_BYTES, 4)
-    put_little(at + 52, promised, 4)
-    put_little(at + 56, crc_of(at, SECOND_COVERS), 4)
+    memcpy(at + MAGIC_AT, b"DIRECORD", 8)
+    put_little(at + SEGMENT_NUMBER_AT, segment, 8)
+    put_little(at + LENGTH_AT, piece.length, 8)
+    put_little(at + DATA_CRC_AT, crc_of(piece.data, piece.length), 4)
+    put_little(at + FLAGS_AT, FLAGS, 4)
+    put_little(at + RECEIVED_AT, piece.received, 8)
+    put_little(at + FIRST_CRC_AT, short_crc(at, FIRST_CRC_AT), 4)
+    put_little(at + RECORD_NUMBER_AT, piece.number, 4)
+    put_little(at + HEADER_OFFSET_AT, piece.offset - HEADER_BYTES, 4)
+    put_little(at + COMMITTED_AT, promised, 4)
+    put_little(at + SECOND_CRC_AT, crc_of(at, SECOND_CRC_AT), 4)
 
 
 cdef int write_at(int fd, const uint8_t *data, size_t length, uint64_t offset) noexcept nogil:
@@ -379,10 +393,10 @@ cdef class Segments:
         """
         cdef uint8_t trailer[TRAILER_BYTES]
         memcpy(trailer, b"DICOMMIT", 8)
-        put_little(trailer + 8, self.number, 8)
-        put_little(trailer + 16, self.count, 4)
-        put_little(trailer + 20, flags, 4)
-        put_little(trailer + 24, crc_of(trailer, TRAILER_COVERS), 4)
+        put_little(trailer + TRAILER_SEGMENT_AT, self.number, 8)
+        put_little(trailer + TRAILER_COUNT_AT, self.count, 4)
+        put_little(trailer + TRAILER_FLAGS_AT, flags, 4)
+        put_little(trailer + TRAILER_CRC_AT, crc_of(trailer, TRAILER_CRC_AT), 4)
         write_at(self.fd, trailer, TRAILER_BYTES, aligned(self.at, PAGE_BYTES))
 
     cdef void leave(self) noexcept nogil:

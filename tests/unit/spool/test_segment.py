@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from ingest.spool import segment, segment_upkeep
 from ingest.spool.segment import HEADER_BYTES, Segment, SegmentReport
 from tests.support.properties import examples
-from tests.support.segments import MARKS_AT, SEGMENT_BYTES, SegmentWriter, aligned, header, header_2
+from tests.support.segments import MARKS_AT, SEGMENT_BYTES, SegmentWriter, aligned, header, header_2, trailer
 
 NUMBER = 0x18A0_5C3D_9E21_7F01
 STALE = NUMBER - 1
@@ -460,3 +460,36 @@ def used_again_first(writer: SegmentWriter, later: SegmentWriter, offset: int) -
         flock(fd, how)
 
     return use_again_first
+
+
+# --- the layout
+
+
+@pytest.mark.parametrize(
+    ("offset", "length", "value"),
+    [
+        (segment.SEGMENT_NUMBER_AT, 8, NUMBER),
+        (segment.LENGTH_AT, 8, 4),
+        (segment.FLAGS_AT, 4, segment.SECOND_LAYOUT | segment.WITHOUT_CRC),
+        (segment.RECEIVED_AT, 8, 77),
+        (segment.RECORD_NUMBER_AT, 4, 1),
+        (segment.HEADER_OFFSET_AT, 4, 128),
+        (segment.COMMITTED_AT, 4, 1),
+    ],
+)
+def test_header_has_its_fields_at_the_named_offsets(
+    writer: SegmentWriter, offset: int, length: int, value: int
+) -> None:
+    writer.append(b"one")
+    place = writer.append(b"data", received_ms=77, promised=1)
+    found = writer.path.read_bytes()[place - segment.HEADER_BYTES : place]
+    assert found[segment.MAGIC_AT : segment.SEGMENT_NUMBER_AT] == segment.MAGIC
+    assert int.from_bytes(found[offset : offset + length], "little") == value
+
+
+def test_trailer_has_its_fields_at_the_named_offsets() -> None:
+    encoded = trailer(NUMBER, 5, closed=True)
+    assert encoded.startswith(segment.TRAILER_MAGIC)
+    assert encoded[segment.TRAILER_SEGMENT_AT : segment.TRAILER_COUNT_AT] == NUMBER.to_bytes(8, "little")
+    assert encoded[segment.TRAILER_COUNT_AT : segment.TRAILER_FLAGS_AT] == (5).to_bytes(4, "little")
+    assert encoded[segment.TRAILER_FLAGS_AT : segment.TRAILER_CRC_AT] == segment.CLOSED.to_bytes(4, "little")
