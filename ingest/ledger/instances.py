@@ -122,6 +122,8 @@ class Instances:
         """
         if not rows:
             return []
+        # INVARIANT 1: one COMMIT makes instances and their deliveries durable. Then the spool may release
+        # entries.
         with self._database.begin_write() as connection:
             replaced = [row.sop_instance_uid for row in rows if row.replaces]
             if replaced:
@@ -233,32 +235,6 @@ class Instances:
         with self._database.begin_read() as connection:
             found = connection.execute(_WITH_FILES, {"after": after, "most": most})
             return [to_instance(row) for row in found.mappings()]
-
-    def list_newest(
-        self,
-        limit: int = 100,
-        *,
-        before: int | None = None,
-        state: InstanceState | None = None,
-        study_uid: str | None = None,
-    ) -> list[Instance]:
-        """Return instances, the newest first.
-
-        Args:
-            limit: Maximum number of rows.
-            before: Only rows with a smaller id; the last id of the previous page.
-            state: Only rows of this state.
-            study_uid: Only rows of this study.
-        """
-        query = select(instances).order_by(instances.c.id.desc()).limit(limit)
-        if before is not None:
-            query = query.where(instances.c.id < before)
-        if state is not None:
-            query = query.where(instances.c.state == state.value)
-        if study_uid is not None:
-            query = query.where(instances.c.study_uid == study_uid)
-        with self._database.begin_read() as connection:
-            return [to_instance(row) for row in connection.execute(query).mappings()]
 
     def count_by_state(self) -> dict[InstanceState, int]:
         """Count instances by state; a state without rows is missing."""

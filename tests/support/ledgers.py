@@ -5,7 +5,8 @@ from collections.abc import Iterable
 from typing import Any
 
 from ingest.config.model import Config
-from ingest.ledger import DeliveryState, InstanceState, Ledger, NewInstance
+from ingest.ledger import DeliveryState, Instance, InstanceState, Ledger, NewInstance
+from ingest.ledger.index import InstanceFilter
 from tests.support.instances import CT, EXPLICIT
 
 
@@ -46,3 +47,16 @@ def hold(settings: Config, spool: str, names: Iterable[str]) -> Ledger:
 def delivery_states(ledger: Ledger, instance: int) -> dict[str, DeliveryState]:
     """The states of one instance's deliveries, by destination."""
     return {delivery.destination: delivery.state for delivery in ledger.deliveries.find_by_instance(instance)}
+
+
+def find_newest_instances(
+    ledger: Ledger,
+    limit: int = 100,
+    *,
+    before: int | None = None,
+    state: InstanceState | None = None,
+    study_uid: str | None = None,
+) -> list[Instance]:
+    """Instances without their deliveries, the newest first."""
+    which = InstanceFilter(states=() if state is None else (state,), study_uid=study_uid)
+    return [found.instance for found in ledger.index.find_instances(which, limit, before=before)]

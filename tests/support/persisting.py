@@ -18,6 +18,7 @@ from ingest.spool.segment import Segment
 from ingest.spool.spool import read_spool_id
 from ingest.workers.persist.worker import PersistWorker
 from tests.support.instances import Made
+from tests.support.ledgers import find_newest_instances
 from tests.support.segments import SegmentWriter
 
 
@@ -90,7 +91,7 @@ class Site:
     def instances(self) -> list[Instance]:
         """All rows, oldest first."""
         with self.ledger() as ledger:
-            return ledger.instances.list_newest(1_000_000)[::-1]
+            return find_newest_instances(ledger, 1_000_000)[::-1]
 
     @contextmanager
     def ledger(self) -> Iterator[Ledger]:

@@ -9,7 +9,7 @@ from sqlalchemy import event
 
 from ingest.errors import LedgerError
 from ingest.ledger import DeliveryState, InstanceState, Ledger, Outcome
-from tests.support.ledgers import delivery_states, row
+from tests.support.ledgers import delivery_states, find_newest_instances, row
 
 
 def test_instance_and_its_deliveries_are_recorded_together(ledger: Ledger) -> None:
@@ -113,14 +113,14 @@ def test_no_text_of_a_peer_breaks_a_batch(ledger: Ledger, value: str) -> None:
 
 def test_instances_are_listed_newest_first_page_by_page(ledger: Ledger) -> None:
     ledger.instances.record([row(number, study_uid=f"1.{number % 2}") for number in range(5)])
-    first = ledger.instances.list_newest(2)
+    first = find_newest_instances(ledger, 2)
     assert [found.sop_instance_uid for found in first] == ["1.2.4", "1.2.3"]
-    assert [found.sop_instance_uid for found in ledger.instances.list_newest(2, before=first[-1].id)] == [
+    assert [found.sop_instance_uid for found in find_newest_instances(ledger, 2, before=first[-1].id)] == [
         "1.2.2",
         "1.2.1",
     ]
-    assert len(ledger.instances.list_newest(study_uid="1.0")) == 3
-    assert ledger.instances.list_newest(state=InstanceState.QUARANTINED) == []
+    assert len(find_newest_instances(ledger, study_uid="1.0")) == 3
+    assert find_newest_instances(ledger, state=InstanceState.QUARANTINED) == []
 
 
 def test_failed_batch_leaves_nothing_behind(ledger: Ledger) -> None:

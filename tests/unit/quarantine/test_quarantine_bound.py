@@ -17,6 +17,7 @@ from ingest.operations.instances import list_instances, quarantined_to_json
 from ingest.status.report import gather_status
 from ingest.workers.quarantine.command import drop_instances, release_instances, retry_instances
 from tests.support.instances import Made
+from tests.support.ledgers import find_newest_instances
 from tests.support.persisting import Site
 from tests.support.retaining import fill, left, made, remove
 from tests.unit.persist.test_persist_contested import delivery_of
@@ -263,7 +264,7 @@ def test_older_ledger_learns_what_was_refused_from_its_notes(tmp_path: Path) -> 
             connection.execute(f"INSERT INTO instances ({columns}) VALUES ({marks})", values)
     connection.close()
     ledger.migrate()
-    found = {row.note: row.refused_status for row in ledger.instances.list_newest()}
+    found = {row.note: row.refused_status for row in find_newest_instances(ledger)}
     assert [found[note] for note in notes] == [0xA900, 0xC000, 0]
     assert ledger.quarantine.sum_refused_bytes() == 14
     assert ledger.quarantine.count_acknowledged()[0] == 1

@@ -17,6 +17,7 @@ from ingest.ledger.schema import deliveries, instances
 from ingest.workers.retention.policy import DAY_MS
 from ingest.workers.retention.remover import RetentionReport
 from tests.support.instances import IMPLICIT
+from tests.support.ledgers import find_newest_instances
 from tests.support.persisting import Site
 from tests.support.retaining import NOBODY, deliver, fill, folders, left, made, remove, remover, states
 from tests.unit.persist.test_persist_contested import once
@@ -78,7 +79,7 @@ def test_what_is_owed_keeps_its_whole_study(either_ledger: Sites, state: Deliver
     fill(site, made(1, 1), made(1, 2), made(2))
     deliver(site, DeliveryState.DELIVERED)
     with site.ledger() as ledger, ledger.database.begin_write() as connection:
-        first = ledger.instances.list_newest()[-1].id
+        first = find_newest_instances(ledger)[-1].id
         connection.execute(
             update(deliveries).where(deliveries.c.instance_id == first).values(state=state.value)
         )
