@@ -28,3 +28,19 @@ def monotonic_ms() -> int:
 def boot_ms() -> int:
     """Return the time since the machine was started, suspended time included."""
     return time.clock_gettime_ns(time.CLOCK_BOOTTIME) // 1_000_000
+
+
+class WallClockSteps:
+    """Steps of the wall clock since this object was created, found by comparison with `boot_ms`."""
+
+    def __init__(self) -> None:
+        """Read both clocks. Earlier steps are unknown."""
+        self._offset_ms = _read_offset_ms()
+
+    def forward_ms(self) -> int:
+        """Return by how much the wall clock was set forward; 0 if it was set back."""
+        return max(0, _read_offset_ms() - self._offset_ms)
+
+
+def _read_offset_ms() -> int:
+    return unix_ms() - boot_ms()

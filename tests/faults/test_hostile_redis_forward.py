@@ -18,7 +18,7 @@ from rq import Callback, Queue, Repeat, Retry
 from rq.serializers import JSONSerializer
 
 from ingest.queue.wakeups import RQ_QUEUE_KEY, drain_key, hold_key, job_id_prefix
-from ingest.workers.forward.destination_slots import place_key
+from ingest.workers.forward.destination_slots import slot_key
 from tests.support.forwarding import Forwarding, WorkerProcess
 from tests.support.nodes import eventually
 from tests.support.peers import CT, PynetdicomRemote
@@ -179,7 +179,7 @@ def holds_it_for_years(scene: Scene) -> None:
 
 def takes_all_places(scene: Scene) -> None:
     for number in range(8):
-        scene.redis.set(place_key("pacs", number), "x", **({"px": 10**12} if number % 2 else {}))
+        scene.redis.set(slot_key("pacs", number), "x", **({"px": 10**12} if number % 2 else {}))
 
 
 def makes_keys_of_other_types(scene: Scene) -> None:
@@ -189,7 +189,7 @@ def makes_keys_of_other_types(scene: Scene) -> None:
     for key in scene.redis.keys("rq:worker:*"):
         scene.redis.delete(key)
         scene.redis.set(key, "mine now")
-    for key in (drain_key("pacs"), hold_key("pacs"), place_key("pacs", 0)):
+    for key in (drain_key("pacs"), hold_key("pacs"), slot_key("pacs", 0)):
         scene.redis.delete(key)
         scene.redis.rpush(key, "mine now")
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from ingest.workers.forward.retry_policy import BREAKS_MAX
+from ingest.workers.forward.retry_policy import INSTANCE_BREAKS_MAX
 from tests.faults.faulty_remote import FaultyRemote, number_of
 from tests.support.forwarding import Forwarding
 from tests.support.instances import Made
@@ -95,8 +95,8 @@ def test_one_poisonous_instance_in_front_holds_up_none_of_the_others(
         sound_arrive(forwarding, 107)
         assert "circuit_open" not in worker.log.read_text()
     row = forwarding.row("1.2.3.1")
-    assert row.breaks == BREAKS_MAX
-    assert f"broke {BREAKS_MAX} associations while others were answered for" in str(row.last_error)
+    assert row.breaks == INSTANCE_BREAKS_MAX
+    assert f"broke {INSTANCE_BREAKS_MAX} associations while others were answered for" in str(row.last_error)
 
 
 @pytest.mark.slow

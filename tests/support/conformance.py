@@ -123,7 +123,7 @@ def _limits() -> str:
         ("ARTIM timer", f"{receive.artim_seconds:g} s", "`[receive] artim_seconds`"),
         (f"{at_a_time}, as requestor", str(destination.associations), "`[[destinations]] associations`"),
         (f"{window}, as requestor", "not proposed", "`[[destinations]] async_operations`"),
-        ("failures in a row before a C-ECHO probes", str(circuit.OPEN_AFTER), "not configurable"),
+        ("failures in a row before a C-ECHO probes", str(circuit.OPEN_AFTER_FAILURES), "not configurable"),
     ]
     return _table(("limit", "default", "key"), rows)
 

@@ -1,9 +1,9 @@
-"""The circuit breaker of one destination: keep the decisions of `workers.forward.circuit` in the ledger."""
+"""The circuit breaker of a destination: apply the decisions of `workers.forward.circuit` to the ledger."""
 
 import contextlib
 import time
 from collections.abc import Callable
-from typing import Final
+from typing import Final, NamedTuple
 
 import structlog
 
@@ -13,22 +13,34 @@ from ingest.errors import AssociationError, LedgerError
 from ingest.ledger import Circuit, CircuitState, Ledger
 from ingest.requestor.store_scu import Remote, StoreSCU, Timeouts
 from ingest.workers.forward import circuit
-from ingest.workers.forward.circuit import Failure, Stance, Trouble
-from ingest.workers.forward.retry_policy import Limits
+from ingest.workers.forward.circuit import CircuitFailure, FailureKind, PermittedAction
+from ingest.workers.forward.retry_policy import RetryPolicy
 
-MARGIN_MILLISECONDS: Final = 5_000
-"""How much longer than its deadlines a probe is waited for, before another worker may ask."""
+PROBE_MARGIN_MS: Final = 5_000
+"""Extra time of the claim of a probe, beyond its deadlines, before another worker may probe."""
 
-LOOK_SECONDS: Final = 1.0
-"""How often a worker that sends looks at the circuit for what others have noted there."""
+REFRESH_SECONDS: Final = 1.0
+"""Pause after which a sending worker reads again what other workers have recorded."""
 
 log = structlog.get_logger()
 
 
-class Breaker:
-    """The circuit as one turn sees it.
+class Hold(NamedTuple):
+    """A pause for a destination.
 
-    Every method but `answered` raises `LedgerError` while the ledger is away.
+    Attributes:
+        milliseconds: Duration of the pause; 0 means that the destination may be sent to.
+        unreachable: Reason why a probe did not reach the destination, or empty.
+    """
+
+    milliseconds: int
+    unreachable: str = ""
+
+
+class CircuitBreaker:
+    """The circuit of a destination during one drain.
+
+    Every method but `record_response` and `answers_echo` raises `LedgerError` while the ledger is away.
     """
 
     def __init__(
@@ -37,153 +49,152 @@ class Breaker:
         destination: Destination,
         remote: Remote,
         rng: Callable[[], float],
-        stopping: Callable[[], bool],
+        is_stopping: Callable[[], bool],
     ) -> None:
-        """Describe it; nothing is asked yet.
+        """Prepare without any I/O.
 
         Args:
-            ledger: Where it is kept.
-            destination: What the configuration says.
-            remote: Whom a probe asks.
-            rng: Gives numbers from 0 to 1, for the jitter.
-            stopping: Whether the worker was told to stop.
+            ledger: Keeps the circuit.
+            destination: Configuration of the destination.
+            remote: Receiver of a probe.
+            rng: Returns a number from 0 to 1, for the jitter.
+            is_stopping: Returns whether the worker was told to stop.
         """
-        self._stopping = stopping
+        self._is_stopping = is_stopping
         self._ledger = ledger
         self._name = destination.name
         self._remote = remote
-        # A remote that is there answers a C-ECHO at once: the long deadline is for images.
-        answer = min(destination.response_seconds, destination.connect_seconds)
-        self._timeouts = Timeouts(destination.connect_seconds, answer)
-        self._limits = Limits.of(destination)
+        # The response deadline is long because of large images. A C-ECHO needs a fraction of that.
+        response_seconds = min(destination.response_seconds, destination.connect_seconds)
+        self._timeouts = Timeouts(destination.connect_seconds, response_seconds)
+        self._policy = RetryPolicy.from_destination(destination)
         self._rng = rng
         self._circuit = Circuit(destination=self._name)
-        self._claim_ms = (
-            round((self._timeouts.connect_seconds + self._timeouts.response_seconds) * 1000)
-            + MARGIN_MILLISECONDS
-        )
-        self._look_at = 0.0
+        probe_seconds = destination.connect_seconds + response_seconds
+        self._claim_ms = round(probe_seconds * 1000) + PROBE_MARGIN_MS
+        self._refresh_at = 0.0
 
-    def enter(self, on_tick: Callable[[], None]) -> tuple[int, str]:
-        """Whether the destination may be sent to; a probe is made where that has to be found out.
+    def request_permission(self, on_tick: Callable[[], None]) -> Hold:
+        """Find out whether the destination may be sent to, by a probe if needed.
 
         Args:
-            on_tick: Called at least twice a second meanwhile.
-
-        Returns:
-            For how many milliseconds it is to be left alone, 0 if it may be sent to; and why a probe did
-            not reach it.
+            on_tick: Called at least twice a second during a probe.
         """
-        self.look()
-        stance = circuit.stance(self._circuit, self._ledger.unix_ms())
-        if stance is Stance.PROBE:
-            now = self._ledger.unix_ms()
-            before, after = self._change(lambda found: circuit.claimed(found, now, self._claim_ms))
+        self.refresh()
+        action = circuit.find_permitted_action(self._circuit, self._ledger.unix_ms())
+        if action is PermittedAction.PROBE:
+            unix_ms = self._ledger.unix_ms()
+            before, after = self._update(lambda found: circuit.claim_probe(found, unix_ms, self._claim_ms))
             if before != after:
                 return self._probe(on_tick)
-            stance = circuit.stance(after, self._ledger.unix_ms())
-        if stance is Stance.GO:
-            return 0, ""
-        return max(1, self._circuit.probe_at - self._ledger.unix_ms()), ""
+            # Another worker has claimed the probe meanwhile, or has closed the circuit.
+            action = circuit.find_permitted_action(after, self._ledger.unix_ms())
+        if action is PermittedAction.SEND:
+            return Hold(0)
+        return Hold(max(1, self._circuit.probe_at - self._ledger.unix_ms()))
 
     @property
-    def is_careful(self) -> bool:
-        """Whether an instance broke an association, and the remote has answered for none since."""
+    def has_unanswered_break(self) -> bool:
+        """Whether an instance broke an association, and the remote has responded for none since."""
         return self._circuit.breaks > 0
 
-    def cleared(self, suspect_since_ms: int) -> bool:
-        """Whether the remote has answered for others since an instance broke its first association.
+    def has_response_since(self, suspect_since_ms: int) -> bool:
+        """Return whether the remote responded for other instances since a suspect's first break.
 
-        As of the last `look`.
+        The answer is as old as the last `refresh`.
         """
-        return circuit.is_cleared(self._circuit, suspect_since_ms)
+        return circuit.has_response_since(self._circuit, suspect_since_ms)
 
-    def broken(
+    def record_break(
         self, reason: str, on_tick: Callable[[], None], *, is_suspect: bool, others_wait: bool
-    ) -> tuple[int, str]:
-        """Note that an association ended with an instance in hand, and ask the remote if that happens again.
+    ) -> Hold:
+        """Record that an association ended during an instance. After several breaks in a row, probe.
 
         Args:
-            reason: In words.
-            on_tick: Called at least twice a second meanwhile.
-            is_suspect: Whether the instance had broken an association before.
-            others_wait: Whether there are instances that were not tried yet.
-
-        Returns:
-            As `enter`.
+            reason: Text for a person.
+            on_tick: Called at least twice a second during a probe.
+            is_suspect: Whether the instance had already broken an association before.
+            others_wait: Whether untried instances wait.
         """
-        failure = Failure(
-            Trouble.BROKEN, reason, self._ledger.unix_ms(), is_suspect=is_suspect, others_wait=others_wait
+        failure = CircuitFailure(
+            FailureKind.BROKEN,
+            reason,
+            self._ledger.unix_ms(),
+            is_suspect=is_suspect,
+            others_wait=others_wait,
         )
-        hold_ms = self._note(failure)
-        if not hold_ms and self._circuit.breaks >= circuit.OPEN_AFTER:
+        hold_ms = self._apply_failure(failure)
+        if not hold_ms and self._circuit.breaks >= circuit.OPEN_AFTER_FAILURES:
             return self._probe(on_tick)
-        return hold_ms, ""
+        return Hold(hold_ms)
 
-    def failed(self, trouble: Trouble, reason: str) -> int:
-        """Note a failure; returns for how many milliseconds the destination is to be left alone.
+    def record_failure(self, kind: FailureKind, reason: str) -> int:
+        """Record a failed association, and return the pause in milliseconds.
 
-        A worker that is told to stop notes none: the settings that it has may be those before a reload.
+        A stopping worker records none, because its settings may be those from before a reload.
         """
-        if self._stopping():
-            self._change(circuit.unclaimed)
+        if self._is_stopping():
+            self._update(circuit.release_probe)
             return 0
-        return self._note(Failure(trouble, reason, self._ledger.unix_ms()))
+        return self._apply_failure(CircuitFailure(kind, reason, self._ledger.unix_ms()))
 
-    def _note(self, failure: Failure) -> int:
+    def record_association(self) -> None:
+        """Record that the remote accepted an association."""
+        if self._circuit.state is not CircuitState.CLOSED or self._circuit.probe_at:
+            self._update(circuit.record_association)
+            log.info("destination_back", destination=self._name)
+
+    def record_response(self) -> None:
+        """Record that the remote responded for an instance."""
+        with contextlib.suppress(LedgerError):  # The next response is recorded instead.
+            if not self._circuit.failures and time.monotonic() >= self._refresh_at:
+                self.refresh()  # An association of another worker may have broken meanwhile.
+            if self._circuit.failures:
+                self._update(lambda found: circuit.record_response(found, self._ledger.unix_ms()))
+
+    def answers_echo(self, on_tick: Callable[[], None]) -> bool:
+        """Return whether the remote responds to a C-ECHO now. The circuit does not change.
+
+        Args:
+            on_tick: Called at least twice a second meanwhile.
+        """
+        try:
+            self._send_echo(on_tick)
+        except AssociationError:
+            return False
+        return True
+
+    def refresh(self) -> None:
+        """Read the circuit, which all workers of the destination share."""
+        self._refresh_at = time.monotonic() + REFRESH_SECONDS
+        found = self._ledger.circuits.read_circuit(self._name)
+        self._circuit = self._bound_wait(found, self._ledger.unix_ms())
+
+    def _apply_failure(self, failure: CircuitFailure) -> int:
         reason = failure.reason
-        before, after = self._change(lambda found: circuit.failed(found, failure, self._limits, self._rng))
+        before, after = self._update(
+            lambda found: circuit.record_failure(found, failure, self._policy, self._rng)
+        )
         if after.permanent and not before.permanent:
             log.error("destination_refuses", destination=self._name, error=reason)
-        elif not before.failures and failure.trouble is not Trouble.BROKEN:
+        elif not before.failures and failure.kind is not FailureKind.BROKEN:
             log.warning("destination_away", destination=self._name, error=reason)
         if after.state is CircuitState.OPEN and before.state is CircuitState.CLOSED:
             log.error("circuit_open", destination=self._name, failures=after.failures, error=reason)
         return max(0, after.probe_at - failure.at_ms)
 
-    def reached(self) -> None:
-        """The remote took an association."""
-        if self._circuit.state is not CircuitState.CLOSED or self._circuit.probe_at:
-            self._change(circuit.reached)
-            log.info("destination_back", destination=self._name)
-
-    def answered(self) -> None:
-        """The remote answered for an instance."""
-        with contextlib.suppress(LedgerError):  # the next answer is noted
-            if not self._circuit.failures and time.monotonic() >= self._look_at:
-                self.look()  # another worker's association may have broken meanwhile
-            if self._circuit.failures:
-                self._change(lambda found: circuit.answered(found, self._ledger.unix_ms()))
-
-    def is_there(self, on_tick: Callable[[], None]) -> bool:
-        """Whether the remote answers a C-ECHO now; nothing is noted.
-
-        Args:
-            on_tick: Called at least twice a second meanwhile.
-        """
+    def _probe(self, on_tick: Callable[[], None]) -> Hold:
         try:
-            self._echo(on_tick)
-        except AssociationError:
-            return False
-        return True
-
-    def look(self) -> None:
-        """Read what all workers have noted."""
-        self._look_at = time.monotonic() + LOOK_SECONDS
-        self._circuit = self._bounded(self._ledger.circuits.read_circuit(self._name), self._ledger.unix_ms())
-
-    def _probe(self, on_tick: Callable[[], None]) -> tuple[int, str]:
-        try:
-            self._echo(on_tick)
+            self._send_echo(on_tick)
         except AssociationError as error:
             if error.permanent:
-                return self.failed(Trouble.REFUSED, str(error)), ""
-            return self.failed(Trouble.UNREACHABLE, str(error)), str(error)
-        self.reached()
-        return 0, ""
+                return Hold(self.record_failure(FailureKind.REFUSED, str(error)))
+            return Hold(self.record_failure(FailureKind.UNREACHABLE, str(error)), str(error))
+        self.record_association()
+        return Hold(0)
 
-    def _echo(self, on_tick: Callable[[], None]) -> None:
-        """C-ECHO (PS3.7 9.1.5): whatever the remote says to that, it is there."""
+    def _send_echo(self, on_tick: Callable[[], None]) -> None:
+        """Send a C-ECHO (PS3.7 9.1.5). Any response proves that the remote is there, whatever its status."""
         verification = [(uids.VERIFICATION, (uids.IMPLICIT_LITTLE_ENDIAN,))]
         with StoreSCU.open(
             self._remote, verification, timeouts=self._timeouts, on_tick=on_tick
@@ -191,13 +202,13 @@ class Breaker:
             if association.accepted_context_id(uids.VERIFICATION, uids.IMPLICIT_LITTLE_ENDIAN) is not None:
                 association.send_echo()
 
-    def _change(self, change: Callable[[Circuit], Circuit]) -> tuple[Circuit, Circuit]:
-        now = self._ledger.unix_ms()
+    def _update(self, change: Callable[[Circuit], Circuit]) -> tuple[Circuit, Circuit]:
+        """Change the circuit in one transaction, and return it before and after."""
+        unix_ms = self._ledger.unix_ms()
         before, self._circuit = self._ledger.circuits.change_circuit(
-            self._name, lambda found: change(self._bounded(found, now))
+            self._name, lambda found: change(self._bound_wait(found, unix_ms))
         )
         return before, self._circuit
 
-    def _bounded(self, found: Circuit, now: int) -> Circuit:
-        """The circuit, without a wait that is longer than any that was ever begun."""
-        return circuit.bounded(found, now, max(self._limits.max_ms, self._claim_ms))
+    def _bound_wait(self, found: Circuit, unix_ms: int) -> Circuit:
+        return circuit.bound_wait(found, unix_ms, max(self._policy.max_ms, self._claim_ms))

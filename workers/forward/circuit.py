@@ -1,9 +1,11 @@
-"""Whether a destination is asked at all: its circuit, a pure function of what happened; the ledger keeps it.
+"""The circuit of a destination: decide whether it may be sent to. Pure functions; the ledger keeps the state.
 
-closed --- failures in a row, or a permanent rejection ---> open --- its time has come ---> half-open:
-   ^                                                         ^                              one worker asks
-   |                                                         +--------- no answer ---------------+
-   +------------------------------ the remote is there ------------------------------------------+
+```
+closed --- failures in a row, or a permanent rejection ---> open --- end of the pause ---> half-open:
+   ^                                                          ^                      one worker sends a C-ECHO
+   |                                                          +------- no response ------------+
+   +------------------------------ the remote responds ----------------------------------------+
+```
 """
 
 from collections.abc import Callable
@@ -12,127 +14,144 @@ from enum import Enum
 from typing import Final
 
 from ingest.ledger import Circuit, CircuitState
-from ingest.workers.forward.retry_policy import Limits, pause_ms
+from ingest.workers.forward.retry_policy import RetryPolicy, backoff_ms
 
-OPEN_AFTER: Final = 3
-"""Failures in a row after which nobody tries but one worker, by C-ECHO."""
+OPEN_AFTER_FAILURES: Final = 3
+"""Failures in a row that open the circuit. Only one worker then tries, by C-ECHO."""
 
-BREAKS_MAX: Final = 8
-"""Instances in a row that may each break an association while the remote answers a C-ECHO and others wait."""
+OPEN_AFTER_BREAKS: Final = 8
+"""Instances in a row that open it by a broken association each, while a C-ECHO succeeds and others wait."""
 
-BROKEN_PAUSE_MILLISECONDS: Final = 30_000
-"""The longest pause of a circuit that instances have opened: the next one may be sound."""
-
-
-class Trouble(Enum):
-    """What ended an association, or kept it from being made."""
-
-    UNREACHABLE = "unreachable"
-    """There was none."""
-    BROKEN = "broken"
-    """It ended with an instance on its way, which may be to blame: others are tried first."""
-    REFUSED = "refused"
-    """A-ASSOCIATE-RJ, permanent."""
+BREAK_PAUSE_MAX_MS: Final = 30_000
+"""Longest pause of a circuit that instances have opened, because the next instance may be sound."""
 
 
-class Stance(Enum):
-    """What may be done about a destination now."""
+class PermittedAction(Enum):
+    """The action that a worker may take for a destination now."""
 
-    GO = "go"
+    SEND = "send"
     PROBE = "probe"
     WAIT = "wait"
 
 
-def stance(circuit: Circuit, now_ms: int) -> Stance:
-    """What a worker may do at this time; a probe has to be claimed (`claimed`) first."""
-    if circuit.probe_at > now_ms:
-        return Stance.WAIT
-    return Stance.GO if circuit.state is CircuitState.CLOSED else Stance.PROBE
+class FailureKind(Enum):
+    """Kind of a failed association."""
 
-
-def bounded(circuit: Circuit, now_ms: int, longest_ms: int) -> Circuit:
-    """Without a wait that is longer than any that was ever begun: the clock was set back since.
-
-    Args:
-        circuit: As it was noted.
-        now_ms: The time, in Unix milliseconds.
-        longest_ms: The longest pause of the destination, or the longest claim of a probe.
-    """
-    return replace(circuit, probe_at=now_ms) if circuit.probe_at > now_ms + longest_ms else circuit
-
-
-def claimed(circuit: Circuit, now_ms: int, claim_ms: int) -> Circuit:
-    """Half-open for who comes first; others may ask once the claim of a prober that died has ended."""
-    if stance(circuit, now_ms) is not Stance.PROBE:
-        return circuit
-    return replace(circuit, state=CircuitState.HALF_OPEN, probe_at=now_ms + claim_ms)
+    UNREACHABLE = "unreachable"
+    """No association was established."""
+    BROKEN = "broken"
+    """The association ended during an instance, which may be the cause. Other instances are tried first."""
+    REFUSED = "refused"
+    """The remote sent a permanent A-ASSOCIATE-RJ."""
 
 
 @dataclass(frozen=True, slots=True)
-class Failure:
-    """What happened to an association.
+class CircuitFailure:
+    """One failed association.
 
     Attributes:
-        trouble: Its kind.
-        reason: In words, without anything of an instance.
-        at_ms: When, in Unix milliseconds.
-        is_suspect: BROKEN: whether the instance had broken an association before.
-        others_wait: BROKEN: whether there are instances that were not tried yet.
+        kind: Kind of the failure.
+        reason: Text for a person, without data of an instance.
+        at_ms: Time of the failure, in Unix milliseconds.
+        is_suspect: For BROKEN: whether the instance had already broken an association before.
+        others_wait: For BROKEN: whether untried instances wait.
     """
 
-    trouble: Trouble
+    kind: FailureKind
     reason: str
     at_ms: int
     is_suspect: bool = False
     others_wait: bool = False
 
 
-def failed(circuit: Circuit, failure: Failure, limits: Limits, rng: Callable[[], float]) -> Circuit:
-    """After a failure.
+def find_permitted_action(circuit: Circuit, unix_ms: int) -> PermittedAction:
+    """Return what a worker may do now. It must claim a probe (`claim_probe`) before it makes one."""
+    if circuit.probe_at > unix_ms:
+        return PermittedAction.WAIT
+    return PermittedAction.SEND if circuit.state is CircuitState.CLOSED else PermittedAction.PROBE
+
+
+def bound_wait(circuit: Circuit, unix_ms: int, longest_ms: int) -> Circuit:
+    """End a wait that is longer than any that a worker begins. The clock was set back since.
 
     Args:
-        circuit: Before it.
-        failure: What happened.
-        limits: Of the destination.
-        rng: Gives numbers from 0 to 1, for the jitter.
+        circuit: The circuit from the ledger.
+        unix_ms: Current time.
+        longest_ms: Longest pause of the destination, or longest claim of a probe.
     """
-    trouble, now_ms = failure.trouble, failure.at_ms
+    return replace(circuit, probe_at=unix_ms) if circuit.probe_at > unix_ms + longest_ms else circuit
+
+
+def claim_probe(circuit: Circuit, unix_ms: int, claim_ms: int) -> Circuit:
+    """Make the circuit half-open for one worker. Its claim ends after `claim_ms`, in case the worker dies."""
+    if find_permitted_action(circuit, unix_ms) is not PermittedAction.PROBE:
+        return circuit
+    return replace(circuit, state=CircuitState.HALF_OPEN, probe_at=unix_ms + claim_ms)
+
+
+def release_probe(circuit: Circuit) -> Circuit:
+    """Give up a claimed probe without a result. Another worker may probe at once."""
+    if circuit.state is not CircuitState.HALF_OPEN:
+        return circuit
+    return replace(circuit, state=CircuitState.OPEN, probe_at=0)
+
+
+def expedite_probe(circuit: Circuit, since_ms: int) -> Circuit:
+    """End the wait after a failure before `since_ms`: the settings may have changed since."""
+    is_waiting = circuit.probe_at > 0 and circuit.state is not CircuitState.HALF_OPEN
+    return replace(circuit, probe_at=0) if is_waiting and circuit.last_error_at < since_ms else circuit
+
+
+def record_failure(
+    circuit: Circuit, failure: CircuitFailure, policy: RetryPolicy, rng: Callable[[], float]
+) -> Circuit:
+    """Return the circuit after a failure.
+
+    Args:
+        circuit: The circuit before it.
+        failure: The failure.
+        policy: Policy of the destination.
+        rng: Returns a number from 0 to 1, for the jitter.
+    """
+    if failure.kind is FailureKind.BROKEN:
+        return _record_break(circuit, failure, policy, rng)
     was_closed = circuit.state is CircuitState.CLOSED
-    if trouble is Trouble.BROKEN:
-        return _broken(circuit, failure, limits, rng)
+    is_refused = failure.kind is FailureKind.REFUSED
     failures = circuit.failures + 1
-    # Once several instances have broken theirs, a C-ECHO that fails as well tells that it is the remote.
-    too_many = failures - circuit.breaks >= OPEN_AFTER or circuit.breaks >= OPEN_AFTER
-    opens = not was_closed or trouble is Trouble.REFUSED or too_many
-    pause = limits.max_ms if trouble is Trouble.REFUSED else pause_ms(failures - circuit.breaks, limits, rng)
+    # Several broken associations and a failed C-ECHO together prove that the remote is the cause.
+    is_too_many = failures - circuit.breaks >= OPEN_AFTER_FAILURES or circuit.breaks >= OPEN_AFTER_FAILURES
+    opens = not was_closed or is_refused or is_too_many
+    pause = policy.max_ms if is_refused else backoff_ms(failures - circuit.breaks, policy, rng)
     return replace(
         circuit,
         state=CircuitState.OPEN if opens else CircuitState.CLOSED,
         failures=failures,
-        opened_at=(now_ms if was_closed else circuit.opened_at) if opens else 0,
-        probe_at=now_ms + pause if pause else 0,
-        permanent=trouble is Trouble.REFUSED,
+        opened_at=(failure.at_ms if was_closed else circuit.opened_at) if opens else 0,
+        probe_at=failure.at_ms + pause if pause else 0,
+        permanent=is_refused,
         last_error=failure.reason,
-        last_error_at=now_ms,
+        last_error_at=failure.at_ms,
     )
 
 
-def _broken(circuit: Circuit, failure: Failure, limits: Limits, rng: Callable[[], float]) -> Circuit:
-    """After an association that ended with an instance in hand.
+def _record_break(
+    circuit: Circuit, failure: CircuitFailure, policy: RetryPolicy, rng: Callable[[], float]
+) -> Circuit:
+    """Return the circuit after an association that ended during an instance.
 
-    A suspect is to blame itself, so it opens nothing, unless nothing but suspects is left of those that broke
-    theirs. Other instances are to blame as long as the remote takes one of them now and then: it must break
-    several in a row, and more while there are others to try than when all have had their turn.
+    A suspect (an instance that broke an association before) is the cause itself. It opens the circuit only if
+    all others have broken their associations too. For other instances the remote may be the cause. It must
+    then break several associations in a row, and more of them while untried instances wait.
     """
     noted = replace(circuit, last_error=failure.reason, last_error_at=failure.at_ms)
-    if failure.is_suspect and circuit.breaks < OPEN_AFTER:
-        # The next answer is noted (`answered`): it tells that this instance is to blame, not the remote.
+    if failure.is_suspect and circuit.breaks < OPEN_AFTER_FAILURES:
+        # Count one break, so that the next response is recorded. It will prove that the suspect is the cause.
         return noted if circuit.breaks else replace(noted, failures=circuit.failures + 1, breaks=1)
     breaks = circuit.breaks + 1
-    most = BREAKS_MAX if failure.others_wait else OPEN_AFTER
-    if circuit.state is CircuitState.CLOSED and breaks < most:
+    limit = OPEN_AFTER_BREAKS if failure.others_wait else OPEN_AFTER_FAILURES
+    if circuit.state is CircuitState.CLOSED and breaks < limit:
         return replace(noted, failures=circuit.failures + 1, breaks=breaks)
-    pause = min(pause_ms(breaks - most + 1, limits, rng), BROKEN_PAUSE_MILLISECONDS)
+    pause = min(backoff_ms(breaks - limit + 1, policy, rng), BREAK_PAUSE_MAX_MS)
     return replace(
         noted,
         state=CircuitState.OPEN,
@@ -144,24 +163,11 @@ def _broken(circuit: Circuit, failure: Failure, limits: Limits, rng: Callable[[]
     )
 
 
-def unclaimed(circuit: Circuit) -> Circuit:
-    """After a probe that nobody learns from: another worker may ask at once."""
-    if circuit.state is not CircuitState.HALF_OPEN:
-        return circuit
-    return replace(circuit, state=CircuitState.OPEN, probe_at=0)
+def record_association(circuit: Circuit) -> Circuit:
+    """Return the circuit after the remote has accepted an association. It is closed.
 
-
-def asked_anew(circuit: Circuit, since_ms: int) -> Circuit:
-    """Due now where its last failure was before `since_ms`: what was configured then may no longer hold."""
-    waits = circuit.probe_at > 0 and circuit.state is not CircuitState.HALF_OPEN
-    return replace(circuit, probe_at=0) if waits and circuit.last_error_at < since_ms else circuit
-
-
-def reached(circuit: Circuit) -> Circuit:
-    """The remote took an association: it is there.
-
-    Instances that broke theirs stay counted until it has answered for one. A remote that takes associations,
-    and breaks each of them with the first instance, would otherwise be asked as often as a sound one.
+    Breaks stay counted until the remote responds for an instance. Otherwise a remote that accepts each
+    association, and breaks it at the first instance, would be tried as often as a sound one.
     """
     return replace(
         circuit,
@@ -173,12 +179,12 @@ def reached(circuit: Circuit) -> Circuit:
     )
 
 
-def answered(circuit: Circuit, now_ms: int) -> Circuit:
-    """The remote answered for an instance, whatever it said."""
-    at = now_ms if circuit.breaks else circuit.answered_at
-    return replace(reached(circuit), failures=0, breaks=0, answered_at=at)
+def record_response(circuit: Circuit, unix_ms: int) -> Circuit:
+    """Return the circuit after a response for an instance, whatever its status."""
+    answered_at = unix_ms if circuit.breaks else circuit.answered_at
+    return replace(record_association(circuit), failures=0, breaks=0, answered_at=answered_at)
 
 
-def is_cleared(circuit: Circuit, suspect_since_ms: int) -> bool:
-    """Whether the remote has answered for another instance since this one broke its first association."""
+def has_response_since(circuit: Circuit, suspect_since_ms: int) -> bool:
+    """Return whether the remote responded for another instance since this one broke its first association."""
     return 0 < suspect_since_ms <= circuit.answered_at

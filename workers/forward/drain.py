@@ -1,24 +1,22 @@
-"""Draining one destination: due deliveries out of the ledger, over one association, until nothing follows."""
+"""The drain of a destination: send due deliveries from the ledger over one association."""
 
 import contextlib
 import os
 import time
 import uuid
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
 import redis
 import structlog
 
-from ingest.clock import unix_ms
+from ingest.clock import WallClockSteps, unix_ms
 from ingest.config.model import Destination
-from ingest.dicom.dimse import Status
 from ingest.dicom.padding import has_odd_value
 from ingest.errors import (
     AssociationError,
-    Cause,
     LeaseLostError,
     LedgerError,
     PeerError,
@@ -30,243 +28,247 @@ from ingest.requestor.store_scu import Context, Remote, StoreSCU, Timeouts, make
 from ingest.tls.identity import read_identity
 from ingest.tls.observed_certificates import ObservedCertificates
 from ingest.workers.fault_attribution import is_shortage
-from ingest.workers.forward.breaker import Breaker
-from ingest.workers.forward.circuit import Trouble
-from ingest.workers.forward.clock_steps import WallClock
-from ingest.workers.forward.destination_slots import Turn
+from ingest.workers.forward.breaker import CircuitBreaker, Hold
+from ingest.workers.forward.circuit import FailureKind
+from ingest.workers.forward.destination_slots import DestinationSlot
 from ingest.workers.forward.leases import Leases
 from ingest.workers.forward.retry_policy import (
-    Answered,
-    Broken,
+    PROPOSAL_CAUSES,
+    AssociationBroken,
+    ContextNotAccepted,
     Dead,
-    Limits,
-    NotAccepted,
+    DeathCause,
+    FileUnusable,
     Outcome,
     Renegotiate,
+    ResponseReceived,
     Retry,
-    Unreadable,
-    decide,
-    pause_ms,
+    RetryPolicy,
+    backoff_ms,
+    decide_delivery,
 )
 from ingest.workers.store.filesystem import FileStore
 
 SLICE_SECONDS: Final = 30.0
-"""After so long the worker is free for other destinations."""
+"""Longest duration of a drain. Then the worker is free for other destinations."""
 
-PLACE_SECONDS: Final = 1.0
+SLOT_RENEW_SECONDS: Final = 1.0
 POLL_SECONDS: Final = 0.02
 BLOCKED_SECONDS: Final = 0.2
-"""How long who finds only series that others have in hand waits before looking again."""
+"""Pause if all due deliveries belong to series that other workers have leased."""
 OTHERS_SECONDS: Final = 0.1
+"""Pause between two checks for wake-ups of other destinations."""
 
-ASIDE: Final = 4
-"""A file that cannot be read now waits as long as after so many attempts."""
-
-OF_THE_OFFER: Final = frozenset(
-    {None, Cause.CLOSED, Cause.ABORTED, Cause.REJECTED, Cause.PROTOCOL_ERROR, Cause.NO_RESPONSE}
-)
-"""How an association ends that the remote does not want, or dies of: by A-ABORT, by an A-ASSOCIATE-RJ for no
-reason that concerns us, or without a word."""
+UNREADABLE_PAUSE_ATTEMPTS: Final = 4
+"""A file that the disk cannot read now waits as long as after this number of attempts."""
 
 log = structlog.get_logger()
 
 
 @dataclass(slots=True)
-class Tools:
-    """What all drains of one worker use.
+class ForwardResources:
+    """The connections, functions and memory that all drains of one worker share.
 
     Attributes:
-        others: All destinations besides the given one.
-        places: How many workers one destination may keep busy.
-        recent: Contexts needed lately, by destination; they are offered again, so that an association serves
-            more than the batch that it was opened for.
-        doubted: Contexts of offers that a remote ended the association at, by destination.
+        other_destinations: Returns the names of all destinations but one.
+        slots: Number of workers that one destination may keep busy.
+        clock_steps: Steps of the wall clock since the worker started.
+        recent_contexts: Contexts that were needed lately, by destination. They are proposed again, so one
+            association serves more than one batch.
+        doubted_contexts: Contexts of proposals at which a remote ended the association, by destination.
     """
 
     ledger: Ledger
     store: FileStore
-    sightings: ObservedCertificates
+    observed_certificates: ObservedCertificates
     client: redis.Redis
-    stopping: Callable[[], bool]
+    is_stopping: Callable[[], bool]
     rng: Callable[[], float]
-    others: Callable[[str], list[str]]
-    places: int
-    clock: WallClock = field(default_factory=WallClock)
-    recent: dict[str, tuple[Context, ...]] = field(default_factory=dict)
-    doubted: dict[str, set[Context]] = field(default_factory=dict)
+    other_destinations: Callable[[str], Sequence[str]]
+    slots: int
+    clock_steps: WallClockSteps = field(default_factory=WallClockSteps)
+    recent_contexts: dict[str, tuple[Context, ...]] = field(default_factory=dict)
+    doubted_contexts: dict[str, set[Context]] = field(default_factory=dict)
 
 
-class Drain:
-    """One turn at one destination."""
+class DestinationDrain:
+    """One drain of one destination by one worker."""
 
-    def __init__(self, tools: Tools, destination: Destination, remote: Remote, owner: str) -> None:
-        """Describe it; nothing is asked yet.
+    def __init__(
+        self, resources: ForwardResources, destination: Destination, remote: Remote, owner: str
+    ) -> None:
+        """Prepare without any I/O.
 
         Args:
-            tools: Of the worker.
-            destination: What the configuration says of it.
-            remote: Whom to associate with.
+            resources: Resources of the worker.
+            destination: Configuration of the destination.
+            remote: Acceptor of the association.
             owner: Name of the worker.
         """
-        self._tools = tools
+        self._resources = resources
         self._destination = destination
         self._name = destination.name
         self._remote = remote
-        self._limits = Limits.of(destination)
-        unique = f"{owner}-{uuid.uuid4().hex[:8]}"
-        self._places = min(destination.associations, tools.places)
-        self._turn = Turn(tools.client, destination, self._places, unique)
-        self._leases = Leases(tools.ledger, self._name, unique, self._places)
-        self._breaker = Breaker(tools.ledger, destination, remote, tools.rng, tools.stopping)
+        self._policy = RetryPolicy.from_destination(destination)
+        drain_name = f"{owner}-{uuid.uuid4().hex[:8]}"
+        self._slots = min(destination.associations, resources.slots)
+        self._slot = DestinationSlot(resources.client, destination, self._slots, drain_name)
+        self._leases = Leases(resources.ledger, self._name, drain_name, self._slots)
+        self._breaker = CircuitBreaker(
+            resources.ledger, destination, remote, resources.rng, resources.is_stopping
+        )
         self._association: StoreSCU | None = None
-        self._flying: dict[int, Delivery] = {}
-        # Contexts that are offered without any other, those of them still to be, and those refused so.
-        self._alone: set[Context] = set()
-        self._anew: set[Context] = set()
-        self._refused: set[Context] = set()
-        self._doubted = tools.doubted.setdefault(self._name, set())
-        self._hold_ms = 0
-        self._unreachable = ""
-        # Whether an association has ended with an instance in hand since rows were leased last.
-        self._broke = False
-        self._evicted = False
-        self._began = time.monotonic()
-        self._place_at = self._began + PLACE_SECONDS
-        self._others_at = 0.0
+        self._in_flight: dict[int, Delivery] = {}
+        # Contexts to propose without any other: all of them, those still to be proposed, those refused so.
+        self._sole_contexts: set[Context] = set()
+        self._pending_sole_contexts: set[Context] = set()
+        self._refused_contexts: set[Context] = set()
+        self._doubted_contexts = resources.doubted_contexts.setdefault(self._name, set())
+        self._hold = Hold(0)
+        # Whether an association has broken since deliveries were leased last.
+        self._is_broken = False
+        self._has_lost_slot = False
+        self._started_at = time.monotonic()
+        self._renew_slot_at = self._started_at + SLOT_RENEW_SECONDS
+        self._check_others_at = 0.0
 
     def run(self) -> bool:
-        """Drain; returns whether there is more to do for this destination at once.
+        """Drain the destination. Returns whether it has more due deliveries now.
 
         Raises:
-            redis.RedisError: Redis is away; nothing was done.
-            LedgerError: The ledger is away. Leases end by themselves.
+            redis.RedisError: Redis is away. No delivery was leased.
+            LedgerError: The ledger is away. Leases expire by themselves.
         """
-        if not self._turn.take():
+        if not self._slot.acquire():
             return False
         try:
-            self._hold_ms, self._unreachable = self._breaker.enter(self._tick)
-            self._work()
+            self._hold = self._breaker.request_permission(self._tick)
+            self._send_due_deliveries()
         except LeaseLostError:
             log.warning("leases_lost", destination=self._name, remedy="somebody else will take them")
         finally:
-            self._end()
-        # What others have in hand they go on with by themselves; the watch finds what they leave.
-        held = self._hold_ms or self._leases.blocked
-        return not held and not self._tools.stopping() and self._leases.due()
+            self._finish()
+        # Other workers go on with the series that they have leased. `LedgerWatch` finds what they leave.
+        if self._hold.milliseconds or self._leases.is_blocked or self._resources.is_stopping():
+            return False
+        return self._leases.has_due_delivery()
 
-    def _work(self) -> None:
-        quiet_since = time.monotonic()
-        while not self._over():
-            rows = self._leases.take(careful=self._breaker.is_careful)
+    def _send_due_deliveries(self) -> None:
+        idle_since = time.monotonic()
+        while not self._must_stop():
+            rows = self._leases.lease_due_deliveries(careful=self._breaker.has_unanswered_break)
             if rows:
-                self._send(deque(rows))
-                self._leases.give_back()
-                self._leases.finish()
-                quiet_since = time.monotonic()
-                if self._broke and self._others_wait():
+                self._send_batch(deque(rows))
+                self._leases.release_untried()
+                self._leases.write_results()
+                idle_since = time.monotonic()
+                if self._is_broken and self._has_waiting_destination():
                     return
-                self._broke = False
-            elif (
-                self._association is None
-                or not self._association.check_established()
-                or self._lingered(quiet_since)
-            ):
+                self._is_broken = False
+            elif not self._may_linger(idle_since):
                 return
             else:
-                time.sleep(BLOCKED_SECONDS if self._leases.blocked else POLL_SECONDS)
+                time.sleep(BLOCKED_SECONDS if self._leases.is_blocked else POLL_SECONDS)
                 self._tick()
 
-    def _over(self) -> bool:
-        slice_over = time.monotonic() - self._began > SLICE_SECONDS
-        return slice_over or self._hold_ms > 0 or self._evicted or self._tools.stopping()
+    def _must_stop(self) -> bool:
+        is_slice_over = time.monotonic() - self._started_at > SLICE_SECONDS
+        is_held = self._hold.milliseconds > 0
+        return is_slice_over or is_held or self._has_lost_slot or self._resources.is_stopping()
 
-    def _lingered(self, quiet_since: float) -> bool:
-        now = time.monotonic()
-        if now - quiet_since >= self._destination.linger_seconds:
-            return True
-        if now < self._others_at:
+    def _may_linger(self, idle_since: float) -> bool:
+        """Return whether to keep an idle association: up to `linger_seconds`, while no destination waits."""
+        if self._association is None or not self._association.check_established():
             return False
-        self._others_at = now + OTHERS_SECONDS
-        return self._others_wait()
+        now = time.monotonic()
+        if now - idle_since >= self._destination.linger_seconds:
+            return False
+        if now < self._check_others_at:
+            return True
+        self._check_others_at = now + OTHERS_SECONDS
+        return not self._has_waiting_destination()
 
-    def _others_wait(self) -> bool:
-        """Whether another destination waits for a worker."""
+    def _has_waiting_destination(self) -> bool:
         try:
-            return self._turn.others_wait(self._tools.others(self._name))
+            return self._slot.has_wakeup_for(self._resources.other_destinations(self._name))
         except redis.RedisError:
             return False
 
-    def _end(self) -> None:
-        self._leases.end()
-        if self._association is not None and self._flying:
+    def _finish(self) -> None:
+        self._leases.close()
+        if self._association is not None and self._in_flight:
             self._association.abort()
         elif self._association is not None:
             self._association.release()
-        if self._unreachable:
-            self._give_up_old()
+        if self._hold.unreachable:
+            self._expire_old_deliveries()
         try:
-            if self._hold_ms:
-                self._turn.hold_off(self._hold_ms)
+            if self._hold.milliseconds:
+                self._slot.release_with_hold(self._hold.milliseconds)
             else:
-                self._turn.give_back()
+                self._slot.release()
         except redis.RedisError:
-            log.debug("place_not_given_back", destination=self._name)  # it ends by itself
+            log.debug("place_not_given_back", destination=self._name)  # The slot expires by itself.
         counts = {state.value: count for state, count in self._leases.counts.items()}
         if counts:
-            seconds = round(time.monotonic() - self._began, 3)
+            seconds = round(time.monotonic() - self._started_at, 3)
             log.info("drained", destination=self._name, seconds=seconds, **counts)
 
-    def _give_up_old(self) -> None:
-        reason = self._limits.given_up(self._unreachable)
+    def _expire_old_deliveries(self) -> None:
+        """Let deliveries to an unreachable destination die of their age, although they were not tried now."""
+        ledger = self._resources.ledger
+        reason = self._policy.describe_expiry(self._hold.unreachable)
         try:
-            now = self._tools.ledger.unix_ms()
-            owed_since = now - self._limits.give_up_ms - self._tools.clock.set_forward_ms()
-            dead = self._tools.ledger.deliveries.expire_overdue(self._name, owed_since, reason, now)
+            now_ms = ledger.unix_ms()
+            before_ms = self._policy.find_expiry_ms(now_ms, self._resources.clock_steps.forward_ms())
+            count = ledger.deliveries.expire_overdue(self._name, before_ms, reason, now_ms)
         except LedgerError as error:
-            log.warning("ledger_away", error=str(error))  # the next failure gives them up
+            log.warning("ledger_away", error=str(error))  # The next failure expires them.
             return
-        if dead:
-            log.error("deliveries_given_up", destination=self._name, count=dead, reason=reason)
+        if count:
+            log.error("deliveries_given_up", destination=self._name, count=count, reason=reason)
 
-    def _send(self, waiting: deque[Delivery]) -> None:
-        """Send what was leased; what is not attempted stays leased."""
-        while waiting and not self._broke and not self._over():
+    # --- sending
+
+    def _send_batch(self, waiting: deque[Delivery]) -> None:
+        """Send leased deliveries. Those that are not tried stay leased."""
+        while waiting and not self._is_broken and not self._must_stop():
             row = waiting.popleft()
             if row.id not in self._leases.rows:
                 continue
-            association = self._associated(row, waiting)
+            association = self._association_for(row, waiting)
             if association is None:
                 return
             try:
-                outcome = self._submit(association, row)
+                outcome = self._send_delivery(association, row)
             except StoreAwayError as error:
-                self._store_away(association, row, error)
+                self._postpone_for_store(association, row, error)
                 break
             if outcome is not None:
-                self._conclude(row, outcome, waiting)
-            elif len(self._flying) >= association.window:
-                self._collect(association, waiting)
+                self._apply_outcome(row, outcome, waiting)
+            elif len(self._in_flight) >= association.window:
+                self._receive_response(association, waiting)
             self._tick()
-        self._land(waiting)
+        self._receive_all_responses(waiting)
 
-    def _submit(self, association: StoreSCU, row: Delivery) -> Outcome | None:
-        """Send one instance; what became of it where no answer is to be waited for.
+    def _send_delivery(self, association: StoreSCU, row: Delivery) -> Outcome | None:
+        """Send one instance. Returns an outcome, or None if its response is still to come.
 
         Raises:
-            StoreAwayError: The store is away, or its disk is failing.
+            StoreAwayError: The store is away, or its disk fails.
         """
-        context = _context(row)
+        context = _context_of(row)
         if association.accepted_context_id(*context) is None:
-            alone = context in self._refused or len(association.proposed) == 1
-            return NotAccepted(f"no context accepted for {context[0]} in {context[1]}", alone)
+            is_sole = context in self._refused_contexts or len(association.proposed) == 1
+            return ContextNotAccepted(f"no context accepted for {context[0]} in {context[1]}", is_sole)
         try:
-            fd = self._file(row)
+            fd = self._open_store_file(row)
         except StoreAwayError:
             raise
         except StoreError as error:
-            return Unreadable(str(error))
+            return FileUnusable(str(error))
         try:
-            number = association.send_instance(
+            message_id = association.send_instance(
                 fd,
                 row.data_set_offset,
                 row.size - row.data_set_offset,
@@ -275,36 +277,38 @@ class Drain:
                 transfer_syntax=row.transfer_syntax_uid,
             )
         except AssociationError as error:
-            self._broken(str(error), row)
+            self._record_break(str(error), row)
             return None
         except StoreAwayError:
             raise
         except StoreError as error:
             if not association.is_established:
-                self._lose()
-            return Unreadable(str(error))
+                # We aborted in the midst of the data set. Deliveries in flight are released, and not counted.
+                self._in_flight = {}
+            return FileUnusable(str(error))
         finally:
             os.close(fd)
-        self._flying[number] = row
+        self._in_flight[message_id] = row
         return None
 
-    def _store_away(self, association: StoreSCU, row: Delivery, error: StoreAwayError) -> None:
-        """Stop for a while: trouble of our disk counts against no delivery, nor against the remote.
+    def _postpone_for_store(self, association: StoreSCU, row: Delivery, error: StoreAwayError) -> None:
+        """Pause the destination, because our store is away. No delivery and no remote is blamed for it.
 
-        What had no answer when an association ended so is given back, and sent once more. Where the trouble
-        may be this file's alone, the others go before it next time.
+        Deliveries in flight are sent again if the association was aborted. A file that alone may be damaged
+        waits longer, so that the others are sent before it.
         """
+        # INVARIANT 11: our faults set no image aside
         log.warning("store_away", error=str(error), remedy="deliveries wait; see to the store's disk")
-        self._hold_ms = pause_ms(1, self._limits, self._tools.rng)
+        self._hold = Hold(backoff_ms(1, self._policy, self._resources.rng))
         if not association.is_established:
-            self._flying = {}
+            self._in_flight = {}
         if isinstance(error.__cause__, OSError) and not is_shortage(error):
-            later = pause_ms(ASIDE, self._limits, self._tools.rng)
-            self._leases.conclude(row, Retry(later, str(error), breaks=row.breaks, attempted=False))
+            pause_ms = backoff_ms(UNREADABLE_PAUSE_ATTEMPTS, self._policy, self._resources.rng)
+            self._leases.add_result(row, Retry(pause_ms, str(error), breaks=row.breaks, is_attempt=False))
 
-    def _file(self, row: Delivery) -> int:
+    def _open_store_file(self, row: Delivery) -> int:
         try:
-            fd = self._tools.store.open_file(row.store_key)
+            fd = self._resources.store.open_file(row.store_key)
         except FileNotFoundError:
             raise StoreError("its file is gone from the store") from None
         try:
@@ -317,54 +321,51 @@ class Drain:
             raise StoreError("its file in the store is not the one that the ledger has")
         return fd
 
-    def _collect(self, association: StoreSCU, waiting: deque[Delivery]) -> None:
-        """Wait for one answer."""
+    def _receive_response(self, association: StoreSCU, waiting: deque[Delivery]) -> None:
         try:
-            number, response = association.receive_response()
+            message_id, response = association.receive_response()
         except AssociationError as error:
-            self._broken(str(error))
+            self._record_break(str(error))
             return
-        row = self._flying.pop(number)
-        answer = Answered(
-            response.status, response.error_comment, _context(row) in self._alone, _note_of(row)
-        )
-        self._conclude(row, answer, waiting)
-        self._breaker.answered()
+        row = self._in_flight.pop(message_id)
+        is_renegotiated = _context_of(row) in self._sole_contexts
+        outcome = ResponseReceived(response.status, response.error_comment, is_renegotiated, _note_of(row))
+        self._apply_outcome(row, outcome, waiting)
+        self._breaker.record_response()
 
-    def _age_ms(self, row: Delivery) -> int:
-        """For how long a delivery has been owed; a clock that is set forward makes none older."""
-        return unix_ms() - row.created_at - self._tools.clock.set_forward_ms()
-
-    def _land(self, waiting: deque[Delivery]) -> None:
-        """Wait for all answers that are to come."""
-        while self._flying and self._association is not None:
-            self._collect(self._association, waiting)
+    def _receive_all_responses(self, waiting: deque[Delivery]) -> None:
+        while self._in_flight and self._association is not None:
+            self._receive_response(self._association, waiting)
             self._tick()
 
-    def _conclude(self, row: Delivery, outcome: Outcome, waiting: deque[Delivery]) -> None:
-        decision = decide(outcome, row.attempts, self._age_ms(row), self._limits, self._tools.rng)
+    def _apply_outcome(self, row: Delivery, outcome: Outcome, waiting: deque[Delivery]) -> None:
+        decision = decide_delivery(
+            outcome, row.attempts, self._age_ms(row), self._policy, self._resources.rng
+        )
         if isinstance(decision, Renegotiate):
-            self._alone.add(_context(row))
-            self._anew.add(_context(row))
+            self._sole_contexts.add(_context_of(row))
+            self._pending_sole_contexts.add(_context_of(row))
             waiting.appendleft(row)
             return
-        if isinstance(outcome, NotAccepted) or (
-            isinstance(decision, Dead) and decision.status == Status.SOP_CLASS_NOT_SUPPORTED
-        ):
-            self._refused.add(_context(row))
-        self._leases.conclude(row, decision)
+        if isinstance(decision, Dead) and decision.cause is DeathCause.CONTEXT:
+            self._refused_contexts.add(_context_of(row))
+        self._leases.add_result(row, decision)
 
-    def _broken(self, reason: str, sent: Delivery | None = None) -> None:
-        """The association ended; of what has no answer nothing is known, and any of it may be to blame.
+    def _age_ms(self, row: Delivery) -> int:
+        """Return the age of a delivery. A step of the wall clock makes no delivery older."""
+        return unix_ms() - row.created_at - self._resources.clock_steps.forward_ms()
+
+    def _record_break(self, reason: str, sent: Delivery | None = None) -> None:
+        """Record that the association broke. Each delivery without a response may be the cause.
 
         Args:
-            reason: In words.
-            sent: The instance that was being sent, if it had not been sent whole.
+            reason: Text for a person.
+            sent: The delivery that was being sent, if it was not sent completely.
         """
-        lost = [*self._flying.values(), *([sent] if sent is not None else [])]
-        self._flying = {}
-        self._broke = True
-        self._breaker.look()
+        lost = [*self._in_flight.values(), *([sent] if sent is not None else [])]
+        self._in_flight = {}
+        self._is_broken = True
+        self._breaker.refresh()
         for row in lost:
             log.warning(
                 "association_broken",
@@ -373,112 +374,111 @@ class Drain:
                 breaks=row.breaks + 1,
                 error=reason,
             )
-            cleared = self._breaker.cleared(row.suspect_since)
-            self._conclude(row, Broken(reason, row.breaks + 1, cleared), deque())
-        # Among several it may be any; one that was alone, and has done so before, is to blame itself.
+            others_pass = self._breaker.has_response_since(row.suspect_since)
+            self._apply_outcome(row, AssociationBroken(reason, row.breaks + 1, others_pass), deque())
+        # Among several deliveries any may be the cause. A single one that has done so before is the cause.
         is_suspect = len(lost) == 1 and lost[0].breaks > 0
-        self._hold_ms, self._unreachable = self._breaker.broken(
-            reason, self._tick, is_suspect=is_suspect, others_wait=self._leases.untried_left()
+        self._hold = self._breaker.record_break(
+            reason, self._tick, is_suspect=is_suspect, others_wait=self._leases.has_untried_delivery()
         )
 
-    def _lose(self) -> None:
-        """We ended the association; what was on its way is given back, and was no attempt."""
-        self._flying = {}
+    # --- association
 
-    def _associated(self, row: Delivery, rest: deque[Delivery]) -> StoreSCU | None:
-        """An association that was offered what `row` needs, or None where there is none to be had."""
-        context = _context(row)
+    def _association_for(self, row: Delivery, rest: deque[Delivery]) -> StoreSCU | None:
+        """Return an association on which the context of `row` was proposed; None if none can be opened."""
+        context = _context_of(row)
         association = self._association
-        alone = context in self._alone and context not in self._refused
-        anew = context in self._anew
-        self._anew.discard(context)
-        offers = (
-            association is not None and association.check_established() and context in association.proposed
-        )
-        if association is not None and offers and not anew and (not alone or len(association.proposed) == 1):
-            return association
+        is_sole = context in self._sole_contexts and context not in self._refused_contexts
+        must_renegotiate = context in self._pending_sole_contexts
+        self._pending_sole_contexts.discard(context)
         if association is not None:
-            self._land(rest)
+            is_usable = association.check_established() and context in association.proposed
+            if is_usable and not must_renegotiate and (not is_sole or len(association.proposed) == 1):
+                return association
+            self._receive_all_responses(rest)
             association.release()
             self._association = None
-            if self._over():
+            if self._must_stop():
                 return None
-        if alone or context in self._doubted:
-            return self._associate((context,), row)
-        needed = [context, *(_context(other) for other in rest), *self._tools.recent.get(self._name, ())]
-        offered = plan_associations([each for each in needed if each not in self._doubted])[0]
-        self._tools.recent[self._name] = offered
-        return self._associate(offered, row)
+        if is_sole or context in self._doubted_contexts:
+            return self._open_association((context,), row)
+        recent = self._resources.recent_contexts.get(self._name, ())
+        needed = [context, *(_context_of(other) for other in rest), *recent]
+        contexts = plan_associations([each for each in needed if each not in self._doubted_contexts])[0]
+        self._resources.recent_contexts[self._name] = contexts
+        return self._open_association(contexts, row)
 
-    def _associate(
-        self, offered: tuple[Context, ...], row: Delivery, *, is_there: bool = False
+    def _open_association(
+        self, contexts: tuple[Context, ...], row: Delivery, *, has_answered_echo: bool = False
     ) -> StoreSCU | None:
-        """An association that offers these contexts, or None.
+        """Open an association that proposes these contexts; None if that fails.
 
-        A remote may abort or crash at the mere proposal of a SOP class. Nothing would ever arrive then while
-        one instance of it is due. So an offer that ended an association is doubted: its contexts are offered
-        one by one, each after a C-ECHO. If that is answered and the offer still ends the association, the
-        instance that needs this context has broken it, as with its data set.
+        A remote may abort or crash when a SOP class is only proposed. One such instance would then block all
+        deliveries of the destination. A proposal at which an association ended is therefore doubted: its
+        contexts are proposed one by one, each after a C-ECHO. If the remote answers the C-ECHO and still ends
+        the association, the instance that needs this context counts as the cause of the break.
 
         Args:
-            offered: The contexts.
-            row: The delivery that it is opened for.
-            is_there: Whether the remote has answered a C-ECHO just now.
+            contexts: Contexts to propose.
+            row: The delivery to send first.
+            has_answered_echo: Whether the remote has answered a C-ECHO just now.
         """
-        settings = self._destination
-        if not is_there and _context(row) in self._doubted:
-            is_there = self._breaker.is_there(self._tick)
+        destination = self._destination
+        if not has_answered_echo and _context_of(row) in self._doubted_contexts:
+            has_answered_echo = self._breaker.answers_echo(self._tick)
         try:
             self._association = StoreSCU.open(
                 self._remote,
-                make_proposals(offered),
-                timeouts=Timeouts(settings.connect_seconds, settings.response_seconds),
-                async_operations=settings.async_operations,
-                bytes_per_second=settings.bandwidth_mb_per_s * 1e6 / self._places,
+                make_proposals(contexts),
+                timeouts=Timeouts(destination.connect_seconds, destination.response_seconds),
+                async_operations=destination.async_operations,
+                bytes_per_second=destination.bandwidth_mb_per_s * 1e6 / self._slots,
                 on_tick=self._tick,
             )
         except AssociationError as error:
-            if error.cause in OF_THE_OFFER:
-                self._tools.recent.pop(self._name, None)
-                self._doubted.update(offered)
-                if is_there:
-                    self._broken(f"{error} (at the proposal of {_context(row)[0]})", row)
+            if error.cause in PROPOSAL_CAUSES:
+                self._resources.recent_contexts.pop(self._name, None)
+                self._doubted_contexts.update(contexts)
+                if has_answered_echo:
+                    self._record_break(f"{error} (at the proposal of {_context_of(row)[0]})", row)
                     return None
-                if self._breaker.is_there(self._tick):
-                    return self._associate((_context(row),), row, is_there=True)
-            # No instance is to blame: what was leased is given back, and was not attempted.
-            if not error.permanent:
-                self._unreachable = str(error)
-            trouble = Trouble.REFUSED if error.permanent else Trouble.UNREACHABLE
-            self._hold_ms = self._breaker.failed(trouble, str(error))
+                if self._breaker.answers_echo(self._tick):
+                    return self._open_association((_context_of(row),), row, has_answered_echo=True)
+            self._record_failure(error)
             return None
-        self._doubted.difference_update(offered)
-        self._breaker.reached()
+        self._doubted_contexts.difference_update(contexts)
+        self._breaker.record_association()
         self._note_certificate(self._association.peer_certificate())
         return self._association
 
+    def _record_failure(self, error: AssociationError) -> None:
+        """Record that no association was established. No instance is the cause, and no attempt is counted."""
+        kind = FailureKind.REFUSED if error.permanent else FailureKind.UNREACHABLE
+        unreachable = self._hold.unreachable if error.permanent else str(error)
+        self._hold = Hold(self._breaker.record_failure(kind, str(error)), unreachable)
+
     def _note_certificate(self, der: bytes | None) -> None:
-        with contextlib.suppress(PeerError):  # OpenSSL is less strict, and has taken it
+        with contextlib.suppress(PeerError):  # OpenSSL is less strict, and has accepted the certificate.
             if der is not None:
-                self._tools.sightings.record("destination", self._name, read_identity(der))
+                self._resources.observed_certificates.record("destination", self._name, read_identity(der))
 
     def _tick(self) -> None:
-        """At least twice a second, also while an instance is on its way."""
+        """Renew slot and leases if it is time. Called at least twice a second, also during one instance."""
         now = time.monotonic()
-        if now >= self._place_at:
-            self._place_at = now + PLACE_SECONDS
-            # The place is a hint; while Redis is away the leases are what counts.
+        if now >= self._renew_slot_at:
+            self._renew_slot_at = now + SLOT_RENEW_SECONDS
+            # INVARIANT 2: the slot is a hint. While Redis is away, the leases alone count.
             with contextlib.suppress(redis.RedisError):
-                self._evicted = not self._turn.renew()
-        self._leases.tick()
+                self._has_lost_slot = not self._slot.renew()
+        self._leases.write_and_renew()
 
 
 def _note_of(row: Delivery) -> str:
-    """What was done to an instance's data set on its way."""
+    """Return the change of the data set during transmission, or an empty text."""
     if has_odd_value(row.size - row.data_set_offset, row.transfer_syntax_uid):
         return "its data set has an odd length, and was padded for this remote"
     return ""
 
 
-def _context(row: Delivery) -> Context:
+def _context_of(row: Delivery) -> Context:
     return row.sop_class_uid, row.transfer_syntax_uid

@@ -1,7 +1,7 @@
-"""What one worker has leased of one destination, and what it has to write about it.
+"""The leases of one drain: lease due deliveries of a destination, and write their results to the ledger.
 
-What is leased is either concluded (delivered, to be tried again, dead) or given back; a worker that dies
-leaves leases that end by themselves.
+Each leased delivery either gets a result (delivered, retry, dead) or is released. The leases of a worker that
+dies expire by themselves.
 """
 
 import time
@@ -12,214 +12,215 @@ import structlog
 
 from ingest.errors import LeaseLostError, LedgerError
 from ingest.ledger import Delivery, DeliveryResult, DeliveryState, Ledger
-from ingest.workers.forward.retry_policy import Dead, Decision, Delivered, Retry
+from ingest.workers.forward.retry_policy import Dead, Delivered, DeliveryDecision, Retry
 
 BATCH: Final = 64
-LEASE_MILLISECONDS: Final = 10_000
+LEASE_MS: Final = 10_000
 RENEW_SECONDS: Final = 3.0
-RETRY_SECONDS: Final = 1.0
+LEDGER_RETRY_SECONDS: Final = 1.0
 
-SUSPECT_MILLISECONDS: Final = 10_000
-"""How long a suspect waits after its time for a moment in which nobody else sends."""
+SUSPECT_MS: Final = 10_000
+"""Time that a suspect, once due, waits for a moment in which no other worker sends."""
 
-OVERDUE_MILLISECONDS: Final = 30_000
-"""How long a suspect waits after its time while others are due all the time."""
+OVERDUE_MS: Final = 30_000
+"""Time that a suspect, once due, waits while other deliveries are due without pause."""
 
-SUSPECT_SECONDS: Final = 5.0
-"""How often a worker that always has something else to send looks for a suspect that waits too long."""
+SUSPECT_CHECK_SECONDS: Final = 5.0
+"""Pause between two checks for an overdue suspect by a worker that always has other deliveries."""
 
-FINISH_SECONDS: Final = 0.5
-"""Results wait for others at most so long before they are written together."""
+WRITE_SECONDS: Final = 0.5
+"""Longest time that a result waits for others, to be written with them in one transaction."""
 
 log = structlog.get_logger()
 
 
 class Leases:
-    """The leases of one turn.
+    """The leases of one drain.
+
+    A *suspect* is a delivery during which an association has broken. It is sent alone, and after all others.
 
     Attributes:
-        rows: What is leased and not concluded, by id.
-        blocked: Whether there was something due, of series that others have in hand.
-        counts: How many were concluded, by state.
+        rows: Leased deliveries without a result, by id.
+        is_blocked: Whether deliveries were due, but all of series that other workers have leased.
+        counts: Number of results by state.
     """
 
     def __init__(self, ledger: Ledger, destination: str, owner: str, workers: int) -> None:
-        """Begin with nothing.
+        """Start without leases.
 
         Args:
             ledger: The ledger.
-            destination: Its name.
-            owner: Unique to this turn.
-            workers: How many may drain the destination at a time.
+            destination: Name of the destination.
+            owner: Unique name of this drain.
+            workers: Number of workers that may drain the destination at a time.
         """
         self.rows: dict[int, Delivery] = {}
-        self.blocked = False
+        self.is_blocked = False
         self.counts: Counter[DeliveryState] = Counter()
         self._ledger = ledger
         self._destination = destination
         self._owner = owner
         self._workers = workers
         self._results: list[DeliveryResult] = []
-        self._ends = self._renew_at = self._finish_at = 0.0
-        self._suspect_at = time.monotonic() + SUSPECT_SECONDS
+        self._expire_at = self._renew_at = self._write_at = 0.0
+        self._check_suspect_at = time.monotonic() + SUSPECT_CHECK_SECONDS
 
-    def due(self) -> bool:
-        """Whether there is something to lease now; LedgerError while the ledger is away."""
-        when = self._ledger.deliveries.find_next_due_ms(self._destination)
-        return when is not None and when <= self._ledger.unix_ms()
+    def has_due_delivery(self) -> bool:
+        """Return whether a delivery is due now. Raises LedgerError while the ledger is away."""
+        due_ms = self._ledger.deliveries.find_next_due_ms(self._destination)
+        return due_ms is not None and due_ms <= self._ledger.unix_ms()
 
-    def take(self, *, careful: bool) -> list[Delivery]:
-        """Lease what is due, in order of arrival, at most a batch, or one suspect where nothing else is due.
+    def lease_due_deliveries(self, *, careful: bool) -> list[Delivery]:
+        """Lease a batch of due deliveries in order of arrival, or one suspect if nothing else is due.
 
         Args:
-            careful: Whether an instance broke an association and none has been answered for since.
+            careful: Whether an instance broke an association, and the remote has responded for none since.
 
         Raises:
             LedgerError: The ledger is away.
         """
-        self.blocked = False
-        if not self.due():
+        self.is_blocked = False
+        if not self.has_due_delivery():
             return []
         now = time.monotonic()
-        rows = self._overdue_suspect(now) if not careful else []
+        rows = [] if careful else self._lease_overdue_suspect(now)
         rows = rows or self._ledger.deliveries.lease_due(
             self._destination,
             self._owner,
             BATCH,
             self._ledger.unix_ms(),
-            LEASE_MILLISECONDS,
+            LEASE_MS,
             self._workers,
             careful=careful,
         )
-        rows = rows or self._suspect()
+        rows = rows or self._lease_suspect()
         self.rows = {row.id: row for row in rows}
-        self.blocked = not rows
-        self._leased_at(now)
+        self.is_blocked = not rows
+        self._note_renewal(now)
         return rows
 
-    def untried_left(self) -> bool:
-        """Whether there is something due that was not tried yet; LedgerError while the ledger is away."""
-        return any(row.attempts == 1 for row in self.rows.values()) or self._ledger.deliveries.has_untried(
-            self._destination, self._ledger.unix_ms()
-        )
+    def has_untried_delivery(self) -> bool:
+        """Return whether a due delivery was never tried. Raises LedgerError while the ledger is away."""
+        if any(row.attempts == 1 for row in self.rows.values()):
+            return True
+        return self._ledger.deliveries.has_untried(self._destination, self._ledger.unix_ms())
 
-    def conclude(self, row: Delivery, decision: Decision) -> None:
-        """Note what became of a delivery; `finish` writes it."""
+    def add_result(self, row: Delivery, decision: DeliveryDecision) -> None:
+        """Add the result of a delivery. `write_results` writes it."""
         if row.id not in self.rows:
             return
         del self.rows[row.id]
         if not self._results:
-            self._finish_at = time.monotonic() + FINISH_SECONDS
-        result = self._result(row, decision)
+            self._write_at = time.monotonic() + WRITE_SECONDS
+        result = self._make_result(row, decision)
         self._results.append(result)
         self.counts[result.state] += 1
         if isinstance(decision, Dead):
-            # A remote's comment may hold what is a patient's: it goes into the ledger, not into the log.
+            # INVARIANT 9: an error comment may contain patient data. The ledger keeps it, the log does not.
             said = decision.reason if decision.status is None else f"answered {decision.status:04X}H"
             log.warning(
                 "delivery_dead", destination=self._destination, sop_instance=row.sop_instance_uid, reason=said
             )
 
-    def tick(self) -> None:
-        """Often, also while an instance is on its way: write what waits, renew what is held.
+    def write_and_renew(self) -> None:
+        """Write results and renew leases if it is time. Called often, also during one large instance.
 
         Raises:
-            LeaseLostError: The leases have ended, for the ledger could not be asked.
+            LeaseLostError: The leases have expired while the ledger was away.
         """
         now = time.monotonic()
-        if self._results and now >= self._finish_at:
+        if self._results and now >= self._write_at:
             try:
-                self.finish()
+                self.write_results()
             except LedgerError as error:
                 log.warning("ledger_away", error=str(error))
-                self._finish_at = time.monotonic() + RETRY_SECONDS
+                self._write_at = time.monotonic() + LEDGER_RETRY_SECONDS
         if self.rows and now >= self._renew_at:
             self._renew(now)
 
-    def finish(self) -> None:
-        """Write what waits, in one transaction; LedgerError while the ledger is away, and it waits on."""
+    def write_results(self) -> None:
+        """Write all results in one transaction. Raises LedgerError while the ledger is away, keeping them."""
         if self._results:
             self._ledger.deliveries.record_results(self._destination, self._results, self._ledger.unix_ms())
             self._results = []
 
-    def give_back(self) -> None:
-        """Give back what was not attempted; LedgerError while the ledger is away."""
+    def release_untried(self) -> None:
+        """Release the deliveries that were not tried. Raises LedgerError while the ledger is away."""
         if self.rows:
             self._ledger.deliveries.release_leases(list(self.rows), self._owner)
             self.rows = {}
 
-    def end(self) -> None:
-        """Write and give back what there is, insisting for as long as the leases last.
+    def close(self) -> None:
+        """Write all results and release the rest. Tries again until the leases expire.
 
-        What cannot be written then is sent once more by somebody else, which the remote can bear.
+        INVARIANT 2: a result that cannot be written causes a second transfer, and never a lost delivery.
         """
         while True:
             try:
-                self.finish()
-                self.give_back()
+                self.write_results()
+                self.release_untried()
             except LedgerError as error:
-                if time.monotonic() >= self._ends:
+                if time.monotonic() >= self._expire_at:
                     log.warning("ledger_away", error=str(error), results_lost=len(self._results))
                     return
                 time.sleep(0.1)
             else:
                 return
 
-    def _overdue_suspect(self, now: float) -> list[Delivery]:
-        """A suspect that has waited too long for a moment in which nothing else is due."""
-        if now < self._suspect_at:
+    def _lease_overdue_suspect(self, now: float) -> list[Delivery]:
+        """Lease a suspect that has waited too long for a moment without other due deliveries."""
+        if now < self._check_suspect_at:
             return []
-        self._suspect_at = now + SUSPECT_SECONDS
-        due = self._ledger.deliveries.find_next_suspect_ms(self._destination)
-        return (
-            self._suspect()
-            if due is not None and due <= self._ledger.unix_ms() - OVERDUE_MILLISECONDS
-            else []
-        )
+        self._check_suspect_at = now + SUSPECT_CHECK_SECONDS
+        due_ms = self._ledger.deliveries.find_next_suspect_ms(self._destination)
+        if due_ms is None or due_ms > self._ledger.unix_ms() - OVERDUE_MS:
+            return []
+        return self._lease_suspect()
 
-    def _suspect(self) -> list[Delivery]:
+    def _lease_suspect(self) -> list[Delivery]:
         found = self._ledger.deliveries.lease_suspect(
-            self._destination, self._owner, self._ledger.unix_ms(), LEASE_MILLISECONDS, SUSPECT_MILLISECONDS
+            self._destination, self._owner, self._ledger.unix_ms(), LEASE_MS, SUSPECT_MS
         )
         return [found] if found is not None else []
 
-    def _leased_at(self, now: float) -> None:
-        self._ends = now + LEASE_MILLISECONDS / 1000
+    def _note_renewal(self, now: float) -> None:
+        # Use the time before the request, so that we never believe in a lease longer than the ledger does.
+        self._expire_at = now + LEASE_MS / 1000
         self._renew_at = now + RENEW_SECONDS
 
     def _renew(self, now: float) -> None:
         try:
-            kept = self._ledger.deliveries.renew_leases(
-                list(self.rows), self._owner, self._ledger.unix_ms(), LEASE_MILLISECONDS
-            )
+            unix_ms = self._ledger.unix_ms()
+            renewed = self._ledger.deliveries.renew_leases(list(self.rows), self._owner, unix_ms, LEASE_MS)
         except LedgerError as error:
-            if time.monotonic() >= self._ends:
+            if time.monotonic() >= self._expire_at:
                 self.rows = {}
                 raise LeaseLostError from error
-            self._renew_at = time.monotonic() + RETRY_SECONDS
+            self._renew_at = time.monotonic() + LEDGER_RETRY_SECONDS
             return
-        self._leased_at(now)
-        self.rows = {number: row for number, row in self.rows.items() if number in kept}
+        self._note_renewal(now)
+        self.rows = {number: row for number, row in self.rows.items() if number in renewed}
 
-    def _result(self, row: Delivery, decision: Decision) -> DeliveryResult:
-        breaks, since, attempted = row.breaks, 0, True
+    def _make_result(self, row: Delivery, decision: DeliveryDecision) -> DeliveryResult:
+        breaks, suspect_since, is_attempt = row.breaks, 0, True
         match decision:
             case Delivered(status, remark):
-                state, at = DeliveryState.DELIVERED, 0
-            case Retry(after_ms, remark, status, broken, attempted):
-                state, at = DeliveryState.RETRY, self._ledger.unix_ms() + after_ms
-                breaks, since = broken, (row.suspect_since or self._ledger.unix_ms()) if broken else 0
-            case Dead(remark, status, broken):
-                state, at, breaks = DeliveryState.DEAD, 0, max(breaks, broken)
+                state, next_at = DeliveryState.DELIVERED, 0
+            case Retry(after_ms, remark, status, new_breaks, is_attempt):
+                state, next_at, breaks = DeliveryState.RETRY, self._ledger.unix_ms() + after_ms, new_breaks
+                if new_breaks:
+                    suspect_since = row.suspect_since or self._ledger.unix_ms()
+            case Dead(_, remark, status, new_breaks):
+                state, next_at, breaks = DeliveryState.DEAD, 0, max(breaks, new_breaks)
         return DeliveryResult(
             id=row.id,
             owner=self._owner,
             state=state,
             last_status=status,
             last_error=remark,
-            next_at=at,
+            next_at=next_at,
             size=row.size,
             breaks=breaks,
-            suspect_since=since,
-            attempted=attempted,
+            suspect_since=suspect_since,
+            attempted=is_attempt,
         )

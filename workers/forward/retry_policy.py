@@ -1,50 +1,89 @@
-"""What becomes of a delivery after an attempt: delivered, tried again, or dead; pure, the ledger keeps it.
+"""The retry policy: decide after an attempt whether a delivery is delivered, tried again or dead.
 
-What happens to a destination as a whole, where no instance is to blame, is
-`ingest.workers.forward.circuit`'s.
+The decisions are pure, and the ledger keeps their results. A failure of a destination as a whole, where no
+instance is the cause, belongs to `ingest.workers.forward.circuit`.
+
+Only this module declares a delivery dead. `ingest.dicom.statuses` has the meaning of each DIMSE status.
+
+| cause (`DeathCause`) | a delivery is dead |
+|---|---|
+| STATUS | after a response whose status no later attempt can change |
+| CONTEXT | if the remote refuses its presentation context, even when it is proposed alone |
+| FILE | if its file in the store is missing or damaged |
+| BREAKS | after it broke `INSTANCE_BREAKS_MAX` associations, while the remote accepts other instances |
+| ATTEMPTS | after `max_attempts`, or after `FEW_ATTEMPTS` if the remote cannot understand the instance |
+| AGE | at its first failure after `give_up_hours`, also if the remote cannot be reached (`find_expiry_ms`) |
+
+A person can end a delivery too (`ingest deliveries drop`). Such a delivery is dropped, not dead.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from enum import Enum
 from typing import Final, Self
 
 from ingest.config.model import Destination
+from ingest.dicom.dimse import Status
 from ingest.dicom.statuses import Meaning, StatusPattern, StatusRules
+from ingest.errors import Cause
 
-BREAKS_MAX: Final = 5
-"""Associations that one instance may break while the remote answers for others; then it is to blame."""
+INSTANCE_BREAKS_MAX: Final = 5
+"""Associations that one instance may break while the remote accepts others. Then it is the cause."""
 
 FEW_ATTEMPTS: Final = 6
-"""Attempts at an instance that the remote says it cannot understand (`Meaning.TRY_A_FEW_TIMES`)."""
+"""Attempts at an instance that the remote cannot understand (`Meaning.TRY_A_FEW_TIMES`)."""
+
+PROPOSAL_CAUSES: Final = frozenset(
+    {None, Cause.CLOSED, Cause.ABORTED, Cause.REJECTED, Cause.PROTOCOL_ERROR, Cause.NO_RESPONSE}
+)
+"""Causes of a failed association that the proposed contexts may have caused.
+
+A remote may abort, reject or crash at a SOP class that it does not know. Every other cause names the network,
+TLS or an AE title.
+"""
 
 _HOUR_MS: Final = 3_600_000
 
 
+class DeathCause(Enum):
+    """Cause of a dead delivery. The table in the docstring of this module explains each."""
+
+    STATUS = "status"
+    CONTEXT = "context"
+    FILE = "file"
+    BREAKS = "breaks"
+    ATTEMPTS = "attempts"
+    AGE = "age"
+
+
+# --- outcomes of an attempt
+
+
 @dataclass(frozen=True, slots=True)
-class Answered:
-    """The remote answered.
+class ResponseReceived:
+    """The remote sent a response.
 
     Attributes:
-        status: The DIMSE status (0000,0900).
-        comment: The Error Comment (0000,0902), if any.
-        again: Whether the context had been negotiated once more for instances of this kind.
-        note: What was done to the data set on its way; it stays with a delivery.
+        status: DIMSE status (0000,0900).
+        comment: Error Comment (0000,0902), or empty.
+        is_renegotiated: Whether the context was already negotiated once more for instances of this kind.
+        note: Change of the data set during transmission, or empty. The ledger keeps it with the delivery.
     """
 
     status: int
     comment: str = ""
-    again: bool = False
+    is_renegotiated: bool = False
     note: str = ""
 
 
 @dataclass(frozen=True, slots=True)
-class Broken:
-    """The association ended before the answer: reset, late, A-ABORT; this instance may be to blame.
+class AssociationBroken:
+    """The association ended without a response (reset, timeout, A-ABORT). This instance may be the cause.
 
     Attributes:
-        reason: In words.
-        breaks: How many associations have ended with this instance in hand, this one included.
-        others_pass: Whether the remote has answered for other instances since the first of them ended.
+        reason: Text for a person.
+        breaks: Number of associations that ended during this instance, this one included.
+        others_pass: Whether the remote has answered for other instances since the first of these breaks.
     """
 
     reason: str
@@ -53,31 +92,34 @@ class Broken:
 
 
 @dataclass(frozen=True, slots=True)
-class NotAccepted:
-    """The remote was offered a context for this SOP class and transfer syntax, and did not accept it.
+class ContextNotAccepted:
+    """The remote did not accept the proposed context for this SOP class and transfer syntax.
 
     Attributes:
-        reason: Which.
-        alone: Whether it was offered without any other: some remotes take only so many.
+        reason: Text for a person.
+        is_sole: Whether no other context was proposed. Some remotes accept only a few contexts.
     """
 
     reason: str
-    alone: bool
+    is_sole: bool
 
 
 @dataclass(frozen=True, slots=True)
-class Unreadable:
-    """Our copy cannot be sent: it is gone, or not what the ledger says."""
+class FileUnusable:
+    """The file in the store is missing, damaged, or not the one that the ledger describes."""
 
     reason: str
 
 
-Outcome = Answered | Broken | NotAccepted | Unreadable
+Outcome = ResponseReceived | AssociationBroken | ContextNotAccepted | FileUnusable
+
+
+# --- decisions
 
 
 @dataclass(frozen=True, slots=True)
 class Delivered:
-    """The remote has it; `remark` holds what a warning said."""
+    """The remote has the instance. `remark` contains the text of a warning."""
 
     status: int
     remark: str = ""
@@ -85,50 +127,58 @@ class Delivered:
 
 @dataclass(frozen=True, slots=True)
 class Retry:
-    """Another time.
+    """Try again later.
 
     Attributes:
-        after_ms: From now on, in milliseconds.
-        reason: Why.
-        status: The DIMSE status, if there was an answer.
-        breaks: How many associations have ended with this instance in hand; 0 if it got an answer.
-        attempted: Whether it counts as an attempt; trouble of our own disk does not.
+        after_ms: Pause from now on, in milliseconds.
+        reason: Text for a person.
+        status: DIMSE status of the response; None without one.
+        breaks: Number of associations that ended during this instance; 0 after a response.
+        is_attempt: Whether to count an attempt. A fault of our own disk does not count.
     """
 
     after_ms: int
     reason: str
     status: int | None = None
     breaks: int = 0
-    attempted: bool = True
+    is_attempt: bool = True
 
 
 @dataclass(frozen=True, slots=True)
 class Renegotiate:
-    """Once more, now, over a new association that offers only what this instance needs."""
+    """Try again at once, over a new association that proposes only the context of this instance."""
 
 
 @dataclass(frozen=True, slots=True)
 class Dead:
-    """Not again, unless a person says so; the attributes are those of `Retry`."""
+    """Do not try again until a person asks for it.
 
+    Attributes:
+        cause: The rule that ended the delivery.
+        reason: Text for a person.
+        status: As in `Retry`.
+        breaks: As in `Retry`.
+    """
+
+    cause: DeathCause
     reason: str
     status: int | None = None
     breaks: int = 0
 
 
-Decision = Delivered | Retry | Dead
+DeliveryDecision = Delivered | Retry | Dead
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
-    """How patient one destination is.
+class RetryPolicy:
+    """Pauses and limits of one destination.
 
     Attributes:
-        first_ms: Pause after the first failed attempt, in milliseconds; each further one is twice as long.
-        max_ms: The longest pause.
+        first_ms: Pause after the first failed attempt, in milliseconds. Each further pause is twice as long.
+        max_ms: Longest pause.
         max_attempts: Attempts after which a delivery is dead.
-        give_up_ms: Age of a delivery from which on its next failure is its last.
-        statuses: What it wants done about statuses, beside the table of `ingest.dicom.statuses`.
+        give_up_ms: Age of a delivery after which its next failure is its last.
+        statuses: Meanings of statuses that differ from the table of `ingest.dicom.statuses`.
     """
 
     first_ms: int
@@ -138,8 +188,8 @@ class Limits:
     statuses: StatusRules = field(default_factory=StatusRules)
 
     @classmethod
-    def of(cls, destination: Destination) -> Self:
-        """Those that the configuration gives a destination."""
+    def from_destination(cls, destination: Destination) -> Self:
+        """Read the policy of a destination from its configuration."""
         return cls(
             round(destination.retry_first_seconds * 1000),
             round(destination.retry_max_seconds * 1000),
@@ -151,76 +201,93 @@ class Limits:
             ),
         )
 
-    def given_up(self, reason: str) -> str:
-        """The reason of a delivery that has become too old."""
+    def find_expiry_ms(self, unix_ms: int, clock_ahead_ms: int) -> int:
+        """Return the time of creation before which a delivery to an unreachable destination is dead (AGE).
+
+        Args:
+            unix_ms: Current time.
+            clock_ahead_ms: Step of the wall clock that must not count as age.
+        """
+        return unix_ms - self.give_up_ms - clock_ahead_ms
+
+    def describe_expiry(self, reason: str) -> str:
+        """Add to the reason of a failure that the delivery has become too old."""
         return f"{reason} (given up after {self.give_up_ms / _HOUR_MS:g} h)"
 
 
-def pause_ms(attempt: int, limits: Limits, rng: Callable[[], float]) -> int:
-    """Exponential back-off with jitter, in milliseconds: between a half and the whole of the step.
+def backoff_ms(attempt: int, policy: RetryPolicy, rng: Callable[[], float]) -> int:
+    """Return the pause after an attempt: exponential, with jitter between half of the step and all of it.
 
     Args:
-        attempt: How many attempts there were, 1 or more.
-        limits: Of the destination.
-        rng: Gives numbers from 0 to 1.
+        attempt: Number of attempts so far, 1 or more.
+        policy: Policy of the destination.
+        rng: Returns a number from 0 to 1.
     """
-    # Beyond 2^32 the longest pause has long been reached.
-    step = min(limits.max_ms, limits.first_ms << min(max(attempt, 1) - 1, 32))
+    # The exponent is bounded, because 2^32 steps exceed every longest pause.
+    step = min(policy.max_ms, policy.first_ms << min(max(attempt, 1) - 1, 32))
     return round(step * (0.5 + 0.5 * rng()))
 
 
-def decide(
-    outcome: Outcome, attempt: int, age_ms: int, limits: Limits, rng: Callable[[], float]
-) -> Decision | Renegotiate:
-    """What becomes of a delivery.
+def decide_delivery(
+    outcome: Outcome, attempt: int, age_ms: int, policy: RetryPolicy, rng: Callable[[], float]
+) -> DeliveryDecision | Renegotiate:
+    """Decide what becomes of a delivery after an attempt.
 
     Args:
-        outcome: What happened.
-        attempt: How many attempts there were, this one included.
-        age_ms: For how long it has been owed, in milliseconds.
-        limits: Of the destination.
-        rng: Gives numbers from 0 to 1, for the jitter.
+        outcome: Outcome of the attempt.
+        attempt: Number of attempts, this one included.
+        age_ms: Age of the delivery in milliseconds.
+        policy: Policy of the destination.
+        rng: Returns a number from 0 to 1, for the jitter.
     """
+    # INVARIANT 10: decisions are pure
     match outcome:
-        case Answered(status, comment):
-            if limits.statuses.find_meaning(status) is Meaning.STORED:
-                return Delivered(status, outcome.note)
-            said = f"answered {status:04X}H" + (f": {comment}" if comment else "")
-            retry = Retry(pause_ms(attempt, limits, rng), said, status)
-            return _answered(outcome, retry, attempt, age_ms, limits)
-        case Broken(reason, breaks, others_pass):
-            if others_pass and breaks >= BREAKS_MAX:
+        case ResponseReceived():
+            return _decide_response(outcome, attempt, age_ms, policy, rng)
+        case AssociationBroken(reason, breaks, others_pass):
+            if others_pass and breaks >= INSTANCE_BREAKS_MAX:
                 said = f"broke {breaks} associations while others were answered for"
-                return Dead(f"{reason} ({said})", breaks=breaks)
-            # Each time four times as long: its next attempt may bring the remote down once more.
-            retry = Retry(pause_ms(2 * breaks - 1, limits, rng), reason, breaks=breaks)
-            return _again(retry, attempt, limits.max_attempts, age_ms, limits)
-        case NotAccepted(reason, alone):
-            return Dead(reason) if alone else Renegotiate()
-        case Unreadable(reason):
-            return Dead(reason)
+                return Dead(DeathCause.BREAKS, f"{reason} ({said})", breaks=breaks)
+            # Each break makes the pause four times as long: the next attempt may bring the remote down again.
+            retry = Retry(backoff_ms(2 * breaks - 1, policy, rng), reason, breaks=breaks)
+            return _retry(retry, attempt, policy.max_attempts, age_ms, policy)
+        case ContextNotAccepted(reason, is_sole):
+            return Dead(DeathCause.CONTEXT, reason) if is_sole else Renegotiate()
+        case FileUnusable(reason):
+            return Dead(DeathCause.FILE, reason)
 
 
-def _answered(
-    answer: Answered, retry: Retry, attempt: int, age_ms: int, limits: Limits
-) -> Decision | Renegotiate:
-    """What follows from a status; `retry` is what follows if it is tried again."""
-    match limits.statuses.find_meaning(answer.status):
-        case Meaning.STORED | Meaning.STORED_WITH_WARNING | Meaning.ALREADY_STORED:
-            return Delivered(answer.status, "; ".join(filter(None, (retry.reason, answer.note))))
-        case Meaning.NEGOTIATE_AGAIN if not answer.again:
+def _decide_response(
+    response: ResponseReceived,
+    attempt: int,
+    age_ms: int,
+    policy: RetryPolicy,
+    rng: Callable[[], float],
+) -> DeliveryDecision | Renegotiate:
+    status = response.status
+    meaning = policy.statuses.find_meaning(status)
+    if meaning is Meaning.STORED:
+        return Delivered(status, response.note)
+    reason = f"answered {status:04X}H" + (f": {response.comment}" if response.comment else "")
+    match meaning:
+        case Meaning.STORED_WITH_WARNING | Meaning.ALREADY_STORED:
+            return Delivered(status, "; ".join(filter(None, (reason, response.note))))
+        case Meaning.NEGOTIATE_AGAIN if not response.is_renegotiated:
             return Renegotiate()
-        case Meaning.TRY_AGAIN:
-            return _again(retry, attempt, limits.max_attempts, age_ms, limits)
-        case Meaning.TRY_A_FEW_TIMES:
-            return _again(retry, attempt, min(FEW_ATTEMPTS, limits.max_attempts), age_ms, limits)
         case Meaning.NEGOTIATE_AGAIN | Meaning.REFUSED:
-            return Dead(retry.reason, answer.status)
+            is_context = status == Status.SOP_CLASS_NOT_SUPPORTED
+            return Dead(DeathCause.CONTEXT if is_context else DeathCause.STATUS, reason, status)
+    is_few = meaning is Meaning.TRY_A_FEW_TIMES
+    attempts_max = min(FEW_ATTEMPTS, policy.max_attempts) if is_few else policy.max_attempts
+    retry = Retry(backoff_ms(attempt, policy, rng), reason, status)
+    return _retry(retry, attempt, attempts_max, age_ms, policy)
 
 
-def _again(retry: Retry, attempt: int, attempts_max: int, age_ms: int, limits: Limits) -> Retry | Dead:
+def _retry(retry: Retry, attempt: int, attempts_max: int, age_ms: int, policy: RetryPolicy) -> Retry | Dead:
+    """Return `retry`, unless this was the last attempt or the delivery is too old."""
     if attempt >= attempts_max:
-        return Dead(f"{retry.reason} (attempt {attempt}, the last)", retry.status, retry.breaks)
-    if age_ms >= limits.give_up_ms:
-        return Dead(limits.given_up(retry.reason), retry.status, retry.breaks)
+        reason = f"{retry.reason} (attempt {attempt}, the last)"
+        return Dead(DeathCause.ATTEMPTS, reason, retry.status, retry.breaks)
+    if age_ms >= policy.give_up_ms:
+        return Dead(DeathCause.AGE, policy.describe_expiry(retry.reason), retry.status, retry.breaks)
     return retry

@@ -1,7 +1,8 @@
-"""The forward worker: RQ jobs wake it, of which it reads the ids alone (`ingest.workers.forward.rq_worker`).
+"""The forward worker: drains destinations when wake-ups arrive, or when the ledger has due deliveries.
 
-RQ starts work and remembers nothing: attempts, times and leases are in the ledger. A second thread looks
-there for what is due and wakes its destinations, so that an emptied Redis and a lost job cost seconds.
+INVARIANT 2: RQ starts work and remembers nothing. Attempts, times and leases are in the ledger. A second
+thread (`LedgerWatch`) looks for due deliveries there and wakes their destinations. A Redis that was emptied,
+or a lost job, therefore delays a delivery by seconds.
 """
 
 import contextlib
@@ -38,44 +39,46 @@ from ingest.queue.wakeups import (
 from ingest.requestor.transport import Remote
 from ingest.tls.observed_certificates import ObservedCertificates
 from ingest.workers.backoff import Backoff, retry_with_backoff
-from ingest.workers.forward.circuit import asked_anew
-from ingest.workers.forward.destination_slots import NO_END, longest_hold_ms, place_key
-from ingest.workers.forward.drain import Drain, Tools
-from ingest.workers.forward.leases import LEASE_MILLISECONDS
-from ingest.workers.forward.rq_worker import Worker
+from ingest.workers.forward.circuit import expedite_probe
+from ingest.workers.forward.destination_slots import NO_EXPIRY, longest_hold_ms, slot_key
+from ingest.workers.forward.drain import DestinationDrain, ForwardResources
+from ingest.workers.forward.leases import LEASE_MS
+from ingest.workers.forward.rq_worker import WakeupConsumer
 from ingest.workers.store.filesystem import FileStore
 
-WAKE_SECONDS: Final = 2.0
+WATCH_SECONDS: Final = 2.0
+"""Pause between two looks for due deliveries in the ledger."""
+
 REDIS_SECONDS: Final = 5.0
 
 log = structlog.get_logger()
 
 
-def places(config: Config) -> int:
-    """How many workers one destination may keep busy: where there are others, one less than all.
+def count_slots(config: Config) -> int:
+    """Return how many workers one destination may keep busy: all but one, if there are several destinations.
 
-    A remote that takes associations and never answers would otherwise hold every worker up to its deadline.
+    Otherwise a remote that accepts associations and never responds could hold all workers until its deadline.
     """
     workers = max(1, config.workers.forward)
     return workers if len(config.destinations) < 2 else max(1, workers - 1)
 
 
-class Forwarder:
-    """What one forward worker is made of; made after the fork."""
+class ForwardWorker:
+    """The connections and drains of one forward worker. Created after the fork."""
 
     def __init__(
         self, config: Config, stop: threading.Event, remotes: Mapping[str, Remote], name: str
     ) -> None:
-        """Prepare; waits for nothing.
+        """Prepare without waiting for any service.
 
         Args:
             config: The configuration.
-            stop: Ends the worker after the instance on its way.
-            remotes: Its destinations.
-            name: Of the worker; unique.
+            stop: Ends the worker after the instance in flight.
+            remotes: Remotes of the destinations, by name.
+            name: Unique name of the worker.
 
         Raises:
-            BootError: The ledger's URL cannot be used.
+            BootError: The URL of the ledger cannot be used.
         """
         self.stop = stop
         self.name = name
@@ -87,53 +90,53 @@ class Forwarder:
         except LedgerError as error:
             raise BootError(str(error)) from error
         self.client = connect(config, timeout=REDIS_SECONDS)
-        self.waker = WakeUps(self.client)
-        self.tools = Tools(
+        self.wake_ups = WakeUps(self.client)
+        self.resources = ForwardResources(
             ledger=self.ledger,
             store=FileStore(config.store_root),
-            sightings=ObservedCertificates(config.run_dir),
+            observed_certificates=ObservedCertificates(config.run_dir),
             client=self.client,
-            stopping=stop.is_set,
+            is_stopping=stop.is_set,
             rng=random.Random().random,  # noqa: S311 - jitter
-            others=lambda name: [other for other in self.destinations if other != name],
-            places=places(config),
+            other_destinations=lambda name: [other for other in self.destinations if other != name],
+            slots=count_slots(config),
         )
 
-    def keys(self) -> dict[str, str]:
-        """The keys in Redis that this worker and its like use, and the type of each."""
-        found = dict(RQ_KEYS)
+    def redis_keys(self) -> dict[str, str]:
+        """Return the Redis keys that forward workers use, with the type of each."""
+        keys = dict(RQ_KEYS)
         for name, destination in self.destinations.items():
-            found |= {drain_key(name): "string", hold_key(name): "string"}
-            found |= {place_key(name, number): "string" for number in range(destination.associations)}
-        return found
+            keys |= {drain_key(name): "string", hold_key(name): "string"}
+            keys |= {slot_key(name, number): "string" for number in range(destination.associations)}
+        return keys
 
-    def drain(self, name: str) -> None:
-        """Drain a destination, and wake it again if there is more; what fails is left to `LedgerWatch`."""
+    def drain_destination(self, name: str) -> None:
+        """Drain a destination, and wake it again if more is due. `LedgerWatch` retries after a failure."""
         destination = self.destinations.get(name)
         if destination is None:
             log.warning("destination_unknown", destination=name)
             return
         try:
-            if Drain(self.tools, destination, self.remotes[name], self.name).run():
-                self.waker.send(name)
+            if DestinationDrain(self.resources, destination, self.remotes[name], self.name).run():
+                self.wake_ups.send(name)
         except (redis.RedisError, IngestError, OSError, MemoryError) as error:
             log.warning("drain_failed", destination=name, error=str(error))
             if isinstance(error, redis.RedisError):
-                remove_foreign_keys(self.client, self.keys(), error)
+                remove_foreign_keys(self.client, self.redis_keys(), error)
         except Exception:
             log.exception("drain_failed", destination=name)
 
-    def ask_anew(self) -> None:
-        """Have destinations that are left alone asked at once, for their settings may have changed.
+    def expedite_probes(self) -> None:
+        """Have destinations with an open circuit probed at once, because their settings may have changed.
 
-        To be called at the start. What another worker of this configuration has found out meanwhile stays.
+        Called once at the start. Failures that another worker of this configuration has recorded stay.
         """
         for name in self.destinations:
             try:
-                changed = self.ledger.circuits.change_existing_circuit(
-                    name, lambda found: asked_anew(found, self._started_ms)
+                is_changed = self.ledger.circuits.change_existing_circuit(
+                    name, lambda found: expedite_probe(found, self._started_ms)
                 )
-                if changed:
+                if is_changed:
                     send_wake_up(self.client, name)
             except (redis.RedisError, LedgerError) as error:
                 log.warning("destination_not_asked_anew", destination=name, error=str(error))
@@ -145,130 +148,129 @@ class Forwarder:
 
 
 class LedgerWatch:
-    """Wakes what the ledger has due, every two seconds: what Redis lost, what is to be tried again by now."""
+    """A thread that wakes destinations with due deliveries in the ledger, every `WATCH_SECONDS`."""
 
-    def __init__(self, forwarder: Forwarder) -> None:
-        """Prepare; `start` starts its thread."""
-        self._forwarder = forwarder
-        self._queue = Backoff(forwarder.stop, "queue_away", "deliveries wait in the ledger")
-        self._ledger = Backoff(forwarder.stop, "ledger_away", "deliveries wait")
-        self._suspects: set[str] = set()
+    def __init__(self, worker: ForwardWorker) -> None:
+        """Prepare. `start` starts the thread."""
+        self._worker = worker
+        self._queue_backoff = Backoff(worker.stop, "queue_away", "deliveries wait in the ledger")
+        self._ledger_backoff = Backoff(worker.stop, "ledger_away", "deliveries wait")
+        self._without_job: set[str] = set()
         self._thread: threading.Thread | None = None
 
     def start(self) -> None:
-        """Watch from now on, until the forwarder is to stop."""
-        self._thread = threads.start_guarded("ledger-watch", self._run, self._forwarder.stop.is_set)
+        """Start the thread. It ends when the worker is told to stop."""
+        self._thread = threads.start_guarded("ledger-watch", self._run, self._worker.stop.is_set)
 
     def join(self) -> None:
-        """Wait until it has ended."""
+        """Wait until the thread has ended."""
         if self._thread is not None:
             self._thread.join(2 * REDIS_SECONDS)
 
     def _run(self) -> None:
+        ledger = self._worker.ledger
         while True:
             try:
-                self._bound_waits()
-                due = self._forwarder.ledger.deliveries.find_due_destinations(
-                    self._forwarder.ledger.unix_ms()
-                )
-                self._ledger.reset()
-                self._wake([name for name in due if name in self._forwarder.destinations])
-                self._queue.reset()
+                self._shorten_waits()
+                due = ledger.deliveries.find_due_destinations(ledger.unix_ms())
+                self._ledger_backoff.reset()
+                self._wake_destinations([name for name in due if name in self._worker.destinations])
+                self._queue_backoff.reset()
             except LedgerError as error:
-                self._ledger.wait_after(error)
+                self._ledger_backoff.wait_after(error)
             except redis.RedisError as error:
-                remove_foreign_keys(self._forwarder.client, self._forwarder.keys(), error)
-                self._queue.wait_after(error)
+                remove_foreign_keys(self._worker.client, self._worker.redis_keys(), error)
+                self._queue_backoff.wait_after(error)
             except Exception as error:
-                # Whatever it is, deliveries wait for this thread; `wait_after` waits longer each time.
+                # Deliveries depend on this thread, so no error may end it. The pause grows each time.
                 log.error("ledger_watch_failed", exc_info=error)
-                self._ledger.wait_after(error)
-            if self._forwarder.stop.wait(WAKE_SECONDS):
+                self._ledger_backoff.wait_after(error)
+            if self._worker.stop.wait(WATCH_SECONDS):
                 return
 
-    def _bound_waits(self) -> None:
-        """Whatever the clocks say: nothing waits for longer than its own maximum."""
-        ledger = self._forwarder.ledger
-        for name, destination in self._forwarder.destinations.items():
-            longest = round(destination.retry_max_seconds * 1000)
-            count = ledger.deliveries.shorten_waits(name, ledger.unix_ms(), LEASE_MILLISECONDS, longest)
+    def _shorten_waits(self) -> None:
+        """Shorten waits that are longer than any that we begin: the clock was set back."""
+        ledger = self._worker.ledger
+        for name, destination in self._worker.destinations.items():
+            longest_ms = round(destination.retry_max_seconds * 1000)
+            count = ledger.deliveries.shorten_waits(name, ledger.unix_ms(), LEASE_MS, longest_ms)
             if count:
                 log.warning(
                     "waits_bounded", destination=name, deliveries=count, cause="the clock was set back"
                 )
 
-    def _wake(self, due: Sequence[str]) -> None:
-        not_woken = {name for name in due if not self._forwarder.waker.send(name)}
-        lost = {name for name in not_woken if self._job_is_missing(name)}
+    def _wake_destinations(self, due: Sequence[str]) -> None:
+        not_woken = {name for name in due if not self._worker.wake_ups.send(name)}
+        without_job = {name for name in not_woken if self._is_job_missing(name)}
         for name in not_woken:
-            # A worker was killed with the job in its hands; the mark it left would last for half a minute. Or
-            # the mark lasts longer than any of ours: the clock of Redis went back, or somebody else made it.
-            if (name in lost and name in self._suspects) or self._mark_is_endless(name):
-                self._forwarder.client.unlink(drain_key(name))
-                self._forwarder.waker.send(name)
-        self._suspects = lost
+            # A drain key without a job at two looks in a row was left by a worker that was killed. It would
+            # suppress wake-ups for half a minute. A key that lasts longer than any of ours comes from another
+            # client, or the clock of Redis was set back.
+            is_left_over = name in without_job and name in self._without_job
+            if is_left_over or self._is_key_endless(name):
+                self._worker.client.unlink(drain_key(name))
+                self._worker.wake_ups.send(name)
+        self._without_job = without_job
 
-    def _job_is_missing(self, name: str) -> bool:
-        client = self._forwarder.client
+    def _is_job_missing(self, name: str) -> bool:
+        client = self._worker.client
         return client.get(drain_key(name)) == JOB_WAITS and client.llen(RQ_QUEUE_KEY) == 0
 
-    def _mark_is_endless(self, name: str) -> bool:
-        longest = longest_hold_ms(self._forwarder.destinations[name])
-        left = self._forwarder.client.pttl(drain_key(name))
-        return left == NO_END or left > max(longest, WAKE_UP_MILLISECONDS)
+    def _is_key_endless(self, name: str) -> bool:
+        longest_ms = longest_hold_ms(self._worker.destinations[name])
+        left_ms = self._worker.client.pttl(drain_key(name))
+        return left_ms == NO_EXPIRY or left_ms > max(longest_ms, WAKE_UP_MILLISECONDS)
 
 
-def _work(forwarder: Forwarder, config: Config) -> None:
-    """Take wake-ups until told to stop; a worker of RQ's ends when Redis is away, and another one begins."""
-    backoff = Backoff(forwarder.stop, "queue_away", "deliveries wait in the ledger")
+def _consume_wakeups(worker: ForwardWorker, config: Config) -> None:
+    """Consume wake-ups until told to stop. A consumer ends while Redis is away, and another one follows."""
+    backoff = Backoff(worker.stop, "queue_away", "deliveries wait in the ledger")
     with contextlib.closing(connect(config, timeout=REDIS_SECONDS)) as client:
         for number in itertools.count():
-            # RQ refuses the name of a worker that could not say that it had ended.
-            name = f"{forwarder.name}-{number}" if number else forwarder.name
+            # RQ refuses a registered name, and a consumer that lost Redis is still registered.
+            name = f"{worker.name}-{number}" if number else worker.name
             try:
-                Worker(name, client, forwarder.stop, forwarder.destinations).run(
-                    forwarder.drain, backoff.reset
-                )
+                consumer = WakeupConsumer(name, client, worker.stop, worker.destinations)
+                consumer.run(worker.drain_destination, backoff.reset)
             except (redis.RedisError, OSError, ValueError) as error:
-                if forwarder.stop.is_set():
+                if worker.stop.is_set():
                     return
-                remove_foreign_keys(client, forwarder.keys() | {f"rq:worker:{name}": "hash"}, error)
+                remove_foreign_keys(client, worker.redis_keys() | {f"rq:worker:{name}": "hash"}, error)
                 backoff.wait_after(error)
             else:
                 return
 
 
-def run(config: Config, stop: threading.Event, remotes: Mapping[str, Remote]) -> None:
-    """Forward in this process until `stop` is set; the instance on its way is finished first.
+def run_forward_worker(config: Config, stop: threading.Event, remotes: Mapping[str, Remote]) -> None:
+    """Forward in this process until `stop` is set. The instance in flight is sent first.
 
     Raises:
         BootError: The configuration cannot be used.
     """
     for name in ("rq.worker", "rq.job"):
-        logging.getLogger(name).setLevel(
-            logging.CRITICAL
-        )  # it would report every job, and Redis once a second
+        # RQ would log every job, and once a second that Redis is away.
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     name = f"forward-{socket.gethostname()}-{os.getpid()}-{Owner.current()}"
-    forwarder = Forwarder(config, stop, remotes, name)
+    worker = ForwardWorker(config, stop, remotes, name)
     try:
         with contextlib.suppress(StoppedError):
-            retry_with_backoff(Backoff(stop, "ledger_away", "deliveries wait"), forwarder.ledger.migrate)
-            forwarder.ask_anew()
-            watch = LedgerWatch(forwarder)
+            retry_with_backoff(Backoff(stop, "ledger_away", "deliveries wait"), worker.ledger.migrate)
+            worker.expedite_probes()
+            watch = LedgerWatch(worker)
             watch.start()
-            _work(forwarder, config)
+            _consume_wakeups(worker, config)
             watch.join()
     finally:
-        forwarder.close()
+        worker.close()
 
 
 def main(config: Config, stop: threading.Event, remotes: Mapping[str, Remote]) -> int:
-    """Entry point of the child process: TERM and INT end it in good order; returns the exit code.
+    """Run the child process of a forward worker, and return its exit code. SIGTERM and SIGINT stop it.
 
     Raises:
-        BootError: As `run`.
+        BootError: The configuration cannot be used.
     """
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
-    run(config, stop, remotes)
+    run_forward_worker(config, stop, remotes)
     return 0

@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from ingest.clock import unix_ms
+from ingest import clock as clocks
+from ingest.clock import WallClockSteps, unix_ms
 from ingest.ledger import Circuit, CircuitState, Ledger
 from ingest.queue.consumer import StreamConsumer
 from ingest.queue.keys import GROUP, stream_key
 from ingest.queue.wakeups import drain_key, hold_key
-from ingest.workers.forward import circuit, clock_steps
-from ingest.workers.forward.clock_steps import WallClock
-from ingest.workers.forward.destination_slots import place_key
+from ingest.workers.forward import circuit
+from ingest.workers.forward.destination_slots import slot_key
 from tests.support.clocks import require_clock
 from tests.support.forwarding import Forwarding
 from tests.support.ledgers import row
@@ -89,17 +89,20 @@ def test_leases_go_by_the_clock_of_the_database_where_several_hosts_share_it(
 def test_circuit_of_a_clock_that_was_ahead_is_probed_at_once() -> None:
     now = 1_000_000
     opened = Circuit(destination="pacs", state=CircuitState.OPEN, failures=3, probe_at=now + DAY_MS)
-    assert circuit.stance(circuit.bounded(opened, now, 300_000), now) is circuit.Stance.PROBE
+    assert (
+        circuit.find_permitted_action(circuit.bound_wait(opened, now, 300_000), now)
+        is circuit.PermittedAction.PROBE
+    )
     waiting = Circuit(destination="pacs", state=CircuitState.OPEN, failures=3, probe_at=now + 300_000)
-    assert circuit.bounded(waiting, now, 300_000) is waiting
+    assert circuit.bound_wait(waiting, now, 300_000) is waiting
 
 
 def test_delivery_grows_no_older_by_a_clock_that_is_set_forward(monkeypatch: pytest.MonkeyPatch) -> None:
-    clock, real = WallClock(), clock_steps._apart_ms()
-    monkeypatch.setattr(clock_steps, "_apart_ms", lambda: real + DAY_MS)
-    assert abs(clock.set_forward_ms() - DAY_MS) < 1000
-    monkeypatch.setattr(clock_steps, "_apart_ms", lambda: real - DAY_MS)
-    assert clock.set_forward_ms() == 0
+    clock, real = WallClockSteps(), clocks._read_offset_ms()
+    monkeypatch.setattr(clocks, "_read_offset_ms", lambda: real + DAY_MS)
+    assert abs(clock.forward_ms() - DAY_MS) < 1000
+    monkeypatch.setattr(clocks, "_read_offset_ms", lambda: real - DAY_MS)
+    assert clock.forward_ms() == 0
 
 
 def test_worker_goes_on_within_seconds_after_the_clock_was_set_back(
@@ -125,7 +128,7 @@ def test_worker_goes_on_within_seconds_after_the_clock_was_set_back(
             lambda _: Circuit(destination="pacs", state=CircuitState.OPEN, failures=3, probe_at=ahead),
         )
         client.set(hold_key("pacs"), "killed", px=DAY_MS)
-        client.set(place_key("pacs", 0), "killed", px=DAY_MS)
+        client.set(slot_key("pacs", 0), "killed", px=DAY_MS)
         client.set(drain_key("pacs"), "taken", px=DAY_MS)
         with forwarding.worker():
             forwarding.wait({"delivered": 6}, 25)

@@ -1,4 +1,4 @@
-"""One turn at one destination, with a real ledger, a real Valkey and real remotes."""
+"""One drain of one destination, with a real ledger, a real Valkey and real remotes."""
 
 import contextlib
 import os
@@ -17,8 +17,8 @@ from ingest.ledger import InstanceState
 from ingest.queue.wakeups import drain_key, hold_key
 from ingest.requestor.remotes import build_remotes
 from ingest.workers.forward import drain, leases
-from ingest.workers.forward.destination_slots import place_key
-from ingest.workers.forward.worker import Forwarder
+from ingest.workers.forward.destination_slots import slot_key
+from ingest.workers.forward.worker import ForwardWorker
 from ingest.workers.store.filesystem import FileStore
 from tests.support.forwarding import Forwarding
 from tests.support.instances import EXPLICIT, IMPLICIT, Made
@@ -57,9 +57,9 @@ def plain(tmp_path: Path, redis_server: Valkey) -> Iterator[Forwarding]:
 
 
 @contextlib.contextmanager
-def forwarder(forwarding: Forwarding, stop: threading.Event | None = None) -> Iterator[Forwarder]:
+def forwarder(forwarding: Forwarding, stop: threading.Event | None = None) -> Iterator[ForwardWorker]:
     config = forwarding.config
-    made = Forwarder(config, stop or threading.Event(), build_remotes(config), "forward-test")
+    made = ForwardWorker(config, stop or threading.Event(), build_remotes(config), "forward-test")
     try:
         yield made
     finally:
@@ -68,7 +68,7 @@ def forwarder(forwarding: Forwarding, stop: threading.Event | None = None) -> It
 
 def drain_once(forwarding: Forwarding, name: str = "pacs") -> None:
     with forwarder(forwarding) as worker:
-        worker.drain(name)
+        worker.drain_destination(name)
 
 
 def due_now(forwarding: Forwarding, sops: list[str], name: str = "pacs") -> None:
@@ -92,13 +92,13 @@ def test_everything_due_arrives_in_order_over_one_association(forwarding: Forwar
     assert (row.attempts, row.last_status, row.last_error, row.lease_owner) == (1, 0, None, None)
 
 
-def test_turn_gives_back_its_place_and_lets_others_wake(forwarding: Forwarding, tls: TLS) -> None:
+def test_drain_frees_its_slot_and_allows_wakeups(forwarding: Forwarding, tls: TLS) -> None:
     with PynetdicomRemote(CONTEXTS, tls) as scp, contextlib.closing(forwarding.server.client()) as client:
         forwarding.add(scp.port)
         forwarding.many(1)
         forwarding.wake()
         drain_once(forwarding)
-        assert not client.exists(drain_key("pacs"), place_key("pacs", 0), hold_key("pacs"))
+        assert not client.exists(drain_key("pacs"), slot_key("pacs", 0), hold_key("pacs"))
 
 
 def test_each_status_is_kept_on_its_row_and_stops_no_other(forwarding: Forwarding, tls: TLS) -> None:
@@ -140,7 +140,8 @@ def test_archive_that_cannot_understand_for_a_while_gets_everything(forwarding: 
 
 def test_transient_status_is_tried_again_until_dead(forwarding: Forwarding, tls: TLS) -> None:
     with PynetdicomRemote(CONTEXTS, tls, answer=lambda _: 0xA700) as scp:
-        forwarding.add(scp.port, max_attempts=3, retry_first_seconds=0.05, linger_seconds=0)
+        # Long enough that the retry is not due within the same drain on a busy machine.
+        forwarding.add(scp.port, max_attempts=3, retry_first_seconds=0.5, linger_seconds=0)
         (one,) = forwarding.many(1)
         for attempt in (1, 2):
             drain_once(forwarding)
@@ -254,11 +255,11 @@ def test_destination_that_comes_back_gets_everything(forwarding: Forwarding, tls
     forwarding.add(port, retry_first_seconds=0.05)
     sent = forwarding.many(3)
     with forwarder(forwarding) as worker:
-        worker.drain("pacs")
+        worker.drain_destination("pacs")
         assert forwarding.states() == {"waiting": 3}
         due_now(forwarding, [])
         with PynetdicomRemote(CONTEXTS, tls, port=port):
-            worker.drain("pacs")
+            worker.drain_destination("pacs")
     assert forwarding.states() == {"delivered": 3}
     assert forwarding.row(sent[0].sop).attempts == 1
     assert forwarding.ledger.circuits.read_circuit("pacs").failures == 0
@@ -328,9 +329,9 @@ def test_remote_that_aborts_every_time_is_left_alone_after_three_associations_an
 def test_suspect_that_has_waited_for_long_comes_in_spite_of_a_backlog(
     plain: Forwarding, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(leases, "SUSPECT_SECONDS", 0.0)
+    monkeypatch.setattr(leases, "SUSPECT_CHECK_SECONDS", 0.0)
     plain.many(200)
-    due = unix_ms() - leases.OVERDUE_MILLISECONDS
+    due = unix_ms() - leases.OVERDUE_MS
     with plain.ledger.database.begin_write() as connection:
         connection.exec_driver_sql(
             "UPDATE deliveries SET state = 'retry', attempts = 1, breaks = 1, suspect_since = 1, next_at = ? "
@@ -338,14 +339,14 @@ def test_suspect_that_has_waited_for_long_comes_in_spite_of_a_backlog(
             (due + 5_000,),
         )
     ours = leases.Leases(plain.ledger, "pacs", "me", 1)
-    assert "1.2.3.7" not in {row.sop_instance_uid for row in ours.take(careful=False)}
-    ours.give_back()
+    assert "1.2.3.7" not in {row.sop_instance_uid for row in ours.lease_due_deliveries(careful=False)}
+    ours.release_untried()
     with plain.ledger.database.begin_write() as connection:
         connection.exec_driver_sql("UPDATE deliveries SET next_at = ? WHERE id = 7", (due,))
-    assert "1.2.3.7" not in {row.sop_instance_uid for row in ours.take(careful=True)}
-    ours.give_back()
-    assert [row.sop_instance_uid for row in ours.take(careful=False)] == ["1.2.3.7"]
-    ours.give_back()
+    assert "1.2.3.7" not in {row.sop_instance_uid for row in ours.lease_due_deliveries(careful=True)}
+    ours.release_untried()
+    assert [row.sop_instance_uid for row in ours.lease_due_deliveries(careful=False)] == ["1.2.3.7"]
+    ours.release_untried()
     assert plain.row("1.2.3.7").state == "retry"
 
 
@@ -355,7 +356,7 @@ def test_association_stays_open_for_what_follows(forwarding: Forwarding, tls: TL
         stop = threading.Event()
         with forwarder(forwarding, stop) as worker:
             forwarding.many(1)
-            thread = threading.Thread(target=worker.drain, args=("pacs",))
+            thread = threading.Thread(target=worker.drain_destination, args=("pacs",))
             thread.start()
             for count in (2, 3, 4):
                 forwarding.wait({"delivered": count - 1})
@@ -392,7 +393,7 @@ def test_association_that_ended_while_idle_is_replaced_at_nobodys_cost(plain: Fo
         with forwarder(plain) as worker:
             for number in (1, 2):
                 plain.many(1)
-                worker.drain("pacs")  # ends with the association, not with the lingering
+                worker.drain_destination("pacs")  # ends with the association, not with the lingering
                 assert plain.states() == {"delivered": number}
         eventually(lambda: heard == [wire.RELEASE_RP] * 2, 10, "both releases are answered")
     assert plain.row("1.2.3.2").attempts == 1
@@ -413,11 +414,11 @@ def test_new_kinds_of_instances_are_offered_on_a_new_association_with_the_old_on
         plain.add(peer.port)
         with forwarder(plain) as worker:
             plain.record(Made(sop="1.1"))
-            worker.drain("pacs")
+            worker.drain_destination("pacs")
             plain.record(Made(sop="1.2", syntax=IMPLICIT))
-            worker.drain("pacs")
+            worker.drain_destination("pacs")
             plain.record(Made(sop="1.3"))
-            worker.drain("pacs")
+            worker.drain_destination("pacs")
     both = [(CT, (IMPLICIT,)), (CT, (EXPLICIT,))]
     assert offered == [[(CT, (EXPLICIT,))], both, both[::-1]]
     assert plain.states() == {"delivered": 3}
@@ -449,12 +450,14 @@ def test_proposal_that_ends_the_association_holds_up_nothing_else(plain: Forward
         with forwarder(plain) as worker:
 
             def sound_arrive() -> bool:
-                worker.drain("pacs")
+                worker.drain_destination("pacs")
                 return plain.states().get("delivered") == 5
 
             eventually(sound_arrive, 30, "the sound ones arrive")
             eventually(
-                lambda: worker.drain("pacs") or plain.row("1.1").breaks >= 2, 30, "it was tried again, alone"
+                lambda: worker.drain_destination("pacs") or plain.row("1.1").breaks >= 2,
+                30,
+                "it was tried again, alone",
             )
     assert plain.row("1.1").state == "retry"
     assert "at the proposal of" in str(plain.row("1.1").last_error)
@@ -470,7 +473,9 @@ def test_no_more_associations_than_the_destination_takes(
         forwarding.many(400, series=8)
         with contextlib.ExitStack() as stack:
             workers = [stack.enter_context(forwarder(forwarding)) for _ in range(4)]
-            threads = [threading.Thread(target=worker.drain, args=("pacs",)) for worker in workers]
+            threads = [
+                threading.Thread(target=worker.drain_destination, args=("pacs",)) for worker in workers
+            ]
             for thread in threads:
                 thread.start()
             for thread in threads:
@@ -491,7 +496,7 @@ def test_stop_ends_after_the_instance_on_its_way_and_gives_the_rest_back(plain: 
         plain.add(peer.port)
         plain.many(10)
         with forwarder(plain, stop) as worker:
-            worker.drain("pacs")
+            worker.drain_destination("pacs")
     assert plain.states() == {"delivered": 1, "waiting": 9}
     assert plain.row("1.2.3.2").attempts == 0
 
@@ -499,7 +504,7 @@ def test_stop_ends_after_the_instance_on_its_way_and_gives_the_rest_back(plain: 
 def test_results_are_written_and_leases_renewed_while_a_later_instance_hangs(
     plain: Forwarding, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(leases, "LEASE_MILLISECONDS", 1500)
+    monkeypatch.setattr(leases, "LEASE_MS", 1500)
     monkeypatch.setattr(leases, "RENEW_SECONDS", 0.5)
     going = threading.Event()
 
@@ -512,7 +517,7 @@ def test_results_are_written_and_leases_renewed_while_a_later_instance_hangs(
         plain.add(peer.port, response_seconds=30)
         plain.many(3)
         with forwarder(plain) as worker:
-            thread = threading.Thread(target=worker.drain, args=("pacs",))
+            thread = threading.Thread(target=worker.drain_destination, args=("pacs",))
             thread.start()
             eventually(lambda: plain.states().get("delivered") == 1, 3, "the first result")
             until = time.monotonic() + 2.5
@@ -545,7 +550,7 @@ def test_lease_that_somebody_else_took_is_not_sent(
     assert plain.states() == {"sending": 3}
 
 
-def test_turn_ends_after_its_slice_and_says_that_there_is_more(
+def test_drain_ends_after_its_slice_and_wakes_the_destination_again(
     plain: Forwarding, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(drain, "SLICE_SECONDS", 0.2)

@@ -17,7 +17,7 @@ from ingest.ledger import CircuitState
 from ingest.ledger.delivery_admin import DeliveryFilter
 from ingest.queue.wakeups import hold_key
 from ingest.requestor.remotes import build_remotes
-from ingest.workers.forward.worker import Forwarder, places
+from ingest.workers.forward.worker import ForwardWorker, count_slots
 from tests.support.forwarding import Forwarding
 from tests.support.instances import EXPLICIT, IMPLICIT, Made
 from tests.support.nodes import eventually
@@ -35,9 +35,9 @@ def plain(tmp_path: Path, redis_server: Valkey) -> Iterator[Forwarding]:
 
 def drain(forwarding: Forwarding, name: str = "pacs") -> None:
     config = forwarding.config
-    worker = Forwarder(config, threading.Event(), build_remotes(config), "forward-test")
+    worker = ForwardWorker(config, threading.Event(), build_remotes(config), "forward-test")
     try:
-        worker.drain(name)
+        worker.drain_destination(name)
     finally:
         worker.close()
 
@@ -210,8 +210,12 @@ def test_destination_that_never_answers_cannot_hold_every_worker() -> None:
             ),
         )
 
-    assert [places(config(4, 8, 1)), places(config(2, 2, 1)), places(config(1, 2, 1))] == [3, 1, 1]
-    assert places(config(4, 8)) == 4
+    assert [count_slots(config(4, 8, 1)), count_slots(config(2, 2, 1)), count_slots(config(1, 2, 1))] == [
+        3,
+        1,
+        1,
+    ]
+    assert count_slots(config(4, 8)) == 4
 
 
 # -- several at once
