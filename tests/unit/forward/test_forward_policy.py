@@ -4,8 +4,6 @@ import contextlib
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,30 +14,13 @@ from ingest.dicom import uids, wire
 from ingest.ledger import CircuitState
 from ingest.ledger.delivery_admin import DeliveryFilter
 from ingest.queue.wakeups import hold_key
-from ingest.requestor.remotes import build_remotes
-from ingest.workers.forward.worker import ForwardWorker, count_slots
+from ingest.workers.forward.worker import count_slots
+from tests.support.drains import drain_once
 from tests.support.forwarding import Forwarding
 from tests.support.instances import EXPLICIT, IMPLICIT, Made
 from tests.support.nodes import eventually
 from tests.support.peers import CT, Conversation, ScriptedPeer
 from tests.support.ports import free_port
-from tests.support.servers import Valkey
-
-
-@pytest.fixture
-def plain(tmp_path: Path, redis_server: Valkey) -> Iterator[Forwarding]:
-    made = Forwarding(tmp_path / "node", redis_server)
-    yield made
-    made.ledger.close()
-
-
-def drain(forwarding: Forwarding, name: str = "pacs") -> None:
-    config = forwarding.config
-    worker = ForwardWorker(config, threading.Event(), build_remotes(config), "forward-test")
-    try:
-        worker.drain_destination(name)
-    finally:
-        worker.close()
 
 
 def hold_ends(forwarding: Forwarding, name: str = "pacs") -> None:
@@ -70,7 +51,7 @@ def test_sop_class_not_supported_is_negotiated_once_more_and_alone(plain: Forwar
     with ScriptedPeer(script) as peer:
         plain.add(peer.port)
         plain.record(Made(sop="1.1", syntax=IMPLICIT), Made(sop="1.2"), Made(sop="1.3", syntax=IMPLICIT))
-        drain(plain)
+        drain_once(plain)
     assert offered[:2] == [[IMPLICIT, EXPLICIT], [EXPLICIT]]
     assert plain.row("1.2").state == ("delivered" if mended else "dead")
     assert plain.row("1.2").attempts == 1
@@ -85,7 +66,7 @@ def test_sop_class_not_supported_is_not_negotiated_for_each_instance(plain: Forw
     with ScriptedPeer(script) as peer:
         plain.add(peer.port)
         plain.many(20)
-        drain(plain)
+        drain_once(plain)
         assert peer.connections == 2
     assert plain.states() == {"dead": 20}
 
@@ -104,7 +85,7 @@ def test_remote_that_takes_one_context_at_a_time_gets_everything(plain: Forwardi
     with ScriptedPeer(script) as peer:
         plain.add(peer.port)
         plain.record(*(Made(sop=f"1.{n}", syntax=IMPLICIT if n % 2 else EXPLICIT) for n in range(6)))
-        drain(plain)
+        drain_once(plain)
     assert plain.states() == {"delivered": 6}
 
 
@@ -118,7 +99,7 @@ def test_refused_context_is_asked_for_alone_once(plain: Forwarding) -> None:
     with ScriptedPeer(script) as peer:
         plain.add(peer.port)
         plain.record(*(Made(sop=f"1.{n}", syntax=IMPLICIT if n % 2 else EXPLICIT) for n in range(10)))
-        drain(plain)
+        drain_once(plain)
     assert plain.states() == {"delivered": 5, "dead": 5}
     assert offered.count([IMPLICIT]) == 1
     assert len(offered) == 3
@@ -136,7 +117,7 @@ def test_full_remote_is_tried_again_whatever_it_calls_that(plain: Forwarding) ->
     with ScriptedPeer(script) as peer:
         plain.add(peer.port, retry_first_seconds=0.2)
         plain.many(1)
-        drain(plain)
+        drain_once(plain)
     circuit = plain.ledger.circuits.read_circuit("pacs")
     assert (circuit.state, circuit.permanent) == (CircuitState.CLOSED, False)
     assert circuit.probe_at < unix_ms() + 1_000
@@ -154,11 +135,11 @@ def test_open_circuit_is_probed_with_an_echo_before_anything_is_leased(plain: Fo
     plain.add(port, retry_first_seconds=0.05, retry_max_seconds=0.05)
     plain.many(3)
     for _ in range(3):
-        drain(plain)
+        drain_once(plain)
         hold_ends(plain)
     assert plain.ledger.circuits.read_circuit("pacs").state is CircuitState.OPEN
     with ScriptedPeer(script, port=port):
-        drain(plain)
+        drain_once(plain)
     assert asked == [uids.VERIFICATION, CT]
     assert plain.states() == {"delivered": 3}
     assert plain.ledger.circuits.read_circuit("pacs").state is CircuitState.CLOSED
@@ -168,7 +149,7 @@ def test_probe_that_finds_nobody_leases_nothing_and_waits_longer(plain: Forwardi
     plain.add(free_port(), retry_first_seconds=0.01, retry_max_seconds=60)
     plain.many(1)
     for failures in range(1, 6):
-        drain(plain)
+        drain_once(plain)
         hold_ends(plain)
         assert plain.ledger.circuits.read_circuit("pacs").failures == failures
     assert plain.row("1.2.3.1").attempts == 0
@@ -177,10 +158,10 @@ def test_probe_that_finds_nobody_leases_nothing_and_waits_longer(plain: Forwardi
 def test_emptied_redis_does_not_make_a_worker_ask_an_open_circuit(plain: Forwarding) -> None:
     plain.add(free_port(), retry_first_seconds=60, retry_max_seconds=60)
     plain.many(1)
-    drain(plain)
+    drain_once(plain)
     with contextlib.closing(plain.server.client()) as client:
         client.flushall()
-    drain(plain)
+    drain_once(plain)
     assert plain.ledger.circuits.read_circuit("pacs").failures == 1
 
 
@@ -191,12 +172,12 @@ def test_what_is_owed_for_too_long_dies_with_the_next_failure_and_lives_when_sen
     plain.many(3)
     with plain.ledger.database.begin_write() as connection:
         connection.exec_driver_sql("UPDATE deliveries SET created_at = created_at - 3600001 WHERE id < 3")
-    drain(plain)
+    drain_once(plain)
     assert plain.states() == {"dead": 2, "waiting": 1}
     assert "given up after 1 h" in str(plain.row("1.2.3.1").last_error)
     plain.ledger.delivery_admin.requeue_deliveries(DeliveryFilter(sop_instance_uid="1.2.3.1"), unix_ms())
     hold_ends(plain)
-    drain(plain)
+    drain_once(plain)
     assert plain.states() == {"dead": 1, "waiting": 2}
 
 
@@ -241,12 +222,12 @@ def test_order_within_a_series_holds_over_several_associations(plain: Forwarding
     with ScriptedPeer(lambda peer: (peer.accept(), peer.serve(status))[1]) as peer:
         plain.add(peer.port, associations=3)
         plain.many(400, series=4)
-        threads = [threading.Thread(target=drain, args=(plain,)) for _ in range(3)]
+        threads = [threading.Thread(target=drain_once, args=(plain,)) for _ in range(3)]
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join(60)
-        eventually(lambda: drain(plain) or plain.states() == {"delivered": 400}, 30)
+        eventually(lambda: drain_once(plain) or plain.states() == {"delivered": 400}, 30)
         assert peer.connections > 1
     for series in range(4):
         assert [number for number in seen if number % 4 == series] == [
@@ -277,7 +258,7 @@ def test_window_lets_operations_overlap_and_each_answer_find_its_instance(plain:
     with ScriptedPeer(script) as peer:
         plain.add(peer.port, async_operations=8, linger_seconds=0)
         sent = plain.many(12)
-        drain(plain)
+        drain_once(plain)
         assert peer.connections == 1
     assert windows == [(8, 1)]
     rows = [plain.row(one.sop) for one in sent]
@@ -301,7 +282,7 @@ def test_association_that_breaks_leaves_what_had_its_answer_and_tries_the_rest_a
     with ScriptedPeer(script) as peer:
         plain.add(peer.port, async_operations=4, retry_first_seconds=60)
         plain.many(4)
-        drain(plain)
+        drain_once(plain)
     assert [plain.row(f"1.2.3.{n}").state for n in range(1, 5)] == ["retry", "delivered", "retry", "retry"]
 
 
@@ -309,7 +290,7 @@ def test_remote_that_grants_no_window_gets_one_at_a_time(plain: Forwarding) -> N
     with ScriptedPeer(lambda peer: (peer.accept(), peer.serve())[1]) as peer:
         plain.add(peer.port, async_operations=8)
         plain.many(5)
-        drain(plain)
+        drain_once(plain)
     assert plain.states() == {"delivered": 5}
 
 
@@ -318,7 +299,7 @@ def test_bandwidth_is_kept(plain: Forwarding) -> None:
         plain.add(peer.port, bandwidth_mb_per_s=1)
         plain.many(4, pixels=bytes(250_000))
         started = time.monotonic()
-        drain(plain)
+        drain_once(plain)
         assert time.monotonic() - started > 0.9
     assert plain.states() == {"delivered": 4}
 
@@ -330,10 +311,10 @@ def test_progress_tells_rate_backlog_age_and_circuit(plain: Forwarding) -> None:
     with ScriptedPeer(lambda peer: (peer.accept(), peer.serve())[1]) as peer:
         plain.add(peer.port)
         plain.many(5, pixels=bytes(1000))
-        drain(plain)
+        drain_once(plain)
     plain.add(free_port(), "away")
     plain.many(2, to=["away"])
-    drain(plain, "away")
+    drain_once(plain, "away")
     now = unix_ms()
     progress = plain.ledger.throughput.read_progress(now)
     pacs, away = progress["pacs"], progress["away"]

@@ -6,7 +6,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,22 +15,9 @@ from ingest.config.model import TLS
 from ingest.queue.wakeups import drain_key
 from tests.support.forwarding import Forwarding
 from tests.support.nodes import eventually
-from tests.support.peers import CT, PynetdicomRemote, Stored, make_tls, storescp
-from tests.support.servers import Valkey
+from tests.support.peers import CT, PynetdicomRemote, Stored, storescp
 
 CONTEXTS = [(CT, ["1.2.840.10008.1.2.1"])]
-
-
-@pytest.fixture(scope="module")
-def tls(tmp_path_factory: pytest.TempPathFactory) -> TLS:
-    return make_tls(tmp_path_factory.mktemp("pki"))
-
-
-@pytest.fixture
-def forwarding(tmp_path: Path, redis_server: Valkey, tls: TLS) -> Iterator[Forwarding]:
-    made = Forwarding(tmp_path / "node", redis_server, tls)
-    yield made
-    made.ledger.close()
 
 
 def slowly(stored: Stored) -> int:
