@@ -1,8 +1,8 @@
 from libc.stdint cimport uint8_t, uint64_t
 
 from ingest.ext.pdu cimport PDUParser
-from ingest.ext.event_loop cimport Watched
-from ingest.ext.sinks cimport Kept
+from ingest.ext.event_loop cimport EventSource
+from ingest.ext.sinks cimport ByteBuffer
 from ingest.ext.tls_connection cimport BufferedConnection
 
 # Why the owner of a channel has to look at it.
@@ -14,12 +14,12 @@ cdef enum Notice:
     UNREAD = 16             # more has come than one turn may cost; `receive` is to be called in the next
 
 
-cdef class Taker:
+cdef class FastPath:
     cdef bint take(self, object event) except -1
     cdef int window_goes(self) except -1
 
 
-cdef class Channel(Watched):
+cdef class Channel(EventSource):
     cdef int fd
     cdef public object owner        # None once it is gone
     cdef bint open                  # what comes is PDUs, perhaps within TLS
@@ -31,7 +31,7 @@ cdef class Channel(Watched):
     cdef uint64_t completed         # the parser's count of PDUs at `progressed`
     cdef size_t unfinished          # bytes since `progressed`
     cdef int spent                  # of this turn's budget
-    cdef Kept rest                  # what this turn's budget did not reach
+    cdef ByteBuffer rest                  # what this turn's budget did not reach
     cdef size_t rest_at             # how much of it was looked at since
     cdef public bint deaf           # nothing that comes is looked at any more
     cdef public bint mute           # nothing is said any more
@@ -41,10 +41,10 @@ cdef class Channel(Watched):
     # could then take `ciphertext` apart while it still is exported, and CPython crashes.
     cdef Py_buffer *window
     cdef BufferedConnection connection  # None without TLS
-    cdef public Taker taker
+    cdef public FastPath taker
     cdef bint received              # this turn's bytes are here
-    cdef Kept pending               # to be encrypted
-    cdef Kept outgoing              # to be sent
+    cdef ByteBuffer pending               # to be encrypted
+    cdef ByteBuffer outgoing              # to be sent
 
     cdef object next(self)
     cdef int answer_before_error(self) except -1

@@ -1,11 +1,11 @@
 from typing import Any, Final
 
-from ingest.ext.event_loop import Watched
+from ingest.ext.event_loop import EventSource
 from ingest.ext.events import Command, ControlPDU, DataSet
 from ingest.ext.pdu import PDUParser
 from ingest.ext.tls_connection import BufferedConnection
 
-__all__ = ["BLOCKED", "CLOSED", "ENDED", "PAUSED", "UNREAD", "Channel", "Taker"]
+__all__ = ["BLOCKED", "CLOSED", "ENDED", "PAUSED", "UNREAD", "Channel", "FastPath"]
 
 ENDED: Final = 1
 CLOSED: Final = 2
@@ -13,16 +13,16 @@ BLOCKED: Final = 4
 PAUSED: Final = 8
 UNREAD: Final = 16
 
-class Taker: ...
+class FastPath: ...
 
-class Channel(Watched):
+class Channel(EventSource):
     notices: int
     first: int
     error: int
     progressed: float
     deaf: bool
     mute: bool
-    taker: Taker | None
+    taker: FastPath | None
     owner: Any
     def __init__(self, fd: int, parser: PDUParser, ciphertext: memoryview, owner: Any) -> None: ...
     def plain(self) -> None: ...

@@ -1,6 +1,6 @@
 """One connection of a receiver: socket, TLS records and PDUs, in one call for all that has arrived.
 
-What the protocol's happy path brings is taken by a `Taker` in C; only events that it leaves come back to
+What the protocol's happy path brings is taken by a `FastPath` in C; only events that it leaves come back to
 Python. Responses that arise meanwhile are encrypted together and sent in one piece: two would make the second
 wait for the peer's delayed ACK of the first.
 """
@@ -15,11 +15,11 @@ from libc.string cimport memcpy, memmove
 from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 
 from ingest.ext.pdu cimport PDUParser
-from ingest.ext.sinks cimport forget, keep, release
+from ingest.ext.sinks cimport forget_buffer, append_bytes, release_buffer
 from ingest.ext.system cimport EPOLLOUT
 from ingest.ext.tls_connection cimport BufferedConnection
 
-__all__ = ["BLOCKED", "CLOSED", "ENDED", "PAUSED", "UNREAD", "Channel", "Taker"]
+__all__ = ["BLOCKED", "CLOSED", "ENDED", "PAUSED", "UNREAD", "Channel", "FastPath"]
 
 cdef extern from "sys/socket.h" nogil:
     Py_ssize_t recv(int, void *, size_t, int)
@@ -48,7 +48,7 @@ cdef size_t PIECE = 65536           # of what was put off, to be looked at toget
 globals().update(BLOCKED=BLOCKED, CLOSED=CLOSED, ENDED=ENDED, PAUSED=PAUSED, UNREAD=UNREAD)
 
 
-cdef class Taker:
+cdef class FastPath:
     """Who takes events from a channel before Python sees them."""
 
     cdef bint take(self, object event) except -1:
@@ -68,7 +68,7 @@ cdef class Channel:
         fd: The socket, non-blocking; it stays the caller's.
         parser: Frames what comes; its window holds two TLS records more than `ciphertext`.
         ciphertext: Where the network's bytes go; shared by all channels of a thread.
-        owner: Told by a Poller of what is not done here: `arrived(event)` with the first event to be handled
+        owner: Told by an EventLoop of the rest: `arrived(event)` with the first event to be handled
             or None when there are only notices, `failed(exception)`, `writable()`, and `readable()` as long
             as neither `plain` nor `secure` was called.
 
@@ -98,9 +98,9 @@ cdef class Channel:
         if self.window != NULL:
             PyBuffer_Release(self.window)
             PyMem_Free(self.window)
-        release(&self.pending)
-        release(&self.outgoing)
-        release(&self.rest)
+        release_buffer(&self.pending)
+        release_buffer(&self.outgoing)
+        release_buffer(&self.rest)
 
     cdef int ready(self, unsigned int events) except -1:
         if events & EPOLLOUT:
@@ -201,7 +201,9 @@ cdef class Channel:
 
     def send_raw(self, bytes data not None):
         """Send as it is: what the handshake says."""
-        keep(&self.outgoing, <const uint8_t *> PyBytes_AS_STRING(data), <size_t> PyBytes_GET_SIZE(data))
+        append_bytes(
+            &self.outgoing, <const uint8_t *> PyBytes_AS_STRING(data), <size_t> PyBytes_GET_SIZE(data)
+        )
         self.transmit()
 
     def flush(self):
@@ -221,9 +223,9 @@ cdef class Channel:
         self.fd = -1
         self.deaf = self.mute = True
         self.notices |= ENDED
-        forget(&self.pending)
-        forget(&self.outgoing)
-        forget(&self.rest)
+        forget_buffer(&self.pending)
+        forget_buffer(&self.outgoing)
+        forget_buffer(&self.rest)
 
     @property
     def unsent(self):
@@ -308,7 +310,7 @@ cdef class Channel:
         if self.rest.length:
             self.rest_at -= left                # it came from there
         elif left:
-            keep(&self.rest, <const uint8_t *> self.parser.window.buf + self.parser.position, left)
+            append_bytes(&self.rest, <const uint8_t *> self.parser.window.buf + self.parser.position, left)
         self.parser.position = self.parser.end
         return 0
 
@@ -316,7 +318,7 @@ cdef class Channel:
         """Fill the parser's window with a piece of what was put off."""
         cdef size_t length = min(self.rest.length - self.rest_at, <size_t> self.parser.window.len, PIECE)
         if length == 0:
-            forget(&self.rest)
+            forget_buffer(&self.rest)
             self.rest_at = 0
             return False
         memcpy(self.parser.window.buf, self.rest.data + self.rest_at, length)
@@ -338,20 +340,20 @@ cdef class Channel:
         """Have something encrypted and sent when this turn ends."""
         if self.mute:
             return 0
-        return keep(&self.pending, data, length)
+        return append_bytes(&self.pending, data, length)
 
     cdef int out(self) except -1:
         """Encrypt what is said and send it."""
         if self.notices & ENDED:
-            forget(&self.pending)
-            forget(&self.outgoing)
+            forget_buffer(&self.pending)
+            forget_buffer(&self.outgoing)
             return 0
         if self.pending.length:
             if self.connection is not None:
                 self.connection.encrypt(self.pending.data, self.pending.length, &self.outgoing)
             else:
-                keep(&self.outgoing, self.pending.data, self.pending.length)
-            forget(&self.pending)
+                append_bytes(&self.outgoing, self.pending.data, self.pending.length)
+            forget_buffer(&self.pending)
         if self.outgoing.length:
             self.transmit()
         return 0
@@ -375,7 +377,7 @@ cdef class Channel:
                 self.notices |= ENDED
                 break
         if done == self.outgoing.length or self.notices & ENDED:
-            forget(&self.outgoing)
+            forget_buffer(&self.outgoing)
         elif done:
             self.outgoing.length -= done
             memmove(self.outgoing.data, self.outgoing.data + done, self.outgoing.length)

@@ -23,5 +23,5 @@ cdef class StoreContext:
     cdef bytes before
     cdef bytes after
 
-    cdef bint asks(self, const Request *request) noexcept
+    cdef bint accepts_request(self, const Request *request) noexcept
     cdef bytes file_meta(self, bytes uid)

@@ -1,4 +1,4 @@
-"""C-STORE as it mostly is: the request's command set, the File Meta of what it brings, the response."""
+"""Codec of usual C-STORE messages: request command set, File Meta of the instance, and response."""
 
 cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
@@ -18,7 +18,7 @@ cdef enum:
     NO_DATA_SET = 0x0101        # (0000,0800), PS3.7 9.3
     SUCCESS = 0x0000            # (0000,0900), PS3.7 C.1
 
-# Which elements of PS3.7 Table 9.3-1 a command set has had.
+# Elements of PS3.7 Table 9.3-1 that were read from a command set.
 cdef enum Seen:
     SOP_CLASS = 1
     FIELD = 2
@@ -34,7 +34,7 @@ cdef inline uint8_t *put_bytes(uint8_t *at, const void *data, size_t length) noe
 
 
 cdef uint8_t *put_uid(uint8_t *at, bytes uid) noexcept:
-    """The value of a UI, padded to even length (PS3.5 9.1)."""
+    """Write a UID value, padded to even length (PS3.5 9.1)."""
     cdef size_t length = <size_t> PyBytes_GET_SIZE(uid)
     at = put_bytes(at, PyBytes_AS_STRING(uid), length)
     if length & 1:
@@ -44,7 +44,7 @@ cdef uint8_t *put_uid(uint8_t *at, bytes uid) noexcept:
 
 
 cdef uint8_t *put_element(uint8_t *at, uint32_t element, uint32_t length) noexcept:
-    """The header of a command element (PS3.7 6.3.1)."""
+    """Write the header of a command element (PS3.7 6.3.1)."""
     return put_little(put_little(put_little(at, 0, 2), element, 2), length, 4)
 
 
@@ -55,7 +55,10 @@ cdef size_t unpadded(const uint8_t *uid, size_t length) noexcept:
 
 
 cdef bint is_uid(const uint8_t *text, size_t length) noexcept:
-    """As `ingest.dicom.uids.is_valid_uid`: 1 to 64 characters, digits in components between single dots."""
+    """Tell whether a UID is valid, as `ingest.dicom.uids.is_valid_uid` does.
+
+    It has 1 to 64 characters: components of digits, separated by single dots (PS3.5 9.1).
+    """
     cdef size_t at
     cdef bint in_component = False
     if length == 0 or length > UID_MAX:
@@ -71,9 +74,9 @@ cdef bint is_uid(const uint8_t *text, size_t length) noexcept:
 
 
 cdef bint read_request(const uint8_t *at, size_t left, Request *request) noexcept:
-    """Whether this is a C-STORE-RQ that has each element which the operation needs once (PS3.7 Table 9.3-1).
+    """Read a C-STORE-RQ. Return False unless it has each required element exactly once (PS3.7 Table 9.3-1).
 
-    Others are passed over, as `ingest.dicom.dimse` does: the operation does not depend on them.
+    Other elements are skipped, as in `ingest.dicom.dimse`, because the operation does not depend on them.
     """
     cdef uint32_t element, length
     cdef int kind
@@ -115,7 +118,7 @@ cdef bint read_request(const uint8_t *at, size_t left, Request *request) noexcep
 
 
 cdef size_t write_response(uint8_t *at, StoreContext context, uint16_t message_id, bytes uid) noexcept:
-    """C-STORE-RSP with Success (PS3.7 Table 9.3-2) in one P-DATA-TF of at most RESPONSE_MAX bytes."""
+    """Write a C-STORE-RSP with Success (PS3.7 Table 9.3-2) as one P-DATA-TF of at most RESPONSE_MAX bytes."""
     cdef uint32_t class_length = <uint32_t> (PyBytes_GET_SIZE(context.sop_class) + 1) & ~<uint32_t> 1
     cdef uint32_t uid_length = <uint32_t> (PyBytes_GET_SIZE(uid) + 1) & ~<uint32_t> 1
     cdef uint32_t group = 8 + class_length + 4 * 10 + 8 + uid_length
@@ -133,15 +136,15 @@ cdef size_t write_response(uint8_t *at, StoreContext context, uint16_t message_i
 
 @cython.final
 cdef class StoreContext:
-    """A presentation context on which instances may be stored.
+    """A presentation context that accepts C-STORE.
 
     Args:
         context_id: Presentation context ID, odd, 1 to 255.
-        sop_class_uid: Its abstract syntax.
-        transfer_syntax_uid: What was negotiated.
-        lead: A file's bytes up to the value of (0002,0000).
-        before: Of group 0002, what comes before (0002,0003).
-        after: What comes after it.
+        sop_class_uid: Abstract syntax of the context.
+        transfer_syntax_uid: The negotiated transfer syntax.
+        lead: Bytes of a Part 10 file up to the value of (0002,0000).
+        before: Elements of group 0002 before (0002,0003).
+        after: Elements of group 0002 after (0002,0003).
     """
 
     def __cinit__(
@@ -149,7 +152,7 @@ cdef class StoreContext:
         bytes lead not None, bytes before not None, bytes after not None
     ):
         if context_id < 1 or context_id > 255 or not context_id & 1:
-            raise ValueError(f"{context_id} is no presentation context ID (odd, 1 to 255)")
+            raise ValueError(f"{context_id} is not a presentation context ID (odd, 1 to 255)")
         self.context_id = context_id
         self.sop_class = sop_class_uid.encode("ascii")
         if PyBytes_GET_SIZE(self.sop_class) > UID_MAX:
@@ -157,8 +160,8 @@ cdef class StoreContext:
         self.coding = header.coding_of(transfer_syntax_uid)
         self.lead, self.before, self.after = lead, before, after
 
-    cdef bint asks(self, const Request *request) noexcept:
-        """Whether a request is for this context, and for an instance that can be kept."""
+    cdef bint accepts_request(self, const Request *request) noexcept:
+        """Tell whether a request has the SOP class of this context and a valid SOP instance UID."""
         return (
             request.sop_class_length == <size_t> PyBytes_GET_SIZE(self.sop_class)
             and memcmp(request.sop_class, PyBytes_AS_STRING(self.sop_class), request.sop_class_length) == 0
@@ -166,7 +169,7 @@ cdef class StoreContext:
         )
 
     cdef bytes file_meta(self, bytes uid):
-        """What `ingest.dicom.part10.encode_file_meta` makes (PS3.10 7.1)."""
+        """Encode the File Meta (PS3.10 7.1), as `ingest.dicom.part10.encode_file_meta` does."""
         cdef size_t value = <size_t> (PyBytes_GET_SIZE(uid) + 1) & ~<size_t> 1
         cdef size_t before = <size_t> PyBytes_GET_SIZE(self.before)
         cdef size_t after = <size_t> PyBytes_GET_SIZE(self.after)

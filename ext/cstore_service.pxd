@@ -1,25 +1,25 @@
 from libc.stdint cimport uint16_t, uint64_t
 
 from ingest.ext.cstore_codec cimport StoreContext
-from ingest.ext.channel cimport Channel, Taker
+from ingest.ext.channel cimport Channel, FastPath
 from ingest.ext.group_commit cimport Committer, Entry
 from ingest.ext.pdu cimport PDUParser
 
 
-cdef class Operation(Entry):
-    cdef StoreCycle cycle
+cdef class CStoreOperation(Entry):
+    cdef CStoreOperations cycle
     cdef StoreContext context
     cdef uint16_t _message_id
     cdef uint64_t size
     cdef bytes uid
-    cdef bint sound                 # the data set says the UIDs of its command
-    cdef bint examined
+    cdef bint is_sound                 # the UIDs in the data set are those of the command
+    cdef bint is_checked
 
 
-cdef class Intake:
+cdef class CStoreService:
     cdef readonly Committer committer
-    cdef readonly list promised
-    cdef public object sleeper
+    cdef readonly list unpublished
+    cdef public object on_unpublished
     cdef public bint full
     cdef uint64_t[::1] counters
     cdef int instances
@@ -27,34 +27,34 @@ cdef class Intake:
     cdef bint durable
     cdef bytes segments
     cdef size_t small
-    cdef bytes ready                # the folder that entries end in, below the spool's
-    cdef list speaking              # cycles with responses to send
+    cdef bytes ready                # folder of committed entries, below the spool
+    cdef list responding              # associations with responses to send
 
-    cdef int promise(self, object where) except -1
+    cdef int note_unpublished(self, object where) except -1
 
 
-cdef class StoreCycle(Taker):
+cdef class CStoreOperations(FastPath):
     cdef public bint receiving
     cdef public bint answering
     cdef public bint watched
     cdef bint ended
     cdef public uint64_t stored
-    cdef Intake intake
+    cdef CStoreService intake
     cdef Channel channel
     cdef PDUParser parser
     cdef object owner
-    cdef list contexts              # 128 places, by context ID
-    cdef Operation current
+    cdef list contexts              # 128 elements, by presentation context ID
+    cdef CStoreOperation current
     cdef uint16_t *ids
     cdef size_t count
     cdef size_t capacity
     cdef size_t limit
-    cdef bint speaks
+    cdef bint is_responding
 
     cdef bint begin(self, int context_id, bytes command) except -1
     cdef bint end_data_set(self, object event) except -1
-    cdef int examine(self) except -1
-    cdef Py_ssize_t place(self, uint16_t message_id) noexcept
-    cdef int enter(self, uint16_t message_id) except -1
-    cdef int leave(self, uint16_t message_id) except -1
-    cdef int settle(self, Operation operation, int error) except -1
+    cdef int check_first_piece(self) except -1
+    cdef Py_ssize_t find_outstanding(self, uint16_t message_id) noexcept
+    cdef int add_outstanding_id(self, uint16_t message_id) except -1
+    cdef int remove_outstanding_id(self, uint16_t message_id) except -1
+    cdef int finish_operation(self, CStoreOperation operation, int error) except -1

@@ -1,15 +1,15 @@
 from collections.abc import Callable, Sequence
 from typing import Any, final
 
-from ingest.ext.channel import Channel, Taker
+from ingest.ext.channel import Channel, FastPath
 from ingest.ext.cstore_codec import StoreContext
 from ingest.ext.group_commit import Committer, Entry
 from ingest.ext.pdu import PDUParser
 
-__all__ = ["Intake", "Operation", "StoreCycle"]
+__all__ = ["CStoreOperation", "CStoreOperations", "CStoreService"]
 
 @final
-class Operation(Entry):
+class CStoreOperation(Entry):
     @property
     def message_id(self) -> int: ...
     @property
@@ -20,10 +20,10 @@ class Operation(Entry):
     def sop_instance_uid(self) -> str: ...
 
 @final
-class Intake:
+class CStoreService:
     committer: Committer
     promised: list[str | tuple[str, int, int]]
-    sleeper: Callable[[], object] | None
+    on_unpublished: Callable[[], object] | None
     full: bool
     def __init__(
         self,
@@ -36,19 +36,19 @@ class Intake:
         durable: bool,
         small: int = 0,
     ) -> None: ...
-    def add_promised(self, where: str | tuple[str, int, int]) -> None: ...
-    def take_promised(self) -> list[str | tuple[str, int, int]]: ...
+    def add_unpublished(self, where: str | tuple[str, int, int]) -> None: ...
+    def take_unpublished(self) -> list[str | tuple[str, int, int]]: ...
     def collect(self) -> list[BaseException]: ...
 
 @final
-class StoreCycle(Taker):
+class CStoreOperations(FastPath):
     receiving: bool
     answering: bool
     watched: bool
     stored: int
     def __init__(
         self,
-        intake: Intake,
+        intake: CStoreService,
         channel: Channel,
         parser: PDUParser,
         owner: Any,
@@ -61,4 +61,4 @@ class StoreCycle(Taker):
     def add(self, message_id: int) -> None: ...
     def remove(self, message_id: int) -> None: ...
     def end(self) -> None: ...
-    def hand_over(self) -> Operation | None: ...
+    def hand_over(self) -> CStoreOperation | None: ...

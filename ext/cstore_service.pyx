@@ -1,8 +1,8 @@
-"""C-STORE as it mostly goes: a sound request, a data set that is what it says, durable, answered with 0000H.
+"""The fast path of the C-STORE SCP: valid requests whose data set matches and becomes durable.
 
-Everything else (an odd request, a full disk, a data set of another instance, a deflated one) is left to
-Python, which knows the whole of PS3.7 9.1.1 and PS3.4 B.2; the two agree on what is sound, and only that is
-done here.
+Everything else goes to Python (`ingest.acceptor.store_scp`): an unusual request, a full disk, a data set of
+another instance, a deflated data set. The Python side implements all of PS3.7 9.1.1 and PS3.4 B.2. Both sides
+give the same answers to the requests that this module accepts; a parametrised test compares them.
 """
 
 cimport cython
@@ -13,19 +13,19 @@ from libc.string cimport memset
 
 from ingest.ext cimport header
 from ingest.ext.cstore_codec cimport RESPONSE_MAX, Request, StoreContext, read_request, write_response
-from ingest.ext.channel cimport PAUSED, Channel, Taker
+from ingest.ext.channel cimport PAUSED, Channel, FastPath
 from ingest.ext.group_commit cimport Committer, Entry
 from ingest.ext.events cimport Command, DataSet
 from ingest.ext.pdu cimport PDUParser
 
-__all__ = ["Intake", "Operation", "StoreCycle"]
+__all__ = ["CStoreService", "CStoreOperation", "CStoreOperations"]
 
-cdef Py_ssize_t PROMISED_MAX = 100000       # beyond, with Redis away for long, the sweep finds the rest
+cdef Py_ssize_t UNPUBLISHED_MAX = 100000       # beyond this number, the sweep publishes the rest later
 
 
 @cython.final
-cdef class Operation(Entry):
-    """One C-STORE under way, and the entry of its data set."""
+cdef class CStoreOperation(Entry):
+    """One C-STORE operation and the spool entry of its data set."""
 
     @property
     def message_id(self):
@@ -50,26 +50,26 @@ cdef class Operation(Entry):
     cdef int finished(self, int error) except -1:
         if self.done is not None:
             return Entry.finished(self, error)
-        return self.cycle.settle(self, error)
+        return self.cycle.finish_operation(self, error)
 
 
 @cython.final
-cdef class Intake:
-    """What all associations of a listener share.
+cdef class CStoreService:
+    """The part of the C-STORE service that all associations of a listener share.
 
     Args:
-        committer: Makes entries durable.
-        slot: Name of the slot that they lie in.
-        counters: This listener's words of the scoreboard.
+        committer: Makes spool entries durable.
+        slot: Name of the spool slot of the entries.
+        counters: The scoreboard words of this listener.
         instances: Index of the word that counts instances answered with Success.
-        volume: Of the one that counts their bytes.
-        durable: As the committer's.
-        small: Bytes of the largest Part 10 file that goes into a segment; 0: none does.
+        volume: Index of the word that counts their bytes.
+        durable: Whether the committer waits for stable storage.
+        small: Size of the largest Part 10 file that goes into a segment, in bytes. 0: use no segments.
 
     Attributes:
-        promised: Where the entries lie that were answered and are not handed off yet.
-        sleeper: Called, once, at the next promise; None: nobody waits for one.
-        full: Set to take nothing more here.
+        unpublished: Spool references of entries that were answered and are not published yet.
+        on_unpublished: Called once at the next committed entry. None: no call.
+        full: Set to refuse requests here, so that Python answers them.
     """
 
     def __cinit__(
@@ -85,33 +85,37 @@ cdef class Intake:
             raise ValueError("the counters have no such word")
         self.instances, self.volume = instances, volume
         self.durable = durable
-        self.promised = []
-        self.speaking = []
+        self.unpublished = []
+        self.responding = []
 
-    def add_promised(self, where not None):
-        """Where an entry lies that Python has answered: a file; or a segment, offset and length."""
-        self.promise(where)
+    def add_unpublished(self, where not None):
+        """Add a spool reference that Python has answered: a file, or a segment with offset and length."""
+        self.note_unpublished(where)
 
-    cdef int promise(self, object where) except -1:
-        if len(self.promised) < PROMISED_MAX:
-            self.promised.append(where)
-        if self.sleeper is not None:
-            sleeper, self.sleeper = self.sleeper, None
-            sleeper()
+    cdef int note_unpublished(self, object where) except -1:
+        if len(self.unpublished) < UNPUBLISHED_MAX:
+            self.unpublished.append(where)
+        if self.on_unpublished is not None:
+            on_unpublished, self.on_unpublished = self.on_unpublished, None
+            on_unpublished()
         return 0
 
-    def take_promised(self):
-        """What was promised since the last call, as a Reference's `where`."""
-        promised, self.promised = self.promised, []
-        return promised
+    def take_unpublished(self):
+        """Return the spool references of entries that were committed since the last call."""
+        unpublished, self.unpublished = self.unpublished, []
+        return unpublished
 
     def collect(self):
-        """Answer what has become durable, all of an association in one piece; see `Committer.collect`."""
-        cdef StoreCycle cycle
+        """Send the responses of entries that became durable, those of one association together.
+
+        Returns:
+            Exceptions that callbacks raised; see `Committer.collect`.
+        """
+        cdef CStoreOperations cycle
         raised = self.committer.collect()
-        speaking, self.speaking = self.speaking, []
-        for cycle in speaking:
-            cycle.speaks = False
+        responding, self.responding = self.responding, []
+        for cycle in responding:
+            cycle.is_responding = False
             try:
                 cycle.channel.out()
             except Exception as error:
@@ -122,28 +126,28 @@ cdef class Intake:
 
 
 @cython.final
-cdef class StoreCycle(Taker):
-    """The operations of one association.
+cdef class CStoreOperations(FastPath):
+    """The C-STORE operations of one association.
 
     Args:
-        intake: What it shares with others.
-        channel: Where responses go.
-        parser: Where data sets come from.
-        owner: Python's side: `settled(operation, errno)` for what failed to become durable,
-            `operation_done()` and `noticed()`.
-        contexts: Those that take C-STORE.
-        limit: Operations outstanding at which reading stops.
+        intake: The part that is shared by all associations.
+        channel: Connection that responses go to.
+        parser: Parser that data sets come from.
+        owner: The Python side. Its methods are `settled(operation, errno)` for entries that did not become
+            durable, `operation_done()` and `noticed()`.
+        contexts: Presentation contexts that accept C-STORE.
+        limit: Number of outstanding operations at which reading pauses.
 
     Attributes:
-        receiving: Whether requests may come now.
-        answering: Whether responses may be sent now.
-        watched: Whether `operation_done` shall be called.
-        stored: Instances answered with Success here.
+        receiving: Requests are accepted in the present state.
+        answering: Responses may be sent in the present state.
+        watched: `operation_done` is to be called.
+        stored: Instances that this object answered with Success.
     """
 
     def __cinit__(
-        self, Intake intake not None, Channel channel not None, PDUParser parser not None, owner, contexts,
-        size_t limit
+        self, CStoreService intake not None, Channel channel not None, PDUParser parser not None, owner,
+        contexts, size_t limit
     ):
         cdef StoreContext context
         self.intake, self.channel, self.parser, self.owner = intake, channel, parser, owner
@@ -160,29 +164,29 @@ cdef class StoreCycle(Taker):
 
     @property
     def outstanding(self):
-        """How many operations wait for their response."""
+        """Number of operations that wait for their response."""
         return self.count
 
     def is_outstanding(self, uint16_t message_id):
-        """Whether this one does."""
-        return self.place(message_id) >= 0
+        """Tell whether an operation waits for its response."""
+        return self.find_outstanding(message_id) >= 0
 
     def add(self, uint16_t message_id):
-        """One more; may pause the channel."""
-        self.enter(message_id)
+        """Add an outstanding operation. Reading may pause."""
+        self.add_outstanding_id(message_id)
 
     def remove(self, uint16_t message_id):
-        """It was answered, or never will be."""
-        self.leave(message_id)
+        """Remove an operation that was answered, or never will be."""
+        self.remove_outstanding_id(message_id)
 
-    cdef Py_ssize_t place(self, uint16_t message_id) noexcept:
+    cdef Py_ssize_t find_outstanding(self, uint16_t message_id) noexcept:
         cdef size_t at
         for at in range(self.count):
             if self.ids[at] == message_id:
                 return <Py_ssize_t> at
         return -1
 
-    cdef int enter(self, uint16_t message_id) except -1:
+    cdef int add_outstanding_id(self, uint16_t message_id) except -1:
         cdef void *grown
         if self.count == self.capacity:
             grown = PyMem_Realloc(self.ids, (2 * self.capacity + 8) * sizeof(uint16_t))
@@ -196,8 +200,8 @@ cdef class StoreCycle(Taker):
             self.channel.notices |= PAUSED
         return 0
 
-    cdef int leave(self, uint16_t message_id) except -1:
-        cdef Py_ssize_t at = self.place(message_id)
+    cdef int remove_outstanding_id(self, uint16_t message_id) except -1:
+        cdef Py_ssize_t at = self.find_outstanding(message_id)
         if at >= 0:
             self.count -= 1
             self.ids[at] = self.ids[self.count]
@@ -220,15 +224,16 @@ cdef class StoreCycle(Taker):
         return False
 
     cdef int window_goes(self) except -1:
-        if self.current is not None and not self.current.examined:
-            self.examine()
+        if self.current is not None and not self.current.is_checked:
+            self.check_first_piece()
         return 0
 
     def end(self):
-        """The association is over: nothing is taken or answered any more.
+        """End the association: accept no request and send no response.
 
-        What is being committed has its end without it, and the owner hears of its failure; then it is let go,
-        that owner and cycle do not keep each other, and the connection's TLS, until the collector comes.
+        Entries that are being committed finish, and the owner hears of failures. The reference to the owner
+        is dropped after the last one. Otherwise owner, operations and the TLS connection would form a cycle,
+        and would live until the garbage collector runs.
         """
         self.receiving = self.answering = self.watched = False
         self.ended = True
@@ -236,25 +241,25 @@ cdef class StoreCycle(Taker):
             self.owner = None
 
     def hand_over(self):
-        """The operation whose data set is under way, from now on the caller's; None if there is none here."""
-        cdef Operation operation = self.current
+        """Return the operation whose data set is being received, and forget it. None if there is none."""
+        cdef CStoreOperation operation = self.current
         self.current = None
         if operation is not None and operation.small.length:
-            operation.write_out(self.intake.committer)      # where that fails, so does who reads it
+            operation.write_out(self.intake.committer)      # a failure shows when the caller reads the file
         return operation
 
     cdef bint begin(self, int context_id, bytes command) except -1:
         cdef Request request
         cdef StoreContext context = self.contexts[context_id >> 1]
-        cdef Operation operation
+        cdef CStoreOperation operation
         memset(&request, 0, sizeof(request))
         if context is None or self.intake.full or not read_request(
             <const uint8_t *> PyBytes_AS_STRING(command), <size_t> PyBytes_GET_SIZE(command), &request
         ):
             return False
-        if not context.asks(&request) or self.place(request.message_id) >= 0:
+        if not context.accepts_request(&request) or self.find_outstanding(request.message_id) >= 0:
             return False
-        operation = Operation.__new__(Operation)
+        operation = CStoreOperation.__new__(CStoreOperation)
         operation.cycle = self
         operation.context = context
         operation._message_id = request.message_id
@@ -262,21 +267,21 @@ cdef class StoreCycle(Taker):
         head = context.file_meta(operation.uid)
         if self.intake.small == 0 and self.intake.committer.open(operation):
             return False
-        self.current = operation            # whatever fails from here on, its file goes with the association
-        self.enter(request.message_id)
+        self.current = operation            # on any later failure the association removes the file
+        self.add_outstanding_id(request.message_id)
         if operation.job.fd >= 0:
             self.parser.expect(context_id, operation.job.fd, head, 0)
         else:
             self.parser.expect_small(context_id, head, self.intake.small, operation)
         return True
 
-    cdef int examine(self) except -1:
-        """Look for the UIDs in the data set's first piece, while that is in the window."""
-        cdef Operation operation = self.current
+    cdef int check_first_piece(self) except -1:
+        """Compare the UIDs in the first piece of the data set with the command, while the window lasts."""
+        cdef CStoreOperation operation = self.current
         if self.parser.sink.first != NULL:
-            operation.examined = True
+            operation.is_checked = True
             if operation.context.coding >= 0:
-                operation.sound = header.names(
+                operation.is_sound = header.names(
                     operation.context.coding, self.parser.sink.first, self.parser.sink.first_length,
                     operation.context.sop_class, operation.uid,
                 )
@@ -285,10 +290,10 @@ cdef class StoreCycle(Taker):
 
     cdef bint end_data_set(self, object event) except -1:
         cdef DataSet data_set = event
-        cdef Operation operation = self.current
-        if not operation.examined:
-            self.examine()
-        if not operation.sound or data_set.too_large or data_set.write_errno:
+        cdef CStoreOperation operation = self.current
+        if not operation.is_checked:
+            self.check_first_piece()
+        if not operation.is_sound or data_set.too_large or data_set.write_errno:
             return False
         self.current = None
         operation.size = data_set.length
@@ -297,10 +302,10 @@ cdef class StoreCycle(Taker):
 
     # --- the end of an operation
 
-    cdef int settle(self, Operation operation, int error) except -1:
+    cdef int finish_operation(self, CStoreOperation operation, int error) except -1:
         # INVARIANT 1: durable before Success. `Committer.collect` calls this when the commit of the operation
         # has ended (`Committer.commit_files`). No other line of this module writes a response.
-        cdef Intake intake = self.intake
+        cdef CStoreService intake = self.intake
         cdef uint8_t response[RESPONSE_MAX]
         cdef size_t length
         if error:
@@ -313,15 +318,16 @@ cdef class StoreCycle(Taker):
             if self.answering:
                 length = write_response(response, operation.context, operation._message_id, operation.uid)
                 self.channel.say(response, length)
-                if intake.durable and not self.speaks:
-                    intake.speaking.append(self)
-                    self.speaks = True
+                if intake.durable and not self.is_responding:
+                    intake.responding.append(self)
+                    self.is_responding = True
             if operation.small.length:
                 where = (intake.segments + <bytes> operation.job.piece.segment).decode("ascii")
-                intake.promise((where, operation.job.piece.offset, operation.small.length))
+                intake.note_unpublished((where, operation.job.piece.offset, operation.small.length))
             else:
-                intake.promise((intake.ready + <bytes> operation.job.ready).decode("ascii"))
+                intake.note_unpublished((intake.ready + <bytes> operation.job.ready).decode("ascii"))
         finally:
-            # Without memory for answer or promise the operation is over, and the sweep finds its data.
-            self.leave(operation._message_id)
+            # If memory runs out for the response or the reference, the operation ends here. The entry is
+            # durable, and the sweep publishes it.
+            self.remove_outstanding_id(operation._message_id)
         return 0

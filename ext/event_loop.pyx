@@ -1,7 +1,7 @@
-"""Waits for many descriptors with epoll(7) and tells their owners, those in C without a Python call.
+"""An event loop on epoll(7) that calls the owners of ready descriptors, in C without a Python call.
 
-The event loops at hand do not fit a receiver: uvloop does not report a connection that was reset, and in each
-of them one turn for a small instance costs more than receiving it.
+Existing event loops do not suit a receiver. uvloop does not report a reset connection, and in every one of
+them a turn of the loop costs more than receiving a small instance.
 """
 
 cimport cython
@@ -18,7 +18,7 @@ from ingest.ext.system cimport (
 
 import os
 
-__all__ = ["READABLE", "WRITABLE", "Poller", "Watched"]
+__all__ = ["READABLE", "WRITABLE", "EventLoop", "EventSource"]
 
 cdef extern from "sys/timerfd.h" nogil:
     cdef struct itimerspec:
@@ -31,23 +31,23 @@ cdef extern from "sys/timerfd.h" nogil:
     enum: TFD_TIMER_ABSTIME
 
 cdef enum:
-    TURN = 64               # events of one turn
+    EVENTS_MAX = 64               # events that one epoll_wait returns at most
 
 READABLE = EPOLLIN
 WRITABLE = EPOLLOUT
 
 
-cdef class Watched:
-    """Who is told that a descriptor is ready."""
+cdef class EventSource:
+    """The owner of a descriptor, called when it is ready."""
 
     cdef int ready(self, unsigned int events) except -1:
-        """These of its events have come, or errors, which always do."""
+        """Handle these events of the descriptor. Errors are reported even if they were not asked for."""
         return 0
 
 
 @cython.final
-cdef class Caller(Watched):
-    """A function of Python."""
+cdef class CallbackSource(EventSource):
+    """An event source that calls a Python function."""
 
     cdef object function
 
@@ -57,15 +57,15 @@ cdef class Caller(Watched):
 
 
 @cython.final
-cdef class Poller:
-    """Descriptors and who is told of them.
+cdef class EventLoop:
+    """Descriptors with their event sources.
 
     Raises:
         OSError: The process may open no more files.
     """
 
     def __cinit__(self):
-        self.epoll = self.timer = -1        # before anything fails: 0 would be closed as if it were ours
+        self.epoll = self.timer = -1        # First: otherwise a failure below would close descriptor 0.
         self.made = True
         self.epoll = epoll_create1(EPOLL_CLOEXEC)
         if self.epoll < 0:
@@ -74,7 +74,7 @@ cdef class Poller:
         if self.timer < 0:
             raise OSError(errno, os.strerror(errno))
         self.watched = []
-        self.control(EPOLL_CTL_ADD, self.timer, EPOLLIN)
+        self.change_interest(EPOLL_CTL_ADD, self.timer, EPOLLIN)
 
     def __dealloc__(self):
         if not self.made:
@@ -85,72 +85,73 @@ cdef class Poller:
             close(self.timer)
 
     def watch(self, int fd, watched not None, unsigned int events):
-        """From now on tell `watched` of these events, and of errors.
+        """Call `watched` for these events of a descriptor, and for errors.
 
         Args:
-            fd: The descriptor; one that is closed is forgotten by the kernel, and its number may come again.
-            watched: A Watched, or a function without arguments.
-            events: READABLE and WRITABLE, or'ed; 0 leaves the errors.
+            fd: The descriptor. The kernel drops a closed descriptor, and its number may be used again.
+            watched: An EventSource, or a function without arguments.
+            events: READABLE and WRITABLE, combined with |. 0 reports errors only.
 
         Raises:
             OSError: The descriptor cannot be watched.
         """
-        cdef Caller caller
-        known = self.who(fd)
-        if not isinstance(watched, Watched):
-            caller = Caller.__new__(Caller)
+        cdef CallbackSource caller
+        known = self.source_of(fd)
+        if not isinstance(watched, EventSource):
+            caller = CallbackSource.__new__(CallbackSource)
             caller.function = watched
             watched = caller
         if known is watched:
-            self.control(EPOLL_CTL_MOD, fd, events)
+            self.change_interest(EPOLL_CTL_MOD, fd, events)
             return
         if fd >= 0 and fd >= len(self.watched):
-            # First of all: without memory the kernel must not know a descriptor that has no place here.
+            # Before epoll_ctl: if memory runs out here, the kernel must not report a descriptor without a
+            # source.
             self.watched.extend([None] * (fd + 1 - len(self.watched)))
-        self.control(EPOLL_CTL_ADD, fd, events)
+        self.change_interest(EPOLL_CTL_ADD, fd, events)
         self.watched[fd] = watched
 
     def forget(self, int fd, watched):
-        """Let go of `watched`, whose descriptor is closed; another may have its number by now."""
-        if watched is not None and self.who(fd) is watched:
+        """Drop a source whose descriptor is closed, unless another source has the number by now."""
+        if watched is not None and self.source_of(fd) is watched:
             self.watched[fd] = None
 
     def unwatch(self, int fd):
-        """Tell nobody of this descriptor any more."""
-        if self.who(fd) is not None:
-            self.control(EPOLL_CTL_DEL, fd, 0)
+        """Stop reporting events of this descriptor."""
+        if self.source_of(fd) is not None:
+            self.change_interest(EPOLL_CTL_DEL, fd, 0)
             self.watched[fd] = None
 
     def run(self, double until):
-        """Wait and tell who is ready, until a time or until `interrupt`; handlers of signals run in between.
+        """Call the sources of ready descriptors, until a time or `interrupt`. Signal handlers run in between.
 
         Args:
-            until: On the monotonic clock, seconds.
+            until: Time of the monotonic clock, in seconds.
 
         Returns:
-            What those who were told raised; none keeps the others from being told.
+            Exceptions that sources raised. An exception does not keep other sources from being called.
         """
-        cdef epoll_event events[TURN]
+        cdef epoll_event events[EVENTS_MAX]
         cdef int count, at
         cdef bint late = False
         cdef list raised = []
         cdef object watched
-        self.arm(until)
+        self.set_timer(until)
         while True:
             PyErr_CheckSignals()
             with nogil:
-                count = epoll_wait(self.epoll, events, TURN, 0 if self.interrupted else -1)
+                count = epoll_wait(self.epoll, events, EVENTS_MAX, 0 if self.interrupted else -1)
             if count < 0 and errno != EINTR:
                 raise OSError(errno, os.strerror(errno))
             for at in range(count):
                 if events[at].data.fd == self.timer:
                     late = True
                     continue
-                watched = self.who(events[at].data.fd)
+                watched = self.source_of(events[at].data.fd)
                 if watched is None:
                     continue
                 try:
-                    (<Watched> watched).ready(events[at].events)
+                    (<EventSource> watched).ready(events[at].events)
                 except Exception as error:
                     raised.append(error)
             if late or self.interrupted or raised:
@@ -158,19 +159,22 @@ cdef class Poller:
                 return raised
 
     def interrupt(self):
-        """Have `run` return after this turn; for its own thread."""
+        """Let `run` return after this turn. Only the thread of `run` may call it."""
         self.interrupted = True
 
     def close(self):
-        """Forget all."""
+        """Drop all sources."""
         self.watched = []
 
-    cdef object who(self, int fd):
-        """Whom to tell of a descriptor, or None; any number may be asked for."""
+    cdef object source_of(self, int fd):
+        """Return the source of a descriptor, or None. Any number is valid."""
         return self.watched[fd] if 0 <= fd < len(self.watched) else None
 
-    cdef int arm(self, double until) except -1:
-        """Set the timer. It costs once what a time limit of epoll_wait would cost at every wait."""
+    cdef int set_timer(self, double until) except -1:
+        """Set the timer for `until`.
+
+        A timeout of epoll_wait would cost a system timer at every wait; this timer costs it once.
+        """
         cdef itimerspec when
         if until == self.armed:
             return 0
@@ -178,13 +182,13 @@ cdef class Poller:
         when.it_value.tv_sec = <time_t> until
         when.it_value.tv_nsec = <long> ((until - <double> when.it_value.tv_sec) * 1e9)
         if when.it_value.tv_sec == 0 and when.it_value.tv_nsec == 0:
-            when.it_value.tv_nsec = 1       # 0 would disarm it
+            when.it_value.tv_nsec = 1       # 0 would disarm the timer
         if timerfd_settime(self.timer, TFD_TIMER_ABSTIME, &when, NULL) != 0:
             raise OSError(errno, os.strerror(errno))
         self.armed = until
         return 0
 
-    cdef int control(self, int operation, int fd, unsigned int events) except -1:
+    cdef int change_interest(self, int operation, int fd, unsigned int events) except -1:
         cdef epoll_event event
         event.events = events
         event.data.fd = fd

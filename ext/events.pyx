@@ -1,4 +1,4 @@
-"""What a PDUParser gives: whole control PDUs, command sets and ends of data sets. They compare by value."""
+"""Events of a PDUParser: control PDUs, command sets and ends of data sets. Events compare by value."""
 
 cimport cython
 
@@ -8,7 +8,7 @@ __all__ = ["Command", "ControlPDU", "DataSet"]
 @cython.final
 @cython.freelist(8)
 cdef class ControlPDU:
-    """A whole PDU of the association itself: A-ASSOCIATE-RQ/AC/RJ, A-RELEASE-RQ/RP or A-ABORT.
+    """A complete PDU other than P-DATA-TF: A-ASSOCIATE-RQ/AC/RJ, A-RELEASE-RQ/RP or A-ABORT.
 
     Attributes:
         pdu_type: 1, 2, 3, 5, 6 or 7 (PS3.8 9.3.2 to 9.3.8).
@@ -27,7 +27,7 @@ cdef class ControlPDU:
 @cython.final
 @cython.freelist(8)
 cdef class Command:
-    """A complete command set (PS3.7 6.3), its fragments joined.
+    """A complete command set (PS3.7 6.3), joined from its fragments.
 
     Attributes:
         context_id: Presentation context ID, odd, 1 to 255.
@@ -46,14 +46,14 @@ cdef class Command:
 @cython.final
 @cython.freelist(8)
 cdef class DataSet:
-    """The end of a data set whose bytes went to the sink of `expect_data_set`.
+    """The end of a data set whose fragments went to the sink of `expect_data_set`.
 
     Attributes:
         context_id: Presentation context ID, odd, 1 to 255.
-        length: Bytes of the data set on the wire, kept or not.
-        data: The data set, for a memory sink that was large enough; else None.
-        too_large: It was longer than the limit; what came after is not in the sink.
-        errno: 0, or the error of the write that failed; what came after is not in the sink.
+        length: Bytes of the data set on the wire, whether the sink took them or not.
+        data: The data set, if the sink was memory and large enough. None otherwise.
+        too_large: The data set exceeded the limit. Later bytes are not in the sink.
+        errno: 0, or the error of the write that failed. Later bytes are not in the sink.
     """
 
     @property

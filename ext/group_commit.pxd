@@ -1,30 +1,30 @@
 from libc.stdint cimport uint64_t
 
 from ingest.ext.segment_writer cimport Piece, Segments
-from ingest.ext.sinks cimport Overflow
+from ingest.ext.sinks cimport SpillTarget
 from ingest.ext.system cimport pthread_cond_t, pthread_mutex_t
 
 cdef enum:
-    PARTIAL_SIZE = 40       # bytes of the name of an entry's file, with its NUL
-    READY_SIZE = 56         # the same with a status
+    PARTIAL_SIZE = 40       # bytes of the file name of an entry, with its NUL
+    READY_SIZE = 56         # the same with a status in the name
 
-# What the threads need of an entry; they touch no Python object.
+# The part of an entry that the threads use. Threads touch no Python object.
 cdef struct Job:
     Job *next
-    void *entry             # a reference to the Entry, held while the job is in the line
+    void *entry             # reference to the Entry, held while the job is queued
     int fd
     int error
     char partial[PARTIAL_SIZE]
     char ready[READY_SIZE]
-    Piece piece             # instead of a file, where it has data
+    Piece piece             # if it has data: the segment record instead of a file
 
-cdef struct Line:
+cdef struct JobQueue:
     Job *first
     Job *last
     size_t length
 
 
-cdef class Entry(Overflow):
+cdef class Entry(SpillTarget):
     cdef Job job
     cdef object done        # Python's callback, or None
 
@@ -38,22 +38,22 @@ cdef class Committer:
     cdef int ready_dir
     cdef readonly Segments segments
     cdef bint durable
-    cdef bint appending         # a thread writes pieces
+    cdef bint appending         # a thread writes segment_jobs
     cdef bint closed
-    cdef bint made              # there is something to be taken down
+    cdef bint made              # __cinit__ ran: mutex and condition exist
     cdef uint64_t sequence
     cdef pthread_mutex_t mutex
     cdef pthread_cond_t work
-    cdef Line waiting           # files
-    cdef Line pieces            # for segments
-    cdef Line finished
+    cdef JobQueue file_jobs           # files
+    cdef JobQueue segment_jobs            # for segments
+    cdef JobQueue finished
 
     cdef int open(self, Entry entry) noexcept
     cdef int submit(self, Entry entry) except -1
-    cdef int commit_now(self, Job *job) noexcept
-    cdef int put_back(self, Job *job) noexcept
-    cdef size_t take(self, Job **group) noexcept nogil
+    cdef int commit_without_wait(self, Job *job) noexcept
+    cdef int return_unreported(self, Job *job) noexcept
+    cdef size_t wait_for_group(self, Job **group) noexcept nogil
     cdef void commit_files(self, Job **group, size_t count) noexcept nogil
     cdef void commit_group(self, Job **group, size_t count) noexcept nogil
-    cdef void report(self, Job **group, size_t count) noexcept nogil
-    cdef int move(self, Job *job) noexcept nogil
+    cdef void report_finished(self, Job **group, size_t count) noexcept nogil
+    cdef int close_and_rename(self, Job *job) noexcept nogil

@@ -1,8 +1,9 @@
-"""Entries of a spool: begun as files in one folder, made durable in groups and renamed into another.
+"""Group commit: make many spool entries durable with one wait for the disk.
 
-Threads that run `Committer.run` take whatever waits and never need the interpreter: fdatasync of each file,
-rename, one fsync of the folder for all. While they wait for the disk more arrives, so groups grow with the
-load. Small entries need no file of their own where there are segments.
+An entry begins as a file in the folder `partial/`. Committer threads take all waiting entries as one group:
+fdatasync of each file, rename into `ready/`, and one fsync of the folder for the whole group. The threads
+never need the Python interpreter. More entries arrive while a thread waits for the disk, so groups grow with
+the load. Small entries go into a segment instead of a file of their own, if segments are enabled.
 """
 
 from cpython.ref cimport Py_DECREF, Py_INCREF
@@ -16,7 +17,7 @@ from posix.uio cimport iovec
 from posix.unistd cimport close, fdatasync
 
 from ingest.ext.segment_writer cimport Piece, Segments, put_hex
-from ingest.ext.sinks cimport Overflow, release, write_all
+from ingest.ext.sinks cimport SpillTarget, release_buffer, write_all
 from ingest.ext.system cimport (
     O_CLOEXEC, SYNC_FILE_RANGE_WRITE, openat, pthread_cond_broadcast, pthread_cond_destroy, pthread_cond_init,
     pthread_cond_signal, pthread_cond_wait, pthread_mutex_destroy, pthread_mutex_init, pthread_mutex_lock,
@@ -35,13 +36,13 @@ cdef extern from "sys/eventfd.h" nogil:
     enum: EFD_CLOEXEC
 
 cdef enum:
-    GROUP = 64
-    SHARES = 2              # what waits is divided by so many: one group waits for the disk beside another
+    GROUP_MAX = 64
+    SHARES = 2              # a group takes this share of the queue: two groups can wait for the disk
 
 cdef int FILE_MODE = 0o640
 
 
-cdef void append(Line *line, Job *job) noexcept nogil:
+cdef void append_job(JobQueue *line, Job *job) noexcept nogil:
     job.next = NULL
     if line.last == NULL:
         line.first = job
@@ -51,8 +52,8 @@ cdef void append(Line *line, Job *job) noexcept nogil:
     line.length += 1
 
 
-cdef size_t cut(Line *line, size_t count, Job **group) noexcept nogil:
-    """Take the first `count` off a line that has so many."""
+cdef size_t detach_first(JobQueue *line, size_t count, Job **group) noexcept nogil:
+    """Detach the first `count` jobs of a queue. The queue must hold that many."""
     cdef size_t at
     for at in range(count):
         group[at] = line.first
@@ -63,13 +64,13 @@ cdef size_t cut(Line *line, size_t count, Job **group) noexcept nogil:
     return count
 
 
-cdef class Entry(Overflow):
-    """An instance being received: open for reading and writing until committed or discarded.
+cdef class Entry(SpillTarget):
+    """A spool entry: an instance that is being received or committed.
 
     Attributes:
-        fd: The open file; -1 while it is small enough to need none.
-        name: Of the file in the partial folder.
-        ready_name: Of the file in the ready folder, known once it is committed.
+        fd: Descriptor of its file, open for reading and writing. -1 while the entry is held in memory.
+        name: Name of the file in the partial folder.
+        ready_name: Name of the file in the ready folder, known once the entry is committed.
     """
 
     def __cinit__(self):
@@ -88,7 +89,7 @@ cdef class Entry(Overflow):
         return (<bytes> self.job.ready).decode()
 
     cdef int write_out(self, Committer committer) noexcept:
-        """Give a small entry a file after all; 0 or an errno."""
+        """Write an entry that is held in memory to a file. Return 0 or an errno."""
         cdef iovec part
         cdef int error
         part.iov_base = self.small.data
@@ -100,31 +101,32 @@ cdef class Entry(Overflow):
                 close(self.job.fd)
                 self.job.fd = -1
                 unlinkat(committer.partial_dir, self.job.partial, 0)
-        release(&self.small)
+        release_buffer(&self.small)
         return error
 
     cdef int finished(self, int error) except -1:
-        """Called on the owner's thread when it is durable, or cannot be."""
+        """Report that the entry is durable, or the error. Called on the thread of `Committer.collect`."""
         done, self.done = self.done, None
         done(OSError(error, os.strerror(error)) if error else None)
         return 0
 
 
 cdef class Committer:
-    """Commits files from one folder into another, durable before they are reported unless `durable` is false.
+    """Commits spool entries. With `durable` an entry is reported only once it is on stable storage.
 
     Args:
-        partial_dir: Descriptor of the folder of what is being received; it stays the caller's.
-        ready_dir: Of the folder of what is promised.
-        durable: Whether to wait for stable storage. Without, `commit` reports at once and needs no thread.
-        segments: Where small entries go; None: each is a file.
+        partial_dir: Descriptor of the folder of entries being received. The caller keeps it open.
+        ready_dir: Descriptor of the folder of committed entries.
+        durable: Wait for stable storage. Otherwise `commit` reports at once and needs no thread.
+        segments: Segments for small entries. None: every entry has a file.
 
     Attributes:
-        wakeup: Readable when `collect` has something to report.
+        wakeup: Descriptor that is readable when `collect` has entries to report.
     """
 
     def __cinit__(self, int partial_dir, int ready_dir, *, bint durable, Segments segments=None):
-        # Another process that took this slot for its own, at the same nanosecond, would use other names.
+        # A random start keeps names apart from those of an earlier owner of this slot in the same
+        # nanosecond.
         self.sequence = <uint64_t> int.from_bytes(os.urandom(4), "little") << 16
         self.partial_dir = partial_dir
         self.ready_dir = ready_dir
@@ -146,7 +148,7 @@ cdef class Committer:
         pthread_mutex_destroy(&self.mutex)
 
     def begin(self):
-        """A new entry with a file of its own in the partial folder.
+        """Create an entry with a file in the partial folder.
 
         Raises:
             OSError: The disk is full or failing.
@@ -158,7 +160,7 @@ cdef class Committer:
         return entry
 
     cdef int open(self, Entry entry) noexcept:
-        """Give an entry its file; 0, or an errno where the disk is full or failing."""
+        """Create the file of an entry. Return 0, or an errno if the disk is full or failing."""
         cdef timespec now
         cdef char *at
         cdef Job *job = &entry.job
@@ -176,7 +178,12 @@ cdef class Committer:
     def commit(self, Entry entry not None, int status, done not None):
         """Make an entry durable under its name in the ready folder, then call `done(error)` from `collect`.
 
-        A `status` other than 0 becomes part of the name. The file is closed, whatever happens.
+        The file is closed in any case.
+
+        Args:
+            entry: The entry.
+            status: Status of the C-STORE response. Unless it is 0, it becomes part of the file name.
+            done: Called with None, or with the OSError that prevented the commit.
         """
         if status:
             snprintf(
@@ -195,50 +202,50 @@ cdef class Committer:
             piece.data, piece.length = entry.small.data, entry.small.length
             piece.received = <uint64_t> now.tv_sec * 1000 + <uint64_t> now.tv_nsec // 1000000
         if not self.durable:
-            entry.finished(self.commit_now(&entry.job))
+            entry.finished(self.commit_without_wait(&entry.job))
             return 0
         entry.job.entry = <void *> entry
         Py_INCREF(entry)
         with nogil:
             pthread_mutex_lock(&self.mutex)
-            append(&self.pieces if piece.data != NULL else &self.waiting, &entry.job)
+            append_job(&self.segment_jobs if piece.data != NULL else &self.file_jobs, &entry.job)
             pthread_cond_signal(&self.work)
             pthread_mutex_unlock(&self.mutex)
         return 0
 
-    cdef int commit_now(self, Job *job) noexcept:
-        """Without durability; 0 or an errno."""
+    cdef int commit_without_wait(self, Job *job) noexcept:
+        """Commit without waiting for the disk. Return 0 or an errno."""
         cdef int error
         if job.piece.data == NULL:
-            return self.move(job)
+            return self.close_and_rename(job)
         if self.segments.has_room(job.piece.length):
-            return self.segments.append_one(&job.piece)     # to let others run would take longer
+            return self.segments.append_one(&job.piece)     # releasing the GIL would cost more
         with nogil:
             error = self.segments.append_one(&job.piece)
         return error
 
     def discard(self, Entry entry not None):
-        """Remove an entry's file; its descriptor stays open: the last close of a large one takes long."""
+        """Remove the file of an entry. Its descriptor stays open, because closing a large file takes long."""
         if entry.job.fd >= 0:
             unlinkat(self.partial_dir, entry.job.partial, 0)
 
     def run(self):
-        """Commit what is submitted until `close`; the body of a thread."""
-        cdef Job *group[GROUP]
+        """Thread body: commit submitted entries until `close`."""
+        cdef Job *group[GROUP_MAX]
         cdef size_t count
         with nogil:
             while True:
-                count = self.take(group)
+                count = self.wait_for_group(group)
                 if count == 0:
                     break
                 self.commit_group(group, count)
-                self.report(group, count)
+                self.report_finished(group, count)
 
     def collect(self):
-        """Report what has become durable or failed; the owner's thread calls it when `wakeup` is readable.
+        """Report entries that became durable or failed. Call it when `wakeup` is readable.
 
         Returns:
-            Exceptions that callbacks raised; none keeps the others from being called.
+            Exceptions that callbacks raised. An exception does not keep other callbacks from being called.
         """
         cdef uint64_t ignored
         cdef Job *job
@@ -248,7 +255,7 @@ cdef class Committer:
         with nogil:
             pthread_mutex_lock(&self.mutex)
             job = self.finished.first
-            memset(&self.finished, 0, sizeof(Line))
+            memset(&self.finished, 0, sizeof(JobQueue))
             pthread_mutex_unlock(&self.mutex)
         try:
             while job != NULL:
@@ -261,13 +268,13 @@ cdef class Committer:
                 except Exception as error:
                     raised.append(error)
         finally:
-            # After a signal's exception, or without memory for the list, the next call reports the others.
+            # A signal handler may raise here, or memory may run out. The next call reports the other entries.
             if job != NULL:
-                self.put_back(job)
+                self.return_unreported(job)
         return raised
 
-    cdef int put_back(self, Job *job) noexcept:
-        """Put jobs in front of what is finished."""
+    cdef int return_unreported(self, Job *job) noexcept:
+        """Put unreported jobs back to the front of the finished queue."""
         cdef Job *last = job
         cdef size_t count = 1
         while last.next != NULL:
@@ -285,35 +292,36 @@ cdef class Committer:
         return 0
 
     def close(self):
-        """Let the threads end once nothing waits any more."""
+        """Let the threads end once no entry waits."""
         with nogil:
             pthread_mutex_lock(&self.mutex)
             self.closed = True
             pthread_cond_broadcast(&self.work)
             pthread_mutex_unlock(&self.mutex)
 
-    cdef size_t take(self, Job **group) noexcept nogil:
-        """What one thread commits next, either files or pieces; nothing once closed and done."""
+    cdef size_t wait_for_group(self, Job **group) noexcept nogil:
+        """Wait for the next group of one thread: files or segment records. 0 once closed and empty."""
         cdef size_t count = 0
         pthread_mutex_lock(&self.mutex)
         while True:
-            if self.pieces.length and not self.appending:
-                # By one thread: while it waits for the disk, the next group grows.
+            if self.segment_jobs.length and not self.appending:
+                # One thread at a time appends: the next group grows while it waits for the disk.
                 self.appending = True
-                count = cut(&self.pieces, min(<size_t> GROUP, self.pieces.length), group)
+                count = min(<size_t> GROUP_MAX, self.segment_jobs.length)
+                count = detach_first(&self.segment_jobs, count, group)
                 break
-            if self.waiting.length:
-                count = (self.waiting.length + SHARES - 1) // SHARES
-                count = cut(&self.waiting, min(<size_t> GROUP, count), group)
+            if self.file_jobs.length:
+                count = (self.file_jobs.length + SHARES - 1) // SHARES
+                count = detach_first(&self.file_jobs, min(<size_t> GROUP_MAX, count), group)
                 break
-            if self.closed and not self.pieces.length:
+            if self.closed and not self.segment_jobs.length:
                 break
             pthread_cond_wait(&self.work, &self.mutex)
         pthread_mutex_unlock(&self.mutex)
         return count
 
     cdef void commit_group(self, Job **group, size_t count) noexcept nogil:
-        cdef Piece *pieces[GROUP]
+        cdef Piece *pieces[GROUP_MAX]
         cdef size_t at
         if group[0].piece.data == NULL:
             self.commit_files(group, count)
@@ -325,7 +333,7 @@ cdef class Committer:
             group[at].error = pieces[at].error
         pthread_mutex_lock(&self.mutex)
         self.appending = False
-        if self.pieces.length or self.closed:
+        if self.segment_jobs.length or self.closed:
             pthread_cond_broadcast(&self.work)
         pthread_mutex_unlock(&self.mutex)
 
@@ -336,9 +344,10 @@ cdef class Committer:
         cdef bint any_moved = False
         cdef int error
         if count > 1:
-            # Blocks are allocated as writing starts: one commit of the journal then serves the whole group.
+            # Starting all writes first allocates their blocks. One journal commit then serves the group.
             for at in range(count):
                 sync_file_range(group[at].fd, 0, 0, SYNC_FILE_RANGE_WRITE)
+        # INVARIANT 1: durable before Success. First the bytes, then the name, then the folder.
         for at in range(count):
             group[at].error = 0
             if fdatasync(group[at].fd) != 0:
@@ -348,18 +357,18 @@ cdef class Committer:
                 unlinkat(self.partial_dir, group[at].partial, 0)
         for at in range(count):
             if group[at].error == 0:
-                group[at].error = self.move(group[at])
+                group[at].error = self.close_and_rename(group[at])
                 any_moved = any_moved or group[at].error == 0
         if any_moved and sync_folder(self.ready_dir) != 0:
-            # The names are not safe. The files stay: they are whole, and the sweep hands them off; the
-            # sender, which is told of a failure, sends them again, and the store finds them identical.
+            # The names may be lost in a power cut, so the entries fail. The files stay: they are complete,
+            # and the sweep publishes them. The sender sends them again, and the store finds them identical.
             error = errno
             for at in range(count):
                 if group[at].error == 0:
                     group[at].error = error
 
-    cdef int move(self, Job *job) noexcept nogil:
-        """Close and rename; 0 or an errno, and then the file is gone."""
+    cdef int close_and_rename(self, Job *job) noexcept nogil:
+        """Close the file and rename it into the ready folder. On an error remove it and return the errno."""
         cdef int error = 0
         if close(job.fd) != 0 and errno != EINTR:
             error = errno
@@ -370,10 +379,10 @@ cdef class Committer:
             unlinkat(self.partial_dir, job.partial, 0)
         return error
 
-    cdef void report(self, Job **group, size_t count) noexcept nogil:
+    cdef void report_finished(self, Job **group, size_t count) noexcept nogil:
         cdef size_t at
         pthread_mutex_lock(&self.mutex)
         for at in range(count):
-            append(&self.finished, group[at])
+            append_job(&self.finished, group[at])
         pthread_mutex_unlock(&self.mutex)
         eventfd_write(self.wakeup, 1)

@@ -1,6 +1,6 @@
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
-from ingest.ext.sinks cimport Gather, Kept, Overflow, Sink
+from ingest.ext.sinks cimport Gather, ByteBuffer, SpillTarget, Sink
 
 cdef enum:
     HEADER_LENGTH = 6       # of a PDU (PS3.8 9.3.1), and also of a PDV item up to its fragment (Table 9-23)
@@ -47,8 +47,8 @@ cdef class PDUParser:
     cdef uint64_t fragment_left
     cdef bint fragment_is_command
     cdef bint fragment_is_last
-    cdef Kept control                   # a control PDU with its header
-    cdef Kept command
+    cdef ByteBuffer control                   # a control PDU with its header
+    cdef ByteBuffer command
     cdef int command_context            # 0: no command set is under way
 
     cdef bint ignoring                  # P-DATA-TF is not looked at any more
@@ -67,7 +67,7 @@ cdef class PDUParser:
     cdef int received(self, Py_ssize_t nbytes) except -1
     cdef object step(self)
     cdef int expect(self, int context_id, int fd, bytes head, long long memory_limit) except -1
-    cdef int expect_small(self, int context_id, bytes head, size_t limit, Overflow overflow) except -1
+    cdef int expect_small(self, int context_id, bytes head, size_t limit, SpillTarget overflow) except -1
     cdef bint within_message(self) noexcept
     cdef bint skip(self) noexcept
     cdef object advance(self, Gather *gather)

@@ -13,7 +13,9 @@ from libc.string cimport memcpy, memset
 
 from ingest.ext cimport events
 from ingest.ext.octets cimport big_32
-from ingest.ext.sinks cimport Gather, Kept, Overflow, Sink, forget, keep, kept_bytes, release
+from ingest.ext.sinks cimport (
+    ByteBuffer, Gather, Sink, SpillTarget, append_bytes, buffer_to_bytes, forget_buffer, release_buffer,
+)
 
 from ingest.ext.errors import PeerError
 from ingest.ext.events import Command, ControlPDU, DataSet
@@ -73,8 +75,8 @@ cdef class PDUParser:
     def __dealloc__(self):
         if self.window_held:
             PyBuffer_Release(&self.window)
-        release(&self.control)
-        release(&self.command)
+        release_buffer(&self.control)
+        release_buffer(&self.command)
 
     def get_buffer(self, Py_ssize_t sizehint=-1):
         """The whole window as a memoryview; received bytes belong at its start. `sizehint` is not needed."""
@@ -161,7 +163,7 @@ cdef class PDUParser:
         self.sink.open(fd, head, memory_limit > 0)
         return 0
 
-    cdef int expect_small(self, int context_id, bytes head, size_t limit, Overflow overflow) except -1:
+    cdef int expect_small(self, int context_id, bytes head, size_t limit, SpillTarget overflow) except -1:
         """As `expect`, with a sink that turns to a descriptor once the data set and `head` exceed `limit`."""
         self.expect(context_id, -1, b"", 0)
         self.sink.open_small(head, limit, overflow)
@@ -186,7 +188,7 @@ cdef class PDUParser:
             self.header_have = 0
             self.phase = IN_IGNORED
         self.sink.discard()
-        forget(&self.command)
+        forget_buffer(&self.command)
         self.command_context = self.data_set_context = 0
 
     @property
@@ -280,8 +282,8 @@ cdef class PDUParser:
                 self.fail(f"PDU type {pdu_type:02X}H of {length} bytes instead of 4", INVALID_PARAMETER)
         else:
             self.fail(f"PDU type {pdu_type:02X}H is unknown", UNRECOGNIZED_PDU)
-        forget(&self.control)
-        keep(&self.control, self.header, HEADER_LENGTH)
+        forget_buffer(&self.control)
+        append_bytes(&self.control, self.header, HEADER_LENGTH)
         self.phase = IN_CONTROL_BODY
         return 0
 
@@ -301,17 +303,17 @@ cdef class PDUParser:
         cdef size_t length = self.end - self.position
         if length > self.pdu_left:
             length = <size_t> self.pdu_left
-        keep(&self.control, <uint8_t *> self.window.buf + self.position, length)
+        append_bytes(&self.control, <uint8_t *> self.window.buf + self.position, length)
         self.position += length
         self.pdu_left -= length
         return self.pdu_left == 0
 
     cdef object close_control(self):
         cdef events.ControlPDU event = events.ControlPDU.__new__(events.ControlPDU)
-        event.data = kept_bytes(&self.control)
+        event.data = buffer_to_bytes(&self.control)
         event.pdu_type = self.control.data[0]
         self.completed += 1
-        forget(&self.control)
+        forget_buffer(&self.control)
         self.phase = IN_PDU_HEADER
         return event
 
@@ -368,9 +370,9 @@ cdef class PDUParser:
             length = <size_t> self.fragment_left
         if length:
             if self.fragment_is_command:
-                keep(&self.command, data, length)
+                append_bytes(&self.command, data, length)
             else:
-                self.sink.put(gather, data, length)
+                self.sink.add_fragment(gather, data, length)
             self.position += length
             self.fragment_left -= length
         return self.fragment_left == 0
@@ -384,11 +386,11 @@ cdef class PDUParser:
         if self.fragment_is_command:
             command = events.Command.__new__(events.Command)
             command.context_id = self.command_context
-            command.data = kept_bytes(&self.command)
+            command.data = buffer_to_bytes(&self.command)
             self.command_context = 0
-            forget(&self.command)
+            forget_buffer(&self.command)
             return command
-        self.sink.put_head(gather)               # a data set of no bytes at all still gets its head
+        self.sink.add_head(gather)               # a data set of no bytes at all still gets its head
         self.sink.flush(gather)
         data_set = events.DataSet.__new__(events.DataSet)
         data_set.context_id = self.data_set_context
@@ -397,9 +399,9 @@ cdef class PDUParser:
         data_set.write_errno = self.sink.write_errno
         if self.sink.overflow is not None:
             self.sink.overflow.small = self.sink.memory     # what it had was moved to a file before
-            memset(&self.sink.memory, 0, sizeof(Kept))
+            memset(&self.sink.memory, 0, sizeof(ByteBuffer))
         elif self.sink.in_memory:
-            data_set.data = kept_bytes(&self.sink.memory)
+            data_set.data = buffer_to_bytes(&self.sink.memory)
         self.sink.discard()
         self.data_set_context = 0
         return data_set
@@ -416,6 +418,6 @@ cdef class PDUParser:
         self.failure_reason = reason
         self.position = self.end = 0
         self.sink.discard()
-        forget(&self.control)
-        forget(&self.command)
+        forget_buffer(&self.control)
+        forget_buffer(&self.command)
         raise PeerError(message, reason)

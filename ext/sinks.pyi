@@ -1,8 +1,8 @@
 from typing import final
 
-__all__ = ["Sink", "keep_free"]
+__all__ = ["Sink", "set_free_space_reserve"]
 
-def keep_free(reserve_bytes: int, listeners: int) -> None: ...
+def set_free_space_reserve(reserve_bytes: int, listeners: int) -> None: ...
 
 @final
 class Sink:

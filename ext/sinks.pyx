@@ -1,4 +1,4 @@
-"""Where the fragments of a data set go: a descriptor, memory, or nowhere. Used by the parser, from C only."""
+"""Sinks for the fragments of a data set: a descriptor, memory, or nowhere. Only C code uses them."""
 
 cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
@@ -17,34 +17,35 @@ cdef extern from "<sys/statvfs.h>" nogil:
 
 from ingest.ext.system cimport SYNC_FILE_RANGE_WRITE, sync_file_range
 
-__all__ = ["Sink", "keep_free"]
+__all__ = ["Sink", "set_free_space_reserve"]
 
-cdef size_t SHORT_WRITE = 65536     # to let other threads run would take longer than to write so little
-cdef int64_t EARLY_STEP = 4194304   # what is written before the disk is told to begin with it
-cdef size_t KEPT_AT_REST = 4096     # a usual command set fits, and an idle association holds no more
+cdef size_t SHORT_WRITE = 65536     # below this size, releasing the GIL costs more than the write
+cdef int64_t EARLY_STEP = 4194304   # bytes after which the kernel is asked to start writing to the disk
+cdef size_t KEPT_AT_REST = 4096     # an idle association keeps no larger buffer; a usual command set fits
 
 
-# What must stay free on the file system of the spool, also while data sets are under way. Free space is
-# looked at again after `allowance` bytes: few where little is left, which other listeners share.
+# INVARIANT 6: a full disk is answered in DICOM. The reserve on the file system of the spool also holds while
+# data sets are being received. Free space is measured again after `allowance` bytes. The allowance is small
+# when little space is left, because other listeners use the same space.
 cdef int64_t ALLOWANCE_MAX = 67108864
 cdef int64_t reserve = 0
 cdef int64_t writers = 1
 cdef int64_t allowance = 0
 
 
-def keep_free(int64_t reserve_bytes, int64_t listeners):
-    """Have data sets that are being written fail as on a full disk before free space falls below a reserve.
+def set_free_space_reserve(int64_t reserve_bytes, int64_t listeners):
+    """Set the free space that must remain. Writes that would use it fail with ENOSPC, as on a full disk.
 
     Args:
-        reserve_bytes: What must stay free; 0 is no reserve.
-        listeners: How many processes write to that file system, this one included.
+        reserve_bytes: Free space to keep, in bytes. 0 means no reserve.
+        listeners: Number of processes that write to the file system, including this one.
     """
     global reserve, writers, allowance
     reserve, writers, allowance = max(reserve_bytes, 0), max(listeners, 1), 0
 
 
-cdef int spend(int fd, int64_t length) noexcept nogil:
-    """Count what is about to be written; 0, or ENOSPC where that would take of the reserve."""
+cdef int check_free_space(int fd, int64_t length) noexcept nogil:
+    """Count bytes before they are written. Return 0, or ENOSPC if they would use the reserve."""
     global allowance
     cdef statvfs facts
     cdef int64_t left
@@ -55,7 +56,7 @@ cdef int spend(int fd, int64_t length) noexcept nogil:
         return 0
     allowance = 0
     if fstatvfs(fd, &facts) != 0:
-        return 0                    # the write itself says what is wrong
+        return 0                    # the write reports the error
     left = <int64_t> facts.f_bavail * <int64_t> facts.f_frsize - reserve
     if left < length:
         return ENOSPC
@@ -63,8 +64,8 @@ cdef int spend(int fd, int64_t length) noexcept nogil:
     return 0
 
 
-cdef int keep(Kept *kept, const uint8_t *data, size_t length) except -1:
-    """Append; the capacity at most doubles, so it stays within twice of what has arrived."""
+cdef int append_bytes(ByteBuffer *kept, const uint8_t *data, size_t length) except -1:
+    """Append bytes. The capacity at most doubles, so it stays below twice the bytes that arrived."""
     cdef size_t needed = kept.length + length
     cdef size_t capacity
     cdef void *grown
@@ -81,19 +82,19 @@ cdef int keep(Kept *kept, const uint8_t *data, size_t length) except -1:
     return 0
 
 
-cdef bytes kept_bytes(Kept *kept):
+cdef bytes buffer_to_bytes(ByteBuffer *kept):
     if kept.length == 0:
         return b""
     return PyBytes_FromStringAndSize(<char *> kept.data, <Py_ssize_t> kept.length)
 
 
-cdef void forget(Kept *kept) noexcept:
+cdef void forget_buffer(ByteBuffer *kept) noexcept:
     kept.length = 0
     if kept.capacity > KEPT_AT_REST:
-        release(kept)
+        release_buffer(kept)
 
 
-cdef void release(Kept *kept) noexcept:
+cdef void release_buffer(ByteBuffer *kept) noexcept:
     PyMem_Free(kept.data)
     kept.data = NULL
     kept.length = 0
@@ -110,7 +111,7 @@ cdef int write_all(int fd, iovec *parts, int count) noexcept nogil:
                 continue
             return errno
         if written == 0:
-            return EIO              # no file does this; without it, one that did would be an endless loop
+            return EIO              # no file system does this; the check prevents an endless loop
         while count > 0 and <size_t> written >= parts.iov_len:
             written -= <ssize_t> parts.iov_len
             parts += 1
@@ -121,11 +122,11 @@ cdef int write_all(int fd, iovec *parts, int count) noexcept nogil:
     return 0
 
 
-cdef class Overflow:
-    """Who keeps small data sets in memory, and gives a file to others."""
+cdef class SpillTarget:
+    """Holds a small data set in memory, and provides a descriptor if the data set becomes too large."""
 
     def __dealloc__(self):
-        release(&self.small)
+        release_buffer(&self.small)
 
     cdef int descriptor(self) noexcept:
         return -EIO
@@ -133,13 +134,13 @@ cdef class Overflow:
 
 @cython.final
 cdef class Sink:
-    """Takes the fragments of one data set after another; what it cannot take any more is dropped."""
+    """Takes the fragments of one data set after another. After an error it drops fragments."""
 
     def __cinit__(self):
         self.fd = -1
 
     def __dealloc__(self):
-        release(&self.memory)
+        release_buffer(&self.memory)
 
     cdef int open(self, int fd, bytes head, bint in_memory) except -1:
         self.discard()
@@ -152,18 +153,18 @@ cdef class Sink:
         self.written = self.started = 0
         return 0
 
-    cdef int open_small(self, bytes head, size_t limit, Overflow overflow) except -1:
-        """Keep head and data set in memory up to `limit`; what is larger goes where `overflow` says."""
+    cdef int open_small(self, bytes head, size_t limit, SpillTarget overflow) except -1:
+        """Hold head and data set in memory up to `limit` bytes. Larger ones go to the spill target."""
         self.open(-1, None, False)
-        # First of all: a data set behind a head that there was no memory for would be no Part 10 file.
-        keep(&self.memory, <const uint8_t *> PyBytes_AS_STRING(head), <size_t> PyBytes_GET_SIZE(head))
+        # Append the head first. If memory runs out for it, the data set alone would not be a Part 10 file.
+        append_bytes(&self.memory, <const uint8_t *> PyBytes_AS_STRING(head), <size_t> PyBytes_GET_SIZE(head))
         self.in_memory = True
         self.overflow = overflow
         self.small_limit = limit
         return 0
 
-    cdef int spill(self) except -1:
-        """Go over from memory to a descriptor; where that fails nothing more is taken."""
+    cdef int spill_to_descriptor(self) except -1:
+        """Move the content from memory to a descriptor. If that fails, drop all further fragments."""
         cdef iovec part
         cdef int fd = self.overflow.descriptor()
         cdef int error = -fd if fd < 0 else 0
@@ -171,37 +172,37 @@ cdef class Sink:
             part.iov_base = self.memory.data
             part.iov_len = self.memory.length
             self.written = <int64_t> self.memory.length
-            error = spend(fd, self.written) or write_all(fd, &part, 1)
+            error = check_free_space(fd, self.written) or write_all(fd, &part, 1)
         self.discard()
-        release(&self.memory)
+        release_buffer(&self.memory)
         if error:
             self.write_errno = error
         else:
             self.fd = fd
         return 0
 
-    cdef int put(self, Gather *gather, const uint8_t *data, size_t length) except -1:
-        """Keep a fragment, or note it for the next writev; write first when the array is full."""
+    cdef int add_fragment(self, Gather *gather, const uint8_t *data, size_t length) except -1:
+        """Append a fragment to memory, or to the batch of the next writev. Write a full batch first."""
         if self.first_length == 0:
             self.first = data
             self.first_length = length
         if self.in_memory:
             if self.overflow is None or self.memory.length + length <= self.small_limit:
-                return keep(&self.memory, data, length)
-            self.spill()
+                return append_bytes(&self.memory, data, length)
+            self.spill_to_descriptor()
         if gather.count == GATHER_MAX:
             self.flush(gather)
         if self.fd < 0:
             return 0
-        self.put_head(gather)
+        self.add_head(gather)
         gather.parts[gather.count].iov_base = <void *> data
         gather.parts[gather.count].iov_len = length
         gather.count += 1
         gather.length += length
         return 0
 
-    cdef int put_head(self, Gather *gather) except -1:
-        """Note the head if it is still to be written; it then is the first part."""
+    cdef int add_head(self, Gather *gather) except -1:
+        """Make the head the first part of the batch if it has not been written yet."""
         if self.head is not None and gather.count == 0:
             gather.parts[0].iov_base = PyBytes_AS_STRING(self.head)
             gather.parts[0].iov_len = <size_t> PyBytes_GET_SIZE(self.head)
@@ -210,11 +211,11 @@ cdef class Sink:
         return 0
 
     cdef int flush(self, Gather *gather) except -1:
-        """Write what is noted. A failure is kept in `write_errno`, and the sink takes no more."""
+        """Write the batch. On failure set `write_errno`, and drop all further fragments."""
         cdef int error
         if gather.count == 0:
             return 0
-        error = spend(self.fd, <int64_t> gather.length)
+        error = check_free_space(self.fd, <int64_t> gather.length)
         if error:
             pass
         elif gather.length < SHORT_WRITE:
@@ -237,10 +238,10 @@ cdef class Sink:
         return 0
 
     cdef int discard(self) except -1:
-        """Take no more; parts noted before point at the head and must be gone first."""
+        """Drop all further fragments. The batch must be empty, because it may point at the head."""
         self.fd = -1
         self.head = None
         self.in_memory = False
         self.overflow = None
-        forget(&self.memory)
+        forget_buffer(&self.memory)
         return 0

@@ -1,7 +1,7 @@
 from libc.stdint cimport uint8_t
 
 from ingest.ext.openssl cimport SSL
-from ingest.ext.sinks cimport Kept
+from ingest.ext.sinks cimport ByteBuffer
 from ingest.ext.tls_context cimport Context
 
 cdef enum:
@@ -19,19 +19,19 @@ cdef class Connection:
 
 
 cdef class BufferedConnection(Connection):
-    cdef Kept incoming              # ciphertext that came before the handshake was complete
+    cdef ByteBuffer incoming              # ciphertext that came before the handshake was complete
     cdef size_t incoming_at         # how much of it was looked at
     cdef size_t undecrypted         # how much of its ciphertext the last `decrypt` did not look at
-    cdef Kept outgoing              # records to be sent, where the caller has no place of its own for them
+    cdef ByteBuffer outgoing        # records to be sent, if the caller has no buffer for them
     cdef int end_code               # 0, or the code of SSL_get_error that ended reading
     cdef str end_reason
     cdef str end_text
 
     cdef Py_ssize_t decrypt(
-        self, const uint8_t *ciphertext, size_t length, uint8_t *room, size_t size, Kept *outgoing
+        self, const uint8_t *ciphertext, size_t length, uint8_t *room, size_t size, ByteBuffer *outgoing
     ) except -2
-    cdef int encrypt(self, const uint8_t *plaintext, size_t length, Kept *outgoing) except -1
-    cdef int notify_close(self, Kept *outgoing) except -1
+    cdef int encrypt(self, const uint8_t *plaintext, size_t length, ByteBuffer *outgoing) except -1
+    cdef int notify_close(self, ByteBuffer *outgoing) except -1
     cdef int forget_incoming(self, size_t count) noexcept
 
 

@@ -72,7 +72,7 @@ from ingest.ext.openssl cimport (
     sk_X509_num,
     sk_X509_value,
 )
-from ingest.ext.sinks cimport Kept, forget, keep, kept_bytes, release
+from ingest.ext.sinks cimport ByteBuffer, forget_buffer, append_bytes, buffer_to_bytes, release_buffer
 from ingest.ext.tls_context cimport Context
 from ingest.ext.tls_errors cimport connection_error, library_error, take_reason, with_reason
 from ingest.ext.tls_verification cimport certificate_der, refused_certificate
@@ -92,7 +92,7 @@ cdef size_t CALL_MAX = 1 << 30          # OpenSSL takes lengths as int
 # keeps other threads away from.
 cdef const uint8_t *source = NULL
 cdef size_t source_left = 0
-cdef Kept *target = NULL
+cdef ByteBuffer *target = NULL
 
 
 cdef int read_source(BIO *self, char *room, int size) noexcept:
@@ -112,7 +112,7 @@ cdef int write_target(BIO *self, const char *data, int length) noexcept:
     if target == NULL:
         return -1
     try:
-        keep(target, <const uint8_t *> data, <size_t> length)
+        append_bytes(target, <const uint8_t *> data, <size_t> length)
     except MemoryError:
         return -1
     return length
@@ -271,8 +271,8 @@ cdef class BufferedConnection(Connection):
         self.ask_for(server_name)
 
     def __dealloc__(self):
-        release(&self.incoming)
-        release(&self.outgoing)
+        release_buffer(&self.incoming)
+        release_buffer(&self.outgoing)
 
     @property
     def is_ending(self):
@@ -284,7 +284,7 @@ cdef class BufferedConnection(Connection):
         cdef Py_buffer view
         PyObject_GetBuffer(ciphertext, &view, PyBUF_SIMPLE)
         try:
-            keep(&self.incoming, <const uint8_t *> view.buf, <size_t> view.len)
+            append_bytes(&self.incoming, <const uint8_t *> view.buf, <size_t> view.len)
         finally:
             PyBuffer_Release(&view)
 
@@ -348,12 +348,12 @@ cdef class BufferedConnection(Connection):
 
     def output(self):
         """Return, once, what is to be sent to the network now."""
-        cdef bytes records = kept_bytes(&self.outgoing)
-        forget(&self.outgoing)
+        cdef bytes records = buffer_to_bytes(&self.outgoing)
+        forget_buffer(&self.outgoing)
         return records
 
     cdef Py_ssize_t decrypt(
-        self, const uint8_t *ciphertext, size_t length, uint8_t *room, size_t size, Kept *outgoing
+        self, const uint8_t *ciphertext, size_t length, uint8_t *room, size_t size, ByteBuffer *outgoing
     ) except -2:
         """Decrypt what was received.
 
@@ -390,7 +390,7 @@ cdef class BufferedConnection(Connection):
         # Made anew each time: an exception that is kept would hold the frames that it went through.
         raise with_reason(standard.SSLError, self.end_code, self.end_reason, self.end_text)
 
-    cdef int encrypt(self, const uint8_t *plaintext, size_t length, Kept *outgoing) except -1:
+    cdef int encrypt(self, const uint8_t *plaintext, size_t length, ByteBuffer *outgoing) except -1:
         """Encrypt; what fits in one record becomes one."""
         global target
         cdef int result
@@ -402,7 +402,7 @@ cdef class BufferedConnection(Connection):
             raise connection_error(self.ssl, result, 0, self.server_name)
         return 0
 
-    cdef int notify_close(self, Kept *outgoing) except -1:
+    cdef int notify_close(self, ByteBuffer *outgoing) except -1:
         """Say that nothing more is sent (RFC 8446 6.1)."""
         global target
         target = outgoing
@@ -416,7 +416,7 @@ cdef class BufferedConnection(Connection):
         """Forget the first bytes of what was fed and not yet looked at."""
         self.incoming_at += count
         if self.incoming_at == self.incoming.length:
-            forget(&self.incoming)
+            forget_buffer(&self.incoming)
             self.incoming_at = 0
         return 0
 

@@ -50,9 +50,9 @@ from ingest.dicom.admission import PeerRule, Refusal, admit
 from ingest.dicom.negotiate import Accepted, AcceptorPolicy, Rejected, local_limit_exceeded, negotiate
 from ingest.dicom.pdus import AssociateRequest
 from ingest.errors import BootError, SpoolError
-from ingest.ext.cstore_service import Intake
-from ingest.ext.event_loop import READABLE, Poller
-from ingest.ext.sinks import keep_free
+from ingest.ext.cstore_service import CStoreService
+from ingest.ext.event_loop import READABLE, EventLoop
+from ingest.ext.sinks import set_free_space_reserve
 from ingest.ext.tls_connection import RECORD_BYTES
 from ingest.filesystem.folder_identity import remember_spool, require_spool
 from ingest.log import reopen_log
@@ -105,7 +105,7 @@ def run_listener(config: Config, endpoints: tuple[Endpoint, ...], board: Scorebo
             raise BootError(f"[receive] spool_dir: {error}") from error
         return _run_without_spool(config, endpoints, board, row, error)
     clear_alarm(config.run_dir, UNUSABLE)
-    intake = Intake(
+    intake = CStoreService(
         spool.committer, spool.slot.name, board.counters(row), INSTANCES, BYTES, durable=durable, small=small
     )
     handoff = Publisher(config, spool, intake)
@@ -114,7 +114,7 @@ def run_listener(config: Config, endpoints: tuple[Endpoint, ...], board: Scorebo
         # Withdraw the report of an earlier configuration. Its listeners would obey it for ever.
         with contextlib.suppress(OSError):
             store_capacity.write_store_full(config.run_dir, "")
-    keep_free(config.receive.min_free_bytes, config.receive.processes or usable_cores())
+    set_free_space_reserve(config.receive.min_free_bytes, config.receive.processes or usable_cores())
     listener = Listener(config, endpoints, services)
     try:
         listener.serve()
@@ -129,7 +129,7 @@ def run_listener(config: Config, endpoints: tuple[Endpoint, ...], board: Scorebo
 
 
 def _make_services(
-    config: Config, spool: Spool, intake: Intake, handoff: Publisher, *, board: Scoreboard, row: int
+    config: Config, spool: Spool, intake: CStoreService, handoff: Publisher, *, board: Scoreboard, row: int
 ) -> ListenerServices:
     receive = config.receive
     return ListenerServices(
@@ -171,7 +171,7 @@ def _run_without_spool(
     remedy = "see to its disk, or mount it; meanwhile associations are rejected as transient"
     raise_alarm(config.run_dir, UNUSABLE, str(error), remedy, severity=Severity.FAILING)
     with open_refusing_spool() as spool:
-        intake = Intake(
+        intake = CStoreService(
             spool.committer, spool.slot.name, board.counters(row), INSTANCES, BYTES, durable=False
         )
         handoff = Publisher(config, spool, intake)
@@ -189,7 +189,7 @@ class Listener:
         services: What all associations share: spool, group commit, publisher and scoreboard.
         ciphertext: The buffer that all connections read TLS records into.
         plaintext: The buffer that TLS, or a plain connection, fills for the parser. It is two records longer.
-        poller: Poller of all sockets.
+        poller: EventLoop of all sockets.
         full_reason: Why nothing more is taken now; None while there is room. Updated several times a second.
     """
 
@@ -216,7 +216,7 @@ class Listener:
         self._spool_fault = spool_fault
         self.ciphertext = memoryview(bytearray(BUFFER))
         self.plaintext = memoryview(bytearray(BUFFER + 2 * RECORD_BYTES))
-        self.poller = Poller()
+        self.poller = EventLoop()
         self._endpoints = endpoints
         self._gate = AcceptGate(services.board, services.row)
         self._connections: set[Connection] = set()

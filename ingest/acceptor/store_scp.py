@@ -7,8 +7,9 @@ association.
 
 INVARIANT 1: durable before Success
     A response 0000H is sent at two places only, and both run when the commit of the entry has ended:
-    `StoreCycle.settle` in `ext/cstore_service.pyx`, and `StoreSCP._answer_committed` below. A commit syncs
-    the file, renames it and syncs its folder (`Committer.commit_files` in `ext/group_commit.pyx`).
+    `CStoreOperations.finish_operation` in `ext/cstore_service.pyx`, and `StoreSCP._answer_committed`
+    below. A commit syncs the file, renames it and syncs its folder (`Committer.commit_files` in
+    `ext/group_commit.pyx`).
 
 INVARIANT 6: a full disk is a DICOM status
     A full or failing disk is answered with A700H (out of resources), and the association lives. There are
@@ -37,7 +38,7 @@ from ingest.dicom.part10 import FileMeta, encode_file_meta, split_file_meta
 from ingest.dicom.uids import VERIFICATION, is_valid_uid
 from ingest.ext.channel import Channel
 from ingest.ext.cstore_codec import StoreContext
-from ingest.ext.cstore_service import Intake, Operation, StoreCycle
+from ingest.ext.cstore_service import CStoreOperation, CStoreOperations, CStoreService
 from ingest.ext.errors import PeerError
 from ingest.ext.group_commit import Entry
 from ingest.ext.pdu import DataSet, PDUParser
@@ -79,7 +80,7 @@ class ListenerServices:
     """
 
     spool: Spool
-    intake: Intake
+    intake: CStoreService
     handoff: Publisher
     board: Scoreboard
     row: int
@@ -172,7 +173,7 @@ class StoreSCP:
             for context_id, context in contexts.items()
             if context.abstract_syntax != VERIFICATION and is_valid_uid(context.abstract_syntax)
         ]
-        self.cycle = StoreCycle(services.intake, channel, parser, self, storable, limit)
+        self.cycle = CStoreOperations(services.intake, channel, parser, self, storable, limit)
 
     @property
     def outstanding(self) -> int:
@@ -341,7 +342,7 @@ class StoreSCP:
             self.cycle.stored += 1
         self._answer(message)
         if error is None:
-            services.intake.add_promised(where)
+            services.intake.add_unpublished(where)
 
     def _answer(self, message: _Message) -> None:
         request, result = message.request, message.result
@@ -364,9 +365,9 @@ class StoreSCP:
         self._owner.respond(message.context_id, response)
         self.cycle.remove(request.message_id)
 
-    # --- called by the StoreCycle
+    # --- called by the CStoreOperations
 
-    def settled(self, operation: Operation, error: int) -> None:
+    def settled(self, operation: CStoreOperation, error: int) -> None:
         """Answer an operation of the cycle whose commit failed with the errno `error`."""
         message = self._take_over(operation)
         message.result = self._report_failing_disk(os.strerror(error))  # INVARIANT 6
@@ -380,7 +381,7 @@ class StoreSCP:
         """Tell the association that the channel has notices."""
         self._owner.noticed()
 
-    def _take_over(self, operation: Operation) -> _Message:
+    def _take_over(self, operation: CStoreOperation) -> _Message:
         """Continue an operation that the cycle began."""
         context = self._contexts[operation.context_id]
         head = encode_file_meta(

@@ -26,7 +26,7 @@ from ingest import threads
 from ingest.alarms import clear_alarm, raise_alarm
 from ingest.config.model import Config
 from ingest.errors import LedgerError
-from ingest.ext.cstore_service import Intake
+from ingest.ext.cstore_service import CStoreService
 from ingest.log import RateLimitedLog
 from ingest.queue.client import connect, remove_foreign_keys
 from ingest.queue.epoch import QueueEpoch
@@ -106,7 +106,7 @@ class Publisher:
             only counted if `[receive] spool_max_bytes` is set.
     """
 
-    def __init__(self, config: Config, spool: Spool, intake: Intake) -> None:
+    def __init__(self, config: Config, spool: Spool, intake: CStoreService) -> None:
         """Prepare a publisher; `intake` provides the locations of committed entries."""
         self._intake = intake
         self._config = config
@@ -199,12 +199,12 @@ class Publisher:
         waiting = self._waiting
         self._fetch_committed()
         with self._wake:
-            self._intake.sleeper = self._wake_thread
-            # Fetch again after `sleeper` is set. An entry that was committed in between woke nobody.
+            self._intake.on_unpublished = self._wake_thread
+            # Fetch again after `on_unpublished` is set. An entry that was committed in between woke nobody.
             self._fetch_committed()
             if not waiting and not self._closing:
                 self._wake.wait(IDLE_SECONDS)
-            self._intake.sleeper = None
+            self._intake.on_unpublished = None
             self._fetch_committed()
             if waiting and len(waiting) < BATCH_REFERENCES and not self._closing:
                 self._wake.wait(self._linger_seconds)
@@ -214,7 +214,7 @@ class Publisher:
         self._batch = [waiting.popleft() for _ in range(count)]
 
     def _fetch_committed(self) -> None:
-        committed = self._intake.take_promised()
+        committed = self._intake.take_unpublished()
         self._add_waiting(
             [Location(each) if isinstance(each, str) else Location(*each) for each in committed]
         )

@@ -7,7 +7,7 @@ from pathlib import Path
 import redis
 
 from ingest.config.model import Config
-from ingest.ext.cstore_service import Intake
+from ingest.ext.cstore_service import CStoreService
 from ingest.queue.keys import data_key, stream_key
 from ingest.queue.publisher import Publisher
 from ingest.spool.reference import Reference
@@ -21,11 +21,11 @@ class Handing(Publisher):
 
     def __init__(self, settings: Config, spool: Spool) -> None:
         counters = memoryview(bytearray(16)).cast("Q")
-        self.intake = Intake(spool.committer, spool.slot.name, counters, 0, 1, durable=False)
+        self.intake = CStoreService(spool.committer, spool.slot.name, counters, 0, 1, durable=False)
         super().__init__(settings, spool, self.intake)
 
     def put(self, place: str | tuple[str, int, int]) -> None:
-        self.intake.add_promised(place)
+        self.intake.add_unpublished(place)
 
     def put_many(self, places: Iterable[str | tuple[str, int, int]]) -> None:
         for place in places:

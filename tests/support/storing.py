@@ -16,7 +16,7 @@ from ingest.dicom.part10 import FileMeta
 from ingest.dicom.responses import Response, decode_response
 from ingest.dicom.wire import encode_abort
 from ingest.ext.channel import Channel
-from ingest.ext.cstore_service import Intake
+from ingest.ext.cstore_service import CStoreService
 from ingest.ext.encode import encode_p_data
 from ingest.ext.errors import PeerError
 from ingest.ext.events import Command, ControlPDU
@@ -121,7 +121,7 @@ class Site:
     services: ListenerServices
 
     @property
-    def intake(self) -> Intake:
+    def intake(self) -> CStoreService:
         return self.services.intake
 
     @property
@@ -199,7 +199,7 @@ def site(
         if not working:
             patch.setattr(spools, "COMMIT_THREADS", 0)
         spool = Spool.claim(settings.spool_dir, durable=durable, segments=small > 0)
-    intake = Intake(
+    intake = CStoreService(
         spool.committer, spool.slot.name, board.counters(ROW), INSTANCES, BYTES, durable=durable, small=small
     )
     try:

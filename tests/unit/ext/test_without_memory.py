@@ -45,8 +45,8 @@ def each(run, check, most=400):
 
 CASES = {
     "poller": """
-from ingest.ext.event_loop import (READABLE, Poller)
-poller, told = Poller(), []
+from ingest.ext.event_loop import (READABLE, EventLoop)
+poller, told = EventLoop(), []
 ends = [socket.socketpair() for _ in range(60)]
 function = lambda: told.append(1)
 for number, (near, far) in enumerate(ends):

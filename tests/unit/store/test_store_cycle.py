@@ -12,7 +12,7 @@ from ingest.acceptor.store_scp import FullReason
 from ingest.dicom import dimse
 from ingest.ext.channel import PAUSED
 from ingest.ext.cstore_codec import StoreContext
-from ingest.ext.cstore_service import Intake
+from ingest.ext.cstore_service import CStoreService
 from ingest.ext.encode import encode_p_data
 from ingest.ext.group_commit import Committer
 from tests.faults.caller import data_pdus
@@ -58,8 +58,8 @@ def test_page_cache_answers_at_once(cached: Site) -> None:
         assert association.scp.outstanding == 0
         assert association.scp.stored == 2
     places = [f"L0/ready/{path.name}" for path in cached.files()]
-    assert cached.intake.take_promised() == places
-    assert cached.intake.take_promised() == []
+    assert cached.intake.take_unpublished() == places
+    assert cached.intake.take_unpublished() == []
 
 
 def test_nothing_is_said_counted_or_promised_before_it_is_durable(held: Site) -> None:
@@ -69,14 +69,14 @@ def test_nothing_is_said_counted_or_promised_before_it_is_durable(held: Site) ->
         assert held.intake.collect() == []
         assert statuses(association) == []
         assert held.counters() == (0, 0, 0)
-        assert held.intake.take_promised() == []
+        assert held.intake.take_unpublished() == []
         assert held.files() == []
         held.work()
         assert held.settle(association) == []
         assert statuses(association) == [(1, 0), (2, 0), (3, 0)]
         assert association.scp.outstanding == 0
         assert held.counters() == (3, 3 * len(Made().data_set) + 0, 0)
-        assert len(held.intake.take_promised()) == len(held.files()) == 3
+        assert len(held.intake.take_unpublished()) == len(held.files()) == 3
 
 
 def test_what_became_durable_together_is_answered_in_one_record(held: Site, material: Material) -> None:
@@ -185,7 +185,7 @@ def test_what_is_being_committed_when_the_association_ends_is_kept_and_not_answe
         held.work()
         assert held.settle(association) == []
         assert statuses(association) == []
-    assert len(held.intake.take_promised()) == 1
+    assert len(held.intake.take_unpublished()) == 1
     assert len(held.files()) == 1
     assert descriptors() == before
 
@@ -202,7 +202,7 @@ def test_what_is_half_there_when_the_association_ends_goes(part: float, fast: bo
             if association.line.parser.in_data_set:
                 association.feed(stream[int(len(stream) * part) :])  # not looked at any more
     assert cached.partials() == cached.files() == []
-    assert cached.intake.take_promised() == []
+    assert cached.intake.take_unpublished() == []
     assert descriptors() == before
 
 
@@ -228,7 +228,7 @@ def test_states_that_do_not_take_or_do_not_answer(cached: Site) -> None:
         association.scp.cycle.answering = False
         association.feed(instance(1))
         assert statuses(association) == []
-        assert len(cached.intake.take_promised()) == 1
+        assert len(cached.intake.take_unpublished()) == 1
         association.scp.cycle.answering, association.scp.cycle.receiving = True, False
         association.feed(instance(2))
         assert association.left == ["Command", "DataSet"]
@@ -256,7 +256,7 @@ def test_what_cannot_become_durable_is_a700_for_it_alone(held: Site) -> None:
         assert held.settle(association) == []
         assert sorted(statuses(association)) == [(1, 0xA700), (2, 0)]
         assert held.counters() == (1, len(Made().data_set), 1)
-        assert len(held.intake.take_promised()) == 1
+        assert len(held.intake.take_unpublished()) == 1
         assert held.partials() == []
         assert association.scp.outstanding == 0
 
@@ -322,7 +322,7 @@ def test_a_data_set_whose_uids_come_in_a_later_window_is_left_to_python(cached: 
 
 @pytest.mark.parametrize("context_id", [0, 2, 256, 257, -1])
 def test_a_context_id_is_odd_and_fits_a_byte(context_id: int) -> None:
-    with pytest.raises(ValueError, match="no presentation context ID"):
+    with pytest.raises(ValueError, match="not a presentation context ID"):
         StoreContext(context_id, CT, EXPLICIT, b"", b"", b"")
 
 
@@ -335,7 +335,7 @@ def test_a_sop_class_that_is_too_long_for_the_response_is_refused() -> None:
 def test_counters_lie_within_what_is_given(words: tuple[int, int]) -> None:
     counters = memoryview(bytearray(struct.calcsize("8Q"))).cast("Q")
     with pytest.raises(ValueError, match="no such word"):
-        Intake(Committer(-1, -1, durable=False), "L0", counters, *words, durable=False)
+        CStoreService(Committer(-1, -1, durable=False), "L0", counters, *words, durable=False)
 
 
 def test_many_associations_leave_no_descriptor(held: Site) -> None:
@@ -344,7 +344,7 @@ def test_many_associations_leave_no_descriptor(held: Site) -> None:
 
     def promised(count: int) -> bool:
         assert held.intake.collect() == []
-        return len(held.intake.promised) == count
+        return len(held.intake.unpublished) == count
 
     for number in range(50):
         with held.association() as association:

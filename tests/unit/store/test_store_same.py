@@ -51,7 +51,7 @@ class Both:
         assert self.fast.partials() == self.slow.partials() == []
         assert self.fast.take_files() == self.slow.take_files()
         assert self.fast.counters() == self.slow.counters()
-        assert len(self.fast.intake.take_promised()) == len(self.slow.intake.take_promised())
+        assert len(self.fast.intake.take_unpublished()) == len(self.slow.intake.take_unpublished())
         return fast
 
 
