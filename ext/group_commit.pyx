@@ -347,7 +347,6 @@ cdef class Committer:
             # Starting all writes first allocates their blocks. One journal commit then serves the group.
             for at in range(count):
                 sync_file_range(group[at].fd, 0, 0, SYNC_FILE_RANGE_WRITE)
-        # INVARIANT 1: durable before Success. First the bytes, then the name, then the folder.
         for at in range(count):
             group[at].error = 0
             if fdatasync(group[at].fd) != 0:
