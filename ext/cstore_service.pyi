@@ -22,7 +22,7 @@ class CStoreOperation(Entry):
 @final
 class CStoreService:
     committer: Committer
-    promised: list[str | tuple[str, int, int]]
+    unpublished: list[str | tuple[str, int, int]]
     on_unpublished: Callable[[], object] | None
     full: bool
     def __init__(
