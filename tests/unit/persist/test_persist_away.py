@@ -153,11 +153,12 @@ def test_full_disk_keeps_everything_in_the_spool_until_there_is_room(
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "link", full)
+    monkeypatch.setattr("ingest.workers.backoff.BACK_OFF_SECONDS", (0.01, 0.02))  # it is waited for 160 times
     for number in range(20):
         site.receive(Made(sop=f"1.9.{number}"))
     with working(site):
         # More often than an entry of its own fault would be tried.
-        eventually(lambda: tries > 20 * 8)
+        eventually(lambda: tries > 20 * 8, 60)
         assert len(site.waiting()) == 20
         monkeypatch.setattr(os, "link", real)
         eventually(site.settled)
