@@ -266,10 +266,12 @@ def test_command_says_who_answers_and_fails_for_who_does_not(
     assert "there: " in result.output
     assert "answered in" in result.output
     assert "destinations[1].port" in result.output
-    assert "1 faults" in result.output
+    assert "1 fault\n" in result.output
 
 
 def test_every_cause_has_a_remedy() -> None:
     from ingest.checks.connect import _REMEDIES
 
-    assert set(_REMEDIES) == set(Cause) - {Cause.CLOSED}
+    # These say what happened and not why, so the remedy is to look at the remote.
+    unspecific = {Cause.NO_RESPONSE, Cause.ABORTED, Cause.REJECTED, Cause.RELEASED, Cause.PROTOCOL_ERROR}
+    assert set(_REMEDIES) == set(Cause) - {Cause.CLOSED} - unspecific

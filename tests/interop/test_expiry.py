@@ -78,7 +78,7 @@ def test_status_tells_what_is_in_force_and_that_files_have_changed(
     pairs.write_pair(new, material.folder / "node", force=True)
     *rows, changed = _status(node)
     assert [row["subject"] for row in rows] == ["CN=old", "CN=old"]
-    assert "`ingest reload` takes them" in changed["error"]
+    assert "`ingest reload` reads them" in changed["error"]
     _ingest(node, "reload")
     assert [row["subject"] for row in _status(node)] == ["CN=new", "CN=old"]
 

@@ -312,7 +312,7 @@ groups = st.lists(
 
 
 @given(groups=groups, garbage=st.binary(max_size=3000), cut=st.floats(0, 1))
-@examples(8)
+@examples(4)
 def test_what_waits_is_what_was_written_whole_over_any_garbage(
     tmp_path_factory: pytest.TempPathFactory,
     groups: list[tuple[int, list[tuple[bytes, str]], str]],
