@@ -142,7 +142,7 @@ cdef class Channel:
         if length:                      # it came with the last bytes of the handshake
             memcpy(self.window.buf, connection.incoming.data + connection.incoming_at, length)
             connection.forget_incoming(length)
-        self.parser.received(max(self.decrypt(<Py_ssize_t> length), 0))
+        self.parser.start_window(max(self.decrypt(<Py_ssize_t> length), 0))
 
     def receive(self):
         """Take what has arrived; the next event that is Python's, or None when there is no more now.
@@ -163,7 +163,7 @@ cdef class Channel:
             return None
         try:
             while True:
-                event = self.parser.step() if self.spent < BUDGET else None
+                event = self.parser.parse_next_event() if self.spent < BUDGET else None
                 while event is not None:
                     if self.taker is None or not self.taker.take(event):
                         self.spent += COST_OF_LEFT
@@ -171,7 +171,7 @@ cdef class Channel:
                     self.spent += COST_OF_TAKEN
                     if self.spent >= BUDGET:
                         break
-                    event = self.parser.step()
+                    event = self.parser.parse_next_event()
                 if self.taker is not None:
                     self.taker.window_goes()
                 if self.spent >= BUDGET:
@@ -190,7 +190,7 @@ cdef class Channel:
             self.notices |= UNREAD
         self.note_progress()
         self.out()
-        if self.parser.within_message():
+        if self.parser.is_within_message():
             self.acknowledge()
         return None
 
@@ -262,7 +262,7 @@ cdef class Channel:
             self.received = True
             return 1
         if count > 0:
-            self.parser.received(count)
+            self.parser.start_window(count)
             return 1
         return 0
 
@@ -293,13 +293,13 @@ cdef class Channel:
             count = self.decrypt(count)
         count = max(count, 0)
         self.unfinished += <size_t> count       # not what TLS says to itself
-        self.parser.received(count)
+        self.parser.start_window(count)
         return 1
 
     cdef int note_progress(self) noexcept:
         """Note whether what came in this turn brought the peer on."""
-        if self.parser.completed != self.completed or self.unfinished >= PROGRESS:
-            self.completed = self.parser.completed
+        if self.parser.completed_pdus != self.completed or self.unfinished >= PROGRESS:
+            self.completed = self.parser.completed_pdus
             self.unfinished = 0
             self.progressed = self.heard
         return 0
@@ -323,7 +323,7 @@ cdef class Channel:
             return False
         memcpy(self.parser.window.buf, self.rest.data + self.rest_at, length)
         self.rest_at += length
-        self.parser.received(<Py_ssize_t> length)
+        self.parser.start_window(<Py_ssize_t> length)
         return True
 
     cdef Py_ssize_t decrypt(self, Py_ssize_t length) except -2:

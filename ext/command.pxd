@@ -3,7 +3,7 @@ from libc.stdint cimport uint8_t, uint32_t
 cdef enum:
     ELEMENT_HEADER = 8      # PS3.7 6.3.1: group 2, element 2, length 4, all little endian
 
-# How the value of a command element is encoded (PS3.5 Table 6.2-1).
+# Value representation of a command element (PS3.5 Table 6.2-1).
 cdef enum Kind:
     UL
     US

@@ -1,4 +1,4 @@
-"""DIMSE command sets, Implicit VR Little Endian (PS3.7 section 6.3 and Annex E)."""
+"""Codec of DIMSE command sets, Implicit VR Little Endian (PS3.7 section 6.3 and Annex E)."""
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
 from libc.stdint cimport uint8_t, uint32_t
@@ -11,8 +11,8 @@ __all__ = ["decode_command", "encode_command"]
 
 cdef int INVALID_PARAMETER = 6      # PS3.8 Table 9-26
 
-# PS3.7 Table E.1-1: element number within group 0000, keyword, value representation. Retired ones (Table
-# E.2-1) are passed over when they come and never sent.
+# PS3.7 Table E.1-1: element number within group 0000, keyword, value representation. Retired elements (Table
+# E.2-1) are skipped on receipt and never sent.
 cdef tuple TABLE = (
     (0x0000, "CommandGroupLength", UL),
     (0x0002, "AffectedSOPClassUID", UI),
@@ -44,20 +44,19 @@ cdef dict BY_KEYWORD = {keyword: (element, kind) for element, keyword, kind in T
 
 
 def decode_command(bytes data not None):
-    """The elements of a command set by their DICOM keywords.
+    """Decode a command set into values by DICOM keyword.
 
-    UL and US become int, AT a list of int (0xGGGGEEEE), UI, AE and LO str without their padding. An AE ends
-    before its first NUL. Characters of an AE or LO that cannot be shown are replaced by "?", since such text
-    ends up in logs. A number without a value is left out. Elements that are not in PS3.7 Table E.1-1 are
-    passed over, whatever their group. Order and group length are not insisted on: both are known to be wrong
-    in the field, and neither is needed.
+    UL and US become int, AT becomes a list of int (0xGGGGEEEE). UI, AE and LO become str without padding. An
+    AE ends before its first NUL. Unprintable characters of an AE or LO become "?", because such text ends up
+    in logs. A number without a value is left out. Elements that are not in PS3.7 Table E.1-1 are skipped,
+    in any group. Element order and CommandGroupLength are not checked. Real senders get both wrong, and
+    decoding needs neither.
 
-    A value that is not of its representation, and two different values of one element, become a PeerError
-    that is not raised but stands in the place of the value. Only the reader of the message knows whether the
-    operation needs this element (RFC 1122 1.2.2).
+    An invalid value, or two different values of one element, become a PeerError. The error is not raised but
+    returned as the value. Only the caller knows whether the operation needs this element (RFC 1122 1.2.2).
 
     Raises:
-        PeerError: An element is cut, so that nothing behind it can be found.
+        PeerError: The command set ends within an element.
     """
     cdef const uint8_t *at = <const uint8_t *> PyBytes_AS_STRING(data)
     cdef Py_ssize_t left = PyBytes_GET_SIZE(data)
@@ -89,7 +88,7 @@ def decode_command(bytes data not None):
 
 
 cdef bint is_padding(const uint8_t *data, Py_ssize_t length) noexcept:
-    """Whether these bytes, too few for an element, are zeros that fill up."""
+    """Report whether these bytes, too few for an element, are all zero."""
     cdef Py_ssize_t at
     for at in range(length):
         if data[at] != 0:
@@ -98,7 +97,9 @@ cdef bint is_padding(const uint8_t *data, Py_ssize_t length) noexcept:
 
 
 cdef object decode_value(str keyword, Kind kind, const uint8_t *data, uint32_t length):
-    """The value, None for a number without one, or a PeerError (not raised) that says what is wrong with it.
+    """Decode one value.
+
+    Return None for an empty number, and a PeerError (not raised) for an invalid value.
     """
     cdef uint32_t at = 0
     cdef list tags
@@ -120,14 +121,17 @@ cdef object decode_value(str keyword, Kind kind, const uint8_t *data, uint32_t l
 
 
 cdef object decode_text(str keyword, Kind kind, const uint8_t *data, uint32_t length):
-    """Without padding. A UI becomes a name and a key, so a byte that no UID has makes it a PeerError."""
+    """Decode text and strip its padding. Return a PeerError for a UI with a byte that no UID contains.
+
+    The check protects file names and keys, which are built from UIDs.
+    """
     cdef uint32_t start = 0, at
     if kind == AE:
         for at in range(length):
-            if data[at] == 0x00:            # what stands behind a NUL is rubbish of the sender's memory
+            if data[at] == 0x00:            # some senders leave uninitialised memory behind a NUL
                 length = at
                 break
-    # PS3.5 6.2: UI is padded with NUL, AE and LO with spaces; both are seen at the end of either
+    # PS3.5 6.2: NUL pads a UI, spaces pad an AE or LO. Real senders use either for all of them.
     while length > 0 and (data[length - 1] == 0x00 or data[length - 1] == 0x20):
         length -= 1
     if kind == AE:
@@ -140,13 +144,14 @@ cdef object decode_text(str keyword, Kind kind, const uint8_t *data, uint32_t le
     text = (data + start)[:length - start].decode("latin-1")
     if kind == AE and not text.isascii():
         text = text.encode("ascii", "replace").decode("ascii")
-    return text if text.isprintable() else printable(text)
+    return text if text.isprintable() else replace_unprintable(text)
 
 
-cdef str printable(str text):
-    """With "?" for what cannot be printed.
+cdef str replace_unprintable(str text):
+    """Replace each unprintable character by "?".
 
-    No list comprehension: what Cython 3.3 makes of one frees an object twice when there is no memory.
+    Do not use a list comprehension here. The code that Cython 3.3 generates for one frees an object twice if
+    memory runs out.
     """
     cdef str shown = "", character
     for character in text:
@@ -155,13 +160,15 @@ cdef str printable(str text):
 
 
 def encode_command(elements not None):
-    """A command set out of keywords and values, with CommandGroupLength, in ascending order, of even lengths.
+    """Encode a command set from values by DICOM keyword.
 
-    Takes what `decode_command` gives; a value that is None is left out, an AT may be one int.
+    The elements are in ascending order, values have even lengths, and CommandGroupLength is computed. The
+    values have the types that `decode_command` returns. An AT may also be one int. A value of None leaves the
+    element out.
 
     Raises:
-        ValueError: A keyword is not in PS3.7 Table E.1-1, or a value does not fit its representation.
-        TypeError: A value is of another type.
+        ValueError: A keyword is not in PS3.7 Table E.1-1, or a value does not fit its VR.
+        TypeError: A value has a type that its VR does not allow.
     """
     cdef Kind kind
     cdef list encoded = []
@@ -177,7 +184,7 @@ def encode_command(elements not None):
     encoded.sort()
     for element, value in encoded:
         body += b"\x00\x00" + element.to_bytes(2, "little") + len(value).to_bytes(4, "little") + value
-    # PS3.7 E.1: (0000,0000) counts the bytes that follow it
+    # PS3.7 E.1: CommandGroupLength (0000,0000) counts the bytes that follow its own value
     return b"\x00\x00\x00\x00\x04\x00\x00\x00" + len(body).to_bytes(4, "little") + body
 
 

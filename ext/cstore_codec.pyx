@@ -157,7 +157,7 @@ cdef class StoreContext:
         self.sop_class = sop_class_uid.encode("ascii")
         if PyBytes_GET_SIZE(self.sop_class) > UID_MAX:
             raise ValueError("a SOP class UID has at most 64 characters")
-        self.coding = header.coding_of(transfer_syntax_uid)
+        self.coding = header.get_coding(transfer_syntax_uid)
         self.lead, self.before, self.after = lead, before, after
 
     cdef bint accepts_request(self, const Request *request) noexcept:

@@ -270,9 +270,9 @@ cdef class CStoreOperations(FastPath):
         self.current = operation            # on any later failure the association removes the file
         self.add_outstanding_id(request.message_id)
         if operation.job.fd >= 0:
-            self.parser.expect(context_id, operation.job.fd, head, 0)
+            self.parser.start_data_set(context_id, operation.job.fd, head, 0)
         else:
-            self.parser.expect_small(context_id, head, self.intake.small, operation)
+            self.parser.start_small_data_set(context_id, head, self.intake.small, operation)
         return True
 
     cdef int check_first_piece(self) except -1:
@@ -281,7 +281,7 @@ cdef class CStoreOperations(FastPath):
         if self.parser.sink.first != NULL:
             operation.is_checked = True
             if operation.context.coding >= 0:
-                operation.is_sound = header.names(
+                operation.is_sound = header.has_sop_uids(
                     operation.context.coding, self.parser.sink.first, self.parser.sink.first_length,
                     operation.context.sop_class, operation.uid,
                 )

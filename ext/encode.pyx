@@ -1,8 +1,8 @@
-"""P-DATA-TF PDUs (PS3.8 9.3.5) out of a command set in memory, and out of a data set in a file.
+"""Encoder of P-DATA-TF PDUs (PS3.8 9.3.5) from a command set in memory or a data set in a file.
 
-Every PDU made here carries one PDV. Fragments are even (PS3.8 Annex E) wherever the peer's maximum length
-leaves room for two bytes; a data set's bytes go from the file to their place between the headers with no copy
-of ours.
+Each PDU carries one PDV. Fragments have an even length (PS3.8 Annex E) if the peer's maximum PDU length
+leaves room for two bytes. One preadv(2) reads the bytes of a data set into the gaps between the headers, so
+they are not copied again in user space.
 """
 
 cimport cython
@@ -18,24 +18,27 @@ import os
 
 __all__ = ["DataSetEncoder", "encode_p_data"]
 
-cdef int SHORT_FILE = -1            # beside the errnos that read_around returns
+cdef int SHORT_FILE = -1            # differs from every errno, because those are positive
 
 
 cdef void write_headers(uint8_t *at, int context_id, uint64_t length, bint command, bint last) noexcept nogil:
-    """The 12 bytes ahead of a fragment of `length` bytes."""
+    """Write the PDU header and the PDV header, 12 bytes, for a fragment of `length` bytes."""
     at[0] = 0x04                                # PS3.8 Table 9-22, byte 1: PDU-type
     at[1] = 0x00                                # byte 2: reserved
     put_big_32(at + 2, length + PDV_OVERHEAD)       # bytes 3-6: PDU-length
     put_big_32(at + 6, length + 2)                  # Table 9-23, bytes 1-4: item-length
     at[10] = <uint8_t> context_id               # byte 5: presentation-context-ID
-    at[11] = (1 if command else 0) | (2 if last else 0)     # PS3.8 E.2: message control header
+    at[11] = (1 if command else 0) | (2 if last else 0)     # byte 6, PS3.8 E.2: message control header
 
 
-cdef uint64_t fragment_limit(long long max_pdu_length) except 0:
-    """Bytes of one fragment, with `max_pdu_length` after a P-DATA-TF's header (PS3.8 D.1; 0: no limit)."""
+cdef uint64_t compute_fragment_limit(long long max_pdu_length) except 0:
+    """Compute the longest fragment that fits a maximum PDU length (PS3.8 D.1; 0 means no limit).
+
+    The result is even, except that a limit of 7 bytes leaves fragments of one byte.
+    """
     cdef uint64_t limit
     if max_pdu_length == 0:
-        max_pdu_length = 0xFFFFFFFE             # what PDU-length can say, and even
+        max_pdu_length = 0xFFFFFFFE             # the largest even value of the 32-bit PDU-length field
     if max_pdu_length <= PDV_OVERHEAD or max_pdu_length > 0xFFFFFFFF:
         raise ValueError(f"a maximum PDU length of {max_pdu_length} bytes is neither 0 nor 7 to 2^32 - 1")
     limit = <uint64_t> max_pdu_length - PDV_OVERHEAD
@@ -49,17 +52,17 @@ cdef int check_context_id(int context_id) except -1:
 
 
 def encode_p_data(int context_id, bytes command not None, long long max_pdu_length):
-    """A command set as P-DATA-TF PDUs of one PDV each, the last one marked as last.
+    """Encode a command set as P-DATA-TF PDUs of one PDV each.
 
     Args:
         context_id: Presentation context ID, odd, 1 to 255.
         command: The command set, Implicit VR Little Endian.
-        max_pdu_length: The peer's maximum length (PS3.8 D.1), 7 bytes or more; 0: no limit.
+        max_pdu_length: The peer's maximum length (PS3.8 D.1), at least 7 bytes. 0: no limit.
 
     Raises:
-        ValueError: The context ID or the maximum length cannot be.
+        ValueError: The context ID or the maximum length is out of range.
     """
-    cdef uint64_t limit = fragment_limit(max_pdu_length)
+    cdef uint64_t limit = compute_fragment_limit(max_pdu_length)
     cdef uint64_t left = <uint64_t> PyBytes_GET_SIZE(command)
     cdef uint64_t count = 1 if left == 0 else (left + limit - 1) // limit
     cdef uint64_t length
@@ -80,39 +83,39 @@ def encode_p_data(int context_id, bytes command not None, long long max_pdu_leng
     return encoded
 
 
-# Hidden from the collector, so that `view` outlives `buffer`; nothing that an encoder holds leads back to it.
+# The garbage collector does not track this class (no_gc). Otherwise it could clear `view`, and `buffer` would
+# point into freed memory. No field refers back to the encoder, so no reference cycle goes uncollected.
 @cython.final
 @cython.no_gc
 cdef class DataSetEncoder:
-    """Turns the data set of a file into P-DATA-TF PDUs, a buffer of whole PDUs at a time.
+    """Encodes the data set of a file as P-DATA-TF PDUs, one buffer of whole PDUs at a time.
 
     Args:
-        max_pdu_length: The peer's maximum length (PS3.8 D.1), 7 bytes or more; 0: no limit.
-        buffer_size: Bytes of the buffer, 14 or more; no PDU is longer than it.
+        max_pdu_length: The peer's maximum length (PS3.8 D.1), at least 7 bytes. 0: no limit.
+        buffer_size: Size of the buffer in bytes, at least 14. It also limits the length of a PDU.
 
     Raises:
-        ValueError: One of them is out of range.
+        ValueError: An argument is out of range.
     """
 
     def __cinit__(self, long long max_pdu_length, long long buffer_size=131072):
-        cdef unsigned char[::1] place
+        cdef unsigned char[::1] memory
         if buffer_size < HEADERS_LENGTH + 2 or buffer_size > 0x40000000:
             raise ValueError(f"a buffer of {buffer_size} bytes is not between 14 bytes and 1 GiB")
         self.fragment = (<uint64_t> buffer_size - HEADERS_LENGTH) & ~<uint64_t> 1
-        self.fragment = min(self.fragment, fragment_limit(max_pdu_length))
+        self.fragment = min(self.fragment, compute_fragment_limit(max_pdu_length))
         self.capacity = <uint64_t> buffer_size
         self.view = memoryview(bytearray(buffer_size))
-        place = self.view
-        self.buffer = &place[0]     # stays there: a bytearray that `view` exports cannot be resized
+        memory = self.view
+        self.buffer = &memory[0]     # stays valid: a bytearray cannot be resized while `view` exports it
         self.fd = -1
-        self.last_sent = True
+        self.is_last_sent = True
 
     def start(self, int context_id, int fd, long long offset, long long length, bint pad=False):
-        """Begin with the data set that is `length` bytes from `offset` of `fd`; what was under way is
-        forgotten.
+        """Start to encode the `length` bytes at `offset` of `fd`. This ends a data set that is not finished.
 
-        `fd` stays the caller's and must stay open until `fill` is done. With `pad`, a 00H follows an odd
-        `length`, as PS3.5 A.5 wants it after a deflate stream.
+        The caller owns `fd` and keeps it open until `fill` has returned the last PDU. With `pad`, a byte 00H
+        follows an odd `length`, as PS3.5 A.5 requires after a deflated stream.
 
         Raises:
             ValueError: An argument is out of range.
@@ -124,41 +127,45 @@ cdef class DataSetEncoder:
         self.fd = fd
         self.offset = offset
         self.left = <uint64_t> length
-        # Even fragments leave room for it in the last one; 1-byte fragments, which nobody asks for, do not.
+        # The padding byte goes into the last fragment. An odd data set leaves room there, because fragments
+        # are even. Fragments of one byte leave none, so they are not padded; no real peer asks for them.
         self.padding = 1 if pad and length & 1 and self.fragment > 1 else 0
-        self.last_sent = False
+        self.is_last_sent = False
 
     def fill(self):
-        """The next whole P-DATA-TF PDUs, empty when the last fragment was given before.
+        """Return the next whole P-DATA-TF PDUs. The view is empty after the last fragment.
 
-        The view is of the encoder's one buffer and holds until `fill` is called again. After an error the
-        same bytes are tried again.
+        The view shows the encoder's only buffer, so the next call of `fill` overwrites its bytes. After an
+        error the next call reads the same bytes again.
 
         Raises:
-            OSError: The file cannot be read, or ends before the data set does.
+            OSError: The file cannot be read, or it ends before the data set.
         """
         cdef uint64_t count, length
         cdef int error
-        if self.last_sent:
+        if self.is_last_sent:
             return self.view[:0]
         count = (self.left + self.fragment - 1) // self.fragment if self.left else 1
         count = min(count, self.capacity // (self.fragment + HEADERS_LENGTH))
         length = min(self.left, count * self.fragment)
         with nogil:
-            error = self.read_around(length)
+            error = self.read_between_headers(length)
         if error == SHORT_FILE:
             raise OSError(f"the file ends before its data set: {self.left} bytes expected at {self.offset}")
         if error:
             raise OSError(error, os.strerror(error))
         self.offset += <int64_t> length
         self.left -= length
-        self.last_sent = self.left == 0
-        if self.last_sent:
+        self.is_last_sent = self.left == 0
+        if self.is_last_sent:
             length += self.padding
         return self.view[:<Py_ssize_t> (length + count * HEADERS_LENGTH)]
 
-    cdef int read_around(self, uint64_t length) noexcept nogil:
-        """Write the headers and read `length` bytes between them; 0, an errno or SHORT_FILE."""
+    cdef int read_between_headers(self, uint64_t length) noexcept nogil:
+        """Write the headers and read `length` bytes into the gaps. Return 0, an errno or SHORT_FILE.
+
+        Each round covers up to PARTS_MAX fragments with one preadv.
+        """
         cdef iovec parts[PARTS_MAX]
         cdef uint8_t *at = self.buffer
         cdef uint64_t done = 0, step, filled, padding
@@ -185,13 +192,13 @@ cdef class DataSetEncoder:
             done += filled
             if done == length:
                 break
-        if length == 0:             # PS3.8 E.1: a data set without bytes is one empty last fragment
+        if length == 0:             # PS3.8 E.1: an empty data set is one empty last fragment
             write_headers(at, self.context_id, 0, False, True)
         return 0
 
 
 cdef int read_all(int fd, iovec *parts, int count, int64_t offset) noexcept nogil:
-    """Fill every part, none of them empty, from `offset` on; 0, an errno or SHORT_FILE."""
+    """Fill all parts from `offset`. No part may be empty. Return 0, an errno or SHORT_FILE."""
     cdef ssize_t got
     while count > 0:
         got = preadv(fd, parts, count, offset)

@@ -1,20 +1,20 @@
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
 cdef enum:
-    MAX_TAGS = 64           # asked for at once
-    NAMED = 2               # attributes of which `names` asks
-    MAX_DEPTH = 64          # sequences within sequences; real ones stay below ten
-    UNDEFINED = 0xFFFFFFFF  # PS3.5 7.1.1: value length of what ends with a delimitation item
+    MAX_TAGS = 64           # tags of one scan
+    SOP_UIDS = 2            # attributes that `has_sop_uids` compares
+    MAX_DEPTH = 64          # nested sequences; real data sets stay below ten
+    UNDEFINED = 0xFFFFFFFF  # PS3.5 7.1.1: value length of a value that ends with a delimitation item
 
-# What a tolerant scan came across; `ingest.dicom.instance_header` has the words.
+# Damage that a tolerant scan found. `ingest.dicom.instance_header` describes each number to users.
 cdef enum Damage:
-    UNKNOWN_VR = 1          # PS3.5 6.2: neither letters nor known
-    TWICE = 2               # an attribute asked for, with another value than before
-    DISORDER = 4            # PS3.5 7.1: tags do not increase
-    CUT = 8                 # the data set ends within an element
-    BROKEN_SEQUENCE = 16    # items or delimiters out of place, or nested too deeply
-    LONG_VALUE = 32         # of an attribute asked for; its beginning counts
-    NOT_INFLATED = 64       # the deflated stream is damaged or cut
+    UNKNOWN_VR = 1          # PS3.5 6.2: not a VR of the standard
+    DIFFERING_DUPLICATE = 2     # a requested attribute is repeated with another value
+    OUT_OF_ORDER = 4            # PS3.5 7.1: tags do not increase
+    TRUNCATED = 8                 # the data set ends within an element
+    BROKEN_SEQUENCE = 16    # items or delimiters are misplaced, or sequences nest too deeply
+    LONG_VALUE = 32         # the value of a requested attribute is too long; only its beginning is kept
+    NOT_INFLATED = 64       # the deflated stream is damaged or incomplete
 
 # Byte order and structure of data elements (PS3.5 7.1, Annex A).
 cdef enum Coding:
@@ -22,53 +22,60 @@ cdef enum Coding:
     EXPLICIT_LITTLE
     EXPLICIT_BIG
 
-# What one step of the scan came to.
+# Result of one step of the scan.
 cdef enum Step:
-    GOES_ON
-    NEEDS_MORE
-    DONE
+    CONTINUES
+    NEEDS_DATA
+    COMPLETE
 
-# Position in the nesting: an open sequence of undefined length, and perhaps an open item of undefined length
-# in it.
+# One open sequence of undefined length, and whether an item of undefined length is open in it. Sequences and
+# items of defined length need no level, because the scan skips them as a whole.
 cdef struct Level:
-    Coding coding           # of the elements in its items
+    Coding coding           # encoding of the elements in its items
     bint in_item
 
 cdef struct Element:
     uint32_t tag            # 0xGGGGEEEE
     uint32_t length
-    uint32_t header         # bytes ahead of the value
-    Coding inner            # of the items, should it be a sequence
+    uint32_t header         # bytes before the value
+    Coding inner            # encoding of the items, if this is a sequence
     bint unknown_vr
 
-# The scan stands between two elements, so that it goes on when more data comes; nothing points into the data.
+# The scan always stops between two elements, so it can continue when more data arrives. Except `values`,
+# nothing in this struct points into the data.
 cdef struct Scan:
     Coding coding
     int depth
     Level levels[MAX_DEPTH]
-    uint64_t skip           # bytes still to come of a value that is passed over
-    uint32_t cut            # the tag asked for whose value is not all there; 0: none
-    int asked
+    uint64_t bytes_to_skip           # bytes of a skipped value that have not arrived
+    uint32_t truncated_tag  # the requested tag whose value is incomplete; 0: none
+    int requested
     uint32_t tags[MAX_TAGS]
-    # A tolerant scan notes damage and goes on, until all that is asked for is found.
+    # A tolerant scan records damage and continues until all requested tags are found.
     bint tolerant
-    int damage              # of `Damage`, all that was seen
-    int missing             # how many tags asked for are not found yet
-    uint32_t last           # the tag before
-    size_t value_max        # longer values are cut
-    # Where the values asked for lie, while the data does; kept where `found` is None.
-    const uint8_t *values[NAMED]
-    size_t lengths[NAMED]
+    int damage              # bit set of `Damage`
+    int missing             # number of requested tags that are not found yet
+    uint32_t previous_tag           # the tag of the preceding element
+    size_t value_max        # longer values are truncated
+    # Addresses of the requested values, used if `found` is None. They are valid as long as the data.
+    const uint8_t *values[SOP_UIDS]
+    size_t lengths[SOP_UIDS]
 
-cdef Step run(Scan *state, const uint8_t *data, size_t *at, size_t end, dict found) except? DONE
-cdef Step step_outside(Scan *state, const uint8_t *data, size_t *at, size_t end, dict found) except? DONE
-cdef Step step_inside(Scan *state, const uint8_t *data, size_t *at, size_t end) except? DONE
+cdef Step scan_elements(
+    Scan *state, const uint8_t *data, size_t *at, size_t end, dict found
+) except? COMPLETE
+cdef Step scan_top_element(
+    Scan *state, const uint8_t *data, size_t *at, size_t end, dict found
+) except? COMPLETE
+cdef Step scan_nested_element(Scan *state, const uint8_t *data, size_t *at, size_t end) except? COMPLETE
 cdef Step read_header(
     Coding coding, const uint8_t *data, size_t left, bint nested, bint tolerant, Element *e
-) except? DONE
-cdef Step take_value(
+) except? COMPLETE
+cdef Step copy_value(
     Scan *state, const uint8_t *data, size_t *at, size_t end, dict found, const Element *element
-) except? DONE
-cdef int enter(Scan *state, Element *element) except -1
-cdef int coding_of(transfer_syntax_uid) except -2
-cdef bint names(int coding, const uint8_t *data, size_t length, bytes sop_class, bytes sop_instance) except -1
+) except? COMPLETE
+cdef int enter_sequence(Scan *state, Element *element) except -1
+cdef int get_coding(transfer_syntax_uid) except -2
+cdef bint has_sop_uids(
+    int coding, const uint8_t *data, size_t length, bytes sop_class, bytes sop_instance
+) except -1

@@ -1,9 +1,8 @@
-"""Finds named top-level attributes in the first part of a data set (PS3.5 section 7 and Annex A).
+"""Scanner for top-level attributes in the first part of a data set (PS3.5 section 7 and Annex A).
 
-Nothing but structure is read: values that are not asked for are stepped over, sequences of undefined length
-are walked to their delimiter. The scan is as tolerant as widespread readers are: elements out of order, group
-0002 in a data set, items in Implicit VR within an explicit sequence and stray delimiters at the top level are
-taken as they come.
+The scan reads only the structure. It skips values that are not requested, and reads sequences of undefined
+length up to their delimiter. It is as tolerant as widespread readers. It accepts elements out of order, group
+0002 in a data set, Implicit VR items in an explicit sequence, and stray delimiters at the top level.
 """
 
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
@@ -18,10 +17,10 @@ from ingest.ext.errors import PeerError
 __all__ = ["HeaderReader", "scan"]
 
 cdef int INVALID_PARAMETER = 6                  # PS3.8 Table 9-26
-cdef Py_ssize_t DEFLATED_STEP = 8192            # input of one step: zlib copies what it did not use of it
+cdef Py_ssize_t DEFLATED_STEP = 8192            # input of one step; small, because zlib copies unused input
 cdef Py_ssize_t INFLATED_STEP = 65536           # output of one step
-cdef Py_ssize_t MAX_VALUE = 1048576             # of an attribute asked for, when inflated
-cdef uint64_t MAX_INFLATED = 67108864           # a few KiB can inflate to more than any header needs
+cdef Py_ssize_t MAX_VALUE = 1048576             # longest value of a requested attribute, inflated
+cdef uint64_t MAX_INFLATED = 67108864           # limit against a small stream that inflates to gigabytes
 
 cdef uint32_t SOP_CLASS_UID = 0x00080016
 cdef uint32_t SOP_INSTANCE_UID = 0x00080018
@@ -29,37 +28,40 @@ cdef uint32_t ITEM = 0xFFFEE000                 # PS3.5 Table 7.5-1 to 7.5-3
 cdef uint32_t ITEM_DELIMITATION = 0xFFFEE00D
 cdef uint32_t SEQUENCE_DELIMITATION = 0xFFFEE0DD
 
-# PS3.5 Annex A.1, and two that others defined alike: Papyrus 3, and GE's with big endian pixels.
+# PS3.5 A.1, and two more with the same structure: Papyrus 3, and the GE syntax with big endian pixels.
 cdef frozenset IMPLICIT = frozenset({"1.2.840.10008.1.2", "1.2.840.10008.1.20", "1.2.840.113619.5.2"})
 cdef str BIG_ENDIAN = "1.2.840.10008.1.2.2"     # PS3.5 A.3, retired
-# PS3.5 A.5, and JPIP Referenced Deflate (A.7) with its HTJ2K sibling
+# PS3.5 A.5, JPIP Referenced Deflate (A.7) and JPIP HTJ2K Referenced Deflate
 cdef frozenset DEFLATED = frozenset(
     {"1.2.840.10008.1.2.1.99", "1.2.840.10008.1.2.4.95", "1.2.840.10008.1.2.4.205"}
 )
 
 
-cdef inline uint32_t number_16(const uint8_t *data, bint big) noexcept nogil:
+cdef inline uint32_t read_uint16(const uint8_t *data, bint big) noexcept nogil:
     if big:
         return (<uint32_t> data[0] << 8) | data[1]
     return data[0] | (<uint32_t> data[1] << 8)
 
 
-cdef inline uint32_t number_32(const uint8_t *data, bint big) noexcept nogil:
+cdef inline uint32_t read_uint32(const uint8_t *data, bint big) noexcept nogil:
     if big:
-        return (number_16(data, True) << 16) | number_16(data + 2, True)
-    return number_16(data, False) | (number_16(data + 2, False) << 16)
+        return (read_uint16(data, True) << 16) | read_uint16(data + 2, True)
+    return read_uint16(data, False) | (read_uint16(data + 2, False) << 16)
 
 
-cdef inline uint32_t tag_at(const uint8_t *data, bint big) noexcept nogil:
-    return (number_16(data, big) << 16) | number_16(data + 2, big)
+cdef inline uint32_t read_tag(const uint8_t *data, bint big) noexcept nogil:
+    return (read_uint16(data, big) << 16) | read_uint16(data + 2, big)
 
 
-cdef inline bint is_letters(const uint8_t *vr) noexcept nogil:
+cdef inline bint has_vr_letters(const uint8_t *vr) noexcept nogil:
     return c"A" <= vr[0] <= c"Z" and c"A" <= vr[1] <= c"Z"
 
 
 cdef inline bint has_short_length(const uint8_t *vr) noexcept nogil:
-    """PS3.5 Table 7.1-2: the VRs with a 16-bit length; all others, of the future too, have 32 bits (6.2)."""
+    """Report whether a VR has a 16-bit length (PS3.5 Table 7.1-2).
+
+    All other VRs have a 32-bit length. PS3.5 6.2 promises that for future VRs as well.
+    """
     cdef int name = (vr[0] << 8) | vr[1]
     return (
         name == 0x4145 or name == 0x4153 or name == 0x4154 or name == 0x4353        # AE AS AT CS
@@ -71,13 +73,16 @@ cdef inline bint has_short_length(const uint8_t *vr) noexcept nogil:
     )
 
 
-cdef inline bint is_blank(const uint8_t *vr) noexcept nogil:
-    """A VR that a writer did not know, and no length of Implicit VR."""
+cdef inline bint is_blank_vr(const uint8_t *vr) noexcept nogil:
+    """Report whether the VR is a filler that writers use for an unknown VR.
+
+    Such bytes are unlikely as the length of an Implicit VR element.
+    """
     return vr[0] == vr[1] and (vr[0] == 0x00 or vr[0] == 0x20 or vr[0] == c"?" or vr[0] == c"-")
 
 
 cdef inline bint has_long_length(const uint8_t *vr) noexcept nogil:
-    """PS3.5 Table 7.1-1: the VRs of today with a 32-bit length."""
+    """Report whether a VR of the current standard has a 32-bit length (PS3.5 Table 7.1-1)."""
     cdef int name = (vr[0] << 8) | vr[1]
     return (
         name == 0x4F42 or name == 0x4F44 or name == 0x4F46 or name == 0x4F4C        # OB OD OF OL
@@ -89,54 +94,55 @@ cdef inline bint has_long_length(const uint8_t *vr) noexcept nogil:
 
 cdef Step read_header(
     Coding coding, const uint8_t *data, size_t left, bint nested, bint tolerant, Element *e
-) except? DONE:
-    """The element at `data`, of which `left` bytes are there."""
+) except? COMPLETE:
+    """Read tag, VR and length of the element at `data`, of which `left` bytes are available."""
     cdef bint big = coding == EXPLICIT_BIG
     if left < 8:
-        return NEEDS_MORE
-    e.tag = tag_at(data, big)
+        return NEEDS_DATA
+    e.tag = read_tag(data, big)
     e.header = 8
     e.inner = coding
     e.unknown_vr = False
-    # PS3.5 7.5: items and delimiters have no VR in any encoding
+    # PS3.5 7.5: items and delimiters have no VR in any encoding.
     if coding == IMPLICIT_LITTLE or e.tag >> 16 == 0xFFFE:
-        e.length = number_32(data + 4, big)                 # PS3.5 Table 7.1-3, bytes 5-8
-        return GOES_ON
-    e.unknown_vr = not is_letters(data + 4)                 # PS3.5 Table 7.1-1, bytes 5-6: VR
+        e.length = read_uint32(data + 4, big)                 # PS3.5 Table 7.1-3, bytes 5-8
+        return CONTINUES
+    e.unknown_vr = not has_vr_letters(data + 4)                 # PS3.5 Table 7.1-1, bytes 5-6: VR
     if e.unknown_vr:
-        if nested and not big and not is_blank(data + 4):
+        if nested and not big and not is_blank_vr(data + 4):
             # Some writers put Implicit VR elements into the items of an explicit data set.
-            e.length = number_32(data + 4, False)
+            e.length = read_uint32(data + 4, False)
             e.inner = IMPLICIT_LITTLE
-            return GOES_ON
+            return CONTINUES
         if tolerant:
-            # As DCMTK reads it: VRs of letters that it does not know have 32 bits, all others 16 bits.
-            e.length = number_16(data + 6, big)
-            return GOES_ON
+            # Do as DCMTK: an unknown VR has a 32-bit length if it consists of letters, otherwise 16 bits.
+            e.length = read_uint16(data + 6, big)
+            return CONTINUES
         raise PeerError(
             f"({e.tag >> 16:04X},{e.tag & 0xFFFF:04X}) has no VR; is the data set of its transfer syntax?",
             INVALID_PARAMETER,
         )
     if has_short_length(data + 4):
-        e.length = number_16(data + 6, big)                 # Table 7.1-2, bytes 7-8
-        return GOES_ON
+        e.length = read_uint16(data + 6, big)                 # Table 7.1-2, bytes 7-8
+        return CONTINUES
     if tolerant and not has_long_length(data + 4):
         e.unknown_vr = True
         if data[6] or data[7]:
-            # Reserved bytes are zero (Table 7.1-1): its writer did not know of lengths of 32 bits.
-            e.length = number_16(data + 6, big)
-            return GOES_ON
+            # Bytes 7-8 are reserved and zero before a 32-bit length (Table 7.1-1). These are not zero, so the
+            # writer put a 16-bit length there.
+            e.length = read_uint16(data + 6, big)
+            return CONTINUES
     if left < 12:
-        return NEEDS_MORE
-    e.length = number_32(data + 8, big)                     # Table 7.1-1, bytes 9-12; 7-8 are reserved
+        return NEEDS_DATA
+    e.length = read_uint32(data + 8, big)                     # Table 7.1-1, bytes 9-12; 7-8 are reserved
     e.header = 12
     if data[4] == c"U" and data[5] == c"N":
-        e.inner = IMPLICIT_LITTLE                           # PS3.5 6.2.2: UN of undefined length
-    return GOES_ON
+        e.inner = IMPLICIT_LITTLE       # PS3.5 6.2.2: UN of undefined length holds Implicit VR
+    return CONTINUES
 
 
-cdef int enter(Scan *state, Element *element) except -1:
-    """Go into a sequence of undefined length."""
+cdef int enter_sequence(Scan *state, Element *element) except -1:
+    """Open a sequence of undefined length."""
     if state.depth == MAX_DEPTH:
         raise PeerError(f"data set nests more than {MAX_DEPTH} sequences", INVALID_PARAMETER)
     state.levels[state.depth].coding = element.inner
@@ -145,14 +151,14 @@ cdef int enter(Scan *state, Element *element) except -1:
     return 0
 
 
-cdef Step step_inside(Scan *state, const uint8_t *data, size_t *at, size_t end) except? DONE:
-    """One item, delimiter or element of the innermost open sequence."""
+cdef Step scan_nested_element(Scan *state, const uint8_t *data, size_t *at, size_t end) except? COMPLETE:
+    """Scan one item, delimiter or element of the innermost open sequence."""
     cdef Level *level = &state.levels[state.depth - 1]
     cdef Element element
-    if read_header(level.coding, data + at[0], end - at[0], True, state.tolerant, &element) == NEEDS_MORE:
-        return NEEDS_MORE
+    if read_header(level.coding, data + at[0], end - at[0], True, state.tolerant, &element) == NEEDS_DATA:
+        return NEEDS_DATA
     if not level.in_item and element.tag >> 16 != 0xFFFE:
-        raise PeerError("sequence of undefined length holds something else than items", INVALID_PARAMETER)
+        raise PeerError("sequence of undefined length has an element outside its items", INVALID_PARAMETER)
     at[0] += element.header
     if element.tag == SEQUENCE_DELIMITATION and not level.in_item:      # PS3.5 7.5.2
         state.depth -= 1
@@ -162,154 +168,165 @@ cdef Step step_inside(Scan *state, const uint8_t *data, size_t *at, size_t end) 
         if element.length == UNDEFINED:
             level.in_item = True
         else:
-            state.skip = element.length
+            state.bytes_to_skip = element.length
     elif element.tag >> 16 == 0xFFFE:
-        raise PeerError("item or delimiter out of place in a sequence of undefined length", INVALID_PARAMETER)
+        raise PeerError("misplaced item or delimiter in a sequence of undefined length", INVALID_PARAMETER)
     elif element.length == UNDEFINED:
-        enter(state, &element)
+        enter_sequence(state, &element)
     else:
-        state.skip = element.length
-    return GOES_ON
+        state.bytes_to_skip = element.length
+    return CONTINUES
 
 
-cdef bint is_asked(Scan *state, uint32_t tag) noexcept:
-    cdef int low = 0, high = state.asked, middle
+cdef bint is_requested(Scan *state, uint32_t tag) noexcept:
+    cdef int low = 0, high = state.requested, middle
     while low < high:
         middle = (low + high) // 2
         if state.tags[middle] < tag:
             low = middle + 1
         else:
             high = middle
-    return low < state.asked and state.tags[low] == tag
+    return low < state.requested and state.tags[low] == tag
 
 
-cdef int keep_place(Scan *state, uint32_t tag, const uint8_t *value, size_t length) except -1:
-    cdef int which = 0 if tag == state.tags[0] else 1
-    if state.values[which] != NULL:
+cdef int record_value_position(Scan *state, uint32_t tag, const uint8_t *value, size_t length) except -1:
+    cdef int index = 0 if tag == state.tags[0] else 1
+    if state.values[index] != NULL:
         raise PeerError(f"({tag >> 16:04X},{tag & 0xFFFF:04X}) is there twice", INVALID_PARAMETER)
-    state.values[which] = value
-    state.lengths[which] = length
+    state.values[index] = value
+    state.lengths[index] = length
     return 0
 
 
-cdef void note_order(Scan *state, const Element *element) noexcept:
+cdef void note_element_damage(Scan *state, const Element *element) noexcept:
     if element.unknown_vr:
         state.damage |= UNKNOWN_VR
     if element.tag >> 16 != 0xFFFE:
-        if element.tag <= state.last:
-            state.damage |= DISORDER
-        state.last = element.tag
+        if element.tag <= state.previous_tag:
+            state.damage |= OUT_OF_ORDER
+        state.previous_tag = element.tag
 
 
-cdef Step take_value(
+cdef Step copy_value(
     Scan *state, const uint8_t *data, size_t *at, size_t end, dict found, const Element *element
-) except? DONE:
-    """Keep a value asked for, or its beginning; the first of several counts, as it does in DCMTK."""
+) except? COMPLETE:
+    """Copy a requested value, or its beginning if it is too long.
+
+    The first of repeated values counts, as in DCMTK.
+    """
     cdef size_t length = min(<size_t> element.length, state.value_max)
     cdef bytes value
     if length > end - at[0] - element.header:
-        state.cut = element.tag
-        return NEEDS_MORE
-    state.cut = 0
+        state.truncated_tag = element.tag
+        return NEEDS_DATA
+    state.truncated_tag = 0
     at[0] += element.header
     value = PyBytes_FromStringAndSize(<const char *> data + at[0], <Py_ssize_t> length)
     at[0] += length
-    state.skip = <uint64_t> element.length - length
-    if state.skip:
+    state.bytes_to_skip = <uint64_t> element.length - length
+    if state.bytes_to_skip:
         state.damage |= LONG_VALUE
     if element.tag in found:
         if found[element.tag] != value:
-            state.damage |= TWICE
+            state.damage |= DIFFERING_DUPLICATE
     else:
         found[element.tag] = value
         state.missing -= 1
     if element.unknown_vr:
         state.damage |= UNKNOWN_VR
-    if element.tag < state.last:
-        state.damage |= DISORDER
-    state.last = element.tag
-    return GOES_ON if state.missing else DONE
+    if element.tag < state.previous_tag:
+        state.damage |= OUT_OF_ORDER
+    state.previous_tag = element.tag
+    return CONTINUES if state.missing else COMPLETE
 
 
-cdef Step step_outside(Scan *state, const uint8_t *data, size_t *at, size_t end, dict found) except? DONE:
-    """One element of the data set itself."""
+cdef Step scan_top_element(
+    Scan *state, const uint8_t *data, size_t *at, size_t end, dict found
+) except? COMPLETE:
+    """Scan one element at the top level of the data set."""
     cdef Element element
     cdef uint32_t tag
     cdef bytes value
     if end - at[0] < 4:
-        return NEEDS_MORE
-    tag = tag_at(data + at[0], state.coding == EXPLICIT_BIG)
-    if not state.tolerant and tag > state.tags[state.asked - 1] and tag >> 16 != 0xFFFE:
-        return DONE
-    if read_header(state.coding, data + at[0], end - at[0], False, state.tolerant, &element) == NEEDS_MORE:
-        return NEEDS_MORE
+        return NEEDS_DATA
+    tag = read_tag(data + at[0], state.coding == EXPLICIT_BIG)
+    if not state.tolerant and tag > state.tags[state.requested - 1] and tag >> 16 != 0xFFFE:
+        return COMPLETE
+    if read_header(state.coding, data + at[0], end - at[0], False, state.tolerant, &element) == NEEDS_DATA:
+        return NEEDS_DATA
     if state.tolerant:
-        if tag >> 16 != 0xFFFE and is_asked(state, tag) and element.length != UNDEFINED:
-            return take_value(state, data, at, end, found, &element)
-        note_order(state, &element)
+        if tag >> 16 != 0xFFFE and is_requested(state, tag) and element.length != UNDEFINED:
+            return copy_value(state, data, at, end, found, &element)
+        note_element_damage(state, &element)
         if tag == ITEM_DELIMITATION:
-            state.damage |= BROKEN_SEQUENCE     # DCMTK ends the data set here
-            return DONE
-    elif tag >> 16 != 0xFFFE and is_asked(state, tag):
+            state.damage |= BROKEN_SEQUENCE     # DCMTK also ends the data set here
+            return COMPLETE
+    elif tag >> 16 != 0xFFFE and is_requested(state, tag):
         if element.length == UNDEFINED:
             raise PeerError(f"({tag >> 16:04X},{tag & 0xFFFF:04X}) is of undefined length", INVALID_PARAMETER)
         if element.length > end - at[0] - element.header:
-            state.cut = tag
-            return NEEDS_MORE
-        state.cut = 0
+            state.truncated_tag = tag
+            return NEEDS_DATA
+        state.truncated_tag = 0
         at[0] += element.header
         if found is None:
-            keep_place(state, tag, data + at[0], element.length)
+            record_value_position(state, tag, data + at[0], element.length)
             at[0] += <size_t> element.length
-            return DONE if tag == state.tags[state.asked - 1] else GOES_ON
+            return COMPLETE if tag == state.tags[state.requested - 1] else CONTINUES
         value = PyBytes_FromStringAndSize(<const char *> data + at[0], <Py_ssize_t> element.length)
         if found.setdefault(tag, value) != value:
             raise PeerError(f"({tag >> 16:04X},{tag & 0xFFFF:04X}) is there twice", INVALID_PARAMETER)
         at[0] += <size_t> element.length
-        return DONE if tag == state.tags[state.asked - 1] else GOES_ON
+        return COMPLETE if tag == state.tags[state.requested - 1] else CONTINUES
     at[0] += element.header
     if element.length == UNDEFINED:
         if tag >> 16 == 0xFFFE:
             raise PeerError("item of undefined length outside of a sequence", INVALID_PARAMETER)
-        enter(state, &element)
+        enter_sequence(state, &element)
     else:
-        state.skip = element.length
-    return GOES_ON
+        state.bytes_to_skip = element.length
+    return CONTINUES
 
 
-cdef Step run(Scan *state, const uint8_t *data, size_t *at, size_t end, dict found) except? DONE:
-    """Go on from `data[at]` until all is found or the data ends; `at` then says where to go on."""
+cdef Step scan_elements(
+    Scan *state, const uint8_t *data, size_t *at, size_t end, dict found
+) except? COMPLETE:
+    """Scan from `data[at]` until all tags are found or the data ends. Set `at` to where to continue."""
     cdef uint64_t length
     cdef Step step
     while True:
-        if state.skip:
-            length = min(state.skip, <uint64_t> (end - at[0]))
+        if state.bytes_to_skip:
+            length = min(state.bytes_to_skip, <uint64_t> (end - at[0]))
             at[0] += <size_t> length
-            state.skip -= length
-            if state.skip:
-                return NEEDS_MORE
+            state.bytes_to_skip -= length
+            if state.bytes_to_skip:
+                return NEEDS_DATA
         if state.depth:
-            step = step_inside(state, data, at, end)
+            step = scan_nested_element(state, data, at, end)
         else:
-            step = step_outside(state, data, at, end, found)
-        if step != GOES_ON:
+            step = scan_top_element(state, data, at, end, found)
+        if step != CONTINUES:
             return step
 
 
-cdef dict outcome(Scan *state, Step step, bint at_end, dict found):
-    if step == DONE:
+cdef dict finish_scan(Scan *state, Step step, bint at_end, dict found):
+    if step == COMPLETE:
         return found
     if not at_end:
         return None
-    if state.cut:
+    if state.truncated_tag:
         raise PeerError(
-            f"the data set ends within ({state.cut >> 16:04X},{state.cut & 0xFFFF:04X})", INVALID_PARAMETER
+            f"the data set ends within ({state.truncated_tag >> 16:04X},{state.truncated_tag & 0xFFFF:04X})",
+            INVALID_PARAMETER,
         )
     return found
 
 
 cdef dict scan_deflated(Scan *state, object view, bint at_end, dict found):
-    """PS3.5 A.5: a raw RFC 1951 stream, inflated in steps of which only what the next one needs is kept."""
+    """Scan a deflated data set, a raw RFC 1951 stream (PS3.5 A.5).
+
+    Inflate in steps and keep only the bytes that the next step needs. Memory stays bounded that way.
+    """
     cdef Py_ssize_t given = 0
     cdef const uint8_t *start
     cdef uint64_t total = 0
@@ -330,47 +347,47 @@ cdef dict scan_deflated(Scan *state, object view, bint at_end, dict found):
         carried += inflated
         at = 0
         start = <const uint8_t *> PyBytes_AS_STRING(carried)
-        step = run(state, start, &at, <size_t> PyBytes_GET_SIZE(carried), found)
-        if step == DONE:
+        step = scan_elements(state, start, &at, <size_t> PyBytes_GET_SIZE(carried), found)
+        if step == COMPLETE:
             return found
         carried = carried[<Py_ssize_t> at:]
         if PyBytes_GET_SIZE(carried) > MAX_VALUE or total > MAX_INFLATED:
             raise PeerError("deflated data set inflates to more than a header needs", INVALID_PARAMETER)
         if not piece and not inflated:
-            break                   # all input is used, and zlib holds no output back
+            break                   # all input is used, and zlib holds back no output
     if not inflater.eof and at_end:
-        raise PeerError("deflated data set is cut", INVALID_PARAMETER)
-    return outcome(state, NEEDS_MORE, inflater.eof, found)
+        raise PeerError("deflated data set is cut short: its stream has no end", INVALID_PARAMETER)
+    return finish_scan(state, NEEDS_DATA, inflater.eof, found)
 
 
-cdef int ask(Scan *state, object tags) except -1:
+cdef int set_requested_tags(Scan *state, object tags) except -1:
     cdef uint32_t tag
     for given in tags:
         tag = given
-        if state.asked == MAX_TAGS or (state.asked and tag <= state.tags[state.asked - 1]):
-            raise ValueError(f"tags to scan for are at most {MAX_TAGS}, ascending, each once")
-        state.tags[state.asked] = tag
-        state.asked += 1
+        if state.requested == MAX_TAGS or (state.requested and tag <= state.tags[state.requested - 1]):
+            raise ValueError(f"tags to scan for must be ascending and unique, at most {MAX_TAGS}")
+        state.tags[state.requested] = tag
+        state.requested += 1
     return 0
 
 
 cdef class HeaderReader:
-    """Reads attributes out of a data set that may be damaged, window by window, in bounded memory.
+    """Reads attributes from a data set that may be damaged, window by window, in bounded memory.
 
-    The reader goes on where the next element can be found, and keeps what it has read where it cannot. It is
-    done when all attributes asked for are found; one that is missing is looked for up to the end.
+    After damage the reader continues if it can find the next element. Otherwise it keeps the values that it
+    has read. It finishes when all requested attributes are found, or else at the end of the data set.
 
     Attributes:
         position: Offset in the data set of the first byte of the next window.
-        values: What was found, by tag: raw values, padding included.
-        damage: What was wrong, as the sum of the numbers in `ext/header.pxd`.
+        values: The raw values found, by tag, padding included.
+        damage: Bit set of the damage found; the bits are `Damage` in `ext/header.pxd`.
         is_done: Whether no further window is needed.
-        is_exhausted: Whether `inflated_max` bytes were inflated before that.
+        is_exhausted: Whether more than `inflated_max` bytes were inflated.
     """
 
     cdef Scan state
-    cdef object inflater            # None where the data set is not deflated
-    cdef bytes carried              # inflated, and not read yet
+    cdef object inflater            # None if the data set is not deflated
+    cdef bytes carried              # inflated bytes that the scan has not read yet
     cdef uint64_t inflated
     cdef uint64_t inflated_max
     cdef readonly uint64_t position
@@ -379,40 +396,40 @@ cdef class HeaderReader:
     cdef readonly bint is_exhausted
 
     def __init__(self, transfer_syntax_uid, tags, value_max, inflated_max):
-        """Begin before the first element.
+        """Start before the first element.
 
         Args:
-            transfer_syntax_uid: How the data set is encoded, as for `scan`.
-            tags: The attributes asked for, as for `scan`.
-            value_max: Bytes of a value that are kept; of a longer one the beginning.
-            inflated_max: Bytes of a deflated data set that are inflated at most.
+            transfer_syntax_uid: Encoding of the data set, as for `scan`.
+            tags: The requested attributes, as for `scan`.
+            value_max: Size to which longer values are truncated, in bytes.
+            inflated_max: Inflating stops after this many bytes of a deflated data set.
 
         Raises:
             ValueError: `tags` are not as described.
         """
-        cdef int coding = coding_of(transfer_syntax_uid)
+        cdef int coding = get_coding(transfer_syntax_uid)
         memset(&self.state, 0, sizeof(Scan))
-        ask(&self.state, tags)
+        set_requested_tags(&self.state, tags)
         self.state.tolerant = True
-        self.state.missing = self.state.asked
+        self.state.missing = self.state.requested
         self.state.value_max = value_max
         self.state.coding = EXPLICIT_LITTLE if coding < 0 else <Coding> coding
         self.inflater = zlib.decompressobj(-15) if coding < 0 else None
         self.inflated_max = inflated_max
         self.carried = b""
         self.values = {}
-        self.is_done = self.state.asked == 0
+        self.is_done = self.state.requested == 0
 
     @property
     def damage(self):
         return self.state.damage
 
     def feed(self, const uint8_t[::1] window not None, bint at_end):
-        """Read one window.
+        """Read the next window of the data set.
 
         Args:
-            window: The bytes of the data set from `position` on. If `position` stands still, the next one
-                must be longer: at most `value_max` and 64 bytes are needed.
+            window: The bytes of the data set from `position`. If `position` does not move, the next window
+                must be longer. `value_max` plus 64 bytes are always enough.
             at_end: Whether the data set ends with this window.
         """
         cdef size_t at = 0
@@ -420,33 +437,33 @@ cdef class HeaderReader:
         if self.is_done:
             return
         if self.inflater is not None:
-            self.inflate(window, at_end)
+            self.inflate_window(window, at_end)
             return
-        self.read(data, &at, <size_t> window.shape[0], at_end)
-        self.position += at + self.state.skip
-        self.state.skip = 0
+        self.read_elements(data, &at, <size_t> window.shape[0], at_end)
+        self.position += at + self.state.bytes_to_skip
+        self.state.bytes_to_skip = 0
 
-    cdef int read(self, const uint8_t *data, size_t *at, size_t end, bint at_end) except -1:
-        """Go on reading; at the end of the data set, say what is cut."""
-        cdef Step step = NEEDS_MORE
+    cdef int read_elements(self, const uint8_t *data, size_t *at, size_t end, bint at_end) except -1:
+        """Continue the scan. At the end of the data set, record whether an element is incomplete."""
+        cdef Step step = NEEDS_DATA
         try:
             if end:
-                step = run(&self.state, data, at, end, self.values)
+                step = scan_elements(&self.state, data, at, end, self.values)
         except PeerError:
             self.state.damage |= BROKEN_SEQUENCE
             self.is_done = True
             return 0
-        if step == DONE:
+        if step == COMPLETE:
             self.is_done = True
         elif at_end:
-            # Fewer bytes than a tag has are padding.
-            if self.state.skip or self.state.depth or end - at[0] >= 4 or self.position + at[0] == 0:
-                self.state.damage |= CUT
+            # Fewer than the four bytes of a tag count as padding.
+            if self.state.bytes_to_skip or self.state.depth or end - at[0] >= 4 or self.position + at[0] == 0:
+                self.state.damage |= TRUNCATED
             self.is_done = True
         return 0
 
-    cdef int inflate(self, const uint8_t[::1] window, bint at_end) except -1:
-        """PS3.5 A.5: a raw RFC 1951 stream, inflated in steps of which only the rest is kept."""
+    cdef int inflate_window(self, const uint8_t[::1] window, bint at_end) except -1:
+        """Read a window of a raw RFC 1951 stream (PS3.5 A.5). Inflate in steps and keep only unread bytes."""
         cdef bytes piece = bytes(window), more
         cdef size_t at
         self.position += <uint64_t> window.shape[0]
@@ -463,7 +480,7 @@ cdef class HeaderReader:
             at = 0
             if not more and at_end and not self.inflater.eof:
                 self.state.damage |= NOT_INFLATED
-            self.read(
+            self.read_elements(
                 <const uint8_t *> PyBytes_AS_STRING(self.carried),
                 &at,
                 <size_t> PyBytes_GET_SIZE(self.carried),
@@ -477,25 +494,24 @@ cdef class HeaderReader:
 
 
 def scan(data, transfer_syntax_uid, tags, bint at_end):
-    """The raw values of top-level attributes out of the first part of a data set.
+    """Return the raw values of top-level attributes from the first part of a data set.
 
     Args:
-        data: A data set or its beginning, as on the wire: any contiguous object with the buffer protocol.
-        transfer_syntax_uid: How it is encoded; UIDs that are not known are Explicit VR Little Endian (PS3.5
+        data: The beginning of an encoded data set, or all of it, as a contiguous buffer.
+        transfer_syntax_uid: Encoding of the data set. Unknown UIDs mean Explicit VR Little Endian (PS3.5
             A.4).
-        tags: The attributes asked for, as 0xGGGGEEEE: ascending, at most 64, none of group FFFE or a
-            sequence.
-        at_end: Whether `data` is all there is.
+        tags: The requested attributes as 0xGGGGEEEE: ascending, at most 64, no sequence and none of group
+            FFFE.
+        at_end: Whether `data` is the whole data set.
 
     Returns:
-        The values of those that are present, padding included, b"" when empty; those are all once a greater
-        tag than the last one asked for, or that one itself, was seen. None when more data is needed, which is
-        never so with `at_end`: a data set that ends within an element not asked for gives what was found
-        before.
+        The values of the attributes that are present, padding included, b"" if empty. None if more data is
+        needed. The scan ends at the last requested tag or at a greater one. With `at_end` the result is never
+        None. If the data set ends within another element, it holds the values found before.
 
     Raises:
-        PeerError: The data is not of its transfer syntax, nests too deeply, inflates to too much, says an
-            attribute asked for twice with different values, or (with `at_end`) ends within one asked for.
+        PeerError: The data does not match its transfer syntax, nests too deeply or inflates to too much. Also
+            raised if a requested attribute has two different values, or (with `at_end`) is incomplete.
         ValueError: `tags` are not as described.
     """
     cdef Scan state
@@ -505,23 +521,23 @@ def scan(data, transfer_syntax_uid, tags, bint at_end):
     cdef dict found = {}
     cdef Step step
     memset(&state, 0, sizeof(state))
-    ask(&state, tags)
-    if state.asked == 0:
+    set_requested_tags(&state, tags)
+    if state.requested == 0:
         return found
-    coding = coding_of(transfer_syntax_uid)
+    coding = get_coding(transfer_syntax_uid)
     state.coding = EXPLICIT_LITTLE if coding < 0 else <Coding> coding
     if coding < 0:
         return scan_deflated(&state, memoryview(data).cast("B"), at_end, found)
     PyObject_GetBuffer(data, &buffer, PyBUF_SIMPLE)
     try:
-        step = run(&state, <const uint8_t *> buffer.buf, &at, <size_t> buffer.len, found)
+        step = scan_elements(&state, <const uint8_t *> buffer.buf, &at, <size_t> buffer.len, found)
     finally:
         PyBuffer_Release(&buffer)
-    return outcome(&state, step, at_end, found)
+    return finish_scan(&state, step, at_end, found)
 
 
-cdef int coding_of(transfer_syntax_uid) except -2:
-    """How a data set is encoded, as `Coding`; -1 where it is deflated."""
+cdef int get_coding(transfer_syntax_uid) except -2:
+    """Return the `Coding` of a transfer syntax, or -1 if it is deflated."""
     if transfer_syntax_uid in IMPLICIT:
         return IMPLICIT_LITTLE
     if transfer_syntax_uid == BIG_ENDIAN:
@@ -529,30 +545,33 @@ cdef int coding_of(transfer_syntax_uid) except -2:
     return -1 if transfer_syntax_uid in DEFLATED else EXPLICIT_LITTLE
 
 
-cdef bint names(
+cdef bint has_sop_uids(
     int coding, const uint8_t *data, size_t length, bytes sop_class, bytes sop_instance
 ) except -1:
-    """Whether the beginning of a data set says these UIDs; False: it says others, or not here, or nothing."""
+    """Report whether the beginning of a data set contains exactly these SOP UIDs.
+
+    False also means that the UIDs are missing, or lie behind the first `length` bytes. Python then decides.
+    """
     cdef Scan state
     cdef size_t at = 0
     memset(&state, 0, sizeof(state))
-    state.asked = NAMED
+    state.requested = SOP_UIDS
     state.tags[0] = SOP_CLASS_UID
     state.tags[1] = SOP_INSTANCE_UID
     state.coding = <Coding> coding
-    if length >= 4 and tag_at(data, coding == EXPLICIT_BIG) >> 16 == 0x0002:
-        return False                # it would pass for a part of the File Meta: Python says so
+    if length >= 4 and read_tag(data, coding == EXPLICIT_BIG) >> 16 == 0x0002:
+        return False                # readers would take it for File Meta; Python refuses such a data set
     try:
-        if run(&state, data, &at, length, None) != DONE:
+        if scan_elements(&state, data, &at, length, None) != COMPLETE:
             return False
     except PeerError:
         return False
-    return is_value(state.values[0], state.lengths[0], sop_class) and is_value(
+    return equals_uid(state.values[0], state.lengths[0], sop_class) and equals_uid(
         state.values[1], state.lengths[1], sop_instance
     )
 
 
-cdef bint is_value(const uint8_t *value, size_t length, bytes expected) noexcept:
+cdef bint equals_uid(const uint8_t *value, size_t length, bytes expected) noexcept:
     if value == NULL:
         return False
     while length > 0 and (value[length - 1] == 0x00 or value[length - 1] == 0x20):

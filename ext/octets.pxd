@@ -1,4 +1,4 @@
-"""Numbers as bytes: little endian in command sets (PS3.7 6.3), big endian in PDUs (PS3.8 9.3.1)."""
+"""Conversion of integers: little endian in command sets (PS3.7 6.3.1), big endian in PDUs (PS3.8 9.3.1)."""
 
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
@@ -16,7 +16,7 @@ cdef inline uint32_t big_32(const uint8_t *at) noexcept nogil:
 
 
 cdef inline uint8_t *put_little(uint8_t *at, uint64_t value, int length) noexcept nogil:
-    """Write so many bytes; returns the place behind them."""
+    """Write the low `length` bytes of a value. Return the address behind them."""
     cdef int byte
     for byte in range(length):
         at[byte] = <uint8_t> (value >> (8 * byte))

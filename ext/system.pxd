@@ -1,4 +1,4 @@
-"""Calls of POSIX and Linux that Cython does not declare."""
+"""Declarations of POSIX and Linux functions that Cython does not ship."""
 
 cdef extern from "pthread.h" nogil:
     ctypedef struct pthread_mutex_t:
@@ -39,8 +39,8 @@ cdef extern from *:
     #include <errno.h>
     #include <unistd.h>
 
-    /* Some file systems (SMB, 9p) have no fsync of a folder. To write all of the file system, names included,
-       waits for no less. */
+    /* Some file systems (SMB, 9p) cannot fsync a folder. For those use syncfs instead. It writes the whole
+       file system, so it also makes the names in this folder durable. */
     static inline int sync_folder(int fd) {
         if (fsync(fd) == 0)
             return 0;
