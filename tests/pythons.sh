@@ -35,7 +35,9 @@ cp -L /etc/ssl/certs/ca-certificates.crt "$system/etc/ssl/certs/ca-certificates.
 mkdir -p "$system/src" "$system/root/.config/pip"
 if [ -e /etc/pip.conf ]; then cp /etc/pip.conf "$system/etc/pip.conf"; fi
 
-# Keep the virtual environment of an earlier run; everything else comes from this checkout.
+# Keep the virtual environment of an earlier run; everything else comes from this checkout. The extensions are built
+# anew: they lie among the sources, and go with them.
+rm -f "$system/src/.venv/stamp"
 find "$system/src" -mindepth 1 -maxdepth 1 ! -name .venv -exec rm -rf {} +
 git ls-files -z --cached --others --exclude-standard | tar --create --null --files-from=- --ignore-failed-read \
   | tar --extract --directory="$system/src"
