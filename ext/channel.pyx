@@ -1,8 +1,8 @@
-"""One connection of a receiver: socket, TLS records and PDUs, in one call for all that has arrived.
+"""Channel of one acceptor connection: one call handles socket, TLS records and PDUs of all received bytes.
 
-What the protocol's happy path brings is taken by a `FastPath` in C; only events that it leaves come back to
-Python. Responses that arise meanwhile are encrypted together and sent in one piece: two would make the second
-wait for the peer's delayed ACK of the first.
+A `FastPath` handles the usual events in C. Only the other events return to Python. The responses of one turn
+are encrypted together and sent with one call. With two calls, the second part would wait for the peer's
+delayed ACK of the first.
 """
 
 cimport cython
@@ -35,52 +35,53 @@ cdef extern from "netinet/tcp.h" nogil:
     enum: TCP_QUICKACK
 
 cdef Py_ssize_t RECORD = 16384      # plaintext of the largest TLS record (RFC 8446 5.1)
-cdef size_t PROGRESS = 16384        # bytes within a PDU that show that its sender goes on
+cdef size_t PROGRESS_BYTES = 16384  # bytes of an incomplete PDU that count as progress of its sender
 
-# All other connections wait while one is served, so what one turn may cost is bounded: by events, of which
-# those that Python handles count more. One window may hold thousands of C-ECHOs. What is beyond the budget
-# has to leave the window, which the next connection receives into.
+# All other connections wait while one connection is served, and one window may hold thousands of C-ECHO
+# requests. A budget therefore limits the events of a turn. An event that Python handles costs more. Input
+# beyond the budget is copied out of the window, because the next connection receives into the same window.
 cdef int BUDGET = 256
-cdef int COST_OF_TAKEN = 1
-cdef int COST_OF_LEFT = 8
-cdef size_t PIECE = 65536           # of what was put off, to be looked at together
+cdef int FAST_EVENT_COST = 1
+cdef int PYTHON_EVENT_COST = 8
+cdef size_t REST_PIECE_BYTES = 65536    # bytes of `rest` that are parsed at once
 
 globals().update(BLOCKED=BLOCKED, CLOSED=CLOSED, ENDED=ENDED, PAUSED=PAUSED, UNREAD=UNREAD)
 
 
 cdef class FastPath:
-    """Who takes events from a channel before Python sees them."""
+    """Handler that gets the events of a channel before Python does."""
 
-    cdef bint take(self, object event) except -1:
-        """Whether the event needs nobody else."""
+    cdef bint handle_event(self, object event) except -1:
+        """Handle an event. Return False to leave it to Python."""
         return False
 
-    cdef int window_goes(self) except -1:
-        """The bytes of this window will be overwritten."""
+    cdef int process_window(self) except -1:
+        """Process data that still lies in the parser's window, before the window is overwritten."""
         return 0
 
 
 @cython.final
 cdef class Channel:
-    """One connection.
+    """One connection of a listener.
 
     Args:
-        fd: The socket, non-blocking; it stays the caller's.
-        parser: Frames what comes; its window holds two TLS records more than `ciphertext`.
-        ciphertext: Where the network's bytes go; shared by all channels of a thread.
-        owner: Told by an EventLoop of the rest: `arrived(event)` with the first event to be handled
-            or None when there are only notices, `failed(exception)`, `writable()`, and `readable()` as long
-            as neither `plain` nor `secure` was called.
+        fd: The non-blocking socket. The caller owns it.
+        parser: Parser of the input. Its window is two TLS records larger than `ciphertext`.
+        ciphertext: Buffer for bytes from the network, shared by all channels of a thread.
+        owner: Object whose methods are called from the EventLoop: `arrived(event)` with the first event that
+            Python must handle, or with None if there are only notices; `failed(exception)`; `writable()`; and
+            `readable()` until `plain` or `secure` is called.
 
     Attributes:
-        notices: ENDED, CLOSED, BLOCKED, PAUSED and UNREAD, or'ed: what the owner has to act upon.
-        first: The first byte that came after `plain` or `secure`; -1 before it.
-        error: The errno with which the network failed, 0 for its orderly end.
-        progressed: When the peer came on last, seconds of the monotonic clock: it finished a PDU, or sent
-            another PROGRESS bytes of one. Bytes alone are none: who sends one a minute would stay for ever.
-        deaf: Set to look at nothing that comes any more.
-        mute: Set to say nothing any more; what was said before still goes out.
-        taker: Takes events first.
+        notices: Bitwise OR of ENDED, CLOSED, BLOCKED, PAUSED and UNREAD: why the owner has to act.
+        first: The first byte received after `plain` or `secure`; -1 before it.
+        error: The errno with which the network failed, 0 for an orderly end.
+        progressed: Time of the peer's last progress, in seconds of the monotonic clock. Progress is a
+            complete PDU or another PROGRESS_BYTES of one. Fewer bytes do not count: otherwise a peer that
+            sends one byte a minute would keep the connection for ever.
+        deaf: Set it to ignore all further input.
+        mute: Set it to queue no more output. Output that is queued already is still sent.
+        taker: The FastPath that gets events first.
     """
 
     def __cinit__(self, int fd, PDUParser parser not None, ciphertext not None, owner):
@@ -111,7 +112,7 @@ cdef class Channel:
             self.owner.readable()
             return 0
         try:
-            event = self.next()
+            event = self.take_next_event()
         except Exception as error:
             self.owner.failed(error)
             return 0
@@ -120,17 +121,17 @@ cdef class Channel:
         return 0
 
     def plain(self):
-        """From now on everything is PDUs."""
+        """Start to receive PDUs without TLS."""
         self.open = True
 
     def secure(self, BufferedConnection connection not None):
-        """From now on everything is in TLS.
+        """Start to receive PDUs within TLS.
 
         Args:
-            connection: Its handshake is complete.
+            connection: The TLS connection, with a complete handshake.
 
         Raises:
-            ValueError: A window is too short for what it is to hold.
+            ValueError: A window is too small.
         """
         cdef size_t length = connection.incoming.length - connection.incoming_at
         if self.parser.window.len < self.window.len + 2 * RECORD:
@@ -139,87 +140,90 @@ cdef class Channel:
             raise ValueError(f"{length} bytes of ciphertext are more than the window holds")
         self.open = True
         self.connection = connection
-        if length:                      # it came with the last bytes of the handshake
+        if length:                      # these bytes came together with the end of the handshake
             memcpy(self.window.buf, connection.incoming.data + connection.incoming_at, length)
             connection.forget_incoming(length)
         self.parser.start_window(max(self.decrypt(<Py_ssize_t> length), 0))
 
     def receive(self):
-        """Take what has arrived; the next event that is Python's, or None when there is no more now.
+        """Process the received bytes. Return the next event for Python, or None if there is none now.
 
-        After an event, call it again until None. If `notices` then has UNREAD, the turn was long enough: call
-        it in the next one.
+        After an event, call this method again until it returns None. If `notices` then contains UNREAD, the
+        budget of this turn is spent: call it again in the next turn.
 
         Raises:
-            PeerError: The peer broke the protocol.
-            ssl.SSLError: It broke TLS; the alert is sent.
+            PeerError: The peer violated the upper layer protocol.
+            ssl.SSLError: The peer violated TLS. The alert is sent.
         """
-        return self.next()
+        return self.take_next_event()
 
-    cdef object next(self):
+    cdef object take_next_event(self):
         self.notices &= ~UNREAD
         if self.deaf:
-            self.drain()
+            self.discard_input()
             return None
         try:
             while True:
                 event = self.parser.parse_next_event() if self.spent < BUDGET else None
                 while event is not None:
-                    if self.taker is None or not self.taker.take(event):
-                        self.spent += COST_OF_LEFT
+                    if self.taker is None or not self.taker.handle_event(event):
+                        self.spent += PYTHON_EVENT_COST
                         return event
-                    self.spent += COST_OF_TAKEN
+                    self.spent += FAST_EVENT_COST
                     if self.spent >= BUDGET:
                         break
                     event = self.parser.parse_next_event()
                 if self.taker is not None:
-                    self.taker.window_goes()
+                    self.taker.process_window()
                 if self.spent >= BUDGET:
-                    self.put_off()
+                    self.save_rest()
                     break
-                if self.deaf or not self.get():
+                if self.deaf or not self.fill_window():
                     break
         except BaseException:
-            self.received = False
+            self.has_received = False
             self.spent = 0
-            self.answer_before_error()
+            self.send_before_error()
             raise
-        self.received = False
+        self.has_received = False
         self.spent = 0
         if self.rest.length:
             self.notices |= UNREAD
         self.note_progress()
-        self.out()
+        self.send_queued()
         if self.parser.is_within_message():
-            self.acknowledge()
+            self.request_quick_ack()
         return None
 
     def send(self, bytes data not None):
-        """Encrypt and send, in one record where it fits in one."""
-        self.say(<const uint8_t *> PyBytes_AS_STRING(data), <size_t> PyBytes_GET_SIZE(data))
-        self.out()
+        """Encrypt and send data, in one TLS record if it fits."""
+        self.queue_output(<const uint8_t *> PyBytes_AS_STRING(data), <size_t> PyBytes_GET_SIZE(data))
+        self.send_queued()
 
     def send_raw(self, bytes data not None):
-        """Send as it is: what the handshake says."""
+        """Send handshake bytes without encrypting them."""
         append_bytes(
             &self.outgoing, <const uint8_t *> PyBytes_AS_STRING(data), <size_t> PyBytes_GET_SIZE(data)
         )
-        self.transmit()
+        self.send_outgoing()
 
     def flush(self):
-        """Send what is unsent, as far as the kernel takes it."""
+        """Send queued output until the kernel's send buffer is full."""
         self.notices &= ~BLOCKED
-        self.out()
+        self.send_queued()
 
     def close_notify(self):
-        """Say in TLS that nothing more is sent."""
-        self.out()
+        """Send queued output, then the close_notify alert of TLS."""
+        self.send_queued()
         if self.connection is not None:
             self.connection.notify_close(&self.outgoing)
-        self.out()
+        self.send_queued()
 
     def detach(self):
-        """The socket is closed, and its number perhaps another's: nothing is received or sent any more."""
+        """Stop all input and output, because the socket is closed.
+
+        The descriptor may be reused, and a late C-STORE response would go to the wrong peer.
+        """
         self.fd = -1
         self.deaf = self.mute = True
         self.notices |= ENDED
@@ -229,49 +233,50 @@ cdef class Channel:
 
     @property
     def unsent(self):
-        """Bytes that the peer has not taken."""
+        """Bytes of output that the kernel has not accepted yet."""
         return self.outgoing.length
 
-    cdef int answer_before_error(self) except -1:
+    cdef int send_before_error(self) except -1:
+        """Send the responses of this turn before an error of the peer is raised."""
         try:
-            self.out()
+            self.send_queued()
         except Exception:
-            self.transmit()             # TLS is broken; its alert is among what is to be sent
+            self.send_outgoing()             # encryption failed; `outgoing` contains the alert for the peer
         return 0
 
-    cdef int drain(self) except -1:
-        """Look at nothing but the network's end."""
+    cdef int discard_input(self) except -1:
+        """Discard input, and notice the end of the network connection."""
         cdef Py_ssize_t count = recv(self.fd, self.window.buf, <size_t> self.window.len, MSG_DONTWAIT)
         if count == 0 or (count < 0 and errno != EAGAIN and errno != EINTR):
             self.error = errno if count < 0 else 0
             self.notices |= ENDED
         return 0
 
-    cdef int get(self) except -1:
-        """Fill the parser's window; 0 when there is nothing more to be had now."""
+    cdef int fill_window(self) except -1:
+        """Fill the parser's window. Return 0 if there is no more input now."""
         cdef Py_ssize_t count = 0
         if self.notices & (PAUSED | ENDED | CLOSED):
             return 0
         if self.rest.length:
-            return self.take_rest()
-        if self.ending():
+            return self.load_rest()
+        if self.has_tls_ended():
             count = self.decrypt(0)
-        elif self.received or not self.fill():
+        elif self.has_received or not self.receive_bytes():
             return 0
         else:
-            self.received = True
+            self.has_received = True
             return 1
         if count > 0:
             self.parser.start_window(count)
             return 1
         return 0
 
-    cdef bint ending(self) except -1:
-        """Whether TLS has ended, and how is still to be told."""
+    cdef bint has_tls_ended(self) except -1:
+        """Whether TLS has ended. Another `decrypt` then reports how it ended."""
         return self.connection is not None and self.connection.end_code != 0
 
-    cdef int fill(self) except -1:
-        """One read from the network; 0 when nothing has come, or it has ended."""
+    cdef int receive_bytes(self) except -1:
+        """Read once from the network. Return 0 if nothing was received or the connection has ended."""
         cdef bint plain = self.connection is None
         cdef Py_buffer *window = &self.parser.window if plain else self.window
         cdef Py_ssize_t count
@@ -288,35 +293,36 @@ cdef class Channel:
         if self.first < 0:
             self.first = (<uint8_t *> window.buf)[0]
         clock_gettime(CLOCK_MONOTONIC, &now)
-        self.heard = <double> now.tv_sec + <double> now.tv_nsec * 1e-9
+        self.received_at = <double> now.tv_sec + <double> now.tv_nsec * 1e-9
         if not plain:
             count = self.decrypt(count)
         count = max(count, 0)
-        self.unfinished += <size_t> count       # not what TLS says to itself
+        self.unfinished += <size_t> count       # plaintext only: TLS's own messages are no progress
         self.parser.start_window(count)
         return 1
 
     cdef int note_progress(self) noexcept:
-        """Note whether what came in this turn brought the peer on."""
-        if self.parser.completed_pdus != self.completed or self.unfinished >= PROGRESS:
+        """Update `progressed` if the input of this turn was progress."""
+        if self.parser.completed_pdus != self.completed or self.unfinished >= PROGRESS_BYTES:
             self.completed = self.parser.completed_pdus
             self.unfinished = 0
-            self.progressed = self.heard
+            self.progressed = self.received_at
         return 0
 
-    cdef int put_off(self) except -1:
-        """Keep what is left of the window for the next turn."""
+    cdef int save_rest(self) except -1:
+        """Keep the unparsed part of the window for the next turn."""
         cdef size_t left = self.parser.end - self.parser.position
         if self.rest.length:
-            self.rest_at -= left                # it came from there
+            self.rest_at -= left                # the window was filled from `rest`: move back
         elif left:
             append_bytes(&self.rest, <const uint8_t *> self.parser.window.buf + self.parser.position, left)
         self.parser.position = self.parser.end
         return 0
 
-    cdef bint take_rest(self) except -1:
-        """Fill the parser's window with a piece of what was put off."""
-        cdef size_t length = min(self.rest.length - self.rest_at, <size_t> self.parser.window.len, PIECE)
+    cdef bint load_rest(self) except -1:
+        """Fill the parser's window with a piece of `rest`. Return False if there is none."""
+        cdef size_t room = <size_t> self.parser.window.len
+        cdef size_t length = min(self.rest.length - self.rest_at, room, REST_PIECE_BYTES)
         if length == 0:
             forget_buffer(&self.rest)
             self.rest_at = 0
@@ -327,6 +333,7 @@ cdef class Channel:
         return True
 
     cdef Py_ssize_t decrypt(self, Py_ssize_t length) except -2:
+        """Decrypt bytes of `ciphertext` into the parser\'s window. Return their number, or -1 at the end."""
         cdef Py_ssize_t count = self.connection.decrypt(
             <const uint8_t *> self.window.buf, <size_t> length,
             <uint8_t *> self.parser.window.buf, <size_t> self.parser.window.len,
@@ -336,14 +343,14 @@ cdef class Channel:
             self.notices |= CLOSED
         return count
 
-    cdef int say(self, const uint8_t *data, size_t length) except -1:
-        """Have something encrypted and sent when this turn ends."""
+    cdef int queue_output(self, const uint8_t *data, size_t length) except -1:
+        """Queue data that is encrypted and sent at the end of this turn."""
         if self.mute:
             return 0
         return append_bytes(&self.pending, data, length)
 
-    cdef int out(self) except -1:
-        """Encrypt what is said and send it."""
+    cdef int send_queued(self) except -1:
+        """Encrypt and send the queued data."""
         if self.notices & ENDED:
             forget_buffer(&self.pending)
             forget_buffer(&self.outgoing)
@@ -355,10 +362,10 @@ cdef class Channel:
                 append_bytes(&self.outgoing, self.pending.data, self.pending.length)
             forget_buffer(&self.pending)
         if self.outgoing.length:
-            self.transmit()
+            self.send_outgoing()
         return 0
 
-    cdef int transmit(self) except -1:
+    cdef int send_outgoing(self) except -1:
         cdef Py_ssize_t count
         cdef size_t done = 0
         if self.notices & (BLOCKED | ENDED):
@@ -383,12 +390,12 @@ cdef class Channel:
             memmove(self.outgoing.data, self.outgoing.data + done, self.outgoing.length)
         return 0
 
-    cdef int acknowledge(self) noexcept:
-        """Have the kernel acknowledge at once what came, when the peer's message is not complete.
+    cdef int request_quick_ack(self) noexcept:
+        """Make the kernel send a TCP ACK at once, while the peer's message is incomplete.
 
-        DCMTK, and so Orthanc and many modalities, write command and data set apart and leave Nagle's
-        algorithm on: the second write waits for the acknowledgement of the first, which Linux holds back for
-        40 ms. The kernel forgets the option by itself, so it is set each time.
+        DCMTK, and so Orthanc and many modalities, write command set and data set separately and leave Nagle's
+        algorithm on. The second write then waits for the ACK of the first, which Linux delays by 40 ms. The
+        kernel resets this option by itself, so it is set each time.
         """
         cdef int on = 1
         setsockopt(self.fd, IPPROTO_TCP, TCP_QUICKACK, &on, sizeof(on))

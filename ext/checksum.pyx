@@ -1,8 +1,8 @@
-"""CRC-32C (Castagnoli, RFC 3720 B.4), with the processor's own instruction where it has one.
+"""CRC-32C (Castagnoli, RFC 3720 B.4), computed with the processor's instruction if there is one.
 
-zlib's CRC-32 costs about as much for a small instance as writing it. x86 processors since 2008 and ARM ones
-since ARMv8.1 have an instruction for CRC-32C; which way is taken is decided once, at run time. Elsewhere
-eight tables serve eight bytes at a time.
+For a small instance, zlib's CRC-32 costs about as much as writing the instance. x86 processors since 2008 and
+ARM processors since ARMv8.1 have an instruction for CRC-32C. On x86 its presence is checked once, when this
+module is imported. Other processors use eight tables, which process eight bytes at a time.
 """
 
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
@@ -46,10 +46,11 @@ cdef extern from *:
         return value;
     }
 
-    /* The instruction takes three clocks but can begin one in each: three lanes side by side are three times
-       as fast as one. Their results are joined by what a lane's length of zero bytes does to a CRC, which is
-       linear; so four tables of 256 words say it for each of its bytes. */
-    enum { CRC_LANE = 1360 };           /* three of them are most of a page, and a multiple of eight each */
+    /* The instruction has a latency of three clocks, but a new one can start in each clock. Three independent
+       lanes are therefore three times as fast as one. To join two lanes, the CRC of the first is advanced
+       over as many zero bytes as a lane is long, and then XORed with the CRC of the second. Advancing is
+       linear, so one table of 256 words for each of the four bytes of the CRC is enough. */
+    enum { CRC_LANE = 1360 };           /* a multiple of eight; three lanes fill most of a page */
     static uint32_t crc_shift[4][256];
 
     static void make_crc_shift(void) {
@@ -118,7 +119,7 @@ cdef extern from *:
     uint32_t crc_by_tables(uint32_t value, const uint8_t *data, size_t length) nogil
     uint32_t crc_by_instruction(uint32_t value, const uint8_t *data, size_t length) nogil
 
-cdef Py_ssize_t LONG = 65536            # bytes from which on other threads may run meanwhile
+cdef Py_ssize_t LONG = 65536            # from this size on, releasing the GIL is worth its cost
 
 make_crc_tables()
 make_crc_shift()
@@ -128,14 +129,14 @@ cdef bint instruction = crc_has_instruction() != 0
 has_instruction = bool(instruction)
 
 
-cdef uint32_t crc_of(const uint8_t *data, size_t length) noexcept nogil:
+cdef uint32_t compute_crc32c(const uint8_t *data, size_t length) noexcept nogil:
     if instruction:
         return ~crc_by_instruction(~(<uint32_t> 0), data, length)
     return ~crc_by_tables(~(<uint32_t> 0), data, length)
 
 
 def crc32c(data):
-    """The CRC-32C of a contiguous buffer, as an int.
+    """Compute the CRC-32C of a contiguous buffer.
 
     Raises:
         BufferError: The buffer is not contiguous.
@@ -145,16 +146,16 @@ def crc32c(data):
     PyObject_GetBuffer(data, &buffer, PyBUF_SIMPLE)
     try:
         if buffer.len < LONG:
-            value = crc_of(<const uint8_t *> buffer.buf, <size_t> buffer.len)
+            value = compute_crc32c(<const uint8_t *> buffer.buf, <size_t> buffer.len)
         else:
             with nogil:
-                value = crc_of(<const uint8_t *> buffer.buf, <size_t> buffer.len)
+                value = compute_crc32c(<const uint8_t *> buffer.buf, <size_t> buffer.len)
     finally:
         PyBuffer_Release(&buffer)
     return value
 
 
 def crc32c_portable(bytes data not None):
-    """The same without the processor's instruction: what other processors get."""
+    """Compute the CRC-32C with the tables, as on processors without the instruction."""
     cdef const uint8_t *start = data
     return <uint32_t> ~crc_by_tables(~(<uint32_t> 0), start, <size_t> len(data))

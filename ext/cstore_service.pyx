@@ -117,7 +117,7 @@ cdef class CStoreService:
         for cycle in responding:
             cycle.is_responding = False
             try:
-                cycle.channel.out()
+                cycle.channel.send_queued()
             except Exception as error:
                 raised.append(error)
             if cycle.channel.notices:
@@ -216,14 +216,14 @@ cdef class CStoreOperations(FastPath):
 
     # --- the channel's events
 
-    cdef bint take(self, object event) except -1:
+    cdef bint handle_event(self, object event) except -1:
         if type(event) is Command:
             return self.receiving and self.begin((<Command> event).context_id, (<Command> event).data)
         if type(event) is DataSet and self.current is not None:
             return self.end_data_set(event)
         return False
 
-    cdef int window_goes(self) except -1:
+    cdef int process_window(self) except -1:
         if self.current is not None and not self.current.is_checked:
             self.check_first_piece()
         return 0
@@ -317,7 +317,7 @@ cdef class CStoreOperations(FastPath):
         try:
             if self.answering:
                 length = write_response(response, operation.context, operation._message_id, operation.uid)
-                self.channel.say(response, length)
+                self.channel.queue_output(response, length)
                 if intake.durable and not self.is_responding:
                     intake.responding.append(self)
                     self.is_responding = True

@@ -16,7 +16,7 @@ from posix.time cimport CLOCK_REALTIME, clock_gettime, timespec
 from posix.uio cimport iovec
 from posix.unistd cimport close, fdatasync
 
-from ingest.ext.segment_writer cimport Piece, Segments, put_hex
+from ingest.ext.segment_writer cimport Piece, Segments, append_hex
 from ingest.ext.sinks cimport SpillTarget, release_buffer, write_all
 from ingest.ext.system cimport (
     O_CLOEXEC, SYNC_FILE_RANGE_WRITE, openat, pthread_cond_broadcast, pthread_cond_destroy, pthread_cond_init,
@@ -165,9 +165,9 @@ cdef class Committer:
         cdef char *at
         cdef Job *job = &entry.job
         clock_gettime(CLOCK_REALTIME, &now)
-        at = put_hex(job.partial, <uint64_t> now.tv_sec * 1000000000 + <uint64_t> now.tv_nsec, 16)
+        at = append_hex(job.partial, <uint64_t> now.tv_sec * 1000000000 + <uint64_t> now.tv_nsec, 16)
         at[0] = c"-"
-        at = put_hex(at + 1, self.sequence, 1)
+        at = append_hex(at + 1, self.sequence, 1)
         at[0] = 0
         self.sequence += 1
         job.fd = openat(self.partial_dir, job.partial, O_CREAT | O_EXCL | O_RDWR | O_CLOEXEC, FILE_MODE)
@@ -219,9 +219,9 @@ cdef class Committer:
         if job.piece.data == NULL:
             return self.close_and_rename(job)
         if self.segments.has_room(job.piece.length):
-            return self.segments.append_one(&job.piece)     # releasing the GIL would cost more
+            return self.segments.append_record(&job.piece)     # releasing the GIL would cost more
         with nogil:
-            error = self.segments.append_one(&job.piece)
+            error = self.segments.append_record(&job.piece)
         return error
 
     def discard(self, Entry entry not None):
