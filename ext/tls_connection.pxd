@@ -5,24 +5,24 @@ from ingest.ext.sinks cimport ByteBuffer
 from ingest.ext.tls_context cimport Context
 
 cdef enum:
-    CLOSED = -1             # what `decrypt` returns after the peer's close_notify
+    CLOSED = -1             # returned by `decrypt` after the peer's close_notify
 
 
 cdef class Connection:
     cdef SSL *ssl
     cdef readonly Context context
-    cdef readonly bint established      # the handshake is complete, and the peer has proved what it must
+    cdef readonly bint established      # the handshake is complete, with any required certificate
     cdef str server_name
 
-    cdef int ask_for(self, str server_name) except -1
-    cdef int require_proof(self) except -1
+    cdef int set_server_name(self, str server_name) except -1
+    cdef int require_peer_certificate(self) except -1
 
 
 cdef class BufferedConnection(Connection):
-    cdef ByteBuffer incoming              # ciphertext that came before the handshake was complete
-    cdef size_t incoming_at         # how much of it was looked at
-    cdef size_t undecrypted         # how much of its ciphertext the last `decrypt` did not look at
-    cdef ByteBuffer outgoing        # records to be sent, if the caller has no buffer for them
+    cdef ByteBuffer incoming              # received ciphertext that is not processed yet
+    cdef size_t incoming_at         # bytes of `incoming` that are processed
+    cdef size_t undecrypted         # bytes of ciphertext that the last `decrypt` did not use
+    cdef ByteBuffer outgoing        # records to send, if the caller passes no buffer
     cdef int end_code               # 0, or the code of SSL_get_error that ended reading
     cdef str end_reason
     cdef str end_text

@@ -1,11 +1,11 @@
-"""TLS connections of both roles: handshake, records, the end. Each owns its SSL of OpenSSL.
+"""TLS connections of both roles: handshake, records and closing. Each connection owns an `SSL` of OpenSSL.
 
-A listener has many connections and one thread. Its `BufferedConnection` knows no socket: ciphertext comes and
-goes through buffers. Instead of a memory BIO for each connection, which would copy everything once more and
-keep its largest size, all connections share two BIOs. One reads from the window that was received last, one
-appends to the bytes to be sent.
+A listener serves many connections in one thread. Its `BufferedConnection` has no socket: ciphertext passes
+through buffers. A memory BIO for each connection would copy all data once more and never shrink. All
+connections therefore share one BIO, which reads from the window received last and appends to the bytes to
+send.
 
-A sender waits on one socket. Its `SocketConnection` has OpenSSL read and write that socket itself.
+A sender waits on one socket. In a `SocketConnection`, OpenSSL reads and writes that socket itself.
 """
 
 cimport cython
@@ -74,7 +74,7 @@ from ingest.ext.openssl cimport (
 )
 from ingest.ext.sinks cimport ByteBuffer, forget_buffer, append_bytes, buffer_to_bytes, release_buffer
 from ingest.ext.tls_context cimport Context
-from ingest.ext.tls_errors cimport connection_error, library_error, take_reason, with_reason
+from ingest.ext.tls_errors cimport make_connection_error, make_library_error, pop_reason, with_reason
 from ingest.ext.tls_verification cimport certificate_der, refused_certificate
 
 import os
@@ -88,8 +88,8 @@ RECORD_BYTES = 16384                    # plaintext of the largest record (RFC 8
 
 cdef size_t CALL_MAX = 1 << 30          # OpenSSL takes lengths as int
 
-# What the shared BIOs read and write now. They are set for the time of one call of OpenSSL, which the GIL
-# keeps other threads away from.
+# Input and output of the shared BIO. They are set for one call of OpenSSL. That call holds the GIL, which
+# keeps other threads away.
 cdef const uint8_t *source = NULL
 cdef size_t source_left = 0
 cdef ByteBuffer *target = NULL
@@ -141,12 +141,12 @@ cdef BIO *window_bio = make_window_bio()    # reads `source`, writes `target`
 
 
 cdef class Connection:
-    """One side of one connection.
+    """One side of a TLS connection.
 
     Attributes:
-        context: Its settings.
-        established: Whether the handshake is complete. The peer has then shown the certificate that is
-            required of it.
+        context: Settings of the connection.
+        established: Whether the handshake is complete. The peer has then presented the certificate that the
+            context requires.
     """
 
     def __cinit__(self, Context context not None, *arguments, **options):
@@ -154,7 +154,7 @@ cdef class Connection:
         self.context = context
         self.ssl = SSL_new(context.context)
         if self.ssl == NULL:
-            raise library_error()
+            raise make_library_error()
         SSL_set_mode(self.ssl, SSL_MODE_ACCEPT_MOVING_WRITE_BUFFER | SSL_MODE_AUTO_RETRY)
         if context.is_server:
             SSL_set_accept_state(self.ssl)
@@ -165,9 +165,9 @@ cdef class Connection:
         SSL_free(self.ssl)
 
     def peer_certificate(self):
-        """Return the peer's certificate, DER; None where it gave none or the handshake is not complete.
+        """Return the peer's certificate (DER), or None if it sent none or the handshake is incomplete.
 
-        It is verified where the context verifies peers.
+        The certificate is verified if the context verifies peers.
         """
         cdef X509 *certificate = SSL_get0_peer_certificate(self.ssl)
         if certificate == NULL or not SSL_is_init_finished(self.ssl):
@@ -175,51 +175,51 @@ cdef class Connection:
         return certificate_der(certificate)
 
     def verified_chain(self):
-        """Return the verified chain of the peer, DER: its certificate, its issuer and so on to a trusted one.
+        """Return the peer's verified chain (DER), from its own certificate to the trust anchor.
 
-        The list is empty where there is no certificate, or none was to be verified.
+        The list is empty if the peer sent no certificate or the context does not verify peers.
         """
         cdef X509Stack *chain = SSL_get0_verified_chain(self.ssl)
         cdef int at
         if not self.context.verifies_peers:
             return []
         found = [certificate_der(sk_X509_value(chain, at)) for at in range(sk_X509_num(chain))]
-        # A peer whose own certificate is trusted may send more than that. OpenSSL lets it stand behind the
-        # certificate, trusted or not.
+        # A peer whose own certificate is trusted may send more certificates. OpenSSL leaves them in the chain
+        # behind that certificate, although they may be untrusted.
         return found if len(found) < 2 or found[len(found) - 1] in self.context.authorities else found[:1]
 
     def refused_certificate(self):
-        """Return the certificate that the peer offered and that was refused, DER; None where none was."""
+        """Return the refused certificate of the peer (DER), or None if no certificate was refused."""
         return refused_certificate(self.ssl)
 
     def version(self):
-        """Return the protocol version as OpenSSL names it ("TLSv1.3"); "" before it is agreed upon."""
+        """Return OpenSSL's name of the negotiated version ("TLSv1.3"), or "" during the handshake."""
         return (<bytes> SSL_get_version(self.ssl)).decode() if SSL_is_init_finished(self.ssl) else ""
 
-    cdef int ask_for(self, str server_name) except -1:
-        """Name the server in the handshake, and have its certificate checked for the name where that is set.
+    cdef int set_server_name(self, str server_name) except -1:
+        """Send the server name in the handshake, and check the certificate for it if the context says so.
 
         Raises:
-            ValueError: It cannot be the name of a server.
-            ssl.SSLError: OpenSSL does not take it.
+            ValueError: The name is missing or cannot be a server name.
+            ssl.SSLError: OpenSSL does not accept the name.
         """
         cdef bytes name
         cdef ASN1_OCTET_STRING *address
         cdef int taken = 1
         if server_name is None:
             if self.context.check_host_name:
-                raise ValueError("to check the name of a server, it has to be given")
+                raise ValueError("check_host_name needs a server name")
             return 0
         if not server_name or server_name.startswith("."):
-            raise ValueError("the name of a server cannot be empty or begin with a dot")
+            raise ValueError("a server name cannot be empty or begin with a dot")
         name = server_name.encode("idna")
         if b"\0" in name:
-            raise ValueError("the name of a server cannot hold a null character")
+            raise ValueError("a server name cannot contain a null character")
         self.server_name = server_name
         address = a2i_IPADDRESS(name)
-        ERR_clear_error()               # of what is no address
+        ERR_clear_error()               # a2i_IPADDRESS leaves an error if the name is no address
         try:
-            # RFC 6066 3: an address is not named.
+            # RFC 6066 3: the server_name extension does not carry addresses.
             if address == NULL:
                 taken = SSL_set_tlsext_host_name(self.ssl, name)
             if taken == 1 and self.context.check_host_name:
@@ -233,14 +233,14 @@ cdef class Connection:
         finally:
             ASN1_OCTET_STRING_free(address)
         if taken != 1:
-            raise library_error()
+            raise make_library_error()
         return 0
 
-    cdef int require_proof(self) except -1:
-        """Refuse a peer that has not shown the certificate that is required.
+    cdef int require_peer_certificate(self) except -1:
+        """Refuse a peer that has not presented the required certificate.
 
-        OpenSSL's own verification does not prove it. A cipher suite without authentication (aNULL, plain PSK)
-        lets a handshake complete in which no certificate was sent, and OpenSSL had nothing to verify.
+        OpenSSL's own verification is not enough. With a cipher suite without authentication (aNULL, plain
+        PSK), a handshake completes although no certificate was sent and OpenSSL verified nothing.
 
         Raises:
             NoCertificateError: No certificate was verified.
@@ -256,11 +256,11 @@ cdef class Connection:
 
 @cython.final
 cdef class BufferedConnection(Connection):
-    """A connection without a socket. All of them are used by one thread at a time.
+    """A connection without a socket. Only one thread at a time may use these connections.
 
     Args:
-        context: Its settings.
-        server_name: The name that a client asks for.
+        context: Settings of the connection.
+        server_name: Server name that a client requests.
     """
 
     def __cinit__(self, Context context not None, str server_name=None):
@@ -268,7 +268,7 @@ cdef class BufferedConnection(Connection):
         SSL_set0_rbio(self.ssl, window_bio)
         BIO_up_ref(window_bio)
         SSL_set0_wbio(self.ssl, window_bio)
-        self.ask_for(server_name)
+        self.set_server_name(server_name)
 
     def __dealloc__(self):
         release_buffer(&self.incoming)
@@ -276,11 +276,11 @@ cdef class BufferedConnection(Connection):
 
     @property
     def is_ending(self):
-        """Whether nothing more comes; `read_into` tells how it ended once all before is read."""
+        """Whether reading has ended. `read_into` reports how, after all plaintext was read."""
         return self.end_code != 0
 
     def feed(self, ciphertext):
-        """Keep what came from the network, until the handshake or `read_into` looks at it."""
+        """Keep received ciphertext for the next `shake_hands` or `read_into`."""
         cdef Py_buffer view
         PyObject_GetBuffer(ciphertext, &view, PyBUF_SIMPLE)
         try:
@@ -289,11 +289,11 @@ cdef class BufferedConnection(Connection):
             PyBuffer_Release(&view)
 
     def shake_hands(self):
-        """Go on with the handshake as far as the bytes allow; return whether it is complete.
+        """Continue the handshake with the received bytes. Return whether it is complete.
 
         Raises:
-            ssl.SSLError: The handshake failed. `output` then holds the alert for the peer (RFC 8446 6.2).
-            NoCertificateError: It is complete without the certificate that is required.
+            ssl.SSLError: The handshake failed. `output` then returns the alert for the peer (RFC 8446 6.2).
+            NoCertificateError: The handshake is complete, but the required certificate is missing.
         """
         global source, source_left, target
         cdef size_t length = self.incoming.length - self.incoming_at
@@ -306,20 +306,20 @@ cdef class BufferedConnection(Connection):
         if result != 1:
             if SSL_get_error(self.ssl, result) == SSL_ERROR_WANT_READ:
                 return False
-            raise connection_error(self.ssl, result, 0, self.server_name)
-        self.require_proof()
+            raise make_connection_error(self.ssl, result, 0, self.server_name)
+        self.require_peer_certificate()
         self.established = True
         return True
 
     def read_into(self, window not None):
-        """Fill `window` with plaintext of what was fed, several records where they are there.
+        """Decrypt the available records into `window`.
 
         Returns:
-            Bytes written to the front of `window`; 0 when more ciphertext is needed, -1 after the peer's
-            close_notify.
+            Number of bytes written to the front of `window`. 0 means that more ciphertext is needed, -1 that
+            the peer has sent close_notify.
 
         Raises:
-            ssl.SSLError: The peer broke TLS.
+            ssl.SSLError: The peer violated TLS.
         """
         cdef size_t length = self.incoming.length - self.incoming_at
         cdef Py_ssize_t count
@@ -336,18 +336,18 @@ cdef class BufferedConnection(Connection):
         return count
 
     def write(self, bytes plaintext not None):
-        """Encrypt; what fits in one record becomes one. `output` has the records."""
+        """Encrypt plaintext, as one record if it fits. `output` returns the records."""
         self.encrypt(
             <const uint8_t *> PyBytes_AS_STRING(plaintext), <size_t> PyBytes_GET_SIZE(plaintext),
             &self.outgoing,
         )
 
     def close_notify(self):
-        """Say that we send nothing more (RFC 8446 6.1); the peer's answer is not waited for."""
+        """Write the close_notify alert (RFC 8446 6.1), without waiting for that of the peer."""
         self.notify_close(&self.outgoing)
 
     def output(self):
-        """Return, once, what is to be sent to the network now."""
+        """Return the bytes to send, and forget them."""
         cdef bytes records = buffer_to_bytes(&self.outgoing)
         forget_buffer(&self.outgoing)
         return records
@@ -355,13 +355,13 @@ cdef class BufferedConnection(Connection):
     cdef Py_ssize_t decrypt(
         self, const uint8_t *ciphertext, size_t length, uint8_t *room, size_t size, ByteBuffer *outgoing
     ) except -2:
-        """Decrypt what was received.
+        """Decrypt received bytes into `room`.
 
-        In a `room` with place for `length` bytes and two records more everything is decrypted. Otherwise
-        `undecrypted` says how many of its last bytes are to be given again.
+        If `room` is two records larger than `length`, all bytes are decrypted. Otherwise `undecrypted` is the
+        number of bytes at the end that the caller must pass again.
 
         Returns:
-            The bytes written to `room`, or CLOSED after the peer's close_notify.
+            Number of bytes written to `room`, or CLOSED after the peer's close_notify.
         """
         global source, source_left, target
         cdef size_t filled = 0
@@ -376,22 +376,22 @@ cdef class BufferedConnection(Connection):
                     break
                 filled += <size_t> count
                 if source_left == 0 and SSL_pending(self.ssl) == 0:
-                    break               # another call would only tell that it wants more
+                    break               # another call would only report SSL_ERROR_WANT_READ
             self.undecrypted, target = source_left, NULL
             self.end_code = SSL_get_error(self.ssl, count) if count <= 0 else 0
             if self.end_code == SSL_ERROR_WANT_READ:
                 self.end_code = 0
             elif self.end_code and self.end_code != SSL_ERROR_ZERO_RETURN:
-                self.end_reason, self.end_text = take_reason()
+                self.end_reason, self.end_text = pop_reason()
         if filled or not self.end_code:
-            return <Py_ssize_t> filled      # how it ended is for the next call, after what came before
+            return <Py_ssize_t> filled      # return plaintext first; the next call reports the end
         if self.end_code == SSL_ERROR_ZERO_RETURN:
             return CLOSED
-        # Made anew each time: an exception that is kept would hold the frames that it went through.
+        # A new exception each time: a stored one would keep alive the frames that it passed through.
         raise with_reason(standard.SSLError, self.end_code, self.end_reason, self.end_text)
 
     cdef int encrypt(self, const uint8_t *plaintext, size_t length, ByteBuffer *outgoing) except -1:
-        """Encrypt; what fits in one record becomes one."""
+        """Encrypt plaintext, as one record if it fits, and append the records to `outgoing`."""
         global target
         cdef int result
         target = outgoing
@@ -399,21 +399,21 @@ cdef class BufferedConnection(Connection):
         result = SSL_write(self.ssl, plaintext, <int> length)
         target = NULL
         if result != <int> length:
-            raise connection_error(self.ssl, result, 0, self.server_name)
+            raise make_connection_error(self.ssl, result, 0, self.server_name)
         return 0
 
     cdef int notify_close(self, ByteBuffer *outgoing) except -1:
-        """Say that nothing more is sent (RFC 8446 6.1)."""
+        """Append the close_notify alert (RFC 8446 6.1) to `outgoing`."""
         global target
         target = outgoing
         ERR_clear_error()
-        SSL_shutdown(self.ssl)          # whatever it returns: there is nobody to tell
+        SSL_shutdown(self.ssl)          # ignore the result: the connection ends anyway
         ERR_clear_error()
         target = NULL
         return 0
 
     cdef int forget_incoming(self, size_t count) noexcept:
-        """Forget the first bytes of what was fed and not yet looked at."""
+        """Mark the first `count` unprocessed bytes of `incoming` as processed."""
         self.incoming_at += count
         if self.incoming_at == self.incoming.length:
             forget_buffer(&self.incoming)
@@ -423,29 +423,29 @@ cdef class BufferedConnection(Connection):
 
 @cython.final
 cdef class SocketConnection(Connection):
-    """A connection over a socket that does not block.
+    """A connection over a non-blocking socket.
 
-    A call that would block raises `ssl.SSLWantReadError` or `ssl.SSLWantWriteError`; it is to be repeated
-    once the socket is ready. Errors of the socket are `OSError`.
+    A call that would block raises `ssl.SSLWantReadError` or `ssl.SSLWantWriteError`. Repeat the call when the
+    socket is ready. Errors of the socket are `OSError`.
 
     Args:
-        context: Its settings.
-        fd: The socket; it stays the caller's.
-        server_name: The name that a client asks for.
+        context: Settings of the connection.
+        fd: Descriptor of the socket. The caller owns it.
+        server_name: Server name that a client requests.
     """
 
     def __cinit__(self, Context context not None, int fd, str server_name=None):
         self.fd = fd
         if SSL_set_fd(self.ssl, fd) != 1:
-            raise library_error()
-        self.ask_for(server_name)
+            raise make_library_error()
+        self.set_server_name(server_name)
 
     def shake_hands(self):
-        """Go on with the handshake; return once it is complete.
+        """Continue the handshake, and return when it is complete.
 
         Raises:
             ssl.SSLError: The handshake failed, or would block.
-            NoCertificateError: It is complete without the certificate that is required.
+            NoCertificateError: The handshake is complete, but the required certificate is missing.
         """
         cdef int result, number
         self.require_open()
@@ -454,14 +454,14 @@ cdef class SocketConnection(Connection):
             result = SSL_do_handshake(self.ssl)
             number = errno
         if result != 1:
-            raise connection_error(self.ssl, result, number, self.server_name)
-        self.require_proof()
+            raise make_connection_error(self.ssl, result, number, self.server_name)
+        self.require_peer_certificate()
         self.established = True
 
     def send(self, plaintext):
-        """Encrypt and send all of `plaintext`; return its length.
+        """Encrypt and send all of `plaintext`. Return its length.
 
-        After `ssl.SSLWantWriteError` some records may be sent already. The same bytes must be given again.
+        After `ssl.SSLWantWriteError`, some records may be sent already. Pass the same bytes again.
         """
         cdef Py_buffer view
         cdef int result, number, length
@@ -476,15 +476,15 @@ cdef class SocketConnection(Connection):
         finally:
             PyBuffer_Release(&view)
         if result <= 0:
-            raise connection_error(self.ssl, result, number, self.server_name)
+            raise make_connection_error(self.ssl, result, number, self.server_name)
         return result
 
     def receive_into(self, buffer):
-        """Put what has come into `buffer`; return the bytes, 0 after the peer's close_notify.
+        """Read plaintext into `buffer`. Return the number of bytes, or 0 after the peer's close_notify.
 
         Raises:
-            ssl.SSLEOFError: The network ended without close_notify.
-            ssl.SSLError: The peer broke TLS, or the call would block.
+            ssl.SSLEOFError: The network connection ended without close_notify.
+            ssl.SSLError: The peer violated TLS, or the call would block.
         """
         cdef Py_buffer view
         cdef int result, number, length
@@ -502,16 +502,16 @@ cdef class SocketConnection(Connection):
             return result
         if SSL_get_error(self.ssl, result) == SSL_ERROR_ZERO_RETURN:
             return 0
-        raise connection_error(self.ssl, result, number, self.server_name)
+        raise make_connection_error(self.ssl, result, number, self.server_name)
 
     def has_pending(self):
-        """Whether plaintext is there that a poll of the socket does not show."""
+        """Whether OpenSSL has decrypted plaintext, which a poll of the socket does not show."""
         return self.fd >= 0 and SSL_pending(self.ssl) > 0
 
     def close(self):
-        """Say that nothing more is sent, where that takes no waiting. The socket is not used any more.
+        """Send close_notify if that does not block. The socket is not used any more afterwards.
 
-        The second call of SSL_shutdown reads the peer's own close_notify where it is there already: closing a
+        The second call of SSL_shutdown reads the peer's close_notify if it has arrived already. Closing a
         socket with unread bytes would reset the connection.
         """
         cdef int result

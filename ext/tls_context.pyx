@@ -1,8 +1,8 @@
-"""What the TLS connections of one role share: versions, suites, our certificate, whom we trust.
+"""Context: TLS settings that all connections of a listener or a destination share.
 
-A context is made once, set up, and then only read: by every connection of its listener or its destination.
-The settings that all roles have in common are those of the constructor, and there is no way to undo them: no
-session tickets, no session cache, no renegotiation, no compression, no key log.
+They are versions, cipher suites, our certificate and the trust anchors. A context is set up once, and
+connections only read it. The constructor makes the settings that hold for all roles, and no method can undo
+them: no session tickets, no session cache, no renegotiation, no compression, no key log.
 """
 
 cimport cython
@@ -95,16 +95,16 @@ from ingest.ext.openssl cimport (
     sk_SSL_CIPHER_num,
     sk_SSL_CIPHER_value,
 )
-from ingest.ext.tls_errors cimport library_error
+from ingest.ext.tls_errors cimport make_library_error
 from ingest.ext.tls_verification cimport certificate_der, forgive_crls, verify_and_keep_refused
 
 from collections import namedtuple
 
 __all__ = ["NEWEST", "TLS_1_0", "TLS_1_1", "TLS_1_2", "TLS_1_3", "CipherSuite", "Context", "openssl_version"]
 
-# RFC 8446 4.2.1: the numbers of the versions on the wire.
+# RFC 8446 4.2.1: protocol version numbers.
 TLS_1_0, TLS_1_1, TLS_1_2, TLS_1_3 = 0x0301, 0x0302, 0x0303, 0x0304
-NEWEST = 0                              # as a maximum: the newest that OpenSSL has
+NEWEST = 0                              # as a maximum: the newest version of OpenSSL
 
 cdef int SECURITY_LEVEL = 2             # OpenSSL refuses RSA and DH below 2048 bits, and SHA-1
 
@@ -112,15 +112,15 @@ CipherSuite = namedtuple("CipherSuite", "name protocol key_exchange authenticati
 
 
 def openssl_version():
-    """Return the version of the library that is linked, as it calls itself."""
+    """Return the version text of the linked OpenSSL library."""
     return (<bytes> OpenSSL_version(OPENSSL_VERSION)).decode()
 
 
-cdef int give_password(char *room, int size, int writing, void *pointer) noexcept:
-    """Give OpenSSL the password of a key (a callback of PEM_read_bio_PrivateKey).
+cdef int pass_password(char *room, int size, int writing, void *pointer) noexcept:
+    """Pass the password of a key to OpenSSL (callback of PEM_read_bio_PrivateKey).
 
-    `pointer` is a list of two: the function that knows the password, and the place for its exception.
-    Without a callback OpenSSL would ask on the terminal.
+    `pointer` is a list of two items: the function that returns the password, and the exception that the
+    function raised. Without a callback, OpenSSL would ask for the password on the terminal.
     """
     cdef bytes password
     source = <list> pointer
@@ -137,11 +137,11 @@ cdef int give_password(char *room, int size, int writing, void *pointer) noexcep
     return <int> PyBytes_GET_SIZE(password)
 
 
-cdef bytes c_string(str text):
-    """Encode what OpenSSL reads up to a null character.
+cdef bytes encode_c_string(str text):
+    """Encode text for OpenSSL, which reads it up to a null character.
 
     Raises:
-        ValueError: There is one in it.
+        ValueError: The text contains a null character.
     """
     cdef bytes encoded = text.encode()
     if b"\0" in encoded:
@@ -150,12 +150,12 @@ cdef bytes c_string(str text):
 
 
 cdef bint is_end_of_pem() noexcept:
-    """Whether the last error only says that no further block follows."""
+    """Whether the last error only means that no further PEM block follows."""
     cdef unsigned long error = ERR_peek_last_error()
     return ERR_GET_LIB(error) == ERR_LIB_PEM and ERR_GET_REASON(error) == PEM_R_NO_START_LINE
 
 
-cdef BIO *memory_bio(bytes content) except NULL:
+cdef BIO *open_memory_bio(bytes content) except NULL:
     cdef BIO *bio = BIO_new_mem_buf(PyBytes_AS_STRING(content), <int> PyBytes_GET_SIZE(content))
     if bio == NULL:
         raise MemoryError
@@ -164,17 +164,17 @@ cdef BIO *memory_bio(bytes content) except NULL:
 
 @cython.final
 cdef class Context:
-    """The settings of one role. A new one has no certificate, trusts nobody and verifies no peer.
+    """The TLS settings of one role. A new context has no certificate and trust anchor, and verifies no peer.
 
-    Errors of OpenSSL are `ssl.SSLError`, with its name for the cause in `reason`.
+    Errors of OpenSSL are raised as `ssl.SSLError`. Its `reason` is OpenSSL's name of the cause.
 
     Args:
-        is_server: Whether its connections accept handshakes, or begin them.
+        is_server: Whether the connections accept handshakes. Otherwise they begin handshakes.
 
     Attributes:
-        requires_certificate: Whether the peer has to show a certificate that is verified.
-        verifies_peers: Whether a certificate that the peer shows is verified.
-        check_host_name: Whether a server's certificate must have the name that the client asked for.
+        requires_certificate: Whether the peer must present a certificate.
+        verifies_peers: Whether a certificate that the peer presents is verified.
+        check_host_name: Whether a server's certificate must contain the name that the client requested.
     """
 
     def __cinit__(self, *, bint is_server):
@@ -183,7 +183,7 @@ cdef class Context:
         ERR_clear_error()
         self.context = SSL_CTX_new(TLS_server_method() if is_server else TLS_client_method())
         if self.context == NULL:
-            raise library_error()
+            raise make_library_error()
         # RFC 9325: no compression (3.3), no session tickets (3.4), no renegotiation (3.5).
         SSL_CTX_set_options(
             self.context,
@@ -194,18 +194,20 @@ cdef class Context:
             | SSL_OP_NO_RENEGOTIATION
             | SSL_OP_CIPHER_SERVER_PREFERENCE
         )
-        # Distributions differ in what they build in. A cipher list can set another level ("@SECLEVEL=0").
+        # Distributions build OpenSSL with different default levels. A cipher list can still set another level
+        # ("@SECLEVEL=0").
         SSL_CTX_set_security_level(self.context, SECURITY_LEVEL)
-        # A resumed session is not verified again: a certificate revoked since would be let in. TLS 1.2
-        # could resume by the session's ID, which needs the cache. TLS 1.3 resumes by tickets alone.
+        # OpenSSL does not verify the peer of a resumed session again. A certificate that was revoked in the
+        # meantime would be accepted. TLS 1.2 can resume by session ID, which needs the cache. TLS 1.3 resumes
+        # by tickets only.
         SSL_CTX_set_session_cache_mode(self.context, SSL_SESS_CACHE_OFF)
         SSL_CTX_set_num_tickets(self.context, 0)
         SSL_CTX_set_session_id_context(self.context, <const uint8_t *> b"ingest", 6)
-        # An idle connection gives its record buffers back, which saves about 34 KiB.
+        # An idle connection frees its record buffers, which saves about 34 KiB.
         SSL_CTX_set_mode(self.context, SSL_MODE_RELEASE_BUFFERS)
-        # Trusting a certificate that is not self-signed (a modality's own, from another authority) must work,
-        # as it does in DCMTK and Orthanc. What modalities make lacks extensions that RFC 5280 asks for, so
-        # the strict checks stay off whatever the default becomes.
+        # A trust anchor need not be self-signed: a site may trust a modality's own certificate from another
+        # authority, as with DCMTK and Orthanc. Certificates made by modalities lack extensions that RFC 5280
+        # requires. The strict checks therefore stay off, even if OpenSSL changes its default.
         param = SSL_CTX_get0_param(self.context)
         X509_VERIFY_PARAM_set_flags(param, X509_V_FLAG_PARTIAL_CHAIN | X509_V_FLAG_TRUSTED_FIRST)
         X509_VERIFY_PARAM_clear_flags(param, X509_V_FLAG_X509_STRICT)
@@ -215,34 +217,35 @@ cdef class Context:
     def __dealloc__(self):
         SSL_CTX_free(self.context)
 
-    # --- what may be negotiated
+    # --- negotiation
 
     def set_versions(self, int minimum, int maximum=0):
-        """Set the oldest and the newest version, of TLS_1_0 and so on."""
+        """Set the oldest and the newest protocol version."""
         SSL_CTX_set_min_proto_version(self.context, minimum)
         SSL_CTX_set_max_proto_version(self.context, maximum)
 
     def set_ciphers(self, str ciphers not None):
-        """Set the suites up to TLS 1.2, as an OpenSSL cipher list.
+        """Set the cipher suites up to TLS 1.2, as an OpenSSL cipher list.
 
         Raises:
-            ssl.SSLError: OpenSSL finds no cipher in it.
-            ValueError: It holds a null character.
+            ssl.SSLError: OpenSSL finds no cipher in the list.
+            ValueError: The list contains a null character.
         """
-        cdef bytes listed = c_string(ciphers)
+        cdef bytes listed = encode_c_string(ciphers)
         ERR_clear_error()
         if SSL_CTX_set_cipher_list(self.context, listed) != 1:
-            raise library_error()
+            raise make_library_error()
 
     def restrict(self, str suites not None, str groups not None, str signatures not None):
-        """Set the TLS 1.3 suites, groups and signature algorithms, as OpenSSL lists them.
+        """Set the TLS 1.3 suites, groups and signature algorithms, as OpenSSL lists.
 
-        Diffie-Hellman parameters, for suites with DHE, are as long as certificate and security level ask for.
+        OpenSSL chooses the length of DHE parameters by the certificate and the security level.
 
         Raises:
-            ValueError: OpenSSL does not know a name.
+            ValueError: OpenSSL does not support one of the names.
         """
-        cdef bytes suite_list = c_string(suites), group_list = c_string(groups), names = c_string(signatures)
+        cdef bytes suite_list = encode_c_string(suites), group_list = encode_c_string(groups)
+        cdef bytes names = encode_c_string(signatures)
         if (
             SSL_CTX_set_ciphersuites(self.context, suite_list) != 1
             or SSL_CTX_set1_groups_list(self.context, group_list) != 1
@@ -250,10 +253,10 @@ cdef class Context:
             or SSL_CTX_set_dh_auto(self.context, 1) != 1
         ):
             ERR_clear_error()
-            raise ValueError(f"OpenSSL does not know all of {suites}, {groups}, {signatures}")
+            raise ValueError(f"OpenSSL does not support one of {suites}, {groups}, {signatures}")
 
     def list_ciphers(self):
-        """Return the suites that are set, of all versions, the most wanted first."""
+        """Return the cipher suites of all versions, in order of preference."""
         cdef SSLCipherStack *suites = SSL_CTX_get_ciphers(self.context)
         cdef const SSL_CIPHER *suite
         cdef int at
@@ -273,7 +276,7 @@ cdef class Context:
 
     @property
     def security_level(self):
-        """OpenSSL's security level: at 2 RSA and DH have 2048 bits or more, at 0 anything goes."""
+        """OpenSSL's security level. Level 2 requires RSA and DH of 2048 bits or more, level 0 permits all."""
         return SSL_CTX_get_security_level(self.context)
 
     # --- our own certificate
@@ -282,64 +285,64 @@ cdef class Context:
         """Load our certificate with its chain, and its private key, both PEM.
 
         Args:
-            chain: The certificate, then those of its issuers.
-            key: May be encrypted.
-            password: Called for the password of an encrypted key; its exceptions are passed on.
+            chain: The certificate, followed by the certificates of its issuers.
+            key: The private key, which may be encrypted.
+            password: Function that returns the password of an encrypted key. Its exceptions are passed on.
 
         Raises:
-            ssl.SSLError: OpenSSL cannot read them or refuses them, or they do not belong together.
+            ssl.SSLError: OpenSSL cannot read or refuses one of them, or key and certificate do not match.
         """
         ERR_clear_error()
         self.read_chain(chain)
         self.read_key(key, password)
         if SSL_CTX_check_private_key(self.context) != 1:
-            raise library_error()
+            raise make_library_error()
 
     cdef int read_chain(self, bytes chain) except -1:
-        cdef BIO *bio = memory_bio(chain)
+        cdef BIO *bio = open_memory_bio(chain)
         cdef X509 *certificate
         cdef int used
-        nobody = [None, None]
+        no_password = [None, None]
         try:
-            certificate = PEM_read_bio_X509_AUX(bio, NULL, give_password, <void *> nobody)
+            certificate = PEM_read_bio_X509_AUX(bio, NULL, pass_password, <void *> no_password)
             if certificate == NULL:
-                raise library_error()
+                raise make_library_error()
             used = SSL_CTX_use_certificate(self.context, certificate)
             X509_free(certificate)      # the context has its own reference
             if used != 1:
-                raise library_error()
+                raise make_library_error()
             SSL_CTX_clear_chain_certs(self.context)
             while True:
-                certificate = PEM_read_bio_X509(bio, NULL, give_password, <void *> nobody)
+                certificate = PEM_read_bio_X509(bio, NULL, pass_password, <void *> no_password)
                 if certificate == NULL:
                     break
                 if SSL_CTX_add0_chain_cert(self.context, certificate) != 1:
                     X509_free(certificate)
-                    raise library_error()
+                    raise make_library_error()
             if not is_end_of_pem():
-                raise library_error()
+                raise make_library_error()
             ERR_clear_error()
         finally:
             BIO_free(bio)
         return 0
 
     cdef int read_key(self, bytes key, password) except -1:
-        cdef BIO *bio = memory_bio(key)
+        cdef BIO *bio = open_memory_bio(key)
         cdef EVP_PKEY *private
         cdef int used
         source = [password, None]
         try:
-            private = PEM_read_bio_PrivateKey(bio, NULL, give_password, <void *> source)
+            private = PEM_read_bio_PrivateKey(bio, NULL, pass_password, <void *> source)
             if source[1] is not None:
                 EVP_PKEY_free(private)
                 ERR_clear_error()
                 raise source[1]
             if private == NULL:
-                raise library_error()
+                raise make_library_error()
             used = SSL_CTX_use_PrivateKey(self.context, private)
             EVP_PKEY_free(private)      # the context has its own reference
             if used != 1:
-                raise library_error()
+                raise make_library_error()
         finally:
             BIO_free(bio)
         return 0
@@ -350,18 +353,18 @@ cdef class Context:
         """Trust every certificate in a PEM text.
 
         Raises:
-            ssl.SSLError: There is none, or OpenSSL cannot read one.
+            ssl.SSLError: The text has no certificate, or OpenSSL cannot read one.
         """
         cdef X509_STORE *store = SSL_CTX_get_cert_store(self.context)
-        cdef BIO *bio = memory_bio(certificates)
+        cdef BIO *bio = open_memory_bio(certificates)
         cdef X509 *certificate
         cdef int added
         cdef int count = 0
-        nobody = [None, None]
+        no_password = [None, None]
         ERR_clear_error()
         try:
             while True:
-                certificate = PEM_read_bio_X509(bio, NULL, give_password, <void *> nobody)
+                certificate = PEM_read_bio_X509(bio, NULL, pass_password, <void *> no_password)
                 if certificate == NULL:
                     break
                 count += 1
@@ -370,29 +373,29 @@ cdef class Context:
                     self.authorities.add(certificate_der(certificate))
                 X509_free(certificate)  # the store has its own reference
                 if added != 1:
-                    raise library_error()
+                    raise make_library_error()
             if count == 0 or not is_end_of_pem():
-                raise library_error()
+                raise make_library_error()
             ERR_clear_error()
         finally:
             BIO_free(bio)
 
     def verify_peers(self, *, bint required):
-        """Verify a certificate that a peer shows; `required` refuses those who show none."""
+        """Verify the certificates of peers. With `required`, refuse peers that present none."""
         cdef int mode = SSL_VERIFY_PEER | (SSL_VERIFY_FAIL_IF_NO_PEER_CERT if required else 0)
         SSL_CTX_set_verify(self.context, mode, SSL_CTX_get_verify_callback(self.context))
         self.verifies_peers, self.requires_certificate = True, required
 
     def check_revocation(self, crls, *, bint allow_missing, bint allow_expired):
-        """Refuse peers that a revocation list (CRL) names; the whole chain is checked.
+        """Refuse peers if a revocation list (CRL) names a certificate of their chain.
 
         Args:
-            crls: The lists, DER.
-            allow_missing: Accept a peer of whose issuer there is no list.
-            allow_expired: Accept a peer of whose issuer there is only a list past its nextUpdate.
+            crls: The CRLs, DER.
+            allow_missing: Accept a certificate whose issuer has no CRL.
+            allow_expired: Accept a certificate if the CRL of its issuer is past its nextUpdate.
 
         Raises:
-            ssl.SSLError: OpenSSL cannot read a list.
+            ssl.SSLError: OpenSSL cannot read a CRL.
         """
         cdef X509_STORE *store = SSL_CTX_get_cert_store(self.context)
         cdef X509_CRL *crl
@@ -406,7 +409,7 @@ cdef class Context:
             added = X509_STORE_add_crl(store, crl) if crl != NULL else 0
             X509_CRL_free(crl)          # the store has its own reference
             if added != 1:
-                raise library_error()
+                raise make_library_error()
         X509_VERIFY_PARAM_set_flags(
             SSL_CTX_get0_param(self.context), X509_V_FLAG_CRL_CHECK | X509_V_FLAG_CRL_CHECK_ALL
         )

@@ -1,7 +1,7 @@
-"""Errors of OpenSSL as the exceptions that Python's `ssl` module defines.
+"""Conversion of OpenSSL errors to the exceptions that Python's `ssl` module defines.
 
-Callers catch `ssl.SSLError` and its subclasses, which are also `OSError`. Only these classes of `ssl` are
-used: contexts and connections of that module are not.
+Callers catch `ssl.SSLError` and its subclasses, which are also `OSError`. Only these exception classes of
+`ssl` are used, not its contexts and connections.
 """
 
 from ingest.ext.openssl cimport (
@@ -32,25 +32,25 @@ import ssl as standard
 
 __all__ = ["NO_CERTIFICATE", "NoCertificateError"]
 
-NO_CERTIFICATE = "PEER_DID_NOT_RETURN_A_CERTIFICATE"    # also OpenSSL's name, where OpenSSL itself notices
+NO_CERTIFICATE = "PEER_DID_NOT_RETURN_A_CERTIFICATE"    # OpenSSL's own name for this error
 
 ENDED = "EOF occurred in violation of protocol"
 
 
 class NoCertificateError(standard.SSLError):
-    """The handshake is complete, and the peer has not shown the certificate that is required."""
+    """The handshake is complete, but the peer has not presented the required certificate."""
 
     def __init__(self, suite):
         super().__init__(SSL_ERROR_SSL, f"[SSL: {NO_CERTIFICATE}] with the suite {suite}")
         self.reason, self.library = NO_CERTIFICATE, "SSL"
 
 
-cdef tuple take_reason():
-    """Empty the error queue of this thread; return the telling error's name and its text.
+cdef tuple pop_reason():
+    """Empty the error queue of this thread. Return the name and the text of the most specific error.
 
-    The name is spelled as the `ssl` module spells it with OpenSSL 3.0. OpenSSL 3.2 and later end with "record
-    layer failure" whatever was wrong with a record: the error before it is the telling one. They also call
-    the alerts of SSL 3 those of "ssl/tls".
+    The name is spelled as in the `ssl` module with OpenSSL 3.0. OpenSSL 3.2 and later add "record layer
+    failure" after any error of a record, so the error before it is the specific one. They also name the
+    alerts of SSL 3 "ssl/tls" alerts.
     """
     cdef const char *found
     cdef unsigned long error = ERR_get_error()
@@ -58,9 +58,9 @@ cdef tuple take_reason():
     while error:                        # the oldest first
         found = ERR_reason_error_string(error)
         if found != NULL:
-            said = (<bytes> found).decode("utf-8", "replace")
-            if said != "record layer failure" or name == "UNKNOWN":
-                name, text = said.upper().replace(" ", "_"), said
+            reason = (<bytes> found).decode("utf-8", "replace")
+            if reason != "record layer failure" or name == "UNKNOWN":
+                name, text = reason.upper().replace(" ", "_"), reason
         error = ERR_get_error()
     return name.replace("SSL/TLS_ALERT", "SSLV3_ALERT"), text
 
@@ -73,19 +73,19 @@ cdef object with_reason(object kind, int code, str name, str text):
 
 
 cdef object without_reason(object kind, int code, str text):
-    """Make an exception for which OpenSSL has no error."""
+    """Make an exception for a condition that OpenSSL reports without an error."""
     error = kind(code, text)
     error.reason = error.library = None
     return error
 
 
-cdef object library_error():
-    """Make the exception of a call that no connection belongs to, such as a file that cannot be read."""
-    name, text = take_reason()
+cdef object make_library_error():
+    """Make the exception of a failed call that belongs to no connection, such as reading a file."""
+    name, text = pop_reason()
     return with_reason(standard.SSLError, SSL_ERROR_SSL, name, text)
 
 
-cdef object unverified_error(SSL *ssl, str server_name):
+cdef object make_verification_error(SSL *ssl, str server_name):
     cdef long code = SSL_get_verify_result(ssl)
     if code == X509_V_ERR_HOSTNAME_MISMATCH:
         message = f"Hostname mismatch, certificate is not valid for '{server_name}'."
@@ -93,20 +93,20 @@ cdef object unverified_error(SSL *ssl, str server_name):
         message = f"IP address mismatch, certificate is not valid for '{server_name}'."
     else:
         message = (<bytes> X509_verify_cert_error_string(code)).decode("utf-8", "replace")
-    name, text = take_reason()
+    name, text = pop_reason()
     error = with_reason(standard.SSLCertVerificationError, SSL_ERROR_SSL, name, f"{text}: {message}")
     error.verify_code, error.verify_message = code, message
     return error
 
 
-cdef object connection_error(SSL *ssl, int result, int number, str server_name):
-    """Make the exception of a call on a connection that did not succeed.
+cdef object make_connection_error(SSL *ssl, int result, int number, str server_name):
+    """Make the exception of a failed call on a connection.
 
     Args:
         ssl: The connection.
-        result: What the call returned.
-        number: errno as the call left it.
-        server_name: The name that a client asked for; for the message.
+        result: Return value of the call.
+        number: errno after the call.
+        server_name: Server name that a client requested, for the message.
     """
     cdef int code = SSL_get_error(ssl, result)
     cdef unsigned long last = ERR_peek_last_error()
@@ -122,9 +122,9 @@ cdef object connection_error(SSL *ssl, int result, int number, str server_name):
         return without_reason(standard.SSLEOFError, standard.SSL_ERROR_EOF, ENDED)
     if ERR_GET_LIB(last) == ERR_LIB_SSL:
         if ERR_GET_REASON(last) == SSL_R_CERTIFICATE_VERIFY_FAILED:
-            return unverified_error(ssl, server_name)
+            return make_verification_error(ssl, server_name)
         if ERR_GET_REASON(last) == SSL_R_UNEXPECTED_EOF_WHILE_READING:
-            name, _ = take_reason()
+            name, _ = pop_reason()
             return with_reason(standard.SSLEOFError, standard.SSL_ERROR_EOF, name, ENDED)
-    name, text = take_reason()
+    name, text = pop_reason()
     return with_reason(standard.SSLError, code, name, text)

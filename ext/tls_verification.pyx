@@ -1,11 +1,11 @@
-"""How a peer's certificate chain is verified: what OpenSSL decides, and what differs from it here.
+"""Verification of a peer's certificate chain by OpenSSL, with two additions.
 
-1. A certificate that is refused is kept with its connection. OpenSSL keeps a peer's certificate with the
-   session only once it is verified, but a log line must name what was refused.
-2. A missing or outdated revocation list (CRL) can be forgiven, as the configuration says.
+1. A refused certificate is kept with its connection. OpenSSL keeps only verified certificates in the session,
+   but a log line must name the refused one.
+2. The configuration can permit a missing or expired revocation list (CRL).
 
-The callbacks run in the thread of the handshake, with the GIL or without it. They touch nothing but the
-connection that is being verified.
+The callbacks run in the thread of the handshake, with or without the GIL. They access only the connection
+that is being verified.
 """
 
 from cpython.bytes cimport PyBytes_FromStringAndSize
@@ -65,9 +65,9 @@ from ingest.ext.openssl cimport (
     sk_X509_value,
 )
 
-# --- the certificate that was refused
+# --- the refused certificate
 
-cdef int refused_index = -1     # where a connection's data has its refused certificate
+cdef int refused_index = -1     # index of the refused certificate in the ex_data of an SSL
 
 
 cdef void free_refused(
@@ -78,8 +78,8 @@ cdef void free_refused(
         X509_free(<X509 *> kept)
 
 
-cdef int verify(X509_STORE_CTX *verification, void *pointer) noexcept nogil:
-    """Verify as OpenSSL does without a callback, and keep a certificate that it refuses."""
+cdef int verify_chain(X509_STORE_CTX *verification, void *pointer) noexcept nogil:
+    """Verify the chain as OpenSSL does by default, and keep a refused certificate."""
     cdef int good = X509_verify_cert(verification)
     cdef SSL *ssl
     cdef X509 *certificate
@@ -99,24 +99,24 @@ cdef int verify(X509_STORE_CTX *verification, void *pointer) noexcept nogil:
 
 
 cdef int verify_and_keep_refused(SSL_CTX *context) except -1:
-    """Have the connections of a context keep a certificate that they refuse."""
+    """Make the connections of a context keep a refused certificate."""
     global refused_index
     if refused_index < 0:
         refused_index = SSL_get_ex_new_index(0, NULL, NULL, NULL, free_refused)
         if refused_index < 0:
             raise MemoryError
-    SSL_CTX_set_cert_verify_callback(context, verify, NULL)
+    SSL_CTX_set_cert_verify_callback(context, verify_chain, NULL)
     return 0
 
 
 cdef bytes refused_certificate(SSL *ssl):
-    """Return the certificate that was refused, DER; None where none was."""
+    """Return the refused certificate (DER), or None if no certificate was refused."""
     cdef X509 *kept = <X509 *> SSL_get_ex_data(ssl, refused_index) if refused_index >= 0 else NULL
     return certificate_der(kept) if kept != NULL else None
 
 
 cdef bytes certificate_der(X509 *certificate):
-    """Encode a certificate; None where OpenSSL cannot."""
+    """Encode a certificate as DER. Return None if OpenSSL cannot."""
     cdef int length = i2d_X509(certificate, NULL)
     cdef bytes der
     cdef uint8_t *end
@@ -124,16 +124,16 @@ cdef bytes certificate_der(X509 *certificate):
         return None
     der = PyBytes_FromStringAndSize(NULL, length)
     end = <uint8_t *> <char *> der
-    i2d_X509(certificate, &end)         # moves `end` behind what it writes
+    i2d_X509(certificate, &end)         # moves `end` behind the written bytes
     return der
 
 
 # --- revocation lists
 
 cdef inline bint is_anchor(X509_STORE_CTX *verification) noexcept nogil:
-    """Whether the certificate in question is the first of its chain that we trust, or stands behind it.
+    """Whether the current certificate is the trust anchor of its chain, or stands behind it.
 
-    Behind a peer's own certificate that is trusted itself OpenSSL leaves what the peer has sent along.
+    If the peer's own certificate is trusted, OpenSSL leaves other certificates of the peer behind it.
     """
     cdef int depth = X509_STORE_CTX_get_error_depth(verification)
     return depth >= X509_STORE_CTX_get_num_untrusted(verification)
@@ -163,9 +163,10 @@ cdef inline bint lacks_trusted_issuer(int error) noexcept nogil:
 
 
 cdef bint is_listed_as_revoked(X509_STORE_CTX *verification) noexcept nogil:
-    """Whether a list names a certificate of the chain.
+    """Whether a CRL names a certificate of the chain.
 
-    The signature of the list is not looked at. That is sound because the answer never lets a peer in.
+    The signature of the CRL is not checked. That is safe, because the result only chooses the alert of a peer
+    that is refused anyway.
     """
     cdef X509Stack *chain = X509_STORE_CTX_get0_chain(verification)
     cdef X509 *certificate
@@ -185,7 +186,7 @@ cdef bint is_listed_as_revoked(X509_STORE_CTX *verification) noexcept nogil:
     return False
 
 
-cdef inline int judge(int good, X509_STORE_CTX *verification, bint missing, bint expired) noexcept nogil:
+cdef inline int decide(int good, X509_STORE_CTX *verification, bint missing, bint expired) noexcept nogil:
     cdef int error
     if good:
         return good
@@ -199,34 +200,34 @@ cdef inline int judge(int good, X509_STORE_CTX *verification, bint missing, bint
     if good:
         X509_STORE_CTX_set_error(verification, X509_V_OK)
     elif lacks_trusted_issuer(error) and is_listed_as_revoked(verification):
-        # The certificate was left out of the trusted ones because of that list. It is refused either way, and
-        # CERTIFICATE_REVOKED tells the peer more than UNKNOWN_CA.
+        # If an untrusted certificate is also listed in a CRL, report CERTIFICATE_REVOKED instead of
+        # UNKNOWN_CA, which tells the peer more. The certificate is refused in both cases.
         X509_STORE_CTX_set_error(verification, X509_V_ERR_CERT_REVOKED)
     return good
 
 
 cdef int forgive_none(int good, X509_STORE_CTX *verification) noexcept nogil:
-    return judge(good, verification, False, False)
+    return decide(good, verification, False, False)
 
 
 cdef int forgive_missing(int good, X509_STORE_CTX *verification) noexcept nogil:
-    return judge(good, verification, True, False)
+    return decide(good, verification, True, False)
 
 
 cdef int forgive_expired(int good, X509_STORE_CTX *verification) noexcept nogil:
-    return judge(good, verification, False, True)
+    return decide(good, verification, False, True)
 
 
 cdef int forgive_both(int good, X509_STORE_CTX *verification) noexcept nogil:
-    return judge(good, verification, True, True)
+    return decide(good, verification, True, True)
 
 
 cdef int forgive_crls(SSL_CTX *context, bint missing, bint expired) except -1:
-    """Accept peers whose issuer has no CRL (`missing`), or one past its nextUpdate (`expired`).
+    """Accept peers whose issuer has no CRL (`missing`) or a CRL past its nextUpdate (`expired`).
 
-    A revoked peer is refused in any case. The certificate that we trust itself needs no usable CRL (RFC 5280
-    6.1: an anchor is no part of the path). If an untrusted certificate is also listed in a CRL, it is refused
-    as revoked instead of as unknown.
+    A revoked peer is always refused. A trust anchor needs no usable CRL (RFC 5280 6.1: the anchor is no part
+    of the path). If an untrusted certificate is also listed in a CRL, it is refused as revoked instead of as
+    unknown.
     """
     cdef VerifyCallback callback
     if missing:

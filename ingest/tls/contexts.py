@@ -1,6 +1,6 @@
-"""TLS contexts for both roles, from a `[tls.NAME]`; the profiles of PS3.15 Annex B.
+"""TLS contexts for both roles, made from a `[tls.NAME]` section.
 
-The system's public authorities are not trusted, because they have no say in a hospital.
+The public authorities of the operating system are not trusted: a hospital's peers do not depend on them.
 """
 
 import ssl
@@ -17,11 +17,11 @@ from ingest.tls.keys import loading
 
 @dataclass(frozen=True, slots=True)
 class Contexts:
-    """All that a configuration has its processes speak TLS with, by the NAME of `[tls.NAME]`.
+    """The TLS contexts of a configuration, by the NAME of `[tls.NAME]`.
 
     Attributes:
-        listening: Of `[[listeners]]`.
-        calling: Of `[[destinations]]`.
+        listening: Contexts for `[[listeners]]`.
+        calling: Contexts for `[[destinations]]`.
     """
 
     listening: Mapping[str, Context]
@@ -29,10 +29,10 @@ class Contexts:
 
 
 def contexts(config: Config, roles: Collection[str]) -> Contexts:
-    """The contexts of all sections that these roles use ("listen", "forward").
+    """Make the contexts of all sections that these roles ("listen", "forward") use.
 
     Raises:
-        ConfigError: Files cannot be used; with the faults of every section, each with its key.
+        ConfigError: Files cannot be used. The error contains the faults of all sections with their keys.
     """
     listening: dict[str, Context] = {}
     calling: dict[str, Context] = {}
@@ -53,12 +53,12 @@ def contexts(config: Config, roles: Collection[str]) -> Contexts:
 
 
 def rehearse(tls: TLS) -> None:
-    """Shake hands with a peer of the same profile, in memory: OpenSSL takes pairs that no handshake can use.
+    """Try a handshake in memory with a peer of the same profile, without client certificate.
 
-    Such as a key on a curve that the profile does not have. Peers' certificates are not asked for.
+    OpenSSL loads pairs that no handshake can use, for example a key on a curve outside the profile.
 
     Raises:
-        ConfigError: It does not come to a connection.
+        ConfigError: The handshake fails.
     """
     if tls.certificate is None and tls.pkcs12 is None:
         return
@@ -81,10 +81,10 @@ def rehearse(tls: TLS) -> None:
 
 
 def server_context(tls: TLS) -> Context:
-    """The context of a listener (SCP).
+    """Make the context of a listener (SCP).
 
     Raises:
-        ConfigError: A file cannot be used; the message names it and what to do.
+        ConfigError: A file cannot be used. The message names the file and the remedy.
     """
     context = Context(is_server=True)
     _set_up(context, tls)
@@ -96,10 +96,10 @@ def server_context(tls: TLS) -> Context:
 
 
 def client_context(tls: TLS) -> Context:
-    """The context of a sender (SCU). With `check_server_name`, its connections need a server name.
+    """Make the context of a sender (SCU). With `check_server_name`, its connections need a server name.
 
     Raises:
-        ConfigError: A file cannot be used; the message names it and what to do.
+        ConfigError: A file cannot be used. The message names the file and the remedy.
     """
     context = Context(is_server=False)
     context.check_host_name = tls.check_server_name

@@ -1,9 +1,9 @@
-"""The secure transport connection profiles of PS3.15 Annex B, as a table, and how a context is held to one.
+"""Table of the secure transport connection profiles of PS3.15 Annex B, applied to contexts.
 
-All of them have OpenSSL's security level 2, which refuses RSA and DH below 2048 bits, curves below 224 (RFC
-9325 4.5) and SHA-1. What every context forbids is in `ingest.ext.tls_context`.
+All profiles use OpenSSL's security level 2. It refuses RSA and DH below 2048 bits, curves below 224 bits
+(RFC 9325 4.5) and SHA-1. `ingest.ext.tls_context` makes the settings of all contexts.
 
-The suites follow PS3.15 and, where that leaves a choice, what DCMTK offers under the same name.
+The suites follow PS3.15. Where PS3.15 leaves a choice, they follow DCMTK's profile of the same name.
 """
 
 import ssl
@@ -21,7 +21,7 @@ _ECDHE_GCM = (
     "ECDHE-ECDSA-AES256-GCM-SHA384",
     "ECDHE-RSA-AES256-GCM-SHA384",
 )
-"""RFC 9325 4.2: the four that it recommends for TLS 1.2."""
+"""The four suites that RFC 9325 4.2 recommends for TLS 1.2."""
 
 _DHE_GCM = ("DHE-RSA-AES128-GCM-SHA256", "DHE-RSA-AES256-GCM-SHA384")
 """RFC 7525 4.2 recommended these too; RFC 9325 4.2 no longer does."""
@@ -34,7 +34,7 @@ _MODIFIED = (
     "ECDHE-ECDSA-CHACHA20-POLY1305",
     "ECDHE-RSA-CHACHA20-POLY1305",
 )
-"""PS3.15 B.13 beside the four above; those with Camellia-GCM are in no OpenSSL."""
+"""Further suites of PS3.15 B.13. OpenSSL has none of its Camellia-GCM suites."""
 
 _TLS13 = ("TLS_AES_256_GCM_SHA384", "TLS_CHACHA20_POLY1305_SHA256", "TLS_AES_128_GCM_SHA256")
 """RFC 9325 4.3 refers to RFC 8446 9.1, which names these three."""
@@ -53,16 +53,16 @@ _SIGNATURES = (
 
 @dataclass(frozen=True, slots=True)
 class Profile:
-    """What one profile lets be negotiated; names are OpenSSL's, the most wanted first.
+    """The parameters that one profile permits, by OpenSSL's names and in order of preference.
 
     Attributes:
-        section: Where PS3.15 defines it.
+        section: Section of PS3.15 that defines the profile.
         ciphers: Suites for TLS 1.2.
         suites: Suites for TLS 1.3.
-        groups: For ECDHE, in both versions.
-        signatures: Of handshakes.
-        maximum: The newest version.
-        retired: Whether the standard no longer has it; nodes say so at every start.
+        groups: Groups for ECDHE, in both versions.
+        signatures: Signature algorithms of handshakes.
+        maximum: The newest permitted version.
+        retired: Whether the profile is retired from the standard. A node warns of it at each start.
     """
 
     section: str
@@ -81,8 +81,8 @@ PROFILES: Final = {
         (*_ECDHE_GCM, *_MODIFIED),
         suites=(*_TLS13, "TLS_AES_128_CCM_SHA256", "TLS_AES_128_CCM_8_SHA256"),
     ),
-    # B.9 lets a peer fall back to the AES profile (B.3), whose one suite this is. BCP 195 has come to forbid
-    # TLS 1.0 and 1.1 (RFC 8996), which that profile had: so not below TLS 1.2.
+    # B.9 permits the fallback to the AES profile (B.3), whose only suite is AES128-SHA. That profile includes
+    # TLS 1.0 and 1.1, but BCP 195 now forbids them (RFC 8996). TLS 1.2 is therefore the minimum here.
     "bcp195": Profile("PS3.15 B.9", (*_ECDHE_GCM, *_DHE_GCM, "AES128-SHA"), retired=True),
     "bcp195-nd": Profile("PS3.15 B.10", (*_ECDHE_GCM, *_DHE_GCM), retired=True),
     "bcp195-ex": Profile("PS3.15 B.11", (*_ECDHE_GCM, *_DHE_GCM), maximum=TLS_1_2, retired=True),
@@ -90,10 +90,10 @@ PROFILES: Final = {
 
 
 def apply(context: Context, tls: TLS) -> None:
-    """Hold a context to the profile of its section.
+    """Apply the profile of a section to a context.
 
     Raises:
-        ConfigError: OpenSSL knows none of the ciphers that were asked for.
+        ConfigError: OpenSSL supports none of the configured ciphers.
     """
     profile = PROFILES.get(tls.profile)
     if profile is None:
@@ -105,7 +105,7 @@ def apply(context: Context, tls: TLS) -> None:
 
 
 def _apply_custom(context: Context, tls: TLS) -> None:
-    """As the section says; groups, signature algorithms and TLS 1.3 suites stay as OpenSSL has them."""
+    """Apply version and ciphers of the section. Other parameters keep OpenSSL's defaults."""
     minimum, ciphers = TLS_VERSIONS[tls.minimum_version or "TLSv1.2"], tls.ciphers or ":".join(_ECDHE_GCM)
     if minimum < TLS_1_2 and not tls.ciphers:
         ciphers = "DEFAULT@SECLEVEL=0"  # the only level where OpenSSL 3 has TLS 1.0 and 1.1, which sign SHA-1
@@ -117,7 +117,7 @@ def _apply_custom(context: Context, tls: TLS) -> None:
 
 
 def weaknesses(tls: TLS) -> list[tuple[str, str, str]]:
-    """What a node says of a section at start, in `status` and in `check`: key, cause and remedy of each."""
+    """List the weaknesses of a section, each as key, cause and remedy."""
     profile = PROFILES.get(tls.profile)
     if profile is not None:
         if not profile.retired:
@@ -142,7 +142,7 @@ def _weak_ciphers(tls: TLS) -> list[str]:
     try:
         _apply_custom(context, tls)
     except ConfigError:
-        return []  # said where the section is read
+        return []  # reported when the section is read
     return [suite.name for suite in context.list_ciphers() if not _is_strong(suite)]
 
 

@@ -1,4 +1,4 @@
-"""What is said about a certificate that was refused: whose it is, and what can be done about it."""
+"""Report of a refused certificate: its subject, its fingerprint and the remedy."""
 
 import hashlib
 from typing import Final
@@ -9,7 +9,7 @@ from ingest.tls import revocation
 from ingest.tls.identity import read_identity
 
 SUBJECT_CHARACTERS: Final = 256
-"""What is kept of a subject: nobody has vouched for it, and its holder chose its length."""
+"""Limit of a reported subject. The subject is not verified, and the peer chose its length."""
 
 _UNKNOWN: Final = "add the certificate of its authority to trusted if it is yours"
 REMEDIES: Final = revocation.REMEDIES | {
@@ -22,13 +22,13 @@ REMEDIES: Final = revocation.REMEDIES | {
     23: "have its certificate replaced: its authority has revoked it",
     26: "have its certificate issued for both roles (extended key usage clientAuth and serverAuth)",
 }
-"""By OpenSSL's verify code (x509_vfy.h): what to do about a peer that was refused."""
+"""Remedy for a refused peer, by OpenSSL's verify code (x509_vfy.h)."""
 
 
 def refused_certificate(connection: Connection) -> dict[str, str]:
-    """Subject and SHA-256 fingerprint of what the peer offered; empty where nothing was refused.
+    """Return subject and SHA-256 fingerprint of the refused certificate, or {} if none was refused.
 
-    Nothing in it is verified, and control characters of the subject become "?".
+    They are not verified. Control characters of the subject are replaced by "?".
     """
     der = connection.refused_certificate()
     if der is None:

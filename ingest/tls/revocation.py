@@ -1,7 +1,7 @@
-"""Certificate revocation lists (RFC 5280 5): read in whatever form a site has them, checked by OpenSSL.
+"""Certificate revocation lists (CRLs, RFC 5280 5): read as PEM or DER, and checked by OpenSSL.
 
-OpenSSL looks them up while it verifies a peer in the handshake, so that who is revoked gets the alert that
-says so. How it verifies is in `ingest.ext.tls_verification`.
+OpenSSL checks the CRLs while it verifies a peer in the handshake. A revoked peer therefore gets the alert
+that names the reason. `ingest.ext.tls_verification` contains the rules of the verification.
 """
 
 import contextlib
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 _BLOCK = re.compile(rb"-----BEGIN X509 CRL-----[A-Za-z0-9+/=\s]+?-----END X509 CRL-----")
 _SEQUENCE = b"\x30"
-"""What every DER list begins with."""
+"""The first byte of each CRL in DER."""
 
 REMEDIES: Final = {
     3: 'there is no CRL of its issuer: add one to crl, or set crl_missing = "allow"',
@@ -34,17 +34,18 @@ REMEDIES: Final = {
     36: "the CRL of its issuer has a critical extension that OpenSSL does not know: add one without it",
     44: "the CRL of its issuer is for others (issuingDistributionPoint): add the one for its kind",
 }
-"""By OpenSSL's verify code (x509_vfy.h): what to do about a peer that was refused for want of a good list."""
+"""Remedy by OpenSSL's verify code (x509_vfy.h), if a peer was refused for lack of a usable CRL."""
 
 
 @dataclass(frozen=True, slots=True)
 class Trusted:
-    """One certificate of `trusted`.
+    """One certificate of the setting `trusted`.
 
     Attributes:
-        index: Of its entry in `trusted`.
-        pem: As `ingest.tls.keys.formats` has it.
-        certificate: None where only OpenSSL can read it, or its names; then no list is looked into for it.
+        index: Index of the entry in `trusted` that contains the certificate.
+        pem: The certificate as `ingest.tls.keys.formats` returns it.
+        certificate: The parsed certificate. None if only OpenSSL can read it or its names: such a certificate
+            is looked up in no CRL.
     """
 
     index: int
@@ -54,13 +55,13 @@ class Trusted:
 
 
 def load(context: Context, tls: TLS) -> None:
-    """Have a context refuse revoked peers, as the section says; without a list nothing is checked.
+    """Make a context refuse revoked peers. Without a CRL in the section, nothing is checked.
 
-    The whole chain is checked but for the certificate that stands in `trusted`, which needs no list; see
-    `revoked` for what must not stand there.
+    The whole chain is checked except for the trust anchor, which needs no CRL. `revoked` finds the trust
+    anchors that are revoked themselves.
 
     Raises:
-        ConfigError: A list cannot be read.
+        ConfigError: A CRL cannot be read.
     """
     if not tls.crl:
         return
@@ -73,10 +74,10 @@ def load(context: Context, tls: TLS) -> None:
 
 
 def lists(path: Path) -> Iterator[tuple[Path, "CertificateRevocationList"]]:
-    """The lists in a file, or in every file of a folder whatever its name, PEM or DER, with where each was.
+    """Yield each CRL of a file, or of all files of a folder, together with the path of its file.
 
     Raises:
-        ConfigError: A file cannot be read, or there is no list; the message names it.
+        ConfigError: A file cannot be read, or the path contains no CRL. The message names it.
     """
     found = False
     for file in formats.list_files(path):
@@ -92,7 +93,7 @@ def lists(path: Path) -> Iterator[tuple[Path, "CertificateRevocationList"]]:
 
 
 def trusted(tls: TLS) -> list[Trusted]:
-    """Every certificate in `trusted`.
+    """Read all certificates of the setting `trusted`.
 
     Raises:
         ConfigError: A file cannot be read.
@@ -108,7 +109,7 @@ def trusted(tls: TLS) -> list[Trusted]:
                 certificate = None
                 with contextlib.suppress(*UNREADABLE):
                     read = x509.load_pem_x509_certificate(pem.encode())
-                    for name in (read.subject, read.issuer):  # read when asked for only
+                    for name in (read.subject, read.issuer):  # names are parsed on access only
                         name.public_bytes()
                     certificate = read
                 found.append(Trusted(index, file, pem, certificate))
@@ -116,12 +117,13 @@ def trusted(tls: TLS) -> list[Trusted]:
 
 
 def revoked(tls: TLS) -> list[tuple[Trusted, str]]:
-    """What must not be trusted although it stands in `trusted`, each with the reason.
+    """Find the certificates of `trusted` that are revoked, each with the reason.
 
-    OpenSSL ends a chain at the first certificate that it trusts, such as an authority between a root and its
-    peers when a site trusts both, and asks no list about that. So what a list of its issuer names is found
-    here, and with it what was issued by that alone. Where the issuer is not in `trusted`, nothing tells whose
-    signature its list should have: any list in its name is believed.
+    OpenSSL ends a chain at the first trusted certificate and checks no CRL for it. That certificate may be an
+    intermediate authority, if a site trusts both the root and the authority. This function therefore finds
+    trusted certificates that a CRL of their issuer names, and those that only revoked authorities have
+    issued. If the issuer is not in `trusted`, the signature of its CRL cannot be checked: each CRL with the
+    issuer's name counts.
 
     Raises:
         ConfigError: A file cannot be read.
@@ -132,17 +134,17 @@ def revoked(tls: TLS) -> list[tuple[Trusted, str]]:
         return []
     named: dict[str, list[tuple[Path, CertificateRevocationList]]] = {}
     for file, each in (found for path in tls.crl for found in lists(path)):
-        with contextlib.suppress(*UNREADABLE):  # OpenSSL may know its issuer all the same
+        with contextlib.suppress(*UNREADABLE):  # OpenSSL may still be able to read the issuer
             if not unused(each):
-                named.setdefault(_alike(each.issuer), []).append((file, each))
+                named.setdefault(_normalize_name(each.issuer), []).append((file, each))
     known = trusted(tls)
     readable = {each.pem: each.certificate for each in known if each.certificate is not None}
-    issuers = _issuers(readable)
+    issuers = _find_issuers(readable)
     out: dict[str, str] = {}
     for pem, certificate in readable.items():
-        candidates = named.get(_alike(certificate.issuer), []) if pem not in issuers[pem] else []
+        candidates = named.get(_normalize_name(certificate.issuer), []) if pem not in issuers[pem] else []
         for file, each in candidates:
-            if _names(each, certificate, issuers[pem].values()):
+            if _lists_certificate(each, certificate, issuers[pem].values()):
                 out[pem] = f"the list in {file} names it"
     while more := [
         pem for pem, those in issuers.items() if pem not in out and those and those.keys() <= out.keys()
@@ -152,7 +154,7 @@ def revoked(tls: TLS) -> list[tuple[Trusted, str]]:
 
 
 def unused(found: "CertificateRevocationList") -> str:
-    """Why OpenSSL takes no notice of a list, as we use it; "" if it does."""
+    """Explain why OpenSSL ignores a CRL. Return "" if OpenSSL uses it."""
     from cryptography import x509  # noqa: PLC0415 - as above
 
     from ingest.tls.identity import UNREADABLE  # noqa: PLC0415 - as above
@@ -170,7 +172,7 @@ def unused(found: "CertificateRevocationList") -> str:
 
 
 def doubts(found: "CertificateRevocationList", expired: str, now: datetime) -> Iterator[tuple[str, str]]:
-    """What is to be said about a list, and the remedy; `expired` is the policy `crl_expired`."""
+    """Yield the cause and the remedy of each doubt about a CRL. `expired` is the policy `crl_expired`."""
     from ingest.tls.identity import UNREADABLE  # noqa: PLC0415 - as above
 
     begin, end = found.last_update_utc, found.next_update_utc
@@ -185,14 +187,14 @@ def doubts(found: "CertificateRevocationList", expired: str, now: datetime) -> I
     if begin > now:
         cause = f"the CRL of {issuer} is not valid before {begin:%Y-%m-%d %H:%M} UTC"
         yield cause, "correct the clock, or add the list that is valid now"
-    # RFC 5280 5.1.2.5: a new list is to be there by nextUpdate
+    # RFC 5280 5.1.2.5: the issuer publishes the next CRL by nextUpdate.
     if end is not None and end <= now:
         cause = f"a new CRL of {issuer} was due on {end:%Y-%m-%d %H:%M} UTC"
         yield cause, f'fetch it; crl_expired = "{expired}" decides about its peers until then'
 
 
-def _issuers(known: Mapping[str, "Certificate"]) -> dict[str, dict[str, "Certificate"]]:
-    """By the PEM of each who of them issued it, by theirs; itself where it is self-signed."""
+def _find_issuers(known: Mapping[str, "Certificate"]) -> dict[str, dict[str, "Certificate"]]:
+    """Map each certificate to its known issuers, by PEM. A self-signed certificate is its own issuer."""
     from cryptography.exceptions import InvalidSignature  # noqa: PLC0415 - as above
 
     from ingest.tls.identity import UNREADABLE  # noqa: PLC0415 - as above
@@ -209,28 +211,28 @@ def _issuers(known: Mapping[str, "Certificate"]) -> dict[str, dict[str, "Certifi
     return found
 
 
-def _alike(name: "Name") -> str:
-    """Equal for names that OpenSSL takes for the same (RFC 5280 7.1), whatever their case and blanks."""
+def _normalize_name(name: "Name") -> str:
+    """Normalize case and blanks of a name, which OpenSSL ignores in comparisons (RFC 5280 7.1)."""
     return " ".join(name.rfc4514_string().casefold().split())
 
 
-def _names(
+def _lists_certificate(
     found: "CertificateRevocationList", certificate: "Certificate", issuers: Collection["Certificate"]
 ) -> bool:
-    """Whether a list in the name of its issuer names a certificate, and is signed by one of those, if any."""
+    """Whether a CRL names a certificate and, if `issuers` are known, is signed by one of them."""
     if found.get_revoked_certificate_by_serial_number(certificate.serial_number) is None:
         return False
-    return not issuers or any(_signed(found, issuer) for issuer in issuers)
+    return not issuers or any(_is_signed_by(found, issuer) for issuer in issuers)
 
 
-def _signed(found: "CertificateRevocationList", issuer: "Certificate") -> bool:
+def _is_signed_by(found: "CertificateRevocationList", issuer: "Certificate") -> bool:
     from cryptography.exceptions import UnsupportedAlgorithm  # noqa: PLC0415 - as above
 
     from ingest.tls.identity import UNREADABLE  # noqa: PLC0415 - as above
 
     try:
-        return found.is_signature_valid(issuer.public_key())  # type: ignore[arg-type]  # says TypeError
-    except UnsupportedAlgorithm:  # OpenSSL may know it
+        return found.is_signature_valid(issuer.public_key())  # type: ignore[arg-type]  # raises TypeError
+    except UnsupportedAlgorithm:  # OpenSSL may support the algorithm
         return True
     except UNREADABLE:
         return False
@@ -246,5 +248,5 @@ def _parse(file: Path, content: bytes, *, alone: bool) -> Iterator["CertificateR
         else:
             yield x509.load_der_x509_crl(content)
     except ValueError:
-        if blocks or alone:  # what else is in a folder may be a certificate
+        if blocks or alone:  # another file of a folder may be a certificate
             raise ConfigError([f"{file}: its CRL cannot be read; fetch it again"]) from None

@@ -1,6 +1,6 @@
-"""Gives OpenSSL the key material that a `[tls.NAME]` names.
+"""Loading of the keys and certificates of a `[tls.NAME]` section into OpenSSL.
 
-Each file is read once and goes to OpenSSL through memory. A key that was in PKCS#12 lies nowhere in the
+Each file is read once and passed to OpenSSL in memory. A key from PKCS#12 is never written to disk in the
 clear.
 """
 
@@ -35,14 +35,14 @@ _REMEDIES: Final = {
     "KEY_TOO_SMALL": "make a pair with at least RSA 2048 or EC P-256",
     "MD_TOO_WEAK": "have it signed with SHA-256 or better",
 }
-"""By the end of OpenSSL's reason (sslerr.h)."""
+"""Remedy by the suffix of OpenSSL's reason (sslerr.h)."""
 
 
 def load_pair(context: Context, tls: TLS) -> None:
-    """Our own certificate with its chain and its private key, where the section names them.
+    """Load our certificate, its chain and its private key, if the section names them.
 
     Raises:
-        ConfigError: They cannot be used; the message names file and remedy, and nothing that is in it.
+        ConfigError: They cannot be used. The message names file and remedy, but no content of the file.
     """
     found = read_pair(tls)
     if found is None:
@@ -58,12 +58,12 @@ def load_pair(context: Context, tls: TLS) -> None:
         context.load_pair("".join(pair.certificates).encode(), pair.keys[0], password)
         _require_strong_digests(context, pair, certificate)
         return
-    # It reads fewer old ciphers and forms of PEM than `cryptography`, and does not say which file it means.
-    pair = _rewritten(pair, certificate, key, tls.password_file)
+    # OpenSSL reads fewer old ciphers and variants of PEM than `cryptography`, and its error names no file.
+    pair = _reencode_pair(pair, certificate, key, tls.password_file)
     try:
         context.load_pair("".join(pair.certificates).encode(), pair.keys[0])
     except ssl.SSLError as error:
-        raise ConfigError([_refused(certificate, error)]) from None
+        raise ConfigError([_explain_refusal(certificate, error)]) from None
     _require_strong_digests(context, pair, certificate)
 
 
@@ -90,10 +90,10 @@ def _require_strong_digests(context: Context, pair: KeyContainer, certificate: P
 
 
 def load_trusted(context: Context, tls: TLS, without: Collection[str] = ()) -> None:
-    """Trust every certificate in the files and folders that the section names, but these (in PEM).
+    """Trust all certificates in the files and folders of the section, except those in `without` (PEM).
 
     Raises:
-        ConfigError: A file cannot be used; the message names it and the remedy.
+        ConfigError: A file cannot be used. The message names the file and the remedy.
     """
     for path in tls.trusted:
         for file, found in formats.iterate_certificates(path, tls.password_file):
@@ -107,10 +107,10 @@ def load_trusted(context: Context, tls: TLS, without: Collection[str] = ()) -> N
 
 
 def read_pair(tls: TLS) -> tuple[KeyContainer, Path, Path] | None:
-    """Own chain and key of a section, and the files that they are from; None where it names none.
+    """Read our chain and key, and return them with their files. Return None if the section names none.
 
     Raises:
-        ConfigError: A file cannot be read, or lacks what is looked for.
+        ConfigError: A file cannot be read, or lacks the certificate or the key.
     """
     if tls.pkcs12 is not None:
         return read_store(tls.pkcs12, tls.password_file), tls.pkcs12, tls.pkcs12
@@ -121,10 +121,10 @@ def read_pair(tls: TLS) -> tuple[KeyContainer, Path, Path] | None:
 
 
 def read_store(path: Path, password_file: Path | None) -> KeyContainer:
-    """Own chain and key in PKCS#12, without what else it holds: peers get our certificate and its issuers.
+    """Read our key and chain from PKCS#12, without other certificates, which peers must not get.
 
     Raises:
-        ConfigError: It cannot be opened, or has no key, or more than one.
+        ConfigError: The file cannot be opened, or does not contain exactly one key.
     """
     held = formats.read_container(path, password_file)
     if held.key_format == "JKS":
@@ -148,28 +148,30 @@ def read_store(path: Path, password_file: Path | None) -> KeyContainer:
 
 
 def read_files(certificate: Path, key: Path, password_file: Path | None = None) -> KeyContainer:
-    """Own chain and key in PEM or DER; the key as it stands, maybe encrypted.
+    """Read our chain and key from PEM or DER. The key may stay encrypted.
 
     Args:
-        certificate: Also PKCS#7.
-        key: May hold several; the one that is the certificate's own is taken.
-        password_file: Its first line opens them, where one has to be found.
+        certificate: File with the chain, which may also be PKCS#7.
+        key: File with the key. If it contains several, the key of the certificate is used.
+        password_file: File whose first line is the password, needed to choose among several keys.
 
     Raises:
-        ConfigError: A file cannot be read, or lacks what is looked for.
+        ConfigError: A file cannot be read, or lacks the certificate or the key.
     """
-    first, second = _no_pkcs12(certificate), _no_pkcs12(key)
+    first, second = _read_except_pkcs12(certificate), _read_except_pkcs12(key)
     if not first.certificates:
         raise ConfigError([f"{certificate}: {first.explain_missing('certificate')}"])
     if not second.keys:
         raise ConfigError([f"{key}: {second.explain_missing('private key')}"])
     found = KeyContainer(first.key_format, first.certificates, second.keys)
-    return _fitting(found, password_file) if first.key_format == "PKCS#7" or len(second.keys) > 1 else found
+    return (
+        _choose_pair(found, password_file) if first.key_format == "PKCS#7" or len(second.keys) > 1 else found
+    )
 
 
 @contextlib.contextmanager
 def in_memory(content: bytes) -> Iterator[str]:
-    """The path of a file that is in memory only, for who takes nothing but paths; gone at the end."""
+    """Yield the path of a file in memory, for libraries that accept only paths."""
     descriptor = os.memfd_create("pem", os.MFD_CLOEXEC)
     with open(descriptor, "wb") as file:
         file.write(content)
@@ -177,16 +179,16 @@ def in_memory(content: bytes) -> Iterator[str]:
         yield f"/proc/self/fd/{descriptor}"
 
 
-def _no_pkcs12(path: Path) -> KeyContainer:
+def _read_except_pkcs12(path: Path) -> KeyContainer:
     if formats.is_pkcs12_file(path):
         raise ConfigError([f"{path}: is PKCS#12; name it in pkcs12, without certificate and private_key"])
     return formats.read_container(path)
 
 
-def _fitting(held: KeyContainer, password_file: Path | None) -> KeyContainer:
-    """With the key that is the certificate's own, and of PKCS#7, which may hold several chains, its own.
+def _choose_pair(held: KeyContainer, password_file: Path | None) -> KeyContainer:
+    """Choose the key of the certificate, and from PKCS#7, which may contain several chains, its chain.
 
-    As it was, where there is none: whoever uses it finds out.
+    Return the container unchanged if no key matches. OpenSSL then reports the error.
     """
     from cryptography import x509  # noqa: PLC0415 - only who has several needs it
 
@@ -206,11 +208,13 @@ def _fitting(held: KeyContainer, password_file: Path | None) -> KeyContainer:
     return held
 
 
-def _rewritten(pair: KeyContainer, certificate: Path, key: Path, password_file: Path | None) -> KeyContainer:
-    """A pair that OpenSSL refused, as it surely reads it.
+def _reencode_pair(
+    pair: KeyContainer, certificate: Path, key: Path, password_file: Path | None
+) -> KeyContainer:
+    """Encode a pair that OpenSSL refused in the form that OpenSSL reads.
 
     Raises:
-        ConfigError: A part cannot be read here either, or they do not belong together.
+        ConfigError: A part cannot be read here either, or key and certificate do not match.
     """
     # Imported here, because only such a pair needs them.
     from cryptography import x509  # noqa: PLC0415 - see above
@@ -235,7 +239,7 @@ def _rewritten(pair: KeyContainer, certificate: Path, key: Path, password_file: 
     raise ConfigError([f"{certificate}: {cause}"])
 
 
-def _refused(certificate: Path, error: ssl.SSLError) -> str:
+def _explain_refusal(certificate: Path, error: ssl.SSLError) -> str:
     reason = error.reason or str(error).partition(" (")[0]
     remedies = (remedy for end, remedy in _REMEDIES.items() if reason.endswith(end))
     remedy = next(remedies, "make another pair, of RSA 2048, EC P-256 or Ed25519")
@@ -243,10 +247,10 @@ def _refused(certificate: Path, error: ssl.SSLError) -> str:
 
 
 def opened(pem: bytes, path: Path, password_file: Path | None) -> Any:
-    """As `private_key`, for who has to say what is wrong.
+    """Read a private key as `private_key` does, and explain errors.
 
     Raises:
-        ConfigError: It cannot be opened; the message names `path` and the remedy.
+        ConfigError: The key cannot be read. The message names `path` and the remedy.
     """
     from ingest.tls.identity import UNREADABLE  # noqa: PLC0415 - as above
 
@@ -261,13 +265,13 @@ def opened(pem: bytes, path: Path, password_file: Path | None) -> Any:
             cause = f"is encrypted with {cipher}, which OpenSSL 3 does not open; {_AGAIN}"
         else:
             cause = f"cannot be decrypted with the password in {password_file}; correct the password"
-            # Both read all of AES and triple DES, but not the same of what is rarer.
+            # OpenSSL and `cryptography` both read AES and triple DES, but differ in rarer ciphers.
             cause += f", or {_AGAIN}" if "unknown" in str(error).lower() else ""
         raise ConfigError([f"{path}: {cause}"]) from None
 
 
 def _old_cipher(pem: bytes) -> str:
-    """The cipher of an encrypted key, where it is one that OpenSSL 3 has put away."""
+    """Return the cipher of an encrypted key if it is one that OpenSSL 3 no longer supports, otherwise ""."""
     text = b"".join(pem.split(b"-----")[2].split())
     with contextlib.suppress(ValueError):
         pem += base64.b64decode(text[:200])[:150]
@@ -275,7 +279,7 @@ def _old_cipher(pem: bytes) -> str:
 
 
 def private_key(pem: bytes, password_file: Path | None) -> Any:
-    """A key in PEM, decrypted with the password in a file where it needs one.
+    """Read a key in PEM, and decrypt it with the password in the file if it is encrypted.
 
     Raises:
         ValueError: It cannot be read, or the password is wrong.
