@@ -67,6 +67,7 @@ def decode_command(bytes data not None):
         if left < ELEMENT_HEADER:
             if is_padding(at, left):
                 break
+            # INVARIANT 5: bad bytes raise one error. Each length is checked before its value is read.
             raise PeerError("command set ends within an element", INVALID_PARAMETER)
         group = little_16(at)                # PS3.7 6.3.1, bytes 1-2: group
         element = little_16(at + 2)          # bytes 3-4: element

@@ -7,7 +7,7 @@ from ingest.ext.pdu cimport PDUParser
 
 
 cdef class CStoreOperation(Entry):
-    cdef CStoreOperations cycle
+    cdef CStoreOperations operations
     cdef StoreContext context
     cdef uint16_t _message_id
     cdef uint64_t size
@@ -39,7 +39,7 @@ cdef class CStoreOperations(FastPath):
     cdef public bint watched
     cdef bint ended
     cdef public uint64_t stored
-    cdef CStoreService intake
+    cdef CStoreService service
     cdef Channel channel
     cdef PDUParser parser
     cdef object owner

@@ -48,7 +48,7 @@ class CStoreOperations(FastPath):
     stored: int
     def __init__(
         self,
-        intake: CStoreService,
+        service: CStoreService,
         channel: Channel,
         parser: PDUParser,
         owner: Any,

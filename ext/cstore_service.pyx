@@ -44,13 +44,13 @@ cdef class CStoreOperation(Entry):
         return self.uid.decode()
 
     cdef int descriptor(self) noexcept:
-        cdef int error = self.cycle.intake.committer.open(self)
+        cdef int error = self.operations.service.committer.open(self)
         return -error if error else self.job.fd
 
     cdef int finished(self, int error) except -1:
         if self.done is not None:
             return Entry.finished(self, error)
-        return self.cycle.finish_operation(self, error)
+        return self.operations.finish_operation(self, error)
 
 
 @cython.final
@@ -111,17 +111,17 @@ cdef class CStoreService:
         Returns:
             Exceptions that callbacks raised; see `Committer.collect`.
         """
-        cdef CStoreOperations cycle
+        cdef CStoreOperations operations
         raised = self.committer.collect()
         responding, self.responding = self.responding, []
-        for cycle in responding:
-            cycle.is_responding = False
+        for operations in responding:
+            operations.is_responding = False
             try:
-                cycle.channel.send_queued()
+                operations.channel.send_queued()
             except Exception as error:
                 raised.append(error)
-            if cycle.channel.notices:
-                cycle.owner.noticed()
+            if operations.channel.notices:
+                operations.owner.noticed()
         return raised
 
 
@@ -130,7 +130,7 @@ cdef class CStoreOperations(FastPath):
     """The C-STORE operations of one association.
 
     Args:
-        intake: The part that is shared by all associations.
+        service: The part that is shared by all associations.
         channel: Connection that responses go to.
         parser: Parser that data sets come from.
         owner: The Python side. Its methods are `settled(operation, errno)` for entries that did not become
@@ -146,16 +146,16 @@ cdef class CStoreOperations(FastPath):
     """
 
     def __cinit__(
-        self, CStoreService intake not None, Channel channel not None, PDUParser parser not None, owner,
+        self, CStoreService service not None, Channel channel not None, PDUParser parser not None, owner,
         contexts, size_t limit
     ):
         cdef StoreContext context
-        self.intake, self.channel, self.parser, self.owner = intake, channel, parser, owner
+        self.service, self.channel, self.parser, self.owner = service, channel, parser, owner
         self.contexts = [None] * 128
         for context in contexts:
             self.contexts[context.context_id >> 1] = context
         self.limit = limit
-        parser.sink.early = intake.durable
+        parser.sink.early = service.durable
 
     def __dealloc__(self):
         PyMem_Free(self.ids)
@@ -245,7 +245,7 @@ cdef class CStoreOperations(FastPath):
         cdef CStoreOperation operation = self.current
         self.current = None
         if operation is not None and operation.small.length:
-            operation.write_out(self.intake.committer)      # a failure shows when the caller reads the file
+            operation.write_out(self.service.committer)      # a failure shows when the caller reads the file
         return operation
 
     cdef bint begin(self, int context_id, bytes command) except -1:
@@ -253,26 +253,26 @@ cdef class CStoreOperations(FastPath):
         cdef StoreContext context = self.contexts[context_id >> 1]
         cdef CStoreOperation operation
         memset(&request, 0, sizeof(request))
-        if context is None or self.intake.full or not read_request(
+        if context is None or self.service.full or not read_request(
             <const uint8_t *> PyBytes_AS_STRING(command), <size_t> PyBytes_GET_SIZE(command), &request
         ):
             return False
         if not context.accepts_request(&request) or self.find_outstanding(request.message_id) >= 0:
             return False
         operation = CStoreOperation.__new__(CStoreOperation)
-        operation.cycle = self
+        operation.operations = self
         operation.context = context
         operation._message_id = request.message_id
         operation.uid = request.sop_instance[:request.sop_instance_length]
         head = context.file_meta(operation.uid)
-        if self.intake.small == 0 and self.intake.committer.open(operation):
+        if self.service.small == 0 and self.service.committer.open(operation):
             return False
         self.current = operation            # on any later failure the association removes the file
         self.add_outstanding_id(request.message_id)
         if operation.job.fd >= 0:
             self.parser.start_data_set(context_id, operation.job.fd, head, 0)
         else:
-            self.parser.start_small_data_set(context_id, head, self.intake.small, operation)
+            self.parser.start_small_data_set(context_id, head, self.service.small, operation)
         return True
 
     cdef int check_first_piece(self) except -1:
@@ -297,7 +297,7 @@ cdef class CStoreOperations(FastPath):
             return False
         self.current = None
         operation.size = data_set.length
-        self.intake.committer.submit(operation)
+        self.service.committer.submit(operation)
         return True
 
     # --- the end of an operation
@@ -305,27 +305,27 @@ cdef class CStoreOperations(FastPath):
     cdef int finish_operation(self, CStoreOperation operation, int error) except -1:
         # INVARIANT 1: durable before Success. `Committer.collect` calls this when the commit of the operation
         # has ended (`Committer.commit_files`). No other line of this module writes a response.
-        cdef CStoreService intake = self.intake
+        cdef CStoreService service = self.service
         cdef uint8_t response[RESPONSE_MAX]
         cdef size_t length
         if error:
             self.owner.settled(operation, error)
             return 0
-        intake.counters[intake.instances] += 1
-        intake.counters[intake.volume] += operation.size
+        service.counters[service.instances] += 1
+        service.counters[service.volume] += operation.size
         self.stored += 1
         try:
             if self.answering:
                 length = write_response(response, operation.context, operation._message_id, operation.uid)
                 self.channel.queue_output(response, length)
-                if intake.durable and not self.is_responding:
-                    intake.responding.append(self)
+                if service.durable and not self.is_responding:
+                    service.responding.append(self)
                     self.is_responding = True
             if operation.small.length:
-                where = (intake.segments + <bytes> operation.job.piece.segment).decode("ascii")
-                intake.note_unpublished((where, operation.job.piece.offset, operation.small.length))
+                where = (service.segments + <bytes> operation.job.piece.segment).decode("ascii")
+                service.note_unpublished((where, operation.job.piece.offset, operation.small.length))
             else:
-                intake.note_unpublished((intake.ready + <bytes> operation.job.ready).decode("ascii"))
+                service.note_unpublished((service.ready + <bytes> operation.job.ready).decode("ascii"))
         finally:
             # If memory runs out for the response or the reference, the operation ends here. The entry is
             # durable, and the sweep publishes it.

@@ -166,6 +166,7 @@ cdef class DataSetEncoder:
 
         Each round covers up to PARTS_MAX fragments with one preadv.
         """
+        # INVARIANT 4: memory does not grow with the image. The file is read into one buffer of fixed size.
         cdef iovec parts[PARTS_MAX]
         cdef uint8_t *at = self.buffer
         cdef uint64_t done = 0, step, filled, padding

@@ -125,7 +125,8 @@ cdef class Committer:
     """
 
     def __cinit__(self, int partial_dir, int ready_dir, *, bint durable, Segments segments=None):
-        # A random start keeps names apart from those of an earlier owner of this slot in the same
+        # INVARIANT 14: a spool reference never names a second instance. File names hold the time and this
+        # number. A random start keeps names apart from those of an earlier owner of this slot in the same
         # nanosecond.
         self.sequence = <uint64_t> int.from_bytes(os.urandom(4), "little") << 16
         self.partial_dir = partial_dir
@@ -349,6 +350,7 @@ cdef class Committer:
                 sync_file_range(group[at].fd, 0, 0, SYNC_FILE_RANGE_WRITE)
         for at in range(count):
             group[at].error = 0
+            # INVARIANT 6: a failing disk is a DICOM status. The errno reaches the C-STORE response as A700H.
             if fdatasync(group[at].fd) != 0:
                 group[at].error = errno
                 close(group[at].fd)

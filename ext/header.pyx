@@ -118,6 +118,7 @@ cdef Step read_header(
             # Do as DCMTK: an unknown VR has a 32-bit length if it consists of letters, otherwise 16 bits.
             e.length = read_uint16(data + 6, big)
             return CONTINUES
+        # INVARIANT 5: bad bytes raise one error.
         raise PeerError(
             f"({e.tag >> 16:04X},{e.tag & 0xFFFF:04X}) has no VR; is the data set of its transfer syntax?",
             INVALID_PARAMETER,

@@ -396,6 +396,8 @@ cdef class PDUParser:
             if self.fragment_is_command:
                 append_bytes(&self.command, data, length)
             else:
+                # INVARIANT 4: memory does not grow with the image. The fragment goes from the window to the
+                # sink and is not copied here.
                 self.sink.add_fragment(gather, data, length)
             self.position += length
             self.fragment_bytes_left -= length
@@ -440,6 +442,7 @@ cdef class PDUParser:
 
     cdef int fail(self, str message, int reason) except -1:
         """Raise PeerError now and at each later call. Drop all bytes that the peer has sent."""
+        # INVARIANT 5: bad bytes raise one error.
         self.failure = message
         self.abort_reason = reason
         self.position = self.end = 0

@@ -276,8 +276,8 @@ cdef class Segments:
         cdef int fd = openat(self.folder, name, O_RDWR | O_CLOEXEC | O_NOFOLLOW)
         if fd < 0:
             return False
-        # Readers and the writer hold a shared lock. The exclusive lock shows that no process writes records
-        # or marks to this file.
+        # INVARIANT 3: a lock tells the living from the dead. Readers and the writer hold a shared lock. The
+        # exclusive lock shows that no process writes records or marks to this file.
         if flock(fd, LOCK_EX | LOCK_NB) == 0 and fstat(fd, &facts) == 0:
             self.make_unique_name(new, b".tmp")
             if facts.st_size != SEGMENT_BYTES or facts.st_nlink != 1:
@@ -354,6 +354,7 @@ cdef class Segments:
                 parts[used].iov_len = padding
                 used += 1
         error = write_parts(self.fd, parts, used, start)
+        # INVARIANT 1: durable before Success. `Committer.commit_group` reports the records after this wait.
         if error == 0 and fdatasync(self.fd) != 0:
             error = errno
         if error:
@@ -432,6 +433,7 @@ cdef class Segments:
         error = self.open_spare(spare, &fd)
         if error:
             return error
+        # INVARIANT 14: a spool reference never names a second instance. A reused file gets a new name.
         number = self.make_unique_name(name, b".seg")
         if renameat(self.folder, spare, self.folder, name) != 0:
             error = errno

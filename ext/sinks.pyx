@@ -24,7 +24,7 @@ cdef int64_t EARLY_STEP = 4194304   # bytes after which the kernel is asked to s
 cdef size_t KEPT_AT_REST = 4096     # an idle association keeps no larger buffer; a usual command set fits
 
 
-# INVARIANT 6: a full disk is answered in DICOM. The reserve on the file system of the spool also holds while
+# INVARIANT 6: a full disk is a DICOM status. The reserve on the file system of the spool also holds while
 # data sets are being received. Free space is measured again after `allowance` bytes. The allowance is small
 # when little space is left, because other listeners use the same space.
 cdef int64_t ALLOWANCE_MAX = 67108864
@@ -64,6 +64,8 @@ cdef int check_free_space(int fd, int64_t length) noexcept nogil:
     return 0
 
 
+# INVARIANT 4: memory does not grow with the image. Only bytes that arrived are buffered, and callers set a
+# limit.
 cdef int append_bytes(ByteBuffer *kept, const uint8_t *data, size_t length) except -1:
     """Append bytes. The capacity at most doubles, so it stays below twice the bytes that arrived."""
     cdef size_t needed = kept.length + length

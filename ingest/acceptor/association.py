@@ -165,8 +165,8 @@ class Association:
 
     def _update_fast_path(self, scp: StoreSCP) -> None:
         """Let the fast path serve messages without the table: requests in Sta6, responses also in Sta8."""
-        scp.cycle.receiving = self.state is State.ESTABLISHED and self._is_fast
-        scp.cycle.answering = self.state in SENDING_STATES
+        scp.operations.receiving = self.state is State.ESTABLISHED and self._is_fast
+        scp.operations.answering = self.state in SENDING_STATES
 
     def _start_artim(self, _subject: object = None) -> None:
         self.artim_started_at = self._connection.now()
@@ -203,7 +203,7 @@ class Association:
         )
         limit = answer.operations + SLACK_OPERATIONS
         self._scp = StoreSCP(self, self._channel, self._parser, services, file_meta, answer.contexts, limit)
-        self._channel.taker = self._scp.cycle
+        self._channel.taker = self._scp.operations
         self._peer_max_pdu_length = answer.peer_max_pdu_length
         self._is_fast = not 0 < answer.peer_max_pdu_length < RESPONSE_BYTES
         self._is_counted = True
@@ -255,7 +255,7 @@ class Association:
     def _prepare_release(self, _subject: object) -> None:  # AR-2
         self._is_release_pending = True
         if self._scp is not None:
-            self._scp.cycle.watched = True
+            self._scp.operations.watched = True
         self._release_after_last_response()
 
     def _release_after_last_response(self) -> None:

@@ -382,6 +382,7 @@ class Connection:
         self._close_when_sent()
 
     def _handle_peer_error(self, error: PeerError) -> None:
+        # INVARIANT 5: bad bytes raise one error. It ends here in an A-ABORT, never in a traceback.
         is_tls_on_plain_port = self._tls is None and self._channel.first == TLS_HANDSHAKE
         remedy = (
             "the peer speaks TLS to a plain port: use a TLS listener, or disable TLS there"

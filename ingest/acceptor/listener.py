@@ -105,11 +105,11 @@ def run_listener(config: Config, endpoints: tuple[Endpoint, ...], board: Scorebo
             raise BootError(f"[receive] spool_dir: {error}") from error
         return _run_without_spool(config, endpoints, board, row, error)
     clear_alarm(config.run_dir, UNUSABLE)
-    intake = CStoreService(
+    cstore_service = CStoreService(
         spool.committer, spool.slot.name, board.counters(row), INSTANCES, BYTES, durable=durable, small=small
     )
-    handoff = Publisher(config, spool, intake)
-    services = _make_services(config, spool, intake, handoff, board=board, row=row)
+    publisher = Publisher(config, spool, cstore_service)
+    services = _make_services(config, spool, cstore_service, publisher, board=board, row=row)
     if not config.retention.refuses_when_full:
         # Withdraw the report of an earlier configuration. Its listeners would obey it for ever.
         with contextlib.suppress(OSError):
@@ -121,7 +121,7 @@ def run_listener(config: Config, endpoints: tuple[Endpoint, ...], board: Scorebo
     finally:
         spool.finish_commits()
         listener.answer_committed()
-        if handoff.close(HANDOFF_SECONDS):
+        if publisher.close(HANDOFF_SECONDS):
             # Release the slot last. A successor claims it at once, and we must not touch it after that. If
             # the publisher hangs, the kernel releases the slot at the end of the process.
             spool.close()
@@ -129,13 +129,19 @@ def run_listener(config: Config, endpoints: tuple[Endpoint, ...], board: Scorebo
 
 
 def _make_services(
-    config: Config, spool: Spool, intake: CStoreService, handoff: Publisher, *, board: Scoreboard, row: int
+    config: Config,
+    spool: Spool,
+    cstore_service: CStoreService,
+    publisher: Publisher,
+    *,
+    board: Scoreboard,
+    row: int,
 ) -> ListenerServices:
     receive = config.receive
     return ListenerServices(
         spool,
-        intake,
-        handoff,
+        cstore_service,
+        publisher,
         board,
         row,
         receive.quarantine,
@@ -171,11 +177,11 @@ def _run_without_spool(
     remedy = "see to its disk, or mount it; meanwhile associations are rejected as transient"
     raise_alarm(config.run_dir, UNUSABLE, str(error), remedy, severity=Severity.FAILING)
     with open_refusing_spool() as spool:
-        intake = CStoreService(
+        cstore_service = CStoreService(
             spool.committer, spool.slot.name, board.counters(row), INSTANCES, BYTES, durable=False
         )
-        handoff = Publisher(config, spool, intake)
-        services = _make_services(config, spool, intake, handoff, board=board, row=row)
+        publisher = Publisher(config, spool, cstore_service)
+        services = _make_services(config, spool, cstore_service, publisher, board=board, row=row)
         reason = FullReason("the spool cannot be used", str(error))
         Listener(config, endpoints, services, spool_fault=reason).serve()
     return 0
@@ -266,7 +272,7 @@ class Listener:
         if self._spool_fault is not None:
             self._timers.append((self.now() + CLAIM_SECONDS, self._end_when_spool_is_usable))
         else:
-            self.services.handoff.start()
+            self.services.publisher.start()
         self._tick()
         for endpoint in self._endpoints:
             self._watch(endpoint)
@@ -345,7 +351,7 @@ class Listener:
 
     def answer_committed(self) -> None:
         """Send the responses of all entries whose commit has ended."""
-        for error in self.services.intake.collect():
+        for error in self.services.cstore_service.collect():
             # A defect in one answer must not keep the other answers back.
             log.error("commit_not_answered", exc_info=error)
 
@@ -469,7 +475,7 @@ class Listener:
         self._timers.append((now + TICK_SECONDS, self._tick))
         board.set(row, HEARTBEAT, monotonic_ms())
         self.full_reason = self._find_full_reason()
-        self.services.intake.full = self.full_reason is not None
+        self.services.cstore_service.full = self.full_reason is not None
         for connection in list(self._connections):
             try:
                 connection.check_deadlines(now)
@@ -484,7 +490,7 @@ class Listener:
             return FullReason("the disk of [node] data_dir is full")
         receive, retention = self.config.receive, self.config.retention
         spool = self.services.spool.find_refusal_reason(
-            receive.min_free_bytes, receive.spool_max_bytes, self.services.handoff.spool_used_bytes
+            receive.min_free_bytes, receive.spool_max_bytes, self.services.publisher.spool_used_bytes
         )
         if bool(spool) != bool(self._spool_full):
             log.warning("spool_full" if spool else "spool_has_room", reason=spool)
@@ -537,7 +543,7 @@ class Listener:
         log.info("retiring", associations=len(self._connections) - count, newcomers_closed=count)
 
     def _end_now(self) -> None:
-        """Abort the associations that are left. A configuration that was replaced long ago admitted them."""
+        """Abort the remaining associations: the listener is retired, or its spool is usable again."""
         self._is_draining = True
         self._deadline = self.now()
 

@@ -70,8 +70,8 @@ class ListenerServices:
 
     Attributes:
         spool: Spool slot that instances are received into.
-        intake: Group commit of the entries.
-        handoff: Publisher of the committed references.
+        cstore_service: Group commit of the entries.
+        publisher: Publisher of the committed references.
         board: Scoreboard of all listeners.
         row: Row of this listener.
         keeps_refused: Whether refused data sets are kept for the quarantine.
@@ -80,8 +80,8 @@ class ListenerServices:
     """
 
     spool: Spool
-    intake: CStoreService
-    handoff: Publisher
+    cstore_service: CStoreService
+    publisher: Publisher
     board: Scoreboard
     row: int
     keeps_refused: bool
@@ -96,7 +96,7 @@ class StoreSCPOwner(Protocol):
         """Send a response; without effect after the end of the association."""
 
     def operation_done(self) -> None:
-        """Note that one operation fewer is outstanding; called while `StoreSCP.cycle.watched` is set."""
+        """Note that one operation fewer is outstanding; called while `StoreSCP.operations.watched` is set."""
 
     def noticed(self) -> None:
         """Act on the notices of the channel."""
@@ -133,7 +133,7 @@ class StoreSCP:
         "_owner",
         "_parser",
         "_services",
-        "cycle",
+        "operations",
     )
 
     def __init__(  # noqa: PLR0917 - one caller
@@ -173,17 +173,17 @@ class StoreSCP:
             for context_id, context in contexts.items()
             if context.abstract_syntax != VERIFICATION and is_valid_uid(context.abstract_syntax)
         ]
-        self.cycle = CStoreOperations(services.intake, channel, parser, self, storable, limit)
+        self.operations = CStoreOperations(services.cstore_service, channel, parser, self, storable, limit)
 
     @property
     def outstanding(self) -> int:
         """Number of operations without a response."""
-        return self.cycle.outstanding
+        return self.operations.outstanding
 
     @property
     def stored(self) -> int:
         """Number of instances answered with Success."""
-        return self.cycle.stored
+        return self.operations.stored
 
     # --- events of the parser
 
@@ -204,7 +204,7 @@ class StoreSCP:
         if isinstance(request, StoreRequest):
             self._begin_store(request, context_id, context)
             return
-        self.cycle.add(request.message_id)
+        self.operations.add(request.message_id)
         message = _Message(request, context_id, context.transfer_syntax, SUCCESS)
         if request.has_data_set:
             self._current = message
@@ -215,7 +215,7 @@ class StoreSCP:
     def _begin_store(self, request: StoreRequest, context_id: int, context: AcceptedContext) -> None:
         result = self._check_request(request, context)
         message = _Message(request, context_id, context.transfer_syntax, result)
-        self.cycle.add(request.message_id)
+        self.operations.add(request.message_id)
         self._current = message
         if result.status:
             self._parser.expect_data_set(context_id)  # without an entry: drain it
@@ -239,7 +239,7 @@ class StoreSCP:
             PeerError: No message waits for a data set.
         """
         message, self._current = self._current, None
-        operation = self.cycle.hand_over()
+        operation = self.operations.hand_over()
         if operation is not None:
             message = self._take_over(operation)
         if message is None:
@@ -262,12 +262,12 @@ class StoreSCP:
     def end(self) -> None:
         """Drop the data set that is being received. Entries that are being committed stay."""
         message, self._current = self._current, None
-        operation = self.cycle.hand_over()
+        operation = self.operations.hand_over()
         if operation is not None:
-            self.cycle.remove(operation.message_id)
+            self.operations.remove(operation.message_id)
         elif message is not None:
-            self.cycle.remove(message.request.message_id)
-        self.cycle.end()
+            self.operations.remove(message.request.message_id)
+        self.operations.end()
         entry = operation or (message.entry if message is not None else None)
         if entry is not None:
             self._parser.drop_sink()
@@ -277,7 +277,7 @@ class StoreSCP:
 
     def _check_request(self, request: StoreRequest, context: AcceptedContext) -> StoreResult:
         """Decide before the first byte of the data set whether to keep it."""
-        if self.cycle.is_outstanding(request.message_id):
+        if self.operations.is_outstanding(request.message_id):
             return StoreResult(Status.DUPLICATE_INVOCATION, f"message {request.message_id} is outstanding")
         fault = dimse.find_store_fault(request, context.abstract_syntax)
         if fault is not None:
@@ -339,10 +339,10 @@ class StoreSCP:
         elif not message.result.status:
             services.board.add(services.row, INSTANCES)
             services.board.add(services.row, BYTES, size_bytes)
-            self.cycle.stored += 1
+            self.operations.stored += 1
         self._answer(message)
         if error is None:
-            services.intake.add_unpublished(where)
+            services.cstore_service.add_unpublished(where)
 
     def _answer(self, message: _Message) -> None:
         request, result = message.request, message.result
@@ -363,12 +363,12 @@ class StoreSCP:
         else:
             response = dimse.encode_unsupported_response(request)
         self._owner.respond(message.context_id, response)
-        self.cycle.remove(request.message_id)
+        self.operations.remove(request.message_id)
 
     # --- called by the CStoreOperations
 
     def settled(self, operation: CStoreOperation, error: int) -> None:
-        """Answer an operation of the cycle whose commit failed with the errno `error`."""
+        """Answer an operation of the fast path whose commit failed with the errno `error`."""
         message = self._take_over(operation)
         message.result = self._report_failing_disk(os.strerror(error))  # INVARIANT 6
         self._answer(message)
@@ -382,7 +382,7 @@ class StoreSCP:
         self._owner.noticed()
 
     def _take_over(self, operation: CStoreOperation) -> _Message:
-        """Continue an operation that the cycle began."""
+        """Continue an operation that the fast path (`CStoreOperations`) began."""
         context = self._contexts[operation.context_id]
         head = encode_file_meta(
             self._make_file_meta(context.abstract_syntax, operation.sop_instance_uid, context.transfer_syntax)

@@ -127,8 +127,8 @@ def find_store_fault(request: StoreRequest, abstract_syntax: str) -> tuple[Statu
 
     Args:
         request: The request.
-        abstract_syntax: Abstract syntax of its presentation context. PS3.7 9.1.1.1.2 demands that it is the
-            SOP class.
+        abstract_syntax: Abstract syntax of the presentation context. It must equal the SOP class (PS3.7
+            9.1.1.1.2).
     """
     # Never store on a context for C-ECHO. Its requestor may not have the permission to store.
     if request.sop_class_uid != abstract_syntax or abstract_syntax == VERIFICATION:

@@ -112,7 +112,7 @@ def read_context_result(item: bytes) -> tuple[int, int, str] | None:
 
 
 def read_application_context(item: bytes) -> str:
-    """Read PS3.8 Table 9-12. An invalid UID is returned as it is; the answer is a rejection."""
+    """Read PS3.8 Table 9-12. Return an invalid UID unchanged: negotiation then rejects the association."""
     return decode_text(item[4:])
 
 

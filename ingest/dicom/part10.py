@@ -189,7 +189,7 @@ def _cached_provenance(
 
 
 def _certificate_value(certificate: tuple[str, ...]) -> bytes:
-    """Encode one line for each text, without the last texts that do not fit."""
+    """Encode one line for each text. Drop texts from the end until the others fit."""
     lines = [line.replace("\n", " ").encode() for line in certificate]
     while len(lines) > 1 and sum(map(len, lines)) + len(lines) > _CERTIFICATE_MAX:
         lines.pop()

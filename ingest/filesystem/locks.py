@@ -53,6 +53,8 @@ def try_lock(fd: int, *, shared: bool = False) -> bool:
     return True
 
 
+# INVARIANT 14: a spool reference never names a second instance. Kernel, namespace, process id, start and
+# random bits together name one process for ever.
 @dataclass(frozen=True, slots=True)
 class Owner:
     """A process, under a name that no other process on any host has or had.

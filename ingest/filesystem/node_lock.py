@@ -47,7 +47,7 @@ def take_node_lock(run_dir: Path) -> int:
 
 
 def _bind_lock_name(run_dir: Path) -> int:
-    """Exclude other nodes of this host while the disk takes no lock file.
+    """Exclude other nodes of this host when no lock file can be written.
 
     An abstract socket name (unix(7)) needs no file and ends with the process.
     """

@@ -106,9 +106,9 @@ class Publisher:
             only counted if `[receive] spool_max_bytes` is set.
     """
 
-    def __init__(self, config: Config, spool: Spool, intake: CStoreService) -> None:
-        """Prepare a publisher; `intake` provides the locations of committed entries."""
-        self._intake = intake
+    def __init__(self, config: Config, spool: Spool, cstore_service: CStoreService) -> None:
+        """Prepare a publisher; `cstore_service` provides the locations of committed entries."""
+        self._cstore_service = cstore_service
         self._config = config
         self._spool = spool
         self._waiting: deque[Location] = deque()
@@ -199,12 +199,12 @@ class Publisher:
         waiting = self._waiting
         self._fetch_committed()
         with self._wake:
-            self._intake.on_unpublished = self._wake_thread
+            self._cstore_service.on_unpublished = self._wake_thread
             # Fetch again after `on_unpublished` is set. An entry that was committed in between woke nobody.
             self._fetch_committed()
             if not waiting and not self._closing:
                 self._wake.wait(IDLE_SECONDS)
-            self._intake.on_unpublished = None
+            self._cstore_service.on_unpublished = None
             self._fetch_committed()
             if waiting and len(waiting) < BATCH_REFERENCES and not self._closing:
                 self._wake.wait(self._linger_seconds)
@@ -214,7 +214,7 @@ class Publisher:
         self._batch = [waiting.popleft() for _ in range(count)]
 
     def _fetch_committed(self) -> None:
-        committed = self._intake.take_unpublished()
+        committed = self._cstore_service.take_unpublished()
         self._add_waiting(
             [Location(each) if isinstance(each, str) else Location(*each) for each in committed]
         )

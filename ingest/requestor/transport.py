@@ -110,7 +110,7 @@ class Transport:
         return transport
 
     def tick(self) -> None:
-        """Call `on_tick`, in the midst of long work between two waits."""
+        """Call `on_tick`. Long work without a wait must call this often."""
         self._on_tick()
 
     def send(self, data: bytes | memoryview, on_readable: Callable[[], None]) -> None:

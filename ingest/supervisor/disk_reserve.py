@@ -65,7 +65,7 @@ class DiskReserve:
             self.reason = self._adjust()
 
     def _adjust(self) -> str:
-        """Remove or make the file; return why there is none, or an empty string."""
+        """Create or remove the reserve file as free space demands. Return why it is missing, or ""."""
         try:
             disk = self._statvfs(self._data_dir)
         except OSError as error:

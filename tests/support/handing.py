@@ -21,11 +21,11 @@ class Handing(Publisher):
 
     def __init__(self, settings: Config, spool: Spool) -> None:
         counters = memoryview(bytearray(16)).cast("Q")
-        self.intake = CStoreService(spool.committer, spool.slot.name, counters, 0, 1, durable=False)
-        super().__init__(settings, spool, self.intake)
+        self.cstore_service = CStoreService(spool.committer, spool.slot.name, counters, 0, 1, durable=False)
+        super().__init__(settings, spool, self.cstore_service)
 
     def put(self, place: str | tuple[str, int, int]) -> None:
-        self.intake.add_unpublished(place)
+        self.cstore_service.add_unpublished(place)
 
     def put_many(self, places: Iterable[str | tuple[str, int, int]]) -> None:
         for place in places:

@@ -121,8 +121,8 @@ class Site:
     services: ListenerServices
 
     @property
-    def intake(self) -> CStoreService:
-        return self.services.intake
+    def cstore_service(self) -> CStoreService:
+        return self.services.cstore_service
 
     @property
     def spool(self) -> Spool:
@@ -154,7 +154,7 @@ class Site:
         raised: list[BaseException] = []
         while any(association.scp.outstanding for association in associations):
             assert select.select([self.spool.committer.wakeup], [], [], 20)[0]
-            raised += self.intake.collect()
+            raised += self.cstore_service.collect()
         return raised
 
     def partials(self) -> list[Path]:
@@ -175,8 +175,8 @@ class Site:
         with line(material, windows=windows, **limits) as made:
             owner = Owner(made.channel)
             scp = StoreSCP(owner, made.channel, made.parser, self.services, FILE_META, contexts, limit)
-            made.channel.taker = scp.cycle
-            scp.cycle.receiving, scp.cycle.answering = fast, True
+            made.channel.taker = scp.operations
+            scp.operations.receiving, scp.operations.answering = fast, True
             try:
                 yield Association(made, owner, scp)
             finally:
@@ -199,15 +199,15 @@ def site(
         if not working:
             patch.setattr(spools, "COMMIT_THREADS", 0)
         spool = Spool.claim(settings.spool_dir, durable=durable, segments=small > 0)
-    intake = CStoreService(
+    cstore_service = CStoreService(
         spool.committer, spool.slot.name, board.counters(ROW), INSTANCES, BYTES, durable=durable, small=small
     )
     try:
         yield Site(
             ListenerServices(
                 spool,
-                intake,
-                Publisher(settings, spool, intake),
+                cstore_service,
+                Publisher(settings, spool, cstore_service),
                 board,
                 ROW,
                 quarantine,

@@ -100,3 +100,16 @@ def test_functions_that_keep_invariants_exist() -> None:
         words = [word for name in named if "/" not in name for word in name.split(".")]
         missing += [word for word in words if not re.search(rf"\b{word}\b", code)]
     assert missing == [], "name today's functions in docs/explanation/architecture.md, Invariants"
+
+
+def test_files_that_keep_an_invariant_carry_its_number() -> None:
+    page = (ROOT / "docs/explanation/architecture.md").read_text()
+    sections = re.findall(r"^### (\d+)\. .*?^(Kept by: .*?)(?=\n\n)", page, re.DOTALL | re.MULTILINE)
+    assert len(sections) == 14
+    missing = [
+        f"{file} lacks INVARIANT {number}"
+        for number, paragraph in sections
+        for file in re.findall(r"`([\w./]+\.(?:py|pyx))`", paragraph)
+        if not re.search(rf"INVARIANT {number}\b", (ROOT / file).read_text())
+    ]
+    assert missing == [], "mark the line that keeps the invariant with its number"

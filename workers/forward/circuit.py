@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Final
 
+# INVARIANT 10: decisions are pure. The functions below take and return values; the ledger keeps them.
 from ingest.ledger import Circuit, CircuitState
 from ingest.workers.forward.retry_policy import RetryPolicy, backoff_ms
 
@@ -72,7 +73,7 @@ def find_permitted_action(circuit: Circuit, unix_ms: int) -> PermittedAction:
 
 
 def bound_wait(circuit: Circuit, unix_ms: int, longest_ms: int) -> Circuit:
-    """End a wait that is longer than any that a worker begins. The clock was set back since.
+    """End a wait longer than any that a worker starts. Such a wait shows that the clock was set back.
 
     Args:
         circuit: The circuit from the ledger.

@@ -3,7 +3,8 @@
 The decisions are pure, and the ledger keeps their results. A failure of a destination as a whole, where no
 instance is the cause, belongs to `ingest.workers.forward.circuit`.
 
-Only this module declares a delivery dead. `ingest.dicom.statuses` has the meaning of each DIMSE status.
+Only this module has the rules. `Deliveries.expire_overdue` applies AGE to an unreachable destination.
+`ingest.dicom.statuses` has the meaning of each DIMSE status.
 
 | cause (`DeathCause`) | a delivery is dead |
 |---|---|

@@ -59,10 +59,10 @@ _seldom: Final = RateLimitedLog()
 
 @dataclass(slots=True)
 class BatchResult:
-    """What became of the entries of a batch. An entry in none of the lists stays on the queue.
+    """The result of a batch. An entry in none of the lists stays on the queue.
 
     Attributes:
-        persisted: Durable in store and ledger, or useless: to be acknowledged.
+        persisted: Entries to acknowledge, because they are durable in store and ledger or of no use.
         lost: Their data sets are not there: to be taken off the queue, but their listeners must keep the
             files.
         held_up: Not persisted because of a fault of ours: to be tried again, without blame.

@@ -14,6 +14,7 @@ from typing import Final
 FOLDER: Final = "reading"
 
 
+# INVARIANT 11: our fault is never blamed on the image. A counter in Redis is no proof; a file here is.
 class CrashMarks:
     """The marks of one host."""
 

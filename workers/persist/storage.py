@@ -422,7 +422,7 @@ class BatchStorage:
         return self._context.key_template.make_key(*uids, copy_digest=digest), digest
 
     def _store_copy(self, entry: SpoolEntry, note: str) -> None:
-        """Keep a further copy beside the first object of its UID. The same content changes nothing."""
+        """Store a further copy beside the first object of its UID. Keep a file of the same content."""
         header = entry.header
         key, digest = self._make_copy_key(entry)
         if not self._put_file(entry, key):

@@ -46,7 +46,7 @@ class UnpersistedAlarm:
             )
 
     def discard_entries(self, entries: Iterable[StreamEntry]) -> None:
-        """Forget persisted entries and entries without a recent failure; after the last, clear the alarm."""
+        """Forget these entries, and those without a recent failure. Clear the alarm if none is left."""
         for entry in entries:
             self._failed_since.pop(entry.id, None)
             self._failed_last.pop(entry.id, None)

@@ -18,7 +18,7 @@ DAY_MS: Final = 86_400_000
 
 
 class RetentionReason(StrEnum):
-    """The key of `[retention]` for which a study goes."""
+    """The `[retention]` key that causes the removal of a study."""
 
     AGE = "keep_days"
     BYTES = "max_bytes"

@@ -90,7 +90,10 @@ class SharedLock(Protocol):
         """
 
     def is_held(self) -> bool:
-        """Whether this process still holds the lock, which ends with its connection. Raises as `acquire`."""
+        """Return whether this process holds the lock. The lock ends with the database connection.
+
+        Raises the errors of `acquire`.
+        """
 
     def release(self) -> None:
         """Release the lock."""
@@ -137,7 +140,10 @@ class Store(Protocol):
         """Return the bytes of a file. Raises as `open_file`."""
 
     def read_change_ms(self, key: str) -> int:
-        """Return when a file last got or lost a name, in Unix milliseconds. Raises as `open_file`."""
+        """Return the ctime of a file in Unix milliseconds: when it last got or lost a name.
+
+        Raises the errors of `open_file`.
+        """
 
     def measure_clock_offset_ms(self, batch: StoreBatch) -> int:
         """Return by how much the clock of `read_change_ms` is ahead of ours. Needs the removal lock."""

@@ -11,11 +11,11 @@ from typing import Final
 
 @dataclass(frozen=True, slots=True)
 class HonouredKey:
-    """A key that this node honours.
+    """An Orthanc key that this node honours.
 
     Attributes:
         default: Orthanc's default; None if it has none.
-        becomes: The key of this node that it sets.
+        becomes: Our key that it sets.
     """
 
     default: bool | int | str | tuple[str, ...] | None

@@ -136,7 +136,7 @@ def test_the_slot_is_given_back_when_nothing_of_the_listener_is_at_it_any_more(
     held: list[str] = []
 
     def serve(self: listener.Listener) -> None:
-        self.services.handoff.start()
+        self.services.publisher.start()
 
     close = Publisher.close
 

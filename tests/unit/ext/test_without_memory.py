@@ -119,7 +119,7 @@ with site(Path(sys.argv[1]), durable=durable, small=small) as own:
         deadline = time.monotonic() + 5
         while durable and association.scp.outstanding and time.monotonic() < deadline:
             select.select([own.spool.committer.wakeup], [], [], 0.05)
-            for error in own.intake.collect():
+            for error in own.cstore_service.collect():
                 raise error
     for number in range(160):
         message = instance(sent[0])
@@ -131,8 +131,8 @@ with site(Path(sys.argv[1]), durable=durable, small=small) as own:
                 assert not isinstance(error, (AssertionError, KeyboardInterrupt)), error
             finally:
                 remove_mem_hooks()
-            while durable and association.scp.outstanding and not association.scp.cycle.receiving:
-                own.intake.collect()
+            while durable and association.scp.outstanding and not association.scp.operations.receiving:
+                own.cstore_service.collect()
         sent[0] += 1
     # And now everything works.
     with own.association() as association:

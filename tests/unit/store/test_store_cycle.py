@@ -58,25 +58,25 @@ def test_page_cache_answers_at_once(cached: Site) -> None:
         assert association.scp.outstanding == 0
         assert association.scp.stored == 2
     places = [f"L0/ready/{path.name}" for path in cached.files()]
-    assert cached.intake.take_unpublished() == places
-    assert cached.intake.take_unpublished() == []
+    assert cached.cstore_service.take_unpublished() == places
+    assert cached.cstore_service.take_unpublished() == []
 
 
 def test_nothing_is_said_counted_or_promised_before_it_is_durable(held: Site) -> None:
     with held.association() as association:
         association.feed(instance(1), instance(2), instance(3))
         assert association.scp.outstanding == 3
-        assert held.intake.collect() == []
+        assert held.cstore_service.collect() == []
         assert statuses(association) == []
         assert held.counters() == (0, 0, 0)
-        assert held.intake.take_unpublished() == []
+        assert held.cstore_service.take_unpublished() == []
         assert held.files() == []
         held.work()
         assert held.settle(association) == []
         assert statuses(association) == [(1, 0), (2, 0), (3, 0)]
         assert association.scp.outstanding == 0
         assert held.counters() == (3, 3 * len(Made().data_set) + 0, 0)
-        assert len(held.intake.take_unpublished()) == len(held.files()) == 3
+        assert len(held.cstore_service.take_unpublished()) == len(held.files()) == 3
 
 
 def test_what_became_durable_together_is_answered_in_one_record(held: Site, material: Material) -> None:
@@ -85,7 +85,7 @@ def test_what_became_durable_together_is_answered_in_one_record(held: Site, mate
         other.feed(instance(7))
         held.spool.committer.close()
         held.spool.committer.run()  # all of them, before anybody collects
-        assert held.intake.collect() == []
+        assert held.cstore_service.collect() == []
         ciphertext = eventually(association.line.ciphertext, 5)
         assert int.from_bytes(ciphertext[3:5]) == len(ciphertext) - 5  # RFC 8446 5.2
         assert association.line.client is not None
@@ -100,7 +100,7 @@ def test_64_outstanding_operations_are_answered_once_each(held: Site) -> None:
         for number in order:
             association.feed(instance(number, 65535 - number))
         assert association.scp.outstanding == 64
-        assert all(association.scp.cycle.is_outstanding(65535 - number) for number in order)
+        assert all(association.scp.operations.is_outstanding(65535 - number) for number in order)
         held.work()
         held.work()
         assert held.settle(association) == []
@@ -128,15 +128,15 @@ def test_an_id_that_is_outstanding_is_refused_and_the_first_is_answered(held: Si
 
 def test_ids_that_python_holds_count_too(cached: Site) -> None:
     with cached.association() as association:
-        cycle = association.scp.cycle
-        cycle.add(5)
+        operations = association.scp.operations
+        operations.add(5)
         association.feed(instance(1, 5))
         assert association.left == ["Command", "DataSet"]
         assert statuses(association) == [(5, 0x0210)]
-        assert cycle.outstanding == 1  # the one that is answered is no longer
-        cycle.remove(5)
-        cycle.remove(5)
-        assert cycle.outstanding == 0
+        assert operations.outstanding == 1  # the one that is answered is no longer
+        operations.remove(5)
+        operations.remove(5)
+        assert operations.outstanding == 0
         association.feed(instance(1, 5))
         assert statuses(association) == [(5, 0)]
 
@@ -185,7 +185,7 @@ def test_what_is_being_committed_when_the_association_ends_is_kept_and_not_answe
         held.work()
         assert held.settle(association) == []
         assert statuses(association) == []
-    assert len(held.intake.take_unpublished()) == 1
+    assert len(held.cstore_service.take_unpublished()) == 1
     assert len(held.files()) == 1
     assert descriptors() == before
 
@@ -202,7 +202,7 @@ def test_what_is_half_there_when_the_association_ends_goes(part: float, fast: bo
             if association.line.parser.in_data_set:
                 association.feed(stream[int(len(stream) * part) :])  # not looked at any more
     assert cached.partials() == cached.files() == []
-    assert cached.intake.take_unpublished() == []
+    assert cached.cstore_service.take_unpublished() == []
     assert descriptors() == before
 
 
@@ -218,18 +218,18 @@ def test_an_association_that_has_ended_is_let_go_without_the_collector(waiting: 
         del association
         assert (alive() is not None) == waiting
         held.work()
-        eventually(lambda: held.intake.collect() == [] and alive() is None, 5)
+        eventually(lambda: held.cstore_service.collect() == [] and alive() is None, 5)
     finally:
         gc.enable()
 
 
 def test_states_that_do_not_take_or_do_not_answer(cached: Site) -> None:
     with cached.association() as association:
-        association.scp.cycle.answering = False
+        association.scp.operations.answering = False
         association.feed(instance(1))
         assert statuses(association) == []
-        assert len(cached.intake.take_unpublished()) == 1
-        association.scp.cycle.answering, association.scp.cycle.receiving = True, False
+        assert len(cached.cstore_service.take_unpublished()) == 1
+        association.scp.operations.answering, association.scp.operations.receiving = True, False
         association.feed(instance(2))
         assert association.left == ["Command", "DataSet"]
 
@@ -237,7 +237,7 @@ def test_states_that_do_not_take_or_do_not_answer(cached: Site) -> None:
 def test_who_watches_is_told_of_each_that_is_done(held: Site) -> None:
     with held.association() as association:
         association.feed(instance(1), instance(2))
-        association.scp.cycle.watched = True
+        association.scp.operations.watched = True
         held.work()
         assert held.settle(association) == []
         assert association.owner.done == 2
@@ -256,7 +256,7 @@ def test_what_cannot_become_durable_is_a700_for_it_alone(held: Site) -> None:
         assert held.settle(association) == []
         assert sorted(statuses(association)) == [(1, 0xA700), (2, 0)]
         assert held.counters() == (1, len(Made().data_set), 1)
-        assert len(held.intake.take_unpublished()) == 1
+        assert len(held.cstore_service.take_unpublished()) == 1
         assert held.partials() == []
         assert association.scp.outstanding == 0
 
@@ -277,10 +277,10 @@ def test_an_association_that_cannot_be_answered_does_not_keep_others_back(
 
 def test_a_full_spool_takes_nothing(cached: Site) -> None:
     with cached.association() as association:
-        cached.intake.full, association.owner.full = True, FullReason("no room")
+        cached.cstore_service.full, association.owner.full = True, FullReason("no room")
         association.feed(instance(1))
         assert statuses(association) == [(1, 0xA700)]
-        cached.intake.full, association.owner.full = False, None
+        cached.cstore_service.full, association.owner.full = False, None
         association.feed(instance(2))
         assert statuses(association) == [(2, 0)]
 
@@ -343,8 +343,8 @@ def test_many_associations_leave_no_descriptor(held: Site) -> None:
     before = descriptors()
 
     def promised(count: int) -> bool:
-        assert held.intake.collect() == []
-        return len(held.intake.unpublished) == count
+        assert held.cstore_service.collect() == []
+        return len(held.cstore_service.unpublished) == count
 
     for number in range(50):
         with held.association() as association:

@@ -51,7 +51,9 @@ class Both:
         assert self.fast.partials() == self.slow.partials() == []
         assert self.fast.take_files() == self.slow.take_files()
         assert self.fast.counters() == self.slow.counters()
-        assert len(self.fast.intake.take_unpublished()) == len(self.slow.intake.take_unpublished())
+        assert len(self.fast.cstore_service.take_unpublished()) == len(
+            self.slow.cstore_service.take_unpublished()
+        )
         return fast
 
 
