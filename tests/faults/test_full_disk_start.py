@@ -133,7 +133,7 @@ def test_full_disk_without_a_reserve_keeps_no_node_from_starting(
     (node.data / "run/reserve").unlink()  # as after an upgrade
     filled = fill(disk)
     node.start()
-    assert refused(node)
+    eventually(lambda: refused(node), 10, "it refuses")
     filled.unlink()
     eventually(lambda: accepts(node), 20, "there is room")
     store(node, 1)
