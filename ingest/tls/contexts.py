@@ -1,6 +1,6 @@
 """TLS contexts for both roles, made from a `[tls.NAME]` section.
 
-The public authorities of the operating system are not trusted: a hospital's peers do not depend on them.
+The public authorities of the operating system are not trusted: a hospital itself decides whom it trusts.
 """
 
 import ssl

@@ -124,7 +124,7 @@ def read_store(path: Path, password_file: Path | None) -> KeyContainer:
     """Read our key and chain from PKCS#12, without other certificates, which peers must not get.
 
     Raises:
-        ConfigError: The file cannot be opened, or does not contain exactly one key.
+        ConfigError: The file cannot be opened, does not contain exactly one key, or lacks its certificate.
     """
     held = formats.read_container(path, password_file)
     if held.key_format == "JKS":
@@ -188,7 +188,7 @@ def _read_except_pkcs12(path: Path) -> KeyContainer:
 def _choose_pair(held: KeyContainer, password_file: Path | None) -> KeyContainer:
     """Choose the key of the certificate, and from PKCS#7, which may contain several chains, its chain.
 
-    Return the container unchanged if no key matches. OpenSSL then reports the error.
+    Return the container unchanged if no key matches. `_reencode_pair` then raises ConfigError.
     """
     from cryptography import x509  # noqa: PLC0415 - only who has several needs it
 
