@@ -306,7 +306,9 @@ def test_what_cannot_be_read_in_a_folder_is_a_failure(
 
 
 SENDER = (
-    "import sys; from pathlib import Path; from ingest.cli.send import send_to_remote;"
+    # A shell's background job ignores SIGINT, and Python then installs no handler.
+    "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler);"
+    "from pathlib import Path; from ingest.cli.send import send_to_remote;"
     "from ingest.requestor import send_files; send_files.INTERRUPT_SECONDS = float(sys.argv[3]);"
     "sys.exit(send_to_remote('127.0.0.1', int(sys.argv[1]), [Path(sys.argv[2])], called_ae='REMOTE',"
     " calling_ae='SENDER', tls=None, jobs=2))"
