@@ -63,12 +63,14 @@ def test_remote_that_never_answers_leaves_the_others_their_speed(
     forwarding.add(stuck.port, "stuck", retry_max_seconds=0.5, **deadlines)
     with forwarding.worker(), forwarding.worker():
         time_of(forwarding, ["good"])  # both workers are at work, the association was made once
-        alone = time_of(forwarding, ["good"])
-        beside = time_of(forwarding, ["stuck", "good"])
-    record_property("rate_beside_alone", round(alone / beside, 3))
+        # A stall slows each round. Load of other tests slows some of them, so the best of three counts.
+        rates = []
+        while not rates or (len(rates) < 3 and max(rates) < 0.5):
+            alone = time_of(forwarding, ["good"])
+            rates.append(alone / time_of(forwarding, ["stuck", "good"]))
+    record_property("rate_beside_alone", round(max(rates), 3))
     assert stuck.record.injected[stall] > 0
-    # A stall would take all of the others' time. Other tests run beside this one and make both figures noisy.
-    assert alone / beside >= 0.2
+    assert max(rates) >= 0.5
     assert "delivered" not in forwarding.states("stuck")
     assert "dead" not in forwarding.states("stuck")
 

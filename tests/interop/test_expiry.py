@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -85,8 +86,12 @@ def test_status_tells_what_is_in_force_and_that_files_have_changed(
 
 def _ingest(node: Node, *arguments: str) -> str:
     command = [sys.executable, "-m", "ingest.cli", *arguments, "-c", str(node.config_path)]
+    deadline = time.monotonic() + 20
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
-    assert done.returncode in {0, 1, 2}, done.stderr  # 2: a busy node misses heartbeats
+    while done.returncode == 2 and time.monotonic() < deadline:  # a busy node is late with its heartbeats
+        time.sleep(0.5)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode in {0, 1}, done.stderr
     return " ".join((done.stdout + done.stderr).split())
 
 
