@@ -137,17 +137,6 @@ class EmbeddedQueue:
         """Return our folders around the socket, the outer one first."""
         return _list_own_folders(self.socket, self.folder)
 
-    def wait_ready(self, seconds: float) -> bool:
-        """Wait until the server answers PONG; return False if it does not within `seconds`."""
-        deadline = time.monotonic() + seconds
-        while time.monotonic() < deadline:
-            if self._ask(b"PING\r\n").startswith(b"+PONG"):
-                return True
-            if self.process is not None and self.process.poll() is not None:
-                return False
-            time.sleep(0.01)
-        return False
-
     def set_files_aside(self) -> None:
         """Rename the files that the server cannot read, so that it starts empty.
 

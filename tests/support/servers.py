@@ -7,9 +7,11 @@ import shutil
 import signal
 import subprocess
 import tempfile
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import redis
@@ -17,6 +19,21 @@ import redis
 from ingest.process import prepare_parent_death_signal
 from ingest.queue.server_program import find_server_program
 from tests.support.nodes import eventually
+
+if TYPE_CHECKING:
+    from ingest.supervisor.embedded_queue import EmbeddedQueue
+
+
+def wait_for_pong(queue: "EmbeddedQueue", seconds: float) -> bool:
+    """Wait until an embedded queue answers PONG; False if it ends or does not answer within `seconds`."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if queue._ask(b"PING\r\n").startswith(b"+PONG"):
+            return True
+        if queue.process is not None and queue.process.poll() is not None:
+            return False
+        time.sleep(0.01)
+    return False
 
 
 @dataclass

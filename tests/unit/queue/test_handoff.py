@@ -18,7 +18,7 @@ from ingest.supervisor.embedded_queue import EmbeddedQueue
 from tests.support.handing import carried, handing_off, places, references, settings_of
 from tests.support.ledgers import hold
 from tests.support.nodes import eventually
-from tests.support.servers import Valkey
+from tests.support.servers import Valkey, wait_for_pong
 from tests.support.spools import config, keep
 
 # --- the usual
@@ -273,7 +273,7 @@ def test_the_embedded_servers_socket_is_used_where_no_url_is_given(tmp_path: Pat
     queue.start()
     try:
         with closing(connect(settings)) as made:
-            assert queue.wait_ready(10)
+            assert wait_for_pong(queue, 10)
             assert made.ping()
     finally:
         queue.stop()

@@ -18,6 +18,7 @@ from ingest.queue.client import connect, find_socket_path, list_socket_paths
 from ingest.supervisor.embedded_queue import EmbeddedQueue
 from tests.support.nodes import eventually
 from tests.support.preloads import other_file_system
+from tests.support.servers import wait_for_pong
 from tests.support.spools import config
 
 DEEP = "x" * 100 + "/" + "y" * 100
@@ -43,7 +44,7 @@ def make_queue() -> Iterator[Callable[[Path], EmbeddedQueue]]:
 
 def started(queue: EmbeddedQueue) -> EmbeddedQueue:
     queue.start()
-    assert queue.wait_ready(10), (queue.folder / "valkey.log").read_text()
+    assert wait_for_pong(queue, 10), (queue.folder / "valkey.log").read_text()
     return queue
 
 
@@ -142,7 +143,7 @@ def test_it_ends_with_the_process_that_started_it(tmp_path: Path) -> None:
     if pid == 0:
         queue = EmbeddedQueue(tmp_path)
         queue.start()
-        ready = queue.wait_ready(10)
+        ready = wait_for_pong(queue, 10)
         os.write(writer, str(queue.process.pid if ready and queue.process else 0).encode())
         signal.pause()
     server = psutil.Process(int(os.read(reader, 32)))
@@ -198,7 +199,7 @@ def test_a_stale_socket_is_replaced(tmp_path: Path, make_queue: Callable[[Path],
     queue = started(make_queue(tmp_path))
     queue.kill()
     assert queue.socket.exists()
-    assert not queue.wait_ready(0.1)
+    assert not wait_for_pong(queue, 0.1)
     started(queue)
 
 
@@ -241,7 +242,9 @@ def preloaded(data_dir: Path, tmp_path: Path, **faults: Path) -> None:
     program = (
         "import sys, time; from pathlib import Path; "
         "from ingest.supervisor.embedded_queue import EmbeddedQueue\n"
-        "queue = EmbeddedQueue(Path(sys.argv[1])); queue.start(); print(queue.wait_ready(10), flush=True)\n"
+        "from tests.support.servers import wait_for_pong\n"
+        "queue = EmbeddedQueue(Path(sys.argv[1])); queue.start()\n"
+        "print(wait_for_pong(queue, 10), flush=True)\n"
         "sys.stdin.read(); queue.stop()"
     )
     process = subprocess.Popen(
@@ -294,7 +297,7 @@ def test_it_keeps_nothing_on_a_disk_that_is_full(
         (small_disk / "fill").write_bytes(bytes(8 << 20))
     queue = make_queue(small_disk)
     queue.start()
-    assert queue.wait_ready(10)
+    assert wait_for_pong(queue, 10)
     with client(small_disk) as connection:
         connection.set("key", "value")
         assert connection.config_get("appendonly")["appendonly"] == "no"
@@ -316,7 +319,7 @@ def test_files_that_it_cannot_read_are_set_aside(
         for path in (queue.folder / "appendonlydir").glob("*.incr.aof"):
             path.write_bytes(b"\0" * 4096)
         queue.start()
-        assert not queue.wait_ready(10), "what a power cut leaves is not read"
+        assert not wait_for_pong(queue, 10), "what a power cut leaves is not read"
         queue.set_files_aside()
         started(queue)
         with client(tmp_path) as connection:
@@ -332,7 +335,7 @@ def test_a_server_that_ended_is_not_waited_for(
     queue = started(make_queue(tmp_path))
     assert queue.process is not None
     queue.process.kill()
-    assert not queue.wait_ready(30)
+    assert not wait_for_pong(queue, 30)
 
 
 def test_to_stop_what_was_never_started_is_no_error(tmp_path: Path) -> None:
