@@ -9,7 +9,14 @@ from sqlalchemy import ColumnElement, Connection, RowMapping, bindparam, func, i
 from sqlalchemy.dialects import postgresql, sqlite
 
 from ingest.ledger.database import Database
-from ingest.ledger.records import DeliveryState, Instance, InstanceState, NewInstance, Outcome
+from ingest.ledger.records import (
+    DeliveryState,
+    Instance,
+    InstanceColumns,
+    InstanceState,
+    NewInstance,
+    Outcome,
+)
 from ingest.ledger.schema import HAS_FILE, deliveries, instances
 from ingest.ledger.spool_references import find_recorded_refs
 from ingest.ledger.variants import find_accepted
@@ -21,9 +28,7 @@ TEXT_MAX: Final = 600
 """Maximum length of a text value. PostgreSQL cannot index 2,704 bytes or more, and peers choose their UIDs.
 """
 
-_COLUMNS: Final = tuple(
-    field.name for field in fields(NewInstance) if field.name not in {"destinations", "replaces"}
-)
+_COLUMNS: Final = tuple(field.name for field in fields(InstanceColumns))
 INSERT: Final = {
     "sqlite": sqlite.insert(instances)
     .on_conflict_do_nothing()

@@ -52,8 +52,8 @@ class Outcome(Enum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class NewInstance:
-    """An instance to record.
+class InstanceColumns:
+    """The columns of `instances` that a new row and a read one share.
 
     Attributes:
         state: The state of the instance.
@@ -64,8 +64,6 @@ class NewInstance:
         spool_ref: Spool id, ":" and `Location.name`; never used twice.
         note: Information for an operator, or empty.
         routed: Names of the rules that matched, or why none did.
-        destinations: Names of the destinations that get it.
-        replaces: Whether it replaces the stored object of its SOP instance UID.
         copy_digest: Digest of the content, for a further stored copy of its SOP instance UID; otherwise
             empty.
         refused_status: Status of the C-STORE response, for a kept copy of a refused instance; 0 for Success.
@@ -90,8 +88,6 @@ class NewInstance:
     received_at: int
     stored_at: int
     routed: str = ""
-    destinations: tuple[str, ...] = ()
-    replaces: bool = False
     copy_digest: str = ""
     refused_status: int = 0
     times: int = 1
@@ -99,31 +95,23 @@ class NewInstance:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Instance:
-    """A row of `instances`; the attributes are those of `NewInstance`."""
+class NewInstance(InstanceColumns):
+    """An instance to record.
+
+    Attributes:
+        destinations: Names of the destinations that get it.
+        replaces: Whether it replaces the stored object of its SOP instance UID.
+    """
+
+    destinations: tuple[str, ...] = ()
+    replaces: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Instance(InstanceColumns):
+    """A row of `instances`."""
 
     id: int
-    state: InstanceState
-    sop_instance_uid: str
-    sop_class_uid: str
-    study_uid: str
-    series_uid: str
-    transfer_syntax_uid: str
-    store_key: str
-    size: int
-    data_set_offset: int
-    calling_ae: str
-    called_ae: str
-    source: str
-    spool_ref: str
-    note: str
-    received_at: int
-    stored_at: int
-    routed: str = ""
-    copy_digest: str = ""
-    refused_status: int = 0
-    times: int = 1
-    content_digest: str = ""
 
     @property
     def is_damaged_in_spool(self) -> bool:
@@ -141,7 +129,7 @@ class Delivery:
         created_at: When the delivery was created.
         breaks: Number of associations that ended while this instance was being sent.
         suspect_since: Since when it is suspected of breaking them; 0 if it is no suspect.
-        store_key, size, data_set_offset: As in `NewInstance`.
+        store_key, size, data_set_offset: As in `InstanceColumns`.
     """
 
     id: int

@@ -52,7 +52,8 @@ def quarantined_to_json(row: Instance, folder: Path) -> dict[str, Any]:
 
 
 def _row_to_json(row: Instance) -> dict[str, Any]:
-    return asdict(row) | {name: format_iso_time(getattr(row, name)) for name in ("received_at", "stored_at")}
+    times = {name: format_iso_time(getattr(row, name)) for name in ("received_at", "stored_at")}
+    return {"id": row.id} | asdict(row) | times
 
 
 def count_quarantined(config: Config, ids: Collection[int]) -> int:

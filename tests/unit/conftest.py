@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 if TYPE_CHECKING:
+    from ingest.ledger import Ledger
     from tests.support.channels import Line, MakeLine
     from tests.support.commits import Bench
     from tests.support.persisting import Site
@@ -24,6 +25,32 @@ def postgresql_url() -> Iterator[str]:
     require_postgresql()
     with postgresql() as url:
         yield url
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """The URL of a database without tables; the path of SQLite's has a space."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path / 'a b' / 'ledger.db'}"
+    from ingest.ledger import Ledger
+
+    url: str = request.getfixturevalue("postgresql_url")
+    emptied = Ledger(url)
+    with emptied.database.begin_write() as connection:
+        connection.exec_driver_sql("DROP SCHEMA public CASCADE; CREATE SCHEMA public")
+    emptied.close()
+    return url
+
+
+@pytest.fixture
+def ledger(url: str) -> Iterator[Ledger]:
+    """An empty ledger on both databases."""
+    from ingest.ledger import Ledger
+
+    opened = Ledger(url)
+    opened.migrate()
+    yield opened
+    opened.close()
 
 
 @pytest.fixture

@@ -1,7 +1,6 @@
 """`ingest studies`, `instances` and `quarantine`: what was received, as people and programs read it."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,19 +23,6 @@ STORED, QUARANTINED = InstanceState.STORED, InstanceState.QUARANTINED
 @pytest.fixture(autouse=True)
 def _quiet(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ingest.log.configure_logging", lambda *_: None)
-
-
-@pytest.fixture(params=["sqlite", "postgresql"])
-def ledger(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Ledger]:
-    if request.param == "postgresql":
-        opened = Ledger(request.getfixturevalue("postgresql_url"))
-        with opened.database.begin_write() as connection:
-            connection.exec_driver_sql("DROP SCHEMA public CASCADE; CREATE SCHEMA public")
-    else:
-        opened = Ledger(f"sqlite:///{tmp_path}/ledger.db")
-    opened.migrate()
-    yield opened
-    opened.close()
 
 
 def ask(site: Site, *arguments: str, stdin: str = "") -> Result:

@@ -1,9 +1,7 @@
 """The circuit of a destination, by table, and how the ledger keeps it."""
 
 import threading
-from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
@@ -123,19 +121,6 @@ def test_new_worker_has_what_was_left_alone_asked_at_once_unless_another_new_one
     assert circuit.expedite_probe(claimed, NOW + 1) == claimed
     assert permitted(circuit.release_probe(claimed), 0) is PermittedAction.PROBE
     assert circuit.release_probe(opened) == opened
-
-
-@pytest.fixture(params=["sqlite", "postgresql"])
-def ledger(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Ledger]:
-    if request.param == "postgresql":
-        opened = Ledger(request.getfixturevalue("postgresql_url"))
-        with opened.database.begin_write() as connection:
-            connection.exec_driver_sql("DROP SCHEMA public CASCADE; CREATE SCHEMA public")
-    else:
-        opened = Ledger(f"sqlite:///{tmp_path}/ledger.db")
-    opened.migrate()
-    yield opened
-    opened.close()
 
 
 def test_ledger_keeps_it_for_all_workers(ledger: Ledger) -> None:

@@ -2,7 +2,6 @@
 
 import contextlib
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -25,20 +24,6 @@ from tests.support.servers import Valkey, valkey
 
 DAY_MS = 86_400_000
 CONTEXTS = [(CT, ["1.2.840.10008.1.2.1"])]
-
-
-@pytest.fixture(params=["sqlite", "postgresql"])
-def ledger(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Ledger]:
-    """A ledger of each kind, without rows."""
-    url = f"sqlite:///{tmp_path}/ledger.db"
-    if request.param == "postgresql":
-        url = request.getfixturevalue("postgresql_url")
-    with contextlib.closing(Ledger(url)) as opened:
-        opened.migrate()
-        with opened.database.begin_write() as connection:
-            for table in ("deliveries", "instances", "circuits"):
-                connection.exec_driver_sql(f"DELETE FROM {table}")
-        yield opened
 
 
 def times(ledger: Ledger, state: str) -> list[int]:

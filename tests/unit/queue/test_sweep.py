@@ -23,20 +23,7 @@ from ingest.spool import inventory
 from ingest.spool.reference import Location, Reference
 from ingest.spool.spool import Spool
 from tests.support.ledgers import hold, row
-from tests.support.servers import Valkey
 from tests.support.spools import claim, config, keep
-
-
-@pytest.fixture
-def settings(tmp_path: Path, redis_server: Valkey) -> Config:
-    return config(tmp_path, redis_server.url)
-
-
-@pytest.fixture
-def own(settings: Config) -> Iterator[Spool]:
-    held = claim(settings)
-    yield held
-    held.close()
 
 
 @pytest.fixture

@@ -21,22 +21,9 @@ from ingest.spool.spool import Spool
 from ingest.status.report import gather_status
 from tests.support.ledgers import hold, row
 from tests.support.segments import SEGMENT_BYTES, SegmentWriter
-from tests.support.servers import Valkey
-from tests.support.spools import claim, config, keep
+from tests.support.spools import claim, keep
 
 NUMBER = 0x18A0_0000_0000_0001
-
-
-@pytest.fixture
-def settings(tmp_path: Path, redis_server: Valkey) -> Config:
-    return config(tmp_path, redis_server.url)
-
-
-@pytest.fixture
-def own(settings: Config) -> Iterator[Spool]:
-    held = claim(settings)
-    yield held
-    held.close()
 
 
 @pytest.fixture
