@@ -201,7 +201,7 @@ class Peak:
 
 
 def _own_groups() -> Iterator[tuple[Kind, Path]]:
-    """This process's own groups in the hierarchies that count CPU time."""
+    """Return the groups of this process in the hierarchies that count CPU time."""
     paths = {}
     for line in Path("/proc/self/cgroup").read_text().splitlines():
         number, controllers, path = line.split(":", 2)

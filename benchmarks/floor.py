@@ -22,7 +22,7 @@ BUILD_SECONDS: Final = 60
 
 @contextlib.contextmanager
 def floor(base: Path, keys: Pki, *, durability: Durability) -> Iterator[Receiver]:
-    """The least that a receiver can cost: TLS, framing, files; with or without fsync before Success."""
+    """Run the floor: TLS, framing and files, with or without fsync before Success."""
     program = build()
     files, log = base / "files", base / "log"
     files.mkdir(parents=True, exist_ok=True)
@@ -39,7 +39,7 @@ def floor(base: Path, keys: Pki, *, durability: Durability) -> Iterator[Receiver
 
 
 def build() -> Path:
-    """The program, built where this source has not been built before; it stays in the user's cache.
+    """Build the program unless this source was built before. It stays in the cache of the user.
 
     Raises:
         Unavailable: There is no C compiler, or OpenSSL's headers or libraries are missing.
@@ -70,7 +70,7 @@ def build() -> Path:
 
 
 def _cache() -> Path:
-    """A folder of the user's own; those for temporary files may forbid programs."""
+    """Return a folder of the user's own, because folders for temporary files may forbid programs."""
     home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     folder = home / "dicom-ingest"
     try:
@@ -86,5 +86,5 @@ def _digest() -> str:
 
 
 def _openssl(program: Path) -> str:
-    """The version of the library that it is linked with, as it says itself."""
+    """Return the version of OpenSSL that the program is linked with."""
     return subprocess.run([program, "-v"], capture_output=True, text=True, check=True).stdout.strip()

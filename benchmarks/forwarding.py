@@ -98,7 +98,7 @@ def _one(entrant: Entrant, seconds: float, base: Path, keys: Pki, own: rounds.Ta
 
 
 def _kept_up(first: Receiver, second: Node, load: Load, offered: float, seconds: float) -> rounds.Sample:
-    """A load of so many instances a second for so long; ends when all have arrived."""
+    """Send a number of instances a second for a time; end when all have arrived."""
     each = max(1, round(offered * seconds / load.associations))
     lasting = replace(load, instances=each, per_second=offered)
     backlog: list[tuple[float, int]] = []
@@ -117,7 +117,7 @@ def _kept_up(first: Receiver, second: Node, load: Load, offered: float, seconds:
 
 
 def _trial(entrant: Entrant) -> Load:
-    """A load of a few seconds."""
+    """Return the load of a trial that lasts a few seconds."""
     share = 1 if entrant.receiver.startswith("ours") else OTHERS_SHARE
     return replace(entrant.load, instances=max(4, round(entrant.load.instances * share)))
 
@@ -145,7 +145,7 @@ def wait_for(arrived: Callable[[], bool], second: Node) -> None:
 
 
 def _logs(folder: Path) -> list[Path]:
-    """What the nodes say, by their files' names; the folder is removed at the end."""
+    """Find the log and output files of the nodes. Their folder is removed at the end."""
     return sorted(path for name in ("log", "output") for path in folder.glob(f"*/{name}"))
 
 

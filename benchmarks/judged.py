@@ -48,7 +48,7 @@ class Judged:
 
 
 def paired(work: Values, of: str, against: str, measure: str) -> tuple[list[float], list[float]]:
-    """The measure of both in the rounds in which both ran."""
+    """Return the measure of both entrants in the rounds in which both ran."""
     mine, theirs = (
         {
             sample["round"]: sample[measure]
@@ -82,7 +82,7 @@ def judge(work: Values) -> Iterator[Judged]:
 
 
 def bounds(report: Values) -> Iterator[Judged]:
-    """What must hold of idle associations and of the whole path; each was measured once."""
+    """Judge the claims about idle associations and the whole path, each measured once."""
     for one in report.get("idle", ()):
         name = f"{one['associations']} idle associations"
         added = one["pss_idle_mb"] - one["pss_before_mb"]
@@ -138,7 +138,7 @@ def losses(work: Values) -> Iterator[Judged]:
 
 
 def lost(report: Values) -> list[str]:
-    """Runs in which something failed or was acknowledged and not stored; there should be none."""
+    """Return the runs in which something failed or an acknowledged instance was not stored."""
     lines = [
         f"{work['name']}, {label}: {sample['failed']:.0f} failed, {sample['missing']:.0f} not stored"
         for work in report["works"]
@@ -162,7 +162,7 @@ def lost(report: Values) -> list[str]:
 
 
 def complete(report: Values) -> Values:
-    """The report with its claims judged and its losses named."""
+    """Complete a report with judged claims and named losses."""
     works = report["works"]
     return {
         **report,

@@ -100,14 +100,14 @@ class Result:
     load: Load
 
     def acknowledged(self) -> Iterator[str]:
-        """The SOP instance UIDs that were answered with 0000H."""
+        """Return the SOP instance UIDs that were answered with 0000H."""
         for association in range(self.load.associations):
             for number in range(self.load.instances):
                 if (association, number) not in self.refused:
                     yield instance_uid(f"{self.root}.{association}", number)
 
     def latency(self, share: float) -> float:
-        """The latency that `share` (0.5, 0.99) of the instances did not exceed, seconds."""
+        """Return the latency in seconds that `share` (0.5, 0.99) of the instances did not exceed."""
         ordered = sorted(self.latencies)
         return ordered[min(len(ordered) - 1, int(len(ordered) * share))]
 
@@ -234,7 +234,7 @@ class _Run:
         return [parts[number] for number in range(len(self._senders))]
 
     def _body(self, target: Target, root: str, number: int, pipe: Connection) -> None:
-        """A sender's process: never returns."""
+        """Run a sender process. It never returns."""
         os.close(self._go_write)
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         try:
@@ -325,7 +325,7 @@ def _visit(
     message: Message,
     answered: Callable[[int, int, float], None],
 ) -> None:
-    """An association for each instance."""
+    """Send each instance over an association of its own."""
     statuses: list[int] = []
     for number in range(load.instances):
         if load.think_seconds and number:

@@ -70,7 +70,7 @@ def idle_associations(target: Target, count: int, tls_version: str = "TLSv1.3") 
 
 
 def _body(target: Target, count: int, tls_version: str, theirs: Connection, pipe: Connection) -> None:
-    """The helper's process: never returns."""
+    """Run the helper process. It never returns."""
     theirs.close()
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     try:

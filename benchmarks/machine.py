@@ -32,7 +32,7 @@ def describe(folders: dict[str, Path]) -> dict[str, object]:
 
 
 def file_system(path: Path) -> str:
-    """The type of the file system that holds `path`, such as "ext4" or "tmpfs"."""
+    """Return the type of the file system that holds `path`, such as "ext4" or "tmpfs"."""
     path = path.resolve()
     found, longest = "unknown", -1
     for partition in psutil.disk_partitions(all=True):
@@ -43,7 +43,7 @@ def file_system(path: Path) -> str:
 
 
 def memory_folder() -> Path | None:
-    """A folder in memory, for CPU figures that no disk disturbs; None where the system has none."""
+    """Return a folder in memory, for CPU figures without a disk. None if the system has none."""
     shared = Path("/dev/shm")
     if shared.is_dir() and os.access(shared, os.W_OK) and file_system(shared) == "tmpfs":
         return shared
@@ -51,7 +51,7 @@ def memory_folder() -> Path | None:
 
 
 def disk_folder() -> Path:
-    """A folder for temporary files that is not in memory, where there is one."""
+    """Return a folder for temporary files that is not in memory, if there is one."""
     temporary = Path(tempfile.gettempdir())
     return Path("/var/tmp") if file_system(temporary) == "tmpfs" else temporary
 

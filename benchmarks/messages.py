@@ -30,7 +30,7 @@ _MESSAGE_ID: Final = b"\x00\x00\x10\x01\x02\x00\x00\x00"  # (0000,0110) US, PS3.
 
 
 def instance_uid(root: str, number: int) -> str:
-    """The SOP instance UID of instance `number` under `root`; all of a root have the same length."""
+    """Return the SOP instance UID of instance `number` under `root`. All UIDs of a root have one length."""
     return f"{root}.{_FIRST_NUMBER + number}"
 
 
@@ -108,7 +108,7 @@ class Answers:
         self._buffer += data
 
     def pdu(self) -> tuple[int, bytes] | None:
-        """The next whole PDU as type and bytes with its header; None while there is none."""
+        """Return the next whole PDU as type and bytes with its header; None while there is none."""
         buffer = self._buffer
         if len(buffer) < 6:
             return None
@@ -120,7 +120,7 @@ class Answers:
         return found[0], found
 
     def answers(self, pdu: bytes) -> list[Answer]:
-        """The responses that a P-DATA-TF completes.
+        """Return the responses that a P-DATA-TF completes.
 
         Raises:
             ValueError: It holds part of a data set, or a response without status or message ID.
@@ -158,7 +158,7 @@ class _Shape:
 
     @classmethod
     def of(cls, pdu: bytes) -> "_Shape | None":
-        """The shape of a P-DATA-TF that holds one whole response; None for others."""
+        """Return the shape of a P-DATA-TF with one whole response; None for other PDUs."""
         whole = _LENGTH.unpack_from(pdu, 6)[0] + 10 == len(pdu) and pdu[11] == COMMAND | LAST
         first, second = pdu.find(_RESPONDED_TO, _HEAD), pdu.find(_STATUS, _HEAD)
         if not whole or not 0 < first < second:
@@ -191,7 +191,7 @@ def _places(data: bytearray, needle: bytes, end: int) -> list[int]:
 
 
 def _fragment(piece: bytes, *, last: bool) -> bytes:
-    """A P-DATA-TF with one PDV of a data set (PS3.8 9.3.5)."""
+    """Encode a P-DATA-TF with one PDV of a data set (PS3.8 9.3.5)."""
     length = len(piece)
     return struct.pack(">BBLLBB", P_DATA_TF, 0, length + 6, length + 2, 1, LAST if last else 0) + piece
 
@@ -207,7 +207,7 @@ def _element(group: int, element: int, vr: str, value: str | int) -> bytes:
 
 
 def _elements(uid: str, root: str) -> bytes:
-    """What a CT has before its pixels; enough for receivers that keep an index."""
+    """Return the elements of a CT before its pixel data, enough for receivers that keep an index."""
     return b"".join(
         _element(*fields)
         for fields in (

@@ -27,7 +27,7 @@ TAGS = (0x00080016, 0x00080018, 0x0020000D, 0x0020000E)
 
 @pytest.fixture
 def nowhere() -> Iterator[int]:
-    """A descriptor that takes everything and keeps nothing."""
+    """Open a descriptor that takes all bytes and keeps none."""
     descriptor = os.open(os.devnull, os.O_WRONLY)
     yield descriptor
     os.close(descriptor)

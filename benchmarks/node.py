@@ -179,7 +179,7 @@ def whole(
     associations: int = 1,
     operations: int = 0,
 ) -> Iterator[Node]:
-    """The whole node (`ingest serve`): listeners, Valkey, persist workers and ledger.
+    """Run the whole node (`ingest serve`): listeners, Valkey, persist workers and ledger.
 
     Args:
         base: Folder of its data.

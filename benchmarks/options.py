@@ -62,7 +62,7 @@ CONNECTION = (
 
 
 def with_options(*groups: tuple[Callable[[Any], Any], ...]) -> Callable[[Command], Command]:
-    """A decorator that adds all of them, in this order."""
+    """Return a decorator that adds all options, in this order."""
 
     def decorate(command: Command) -> Command:
         for option in reversed([option for group in groups for option in group]):
@@ -73,7 +73,7 @@ def with_options(*groups: tuple[Callable[[Any], Any], ...]) -> Callable[[Command
 
 
 def load_of(values: dict[str, Any]) -> Load:
-    """The load that the options `LOAD` describe; takes them out of `values`."""
+    """Take the load that the options `LOAD` describe out of `values`."""
     return Load(
         values.pop("size"),
         values.pop("instances"),

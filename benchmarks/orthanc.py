@@ -63,7 +63,7 @@ class OrthancReceiver:
             self.ask(f"/patients/{patient}", method="DELETE")
 
     def ask(self, path: str, *, method: str = "GET") -> Any:
-        """What a request answers, as JSON.
+        """Return the JSON answer to a request.
 
         Raises:
             OSError: It does not answer or answers a failure.
@@ -84,14 +84,14 @@ def orthanc(base: Path, keys: Pki, *, durability: Durability) -> Iterator[Receiv
 
 @contextlib.contextmanager
 def orthanc_nodelay(base: Path, keys: Pki, *, durability: Durability) -> Iterator[Receiver]:
-    """The same with TCP_NODELAY=1 in its environment, which the DCMTK inside heeds."""
+    """Run Orthanc with TCP_NODELAY=1 in its environment, which the DCMTK inside reads."""
     with _orthanc("orthanc-nodelay", base, keys, {"TCP_NODELAY": "1"}, durability) as receiver:
         yield receiver
 
 
 @contextlib.contextmanager
 def orthanc_forwarding(base: Path, keys: Pki, *, durability: Durability, to: Target) -> Iterator[Receiver]:
-    """The same as `orthanc_nodelay`, and a script that sends each stored instance on."""
+    """Run `orthanc_nodelay` with a script that sends each stored instance on."""
     with _orthanc("orthanc-nodelay", base, keys, {"TCP_NODELAY": "1"}, durability, to) as receiver:
         yield receiver
 

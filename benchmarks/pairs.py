@@ -94,7 +94,7 @@ def ratio(ours: Sequence[float], theirs: Sequence[float], *, seed: int = 1) -> R
 
 
 def percentile(values: Sequence[float], share: float) -> float:
-    """The value that `share` (0 to 1) of all values do not exceed.
+    """Return the value that `share` (0 to 1) of all values do not exceed.
 
     Raises:
         ValueError: There is no value.

@@ -78,7 +78,7 @@ def dcmtk(base: Path, keys: Pki, *, durability: Durability) -> Iterator[Receiver
 
 @contextlib.contextmanager
 def dcmtk_nodelay(base: Path, keys: Pki, *, durability: Durability) -> Iterator[Receiver]:  # noqa: ARG001
-    """The same with TCP_NODELAY=1 in its environment, for those who know that variable."""
+    """Run DCMTK with TCP_NODELAY=1 in its environment, which DCMTK reads."""
     with _dcmtk("dcmtk-nodelay", base, keys, {"TCP_NODELAY": "1"}) as receiver:
         yield receiver
 
@@ -122,7 +122,7 @@ def dcm4che(base: Path, keys: Pki, *, durability: Durability) -> Iterator[Receiv
 def pynetdicom(
     base: Path, keys: Pki, *, durability: Durability, to: Target | None = None
 ) -> Iterator[Receiver]:
-    """The library pynetdicom: a thread for each association, and a handler that writes what came.
+    """Run pynetdicom: a thread for each association, and a handler that writes each data set.
 
     With `to`, another thread sends it all on over one association.
     """
@@ -166,7 +166,7 @@ def _run(  # noqa: PLR0917 - one call site a receiver
 
 
 def find_program(name: str, fits: Callable[[Path], bool] = lambda _: True) -> str:
-    """The first program of this name on the PATH that fits; DCMTK and dcm4che share names.
+    """Find the first program of a name on the PATH that fits. DCMTK and dcm4che share names.
 
     Raises:
         Unavailable: There is none.
@@ -179,7 +179,7 @@ def find_program(name: str, fits: Callable[[Path], bool] = lambda _: True) -> st
 
 
 def said_by(program: str, option: str) -> str:
-    """What a program prints when asked with one option."""
+    """Return the output of a program with one option."""
     done = subprocess.run(
         [program, option], capture_output=True, text=True, timeout=VERSION_SECONDS, check=False
     )
@@ -193,7 +193,7 @@ def _is_dcm4che(path: Path) -> bool:
 
 
 def _java_stores(base: Path, keys: Pki) -> tuple[Path, Path]:
-    """The key pair and the trusted certificates as PKCS #12 files that Java reads."""
+    """Write the key pair and the trusted certificates as PKCS #12 files that Java reads."""
     pair = pairs.read_pair(keys.certificate.with_suffix(""))
     encryption = BestAvailableEncryption(PASSWORD)
     own, trusted = base / "own.p12", base / "trusted.p12"

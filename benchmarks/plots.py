@@ -159,7 +159,7 @@ def _round(value: float) -> bool:
 
 
 def _path(report: Values, path: Path) -> bool:
-    """The queue between listener and store while the load lasts."""
+    """Plot the queue between listener and store while the load lasts."""
     paths = report.get("path", [])
     if not paths:
         return False

@@ -136,7 +136,7 @@ class Factory(Protocol):
 
 
 def target_of(keys: Pki, port: int, *, called_ae: str = "ANY-SCP") -> Target:
-    """The address of a receiver on this machine, with the sender's key material."""
+    """Return the address of a receiver on this machine, with the key material of the sender."""
     return Target("127.0.0.1", port, keys.load_certificate, keys.load_key, keys.trusted, called_ae)
 
 

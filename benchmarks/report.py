@@ -75,13 +75,13 @@ def versions(report: Values) -> list[str]:
 
 
 def shown_name(work: Values, label: str) -> str:
-    """The label, and whether it was asked to sync and does not."""
+    """Return the label, and whether the receiver was asked to sync and does not."""
     durable = work["durability"] != "fsync" or work["entrants"][label]["facts"]["durable"]
     return label if durable else f"{label}, no fsync"
 
 
 def console() -> Console:
-    """The terminal, or a file with lines that hold the tables."""
+    """Open the terminal, or a file with lines that hold the tables."""
     terminal = Console()
     return terminal if terminal.is_terminal else Console(width=max(WIDTH, terminal.width))
 
@@ -150,7 +150,7 @@ def idle_table(idle: Values) -> Table:
 
 
 def path_table(paths: Sequence[Values]) -> Table:
-    """The whole path."""
+    """Make the table of the whole path."""
     columns = ("seconds", "instances/s", "MB/s", "p99 ms", "most in queue", "queue grows", "drained in s")
     table = Table("whole path, fsync", *columns, "CPU ms/instance", title_justify="left")
     for one in paths:

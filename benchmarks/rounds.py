@@ -78,7 +78,7 @@ class Setting:
 
 
 def nothing_yet(work: Work) -> dict[str, Taken]:
-    """What `measure` fills, by label of the entrant."""
+    """Return empty results by label of the entrant, which `measure` fills."""
     return {entrant.label: Taken() for entrant in work.entrants}
 
 
@@ -133,7 +133,7 @@ def _in_memory(work: Work, setting: Setting, taken: dict[str, Taken]) -> None:
 
 
 def _on_disk(work: Work, setting: Setting, taken: dict[str, Taken]) -> None:
-    """A receiver starts for each run in a new folder: file systems that have just deleted create slowly."""
+    """Start a receiver for each run in a new folder. File systems create slowly after deleting."""
     with contextlib.ExitStack() as outer:
         files = _files(outer, work, setting.memory)
         number = 0
@@ -229,7 +229,7 @@ def _figures(seconds: float, instances: int, data_bytes: int, cpu: float) -> Sam
 
 
 def as_values(work: Work, taken: dict[str, Taken]) -> dict[str, Any]:
-    """A work with its outcome, for JSON and the report."""
+    """Return a work with its outcome, for JSON and the report."""
     return {
         "name": work.name,
         "durability": work.durability,

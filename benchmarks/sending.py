@@ -72,7 +72,7 @@ def ours() -> Sender:
 
 
 def pynetdicom(*, chunked: bool = False) -> Sender:
-    """The library pynetdicom as it is by itself, or with data sets in pieces from their files."""
+    """Make the sender pynetdicom: as it is, or with data sets in pieces from their files."""
     try:
         version = metadata.version("pynetdicom")
     except metadata.PackageNotFoundError:
@@ -113,7 +113,7 @@ class Used:
 
 
 def net(whole: Used, one: Used, files: int, data_bytes: int) -> rounds.Sample:
-    """What the files after the first cost.
+    """Return the cost of the files after the first.
 
     Args:
         whole: A run with all files.

@@ -23,7 +23,7 @@ class LoadError(Exception):
 
 
 def tls_context(target: Target, version: str) -> ssl.SSLContext | None:
-    """The sender's TLS, with its certificate; None for plain DICOM. `version` is "TLSv1.3" or "TLSv1.2"."""
+    """Return the TLS of the sender. None is plain DICOM; `version` is "TLSv1.3" or "TLSv1.2"."""
     if target.certificate is None:
         return None
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
@@ -37,7 +37,7 @@ def tls_context(target: Target, version: str) -> ssl.SSLContext | None:
 
 
 def associate_request(target: Target, operations: int) -> bytes:
-    """The A-ASSOCIATE-RQ: CT in Explicit VR Little Endian; an asynchronous operations window where > 1."""
+    """Encode an A-ASSOCIATE-RQ for CT, with an asynchronous operations window if it is above 1."""
     return wire.encode_associate_rq(
         AssociateRequest(
             called_ae=target.called_ae,
@@ -50,7 +50,7 @@ def associate_request(target: Target, operations: int) -> bytes:
 
 
 def accepted(kind: int, pdu: bytes, operations: int) -> tuple[int, int]:
-    """What an A-ASSOCIATE-AC grants: PDU length (0 is unlimited), outstanding operations.
+    """Return what an A-ASSOCIATE-AC grants: PDU length (0: unlimited) and outstanding operations.
 
     Raises:
         LoadError: It is another PDU, or CT is not accepted.

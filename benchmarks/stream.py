@@ -43,12 +43,12 @@ class Stream:
 
 
 def command(message_id: int = 1) -> bytes:
-    """A C-STORE-RQ command set."""
+    """Encode a C-STORE-RQ command set."""
     return encode_store_request(message_id, CT_IMAGE, "1.2.826.0.1.3680043.8.498.1")
 
 
 def data_set(size: int) -> bytes:
-    """A data set of `size` bytes (even) in Explicit VR Little Endian, pixel data last (PS3.5 7.1.2)."""
+    """Encode a data set of `size` (even) bytes in Explicit VR Little Endian, pixels last (PS3.5 7.1.2)."""
     head = b"".join(_element(*tag, vr, value.encode("latin-1")) for tag, vr, value in HEADER)
     pixels = bytes(size - len(head) - 12)
     return head + PIXEL_DATA + len(pixels).to_bytes(4, "little") + pixels

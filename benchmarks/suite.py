@@ -73,7 +73,7 @@ class Places:
 
 @contextlib.contextmanager
 def places(memory: Path | None = None, disk: Path | None = None) -> Iterator[Places]:
-    """New folders below these, or below the system's; all is removed at the end and not before."""
+    """Make new folders below these, or below the system's. All are removed at the end only."""
     with contextlib.ExitStack() as stack:
         made = []
         for parent in (memory or machine.memory_folder(), disk or machine.disk_folder()):
@@ -110,7 +110,7 @@ class Watch:
         self._bars.stop()
 
     def begin(self, name: str, steps: int, at: int, of: int) -> None:
-        """A new work of so many steps, the `at`th of `of`."""
+        """Announce a work of so many steps, number `at` of `of`."""
         self._bars.update(self._all, completed=at, total=of)
         self._bars.reset(self._work, description=name, total=steps)
         self._bars.refresh()
@@ -172,12 +172,12 @@ def measure(
 
 
 def machine_of(where: Places) -> Values:
-    """The machine, with the file systems of both places."""
+    """Describe the machine and the file systems of both folders."""
     return machine.describe({"memory": where.memory, "disk": where.disk})
 
 
 def path_load(size: int) -> Load:
-    """What finds out the rate of the whole path: a second or two."""
+    """Return the load that finds the rate of the whole path: a second or two."""
     return Load(size, max(4, min(1000, (40 * MB) // size)), 4)
 
 
@@ -203,7 +203,7 @@ def one(work: Work, where: Places, watch: Watch, seconds: float) -> Values:
 
 
 def idle_beside(where: Places, associations: int = IDLE_ASSOCIATIONS) -> list[dict[str, object]]:
-    """A thousand idle associations on our node."""
+    """Measure a thousand idle associations on our node."""
     base = where.memory / "idle"
     try:
         return [idle.measure(ours, base, where.keys, associations=associations, busy=BUSY)]
@@ -220,7 +220,7 @@ def counted() -> list[Values]:
 
 
 def tried(found: Values, what: str, measured: Callable[[], list[Values]]) -> list[Values]:
-    """What `measured` gives; what breaks off is named in `found` and ends nothing else."""
+    """Run `measured`. A failure is named in `found` and ends nothing else."""
     try:
         return measured()
     except (LoadError, NotStartedError, Unavailable, instructions.CountError, TimeoutError) as error:
@@ -231,7 +231,7 @@ def tried(found: Values, what: str, measured: Callable[[], list[Values]]) -> lis
 def sustained(  # noqa: PLR0917 - one call in two places
     where: Places, watch: Watch, load: Load, seconds: float, at: int = 0, of: int = 1
 ) -> list[Values]:
-    """The whole path with one load: one outcome."""
+    """Measure the whole path with one load: one outcome."""
     name = f"{workloads.size_name(load.size)} × {load.associations}"
     watch.begin(f"whole path, {name}", 100, at, of)
     done = 0

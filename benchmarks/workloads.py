@@ -93,7 +93,7 @@ class Work:
 
 
 def entrants(load: Load, *receivers: str) -> tuple[Entrant, ...]:
-    """These receivers with the same load, or the share of it that `SHARES` leaves them."""
+    """Give these receivers the same load, or the share of it that `SHARES` leaves them."""
     found = []
     for name in receivers:
         instances = max(1, round(load.instances * SHARES.get(name, 1)))
@@ -292,7 +292,7 @@ def churn() -> Work:
 
 
 def with_pairs(work: Work, pairs: int) -> Work:
-    """The same with another number of rounds."""
+    """Return the same workload with another number of rounds."""
     return replace(work, pairs=pairs)
 
 

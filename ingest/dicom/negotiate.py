@@ -146,15 +146,15 @@ class _Chooser:
         self._chosen: dict[tuple[str, ...], str | None] = {}
 
     def choose(self, proposed: tuple[str, ...]) -> str | None:
-        """The one to take, or None where none can be."""
+        """Choose one of the proposed transfer syntaxes; None if none is acceptable."""
         if proposed not in self._chosen:
-            self._chosen[proposed] = self._first([uid for uid in proposed if self._takes(uid)])
+            self._chosen[proposed] = self._choose_first([uid for uid in proposed if self._is_acceptable(uid)])
         return self._chosen[proposed]
 
-    def _first(self, acceptable: list[str]) -> str | None:
-        """The first one as proposed; deflated or (retired) big endian if there is nothing else.
+    def _choose_first(self, acceptable: list[str]) -> str | None:
+        """Choose the first as proposed. Deflated and (retired) big endian come last.
 
-        Where that is one of the preferred, the most preferred of those proposed is taken instead.
+        If the first is a preferred transfer syntax, the most preferred of the proposed ones takes its place.
         """
         if not acceptable:
             return None
@@ -163,7 +163,7 @@ class _Chooser:
             return first
         return next(uid for match in self._preferred for uid in acceptable if match(uid))
 
-    def _takes(self, uid: str) -> bool:
+    def _is_acceptable(self, uid: str) -> bool:
         if self._takes_all and uids.is_data_set_transfer_syntax(uid):
             return True
         return self._match(uid) is not None and uids.is_valid_uid(uid)
