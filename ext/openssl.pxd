@@ -1,4 +1,4 @@
-"""What is used of OpenSSL's API (3.0 and later). The library is linked when the extensions are built.
+"""The part of OpenSSL's API (3.0 and later) that the extensions use. The library is linked at build time.
 
 Python's `ssl` may be linked with another copy of OpenSSL. That is sound as long as no object of one is given
 to the other, and none is: contexts and connections are made, used and freed in

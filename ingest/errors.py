@@ -162,7 +162,7 @@ class AssociationError(IngestError):
 
     Attributes:
         permanent: Whether the same proposal can never succeed (A-ASSOCIATE-RJ with result 1).
-        cause: What failed; None if this side cannot tell.
+        cause: The failure; None if this side cannot tell.
     """
 
     def __init__(self, message: str, *, permanent: bool = False, cause: Cause | None = None) -> None:
@@ -178,7 +178,7 @@ class ConditionError(ValueError):
     """A condition of a route is not valid. The message is the cause.
 
     Attributes:
-        remedy: What to write instead.
+        remedy: The text to write instead.
     """
 
     def __init__(self, cause: str, remedy: str) -> None:

@@ -39,7 +39,7 @@ class Backoff:
         Args:
             stop: Ends every wait.
             event: Name of the log event while the service is away; `<event>_over` when it answers again.
-            remedy: What the log event tells a person.
+            remedy: Advice for a person, in the log event.
             between_attempts: Called by `retry_with_backoff` after each wait.
         """
         self._stop = stop

@@ -1,4 +1,4 @@
-"""Whose fault an error is: that of an image's own bytes, or that of this host or one of its services.
+"""Attribute an error to the bytes of an image, or to this host and its services.
 
 INVARIANT 11: our faults set no image aside. A fault of a disk, of descriptors, of a database or of a queue
 waits with backoff for as long as it lasts, and counts against no image.
@@ -21,7 +21,7 @@ def is_our_fault(error: BaseException) -> bool:
     """Whether an error is a fault of this host or of a service, independent of the image.
 
     Args:
-        error: What was raised while an image was read, stored or recorded.
+        error: The exception that reading, storing or recording an image raised.
     """
     if isinstance(error, OSError):
         if error.errno is None:

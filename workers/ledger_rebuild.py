@@ -109,7 +109,7 @@ class LedgerDifferences:
 
 @dataclass(slots=True)
 class RebuildReport:
-    """What a rebuild did.
+    """The result of a rebuild.
 
     Attributes:
         files: Files that were examined.

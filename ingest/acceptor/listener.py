@@ -192,7 +192,7 @@ class Listener:
 
     Attributes:
         config: The configuration.
-        services: What all associations share: spool, group commit, publisher and scoreboard.
+        services: Objects that all associations share: spool, group commit, publisher and scoreboard.
         ciphertext: The buffer that all connections read TLS records into.
         plaintext: The buffer that TLS, or a plain connection, fills for the parser. It is two records longer.
         poller: EventLoop of all sockets.
@@ -212,7 +212,7 @@ class Listener:
         Args:
             config: The configuration.
             endpoints: Endpoints to accept on.
-            services: What all associations share.
+            services: Objects that all associations share.
             spool_fault: Why the configured spool cannot be used. The listener then rejects every association,
                 and ends as soon as the spool can be used.
         """

@@ -53,7 +53,7 @@ class FullReason:
     """Why the listener takes nothing more now.
 
     Attributes:
-        summary: What is full, in words that a peer may read: the Error Comment of a response.
+        summary: The full resource, in words that a peer may read: the Error Comment of a response.
         detail: The figures, for the log; may be empty.
     """
 
@@ -66,7 +66,7 @@ class FullReason:
 
 @dataclass(frozen=True, slots=True)
 class ListenerServices:
-    """What one listener process shares with all its associations.
+    """Objects that one listener process shares with all its associations.
 
     Attributes:
         spool: Spool slot that instances are received into.
@@ -152,7 +152,7 @@ class StoreSCP:
             owner: The association.
             channel: Connection that responses go to.
             parser: Parser that data sets come from.
-            services: What the listener shares with all associations.
+            services: Objects that the listener shares with all associations.
             file_meta: File Meta Information with AE titles, addresses and caller certificate, without UIDs.
             contexts: Accepted presentation contexts by ID.
             limit: Outstanding operations at which reading stops.

@@ -58,7 +58,7 @@ class Fault:
 
     Attributes:
         key: Dotted key with list indices from 0 (`destinations[1].port`), or the file.
-        cause: What is wrong with the value of the key.
+        cause: The error in the value of the key.
         remedy: What to do about it; empty where the cause names the remedy.
         kind: Whether the node can run all the same.
     """

@@ -30,7 +30,7 @@ class InstanceHeader:
         size: Bytes of the whole file.
         data_set_offset: First byte of the data set in the file.
         conflict: Why the instance must not be stored.
-        note: What an operator should know of the header.
+        note: Information about the header for an operator.
         attributes: Raw values of the requested attributes that the data set has, by tag.
         receiver: The URI at which the instance was received, `dicom-tls://10.0.0.5:2762`.
         certificate: SHA-256 fingerprint, subject and alternative names of the sender's certificate.

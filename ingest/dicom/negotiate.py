@@ -31,7 +31,7 @@ _LAST_CHOICE = uids.DEFLATED | {uids.EXPLICIT_BIG_ENDIAN}
 
 @dataclass(frozen=True, slots=True)
 class AcceptorPolicy:
-    """What this node accepts, with the permissions of one requestor.
+    """The contexts that this node accepts, with the permissions of one requestor.
 
     Attributes:
         ae_title: Our AE title.

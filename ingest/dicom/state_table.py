@@ -106,7 +106,7 @@ class Action(Enum):
     """Actions of PS3.8 Tables 9-6 to 9-9.
 
     Attributes:
-        task: What the driver must do when the table returns this action.
+        task: The work of the driver when the table returns this action.
     """
 
     AE_1 = "AE-1", "Open the transport connection: TCP, then TLS."

@@ -66,7 +66,7 @@ _AGAIN: Final = (
 
 @dataclass(slots=True)
 class BackfillCounts:
-    """What became of the matching instances.
+    """The result for the matching instances.
 
     Attributes:
         new: Instances that had no delivery to the destination, and have one now.

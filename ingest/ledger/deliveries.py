@@ -337,7 +337,7 @@ class Deliveries:
 
         Args:
             destination: Name of the destination.
-            owner: Who leases; unique for each run of a worker.
+            owner: Name of the leasing worker, unique for each run.
             limit: Maximum number of deliveries.
             unix_ms: Current time.
             lease_ms: How long nobody else can lease them.
@@ -367,7 +367,7 @@ class Deliveries:
 
         Args:
             destination: Name of the destination.
-            owner: Who leases.
+            owner: Name of the leasing worker.
             unix_ms: Current time.
             lease_ms: How long nobody else can lease it.
             patience_ms: How long the suspect waits after its time while other instances are being sent. A

@@ -40,7 +40,7 @@ _ACKNOWLEDGED: Final = (
 
 
 class ContentIdentity(NamedTuple):
-    """What makes two quarantined instances the same.
+    """The identity of a quarantined instance: two with equal values are the same.
 
     Attributes:
         digest: Digest of the content.

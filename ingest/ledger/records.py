@@ -154,7 +154,7 @@ class DeliveryResult:
     """How an attempt ended.
 
     Attributes:
-        owner: Who leased the delivery. If another owner has it by now, the result is ignored.
+        owner: The worker that leased the delivery. If another owner has it by now, the result is ignored.
         state: DELIVERED, RETRY (with `next_at`), DEAD or DROPPED.
         last_status: DIMSE status of the response (PS3.7 Annex C); None without a response.
         last_error: Why the attempt failed, for people, or empty.

@@ -42,7 +42,7 @@ _seldom: Final = RateLimitedLog()
 
 @dataclass(slots=True)
 class SweepResult:
-    """What one sweep found and did.
+    """The result of one sweep.
 
     Attributes:
         waiting: Entries that wait in the spool.

@@ -42,7 +42,7 @@ class Problem:
 
     Attributes:
         severity: FAILING if the node does not run or cannot serve its purpose, otherwise DEGRADED.
-        cause: What is wrong, in a few words.
+        cause: The problem, in a few words.
         remedy: What to do about it: a command or a setting.
     """
 

@@ -88,7 +88,7 @@ class PersistBatch:
     """One batch. Its result is filled step by step, and is therefore right after an error too.
 
     Attributes:
-        result: What became of the entries.
+        result: The result for each entry.
     """
 
     def __init__(self, context: PersistContext) -> None:

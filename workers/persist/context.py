@@ -1,4 +1,4 @@
-"""What all batches of one persist worker share."""
+"""Objects that all batches of one persist worker share."""
 
 import threading
 from collections.abc import Callable

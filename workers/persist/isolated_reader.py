@@ -43,10 +43,10 @@ _PRINTED: Final = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class IsolatedReading:
-    """What the process found.
+    """The finding of the process.
 
     Attributes:
-        header: What could be read of the file; blank if that is nothing.
+        header: The readable part of the header; blank if nothing was readable.
         fault: Why the file cannot be read, or empty.
     """
 

@@ -15,7 +15,7 @@ from ingest.workers.retention.remover import Remover, RetentionClock, RetentionR
 
 @dataclass(frozen=True, slots=True)
 class RetentionPlan:
-    """What a retention run would do.
+    """The removals that a retention run would make.
 
     Attributes:
         removed: Studies that it would remove.
@@ -44,7 +44,7 @@ class RetentionPlan:
 
 @dataclass(frozen=True, slots=True)
 class RetentionRun:
-    """What a retention run did.
+    """The result of a retention run.
 
     Attributes:
         report: The numbers of the remover.

@@ -27,7 +27,7 @@ class RetentionReason(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RetentionGoal:
-    """What a retention run must reach.
+    """The goal of a retention run.
 
     Attributes:
         before_ms: A study whose last instance was stored before this Unix time in milliseconds goes.
@@ -47,7 +47,7 @@ class RetentionGoal:
 
 @dataclass(frozen=True, slots=True)
 class RetentionDecision:
-    """What happens to a study that is old enough to go.
+    """The decision about a study that is old enough to be removed.
 
     Attributes:
         is_removable: False if the study is held back, because some of it is owed to a destination.
@@ -108,7 +108,7 @@ def plan_removals(studies: Iterable[StoredStudy], goal: RetentionGoal) -> Iterat
 
     Args:
         studies: In the order of their last instances. No more are read than needed.
-        goal: What the run must reach.
+        goal: The goal of the run.
     """
     freed = aged = 0
     for study in studies:

@@ -56,10 +56,10 @@ log = structlog.get_logger()
 
 @dataclass(slots=True)
 class RetentionReport:
-    """What a retention run did.
+    """The result of a retention run.
 
     Attributes:
-        studies, instances, size: What was removed; size in bytes.
+        studies, instances, size: Removed studies and instances, and their bytes.
         held: Studies that were held back, because they are owed to a destination.
         held_size: Their bytes.
         forgotten: Rows that were deleted from the ledger.

@@ -26,7 +26,7 @@ _OLD_CIPHERS: Final = {
     rb"(?:\x01\x05[\x04\x06\x0b]|\x01\x0c\x01[\x05\x06]|\x03\x02)",
     "RC4": rb"\x2a\x86\x48\x86\xf7\x0d\x01\x0c\x01[\x01\x02]",
 }
-"""What says that a key is encrypted so: a line (RFC 1421 4.6.1.3), or the object identifier of PBES1 (RFC
+"""Marks of a key that is encrypted so: a line (RFC 1421 4.6.1.3), or the object identifier of PBES1 (RFC
 8018 A.3), of a scheme of PBES2 (B.2) or of PKCS#12 (RFC 7292 C)."""
 _AGAIN: Final = (
     "encrypt it again with AES (`openssl pkey -provider legacy -provider default -aes256 -in OLD -out NEW`)"
