@@ -24,7 +24,7 @@ def serve(path: Path) -> None:
     TERM and INT let associations end and stop the node; a second one stops it at once. HUP reloads the
     configuration and certificates. USR1 opens the log file again.
     """
-    _run_roles(path, "listen", "persist", "forward", "retain")
+    _run_roles(path, "listen", "persist", "forward", "retain", "monitor")
 
 
 @click.command()
@@ -58,6 +58,13 @@ def forward(path: Path) -> None:
 def retain(path: Path) -> None:
     """Remove instances and rows as [retention] demands."""
     _run_roles(path, "retain")
+
+
+@work.command()
+@config_option
+def monitor(path: Path) -> None:
+    """Run the periodic tasks of the node: what a console shows over time."""
+    _run_roles(path, "monitor")
 
 
 @click.command()

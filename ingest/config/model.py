@@ -260,7 +260,7 @@ class Route(Section):
 
 
 class ConsoleSettings(Section):
-    """`[console]`: the address of the web console."""
+    """`[console]`: the web console. A configuration without the section has none."""
 
     host: str = "127.0.0.1"
     port: Port = 8080
@@ -289,7 +289,7 @@ class Config(Section):
     retention: RetentionSettings = RetentionSettings()
     destinations: tuple[Destination, ...] = ()
     routes: tuple[Route, ...] = ()
-    console: ConsoleSettings = ConsoleSettings()
+    console: ConsoleSettings | None = None
     log: LogSettings = LogSettings()
 
     @property
@@ -319,6 +319,11 @@ class Config(Section):
         if self.queue.carrier == "redis" and carried < own:
             return "[queue] carrier_max_bytes", carried
         return "[receive] max_instance_bytes", own
+
+    @property
+    def needs_monitor(self) -> bool:
+        """Whether a monitor has to run."""
+        return self.console is not None
 
     @property
     def run_dir(self) -> Path:

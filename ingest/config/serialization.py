@@ -42,6 +42,8 @@ def format_as_toml(config: Config) -> str:
     top: list[str] = []
     tables: list[str] = []
     for name, section in config_to_values(config).items():
+        if section is None:
+            continue
         if isinstance(section, list):
             if not section:
                 top.append(f"{name} = []")

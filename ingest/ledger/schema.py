@@ -16,7 +16,7 @@ from sqlalchemy import (
     text,
 )
 
-SCHEMA_VERSION: Final = "0011"
+SCHEMA_VERSION: Final = "0017"
 """The migration in `ingest/ledger/migrations` that creates the tables below."""
 
 # SQLite assigns row ids only to a primary key that is declared INTEGER.

@@ -31,7 +31,7 @@ class ChildProcess:
 
     Attributes:
         pid: Process id.
-        role: "listen", "persist", "forward" or "retain".
+        role: "listen", "persist", "forward", "retain" or "monitor".
         generation: Number of the configuration generation that it runs with.
         started_at: Time of the fork, in seconds of the monotonic clock.
         row: Row of the scoreboard, for a listener.

@@ -22,7 +22,7 @@ from ingest.requestor.remotes import build_remotes
 from ingest.requestor.transport import Remote
 from ingest.tls.contexts import contexts
 
-ALL_ROLES: Final = frozenset({"listen", "persist", "forward", "retain"})
+ALL_ROLES: Final = frozenset({"listen", "persist", "forward", "retain", "monitor"})
 """Roles of a whole node. Only a whole node runs the embedded queue."""
 
 BACK_OFF_SECONDS: Final = (0.0, 0.1, 0.5, 1.0, 2.0, 5.0)
@@ -149,6 +149,7 @@ def plan_worker_slots(config: Config, roles: frozenset[str]) -> list[WorkerSlot]
         "persist": config.workers.persist,
         "forward": config.workers.forward if config.destinations else 0,
         "retain": int(config.retention.needs_remover),
+        "monitor": int(config.needs_monitor),
     }
     if roles != ALL_ROLES:
         counts = {role: max(count, 1) for role, count in counts.items()}

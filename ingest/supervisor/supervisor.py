@@ -44,6 +44,7 @@ WORKERS: Final = {
     "persist": "ingest.workers.persist.worker:main",
     "forward": "ingest.workers.forward.worker:main",
     "retain": "ingest.workers.retention.remover:main",
+    "monitor": "ingest.workers.monitor.worker:main",
 }
 """Entry points by role, as text: imports run from `workers` to `ingest`, never back."""
 

@@ -22,6 +22,7 @@ COMMANDS = (
         ["work", "persist"],
         ["work", "forward"],
         ["work", "retain"],
+        ["work", "monitor"],
         ["retention"],
         ["check"],
         ["status"],
@@ -133,11 +134,12 @@ def test_version(run):
 @pytest.mark.parametrize(
     ("command", "roles"),
     [
-        (["serve"], {"listen", "persist", "forward", "retain"}),
+        (["serve"], {"listen", "persist", "forward", "retain", "monitor"}),
         (["listen"], {"listen"}),
         (["work", "persist"], {"persist"}),
         (["work", "forward"], {"forward"}),
         (["work", "retain"], {"retain"}),
+        (["work", "monitor"], {"monitor"}),
     ],
 )
 def test_roles_run_under_the_supervisor_and_give_its_exit_code(run, file, calls, command, roles):

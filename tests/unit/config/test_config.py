@@ -420,9 +420,10 @@ def test_shipped_configuration_holds_every_key_with_its_default():
     }
     compare(Config, data, "top")
     compare(model.TLS, data["tls"]["node"], "tls.node")
+    compare(model.ConsoleSettings, data["console"], "console")
     for name, kind in (lists | {"routes": model.Route}).items():
         compare(kind, data[name][0], name) if name != "peers" else None
-    for name in ("node", "receive", "queue", "store", "workers", "ledger", "retention", "console", "log"):
+    for name in ("node", "receive", "queue", "store", "workers", "ledger", "retention", "log"):
         compare(type(getattr(Config(), name)), data[name], name)
 
 

@@ -1,0 +1,1 @@
+"""The monitor: periodic tasks that may never touch reception."""

@@ -1,0 +1,89 @@
+"""The monitor: one process at low priority that runs the periodic tasks of a node.
+
+No task may touch reception. Each one reads the ledger, the run folder and the queue, and writes rows or
+messages of its own. A task that fails is tried again after its period; the other tasks go on.
+"""
+
+import contextlib
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+import structlog
+
+from ingest.config.model import Config
+from ingest.errors import BootError, LedgerError
+from ingest.ledger import Ledger
+from ingest.log import RateLimitedLog
+
+NICE: Final = 10
+"""Added to the priority of the process: receiving and forwarding come first."""
+
+_SLICE_SECONDS: Final = 0.2
+
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class MonitorTask:
+    """A function that the monitor calls again and again.
+
+    Attributes:
+        name: Name for the log.
+        period_seconds: Time from the end of one call to the begin of the next.
+        run: The function. It returns soon: its waits have deadlines of seconds.
+    """
+
+    name: str
+    period_seconds: float
+    run: Callable[[], object]
+
+
+def plan_tasks(config: Config, ledger: Ledger) -> list[MonitorTask]:
+    """Return the tasks that this configuration asks for."""
+    del config, ledger
+    return []
+
+
+def run(config: Config, stop: threading.Event) -> None:
+    """Run the tasks until `stop` is set. A task that has begun is finished first.
+
+    Raises:
+        BootError: The configuration cannot be used.
+    """
+    try:
+        ledger = Ledger(config.ledger_url)
+    except LedgerError as error:
+        raise BootError(str(error)) from error
+    failures = RateLimitedLog()
+    with contextlib.closing(ledger):
+        due = {task.name: (0.0, task) for task in plan_tasks(config, ledger)}
+        while not stop.is_set():
+            for name, (due_at, task) in due.items():
+                if stop.is_set() or time.monotonic() < due_at:
+                    continue
+                try:
+                    task.run()
+                except Exception as error:  # INVARIANT 8: only a wrong configuration stops the node
+                    failures.warning("monitor_task_failed", task=name, exc_info=error)
+                due[name] = time.monotonic() + task.period_seconds, task
+            # A signal handler sets the event. If it interrupted `Event.wait`, `Event.set` would wait for the
+            # lock that the interrupted call holds. Short sleeps hold no lock.
+            time.sleep(_SLICE_SECONDS)
+
+
+def main(config: Config, stop: threading.Event) -> int:
+    """Run the child process until SIGTERM or SIGINT, and return its exit code.
+
+    Raises:
+        BootError: The configuration cannot be used.
+    """
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    os.nice(NICE)
+    run(config, stop)
+    return 0
