@@ -1,8 +1,8 @@
 """Alarms: conditions of a running node that need a person, kept as small files in `run/alarms/`.
 
 A process raises an alarm when a condition begins and clears it when the condition has ended. `ingest status`
-lists the alarms that stand. `ingest.status.report` computes alarms that follow from ledger or
-spool, such as instances in quarantine and dead deliveries. They are not kept here.
+lists the alarms that stand. `ingest.status` derives further alarms from ledger, spool, disks and
+certificates. They are of the same class and are not kept here.
 
 An alarm never blocks or fails the work of the process that raises it: if the disk is full, the log line is
 all that remains. Texts hold no patient data: UIDs and AE titles at most.
@@ -12,11 +12,11 @@ import contextlib
 import json
 import os
 import re
-from collections.abc import Collection
-from dataclasses import asdict, dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import structlog
 
@@ -45,13 +45,13 @@ class Alarm:
     """A condition that has begun and not ended.
 
     Attributes:
-        name: Name of the condition in snake_case, or `condition.SUBJECT` if there may be one for each
-        subject,
-            such as `replacements_bounded.PACS`. The subject is a configured name, never patient data.
+        name: Name of the condition in snake_case. If each of several things may have the condition, a dot and
+            the thing follow, as in `replacements_bounded.PACS`. No two standing alarms share a name. It never
+            holds patient data.
         cause: The cause, in one sentence.
         remedy: The next step: a command or a setting.
         severity: DEGRADED while the node still serves its purpose, otherwise FAILING.
-        since_ms: Begin of the condition, in Unix milliseconds.
+        since_ms: Begin of the condition, in Unix milliseconds; 0 if it is not known.
     """
 
     name: str
@@ -59,6 +59,39 @@ class Alarm:
     remedy: str
     severity: Severity = Severity.DEGRADED
     since_ms: int = 0
+
+    @property
+    def condition(self) -> str:
+        """The name without its subject: `replacements_bounded`."""
+        return self.name.partition(".")[0]
+
+    @property
+    def subject(self) -> str:
+        """The thing that has the condition, such as a destination; empty for the node itself."""
+        return self.name.partition(".")[2]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the alarm as values for JSON."""
+        return {
+            "name": self.name,
+            "condition": self.condition,
+            "subject": self.subject,
+            "severity": self.severity.value,
+            "since_ms": self.since_ms,
+            "cause": self.cause,
+            "remedy": self.remedy,
+        }
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> "Alarm":
+        """Read the values of `to_json`.
+
+        Raises:
+            KeyError: A value is missing.
+            ValueError: The severity is not known.
+        """
+        severity = Severity(values["severity"])
+        return cls(values["name"], values["cause"], values["remedy"], severity, values["since_ms"])
 
 
 def raise_alarm(
@@ -81,7 +114,7 @@ def raise_alarm(
     if standing is None:
         log.error("alarm_raised", alarm=name, cause=cause, remedy=remedy)
     since_ms = standing.since_ms if standing else unix_ms()
-    text = json.dumps(asdict(Alarm(name, cause, remedy, severity, since_ms)))
+    text = json.dumps(Alarm(name, cause, remedy, severity, since_ms).to_json())
     # Several processes may raise one alarm at the same time. Each writes its own file and renames it.
     new = path.with_name(f".{os.getpid()}.{path.name}")
     with contextlib.suppress(OSError):
@@ -104,8 +137,7 @@ def clear_alarm(run_dir: Path, name: str) -> None:
 def clear_alarms_of_others(run_dir: Path, condition: str, subjects: Collection[str]) -> None:
     """Clear alarms of a condition whose subject is not among `subjects`, such as a removed destination."""
     for alarm in standing_alarms(run_dir):
-        name, _, subject = alarm.name.partition(".")
-        if name == condition and subject not in subjects:
+        if alarm.condition == condition and alarm.subject not in subjects:
             clear_alarm(run_dir, alarm.name)
 
 
@@ -126,7 +158,6 @@ def _path(run_dir: Path, name: str) -> Path:
 
 def _read(path: Path) -> Alarm | None:
     try:
-        fields = json.loads(path.read_bytes())
-        return Alarm(**{**fields, "severity": Severity(fields["severity"])})
+        return Alarm.from_json(json.loads(path.read_bytes()))
     except (OSError, ValueError, KeyError, TypeError):
         return None

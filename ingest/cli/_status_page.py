@@ -12,7 +12,6 @@ from ingest.ledger import DeliveryState
 _DELIVERY_STATES: Final = tuple(state.value for state in DeliveryState)
 
 PROBLEMS: Final = "Problems"
-ALARMS: Final = "Alarms"
 RECEIVING: Final = "Receiving"
 ON_THE_WAY: Final = "On the way"
 DISKS: Final = "Free space"
@@ -21,7 +20,7 @@ DESTINATIONS: Final = "Destinations, over the last minutes"
 CERTIFICATES: Final = "Certificates"
 WEAK: Final = "Weaker than it could be"
 TITLES: Final = frozenset(
-    {PROBLEMS, ALARMS, RECEIVING, ON_THE_WAY, DISKS, DELIVERIES, DESTINATIONS, CERTIFICATES, WEAK}
+    {PROBLEMS, RECEIVING, ON_THE_WAY, DISKS, DELIVERIES, DESTINATIONS, CERTIFICATES, WEAK}
 )
 
 Rows = Sequence[Sequence[str]]
@@ -39,8 +38,7 @@ def lay_out_page(
     """
     yield escape_controls(_format_verdict(now))
     for title, columns, rows in (
-        (PROBLEMS, ("severity", "problem", "remedy"), _list_problems(now)),
-        (ALARMS, ("since", "alarm", "remedy"), _list_alarms(now)),
+        (PROBLEMS, ("severity", "since", "problem", "remedy"), _list_problems(now)),
         (
             RECEIVING,
             ("listener", "state", "associations", "instances", "instances/s", "MB/s", "failed", "refused"),
@@ -73,13 +71,19 @@ def _format_verdict(now: Mapping[str, Any]) -> str:
 
 
 def _list_problems(now: Mapping[str, Any]) -> Rows:
-    """Return the problems if there are several. A single one is in the first line."""
+    """Return the problems, except a single one that has no begin: all of it is in the first line."""
     problems = now["problems"]
-    return [(row["severity"], row["cause"], row["remedy"]) for row in problems] if len(problems) > 1 else []
-
-
-def _list_alarms(now: Mapping[str, Any]) -> Rows:
-    return [(format_local_time(row["since_ms"]), row["cause"], row["remedy"]) for row in now["alarms"]]
+    if len(problems) == 1 and not problems[0]["since_ms"]:
+        return []
+    return [
+        (
+            row["severity"],
+            format_local_time(row["since_ms"]) if row["since_ms"] else "",
+            row["cause"],
+            row["remedy"],
+        )
+        for row in problems
+    ]
 
 
 def _list_listeners(now: Mapping[str, Any], before: Mapping[str, Any] | None) -> Rows:

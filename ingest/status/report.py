@@ -7,7 +7,6 @@ import contextlib
 import os
 import time
 from collections.abc import Iterator
-from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Final, cast
@@ -59,7 +58,7 @@ def gather_status(config: Config) -> dict[str, Any]:
     return {
         "verdict": verdict.health.word,
         "exit_code": int(verdict.health),
-        "problems": [asdict(problem) for problem in verdict.problems],
+        "problems": [problem.to_json() for problem in verdict.problems],
         **found,
     }
 
@@ -97,7 +96,7 @@ def _gather_alarms(config: Config) -> list[dict[str, Any]]:
     """Return the conditions that need a person, the worst first."""
     standing = standing_alarms(config.run_dir)
     doubts = [one for one in _find_ledger_doubt(config) if one.name not in {alarm.name for alarm in standing}]
-    return [asdict(alarm) for alarm in (*_find_acknowledged_in_quarantine(config), *doubts, *standing)]
+    return [alarm.to_json() for alarm in (*_find_acknowledged_in_quarantine(config), *doubts, *standing)]
 
 
 def _find_ledger_doubt(config: Config) -> Iterator[Alarm]:
@@ -238,6 +237,7 @@ def _describe_destination(progress: DestinationProgress, now_ms: int) -> dict[st
         "circuit": circuit.state.value if circuit else CircuitState.CLOSED.value,
         "refuses": circuit.permanent if circuit else False,
         "failures": circuit.failures if circuit else 0,
+        "opened_at_ms": circuit.opened_at if circuit else 0,
         "next_probe_seconds": max(0.0, (circuit.probe_at - now_ms) / 1000) if circuit else 0.0,
         "last_error": circuit.last_error if circuit else "",
         "last_error_seconds": (now_ms - circuit.last_error_at) / 1000

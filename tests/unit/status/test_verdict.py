@@ -6,9 +6,11 @@ from typing import Any
 
 import pytest
 
+from ingest.alarms import Alarm, Severity
 from ingest.status.verdict import NodeHealth, judge_health
 
 SOUND: dict[str, Any] = {
+    "time": 1_000_000.0,
     "running": "listening",
     "data_dir": "/data",
     "alarms": [],
@@ -20,10 +22,19 @@ SOUND: dict[str, Any] = {
     "ledger": {
         "reachable": True,
         "deliveries": {"pacs": {"delivered": 5, "dead": 0}},
-        "destinations": [{"name": "pacs", "circuit": "closed", "backlog": 0, "last_error": ""}],
+        "destinations": [
+            {"name": "pacs", "circuit": "closed", "backlog": 0, "last_error": "", "opened_at_ms": 0}
+        ],
     },
     "certificates": [
-        {"role": "own", "whose": [], "subject": "CN=node", "section": "tls.node", "days_left": 90.0}
+        {
+            "role": "own",
+            "whose": [],
+            "subject": "CN=node",
+            "section": "tls.node",
+            "days_left": 90.0,
+            "not_after": "2030-01-08T00:00:00+00:00",
+        }
     ],
 }
 
@@ -35,7 +46,7 @@ def changed(change: Callable[[dict[str, Any]], Any]) -> dict[str, Any]:
 
 
 def alarm(severity: str) -> dict[str, Any]:
-    return {"severity": severity, "cause": "a record rots", "remedy": "see the disk"}
+    return Alarm("spool_damaged", "a record rots", "see the disk", Severity(severity), 7).to_json()
 
 
 def test_a_sound_node_is_well() -> None:
@@ -132,3 +143,21 @@ def test_the_worst_comes_first() -> None:
         now["certificates"][0]["days_left"] = -1.0
 
     assert "has ended" in judge_health(changed(several)).problems[0].cause
+
+
+def test_each_problem_is_an_alarm_with_name_subject_and_begin() -> None:
+    def several(now: dict[str, Any]) -> None:
+        now["alarms"].append(alarm("degraded"))
+        now["queue"].update(references=7, oldest_seconds=90)
+        now["ledger"]["destinations"][0].update(circuit="open", opened_at_ms=5)
+        now["ledger"]["deliveries"]["pacs"].update(dead=3)
+        now["certificates"][0].update(days_left=6.0)
+
+    problems = [problem.to_json() for problem in judge_health(changed(several)).problems]
+    assert [(row["name"], row["condition"], row["subject"], row["since_ms"]) for row in problems] == [
+        ("spool_damaged", "spool_damaged", "", 7),
+        ("queue_stalled", "queue_stalled", "", 999_910_000),
+        ("destination_down.pacs", "destination_down", "pacs", 5),
+        ("deliveries_dead.pacs", "deliveries_dead", "pacs", 0),
+        ("certificate_expiring.CN=node", "certificate_expiring", "CN=node", 1893456000000),
+    ]
