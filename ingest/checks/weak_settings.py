@@ -14,6 +14,11 @@ def find_weak_settings(config: Config) -> list[Fault]:
     if config.receive.durability == "page-cache":
         cause = "Success does not mean durable: a power cut loses acknowledged instances"
         notes.append(Fault("receive.durability", cause, 'set it to "fsync"', FaultKind.NOTE))
+    if config.audit is not None and config.audit.tls is False:
+        cause = (
+            "audit messages, which name patients, leave over UDP: anyone on the way can read and drop them"
+        )
+        notes.append(Fault("audit.allow_plain", cause, "name a [tls.NAME] in audit.tls", FaultKind.NOTE))
     for name, tls in config.tls.items():
         notes += _find_weak_tls(f"tls.{name}", tls)
     if config.tls or config.peers:

@@ -266,6 +266,27 @@ class ConsoleSettings(Section):
     port: Port = 8080
 
 
+class AuditSettings(Section):
+    """`[audit]`: the audit record repository. Without the section there are no audit messages."""
+
+    host: Annotated[str, Field(min_length=1)]
+    port: Annotated[int, Field(ge=1, le=65535)] = 6514
+    tls: str | Literal[False] = "node"
+    allow_plain: bool = False
+    source_id: Annotated[str, Field(max_length=64)] = ""
+    enterprise_site: Annotated[str, Field(max_length=64)] = ""
+    queue_max_bytes: Annotated[int, Field(ge=1024**2, lt=2**63)] = 256 * 1024**2
+    away_seconds: Seconds = 900.0
+    events: tuple[Literal["application", "transfer", "security", "login", "query", "action"], ...] = (
+        "application",
+        "transfer",
+        "security",
+        "login",
+        "query",
+        "action",
+    )
+
+
 class LogSettings(Section):
     """`[log]`: standard error, or a file that USR1 opens again."""
 
@@ -290,6 +311,7 @@ class Config(Section):
     destinations: tuple[Destination, ...] = ()
     routes: tuple[Route, ...] = ()
     console: ConsoleSettings | None = None
+    audit: AuditSettings | None = None
     log: LogSettings = LogSettings()
 
     @property
@@ -323,7 +345,7 @@ class Config(Section):
     @property
     def needs_monitor(self) -> bool:
         """Whether a monitor has to run."""
-        return self.console is not None
+        return self.console is not None or self.audit is not None
 
     @property
     def run_dir(self) -> Path:

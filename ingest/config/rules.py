@@ -69,6 +69,7 @@ def check_rules(config: Config, names: SectionNames, roles: Collection[str]) -> 
     yield from retention_rules.check_retention(config, roles)
     yield from _check_destinations(config, names)
     yield from route_rules.check_routes(config, names.destinations)
+    yield from _check_audit(config, names)
     yield from _check_folders(config)
 
 
@@ -84,6 +85,16 @@ def _check_listeners(config: Config, names: SectionNames, roles: Collection[str]
                 cause = f"{listener.host}:{listener.port} is the address of listeners[{other}] too"
                 yield Fault(f"listeners[{index}].port", cause, "give each listener its own port")
                 break
+
+
+def _check_audit(config: Config, names: SectionNames) -> Iterator[Fault]:
+    """Audit messages name patients, so they leave this machine without encryption only on demand."""
+    if config.audit is None:
+        return
+    yield from _check_tls_name("audit.tls", config.audit.tls, names)
+    if config.audit.tls is False and not config.audit.allow_plain:
+        remedy = "name a [tls.NAME], or set allow_plain = true to send them over UDP that anyone can read"
+        yield Fault("audit.tls", "is false, and audit messages name patients", remedy)
 
 
 def _check_tls_name(key: str, name: str | bool, names: SectionNames) -> Iterator[Fault]:

@@ -23,6 +23,7 @@ import structlog
 from ingest.acceptor import listener
 from ingest.acceptor.scoreboard import Scoreboard
 from ingest.alarms import Severity, clear_alarm, raise_alarm
+from ingest.audit import record_application
 from ingest.checks import file_systems
 from ingest.config.model import Config
 from ingest.config.reader import load_config
@@ -103,6 +104,7 @@ class Supervisor:
         self._folder: os.stat_result | None = None
         self._folder_missed = 0
         self._is_ready = False
+        self._is_start_recorded = False
         self._drain_until: float | None = None
         self._exit_code = 0
 
@@ -222,6 +224,8 @@ class Supervisor:
         if not self._is_ready and self._children.are_listeners_accepting(self._generations.current):
             self._is_ready = True
             self._print_ready()
+            self._is_start_recorded = True
+            record_application(self._config, started=True)
 
     def _stop_if_data_folder_is_replaced(self) -> None:
         """End the node at once if its data folder was moved, removed or replaced.
@@ -345,6 +349,10 @@ class Supervisor:
             self._stop_workers()
 
     def _stop_workers(self) -> None:
+        if self._is_start_recorded:
+            # The monitor may still send the message, because it is asked to end only afterwards.
+            self._is_start_recorded = False
+            record_application(self._config, started=False)
         for role in WORKERS:
             self._children.stop_role(role)
 

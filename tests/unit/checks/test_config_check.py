@@ -353,3 +353,11 @@ def test_a_trusted_certificate_that_is_read_in_part_has_a_subject_too(config, si
     settings = config('[[peers]]\nae_title = "CT1"\nissuer = "CN=localhost"')
     (found,) = [note for note in find_weak_settings(settings) if note.key == "peers[0].issuer"]
     assert hashlib.sha256(broken).hexdigest() in found.cause
+
+
+def test_audit_messages_over_udp_are_noted():
+    from ingest.config.model import Config
+
+    plain = Config.model_validate({"audit": {"host": "arr", "tls": False, "allow_plain": True}})
+    assert [note.key for note in find_weak_settings(plain)] == ["audit.allow_plain"]
+    assert find_weak_settings(Config.model_validate({"audit": {"host": "arr"}})) == []

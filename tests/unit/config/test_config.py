@@ -284,6 +284,8 @@ BAD = [
         "is the name of routes[0] too",
     ),
     ("[[routes]]\nwhen = {}", "routes[0].to", "missing"),
+    ("[audit]\nhost = 'h'\ntls = false", "audit.tls", "name patients"),
+    ("[audit]\nhost = 'h'\ntls = 'x'", "audit.tls", "there is no [tls.x]"),
     ("[log]\nformat = 'xml'", "log.format", "'console' or 'json'"),
     ("[log]\nfile = 'no/such/x.log'", "log.file", "no folder"),
     ("[log]\nfile = '.'", "log.file", "is a folder"),
@@ -421,6 +423,7 @@ def test_shipped_configuration_holds_every_key_with_its_default():
     compare(Config, data, "top")
     compare(model.TLS, data["tls"]["node"], "tls.node")
     compare(model.ConsoleSettings, data["console"], "console")
+    compare(model.AuditSettings, data["audit"], "audit")
     for name, kind in (lists | {"routes": model.Route}).items():
         compare(kind, data[name][0], name) if name != "peers" else None
     for name in ("node", "receive", "queue", "store", "workers", "ledger", "retention", "log"):
