@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 export PYTHONDONTWRITEBYTECODE :=
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: all setup demo run test test-fast test-long coverage test-pythons bench lint lock clean
+.PHONY: all setup demo run man test test-fast test-long coverage test-pythons bench lint lock clean
 all: setup
 
 setup: $(VENV)/stamp
@@ -26,6 +26,10 @@ demo: setup
 run: setup
 	test -e config/pki/node.key || $(BIN)/ingest certs new config/pki/node --name localhost --trust config/pki/trusted.crt
 	$(BIN)/ingest serve --config config/ingest.toml
+
+# Manual pages of all commands, in build/man; `man -l build/man/ingest-retry.1` shows one.
+man: setup
+	$(BIN)/python -m ingest.cli._man_pages build/man
 
 # Tests wait about half of their time: three workers keep two cores busy. More make tests with deadlines fail.
 TEST_WORKERS ?= 3

@@ -12,6 +12,7 @@ import click
 from ingest.cli import (
     certs,
     check,
+    completion,
     config,
     deliveries,
     demo,
@@ -49,6 +50,7 @@ COMMANDS: Final = (
     config.config,
     routes.routes,
     demo.demo,
+    completion.completion,
 )
 """Every command, in the order in which `ingest --help` lists them."""
 

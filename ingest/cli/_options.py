@@ -1,5 +1,6 @@
 """Options that several commands share."""
 
+import os
 import re
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
@@ -60,6 +61,24 @@ def _parse_ae_title(_context: click.Context, _parameter: click.Parameter, value:
         raise click.BadParameter("an AE title has 1 to 16 characters, without backslash") from None
 
 
+def complete_destination(context: click.Context, _parameter: click.Parameter, incomplete: str) -> list[str]:
+    """Return the names of destinations that begin with `incomplete`, for the completion of a shell.
+
+    A configuration that is missing or has faults completes nothing: a shell has no place for an error.
+    """
+    path = context.params.get("path") or os.environ.get("INGEST_CONFIG")
+    if not path:
+        return []
+    from ingest.config.reader import load_config
+    from ingest.errors import IngestError
+
+    try:
+        config = load_config(Path(path))
+    except (IngestError, OSError):
+        return []
+    return [each.name for each in config.destinations if each.name.startswith(incomplete)]
+
+
 study_option = click.option("--study", "study_uid", metavar="UID", help="Study Instance UID.")
 series_option = click.option("--series", "series_uid", metavar="UID", help="Series Instance UID.")
 sop_option = click.option("--sop", "sop_instance_uid", metavar="UID", help="SOP Instance UID.")
@@ -75,7 +94,20 @@ limit_option = click.option(
 )
 before_option = click.option("--before", type=int, metavar="ID", help="Only smaller ids: the next page.")
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-json_lines_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, one object a line.")
+_FORMATS: Final = {
+    "json": "Print JSON, one object a line.",
+    "csv": "Print CSV (RFC 4180) with a line of headings.",
+    "wide": "Print one line for each row, however wide.",
+}
+list_format_options = combine(
+    *(
+        click.option(
+            f"--{name}", "list_format", type=click.UNPROCESSED, flag_value=name, default=None, help=text
+        )
+        for name, text in _FORMATS.items()
+    )
+)
+"""How a list is printed, as `list_format`: "json", "csv", "wide", or None for a table that fits."""
 dry_run_option = click.option("--dry-run", is_flag=True, help="Print how many, and change nothing.")
 yes_option = click.option("--yes", is_flag=True, help="Do not ask for confirmation.")
 
@@ -85,7 +117,9 @@ instance_filter_options = combine(
 """Options that select instances, named as in `InstanceFilter`."""
 
 delivery_filter_options = combine(
-    click.option("--destination", metavar="NAME", help="Name of the destination."),
+    click.option(
+        "--destination", metavar="NAME", shell_complete=complete_destination, help="Name of the destination."
+    ),
     study_option,
     series_option,
     sop_option,

@@ -5,16 +5,40 @@ terminal; otherwise each row becomes a few lines. If the output is not a termina
 length, so that `grep` and `awk` find whole values.
 """
 
+import csv
 import json
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, Final, TextIO
+from typing import TYPE_CHECKING, Any, Final, Generic, TextIO, TypeVar
 
 if TYPE_CHECKING:
     from rich.console import Console
 
 GAP: Final = "  "
+
+FORMULA_STARTS: Final = ("=", "+", "-", "@", "\t", "\r")
+"""Spreadsheets read a cell with such a first character as a formula. Peers choose AE titles and comments."""
+
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ListLayout(Generic[_T]):
+    """The layouts of one list: the fields of JSON and CSV, and the columns of its table.
+
+    Attributes:
+        fields: Names of the fields, in their order; docs/reference/lists.md describes them.
+        to_record: Returns the fields of a row by name.
+        columns: Headings of the table.
+        to_cells: Returns the cells of a row, one for each heading.
+    """
+
+    fields: Sequence[str]
+    to_record: Callable[[_T], Mapping[str, Any]]
+    columns: Sequence[str]
+    to_cells: Callable[[_T], Sequence[str]]
 
 
 def escape_controls(text: str) -> str:
@@ -84,14 +108,62 @@ def _format_blocks(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> lis
     return lines
 
 
-def print_table(
-    columns: Sequence[str], rows: Sequence[Sequence[str]], *, title: str = "", file: TextIO | None = None
+def print_list(
+    rows: Sequence[_T], list_format: str | None, layout: ListLayout[_T], *, more: str = ""
 ) -> None:
-    """Print a table to standard output, or to `file`, in the width of that terminal."""
+    """Print a list in the format that the options of `list_format_options` ask for.
+
+    Args:
+        rows: The rows.
+        list_format: "json", "csv", "wide", or None for a table of the terminal's width.
+        layout: The fields and columns of the list.
+        more: How to see the next rows, for people; empty if there are none.
+    """
+    if list_format == "json":
+        print_json_lines(map(layout.to_record, rows))
+    elif list_format == "csv":
+        print_csv(layout.fields, map(layout.to_record, rows))
+    else:
+        print_table(layout.columns, [layout.to_cells(row) for row in rows], is_wide=list_format == "wide")
+        if more:
+            print_line(f"more: {more}")
+
+
+def print_csv(fields: Sequence[str], records: Iterable[Mapping[str, Any]]) -> None:
+    """Print records as CSV (RFC 4180) with a line of headings.
+
+    Values that are lists or mappings are written as JSON. A text that a spreadsheet would take for a formula
+    begins with an apostrophe.
+    """
+    writer = csv.writer(sys.stdout)
+    writer.writerow(fields)
+    for record in records:
+        writer.writerow([_format_csv_cell(record.get(name)) for name in fields])
+
+
+def _format_csv_cell(value: Any) -> Any:
+    if value is None or isinstance(value, bool | int | float):
+        return "" if value is None else json.dumps(value)
+    if not isinstance(value, str):
+        return json.dumps(value, default=str)
+    text = escape_controls(str(value))
+    return f"'{text}" if text.startswith(FORMULA_STARTS) else text
+
+
+def print_table(
+    columns: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    *,
+    title: str = "",
+    file: TextIO | None = None,
+    is_wide: bool = False,
+) -> None:
+    """Print a table to standard output, or to `file`, in the width of that terminal, or as wide as it is."""
     console = _open_console(file)
     if title:
         console.print(title, style="bold", markup=False)
-    lines = lay_out_table(columns, rows, console.width if console.is_terminal else None)
+    width = console.width if console.is_terminal and not is_wide else None
+    lines = lay_out_table(columns, rows, width)
     has_headings = len(lines) == len(rows) + 1
     for number, line in enumerate(lines):
         console.print(line, style="dim" if has_headings and number == 0 else None, markup=False)

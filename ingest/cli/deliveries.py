@@ -10,7 +10,7 @@ import click
 
 from ingest.cli import _options as options
 from ingest.cli._base import config_option, load_config
-from ingest.cli._tables import format_local_time, print_json_lines, print_line, print_note, print_table
+from ingest.cli._tables import ListLayout, format_local_time, print_line, print_list, print_note
 
 if TYPE_CHECKING:
     from ingest.ledger import Circuit
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 @options.delivery_filter_options
 @options.limit_option
 @options.before_option
-@options.json_lines_option
-def deliveries(path: Path, limit: int, before: int | None, as_json: bool, **which: Any) -> None:
+@options.list_format_options
+def deliveries(path: Path, limit: int, before: int | None, list_format: str | None, **which: Any) -> None:
     """List deliveries, the newest first.
 
     \b
@@ -34,12 +34,8 @@ def deliveries(path: Path, limit: int, before: int | None, as_json: bool, **whic
     from ingest.operations.deliveries import list_deliveries
 
     found = list_deliveries(load_config(path), options.make_delivery_filter(which), limit, before)
-    if as_json:
-        print_json_lines(one.to_json() for one in found)
-        return
-    _print_deliveries(found)
-    if len(found) == limit:
-        print_line(f"more: --before {found[-1].delivery.id}, or --limit")
+    more = f"--before {found[-1].delivery.id}, or --limit" if len(found) == limit else ""
+    print_list(found, list_format, make_delivery_layout(), more=more)
 
 
 @click.command()
@@ -99,7 +95,13 @@ def drop(path: Path, everything: bool, reason: str, yes: bool, dry_run: bool, **
 @click.command()
 @config_option
 @click.option(
-    "--to", "to", metavar="NAME", multiple=True, required=True, help="Name of a destination; repeatable."
+    "--to",
+    "to",
+    metavar="NAME",
+    multiple=True,
+    required=True,
+    shell_complete=options.complete_destination,
+    help="Name of a destination; repeatable.",
 )
 @options.instance_filter_options
 @click.option("--all", "everything", is_flag=True, help="Every stored instance.")
@@ -158,13 +160,12 @@ def deliver(
         _note_queue_error(operations.send_at_once(config, ledger, due))
 
 
-def _print_deliveries(found: "Sequence[ListedDelivery]") -> None:
-    columns = (
-        *("id", "destination", "state", "attempts", "changed", "next attempt"),
-        *("SOP instance", "status", "error"),
-    )
-    rows = [
-        (
+def make_delivery_layout() -> "ListLayout[ListedDelivery]":
+    """Return the layouts of `ingest deliveries`."""
+    from ingest.operations.deliveries import DELIVERY_FIELDS
+
+    def to_cells(one: "ListedDelivery") -> tuple[str, ...]:
+        return (
             str(one.delivery.id),
             one.delivery.destination,
             one.delivery.state.value,
@@ -175,9 +176,16 @@ def _print_deliveries(found: "Sequence[ListedDelivery]") -> None:
             "" if one.delivery.last_status is None else f"{one.delivery.last_status:04X}",
             "; ".join(filter(None, (one.delivery.last_error, one.waits_for))),
         )
-        for one in found
-    ]
-    print_table(columns, rows)
+
+    return ListLayout(
+        fields=DELIVERY_FIELDS,
+        to_record=lambda one: one.to_json(),
+        columns=(
+            *("id", "destination", "state", "attempts", "changed", "next attempt"),
+            *("SOP instance", "status", "error"),
+        ),
+        to_cells=to_cells,
+    )
 
 
 def _print_counts(counts: Mapping[str, int], outcome: str, more: Sequence[str] = ()) -> None:

@@ -1,6 +1,6 @@
 """Commands that list studies and instances."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -8,7 +8,7 @@ import click
 
 from ingest.cli import _options as options
 from ingest.cli._base import config_option, load_config
-from ingest.cli._tables import format_local_time, print_json_lines, print_line, print_table
+from ingest.cli._tables import ListLayout, format_local_time, print_list
 
 if TYPE_CHECKING:
     from ingest.ledger.index import FoundInstance, FoundStudy
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 @options.until_option
 @click.option("--stable/--unstable", default=None, help="Only stable studies, or only unstable ones.")
 @options.limit_option
-@options.json_lines_option
-def studies(path: Path, stable: bool | None, limit: int, as_json: bool, **which: Any) -> None:
+@options.list_format_options
+def studies(path: Path, stable: bool | None, limit: int, list_format: str | None, **which: Any) -> None:
     """List studies, the one with the newest instance first.
 
     \b
@@ -32,15 +32,12 @@ def studies(path: Path, stable: bool | None, limit: int, as_json: bool, **which:
     --calling, --since and --until select studies with such an instance; the numbers are those of the whole
     study. A study is stable after [node] stable_seconds without a new instance.
     """
-    from ingest.operations.instances import list_studies, study_to_json
+    from ingest.operations.instances import list_studies
 
     found = list_studies(load_config(path), options.make_instance_filter(which), limit, stable=stable)
-    if as_json:
-        print_json_lines(map(study_to_json, found))
-        return
-    _print_studies(found)
-    if len(found) == limit:
-        print_line("more: --limit, or --until")
+    print_list(
+        found, list_format, make_study_layout(), more="--limit, or --until" if len(found) == limit else ""
+    )
 
 
 @click.command()
@@ -60,34 +57,29 @@ def studies(path: Path, stable: bool | None, limit: int, as_json: bool, **which:
 @options.until_option
 @options.limit_option
 @options.before_option
-@options.json_lines_option
-def instances(path: Path, limit: int, before: int | None, as_json: bool, **which: Any) -> None:
+@options.list_format_options
+def instances(path: Path, limit: int, before: int | None, list_format: str | None, **which: Any) -> None:
     """List instances, the newest first.
 
     \b
     ingest instances -c ingest.toml --study 1.2.840.1
     ingest instances -c ingest.toml --since 2h --json
     """
-    from ingest.operations.instances import instance_to_json, list_instances
+    from ingest.operations.instances import list_instances
 
     found = list_instances(load_config(path), options.make_instance_filter(which), limit, before)
-    if as_json:
-        print_json_lines(map(instance_to_json, found))
-        return
-    _print_instances(found)
-    if len(found) == limit:
-        print_line(f"more: --before {found[-1].instance.id}, or --limit")
+    more = f"--before {found[-1].instance.id}, or --limit" if len(found) == limit else ""
+    print_list(found, list_format, make_instance_layout(), more=more)
 
 
-def _print_instances(found: "Sequence[FoundInstance]") -> None:
+def make_instance_layout() -> "ListLayout[FoundInstance]":
+    """Return the layouts of `ingest instances`."""
     from rich.filesize import decimal
 
-    columns = (
-        *("id", "state", "SOP instance", "study", "size", "received", "from", "routed", "deliveries"),
-        "note",
-    )
-    rows = [
-        (
+    from ingest.operations.instances import INSTANCE_FIELDS, instance_to_json
+
+    def to_cells(one: "FoundInstance") -> tuple[str, ...]:
+        return (
             str(one.instance.id),
             one.instance.state.value,
             one.instance.sop_instance_uid,
@@ -99,17 +91,26 @@ def _print_instances(found: "Sequence[FoundInstance]") -> None:
             ", ".join(f"{name} {state.value}" for name, state in one.deliveries.items()),
             one.instance.note,
         )
-        for one in found
-    ]
-    print_table(columns, rows)
+
+    return ListLayout(
+        fields=INSTANCE_FIELDS,
+        to_record=instance_to_json,
+        columns=(
+            *("id", "state", "SOP instance", "study", "size", "received", "from", "routed", "deliveries"),
+            "note",
+        ),
+        to_cells=to_cells,
+    )
 
 
-def _print_studies(found: "Sequence[FoundStudy]") -> None:
+def make_study_layout() -> "ListLayout[FoundStudy]":
+    """Return the layouts of `ingest studies`."""
     from rich.filesize import decimal
 
-    columns = ("study", "stored", "others", "size", "first received", "last received", "stable", "deliveries")
-    rows = [
-        (
+    from ingest.operations.instances import STUDY_FIELDS, study_to_json
+
+    def to_cells(one: "FoundStudy") -> tuple[str, ...]:
+        return (
             one.study_uid or "(none)",
             str(one.instances),
             _format_other_states(one),
@@ -119,9 +120,16 @@ def _print_studies(found: "Sequence[FoundStudy]") -> None:
             "yes" if one.stable else "no",
             _format_state_counts(one.deliveries),
         )
-        for one in found
-    ]
-    print_table(columns, rows)
+
+    return ListLayout(
+        fields=STUDY_FIELDS,
+        to_record=study_to_json,
+        columns=(
+            *("study", "stored", "others", "size", "first received", "last received", "stable"),
+            "deliveries",
+        ),
+        to_cells=to_cells,
+    )
 
 
 def _format_other_states(study: "FoundStudy") -> str:

@@ -1,7 +1,6 @@
 """Commands about the quarantine: list, release, retry, drop."""
 
 import importlib
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -9,7 +8,7 @@ import click
 
 from ingest.cli import _options as options
 from ingest.cli._base import CommandGroup, config_option, exit_with, load_config
-from ingest.cli._tables import format_count, format_local_time, print_json_lines, print_line, print_table
+from ingest.cli._tables import ListLayout, format_count, format_local_time, print_list
 
 if TYPE_CHECKING:
     from ingest.ledger import Instance
@@ -33,24 +32,20 @@ def quarantine() -> None:
 @options.until_option
 @options.limit_option
 @options.before_option
-@options.json_lines_option
-def list_(path: Path, limit: int, before: int | None, as_json: bool, **which: Any) -> None:
+@options.list_format_options
+def list_(path: Path, limit: int, before: int | None, list_format: str | None, **which: Any) -> None:
     """List the quarantine, the newest instance first.
 
     A conflict is a different object with the SOP Instance UID of a stored one. The sender of a refused
     instance got a failure status, and the quarantine has a copy.
     """
-    from ingest.operations.instances import list_instances, quarantined_to_json
+    from ingest.operations.instances import list_instances
 
     config = load_config(path)
     meant = options.make_instance_filter({**which, "states": ("quarantined",)})
     found = [one.instance for one in list_instances(config, meant, limit, before)]
-    if as_json:
-        print_json_lines(quarantined_to_json(row, config.quarantine_dir) for row in found)
-        return
-    _print_quarantine(found)
-    if len(found) == limit:
-        print_line(f"more: --before {found[-1].id}, or --limit")
+    more = f"--before {found[-1].id}, or --limit" if len(found) == limit else ""
+    print_list(found, list_format, make_quarantine_layout(config.quarantine_dir), more=more)
 
 
 @quarantine.command()
@@ -106,14 +101,14 @@ def drop(path: Path, ids: tuple[int, ...], yes: bool) -> None:
     exit_with(importlib.import_module(COMMANDS).drop_instances(config, ids))
 
 
-def _print_quarantine(found: "Sequence[Instance]") -> None:
+def make_quarantine_layout(folder: Path) -> "ListLayout[Instance]":
+    """Return the layouts of `ingest quarantine list`; `folder` is that of the quarantine."""
     from rich.filesize import decimal
 
-    from ingest.operations.instances import name_quarantine_kind
+    from ingest.operations.instances import QUARANTINE_FIELDS, name_quarantine_kind, quarantined_to_json
 
-    columns = ("id", "kind", "times", "SOP instance", "study", "reason", "size", "received", "file")
-    rows = [
-        (
+    def to_cells(row: "Instance") -> tuple[str, ...]:
+        return (
             str(row.id),
             name_quarantine_kind(row),
             str(row.times),
@@ -124,6 +119,10 @@ def _print_quarantine(found: "Sequence[Instance]") -> None:
             format_local_time(row.received_at),
             row.store_key,
         )
-        for row in found
-    ]
-    print_table(columns, rows)
+
+    return ListLayout(
+        fields=QUARANTINE_FIELDS,
+        to_record=lambda row: quarantined_to_json(row, folder),
+        columns=("id", "kind", "times", "SOP instance", "study", "reason", "size", "received", "file"),
+        to_cells=to_cells,
+    )

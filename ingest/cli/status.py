@@ -12,6 +12,9 @@ import click
 from ingest.cli._base import config_option, exit_with, load_config
 
 if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.text import Text
+
     from ingest.config.model import Config
 
 _VERDICT_STYLES: Final = ("bold green", "bold yellow", "bold red")
@@ -27,7 +30,7 @@ _VERDICT_STYLES: Final = ("bold green", "bold yellow", "bold red")
     is_flag=False,
     flag_value=2.0,
     metavar="[SECONDS]",
-    help="Repeat every SECONDS (2 by default), until interrupted.",
+    help="Fill the screen, and repeat every SECONDS (2 by default) until interrupted.",
 )
 def status(path: Path, as_json: bool, watch: float | None) -> None:
     """Show listeners, spool, queue, destinations and certificates.
@@ -69,23 +72,47 @@ def _print_status(config: "Config", *, as_json: bool, watch_seconds: float | Non
 def _watch_status(config: "Config", now: dict[str, Any], seconds: float, width: int | None) -> int:
     from rich.console import Console
     from rich.live import Live
-    from rich.text import Text
 
-    from ingest.cli._status_page import lay_out_page
     from ingest.status.report import gather_status
 
     before = None
+    console = Console(highlight=False, emoji=False)
     try:
-        with Live(console=Console(highlight=False, soft_wrap=True, emoji=False), auto_refresh=False) as live:
+        with Live(console=console, auto_refresh=False, screen=console.is_terminal) as live:
             while True:
-                lines = (
-                    Text(line, _choose_style(line, now) or "") for line in lay_out_page(now, before, width)
-                )
-                live.update(Text("\n").join(lines), refresh=True)
+                live.update(_compose_screen(console, now, before, width, seconds), refresh=True)
                 time.sleep(seconds)
                 before, now = now, gather_status(config)
+                width = console.width if console.is_terminal else None
     except KeyboardInterrupt:
         return int(now["exit_code"])
+
+
+def _compose_screen(
+    console: "Console",
+    now: Mapping[str, Any],
+    before: Mapping[str, Any] | None,
+    width: int | None,
+    seconds: float,
+) -> "Text":
+    """Return the lines that fit the terminal, then a line with the time and the number of hidden lines."""
+    from rich.text import Text
+
+    from ingest.cli._status_page import lay_out_page
+
+    lines = [
+        part
+        for line in lay_out_page(now, before, width)
+        for part in (Text(line, _choose_style(line, now) or "").wrap(console, console.width) or [Text("")])
+    ]
+    if width is None:
+        return Text("\n").join(lines)
+    room = max(console.height - 1, 1)
+    hidden = max(len(lines) - room, 0)
+    more = f"  {hidden} more lines below: make the terminal taller" if hidden else ""
+    footer = f"{time.strftime('%H:%M:%S')}  every {seconds:g} s, Ctrl-C ends{more}"
+    shown = lines[:room] + [Text("")] * (room - len(lines))
+    return Text("\n").join([*shown, Text(footer.ljust(console.width)[: console.width], "reverse")])
 
 
 def _choose_style(line: str, now: Mapping[str, Any]) -> str | None:

@@ -3,7 +3,7 @@
 import contextlib
 import difflib
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Final
 
 import redis
@@ -24,6 +24,12 @@ QUEUE_SECONDS: Final = 2.0
 """Deadline for the queue. Without it, forward workers find new work by themselves within seconds."""
 
 _TIMES: Final = ("created_at", "updated_at", "next_at")
+
+DELIVERY_FIELDS: Final = (
+    *(field.name for field in fields(FoundDelivery)),
+    *("waits_for", "next_attempt_at"),
+)
+"""Names of the fields of `ListedDelivery.to_json`."""
 
 
 @dataclass(frozen=True, slots=True)

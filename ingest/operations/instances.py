@@ -2,15 +2,25 @@
 
 import contextlib
 from collections.abc import Collection
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from ingest.clock import unix_ms
 from ingest.config.model import Config
 from ingest.ledger import Instance, InstanceState, Ledger
 from ingest.ledger.index import FoundInstance, FoundStudy, InstanceFilter
 from ingest.operations.times import format_iso_time
+
+STUDY_FIELDS: Final = tuple(field.name for field in fields(FoundStudy))
+"""Names of the fields of `study_to_json`."""
+
+_ROW_FIELDS: Final = ("id", *(field.name for field in fields(Instance) if field.name != "id"))
+INSTANCE_FIELDS: Final = (*_ROW_FIELDS, "deliveries")
+"""Names of the fields of `instance_to_json`."""
+
+QUARANTINE_FIELDS: Final = (*_ROW_FIELDS, "kind", "file")
+"""Names of the fields of `quarantined_to_json`."""
 
 
 def list_studies(
