@@ -309,6 +309,7 @@ class LedgerRebuild:
             calling_ae=header.calling_ae,
             called_ae=header.called_ae,
             source=header.source,
+            certificate=header.fingerprint,
             spool_ref=f"rebuilt:{uuid.uuid4().hex}",
             note=note,
             received_at=modified_ms,

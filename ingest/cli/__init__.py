@@ -42,6 +42,8 @@ COMMANDS: Final = (
     deliveries.deliveries,
     deliveries.retry,
     deliveries.drop,
+    deliveries.pause,
+    deliveries.resume,
     node.reload,
     node.sweep,
     send.send,

@@ -161,7 +161,7 @@ def _list_destinations(now: Mapping[str, Any]) -> Rows:
         found.append(
             (
                 row["name"],
-                "open: the remote refuses this node" if row["refuses"] else row["circuit"],
+                _name_circuit(row),
                 str(row["backlog"]),
                 "" if oldest is None else _format_age(oldest),
                 f"{row['delivered_per_second']:.1f}",
@@ -170,6 +170,12 @@ def _list_destinations(now: Mapping[str, Any]) -> Rows:
             )
         )
     return found
+
+
+def _name_circuit(row: Mapping[str, Any]) -> str:
+    if row["paused_at_ms"]:
+        return f"paused by {row['paused_by']}"
+    return "open: the remote refuses this node" if row["refuses"] else str(row["circuit"])
 
 
 def _format_age(seconds: float) -> str:

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -90,6 +91,63 @@ def drop(path: Path, everything: bool, reason: str, yes: bool, dry_run: bool, **
         click.confirm("Drop these deliveries?", abort=True)
     counts = drop_deliveries(config, meant, reason, dry_run=dry_run)
     _print_counts(counts, "would be dropped" if dry_run else "dropped")
+
+
+@click.command()
+@config_option
+@click.argument("destination")
+@click.option("--reason", default="", metavar="TEXT", help="Reason, for `ingest status` and other people.")
+@options.json_option
+def pause(path: Path, destination: str, reason: str, as_json: bool) -> None:
+    """Send nothing to a destination until `ingest resume`.
+
+    \b
+    ingest pause -c ingest.toml pacs --reason "upgrade of the archive, call Ann"
+
+    Instances that are being sent are finished. Everything else waits in the ledger, also over a restart.
+    `ingest retry` does not end a pause. A pause counts for `give_up_hours`.
+    """
+    import getpass
+
+    from ingest.operations.deliveries import pause_destination
+
+    try:
+        by = getpass.getuser()
+    except (KeyError, OSError):
+        by = f"uid {os.getuid()}"
+    result = pause_destination(load_config(path), destination, by, reason)
+    if as_json:
+        print_line(json.dumps(result.to_json()))
+    elif result.before.is_paused:
+        print_line(
+            f"{destination}: was paused already, since {format_local_time(result.before.paused_at)} "
+            f"({result.before.reason})"
+        )
+    else:
+        print_line(f"{destination}: paused; `ingest resume {destination}` ends it")
+
+
+@click.command()
+@config_option
+@click.argument("destination")
+@options.json_option
+def resume(path: Path, destination: str, as_json: bool) -> None:
+    """Send again to a paused destination.
+
+    \b
+    ingest resume -c ingest.toml pacs
+    """
+    from ingest.operations.deliveries import resume_destination
+
+    result = resume_destination(load_config(path), destination)
+    if as_json:
+        print_line(json.dumps(result.to_json()))
+    elif result.before.is_paused:
+        since = format_local_time(result.before.paused_at)
+        print_line(f"{destination}: resumed; it was paused since {since} ({result.before.reason})")
+    else:
+        print_line(f"{destination}: was not paused")
+    _note_queue_error(result.queue_error)
 
 
 @click.command()
@@ -195,6 +253,8 @@ def _print_counts(counts: Mapping[str, int], outcome: str, more: Sequence[str] =
 
 
 def _format_circuit(name: str, circuit: "Circuit", verb: str) -> str:
+    if circuit.is_paused:
+        return f"{name}: {circuit.reason}; nothing is sent before `ingest resume {name}`"
     return f"{name}: was left alone ({circuit.reason}); it {verb} tried at once"
 
 

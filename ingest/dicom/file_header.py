@@ -52,6 +52,11 @@ class InstanceHeader:
     receiver: str = ""
     certificate: tuple[str, ...] = ()
 
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 fingerprint of the sender's certificate; empty without one."""
+        return self.certificate[0] if self.certificate else ""
+
 
 def read_instance_header(fd: int, size: int, tags: Sequence[int] = ()) -> InstanceHeader:
     """Read File Meta Information and UIDs of a Part 10 file, but not the whole file.
@@ -131,4 +136,5 @@ def make_unreadable_header(fd: int, size: int, conflict: str) -> InstanceHeader:
         size=size,
         data_set_offset=offset,
         conflict=conflict,
+        certificate=meta.certificate,
     )

@@ -5,6 +5,7 @@ from ingest.ledger.instances import StoreKeys
 from ingest.ledger.ledger import Ledger
 from ingest.ledger.quarantine import ContentIdentity
 from ingest.ledger.records import (
+    Attempt,
     Counts,
     Delivery,
     DeliveryResult,
@@ -20,6 +21,7 @@ from ingest.ledger.throughput import DestinationProgress
 
 __all__ = [
     "SCHEMA_VERSION",
+    "Attempt",
     "Circuit",
     "CircuitState",
     "ContentIdentity",

@@ -1,7 +1,7 @@
 """Circuits: whether workers may send to a destination. One circuit serves all workers."""
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
 from typing import Final
 
@@ -37,6 +37,9 @@ class Circuit:
         breaks: How many of the failures were associations that different instances broke, since the remote
             last answered a C-STORE.
         answered_at: When the remote first answered a C-STORE after such a break; 0 for never.
+        paused_at: Since when a person has paused the destination; 0 if it is not paused.
+        paused_by: Name of that person.
+        pause_reason: Reason that the person gave, or empty.
     """
 
     destination: str
@@ -49,14 +52,24 @@ class Circuit:
     last_error_at: int = 0
     breaks: int = 0
     answered_at: int = 0
+    paused_at: int = 0
+    paused_by: str = ""
+    pause_reason: str = ""
+
+    @property
+    def is_paused(self) -> bool:
+        """Whether a person has paused the destination."""
+        return self.paused_at > 0
 
     def is_left_alone(self, unix_ms: int) -> bool:
         """Whether no worker may send to the destination now."""
-        return self.state is not CircuitState.CLOSED or self.probe_at > unix_ms
+        return self.is_paused or self.state is not CircuitState.CLOSED or self.probe_at > unix_ms
 
     @property
     def reason(self) -> str:
         """Why no worker sends to the destination, as text for people."""
+        if self.is_paused:
+            return f"paused by {self.paused_by}" + (f": {self.pause_reason}" if self.pause_reason else "")
         what = "it refuses us" if self.permanent else f"circuit {self.state.value}"
         return f"{what}: {self.last_error}" if self.last_error else what
 
@@ -124,6 +137,36 @@ class Circuits:
         """Return all circuits by destination."""
         with self._database.begin_read() as connection:
             return read_circuits(connection)
+
+    def pause(self, destination: str, by: str, reason: str, unix_ms: int) -> tuple[Circuit, Circuit]:
+        """Pause a destination until `resume`. A second pause replaces name and reason, and keeps the time.
+
+        Returns:
+            The circuit before and after.
+        """
+        return self.change_circuit(
+            destination,
+            lambda found: replace(
+                found, paused_at=found.paused_at or unix_ms, paused_by=by, pause_reason=reason
+            ),
+        )
+
+    def resume(self, destination: str) -> tuple[Circuit, Circuit]:
+        """End a pause. An open circuit may be probed at once, because a person wants to send.
+
+        Returns:
+            The circuit before and after.
+        """
+        return self.change_circuit(
+            destination,
+            lambda found: replace(
+                found,
+                paused_at=0,
+                paused_by="",
+                pause_reason="",
+                probe_at=found.probe_at if found.state is CircuitState.HALF_OPEN else 0,
+            ),
+        )
 
     def close_circuit(self, destination: str) -> Circuit:
         """Close a circuit, whatever the remote answered: a person wants its deliveries tried at once.

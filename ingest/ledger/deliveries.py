@@ -7,7 +7,7 @@ worker may
 lease the row. One index therefore serves all three states, whatever the backlog.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, Final
 
 from sqlalchemy import (
@@ -25,6 +25,7 @@ from sqlalchemy import (
     update,
 )
 
+from ingest.ledger.attempts import record_attempts
 from ingest.ledger.database import Database
 from ingest.ledger.instances import clean_value
 from ingest.ledger.records import Delivery, DeliveryResult, DeliveryRow, DeliveryState
@@ -216,6 +217,7 @@ _FINISH: Final = (
         last_error=bindparam("error"),
         breaks=bindparam("broken"),
         suspect_since=bindparam("since"),
+        duration_ms=bindparam("took"),
         attempts=deliveries.c.attempts - bindparam("uncounted"),
         updated_at=bindparam("now"),
     )
@@ -423,16 +425,18 @@ class Deliveries:
                 "to": result.state.value,
                 "at": result.next_at if result.state is DeliveryState.RETRY else 0,
                 "status": result.last_status,
-                "error": result.last_error or None,
+                "error": clean_value(result.last_error) or None,
                 "broken": result.breaks,
                 "uncounted": int(not result.attempted),
                 "since": result.suspect_since if result.state is DeliveryState.RETRY else 0,
+                "took": result.duration_ms,
                 "now": unix_ms,
             }
             for result in results
         ]
         with self._database.begin_write() as connection:
             count_delivered(connection, self._database.dialect, results, destination, unix_ms)
+            record_attempts(connection, results, unix_ms)
             written = connection.execute(_FINISH, parameters).rowcount
             delivered = [result.id for result in results if result.state is DeliveryState.DELIVERED]
             if delivered:
@@ -494,6 +498,20 @@ class Deliveries:
                 DeliveryRow(**{**row, "state": DeliveryState(row["state"])})
                 for row in connection.execute(query).mappings()
             ]
+
+    def find_by_instances(self, ids: Collection[int]) -> dict[int, list[DeliveryRow]]:
+        """Return the deliveries of several instances by the ids of these, sorted by destination."""
+        query = (
+            select(deliveries)
+            .where(deliveries.c.instance_id.in_(ids))
+            .order_by(deliveries.c.instance_id, deliveries.c.destination)
+        )
+        found: dict[int, list[DeliveryRow]] = {}
+        with self._database.begin_read() as connection:
+            for row in connection.execute(query).mappings():
+                delivery = DeliveryRow(**{**row, "state": DeliveryState(row["state"])})
+                found.setdefault(delivery.instance_id, []).append(delivery)
+        return found
 
     def count_delivered_since(self, uid: str, since_ms: int) -> dict[str, int]:
         """Count the delivered objects of a SOP instance UID since a time, by destination."""

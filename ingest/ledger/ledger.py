@@ -1,5 +1,6 @@
 """The ledger of one node: its parts, which share one database."""
 
+from ingest.ledger.attempts import Attempts
 from ingest.ledger.backfill import Backfill
 from ingest.ledger.circuits import Circuits
 from ingest.ledger.database import Database
@@ -27,6 +28,7 @@ class Ledger:
         database: Opens transactions, for the parts and for queries of their own.
         instances: Received instances.
         deliveries: Leases and results of deliveries.
+        attempts: Attempts that did not deliver.
         delivery_admin: Lists, requeues and drops deliveries for a person.
         backfill: Creates deliveries of instances that are stored already.
         circuits: One circuit for each destination.
@@ -50,6 +52,7 @@ class Ledger:
         self.database = Database(url)
         self.instances = Instances(self.database)
         self.deliveries = Deliveries(self.database)
+        self.attempts = Attempts(self.database)
         self.delivery_admin = DeliveryAdmin(self.database)
         self.backfill = Backfill(self.database)
         self.circuits = Circuits(self.database)

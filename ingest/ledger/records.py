@@ -69,6 +69,7 @@ class InstanceColumns:
         refused_status: Status of the C-STORE response, for a kept copy of a refused instance; 0 for Success.
         times: How often the same instance came; only quarantined instances count.
         content_digest: Digest of the content, for a quarantined instance; otherwise empty.
+        certificate: SHA-256 fingerprint of the certificate that the sender presented; empty without one.
     """
 
     state: InstanceState
@@ -92,6 +93,7 @@ class InstanceColumns:
     refused_status: int = 0
     times: int = 1
     content_digest: str = ""
+    certificate: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -162,6 +164,7 @@ class DeliveryResult:
         size: Bytes that were sent, for the throughput.
         breaks, suspect_since: New values, as in `Delivery`.
         attempted: Whether it counts as an attempt.
+        duration_ms: Time from the first byte of the attempt to its end; None if nothing was sent.
     """
 
     id: int
@@ -174,6 +177,7 @@ class DeliveryResult:
     breaks: int = 0
     suspect_since: int = 0
     attempted: bool = True
+    duration_ms: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -194,6 +198,31 @@ class DeliveryRow:
     updated_at: int
     breaks: int
     suspect_since: int
+    duration_ms: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attempt:
+    """An attempt that did not deliver.
+
+    Attributes:
+        number: 1 for the first attempt of a delivery. A gap shows that attempts in between were not kept.
+        ended_at: End of the attempt, in Unix milliseconds.
+        duration_ms: As in `DeliveryResult`.
+        state: State of the delivery after it.
+        status: DIMSE status of the response; None without a response.
+        error: Why it failed, for people. An error comment of a remote may contain patient data.
+        next_at: Time of the next attempt; 0 if there was none.
+    """
+
+    delivery_id: int
+    number: int
+    ended_at: int
+    duration_ms: int | None
+    state: DeliveryState
+    status: int | None
+    error: str
+    next_at: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -60,6 +60,8 @@ instances = Table(
     Column("refused_status", Integer, nullable=False, server_default="0"),
     Column("times", Integer, nullable=False, server_default="1"),
     Column("content_digest", Text, nullable=False, server_default=""),
+    # SHA-256 fingerprint of the certificate that the sender presented; empty without one.
+    Column("certificate", Text, nullable=False, server_default=""),
     # INVARIANT 14: the same reference is the same instance.
     UniqueConstraint("spool_ref", name="instances_spool_ref"),
     Index("instances_sop_instance_uid", "sop_instance_uid"),
@@ -109,6 +111,8 @@ deliveries = Table(
     # Associations that ended while this instance was sent. Since when it is a suspect; 0: it is none.
     Column("breaks", Integer, nullable=False, server_default="0"),
     Column("suspect_since", BigInteger, nullable=False, server_default="0"),
+    # Time from the first byte of the last attempt to its end. NULL: nothing was sent yet.
+    Column("duration_ms", Integer),
     UniqueConstraint("instance_id", "destination", name="deliveries_instance_destination"),
     # A lease compares the first two columns and reads in the order of the next two, whatever the backlog.
     # With the last column it skips suspects without a look at their rows.
@@ -122,6 +126,45 @@ deliveries = Table(
         sqlite_where=SUSPECT,
         postgresql_where=SUSPECT,
     ),
+)
+
+# Attempts that did not deliver. A delivery keeps its first and its last ones (`ingest.ledger.attempts`).
+attempts = Table(
+    "attempts",
+    metadata,
+    Column("delivery_id", _Id, ForeignKey("deliveries.id", ondelete="CASCADE"), primary_key=True),
+    # 1 for the first attempt. A gap shows how many attempts were not kept.
+    Column("number", Integer, primary_key=True, autoincrement=False),
+    Column("ended_at", BigInteger, nullable=False),
+    Column("duration_ms", Integer),
+    # The state of the delivery after the attempt.
+    Column("state", Text, nullable=False),
+    Column("status", Integer),
+    Column("error", Text, nullable=False),
+    Column("next_at", BigInteger, nullable=False),
+)
+
+# Certificates that callers presented and that were verified (`ingest.ledger.callers`).
+caller_certificates = Table(
+    "caller_certificates",
+    metadata,
+    Column("fingerprint", Text, primary_key=True),
+    Column("subject", Text, nullable=False),
+    Column("issuer", Text, nullable=False),
+    Column("not_before", BigInteger, nullable=False),
+    Column("not_after", BigInteger, nullable=False),
+    Column("first_at", BigInteger, nullable=False),
+    Column("last_at", BigInteger, nullable=False),
+)
+
+# Calling AE titles of associations that a certificate was presented for.
+caller_titles = Table(
+    "caller_titles",
+    metadata,
+    Column("fingerprint", Text, primary_key=True),
+    Column("calling_ae", Text, primary_key=True),
+    Column("first_at", BigInteger, nullable=False),
+    Column("last_at", BigInteger, nullable=False),
 )
 
 # Identities of the store and quarantine folders (`ingest.filesystem.folder_identity`).
@@ -154,6 +197,10 @@ circuits = Table(
     Column("last_error_at", BigInteger, nullable=False),
     Column("breaks", Integer, nullable=False, server_default="0"),
     Column("answered_at", BigInteger, nullable=False, server_default="0"),
+    # A person paused the destination: since when (0: not paused), the name of that person, the reason.
+    Column("paused_at", BigInteger, nullable=False, server_default="0"),
+    Column("paused_by", Text, nullable=False, server_default=""),
+    Column("pause_reason", Text, nullable=False, server_default=""),
 )
 
 # Deliveries of each of the last minutes, from which rates are computed.

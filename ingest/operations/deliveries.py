@@ -16,6 +16,7 @@ from ingest.ledger import Circuit, DeliveryState, Ledger
 from ingest.ledger.backfill import BackfillCounts
 from ingest.ledger.delivery_admin import DeliveryFilter, FoundDelivery
 from ingest.ledger.index import InstanceFilter
+from ingest.ledger.instances import clean_value
 from ingest.operations.times import format_iso_time
 from ingest.queue.client import connect
 from ingest.queue.wakeups import send_wake_up
@@ -123,6 +124,63 @@ def drop_deliveries(
     with contextlib.closing(Ledger(config.ledger_url)) as ledger:
         _require_known_destination(config, ledger, which)
         return ledger.delivery_admin.drop_deliveries(which, reason, unix_ms(), dry_run=dry_run)
+
+
+@dataclass(frozen=True, slots=True)
+class PauseResult:
+    """The result of `pause_destination` and `resume_destination`.
+
+    Attributes:
+        before: The circuit before.
+        after: The circuit after.
+        queue_error: Why no worker could be notified; empty if all were.
+    """
+
+    before: Circuit
+    after: Circuit
+    queue_error: str = ""
+
+    def to_json(self) -> dict[str, object]:
+        """Return the pause of the destination for JSON."""
+        after = self.after
+        return {
+            "destination": after.destination,
+            "was_paused": self.before.is_paused,
+            "paused": after.is_paused,
+            "paused_at": format_iso_time(after.paused_at),
+            "paused_by": after.paused_by,
+            "pause_reason": after.pause_reason,
+        }
+
+
+def pause_destination(config: Config, destination: str, by: str, reason: str = "") -> PauseResult:
+    """Let no worker send to a destination until `resume_destination`. Instances under way are finished.
+
+    Args:
+        config: The configuration.
+        destination: Name of the destination.
+        by: Name of the person.
+        reason: Reason for other persons, or empty.
+
+    Raises:
+        UnknownDestinationError: Neither the configuration nor the ledger knows the destination.
+    """
+    with contextlib.closing(Ledger(config.ledger_url)) as ledger:
+        _require_known_destination(config, ledger, DeliveryFilter(destination=destination))
+        before, after = ledger.circuits.pause(destination, clean_value(by), clean_value(reason), unix_ms())
+    return PauseResult(before, after)
+
+
+def resume_destination(config: Config, destination: str) -> PauseResult:
+    """End the pause of a destination, and notify the workers.
+
+    Raises:
+        UnknownDestinationError: Neither the configuration nor the ledger knows the destination.
+    """
+    with contextlib.closing(Ledger(config.ledger_url)) as ledger:
+        _require_known_destination(config, ledger, DeliveryFilter(destination=destination))
+        before, after = ledger.circuits.resume(destination)
+    return PauseResult(before, after, notify_workers(config, [destination]) if before.is_paused else "")
 
 
 def create_deliveries(

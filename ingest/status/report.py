@@ -239,6 +239,9 @@ def _describe_destination(progress: DestinationProgress, now_ms: int) -> dict[st
         "failures": circuit.failures if circuit else 0,
         "opened_at_ms": circuit.opened_at if circuit else 0,
         "next_probe_seconds": max(0.0, (circuit.probe_at - now_ms) / 1000) if circuit else 0.0,
+        "paused_at_ms": circuit.paused_at if circuit else 0,
+        "paused_by": circuit.paused_by if circuit else "",
+        "pause_reason": circuit.pause_reason if circuit else "",
         "last_error": circuit.last_error if circuit else "",
         "last_error_seconds": (now_ms - circuit.last_error_at) / 1000
         if circuit and circuit.last_error_at

@@ -37,6 +37,7 @@ LEDGER_AWAY: Final = "ledger_away"
 QUEUE_AWAY: Final = "queue_away"
 QUEUE_STALLED: Final = "queue_stalled"
 DESTINATION_DOWN: Final = "destination_down"
+DESTINATION_PAUSED: Final = "destination_paused"
 DELIVERIES_DEAD: Final = "deliveries_dead"
 CERTIFICATE_EXPIRING: Final = "certificate_expiring"
 RELOAD_REFUSED: Final = "reload_refused"
@@ -143,7 +144,16 @@ def _check_services(now: Mapping[str, Any]) -> Iterator[Alarm]:
 
 def _check_destinations(now: Mapping[str, Any]) -> Iterator[Alarm]:
     for row in now["ledger"].get("destinations", ()):
-        if row["circuit"] != CircuitState.CLOSED:
+        if row["paused_at_ms"]:
+            name, reason = row["name"], row["pause_reason"]
+            cause = f"{name}: paused by {row['paused_by']}, {row['backlog']} wait"
+            yield Alarm(
+                f"{DESTINATION_PAUSED}.{name}",
+                f"{cause}: {reason}" if reason else cause,
+                f"`ingest resume {name}` when it may be sent to again",
+                since_ms=row["paused_at_ms"],
+            )
+        elif row["circuit"] != CircuitState.CLOSED:
             name = row["name"]
             cause = f"{name}: its circuit is {row['circuit']}, {row['backlog']} wait: {row['last_error']}"
             remedy = f"see `ingest check --connect`; `ingest retry --destination {name}` tries at once"

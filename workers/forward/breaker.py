@@ -22,6 +22,9 @@ PROBE_MARGIN_MS: Final = 5_000
 REFRESH_SECONDS: Final = 1.0
 """Pause after which a sending worker reads again what other workers have recorded."""
 
+PAUSE_LOOK_MS: Final = 2_000
+"""Pause before a worker looks again whether a destination is still paused by a person."""
+
 log = structlog.get_logger()
 
 
@@ -91,7 +94,16 @@ class CircuitBreaker:
             action = circuit.find_permitted_action(after, self._ledger.unix_ms())
         if action is PermittedAction.SEND:
             return Hold(0)
+        if self._circuit.is_paused:
+            return Hold(PAUSE_LOOK_MS)
         return Hold(max(1, self._circuit.probe_at - self._ledger.unix_ms()))
+
+    def find_pause(self) -> Hold:
+        """Return a hold if a person has paused the destination. A ledger that is away changes nothing."""
+        if time.monotonic() >= self._refresh_at:
+            with contextlib.suppress(LedgerError):
+                self.refresh()
+        return Hold(PAUSE_LOOK_MS if self._circuit.is_paused else 0)
 
     @property
     def has_unanswered_break(self) -> bool:

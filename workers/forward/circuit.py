@@ -67,7 +67,7 @@ class CircuitFailure:
 
 def find_permitted_action(circuit: Circuit, unix_ms: int) -> PermittedAction:
     """Return what a worker may do now. It must claim a probe (`claim_probe`) before it makes one."""
-    if circuit.probe_at > unix_ms:
+    if circuit.is_paused or circuit.probe_at > unix_ms:
         return PermittedAction.WAIT
     return PermittedAction.SEND if circuit.state is CircuitState.CLOSED else PermittedAction.PROBE
 

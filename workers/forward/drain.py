@@ -267,6 +267,7 @@ class DestinationDrain:
             raise
         except StoreError as error:
             return FileUnusable(str(error))
+        self._leases.note_start(row)
         try:
             message_id = association.send_instance(
                 fd,
@@ -470,6 +471,8 @@ class DestinationDrain:
             # INVARIANT 2: the slot is a hint. While Redis is away, the leases alone count.
             with contextlib.suppress(redis.RedisError):
                 self._has_lost_slot = not self._slot.renew()
+            if not self._hold.milliseconds:
+                self._hold = self._breaker.find_pause()
         self._leases.write_and_renew()
 
 

@@ -62,6 +62,7 @@ class Leases:
         self._owner = owner
         self._workers = workers
         self._results: list[DeliveryResult] = []
+        self._started: dict[int, float] = {}
         self._expire_at = self._renew_at = self._write_at = 0.0
         self._check_suspect_at = time.monotonic() + SUSPECT_CHECK_SECONDS
 
@@ -95,6 +96,7 @@ class Leases:
         )
         rows = rows or self._lease_suspect()
         self.rows = {row.id: row for row in rows}
+        self._started.clear()
         self.is_blocked = not rows
         self._note_renewal(now)
         return rows
@@ -104,6 +106,10 @@ class Leases:
         if any(row.attempts == 1 for row in self.rows.values()):
             return True
         return self._ledger.deliveries.has_untried(self._destination, self._ledger.unix_ms())
+
+    def note_start(self, row: Delivery) -> None:
+        """Note that the first byte of a delivery is sent now."""
+        self._started[row.id] = time.monotonic()
 
     def add_result(self, row: Delivery, decision: DeliveryDecision) -> None:
         """Add the result of a delivery. `write_results` writes it."""
@@ -203,6 +209,7 @@ class Leases:
 
     def _make_result(self, row: Delivery, decision: DeliveryDecision) -> DeliveryResult:
         breaks, suspect_since, is_attempt = row.breaks, 0, True
+        started = self._started.pop(row.id, None)
         match decision:
             case Delivered(status, remark):
                 state, next_at = DeliveryState.DELIVERED, 0
@@ -223,4 +230,5 @@ class Leases:
             breaks=breaks,
             suspect_since=suspect_since,
             attempted=is_attempt,
+            duration_ms=None if started is None else round((time.monotonic() - started) * 1000),
         )

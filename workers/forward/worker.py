@@ -168,11 +168,10 @@ class LedgerWatch:
             self._thread.join(2 * REDIS_SECONDS)
 
     def _run(self) -> None:
-        ledger = self._worker.ledger
         while True:
             try:
                 self._shorten_waits()
-                due = ledger.deliveries.find_due_destinations(ledger.unix_ms())
+                due = self._find_due_destinations()
                 self._ledger_backoff.reset()
                 self._wake_destinations([name for name in due if name in self._worker.destinations])
                 self._queue_backoff.reset()
@@ -187,6 +186,13 @@ class LedgerWatch:
                 self._ledger_backoff.wait_after(error)
             if self._worker.stop.wait(WATCH_SECONDS):
                 return
+
+    def _find_due_destinations(self) -> Sequence[str]:
+        """Return the destinations with due deliveries that no person has paused."""
+        ledger = self._worker.ledger
+        due = ledger.deliveries.find_due_destinations(ledger.unix_ms())
+        circuits = ledger.circuits.read_circuits() if due else {}
+        return [name for name in due if name not in circuits or not circuits[name].is_paused]
 
     def _shorten_waits(self) -> None:
         """Shorten waits that are longer than any that we begin: the clock was set back."""

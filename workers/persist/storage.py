@@ -510,6 +510,7 @@ class BatchStorage:
                 copy_digest=copy_digest,
                 refused_status=refused_status,
                 content_digest=content_digest,
+                certificate=header.fingerprint,
             )
         )
 

@@ -367,8 +367,9 @@ def _has_file(store: FileStore, key: str) -> bool:
 def _header_fields_of(header: InstanceHeader | Instance | None) -> dict[str, Any]:
     """Return the fields of a row that come from the header of a file; blank if it cannot be read."""
     if header is None:
-        return {name: 0 if name == "data_set_offset" else "" for name in _HEADER_FIELDS}
-    return {name: getattr(header, name) for name in _HEADER_FIELDS}
+        return {name: 0 if name == "data_set_offset" else "" for name in (*_HEADER_FIELDS, "certificate")}
+    certificate = header.fingerprint if isinstance(header, InstanceHeader) else header.certificate
+    return {name: getattr(header, name) for name in _HEADER_FIELDS} | {"certificate": certificate}
 
 
 def _compute_file_digest(source: SourceFile) -> str:

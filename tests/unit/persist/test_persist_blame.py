@@ -191,7 +191,7 @@ def read_only(url: str) -> Iterator[None]:
 def test_read_only_postgresql_is_waited_for(make_persist_site: Sites, postgresql_url: str) -> None:
     site = make_persist_site(ledger={"url": postgresql_url})
     with site.ledger() as ledger, ledger.database.begin_write() as connection:
-        connection.exec_driver_sql("TRUNCATE deliveries, instances")
+        connection.exec_driver_sql("TRUNCATE attempts, deliveries, instances")
     with structlog.testing.capture_logs() as logs, working(site):
         with read_only(postgresql_url):
             site.receive(Made())

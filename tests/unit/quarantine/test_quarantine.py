@@ -36,7 +36,7 @@ def either_site(make_persist_site: Sites, request: pytest.FixtureRequest) -> Sit
         return make_persist_site()
     site = make_persist_site(ledger={"url": request.getfixturevalue("postgresql_url")})
     with site.ledger() as ledger, ledger.database.begin_write() as connection:
-        connection.exec_driver_sql("TRUNCATE deliveries, instances")
+        connection.exec_driver_sql("TRUNCATE attempts, deliveries, instances")
     return site
 
 

@@ -23,7 +23,16 @@ SOUND: dict[str, Any] = {
         "reachable": True,
         "deliveries": {"pacs": {"delivered": 5, "dead": 0}},
         "destinations": [
-            {"name": "pacs", "circuit": "closed", "backlog": 0, "last_error": "", "opened_at_ms": 0}
+            {
+                "name": "pacs",
+                "circuit": "closed",
+                "backlog": 0,
+                "last_error": "",
+                "opened_at_ms": 0,
+                "paused_at_ms": 0,
+                "paused_by": "",
+                "pause_reason": "",
+            }
         ],
     },
     "certificates": [
@@ -110,6 +119,13 @@ def test_a_sound_node_is_well() -> None:
             lambda now: now["ledger"]["destinations"][0].update(circuit="open"),
             NodeHealth.DEGRADED,
             "circuit is open",
+        ),
+        (
+            lambda now: now["ledger"]["destinations"][0].update(
+                circuit="open", paused_at_ms=5, paused_by="ann", pause_reason="upgrade", backlog=3
+            ),
+            NodeHealth.DEGRADED,
+            "pacs: paused by ann, 3 wait: upgrade",
         ),
         (
             lambda now: now["ledger"]["deliveries"]["pacs"].update(dead=3),
