@@ -1,4 +1,4 @@
-from libc.stdint cimport uint16_t, uint64_t
+from libc.stdint cimport int64_t, uint16_t, uint64_t
 
 from ingest.ext.cstore_codec cimport StoreContext
 from ingest.ext.channel cimport Channel, FastPath
@@ -11,6 +11,7 @@ cdef class CStoreOperation(Entry):
     cdef StoreContext context
     cdef uint16_t _message_id
     cdef uint64_t size
+    cdef int64_t began           # monotonic time of the request; then that of the end of its data set
     cdef bytes uid
     cdef bint is_sound                 # the UIDs in the data set are those of the command
     cdef bint is_checked
@@ -22,6 +23,9 @@ cdef class CStoreService:
     cdef public object on_unpublished
     cdef public bint full
     cdef uint64_t[::1] counters
+    cdef uint64_t[::1] metrics          # None: nothing is measured
+    cdef size_t receive_times       # histograms on `metrics`
+    cdef size_t commit_times
     cdef int instances
     cdef int volume
     cdef bint durable
@@ -50,9 +54,12 @@ cdef class CStoreOperations(FastPath):
     cdef size_t capacity
     cdef size_t limit
     cdef bint is_responding
+    cdef size_t calling_instances       # words on the metrics board of this calling AE title
+    cdef size_t calling_bytes
 
     cdef bint begin(self, int context_id, bytes command) except -1
     cdef bint end_data_set(self, object event) except -1
+    cdef void observe_time(self, CStoreOperation operation, size_t times) noexcept
     cdef int check_first_piece(self) except -1
     cdef Py_ssize_t find_outstanding(self, uint16_t message_id) noexcept
     cdef int add_outstanding_id(self, uint16_t message_id) except -1

@@ -8,8 +8,9 @@ give the same answers to the requests that this module accepts; a parametrised t
 cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
 from cpython.mem cimport PyMem_Free, PyMem_Realloc
-from libc.stdint cimport uint8_t, uint16_t
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint64_t
 from libc.string cimport memset
+from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 
 from ingest.ext cimport header
 from ingest.ext.cstore_codec cimport RESPONSE_MAX, Request, StoreContext, read_request, write_response
@@ -17,10 +18,18 @@ from ingest.ext.channel cimport PAUSED, Channel, FastPath
 from ingest.ext.group_commit cimport Committer, Entry
 from ingest.ext.events cimport Command, DataSet
 from ingest.ext.pdu cimport PDUParser
+from ingest.ext.shared_counters cimport HISTOGRAM_SIZE, add_to_word, observe_duration
 
 __all__ = ["CStoreService", "CStoreOperation", "CStoreOperations"]
 
 cdef Py_ssize_t UNPUBLISHED_MAX = 100000       # beyond this number, the sweep publishes the rest later
+
+
+cdef int64_t read_clock_ns() noexcept nogil:
+    """Read the monotonic clock. Linux answers this without a system call."""
+    cdef timespec now
+    clock_gettime(CLOCK_MONOTONIC, &now)
+    return <int64_t> now.tv_sec * 1000000000 + now.tv_nsec
 
 
 @cython.final
@@ -34,6 +43,11 @@ cdef class CStoreOperation(Entry):
     @property
     def context_id(self):
         return self.context.context_id
+
+    @property
+    def began_ns(self):
+        """Monotonic time of the request; once its data set is complete, the time of that."""
+        return self.began
 
     @property
     def sop_class_uid(self):
@@ -65,6 +79,9 @@ cdef class CStoreService:
         volume: Index of the word that counts their bytes.
         durable: Whether the committer waits for stable storage.
         small: Size of the largest Part 10 file that goes into a segment, in bytes. 0: use no segments.
+        metrics: Words of the metrics board. None: measure nothing.
+        receive_times: First word of the histogram of receive times on `metrics`.
+        commit_times: First word of the histogram of commit times.
 
     Attributes:
         unpublished: Spool references of entries that were answered and are not published yet.
@@ -74,7 +91,7 @@ cdef class CStoreService:
 
     def __cinit__(
         self, Committer committer not None, str slot not None, counters not None, int instances, int volume,
-        *, bint durable, size_t small=0
+        *, bint durable, size_t small=0, metrics=None, size_t receive_times=0, size_t commit_times=0
     ):
         self.small = small if committer is not None and committer.segments is not None else 0
         self.segments = f"{slot}/segments/".encode()
@@ -83,6 +100,11 @@ cdef class CStoreService:
         self.counters = counters
         if not 0 <= instances < self.counters.shape[0] or not 0 <= volume < self.counters.shape[0]:
             raise ValueError("the counters have no such word")
+        if metrics is not None:
+            self.metrics = metrics
+            if max(receive_times, commit_times) + HISTOGRAM_SIZE > <size_t> self.metrics.shape[0]:
+                raise ValueError("the metrics have no such word")
+        self.receive_times, self.commit_times = receive_times, commit_times
         self.instances, self.volume = instances, volume
         self.durable = durable
         self.unpublished = []
@@ -137,6 +159,8 @@ cdef class CStoreOperations(FastPath):
             durable, `operation_done()` and `noticed()`.
         contexts: Presentation contexts that accept C-STORE.
         limit: Number of outstanding operations at which reading pauses.
+        calling_instances: Word of the metrics board for instances of this calling AE title.
+        calling_bytes: Word for their bytes.
 
     Attributes:
         receiving: Requests are accepted in the present state.
@@ -147,9 +171,14 @@ cdef class CStoreOperations(FastPath):
 
     def __cinit__(
         self, CStoreService service not None, Channel channel not None, PDUParser parser not None, owner,
-        contexts, size_t limit
+        contexts, size_t limit, size_t calling_instances=0, size_t calling_bytes=0
     ):
         cdef StoreContext context
+        if service.metrics is not None and (
+            max(calling_instances, calling_bytes) >= <size_t> service.metrics.shape[0]
+        ):
+            raise ValueError("the metrics have no such word")
+        self.calling_instances, self.calling_bytes = calling_instances, calling_bytes
         self.service, self.channel, self.parser, self.owner = service, channel, parser, owner
         self.contexts = [None] * 128
         for context in contexts:
@@ -263,6 +292,7 @@ cdef class CStoreOperations(FastPath):
         operation.operations = self
         operation.context = context
         operation._message_id = request.message_id
+        operation.began = read_clock_ns()
         operation.uid = request.sop_instance[:request.sop_instance_length]
         head = context.file_meta(operation.uid)
         if self.service.small == 0 and self.service.committer.open(operation):
@@ -297,8 +327,17 @@ cdef class CStoreOperations(FastPath):
             return False
         self.current = None
         operation.size = data_set.length
+        self.observe_time(operation, self.service.receive_times)
         self.service.committer.submit(operation)
         return True
+
+    cdef void observe_time(self, CStoreOperation operation, size_t times) noexcept:
+        """Count the time since the last step of an operation, and begin the next step."""
+        cdef int64_t now
+        if self.service.metrics is not None:
+            now = read_clock_ns()
+            observe_duration(&self.service.metrics[times], <uint64_t> (now - operation.began), 1)
+            operation.began = now
 
     # --- the end of an operation
 
@@ -313,6 +352,10 @@ cdef class CStoreOperations(FastPath):
             return 0
         service.counters[service.instances] += 1
         service.counters[service.volume] += operation.size
+        if service.metrics is not None:
+            self.observe_time(operation, service.commit_times)
+            add_to_word(&service.metrics[self.calling_instances], 1)
+            add_to_word(&service.metrics[self.calling_bytes], operation.size)
         self.stored += 1
         try:
             if self.answering:

@@ -30,6 +30,9 @@ from ingest.ext.channel import Channel
 from ingest.ext.encode import encode_p_data
 from ingest.ext.errors import PeerError
 from ingest.ext.pdu import Command, ControlPDU, DataSet, PDUParser
+from ingest.metrics import families
+from ingest.metrics.board import current_board
+from ingest.metrics.families import REJECTIONS
 
 if TYPE_CHECKING:
     from ingest.acceptor.connection import Connection
@@ -202,7 +205,17 @@ class Association:
             certificate=identity.identifying_lines if identity else (),
         )
         limit = answer.operations + SLACK_OPERATIONS
-        self._scp = StoreSCP(self, self._channel, self._parser, services, file_meta, answer.contexts, limit)
+        calling = self._listener.find_calling_label(request.calling_ae)
+        self._scp = StoreSCP(
+            self,
+            self._channel,
+            self._parser,
+            services,
+            file_meta,
+            answer.contexts,
+            limit,
+            calling_label=calling,
+        )
         self._channel.taker = self._scp.operations
         self._peer_max_pdu_length = answer.peer_max_pdu_length
         self._is_fast = not 0 < answer.peer_max_pdu_length < RESPONSE_BYTES
@@ -210,6 +223,7 @@ class Association:
         self._update_fast_path(self._scp)
         self._listener.begin_association(connection)
         services.board.add(services.row, ASSOCIATIONS)
+        current_board().add(families.ASSOCIATIONS, calling)
         connection.send(wire.encode_associate_ac(answer.pdu))
         log.info(
             "association_accepted",
@@ -222,6 +236,7 @@ class Association:
         )
 
     def _reject(self, answer: Rejected) -> None:  # AE-8
+        current_board().add(REJECTIONS, answer.cause)
         board, row = self._listener.services.board, self._listener.services.row
         board.add(row, REFUSED)
         # A peer that tries again and again must not fill the log.

@@ -24,8 +24,10 @@ from ingest.ext.pdu import Command, ControlPDU, DataSet, PDUParser
 from ingest.ext.tls_connection import BufferedConnection
 from ingest.ext.tls_context import Context
 from ingest.ext.tls_errors import NoCertificateError
+from ingest.metrics import families
+from ingest.metrics.board import current_board
 from ingest.tls.identity import CertificateIdentity, read_identity
-from ingest.tls.rejection import REMEDIES, refused_certificate
+from ingest.tls.rejection import REMEDIES, classify_failure, refused_certificate
 
 if TYPE_CHECKING:
     from ingest.acceptor.listener import Listener
@@ -201,6 +203,7 @@ class Connection:
         else:
             # Our part of a handshake costs a signature, even if the peer leaves before the end.
             log.info("closed_before_handshake", address=self.address, error=error)
+            current_board().add(families.TLS_FAILURES, "closed")
             self._listener.record_failure(self.address)
         self.close_now()
 
@@ -240,6 +243,7 @@ class Connection:
         elif self._tls is not None and not self._tls.established:
             if now - self._opened_at > receive.handshake_seconds:
                 self._log_deadline("handshake_seconds")
+                current_board().add(families.TLS_FAILURES, "deadline")
                 self._listener.record_failure(self.address)
                 self.close_now()
         elif association.artim_started_at is not None:
@@ -338,12 +342,14 @@ class Connection:
             # OpenSSL has verified the certificate, but we cannot read its names. Without them nobody can
             # decide what the peer may do.
             log.warning("tls_handshake_failed", **self._log_fields(), error=str(error))
+            current_board().add(families.TLS_FAILURES, "unreadable_certificate")
             self._listener.record_failure(self.address)
             self._listener.count_refusal()
             self._channel.secure(tls)
             self.close()
             return False
         self.tls_version = tls.version()
+        current_board().add(families.TLS_HANDSHAKES)
         self._channel.secure(tls)
         self._association.begin()
         return True
@@ -369,7 +375,9 @@ class Connection:
             fields["remedy"] = (
                 "remove suites without certificates (aNULL, PSK) from ciphers of its [tls.NAME]"
             )
-        if not established and self._first_byte == A_ASSOCIATE_RQ:
+        is_plain = not established and self._first_byte == A_ASSOCIATE_RQ
+        current_board().add(families.TLS_FAILURES, "not_tls" if is_plain else classify_failure(error))
+        if is_plain:
             fields["remedy"] = (
                 "the peer speaks plain DICOM to a TLS port: enable TLS there, or use a plain listener"
             )

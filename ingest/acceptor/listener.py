@@ -46,7 +46,7 @@ from ingest.alarms import Severity, clear_alarm, raise_alarm
 from ingest.clock import monotonic_ms
 from ingest.config.model import Config
 from ingest.cores import usable_cores
-from ingest.dicom.admission import PeerRule, Refusal, admit
+from ingest.dicom.admission import ANY_AE_TITLE, PeerRule, Refusal, RejectionCause, admit, is_same_title
 from ingest.dicom.negotiate import Accepted, AcceptorPolicy, Rejected, local_limit_exceeded, negotiate
 from ingest.dicom.pdus import AssociateRequest
 from ingest.errors import BootError, SpoolError
@@ -56,6 +56,9 @@ from ingest.ext.sinks import set_free_space_reserve
 from ingest.ext.tls_connection import RECORD_BYTES
 from ingest.filesystem.folder_identity import remember_spool, require_spool
 from ingest.log import reopen_log
+from ingest.metrics import families
+from ingest.metrics.board import current_board
+from ingest.metrics.families import OTHER
 from ingest.queue.publisher import Publisher
 from ingest.spool import store_capacity
 from ingest.spool.refusing_spool import is_temporary, open_refusing_spool
@@ -105,8 +108,18 @@ def run_listener(config: Config, endpoints: tuple[Endpoint, ...], board: Scorebo
             raise BootError(f"[receive] spool_dir: {error}") from error
         return _run_without_spool(config, endpoints, board, row, error)
     clear_alarm(config.run_dir, UNUSABLE)
+    metrics = current_board()
     cstore_service = CStoreService(
-        spool.committer, spool.slot.name, board.counters(row), INSTANCES, BYTES, durable=durable, small=small
+        spool.committer,
+        spool.slot.name,
+        board.counters(row),
+        INSTANCES,
+        BYTES,
+        durable=durable,
+        small=small,
+        metrics=metrics.words,
+        receive_times=metrics.find_word(families.RECEIVE_SECONDS),
+        commit_times=metrics.find_word(families.COMMIT_SECONDS),
     )
     publisher = Publisher(config, spool, cstore_service)
     services = _make_services(config, spool, cstore_service, publisher, board=board, row=row)
@@ -363,9 +376,11 @@ class Listener:
         An accepted association counts from here on.
         """
         address, identity, calling_ae = connection.address, connection.identity, request.calling_ae
-        limit = "the node is draining" if self._is_draining else str(self.full_reason or "")
-        if limit:
-            return self._reject_for_limit(limit, calling_ae, address)
+        if self._is_draining:
+            cause = RejectionCause.DRAINING
+            return self._reject_for_limit("the node is draining", calling_ae, address, cause)
+        if self.full_reason is not None:
+            return self._reject_for_limit(str(self.full_reason), calling_ae, address, RejectionCause.FULL)
 
         def find_peer_fault(peer: PeerRule) -> str | None:
             return find_binding_fault(identity, peer.certificate, peer.issuer, f"AE title {calling_ae!r}")
@@ -374,7 +389,7 @@ class Listener:
         admission = admit(calling_ae, address, self.config.peers, find_peer_fault, ignore_case=ignore_case)
         if isinstance(admission, Refusal):
             self.record_failure(address)
-            return Rejected(admission.pdu, admission.reason)
+            return Rejected(admission.pdu, admission.reason, cause=admission.cause)
         if identity is not None and admission.bound_ae_title:
             self._observed.record("peer", admission.bound_ae_title, identity)
         policy = replace(
@@ -412,9 +427,18 @@ class Listener:
             board.release_association(entry)
         return limit
 
-    def _reject_for_limit(self, limit: str, calling_ae: str, address: str) -> Rejected:
+    def _reject_for_limit(
+        self, limit: str, calling_ae: str, address: str, cause: RejectionCause = RejectionCause.LIMIT
+    ) -> Rejected:
         _, count = self._limit_rejections.record(f"{find_client_network(address)} {calling_ae}", self.now())
-        return local_limit_exceeded(limit, count)
+        return local_limit_exceeded(limit, count, cause)
+
+    def find_calling_label(self, calling_ae: str) -> str:
+        """Return the AE title of `[[peers]]` that a calling AE title is; `OTHER` for all others."""
+        ignore_case = self.config.receive.ignore_ae_title_case
+        titles = (peer.ae_title for peer in self.config.peers if peer.ae_title != ANY_AE_TITLE)
+        found = (each for each in titles if is_same_title(each, calling_ae, ignore_case=ignore_case))
+        return next(found, OTHER).strip(" ")
 
     # --- accept
 
@@ -443,6 +467,7 @@ class Listener:
             return
         if self._failures.is_refused(address[0], self.now()):
             self.count_refusal()
+            current_board().add(families.CONNECTIONS_CLOSED, "failures")
             accepted.close()
             return
         try:
@@ -453,9 +478,11 @@ class Listener:
                 log.warning("connection_not_taken", error=error.strerror)
             return
         self._connections.add(connection)
+        current_board().add(families.CONNECTIONS)
         stalled = self._pending.add(connection, connection.address)
         if stalled is not None:
             self._pending.remove(stalled)
+            current_board().add(families.CONNECTIONS_CLOSED, "newcomers")
             _, count = self._evictions.record(find_client_network(stalled.address), self.now())
             stalled.evict(count)
         self._publish_counts()  # before the accept gate compares them again

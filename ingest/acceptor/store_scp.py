@@ -24,8 +24,9 @@ INVARIANT 6: a full disk is a DICOM status
 """
 
 import os
-from dataclasses import dataclass, replace
-from typing import Protocol
+import time
+from dataclasses import dataclass, field, replace
+from typing import Final, Protocol
 
 import structlog
 
@@ -42,8 +43,19 @@ from ingest.ext.cstore_service import CStoreOperation, CStoreOperations, CStoreS
 from ingest.ext.errors import PeerError
 from ingest.ext.group_commit import Entry
 from ingest.ext.pdu import DataSet, PDUParser
+from ingest.metrics import families
+from ingest.metrics.board import current_board
+from ingest.metrics.families import OTHER
 from ingest.queue.publisher import Publisher
 from ingest.spool.spool import Spool
+
+_STATUS_CLASSES: Final = {
+    0x01: "invalid_request",
+    0x02: "invalid_request",
+    0xA7: "out_of_resources",
+    0xA9: "mismatch",
+}
+"""Class of a failure by the first two digits of its status. All of Cxxx are one class."""
 
 log = structlog.get_logger()
 
@@ -113,6 +125,7 @@ class _Message:
         result: The response, as far as it is decided.
         entry: Spool entry of the data set; None if the data set is only drained.
         data_set_offset: Position of the data set in the entry, after the File Meta Information.
+        began_ns: Monotonic time of the request; once its data set is complete, the time of that.
     """
 
     request: StoreRequest | OtherRequest | EchoRequest
@@ -121,12 +134,14 @@ class _Message:
     result: StoreResult
     entry: Entry | None = None
     data_set_offset: int = 0
+    began_ns: int = field(default_factory=time.monotonic_ns)
 
 
 class StoreSCP:
     """The DIMSE side of one association."""
 
     __slots__ = (
+        "_calling_label",
         "_contexts",
         "_current",
         "_file_meta",
@@ -145,6 +160,8 @@ class StoreSCP:
         file_meta: FileMeta,
         contexts: dict[int, AcceptedContext],
         limit: int,
+        *,
+        calling_label: str = OTHER,
     ) -> None:
         """Serve an association that was accepted.
 
@@ -156,7 +173,9 @@ class StoreSCP:
             file_meta: File Meta Information with AE titles, addresses and caller certificate, without UIDs.
             contexts: Accepted presentation contexts by ID.
             limit: Outstanding operations at which reading stops.
+            calling_label: Calling AE title for the metrics.
         """
+        self._calling_label = calling_label
         self._owner = owner
         self._parser = parser
         self._services = services
@@ -173,7 +192,16 @@ class StoreSCP:
             for context_id, context in contexts.items()
             if context.abstract_syntax != VERIFICATION and is_valid_uid(context.abstract_syntax)
         ]
-        self.operations = CStoreOperations(services.cstore_service, channel, parser, self, storable, limit)
+        self.operations = CStoreOperations(
+            services.cstore_service,
+            channel,
+            parser,
+            self,
+            storable,
+            limit,
+            current_board().find_word(families.INSTANCES, calling_label),
+            current_board().find_word(families.RECEIVED_BYTES, calling_label),
+        )
 
     @property
     def outstanding(self) -> int:
@@ -247,6 +275,7 @@ class StoreSCP:
         if message.entry is None:
             self._answer(message)
             return
+        _observe_time(message, families.RECEIVE_SECONDS)
         message.result = self._check_data_set(message, message.entry, event)
         status = message.result.status
         is_partial = event.too_large or status == Status.OUT_OF_RESOURCES
@@ -339,6 +368,9 @@ class StoreSCP:
         elif not message.result.status:
             services.board.add(services.row, INSTANCES)
             services.board.add(services.row, BYTES, size_bytes)
+            _observe_time(message, families.COMMIT_SECONDS)
+            current_board().add(families.INSTANCES, self._calling_label)
+            current_board().add(families.RECEIVED_BYTES, self._calling_label, value=size_bytes)
             self.operations.stored += 1
         self._answer(message)
         if error is None:
@@ -348,6 +380,7 @@ class StoreSCP:
         request, result = message.request, message.result
         if result.status:
             self._services.board.add(self._services.row, FAILED)
+            current_board().add(families.INSTANCES_REFUSED, _classify_status(result.status))
             log.warning(
                 "instance_refused",
                 status=f"{result.status:04X}",
@@ -388,7 +421,15 @@ class StoreSCP:
             self._make_file_meta(context.abstract_syntax, operation.sop_instance_uid, context.transfer_syntax)
         )
         request = StoreRequest(operation.message_id, operation.sop_class_uid, operation.sop_instance_uid)
-        return _Message(request, operation.context_id, context.transfer_syntax, SUCCESS, operation, len(head))
+        return _Message(
+            request,
+            operation.context_id,
+            context.transfer_syntax,
+            SUCCESS,
+            operation,
+            len(head),
+            operation.began_ns,
+        )
 
     def _make_file_meta(self, sop_class: str, sop_instance: str, transfer_syntax: str) -> FileMeta:
         return replace(
@@ -397,3 +438,17 @@ class StoreSCP:
             sop_instance_uid=sop_instance,
             transfer_syntax_uid=transfer_syntax,
         )
+
+
+def _observe_time(message: _Message, family: families.Family) -> None:
+    """Count the time since the last step of an operation, and begin the next step."""
+    now = time.monotonic_ns()
+    current_board().observe(family, (now - message.began_ns) / 1e9)
+    message.began_ns = now
+
+
+def _classify_status(status: int) -> str:
+    """Return the class of a failure, as a value of `families.STATUS_CLASS`."""
+    if status >> 12 == 0xC:  # PS3.4 Table B.2-1: Cxxx
+        return "cannot_understand"
+    return _STATUS_CLASSES.get(status >> 8, OTHER)

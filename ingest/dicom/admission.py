@@ -6,6 +6,7 @@ compares certificate and binding.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 from functools import lru_cache
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 from typing import Final, Protocol
@@ -15,6 +16,22 @@ from ingest.dicom.pdus import CALLING_AE_NOT_RECOGNIZED, AssociateReject
 ALL_OPERATIONS: Final = frozenset({"echo", "store"})
 ANY_AE_TITLE: Final = "*"
 """AE title of the entry for requestors without an entry of their own."""
+
+
+class RejectionCause(StrEnum):
+    """The cause of an A-ASSOCIATE-RJ, for counting. Its text is for people."""
+
+    OTHER = "other"
+    CALLING_AE = "calling_ae"
+    HOST = "host"
+    CERTIFICATE = "certificate"
+    CALLED_AE = "called_ae"
+    PROTOCOL_VERSION = "protocol_version"
+    APPLICATION_CONTEXT = "application_context"
+    NO_CONTEXT = "no_context"
+    LIMIT = "limit"
+    FULL = "full"
+    DRAINING = "draining"
 
 
 class PeerRule(Protocol):
@@ -56,10 +73,12 @@ class Refusal:
     Attributes:
         reason: One line for the log. It names the AE title and, where they decided, address and certificate.
         pdu: The answer.
+        cause: The same for counting.
     """
 
     reason: str
     pdu: AssociateReject
+    cause: RejectionCause = RejectionCause.CALLING_AE
 
 
 def admit(
@@ -92,22 +111,24 @@ def admit(
     named = [peer for peer in peers if is_same_title(peer.ae_title, calling_ae, ignore_case=ignore_case)]
     bound = [peer for peer in peers if is_bound(peer)]
     similar = [peer for peer in bound if is_same_title(peer.ae_title, calling_ae, ignore_case=True)]
-    faults = []
+    faults, cause = [], RejectionCause.CALLING_AE
     for peer in named or [peer for peer in peers if peer.ae_title == ANY_AE_TITLE and not similar]:
         fault = _find_host_fault(calling_ae, address, peer)
+        fault_cause = RejectionCause.HOST
         if fault is None:
-            fault = find_binding_fault(peer)
+            fault, fault_cause = find_binding_fault(peer), RejectionCause.CERTIFICATE
         if fault is None and peer.ae_title == ANY_AE_TITLE and not peer.allow:
             break
         if fault is None:
             bound_ae_title = peer.ae_title if is_bound(peer) else ""
             return Admission(frozenset(peer.allow), peer.sop_classes, bound_ae_title)
         faults.append(fault)
+        cause = fault_cause
     if not faults:
         faults.append(f"calling AE title {calling_ae!r} of {address} is not among [[peers]]")
         if similar:
             faults.append(f"it differs in capitals only from {similar[0].ae_title!r}, which is bound")
-    return Refusal("; ".join(faults), CALLING_AE_NOT_RECOGNIZED)
+    return Refusal("; ".join(faults), CALLING_AE_NOT_RECOGNIZED, cause)
 
 
 def is_bound(peer: PeerRule) -> bool:

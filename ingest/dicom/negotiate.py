@@ -6,7 +6,7 @@ from ingest.dicom import (
     registry,  # noqa: F401 - before the fork: all listeners share its memory
     uids,
 )
-from ingest.dicom.admission import is_same_title
+from ingest.dicom.admission import RejectionCause, is_same_title
 from ingest.dicom.pdus import (
     APPLICATION_CONTEXT_NOT_SUPPORTED,
     CALLED_AE_NOT_RECOGNIZED,
@@ -99,37 +99,43 @@ class Rejected:
         reason: One line for the log.
         is_failure: Whether the rejection counts as a failure of the requestor's address.
         count: Rejections of this requestor by a limit in this minute, with this one.
+        cause: The reason for counting.
     """
 
     pdu: AssociateReject
     reason: str
     is_failure: bool = True
     count: int = 1
+    cause: RejectionCause = RejectionCause.OTHER
 
 
-def local_limit_exceeded(reason: str, count: int = 1) -> Rejected:
+def local_limit_exceeded(
+    reason: str, count: int = 1, cause: RejectionCause = RejectionCause.LIMIT
+) -> Rejected:
     """Make the transient rejection for too many associations, a full spool or a draining node."""
-    return Rejected(LOCAL_LIMIT_EXCEEDED, reason, is_failure=False, count=count)
+    return Rejected(LOCAL_LIMIT_EXCEEDED, reason, is_failure=False, count=count, cause=cause)
 
 
 def negotiate(request: AssociateRequest, policy: AcceptorPolicy) -> Accepted | Rejected:
     """Return the answer to `request`. Admission (`ingest.dicom.admission`) has been decided before."""
     if not request.protocol_version & 1:  # PS3.8 Table 9-11: a receiver tests bit 0 alone
         version = f"protocol version {request.protocol_version:04X}H lacks bit 0"
-        return Rejected(PROTOCOL_VERSION_NOT_SUPPORTED, version)
+        return Rejected(PROTOCOL_VERSION_NOT_SUPPORTED, version, cause=RejectionCause.PROTOCOL_VERSION)
     if request.application_context != uids.APPLICATION_CONTEXT:
         name = f"application context {request.application_context!r} is not DICOM's"
-        return Rejected(APPLICATION_CONTEXT_NOT_SUPPORTED, name)
+        return Rejected(APPLICATION_CONTEXT_NOT_SUPPORTED, name, cause=RejectionCause.APPLICATION_CONTEXT)
     if not request.called_ae:  # PS3.8 Table 9-11: 16 spaces are no AE title
-        return Rejected(CALLED_AE_NOT_RECOGNIZED, "the called AE title is empty")
+        cause = RejectionCause.CALLED_AE
+        return Rejected(CALLED_AE_NOT_RECOGNIZED, "the called AE title is empty", cause=cause)
     if policy.check_called_ae and not is_same_title(
         policy.ae_title, request.called_ae, ignore_case=policy.ignore_ae_title_case
     ):
         called = f"called AE title {request.called_ae!r} is not ours, {policy.ae_title!r}"
-        return Rejected(CALLED_AE_NOT_RECOGNIZED, called)
+        return Rejected(CALLED_AE_NOT_RECOGNIZED, called, cause=RejectionCause.CALLED_AE)
     if not request.contexts:
         # PS3.8 Table 9-17: an A-ASSOCIATE-AC has at least one. Monitors test in this way whether we run.
-        return Rejected(NO_REASON_GIVEN, "no presentation context is proposed", is_failure=False)
+        reason = "no presentation context is proposed"
+        return Rejected(NO_REASON_GIVEN, reason, is_failure=False, cause=RejectionCause.NO_CONTEXT)
     return _accept(request, policy)
 
 

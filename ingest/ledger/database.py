@@ -57,6 +57,8 @@ _SERVER_CLOCK: Final = sqlalchemy.text("SELECT (extract(epoch FROM clock_timesta
 
 _READ_ONLY: Final = sqlalchemy.text("SHOW transaction_read_only")
 
+_DATABASE_BYTES: Final = sqlalchemy.text("SELECT pg_database_size(current_database())")
+
 _MIGRATION_LOCK: Final = 0x1D1C0
 """Key of the advisory lock of PostgreSQL that a migrating process holds."""
 
@@ -167,6 +169,21 @@ class Database:
                 read_only = bool(os.statvfs(folder).f_flag & os.ST_RDONLY)
         if read_only:
             raise LedgerError(f"the ledger {self.name} can be read, and not written to: it is read-only")
+
+    def measure_bytes(self) -> int:
+        """Return the size of the database: that of its files, or as the server says.
+
+        Raises:
+            LedgerError: The database is unavailable.
+        """
+        if self.dialect == "postgresql":
+            with self.begin_read() as connection:
+                return int(connection.execute(_DATABASE_BYTES).scalar_one())
+        total = 0
+        for ending in ("", "-wal", "-shm"):
+            with contextlib.suppress(OSError):
+                total += os.stat(f"{self._url.database}{ending}").st_size
+        return total
 
     def open_session(self) -> Connection:
         """Open a connection without transactions; the caller closes it."""

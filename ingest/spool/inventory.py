@@ -218,3 +218,18 @@ def _scan(folder: Path) -> Iterator[os.DirEntry[str]]:
             yield from (entry for entry in entries if entry.name.endswith(".dcm"))
     except FileNotFoundError:
         return
+
+
+def find_received_ms(root: Path, location: Location) -> int | None:
+    """Return when a waiting entry was received, in Unix milliseconds; None if it is gone.
+
+    Raises:
+        OSError: The disk is failing.
+    """
+    if location.offset:
+        with contextlib.suppress(FileNotFoundError), segment.Segment(root / location.path) as opened:
+            found = opened.read(location.offset, location.length)
+            return found[0].received_ms if found is not None else None
+        return None
+    # The name of a file begins with the time of its creation in nanoseconds (`Committer.open`).
+    return int(location.path.rpartition("/")[2].partition("-")[0].partition(".")[0], 16) // 1_000_000

@@ -2,6 +2,7 @@
 
 import gc
 import os
+import resource
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -113,15 +114,15 @@ class Children:
         slot.pid = pid
         self._by_pid[pid] = ChildProcess(pid, slot.role, generation.number, time.monotonic(), row)
 
-    def reap(self) -> Iterator[tuple[ChildProcess, int]]:
-        """Forget each child that has ended, and return it with its exit code."""
+    def reap(self) -> Iterator[tuple[ChildProcess, int, resource.struct_rusage]]:
+        """Forget each child that has ended; yield it with its exit code and the resources that it used."""
         for pid in list(self._by_pid):
-            ended, status = os.waitpid(pid, os.WNOHANG)
+            ended, status, use = os.wait4(pid, os.WNOHANG)
             if ended:
                 child = self._by_pid.pop(pid)
                 if child.row is not None and self.board is not None:
                     self.board.clear_row(child.row)
-                yield child, os.waitstatus_to_exitcode(status)
+                yield child, os.waitstatus_to_exitcode(status), use
 
     # --- listeners
 

@@ -30,10 +30,12 @@ import structlog
 
 from ingest.acceptor.endpoints import Endpoint, close_endpoints
 from ingest.checks.node import list_start_notices
-from ingest.config.model import Config
+from ingest.config.model import ANY_AE_TITLE, Config
 from ingest.config.reader import read_notes
 from ingest.errors import BootError, ConfigError
 from ingest.log import configure_logging
+from ingest.metrics.board import current_board
+from ingest.metrics.families import CALLING_AE, DESTINATION, RELOADS
 from ingest.requestor.transport import Remote
 from ingest.supervisor import reload_client
 from ingest.supervisor.children import Children
@@ -103,6 +105,7 @@ class Generations:
         """
         with cache_file_reads():
             self.current = read_first_generation(self.config, self._roles)
+            _name_series(self.config)
             self._report_notices()
         reload_client.write_outcome(self.config.run_dir, self.current.number, began_ns=time.monotonic_ns())
 
@@ -125,6 +128,7 @@ class Generations:
             else:
                 self._report_refusal([str(error)], None if isinstance(error, BootError) else error)
             return
+        _name_series(self.coming.config)
         now = time.monotonic()
         self._deadline = now + RELOAD_SECONDS
         self._children.end_oldest_generations(keep=OLD_GENERATIONS)
@@ -167,6 +171,7 @@ class Generations:
         self._report_notices()
         self._file_cache.close()
         log.info("reloaded", generation=new.number)
+        current_board().add(RELOADS, "done")
         reload_client.write_outcome(self.config.run_dir, new.number, began_ns=self._began_ns)
 
     def refuse_reload(self, faults: list[str]) -> None:
@@ -191,6 +196,7 @@ class Generations:
 
     def _report_refusal(self, faults: list[str], defect: Exception | None = None) -> None:
         in_force = "the configuration read before"
+        current_board().add(RELOADS, "refused")
         log.error("reload_refused", faults=faults, in_force=in_force, exc_info=defect)
         reload_client.write_outcome(self.config.run_dir, self.current.number, faults, began_ns=self._began_ns)
 
@@ -228,6 +234,13 @@ class Generations:
         # with their last reference. The collector frees those that are part of a reference cycle.
         gc.collect()
         return endpoints, remotes
+
+
+def _name_series(config: Config) -> None:
+    """Name peers and destinations on the metrics board, before their children are forked."""
+    titles = [peer.ae_title.strip(" ") for peer in config.peers if peer.ae_title != ANY_AE_TITLE]
+    current_board().add_names(CALLING_AE, titles)
+    current_board().add_names(DESTINATION, [destination.name for destination in config.destinations])
 
 
 def _configure_logging(config: Config) -> None:

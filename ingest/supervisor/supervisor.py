@@ -13,6 +13,7 @@ import signal
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -25,12 +26,26 @@ from ingest.acceptor.scoreboard import Scoreboard
 from ingest.alarms import Severity, clear_alarm, raise_alarm
 from ingest.audit import record_application
 from ingest.checks import file_systems
+from ingest.clock import unix_ms
 from ingest.config.model import Config
 from ingest.config.reader import load_config
 from ingest.errors import BootError, IngestError
 from ingest.filesystem.calls import TRANSIENT_ERRNOS
 from ingest.filesystem.node_lock import share_workers_lock, take_node_lock
 from ingest.log import RateLimitedLog, configure_logging, reopen_log
+from ingest.metrics.board import (
+    GENERATION,
+    PID,
+    READY,
+    STARTED_AT,
+    STARTING,
+    STATE,
+    STOPPING,
+    MetricsBoard,
+    use_board,
+)
+from ingest.metrics.board_file import BoardFile
+from ingest.metrics.families import PROCESS_DEATHS, PROCESSES, PROCESSES_WANTED, ROLE
 from ingest.process import disable_core_dumps
 from ingest.spool import store_capacity
 from ingest.supervisor.child import BOOT_EXIT
@@ -38,6 +53,7 @@ from ingest.supervisor.children import GRACE_SECONDS, ChildProcess, Children
 from ingest.supervisor.disk_reserve import DiskReserve
 from ingest.supervisor.embedded_queue import EmbeddedQueue
 from ingest.supervisor.generation import ALL_ROLES, Generation, WorkerSlot
+from ingest.supervisor.process_meter import ProcessMeter
 from ingest.supervisor.reload import Generations
 from ingest.supervisor.signals import SignalQueue
 
@@ -56,6 +72,12 @@ DISK_FULL: Final = "disk_full"
 """Name of the alarm for a full disk of the data folder."""
 
 TICK_SECONDS: Final = 0.5
+PUBLISH_SECONDS: Final = 0.9
+"""Pause between two copies of the metrics board to its file: every second turn."""
+
+MEASURE_SECONDS: Final = 5.0
+"""Pause between two measurements of CPU time and memory."""
+
 BUSY_TICK_SECONDS: Final = 0.02
 """Pause between two turns during a start or a reload, when the supervisor waits for its listeners."""
 
@@ -107,6 +129,11 @@ class Supervisor:
         self._is_start_recorded = False
         self._drain_until: float | None = None
         self._exit_code = 0
+        self._metrics = MetricsBoard.create()
+        use_board(self._metrics)
+        self._meter = ProcessMeter(self._metrics)
+        self._metrics_file: BoardFile | None = None
+        self._publish_at = self._measure_at = 0.0
 
     @property
     def _config(self) -> Config:
@@ -135,7 +162,8 @@ class Supervisor:
             if number != signal.SIGCHLD:
                 log.info("signal", signal=number.name)
                 self._handle_signal(number)
-        for child, code in self._children.reap():
+        for child, code, use in self._children.reap():
+            self._meter.record_end(child.pid, child.role, use)
             self._handle_child_end(child, code)
         self._do_duties()
 
@@ -164,11 +192,19 @@ class Supervisor:
                 self._children.board = Scoreboard.create(config.run_dir / "scoreboard")
             else:
                 self._lock = share_workers_lock(config.run_dir)
+            self._begin_metrics()
         except OSError as error:
             cause = f"[node] data_dir: {error.filename or config.run_dir} cannot be used: {error.strerror}"
             if error.errno in TRANSIENT_ERRNOS:
                 raise IngestError(f"{cause}; make room, or see to the disk") from error
             raise BootError(cause) from error
+
+    def _begin_metrics(self) -> None:
+        name = "node" if "listen" in self._roles else "-".join(sorted(self._roles))
+        self._metrics_file = BoardFile(self._metrics, self._config.run_dir, name)
+        words = self._metrics.words
+        words[PID], words[STARTED_AT], words[STATE] = os.getpid(), unix_ms(), STARTING
+        self._publish_metrics(at_once=True)
 
     def _require_file_systems(self) -> None:
         """Refuse to start on a file system that could lose an acknowledged instance.
@@ -204,6 +240,10 @@ class Supervisor:
 
     def _do_duties(self) -> None:
         now = time.monotonic()
+        try:
+            self._publish_metrics(now)
+        except Exception as error:  # metrics must not end the node
+            self._log.warning("metrics_failed", exc_info=error)
         if self._drain_until is not None:
             self._continue_drain(now, self._drain_until)
             return
@@ -223,9 +263,35 @@ class Supervisor:
                 self._log.warning("watch_failed", exc_info=error)
         if not self._is_ready and self._children.are_listeners_accepting(self._generations.current):
             self._is_ready = True
+            self._set_state(READY)
             self._print_ready()
             self._is_start_recorded = True
             record_application(self._config, started=True)
+
+    def _set_state(self, state: int) -> None:
+        """Let readers of the metrics know at once that the node is ready, or ends."""
+        self._metrics.words[STATE] = state
+        self._publish_metrics(at_once=True)
+
+    def _publish_metrics(self, now: float = 0.0, *, at_once: bool = False) -> None:
+        """Write the metrics board for other processes, once a second; measure our processes now and then."""
+        if self._metrics_file is None or (now < self._publish_at and not at_once):
+            return
+        self._publish_at = time.monotonic() + PUBLISH_SECONDS
+        generation = self._generations.current
+        self._metrics.words[GENERATION] = generation.number
+        running = {os.getpid(): "supervisor", **{child.pid: child.role for child in self._children}}
+        if self._queue is not None and self._queue.process is not None and self._queue.process.poll() is None:
+            running[self._queue.process.pid] = "queue"
+        counts, wanted = Counter(running.values()), Counter(slot.role for slot in generation.slots)
+        wanted["supervisor"], wanted["queue"] = 1, int(self._queue is not None)
+        for role in ROLE.values:
+            self._metrics.set(PROCESSES, counts[role], role)
+            self._metrics.set(PROCESSES_WANTED, wanted[role], role)
+        if time.monotonic() >= self._measure_at:
+            self._measure_at = time.monotonic() + MEASURE_SECONDS
+            self._meter.measure(running)
+        self._metrics_file.write()
 
     def _stop_if_data_folder_is_replaced(self) -> None:
         """End the node at once if its data folder was moved, removed or replaced.
@@ -292,6 +358,8 @@ class Supervisor:
         """Do the work of a role. This is the body of a child."""
         board, config = self._children.board, generation.config
         endpoints, remotes = self._generations.release_unneeded(generation, role)
+        if self._metrics_file is not None:
+            self._metrics_file.close()
         for fd in (self._lock, *self._signals.descriptors):
             if fd is not None:
                 os.close(fd)
@@ -331,6 +399,7 @@ class Supervisor:
         now = time.monotonic()
         pause = slot.record_death(now - child.started_at, now)
         # Code 0 means that somebody else asked the worker to end, such as a terminal that signals a group.
+        self._metrics.add(PROCESS_DEATHS, child.role)
         write = log.info if code == 0 else log.error
         write("child_died", child=child.role, child_pid=child.pid, code=code, again_in_seconds=pause)
 
@@ -343,6 +412,7 @@ class Supervisor:
             log.warning("stopping_at_once")
             self._drain_until = 0.0
             return
+        self._set_state(STOPPING)
         self._drain_until = time.monotonic() + self._config.node.drain_seconds
         self._children.stop_role("listen")
         if "listen" not in self._roles:

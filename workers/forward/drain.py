@@ -24,6 +24,8 @@ from ingest.errors import (
     StoreError,
 )
 from ingest.ledger import Delivery, Ledger
+from ingest.metrics import families
+from ingest.metrics.board import current_board
 from ingest.requestor.store_scu import Context, Remote, StoreSCU, Timeouts, make_proposals, plan_associations
 from ingest.tls.identity import read_identity
 from ingest.tls.observed_certificates import ObservedCertificates
@@ -119,6 +121,7 @@ class DestinationDrain:
         )
         self._association: StoreSCU | None = None
         self._in_flight: dict[int, Delivery] = {}
+        self._sent_at: dict[int, float] = {}  # monotonic seconds, by message ID
         # Contexts to propose without any other: all of them, those still to be proposed, those refused so.
         self._sole_contexts: set[Context] = set()
         self._pending_sole_contexts: set[Context] = set()
@@ -268,6 +271,7 @@ class DestinationDrain:
         except StoreError as error:
             return FileUnusable(str(error))
         self._leases.note_start(row)
+        began_at = time.monotonic()
         try:
             message_id = association.send_instance(
                 fd,
@@ -290,6 +294,7 @@ class DestinationDrain:
         finally:
             os.close(fd)
         self._in_flight[message_id] = row
+        self._sent_at[message_id] = began_at
         return None
 
     def _postpone_for_store(self, association: StoreSCU, row: Delivery, error: StoreAwayError) -> None:
@@ -329,6 +334,8 @@ class DestinationDrain:
             self._record_break(str(error))
             return
         row = self._in_flight.pop(message_id)
+        seconds = time.monotonic() - self._sent_at.pop(message_id)
+        current_board().observe(families.SEND_SECONDS, seconds, self._name)
         is_renegotiated = _context_of(row) in self._sole_contexts
         outcome = ResponseReceived(response.status, response.error_comment, is_renegotiated, _note_of(row))
         self._apply_outcome(row, outcome, waiting)
@@ -366,6 +373,7 @@ class DestinationDrain:
         lost = [*self._in_flight.values(), *([sent] if sent is not None else [])]
         self._in_flight = {}
         self._is_broken = True
+        self._count_association("broken")
         self._breaker.refresh()
         for row in lost:
             log.warning(
@@ -449,14 +457,19 @@ class DestinationDrain:
             return None
         self._doubted_contexts.difference_update(contexts)
         self._breaker.record_association()
+        self._count_association("opened")
         self._note_certificate(self._association.peer_certificate())
         return self._association
 
     def _record_failure(self, error: AssociationError) -> None:
         """Record that no association was established. No instance is the cause, and no attempt is counted."""
         kind = FailureKind.REFUSED if error.permanent else FailureKind.UNREACHABLE
+        self._count_association("refused" if error.permanent else "unreachable")
         unreachable = self._hold.unreachable if error.permanent else str(error)
         self._hold = Hold(self._breaker.record_failure(kind, str(error)), unreachable)
+
+    def _count_association(self, result: str) -> None:
+        current_board().add(families.DESTINATION_ASSOCIATIONS, self._name, result)
 
     def _note_certificate(self, der: bytes | None) -> None:
         with contextlib.suppress(PeerError):  # OpenSSL is less strict, and has accepted the certificate.

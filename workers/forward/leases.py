@@ -10,8 +10,11 @@ from typing import Final
 
 import structlog
 
+from ingest.clock import unix_ms
 from ingest.errors import LeaseLostError, LedgerError
 from ingest.ledger import Delivery, DeliveryResult, DeliveryState, Ledger
+from ingest.metrics import families
+from ingest.metrics.board import current_board
 from ingest.workers.forward.retry_policy import Dead, Delivered, DeliveryDecision, Retry
 
 BATCH: Final = 64
@@ -121,12 +124,20 @@ class Leases:
         result = self._make_result(row, decision)
         self._results.append(result)
         self.counts[result.state] += 1
+        self._count_result(row, result)
         if isinstance(decision, Dead):
             # INVARIANT 9: an error comment may contain patient data. The ledger keeps it, the log does not.
             said = decision.reason if decision.status is None else f"answered {decision.status:04X}H"
             log.warning(
                 "delivery_dead", destination=self._destination, sop_instance=row.sop_instance_uid, reason=said
             )
+
+    def _count_result(self, row: Delivery, result: DeliveryResult) -> None:
+        board, name = current_board(), self._destination
+        board.add(families.DELIVERY_RESULTS, name, result.state)
+        if result.state is DeliveryState.DELIVERED:
+            board.add(families.DELIVERED_BYTES, name, value=row.size)
+            board.observe(families.DELIVERY_SECONDS, (unix_ms() - row.created_at) / 1000, name)
 
     def write_and_renew(self) -> None:
         """Write results and renew leases if it is time. Called often, also during one large instance.

@@ -27,8 +27,10 @@ from ingest.errors import (
     StoreError,
 )
 from ingest.filesystem.beneath import unlink_beneath
-from ingest.ledger import NewInstance, Outcome
+from ingest.ledger import InstanceState, NewInstance, Outcome
 from ingest.log import RateLimitedLog
+from ingest.metrics import families
+from ingest.metrics.board import current_board
 from ingest.queue.consumer import StreamEntry
 from ingest.workers.fault_attribution import is_our_fault
 from ingest.workers.persist.context import PersistContext
@@ -52,6 +54,8 @@ CONTESTED_MAX: Final = 3
 
 COMMIT_SECONDS: Final = 2.0
 """A batch that takes longer commits what it has stored so far, and then goes on."""
+
+KEPT_STATES: Final = (InstanceState.STORED, InstanceState.VARIANT)
 
 log = structlog.get_logger()
 _seldom: Final = RateLimitedLog()
@@ -99,6 +103,7 @@ class PersistBatch:
         self._began_at = self._committed_at = time.monotonic()
         # Entries since the last commit: stored ones, refused rows, and entries whose row raised an error.
         self._stored: list[SpoolEntry] = []
+        self._recorded_count = 0
         self._refused_rows: list[tuple[NewInstance, Outcome]] = []
         self._unrecorded: list[tuple[SpoolEntry, Exception]] = []
 
@@ -235,6 +240,8 @@ class PersistBatch:
         for entry in gone:
             known = spool_ref(entry.reference) in persisted
             (self.result.persisted if known else self.result.lost).append(entry)
+            if not known:
+                current_board().add(families.PERSISTED, "lost")
 
     # --- store
 
@@ -306,6 +313,7 @@ class PersistBatch:
             self._stored.clear()
             raise
         self._refused_rows.clear()
+        self._recorded_count = 0
         self._record_rows(storage.rows)
         contested = storage.find_contested(self._refused_rows)
         self._record_duplicates(contested)
@@ -319,6 +327,10 @@ class PersistBatch:
             if entry.spool_ref not in contested:
                 self._release_spool_entry(entry.stream_entry)
                 self.result.persisted.append(entry.stream_entry)
+        # What was released without a row of its own is in the store already.
+        duplicates = len(stored) - len(contested) - self._recorded_count
+        if duplicates > 0:
+            current_board().add(families.PERSISTED, "duplicate", value=duplicates)
         for entry in stored:
             if entry.spool_ref in contested:
                 self._store_entry(storage, entry)
@@ -343,9 +355,18 @@ class PersistBatch:
             return
         for row, outcome in zip(rows, outcomes, strict=True):
             if outcome is Outcome.RECORDED:
+                self._count_recorded(row)
                 self.result.destinations.update(dict.fromkeys(row.destinations))
             else:
                 self._refused_rows.append((row, outcome))
+
+    def _count_recorded(self, row: NewInstance) -> None:
+        board = current_board()
+        board.add(families.PERSISTED, row.state)
+        board.observe(families.PERSIST_SECONDS, time.monotonic() - self._began_at)
+        if row.state in KEPT_STATES:
+            board.observe(families.QUEUE_SECONDS, (unix_ms() - row.received_at) / 1000)
+        self._recorded_count += 1
 
     def _record_duplicates(self, contested: Collection[str]) -> None:
         """Record references without a row, for carrier "redis".

@@ -1,0 +1,128 @@
+"""The metrics of a real node: what its processes count, and what is read when somebody asks."""
+
+import contextlib
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from prometheus_client.parser import text_string_to_metric_families
+
+from tests.faults.caller import Caller, connect, new_uid, with_titles
+from tests.support.instances import CT, EXPLICIT, Made, element
+from tests.support.nodes import Node, destination, eventually
+from tests.support.peers import PynetdicomRemote
+
+ROOT = Path(__file__).parents[2]
+PLANTED = ("PLANTED^NAME", "PLANTED-ID", "PLANTED-ACCESSION")
+
+Metrics = dict[tuple[str, tuple[tuple[str, str], ...]], float]
+
+
+def scrape_text(node: Node) -> str:
+    return subprocess.run(
+        [sys.executable, "-m", "ingest.cli", "metrics", "-c", str(node.config_path)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+    ).stdout
+
+
+def scrape(node: Node) -> Metrics:
+    families = text_string_to_metric_families(scrape_text(node))
+    return {
+        (sample.name.removeprefix("dicom_ingest_"), tuple(sorted(sample.labels.items()))): sample.value
+        for family in families
+        for sample in family.samples
+    }
+
+
+def value(found: Metrics, name: str, **labels: str) -> float:
+    return found.get((name, tuple(sorted(labels.items()))), 0.0)
+
+
+def planted(sop: str) -> bytes:
+    """A data set with a name, an ID and an accession number."""
+    made = Made(sop=sop).data_set
+    at = made.index(bytes.fromhex("20000d00"))
+    return (
+        made[:at]
+        + element(0x0008, 0x0050, "SH", PLANTED[2].encode())
+        + element(0x0010, 0x0010, "PN", PLANTED[0].encode())
+        + element(0x0010, 0x0020, "LO", PLANTED[1].encode())
+        + made[at:]
+    )
+
+
+def test_a_node_counts_what_it_receives_refuses_and_forwards(make_node: Callable[..., Node]) -> None:
+    with PynetdicomRemote([(CT, [EXPLICIT])]) as remote:
+        node = make_node(
+            peers='[[peers]]\nae_title = "CT1"\n[[peers]]\nae_title = "*"\nsop_classes = ["*"]',
+            destinations=destination("pacs", remote.port, tls=False),
+        ).start()
+        with Caller.tls(node) as caller:
+            caller.associate(calling="CT1")
+            uids = [new_uid() for _ in range(3)]
+            for uid in uids:
+                assert caller.store(Made(sop=uid), data=planted(uid)).status == 0
+            assert caller.store(Made(sop=new_uid()), data=planted("1.2.999")).status == 0xA900
+            caller.release()
+        with Caller.plain(node) as caller:
+            caller.associate(calling="STRANGER")
+            caller.release()
+        with Caller.plain(node) as caller:
+            caller.ask(with_titles(b" " * 16, b"INGEST"))
+        connect(node.tls_port).close()
+        with contextlib.closing(connect(node.tls_port)) as sock:
+            sock.sendall(b"\1\0\0\0\0\0")
+            sock.recv(100)
+        eventually(lambda: len(remote.stored) == 3)
+        found = eventually(
+            lambda: (
+                (now := scrape(node))
+                and value(now, "delivery_results_total", destination="pacs", result="delivered") == 3
+                and value(now, "process_cpu_seconds_total", role="persist") > 0
+                and now
+            )
+        )
+        text = scrape_text(node)
+        node.stop()
+    assert value(found, "instances_total", calling_ae="CT1") == 3
+    assert value(found, "received_bytes_total", calling_ae="CT1") == sum(len(planted(uid)) for uid in uids)
+    assert value(found, "instances_total", calling_ae="other") == 0
+    assert value(found, "instances_refused_total", status="mismatch") == 1
+    assert value(found, "associations_total", calling_ae="CT1") == 1
+    assert value(found, "associations_total", calling_ae="other") == 1
+    assert value(found, "rejections_total", reason="calling_ae") == 1
+    assert value(found, "tls_failures_total", cause="not_tls") == 1
+    assert value(found, "tls_handshakes_total") == 1
+    assert value(found, "receive_seconds_count") == 4
+    assert value(found, "commit_seconds_count") == 3
+    assert 0 < value(found, "commit_seconds_sum") < 3
+    assert value(found, "persisted_total", outcome="stored") == 3
+    assert value(found, "persisted_total", outcome="quarantined") == 1
+    assert value(found, "queue_seconds_count") == 3
+    assert value(found, "delivery_seconds_count", destination="pacs") == 3
+    assert value(found, "send_seconds_bucket", destination="pacs", le="+Inf") == 3
+    assert value(found, "delivered_bytes_total", destination="pacs") > 0
+    assert value(found, "deliveries", destination="pacs", state="delivered") == 3
+    assert value(found, "circuit_state", destination="pacs", state="closed") == 1
+    assert value(found, "ledger_instances", state="stored") == 3
+    assert value(found, "spool_entries") == 0
+    assert value(found, "processes", role="listen") == value(found, "processes_wanted", role="listen") == 2
+    assert value(found, "process_resident_memory_bytes", role="queue") > 1 << 20
+    assert value(found, "ledger_bytes") > 0
+    assert value(found, "disk_free_bytes", use="spool") > 0
+    assert value(found, "ready") == value(found, "up") == 1
+    ends = [
+        amount
+        for (name, labels), amount in found.items()
+        if name == "certificate_expiry_seconds" and ("role", "own") in labels
+    ]
+    assert ends
+    assert all(amount > 0 for amount in ends)
+    assert not [name for name, _ in found if name == "scrape_errors_total" and found[name, _]]
+    for word in (*PLANTED, "STRANGER", *uids):
+        assert word not in text
