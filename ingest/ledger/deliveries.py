@@ -29,6 +29,7 @@ from ingest.ledger.attempts import record_attempts
 from ingest.ledger.database import Database
 from ingest.ledger.instances import clean_value
 from ingest.ledger.records import Delivery, DeliveryResult, DeliveryRow, DeliveryState
+from ingest.ledger.row_counts import count_deliveries
 from ingest.ledger.schema import SUSPECT, deliveries, instances
 from ingest.ledger.throughput import count_delivered
 from ingest.ledger.variants import IS_VARIED, drop_superseded, select_leasable
@@ -297,9 +298,6 @@ _DELIVERED_SINCE: Final = (
     )
     .group_by(deliveries.c.destination)
 )
-_COUNTS: Final = select(deliveries.c.destination, deliveries.c.state, func.count()).group_by(
-    deliveries.c.destination, deliveries.c.state
-)
 _EXPIRE: Final = (
     update(deliveries)
     .where(_IDS)
@@ -521,11 +519,8 @@ class Deliveries:
 
     def count_by_state(self) -> dict[str, dict[DeliveryState, int]]:
         """Count deliveries by destination and state; a state without rows is missing."""
-        counts: dict[str, dict[DeliveryState, int]] = {}
         with self._database.begin_read() as connection:
-            for destination, state, count in connection.execute(_COUNTS):
-                counts.setdefault(destination, {})[DeliveryState(state)] = count
-        return counts
+            return count_deliveries(connection)
 
     def expire_overdue(self, destination: str, before_ms: int, reason: str, unix_ms: int) -> int:
         """Declare deliveries dead that were created before a time and are not being sent; return how many.

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, fields
 from itertools import islice
 from typing import Any, Final
 
-from sqlalchemy import ColumnElement, Connection, RowMapping, bindparam, func, insert, select, update
+from sqlalchemy import ColumnElement, Connection, RowMapping, bindparam, insert, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from ingest.ledger.database import Database
@@ -17,6 +17,7 @@ from ingest.ledger.records import (
     NewInstance,
     Outcome,
 )
+from ingest.ledger.row_counts import count_instances
 from ingest.ledger.schema import HAS_FILE, deliveries, instances
 from ingest.ledger.spool_references import find_recorded_refs
 from ingest.ledger.variants import find_accepted
@@ -243,9 +244,8 @@ class Instances:
 
     def count_by_state(self) -> dict[InstanceState, int]:
         """Count instances by state; a state without rows is missing."""
-        by_state = select(instances.c.state, func.count()).group_by(instances.c.state)
         with self._database.begin_read() as connection:
-            return {InstanceState(state): count for state, count in connection.execute(by_state)}
+            return count_instances(connection)
 
 
 def encode_columns(row: NewInstance) -> dict[str, Any]:

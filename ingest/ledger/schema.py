@@ -167,6 +167,20 @@ caller_titles = Table(
     Column("last_at", BigInteger, nullable=False),
 )
 
+# Numbers of rows by state, kept by triggers (`r0014_row_counters`); `ingest.ledger.row_counts` reads them.
+row_counts = Table(
+    "row_counts",
+    metadata,
+    # "instances" or "deliveries".
+    Column("counted", Text, primary_key=True),
+    Column("destination", Text, primary_key=True),
+    Column("state", Text, primary_key=True),
+    # The session of PostgreSQL that counted; 0 for those that have ended, and on SQLite.
+    Column("session", BigInteger, primary_key=True, autoincrement=False),
+    Column("number", BigInteger, nullable=False),
+    sqlite_with_rowid=False,
+)
+
 # Identities of the store and quarantine folders (`ingest.filesystem.folder_identity`).
 folders = Table(
     "folders",

@@ -10,6 +10,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from ingest.ledger.circuits import Circuit, read_circuits
 from ingest.ledger.database import Database
 from ingest.ledger.records import DeliveryResult, DeliveryState
+from ingest.ledger.row_counts import count_deliveries
 from ingest.ledger.schema import deliveries, throughput
 
 KEPT_MINUTES: Final = 60
@@ -47,9 +48,6 @@ class DestinationProgress:
 
 
 _OWED: Final = (DeliveryState.WAITING, DeliveryState.SENDING, DeliveryState.RETRY)
-_COUNTS: Final = select(deliveries.c.destination, deliveries.c.state, func.count()).group_by(
-    deliveries.c.destination, deliveries.c.state
-)
 _RATES: Final = (
     select(throughput.c.destination, func.sum(throughput.c.delivered), func.sum(throughput.c.bytes))
     .where(throughput.c.minute >= bindparam("since"))
@@ -105,9 +103,7 @@ class Throughput:
         minute = unix_ms // _MINUTE_MS
         seconds = RATE_MINUTES * 60 + (unix_ms % _MINUTE_MS) / 1000
         with self._database.begin_read() as connection:
-            states: dict[str, dict[DeliveryState, int]] = {}
-            for name, state, count in connection.execute(_COUNTS):
-                states.setdefault(name, {})[DeliveryState(state)] = count
+            states = count_deliveries(connection)
             rates = {
                 # PostgreSQL returns sums of integers as numeric, which cannot be divided by a float.
                 name: (int(delivered) / seconds, int(size) / seconds)
