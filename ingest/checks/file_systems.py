@@ -56,7 +56,7 @@ _MISSING_CALL_ERRORS: Final = (
 )
 """Errors of calls that a file system does not have. Every other error is temporary trouble."""
 
-ROLES: Final = frozenset({"listen", "persist", "forward", "retain", "monitor"})
+ROLES: Final = frozenset({"listen", "persist", "forward", "retain", "monitor", "console"})
 
 _NETWORK_FILE_SYSTEMS: Final = frozenset({"nfs", "nfs4", "cifs", "smb3", "9p", "ceph", "afs", "fuse.sshfs"})
 """Network file systems. The users of SQLite's write-ahead log must share memory, so one host."""

@@ -24,7 +24,7 @@ def serve(path: Path) -> None:
     TERM and INT let associations end and stop the node; a second one stops it at once. HUP reloads the
     configuration and certificates. USR1 opens the log file again.
     """
-    _run_roles(path, "listen", "persist", "forward", "retain", "monitor")
+    _run_roles(path, "listen", "persist", "forward", "retain", "monitor", "console")
 
 
 @click.command()
@@ -65,6 +65,13 @@ def retain(path: Path) -> None:
 def monitor(path: Path) -> None:
     """Run the periodic tasks of the node: what a console shows over time."""
     _run_roles(path, "monitor")
+
+
+@work.command("console")
+@config_option
+def work_console(path: Path) -> None:
+    """Run only the web console."""
+    _run_roles(path, "console")
 
 
 @click.command()

@@ -6,8 +6,10 @@ are reported together.
 """
 
 import os
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo
 
@@ -38,6 +40,14 @@ def _make_ledger_absolute(url: str, info: ValidationInfo) -> str:
     if not info.context or not separator or not scheme.startswith("sqlite") or path.startswith(("/", ":")):
         return url
     return f"{scheme}:///{os.path.normpath(info.context['folder'] / path)}" if path else url
+
+
+def is_loopback(host: str) -> bool:
+    """Return whether only this host can connect to an address or a name."""
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 FilePath = Annotated[Path, BeforeValidator(_require_content), AfterValidator(_make_absolute)]
@@ -262,8 +272,25 @@ class Route(Section):
 class ConsoleSettings(Section):
     """`[console]`: the web console. A configuration without the section has none."""
 
-    host: str = "127.0.0.1"
+    host: Annotated[str, Field(min_length=1)] = "127.0.0.1"
     port: Port = 8080
+    tls: str = ""
+    public_url: str = ""
+    session_minutes: Annotated[int, Field(ge=1, le=525_600)] = 480
+    idle_minutes: Annotated[int, Field(ge=1, le=525_600)] = 30
+    download: bool = True
+    max_connections: Annotated[int, Field(ge=16, le=4096)] = 256
+
+    @property
+    def is_public(self) -> bool:
+        """Whether other hosts can reach the console, directly or through a proxy."""
+        public = urlsplit(self.public_url).hostname
+        return not is_loopback(self.host) or (public is not None and not is_loopback(public))
+
+    @property
+    def is_https(self) -> bool:
+        """Whether browsers reach the console over https, its own or that of a proxy."""
+        return bool(self.tls) or self.public_url.startswith("https://")
 
 
 class AuditSettings(Section):
@@ -333,6 +360,11 @@ class Config(Section):
     def quarantine_dir(self) -> Path:
         """`data_dir/quarantine`: instances that conflict, failed or were refused."""
         return self.data_dir / "quarantine"
+
+    @property
+    def console_dir(self) -> Path:
+        """`data_dir/console`: users, tokens and sessions of the console."""
+        return self.data_dir / "console"
 
     @property
     def instance_limit(self) -> tuple[str, int]:

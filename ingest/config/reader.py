@@ -39,8 +39,8 @@ def load_config(
     Args:
         path: A TOML file, or an Orthanc configuration (a JSON file or a folder of them). Relative paths in it
             start at its folder.
-        roles: The roles that will run with it ("listen", "persist", "forward", "retain", "monitor").
-            "listen" requires a listener.
+        roles: The roles that will run with it ("listen", "persist", "forward", "retain", "monitor",
+            "console"). "listen" requires a listener.
         environ: Environment variables to use instead of `os.environ`.
 
     Raises:

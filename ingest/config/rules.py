@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from ingest.config import retention_rules, route_rules
+from ingest.config import console_rules, retention_rules, route_rules
 from ingest.config.faults import Fault
 from ingest.config.model import TLS, Config, Destination
 from ingest.dicom.statuses import StatusPattern, means_stored_only
@@ -56,6 +56,8 @@ def check_rules(config: Config, names: SectionNames, roles: Collection[str]) -> 
     """Yield every fault that the rules find in a configuration whose types are valid."""
     yield from _check_listeners(config, names, roles)
     listening = {listener.tls for listener in config.listeners}
+    if config.console is not None:
+        listening.add(config.console.tls)
     for name, tls in config.tls.items():
         yield from _check_tls(f"tls.{name}", tls, name in listening)
     yield from _check_receive(config)
@@ -70,6 +72,8 @@ def check_rules(config: Config, names: SectionNames, roles: Collection[str]) -> 
     yield from _check_destinations(config, names)
     yield from route_rules.check_routes(config, names.destinations)
     yield from _check_audit(config, names)
+    if config.console is not None:
+        yield from console_rules.check_console(config.console, config.console_dir, names.tls)
     yield from _check_folders(config)
 
 

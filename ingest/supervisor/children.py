@@ -32,7 +32,7 @@ class ChildProcess:
 
     Attributes:
         pid: Process id.
-        role: "listen", "persist", "forward", "retain" or "monitor".
+        role: "listen", "persist", "forward", "retain", "monitor" or "console".
         generation: Number of the configuration generation that it runs with.
         started_at: Time of the fork, in seconds of the monotonic clock.
         row: Row of the scoreboard, for a listener.

@@ -22,11 +22,14 @@ from ingest.requestor.remotes import build_remotes
 from ingest.requestor.transport import Remote
 from ingest.tls.contexts import contexts
 
-ALL_ROLES: Final = frozenset({"listen", "persist", "forward", "retain", "monitor"})
+ALL_ROLES: Final = frozenset({"listen", "persist", "forward", "retain", "monitor", "console"})
 """Roles of a whole node. Only a whole node runs the embedded queue."""
 
 BACK_OFF_SECONDS: Final = (0.0, 0.1, 0.5, 1.0, 2.0, 5.0)
 """Pauses before a process that died is forked again: after its first death, its second, and so on."""
+
+CONSOLE_BACK_OFF_SECONDS: Final = (0.0, 1.0, 5.0, 15.0, 30.0)
+"""The same for the console. The node does its work without it, so its attempts cost less."""
 
 STABLE_SECONDS: Final = 10.0
 """A process that lived this long was stable, so its death starts the back-off anew."""
@@ -53,7 +56,8 @@ class WorkerSlot:
         self.pid = 0
         if lived_seconds >= STABLE_SECONDS:
             self.failures = 0
-        pause = BACK_OFF_SECONDS[min(self.failures, len(BACK_OFF_SECONDS) - 1)]
+        pauses = CONSOLE_BACK_OFF_SECONDS if self.role == "console" else BACK_OFF_SECONDS
+        pause = pauses[min(self.failures, len(pauses) - 1)]
         self.failures += 1
         self.fork_at = now + pause
         return pause
@@ -150,6 +154,7 @@ def plan_worker_slots(config: Config, roles: frozenset[str]) -> list[WorkerSlot]
         "forward": config.workers.forward if config.destinations else 0,
         "retain": int(config.retention.needs_remover),
         "monitor": int(config.needs_monitor),
+        "console": int(config.console is not None),
     }
     if roles != ALL_ROLES:
         counts = {role: max(count, 1) for role, count in counts.items()}

@@ -50,6 +50,8 @@ from ingest.process import disable_core_dumps
 from ingest.spool import store_capacity
 from ingest.supervisor.child import BOOT_EXIT
 from ingest.supervisor.children import GRACE_SECONDS, ChildProcess, Children
+from ingest.supervisor.console_watch import ROLE as CONSOLE
+from ingest.supervisor.console_watch import ConsoleWatch
 from ingest.supervisor.disk_reserve import DiskReserve
 from ingest.supervisor.embedded_queue import EmbeddedQueue
 from ingest.supervisor.generation import ALL_ROLES, Generation, WorkerSlot
@@ -62,8 +64,9 @@ WORKERS: Final = {
     "forward": "ingest.workers.forward.worker:main",
     "retain": "ingest.workers.retention.remover:main",
     "monitor": "ingest.workers.monitor.worker:main",
+    "console": "ingest.console.server:main",
 }
-"""Entry points by role, as text: imports run from `workers` to `ingest`, never back."""
+"""Entry points by role, as text: imports run from `workers` and the console to the supervisor, never back."""
 
 PROBE_SECONDS: Final = 10.0
 """Time for the probes of the node's file systems at the start."""
@@ -80,6 +83,9 @@ MEASURE_SECONDS: Final = 5.0
 
 BUSY_TICK_SECONDS: Final = 0.02
 """Pause between two turns during a start or a reload, when the supervisor waits for its listeners."""
+
+CONSOLE_WAITS_SECONDS: Final = 10.0
+"""Time that the console waits for the listeners at a start, so that its imports do not delay them."""
 
 UNREADABLE_AFTER: Final = 3
 """Deaths of the embedded queue in a row after which its files are probably unreadable."""
@@ -116,6 +122,9 @@ class Supervisor:
         self._roles = roles
         self._children = Children(self._run_child)
         self._generations = Generations(path, config, roles, self._children)
+        self._path = path
+        self._console = ConsoleWatch(config.run_dir)
+        self._started_at = time.monotonic()
         self._signals = SignalQueue()
         self._queue: EmbeddedQueue | None = None
         self._queue_slot = WorkerSlot("queue")
@@ -247,7 +256,7 @@ class Supervisor:
         if self._drain_until is not None:
             self._continue_drain(now, self._drain_until)
             return
-        self._children.fork_missing(self._generations.current, now)
+        self._children.fork_missing(self._generations.current, now, self._choose_roles_to_fork(now))
         self._generations.advance_reload(now)
         self._generations.end_expired_generations(now)
         for duty in (
@@ -255,6 +264,7 @@ class Supervisor:
             self._pause_receiving_while_disk_is_full,
             partial(self._restart_queue_if_dead, now),
             self._children.abort_stuck_listeners,
+            partial(self._watch_console, now),
             self._generations.report_expiry,
         ):
             try:
@@ -292,6 +302,17 @@ class Supervisor:
             self._measure_at = time.monotonic() + MEASURE_SECONDS
             self._meter.measure(running)
         self._metrics_file.write()
+
+    def _choose_roles_to_fork(self, now: float) -> frozenset[str]:
+        """Leave the console for last: it must not delay the start of the listeners."""
+        if self._is_ready or now - self._started_at > CONSOLE_WAITS_SECONDS:
+            return self._roles
+        return self._roles - {CONSOLE}
+
+    def _watch_console(self, now: float) -> None:
+        if CONSOLE in self._roles:
+            is_wanted = any(slot.role == CONSOLE for slot in self._generations.current.slots)
+            self._console.watch(self._children, now, is_wanted=is_wanted)
 
     def _stop_if_data_folder_is_replaced(self) -> None:
         """End the node at once if its data folder was moved, removed or replaced.
@@ -369,9 +390,13 @@ class Supervisor:
         main: Callable[..., int] = getattr(importlib.import_module(module), name)
         if role == "forward":
             return main(config, threading.Event(), remotes)
+        if role == CONSOLE:
+            return main(config, threading.Event(), self._path, self._console.link)
         return main(config, threading.Event())
 
     def _handle_child_end(self, child: ChildProcess, code: int) -> None:
+        if child.role == CONSOLE and not child.is_stopping:
+            self._console.forget_process(time.monotonic())
         slot = self._generations.find_slot(child.pid)
         coming = self._generations.coming
         if coming is not None and child.generation == coming.number and not child.is_stopping:
@@ -390,7 +415,8 @@ class Supervisor:
             log.info("child_ended", child=child.role, child_pid=child.pid, code=code)
             return
         # INVARIANT 8: only a wrong configuration stops the node
-        if code == BOOT_EXIT and not self._is_ready and self._drain_until is None:
+        is_needed = child.role != CONSOLE
+        if code == BOOT_EXIT and is_needed and not self._is_ready and self._drain_until is None:
             log.error("node_cannot_start", child=child.role)
             self._exit_code = BOOT_EXIT
             slot.pid = 0
@@ -414,6 +440,7 @@ class Supervisor:
             return
         self._set_state(STOPPING)
         self._drain_until = time.monotonic() + self._config.node.drain_seconds
+        self._console.link.set_draining()
         self._children.stop_role("listen")
         if "listen" not in self._roles:
             self._stop_workers()
@@ -424,14 +451,23 @@ class Supervisor:
             self._is_start_recorded = False
             record_application(self._config, started=False)
         for role in WORKERS:
-            self._children.stop_role(role)
+            if role != CONSOLE:
+                self._children.stop_role(role)
 
     def _continue_drain(self, now: float, until: float) -> None:
-        """Wait for the listeners, then stop the workers; kill every child that is left at the deadline."""
+        """Wait for the listeners, then stop the workers, and the console last.
+
+        The console says meanwhile that the node is not ready. Every child that is left at the deadline is
+        killed.
+        """
         is_listening = any(child.role == "listen" for child in self._children)
-        if not is_listening and not all(child.is_stopping for child in self._children):
+        others = [child for child in self._children if child.role != CONSOLE]
+        if not is_listening and not all(child.is_stopping for child in others):
             self._stop_workers()
             self._drain_until = max(until, now + GRACE_SECONDS) if until else until
+        if not others and not all(child.is_stopping for child in self._children):
+            self._children.stop_role(CONSOLE)
+            self._drain_until = now + GRACE_SECONDS if until else until
         if now > until + (GRACE_SECONDS if until else 0.0):
             self._children.kill_all()
 

@@ -43,7 +43,8 @@ def test_entry_points_of_workers_are_named_as_text_and_exist(entry: str) -> None
 def test_entry_points_take_what_the_supervisor_gives(role: str) -> None:
     module, _, name = supervisor.WORKERS[role].partition(":")
     taken = list(inspect.signature(getattr(importlib.import_module(module), name)).parameters)
-    assert taken == ["config", "stop", *(["remotes"] if role == "forward" else [])]
+    more = {"forward": ["remotes"], "console": ["path", "link"]}
+    assert taken == ["config", "stop", *more.get(role, [])]
 
 
 @pytest.mark.parametrize(

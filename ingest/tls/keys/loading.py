@@ -120,6 +120,22 @@ def read_pair(tls: TLS) -> tuple[KeyContainer, Path, Path] | None:
     return None
 
 
+def read_plain_pair(tls: TLS) -> bytes | None:
+    """Read our chain and key as PEM with the key decrypted; None if the section names none.
+
+    The result must stay in memory.
+
+    Raises:
+        ConfigError: They cannot be read, or do not belong together.
+    """
+    found = read_pair(tls)
+    if found is None:
+        return None
+    pair, certificate, key = found
+    pair = _reencode_pair(pair, certificate, key, tls.password_file)
+    return b"".join([*map(str.encode, pair.certificates), pair.keys[0]])
+
+
 def read_store(path: Path, password_file: Path | None) -> KeyContainer:
     """Read our key and chain from PKCS#12, without other certificates, which peers must not get.
 

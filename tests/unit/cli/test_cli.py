@@ -23,6 +23,8 @@ COMMANDS = (
         ["work", "forward"],
         ["work", "retain"],
         ["work", "monitor"],
+        ["work", "console"],
+        ["console"],
         ["retention"],
         ["check"],
         ["status"],
@@ -134,12 +136,13 @@ def test_version(run):
 @pytest.mark.parametrize(
     ("command", "roles"),
     [
-        (["serve"], {"listen", "persist", "forward", "retain", "monitor"}),
+        (["serve"], {"listen", "persist", "forward", "retain", "monitor", "console"}),
         (["listen"], {"listen"}),
         (["work", "persist"], {"persist"}),
         (["work", "forward"], {"forward"}),
         (["work", "retain"], {"retain"}),
         (["work", "monitor"], {"monitor"}),
+        (["work", "console"], {"console"}),
     ],
 )
 def test_roles_run_under_the_supervisor_and_give_its_exit_code(run, file, calls, command, roles):

@@ -1,0 +1,71 @@
+"""Rules of `[console]`: an address that other hosts reach needs users and TLS."""
+
+import json
+from collections.abc import Collection, Iterator
+from pathlib import Path
+from typing import Final
+from urllib.parse import urlsplit
+
+from ingest.config.faults import Fault
+from ingest.config.model import ConsoleSettings, is_loopback
+
+USERS: Final = "users.json"
+"""File of the console's users, in `Config.console_dir`."""
+
+_WILDCARDS: Final = frozenset({"0.0.0.0", "::"})  # noqa: S104 - compared, not bound
+
+
+def check_console(console: ConsoleSettings, folder: Path, tls_names: Collection[str]) -> Iterator[Fault]:
+    """Yield every fault of the section; `folder` is that of the console's users."""
+    yield from _check_public_url(console)
+    if console.tls and console.tls not in tls_names:
+        known = f"one of {', '.join(sorted(tls_names))}" if tls_names else "an empty text for plain http"
+        yield Fault("console.tls", f"there is no [tls.{console.tls}]", f"add that section, or write {known}")
+    if not console.is_public:
+        return
+    if not is_loopback(console.host) and not console.tls:
+        yield Fault(
+            "console.tls",
+            f"other hosts reach {console.host}, and passwords would travel in the clear",
+            'name a [tls.NAME] with certificate and key, or set host = "127.0.0.1"',
+        )
+    if not has_users(folder):
+        key = "console.public_url" if is_loopback(console.host) else "console.host"
+        yield Fault(
+            key,
+            "other hosts reach the console, and it has no users",
+            "add one with `ingest console user add NAME --role admin`, or let only this host reach it",
+        )
+
+
+def _check_public_url(console: ConsoleSettings) -> Iterator[Fault]:
+    key, remedy = (
+        "console.public_url",
+        "write the address that browsers use, such as https://node.example.org",
+    )
+    if console.public_url:
+        try:
+            parts = urlsplit(console.public_url)
+            is_sound = parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0
+        except ValueError:
+            is_sound = False
+            parts = urlsplit("")
+        if not is_sound or parts.path not in {"", "/"} or parts.query or parts.username:
+            yield Fault(key, "is not an address without a path", remedy)
+        elif parts.scheme == "http" and not is_loopback(parts.hostname or ""):
+            yield Fault(key, "is plain http, so passwords would travel in the clear", remedy)
+    elif console.host in _WILDCARDS:
+        yield Fault(key, f"is needed, because {console.host} is not the name of a host", remedy)
+
+
+def has_users(folder: Path) -> bool:
+    """Return whether the console has users. A file that cannot be read now counts as one with users.
+
+    The console itself refuses to serve without them. A disk that fails must not stop the node.
+    """
+    try:
+        return bool(json.loads((folder / USERS).read_bytes())["users"])
+    except FileNotFoundError:
+        return False
+    except (OSError, ValueError, KeyError, TypeError):
+        return True

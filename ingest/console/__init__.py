@@ -1,0 +1,1 @@
+"""The console: pages and API of a node, in a process of its own."""

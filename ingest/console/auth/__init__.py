@@ -1,0 +1,1 @@
+"""Users, tokens, sessions and what they may do."""

@@ -1,0 +1,65 @@
+"""Roles of people and programs, and the one table of what each role may do."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Final
+
+
+class Role(IntEnum):
+    """The role of a principal. A higher role may do everything that a lower one may do."""
+
+    NOBODY = 0
+    """No login: the login page, style sheets, and whether the node is ready."""
+    VIEWER = 1
+    """Sees pages and lists, but no files."""
+    OPERATOR = 2
+    """Also downloads files, retries, drops, pauses, resumes, and decides about the quarantine."""
+    ADMIN = 3
+    """Also sees the configuration and the audit trail, and reloads."""
+
+    @property
+    def word(self) -> str:
+        """The role as files, commands and pages name it."""
+        return self.name.lower()
+
+
+ROLES_BY_WORD: Final[Mapping[str, Role]] = {role.word: role for role in Role if role is not Role.NOBODY}
+
+
+@dataclass(frozen=True, slots=True)
+class Principal:
+    """The person or program of a request.
+
+    Attributes:
+        name: Name for the log and the audit trail: a user, `token:NAME`, or empty for nobody.
+        role: The role.
+        session: Key of the session; empty for a token.
+        csrf_token: What an unsafe request of the session must carry; empty for a token.
+    """
+
+    name: str = ""
+    role: Role = Role.NOBODY
+    session: str = ""
+    csrf_token: str = ""
+
+
+NOBODY: Final = Principal()
+
+ROUTE_ROLES: Final[Mapping[str, Role]] = {
+    # --- without login
+    "GET /live": Role.NOBODY,
+    "GET /ready": Role.NOBODY,
+    "GET /static/{name:path}": Role.NOBODY,
+    "GET /login": Role.NOBODY,
+    "POST /login": Role.NOBODY,
+    # --- the own session
+    "POST /logout": Role.VIEWER,
+    "POST /logout-everywhere": Role.VIEWER,
+    # --- pages
+    "GET /": Role.VIEWER,
+    # --- API
+    "GET /api/v1/status": Role.VIEWER,
+    "GET /api/v1/events": Role.VIEWER,
+}
+"""The lowest role for each route, as "METHOD path". A route that is not listed cannot be added."""

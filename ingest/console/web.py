@@ -1,0 +1,188 @@
+"""What every handler uses: the console's context, endpoints, and work in threads with a deadline."""
+
+import asyncio
+import functools
+from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, ParamSpec, TypeVar
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.templating import Jinja2Templates
+
+from ingest.config.model import Config, ConsoleSettings
+from ingest.console.auth.roles import Principal
+from ingest.console.auth.sessions import Sessions
+from ingest.console.auth.tokens import TokenFile
+from ingest.console.auth.users import UserFile
+from ingest.console.problems import ProblemError
+from ingest.errors import ConfigError, IngestError, LedgerError, UnknownDestinationError
+from ingest.supervisor.console_watch import ConsoleLink
+
+if TYPE_CHECKING:
+    from ingest.console.events import EventHub
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+THREADS: Final = 8
+"""Requests that use the ledger or files at a time."""
+
+WAITING_MAX: Final = 128
+"""Requests that wait for a thread. Further ones are refused at once."""
+
+DEADLINE_SECONDS: Final = 20.0
+"""How long a request waits for a thread and its answer."""
+
+
+class WorkPool:
+    """Threads for blocking work: SQL, files, sockets.
+
+    A call that exceeds its deadline is given up. Its thread goes on until the call returns, and is not used
+    meanwhile; each statement and each connection has a deadline of its own.
+    """
+
+    def __init__(self) -> None:
+        """Prepare the threads; they start with the first work."""
+        self._executor = ThreadPoolExecutor(THREADS, thread_name_prefix="console")
+        self._outstanding = 0
+        self._last_end = 0.0
+
+    async def run(self, seconds: float, function: Callable[[], T]) -> T:
+        """Run a function in a thread.
+
+        Raises:
+            ProblemError: There is no answer within `seconds`, or too many requests wait.
+        """
+        loop = asyncio.get_running_loop()
+        if self._outstanding >= THREADS + WAITING_MAX:
+            raise ProblemError(503, "too many requests wait", "try again in a moment", {"Retry-After": "5"})
+        if not self._outstanding:
+            self._last_end = loop.time()
+        self._outstanding += 1
+        future = loop.run_in_executor(self._executor, function)
+        future.add_done_callback(self._note_end)
+        try:
+            # A cancelled future would be forgotten while its thread still runs: shield it.
+            return await asyncio.wait_for(asyncio.shield(future), seconds)
+        except TimeoutError:
+            future.add_done_callback(_forget_result)
+            raise ProblemError(
+                503,
+                f"there is no answer within {seconds:.0f} s",
+                "ask for less at a time, or see whether disk and database are busy",
+                {"Retry-After": "10"},
+            ) from None
+        except asyncio.CancelledError:
+            future.add_done_callback(_forget_result)
+            raise
+
+    def _note_end(self, _future: "asyncio.Future[T]") -> None:
+        self._outstanding -= 1
+        self._last_end = asyncio.get_running_loop().time()
+
+    def is_stuck(self, seconds: float) -> bool:
+        """Return whether all threads are busy and no work has ended for this long."""
+        now = asyncio.get_running_loop().time()
+        return self._outstanding >= THREADS and now - self._last_end > seconds
+
+    def close(self) -> None:
+        """Forget work that has not begun. Threads that hang end with the process."""
+        self._executor.shutdown(wait=False, cancel_futures=True)
+
+
+def _forget_result(future: "asyncio.Future[T]") -> None:
+    if not future.cancelled():
+        future.exception()
+
+
+@dataclass(slots=True)
+class Console:
+    """Everything that handlers use.
+
+    Attributes:
+        config: The configuration that this process was started with.
+        path: File of the configuration.
+        settings: `[console]`.
+        users: Local users.
+        tokens: API tokens.
+        sessions: Sessions of people.
+        work: Threads for blocking work.
+        pages: Templates.
+        events: What browsers see live.
+        link: What supervisor and console tell each other.
+    """
+
+    config: Config
+    path: Path
+    settings: ConsoleSettings
+    users: UserFile
+    tokens: TokenFile
+    sessions: Sessions
+    work: WorkPool
+    pages: Jinja2Templates
+    events: "EventHub"
+    link: ConsoleLink
+
+
+Handler = Callable[[Request], Awaitable[Response]]
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """A route with its handler. `ROUTE_ROLES` says which role may use it.
+
+    Attributes:
+        method: GET or POST.
+        path: Path with Starlette's parameters.
+        handler: The handler.
+        max_bytes: Largest body of a request.
+        seconds: Time in which the body of a request must arrive.
+    """
+
+    method: str
+    path: str
+    handler: Handler
+    max_bytes: int = 64 * 1024
+    seconds: float = 15.0
+
+
+def get_console(request: Request) -> Console:
+    """Return the context of the console."""
+    console: Console = request.app.state.console
+    return console
+
+
+def get_principal(request: Request) -> Principal:
+    """Return the person or program of a request."""
+    principal: Principal = request.state.principal
+    return principal
+
+
+async def run_blocking(request: Request, function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
+    """Run a function of ours in a thread, within `DEADLINE_SECONDS`.
+
+    Raises:
+        ProblemError: The function raised an error that a person can act on, or took too long.
+    """
+    return await run_for(request, DEADLINE_SECONDS, functools.partial(function, *args, **kwargs))
+
+
+async def run_for(request: Request, seconds: float, function: Callable[[], T]) -> T:
+    """Run a function of ours in a thread, within `seconds`.
+
+    Raises:
+        ProblemError: As `run_blocking`.
+    """
+    try:
+        return await get_console(request).work.run(seconds, function)
+    except UnknownDestinationError as error:
+        raise ProblemError(404, str(error)) from error
+    except ConfigError as error:
+        raise ProblemError(422, "; ".join(error.faults), "correct the configuration") from error
+    except LedgerError as error:
+        raise ProblemError(503, str(error), "see `ingest check`", {"Retry-After": "10"}) from error
+    except IngestError as error:
+        raise ProblemError(409, str(error)) from error
