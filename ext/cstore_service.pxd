@@ -23,7 +23,8 @@ cdef class CStoreService:
     cdef public object on_unpublished
     cdef public bint full
     cdef uint64_t[::1] counters
-    cdef uint64_t[::1] metrics          # None: nothing is measured
+    cdef uint64_t[::1] metrics
+    cdef uint64_t *measured         # the first word of `metrics`; NULL: nothing is measured
     cdef size_t receive_times       # histograms on `metrics`
     cdef size_t commit_times
     cdef int instances

@@ -102,6 +102,7 @@ cdef class CStoreService:
             raise ValueError("the counters have no such word")
         if metrics is not None:
             self.metrics = metrics
+            self.measured = &self.metrics[0]
             if max(receive_times, commit_times) + HISTOGRAM_SIZE > <size_t> self.metrics.shape[0]:
                 raise ValueError("the metrics have no such word")
         self.receive_times, self.commit_times = receive_times, commit_times
@@ -174,7 +175,7 @@ cdef class CStoreOperations(FastPath):
         contexts, size_t limit, size_t calling_instances=0, size_t calling_bytes=0
     ):
         cdef StoreContext context
-        if service.metrics is not None and (
+        if service.measured != NULL and (
             max(calling_instances, calling_bytes) >= <size_t> service.metrics.shape[0]
         ):
             raise ValueError("the metrics have no such word")
@@ -334,9 +335,9 @@ cdef class CStoreOperations(FastPath):
     cdef void observe_time(self, CStoreOperation operation, size_t times) noexcept:
         """Count the time since the last step of an operation, and begin the next step."""
         cdef int64_t now
-        if self.service.metrics is not None:
+        if self.service.measured != NULL:
             now = read_clock_ns()
-            observe_duration(&self.service.metrics[times], <uint64_t> (now - operation.began), 1)
+            observe_duration(&self.service.measured[times], <uint64_t> (now - operation.began), 1)
             operation.began = now
 
     # --- the end of an operation
@@ -352,10 +353,10 @@ cdef class CStoreOperations(FastPath):
             return 0
         service.counters[service.instances] += 1
         service.counters[service.volume] += operation.size
-        if service.metrics is not None:
+        if service.measured != NULL:
             self.observe_time(operation, service.commit_times)
-            add_to_word(&service.metrics[self.calling_instances], 1)
-            add_to_word(&service.metrics[self.calling_bytes], operation.size)
+            add_to_word(&service.measured[self.calling_instances], 1)
+            add_to_word(&service.measured[self.calling_bytes], operation.size)
         self.stored += 1
         try:
             if self.answering:

@@ -20,6 +20,8 @@ from ingest.ext.cstore_service import CStoreService
 from ingest.ext.encode import encode_p_data
 from ingest.ext.errors import PeerError
 from ingest.ext.events import Command, ControlPDU
+from ingest.metrics.board import MetricsBoard
+from ingest.metrics.families import COMMIT_SECONDS, RECEIVE_SECONDS
 from ingest.queue.publisher import Publisher
 from ingest.spool import spool as spools
 from ingest.spool.spool import Spool
@@ -199,8 +201,18 @@ def site(
         if not working:
             patch.setattr(spools, "COMMIT_THREADS", 0)
         spool = Spool.claim(settings.spool_dir, durable=durable, segments=small > 0)
+    metrics = MetricsBoard.create()
     cstore_service = CStoreService(
-        spool.committer, spool.slot.name, board.counters(ROW), INSTANCES, BYTES, durable=durable, small=small
+        spool.committer,
+        spool.slot.name,
+        board.counters(ROW),
+        INSTANCES,
+        BYTES,
+        durable=durable,
+        small=small,
+        metrics=metrics.words,
+        receive_times=metrics.find_word(RECEIVE_SECONDS),
+        commit_times=metrics.find_word(COMMIT_SECONDS),
     )
     try:
         yield Site(
