@@ -1,16 +1,25 @@
 """Commands about the quarantine: list, release, retry, drop."""
 
 import importlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import click
 
 from ingest.cli import _options as options
-from ingest.cli._base import CommandGroup, config_option, exit_with, load_config
-from ingest.cli._tables import ListLayout, format_count, format_local_time, print_list
+from ingest.cli._base import FAILED, CommandGroup, config_option, exit_with, load_config
+from ingest.cli._tables import (
+    ListLayout,
+    format_count,
+    format_local_time,
+    print_line,
+    print_list,
+    print_note,
+)
 
 if TYPE_CHECKING:
+    from ingest.config.model import Config
     from ingest.ledger import Instance
 
 COMMANDS: Final = "ingest.workers.quarantine.command"
@@ -60,7 +69,7 @@ def release(path: Path, ids: tuple[int, ...]) -> None:
     The instance that is stored under the same SOP Instance UID goes into quarantine instead. The released one
     is routed and delivered like a new instance. Exits with 1 if an id is unknown or cannot be released.
     """
-    exit_with(importlib.import_module(COMMANDS).release_instances(load_config(path), ids))
+    _apply("release_instances", load_config(path), ids)
 
 
 @quarantine.command()
@@ -79,7 +88,7 @@ def retry(path: Path, ids: tuple[int, ...], everything: bool) -> None:
     """
     if bool(ids) == everything:
         raise click.UsageError("say which: ID…, or --all")
-    exit_with(importlib.import_module(COMMANDS).retry_instances(load_config(path), ids))
+    _apply("retry_instances", load_config(path), ids)
 
 
 @quarantine.command()
@@ -98,7 +107,30 @@ def drop(path: Path, ids: tuple[int, ...], yes: bool) -> None:
     if count:
         files = format_count(count, "quarantined file")
         click.confirm(f"Remove {files} for good?", abort=True)
-    exit_with(importlib.import_module(COMMANDS).drop_instances(config, ids))
+    _apply("drop_instances", config, ids)
+
+
+def _apply(function: str, config: "Config", ids: Sequence[int]) -> None:
+    """Apply a decision, print each result as soon as it is known, and exit with 1 if one failed."""
+    applied = getattr(importlib.import_module(COMMANDS), function)(config, ids, _print_result)
+    if applied.queue_error:
+        print_note(
+            f"the queue is away ({applied.queue_error}); workers find them by themselves within seconds"
+        )
+    exit_with(FAILED if applied.failures else 0)
+
+
+def _print_result(result: Any) -> None:
+    to = ", ".join(result.destinations) or "no destination"
+    match result.outcome:
+        case "failed":
+            print_note(result.error)
+        case "removed":
+            print_line(f"{result.id}: stored already; gone")
+        case "dropped":
+            print_line(f"{result.id}: dropped")
+        case _:
+            print_line(f"{result.id}: {result.outcome}; to {to}")
 
 
 def make_quarantine_layout(folder: Path) -> "ListLayout[Instance]":

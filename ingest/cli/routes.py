@@ -1,16 +1,17 @@
 """`ingest routes test`: evaluate the routes for files."""
 
-import importlib
+import json
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING
 
 import click
 
 from ingest.cli import _options as options
-from ingest.cli._base import CommandGroup, config_option, exit_with, load_config
+from ingest.cli._base import FAILED, CommandGroup, config_option, exit_with, load_config
 
-ROUTE_TEST: Final = "ingest.workers.route_test"
-"""Named as text: the command line does not import workers."""
+if TYPE_CHECKING:
+    from ingest.operations.routes import RouteExplanation
 
 
 @click.group(cls=CommandGroup)
@@ -42,6 +43,37 @@ def test(
     Prints the values that the conditions compare, and destinations that are left out because the file came
     from them. Nothing is stored or sent. Exits with 1 if a file cannot be read.
     """
-    route_test = importlib.import_module(ROUTE_TEST)
-    explained = route_test.explain_routes(load_config(path), files, calling, called, source)
-    exit_with(route_test.print_explanations(explained, as_json=as_json))
+    from ingest.operations.routes import explain_routes
+
+    explained = explain_routes(load_config(path), files, calling, called, source)
+    _print_explanations(explained, as_json=as_json)
+    exit_with(FAILED if any(each.routing is None for each in explained) else 0)
+
+
+def _print_explanations(explained: "list[RouteExplanation]", *, as_json: bool) -> None:
+    from rich.console import Console
+
+    console = Console(highlight=False, soft_wrap=True)
+    if as_json:
+        console.print_json(json.dumps([each.to_json() for each in explained]))
+        return
+    for each in explained:
+        console.print("\n".join(_format_lines(each)))
+
+
+def _format_lines(explanation: "RouteExplanation") -> Iterator[str]:
+    from rich.markup import escape
+
+    path, routing = escape(str(explanation.path)), explanation.routing
+    if routing is None:
+        yield f"[red]{path}[/red]: {escape(explanation.error)}"
+        return
+    to = ", ".join(routing.destinations) or "nowhere"
+    yield f"[bold]{path}[/bold] → {escape(to)}"
+    for result in routing.results:
+        yield f"  {'[green]took[/green]  ' if result.is_match else 'passed'} {escape(result.route)}"
+        for condition, values, holds in result.conditions:
+            found = ", ".join(values) or "nothing"
+            yield f"         {escape(condition.key)}: {escape(found)} {'holds' if holds else 'does not hold'}"
+    for remark in routing.exclusions:
+        yield f"  [yellow]{escape(remark)}[/yellow]: it came from there; return = true in the route sends it"

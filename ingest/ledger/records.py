@@ -3,10 +3,6 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum, StrEnum
-from typing import Final
-
-SPOOL_DAMAGE: Final = "damaged in the spool"
-"""First words of `Instance.note` of a record with wrong bytes; a colon and the explanation follow."""
 
 
 class InstanceState(StrEnum):
@@ -70,6 +66,8 @@ class InstanceColumns:
         times: How often the same instance came; only quarantined instances count.
         content_digest: Digest of the content, for a quarantined instance; otherwise empty.
         certificate: SHA-256 fingerprint of the certificate that the sender presented; empty without one.
+        is_damaged_in_spool: Whether the quarantined file is not what was received, though it may well be a
+            readable DICOM file.
     """
 
     state: InstanceState
@@ -94,6 +92,7 @@ class InstanceColumns:
     times: int = 1
     content_digest: str = ""
     certificate: str = ""
+    is_damaged_in_spool: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,11 +113,6 @@ class Instance(InstanceColumns):
     """A row of `instances`."""
 
     id: int
-
-    @property
-    def is_damaged_in_spool(self) -> bool:
-        """Whether the file is not what was received, though it may well be a readable DICOM file."""
-        return self.note.startswith(SPOOL_DAMAGE)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

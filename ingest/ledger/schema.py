@@ -13,10 +13,11 @@ from sqlalchemy import (
     Table,
     Text,
     UniqueConstraint,
+    false,
     text,
 )
 
-SCHEMA_VERSION: Final = "0017"
+SCHEMA_VERSION: Final = "0018"
 """The migration in `ingest/ledger/migrations` that creates the tables below."""
 
 # SQLite assigns row ids only to a primary key that is declared INTEGER.
@@ -62,6 +63,8 @@ instances = Table(
     Column("content_digest", Text, nullable=False, server_default=""),
     # SHA-256 fingerprint of the certificate that the sender presented; empty without one.
     Column("certificate", Text, nullable=False, server_default=""),
+    # The bytes in quarantine are not the bytes that were received.
+    Column("is_damaged_in_spool", Boolean, nullable=False, server_default=false()),
     # INVARIANT 14: the same reference is the same instance.
     UniqueConstraint("spool_ref", name="instances_spool_ref"),
     Index("instances_sop_instance_uid", "sop_instance_uid"),

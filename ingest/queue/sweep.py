@@ -131,20 +131,8 @@ def release_persisted(root: Path, spool: str, client: redis.Redis, references: "
     return released
 
 
-def sweep_command(config: Config) -> int:
-    """Run `ingest sweep`: sweep once and print the result; return the exit code."""
-    from rich.console import Console  # noqa: PLC0415 - only commands need it
-
-    result = sweep_spool(config)
-    Console(highlight=False, soft_wrap=True).print(
-        f"{result.waiting} waiting in the spool, {result.published} of them put back on the queue; "
-        f"{result.released} already kept and removed; {result.partials_removed} partial files removed"
-    )
-    return 0
-
-
 def sweep_spool(config: Config) -> SweepResult:
-    """Sweep the whole spool once, for `ingest sweep`.
+    """Sweep the whole spool once.
 
     The sweep of a listener works without the ledger. This one also removes the entries that the ledger has.
 

@@ -15,7 +15,6 @@ import structlog
 from ingest.dicom.file_header import InstanceHeader
 from ingest.errors import EntryGoneError, PathEscapesError, SpoolError
 from ingest.filesystem.beneath import open_beneath
-from ingest.ledger.records import SPOOL_DAMAGE
 from ingest.queue.client import remove_foreign_keys
 from ingest.queue.consumer import StreamEntry
 from ingest.queue.keys import data_key
@@ -142,7 +141,7 @@ class OpenSegments:
         if why is None:
             raise SpoolError(f"{reference.location.name} is incomplete; its listener may still be writing it")
         log.error("record_damaged", record=reference.location.name, why=why, remedy="see `ingest quarantine`")
-        return f"{SPOOL_DAMAGE}: {why}"
+        return f"damaged in the spool: {why}"
 
     def mark_done(self, reference: Reference) -> None:
         """Mark a record as done, so that its segment can be reused.

@@ -511,6 +511,7 @@ class BatchStorage:
                 refused_status=refused_status,
                 content_digest=content_digest,
                 certificate=header.fingerprint,
+                is_damaged_in_spool=is_quarantined and bool(entry.damage),
             )
         )
 

@@ -1,72 +1,131 @@
-"""`ingest quarantine release`, `retry` and `drop`: apply decisions, and print what was done."""
+"""Apply a decision to several instances in quarantine: `ingest quarantine release`, `retry` and `drop`.
+
+The functions return what became of each instance. They print nothing.
+"""
 
 import contextlib
 from collections.abc import Callable, Sequence
-from typing import Final
-
-import redis
-from rich.console import Console
+from dataclasses import dataclass
+from typing import Final, Literal
 
 from ingest.alarms import QUARANTINE_FULL, clear_alarm
 from ingest.config.model import Config
 from ingest.errors import NotQuarantinedError
 from ingest.ledger import Ledger
-from ingest.queue.client import connect
-from ingest.queue.wakeups import send_wake_up
+from ingest.operations.deliveries import notify_workers
 from ingest.workers.quarantine.decisions import QuarantineDecisions, open_quarantine
 
 RETRIED_MAX: Final = 100_000
 """Instances that one `ingest quarantine retry --all` stores again."""
 
 
-def release_instances(config: Config, ids: Sequence[int]) -> int:
-    """Release instances from quarantine, and wake their destinations. Returns the exit code."""
-    to_wake: set[str] = set()
+@dataclass(frozen=True, slots=True)
+class DecisionResult:
+    """What became of one instance.
 
-    def release(decisions: QuarantineDecisions, number: int) -> None:
-        destinations = decisions.release(number)
-        to_wake.update(destinations)
-        _print_line(f"{number}: released; to {', '.join(destinations) or 'no destination'}")
+    Attributes:
+        id: Id of its row.
+        outcome: "released" or "stored" with new deliveries; "removed" by a retry, because the same object is
+            stored already; "dropped"; "failed".
+        destinations: Names of the destinations that get it.
+        error: Why the decision failed, for a person to read; otherwise empty.
+    """
 
-    code = _apply_to_each(config, lambda _: ids, release)
-    _wake_destinations(config, to_wake)
-    return code
+    id: int
+    outcome: Literal["released", "stored", "removed", "dropped", "failed"]
+    destinations: tuple[str, ...] = ()
+    error: str = ""
+
+    def to_json(self) -> dict[str, object]:
+        """Return the result for JSON."""
+        return {
+            "id": self.id,
+            "outcome": self.outcome,
+            "destinations": list(self.destinations),
+            "error": self.error,
+        }
 
 
-def retry_instances(config: Config, ids: Sequence[int]) -> int:
-    """Store acknowledged instances again, and wake their destinations. Returns the exit code.
+@dataclass(frozen=True, slots=True)
+class DecisionResults:
+    """The results of one decision for several instances.
+
+    Attributes:
+        results: One for each instance, in their order.
+        queue_error: Why no forward worker could be notified; empty if all were. Workers find new deliveries
+            by themselves within seconds.
+    """
+
+    results: tuple[DecisionResult, ...]
+    queue_error: str = ""
+
+    @property
+    def failures(self) -> tuple[DecisionResult, ...]:
+        """The instances for which the decision failed."""
+        return tuple(each for each in self.results if each.outcome == "failed")
+
+
+def ignore_result(_result: DecisionResult) -> None:
+    """Do nothing: the default of `progress` below."""
+
+
+def release_instances(
+    config: Config, ids: Sequence[int], progress: Callable[[DecisionResult], None] = ignore_result
+) -> DecisionResults:
+    """Release instances from quarantine, and wake their destinations.
+
+    Args:
+        config: The configuration.
+        ids: Ids of their rows.
+        progress: Called with each result as soon as it is known.
+    """
+
+    def release(decisions: QuarantineDecisions, number: int) -> DecisionResult:
+        return DecisionResult(number, "released", tuple(decisions.release(number)))
+
+    return _apply_to_each(config, lambda _: ids, release, progress)
+
+
+def retry_instances(
+    config: Config, ids: Sequence[int], progress: Callable[[DecisionResult], None] = ignore_result
+) -> DecisionResults:
+    """Store acknowledged instances again, and wake their destinations.
 
     Args:
         config: The configuration.
         ids: Ids of their rows; all acknowledged instances in quarantine if there are none.
+        progress: Called with each result as soon as it is known.
     """
-    to_wake: set[str] = set()
 
-    def retry(decisions: QuarantineDecisions, number: int) -> None:
+    def retry(decisions: QuarantineDecisions, number: int) -> DecisionResult:
         destinations = decisions.retry(number)
-        to_wake.update(destinations or ())
         if destinations is None:
-            _print_line(f"{number}: stored already; gone")
-        else:
-            _print_line(f"{number}: stored; to {', '.join(destinations) or 'no destination'}")
+            return DecisionResult(number, "removed")
+        return DecisionResult(number, "stored", tuple(destinations))
 
-    code = _apply_to_each(
-        config, lambda ledger: ids or ledger.quarantine.list_acknowledged_ids(RETRIED_MAX), retry
+    return _apply_to_each(
+        config, lambda ledger: ids or ledger.quarantine.list_acknowledged_ids(RETRIED_MAX), retry, progress
     )
-    _wake_destinations(config, to_wake)
-    return code
 
 
-def drop_instances(config: Config, ids: Sequence[int]) -> int:
-    """Remove instances from quarantine for good. Returns the exit code."""
+def drop_instances(
+    config: Config, ids: Sequence[int], progress: Callable[[DecisionResult], None] = ignore_result
+) -> DecisionResults:
+    """Remove instances from quarantine for good.
 
-    def drop(decisions: QuarantineDecisions, number: int) -> None:
+    Args:
+        config: The configuration.
+        ids: Ids of their rows.
+        progress: Called with each result as soon as it is known.
+    """
+
+    def drop(decisions: QuarantineDecisions, number: int) -> DecisionResult:
         decisions.drop(number)
-        _print_line(f"{number}: dropped")
+        return DecisionResult(number, "dropped")
 
-    code = _apply_to_each(config, lambda _: ids, drop)
+    results = _apply_to_each(config, lambda _: ids, drop, progress)
     _clear_alarm_if_below_limit(config)
-    return code
+    return results
 
 
 def _clear_alarm_if_below_limit(config: Config) -> None:
@@ -77,46 +136,32 @@ def _clear_alarm_if_below_limit(config: Config) -> None:
             clear_alarm(config.run_dir, QUARANTINE_FULL)
 
 
-def _wake_destinations(config: Config, destinations: set[str]) -> None:
-    client = connect(config, timeout=2.0)
-    try:
-        for destination in sorted(destinations):
-            send_wake_up(client, destination)
-    except redis.RedisError as error:
-        # INVARIANT 2: Redis is a hint. The ledger has the deliveries.
-        _print_error(f"the queue is away ({error}); workers find them by themselves within seconds")
-    finally:
-        client.close()
-
-
 def _apply_to_each(
     config: Config,
     find_ids: Callable[[Ledger], Sequence[int]],
-    decide: Callable[[QuarantineDecisions, int], None],
-) -> int:
-    """Apply a decision to each instance. A failure is printed, and does not stop the others."""
-    code = 0
-    ledger = Ledger(config.ledger_url)
-    try:
+    decide: Callable[[QuarantineDecisions, int], DecisionResult],
+    progress: Callable[[DecisionResult], None],
+) -> DecisionResults:
+    """Apply a decision to each instance. A failure does not stop the others."""
+    results: list[DecisionResult] = []
+    with contextlib.closing(Ledger(config.ledger_url)) as ledger:
         ledger.require_schema()
         with open_quarantine(config, ledger) as decisions:
             for number in dict.fromkeys(find_ids(ledger)):
-                try:
-                    decide(decisions, number)
-                except NotQuarantinedError as error:
-                    _print_error(str(error))
-                    code = 1
-                except OSError as error:
-                    _print_error(f"{number}: its file cannot be read or kept now: {error}; try again later")
-                    code = 1
-    finally:
-        ledger.close()
-    return code
+                results.append(_decide(decisions, number, decide))
+                progress(results[-1])
+    # INVARIANT 2: Redis is a hint. The ledger has the deliveries.
+    destinations = {name for each in results for name in each.destinations}
+    return DecisionResults(tuple(results), notify_workers(config, sorted(destinations)))
 
 
-def _print_line(text: str) -> None:
-    Console(highlight=False, soft_wrap=True).print(text, markup=False)
-
-
-def _print_error(text: str) -> None:
-    Console(stderr=True, highlight=False, soft_wrap=True).print(text, markup=False)
+def _decide(
+    decisions: QuarantineDecisions, number: int, decide: Callable[[QuarantineDecisions, int], DecisionResult]
+) -> DecisionResult:
+    try:
+        return decide(decisions, number)
+    except NotQuarantinedError as error:
+        return DecisionResult(number, "failed", error=str(error))
+    except OSError as error:
+        text = f"{number}: its file cannot be read or kept now: {error}; try again later"
+        return DecisionResult(number, "failed", error=text)

@@ -11,6 +11,7 @@ from click.testing import CliRunner
 
 from ingest.cli import main
 from ingest.errors import BootError, ConfigError, IngestError
+from ingest.queue.sweep import SweepResult
 from ingest.tls.keys import pairs
 
 COMMANDS = (
@@ -219,10 +220,18 @@ def test_status_passes_its_options_on(run, file, calls, arguments, watch):
     assert made[0][1] == {"as_json": False, "watch_seconds": watch}
 
 
-def test_sweep_and_demo_give_their_exit_codes(run, file, calls):
-    calls("ingest.queue.sweep.sweep_command", 0)
+def test_sweep_prints_its_counts(run, file, calls):
+    calls("ingest.queue.sweep.sweep_spool", SweepResult(4, 3, 2, 1))
+    result = run("sweep", "-c", file)
+    assert result.exit_code == 0
+    assert result.output == (
+        "4 waiting in the spool, 3 of them put back on the queue; "
+        "1 already kept and removed; 2 partial files removed\n"
+    )
+
+
+def test_demo_gives_its_exit_code(run, calls):
     calls("ingest.cli._demo_run.run_demo", 1)
-    assert run("sweep", "-c", file).exit_code == 0
     assert run("demo").exit_code == 1
 
 

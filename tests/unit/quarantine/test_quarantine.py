@@ -11,7 +11,7 @@ import pytest
 from ingest.ledger import DeliveryState, Instance, InstanceState
 from ingest.ledger.instances import Instances
 from ingest.ledger.quarantine import Quarantine
-from ingest.workers.quarantine.command import drop_instances, release_instances
+from ingest.workers.quarantine.command import DecisionResult, drop_instances, release_instances
 from ingest.workers.store.filesystem import FileStore
 from tests.support.instances import IMPLICIT, Made
 from tests.support.persisting import Site
@@ -78,7 +78,7 @@ def test_conflict_waits_for_a_person_who_releases_it(either_site: Site, second: 
     site = either_site
     first, other = conflict(site, second)
     assert delivery_of(site, other) == {}
-    assert release_instances(site.config, [other]) == 0
+    assert not release_instances(site.config, [other]).failures
     assert_released(site, first, other, second)
     row = by_id(site)[other]
     assert row.routed == "routes[0]"
@@ -90,7 +90,7 @@ def test_what_gave_way_can_be_taken_back(site: Site) -> None:
     first, other = conflict(site)
     release_instances(site.config, [other])
     [again] = [row.id for row in site.instances() if row.state is QUARANTINED]
-    assert release_instances(site.config, [again]) == 0
+    assert not release_instances(site.config, [again]).failures
     assert (site.config.store_root / KEY).read_bytes() == FIRST.file
     assert [row.state for row in site.instances()][:3] == [REPLACED, REPLACED, STORED]
     assert list(kept_files(site).values()) == [SECOND.file]
@@ -115,7 +115,7 @@ def test_where_nothing_is_stored_any_more_it_is_just_stored(site: Site) -> None:
     with site.ledger() as ledger, ledger.database.begin_write() as connection:
         connection.exec_driver_sql(f"UPDATE instances SET state = 'removed' WHERE id = {first}")
     (site.config.store_root / KEY).unlink()
-    assert release_instances(site.config, [other]) == 0
+    assert not release_instances(site.config, [other]).failures
     assert by_id(site)[other].state is STORED
     assert (site.config.store_root / KEY).read_bytes() == SECOND.file
     assert site.quarantined() == []
@@ -128,7 +128,7 @@ def test_file_that_no_row_speaks_of_is_not_lost_by_a_release(site: Site) -> None
         connection.exec_driver_sql(f"UPDATE instances SET state = 'removed' WHERE id = {first}")
     (site.config.store_root / KEY).unlink()
     (site.config.store_root / KEY).write_bytes(Made(pixels=b"third").file)
-    assert release_instances(site.config, [other]) == 0
+    assert not release_instances(site.config, [other]).failures
     [kept] = [row for row in site.instances() if row.state is QUARANTINED]
     assert kept_files(site) == {kept.store_key: Made(pixels=b"third").file}
     assert (site.config.store_root / KEY).read_bytes() == SECOND.file
@@ -137,7 +137,7 @@ def test_file_that_no_row_speaks_of_is_not_lost_by_a_release(site: Site) -> None
 def test_store_on_another_file_system_gets_a_copy(make_persist_site: Sites, second_file_system: Path) -> None:
     site = make_persist_site(store={"root": second_file_system / "store"})
     first, other = conflict(site)
-    assert release_instances(site.config, [other]) == 0
+    assert not release_instances(site.config, [other]).failures
     assert_released(site, first, other)
 
 
@@ -177,7 +177,7 @@ def test_release_that_died_hides_nothing_and_is_finished_by_the_next(
     assert {(root / key).read_bytes() for root, key in shown} == {FIRST.file, second.file}
     # Where all was done already, there is nothing left to do, and it says so.
     done = by_id(site)[other].state is STORED and len(site.quarantined()) == 1
-    assert release_instances(site.config, [other]) == int(done)
+    assert len(release_instances(site.config, [other]).failures) == int(done)
     assert_released(site, first, other, second)
 
 
@@ -228,7 +228,7 @@ def test_worker_that_stores_the_uid_meanwhile_loses_nothing(
 
     waiting: list[threading.Thread] = []
     once(monkeypatch, owner, step, come)
-    assert release_instances(site.config, [other]) == 0
+    assert not release_instances(site.config, [other]).failures
     for worker in waiting:
         worker.join(20)
     rows = site.instances()
@@ -255,8 +255,8 @@ def test_two_persons_release_two_objects_of_one_uid_at_once(either_site: Site) -
     ids = [row.id for row in site.instances() if row.state is QUARANTINED]
     with ThreadPoolExecutor(len(ids)) as pool:
         futures = [pool.submit(release_instances, site.config, [one]) for one in ids]
-        codes = [future.result() for future in futures]
-    assert codes == [0] * len(ids)
+        failures = [future.result().failures for future in futures]
+    assert failures == [()] * len(ids)
     rows = site.instances()
     [stored] = [row for row in rows if row.state is STORED]
     assert stored.id in ids
@@ -271,17 +271,19 @@ def test_two_persons_release_two_objects_of_one_uid_at_once(either_site: Site) -
 
 
 def test_unknown_and_stored_ones_are_named_and_keep_back_no_others(
-    site: Site, capsys: pytest.CaptureFixture[str]
+    site: Site,
 ) -> None:
     first, other = conflict(site)
-    capsys.readouterr()
-    assert release_instances(site.config, [first, 999, other, other]) == 1
-    said = capsys.readouterr()
-    assert f"{first}: it is not in quarantine, it is stored" in said.err
-    assert "999: there is no instance with this id" in said.err
-    assert said.out == f"{other}: released; to pacs\n"
+    shown: list[DecisionResult] = []
+    applied = release_instances(site.config, [first, 999, other, other], shown.append)
+    stored, unknown, released = applied.results
+    assert shown == [stored, unknown, released]
+    assert applied.failures == (stored, unknown)
+    assert f"{first}: it is not in quarantine, it is stored" in stored.error
+    assert "999: there is no instance with this id" in unknown.error
+    assert released == DecisionResult(other, "released", ("pacs",))
     assert_released(site, first, other)
-    assert release_instances(site.config, [other]) == 1
+    assert release_instances(site.config, [other]).failures
 
 
 @pytest.mark.parametrize(
@@ -293,24 +295,24 @@ def test_unknown_and_stored_ones_are_named_and_keep_back_no_others(
     ids=["unreadable", "other UID"],
 )
 def test_refused_copies_that_cannot_be_stored_say_so(
-    site: Site, capsys: pytest.CaptureFixture[str], content: bytes, suffix: str, why: str
+    site: Site, content: bytes, suffix: str, why: str
 ) -> None:
     site.receive(content, suffix=suffix)
     site.work()
     [row] = site.instances()
     assert row.note.startswith("refused with ")
-    assert release_instances(site.config, [row.id]) == 1
-    assert why in capsys.readouterr().err
+    [failed] = release_instances(site.config, [row.id]).failures
+    assert why in failed.error
     assert by_id(site)[row.id] == row
     assert len(site.quarantined()) == 1
 
 
-def test_file_that_is_gone_can_only_be_dropped(site: Site, capsys: pytest.CaptureFixture[str]) -> None:
+def test_file_that_is_gone_can_only_be_dropped(site: Site) -> None:
     _, other = conflict(site)
     site.quarantined()[0].unlink()
-    assert release_instances(site.config, [other]) == 1
-    assert "is gone; drop it" in capsys.readouterr().err
-    assert drop_instances(site.config, [other]) == 0
+    [failed] = release_instances(site.config, [other]).failures
+    assert "is gone; drop it" in failed.error
+    assert not drop_instances(site.config, [other]).failures
     assert by_id(site)[other].state is REMOVED
 
 
@@ -320,7 +322,7 @@ def test_variant_in_another_syntax_stays_beside_what_is_released(site: Site) -> 
     site.receive(SECOND)
     site.work()
     [other] = [row.id for row in site.instances() if row.state is QUARANTINED]
-    assert release_instances(site.config, [other]) == 0
+    assert not release_instances(site.config, [other]).failures
     states = [row.state for row in site.instances()]
     assert states.count(InstanceState.VARIANT) == states.count(STORED) == 1
     assert len(site.stored()) == 2
@@ -336,7 +338,7 @@ def test_release_takes_the_place_of_the_first_and_leaves_copies(make_persist_sit
     site.receive(Made(pixels=b"further"))
     site.work(store=site.config.store.model_copy(update={"duplicates": "keep-both"}))
     copy = site.instances()[-1]
-    assert release_instances(site.config, [other]) == 0
+    assert not release_instances(site.config, [other]).failures
     kept = {row.id: row for row in site.instances() if row.state is STORED}
     assert kept.keys() == {other, copy.id}
     assert kept[other].copy_digest == ""
@@ -353,7 +355,7 @@ def test_release_leaves_copies_that_outlived_the_first(make_persist_site: Sites)
     with site.ledger() as ledger, ledger.database.begin_write() as connection:
         connection.exec_driver_sql(f"UPDATE instances SET state = 'removed' WHERE id = {first}")
     (site.config.store_root / by_id(site)[first].store_key).unlink()
-    assert release_instances(site.config, [other]) == 0
+    assert not release_instances(site.config, [other]).failures
     assert [by_id(site)[number].state for number in (first, other, copy.id)] == [REMOVED, STORED, STORED]
     assert len(site.stored()) == 2
 
@@ -364,14 +366,14 @@ def test_release_leaves_copies_that_outlived_the_first(make_persist_site: Sites)
 def test_dropped_ones_leave_a_row_that_says_so(either_site: Site) -> None:
     site = either_site
     first, other = conflict(site)
-    assert drop_instances(site.config, [other]) == 0
+    assert not drop_instances(site.config, [other]).failures
     row = by_id(site)[other]
     assert row.state is REMOVED
     assert row.note.startswith("dropped from quarantine by hand; another object")
     assert site.quarantined() == []
     assert by_id(site)[first].state is STORED
-    assert drop_instances(site.config, [other, 999]) == 1
-    assert release_instances(site.config, [other]) == 1
+    assert drop_instances(site.config, [other, 999]).failures
+    assert release_instances(site.config, [other]).failures
 
 
 @pytest.mark.parametrize(
@@ -387,7 +389,7 @@ def test_drop_that_died_is_finished_by_the_next(
         with pytest.raises(Killed):
             drop_instances(site.config, [other])
     done = by_id(site)[other].state is REMOVED
-    assert drop_instances(site.config, [other]) == int(done)
+    assert len(drop_instances(site.config, [other]).failures) == int(done)
     assert by_id(site)[other].state is REMOVED
     assert site.quarantined() == []
 
@@ -399,7 +401,7 @@ def test_store_that_is_not_there_is_not_made(site: Site) -> None:
         release_instances(site.config, [other])
     assert not site.config.store_root.exists()
     away.rename(site.config.store_root)
-    assert release_instances(site.config, [other]) == 0
+    assert not release_instances(site.config, [other]).failures
 
 
 def test_another_user_is_told_to_be_the_nodes(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -62,9 +62,7 @@ def test_same_thing_is_kept_once_and_counted(either_ledger: Sites, at_once: bool
     assert len(site.quarantined()) == 4
 
 
-def test_conflict_that_comes_again_is_counted_and_what_is_listed_says_so(
-    site: Site, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_conflict_that_comes_again_is_counted_and_what_is_listed_says_so(site: Site) -> None:
     site.receive(FIRST)
     for _ in range(3):
         site.receive(SECOND)
@@ -180,39 +178,34 @@ def test_what_was_set_aside_is_an_alarm_until_it_is_tried_again(
     number, other = set_aside(site, monkeypatch, FIRST, Made(sop="1.2.3.5"))
     assert alarms(site) == ["set_aside"]
     assert "2 acknowledged instances" in gather_status(site.config)["alarms"][0]["cause"]
-    assert retry_instances(site.config, [number]) == 0
+    assert not retry_instances(site.config, [number]).failures
     assert (site.config.store_root / KEY).read_bytes() == FIRST.file
     assert delivery_of(site, number) == {"pacs": DeliveryState.WAITING}
-    assert retry_instances(site.config, []) == 0
+    assert not retry_instances(site.config, []).failures
     assert delivery_of(site, other) == {"pacs": DeliveryState.WAITING}
     assert alarms(site) == []
     assert [row.refused_status for row in quarantined(site)] == [0xA900]
 
 
-def test_retry_replaces_nothing(
-    site: Site, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_retry_replaces_nothing(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     same, other = set_aside(site, monkeypatch, Made(calling="CT2"), SECOND)
     site.receive(FIRST)
     site.work()
-    assert retry_instances(site.config, [same, other]) == 1
-    assert "release" in capsys.readouterr().err
+    [failed] = retry_instances(site.config, [same, other]).failures
+    assert "release" in failed.error
     states = {row.id: row.state for row in site.instances()}
     assert (states[same], states[other]) == (REMOVED, QUARANTINED)
     assert (site.config.store_root / KEY).read_bytes() == FIRST.file
     assert [path.read_bytes() for path in site.quarantined()] == [SECOND.file]
 
 
-def test_retry_leaves_what_was_refused_and_what_cannot_be_read(
-    site: Site, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_retry_leaves_what_was_refused_and_what_cannot_be_read(site: Site) -> None:
     refuse(site, FIRST.file)
     site.receive(BROKEN)
     site.work()
-    assert retry_instances(site.config, [row.id for row in site.instances()]) == 1
-    said = capsys.readouterr().err
-    assert "A900H" in said
-    assert "cannot be read" in said
+    refused, broken = retry_instances(site.config, [row.id for row in site.instances()]).failures
+    assert "A900H" in refused.error
+    assert "cannot be read" in broken.error
     assert len(site.quarantined()) == 2
 
 
@@ -227,7 +220,7 @@ def test_what_gave_way_to_a_release_is_no_alarm(site: Site) -> None:
 
 
 def test_file_of_the_quarantine_that_cannot_be_read_now_fails_without_a_traceback(
-    site: Site, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first, second = set_aside(site, monkeypatch, FIRST, Made(sop="1.2.3.5"))
     real = os.pread
@@ -239,10 +232,24 @@ def test_file_of_the_quarantine_that_cannot_be_read_now_fails_without_a_tracebac
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "pread", failing)
-        assert retry_instances(site.config, [first, second]) == 1
-    assert "Input/output error" in capsys.readouterr().err
+        [failed] = retry_instances(site.config, [first, second]).failures
+    assert "Input/output error" in failed.error
     states = {row.id: row.state for row in site.instances()}
     assert (states[first], states[second]) == (QUARANTINED, STORED)
+
+
+def test_older_ledger_learns_what_is_damaged_from_its_notes(either_ledger: Sites) -> None:
+    site = either_ledger()
+    refuse(site, FIRST.file, SECOND.file)
+    with site.ledger() as ledger, ledger.database.begin_write() as connection:
+        command.downgrade(configuration(connection), "0017")
+        connection.exec_driver_sql(
+            "UPDATE instances SET note = 'damaged in the spool: wrong bytes' WHERE id ="
+            " (SELECT min(id) FROM instances)"
+        )
+    with site.ledger() as ledger:
+        ledger.migrate()
+    assert [row.is_damaged_in_spool for row in site.instances()] == [True, False]
 
 
 def test_older_ledger_learns_what_was_refused_from_its_notes(tmp_path: Path) -> None:

@@ -1,14 +1,10 @@
-"""`ingest routes test`: explain which routes match files. Nothing is stored or sent."""
+"""Explain which routes match files. Nothing is stored or sent."""
 
-import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
-
-from rich.console import Console
-from rich.markup import escape
 
 from ingest.config.model import Config
 from ingest.dicom.file_header import read_instance_header
@@ -25,6 +21,29 @@ class RouteExplanation:
     path: Path
     routing: RoutingDecision | None = None
     error: str = ""
+
+    def to_json(self) -> dict[str, object]:
+        """Return the explanation for JSON."""
+        routing = self.routing
+        if routing is None:
+            return {"file": str(self.path), "error": self.error}
+        return {
+            "file": str(self.path),
+            "destinations": list(routing.destinations),
+            "routed": routing.routed,
+            "kept_back": list(routing.exclusions),
+            "routes": [
+                {
+                    "route": result.route,
+                    "took": result.is_match,
+                    "conditions": [
+                        {"key": condition.key, "values": list(values), "held": holds}
+                        for condition, values, holds in result.conditions
+                    ],
+                }
+                for result in routing.results
+            ],
+        }
 
 
 def explain_routes(
@@ -53,17 +72,6 @@ def explain_routes(
     return [_explain_file(router, path, changes) for path in _find_files(paths)]
 
 
-def print_explanations(explanations: Sequence[RouteExplanation], *, as_json: bool) -> int:
-    """Print explanations. Returns 1 if a file could not be read, otherwise 0."""
-    console = Console(highlight=False, soft_wrap=True)
-    if as_json:
-        console.print_json(json.dumps([_to_json(explanation) for explanation in explanations]))
-    else:
-        for explanation in explanations:
-            console.print("\n".join(_format_lines(explanation)))
-    return int(any(explanation.routing is None for explanation in explanations))
-
-
 def _find_files(paths: Sequence[Path]) -> Iterator[Path]:
     for path in paths:
         if path.is_dir():
@@ -86,42 +94,3 @@ def _explain_file(router: Router, path: Path, changes: Mapping[str, Any]) -> Rou
     finally:
         os.close(fd)
     return RouteExplanation(path, router.route_instance(replace(header, **changes)))
-
-
-def _to_json(explanation: RouteExplanation) -> dict[str, Any]:
-    routing = explanation.routing
-    if routing is None:
-        return {"file": str(explanation.path), "error": explanation.error}
-    return {
-        "file": str(explanation.path),
-        "destinations": list(routing.destinations),
-        "routed": routing.routed,
-        "kept_back": list(routing.exclusions),
-        "routes": [
-            {
-                "route": result.route,
-                "took": result.is_match,
-                "conditions": [
-                    {"key": condition.key, "values": list(values), "held": holds}
-                    for condition, values, holds in result.conditions
-                ],
-            }
-            for result in routing.results
-        ],
-    }
-
-
-def _format_lines(explanation: RouteExplanation) -> Iterator[str]:
-    path, routing = escape(str(explanation.path)), explanation.routing
-    if routing is None:
-        yield f"[red]{path}[/red]: {escape(explanation.error)}"
-        return
-    to = ", ".join(routing.destinations) or "nowhere"
-    yield f"[bold]{path}[/bold] → {escape(to)}"
-    for result in routing.results:
-        yield f"  {'[green]took[/green]  ' if result.is_match else 'passed'} {escape(result.route)}"
-        for condition, values, holds in result.conditions:
-            found = ", ".join(values) or "nothing"
-            yield f"         {escape(condition.key)}: {escape(found)} {'holds' if holds else 'does not hold'}"
-    for remark in routing.exclusions:
-        yield f"  [yellow]{escape(remark)}[/yellow]: it came from there; return = true in the route sends it"
