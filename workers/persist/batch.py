@@ -98,7 +98,9 @@ class PersistBatch:
     def __init__(self, context: PersistContext) -> None:
         self.result = BatchResult()
         self._context = context
-        self._segments = OpenSegments(context.config.spool_dir)
+        # Asked once: the property of the configuration joins paths at each use, and a batch has many entries.
+        self._spool_dir = context.config.spool_dir
+        self._segments = OpenSegments(self._spool_dir)
         self._tags = context.router.tags
         self._began_at = self._committed_at = time.monotonic()
         # Entries since the last commit: stored ones, refused rows, and entries whose row raised an error.
@@ -159,7 +161,7 @@ class PersistBatch:
         context, reference = self._context, entry.reference
         if reference.carrier == "redis":
             return copy_queued_file(entry, context.client, context.store)
-        spool_dir, spool_id = context.config.spool_dir, context.streams.spool_id
+        spool_dir, spool_id = self._spool_dir, context.streams.spool_id
         if spool_id is None:
             # INVARIANT 13: nothing replaces a folder that is not mounted.
             raise FileNotFoundError(errno.ENOENT, "the spool is not there; mount it", str(spool_dir))
@@ -398,7 +400,7 @@ class PersistBatch:
             else:
                 with contextlib.suppress(FileNotFoundError):
                     # INVARIANT 12: Redis is input. The path must not lead out of the spool through a link.
-                    unlink_beneath(self._context.config.spool_dir, reference.path)
+                    unlink_beneath(self._spool_dir, reference.path)
         except OSError as error:
             self._context.leftovers.add(reference.location.name, error)
         except PathEscapesError as error:
