@@ -6,7 +6,7 @@ deliveries tells an entry that kills its worker from an entry that only waits fo
 
 import time
 from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final, cast
 
 import redis
@@ -15,7 +15,7 @@ import structlog
 from ingest.clock import unix_ms
 from ingest.log import RateLimitedLog
 from ingest.queue.keys import GROUP, data_key, persisted_key, stream_key
-from ingest.spool.reference import Reference
+from ingest.spool.reference import Reference, parse_fields
 
 IDLE_MILLISECONDS: Final = 10_000
 """Any consumer may claim an entry whose own consumer has not renewed its claim for this long."""
@@ -29,20 +29,18 @@ STREAMS_SECONDS: Final = 2.0
 log = structlog.get_logger()
 
 
-@dataclass(frozen=True, slots=True)
-class StreamEntry:
-    """One entry of a stream that was delivered to this consumer.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StreamEntry(Reference):
+    """A reference that a stream delivered to this consumer.
 
     Attributes:
         stream: Key of the stream.
         id: Id in the stream. It begins with the time of its XADD in Unix milliseconds.
-        reference: The spool reference in the entry.
         deliveries: Number of deliveries, this one included.
     """
 
     stream: str
     id: str
-    reference: Reference
     deliveries: int = 1
 
     @property
@@ -223,11 +221,10 @@ class StreamConsumer:
         by_stream: dict[str, list[str]] = {}
         for entry in entries:
             by_stream.setdefault(entry.stream, []).append(entry.id)
-            reference = entry.reference
-            if reference.carrier == "redis":
+            if entry.carrier == "redis":
                 if are_persisted:
-                    pipeline.rpush(persisted_key(reference.spool), reference.location.name)
-                pipeline.delete(data_key(reference.spool, reference.location.name))
+                    pipeline.rpush(persisted_key(entry.spool), entry.location.name)
+                pipeline.delete(data_key(entry.spool, entry.location.name))
         for stream, ids in by_stream.items():
             # Without a group XACK answers 0, which is no error.
             pipeline.xack(stream, GROUP, *ids)
@@ -270,11 +267,11 @@ class StreamConsumer:
         found, useless = [], []
         for entry_id, fields in raw:
             # An entry that was deleted while pending has no fields.
-            reference = self._parse_reference(stream, entry_id, fields) if fields else None
-            if reference is None:
+            entry = self._parse_entry(stream, entry_id, fields) if fields else None
+            if entry is None:
                 useless.append(entry_id)
             else:
-                found.append(StreamEntry(stream, entry_id.decode(), reference))
+                found.append(entry)
         if useless:
             pipeline = self._client.pipeline(transaction=True)
             pipeline.xack(stream, GROUP, *useless)
@@ -282,24 +279,24 @@ class StreamConsumer:
             pipeline.execute()
         return found
 
-    def _parse_reference(self, stream: str, entry_id: bytes, fields: dict[bytes, bytes]) -> Reference | None:
-        """Parse the reference of an entry; None if the spool of the stream cannot have published it."""
+    def _parse_entry(self, stream: str, entry_id: bytes, fields: dict[bytes, bytes]) -> StreamEntry | None:
+        """Parse an entry; None if the spool of the stream cannot have published it."""
         try:
             # INVARIANT 12: Redis is input.
-            reference = Reference.from_fields(fields)
-            if stream_key(reference.spool) != stream or reference.carrier not in self._carriers:
-                raise ValueError(f"carrier {reference.carrier}, spool {reference.spool}")
+            entry = StreamEntry(*parse_fields(fields), stream=stream, id=entry_id.decode())
+            if stream_key(entry.spool) != stream or entry.carrier not in self._carriers:
+                raise ValueError(f"carrier {entry.carrier}, spool {entry.spool}")
         except ValueError as error:
             self._seldom.warning(
                 "stream_entry_refused", stream=stream, id=entry_id.decode(), error=str(error)[:300]
             )
             return None
-        return reference
+        return entry
 
     def _add_deliveries(self, stream: str, entries: Sequence[StreamEntry]) -> list[StreamEntry]:
         """Return the same entries with the number of their deliveries."""
         counts = self._count_deliveries(stream, entries[0].id, entries[-1].id, 10 * len(entries))
-        return [StreamEntry(stream, entry.id, entry.reference, counts.get(entry.id, 1)) for entry in entries]
+        return [replace(entry, deliveries=counts.get(entry.id, 1)) for entry in entries]
 
     def _count_deliveries(self, stream: str, first: str, last: str, count: int) -> dict[str, int]:
         """Return how often our own pending entries were delivered, by id, in the order of the stream."""

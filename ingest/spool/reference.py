@@ -10,7 +10,7 @@ only after the ledger has it.
 
 import re
 from dataclasses import dataclass
-from typing import Final, NamedTuple, Self
+from typing import Final, NamedTuple
 
 from ingest.spool import segment
 
@@ -75,24 +75,27 @@ class Reference:
             "l": str(self.length),
         }
 
-    @classmethod
-    def from_fields(cls, fields: dict[bytes, bytes]) -> Self:
-        """Return the reference of a stream entry, from its fields as redis-py returns them.
 
-        Raises:
-            ValueError: A field is missing or has the wrong type, or no spool can have such a location.
-        """
-        # INVARIANT 12: every field is checked before anything is opened.
-        try:
-            carrier, spool, path = (fields[name].decode("ascii") for name in (b"c", b"s", b"w"))
-            offset, length = (_parse_number(fields[name]) for name in (b"o", b"l"))
-        except KeyError as error:
-            raise ValueError(f"stream entry without the field {error}") from error
-        if carrier not in {"spool", "redis"} or not SPOOL_ID_PATTERN.fullmatch(spool):
-            raise ValueError(f"carrier {carrier[:80]!r}, spool {spool[:80]!r}")
-        if len(path) > _FIELD_BYTES_MAX or not _is_possible(carrier, path, offset, length):
-            raise ValueError(f"no place in a spool: {path[:80]!r}, offset {offset}, length {length}")
-        return cls(carrier, spool, path, offset, length)
+def parse_fields(fields: dict[bytes, bytes]) -> tuple[str, str, str, int, int]:
+    """Parse the fields of a stream entry as redis-py returns them.
+
+    Returns:
+        Carrier, spool, path, offset and length, as `Reference` takes them.
+
+    Raises:
+        ValueError: A field is missing or has the wrong type, or no spool can have such a location.
+    """
+    # INVARIANT 12: every field is checked before anything is opened.
+    try:
+        carrier, spool, path = (fields[name].decode("ascii") for name in (b"c", b"s", b"w"))
+        offset, length = (_parse_number(fields[name]) for name in (b"o", b"l"))
+    except KeyError as error:
+        raise ValueError(f"stream entry without the field {error}") from error
+    if carrier not in {"spool", "redis"} or not SPOOL_ID_PATTERN.fullmatch(spool):
+        raise ValueError(f"carrier {carrier[:80]!r}, spool {spool[:80]!r}")
+    if len(path) > _FIELD_BYTES_MAX or not _is_possible(carrier, path, offset, length):
+        raise ValueError(f"no place in a spool: {path[:80]!r}, offset {offset}, length {length}")
+    return carrier, spool, path, offset, length
 
 
 def _parse_number(value: bytes) -> int:

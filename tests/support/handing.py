@@ -10,7 +10,7 @@ from ingest.config.model import Config
 from ingest.ext.cstore_service import CStoreService
 from ingest.queue.keys import data_key, stream_key
 from ingest.queue.publisher import Publisher
-from ingest.spool.reference import Reference
+from ingest.spool.reference import Reference, parse_fields
 from ingest.spool.spool import Spool
 from tests.support.servers import Valkey
 from tests.support.spools import claim, config
@@ -51,7 +51,7 @@ def settings_of(tmp_path: Path, server: Valkey, carrier: str = "spool", **queue:
 
 
 def references(client: redis.Redis, spool: Spool) -> list[Reference]:
-    return [Reference.from_fields(fields) for _, fields in client.xrange(stream_key(spool.id))]
+    return [Reference(*parse_fields(fields)) for _, fields in client.xrange(stream_key(spool.id))]
 
 
 def places(client: redis.Redis, spool: Spool) -> list[str]:

@@ -158,19 +158,19 @@ class PersistBatch:
         return entries
 
     def _open_file(self, entry: StreamEntry) -> contextlib.AbstractContextManager[SpoolEntry]:
-        context, reference = self._context, entry.reference
-        if reference.carrier == "redis":
+        context = self._context
+        if entry.carrier == "redis":
             return copy_queued_file(entry, context.client, context.store)
         spool_dir, spool_id = self._spool_dir, context.streams.spool_id
         if spool_id is None:
             # INVARIANT 13: nothing replaces a folder that is not mounted.
             raise FileNotFoundError(errno.ENOENT, "the spool is not there; mount it", str(spool_dir))
-        if reference.spool != spool_id:
+        if entry.spool != spool_id:
             raise SpoolError(
-                f"{reference.path} lies in the spool {reference.spool}, which is not {spool_dir}; "
+                f"{entry.path} lies in the spool {entry.spool}, which is not {spool_dir}; "
                 'share one [receive] spool_dir, or set [queue] carrier = "redis"'
             )
-        if reference.offset:
+        if entry.offset:
             return copy_segment_record(entry, self._segments, context.store)
         is_synced = context.config.receive.durability == "fsync"
         return open_spool_file(entry, spool_dir, synced=is_synced)
@@ -209,7 +209,7 @@ class PersistBatch:
     def _read_header_here(self, entry: SpoolEntry) -> InstanceHeader:
         source = entry.source
         header = _read_header_or_conflict(source, self._tags)
-        if header.conflict and not was_refused(entry.reference):
+        if header.conflict and not was_refused(entry.stream_entry):
             # The listener found no conflict when it acknowledged the instance. The page cache may be wrong
             # where the disk is right, so read the file once more from the disk.
             os.posix_fadvise(source.fd, 0, 0, os.POSIX_FADV_DONTNEED)
@@ -233,14 +233,14 @@ class PersistBatch:
 
     def _resolve_gone(self, gone: Sequence[StreamEntry]) -> None:
         """Ask the ledger which entries without a file were persisted before."""
-        refs = {spool_ref(entry.reference) for entry in gone}
+        refs = {spool_ref(entry) for entry in gone}
         persisted = self._context.ask_ledger(self._context.ledger.spool_references.find_removable, refs)
         for ref in refs - persisted:
             # A duplicate that was persisted before a crash, an entry that is lost, or (carrier "redis") one
             # that its listener publishes again.
             log.warning("reference_without_file", reference=ref)
         for entry in gone:
-            known = spool_ref(entry.reference) in persisted
+            known = spool_ref(entry) in persisted
             (self.result.persisted if known else self.result.lost).append(entry)
             if not known:
                 current_board().add(families.PERSISTED, "lost")
@@ -286,7 +286,7 @@ class PersistBatch:
             self.result.error = error
             return
         self.result.failed[entry.id] = f"{type(error).__name__}: {error}"
-        log.error("not_persisted", where=entry.reference.path, attempt=entry.deliveries, exc_info=error)
+        log.error("not_persisted", where=entry.path, attempt=entry.deliveries, exc_info=error)
 
     # --- commit
 
@@ -379,7 +379,7 @@ class PersistBatch:
             contested: References that are stored again, and need no proof yet.
         """
         context = self._context
-        refs = {entry.spool_ref for entry in self._stored if entry.reference.carrier == "redis"}
+        refs = {entry.spool_ref for entry in self._stored if entry.stream_entry.carrier == "redis"}
         refs -= set(contested)
         if not refs:
             return
@@ -391,21 +391,20 @@ class PersistBatch:
 
     def _release_spool_entry(self, entry: StreamEntry) -> None:
         """Remove a file from the spool, or mark a record of a segment as done."""
-        reference = entry.reference
-        if reference.carrier != "spool":
+        if entry.carrier != "spool":
             return
         try:
-            if reference.offset:
-                self._segments.mark_done(reference)
+            if entry.offset:
+                self._segments.mark_done(entry)
             else:
                 with contextlib.suppress(FileNotFoundError):
                     # INVARIANT 12: Redis is input. The path must not lead out of the spool through a link.
-                    unlink_beneath(self._spool_dir, reference.path)
+                    unlink_beneath(self._spool_dir, entry.path)
         except OSError as error:
-            self._context.leftovers.add(reference.location.name, error)
+            self._context.leftovers.add(entry.location.name, error)
         except PathEscapesError as error:
             remedy = "look at the spool: somebody has put a link there"
-            log.error("spool_file_stays", file=reference.location.name, error=str(error), remedy=remedy)
+            log.error("spool_file_stays", file=entry.location.name, error=str(error), remedy=remedy)
 
 
 def _read_header_or_conflict(source: SourceFile, tags: Sequence[int]) -> InstanceHeader:

@@ -50,14 +50,9 @@ class SpoolEntry:
     is_given_up: bool = False
 
     @property
-    def reference(self) -> Reference:
-        """The spool reference of the instance."""
-        return self.stream_entry.reference
-
-    @property
     def spool_ref(self) -> str:
         """The name of the reference in the ledger."""
-        return spool_ref(self.reference)
+        return spool_ref(self.stream_entry)
 
 
 def spool_ref(reference: Reference) -> str:
@@ -79,7 +74,7 @@ def open_spool_file(entry: StreamEntry, spool_dir: Path, *, synced: bool) -> Ite
         SpoolError: The reference does not name a file of this spool.
         OSError: The file cannot be read.
     """
-    where = entry.reference.path
+    where = entry.path
     path = f"{spool_dir}/{where}"
     try:
         # INVARIANT 12: Redis is input. The path must not lead out of the spool through a link. O_NONBLOCK,
@@ -176,7 +171,7 @@ def copy_segment_record(entry: StreamEntry, segments: OpenSegments, store: FileS
         StoreAwayError: The store has no space for the copy.
         OSError: The segment cannot be read.
     """
-    record, data, damage = segments.read_record(entry.reference)
+    record, data, damage = segments.read_record(entry)
     with store.create_temporary_file() as (path, fd):
         store.append_data(fd, data)
         # This frame lives until the batch ends. A reference to the data set would keep all of them in memory.
@@ -194,18 +189,17 @@ def copy_queued_file(entry: StreamEntry, client: redis.Redis, store: FileStore) 
         redis.RedisError: Redis is away.
         StoreAwayError: The store has no space for the copy.
     """
-    reference, size = entry.reference, 0
-    key = data_key(reference.spool, reference.location.name)
+    size, key = 0, data_key(entry.spool, entry.location.name)
     with store.create_temporary_file() as (path, fd):
         # INVARIANT 4: memory does not grow with the image. Only one chunk is in memory at a time.
         for number in itertools.count():
             chunk = _fetch_chunk(client, key, number)
-            if not chunk or size > reference.length:
+            if not chunk or size > entry.length:
                 break
             store.append_data(fd, chunk)
             size += len(chunk)
-        if size != reference.length:
-            raise EntryGoneError(f"{key} holds {size} of {reference.length} bytes")
+        if size != entry.length:
+            raise EntryGoneError(f"{key} holds {size} of {entry.length} bytes")
         yield SpoolEntry(entry, SourceFile.of(path, fd, synced=False), entry.added_at)
 
 

@@ -105,7 +105,7 @@ class BatchStorage:
             StoreError: The store cannot keep the file under its key.
             OSError: The file, or the file under its key, cannot be read.
         """
-        refused = _REFUSED.search(entry.reference.path)
+        refused = _REFUSED.search(entry.stream_entry.path)
         if refused:
             status = refused[1]
             reason = f"refused with {status}H: {_REFUSALS.get(status, 'see the log')}"
@@ -176,7 +176,7 @@ class BatchStorage:
                 "copy_not_kept", sop_instance_uid=content.sop_instance_uid, status=f"{content.status:04X}"
             )
             return None
-        key = make_quarantine_key(entry.reference)
+        key = make_quarantine_key(entry.stream_entry)
         # A taken key belongs to an earlier attempt with the same spool reference.
         self._context.quarantine.put(self._quarantine_batch, entry.source, key)
         self._new_copies[content] = key

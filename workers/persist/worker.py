@@ -265,7 +265,7 @@ class PersistWorker:
             return unresolved
         for entry in unresolved:
             result.failed[entry.id] = f"{type(error).__name__}: {error}"
-            log.error("not_persisted", where=entry.reference.path, attempt=entry.deliveries, exc_info=error)
+            log.error("not_persisted", where=entry.path, attempt=entry.deliveries, exc_info=error)
         return ()
 
     def _handle_result(self, result: BatchResult, *, is_full: bool) -> None:
@@ -410,7 +410,7 @@ def split_into_batches(entries: Sequence[StreamEntry], size: int) -> list[Sequen
     for entry in entries:
         if entry.deliveries > SUSPECT_DELIVERIES:
             continue
-        length = entry.reference.length
+        length = entry.length
         if len(batches[-1]) >= size or (batches[-1] and copied_bytes + length > BATCH_BYTES):
             batches.append([])
             copied_bytes = 0

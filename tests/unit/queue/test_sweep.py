@@ -20,7 +20,7 @@ from ingest.queue.client import connect
 from ingest.queue.keys import persisted_key, stream_key
 from ingest.queue.stream_writer import append_references
 from ingest.spool import inventory
-from ingest.spool.reference import Location, Reference
+from ingest.spool.reference import Location, Reference, parse_fields
 from ingest.spool.spool import Spool
 from tests.support.ledgers import hold, row
 from tests.support.spools import claim, config, keep
@@ -34,7 +34,7 @@ def client(settings: Config) -> Iterator[redis.Redis]:
 
 
 def references(client: redis.Redis, spool: Spool) -> list[Reference]:
-    return [Reference.from_fields(fields) for _, fields in client.xrange(stream_key(spool.id))]
+    return [Reference(*parse_fields(fields)) for _, fields in client.xrange(stream_key(spool.id))]
 
 
 # --- what waits

@@ -16,7 +16,7 @@ from ingest.queue.client import connect
 from ingest.queue.keys import persisted_key, stream_key
 from ingest.queue.stream_writer import append_references
 from ingest.spool import inventory, segment, segment_upkeep
-from ingest.spool.reference import Location, Reference
+from ingest.spool.reference import Location, Reference, parse_fields
 from ingest.spool.spool import Spool
 from ingest.status.report import gather_status
 from tests.support.ledgers import hold, row
@@ -187,7 +187,7 @@ def test_a_sweep_puts_back_what_is_missing_and_marks_what_the_ledger_holds(
     done = sweep.sweep_spool(settings)
     assert (done.waiting, done.published, done.released) == (1, 1, 1)
     assert inventory.list_waiting(own.root, "L0") == [forgotten]
-    found = [Reference.from_fields(fields) for _, fields in client.xrange(stream_key(own.id))]
+    found = [Reference(*parse_fields(fields)) for _, fields in client.xrange(stream_key(own.id))]
     assert found == [Reference("spool", own.id, *forgotten)]
     again = sweep.sweep_spool(settings)
     assert (again.waiting, again.published, again.released) == (1, 0, 0)
