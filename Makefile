@@ -44,7 +44,7 @@ test-fast: setup
 	$(BIN)/python -m pytest -q -rfE -n 2 --dist worksteal --fast -m "not long and not slow" tests/unit tests/fuzz
 
 # What only repeats, and each property with ten times the examples. LONG=--share-of-today runs the share that the
-# date chooses, as CI does with NIGHTLY=true.
+# date chooses, as CI does.
 test-long: setup
 	EXAMPLES_FACTOR=10 $(BIN)/python -m pytest -n $(TEST_WORKERS) --dist worksteal -m "long or hypothesis" $(LONG)
 

@@ -14,7 +14,7 @@ shift || true
 system=$PWD/build/pythons/$release
 packages=python3,python3-venv,python3-dev,gcc,libc6-dev,make,git,libssl-dev,openssl,ca-certificates
 # Peers of the unit tests, and programs that they call.
-packages+=,dcmtk,redis-server,procps,strace,util-linux,e2fsprogs
+packages+=,dcmtk,orthanc,postgresql,redis-server,procps,strace,util-linux,e2fsprogs
 
 # With CI=true a missing program is a failure, as in the tests.
 skip() { echo "skipped: $1"; [ "${CI:-}" != true ]; exit; }
@@ -22,12 +22,12 @@ command -v debootstrap >/dev/null || skip "debootstrap is missing; apt-get insta
 command -v unshare >/dev/null || skip "unshare is missing; apt-get install util-linux"
 [ "$(id -u)" -eq 0 ] || skip "a chroot needs root; run this with sudo"
 
-if [ ! -e "$system/complete" ]; then
+if [ "$(cat "$system/complete" 2>/dev/null)" != "$packages" ]; then
   mirror=$(apt-get indextargets --format '$(REPO_URI)' | grep -v security | sort -u | head -n 1)
   rm -rf "$system"
   mkdir -p "$system"
   debootstrap --variant=minbase --include="$packages" "$release" "$system" "$mirror"
-  touch "$system/complete"
+  echo "$packages" >"$system/complete"
 fi
 
 # What lets this machine reach its package indexes; nothing of it is kept in the repository.
