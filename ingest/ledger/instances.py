@@ -230,6 +230,17 @@ class Instances:
                 to_instance(row) for row in connection.execute(_BY_UID, {"uid": clean_value(uid)}).mappings()
             ]
 
+    def find_by_study_uid(self, uid: str, most: int) -> list[Instance]:
+        """Return the first rows of a study, oldest first."""
+        query = (
+            select(instances)
+            .where(instances.c.study_uid == clean_value(uid))
+            .order_by(instances.c.id)
+            .limit(most)
+        )
+        with self._database.begin_read() as connection:
+            return [to_instance(row) for row in connection.execute(query).mappings()]
+
     def find_by_ids(self, ids: Collection[int]) -> dict[int, Instance]:
         """Return rows by their ids; an id without a row is missing."""
         with self._database.begin_read() as connection:

@@ -2,6 +2,7 @@
 
 from ingest.ledger.attempts import Attempts
 from ingest.ledger.backfill import Backfill
+from ingest.ledger.callers import Callers
 from ingest.ledger.circuits import Circuits
 from ingest.ledger.database import Database
 from ingest.ledger.deliveries import Deliveries
@@ -29,6 +30,7 @@ class Ledger:
         instances: Received instances.
         deliveries: Leases and results of deliveries.
         attempts: Attempts that did not deliver.
+        callers: Certificates and AE titles of callers.
         delivery_admin: Lists, requeues and drops deliveries for a person.
         backfill: Creates deliveries of instances that are stored already.
         circuits: One circuit for each destination.
@@ -53,6 +55,7 @@ class Ledger:
         self.instances = Instances(self.database)
         self.deliveries = Deliveries(self.database)
         self.attempts = Attempts(self.database)
+        self.callers = Callers(self.database)
         self.delivery_admin = DeliveryAdmin(self.database)
         self.backfill = Backfill(self.database)
         self.circuits = Circuits(self.database)
