@@ -25,7 +25,7 @@ INDENT: Final = "    "
 @click.argument("wanted", metavar="UID")
 @options.json_option
 def trace(path: Path, wanted: str, as_json: bool) -> None:
-    """Show what happened to a study or an instance, and what happens next.
+    """Show the way of a study or an instance, and the next step.
 
     \b
     ingest trace -c ingest.toml 1.2.840.113619.2.55.3
