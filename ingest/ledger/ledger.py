@@ -16,6 +16,7 @@ from ingest.ledger.retention import Retention
 from ingest.ledger.spool_references import SpoolReferences
 from ingest.ledger.store_folders import StoreFolders
 from ingest.ledger.throughput import Throughput
+from ingest.ledger.transfers import Transfers
 
 
 class Ledger:
@@ -40,20 +41,22 @@ class Ledger:
         retention: Age and removal of stored instances.
         spool_references: References whose spool entries may be removed.
         store_folders: Identities of the store and quarantine folders.
+        transfers: Transfers that audit messages have to describe.
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, *, is_audited: bool = False) -> None:
         """Prepare the parts; the first method that is called opens the database.
 
         Args:
             url: An SQLAlchemy URL: `sqlite:////abs/path` or `postgresql+psycopg://…`.
+            is_audited: Whether transfers are noted for audit messages. Then a monitor has to run.
 
         Raises:
             LedgerError: The URL is invalid, or its driver is not installed.
         """
         self.database = Database(url)
-        self.instances = Instances(self.database)
-        self.deliveries = Deliveries(self.database)
+        self.instances = Instances(self.database, is_audited=is_audited)
+        self.deliveries = Deliveries(self.database, is_audited=is_audited)
         self.attempts = Attempts(self.database)
         self.callers = Callers(self.database)
         self.delivery_admin = DeliveryAdmin(self.database)
@@ -65,6 +68,7 @@ class Ledger:
         self.retention = Retention(self.database)
         self.spool_references = SpoolReferences(self.database)
         self.store_folders = StoreFolders(self.database)
+        self.transfers = Transfers(self.database)
 
     def close(self) -> None:
         """Close all connections."""
