@@ -37,7 +37,6 @@ __all__ = [
     "StoreError",
     "StoreMissingError",
     "UnknownDestinationError",
-    "UnknownObjectError",
 ]
 
 
@@ -108,10 +107,6 @@ class LedgerError(IngestError):
 
 class UnknownDestinationError(IngestError):
     """Neither the configuration nor the ledger has a destination of this name."""
-
-
-class UnknownObjectError(IngestError):
-    """Neither ledger nor spool has a study or an instance of this name."""
 
 
 class NotQuarantinedError(IngestError):

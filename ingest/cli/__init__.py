@@ -26,7 +26,6 @@ from ingest.cli import (
     routes,
     send,
     status,
-    trace,
 )
 from ingest.cli._base import CommandGroup
 
@@ -40,7 +39,6 @@ COMMANDS: Final = (
     console.console,
     instances.studies,
     instances.instances,
-    trace.trace,
     quarantine.quarantine,
     retention.retention,
     deliveries.deliver,

@@ -26,15 +26,20 @@ from ingest.console.events import EventHub
 from ingest.console.gate import Gate
 from ingest.console.guard import GuardedHandler
 from ingest.console.health import ENDPOINTS as HEALTH
+from ingest.console.live.parts import LiveNews, PartsRenderer
+from ingest.console.live.snapshot import SnapshotSource
 from ingest.console.pages import ENDPOINTS as PAGES
+from ingest.console.pages.overview import view_snapshot
+from ingest.console.pages.rendering import describe_request, prepare_environment
 from ingest.console.problems import ProblemError, answer_error
 from ingest.console.static_files import StaticFiles
 from ingest.console.web import Console, Endpoint, WorkPool
-from ingest.status.report import gather_status
 from ingest.supervisor.console_watch import ConsoleLink
 
 TEMPLATES: Final = Path(__file__).parent / "templates"
 GATHER_SECONDS: Final = 15.0
+LIVE_SECONDS: Final = 0.5
+"""Largest age of a snapshot that the stream of events shows."""
 SAVE_SECONDS: Final = 60.0
 BEAT_SECONDS: Final = 1.0
 
@@ -49,9 +54,12 @@ def build_console(config: Config, path: Path, link: ConsoleLink) -> Console:
     settings = config.console or ConsoleSettings()
     folder = config.console_dir
     work = WorkPool()
+    pages = _prepare_templates(config)
+    snapshots = SnapshotSource(config)
+    parts = PartsRenderer(pages.env, view_snapshot)
 
-    async def gather() -> Any:
-        return await work.run(GATHER_SECONDS, lambda: gather_status(config))
+    async def gather() -> LiveNews:
+        return await work.run(GATHER_SECONDS, lambda: parts.prepare(snapshots.read(LIVE_SECONDS)))
 
     minute = 60_000
     return Console(
@@ -62,7 +70,8 @@ def build_console(config: Config, path: Path, link: ConsoleLink) -> Console:
         tokens=TokenFile(folder),
         sessions=Sessions(folder, settings.session_minutes * minute, settings.idle_minutes * minute),
         work=work,
-        pages=_prepare_templates(config),
+        pages=pages,
+        snapshots=snapshots,
         events=EventHub(gather),
         link=link,
     )
@@ -77,6 +86,7 @@ def _prepare_templates(config: Config) -> Jinja2Templates:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    prepare_environment(environment)
     environment.globals["version"] = _VERSION
     environment.globals["node_name"] = config.node.name or config.node.ae_title
 
@@ -85,14 +95,14 @@ def _prepare_templates(config: Config) -> Jinja2Templates:
         csrf_token = getattr(request.state, "csrf_token", principal.csrf_token)
         return {"principal": principal, "csrf_token": csrf_token, "path": request.url.path, "Role": Role}
 
-    return Jinja2Templates(env=environment, context_processors=[add_principal])
+    return Jinja2Templates(env=environment, context_processors=[add_principal, describe_request])
 
 
 def build_app(console: Console) -> Gate:
     """Make the application."""
     app = Starlette(
         routes=[Route(each.path, GuardedHandler(each), methods=[each.method]) for each in list_endpoints()],
-        exception_handlers={HTTPException: _answer_http_error},
+        exception_handlers={HTTPException: _answer_http_error, Exception: _answer_defect},
         lifespan=_run_tasks,
     )
     app.router.redirect_slashes = False
@@ -145,4 +155,11 @@ async def _answer_http_error(request: Request, error: Exception) -> Response:
     headers = dict(getattr(error, "headers", None) or {})
     return answer_error(
         request, ProblemError(status, "see /api/v1/openapi.json for what there is", "", headers)
+    )
+
+
+async def _answer_defect(request: Request, _error: Exception) -> Response:
+    """Answer a defect of ours. The gate logs it, because Starlette raises it again."""
+    return answer_error(
+        request, ProblemError(500, "an error of the console has stopped this request", "see its log")
     )

@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import json
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, Final
@@ -35,7 +34,7 @@ class EventHub:
     def __init__(self, gather: Callable[[], Awaitable[Any]]) -> None:
         """Prepare; `gather` returns the values of the next event, for JSON."""
         self._gather = gather
-        self._newest = b""
+        self._newest: Any = None
         self._number = 0
         self._changed = asyncio.Condition()
         self._streams: Counter[str] = Counter()
@@ -54,7 +53,7 @@ class EventHub:
             else:
                 async with self._changed:
                     self._number += 1
-                    self._newest = _format_event("status", self._number, values)
+                    self._newest = values
                     self._changed.notify_all()
             await asyncio.sleep(PERIOD_SECONDS)
 
@@ -65,8 +64,15 @@ class EventHub:
         async with self._changed:
             self._changed.notify_all()
 
-    def open_stream(self, name: str, is_allowed: Callable[[], bool]) -> StreamingResponse:
+    def open_stream(
+        self, name: str, is_allowed: Callable[[], bool], encode: Callable[[Any], bytes]
+    ) -> StreamingResponse:
         """Return a response that streams events until `is_allowed` is false.
+
+        Args:
+            name: Name of the principal.
+            is_allowed: Whether the principal may still see them.
+            encode: Writes what was gathered as the events of this stream.
 
         Raises:
             ProblemError: Too many streams are open.
@@ -74,12 +80,14 @@ class EventHub:
         if self._streams.total() >= MAX_STREAMS or self._streams[name] >= MAX_STREAMS_PER_PRINCIPAL:
             raise ProblemError(503, "too many pages are open", "close some of them", {"Retry-After": "30"})
         return StreamingResponse(
-            self._stream(name, is_allowed),
+            self._stream(name, is_allowed, encode),
             media_type="text/event-stream",
             headers={"X-Accel-Buffering": "no"},
         )
 
-    async def _stream(self, name: str, is_allowed: Callable[[], bool]) -> AsyncIterator[bytes]:
+    async def _stream(
+        self, name: str, is_allowed: Callable[[], bool], encode: Callable[[Any], bytes]
+    ) -> AsyncIterator[bytes]:
         loop = asyncio.get_running_loop()
         until, seen = loop.time() + STREAM_SECONDS, 0
         self._streams[name] += 1
@@ -89,7 +97,7 @@ class EventHub:
             while not self._is_closed and loop.time() < until and is_allowed():
                 if await self._wait_for_newer(seen):
                     seen = self._number
-                    yield self._newest
+                    yield encode(self._newest)
                 else:
                     yield b":\n\n"
         finally:
@@ -107,8 +115,3 @@ class EventHub:
                 await self._changed.wait_for(lambda: self._number != seen or self._is_closed)
                 return self._number != seen
         return False
-
-
-def _format_event(name: str, number: int, values: Any) -> bytes:
-    # JSON has no line breaks outside its strings, and escapes those inside.
-    return f"event: {name}\nid: {number}\ndata: {json.dumps(values)}\n\n".encode()

@@ -17,6 +17,7 @@ from ingest.console.auth.roles import Principal
 from ingest.console.auth.sessions import Sessions
 from ingest.console.auth.tokens import TokenFile
 from ingest.console.auth.users import UserFile
+from ingest.console.live.snapshot import SnapshotSource
 from ingest.console.problems import ProblemError
 from ingest.errors import ConfigError, IngestError, LedgerError, UnknownDestinationError
 from ingest.supervisor.console_watch import ConsoleLink
@@ -111,6 +112,7 @@ class Console:
         sessions: Sessions of people.
         work: Threads for blocking work.
         pages: Templates.
+        snapshots: The node as all browsers see it.
         events: What browsers see live.
         link: What supervisor and console tell each other.
     """
@@ -123,6 +125,7 @@ class Console:
     sessions: Sessions
     work: WorkPool
     pages: Jinja2Templates
+    snapshots: SnapshotSource
     events: "EventHub"
     link: ConsoleLink
 

@@ -72,6 +72,24 @@ class FoundDelivery:
     study_uid: str
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeadGroup:
+    """Dead deliveries of one destination with one reason.
+
+    Attributes:
+        status: Status of the last response; None without a response.
+        error: Why the last attempt failed, or empty.
+        count: Number of deliveries.
+        last_at: When the last of them changed, in Unix milliseconds.
+    """
+
+    destination: str
+    status: int | None
+    error: str
+    count: int
+    last_at: int
+
+
 class DeliveryAdmin:
     """Finds deliveries and changes their state for a person.
 
@@ -109,6 +127,37 @@ class DeliveryAdmin:
                 FoundDelivery(**{**row, "state": DeliveryState(row["state"])})
                 for row in connection.execute(query).mappings()
             ]
+
+    def group_dead(self, destinations: Collection[str], limit: int) -> list[DeadGroup]:
+        """Group dead deliveries by their reason, the largest group of a destination first.
+
+        Args:
+            destinations: Names of the destinations.
+            limit: Deliveries of each destination that are read at most.
+        """
+        columns = deliveries.c
+        found = []
+        with self._database.begin_read() as connection:
+            for name in sorted(destinations):
+                read = (
+                    select(columns.last_status, columns.last_error, columns.updated_at)
+                    .where(columns.destination == name, columns.state == DeliveryState.DEAD.value)
+                    .limit(limit)
+                    .subquery()
+                )
+                error = func.coalesce(read.c.last_error, "")
+                query = (
+                    select(
+                        read.c.last_status.label("status"),
+                        error.label("error"),
+                        func.count().label("count"),
+                        func.max(read.c.updated_at).label("last_at"),
+                    )
+                    .group_by(read.c.last_status, error)
+                    .order_by(func.count().desc(), error)
+                )
+                found += [DeadGroup(destination=name, **row) for row in connection.execute(query).mappings()]
+        return found
 
     def requeue_deliveries(
         self, which: DeliveryFilter, unix_ms: int, *, dry_run: bool = False

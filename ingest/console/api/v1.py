@@ -6,6 +6,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from ingest.console.auth.login import is_principal_valid
+from ingest.console.live.parts import format_event
 from ingest.console.web import Endpoint, get_console, get_principal, run_blocking
 from ingest.status.report import gather_status
 
@@ -19,7 +20,9 @@ async def stream_events(request: Request) -> Response:
     """Stream the status of the node as server-sent events."""
     principal = get_principal(request)
     return get_console(request).events.open_stream(
-        principal.name, lambda: is_principal_valid(request, principal)
+        principal.name,
+        lambda: is_principal_valid(request, principal),
+        lambda news: format_event("status", news.snapshot.status),
     )
 
 

@@ -22,6 +22,8 @@ LOCAL_USER: Final = "local"
 
 CSRF_HEADER: Final = "x-csrf-token"
 CSRF_FIELD: Final = "csrf_token"
+LIVE_HEADER: Final = "x-live"
+"""Header of requests that the script of a page sends by itself."""
 
 
 def name_cookie(settings: ConsoleSettings, purpose: str = "session") -> str:
@@ -65,7 +67,8 @@ def find_principal(request: Request, *, is_activity: bool | None = None) -> Prin
     if not secret:
         return NOBODY
     if is_activity is None:
-        is_activity = not request.url.path.endswith("/events")
+        # A stream, and a list that a page reads again by itself, are no sign of a person.
+        is_activity = not request.url.path.endswith("/events") and LIVE_HEADER not in request.headers
     found = console.sessions.find(secret, is_activity=is_activity)
     if found is None:
         return NOBODY

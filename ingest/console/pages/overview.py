@@ -1,15 +1,107 @@
-"""The overview: the flow of instances, and what needs a person."""
+"""The overview: alarms, the picture of the flow, charts, listeners, free space, and the live stream."""
+
+import functools
+from collections.abc import Mapping
+from typing import Any, Final
 
 from starlette.requests import Request
 from starlette.responses import Response
 
-from ingest.console.web import get_console, run_blocking
-from ingest.status.report import gather_status
+from ingest.console.auth.login import is_principal_valid
+from ingest.console.live import flow
+from ingest.console.live.parts import PartsEncoder
+from ingest.console.live.snapshot import Snapshot
+from ingest.console.pages.rendering import read_snapshot, render
+from ingest.console.web import Endpoint, get_console, get_principal
+from ingest.status.verdict import MAX_QUEUE_SECONDS
+
+PARTS: Final = ("alarms", "vitals", "flow", "way", "disks")
+"""Parts of the page that change while it is open; each has a template of its name in `parts/`."""
+
+LOW_SHARE: Final = 0.1
+"""A disk with less free space is marked, before anything is refused."""
 
 
 async def show_overview(request: Request) -> Response:
     """Show the overview."""
-    console = get_console(request)
-    status = await run_blocking(request, gather_status, console.config)
-    response: Response = console.pages.TemplateResponse(request, "overview.html", {"status": status})
-    return response
+    snapshot = await read_snapshot(request)
+    return render(
+        request, "overview.html", "overview", charts=(), has_charts=False, **view_snapshot(snapshot)
+    )
+
+
+def view_snapshot(snapshot: Snapshot) -> dict[str, Any]:
+    """Return what the parts of the page show."""
+    status = snapshot.status
+    picture = flow.read_flow(
+        status, snapshot.senders, snapshot.received_per_second, snapshot.stored_per_second
+    )
+    destinations = status["ledger"].get("destinations", ())
+    ages = [
+        row["oldest_seconds"] for row in destinations if row["backlog"] and row["oldest_seconds"] is not None
+    ]
+    oldest = max(ages, default=None)
+    return {
+        "status": status,
+        "received": snapshot.received_per_second,
+        "bytes_rate": snapshot.bytes_per_second,
+        "active": sum(row["active"] for row in status["listeners"]),
+        "queue_seconds": status["queue"].get("oldest_seconds"),
+        "late": status["queue"].get("oldest_seconds", 0) >= MAX_QUEUE_SECONDS,
+        "backlog": sum(row["backlog"] for row in destinations),
+        "oldest_delivery": oldest,
+        "waiting_is_old": oldest is not None and oldest >= flow.OLD_SECONDS,
+        "dead": snapshot.dead,
+        "quarantined": snapshot.quarantined,
+        "disks": view_disks(status["disks"]),
+        "flow_wide": flow.draw_wide(picture),
+        "flow_tall": flow.draw_tall(picture),
+    }
+
+
+def view_disks(disks: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the disks with the share that is used. Folders on one file system are one row."""
+    rows: dict[tuple[Any, ...], dict[str, Any]] = {}
+    for disk in disks:
+        free, total = disk.get("free_bytes", 0), disk.get("total_bytes", 0)
+        # Two folders may differ by a block between two calls.
+        key = (total, free >> 20, disk.get("error", ""))
+        row = rows.get(key)
+        if row is None:
+            rows[key] = {**_judge_disk(disk), "uses": disk["use"]}
+        else:
+            row["uses"] += f", {disk['use']}"
+    return list(rows.values())
+
+
+def _judge_disk(disk: Mapping[str, Any]) -> dict[str, Any]:
+    free, total, bound = disk.get("free_bytes", 0), disk.get("total_bytes", 0), disk["refuses_below"]
+    kind, words = "ok", ""
+    if free <= bound:
+        kind, words = "fail", "full: instances are refused"
+    elif free < 2 * bound or (total and free < LOW_SHARE * total):
+        kind, words = "warn", "nearly full"
+    return {
+        "path": disk["path"],
+        "error": disk.get("error", ""),
+        "free_bytes": free,
+        "total_bytes": total,
+        "used": (total - free) / total if total else 0.0,
+        "kind": kind,
+        "words": words,
+    }
+
+
+async def stream_parts(request: Request) -> Response:
+    """Stream the parts of a page that have changed. One snapshot serves all browsers."""
+    console, principal = get_console(request), get_principal(request)
+    encoder = PartsEncoder(PARTS if request.query_params.get("page") == "overview" else ())
+    return console.events.open_stream(
+        principal.name, functools.partial(is_principal_valid, request, principal), encoder.encode
+    )
+
+
+ENDPOINTS: Final = (
+    Endpoint("GET", "/", show_overview),
+    Endpoint("GET", "/events", stream_parts),
+)

@@ -1,0 +1,163 @@
+"""The configuration: what is in force, what a reload would change, checks on demand, and the reload."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from ingest.checks import connect
+from ingest.checks.node import check_node
+from ingest.config.faults import Fault
+from ingest.config.model import Config
+from ingest.config.reader import load_config, read_notes
+from ingest.config.serialization import config_to_values, format_as_toml
+from ingest.console.pages.rendering import (
+    Question,
+    ask,
+    go_back,
+    leave_notice,
+    read_form,
+    record_action,
+    render,
+)
+from ingest.console.web import Endpoint, get_console, run_blocking, run_for
+from ingest.errors import ConfigError, IngestError
+from ingest.supervisor import reload_client
+
+CHECK_SECONDS: Final = 120.0
+RELOAD_SECONDS: Final = 120.0
+
+
+@dataclass(frozen=True, slots=True)
+class ConfigurationChange:
+    """A value that a reload would change.
+
+    Attributes:
+        key: Key in the file.
+        before: The value in force; empty if there is none.
+        after: The value in the file; empty if it was removed.
+    """
+
+    key: str
+    before: str
+    after: str
+
+
+@dataclass(frozen=True, slots=True)
+class CheckResult:
+    """The result of `check --connect`."""
+
+    answers: Sequence[connect.EchoAnswer]
+    faults: Sequence[Fault]
+
+
+async def show_configuration(request: Request) -> Response:
+    """Show the configuration in force, and what a reload would change."""
+    return await _render(request, None)
+
+
+async def _render(request: Request, result: CheckResult | None) -> Response:
+    console = get_console(request)
+    changes, faults = await run_blocking(request, compare_with_file, console.config, console.path)
+    return render(
+        request,
+        "configuration.html",
+        "configuration",
+        file=str(console.path),
+        text=format_as_toml(console.config),
+        changes=changes,
+        faults=faults,
+        result=result,
+    )
+
+
+def compare_with_file(config: Config, path: Path) -> tuple[list[ConfigurationChange], list[str]]:
+    """Return what a reload would change, and why it would be refused."""
+    try:
+        coming = load_config(path)
+    except ConfigError as error:
+        return [], [str(fault) for fault in error.faults]
+    except IngestError as error:
+        return [], [str(error)]
+    before, after = dict(_flatten(config_to_values(config))), dict(_flatten(config_to_values(coming)))
+    keys = dict.fromkeys((*before, *after))
+    return [
+        ConfigurationChange(key, before.get(key, ""), after.get(key, ""))
+        for key in keys
+        if before.get(key) != after.get(key)
+    ], []
+
+
+def _flatten(values: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
+    if isinstance(values, Mapping) and values:
+        for key, value in values.items():
+            yield from _flatten(value, f"{prefix}.{key}" if prefix else str(key))
+    elif isinstance(values, list) and values and isinstance(values[0], Mapping):
+        for number, value in enumerate(values):
+            yield from _flatten(value, f"{prefix}[{value.get('name') or value.get('ae_title') or number}]")
+    elif isinstance(values, list):
+        yield prefix, ", ".join(map(str, values)) or "none"
+    else:
+        yield prefix, str(values)
+
+
+async def check(request: Request) -> Response:
+    """Check everything that the configuration names, with a C-ECHO to each destination."""
+    console = get_console(request)
+    result = await run_for(request, CHECK_SECONDS, lambda: _check(console.config, console.path))
+    record_action(request, "check")
+    return await _render(request, result)
+
+
+def _check(config: Config, path: Path) -> CheckResult:
+    results = connect.check_destinations(config)
+    answers = [each for each in results if isinstance(each, connect.EchoAnswer)]
+    faults = [*_read_notes(path), *check_node(config), *connect.list_faults(results)]
+    return CheckResult(answers, sorted(faults, key=lambda fault: fault.is_note))
+
+
+def _read_notes(path: Path) -> list[Fault]:
+    try:
+        return read_notes(path)
+    except IngestError:
+        return []  # the file in force was read; the page reports the faults of a later one
+
+
+async def reload(request: Request) -> Response:
+    """Ask, and then reload configuration and certificates."""
+    console = get_console(request)
+    _, confirmed = await read_form(request, ())
+    if not confirmed:
+        changes, faults = await run_blocking(request, compare_with_file, console.config, console.path)
+        lines = [
+            f"{change.key}: {change.before or 'nothing'} becomes {change.after or 'nothing'}"
+            for change in changes[:12]
+        ]
+        if len(changes) > 12:
+            lines.append(f"and {len(changes) - 12} more")
+        question = Question(
+            url="/configuration/reload",
+            values={},
+            question="Reload configuration and certificates?",
+            lines=faults
+            or lines
+            or ["No value has changed. Certificates, keys and revocation lists are read again."],
+            label="Reload",
+            back="/configuration",
+            possible=not faults,
+        )
+        return ask(request, question, "configuration")
+    record_action(request, "reload")
+    generation = await run_for(request, RELOAD_SECONDS, lambda: reload_client.request_reload(console.config))
+    leave_notice(request, f"Reloaded: generation {generation} is in force.")
+    return go_back("/configuration")
+
+
+ENDPOINTS: Final = (
+    Endpoint("GET", "/configuration", show_configuration),
+    Endpoint("POST", "/configuration/check", check),
+    Endpoint("POST", "/configuration/reload", reload),
+)

@@ -1,0 +1,279 @@
+"""Deliveries: destinations with their circuits, dead deliveries by reason, lists, and actions."""
+
+import contextlib
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from ingest.config.model import Config
+from ingest.console.live.snapshot import Snapshot
+from ingest.console.pages.rendering import (
+    Question,
+    ask,
+    find_way_back,
+    go_back,
+    leave_notice,
+    read_form,
+    read_number,
+    read_order,
+    read_query,
+    read_snapshot,
+    record_action,
+    render,
+    sort_rows,
+)
+from ingest.console.problems import ProblemError
+from ingest.console.web import Endpoint, get_console, get_principal, run_blocking
+from ingest.ledger import DeliveryState, Ledger
+from ingest.ledger.delivery_admin import DeadGroup, DeliveryFilter
+from ingest.operations.deliveries import (
+    drop_deliveries,
+    list_deliveries,
+    pause_destination,
+    resume_destination,
+    retry_deliveries,
+)
+
+PAGE_ROWS: Final = 100
+GROUPED_MAX: Final = 20_000
+"""Dead deliveries of one destination that are grouped by their reason."""
+
+_COLUMNS: Final[Mapping[str, Any]] = {
+    "name": lambda row: row["name"],
+    "circuit": lambda row: (row["paused"], row["circuit"]),
+    "rate": lambda row: row["delivered_per_second"],
+    "backlog": lambda row: row["backlog"],
+    "oldest": lambda row: row["oldest_seconds"] if row["backlog"] else None,
+}
+_FILTERS: Final = ("destination", "state", "error", "study_uid", "sop_instance_uid", "back")
+
+
+async def show_deliveries(request: Request) -> Response:
+    """Show the destinations, and the dead deliveries by reason."""
+    config = get_console(request).config
+    snapshot = await read_snapshot(request)
+    order = read_order(request, _COLUMNS, "name")
+    groups = await run_blocking(request, _group_dead, config, snapshot)
+    return render(
+        request,
+        "deliveries.html",
+        "deliveries",
+        destinations=sort_rows(_view_destinations(config, snapshot), order, _COLUMNS),
+        sort=order,
+        query=read_query(request, ("sort",)),
+        dead=groups,
+        dead_remark=_remark_on_groups(groups, snapshot.dead),
+        version=snapshot.versions["deliveries"],
+    )
+
+
+def _view_destinations(config: Config, snapshot: Snapshot) -> list[dict[str, Any]]:
+    ledger = snapshot.status["ledger"]
+    addresses = {
+        each.name: f"{each.ae_title} {each.host}:{each.port}{' TLS' if each.tls else ''}"
+        for each in config.destinations
+    }
+    return [
+        {
+            **row,
+            "address": addresses.get(row["name"], "not in the configuration any more"),
+            "states": ledger["deliveries"].get(row["name"], {}),
+            "paused": bool(row["paused_at_ms"]),
+            "pause_note": ": ".join(part for part in (f"by {row['paused_by']}", row["pause_reason"]) if part),
+        }
+        for row in ledger.get("destinations", ())
+    ]
+
+
+def _group_dead(config: Config, snapshot: Snapshot) -> list[DeadGroup]:
+    names = [
+        name for name, states in snapshot.status["ledger"].get("deliveries", {}).items() if states.get("dead")
+    ]
+    if not names:
+        return []
+    with contextlib.closing(Ledger(config.ledger_url)) as ledger:
+        return ledger.delivery_admin.group_dead(names, GROUPED_MAX)
+
+
+def _remark_on_groups(groups: Sequence[DeadGroup], dead: int) -> str:
+    counted = sum(group.count for group in groups)
+    return f"{counted} of {dead} dead deliveries are grouped." if counted < dead else ""
+
+
+async def show_list(request: Request) -> Response:
+    """Show deliveries, the newest first."""
+    config = get_console(request).config
+    query = read_query(request, ("destination", "state", "study", "before"))
+    states = _read_states(query["state"])
+    which = DeliveryFilter(
+        destination=query["destination"] or None, study_uid=query["study"] or None, states=states
+    )
+    before = read_number(query["before"])
+    snapshot = await read_snapshot(request)
+    found = await run_blocking(request, list_deliveries, config, which, PAGE_ROWS, before)
+    return render(
+        request,
+        "delivery_list.html",
+        "deliveries",
+        deliveries=found,
+        query=query,
+        all_states=[state.value for state in DeliveryState],
+        next_before=found[-1].delivery.id if len(found) == PAGE_ROWS else None,
+        # A page of older rows stays as it is.
+        version="" if before else snapshot.versions["deliveries"],
+    )
+
+
+def _read_states(text: str) -> tuple[DeliveryState, ...]:
+    try:
+        return (DeliveryState(text),) if text else ()
+    except ValueError:
+        raise ProblemError(404, "there is no such state of a delivery", "go back to the list") from None
+
+
+def _read_filter(values: Mapping[str, str]) -> DeliveryFilter:
+    return DeliveryFilter(
+        destination=values["destination"] or None,
+        study_uid=values["study_uid"] or None,
+        sop_instance_uid=values["sop_instance_uid"] or None,
+        states=_read_states(values["state"]),
+        error=values["error"] or None,
+    )
+
+
+async def retry(request: Request) -> Response:
+    """Ask, and then make deliveries due again."""
+    config = get_console(request).config
+    values, confirmed = await read_form(request, _FILTERS)
+    which = _read_filter(values)
+    if not confirmed:
+        planned = await run_blocking(request, retry_deliveries, config, which, dry_run=True)
+        count = sum(planned.counts.values())
+        lines = [
+            "They are sent at once, as if they were new. An open circuit of these destinations is closed."
+        ]
+        if not count:
+            lines = [
+                "No delivery has to change. An open circuit is closed, and the destination is tried now."
+            ]
+        question = Question(
+            url="/deliveries/retry",
+            values=values,
+            question=f"Retry {_count(count)}?",
+            lines=lines,
+            counts=planned.counts,
+            label="Retry",
+            back=find_way_back(values, "/deliveries"),
+            possible=bool(count or which.destination),
+        )
+        return ask(request, question, "deliveries")
+    result = await run_blocking(request, retry_deliveries, config, which, dry_run=False)
+    _record(request, "retry", values)
+    text = f"{_count(sum(result.counts.values()))} will be sent again."
+    if result.queue_error:
+        text += " The queue is away; workers find them by themselves within seconds."
+    leave_notice(request, text)
+    return go_back(find_way_back(values, "/deliveries"))
+
+
+async def drop(request: Request) -> Response:
+    """Ask, and then drop deliveries."""
+    config = get_console(request).config
+    values, confirmed = await read_form(request, (*_FILTERS, "reason"))
+    which = _read_filter(values)
+    if which.destination is None:
+        raise ProblemError(422, "no destination is named", "choose a destination first")
+    if not confirmed or not values["reason"]:
+        counts = await run_blocking(request, drop_deliveries, config, which, "", dry_run=True)
+        count = sum(counts.values())
+        question = Question(
+            url="/deliveries/drop",
+            values={name: value for name, value in values.items() if name != "reason"},
+            question=f"Drop {_count(count)}?",
+            lines=(
+                "The node will not send them. The instances stay in the store, and can be sent again later.",
+            ),
+            counts=counts,
+            label="Drop",
+            back=find_way_back(values, "/deliveries"),
+            is_danger=True,
+            asks_reason=True,
+            possible=bool(count),
+        )
+        return ask(request, question, "deliveries")
+    reason = f"dropped by {get_principal(request).name}: {values['reason'][:200]}"
+    counts = await run_blocking(request, drop_deliveries, config, which, reason, dry_run=False)
+    _record(request, "drop", values)
+    leave_notice(
+        request, f"{_count(sum(counts.values()))} {'is' if sum(counts.values()) == 1 else 'are'} dropped."
+    )
+    return go_back(find_way_back(values, "/deliveries"))
+
+
+async def pause(request: Request) -> Response:
+    """Ask, and then pause a destination."""
+    config = get_console(request).config
+    values, confirmed = await read_form(request, ("destination", "reason", "back"))
+    name = values["destination"]
+    if not confirmed or not values["reason"]:
+        question = Question(
+            url="/deliveries/pause",
+            values={"destination": name, "back": values["back"]},
+            question=f"Pause {name}?",
+            lines=("Nothing is sent to it until a person resumes it. What is routed to it waits.",),
+            label="Pause",
+            back=find_way_back(values, "/deliveries"),
+            asks_reason=True,
+        )
+        return ask(request, question, "deliveries")
+    await run_blocking(
+        request, pause_destination, config, name, get_principal(request).name, values["reason"][:200]
+    )
+    _record(request, "pause", values)
+    leave_notice(request, f"{name} is paused.")
+    return go_back(find_way_back(values, "/deliveries"))
+
+
+async def resume(request: Request) -> Response:
+    """Ask, and then resume a destination."""
+    config = get_console(request).config
+    values, confirmed = await read_form(request, ("destination", "back"))
+    name = values["destination"]
+    if not confirmed:
+        question = Question(
+            url="/deliveries/resume",
+            values=values,
+            question=f"Resume {name}?",
+            lines=("What waits for it is sent at once.",),
+            label="Resume",
+            back=find_way_back(values, "/deliveries"),
+        )
+        return ask(request, question, "deliveries")
+    await run_blocking(request, resume_destination, config, name)
+    _record(request, "resume", values)
+    leave_notice(request, f"{name} is resumed.")
+    return go_back(find_way_back(values, "/deliveries"))
+
+
+def _count(count: int) -> str:
+    return f"{count} {'delivery' if count == 1 else 'deliveries'}"
+
+
+def _record(request: Request, action: str, values: Mapping[str, str]) -> None:
+    # The error of a delivery and a reason are free text: they are no subject.
+    subject = {
+        name: values.get(name, "") for name in ("destination", "state", "study_uid", "sop_instance_uid")
+    }
+    record_action(request, action, **subject)
+
+
+ENDPOINTS: Final = (
+    Endpoint("GET", "/deliveries", show_deliveries),
+    Endpoint("GET", "/deliveries/list", show_list),
+    Endpoint("POST", "/deliveries/retry", retry),
+    Endpoint("POST", "/deliveries/drop", drop),
+    Endpoint("POST", "/deliveries/pause", pause),
+    Endpoint("POST", "/deliveries/resume", resume),
+)

@@ -1,0 +1,110 @@
+// Charts of the overview: throughput and latency of the last hour or day, drawn by uPlot from one JSON answer.
+"use strict";
+
+(() => {
+  const REFRESH_MS = 15_000;
+  const root = document.querySelector("[data-charts]");
+  if (!root) return;
+  const charts = [...root.querySelectorAll("[data-chart]")].map((element) => ({ element, plot: null }));
+  let range = "hour";
+  let answer = null;
+
+  function resolveColor(name) {
+    const probe = document.createElement("span");
+    probe.className = `probe-${name}`;
+    root.append(probe);
+    const { color } = getComputedStyle(probe);
+    probe.remove();
+    return color;
+  }
+
+  function formatValue(value, unit) {
+    if (value === null || value === undefined) return "–";
+    if (unit === "s") {
+      if (value < 0.001 && value > 0) return `${(value * 1e6).toFixed(0)} µs`;
+      if (value < 1) return `${(value * 1000).toFixed(value < 0.01 ? 1 : 0)} ms`;
+      return `${value.toFixed(value < 10 ? 1 : 0)} s`;
+    }
+    const digits = value !== 0 && Math.abs(value) < 10 ? 1 : 0;
+    return `${value.toFixed(digits)}${unit ? ` ${unit}` : ""}`;
+  }
+
+  function buildOptions(chart, spec) {
+    const muted = resolveColor("muted");
+    const grid = resolveColor("grid");
+    const axis = { stroke: muted, grid: { stroke: grid, width: 1 }, ticks: { stroke: grid, width: 1 }, font: "11px Inter, sans-serif" };
+    return {
+      width: Math.max(240, chart.element.clientWidth),
+      height: 230,
+      cursor: { drag: { x: false, y: false } },
+      scales: { y: { range: (_, low, high) => [Math.min(0, low || 0), high > 0 ? high * 1.1 : 1] } },
+      axes: [
+        axis,
+        { ...axis, size: 62, values: (_, ticks) => ticks.map((tick) => formatValue(tick, spec.unit)) },
+      ],
+      series: [
+        { value: (_, at) => (at === null ? "–" : new Date(at * 1000).toLocaleTimeString()) },
+        ...spec.series.map((series, index) => ({
+          label: series.label,
+          stroke: resolveColor(`line-${index + 1}`),
+          width: 2,
+          dash: [[], [8, 4], [2, 4]][index] || [],
+          points: { show: false },
+          value: (_, value) => formatValue(value, spec.unit),
+        })),
+      ],
+    };
+  }
+
+  function draw() {
+    for (const chart of charts) {
+      const spec = answer?.[chart.element.dataset.chart];
+      const empty = chart.element.parentElement.querySelector("[data-empty]");
+      chart.plot?.destroy();
+      chart.plot = null;
+      const hasValues = spec && spec.series.some((series) => series.values.some((value) => value !== null));
+      empty.hidden = Boolean(hasValues);
+      chart.element.hidden = !hasValues;
+      if (!hasValues) continue;
+      const data = [answer.times, ...spec.series.map((series) => series.values)];
+      chart.plot = new uPlot(buildOptions(chart, spec), data, chart.element);
+      const peaks = spec.series.map((series) => {
+        const values = series.values.filter((value) => value !== null);
+        return `${series.label}: last ${formatValue(values.at(-1), spec.unit)}, highest ${formatValue(Math.max(...values), spec.unit)}`;
+      });
+      chart.element.setAttribute("aria-label", `${chart.element.dataset.title}, last ${range}. ${peaks.join(". ")}.`);
+    }
+  }
+
+  async function load() {
+    if (document.hidden) return;
+    try {
+      const response = await fetch(`${root.dataset.charts}?range=${range}`, { credentials: "same-origin" });
+      if (response.ok) {
+        answer = await response.json();
+        draw();
+      }
+    } catch {
+      // The state of the live stream already says that the console is away.
+    }
+  }
+
+  for (const button of root.querySelectorAll("[data-range]")) {
+    button.addEventListener("click", () => {
+      range = button.dataset.range;
+      for (const other of root.querySelectorAll("[data-range]")) {
+        other.setAttribute("aria-pressed", String(other === button));
+      }
+      load();
+    });
+  }
+  document.addEventListener("themechange", draw);
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", draw);
+  let resized;
+  addEventListener("resize", () => {
+    clearTimeout(resized);
+    resized = setTimeout(draw, 200);
+  });
+  setInterval(load, REFRESH_MS);
+  load();
+})();
