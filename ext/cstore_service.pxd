@@ -19,6 +19,7 @@ cdef class CStoreOperation(Entry):
 
 cdef class CStoreService:
     cdef readonly Committer committer
+    cdef object make_location
     cdef readonly list unpublished
     cdef public object on_unpublished
     cdef public bint full
@@ -35,7 +36,7 @@ cdef class CStoreService:
     cdef bytes ready                # folder of committed entries, below the spool
     cdef list responding              # associations with responses to send
 
-    cdef int note_unpublished(self, object where) except -1
+    cdef int note_unpublished(self, object location) except -1
 
 
 cdef class CStoreOperations(FastPath):

@@ -24,7 +24,7 @@ class CStoreOperation(Entry):
 @final
 class CStoreService:
     committer: Committer
-    unpublished: list[str | tuple[str, int, int]]
+    unpublished: list[Any]  # what `make_location` returned
     on_unpublished: Callable[[], object] | None
     full: bool
     def __init__(
@@ -35,14 +35,15 @@ class CStoreService:
         instances: int,
         volume: int,
         *,
+        make_location: Callable[[str, int, int], tuple[str, int, int]],
         durable: bool,
         small: int = 0,
         metrics: memoryview | None = None,
         receive_times: int = 0,
         commit_times: int = 0,
     ) -> None: ...
-    def add_unpublished(self, where: str | tuple[str, int, int]) -> None: ...
-    def take_unpublished(self) -> list[str | tuple[str, int, int]]: ...
+    def add_unpublished(self, location: tuple[str, int, int]) -> None: ...
+    def take_unpublished(self) -> list[Any]: ...
     def collect(self) -> list[BaseException]: ...
 
 @final

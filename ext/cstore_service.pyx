@@ -77,6 +77,7 @@ cdef class CStoreService:
         counters: The scoreboard words of this listener.
         instances: Index of the word that counts instances answered with Success.
         volume: Index of the word that counts their bytes.
+        make_location: Makes a spool location of a path, an offset and a length. This module knows no spool.
         durable: Whether the committer waits for stable storage.
         small: Size of the largest Part 10 file that goes into a segment, in bytes. 0: use no segments.
         metrics: Words of the metrics board. None: measure nothing.
@@ -84,14 +85,15 @@ cdef class CStoreService:
         commit_times: First word of the histogram of commit times.
 
     Attributes:
-        unpublished: Spool references of entries that were answered and are not published yet.
+        unpublished: Spool locations of entries that were answered and are not published yet.
         on_unpublished: Called once at the next committed entry. None: no call.
         full: Set to refuse requests here, so that Python answers them.
     """
 
     def __cinit__(
         self, Committer committer not None, str slot not None, counters not None, int instances, int volume,
-        *, bint durable, size_t small=0, metrics=None, size_t receive_times=0, size_t commit_times=0
+        *, make_location not None, bint durable, size_t small=0, metrics=None, size_t receive_times=0,
+        size_t commit_times=0
     ):
         self.small = small if committer is not None and committer.segments is not None else 0
         self.segments = f"{slot}/segments/".encode()
@@ -107,24 +109,25 @@ cdef class CStoreService:
                 raise ValueError("the metrics have no such word")
         self.receive_times, self.commit_times = receive_times, commit_times
         self.instances, self.volume = instances, volume
+        self.make_location = make_location
         self.durable = durable
         self.unpublished = []
         self.responding = []
 
-    def add_unpublished(self, where not None):
-        """Add a spool reference that Python has answered: a file, or a segment with offset and length."""
-        self.note_unpublished(where)
+    def add_unpublished(self, location not None):
+        """Add the location of an entry that Python has answered."""
+        self.note_unpublished(location)
 
-    cdef int note_unpublished(self, object where) except -1:
+    cdef int note_unpublished(self, object location) except -1:
         if len(self.unpublished) < UNPUBLISHED_MAX:
-            self.unpublished.append(where)
+            self.unpublished.append(location)
         if self.on_unpublished is not None:
             on_unpublished, self.on_unpublished = self.on_unpublished, None
             on_unpublished()
         return 0
 
     def take_unpublished(self):
-        """Return the spool references of entries that were committed since the last call."""
+        """Return the spool locations of entries that were committed since the last call."""
         unpublished, self.unpublished = self.unpublished, []
         return unpublished
 
@@ -366,10 +369,12 @@ cdef class CStoreOperations(FastPath):
                     service.responding.append(self)
                     self.is_responding = True
             if operation.small.length:
-                where = (service.segments + <bytes> operation.job.piece.segment).decode("ascii")
-                service.note_unpublished((where, operation.job.piece.offset, operation.small.length))
+                path = (service.segments + <bytes> operation.job.piece.segment).decode("ascii")
+                location = service.make_location(path, operation.job.piece.offset, operation.small.length)
             else:
-                service.note_unpublished((service.ready + <bytes> operation.job.ready).decode("ascii"))
+                path = (service.ready + <bytes> operation.job.ready).decode("ascii")
+                location = service.make_location(path, 0, 0)
+            service.note_unpublished(location)
         finally:
             # If memory runs out for the response or the reference, the operation ends here. The entry is
             # durable, and the sweep publishes it.

@@ -61,6 +61,7 @@ from ingest.metrics.board import current_board
 from ingest.metrics.families import OTHER
 from ingest.queue.publisher import Publisher
 from ingest.spool import store_capacity
+from ingest.spool.reference import Location
 from ingest.spool.refusing_spool import is_temporary, open_refusing_spool
 from ingest.spool.spool import Spool, read_spool_id
 from ingest.tls.identity import find_binding_fault
@@ -115,6 +116,7 @@ def run_listener(config: Config, endpoints: tuple[Endpoint, ...], board: Scorebo
         board.counters(row),
         INSTANCES,
         BYTES,
+        make_location=Location,
         durable=durable,
         small=small,
         metrics=metrics.words,
@@ -191,7 +193,13 @@ def _run_without_spool(
     raise_alarm(config.run_dir, UNUSABLE, str(error), remedy, severity=Severity.FAILING)
     with open_refusing_spool() as spool:
         cstore_service = CStoreService(
-            spool.committer, spool.slot.name, board.counters(row), INSTANCES, BYTES, durable=False
+            spool.committer,
+            spool.slot.name,
+            board.counters(row),
+            INSTANCES,
+            BYTES,
+            make_location=Location,
+            durable=False,
         )
         publisher = Publisher(config, spool, cstore_service)
         services = _make_services(config, spool, cstore_service, publisher, board=board, row=row)

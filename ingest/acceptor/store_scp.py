@@ -47,6 +47,7 @@ from ingest.metrics import families
 from ingest.metrics.board import current_board
 from ingest.metrics.families import OTHER
 from ingest.queue.publisher import Publisher
+from ingest.spool.reference import Location
 from ingest.spool.spool import Spool
 
 _STATUS_CLASSES: Final = {
@@ -374,7 +375,7 @@ class StoreSCP:
             self.operations.stored += 1
         self._answer(message)
         if error is None:
-            services.cstore_service.add_unpublished(where)
+            services.cstore_service.add_unpublished(Location(where))
 
     def _answer(self, message: _Message) -> None:
         request, result = message.request, message.result

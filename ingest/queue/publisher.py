@@ -214,10 +214,7 @@ class Publisher:
         self._batch = [waiting.popleft() for _ in range(count)]
 
     def _fetch_committed(self) -> None:
-        committed = self._cstore_service.take_unpublished()
-        self._add_waiting(
-            [Location(each) if isinstance(each, str) else Location(*each) for each in committed]
-        )
+        self._add_waiting(self._cstore_service.take_unpublished())
 
     def _add_waiting(self, locations: Sequence[Location]) -> None:
         """Keep as many locations as memory allows; a whole sweep finds the others soon."""

@@ -10,7 +10,7 @@ from ingest.config.model import Config
 from ingest.ext.cstore_service import CStoreService
 from ingest.queue.keys import data_key, stream_key
 from ingest.queue.publisher import Publisher
-from ingest.spool.reference import Reference, parse_fields
+from ingest.spool.reference import Location, Reference, parse_fields
 from ingest.spool.spool import Spool
 from tests.support.servers import Valkey
 from tests.support.spools import claim, config
@@ -21,13 +21,16 @@ class Handing(Publisher):
 
     def __init__(self, settings: Config, spool: Spool) -> None:
         counters = memoryview(bytearray(16)).cast("Q")
-        self.cstore_service = CStoreService(spool.committer, spool.slot.name, counters, 0, 1, durable=False)
+        self.cstore_service = CStoreService(
+            spool.committer, spool.slot.name, counters, 0, 1, make_location=Location, durable=False
+        )
         super().__init__(settings, spool, self.cstore_service)
 
-    def put(self, place: str | tuple[str, int, int]) -> None:
-        self.cstore_service.add_unpublished(place)
+    def put(self, place: str | Location) -> None:
+        """Hand a committed entry to the publisher; a string is the path of a whole file."""
+        self.cstore_service.add_unpublished(Location(place) if isinstance(place, str) else place)
 
-    def put_many(self, places: Iterable[str | tuple[str, int, int]]) -> None:
+    def put_many(self, places: Iterable[str | Location]) -> None:
         for place in places:
             self.put(place)
 

@@ -24,6 +24,7 @@ from ingest.metrics.board import MetricsBoard
 from ingest.metrics.families import COMMIT_SECONDS, RECEIVE_SECONDS
 from ingest.queue.publisher import Publisher
 from ingest.spool import spool as spools
+from ingest.spool.reference import Location
 from ingest.spool.spool import Spool
 from tests.faults.caller import CONTEXTS, data_pdus
 from tests.support.channels import Line, Windows, line
@@ -208,6 +209,7 @@ def site(
         board.counters(ROW),
         INSTANCES,
         BYTES,
+        make_location=Location,
         durable=durable,
         small=small,
         metrics=metrics.words,

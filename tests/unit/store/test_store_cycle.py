@@ -15,6 +15,7 @@ from ingest.ext.cstore_codec import StoreContext
 from ingest.ext.cstore_service import CStoreService
 from ingest.ext.encode import encode_p_data
 from ingest.ext.group_commit import Committer
+from ingest.spool.reference import Location
 from tests.faults.caller import data_pdus
 from tests.support.commits import descriptors
 from tests.support.instances import CT, EXPLICIT, Made
@@ -57,7 +58,7 @@ def test_page_cache_answers_at_once(cached: Site) -> None:
         assert association.left == []
         assert association.scp.outstanding == 0
         assert association.scp.stored == 2
-    places = [f"L0/ready/{path.name}" for path in cached.files()]
+    places = [Location(f"L0/ready/{path.name}") for path in cached.files()]
     assert cached.cstore_service.take_unpublished() == places
     assert cached.cstore_service.take_unpublished() == []
 
@@ -335,7 +336,9 @@ def test_a_sop_class_that_is_too_long_for_the_response_is_refused() -> None:
 def test_counters_lie_within_what_is_given(words: tuple[int, int]) -> None:
     counters = memoryview(bytearray(struct.calcsize("8Q"))).cast("Q")
     with pytest.raises(ValueError, match="no such word"):
-        CStoreService(Committer(-1, -1, durable=False), "L0", counters, *words, durable=False)
+        CStoreService(
+            Committer(-1, -1, durable=False), "L0", counters, *words, make_location=Location, durable=False
+        )
 
 
 def test_many_associations_leave_no_descriptor(held: Site) -> None:
