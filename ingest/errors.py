@@ -37,6 +37,7 @@ __all__ = [
     "StoreError",
     "StoreMissingError",
     "UnknownDestinationError",
+    "UnknownObjectError",
 ]
 
 
@@ -107,6 +108,10 @@ class LedgerError(IngestError):
 
 class UnknownDestinationError(IngestError):
     """Neither the configuration nor the ledger has a destination of this name."""
+
+
+class UnknownObjectError(IngestError):
+    """Neither ledger nor spool has a study or an instance of this name."""
 
 
 class NotQuarantinedError(IngestError):

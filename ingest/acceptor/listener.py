@@ -33,6 +33,7 @@ from ingest.acceptor.scoreboard import (
     ACTIVE,
     BYTES,
     DRAINING,
+    FULL,
     HEARTBEAT,
     INSTANCES,
     PENDING,
@@ -508,8 +509,9 @@ class Listener:
         now = self.now()
         # Set the next timer first, so that the next tick comes whatever fails below.
         self._timers.append((now + TICK_SECONDS, self._tick))
-        board.set(row, HEARTBEAT, monotonic_ms())
         self.full_reason = self._find_full_reason()
+        board.counters(row)[FULL] = self.full_reason is not None
+        board.set(row, HEARTBEAT, monotonic_ms())
         self.services.cstore_service.full = self.full_reason is not None
         for connection in list(self._connections):
             try:

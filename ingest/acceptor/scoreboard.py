@@ -39,7 +39,7 @@ _SIZE: Final = (_FIRST_ENTRY + 1 + ENTRIES) * 8
 
 _PAUSED: Final = 1
 
-PID, HEARTBEAT, STATE, ACTIVE, ASSOCIATIONS, REFUSED, INSTANCES, BYTES, FAILED, PENDING = range(10)
+PID, HEARTBEAT, STATE, ACTIVE, ASSOCIATIONS, REFUSED, INSTANCES, BYTES, FAILED, PENDING, FULL = range(11)
 
 FREE, BOOTING, ACCEPTING, DRAINING = range(4)
 
@@ -70,6 +70,7 @@ class ListenerStatus:
         instances: Instances answered with Success.
         bytes: Data-set bytes of these instances.
         failed: Instances answered with a failure.
+        is_full: Whether it refuses everything now, because a disk is full or the spool cannot be used.
     """
 
     row: int
@@ -82,6 +83,7 @@ class ListenerStatus:
     instances: int
     bytes: int
     failed: int
+    is_full: bool
 
 
 class Scoreboard:
@@ -196,10 +198,16 @@ class Scoreboard:
     def _read_status(self, row: int, now: int) -> ListenerStatus:
         return ListenerStatus(
             row,
-            self.get(row, PID),
-            self.get(row, STATE),
-            now - self.get(row, HEARTBEAT),
-            *(self.get(row, field) for field in (ACTIVE, ASSOCIATIONS, REFUSED, INSTANCES, BYTES, FAILED)),
+            pid=self.get(row, PID),
+            state=self.get(row, STATE),
+            age_ms=now - self.get(row, HEARTBEAT),
+            active=self.get(row, ACTIVE),
+            associations=self.get(row, ASSOCIATIONS),
+            refused=self.get(row, REFUSED),
+            instances=self.get(row, INSTANCES),
+            bytes=self.get(row, BYTES),
+            failed=self.get(row, FAILED),
+            is_full=self.get(row, FULL) != 0,
         )
 
     def _write_row(self, row: int) -> None:

@@ -125,21 +125,33 @@ class AuditTrail:
 
         Args:
             message: The message.
+            name: As in `put`.
+        """
+        try:
+            return self.put(message, name)
+        except OSError as error:
+            self.queue.note_dropped()
+            cause = f"data_dir/audit cannot be written: {error.strerror}"
+            self._report_loss(cause, "make room, or see to the disk and to the owner of the folder")
+            return False
+
+    def put(self, message: AuditMessage, name: str = "") -> bool:
+        """Put a message into the queue; return False if the queue is full, so that the message is lost.
+
+        Args:
+            message: The message.
             name: Name of its file, for an event that may be reported twice after a crash.
+
+        Raises:
+            OSError: The disk is full or failing. The caller may try again.
         """
         if not self.wants(message.kind):
             return True
         data = encode_syslog(message, self.hostname, os.getpid())
-        try:
-            if self.queue.put(name or make_name(message.at_ms), data):
-                return True
-            cause = "its queue is full: the repository was away for too long"
-            remedy = "see `ingest audit status`; let the repository be reached, or raise queue_max_bytes"
-        except OSError as error:
-            self.queue.note_dropped()
-            cause = f"data_dir/audit cannot be written: {error.strerror}"
-            remedy = "make room, or see to the disk and to the owner of the folder"
-        self._report_loss(cause, remedy)
+        if self.queue.put(name or make_name(message.at_ms), data):
+            return True
+        remedy = "see `ingest audit status`; let the repository be reached, or raise queue_max_bytes"
+        self._report_loss("the queue is full: the repository was away for too long", remedy)
         return False
 
     def report_room(self) -> None:

@@ -26,6 +26,7 @@ from ingest.cli import (
     routes,
     send,
     status,
+    trace,
 )
 from ingest.cli._base import CommandGroup
 
@@ -39,6 +40,7 @@ COMMANDS: Final = (
     console.console,
     instances.studies,
     instances.instances,
+    trace.trace,
     quarantine.quarantine,
     retention.retention,
     deliveries.deliver,

@@ -169,6 +169,12 @@ def print_table(
         console.print(line, style="dim" if has_headings and number == 0 else None, markup=False)
 
 
+def find_width() -> int | None:
+    """Return the width of the terminal in cells; None if standard output is no terminal."""
+    console = _open_console()
+    return console.width if console.is_terminal else None
+
+
 def print_line(text: str) -> None:
     """Print one line of any length, without markup and control characters."""
     _open_console().print(escape_controls(text), markup=False)

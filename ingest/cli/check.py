@@ -17,16 +17,25 @@ if TYPE_CHECKING:
 @click.command()
 @config_option
 @click.option("--connect", is_flag=True, help="Also send a C-ECHO to every destination.")
-def check(path: Path, connect: bool) -> None:
+@click.option("--ready", is_flag=True, help="Only ask whether the running node receives; for health checks.")
+def check(path: Path, connect: bool, ready: bool) -> None:
     """Check configuration, certificates, folders, queue and ledger.
 
     \b
     ingest check -c ingest.toml
     ingest check -c ingest.toml --connect
+    ingest check -c ingest.toml --ready
 
     Prints the cause and the remedy of each fault. Exits with 0 without faults, with 1 on faults, with 2 if
     the file itself cannot be used. Notes are no faults: the node can run with them.
+
+    With --ready it checks nothing else: it exits with 0 if the node receives, otherwise with 1 and the
+    reasons.
     """
+    if ready:
+        if connect:
+            raise click.UsageError("--ready and --connect exclude each other")
+        exit_with(_print_readiness(path))
     from ingest.checks.node import check_node
     from ingest.config.reader import read_notes
 
@@ -40,6 +49,15 @@ def check(path: Path, connect: bool) -> None:
         faults += connections.list_faults(results)
     _print_faults(path, faults)
     exit_with(FAILED if any(not fault.is_note for fault in faults) else 0)
+
+
+def _print_readiness(path: Path) -> int:
+    from ingest.config.reader import load_config
+    from ingest.status.health import check_readiness
+
+    health = check_readiness(load_config(path).run_dir)
+    click.echo("ready" if health.is_ok else "not ready: " + "; ".join(health.reasons))
+    return 0 if health.is_ok else FAILED
 
 
 def _print_answers(answers: "Iterable[EchoAnswer]") -> None:

@@ -304,6 +304,7 @@ class AuditSettings(Section):
     enterprise_site: Annotated[str, Field(max_length=64)] = ""
     queue_max_bytes: Annotated[int, Field(ge=1024**2, lt=2**63)] = 256 * 1024**2
     away_seconds: Seconds = 900.0
+    idle_seconds: Seconds = 10.0
     events: tuple[Literal["application", "transfer", "security", "login", "query", "action"], ...] = (
         "application",
         "transfer",
@@ -378,6 +379,11 @@ class Config(Section):
     def needs_monitor(self) -> bool:
         """Whether a monitor has to run."""
         return self.console is not None or self.audit is not None
+
+    @property
+    def records_transfers(self) -> bool:
+        """Whether workers note transfers for audit messages."""
+        return self.audit is not None and "transfer" in self.audit.events
 
     @property
     def run_dir(self) -> Path:

@@ -118,6 +118,47 @@ STORE_STATUSES: Final[tuple[tuple[str, Meaning], ...]] = (
 _TABLE: Final = tuple((StatusPattern.parse(text), meaning) for text, meaning in STORE_STATUSES)
 
 
+STATUS_NAMES: Final[tuple[tuple[str, str], ...]] = (
+    # PS3.7 Annex C and PS3.4 Table B.2-1
+    ("0000", "success"),
+    ("0105", "no such attribute"),
+    ("0106", "invalid attribute value"),
+    ("0107", "attribute list error"),
+    ("0110", "processing failure"),
+    ("0111", "duplicate SOP instance"),
+    ("0112", "no such SOP instance"),
+    ("0115", "invalid argument value"),
+    ("0116", "attribute value out of range"),
+    ("0117", "invalid SOP instance"),
+    ("0118", "no such SOP class"),
+    ("0119", "class-instance conflict"),
+    ("0120", "missing attribute"),
+    ("0121", "missing attribute value"),
+    ("0122", "SOP class not supported"),
+    ("0124", "not authorized"),
+    ("0210", "duplicate invocation"),
+    ("0211", "unrecognized operation"),
+    ("0212", "mistyped argument"),
+    ("0213", "resource limitation"),
+    ("A7xx", "out of resources"),
+    ("A9xx", "data set does not match SOP class"),
+    ("Cxxx", "cannot understand"),
+    ("B000", "coercion of data elements"),
+    ("B006", "elements discarded"),
+    ("B007", "data set does not match SOP class"),
+    ("Bxxx", "warning"),
+    ("FE00", "cancel"),
+)
+"""Name of each status in the standard."""
+
+_NAMES: Final = tuple((StatusPattern.parse(text), name) for text, name in STATUS_NAMES)
+
+
+def name_status(status: int) -> str:
+    """Return the name of a C-STORE status; empty for a status that the standard does not have."""
+    return next((name for pattern, name in _NAMES if pattern.matches(status)), "")
+
+
 @lru_cache(maxsize=1024)
 def find_meaning(status: int) -> Meaning:
     """Return the meaning of a status (0000,0900) of a C-STORE response."""

@@ -32,6 +32,7 @@ from ingest.ledger.records import Delivery, DeliveryResult, DeliveryRow, Deliver
 from ingest.ledger.row_counts import count_deliveries
 from ingest.ledger.schema import SUSPECT, deliveries, instances
 from ingest.ledger.throughput import count_delivered
+from ingest.ledger.transfer_notes import note_sent
 from ingest.ledger.variants import IS_VARIED, drop_superseded, select_leasable
 
 WINDOW: Final = 512
@@ -317,8 +318,9 @@ class Deliveries:
     Every method is one transaction. It raises LedgerError while the database is unavailable.
     """
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, *, is_audited: bool = False) -> None:
         self._database = database
+        self._is_audited = is_audited
 
     def lease_due(  # noqa: PLR0917 - each is a number of its own
         self,
@@ -436,6 +438,8 @@ class Deliveries:
             count_delivered(connection, self._database.dialect, results, destination, unix_ms)
             record_attempts(connection, results, unix_ms)
             written = connection.execute(_FINISH, parameters).rowcount
+            if self._is_audited:
+                note_sent(connection, results, destination, unix_ms)
             delivered = [result.id for result in results if result.state is DeliveryState.DELIVERED]
             if delivered:
                 drop_superseded(connection, destination, delivered, unix_ms)

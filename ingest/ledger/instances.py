@@ -20,6 +20,7 @@ from ingest.ledger.records import (
 from ingest.ledger.row_counts import count_instances
 from ingest.ledger.schema import HAS_FILE, deliveries, instances
 from ingest.ledger.spool_references import find_recorded_refs
+from ingest.ledger.transfer_notes import note_received
 from ingest.ledger.variants import find_accepted
 
 CHUNK: Final = 500
@@ -110,8 +111,9 @@ class Instances:
     unavailable.
     """
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, *, is_audited: bool = False) -> None:
         self._database = database
+        self._is_audited = is_audited
 
     def record(self, rows: Sequence[NewInstance]) -> list[Outcome]:
         """Record instances together with their deliveries, in one transaction.
@@ -155,6 +157,8 @@ class Instances:
             ]
             if waiting:
                 connection.execute(INSERT_DELIVERIES, waiting)
+            if self._is_audited:
+                note_received(connection, _list_changes(rows, new))
             known = find_recorded_refs(
                 connection, [row.spool_ref for row, number in zip(rows, new, strict=True) if number is None]
             )
@@ -230,6 +234,17 @@ class Instances:
                 to_instance(row) for row in connection.execute(_BY_UID, {"uid": clean_value(uid)}).mappings()
             ]
 
+    def find_by_study_uid(self, uid: str, most: int) -> list[Instance]:
+        """Return the first rows of a study, oldest first."""
+        query = (
+            select(instances)
+            .where(instances.c.study_uid == clean_value(uid))
+            .order_by(instances.c.id)
+            .limit(most)
+        )
+        with self._database.begin_read() as connection:
+            return [to_instance(row) for row in connection.execute(query).mappings()]
+
     def find_by_ids(self, ids: Collection[int]) -> dict[int, Instance]:
         """Return rows by their ids; an id without a row is missing."""
         with self._database.begin_read() as connection:
@@ -246,6 +261,15 @@ class Instances:
         """Count instances by state; a state without rows is missing."""
         with self._database.begin_read() as connection:
             return count_instances(connection)
+
+
+def _list_changes(
+    rows: Sequence[NewInstance], new: Sequence[int | None]
+) -> Iterator[tuple[dict[str, Any], str]]:
+    """Yield the columns of the recorded rows, and what each one changed (PS3.15 Table A.5.3.7-1)."""
+    for row, number in zip(rows, new, strict=True):
+        if number is not None:
+            yield encode_columns(row), "U" if row.replaces else "C"
 
 
 def encode_columns(row: NewInstance) -> dict[str, Any]:

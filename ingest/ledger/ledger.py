@@ -2,6 +2,7 @@
 
 from ingest.ledger.attempts import Attempts
 from ingest.ledger.backfill import Backfill
+from ingest.ledger.callers import Callers
 from ingest.ledger.circuits import Circuits
 from ingest.ledger.database import Database
 from ingest.ledger.deliveries import Deliveries
@@ -15,6 +16,7 @@ from ingest.ledger.retention import Retention
 from ingest.ledger.spool_references import SpoolReferences
 from ingest.ledger.store_folders import StoreFolders
 from ingest.ledger.throughput import Throughput
+from ingest.ledger.transfers import Transfers
 
 
 class Ledger:
@@ -29,6 +31,7 @@ class Ledger:
         instances: Received instances.
         deliveries: Leases and results of deliveries.
         attempts: Attempts that did not deliver.
+        callers: Certificates and AE titles of callers.
         delivery_admin: Lists, requeues and drops deliveries for a person.
         backfill: Creates deliveries of instances that are stored already.
         circuits: One circuit for each destination.
@@ -38,21 +41,24 @@ class Ledger:
         retention: Age and removal of stored instances.
         spool_references: References whose spool entries may be removed.
         store_folders: Identities of the store and quarantine folders.
+        transfers: Transfers that audit messages have to describe.
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, *, is_audited: bool = False) -> None:
         """Prepare the parts; the first method that is called opens the database.
 
         Args:
             url: An SQLAlchemy URL: `sqlite:////abs/path` or `postgresql+psycopg://…`.
+            is_audited: Whether transfers are noted for audit messages. Then a monitor has to run.
 
         Raises:
             LedgerError: The URL is invalid, or its driver is not installed.
         """
         self.database = Database(url)
-        self.instances = Instances(self.database)
-        self.deliveries = Deliveries(self.database)
+        self.instances = Instances(self.database, is_audited=is_audited)
+        self.deliveries = Deliveries(self.database, is_audited=is_audited)
         self.attempts = Attempts(self.database)
+        self.callers = Callers(self.database)
         self.delivery_admin = DeliveryAdmin(self.database)
         self.backfill = Backfill(self.database)
         self.circuits = Circuits(self.database)
@@ -62,6 +68,7 @@ class Ledger:
         self.retention = Retention(self.database)
         self.spool_references = SpoolReferences(self.database)
         self.store_folders = StoreFolders(self.database)
+        self.transfers = Transfers(self.database)
 
     def close(self) -> None:
         """Close all connections."""

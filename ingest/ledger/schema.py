@@ -230,3 +230,41 @@ throughput = Table(
     Column("delivered", BigInteger, nullable=False),
     Column("bytes", BigInteger, nullable=False),
 )
+
+# Transfers that no audit message describes yet (`ingest.ledger.audit`). A note is JSON of AE titles and UIDs.
+audit_notes = Table(
+    "audit_notes",
+    metadata,
+    Column("id", _Id, primary_key=True),
+    Column("at", BigInteger, nullable=False),
+    Column("body", Text, nullable=False),
+)
+
+audit_groups = Table(
+    "audit_groups",
+    metadata,
+    Column("id", _Id, primary_key=True),
+    # JSON of `TransferKey`: what the transfers of one audit message have in common. Peers choose its values,
+    # and PostgreSQL cannot index a long text, so the index has a digest.
+    Column("key", Text, nullable=False),
+    Column("digest", Text, nullable=False),
+    # Number of instances of each SOP class, as JSON.
+    Column("sop_classes", Text, nullable=False),
+    # Times of the first and the last transfer.
+    Column("first_at", BigInteger, nullable=False),
+    Column("last_at", BigInteger, nullable=False),
+    # When the first and the last note was merged, by the clock of the ledger.
+    Column("created_at", BigInteger, nullable=False),
+    Column("merged_at", BigInteger, nullable=False),
+    Column("is_begun", Integer, nullable=False),
+    Index("audit_groups_digest", "digest", unique=True),
+)
+
+# One row: which monitor reports transfers, and until when.
+audit_lease = Table(
+    "audit_lease",
+    metadata,
+    Column("id", Integer, primary_key=True, autoincrement=False),
+    Column("owner", Text, nullable=False),
+    Column("until", BigInteger, nullable=False),
+)

@@ -18,18 +18,19 @@ from typing import Any, Final, cast
 
 from ingest.acceptor.scoreboard import Scoreboard
 from ingest.alarms import standing_alarms
-from ingest.clock import monotonic_ms, unix_ms
+from ingest.clock import unix_ms
 from ingest.config.model import Config
 from ingest.ext.tls_context import openssl_version
 from ingest.filesystem import node_lock
 from ingest.ledger import CircuitState, DeliveryState, InstanceState, Ledger
-from ingest.metrics.board import GENERATION, HEARTBEAT, READY, STARTED_AT, STATE
-from ingest.metrics.board_file import SILENT_MS, read_boards
+from ingest.metrics.board import GENERATION, STARTED_AT
+from ingest.metrics.board_file import read_boards
 from ingest.metrics.families import Choice, Family, Kind
 from ingest.queue.client import connect
 from ingest.queue.keys import GROUP, stream_key
 from ingest.spool import inventory
 from ingest.spool.spool import read_spool_id
+from ingest.status.health import check_readiness
 
 CERTIFICATES_MAX: Final = 200
 """Certificates with a metric of their own: those that end first."""
@@ -139,13 +140,10 @@ def _read_node(config: Config) -> Iterator[GatheredSample]:
     yield GatheredSample(UP, is_running or node_lock.are_workers_running(run_dir))
     boards = read_boards(run_dir)
     node = boards.get("node")
-    is_ready = False
     if is_running and node is not None:
-        words = node.words
-        is_ready = words[STATE] == READY and abs(monotonic_ms() - words[HEARTBEAT]) < SILENT_MS
-        yield GatheredSample(START_TIME, words[STARTED_AT] / 1000)
-        yield GatheredSample(CONFIG_GENERATION, words[GENERATION])
-    yield GatheredSample(NODE_READY, is_ready)
+        yield GatheredSample(START_TIME, node.words[STARTED_AT] / 1000)
+        yield GatheredSample(CONFIG_GENERATION, node.words[GENERATION])
+    yield GatheredSample(NODE_READY, check_readiness(run_dir).is_ok)
     labels = (version("dicom-ingest"), platform.python_version(), openssl_version())
     yield GatheredSample(BUILD_INFO, 1, labels)
     board = Scoreboard.open_reader(run_dir / "scoreboard") if is_running else None
@@ -216,7 +214,7 @@ def _read_ledger(config: Config) -> Iterator[GatheredSample]:
             current = circuit.state if circuit is not None else CircuitState.CLOSED
             for circuit_state in CircuitState:
                 yield GatheredSample(CIRCUIT, circuit_state is current, (name, circuit_state.value))
-            yield GatheredSample(PAUSED, bool(getattr(circuit, "paused_at", 0)), (name,))
+            yield GatheredSample(PAUSED, circuit is not None and circuit.is_paused, (name,))
 
 
 def _read_disks(config: Config) -> Iterator[GatheredSample]:

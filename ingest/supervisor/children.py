@@ -139,6 +139,14 @@ class Children:
         wanted = sum(slot.role == "listen" for slot in generation.slots)
         return sum(board.get(row, STATE) == ACCEPTING for row in rows) >= wanted
 
+    def is_any_listener_alive(self) -> bool:
+        """Return whether a listener has shown a heartbeat lately; true on a node without listeners."""
+        board = self.board
+        if board is None:
+            return True
+        rows = [child.row for child in self if child.row is not None]
+        return any(monotonic_ms() - board.get(row, HEARTBEAT) <= STUCK_MS for row in rows)
+
     def abort_stuck_listeners(self) -> None:
         """Abort each listener whose heartbeat is missing; kill it if that does not help."""
         board = self.board

@@ -57,6 +57,7 @@ from ingest.supervisor.embedded_queue import EmbeddedQueue
 from ingest.supervisor.generation import ALL_ROLES, Generation, WorkerSlot
 from ingest.supervisor.process_meter import ProcessMeter
 from ingest.supervisor.reload import Generations
+from ingest.supervisor.service_manager import ServiceManager
 from ingest.supervisor.signals import SignalQueue
 
 WORKERS: Final = {
@@ -143,6 +144,8 @@ class Supervisor:
         self._meter = ProcessMeter(self._metrics)
         self._metrics_file: BoardFile | None = None
         self._publish_at = self._measure_at = 0.0
+        self._manager = ServiceManager()
+        self._is_reloading = False
 
     @property
     def _config(self) -> Config:
@@ -180,6 +183,8 @@ class Supervisor:
         if number in {signal.SIGTERM, signal.SIGINT}:
             self._stop()
         elif number == signal.SIGHUP and self._drain_until is None:
+            self._manager.report_reloading()
+            self._is_reloading = True
             self._generations.begin_reload()
         elif number == signal.SIGUSR1:
             reopen_log()
@@ -255,6 +260,7 @@ class Supervisor:
             self._log.warning("metrics_failed", exc_info=error)
         if self._drain_until is not None:
             self._continue_drain(now, self._drain_until)
+            self._manager.beat(now)
             return
         self._children.fork_missing(self._generations.current, now, self._choose_roles_to_fork(now))
         self._generations.advance_reload(now)
@@ -275,8 +281,29 @@ class Supervisor:
             self._is_ready = True
             self._set_state(READY)
             self._print_ready()
+            self._manager.report_ready(self._describe_state())
             self._is_start_recorded = True
             record_application(self._config, started=True)
+        elif self._is_reloading and self._generations.coming is None:
+            self._is_reloading = False
+            self._manager.report_ready(self._describe_state())
+        self._tell_manager(now)
+
+    def _tell_manager(self, now: float) -> None:
+        """Tell the service manager what the node does, and that it lives.
+
+        The watchdog must not end a node whose loop turns and whose listeners serve. A listener that hangs is
+        replaced by `Children.abort_stuck_listeners`; the watchdog helps if that does not.
+        """
+        if self._is_ready:
+            self._manager.report_status(self._describe_state())
+        if not self._is_ready or self._children.is_any_listener_alive():
+            self._manager.beat(now)
+
+    def _describe_state(self) -> str:
+        counts = Counter(child.role for child in self._children if not child.is_stopping)
+        processes = ", ".join(f"{counts[role]} {role}" for role in ROLE.values if counts[role])
+        return f"configuration {self._generations.current.number}; processes: {processes}"
 
     def _set_state(self, state: int) -> None:
         """Let readers of the metrics know at once that the node is ready, or ends."""
@@ -439,6 +466,7 @@ class Supervisor:
             self._drain_until = 0.0
             return
         self._set_state(STOPPING)
+        self._manager.report_stopping("lets associations end")
         self._drain_until = time.monotonic() + self._config.node.drain_seconds
         self._console.link.set_draining()
         self._children.stop_role("listen")

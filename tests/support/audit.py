@@ -1,11 +1,17 @@
 """Audit messages in tests: validation against the schema of PS3.15, and what a message says."""
 
+import base64
+import json
+import signal
+import socket
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 from xml.etree import ElementTree as ET
 
-from tests.support.peers import require_program
+from tests.support.peers import require_program, wait_for
+from tests.support.pki import Material
+from tests.support.ports import free_port
 
 SCHEMA = Path(__file__).parents[1] / "vectors/audit/audit-message.rnc"
 
@@ -95,6 +101,74 @@ class Said:
 
     @property
     def detail(self) -> str:
-        import base64
-
         return base64.b64decode(self.root.find(".//ParticipantObjectDetail").get("value")).decode()
+
+
+class Rsyslog:
+    """An audit record repository: rsyslog, which takes syslog over TLS with a trusted client certificate."""
+
+    def __init__(self, folder: Path, material: Material, name: str = "remote", driver: str = "ossl") -> None:
+        """Describe it; `start` runs it.
+
+        Args:
+            folder: Holds its configuration, and `received`.
+            material: Its pair is `name`; it trusts `material.trusted`.
+            name: Name of its pair.
+            driver: Its TLS: "ossl" or "gtls".
+        """
+        folder.mkdir(parents=True, exist_ok=True)
+        self.folder = folder
+        self.port = free_port()
+        self.received_file = folder / "received"
+        self._process: subprocess.Popen[bytes] | None = None
+        (folder / "rsyslog.conf").write_text(
+            f'global(workDirectory="{folder}" maxMessageSize="64k" defaultNetstreamDriver="{driver}"\n'
+            f'  defaultNetstreamDriverCAFile="{material.trusted}"\n'
+            f'  defaultNetstreamDriverCertFile="{material.certificate(name)}"\n'
+            f'  defaultNetstreamDriverKeyFile="{material.key(name)}")\n'
+            f'module(load="imtcp" streamDriver.name="{driver}" streamDriver.mode="1"\n'
+            '  streamDriver.authMode="x509/certvalid")\n'
+            f'input(type="imtcp" port="{self.port}" address="127.0.0.1")\n'
+            'module(load="imudp")\n'
+            f'input(type="imudp" port="{self.port}" address="127.0.0.1")\n'
+            'template(name="raw" type="string" string="%rawmsg%\\n")\n'
+            f'action(type="omfile" file="{self.received_file}" template="raw")\n'
+        )
+
+    def start(self) -> None:
+        """Run it until `stop`."""
+        command = [require_program("rsyslogd"), "-n", "-f", self.folder / "rsyslog.conf"]
+        with (self.folder / "log").open("ab") as log:
+            self._process = subprocess.Popen(
+                [*command, "-i", self.folder / "pid"], stdin=subprocess.DEVNULL, stdout=log, stderr=log
+            )
+        wait_for(self._listens, 20, "rsyslog")
+
+    def stop(self, number: signal.Signals = signal.SIGTERM) -> None:
+        """End it."""
+        if self._process is not None:
+            self._process.send_signal(number)
+            self._process.wait(20)
+            self._process = None
+
+    @property
+    def received(self) -> list[bytes]:
+        """The messages, each with its header."""
+        return self.received_file.read_bytes().splitlines() if self.received_file.exists() else []
+
+    @property
+    def said(self) -> list[Said]:
+        return [Said.of_syslog(line) for line in self.received]
+
+    def _listens(self) -> bool:
+        assert self._process is not None
+        if self._process.poll() is not None:
+            raise AssertionError((self.folder / "log").read_text())
+        with socket.socket() as sock:
+            return sock.connect_ex(("127.0.0.1", self.port)) == 0
+
+
+def audit_section(port: int, **keys: object) -> str:
+    """`[audit]` as TOML."""
+    values = {"host": "localhost", "port": port, "idle_seconds": 1, **keys}
+    return "[audit]\n" + "".join(f"{key} = {json.dumps(value)}\n" for key, value in values.items())

@@ -86,7 +86,7 @@ class ForwardWorker:
         self.destinations = {destination.name: destination for destination in config.destinations}
         self.remotes = remotes
         try:
-            self.ledger = Ledger(config.ledger_url)
+            self.ledger = Ledger(config.ledger_url, is_audited=config.records_transfers)
         except LedgerError as error:
             raise BootError(str(error)) from error
         self.client = connect(config, timeout=REDIS_SECONDS)

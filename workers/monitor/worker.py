@@ -15,10 +15,13 @@ from typing import Final
 
 import structlog
 
+from ingest.audit import AuditTrail
 from ingest.config.model import Config
-from ingest.errors import BootError, LedgerError
+from ingest.errors import BootError, IngestError, LedgerError
 from ingest.ledger import Ledger
 from ingest.log import RateLimitedLog
+from ingest.workers.monitor.audit_reporter import TransferReporter
+from ingest.workers.monitor.audit_sender import AuditSender
 
 NICE: Final = 10
 """Added to the priority of the process: receiving and forwarding come first."""
@@ -36,17 +39,23 @@ class MonitorTask:
         name: Name for the log.
         period_seconds: Time from the end of one call to the begin of the next.
         run: The function. It returns soon: its waits have deadlines of seconds.
+        close: Called once at the end, likewise; None if there is nothing to do.
     """
 
     name: str
     period_seconds: float
     run: Callable[[], object]
+    close: Callable[[], object] | None = None
 
 
 def plan_tasks(config: Config, ledger: Ledger) -> list[MonitorTask]:
     """Return the tasks that this configuration asks for."""
-    del config, ledger
-    return []
+    tasks = []
+    if (trail := AuditTrail.open(config)) is not None:
+        reporter, sender = TransferReporter(config, ledger, trail), AuditSender(config, trail)
+        tasks.append(MonitorTask("audit_report", 1.0, reporter.run, reporter.close))
+        tasks.append(MonitorTask("audit_send", 0.5, sender.run, sender.close))
+    return tasks
 
 
 def run(config: Config, stop: threading.Event) -> None:
@@ -61,19 +70,28 @@ def run(config: Config, stop: threading.Event) -> None:
         raise BootError(str(error)) from error
     failures = RateLimitedLog()
     with contextlib.closing(ledger):
-        due = {task.name: (0.0, task) for task in plan_tasks(config, ledger)}
+        tasks = plan_tasks(config, ledger)
+        due = {task.name: (0.0, task) for task in tasks}
         while not stop.is_set():
             for name, (due_at, task) in due.items():
                 if stop.is_set() or time.monotonic() < due_at:
                     continue
                 try:
                     task.run()
+                except IngestError as error:  # such as a ledger that is away: no defect, so no traceback
+                    failures.warning("monitor_task_failed", task=name, error=str(error))
                 except Exception as error:  # INVARIANT 8: only a wrong configuration stops the node
                     failures.warning("monitor_task_failed", task=name, exc_info=error)
                 due[name] = time.monotonic() + task.period_seconds, task
             # A signal handler sets the event. If it interrupted `Event.wait`, `Event.set` would wait for the
             # lock that the interrupted call holds. Short sleeps hold no lock.
             time.sleep(_SLICE_SECONDS)
+        for task in tasks:
+            try:
+                if task.close is not None:
+                    task.close()
+            except Exception as error:  # the other tasks end too
+                failures.warning("monitor_task_failed", task=task.name, exc_info=error)
 
 
 def main(config: Config, stop: threading.Event) -> int:

@@ -319,6 +319,7 @@ class PersistBatch:
         self._record_rows(storage.rows)
         contested = storage.find_contested(self._refused_rows)
         self._record_duplicates(contested)
+        self._note_duplicates(contested)
         try:
             storage.finish_commit()
         except StoreError as error:
@@ -388,6 +389,24 @@ class PersistBatch:
             context.ask_ledger(
                 context.ledger.spool_references.record_duplicates, sorted(without_row), unix_ms()
             )
+
+    def _note_duplicates(self, contested: Collection[str]) -> None:
+        """Note duplicates for the audit trail: what they hold was transferred too.
+
+        Their rows describe the object that is in the store. The association is that of the entry.
+        """
+        context = self._context
+        if not context.config.records_transfers or not self._refused_rows:
+            return
+        headers = {entry.spool_ref: entry.header for entry in self._stored}
+        rows = [
+            replace(row, calling_ae=header.calling_ae, called_ae=header.called_ae, source=header.source)
+            for row, outcome in self._refused_rows
+            if outcome is Outcome.TAKEN and row.spool_ref not in contested
+            if (header := headers.get(row.spool_ref)) is not None
+        ]
+        if rows:
+            context.ask_ledger(context.ledger.transfers.note_duplicates, rows)
 
     def _release_spool_entry(self, entry: StreamEntry) -> None:
         """Remove a file from the spool, or mark a record of a segment as done."""

@@ -133,7 +133,7 @@ class PersistWorker:
         try:
             self._key_template = StoreKeyTemplate(config.store.path)
             self._router = NodeRouter(config, logs=True)
-            self._ledger = Ledger(config.ledger_url)
+            self._ledger = Ledger(config.ledger_url, is_audited=config.records_transfers)
         except (StoreError, LedgerError) as error:
             raise BootError(str(error)) from error
         self._agreement = StoreAgreement(config.store_root, config.run_dir, self._ledger)

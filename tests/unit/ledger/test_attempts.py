@@ -1,31 +1,12 @@
 """Attempts that did not deliver: recorded with their results, bounded, and removed with their instance."""
 
-import contextlib
-from collections.abc import Iterator
-from pathlib import Path
-
-import pytest
-from sqlalchemy import create_engine, text
+from sqlalchemy import text
 
 from ingest.ledger import Attempt, DeliveryResult, DeliveryRow, DeliveryState, InstanceState, Ledger
 from ingest.ledger.attempts import FIRST_KEPT, LAST_KEPT
 from tests.support.ledgers import row
 
 HOUR_MS = 3_600_000
-
-
-@pytest.fixture(params=["sqlite", "postgresql"])
-def ledger(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Ledger]:
-    url = f"sqlite:///{tmp_path}/ledger.db"
-    if request.param == "postgresql":
-        url = request.getfixturevalue("postgresql_url")
-        engine = create_engine(url)
-        with engine.begin() as connection:
-            connection.execute(text("DROP SCHEMA public CASCADE; CREATE SCHEMA public"))
-        engine.dispose()
-    with contextlib.closing(Ledger(url)) as made:
-        made.migrate()
-        yield made
 
 
 def try_once(ledger: Ledger, at_ms: int, *, owner: str = "w", **result: object) -> int:

@@ -1,0 +1,184 @@
+"""Trace a study or an instance: what happened to it here, in order, and what happens next."""
+
+import contextlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Final
+
+from ingest.clock import unix_ms
+from ingest.config.model import Config
+from ingest.errors import UnknownObjectError
+from ingest.ledger import DeliveryRow, Instance, Ledger
+from ingest.ledger.callers import CallerCertificate
+from ingest.ledger.instances import CHUNK
+from ingest.operations.times import format_iso_time
+from ingest.operations.trace_events import (
+    TraceContext,
+    TracedDelivery,
+    TracedInstance,
+    TraceEvent,
+    make_events,
+    merge_events,
+)
+from ingest.operations.trace_steps import NextStep, make_steps, merge_steps
+from ingest.operations.waiting import SpoolSearch, WaitingInstance, find_waiting
+
+INSTANCES_MAX: Final = 5_000
+"""Instances of a study that a trace reads, the oldest first."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trace:
+    """The way of a study or of the objects of one SOP instance UID.
+
+    Attributes:
+        wanted: The UID that was asked for.
+        kind: "study", "series" or "instance".
+        study_uids: Study instance UIDs that were found.
+        instances: Rows of the ledger, oldest first.
+        waiting: Instances in the spool that no worker has recorded yet.
+        events: What happened, oldest first; events without a time come last.
+        next_steps: What happens next.
+        certificates: Caller certificates by fingerprint.
+        notes: What the trace leaves out.
+    """
+
+    wanted: str
+    kind: str
+    study_uids: tuple[str, ...]
+    instances: Sequence[TracedInstance]
+    waiting: Sequence[WaitingInstance] = ()
+    events: Sequence[TraceEvent] = ()
+    next_steps: Sequence[NextStep] = ()
+    certificates: Mapping[str, CallerCertificate] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the trace for JSON."""
+        return {
+            "wanted": self.wanted,
+            "kind": self.kind,
+            "study_uids": list(self.study_uids),
+            "events": [event.to_json() for event in self.events],
+            "next_steps": [step.to_json() for step in self.next_steps],
+            "instances": [each.to_json() for each in self.instances],
+            "waiting": [_waiting_to_json(each) for each in self.waiting],
+            "certificates": [certificate_to_json(each) for each in self.certificates.values()],
+            "notes": list(self.notes),
+        }
+
+
+def trace(config: Config, wanted: str) -> Trace:
+    """Trace a study or the objects of a SOP instance UID.
+
+    Args:
+        config: The configuration.
+        wanted: A study instance UID or a SOP instance UID.
+
+    Raises:
+        UnknownObjectError: Neither ledger nor spool knows it.
+        LedgerError: The ledger is away.
+    """
+    wanted = wanted.strip()
+    with contextlib.closing(Ledger(config.ledger_url)) as ledger:
+        ledger.require_schema()
+        rows = ledger.instances.find_by_sop_instance_uid(wanted)[: INSTANCES_MAX + 1]
+        kind = "instance" if rows else "study"
+        rows = rows or ledger.instances.find_by_study_uid(wanted, INSTANCES_MAX + 1)
+        search = find_waiting(config.spool_dir, wanted)
+        # A worker may have recorded an entry between both looks.
+        recorded = {row.spool_ref.partition(":")[2] for row in rows}
+        waiting = tuple(each for each in search.found if each.location not in recorded)
+        if not rows and not waiting:
+            raise UnknownObjectError(_explain_unknown(config, wanted, search))
+        if not rows:
+            kind = _name_kind(wanted, waiting[0])
+        notes = _list_notes(rows, search)
+        traced = _read_deliveries(ledger, rows[:INSTANCES_MAX])
+        circuits = ledger.circuits.read_circuits()
+        certificates = ledger.callers.find_certificates(_list_fingerprints(rows, waiting))
+    context = TraceContext(config, circuits, certificates, unix_ms())
+    studies = {row.study_uid: None for row in rows} | {each.header.study_uid: None for each in waiting}
+    return Trace(
+        wanted=wanted,
+        kind=kind,
+        study_uids=tuple(studies),
+        instances=traced,
+        waiting=waiting,
+        events=merge_events(make_events(context, traced, waiting)),
+        next_steps=merge_steps(make_steps(context, traced, waiting)),
+        certificates=certificates,
+        notes=notes,
+    )
+
+
+def certificate_to_json(certificate: CallerCertificate) -> dict[str, Any]:
+    """Return a caller certificate for JSON."""
+    times = ("not_before", "not_after", "first_at", "last_at")
+    titles = {title: format_iso_time(at) for title, at in certificate.titles.items()}
+    return (
+        asdict(certificate)
+        | {name: format_iso_time(getattr(certificate, name)) for name in times}
+        | {"titles": titles}
+    )
+
+
+def _waiting_to_json(waiting: WaitingInstance) -> dict[str, Any]:
+    header = waiting.header
+    names = ("sop_instance_uid", "sop_class_uid", "study_uid", "series_uid", "transfer_syntax_uid")
+    more = ("calling_ae", "called_ae", "source", "size")
+    return {name: getattr(header, name) for name in (*names, *more)} | {
+        "certificate": header.fingerprint,
+        "received_at": format_iso_time(waiting.received_at),
+        "spool_entry": waiting.location,
+    }
+
+
+def _name_kind(wanted: str, waiting: WaitingInstance) -> str:
+    header = waiting.header
+    if wanted == header.sop_instance_uid:
+        return "instance"
+    return "series" if wanted == header.series_uid else "study"
+
+
+def _explain_unknown(config: Config, wanted: str, search: SpoolSearch) -> str:
+    days = config.retention.ledger_keep_days
+    hints = [
+        "see `ingest studies --since 1d` for what came",
+        "`ingest refusals` for senders that were refused",
+    ]
+    if not search.is_complete:
+        hints.append("the spool has more entries than were looked at: try again when it is shorter")
+    if days:
+        hints.append(f"rows of removed instances are forgotten after {days:g} days (ledger_keep_days)")
+    return f'no study or instance "{wanted}" in ledger or spool; {"; ".join(hints)}'
+
+
+def _list_notes(rows: Sequence[Instance], search: SpoolSearch) -> tuple[str, ...]:
+    notes = []
+    if len(rows) > INSTANCES_MAX:
+        notes.append(f"only the first {INSTANCES_MAX} instances are traced")
+    if not search.is_complete:
+        notes.append("the spool has more entries than were looked at")
+    return tuple(notes)
+
+
+def _list_fingerprints(rows: Iterable[Instance], waiting: Iterable[WaitingInstance]) -> set[str]:
+    found = {row.certificate for row in rows} | {each.header.fingerprint for each in waiting}
+    return found - {""}
+
+
+def _read_deliveries(ledger: Ledger, rows: Sequence[Instance]) -> list[TracedInstance]:
+    deliveries: dict[int, list[DeliveryRow]] = {}
+    for start in range(0, len(rows), CHUNK):
+        ids = [row.id for row in rows[start : start + CHUNK]]
+        deliveries |= ledger.deliveries.find_by_instances(ids)
+    all_ids = [each.id for of_instance in deliveries.values() for each in of_instance]
+    attempts = ledger.attempts.find_by_deliveries(all_ids)
+    return [
+        TracedInstance(
+            row,
+            [TracedDelivery(each, attempts.get(each.id, ())) for each in deliveries.get(row.id, ())],
+        )
+        for row in rows
+    ]

@@ -1,0 +1,133 @@
+"""Audit messages of a real node in a real repository: DCMTK sends and receives, rsyslog collects over TLS."""
+
+import signal
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.interop.dcmtk import authenticated, storescu
+from tests.support.audit import Rsyslog, Said, audit_section, validate
+from tests.support.instances import CT, Made
+from tests.support.nodes import Node, cleaned, destination, eventually
+from tests.support.peers import storescp
+from tests.support.pki import Material
+
+TRANSFERRED, BEGIN = "DICOM Instances Transferred", "Begin Transferring DICOM Instances"
+
+
+@pytest.fixture
+def rsyslog(tmp_path: Path, material: Material) -> Iterator[Rsyslog]:
+    repository = Rsyslog(tmp_path / "rsyslog", material)
+    try:
+        yield repository
+    finally:
+        repository.stop()
+
+
+@pytest.fixture
+def site(tmp_path: Path, material: Material, rsyslog: Rsyslog) -> Iterator[Node]:
+    """A node that forwards to a storescp, and reports to an rsyslog that is not running yet."""
+    with (
+        storescp(tmp_path / "archive", material.tls("remote")) as port,
+        cleaned(Node(tmp_path / "node", material)) as node,
+    ):
+        node.configure(audit=audit_section(rsyslog.port), destinations=destination("pacs", port))
+        yield node
+
+
+def send(node: Node, material: Material, folder: Path, *made: Made) -> None:
+    folder.mkdir(exist_ok=True)
+    files = [folder / f"{one.sop}.dcm" for one in made]
+    for one, file in zip(made, files, strict=True):
+        file.write_bytes(one.file)
+    sent = storescu(
+        node.tls_port, "-aet", "CT1", "-aec", "INGEST", *authenticated(material, "peer"), files=files
+    )
+    assert sent.returncode == 0, sent.stdout
+
+
+def find(rsyslog: Rsyslog, event: str, study: str = "") -> list[Said]:
+    return [said for said in rsyslog.said if said.event == event and (not study or study in said.objects)]
+
+
+@pytest.mark.parametrize("driver", ["ossl", pytest.param("gtls", marks=pytest.mark.long)])
+def test_reception_and_forwarding_reach_rsyslog_over_tls_with_both_certificates(
+    driver: str, tmp_path: Path, material: Material, site: Node, rsyslog: Rsyslog
+) -> None:
+    rsyslog = Rsyslog(rsyslog.folder, material, driver=driver)
+    site.configure(audit=audit_section(rsyslog.port))
+    rsyslog.start()
+    try:
+        site.start()
+        send(
+            site,
+            material,
+            tmp_path / "files",
+            Made(sop="1.2.3.1", study="1.2.3"),
+            Made(sop="1.2.3.2", study="1.2.3"),
+            Made(sop="1.2.4.1", study="1.2.4"),
+        )
+        eventually(lambda: len(find(rsyslog, TRANSFERRED)) == 4, 30, "four transfers")
+        assert site.stop() == 0
+        eventually(lambda: rsyslog.said[-1].types == ["Application Stop"], 10, "the stop")
+    finally:
+        rsyslog.stop()
+
+    # One message for each association and study, and one for each destination and study.
+    assert sorted(said.event for said in rsyslog.said) == sorted(
+        [*["Application Activity"] * 2, *[BEGIN] * 2, *[TRANSFERRED] * 4]
+    )
+    received, sent = sorted(find(rsyslog, TRANSFERRED, "1.2.3"), key=lambda said: said.action)
+    assert (received.action, received.classes, received.outcome) == ("C", {CT: 2}, "0")
+    assert (received.users[0], received.addresses[0]) == ("CT1", "127.0.0.1")
+    assert received.requestors == ["CT1"]
+    assert received.root.find(".//Encrypted").text == "true"
+    assert (sent.action, sent.classes) == ("R", {CT: 2})
+    assert (sent.users[1], sent.addresses[1], len(sent.requestors)) == ("PACS", "localhost", 1)
+    (begin,) = find(rsyslog, BEGIN, "1.2.3")
+    assert begin.users == sent.users
+    documents = [line.partition(b"\xef\xbb\xbf")[2] for line in rsyslog.received]
+    assert validate(tmp_path, documents) == ""
+    assert all(line.startswith(b"<85>1 ") and b" DICOM+RFC3881 - " in line for line in rsyslog.received)
+
+
+def test_nothing_is_lost_while_the_repository_is_away_and_the_node_is_killed(
+    tmp_path: Path, material: Material, site: Node, rsyslog: Rsyslog
+) -> None:
+    site.start()
+    send(site, material, tmp_path / "files", Made(sop="1.2.3.1", study="1.2.3"))
+    eventually(lambda: site.deliveries() == {"delivered": 1}, 30, "the delivery")
+    site.kill_child("ingest-monitor")
+    eventually(lambda: len(list((site.data / "audit/messages").iterdir())) == 4, 30, "start, begin, two ends")
+    for path in (site.data / "audit").rglob("*"):
+        assert stat.S_IMODE(path.stat().st_mode) == (0o700 if path.is_dir() else 0o600), path
+    site.kill()
+    rsyslog.start()
+    site.start()
+    eventually(lambda: len(find(rsyslog, TRANSFERRED, "1.2.3")) == 2, 30, "both transfers")
+    # The repository is killed with an open connection, and the next study is sent meanwhile.
+    rsyslog.stop(signal.SIGKILL)
+    send(site, material, tmp_path / "files", Made(sop="1.2.4.1", study="1.2.4"))
+    eventually(lambda: site.events("audit_repository_away"), 30, "that it is away")
+    rsyslog.start()
+    eventually(lambda: len(find(rsyslog, TRANSFERRED, "1.2.4")) == 2, 60, "both transfers")
+    # At least once: what was on its way when a process was killed may come twice.
+    assert {said.objects[0] for said in find(rsyslog, BEGIN)} == {"1.2.3", "1.2.4"}
+
+
+def test_a_repository_that_the_node_does_not_trust_gets_nothing(
+    tmp_path: Path, material: Material, make_node, rsyslog: Rsyslog
+) -> None:
+    stranger = Rsyslog(tmp_path / "stranger", material, name="stranger")
+    node = make_node(audit=audit_section(stranger.port, away_seconds=1))
+    stranger.start()
+    try:
+        node.start()
+        eventually(lambda: (node.data / "run/alarms/audit_away").exists(), 20, "the alarm")
+        assert "CN=stranger" in (node.data / "run/alarms/audit_away").read_text()
+        assert stranger.received == []
+        assert len(list((node.data / "audit/messages").iterdir())) == 1
+    finally:
+        stranger.stop()
