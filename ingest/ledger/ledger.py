@@ -13,6 +13,7 @@ from ingest.ledger.quarantine import Quarantine
 from ingest.ledger.records import Counts
 from ingest.ledger.removal_lock import RemovalLock
 from ingest.ledger.retention import Retention
+from ingest.ledger.samples import Samples
 from ingest.ledger.spool_references import SpoolReferences
 from ingest.ledger.store_folders import StoreFolders
 from ingest.ledger.throughput import Throughput
@@ -39,6 +40,7 @@ class Ledger:
         index: Lists instances and studies.
         quarantine: Decisions about quarantined instances.
         retention: Age and removal of stored instances.
+        samples: Counters and gauges over time, for charts.
         spool_references: References whose spool entries may be removed.
         store_folders: Identities of the store and quarantine folders.
         transfers: Transfers that audit messages have to describe.
@@ -66,6 +68,7 @@ class Ledger:
         self.index = InstanceIndex(self.database)
         self.quarantine = Quarantine(self.database)
         self.retention = Retention(self.database)
+        self.samples = Samples(self.database)
         self.spool_references = SpoolReferences(self.database)
         self.store_folders = StoreFolders(self.database)
         self.transfers = Transfers(self.database)

@@ -268,3 +268,14 @@ audit_lease = Table(
     Column("owner", Text, nullable=False),
     Column("until", BigInteger, nullable=False),
 )
+
+
+# Counters and gauges of a node at one time, for charts (`ingest.ledger.samples`).
+samples = Table(
+    "samples",
+    metadata,
+    Column("source", Text, primary_key=True),
+    Column("at", BigInteger, primary_key=True, autoincrement=False),
+    Column("is_minute", Boolean, nullable=False),
+    Column("content", Text, nullable=False),
+)

@@ -1,16 +1,11 @@
 """The metrics of a node in the text format of Prometheus.
 
 What the processes count comes from the metrics board (`ingest.metrics`). What stands in spool, queue, ledger
-and on disks is read when somebody asks (`ingest.status.gathered_metrics`). A scrape never hangs: every part
-is read by a thread of its own, and a part that does not come within the deadline is left out and counted. A
-thread that hangs in a dead mount is not started a second time.
+and on disks is read when somebody asks (`ingest.status.gathered_metrics`), within a deadline.
 """
 
-import contextlib
 import threading
-import time
-from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from itertools import accumulate
 from typing import Any, Final
 
@@ -23,15 +18,10 @@ from ingest.ext.shared_counters import DURATION_BOUNDS_NS
 from ingest.metrics.board import Histogram, MetricsBoard, merge_samples
 from ingest.metrics.board_file import read_boards
 from ingest.metrics.families import FAMILIES, Choice, Family, Kind
-from ingest.status.gathered_metrics import PARTS, GatheredSample, Part
+from ingest.status.gathered_metrics import PARTS, Part
+from ingest.status.part_reader import DEADLINE_SECONDS, PartReaders
 
 CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
-
-DEADLINE_SECONDS: Final = 4.0
-"""Time for all parts of one scrape. Prometheus itself waits 10 s by default."""
-
-COST_FACTOR: Final = 10
-"""The samples of a part are used for this many times the duration of its reading, if that is longer."""
 
 SCRAPE_ERRORS: Final = Family(
     "scrape_errors",
@@ -49,45 +39,6 @@ SCRAPE_SECONDS: Final = Family(
 _BOUNDS: Final = (*(repr(bound / 1e9) for bound in DURATION_BOUNDS_NS), "+Inf")
 
 
-class PartReader:
-    """Reads one part in a thread, and keeps its samples for a while."""
-
-    def __init__(self, part: Part) -> None:
-        self.part = part
-        self.seconds = 0.0
-        self._thread: threading.Thread | None = None
-        self._samples: Sequence[GatheredSample] | None = None
-        self._fresh_until = 0.0
-
-    def begin(self, config: Config) -> None:
-        """Begin to read, unless the samples are fresh or an earlier reading has not ended."""
-        is_reading = self._thread is not None and self._thread.is_alive()
-        if is_reading or time.monotonic() < self._fresh_until:
-            return
-        self._samples = None
-        self._thread = threading.Thread(
-            target=self._read, args=(config,), name=f"scrape-{self.part.name}", daemon=True
-        )
-        self._thread.start()
-
-    def wait(self, deadline: float) -> Sequence[GatheredSample] | None:
-        """Return the samples; None if the part cannot be read, or not until a monotonic time."""
-        if self._thread is not None:
-            self._thread.join(max(0.0, deadline - time.monotonic()))
-            if self._thread.is_alive():
-                return None
-        return self._samples
-
-    def _read(self, config: Config) -> None:
-        began = time.monotonic()
-        # Whatever happens here, the part is left out. `ingest status` and the log say why.
-        with contextlib.suppress(Exception):
-            self._samples = list(self.part.read(config))
-        self.seconds = time.monotonic() - began
-        if self._samples is not None:
-            self._fresh_until = time.monotonic() + max(self.part.fresh_seconds, COST_FACTOR * self.seconds)
-
-
 class NodeCollector(Collector):
     """Collects all metrics of one node. It may be asked by several threads."""
 
@@ -96,9 +47,7 @@ class NodeCollector(Collector):
     ) -> None:
         """Prepare without reading anything."""
         self.config = config
-        self._readers = [PartReader(part) for part in parts]
-        self._deadline_seconds = deadline_seconds
-        self._errors: Counter[str] = Counter()
+        self._readers = PartReaders(config, parts, deadline_seconds)
         self._lock = threading.Lock()
 
     def collect(self) -> Iterator[Metric]:
@@ -108,24 +57,15 @@ class NodeCollector(Collector):
             yield from self._collect_parts()
 
     def _collect_parts(self) -> Iterator[Metric]:
-        deadline = time.monotonic() + self._deadline_seconds
-        for reader in self._readers:
-            reader.begin(self.config)
         found: dict[str, Any] = {}
-        for reader in self._readers:
-            samples = reader.wait(deadline)
-            if samples is None:
-                self._errors[reader.part.name] += 1
-            for sample in samples or ():
-                family = sample.family
-                metric = found.setdefault(family.name, _begin_metric(family))
-                metric.add_metric(sample.labels, float(sample.value))
+        for sample in self._readers.read_parts():
+            metric = found.setdefault(sample.family.name, _begin_metric(sample.family))
+            metric.add_metric(sample.labels, float(sample.value))
         yield from found.values()
         errors, seconds = _begin_metric(SCRAPE_ERRORS), _begin_metric(SCRAPE_SECONDS)
-        for reader in self._readers:
-            name = reader.part.name
-            errors.add_metric((name,), self._errors[name])
-            seconds.add_metric((name,), reader.seconds)
+        for part, duration in self._readers.seconds.items():
+            errors.add_metric((part,), self._readers.errors[part])
+            seconds.add_metric((part,), duration)
         yield from (errors, seconds)
 
 

@@ -22,6 +22,7 @@ from ingest.ledger import Ledger
 from ingest.log import RateLimitedLog
 from ingest.workers.monitor.audit_reporter import TransferReporter
 from ingest.workers.monitor.audit_sender import AuditSender
+from ingest.workers.monitor.sampling import PERIOD_SECONDS, Sampler
 
 NICE: Final = 10
 """Added to the priority of the process: receiving and forwarding come first."""
@@ -55,6 +56,8 @@ def plan_tasks(config: Config, ledger: Ledger) -> list[MonitorTask]:
         reporter, sender = TransferReporter(config, ledger, trail), AuditSender(config, trail)
         tasks.append(MonitorTask("audit_report", 1.0, reporter.run, reporter.close))
         tasks.append(MonitorTask("audit_send", 0.5, sender.run, sender.close))
+    if config.console is not None:
+        tasks.append(MonitorTask("sampling", PERIOD_SECONDS, Sampler(config, ledger).take_sample))
     return tasks
 
 
