@@ -1,7 +1,7 @@
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
 cdef enum:
-    MAX_TAGS = 64           # tags of one scan
+    MAX_TAGS = 80           # tags of one scan
     SOP_UIDS = 2            # attributes that `has_sop_uids` compares
     MAX_DEPTH = 64          # nested sequences; real data sets stay below ten
     UNDEFINED = 0xFFFFFFFF  # PS3.5 7.1.1: value length of a value that ends with a delimitation item
@@ -54,7 +54,9 @@ cdef struct Scan:
     # A tolerant scan records damage and continues until all requested tags are found.
     bint tolerant
     int damage              # bit set of `Damage`
-    int missing             # number of requested tags that are not found yet
+    int missing             # number of required tags that are not found yet
+    bint is_optional[MAX_TAGS]      # whether the scan may end without the tag
+    uint32_t last_optional  # the greatest optional tag; 0: none
     uint32_t previous_tag           # the tag of the preceding element
     size_t value_max        # longer values are truncated
     # Addresses of the requested values, used if `found` is None. They are valid as long as the data.
@@ -72,7 +74,7 @@ cdef Step read_header(
     Coding coding, const uint8_t *data, size_t left, bint nested, bint tolerant, Element *e
 ) except? COMPLETE
 cdef Step copy_value(
-    Scan *state, const uint8_t *data, size_t *at, size_t end, dict found, const Element *element
+    Scan *state, const uint8_t *data, size_t *at, size_t end, dict found, const Element *element, int index
 ) except? COMPLETE
 cdef int enter_sequence(Scan *state, Element *element) except -1
 cdef int get_coding(transfer_syntax_uid) except -2

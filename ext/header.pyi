@@ -1,4 +1,4 @@
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 __all__ = ["HeaderReader", "scan"]
 
@@ -9,8 +9,15 @@ class HeaderReader:
     is_exhausted: bool
     @property
     def damage(self) -> int: ...
+    @property
+    def has_required(self) -> bool: ...
     def __init__(
-        self, transfer_syntax_uid: str, tags: Iterable[int], value_max: int, inflated_max: int
+        self,
+        transfer_syntax_uid: str,
+        tags: Iterable[int],
+        value_max: int,
+        inflated_max: int,
+        optional: Collection[int] = ...,
     ) -> None: ...
     def feed(self, window: bytes | bytearray | memoryview, at_end: bool) -> None: ...
 

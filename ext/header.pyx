@@ -179,7 +179,8 @@ cdef Step scan_nested_element(Scan *state, const uint8_t *data, size_t *at, size
     return CONTINUES
 
 
-cdef bint is_requested(Scan *state, uint32_t tag) noexcept:
+cdef int find_requested(Scan *state, uint32_t tag) noexcept:
+    """Return the index of a requested tag, or -1."""
     cdef int low = 0, high = state.requested, middle
     while low < high:
         middle = (low + high) // 2
@@ -187,7 +188,7 @@ cdef bint is_requested(Scan *state, uint32_t tag) noexcept:
             low = middle + 1
         else:
             high = middle
-    return low < state.requested and state.tags[low] == tag
+    return low if low < state.requested and state.tags[low] == tag else -1
 
 
 cdef int record_value_position(Scan *state, uint32_t tag, const uint8_t *value, size_t length) except -1:
@@ -209,13 +210,17 @@ cdef void note_element_damage(Scan *state, const Element *element) noexcept:
 
 
 cdef Step copy_value(
-    Scan *state, const uint8_t *data, size_t *at, size_t end, dict found, const Element *element
+    Scan *state, const uint8_t *data, size_t *at, size_t end, dict found, const Element *element, int index
 ) except? COMPLETE:
     """Copy a requested value, or its beginning if it is too long.
 
-    The first of repeated values counts, as in DCMTK.
+    The first of repeated values counts, as in DCMTK. Optional values are seldom all there, so the scan ends
+    behind the place of the last one. Damage behind the last required value is not recorded, because without
+    optional values the scan would not have seen it.
     """
     cdef size_t length = min(<size_t> element.length, state.value_max)
+    cdef bint is_optional = state.is_optional[index]
+    cdef int damage = 0
     cdef bytes value
     if length > end - at[0] - element.header:
         state.truncated_tag = element.tag
@@ -225,20 +230,21 @@ cdef Step copy_value(
     value = PyBytes_FromStringAndSize(<const char *> data + at[0], <Py_ssize_t> length)
     at[0] += length
     state.bytes_to_skip = <uint64_t> element.length - length
-    if state.bytes_to_skip:
-        state.damage |= LONG_VALUE
-    if element.tag in found:
-        if found[element.tag] != value:
-            state.damage |= DIFFERING_DUPLICATE
-    else:
-        found[element.tag] = value
-        state.missing -= 1
+    if state.bytes_to_skip and not is_optional:
+        damage |= LONG_VALUE
     if element.unknown_vr:
-        state.damage |= UNKNOWN_VR
+        damage |= UNKNOWN_VR
     if element.tag < state.previous_tag:
-        state.damage |= OUT_OF_ORDER
+        damage |= OUT_OF_ORDER
+    if element.tag in found and found[element.tag] != value and not is_optional:
+        damage |= DIFFERING_DUPLICATE
+    if state.missing:
+        state.damage |= damage
+    if element.tag not in found:
+        found[element.tag] = value
+        state.missing -= not is_optional
     state.previous_tag = element.tag
-    return CONTINUES if state.missing else COMPLETE
+    return COMPLETE if state.missing == 0 and element.tag >= state.last_optional else CONTINUES
 
 
 cdef Step scan_top_element(
@@ -248,21 +254,29 @@ cdef Step scan_top_element(
     cdef Element element
     cdef uint32_t tag
     cdef bytes value
+    cdef int index = -1
     if end - at[0] < 4:
         return NEEDS_DATA
     tag = read_tag(data + at[0], state.coding == EXPLICIT_BIG)
-    if not state.tolerant and tag > state.tags[state.requested - 1] and tag >> 16 != 0xFFFE:
+    if state.tolerant:
+        if state.missing == 0 and tag > state.last_optional:
+            return COMPLETE
+    elif tag > state.tags[state.requested - 1] and tag >> 16 != 0xFFFE:
         return COMPLETE
     if read_header(state.coding, data + at[0], end - at[0], False, state.tolerant, &element) == NEEDS_DATA:
         return NEEDS_DATA
+    if tag >> 16 != 0xFFFE:
+        index = find_requested(state, tag)
     if state.tolerant:
-        if tag >> 16 != 0xFFFE and is_requested(state, tag) and element.length != UNDEFINED:
-            return copy_value(state, data, at, end, found, &element)
-        note_element_damage(state, &element)
+        if index >= 0 and element.length != UNDEFINED:
+            return copy_value(state, data, at, end, found, &element, index)
+        if state.missing:
+            note_element_damage(state, &element)
         if tag == ITEM_DELIMITATION:
-            state.damage |= BROKEN_SEQUENCE     # DCMTK also ends the data set here
+            if state.missing:
+                state.damage |= BROKEN_SEQUENCE     # DCMTK also ends the data set here
             return COMPLETE
-    elif tag >> 16 != 0xFFFE and is_requested(state, tag):
+    elif index >= 0:
         if element.length == UNDEFINED:
             raise PeerError(f"({tag >> 16:04X},{tag & 0xFFFF:04X}) is of undefined length", INVALID_PARAMETER)
         if element.length > end - at[0] - element.header:
@@ -376,13 +390,15 @@ cdef class HeaderReader:
     """Reads attributes from a data set that may be damaged, window by window, in bounded memory.
 
     After damage the reader continues if it can find the next element. Otherwise it keeps the values that it
-    has read. It finishes when all requested attributes are found, or else at the end of the data set.
+    has read. It finishes when all required attributes are found and the optional ones cannot follow in
+    ascending order, or else at the end of the data set.
 
     Attributes:
         position: Offset in the data set of the first byte of the next window.
         values: The raw values found, by tag, padding included.
         damage: Bit set of the damage found; the bits are `Damage` in `ext/header.pxd`.
         is_done: Whether no further window is needed.
+        has_required: Whether all required attributes are found.
         is_exhausted: Whether more than `inflated_max` bytes were inflated.
     """
 
@@ -396,7 +412,7 @@ cdef class HeaderReader:
     cdef readonly bint is_done
     cdef readonly bint is_exhausted
 
-    def __init__(self, transfer_syntax_uid, tags, value_max, inflated_max):
+    def __init__(self, transfer_syntax_uid, tags, value_max, inflated_max, optional=frozenset()):
         """Start before the first element.
 
         Args:
@@ -404,15 +420,22 @@ cdef class HeaderReader:
             tags: The requested attributes, as for `scan`.
             value_max: Size to which longer values are truncated, in bytes.
             inflated_max: Inflating stops after this many bytes of a deflated data set.
+            optional: Those of `tags` for which the reader does not search behind their place.
 
         Raises:
             ValueError: `tags` are not as described.
         """
         cdef int coding = get_coding(transfer_syntax_uid)
+        cdef int index
         memset(&self.state, 0, sizeof(Scan))
         set_requested_tags(&self.state, tags)
         self.state.tolerant = True
         self.state.missing = self.state.requested
+        for index in range(self.state.requested):
+            if self.state.tags[index] in optional:
+                self.state.is_optional[index] = True
+                self.state.last_optional = self.state.tags[index]
+                self.state.missing -= 1
         self.state.value_max = value_max
         self.state.coding = EXPLICIT_LITTLE if coding < 0 else <Coding> coding
         self.inflater = zlib.decompressobj(-15) if coding < 0 else None
@@ -424,6 +447,10 @@ cdef class HeaderReader:
     @property
     def damage(self):
         return self.state.damage
+
+    @property
+    def has_required(self):
+        return self.state.missing == 0
 
     def feed(self, const uint8_t[::1] window not None, bint at_end):
         """Read the next window of the data set.
@@ -451,14 +478,17 @@ cdef class HeaderReader:
             if end:
                 step = scan_elements(&self.state, data, at, end, self.values)
         except PeerError:
-            self.state.damage |= BROKEN_SEQUENCE
+            if self.state.missing:
+                self.state.damage |= BROKEN_SEQUENCE
             self.is_done = True
             return 0
         if step == COMPLETE:
             self.is_done = True
         elif at_end:
             # Fewer than the four bytes of a tag count as padding.
-            if self.state.bytes_to_skip or self.state.depth or end - at[0] >= 4 or self.position + at[0] == 0:
+            if self.state.missing and (
+                self.state.bytes_to_skip or self.state.depth or end - at[0] >= 4 or self.position + at[0] == 0
+            ):
                 self.state.damage |= TRUNCATED
             self.is_done = True
         return 0
@@ -472,14 +502,15 @@ cdef class HeaderReader:
             try:
                 more = self.inflater.decompress(piece, INFLATED_STEP)
             except zlib.error:
-                self.state.damage |= NOT_INFLATED
+                if self.state.missing:
+                    self.state.damage |= NOT_INFLATED
                 self.is_done = True
                 return 0
             piece = self.inflater.unconsumed_tail
             self.inflated += <uint64_t> len(more)
             self.carried += more
             at = 0
-            if not more and at_end and not self.inflater.eof:
+            if not more and at_end and not self.inflater.eof and self.state.missing:
                 self.state.damage |= NOT_INFLATED
             self.read_elements(
                 <const uint8_t *> PyBytes_AS_STRING(self.carried),
@@ -501,7 +532,7 @@ def scan(data, transfer_syntax_uid, tags, bint at_end):
         data: The beginning of an encoded data set, or all of it, as a contiguous buffer.
         transfer_syntax_uid: Encoding of the data set. Unknown UIDs mean Explicit VR Little Endian (PS3.5
             A.4).
-        tags: The requested attributes as 0xGGGGEEEE: ascending, at most 64, no sequence and none of group
+        tags: The requested attributes as 0xGGGGEEEE: ascending, at most 80, no sequence and none of group
             FFFE.
         at_end: Whether `data` is the whole data set.
 

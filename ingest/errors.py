@@ -106,6 +106,10 @@ class LedgerError(IngestError):
 # --- decisions of a person that the node refuses
 
 
+class NotIndexedError(IngestError):
+    """A list was asked for by an attribute that `[ledger] index` does not keep."""
+
+
 class UnknownDestinationError(IngestError):
     """Neither the configuration nor the ledger has a destination of this name."""
 

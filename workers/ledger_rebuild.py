@@ -24,6 +24,7 @@ from ingest.alarms import clear_alarm
 from ingest.clock import unix_ms
 from ingest.config.model import Config
 from ingest.dicom.file_header import InstanceHeader, read_instance_header
+from ingest.dicom.study_attributes import StudyAttributeReader
 from ingest.errors import PeerError
 from ingest.filesystem import node_lock
 from ingest.filesystem.folder_identity import read_ledger_mark, require_store, write_ledger_mark
@@ -225,6 +226,7 @@ class LedgerRebuild:
         self._report = report
         self._root = config.store_root if kind == STORE else config.quarantine_dir
         self._router = NodeRouter(config)
+        self._attribute_reader = StudyAttributeReader(config.ledger.index)
         self._makes_deliveries = makes_deliveries
         # Not prepared, because only its removal lock is used.
         shared_lock = ledger.create_removal_lock() if kind == STORE else None
@@ -264,7 +266,9 @@ class LedgerRebuild:
         """Make the row of a file; None if the file is left out."""
         try:
             with _open_file(self._root, file.key) as source:
-                header = read_instance_header(source.fd, source.size, self._router.tags)
+                header = read_instance_header(
+                    source.fd, source.size, self._router.tags, self._attribute_reader.tags
+                )
         except FileNotFoundError:
             return None
         except (PeerError, OSError) as error:
@@ -319,6 +323,7 @@ class LedgerRebuild:
             if routing
             else "",
             destinations=destinations,
+            attributes=self._attribute_reader.read_attributes(header.attributes),
             **more,
         )
 

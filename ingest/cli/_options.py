@@ -3,7 +3,7 @@
 import os
 import re
 from collections.abc import Callable
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
@@ -48,6 +48,30 @@ def parse_time(_context: click.Context, _parameter: click.Parameter, value: str 
     except (ValueError, OverflowError):
         raise click.BadParameter("write 30m, 2h, 3d, or a time such as 2026-01-31T08:00") from None
     return int(moment.timestamp() * 1000)
+
+
+def _parse_dates(
+    _context: click.Context, _parameter: click.Parameter, value: str | None
+) -> tuple[str | None, str | None] | None:
+    """Parse FROM..TO, FROM.., ..TO or one day to eight digits each."""
+    if value is None:
+        return None
+    first, dots, last = value.partition("..")
+    begin, end = _parse_day(first), _parse_day(last if dots else first)
+    if begin is None and end is None:
+        raise click.BadParameter("write a day, FROM..TO, FROM.. or ..TO")
+    if begin is not None and end is not None and begin > end:
+        raise click.BadParameter(f"{first} is after {last}; write the earlier day first")
+    return begin, end
+
+
+def _parse_day(text: str) -> str | None:
+    if not text.strip():
+        return None
+    try:
+        return date.fromisoformat(text.strip()).strftime("%Y%m%d")
+    except ValueError:
+        raise click.BadParameter(f"{text.strip()!r} is no day; write 2026-01-31 or 20260131") from None
 
 
 def _parse_ae_title(_context: click.Context, _parameter: click.Parameter, value: str) -> str:
@@ -111,8 +135,32 @@ list_format_options = combine(
 dry_run_option = click.option("--dry-run", is_flag=True, help="Print how many, and change nothing.")
 yes_option = click.option("--yes", is_flag=True, help="Do not ask for confirmation.")
 
+study_filter_options = combine(
+    click.option("--accession", "accession_number", metavar="TEXT", help="Accession number; * and ? match."),
+    click.option("--patient-id", metavar="TEXT", help="Patient ID; * and ? match."),
+    click.option(
+        "--patient-name", metavar="TEXT", help="Name, without regard to case and accents; * and ? match."
+    ),
+    click.option(
+        "--date", "dates", callback=_parse_dates, metavar="FROM..TO", help="Study date: a day, or a range."
+    ),
+    click.option("--modality", metavar="CS", help="Modality of a series, such as CT."),
+)
+"""Options that select studies by their attributes, named as in `StudyFilter`."""
+
+destination_option = click.option(
+    "--destination", metavar="NAME", shell_complete=complete_destination, help="Name of a destination."
+)
+any_state_option = click.option(
+    "--state",
+    "states",
+    type=click.Choice((*INSTANCE_STATES, *DELIVERY_STATES)),
+    multiple=True,
+    help="State of an instance, or of a delivery; repeatable.",
+)
+
 instance_filter_options = combine(
-    study_option, series_option, sop_option, calling_option, since_option, until_option
+    study_filter_options, study_option, series_option, sop_option, calling_option, since_option, until_option
 )
 """Options that select instances, named as in `InstanceFilter`."""
 
@@ -140,16 +188,29 @@ def make_delivery_filter(options: dict[str, Any]) -> "DeliveryFilter":
     from ingest.ledger.delivery_admin import DeliveryFilter
     from ingest.ledger.records import DeliveryState
 
-    return DeliveryFilter(**{**options, "states": tuple(DeliveryState(state) for state in options["states"])})
+    states = tuple(DeliveryState(state) for state in options["states"])
+    return DeliveryFilter(**{**_split_dates(options), "states": states})
 
 
 def make_instance_filter(options: dict[str, Any]) -> "InstanceFilter":
     """Make the filter that the options of `instance_filter_options` and `--state` describe."""
-    from ingest.ledger import InstanceState
+    from ingest.ledger import DeliveryState, InstanceState
     from ingest.ledger.index import InstanceFilter
 
-    states = tuple(InstanceState(state) for state in dict.fromkeys(options.get("states", ())))
-    return InstanceFilter(**{**options, "states": states})
+    states = dict.fromkeys(options.get("states", ()))
+    return InstanceFilter(
+        **{
+            **_split_dates(options),
+            "states": tuple(InstanceState(state) for state in states if state in INSTANCE_STATES),
+            "delivery_states": tuple(DeliveryState(state) for state in states if state in DELIVERY_STATES),
+        }
+    )
+
+
+def _split_dates(options: dict[str, Any]) -> dict[str, Any]:
+    begin, end = options.get("dates") or (None, None)
+    others = {name: value for name, value in options.items() if name != "dates"}
+    return {**others, "date_from": begin, "date_to": end}
 
 
 def require_selection(options: dict[str, Any], *, everything: bool) -> None:

@@ -16,8 +16,11 @@ if TYPE_CHECKING:
 
 @click.command()
 @config_option
+@options.study_filter_options
 @options.study_option
 @options.calling_option
+@options.destination_option
+@options.any_state_option
 @options.since_option
 @options.until_option
 @click.option("--stable/--unstable", default=None, help="Only stable studies, or only unstable ones.")
@@ -28,9 +31,11 @@ def studies(path: Path, stable: bool | None, limit: int, list_format: str | None
 
     \b
     ingest studies -c ingest.toml --since 1d --unstable
+    ingest studies -c ingest.toml --accession 'A2026*' --date 2026-01-01..2026-01-31 --modality CT
 
-    --calling, --since and --until select studies with such an instance; the numbers are those of the whole
-    study. A study is stable after [node] stable_seconds without a new instance.
+    Each option selects studies with such an instance; the numbers are those of the whole study. The index has
+    what [ledger] index allows, of patient and study the values of the newest instance. A study is stable
+    after [node] stable_seconds without a new instance.
     """
     from ingest.operations.instances import list_studies
 
@@ -42,19 +47,9 @@ def studies(path: Path, stable: bool | None, limit: int, list_format: str | None
 
 @click.command()
 @config_option
-@options.study_option
-@options.series_option
-@options.sop_option
-@click.option(
-    "--state",
-    "states",
-    type=click.Choice(options.INSTANCE_STATES),
-    multiple=True,
-    help="State; repeatable.",
-)
-@options.calling_option
-@options.since_option
-@options.until_option
+@options.instance_filter_options
+@options.destination_option
+@options.any_state_option
 @options.limit_option
 @options.before_option
 @options.list_format_options
@@ -112,6 +107,12 @@ def make_study_layout() -> "ListLayout[FoundStudy]":
     def to_cells(one: "FoundStudy") -> tuple[str, ...]:
         return (
             one.study_uid or "(none)",
+            one.patient_id,
+            one.patient_name,
+            one.accession_number,
+            one.study_date,
+            ", ".join(one.modalities),
+            one.study_description,
             str(one.instances),
             _format_other_states(one),
             decimal(one.size),
@@ -125,7 +126,8 @@ def make_study_layout() -> "ListLayout[FoundStudy]":
         fields=STUDY_FIELDS,
         to_record=study_to_json,
         columns=(
-            *("study", "stored", "others", "size", "first received", "last received", "stable"),
+            *("study", "patient ID", "patient", "accession", "date", "modality", "description"),
+            *("stored", "others", "size", "first received", "last received", "stable"),
             "deliveries",
         ),
         to_cells=to_cells,

@@ -13,6 +13,8 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo
 
+from ingest.dicom.study_attributes import IndexLevel
+
 
 def _make_absolute(path: Path | None, info: ValidationInfo) -> Path | None:
     """Resolve `path` against the folder in the context. Tests give no context; then return it unchanged."""
@@ -195,9 +197,10 @@ class WorkerSettings(Section):
 
 
 class LedgerSettings(Section):
-    """`[ledger]`: a URL of SQLAlchemy; empty for SQLite in data_dir."""
+    """`[ledger]`: a URL of SQLAlchemy, empty for SQLite in data_dir; searchable attributes of studies."""
 
     url: Annotated[str, AfterValidator(_make_ledger_absolute)] = Field(default="", repr=False)
+    index: IndexLevel = "identifiers"
 
 
 class RetentionSettings(Section):

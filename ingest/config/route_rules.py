@@ -10,7 +10,7 @@ from ingest.config.route_conditions import parse_condition
 from ingest.errors import ConditionError
 
 MAX_ATTRIBUTES: Final = 56
-"""The header scanner reads 64 tags at a time, and eight of them are always the UIDs."""
+"""The header scanner reads 80 tags at a time: also the UIDs and the attributes of the study index."""
 
 
 def check_routes(config: Config, destinations: Set[str]) -> Iterator[Fault]:

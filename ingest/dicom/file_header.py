@@ -1,6 +1,6 @@
 """The header of a Part 10 file: what its File Meta Information and the first part of its data set say."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -58,22 +58,32 @@ class InstanceHeader:
         return self.certificate[0] if self.certificate else ""
 
 
-def read_instance_header(fd: int, size: int, tags: Sequence[int] = ()) -> InstanceHeader:
+def read_instance_header(
+    fd: int, size: int, tags: Sequence[int] = (), optional: Collection[int] = ()
+) -> InstanceHeader:
     """Read File Meta Information and UIDs of a Part 10 file, but not the whole file.
 
     Args:
         fd: The open file.
         size: Its bytes.
         tags: Further top-level attributes to read.
+        optional: More of them, which are not searched for behind their place in ascending order.
 
     Raises:
         PeerError: The file is no Part 10 file, or the data set is not encoded in its transfer syntax.
         OSError: The disk is failing.
     """
     meta, offset = read_file_meta(fd)
-    wanted = sorted({*UIDS, *tags})
+    required = {*UIDS, *tags}
+    further = set(optional) - required
     header = read_data_set_header(
-        fd, offset, size - offset, meta.transfer_syntax_uid, wanted, HEADER_MAX_BYTES
+        fd,
+        offset,
+        size - offset,
+        meta.transfer_syntax_uid,
+        sorted(required | further),
+        HEADER_MAX_BYTES,
+        further,
     )
     if header.is_empty and header.damage:
         raise PeerError(f"the data set cannot be read: {header.remarks[0]}")
@@ -105,7 +115,7 @@ def read_instance_header(fd: int, size: int, tags: Sequence[int] = ()) -> Instan
         data_set_offset=offset,
         conflict=conflict,
         note=note,
-        attributes={tag: header.values[tag] for tag in tags if tag in header.values},
+        attributes={tag: header.values[tag] for tag in (*tags, *further) if tag in header.values},
         receiver=meta.receiving_address or "",
         certificate=meta.certificate,
     )

@@ -8,7 +8,7 @@ in any order. docs/reference/conformance.md compares the reader with DCMTK and p
 
 import errno
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -85,7 +85,13 @@ def strip_uid_padding(text: str) -> str:
 
 
 def read_data_set_header(  # noqa: PLR0917 - a part of a file has three numbers
-    fd: int, offset: int, length: int, transfer_syntax_uid: str, tags: Sequence[int], bytes_max: int
+    fd: int,
+    offset: int,
+    length: int,
+    transfer_syntax_uid: str,
+    tags: Sequence[int],
+    bytes_max: int,
+    optional: Collection[int] = frozenset(),
 ) -> DataSetHeader:
     """Read requested attributes of the data set in a file.
 
@@ -96,16 +102,17 @@ def read_data_set_header(  # noqa: PLR0917 - a part of a file has three numbers
         transfer_syntax_uid: Transfer syntax of the data set.
         tags: Requested attributes, in ascending order, each once.
         bytes_max: Bytes to read, or to inflate, before the search ends. Skipped values do not count.
+        optional: Those of `tags` that are not searched for behind their place in ascending order.
 
     Raises:
         OSError: The file cannot be read, or is shorter than the data set.
     """
-    reader = HeaderReader(transfer_syntax_uid, tags, VALUE_MAX, bytes_max)
+    reader = HeaderReader(transfer_syntax_uid, tags, VALUE_MAX, bytes_max, optional)
     window, read, end, damage = min(FIRST_WINDOW, bytes_max), 0, 0, 0
     while not (reader.is_done or reader.is_exhausted) and read < bytes_max:
         start = reader.position
         if start > length:
-            damage = _CUT
+            damage = 0 if reader.has_required else _CUT
             break
         data = os.pread(fd, min(window, length - start), offset + start)
         if len(data) < min(window, length - start):
@@ -118,7 +125,8 @@ def read_data_set_header(  # noqa: PLR0917 - a part of a file has three numbers
             if reader.position > end
             else max(WINDOW, 2 * window if reader.position == start else 0)
         )
-    return DataSetHeader(reader.values, reader.damage | damage, reader.is_done or bool(damage))
+    is_whole = reader.is_done or reader.has_required or bool(damage)
+    return DataSetHeader(reader.values, reader.damage | damage, is_whole)
 
 
 def begins_with_file_meta(fd: int, offset: int, transfer_syntax_uid: str) -> bool:

@@ -9,8 +9,9 @@ from typing import Final
 from sqlalchemy import BindParameter, Connection, bindparam, delete, func, insert, select
 
 from ingest.ledger.database import Database
-from ingest.ledger.instances import CHUNK, clean_value
+from ingest.ledger.instances import CHUNK
 from ingest.ledger.records import Attempt, DeliveryResult, DeliveryState
+from ingest.ledger.row_values import clean_value
 from ingest.ledger.schema import attempts, deliveries
 
 FIRST_KEPT: Final = 5

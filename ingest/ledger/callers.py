@@ -8,7 +8,8 @@ from sqlalchemy import Connection, bindparam, case, delete, func, select
 from sqlalchemy.dialects import postgresql, sqlite
 
 from ingest.ledger.database import Database
-from ingest.ledger.instances import CHUNK, clean_value
+from ingest.ledger.instances import CHUNK
+from ingest.ledger.row_values import clean_value
 from ingest.ledger.schema import caller_certificates, caller_titles
 
 CERTIFICATES_MAX: Final = 4096

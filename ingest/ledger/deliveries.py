@@ -27,9 +27,9 @@ from sqlalchemy import (
 
 from ingest.ledger.attempts import record_attempts
 from ingest.ledger.database import Database
-from ingest.ledger.instances import clean_value
 from ingest.ledger.records import Delivery, DeliveryResult, DeliveryRow, DeliveryState
 from ingest.ledger.row_counts import count_deliveries
+from ingest.ledger.row_values import clean_value
 from ingest.ledger.schema import SUSPECT, deliveries, instances
 from ingest.ledger.throughput import count_delivered
 from ingest.ledger.transfer_notes import note_sent

@@ -18,17 +18,15 @@ from ingest.ledger.records import (
     Outcome,
 )
 from ingest.ledger.row_counts import count_instances
+from ingest.ledger.row_values import clean_value
 from ingest.ledger.schema import HAS_FILE, deliveries, instances
 from ingest.ledger.spool_references import find_recorded_refs
+from ingest.ledger.study_index import index_studies
 from ingest.ledger.transfer_notes import note_received
 from ingest.ledger.variants import find_accepted
 
 CHUNK: Final = 500
 """Maximum number of values in one IN list."""
-
-TEXT_MAX: Final = 600
-"""Maximum length of a text value. PostgreSQL cannot index 2,704 bytes or more, and peers choose their UIDs.
-"""
 
 _COLUMNS: Final = tuple(field.name for field in fields(InstanceColumns))
 INSERT: Final = {
@@ -169,6 +167,8 @@ class Instances:
             ]
             if again:
                 connection.execute(_COUNT_AGAIN, again)
+            recorded = [(number, row) for row, number in zip(rows, new, strict=True) if number is not None]
+            index_studies(connection, recorded)
         return [
             Outcome.RECORDED
             if number is not None
@@ -275,13 +275,6 @@ def _list_changes(
 def encode_columns(row: NewInstance) -> dict[str, Any]:
     """Return the columns of a row, for `INSERT`."""
     return {name: clean_value(getattr(row, name)) for name in _COLUMNS}
-
-
-def clean_value(value: Any) -> Any:
-    """Make a text acceptable to both databases: PostgreSQL refuses NUL, both refuse lone surrogates."""
-    if not isinstance(value, str) or (value.isascii() and "\0" not in value and len(value) <= TEXT_MAX):
-        return value
-    return value.replace("\0", "")[:TEXT_MAX].encode("utf-8", "replace").decode("utf-8")
 
 
 def _mark_replaced(connection: Connection, uids: Sequence[str], unix_ms: int, *, keep: Sequence[str]) -> None:

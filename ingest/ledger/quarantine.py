@@ -10,12 +10,13 @@ from ingest.ledger.database import Database
 from ingest.ledger.instances import (
     INSERT,
     INSERT_DELIVERIES,
-    clean_value,
     drop_open_deliveries,
     encode_columns,
 )
 from ingest.ledger.records import Instance, InstanceState, NewInstance
+from ingest.ledger.row_values import clean_value
 from ingest.ledger.schema import QUARANTINED, instances
+from ingest.ledger.study_index import index_studies
 
 GAVE_WAY: Final = "released"
 """Stands for the spool id in the references of objects that a released one replaced."""
@@ -120,7 +121,11 @@ class Quarantine:
                     .values(state=InstanceState.REPLACED.value, note=clean_value(note))
                 )
             if kept:
-                connection.execute(INSERT[self._database.dialect], [encode_columns(row) for row in kept])
+                new = connection.execute(
+                    INSERT[self._database.dialect], [encode_columns(row) for row in kept]
+                )
+                by_ref = {clean_value(row.spool_ref): row for row in kept}
+                index_studies(connection, [(number, by_ref[ref]) for number, ref in new])
 
     def release(self, number: int, released: NewInstance) -> bool:
         """Make a quarantined instance the stored one of its SOP instance UID, and create its deliveries.
@@ -153,6 +158,8 @@ class Quarantine:
                     drop_open_deliveries(connection, variants, released.stored_at)
                 if changed.rowcount and waiting:
                     connection.execute(INSERT_DELIVERIES, waiting)
+                if changed.rowcount:
+                    index_studies(connection, [(number, released)])
                 return bool(changed.rowcount)
         except IntegrityError:
             # The ledger allows one stored row for each SOP instance UID, and one row for each file.

@@ -1,8 +1,10 @@
 """The values that go into the ledger and come out of it; times are Unix milliseconds."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum, StrEnum
+
+from ingest.dicom.study_attributes import StudyAttributes
 
 
 class InstanceState(StrEnum):
@@ -102,10 +104,12 @@ class NewInstance(InstanceColumns):
     Attributes:
         destinations: Names of the destinations that get it.
         replaces: Whether it replaces the stored object of its SOP instance UID.
+        attributes: What the study index learns from it; None if nothing was read.
     """
 
     destinations: tuple[str, ...] = ()
     replaces: bool = False
+    attributes: StudyAttributes | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

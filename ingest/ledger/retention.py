@@ -9,6 +9,7 @@ from sqlalchemy import Connection, and_, bindparam, case, delete, exists, func, 
 from ingest.ledger.database import Database
 from ingest.ledger.records import DeliveryState, InstanceState
 from ingest.ledger.schema import KEPT, deliveries, instances
+from ingest.ledger.study_index import forget_studies
 
 CHUNK: Final = 500
 """Maximum number of rows, or of values of an IN list, in one statement."""
@@ -138,7 +139,7 @@ _REMOVED: Final = (
     .values(state=InstanceState.REMOVED.value)
 )
 _OLDEST_REMOVED: Final = (
-    select(instances.c.id, instances.c.stored_at)
+    select(instances.c.id, instances.c.stored_at, instances.c.study_uid)
     .where(instances.c.state == InstanceState.REMOVED.value)
     .order_by(instances.c.id)
     .limit(CHUNK)
@@ -218,6 +219,8 @@ class Retention:
     def delete_removed_rows(self, before_ms: int) -> int:
         """Delete the oldest rows of removed instances with their deliveries; return how many.
 
+        The row of a study goes with the last row of its instances, and with it the attributes of the patient.
+
         Args:
             before_ms: Only instances that were stored before this time, in Unix milliseconds.
 
@@ -226,10 +229,12 @@ class Retention:
         """
         with self._database.begin_write() as connection:
             oldest = connection.execute(_OLDEST_REMOVED).all()
-            ids = [row.id for row in oldest if row.stored_at < before_ms]
+            due = [row for row in oldest if row.stored_at < before_ms]
+            ids = [row.id for row in due]
             if ids:
                 connection.execute(_FORGET_DELIVERIES, {"ids": ids})
                 connection.execute(_FORGET, {"ids": ids})
+                forget_studies(connection, {row.study_uid for row in due})
         return len(ids)
 
     def _mark(

@@ -23,6 +23,9 @@ SCHEMA_VERSION: Final = "0018"
 # SQLite assigns row ids only to a primary key that is declared INTEGER.
 _Id = BigInteger().with_variant(Integer(), "sqlite")
 
+# Bytewise order on both databases, so that a range of an index finds a prefix.
+_SearchText = Text().with_variant(Text(collation="C"), "postgresql")
+
 metadata = MetaData()
 
 _STORED = text("state = 'stored'")
@@ -182,6 +185,72 @@ row_counts = Table(
     Column("session", BigInteger, primary_key=True, autoincrement=False),
     Column("number", BigInteger, nullable=False),
     sqlite_with_rowid=False,
+)
+
+# One row for each Study Instance UID that has a row in `instances`. Attributes are personal data. They come
+# from the newest instance, as far as `[ledger] index` allows (`ingest.ledger.study_index`).
+studies = Table(
+    "studies",
+    metadata,
+    Column("study_uid", Text, primary_key=True),
+    # Arrival of the first and of the last instance, and their ids. They are bounds after rows were deleted.
+    Column("first_at", BigInteger, nullable=False),
+    Column("last_at", BigInteger, nullable=False),
+    Column("first_id", BigInteger, nullable=False),
+    Column("last_id", BigInteger, nullable=False),
+    # When an instance was last stored; 0: the store never had one.
+    Column("last_stored_at", BigInteger, nullable=False),
+    # Sender of the newest instance.
+    Column("calling_ae", Text, nullable=False, server_default=""),
+    Column("patient_id", _SearchText, nullable=False, server_default=""),
+    Column("issuer_of_patient_id", Text, nullable=False, server_default=""),
+    Column("patient_name", Text, nullable=False, server_default=""),
+    # The component groups of the name for searching (`ingest.dicom.study_attributes.normalize_name`).
+    Column("name_alphabetic", _SearchText, nullable=False, server_default=""),
+    Column("name_ideographic", _SearchText, nullable=False, server_default=""),
+    Column("name_phonetic", _SearchText, nullable=False, server_default=""),
+    Column("accession_number", _SearchText, nullable=False, server_default=""),
+    Column("study_date", _SearchText, nullable=False, server_default=""),
+    Column("study_time", Text, nullable=False, server_default=""),
+    Column("study_description", Text, nullable=False, server_default=""),
+    Column("institution_name", Text, nullable=False, server_default=""),
+    # Whether instances of different patients came with this UID. The newest values are above.
+    Column("patients_differ", Boolean, nullable=False, server_default=text("false")),
+    # Level of `[ledger] index` that all its instances were read with; empty: before there was an index.
+    Column("indexed_as", Text, nullable=False, server_default=""),
+    Index("studies_received", "last_at", "study_uid", "first_at", "last_stored_at", "first_id", "last_id"),
+    Index("studies_newest", "last_id"),
+    Index("studies_patient_id", "patient_id", "last_at"),
+    Index("studies_accession_number", "accession_number", "last_at"),
+    Index("studies_study_date", "study_date", "last_at"),
+    Index("studies_name_alphabetic", "name_alphabetic", "last_at"),
+    Index("studies_name_ideographic", "name_ideographic", "last_at"),
+    Index("studies_name_phonetic", "name_phonetic", "last_at"),
+    Index("studies_indexed_as", "indexed_as"),
+)
+
+series = Table(
+    "series",
+    metadata,
+    Column("study_uid", Text, primary_key=True),
+    Column("series_uid", Text, primary_key=True),
+    Column("modality", Text, nullable=False, server_default=""),
+    Column("series_number", BigInteger),
+    Column("series_description", Text, nullable=False, server_default=""),
+    Column("station_name", Text, nullable=False, server_default=""),
+    Column("institution_name", Text, nullable=False, server_default=""),
+    Column("body_part", Text, nullable=False, server_default=""),
+    Index("series_series_uid", "series_uid"),
+    Index("series_modality", "modality", "study_uid"),
+)
+
+# The AE titles that instances of a study came from.
+study_senders = Table(
+    "study_senders",
+    metadata,
+    Column("study_uid", Text, primary_key=True),
+    Column("calling_ae", Text, primary_key=True),
+    Index("study_senders_calling_ae", "calling_ae", "study_uid"),
 )
 
 # Identities of the store and quarantine folders (`ingest.filesystem.folder_identity`).

@@ -16,7 +16,8 @@ from ingest.ledger import Circuit, DeliveryState, Ledger
 from ingest.ledger.backfill import BackfillCounts
 from ingest.ledger.delivery_admin import DeliveryFilter, FoundDelivery
 from ingest.ledger.index import InstanceFilter
-from ingest.ledger.instances import clean_value
+from ingest.ledger.row_values import clean_value
+from ingest.operations.instances import require_indexed
 from ingest.operations.times import format_iso_time
 from ingest.queue.client import connect
 from ingest.queue.wakeups import send_wake_up
@@ -203,7 +204,11 @@ def create_deliveries(
         again: Whether to deliver again what is delivered.
         dry_run: Whether only to count.
         report_progress: Called with the part that is done, 0 to 1.
+
+    Raises:
+        NotIndexedError: `[ledger] index` does not keep an attribute that is asked for.
     """
+    require_indexed(config, which)
     counts = ledger.backfill.create_deliveries(
         destination, which, unix_ms(), again=again, dry_run=dry_run, progress=report_progress
     )

@@ -1,15 +1,17 @@
 """List studies, instances and the quarantine."""
 
 import contextlib
-from collections.abc import Collection
-from dataclasses import asdict, fields
+from collections.abc import Collection, Sequence
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Final
 
 from ingest.clock import unix_ms
 from ingest.config.model import Config
+from ingest.errors import NotIndexedError
 from ingest.ledger import Instance, InstanceState, Ledger
-from ingest.ledger.index import FoundInstance, FoundStudy, InstanceFilter
+from ingest.ledger.index import FoundInstance, FoundSeries, FoundStudy, InstanceFilter, StudySort
+from ingest.ledger.study_filter import StudyFilter
 from ingest.operations.times import format_iso_time
 
 STUDY_FIELDS: Final = tuple(field.name for field in fields(FoundStudy))
@@ -23,19 +25,108 @@ QUARANTINE_FIELDS: Final = (*_ROW_FIELDS, "kind", "file")
 """Names of the fields of `quarantined_to_json`."""
 
 
+@dataclass(frozen=True, slots=True)
+class StudyDetails:
+    """A study with its series and the first of its instances, the newest first."""
+
+    study: FoundStudy
+    series: Sequence[FoundSeries]
+    instances: Sequence[FoundInstance]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the values for JSON."""
+        return {
+            **study_to_json(self.study),
+            "series": [asdict(one) for one in self.series],
+            "found": [instance_to_json(one) for one in self.instances],
+        }
+
+
 def list_studies(
-    config: Config, which: InstanceFilter, limit: int, *, stable: bool | None
+    config: Config,
+    which: InstanceFilter,
+    limit: int,
+    *,
+    stable: bool | None = None,
+    sort: StudySort = "received",
+    ascending: bool = False,
+    after: tuple[int, str] | None = None,
 ) -> list[FoundStudy]:
-    """Return studies, the one with the newest instance first; with `stable`, only stable or unstable ones."""
+    """Return studies that match, by default the one with the newest instance first.
+
+    Args:
+        config: The configuration.
+        which: The conditions. Each one holds for an instance of the study.
+        limit: Maximum number of studies.
+        stable: Only stable studies, or only unstable ones; None returns both.
+        sort: The order.
+        ascending: Whether the order begins with the smallest.
+        after: `last_at` and `study_uid` of the last study of the previous page.
+
+    Raises:
+        NotIndexedError: `[ledger] index` does not keep an attribute that is asked for.
+    """
+    require_indexed(config, which)
     stable_since_ms = unix_ms() - config.node.stable_seconds * 1000
     with contextlib.closing(Ledger(config.ledger_url)) as ledger:
-        return ledger.index.find_studies(which, limit, lately=stable_since_ms, stable=stable)
+        return ledger.index.find_studies(
+            which,
+            limit,
+            lately=stable_since_ms,
+            stable=stable,
+            sort=sort,
+            ascending=ascending,
+            after=after,
+        )
+
+
+def find_study(
+    config: Config, study_uid: str, limit: int = 100, *, before: int | None = None
+) -> StudyDetails | None:
+    """Return a study with its series and its newest instances; None if the ledger does not know it.
+
+    Args:
+        config: The configuration.
+        study_uid: Its Study Instance UID.
+        limit: Maximum number of instances.
+        before: Only instances with ids below this one; the last id of the previous page.
+    """
+    which = InstanceFilter(study_uid=study_uid)
+    found = list_studies(config, which, 1)
+    if not found:
+        return None
+    with contextlib.closing(Ledger(config.ledger_url)) as ledger:
+        series = ledger.index.find_series(study_uid)
+        return StudyDetails(found[0], series, ledger.index.find_instances(which, limit, before=before))
+
+
+def require_indexed(config: Config, which: StudyFilter) -> None:
+    """Make sure that the ledger keeps the attributes that a filter compares.
+
+    Raises:
+        NotIndexedError: `[ledger] index` does not keep one.
+    """
+    if which.needs_index and config.ledger.index == "none":
+        raise NotIndexedError(
+            'accession number, patient, date and modality are not indexed: [ledger] index is "none"; set '
+            '"identifiers", then `ingest reload` and `ingest ledger reindex`'
+        )
+    if which.patient_name is not None and config.ledger.index != "full":
+        raise NotIndexedError(
+            f'names of patients are not indexed: [ledger] index is "{config.ledger.index}"; search by '
+            'patient ID or accession number, or set "full", then `ingest reload` and `ingest ledger reindex`'
+        )
 
 
 def list_instances(
     config: Config, which: InstanceFilter, limit: int, before: int | None
 ) -> list[FoundInstance]:
-    """Return instances, the newest first."""
+    """Return instances, the newest first.
+
+    Raises:
+        NotIndexedError: `[ledger] index` does not keep an attribute that is asked for.
+    """
+    require_indexed(config, which)
     with contextlib.closing(Ledger(config.ledger_url)) as ledger:
         return ledger.index.find_instances(which, limit, before=before)
 

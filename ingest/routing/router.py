@@ -1,7 +1,6 @@
 """Routing: decide which destinations an instance goes to (`[[routes]]`), from values only, without I/O."""
 
 import struct
-import warnings
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final, NamedTuple
@@ -9,16 +8,13 @@ from typing import Final, NamedTuple
 from ingest.config.model import Route
 from ingest.config.route_conditions import Condition, matches_test, parse_condition, vr_of
 from ingest.dicom.file_header import InstanceHeader
+from ingest.dicom.text import SPECIFIC_CHARACTER_SET, decode_text
 from ingest.dicom.uids import EXPLICIT_BIG_ENDIAN, names_of
-
-SPECIFIC_CHARACTER_SET: Final = 0x0008_0005
 
 # PS3.5 Table 6.2-1: binary numbers, text of a single value, text in the Specific Character Set.
 _BINARY: Final = {"US": "H", "SS": "h", "UL": "I", "SL": "i", "FL": "f", "FD": "d", "UV": "Q", "SV": "q"}
 _SINGLE_VALUE: Final = frozenset({"LT", "ST", "UT", "UR"})
 _CHARACTER_TEXT: Final = frozenset({"LO", "LT", "PN", "SH", "ST", "UC", "UT"})
-_DELIMITERS: Final = set(b"\r\n\t\f\\")
-"""PS3.5 6.1.2.5.3: after each of these bytes a value returns to its first character set."""
 
 
 class ConditionResult(NamedTuple):
@@ -179,24 +175,8 @@ def _decode_values(
         numbers = struct.iter_unpack(order + _BINARY[first_vr], whole)
         return tuple(f"{number:.15g}" for (number,) in numbers)
     if first_vr in _CHARACTER_TEXT:
-        text = _decode_text(raw, attributes.get(SPECIFIC_CHARACTER_SET, b""))
+        text = decode_text(raw, attributes.get(SPECIFIC_CHARACTER_SET, b""), is_name=first_vr == "PN")
     else:
         text = raw.decode("ascii", "replace")
     values = [text] if first_vr in _SINGLE_VALUE else text.split("\\")
     return tuple(value.strip(" \0") for value in values if value.strip(" \0"))
-
-
-def _decode_text(raw: bytes, character_set: bytes) -> str:
-    """Decode text in its Specific Character Set (PS3.5 6.1). An unknown set is decoded as ASCII."""
-    if raw.isascii() and b"\x1b" not in raw:
-        return raw.decode("ascii")
-    from ingest.dicom import registry  # noqa: PLC0415 - slow to import, and most text is ASCII
-
-    names = [name.strip(" \0") for name in character_set.decode("ascii", "replace").split("\\")]
-    with warnings.catch_warnings():
-        # INVARIANT 9: the warning of pydicom for undecodable text contains the text, which may be a name
-        warnings.simplefilter("ignore")
-        try:
-            return registry.decode_text(raw, names, _DELIMITERS)
-        except (LookupError, UnicodeError, ValueError):
-            return raw.decode("ascii", "replace")

@@ -102,6 +102,7 @@ class PersistBatch:
         self._spool_dir = context.config.spool_dir
         self._segments = OpenSegments(self._spool_dir)
         self._tags = context.router.tags
+        self._indexed_tags = context.attribute_reader.tags
         self._began_at = self._committed_at = time.monotonic()
         # Entries since the last commit: stored ones, refused rows, and entries whose row raised an error.
         self._stored: list[SpoolEntry] = []
@@ -208,12 +209,12 @@ class PersistBatch:
 
     def _read_header_here(self, entry: SpoolEntry) -> InstanceHeader:
         source = entry.source
-        header = _read_header_or_conflict(source, self._tags)
+        header = _read_header_or_conflict(source, self._tags, self._indexed_tags)
         if header.conflict and not was_refused(entry.stream_entry):
             # The listener found no conflict when it acknowledged the instance. The page cache may be wrong
             # where the disk is right, so read the file once more from the disk.
             os.posix_fadvise(source.fd, 0, 0, os.POSIX_FADV_DONTNEED)
-            header = _read_header_or_conflict(source, self._tags)
+            header = _read_header_or_conflict(source, self._tags, self._indexed_tags)
         return header
 
     def _sync_copies(self, entries: Sequence[SpoolEntry]) -> None:
@@ -426,10 +427,12 @@ class PersistBatch:
             log.error("spool_file_stays", file=entry.location.name, error=str(error), remedy=remedy)
 
 
-def _read_header_or_conflict(source: SourceFile, tags: Sequence[int]) -> InstanceHeader:
+def _read_header_or_conflict(
+    source: SourceFile, tags: Sequence[int], indexed_tags: Collection[int]
+) -> InstanceHeader:
     """Read the header of a file. If that is not possible, the conflict of the header names the cause."""
     try:
-        header = read_instance_header(source.fd, source.size, tags)
+        header = read_instance_header(source.fd, source.size, tags, indexed_tags)
     except PeerError as error:
         return make_unreadable_header(source.fd, source.size, str(error))
     if header.note:

@@ -3,7 +3,7 @@
 import contextlib
 import hashlib
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Final
 
 from ingest.dicom.file_header import InstanceHeader, read_instance_header
@@ -16,7 +16,7 @@ CHUNK: Final = 1 << 20
 
 @contextlib.contextmanager
 def open_stored_file(
-    store: Store, key: str, tags: Sequence[int] = ()
+    store: Store, key: str, tags: Sequence[int] = (), optional: Collection[int] = ()
 ) -> Iterator[tuple[SourceFile | None, InstanceHeader | None]]:
     """Open the file of a store key and read its header.
 
@@ -26,6 +26,7 @@ def open_stored_file(
         store: The store, or the quarantine.
         key: The store key.
         tags: Further top-level attributes to read.
+        optional: More of them, as `read_instance_header` takes them.
 
     Raises:
         StoreAwayError: The store is not there.
@@ -39,7 +40,7 @@ def open_stored_file(
     try:
         source = SourceFile.of(key, fd, synced=True)
         try:
-            header = read_instance_header(fd, source.size, tags)
+            header = read_instance_header(fd, source.size, tags, optional)
         except PeerError:
             header = None
         yield source, header

@@ -8,6 +8,7 @@ from typing import ParamSpec, TypeVar
 import redis
 
 from ingest.config.model import Config
+from ingest.dicom.study_attributes import StudyAttributeReader
 from ingest.ledger import Ledger
 from ingest.routing.router import Router
 from ingest.workers.backoff import Backoff, retry_with_backoff
@@ -37,6 +38,7 @@ class PersistContext:
         quarantine_limit: The limit on copies of refused instances.
         key_template: `[store] path`.
         router: `[[routes]]`.
+        attribute_reader: Reads what the study index needs from headers.
         ledger: Records instances and deliveries.
         ledger_backoff: The failures of the ledger in a row.
         leftovers: Spool entries that could not be removed.
@@ -53,6 +55,7 @@ class PersistContext:
     quarantine_limit: QuarantineLimit
     key_template: StoreKeyTemplate
     router: Router
+    attribute_reader: StudyAttributeReader
     ledger: Ledger
     ledger_backoff: Backoff
     leftovers: SpoolLeftovers

@@ -355,7 +355,7 @@ class BatchStorage:
         policy = context.config.store.duplicates
         if taken != key:
             self._remove_own_file(entry, key)
-        with open_stored_file(self._store, taken, context.router.tags) as (there, known):
+        with self._open_stored_file(taken) as (there, known):
             if there is not None and is_same_file(there, entry.source):
                 # This instance was stored before a crash, or before its UID was contested.
                 replaces = is_lost or policy == "overwrite"
@@ -383,6 +383,13 @@ class BatchStorage:
                 self._replace_first(entry, taken, key, decision.note)
             case _:
                 self.quarantine_entry(entry, decision.note)
+
+    def _open_stored_file(
+        self, key: str
+    ) -> contextlib.AbstractContextManager[tuple[SourceFile | None, InstanceHeader | None]]:
+        """Open a file of the store, and read the header that a row needs."""
+        context = self._context
+        return open_stored_file(self._store, key, context.router.tags, context.attribute_reader.tags)
 
     def _remove_own_file(self, entry: SpoolEntry, key: str) -> None:
         """Remove a file that this instance left before its UID was stored under another key."""
@@ -426,7 +433,7 @@ class BatchStorage:
         header = entry.header
         key, digest = self._make_copy_key(entry)
         if not self._put_file(entry, key):
-            with open_stored_file(self._store, key, self._context.router.tags) as (there, known):
+            with self._open_stored_file(key) as (there, known):
                 if known is None or there is None:
                     self._store.replace(self._store_batch, entry.source, key)
                 elif self._have_same_bytes(there, entry, (known.data_set_offset, header.data_set_offset)):
@@ -439,7 +446,7 @@ class BatchStorage:
 
     def _read_same_object(self, entry: SpoolEntry, key: str) -> InstanceHeader | None:
         """Return the header of a stored file if its data set is that of the entry, otherwise None."""
-        with open_stored_file(self._store, key, self._context.router.tags) as (there, known):
+        with self._open_stored_file(key) as (there, known):
             if there is None or known is None:
                 return None
             offsets = known.data_set_offset, entry.header.data_set_offset
@@ -512,6 +519,7 @@ class BatchStorage:
                 content_digest=content_digest,
                 certificate=header.fingerprint,
                 is_damaged_in_spool=is_quarantined and bool(entry.damage),
+                attributes=self._context.attribute_reader.read_attributes(header.attributes),
             )
         )
 

@@ -27,6 +27,7 @@ import structlog
 
 from ingest.alarms import BOUNDED_ALARM, Severity, clear_alarm, clear_alarms_of_others, raise_alarm
 from ingest.config.model import Config
+from ingest.dicom.study_attributes import StudyAttributeReader
 from ingest.errors import (
     BootError,
     LedgerError,
@@ -351,6 +352,7 @@ class PersistWorker:
             quarantine_limit=QuarantineLimit(config),
             key_template=self._key_template,
             router=self._router,
+            attribute_reader=StudyAttributeReader(config.ledger.index),
             ledger=self._ledger,
             ledger_backoff=self._ledger_backoff,
             leftovers=self._leftovers,

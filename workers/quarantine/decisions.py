@@ -14,6 +14,7 @@ from typing import Any, Final
 from ingest.clock import unix_ms
 from ingest.config.model import Config
 from ingest.dicom.file_header import InstanceHeader
+from ingest.dicom.study_attributes import StudyAttributeReader
 from ingest.errors import NotQuarantinedError, StoreAwayError, StoreError
 from ingest.ledger import Instance, InstanceState, Ledger, NewInstance
 from ingest.ledger.quarantine import GAVE_WAY
@@ -79,6 +80,7 @@ class QuarantineDecisions:
         self._quarantine = quarantine
         self._key_template = StoreKeyTemplate(config.store.path)
         self._router = NodeRouter(config)
+        self._attribute_reader = StudyAttributeReader(config.ledger.index)
 
     def release(self, number: int) -> tuple[str, ...]:
         """Store a quarantined instance. A stored object of its UID goes into quarantine in its place.
@@ -182,7 +184,9 @@ class QuarantineDecisions:
     ) -> NewInstance:
         for _ in range(CONTESTED_MAX):
             row = self._find_quarantined(number)
-            with open_stored_file(self._quarantine, row.store_key, self._router.tags) as (source, header):
+            with open_stored_file(
+                self._quarantine, row.store_key, self._router.tags, self._attribute_reader.tags
+            ) as (source, header):
                 sound = self._require_releasable(row, source, header)
                 released = self._try_release(row, *sound, store_batch, quarantine_batch, replaces=replaces)
             if released is not None:
@@ -262,6 +266,7 @@ class QuarantineDecisions:
             stored_at=now_ms,
             routed=routing.routed,
             destinations=routing.destinations,
+            attributes=self._attribute_reader.read_attributes(header.attributes),
         )
         return released if ledger.quarantine.release(row.id, released) else None
 

@@ -1,0 +1,247 @@
+"""The study index: rows of `studies`, `series` and `study_senders`, written with the rows of `instances`.
+
+Every study with an instance row has a row here. Only its attributes depend on `[ledger] index`. The newest
+stored instance decides about an attribute, unless it has no value for it. Attributes of the patient change
+together. If two patients share a Study Instance UID, the row has the newest one and says that they differ. A
+quarantined instance gives attributes only to a study that is new.
+
+Statements come last in their transaction, and rows are written in the order of their UIDs. Two workers that
+record one study wait for each other, and never in a circle.
+"""
+
+from collections.abc import Collection, Mapping, Sequence
+from itertools import groupby
+from typing import Any, Final
+
+from sqlalchemy import BindParameter, Connection, and_, bindparam, case, delete, exists, or_, select
+from sqlalchemy.dialects import postgresql, sqlite
+
+from ingest.dicom.study_attributes import StudyAttributes
+from ingest.ledger.records import InstanceState, NewInstance
+from ingest.ledger.row_values import clean_value
+from ingest.ledger.schema import instances, series, studies, study_senders
+
+SERIES_UID_MAX: Final = 128
+"""A longer Series Instance UID is none (PS3.5 9.1: 64 characters), and PostgreSQL could not index it."""
+CALLING_MAX: Final = 64
+
+_STORED: Final = frozenset({InstanceState.STORED, InstanceState.VARIANT})
+_PATIENT: Final = (
+    "patient_id",
+    "issuer_of_patient_id",
+    "patient_name",
+    "name_alphabetic",
+    "name_ideographic",
+    "name_phonetic",
+)
+_OF_STUDY: Final = (
+    "accession_number",
+    "study_date",
+    "study_time",
+    "study_description",
+    "institution_name",
+)
+_OF_SERIES: Final = ("modality", "series_description", "station_name", "institution_name", "body_part")
+_INSERTS: Final[dict[str, Any]] = {"sqlite": sqlite.insert, "postgresql": postgresql.insert}
+
+
+def _upsert_studies(dialect: str, *, takes_attributes: bool) -> Any:
+    statement = _INSERTS[dialect](studies)
+    new, old = statement.excluded, studies.c
+    changes: dict[str, Any] = {
+        "first_at": case((new.first_at < old.first_at, new.first_at), else_=old.first_at),
+        "last_at": case((new.last_at > old.last_at, new.last_at), else_=old.last_at),
+        "first_id": case((new.first_id < old.first_id, new.first_id), else_=old.first_id),
+        "last_id": case((new.last_id > old.last_id, new.last_id), else_=old.last_id),
+        "last_stored_at": case(
+            (new.last_stored_at > old.last_stored_at, new.last_stored_at), else_=old.last_stored_at
+        ),
+        "calling_ae": new.calling_ae,
+    }
+    if takes_attributes:
+        has_patient = or_(new.patient_id != "", new.patient_name != "")
+        differs = and_(
+            old.patient_id != "",
+            new.patient_id != "",
+            or_(
+                old.patient_id != new.patient_id,
+                and_(
+                    old.issuer_of_patient_id != "",
+                    new.issuer_of_patient_id != "",
+                    old.issuer_of_patient_id != new.issuer_of_patient_id,
+                ),
+            ),
+        )
+        changes["patients_differ"] = or_(old.patients_differ, differs)
+        changes |= {name: case((has_patient, new[name]), else_=old[name]) for name in _PATIENT}
+        changes |= {name: case((new[name] != "", new[name]), else_=old[name]) for name in _OF_STUDY}
+    return statement.on_conflict_do_update(index_elements=["study_uid"], set_=changes)
+
+
+def _upsert_series(dialect: str) -> Any:
+    statement = _INSERTS[dialect](series)
+    new, old = statement.excluded, series.c
+    changes: dict[str, Any] = {
+        name: case((new[name] != "", new[name]), else_=old[name]) for name in _OF_SERIES
+    }
+    changes["series_number"] = case(
+        (new.series_number.is_not(None), new.series_number), else_=old.series_number
+    )
+    return statement.on_conflict_do_update(
+        index_elements=["study_uid", "series_uid"],
+        set_=changes,
+        where=or_(*(old[name].is_distinct_from(changes[name]) for name in changes)),
+    )
+
+
+_UPSERT_STUDIES: Final = {
+    (dialect, takes): _upsert_studies(dialect, takes_attributes=takes)
+    for dialect in _INSERTS
+    for takes in (False, True)
+}
+_UPSERT_SERIES: Final = {dialect: _upsert_series(dialect) for dialect in _INSERTS}
+_ADD_SERIES: Final = {name: make(series).on_conflict_do_nothing() for name, make in _INSERTS.items()}
+_ADD_SENDERS: Final = {name: make(study_senders).on_conflict_do_nothing() for name, make in _INSERTS.items()}
+_UIDS: Final[BindParameter[Any]] = bindparam("uids", expanding=True)
+_LOCK_STUDIES: Final = (
+    select(studies.c.study_uid)
+    .where(studies.c.study_uid.in_(_UIDS))
+    .order_by(studies.c.study_uid)
+    .with_for_update()
+)
+_FORGET: Final = (
+    delete(series).where(
+        series.c.study_uid.in_(_UIDS),
+        ~exists().where(
+            instances.c.study_uid == series.c.study_uid, instances.c.series_uid == series.c.series_uid
+        ),
+    ),
+    delete(study_senders).where(
+        study_senders.c.study_uid.in_(_UIDS),
+        ~exists().where(instances.c.study_uid == study_senders.c.study_uid),
+    ),
+    delete(studies).where(
+        studies.c.study_uid.in_(_UIDS), ~exists().where(instances.c.study_uid == studies.c.study_uid)
+    ),
+)
+
+
+def index_studies(connection: Connection, recorded: Sequence[tuple[int, NewInstance]]) -> None:
+    """Write the rows of studies and series for new rows of `instances`, in the same transaction.
+
+    Args:
+        connection: The transaction.
+        recorded: The new rows, with their ids.
+    """
+    if not recorded:
+        return
+    dialect = connection.dialect.name
+    of_studies: dict[str, dict[str, Any]] = {}
+    sound: set[str] = set()
+    of_series: dict[tuple[str, str], dict[str, Any]] = {}
+    sound_series: set[tuple[str, str]] = set()
+    senders: set[tuple[str, str]] = set()
+    for number, row in recorded:
+        study_uid, series_uid = clean_value(row.study_uid), clean_value(row.series_uid)
+        calling_ae = clean_value(row.calling_ae)[:CALLING_MAX]
+        is_sound = row.attributes is not None and row.state in _STORED
+        known = of_studies.get(study_uid)
+        if known is None:
+            known = of_studies[study_uid] = _new_study(study_uid, number, row)
+        elif row.attributes is not None and (is_sound or study_uid not in sound):
+            _take_attributes(known, row.attributes)
+        _add_times(known, number, row, calling_ae)
+        if is_sound:
+            sound.add(study_uid)
+        if len(series_uid) <= SERIES_UID_MAX:
+            key = study_uid, series_uid
+            of_this = of_series.setdefault(key, _new_series(key))
+            if row.attributes is not None and (is_sound or key not in sound_series):
+                _take_series_attributes(of_this, row.attributes)
+            if is_sound:
+                sound_series.add(key)
+        senders.add((study_uid, calling_ae))
+    _write_studies(connection, dialect, of_studies, sound)
+    _write_series(connection, dialect, of_series, sound_series)
+    values = [{"study_uid": uid, "calling_ae": title} for uid, title in sorted(senders)]
+    connection.execute(_ADD_SENDERS[dialect], values)
+
+
+def forget_studies(connection: Connection, uids: Collection[str]) -> None:
+    """Delete the rows of those studies and series that have no instance row any more."""
+    if not uids:
+        return
+    parameters = {"uids": sorted(uids)}
+    if connection.dialect.name == "postgresql":
+        # Another transaction may be recording an instance of the study. The next statements see it then.
+        connection.execute(_LOCK_STUDIES, parameters)
+    for statement in _FORGET:
+        connection.execute(statement, parameters)
+
+
+def _new_study(study_uid: str, number: int, row: NewInstance) -> dict[str, Any]:
+    values: dict[str, Any] = dict.fromkeys((*_PATIENT, *_OF_STUDY), "")
+    values |= {
+        "study_uid": study_uid,
+        "first_at": row.received_at,
+        "last_at": row.received_at,
+        "first_id": number,
+        "last_id": number,
+        "last_stored_at": 0,
+        "patients_differ": False,
+        "indexed_as": row.attributes.level if row.attributes else "none",
+    }
+    if row.attributes is not None:
+        _take_attributes(values, row.attributes)
+    return values
+
+
+def _add_times(values: dict[str, Any], number: int, row: NewInstance, calling_ae: str) -> None:
+    values["first_at"] = min(values["first_at"], row.received_at)
+    values["last_at"] = max(values["last_at"], row.received_at)
+    values["first_id"] = min(values["first_id"], number)
+    if number >= values["last_id"]:
+        values["last_id"] = number
+        values["calling_ae"] = calling_ae
+    if row.state in _STORED:
+        values["last_stored_at"] = max(values["last_stored_at"], row.stored_at)
+
+
+def _take_attributes(values: dict[str, Any], attributes: StudyAttributes) -> None:
+    """Put the attributes of a newer instance into the values of a study, as the upsert does it."""
+    if attributes.patient_id or attributes.patient_name:
+        before = values["patient_id"]
+        if before and attributes.patient_id and before != attributes.patient_id:
+            values["patients_differ"] = True
+        keys = attributes.name_keys
+        values |= {name: getattr(attributes, name) for name in _PATIENT[:3]}
+        values |= dict(zip(_PATIENT[3:], keys, strict=True))
+    values |= {name: text for name in _OF_STUDY if (text := getattr(attributes, name))}
+
+
+def _write_studies(
+    connection: Connection, dialect: str, of_studies: Mapping[str, dict[str, Any]], sound: Collection[str]
+) -> None:
+    for takes, uids in groupby(sorted(of_studies), key=sound.__contains__):
+        connection.execute(_UPSERT_STUDIES[dialect, takes], [of_studies[uid] for uid in uids])
+
+
+def _write_series(
+    connection: Connection,
+    dialect: str,
+    of_series: Mapping[tuple[str, str], dict[str, Any]],
+    sound: Collection[tuple[str, str]],
+) -> None:
+    for takes, keys in groupby(sorted(of_series), key=sound.__contains__):
+        statement = _UPSERT_SERIES[dialect] if takes else _ADD_SERIES[dialect]
+        connection.execute(statement, [of_series[key] for key in keys])
+
+
+def _new_series(key: tuple[str, str]) -> dict[str, Any]:
+    return {"study_uid": key[0], "series_uid": key[1], "series_number": None, **dict.fromkeys(_OF_SERIES, "")}
+
+
+def _take_series_attributes(values: dict[str, Any], attributes: StudyAttributes) -> None:
+    values |= {name: text for name in _OF_SERIES if (text := getattr(attributes, name))}
+    if attributes.series_number is not None:
+        values["series_number"] = attributes.series_number
