@@ -1,6 +1,7 @@
 """The ledger of one node: its parts, which share one database."""
 
 from ingest.ledger.attempts import Attempts
+from ingest.ledger.alert_groups import AlertGroups
 from ingest.ledger.backfill import Backfill
 from ingest.ledger.callers import Callers
 from ingest.ledger.circuits import Circuits
@@ -9,6 +10,8 @@ from ingest.ledger.deliveries import Deliveries
 from ingest.ledger.delivery_admin import DeliveryAdmin
 from ingest.ledger.index import InstanceIndex
 from ingest.ledger.instances import Instances
+from ingest.ledger.outbox import Outbox
+from ingest.ledger.peer_hours import PeerHours
 from ingest.ledger.quarantine import Quarantine
 from ingest.ledger.records import Counts
 from ingest.ledger.removal_lock import RemovalLock
@@ -44,6 +47,9 @@ class Ledger:
         spool_references: References whose spool entries may be removed.
         store_folders: Identities of the store and quarantine folders.
         transfers: Transfers that audit messages have to describe.
+        outbox: Events that wait until they are sent.
+        alert_groups: What alerts have told.
+        peer_hours: When callers send.
     """
 
     def __init__(self, url: str, *, is_audited: bool = False) -> None:
@@ -72,6 +78,9 @@ class Ledger:
         self.spool_references = SpoolReferences(self.database)
         self.store_folders = StoreFolders(self.database)
         self.transfers = Transfers(self.database)
+        self.outbox = Outbox(self.database)
+        self.alert_groups = AlertGroups(self.database)
+        self.peer_hours = PeerHours(self.database)
 
     def close(self) -> None:
         """Close all connections."""

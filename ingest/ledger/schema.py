@@ -348,3 +348,58 @@ samples = Table(
     Column("is_minute", Boolean, nullable=False),
     Column("content", Text, nullable=False),
 )
+
+IS_OPEN_EVENT: Final = text("state in ('waiting', 'sending')")
+
+# Events to send: alerts (`ingest.ledger.outbox`).
+outbox = Table(
+    "outbox",
+    metadata,
+    Column("id", _Id, primary_key=True),
+    # The same in each attempt, so that a receiver recognizes a repetition.
+    Column("event_id", Text, nullable=False),
+    Column("target", Text, nullable=False),
+    Column("payload", Text, nullable=False),
+    Column("state", Text, nullable=False),
+    Column("attempts", Integer, nullable=False),
+    # The time of the next attempt, or the end of the lease.
+    Column("next_at", BigInteger, nullable=False),
+    Column("lease_owner", Text, nullable=False),
+    Column("last_error", Text, nullable=False),
+    Column("created_at", BigInteger, nullable=False),
+    Column("updated_at", BigInteger, nullable=False),
+    UniqueConstraint("event_id", name="outbox_event_id"),
+    # Open events are few.
+    Index("outbox_open", "target", "id", sqlite_where=IS_OPEN_EVENT, postgresql_where=IS_OPEN_EVENT),
+)
+
+# What each alert has told about a subject (`ingest.ledger.alert_groups`).
+alert_groups = Table(
+    "alert_groups",
+    metadata,
+    Column("alert", Text, primary_key=True),
+    # Empty for what all hosts of a ledger see alike; otherwise the host and its data folder.
+    Column("scope", Text, primary_key=True),
+    Column("subject", Text, primary_key=True),
+    Column("state", Text, nullable=False),
+    Column("updated_at", BigInteger, nullable=False),
+)
+
+# Work that one of several hosts does for all.
+leases = Table(
+    "leases",
+    metadata,
+    Column("name", Text, primary_key=True),
+    Column("owner", Text, nullable=False),
+    Column("until", BigInteger, nullable=False),
+)
+
+# Whether a caller sent something in an hour (Unix time in whole hours), and when last in it. One row without
+# an AE title holds the last id of `instances` that was read.
+peer_hours = Table(
+    "peer_hours",
+    metadata,
+    Column("ae_title", Text, primary_key=True),
+    Column("hour", BigInteger, primary_key=True, autoincrement=False),
+    Column("last_at", BigInteger, nullable=False),
+)
