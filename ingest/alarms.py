@@ -12,6 +12,7 @@ import contextlib
 import json
 import os
 import re
+import time
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
@@ -28,6 +29,48 @@ QUARANTINE_FULL: Final = "quarantine_full"
 BOUNDED_ALARM: Final = "replacements_bounded"
 """Alarm of a destination: no more objects of one SOP Instance UID are sent to it for now."""
 
+EFFECTS: Final[Mapping[str, str]] = {
+    "node_not_running": "The node receives, stores and forwards nothing.",
+    "node_not_ready": "Senders cannot associate with the node.",
+    "listeners_silent": "The other listeners receive.",
+    "disk_away": "Instances cannot be received or stored until the disk is back.",
+    "disk_full": "The node refuses new instances. Acknowledged instances are safe.",
+    "disk_nearly_full": "Nothing yet. When the disk is full, the node refuses new instances.",
+    "store_full": "The node refuses new instances. Acknowledged instances are safe.",
+    "store_missing": "Received instances wait in the spool, and nothing is forwarded.",
+    "spool_unusable": "The node refuses new instances.",
+    "ledger_away": "Received instances wait in the spool, and nothing is forwarded.",
+    "queue_away": "Received instances wait in the spool.",
+    "queue_stalled": "Received instances wait in the spool, and are not forwarded yet.",
+    "not_persisted": "These instances wait in the spool, and are not forwarded yet.",
+    "destination_down": "Instances for this destination wait and are sent when it is back.",
+    "deliveries_dead": "These instances did not reach the destination, and the node does not try again.",
+    "deliveries_waiting": "Instances for this destination are late.",
+    "quarantine_not_empty": "These instances are neither in the store nor forwarded.",
+    "set_aside": "These instances were acknowledged, and are neither in the store nor forwarded.",
+    "certificate_expiring": "When a certificate has ended, peers refuse the connection.",
+    "peer_silent": "Images of this sender may be missing.",
+    "reload_refused": "The node runs with the earlier configuration.",
+    "alerts_unsent": "People do not hear of alarms by this way.",
+}
+"""What each condition means for the images, for messages to people."""
+
+CONDITIONS: Final = frozenset(EFFECTS) | {
+    "console_away",
+    "ledger_behind_store",
+    "quarantine_full",
+    "replacements_bounded",
+    "retention_clock",
+    "segments_stuck",
+    "spool_damaged",
+    "spool_not_let_go",
+}
+"""Every condition that an alert can select."""
+
+WATCHED_MAX_SECONDS: Final = 180.0
+"""Watched alarms that are older than this were written by a monitor that does not run any more."""
+
+_WATCHED: Final = "watched-alarms.json"
 _NAME: Final = re.compile(r"[a-z0-9_]+(\.[A-Za-z0-9_.-]{1,80})?")
 
 log = structlog.get_logger()
@@ -94,6 +137,11 @@ class Alarm:
         return cls(values["name"], values["cause"], values["remedy"], severity, values["since_ms"])
 
 
+def explain_effect(alarm: Alarm) -> str:
+    """Return what an alarm means for the images; empty if its cause says all."""
+    return EFFECTS.get(alarm.condition, "")
+
+
 def raise_alarm(
     run_dir: Path, name: str, cause: str, remedy: str, *, severity: Severity = Severity.DEGRADED
 ) -> None:
@@ -148,6 +196,29 @@ def standing_alarms(run_dir: Path) -> list[Alarm]:
         found = [alarm for alarm in map(_read, paths) if alarm is not None]
         return sorted(found, key=lambda alarm: (alarm.severity is Severity.DEGRADED, alarm.since_ms))
     return []
+
+
+def write_watched_alarms(run_dir: Path, alarms: Collection[Alarm]) -> None:
+    """Write the alarms that the monitor found by thresholds of `[[alerts]]`, in place of the earlier ones.
+
+    They are in one file with its time. If the monitor ends, they expire, and no process has to clear them.
+    """
+    text = json.dumps({"at": time.time(), "alarms": [alarm.to_json() for alarm in alarms]})
+    new = run_dir / f".{os.getpid()}.{_WATCHED}"
+    with contextlib.suppress(OSError):
+        new.write_text(text)
+        new.replace(run_dir / _WATCHED)
+
+
+def read_watched_alarms(run_dir: Path) -> list[Alarm]:
+    """Return the alarms that a running monitor found last."""
+    try:
+        found = json.loads((run_dir / _WATCHED).read_bytes())
+        if abs(time.time() - found["at"]) > WATCHED_MAX_SECONDS:
+            return []
+        return [Alarm.from_json(values) for values in found["alarms"]]
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
 
 
 def _path(run_dir: Path, name: str) -> Path:

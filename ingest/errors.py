@@ -30,12 +30,14 @@ __all__ = [
     "QueueError",
     "ResolverAwayError",
     "RetentionBusyError",
+    "SendingError",
     "SpoolError",
     "SpoolMissingError",
     "StoppedError",
     "StoreAwayError",
     "StoreError",
     "StoreMissingError",
+    "UnknownAlertError",
     "UnknownDestinationError",
     "UnknownObjectError",
 ]
@@ -118,6 +120,10 @@ class UnknownObjectError(IngestError):
     """Neither ledger nor spool has a study or an instance of this name."""
 
 
+class UnknownAlertError(IngestError):
+    """The configuration has no alert of this name."""
+
+
 class NotQuarantinedError(IngestError):
     """The id is unknown, or its instance is not in quarantine or cannot leave it."""
 
@@ -178,6 +184,22 @@ class AssociationError(IngestError):
         super().__init__(message)
         self.permanent = permanent
         self.cause = cause
+
+
+class SendingError(IngestError):
+    """A webhook or mail could not be sent. It is sent again later.
+
+    Attributes:
+        cause: What happened.
+        remedy: The next step of a person.
+        blames_target: Whether other events would fail too.
+    """
+
+    def __init__(self, cause: str, remedy: str, *, blames_target: bool = True) -> None:
+        super().__init__(f"{cause}; {remedy}")
+        self.cause = cause
+        self.remedy = remedy
+        self.blames_target = blames_target
 
 
 # --- exceptions that steer the caller, and never reach a person

@@ -318,6 +318,63 @@ class AuditSettings(Section):
     )
 
 
+Minutes = Annotated[float, Field(ge=0, le=1e6, allow_inf_nan=False)]
+Weekday = Literal["mon", "tue", "wed", "thu", "fri", "sat", "sun"]
+
+
+class SilentPeerSettings(Section):
+    """One entry of `silent_peers` of `[[alerts]]`: when a caller has to send."""
+
+    ae_title: AETitle
+    hours: Annotated[float, Field(gt=0, le=10_000)]
+    days: tuple[Weekday, ...] = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
+    begin_hour: Annotated[int, Field(ge=0, le=23)] = 0
+    end_hour: Annotated[int, Field(ge=1, le=24)] = 24
+
+
+class AlertSettings(Section):
+    """One of `[[alerts]]`: who is told of which alarms, by e-mail or webhook."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,64}$")]
+    type: Literal["email", "webhook"]
+    alarms: tuple[str, ...] = ("*",)
+    severity: Literal["degraded", "failing"] = "degraded"
+    destinations: tuple[str, ...] = ("*",)
+    destination_down_minutes: Minutes = 5.0
+    oldest_delivery_minutes: Minutes = 60.0
+    not_ready_minutes: Minutes = 2.0
+    certificate_days: Annotated[float, Field(ge=0, le=3650)] = 14.0
+    min_free_share: Fraction = 0.05
+    silent_hours: Annotated[float, Field(ge=0, le=10_000)] = 4.0
+    silent_peers: tuple[SilentPeerSettings, ...] = ()
+    interval_minutes: Annotated[float, Field(gt=0, le=1e6)] = 15.0
+    remind_hours: Annotated[float, Field(ge=0, le=1e6)] = 24.0
+    recovery: bool = True
+    give_up_hours: Annotated[float, Field(gt=0, le=1e6)] = 168.0
+    timeout_seconds: Annotated[float, Field(gt=0, le=120)] = 20.0
+    console_url: str = ""
+    tls: str = "node"
+    url: str = ""
+    secret_file: OptionalPath = None
+    host: str = ""
+    port: Port = 0
+    security: Literal["starttls", "tls", "none"] = "starttls"
+    user: str = ""
+    password_file: OptionalPath = None
+    sender: str = ""
+    recipients: tuple[str, ...] = ()
+
+    @property
+    def smtp_port(self) -> int:
+        """`port`; if it is 0, the usual port for `security` (RFC 8314: 587 and 465)."""
+        return self.port or {"starttls": 587, "tls": 465, "none": 25}[self.security]
+
+    @property
+    def needs_tls(self) -> bool:
+        """Whether a `[tls.NAME]` section verifies the server."""
+        return self.security != "none" if self.type == "email" else self.url.startswith("https:")
+
+
 class LogSettings(Section):
     """`[log]`: standard error, or a file that USR1 opens again."""
 
@@ -341,6 +398,7 @@ class Config(Section):
     retention: RetentionSettings = RetentionSettings()
     destinations: tuple[Destination, ...] = ()
     routes: tuple[Route, ...] = ()
+    alerts: tuple[AlertSettings, ...] = ()
     console: ConsoleSettings | None = None
     audit: AuditSettings | None = None
     log: LogSettings = LogSettings()
@@ -381,7 +439,7 @@ class Config(Section):
     @property
     def needs_monitor(self) -> bool:
         """Whether a monitor has to run."""
-        return self.console is not None or self.audit is not None
+        return bool(self.alerts) or self.console is not None or self.audit is not None
 
     @property
     def records_transfers(self) -> bool:

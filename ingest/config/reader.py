@@ -24,7 +24,7 @@ from ingest.config.model import Config
 from ingest.config.source import REGULAR_FILE_REMEDY, ConfigSource, is_orthanc_file, is_regular_file
 from ingest.errors import ConfigError
 
-_STAND_INS: Final = {"ae_title": "MISSING", "host": "missing", "to": []}
+_STAND_INS: Final = {"ae_title": "MISSING", "host": "missing", "to": [], "type": "webhook", "hours": 1}
 """Values for required keys that are missing. The rules can then check the rest of the configuration."""
 
 _MAX_REPAIRS: Final = 4

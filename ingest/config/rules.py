@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from ingest.config import console_rules, retention_rules, route_rules
+from ingest.config import alert_rules, console_rules, retention_rules, route_rules
 from ingest.config.faults import Fault
 from ingest.config.model import TLS, Config, Destination
 from ingest.dicom.statuses import StatusPattern, means_stored_only
@@ -71,6 +71,7 @@ def check_rules(config: Config, names: SectionNames, roles: Collection[str]) -> 
     yield from retention_rules.check_retention(config, roles)
     yield from _check_destinations(config, names)
     yield from route_rules.check_routes(config, names.destinations)
+    yield from alert_rules.check_alerts(config, names.tls)
     yield from _check_audit(config, names)
     if config.console is not None:
         yield from console_rules.check_console(config.console, config.console_dir, names.tls)

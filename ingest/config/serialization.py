@@ -20,6 +20,8 @@ def config_to_values(config: Config) -> dict[str, Any]:
     values["store"]["root"] = str(config.store_root)
     values["queue"]["url"] = mask_url_password(config.queue.url)
     values["ledger"]["url"] = mask_url_password(config.ledger.url)
+    for alert in values["alerts"]:
+        alert["url"] = mask_url_password(alert["url"])
     return values
 
 

@@ -424,7 +424,7 @@ def test_shipped_configuration_holds_every_key_with_its_default():
     compare(model.TLS, data["tls"]["node"], "tls.node")
     compare(model.ConsoleSettings, data["console"], "console")
     compare(model.AuditSettings, data["audit"], "audit")
-    for name, kind in (lists | {"routes": model.Route}).items():
+    for name, kind in (lists | {"routes": model.Route, "alerts": model.AlertSettings}).items():
         compare(kind, data[name][0], name) if name != "peers" else None
     for name in ("node", "receive", "queue", "store", "workers", "ledger", "retention", "log"):
         compare(type(getattr(Config(), name)), data[name], name)
