@@ -4,18 +4,22 @@ The checks change nothing: they create no folder, no table and no key in Redis.
 """
 
 import contextlib
+import difflib
 import shutil
 import sqlite3
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
+from fnmatch import fnmatchcase
+from functools import partial
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from ingest.alarms import CONDITIONS
 from ingest.checks.file_systems import check_file_systems, find_existing_folder
 from ingest.checks.tls import check_tls, check_validity_now
 from ingest.checks.weak_settings import find_weak_settings
@@ -23,7 +27,7 @@ from ingest.config.faults import Fault, FaultKind
 from ingest.config.model import Config
 from ingest.config.serialization import mask_url_password
 from ingest.cores import usable_cores
-from ingest.errors import IngestError
+from ingest.errors import ConfigError, IngestError
 from ingest.filesystem import node_lock
 from ingest.filesystem.folder_identity import read_ledger_mark
 from ingest.spool import store_capacity
@@ -42,6 +46,7 @@ def check_node(config: Config) -> list[Fault]:
         *_check_queue(config),
         *_check_ledger(config),
         *_check_store_agreement(config),
+        *_check_alerts(config),
         *_check_flow(config),
         *find_weak_settings(config),
     ]
@@ -91,6 +96,39 @@ def _check_folder(key: str, path: Path, min_free: int) -> Iterator[Fault]:
     if free < min_free:
         cause = f"{there} has {free // 1024**2} MiB free, less than [receive] min_free_bytes"
         yield Fault(key, cause, "free space, or name a folder on a larger file system")
+
+
+def _check_alerts(config: Config) -> Iterator[Fault]:
+    """Report files that senders of alerts cannot use, and conditions that no alarm has."""
+    if not config.alerts:
+        return
+    from ingest.events.secret_files import read_secret  # noqa: PLC0415 - most nodes have no alerts
+    from ingest.events.trust import create_client_context  # noqa: PLC0415
+
+    for index, alert in enumerate(config.alerts):
+        key = f"alerts[{index}]"
+        for name in ("secret_file", "password_file"):
+            if (path := getattr(alert, name)) is not None:
+                yield from _collect_faults(f"{key}.{name}", partial(read_secret, path))
+        if alert.needs_tls and alert.tls in config.tls:
+            yield from _collect_faults(f"{key}.tls", partial(create_client_context, config.tls[alert.tls]))
+        for number, pattern in enumerate(alert.alarms):
+            if not any(fnmatchcase(condition, pattern) for condition in CONDITIONS):
+                cause = f'no alarm has the name "{pattern}"'
+                similar = difflib.get_close_matches(pattern, CONDITIONS, 1)
+                remedy = (
+                    f"did you mean {similar[0]}?" if similar else "docs/reference/alerts.md has all names"
+                )
+                yield Fault(f"{key}.alarms[{number}]", cause, remedy, kind=FaultKind.NOTE)
+
+
+def _collect_faults(key: str, use: Callable[[], object]) -> Iterator[Fault]:
+    try:
+        use()
+    except ConfigError as error:
+        for fault in error.faults:
+            cause, _, remedy = fault.partition("; ")
+            yield Fault(key, cause, remedy)
 
 
 def _find_device(path: Path) -> int:

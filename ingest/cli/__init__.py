@@ -10,6 +10,7 @@ from typing import Final
 import click
 
 from ingest.cli import (
+    alerts,
     certs,
     check,
     completion,
@@ -38,6 +39,7 @@ COMMANDS: Final = (
     status.status,
     metrics.metrics,
     console.console,
+    alerts.alerts,
     instances.studies,
     instances.instances,
     trace.trace,

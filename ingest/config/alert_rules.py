@@ -3,13 +3,12 @@
 import re
 import stat
 from collections.abc import Collection, Iterator
-from ipaddress import ip_address
 from pathlib import Path
 from typing import Final
 from urllib.parse import SplitResult, urlsplit
 
 from ingest.config.faults import Fault
-from ingest.config.model import AlertSettings, Config
+from ingest.config.model import AlertSettings, Config, is_loopback
 
 _ADDRESS: Final = re.compile(r"[A-Za-z0-9.!#$%&'*+/=?^_`{|}~-]{1,64}@[A-Za-z0-9.-]{1,253}")
 _PATTERN: Final = re.compile(r"[a-z0-9_*?]{1,64}")
@@ -40,16 +39,6 @@ def check_alerts(config: Config, tls_sections: Collection[str]) -> Iterator[Faul
         if alert.console_url and not _is_web_address(alert.console_url):
             remedy = "write https://HOST/, the address at which people open the console"
             yield Fault(f"{key}.console_url", "is not the address of a page", remedy)
-
-
-def is_loopback(host: str) -> bool:
-    """Return whether a host is this machine by its name or address."""
-    if host == "localhost":
-        return True
-    try:
-        return ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def find_open_secret(path: Path) -> str:

@@ -84,7 +84,7 @@ def describe_event(config: Config, alert: AlertSettings, told: Announcement) -> 
         "alarms": [_describe_alarm(alarm) for alarm in told.alarms],
         "ended": [_describe_alarm(alarm) for alarm in told.ended],
         "repeats": told.repeats,
-        "console_url": alert.console_url,
+        "console_url": alert.console_url or (config.console.public_url if config.console else ""),
     }
     return json.dumps(values, ensure_ascii=False)
 

@@ -23,9 +23,8 @@ from email.utils import format_datetime
 from typing import Any, Final
 
 from ingest import threads
-from ingest.config.alert_rules import is_loopback
 from ingest.config.faults import escape_unprintable
-from ingest.config.model import TLS, AlertSettings
+from ingest.config.model import TLS, AlertSettings, is_loopback
 from ingest.errors import ConfigError, SendingError
 from ingest.events.failure import explain_failure
 from ingest.events.secret_files import read_secret

@@ -1,7 +1,7 @@
 """The ledger of one node: its parts, which share one database."""
 
-from ingest.ledger.attempts import Attempts
 from ingest.ledger.alert_groups import AlertGroups
+from ingest.ledger.attempts import Attempts
 from ingest.ledger.backfill import Backfill
 from ingest.ledger.callers import Callers
 from ingest.ledger.circuits import Circuits

@@ -15,7 +15,7 @@ import redis
 
 from ingest.acceptor.accept_gate import STALE_MS
 from ingest.acceptor.scoreboard import ACCEPTING, DRAINING, ListenerStatus, Scoreboard
-from ingest.alarms import Alarm, standing_alarms
+from ingest.alarms import Alarm, read_watched_alarms, standing_alarms
 from ingest.checks.weak_settings import find_weak_settings
 from ingest.clock import unix_ms
 from ingest.config.model import Config
@@ -96,7 +96,9 @@ def _gather_alarms(config: Config) -> list[dict[str, Any]]:
     """Return the conditions that need a person, the worst first."""
     standing = standing_alarms(config.run_dir)
     doubts = [one for one in _find_ledger_doubt(config) if one.name not in {alarm.name for alarm in standing}]
-    return [alarm.to_json() for alarm in (*_find_acknowledged_in_quarantine(config), *doubts, *standing)]
+    watched = read_watched_alarms(config.run_dir)
+    found = (*_find_acknowledged_in_quarantine(config), *doubts, *standing, *watched)
+    return [alarm.to_json() for alarm in found]
 
 
 def _find_ledger_doubt(config: Config) -> Iterator[Alarm]:

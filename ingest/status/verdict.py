@@ -67,8 +67,10 @@ class HealthVerdict:
 
 def judge_health(now: Mapping[str, Any]) -> HealthVerdict:
     """Judge the status of a node."""
+    # The monitor may have found an alarm earlier that follows from the status too. The newer one counts.
+    found = {problem.name: problem for problem in _find_problems(now)}
     # The sort keeps the order of equals, and `_find_problems` yields worse problems first.
-    problems = sorted(_find_problems(now), key=lambda one: one.severity is not Severity.FAILING)
+    problems = sorted(found.values(), key=lambda one: one.severity is not Severity.FAILING)
     if not problems:
         return HealthVerdict(NodeHealth.WELL, problems)
     fails = problems[0].severity is Severity.FAILING

@@ -9,7 +9,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Final
 
@@ -20,9 +20,11 @@ from ingest.config.model import Config
 from ingest.errors import BootError, IngestError, LedgerError
 from ingest.ledger import Ledger
 from ingest.log import RateLimitedLog
+from ingest.workers.monitor.alerts import AlertTask, name_owner
 from ingest.workers.monitor.audit_reporter import TransferReporter
 from ingest.workers.monitor.audit_sender import AuditSender
 from ingest.workers.monitor.sampling import PERIOD_SECONDS, Sampler
+from ingest.workers.monitor.sender import EventSender
 
 NICE: Final = 10
 """Added to the priority of the process: receiving and forwarding come first."""
@@ -51,14 +53,24 @@ class MonitorTask:
 
 def plan_tasks(config: Config, ledger: Ledger) -> list[MonitorTask]:
     """Return the tasks that this configuration asks for."""
-    tasks = []
+    tasks: list[MonitorTask] = []
     if (trail := AuditTrail.open(config)) is not None:
         reporter, sender = TransferReporter(config, ledger, trail), AuditSender(config, trail)
         tasks.append(MonitorTask("audit_report", 1.0, reporter.run, reporter.close))
         tasks.append(MonitorTask("audit_send", 0.5, sender.run, sender.close))
     if config.console is not None:
         tasks.append(MonitorTask("sampling", PERIOD_SECONDS, Sampler(config, ledger).take_sample))
+    tasks += _plan_alerts(config, ledger)
     return tasks
+
+
+def _plan_alerts(config: Config, ledger: Ledger) -> Iterator[MonitorTask]:
+    if config.alerts:
+        owner = name_owner(config)
+        sender = EventSender(config, ledger, owner)
+        alerts = AlertTask(config, ledger, sender, owner)
+        yield MonitorTask("alerts", 2.0, alerts.run, alerts.close)
+        yield MonitorTask("events", 1.0, alerts.send_due)
 
 
 def run(config: Config, stop: threading.Event) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from ingest.cli._tables import ListLayout, print_list
+from ingest.operations.alerts import ALERT_FIELDS
 from ingest.operations.deliveries import DELIVERY_FIELDS
 from ingest.operations.instances import INSTANCE_FIELDS, QUARANTINE_FIELDS, STUDY_FIELDS
 
@@ -34,6 +35,7 @@ def fields_of(heading: str) -> list[str]:
         ("ingest studies", STUDY_FIELDS),
         ("ingest instances", INSTANCE_FIELDS),
         ("ingest deliveries", DELIVERY_FIELDS),
+        ("ingest alerts list", ALERT_FIELDS),
         ("ingest quarantine list", [name for name in QUARANTINE_FIELDS if name not in INSTANCE_FIELDS]),
     ],
 )
