@@ -7,7 +7,7 @@ from typing import Final
 from urllib.parse import urlsplit
 
 from ingest.config.faults import Fault
-from ingest.config.model import ConsoleSettings, is_loopback
+from ingest.config.model import ConsoleSettings, OIDCSettings, is_loopback
 
 USERS: Final = "users.json"
 """File of the console's users, in `Config.console_dir`."""
@@ -21,6 +21,8 @@ def check_console(console: ConsoleSettings, folder: Path, tls_names: Collection[
     if console.tls and console.tls not in tls_names:
         known = f"one of {', '.join(sorted(tls_names))}" if tls_names else "an empty text for plain http"
         yield Fault("console.tls", f"there is no [tls.{console.tls}]", f"add that section, or write {known}")
+    if console.oidc is not None:
+        yield from _check_oidc(console.oidc, tls_names)
     if not console.is_public:
         return
     if not is_loopback(console.host) and not console.tls:
@@ -29,7 +31,7 @@ def check_console(console: ConsoleSettings, folder: Path, tls_names: Collection[
             f"other hosts reach {console.host}, and passwords would travel in the clear",
             'name a [tls.NAME] with certificate and key, or set host = "127.0.0.1"',
         )
-    if not has_users(folder):
+    if console.oidc is None and not has_users(folder):
         key = "console.public_url" if is_loopback(console.host) else "console.host"
         yield Fault(
             key,
@@ -56,6 +58,29 @@ def _check_public_url(console: ConsoleSettings) -> Iterator[Fault]:
             yield Fault(key, "is plain http, so passwords would travel in the clear", remedy)
     elif console.host in _WILDCARDS:
         yield Fault(key, f"is needed, because {console.host} is not the name of a host", remedy)
+
+
+def _check_oidc(oidc: OIDCSettings, tls_names: Collection[str]) -> Iterator[Fault]:
+    key = "console.oidc"
+    parts = urlsplit(oidc.issuer)
+    if parts.scheme != "https" and not (parts.scheme == "http" and is_loopback(parts.hostname or "")):
+        remedy = "write the provider's address as its metadata has it, such as https://login.example.org"
+        yield Fault(f"{key}.issuer", "is not https", remedy)
+    if oidc.tls and oidc.tls not in tls_names:
+        remedy = "add that section, or leave it empty for the authorities of the operating system"
+        yield Fault(f"{key}.tls", f"there is no [tls.{oidc.tls}]", remedy)
+    if "openid" not in oidc.scopes:
+        yield Fault(f"{key}.scopes", "lacks openid, so the provider sends no ID token", 'add "openid"')
+    if not (oidc.viewer or oidc.operator or oidc.admin):
+        cause = "nobody gets a role, so nobody can log in"
+        yield Fault(f"{key}.viewer", cause, f"list values of the claim {oidc.role_claim} for a role")
+    if bool(oidc.required_claim) != bool(oidc.required_values):
+        yield Fault(
+            f"{key}.required_claim", "works only with required_values", "write both, or neither of them"
+        )
+    path = oidc.client_secret_file
+    if path is not None and not path.is_file():
+        yield Fault(f"{key}.client_secret_file", f"there is no file {path}", "create it, or correct the path")
 
 
 def has_users(folder: Path) -> bool:

@@ -272,6 +272,24 @@ class Route(Section):
     sends_back: bool = Field(default=False, alias="return")
 
 
+class OIDCSettings(Section):
+    """`[console.oidc]`: login at an OpenID provider."""
+
+    issuer: Annotated[str, Field(min_length=1)]
+    client_id: Annotated[str, Field(min_length=1)]
+    client_secret_file: OptionalPath = None
+    title: str = "single sign-on"
+    tls: str = ""
+    scopes: tuple[str, ...] = ("openid", "profile", "email")
+    name_claim: Annotated[str, Field(min_length=1)] = "preferred_username"
+    role_claim: Annotated[str, Field(min_length=1)] = "groups"
+    viewer: tuple[str, ...] = ()
+    operator: tuple[str, ...] = ()
+    admin: tuple[str, ...] = ()
+    required_claim: str = ""
+    required_values: tuple[str, ...] = ()
+
+
 class ConsoleSettings(Section):
     """`[console]`: the web console. A configuration without the section has none."""
 
@@ -283,6 +301,7 @@ class ConsoleSettings(Section):
     idle_minutes: Annotated[int, Field(ge=1, le=525_600)] = 30
     download: bool = True
     max_connections: Annotated[int, Field(ge=16, le=4096)] = 256
+    oidc: OIDCSettings | None = None
 
     @property
     def is_public(self) -> bool:

@@ -19,6 +19,8 @@ def config_to_values(config: Config) -> dict[str, Any]:
     values["receive"]["spool_dir"] = str(config.spool_dir)
     values["store"]["root"] = str(config.store_root)
     values["queue"]["url"] = mask_url_password(config.queue.url)
+    if config.console is not None and config.console.oidc is None:
+        del values["console"]["oidc"]  # TOML has no null
     values["ledger"]["url"] = mask_url_password(config.ledger.url)
     for alert in values["alerts"]:
         alert["url"] = mask_url_password(alert["url"])

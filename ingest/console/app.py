@@ -18,6 +18,8 @@ from starlette.templating import Jinja2Templates
 from ingest.config.model import Config, ConsoleSettings
 from ingest.console.api.v1 import ENDPOINTS as API
 from ingest.console.auth.login import ENDPOINTS as LOGIN
+from ingest.console.auth.login_limit import LoginLimit
+from ingest.console.auth.oidc import OIDCClient
 from ingest.console.auth.roles import Role
 from ingest.console.auth.sessions import Sessions
 from ingest.console.auth.tokens import TokenFile
@@ -68,6 +70,8 @@ def build_console(config: Config, path: Path, link: ConsoleLink) -> Console:
         settings=settings,
         users=UserFile(folder),
         tokens=TokenFile(folder),
+        oidc=None if settings.oidc is None else OIDCClient(config, settings.oidc),
+        login_limit=LoginLimit(),
         sessions=Sessions(folder, settings.session_minutes * minute, settings.idle_minutes * minute),
         work=work,
         pages=pages,

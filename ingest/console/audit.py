@@ -1,38 +1,75 @@
-"""Records of what people and programs do in the console: an event of the log for each.
+"""Records of what people and programs do in the console: an event of the log, and an audit message.
 
-The log gets names of users, routes and UIDs, but no search terms, because these may be names of patients.
+The log gets names of users, ids, UIDs and names of destinations, but no search terms: these may be names of
+patients. The audit trail, which is made for it, gets them too.
 """
 
+import json
 from collections.abc import Mapping
+from typing import Any
 
 import structlog
 
+from ingest.audit import recorder
+from ingest.audit.recorder import Action
 from ingest.config.model import Config
 
 log = structlog.get_logger()
 
 
-def record_login(config: Config, user: str, address: str, *, succeeded: bool) -> None:
-    """Record a login or a refused one."""
-    del config
-    # A person may type a password into the field of the name: keep no name that is not known.
+def record_login(config: Config, user: str, address: str, *, succeeded: bool, how: str) -> None:
+    """Record a login, or a refused one."""
+    # A person may type a password into the field of the name: the log keeps no name that is not known.
     write = log.info if succeeded else log.warning
-    write("console_login", user=user if succeeded else "", address=address, succeeded=succeeded)
+    write("console_login", user=user if succeeded else "", address=address, succeeded=succeeded, how=how)
+    recorder.record_user_login(
+        config, user if succeeded else "unknown", address, succeeded=succeeded, description=how
+    )
 
 
 def record_logout(config: Config, user: str, address: str) -> None:
     """Record a logout."""
-    del config
     log.info("console_logout", user=user, address=address)
+    recorder.record_user_logout(config, user, address)
 
 
-def record_action(config: Config, user: str, address: str, action: str, subject: Mapping[str, str]) -> None:
-    """Record an action, such as a retry, with what it concerns (ids, UIDs, names of destinations)."""
-    del config
-    log.info("console_action", user=user, address=address, action=action, **subject)
+def record_action(
+    config: Config,
+    user: str,
+    address: str,
+    action: Action,
+    target: str,
+    *,
+    succeeded: bool = True,
+    details: Mapping[str, Any] | None = None,
+) -> None:
+    """Record an action, such as a retry.
+
+    Args:
+        config: The configuration.
+        user: Name of the person or program.
+        address: Its IP address.
+        action: The action.
+        target: What it concerns, such as "destination/PACS"; no patient data.
+        succeeded: Whether it was done.
+        details: More about it, such as ids and counts; no patient data.
+    """
+    log.info(
+        "console_action",
+        user=user,
+        address=address,
+        action=action.value,
+        target=target,
+        succeeded=succeeded,
+        **(details or {}),
+    )
+    description = ", ".join(f"{name} {value}" for name, value in (details or {}).items())
+    recorder.record_action(
+        config, user, address, action, target=target, description=description, succeeded=succeeded
+    )
 
 
-def record_query(config: Config, user: str, address: str, query: Mapping[str, str]) -> None:
-    """Record a search. The log does not get its terms."""
-    del config
-    log.info("console_query", user=user, address=address, fields=sorted(query))
+def record_query(config: Config, user: str, address: str, subject: str, criteria: Mapping[str, Any]) -> None:
+    """Record a search. The log gets the names of its criteria only."""
+    log.info("console_query", user=user, address=address, subject=subject, fields=sorted(criteria))
+    recorder.record_query(config, user, address, subject=subject, query=json.dumps(criteria, default=str))

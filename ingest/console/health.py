@@ -1,35 +1,47 @@
-"""Whether the node lives and is ready, for load balancers and container runtimes. No login, and no detail."""
+"""Whether the node lives and is ready, for load balancers; its metrics, for Prometheus.
+
+Both answers need no login, and show details to a principal only. `/live` is about the supervisor: a console
+that hangs does not answer at all.
+"""
 
 from typing import Final
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from ingest.acceptor.accept_gate import STALE_MS
-from ingest.acceptor.scoreboard import ACCEPTING, Scoreboard
-from ingest.config.model import Config
-from ingest.console.web import Endpoint, get_console, run_blocking
+from ingest.console.auth.roles import Role
+from ingest.console.web import Endpoint, get_console, get_principal, run_blocking
+from ingest.status.exposition import CONTENT_TYPE, render_metrics
+from ingest.status.health import Health, check_liveness, check_readiness
 
 
-async def show_live(_request: Request) -> Response:
-    """Say that this process serves."""
-    return JSONResponse({"live": True})
+async def _answer(request: Request, health: Health) -> Response:
+    has_login = get_principal(request).role is not Role.NOBODY
+    return JSONResponse(health.to_json(with_detail=has_login), 200 if health.is_ok else 503)
+
+
+async def show_live(request: Request) -> Response:
+    """Say whether the node lives: 200, otherwise 503."""
+    config = get_console(request).config
+    return await _answer(request, await run_blocking(request, check_liveness, config.run_dir))
 
 
 async def show_ready(request: Request) -> Response:
-    """Say whether the node receives instances: 200, or 503 also while it stops."""
+    """Say whether the node receives instances: 200, otherwise 503, also while it stops."""
     console = get_console(request)
-    is_ready = not console.link.is_draining and await run_blocking(request, _is_accepting, console.config)
-    return JSONResponse({"ready": is_ready}, 200 if is_ready else 503)
+    if console.link.is_draining:  # shared memory is never late, and needs no disk
+        return await _answer(request, Health(is_ok=False, reasons=("the node is ending",)))
+    return await _answer(request, await run_blocking(request, check_readiness, console.config.run_dir))
 
 
-def _is_accepting(config: Config) -> bool:
-    board = Scoreboard.open_reader(config.run_dir / "scoreboard")
-    rows = board.list_listeners() if board else []
-    return any(row.state == ACCEPTING and abs(row.age_ms) <= STALE_MS for row in rows)
+async def show_metrics(request: Request) -> Response:
+    """Show the metrics of the node in the text format of Prometheus."""
+    content = await run_blocking(request, render_metrics, get_console(request).config)
+    return Response(content, media_type=CONTENT_TYPE)
 
 
 ENDPOINTS: Final = (
     Endpoint("GET", "/live", show_live),
     Endpoint("GET", "/ready", show_ready),
+    Endpoint("GET", "/metrics", show_metrics),
 )

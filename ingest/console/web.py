@@ -13,13 +13,15 @@ from starlette.responses import Response
 from starlette.templating import Jinja2Templates
 
 from ingest.config.model import Config, ConsoleSettings
+from ingest.console.auth.login_limit import LoginLimit
+from ingest.console.auth.oidc import OIDCClient
 from ingest.console.auth.roles import Principal
 from ingest.console.auth.sessions import Sessions
 from ingest.console.auth.tokens import TokenFile
 from ingest.console.auth.users import UserFile
 from ingest.console.live.snapshot import SnapshotSource
 from ingest.console.problems import ProblemError
-from ingest.errors import ConfigError, IngestError, LedgerError, UnknownDestinationError
+from ingest.errors import ConfigError, IngestError, LedgerError, UnknownDestinationError, UnknownObjectError
 from ingest.supervisor.console_watch import ConsoleLink
 
 if TYPE_CHECKING:
@@ -109,6 +111,8 @@ class Console:
         settings: `[console]`.
         users: Local users.
         tokens: API tokens.
+        oidc: Login at an OpenID provider; None without one.
+        login_limit: Failed logins of the last minutes.
         sessions: Sessions of people.
         work: Threads for blocking work.
         pages: Templates.
@@ -122,6 +126,8 @@ class Console:
     settings: ConsoleSettings
     users: UserFile
     tokens: TokenFile
+    oidc: OIDCClient | None
+    login_limit: LoginLimit
     sessions: Sessions
     work: WorkPool
     pages: Jinja2Templates
@@ -164,6 +170,11 @@ def get_principal(request: Request) -> Principal:
     return principal
 
 
+def get_address(request: Request) -> str:
+    """Return the IP address that a request came from; behind a proxy, that of the proxy."""
+    return request.client.host if request.client else ""
+
+
 async def run_blocking(request: Request, function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
     """Run a function of ours in a thread, within `DEADLINE_SECONDS`.
 
@@ -181,7 +192,7 @@ async def run_for(request: Request, seconds: float, function: Callable[[], T]) -
     """
     try:
         return await get_console(request).work.run(seconds, function)
-    except UnknownDestinationError as error:
+    except (UnknownDestinationError, UnknownObjectError) as error:
         raise ProblemError(404, str(error)) from error
     except ConfigError as error:
         raise ProblemError(422, "; ".join(error.faults), "correct the configuration") from error

@@ -1,6 +1,7 @@
 """Real consoles for tests: `ingest work console` as a process of its own, and browsers that log in to it."""
 
 import contextlib
+import json
 import os
 import re
 import subprocess
@@ -17,7 +18,8 @@ from ingest.config.reader import load_config
 from ingest.console.auth.roles import ROLES_BY_WORD
 from ingest.console.auth.tokens import TokenFile, read_local_token
 from ingest.console.auth.users import UserFile
-from tests.support.nodes import eventually
+from tests.support.nodes import Node, cleaned, destination, eventually
+from tests.support.pki import Material
 from tests.support.ports import free_port
 
 PASSWORD = "correct horse battery"
@@ -32,6 +34,7 @@ class ConsoleProcess:
     url: str
     process: "subprocess.Popen[bytes]"
     ca: Path | None = None
+    tokens: dict[str, str] = field(default_factory=dict)
     clients: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
 
     @property
@@ -137,3 +140,118 @@ def running_console(
             process.wait(20)
         finally:
             process.kill()
+
+
+PROVIDER = """
+import json, sys, warnings
+warnings.simplefilter("ignore")
+import oidc_provider_mock
+from werkzeug.serving import make_server
+users = [oidc_provider_mock.User(sub=sub, claims=claims) for sub, claims in json.loads(sys.argv[2]).items()]
+app = oidc_provider_mock.app(user_claims=users, require_nonce=True)
+make_server("localhost", int(sys.argv[1]), app, threaded=True).serve_forever()
+"""
+"""An OpenID provider, as a program of its own: it brings a web server and many warnings."""
+
+
+@contextlib.contextmanager
+def running_provider(users: dict[str, dict[str, Any]]) -> Iterator[str]:
+    """Run an OpenID provider, and return its issuer."""
+    port = free_port()
+    process = subprocess.Popen(
+        [sys.executable, "-c", PROVIDER, str(port), json.dumps(users)],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    issuer = f"http://localhost:{port}"
+
+    def is_serving() -> bool:
+        with contextlib.suppress(httpx.TransportError):
+            return httpx.get(f"{issuer}/jwks", trust_env=False).status_code == 200
+        return False
+
+    try:
+        eventually(is_serving, 30, "the provider")
+        yield issuer
+    finally:
+        process.kill()
+        process.wait(10)
+
+
+HOSTILE_NAME = "<script>alert(1)</script>^'; DROP TABLE instances; --"
+HOSTILE_ID = "../../etc/passwd' OR 1=1"
+HOSTILE_DESCRIPTION = '"><img src=x onerror=alert(2)>'
+
+
+@dataclass
+class ConsoleNode:
+    """A whole node with a console, and what it has received.
+
+    Attributes:
+        node: The node.
+        web: Its console.
+        study_uid: The study that it has received.
+        sop_uids: Its instances.
+    """
+
+    node: Node
+    web: ConsoleProcess
+    study_uid: str = "1.2.826.0.1.3680043.9.1"
+    sop_uids: tuple[str, ...] = ()
+
+
+@contextlib.contextmanager
+def running_node(folder: Path, material: Material) -> Iterator[ConsoleNode]:
+    """Run a node with a console, users and a study that waits for a destination that is away."""
+    port, node = free_port(), Node(folder, material)
+    node.configure(
+        console=f"[console]\nport = {port}",
+        receive="[receive]\nprocesses = 1\nmin_free_bytes = 0",
+        destinations=destination("pacs", free_port(), tls=False, connect_seconds=1, retry_first_seconds=1),
+    )
+    tokens = add_users(load_config(node.config_path))
+    with cleaned(node):
+        node.start()
+        assert node.process is not None
+        web = ConsoleProcess(folder, f"http://localhost:{port}", node.process, tokens=tokens)
+        eventually(lambda: "console_ready" in web.log, 30, "console_ready")
+        running = ConsoleNode(node, web)
+        running.sop_uids = send_hostile_study(node, running.study_uid)
+        program = web.call(tokens["viewer"])
+
+        def is_recorded() -> bool:
+            status = program.get("/api/v1/status").json()
+            return bool(status["ledger"]["instances"].get("stored", 0) == len(running.sop_uids))
+
+        eventually(is_recorded, 30, "instances in the ledger")
+        try:
+            yield running
+        finally:
+            web.clients.close()
+
+
+def send_hostile_study(node: Node, study_uid: str, count: int = 2) -> tuple[str, ...]:
+    """Send instances whose attributes try to break out of pages, statements and paths."""
+    from pydicom.dataset import Dataset, FileMetaDataset
+    from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
+    from pynetdicom import AE
+
+    entity = AE("CT1")
+    entity.add_requested_context(CTImageStorage, ExplicitVRLittleEndian)
+    association = entity.associate("127.0.0.1", node.plain_port, ae_title="INGEST")
+    assert association.is_established
+    uids = []
+    for number in range(1, count + 1):
+        data = Dataset()
+        data.file_meta = FileMetaDataset()
+        data.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+        data.SOPClassUID, data.SOPInstanceUID = CTImageStorage, f"{study_uid}.1.{number}"
+        data.StudyInstanceUID, data.SeriesInstanceUID = study_uid, f"{study_uid}.1"
+        data.PatientName, data.PatientID = HOSTILE_NAME, HOSTILE_ID
+        data.AccessionNumber, data.StudyDescription = "ACC-4711", HOSTILE_DESCRIPTION
+        data.Modality, data.StudyDate = "CT", "20260102"
+        assert association.send_c_store(data).Status == 0
+        uids.append(str(data.SOPInstanceUID))
+    association.release()
+    return tuple(uids)

@@ -1,19 +1,39 @@
-"""The JSON API, version 1."""
+"""The JSON API, version 1: the same functions as the command line, with the same values."""
 
-from typing import Final
+import functools
+import importlib.metadata
+from typing import Any, Final
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
+from ingest.console.api import actions, files, jobs, lists, node
+from ingest.console.api.openapi import describe_api
 from ingest.console.auth.login import is_principal_valid
 from ingest.console.live.parts import format_event
-from ingest.console.web import Endpoint, get_console, get_principal, run_blocking
-from ingest.status.report import gather_status
+from ingest.console.web import Endpoint, get_console, get_principal
+
+PREFIX: Final = "/api/v1"
+
+OPERATIONS: Final = (
+    *node.OPERATIONS,
+    *lists.OPERATIONS,
+    *actions.OPERATIONS,
+    *files.OPERATIONS,
+    *jobs.OPERATIONS,
+)
+"""Every operation. `ingest.console.auth.roles` has the role of each."""
 
 
-async def show_status(request: Request) -> Response:
-    """Return the status of the node, as `ingest status --json`."""
-    return JSONResponse(await run_blocking(request, gather_status, get_console(request).config))
+@functools.cache
+def describe() -> dict[str, Any]:
+    """Return the OpenAPI description."""
+    return describe_api(OPERATIONS, PREFIX, importlib.metadata.version("dicom-ingest"))
+
+
+async def show_description(_request: Request) -> Response:
+    """Send the OpenAPI description."""
+    return JSONResponse(describe())
 
 
 async def stream_events(request: Request) -> Response:
@@ -27,6 +47,8 @@ async def stream_events(request: Request) -> Response:
 
 
 ENDPOINTS: Final = (
-    Endpoint("GET", "/api/v1/status", show_status),
-    Endpoint("GET", "/api/v1/events", stream_events),
+    Endpoint("GET", f"{PREFIX}/openapi.json", show_description),
+    Endpoint("GET", f"{PREFIX}/events", stream_events),
+    *(operation.to_endpoint(PREFIX) for operation in OPERATIONS),
+    *files.list_endpoints(PREFIX),
 )

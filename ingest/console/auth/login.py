@@ -1,7 +1,11 @@
 """Login, logout, and the principal of a request."""
 
+import functools
+import hashlib
 import hmac
+import math
 import secrets
+from collections.abc import Mapping
 from typing import Final
 from urllib.parse import urlsplit
 
@@ -14,11 +18,24 @@ from ingest.console.auth.roles import NOBODY, Principal, Role
 from ingest.console.auth.sessions import Session, derive_csrf_token
 from ingest.console.auth.tokens import digest_token, read_local_token
 from ingest.console.problems import ProblemError
-from ingest.console.web import Console, Endpoint, get_console, get_principal, run_blocking
+from ingest.console.web import (
+    Console,
+    Endpoint,
+    get_address,
+    get_console,
+    get_principal,
+    run_blocking,
+    run_for,
+)
 from ingest.errors import IngestError
 
 LOCAL_USER: Final = "local"
 """Name of the person who has logged in with the token of a console without users."""
+
+LOGIN_SECONDS: Final = 30.0
+"""Deadline of a login: two passwords are hashed at a time, and others wait."""
+
+OIDC_CALLBACK: Final = "/login/oidc/callback"
 
 CSRF_HEADER: Final = "x-csrf-token"
 CSRF_FIELD: Final = "csrf_token"
@@ -91,9 +108,17 @@ def find_session_role(console: Console, session: Session) -> Role:
                 return Role.NOBODY
             current = digest_token(read_local_token(console.config.console_dir))
             return session.role if session.version == current else Role.NOBODY
+        if session.origin == "oidc":
+            return session.role if session.version == _version_oidc(console) else Role.NOBODY
     except IngestError as error:
         raise ProblemError(503, str(error)) from error
     return Role.NOBODY
+
+
+def _version_oidc(console: Console) -> str:
+    """Return what sessions of the provider depend on: another provider or mapping of roles ends them."""
+    settings = console.settings.oidc
+    return "" if settings is None else hashlib.sha256(settings.model_dump_json().encode()).hexdigest()
 
 
 def is_principal_valid(request: Request, principal: Principal) -> bool:
@@ -110,6 +135,10 @@ def is_principal_valid(request: Request, principal: Principal) -> bool:
 
 def needs_user(console: Console) -> bool:
     """Return whether a login needs a user, because the console has some."""
+    return console.oidc is not None or bool(console.users.list_users())
+
+
+def _has_users(console: Console) -> bool:
     return bool(console.users.list_users())
 
 
@@ -169,6 +198,8 @@ async def _show_form(request: Request, console: Console, error: str, status: int
     values = {
         "needs_user": await run_blocking(request, needs_user, console),
         "error": error,
+        "has_users": await run_blocking(request, _has_users, console),
+        "oidc": console.settings.oidc,
         "next": find_next_page(str(form.get("next") or request.query_params.get("next", ""))),
     }
     response: Response = console.pages.TemplateResponse(request, "login.html", values, status_code=status)
@@ -181,29 +212,97 @@ async def log_in(request: Request) -> Response:
     console = get_console(request)
     form = await request.form()
     name, password = str(form.get("user", "")), str(form.get("password", ""))
-    secret = await run_blocking(request, _open_session, request, console, name, password)
+    address = get_address(request)
+    key = name if await run_blocking(request, needs_user, console) else LOCAL_USER
+    if wait := console.login_limit.wait_seconds(key, address):
+        seconds = math.ceil(wait)
+        cause = f"Too many failed logins. Try again in {seconds} s."
+        refusal = await _show_form(request, console, cause, 429)
+        refusal.headers["retry-after"] = str(seconds)
+        return refusal
+    secret = await run_for(
+        request, LOGIN_SECONDS, functools.partial(_open_session, console, name, password, address)
+    )
     if not secret:
+        console.login_limit.note_failure(key, address)
         return await _show_form(request, console, "User or password is wrong.", 401)
+    console.login_limit.note_success(key, address)
     response = RedirectResponse(find_next_page(str(form.get("next", ""))), 303)
     set_cookie(response, console.settings, name_cookie(console.settings), secret)
     delete_cookie(response, console.settings, name_cookie(console.settings, "login"))
     return response
 
 
-def _open_session(request: Request, console: Console, name: str, password: str) -> str:
+def _open_session(console: Console, name: str, password: str, address: str) -> str:
     """Return the id of a new session; empty if the login is refused."""
-    address = request.client.host if request.client else ""
     if needs_user(console):
         user = console.users.verify_password(name, password)
         if user is None:
-            audit.record_login(console.config, name, address, succeeded=False)
+            audit.record_login(console.config, name, address, succeeded=False, how="password")
             return ""
-        audit.record_login(console.config, user.name, address, succeeded=True)
+        audit.record_login(console.config, user.name, address, succeeded=True, how="password")
         return console.sessions.open(user.name, user.role, user.version, "password")
     local = digest_token(read_local_token(console.config.console_dir))
     succeeded = hmac.compare_digest(digest_token(password), local) and not console.settings.is_public
-    audit.record_login(console.config, LOCAL_USER, address, succeeded=succeeded)
+    audit.record_login(console.config, LOCAL_USER, address, succeeded=succeeded, how="token of the file")
     return console.sessions.open(LOCAL_USER, Role.ADMIN, local, "token") if succeeded else ""
+
+
+async def begin_oidc(request: Request) -> Response:
+    """Send the browser to the provider."""
+    console = get_console(request)
+    if console.oidc is None:
+        raise ProblemError(404, "this console has no OpenID provider", "log in with user and password")
+    base = console.settings.public_url.rstrip("/") or f"{request.url.scheme}://{request.headers['host']}"
+    next_page = find_next_page(request.query_params.get("next", ""))
+    key, address = await run_blocking(request, console.oidc.begin, f"{base}{OIDC_CALLBACK}", next_page)
+    response = RedirectResponse(address, 303)
+    # Lax: the provider's page leads back here, and a browser would not send a strict cookie then.
+    response.set_cookie(
+        name_cookie(console.settings, "oidc"),
+        key,
+        path="/",
+        secure=console.settings.is_https,
+        httponly=True,
+        samesite="lax",
+    )
+    return response
+
+
+async def finish_oidc(request: Request) -> Response:
+    """Open a session for the person whom the provider has sent back."""
+    console, address = get_console(request), get_address(request)
+    cookie = name_cookie(console.settings, "oidc")
+    key = request.cookies.get(cookie, "")
+    if console.oidc is None:
+        raise ProblemError(404, "this console has no OpenID provider", "log in with user and password")
+    if not key:
+        raise ProblemError(403, "no login has begun in this browser", "log in again")
+    answer = dict(request.query_params)
+    try:
+        secret, next_page = await run_blocking(request, _open_oidc_session, console, key, answer, address)
+    except ProblemError as error:
+        await run_blocking(
+            request, audit.record_login, console.config, "", address, succeeded=False, how="OpenID Connect"
+        )
+        raise ProblemError(403, error.detail, "log in again, or ask an administrator") from error
+    # The browser came from the provider, so it would not send the strict cookie of the session with a
+    # redirect. From a page of ours it does.
+    response: Response = console.pages.TemplateResponse(request, "logged_in.html", {"next": next_page})
+    set_cookie(response, console.settings, name_cookie(console.settings), secret)
+    delete_cookie(response, console.settings, cookie)
+    return response
+
+
+def _open_oidc_session(
+    console: Console, key: str, answer: Mapping[str, str], address: str
+) -> tuple[str, str]:
+    if console.oidc is None:
+        return "", ""
+    person, next_page = console.oidc.finish(key, answer)
+    audit.record_login(console.config, person.name, address, succeeded=True, how="OpenID Connect")
+    secret = console.sessions.open(person.name, person.role, _version_oidc(console), "oidc")
+    return secret, next_page
 
 
 async def log_out(request: Request) -> Response:
@@ -222,7 +321,7 @@ async def log_out_everywhere(request: Request) -> Response:
 
 def _answer_logout(request: Request, console: Console) -> Response:
     principal = get_principal(request)
-    audit.record_logout(console.config, principal.name, request.client.host if request.client else "")
+    audit.record_logout(console.config, principal.name, get_address(request))
     response = RedirectResponse("/login", 303)
     delete_cookie(response, console.settings, name_cookie(console.settings))
     response.headers["clear-site-data"] = '"cache", "storage"'
@@ -242,6 +341,8 @@ def find_next_page(text: str) -> str:
 ENDPOINTS: Final = (
     Endpoint("GET", "/login", show_login),
     Endpoint("POST", "/login", log_in),
+    Endpoint("GET", "/login/oidc", begin_oidc),
+    Endpoint("GET", OIDC_CALLBACK, finish_oidc),
     Endpoint("POST", "/logout", log_out),
     Endpoint("POST", "/logout-everywhere", log_out_everywhere),
 )

@@ -10,13 +10,14 @@ import jinja2
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 
+from ingest.audit.recorder import Action
 from ingest.console import audit
 from ingest.console.auth.login import LIVE_HEADER, find_next_page
 from ingest.console.auth.roles import Role
 from ingest.console.formatting import FILTERS
 from ingest.console.live.snapshot import Snapshot
 from ingest.console.problems import ProblemError
-from ingest.console.web import get_console, get_principal, run_blocking
+from ingest.console.web import get_address, get_console, get_principal, run_blocking
 
 PAGES: Final[Sequence[tuple[str, str, str, Role]]] = (
     ("overview", "/", "Overview", Role.VIEWER),
@@ -249,9 +250,23 @@ def go_back(path: str) -> Response:
     return RedirectResponse(path, 303)
 
 
+_ACTIONS: Final = {
+    "retry": Action.RETRY,
+    "drop": Action.DROP,
+    "pause": Action.PAUSE,
+    "resume": Action.RESUME,
+    "reload": Action.RELOAD,
+    "password_changed": Action.CHANGE_USERS,
+    "quarantine_release": Action.RELEASE,
+    "quarantine_retry": Action.RELEASE,
+    "quarantine_drop": Action.DROP_QUARANTINED,
+}
+
+
 def record_action(request: Request, action: str, **subject: str) -> None:
-    """Record an action for the audit trail."""
-    principal = get_principal(request)
-    address = request.client.host if request.client else ""
+    """Record an action in the log and the audit trail."""
+    principal, address = get_principal(request), get_address(request)
     known = {name: value for name, value in subject.items() if value}
-    audit.record_action(get_console(request).config, principal.name, address, action, known)
+    kind = _ACTIONS.get(action, Action.OTHER)
+    target = f"destination/{known['destination']}" if "destination" in known else action
+    audit.record_action(get_console(request).config, principal.name, address, kind, target, details=known)

@@ -20,7 +20,7 @@ from ingest.console.pages.rendering import (
     require_number,
 )
 from ingest.console.problems import ProblemError
-from ingest.console.web import Endpoint, get_console, get_principal, run_blocking
+from ingest.console.web import Endpoint, get_address, get_console, get_principal, run_blocking
 from ingest.dicom.uids import names_of
 from ingest.ledger import DeliveryState, Instance, InstanceState, Ledger
 from ingest.ledger.delivery_admin import DeliveryFilter
@@ -115,9 +115,9 @@ async def search_studies(request: Request) -> Response:
     query = {each.name: values[each.name] for each in _FIELDS if not each.is_secret and values[each.name]}
     if secret:
         query["q"] = console.sessions.keep_search(principal.session, secret)
-    address = request.client.host if request.client else ""
+    address = get_address(request)
     given = {name: value for name, value in values.items() if value}
-    audit.record_query(console.config, principal.name, address, given)
+    audit.record_query(console.config, principal.name, address, "studies", given)
     return RedirectResponse(f"/studies?{urlencode(query)}" if query else "/studies", 303)
 
 

@@ -422,6 +422,8 @@ def test_shipped_configuration_holds_every_key_with_its_default():
     }
     compare(Config, data, "top")
     compare(model.TLS, data["tls"]["node"], "tls.node")
+    compare(model.OIDCSettings, data["console"]["oidc"], "console.oidc")
+    data["console"]["oidc"] = ""
     compare(model.ConsoleSettings, data["console"], "console")
     compare(model.AuditSettings, data["audit"], "audit")
     for name, kind in (lists | {"routes": model.Route, "alerts": model.AlertSettings}).items():

@@ -1,0 +1,176 @@
+"""Operations of the API that change something: deliveries, destinations, quarantine."""
+
+import importlib
+from collections.abc import Mapping
+from typing import Any, Final
+
+from ingest.audit.recorder import Action
+from ingest.console import audit
+from ingest.console.api import models
+from ingest.console.api.lists import make_delivery_filter
+from ingest.console.api.operation import Call, Operation
+from ingest.console.problems import ProblemError
+from ingest.ledger.delivery_admin import DeliveryFilter
+from ingest.operations import deliveries
+
+QUARANTINE: Final = "ingest.workers.quarantine.command"
+"""Named as text: the console does not import workers."""
+
+ACTION_SECONDS: Final = 120.0
+"""Deadline of an action on many rows. Its rows are changed in parts, and a repetition does what is left."""
+
+
+def record_action(call: Call, action: Action, target: str, *, succeeded: bool = True, **details: Any) -> None:
+    """Record an action in the log and in the audit trail."""
+    person, address = call.principal.name, call.address
+    audit.record_action(call.config, person, address, action, target, succeeded=succeeded, details=details)
+
+
+def _require_conditions(body: models.DeliveryRetry) -> DeliveryFilter:
+    which = make_delivery_filter(body)
+    if which == DeliveryFilter() and not body.everything:
+        raise ProblemError(422, "there is no condition", "set conditions, or `everything` to true")
+    return which
+
+
+def _describe_conditions(body: models.DeliveryRetry) -> str:
+    given = body.model_dump(mode="json", exclude_defaults=True, exclude={"everything", "dry_run", "error"})
+    return ", ".join(f"{name}={value}" for name, value in given.items() if name != "reason") or "all"
+
+
+def retry(call: Call) -> dict[str, Any]:
+    """Send deliveries again."""
+    body: models.DeliveryRetry = call.body
+    result = deliveries.retry_deliveries(call.config, _require_conditions(body), dry_run=body.dry_run)
+    if not body.dry_run:
+        record_action(
+            call, Action.RETRY, "deliveries", conditions=_describe_conditions(body), counts=result.counts
+        )
+    return {
+        "counts": dict(result.counts),
+        "dry_run": body.dry_run,
+        "queue_error": result.queue_error,
+        "open_circuits": sorted(result.open_circuits),
+    }
+
+
+def drop(call: Call) -> dict[str, Any]:
+    """Give deliveries up."""
+    body: models.DeliveryDrop = call.body
+    reason = f"{call.principal.name}: {body.reason}"
+    counts = deliveries.drop_deliveries(call.config, _require_conditions(body), reason, dry_run=body.dry_run)
+    if not body.dry_run:
+        record_action(call, Action.DROP, "deliveries", conditions=_describe_conditions(body), counts=counts)
+    return {"counts": dict(counts), "dry_run": body.dry_run}
+
+
+def pause(call: Call) -> dict[str, Any]:
+    """Pause a destination."""
+    name, body = call.path["name"], call.body
+    result = deliveries.pause_destination(call.config, name, call.principal.name, body.reason)
+    record_action(call, Action.PAUSE, f"destination/{name}")
+    return result.to_json()
+
+
+def resume(call: Call) -> dict[str, Any]:
+    """End the pause of a destination."""
+    name = call.path["name"]
+    result = deliveries.resume_destination(call.config, name)
+    record_action(call, Action.RESUME, f"destination/{name}")
+    return result.to_json()
+
+
+def _decide(call: Call, function: str, action: Action) -> Mapping[str, Any]:
+    body: models.Ids = call.body
+    results = getattr(importlib.import_module(QUARANTINE), function)(call.config, body.ids)
+    for each in results.results:
+        record_action(
+            call, action, f"instance/{each.id}", succeeded=each.outcome != "failed", outcome=each.outcome
+        )
+    return {"results": [each.to_json() for each in results.results], "queue_error": results.queue_error}
+
+
+def release(call: Call) -> Mapping[str, Any]:
+    """Store instances of the quarantine in place of the stored ones."""
+    return _decide(call, "release_instances", Action.RELEASE)
+
+
+def retry_quarantined(call: Call) -> Mapping[str, Any]:
+    """Store acknowledged instances of the quarantine."""
+    return _decide(call, "retry_instances", Action.RELEASE)
+
+
+def drop_quarantined(call: Call) -> Mapping[str, Any]:
+    """Remove instances of the quarantine for good."""
+    return _decide(call, "drop_instances", Action.DROP_QUARANTINED)
+
+
+OPERATIONS: Final = (
+    Operation(
+        "POST",
+        "/deliveries/retry",
+        "Send deliveries again",
+        retry,
+        models.ChangedDeliveries,
+        body=models.DeliveryRetry,
+        tag="deliveries",
+        seconds=ACTION_SECONDS,
+    ),
+    Operation(
+        "POST",
+        "/deliveries/drop",
+        "Give deliveries up",
+        drop,
+        models.ChangedDeliveries,
+        body=models.DeliveryDrop,
+        tag="deliveries",
+        seconds=ACTION_SECONDS,
+    ),
+    Operation(
+        "POST",
+        "/destinations/{name}/pause",
+        "Let no worker send to a destination",
+        pause,
+        models.PausedDestination,
+        body=models.Pause,
+        tag="destinations",
+    ),
+    Operation(
+        "POST",
+        "/destinations/{name}/resume",
+        "End the pause of a destination",
+        resume,
+        models.PausedDestination,
+        tag="destinations",
+    ),
+    Operation(
+        "POST",
+        "/quarantine/release",
+        "Store instances in place of the stored ones",
+        release,
+        models.Decisions,
+        body=models.Ids,
+        tag="quarantine",
+        seconds=ACTION_SECONDS,
+    ),
+    Operation(
+        "POST",
+        "/quarantine/retry",
+        "Store acknowledged instances that could not be stored before",
+        retry_quarantined,
+        models.Decisions,
+        body=models.Ids,
+        tag="quarantine",
+        seconds=ACTION_SECONDS,
+    ),
+    Operation(
+        "POST",
+        "/quarantine/drop",
+        "Remove instances for good",
+        drop_quarantined,
+        models.Decisions,
+        body=models.Ids,
+        tag="quarantine",
+        seconds=ACTION_SECONDS,
+    ),
+)

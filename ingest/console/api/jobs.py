@@ -1,0 +1,110 @@
+"""Long jobs on the ledger: verify and rebuild. One runs at a time, in a thread of its own."""
+
+import importlib
+import threading
+from dataclasses import dataclass
+from typing import Any, Final, Literal
+
+from ingest.audit.recorder import Action
+from ingest.console.api import models
+from ingest.console.api.actions import record_action
+from ingest.console.api.operation import Call, Operation
+from ingest.console.problems import ProblemError
+from ingest.errors import IngestError
+from ingest.threads import start_task
+
+REBUILD: Final = "ingest.workers.ledger_rebuild"
+"""Named as text: the console does not import workers."""
+
+
+@dataclass(slots=True)
+class _Job:
+    kind: str = ""
+    state: Literal["none", "running", "done", "failed"] = "none"
+    progress: str = ""
+    error: str = ""
+    result: dict[str, Any] | None = None
+
+
+class LedgerJobs:
+    """The job that runs, or the last one. It ends with the console; its repetition does what is left."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._job = _Job()
+
+    def start(self, call: Call, body: models.Job) -> None:
+        """Start a job.
+
+        Raises:
+            ProblemError: One runs.
+        """
+        with self._lock:
+            if self._job.state == "running":
+                raise ProblemError(409, f"{self._job.kind} runs already", "wait until it has ended")
+            job = self._job = _Job(body.kind, "running")
+        start_task("ledger-job", lambda: self._run(call, body, job))
+
+    def _run(self, call: Call, body: models.Job, job: _Job) -> None:
+        def report_progress(text: str) -> None:
+            job.progress = text
+
+        module = importlib.import_module(REBUILD)
+        try:
+            if body.kind == "rebuild":
+                result = module.rebuild_ledger(
+                    call.config, makes_deliveries=body.deliveries, report_progress=report_progress
+                )
+            else:
+                result = module.verify_ledger(
+                    call.config, reads=body.kind == "verify-files", report_progress=report_progress
+                )
+            job.result = result.to_json()
+            job.state = "done"
+        except (IngestError, OSError) as error:
+            job.error, job.state = str(error), "failed"
+        finally:
+            if job.state == "running":
+                job.error, job.state = "a defect of the console; see its log", "failed"
+
+    def describe(self) -> dict[str, Any]:
+        """Return the state for JSON."""
+        job = self._job
+        return {
+            "kind": job.kind,
+            "state": job.state,
+            "progress": job.progress,
+            "error": job.error,
+            "result": job.result,
+        }
+
+
+_jobs: Final = LedgerJobs()
+"""The jobs belong to the process, as the ledger's one lock does."""
+
+
+def start_job(call: Call) -> dict[str, Any]:
+    """Start a job on the ledger."""
+    body: models.Job = call.body
+    _jobs.start(call, body)
+    record_action(call, Action.OTHER, f"ledger/{body.kind}")
+    return _jobs.describe()
+
+
+def show_job(_call: Call) -> dict[str, Any]:
+    """Show the job on the ledger."""
+    return _jobs.describe()
+
+
+OPERATIONS: Final = (
+    Operation(
+        "POST",
+        "/ledger/jobs",
+        "Compare ledger and store, or create missing rows",
+        start_job,
+        models.JobState,
+        body=models.Job,
+        tag="ledger",
+    ),
+    Operation("GET", "/ledger/jobs", "Show the last job", show_job, models.JobState, tag="ledger"),
+)

@@ -1,0 +1,210 @@
+"""Operations of the API that list studies, instances, deliveries and the quarantine."""
+
+import contextlib
+import json
+from collections.abc import Sequence
+from typing import Any, Final
+
+from ingest.console import audit
+from ingest.console.api import models
+from ingest.console.api.models import to_unix_ms
+from ingest.console.api.operation import Call, Operation
+from ingest.console.problems import ProblemError
+from ingest.ledger import Instance, Ledger
+from ingest.ledger.delivery_admin import DeliveryFilter
+from ingest.ledger.index import InstanceFilter
+from ingest.ledger.records import InstanceState
+from ingest.operations import deliveries, instances
+
+SERIES_INSTANCES_MAX: Final = 20_000
+"""Instances that are read to sum up the series of one study."""
+
+
+def make_instance_filter(body: models.InstanceSearch | models.StudySearch) -> InstanceFilter:
+    """Make the filter of a search."""
+    return InstanceFilter(
+        study_uid=body.study_uid,
+        series_uid=body.series_uid,
+        sop_instance_uid=body.sop_instance_uid,
+        states=body.states,
+        calling_ae=body.calling_ae,
+        since=to_unix_ms(body.since),
+        until=to_unix_ms(body.until),
+    )
+
+
+def make_delivery_filter(body: models.DeliveryConditions) -> DeliveryFilter:
+    """Make the filter of a search for deliveries."""
+    return DeliveryFilter(
+        destination=body.destination,
+        study_uid=body.study_uid,
+        series_uid=body.series_uid,
+        sop_instance_uid=body.sop_instance_uid,
+        states=body.states,
+        error=body.error,
+        since=to_unix_ms(body.since),
+        until=to_unix_ms(body.until),
+    )
+
+
+def record_search(call: Call, subject: str) -> None:
+    """Record a search with its criteria."""
+    criteria = json.loads(call.body.model_dump_json(exclude_defaults=True))
+    audit.record_query(call.config, call.principal.name, call.address, subject, criteria)
+
+
+def _make_page(items: Sequence[dict[str, Any]], limit: int) -> dict[str, Any]:
+    return {"items": list(items), "next": items[-1]["id"] if len(items) == limit else None}
+
+
+def search_studies(call: Call) -> dict[str, Any]:
+    """List studies."""
+    record_search(call, "studies")
+    body: models.StudySearch = call.body
+    found = instances.list_studies(call.config, make_instance_filter(body), body.limit, stable=body.stable)
+    return {"items": [instances.study_to_json(study) for study in found]}
+
+
+def show_study(call: Call) -> dict[str, Any]:
+    """Show one study."""
+    uid = call.path["study_uid"]
+    found = instances.list_studies(call.config, InstanceFilter(study_uid=uid), 1, stable=None)
+    if not found:
+        raise ProblemError(404, f"there is no study {uid}", "see `POST /api/v1/studies/search`")
+    return instances.study_to_json(found[0])
+
+
+def list_series(call: Call) -> dict[str, Any]:
+    """List the series of a study."""
+    uid = call.path["study_uid"]
+    found = instances.list_instances(
+        call.config, InstanceFilter(study_uid=uid), SERIES_INSTANCES_MAX, before=None
+    )
+    series: dict[str, dict[str, Any]] = {}
+    for each in found:
+        if each.instance.state in {InstanceState.STORED, InstanceState.VARIANT}:
+            row = series.setdefault(
+                each.instance.series_uid,
+                {"series_uid": each.instance.series_uid, "instances": 0, "size": 0},
+            )
+            row["instances"] += 1
+            row["size"] += each.instance.size
+    return {"items": sorted(series.values(), key=lambda row: str(row["series_uid"]))}
+
+
+def search_instances(call: Call) -> dict[str, Any]:
+    """List instances."""
+    record_search(call, "instances")
+    body: models.InstanceSearch = call.body
+    found = instances.list_instances(call.config, make_instance_filter(body), body.limit, body.before)
+    return _make_page([instances.instance_to_json(each) for each in found], body.limit)
+
+
+def find_instance(call: Call, number: int) -> Instance:
+    """Return the instance of an id.
+
+    Raises:
+        ProblemError: There is none.
+    """
+    with contextlib.closing(Ledger(call.config.ledger_url)) as ledger:
+        row = ledger.instances.find_by_ids([number]).get(number)
+    if row is None:
+        raise ProblemError(404, f"there is no instance {number}", "see `POST /api/v1/instances/search`")
+    return row
+
+
+def read_id(call: Call) -> int:
+    """Return the id in the path.
+
+    Raises:
+        ProblemError: It is no id.
+    """
+    text = call.path["id"]
+    if not text.isascii() or not text.isdigit() or not 0 < int(text) < 2**63:
+        raise ProblemError(404, "the path has no id of an instance", "an id is a number above 0")
+    return int(text)
+
+
+def show_instance(call: Call) -> dict[str, Any]:
+    """Show one instance with its deliveries."""
+    row = find_instance(call, read_id(call))
+    which = InstanceFilter(sop_instance_uid=row.sop_instance_uid)
+    for each in instances.list_instances(call.config, which, models.MAX_LIMIT, before=row.id + 1):
+        if each.instance.id == row.id:
+            return instances.instance_to_json(each)
+    raise ProblemError(404, f"there is no instance {row.id}")
+
+
+def search_deliveries(call: Call) -> dict[str, Any]:
+    """List deliveries."""
+    record_search(call, "deliveries")
+    body: models.DeliverySearch = call.body
+    found = deliveries.list_deliveries(call.config, make_delivery_filter(body), body.limit, body.before)
+    return _make_page([each.to_json() for each in found], body.limit)
+
+
+def search_quarantine(call: Call) -> dict[str, Any]:
+    """List the quarantine."""
+    record_search(call, "quarantine")
+    body: models.InstanceSearch = call.body
+    body = body.model_copy(update={"states": (InstanceState.QUARANTINED,)})
+    found = instances.list_instances(call.config, make_instance_filter(body), body.limit, body.before)
+    rows = [instances.quarantined_to_json(each.instance, call.config.quarantine_dir) for each in found]
+    return _make_page(rows, body.limit)
+
+
+OPERATIONS: Final = (
+    Operation(
+        "POST",
+        "/studies/search",
+        "List studies, the one with the newest instance first",
+        search_studies,
+        models.Studies,
+        body=models.StudySearch,
+        tag="studies",
+    ),
+    Operation("GET", "/studies/{study_uid}", "Show a study", show_study, models.Study, tag="studies"),
+    Operation(
+        "GET",
+        "/studies/{study_uid}/series",
+        "List the series of a study",
+        list_series,
+        models.SeriesList,
+        tag="studies",
+    ),
+    Operation(
+        "POST",
+        "/instances/search",
+        "List instances, the newest first",
+        search_instances,
+        models.Instances,
+        body=models.InstanceSearch,
+        tag="instances",
+    ),
+    Operation(
+        "GET",
+        "/instances/{id}",
+        "Show an instance with its deliveries",
+        show_instance,
+        models.InstanceWithDeliveries,
+        tag="instances",
+    ),
+    Operation(
+        "POST",
+        "/deliveries/search",
+        "List deliveries, the newest first",
+        search_deliveries,
+        models.Deliveries,
+        body=models.DeliverySearch,
+        tag="deliveries",
+    ),
+    Operation(
+        "POST",
+        "/quarantine/search",
+        "List the quarantine, the newest first",
+        search_quarantine,
+        models.QuarantinedInstances,
+        body=models.InstanceSearch,
+        tag="quarantine",
+    ),
+)

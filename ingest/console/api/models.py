@@ -1,0 +1,474 @@
+"""Models of the API: what requests may say, and what answers hold.
+
+Answers may get further fields within version 1; programs ignore fields that they do not know.
+"""
+
+from datetime import UTC, datetime
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+
+from ingest.ledger.records import DeliveryState, InstanceState
+
+MAX_LIMIT = 1000
+
+
+class RequestModel(BaseModel):
+    """Values of a request. An unknown field is an error, because it is probably misspelt."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class AnswerModel(BaseModel):
+    """Values of an answer."""
+
+    model_config = ConfigDict(extra="allow")
+
+
+def _require_utf8(text: str) -> str:
+    if "\0" in text or any("\ud800" <= sign <= "\udfff" for sign in text):
+        raise ValueError("contains a character that no text may contain")
+    return text
+
+
+Text = Annotated[str, Field(max_length=256), AfterValidator(_require_utf8)]
+UID = Annotated[str, Field(max_length=64, pattern=r"^[0-9.]*$")]
+Id = Annotated[int, Field(ge=1, lt=2**63)]
+Limit = Annotated[int, Field(ge=1, le=MAX_LIMIT)]
+
+
+def _to_utc(value: datetime) -> datetime:
+    return value.replace(tzinfo=UTC) if value.tzinfo is None else value
+
+
+Moment = Annotated[datetime, AfterValidator(_to_utc)]
+
+
+def to_unix_ms(moment: datetime | None) -> int | None:
+    """Return a time in Unix milliseconds."""
+    return None if moment is None else int(moment.timestamp() * 1000)
+
+
+# --- requests
+
+
+class InstanceSearch(RequestModel):
+    """Conditions for instances; all of them must hold."""
+
+    study_uid: UID | None = None
+    series_uid: UID | None = None
+    sop_instance_uid: UID | None = None
+    states: tuple[InstanceState, ...] = ()
+    calling_ae: Text | None = None
+    since: Moment | None = Field(None, description="Received since then. Without an offset: UTC.")
+    until: Moment | None = Field(None, description="Received before then.")
+    limit: Limit = 100
+    before: Id | None = Field(None, description="`next` of the previous page.")
+
+
+class StudySearch(RequestModel):
+    """Conditions for studies; all of them must hold."""
+
+    study_uid: UID | None = None
+    series_uid: UID | None = None
+    sop_instance_uid: UID | None = None
+    states: tuple[InstanceState, ...] = ()
+    calling_ae: Text | None = None
+    since: Moment | None = None
+    until: Moment | None = None
+    stable: bool | None = None
+    limit: Limit = 100
+
+
+class DeliveryConditions(RequestModel):
+    """Conditions for deliveries; all of them must hold."""
+
+    destination: Text | None = None
+    study_uid: UID | None = None
+    series_uid: UID | None = None
+    sop_instance_uid: UID | None = None
+    states: tuple[DeliveryState, ...] = ()
+    error: Text | None = Field(None, description="A part of the last error.")
+    since: Moment | None = Field(None, description="Changed since then.")
+    until: Moment | None = Field(None, description="Changed before then.")
+
+
+class DeliverySearch(DeliveryConditions):
+    """Conditions for deliveries, and the page."""
+
+    limit: Limit = 100
+    before: Id | None = Field(None, description="`next` of the previous page.")
+
+
+class DeliveryRetry(DeliveryConditions):
+    """Which deliveries to send again."""
+
+    everything: bool = Field(False, description="Needed if there is no condition.")
+    dry_run: bool = False
+
+
+class DeliveryDrop(DeliveryRetry):
+    """Which deliveries to give up, and why."""
+
+    reason: Annotated[Text, Field(min_length=1)] = Field(description="For other people.")
+
+
+class Pause(RequestModel):
+    """Why a destination is paused."""
+
+    reason: Text = ""
+
+
+class Ids(RequestModel):
+    """Ids of instances in quarantine."""
+
+    ids: Annotated[tuple[Id, ...], Field(min_length=1, max_length=1000)]
+
+
+class TraceRequest(RequestModel):
+    """What to trace."""
+
+    wanted: Annotated[Text, Field(min_length=1)] = Field(
+        description="A study instance UID or a SOP instance UID."
+    )
+
+
+class RouteTest(RequestModel):
+    """A stored instance, and what to assume instead of its File Meta Information."""
+
+    id: Id
+    calling_ae: Text | None = None
+    called_ae: Text | None = None
+    source: Text | None = Field(None, description="IP address of the sender.")
+
+
+class AssumedCaller(RequestModel):
+    """What to assume of the sender of an uploaded file."""
+
+    calling_ae: Text | None = None
+    called_ae: Text | None = None
+    source: Text | None = None
+
+
+class Check(RequestModel):
+    """What to check."""
+
+    connect: bool = Field(False, description="Also send a C-ECHO to every destination.")
+
+
+class Job(RequestModel):
+    """A job on the ledger."""
+
+    kind: Literal["verify", "verify-files", "rebuild"]
+    deliveries: bool = Field(True, description="Rebuild: create deliveries as the routes say.")
+
+
+def _read_number(value: Any) -> Any:
+    return int(value) if isinstance(value, str) and value.isascii() and value.isdigit() else value
+
+
+class PageQuery(RequestModel):
+    """A page of a list."""
+
+    limit: Annotated[Limit, BeforeValidator(_read_number)] = 100
+    before: Annotated[Id | None, BeforeValidator(_read_number)] = None
+
+
+# --- answers
+
+
+class Problem(AnswerModel):
+    """An error (RFC 9457)."""
+
+    type: str
+    title: str
+    status: int
+    detail: str = Field(description="The cause, without patient data.")
+    remedy: str = Field(description="The next step; may be empty.")
+
+
+class Study(AnswerModel):
+    """A study as far as it was received."""
+
+    study_uid: str
+    instances: int = Field(description="Stored SOP instances.")
+    size: int = Field(description="Bytes of the stored files.")
+    first_at: str | None
+    last_at: str | None
+    states: dict[str, int] = Field(description="Instances by state.")
+    deliveries: dict[str, int] = Field(description="Deliveries by state.")
+    stable: bool
+    copies: int
+
+
+class Instance(AnswerModel):
+    """A received instance."""
+
+    id: int
+    state: str
+    sop_instance_uid: str
+    sop_class_uid: str
+    study_uid: str
+    series_uid: str
+    transfer_syntax_uid: str
+    size: int
+    received_at: str | None
+    stored_at: str | None
+    calling_ae: str
+    called_ae: str
+    note: str
+
+
+class InstanceWithDeliveries(Instance):
+    """A received instance, and the state of its delivery to each destination."""
+
+    deliveries: dict[str, str]
+
+
+class Quarantined(Instance):
+    """An instance in quarantine."""
+
+    kind: Literal["refused", "conflict"]
+
+
+class Delivery(AnswerModel):
+    """The delivery of one instance to one destination."""
+
+    id: int
+    destination: str
+    state: str
+    attempts: int
+    last_status: str | None
+    last_error: str | None
+    sop_instance_uid: str
+    series_uid: str
+    study_uid: str
+    created_at: str | None
+    updated_at: str | None
+    next_attempt_at: str | None
+    waits_for: str
+
+
+class Studies(AnswerModel):
+    """Studies, the one with the newest instance first."""
+
+    items: list[Study]
+
+
+class Instances(AnswerModel):
+    """Instances, the newest first."""
+
+    items: list[InstanceWithDeliveries]
+    next: int | None = Field(description="`before` of the next page; null at the end.")
+
+
+class QuarantinedInstances(AnswerModel):
+    """The quarantine, the newest instance first."""
+
+    items: list[Quarantined]
+    next: int | None
+
+
+class Deliveries(AnswerModel):
+    """Deliveries, the newest first."""
+
+    items: list[Delivery]
+    next: int | None
+
+
+class Series(AnswerModel):
+    """A series of a study."""
+
+    series_uid: str
+    instances: int
+    size: int
+
+
+class SeriesList(AnswerModel):
+    """The series of a study."""
+
+    items: list[Series]
+
+
+class ChangedDeliveries(AnswerModel):
+    """How many deliveries were changed, or would be."""
+
+    counts: dict[str, int] = Field(description="By destination.")
+    dry_run: bool
+    queue_error: str = Field("", description="Why no worker could be notified; workers look by themselves.")
+
+
+class Destination(AnswerModel):
+    """A destination with its circuit and its backlog."""
+
+    name: str
+    backlog: int
+    oldest_seconds: float | None
+    delivered_per_second: float
+    circuit: str
+    last_error: str
+
+
+class Destinations(AnswerModel):
+    """All destinations."""
+
+    items: list[Destination]
+
+
+class PausedDestination(AnswerModel):
+    """The pause of a destination."""
+
+    destination: str
+    was_paused: bool
+    paused: bool
+    paused_at: str | None
+    paused_by: str
+    pause_reason: str
+
+
+class Decision(AnswerModel):
+    """What became of an instance in quarantine."""
+
+    id: int
+    outcome: str
+    destinations: list[str]
+    error: str
+
+
+class Decisions(AnswerModel):
+    """What became of instances in quarantine."""
+
+    results: list[Decision]
+    queue_error: str
+
+
+class Alarm(AnswerModel):
+    """A condition that needs a person."""
+
+    name: str
+    condition: str
+    subject: str
+    severity: str
+    since_ms: int
+    cause: str
+    remedy: str
+
+
+class Alarms(AnswerModel):
+    """All alarms, the worst first."""
+
+    items: list[Alarm]
+
+
+class Status(AnswerModel):
+    """The status of the node, as `ingest status --json`."""
+
+    verdict: str
+    exit_code: int
+    problems: list[Alarm]
+    time: float
+    name: str
+
+
+class Fault(AnswerModel):
+    """A fault of the configuration, or a note."""
+
+    key: str
+    cause: str
+    remedy: str
+    is_note: bool
+
+
+class Faults(AnswerModel):
+    """The result of a check."""
+
+    items: list[Fault]
+    answers: list[dict[str, Any]] = Field(description="Destinations that answered a C-ECHO.")
+
+
+class Configuration(AnswerModel):
+    """The configuration in force, without secrets."""
+
+    values: dict[str, Any]
+
+
+class Change(AnswerModel):
+    """A value that a reload would change."""
+
+    key: str
+    before: Any
+    after: Any
+
+
+class Changes(AnswerModel):
+    """What a reload would change."""
+
+    items: list[Change]
+    faults: list[str] = Field(description="Why a reload would be refused; empty if it would not.")
+
+
+class Reloaded(AnswerModel):
+    """The outcome of a reload."""
+
+    generation: int
+
+
+class Certificates(AnswerModel):
+    """Certificates in force, and those that peers presented."""
+
+    items: list[dict[str, Any]]
+
+
+class RouteResult(AnswerModel):
+    """One route, and whether it took the instance."""
+
+    route: str
+    took: bool
+    conditions: list[dict[str, Any]]
+
+
+class RouteTestResult(AnswerModel):
+    """Which routes take an instance, and why."""
+
+    destinations: list[str]
+    routed: str
+    kept_back: list[str]
+    routes: list[RouteResult]
+
+
+class Route(AnswerModel):
+    """A rule that names destinations."""
+
+    name: str
+    to: list[str]
+    when: dict[str, Any]
+    stop: bool
+    default: bool
+
+
+class Routes(AnswerModel):
+    """The rules in their order."""
+
+    items: list[Route]
+
+
+class Trace(AnswerModel):
+    """The way of a study or of an instance, as `ingest trace --json`."""
+
+    wanted: str
+    kind: str
+    study_uids: list[str]
+    events: list[dict[str, Any]]
+    next_steps: list[dict[str, Any]]
+    instances: list[dict[str, Any]]
+    notes: list[str]
+
+
+class JobState(AnswerModel):
+    """The last job on the ledger."""
+
+    kind: str
+    state: Literal["none", "running", "done", "failed"]
+    progress: str
+    error: str
+    result: dict[str, Any] | None

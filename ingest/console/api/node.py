@@ -1,0 +1,199 @@
+"""Operations of the API about the node: status, certificates, routes, configuration, check, reload."""
+
+import contextlib
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from typing import Any, Final
+
+from ingest.audit.recorder import Action
+from ingest.config.reader import load_config, read_notes
+from ingest.config.serialization import config_to_values
+from ingest.console.api import models
+from ingest.console.api.actions import record_action
+from ingest.console.api.operation import Call, Operation
+from ingest.errors import ConfigError, IngestError
+from ingest.ledger import Ledger
+from ingest.operations.trace import certificate_to_json, trace
+from ingest.status.report import gather_status
+from ingest.supervisor import reload_client
+
+CHECK_SECONDS: Final = 120.0
+RELOAD_SECONDS: Final = reload_client.WAIT_SECONDS + 5
+
+
+def show_status(call: Call) -> dict[str, Any]:
+    """Show the status of the node."""
+    return gather_status(call.config)
+
+
+def list_alarms(call: Call) -> dict[str, Any]:
+    """List the conditions that need a person."""
+    return {"items": gather_status(call.config)["problems"]}
+
+
+def list_destinations(call: Call) -> dict[str, Any]:
+    """List the destinations."""
+    return {"items": gather_status(call.config)["ledger"].get("destinations", [])}
+
+
+def list_certificates(call: Call) -> dict[str, Any]:
+    """List certificates."""
+    return {"items": gather_status(call.config)["certificates"]}
+
+
+def list_callers(call: Call) -> dict[str, Any]:
+    """List the certificates that callers have presented, with their AE titles."""
+    with contextlib.closing(Ledger(call.config.ledger_url)) as ledger:
+        return {"items": [certificate_to_json(each) for each in ledger.callers.list_certificates()]}
+
+
+def show_trace(call: Call) -> dict[str, Any]:
+    """Show what happened to a study or an instance, and what happens next."""
+    body: models.TraceRequest = call.body
+    return trace(call.config, body.wanted).to_json()
+
+
+def list_routes(call: Call) -> dict[str, Any]:
+    """List the routes."""
+    return {"items": [route.model_dump(mode="json") for route in call.config.routes]}
+
+
+def show_configuration(call: Call) -> dict[str, Any]:
+    """Show the configuration in force."""
+    return {"values": config_to_values(call.config)}
+
+
+def list_changes(call: Call) -> dict[str, Any]:
+    """List what a reload would change."""
+    try:
+        new = load_config(call.console.path)
+    except ConfigError as error:
+        return {"items": [], "faults": list(error.faults)}
+    before = dict(flatten_values(config_to_values(call.config)))
+    after = dict(flatten_values(config_to_values(new)))
+    changed = [key for key in {**before, **after} if before.get(key) != after.get(key)]
+    return {
+        "items": [{"key": key, "before": before.get(key), "after": after.get(key)} for key in changed],
+        "faults": [],
+    }
+
+
+def flatten_values(values: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield each value with its dotted key, as faults of a configuration name it."""
+    if isinstance(values, dict):
+        for name, value in values.items():
+            yield from flatten_values(value, f"{key}.{name}" if key else name)
+    elif isinstance(values, list) and any(isinstance(each, dict) for each in values):
+        for index, value in enumerate(values):
+            yield from flatten_values(value, f"{key}[{index}]")
+    else:
+        yield key, values
+
+
+def check(call: Call) -> dict[str, Any]:
+    """Check the configuration in its file, and everything that it names."""
+    # Checks and C-ECHO import much that the rest of the console does not need.
+    from ingest.checks import connect as connections  # noqa: PLC0415
+    from ingest.checks.node import check_node  # noqa: PLC0415
+
+    body: models.Check = call.body
+    try:
+        config = load_config(call.console.path)
+    except ConfigError as error:
+        faults = [{"key": "", "cause": fault, "remedy": "", "is_note": False} for fault in error.faults]
+        return {"items": faults, "answers": []}
+    found = [*read_notes(call.console.path), *check_node(config)]
+    answers: list[dict[str, Any]] = []
+    if body.connect:
+        results = connections.check_destinations(config)
+        found += connections.list_faults(results)
+        answers = [
+            {"destination": each.name, "remote": str(each.remote), "seconds": each.seconds}
+            for each in results
+            if isinstance(each, connections.EchoAnswer)
+        ]
+    items = [
+        {"key": each.key, "cause": each.cause, "remedy": each.remedy, "is_note": each.is_note}
+        for each in found
+    ]
+    return {"items": items, "answers": answers, "checked_at": datetime.now(UTC).isoformat()}
+
+
+def reload(call: Call) -> dict[str, Any]:
+    """Make the node read its configuration again. The console ends and comes back with it."""
+    try:
+        generation = reload_client.request_reload(call.config)
+    except IngestError:
+        record_action(call, Action.RELOAD, "node", succeeded=False)
+        raise
+    record_action(call, Action.RELOAD, "node", generation=generation)
+    return {"generation": generation}
+
+
+OPERATIONS: Final = (
+    Operation("GET", "/status", "Show the status, as `ingest status --json`", show_status, models.Status),
+    Operation("GET", "/alarms", "List what needs a person, the worst first", list_alarms, models.Alarms),
+    Operation(
+        "GET",
+        "/destinations",
+        "List destinations with circuit and backlog",
+        list_destinations,
+        models.Destinations,
+        tag="destinations",
+    ),
+    Operation(
+        "GET", "/certificates", "List certificates and their ends", list_certificates, models.Certificates
+    ),
+    Operation(
+        "GET",
+        "/callers",
+        "List the certificates of callers with their AE titles",
+        list_callers,
+        models.Certificates,
+    ),
+    Operation(
+        "POST",
+        "/trace",
+        "Show what happened to a study or an instance, and what happens next",
+        show_trace,
+        models.Trace,
+        body=models.TraceRequest,
+        tag="studies",
+    ),
+    Operation("GET", "/routes", "List the routes in their order", list_routes, models.Routes, tag="routes"),
+    Operation(
+        "GET",
+        "/configuration",
+        "Show the configuration in force, without secrets",
+        show_configuration,
+        models.Configuration,
+        tag="configuration",
+    ),
+    Operation(
+        "GET",
+        "/configuration/changes",
+        "List what a reload would change",
+        list_changes,
+        models.Changes,
+        tag="configuration",
+    ),
+    Operation(
+        "POST",
+        "/check",
+        "Check the configuration in its file, and what it names",
+        check,
+        models.Faults,
+        body=models.Check,
+        tag="configuration",
+        seconds=CHECK_SECONDS,
+    ),
+    Operation(
+        "POST",
+        "/reload",
+        "Reload configuration and certificates",
+        reload,
+        models.Reloaded,
+        tag="configuration",
+        seconds=RELOAD_SECONDS,
+    ),
+)
