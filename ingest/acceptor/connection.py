@@ -10,6 +10,7 @@ command set and size of a data set (`make_parser` at the end).
 import contextlib
 import socket
 import ssl
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 import structlog
@@ -345,6 +346,7 @@ class Connection:
             current_board().add(families.TLS_FAILURES, "unreadable_certificate")
             self._listener.record_failure(self.address)
             self._listener.count_refusal()
+            self._listener.security_alerts.report(self.address, "", f"TLS handshake failed: {error}")
             self._channel.secure(tls)
             self.close()
             return False
@@ -385,6 +387,8 @@ class Connection:
         if not established or self._association.state is State.AWAITING_ASSOCIATE_RQ:
             self._listener.record_failure(self.address)
         self._listener.count_refusal()
+        if not established:
+            self._listener.security_alerts.report(self.address, "", _describe_handshake_failure(fields))
         if not established and self._tls is not None:
             self._channel.send_raw(self._tls.output())
         self._close_when_sent()
@@ -407,6 +411,13 @@ class Connection:
         self._channel.deaf = True
         if is_tls_on_plain_port:
             self.close()
+
+
+def _describe_handshake_failure(fields: Mapping[str, Any]) -> str:
+    """Say for the audit trail why a handshake failed, and which certificate was refused."""
+    said = f"TLS handshake failed: {fields.get('verify_message') or fields['error']}"
+    names = [f"{name} {fields[name]}" for name in ("subject", "fingerprint") if fields.get(name)]
+    return "; ".join([said, *names])
 
 
 def make_parser(listener: "Listener") -> PDUParser:

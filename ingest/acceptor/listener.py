@@ -44,6 +44,7 @@ from ingest.acceptor.scoreboard import (
 )
 from ingest.acceptor.store_scp import FullReason, ListenerServices
 from ingest.alarms import Severity, clear_alarm, raise_alarm
+from ingest.audit.alerts import SecurityAlerts
 from ingest.clock import monotonic_ms
 from ingest.config.model import Config
 from ingest.cores import usable_cores
@@ -265,6 +266,7 @@ class Listener:
         self._limit_rejections = EventCounter()
         self._entries: dict[Connection, int] = {}  # entries of the scoreboard's table of associations
         self._observed = ObservedCertificates(config.run_dir)
+        self.security_alerts = SecurityAlerts(config)
         self._policy = AcceptorPolicy(
             ae_title=config.node.ae_title,
             check_called_ae=receive.check_called_ae,
@@ -299,8 +301,11 @@ class Listener:
         for endpoint in self._endpoints:
             self._watch(endpoint)
         self.services.board.set(self.services.row, STATE, ACCEPTING)
-        while not self._is_finished():
-            self._run_turn()
+        try:
+            while not self._is_finished():
+                self._run_turn()
+        finally:
+            self.security_alerts.close()
 
     def _run_turn(self) -> None:
         for error in self.poller.run(min(at for at, _ in self._timers)):
@@ -398,6 +403,7 @@ class Listener:
         admission = admit(calling_ae, address, self.config.peers, find_peer_fault, ignore_case=ignore_case)
         if isinstance(admission, Refusal):
             self.record_failure(address)
+            self.security_alerts.report(address, calling_ae, f"association refused: {admission.reason}")
             return Rejected(admission.pdu, admission.reason, cause=admission.cause)
         if identity is not None and admission.bound_ae_title:
             self._observed.record("peer", admission.bound_ae_title, identity)

@@ -83,6 +83,8 @@ class AuditTrail:
         source: AuditSourceIdentification.
         queue: The queue.
         settings: `[audit]`.
+        hostname: Name of this machine.
+        process_id: Id of this process. Open a trail after the fork.
     """
 
     def __init__(self, config: Config, settings: AuditSettings) -> None:
@@ -93,6 +95,7 @@ class AuditTrail:
             settings.source_id or config.node.name or self.hostname, settings.enterprise_site
         )
         self.queue: AuditQueue = open_queue(config)
+        self.process_id = os.getpid()
         self._ae_title = config.node.ae_title
         self._run_dir: Path = config.run_dir
 
@@ -118,7 +121,7 @@ class AuditTrail:
 
     def process(self) -> Participant:
         """Return this process as a participant: its id stands in the log too (PS3.15 A.5.2.1)."""
-        return replace(self.node(), user_id=str(os.getpid()))
+        return replace(self.node(), user_id=str(self.process_id))
 
     def write(self, message: AuditMessage, name: str = "") -> bool:
         """Put a message into the queue; return False if it is lost.
@@ -147,7 +150,7 @@ class AuditTrail:
         """
         if not self.wants(message.kind):
             return True
-        data = encode_syslog(message, self.hostname, os.getpid())
+        data = encode_syslog(message, self.hostname, self.process_id)
         if self.queue.put(name or make_name(message.at_ms), data):
             return True
         remedy = "see `ingest audit status`; let the repository be reached, or raise queue_max_bytes"
@@ -181,7 +184,7 @@ class AuditTrail:
             alert = self._build_recording_alert(
                 messages.RECORDING_STOPPED, EventOutcome.MAJOR_FAILURE, f"audit messages are dropped: {cause}"
             )
-            data = encode_syslog(alert, self.hostname, os.getpid())
+            data = encode_syslog(alert, self.hostname, self.process_id)
             try:
                 self.queue.put(make_name(alert.at_ms), data, uses_reserve=True)
             except OSError as error:

@@ -12,6 +12,7 @@ from ingest.config.faults import Fault, FaultKind
 from ingest.config.model import Config, Destination
 from ingest.dicom import uids
 from ingest.errors import AssociationError, Cause, ConfigError, PeerError
+from ingest.requestor.audit_repository import connect_to_repository
 from ingest.requestor.remotes import build_remotes
 from ingest.requestor.store_scu import Remote, StoreSCU, Timeouts
 from ingest.tls.expiry import SOON
@@ -72,6 +73,9 @@ _REMEDIES: Final[dict[Cause, tuple[str, str]]] = {
 _OTHER_REMEDY: Final = ("host", "look into the log of the remote at this time")
 
 
+_TLS_CAUSES: Final = frozenset(cause for cause, (key, _) in _REMEDIES.items() if key == "tls")
+
+
 @dataclass(frozen=True, slots=True)
 class EchoAnswer:
     """The answer of a destination.
@@ -95,6 +99,22 @@ def check_destinations(config: Config) -> list[EchoAnswer | Fault]:
         return echo_destinations(config)
     except ConfigError:
         return []
+
+
+def check_repository(config: Config) -> list[Fault]:
+    """Connect to the audit repository, with TLS, and send nothing. Return a fault if that fails."""
+    settings = config.audit
+    if settings is None:
+        return []
+    try:
+        connect_to_repository(config, settings).close()
+    except AssociationError as error:
+        _, remedy = _REMEDIES.get(error.cause, _OTHER_REMEDY) if error.cause else _OTHER_REMEDY
+        key = "audit.tls" if error.cause in _TLS_CAUSES else "audit.host"
+        return [Fault(key, str(error), remedy.format(port=settings.port, tls=settings.tls, calling=""))]
+    except ConfigError:
+        return []  # a fault of `check_node`
+    return []
 
 
 def list_faults(results: Sequence[EchoAnswer | Fault]) -> list[Fault]:

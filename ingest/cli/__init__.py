@@ -11,6 +11,7 @@ import click
 
 from ingest.cli import (
     alerts,
+    audit,
     certs,
     check,
     completion,
@@ -56,6 +57,7 @@ COMMANDS: Final = (
     node.sweep,
     send.send,
     send.echo,
+    audit.audit,
     certs.certs,
     config.config,
     routes.routes,

@@ -16,7 +16,11 @@ if TYPE_CHECKING:
 
 @click.command()
 @config_option
-@click.option("--connect", is_flag=True, help="Also send a C-ECHO to every destination.")
+@click.option(
+    "--connect",
+    is_flag=True,
+    help="Also send a C-ECHO to every destination, and connect to the audit repository.",
+)
 @click.option("--ready", is_flag=True, help="Only ask whether the running node receives; for health checks.")
 def check(path: Path, connect: bool, ready: bool) -> None:
     """Check configuration, certificates, folders, queue and ledger.
@@ -46,7 +50,7 @@ def check(path: Path, connect: bool, ready: bool) -> None:
 
         results = connections.check_destinations(config)
         _print_answers(result for result in results if isinstance(result, connections.EchoAnswer))
-        faults += connections.list_faults(results)
+        faults += connections.list_faults(results) + connections.check_repository(config)
     _print_faults(path, faults)
     exit_with(FAILED if any(not fault.is_note for fault in faults) else 0)
 

@@ -1,18 +1,25 @@
 """Audit messages of a real node in a real repository: DCMTK sends and receives, rsyslog collects over TLS."""
 
+import json
+import os
 import signal
 import stat
-from collections.abc import Iterator
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.interop.dcmtk import authenticated, storescu
+from ingest.audit import record_application
+from ingest.config.reader import load_config
+from tests.interop.dcmtk import authenticated, echoscu, storescu
 from tests.support.audit import Rsyslog, Said, audit_section, validate
 from tests.support.instances import CT, Made
 from tests.support.nodes import Node, cleaned, destination, eventually
 from tests.support.peers import storescp
 from tests.support.pki import Material
+from tests.support.ports import free_port
 
 TRANSFERRED, BEGIN = "DICOM Instances Transferred", "Begin Transferring DICOM Instances"
 
@@ -118,7 +125,7 @@ def test_nothing_is_lost_while_the_repository_is_away_and_the_node_is_killed(
 
 
 def test_a_repository_that_the_node_does_not_trust_gets_nothing(
-    tmp_path: Path, material: Material, make_node, rsyslog: Rsyslog
+    tmp_path: Path, material: Material, make_node: Callable[..., Node], rsyslog: Rsyslog
 ) -> None:
     stranger = Rsyslog(tmp_path / "stranger", material, name="stranger")
     node = make_node(audit=audit_section(stranger.port, away_seconds=1))
@@ -131,3 +138,82 @@ def test_a_repository_that_the_node_does_not_trust_gets_nothing(
         assert len(list((node.data / "audit/messages").iterdir())) == 1
     finally:
         stranger.stop()
+
+
+def test_refused_callers_and_a_refused_destination_become_security_alerts(
+    tmp_path: Path, material: Material, make_node: Callable[..., Node]
+) -> None:
+    with storescp(tmp_path / "archive", material.tls("stranger")) as port:
+        node = make_node(
+            audit=audit_section(free_port(), events=["security"]),
+            peers='[[peers]]\nae_title = "CT1"',
+            destinations=destination("pacs", port),
+        ).start()
+        assert echoscu(node.tls_port, "-aet", "NOBODY", *authenticated(material, "peer")).returncode
+        assert echoscu(node.tls_port, "-aet", "CT1", *authenticated(material, "stranger")).returncode
+        send(node, material, tmp_path / "files", Made())
+        folder = node.data / "audit/messages"
+        found = eventually(lambda: len(found := read_queue(folder)) == 3 and found, 30, "three alerts")
+    assert {said.types[0] for said in found} == {"Node Authentication"}
+    causes = {said.users[1]: said.detail for said in found}
+    assert "association refused" in causes["NOBODY"]
+    assert "CN=stranger" in causes["127.0.0.1"]
+    assert "CN=stranger" in causes["PACS"]
+    assert (
+        validate(tmp_path, [path.read_bytes().partition(b"\xef\xbb\xbf")[2] for path in folder.iterdir()])
+        == ""
+    )
+
+
+def test_person_sends_a_test_message_and_sees_what_waits(
+    tmp_path: Path, material: Material, make_node: Callable[..., Node], rsyslog: Rsyslog
+) -> None:
+    node = make_node(audit=audit_section(rsyslog.port))
+    away = command(node, "audit", "send-test", code=1)
+    assert f"the audit repository at localhost:{rsyslog.port}" in away
+    assert "audit.host" in command(node, "check", "--connect", code=1)
+    rsyslog.start()
+    assert "look for it there" in command(node, "audit", "send-test")
+    (said,) = eventually(lambda: rsyslog.said)
+    assert (said.event, said.outcome, said.detail) == (
+        "Security Alert",
+        "0",
+        "this is a test of the audit trail",
+    )
+    assert validate(tmp_path, [rsyslog.received[0].partition(b"\xef\xbb\xbf")[2]]) == ""
+    node.data.mkdir()
+    record_application(load_config(node.config_path), started=True)
+    status = json.loads(command(node, "audit", "status", "--json"))
+    assert (status["waiting"], status["dropped"], status["error"]) == (1, 0, "")
+
+
+def test_messages_go_over_udp_only_on_demand(
+    material: Material, make_node: Callable[..., Node], rsyslog: Rsyslog
+) -> None:
+    node = make_node(audit=audit_section(rsyslog.port, tls=False))
+    assert "audit.tls" in command(node, "check", code=2)
+    node.configure(audit=audit_section(rsyslog.port, tls=False, allow_plain=True))
+    rsyslog.start()
+    node.start()
+    eventually(lambda: [said.types for said in rsyslog.said] == [["Application Start"]], 20, "the start")
+    notices = [event["key"] for event in node.events("notice")]
+    assert "audit.allow_plain" in notices
+
+
+def read_queue(folder: Path) -> list[Said]:
+    """The messages that wait."""
+    return [Said.of_syslog(path.read_bytes()) for path in folder.glob("[!.]*")]
+
+
+def command(node: Node, *arguments: str, code: int = 0) -> str:
+    """What a command prints; it must exit with `code`."""
+    done = subprocess.run(
+        [sys.executable, "-m", "ingest.cli", *arguments, "-c", node.config_path],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        env={**os.environ, "NO_COLOR": "1", "COLUMNS": "200"},
+    )
+    assert done.returncode == code, done.stdout + done.stderr
+    return done.stdout + done.stderr

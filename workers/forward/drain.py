@@ -12,11 +12,13 @@ from typing import Final
 import redis
 import structlog
 
+from ingest.audit.alerts import SecurityAlerts
 from ingest.clock import WallClockSteps, unix_ms
 from ingest.config.model import Destination
 from ingest.dicom.padding import has_odd_value
 from ingest.errors import (
     AssociationError,
+    Cause,
     LeaseLostError,
     LedgerError,
     PeerError,
@@ -67,6 +69,23 @@ UNREADABLE_PAUSE_ATTEMPTS: Final = 4
 log = structlog.get_logger()
 
 
+AUTHENTICATION_CAUSES: Final = frozenset(
+    {
+        Cause.UNTRUSTED,
+        Cause.EXPIRED,
+        Cause.REVOKED,
+        Cause.NAME,
+        Cause.NO_CERTIFICATE,
+        Cause.UNBOUND,
+        Cause.OURS_UNTRUSTED,
+        Cause.OURS_EXPIRED,
+        Cause.OURS_REFUSED,
+        Cause.OURS_MISSING,
+    }
+)
+"""Causes for which the audit trail gets an alert: one side did not accept the certificate of the other."""
+
+
 @dataclass(slots=True)
 class ForwardResources:
     """The connections, functions and memory that all drains of one worker share.
@@ -74,6 +93,7 @@ class ForwardResources:
     Attributes:
         other_destinations: Returns the names of all destinations but one.
         slots: Number of workers that one destination may keep busy.
+        security_alerts: Records remotes that fail authentication; None in tests.
         clock_steps: Steps of the wall clock since the worker started.
         recent_contexts: Contexts that were needed lately, by destination. They are proposed again, so one
             association serves more than one batch.
@@ -88,6 +108,7 @@ class ForwardResources:
     rng: Callable[[], float]
     other_destinations: Callable[[str], Sequence[str]]
     slots: int
+    security_alerts: SecurityAlerts | None = None
     clock_steps: WallClockSteps = field(default_factory=WallClockSteps)
     recent_contexts: dict[str, tuple[Context, ...]] = field(default_factory=dict)
     doubted_contexts: dict[str, set[Context]] = field(default_factory=dict)
@@ -463,6 +484,9 @@ class DestinationDrain:
 
     def _record_failure(self, error: AssociationError) -> None:
         """Record that no association was established. No instance is the cause, and no attempt is counted."""
+        alerts = self._resources.security_alerts
+        if alerts is not None and error.cause in AUTHENTICATION_CAUSES:
+            alerts.report(self._destination.host, self._destination.ae_title, str(error))
         kind = FailureKind.REFUSED if error.permanent else FailureKind.UNREACHABLE
         self._count_association("refused" if error.permanent else "unreachable")
         unreachable = self._hold.unreachable if error.permanent else str(error)

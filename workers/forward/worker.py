@@ -20,6 +20,7 @@ import redis
 import structlog
 
 from ingest import threads
+from ingest.audit.alerts import SecurityAlerts
 from ingest.clock import unix_ms
 from ingest.config.model import Config
 from ingest.errors import BootError, IngestError, LedgerError, StoppedError
@@ -95,6 +96,7 @@ class ForwardWorker:
             ledger=self.ledger,
             store=FileStore(config.store_root),
             observed_certificates=ObservedCertificates(config.run_dir),
+            security_alerts=SecurityAlerts(config),
             client=self.client,
             is_stopping=stop.is_set,
             rng=random.Random().random,  # noqa: S311 - jitter
@@ -143,6 +145,8 @@ class ForwardWorker:
 
     def close(self) -> None:
         """Close the connections to ledger and Redis."""
+        if self.resources.security_alerts is not None:
+            self.resources.security_alerts.close()
         self.ledger.close()
         self.client.close()
 
