@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 export PYTHONDONTWRITEBYTECODE :=
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: all setup demo run man test test-fast test-long coverage test-pythons bench lint lock clean
+.PHONY: all setup demo run man test test-fast test-long coverage test-pythons bench bench-scale lint lock clean
 all: setup
 
 setup: $(VENV)/stamp
@@ -63,6 +63,11 @@ coverage: setup
 
 bench: setup
 	$(BIN)/python -m benchmarks
+
+# Ten million instances: lists, pages and recording. Needs 30 GB and half an hour; SCALE="--url URL" for PostgreSQL.
+SCALE ?=
+bench-scale: setup
+	$(BIN)/python -m benchmarks scale $(SCALE)
 
 lint: setup
 	$(BIN)/ruff format --check .

@@ -1,6 +1,9 @@
 """`python -m benchmarks`: what receiving over mutual TLS costs, ours and others; parts by command."""
 
+import json
 import sys
+import tempfile
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +16,7 @@ from benchmarks import instructions, judged, markdown, plots, report, suite, wor
 from benchmarks.load import LoadError, run
 from benchmarks.options import CONNECTION, LOAD, OUTPUT, PLACES, Bytes, load_of, target_of, with_options
 from benchmarks.receivers import NotStartedError, Unavailable
+from benchmarks.scale import measure_scale
 from benchmarks.workloads import Entrant, Work
 
 DEFAULT_FOLDER = Path("build", "benchmarks")
@@ -58,6 +62,27 @@ def main(
         more = workloads.forwarded() if forwarding else []
         works = [*(_paired(work, pairs) for work in workloads.suite()), *more]
         _measure(works, folders, output / "results.json", output, minutes=minutes, rest=True)
+
+
+@main.command()
+@click.option("--instances", default=10_000_000, show_default=True, help="Rows of instances.")
+@click.option("--url", help="An empty PostgreSQL.  [default: SQLite in --disk]")
+@click.option(
+    "--disk", type=click.Path(path_type=Path, file_okay=False), help="Folder for SQLite: 2 KB an instance."
+)
+@click.option("--json", "json_path", type=click.Path(path_type=Path), help="Write the figures there.")
+def scale(instances: int, url: str | None, disk: Path | None, json_path: Path | None) -> None:
+    """Fill a ledger, and time each list and page, and what recording costs there."""
+    with tempfile.TemporaryDirectory(dir=disk) as folder:
+        found = measure_scale(url, Path(folder), instances, click.echo)
+    for timing in found.timings:
+        click.echo(f"{timing.name:36}{timing.median_ms:9.1f} ms  at most {timing.slowest_ms:.1f} ms")
+    rate = found.recording
+    click.echo(
+        f"recorded: {rate.full:.0f}/s; in an empty ledger {rate.empty:.0f}/s: {rate.full / rate.empty:.2f}"
+    )
+    if json_path is not None:
+        json_path.write_text(json.dumps(asdict(found), indent=1))
 
 
 @main.command()
