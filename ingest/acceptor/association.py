@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import structlog
 
+from ingest.acceptor.refusals import NO_CONTEXT_ACCEPTED, refuse_association
 from ingest.acceptor.scoreboard import ASSOCIATIONS, REFUSED
 from ingest.acceptor.store_scp import FullReason, StoreSCP
 from ingest.dicom import wire
@@ -224,6 +225,10 @@ class Association:
         self._listener.begin_association(connection)
         services.board.add(services.row, ASSOCIATIONS)
         current_board().add(families.ASSOCIATIONS, calling)
+        self._listener.count_caller(connection, request.calling_ae)
+        if not answer.contexts:
+            refusal = refuse_association(NO_CONTEXT_ACCEPTED)
+            self._listener.count_refused_caller(connection, refusal, calling_ae=request.calling_ae)
         connection.send(wire.encode_associate_ac(answer.pdu))
         log.info(
             "association_accepted",
@@ -237,6 +242,9 @@ class Association:
 
     def _reject(self, answer: Rejected) -> None:  # AE-8
         current_board().add(REJECTIONS, answer.cause)
+        self._listener.count_refused_caller(
+            self._connection, refuse_association(answer.cause), calling_ae=self.calling_ae
+        )
         board, row = self._listener.services.board, self._listener.services.row
         board.add(row, REFUSED)
         # A peer that tries again and again must not fill the log.

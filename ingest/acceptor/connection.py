@@ -16,6 +16,13 @@ from typing import TYPE_CHECKING, Any, Final
 import structlog
 
 from ingest.acceptor.association import Association
+from ingest.acceptor.refusals import (
+    PLAIN_TO_TLS,
+    TLS_TO_PLAIN,
+    TOO_MANY_NEWCOMERS,
+    refuse_connection,
+    refuse_tls,
+)
 from ingest.dicom.part10 import format_presentation_address
 from ingest.dicom.state_table import State
 from ingest.ext.channel import BLOCKED, CLOSED, ENDED, PAUSED, UNREAD, Channel
@@ -205,6 +212,7 @@ class Connection:
             # Our part of a handshake costs a signature, even if the peer leaves before the end.
             log.info("closed_before_handshake", address=self.address, error=error)
             current_board().add(families.TLS_FAILURES, "closed")
+            self._listener.count_refused_caller(self, refuse_tls("closed"))
             self._listener.record_failure(self.address)
         self.close_now()
 
@@ -245,6 +253,7 @@ class Connection:
             if now - self._opened_at > receive.handshake_seconds:
                 self._log_deadline("handshake_seconds")
                 current_board().add(families.TLS_FAILURES, "deadline")
+                self._listener.count_refused_caller(self, refuse_tls("deadline"))
                 self._listener.record_failure(self.address)
                 self.close_now()
         elif association.artim_started_at is not None:
@@ -252,6 +261,7 @@ class Connection:
                 self._log_deadline("artim_seconds")
                 if association.state is State.AWAITING_ASSOCIATE_RQ:
                     self._listener.record_failure(self.address)
+                    self._listener.count_refused_caller(self, refuse_connection("deadline"))
                 association.handle_artim_expiry()
         elif self._is_idle(now):
             self._log_deadline("idle_seconds")
@@ -273,7 +283,8 @@ class Connection:
         write = (
             log.info if count == 1 else log.debug
         )  # a peer that connects all the time must not fill the log
-        write("newcomer_closed", address=self.address, count=count, remedy="raise [receive] max_newcomers")
+        write("newcomer_closed", address=self.address, count=count, remedy=TOO_MANY_NEWCOMERS)
+        self._listener.count_refused_caller(self, refuse_connection("newcomers"))
         self._listener.record_failure(self.address)
         self.close_now()
 
@@ -344,6 +355,7 @@ class Connection:
             # decide what the peer may do.
             log.warning("tls_handshake_failed", **self._log_fields(), error=str(error))
             current_board().add(families.TLS_FAILURES, "unreadable_certificate")
+            self._listener.count_refused_caller(self, refuse_tls("unreadable_certificate"))
             self._listener.record_failure(self.address)
             self._listener.count_refusal()
             self._listener.security_alerts.report(self.address, "", f"TLS handshake failed: {error}")
@@ -378,11 +390,18 @@ class Connection:
                 "remove suites without certificates (aNULL, PSK) from ciphers of its [tls.NAME]"
             )
         is_plain = not established and self._first_byte == A_ASSOCIATE_RQ
-        current_board().add(families.TLS_FAILURES, "not_tls" if is_plain else classify_failure(error))
+        cause = "not_tls" if is_plain else classify_failure(error)
+        current_board().add(families.TLS_FAILURES, cause)
+        refusal = refuse_tls(cause, fields.get("verify_code", 0))
+        self._listener.count_refused_caller(
+            self,
+            refusal,
+            calling_ae=self._association.calling_ae,
+            subject=fields.get("subject", ""),
+            fingerprint=fields.get("fingerprint", ""),
+        )
         if is_plain:
-            fields["remedy"] = (
-                "the peer speaks plain DICOM to a TLS port: enable TLS there, or use a plain listener"
-            )
+            fields["remedy"] = PLAIN_TO_TLS
         log.warning("tls_failed" if established else "tls_handshake_failed", **self._log_fields(), **fields)
         if not established or self._association.state is State.AWAITING_ASSOCIATE_RQ:
             self._listener.record_failure(self.address)
@@ -396,10 +415,11 @@ class Connection:
     def _handle_peer_error(self, error: PeerError) -> None:
         # INVARIANT 5: bad bytes raise one error. It ends here in an A-ABORT, never in a traceback.
         is_tls_on_plain_port = self._tls is None and self._channel.first == TLS_HANDSHAKE
-        remedy = (
-            "the peer speaks TLS to a plain port: use a TLS listener, or disable TLS there"
-            if is_tls_on_plain_port
-            else ""
+        remedy = TLS_TO_PLAIN if is_tls_on_plain_port else ""
+        self._listener.count_refused_caller(
+            self,
+            refuse_connection("tls_to_plain" if is_tls_on_plain_port else "protocol"),
+            calling_ae=self._association.calling_ae,
         )
         log.warning(
             "peer_broke_protocol",

@@ -19,6 +19,7 @@ from typing import Final
 import structlog
 
 from ingest.acceptor.accept_gate import PASS_SECONDS, AcceptGate
+from ingest.acceptor.caller_tally import CALLERS, REFUSALS, CallerTally, TallyKey
 from ingest.acceptor.connection import Connection
 from ingest.acceptor.endpoints import Endpoint
 from ingest.acceptor.pending_connections import (
@@ -28,6 +29,7 @@ from ingest.acceptor.pending_connections import (
     FailureLimit,
     find_client_network,
 )
+from ingest.acceptor.refusals import TOO_MANY_FAILURES, CallerRefusal, refuse_connection
 from ingest.acceptor.scoreboard import (
     ACCEPTING,
     ACTIVE,
@@ -45,7 +47,7 @@ from ingest.acceptor.scoreboard import (
 from ingest.acceptor.store_scp import FullReason, ListenerServices
 from ingest.alarms import Severity, clear_alarm, raise_alarm
 from ingest.audit.alerts import SecurityAlerts
-from ingest.clock import monotonic_ms
+from ingest.clock import monotonic_ms, unix_ms
 from ingest.config.model import Config
 from ingest.cores import usable_cores
 from ingest.dicom.admission import ANY_AE_TITLE, PeerRule, Refusal, RejectionCause, admit, is_same_title
@@ -267,6 +269,8 @@ class Listener:
         self._entries: dict[Connection, int] = {}  # entries of the scoreboard's table of associations
         self._observed = ObservedCertificates(config.run_dir)
         self.security_alerts = SecurityAlerts(config)
+        self._refusals = CallerTally(config.run_dir, REFUSALS, services.row, unix_ms())
+        self._callers = CallerTally(config.run_dir, CALLERS, services.row, unix_ms())
         self._policy = AcceptorPolicy(
             ae_title=config.node.ae_title,
             check_called_ae=receive.check_called_ae,
@@ -306,6 +310,7 @@ class Listener:
                 self._run_turn()
         finally:
             self.security_alerts.close()
+            self._write_tallies(at_once=True)
 
     def _run_turn(self) -> None:
         for error in self.poller.run(min(at for at, _ in self._timers)):
@@ -360,8 +365,43 @@ class Listener:
                 "address_refused",
                 address=find_client_network(address),
                 seconds=WINDOW_SECONDS,
-                remedy="mend the peer, or raise [receive] max_failures_per_minute",
+                remedy=TOO_MANY_FAILURES,
             )
+
+    def count_caller(self, connection: Connection, calling_ae: str) -> None:
+        """Count an accepted association in the tally of callers."""
+        identity = connection.identity
+        key = TallyKey(
+            None,
+            find_client_network(connection.address),
+            calling_ae,
+            identity.fingerprint if identity else "",
+        )
+        self._callers.record(key, unix_ms(), identity.subject if identity else "")
+
+    def count_refused_caller(
+        self,
+        connection: Connection,
+        refusal: CallerRefusal,
+        *,
+        calling_ae: str = "",
+        subject: str = "",
+        fingerprint: str = "",
+    ) -> None:
+        """Count a refused caller in the tally of refusals.
+
+        Args:
+            connection: The connection.
+            refusal: Why the caller was refused.
+            calling_ae: Calling AE title, as far as it is known.
+            subject: Subject of a refused certificate. Without one, that of the verified certificate counts.
+            fingerprint: The same for the fingerprint.
+        """
+        identity = connection.identity
+        if identity is not None and not fingerprint:
+            subject, fingerprint = identity.subject, identity.fingerprint
+        key = TallyKey(refusal, find_client_network(connection.address), calling_ae, fingerprint)
+        self._refusals.record(key, unix_ms(), subject)
 
     def count_refusal(self) -> None:
         """Count a refused connection on the scoreboard."""
@@ -390,6 +430,8 @@ class Listener:
         An accepted association counts from here on.
         """
         address, identity, calling_ae = connection.address, connection.identity, request.calling_ae
+        if identity is not None:
+            self._observed.record_caller(identity)
         if self._is_draining:
             cause = RejectionCause.DRAINING
             return self._reject_for_limit("the node is draining", calling_ae, address, cause)
@@ -483,6 +525,8 @@ class Listener:
         if self._failures.is_refused(address[0], self.now()):
             self.count_refusal()
             current_board().add(families.CONNECTIONS_CLOSED, "failures")
+            network = find_client_network(address[0])
+            self._refusals.record(TallyKey(refuse_connection("failures"), network), unix_ms())
             accepted.close()
             return
         try:
@@ -519,11 +563,16 @@ class Listener:
         board.counters(row)[FULL] = self.full_reason is not None
         board.set(row, HEARTBEAT, monotonic_ms())
         self.services.cstore_service.full = self.full_reason is not None
+        self._write_tallies()
         for connection in list(self._connections):
             try:
                 connection.check_deadlines(now)
             except Exception as error:
                 connection.failed(error)
+
+    def _write_tallies(self, *, at_once: bool = False) -> None:
+        for tally in (self._refusals, self._callers):
+            tally.write_if_due(unix_ms(), at_once=at_once)
 
     def _find_full_reason(self) -> FullReason | None:
         """Return why nothing may be received now: the data folder, the spool or the store is full."""

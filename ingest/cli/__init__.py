@@ -12,6 +12,7 @@ import click
 from ingest.cli import (
     alerts,
     audit,
+    callers,
     certs,
     check,
     completion,
@@ -44,6 +45,8 @@ COMMANDS: Final = (
     instances.studies,
     instances.instances,
     trace.trace,
+    callers.callers,
+    callers.refusals,
     quarantine.quarantine,
     retention.retention,
     deliveries.deliver,

@@ -26,7 +26,8 @@ class CallerCertificate:
     Attributes:
         fingerprint: SHA-256 of the certificate, 64 lower-case hexadecimal digits.
         subject, issuer: Distinguished names in the notation of RFC 4514.
-        not_before, not_after: Begin and end of validity.
+        not_before, not_after: Begin and end of validity. Both are 0, and the issuer is empty, while only the
+            subject is known.
         first_at, last_at: First and last association.
         titles: Calling AE titles of these associations, each with the time of the last one.
     """
@@ -47,9 +48,16 @@ def _upsert(table: Any, key: Sequence[str]) -> dict[str, Any]:
     for dialect, module in (("sqlite", sqlite), ("postgresql", postgresql)):
         new = module.insert(table)
         first, last = new.excluded.first_at, new.excluded.last_at
+        # A worker that only knows the File Meta has neither issuer nor dates.
+        more = {
+            name: case((new.excluded.not_after > 0, new.excluded[name]), else_=table.c[name])
+            for name in ("issuer", "not_before", "not_after")
+            if name in table.c
+        }
         statements[dialect] = new.on_conflict_do_update(
             index_elements=list(key),
             set_={
+                **more,
                 "first_at": case((first < table.c.first_at, first), else_=table.c.first_at),
                 "last_at": case((last > table.c.last_at, last), else_=table.c.last_at),
             },

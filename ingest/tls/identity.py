@@ -67,6 +67,7 @@ class CertificateIdentity:
         trust_anchor: End of the verified chain, possibly the certificate itself. None if no chain was
             verified.
         intermediates: Fingerprints of the certificates between this one and the trust anchor.
+        not_before: Begin of validity, in UTC; None if it is not known.
     """
 
     fingerprint: str
@@ -76,6 +77,7 @@ class CertificateIdentity:
     not_after: datetime
     trust_anchor: TrustAnchor | None = None
     intermediates: tuple[str, ...] = ()
+    not_before: datetime | None = None
 
     @property
     def has_trusted_names(self) -> bool:
@@ -113,6 +115,7 @@ def read_identity(der: bytes, chain: Sequence[bytes] = ()) -> CertificateIdentit
             not_after=certificate.not_valid_after_utc,
             trust_anchor=read_trust_anchor(chain[-1]) if chain else None,
             intermediates=tuple(hashlib.sha256(each).hexdigest() for each in chain[1:-1]),
+            not_before=certificate.not_valid_before_utc,
         )
     except UNREADABLE as error:
         raise PeerError(f"the certificate cannot be read: {error}") from None

@@ -12,6 +12,7 @@ from ingest.dicom.study_attributes import StudyAttributeReader
 from ingest.ledger import Ledger
 from ingest.routing.router import Router
 from ingest.workers.backoff import Backoff, retry_with_backoff
+from ingest.workers.persist.caller_recorder import CallerRecorder
 from ingest.workers.persist.claim_renewal import ClaimRenewal
 from ingest.workers.persist.crash_marks import CrashMarks
 from ingest.workers.persist.spool_leftovers import SpoolLeftovers
@@ -43,6 +44,7 @@ class PersistContext:
         ledger_backoff: The failures of the ledger in a row.
         leftovers: Spool entries that could not be removed.
         crash_marks: Proof that a worker died of an instance.
+        callers: Brings caller certificates into the ledger.
         stop: Set when the worker is told to stop.
     """
 
@@ -60,6 +62,7 @@ class PersistContext:
     ledger_backoff: Backoff
     leftovers: SpoolLeftovers
     crash_marks: CrashMarks
+    callers: CallerRecorder
     stop: threading.Event
 
     def ask_ledger(self, call: Callable[P, T], *args: P.args, **keywords: P.kwargs) -> T:

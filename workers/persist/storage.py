@@ -489,6 +489,7 @@ class BatchStorage:
     ) -> None:
         if state is InstanceState.STORED and not copy_digest:
             self._first_keys[header.sop_instance_uid] = key
+        self._context.callers.note_instance(header.certificate, header.calling_ae, entry.received_at)
         is_quarantined = state is InstanceState.QUARANTINED
         routing = None if is_quarantined else self._context.router.route_instance(header)
         if routing is not None and (replaces or copy_digest or state is InstanceState.VARIANT):

@@ -45,6 +45,7 @@ from ingest.routing.node_router import NodeRouter
 from ingest.workers.backoff import Backoff, retry_with_backoff
 from ingest.workers.fault_attribution import is_our_fault, is_shortage
 from ingest.workers.persist.batch import BatchResult, PersistBatch
+from ingest.workers.persist.caller_recorder import CallerRecorder
 from ingest.workers.persist.claim_renewal import ClaimRenewal
 from ingest.workers.persist.context import PersistContext
 from ingest.workers.persist.crash_marks import CrashMarks
@@ -139,6 +140,7 @@ class PersistWorker:
             raise BootError(str(error)) from error
         self._agreement = StoreAgreement(config.store_root, config.run_dir, self._ledger)
         self._leftovers = SpoolLeftovers(config.spool_dir)
+        self._callers = CallerRecorder(config.run_dir, self._ledger)
         self._unpersisted = UnpersistedAlarm(config.run_dir)
         self._batch_size = self._batch_max = CARRIED_BATCH if config.queue.carrier == "redis" else BATCH
         # Entries and destinations for the next `_acknowledge_entries`. A lost connection loses none of them.
@@ -357,6 +359,7 @@ class PersistWorker:
             ledger_backoff=self._ledger_backoff,
             leftovers=self._leftovers,
             crash_marks=CrashMarks(config.run_dir),
+            callers=self._callers,
             stop=self._stop,
         )
 
@@ -387,6 +390,7 @@ class PersistWorker:
             self._store.retry_removals()
             self._quarantine.retry_removals()
             self._unpersisted.discard_entries(())
+            self._callers.write_if_due()
 
     def _raise_missing_alarm(self, error: StoreError) -> None:
         """Raise the alarm about a store or quarantine that is not mounted, if the error says so."""

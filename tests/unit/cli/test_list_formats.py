@@ -10,6 +10,7 @@ import pytest
 
 from ingest.cli._tables import ListLayout, print_list
 from ingest.operations.alerts import ALERT_FIELDS
+from ingest.operations.callers import CALLER_FIELDS, REFUSAL_FIELDS
 from ingest.operations.deliveries import DELIVERY_FIELDS
 from ingest.operations.instances import INSTANCE_FIELDS, QUARANTINE_FIELDS, STUDY_FIELDS
 
@@ -36,6 +37,8 @@ def fields_of(heading: str) -> list[str]:
         ("ingest instances", INSTANCE_FIELDS),
         ("ingest deliveries", DELIVERY_FIELDS),
         ("ingest alerts list", ALERT_FIELDS),
+        ("ingest callers", CALLER_FIELDS),
+        ("ingest refusals", REFUSAL_FIELDS),
         ("ingest quarantine list", [name for name in QUARANTINE_FIELDS if name not in INSTANCE_FIELDS]),
     ],
 )
