@@ -4,6 +4,7 @@ import contextlib
 import importlib
 import json
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
 
@@ -14,6 +15,7 @@ from ingest.cli._base import CommandGroup, config_option, exit_with, load_config
 from ingest.cli._tables import print_line
 
 REBUILD: Final = "ingest.workers.ledger_rebuild"
+REINDEX: Final = "ingest.workers.study_reindex"
 """Named as text: the command line does not import workers."""
 
 _DIFFERENCES: Final = {
@@ -27,7 +29,7 @@ _DIFFERENCES: Final = {
 
 @click.group(cls=CommandGroup)
 def ledger() -> None:
-    """Compare the ledger with the store, or rebuild it."""
+    """Compare the ledger with the store, rebuild or reindex it."""
 
 
 @ledger.command()
@@ -79,6 +81,33 @@ def rebuild(path: Path, *, no_deliveries: bool, as_json: bool) -> None:
         for line in _format_rebuild(result):
             print_line(line)
     exit_with(int(result.left_out))
+
+
+@ledger.command()
+@config_option
+@options.json_option
+def reindex(path: Path, *, as_json: bool) -> None:
+    """Read studies again whose attributes the index does not have.
+
+    \b
+    ingest ledger reindex -c ingest.toml
+
+    These are the studies of an older ledger, and all studies after a change of [ledger] index. Persist
+    workers read them too, slowly, while nothing else arrives. A node may run meanwhile. If the command is
+    interrupted, run it again: it does what is left. Exits with 1 if anything is left or unreadable.
+    """
+    with _show_progress() as report_progress:
+        result = importlib.import_module(REINDEX).reindex_studies(load_config(path), report_progress)
+    if as_json:
+        print_line(json.dumps(asdict(result)))
+    else:
+        print_line(f"{result.studies - result.left} of {result.studies} studies are indexed")
+        if result.unreadable:
+            remedy = "`ingest ledger verify --store` lists them"
+            print_line(f"{result.unreadable} files were gone or could not be read; {remedy}")
+        if result.left:
+            print_line(f"{result.left} studies are left: another process reads them; run the command again")
+    exit_with(int(bool(result.left or result.unreadable)))
 
 
 @contextlib.contextmanager

@@ -301,6 +301,7 @@ class Database:
         except PoolTimeoutError as error:
             raise LedgerError(f"the ledger {self.name} has no connection free") from error
         except StatementError as error:
+            _remove_values(error)
             if _blames_the_statement(error):
                 raise
             if is_malformed(error.orig):
@@ -310,6 +311,17 @@ class Database:
             raise LedgerError(f"the ledger {self.name} cannot be used: {error.orig}") from error
         except (OSError, MemoryError) as error:
             raise LedgerError(f"the ledger {self.name} cannot be used: {error!r}") from error
+
+
+def _remove_values(error: StatementError) -> None:
+    """Leave only the first line of a message of PostgreSQL: the others may show the values of a row.
+
+    INVARIANT 9: patient data stays in the data sets. The error may reach a log or the note of an instance.
+    """
+    primary = getattr(getattr(error.orig, "diag", None), "message_primary", None)
+    if primary and error.orig is not None:
+        error.orig.args = (primary,)
+        error.args = (f"({type(error.orig).__name__}) {primary}",)
 
 
 def is_malformed(error: object) -> bool:

@@ -14,7 +14,6 @@ from typing import Any, Final, Literal, TypeVar
 
 from sqlalchemy import ColumnElement, Connection, RowMapping, Select, and_, exists, func, or_, select, tuple_
 
-from ingest.dicom.study_attributes import IndexLevel
 from ingest.ledger.database import Database
 from ingest.ledger.instances import CHUNK, to_instance
 from ingest.ledger.records import DeliveryState, Instance, InstanceState
@@ -285,12 +284,6 @@ class InstanceIndex:
         return sorted(
             found, key=lambda one: (one.series_number is None, one.series_number or 0, one.series_uid)
         )
-
-    def count_unindexed_studies(self, level: IndexLevel) -> int:
-        """Count the studies whose attributes were not read with this level of `[ledger] index`."""
-        query = select(func.count()).select_from(studies).where(studies.c.indexed_as != level)
-        with self._database.begin_read() as connection:
-            return int(connection.execute(query).scalar_one())
 
 
 # --- instances

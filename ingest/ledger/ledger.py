@@ -14,6 +14,7 @@ from ingest.ledger.outbox import Outbox
 from ingest.ledger.peer_hours import PeerHours
 from ingest.ledger.quarantine import Quarantine
 from ingest.ledger.records import Counts
+from ingest.ledger.reindexing import Reindexing
 from ingest.ledger.removal_lock import RemovalLock
 from ingest.ledger.retention import Retention
 from ingest.ledger.samples import Samples
@@ -41,6 +42,7 @@ class Ledger:
         circuits: One circuit for each destination.
         throughput: Backlog and rate of each destination.
         index: Lists instances and studies.
+        reindexing: Studies whose attributes have to be read again.
         quarantine: Decisions about quarantined instances.
         retention: Age and removal of stored instances.
         samples: Counters and gauges over time, for charts.
@@ -72,6 +74,7 @@ class Ledger:
         self.circuits = Circuits(self.database)
         self.throughput = Throughput(self.database)
         self.index = InstanceIndex(self.database)
+        self.reindexing = Reindexing(self.database)
         self.quarantine = Quarantine(self.database)
         self.retention = Retention(self.database)
         self.samples = Samples(self.database)

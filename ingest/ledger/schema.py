@@ -253,6 +253,19 @@ study_senders = Table(
     Index("study_senders_calling_ae", "calling_ae", "study_uid"),
 )
 
+# One row: who reads older studies for the index now, and how many files could not be read
+# (`ingest.ledger.reindexing`).
+reindexing = Table(
+    "reindexing",
+    metadata,
+    Column("id", Integer, primary_key=True, autoincrement=False),
+    Column("owner", Text, nullable=False),
+    Column("lease_until", BigInteger, nullable=False),
+    # Level of `[ledger] index` that `unreadable` belongs to.
+    Column("level", Text, nullable=False),
+    Column("unreadable", BigInteger, nullable=False),
+)
+
 # Identities of the store and quarantine folders (`ingest.filesystem.folder_identity`).
 folders = Table(
     "folders",

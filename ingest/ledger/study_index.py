@@ -9,7 +9,7 @@ Statements come last in their transaction, and rows are written in the order of 
 record one study wait for each other, and never in a circle.
 """
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from itertools import groupby
 from typing import Any, Final
 
@@ -26,7 +26,7 @@ SERIES_UID_MAX: Final = 128
 CALLING_MAX: Final = 64
 
 _STORED: Final = frozenset({InstanceState.STORED, InstanceState.VARIANT})
-_PATIENT: Final = (
+PATIENT_COLUMNS: Final = (
     "patient_id",
     "issuer_of_patient_id",
     "patient_name",
@@ -34,14 +34,14 @@ _PATIENT: Final = (
     "name_ideographic",
     "name_phonetic",
 )
-_OF_STUDY: Final = (
+STUDY_COLUMNS: Final = (
     "accession_number",
     "study_date",
     "study_time",
     "study_description",
     "institution_name",
 )
-_OF_SERIES: Final = ("modality", "series_description", "station_name", "institution_name", "body_part")
+SERIES_COLUMNS: Final = ("modality", "series_description", "station_name", "institution_name", "body_part")
 _INSERTS: Final[dict[str, Any]] = {"sqlite": sqlite.insert, "postgresql": postgresql.insert}
 
 
@@ -73,8 +73,10 @@ def _upsert_studies(dialect: str, *, takes_attributes: bool) -> Any:
             ),
         )
         changes["patients_differ"] = or_(old.patients_differ, differs)
-        changes |= {name: case((has_patient, new[name]), else_=old[name]) for name in _PATIENT}
-        changes |= {name: case((new[name] != "", new[name]), else_=old[name]) for name in _OF_STUDY}
+        changes |= {name: case((has_patient, new[name]), else_=old[name]) for name in PATIENT_COLUMNS}
+        changes |= {name: case((new[name] != "", new[name]), else_=old[name]) for name in STUDY_COLUMNS}
+        # A worker with an older configuration is still running. The study has to be read once more.
+        changes["indexed_as"] = case((new.indexed_as == old.indexed_as, old.indexed_as), else_="")
     return statement.on_conflict_do_update(index_elements=["study_uid"], set_=changes)
 
 
@@ -82,7 +84,7 @@ def _upsert_series(dialect: str) -> Any:
     statement = _INSERTS[dialect](series)
     new, old = statement.excluded, series.c
     changes: dict[str, Any] = {
-        name: case((new[name] != "", new[name]), else_=old[name]) for name in _OF_SERIES
+        name: case((new[name] != "", new[name]), else_=old[name]) for name in SERIES_COLUMNS
     }
     changes["series_number"] = case(
         (new.series_number.is_not(None), new.series_number), else_=old.series_number
@@ -94,6 +96,12 @@ def _upsert_series(dialect: str) -> Any:
     )
 
 
+def _replace_series(dialect: str) -> Any:
+    statement = _INSERTS[dialect](series)
+    changes = {name: statement.excluded[name] for name in (*SERIES_COLUMNS, "series_number")}
+    return statement.on_conflict_do_update(index_elements=["study_uid", "series_uid"], set_=changes)
+
+
 _UPSERT_STUDIES: Final = {
     (dialect, takes): _upsert_studies(dialect, takes_attributes=takes)
     for dialect in _INSERTS
@@ -101,6 +109,7 @@ _UPSERT_STUDIES: Final = {
 }
 _UPSERT_SERIES: Final = {dialect: _upsert_series(dialect) for dialect in _INSERTS}
 _ADD_SERIES: Final = {name: make(series).on_conflict_do_nothing() for name, make in _INSERTS.items()}
+_REPLACE_SERIES: Final = {dialect: _replace_series(dialect) for dialect in _INSERTS}
 _ADD_SENDERS: Final = {name: make(study_senders).on_conflict_do_nothing() for name, make in _INSERTS.items()}
 _UIDS: Final[BindParameter[Any]] = bindparam("uids", expanding=True)
 _LOCK_STUDIES: Final = (
@@ -167,6 +176,26 @@ def index_studies(connection: Connection, recorded: Sequence[tuple[int, NewInsta
     connection.execute(_ADD_SENDERS[dialect], values)
 
 
+def merge_attributes(parts: Iterable[StudyAttributes]) -> dict[str, Any]:
+    """Return the attribute columns of a study whose instances have these attributes, the oldest first."""
+    values: dict[str, Any] = dict.fromkeys((*PATIENT_COLUMNS, *STUDY_COLUMNS), "")
+    values["patients_differ"] = False
+    for part in parts:
+        _take_attributes(values, part)
+    return values
+
+
+def write_series(
+    connection: Connection, study_uid: str, series_uid: str, attributes: StudyAttributes
+) -> None:
+    """Write the row of a series that has exactly these attributes."""
+    if len(series_uid) > SERIES_UID_MAX:
+        return
+    values = _new_series((study_uid, series_uid))
+    _take_series_attributes(values, attributes)
+    connection.execute(_REPLACE_SERIES[connection.dialect.name], [values])
+
+
 def forget_studies(connection: Connection, uids: Collection[str]) -> None:
     """Delete the rows of those studies and series that have no instance row any more."""
     if not uids:
@@ -180,7 +209,7 @@ def forget_studies(connection: Connection, uids: Collection[str]) -> None:
 
 
 def _new_study(study_uid: str, number: int, row: NewInstance) -> dict[str, Any]:
-    values: dict[str, Any] = dict.fromkeys((*_PATIENT, *_OF_STUDY), "")
+    values: dict[str, Any] = dict.fromkeys((*PATIENT_COLUMNS, *STUDY_COLUMNS), "")
     values |= {
         "study_uid": study_uid,
         "first_at": row.received_at,
@@ -214,9 +243,9 @@ def _take_attributes(values: dict[str, Any], attributes: StudyAttributes) -> Non
         if before and attributes.patient_id and before != attributes.patient_id:
             values["patients_differ"] = True
         keys = attributes.name_keys
-        values |= {name: getattr(attributes, name) for name in _PATIENT[:3]}
-        values |= dict(zip(_PATIENT[3:], keys, strict=True))
-    values |= {name: text for name in _OF_STUDY if (text := getattr(attributes, name))}
+        values |= {name: getattr(attributes, name) for name in PATIENT_COLUMNS[:3]}
+        values |= dict(zip(PATIENT_COLUMNS[3:], keys, strict=True))
+    values |= {name: text for name in STUDY_COLUMNS if (text := getattr(attributes, name))}
 
 
 def _write_studies(
@@ -238,10 +267,15 @@ def _write_series(
 
 
 def _new_series(key: tuple[str, str]) -> dict[str, Any]:
-    return {"study_uid": key[0], "series_uid": key[1], "series_number": None, **dict.fromkeys(_OF_SERIES, "")}
+    return {
+        "study_uid": key[0],
+        "series_uid": key[1],
+        "series_number": None,
+        **dict.fromkeys(SERIES_COLUMNS, ""),
+    }
 
 
 def _take_series_attributes(values: dict[str, Any], attributes: StudyAttributes) -> None:
-    values |= {name: text for name in _OF_SERIES if (text := getattr(attributes, name))}
+    values |= {name: text for name in SERIES_COLUMNS if (text := getattr(attributes, name))}
     if attributes.series_number is not None:
         values["series_number"] = attributes.series_number

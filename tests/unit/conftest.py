@@ -89,7 +89,7 @@ def either_ledger(
             sections["ledger"] = {"url": request.getfixturevalue("postgresql_url")}
         site = make_persist_site(**sections)
         with site.ledger() as ledger, ledger.database.begin_write() as connection:
-            for table in ("deliveries", "instances"):
+            for table in ("deliveries", "instances", "studies", "series", "study_senders"):
                 connection.exec_driver_sql(f"DELETE FROM {table}")
         return site
 

@@ -56,6 +56,7 @@ from ingest.workers.persist.unpersisted_alarm import UnpersistedAlarm
 from ingest.workers.quarantine.limit import QuarantineLimit
 from ingest.workers.store.filesystem import FileStore
 from ingest.workers.store.keys import StoreKeyTemplate
+from ingest.workers.study_reindex import LEASE_SECONDS, StudyReindexer
 from ingest.workers.worker_slot import claim_worker_slot
 
 BATCH: Final = 256
@@ -72,6 +73,11 @@ PACE_SECONDS: Final = 0.05
 small it is. The first entry after a pause does not wait."""
 
 BLOCK_MILLISECONDS: Final = 1000
+REINDEX_BLOCK_MILLISECONDS: Final = 100
+"""The same between two steps of reindexing, so that a step takes a sixth of the time."""
+
+REINDEX_CHECK_SECONDS: Final = 600.0
+"""How often a worker looks for studies that have to be read for the index."""
 CLAIM_SECONDS: Final = 3.0
 CLEANUP_SECONDS: Final = 5.0
 
@@ -150,6 +156,9 @@ class PersistWorker:
         self._destinations: dict[str, None] = {}
         self._new_folder_ids: dict[str, str] = {}
         self._has_missing_alarm = True  # a worker that died may have left the alarm
+        self._reindexer = StudyReindexer(config, self._ledger, consumer)
+        self._is_reindexing = False
+        self._reindex_at = 0.0
         self._reads_own = True
         self._claim_at = self._next_batch_at = self._cleanup_at = 0.0
 
@@ -166,6 +175,9 @@ class PersistWorker:
                 self._prepare_stores(stack)
                 while not self._stop.is_set():
                     self._persist_next()
+            if self._is_reindexing:
+                with contextlib.suppress(LedgerError):  # the lease ends by itself
+                    self._reindexer.release_lease()
             self._agreement.advance_counters(at_once=True)
             with contextlib.suppress(redis.RedisError):
                 self._acknowledge_entries()
@@ -214,7 +226,12 @@ class PersistWorker:
             time.sleep(NO_STREAM_SECONDS)
             return []
         time.sleep(max(0.0, self._next_batch_at - time.monotonic()))
-        entries = self._consumer.read_new(self._batch_size, BLOCK_MILLISECONDS)
+        block = BLOCK_MILLISECONDS
+        if self._is_reindexing:
+            block = min(block, REINDEX_BLOCK_MILLISECONDS)
+        entries = self._consumer.read_new(self._batch_size, block)
+        if not entries:
+            self._reindex_if_due()
         if entries and len(entries) < self._batch_size:
             self._next_batch_at = time.monotonic() + PACE_SECONDS
         return entries
@@ -391,6 +408,21 @@ class PersistWorker:
             self._quarantine.retry_removals()
             self._unpersisted.discard_entries(())
             self._callers.write_if_due()
+
+    def _reindex_if_due(self) -> None:
+        """Read a few files of studies that the index does not have, because nothing else is to do."""
+        if time.monotonic() < self._reindex_at:
+            return
+        pause = REINDEX_CHECK_SECONDS
+        self._is_reindexing = False
+        try:
+            if self._reindexer.is_pending():
+                self._is_reindexing = self._reindexer.run_step()
+                # Another process reads. It may die.
+                pause = 0.0 if self._is_reindexing else LEASE_SECONDS
+        except (LedgerError, StoreError, OSError) as error:
+            log.warning("reindexing_waits", error=str(error), remedy="see `ingest status`")
+        self._reindex_at = time.monotonic() + pause
 
     def _raise_missing_alarm(self, error: StoreError) -> None:
         """Raise the alarm about a store or quarantine that is not mounted, if the error says so."""

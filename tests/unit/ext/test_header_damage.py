@@ -253,3 +253,58 @@ def test_a_data_set_that_begins_with_file_meta_is_told(
     path.write_bytes(data)
     with path.open("rb") as file:
         assert begins_with_file_meta(file.fileno(), 0, syntax) is begins
+
+
+# --- optional attributes
+
+PATIENT = 0x0010_0020
+NUMBER = 0x0020_0011
+WHOLE = CLASS + INSTANCE + element(PATIENT, b"LO", b"P1") + STUDY_UID + SERIES_UID
+
+
+def read_optional(folder: Path, data: bytes, *optional: int) -> DataSetHeader:
+    path = folder / "data"
+    path.write_bytes(b"meta" + data)
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        tags = sorted({*UIDS, *optional})
+        return read_data_set_header(fd, 4, len(data), EXPLICIT_LITTLE_ENDIAN, tags, 1 << 26, optional)
+    finally:
+        os.close(fd)
+
+
+@pytest.mark.parametrize(
+    ("behind", "found"),
+    [
+        (element(NUMBER, b"IS", b"12") + PIXELS, b"12"),
+        (PIXELS, None),
+        (b"", None),
+        # Behind its place it is not searched for.
+        (ROWS + element(NUMBER, b"IS", b"12"), None),
+        # Damage behind the last required attribute was never looked at, and is no damage of the header.
+        (element(NUMBER, b"IS", b"12")[:-1], None),
+        (element(NUMBER, b"IS", b"12") + b"\x00\x00\x00", b"12"),
+        (b"\xfe\xff\x0d\xe0\0\0\0\0" + PIXELS, None),
+    ],
+)
+def test_optional_attribute_is_read_in_its_place_only(
+    tmp_path: Path, behind: bytes, found: bytes | None
+) -> None:
+    header = read_optional(tmp_path, WHOLE + behind, PATIENT, NUMBER)
+    assert uids(header) == ALL
+    assert header.values[PATIENT] == b"P1"
+    assert header.values.get(NUMBER) == found
+    assert (header.damage, header.is_whole) == (0, True)
+
+
+def test_missing_optional_attribute_does_not_read_the_pixels(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reads: list[int] = []
+    pread = os.pread
+    monkeypatch.setattr(
+        "ingest.dicom.instance_header.os.pread",
+        lambda fd, size, offset: reads.append(size) or pread(fd, size, offset),
+    )
+    read_optional(tmp_path, WHOLE + ROWS + PIXELS, PATIENT, NUMBER)
+    assert len(reads) == 1

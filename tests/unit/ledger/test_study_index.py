@@ -366,4 +366,4 @@ def test_ledger_without_an_index_gets_studies_from_its_rows(tmp_path: Path) -> N
         assert (second.study_uid, second.instances) == ("2", 1)
         assert uids(ledger, calling_ae="CT1") == ["1"]
         assert [one.series_uid for one in ledger.index.find_series("1")] == ["1", "3"]
-        assert ledger.index.count_unindexed_studies("none") == 2
+        assert ledger.reindexing.read_progress("none").left == 2

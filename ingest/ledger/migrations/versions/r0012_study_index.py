@@ -69,6 +69,15 @@ def upgrade() -> None:
         sa.Column("study_uid", sa.Text, primary_key=True),
         sa.Column("calling_ae", sa.Text, primary_key=True),
     )
+    op.create_table(
+        "reindexing",
+        sa.Column("id", sa.Integer, primary_key=True, autoincrement=False),
+        sa.Column("owner", sa.Text, nullable=False),
+        sa.Column("lease_until", sa.BigInteger, nullable=False),
+        sa.Column("level", sa.Text, nullable=False),
+        sa.Column("unreadable", sa.BigInteger, nullable=False),
+    )
+    op.execute("INSERT INTO reindexing (id, owner, lease_until, level, unreadable) VALUES (1, '', 0, '', 0)")
     for statement in _FILL:
         op.execute(statement)
     received = ["last_at", "study_uid", "first_at", "last_stored_at", "first_id", "last_id"]
@@ -91,5 +100,5 @@ def upgrade() -> None:
 
 def downgrade() -> None:
     """Undo it."""
-    for name in ("study_senders", "series", "studies"):
+    for name in ("reindexing", "study_senders", "series", "studies"):
         op.drop_table(name)
