@@ -51,12 +51,15 @@ EFFECTS: Final[Mapping[str, str]] = {
     "certificate_expiring": "When a certificate has ended, peers refuse the connection.",
     "peer_silent": "Images of this sender may be missing.",
     "reload_refused": "The node runs with the earlier configuration.",
+    "destination_paused": "Instances for this destination wait until a person resumes it.",
+    "console_away": "People see no pages. Receiving and forwarding go on.",
+    "audit_away": "Audit messages wait. Receiving and forwarding go on.",
+    "audit_queue_full": "Audit messages are lost. Receiving and forwarding go on.",
     "alerts_unsent": "People do not hear of alarms by this way.",
 }
 """What each condition means for the images, for messages to people."""
 
 CONDITIONS: Final = frozenset(EFFECTS) | {
-    "console_away",
     "ledger_behind_store",
     "quarantine_full",
     "replacements_bounded",

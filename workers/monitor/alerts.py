@@ -68,7 +68,10 @@ def name_owner(config: Config) -> str:
 class AlertTask:
     """Looks at the node and tells of what changed. `run` is called again and again."""
 
-    def __init__(self, config: Config, ledger: Ledger, sender: EventSender, owner: str) -> None:
+    def __init__(
+        self, config: Config, ledger: Ledger, sender: EventSender, owner: str, *, lease_ms: int = LEASE_MS
+    ) -> None:
+        self._lease_ms = lease_ms
         self._config = config
         self._ledger = ledger
         self._sender = sender
@@ -203,11 +206,11 @@ class AlertTask:
     def _hold_lease(self, at_ms: int) -> bool:
         if self._ledger.database.dialect == "sqlite":
             return True  # one host
-        if time.monotonic() < self._lease_until - LEASE_MS / 2000:
+        if time.monotonic() < self._lease_until - self._lease_ms / 2000:
             return True
         began = time.monotonic()
         try:
-            is_ours = self._ledger.alert_groups.take_lease(_LEASE, self._owner, at_ms, LEASE_MS)
+            is_ours = self._ledger.alert_groups.take_lease(_LEASE, self._owner, at_ms, self._lease_ms)
         except LedgerError:
             return time.monotonic() < self._lease_until
         if not is_ours:
@@ -217,7 +220,7 @@ class AlertTask:
             return False
         if began > self._lease_until:
             self._loaded.discard(SHARED_SCOPE)
-        self._lease_until = began + LEASE_MS / 1000
+        self._lease_until = began + self._lease_ms / 1000
         return True
 
     def _load(self, scope: str) -> None:

@@ -30,9 +30,13 @@ WATCHED: Final = frozenset(
 """Conditions with thresholds of an alert. The monitor finds them itself, and not in the status, where they
 are because the monitor wrote them there."""
 
+_REWORDED: Final = frozenset({verdict.DESTINATION_PAUSED})
+"""Conditions whose cause in the status has words that a person typed, which must not leave the node."""
+
 SHARED: Final = frozenset(
     {
         verdict.DESTINATION_DOWN,
+        verdict.DESTINATION_PAUSED,
         verdict.DELIVERIES_DEAD,
         DELIVERIES_WAITING,
         QUARANTINE_NOT_EMPTY,
@@ -55,9 +59,9 @@ def find_alarms(
         unsent: Alerts whose events cannot be sent.
     """
     problems = map(Alarm.from_json, now["problems"])
-    found = {problem.name: problem for problem in problems if problem.condition not in WATCHED}
+    found = {one.name: one for one in problems if one.condition not in WATCHED | _REWORDED}
     others = [alarm for alarm in unsent if alarm.subject != alert.name]
-    for alarm in (*find_watched(alert, now), *silent, *others):
+    for alarm in (*find_watched(alert, now), *_find_paused(now), *silent, *others):
         found.setdefault(alarm.name, alarm)
     names = {row["name"] for row in now["ledger"].get("destinations", ())}
     return [alarm for alarm in found.values() if is_selected(alert, alarm, names)]
@@ -92,6 +96,14 @@ def find_watched(alert: AlertSettings, now: Mapping[str, Any]) -> Iterator[Alarm
             cause = f"{disk['use']}: {share:.1%} of the disk are free ({disk['free_bytes'] / 1e9:.1f} GB)"
             remedy = f"free space on {disk['path']}, or let [retention] remove studies"
             yield Alarm(f"{DISK_NEARLY_FULL}.{disk['use']}", cause, remedy)
+
+
+def _find_paused(now: Mapping[str, Any]) -> Iterator[Alarm]:
+    for row in now["ledger"].get("destinations", ()):
+        if row["paused_at_ms"]:
+            name = row["name"]
+            cause, remedy = f"{name}: paused, {row['backlog']} wait", f"`ingest resume {name}`"
+            yield Alarm(f"{verdict.DESTINATION_PAUSED}.{name}", cause, remedy, since_ms=row["paused_at_ms"])
 
 
 def get_delay_ms(alert: AlertSettings, alarm: Alarm) -> int:

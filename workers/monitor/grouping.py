@@ -1,9 +1,10 @@
 """Which message an alert sends about a group of alarms, and when: pure functions (INVARIANT 10).
 
-The alarms of one destination, or of another subject, form a group. An alarm without a subject is a group of
-its own. For each group an alert sends at most one message about begins in each interval, and one about ends.
-A destination that comes and goes every minute is therefore told of once in each interval. The message counts
-how often it came back. Only an alarm that makes a group failing does not wait.
+The alarms of one destination, or of another subject, form a group, and so do those of all disks and those of
+all certificates. Any other alarm without a subject is a group of its own. For each group an alert sends at
+most one message about begins in each interval, and one about ends. A destination that comes and goes every
+minute is therefore told of once in each interval. The message counts how often it came back. Only an alarm
+that makes a group failing does not wait.
 """
 
 import json
@@ -67,10 +68,18 @@ class GroupState:
 
 NEW_GROUP: Final = GroupState()
 
+_GROUPS: Final = {
+    "disk_away": "disks",
+    "disk_full": "disks",
+    "disk_nearly_full": "disks",
+    "certificate_expiring": "certificates",
+}
+"""Groups of conditions that several subjects usually get at once: spool and store share a disk."""
+
 
 def get_group(alarm: Alarm) -> str:
     """Return the name of the group of an alarm."""
-    return alarm.subject or alarm.condition
+    return _GROUPS.get(alarm.condition) or alarm.subject or alarm.condition
 
 
 def decide_message(

@@ -96,6 +96,8 @@ class EventSender:
             self._unrecorded = {
                 event.event_id: event for event in events if event.event_id not in self._sent_unrecorded
             }
+            if not events:
+                self._sent_unrecorded.clear()
 
     def was_sent(self, event_id: str) -> bool:
         """Whether an event was sent from memory."""

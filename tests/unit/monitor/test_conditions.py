@@ -1,26 +1,30 @@
 """Which alarms an alert selects, and what its thresholds find."""
 
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from ingest.alarms import Alarm, Severity
+from ingest.alarms import CONDITIONS, Alarm, Severity
 from ingest.config.model import AlertSettings
-from ingest.workers.monitor.conditions import find_alarms, get_delay_ms
+from ingest.status import verdict
+from ingest.workers.monitor.conditions import WATCHED, find_alarms, get_delay_ms
 
 NOW: dict[str, Any] = {
     "time": 100_000.0,
     "problems": [
         Alarm("destination_down.pacs", "down", "look", since_ms=5).to_json(),
         Alarm("destination_down.ris", "down", "look", since_ms=5).to_json(),
+        Alarm("destination_paused.ris", "ris: paused by a, 1 wait: PLANTED", "resume").to_json(),
         Alarm("store_full", "full", "look", Severity.FAILING).to_json(),
         Alarm("peer_silent.CT9", "written by the monitor earlier", "look").to_json(),
     ],
     "ledger": {
         "destinations": [
-            {"name": "pacs", "oldest_seconds": 7260.0, "backlog": 4},
-            {"name": "ris", "oldest_seconds": 60.0, "backlog": 1},
-            {"name": "idle", "oldest_seconds": None, "backlog": 0},
+            {"name": "pacs", "oldest_seconds": 7260.0, "backlog": 4, "paused_at_ms": 0},
+            {"name": "ris", "oldest_seconds": 60.0, "backlog": 1, "paused_at_ms": 9},
+            {"name": "idle", "oldest_seconds": None, "backlog": 0, "paused_at_ms": 0},
         ],
         "instances": {"stored": 7, "quarantined": 2},
     },
@@ -54,6 +58,7 @@ def test_all_alarms_and_thresholds_by_default():
         "deliveries_waiting.pacs",
         "destination_down.pacs",
         "destination_down.ris",
+        "destination_paused.ris",
         "disk_nearly_full.spool",
         "peer_silent.CT1",
         "quarantine_not_empty",
@@ -100,3 +105,20 @@ def test_destination_is_told_after_its_minutes():
     alert = AlertSettings(name="a", type="webhook", destination_down_minutes=7)
     assert get_delay_ms(alert, Alarm("destination_down.pacs", "", "")) == 420_000
     assert get_delay_ms(alert, Alarm("deliveries_dead.pacs", "", "")) == 0
+
+
+def test_words_that_a_person_typed_do_not_leave_the_node():
+    alert = AlertSettings(name="a", type="webhook")
+    found = {alarm.name: alarm for alarm in find_alarms(alert, NOW, (), ())}
+    assert found["destination_paused.ris"].cause == "ris: paused, 1 wait"
+    assert "PLANTED" not in str(found)
+
+
+def test_every_condition_is_documented_and_can_be_selected():
+    page = (Path(__file__).parents[3] / "docs/reference/alerts.md").read_text()
+    section = page.partition("## Conditions\n")[2].partition("\n## ")[0]
+    rows = [line.split("|")[1] for line in section.splitlines() if line.startswith("| `")]
+    documented = {name for row in rows for name in re.findall(r"`(\w+)`", row)}
+    assert documented == CONDITIONS
+    own = {value for name, value in vars(verdict).items() if name.isupper() and isinstance(value, str)}
+    assert own | WATCHED <= CONDITIONS
