@@ -88,6 +88,8 @@ def test_two_hosts_of_a_ledger_tell_once_and_the_other_takes_over(make_host, led
     if ledger.database.dialect == "sqlite":
         pytest.skip("one host")
     one, two = make_host("one"), make_host("two")
+    one.look()
+    two.look()
     kill_deliveries(ledger)
     for _ in range(2):
         one.look()
