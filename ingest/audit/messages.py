@@ -24,6 +24,9 @@ SOP_CLASSES_MAX: Final = 100
 """Number of SOP classes that one message lists. The others are counted together, without a UID."""
 
 _TEXT_MAX: Final = 1024
+_PATIENTS_DIFFER: Final = (
+    b"instances of different patients have this Study Instance UID; this is the newest one"
+)
 _XML: Final = '<?xml version="1.0" encoding="UTF-8"?>'
 # XML 1.0 2.2 has no C0 controls but tab, CR and LF, no surrogates, no U+FFFE and no U+FFFF. C1 controls and
 # line separators are legal there, but they could break the line-oriented file of a repository.
@@ -153,6 +156,8 @@ class StudyObject:
         accession_number: Empty if the ledger does not have it.
         sop_classes: Number of instances of each SOP class.
         is_encrypted: Whether the instances were encrypted on their way; None if that is not said.
+        has_several_patients: Whether instances of different patients came with the Study Instance UID. The
+            patient is then that of the newest instance, and the message says so.
     """
 
     study_uid: str
@@ -161,6 +166,7 @@ class StudyObject:
     accession_number: str = ""
     sop_classes: Mapping[str, int] = field(default_factory=dict)
     is_encrypted: bool | None = None
+    has_several_patients: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -399,6 +405,10 @@ def _study_objects(study: StudyObject) -> list[ET.Element]:
     patient = ET.Element("ParticipantObjectIdentification")
     _set_object(patient, study.patient_id, "1", "1", PATIENT_NUMBER)
     _add_text(patient, "ParticipantObjectName", study.patient_name)
+    if study.has_several_patients:
+        detail = ET.SubElement(patient, "ParticipantObjectDetail")
+        detail.set("type", "Patients Differ")
+        detail.set("value", _base64(_PATIENTS_DIFFER))
     return [element, patient]
 
 

@@ -12,6 +12,7 @@ import structlog
 
 from ingest.audit import recorder
 from ingest.audit.recorder import Action
+from ingest.audit.study_objects import record_study_access
 from ingest.config.model import Config
 
 log = structlog.get_logger()
@@ -42,6 +43,7 @@ def record_action(
     *,
     succeeded: bool = True,
     details: Mapping[str, Any] | None = None,
+    study_uid: str | None = None,
 ) -> None:
     """Record an action, such as a retry.
 
@@ -53,6 +55,7 @@ def record_action(
         target: What it concerns, such as "destination/PACS"; no patient data.
         succeeded: Whether it was done.
         details: More about it, such as ids and counts; no patient data.
+        study_uid: Study whose instances a person read or changed: the audit message names its patient.
     """
     log.info(
         "console_action",
@@ -64,9 +67,11 @@ def record_action(
         **(details or {}),
     )
     description = ", ".join(f"{name} {value}" for name, value in (details or {}).items())
-    recorder.record_action(
-        config, user, address, action, target=target, description=description, succeeded=succeeded
-    )
+    said: dict[str, Any] = {"target": target, "description": description, "succeeded": succeeded}
+    if study_uid is None:
+        recorder.record_action(config, user, address, action, **said)
+    else:
+        record_study_access(config, user, address, action, study_uid, **said)
 
 
 def record_query(config: Config, user: str, address: str, subject: str, criteria: Mapping[str, Any]) -> None:

@@ -23,7 +23,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from ingest.ledger.database import Database
 from ingest.ledger.instances import encode_columns
 from ingest.ledger.records import NewInstance
-from ingest.ledger.schema import audit_groups, audit_lease, audit_notes
+from ingest.ledger.schema import audit_groups, audit_lease, audit_notes, studies
 from ingest.ledger.transfer_notes import MergedTransfers, TransferKey, encode_json, note_received
 
 NOTES_MERGED: Final = 500
@@ -56,6 +56,20 @@ class TransferGroup:
     last_at: int
     is_begun: bool = False
     id: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class IndexedStudy:
+    """Attributes of a study that an audit message names, as far as `[ledger] index` allows.
+
+    Attributes:
+        patients_differ: Whether instances of different patients came with its Study Instance UID.
+    """
+
+    patient_id: str = ""
+    patient_name: str = ""
+    accession_number: str = ""
+    patients_differ: bool = False
 
 
 class Transfers:
@@ -188,6 +202,18 @@ class Transfers:
                 if left:
                     merged = MergedTransfers(left, group.last_at, row["last_at"])
                     _merge_group(connection, row["key"], merged, row["merged_at"])
+
+    def find_study(self, study_uid: str) -> IndexedStudy:
+        """Return what the study index has about the patient of a study; empty values if it has nothing."""
+        columns = (
+            studies.c.patient_id,
+            studies.c.patient_name,
+            studies.c.accession_number,
+            studies.c.patients_differ,
+        )
+        with self._database.begin_read() as connection:
+            row = connection.execute(select(*columns).where(studies.c.study_uid == study_uid)).first()
+        return IndexedStudy(*row) if row is not None else IndexedStudy()
 
     def count_pending(self) -> tuple[int, int]:
         """Return the number of notes and of groups that are not reported yet."""

@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.uid import ExplicitVRLittleEndian
 
 from ingest.audit import record_application
 from ingest.config.reader import load_config
@@ -217,3 +219,49 @@ def command(node: Node, *arguments: str, code: int = 0) -> str:
     )
     assert done.returncode == code, done.stdout + done.stderr
     return done.stdout + done.stderr
+
+
+def test_patient_is_named_as_the_index_allows_and_nowhere_else(
+    tmp_path: Path, material: Material, site: Node, rsyslog: Rsyslog
+) -> None:
+    rsyslog.start()
+    site.start(ledger='[ledger]\nindex = "full"')
+    name, patient, accession = "Yamada^Tarou=山田^太郎=やまだ^たろう", "<script>x</script>", "A\"&'1"
+    send_file(site, material, tmp_path, "1.2.3", name, patient, accession)
+    found = eventually(lambda: len(found := find(rsyslog, TRANSFERRED, "1.2.3")) == 2 and found, 30, "both")
+    found += find(rsyslog, BEGIN, "1.2.3")
+    assert {(said.objects[1], said.names[1]) for said in found} == {(patient, name)}
+    assert [said.accessions for said in found] == [[accession], [accession], []]
+    assert validate(tmp_path, [line.partition(b"\xef\xbb\xbf")[2] for line in rsyslog.received]) == ""
+    places = [site.folder / "log", *(path for path in (site.data / "run").rglob("*") if path.is_file())]
+    spilled = [path for path in places for word in ("Yamada", "<script>", "山田") if word in read_text(path)]
+    assert spilled == []
+
+    site.configure(ledger='[ledger]\nindex = "none"')
+    command(site, "reload")
+    send_file(site, material, tmp_path, "1.2.4", name, patient, accession)
+    found = eventually(lambda: len(found := find(rsyslog, TRANSFERRED, "1.2.4")) == 2 and found, 30, "both")
+    assert {(said.objects[1], said.names[1], *said.accessions) for said in found} == {("", "")}
+
+
+def send_file(node: Node, material: Material, folder: Path, study: str, *patient: str) -> None:
+    """Send a file with a patient: name, ID and accession number in a multi-byte character set."""
+    data = Dataset()
+    data.SpecificCharacterSet = ["ISO 2022 IR 6", "ISO 2022 IR 87"]
+    data.PatientName, data.PatientID, data.AccessionNumber = patient
+    data.SOPClassUID, data.SOPInstanceUID = CT, f"{study}.1.1"
+    data.StudyInstanceUID, data.SeriesInstanceUID = study, f"{study}.1"
+    file = folder / f"{study}.dcm"
+    data.file_meta = FileMetaDataset()
+    data.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    data.save_as(file, enforce_file_format=True)
+    options = ["-aet", "CT1", *authenticated(material, "peer")]
+    assert storescu(node.tls_port, *options, files=[file]).returncode == 0
+
+
+def read_text(path: Path) -> str:
+    """The text of a file, whatever it is."""
+    try:
+        return path.read_text(errors="replace")
+    except OSError:
+        return ""

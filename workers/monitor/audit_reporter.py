@@ -13,6 +13,7 @@ from typing import Final
 
 from ingest.audit import AuditTrail, StudyObject, messages
 from ingest.audit.messages import AuditMessage, EventOutcome, Participant, TransferAction
+from ingest.audit.study_objects import describe_study
 from ingest.config.model import Config, Destination
 from ingest.ledger import Ledger
 from ingest.ledger.transfer_notes import RECEIVED, SENT
@@ -34,6 +35,7 @@ class TransferReporter:
 
     def __init__(self, config: Config, ledger: Ledger, trail: AuditTrail) -> None:
         """Prepare."""
+        self._config = config
         self._ledger = ledger
         self._trail = trail
         # A group without a note for this long has ended: its association ended, or sends another study.
@@ -140,7 +142,9 @@ class TransferReporter:
             if key.direction == RECEIVED
             else destination is not None and bool(destination.tls)
         )
-        return StudyObject(
+        return describe_study(
+            self._config,
+            self._ledger,
             key.study_uid,
             sop_classes=group.sop_classes if with_classes else {},
             is_encrypted=is_encrypted,

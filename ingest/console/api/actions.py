@@ -20,10 +20,26 @@ ACTION_SECONDS: Final = 120.0
 """Deadline of an action on many rows. Its rows are changed in parts, and a repetition does what is left."""
 
 
-def record_action(call: Call, action: Action, target: str, *, succeeded: bool = True, **details: Any) -> None:
-    """Record an action in the log and in the audit trail."""
-    person, address = call.principal.name, call.address
-    audit.record_action(call.config, person, address, action, target, succeeded=succeeded, details=details)
+def record_action(
+    call: Call,
+    action: Action,
+    target: str,
+    *,
+    succeeded: bool = True,
+    study_uid: str | None = None,
+    **details: Any,
+) -> None:
+    """Record an action in the log and in the audit trail; see `ingest.console.audit.record_action`."""
+    audit.record_action(
+        call.config,
+        call.principal.name,
+        call.address,
+        action,
+        target,
+        succeeded=succeeded,
+        details=details,
+        study_uid=study_uid,
+    )
 
 
 def _require_conditions(body: models.DeliveryRetry) -> DeliveryFilter:

@@ -83,7 +83,13 @@ async def download_file(request: Request) -> Response:
 def _open_download(call: Call) -> tuple[Instance, int, int]:
     row = find_instance(call, read_id(call))
     fd, size = open_instance(call.console, row)
-    record_action(call, Action.DOWNLOAD, f"instance/{row.id}", sop_instance_uid=row.sop_instance_uid)
+    record_action(
+        call,
+        Action.DOWNLOAD,
+        f"instance/{row.id}",
+        study_uid=row.study_uid,
+        sop_instance_uid=row.sop_instance_uid,
+    )
     return row, fd, size
 
 

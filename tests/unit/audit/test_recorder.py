@@ -1,5 +1,6 @@
 """Functions that record events: what each one writes, and that no failure reaches their callers."""
 
+import contextlib
 import json
 import shutil
 
@@ -17,8 +18,12 @@ from ingest.audit import (
     record_user_logout,
 )
 from ingest.audit.queue import BLOCK_BYTES, AuditQueue
-from ingest.config.model import Config
+from ingest.audit.study_objects import record_study_access
+from ingest.config.model import Config, LedgerSettings
+from ingest.dicom.study_attributes import StudyAttributes
+from ingest.ledger import Ledger
 from tests.support.audit import Said, validate
+from tests.support.ledgers import row
 
 
 def configure(folder, **audit):
@@ -111,3 +116,34 @@ def _application(trail):
     from ingest.audit.messages import build_application_activity
 
     return build_application_activity(trail.source, 1000, trail.process(), started=True)
+
+
+@pytest.mark.parametrize(
+    ("level", "named"), [("none", ("", "")), ("identifiers", ("P1", "")), ("full", ("P1", "Doe^Jane"))]
+)
+def test_access_to_a_study_names_its_patient_as_far_as_the_index_may(tmp_path, level, named):
+    config = configure(tmp_path).model_copy(update={"ledger": LedgerSettings(index=level)})
+    with contextlib.closing(Ledger(config.ledger_url)) as ledger:
+        ledger.migrate()
+        # The ledger was made with a higher level than today's.
+        known = StudyAttributes(level="full", patient_id="P1", patient_name="Doe^Jane")
+        ledger.instances.record([row(1, study_uid="1.2", attributes=known)])
+    assert record_study_access(config, "anna", "::1", Action.DOWNLOAD, "1.2", target="instance/1")
+    assert record_study_access(config, "anna", "::1", Action.RELEASE, "9.9")
+    first, second = read_all(config)
+    assert (first.event, first.action) == ("DICOM Instances Accessed", "R")
+    assert (first.objects, first.names[1]) == (["1.2", named[0]], named[1])
+    assert (second.action, second.objects) == ("U", ["9.9", ""])
+
+
+def test_access_is_recorded_while_the_ledger_is_away(config):
+    assert record_study_access(config, "anna", "::1", Action.DOWNLOAD, "1.2")
+    assert [said.objects for said in read_all(config)] == [["1.2", ""]]
+
+
+def test_study_of_several_patients_says_so(config, tmp_path):
+    record_action(config, "a", "::1", Action.VIEW, studies=[StudyObject("1", "P", has_several_patients=True)])
+    (said,) = read_all(config)
+    assert "different patients" in said.detail
+    queue = queue_of(config)
+    assert validate(tmp_path, [queue.read(queue.list_names()[0]).partition(b"\xef\xbb\xbf")[2]]) == ""
