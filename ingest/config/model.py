@@ -306,7 +306,10 @@ class ConsoleSettings(Section):
     @property
     def is_public(self) -> bool:
         """Whether other hosts can reach the console, directly or through a proxy."""
-        public = urlsplit(self.public_url).hostname
+        try:
+            public = urlsplit(self.public_url).hostname
+        except ValueError:
+            return True  # a fault, which is reported for the key itself
         return not is_loopback(self.host) or (public is not None and not is_loopback(public))
 
     @property

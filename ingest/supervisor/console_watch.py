@@ -33,8 +33,11 @@ BOOT_SECONDS: Final = 120.0
 RETIRED_SECONDS: Final = 10.0
 """A console of an earlier generation that has not ended after this long is killed: it keeps the port."""
 
-AWAY_SECONDS: Final = 10.0
-"""A console that does not serve for this long is an alarm. One that died serves again within seconds."""
+AWAY_SECONDS: Final = 20.0
+"""A console that does not serve for this long is an alarm. One that died serves again within seconds.
+
+One that cannot bind its address raises the alarm itself before that, and names the cause.
+"""
 
 _WORD: Final = struct.Struct("=q")
 _HEARTBEAT: Final = 0

@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import re
+import ssl
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -51,7 +52,7 @@ class ConsoleProcess:
 
     def browse(self, **options: Any) -> httpx.Client:
         """Return a browser without a login."""
-        verify: Any = str(self.ca) if self.ca else True
+        verify: Any = ssl.create_default_context(cafile=self.ca) if self.ca else True
         options.setdefault("headers", {"Accept": "text/html"})
         client = httpx.Client(base_url=self.url, timeout=20, verify=verify, trust_env=False, **options)
         return self.clients.enter_context(client)
@@ -97,12 +98,15 @@ def post_login(client: httpx.Client, user: str, password: str) -> httpx.Response
 
 def add_users(config: Config) -> dict[str, str]:
     """Add a user and a token of each role, and return the tokens by role."""
+    return add_users_in(config.console_dir)
+
+
+def add_users_in(folder: Path) -> dict[str, str]:
+    """Do the same in the folder of a console whose configuration is not sound without users."""
     for word, role in ROLES_BY_WORD.items():
-        UserFile(config.console_dir).add_user(word, role, PASSWORD)
-    return {
-        word: TokenFile(config.console_dir).add_token(f"for-{word}", role)
-        for word, role in ROLES_BY_WORD.items()
-    }
+        UserFile(folder).add_user(word, role, PASSWORD)
+    tokens = TokenFile(folder)
+    return {word: tokens.add_token(f"for-{word}", role) for word, role in ROLES_BY_WORD.items()}
 
 
 def write_config(folder: Path, console: str = "", more: str = "") -> tuple[Config, int]:

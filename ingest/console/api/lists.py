@@ -3,8 +3,10 @@
 import contextlib
 import json
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any, Final
 
+from ingest.audit.recorder import Action
 from ingest.console import audit
 from ingest.console.api import models
 from ingest.console.api.models import to_unix_ms
@@ -15,14 +17,20 @@ from ingest.ledger.delivery_admin import DeliveryFilter
 from ingest.ledger.index import InstanceFilter
 from ingest.ledger.records import InstanceState
 from ingest.operations import deliveries, instances
-
-SERIES_INSTANCES_MAX: Final = 20_000
-"""Instances that are read to sum up the series of one study."""
+from ingest.operations.comparison import compare_quarantined
 
 
 def make_instance_filter(body: models.InstanceSearch | models.StudySearch) -> InstanceFilter:
     """Make the filter of a search."""
     return InstanceFilter(
+        accession_number=body.accession_number,
+        patient_id=body.patient_id,
+        patient_name=body.patient_name,
+        date_from=body.date_from,
+        date_to=body.date_to,
+        modality=body.modality,
+        destination=body.destination,
+        delivery_states=body.delivery_states,
         study_uid=body.study_uid,
         series_uid=body.series_uid,
         sop_instance_uid=body.sop_instance_uid,
@@ -61,35 +69,42 @@ def search_studies(call: Call) -> dict[str, Any]:
     """List studies."""
     record_search(call, "studies")
     body: models.StudySearch = call.body
-    found = instances.list_studies(call.config, make_instance_filter(body), body.limit, stable=body.stable)
-    return {"items": [instances.study_to_json(study) for study in found]}
+    after = None if body.after is None else (body.after.last_ms, body.after.study_uid)
+    found = instances.list_studies(
+        call.config, make_instance_filter(body), body.limit, stable=body.stable, after=after
+    )
+    last = found[-1] if len(found) == body.limit else None
+    return {
+        "items": [instances.study_to_json(study) for study in found],
+        "next": None if last is None else {"last_ms": last.last_at, "study_uid": last.study_uid},
+    }
+
+
+def find_study(call: Call) -> instances.StudyDetails:
+    """Return the study of the path.
+
+    Raises:
+        ProblemError: There is none.
+    """
+    uid = call.path["study_uid"]
+    found = instances.find_study(call.config, uid, 1)
+    if found is None:
+        raise ProblemError(404, "there is no such study", "see `POST /api/v1/studies/search`")
+    return found
 
 
 def show_study(call: Call) -> dict[str, Any]:
     """Show one study."""
-    uid = call.path["study_uid"]
-    found = instances.list_studies(call.config, InstanceFilter(study_uid=uid), 1, stable=None)
-    if not found:
-        raise ProblemError(404, f"there is no study {uid}", "see `POST /api/v1/studies/search`")
-    return instances.study_to_json(found[0])
+    found = find_study(call)
+    audit.record_action(
+        call.config, call.principal.name, call.address, Action.VIEW, f"study/{found.study.study_uid}"
+    )
+    return instances.study_to_json(found.study)
 
 
 def list_series(call: Call) -> dict[str, Any]:
     """List the series of a study."""
-    uid = call.path["study_uid"]
-    found = instances.list_instances(
-        call.config, InstanceFilter(study_uid=uid), SERIES_INSTANCES_MAX, before=None
-    )
-    series: dict[str, dict[str, Any]] = {}
-    for each in found:
-        if each.instance.state in {InstanceState.STORED, InstanceState.VARIANT}:
-            row = series.setdefault(
-                each.instance.series_uid,
-                {"series_uid": each.instance.series_uid, "instances": 0, "size": 0},
-            )
-            row["instances"] += 1
-            row["size"] += each.instance.size
-    return {"items": sorted(series.values(), key=lambda row: str(row["series_uid"]))}
+    return {"items": [asdict(each) for each in find_study(call).series]}
 
 
 def search_instances(call: Call) -> dict[str, Any]:
@@ -141,6 +156,11 @@ def search_deliveries(call: Call) -> dict[str, Any]:
     body: models.DeliverySearch = call.body
     found = deliveries.list_deliveries(call.config, make_delivery_filter(body), body.limit, body.before)
     return _make_page([each.to_json() for each in found], body.limit)
+
+
+def compare(call: Call) -> dict[str, Any]:
+    """Compare a quarantined instance with the stored one."""
+    return compare_quarantined(call.config, read_id(call)).to_json()
 
 
 def search_quarantine(call: Call) -> dict[str, Any]:
@@ -205,6 +225,14 @@ OPERATIONS: Final = (
         search_quarantine,
         models.QuarantinedInstances,
         body=models.InstanceSearch,
+        tag="quarantine",
+    ),
+    Operation(
+        "GET",
+        "/quarantine/{id}/comparison",
+        "Compare a quarantined instance with the stored one of its UID",
+        compare,
+        models.Comparison,
         tag="quarantine",
     ),
 )

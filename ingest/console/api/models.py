@@ -6,7 +6,7 @@ Answers may get further fields within version 1; programs ignore fields that the
 from datetime import UTC, datetime
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from ingest.ledger.records import DeliveryState, InstanceState
 
@@ -33,6 +33,7 @@ def _require_utf8(text: str) -> str:
 
 Text = Annotated[str, Field(max_length=256), AfterValidator(_require_utf8)]
 UID = Annotated[str, Field(max_length=64, pattern=r"^[0-9.]*$")]
+DicomDate = Annotated[str, Field(pattern=r"^[0-9]{8}$")]
 Id = Annotated[int, Field(ge=1, lt=2**63)]
 Limit = Annotated[int, Field(ge=1, le=MAX_LIMIT)]
 
@@ -52,7 +53,20 @@ def to_unix_ms(moment: datetime | None) -> int | None:
 # --- requests
 
 
-class InstanceSearch(RequestModel):
+class StudyConditions(RequestModel):
+    """Conditions for the study; `*` stands for any text and `?` for one character."""
+
+    accession_number: Text | None = None
+    patient_id: Text | None = None
+    patient_name: Text | None = Field(None, description='Needs [ledger] index = "full".')
+    date_from: DicomDate | None = Field(None, description="Study date, included.")
+    date_to: DicomDate | None = Field(None, description="Study date, included.")
+    modality: Text | None = None
+    destination: Text | None = Field(None, description="Instances have a delivery to it.")
+    delivery_states: tuple[DeliveryState, ...] = ()
+
+
+class InstanceSearch(StudyConditions):
     """Conditions for instances; all of them must hold."""
 
     study_uid: UID | None = None
@@ -66,7 +80,14 @@ class InstanceSearch(RequestModel):
     before: Id | None = Field(None, description="`next` of the previous page.")
 
 
-class StudySearch(RequestModel):
+class StudyPlace(RequestModel):
+    """The last study of a page."""
+
+    last_ms: Annotated[int, Field(ge=0, lt=2**63)]
+    study_uid: UID
+
+
+class StudySearch(StudyConditions):
     """Conditions for studies; all of them must hold."""
 
     study_uid: UID | None = None
@@ -78,6 +99,7 @@ class StudySearch(RequestModel):
     until: Moment | None = None
     stable: bool | None = None
     limit: Limit = 100
+    after: StudyPlace | None = Field(None, description="`next` of the previous page.")
 
 
 class DeliveryConditions(RequestModel):
@@ -163,17 +185,6 @@ class Job(RequestModel):
     deliveries: bool = Field(True, description="Rebuild: create deliveries as the routes say.")
 
 
-def _read_number(value: Any) -> Any:
-    return int(value) if isinstance(value, str) and value.isascii() and value.isdigit() else value
-
-
-class PageQuery(RequestModel):
-    """A page of a list."""
-
-    limit: Annotated[Limit, BeforeValidator(_read_number)] = 100
-    before: Annotated[Id | None, BeforeValidator(_read_number)] = None
-
-
 # --- answers
 
 
@@ -199,6 +210,12 @@ class Study(AnswerModel):
     deliveries: dict[str, int] = Field(description="Deliveries by state.")
     stable: bool
     copies: int
+    patient_id: str = Field(description="Empty if [ledger] index does not keep it, as the next ones.")
+    patient_name: str
+    accession_number: str
+    study_date: str
+    study_description: str
+    modalities: list[str]
 
 
 class Instance(AnswerModel):
@@ -253,6 +270,7 @@ class Studies(AnswerModel):
     """Studies, the one with the newest instance first."""
 
     items: list[Study]
+    next: StudyPlace | None = Field(description="`after` of the next page; null at the end.")
 
 
 class Instances(AnswerModel):
@@ -280,8 +298,11 @@ class Series(AnswerModel):
     """A series of a study."""
 
     series_uid: str
+    modality: str
+    series_description: str
     instances: int
     size: int
+    states: dict[str, int]
 
 
 class SeriesList(AnswerModel):
@@ -462,6 +483,42 @@ class Trace(AnswerModel):
     next_steps: list[dict[str, Any]]
     instances: list[dict[str, Any]]
     notes: list[str]
+
+
+class ChartQuery(RequestModel):
+    """Which charts."""
+
+    span: Literal["hour", "day"] = "hour"
+
+
+class Charts(AnswerModel):
+    """Series for charts; all columns have the length of `times`, with null where nothing is known."""
+
+    span: str
+    step_seconds: int
+    times: list[int]
+    series: dict[str, list[float | None]]
+    callers: dict[str, list[float | None]]
+    destinations: dict[str, list[float | None]]
+    backlogs: dict[str, list[float | None]]
+
+
+class ComparedAttribute(AnswerModel):
+    """An attribute of a stored and of a quarantined instance."""
+
+    tag: str
+    name: str
+    stored: str
+    quarantined: str
+    differs: bool
+
+
+class Comparison(AnswerModel):
+    """A quarantined instance beside the stored one of its SOP Instance UID."""
+
+    rows: list[ComparedAttribute]
+    remark: str
+    stored_id: int | None
 
 
 class JobState(AnswerModel):

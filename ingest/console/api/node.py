@@ -13,6 +13,7 @@ from ingest.console.api.actions import record_action
 from ingest.console.api.operation import Call, Operation
 from ingest.errors import ConfigError, IngestError
 from ingest.ledger import Ledger
+from ingest.operations.charts import read_charts
 from ingest.operations.trace import certificate_to_json, trace
 from ingest.status.report import gather_status
 from ingest.supervisor import reload_client
@@ -51,6 +52,13 @@ def show_trace(call: Call) -> dict[str, Any]:
     """Show what happened to a study or an instance, and what happens next."""
     body: models.TraceRequest = call.body
     return trace(call.config, body.wanted).to_json()
+
+
+def show_charts(call: Call) -> dict[str, Any]:
+    """Show what the monitor has sampled."""
+    query: models.ChartQuery = call.query
+    with contextlib.closing(Ledger(call.config.ledger_url)) as ledger:
+        return read_charts(call.config, ledger, query.span).to_json()
 
 
 def list_routes(call: Call) -> dict[str, Any]:
@@ -159,6 +167,14 @@ OPERATIONS: Final = (
         models.Trace,
         body=models.TraceRequest,
         tag="studies",
+    ),
+    Operation(
+        "GET",
+        "/samples",
+        "Show rates, waits and backlogs of the last hour or day",
+        show_charts,
+        models.Charts,
+        query=models.ChartQuery,
     ),
     Operation("GET", "/routes", "List the routes in their order", list_routes, models.Routes, tag="routes"),
     Operation(

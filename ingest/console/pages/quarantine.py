@@ -26,6 +26,7 @@ from ingest.console.problems import ProblemError
 from ingest.console.web import Endpoint, get_console, run_blocking
 from ingest.ledger import Instance, InstanceState, Ledger
 from ingest.ledger.index import InstanceFilter
+from ingest.operations.comparison import compare_quarantined
 from ingest.operations.instances import list_instances, name_quarantine_kind
 
 PAGE_ROWS: Final = 100
@@ -114,7 +115,7 @@ async def show_quarantined(request: Request) -> Response:
         "quarantine",
         instance=row,
         kind=name_quarantine_kind(row),
-        comparison=None,
+        comparison=await run_blocking(request, compare_quarantined, config, number),
     )
 
 
