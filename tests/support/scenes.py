@@ -100,7 +100,7 @@ STUDIES = (
         6,
     ),
     Study(2, "MR", "Okafor^Chidi^^Dr", "P-118820", "MR knee left", ("PD sag", "T2 cor"), 4),
-    Study(3, "US", "Yamada^Tarou=山田^太郎=やまだ^たろう", "P-330102", "US abdomen", ("Liver", "Kidneys"), 3),
+    Study(3, "US", "Yamada^Tarou", "P-330102", "US abdomen", ("Liver", "Kidneys"), 3),
     Study(4, "CT", "Brandão^Inês", "P-204418", "CT head", ("Axial 4.0",), 8),
     Study(5, "DX", "Müller^Jürgen", "P-551230", "Chest PA and lateral", ("PA", "LAT"), 1),
 )

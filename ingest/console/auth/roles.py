@@ -61,6 +61,7 @@ ROUTE_ROLES: Final[Mapping[str, Role]] = {
     # --- pages
     "GET /": Role.VIEWER,
     "GET /events": Role.VIEWER,
+    "GET /overview/charts": Role.VIEWER,
     "GET /studies": Role.VIEWER,
     "POST /studies/search": Role.VIEWER,
     "GET /studies/{uid}": Role.VIEWER,

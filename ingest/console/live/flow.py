@@ -22,9 +22,9 @@ OLD_SECONDS: Final = 300.0
 WIDE_WIDTH: Final = 1010
 TALL_WIDTH: Final = 360
 
-_COLUMNS: Final = {"listeners": (214, 100), "spool": (370, 88), "queue": (514, 88), "store": (658, 88)}
-_SENDER_WIDTH: Final = 142
-LABEL_WIDTH: Final = 46
+_COLUMNS: Final = {"listeners": (234, 98), "spool": (386, 86), "queue": (526, 86), "store": (666, 86)}
+_SENDER_WIDTH: Final = 138
+LABEL_WIDTH: Final = 44
 _DESTINATION_X: Final = 858
 _TOP: Final = 26
 

@@ -85,6 +85,7 @@ class SnapshotSource:
         self._gather = gather
         self._lock = threading.Lock()
         self._last: Snapshot | None = None
+        self._is_expired = False
         self._senders = SenderRates(config)
         self._history: deque[Totals] = deque(maxlen=_HISTORY)
 
@@ -92,9 +93,16 @@ class SnapshotSource:
         """Return a snapshot that is not older. If a thread takes one already, wait for it."""
         with self._lock:
             last = self._last
-            if last is None or time.monotonic() - last.at > max(max_age_seconds, 3 * last.seconds):
+            is_old = last is None or time.monotonic() - last.at > max(max_age_seconds, 3 * last.seconds)
+            if last is None or is_old or self._is_expired:
+                self._is_expired = False
                 self._last = last = self._take()
             return last
+
+    def expire(self) -> None:
+        """Forget the last snapshot, because a person has changed something."""
+        with self._lock:
+            self._is_expired = True
 
     def peek(self) -> Snapshot | None:
         """Return the last snapshot, whatever its age."""

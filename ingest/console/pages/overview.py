@@ -1,18 +1,23 @@
 """The overview: alarms, the picture of the flow, charts, listeners, free space, and the live stream."""
 
+import contextlib
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from starlette.requests import Request
-from starlette.responses import Response
+from starlette.responses import JSONResponse, Response
 
+from ingest.config.model import Config
 from ingest.console.auth.login import is_principal_valid
 from ingest.console.live import flow
 from ingest.console.live.parts import PartsEncoder
 from ingest.console.live.snapshot import Snapshot
 from ingest.console.pages.rendering import read_snapshot, render
-from ingest.console.web import Endpoint, get_console, get_principal
+from ingest.console.problems import ProblemError
+from ingest.console.web import Endpoint, get_console, get_principal, run_blocking
+from ingest.ledger import Ledger
+from ingest.operations.charts import SPANS, Charts, Column, read_charts
 from ingest.status.verdict import MAX_QUEUE_SECONDS
 
 PARTS: Final = ("alarms", "vitals", "flow", "way", "disks")
@@ -22,12 +27,50 @@ LOW_SHARE: Final = 0.1
 """A disk with less free space is marked, before anything is refused."""
 
 
+CHARTS: Final = (
+    ("throughput", "Throughput", "instances per second"),
+    ("backlog", "What waits", "instances"),
+    ("receiving", "Time to receive and commit", "median and 99th percentile"),
+    ("delivering", "Time to store and deliver", "median and 99th percentile"),
+)
+"""Key, title and unit of each chart."""
+
+_SERIES: Final[Mapping[str, tuple[str, Sequence[tuple[str, str]]]]] = {
+    "throughput": (
+        "/s",
+        (
+            ("received_per_second", "Received"),
+            ("delivered_per_second", "Delivered"),
+            ("refused_per_second", "Refused"),
+        ),
+    ),
+    "backlog": (
+        "",
+        (("spool_entries", "In the spool"), ("queue_entries", "In the queue"), ("backlog", "To deliver")),
+    ),
+    "receiving": (
+        "s",
+        (
+            ("receive_p50_seconds", "Receive, median"),
+            ("receive_p99_seconds", "Receive, p99"),
+            ("commit_p99_seconds", "Commit, p99"),
+        ),
+    ),
+    "delivering": (
+        "s",
+        (
+            ("queue_p50_seconds", "Store, median"),
+            ("queue_p99_seconds", "Store, p99"),
+            ("delivery_p99_seconds", "Deliver, p99"),
+        ),
+    ),
+}
+
+
 async def show_overview(request: Request) -> Response:
     """Show the overview."""
     snapshot = await read_snapshot(request)
-    return render(
-        request, "overview.html", "overview", charts=(), has_charts=False, **view_snapshot(snapshot)
-    )
+    return render(request, "overview.html", "overview", charts=CHARTS, **view_snapshot(snapshot))
 
 
 def view_snapshot(snapshot: Snapshot) -> dict[str, Any]:
@@ -92,6 +135,27 @@ def _judge_disk(disk: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+async def read_chart_series(request: Request) -> Response:
+    """Return the series of all charts for the last hour or day."""
+    span = request.query_params.get("range", "hour")
+    if span not in SPANS:
+        raise ProblemError(422, "there is no such range", f"ask for one of {', '.join(SPANS)}")
+    charts = await run_blocking(request, _read_charts, get_console(request).config, span)
+    return JSONResponse({"times": charts.times, **{key: _view_chart(charts, key) for key in _SERIES}})
+
+
+def _read_charts(config: Config, span: str) -> Charts:
+    with contextlib.closing(Ledger(config.ledger_url)) as ledger:
+        return read_charts(config, ledger, span)
+
+
+def _view_chart(charts: Charts, key: str) -> dict[str, Any]:
+    unit, names = _SERIES[key]
+    nothing: Column = [None] * len(charts.times)
+    series = [{"label": label, "values": charts.series.get(name, nothing)} for name, label in names]
+    return {"unit": unit, "series": series}
+
+
 async def stream_parts(request: Request) -> Response:
     """Stream the parts of a page that have changed. One snapshot serves all browsers."""
     console, principal = get_console(request), get_principal(request)
@@ -103,5 +167,6 @@ async def stream_parts(request: Request) -> Response:
 
 ENDPOINTS: Final = (
     Endpoint("GET", "/", show_overview),
+    Endpoint("GET", "/overview/charts", read_chart_series),
     Endpoint("GET", "/events", stream_parts),
 )

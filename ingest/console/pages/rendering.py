@@ -264,7 +264,8 @@ _ACTIONS: Final = {
 
 
 def record_action(request: Request, action: str, **subject: str) -> None:
-    """Record an action in the log and the audit trail."""
+    """Record an action that was done, and let the next page show its effect."""
+    get_console(request).snapshots.expire()
     principal, address = get_principal(request), get_address(request)
     known = {name: value for name, value in subject.items() if value}
     kind = _ACTIONS.get(action, Action.OTHER)

@@ -1,9 +1,9 @@
 """Studies: search and list, one study with its series, one instance with all that happened to it."""
 
 import contextlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import date, datetime, timedelta
 from typing import Any, Final
 from urllib.parse import quote, urlencode
 
@@ -12,8 +12,10 @@ from starlette.responses import RedirectResponse, Response
 
 from ingest.config.model import Config
 from ingest.console import audit
+from ingest.console.formatting import with_query
 from ingest.console.pages.rendering import (
     read_number,
+    read_order,
     read_query,
     read_snapshot,
     render,
@@ -22,11 +24,14 @@ from ingest.console.pages.rendering import (
 from ingest.console.problems import ProblemError
 from ingest.console.web import Endpoint, get_address, get_console, get_principal, run_blocking
 from ingest.dicom.uids import names_of
+from ingest.errors import UnknownObjectError
 from ingest.ledger import DeliveryState, Instance, InstanceState, Ledger
 from ingest.ledger.delivery_admin import DeliveryFilter
-from ingest.ledger.index import FoundInstance, FoundStudy, InstanceFilter
+from ingest.ledger.index import FoundInstance, FoundStudy, InstanceFilter, StudySort
 from ingest.operations.deliveries import ListedDelivery, list_deliveries
-from ingest.operations.instances import list_instances, list_studies
+from ingest.operations.instances import find_study, list_studies
+from ingest.operations.trace import Trace, trace
+from ingest.operations.trace_events import TraceKind
 
 PAGE_ROWS: Final = 50
 INSTANCE_ROWS: Final = 200
@@ -55,12 +60,28 @@ class SearchField:
 
 
 _FIELDS: Final = (
-    SearchField("study", "Study UID", hint="1.2.840…"),
+    SearchField("name", "Patient name", is_secret=True, hint="Family^Given, * and ?"),
+    SearchField("patient", "Patient ID", is_secret=True),
+    SearchField("accession", "Accession number", is_secret=True),
+    SearchField("from", "Study date from", "date"),
+    SearchField("to", "Study date to", "date"),
+    SearchField("modality", "Modality", hint="CT"),
     SearchField("calling", "Sender (AE title)"),
+    SearchField("destination", "Destination"),
+    SearchField("delivery", "State of a delivery", choices=tuple(state.value for state in DeliveryState)),
     SearchField("state", "State of an instance", choices=tuple(state.value for state in InstanceState)),
     SearchField("since", "Received from", "date"),
     SearchField("until", "Received to", "date"),
+    SearchField("study", "Study Instance UID", hint="1.2.840…"),
 )
+_ORDERS: Final[Mapping[str, StudySort]] = {
+    "received": "received",
+    "date": "date",
+    "name": "name",
+    "patient": "patient_id",
+    "accession": "accession",
+}
+"""Orders of the list, by the key in the address."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,31 +100,57 @@ class Search:
 
 
 async def show_studies(request: Request) -> Response:
-    """Show studies, the one with the newest instance first."""
+    """Show studies, by default the one with the newest instance first."""
     console = get_console(request)
-    search = _read_search(request)
+    search, order = _read_search(request), read_order(request, _ORDERS, "-received")
+    after = _read_place(request)
+    level = console.config.ledger.index
     snapshot = await read_snapshot(request)
-    found = (
-        []
-        if search.faults
-        else await run_blocking(request, list_studies, console.config, search.which, PAGE_ROWS, stable=None)
-    )
+    found: list[FoundStudy] = []
+    if not search.faults:
+        found = await run_blocking(
+            request,
+            list_studies,
+            console.config,
+            search.which,
+            PAGE_ROWS,
+            sort=_ORDERS[order.key],
+            ascending=not order.descending,
+            after=after,
+        )
+    query = {name: value for name, value in request.query_params.items() if name != "after"}
+    last = found[-1] if len(found) == PAGE_ROWS else None
     return render(
         request,
         "studies.html",
         "studies",
-        studies=[_view_study(study) for study in found],
-        fields=_FIELDS,
+        studies=found,
+        fields=[each for each in _FIELDS if _is_indexed(each, level)],
         search=search.values,
         faults=search.faults,
-        has_patients=False,
-        has_dates=False,
-        names_are_indexed=True,
-        index_remark="",
-        version=snapshot.versions["studies"],
-        first_url="",
-        next_url="",
+        has_patients=level != "none",
+        sort=order,
+        query=query,
+        index_level=level,
+        version="" if after else snapshot.versions["studies"],
+        first_query=with_query(query) if after else "",
+        next_query=with_query(query, after=f"{last.last_at}~{last.study_uid}") if last else "",
+        is_searching=bool(search.values),
     )
+
+
+def _is_indexed(field_: SearchField, level: str) -> bool:
+    """Return whether the ledger has what a field of the search asks for."""
+    if field_.name == "name":
+        return level == "full"
+    return level != "none" or field_.name not in {"patient", "accession", "from", "to", "modality"}
+
+
+def _read_place(request: Request) -> tuple[int, str] | None:
+    """Return the last study of the previous page: its time and its UID."""
+    at, separator, uid = request.query_params.get("after", "").partition("~")
+    number = read_number(at)
+    return (number, uid[:128]) if separator and number is not None else None
 
 
 async def search_studies(request: Request) -> Response:
@@ -129,16 +176,34 @@ def _read_search(request: Request) -> Search:
     values = {name: value for name, value in values.items() if value}
     faults: dict[str, str] = {}
     conditions: dict[str, Any] = {
+        "patient_name": values.get("name"),
+        "patient_id": values.get("patient"),
+        "accession_number": values.get("accession"),
+        "date_from": _read_dicom_date(values, "from", faults),
+        "date_to": _read_dicom_date(values, "to", faults),
+        "modality": values.get("modality"),
         "study_uid": values.get("study"),
         "calling_ae": values.get("calling"),
+        "destination": values.get("destination"),
         "since": _read_day(values, "since", faults),
         "until": _read_day(values, "until", faults, after=True),
     }
     try:
         conditions["states"] = (InstanceState(values["state"]),) if "state" in values else ()
+        conditions["delivery_states"] = (DeliveryState(values["delivery"]),) if "delivery" in values else ()
     except ValueError:
         faults["state"] = "There is no such state."
     return Search(values, faults, InstanceFilter(**conditions) if not faults else InstanceFilter())
+
+
+def _read_dicom_date(values: Mapping[str, str], name: str, faults: dict[str, str]) -> str | None:
+    if name not in values:
+        return None
+    try:
+        return date.fromisoformat(values[name]).strftime("%Y%m%d")
+    except ValueError:
+        faults[name] = "Write a date such as 2026-01-31."
+        return None
 
 
 def _read_day(
@@ -155,84 +220,51 @@ def _read_day(
     return int((day + timedelta(days=int(after))).timestamp() * 1000)
 
 
-def _view_study(study: FoundStudy) -> dict[str, Any]:
-    return {
-        "study_uid": study.study_uid,
-        "href": f"/studies/{quote(study.study_uid)}",
-        "title": "",
-        "patient_name": "",
-        "patient_id": "",
-        "accession_number": "",
-        "study_date": "",
-        "instances": study.instances,
-        "size": study.size,
-        "states": study.states,
-        "deliveries": study.deliveries,
-        "stable": study.stable,
-        "last_at": study.last_at,
-    }
-
-
 # --- one study
 
 
-@dataclass(frozen=True, slots=True)
-class TimelineEvent:
-    """One line of a timeline.
-
-    Attributes:
-        at: When it happened, or will happen, in Unix milliseconds; 0 if it is not known.
-        what: What happened.
-        detail: More about it, or empty.
-        kind: ok, warn, fail, next, or empty.
-    """
-
-    at: int
-    what: str
-    detail: str = ""
-    kind: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class StudyRows:
-    """A study with a page of its instances."""
-
-    study: FoundStudy
-    instances: Sequence[FoundInstance]
+_KINDS: Final[Mapping[TraceKind, str]] = {
+    TraceKind.RECEIVED: "ok",
+    TraceKind.WAITING: "next",
+    TraceKind.STORED: "ok",
+    TraceKind.VARIANT: "ok",
+    TraceKind.QUARANTINED: "warn",
+    TraceKind.ROUTED: "ok",
+    TraceKind.ATTEMPT: "warn",
+    TraceKind.DELIVERED: "ok",
+    TraceKind.DEAD: "fail",
+}
+"""How the timeline marks an event; others get no colour."""
 
 
 async def show_study(request: Request) -> Response:
     """Show one study."""
     console = get_console(request)
     uid = request.path_params["uid"]
-    query = read_query(request, ("before",))
-    before = read_number(query["before"])
+    before = read_number(read_query(request, ("before",))["before"])
     snapshot = await read_snapshot(request)
-    rows = await run_blocking(request, _read_study, console.config, uid, before)
-    found = rows.instances
+    details = await run_blocking(request, find_study, console.config, uid, INSTANCE_ROWS, before=before)
+    if details is None:
+        raise ProblemError(
+            404, "the ledger has no such study", "search for it; its instances may have been removed"
+        )
+    found = details.instances
     return render(
         request,
         "study.html",
         "studies",
-        study=rows.study,
-        title="",
-        facts=(),
+        study=details.study,
         destinations=_count_by_destination(found),
-        timeline=_describe_study(rows),
-        series_list=_group_by_series(found),
-        next_url=(f"?before={found[-1].instance.id}" if len(found) == INSTANCE_ROWS else ""),
+        way=await run_blocking(request, _trace, console.config, uid),
+        kinds=_KINDS,
+        series_list=[
+            (series, [one for one in found if one.instance.series_uid == series.series_uid])
+            for series in details.series
+        ],
+        next_url=f"?before={found[-1].instance.id}" if len(found) == INSTANCE_ROWS else "",
+        is_whole=len(found) < INSTANCE_ROWS and not before,
         version="" if before else snapshot.versions["studies"],
     )
-
-
-def _read_study(config: Config, uid: str, before: int | None) -> StudyRows:
-    which = InstanceFilter(study_uid=uid)
-    studies = list_studies(config, which, 1, stable=None)
-    if not studies:
-        raise ProblemError(
-            404, "the ledger has no such study", "search for it: its instances may have been removed"
-        )
-    return StudyRows(studies[0], list_instances(config, which, INSTANCE_ROWS, before))
 
 
 def _count_by_destination(found: Iterable[FoundInstance]) -> dict[str, dict[str, int]]:
@@ -244,39 +276,12 @@ def _count_by_destination(found: Iterable[FoundInstance]) -> dict[str, dict[str,
     return dict(sorted(counts.items()))
 
 
-def _group_by_series(found: Iterable[FoundInstance]) -> list[dict[str, Any]]:
-    groups: dict[str, list[FoundInstance]] = {}
-    for one in found:
-        groups.setdefault(one.instance.series_uid, []).append(one)
-    return [
-        {"series_uid": uid, "title": "Series", "instances": instances, "has_more": False}
-        for uid, instances in groups.items()
-    ]
-
-
-def _describe_study(rows: StudyRows) -> list[TimelineEvent]:
-    study = rows.study
-    senders = ", ".join(
-        sorted({one.instance.calling_ae for one in rows.instances if one.instance.calling_ae})
-    )
-    events = [
-        TimelineEvent(study.first_at, "First instance received", f"from {senders}" if senders else "", "ok"),
-        TimelineEvent(study.last_at, "Last instance received", "" if study.stable else "more may come", "ok"),
-    ]
-    states = study.deliveries
-    for state, words, kind in (
-        (DeliveryState.DELIVERED, "delivered", "ok"),
-        (DeliveryState.DEAD, "dead: a person has to decide", "fail"),
-        (DeliveryState.DROPPED, "dropped", ""),
-        (DeliveryState.RETRY, "wait for the next attempt", "warn"),
-        (DeliveryState.WAITING, "wait to be sent", "next"),
-        (DeliveryState.SENDING, "are being sent", "next"),
-    ):
-        if count := states.get(state, 0):
-            events.append(
-                TimelineEvent(0, f"{count} {'delivery' if count == 1 else 'deliveries'}: {words}", "", kind)
-            )
-    return events
+def _trace(config: Config, uid: str) -> Trace | None:
+    """Return the trace of a study or an instance; None if it has just been removed."""
+    try:
+        return trace(config, uid)
+    except UnknownObjectError:
+        return None
 
 
 # --- one instance
@@ -297,7 +302,8 @@ async def show_instance(request: Request) -> Response:
         study_url=f"/studies/{quote(row.study_uid)}",
         sop_class=_name_uid(row.sop_class_uid),
         transfer_syntax=_name_uid(row.transfer_syntax_uid),
-        timeline=list(_describe_instance(row, deliveries)),
+        way=await run_blocking(request, _trace, console.config, row.sop_instance_uid),
+        kinds=_KINDS,
         may_download=False,
         version=snapshot.versions["studies"],
     )
@@ -314,42 +320,6 @@ def _read_instance(config: Config, number: int) -> tuple[Instance, list[ListedDe
 
 def _name_uid(uid: str) -> str:
     return next((name for name in names_of(uid) if name != uid), "unknown UID")
-
-
-def _describe_instance(row: Instance, deliveries: Sequence[ListedDelivery]) -> Iterator[TimelineEvent]:
-    yield TimelineEvent(
-        row.received_at, f"Received from {row.calling_ae or 'a caller without AE title'}", row.source, "ok"
-    )
-    if row.state is InstanceState.QUARANTINED:
-        yield TimelineEvent(row.stored_at, "Set aside in quarantine", row.note, "warn")
-        yield TimelineEvent(0, "A person decides", "release, retry or drop it", "next")
-        return
-    yield TimelineEvent(row.stored_at, "Stored", row.store_key, "ok")
-    yield TimelineEvent(0, "Routed", row.routed or "there are no routes", "ok")
-    for listed in sorted(deliveries, key=lambda each: each.delivery.id):
-        yield from _describe_delivery(listed)
-
-
-def _describe_delivery(listed: ListedDelivery) -> Iterator[TimelineEvent]:
-    row = listed.delivery
-    status = "" if row.last_status is None else f"{row.last_status:04X}H "
-    cause = f"{status}{row.last_error or ''}".strip()
-    to = row.destination
-    match row.state:
-        case DeliveryState.DELIVERED:
-            yield TimelineEvent(row.updated_at, f"Delivered to {to}", cause, "ok")
-        case DeliveryState.DEAD:
-            yield TimelineEvent(row.updated_at, f"Dead: {to} did not take it", cause, "fail")
-            yield TimelineEvent(0, "A person decides", "retry or drop it", "next")
-        case DeliveryState.DROPPED:
-            yield TimelineEvent(row.updated_at, f"Dropped: not sent to {to}", cause, "")
-        case DeliveryState.SENDING:
-            yield TimelineEvent(row.updated_at, f"Being sent to {to}", "", "next")
-        case _:
-            if row.attempts:
-                yield TimelineEvent(row.updated_at, f"Attempt {row.attempts} to {to} failed", cause, "warn")
-            waits = listed.waits_for or "as soon as a worker is free"
-            yield TimelineEvent(listed.next_attempt_ms, f"Next attempt to {to}", waits, "next")
 
 
 ENDPOINTS: Final = (

@@ -2,7 +2,7 @@
 "use strict";
 
 (() => {
-  const REFRESH_MS = 15_000;
+  const REFRESH_MS = 20_000;
   const root = document.querySelector("[data-charts]");
   if (!root) return;
   const charts = [...root.querySelectorAll("[data-chart]")].map((element) => ({ element, plot: null }));
@@ -32,31 +32,43 @@
   function buildOptions(chart, spec) {
     const muted = resolveColor("muted");
     const grid = resolveColor("grid");
+    const clock = new Intl.DateTimeFormat([], { hour: "2-digit", minute: "2-digit", hourCycle: "h23" });
     const axis = { stroke: muted, grid: { stroke: grid, width: 1 }, ticks: { stroke: grid, width: 1 }, font: "11px Inter, sans-serif" };
     return {
       width: Math.max(240, chart.element.clientWidth),
       height: 230,
+      tzDate: (seconds) => new Date(seconds * 1000),
       cursor: { drag: { x: false, y: false } },
       scales: { y: { range: (_, low, high) => [Math.min(0, low || 0), high > 0 ? high * 1.1 : 1] } },
       axes: [
-        axis,
+        { ...axis, values: (_, ticks) => ticks.map((tick) => clock.format(new Date(tick * 1000))) },
         { ...axis, size: 62, values: (_, ticks) => ticks.map((tick) => formatValue(tick, spec.unit)) },
       ],
       series: [
-        { value: (_, at) => (at === null ? "–" : new Date(at * 1000).toLocaleTimeString()) },
+        { value: (_, at) => (at === null ? "–" : clock.format(new Date(at * 1000))) },
         ...spec.series.map((series, index) => ({
           label: series.label,
           stroke: resolveColor(`line-${index + 1}`),
           width: 2,
           dash: [[], [8, 4], [2, 4]][index] || [],
-          points: { show: false },
+          // A line needs two neighbours; few samples are shown as points as well.
+          points: { show: series.values.filter((value) => value !== null).length < 30, size: 5 },
           value: (_, value) => formatValue(value, spec.unit),
         })),
       ],
     };
   }
 
+  // A node that was started a moment ago has nothing to show of the time before.
+  function findFirst() {
+    if (!answer) return 0;
+    const series = charts.flatMap((chart) => answer[chart.element.dataset.chart]?.series ?? []);
+    const known = answer.times.findIndex((_, index) => series.some((each) => each.values[index] !== null));
+    return known < 0 ? 0 : Math.max(0, Math.min(known - 1, answer.times.length - 10));
+  }
+
   function draw() {
+    const first = findFirst();
     for (const chart of charts) {
       const spec = answer?.[chart.element.dataset.chart];
       const empty = chart.element.parentElement.querySelector("[data-empty]");
@@ -66,7 +78,7 @@
       empty.hidden = Boolean(hasValues);
       chart.element.hidden = !hasValues;
       if (!hasValues) continue;
-      const data = [answer.times, ...spec.series.map((series) => series.values)];
+      const data = [answer.times.slice(first), ...spec.series.map((series) => series.values.slice(first))];
       chart.plot = new uPlot(buildOptions(chart, spec), data, chart.element);
       const peaks = spec.series.map((series) => {
         const values = series.values.filter((value) => value !== null);

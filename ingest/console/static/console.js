@@ -94,7 +94,7 @@ function armToast(toast) {
 
 document.addEventListener("htmx:afterSwap", (event) => {
   const dialog = event.detail.target.closest?.("dialog");
-  if (dialog && !dialog.open) dialog.showModal();
+  if (dialog && !dialog.open && dialog.children.length) dialog.showModal();
 });
 document.addEventListener("click", (event) => {
   const cancel = event.target.closest("dialog [data-close]");
