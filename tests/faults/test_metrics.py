@@ -6,12 +6,16 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
+from ingest.config.reader import load_config
+from ingest.status.exposition import NodeCollector
 from tests.faults.caller import Caller, connect, new_uid, with_titles
 from tests.support.instances import CT, EXPLICIT, Made, element
 from tests.support.nodes import Node, destination, eventually
 from tests.support.peers import PynetdicomRemote
+from tests.support.ports import free_port
 
 ROOT = Path(__file__).parents[2]
 PLANTED = ("PLANTED^NAME", "PLANTED-ID", "PLANTED-ACCESSION")
@@ -31,7 +35,14 @@ def scrape_text(node: Node) -> str:
 
 
 def scrape(node: Node) -> Metrics:
-    families = text_string_to_metric_families(scrape_text(node))
+    """Read the metrics in this process: a command would take a second."""
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(NodeCollector(load_config(node.config_path)))
+    return parse(generate_latest(registry).decode())
+
+
+def parse(text: str) -> Metrics:
+    families = text_string_to_metric_families(text)
     return {
         (sample.name.removeprefix("dicom_ingest_"), tuple(sorted(sample.labels.items()))): sample.value
         for family in families
@@ -88,6 +99,7 @@ def test_a_node_counts_what_it_receives_refuses_and_forwards(make_node: Callable
             )
         )
         text = scrape_text(node)
+        assert parse(text).keys() >= found.keys(), "the command prints the same"
         node.stop()
     assert value(found, "instances_total", calling_ae="CT1") == 3
     assert value(found, "received_bytes_total", calling_ae="CT1") == sum(len(planted(uid)) for uid in uids)
@@ -126,3 +138,68 @@ def test_a_node_counts_what_it_receives_refuses_and_forwards(make_node: Callable
     assert not [name for name, _ in found if name == "scrape_errors_total" and found[name, _]]
     for word in (*PLANTED, "STRANGER", *uids):
         assert word not in text
+
+
+def test_deaths_lose_nothing_a_reload_adds_names_and_a_restart_begins_anew(
+    make_node: Callable[..., Node],
+) -> None:
+    node = make_node(peers='[[peers]]\nae_title = "CT1"\n[[peers]]\nae_title = "*"').start()
+
+    def store(calling: str) -> None:
+        with Caller.tls(node) as caller:
+            caller.associate(calling=calling)
+            assert caller.store(Made(sop=new_uid())).status == 0
+            caller.release()
+
+    def wait_for(name: str, wanted: float, **labels: str) -> None:
+        eventually(lambda: value(scrape(node), name, **labels) == wanted, 20, f"{name}{labels} {wanted}")
+
+    store("CT1")
+    store("MR1")
+    wait_for("persisted_total", 2, outcome="stored")
+    for role in ("listen", "persist"):
+        node.kill_child(f"ingest-{role}")
+        wait_for("process_deaths_total", 1, role=role)
+    eventually(lambda: value(scrape(node), "processes", role="listen") == 2)
+    wait_for("instances_total", 1, calling_ae="CT1")
+    wait_for("persisted_total", 2, outcome="stored")
+    wait_for("instances_total", 1, calling_ae="other")
+    node.configure(
+        peers="".join(f'[[peers]]\nae_title = "{title}"\n' for title in ("MR1", "CT1", "*")),
+        destinations=destination("late", free_port(), tls=False),
+    )
+    node.launch("reload").communicate(timeout=30)
+    store("MR1")
+    wait_for("instances_total", 1, calling_ae="MR1")
+    found = scrape(node)
+    assert value(found, "instances_total", calling_ae="CT1") == 1
+    assert value(found, "reloads_total", result="done") == 1
+    assert value(found, "configuration_generation") == 2
+    eventually(
+        lambda: (
+            value(scrape(node), "destination_associations_total", destination="late", result="unreachable")
+            > 0
+        )
+    )
+    node.stop()
+    node.start()
+    found = scrape(node)
+    assert ("instances_total", (("calling_ae", "MR1"),)) in found
+    counters = [name for name in found if name[0].endswith("_total") and "process" not in name[0]]
+    assert {found[name] for name in counters if name[0] != "scrape_errors_total"} <= {0.0, 1.0}
+    assert value(found, "instances_total", calling_ae="CT1") == 0
+
+
+def test_a_queue_that_hangs_delays_no_scrape(make_node: Callable[..., Node]) -> None:
+    node = make_node().start()
+    server = node.children("valkey-server")[0]
+    server.suspend()
+    try:
+        found = scrape(node)
+    finally:
+        server.resume()
+    assert value(found, "scrape_errors_total", part="queue") == 1
+    assert ("queue_entries", ()) not in found
+    assert value(found, "ready") == 1
+    assert value(found, "spool_entries") == 0
+    eventually(lambda: ("queue_entries", ()) in scrape(node))
