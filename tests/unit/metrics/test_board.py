@@ -42,21 +42,27 @@ def test_no_two_time_series_share_a_word(board: MetricsBoard) -> None:
 
 def test_children_add_at_the_same_time_and_a_killed_one_loses_nothing(board: MetricsBoard) -> None:
     board.add_names(families.DESTINATION, ["PACS"])
-    pids = []
+    word, pids = board.find_word(families.DELIVERY_RESULTS, "PACS", "delivered"), []
+    waiting, go = os.pipe()
     for _ in range(4):
         pid = os.fork()
         if pid == 0:
-            for _ in range(5_000):
-                board.add(families.DELIVERY_RESULTS, "PACS", "delivered")
+            os.close(go)
+            os.read(waiting, 1)
+            for _ in range(300_000):  # in the shortest loop: an addition that is not atomic would lose some
+                shared_counters.add(board.words, word, 1)
+            for _ in range(1_000):
                 board.observe(families.SEND_SECONDS, 0.002, "PACS")
             os.kill(os.getpid(), signal.SIGKILL)
         pids.append(pid)
+    os.close(go)  # all begin at once
+    os.close(waiting)
     assert [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids] == [-signal.SIGKILL] * 4
-    assert values(board, families.DELIVERY_RESULTS)["PACS", "delivered"] == 20_000
+    assert values(board, families.DELIVERY_RESULTS)["PACS", "delivered"] == 1_200_000
     found = values(board, families.SEND_SECONDS)["PACS",]
     assert isinstance(found, Histogram)
-    assert found.count == 20_000
-    assert found.sum_seconds == pytest.approx(40.0)
+    assert found.count == 4_000
+    assert found.sum_seconds == pytest.approx(8.0)
 
 
 def test_a_duration_counts_in_the_bucket_whose_bound_it_does_not_pass(board: MetricsBoard) -> None:
