@@ -9,8 +9,10 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from functools import partial
 from typing import Final
 
+from ingest import threads
 from ingest.config.model import Config
 from ingest.status.gathered_metrics import GatheredSample, Part
 
@@ -37,10 +39,7 @@ class PartReader:
         if is_reading or time.monotonic() < self._fresh_until:
             return
         self._samples = None
-        self._thread = threading.Thread(
-            target=self._read, args=(config,), name=f"scrape-{self.part.name}", daemon=True
-        )
-        self._thread.start()
+        self._thread = threads.start_task(f"scrape-{self.part.name}", partial(self._read, config))
 
     def wait(self, deadline: float) -> Sequence[GatheredSample] | None:
         """Return the samples; None if the part cannot be read, or not until a monotonic time."""
