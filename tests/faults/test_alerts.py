@@ -96,15 +96,15 @@ def test_destination_that_goes_and_comes_back_gives_one_mail_and_one_recovery(
         destinations=destination("pacs", port, tls=False, retry_first_seconds=0.2, retry_max_seconds=1),
     ).start()
     send(node, PlantedImage(), tmp_path)
-    eventually(lambda: "alarm" in web.types("pacs"), 30, "the webhook tells of it")
-    eventually(lambda: mail.mails, 30, "the mail tells of it")
+    eventually(lambda: "alarm" in web.types("pacs"), 60, "the webhook tells of it")
+    eventually(lambda: mail.mails, 60, "the mail tells of it")
     problems = json.loads(command(node, "status", "--json"))["problems"]
     assert "destination_down.pacs" in {problem["name"] for problem in problems}
 
     with PynetdicomRemote([(CT, [EXPLICIT])], port=port):
-        eventually(lambda: node.deliveries() == {"delivered": 1}, 30, "delivered")
-        eventually(lambda: len(mail.mails) == 2, 30, "the mail tells of the end")
-        eventually(lambda: web.types("pacs")[-1] == "recovery", 30, "the webhook too")
+        eventually(lambda: node.deliveries() == {"delivered": 1}, 60, "delivered")
+        eventually(lambda: len(mail.mails) == 2, 60, "the mail tells of the end")
+        eventually(lambda: web.types("pacs")[-1] == "recovery", 60, "the webhook too")
 
     begin, end = mail.mails
     assert begin["Subject"].startswith("[INGEST] ALARM: pacs: its circuit is")
@@ -148,7 +148,7 @@ def test_killed_monitor_loses_nothing_and_repeats_only_with_the_same_id(
     pacs = {one.payload["id"] for one in web.received if one.payload["subject"] == "pacs"}
     assert len(pacs) == 1
     eventually(
-        lambda: set(node.query("SELECT DISTINCT state FROM outbox")) == {("sent",)}, 20, "nothing waits"
+        lambda: set(node.query("SELECT DISTINCT state FROM outbox")) == {("sent",)}, 60, "nothing waits"
     )
 
 
@@ -164,23 +164,23 @@ def test_receiver_that_is_away_gets_everything_later(
     ).start()
     send(node, Made(), tmp_path)
     eventually(
-        lambda: node.query("SELECT 1 FROM outbox WHERE attempts > 0 AND state = 'waiting'"), 30, "it fails"
+        lambda: node.query("SELECT 1 FROM outbox WHERE attempts > 0 AND state = 'waiting'"), 60, "it fails"
     )
     assert "nobody listens" in node.query("SELECT last_error FROM outbox")[0][0]
     node.stop()
     with web_server(server_context(material), port=port) as server:
         node.start()
-        eventually(lambda: "alarm" in server.types("pacs"), 30, "it arrives after a restart")
+        eventually(lambda: "alarm" in server.types("pacs"), 60, "it arrives after a restart")
 
 
-def test_full_ledger_disk_is_told_all_the_same(make_node: Nodes, web: WebServer, tmp_path: Path) -> None:
+def test_missing_ledger_is_told_all_the_same(make_node: Nodes, web: WebServer, tmp_path: Path) -> None:
     """The ledger is away, so the event cannot be recorded: it is sent from memory."""
     node = make_node(alerts=webhook_section(tmp_path, web.port, not_ready_minutes=0.01)).start()
-    eventually(lambda: (node.data / "run/watched-alarms.json").exists(), 30, "the monitor looks")
+    eventually(lambda: (node.data / "run/watched-alarms.json").exists(), 60, "the monitor looks")
     ledger = node.data / "ledger.db"
-    eventually(ledger.exists, 30, "there is a ledger")
+    eventually(ledger.exists, 60, "there is a ledger")
     ledger.rename(tmp_path / "gone.db")
-    eventually(lambda: "alarm" in web.types("ledger_away"), 40, "told without the ledger")
+    eventually(lambda: "alarm" in web.types("ledger_away"), 60, "told without the ledger")
     (tmp_path / "gone.db").rename(ledger)
-    eventually(lambda: "recovery" in web.types("ledger_away"), 40, "told of the end")
+    eventually(lambda: "recovery" in web.types("ledger_away"), 60, "told of the end")
     assert web.types("ledger_away") == ["alarm", "recovery"]

@@ -111,7 +111,8 @@ def get_delay_ms(alert: AlertSettings, alarm: Alarm) -> int:
     minutes = {
         verdict.DESTINATION_DOWN: alert.destination_down_minutes,
         verdict.NOT_READY: alert.not_ready_minutes,
-        # Both are away for a moment whenever a node or a database starts.
+        # They begin and end by themselves whenever a node or a database starts.
+        verdict.LISTENERS_SILENT: alert.not_ready_minutes,
         verdict.LEDGER_AWAY: alert.not_ready_minutes,
         verdict.QUEUE_AWAY: alert.not_ready_minutes,
     }

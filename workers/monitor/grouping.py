@@ -73,8 +73,10 @@ _GROUPS: Final = {
     "disk_full": "disks",
     "disk_nearly_full": "disks",
     "certificate_expiring": "certificates",
+    "quarantine_not_empty": "quarantine",
+    "set_aside": "quarantine",
 }
-"""Groups of conditions that several subjects usually get at once: spool and store share a disk."""
+"""Groups of conditions that usually come together: spool and store share a disk."""
 
 
 def get_group(alarm: Alarm) -> str:

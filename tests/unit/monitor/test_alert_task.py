@@ -84,9 +84,8 @@ def revive_deliveries(ledger: Ledger) -> None:
     ledger.delivery_admin.drop_deliveries(DeliveryFilter(destination="pacs"), "test", 300, dry_run=False)
 
 
+@pytest.mark.parametrize("url", ["postgresql"], indirect=True)
 def test_two_hosts_of_a_ledger_tell_once_and_the_other_takes_over(make_host, ledger):
-    if ledger.database.dialect == "sqlite":
-        pytest.skip("one host")
     one, two = make_host("one"), make_host("two")
     one.look()
     two.look()
@@ -132,11 +131,10 @@ def test_one_monitor_of_a_data_folder_works_at_a_time(make_host, ledger):
     assert host.told() == ["alarm"]
 
 
+@pytest.mark.parametrize("url", ["sqlite"], indirect=True)
 def test_alarm_without_a_ledger_is_sent_at_once_and_recorded_as_sent_later(
     tmp_path, material, make_host, ledger, url
 ):
-    if ledger.database.dialect != "sqlite":
-        pytest.skip("a file is moved away")
     with web_server(server_context(material)) as server:
         hook = webhook(tmp_path, f"https://localhost:{server.port}/", alarms=("store_missing",))
         host = make_host("one", hook, tls={"node": trusting(material)})
