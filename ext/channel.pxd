@@ -33,8 +33,8 @@ cdef class Channel(EventSource):
     cdef int spent                  # part of this turn's budget that is used up
     cdef ByteBuffer rest                  # plaintext that this turn's budget did not reach
     cdef size_t rest_at             # bytes of `rest` that were parsed since
-    cdef public bint deaf           # ignore all input
-    cdef public bint mute           # queue no more output
+    cdef public bint ignores_input    # ignore all input
+    cdef public bint discards_output  # queue no more output
     cdef PDUParser parser
     cdef object ciphertext
     # The exported buffer of `ciphertext`. It is behind a pointer, because Cython would clear a plain member

@@ -20,8 +20,8 @@ class Channel(EventSource):
     first: int
     error: int
     progressed: float
-    deaf: bool
-    mute: bool
+    ignores_input: bool
+    discards_output: bool
     taker: FastPath | None
     owner: Any
     def __init__(self, fd: int, parser: PDUParser, ciphertext: memoryview, owner: Any) -> None: ...

@@ -68,9 +68,9 @@ cdef class Channel:
         fd: The non-blocking socket. The caller owns it.
         parser: Parser of the input. Its window is two TLS records larger than `ciphertext`.
         ciphertext: Buffer for bytes from the network, shared by all channels of a thread.
-        owner: Object whose methods are called from the EventLoop: `arrived(event)` with the first event that
-            Python must handle, or with None if there are only notices; `failed(exception)`; `writable()`; and
-            `readable()` until `plain` or `secure` is called.
+        owner: Object whose methods the EventLoop calls: `handle_event(event)` with the first event that
+            Python must handle, or with None if there are only notices; `handle_exception(exception)`;
+            `handle_writable()`; and `handle_readable()` until `plain` or `secure` is called.
 
     Attributes:
         notices: Bitwise OR of ENDED, CLOSED, BLOCKED, PAUSED and UNREAD: why the owner has to act.
@@ -79,8 +79,9 @@ cdef class Channel:
         progressed: Time of the peer's last progress, in seconds of the monotonic clock. Progress is a
             complete PDU or another PROGRESS_BYTES of one. Fewer bytes do not count: otherwise a peer that
             sends one byte a minute would keep the connection for ever.
-        deaf: Set it to ignore all further input.
-        mute: Set it to queue no more output. Output that is queued already is still sent.
+        ignores_input: Set this attribute to ignore all further input.
+        discards_output: Set this attribute to queue no more output. Output that is queued already is still
+            sent.
         taker: The FastPath that gets events first.
     """
 
@@ -105,19 +106,19 @@ cdef class Channel:
 
     cdef int ready(self, unsigned int events) except -1:
         if events & EPOLLOUT:
-            self.owner.writable()
+            self.owner.handle_writable()
         if not events & ~EPOLLOUT:
             return 0
         if not self.open or self.notices & PAUSED:
-            self.owner.readable()
+            self.owner.handle_readable()
             return 0
         try:
             event = self.take_next_event()
         except Exception as error:
-            self.owner.failed(error)
+            self.owner.handle_exception(error)
             return 0
         if event is not None or self.notices:
-            self.owner.arrived(event)
+            self.owner.handle_event(event)
         return 0
 
     def plain(self):
@@ -159,7 +160,7 @@ cdef class Channel:
 
     cdef object take_next_event(self):
         self.notices &= ~UNREAD
-        if self.deaf:
+        if self.ignores_input:
             self.discard_input()
             return None
         try:
@@ -178,7 +179,7 @@ cdef class Channel:
                 if self.spent >= BUDGET:
                     self.save_rest()
                     break
-                if self.deaf or not self.fill_window():
+                if self.ignores_input or not self.fill_window():
                     break
         except BaseException:
             self.has_received = False
@@ -225,7 +226,7 @@ cdef class Channel:
         The descriptor may be reused, and a late C-STORE response would go to the wrong peer.
         """
         self.fd = -1
-        self.deaf = self.mute = True
+        self.ignores_input = self.discards_output = True
         self.notices |= ENDED
         forget_buffer(&self.pending)
         forget_buffer(&self.outgoing)
@@ -345,7 +346,7 @@ cdef class Channel:
 
     cdef int queue_output(self, const uint8_t *data, size_t length) except -1:
         """Queue data that is encrypted and sent at the end of this turn."""
-        if self.mute:
+        if self.discards_output:
             return 0
         return append_bytes(&self.pending, data, length)
 

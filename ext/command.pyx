@@ -3,7 +3,7 @@
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
 from libc.stdint cimport uint8_t, uint32_t
 
-from ingest.ext.octets cimport little_16, little_32
+from ingest.ext.byte_order cimport little_16, little_32
 
 from ingest.ext.errors import PeerError
 

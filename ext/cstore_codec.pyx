@@ -7,7 +7,7 @@ from libc.string cimport memcmp, memcpy
 
 from ingest.ext cimport header
 from ingest.ext.encode cimport HEADERS_LENGTH, write_headers
-from ingest.ext.octets cimport little_16, little_32, put_little
+from ingest.ext.byte_order cimport little_16, little_32, put_little
 
 __all__ = ["StoreContext"]
 

@@ -147,7 +147,7 @@ cdef class CStoreService:
             except Exception as error:
                 raised.append(error)
             if operations.channel.notices:
-                operations.owner.noticed()
+                operations.owner.handle_notices()
         return raised
 
 
@@ -159,8 +159,8 @@ cdef class CStoreOperations(FastPath):
         service: The part that is shared by all associations.
         channel: Connection that responses go to.
         parser: Parser that data sets come from.
-        owner: The Python side. Its methods are `settled(operation, errno)` for entries that did not become
-            durable, `operation_done()` and `noticed()`.
+        owner: The Python side. Its methods are `handle_failed_commit(operation, errno)` for entries that did
+            not become durable, `handle_operation_end()` and `handle_notices()`.
         contexts: Presentation contexts that accept C-STORE.
         limit: Number of outstanding operations at which reading pauses.
         calling_instances: Word of the metrics board for instances of this calling AE title.
@@ -169,7 +169,7 @@ cdef class CStoreOperations(FastPath):
     Attributes:
         receiving: Requests are accepted in the present state.
         answering: Responses may be sent in the present state.
-        watched: `operation_done` is to be called.
+        watched: `handle_operation_end` is to be called.
         stored: Instances that this object answered with Success.
     """
 
@@ -240,9 +240,9 @@ cdef class CStoreOperations(FastPath):
             self.ids[at] = self.ids[self.count]
         if self.count < self.limit and self.channel.notices & PAUSED:
             self.channel.notices &= ~PAUSED
-            self.owner.noticed()
+            self.owner.handle_notices()
         if self.watched:
-            self.owner.operation_done()
+            self.owner.handle_operation_end()
         if self.ended and self.count == 0:
             self.owner = None
         return 0
@@ -352,7 +352,7 @@ cdef class CStoreOperations(FastPath):
         cdef uint8_t response[RESPONSE_MAX]
         cdef size_t length
         if error:
-            self.owner.settled(operation, error)
+            self.owner.handle_failed_commit(operation, error)
             return 0
         service.counters[service.instances] += 1
         service.counters[service.volume] += operation.size

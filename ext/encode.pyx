@@ -12,7 +12,7 @@ from libc.stdint cimport int64_t, uint8_t, uint64_t
 from libc.string cimport memcpy
 from posix.uio cimport iovec, preadv
 
-from ingest.ext.octets cimport put_big_32
+from ingest.ext.byte_order cimport put_big_32
 
 import os
 

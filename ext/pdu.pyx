@@ -13,7 +13,7 @@ from libc.stdint cimport uint8_t, uint64_t
 from libc.string cimport memcpy, memset
 
 from ingest.ext cimport events
-from ingest.ext.octets cimport big_32
+from ingest.ext.byte_order cimport big_32
 from ingest.ext.sinks cimport (
     ByteBuffer, Gather, Sink, SpillTarget, append_bytes, buffer_to_bytes, forget_buffer, release_buffer,
 )

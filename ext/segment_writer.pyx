@@ -22,7 +22,7 @@ from posix.uio cimport iovec, pwritev
 from posix.unistd cimport close, fdatasync, fsync, pwrite
 
 from ingest.ext.checksum cimport compute_crc32c
-from ingest.ext.octets cimport put_little
+from ingest.ext.byte_order cimport put_little
 from ingest.ext.system cimport (
     LOCK_EX, LOCK_NB, LOCK_SH, O_CLOEXEC, O_NOFOLLOW, flock, openat, pthread_cond_destroy, pthread_cond_init,
     pthread_cond_signal, pthread_cond_wait, pthread_mutex_destroy, pthread_mutex_init, pthread_mutex_lock,

@@ -353,13 +353,13 @@ class Association:
         if self.state in SENDING_STATES:
             self._step(Event.DATA_REQUEST, encode_p_data(context_id, command, self._peer_max_pdu_length))
 
-    def operation_done(self) -> None:
+    def handle_operation_end(self) -> None:
         """Answer a release that waited for the last response."""
         self._release_after_last_response()
 
-    def noticed(self) -> None:
+    def handle_notices(self) -> None:
         """Act on the notices of the channel."""
-        self._connection.noticed()
+        self._connection.handle_notices()
 
     def find_full_reason(self) -> FullReason | None:
         """Return why the listener takes nothing more now."""

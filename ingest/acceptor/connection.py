@@ -97,7 +97,7 @@ class Connection:
         if self._tls is None:
             self._association.begin()
             self._channel.plain()
-        self.noticed()
+        self.handle_notices()
 
     @property
     def is_open(self) -> bool:
@@ -106,7 +106,7 @@ class Connection:
 
     # --- called by the event loop
 
-    def readable(self) -> None:
+    def handle_readable(self) -> None:
         """Continue the TLS handshake, or close a connection that ended while nothing was read from it."""
         if self._is_closed:
             return
@@ -118,7 +118,7 @@ class Connection:
             try:
                 established = self._continue_handshake(self._tls)
             except Exception as error:
-                self.failed(error)
+                self.handle_exception(error)
             else:
                 if established:
                     self._receive()
@@ -130,11 +130,11 @@ class Connection:
         try:
             event = self._channel.receive()
         except Exception as error:
-            self.failed(error)
+            self.handle_exception(error)
         else:
-            self.arrived(event)
+            self.handle_event(event)
 
-    def arrived(self, event: ControlPDU | Command | DataSet | None) -> None:
+    def handle_event(self, event: ControlPDU | Command | DataSet | None) -> None:
         """Handle the event that the channel leaves to Python; with None only its notices."""
         if self._is_closed:
             return
@@ -144,11 +144,11 @@ class Connection:
                 association.handle_event(event)
                 event = channel.receive()
         except Exception as error:
-            self.failed(error)
+            self.handle_exception(error)
         if channel.notices:
-            self.noticed()
+            self.handle_notices()
 
-    def failed(self, error: Exception) -> None:
+    def handle_exception(self, error: Exception) -> None:
         """Handle an exception of the channel or of our own code."""
         if isinstance(error, PeerError):
             self._handle_peer_error(error)
@@ -159,9 +159,9 @@ class Connection:
             log.error("connection_failed", **self._log_fields(), exc_info=error)
             self.close_now()
         if self._channel.notices:
-            self.noticed()
+            self.handle_notices()
 
-    def writable(self) -> None:
+    def handle_writable(self) -> None:
         """Send more, because the socket has room again."""
         if self._is_closed:
             return
@@ -169,9 +169,9 @@ class Connection:
         if self._closing_since is not None and not self._channel.unsent:
             self.close_now()
         else:
-            self.noticed()
+            self.handle_notices()
 
-    def noticed(self) -> None:
+    def handle_notices(self) -> None:
         """Act on the notices of the channel: end, close, or change the events to wait for."""
         if self._is_closed:
             return
@@ -300,7 +300,7 @@ class Connection:
             return
         self._channel.send(data)
         if self._channel.notices:
-            self.noticed()
+            self.handle_notices()
 
     def close(self) -> None:
         """Close after the queued bytes and TLS's close_notify. Bytes that still arrive are ignored."""
@@ -313,9 +313,9 @@ class Connection:
 
     def _close_when_sent(self) -> None:
         self._closing_since = self.now()
-        self._channel.deaf = self._channel.mute = True
+        self._channel.ignores_input = self._channel.discards_output = True
         if self._channel.unsent:
-            self.noticed()
+            self.handle_notices()
         else:
             self.close_now()
 
@@ -428,7 +428,7 @@ class Connection:
             **({"remedy": remedy} if remedy else {}),
         )
         self._association.handle_invalid_pdu(error)
-        self._channel.deaf = True
+        self._channel.ignores_input = True
         if is_tls_on_plain_port:
             self.close()
 

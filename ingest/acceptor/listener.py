@@ -568,7 +568,7 @@ class Listener:
             try:
                 connection.check_deadlines(now)
             except Exception as error:
-                connection.failed(error)
+                connection.handle_exception(error)
 
     def _write_tallies(self, *, at_once: bool = False) -> None:
         for tally in (self._refusals, self._callers):

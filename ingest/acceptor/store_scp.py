@@ -20,7 +20,7 @@ INVARIANT 6: a full disk is a DICOM status
     - before the data set: the spool cannot open a file (`_begin_store`);
     - during the data set: a write failed. The sink counts the error, and drains the rest (`_check_data_set`);
     - after the data set: its header cannot be read back (`_check_data_set`);
-    - at the commit: fsync or rename failed (`settled` and `_answer_committed`).
+    - at the commit: fsync or rename failed (`handle_failed_commit` and `_answer_committed`).
 """
 
 import os
@@ -108,10 +108,10 @@ class StoreSCPOwner(Protocol):
     def respond(self, context_id: int, command: bytes) -> None:
         """Send a response; without effect after the end of the association."""
 
-    def operation_done(self) -> None:
+    def handle_operation_end(self) -> None:
         """Note that one operation fewer is outstanding; called while `StoreSCP.operations.watched` is set."""
 
-    def noticed(self) -> None:
+    def handle_notices(self) -> None:
         """Act on the notices of the channel."""
 
     def find_full_reason(self) -> FullReason | None:
@@ -401,19 +401,19 @@ class StoreSCP:
 
     # --- called by the CStoreOperations
 
-    def settled(self, operation: CStoreOperation, error: int) -> None:
+    def handle_failed_commit(self, operation: CStoreOperation, error: int) -> None:
         """Answer an operation of the fast path whose commit failed with the errno `error`."""
         message = self._take_over(operation)
         message.result = self._report_failing_disk(os.strerror(error))  # INVARIANT 6
         self._answer(message)
 
-    def operation_done(self) -> None:
+    def handle_operation_end(self) -> None:
         """Tell the association that one operation fewer is outstanding."""
-        self._owner.operation_done()
+        self._owner.handle_operation_end()
 
-    def noticed(self) -> None:
+    def handle_notices(self) -> None:
         """Tell the association that the channel has notices."""
-        self._owner.noticed()
+        self._owner.handle_notices()
 
     def _take_over(self, operation: CStoreOperation) -> _Message:
         """Continue an operation that the fast path (`CStoreOperations`) began."""

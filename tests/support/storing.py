@@ -57,10 +57,10 @@ class Owner:
     def respond(self, context_id: int, command: bytes) -> None:
         self.channel.send(encode_p_data(context_id, command, 0))
 
-    def operation_done(self) -> None:
+    def handle_operation_end(self) -> None:
         self.done += 1
 
-    def noticed(self) -> None:
+    def handle_notices(self) -> None:
         self.notices.append(self.channel.notices)
 
     def find_full_reason(self) -> FullReason | None:

@@ -223,11 +223,11 @@ def test_a_peer_that_is_gone_is_noticed_when_something_is_sent(channel_line: Lin
     channel_line.peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     channel_line.peer.close()
 
-    def noticed() -> int:
+    def note_end() -> int:
         channel_line.channel.send(b"anybody?")
         return channel_line.channel.notices & ENDED
 
-    eventually(noticed, 5)
+    eventually(note_end, 5)
     assert channel_line.channel.error in {errno.ECONNRESET, errno.EPIPE}
     assert channel_line.channel.unsent == 0
     channel_line.channel.send(b"into the void")
@@ -235,8 +235,8 @@ def test_a_peer_that_is_gone_is_noticed_when_something_is_sent(channel_line: Lin
     assert channel_line.channel.unsent == 0
 
 
-def test_the_deaf_look_at_nothing_but_the_end(channel_line: Line) -> None:
-    channel_line.channel.deaf = True
+def test_a_channel_that_ignores_input_sees_only_the_end(channel_line: Line) -> None:
+    channel_line.channel.ignores_input = True
     data, _ = message(1, 100_000)
     channel_line.peer.sendall(data)  # of TLS not a word
     for _ in range(20):
