@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ingest.config.model import TLS
 from ingest.requestor.store_scu import Context, Remote, StoreSCU, make_proposals
-from ingest.tls.contexts import client_context
+from ingest.tls.contexts import build_client_context
 
 CT: Context = ("1.2.840.10008.5.1.4.1.1.2", "1.2.840.10008.1.2.1")
 
@@ -38,7 +38,7 @@ def main(argv: list[str]) -> None:
     """Send all of the list."""
     host, port, called, calling, certificate, key, trusted, listed = argv
     tls = TLS(certificate=Path(certificate), private_key=Path(key), trusted=(Path(trusted),))
-    remote = Remote(host, int(port), called, calling, client_context(tls))
+    remote = Remote(host, int(port), called, calling, build_client_context(tls))
     with StoreSCU.open(remote, make_proposals([CT])) as association, open(listed) as lines:
         for line in lines:
             uid, offset, path = line.rstrip("\n").split(" ", 2)

@@ -17,7 +17,7 @@ from ingest.config.faults import Fault, FaultKind
 from ingest.config.model import TLS, Config
 from ingest.errors import ConfigError, IngestError
 from ingest.tls import expiry, revocation
-from ingest.tls.contexts import client_context, rehearse, server_context
+from ingest.tls.contexts import build_client_context, build_server_context, rehearse_handshake
 from ingest.tls.expiry import ExpiringCertificate
 from ingest.tls.identity import UNREADABLE
 from ingest.tls.keys.loading import read_pair
@@ -141,8 +141,8 @@ def _find_crl_validities(name: str, tls: TLS, now: datetime) -> Iterator[Validit
         return
     longest: dict[str, Validity] = {}
     for index, path in enumerate(tls.crl):
-        for file, found in revocation.lists(path):
-            if revocation.unused(found):
+        for file, found in revocation.read_lists(path):
+            if revocation.explain_unused_list(found):
                 continue
             try:
                 issuer = found.issuer.rfc4514_string()
@@ -171,10 +171,10 @@ def check_tls(config: Config, now: datetime) -> Iterator[Fault]:
         key = f"tls.{name}"
         try:
             if name in serving:
-                server_context(tls)
+                build_server_context(tls)
             if name in sending or name not in serving:
-                client_context(tls)
-            rehearse(tls)
+                build_client_context(tls)
+            rehearse_handshake(tls)
         except ConfigError as error:
             for cause in error.faults:  # each names its remedy
                 yield Fault(key, cause, "")
@@ -237,11 +237,11 @@ def _check_crls(key: str, tls: TLS, now: datetime) -> Iterator[Fault]:
     It is a fault if no trusted certificate is left, otherwise a note.
     """
     for index, path in enumerate(tls.crl):
-        for file, found in revocation.lists(path):
-            for cause, remedy in revocation.doubts(found, tls.crl_expired, now):
+        for file, found in revocation.read_lists(path):
+            for cause, remedy in revocation.find_list_doubts(found, tls.crl_expired, now):
                 yield Fault(f"{key}.crl[{index}]", f"{file}: {cause}", remedy, kind=FaultKind.NOTE)
-    out = revocation.revoked(tls)
-    kind = FaultKind.NOTE if out and len(out) < len(revocation.trusted(tls)) else FaultKind.FAULT
+    out = revocation.find_revoked_trusted(tls)
+    kind = FaultKind.NOTE if out and len(out) < len(revocation.read_trusted(tls)) else FaultKind.FAULT
     for each, why in out:
         subject = each.certificate.subject.rfc4514_string() if each.certificate else ""
         cause = f"{each.file}: {subject} is not trusted: {why}"

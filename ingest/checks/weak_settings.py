@@ -31,7 +31,7 @@ def find_weak_settings(config: Config) -> list[Fault]:
 def _find_weak_tls(key: str, tls: TLS) -> Iterator[Fault]:
     from ingest.tls import profiles  # noqa: PLC0415 - a node without TLS does not need it
 
-    for name, cause, remedy in profiles.weaknesses(tls):
+    for name, cause, remedy in profiles.list_weaknesses(tls):
         yield Fault(f"{key}.{name}", cause, remedy, FaultKind.NOTE)
     for name, reason in _UNCHECKED_REVOCATION.items():
         if tls.crl and getattr(tls, name) == "allow":

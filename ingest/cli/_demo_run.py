@@ -33,7 +33,7 @@ from ingest.errors import DemoError, IngestError, LedgerError
 from ingest.ledger import Counts, DeliveryState, InstanceState, Ledger
 from ingest.requestor.send_files import SendableFile, SendSummary, find_files, send_files
 from ingest.requestor.transport import Remote
-from ingest.tls.contexts import client_context
+from ingest.tls.contexts import build_client_context
 from ingest.tls.keys import pairs
 
 READY_SECONDS: Final = 30.0
@@ -206,7 +206,7 @@ def _read_port(process: subprocess.Popen[str], log: Path) -> int:
 def _send_and_watch(
     console: Console, node: DemoNode, remote: DemoNode, found: list[SendableFile], tls: TLS
 ) -> SendSummary:
-    target = Remote("localhost", node.port, "INGEST", "DEMO", client_context(tls))
+    target = Remote("localhost", node.port, "INGEST", "DEMO", build_client_context(tls))
     paths = [item.path for item in found]
     results: list[SendSummary] = []
     with Progress(

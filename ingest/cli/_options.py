@@ -267,7 +267,7 @@ def make_tls_settings(options: dict[str, Any]) -> "TLS | None":
     if options["tls_cert"] is not None and options["tls_pkcs12"] is not None:
         raise click.UsageError("--tls-pkcs12 contains certificate and key: give it without --tls-cert")
     from ingest.config.model import TLS
-    from ingest.tls.contexts import client_context
+    from ingest.tls.contexts import build_client_context
 
     tls = TLS(
         certificate=options["tls_cert"],
@@ -278,5 +278,5 @@ def make_tls_settings(options: dict[str, Any]) -> "TLS | None":
         peer_certificate="none" if options["tls_no_verify"] else "required",
         check_server_name=options["tls_check_name"],
     )
-    client_context(tls)
+    build_client_context(tls)
     return tls

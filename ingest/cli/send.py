@@ -91,10 +91,10 @@ def send_to_remote(
 
     from ingest.requestor.send_files import send_files
     from ingest.requestor.store_scu import Remote
-    from ingest.tls.contexts import client_context
+    from ingest.tls.contexts import build_client_context
 
     console = Console(highlight=False)
-    remote = Remote(host, port, called_ae, calling_ae, client_context(tls) if tls else None)
+    remote = Remote(host, port, called_ae, calling_ae, build_client_context(tls) if tls else None)
     with _make_bar(console) as bar:
         task = bar.add_task("looking for files", total=None, files="")
 
@@ -143,10 +143,10 @@ def echo_remote(
     from ingest.dicom.dimse import Status
     from ingest.errors import AssociationError
     from ingest.requestor.store_scu import Remote, Timeouts
-    from ingest.tls.contexts import client_context
+    from ingest.tls.contexts import build_client_context
 
     console = Console(highlight=False)
-    remote = Remote(host, port, called_ae, calling_ae, client_context(tls) if tls else None)
+    remote = Remote(host, port, called_ae, calling_ae, build_client_context(tls) if tls else None)
     try:
         status, _ = send_echo(remote, timeouts or Timeouts())
     except AssociationError as error:

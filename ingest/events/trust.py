@@ -36,7 +36,7 @@ def create_client_context(tls: TLS) -> ssl.SSLContext:
 
 
 def _trust(context: ssl.SSLContext, tls: TLS) -> None:
-    revoked = {each.pem for each, _ in revocation.revoked(tls)}
+    revoked = {each.pem for each, _ in revocation.find_revoked_trusted(tls)}
     for path in tls.trusted:
         for file, found in formats.iterate_certificates(path, tls.password_file):
             taken = "".join(each for each in found if each not in revoked)
@@ -54,7 +54,7 @@ def _load_lists(context: ssl.SSLContext, tls: TLS) -> None:
     from cryptography.hazmat.primitives.serialization import Encoding  # noqa: PLC0415 - only lists need it
 
     found = b"".join(
-        each.public_bytes(Encoding.PEM) for path in tls.crl for _, each in revocation.lists(path)
+        each.public_bytes(Encoding.PEM) for path in tls.crl for _, each in revocation.read_lists(path)
     )
     if found:
         with loading.in_memory(found) as name:

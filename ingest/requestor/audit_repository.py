@@ -14,7 +14,7 @@ from ingest.config.model import AuditSettings, Config
 from ingest.errors import AssociationError, Cause, ConfigError, ResolverAwayError
 from ingest.network.resolver import RESOLVER, ignore_tick
 from ingest.requestor.transport import Remote, Transport
-from ingest.tls.contexts import client_context
+from ingest.tls.contexts import build_client_context
 
 CONNECT_SECONDS: Final = 5.0
 """Deadline of the name lookup, TCP and the TLS handshake together."""
@@ -53,7 +53,7 @@ def connect_to_repository(config: Config, settings: AuditSettings) -> Repository
     if settings.tls is False:
         return UDPConnection(settings)
     try:
-        context = client_context(config.tls[settings.tls])
+        context = build_client_context(config.tls[settings.tls])
     except ConfigError as error:
         raise ConfigError([f"tls.{settings.tls}: {fault}" for fault in error.faults]) from None
     tls = config.tls[settings.tls]

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from ingest.config.model import TLS, Config
 from ingest.ext.tls_context import Context
 from ingest.requestor.transport import Remote
-from ingest.tls.contexts import contexts
+from ingest.tls.contexts import build_contexts
 
 
 def build_remotes(config: Config, calling: Mapping[str, Context] | None = None) -> dict[str, Remote]:
@@ -18,7 +18,7 @@ def build_remotes(config: Config, calling: Mapping[str, Context] | None = None) 
     Raises:
         ConfigError: A certificate or key cannot be used.
     """
-    known = contexts(config, {"forward"}).calling if calling is None else calling
+    known = build_contexts(config, {"forward"}).calling if calling is None else calling
     return {
         destination.name: Remote(
             destination.host,

@@ -20,7 +20,7 @@ from ingest.cores import usable_cores
 from ingest.errors import ConfigError
 from ingest.requestor.remotes import build_remotes
 from ingest.requestor.transport import Remote
-from ingest.tls.contexts import contexts
+from ingest.tls.contexts import build_contexts
 
 ALL_ROLES: Final = frozenset({"listen", "persist", "forward", "retain", "monitor", "console"})
 """Roles of a whole node. Only a whole node runs the embedded queue."""
@@ -135,7 +135,7 @@ def _find_fixed_changes(old: Config, new: Config) -> list[str]:
 def _make(
     old: Generation, config: Config, new_terms: Sequence[Validity], roles: frozenset[str]
 ) -> Generation:
-    made = contexts(config, roles)
+    made = build_contexts(config, roles)
     destinations = build_remotes(config, made.calling) if "forward" in roles else {}
     endpoints = bind_endpoints(config, made.listening, old.endpoints) if "listen" in roles else ()
     return Generation(

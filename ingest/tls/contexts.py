@@ -28,7 +28,7 @@ class Contexts:
     calling: Mapping[str, Context]
 
 
-def contexts(config: Config, roles: Collection[str]) -> Contexts:
+def build_contexts(config: Config, roles: Collection[str]) -> Contexts:
     """Make the contexts of all sections that these roles ("listen", "forward") use.
 
     Raises:
@@ -40,11 +40,11 @@ def contexts(config: Config, roles: Collection[str]) -> Contexts:
     for name, tls in config.tls.items():
         try:
             if "listen" in roles and any(each.tls == name for each in config.listeners):
-                listening[name] = server_context(tls)
+                listening[name] = build_server_context(tls)
             if "forward" in roles and any(each.tls == name for each in config.destinations):
-                calling[name] = client_context(tls)
+                calling[name] = build_client_context(tls)
             if name in listening or name in calling:
-                rehearse(tls)
+                rehearse_handshake(tls)
         except ConfigError as error:
             faults |= dict.fromkeys(f"tls.{name}: {fault}" for fault in error.faults)
     if faults:
@@ -52,7 +52,7 @@ def contexts(config: Config, roles: Collection[str]) -> Contexts:
     return Contexts(listening, calling)
 
 
-def rehearse(tls: TLS) -> None:
+def rehearse_handshake(tls: TLS) -> None:
     """Try a handshake in memory with a peer of the same profile, without client certificate.
 
     OpenSSL loads pairs that no handshake can use, for example a key on a curve outside the profile.
@@ -63,9 +63,9 @@ def rehearse(tls: TLS) -> None:
     if tls.certificate is None and tls.pkcs12 is None:
         return
     ours, theirs = Context(is_server=True), Context(is_server=False)
-    profiles.apply(ours, tls)
+    profiles.apply_profile(ours, tls)
     loading.load_pair(ours, tls)
-    profiles.apply(theirs, tls)
+    profiles.apply_profile(theirs, tls)
     server, client = BufferedConnection(ours), BufferedConnection(theirs)
     try:
         while not server.established:
@@ -80,7 +80,7 @@ def rehearse(tls: TLS) -> None:
         raise ConfigError([f"{tls.pkcs12 or tls.certificate}: {cause}; {remedy}"]) from None
 
 
-def server_context(tls: TLS) -> Context:
+def build_server_context(tls: TLS) -> Context:
     """Make the context of a listener (SCP).
 
     Raises:
@@ -95,7 +95,7 @@ def server_context(tls: TLS) -> Context:
     return context
 
 
-def client_context(tls: TLS) -> Context:
+def build_client_context(tls: TLS) -> Context:
     """Make the context of a sender (SCU). With `check_server_name`, its connections need a server name.
 
     Raises:
@@ -108,13 +108,13 @@ def client_context(tls: TLS) -> Context:
 
 
 def _set_up(context: Context, tls: TLS) -> None:
-    profiles.apply(context, tls)
+    profiles.apply_profile(context, tls)
     loading.load_pair(context, tls)
     if tls.peer_certificate != "none" and not tls.trusted:
         raise ConfigError(
             ['trusted: nothing to verify peers with; name PEM bundles, or peer_certificate = "none"']
         )
-    loading.load_trusted(context, tls, {each.pem for each, _ in revocation.revoked(tls)})
+    loading.load_trusted(context, tls, {each.pem for each, _ in revocation.find_revoked_trusted(tls)})
     if tls.peer_certificate != "none":
         context.verify_peers(required=tls.peer_certificate == "required")
-    revocation.load(context, tls)
+    revocation.load_lists(context, tls)

@@ -62,7 +62,7 @@ class Profile:
         groups: Groups for ECDHE, in both versions.
         signatures: Signature algorithms of handshakes.
         maximum: The newest permitted version.
-        retired: Whether the profile is retired from the standard. A node warns of it at each start.
+        is_retired: Whether the profile is retired from the standard. A node warns of it at each start.
     """
 
     section: str
@@ -71,7 +71,7 @@ class Profile:
     groups: tuple[str, ...] = _GROUPS
     signatures: tuple[str, ...] = _SIGNATURES
     maximum: int = NEWEST
-    retired: bool = False
+    is_retired: bool = False
 
 
 PROFILES: Final = {
@@ -83,13 +83,13 @@ PROFILES: Final = {
     ),
     # B.9 permits the fallback to the AES profile (B.3), whose only suite is AES128-SHA. That profile includes
     # TLS 1.0 and 1.1, but BCP 195 now forbids them (RFC 8996). TLS 1.2 is therefore the minimum here.
-    "bcp195": Profile("PS3.15 B.9", (*_ECDHE_GCM, *_DHE_GCM, "AES128-SHA"), retired=True),
-    "bcp195-nd": Profile("PS3.15 B.10", (*_ECDHE_GCM, *_DHE_GCM), retired=True),
-    "bcp195-ex": Profile("PS3.15 B.11", (*_ECDHE_GCM, *_DHE_GCM), maximum=TLS_1_2, retired=True),
+    "bcp195": Profile("PS3.15 B.9", (*_ECDHE_GCM, *_DHE_GCM, "AES128-SHA"), is_retired=True),
+    "bcp195-nd": Profile("PS3.15 B.10", (*_ECDHE_GCM, *_DHE_GCM), is_retired=True),
+    "bcp195-ex": Profile("PS3.15 B.11", (*_ECDHE_GCM, *_DHE_GCM), maximum=TLS_1_2, is_retired=True),
 }
 
 
-def apply(context: Context, tls: TLS) -> None:
+def apply_profile(context: Context, tls: TLS) -> None:
     """Apply the profile of a section to a context.
 
     Raises:
@@ -116,11 +116,11 @@ def _apply_custom(context: Context, tls: TLS) -> None:
         raise ConfigError(["ciphers: OpenSSL finds no cipher in it; write an OpenSSL cipher list"]) from None
 
 
-def weaknesses(tls: TLS) -> list[tuple[str, str, str]]:
+def list_weaknesses(tls: TLS) -> list[tuple[str, str, str]]:
     """List the weaknesses of a section, each as key, cause and remedy."""
     profile = PROFILES.get(tls.profile)
     if profile is not None:
-        if not profile.retired:
+        if not profile.is_retired:
             return []
         cause = f'"{tls.profile}" ({profile.section}) is retired from the DICOM standard'
         return [("profile", cause, 'use "rfc8996" where all peers can')]

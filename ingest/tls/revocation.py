@@ -38,7 +38,7 @@ REMEDIES: Final = {
 
 
 @dataclass(frozen=True, slots=True)
-class Trusted:
+class TrustedCertificate:
     """One certificate of the setting `trusted`.
 
     Attributes:
@@ -54,11 +54,11 @@ class Trusted:
     certificate: "Certificate | None"
 
 
-def load(context: Context, tls: TLS) -> None:
+def load_lists(context: Context, tls: TLS) -> None:
     """Make a context refuse revoked peers. Without a CRL in the section, nothing is checked.
 
-    The whole chain is checked except for the trust anchor, which needs no CRL. `revoked` finds the trust
-    anchors that are revoked themselves.
+    The whole chain is checked except for the trust anchor, which needs no CRL. `find_revoked_trusted` finds
+    the trust anchors that are revoked themselves.
 
     Raises:
         ConfigError: A CRL cannot be read.
@@ -67,13 +67,13 @@ def load(context: Context, tls: TLS) -> None:
         return
     from cryptography.hazmat.primitives.serialization import Encoding  # noqa: PLC0415 - as below
 
-    found = [each.public_bytes(Encoding.DER) for path in tls.crl for _, each in lists(path)]
+    found = [each.public_bytes(Encoding.DER) for path in tls.crl for _, each in read_lists(path)]
     context.check_revocation(
         found, allow_missing=tls.crl_missing == "allow", allow_expired=tls.crl_expired == "allow"
     )
 
 
-def lists(path: Path) -> Iterator[tuple[Path, "CertificateRevocationList"]]:
+def read_lists(path: Path) -> Iterator[tuple[Path, "CertificateRevocationList"]]:
     """Yield each CRL of a file, or of all files of a folder, together with the path of its file.
 
     Raises:
@@ -92,7 +92,7 @@ def lists(path: Path) -> Iterator[tuple[Path, "CertificateRevocationList"]]:
         raise ConfigError([f"{path}: holds no CRL, neither PEM nor DER; name the file or folder that does"])
 
 
-def trusted(tls: TLS) -> list[Trusted]:
+def read_trusted(tls: TLS) -> list[TrustedCertificate]:
     """Read all certificates of the setting `trusted`.
 
     Raises:
@@ -112,11 +112,11 @@ def trusted(tls: TLS) -> list[Trusted]:
                     for name in (read.subject, read.issuer):  # names are parsed on access only
                         name.public_bytes()
                     certificate = read
-                found.append(Trusted(index, file, pem, certificate))
+                found.append(TrustedCertificate(index, file, pem, certificate))
     return found
 
 
-def revoked(tls: TLS) -> list[tuple[Trusted, str]]:
+def find_revoked_trusted(tls: TLS) -> list[tuple[TrustedCertificate, str]]:
     """Find the certificates of `trusted` that are revoked, each with the reason.
 
     OpenSSL ends a chain at the first trusted certificate and checks no CRL for it. That certificate may be an
@@ -133,11 +133,11 @@ def revoked(tls: TLS) -> list[tuple[Trusted, str]]:
     if not tls.crl:
         return []
     named: dict[str, list[tuple[Path, CertificateRevocationList]]] = {}
-    for file, each in (found for path in tls.crl for found in lists(path)):
+    for file, each in (found for path in tls.crl for found in read_lists(path)):
         with contextlib.suppress(*UNREADABLE):  # OpenSSL may still be able to read the issuer
-            if not unused(each):
+            if not explain_unused_list(each):
                 named.setdefault(_normalize_name(each.issuer), []).append((file, each))
-    known = trusted(tls)
+    known = read_trusted(tls)
     readable = {each.pem: each.certificate for each in known if each.certificate is not None}
     issuers = _find_issuers(readable)
     out: dict[str, str] = {}
@@ -153,7 +153,7 @@ def revoked(tls: TLS) -> list[tuple[Trusted, str]]:
     return [(each, out[each.pem]) for each in known if each.pem in out]
 
 
-def unused(found: "CertificateRevocationList") -> str:
+def explain_unused_list(found: "CertificateRevocationList") -> str:
     """Explain why OpenSSL ignores a CRL. Return "" if OpenSSL uses it."""
     from cryptography import x509  # noqa: PLC0415 - as above
 
@@ -171,7 +171,9 @@ def unused(found: "CertificateRevocationList") -> str:
     return ""
 
 
-def doubts(found: "CertificateRevocationList", expired: str, now: datetime) -> Iterator[tuple[str, str]]:
+def find_list_doubts(
+    found: "CertificateRevocationList", expired: str, now: datetime
+) -> Iterator[tuple[str, str]]:
     """Yield the cause and the remedy of each doubt about a CRL. `expired` is the policy `crl_expired`."""
     from ingest.tls.identity import UNREADABLE  # noqa: PLC0415 - as above
 
@@ -182,7 +184,7 @@ def doubts(found: "CertificateRevocationList", expired: str, now: datetime) -> I
         issuer = "an issuer whose name cannot be read"
         cause = f"the CRL of {issuer} is used for peers, but not for what stands in trusted"
         yield cause, "remove from trusted what it names"
-    if why := unused(found):
+    if why := explain_unused_list(found):
         yield f"the CRL of {issuer} is not used: it {why}", "name the complete list of that issuer"
     if begin > now:
         cause = f"the CRL of {issuer} is not valid before {begin:%Y-%m-%d %H:%M} UTC"

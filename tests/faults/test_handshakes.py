@@ -13,7 +13,7 @@ from ingest.acceptor.scoreboard import PENDING, ROWS, Scoreboard
 from ingest.dicom import wire
 from ingest.requestor.send_files import send_files
 from ingest.requestor.transport import Remote
-from ingest.tls.contexts import client_context
+from ingest.tls.contexts import build_client_context
 from tests.faults.caller import CALLED_UNKNOWN, LOCAL_LIMIT, SECONDS, Caller, client, handshake, request
 from tests.interop.files import made_uid, write_made
 from tests.support.nodes import Node, cleaned, eventually
@@ -47,7 +47,7 @@ def stalled() -> Iterator[Callable[[int, int], list[socket.socket]]]:
 
 def first_image(node: Node, material: Material, path: Path) -> float:
     """Seconds until an image is stored over an association of its own."""
-    remote = Remote("localhost", node.tls_port, "INGEST", "TESTS", client_context(material.tls("peer")))
+    remote = Remote("localhost", node.tls_port, "INGEST", "TESTS", build_client_context(material.tls("peer")))
     started = time.monotonic()
     assert not send_files(remote, [path]).failed_files
     return time.monotonic() - started

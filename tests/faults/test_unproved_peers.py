@@ -15,7 +15,7 @@ from ingest.ext.tls_connection import BufferedConnection
 from ingest.ext.tls_context import TLS_1_2, Context
 from ingest.requestor.remotes import build_remotes
 from ingest.requestor.store_scu import Remote, StoreSCU, Timeouts
-from ingest.tls.contexts import client_context, server_context
+from ingest.tls.contexts import build_client_context, build_server_context
 from ingest.tls.identity import read_identity
 from ingest.tls.keys import pairs
 from tests.support.forwarding import Forwarding
@@ -71,7 +71,7 @@ def test_a_remote_without_a_certificate_hears_nothing_whatever_the_suites(
 ) -> None:
     tls = material.tls("node", profile="custom", ciphers=ciphers)
     with remote_without_certificate() as (peer, heard):
-        remote = Remote("127.0.0.1", peer.port, AE_TITLE, "INGEST", client_context(tls))
+        remote = Remote("127.0.0.1", peer.port, AE_TITLE, "INGEST", build_client_context(tls))
         with pytest.raises(AssociationError, match="shown no certificate") as raised:
             StoreSCU.open(remote, [(CT, [EXPLICIT])], timeouts=SHORT)
         assert raised.value.cause is Cause.NO_CERTIFICATE
@@ -96,14 +96,16 @@ def test_a_caller_without_a_certificate_gets_no_association_whatever_the_suites(
             StoreSCU.open(caller, [(CT, [EXPLICIT])], timeouts=SHORT)
         # OpenSSL insists on a certificate in such a suite too, which its own client takes amiss.
         eventually(lambda: node.events("tls_handshake_failed"), 10, "the refusal")
-        honest = Remote("127.0.0.1", node.tls_port, "INGEST", "CT1", client_context(material.tls("peer")))
+        honest = Remote(
+            "127.0.0.1", node.tls_port, "INGEST", "CT1", build_client_context(material.tls("peer"))
+        )
         StoreSCU.open(honest, [(CT, [EXPLICIT])], timeouts=SHORT).release()
 
 
 def test_where_no_certificate_is_required_a_suite_without_one_is_a_choice(material: Material) -> None:
     tls = material.tls("node", profile="custom", ciphers=ANONYMOUS[0], peer_certificate="none")
     client = SSLConnection(anonymous(ssl.PROTOCOL_TLS_CLIENT))
-    server = BufferedConnection(server_context(tls))
+    server = BufferedConnection(build_server_context(tls))
     for _ in range(5):
         client.shake_hands()
         server.feed(client.output())

@@ -7,7 +7,7 @@ from pathlib import Path
 from ingest.requestor.send_files import SendableFile, send_files
 from ingest.requestor.store_scu import Context
 from ingest.requestor.transport import Remote
-from ingest.tls.contexts import client_context
+from ingest.tls.contexts import build_client_context
 from tests.interop.files import (
     CUT_SHORT,
     by_uid,
@@ -40,7 +40,7 @@ REFUSED_BY_ORTHANC = frozenset(
 
 def send(node: Node, material: Material, paths: list[Path]) -> None:
     """Files into the node over TLS; all must be taken."""
-    remote = Remote("localhost", node.tls_port, "INGEST", "TESTS", client_context(material.tls("peer")))
+    remote = Remote("localhost", node.tls_port, "INGEST", "TESTS", build_client_context(material.tls("peer")))
     summary = send_files(remote, paths, 2)
     assert not summary.failed_files
     assert len(summary.results) == len(paths)
@@ -142,7 +142,7 @@ def test_orthanc_gets_every_kind_as_it_was_sent(
     paths = [item.path for item in items]
     with orthanc(material, "remote") as direct:
         remote = Remote(
-            "localhost", direct.dicom_port, "ORTHANC", "TESTS", client_context(material.tls("node"))
+            "localhost", direct.dicom_port, "ORTHANC", "TESTS", build_client_context(material.tls("node"))
         )
         summary = send_files(remote, paths, 2)
         assert not summary.failed_files

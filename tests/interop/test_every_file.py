@@ -13,7 +13,7 @@ from pydicom.uid import UID
 
 from ingest.requestor.send_files import SendableFile, send_files
 from ingest.requestor.transport import Remote
-from ingest.tls.contexts import client_context
+from ingest.tls.contexts import build_client_context
 from tests.interop.files import (
     CUT_SHORT,
     CUT_SHORT_AND_ODD,
@@ -83,7 +83,7 @@ def two_nodes(tmp_path: Path, material: Material) -> Iterator[tuple[Node, Node]]
 
 
 def remote_of(node: Node, material: Material) -> Remote:
-    return Remote("localhost", node.tls_port, "INGEST", "TESTS", client_context(material.tls("peer")))
+    return Remote("localhost", node.tls_port, "INGEST", "TESTS", build_client_context(material.tls("peer")))
 
 
 def test_nothing_is_left_out_without_a_reason() -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from ingest.requestor.store_scu import StoreSCU, Timeouts
 from ingest.requestor.transport import Remote
-from ingest.tls.contexts import client_context
+from ingest.tls.contexts import build_client_context
 from tests.interop.files import digest, made, made_uid, unreadable_by_dcmdump
 from tests.interop.memory import watched
 from tests.support.instances import CT, EXPLICIT, element
@@ -57,7 +57,7 @@ def test_two_gigabytes_pass_with_little_memory(
     far = make_node("far", receive=receive).start()
     onward = destination("far", far.tls_port, response_seconds=120)
     near = make_node("near", receive=receive, destinations=onward).start()
-    remote = Remote("localhost", near.tls_port, "INGEST", "TESTS", client_context(material.tls("peer")))
+    remote = Remote("localhost", near.tls_port, "INGEST", "TESTS", build_client_context(material.tls("peer")))
 
     with watched([near, far]) as peaks:
         began = time.monotonic()

@@ -8,7 +8,7 @@ import pytest
 
 from ingest.requestor.send_files import send_files
 from ingest.requestor.transport import Remote
-from ingest.tls.contexts import client_context
+from ingest.tls.contexts import build_client_context
 from tests.interop.files import made_uid, write_made
 from tests.interop.memory import watched
 from tests.support.nodes import Node, destination, eventually
@@ -37,7 +37,7 @@ def test_5000_instances_over_16_associations_arrive_once_each(
         workers="[workers]\npersist = 1\nforward = 2",
         destinations=destination("far", far.tls_port, associations=2),
     ).start()
-    remote = Remote("localhost", near.tls_port, "INGEST", "TESTS", client_context(material.tls("peer")))
+    remote = Remote("localhost", near.tls_port, "INGEST", "TESTS", build_client_context(material.tls("peer")))
 
     with watched([near, far]) as peaks:
         began = time.monotonic()

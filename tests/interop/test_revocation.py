@@ -11,7 +11,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from ingest.errors import AssociationError
 from ingest.requestor.transport import Remote, Transport
-from ingest.tls.contexts import client_context
+from ingest.tls.contexts import build_client_context
 from ingest.tls.keys import pairs
 from tests.faults.caller import Caller
 from tests.interop import dcmtk
@@ -184,7 +184,7 @@ def test_policy_decides_about_an_issuer_without_a_list_and_the_log_names_the_key
 
 def test_a_sender_refuses_a_revoked_remote(site: Site) -> None:
     def connect() -> None:
-        tls = client_context(site.material.tls("peer", crl=(site.lists,)))
+        tls = build_client_context(site.material.tls("peer", crl=(site.lists,)))
         Transport.connect(Remote("localhost", site.node.tls_port, "INGEST", "PEER", tls), 10).close()
 
     connect()

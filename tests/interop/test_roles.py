@@ -14,7 +14,7 @@ import redis
 
 from ingest.requestor.send_files import send_files
 from ingest.requestor.transport import Remote
-from ingest.tls.contexts import client_context
+from ingest.tls.contexts import build_client_context
 from tests.interop.files import assert_read_by_others, by_uid, data_set, write_made
 from tests.support.nodes import Node, cleaned, destination, eventually
 from tests.support.peers import require_program, storescp
@@ -51,7 +51,7 @@ def answers(client: redis.Redis) -> bool:
 
 
 def send(node: Node, material: Material, files: list[Path]) -> None:
-    remote = Remote("localhost", node.tls_port, "INGEST", "TESTS", client_context(material.tls("peer")))
+    remote = Remote("localhost", node.tls_port, "INGEST", "TESTS", build_client_context(material.tls("peer")))
     summary = send_files(remote, files, 4)
     assert len(summary.stored_files) == len(files), summary.failed_files
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from ingest.requestor.send_files import send_files
 from ingest.requestor.transport import Remote
-from ingest.tls.contexts import client_context
+from ingest.tls.contexts import build_client_context
 from tests.interop.files import by_uid, storable
 from tests.support.nodes import Node, eventually
 from tests.support.pki import Material
@@ -67,7 +67,7 @@ def test_instances_go_where_their_routes_say(make_node: Callable[..., Node], mat
     near = make_node("near", destinations=f"{targets}\n{ROUTES}").start()
     files = {modality: _first_of(modality) for modality in ("CT", "MR", "US")}
     uid = {modality: next(iter(by_uid([path]))) for modality, path in files.items()}
-    remote = Remote("localhost", near.tls_port, "INGEST", "TESTS", client_context(material.tls("peer")))
+    remote = Remote("localhost", near.tls_port, "INGEST", "TESTS", build_client_context(material.tls("peer")))
     assert not send_files(remote, list(files.values())).failed_files
     eventually(lambda: near.deliveries() == {"delivered": 3}, 30, "three deliveries are done")
     eventually(lambda: set(far["a"].stored()) == {uid["CT"], uid["US"]}, 20, "a has CT and US")

@@ -12,7 +12,7 @@ import pytest
 from ingest.dicom import uids
 from ingest.requestor.store_scu import StoreSCU
 from ingest.requestor.transport import Remote
-from ingest.tls.contexts import client_context
+from ingest.tls.contexts import build_client_context
 from tests.support.nodes import Node
 from tests.support.pki import Material
 
@@ -31,7 +31,7 @@ def node(make_node: Callable[..., Node]) -> Node:
 
 @pytest.fixture
 def remote(node: Node, material: Material) -> Remote:
-    return Remote("localhost", node.tls_port, "INGEST", "TESTS", client_context(material.tls("peer")))
+    return Remote("localhost", node.tls_port, "INGEST", "TESTS", build_client_context(material.tls("peer")))
 
 
 def taken(node: Node) -> Counter[int]:

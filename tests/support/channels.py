@@ -14,7 +14,7 @@ from ingest.ext.encode import encode_p_data
 from ingest.ext.events import Command, ControlPDU, DataSet
 from ingest.ext.pdu import PDUParser
 from ingest.ext.tls_connection import RECORD_BYTES, BufferedConnection
-from ingest.tls.contexts import server_context
+from ingest.tls.contexts import build_server_context
 from tests.faults.caller import data_pdus
 from tests.support.nodes import eventually
 from tests.support.pki import Material
@@ -124,7 +124,7 @@ def tls_pair(
     theirs = ssl_client_context(material.tls("peer"))
     theirs.maximum_version = version
     client = SSLConnection(theirs, server_hostname="localhost")
-    server = BufferedConnection(server_context(material.tls("node")))
+    server = BufferedConnection(build_server_context(material.tls("node")))
     for _ in range(10):
         client.shake_hands()
         if client.established:

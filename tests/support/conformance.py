@@ -130,7 +130,7 @@ def _limits() -> str:
 
 def _profiles() -> str:
     rows = (
-        (f"`{name}`", profile.section, " ".join(profile.ciphers), "retired" if profile.retired else "")
+        (f"`{name}`", profile.section, " ".join(profile.ciphers), "retired" if profile.is_retired else "")
         for name, profile in PROFILES.items()
     )
     return _table(("profile", "PS3.15", "suites of TLS 1.2", ""), rows)

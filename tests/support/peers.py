@@ -21,7 +21,7 @@ from ingest.dicom import wire
 from ingest.ext.command import decode_command, encode_command
 from ingest.ext.encode import encode_p_data
 from ingest.ext.tls_context import Context
-from ingest.tls.contexts import client_context
+from ingest.tls.contexts import build_client_context
 from ingest.tls.keys import pairs
 from tests.support.ports import free_port
 from tests.support.tls_peers import ssl_server_context
@@ -302,7 +302,7 @@ class ScriptedPeer:
 
 
 def client_tls(tls: TLS) -> Context:
-    return client_context(tls)
+    return build_client_context(tls)
 
 
 @contextlib.contextmanager

@@ -10,7 +10,7 @@ from ingest.errors import AssociationError
 from ingest.requestor.association import Timeouts
 from ingest.requestor.store_scu import StoreSCU
 from ingest.requestor.transport import Remote
-from ingest.tls.contexts import client_context
+from ingest.tls.contexts import build_client_context
 from tests.support.instances import CT, EXPLICIT, Made
 from tests.support.nodes import Node, eventually
 
@@ -19,7 +19,9 @@ TIMEOUTS = Timeouts(connect_seconds=5.0, response_seconds=30.0)
 
 def remote_of(node: Node) -> Remote:
     """The TLS port of a node, called by the trusted peer of the test's PKI."""
-    return Remote("localhost", node.tls_port, "INGEST", "CT1", client_context(node.material.tls("peer")))
+    return Remote(
+        "localhost", node.tls_port, "INGEST", "CT1", build_client_context(node.material.tls("peer"))
+    )
 
 
 class Modality:

@@ -14,7 +14,7 @@ from cryptography import x509
 from ingest.cli import main
 from ingest.config.model import TLS
 from ingest.errors import IngestError
-from ingest.tls.contexts import client_context, server_context
+from ingest.tls.contexts import build_client_context, build_server_context
 from ingest.tls.keys import files, formats, pairs
 from ingest.tls.keys.issuance import KEY_TYPES
 from tests.support.keymaterial import PASSWORD, Keys, run
@@ -53,7 +53,9 @@ def test_new_pair_of_each_kind_shakes_hands_in_both_roles(certs, tmp_path, kind,
     certs("new", tmp_path / "n", "--name", "localhost", "--key-type", kind, "--trust", trusted, *options)
     tls = TLS(certificate=tmp_path / "n.crt", private_key=tmp_path / "n.key", trusted=(trusted,))
     shake(
-        server_context(tls), client_context(tls.model_copy(update={"check_server_name": True})), "localhost"
+        build_server_context(tls),
+        build_client_context(tls.model_copy(update={"check_server_name": True})),
+        "localhost",
     )
 
 
@@ -326,7 +328,7 @@ def test_key_store_and_back_is_the_same_pair(certs, keys, tmp_path):
             private_key=tmp_path / f"{kind}.key",
             trusted=(keys["root.crt"],),
         )
-        shake(server_context(tls), client_context(tls))
+        shake(build_server_context(tls), build_client_context(tls))
 
 
 def test_key_passwords_go_in_and_out_of_a_store(certs, keys, tmp_path):
@@ -349,7 +351,7 @@ def test_key_passwords_go_in_and_out_of_a_store(certs, keys, tmp_path):
         password_file=other,
         trusted=(tmp_path / "n.crt",),
     )
-    shake(server_context(tls), client_context(tls))
+    shake(build_server_context(tls), build_client_context(tls))
 
 
 def test_trust_store_has_no_key_and_an_alias_for_each(certs, keys, tmp_path):

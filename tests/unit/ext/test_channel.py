@@ -16,7 +16,7 @@ from ingest.ext.events import ControlPDU
 from ingest.ext.pdu import PDUParser
 from ingest.ext.tls_connection import RECORD_BYTES as RECORD
 from ingest.ext.tls_connection import BufferedConnection
-from ingest.tls.contexts import server_context
+from ingest.tls.contexts import build_server_context
 from tests.support.channels import BUFFER, Event, Line, MakeLine, Windows, facts, message, tls_pair, until
 from tests.support.nodes import eventually
 from tests.support.pki import Material
@@ -137,7 +137,7 @@ def test_more_leftover_than_the_window_holds_is_refused(lines: MakeLine) -> None
 
 @pytest.mark.skipif(not shutil.which("openssl"), reason="the openssl program is not installed")
 def test_a_key_update_that_the_peer_asks_for_is_answered(material: Material) -> None:
-    server, windows = BufferedConnection(server_context(material.tls("node"))), Windows()
+    server, windows = BufferedConnection(build_server_context(material.tls("node"))), Windows()
     files = ("-cert", str(material.certificate("peer")), "-key", str(material.key("peer")))
     with socket.create_server(("127.0.0.1", 0)) as listener:
         listener.settimeout(10)
@@ -230,7 +230,7 @@ def test_a_peer_that_does_not_read_blocks_the_channel_and_nothing_is_lost(channe
 
 def test_mute_says_nothing_more_but_sends_what_was_said(channel_line: Line) -> None:
     channel_line.channel.send(b"before")
-    channel_line.channel.mute = True
+    channel_line.channel.discards_output = True
     channel_line.channel.send(b"after")
     assert eventually(channel_line.heard, 5) == b"before"
     assert channel_line.heard() == b""

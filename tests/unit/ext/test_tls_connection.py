@@ -10,7 +10,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from ingest.ext.tls_connection import RECORD_BYTES as RECORD
 from ingest.ext.tls_connection import BufferedConnection
-from ingest.tls.contexts import client_context, server_context
+from ingest.tls.contexts import build_client_context, build_server_context
 from ingest.tls.keys import pairs
 from tests.support.pki import Material
 from tests.support.tls_peers import SSLConnection, ssl_client_context
@@ -30,7 +30,7 @@ def make_pair(material: Material) -> MakePair:
     ) -> tuple[SSLConnection, BufferedConnection]:
         return (
             SSLConnection(ssl_client_context(material.tls(client)), server_hostname="localhost"),
-            BufferedConnection(server_context(material.tls(server, **changes))),
+            BufferedConnection(build_server_context(material.tls(server, **changes))),
         )
 
     return make
@@ -87,7 +87,7 @@ def test_optional_peer_without_a_certificate_has_none(material: Material) -> Non
     anonymous = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     anonymous.load_verify_locations(material.trusted)
     client = SSLConnection(anonymous, server_hostname="localhost")
-    server = BufferedConnection(server_context(material.tls("node", peer_certificate="optional")))
+    server = BufferedConnection(build_server_context(material.tls("node", peer_certificate="optional")))
     shake_hands(client, server)
     assert server.peer_certificate() is None
 
@@ -111,7 +111,7 @@ def test_chain_of_the_peer_ends_with_what_is_trusted_whatever_it_sends(
     context.maximum_version = version
     client, server = (
         SSLConnection(context, server_hostname="localhost"),
-        BufferedConnection(server_context(tls)),
+        BufferedConnection(build_server_context(tls)),
     )
     assert server.verified_chain() == []
     shake_hands(client, server)
@@ -120,8 +120,11 @@ def test_chain_of_the_peer_ends_with_what_is_trusted_whatever_it_sends(
 
 
 def test_what_was_not_verified_has_no_chain(material: Material) -> None:
-    context = client_context(material.tls("peer", peer_certificate="none"))
-    client, server = BufferedConnection(context), BufferedConnection(server_context(material.tls("node")))
+    context = build_client_context(material.tls("peer", peer_certificate="none"))
+    client, server = (
+        BufferedConnection(context),
+        BufferedConnection(build_server_context(material.tls("node"))),
+    )
     shake_hands(client, server)
     assert client.peer_certificate()
     assert client.verified_chain() == []

@@ -15,7 +15,7 @@ from ingest.checks.tls import check_validity_now, list_validities
 from ingest.config.model import TLS, Config, ListenerSettings
 from ingest.errors import ConfigError
 from ingest.tls import revocation
-from ingest.tls.contexts import client_context, server_context
+from ingest.tls.contexts import build_client_context, build_server_context
 from ingest.tls.keys import pairs
 from tests.support.revoking import revocation_list, under
 from tests.unit.tls.test_tls_contexts import Site, shake
@@ -52,8 +52,8 @@ def settings(site, pair, *lists, **changes):
 
 def verdict(site, pair, *lists, **changes):
     """The verify code with which a server with `lists` refuses a client; 0 where it lets it in."""
-    server = server_context(settings(site, site.scp, *lists, **changes))
-    return refusal(server, client_context(settings(site, pair)))
+    server = build_server_context(settings(site, site.scp, *lists, **changes))
+    return refusal(server, build_client_context(settings(site, pair)))
 
 
 def refusal(server, client):
@@ -96,19 +96,21 @@ def test_lists_and_policy_decide_who_is_let_in(site, who, lists, policy, code):
 
 @pytest.mark.parametrize("rule", ["required", "optional"])
 def test_lists_change_nothing_about_who_must_present_a_certificate(site, rule):
-    server = server_context(settings(site, site.scp, site.folder / "current.crl", peer_certificate=rule))
+    server = build_server_context(
+        settings(site, site.scp, site.folder / "current.crl", peer_certificate=rule)
+    )
     if rule == "optional":
-        shake(server, client_context(settings(site, {})))
+        shake(server, build_client_context(settings(site, {})))
     else:
         with pytest.raises(ssl.SSLError, match="PEER_DID_NOT_RETURN_A_CERTIFICATE"):
-            shake(server, client_context(settings(site, {})))
+            shake(server, build_client_context(settings(site, {})))
 
 
 def test_client_refuses_a_revoked_server(site):
-    client = client_context(settings(site, site.good, site.folder / "current.crl"))
-    shake(server_context(settings(site, site.scp)), client)
+    client = build_client_context(settings(site, site.good, site.folder / "current.crl"))
+    shake(build_server_context(settings(site, site.scp)), client)
     with pytest.raises(ssl.SSLError):
-        shake(server_context(settings(site, site.bad)), client)
+        shake(build_server_context(settings(site, site.bad)), client)
 
 
 @pytest.mark.parametrize(
@@ -136,8 +138,8 @@ def test_an_authority_in_between_is_looked_up_too(site, tmp_path, roots, policy,
     (tmp_path / "lists").write_bytes(b"".join(each.public_bytes(Encoding.PEM) for each in lists))
     site_of_three = TLS(**site.scp, trusted=(tmp_path / "root.crt",), crl=(tmp_path / "lists",), **policy)
 
-    client = client_context(settings(site, {"certificate": certificate, "private_key": key}))
-    assert refusal(server_context(site_of_three), client) == code
+    client = build_client_context(settings(site, {"certificate": certificate, "private_key": key}))
+    assert refusal(build_server_context(site_of_three), client) == code
 
 
 def test_a_list_fetched_before_its_time_hinders_no_reload(site, tmp_path):
@@ -173,7 +175,7 @@ def test_lists_are_found_in_any_form_under_any_name(site, tmp_path):
     both = tmp_path / "both.pem"
     both.write_bytes(site.current.public_bytes(Encoding.PEM) + other.public_bytes(Encoding.PEM))
 
-    assert [each for _, each in revocation.lists(tmp_path)] == [site.current, other, site.current, other]
+    assert [each for _, each in revocation.read_lists(tmp_path)] == [site.current, other, site.current, other]
     assert verdict(site, site.bad, tmp_path) == REVOKED
     assert verdict(site, site.other, tmp_path) == 0
     assert verdict(site, site.bad, tmp_path / "a.anything") == REVOKED
@@ -193,7 +195,7 @@ def test_what_is_no_list_is_named_with_its_remedy(site, tmp_path, content, words
     if content is not None:
         path.write_bytes(content)
     with pytest.raises(ConfigError) as caught:
-        server_context(settings(site, site.scp, path))
+        build_server_context(settings(site, site.scp, path))
     (line,) = caught.value.faults
     assert line.startswith(f"{path}: ")
     assert words in line
@@ -212,5 +214,5 @@ def test_a_list_that_is_due_is_said_at_every_start(site):
 def test_no_descriptor_is_left_of_what_was_loaded(site):
     before = len(os.listdir("/proc/self/fd"))
     for _ in range(3):
-        server_context(settings(site, site.scp, site.folder / "current.crl"))
+        build_server_context(settings(site, site.scp, site.folder / "current.crl"))
     assert len(os.listdir("/proc/self/fd")) == before

@@ -10,7 +10,7 @@ from ingest.checks.tls import check_validity_now
 from ingest.config.model import TLS
 from ingest.ext.tls_context import TLS_1_2, TLS_1_3
 from ingest.tls import revocation
-from ingest.tls.contexts import client_context, server_context
+from ingest.tls.contexts import build_client_context, build_server_context
 from ingest.tls.keys import pairs
 from tests.support.revoking import UMLAUT, point, revocation_list, under, unreadable
 from tests.unit.tls.test_crl import refusal
@@ -42,7 +42,7 @@ class Chain:
     def caller(self, name, ending="chain"):
         """The context of a peer, which shows all of its chain but the root, or with "crt" itself alone."""
         pair = self.folder / f"of-{name}.{ending}", self.folder / f"of-{name}.key"
-        return client_context(
+        return build_client_context(
             TLS(certificate=pair[0], private_key=pair[1], trusted=(self.scp["certificate"],))
         )
 
@@ -118,14 +118,14 @@ def test_what_its_issuer_revoked_is_not_trusted(
     chain, trusting, trusted, revoked, who, ending, code, policy, extended
 ):
     options = {} if extended else {"extensions": []}
-    server = server_context(trusting(trusted, revoked, policy, **options))
+    server = build_server_context(trusting(trusted, revoked, policy, **options))
     assert refusal(server, chain.caller(who, ending)) == code
 
 
 def test_only_a_list_that_a_known_issuer_signed_takes_trust_away(chain, trusting):
     forged = {"key": chain.low.private_key}
-    assert not revocation.revoked(trusting("root middle", "middle", **forged))
-    ((out, why),) = revocation.revoked(trusting("middle of-root", "middle", **forged))
+    assert not revocation.find_revoked_trusted(trusting("root middle", "middle", **forged))
+    ((out, why),) = revocation.find_revoked_trusted(trusting("middle of-root", "middle", **forged))
     assert out.certificate == chain.middle.certificate
     assert "lists names it" in why
 
@@ -135,8 +135,8 @@ def test_names_of_issuers_are_compared_as_openssl_does(chain, trusting):
     shouting = under(pairs.issue_authority("ROOT", key_type="ec"), chain.root)
     (found,) = tls.crl
     found.write_bytes(revocation_list(shouting, chain.middle.certificate).public_bytes(Encoding.PEM))
-    assert len(revocation.revoked(tls)) == 1
-    assert refusal(server_context(tls), chain.caller("middle")) == REVOKED
+    assert len(revocation.find_revoked_trusted(tls)) == 1
+    assert refusal(build_server_context(tls), chain.caller("middle")) == REVOKED
 
 
 @pytest.mark.parametrize(
@@ -171,7 +171,7 @@ def test_what_is_trusted_needs_no_list_that_can_be_used(chain, tmp_path, trustin
         bad = revocation_list(chain.root, **options).public_bytes(Encoding.PEM)
         sound.write_bytes(revocation_list(chain.middle).public_bytes(Encoding.PEM) + bad)
         tls = TLS(**{**dict(tls), "crl": (sound,)})
-    assert refusal(server_context(tls), chain.caller(who)) == 0
+    assert refusal(build_server_context(tls), chain.caller(who)) == 0
 
 
 @pytest.mark.parametrize(
@@ -201,7 +201,7 @@ def test_what_was_sent_behind_a_trusted_certificate_needs_no_list(
     path.write_bytes(b"".join(each.public_bytes(Encoding.PEM) for each in lists))
     client = chain.caller(who)
     client.set_versions(TLS_1_2, version)
-    assert refusal(server_context(tls), client) == code
+    assert refusal(build_server_context(tls), client) == code
 
 
 def test_names_that_only_openssl_reads_hinder_nothing(chain, tmp_path):
@@ -222,8 +222,8 @@ def test_names_that_only_openssl_reads_hinder_nothing(chain, tmp_path):
     tls = TLS(**chain.scp, trusted=(tmp_path / "trusted",), crl=lists)
     codes = {
         name: refusal(
-            server_context(tls),
-            client_context(
+            build_server_context(tls),
+            build_client_context(
                 TLS(
                     certificate=tmp_path / f"{name}.crt",
                     private_key=tmp_path / f"{name}.key",
@@ -234,7 +234,7 @@ def test_names_that_only_openssl_reads_hinder_nothing(chain, tmp_path):
         for name in peers
     }
     assert codes == {"good": 0, "bad": REVOKED}
-    server_context(tls.model_copy(update={"crl": lists[:1]}))
+    build_server_context(tls.model_copy(update={"crl": lists[:1]}))
     (note,) = check_validity_now("tls.node", tls, NOW)
     assert (note.key, note.is_note) == ("tls.node.crl[1]", True)
     assert "cannot be read is used for peers" in note.cause
@@ -259,5 +259,5 @@ def test_a_list_that_is_not_used_is_said_at_every_start(chain, trusting, options
         assert (note.key, note.is_note) == ("tls.node.crl[0]", True)
         assert words in note.cause
     assert len(notes) == 3
-    assert refusal(server_context(tls), chain.caller("root")) == code
+    assert refusal(build_server_context(tls), chain.caller("root")) == code
     assert code in revocation.REMEDIES

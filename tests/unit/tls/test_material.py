@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from ingest.config.model import TLS
 from ingest.errors import ConfigError
-from ingest.tls.contexts import client_context, server_context
+from ingest.tls.contexts import build_client_context, build_server_context
 from ingest.tls.keys import inspection, pairs
 from ingest.tls.keys.loading import read_pair
 from ingest.tls.keys.pkcs12 import parse_der_elements
@@ -164,13 +164,13 @@ FORMS = {
 @pytest.mark.parametrize("form", FORMS)
 def test_each_form_shakes_hands_in_both_roles(keys, form):
     tls = TLS(**FORMS[form](keys), trusted=(keys["root.crt"],))
-    ours = [server_context(tls), client_context(tls)]
+    ours = [build_server_context(tls), build_client_context(tls)]
     # DER has no chain: who trusts the root alone cannot follow it, who trusts the issuer can.
     anchor = "authority.crt" if form.startswith("DER") else "root.crt"
     other = TLS(**chained(keys), trusted=(keys[anchor],))
     for server, client in (
-        (ours[0], client_context(other)),
-        (server_context(other), ours[1]),
+        (ours[0], build_client_context(other)),
+        (build_server_context(other), ours[1]),
     ):
         here, there = shake(server, client)
         assert here.version() == there.version() == "TLSv1.3"
@@ -209,8 +209,8 @@ def test_decrypted_key_is_in_memory_only(keys, form, tmp_path, monkeypatch):
 
     sys.addaudithook(audit)
     try:
-        server_context(tls)
-        client_context(tls)
+        build_server_context(tls)
+        build_client_context(tls)
     finally:
         watching = False
     assert written == []
@@ -263,14 +263,14 @@ def test_each_form_of_trust_lets_its_peers_in(keys, tmp_path, content):
     tls = TLS(**chained(keys), trusted=(path,), password_file=keys["password"])
     for server, client in ((tls, None), (None, tls)):
         other = TLS(**chained(keys), trusted=(keys["root.crt"],))
-        shake(server_context(server or other), client_context(client or other))
+        shake(build_server_context(server or other), build_client_context(client or other))
 
 
 def test_password_may_begin_and_end_as_any_editor_writes_a_line(keys, tmp_path):
     for mark, ending in product((b"", codecs.BOM_UTF8), (b"", b"\n", b"\r\n", b"\nmore\n")):
         (tmp_path / "p").write_bytes(mark + PASSWORD.encode() + ending)
         made = {**pkcs12(keys), "password_file": tmp_path / "p"}
-        server_context(TLS(**made, trusted=(keys["root.crt"],)))
+        build_server_context(TLS(**made, trusted=(keys["root.crt"],)))
 
 
 def damage(keys, tmp_path):
@@ -368,7 +368,7 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize("role", [server_context, client_context])
+@pytest.mark.parametrize("role", [build_server_context, build_client_context])
 @pytest.mark.parametrize("case", CASES)
 def test_fault_names_file_and_remedy_and_no_secret(keys, tmp_path, case, role):
     changes, file, words = damage(keys, tmp_path)[case]
@@ -395,7 +395,7 @@ def test_what_is_no_file_is_refused_instead_of_waited_for(keys, tmp_path, key, k
         tls = {"trusted": tls["trusted"]}
     tls[key] = (path,) if key in ("trusted", "crl") else path
     with pytest.raises(ConfigError, match=f"{path}: Is a pipe or a device; "):
-        server_context(TLS(**tls))
+        build_server_context(TLS(**tls))
 
 
 def test_what_openssl_does_not_take_is_said_in_its_words(keys):
@@ -404,7 +404,7 @@ def test_what_openssl_does_not_take_is_said_in_its_words(keys):
         keys["authority.key"], "-CAcreateserial", "-out", keys["sha1.crt"],
     )  # fmt: skip
     with pytest.raises(ConfigError, match=r"sha1.crt: .*MD_TOO_WEAK.* with SHA-256"):
-        client_context(TLS(**pair(keys, "sha1.crt", "rsa.key"), trusted=(keys["root.crt"],)))
+        build_client_context(TLS(**pair(keys, "sha1.crt", "rsa.key"), trusted=(keys["root.crt"],)))
 
 
 def with_two_keys(keys):
@@ -435,7 +435,7 @@ def test_key_store_with_several_keys_is_refused_and_shown_with_all(keys):
     with pytest.raises(
         ConfigError, match=r"two.p12: holds 2 private keys \(aliases rsa ä, ec ä\); .*keytool"
     ):
-        client_context(TLS(pkcs12=path, trusted=(keys["root.crt"],)))
+        build_client_context(TLS(pkcs12=path, trusted=(keys["root.crt"],)))
     (told,) = inspection.inspect_files([path], None, datetime.now(UTC))
     assert [(key.alias, key.type) for key in told.keys] == [("rsa ä", "RSA 2048"), ("ec ä", "EC secp384r1")]
     subjects = [own and own.subject for _, _, own in inspection.match_keys([told])]
@@ -468,4 +468,4 @@ def test_damaged_files_are_told_and_never_end_a_command(keys, samples, data):
     assert told.fault.startswith(str(path)) or told.certificates or told.keys
     for tls in ({"certificate": path}, {"pkcs12": path}, {"trusted": (path,)}):
         with contextlib.suppress(ConfigError):
-            client_context(TLS(**{"trusted": (keys["root.crt"],), **tls}))
+            build_client_context(TLS(**{"trusted": (keys["root.crt"],), **tls}))

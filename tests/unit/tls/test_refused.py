@@ -15,7 +15,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from ingest.config.model import TLS
 from ingest.ext.tls_connection import BufferedConnection
 from ingest.requestor import failures
-from ingest.tls.contexts import client_context, server_context
+from ingest.tls.contexts import build_client_context, build_server_context
 from ingest.tls.keys import pairs
 from ingest.tls.rejection import REMEDIES, refused_certificate
 
@@ -115,9 +115,9 @@ def pair(place: Place, role: str, name: str) -> tuple[BufferedConnection, Buffer
     """Ours in a role, and that of somebody with this certificate."""
     ours, theirs = place.tls("node"), place.tls(name, peer_certificate="none")
     if role == "server":
-        contexts = server_context(ours), client_context(theirs)
+        contexts = build_server_context(ours), build_client_context(theirs)
     else:
-        contexts = client_context(ours), server_context(theirs)
+        contexts = build_client_context(ours), build_server_context(theirs)
     return BufferedConnection(contexts[0]), BufferedConnection(contexts[1])
 
 
@@ -177,8 +177,8 @@ def test_connections_in_many_threads_each_tell_their_own(place: Place) -> None:
 
 
 def test_refused_certificates_go_with_their_connections(place: Place) -> None:
-    context = server_context(place.tls("node"))
-    other = client_context(place.tls("19", peer_certificate="none"))
+    context = build_server_context(place.tls("node"))
+    other = build_client_context(place.tls("19", peer_certificate="none"))
 
     def resident_kib() -> int:
         with open("/proc/self/statm") as file:

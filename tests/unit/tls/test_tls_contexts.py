@@ -17,7 +17,7 @@ from ingest.config.model import TLS, Config
 from ingest.errors import ConfigError
 from ingest.ext.tls_connection import BufferedConnection
 from ingest.ext.tls_context import TLS_1_0, TLS_1_1, TLS_1_2, TLS_1_3
-from ingest.tls.contexts import client_context, contexts, server_context
+from ingest.tls.contexts import build_client_context, build_contexts, build_server_context
 from ingest.tls.keys import pairs
 from ingest.tls.keys.issuance import Pair
 from ingest.tls.profiles import PROFILES
@@ -101,9 +101,9 @@ def settings(site, pair, **changes):
 @pytest.mark.parametrize("version", [TLS_1_2, TLS_1_3])
 @pytest.mark.parametrize("who", ["scu", "signed"])
 def test_trusted_pairs_shake_hands_and_know_each_other(site, version, who):
-    client = client_context(settings(site, getattr(site, who)))
+    client = build_client_context(settings(site, getattr(site, who)))
     client.set_versions(TLS_1_2, version)
-    server, end = shake(server_context(settings(site, site.scp)), client)
+    server, end = shake(build_server_context(settings(site, site.scp)), client)
     assert end.version() == {TLS_1_2: "TLSv1.2", TLS_1_3: "TLSv1.3"}[version]
     expected = ssl.PEM_cert_to_DER_cert(getattr(site, who)["certificate"].read_text())
     assert server.peer_certificate() == expected
@@ -111,25 +111,33 @@ def test_trusted_pairs_shake_hands_and_know_each_other(site, version, who):
 
 def test_certificate_of_nobody_is_refused_with_its_verify_code(site):
     with pytest.raises(ssl.SSLCertVerificationError) as caught:
-        shake(server_context(settings(site, site.scp)), client_context(settings(site, site.stranger)))
+        shake(
+            build_server_context(settings(site, site.scp)),
+            build_client_context(settings(site, site.stranger)),
+        )
     assert caught.value.verify_code in {18, 20}  # self-signed certificate, no local issuer
 
 
 def test_expired_certificate_is_refused_although_trusted(site):
     with pytest.raises(ssl.SSLCertVerificationError) as caught:
-        shake(server_context(settings(site, site.scp)), client_context(settings(site, site.expired)))
+        shake(
+            build_server_context(settings(site, site.scp)), build_client_context(settings(site, site.expired))
+        )
     assert caught.value.verify_code == 10
 
 
 def test_client_refuses_an_untrusted_server(site):
     with pytest.raises(ssl.SSLError):
-        shake(server_context(settings(site, site.stranger)), client_context(settings(site, site.scu)))
+        shake(
+            build_server_context(settings(site, site.stranger)),
+            build_client_context(settings(site, site.scu)),
+        )
 
 
 @pytest.mark.parametrize("rule", ["required", "optional", "none"])
 def test_anonymous_client_is_let_in_unless_certificates_are_required(site, rule):
-    server = server_context(settings(site, site.scp, peer_certificate=rule))
-    client = client_context(settings(site, {}))
+    server = build_server_context(settings(site, site.scp, peer_certificate=rule))
+    client = build_client_context(settings(site, {}))
     if rule == "required":
         with pytest.raises(ssl.SSLError, match="PEER_DID_NOT_RETURN_A_CERTIFICATE"):
             shake(server, client)
@@ -139,8 +147,8 @@ def test_anonymous_client_is_let_in_unless_certificates_are_required(site, rule)
 
 @pytest.mark.parametrize(("rule", "let_in"), [("optional", False), ("none", True)])
 def test_optional_still_refuses_a_stranger(site, rule, let_in):
-    server = server_context(settings(site, site.scp, peer_certificate=rule))
-    client = client_context(settings(site, site.stranger))
+    server = build_server_context(settings(site, site.scp, peer_certificate=rule))
+    client = build_client_context(settings(site, site.stranger))
     if let_in:
         shake(server, client)
     else:
@@ -149,15 +157,15 @@ def test_optional_still_refuses_a_stranger(site, rule, let_in):
 
 
 def test_none_needs_no_trust_and_takes_any_server(site):
-    client = client_context(TLS(peer_certificate="none"))
-    shake(server_context(settings(site, site.stranger, peer_certificate="none")), client)
+    client = build_client_context(TLS(peer_certificate="none"))
+    shake(build_server_context(settings(site, site.stranger, peer_certificate="none")), client)
 
 
 def test_leaf_of_an_unknown_authority_can_be_trusted_by_itself(site):
     other = pairs.issue_authority("Other", key_type="ec")
     leaf = site.pair("leaf", pairs.issue_signed, other)
-    server = server_context(settings(site, site.scp, trusted=(leaf["certificate"],)))
-    shake(server, client_context(settings(site, leaf)))
+    server = build_server_context(settings(site, site.scp, trusted=(leaf["certificate"],)))
+    shake(server, build_client_context(settings(site, leaf)))
 
 
 @pytest.mark.skipif(not shutil.which("openssl"), reason="the openssl program is not installed")
@@ -183,13 +191,17 @@ def test_certificates_of_the_orthanc_guide_are_taken(site):
         capture_output=True,
     )
     pair = {"certificate": names["crt"], "private_key": names["key"], "trusted": (names["crt"],)}
-    shake(server_context(TLS(**pair)), client_context(TLS(**pair, check_server_name=True)), "localhost")
+    shake(
+        build_server_context(TLS(**pair)),
+        build_client_context(TLS(**pair, check_server_name=True)),
+        "localhost",
+    )
 
 
 def test_server_name_is_checked_only_when_asked(site):
-    server = server_context(settings(site, site.scp))
-    shake(server, client_context(settings(site, site.scu)), "elsewhere")
-    strict = client_context(settings(site, site.scu, check_server_name=True))
+    server = build_server_context(settings(site, site.scp))
+    shake(server, build_client_context(settings(site, site.scu)), "elsewhere")
+    strict = build_client_context(settings(site, site.scu, check_server_name=True))
     shake(server, strict, "localhost")
     shake(server, strict, "127.0.0.1")
     with pytest.raises(ssl.SSLError):
@@ -201,8 +213,8 @@ def test_folder_of_certificates_is_trusted_whatever_their_names(site, tmp_path):
     shutil.copy(site.scu["certificate"], tmp_path / "ct1.anything")
     shutil.copy(site.scu["private_key"], tmp_path / "key.crt")
     (tmp_path / "README").write_bytes(b"Schl\xfcssel\n-----BEGIN nothing")
-    server = server_context(settings(site, site.scp, trusted=(tmp_path,)))
-    shake(server, client_context(settings(site, site.scu)))
+    server = build_server_context(settings(site, site.scp, trusted=(tmp_path,)))
+    shake(server, build_client_context(settings(site, site.scu)))
 
 
 def test_bundle_may_hold_comments_in_any_encoding_and_a_certificate_twice(site, tmp_path):
@@ -210,38 +222,46 @@ def test_bundle_may_hold_comments_in_any_encoding_and_a_certificate_twice(site, 
     (tmp_path / "b.pem").write_bytes(
         b"# R\xf6ntgen\r\n" + text + b"\n# noch einmal\n" + text.replace(b"\n", b"\r\n")
     )
-    server = server_context(settings(site, site.scp, trusted=(tmp_path / "b.pem",)))
-    shake(server, client_context(settings(site, site.scu)))
+    server = build_server_context(settings(site, site.scp, trusted=(tmp_path / "b.pem",)))
+    shake(server, build_client_context(settings(site, site.scu)))
 
 
 @pytest.mark.parametrize("version", [TLS_1_0, TLS_1_1])
 def test_old_versions_are_refused_by_the_profile_and_possible_with_custom(site, version):
-    client = client_context(settings(site, site.scu, profile="custom", minimum_version="TLSv1"))
+    client = build_client_context(settings(site, site.scu, profile="custom", minimum_version="TLSv1"))
     client.set_versions(TLS_1_0, version)
     with pytest.raises(ssl.SSLError):
-        shake(server_context(settings(site, site.scp)), client)
-    old = server_context(settings(site, site.scp, profile="custom", minimum_version="TLSv1"))
+        shake(build_server_context(settings(site, site.scp)), client)
+    old = build_server_context(settings(site, site.scp, profile="custom", minimum_version="TLSv1"))
     assert shake(old, client)[0].version() in {"TLSv1", "TLSv1.1"}
 
 
 def test_profile_offers_the_ciphers_of_b12_only(site):
-    for context in (server_context(settings(site, site.scp)), client_context(settings(site, site.scu))):
+    for context in (
+        build_server_context(settings(site, site.scp)),
+        build_client_context(settings(site, site.scu)),
+    ):
         old = {suite.name for suite in context.list_ciphers() if suite.protocol == "TLSv1.2"}
         assert old == set(PROFILES["rfc8996"].ciphers)
 
 
 def test_client_of_another_cipher_is_refused(site):
-    client = client_context(settings(site, site.scu, profile="custom", ciphers="ECDHE-ECDSA-AES128-SHA"))
+    client = build_client_context(
+        settings(site, site.scu, profile="custom", ciphers="ECDHE-ECDSA-AES128-SHA")
+    )
     client.set_versions(TLS_1_2, TLS_1_2)
     with pytest.raises(ssl.SSLError, match="NO_SHARED_CIPHER"):
-        shake(server_context(settings(site, site.scp)), client)
+        shake(build_server_context(settings(site, site.scp)), client)
 
 
 def test_custom_minimum_of_1_3_refuses_1_2(site):
-    client = client_context(settings(site, site.scu))
+    client = build_client_context(settings(site, site.scu))
     client.set_versions(TLS_1_2, TLS_1_2)
     with pytest.raises(ssl.SSLError):
-        shake(server_context(settings(site, site.scp, profile="custom", minimum_version="TLSv1.3")), client)
+        shake(
+            build_server_context(settings(site, site.scp, profile="custom", minimum_version="TLSv1.3")),
+            client,
+        )
 
 
 def converse(server, client):
@@ -258,7 +278,10 @@ def converse(server, client):
 def test_there_are_no_tickets_and_no_compression(site, version):
     context = ssl_client_context(settings(site, site.scu))
     context.maximum_version = version
-    server, client = BufferedConnection(server_context(settings(site, site.scp))), SSLConnection(context)
+    server, client = (
+        BufferedConnection(build_server_context(settings(site, site.scp))),
+        SSLConnection(context),
+    )
     converse(server, client)
     server.write(b"x")
     client.feed(server.output())
@@ -268,7 +291,7 @@ def test_there_are_no_tickets_and_no_compression(site, version):
 
 
 def test_session_of_tls_1_2_cannot_be_resumed_by_its_id(site):
-    context = server_context(settings(site, site.scp))
+    context = build_server_context(settings(site, site.scp))
     sending = ssl_client_context(settings(site, site.scu))
     sending.maximum_version = ssl.TLSVersion.TLSv1_2
     first = SSLConnection(sending)
@@ -282,7 +305,7 @@ def test_session_of_tls_1_2_cannot_be_resumed_by_its_id(site):
 
 @pytest.mark.skipif(not shutil.which("openssl"), reason="the openssl program is not installed")
 def test_renegotiation_is_refused(site):
-    server = BufferedConnection(server_context(settings(site, site.scp)))
+    server = BufferedConnection(build_server_context(settings(site, site.scp)))
     files = ("-cert", site.scu["certificate"], "-key", site.scu["private_key"])
     with socket.create_server(("127.0.0.1", 0)) as listener:
         listener.settimeout(10)
@@ -306,15 +329,15 @@ def test_renegotiation_is_refused(site):
 
 def test_session_keys_are_never_logged(site, tmp_path, monkeypatch):
     monkeypatch.setenv("SSLKEYLOGFILE", str(tmp_path / "keys"))
-    shake(server_context(settings(site, site.scp)), client_context(settings(site, site.scu)))
+    shake(build_server_context(settings(site, site.scp)), build_client_context(settings(site, site.scu)))
     assert not (tmp_path / "keys").exists()
 
 
 def test_public_authorities_are_not_trusted(site, monkeypatch):
     monkeypatch.setenv("SSL_CERT_FILE", str(site.trusted))  # OpenSSL's own place for them
-    server = server_context(settings(site, site.scp))
+    server = build_server_context(settings(site, site.scp))
     with pytest.raises(ssl.SSLError):
-        shake(server, client_context(settings(site, site.scu, trusted=(site.expired["certificate"],))))
+        shake(server, build_client_context(settings(site, site.scu, trusted=(site.expired["certificate"],))))
 
 
 def test_encrypted_key_is_opened_with_its_password_file(site, tmp_path):
@@ -324,7 +347,7 @@ def test_encrypted_key_is_opened_with_its_password_file(site, tmp_path):
     tls = settings(
         site, {"certificate": certificate, "private_key": key}, password_file=tmp_path / "password"
     )
-    server_context(tls)
+    build_server_context(tls)
 
 
 def damage(site, tmp_path, case):
@@ -418,7 +441,7 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize("role", [server_context, client_context])
+@pytest.mark.parametrize("role", [build_server_context, build_client_context])
 @pytest.mark.parametrize("case", CASES)
 def test_what_cannot_be_loaded_is_named_with_its_remedy(site, tmp_path, case, role):
     changes, file, words = damage(site, tmp_path, case)
@@ -439,12 +462,12 @@ def test_weak_key_is_refused_by_name(site, tmp_path):
         weak = pairs.issue_self_signed("weak")
     certificate, path = pairs.write_pair(weak, tmp_path / "weak")
     with pytest.raises(ConfigError, match="RSA 2048"):
-        server_context(settings(site, {"certificate": certificate, "private_key": path}))
+        build_server_context(settings(site, {"certificate": certificate, "private_key": path}))
 
 
 def test_listener_without_certificate_is_a_fault(site):
     with pytest.raises(ConfigError, match="a listener needs one"):
-        server_context(settings(site, {}))
+        build_server_context(settings(site, {}))
 
 
 @pytest.mark.parametrize("curve", [ec.SECP256K1(), ec.BrainpoolP256R1(), ec.SECP224R1()])
@@ -467,10 +490,10 @@ def test_pair_with_which_no_handshake_succeeds_is_refused_with_its_section(tmp_p
     listeners = [{"port": port, "tls": tls} for port, tls in enumerate(sections, 1)]
     config = Config.model_validate({"tls": sections, "listeners": listeners})
     with pytest.raises(ConfigError) as caught:
-        contexts(config, {"listen"})
+        build_contexts(config, {"listen"})
     odd, bad = caught.value.faults
     assert odd.startswith(
         f"tls.odd: {tmp_path}/odd.crt: no peer can shake hands with this certificate and key"
     )
     assert bad.startswith(f"tls.bad: {tmp_path}/odd.crt: does not belong to the private key")
-    assert contexts(config, {"forward"}).listening == {}
+    assert build_contexts(config, {"forward"}).listening == {}
