@@ -50,13 +50,13 @@ def draw(report: Values, folder: Path) -> list[Path]:
 def _cost(report: Values, path: Path) -> bool:
     works = [work for work in report["works"] if _has(work, "ours") and _load(work)["size"] >= 128 << 10]
     works = [work for work in works if work["sender"] == "load" and work["place"] == "memory"]
-    return _bars(report, path, works, "cpu_s_gb", "What receiving costs, data sets of 128 KB and more")
+    return _bars(report, path, works, "cpu_s_gb", "CPU time of receiving, data sets of 128 KB and more")
 
 
 def _small(report: Values, path: Path) -> bool:
     works = [work for work in report["works"] if _has(work, "ours") and _load(work)["size"] < 128 << 10]
     works = [work for work in works if work["sender"] == "load"]
-    return _bars(report, path, works, "cpu_ms", "What receiving costs, small instances")
+    return _bars(report, path, works, "cpu_ms", "CPU time of receiving, small instances")
 
 
 def _latency(report: Values, path: Path) -> bool:
@@ -72,7 +72,7 @@ def _storescu(report: Values, path: Path) -> bool:
 
 def _sending(report: Values, path: Path) -> bool:
     works = [work for work in report["works"] if work["sender"] == "alone"]
-    return _bars(report, path, works, "cpu_s_gb", "What sending costs", log=True)
+    return _bars(report, path, works, "cpu_s_gb", "CPU time of sending", log=True)
 
 
 def _forwarding(report: Values, path: Path) -> bool:
@@ -159,7 +159,7 @@ def _round(value: float) -> bool:
 
 
 def _path(report: Values, path: Path) -> bool:
-    """Plot the queue between listener and store while the load lasts."""
+    """Plot the number of instances between listener and store during the load."""
     paths = report.get("path", [])
     if not paths:
         return False
@@ -171,18 +171,18 @@ def _path(report: Values, path: Path) -> bool:
     axes.set_ylabel("instances received and not yet in the store", fontsize=8)
     axes.set_ylim(bottom=0)
     axes.legend(fontsize=8)
-    return _save(figure, report, path, "The whole path: fsync, persist worker and ledger")
+    return _save(figure, report, path, "Whole path: fsync, persist worker and ledger")
 
 
 def _save(figure: Figure, report: Values, path: Path, title: str) -> bool:
     machine = report["machine"]
     pyplot.title(title, fontsize=10, loc="left")
-    told = f"{machine['date'][:10]}; {machine['cores']} cores of {machine['processor']}"
-    told += f"; kernel {machine['kernel']}; {machine['openssl']}; node {machine['node']}"
+    caption = f"{machine['date'][:10]}; {machine['cores']} cores of {machine['processor']}"
+    caption += f"; kernel {machine['kernel']}; {machine['openssl']}; node {machine['node']}"
     figure.text(
         0.01,
         0.005,
-        told,
+        caption,
         fontsize=6,
         color="#555555",
     )

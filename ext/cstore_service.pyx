@@ -264,9 +264,9 @@ cdef class CStoreOperations(FastPath):
     def end(self):
         """End the association: accept no request and send no response.
 
-        Entries that are being committed finish, and the owner hears of failures. The reference to the owner
-        is dropped after the last one. Otherwise owner, operations and the TLS connection would form a cycle,
-        and would live until the garbage collector runs.
+        Entries that are being committed finish, and the owner is called for failures. The reference to the
+        owner is dropped after the last one. Otherwise owner, operations and the TLS connection would form a
+        cycle, and would live until the garbage collector runs.
         """
         self.receiving = self.answering = self.watched = False
         self.ended = True

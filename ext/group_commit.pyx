@@ -3,7 +3,7 @@
 An entry begins as a file in the folder `partial/`. Committer threads take all waiting entries as one group:
 fdatasync of each file, rename into `ready/`, and one fsync of the folder for the whole group. The threads
 never need the Python interpreter. More entries arrive while a thread waits for the disk, so groups grow with
-the load. Small entries go into a segment instead of a file of their own, if segments are enabled.
+the load. Small entries go into a segment instead of separate files, if segments are enabled.
 """
 
 from cpython.ref cimport Py_DECREF, Py_INCREF

@@ -215,8 +215,8 @@ cdef Step copy_value(
     """Copy a requested value, or its beginning if it is too long.
 
     The first of repeated values counts, as in DCMTK. Optional values are seldom all there, so the scan ends
-    behind the place of the last one. Damage behind the last required value is not recorded, because without
-    optional values the scan would not have seen it.
+    behind the position of the last one. Damage behind the last required value is not recorded, because
+    without optional values the scan would not have seen it.
     """
     cdef size_t length = min(<size_t> element.length, state.value_max)
     cdef bint is_optional = state.is_optional[index]
@@ -391,7 +391,7 @@ cdef class HeaderReader:
 
     After damage the reader continues if it can find the next element. Otherwise it keeps the values that it
     has read. It finishes when all required attributes are found and the optional ones cannot follow in
-    ascending order, or else at the end of the data set.
+    ascending order, otherwise at the end of the data set.
 
     Attributes:
         position: Offset in the data set of the first byte of the next window.
@@ -420,7 +420,7 @@ cdef class HeaderReader:
             tags: The requested attributes, as for `scan`.
             value_max: Size to which longer values are truncated, in bytes.
             inflated_max: Inflating stops after this many bytes of a deflated data set.
-            optional: Those of `tags` for which the reader does not search behind their place.
+            optional: Those of `tags` for which the reader does not search behind their position.
 
         Raises:
             ValueError: `tags` are not as described.

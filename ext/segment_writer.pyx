@@ -276,7 +276,7 @@ cdef class Segments:
         cdef int fd = openat(self.folder, name, O_RDWR | O_CLOEXEC | O_NOFOLLOW)
         if fd < 0:
             return False
-        # INVARIANT 3: a lock tells the living from the dead. Readers and the writer hold a shared lock. The
+        # INVARIANT 3: a held lock proves a live owner. Readers and the writer hold a shared lock. The
         # exclusive lock shows that no process writes records or marks to this file.
         if flock(fd, LOCK_EX | LOCK_NB) == 0 and fstat(fd, &facts) == 0:
             self.make_unique_name(new, b".tmp")
@@ -358,7 +358,7 @@ cdef class Segments:
         if error == 0 and fdatasync(self.fd) != 0:
             error = errno
         if error:
-            # Nobody knows which bytes reached the disk, so append nothing more to this segment. The trailer,
+            # It is unknown which bytes reached the disk, so append nothing more to this segment. The trailer,
             # if it can be written, shows that no record of this group was committed.
             self.at = start
             self.close_segment()
@@ -398,7 +398,7 @@ cdef class Segments:
         return error
 
     cdef void write_trailer(self, uint32_t flags) noexcept nogil:
-        """Write the number of committed records to the place where the next group will begin.
+        """Write the number of committed records to the offset at which the next group will begin.
 
         Nothing waits for this write, and it may fail. After a crash the trailer distinguishes a damaged
         record from a record that was never committed. The next group overwrites the trailer, and its

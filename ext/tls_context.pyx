@@ -1,8 +1,8 @@
 """Context: TLS settings that all connections of a listener or a destination share.
 
 They are versions, cipher suites, our certificate and the trust anchors. A context is set up once, and
-connections only read it. The constructor makes the settings that hold for all roles, and no method can undo
-them: no session tickets, no session cache, no renegotiation, no compression, no key log.
+connections only read it. The constructor makes the settings that hold for all roles. Session tickets, session
+cache, renegotiation, compression and key log are off, and no method can enable them.
 """
 
 cimport cython

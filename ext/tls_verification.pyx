@@ -201,7 +201,7 @@ cdef inline int decide(int good, X509_STORE_CTX *verification, bint missing, bin
         X509_STORE_CTX_set_error(verification, X509_V_OK)
     elif lacks_trusted_issuer(error) and is_listed_as_revoked(verification):
         # If an untrusted certificate is also listed in a CRL, report CERTIFICATE_REVOKED instead of
-        # UNKNOWN_CA, which tells the peer more. The certificate is refused in both cases.
+        # UNKNOWN_CA, which gives the peer more detail. The certificate is refused in both cases.
         X509_STORE_CTX_set_error(verification, X509_V_ERR_CERT_REVOKED)
     return good
 

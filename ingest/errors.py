@@ -1,10 +1,10 @@
 """Every exception that this project defines.
 
-`IngestError` is the root of what a person can act on: a configuration, a disk, a service or a remote. The
-command line prints its message without a traceback, so the message names the key, file, peer or UID and the
-next step. `PeerError` stands beside that tree, because it blames the bytes of a peer. It comes from `ext/`,
-which imports nothing above itself. The last group never reaches a person: code catches these exceptions to
-decide what to do next.
+`IngestError` is the root of the errors that a person can act on: a configuration, a disk, a service or a
+remote. The command line prints its message without a traceback, so the message names the key, file, peer or
+UID and the next step. `PeerError` stands beside that tree, because it blames the bytes of a peer. It comes
+from `ext/`, which imports nothing above itself. The last group never reaches a person: code catches these
+exceptions to decide what to do next.
 """
 
 from collections.abc import Sequence
@@ -140,7 +140,7 @@ class ClockJumpError(IngestError):
 
 
 class Cause(Enum):
-    """Cause of a failed association, as far as this side can tell."""
+    """Cause of a failed association, as far as this side knows it."""
 
     UNKNOWN_HOST = "the name has no address"
     NO_NAME_SERVER = "no name server answers"
@@ -177,7 +177,7 @@ class AssociationError(IngestError):
 
     Attributes:
         permanent: Whether the same proposal can never succeed (A-ASSOCIATE-RJ with result 1).
-        cause: The failure; None if this side cannot tell.
+        cause: The failure; None if this side does not know it.
     """
 
     def __init__(self, message: str, *, permanent: bool = False, cause: Cause | None = None) -> None:

@@ -95,7 +95,7 @@ class RateLimitedLog:
     """Log of events that may happen thousands of times a second: one line a minute, with a count."""
 
     def __init__(self, seconds: float = 60.0) -> None:
-        """Begin with nothing logged. Each event is logged at most once in `seconds`."""
+        """Prepare: each event will be logged at most once in `seconds`."""
         self._seconds = seconds
         self._silent_until: dict[str, float] = {}
         self._suppressed: dict[str, int] = {}

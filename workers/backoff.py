@@ -1,4 +1,4 @@
-"""Retry with backoff: wait for a service that is away, until it answers or the worker is told to stop."""
+"""Retry with backoff: wait for a service that is away, until it answers or the worker is asked to stop."""
 
 import threading
 import time
@@ -71,7 +71,7 @@ class Backoff:
         """Wait after a failure, and make ready for another attempt.
 
         Raises:
-            StoppedError: The worker was told to stop.
+            StoppedError: The worker was asked to stop.
         """
         self.wait_after(error)
         if self._stop.is_set():
@@ -95,7 +95,7 @@ def retry_with_backoff(backoff: Backoff, call: Callable[P, T], *args: P.args, **
         **keywords: Its keyword arguments.
 
     Raises:
-        StoppedError: The worker was told to stop while it waited.
+        StoppedError: The worker was asked to stop while it waited.
     """
     while True:
         # INVARIANT 7: every wait has a deadline. The call and each pause end; only the attempts go on.

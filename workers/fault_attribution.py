@@ -1,7 +1,7 @@
 """Attribute an error to the bytes of an image, or to this host and its services.
 
-INVARIANT 11: our faults set no image aside. A fault of a disk, of descriptors, of a database or of a queue
-waits with backoff for as long as it lasts, and counts against no image.
+INVARIANT 11: our faults quarantine no image. A fault of a disk, of descriptors, of a database or of a queue
+is waited for with backoff, and counts against no image.
 """
 
 import errno
@@ -26,7 +26,7 @@ def is_our_fault(error: BaseException) -> bool:
     if isinstance(error, OSError):
         if error.errno is None:
             # Code that judges content raises a plain OSError, such as for a file that ends too early.
-            # Timeouts have no number either, but a class of their own.
+            # Timeouts have no number either, but a separate class.
             return type(error) is not OSError
         return error.errno not in ERRORS_OF_NAMES
     return isinstance(error, MemoryError | StoreAwayError | LedgerError | redis.RedisError)

@@ -1,7 +1,7 @@
 """`ingest ledger verify` and `rebuild`: compare the rows of the ledger with the files in the store.
 
 Both commands walk the folders in bounded memory. A rebuild makes a row for each file without one, so the same
-command again does what is left. It may run beside a node:
+command again finishes the rest. It may run beside a node:
 
 - A file that got its name a moment ago is left out, because its worker may be about to record it.
 - Rows are made under the removal lock of the store, and only for files that still exist.
@@ -184,7 +184,7 @@ def rebuild_ledger(
         report_progress: Called with a text about the progress.
 
     Raises:
-        LedgerError: The ledger is away or malformed. The same call again does what is left.
+        LedgerError: The ledger is away or malformed. The same call again finishes the rest.
         StoreError: The store cannot be used.
     """
     report = RebuildReport()

@@ -53,7 +53,7 @@ def claim_worker_slot(run_dir: Path, kind: str) -> Iterator[str]:
 
 
 def _lock_free_slot(run_dir: Path, kind: str) -> tuple[str, int]:
-    # INVARIANT 3: a lock tells the living from the dead.
+    # INVARIANT 3: a held lock proves a live owner.
     run_dir.mkdir(parents=True, exist_ok=True, mode=0o750)
     for number in itertools.count():
         fd = os.open(run_dir / f"{kind}.{number}.lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o640)

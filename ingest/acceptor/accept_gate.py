@@ -2,7 +2,7 @@
 
 DICOM associations are few and long. The kernel alone would give several to one process and none to another. A
 listener that is dead, stopped or stuck has an old heartbeat and does not count. After a few passes a listener
-accepts whatever the counters say, so a wrong counter can never keep a scanner waiting.
+accepts regardless of the counters, so a wrong counter can never keep a scanner waiting.
 """
 
 from typing import Final

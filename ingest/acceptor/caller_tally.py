@@ -2,7 +2,7 @@
 
 `ingest callers` and `ingest refusals` show them. Each listener counts in memory and writes its tallies to one
 file each, at its heartbeat and only after a change. A listener that dies leaves its files: the next listener
-with its row goes on with them, and readers add the files of all listeners.
+with its row continues them, and readers add the files of all listeners.
 
 An attacker chooses AE titles and certificates, and may own a large network. The number of entries is
 therefore bounded for each network and in total. What exceeds a bound is counted without AE title and
@@ -160,7 +160,7 @@ class CallerTally:
             self._is_changed = False
 
     def _bound_key(self, key: TallyKey, unix_ms: int) -> TallyKey:
-        """Return a coarser key if the tally has no place for this one."""
+        """Return a coarser key if the tally has no room for this one."""
         if self._networks[key.network] >= NETWORK_ENTRIES_MAX:
             key = replace(key, calling_ae="", fingerprint="")
         if key in self._entries or len(self._entries) < ENTRIES_MAX or self._drop_stale(unix_ms):

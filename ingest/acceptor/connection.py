@@ -351,7 +351,7 @@ class Connection:
         try:
             self.identity = read_identity(der, tls.verified_chain()) if der else None
         except PeerError as error:
-            # OpenSSL has verified the certificate, but we cannot read its names. Without them nobody can
+            # OpenSSL has verified the certificate, but we cannot read its names. Without them no rule can
             # decide what the peer may do.
             log.warning("tls_handshake_failed", **self._log_fields(), error=str(error))
             current_board().add(families.TLS_FAILURES, "unreadable_certificate")

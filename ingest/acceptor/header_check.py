@@ -23,7 +23,7 @@ class StoreResult:
     Attributes:
         status: (0000,0900) of the response.
         comment: Error Comment (PS3.7 C.4.2). It contains no value of the data set.
-        remedy: For the log: what a person can do.
+        remedy: The next step of a person, for the log.
     """
 
     status: int

@@ -466,7 +466,8 @@ class Listener:
     def _claim_entry(self, calling_ae: str, connection: Connection) -> str:
         """Count an association on the scoreboard; return the limit that it exceeds, or an empty string.
 
-        Count first and compare afterwards. If two listeners compared first, both could take the last place.
+        Count first and compare afterwards. If two listeners compared first, both could accept the last
+        permitted association.
         """
         board, receive = self.services.board, self.config.receive
         title = calling_ae.lower() if receive.ignore_ae_title_case else calling_ae
@@ -557,7 +558,7 @@ class Listener:
     def _tick(self) -> None:
         board, row = self.services.board, self.services.row
         now = self.now()
-        # Set the next timer first, so that the next tick comes whatever fails below.
+        # Set the next timer first, so that the next tick comes even if a step below fails.
         self._timers.append((now + TICK_SECONDS, self._tick))
         self.full_reason = self._find_full_reason()
         board.counters(row)[FULL] = self.full_reason is not None

@@ -9,7 +9,7 @@ from ingest.tls.rejection import REMEDIES
 
 PLAIN_TO_TLS: Final = "the peer speaks plain DICOM to a TLS port: enable TLS there, or use a plain listener"
 TLS_TO_PLAIN: Final = "the peer speaks TLS to a plain port: use a TLS listener, or disable TLS there"
-TOO_MANY_FAILURES: Final = "mend the peer, or raise [receive] max_failures_per_minute"
+TOO_MANY_FAILURES: Final = "fix the peer, or raise [receive] max_failures_per_minute"
 TOO_MANY_NEWCOMERS: Final = "raise [receive] max_newcomers"
 
 _PEERS: Final = "add or correct its [[peers]] entry, and run `ingest reload`"

@@ -4,8 +4,8 @@ Each field of a row is one aligned 64-bit word that a single process writes. Rea
 and may see a value that is a moment old. After the rows comes a table of the associations of all listeners.
 Any listener may claim an entry there (`ingest.ext.association_table`).
 
-The memory is not a mapping of a file. If the disk of a mapped file failed, was full, or somebody truncated
-the file, the kernel would end every process that touches the mapping (SIGBUS). A copy for `ingest status` is
+The memory is not a mapping of a file. The kernel would end every process that touches the mapping (SIGBUS) if
+the file was truncated, or if its disk failed or was full. A copy for `ingest status` is
 written to a file at each heartbeat and association instead. Words that `counters` increments reach the file
 with the next heartbeat.
 

@@ -6,7 +6,7 @@ B.2. There is no network I/O here: events of the parser come in, and responses g
 association.
 
 INVARIANT 1: durable before Success
-    A response 0000H is sent at two places only, and both run when the commit of the entry has ended:
+    Only two functions send a response 0000H, and both run when the commit of the entry has ended:
     `CStoreOperations.finish_operation` in `ext/cstore_service.pyx`, and `StoreSCP._answer_committed`
     below. A commit syncs the file, renames it and syncs its folder (`Committer.commit_files` in
     `ext/group_commit.pyx`).
@@ -442,7 +442,7 @@ class StoreSCP:
 
 
 def _observe_time(message: _Message, family: families.Family) -> None:
-    """Count the time since the last step of an operation, and begin the next step."""
+    """Record the duration of the step that ends now, and start the clock of the next step."""
     now = time.monotonic_ns()
     current_board().observe(family, (now - message.began_ns) / 1e9)
     message.began_ns = now

@@ -56,7 +56,7 @@ def list_start_notices(config: Config) -> list[Fault]:
     """Return the notices that a node logs at each start and reload: weak settings, and CRLs that are due.
 
     `ingest.tls.expiry` logs certificates that end. An own certificate that has ended does not stop the node:
-    some peers accept it, and a node that does not run helps nobody.
+    some peers accept it, and a node that is down receives nothing.
     """
     found = find_weak_settings(config)
     for name, tls in config.tls.items():

@@ -88,7 +88,8 @@ def _parse_ae_title(_context: click.Context, _parameter: click.Parameter, value:
 def complete_destination(context: click.Context, _parameter: click.Parameter, incomplete: str) -> list[str]:
     """Return the names of destinations that begin with `incomplete`, for the completion of a shell.
 
-    A configuration that is missing or has faults completes nothing: a shell has no place for an error.
+    A configuration that is missing or has faults completes nothing, because a shell cannot show an error
+    here.
     """
     path = context.params.get("path") or os.environ.get("INGEST_CONFIG")
     if not path:

@@ -1,4 +1,4 @@
-"""Commands about alerts: test them, list what they have told."""
+"""Commands about alerts: test them, list the alarms that they have reported."""
 
 import json
 from pathlib import Path
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @click.group(cls=CommandGroup)
 def alerts() -> None:
-    """Test alerts, and see what they have told."""
+    """Test alerts, and list the alarms that they have reported."""
 
 
 @alerts.command()
@@ -49,7 +49,7 @@ def test(path: Path, name: str | None, as_json: bool) -> None:
 @config_option
 @options.list_format_options
 def list_(path: Path, list_format: str | None) -> None:
-    """List what alerts have told, and what waits."""
+    """List the alarms that alerts have reported, and the events that wait."""
     from ingest.operations.alerts import list_alerts
 
     print_list(list_alerts(load_config(path)), list_format, make_alert_layout())

@@ -104,7 +104,7 @@ def pause(path: Path, destination: str, reason: str, as_json: bool) -> None:
     \b
     ingest pause -c ingest.toml pacs --reason "upgrade of the archive, call Ann"
 
-    Instances that are being sent are finished. Everything else waits in the ledger, also over a restart.
+    Instances that are being sent are finished. All other deliveries wait in the ledger, also over a restart.
     `ingest retry` does not end a pause. A pause counts for `give_up_hours`.
     """
     import getpass
@@ -185,7 +185,7 @@ def deliver(
       ingest deliver -c ingest.toml --to pacs --study 1.2.3 --again
 
     Routes are not evaluated. Deliveries that wait stay as they are, and `ingest retry` sends dead ones. If
-    the command is interrupted, run it again: it does what is left.
+    the command is interrupted, run it again: it finishes the rest.
     """
     if not everything and all(value is None for value in which.values()):
         raise click.UsageError("say which: --study, --calling, --since, …, or --all")

@@ -69,7 +69,7 @@ def rebuild(path: Path, *, no_deliveries: bool, as_json: bool) -> None:
 
     For a ledger that was lost or restored from an older backup. Routes are evaluated, so a destination may
     get an instance again. Existing rows stay as they are, and a node may run meanwhile. If the command is
-    interrupted, run it again: it does what is left. Exits with 1 if a file was left out.
+    interrupted, run it again: it finishes the rest. Exits with 1 if a file was left out.
     """
     with _show_progress() as report_progress:
         result = importlib.import_module(REBUILD).rebuild_ledger(
@@ -94,7 +94,7 @@ def reindex(path: Path, *, as_json: bool) -> None:
 
     These are the studies of an older ledger, and all studies after a change of [ledger] index. Persist
     workers read them too, slowly, while nothing else arrives. A node may run meanwhile. If the command is
-    interrupted, run it again: it does what is left. Exits with 1 if anything is left or unreadable.
+    interrupted, run it again: it finishes the rest. Exits with 1 if anything is left or unreadable.
     """
     with _show_progress() as report_progress:
         result = importlib.import_module(REINDEX).reindex_studies(load_config(path), report_progress)

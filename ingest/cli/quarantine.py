@@ -82,7 +82,7 @@ def retry(path: Path, ids: tuple[int, ...], everything: bool) -> None:
     \b
     ingest quarantine retry -c ingest.toml --all
 
-    First mend the cause; then each instance is stored, routed and delivered like a new one. It never replaces
+    First fix the cause. Each instance is then stored, routed and delivered like a new one. It never replaces
     another instance: `release` does. Exits with 1 if an id is unknown, was refused, or still cannot be
     stored.
     """

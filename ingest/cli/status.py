@@ -43,8 +43,8 @@ def status(path: Path, as_json: bool, watch: float | None) -> None:
     The first line is the verdict. Exits with 0 if the node is well, with 1 if it is degraded, with 2 if it
     does not run or cannot serve its purpose.
     """
-    # Importing is most of the work of this command, and the collector would walk the growing heap again and
-    # again: without it, the command needs an eighth less time.
+    # Importing is most of the work of this command, and the garbage collector would walk the growing heap
+    # again and again. Without the collector, the command needs an eighth less time.
     gc.disable()
     exit_with(_print_status(load_config(path), as_json=as_json, watch_seconds=watch))
 

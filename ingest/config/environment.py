@@ -23,8 +23,8 @@ def apply_environment(
     """Write every override into `tables`.
 
     Returns:
-        The variable behind each key that was set, so that a fault can name the variable; and a fault for each
-        variable that names no place in the file.
+        The variable behind each key that was set, with which a fault can name the variable. Then a fault for
+        each variable that names no key of the file.
     """
     origins: dict[Location, str] = {}
     faults = []

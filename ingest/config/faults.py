@@ -1,4 +1,4 @@
-"""Configuration faults: what is wrong with a configuration, as key, cause and remedy."""
+"""Configuration faults, each with key, cause and remedy."""
 
 import difflib
 import math
@@ -60,7 +60,7 @@ class Fault:
         key: Dotted key with list indices from 0 (`destinations[1].port`), or the file.
         cause: The error in the value of the key.
         remedy: What to do about it; empty where the cause names the remedy.
-        kind: Whether the node can run all the same.
+        kind: Whether the node can run with this fault.
     """
 
     key: str
@@ -70,7 +70,7 @@ class Fault:
 
     @property
     def is_note(self) -> bool:
-        """Whether the node can run all the same."""
+        """Whether the node can run with this fault."""
         return self.kind is FaultKind.NOTE
 
     def __str__(self) -> str:

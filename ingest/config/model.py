@@ -66,7 +66,7 @@ MAX_ASSOCIATIONS = 32768
 """Entries of the association table in `ingest.acceptor.scoreboard`."""
 
 ANY_AE_TITLE = "*"
-"""The AE title of a `[[peers]]` entry for every caller without an entry of its own."""
+"""The AE title of a `[[peers]]` entry for every caller without its own entry."""
 
 Positive = Annotated[int, Field(ge=1, lt=2**63)]
 NotNegative = Annotated[int, Field(ge=0, lt=2**63)]
@@ -204,7 +204,7 @@ class LedgerSettings(Section):
 
 
 class RetentionSettings(Section):
-    """`[retention]`: what the remover may remove from store and ledger.
+    """`[retention]`: limits on the age and size of stored studies.
 
     Without the section it removes nothing.
     """
@@ -355,7 +355,7 @@ class SilentPeerSettings(Section):
 
 
 class AlertSettings(Section):
-    """One of `[[alerts]]`: who is told of which alarms, by e-mail or webhook."""
+    """One of `[[alerts]]`: which alarms are sent to which addresses or webhook."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,64}$")]
     type: Literal["email", "webhook"]
@@ -427,7 +427,7 @@ class Config(Section):
 
     @property
     def data_dir(self) -> Path:
-        """The folder for everything that has no folder of its own."""
+        """The folder for all files without a separate folder."""
         return self.node.data_dir
 
     @property

@@ -93,7 +93,7 @@ def _check_listeners(config: Config, names: SectionNames, roles: Collection[str]
 
 
 def _check_audit(config: Config, names: SectionNames) -> Iterator[Fault]:
-    """Audit messages name patients, so they leave this machine without encryption only on demand."""
+    """Require TLS for audit messages, because they name patients; `allow_plain` permits UDP."""
     if config.audit is None:
         return
     yield from _check_tls_name("audit.tls", config.audit.tls, names)

@@ -18,10 +18,10 @@ class ConfigSource:
 
     Attributes:
         tables: The tables as a TOML file has them.
-        origins: Orthanc's key for each place in the tables, for messages and comments.
+        origins: Orthanc's key for each location in the tables, for messages and comments.
         faults: Why the file cannot be used.
         notes: Keys of the file that have no effect, or a different one.
-        remedies: Remedies for places in the tables where TOML's own words would mislead.
+        remedies: Remedies for locations in the tables where the words of TOML would mislead.
     """
 
     tables: dict[str, Any] = field(default_factory=dict)

@@ -15,7 +15,7 @@ from ingest.dicom.pdus import CALLING_AE_NOT_RECOGNIZED, AssociateReject
 
 ALL_OPERATIONS: Final = frozenset({"echo", "store"})
 ANY_AE_TITLE: Final = "*"
-"""AE title of the entry for requestors without an entry of their own."""
+"""AE title of the entry for requestors without their own entry."""
 
 
 class RejectionCause(StrEnum):
@@ -91,11 +91,11 @@ def admit(
 ) -> Admission | Refusal:
     """Decide whether a requestor may associate. Without `peers` every requestor may.
 
-    The first matching entry decides. An entry matches when its AE title is the requestor's, one of its
-    hosts (if any) contains the address, and the requestor has the certificate that the entry is bound to
-    (if any). An entry "*" stands for AE titles without an entry of their own. It therefore never admits a
-    requestor that is refused by name. It also does not admit an AE title that differs only in capitals from
-    a bound one, because people take the two for the same. An entry "*" that allows nothing refuses.
+    The first matching entry decides. A matching entry has the requestor's AE title. If the entry has hosts,
+    one of them contains the address. If the entry is bound to a certificate, the requestor has it. An entry
+    "*" stands for AE titles without their own entry. It therefore never admits a requestor that is refused by
+    name. It also does not admit an AE title that differs only in capitals from a bound one, because people
+    take the two for the same. An entry "*" that allows nothing refuses.
 
     Args:
         calling_ae: Calling AE title as decoded.

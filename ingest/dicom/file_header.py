@@ -67,7 +67,7 @@ def read_instance_header(
         fd: The open file.
         size: Its bytes.
         tags: Further top-level attributes to read.
-        optional: More of them, which are not searched for behind their place in ascending order.
+        optional: Further tags, which are not searched for behind their position in ascending order.
 
     Raises:
         PeerError: The file is no Part 10 file, or the data set is not encoded in its transfer syntax.

@@ -1,9 +1,9 @@
 """Read the instance header of a data set in a file: the few attributes that the node needs.
 
-Memory is bounded, and a damaged data set is read as far as possible, as DCMTK does it. Attributes before
-the damage count. After it the reader continues at the next element that it finds: an element whose VR is
-not two letters has a length of 16 bits, the first of two elements with one tag counts, and elements may be
-in any order. docs/reference/conformance.md compares the reader with DCMTK and pydicom.
+Memory is bounded, and a damaged data set is read as far as possible, as DCMTK does it. Attributes before the
+damage count. After the damage the reader continues at the next element. It applies three rules. An element
+whose VR is not two letters has a length of 16 bits. The first of two elements with one tag counts. Elements
+may be in any order. docs/reference/conformance.md compares the reader with DCMTK and pydicom.
 """
 
 import errno
@@ -102,7 +102,7 @@ def read_data_set_header(  # noqa: PLR0917 - a part of a file has three numbers
         transfer_syntax_uid: Transfer syntax of the data set.
         tags: Requested attributes, in ascending order, each once.
         bytes_max: Bytes to read, or to inflate, before the search ends. Skipped values do not count.
-        optional: Those of `tags` that are not searched for behind their place in ascending order.
+        optional: Those of `tags` that are not searched for behind their position in ascending order.
 
     Raises:
         OSError: The file cannot be read, or is shorter than the data set.

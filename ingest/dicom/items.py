@@ -1,8 +1,8 @@
 """Read the variable items of A-ASSOCIATE PDUs: first check the bounds, then read the values.
 
 INVARIANT 5: bad bytes raise one error. Only PeerError leaves this module. If the lengths agree, one odd item
-affects only what depends on it (RFC 1122 1.2.2): a proposed context is refused, and a transfer syntax or a
-sub-item of the user information is skipped.
+affects only the items that depend on it (RFC 1122 1.2.2). An odd proposed context is refused, and an odd
+transfer syntax or sub-item of the user information is skipped.
 """
 
 from collections.abc import Iterator
@@ -167,8 +167,8 @@ def _uid(raw: bytes) -> str:
 def _uid_or_nothing(raw: bytes) -> str:
     """Decode a UID without padding. PS3.8 Annex F allows no padding, but peers send NUL and space.
 
-    A UID that breaks the rules a little is returned as it is, and matches nothing that we know. The result is
-    empty if the bytes cannot be a UID at all.
+    Text of up to 64 ASCII characters is returned unchanged, even if it is no valid UID: it then matches no
+    known UID. Other bytes return an empty string.
     """
     uid = raw.rstrip(b"\0 ")
     return uid.decode("ascii") if len(uid) <= 64 and uid.isascii() else ""

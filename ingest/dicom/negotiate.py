@@ -75,7 +75,7 @@ class AcceptedContext:
 
 @dataclass(frozen=True, slots=True)
 class Accepted:
-    """The association is accepted. Each context that is not accepted has a reason, even if none is.
+    """The association is accepted, perhaps without any accepted context. Each rejected context has a reason.
 
     Attributes:
         pdu: The answer.

@@ -87,7 +87,7 @@ def decode_response(data: bytes) -> Response:
 
 @dataclass(frozen=True, slots=True)
 class SentRequest:
-    """A request, as far as its response must agree with it.
+    """The values of a sent request that its response must match.
 
     Attributes:
         message_id: (0000,0110).
@@ -167,7 +167,7 @@ class OutstandingRequests:
             command: The command set, with its presentation context.
             is_unread: Returns whether the remote's TCP has not confirmed all bytes yet. The segment that
             carries
-                a response confirms what was received before it, and so the whole request (RFC 9293 3.10.7.4).
+                a response confirms all bytes before it, and so the whole request (RFC 9293 3.10.7.4).
 
         Raises:
             PeerError: The response belongs to no operation of this association, or comes too early.

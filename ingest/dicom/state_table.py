@@ -14,23 +14,23 @@ Both sides of an association run this machine, one for each transport connection
 
 For each pair of state and event, the table names one *action* (`Action`, AE-1 to AA-8) and the next state.
 
-An acceptor starts in Sta1 and waits in Sta2 for the A-ASSOCIATE-RQ. In Sta3 it decides: it sends the
-A-ASSOCIATE-AC and is established (Sta6), or it sends the A-ASSOCIATE-RJ and waits in Sta13 until the peer has
-closed the connection. A requestor goes from Sta1 over Sta4 (connection being opened) and Sta5 (A-ASSOCIATE-RQ
-sent) to Sta6. In Sta6 both sides exchange messages. The side that asks for the release waits in Sta7 for the
-A-RELEASE-RP, and the other side prepares the answer in Sta8. If both sides ask at once, the release collides:
-the requestor goes over Sta9 and Sta11, the acceptor over Sta10 and Sta12. Only here the next state
-depends on the role, so `next_step` takes a `Role`.
+An acceptor starts in Sta1 and waits in Sta2 for the A-ASSOCIATE-RQ. In Sta3 it decides. After an
+A-ASSOCIATE-AC the association is established (Sta6). After an A-ASSOCIATE-RJ the acceptor waits in Sta13
+until the peer has closed the connection. A requestor goes from Sta1 over Sta4 (connection being opened) and
+Sta5 (A-ASSOCIATE-RQ sent) to Sta6. In Sta6 both sides exchange messages. The side that asks for the release
+waits in Sta7 for the A-RELEASE-RP, and the other side prepares the answer in Sta8. If both sides ask at once,
+the release collides: the requestor goes over Sta9 and Sta11, the acceptor over Sta10 and Sta12. Only here the
+next state depends on the role, so `next_step` takes a `Role`.
 
 The state after an A-ABORT or A-RELEASE-RP of ours is Sta13, where every PDU is ignored. Therefore a machine
-in Sta13 owes the peer nothing, and only ARTIM keeps the connection open.
+in Sta13 has no more answers to send, and only ARTIM keeps the connection open.
 
 How a driver uses the table
 ===========================
 
 The table does no I/O. `ingest.acceptor.association` and `ingest.requestor.association` drive it:
 
-1. Turn what happened into an event. `PDU_EVENTS` maps the type of a PDU to its event. A `PeerError` of the
+1. Turn the occurrence into an event. `PDU_EVENTS` maps the type of a PDU to its event. A `PeerError` of the
    parser or of a decoder is `Event.INVALID_PDU`.
 2. Call `next_step(state, event, role)` and keep the state that it returns.
 3. Run the handler of the returned action. A driver has one function for each action that its role can meet,
@@ -43,9 +43,9 @@ Store the next state before the handler runs. Otherwise an event that the handle
 `next_step` raises `LookupError` for a cell that the standard leaves empty. Each PDU has a cell in each state
 with an open connection, so an empty cell is a defect of ours and never a fault of the peer.
 
-A requestor that sends a long data set reads between its PDUs. It passes each PDU that it finds to the table
-as in step 1, also in the midst of its own message: an A-ABORT (AA-3) or an A-RELEASE-RQ (AR-2) then
-takes effect at once. A blocking requestor runs the handler of AE-1 (connect, TLS handshake) to its end and
+A requestor that sends a long data set reads between its PDUs. It passes each received PDU to the table as in
+step 1, even before its own message is complete. An A-ABORT (AA-3) or an A-RELEASE-RQ (AR-2) therefore takes
+effect at once. A blocking requestor runs the handler of AE-1 (connect, TLS handshake) to its end and
 then raises Evt2, or Evt17 when the connection failed.
 """
 

@@ -1,7 +1,7 @@
 """Searchable attributes of study and series: their tags, their decoded values, and names as search keys.
 
 Patients are searched for by people, so a name becomes a key without case and accents. A name has up to three
-component groups (PS3.5 6.2, VR PN): alphabetic, ideographic and phonetic. Each group is a key of its own.
+component groups (PS3.5 6.2, VR PN): alphabetic, ideographic and phonetic. Each group is a separate key.
 """
 
 import re

@@ -4,10 +4,10 @@ Every `decode_…` takes one complete PDU with its header, as the parser of ext/
 bytes raise one error, PeerError. Every `encode_…` takes our own values, and raises ValueError for values
 that cannot be sent.
 
-pynetdicom's PDU classes are not used, because they are not made for hostile peers. They trust lengths,
-refuse unknown items, raise any exception (AssertionError, KeyError, struct.error; fewer under `python -O`),
-and issue a warning for each odd UID, whose text Python keeps. After checks for all that no work would be
-left for them. The tests compare every PDU with them.
+pynetdicom's PDU classes are not used, because they are not made for hostile peers. They trust lengths, refuse
+unknown items, and raise any exception (AssertionError, KeyError, struct.error; fewer under `python -O`). They
+also issue a warning for each odd UID, whose text Python keeps. Code that checks all of this beforehand would
+leave no work for them. The tests compare every PDU with them.
 """
 
 from collections.abc import Callable, Iterable, Iterator

@@ -1,4 +1,4 @@
-"""The payload of an event: what an alert tells, as values for JSON.
+"""The payload of an event: one report of an alert, as values for JSON.
 
 A payload holds names of configured things, UIDs, AE titles, states and times. It holds no patient data
 (INVARIANT 9). docs/reference/alerts.md documents the fields, and receivers rely on them.
@@ -34,18 +34,18 @@ def create_event_id() -> str:
 
 
 def target_of(alert: AlertSettings) -> str:
-    """Return the name of an alert as a target of the outbox. Other senders have prefixes of their own."""
+    """Return the name of an alert as a target of the outbox. Other senders have other prefixes."""
     return f"alerts.{alert.name}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Announcement:
-    """What an event tells.
+    """The content of one event.
 
     Attributes:
         type: The type of the event.
         event_id: Id of the event, the same in each attempt to send it.
-        incident: Id of the event that told of the begin.
+        incident: Id of the event that reported the begin.
         unix_ms: Time of the event.
         subject: The destination or other subject; the condition for an alarm of the node itself.
         alarms: The alarms that stand.

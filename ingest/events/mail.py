@@ -2,11 +2,11 @@
 
 smtplib has a timeout for each read, and its lookup of the name has no deadline. A server that answers one
 byte at a time would hold the sender for ever. The connection here comes from `ingest.network.dialer`, and a
-second descriptor of it ends it at the deadline, whatever smtplib waits for.
+second descriptor of it ends it at the deadline, even while smtplib waits.
 
-The text is for a person who is woken at night: what, since when, what is affected, and what to do. Texts in
-headers may come from a peer, such as an AE title or the subject of a certificate. Control characters are
-escaped, so nobody adds a header or a recipient with them (RFC 5322 2.2).
+The text is for a person who is woken at night: the alarm, its begin, the affected part, and the remedy. Texts
+in headers may come from a peer, such as an AE title or the subject of a certificate. Control characters are
+escaped, so they cannot add a header or a recipient (RFC 5322 2.2).
 """
 
 import contextlib
@@ -125,7 +125,7 @@ def _write_time(since: str | None) -> str:
 
 
 def _clean(text: str) -> str:
-    """Return one printable line, whatever a peer wrote."""
+    """Return any text of a peer as one printable line."""
     return escape_unprintable(text)
 
 
@@ -178,7 +178,7 @@ class _DialedSMTP(smtplib.SMTP):
     def __init__(self, alert: AlertSettings, context: ssl.SSLContext | None, deadline: _Deadline) -> None:
         self._deadline = deadline
         self._first_context = context if alert.security == "tls" else None
-        # Without a name of its own smtplib looks up the name of this machine, without a deadline.
+        # Without an explicit name smtplib looks up the name of this machine, without a deadline.
         name = socket.gethostname()
         own = name if name.isascii() and name.replace("-", "").replace(".", "").isalnum() else "localhost"
         super().__init__(alert.host, alert.smtp_port, local_hostname=own, timeout=alert.timeout_seconds)

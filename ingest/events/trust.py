@@ -19,7 +19,7 @@ from ingest.tls.keys.files import read_password
 def create_client_context(tls: TLS) -> ssl.SSLContext:
     """Make a context that verifies certificate and name of a server, with TLS 1.2 or newer.
 
-    A CRL of the section is used strictly, whatever `crl_missing` and `crl_expired` say: a server without a
+    A CRL of the section is used strictly, regardless of `crl_missing` and `crl_expired`: a server without a
     valid CRL of its issuer is not trusted.
 
     Raises:

@@ -6,7 +6,7 @@ sends one byte every few seconds would hold the sender for hours. The connection
 `ingest.network.dialer`, and each step gets the time that is left of one deadline.
 
 Only the head of the response is read. Its size is bounded by h11 (100 KiB); the body is never read, however
-long it is. A redirect is not followed: the event would go to a server that nobody configured.
+long it is. A redirect is not followed: the event would go to a server that is not configured.
 """
 
 import hashlib

@@ -160,7 +160,7 @@ def ensure_id(root: Path) -> str:
 
 
 def require_spool(root: Path, identity: str | None, data_dir: Path) -> None:
-    """Check that a spool is the one that was used last, if that one was a mount of its own.
+    """Check that a spool is the one that was used last, if that one was a separate mount.
 
     Args:
         root: Folder of the spool.

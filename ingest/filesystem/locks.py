@@ -1,6 +1,6 @@
 """Locks on regular files, and names that no other process on any host has.
 
-INVARIANT 3: a lock tells the living from the dead. A lock is an open file description lock (fcntl(2),
+INVARIANT 3: a held lock proves a live owner. A lock is an open file description lock (fcntl(2),
 F_OFD_SETLK) on a whole regular file. NFS and SMB carry such locks to the server, so they hold between hosts.
 flock(2) on a folder does not: an NFS client keeps it local, and two hosts can hold it at once. Locks of
 F_SETLK would end when the process closes any descriptor of the file. These locks end with their own

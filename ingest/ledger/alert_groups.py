@@ -1,4 +1,4 @@
-"""What each alert has told, and which host tells what all hosts of a ledger see alike."""
+"""States of alerts, and the lease of the one host that reports alarms of the whole ledger."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
@@ -55,7 +55,7 @@ class AlertGroups:
             return {(row["alert"], row["scope"], row["subject"]): row["state"] for row in rows}
 
     def record(self, changes: Mapping[Key, str], events: Sequence[NewEvent], unix_ms: int) -> None:
-        """Record new states together with the events that tell of them.
+        """Record new states together with the events that report them.
 
         Args:
             changes: JSON of each state that changed; empty text removes the group.

@@ -22,7 +22,7 @@ _IDS: Final[BindParameter[int]] = bindparam("ids", expanding=True)
 _HOLDERS: Final = (
     select(deliveries.c.id, deliveries.c.lease_owner)
     .where(deliveries.c.id.in_(_IDS), deliveries.c.state == DeliveryState.SENDING.value)
-    # PostgreSQL: nobody else may lease the row until its attempt is recorded.
+    # PostgreSQL: no other worker may lease the row until its attempt is recorded.
     .with_for_update()
 )
 _LAST_NUMBERS: Final = (

@@ -57,7 +57,7 @@ _AGAIN: Final = (
         suspect_since=0,
         last_status=None,
         last_error=None,
-        # The time until the delivery expires starts anew, too.
+        # The time until the delivery expires starts again, too.
         created_at=bindparam("now"),
         updated_at=bindparam("now"),
     )

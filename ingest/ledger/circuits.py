@@ -169,7 +169,7 @@ class Circuits:
         )
 
     def close_circuit(self, destination: str) -> Circuit:
-        """Close a circuit, whatever the remote answered: a person wants its deliveries tried at once.
+        """Close a circuit regardless of earlier responses: a person wants its deliveries tried at once.
 
         Returns:
             The circuit before.

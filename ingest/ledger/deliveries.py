@@ -4,7 +4,7 @@ INVARIANT 2: times, attempts and leases of deliveries are in the ledger. RQ and 
 
 In each of the states `waiting`, `retry` and `sending`, the column `next_at` holds the time from which a
 worker may
-lease the row. One index therefore serves all three states, whatever the backlog.
+lease the row. One index therefore serves all three states, however long the backlog is.
 """
 
 from collections.abc import Collection, Sequence
@@ -44,7 +44,7 @@ CAREFUL_WINDOW: Final = 8192
 SUSPECTS_EXAMINED: Final = 64
 
 RETRIES_SHARE: Final = 8
-"""One of this many places in a batch is for retries, however many deliveries were never tried."""
+"""One in this number of deliveries of a batch is a retry, even if many deliveries were never tried."""
 
 _OPEN: Final = (DeliveryState.WAITING.value, DeliveryState.RETRY.value, DeliveryState.SENDING.value)
 
@@ -159,7 +159,7 @@ _BUSY_SERIES: Final = (
         deliveries.c.state == DeliveryState.SENDING.value,
         deliveries.c.next_at > bindparam("now"),
         deliveries.c.lease_owner != bindparam("owner"),
-        # A suspect does not keep its place in the order, so later instances need not wait for it.
+        # A suspect does not keep its position in the order, so later instances need not wait for it.
         deliveries.c.suspect_since == 0,
     )
 )
@@ -342,7 +342,7 @@ class Deliveries:
             owner: Name of the leasing worker, unique for each run.
             limit: Maximum number of deliveries.
             unix_ms: Current time.
-            lease_ms: How long nobody else can lease them.
+            lease_ms: Time in which no other worker can lease them.
             workers: How many workers lease from this destination at a time. Some series are left for the
                 others.
             careful: Whether series with a suspect come last. One instance broke an association, and similar
@@ -371,7 +371,7 @@ class Deliveries:
             destination: Name of the destination.
             owner: Name of the leasing worker.
             unix_ms: Current time.
-            lease_ms: How long nobody else can lease it.
+            lease_ms: Time in which no other worker can lease it.
             patience_ms: How long the suspect waits after its time while other instances are being sent. A
                 remote that it brings down would interrupt those too.
         """
@@ -397,7 +397,7 @@ class Deliveries:
         return at
 
     def has_untried(self, destination: str, unix_ms: int) -> bool:
-        """Whether a delivery waits that was never tried, and that nobody has leased."""
+        """Return whether a waiting delivery exists that was never tried and is not leased."""
         with self._database.begin_read() as connection:
             parameters = {"of": destination, "now": unix_ms}
             return connection.execute(_FIRST_UNTRIED, parameters).first() is not None
@@ -550,7 +550,7 @@ class Deliveries:
         found = {
             state: self._select_rows(connection, _DUE, state, window, parameters, busy) for state in _OPEN
         }
-        # Rows with an ended lease belong to a worker that died. At the first time they keep their place,
+        # Rows with an ended lease belong to a worker that died. At the first time they keep their position,
         # later they count as retries.
         left = found[DeliveryState.SENDING.value]
         fresh = found[DeliveryState.WAITING.value] + [row for row in left if row["attempts"] == 1]

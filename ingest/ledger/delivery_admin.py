@@ -183,7 +183,7 @@ class DeliveryAdmin:
             "suspect_since": 0,
             "last_status": None,
             "last_error": None,
-            # The time until the delivery expires starts anew, too.
+            # The time until the delivery expires starts again, too.
             "created_at": unix_ms,
             "updated_at": unix_ms,
         }

@@ -83,7 +83,7 @@ class InstanceFilter(StudyFilter):
         return self.study_uid is not None or self.sop_instance_uid is not None
 
     def build_clauses(self) -> list[ColumnElement[bool]]:
-        """Return the conditions as SQL over `instances`, without the states."""
+        """Return all conditions except those on states, as SQL over `instances`."""
         columns = instances.c
         clauses = [
             column == value
@@ -383,7 +383,7 @@ def _list_delivery_pairs(connection: Connection, which: InstanceFilter) -> list[
 
 
 def _list_destinations(connection: Connection) -> list[str]:
-    """Return the destinations that have deliveries. Each step is one look at an index."""
+    """Return the destinations that have deliveries. Each step reads one entry of an index."""
     names: list[str] = []
     query = select(func.min(deliveries.c.destination))
     while name := connection.execute(
@@ -481,7 +481,7 @@ def build_study_clauses(connection: Connection, which: InstanceFilter) -> list[C
 def _choose(
     connection: Connection, matching: Select[Any], common: ColumnElement[bool]
 ) -> ColumnElement[bool]:
-    """Return the condition that finds few studies by their UIDs, and many by looking at each."""
+    """Return the condition that finds few studies by their UIDs, and many by examining each."""
     uids = connection.execute(matching.limit(RARE + 1)).scalars().all()
     return studies.c.study_uid.in_(set(uids)) if len(uids) <= RARE else common
 

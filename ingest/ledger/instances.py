@@ -1,4 +1,4 @@
-"""Instances: one row for each received object, and what became of its file."""
+"""Instances: one row for each received object, with the state of its file."""
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields

@@ -32,7 +32,7 @@ class Ledger:
     away, every method raises `LedgerError`.
 
     Attributes:
-        database: Opens transactions, for the parts and for queries of their own.
+        database: Opens transactions, for the parts and for other queries.
         instances: Received instances.
         deliveries: Leases and results of deliveries.
         attempts: Attempts that did not deliver.
@@ -50,7 +50,7 @@ class Ledger:
         store_folders: Identities of the store and quarantine folders.
         transfers: Transfers that audit messages have to describe.
         outbox: Events that wait until they are sent.
-        alert_groups: What alerts have told.
+        alert_groups: Alarms that alerts have reported.
         peer_hours: When callers send.
     """
 

@@ -27,7 +27,7 @@ class EventState(StrEnum):
     SENDING = "sending"
     SENT = "sent"
     DEAD = "dead"
-    """It could not be sent for so long that it would help nobody any more."""
+    """The event could not be sent for so long that it is useless now."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,7 +170,7 @@ class Outbox:
         return is_ours
 
     def expire(self, created_before: int, unix_ms: int) -> int:
-        """Give up events that nobody sends, such as those of a target that the configuration has no more."""
+        """Give up events without a sender, such as those of a target that the configuration has no more."""
         values = {"state": EventState.DEAD.value, "updated_at": unix_ms}
         which = outbox.c.state == EventState.WAITING.value, outbox.c.created_at < created_before
         with self._database.begin_write() as connection:

@@ -57,7 +57,7 @@ class PeerHours:
     def find_id_before(self, received_ms: int) -> int:
         """Return an id below those of instances that were received after a time.
 
-        Ids and times of arrival grow together, apart from a few rows. Halving finds the place in some twenty
+        Ids and times of arrival grow together, apart from a few rows. Halving finds the row in some twenty
         steps, without an index of times.
         """
         with self._database.begin_read() as connection:

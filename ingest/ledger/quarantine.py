@@ -1,4 +1,4 @@
-"""Quarantine: what the ledger knows of quarantined instances, and the decisions of a person about them."""
+"""Quarantine: rows of quarantined instances, and the decisions of a person about them."""
 
 from collections.abc import Sequence
 from typing import Final, NamedTuple

@@ -23,7 +23,7 @@ KEPT_MS: Final = 25 * 3_600_000
 """Age up to which one sample of each minute is kept."""
 
 NAMES_MAX: Final = 64
-"""Callers, and destinations, with figures of their own in a sample: those with the most instances."""
+"""Number of callers, and of destinations, with separate figures in a sample: those with most instances."""
 
 _AHEAD_MS: Final = 60_000
 """A sample that lies further in the future was taken before the clock was set back."""
@@ -66,12 +66,12 @@ class Samples:
         self._database = database
 
     def add_sample(self, source: str, sample: StoredSample, *, is_minute: bool) -> None:
-        """Add a sample, and remove those that are too old.
+        """Add a sample, and remove samples that are too old.
 
         Args:
-            source: Name of the node: several may share a ledger.
+            source: Name of the node. Several nodes may share a ledger.
             sample: The sample.
-            is_minute: Whether it is kept after an hour.
+            is_minute: Whether the sample is kept for longer than an hour.
         """
         row = {
             "source": source,

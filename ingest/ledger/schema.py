@@ -75,7 +75,8 @@ instances = Table(
     Index("instances_state", "state"),
     # Finds the same content in quarantine, which is kept only once.
     Index("instances_quarantined", "content_digest", sqlite_where=QUARANTINED, postgresql_where=QUARANTINED),
-    # If several workers store one UID, under whatever study, one of them is first. Each copy exists once.
+    # If several workers store one UID, even under different studies, one of them is first. Each copy exists
+    # once.
     Index(
         "instances_stored",
         "sop_instance_uid",
@@ -84,9 +85,9 @@ instances = Table(
         sqlite_where=_STORED,
         postgresql_where=_STORED,
     ),
-    # Nearly empty. It shows without a look at the rows that a UID has no variants.
+    # Nearly empty. It shows without reading rows that a UID has no variants.
     Index("instances_variants", "sop_instance_uid", sqlite_where=IS_VARIANT, postgresql_where=IS_VARIANT),
-    # Lists stored instances by age, with their sizes, without a look at the rows.
+    # Lists stored instances by age, with their sizes, without reading rows.
     Index("instances_kept", "stored_at", "id", "study_uid", "size", sqlite_where=KEPT, postgresql_where=KEPT),
     # A file of the store belongs to one row. A removed instance keeps its old key.
     Index(
@@ -120,10 +121,10 @@ deliveries = Table(
     # Time from the first byte of the last attempt to its end. NULL: nothing was sent yet.
     Column("duration_ms", Integer),
     UniqueConstraint("instance_id", "destination", name="deliveries_instance_destination"),
-    # A lease compares the first two columns and reads in the order of the next two, whatever the backlog.
-    # With the last column it skips suspects without a look at their rows.
+    # A lease compares the first two columns and reads in the order of the next two, however long the backlog
+    # is. With the last column it skips suspects without reading their rows.
     Index("deliveries_due", "destination", "state", "next_at", "instance_id", "suspect_since"),
-    # Suspects are few. This index finds them without a look at other rows.
+    # Suspects are few. This index finds them without reading other rows.
     Index(
         "deliveries_suspects",
         "destination",
@@ -386,7 +387,7 @@ outbox = Table(
     Index("outbox_open", "target", "id", sqlite_where=IS_OPEN_EVENT, postgresql_where=IS_OPEN_EVENT),
 )
 
-# What each alert has told about a subject (`ingest.ledger.alert_groups`).
+# The state of a subject that each alert has reported last (`ingest.ledger.alert_groups`).
 alert_groups = Table(
     "alert_groups",
     metadata,

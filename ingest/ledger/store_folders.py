@@ -43,7 +43,7 @@ class StoreFolders:
         self._database = database
 
     def find_folder(self, kind: str) -> KnownFolder:
-        """Return what is known of the folder STORE or QUARANTINE."""
+        """Return the recorded identity of the folder STORE or QUARANTINE."""
         with self._database.begin_read() as connection:
             identity = connection.execute(
                 select(folders.c.folder_id).where(folders.c.kind == kind)

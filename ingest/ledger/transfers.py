@@ -79,7 +79,7 @@ class Transfers:
         self._database = database
 
     def note_duplicates(self, rows: Sequence[NewInstance]) -> None:
-        """Note received instances that the store has already, in a transaction of their own."""
+        """Note received instances that the store has already, in a separate transaction."""
         with self._database.begin_write() as connection:
             note_received(connection, [(encode_columns(row), "R") for row in rows])
 

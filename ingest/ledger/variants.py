@@ -2,7 +2,7 @@
 
 A variant is another object of a SOP instance UID in another transfer syntax. Senders create one if a remote
 refuses the
-first. Each object has deliveries of its own. These rules decide about them:
+first. Each object has its own deliveries. These rules decide about them:
 
 - A destination that has accepted one object gets no other one.
 - While an earlier object waits for its first attempt or is being sent, the later ones wait.
@@ -108,7 +108,7 @@ class _Object:
     next_at: int
 
     def is_before(self, other: "_Object") -> bool:
-        """Whether this object came first. The stored object always did, whatever was recorded first."""
+        """Whether this object came first. The stored object always did, in any order of the rows."""
         return not other.is_first and (self.is_first or self.id < other.id)
 
 
@@ -185,7 +185,7 @@ def drop_superseded(connection: Connection, destination: str, ids: Sequence[int]
 
 
 def _keeps_back(other: _Object, one: _Object, unix_ms: int) -> bool:
-    """Whether `one` has to wait until `other` has ended."""
+    """Return whether the delivery of `one` must wait until that of `other` has ended."""
     if other.is_before(one):
         return other.state in _UNTRIED
     # `other` came later, but was leased before `one` was recorded, and its worker is alive.

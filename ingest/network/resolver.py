@@ -53,7 +53,7 @@ _NO_ADDRESS: Final = {socket.EAI_NONAME, getattr(socket, "EAI_NODATA", socket.EA
 
 
 def ignore_tick() -> None:
-    """Do nothing: the default `on_tick` of callers without work of their own."""
+    """Do nothing: the default `on_tick` of callers that have no other work."""
 
 
 @dataclass(slots=True)

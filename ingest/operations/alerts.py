@@ -1,4 +1,4 @@
-"""Test alerts, and list what they have told and what waits to be sent."""
+"""Test alerts, and list the alarms that they have reported and the events that wait to be sent."""
 
 import contextlib
 import difflib
@@ -56,7 +56,7 @@ class AlertTest:
 
 @dataclass(frozen=True, slots=True)
 class AlertOverview:
-    """An alert with what it has told, and what waits to be sent.
+    """An alert with the alarms that it has reported, and the events that wait to be sent.
 
     Attributes:
         alert: Its settings.

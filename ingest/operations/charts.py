@@ -169,7 +169,7 @@ def _put(charts: Charts, columns: dict[str, Column], name: str, index: int, valu
 
 
 def _subtract(new: float, old: float) -> float:
-    """Return the increase of a counter; a counter that became smaller began anew at zero."""
+    """Return the increase of a counter; a counter that became smaller was reset to zero."""
     return new - old if new >= old else new
 
 

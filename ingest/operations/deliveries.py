@@ -91,7 +91,7 @@ def list_deliveries(
 def retry_deliveries(config: Config, which: DeliveryFilter, *, dry_run: bool) -> RetryResult:
     """Make deliveries due again, close the circuits of their destinations, and notify the workers.
 
-    A person who asks for a retry wants an attempt now, whatever the remote said before. Therefore the circuit
+    A person who asks for a retry wants an attempt now, regardless of earlier responses. Therefore the circuit
     of a named destination is closed even if it has no such delivery.
 
     Raises:
@@ -194,14 +194,14 @@ def create_deliveries(
     dry_run: bool,
     report_progress: Callable[[float], None],
 ) -> BackfillCounts:
-    """Create deliveries of stored instances to one destination, whatever the routes say.
+    """Create deliveries of stored instances to one destination, regardless of the routes.
 
     Args:
         config: The configuration.
         ledger: Its ledger.
         destination: A name that the configuration has.
         which: The instances.
-        again: Whether to deliver again what is delivered.
+        again: Whether to deliver delivered instances again.
         dry_run: Whether only to count.
         report_progress: Called with the part that is done, 0 to 1.
 

@@ -41,7 +41,7 @@ class SpoolSearch:
 
     Attributes:
         found: Entries that match, oldest first.
-        is_complete: Whether every waiting entry was looked at.
+        is_complete: Whether every waiting entry was examined.
     """
 
     found: tuple[WaitingInstance, ...]

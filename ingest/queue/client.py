@@ -36,7 +36,7 @@ VALUE_BYTES_MAX: Final = 1024
 """Upper bound for our strings. The longest one, the name of an owner, is shorter."""
 
 CONNECT_SECONDS: Final = 10.0
-"""Deadline for a connection if the client has none of its own."""
+"""Deadline for a connection if its client sets none."""
 
 log = structlog.get_logger()
 

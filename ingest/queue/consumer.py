@@ -1,7 +1,7 @@
 """Consume the streams of spool references, as one consumer of the group of persist workers.
 
 Each entry is delivered to one consumer and stays pending there until it is acknowledged. The number of its
-deliveries tells an entry that kills its worker from an entry that only waits for a disk.
+deliveries distinguishes an entry that kills its worker from an entry that only waits for a disk.
 """
 
 import time
@@ -112,7 +112,7 @@ class StreamConsumer:
         An entry that was delivered more than once comes alone. If it kills the worker, no other entry is
         delivered once more for that.
         """
-        # INVARIANT 2: a restarted worker goes on with its own entries at once.
+        # INVARIANT 2: a restarted worker continues with its own entries at once.
         for stream in self.find_streams():
             after = self._own_after.get(stream, "0")
             deliveries = self._count_deliveries(stream, f"({after}", "+", count)
@@ -127,11 +127,11 @@ class StreamConsumer:
 
     def claim_abandoned(self, count: int) -> list[StreamEntry]:
         """Claim entries whose consumer has not renewed its claim for a while."""
-        # INVARIANT 2: work of a killed worker goes on within seconds.
+        # INVARIANT 2: other workers continue the work of a killed one within seconds.
         for stream in self.find_streams():
             start = "0-0"
             while True:
-                # One XAUTOCLAIM looks at ten times `count` entries. Idle entries may stand behind busy ones.
+                # One XAUTOCLAIM examines ten times `count` entries. Idle entries may stand behind busy ones.
                 answer = self._claim_idle(stream, start, count)
                 found = self._parse_entries(stream, answer[1])
                 if found:
@@ -198,7 +198,7 @@ class StreamConsumer:
             by_stream.setdefault(entry.stream, []).append(entry.id)
         pipeline = self._client.pipeline(transaction=False)
         for stream, ids in by_stream.items():
-            # INVARIANT 11: our faults set no image aside.
+            # INVARIANT 11: our faults quarantine no image.
             count = 1 if forgives else None
             pipeline.xclaim(
                 stream, GROUP, self._consumer, 0, cast("list[Any]", ids), retrycount=count, justid=True

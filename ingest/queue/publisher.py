@@ -169,7 +169,7 @@ class Publisher:
                 return  # the entries stay in the spool
 
     def _run_once(self) -> bool:
-        """Publish the batch and do whatever else is due; return whether the queue had room for the batch."""
+        """Publish the batch and do all other due work; return whether the queue had room for the batch."""
         has_room = self._publish_batch()
         now = time.monotonic()
         if self._config.receive.spool_max_bytes and now >= self._count_at:
@@ -200,7 +200,8 @@ class Publisher:
         self._fetch_committed()
         with self._wake:
             self._cstore_service.on_unpublished = self._wake_thread
-            # Fetch again after `on_unpublished` is set. An entry that was committed in between woke nobody.
+            # Fetch again after `on_unpublished` is set. An entry that was committed in between woke no
+            # thread.
             self._fetch_committed()
             if not waiting and not self._closing:
                 self._wake.wait(IDLE_SECONDS)
@@ -305,7 +306,7 @@ class Publisher:
 
         Raises:
             FileNotFoundError: The entry is gone, or does not wait any more.
-            OSError: The disk is failing, or the data is not what was received.
+            OSError: The disk is failing, or the data differs from the received data.
         """
         if segment.SEGMENT_PATH.fullmatch(location.path):
             yield from _read_record(self._spool.root / location.path, location)
@@ -318,7 +319,7 @@ class Publisher:
                 yield chunk
 
     def _sweep(self) -> None:
-        """Clear dead slots, and publish again what is missing on the stream."""
+        """Clear dead slots, and publish again the references that the stream lacks."""
         spool = self._spool
         self._client.sadd(SPOOLS_KEY, spool.id)
         removed = inventory.clear_dead_slots(spool.root, damaged_are_delivered=self._damaged_are_delivered)

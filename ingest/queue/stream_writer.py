@@ -22,7 +22,7 @@ long argument the client formats one command instead of a thousand.
 """
 
 BATCH_REFERENCES: Final = 1024
-"""References in one command. The server needs some milliseconds for it and serves nobody else meanwhile."""
+"""References in one command. The server needs some milliseconds for it, and serves nobody meanwhile."""
 
 log = structlog.get_logger()
 
@@ -95,5 +95,5 @@ def append_references(client: redis.Redis, references: Iterable[Reference]) -> N
 
 
 def append_reference(client: redis.Redis, reference: Reference) -> None:
-    """Append one reference to the stream of its spool; a pipeline does that when it is executed."""
+    """Append one reference to the stream of its spool. With a pipeline this happens at its execution."""
     client.xadd(stream_key(reference.spool), cast("dict[Any, Any]", reference.to_fields()))

@@ -158,7 +158,7 @@ def sweep_spool(config: Config) -> SweepResult:
         result.released += len(persisted)
         result.waiting = len(waiting) - len(persisted)
         if config.queue.carrier == "redis":
-            # Only a listener can put data sets on the queue, and each listener finds what is missing itself.
+            # Only a listener can put data sets on the queue, and each listener finds missing ones itself.
             return result
         missing = find_missing(root, spool, client, list_slots(root), 0.0)
         if missing:

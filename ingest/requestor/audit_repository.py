@@ -1,6 +1,6 @@
 """The audit record repository: a connection that takes syslog messages over TLS (RFC 5425) or UDP (RFC 5426).
 
-Syslog has no answer to a message. A TLS connection therefore tells only two things: whether TCP of the
+Syslog has no answer to a message. A TLS connection therefore shows only two things: whether TCP of the
 repository has acknowledged all bytes, and whether the connection still stands. The sender in
 `workers/monitor/` keeps a message in its queue until both were true for a while.
 """
@@ -20,7 +20,7 @@ CONNECT_SECONDS: Final = 5.0
 """Deadline of the name lookup, TCP and the TLS handshake together."""
 
 STALL_SECONDS: Final = 5.0
-"""Time in which the repository must take at least one byte of what is being sent."""
+"""Time in which the repository must accept at least one byte of the output."""
 
 _NAME: Final = "the audit repository"
 
@@ -131,11 +131,11 @@ class UDPConnection:
             raise AssociationError(f"{self._name}: {error.strerror or error}") from error
 
     def is_acknowledged(self) -> bool:
-        """Return True: UDP knows of no acknowledgement."""
+        """Return True: UDP has no acknowledgement."""
         return True
 
     def require_open(self) -> None:
-        """Report that nobody listens, if ICMP said so."""
+        """Raise the error of an ICMP message that the port is closed, if one has arrived."""
         poll = select.poll()
         poll.register(self._socket, 0)
         if poll.poll(0):

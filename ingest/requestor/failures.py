@@ -111,7 +111,7 @@ def describe_error(
 
 
 def find_cause(error: Exception, *, in_handshake: bool, is_anonymous: bool) -> Cause | None:
-    """Find the cause of a socket or TLS error; None if the error does not tell.
+    """Find the cause of a socket or TLS error; None if the error does not show it.
 
     Args:
         error: The exception.

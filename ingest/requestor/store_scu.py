@@ -127,7 +127,7 @@ class StoreSCU(RequestorAssociation):
         sop_instance: str,
         transfer_syntax: str,
     ) -> Response:
-        """Send an instance while no other operation is open, and return the response, whatever its status."""
+        """Send an instance while no other operation is open, and return the response with any status."""
         self.send_instance(
             source,
             offset,

@@ -66,7 +66,7 @@ class Transport:
     """One connection to a remote. Every failure of network or TLS raises `AssociationError`.
 
     Attributes:
-        stall_seconds: Time in which the remote must take at least one byte of what is being sent.
+        stall_seconds: Time in which the remote must accept at least one byte of the output.
         is_mid_send: Whether the last send is incomplete, so that the remote waits for the rest of a PDU.
         bytes_per_second: Limit of the sending rate; 0 means no limit.
         failure_hint: Likely cause of a connection that breaks now; empty once there is an association.

@@ -1,4 +1,4 @@
-"""Abandoned partial files of a running listener: their removal failed, and nobody writes to them."""
+"""Abandoned partial files of a running listener: their removal failed, and no writer has them open."""
 
 import contextlib
 import os

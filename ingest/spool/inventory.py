@@ -172,7 +172,7 @@ def _list_files(root: Path, slot: str, older_than: float) -> Iterator[str]:
     now = time.time()
     for entry in _scan(root / slot / "ready"):
         try:
-            # rename(2) sets the change time, so it tells when the entry was committed.
+            # rename(2) sets the change time, so it is the time of the commit.
             is_due = older_than <= 0 or _is_old(entry.stat().st_ctime, older_than, now)
         except FileNotFoundError:
             continue

@@ -46,7 +46,7 @@ The trailer begins at the first page after the last group:
 | 24 | `TRAILER_CRC_AT` | 4 | CRC-32C of all bytes before |
 
 **Committed bytes are never written again.** A group of records begins at a multiple of 4096. It is written
-only after the group before it is durable. The marks lie on pages of their own. A power cut during a write to
+only after the group before it is durable. The marks lie on separate pages. A power cut during a write to
 such a page may lose marks, and the records are then persisted once more. A page of garbage is no mark.
 
 **What a header proves.** Groups are written one after the other, and each header states how many records were
@@ -60,7 +60,7 @@ A record with wrong bytes is one of these:
 - *doubtful*, if nothing proves that and its writer is gone;
 - not committed, if its writer still runs, or if a closing trailer does not count it.
 
-Damaged and doubtful records are kept, and a person is told.
+Damaged and doubtful records are kept, and an alarm reports them.
 
 **The first layout** had flags 0 or 1, nothing from byte 44 on, and the mark in byte 63 (`FIRST_MARK_AT`; 1
 means persisted). Its `DATA_CRC_AT` holds a CRC-32, or nothing if flag 1 is set. Records of that layout are
@@ -216,7 +216,7 @@ class SegmentReport:
 
     @property
     def is_disposable(self) -> bool:
-        """Whether nothing of the segment is needed any more."""
+        """Whether no record of the segment is needed any more."""
         return not self.waiting and not self.is_unreadable and not self.is_broken
 
     @property
@@ -226,7 +226,7 @@ class SegmentReport:
 
 
 class Segment:
-    """One open segment. While it is open, nobody can remove, rename or overwrite it."""
+    """One open segment. While it is open, no process can remove, rename or overwrite it."""
 
     def __init__(self, path: str | os.PathLike[str], *, marking: bool = False) -> None:
         """Open and lock a segment; wait while another process renames it.
@@ -400,7 +400,7 @@ class Segment:
 
 
 class _RecordScan:
-    """Iterates over the records of a segment by offset, and keeps what else it finds.
+    """Iterates over the records of a segment by offset, and collects all damage that it finds.
 
     Each record comes with its bytes, or with None if the disk fails to read them.
 
@@ -510,7 +510,7 @@ class _Window:
             try:
                 self._data = memoryview(os.pread(self._fd, max(length, WINDOW), offset))
             except OSError:
-                # The window holds an unreadable page. Read only what was asked for, so that other pages can
+                # The window holds an unreadable page. Read only the requested bytes, so that other pages can
                 # be read.
                 self._data = memoryview(os.pread(self._fd, length, offset))
             self._start, start = offset, 0

@@ -144,7 +144,7 @@ def _list_needed(found: SegmentReport, *, damaged_are_delivered: bool) -> list[R
 
 
 def is_disposable(path: Path) -> bool:
-    """Whether nothing of a segment is needed any more; False if it cannot be read.
+    """Whether no record of a segment is needed any more; False if it cannot be read.
 
     The answer means nothing for a segment that is still being written.
     """
@@ -156,7 +156,7 @@ def is_disposable(path: Path) -> bool:
 def lock_unused(path: str | os.PathLike[str]) -> Iterator[bool]:
     """Try to lock a segment exclusively; yield whether that succeeded.
 
-    Inside the block nobody can open, mark or write the segment.
+    Inside the block no other process can open, mark or write the segment.
 
     Raises:
         OSError: The file cannot be opened.

@@ -61,7 +61,7 @@ class Slot:
             folder.mkdir(parents=True, exist_ok=True, mode=FOLDER_MODE)
         fd = os.open(path / "lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, FILE_MODE)
         try:
-            # INVARIANT 3: a lock tells the living from the dead
+            # INVARIANT 3: a held lock proves a live owner
             if try_lock(fd) and not (leased and _is_leased(root, fd)):
                 return cls(root, name, fd)
         except BaseException:

@@ -32,7 +32,7 @@ from ingest.spool import segment
 from ingest.spool.slot import FOLDER_MODE, Slot, open_folder, sync_folder, sync_with_parents
 
 LARGE_BYTES: Final = 32 << 20
-"""A discarded file of more bytes is closed on a thread of its own."""
+"""A discarded file of more bytes is closed on a separate thread."""
 
 COMMIT_THREADS: Final = 4
 """How many group commits may wait for the disk at the same time."""

@@ -99,7 +99,7 @@ _collectors_lock: Final = threading.Lock()
 def render_metrics(config: Config) -> bytes:
     """Return the metrics of the node with this configuration, with the content type CONTENT_TYPE.
 
-    Several calls share what was read shortly before.
+    Several calls share one recent reading.
     """
     with _collectors_lock:
         collector = _collectors.get(str(config.run_dir))

@@ -33,7 +33,7 @@ from ingest.spool.spool import read_spool_id
 from ingest.status.health import check_readiness
 
 CERTIFICATES_MAX: Final = 200
-"""Certificates with a metric of their own: those that end first."""
+"""Limit on certificates with a separate metric: those that end first."""
 
 REDIS_SECONDS: Final = 2.0
 

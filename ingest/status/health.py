@@ -79,7 +79,7 @@ def _find_obstacles(run_dir: Path, boards: Mapping[str, MetricsBoard]) -> Iterat
     if not boards:
         yield _describe_absence(run_dir)
         return
-    # On a data folder with listeners these decide, whatever workers run beside them.
+    # On a data folder with listeners these decide, regardless of the workers beside them.
     for name, board in boards.items() if "node" not in boards else [("node", boards["node"])]:
         state = board.words[STATE]
         if state != READY:

@@ -1,6 +1,6 @@
-"""Reads the parts of `ingest.status.gathered_metrics` within a deadline, whatever hangs.
+"""Reads the parts of `ingest.status.gathered_metrics` within a deadline, even if a disk or service hangs.
 
-Every part is read by a thread of its own. A part that does not come within the deadline is left out and
+Every part is read by a separate thread. A part that does not come within the deadline is left out and
 counted. A thread that hangs in a dead mount is not started a second time.
 """
 

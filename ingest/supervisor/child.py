@@ -28,7 +28,7 @@ def fork_child(role: str, work: Callable[[], int]) -> int:
     """
     die_with_parent = prepare_parent_death_signal(signal.SIGKILL)
     # Block the signals until the child has its own handlers. Otherwise the child would queue a signal in its
-    # copy of the supervisor's queue, and nobody would ever read it there.
+    # copy of the supervisor's queue, and no thread would ever read it there.
     signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     try:
         pid = os.fork()

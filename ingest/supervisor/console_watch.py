@@ -1,4 +1,4 @@
-"""What supervisor and console tell each other, and the watch over the console.
+"""Shared memory of supervisor and console, and the watch over the console.
 
 The node never waits for the console. If the console dies, hangs or cannot bind its address, an alarm stands
 and the supervisor tries again; reception goes on.
@@ -61,7 +61,7 @@ class ConsoleLink:
         _WORD.pack_into(self._memory, _HEARTBEAT, monotonic_ms())
 
     def forget_heartbeat(self) -> None:
-        """Begin anew, because the console has ended."""
+        """Forget the past console, because its process has ended."""
         _WORD.pack_into(self._memory, _HEARTBEAT, 0)
 
     def read_heartbeat(self) -> float | None:

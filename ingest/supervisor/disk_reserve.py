@@ -37,7 +37,7 @@ class DiskReserve:
         statvfs: Callable[[Path], os.statvfs_result] = os.statvfs,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Prepare. `update` looks at the disk.
+        """Prepare. `update` reads the free space of the disk.
 
         Args:
             data_dir: `[node] data_dir`.

@@ -32,12 +32,12 @@ CONSOLE_BACK_OFF_SECONDS: Final = (0.0, 1.0, 5.0, 15.0, 30.0)
 """The same for the console. The node does its work without it, so its attempts cost less."""
 
 STABLE_SECONDS: Final = 10.0
-"""A process that lived this long was stable, so its death starts the back-off anew."""
+"""A process that lived this long was stable, so its death starts the back-off from the beginning."""
 
 
 @dataclass(slots=True)
 class WorkerSlot:
-    """The place of one process in a generation, with the back-off after its deaths.
+    """The slot of one process in a generation, with the back-off after its deaths.
 
     Attributes:
         role: Role of the process.
@@ -87,7 +87,8 @@ class Generation:
 def read_first_generation(config: Config, roles: frozenset[str]) -> Generation:
     """Make the generation that a node starts with.
 
-    An expired certificate is accepted here. Some peers do not check it, and a node that is down helps nobody.
+    An expired certificate is accepted here. Some peers do not check it, and a node that is down receives
+    nothing.
 
     Raises:
         ConfigError: A certificate or key cannot be used.

@@ -201,7 +201,7 @@ class Generations:
         reload_client.write_outcome(self.config.run_dir, self.current.number, faults, began_ns=self._began_ns)
 
     def _report_notices(self) -> None:
-        """Log what a person should know about the files of the configuration, and watch its certificates."""
+        """Log notes about the files of the configuration, and watch its certificates."""
         try:
             for notice in [*read_notes(self._path), *list_start_notices(self.config)]:
                 log.warning("notice", key=notice.key, cause=notice.cause, remedy=notice.remedy)

@@ -30,7 +30,7 @@ def write_outcome(run_dir: Path, generation: int, faults: Sequence[str] = (), *,
     """
     path = run_dir / OUTCOME
     new = path.with_suffix(".new")
-    # A full disk must not stop the node. The process that waits for the file has a deadline of its own.
+    # A full disk must not stop the node. The process that waits for the file has its own deadline.
     with contextlib.suppress(OSError):
         content = {"began": began_ns, "pid": os.getpid(), "generation": generation, "faults": list(faults)}
         new.write_text(json.dumps(content))

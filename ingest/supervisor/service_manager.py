@@ -13,7 +13,7 @@ VARIABLES: Final = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID")
 class ServiceManager:
     """The service manager that started this process. Without one every method does nothing.
 
-    No message waits: a manager that does not read loses messages, and the node goes on.
+    No message waits: a manager that does not read loses messages, and the node does not wait for it.
     """
 
     def __init__(self, environ: MutableMapping[str, str] | None = None) -> None:
@@ -45,7 +45,7 @@ class ServiceManager:
         self._send("STOPPING=1", f"STATUS={status}")
 
     def report_status(self, status: str) -> None:
-        """Report what the node does now, if that is news."""
+        """Report the present state of the node, if it has changed."""
         if status != self._status:
             self._status = status
             self._send(f"STATUS={status}")

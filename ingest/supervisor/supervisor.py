@@ -107,7 +107,7 @@ def run_supervisor(path: Path, roles: frozenset[str]) -> int:
         ConfigError: The configuration cannot be used.
         BootError: A port, folder or key cannot be used.
     """
-    # Ledger, log and spool tell about patients. No other user may read what the node creates.
+    # Ledger, log and spool contain data of patients. No other user may read what the node creates.
     os.umask(os.umask(0o077) | 0o027)
     disable_core_dumps()
     config = load_config(path, roles=roles)
@@ -194,7 +194,7 @@ class Supervisor:
 
     def _prepare_folders(self) -> None:
         config = self._config
-        # Look at the reserve first: on a full disk, giving it up makes room for what follows.
+        # Examine the reserve first: on a full disk, giving it up makes room for what follows.
         self._reserve.update()
         try:
             for folder in (config.data_dir, config.run_dir):
@@ -290,7 +290,7 @@ class Supervisor:
         self._tell_manager(now)
 
     def _tell_manager(self, now: float) -> None:
-        """Tell the service manager what the node does, and that it lives.
+        """Report to the service manager the state of the node, and that it lives.
 
         The watchdog must not end a node whose loop turns and whose listeners serve. A listener that hangs is
         replaced by `Children.abort_stuck_listeners`; the watchdog helps if that does not.
@@ -344,7 +344,7 @@ class Supervisor:
     def _stop_if_data_folder_is_replaced(self) -> None:
         """End the node at once if its data folder was moved, removed or replaced.
 
-        Its locks would exclude nobody any more. Open files would still be in the old folder, and new
+        Its locks would exclude no process any more. Open files would still be in the old folder, and new
         files would be created in another one. Acknowledged instances are in the old folder.
         """
         found, expected = _stat_folder(self._config.run_dir), self._folder
@@ -451,7 +451,7 @@ class Supervisor:
             return
         now = time.monotonic()
         pause = slot.record_death(now - child.started_at, now)
-        # Code 0 means that somebody else asked the worker to end, such as a terminal that signals a group.
+        # Code 0 means that another process asked the worker to end, such as a terminal that signals a group.
         self._metrics.add(PROCESS_DEATHS, child.role)
         write = log.info if code == 0 else log.error
         write("child_died", child=child.role, child_pid=child.pid, code=code, again_in_seconds=pause)

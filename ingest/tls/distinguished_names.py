@@ -1,7 +1,7 @@
 """Parse distinguished names in the notation of RFC 4514 and in those of OpenSSL.
 
 The parser of `cryptography` knows few attribute names and accepts no quotes, no spaces and no slashes. People
-copy subjects from many programs, so this module has a parser of its own.
+copy subjects from many programs, so this module has its own parser.
 """
 
 import re

@@ -51,7 +51,7 @@ class CertificateLocation:
 
 @dataclass(frozen=True, slots=True)
 class ExpiringCertificate:
-    """One certificate with its place in the configuration.
+    """One certificate with the key of its entry in the configuration.
 
     Attributes:
         location: Where the certificate was found.
@@ -89,7 +89,7 @@ class ExpiryWarning:
 
 
 def iterate_locations(config: Config) -> Iterator[CertificateLocation]:
-    """Yield every place in a configuration that holds certificates: its own and the trusted ones."""
+    """Yield every entry of a configuration that holds certificates, both our own and trusted ones."""
     for name, tls in config.tls.items():
         section, password_file = f"tls.{name}", tls.password_file
         if tls.pkcs12 is not None:

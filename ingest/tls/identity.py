@@ -154,7 +154,7 @@ def _alternative_names(certificate: x509.Certificate) -> Iterator[str]:
 
 
 def matches_identity(identity: CertificateIdentity, pattern: str) -> bool:
-    """Tell whether `pattern` names this certificate or its holder. The issuer is not considered.
+    """Return whether `pattern` names this certificate or its holder. The issuer is not considered.
 
     Args:
         identity: Identity from a verified certificate.

@@ -98,7 +98,7 @@ def read_trusted(tls: TLS) -> list[TrustedCertificate]:
     Raises:
         ConfigError: A file cannot be read.
     """
-    from cryptography import x509  # noqa: PLC0415 - only who has lists needs it
+    from cryptography import x509  # noqa: PLC0415 - needed only if there are CRLs
 
     from ingest.tls.identity import UNREADABLE  # noqa: PLC0415 - as above
 
@@ -241,7 +241,7 @@ def _is_signed_by(found: "CertificateRevocationList", issuer: "Certificate") -> 
 
 
 def _parse(file: Path, content: bytes, *, alone: bool) -> Iterator["CertificateRevocationList"]:
-    from cryptography import x509  # noqa: PLC0415 - only who has lists needs it
+    from cryptography import x509  # noqa: PLC0415 - needed only if there are CRLs
 
     blocks = _BLOCK.findall(content)
     try:

@@ -61,7 +61,7 @@ class CircuitBreaker:
             destination: Configuration of the destination.
             remote: Receiver of a probe.
             rng: Returns a number from 0 to 1, for the jitter.
-            is_stopping: Returns whether the worker was told to stop.
+            is_stopping: Returns whether the worker was asked to stop.
         """
         self._is_stopping = is_stopping
         self._ledger = ledger
@@ -206,7 +206,7 @@ class CircuitBreaker:
         return Hold(0)
 
     def _send_echo(self, on_tick: Callable[[], None]) -> None:
-        """Send a C-ECHO (PS3.7 9.1.5). Any response proves that the remote is there, whatever its status."""
+        """Send a C-ECHO (PS3.7 9.1.5). A response of any status proves that the remote is reachable."""
         verification = [(uids.VERIFICATION, (uids.IMPLICIT_LITTLE_ENDIAN,))]
         with StoreSCU.open(
             self._remote, verification, timeouts=self._timeouts, on_tick=on_tick

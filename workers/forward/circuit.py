@@ -66,7 +66,7 @@ class CircuitFailure:
 
 
 def find_permitted_action(circuit: Circuit, unix_ms: int) -> PermittedAction:
-    """Return what a worker may do now. It must claim a probe (`claim_probe`) before it makes one."""
+    """Return whether a worker may send, must wait, or may claim a probe (`claim_probe`)."""
     if circuit.is_paused or circuit.probe_at > unix_ms:
         return PermittedAction.WAIT
     return PermittedAction.SEND if circuit.state is CircuitState.CLOSED else PermittedAction.PROBE
@@ -181,7 +181,7 @@ def record_association(circuit: Circuit) -> Circuit:
 
 
 def record_response(circuit: Circuit, unix_ms: int) -> Circuit:
-    """Return the circuit after a response for an instance, whatever its status."""
+    """Return the circuit after a response for an instance, of any status."""
     answered_at = unix_ms if circuit.breaks else circuit.answered_at
     return replace(record_association(circuit), failures=0, breaks=0, answered_at=answered_at)
 

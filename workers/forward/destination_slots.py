@@ -126,8 +126,8 @@ class DestinationSlot:
         for key in self._keys:
             is_taken = self._client.set(key, self._owner, nx=True, px=SLOT_MS)
             if not is_taken and self._outlasts_any_slot(key):
-                # INVARIANT 12: nobody of ours made this key. Two workers may replace it at once. The remote
-                # then sees one association too many for a while, as after a Redis that was emptied.
+                # INVARIANT 12: no process of ours made this key. Two workers may replace it at once. The
+                # remote then sees one association too many for a while, as after a Redis that was emptied.
                 self._client.unlink(key)
                 is_taken = self._client.set(key, self._owner, nx=True, px=SLOT_MS)
             if is_taken:

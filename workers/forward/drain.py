@@ -324,7 +324,7 @@ class DestinationDrain:
         Deliveries in flight are sent again if the association was aborted. A file that alone may be damaged
         waits longer, so that the others are sent before it.
         """
-        # INVARIANT 11: our faults set no image aside
+        # INVARIANT 11: our faults quarantine no image
         log.warning("store_away", error=str(error), remedy="deliveries wait; see to the store's disk")
         self._hold = Hold(backoff_ms(1, self._policy, self._resources.rng))
         if not association.is_established:
@@ -501,7 +501,7 @@ class DestinationDrain:
                 self._resources.observed_certificates.record("destination", self._name, read_identity(der))
 
     def _tick(self) -> None:
-        """Renew slot and leases if it is time. Called at least twice a second, also during one instance."""
+        """Renew slot and leases that are due. Called at least twice a second, also during one instance."""
         now = time.monotonic()
         if now >= self._renew_slot_at:
             self._renew_slot_at = now + SLOT_RENEW_SECONDS

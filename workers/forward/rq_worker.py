@@ -24,7 +24,7 @@ TTL_SECONDS: Final = 30
 """Time that a killed worker stays registered, without the minute that RQ adds."""
 
 BEAT_SECONDS: Final = 1
-"""Longest wait of one command for a wake-up. A worker that is told to stop ends within this time."""
+"""Longest wait of one command for a wake-up. A worker that is asked to stop ends within this time."""
 
 log = structlog.get_logger()
 
@@ -53,7 +53,7 @@ class WakeupConsumer(SimpleWorker):
         self._refusals = RateLimitedLog()
 
     def run(self, drain: Callable[[str], None], on_ready: Callable[[], None]) -> None:
-        """Consume wake-ups until told to stop.
+        """Consume wake-ups until asked to stop.
 
         Args:
             drain: Called with the name of a configured destination.

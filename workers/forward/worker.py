@@ -163,7 +163,7 @@ class LedgerWatch:
         self._thread: threading.Thread | None = None
 
     def start(self) -> None:
-        """Start the thread. It ends when the worker is told to stop."""
+        """Start the thread. It ends when the worker is asked to stop."""
         self._thread = threads.start_guarded("ledger-watch", self._run, self._worker.stop.is_set)
 
     def join(self) -> None:
@@ -233,7 +233,7 @@ class LedgerWatch:
 
 
 def _consume_wakeups(worker: ForwardWorker, config: Config) -> None:
-    """Consume wake-ups until told to stop. A consumer ends while Redis is away, and another one follows."""
+    """Consume wake-ups until asked to stop. A consumer ends while Redis is away, and another one follows."""
     backoff = Backoff(worker.stop, "queue_away", "deliveries wait in the ledger")
     with contextlib.closing(connect(config, timeout=REDIS_SECONDS)) as client:
         for number in itertools.count():

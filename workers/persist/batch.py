@@ -115,7 +115,7 @@ class PersistBatch:
 
         Raises:
             redis.RedisError: Redis is away.
-            StoppedError: The worker was told to stop while the ledger was away.
+            StoppedError: The worker was asked to stop while the ledger was away.
             StoreAwayError: The store is not there.
         """
         with open_storage(self._context) as storage, contextlib.ExitStack() as stack:
@@ -177,7 +177,7 @@ class PersistBatch:
         return open_spool_file(entry, spool_dir, synced=is_synced)
 
     def _read_header(self, stack: contextlib.ExitStack, entry: SpoolEntry) -> InstanceHeader:
-        """Read the header of a file; if the entry failed often, in a process of its own first.
+        """Read the header of a file; if the entry failed often, in a separate process first.
 
         Redis only says how often the entry was delivered. Only a crash mark of this host proves that a worker
         died of it.
@@ -193,7 +193,7 @@ class PersistBatch:
         isolated = read_isolated(source.fd, self._tags, self._context.claims.renew_if_due)
         cause = isolated.fault or "its worker died each time"
         crash_marks = self._context.crash_marks
-        # INVARIANT 11: our faults set no image aside. Without a mark there is no proof, so try once more
+        # INVARIANT 11: our faults quarantine no image. Without a mark there is no proof, so try once more
         # here.
         if not isolated.fault and not crash_marks.is_marked(entry.spool_ref):
             # The mark stays until the batch is done with the entry.
@@ -264,7 +264,7 @@ class PersistBatch:
     def _handle_storing_failure(self, storage: BatchStorage, entry: SpoolEntry, error: Exception) -> None:
         """Put an entry into quarantine if this was its last attempt. It keeps its UIDs there."""
         is_blameless = is_our_fault(error) or isinstance(error, StoppedError)
-        # INVARIANT 11: our faults set no image aside.
+        # INVARIANT 11: our faults quarantine no image.
         if is_blameless or entry.stream_entry.deliveries <= DELIVERIES_MAX:
             self._note_failure(entry.stream_entry, error)
             return
@@ -282,7 +282,8 @@ class PersistBatch:
         if isinstance(error, redis.RedisError | StoppedError):
             raise error
         if is_our_fault(error):
-            # INVARIANT 8: a failing disk does not stop the node. INVARIANT 11: our faults set no image aside.
+            # INVARIANT 8: a failing disk does not stop the node. INVARIANT 11: our faults quarantine no
+            # image.
             self.result.held_up.append(entry)
             self.result.error = error
             return
@@ -296,7 +297,7 @@ class PersistBatch:
         return time.monotonic() - self._committed_at >= COMMIT_SECONDS
 
     def _must_end_early(self) -> bool:
-        """Whether the worker was told to stop, and this batch takes longer than most."""
+        """Whether the worker was asked to stop, and this batch takes longer than most."""
         return self._context.stop.is_set() and time.monotonic() - self._began_at > COMMIT_SECONDS
 
     def _commit(self, storage: BatchStorage) -> None:
@@ -331,7 +332,7 @@ class PersistBatch:
             if entry.spool_ref not in contested:
                 self._release_spool_entry(entry.stream_entry)
                 self.result.persisted.append(entry.stream_entry)
-        # What was released without a row of its own is in the store already.
+        # An entry that was released without a new row is in the store already.
         duplicates = len(stored) - len(contested) - self._recorded_count
         if duplicates > 0:
             current_board().add(families.PERSISTED, "duplicate", value=duplicates)

@@ -55,7 +55,7 @@ class CallerRecorder:
         self._noted[pair] = certificate[1] if len(certificate) > 1 else "", received_ms
 
     def write_if_due(self) -> None:
-        """Write what was noted to the ledger, if it is time."""
+        """Write the notes to the ledger, if they are due."""
         now = time.monotonic()
         if now < self._write_at and not (
             self._has_new and now >= self._write_at - KNOWN_SECONDS + NEW_SECONDS

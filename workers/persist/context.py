@@ -35,17 +35,17 @@ class PersistContext:
         streams: The streams of the node, and the id of its spool.
         claims: Keeps the entries of the current batch claimed.
         store: Holds the instances.
-        quarantine: Holds the instances that a person must look at.
+        quarantine: Holds the instances that a person must examine.
         quarantine_limit: The limit on copies of refused instances.
         key_template: `[store] path`.
         router: `[[routes]]`.
-        attribute_reader: Reads what the study index needs from headers.
+        attribute_reader: Reads the attributes of the study index from headers.
         ledger: Records instances and deliveries.
         ledger_backoff: The failures of the ledger in a row.
         leftovers: Spool entries that could not be removed.
         crash_marks: Proof that a worker died of an instance.
         callers: Brings caller certificates into the ledger.
-        stop: Set when the worker is told to stop.
+        stop: Set when the worker is asked to stop.
     """
 
     config: Config
@@ -69,6 +69,6 @@ class PersistContext:
         """Call a method of the ledger, again and again while the ledger is away.
 
         Raises:
-            StoppedError: The worker was told to stop while the ledger was away.
+            StoppedError: The worker was asked to stop while the ledger was away.
         """
         return retry_with_backoff(self.ledger_backoff, call, *args, **keywords)

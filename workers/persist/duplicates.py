@@ -29,9 +29,9 @@ class Action(Enum):
     VARIANT = "variant"
     """Keep the second object beside the first. Destinations that accepted the first one do not get it."""
     COPY = "copy"
-    """Keep the second object beside the first, as an instance of its own."""
+    """Keep the second object beside the first, as a separate instance."""
     QUARANTINE = "quarantine"
-    """Put the second object into quarantine, for a person to look at."""
+    """Put the second object into quarantine, for a person to examine."""
     REPLACE = "replace"
     """Put the second object in place of the first, and deliver it."""
 

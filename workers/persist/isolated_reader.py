@@ -1,4 +1,4 @@
-"""Read a Part 10 file in a process of its own, because reading it may kill a worker.
+"""Read a Part 10 file in a separate process, because reading it may kill a worker.
 
     python -m ingest.workers.persist.isolated_reader DESCRIPTOR header|meta [TAG …]
 
@@ -55,7 +55,7 @@ class IsolatedReading:
 
 
 def read_isolated(fd: int, tags: Sequence[int], progress: Callable[[], object]) -> IsolatedReading:
-    """Read the header of a Part 10 file in a process of its own.
+    """Read the header of a Part 10 file in a separate process.
 
     Args:
         fd: The open file.
@@ -91,7 +91,7 @@ def _run_reader(
             process.kill()
     code = process.returncode
     # A person, or the kernel for lack of memory, ends a process with SIGKILL. That proves nothing about the
-    # file. INVARIANT 11: our faults set no image aside.
+    # file. INVARIANT 11: our faults quarantine no image.
     if code in {-signal.SIGKILL, -signal.SIGTERM, -signal.SIGINT}:
         raise OSError(errno.EAGAIN, f"a file could not be tried: its process was ended with signal {-code}")
     return code, json.loads(output) if output else {}

@@ -163,7 +163,7 @@ class OpenSegments:
 def copy_segment_record(entry: StreamEntry, segments: OpenSegments, store: FileStore) -> Iterator[SpoolEntry]:
     """Copy a record of a segment to a temporary file of the store.
 
-    The store links that file later. A part of a segment cannot have a name of its own.
+    The store links that file later. A part of a segment cannot have a name.
 
     Raises:
         EntryGoneError: The record is not there, or was marked as done.

@@ -2,7 +2,7 @@
 
 A free store key is taken without a lock, because link(2) never replaces a file. If a key or a SOP Instance
 UID is taken, the batch locks the store against replacing and removing, and keeps that lock until its COMMIT.
-Only under the lock does it look at the file that is there.
+The file under the key is examined only under the lock.
 """
 
 import contextlib
@@ -49,7 +49,7 @@ log = structlog.get_logger()
 
 
 def was_refused(reference: Reference) -> bool:
-    """Whether the sender got a failure status. The file is then only a copy for a person to look at."""
+    """Whether the sender got a failure status. The file is then only a copy for a person to examine."""
     return _REFUSED.search(reference.path) is not None
 
 

@@ -12,7 +12,7 @@ from ingest.spool.reference import SPOOL_ID_PATTERN
 from ingest.spool.spool import read_spool_id
 
 STREAMS_MAX: Final = 1_000
-"""Limit on the spools of one node. Anybody who may write to Redis can announce more."""
+"""Limit on the spools of one node. Any client of Redis can announce more."""
 
 
 class SpoolStreams:

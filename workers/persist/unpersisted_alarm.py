@@ -36,7 +36,7 @@ class UnpersistedAlarm:
             self._failed_last[entry.id] = now
         count = sum(now - since >= ALARM_SECONDS for since in self._failed_since.values())
         if count:
-            # INVARIANT 11: our faults set no image aside, but a person must hear of them.
+            # INVARIANT 11: our faults quarantine no image, but an alarm reports them.
             self._is_raised = True
             raise_alarm(
                 self._run_dir,

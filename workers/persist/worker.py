@@ -2,7 +2,7 @@
 
 One instance goes through these calls:
 
-1. `PersistWorker.run` calls `_persist_next` until the worker is told to stop.
+1. `PersistWorker.run` calls `_persist_next` until the worker is asked to stop.
 2. `_read_entries` reads or claims stream entries, and `_persist_batch` takes a batch of them.
 3. `PersistBatch.persist` opens the file of each entry and reads its header.
 4. `BatchStorage.store_entry` gives the file its store key, or puts it into quarantine, and composes its row.
@@ -82,7 +82,7 @@ CLAIM_SECONDS: Final = 3.0
 CLEANUP_SECONDS: Final = 5.0
 
 SUSPECT_DELIVERIES: Final = 2
-"""An entry that was delivered more often gets a batch of its own."""
+"""An entry that was delivered more often gets a separate batch."""
 
 STORE_MISSING_ALARM: Final = "store_missing"
 """The alarm for a store or quarantine that is not mounted."""
@@ -163,7 +163,7 @@ class PersistWorker:
         self._claim_at = self._next_batch_at = self._cleanup_at = 0.0
 
     def run(self) -> None:
-        """Persist until told to stop.
+        """Persist until asked to stop.
 
         Raises:
             ConfigError: The configuration cannot be used.
@@ -275,7 +275,7 @@ class PersistWorker:
     ) -> Sequence[StreamEntry]:
         """Judge a batch that raised an error. Returns the entries to try again at once, each alone."""
         if isinstance(error, StoreError) or is_our_fault(error):
-            # INVARIANT 11: our faults set no image aside.
+            # INVARIANT 11: our faults quarantine no image.
             self._forgiven += unresolved
             self._unpersisted.add_entries(unresolved, error)
             self._wait_after(error)
@@ -324,7 +324,7 @@ class PersistWorker:
         """Acknowledge entries, forgive deliveries that failed without blame, and wake destinations.
 
         Raises:
-            redis.RedisError: Redis is away. The next call does what is left.
+            redis.RedisError: Redis is away. The next call does the rest.
         """
         if self._persisted:
             self._consumer.acknowledge_entries(self._persisted)

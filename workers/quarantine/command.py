@@ -1,6 +1,6 @@
 """Apply a decision to several instances in quarantine: `ingest quarantine release`, `retry` and `drop`.
 
-The functions return what became of each instance. They print nothing.
+The functions return the outcome for each instance. They print nothing.
 """
 
 import contextlib

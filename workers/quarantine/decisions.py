@@ -1,7 +1,7 @@
 """Apply a person's decision about a quarantined instance: release it, retry it, or drop it.
 
 A process may die at any step. Then no instance is lost or hidden: both objects are in quarantine, or one of
-them is stored. The same command does what is left.
+them is stored. The same command finishes the rest.
 """
 
 import contextlib
@@ -273,13 +273,15 @@ class QuarantineDecisions:
     def _quarantine_stored(
         self, release: _Release, quarantine_batch: StoreBatch, key: str, old: Instance | None = None
     ) -> NewInstance | None:
-        """Put a stored file into quarantine; None if there is none, or a copy of it is there.
+        """Put a stored file into quarantine, and return its new row.
+
+        Returns None if the store has no file under the key, or the quarantine has the same bytes already.
 
         Args:
-            release: The instance that takes its place.
+            release: The instance that replaces the stored file.
             quarantine_batch: The batch of the quarantine.
-            key: Its store key.
-            old: Its row, if it has one.
+            key: Store key of the stored file.
+            old: Row of the stored file, if the ledger has one.
         """
         with open_stored_file(self._store, key) as (there, header):
             if there is None or any(self._has_same_bytes(one, there) for one in release.quarantined_keys):

@@ -35,8 +35,8 @@ NEW_FOLDER: Final = KnownFolder()
 CLEAR_SECONDS: Final = 600.0
 """Seconds between two searches for staging folders of dead workers; less than `staging.YOUNG_SECONDS`."""
 
-# link(2) cannot give the file another name: the file system has no hard links, is another one or forbids it,
-# or the first name is gone because another worker was faster.
+# link(2) cannot give the file another name. Either the file system has no hard links, is another one or
+# forbids the link, or another worker was faster and has removed the first name.
 _NO_LINK: Final = NO_LINK | {errno.EXDEV, errno.EACCES, errno.ENOENT}
 
 
@@ -100,11 +100,11 @@ class SharedLock(Protocol):
 
 
 class Store(Protocol):
-    """A place for instances, each under a store key: a relative path with "/".
+    """A tree of instances on a file system, each under a store key: a relative path with "/".
 
     The removal lock excludes all other processes from replacing and removing files. New files need no lock.
 
-    Methods raise StoreAwayError while the store is full, failing or not there, and StoreError if it cannot
+    Methods raise StoreAwayError while the store is full, failing or missing, and StoreError if it cannot
     keep a file under its key.
     """
 
@@ -137,7 +137,7 @@ class Store(Protocol):
         """
 
     def read_size(self, key: str) -> int:
-        """Return the bytes of a file. Raises as `open_file`."""
+        """Return the size of a file in bytes. Raises the errors of `open_file`."""
 
     def read_change_ms(self, key: str) -> int:
         """Return the ctime of a file in Unix milliseconds: when it last got or lost a name.

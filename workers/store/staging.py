@@ -6,8 +6,9 @@
 ```
 
 Hosts may share the store without seeing each other's processes, and their locks may not reach each other.
-Therefore no name is ever used twice, and a folder is emptied only if its owner is certainly dead: a process
-of this host that has ended, or a process of another host whose lock is free and whose files are old.
+Therefore no name is ever used twice, and a folder is emptied only if its owner is certainly dead. A process
+of this host is dead if it has ended. A process of another host counts as dead if its lock is free and its
+files are old.
 """
 
 import contextlib
@@ -57,7 +58,7 @@ class StagingFolder:
         self._not_removed: set[str] = set()
         self._lock_path = parent / f"{self._owner}.lock"
         self.path = parent / str(self._owner)
-        # INVARIANT 3: a lock tells the living from the dead. The lock comes first, so that a folder without a
+        # INVARIANT 3: a held lock proves a live owner. The lock comes first, so that a folder without a
         # lock never belongs to a living process.
         self._lock = os.open(self._lock_path, _LOCK | os.O_CREAT | os.O_EXCL, FILE_MODE)
         try:

@@ -109,7 +109,7 @@ def parse_orthanc_file(file: Path, text: str, environ: Mapping[str, str]) -> dic
 def _find_invalid_text(values: dict[str, Any]) -> str:
     """Return the key of the first text with half a surrogate pair, or nothing.
 
-    It comes from an escape, or from a byte that is not UTF-8. No output accepts it.
+    Half a pair comes from an escape or from a byte that is not UTF-8. No output accepts such a text.
     """
     waiting: list[tuple[str, Any]] = [("", values)]
     while waiting:  # no recursion: the depth of the object has no limit

@@ -70,7 +70,7 @@ def iterate_certificates(
     """Yield each file with certificates at `path`, and its certificates as PEM.
 
     The path may be a file or a folder, and file names do not matter. PKCS#12 files in a folder are skipped:
-    such a file is usually a key store, possibly with a password of its own. A PKCS#12 file that is named
+    such a file is usually a key store, possibly with its own password. A PKCS#12 file that is named
     itself is read.
 
     Raises:

@@ -26,8 +26,8 @@ _OLD_CIPHERS: Final = {
     rb"(?:\x01\x05[\x04\x06\x0b]|\x01\x0c\x01[\x05\x06]|\x03\x02)",
     "RC4": rb"\x2a\x86\x48\x86\xf7\x0d\x01\x0c\x01[\x01\x02]",
 }
-"""Marks of a key that is encrypted so: a line (RFC 1421 4.6.1.3), or the object identifier of PBES1 (RFC
-8018 A.3), of a scheme of PBES2 (B.2) or of PKCS#12 (RFC 7292 C)."""
+"""Byte patterns of keys with an old encryption. A pattern is a line (RFC 1421 4.6.1.3), or an object
+identifier of PBES1 (RFC 8018 A.3), of a scheme of PBES2 (B.2) or of PKCS#12 (RFC 7292 C)."""
 _AGAIN: Final = (
     "encrypt it again with AES (`openssl pkey -provider legacy -provider default -aes256 -in OLD -out NEW`)"
 )
@@ -206,7 +206,7 @@ def _choose_pair(held: KeyContainer, password_file: Path | None) -> KeyContainer
 
     Return the container unchanged if no key matches. `_reencode_pair` then raises ConfigError.
     """
-    from cryptography import x509  # noqa: PLC0415 - only who has several needs it
+    from cryptography import x509  # noqa: PLC0415 - needed only if there are several
 
     from ingest.tls.identity import UNREADABLE  # noqa: PLC0415 - as above
 

@@ -1,8 +1,8 @@
 """Parse PKCS#12 (RFC 7292): the pair, its chain, and further private keys.
 
-`cryptography` returns one private key and does not tell whether there are more. Java and OpenSSL put each key
-into a bag of its own: the key is encrypted, and its alias stands beside it unencrypted (RFC 7292 4.2).
-This module finds those bags. It cannot find a key in a section that is encrypted as a whole.
+`cryptography` returns one private key and does not report whether there are more. Java and OpenSSL put each
+key into a separate bag. The key is encrypted, and its alias is unencrypted beside it (RFC 7292 4.2). This
+module finds those bags. It cannot find a key in a section that is encrypted as a whole.
 """
 
 import base64
