@@ -55,7 +55,7 @@ def list_validities(config: Config, now: datetime) -> list[Validity]:
     Only sections that are used count. A file that cannot be parsed is left out: OpenSSL is less strict, and
     may have accepted it.
     """
-    used = {each.tls for each in config.listeners} | {each.tls for each in config.destinations}
+    used = _list_serving(config) | {each.tls for each in config.destinations}
     found: list[Validity] = []
     for name, tls in config.tls.items():
         if name not in used:
@@ -165,7 +165,7 @@ def _find_crl_validities(name: str, tls: TLS, now: datetime) -> Iterator[Validit
 
 def check_tls(config: Config, now: datetime) -> Iterator[Fault]:
     """Yield the faults and notes of every `[tls.NAME]`."""
-    serving = {listener.tls for listener in config.listeners}
+    serving = _list_serving(config)
     sending = {destination.tls for destination in config.destinations}
     for name, tls in config.tls.items():
         key = f"tls.{name}"
@@ -188,6 +188,12 @@ def check_tls(config: Config, now: datetime) -> Iterator[Fault]:
             yield from _check_secrecy(f"{key}.password_file", tls.password_file)
         yield from _check_expiry(config, f"tls.{name}", now)
     yield from _check_observed(config, now)
+
+
+def _list_serving(config: Config) -> set[str | bool]:
+    """Return the sections of listeners and console."""
+    found: set[str | bool] = {listener.tls for listener in config.listeners}
+    return found | {config.console.tls} if config.console is not None else found
 
 
 def check_validity_now(key: str, tls: TLS, now: datetime) -> Iterator[Fault]:

@@ -27,6 +27,7 @@ from ingest.console.certificate import build_tls_context
 from ingest.console.protocol import BoundedProtocol
 from ingest.console.web import Console
 from ingest.errors import BootError, IngestError
+from ingest.ledger.database import bound_statements
 from ingest.supervisor.console_watch import CONSOLE_AWAY, ConsoleLink
 
 NICE: Final = 10
@@ -49,6 +50,9 @@ BIND_SECONDS: Final = 10.0
 GRACEFUL_SECONDS: Final = 2
 KEEP_ALIVE_SECONDS: Final = 15
 HANDSHAKE_SECONDS: Final = 10.0
+STATEMENT_SECONDS: Final = 30.0
+"""A statement that takes longer is given up, so that a few searches cannot keep all threads."""
+
 MAX_HEADER_BYTES: Final = 32 * 1024
 
 log = structlog.get_logger()
@@ -63,6 +67,7 @@ def main(config: Config, stop: threading.Event, path: Path, link: ConsoleLink) -
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     limit_process()
+    bound_statements(STATEMENT_SECONDS)
     try:
         return _serve(config, stop, path, link)
     except IngestError as error:

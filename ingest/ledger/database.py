@@ -358,19 +358,51 @@ def _version(connection: Connection) -> str | None:
     return found
 
 
+_statement_seconds = 0.0
+_PROGRESS_STEPS: Final = 50_000
+"""Instructions of SQLite between two looks at the clock: a few milliseconds."""
+
+
+def bound_statements(seconds: float) -> None:
+    """Let each later engine of this process give up a statement that takes longer.
+
+    The console calls this once: one search must not keep its threads. Other processes wait for their work.
+    """
+    global _statement_seconds  # noqa: PLW0603 - it is a property of the process, as its priority
+    _statement_seconds = seconds
+
+
 def _engine(url: sqlalchemy.URL) -> Engine:
     if url.get_backend_name() != "sqlite":
         waits = {key: value for key, value in _POSTGRESQL_WAITS.items() if key not in url.query}
         # The ping replaces a connection that died while it was idle. Otherwise a batch would fail.
         engine = sqlalchemy.create_engine(url, connect_args=waits, pool_pre_ping=True, hide_parameters=True)
         resolve_hosts(engine)
+        if _statement_seconds:
+            event.listen(engine, "connect", _bound_postgresql)
         return engine
     timeout = {"timeout": BUSY_MILLISECONDS / 1000}
     # INVARIANT 9: the values of a failed statement must not reach a log.
     engine = sqlalchemy.create_engine(url, connect_args=timeout, hide_parameters=True)
     event.listen(engine, "connect", _prepare_sqlite)
     event.listen(engine, "begin", _begin_sqlite)
+    if _statement_seconds:
+        event.listen(engine, "begin", _bound_sqlite)
     return engine
+
+
+def _bound_postgresql(connection: Any, _record: object) -> None:
+    with connection.cursor() as cursor:
+        cursor.execute(f"SET statement_timeout = {int(_statement_seconds * 1000)}")
+    connection.commit()
+
+
+def _bound_sqlite(connection: Connection) -> None:
+    """Interrupt the statements of this transaction after its time; it is then rolled back."""
+    driver = connection.connection.driver_connection
+    until = time.monotonic() + _statement_seconds
+    if driver is not None:
+        driver.set_progress_handler(lambda: time.monotonic() > until, _PROGRESS_STEPS)
 
 
 def _prepare_sqlite(connection: Any, _record: object) -> None:

@@ -2,7 +2,8 @@
 
 import importlib
 import threading
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from typing import Any, Final, Literal
 
 from ingest.audit.recorder import Action
@@ -14,6 +15,7 @@ from ingest.errors import IngestError
 from ingest.threads import start_task
 
 REBUILD: Final = "ingest.workers.ledger_rebuild"
+REINDEX: Final = "ingest.workers.study_reindex"
 """Named as text: the console does not import workers."""
 
 
@@ -49,17 +51,8 @@ class LedgerJobs:
         def report_progress(text: str) -> None:
             job.progress = text
 
-        module = importlib.import_module(REBUILD)
         try:
-            if body.kind == "rebuild":
-                result = module.rebuild_ledger(
-                    call.config, makes_deliveries=body.deliveries, report_progress=report_progress
-                )
-            else:
-                result = module.verify_ledger(
-                    call.config, reads=body.kind == "verify-files", report_progress=report_progress
-                )
-            job.result = result.to_json()
+            job.result = _do_job(call, body, report_progress)
             job.state = "done"
         except (IngestError, OSError) as error:
             job.error, job.state = str(error), "failed"
@@ -77,6 +70,24 @@ class LedgerJobs:
             "error": job.error,
             "result": job.result,
         }
+
+
+def _do_job(call: Call, body: models.Job, report_progress: Callable[[str], None]) -> dict[str, Any]:
+    if body.kind == "reindex":
+        reindex = importlib.import_module(REINDEX).reindex_studies
+        return asdict(reindex(call.config, report_progress))
+    module = importlib.import_module(REBUILD)
+    result: Any
+    if body.kind == "rebuild":
+        result = module.rebuild_ledger(
+            call.config, makes_deliveries=body.deliveries, report_progress=report_progress
+        )
+    else:
+        result = module.verify_ledger(
+            call.config, reads=body.kind == "verify-files", report_progress=report_progress
+        )
+    found: dict[str, Any] = result.to_json()
+    return found
 
 
 _jobs: Final = LedgerJobs()

@@ -181,7 +181,7 @@ class Check(RequestModel):
 class Job(RequestModel):
     """A job on the ledger."""
 
-    kind: Literal["verify", "verify-files", "rebuild"]
+    kind: Literal["verify", "verify-files", "rebuild", "reindex"]
     deliveries: bool = Field(True, description="Rebuild: create deliveries as the routes say.")
 
 
@@ -436,6 +436,47 @@ class Reloaded(AnswerModel):
 
 class Certificates(AnswerModel):
     """Certificates in force, and those that peers presented."""
+
+    items: list[dict[str, Any]]
+
+
+class Caller(AnswerModel):
+    """A caller: AE title, network and certificate."""
+
+    calling_ae: str
+    network: str
+    subject: str
+    fingerprint: str
+    days_left: float | None = Field(description="Until its certificate ends.")
+    associations: int
+    refusals: int
+    last_at: str | None
+
+
+class Callers(AnswerModel):
+    """Callers, the last one first."""
+
+    items: list[Caller]
+
+
+class Refusal(AnswerModel):
+    """Refusals of one cause."""
+
+    kind: str
+    text: str
+    remedy: str
+    count: int
+    callers: list[dict[str, Any]]
+
+
+class Refusals(AnswerModel):
+    """Refusals by cause, that of the last one first."""
+
+    items: list[Refusal]
+
+
+class Alerts(AnswerModel):
+    """Receivers of alerts."""
 
     items: list[dict[str, Any]]
 

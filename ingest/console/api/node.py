@@ -13,8 +13,10 @@ from ingest.console.api.actions import record_action
 from ingest.console.api.operation import Call, Operation
 from ingest.errors import ConfigError, IngestError
 from ingest.ledger import Ledger
+from ingest.operations.alerts import list_alerts
+from ingest.operations.callers import list_callers, list_refusals
 from ingest.operations.charts import read_charts
-from ingest.operations.trace import certificate_to_json, trace
+from ingest.operations.trace import trace
 from ingest.status.report import gather_status
 from ingest.supervisor import reload_client
 
@@ -42,10 +44,19 @@ def list_certificates(call: Call) -> dict[str, Any]:
     return {"items": gather_status(call.config)["certificates"]}
 
 
-def list_callers(call: Call) -> dict[str, Any]:
-    """List the certificates that callers have presented, with their AE titles."""
-    with contextlib.closing(Ledger(call.config.ledger_url)) as ledger:
-        return {"items": [certificate_to_json(each) for each in ledger.callers.list_certificates()]}
+def show_callers(call: Call) -> dict[str, Any]:
+    """List the callers with their certificates."""
+    return {"items": [each.to_json() for each in list_callers(call.config)]}
+
+
+def show_refusals(call: Call) -> dict[str, Any]:
+    """List the refused callers by cause."""
+    return {"items": [each.to_json() for each in list_refusals(call.config)]}
+
+
+def show_alerts(call: Call) -> dict[str, Any]:
+    """List the receivers of alerts with what they were sent."""
+    return {"items": [each.to_json() for each in list_alerts(call.config)]}
 
 
 def show_trace(call: Call) -> dict[str, Any]:
@@ -155,10 +166,18 @@ OPERATIONS: Final = (
     Operation(
         "GET",
         "/callers",
-        "List the certificates of callers with their AE titles",
-        list_callers,
-        models.Certificates,
+        "List the callers with their certificates, the last one first",
+        show_callers,
+        models.Callers,
     ),
+    Operation(
+        "GET",
+        "/refusals",
+        "List refused callers by cause, each cause with its remedy",
+        show_refusals,
+        models.Refusals,
+    ),
+    Operation("GET", "/alerts", "List receivers of alerts, and what is due", show_alerts, models.Alerts),
     Operation(
         "POST",
         "/trace",

@@ -96,6 +96,8 @@ ROUTE_ROLES: Final[Mapping[str, Role]] = {
     "POST /api/v1/destinations/{name}/resume": Role.OPERATOR,
     "GET /api/v1/certificates": Role.VIEWER,
     "GET /api/v1/callers": Role.VIEWER,
+    "GET /api/v1/refusals": Role.VIEWER,
+    "GET /api/v1/alerts": Role.VIEWER,
     "POST /api/v1/trace": Role.VIEWER,
     "GET /api/v1/samples": Role.VIEWER,
     "POST /api/v1/studies/search": Role.VIEWER,
