@@ -156,7 +156,9 @@ class Instances:
             if waiting:
                 connection.execute(INSERT_DELIVERIES, waiting)
             if self._is_audited:
-                note_received(connection, _list_changes(rows, new))
+                note_received(
+                    connection, [row for row, number in zip(rows, new, strict=True) if number is not None]
+                )
             known = find_recorded_refs(
                 connection, [row.spool_ref for row, number in zip(rows, new, strict=True) if number is None]
             )
@@ -261,15 +263,6 @@ class Instances:
         """Count instances by state; a state without rows is missing."""
         with self._database.begin_read() as connection:
             return count_instances(connection)
-
-
-def _list_changes(
-    rows: Sequence[NewInstance], new: Sequence[int | None]
-) -> Iterator[tuple[dict[str, Any], str]]:
-    """Yield the columns of the recorded rows, and what each one changed (PS3.15 Table A.5.3.7-1)."""
-    for row, number in zip(rows, new, strict=True):
-        if number is not None:
-            yield encode_columns(row), "U" if row.replaces else "C"
 
 
 def encode_columns(row: NewInstance) -> dict[str, Any]:

@@ -14,7 +14,8 @@ from typing import Any, Final
 
 from sqlalchemy import BindParameter, Connection, bindparam, func, insert, select
 
-from ingest.ledger.records import DeliveryResult, DeliveryState
+from ingest.ledger.records import DeliveryResult, DeliveryState, NewInstance
+from ingest.ledger.row_values import clean_value
 from ingest.ledger.schema import audit_notes, deliveries, instances
 
 RECEIVED: Final = "received"
@@ -78,6 +79,13 @@ class MergedTransfers:
     first_at: int = 0
     last_at: int = 0
 
+    def add_one(self, sop_class_uid: str, at: int) -> None:
+        """Add the transfer of one instance."""
+        self.classes[sop_class_uid] = self.classes.get(sop_class_uid, 0) + 1
+        if not self.first_at or at < self.first_at:
+            self.first_at = at
+        self.last_at = max(self.last_at, at)
+
     def add(self, classes: Mapping[str, int], first_at: int, last_at: int) -> None:
         """Add transfers."""
         for uid, count in classes.items():
@@ -86,26 +94,43 @@ class MergedTransfers:
         self.last_at = max(self.last_at, last_at)
 
 
-def note_received(connection: Connection, received: Iterable[tuple[Mapping[str, Any], str]]) -> None:
+def note_received(connection: Connection, rows: Iterable[NewInstance], *, is_known: bool = False) -> None:
     """Note received instances, within the transaction that records them.
 
     Args:
         connection: The transaction.
-        received: The columns of each instance, and `TransferKey.change`.
+        rows: The rows of the instances.
+        is_known: Whether the store had them already.
     """
+    # One association sends many instances of one study, so the key is made once for all of them.
+    groups: dict[tuple[object, ...], tuple[NewInstance, MergedTransfers]] = {}
+    for row in rows:
+        identity = (
+            row.study_uid,
+            row.refused_status,
+            row.replaces,
+            row.calling_ae,
+            row.called_ae,
+            row.source,
+        )
+        group = groups.get(identity)
+        if group is None:
+            group = groups[identity] = (row, MergedTransfers())
+        group[1].add_one(row.sop_class_uid, row.received_at)
     merged: dict[TransferKey, MergedTransfers] = {}
-    for columns, change in received:
+    for row, transfers in groups.values():
         key = TransferKey(
             direction=RECEIVED,
-            study_uid=columns["study_uid"],
-            is_failed=bool(columns["refused_status"]),
-            change=change,
-            calling_ae=columns["calling_ae"],
-            called_ae=columns["called_ae"],
-            source=columns["source"],
+            study_uid=clean_value(row.study_uid),
+            is_failed=bool(row.refused_status),
+            change="R" if is_known else "U" if row.replaces else "C",
+            calling_ae=row.calling_ae,
+            called_ae=row.called_ae,
+            source=row.source,
         )
-        at = columns["received_at"]
-        merged.setdefault(key, MergedTransfers()).add({columns["sop_class_uid"]: 1}, at, at)
+        merged.setdefault(key, MergedTransfers()).add(
+            transfers.classes, transfers.first_at, transfers.last_at
+        )
     _add_note(connection, merged)
 
 

@@ -21,7 +21,6 @@ from sqlalchemy import BindParameter, Connection, bindparam, delete, func, inser
 from sqlalchemy.dialects import postgresql, sqlite
 
 from ingest.ledger.database import Database
-from ingest.ledger.instances import encode_columns
 from ingest.ledger.records import NewInstance
 from ingest.ledger.schema import audit_groups, audit_lease, audit_notes, studies
 from ingest.ledger.transfer_notes import MergedTransfers, TransferKey, encode_json, note_received
@@ -81,7 +80,7 @@ class Transfers:
     def note_duplicates(self, rows: Sequence[NewInstance]) -> None:
         """Note received instances that the store has already, in a separate transaction."""
         with self._database.begin_write() as connection:
-            note_received(connection, [(encode_columns(row), "R") for row in rows])
+            note_received(connection, rows, is_known=True)
 
     def hold_lease(self, owner: str, unix_ms: int, until_ms: int) -> bool:
         """Take or renew the lease of the monitor; return False while another monitor has it.

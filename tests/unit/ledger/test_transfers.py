@@ -80,6 +80,8 @@ def test_delivered_and_dead_deliveries_are_noted_and_retries_are_not(audited):
         "pacs", [DeliveryResult(id=one.id, owner="x", state=DeliveryState.DELIVERED) for one in leased], NOW
     )
     audited.deliveries.record_results("pacs", results, NOW)
+    # A worker that was stopped meanwhile reports them once more: it holds no lease any more.
+    audited.deliveries.record_results("pacs", results, NOW + 1)
     sent = [group for group in merge(audited) if group.key.direction == "sent"]
     assert sorted((group.key.is_failed, sum(group.sop_classes.values())) for group in sent) == [
         (False, 2),
