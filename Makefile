@@ -69,6 +69,10 @@ SCALE ?=
 bench-scale: setup
 	$(BIN)/python -m benchmarks scale $(SCALE)
 
+# The pictures of docs/images/console: a real node, real senders, Debian's Chromium.
+screenshots: setup
+	$(BIN)/python -m tests.support.screenshots docs/images/console
+
 lint: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .

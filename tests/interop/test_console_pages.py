@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -219,6 +220,54 @@ def test_quarantined_instance_is_released_after_a_question(scene: Scene, open_pa
     )
     assert dict(states) == {"quarantined": 1, "replaced": 1, "stored": 1}
     assert scene.node.query("SELECT size FROM instances WHERE state = 'stored' AND sop_instance_uid = ?", uid)
+
+
+def test_search_finds_a_patient_and_leaves_no_trace_in_addresses(scene: Scene, open_page: Any) -> None:
+    page = open_page("viewer")
+    addresses: list[str] = []
+    page.on("request", lambda request: addresses.append(request.url))
+    for field, value in (("name", "lindqvist"), ("patient", "P-2044*"), ("accession", STUDIES[0].accession)):
+        page.goto(f"{scene.url}/studies")
+        page.fill(f"#f-{field}", value)
+        page.get_by_role("button", name="Search").click()
+        page.get_by_role("link", name="Clear").wait_for()
+        found = page.locator("#list tbody th").all_inner_texts()
+        assert any("CT thorax with contrast" in text for text in found), field
+        assert not any("MR knee" in text for text in found), field
+        assert page.locator(f"#f-{field}").input_value() == value
+        page.reload()
+        assert page.locator(f"#f-{field}").input_value() == value
+    joined = " ".join(addresses).lower()
+    assert not any(word in joined for word in ("lindqvist", "p-2044", STUDIES[0].accession.lower()))
+    log = scene.node.log.lower()
+    assert not any(word in log for word in ("lindqvist", "p-2044", STUDIES[0].accession.lower()))
+
+
+def test_refused_callers_are_grouped_with_their_remedy(scene: Scene, open_page: Any) -> None:
+    page = open_page("viewer")
+    page.goto(f"{scene.url}/peers")
+    refused = page.locator("section:has(h2:text('Refused'))")
+    eventually(lambda: page.reload() and "UNKNOWN9" in refused.inner_text(), 15, "the refusal is shown")
+    assert "CN=stranger" in refused.inner_text()
+    assert "Remedy: " in refused.inner_text()
+    called = page.locator("section:has(h2:text('Who called')) tbody tr:has-text('CT1')").first
+    assert "CN=peer" in called.inner_text()
+    assert "valid" in called.inner_text()
+
+
+def test_file_is_downloaded_by_an_operator_only(scene: Scene, open_page: Any) -> None:
+    uid = f"{STUDIES[4].uid}.1.1"
+    number = scene.node.query("SELECT id FROM instances WHERE sop_instance_uid = ?", uid)[0][0]
+    page = open_page("operator")
+    page.goto(f"{scene.url}/instances/{number}")
+    with page.expect_download() as waiting:
+        page.get_by_role("link", name="Download").click()
+    content = Path(str(waiting.value.path())).read_bytes()
+    assert content == scene.node.stored()[uid].read_bytes()
+    viewer = open_page("viewer")
+    viewer.goto(f"{scene.url}/instances/{number}")
+    assert viewer.get_by_role("link", name="Download").count() == 0
+    assert viewer.request.get(f"{scene.url}/api/v1/instances/{number}/file").status == 403
 
 
 def test_viewer_sees_no_actions_and_may_do_none(scene: Scene, open_page: Any) -> None:

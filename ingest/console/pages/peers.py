@@ -1,5 +1,6 @@
 """Peers and certificates: who called with which certificate, when it ends, and who was refused and why."""
 
+import time
 from collections.abc import Mapping
 from datetime import datetime
 from typing import Any, Final
@@ -9,10 +10,15 @@ from starlette.responses import Response
 
 from ingest.config.model import ANY_AE_TITLE, Config
 from ingest.console.pages.rendering import read_order, read_query, read_snapshot, render, sort_rows
-from ingest.console.web import Endpoint, get_console
+from ingest.console.web import Endpoint, get_console, run_blocking
+from ingest.operations.callers import Caller, list_callers, list_refusals
 from ingest.tls.expiry import THRESHOLDS
 
 SOON_DAYS: Final = THRESHOLDS[-1]
+
+CALLERS_MAX: Final = 200
+REFUSED_MAX: Final = 8
+"""Rows of each group of refusals; the others are counted."""
 
 _COLUMNS: Final[Mapping[str, Any]] = {
     "whose": lambda row: row["whose_text"],
@@ -27,12 +33,18 @@ async def show_peers(request: Request) -> Response:
     config = get_console(request).config
     snapshot = await read_snapshot(request)
     order = read_order(request, _COLUMNS, "end")
+    callers = await run_blocking(request, list_callers, config)
+    refusals = await run_blocking(request, list_refusals, config)
     certificates = [_view_certificate(row) for row in snapshot.status["certificates"]]
     return render(
         request,
         "peers.html",
         "peers",
         peers=_view_peers(config),
+        callers=[(caller, _judge_end(caller)) for caller in callers[:CALLERS_MAX]],
+        callers_left=max(0, len(callers) - CALLERS_MAX),
+        refusals=refusals,
+        refused_max=REFUSED_MAX,
         certificates=sort_rows([row for row in certificates if not row["error"]], order, _COLUMNS),
         certificate_errors=[row for row in certificates if row["error"]],
         sort=order,
@@ -54,11 +66,20 @@ def _view_peers(config: Config) -> list[dict[str, Any]]:
     ]
 
 
+def _judge_end(caller: Caller) -> str:
+    """Return the state of a caller's certificate; empty without one."""
+    if not caller.not_after_ms:
+        return ""
+    return _name_state((caller.not_after_ms / 1000 - time.time()) / 86_400)
+
+
+def _name_state(days: float) -> str:
+    return "ended" if days <= 0 else "ends soon" if days <= SOON_DAYS else "valid"
+
+
 def _view_certificate(row: Mapping[str, Any]) -> dict[str, Any]:
     days = row.get("days_left")
-    state = "valid"
-    if days is not None:
-        state = "ended" if days <= 0 else "ends soon" if days <= SOON_DAYS else "valid"
+    state = "valid" if days is None else _name_state(days)
     return {
         "error": row.get("error", ""),
         "section": row.get("section", ""),

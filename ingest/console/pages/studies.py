@@ -12,6 +12,7 @@ from starlette.responses import RedirectResponse, Response
 
 from ingest.config.model import Config
 from ingest.console import audit
+from ingest.console.auth.roles import Role
 from ingest.console.formatting import with_query
 from ingest.console.pages.rendering import (
     read_number,
@@ -304,7 +305,11 @@ async def show_instance(request: Request) -> Response:
         transfer_syntax=_name_uid(row.transfer_syntax_uid),
         way=await run_blocking(request, _trace, console.config, row.sop_instance_uid),
         kinds=_KINDS,
-        may_download=False,
+        may_download=(
+            get_principal(request).role >= Role.OPERATOR
+            and console.settings.download
+            and row.state in {InstanceState.STORED, InstanceState.VARIANT, InstanceState.QUARANTINED}
+        ),
         version=snapshot.versions["studies"],
     )
 
