@@ -23,7 +23,7 @@ def config_to_values(config: Config) -> dict[str, Any]:
         del values["console"]["oidc"]  # TOML has no null
     values["ledger"]["url"] = mask_url_password(config.ledger.url)
     for alert in values["alerts"]:
-        alert["url"] = mask_url_password(alert["url"])
+        alert["url"] = mask_url_path(alert["url"])
     return values
 
 
@@ -34,6 +34,13 @@ def mask_url_password(url: str) -> str:
     URL may also be malformed. Therefore everything that looks like a password is masked.
     """
     return _QUERY.sub(rf"\1{MASK}", _AUTHORITY.sub(rf"\1{MASK}@", url))
+
+
+def mask_url_path(url: str) -> str:
+    """Replace the path of a webhook by `***`: many receivers take it as a password."""
+    server, separator, rest = mask_url_password(url).partition("://")
+    host, slash, path = rest.partition("/")
+    return f"{server}{separator}{host}{slash}{MASK if path else ''}"
 
 
 def format_as_json(config: Config) -> str:

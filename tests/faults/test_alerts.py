@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from pydicom import Dataset
 
 from tests.faults.test_loops import command, send
 from tests.support.instances import CT, EXPLICIT, Made, element
@@ -101,10 +102,19 @@ def test_destination_that_goes_and_comes_back_gives_one_mail_and_one_recovery(
     problems = json.loads(command(node, "status", "--json"))["problems"]
     assert "destination_down.pacs" in {problem["name"] for problem in problems}
 
-    with PynetdicomRemote([(CT, [EXPLICIT])], port=port):
+    # The remote refuses a second image and repeats values of its patient in the error comment.
+    comment = Dataset()
+    comment.Status, comment.ErrorComment = 0xC000, " ".join(value.decode() for value in PLANTED)
+    with PynetdicomRemote(
+        [(CT, [EXPLICIT])], port=port, answer=lambda got: comment if got.sop_instance == "1.2.3.5" else 0
+    ):
         eventually(lambda: node.deliveries() == {"delivered": 1}, 60, "delivered")
         eventually(lambda: len(mail.mails) == 2, 60, "the mail tells of the end")
         eventually(lambda: web.types("pacs")[-1] == "recovery", 60, "the webhook too")
+        send(node, PlantedImage(sop="1.2.3.5"), tmp_path)
+        eventually(lambda: "deliveries_dead.pacs" in str(web.received), 60, "told of the dead delivery")
+
+    assert PLANTED[0].decode() in str(node.query("SELECT last_error FROM deliveries"))
 
     begin, end = mail.mails
     assert begin["Subject"].startswith("[INGEST] ALARM: pacs: its circuit is")
@@ -112,7 +122,9 @@ def test_destination_that_goes_and_comes_back_gives_one_mail_and_one_recovery(
     assert end["In-Reply-To"] == begin["Message-ID"]
     told = json.dumps([one.payload for one in web.received]) + "".join(map(str, mail.mails))
     assert not [value for value in PLANTED if value.decode() in told]
-    assert command(node, "alerts", "list", "--json").count('"waiting": 0') == 2
+    eventually(
+        lambda: command(node, "alerts", "list", "--json").count('"waiting": 0') == 2, 60, "nothing waits"
+    )
 
 
 def test_killed_monitor_loses_nothing_and_repeats_only_with_the_same_id(

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from ingest.config.reader import load_config
+from ingest.config.serialization import format_as_toml
 from ingest.errors import ConfigError
 
 HOOK = {
@@ -116,3 +117,8 @@ def test_two_alerts_have_two_names(read):
 def test_plain_http_and_plain_smtp_reach_this_machine_without_a_tls_section(read):
     read({**HOOK, "url": "http://127.0.0.1:8080/x", "tls": "gone"})
     read({**MAIL, "host": "localhost", "security": "none", "tls": "gone"})
+
+
+def test_shown_configuration_hides_the_path_of_a_webhook(read):
+    text = format_as_toml(read({**HOOK, "url": "https://localhost/token?key=1"}))
+    assert 'url = "https://localhost/***"' in text
