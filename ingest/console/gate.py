@@ -151,9 +151,11 @@ def _name_route(scope: Scope) -> str:
 
 def _log_request(scope: Scope, status: int, seconds: float) -> None:
     """Log a request without its query string and its values."""
-    is_quiet = scope["method"] in _SAFE and 0 < status < 400
-    write = log.debug if is_quiet else log.info
     principal = scope["state"]["principal"]
+    is_refused_stranger = not principal.name and 400 <= status < 500
+    # Anybody can send requests that are refused. They must not fill the disk; logins have their own event.
+    is_quiet = (scope["method"] in _SAFE and 0 < status < 400) or is_refused_stranger
+    write = log.debug if is_quiet else log.info
     client = scope.get("client")
     write(
         "console_request",

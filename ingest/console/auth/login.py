@@ -17,6 +17,7 @@ from ingest.console import audit
 from ingest.console.auth.roles import NOBODY, Principal, Role
 from ingest.console.auth.sessions import Session, derive_csrf_token
 from ingest.console.auth.tokens import digest_token, read_local_token
+from ingest.console.auth.users import normalize_name
 from ingest.console.problems import ProblemError
 from ingest.console.web import (
     Console,
@@ -213,7 +214,8 @@ async def log_in(request: Request) -> Response:
     form = await request.form()
     name, password = str(form.get("user", "")), str(form.get("password", ""))
     address = get_address(request)
-    key = name if await run_blocking(request, needs_user, console) else LOCAL_USER
+    # Other spellings of a name are the same user, and share the limit.
+    key = normalize_name(name)[:64] if await run_blocking(request, needs_user, console) else LOCAL_USER
     if wait := console.login_limit.wait_seconds(key, address):
         seconds = math.ceil(wait)
         cause = f"Too many failed logins. Try again in {seconds} s."

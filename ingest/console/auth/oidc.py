@@ -4,14 +4,18 @@ The provider is asked over a connection whose certificate is verified. Its answe
 3.1.3.7 demands. The role of a person follows from a claim of the ID token.
 """
 
+import base64
 import contextlib
+import hashlib
+import hmac
+import json
 import secrets
 import ssl
 import threading
 import time
 from collections import OrderedDict
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlsplit
@@ -30,9 +34,10 @@ from ingest.errors import IngestError
 
 HTTP_SECONDS: Final = 10.0
 MAX_ANSWER_BYTES: Final = 1024**2
-FLOW_SECONDS: Final = 600.0
+FLOW_SECONDS: Final = 600
 """Time that a person has for the login at the provider."""
-MAX_FLOWS: Final = 1000
+MAX_FINISHED: Final = 10_000
+"""Finished logins that are remembered, so that an answer is used once. Providers take a code once too."""
 LEEWAY_SECONDS: Final = 60
 """Difference of the clocks of console and provider that is accepted."""
 METADATA_SECONDS: Final = 3600.0
@@ -49,7 +54,9 @@ class OIDCError(IngestError):
 
 @dataclass(frozen=True, slots=True)
 class Flow:
-    """A login that has begun.
+    """A login that has begun. The browser keeps it in a signed cookie.
+
+    Nothing is kept here meanwhile: a flood of begun logins could otherwise push out those of people.
 
     Attributes:
         state: Sent to the provider, and comes back with the code (CSRF).
@@ -57,7 +64,7 @@ class Flow:
         verifier: Kept here; its digest is sent with the request, itself with the code (PKCE).
         redirect_uri: Where the provider sends the browser.
         next_page: Page to show after the login.
-        until: End of the flow, in seconds of the monotonic clock.
+        until: End of the flow, in Unix seconds.
     """
 
     state: str
@@ -65,7 +72,7 @@ class Flow:
     verifier: str
     redirect_uri: str
     next_page: str
-    until: float
+    until: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +91,8 @@ class OIDCClient:
         self._settings = settings
         self._verify = _make_context(config, settings)
         self._lock = threading.Lock()
-        self._flows: OrderedDict[str, Flow] = OrderedDict()
+        self._finished: OrderedDict[str, None] = OrderedDict()
+        self._signing_key = secrets.token_bytes(32)
         self._metadata: dict[str, Any] = {}
         self._metadata_until = 0.0
         self._keys: KeySet | None = None
@@ -94,28 +102,20 @@ class OIDCClient:
         """Begin a login.
 
         Returns:
-            An id for the cookie of the browser, and the address at the provider.
+            The cookie of the browser, and the address at the provider.
 
         Raises:
             OIDCError: The provider cannot be asked.
         """
         metadata = self._read_metadata()
-        now = time.monotonic()
         flow = Flow(
             secrets.token_urlsafe(32),
             secrets.token_urlsafe(32),
             secrets.token_urlsafe(64),
             redirect_uri,
             next_page,
-            now + FLOW_SECONDS,
+            int(time.time()) + FLOW_SECONDS,
         )
-        key = secrets.token_urlsafe(32)
-        with self._lock:
-            for old in [name for name, each in self._flows.items() if each.until < now]:
-                del self._flows[old]
-            while len(self._flows) >= MAX_FLOWS:
-                self._flows.popitem(last=False)
-            self._flows[key] = flow
         address = prepare_grant_uri(
             metadata["authorization_endpoint"],
             self._settings.client_id,
@@ -127,13 +127,13 @@ class OIDCClient:
             code_challenge=create_s256_code_challenge(flow.verifier),
             code_challenge_method="S256",
         )
-        return key, str(address)
+        return self._sign(flow), str(address)
 
-    def finish(self, key: str, answer: Mapping[str, str]) -> tuple[Identity, str]:
+    def finish(self, cookie: str, answer: Mapping[str, str]) -> tuple[Identity, str]:
         """Check the answer that the browser brings from the provider. Each flow can be finished once.
 
         Args:
-            key: Id of the flow, from the cookie of the browser.
+            cookie: The cookie of the browser.
             answer: Parameters of the query.
 
         Returns:
@@ -142,9 +142,8 @@ class OIDCClient:
         Raises:
             OIDCError: The answer is not of this browser, or the provider or its token is not sound.
         """
-        with self._lock:
-            flow = self._flows.pop(key, None)
-        if flow is None or flow.until < time.monotonic():
+        flow = self._read_cookie(cookie)
+        if flow is None or not self._finish_once(flow):
             raise OIDCError("the login took too long, or began in another browser; log in again")
         if not secrets.compare_digest(answer.get("state", "").encode(), flow.state.encode()):
             raise OIDCError("the answer does not belong to this login; log in again")
@@ -157,6 +156,30 @@ class OIDCClient:
             raise OIDCError(f"the provider refused the login: {word}")
         token = self._fetch_id_token(answer["code"], flow)
         return self._identify(self._check_token(token, flow)), flow.next_page
+
+    def _sign(self, flow: Flow) -> str:
+        content = base64.urlsafe_b64encode(json.dumps(astuple(flow)).encode()).decode("ascii")
+        return f"{content}.{self._digest(content)}"
+
+    def _digest(self, content: str) -> str:
+        return hmac.new(self._signing_key, content.encode(), hashlib.sha256).hexdigest()
+
+    def _read_cookie(self, cookie: str) -> Flow | None:
+        """Return the flow of a cookie that this process has signed and that has not ended."""
+        content, _, digest = cookie.partition(".")
+        if not hmac.compare_digest(digest.encode(), self._digest(content).encode()):
+            return None
+        flow = Flow(*json.loads(base64.urlsafe_b64decode(content)))
+        return flow if time.time() < flow.until else None
+
+    def _finish_once(self, flow: Flow) -> bool:
+        with self._lock:
+            if flow.state in self._finished:
+                return False
+            self._finished[flow.state] = None
+            while len(self._finished) > MAX_FINISHED:
+                self._finished.popitem(last=False)
+        return True
 
     # --- the provider
 

@@ -181,6 +181,8 @@ def test_guessed_passwords_are_slowed_down_for_one_address_and_user_only(console
     assert [each.status_code for each in answers[:3]] == [401] * 3
     assert answers[-1].status_code == 429
     assert int(answers[-1].headers["retry-after"]) > 0
+    # Another spelling of the name is no way around it.
+    assert post_login(attacker, "  \uff41dmin ", PASSWORD).status_code == 429
     # The right password does not help while the wait lasts, so that guesses learn nothing.
     assert post_login(attacker, "admin", PASSWORD).status_code == 429
     assert post_login(console.browse(), "viewer", PASSWORD).status_code == 303

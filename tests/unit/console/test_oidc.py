@@ -104,6 +104,18 @@ def test_answer_of_another_browser_or_a_second_use_of_it_is_refused(console: Con
     assert victim.get("/api/v1/status").status_code == 401
 
 
+def test_forged_cookie_of_a_login_is_refused(console: ConsoleProcess) -> None:
+    client = console.browse()
+    address = client.get("/login/oidc").headers["location"]
+    [cookie] = [each for each in client.cookies.jar if "oidc" in each.name]
+    with httpx.Client(trust_env=False) as other:
+        back = other.post(address, data={"sub": "anna"}).headers["location"]
+    for value in (f"A{cookie.value}", f"{cookie.value}0", "", ".", "e30.0"):
+        forged = console.browse(cookies={cookie.name: value})
+        assert forged.get(back).status_code == 403, value
+    assert client.get(back).status_code == 200
+
+
 def test_token_of_the_host_is_not_taken_beside_a_provider(console: ConsoleProcess) -> None:
     assert console.call(console.local_token).get("/api/v1/status").status_code == 401
 
@@ -131,7 +143,7 @@ class SignedTokens:
         settings = OIDCSettings(issuer="https://p.example", client_id="ingest", viewer=("a",))
         self.client = OIDCClient(Config(), settings)
         self.client._keys, self.client._keys_at = KeySet([self.key]), float("inf")
-        self.flow = Flow("state", "nonce", "verifier", "", "/", 0.0)
+        self.flow = Flow("state", "nonce", "verifier", "", "/", 0)
 
     def check(self, algorithm: str = "RS256", key: Any = None, **changes: Any) -> dict[str, Any]:
         import time
