@@ -169,9 +169,11 @@ delivery_filter_options = combine(
     click.option(
         "--destination", metavar="NAME", shell_complete=complete_destination, help="Name of the destination."
     ),
+    study_filter_options,
     study_option,
     series_option,
     sop_option,
+    calling_option,
     click.option(
         "--state", "states", type=click.Choice(DELIVERY_STATES), multiple=True, help="State; repeatable."
     ),

@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Final
 
 from ingest.dicom.instance_header import (
@@ -74,14 +75,13 @@ def read_instance_header(
         OSError: The disk is failing.
     """
     meta, offset = read_file_meta(fd)
-    required = {*UIDS, *tags}
-    further = set(optional) - required
+    wanted, further = _plan_tags(tuple(tags), frozenset(optional))
     header = read_data_set_header(
         fd,
         offset,
         size - offset,
         meta.transfer_syntax_uid,
-        sorted(required | further),
+        wanted,
         HEADER_MAX_BYTES,
         further,
     )
@@ -119,6 +119,13 @@ def read_instance_header(
         receiver=meta.receiving_address or "",
         certificate=meta.certificate,
     )
+
+
+@lru_cache(maxsize=16)
+def _plan_tags(tags: tuple[int, ...], optional: frozenset[int]) -> tuple[tuple[int, ...], frozenset[int]]:
+    """Return all tags to read, in ascending order, and those of them that are optional."""
+    required = {*UIDS, *tags}
+    return tuple(sorted(required | optional)), optional - required
 
 
 def make_unreadable_header(fd: int, size: int, conflict: str) -> InstanceHeader:

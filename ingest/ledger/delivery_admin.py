@@ -1,24 +1,33 @@
 """Decisions of a person about deliveries: find them, send them again, drop them."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Any, Final
 
-from sqlalchemy import ColumnElement, and_, func, select, update
+from sqlalchemy import ColumnElement, Connection, RowMapping, Select, and_, func, select, update
 
 from ingest.ledger.database import Database
+from ingest.ledger.index import list_destinations
 from ingest.ledger.records import DeliveryState
-from ingest.ledger.schema import deliveries, instances
+from ingest.ledger.schema import deliveries, instances, studies
+from ingest.ledger.study_filter import StudyFilter
 
 CHUNK: Final = 1000
 """Rows changed in one transaction. On SQLite a running node waits for each of these transactions."""
 
+FEW: Final = 1000
+"""Studies whose deliveries are looked up by study."""
+
+MANY: Final = 20_000
+"""Deliveries of a destination in a state beyond which the newest ones are soon found by a walk."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class DeliveryFilter:
+class DeliveryFilter(StudyFilter):
     """Conditions for deliveries; a condition that is None does not apply.
 
     Attributes:
+        calling_ae: AE title that sent the instance.
         error: A part of the last error.
         since, until: Time of the last change, in Unix milliseconds; `until` is excluded.
     """
@@ -28,9 +37,15 @@ class DeliveryFilter:
     series_uid: str | None = None
     sop_instance_uid: str | None = None
     states: Collection[DeliveryState] = ()
+    calling_ae: str | None = None
     error: str | None = None
     since: int | None = None
     until: int | None = None
+
+    @property
+    def names_object(self) -> bool:
+        """Whether an index of `instances` has the few that match."""
+        return self.study_uid is not None or self.sop_instance_uid is not None
 
     def build_clause(self) -> ColumnElement[bool]:
         """Return the conditions as SQL over `deliveries` joined with `instances`."""
@@ -40,9 +55,11 @@ class DeliveryFilter:
             (instances.c.study_uid, self.study_uid),
             (instances.c.series_uid, self.series_uid),
             (instances.c.sop_instance_uid, self.sop_instance_uid),
+            (instances.c.calling_ae, self.calling_ae),
         ):
             if value is not None:
                 clauses.append(column == value)
+        clauses += self.build_membership_clauses()
         if self.states:
             clauses.append(deliveries.c.state.in_([state.value for state in self.states]))
         if self.error is not None:
@@ -118,15 +135,14 @@ class DeliveryAdmin:
             .join(instances, instances.c.id == deliveries.c.instance_id)
             .where(which.build_clause())
             .order_by(deliveries.c.id.desc())
-            .limit(limit)
         )
-        if before is not None:
-            query = query.where(deliveries.c.id < before)
         with self._database.begin_read() as connection:
-            return [
-                FoundDelivery(**{**row, "state": DeliveryState(row["state"])})
-                for row in connection.execute(query).mappings()
-            ]
+            rows: list[RowMapping] = []
+            for narrowed in _narrow(connection, which, query, before):
+                rows += connection.execute(narrowed.limit(limit - len(rows))).mappings()
+                if len(rows) == limit:
+                    break
+        return [FoundDelivery(**{**row, "state": DeliveryState(row["state"])}) for row in rows]
 
     def group_dead(self, destinations: Collection[str], limit: int) -> list[DeadGroup]:
         """Group dead deliveries by their reason, the largest group of a destination first.
@@ -215,7 +231,8 @@ class DeliveryAdmin:
             .group_by(deliveries.c.destination)
         )
         with self._database.begin_read() as connection:
-            rows = connection.execute(query).all()
+            few = _build_study_clause(connection, which)
+            rows = connection.execute(query if few is None else query.where(few)).all()
         return {row.destination: row.many for row in rows}
 
     def _change(
@@ -232,6 +249,11 @@ class DeliveryAdmin:
             # PostgreSQL: skip rows that a worker is leasing at this moment.
             .with_for_update(skip_locked=True, of=deliveries)
         )
+        with self._database.begin_read() as connection:
+            few = _build_study_clause(connection, which)
+        if few is not None:
+            # The sum keeps both databases from a walk through all deliveries.
+            query = query.where(few).order_by(None).order_by(deliveries.c.id + 0)
         while True:
             with self._database.begin_write() as connection:
                 rows = connection.execute(query.where(deliveries.c.id > last)).all()
@@ -243,3 +265,50 @@ class DeliveryAdmin:
             last = rows[-1].id
             for row in rows:
                 changed[row.destination] = changed.get(row.destination, 0) + 1
+
+
+def _narrow(
+    connection: Connection, which: DeliveryFilter, query: Select[Any], before: int | None
+) -> Iterator[Select[Any]]:
+    """Yield queries whose rows together are those of a query, in the same order, by ranges of indexes.
+
+    A walk from the newest delivery would read the whole table for a few rows.
+    """
+    if before is not None:
+        query = query.where(deliveries.c.id < before)
+    few = _build_study_clause(connection, which)
+    if few is not None:
+        # The sum keeps both databases from the walk.
+        yield query.where(few).order_by(None).order_by((deliveries.c.id + 0).desc())
+        return
+    if (which.destination is not None or which.states) and not which.names_object:
+        ids = _find_pair_ids(connection, which)
+        if ids is not None:
+            older = sorted((each for each in ids if before is None or each < before), reverse=True)
+            for start in range(0, len(older), CHUNK):
+                yield query.where(deliveries.c.id.in_(older[start : start + CHUNK]))
+            return
+    yield query
+
+
+def _build_study_clause(connection: Connection, which: DeliveryFilter) -> ColumnElement[bool] | None:
+    """Return the condition that names the studies of a patient or an order; None if they are many."""
+    if not which.names_patient_or_order:
+        return None
+    query = select(studies.c.study_uid).where(*which.build_attribute_clauses()).limit(FEW + 1)
+    uids = connection.execute(query).scalars().all()
+    return instances.c.study_uid.in_(uids) if len(uids) <= FEW else None
+
+
+def _find_pair_ids(connection: Connection, which: DeliveryFilter) -> list[int] | None:
+    """Return the ids of the deliveries to a destination in the states; None if they are many."""
+    found: list[int] = []
+    names = [which.destination] if which.destination is not None else list_destinations(connection)
+    for name in names:
+        for state in which.states or tuple(DeliveryState):
+            columns = deliveries.c
+            query = select(columns.id).where(columns.destination == name, columns.state == state.value)
+            found += connection.execute(query.limit(MANY + 1 - len(found))).scalars()
+            if len(found) > MANY:
+                return None
+    return found

@@ -378,11 +378,11 @@ def _select_delivered(destination: str, state: DeliveryState, of_time: ColumnEle
 
 def _list_delivery_pairs(connection: Connection, which: InstanceFilter) -> list[tuple[str, DeliveryState]]:
     """Return the pairs of destination and state that a filter asks for. An index has those of each pair."""
-    names = [which.destination] if which.destination is not None else _list_destinations(connection)
+    names = [which.destination] if which.destination is not None else list_destinations(connection)
     return [(name, state) for name in names for state in which.delivery_states or tuple(DeliveryState)]
 
 
-def _list_destinations(connection: Connection) -> list[str]:
+def list_destinations(connection: Connection) -> list[str]:
     """Return the destinations that have deliveries. Each step reads one entry of an index."""
     names: list[str] = []
     query = select(func.min(deliveries.c.destination))

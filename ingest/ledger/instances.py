@@ -21,7 +21,7 @@ from ingest.ledger.row_counts import count_instances
 from ingest.ledger.row_values import clean_value
 from ingest.ledger.schema import HAS_FILE, deliveries, instances
 from ingest.ledger.spool_references import find_recorded_refs
-from ingest.ledger.study_index import index_studies
+from ingest.ledger.study_index import WrittenStudies, index_studies
 from ingest.ledger.transfer_notes import note_received
 from ingest.ledger.variants import find_accepted
 
@@ -111,6 +111,7 @@ class Instances:
 
     def __init__(self, database: Database, *, is_audited: bool = False) -> None:
         self._database = database
+        self._written = WrittenStudies()
         self._is_audited = is_audited
 
     def record(self, rows: Sequence[NewInstance]) -> list[Outcome]:
@@ -170,7 +171,8 @@ class Instances:
             if again:
                 connection.execute(_COUNT_AGAIN, again)
             recorded = [(number, row) for row, number in zip(rows, new, strict=True) if number is not None]
-            index_studies(connection, recorded)
+            written = index_studies(connection, recorded, self._written)
+        self._written.add(written)
         return [
             Outcome.RECORDED
             if number is not None

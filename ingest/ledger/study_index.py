@@ -9,11 +9,13 @@ Statements come last in their transaction, and rows are written in the order of 
 record one study wait for each other, and never in a circle.
 """
 
+import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import groupby
 from typing import Any, Final
 
-from sqlalchemy import BindParameter, Connection, and_, bindparam, case, delete, exists, or_, select
+from sqlalchemy import BindParameter, Connection, and_, bindparam, case, delete, exists, or_, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from ingest.dicom.study_attributes import StudyAttributes
@@ -24,6 +26,9 @@ from ingest.ledger.schema import instances, series, studies, study_senders
 SERIES_UID_MAX: Final = 128
 """A longer Series Instance UID is none (PS3.5 9.1: 64 characters), and PostgreSQL could not index it."""
 CALLING_MAX: Final = 64
+
+WRITTEN_SECONDS: Final = 30.0
+WRITTEN_MAX: Final = 10_000
 
 _STORED: Final = frozenset({InstanceState.STORED, InstanceState.VARIANT})
 PATIENT_COLUMNS: Final = (
@@ -109,6 +114,22 @@ _UPSERT_STUDIES: Final = {
 }
 _UPSERT_SERIES: Final = {dialect: _upsert_series(dialect) for dialect in _INSERTS}
 _ADD_SERIES: Final = {name: make(series).on_conflict_do_nothing() for name, make in _INSERTS.items()}
+_TIMES: Final = ("first_at", "last_at", "first_id", "last_id", "last_stored_at")
+
+
+def _limit(name: str) -> Any:
+    """Return the smaller of old and new value for the first times and ids, otherwise the greater one."""
+    old, new = studies.c[name], bindparam(f"new_{name}", type_=studies.c[name].type)
+    is_better = new < old if name.startswith("first") else new > old
+    return case((is_better, new), else_=old)
+
+
+_TOUCH: Final = (
+    update(studies)
+    .where(studies.c.study_uid == bindparam("new_study_uid"))
+    .values(**{name: _limit(name) for name in _TIMES}, calling_ae=bindparam("new_calling_ae"))
+)
+_MISSING: Final = object()
 _REPLACE_SERIES: Final = {dialect: _replace_series(dialect) for dialect in _INSERTS}
 _ADD_SENDERS: Final = {name: make(study_senders).on_conflict_do_nothing() for name, make in _INSERTS.items()}
 _UIDS: Final[BindParameter[Any]] = bindparam("uids", expanding=True)
@@ -135,44 +156,154 @@ _FORGET: Final = (
 )
 
 
-def index_studies(connection: Connection, recorded: Sequence[tuple[int, NewInstance]]) -> None:
+@dataclass(slots=True)
+class _Group:
+    """New instances of one series that came from one sender and say the same.
+
+    Attributes:
+        is_sound: Whether they are stored and have attributes, which then count.
+    """
+
+    study_uid: str
+    series_uid: str
+    calling_ae: str
+    attributes: StudyAttributes | None
+    is_sound: bool
+    first_at: int
+    last_at: int
+    first_id: int
+    last_id: int
+    last_stored_at: int = 0
+
+    @property
+    def key(self) -> tuple[str, str, str, bool]:
+        """The identity of its rows."""
+        return self.study_uid, self.series_uid, self.calling_ae, self.is_sound
+
+
+class WrittenStudies:
+    """Rows that this process wrote a moment ago. Their next instance changes only times and ids.
+
+    Only committed rows count. The time is far shorter than any after which rows of instances are deleted.
+    """
+
+    def __init__(self) -> None:
+        self._attributes: dict[tuple[str, str, str, bool], StudyAttributes | None] = {}
+        self._until = 0.0
+
+    def has(self, group: _Group) -> bool:
+        """Whether the rows of a group were written with the same attributes."""
+        if time.monotonic() >= self._until:
+            self._attributes.clear()
+            self._until = time.monotonic() + WRITTEN_SECONDS
+        # The reader returns the same object for the same values.
+        return self._attributes.get(group.key, _MISSING) is group.attributes
+
+    def add(self, groups: Iterable[_Group]) -> None:
+        """Note rows that are committed."""
+        if len(self._attributes) > WRITTEN_MAX:
+            self._attributes.clear()
+        self._attributes.update({group.key: group.attributes for group in groups})
+
+
+def index_studies(
+    connection: Connection, recorded: Sequence[tuple[int, NewInstance]], written: WrittenStudies | None = None
+) -> list[_Group]:
     """Write the rows of studies and series for new rows of `instances`, in the same transaction.
 
     Args:
         connection: The transaction.
         recorded: The new rows, with their ids.
+        written: What this process wrote before.
+
+    Returns:
+        What is written when the transaction commits, for `WrittenStudies.add`.
     """
-    if not recorded:
-        return
+    groups = _group_rows(recorded)
+    by_study: dict[str, list[_Group]] = {}
+    for group in groups:
+        by_study.setdefault(group.study_uid, []).append(group)
+    touched = {
+        uid: of
+        for uid, of in by_study.items()
+        if written is not None and all(written.has(group) for group in of)
+    }
+    # Another process may have deleted a study. Then all are written anew.
+    if touched and not _touch_studies(connection, touched):
+        touched = {}
+    new = [group for group in groups if group.study_uid not in touched]
+    if new:
+        _write_groups(connection, new)
+    return groups
+
+
+def _group_rows(recorded: Sequence[tuple[int, NewInstance]]) -> list[_Group]:
+    """Return the groups of new rows, the one with the newest instance last."""
+    groups: dict[tuple[str, str, str, bool, int], _Group] = {}
+    for number, row in recorded:
+        attributes, at = row.attributes, row.received_at
+        is_stored = row.state in _STORED
+        key = row.study_uid, row.series_uid, row.calling_ae, is_stored, id(attributes)
+        group = groups.get(key)
+        if group is None:
+            group = groups[key] = _Group(
+                clean_value(row.study_uid),
+                clean_value(row.series_uid),
+                clean_value(row.calling_ae)[:CALLING_MAX],
+                attributes,
+                is_stored and attributes is not None,
+                at,
+                at,
+                number,
+                number,
+            )
+        else:
+            group.first_at = min(group.first_at, at)
+            group.last_at = max(group.last_at, at)
+            group.first_id = min(group.first_id, number)
+            group.last_id = max(group.last_id, number)
+        if is_stored and row.stored_at > group.last_stored_at:
+            group.last_stored_at = row.stored_at
+    return sorted(groups.values(), key=lambda group: group.last_id)
+
+
+def _touch_studies(connection: Connection, by_study: Mapping[str, Sequence[_Group]]) -> bool:
+    """Write only times, ids and sender of studies; return False if one of them is not there."""
+    values = []
+    for uid in sorted(by_study):
+        study = _new_study(uid, by_study[uid][0])
+        for group in by_study[uid]:
+            _add_times(study, group)
+        values.append({f"new_{name}": study[name] for name in ("study_uid", *_TIMES, "calling_ae")})
+    return connection.execute(_TOUCH, values).rowcount == len(values)
+
+
+def _write_groups(connection: Connection, groups: Sequence[_Group]) -> None:
     dialect = connection.dialect.name
     of_studies: dict[str, dict[str, Any]] = {}
-    sound: set[str] = set()
     of_series: dict[tuple[str, str], dict[str, Any]] = {}
+    sound: set[str] = set()
     sound_series: set[tuple[str, str]] = set()
-    senders: set[tuple[str, str]] = set()
-    for number, row in recorded:
-        study_uid, series_uid = clean_value(row.study_uid), clean_value(row.series_uid)
-        calling_ae = clean_value(row.calling_ae)[:CALLING_MAX]
-        is_sound = row.attributes is not None and row.state in _STORED
-        known = of_studies.get(study_uid)
-        if known is None:
-            known = of_studies[study_uid] = _new_study(study_uid, number, row)
-        elif row.attributes is not None and (is_sound or study_uid not in sound):
-            _take_attributes(known, row.attributes)
-        _add_times(known, number, row, calling_ae)
-        if is_sound:
-            sound.add(study_uid)
-        if len(series_uid) <= SERIES_UID_MAX:
-            key = study_uid, series_uid
+    for group in groups:
+        uid, attributes = group.study_uid, group.attributes
+        study = of_studies.get(uid)
+        if study is None:
+            study = of_studies[uid] = _new_study(uid, group)
+        _add_times(study, group)
+        if attributes is not None and (group.is_sound or uid not in sound):
+            _take_attributes(study, attributes)
+        key = uid, group.series_uid
+        if len(group.series_uid) <= SERIES_UID_MAX:
             of_this = of_series.setdefault(key, _new_series(key))
-            if row.attributes is not None and (is_sound or key not in sound_series):
-                _take_series_attributes(of_this, row.attributes)
-            if is_sound:
-                sound_series.add(key)
-        senders.add((study_uid, calling_ae))
+            if attributes is not None and (group.is_sound or key not in sound_series):
+                _take_series_attributes(of_this, attributes)
+        if group.is_sound:
+            sound.add(uid)
+            sound_series.add(key)
     _write_studies(connection, dialect, of_studies, sound)
     _write_series(connection, dialect, of_series, sound_series)
-    values = [{"study_uid": uid, "calling_ae": title} for uid, title in sorted(senders)]
+    senders = sorted({(group.study_uid, group.calling_ae) for group in groups})
+    values = [{"study_uid": uid, "calling_ae": title} for uid, title in senders]
     connection.execute(_ADD_SENDERS[dialect], values)
 
 
@@ -208,32 +339,25 @@ def forget_studies(connection: Connection, uids: Collection[str]) -> None:
         connection.execute(statement, parameters)
 
 
-def _new_study(study_uid: str, number: int, row: NewInstance) -> dict[str, Any]:
-    values: dict[str, Any] = dict.fromkeys((*PATIENT_COLUMNS, *STUDY_COLUMNS), "")
-    values |= {
+def _new_study(study_uid: str, group: _Group) -> dict[str, Any]:
+    return {
+        **dict.fromkeys((*PATIENT_COLUMNS, *STUDY_COLUMNS), ""),
+        **{name: getattr(group, name) for name in _TIMES},
         "study_uid": study_uid,
-        "first_at": row.received_at,
-        "last_at": row.received_at,
-        "first_id": number,
-        "last_id": number,
-        "last_stored_at": 0,
+        "calling_ae": group.calling_ae,
         "patients_differ": False,
-        "indexed_as": row.attributes.level if row.attributes else "none",
+        "indexed_as": group.attributes.level if group.attributes else "none",
     }
-    if row.attributes is not None:
-        _take_attributes(values, row.attributes)
-    return values
 
 
-def _add_times(values: dict[str, Any], number: int, row: NewInstance, calling_ae: str) -> None:
-    values["first_at"] = min(values["first_at"], row.received_at)
-    values["last_at"] = max(values["last_at"], row.received_at)
-    values["first_id"] = min(values["first_id"], number)
-    if number >= values["last_id"]:
-        values["last_id"] = number
-        values["calling_ae"] = calling_ae
-    if row.state in _STORED:
-        values["last_stored_at"] = max(values["last_stored_at"], row.stored_at)
+def _add_times(values: dict[str, Any], group: _Group) -> None:
+    values["first_at"] = min(values["first_at"], group.first_at)
+    values["last_at"] = max(values["last_at"], group.last_at)
+    values["first_id"] = min(values["first_id"], group.first_id)
+    values["last_stored_at"] = max(values["last_stored_at"], group.last_stored_at)
+    if group.last_id >= values["last_id"]:
+        values["last_id"] = group.last_id
+        values["calling_ae"] = group.calling_ae
 
 
 def _take_attributes(values: dict[str, Any], attributes: StudyAttributes) -> None:

@@ -80,7 +80,9 @@ def list_deliveries(
 
     Raises:
         UnknownDestinationError: Neither the configuration nor the ledger knows the destination.
+        NotIndexedError: `[ledger] index` does not keep an attribute that is asked for.
     """
+    require_indexed(config, which)
     with contextlib.closing(Ledger(config.ledger_url)) as ledger:
         _require_known_destination(config, ledger, which)
         found = ledger.delivery_admin.find_deliveries(which, limit, before=before)
@@ -96,7 +98,9 @@ def retry_deliveries(config: Config, which: DeliveryFilter, *, dry_run: bool) ->
 
     Raises:
         UnknownDestinationError: Neither the configuration nor the ledger knows the destination.
+        NotIndexedError: `[ledger] index` does not keep an attribute that is asked for.
     """
+    require_indexed(config, which)
     with contextlib.closing(Ledger(config.ledger_url)) as ledger:
         _require_known_destination(config, ledger, which)
         counts = ledger.delivery_admin.requeue_deliveries(which, unix_ms(), dry_run=dry_run)
@@ -121,7 +125,9 @@ def drop_deliveries(
 
     Raises:
         UnknownDestinationError: Neither the configuration nor the ledger knows the destination.
+        NotIndexedError: `[ledger] index` does not keep an attribute that is asked for.
     """
+    require_indexed(config, which)
     with contextlib.closing(Ledger(config.ledger_url)) as ledger:
         _require_known_destination(config, ledger, which)
         return ledger.delivery_admin.drop_deliveries(which, reason, unix_ms(), dry_run=dry_run)

@@ -1,6 +1,11 @@
 """What people ask of deliveries, on both databases: finding them, sending them again, giving them up."""
 
-from ingest.ledger import DeliveryResult, DeliveryState, InstanceState, Ledger
+from typing import Any
+
+import pytest
+
+from ingest.dicom.study_attributes import StudyAttributes, make_name_keys
+from ingest.ledger import DeliveryResult, DeliveryState, InstanceState, Ledger, delivery_admin
 from ingest.ledger.delivery_admin import CHUNK, DeliveryFilter
 from tests.support.ledgers import delivery_states, row
 
@@ -86,3 +91,54 @@ def test_more_than_one_transaction_holds_are_changed_all(ledger: Ledger) -> None
     assert ledger.delivery_admin.drop_deliveries(DeliveryFilter(), "all", 300) == {"pacs": 2 * CHUNK + 5}
     assert ledger.count_rows().deliveries == {"pacs": {DeliveryState.DROPPED: 2 * CHUNK + 5}}
     assert delivery_states(ledger, 1) == {"pacs": DeliveryState.DROPPED}
+
+
+@pytest.mark.parametrize("few", [1000, 0])
+@pytest.mark.parametrize(
+    ("conditions", "expected"),
+    [
+        ({"accession_number": "A2"}, [2]),
+        ({"accession_number": "A*", "states": (DeliveryState.DEAD,)}, [4, 2]),
+        ({"patient_id": "P1"}, [3, 1]),
+        ({"patient_name": "doe"}, [4, 3, 2, 1]),
+        ({"date_from": "20260103"}, [4, 3]),
+        ({"modality": "MR"}, [4, 2]),
+        ({"calling_ae": "CT3"}, [3]),
+        ({"destination": "pacs", "states": (DeliveryState.WAITING,)}, [3, 1]),
+        ({"states": (DeliveryState.DEAD,)}, [4, 2]),
+        ({"destination": "pacs", "date_to": "20260102"}, [2, 1]),
+        ({"accession_number": "B*"}, []),
+    ],
+)
+def test_deliveries_are_found_and_sent_again_by_their_study(
+    ledger: Ledger, conditions: dict[str, Any], expected: list[int], few: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(delivery_admin, "FEW", few)
+    monkeypatch.setattr(delivery_admin, "MANY", few)
+    for number in range(1, 5):
+        attributes = StudyAttributes(
+            level="full",
+            accession_number=f"A{number}",
+            patient_id="P1" if number % 2 else "P2",
+            study_date=f"2026010{number}",
+            patient_name="Doe^Jane",
+            name_keys=make_name_keys("Doe^Jane"),
+            modality="CT" if number % 2 else "MR",
+        )
+        uids = {"study_uid": str(number), "series_uid": f"{number}.1", "calling_ae": f"CT{number}"}
+        ledger.instances.record([row(number, attributes=attributes, **uids)])
+    with ledger.database.begin_write() as connection:
+        connection.exec_driver_sql(
+            "UPDATE deliveries SET state = 'dead' WHERE instance_id IN "
+            "(SELECT id FROM instances WHERE study_uid IN ('2', '4'))"
+        )
+    which = DeliveryFilter(**conditions)
+    found = ledger.delivery_admin.find_deliveries(which)
+    assert [int(one.study_uid) for one in found] == expected
+    if found:
+        older = ledger.delivery_admin.find_deliveries(which, 1, before=found[0].id)
+        assert [int(one.study_uid) for one in older] == expected[1:2]
+    dead = sum(number % 2 == 0 for number in expected)
+    counts = {"pacs": dead} if dead else {}
+    assert ledger.delivery_admin.requeue_deliveries(which, 300, dry_run=True) == counts
+    assert ledger.delivery_admin.requeue_deliveries(which, 300) == counts

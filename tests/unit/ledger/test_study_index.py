@@ -367,3 +367,23 @@ def test_ledger_without_an_index_gets_studies_from_its_rows(tmp_path: Path) -> N
         assert uids(ledger, calling_ae="CT1") == ["1"]
         assert [one.series_uid for one in ledger.index.find_series("1")] == ["1", "3"]
         assert ledger.reindexing.read_progress("none").left == 2
+
+
+def test_rows_written_a_moment_ago_get_only_new_times(ledger: Ledger) -> None:
+    one = attributes(patient_id="P1", accession_number="A1")
+    for number, at in ((1, 20), (2, 30), (3, 10)):
+        ledger.instances.record([row(number, attributes=one, received_at=at, stored_at=at + 5)])
+    [found] = ledger.index.find_studies(InstanceFilter(patient_id="P1"))
+    assert (found.first_at, found.last_at, found.instances) == (10, 30, 3)
+    with ledger.database.begin_read() as connection:
+        stored = connection.execute(studies.select()).mappings().one()
+    assert (stored["last_stored_at"], stored["last_id"] - stored["first_id"]) == (35, 2)
+    # Somebody deletes the study meanwhile. It is written anew.
+    with ledger.database.begin_write() as connection:
+        for table in (studies, series, study_senders):
+            connection.execute(table.delete())
+    ledger.instances.record([row(4, attributes=one)])
+    assert uids(ledger, patient_id="P1", calling_ae="CT1", series_uid="1") == ["1"]
+    # The same series says something else.
+    ledger.instances.record([row(5, attributes=attributes(patient_id="P1", accession_number="A2"))])
+    assert uids(ledger, accession_number="A2") == ["1"]
