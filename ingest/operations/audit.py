@@ -2,6 +2,7 @@
 
 import contextlib
 import getpass
+import os
 import time
 from dataclasses import asdict, dataclass
 from typing import Any, Final
@@ -108,7 +109,7 @@ def send_test_message(config: Config) -> str:
     message = messages.build_security_alert(
         trail.source,
         unix_ms(),
-        [Participant(getpass.getuser(), is_requestor=True, address=trail.hostname), trail.process()],
+        [Participant(_name_person(), is_requestor=True, address=trail.hostname), trail.process()],
         alert=messages.RESTRICTED_FUNCTION,
         outcome=EventOutcome.SUCCESS,
         subject_type=messages.NODE_ID,
@@ -129,6 +130,14 @@ def send_test_message(config: Config) -> str:
             connection.require_open()
             time.sleep(0.05)
     return _describe_repository(trail)
+
+
+def _name_person() -> str:
+    """Return the login name; in a container the user may have none."""
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError):  # KeyError before Python 3.13
+        return f"uid-{os.getuid()}"
 
 
 def _require_trail(config: Config) -> AuditTrail:

@@ -283,7 +283,7 @@ class Supervisor:
             self._print_ready()
             self._manager.report_ready(self._describe_state())
             self._is_start_recorded = True
-            record_application(self._config, started=True)
+            self._record_application(started=True)
         elif self._is_reloading and self._generations.coming is None:
             self._is_reloading = False
             self._manager.report_ready(self._describe_state())
@@ -473,11 +473,18 @@ class Supervisor:
         if "listen" not in self._roles:
             self._stop_workers()
 
+    def _record_application(self, *, started: bool) -> None:
+        """Record start or stop for the audit trail. A defect there costs the record, and never the node."""
+        try:
+            record_application(self._config, started=started)
+        except Exception as error:
+            self._log.warning("audit_message_dropped", exc_info=error)
+
     def _stop_workers(self) -> None:
         if self._is_start_recorded:
             # The monitor may still send the message, because it is asked to end only afterwards.
             self._is_start_recorded = False
-            record_application(self._config, started=False)
+            self._record_application(started=False)
         for role in WORKERS:
             if role != CONSOLE:
                 self._children.stop_role(role)
