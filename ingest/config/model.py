@@ -397,6 +397,27 @@ class AlertSettings(Section):
         return self.security != "none" if self.type == "email" else self.url.startswith("https:")
 
 
+def _check_endpoint(value: str) -> str:
+    """Accept https to any host, and plain http to this host alone.
+
+    Raises:
+        ValueError: The URL is another one.
+    """
+    url = urlsplit(value)
+    if url.scheme not in {"http", "https"} or not url.hostname or url.username or url.query:
+        raise ValueError("is no URL such as https://collector.example.org:4318")
+    if url.scheme == "http" and not is_loopback(url.hostname):
+        raise ValueError("is plain http to another host; name https, or a collector on this host")
+    return value
+
+
+class TraceSettings(Section):
+    """`[traces]`: the OpenTelemetry collector. Without the section there are no traces."""
+
+    endpoint: Annotated[str, AfterValidator(_check_endpoint)]
+    share: Annotated[float, Field(gt=0, le=1)] = 1.0
+
+
 class LogSettings(Section):
     """`[log]`: standard error, or a file that USR1 opens again."""
 
@@ -423,6 +444,7 @@ class Config(Section):
     alerts: tuple[AlertSettings, ...] = ()
     console: ConsoleSettings | None = None
     audit: AuditSettings | None = None
+    traces: TraceSettings | None = None
     log: LogSettings = LogSettings()
 
     @property

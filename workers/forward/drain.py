@@ -51,6 +51,7 @@ from ingest.workers.forward.retry_policy import (
     backoff_ms,
     decide_delivery,
 )
+from ingest.workers.span_export import SpanExporter
 from ingest.workers.store.filesystem import FileStore
 
 SLICE_SECONDS: Final = 30.0
@@ -94,6 +95,7 @@ class ForwardResources:
         other_destinations: Returns the names of all destinations but one.
         slots: Number of workers that one destination may keep busy.
         security_alerts: Records remotes that fail authentication; None in tests.
+        spans: Takes the spans of attempts; None without traces.
         clock_steps: Steps of the wall clock since the worker started.
         recent_contexts: Contexts that were needed lately, by destination. They are proposed again, so one
             association serves more than one batch.
@@ -109,6 +111,7 @@ class ForwardResources:
     other_destinations: Callable[[str], Sequence[str]]
     slots: int
     security_alerts: SecurityAlerts | None = None
+    spans: SpanExporter | None = None
     clock_steps: WallClockSteps = field(default_factory=WallClockSteps)
     recent_contexts: dict[str, tuple[Context, ...]] = field(default_factory=dict)
     doubted_contexts: dict[str, set[Context]] = field(default_factory=dict)
@@ -136,7 +139,7 @@ class DestinationDrain:
         drain_name = f"{owner}-{uuid.uuid4().hex[:8]}"
         self._slots = min(destination.associations, resources.slots)
         self._slot = DestinationSlot(resources.client, destination, self._slots, drain_name)
-        self._leases = Leases(resources.ledger, self._name, drain_name, self._slots)
+        self._leases = Leases(resources.ledger, self._name, drain_name, self._slots, resources.spans)
         self._breaker = CircuitBreaker(
             resources.ledger, destination, remote, resources.rng, resources.is_stopping
         )

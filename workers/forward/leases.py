@@ -16,6 +16,7 @@ from ingest.ledger import Delivery, DeliveryResult, DeliveryState, Ledger
 from ingest.metrics import families
 from ingest.metrics.board import current_board
 from ingest.workers.forward.retry_policy import Dead, Delivered, DeliveryDecision, Retry
+from ingest.workers.span_export import SpanExporter
 
 BATCH: Final = 64
 LEASE_MS: Final = 10_000
@@ -48,7 +49,9 @@ class Leases:
         counts: Number of results by state.
     """
 
-    def __init__(self, ledger: Ledger, destination: str, owner: str, workers: int) -> None:
+    def __init__(
+        self, ledger: Ledger, destination: str, owner: str, workers: int, spans: SpanExporter | None = None
+    ) -> None:
         """Start without leases.
 
         Args:
@@ -56,6 +59,7 @@ class Leases:
             destination: Name of the destination.
             owner: Unique name of this drain.
             workers: Number of workers that may drain the destination at a time.
+            spans: Takes a span for each result; None without traces.
         """
         self.rows: dict[int, Delivery] = {}
         self.is_blocked = False
@@ -66,6 +70,7 @@ class Leases:
         self._workers = workers
         self._results: list[DeliveryResult] = []
         self._started: dict[int, float] = {}
+        self._spans = spans
         self._expire_at = self._renew_at = self._write_at = 0.0
         self._check_suspect_at = time.monotonic() + SUSPECT_CHECK_SECONDS
 
@@ -133,6 +138,8 @@ class Leases:
             )
 
     def _count_result(self, row: Delivery, result: DeliveryResult) -> None:
+        if self._spans is not None:
+            self._spans.add_attempt(row, result, result.duration_ms)
         board, name = current_board(), self._destination
         board.add(families.DELIVERY_RESULTS, name, result.state)
         if result.state is DeliveryState.DELIVERED:

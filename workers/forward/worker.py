@@ -45,6 +45,7 @@ from ingest.workers.forward.destination_slots import NO_EXPIRY, longest_hold_ms,
 from ingest.workers.forward.drain import DestinationDrain, ForwardResources
 from ingest.workers.forward.leases import LEASE_MS
 from ingest.workers.forward.rq_worker import WakeupConsumer
+from ingest.workers.span_export import make_exporter
 from ingest.workers.store.filesystem import FileStore
 
 WATCH_SECONDS: Final = 2.0
@@ -102,6 +103,7 @@ class ForwardWorker:
             rng=random.Random().random,  # noqa: S311 - jitter
             other_destinations=lambda name: [other for other in self.destinations if other != name],
             slots=count_slots(config),
+            spans=make_exporter(config, "forward"),
         )
 
     def redis_keys(self) -> dict[str, str]:
@@ -144,7 +146,9 @@ class ForwardWorker:
                 log.warning("destination_not_asked_anew", destination=name, error=str(error))
 
     def close(self) -> None:
-        """Close the connections to ledger and Redis."""
+        """Send the spans that wait, and close the connections to ledger and Redis."""
+        if self.resources.spans is not None:
+            self.resources.spans.close()
         if self.resources.security_alerts is not None:
             self.resources.security_alerts.close()
         self.ledger.close()

@@ -372,6 +372,8 @@ class PersistBatch:
         if row.state in KEPT_STATES:
             board.observe(families.QUEUE_SECONDS, (unix_ms() - row.received_at) / 1000)
         self._recorded_count += 1
+        if self._context.spans is not None:
+            self._context.spans.add_stored(row, time.monotonic() - self._began_at)
 
     def _record_duplicates(self, contested: Collection[str]) -> None:
         """Record references without a row, for carrier "redis".

@@ -18,6 +18,7 @@ from ingest.workers.persist.crash_marks import CrashMarks
 from ingest.workers.persist.spool_leftovers import SpoolLeftovers
 from ingest.workers.persist.streams import SpoolStreams
 from ingest.workers.quarantine.limit import QuarantineLimit
+from ingest.workers.span_export import SpanExporter
 from ingest.workers.store.filesystem import FileStore
 from ingest.workers.store.keys import StoreKeyTemplate
 
@@ -46,6 +47,7 @@ class PersistContext:
         crash_marks: Proof that a worker died of an instance.
         callers: Brings caller certificates into the ledger.
         stop: Set when the worker is asked to stop.
+        spans: Takes the spans of stored instances; None without traces.
     """
 
     config: Config
@@ -64,6 +66,7 @@ class PersistContext:
     crash_marks: CrashMarks
     callers: CallerRecorder
     stop: threading.Event
+    spans: SpanExporter | None = None
 
     def ask_ledger(self, call: Callable[P, T], *args: P.args, **keywords: P.kwargs) -> T:
         """Call a method of the ledger, again and again while the ledger is away.

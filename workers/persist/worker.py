@@ -54,6 +54,7 @@ from ingest.workers.persist.spool_leftovers import SpoolLeftovers
 from ingest.workers.persist.streams import SpoolStreams
 from ingest.workers.persist.unpersisted_alarm import UnpersistedAlarm
 from ingest.workers.quarantine.limit import QuarantineLimit
+from ingest.workers.span_export import make_exporter
 from ingest.workers.store.filesystem import FileStore
 from ingest.workers.store.keys import StoreKeyTemplate
 from ingest.workers.study_reindex import LEASE_SECONDS, StudyReindexer
@@ -361,6 +362,9 @@ class PersistWorker:
         self._clear_missing_alarm()
         with contextlib.suppress(LedgerError):  # the next mark compares again
             self._agreement.compare_counters()
+        spans = make_exporter(config, "persist")
+        if spans is not None:
+            stack.callback(spans.close)
         self._context = PersistContext(
             config=config,
             client=self._client,
@@ -378,6 +382,7 @@ class PersistWorker:
             crash_marks=CrashMarks(config.run_dir),
             callers=self._callers,
             stop=self._stop,
+            spans=spans,
         )
 
     def _prepare_folder(self, kind: str, store: FileStore) -> None:

@@ -285,6 +285,9 @@ BAD = [
     ),
     ("[[routes]]\nwhen = {}", "routes[0].to", "missing"),
     ("[audit]\nhost = 'h'\ntls = false", "audit.tls", "name patients"),
+    ("[traces]\nendpoint = 'http://collector:4318'", "traces.endpoint", "plain http"),
+    ("[traces]\nendpoint = 'collector:4318'", "traces.endpoint", "no URL"),
+    ("[traces]\nendpoint = 'https://c'\nshare = 0", "traces.share", "out of range"),
     ("[audit]\nhost = 'h'\ntls = 'x'", "audit.tls", "there is no [tls.x]"),
     ("[log]\nformat = 'xml'", "log.format", "'console' or 'json'"),
     ("[log]\nfile = 'no/such/x.log'", "log.file", "no folder"),
@@ -426,6 +429,7 @@ def test_shipped_configuration_holds_every_key_with_its_default():
     data["console"]["oidc"] = ""
     compare(model.ConsoleSettings, data["console"], "console")
     compare(model.AuditSettings, data["audit"], "audit")
+    compare(model.TraceSettings, data["traces"], "traces")
     for name, kind in (lists | {"routes": model.Route, "alerts": model.AlertSettings}).items():
         compare(kind, data[name][0], name) if name != "peers" else None
     for name in ("node", "receive", "queue", "store", "workers", "ledger", "retention", "log"):
