@@ -3,18 +3,14 @@
 import contextlib
 import json
 import subprocess
-import threading
 import urllib.parse
 import urllib.request
-from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from ingest.config.reader import load_config
-from ingest.status.exposition import CONTENT_TYPE, render_metrics
 from tests.faults.caller import Caller, new_uid
 from tests.support.instances import Made
 from tests.support.nodes import Node, destination, eventually
@@ -23,27 +19,6 @@ from tests.support.ports import free_port
 from tests.unit.metrics.test_monitoring_files import CONFIG, DASHBOARD, dashboard_expressions
 
 pytestmark = pytest.mark.interop
-
-
-@contextlib.contextmanager
-def serving_metrics(node: Node) -> Iterator[int]:
-    config = load_config(node.config_path)
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            content = render_metrics(config)
-            self.send_response(200)
-            self.send_header("Content-Type", CONTENT_TYPE)
-            self.end_headers()
-            self.wfile.write(content)
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
-        yield server.server_address[1]
-        server.shutdown()
 
 
 class Prometheus:
@@ -86,36 +61,35 @@ class Prometheus:
         self.process.wait(10)
 
 
-def test_prometheus_scrapes_a_node_and_answers_rules_and_dashboard(
+def test_prometheus_scrapes_the_console_and_answers_rules_and_dashboard(
     tmp_path: Path, make_node: Callable[..., Node]
 ) -> None:
-    node = make_node(destinations=destination("pacs", free_port(), tls=False)).start()
-    with serving_metrics(node) as port:
-        prometheus = Prometheus(tmp_path, port)
-        try:
-            with Caller.tls(node) as caller:
-                caller.associate()
-                for _ in range(3):
-                    assert caller.store(Made(sop=new_uid())).status == 0
-                caller.release()
-            eventually(
-                lambda: prometheus.value("sum(dicom_ingest_instances_total)") == 3, 30, "three instances"
-            )
-            eventually(lambda: prometheus.value("dicom_ingest_ready") == 1, 20, "ready")
-            eventually(
-                lambda: prometheus.value("sum(dicom_ingest_persist_seconds_count)") == 3, 20, "persisted"
-            )
-            targets = prometheus.ask("targets")["activeTargets"]
-            assert [(each["health"], each["lastError"]) for each in targets] == [("up", "")]
-            for expression in dashboard_expressions(json.loads(DASHBOARD.read_text())):
-                for old, new in (("$__rate_interval", "1m"), ("$instance", ".*"), ("$destination", ".*")):
-                    expression = expression.replace(old, new)
-                if not expression.startswith("label_values"):
-                    assert prometheus.ask("query", query=expression) is not None, expression
-            groups = eventually(lambda: prometheus.ask("rules"))["groups"]
-            eventually(
-                lambda: {rule["health"] for rule in prometheus.ask("rules")["groups"][0]["rules"]} == {"ok"}
-            )
-            assert len(groups[0]["rules"]) > 15
-        finally:
-            prometheus.stop()
+    port = free_port()
+    node = make_node(
+        console=f"[console]\nport = {port}", destinations=destination("pacs", free_port(), tls=False)
+    ).start()
+    prometheus = Prometheus(tmp_path, port)
+    try:
+        with Caller.tls(node) as caller:
+            caller.associate()
+            for _ in range(3):
+                assert caller.store(Made(sop=new_uid())).status == 0
+            caller.release()
+        eventually(lambda: prometheus.value("sum(dicom_ingest_instances_total)") == 3, 30, "three instances")
+        eventually(lambda: prometheus.value("dicom_ingest_ready") == 1, 20, "ready")
+        eventually(lambda: prometheus.value("sum(dicom_ingest_persist_seconds_count)") == 3, 20, "persisted")
+        targets = prometheus.ask("targets")["activeTargets"]
+        assert [(each["health"], each["lastError"]) for each in targets] == [("up", "")]
+        for expression in dashboard_expressions(json.loads(DASHBOARD.read_text())):
+            for old, new in (("$__rate_interval", "1m"), ("$instance", ".*"), ("$destination", ".*")):
+                expression = expression.replace(old, new)
+            if not expression.startswith("label_values"):
+                assert prometheus.ask("query", query=expression) is not None, expression
+        groups = eventually(lambda: prometheus.ask("rules"))["groups"]
+        eventually(
+            lambda: {rule["health"] for rule in prometheus.ask("rules")["groups"][0]["rules"]} == {"ok"}
+        )
+        assert len(groups[0]["rules"]) > 15
+        eventually(lambda: node.query("SELECT 1 FROM samples"), 30, "the monitor of this node keeps samples")
+    finally:
+        prometheus.stop()
