@@ -1,6 +1,7 @@
-"""Commands about the quarantine: list, release, retry, drop."""
+"""Commands about the quarantine: list, compare, release, retry, drop."""
 
 import importlib
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -16,6 +17,7 @@ from ingest.cli._tables import (
     print_line,
     print_list,
     print_note,
+    print_table,
 )
 
 if TYPE_CHECKING:
@@ -55,6 +57,46 @@ def list_(path: Path, limit: int, before: int | None, list_format: str | None, *
     found = [one.instance for one in list_instances(config, meant, limit, before)]
     more = f"--before {found[-1].id}, or --limit" if len(found) == limit else ""
     print_list(found, list_format, make_quarantine_layout(config.quarantine_dir), more=more)
+
+
+@quarantine.command()
+@config_option
+@click.argument("number", metavar="ID", type=click.IntRange(1))
+@options.json_option
+def compare(path: Path, number: int, as_json: bool) -> None:
+    """Compare a quarantined instance with the stored one.
+
+    \b
+    ingest quarantine compare -c ingest.toml 17
+
+    Attributes that differ are shown side by side, long values by size and digest. The output holds patient
+    data.
+    """
+    from ingest.operations.comparison import compare_quarantined
+
+    found = compare_quarantined(load_config(path), number)
+    if as_json:
+        print_line(json.dumps(found.to_json()))
+        return
+    print_line(f"{found.quarantined.id}: {found.kind}: {found.reason}")
+    stored = f"stored: instance {found.stored.id}" if found.stored else "nothing is stored"
+    print_line(f"SOP instance {found.quarantined.sop_instance_uid}; {stored}")
+    if found.fault:
+        print_line(f"not compared: {found.fault}")
+    elif not found.differences:
+        print_line("no attribute differs")
+    else:
+        rows = [
+            (each.path, each.keyword, each.vr, _show_value(each.quarantined), _show_value(each.stored))
+            for each in found.differences
+        ]
+        print_table(("tag", "attribute", "VR", "quarantined", "stored"), rows)
+        if not found.is_complete:
+            print_line(f"only the first {len(rows)} differences are shown")
+
+
+def _show_value(value: str | None) -> str:
+    return "(absent)" if value is None else value or "(empty)"
 
 
 @quarantine.command()

@@ -22,18 +22,19 @@ INDENT: Final = "    "
 
 @click.command()
 @config_option
-@click.argument("wanted", metavar="UID")
+@click.argument("wanted", metavar="UID|ACCESSION")
 @options.json_option
 def trace(path: Path, wanted: str, as_json: bool) -> None:
     """Show the way of a study or an instance, and the next step.
 
     \b
     ingest trace -c ingest.toml 1.2.840.113619.2.55.3
-    ingest trace -c ingest.toml 1.2.840.113619.2.55.3 --json
+    ingest trace -c ingest.toml A12345 --json
 
-    UID is a Study Instance UID or a SOP Instance UID. The timeline begins with the reception: from whom, and
-    with which certificate. Then come store, routes, and each attempt to each destination with its answer.
-    Instances that only the spool has are found, too. Exits with 1 if neither ledger nor spool knows the UID.
+    Give a Study, Series or SOP Instance UID, or an accession number if `[ledger] index` has them. The
+    timeline begins with the reception: from whom, and with which certificate. Then come store, routes, and
+    each attempt to each destination with its answer. Instances that only the spool has are found, too. Exits
+    with 1 if neither ledger nor spool knows it.
     """
     from ingest.operations.trace import trace as find_trace
 

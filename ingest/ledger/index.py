@@ -17,6 +17,7 @@ from sqlalchemy import ColumnElement, Connection, RowMapping, Select, and_, exis
 from ingest.ledger.database import Database
 from ingest.ledger.instances import CHUNK, to_instance
 from ingest.ledger.records import DeliveryState, Instance, InstanceState
+from ingest.ledger.row_values import clean_value
 from ingest.ledger.schema import deliveries, instances, series, studies, study_senders
 from ingest.ledger.study_filter import StudyFilter
 
@@ -256,6 +257,23 @@ class InstanceIndex:
                 for uid, study in _summarize(connection, chunk, rows, lately)
             }
         return [found[uid] for uid in rows if uid in found]
+
+    def find_studies_by_accession(self, accession_number: str, most: int) -> list[str]:
+        """Return the UIDs of studies with exactly this accession number, the last received one first."""
+        query = (
+            select(studies.c.study_uid)
+            .where(studies.c.accession_number == clean_value(accession_number))
+            .order_by(studies.c.last_at.desc())
+            .limit(most)
+        )
+        with self._database.begin_read() as connection:
+            return list(connection.execute(query).scalars())
+
+    def find_studies_of_series(self, series_uid: str, most: int) -> list[str]:
+        """Return the UIDs of studies that have a series with this UID."""
+        query = select(series.c.study_uid).where(series.c.series_uid == clean_value(series_uid)).limit(most)
+        with self._database.begin_read() as connection:
+            return list(connection.execute(query).scalars())
 
     def find_series(self, study_uid: str) -> list[FoundSeries]:
         """Return the series of a study, by number."""

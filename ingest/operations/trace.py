@@ -7,6 +7,7 @@ from typing import Any, Final
 
 from ingest.clock import unix_ms
 from ingest.config.model import Config
+from ingest.dicom.uids import is_valid_uid
 from ingest.errors import UnknownObjectError
 from ingest.ledger import DeliveryRow, Instance, Ledger
 from ingest.ledger.callers import CallerCertificate
@@ -23,6 +24,9 @@ from ingest.operations.trace_events import (
 from ingest.operations.trace_steps import NextStep, make_steps, merge_steps
 from ingest.operations.waiting import SpoolSearch, WaitingInstance, find_waiting
 
+STUDIES_MAX: Final = 20
+"""Studies of one accession number that a trace reads, the last received first."""
+
 INSTANCES_MAX: Final = 5_000
 """Instances of a study that a trace reads, the oldest first."""
 
@@ -32,8 +36,8 @@ class Trace:
     """The way of a study or of the objects of one SOP instance UID.
 
     Attributes:
-        wanted: The UID that was asked for.
-        kind: "study", "series" or "instance".
+        wanted: The UID or accession number that was asked for.
+        kind: Kind of `wanted`: "study", "series", "instance" or "accession number".
         study_uids: Study instance UIDs that were found.
         instances: Rows of the ledger, oldest first.
         waiting: Instances in the spool that no worker has recorded yet.
@@ -69,11 +73,11 @@ class Trace:
 
 
 def trace(config: Config, wanted: str) -> Trace:
-    """Trace a study or the objects of a SOP instance UID.
+    """Trace a study, a series, or the objects of a SOP instance UID.
 
     Args:
         config: The configuration.
-        wanted: A study instance UID or a SOP instance UID.
+        wanted: A study, series or SOP instance UID, or an accession number.
 
     Raises:
         UnknownObjectError: Neither ledger nor spool knows it.
@@ -82,9 +86,7 @@ def trace(config: Config, wanted: str) -> Trace:
     wanted = wanted.strip()
     with contextlib.closing(Ledger(config.ledger_url)) as ledger:
         ledger.require_schema()
-        rows = ledger.instances.find_by_sop_instance_uid(wanted)[: INSTANCES_MAX + 1]
-        kind = "instance" if rows else "study"
-        rows = rows or ledger.instances.find_by_study_uid(wanted, INSTANCES_MAX + 1)
+        kind, rows = _find_rows(ledger, wanted)
         search = find_waiting(config.spool_dir, wanted)
         # A worker may have recorded an entry between both looks.
         recorded = {row.spool_ref.partition(":")[2] for row in rows}
@@ -92,7 +94,7 @@ def trace(config: Config, wanted: str) -> Trace:
         if not rows and not waiting:
             raise UnknownObjectError(_explain_unknown(config, wanted, search))
         if not rows:
-            kind = _name_kind(wanted, waiting[0])
+            kind = waiting[0].name_kind(wanted)
         notes = _list_notes(rows, search)
         traced = _read_deliveries(ledger, rows[:INSTANCES_MAX])
         circuits = ledger.circuits.read_circuits()
@@ -110,6 +112,24 @@ def trace(config: Config, wanted: str) -> Trace:
         certificates=certificates,
         notes=notes,
     )
+
+
+def _find_rows(ledger: Ledger, wanted: str) -> tuple[str, Sequence[Instance]]:
+    """Find the rows of a UID or an accession number, and tell which of both it is."""
+    most = INSTANCES_MAX + 1
+    if rows := ledger.instances.find_by_sop_instance_uid(wanted):
+        return "instance", rows[:most]
+    if rows := ledger.instances.find_by_study_uid(wanted, most):
+        return "study", rows
+    of_studies = _find_rows_of_studies(ledger, ledger.index.find_studies_of_series(wanted, STUDIES_MAX))
+    if rows := [row for row in of_studies if row.series_uid == wanted]:
+        return "series", rows
+    numbered = ledger.index.find_studies_by_accession(wanted, STUDIES_MAX) if wanted else []
+    return "accession number", _find_rows_of_studies(ledger, numbered)
+
+
+def _find_rows_of_studies(ledger: Ledger, uids: Iterable[str]) -> list[Instance]:
+    return [row for uid in uids for row in ledger.instances.find_by_study_uid(uid, INSTANCES_MAX + 1)]
 
 
 def certificate_to_json(certificate: CallerCertificate) -> dict[str, Any]:
@@ -134,13 +154,6 @@ def _waiting_to_json(waiting: WaitingInstance) -> dict[str, Any]:
     }
 
 
-def _name_kind(wanted: str, waiting: WaitingInstance) -> str:
-    header = waiting.header
-    if wanted == header.sop_instance_uid:
-        return "instance"
-    return "series" if wanted == header.series_uid else "study"
-
-
 def _explain_unknown(config: Config, wanted: str, search: SpoolSearch) -> str:
     days = config.retention.ledger_keep_days
     hints = [
@@ -151,7 +164,11 @@ def _explain_unknown(config: Config, wanted: str, search: SpoolSearch) -> str:
         hints.append("the spool has more entries than were looked at: try again when it is shorter")
     if days:
         hints.append(f"rows of removed instances are forgotten after {days:g} days (ledger_keep_days)")
-    return f'no study or instance "{wanted}" in ledger or spool; {"; ".join(hints)}'
+    if config.ledger.index == "none":
+        hints.append('accession numbers are not indexed ([ledger] index is "none")')
+    # INVARIANT 9: an accession number is patient data, and an error may reach a log.
+    name = f'"{wanted}"' if is_valid_uid(wanted) else "with this accession number"
+    return f"no study or instance {name} in ledger or spool; {'; '.join(hints)}"
 
 
 def _list_notes(rows: Sequence[Instance], search: SpoolSearch) -> tuple[str, ...]:

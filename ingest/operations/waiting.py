@@ -15,6 +15,8 @@ from ingest.filesystem.beneath import open_beneath
 from ingest.spool import inventory, segment
 from ingest.spool.reference import Location
 
+ACCESSION_NUMBER: Final = 0x0008_0050
+
 ENTRIES_MAX: Final = 20_000
 SEARCH_SECONDS: Final = 5.0
 """Limits of one search. A spool with more entries belongs to a node whose workers are behind."""
@@ -34,6 +36,23 @@ class WaitingInstance:
     received_at: int
     location: str
 
+    @property
+    def accession_number(self) -> str:
+        """The accession number, as far as it is ASCII."""
+        raw = self.header.attributes.get(ACCESSION_NUMBER, b"")
+        return raw.decode("ascii", "replace").strip(" \0")
+
+    def name_kind(self, wanted: str) -> str:
+        """Tell what `wanted` is of this instance; empty if it is nothing of it."""
+        header = self.header
+        kinds = {
+            self.accession_number: "accession number",
+            header.series_uid: "series",
+            header.study_uid: "study",
+            header.sop_instance_uid: "instance",
+        }
+        return kinds.get(wanted, "") if wanted else ""
+
 
 @dataclass(frozen=True, slots=True)
 class SpoolSearch:
@@ -48,8 +67,8 @@ class SpoolSearch:
     is_complete: bool
 
 
-def find_waiting(spool_dir: Path, uid: str) -> SpoolSearch:
-    """Find the waiting entries with a SOP, series or study instance UID."""
+def find_waiting(spool_dir: Path, wanted: str) -> SpoolSearch:
+    """Find the waiting entries with a SOP, series or study instance UID or an accession number."""
     found: list[WaitingInstance] = []
     until, count = time.monotonic() + SEARCH_SECONDS, 0
     for slot in inventory.list_slots(spool_dir):
@@ -58,8 +77,9 @@ def find_waiting(spool_dir: Path, uid: str) -> SpoolSearch:
             if count > ENTRIES_MAX or time.monotonic() > until:
                 return SpoolSearch(tuple(found), False)
             for header, received_at in _read_entry(spool_dir, location):
-                if uid in {header.sop_instance_uid, header.series_uid, header.study_uid}:
-                    found.append(WaitingInstance(header, received_at, location.name))
+                entry = WaitingInstance(header, received_at, location.name)
+                if entry.name_kind(wanted):
+                    found.append(entry)
     return SpoolSearch(tuple(sorted(found, key=lambda each: each.received_at)), True)
 
 
@@ -95,6 +115,6 @@ def _read_record(spool_dir: Path, location: Location) -> Iterator[tuple[Instance
 
 def _read_header(fd: int, size: int) -> InstanceHeader:
     try:
-        return read_instance_header(fd, size)
+        return read_instance_header(fd, size, (ACCESSION_NUMBER,))
     except PeerError as error:
         return make_unreadable_header(fd, size, str(error))

@@ -19,7 +19,7 @@ from tests.support.peers import AE_TITLE, PynetdicomRemote, Stored
 from tests.support.pki import Material
 from tests.support.servers import postgresql, require_postgresql
 
-NAME = "PLANTED^PATIENT"
+NAME, ACCESSION = "PLANTED^PATIENT", "PLANTED77"
 STUDY, SOP = "1.2.826.0.1.3680043.10.1599.77", "1.2.826.0.1.3680043.10.1599.77.1.1"
 
 
@@ -45,7 +45,8 @@ def write_instance(folder: Path, sop: str = SOP, study: str = STUDY) -> Path:
     made = Made(sop=sop, study=study, series=f"{study}.1")
     folder.mkdir(parents=True, exist_ok=True)
     name = element(0x0010, 0x0010, "PN", NAME.encode())
-    at = made.data_set.index(b"\x20\x00\x0d\x00")  # group 0010 comes before group 0020
+    at = made.data_set.index(b"\x20\x00\x0d\x00")  # groups 0008 and 0010 come before group 0020
+    name = element(0x0008, 0x0050, "SH", ACCESSION.encode()) + name
     path = folder / "one.dcm"
     path.write_bytes(made.meta + made.data_set[:at] + name + made.data_set[at:])
     return path
@@ -121,11 +122,15 @@ def test_timeline_names_sender_route_each_answer_and_what_happens_next(
         (delivery,) = found["instances"][0]["deliveries"]
         assert next(attempt["status"] for attempt in delivery["failed_attempts"]) == "A700"
         assert delivery["duration_ms"] is not None
+        for wanted, kind in ((ACCESSION, "accession number"), (f"{STUDY}.1", "series")):
+            other = traced(node, wanted)
+            assert (other["kind"], list_events(other)) == (kind, events)
         # INVARIANT 9: neither the timeline nor run/ nor the log names the patient.
         assert NAME not in ask(node, "trace", STUDY).stdout
         files = [path for path in (node.data / "run").rglob("*") if path.is_file()]
-        assert not [path for path in files if NAME.encode() in path.read_bytes()]
-        assert NAME not in node.log
+        for planted in (NAME, ACCESSION):
+            assert not [path for path in files if planted.encode() in path.read_bytes()]
+            assert planted not in node.log
 
 
 def test_instance_in_the_spool_is_found_before_a_worker_records_it(
@@ -141,7 +146,7 @@ def test_instance_in_the_spool_is_found_before_a_worker_records_it(
         options = dcmtk.authenticated(material, "peer")
         done = dcmtk.storescu(node.tls_port, *options, "-aet", "CT1", files=[write_instance(tmp_path)])
         assert done.returncode == 0, done.stdout
-        for uid, kind in ((SOP, "instance"), (STUDY, "study")):
+        for uid, kind in ((SOP, "instance"), (STUDY, "study"), (ACCESSION, "accession number")):
             found = traced(node, uid)
             assert (found["kind"], found["study_uids"]) == (kind, [STUDY])
             assert [name for name, _ in list_events(found)] == ["received", "waiting"]
@@ -156,3 +161,5 @@ def test_unknown_uid_is_an_error_that_says_what_to_try(make_node: Callable[..., 
     assert done.returncode == 1
     assert "ingest studies" in done.stderr
     assert "ingest refusals" in done.stderr
+    # INVARIANT 9: an accession number is patient data, and an error may reach a log.
+    assert ACCESSION not in ask(node, "trace", ACCESSION).stderr

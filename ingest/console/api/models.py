@@ -545,21 +545,27 @@ class Charts(AnswerModel):
 
 
 class ComparedAttribute(AnswerModel):
-    """An attribute of a stored and of a quarantined instance."""
+    """An attribute in which a quarantined instance differs from the stored one; null where one lacks it."""
 
-    tag: str
-    name: str
-    stored: str
-    quarantined: str
-    differs: bool
+    path: str
+    keyword: str
+    vr: str
+    quarantined: str | None
+    stored: str | None
 
 
 class Comparison(AnswerModel):
     """A quarantined instance beside the stored one of its SOP Instance UID."""
 
-    rows: list[ComparedAttribute]
-    remark: str
-    stored_id: int | None
+    id: int
+    sop_instance_uid: str
+    kind: Literal["refused", "conflict"]
+    reason: str
+    quarantined: dict[str, Any]
+    stored: dict[str, Any] | None
+    differences: list[ComparedAttribute]
+    is_complete: bool
+    fault: str
 
 
 class JobState(AnswerModel):
