@@ -22,8 +22,8 @@ MODES = {
 }
 """Pages of each mode; None for all."""
 
-PHONE_HEIGHT = 1500
-"""Pixels of CSS; a phone's page is longer than a picture in a document should be."""
+HEIGHTS = {"light": 2000, "dark": 2000, "phone": 1500}
+"""Pixels of CSS; some pages are longer than a picture in a document should be."""
 
 
 def main(target: Path) -> None:
@@ -82,8 +82,7 @@ def _take_all(scene: Scene, target: Path) -> None:
                 page.wait_for_timeout(2500)  # for rates and charts
                 height = int(page.evaluate("document.documentElement.scrollHeight"))
                 clip = {"x": 0, "y": 0, "width": page.viewport_size["width"], "height": height}
-                if mode == "phone":
-                    clip["height"] = min(height, PHONE_HEIGHT)
+                clip["height"] = min(height, HEIGHTS[mode])
                 _take(page.screenshot, target / f"{name}-{mode}.png", full_page=True, clip=clip)
             context.close()
 
@@ -112,7 +111,7 @@ def _take(screenshot: Callable[..., bytes], path: Path, **options: object) -> No
         small = picture.convert("RGB")
         if small.width == 780:
             small = small.resize((small.width * 2 // 3, small.height * 2 // 3), Image.Resampling.LANCZOS)
-        small.quantize(128, dither=Image.Dither.NONE).save(path, optimize=True)
+        small.quantize(256, kmeans=2, dither=Image.Dither.NONE).save(path, optimize=True)
 
 
 if __name__ == "__main__":
