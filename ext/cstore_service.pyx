@@ -1,6 +1,6 @@
 """The fast path of the C-STORE SCP: valid requests whose data set matches and becomes durable.
 
-Everything else goes to Python (`ingest.acceptor.store_scp`): an unusual request, a full disk, a data set of
+All other cases go to Python (`ingest.acceptor.store_scp`): an unusual request, a full disk, a data set of
 another instance, a deflated data set. The Python side implements all of PS3.7 9.1.1 and PS3.4 B.2. Both sides
 give the same answers to the requests that this module accepts; a parametrised test compares them.
 """

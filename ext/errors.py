@@ -1,7 +1,7 @@
 """The one error that bytes from a peer can raise."""
 
 
-# INVARIANT 5: bad bytes raise one error. Everything else that a peer can provoke is a defect of ours.
+# INVARIANT 5: bad bytes raise one error. Any other error that a peer can provoke is a defect of ours.
 class PeerError(Exception):
     """Bytes from a peer break PS3.7, PS3.8 or PS3.5.
 

@@ -232,8 +232,9 @@ cdef class PDUParser:
     cdef object parse_window(self, Gather *gather):
         """Parse the window up to the next event. Return None when the window is drained.
 
-        `phase` says what the next byte belongs to. P-DATA-TF goes from IN_PDU_HEADER to IN_PDV_HEADER, and
-        then alternates between IN_PDV_HEADER and IN_FRAGMENT until its PDU-length is used up.
+        `phase` names the structure that the next byte belongs to. P-DATA-TF goes from IN_PDU_HEADER to
+        IN_PDV_HEADER, and then alternates between IN_PDV_HEADER and IN_FRAGMENT until its PDU-length is used
+        up.
         """
         while True:
             if self.phase == IN_FRAGMENT:

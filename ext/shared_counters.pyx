@@ -1,7 +1,7 @@
 """Counters and histograms in an array of shared memory that many processes add to.
 
 Every addition is one atomic instruction on one 64-bit word. A process that dies at any moment leaves no
-counter half written, and what it counted stays. The order of two additions is not kept: a reader may see the
+counter half written, and its additions stay. The order of two additions is not kept: a reader may see the
 second one first.
 
 A histogram of durations is a run of words:

@@ -1,7 +1,8 @@
 """Read the studies of an older ledger, or after a change of `[ledger] index`, for the study index.
 
-Persist workers do it while nothing else arrives, in steps of a few files. `ingest ledger reindex` does it at
-once. Only the newest file of each series is read, because the instances of a series share these attributes.
+Persist workers read them while no instance arrives, in steps of a few files. `ingest ledger reindex` reads
+all at once. Only the newest file of each series is read, because the instances of a series share these
+attributes.
 """
 
 import contextlib
@@ -25,7 +26,7 @@ LEASE_SECONDS: Final = 30.0
 """A process that dies while it reads holds up the others for this time."""
 
 STEP_SECONDS: Final = 0.02
-"""How long one step of a persist worker reads files. It goes on with the same study in the next step."""
+"""Duration of one step of a persist worker. The next step continues with the same study."""
 
 REPORT_SECONDS: Final = 0.5
 
@@ -132,7 +133,7 @@ def reindex_studies(
         The progress at the end. Studies are left if another process is reading them.
 
     Raises:
-        LedgerError: The ledger is away. The same call again does what is left.
+        LedgerError: The ledger is away. The same call again does the rest.
         StoreMissingError: Store or quarantine is not mounted.
     """
     with contextlib.closing(Ledger(config.ledger_url)) as ledger:

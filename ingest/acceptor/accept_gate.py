@@ -27,7 +27,7 @@ PASS_SECONDS: Final = 0.004
 MAX_PASSES: Final = 5
 
 PENDING_COUNTED: Final = 16
-"""Pending connections that count as load, so that senders which arrive together are spread.
+"""Limit on pending connections that count as load. They count so that simultaneous senders are spread.
 
 Beyond this number connections are probably stalled. Balancing them as well would delay real senders."""
 

@@ -217,7 +217,7 @@ class Connection:
         self.close_now()
 
     def close_now(self) -> None:
-        """Close the socket without sending what is queued. The association learns it in the next turn."""
+        """Close the socket and drop queued output. The association gets the event in the next turn."""
         if self._is_closed:
             return
         self._is_closed = True

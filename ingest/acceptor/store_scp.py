@@ -1,7 +1,7 @@
 """The Storage and Verification SCP of one association: C-STORE into the spool, C-ECHO, refusal of the rest.
 
 `ingest.ext.cstore_service` serves nearly all C-STOREs completely in C: sound request, sound data set,
-durable, response 0000H. It leaves everything else to this module, which knows all of PS3.7 9.1.1 and PS3.4
+durable, response 0000H. It leaves all other cases to this module, which knows all of PS3.7 9.1.1 and PS3.4
 B.2. There is no network I/O here: events of the parser come in, and responses go out through the
 association.
 

@@ -1,4 +1,4 @@
-"""Commands about callers: who calls this node, and who was refused and why."""
+"""Commands about callers: callers with their certificates, and refusals with their causes."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path

@@ -33,8 +33,8 @@ def check(path: Path, connect: bool, ready: bool) -> None:
     Prints the cause and the remedy of each fault. Exits with 0 without faults, with 1 on faults, with 2 if
     the file itself cannot be used. Notes are no faults: the node can run with them.
 
-    With --ready it checks nothing else: it exits with 0 if the node receives, otherwise with 1 and the
-    reasons.
+    With --ready only reception is checked: the command exits with 0 if the node receives, otherwise with 1
+    and the reasons.
     """
     if ready:
         if connect:

@@ -93,7 +93,7 @@ def reindex(path: Path, *, as_json: bool) -> None:
     ingest ledger reindex -c ingest.toml
 
     These are the studies of an older ledger, and all studies after a change of [ledger] index. Persist
-    workers read them too, slowly, while nothing else arrives. A node may run meanwhile. If the command is
+    workers read them too, slowly, while no instance arrives. A node may run meanwhile. If the command is
     interrupted, run it again: it finishes the rest. Exits with 1 if anything is left or unreadable.
     """
     with _show_progress() as report_progress:

@@ -63,7 +63,10 @@ def retain(path: Path) -> None:
 @work.command()
 @config_option
 def monitor(path: Path) -> None:
-    """Run the periodic tasks of the node: what a console shows over time."""
+    """Run the periodic tasks of the node.
+
+    The tasks send alerts and audit messages, and record samples for the charts of the console.
+    """
     _run_roles(path, "monitor")
 
 

@@ -152,7 +152,7 @@ def decode_ae_title(field: bytes) -> str:
 
 
 def decode_text(raw: bytes) -> str:
-    """Decode a field that decides nothing: remove padding, and replace what is not ASCII by "?"."""
+    """Decode a field that affects no decision: remove padding, and replace other bytes than ASCII by "?"."""
     return raw.decode("ascii", "replace").replace("\ufffd", "?").strip("\0 ")
 
 

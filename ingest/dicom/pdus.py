@@ -36,10 +36,11 @@ class AssociateRequest:
         calling_ae: Calling AE title, likewise.
         max_pdu_length: Maximum length of a P-DATA-TF to the requestor, in bytes; 0 is unlimited.
         async_operations: Proposed maximum operations (invoked, performed), 0 unlimited; None without a
-        proposal. user_identity: Whether there is a user identity sub-item. Its content is not kept.
+            proposal.
+        user_identity: Whether there is a user identity sub-item. Its content is not kept.
         protocol_version: Bit 0 is version 1.
         title_fields: Bytes 11 to 74 as received: both AE titles and reserved bytes. The acceptor returns
-        them.
+            them.
             Empty if the request was not decoded from bytes.
     """
 

@@ -34,7 +34,8 @@ The table does no I/O. `ingest.acceptor.association` and `ingest.requestor.assoc
    parser or of a decoder is `Event.INVALID_PDU`.
 2. Call `next_step(state, event, role)` and keep the state that it returns.
 3. Run the handler of the returned action. A driver has one function for each action that its role can meet,
-   in one dictionary; `Action.task` says what the function must do. An action without a handler needs no work.
+   in one dictionary; `Action.task` describes the work of that function. An action without a handler needs no
+   work.
 4. A handler may raise the next event itself. For example, AE-6 decides about the A-ASSOCIATE-RQ and raises
    Evt7 or Evt8, and the handler of AR-2 raises Evt14 when the last response is sent.
 

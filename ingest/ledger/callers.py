@@ -86,7 +86,7 @@ class Callers:
         self._database = database
 
     def record(self, certificates: Sequence[CallerCertificate]) -> None:
-        """Record certificates and titles; what was recorded before is only seen again."""
+        """Record certificates and titles. For known ones, only the time of the last use changes."""
         if not certificates:
             return
         rows = [

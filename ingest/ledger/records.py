@@ -68,8 +68,8 @@ class InstanceColumns:
         times: How often the same instance came; only quarantined instances count.
         content_digest: Digest of the content, for a quarantined instance; otherwise empty.
         certificate: SHA-256 fingerprint of the certificate that the sender presented; empty without one.
-        is_damaged_in_spool: Whether the quarantined file is not what was received, though it may well be a
-            readable DICOM file.
+        is_damaged_in_spool: Whether the quarantined file differs from the received one. The file may
+            nevertheless be a readable DICOM file.
     """
 
     state: InstanceState

@@ -108,10 +108,10 @@ class Reindexing:
             connection.execute(_RELEASE, {"by": owner})
 
     def remove_attributes(self, level: IndexLevel) -> int:
-        """Remove what the level does not keep from the next studies that need no reading; return how many."""
+        """Remove attributes above the level from the next studies without reading; return their number."""
         if level == "full":
             return 0
-        # From "full" to "identifiers" only names go. With "none" everything goes.
+        # From "full" to "identifiers" only names are removed. With "none" all attributes are removed.
         richer = ("full",) if level == "identifiers" else ("", "identifiers", "full")
         names = _NAMES if level == "identifiers" else (*PATIENT_COLUMNS, *STUDY_COLUMNS)
         values: dict[str, Any] = dict.fromkeys(names, "")
@@ -148,13 +148,13 @@ class Reindexing:
         found: Mapping[str, StudyAttributes],
         unreadable: int,
     ) -> bool:
-        """Write what was read of a study.
+        """Write the attributes that were read of a study.
 
         Args:
             pending: The study.
-            level: The level that it was read with.
+            level: The index level of that reading.
             found: Attributes by series UID, in the order of the arrival of their instances. A series whose
-                file cannot be read is missing, and keeps what the index has of it.
+                file cannot be read is missing, and keeps its values in the index.
             unreadable: Number of files that could not be read.
 
         Returns:

@@ -1,4 +1,4 @@
-"""Samples: what the counters and gauges of a node showed every 20 seconds, for charts.
+"""Samples: values of the counters and gauges of a node every 20 seconds, for charts.
 
 A sample holds counters as they stand, not differences. Leaving out samples therefore loses no event: rates
 and quantiles come from the difference of any two samples. Samples older than an hour are thinned to one a

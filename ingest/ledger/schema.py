@@ -254,7 +254,7 @@ study_senders = Table(
     Index("study_senders_calling_ae", "calling_ae", "study_uid"),
 )
 
-# One row: who reads older studies for the index now, and how many files could not be read
+# One row: the process that reads older studies for the index now, and the number of unreadable files
 # (`ingest.ledger.reindexing`).
 reindexing = Table(
     "reindexing",
@@ -327,7 +327,7 @@ audit_groups = Table(
     "audit_groups",
     metadata,
     Column("id", _Id, primary_key=True),
-    # JSON of `TransferKey`: what the transfers of one audit message have in common. Peers choose its values,
+    # JSON of `TransferKey`: the common values of the transfers of one audit message. Peers choose its values,
     # and PostgreSQL cannot index a long text, so the index has a digest.
     Column("key", Text, nullable=False),
     Column("digest", Text, nullable=False),

@@ -149,7 +149,7 @@ def note_sent(
             direction=SENT,
             study_uid=study_uid,
             is_failed=state == DeliveryState.DEAD.value,
-            # PS3.15 Table A.5.3.7-1: a sender that does not know what the receiver held says R.
+            # PS3.15 Table A.5.3.7-1: a sender that does not know the contents of the receiver writes R.
             change="R",
             destination=destination,
         )

@@ -177,7 +177,7 @@ class Transfers:
     def delete_reported(self, groups: Sequence[TransferGroup]) -> None:
         """Delete groups that were reported.
 
-        A note that was merged meanwhile belongs to a new group: what it added stays.
+        A note that was merged meanwhile belongs to a new group and stays.
         """
         if not groups:
             return
@@ -203,7 +203,7 @@ class Transfers:
                     _merge_group(connection, row["key"], merged, row["merged_at"])
 
     def find_study(self, study_uid: str) -> IndexedStudy:
-        """Return what the study index has about the patient of a study; empty values if it has nothing."""
+        """Return the patient of a study from the study index; empty values if the index has none."""
         columns = (
             studies.c.patient_id,
             studies.c.patient_name,

@@ -1,4 +1,4 @@
-"""List callers and refusals: who calls, with which certificate, and who was refused and why."""
+"""List callers with their certificates, and refusals with their causes."""
 
 import contextlib
 from collections.abc import Iterable, Sequence

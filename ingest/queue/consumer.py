@@ -70,7 +70,7 @@ class StreamConsumer:
             consumer: Name of this consumer in the group.
             streams: Finds the streams that exist now.
             carriers: Accepted carriers. With "redis" a data set comes out of Redis: where that is not
-                configured, anybody who can write to Redis could have the node store anything.
+                configured, any client of Redis could have the node store anything.
         """
         self._client = client
         self._carriers = carriers

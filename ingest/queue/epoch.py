@@ -33,8 +33,8 @@ class QueueEpoch:
         Raises:
             redis.RedisError: Redis is away.
         """
-        # INVARIANT 2: a restart changes the run id, FLUSHDB removes the key, and a deleted stream counts
-        # anew.
+        # INVARIANT 2: a restart changes the run id, FLUSHDB removes the key, and the counter of a deleted
+        # stream starts at zero.
         run_id = self._client.info("server").get("run_id", "")
         has_key = self._client.set(self.key, 1, ex=3600, get=True)
         entries_added = self._read_entries_added()

@@ -129,7 +129,7 @@ class RequestorAssociation:
         return self._transport.peer_certificate()
 
     def check_established(self) -> bool:
-        """Process what has arrived during a pause, and return whether the association is still established.
+        """Process the PDUs of a pause, and return whether the association is still established.
 
         A remote may have released, aborted or closed meanwhile.
         """

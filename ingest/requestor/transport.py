@@ -209,7 +209,7 @@ class Transport:
         """Limit how many bytes the kernel takes beyond the window of the remote, or remove that limit.
 
         Without a limit the kernel takes a whole data set at once. An early response of the remote would then
-        be read after the send, and could not be told from a response to the whole data set. A data set that
+        be read after the send, and look like a response to the whole data set. A data set that
         is larger than all buffers cannot cause this, and without the limit there are fewer wake-ups.
         """
         if is_limited != self._limits_unsent:

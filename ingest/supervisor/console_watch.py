@@ -1,7 +1,7 @@
 """Shared memory of supervisor and console, and the watch over the console.
 
-The node never waits for the console. If the console dies, hangs or cannot bind its address, an alarm stands
-and the supervisor tries again; reception goes on.
+The node never waits for the console. If the console dies, hangs or cannot bind its address, an alarm is
+raised and the supervisor tries again. Reception continues.
 """
 
 import mmap

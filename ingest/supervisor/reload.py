@@ -80,8 +80,8 @@ class Generations:
         self._roles = roles
         self._children = children
         self._certificates = ExpiryWatch()
-        # From the first read of a reload until its end, each file is read once. What was examined is
-        # therefore what is used, even if a person replaces files meanwhile.
+        # From the first read of a reload until its end, each file is read once. The examined
+        # contents are therefore also the used ones, even if a person replaces files meanwhile.
         self._file_cache = contextlib.ExitStack()
         self._began_ns = 0
         self._deadline = 0.0

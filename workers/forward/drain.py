@@ -175,7 +175,7 @@ class DestinationDrain:
             log.warning("leases_lost", destination=self._name, remedy="somebody else will take them")
         finally:
             self._finish()
-        # Other workers go on with the series that they have leased. `LedgerWatch` finds what they leave.
+        # Other workers continue with the series that they have leased. `LedgerWatch` finds the rest.
         if self._hold.milliseconds or self._leases.is_blocked or self._resources.is_stopping():
             return False
         return self._leases.has_due_delivery()

@@ -80,7 +80,7 @@ class Leases:
         return due_ms is not None and due_ms <= self._ledger.unix_ms()
 
     def lease_due_deliveries(self, *, careful: bool) -> list[Delivery]:
-        """Lease a batch of due deliveries in order of arrival, or one suspect if nothing else is due.
+        """Lease a batch of due deliveries in order of arrival, or one suspect if no other delivery is due.
 
         Args:
             careful: Whether an instance broke an association, and the remote has responded for none since.

@@ -53,7 +53,7 @@ CONTESTED_MAX: Final = 3
 """Attempts to store an instance in one batch while other workers store the same SOP Instance UID."""
 
 COMMIT_SECONDS: Final = 2.0
-"""A batch that takes longer commits what it has stored so far, and then goes on."""
+"""A batch that takes longer commits the instances that it has stored so far, and then continues."""
 
 KEPT_STATES: Final = (InstanceState.STORED, InstanceState.VARIANT)
 
@@ -395,7 +395,7 @@ class PersistBatch:
             )
 
     def _note_duplicates(self, contested: Collection[str]) -> None:
-        """Note duplicates for the audit trail: what they hold was transferred too.
+        """Note duplicates for the audit trail, because they were transferred too.
 
         Their rows describe the object that is in the store. The association is that of the entry.
         """

@@ -97,7 +97,7 @@ def compute_content_digest(
     Args:
         source: The file.
         data_set_offset: First byte of the data set in the file.
-        transfer_syntax_uid: Part of the content: the same bytes mean something else in another one.
+        transfer_syntax_uid: Part of the content: the same bytes mean something else in another syntax.
         progress: Called after each chunk.
 
     Raises:

@@ -102,8 +102,7 @@ class PersistWorker:
     """One process of the consumer group.
 
     The loop reads entries, persists them in batches and acknowledges them. `PersistBatch` does the work of
-    one batch. This class decides what comes next, how long to wait after a failure, and which entries to
-    acknowledge.
+    one batch. This class chooses the next step, the pause after a failure, and the entries to acknowledge.
     """
 
     def __init__(self, config: Config, stop: threading.Event, consumer: str) -> None:
@@ -415,7 +414,7 @@ class PersistWorker:
             self._callers.write_if_due()
 
     def _reindex_if_due(self) -> None:
-        """Read a few files of studies that the index does not have, because nothing else is to do."""
+        """Read a few files of studies that the index does not have, while no other work waits."""
         if time.monotonic() < self._reindex_at:
             return
         pause = REINDEX_CHECK_SECONDS

@@ -3,14 +3,12 @@
 A clock that is set a year ahead makes every study a year older. Without a check the remover would then empty
 the store. Before each run two things are compared with the wall clock:
 
-- The mark of the last run, in `run/`. It holds the wall clock of that time, and CLOCK_BOOTTIME, which nobody
-can
-  set. Within one boot the two advance alike.
-- The newest instance in the store. Studies age only until a day after it. A node that receives nothing
-removes
-  nothing for its age, because a wrong clock and a long pause look the same.
+- The mark of the last run, in `run/`. It holds the wall clock of that time, and CLOCK_BOOTTIME, which
+  cannot be set. Within one boot the two advance alike.
+- The newest instance in the store. Studies age only until a day after it. A node that receives no instance
+  therefore removes no study for its age, because a wrong clock and a long pause look the same.
 
-While the wall clock is ahead of what the mark allows, no study is removed for its age, and an alarm says so.
+While the wall clock is later than the mark allows, no study is removed for its age, and an alarm reports it.
 """
 
 import contextlib
@@ -58,7 +56,7 @@ def read_clocks() -> ClockReading:
 
 
 def measure_jump_ms(mark: ClockReading | None, now: ClockReading) -> int:
-    """Return how far the wall clock is ahead of what the mark of an earlier run allows; 0 if it is not."""
+    """Return by how much the wall clock is later than the mark of an earlier run allows; 0 if it is not."""
     if mark is None:
         return 0
     if mark.boot_id == now.boot_id and now.boot_ms >= mark.boot_ms:

@@ -60,7 +60,7 @@ class RetentionRun:
 
 
 def plan_retention(config: Config) -> RetentionPlan:
-    """Decide what a retention run would remove, and change nothing.
+    """List the studies that a retention run would remove, and change nothing.
 
     Raises:
         LedgerError: The ledger is unavailable, or has another schema version.

@@ -289,7 +289,7 @@ class RetentionClock:
         return self._retention_ms
 
     def check(self, *, accept: bool = False) -> int:
-        """Check the wall clock. Returns by how many milliseconds it is ahead of what is plausible.
+        """Check the wall clock. Returns by how many milliseconds the clock is later than plausible.
 
         Args:
             accept: Whether a person has confirmed the wall clock.
