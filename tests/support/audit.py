@@ -153,8 +153,10 @@ class Rsyslog:
 
     @property
     def received(self) -> list[bytes]:
-        """The messages, each with its header."""
-        return self.received_file.read_bytes().splitlines() if self.received_file.exists() else []
+        """The messages, each with its header. A line that rsyslog is still writing does not count."""
+        if not self.received_file.exists():
+            return []
+        return self.received_file.read_bytes().rpartition(b"\n")[0].splitlines()
 
     @property
     def said(self) -> list[Said]:
