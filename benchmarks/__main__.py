@@ -75,8 +75,6 @@ def scale(instances: int, url: str | None, disk: Path | None, json_path: Path | 
     """Fill a ledger, and time each list and page, and what recording costs there."""
     with tempfile.TemporaryDirectory(dir=disk) as folder:
         found = measure_scale(url, Path(folder), instances, click.echo)
-    for timing in found.timings:
-        click.echo(f"{timing.name:36}{timing.median_ms:9.1f} ms  at most {timing.slowest_ms:.1f} ms")
     rate = found.recording
     click.echo(
         f"recorded: {rate.full:.0f}/s; in an empty ledger {rate.empty:.0f}/s: {rate.full / rate.empty:.2f}"

@@ -94,7 +94,7 @@ def measure_scale(url: str | None, folder: Path, count: int, report: Callable[[s
         begun = time.perf_counter()
         fill_ledger(full, count, lambda share: report(f"filled: {share:.0%}"))
         fill_seconds = time.perf_counter() - begun
-        timings = time_calls(list_calls(full, count))
+        timings = time_calls(list_calls(full, count), report)
         recording = measure_recording(full, empty, count)
     finally:
         full.close()
@@ -136,17 +136,19 @@ def fill_ledger(ledger: Ledger, count: int, report_progress: Callable[[float], o
         session.execute(text("ANALYZE"))
 
 
-def time_calls(calls: dict[str, Callable[[], Any]]) -> list[Timing]:
-    """Call each function once to warm up, then some times, and return their times."""
+def time_calls(calls: dict[str, Callable[[], Any]], report: Callable[[str], object]) -> list[Timing]:
+    """Call each function once to warm up, then some times; report and return their times."""
     timings = []
     for name, call in calls.items():
         call()
-        seconds = []
+        seconds: list[float] = []
         for _ in range(REPEATS):
             begun = time.perf_counter()
             call()
             seconds.append(time.perf_counter() - begun)
-        timings.append(Timing(name, statistics.median(seconds) * 1000, max(seconds) * 1000))
+        timing = Timing(name, statistics.median(seconds) * 1000, max(seconds) * 1000)
+        report(f"{timing.name:36}{timing.median_ms:9.1f} ms  at most {timing.slowest_ms:.1f} ms")
+        timings.append(timing)
     return timings
 
 
@@ -214,11 +216,14 @@ def _without_triggers(ledger: Ledger) -> Iterator[None]:
 def _count_rows(ledger: Ledger) -> None:
     with ledger.database.begin_write() as connection:
         connection.execute(text("DELETE FROM row_counts"))
-        for table, named in (("instances", "''"), ("deliveries", "destination")):
+        for table, named, grouping in (
+            ("instances", "''", "state"),
+            ("deliveries", "destination", "destination, state"),
+        ):
             connection.execute(
                 text(
                     "INSERT INTO row_counts (counted, destination, state, session, number) "
-                    f"SELECT '{table}', {named}, state, 0, count(*) FROM {table} GROUP BY 2, 3"
+                    f"SELECT '{table}', {named}, state, 0, count(*) FROM {table} GROUP BY {grouping}"
                 )
             )
 
