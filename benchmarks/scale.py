@@ -305,6 +305,10 @@ def list_calls(ledger: Ledger, count: int, limit: int = 100) -> dict[str, Callab
         "studies: sender": find_studies(calling_ae="CT7"),
         "studies: received on one old day": find_studies(since=FIRST_MS + day, until=FIRST_MS + 2 * day),
         "studies: dead at pacs": find_studies(destination="pacs", delivery_states=(DeliveryState.DEAD,)),
+        "studies: delivered to pacs": find_studies(
+            destination="pacs", delivery_states=(DeliveryState.DELIVERED,)
+        ),
+        "studies: waiting at vna": find_studies(destination="vna", delivery_states=(DeliveryState.WAITING,)),
         "study: its series": lambda: index.find_series(middle),
         "instances: newest": find_instances(),
         "instances: of a study": find_instances(study_uid=middle),
@@ -314,6 +318,11 @@ def list_calls(ledger: Ledger, count: int, limit: int = 100) -> dict[str, Callab
         "deliveries: newest": find_deliveries(),
         "deliveries: dead at pacs": find_deliveries(destination="pacs", states=(DeliveryState.DEAD,)),
         "deliveries: waiting at vna": find_deliveries(destination="vna", states=(DeliveryState.WAITING,)),
+        "deliveries: delivered": find_deliveries(states=(DeliveryState.DELIVERED,)),
+        "deliveries: delivered to pacs": find_deliveries(
+            destination="pacs", states=(DeliveryState.DELIVERED,)
+        ),
+        "deliveries: dead, with a text": find_deliveries(states=(DeliveryState.DEAD,), error="A900H"),
         "deliveries: of a study": find_deliveries(study_uid=middle),
         "status: progress of destinations": lambda: ledger.throughput.read_progress(now_ms),
         "status: counts": ledger.count_rows,

@@ -1,7 +1,7 @@
 """Decisions of a person about deliveries: find them, send them again, drop them."""
 
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from sqlalchemy import ColumnElement, Connection, RowMapping, Select, and_, func, select, update
@@ -9,6 +9,7 @@ from sqlalchemy import ColumnElement, Connection, RowMapping, Select, and_, func
 from ingest.ledger.database import Database
 from ingest.ledger.index import list_destinations
 from ingest.ledger.records import DeliveryState
+from ingest.ledger.row_counts import count_deliveries
 from ingest.ledger.schema import deliveries, instances, studies
 from ingest.ledger.study_filter import StudyFilter
 
@@ -19,7 +20,10 @@ FEW: Final = 1000
 """Studies whose deliveries are looked up by study."""
 
 MANY: Final = 20_000
-"""Deliveries of a destination in a state beyond which the newest ones are soon found by a walk."""
+"""Deliveries of a destination in a state that are looked up one by one."""
+
+SORTED_MAX: Final = 1_000_000
+"""Deliveries of some states that are sorted by their ids. If there are more, a walk soon finds the newest."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -133,12 +137,11 @@ class DeliveryAdmin:
                 *(instances.c[name] for name in ("sop_instance_uid", "series_uid", "study_uid")),
             )
             .join(instances, instances.c.id == deliveries.c.instance_id)
-            .where(which.build_clause())
             .order_by(deliveries.c.id.desc())
         )
         with self._database.begin_read() as connection:
             rows: list[RowMapping] = []
-            for narrowed in _narrow(connection, which, query, before):
+            for narrowed in _narrow(connection, which, query, before, limit):
                 rows += connection.execute(narrowed.limit(limit - len(rows))).mappings()
                 if len(rows) == limit:
                     break
@@ -268,27 +271,67 @@ class DeliveryAdmin:
 
 
 def _narrow(
-    connection: Connection, which: DeliveryFilter, query: Select[Any], before: int | None
+    connection: Connection, which: DeliveryFilter, query: Select[Any], before: int | None, limit: int
 ) -> Iterator[Select[Any]]:
-    """Yield queries whose rows together are those of a query, in the same order, by ranges of indexes.
+    """Yield queries whose rows together are those that match, in the order of a query, by ranges of indexes.
 
     A walk from the newest delivery would read the whole table for a few rows.
     """
+    clause = which.build_clause()
     if before is not None:
         query = query.where(deliveries.c.id < before)
     few = _build_study_clause(connection, which)
     if few is not None:
         # The sum keeps both databases from the walk.
-        yield query.where(few).order_by(None).order_by((deliveries.c.id + 0).desc())
+        yield query.where(clause, few).order_by(None).order_by((deliveries.c.id + 0).desc())
         return
     if (which.destination is not None or which.states) and not which.names_object:
         ids = _find_pair_ids(connection, which)
+        if ids is None and _asks_for_deliveries_only(which):
+            # The ids alone, without a look at instances.
+            newest = _select_newest_ids(connection, which, before).limit(limit)
+            ids = list(connection.execute(newest).scalars())
         if ids is not None:
             older = sorted((each for each in ids if before is None or each < before), reverse=True)
             for start in range(0, len(older), CHUNK):
-                yield query.where(deliveries.c.id.in_(older[start : start + CHUNK]))
+                # Destination and state hold for all of them. If they were named here too, SQLite would search
+                # the index of due deliveries, and not these ids.
+                rest = replace(which, destination=None, states=()).build_clause()
+                yield query.where(deliveries.c.id.in_(older[start : start + CHUNK]), rest)
             return
-    yield query
+    yield query.where(clause)
+
+
+def _asks_for_deliveries_only(which: DeliveryFilter) -> bool:
+    others = replace(which, destination=None, states=(), error=None, since=None, until=None)
+    return others == DeliveryFilter()
+
+
+def _select_newest_ids(connection: Connection, which: DeliveryFilter, before: int | None) -> Select[Any]:
+    """Select the ids of deliveries to a destination or in some states, the newest first."""
+    columns = deliveries.c
+    counts = count_deliveries(connection)
+    names = [which.destination] if which.destination is not None else list(counts)
+    states = tuple(which.states) or tuple(DeliveryState)
+    number = sum(counts.get(name, {}).get(state, 0) for name in names for state in states)
+    rest = replace(which, destination=None, states=()).build_clause()
+    query = select(columns.id).where(rest).order_by(columns.id.desc())
+    if before is not None:
+        query = query.where(columns.id < before)
+    values = [state.value for state in states]
+    total = sum(sum(of_destination.values()) for of_destination in counts.values())
+    if number <= min(SORTED_MAX, total // 2):
+        # The index of due deliveries has all that match.
+        return query.where(columns.destination.in_(names), columns.state.in_(values))
+    if connection.dialect.name != "sqlite":
+        return query.where(columns.destination.in_(names), columns.state.in_(values))
+    # A walk from the newest delivery soon finds some. The concatenations keep SQLite from searching that
+    # index, and the column that the index does not have keeps it from reading all of the index.
+    return query.where(
+        columns.destination.concat("").in_(names),
+        columns.state.concat("").in_(values),
+        columns.created_at >= 0,
+    )
 
 
 def _build_study_clause(connection: Connection, which: DeliveryFilter) -> ColumnElement[bool] | None:

