@@ -128,6 +128,7 @@ class CallerTally:
         self._networks = Counter(key.network for key in self._entries)
         self._is_changed = False
         self._write_at_ms = 0
+        self._full_until_ms = 0
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -169,8 +170,12 @@ class CallerTally:
 
     def _drop_stale(self, unix_ms: int) -> bool:
         """Drop the entry that was counted longest ago; False if all were counted lately."""
+        # An attacker must not cause a search for each connection.
+        if unix_ms < self._full_until_ms:
+            return False
         oldest = min(self._entries.values(), key=lambda entry: entry.last_ms)
         if oldest.last_ms > unix_ms - STALE_MS:
+            self._full_until_ms = min(oldest.last_ms + STALE_MS, unix_ms + STALE_MS)
             return False
         del self._entries[oldest.key]
         self._networks[oldest.key.network] -= 1

@@ -78,7 +78,7 @@ def lay_out_trace(found: "Trace", width: int | None) -> Iterator[str]:
             )
     if found.kind != "instance":
         yield ""
-        yield from _wrap("instances", "", f"`ingest instances --study {found.study_uids[0]}`", width)
+        yield from _wrap("Instances", f"see `ingest instances --study {found.study_uids[0]}`", "", width)
 
 
 def _count_instances(found: "Trace") -> str:
