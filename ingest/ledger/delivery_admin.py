@@ -33,6 +33,7 @@ class DeliveryFilter(StudyFilter):
     Attributes:
         calling_ae: AE title that sent the instance.
         error: A part of the last error.
+        reason: Status and whole text of the last error, as `group_dead` returns them.
         since, until: Time of the last change, in Unix milliseconds; `until` is excluded.
     """
 
@@ -43,6 +44,7 @@ class DeliveryFilter(StudyFilter):
     states: Collection[DeliveryState] = ()
     calling_ae: str | None = None
     error: str | None = None
+    reason: tuple[int | None, str] | None = None
     since: int | None = None
     until: int | None = None
 
@@ -68,6 +70,11 @@ class DeliveryFilter(StudyFilter):
             clauses.append(deliveries.c.state.in_([state.value for state in self.states]))
         if self.error is not None:
             clauses.append(deliveries.c.last_error.contains(self.error, autoescape=True))
+        if self.reason is not None:
+            status, error = self.reason
+            # Without a response the status is NULL: SQLAlchemy compares None with IS NULL.
+            clauses.append(deliveries.c.last_status == status)
+            clauses.append(func.coalesce(deliveries.c.last_error, "") == error)
         if self.since is not None:
             clauses.append(deliveries.c.updated_at >= self.since)
         if self.until is not None:
@@ -303,7 +310,7 @@ def _narrow(
 
 
 def _asks_for_deliveries_only(which: DeliveryFilter) -> bool:
-    others = replace(which, destination=None, states=(), error=None, since=None, until=None)
+    others = replace(which, destination=None, states=(), error=None, reason=None, since=None, until=None)
     return others == DeliveryFilter()
 
 

@@ -2,6 +2,7 @@
 
 import importlib
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, Final
 
 from ingest.audit.recorder import Action
@@ -11,6 +12,7 @@ from ingest.console.api.lists import make_delivery_filter
 from ingest.console.api.operation import Call, Operation
 from ingest.console.problems import ProblemError
 from ingest.ledger.delivery_admin import DeliveryFilter
+from ingest.ledger.records import DeliveryState
 from ingest.operations import deliveries
 
 QUARANTINE: Final = "ingest.workers.quarantine.command"
@@ -57,7 +59,10 @@ def _describe_conditions(body: models.DeliveryRetry) -> str:
 def retry(call: Call) -> dict[str, Any]:
     """Send deliveries again."""
     body: models.DeliveryRetry = call.body
-    result = deliveries.retry_deliveries(call.config, _require_conditions(body), dry_run=body.dry_run)
+    which = _require_conditions(body)
+    # As `ingest retry`: what was delivered or dropped is sent again only if the request names its state.
+    which = replace(which, states=which.states or (DeliveryState.DEAD,))
+    result = deliveries.retry_deliveries(call.config, which, dry_run=body.dry_run)
     if not body.dry_run:
         record_action(
             call, Action.RETRY, "deliveries", conditions=_describe_conditions(body), counts=result.counts

@@ -123,7 +123,7 @@ class DeliverySearch(DeliveryConditions):
 
 
 class DeliveryRetry(DeliveryConditions):
-    """Which deliveries to send again."""
+    """Which deliveries to send again: without `states` dead ones, or with `states` those in one of them."""
 
     everything: bool = Field(False, description="Needed if there is no condition.")
     dry_run: bool = False

@@ -1,6 +1,7 @@
 """Deliveries: destinations with their circuits, dead deliveries by reason, lists, and actions."""
 
 import contextlib
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
@@ -47,7 +48,12 @@ _COLUMNS: Final[Mapping[str, Any]] = {
     "backlog": lambda row: row["backlog"],
     "oldest": lambda row: row["oldest_seconds"] if row["backlog"] else None,
 }
-_FILTERS: Final = ("destination", "state", "error", "study_uid", "sop_instance_uid", "back")
+_FILTERS: Final = ("destination", "state", "dead_reason", "study_uid", "sop_instance_uid", "back")
+"""Values of the forms that retry or drop.
+
+`state` may name several states, with commas between them. `dead_reason` is status and error of a `DeadGroup`,
+as JSON: a form would change line ends and outer spaces of the error.
+"""
 
 
 async def show_deliveries(request: Request) -> Response:
@@ -63,7 +69,7 @@ async def show_deliveries(request: Request) -> Response:
         destinations=sort_rows(_view_destinations(config, snapshot), order, _COLUMNS),
         sort=order,
         query=read_query(request, ("sort",)),
-        dead=groups,
+        dead=[(group, json.dumps([group.status, group.error], ensure_ascii=False)) for group in groups],
         dead_remark=_remark_on_groups(groups, snapshot.dead),
         version=snapshot.versions["deliveries"],
     )
@@ -128,7 +134,7 @@ async def show_list(request: Request) -> Response:
 
 def _read_states(text: str) -> tuple[DeliveryState, ...]:
     try:
-        return (DeliveryState(text),) if text else ()
+        return tuple(DeliveryState(word) for word in text.split(",")) if text else ()
     except ValueError:
         raise ProblemError(404, "there is no such state of a delivery", "go back to the list") from None
 
@@ -139,20 +145,36 @@ def _read_filter(values: Mapping[str, str]) -> DeliveryFilter:
         study_uid=values["study_uid"] or None,
         sop_instance_uid=values["sop_instance_uid"] or None,
         states=_read_states(values["state"]),
-        error=values["error"] or None,
+        reason=_read_reason(values["dead_reason"]),
     )
+
+
+def _read_reason(text: str) -> tuple[int | None, str] | None:
+    if not text:
+        return None
+    try:
+        status, error = json.loads(text)
+    except (ValueError, TypeError, RecursionError):
+        status, error = -1, ""
+    is_status = status is None or (isinstance(status, int) and 0 <= status <= 0xFFFF)
+    if not is_status or not isinstance(error, str):
+        raise ProblemError(422, "the reason cannot be read", "go back to the list")
+    return status, error
 
 
 async def retry(request: Request) -> Response:
     """Ask, and then make deliveries due again."""
     config = get_console(request).config
     values, confirmed = await read_form(request, _FILTERS)
+    # As `ingest retry`: what was delivered or dropped is sent again only if the form names its state.
+    values["state"] = values["state"] or DeliveryState.DEAD.value
     which = _read_filter(values)
     if not confirmed:
         planned = await run_blocking(request, retry_deliveries, config, which, dry_run=True)
         count = sum(planned.counts.values())
         lines = [
-            "They are sent at once, as if they were new. An open circuit of these destinations is closed."
+            f"Those in these states: {', '.join(state.value for state in which.states)}.",
+            "They are sent at once, as if they were new. An open circuit of these destinations is closed.",
         ]
         if not count:
             lines = [

@@ -235,7 +235,7 @@ def ask(request: Request, question: Question, page: str) -> Response:
 async def read_form(request: Request, names: Collection[str]) -> tuple[dict[str, str], bool]:
     """Return the named values of a form, and whether the person has confirmed."""
     form = await request.form()
-    values = {name: str(form.get(name) or "").strip()[:1024] for name in names}
+    values = {name: str(form.get(name) or "").strip()[:2048] for name in names}
     return values, form.get("confirmed") == "1"
 
 

@@ -3,10 +3,12 @@
 from typing import Any
 
 import pytest
+from sqlalchemy import update
 
 from ingest.dicom.study_attributes import StudyAttributes, make_name_keys
 from ingest.ledger import DeliveryResult, DeliveryState, InstanceState, Ledger, delivery_admin
 from ingest.ledger.delivery_admin import CHUNK, DeliveryFilter
+from ingest.ledger.schema import deliveries
 from tests.support.ledgers import delivery_states, row
 
 
@@ -84,6 +86,27 @@ def test_given_up_ones_keep_the_reason_and_can_be_taken_back(ledger: Ledger) -> 
     assert ledger.deliveries.lease_due("pacs", "w", 10, 400, 1000) == []
     ledger.delivery_admin.requeue_deliveries(DeliveryFilter(states=(DeliveryState.DROPPED,)), 300)
     assert len(ledger.deliveries.lease_due("pacs", "w", 10, 400, 1000)) == 1
+
+
+def test_dead_ones_of_one_reason_are_taken_without_those_of_others(ledger: Ledger) -> None:
+    ledger.instances.record([row(number) for number in range(1, 6)])
+    reasons = [(None, None), (0xA700, "no"), (0xC000, "no"), (0xC000, "no, never"), (0xC000, "no")]
+    with ledger.database.begin_write() as connection:
+        for number, (status, error) in enumerate(reasons, 1):
+            connection.execute(
+                update(deliveries)
+                .where(deliveries.c.instance_id == number)
+                .values(state="dead", last_status=status, last_error=error)
+            )
+    groups = ledger.delivery_admin.group_dead(["pacs"], 100)
+    assert [(group.status, group.error, group.count) for group in groups] == [
+        *((0xC000, "no", 2), (None, "", 1), (0xA700, "no", 1), (0xC000, "no, never", 1))
+    ]
+    for group in groups:
+        reason = (group.status, group.error)
+        which = DeliveryFilter(destination="pacs", states=(DeliveryState.DEAD,), reason=reason)
+        assert len(ledger.delivery_admin.find_deliveries(which)) == group.count, group
+        assert ledger.delivery_admin.requeue_deliveries(which, 300) == {"pacs": group.count}, group
 
 
 def test_more_than_one_transaction_holds_are_changed_all(ledger: Ledger) -> None:
