@@ -37,10 +37,7 @@ def quarantine() -> None:
 
 @quarantine.command("list")
 @config_option
-@options.study_option
-@options.sop_option
-@options.since_option
-@options.until_option
+@options.instance_filter_options
 @options.limit_option
 @options.before_option
 @options.list_format_options

@@ -1,7 +1,7 @@
 """Whether the node lives and is ready, for load balancers; its metrics, for Prometheus.
 
-Both answers need no login, and show details to a principal only. `/live` is about the supervisor: a console
-that hangs does not answer at all.
+`/live` and `/ready` need no login, and show details to a viewer only. `/live` is about the supervisor: a
+console that hangs does not answer at all.
 """
 
 from typing import Final
@@ -16,8 +16,8 @@ from ingest.status.health import Health, check_liveness, check_readiness
 
 
 async def _answer(request: Request, health: Health) -> Response:
-    has_login = get_principal(request).role is not Role.NOBODY
-    return JSONResponse(health.to_json(with_detail=has_login), 200 if health.is_ok else 503)
+    is_viewer = get_principal(request).role >= Role.VIEWER
+    return JSONResponse(health.to_json(with_detail=is_viewer), 200 if health.is_ok else 503)
 
 
 async def show_live(request: Request) -> Response:

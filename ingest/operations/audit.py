@@ -1,20 +1,22 @@
-"""The audit trail for a person: what waits in the queue, and a test message to the repository."""
+"""The audit trail for a person: what waits in the queue, a test message, and records of commands."""
 
 import contextlib
 import getpass
 import os
+import socket
 import time
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
-from ingest.audit import AuditTrail, messages
+from ingest.audit import Action, AuditTrail, messages, record_action
 from ingest.audit.messages import EventOutcome, Participant
 from ingest.audit.queue import read_time_of
 from ingest.audit.sender_state import read_sender_state
 from ingest.audit.syslog import encode_syslog
 from ingest.clock import unix_ms
 from ingest.config.model import Config
-from ingest.errors import AssociationError, ConfigError, LedgerError
+from ingest.errors import AssociationError, ConfigError, IngestError, LedgerError
 from ingest.ledger import Ledger
 from ingest.operations.times import format_iso_time
 from ingest.requestor.audit_repository import connect_to_repository
@@ -130,6 +132,25 @@ def send_test_message(config: Config) -> str:
             connection.require_open()
             time.sleep(0.05)
     return _describe_repository(trail)
+
+
+@contextlib.contextmanager
+def recorded_change(config: Config, action: Action, target: str, description: str = "") -> Iterator[None]:
+    """Record the change that a command makes within the context, as done or as failed.
+
+    Args:
+        config: The configuration; without `[audit]` nothing is recorded.
+        action: The action.
+        target: What is changed, such as "user/anna"; no patient data.
+        description: More about it, for people; no patient data and no secrets.
+    """
+    person, host = _name_person(), socket.gethostname()
+    try:
+        yield
+    except IngestError:
+        record_action(config, person, host, action, target=target, description=description, succeeded=False)
+        raise
+    record_action(config, person, host, action, target=target, description=description)
 
 
 def _name_person() -> str:

@@ -16,7 +16,7 @@ import httpx
 
 from ingest.config.model import Config
 from ingest.config.reader import load_config
-from ingest.console.auth.roles import ROLES_BY_WORD
+from ingest.console.auth.roles import ROLES_BY_WORD, USER_ROLES_BY_WORD
 from ingest.console.auth.tokens import TokenFile, read_local_token
 from ingest.console.auth.users import UserFile
 from tests.support.nodes import Node, cleaned, destination, eventually
@@ -97,13 +97,13 @@ def post_login(client: httpx.Client, user: str, password: str) -> httpx.Response
 
 
 def add_users(config: Config) -> dict[str, str]:
-    """Add a user and a token of each role, and return the tokens by role."""
+    """Add a user and a token of each role that they may have, and return the tokens by role."""
     return add_users_in(config.console_dir)
 
 
 def add_users_in(folder: Path) -> dict[str, str]:
     """Do the same in the folder of a console whose configuration is not sound without users."""
-    for word, role in ROLES_BY_WORD.items():
+    for word, role in USER_ROLES_BY_WORD.items():
         UserFile(folder).add_user(word, role, PASSWORD)
     tokens = TokenFile(folder)
     return {word: tokens.add_token(f"for-{word}", role) for word, role in ROLES_BY_WORD.items()}

@@ -15,7 +15,7 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian
 
 from ingest.config.reader import load_config
-from ingest.console.auth.roles import ROLES_BY_WORD
+from ingest.console.auth.roles import USER_ROLES_BY_WORD
 from ingest.console.auth.users import UserFile
 from tests.interop import dcmtk
 from tests.support.nodes import Node, cleaned, eventually
@@ -199,7 +199,7 @@ def running_scene(folder: Path, material: Material) -> Iterator[Scene]:
             ledger='[ledger]\nindex = "full"' if _has_index() else "",
         )
         config = load_config(node.config_path)
-        for word, role in ROLES_BY_WORD.items():
+        for word, role in USER_ROLES_BY_WORD.items():
             UserFile(config.console_dir).add_user(word, role, PASSWORD)
         node.start()
         scene = Scene(node, archive, legacy, folder, port, material)

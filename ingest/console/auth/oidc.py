@@ -29,7 +29,7 @@ from joserfc.errors import JoseError
 from joserfc.jwk import KeySet
 
 from ingest.config.model import Config, OIDCSettings, is_loopback
-from ingest.console.auth.roles import ROLES_BY_WORD, Role
+from ingest.console.auth.roles import USER_ROLES_BY_WORD, Role
 from ingest.errors import IngestError
 
 HTTP_SECONDS: Final = 10.0
@@ -304,7 +304,7 @@ class OIDCClient:
         ):
             raise OIDCError(f"the claim {settings.required_claim} does not allow a login here")
         given = read_claim(claims, settings.role_claim)
-        roles = [role for word, role in ROLES_BY_WORD.items() if given & set(getattr(settings, word))]
+        roles = [role for word, role in USER_ROLES_BY_WORD.items() if given & set(getattr(settings, word))]
         if not roles:
             raise OIDCError(f"no value of the claim {settings.role_claim} has a role in [console.oidc]")
         name = str(claims.get(settings.name_claim) or claims["sub"])

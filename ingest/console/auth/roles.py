@@ -11,12 +11,14 @@ class Role(IntEnum):
 
     NOBODY = 0
     """No login: the login page, style sheets, and whether the node is ready."""
-    VIEWER = 1
+    METRICS = 1
+    """Reads the metrics, and nothing else. Only tokens have this role."""
+    VIEWER = 2
     """Sees pages and lists, but no files."""
-    OPERATOR = 2
+    OPERATOR = 3
     """Also downloads files, retries, drops, pauses, resumes, and decides about the quarantine."""
-    ADMIN = 3
-    """Also sees the configuration and the audit trail, and reloads."""
+    ADMIN = 4
+    """Also sees the configuration, and reloads it."""
 
     @property
     def word(self) -> str:
@@ -25,6 +27,10 @@ class Role(IntEnum):
 
 
 ROLES_BY_WORD: Final[Mapping[str, Role]] = {role.word: role for role in Role if role is not Role.NOBODY}
+"""Roles of tokens."""
+
+USER_ROLES_BY_WORD: Final[Mapping[str, Role]] = {role.word: role for role in Role if role >= Role.VIEWER}
+"""Roles of people."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +129,7 @@ ROUTE_ROLES: Final[Mapping[str, Role]] = {
     "POST /api/v1/reload": Role.ADMIN,
     "GET /api/v1/ledger/jobs": Role.ADMIN,
     "POST /api/v1/ledger/jobs": Role.ADMIN,
-    "GET /metrics": Role.VIEWER,
+    "GET /metrics": Role.METRICS,
 }
 """The lowest role for each route, as "METHOD path". A route that is not listed cannot be added."""
 

@@ -15,7 +15,7 @@ from argon2 import PasswordHasher
 from argon2.exceptions import Argon2Error, InvalidHashError
 
 from ingest.config.console_rules import USERS
-from ingest.console.auth.roles import ROLES_BY_WORD, Role
+from ingest.console.auth.roles import USER_ROLES_BY_WORD, Role
 from ingest.console.files import lock_folder, read_json, write_json
 from ingest.errors import IngestError
 
@@ -181,7 +181,7 @@ def _make_user(name: str, role: Role, password: str) -> User:
 def _parse_users(path: Path, content: dict[str, Any]) -> dict[str, User]:
     try:
         return {
-            name: User(name, ROLES_BY_WORD[each["role"]], str(each["password"]), str(each["version"]))
+            name: User(name, USER_ROLES_BY_WORD[each["role"]], str(each["password"]), str(each["version"]))
             for name, each in content["users"].items()
         }
     except (KeyError, TypeError, AttributeError):

@@ -1,14 +1,18 @@
 """`ingest console`: the address, users and tokens."""
 
+import json
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
 
+from ingest.audit import AuditTrail
 from ingest.cli import main
+from ingest.config.reader import load_config
 from ingest.console.auth.roles import Role
 from ingest.console.auth.tokens import TokenFile
 from ingest.console.auth.users import UserFile
+from tests.support.audit import Said
 
 PASSWORD = "correct horse battery"
 
@@ -86,6 +90,55 @@ def test_token_is_printed_once_and_kept_as_a_digest(config: Path) -> None:
     assert run(config, "token", "add", "prometheus").exit_code == 1
     assert run(config, "token", "remove", "prometheus").exit_code == 0
     assert TokenFile(folder).find_principal(text) is None
+
+
+def test_users_and_tokens_are_listed_for_programs(config: Path) -> None:
+    assert run(config, "user", "add", "anna", answer=f"{PASSWORD}\n").exit_code == 0
+    assert run(config, "token", "add", "prometheus", "--role", "metrics", "--days", "30").exit_code == 0
+    assert run(config, "token", "add", "reports").exit_code == 0
+    assert json.loads(run(config, "user", "list", "--json").output) == {"name": "anna", "role": "viewer"}
+    first, second = map(json.loads, run(config, "token", "list", "--json").output.splitlines())
+    assert (first["role"], first["is_expired"], second["expires_at"]) == ("metrics", False, None)
+    assert first["expires_at"] > first["created_at"]
+    headings, *rows = run(config, "token", "list", "--csv").output.splitlines()
+    assert headings == "name,role,created_at,expires_at,is_expired"
+    assert [row.partition(",")[0] for row in rows] == ["prometheus", "reports"]
+
+
+def test_role_for_metrics_is_for_tokens_only(config: Path) -> None:
+    assert run(config, "user", "add", "anna", "--role", "metrics", answer=f"{PASSWORD}\n").exit_code == 2
+
+
+def test_each_change_of_users_and_tokens_is_in_the_audit_trail(
+    config: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LOGNAME", "ada")
+    config.write_text(config.read_text() + '[audit]\nhost = "arr"\ntls = false\nallow_plain = true\n')
+    secret = run(config, "token", "add", "reports").output.strip()
+    run(config, "user", "add", "anna", answer=f"{PASSWORD}\n")
+    run(config, "user", "add", "anna", answer=f"{PASSWORD}\n")
+    run(config, "user", "role", "anna", "admin")
+    run(config, "user", "passwd", "anna", answer="another long password\n")
+    run(config, "user", "remove", "anna")
+    run(config, "token", "remove", "reports")
+    run(config, "token", "remove", "reports")
+    trail = AuditTrail.open(load_config(config))
+    assert trail is not None
+    written = [trail.queue.read(name) for name in trail.queue.list_names()]
+    assert not any(word.encode() in text for text in written for word in (secret, PASSWORD, "another long"))
+    attributes, roles = "User Security Attributes Changed", "Security Roles Changed"
+    found = [Said.of_syslog(text) for text in written]
+    assert {tuple(said.requestors) for said in found} == {("ada",)}
+    assert [(said.types, said.objects, said.outcome) for said in found] == [
+        ([attributes], ["dicom-ingest:token/reports"], "0"),
+        ([attributes], ["dicom-ingest:user/anna"], "0"),
+        ([attributes], ["dicom-ingest:user/anna"], "4"),
+        ([roles], ["dicom-ingest:user/anna"], "0"),
+        ([attributes], ["dicom-ingest:user/anna"], "0"),
+        ([attributes], ["dicom-ingest:user/anna"], "0"),
+        ([attributes], ["dicom-ingest:token/reports"], "0"),
+        ([attributes], ["dicom-ingest:token/reports"], "4"),
+    ]
 
 
 def test_token_of_the_host_that_others_may_read_is_refused(config: Path) -> None:

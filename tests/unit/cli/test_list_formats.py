@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from ingest.cli._tables import ListLayout, print_list
+from ingest.cli.console import TOKEN_FIELDS, USER_FIELDS
 from ingest.operations.alerts import ALERT_FIELDS
 from ingest.operations.callers import CALLER_FIELDS, REFUSAL_FIELDS
 from ingest.operations.deliveries import DELIVERY_FIELDS
@@ -39,6 +40,8 @@ def fields_of(heading: str) -> list[str]:
         ("ingest alerts list", ALERT_FIELDS),
         ("ingest callers", CALLER_FIELDS),
         ("ingest refusals", REFUSAL_FIELDS),
+        ("ingest console user list", USER_FIELDS),
+        ("ingest console token list", TOKEN_FIELDS),
         ("ingest quarantine list", [name for name in QUARANTINE_FIELDS if name not in INSTANCE_FIELDS]),
     ],
 )

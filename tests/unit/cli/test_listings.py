@@ -202,6 +202,9 @@ def test_quarantine_is_listed_with_reason_kind_and_file(site: Site) -> None:
     assert "refused with A900H" in table
     assert len(lines(ask(site, "quarantine", "list", "--study", "1.2.3", "--json"))) == 2
     assert lines(ask(site, "quarantine", "list", "--until", "1h", "--json")) == []
+    of_sender = lines(ask(site, "quarantine", "list", "--calling", "CT1", "--json"))
+    assert [one["kind"] for one in of_sender] == ["refused", "conflict"]
+    assert lines(ask(site, "quarantine", "list", "--accession", "A1", "--json")) == []
     [first] = lines(ask(site, "quarantine", "list", "--limit", "1", "--json"))
     assert len(lines(ask(site, "quarantine", "list", "--before", str(first["id"]), "--json"))) == 2
     assert f"more: --before {first['id']}" in ask(site, "quarantine", "list", "--limit", "1").output

@@ -7,6 +7,7 @@ import re
 import socket
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import httpx
@@ -60,7 +61,7 @@ def fill_path(path: str) -> str:
     return path.replace("{name:path}", "console.css").replace("{name}", "pacs").replace("{id}", "1")
 
 
-@pytest.mark.parametrize("word", ["nobody", "viewer", "operator", "admin"])
+@pytest.mark.parametrize("word", ["nobody", "metrics", "viewer", "operator", "admin"])
 def test_every_route_is_open_to_its_roles_and_to_no_lower_one(console: ConsoleProcess, word: str) -> None:
     """Go through the whole table. What is allowed may fail for another reason: there is no node."""
     from ingest.console.app import list_endpoints
@@ -82,6 +83,22 @@ def test_every_route_is_open_to_its_roles_and_to_no_lower_one(console: ConsolePr
         if is_refused is is_open or (is_refused and answer.status_code != expected):
             wrong[key] = answer.status_code
     assert wrong == {}
+
+
+def test_token_for_metrics_reads_nothing_else_on_a_public_console(tmp_path: Path) -> None:
+    from tests.support import consoles
+
+    tokens = consoles.add_users_in(tmp_path / "var" / "console")
+    _, port = consoles.write_config(tmp_path, 'public_url = "https://node.example.org"')
+    with consoles.running_console(tmp_path, port) as public:
+        assert public.browse(headers={}).get("/metrics").status_code == 401
+        program = public.call(tokens["metrics"])
+        assert "dicom_ingest_" in program.get("/metrics").text
+        for path in ("/", "/studies", "/api/v1/status", "/api/v1/openapi.json"):
+            assert program.get(path).status_code == 403, path
+        assert program.post("/api/v1/studies/search", json={}).status_code == 403
+        assert program.get("/ready").json().keys() == {"ok"}
+        assert public.call(tokens["viewer"]).get("/ready").json().keys() > {"ok"}
 
 
 def test_viewer_changes_nothing_with_a_session_either(console: ConsoleProcess) -> None:
