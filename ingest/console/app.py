@@ -35,7 +35,14 @@ from ingest.console.pages.overview import view_snapshot
 from ingest.console.pages.rendering import describe_request, prepare_environment
 from ingest.console.problems import ProblemError, answer_error
 from ingest.console.static_files import StaticFiles
-from ingest.console.web import Console, Endpoint, WorkPool
+from ingest.console.web import (
+    LOGIN_THREADS,
+    LOGINS_WAITING_MAX,
+    PROBE_THREADS,
+    Console,
+    Endpoint,
+    WorkPool,
+)
 from ingest.supervisor.console_watch import ConsoleLink
 
 TEMPLATES: Final = Path(__file__).parent / "templates"
@@ -74,6 +81,9 @@ def build_console(config: Config, path: Path, link: ConsoleLink) -> Console:
         login_limit=LoginLimit(),
         sessions=Sessions(folder, settings.session_minutes * minute, settings.idle_minutes * minute),
         work=work,
+        probes=WorkPool(PROBE_THREADS),
+        logins=WorkPool(LOGIN_THREADS, LOGINS_WAITING_MAX, 429),
+        provider=WorkPool(LOGIN_THREADS, LOGINS_WAITING_MAX, 429),
         pages=pages,
         snapshots=snapshots,
         events=EventHub(gather),
@@ -135,13 +145,16 @@ async def _run_tasks(app: Starlette) -> AsyncIterator[None]:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         console.sessions.save()
-        console.work.close()
+        for pool in console.pools:
+            pool.close()
 
 
 async def _beat(console: Console) -> None:
     """Show the supervisor that the event loop turns and that work ends."""
     while True:
-        if not console.work.is_stuck(STUCK_SECONDS):
+        # Not `provider`: another host that hangs is no reason to replace this console.
+        pools = (console.work, console.probes, console.logins)
+        if not any(pool.is_stuck(STUCK_SECONDS) for pool in pools):
             console.link.beat()
         await asyncio.sleep(BEAT_SECONDS)
 

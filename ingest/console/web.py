@@ -40,6 +40,16 @@ DEADLINE_SECONDS: Final = 20.0
 """How long a request waits for a thread and its answer."""
 
 
+PROBE_THREADS: Final = 2
+"""Threads for /live and /ready only, so that no other work makes a healthy node look ill."""
+
+LOGIN_THREADS: Final = 2
+"""Passwords that are hashed at a time, each in 64 MiB. As many answers of the OpenID provider are awaited."""
+
+LOGINS_WAITING_MAX: Final = 16
+"""Logins that wait for one of these threads. Further ones are refused at once."""
+
+
 class WorkPool:
     """Threads for blocking work: SQL, files, sockets.
 
@@ -47,9 +57,20 @@ class WorkPool:
     meanwhile; each statement and each connection has a deadline of its own.
     """
 
-    def __init__(self) -> None:
-        """Prepare the threads; they start with the first work."""
-        self._executor = ThreadPoolExecutor(THREADS, thread_name_prefix="console")
+    def __init__(
+        self, threads: int = THREADS, waiting_max: int = WAITING_MAX, busy_status: int = 503
+    ) -> None:
+        """Prepare the threads; they start with the first work.
+
+        Args:
+            threads: Calls at a time.
+            waiting_max: Calls that wait for a thread.
+            busy_status: HTTP status of a call beyond these.
+        """
+        self._executor = ThreadPoolExecutor(threads, thread_name_prefix="console")
+        self._threads = threads
+        self._max = threads + waiting_max
+        self._busy_status = busy_status
         self._outstanding = 0
         self._last_end = 0.0
 
@@ -60,8 +81,10 @@ class WorkPool:
             ProblemError: There is no answer within `seconds`, or too many requests wait.
         """
         loop = asyncio.get_running_loop()
-        if self._outstanding >= THREADS + WAITING_MAX:
-            raise ProblemError(503, "too many requests wait", "try again in a moment", {"Retry-After": "5"})
+        if self._outstanding >= self._max:
+            raise ProblemError(
+                self._busy_status, "too many requests wait", "try again in a moment", {"Retry-After": "5"}
+            )
         if not self._outstanding:
             self._last_end = loop.time()
         self._outstanding += 1
@@ -89,7 +112,7 @@ class WorkPool:
     def is_stuck(self, seconds: float) -> bool:
         """Return whether all threads are busy and no work has ended for this long."""
         now = asyncio.get_running_loop().time()
-        return self._outstanding >= THREADS and now - self._last_end > seconds
+        return self._outstanding >= self._threads and now - self._last_end > seconds
 
     def close(self) -> None:
         """Forget work that has not begun. Threads that hang end with the process."""
@@ -115,6 +138,9 @@ class Console:
         login_limit: Failed logins of the last minutes.
         sessions: Sessions of people.
         work: Threads for blocking work.
+        probes: Threads for the questions of load balancers.
+        logins: Threads that check passwords.
+        provider: Threads that wait for the OpenID provider.
         pages: Templates.
         snapshots: The node as all browsers see it.
         events: What browsers see live.
@@ -130,10 +156,18 @@ class Console:
     login_limit: LoginLimit
     sessions: Sessions
     work: WorkPool
+    probes: WorkPool
+    logins: WorkPool
+    provider: WorkPool
     pages: Jinja2Templates
     snapshots: SnapshotSource
     events: "EventHub"
     link: ConsoleLink
+
+    @property
+    def pools(self) -> tuple[WorkPool, ...]:
+        """All threads for blocking work."""
+        return self.work, self.probes, self.logins, self.provider
 
 
 Handler = Callable[[Request], Awaitable[Response]]
@@ -184,14 +218,16 @@ async def run_blocking(request: Request, function: Callable[P, T], /, *args: P.a
     return await run_for(request, DEADLINE_SECONDS, functools.partial(function, *args, **kwargs))
 
 
-async def run_for(request: Request, seconds: float, function: Callable[[], T]) -> T:
-    """Run a function of ours in a thread, within `seconds`.
+async def run_for(
+    request: Request, seconds: float, function: Callable[[], T], pool: WorkPool | None = None
+) -> T:
+    """Run a function of ours in a thread of the pool, by default `Console.work`, within `seconds`.
 
     Raises:
         ProblemError: As `run_blocking`.
     """
     try:
-        return await get_console(request).work.run(seconds, function)
+        return await (pool or get_console(request).work).run(seconds, function)
     except (UnknownDestinationError, UnknownObjectError) as error:
         raise ProblemError(404, str(error)) from error
     except ConfigError as error:

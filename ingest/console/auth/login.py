@@ -14,6 +14,7 @@ from starlette.responses import RedirectResponse, Response
 
 from ingest.config.model import ConsoleSettings
 from ingest.console import audit
+from ingest.console.auth.oidc import OIDCError, StrangeAnswerError
 from ingest.console.auth.roles import NOBODY, Principal, Role
 from ingest.console.auth.sessions import Session, derive_csrf_token
 from ingest.console.auth.tokens import digest_token, read_local_token
@@ -34,7 +35,7 @@ LOCAL_USER: Final = "local"
 """Name of the person who has logged in with the token of a console without users."""
 
 LOGIN_SECONDS: Final = 30.0
-"""Deadline of a login: two passwords are hashed at a time, and others wait."""
+"""Deadline of a login: two passwords are hashed at a time, and others wait. The same for the provider."""
 
 OIDC_CALLBACK: Final = "/login/oidc/callback"
 
@@ -216,19 +217,22 @@ async def log_in(request: Request) -> Response:
     address = get_address(request)
     # Other spellings of a name are the same user, and share the limit.
     key = normalize_name(name)[:64] if await run_blocking(request, needs_user, console) else LOCAL_USER
-    if wait := console.login_limit.wait_seconds(key, address):
+    if wait := console.login_limit.begin(key, address):
         seconds = math.ceil(wait)
         cause = f"Too many failed logins. Try again in {seconds} s."
         refusal = await _show_form(request, console, cause, 429)
         refusal.headers["retry-after"] = str(seconds)
         return refusal
-    secret = await run_for(
-        request, LOGIN_SECONDS, functools.partial(_open_session, console, name, password, address)
-    )
+    try:
+        work = functools.partial(_open_session, console, name, password, address)
+        secret = await run_for(request, LOGIN_SECONDS, work, console.logins)
+        note = console.login_limit.note_success if secret else console.login_limit.note_failure
+        note(key, address)
+    finally:
+        console.login_limit.end(key, address)
     if not secret:
-        console.login_limit.note_failure(key, address)
         return await _show_form(request, console, "User or password is wrong.", 401)
-    console.login_limit.note_success(key, address)
+    await _close_old_session(request)
     response = RedirectResponse(find_next_page(str(form.get("next", ""))), 303)
     set_cookie(response, console.settings, name_cookie(console.settings), secret)
     delete_cookie(response, console.settings, name_cookie(console.settings, "login"))
@@ -250,6 +254,12 @@ def _open_session(console: Console, name: str, password: str, address: str) -> s
     return console.sessions.open(LOCAL_USER, Role.ADMIN, local, "token") if succeeded else ""
 
 
+async def _close_old_session(request: Request) -> None:
+    """End the session that the browser had before a login: nobody uses it any more."""
+    if old := get_principal(request).session:
+        await run_blocking(request, get_console(request).sessions.close, old)
+
+
 async def begin_oidc(request: Request) -> Response:
     """Send the browser to the provider."""
     console = get_console(request)
@@ -257,7 +267,8 @@ async def begin_oidc(request: Request) -> Response:
         raise ProblemError(404, "this console has no OpenID provider", "log in with user and password")
     base = console.settings.public_url.rstrip("/") or f"{request.url.scheme}://{request.headers['host']}"
     next_page = find_next_page(request.query_params.get("next", ""))
-    key, address = await run_blocking(request, console.oidc.begin, f"{base}{OIDC_CALLBACK}", next_page)
+    begin = functools.partial(console.oidc.begin, f"{base}{OIDC_CALLBACK}", next_page)
+    key, address = await run_for(request, LOGIN_SECONDS, begin, console.provider)
     response = RedirectResponse(address, 303)
     # Lax: the provider's page leads back here, and a browser would not send a strict cookie then.
     response.set_cookie(
@@ -282,18 +293,38 @@ async def finish_oidc(request: Request) -> Response:
         raise ProblemError(403, "no login has begun in this browser", "log in again")
     answer = dict(request.query_params)
     try:
-        secret, next_page = await run_blocking(request, _open_oidc_session, console, key, answer, address)
+        work = functools.partial(_open_oidc_session, console, key, answer, address)
+        secret, next_page = await run_for(request, LOGIN_SECONDS, work, console.provider)
     except ProblemError as error:
-        await run_blocking(
-            request, audit.record_login, console.config, "", address, succeeded=False, how="OpenID Connect"
-        )
+        if not isinstance(error.__cause__, OIDCError):
+            raise
+        if not isinstance(error.__cause__, StrangeAnswerError):
+            await _record_refusal(request)
         raise ProblemError(403, error.detail, "log in again, or ask an administrator") from error
+    await _close_old_session(request)
     # The browser came from the provider, so it would not send the strict cookie of the session with a
     # redirect. From a page of ours it does.
     response: Response = console.pages.TemplateResponse(request, "logged_in.html", {"next": next_page})
     set_cookie(response, console.settings, name_cookie(console.settings), secret)
     delete_cookie(response, console.settings, cookie)
     return response
+
+
+async def _record_refusal(request: Request) -> None:
+    """Record a refused login at the provider.
+
+    Anybody can begin a login and answer it with a wrong code. Therefore the records of one address are
+    limited as failed logins are: a flood must fill neither log nor audit trail. The login itself is not
+    limited, because all people behind a proxy share its address, and one of them could keep the others out.
+    """
+    console, address = get_console(request), get_address(request)
+    key = f"oidc:{address}"  # shares no limit with a user: names of users have no colon
+    if console.login_limit.wait_seconds(key, key):
+        return
+    console.login_limit.note_failure(key, key)
+    await run_blocking(
+        request, audit.record_login, console.config, "", address, succeeded=False, how="OpenID Connect"
+    )
 
 
 def _open_oidc_session(
@@ -311,19 +342,19 @@ async def log_out(request: Request) -> Response:
     """End this session."""
     console, principal = get_console(request), get_principal(request)
     await run_blocking(request, console.sessions.close, principal.session)
-    return _answer_logout(request, console)
+    return await _answer_logout(request, console)
 
 
 async def log_out_everywhere(request: Request) -> Response:
     """End all sessions of this user."""
     console, principal = get_console(request), get_principal(request)
     await run_blocking(request, console.sessions.close_all, principal.name)
-    return _answer_logout(request, console)
+    return await _answer_logout(request, console)
 
 
-def _answer_logout(request: Request, console: Console) -> Response:
+async def _answer_logout(request: Request, console: Console) -> Response:
     principal = get_principal(request)
-    audit.record_logout(console.config, principal.name, get_address(request))
+    await run_blocking(request, audit.record_logout, console.config, principal.name, get_address(request))
     response = RedirectResponse("/login", 303)
     delete_cookie(response, console.settings, name_cookie(console.settings))
     response.headers["clear-site-data"] = '"cache", "storage"'

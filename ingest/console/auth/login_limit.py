@@ -6,12 +6,13 @@
   logged in before: people behind one proxy share an address.
 - Failures of one user, whatever the addresses, delay attempts from new addresses up to `USER_MAX_SECONDS`.
 
-An attempt that comes too early is refused without a look at the password, and does not count.
+An attempt that comes too early is refused without a look at the password, and does not count. Attempts under
+way count as failures until they end: otherwise many at the same time would all pass.
 """
 
 import threading
 import time
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
@@ -31,6 +32,11 @@ FORGET_SECONDS: Final = 900.0
 MAX_ENTRIES: Final = 10_000
 """Entries that are kept. A flood of addresses forgets the oldest ones."""
 
+BUSY_SECONDS: Final = 1.0
+"""Wait of an attempt that only attempts under way keep out."""
+
+_Key = tuple[str, ...]
+
 
 @dataclass(slots=True)
 class _Failures:
@@ -44,24 +50,40 @@ class LoginLimit:
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._lock = threading.Lock()
-        self._failures: OrderedDict[tuple[str, ...], _Failures] = OrderedDict()
+        self._failures: OrderedDict[_Key, _Failures] = OrderedDict()
+        self._pending: Counter[_Key] = Counter()
         self._known: OrderedDict[tuple[str, str], None] = OrderedDict()
+
+    def begin(self, user: str, address: str) -> float:
+        """Begin an attempt unless this pair has to wait. Call `end` after an attempt that has begun.
+
+        Returns:
+            Seconds to wait; 0 if the attempt has begun.
+        """
+        with self._lock:
+            wait = self._find_wait(user, address)
+            if not wait:
+                self._pending.update(_list_keys(user, address))
+        return wait
+
+    def end(self, user: str, address: str) -> None:
+        """End an attempt, after its failure or success was noted."""
+        with self._lock:
+            for key in _list_keys(user, address):
+                self._pending[key] -= 1
+                if self._pending[key] <= 0:
+                    del self._pending[key]
 
     def wait_seconds(self, user: str, address: str) -> float:
         """Return how long this pair has to wait before its next attempt; 0 if it may try now."""
-        now, pair = self._clock(), (user, address)
         with self._lock:
-            waits = [self._wait(("pair", *pair), FREE_PAIR, PAIR_MAX_SECONDS, now)]
-            if pair not in self._known:
-                waits.append(self._wait(("address", address), FREE_ADDRESS, ADDRESS_MAX_SECONDS, now))
-                waits.append(self._wait(("user", user), FREE_USER, USER_MAX_SECONDS, now))
-        return max(waits)
+            return self._find_wait(user, address)
 
     def note_failure(self, user: str, address: str) -> None:
         """Count a failed login."""
         now = self._clock()
         with self._lock:
-            for key in (("pair", user, address), ("address", address), ("user", user)):
+            for key in _list_keys(user, address):
                 entry = self._failures.setdefault(key, _Failures())
                 if now - entry.last > FORGET_SECONDS:
                     entry.count = 0
@@ -80,9 +102,27 @@ class LoginLimit:
             while len(self._known) > MAX_ENTRIES:
                 self._known.popitem(last=False)
 
-    def _wait(self, key: tuple[str, ...], free: int, longest: float, now: float) -> float:
+    def _find_wait(self, user: str, address: str) -> float:
+        now = self._clock()
+        pair_key, address_key, user_key = _list_keys(user, address)
+        waits = [self._wait(pair_key, FREE_PAIR, PAIR_MAX_SECONDS, now)]
+        if (user, address) not in self._known:
+            waits.append(self._wait(address_key, FREE_ADDRESS, ADDRESS_MAX_SECONDS, now))
+            waits.append(self._wait(user_key, FREE_USER, USER_MAX_SECONDS, now))
+        return max(waits)
+
+    def _wait(self, key: _Key, free: int, longest: float, now: float) -> float:
         entry = self._failures.get(key)
-        if entry is None or entry.count < free or now - entry.last > FORGET_SECONDS:
-            return 0.0
-        delay = min(longest, 2.0 ** min(entry.count - free, 16))
-        return max(0.0, entry.last + delay - now)
+        if entry is None or now - entry.last > FORGET_SECONDS:
+            entry = _Failures()
+        wait = 0.0
+        if entry.count >= free:
+            delay = min(longest, 2.0 ** min(entry.count - free, 16))
+            wait = max(0.0, entry.last + delay - now)
+        if not wait and self._pending[key] and entry.count + self._pending[key] >= free:
+            return BUSY_SECONDS
+        return wait
+
+
+def _list_keys(user: str, address: str) -> tuple[_Key, _Key, _Key]:
+    return ("pair", user, address), ("address", address), ("user", user)

@@ -41,6 +41,8 @@ MAX_FINISHED: Final = 10_000
 LEEWAY_SECONDS: Final = 60
 """Difference of the clocks of console and provider that is accepted."""
 METADATA_SECONDS: Final = 3600.0
+FAILURE_SECONDS: Final = 10.0
+"""After a failure the provider is not asked for its metadata again for this long."""
 KEYS_SECONDS: Final = 10.0
 """An unknown key is looked for at the provider at most this often."""
 
@@ -50,6 +52,10 @@ ALGORITHMS: Final = ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES25
 
 class OIDCError(IngestError):
     """A login at the provider failed."""
+
+
+class StrangeAnswerError(OIDCError):
+    """An answer that belongs to no login of this browser. Anybody can send one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +101,9 @@ class OIDCClient:
         self._signing_key = secrets.token_bytes(32)
         self._metadata: dict[str, Any] = {}
         self._metadata_until = 0.0
+        self._metadata_lock = threading.Lock()
+        self._failure = ""
+        self._failure_until = 0.0
         self._keys: KeySet | None = None
         self._keys_at = 0.0
 
@@ -140,13 +149,14 @@ class OIDCClient:
             The person, and the page to show.
 
         Raises:
-            OIDCError: The answer is not of this browser, or the provider or its token is not sound.
+            StrangeAnswerError: The answer is not of this browser.
+            OIDCError: The provider or its token is not sound.
         """
         flow = self._read_cookie(cookie)
         if flow is None or not self._finish_once(flow):
-            raise OIDCError("the login took too long, or began in another browser; log in again")
+            raise StrangeAnswerError("the login took too long, or began in another browser; log in again")
         if not secrets.compare_digest(answer.get("state", "").encode(), flow.state.encode()):
-            raise OIDCError("the answer does not belong to this login; log in again")
+            raise StrangeAnswerError("the answer does not belong to this login; log in again")
         # RFC 9207: an answer that names another issuer comes from a mix-up of providers.
         if answer.get("iss", self._settings.issuer) != self._settings.issuer:
             raise OIDCError("the answer comes from another provider; log in again")
@@ -189,16 +199,32 @@ class OIDCClient:
         Raises:
             OIDCError: The provider cannot be asked, or its metadata is not sound.
         """
-        now = time.monotonic()
-        if now < self._metadata_until:
+        # One thread asks at a time. A provider that is away must not be waited for again by each login.
+        if not self._metadata_lock.acquire(timeout=HTTP_SECONDS):
+            raise OIDCError("the provider is slow to answer; log in again")
+        try:
+            now = time.monotonic()
+            if now < self._metadata_until:
+                return self._metadata
+            if now < self._failure_until:
+                raise OIDCError(self._failure)
+            try:
+                self._metadata = self._fetch_metadata()
+            except OIDCError as error:
+                self._failure, self._failure_until = str(error), time.monotonic() + FAILURE_SECONDS
+                raise
+            self._metadata_until = now + METADATA_SECONDS
             return self._metadata
+        finally:
+            self._metadata_lock.release()
+
+    def _fetch_metadata(self) -> dict[str, Any]:
         issuer = self._settings.issuer
         found = self._fetch("GET", f"{issuer.rstrip('/')}/.well-known/openid-configuration")
         if found.get("issuer") != issuer:
             raise OIDCError("the provider's metadata names another issuer; correct [console.oidc] issuer")
         for name in ("authorization_endpoint", "token_endpoint", "jwks_uri"):
             _require_safe_url(str(found.get(name, "")), name)
-        self._metadata, self._metadata_until = found, now + METADATA_SECONDS
         return found
 
     def _fetch_id_token(self, code: str, flow: Flow) -> str:
@@ -219,12 +245,12 @@ class OIDCClient:
         return token
 
     def _fetch(self, method: str, url: str, **more: Any) -> dict[str, Any]:
-        """Ask the provider for JSON. No redirect is followed.
+        """Ask the provider for JSON, within `HTTP_SECONDS` for each step. No redirect is followed.
 
         Raises:
             OIDCError: There is no sound answer.
         """
-        host = urlsplit(url).hostname
+        host, until = urlsplit(url).hostname, time.monotonic() + HTTP_SECONDS
         try:
             with (
                 httpx.Client(verify=self._verify, timeout=HTTP_SECONDS, trust_env=False) as client,
@@ -235,6 +261,8 @@ class OIDCClient:
                     content += chunk
                     if len(content) > MAX_ANSWER_BYTES:
                         raise OIDCError(f"the provider {host} sends too much")
+                    if time.monotonic() > until:
+                        raise OIDCError(f"the provider {host} sends too slowly")
                 if answer.status_code != 200:
                     raise OIDCError(f"the provider {host} answered {answer.status_code}; see its log")
                 found = httpx.Response(200, content=content).json()

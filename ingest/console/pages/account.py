@@ -1,13 +1,14 @@
 """The own account, and the list of users for administrators."""
 
+import functools
 from typing import Final
 
 from starlette.requests import Request
 from starlette.responses import Response
 
-from ingest.console.auth.login import LOCAL_USER
+from ingest.console.auth.login import LOCAL_USER, LOGIN_SECONDS
 from ingest.console.pages.rendering import go_back, leave_notice, record_action, render
-from ingest.console.web import Endpoint, get_console, get_principal, run_blocking
+from ingest.console.web import Endpoint, get_console, get_principal, run_blocking, run_for
 from ingest.errors import IngestError
 
 
@@ -38,7 +39,8 @@ async def change_password(request: Request) -> Response:
     old, new, again = (str(form.get(name) or "") for name in ("old", "new", "again"))
     if new != again:
         return await _render_account(request, "The new passwords differ.", 422)
-    user = await run_blocking(request, console.users.verify_password, principal.name, old)
+    verify = functools.partial(console.users.verify_password, principal.name, old)
+    user = await run_for(request, LOGIN_SECONDS, verify, console.logins)
     if user is None:
         return await _render_account(request, "The present password is wrong.", 422)
     try:

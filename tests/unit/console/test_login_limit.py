@@ -48,3 +48,28 @@ def test_flood_of_addresses_needs_bounded_memory() -> None:
     for number in range(2 * MAX_ENTRIES):
         limit.note_failure(f"user{number}", f"address{number}")
     assert len(limit._failures) == MAX_ENTRIES
+
+
+def test_attempts_at_the_same_time_are_no_way_around_the_limit() -> None:
+    limit = LoginLimit(Clock())
+    waits = [limit.begin("anna", "10.0.0.1") for _ in range(20)]
+    assert [wait == 0 for wait in waits] == [True] * 3 + [False] * 17
+    for _ in range(3):
+        limit.note_failure("anna", "10.0.0.1")
+        limit.end("anna", "10.0.0.1")
+    assert limit.begin("anna", "10.0.0.1") > 0
+    assert limit.begin("victor", "10.0.0.1") == 0
+    assert not limit._pending.keys() - {
+        ("pair", "victor", "10.0.0.1"),
+        ("address", "10.0.0.1"),
+        ("user", "victor"),
+    }
+
+
+def test_logins_at_the_same_time_behind_one_proxy_do_not_keep_each_other_out() -> None:
+    limit = LoginLimit(Clock())
+    limit.note_success("anna", "proxy")
+    waits = [limit.begin(f"user{number}", "proxy") for number in range(FREE_ADDRESS)]
+    assert waits == [0] * FREE_ADDRESS
+    assert limit.begin("one more", "proxy") > 0
+    assert limit.begin("anna", "proxy") == 0

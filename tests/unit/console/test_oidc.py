@@ -81,6 +81,29 @@ def test_person_without_a_role_or_of_another_site_is_refused(console: ConsolePro
     client = console.browse()
     assert log_in_at_provider(client, user).status_code == 403
     assert client.get("/api/v1/status").status_code == 401
+    assert count_refusals(console) > 0
+
+
+def count_refusals(console: ConsoleProcess) -> int:
+    """Return how many refused logins the log has. Each is an audit message, too."""
+    return sum('"console_login"' in line and "false" in line for line in console.log.splitlines())
+
+
+def test_flood_of_wrong_answers_fills_neither_log_nor_audit_trail(console: ConsoleProcess) -> None:
+    before, client = count_refusals(console), console.browse()
+    client.get("/login/oidc")
+    [cookie] = [each for each in client.cookies.jar if "oidc" in each.name]
+    for value in ("x", "e30.0", cookie.value or ""):
+        stranger = console.browse(cookies={cookie.name: value})
+        assert stranger.get("/login/oidc/callback?code=x&state=x").status_code == 403
+    assert count_refusals(console) == before, "anybody can send such an answer"
+    for _ in range(10):
+        query = parse_qs(urlsplit(client.get("/login/oidc").headers["location"]).query)
+        wrong = {"code": "wrong", "state": query["state"][0]}
+        assert client.get("/login/oidc/callback", params=wrong).status_code == 403
+    assert before < count_refusals(console) <= before + 5
+    # The flood has kept nobody out who shares its address.
+    assert log_in_at_provider(console.browse(), "anna").status_code == 200
 
 
 def test_request_to_the_provider_is_bound_to_browser_and_verifier(console: ConsoleProcess) -> None:
@@ -128,6 +151,38 @@ def test_provider_that_is_away_is_a_problem_with_a_remedy(tmp_path: Any) -> None
     settings = OIDCSettings(issuer=f"http://localhost:{free_port()}", client_id="x", viewer=("a",))
     with pytest.raises(OIDCError, match="cannot be asked"):
         OIDCClient(Config(), settings).begin("http://localhost/cb", "/")
+
+
+def test_provider_that_fails_is_asked_once_for_many_logins() -> None:
+    from concurrent.futures import ThreadPoolExecutor
+    from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+    from threading import Thread
+
+    from ingest.config.model import Config, OIDCSettings
+    from ingest.console.auth.oidc import OIDCClient, OIDCError
+
+    asked = []
+
+    class Failing(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked.append(self.path)
+            self.send_error(500)
+
+    with ThreadingHTTPServer(("localhost", 0), Failing) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        settings = OIDCSettings(issuer=f"http://localhost:{server.server_port}", client_id="x", viewer=("a",))
+        client = OIDCClient(Config(), settings)
+
+        def begin(_number: int) -> str:
+            with pytest.raises(OIDCError) as caught:
+                client.begin("http://localhost/cb", "/")
+            return str(caught.value)
+
+        with ThreadPoolExecutor(8) as threads:
+            causes = list(threads.map(begin, range(8)))
+        server.shutdown()
+    assert len(asked) == 1
+    assert all("answered 500" in cause for cause in causes)
 
 
 class SignedTokens:

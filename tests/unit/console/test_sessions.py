@@ -153,3 +153,36 @@ def test_work_beyond_the_queue_is_refused_at_once() -> None:
         pool.close()
 
     asyncio.run(use())
+
+
+def test_probes_are_answered_while_all_other_threads_hang(tmp_path: Path) -> None:
+    """A balancer must not take a healthy node out because people search or log in."""
+    from starlette.requests import Request
+
+    from ingest.config.model import Config, NodeSettings
+    from ingest.console.app import build_app, build_console
+    from ingest.console.auth.roles import NOBODY
+    from ingest.console.health import show_live, show_ready
+    from ingest.supervisor.console_watch import ConsoleLink
+
+    async def use() -> None:
+        config = Config(node=NodeSettings(data_dir=tmp_path))
+        console, release = build_console(config, tmp_path / "ingest.toml", ConsoleLink()), threading.Event()
+        hanging = [
+            asyncio.create_task(pool.run(20, lambda: release.wait(20)))
+            for pool in (console.work, console.logins, console.provider)
+            for _ in range(pool._max)
+        ]
+        await asyncio.sleep(0)
+        scope = {"type": "http", "app": build_app(console)._app, "state": {"principal": NOBODY}}
+        try:
+            for show in (show_live, show_ready):
+                answer = await asyncio.wait_for(show(Request(scope)), 5)
+                assert json.loads(bytes(answer.body)) == {"ok": False}
+        finally:
+            release.set()
+            await asyncio.gather(*hanging)
+            for pool in console.pools:
+                pool.close()
+
+    asyncio.run(use())
