@@ -36,6 +36,9 @@ SECURITY_HEADERS: Final = {
 HSTS: Final = "max-age=31536000"
 
 _LOOPBACK_NAMES: Final = frozenset({"localhost", "127.0.0.1", "::1"})
+_FORWARDED: Final = frozenset(
+    {"forwarded", "via", "x-forwarded-for", "x-forwarded-host", "x-forwarded-proto", "x-real-ip"}
+)
 _SAFE: Final = frozenset({"GET", "HEAD"})
 
 log = structlog.get_logger()
@@ -100,6 +103,12 @@ def check_host(request: Request, settings: ConsoleSettings) -> None:
     Raises:
         ProblemError: The host name or the origin is not ours.
     """
+    # A proxy hides where a request comes from. Without `public_url` this console believes that only this
+    # host reaches it, and opens more, so it serves no proxy that it does not know.
+    if not settings.is_public and not _FORWARDED.isdisjoint(request.headers):
+        raise ProblemError(
+            421, "the request comes through a proxy", "set [console] public_url to the address of the proxy"
+        )
     host = request.headers.get("host", "")
     try:
         name = urlsplit(f"//{host}").hostname or ""

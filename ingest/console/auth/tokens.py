@@ -9,6 +9,7 @@ import hashlib
 import os
 import re
 import secrets
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -153,17 +154,9 @@ def read_local_token(folder: Path) -> str:
     """
     path = folder / LOCAL_TOKEN
     try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with contextlib.suppress(FileExistsError):
-            # Write the whole file under another name first: another process may read it at once.
-            new = path.with_name(f".{LOCAL_TOKEN}.{os.getpid()}")
-            fd = os.open(new, os.O_CREAT | os.O_WRONLY | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-            with open(fd, "w", encoding="ascii") as file:
-                file.write(make_token() + "\n")
-            try:
-                os.link(new, path)
-            finally:
-                new.unlink()
+        # Each request comes here: an existing token needs no write, which a full disk would refuse.
+        if not path.exists():
+            _make_local_token(path)
         if path.stat().st_mode & 0o077:
             raise IngestError(f"{path}: other users may read it; remove it, and a new one is made")
         text = path.read_text(encoding="ascii").strip()
@@ -173,6 +166,21 @@ def read_local_token(folder: Path) -> str:
     if not text.startswith(PREFIX):
         raise IngestError(f"{path}: is damaged; remove it, and a new one is made")
     return text
+
+
+def _make_local_token(path: Path) -> None:
+    """Make the file, unless another process or thread was first."""
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    # Write the whole file under another name first: another process may read it at once.
+    new = path.with_name(f".{LOCAL_TOKEN}.{os.getpid()}.{threading.get_ident()}")
+    fd = os.open(new, os.O_CREAT | os.O_WRONLY | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    try:
+        with open(fd, "w", encoding="ascii") as file:
+            file.write(make_token() + "\n")
+        with contextlib.suppress(FileExistsError):
+            os.link(new, path)
+    finally:
+        new.unlink()
 
 
 def _parse_tokens(path: Path, content: dict[str, Any]) -> dict[str, Token]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 import socket
 import time
@@ -39,6 +40,42 @@ def test_console_of_this_host_serves_no_other_host_name(local_console: ConsolePr
     program = local_console.call(local_console.local_token)
     assert program.get("/api/v1/status", headers={"Host": name}).status_code == 421
     assert program.get("/api/v1/status").status_code == 200
+
+
+@pytest.mark.parametrize("header", ["Forwarded", "X-Forwarded-For", "X-Real-IP", "Via"])
+def test_console_of_this_host_serves_no_proxy_that_it_does_not_know(
+    local_console: ConsoleProcess, header: str
+) -> None:
+    """The proxy has put its own host name into `Host`, so the request looks as if it came from this host."""
+    client = local_console.browse()
+    for path in ("/metrics", "/login"):
+        assert client.get(path, headers={header: "10.0.0.7"}).status_code == 421, path
+        assert client.get(path).status_code == 200, path
+
+
+def test_console_with_a_public_address_serves_its_proxy() -> None:
+    from starlette.requests import Request
+
+    from ingest.config.model import ConsoleSettings
+    from ingest.console.gate import check_host
+
+    headers = [(b"host", b"pacs.example"), (b"x-forwarded-for", b"10.0.0.7")]
+    scope = {"type": "http", "method": "GET", "path": "/", "headers": headers}
+    check_host(Request(scope), ConsoleSettings(public_url="https://pacs.example"))
+
+
+def test_token_of_the_file_is_made_once_and_then_only_read(tmp_path: Path) -> None:
+    from concurrent.futures import ThreadPoolExecutor
+
+    from ingest.console.auth.tokens import read_local_token
+
+    folder = tmp_path / "console"
+    with ThreadPoolExecutor(8) as threads:
+        assert len(set(threads.map(read_local_token, [folder] * 32))) == 1
+    assert [path.name for path in folder.iterdir()] == ["token"]
+    os.utime(folder, ns=(1, 1))
+    read_local_token(folder)
+    assert folder.stat().st_mtime_ns == 1, "a full disk must not refuse requests"
 
 
 def test_unsafe_request_of_another_origin_changes_nothing(console: ConsoleProcess) -> None:
@@ -155,6 +192,15 @@ def test_login_makes_a_new_session_and_logout_ends_it(console: ConsoleProcess) -
     assert stolen.get("/").status_code == 303
 
 
+def test_login_ends_the_session_that_the_browser_had(console: ConsoleProcess) -> None:
+    browser = console.log_in("viewer")
+    [old] = [cookie for cookie in browser.client.cookies.jar if "session" in cookie.name]
+    login = {"user": "operator", "password": PASSWORD, "csrf_token": browser.csrf}
+    assert browser.client.post("/login", data=login).status_code == 303
+    assert browser.get("/").status_code == 200
+    assert console.browse(cookies={old.name: old.value or ""}).get("/").status_code == 303
+
+
 def test_logout_everywhere_ends_all_sessions_of_that_user(console: ConsoleProcess) -> None:
     first, second, other = (console.log_in(name) for name in ("operator", "operator", "viewer"))
     assert first.post("/logout-everywhere").status_code == 303
@@ -203,6 +249,27 @@ def test_guessed_passwords_are_slowed_down_for_one_address_and_user_only(console
     # The right password does not help while the wait lasts, so that guesses learn nothing.
     assert post_login(attacker, "admin", PASSWORD).status_code == 429
     assert post_login(console.browse(), "viewer", PASSWORD).status_code == 303
+
+
+def test_passwords_guessed_at_the_same_time_are_limited_as_those_one_after_another(
+    console: ConsoleProcess,
+) -> None:
+    from concurrent.futures import ThreadPoolExecutor
+
+    from tests.support.consoles import find_csrf_token
+
+    attackers = [console.browse() for _ in range(24)]
+    pages = [find_csrf_token(attacker.get("/login")) for attacker in attackers]
+
+    def guess(number: int) -> int:
+        data = {"user": "guessed", "password": f"guess {number}", "csrf_token": pages[number], "next": "/"}
+        return attackers[number].post("/login", data=data).status_code
+
+    with ThreadPoolExecutor(len(attackers)) as threads:
+        answers = list(threads.map(guess, range(len(attackers))))
+    assert set(answers) == {401, 429}
+    # Three at once. A slow machine takes longer than a wait of 1 s, and lets one or two more pass.
+    assert answers.count(401) <= 5
 
 
 def test_slow_clients_lose_their_connections_and_keep_nobody_out(console: ConsoleProcess) -> None:
