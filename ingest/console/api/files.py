@@ -3,6 +3,7 @@
 import functools
 import os
 from collections.abc import AsyncIterator
+from io import FileIO
 from pathlib import Path
 from typing import Any, Final
 
@@ -40,8 +41,8 @@ UPLOAD_SECONDS: Final = 60.0
 _FOLDERS: Final = frozenset({InstanceState.STORED, InstanceState.VARIANT, InstanceState.QUARANTINED})
 
 
-def open_instance(console: Console, row: Instance) -> tuple[int, int]:
-    """Open the file of an instance, and return its descriptor and size.
+def open_instance(console: Console, row: Instance) -> FileIO:
+    """Open the file of an instance.
 
     Raises:
         ProblemError: The instance has no file any more.
@@ -57,7 +58,7 @@ def open_instance(console: Console, row: Instance) -> tuple[int, int]:
         raise ProblemError(
             503, f"the file of instance {row.id} cannot be opened", "see `ingest ledger verify`"
         ) from None
-    return fd, os.fstat(fd).st_size
+    return FileIO(fd)
 
 
 def name_download(row: Instance) -> str:
@@ -72,52 +73,52 @@ async def download_file(request: Request) -> Response:
     if not console.settings.download:
         raise ProblemError(403, "[console] download is false, so no file leaves by the console")
     call = Call(console, get_principal(request), get_address(request), request.path_params)
-    row, fd, size = await run_blocking(request, _open_download, call)
+    # The file is closed with its object, also if the response never begins.
+    is_sent = request.method != "HEAD"
+    row, file = await run_blocking(request, _open_download, call, is_sent)
+    size = os.fstat(file.fileno()).st_size
     headers = {
         "content-disposition": f'attachment; filename="{name_download(row)}"',
         "content-length": str(size),
     }
-    return StreamingResponse(_read_file(console, fd, size), 200, headers, "application/dicom")
+    if not is_sent:
+        file.close()
+        return Response(None, 200, headers, "application/dicom")
+    return StreamingResponse(_read_file(console, file, size), 200, headers, "application/dicom")
 
 
-def _open_download(call: Call) -> tuple[Instance, int, int]:
+def _open_download(call: Call, is_sent: bool) -> tuple[Instance, FileIO]:
     row = find_instance(call, read_id(call))
-    fd, size = open_instance(call.console, row)
-    record_action(
-        call,
-        Action.DOWNLOAD,
-        f"instance/{row.id}",
-        study_uid=row.study_uid,
-        sop_instance_uid=row.sop_instance_uid,
-    )
-    return row, fd, size
+    file = open_instance(call.console, row)
+    if is_sent:
+        record_action(
+            call,
+            Action.DOWNLOAD,
+            f"instance/{row.id}",
+            study_uid=row.study_uid,
+            sop_instance_uid=row.sop_instance_uid,
+        )
+    return row, file
 
 
-async def _read_file(console: Console, fd: int, size: int) -> AsyncIterator[bytes]:
+async def _read_file(console: Console, file: FileIO, size: int) -> AsyncIterator[bytes]:
     """Yield the file in chunks, so that memory does not grow with the image."""
-    try:
-        offset = 0
-        while offset < size:
-            wanted = min(CHUNK_BYTES, size - offset)
-            read = functools.partial(os.pread, fd, wanted, offset)
-            chunk = await console.work.run(CHUNK_SECONDS, read)
+    with file:
+        while left := size - file.tell():
+            chunk = await console.work.run(
+                CHUNK_SECONDS, functools.partial(file.read, min(CHUNK_BYTES, left))
+            )
             if not chunk:
                 return  # the file was cut: the client sees fewer bytes than announced
-            offset += len(chunk)
             yield chunk
-    finally:
-        os.close(fd)
 
 
 def test_routes(call: Call) -> dict[str, Any]:
     """Explain which routes take a stored instance."""
     body: models.RouteTest = call.body
     row = find_instance(call, body.id)
-    fd, _ = open_instance(call.console, row)
-    try:
-        return _explain(call.console, Path(f"/proc/self/fd/{fd}"), body)
-    finally:
-        os.close(fd)
+    with open_instance(call.console, row) as file:
+        return _explain(call.console, Path(f"/proc/self/fd/{file.fileno()}"), body)
 
 
 def _explain(

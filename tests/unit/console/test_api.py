@@ -114,6 +114,24 @@ def test_downloaded_file_is_the_stored_one_under_a_harmless_name(
     assert re.fullmatch(r'attachment; filename="[0-9.]+\.dcm"', answer.headers["content-disposition"])
 
 
+def test_question_for_the_headers_of_a_file_is_no_download(
+    console_node: ConsoleNode, admin: httpx.Client
+) -> None:
+    [number, *_] = find_ids(admin, console_node.study_uid)
+
+    def count_downloads() -> int:
+        actions = console_node.node.events("console_action")
+        return sum(event["target"] == f"instance/{number}" for event in actions)
+
+    before = count_downloads()
+    answer = admin.head(f"{API}/instances/{number}/file")
+    assert (answer.status_code, answer.content) == (200, b"")
+    assert count_downloads() == before
+    file = admin.get(f"{API}/instances/{number}/file")
+    assert answer.headers["content-length"] == str(len(file.content))
+    assert count_downloads() == before + 1
+
+
 @pytest.mark.parametrize(
     "path",
     [
