@@ -215,10 +215,10 @@ def _read_day(
         return None
     try:
         day = datetime.strptime(values[name], "%Y-%m-%d").astimezone()
-    except ValueError:
+        return int((day + timedelta(days=int(after))).timestamp() * 1000)
+    except (ValueError, OverflowError):
         faults[name] = "Write a date such as 2026-01-31."
         return None
-    return int((day + timedelta(days=int(after))).timestamp() * 1000)
 
 
 # --- one study

@@ -138,3 +138,12 @@ def test_edge_is_wider_and_moves_with_a_rate() -> None:
     assert still[0] == ""
     assert slow[0] == "busy"
     assert still[1] < slow[1] < fast[1]
+
+
+@pytest.mark.parametrize("day", ["9999-12-31", "tomorrow"])
+def test_day_that_no_clock_shows_is_a_fault_of_the_field(day: str) -> None:
+    from ingest.console.pages.studies import _read_day
+
+    faults: dict[str, str] = {}
+    assert _read_day({"until": day}, "until", faults, after=True) is None
+    assert "until" in faults
