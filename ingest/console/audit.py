@@ -4,9 +4,10 @@ The log gets names of users, ids, UIDs and names of destinations, but no search 
 patients. The audit trail, which is made for it, gets them too.
 """
 
+import contextlib
 import json
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
 
 import structlog
 
@@ -14,8 +15,22 @@ from ingest.audit import recorder
 from ingest.audit.recorder import Action
 from ingest.audit.study_objects import record_study_access
 from ingest.config.model import Config
+from ingest.errors import LedgerError
+from ingest.ledger import Instance, Ledger
 
 log = structlog.get_logger()
+
+
+class DecisionResult(Protocol):
+    """What became of an instance in quarantine; the class of it belongs to workers."""
+
+    @property
+    def id(self) -> int:
+        """Id of its row."""
+
+    @property
+    def outcome(self) -> str:
+        """What was done with it, or "failed"."""
 
 
 def record_login(config: Config, user: str, address: str, *, succeeded: bool, how: str) -> None:
@@ -44,6 +59,7 @@ def record_action(
     succeeded: bool = True,
     details: Mapping[str, Any] | None = None,
     study_uid: str | None = None,
+    note: str = "",
 ) -> None:
     """Record an action, such as a retry.
 
@@ -56,6 +72,7 @@ def record_action(
         succeeded: Whether it was done.
         details: More about it, such as ids and counts; no patient data.
         study_uid: Study whose instances a person read or changed: the audit message names its patient.
+        note: Free text of the person or a peer, for the audit trail only.
     """
     log.info(
         "console_action",
@@ -66,12 +83,34 @@ def record_action(
         succeeded=succeeded,
         **(details or {}),
     )
-    description = ", ".join(f"{name} {value}" for name, value in (details or {}).items())
+    said_of = [f"{name} {value}" for name, value in (details or {}).items()]
+    description = ", ".join([*said_of, *([note] if note else [])])
     said: dict[str, Any] = {"target": target, "description": description, "succeeded": succeeded}
     if study_uid is None:
         recorder.record_action(config, user, address, action, **said)
     else:
         record_study_access(config, user, address, action, study_uid, **said)
+
+
+def record_decisions(
+    config: Config, user: str, address: str, action: Action, results: Sequence[DecisionResult]
+) -> None:
+    """Record what became of instances in quarantine, each with the patient of its study."""
+    rows: Mapping[int, Instance] = {}
+    with contextlib.suppress(LedgerError), contextlib.closing(Ledger(config.ledger_url)) as ledger:
+        rows = ledger.instances.find_by_ids([each.id for each in results])
+    for each in results:
+        row = rows.get(each.id)
+        record_action(
+            config,
+            user,
+            address,
+            action,
+            f"instance/{each.id}",
+            succeeded=each.outcome != "failed",
+            details={"outcome": each.outcome},
+            study_uid=(row.study_uid or None) if row else None,
+        )
 
 
 def record_query(config: Config, user: str, address: str, subject: str, criteria: Mapping[str, Any]) -> None:

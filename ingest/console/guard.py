@@ -4,6 +4,7 @@ import asyncio
 from typing import Final
 from urllib.parse import quote
 
+from starlette.formparsers import MultiPartParser
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 from starlette.types import Message, Receive, Scope, Send
@@ -12,6 +13,10 @@ from ingest.console.auth.login import require_csrf_token
 from ingest.console.auth.roles import OPEN_TO_THIS_HOST, ROUTE_ROLES, Role
 from ingest.console.problems import ProblemError, answer_error, wants_html
 from ingest.console.web import Endpoint, get_console, get_principal
+
+# Keep forms in memory, which `bound_body` bounds. A larger part would go to a file in /tmp, and it may be the
+# image of a patient.
+MultiPartParser.spool_max_size = 1 << 30
 
 _TOO_LARGE: Final = "send less at a time"
 

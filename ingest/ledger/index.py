@@ -306,6 +306,22 @@ class InstanceIndex:
             found, key=lambda one: (one.series_number is None, one.series_number or 0, one.series_uid)
         )
 
+    def count_deliveries(self, study_uid: str) -> dict[str, dict[str, int]]:
+        """Return the number of deliveries of a study, by destination and state."""
+        columns = deliveries.c
+        query = (
+            select(columns.destination, columns.state, func.count())
+            .join(instances, instances.c.id == columns.instance_id)
+            .where(instances.c.study_uid == study_uid)
+            .group_by(columns.destination, columns.state)
+            .order_by(columns.destination, columns.state)
+        )
+        found: dict[str, dict[str, int]] = {}
+        with self._database.begin_read() as connection:
+            for destination, state, count in connection.execute(query):
+                found.setdefault(destination, {})[state] = count
+        return found
+
 
 # --- instances
 

@@ -1,7 +1,7 @@
 """List studies, instances and the quarantine."""
 
 import contextlib
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Final
@@ -27,11 +27,17 @@ QUARANTINE_FIELDS: Final = (*_ROW_FIELDS, "kind", "file")
 
 @dataclass(frozen=True, slots=True)
 class StudyDetails:
-    """A study with its series and the first of its instances, the newest first."""
+    """A study with its series and the first of its instances, the newest first.
+
+    Attributes:
+        study, series, instances: As the index describes them.
+        deliveries: Number of deliveries of all its instances, by destination and state.
+    """
 
     study: FoundStudy
     series: Sequence[FoundSeries]
     instances: Sequence[FoundInstance]
+    deliveries: Mapping[str, Mapping[str, int]]
 
     def to_json(self) -> dict[str, Any]:
         """Return the values for JSON."""
@@ -97,7 +103,8 @@ def find_study(
         return None
     with contextlib.closing(Ledger(config.ledger_url)) as ledger:
         series = ledger.index.find_series(study_uid)
-        return StudyDetails(found[0], series, ledger.index.find_instances(which, limit, before=before))
+        instances = ledger.index.find_instances(which, limit, before=before)
+        return StudyDetails(found[0], series, instances, ledger.index.count_deliveries(study_uid))
 
 
 def require_indexed(config: Config, which: StudyFilter) -> None:

@@ -18,6 +18,14 @@ from ingest.operations import deliveries
 QUARANTINE: Final = "ingest.workers.quarantine.command"
 """Named as text: the console does not import workers."""
 
+_PLAIN: Final = frozenset(
+    {
+        *("destination", "states", "study_uid", "series_uid", "sop_instance_uid", "calling_ae"),
+        *("since", "until"),
+    }
+)
+"""Conditions whose values may be in the log."""
+
 ACTION_SECONDS: Final = 120.0
 """Deadline of an action on many rows. Its rows are changed in parts, and a repetition does what is left."""
 
@@ -29,6 +37,7 @@ def record_action(
     *,
     succeeded: bool = True,
     study_uid: str | None = None,
+    note: str = "",
     **details: Any,
 ) -> None:
     """Record an action in the log and in the audit trail; see `ingest.console.audit.record_action`."""
@@ -41,6 +50,7 @@ def record_action(
         succeeded=succeeded,
         details=details,
         study_uid=study_uid,
+        note=note,
     )
 
 
@@ -52,8 +62,10 @@ def _require_conditions(body: models.DeliveryRetry) -> DeliveryFilter:
 
 
 def _describe_conditions(body: models.DeliveryRetry) -> str:
-    given = body.model_dump(mode="json", exclude_defaults=True, exclude={"everything", "dry_run", "error"})
-    return ", ".join(f"{name}={value}" for name, value in given.items() if name != "reason") or "all"
+    """Name conditions for the log, without values that may name a patient or are free text."""
+    hidden = {"everything", "dry_run", "reason"}
+    given = body.model_dump(mode="json", exclude_defaults=True, exclude=hidden)
+    return ", ".join(f"{name}={given[name]}" if name in _PLAIN else name for name in given) or "all"
 
 
 def retry(call: Call) -> dict[str, Any]:
@@ -81,7 +93,8 @@ def drop(call: Call) -> dict[str, Any]:
     reason = f"{call.principal.name}: {body.reason}"
     counts = deliveries.drop_deliveries(call.config, _require_conditions(body), reason, dry_run=body.dry_run)
     if not body.dry_run:
-        record_action(call, Action.DROP, "deliveries", conditions=_describe_conditions(body), counts=counts)
+        given = _describe_conditions(body)
+        record_action(call, Action.DROP, "deliveries", conditions=given, counts=counts, note=body.reason)
     return {"counts": dict(counts), "dry_run": body.dry_run}
 
 
@@ -89,7 +102,7 @@ def pause(call: Call) -> dict[str, Any]:
     """Pause a destination."""
     name, body = call.path["name"], call.body
     result = deliveries.pause_destination(call.config, name, call.principal.name, body.reason)
-    record_action(call, Action.PAUSE, f"destination/{name}")
+    record_action(call, Action.PAUSE, f"destination/{name}", note=body.reason)
     return result.to_json()
 
 
@@ -104,10 +117,7 @@ def resume(call: Call) -> dict[str, Any]:
 def _decide(call: Call, function: str, action: Action) -> Mapping[str, Any]:
     body: models.Ids = call.body
     results = getattr(importlib.import_module(QUARANTINE), function)(call.config, body.ids)
-    for each in results.results:
-        record_action(
-            call, action, f"instance/{each.id}", succeeded=each.outcome != "failed", outcome=each.outcome
-        )
+    audit.record_decisions(call.config, call.principal.name, call.address, action, results.results)
     return {"results": [each.to_json() for each in results.results], "queue_error": results.queue_error}
 
 

@@ -28,7 +28,7 @@ from ingest.errors import PathEscapesError
 from ingest.filesystem.beneath import open_beneath
 from ingest.ledger import Instance
 from ingest.ledger.records import InstanceState
-from ingest.operations.routes import explain_routes
+from ingest.operations.routes import RouteExplanation, explain_routes
 
 CHUNK_BYTES: Final = 256 * 1024
 CHUNK_SECONDS: Final = 20.0
@@ -117,14 +117,24 @@ def test_routes(call: Call) -> dict[str, Any]:
     """Explain which routes take a stored instance."""
     body: models.RouteTest = call.body
     row = find_instance(call, body.id)
-    with open_instance(call.console, row) as file:
-        return _explain(call.console, Path(f"/proc/self/fd/{file.fileno()}"), body)
+    return _to_answer(explain_instance(call.console, row, body))
 
 
-def _explain(
-    console: Console, path: Path, assumed: models.RouteTest | models.AssumedCaller
-) -> dict[str, Any]:
+def explain_instance(
+    console: Console, row: Instance, assumed: models.RouteTest | models.AssumedCaller
+) -> RouteExplanation:
+    """Explain which routes take the file of an instance."""
+    with open_instance(console, row) as file:
+        return _explain(console, file.fileno(), assumed)
+
+
+def _explain(console: Console, fd: int, assumed: models.RouteTest | models.AssumedCaller) -> RouteExplanation:
+    path = Path(f"/proc/self/fd/{fd}")
     [found] = explain_routes(console.config, [path], assumed.calling_ae, assumed.called_ae, assumed.source)
+    return found
+
+
+def _to_answer(found: RouteExplanation) -> dict[str, Any]:
     if found.routing is None:
         raise ProblemError(422, f"the file cannot be read: {found.error}", "send a DICOM file")
     return {name: value for name, value in found.to_json().items() if name != "file"}
@@ -135,18 +145,19 @@ async def test_routes_with_file(request: Request) -> Response:
     console = get_console(request)
     assumed = parse_model(models.AssumedCaller, dict(request.query_params))
     content = await request.body()
-    found = await run_blocking(request, _explain_upload, console, content, assumed)
-    return JSONResponse(found)
+    found = await run_blocking(request, explain_upload, console, content, assumed)
+    return JSONResponse(_to_answer(found))
 
 
-def _explain_upload(console: Console, content: bytes, assumed: models.AssumedCaller) -> dict[str, Any]:
+def explain_upload(console: Console, content: bytes, assumed: models.AssumedCaller) -> RouteExplanation:
+    """Explain which routes take a file that a person sent."""
     # In memory: the disk of a node may be full, and the file must not stay anywhere.
     fd = os.memfd_create("route-test", os.MFD_CLOEXEC)
     try:
         view = memoryview(content)
         while view:
             view = view[os.write(fd, view) :]
-        return _explain(console, Path(f"/proc/self/fd/{fd}"), assumed)
+        return _explain(console, fd, assumed)
     finally:
         os.close(fd)
 

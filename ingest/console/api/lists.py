@@ -44,6 +44,13 @@ def make_instance_filter(body: models.InstanceSearch | models.StudySearch) -> In
 def make_delivery_filter(body: models.DeliveryConditions) -> DeliveryFilter:
     """Make the filter of a search for deliveries."""
     return DeliveryFilter(
+        accession_number=body.accession_number,
+        patient_id=body.patient_id,
+        patient_name=body.patient_name,
+        date_from=body.date_from,
+        date_to=body.date_to,
+        modality=body.modality,
+        calling_ae=body.calling_ae,
         destination=body.destination,
         study_uid=body.study_uid,
         series_uid=body.series_uid,
@@ -59,6 +66,12 @@ def record_search(call: Call, subject: str) -> None:
     """Record a search with its criteria."""
     criteria = json.loads(call.body.model_dump_json(exclude_defaults=True))
     audit.record_query(call.config, call.principal.name, call.address, subject, criteria)
+
+
+def _record_view(call: Call, target: str, study_uid: str) -> None:
+    audit.record_action(
+        call.config, call.principal.name, call.address, Action.VIEW, target, study_uid=study_uid
+    )
 
 
 def _make_page(items: Sequence[dict[str, Any]], limit: int) -> dict[str, Any]:
@@ -96,15 +109,15 @@ def find_study(call: Call) -> instances.StudyDetails:
 def show_study(call: Call) -> dict[str, Any]:
     """Show one study."""
     found = find_study(call)
-    audit.record_action(
-        call.config, call.principal.name, call.address, Action.VIEW, f"study/{found.study.study_uid}"
-    )
+    _record_view(call, f"study/{found.study.study_uid}", found.study.study_uid)
     return instances.study_to_json(found.study)
 
 
 def list_series(call: Call) -> dict[str, Any]:
     """List the series of a study."""
-    return {"items": [asdict(each) for each in find_study(call).series]}
+    found = find_study(call)
+    _record_view(call, f"study/{found.study.study_uid}", found.study.study_uid)
+    return {"items": [asdict(each) for each in found.series]}
 
 
 def search_instances(call: Call) -> dict[str, Any]:
@@ -146,6 +159,7 @@ def show_instance(call: Call) -> dict[str, Any]:
     which = InstanceFilter(sop_instance_uid=row.sop_instance_uid)
     for each in instances.list_instances(call.config, which, models.MAX_LIMIT, before=row.id + 1):
         if each.instance.id == row.id:
+            _record_view(call, f"instance/{row.id}", row.study_uid)
             return instances.instance_to_json(each)
     raise ProblemError(404, f"there is no instance {row.id}")
 
@@ -160,7 +174,9 @@ def search_deliveries(call: Call) -> dict[str, Any]:
 
 def compare(call: Call) -> dict[str, Any]:
     """Compare a quarantined instance with the stored one."""
-    return compare_quarantined(call.config, read_id(call)).to_json()
+    found = compare_quarantined(call.config, read_id(call))
+    _record_view(call, f"instance/{found.quarantined.id}", found.quarantined.study_uid)
+    return found.to_json()
 
 
 def search_quarantine(call: Call) -> dict[str, Any]:

@@ -53,8 +53,8 @@ def to_unix_ms(moment: datetime | None) -> int | None:
 # --- requests
 
 
-class StudyConditions(RequestModel):
-    """Conditions for the study; `*` stands for any text and `?` for one character."""
+class AttributeConditions(RequestModel):
+    """Conditions for attributes of the study; `*` stands for any text and `?` for one character."""
 
     accession_number: Text | None = None
     patient_id: Text | None = None
@@ -62,6 +62,11 @@ class StudyConditions(RequestModel):
     date_from: DicomDate | None = Field(None, description="Study date, included.")
     date_to: DicomDate | None = Field(None, description="Study date, included.")
     modality: Text | None = None
+
+
+class StudyConditions(AttributeConditions):
+    """Conditions for the study; `*` stands for any text and `?` for one character."""
+
     destination: Text | None = Field(None, description="Instances have a delivery to it.")
     delivery_states: tuple[DeliveryState, ...] = ()
 
@@ -102,7 +107,7 @@ class StudySearch(StudyConditions):
     after: StudyPlace | None = Field(None, description="`next` of the previous page.")
 
 
-class DeliveryConditions(RequestModel):
+class DeliveryConditions(AttributeConditions):
     """Conditions for deliveries; all of them must hold."""
 
     destination: Text | None = None
@@ -110,6 +115,7 @@ class DeliveryConditions(RequestModel):
     series_uid: UID | None = None
     sop_instance_uid: UID | None = None
     states: tuple[DeliveryState, ...] = ()
+    calling_ae: Text | None = None
     error: Text | None = Field(None, description="A part of the last error.")
     since: Moment | None = Field(None, description="Changed since then.")
     until: Moment | None = Field(None, description="Changed before then.")

@@ -10,6 +10,7 @@ from ingest.config.reader import load_config, read_notes
 from ingest.config.serialization import config_to_values
 from ingest.console.api import models
 from ingest.console.api.actions import record_action
+from ingest.console.api.lists import record_search
 from ingest.console.api.operation import Call, Operation
 from ingest.errors import ConfigError, IngestError
 from ingest.ledger import Ledger
@@ -61,6 +62,7 @@ def show_alerts(call: Call) -> dict[str, Any]:
 
 def show_trace(call: Call) -> dict[str, Any]:
     """Show what happened to a study or an instance, and what happens next."""
+    record_search(call, "trace")
     body: models.TraceRequest = call.body
     return trace(call.config, body.wanted).to_json()
 

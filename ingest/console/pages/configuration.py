@@ -20,7 +20,7 @@ from ingest.console.pages.rendering import (
     go_back,
     leave_notice,
     read_form,
-    record_action,
+    recording,
     render,
 )
 from ingest.console.web import Endpoint, get_console, run_blocking, run_for
@@ -107,8 +107,8 @@ def _flatten(values: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
 async def check(request: Request) -> Response:
     """Check everything that the configuration names, with a C-ECHO to each destination."""
     console = get_console(request)
-    result = await run_for(request, CHECK_SECONDS, lambda: _check(console.config, console.path))
-    record_action(request, "check")
+    with recording(request, "check"):
+        result = await run_for(request, CHECK_SECONDS, lambda: _check(console.config, console.path))
     return await _render(request, result)
 
 
@@ -150,8 +150,10 @@ async def reload(request: Request) -> Response:
             possible=not faults,
         )
         return ask(request, question, "configuration")
-    record_action(request, "reload")
-    generation = await run_for(request, RELOAD_SECONDS, lambda: reload_client.request_reload(console.config))
+    with recording(request, "reload"):
+        generation = await run_for(
+            request, RELOAD_SECONDS, lambda: reload_client.request_reload(console.config)
+        )
     leave_notice(request, f"Reloaded: generation {generation} is in force.")
     return go_back("/configuration")
 

@@ -21,7 +21,7 @@ from ingest.console.pages.rendering import (
     read_order,
     read_query,
     read_snapshot,
-    record_action,
+    recording,
     render,
     sort_rows,
 )
@@ -191,8 +191,8 @@ async def retry(request: Request) -> Response:
             possible=bool(count or which.destination),
         )
         return ask(request, question, "deliveries")
-    result = await run_blocking(request, retry_deliveries, config, which, dry_run=False)
-    _record(request, "retry", values)
+    with _recording(request, "retry", values):
+        result = await run_blocking(request, retry_deliveries, config, which, dry_run=False)
     text = f"{_count(sum(result.counts.values()))} will be sent again."
     if result.queue_error:
         text += " The queue is away; workers find them by themselves within seconds."
@@ -226,8 +226,8 @@ async def drop(request: Request) -> Response:
         )
         return ask(request, question, "deliveries")
     reason = f"dropped by {get_principal(request).name}: {values['reason'][:200]}"
-    counts = await run_blocking(request, drop_deliveries, config, which, reason, dry_run=False)
-    _record(request, "drop", values)
+    with _recording(request, "drop", values):
+        counts = await run_blocking(request, drop_deliveries, config, which, reason, dry_run=False)
     leave_notice(
         request, f"{_count(sum(counts.values()))} {'is' if sum(counts.values()) == 1 else 'are'} dropped."
     )
@@ -250,10 +250,9 @@ async def pause(request: Request) -> Response:
             asks_reason=True,
         )
         return ask(request, question, "deliveries")
-    await run_blocking(
-        request, pause_destination, config, name, get_principal(request).name, values["reason"][:200]
-    )
-    _record(request, "pause", values)
+    by, reason = get_principal(request).name, values["reason"][:200]
+    with _recording(request, "pause", values):
+        await run_blocking(request, pause_destination, config, name, by, reason)
     leave_notice(request, f"{name} is paused.")
     return go_back(find_way_back(values, "/deliveries"))
 
@@ -273,8 +272,8 @@ async def resume(request: Request) -> Response:
             back=find_way_back(values, "/deliveries"),
         )
         return ask(request, question, "deliveries")
-    await run_blocking(request, resume_destination, config, name)
-    _record(request, "resume", values)
+    with _recording(request, "resume", values):
+        await run_blocking(request, resume_destination, config, name)
     leave_notice(request, f"{name} is resumed.")
     return go_back(find_way_back(values, "/deliveries"))
 
@@ -283,12 +282,16 @@ def _count(count: int) -> str:
     return f"{count} {'delivery' if count == 1 else 'deliveries'}"
 
 
-def _record(request: Request, action: str, values: Mapping[str, str]) -> None:
-    # The error of a delivery and a reason are free text: they are no subject.
+def _recording(
+    request: Request, action: str, values: Mapping[str, str]
+) -> contextlib.AbstractContextManager[None]:
     subject = {
         name: values.get(name, "") for name in ("destination", "state", "study_uid", "sop_instance_uid")
     }
-    record_action(request, action, **subject)
+    # The error of a delivery and a person's reason are free text: the log does not get them.
+    texts = ("dead_reason", "reason")
+    note = ", ".join(f"{name} {values[name]}" for name in texts if values.get(name))
+    return recording(request, action, note=note, **subject)
 
 
 ENDPOINTS: Final = (

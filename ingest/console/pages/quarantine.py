@@ -8,7 +8,9 @@ from typing import Final
 from starlette.requests import Request
 from starlette.responses import Response
 
+from ingest.audit.recorder import Action
 from ingest.config.model import Config
+from ingest.console import audit
 from ingest.console.pages.rendering import (
     Question,
     ask,
@@ -18,12 +20,12 @@ from ingest.console.pages.rendering import (
     read_number,
     read_query,
     read_snapshot,
-    record_action,
+    record_view,
     render,
     require_number,
 )
 from ingest.console.problems import ProblemError
-from ingest.console.web import Endpoint, get_console, run_blocking
+from ingest.console.web import Endpoint, get_address, get_console, get_principal, run_blocking
 from ingest.ledger import Instance, InstanceState, Ledger
 from ingest.ledger.index import InstanceFilter
 from ingest.operations.comparison import compare_quarantined
@@ -41,11 +43,13 @@ class Decision:
     """A decision that a person can make about an instance in quarantine.
 
     Attributes:
+        action: What the audit trail calls it.
         function: Name of its function in `COMMANDS`.
         question, line, label: Texts of the question.
     """
 
     name: str
+    action: Action
     function: str
     question: str
     line: str
@@ -54,6 +58,7 @@ class Decision:
 
 _RELEASE: Final = Decision(
     "release",
+    Action.RELEASE,
     "release_instances",
     "Release this instance?",
     "It is stored, routed and delivered like a new one. The object that is stored under its UID goes into "
@@ -62,6 +67,7 @@ _RELEASE: Final = Decision(
 )
 _RETRY: Final = Decision(
     "retry",
+    Action.RELEASE,
     "retry_instances",
     "Store this instance again?",
     "If its cause is mended, it is stored, routed and delivered like a new one. It replaces nothing.",
@@ -69,6 +75,7 @@ _RETRY: Final = Decision(
 )
 _DROP: Final = Decision(
     "drop",
+    Action.DROP_QUARANTINED,
     "drop_instances",
     "Drop this instance for good?",
     "Its file is removed from the quarantine and cannot be brought back. Its row in the ledger stays.",
@@ -109,13 +116,15 @@ async def show_quarantined(request: Request) -> Response:
     row = await run_blocking(request, _find_row, config, number)
     if row.state is not InstanceState.QUARANTINED:
         return go_back(f"/instances/{number}")
+    comparison = await run_blocking(request, compare_quarantined, config, number)
+    await record_view(request, f"instance/{number}", row.study_uid)
     return render(
         request,
         "quarantined.html",
         "quarantine",
         instance=row,
         kind=name_quarantine_kind(row),
-        comparison=await run_blocking(request, compare_quarantined, config, number),
+        comparison=comparison,
     )
 
 
@@ -158,8 +167,11 @@ async def _decide(request: Request, decision: Decision) -> Response:
         )
         return ask(request, question, "quarantine")
     function = getattr(importlib.import_module(COMMANDS), decision.function)
-    results = (await run_blocking(request, function, get_console(request).config, ids)).results
-    record_action(request, f"quarantine_{decision.name}", ids=values["id"] or "all")
+    console, principal = get_console(request), get_principal(request)
+    results = (await run_blocking(request, function, console.config, ids)).results
+    console.snapshots.expire()
+    known = (console.config, principal.name, get_address(request), decision.action)
+    await run_blocking(request, audit.record_decisions, *known, results)
     for result in results[:NOTICES_MAX]:
         if result.outcome == "failed":
             leave_notice(request, result.error, "fail")

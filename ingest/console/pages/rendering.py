@@ -1,8 +1,10 @@
 """What every page shares: navigation, notices, values of the template, and the query of an address."""
 
+import contextlib
+import functools
 import threading
 from collections import OrderedDict
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
@@ -257,17 +259,46 @@ _ACTIONS: Final = {
     "resume": Action.RESUME,
     "reload": Action.RELOAD,
     "password_changed": Action.CHANGE_USERS,
-    "quarantine_release": Action.RELEASE,
-    "quarantine_retry": Action.RELEASE,
-    "quarantine_drop": Action.DROP_QUARANTINED,
 }
 
 
-def record_action(request: Request, action: str, **subject: str) -> None:
-    """Record an action that was done, and let the next page show its effect."""
+@contextlib.contextmanager
+def recording(request: Request, action: str, *, note: str = "", **subject: str) -> Iterator[None]:
+    """Record an action when it ends, also if it fails, and let the next page show its effect.
+
+    Args:
+        request: The request.
+        action: The action.
+        note: Free text for the audit trail only.
+        subject: What it concerns; no patient data.
+    """
+    try:
+        yield
+    except Exception:
+        _record_action(request, action, subject, note, succeeded=False)
+        raise
+    _record_action(request, action, subject, note, succeeded=True)
+
+
+async def record_view(request: Request, target: str, study_uid: str) -> None:
+    """Record that a person looked at a study or an instance; a refresh by the page itself is no look."""
+    if is_live_request(request):
+        return
+    principal = get_principal(request)
+    known = (get_console(request).config, principal.name, get_address(request), Action.VIEW, target)
+    # A message names the patient: it asks the ledger.
+    await run_blocking(request, functools.partial(audit.record_action, *known, study_uid=study_uid))
+
+
+def _record_action(
+    request: Request, action: str, subject: Mapping[str, str], note: str, *, succeeded: bool
+) -> None:
     get_console(request).snapshots.expire()
     principal, address = get_principal(request), get_address(request)
     known = {name: value for name, value in subject.items() if value}
     kind = _ACTIONS.get(action, Action.OTHER)
     target = f"destination/{known['destination']}" if "destination" in known else action
-    audit.record_action(get_console(request).config, principal.name, address, kind, target, details=known)
+    config = get_console(request).config
+    audit.record_action(
+        config, principal.name, address, kind, target, succeeded=succeeded, details=known, note=note
+    )

@@ -1,10 +1,7 @@
 """Routes: the rules as a table, and a tester that says which rules take an instance and why."""
 
 import contextlib
-import shutil
-import tempfile
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, Final
 
 from starlette.datastructures import UploadFile
@@ -12,13 +9,11 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from ingest.config.model import Config
-from ingest.console.pages.rendering import record_action, render
+from ingest.console.api.files import UPLOAD_BYTES, UPLOAD_SECONDS, explain_instance, explain_upload
+from ingest.console.api.models import AssumedCaller
+from ingest.console.pages.rendering import recording, render
 from ingest.console.web import Endpoint, get_console, run_blocking
-from ingest.ledger import InstanceState, Ledger
-from ingest.operations.routes import RouteExplanation, explain_routes
-
-MAX_FILE_BYTES: Final = 64 * 1024 * 1024
-UPLOAD_SECONDS: Final = 60.0
+from ingest.ledger import Instance, InstanceState, Ledger
 
 
 async def show_routes(request: Request) -> Response:
@@ -67,44 +62,35 @@ def _format_test(value: Any) -> str:
 
 async def test_routes(request: Request) -> Response:
     """Say which routes take a file or a stored instance, and why. Nothing is stored or sent."""
-    config = get_console(request).config
+    console = get_console(request)
     form = await request.form()
     upload = form.get("file")
     values = {name: str(form.get(name) or "").strip()[:128] for name in ("uid", "calling", "called")}
-    assumed = (values["calling"] or None, values["called"] or None)
-    if isinstance(upload, UploadFile) and upload.size:
-        explained = await run_blocking(request, _explain_upload, config, upload, assumed)
-    elif values["uid"]:
-        path = await run_blocking(request, _find_file, config, values["uid"])
-        if path is None:
-            fault = "No stored instance has this SOP Instance UID."
-            return _render(request, config, fault=fault, form=values)
-        explained = (await run_blocking(request, explain_routes, config, [path], *assumed))[0]
-    else:
-        return _render(request, config, fault="Choose a file, or give a SOP Instance UID.", form=values)
-    record_action(request, "routes_test", sop_instance_uid=values["uid"])
+    assumed = AssumedCaller(calling_ae=values["calling"] or None, called_ae=values["called"] or None)
+    with recording(request, "routes_test", sop_instance_uid=values["uid"]):
+        if isinstance(upload, UploadFile) and upload.size:
+            content = await upload.read()
+            explained = await run_blocking(request, explain_upload, console, content, assumed)
+        elif values["uid"]:
+            row = await run_blocking(request, _find_stored, console.config, values["uid"])
+            if row is None:
+                fault = "No stored instance has this SOP Instance UID."
+                return _render(request, console.config, fault=fault, form=values)
+            explained = await run_blocking(request, explain_instance, console, row, assumed)
+        else:
+            fault = "Choose a file, or give a SOP Instance UID."
+            return _render(request, console.config, fault=fault, form=values)
     fault = f"The file cannot be read: {explained.error}" if explained.routing is None else ""
-    return _render(request, config, explanation=explained.routing, fault=fault, form=values)
+    return _render(request, console.config, explanation=explained.routing, fault=fault, form=values)
 
 
-def _explain_upload(
-    config: Config, upload: UploadFile, assumed: tuple[str | None, str | None]
-) -> RouteExplanation:
-    with tempfile.TemporaryDirectory(prefix="ingest-routes-") as folder:
-        path = Path(folder) / "upload.dcm"
-        with path.open("wb") as file:
-            shutil.copyfileobj(upload.file, file)
-        return explain_routes(config, [path], *assumed)[0]
-
-
-def _find_file(config: Config, uid: str) -> Path | None:
+def _find_stored(config: Config, uid: str) -> Instance | None:
     with contextlib.closing(Ledger(config.ledger_url)) as ledger:
         rows = ledger.instances.find_by_sop_instance_uid(uid)
-    stored = [row for row in rows if row.state in {InstanceState.STORED, InstanceState.VARIANT}]
-    return config.store_root / stored[0].store_key if stored else None
+    return next((row for row in rows if row.state in {InstanceState.STORED, InstanceState.VARIANT}), None)
 
 
 ENDPOINTS: Final = (
     Endpoint("GET", "/routes", show_routes),
-    Endpoint("POST", "/routes/test", test_routes, MAX_FILE_BYTES, UPLOAD_SECONDS),
+    Endpoint("POST", "/routes/test", test_routes, UPLOAD_BYTES, UPLOAD_SECONDS),
 )

@@ -1,7 +1,7 @@
 """Studies: search and list, one study with its series, one instance with all that happened to it."""
 
 import contextlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date, datetime, timedelta
 from typing import Any, Final
@@ -19,6 +19,7 @@ from ingest.console.pages.rendering import (
     read_order,
     read_query,
     read_snapshot,
+    record_view,
     render,
     require_number,
 )
@@ -28,7 +29,7 @@ from ingest.dicom.uids import names_of
 from ingest.errors import UnknownObjectError
 from ingest.ledger import DeliveryState, Instance, InstanceState, Ledger
 from ingest.ledger.delivery_admin import DeliveryFilter
-from ingest.ledger.index import FoundInstance, FoundStudy, InstanceFilter, StudySort
+from ingest.ledger.index import FoundStudy, InstanceFilter, StudySort
 from ingest.operations.deliveries import ListedDelivery, list_deliveries
 from ingest.operations.instances import find_study, list_studies
 from ingest.operations.trace import Trace, trace
@@ -250,12 +251,13 @@ async def show_study(request: Request) -> Response:
             404, "the ledger has no such study", "search for it; its instances may have been removed"
         )
     found = details.instances
+    await record_view(request, f"study/{uid}", uid)
     return render(
         request,
         "study.html",
         "studies",
         study=details.study,
-        destinations=_count_by_destination(found),
+        destinations=details.deliveries,
         way=await run_blocking(request, _trace, console.config, uid),
         kinds=_KINDS,
         series_list=[
@@ -263,18 +265,8 @@ async def show_study(request: Request) -> Response:
             for series in details.series
         ],
         next_url=f"?before={found[-1].instance.id}" if len(found) == INSTANCE_ROWS else "",
-        is_whole=len(found) < INSTANCE_ROWS and not before,
         version="" if before else snapshot.versions["studies"],
     )
-
-
-def _count_by_destination(found: Iterable[FoundInstance]) -> dict[str, dict[str, int]]:
-    counts: dict[str, dict[str, int]] = {}
-    for one in found:
-        for name, state in one.deliveries.items():
-            states = counts.setdefault(name, {})
-            states[state.value] = states.get(state.value, 0) + 1
-    return dict(sorted(counts.items()))
 
 
 def _trace(config: Config, uid: str) -> Trace | None:
@@ -294,6 +286,7 @@ async def show_instance(request: Request) -> Response:
     number = require_number(request.path_params["number"])
     snapshot = await read_snapshot(request)
     row, deliveries = await run_blocking(request, _read_instance, console.config, number)
+    await record_view(request, f"instance/{number}", row.study_uid)
     return render(
         request,
         "instance.html",

@@ -1,4 +1,4 @@
-"""Buttons of the pages on a real node: which rows they change, and which they leave alone."""
+"""Buttons of the pages on a real node: which rows they change, who may press them, and what is recorded."""
 
 from __future__ import annotations
 
@@ -109,3 +109,81 @@ def test_button_of_a_reason_changes_the_deliveries_of_that_reason_only(
     assert read_states(LEGACY) == ["dropped", "waiting"]
     unread = browser.post("/deliveries/retry", data={"destination": LEGACY, "dead_reason": "[0]"})
     assert unread.status_code == 422
+
+
+def find_recorded(node: ConsoleNode, target: str) -> list[tuple[str, bool]]:
+    events = node.node.events("console_action")
+    return [(event["action"], event["succeeded"]) for event in events if event["target"] == target]
+
+
+def test_looking_is_recorded_and_a_refresh_by_the_page_is_no_look(console_node: ConsoleNode) -> None:
+    program = console_node.web.call(console_node.web.tokens["admin"])
+    found = program.post("/api/v1/instances/search", json={"study_uid": console_node.study_uid}).json()
+    number = found["items"][0]["id"]
+    browser = console_node.web.log_in("viewer")
+    for path, target in (
+        (f"/studies/{console_node.study_uid}", f"study/{console_node.study_uid}"),
+        (f"/instances/{number}", f"instance/{number}"),
+    ):
+        before = len(find_recorded(console_node, target))
+        assert browser.get(path).status_code == 200
+        assert browser.get(path, headers={"X-Live": "1"}).status_code == 200
+        assert program.get(f"/api/v1{path}").status_code == 200
+        assert find_recorded(console_node, target)[before:] == [("view study", True)] * 2
+
+
+def test_action_that_fails_is_recorded_as_failed(console_node: ConsoleNode) -> None:
+    browser = console_node.web.log_in("operator")
+    form = {"destination": "no-such-place", "reason": "x", "confirmed": "1"}
+    assert browser.post("/deliveries/pause", data=form).status_code == 404
+    assert find_recorded(console_node, "destination/no-such-place") == [("pause destination", False)]
+    decided = browser.post("/quarantine/drop", data={"id": "987654", "confirmed": "1"})
+    assert decided.status_code == 303
+    assert find_recorded(console_node, "instance/987654") == [("drop from quarantine", False)]
+
+
+def test_viewer_sees_no_attributes_of_files(console_node: ConsoleNode) -> None:
+    viewer = console_node.web.log_in("viewer")
+    assert viewer.get("/quarantine").status_code == 200
+    assert viewer.get("/quarantine/1").status_code == 403
+    assert viewer.get("/api/v1/quarantine/1/comparison").status_code == 403
+
+
+def test_wrong_present_passwords_are_delayed_as_at_the_login(console_node: ConsoleNode) -> None:
+    browser = console_node.web.log_in("viewer")
+    form = {"old": "wrong", "new": "quite another word", "again": "quite another word"}
+    statuses = [browser.post("/account/password", data=form).status_code for _ in range(5)]
+    assert statuses == [422, 422, 422, 429, 429]
+
+
+def test_patient_in_searches_actions_and_errors_is_neither_in_the_log_nor_in_answers_of_errors(
+    console_node: ConsoleNode,
+) -> None:
+    name, number = "PLANTED^NAME", "PLANTED-ID"
+    browser = console_node.web.log_in("operator")
+    assert browser.post("/studies/search", data={"name": name, "patient": number}).status_code == 303
+    patient = {"accession_number": name, "patient_id": number}
+    assert browser.post("/api/v1/deliveries/search", json=patient).json()["items"] == []
+    assert browser.post("/api/v1/deliveries/retry", json=patient).json()["counts"] == {}
+    dropped = browser.post("/api/v1/deliveries/drop", json={**patient, "reason": f"{name} moved"})
+    assert dropped.json()["counts"] == {}
+    errors = [
+        browser.post("/api/v1/instances/search", json={**patient, "date_from": number}),
+        browser.post("/api/v1/quarantine/search", json={"modality": [name, number]}),
+        browser.post("/api/v1/trace", json={"wanted": number}),
+        browser.post("/deliveries/drop", data={"destination": "pacs", "dead_reason": name}),
+        browser.post("/quarantine/drop", data={"id": number, "confirmed": "1"}),
+        browser.get(f"/studies/{number}"),
+    ]
+    assert [answer.status_code for answer in errors] == [422, 422, 404, 422, 404, 404]
+    assert "PLANTED" not in "".join(answer.text for index, answer in enumerate(errors) if index != 2)
+    assert "PLANTED" not in console_node.node.log
+
+
+def test_routes_are_explained_for_a_file_and_for_a_stored_instance(console_node: ConsoleNode) -> None:
+    browser = console_node.web.log_in("operator")
+    content = max(console_node.node.store.rglob("*.dcm")).read_bytes()
+    answer = browser.post("/routes/test", files={"file": ("x.dcm", content + bytes(2_000_000))})
+    assert "It goes to pacs" in answer.text
+    stored = browser.post("/routes/test", data={"uid": console_node.sop_uids[0]})
+    assert "It goes to pacs" in stored.text
