@@ -7,15 +7,16 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, Final
 
 from starlette.responses import StreamingResponse
+from starlette.types import Receive, Scope, Send
 
 from ingest.console.problems import ProblemError
-from ingest.log import RateLimitedLog
+from ingest.log import RateLimitedLog, describe_defect
 
 PERIOD_SECONDS: Final = 1.0
 """Pause between two gatherings, while a browser listens."""
 
 MAX_STREAMS: Final = 100
-MAX_STREAMS_PER_PRINCIPAL: Final = 64
+MAX_STREAMS_PER_PRINCIPAL: Final = 16
 
 STREAM_SECONDS: Final = 600.0
 """A stream ends after this time. The browser opens another one by itself."""
@@ -49,7 +50,7 @@ class EventHub:
             try:
                 values = await self._gather()
             except Exception as error:  # the next gathering tries again
-                self._log.warning("console_events_failed", exc_info=error)
+                self._log.warning("console_events_failed", **describe_defect(error))
             else:
                 async with self._changed:
                     self._number += 1
@@ -79,33 +80,30 @@ class EventHub:
         """
         if self._streams.total() >= MAX_STREAMS or self._streams[name] >= MAX_STREAMS_PER_PRINCIPAL:
             raise ProblemError(503, "too many pages are open", "close some of them", {"Retry-After": "30"})
-        return StreamingResponse(
-            self._stream(name, is_allowed, encode),
-            media_type="text/event-stream",
-            headers={"X-Accel-Buffering": "no"},
-        )
+        # Count now: the stream begins later, and many requests at the same time would all pass.
+        self._streams[name] += 1
+        self._is_wanted.set()
+        return _CountedResponse(self._stream(is_allowed, encode), lambda: self._forget_stream(name))
+
+    def _forget_stream(self, name: str) -> None:
+        self._streams[name] -= 1
+        if not self._streams[name]:
+            del self._streams[name]
+        if not self._streams:
+            self._is_wanted.clear()
 
     async def _stream(
-        self, name: str, is_allowed: Callable[[], bool], encode: Callable[[Any], bytes]
+        self, is_allowed: Callable[[], bool], encode: Callable[[Any], bytes]
     ) -> AsyncIterator[bytes]:
         loop = asyncio.get_running_loop()
         until, seen = loop.time() + STREAM_SECONDS, 0
-        self._streams[name] += 1
-        self._is_wanted.set()
-        try:
-            yield b"retry: 3000\n\n"
-            while not self._is_closed and loop.time() < until and is_allowed():
-                if await self._wait_for_newer(seen):
-                    seen = self._number
-                    yield encode(self._newest)
-                else:
-                    yield b":\n\n"
-        finally:
-            self._streams[name] -= 1
-            if not self._streams[name]:
-                del self._streams[name]
-            if not self._streams:
-                self._is_wanted.clear()
+        yield b"retry: 3000\n\n"
+        while not self._is_closed and loop.time() < until and is_allowed():
+            if await self._wait_for_newer(seen):
+                seen = self._number
+                yield encode(self._newest)
+            else:
+                yield b":\n\n"
 
     async def _wait_for_newer(self, seen: int) -> bool:
         if self._number != seen and self._number and seen == 0:
@@ -115,3 +113,17 @@ class EventHub:
                 await self._changed.wait_for(lambda: self._number != seen or self._is_closed)
                 return self._number != seen
         return False
+
+
+class _CountedResponse(StreamingResponse):
+    """A stream that reports its end, also if the browser vanished before its first event."""
+
+    def __init__(self, content: AsyncIterator[bytes], forget: Callable[[], None]) -> None:
+        super().__init__(content, media_type="text/event-stream", headers={"X-Accel-Buffering": "no"})
+        self._forget = forget
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._forget()

@@ -132,7 +132,8 @@ def is_principal_valid(request: Request, principal: Principal) -> bool:
         except ProblemError:
             return False
     token = request.headers.get("authorization", "").partition(" ")[2].strip()
-    return _find_token(console, token) is not None
+    found = _find_token(console, token)
+    return found is not None and found.role >= principal.role
 
 
 def needs_user(console: Console) -> bool:

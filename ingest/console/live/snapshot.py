@@ -100,9 +100,12 @@ class SnapshotSource:
             return last
 
     def expire(self) -> None:
-        """Forget the last snapshot, because a person has changed something."""
-        with self._lock:
-            self._is_expired = True
+        """Forget the last snapshot, because a person has changed something.
+
+        The lock is held while a snapshot is taken, and the event loop calls this: it must not wait. `read`
+        clears the mark before it takes a snapshot, so no change is missed.
+        """
+        self._is_expired = True
 
     def peek(self) -> Snapshot | None:
         """Return the last snapshot, whatever its age."""

@@ -302,20 +302,44 @@ def test_endless_header_and_endless_body_are_refused(console: ConsoleProcess) ->
 
 
 def test_fifty_open_pages_get_events_while_others_are_served(console: ConsoleProcess) -> None:
+    from ingest.console.auth.roles import Role
+    from ingest.console.auth.tokens import TokenFile
+
     viewer = console.tokens["viewer"]
+    file = TokenFile(console.config.console_dir)
+    walls = [file.add_token(f"wall-{number}", Role.VIEWER) for number in range(5)]
     with contextlib.ExitStack() as stack:
         limits = httpx.Limits(max_connections=60)
         client = stack.enter_context(
             httpx.Client(base_url=console.url, trust_env=False, limits=limits, timeout=20)
         )
-        headers = {"Authorization": f"Bearer {viewer}"}
+        headers = [{"Authorization": f"Bearer {wall}"} for wall in walls for _ in range(10)]
         streams = [
-            stack.enter_context(client.stream("GET", "/api/v1/events", headers=headers)) for _ in range(50)
+            stack.enter_context(client.stream("GET", "/api/v1/events", headers=each)) for each in headers
         ]
         for stream in streams:
             lines = stream.iter_lines()
             assert any(line.startswith("data: {") for line in lines)
         assert console.call(viewer).get("/api/v1/status").status_code == 200
+
+
+def test_stream_of_a_token_ends_when_its_role_drops(console: ConsoleProcess) -> None:
+    from ingest.console.auth.roles import Role
+    from ingest.console.auth.tokens import TokenFile
+    from ingest.console.files import read_json, write_json
+
+    folder = console.config.console_dir
+    client = console.call(TokenFile(folder).add_token("dropping", Role.ADMIN))
+    with client.stream("GET", "/api/v1/events") as stream:
+        lines = stream.iter_lines()
+        assert any(line.startswith("data: {") for line in lines)
+        content = read_json(folder / "tokens.json")
+        content["tokens"]["dropping"]["role"] = "viewer"
+        write_json(folder / "tokens.json", content)
+        began = time.monotonic()
+        assert sum(1 for _ in lines) < 1000
+        assert time.monotonic() - began < 15
+    assert client.get("/api/v1/status").status_code == 200
 
 
 @pytest.mark.parametrize(

@@ -186,3 +186,43 @@ def test_probes_are_answered_while_all_other_threads_hang(tmp_path: Path) -> Non
                 pool.close()
 
     asyncio.run(use())
+
+
+def test_streams_asked_for_at_the_same_time_are_counted_before_they_begin() -> None:
+    from starlette.requests import ClientDisconnect
+
+    from ingest.console.events import MAX_STREAMS_PER_PRINCIPAL, EventHub
+
+    async def use() -> None:
+        async def vanish(_message: object) -> None:
+            raise OSError
+
+        async def receive() -> dict[str, str]:
+            return {"type": "http.disconnect"}
+
+        hub = EventHub(lambda: asyncio.sleep(0))
+        opened = [
+            hub.open_stream("anna", lambda: True, lambda _: b"") for _ in range(MAX_STREAMS_PER_PRINCIPAL)
+        ]
+        with pytest.raises(ProblemError, match="too many pages"):
+            hub.open_stream("anna", lambda: True, lambda _: b"")
+        # A browser that vanishes before the first event gives its place back.
+        for response in opened:
+            with pytest.raises(ClientDisconnect):
+                await response({"type": "http", "asgi": {"spec_version": "2.4"}}, receive, vanish)
+        assert hub._streams.total() == 0
+
+    asyncio.run(use())
+
+
+def test_change_does_not_wait_for_a_snapshot_that_is_being_taken(tmp_path: Path) -> None:
+    from ingest.config.model import Config
+    from ingest.console.live.snapshot import SnapshotSource
+
+    source = SnapshotSource(Config())
+    with source._lock:
+        began = time.monotonic()
+        changing = threading.Thread(target=source.expire, daemon=True)
+        changing.start()
+        changing.join(5)
+        assert time.monotonic() - began < 4
