@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import os
 import struct
+import threading
 import warnings
 import zlib
 from collections.abc import Iterator
@@ -40,7 +41,12 @@ SHORT_BYTES: Final = 1024
 """Values that are longer are compared by size and digest."""
 
 SEQUENCE_BYTES_MAX: Final = 16 << 20
-INFLATED_BYTES_MAX: Final = 256 << 20
+INFLATED_BYTES_MAX: Final = 32 << 20
+WAIT_SECONDS: Final = 10.0
+
+_COMPARING: Final = threading.BoundedSemaphore(1)
+"""Inflated data sets are held in memory: one comparison of a process at a time bounds it."""
+
 TEXT_MAX: Final = 300
 CHUNK: Final = 1 << 20
 
@@ -142,6 +148,7 @@ def compare_quarantined(config: Config, number: int) -> QuarantineComparison:
         return QuarantineComparison(quarantined=row, stored=None, kind=kind, fault=fault)
     try:
         with (
+            _one_at_a_time(),
             _open(config.quarantine_dir, row.store_key) as ours,
             _open(config.store_root, stored.store_key) as theirs,
         ):
@@ -164,6 +171,16 @@ def _row_to_json(row: Instance) -> dict[str, Any]:
 
 class _UnreadableError(Exception):
     """A file cannot be read as DICOM."""
+
+
+@contextlib.contextmanager
+def _one_at_a_time() -> Iterator[None]:
+    if not _COMPARING.acquire(timeout=WAIT_SECONDS):
+        raise _UnreadableError("another comparison is under way; try again")
+    try:
+        yield
+    finally:
+        _COMPARING.release()
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -126,3 +127,29 @@ def test_command_shows_both_values(make_persist_site: Sites, tmp_path: Path) -> 
     done = CliRunner().invoke(main, ["quarantine", "compare", "-c", str(path), str(number)])
     assert done.exit_code == 0, done.output
     assert "(0010,0010)  PatientName  PN  Meyer^Hans   Muller^Hans" in done.output
+
+
+def test_data_set_that_inflates_to_much_memory_is_not_compared(tmp_path: Path) -> None:
+    from ingest.errors import PeerError
+    from ingest.operations.comparison import INFLATED_BYTES_MAX, _require_inflatable
+
+    path, deflater = tmp_path / "bomb", zlib.compressobj(wbits=-zlib.MAX_WBITS)
+    chunk = bytes(1 << 20)
+    path.write_bytes(b"".join(deflater.compress(chunk) for _ in range(33)) + deflater.flush())
+    assert INFLATED_BYTES_MAX <= 32 << 20
+    with path.open("rb") as file, pytest.raises(PeerError, match="inflates to more than 32 MB"):
+        _require_inflatable(file.fileno(), 0)
+
+
+def test_one_comparison_at_a_time_uses_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    from ingest.operations import comparison
+
+    monkeypatch.setattr(comparison, "WAIT_SECONDS", 0.1)
+    with (
+        comparison._one_at_a_time(),
+        pytest.raises(comparison._UnreadableError, match="under way"),
+        comparison._one_at_a_time(),
+    ):
+        pass
+    with comparison._one_at_a_time():
+        pass
