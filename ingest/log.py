@@ -10,6 +10,7 @@ local variables, because those may hold such a value.
 import logging
 import os
 import time
+import traceback
 from pathlib import Path
 from typing import Final
 
@@ -89,6 +90,12 @@ class LogFile:
     def is_terminal(self) -> bool:
         """Whether a terminal shows the log, so that colours are useful."""
         return os.isatty(self._descriptor)
+
+
+def describe_defect(error: BaseException) -> dict[str, str]:
+    """Return type and place of an error for the log, without its message: it may hold values of patients."""
+    places = traceback.format_tb(error.__traceback__)[-4:]
+    return {"error": type(error).__name__, "traceback": "".join(places)}
 
 
 class RateLimitedLog:

@@ -10,6 +10,7 @@ Every thread of `ingest` and `workers` is started here. A test checks that.
 import contextlib
 import os
 import threading
+import traceback
 from collections.abc import Callable
 from typing import Final
 
@@ -66,7 +67,9 @@ def start_task(name: str, body: Callable[[], object]) -> threading.Thread:
         try:
             body()
         except Exception as error:
-            log.error("task_failed", thread=name, exc_info=error)
+            # Type and place only: the message may hold values of patients.
+            place = "".join(traceback.format_tb(error.__traceback__)[-4:])
+            log.error("task_failed", thread=name, error=type(error).__name__, traceback=place)
 
     return _start(name, run)
 

@@ -5,7 +5,6 @@ and no exception leaves it: a traceback would reach the log with values of the r
 """
 
 import time
-import traceback
 from collections.abc import MutableMapping
 from ipaddress import ip_address
 from typing import Any, Final
@@ -19,6 +18,7 @@ from ingest.config.model import ConsoleSettings, is_loopback
 from ingest.console.auth.login import find_principal
 from ingest.console.auth.roles import NOBODY
 from ingest.console.problems import ProblemError, answer_error
+from ingest.log import describe_defect
 
 SECURITY_HEADERS: Final = {
     "content-security-policy": (
@@ -145,10 +145,7 @@ def _is_our_name(name: str, settings: ConsoleSettings) -> bool:
 
 def _hide_defect(scope: Scope, error: Exception) -> ProblemError:
     """Log a defect of ours by its place. Its message may hold values of patients, so it stays out."""
-    place = traceback.format_tb(error.__traceback__)[-4:]
-    log.error(
-        "console_defect", route=_name_route(scope), error=type(error).__name__, traceback="".join(place)
-    )
+    log.error("console_defect", route=_name_route(scope), **describe_defect(error))
     return ProblemError(500, "an error of the console has stopped this request", "see its log")
 
 

@@ -48,6 +48,8 @@ def test_short_task_that_fails_is_logged_and_ends_nothing() -> None:
     ended = run("import sys\nthreads.start_task('close', lambda: 1 / 0).join()\nsys.exit(7)")
     assert ended.returncode == 7
     assert "task_failed" in ended.stdout + ended.stderr
+    assert "ZeroDivisionError" in ended.stdout + ended.stderr
+    assert "division by zero" not in ended.stdout + ended.stderr, "a message may hold values of patients"
 
 
 def _started_elsewhere(path: Path) -> list[str]:
