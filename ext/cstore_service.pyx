@@ -142,12 +142,14 @@ cdef class CStoreService:
         responding, self.responding = self.responding, []
         for operations in responding:
             operations.is_responding = False
+            # An exception must not reach the loop: the responses of the other associations would stay unsent.
             try:
                 operations.channel.send_queued()
+                # An association that has ended has no owner, and nobody to notify.
+                if operations.channel.notices and operations.owner is not None:
+                    operations.owner.handle_notices()
             except Exception as error:
                 raised.append(error)
-            if operations.channel.notices:
-                operations.owner.handle_notices()
         return raised
 
 

@@ -20,6 +20,7 @@ KEPT = re.compile(
     r"store/(no-study|x[0-9a-f]{40}|[0-9][0-9.]{0,63})/(no-series|x[0-9a-f]{40}|[0-9][0-9.]{0,63})/"
     r"(x[0-9a-f]{40}|[0-9][0-9.]{0,63})\.dcm"
     r"|quarantine/[0-9A-Za-z._-]+\.dcm"
+    r"|run/(callers|refusals)/\d+\.json|run/seen/[0-9a-f]{32}\.json|run/metrics/node"
     r"|spool/(id|L\d+/lock)|run/[^/]+|queue/.*|ledger\.db(-wal|-shm|\.lock)?"
     r"|(store|quarantine)/\.incoming/.*"
 )

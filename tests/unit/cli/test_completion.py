@@ -3,6 +3,7 @@
 import os
 import pty
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -48,7 +49,7 @@ def complete(*words: str, config: Path | None = None) -> list[str]:
 
 def test_bash_completes_commands_and_options() -> None:
     assert complete("stu") == ["studies"]
-    assert set(complete("quarantine", "")) == {"list", "release", "retry", "drop"}
+    assert set(complete("quarantine", "")) == {"list", "compare", "release", "retry", "drop"}
     assert "--state" in complete("deliveries", "--st")
     assert complete("deliveries", "--state", "de") == ["delivered", "dead"]
 
@@ -91,6 +92,8 @@ def test_watching_the_status_fills_the_screen_and_gives_it_back(tmp_path: Path) 
     config.write_text(NODE)
     pid, terminal = pty.fork()
     if pid == 0:
+        # A test run in the background ignores the signal, and its children would too.
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
         environ = {**os.environ, "TERM": "xterm", "COLUMNS": "80", "LINES": "20"}
         os.execve(INGEST, ["ingest", "status", "-c", str(config), "--watch", "0.2"], environ)
     shown, deadline = b"", time.monotonic() + 60

@@ -207,8 +207,8 @@ def test_entry_that_kills_its_worker_is_set_aside_and_the_rest_is_stored(
     class Killed(BaseException):
         pass
 
-    def deadly(fd: int, size: int, tags: Sequence[int]) -> Any:
-        header = read_instance_header(fd, size, tags)
+    def deadly(fd: int, size: int, *tags: Sequence[int]) -> Any:
+        header = read_instance_header(fd, size, *tags)
         if header.sop_instance_uid == "1.9.5":
             raise Killed
         return header
@@ -235,8 +235,8 @@ def test_entry_that_kills_its_worker_is_set_aside_and_the_rest_is_stored(
 def test_entry_that_fails_again_and_again_is_set_aside_with_its_reason(
     site: Site, soon: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def failing(fd: int, size: int, tags: Sequence[int]) -> Any:
-        header = read_instance_header(fd, size, tags)
+    def failing(fd: int, size: int, *tags: Sequence[int]) -> Any:
+        header = read_instance_header(fd, size, *tags)
         if header.sop_instance_uid == "1.9.5":
             raise RuntimeError("a fault of ours")
         return header
