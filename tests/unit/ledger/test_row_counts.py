@@ -80,6 +80,18 @@ def test_a_ledger_made_before_is_counted_once(ledger: Ledger) -> None:
     require_right_numbers(ledger)
 
 
+def test_a_truncated_table_counts_nothing(postgresql_url: str) -> None:
+    ledger = Ledger(postgresql_url)
+    ledger.migrate()
+    ledger.instances.record([row(500)])
+    with ledger.database.begin_write() as connection:
+        connection.exec_driver_sql("TRUNCATE attempts, deliveries, instances")
+    require_right_numbers(ledger)
+    ledger.instances.record([row(501)])
+    require_right_numbers(ledger)
+    ledger.close()
+
+
 def test_counters_of_sessions_that_ended_are_merged(postgresql_url: str) -> None:
     ledger = Ledger(postgresql_url)
     ledger.migrate()

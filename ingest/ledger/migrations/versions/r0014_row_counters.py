@@ -55,6 +55,7 @@ def downgrade() -> None:
         for event in _EVENTS:
             op.execute(f"DROP TRIGGER {table}_count_{event}" + ("" if is_sqlite else f" ON {table}"))
         if not is_sqlite:
+            op.execute(f"DROP TRIGGER {table}_count_truncate ON {table}")
             op.execute(f"DROP FUNCTION count_{table}()")
     if not is_sqlite:
         op.execute("DROP FUNCTION merge_row_counts()")
@@ -112,6 +113,7 @@ def _create_postgresql_triggers() -> None:
             f"GROUP BY named, state HAVING sum(number) <> 0 {_ADD}; END IF; "
             for event, change in changes.items()
         )
+        branches += f"IF TG_OP = 'TRUNCATE' THEN DELETE FROM row_counts WHERE counted = '{table}'; END IF; "  # noqa: S608
         merge = (
             "IF TG_OP = 'INSERT' THEN PERFORM merge_row_counts(); END IF; " if table == "instances" else ""
         )
@@ -124,6 +126,10 @@ def _create_postgresql_triggers() -> None:
             "update": "OLD TABLE AS old_rows NEW TABLE AS new_rows",
             "delete": "OLD TABLE AS old_rows",
         }
+        op.execute(
+            f"CREATE TRIGGER {table}_count_truncate AFTER TRUNCATE ON {table} "
+            f"FOR EACH STATEMENT EXECUTE FUNCTION count_{table}()"
+        )
         for event, tables in seen.items():
             op.execute(
                 f"CREATE TRIGGER {table}_count_{event} AFTER {event.upper()} ON {table} "
