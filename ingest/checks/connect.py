@@ -101,6 +101,13 @@ def check_destinations(config: Config) -> list[EchoAnswer | Fault]:
         return []
 
 
+def check_connections(config: Config) -> tuple[list[EchoAnswer], list[Fault]]:
+    """Connect to every destination and to the audit repository; return the answers, and faults with notes."""
+    results = check_destinations(config)
+    answers = [result for result in results if isinstance(result, EchoAnswer)]
+    return answers, list_faults(results) + check_repository(config)
+
+
 def check_repository(config: Config) -> list[Fault]:
     """Connect to the audit repository, with TLS, and send nothing. Return a fault if that fails."""
     settings = config.audit

@@ -1,7 +1,7 @@
 """Operations of the API about the node: status, certificates, routes, configuration, check, reload."""
 
 import contextlib
-from collections.abc import Iterator
+from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any, Final
 
@@ -12,6 +12,7 @@ from ingest.console.api import models
 from ingest.console.api.actions import record_action
 from ingest.console.api.lists import record_search
 from ingest.console.api.operation import Call, Operation
+from ingest.console.changes import compare_with_file
 from ingest.errors import ConfigError, IngestError
 from ingest.ledger import Ledger
 from ingest.operations.alerts import list_alerts
@@ -86,29 +87,8 @@ def show_configuration(call: Call) -> dict[str, Any]:
 
 def list_changes(call: Call) -> dict[str, Any]:
     """List what a reload would change."""
-    try:
-        new = load_config(call.console.path)
-    except ConfigError as error:
-        return {"items": [], "faults": list(error.faults)}
-    before = dict(flatten_values(config_to_values(call.config)))
-    after = dict(flatten_values(config_to_values(new)))
-    changed = [key for key in {**before, **after} if before.get(key) != after.get(key)]
-    return {
-        "items": [{"key": key, "before": before.get(key), "after": after.get(key)} for key in changed],
-        "faults": [],
-    }
-
-
-def flatten_values(values: Any, key: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield each value with its dotted key, as faults of a configuration name it."""
-    if isinstance(values, dict):
-        for name, value in values.items():
-            yield from flatten_values(value, f"{key}.{name}" if key else name)
-    elif isinstance(values, list) and any(isinstance(each, dict) for each in values):
-        for index, value in enumerate(values):
-            yield from flatten_values(value, f"{key}[{index}]")
-    else:
-        yield key, values
+    found = compare_with_file(call.config, call.console.path)
+    return {"items": [asdict(each) for each in found.items], "faults": list(found.faults)}
 
 
 def check(call: Call) -> dict[str, Any]:
@@ -121,17 +101,16 @@ def check(call: Call) -> dict[str, Any]:
     try:
         config = load_config(call.console.path)
     except ConfigError as error:
-        faults = [{"key": "", "cause": fault, "remedy": "", "is_note": False} for fault in error.faults]
-        return {"items": faults, "answers": []}
+        refused = [{"key": "", "cause": fault, "remedy": "", "is_note": False} for fault in error.faults]
+        return {"items": refused, "answers": []}
     found = [*read_notes(call.console.path), *check_node(config)]
     answers: list[dict[str, Any]] = []
     if body.connect:
-        results = connections.check_destinations(config)
-        found += connections.list_faults(results)
+        reached, faults = connections.check_connections(config)
+        found += faults
         answers = [
             {"destination": each.name, "remote": str(each.remote), "seconds": each.seconds}
-            for each in results
-            if isinstance(each, connections.EchoAnswer)
+            for each in reached
         ]
     items = [
         {"key": each.key, "cause": each.cause, "remedy": each.remedy, "is_note": each.is_note}

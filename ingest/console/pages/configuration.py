@@ -1,6 +1,6 @@
 """The configuration: what is in force, what a reload would change, checks on demand, and the reload."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -12,8 +12,9 @@ from ingest.checks import connect
 from ingest.checks.node import check_node
 from ingest.config.faults import Fault
 from ingest.config.model import Config
-from ingest.config.reader import load_config, read_notes
-from ingest.config.serialization import config_to_values, format_as_toml
+from ingest.config.reader import read_notes
+from ingest.config.serialization import format_as_toml
+from ingest.console.changes import Changes, compare_with_file
 from ingest.console.pages.rendering import (
     Question,
     ask,
@@ -24,26 +25,11 @@ from ingest.console.pages.rendering import (
     render,
 )
 from ingest.console.web import Endpoint, get_console, run_blocking, run_for
-from ingest.errors import ConfigError, IngestError
+from ingest.errors import IngestError
 from ingest.supervisor import reload_client
 
 CHECK_SECONDS: Final = 120.0
 RELOAD_SECONDS: Final = 120.0
-
-
-@dataclass(frozen=True, slots=True)
-class ConfigurationChange:
-    """A value that a reload would change.
-
-    Attributes:
-        key: Key in the file.
-        before: The value in force; empty if there is none.
-        after: The value in the file; empty if it was removed.
-    """
-
-    key: str
-    before: str
-    after: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,47 +47,30 @@ async def show_configuration(request: Request) -> Response:
 
 async def _render(request: Request, result: CheckResult | None) -> Response:
     console = get_console(request)
-    changes, faults = await run_blocking(request, compare_with_file, console.config, console.path)
+    changes = await run_blocking(request, compare_with_file, console.config, console.path)
     return render(
         request,
         "configuration.html",
         "configuration",
         file=str(console.path),
         text=format_as_toml(console.config),
-        changes=changes,
-        faults=faults,
+        changes=_format_changes(changes),
+        faults=changes.faults,
         result=result,
     )
 
 
-def compare_with_file(config: Config, path: Path) -> tuple[list[ConfigurationChange], list[str]]:
-    """Return what a reload would change, and why it would be refused."""
-    try:
-        coming = load_config(path)
-    except ConfigError as error:
-        return [], [str(fault) for fault in error.faults]
-    except IngestError as error:
-        return [], [str(error)]
-    before, after = dict(_flatten(config_to_values(config))), dict(_flatten(config_to_values(coming)))
-    keys = dict.fromkeys((*before, *after))
+def _format_changes(changes: Changes) -> list[dict[str, str]]:
     return [
-        ConfigurationChange(key, before.get(key, ""), after.get(key, ""))
-        for key in keys
-        if before.get(key) != after.get(key)
-    ], []
+        {"key": each.key, "before": _format_value(each.before), "after": _format_value(each.after)}
+        for each in changes.items
+    ]
 
 
-def _flatten(values: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
-    if isinstance(values, Mapping) and values:
-        for key, value in values.items():
-            yield from _flatten(value, f"{prefix}.{key}" if prefix else str(key))
-    elif isinstance(values, list) and values and isinstance(values[0], Mapping):
-        for number, value in enumerate(values):
-            yield from _flatten(value, f"{prefix}[{value.get('name') or value.get('ae_title') or number}]")
-    elif isinstance(values, list):
-        yield prefix, ", ".join(map(str, values)) or "none"
-    else:
-        yield prefix, str(values)
+def _format_value(value: Any) -> str:
+    if isinstance(value, list):
+        return ", ".join(map(str, value)) or "none"
+    return "" if value is None else str(value)
 
 
 async def check(request: Request) -> Response:
@@ -113,9 +82,8 @@ async def check(request: Request) -> Response:
 
 
 def _check(config: Config, path: Path) -> CheckResult:
-    results = connect.check_destinations(config)
-    answers = [each for each in results if isinstance(each, connect.EchoAnswer)]
-    faults = [*_read_notes(path), *check_node(config), *connect.list_faults(results)]
+    answers, unreached = connect.check_connections(config)
+    faults = [*_read_notes(path), *check_node(config), *unreached]
     return CheckResult(answers, sorted(faults, key=lambda fault: fault.is_note))
 
 
@@ -131,9 +99,10 @@ async def reload(request: Request) -> Response:
     console = get_console(request)
     _, confirmed = await read_form(request, ())
     if not confirmed:
-        changes, faults = await run_blocking(request, compare_with_file, console.config, console.path)
+        found = await run_blocking(request, compare_with_file, console.config, console.path)
+        changes, faults = _format_changes(found), found.faults
         lines = [
-            f"{change.key}: {change.before or 'nothing'} becomes {change.after or 'nothing'}"
+            f"{change['key']}: {change['before'] or 'nothing'} becomes {change['after'] or 'nothing'}"
             for change in changes[:12]
         ]
         if len(changes) > 12:

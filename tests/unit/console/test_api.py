@@ -230,7 +230,7 @@ def test_configuration_is_shown_with_what_a_reload_would_change(
     path.write_text(before.replace("connect_seconds = 1", "connect_seconds = 2"))
     try:
         [change] = admin.get(f"{API}/configuration/changes").json()["items"]
-        assert change == {"key": "destinations[0].connect_seconds", "before": 1.0, "after": 2.0}
+        assert change == {"key": "destinations[pacs].connect_seconds", "before": 1.0, "after": 2.0}
         path.write_text(before + "\nwrong = 1\n")
         assert admin.get(f"{API}/configuration/changes").json()["faults"]
     finally:
