@@ -153,9 +153,14 @@ def _name_listener_state(row: ListenerStatus) -> ListenerState:
 
 def _gather_spool(config: Config) -> dict[str, Any]:
     root = config.spool_dir
-    found: dict[str, Any] = {"path": str(root), "waiting": 0, "bytes": 0}
+    found: dict[str, Any] = {"path": str(root), "waiting": 0, "bytes": 0, "oldest_seconds": None}
     try:
-        found["waiting"] = sum(len(inventory.list_waiting(root, slot)) for slot in inventory.list_slots(root))
+        waiting = [inventory.list_waiting(root, slot) for slot in inventory.list_slots(root)]
+        found["waiting"] = sum(map(len, waiting))
+        received = [inventory.find_received_ms(root, each[0]) for each in waiting if each]
+        oldest_ms = min((each for each in received if each is not None), default=None)
+        if oldest_ms is not None:
+            found["oldest_seconds"] = max(0.0, time.time() - oldest_ms / 1000)
         found["bytes"] = inventory.measure_usage(root)
     except OSError as error:
         found["error"] = f"{error.filename}: {error.strerror}"

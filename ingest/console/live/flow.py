@@ -168,6 +168,7 @@ def _read_spool(status: Mapping[str, Any], received: float | None) -> FlowNode:
     spool = status["spool"]
     if "error" in spool:
         return FlowNode(title="Spool", detail="cannot be read", kind="fail", href="/#way", rate=received)
+    oldest = spool["oldest_seconds"]
     return FlowNode(
         title="Spool",
         value=compact_count(spool["waiting"]),
@@ -175,6 +176,7 @@ def _read_spool(status: Mapping[str, Any], received: float | None) -> FlowNode:
         kind="ok",
         href="/#way",
         rate=received,
+        age="" if oldest is None else format_seconds(oldest),
     )
 
 

@@ -37,7 +37,7 @@ def make_status(destinations: int = 2, **changes: object) -> dict:
     ]
     return {
         "listeners": [{"state": "accepting", "active": 2}],
-        "spool": {"waiting": 3, "bytes": 1000},
+        "spool": {"waiting": 3, "bytes": 1000, "oldest_seconds": None},
         "queue": {"reachable": True, "references": 3, "oldest_seconds": 0},
         "store": {"full": ""},
         "ledger": {"reachable": True, "read_only": "", "instances": {"stored": 7}, "destinations": rows},
@@ -104,6 +104,11 @@ def test_picture_shows_an_open_circuit_first_and_folds_what_does_not_fit() -> No
     assert (first.title, first.kind, first.age, first.edge) == (failing["name"], "fail", "11 min", "fail")
     assert last.title == "6 more destinations"
     assert last.detail == "all well"
+
+
+def test_picture_says_how_long_the_oldest_instance_is_in_the_spool() -> None:
+    status = make_status(spool={"waiting": 1, "bytes": 1000, "oldest_seconds": 61.0})
+    assert read_flow(status, [], None, None).stages["spool"].age == "1 min"
 
 
 def test_picture_says_what_is_away() -> None:

@@ -33,7 +33,12 @@ from tests.support.spools import claim, config, keep
 def test_a_node_that_was_never_started_has_nothing_to_tell(tmp_path: Path) -> None:
     found = gather_status(config(tmp_path))
     assert found["listeners"] == []
-    assert found["spool"] == {"path": str(tmp_path / "spool"), "waiting": 0, "bytes": 0}
+    assert found["spool"] == {
+        "path": str(tmp_path / "spool"),
+        "waiting": 0,
+        "bytes": 0,
+        "oldest_seconds": None,
+    }
     assert found["queue"]["reachable"] is False
     assert not (tmp_path / "spool").exists(), "to look changes nothing"
 
@@ -47,6 +52,7 @@ def test_spool_and_queue_are_counted(tmp_path: Path, redis_server: Valkey) -> No
     found = gather_status(settings)
     spool.close()
     assert (found["spool"]["waiting"], found["spool"]["bytes"]) == (1, 1000)
+    assert 0 <= found["spool"]["oldest_seconds"] < 600
     assert found["queue"] == {
         "reachable": True,
         "references": 1,
