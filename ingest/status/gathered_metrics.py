@@ -168,7 +168,8 @@ def _read_spool(config: Config) -> Iterator[GatheredSample]:
         count += len(waiting)
         if waiting:
             received_ms = inventory.find_received_ms(root, waiting[0])
-            oldest_ms = min(each for each in (oldest_ms, received_ms) if each is not None)
+            # The entry may be gone by now.
+            oldest_ms = min((each for each in (oldest_ms, received_ms) if each is not None), default=None)
     yield GatheredSample(SPOOL_ENTRIES, count)
     yield GatheredSample(SPOOL_BYTES, inventory.measure_usage(root))
     yield GatheredSample(SPOOL_OLDEST, 0 if oldest_ms is None else _age_seconds(oldest_ms))

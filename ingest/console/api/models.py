@@ -157,7 +157,7 @@ class TraceRequest(RequestModel):
     """What to trace."""
 
     wanted: Annotated[Text, Field(min_length=1)] = Field(
-        description="A study instance UID or a SOP instance UID."
+        description="A study, series or SOP instance UID, or an accession number."
     )
 
 
