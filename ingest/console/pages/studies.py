@@ -166,7 +166,8 @@ async def search_studies(request: Request) -> Response:
         query["q"] = console.sessions.keep_search(principal.session, secret)
     address = get_address(request)
     given = {name: value for name, value in values.items() if value}
-    audit.record_query(console.config, principal.name, address, "studies", given)
+    # The record is written to the disk: not in the event loop.
+    await run_blocking(request, audit.record_query, console.config, principal.name, address, "studies", given)
     return RedirectResponse(f"/studies?{urlencode(query)}" if query else "/studies", 303)
 
 
