@@ -15,6 +15,7 @@ from ingest.audit import recorder
 from ingest.audit.recorder import Action
 from ingest.audit.study_objects import record_study_access
 from ingest.config.model import Config
+from ingest.dicom.uids import is_valid_uid
 from ingest.errors import LedgerError
 from ingest.ledger import Instance, Ledger
 
@@ -49,6 +50,18 @@ def record_logout(config: Config, user: str, address: str) -> None:
     recorder.record_user_logout(config, user, address)
 
 
+def hide_typed_text(config: Config, name: str, value: Any) -> Any:
+    """Return a value for the log: "other" for what is no UID, or no destination of the configuration.
+
+    A person may type the name of a patient into any field.
+    """
+    if name.endswith("_uid"):
+        return value if is_valid_uid(str(value)) else "other"
+    if name == "destination":
+        return value if value in {each.name for each in config.destinations} else "other"
+    return value
+
+
 def record_action(
     config: Config,
     user: str,
@@ -74,14 +87,15 @@ def record_action(
         study_uid: Study whose instances a person read or changed: the audit message names its patient.
         note: Free text of the person or a peer, for the audit trail only.
     """
+    kind, _, name = target.partition("/")
     log.info(
         "console_action",
         user=user,
         address=address,
         action=action.value,
-        target=target,
+        target=f"{kind}/{hide_typed_text(config, kind, name)}" if kind == "destination" else target,
         succeeded=succeeded,
-        **(details or {}),
+        **{key: hide_typed_text(config, key, value) for key, value in (details or {}).items()},
     )
     said_of = [f"{name} {value}" for name, value in (details or {}).items()]
     description = ", ".join([*said_of, *([note] if note else [])])

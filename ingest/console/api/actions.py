@@ -61,11 +61,12 @@ def _require_conditions(body: models.DeliveryRetry) -> DeliveryFilter:
     return which
 
 
-def _describe_conditions(body: models.DeliveryRetry) -> str:
+def _describe_conditions(call: Call) -> str:
     """Name conditions for the log, without values that may name a patient or are free text."""
     hidden = {"everything", "dry_run", "reason"}
-    given = body.model_dump(mode="json", exclude_defaults=True, exclude=hidden)
-    return ", ".join(f"{name}={given[name]}" if name in _PLAIN else name for name in given) or "all"
+    given = call.body.model_dump(mode="json", exclude_defaults=True, exclude=hidden)
+    plain = {name: audit.hide_typed_text(call.config, name, given[name]) for name in given if name in _PLAIN}
+    return ", ".join(f"{name}={plain[name]}" if name in plain else name for name in given) or "all"
 
 
 def retry(call: Call) -> dict[str, Any]:
@@ -77,7 +78,7 @@ def retry(call: Call) -> dict[str, Any]:
     result = deliveries.retry_deliveries(call.config, which, dry_run=body.dry_run)
     if not body.dry_run:
         record_action(
-            call, Action.RETRY, "deliveries", conditions=_describe_conditions(body), counts=result.counts
+            call, Action.RETRY, "deliveries", conditions=_describe_conditions(call), counts=result.counts
         )
     return {
         "counts": dict(result.counts),
@@ -93,7 +94,7 @@ def drop(call: Call) -> dict[str, Any]:
     reason = f"{call.principal.name}: {body.reason}"
     counts = deliveries.drop_deliveries(call.config, _require_conditions(body), reason, dry_run=body.dry_run)
     if not body.dry_run:
-        given = _describe_conditions(body)
+        given = _describe_conditions(call)
         record_action(call, Action.DROP, "deliveries", conditions=given, counts=counts, note=body.reason)
     return {"counts": dict(counts), "dry_run": body.dry_run}
 

@@ -114,6 +114,21 @@ def test_downloaded_file_is_the_stored_one_under_a_harmless_name(
     assert re.fullmatch(r'attachment; filename="[0-9.]+\.dcm"', answer.headers["content-disposition"])
 
 
+def test_text_that_a_person_typed_into_a_field_is_not_in_the_log(console_node: ConsoleNode) -> None:
+    operator = console_node.web.call(console_node.web.tokens["operator"])
+    assert operator.post(f"{API}/destinations/MUSTERMANN/pause", json={}).status_code == 404
+    for field in ("study_uid", "destination"):
+        operator.post(f"{API}/deliveries/retry", json={field: "MUSTERMANN"})
+    browser = console_node.web.log_in("operator")
+    for values in ({"study_uid": "MUSTERMANN"}, {"destination": "MUSTERMANN"}):
+        browser.post("/deliveries/retry", data={**values, "confirmed": "1"})
+    assert "MUSTERMANN" not in console_node.web.log
+    uid = console_node.study_uid
+    operator.post(f"{API}/deliveries/retry", json={"study_uid": uid})
+    actions = [event.get("conditions", "") for event in console_node.node.events("console_action")]
+    assert f"study_uid={uid}" in actions
+
+
 def test_question_for_the_headers_of_a_file_is_no_download(
     console_node: ConsoleNode, admin: httpx.Client
 ) -> None:
