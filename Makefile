@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 export PYTHONDONTWRITEBYTECODE :=
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: all setup demo run man test test-fast test-long coverage test-pythons bench bench-scale lint lock clean
+.PHONY: all setup demo run man test test-failed test-fast test-long coverage test-pythons bench bench-scale lint lock clean
 all: setup
 
 setup: $(VENV)/stamp
@@ -39,12 +39,16 @@ COVERED ?=
 test: setup
 	$(BIN)/python -m pytest -n $(TEST_WORKERS) --dist worksteal -m "not long"
 
+# The tests that failed in the last run of `make test`, one after another: a deadline may pass on a busy machine.
+test-failed: setup
+	$(BIN)/python -m pytest --last-failed --last-failed-no-failures none -m "not long"
+
 # Only tests that start no process: no servers, no nodes, no programs.
 test-fast: setup
 	$(BIN)/python -m pytest -q -rfE -n 2 --dist worksteal --fast -m "not long and not slow" tests/unit tests/fuzz
 
 # What only repeats, and each property with ten times the examples. LONG=--share-of-today runs the share that the
-# date chooses, as CI does.
+# date chooses, as CI does with NIGHTLY=true.
 test-long: setup
 	EXAMPLES_FACTOR=10 $(BIN)/python -m pytest -n $(TEST_WORKERS) --dist worksteal -m "long or hypothesis" $(LONG)
 

@@ -152,7 +152,7 @@ def test_deaths_lose_nothing_a_reload_adds_names_and_a_restart_begins_anew(
             caller.release()
 
     def wait_for(name: str, wanted: float, **labels: str) -> None:
-        eventually(lambda: value(scrape(node), name, **labels) == wanted, 20, f"{name}{labels} {wanted}")
+        eventually(lambda: value(scrape(node), name, **labels) == wanted, 60, f"{name}{labels} {wanted}")
 
     store("CT1")
     store("MR1")

@@ -28,7 +28,7 @@ def receive(node: Node, *numbers: int) -> None:
         for number in numbers:
             assert caller.store(Made(sop=f"1.9.{number}", study=f"1.8.{number}")).status == 0
         caller.release()
-    eventually(lambda: {f"1.9.{number}" for number in numbers} <= set(node.stored()), 20, "stored")
+    eventually(lambda: {f"1.9.{number}" for number in numbers} <= set(node.stored()), 60, "stored")
 
 
 def alarms(node: Node) -> set[str]:
@@ -74,7 +74,7 @@ def test_a_clock_that_a_person_accepts_is_believed(
     done = command(node, "--accept-clock")
     # The node's own remover may be at it in that very moment.
     assert done.returncode == 0 or "another process" in done.stderr
-    eventually(lambda: len(node.stored()) == 0, 20, "what is older than 30 days by the clock has gone")
+    eventually(lambda: len(node.stored()) == 0, 60, "what is older than 30 days by the clock has gone")
     eventually(lambda: "retention_clock" not in alarms(node), 10, "the alarm is cleared")
 
 

@@ -54,7 +54,7 @@ def test_pause_stops_a_running_drain_and_survives_retry_and_a_new_worker(
             resumed_at = time.monotonic()
             assert resume_destination(forwarding.config, "pacs").before.paused_by == "ann"
             forwarding.wait({"delivered": 100})
-            assert time.monotonic() - resumed_at < 10
+            assert time.monotonic() - resumed_at < 60
 
 
 def test_unknown_destination_is_refused_with_a_suggestion(plain: Forwarding) -> None:
