@@ -11,6 +11,21 @@ from typing import Any
 from ingest.errors import IngestError
 
 
+def find_version(path: Path) -> tuple[int, int, int] | None:
+    """Return what differs after each change of a file: its time, inode and size; None if there is no file.
+
+    Raises:
+        IngestError: The file cannot be read.
+    """
+    try:
+        status = path.stat()
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise IngestError(f"{path}: cannot be read: {error.strerror}; see to the disk") from None
+    return status.st_mtime_ns, status.st_ino, status.st_size
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """Return the object in a file; empty if the file does not exist.
 

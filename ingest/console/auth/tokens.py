@@ -16,7 +16,7 @@ from typing import Any, Final
 
 from ingest.clock import unix_ms
 from ingest.console.auth.roles import ROLES_BY_WORD, Principal, Role
-from ingest.console.files import lock_folder, read_json, write_json
+from ingest.console.files import find_version, lock_folder, read_json, write_json
 from ingest.errors import IngestError
 
 TOKENS: Final = "tokens.json"
@@ -104,13 +104,7 @@ class TokenFile:
             self._write([token for token in tokens if token.name != name])
 
     def _read(self) -> dict[str, Token]:
-        try:
-            facts = self._path.stat()
-            found = (facts.st_mtime_ns, facts.st_ino, facts.st_size)
-        except FileNotFoundError:
-            found = None
-        except OSError as error:
-            raise IngestError(f"{self._path}: cannot be read: {error.strerror}; see to the disk") from None
+        found = find_version(self._path)
         if found is None:
             self._by_digest = {}
         elif found != self._read_from:

@@ -16,7 +16,7 @@ from argon2.exceptions import Argon2Error, InvalidHashError
 
 from ingest.config.console_rules import USERS
 from ingest.console.auth.roles import USER_ROLES_BY_WORD, Role
-from ingest.console.files import lock_folder, read_json, write_json
+from ingest.console.files import find_version, lock_folder, read_json, write_json
 from ingest.errors import IngestError
 
 MIN_PASSWORD_LENGTH: Final = 12
@@ -133,13 +133,7 @@ class UserFile:
 
     def _read(self) -> dict[str, User]:
         """Return the users, read again if the file has changed."""
-        try:
-            facts = self._path.stat()
-            found = (facts.st_mtime_ns, facts.st_ino, facts.st_size)
-        except FileNotFoundError:
-            found = None
-        except OSError as error:
-            raise IngestError(f"{self._path}: cannot be read: {error.strerror}; see to the disk") from None
+        found = find_version(self._path)
         if found is None:
             self._users = {}
         elif found != self._read_from:
