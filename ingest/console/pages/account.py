@@ -65,7 +65,7 @@ async def change_password(request: Request) -> Response:
     if user is None:
         return await _render_account(request, "The present password is wrong.", 422)
     try:
-        with recording(request, "password_changed", user=user.name):
+        async with recording(request, "password_changed", user=user.name):
             await console.work.run(20.0, lambda: console.users.change_user(user.name, password=new))
     except IngestError as error:
         return await _render_account(request, f"{error}", 422)

@@ -76,7 +76,7 @@ def _format_value(value: Any) -> str:
 async def check(request: Request) -> Response:
     """Check everything that the configuration names, with a C-ECHO to each destination."""
     console = get_console(request)
-    with recording(request, "check"):
+    async with recording(request, "check"):
         result = await run_for(request, CHECK_SECONDS, lambda: _check(console.config, console.path))
     return await _render(request, result)
 
@@ -119,7 +119,7 @@ async def reload(request: Request) -> Response:
             possible=not faults,
         )
         return ask(request, question, "configuration")
-    with recording(request, "reload"):
+    async with recording(request, "reload"):
         generation = await run_for(
             request, RELOAD_SECONDS, lambda: reload_client.request_reload(console.config)
         )

@@ -191,7 +191,7 @@ async def retry(request: Request) -> Response:
             possible=bool(count or which.destination),
         )
         return ask(request, question, "deliveries")
-    with _recording(request, "retry", values):
+    async with _recording(request, "retry", values):
         result = await run_blocking(request, retry_deliveries, config, which, dry_run=False)
     text = f"{_count(sum(result.counts.values()))} will be sent again."
     if result.queue_error:
@@ -226,7 +226,7 @@ async def drop(request: Request) -> Response:
         )
         return ask(request, question, "deliveries")
     reason = f"dropped by {get_principal(request).name}: {values['reason'][:200]}"
-    with _recording(request, "drop", values):
+    async with _recording(request, "drop", values):
         counts = await run_blocking(request, drop_deliveries, config, which, reason, dry_run=False)
     leave_notice(
         request, f"{_count(sum(counts.values()))} {'is' if sum(counts.values()) == 1 else 'are'} dropped."
@@ -251,7 +251,7 @@ async def pause(request: Request) -> Response:
         )
         return ask(request, question, "deliveries")
     by, reason = get_principal(request).name, values["reason"][:200]
-    with _recording(request, "pause", values):
+    async with _recording(request, "pause", values):
         await run_blocking(request, pause_destination, config, name, by, reason)
     leave_notice(request, f"{name} is paused.")
     return go_back(find_way_back(values, "/deliveries"))
@@ -272,7 +272,7 @@ async def resume(request: Request) -> Response:
             back=find_way_back(values, "/deliveries"),
         )
         return ask(request, question, "deliveries")
-    with _recording(request, "resume", values):
+    async with _recording(request, "resume", values):
         await run_blocking(request, resume_destination, config, name)
     leave_notice(request, f"{name} is resumed.")
     return go_back(find_way_back(values, "/deliveries"))
@@ -284,7 +284,7 @@ def _count(count: int) -> str:
 
 def _recording(
     request: Request, action: str, values: Mapping[str, str]
-) -> contextlib.AbstractContextManager[None]:
+) -> contextlib.AbstractAsyncContextManager[None]:
     subject = {
         name: values.get(name, "") for name in ("destination", "state", "study_uid", "sop_instance_uid")
     }

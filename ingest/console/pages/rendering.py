@@ -1,10 +1,11 @@
 """What every page shares: navigation, notices, values of the template, and the query of an address."""
 
+import asyncio
 import contextlib
 import functools
 import threading
 from collections import OrderedDict
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
@@ -262,8 +263,8 @@ _ACTIONS: Final = {
 }
 
 
-@contextlib.contextmanager
-def recording(request: Request, action: str, *, note: str = "", **subject: str) -> Iterator[None]:
+@contextlib.asynccontextmanager
+async def recording(request: Request, action: str, *, note: str = "", **subject: str) -> AsyncIterator[None]:
     """Record an action when it ends, also if it fails, and let the next page show its effect.
 
     Args:
@@ -272,12 +273,15 @@ def recording(request: Request, action: str, *, note: str = "", **subject: str) 
         note: Free text for the audit trail only.
         subject: What it concerns; no patient data.
     """
+    # A record is synced to disk, which may take seconds. The event loop serves other people meanwhile.
+    # The pool of `run_blocking` refuses work while it is full, and would lose the record.
+    record = functools.partial(_record_action, request, action, subject, note)
     try:
         yield
     except Exception:
-        _record_action(request, action, subject, note, succeeded=False)
+        await asyncio.to_thread(record, succeeded=False)
         raise
-    _record_action(request, action, subject, note, succeeded=True)
+    await asyncio.to_thread(record, succeeded=True)
 
 
 async def record_view(request: Request, target: str, study_uid: str) -> None:

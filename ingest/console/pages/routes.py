@@ -67,7 +67,7 @@ async def test_routes(request: Request) -> Response:
     upload = form.get("file")
     values = {name: str(form.get(name) or "").strip()[:128] for name in ("uid", "calling", "called")}
     assumed = AssumedCaller(calling_ae=values["calling"] or None, called_ae=values["called"] or None)
-    with recording(request, "routes_test", sop_instance_uid=values["uid"]):
+    async with recording(request, "routes_test", sop_instance_uid=values["uid"]):
         if isinstance(upload, UploadFile) and upload.size:
             content = await upload.read()
             explained = await run_blocking(request, explain_upload, console, content, assumed)
