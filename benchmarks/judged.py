@@ -48,7 +48,11 @@ class Judged:
 
 
 def paired(work: Values, of: str, against: str, measure: str) -> tuple[list[float], list[float]]:
-    """Return the measure of both entrants in the rounds in which both ran."""
+    """Return the measure of both entrants in the rounds in which both ran.
+
+    A round in which one of them is zero is left out: it was too short for the clock of the kernel,
+    which counts CPU time in ticks.
+    """
     mine, theirs = (
         {
             sample["round"]: sample[measure]
@@ -57,7 +61,7 @@ def paired(work: Values, of: str, against: str, measure: str) -> tuple[list[floa
         }
         for label in (of, against)
     )
-    rounds = sorted(mine.keys() & theirs.keys())
+    rounds = sorted(number for number in mine.keys() & theirs.keys() if mine[number] > 0 < theirs[number])
     return [mine[number] for number in rounds], [theirs[number] for number in rounds]
 
 

@@ -272,7 +272,7 @@ def test_status_tells_of_a_running_node(steady: Node) -> None:
     assert sum(int(str(row["instances"])) for row in rows) >= 1
     assert all(0 <= int(str(row["heartbeat_age_ms"])) < 2500 for row in rows)
     plain: dict[str, dict[str, object]] = found  # type: ignore[assignment]
-    assert plain["spool"] == {"path": str(steady.spool), "waiting": 0, "bytes": 0}
+    assert plain["spool"] == {"path": str(steady.spool), "waiting": 0, "bytes": 0, "oldest_seconds": None}
     assert plain["queue"]["reachable"] is True
     assert plain["ledger"]["instances"] == {"stored": 1}
     assert any(row["file"] == str(steady.material.certificate("node")) for row in found["certificates"])

@@ -58,6 +58,12 @@ def test_only_rounds_in_which_both_ran_are_paired():
     assert judged.paired(work, "ours", "floor", "cpu_s_gb") == ([1.0, 3.0], [2.0, 2.0])
 
 
+def test_a_round_that_was_too_short_for_the_clock_is_left_out():
+    work = values(WORK, {0: 1.0, 1: 0.0, 2: 3.0}, {0: 0.0, 1: 2.0, 2: 2.0})
+    assert judged.paired(work, "ours", "floor", "cpu_s_gb") == ([3.0], [2.0])
+    assert complete(values(WORK, {0: 0.0}, {0: 0.0}))["losses"] == []
+
+
 def test_a_claim_is_judged_by_the_interval_of_its_ratio():
     work = values(claimed(Claim("cpu_s_gb", 1.05, against="floor")), {0: 1.0, 1: 1.02}, {0: 1.0, 1: 1.0})
     (found,) = complete(work)["claims"]
