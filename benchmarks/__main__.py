@@ -3,7 +3,7 @@
 import json
 import sys
 import tempfile
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks import instructions, judged, markdown, plots, report, suite, workloads
+from benchmarks.browsers import measure as measure_browsers
 from benchmarks.load import LoadError, run
 from benchmarks.options import CONNECTION, LOAD, OUTPUT, PLACES, Bytes, load_of, target_of, with_options
 from benchmarks.receivers import NotStartedError, Unavailable
@@ -195,6 +196,19 @@ def path(size: tuple[int, ...], seconds: float, **values: Any) -> None:
             ],
         }
     _finish(judged.complete(found), values["json_path"], values["plots_folder"])
+
+
+@main.command()
+@click.option("--browsers", "count", default=50, show_default=True, type=click.IntRange(1, 100))
+@click.option("--rounds", default=7, show_default=True, type=click.IntRange(1))
+@click.option("--per-second", default=0.0, help="Instances a second.  [default: as fast as answers come]")
+@with_options(LOAD, PLACES)
+def browsers(count: int, rounds: int, per_second: float, **values: Any) -> None:
+    """Measure what open pages of the web console cost reception."""
+    work = replace(load_of(values), per_second=per_second)
+    with suite.places(values["memory"], values["disk"]) as where:
+        found = measure_browsers(where.memory / "data", where.keys, work, browsers=count, rounds=rounds)
+    report.console().print(report.browsers_table(found))
 
 
 @main.command(name="instructions")

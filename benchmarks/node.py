@@ -68,6 +68,10 @@ async_operations = {operations}
 [[routes]]
 to = ["next"]
 """
+CONSOLE: Final = """
+[console]
+port = {port}
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,6 +182,7 @@ def whole(
     to: Target | None = None,
     associations: int = 1,
     operations: int = 0,
+    console_port: int = 0,
 ) -> Iterator[Node]:
     """Run the whole node (`ingest serve`): listeners, Valkey, persist workers and ledger.
 
@@ -190,10 +195,13 @@ def whole(
         to: Where it forwards everything, with a worker for each association; None: nowhere.
         associations: How many of them at a time.
         operations: As the destination's `async_operations`.
+        console_port: Port of a web console on loopback; 0: none.
     """
     settings = _configuration(keys, durability, processes, persist=persist, forward=associations)
     if to is not None:
         settings += DESTINATION.format(target=to, associations=associations, operations=operations)
+    if console_port:
+        settings += CONSOLE.format(port=console_port)
     with _node(base, keys, "serve", settings, durable=durability == "fsync") as node:
         yield node
 

@@ -79,7 +79,7 @@ def measure(
     """
     with whole(base, keys, durability="fsync") as node:
         first = run(node.target, load)
-        _drain(node)
+        drain(node)
         each = max(1, round(first.instances / first.seconds * seconds / load.associations))
         lasting = replace(load, instances=each)
         queue: list[tuple[float, int]] = []
@@ -95,7 +95,7 @@ def measure(
         before = node.group.by_name()
         result = run(node.target, lasting, progress=look)
         queue.append((time.perf_counter() - begun, node.waiting()))
-        drained = _drain(node)
+        drained = drain(node)
         used = {key: value - before.get(key, 0.0) for key, value in node.group.by_name().items()}
         missing = len(node.missing(result.acknowledged()))
         return asdict(_summed(name, result, queue, drained, used, missing))
@@ -110,7 +110,7 @@ def growth(queue: list[tuple[float, int]]) -> float:
     return float(np.polyfit(seconds, waiting, 1)[0])
 
 
-def _drain(node: Node) -> float:
+def drain(node: Node) -> float:
     begun = time.monotonic()
     while node.waiting():
         if time.monotonic() - begun > DRAIN_SECONDS:

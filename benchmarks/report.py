@@ -8,8 +8,9 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import pairs
+from benchmarks import browsers, pairs
 from benchmarks.rounds import MEASURES
+from benchmarks.workloads import load_name
 
 Values = dict[str, Any]
 SHOWN = ("rate", "mb_s", "cpu_s_gb", "cpu_ms", "p50_ms", "p99_ms", "seconds", "backlog_middle", "backlog_end")
@@ -170,6 +171,24 @@ def instructions_table(counts: Sequence[Values]) -> Table:
     for one in counts:
         figures = (one["total"], one["per_byte"], one["per_pdu"], one["per_instance"])
         table.add_row(one["stream"], *map(number, figures))
+    return table
+
+
+def browsers_table(found: browsers.Found) -> Table:
+    """Cost of reception in each state, and ratios to the runs without browsers."""
+    rounds = len(found.samples["without"])
+    title = f"{found.browsers} browsers, {rounds} rounds of {load_name(found.load)}"
+    table = Table("measure", *browsers.STATES, "with / without", "again / without", title=title)
+    for measure in ("listener_ms", "p99_ms", "rate", "console_share"):
+        values = [
+            [{measure: getattr(one, measure)} for one in found.samples[state]] for state in browsers.STATES
+        ]
+        cells = [next(_cells(each, [measure])) for each in values]
+        ratios = []
+        if measure != "console_share":
+            each = [found.ratio(state, measure) for state in ("with", "without, again")]
+            ratios = [f"{one.median:.3f}\n[dim]{one.low:.3f}–{one.high:.3f}[/]" for one in each]
+        table.add_row(measure, *cells, *ratios)
     return table
 
 
