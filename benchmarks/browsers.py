@@ -59,10 +59,11 @@ class Found:
     browsers: int
     samples: dict[State, list[Sample]] = field(default_factory=dict)
 
-    def ratio(self, state: State, measure: str) -> pairs.Ratio:
-        """Return the ratio of a state to the runs without browsers."""
+    def ratio(self, state: State, measure: str) -> pairs.Ratio | None:
+        """Return the ratio of a state to the runs without browsers, if any round was long enough."""
         mine, theirs = ([getattr(one, measure) for one in self.samples[each]] for each in (state, "without"))
-        return pairs.ratio(mine, theirs)
+        mine, theirs = pairs.both_measured(mine, theirs)
+        return pairs.ratio(mine, theirs) if mine else None
 
 
 def measure(base: Path, keys: Pki, load: Load, *, browsers: int, rounds: int) -> Found:

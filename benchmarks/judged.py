@@ -50,8 +50,7 @@ class Judged:
 def paired(work: Values, of: str, against: str, measure: str) -> tuple[list[float], list[float]]:
     """Return the measure of both entrants in the rounds in which both ran.
 
-    A round in which one of them is zero is left out: it was too short for the clock of the kernel,
-    which counts CPU time in ticks.
+    A round that was too short to be measured is left out.
     """
     mine, theirs = (
         {
@@ -61,8 +60,8 @@ def paired(work: Values, of: str, against: str, measure: str) -> tuple[list[floa
         }
         for label in (of, against)
     )
-    rounds = sorted(number for number in mine.keys() & theirs.keys() if mine[number] > 0 < theirs[number])
-    return [mine[number] for number in rounds], [theirs[number] for number in rounds]
+    rounds = sorted(mine.keys() & theirs.keys())
+    return pairs.both_measured([mine[number] for number in rounds], [theirs[number] for number in rounds])
 
 
 def judge(work: Values) -> Iterator[Judged]:

@@ -69,6 +69,15 @@ def spread(values: Sequence[float]) -> Spread:
     return Spread(float(np.median(values)), float(min(values)), float(max(values)), len(values))
 
 
+def both_measured(ours: Sequence[float], theirs: Sequence[float]) -> tuple[list[float], list[float]]:
+    """Return the pairs of which neither is zero.
+
+    A run can be too short for the clock of the kernel, which counts CPU time in ticks.
+    """
+    kept = [pair for pair in zip(ours, theirs, strict=True) if min(pair) > 0]
+    return [one for one, _ in kept], [other for _, other in kept]
+
+
 def ratio(ours: Sequence[float], theirs: Sequence[float], *, seed: int = 1) -> Ratio:
     """Median of `ours[i] / theirs[i]` and its interval, by resampling the pairs.
 

@@ -187,7 +187,9 @@ def browsers_table(found: browsers.Found) -> Table:
         ratios = []
         if measure != "console_share":
             each = [found.ratio(state, measure) for state in ("with", "without, again")]
-            ratios = [f"{one.median:.3f}\n[dim]{one.low:.3f}–{one.high:.3f}[/]" for one in each]
+            ratios = [
+                f"{one.median:.3f}\n[dim]{one.low:.3f}–{one.high:.3f}[/]" if one else "" for one in each
+            ]
         table.add_row(measure, *cells, *ratios)
     return table
 

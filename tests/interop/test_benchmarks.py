@@ -157,3 +157,9 @@ def test_forwarders_take_turns(tmp_path):
     benchmarks("forward", "--size", "8K", "--seconds", "1", "--pairs", "1", "--json", results)
     for forwarder in ("ours", "ours-one-by-one", "orthanc-nodelay", "pynetdicom"):
         assert [sample["missing"] for sample in ran(results, forwarder)] == [0]
+
+
+def test_browsers_beside_a_load(tmp_path):
+    said = benchmarks("browsers", "--browsers", "12", "--rounds", "1", *SMALL, "--memory", tmp_path)
+    assert "12 browsers, 1 rounds" in said
+    assert all(measure in said for measure in ("listener_ms", "p99_ms", "console_share"))
