@@ -49,7 +49,7 @@ from ingest.alarms import Severity, clear_alarm, raise_alarm
 from ingest.audit.alerts import SecurityAlerts
 from ingest.clock import monotonic_ms, unix_ms
 from ingest.config.model import Config
-from ingest.cores import usable_cores
+from ingest.cores import plan_listeners
 from ingest.dicom.admission import ANY_AE_TITLE, PeerRule, Refusal, RejectionCause, admit, is_same_title
 from ingest.dicom.negotiate import Accepted, AcceptorPolicy, Rejected, local_limit_exceeded, negotiate
 from ingest.dicom.pdus import AssociateRequest
@@ -133,7 +133,7 @@ def run_listener(config: Config, endpoints: tuple[Endpoint, ...], board: Scorebo
         # Withdraw the report of an earlier configuration. Its listeners would obey it for ever.
         with contextlib.suppress(OSError):
             store_capacity.write_store_full(config.run_dir, "")
-    set_free_space_reserve(config.receive.min_free_bytes, config.receive.processes or usable_cores())
+    set_free_space_reserve(config.receive.min_free_bytes, plan_listeners(config.receive.processes))
     listener = Listener(config, endpoints, services)
     try:
         listener.serve()

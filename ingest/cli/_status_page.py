@@ -12,6 +12,7 @@ from ingest.ledger import DeliveryState
 _DELIVERY_STATES: Final = tuple(state.value for state in DeliveryState)
 
 PROBLEMS: Final = "Problems"
+PROCESSES: Final = "Processes"
 RECEIVING: Final = "Receiving"
 ON_THE_WAY: Final = "On the way"
 DISKS: Final = "Free space"
@@ -20,7 +21,7 @@ DESTINATIONS: Final = "Destinations, over the last minutes"
 CERTIFICATES: Final = "Certificates"
 WEAK: Final = "Weaker than it could be"
 TITLES: Final = frozenset(
-    {PROBLEMS, RECEIVING, ON_THE_WAY, DISKS, DELIVERIES, DESTINATIONS, CERTIFICATES, WEAK}
+    {PROBLEMS, PROCESSES, RECEIVING, ON_THE_WAY, DISKS, DELIVERIES, DESTINATIONS, CERTIFICATES, WEAK}
 )
 
 Rows = Sequence[Sequence[str]]
@@ -39,6 +40,7 @@ def lay_out_page(
     yield escape_controls(_format_verdict(now))
     for title, columns, rows in (
         (PROBLEMS, ("severity", "since", "problem", "remedy"), _list_problems(now)),
+        (PROCESSES, ("role", "running", "wanted", "cores"), _list_processes(now)),
         (
             RECEIVING,
             ("listener", "state", "associations", "instances", "instances/s", "MB/s", "failed", "refused"),
@@ -84,6 +86,26 @@ def _list_problems(now: Mapping[str, Any]) -> Rows:
         )
         for row in problems
     ]
+
+
+def _list_processes(now: Mapping[str, Any]) -> Rows:
+    return [
+        (
+            role,
+            str(row["running"]),
+            str(row["wanted"]),
+            _describe_cores(now["cores"]) if role == "listen" else "",
+        )
+        for role, row in now["processes"].items()
+    ]
+
+
+def _describe_cores(cores: Mapping[str, Any] | None) -> str:
+    """Write the usable cores, as `2 usable: affinity 8, quota 1.5`."""
+    if cores is None:
+        return ""
+    quota = "no quota" if cores["quota"] is None else f"quota {cores['quota']:g}"
+    return f"{cores['usable']} usable: affinity {cores['affinity']}, {quota}"
 
 
 def _list_listeners(now: Mapping[str, Any], before: Mapping[str, Any] | None) -> Rows:

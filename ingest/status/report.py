@@ -7,6 +7,7 @@ import contextlib
 import os
 import time
 from collections.abc import Iterator
+from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Final, cast
@@ -19,6 +20,7 @@ from ingest.alarms import Alarm, read_watched_alarms, standing_alarms
 from ingest.checks.weak_settings import find_weak_settings
 from ingest.clock import unix_ms
 from ingest.config.model import Config
+from ingest.cores import read_cores
 from ingest.errors import IngestError, SpoolError
 from ingest.filesystem import node_lock
 from ingest.ledger import CircuitState, DestinationProgress, Ledger, store_agreement
@@ -26,6 +28,7 @@ from ingest.queue.client import connect
 from ingest.queue.keys import GROUP, stream_key
 from ingest.spool import inventory, store_capacity
 from ingest.spool.spool import read_spool_id
+from ingest.status.health import check_liveness
 from ingest.status.states import ListenerState, RunningProcesses
 from ingest.status.verdict import judge_health
 from ingest.supervisor import reload_client
@@ -40,6 +43,8 @@ def gather_status(config: Config) -> dict[str, Any]:
         "name": config.node.name or config.node.ae_title,
         "data_dir": str(config.data_dir),
         "running": _find_running_processes(config),
+        "processes": _gather_processes(config),
+        "cores": _gather_cores(config),
         "alarms": _gather_alarms(config),
         "listeners": _gather_listeners(config),
         "reload_refused": reload_client.read_outcome(config.run_dir).get("faults", []),
@@ -68,6 +73,21 @@ def _find_running_processes(config: Config) -> RunningProcesses:
         return RunningProcesses.NODE
     are_workers = node_lock.are_workers_running(config.run_dir)
     return RunningProcesses.WORKERS if are_workers else RunningProcesses.NONE
+
+
+def _gather_processes(config: Config) -> dict[str, Any]:
+    """Return the running and the wanted processes of each role, while any run."""
+    roles = check_liveness(config.run_dir).roles if _find_running_processes(config) else {}
+    return {name: asdict(role) for name, role in roles.items()}
+
+
+def _gather_cores(config: Config) -> dict[str, Any] | None:
+    """Return the cores that a running node may use; None without one."""
+    try:
+        cores = read_cores(node_lock.find_node_pid(config.run_dir))
+    except (IngestError, OSError):
+        return None
+    return {"usable": cores.usable, "affinity": cores.allowed, "quota": cores.quota}
 
 
 def _gather_disks(config: Config) -> list[dict[str, Any]]:

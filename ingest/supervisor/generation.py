@@ -16,7 +16,7 @@ from ingest.acceptor.endpoints import Endpoint, bind_endpoints
 from ingest.checks.tls import Validity, find_untimely, list_validities
 from ingest.config.model import Config
 from ingest.config.reader import load_config
-from ingest.cores import usable_cores
+from ingest.cores import plan_listeners
 from ingest.errors import ConfigError
 from ingest.requestor.remotes import build_remotes
 from ingest.requestor.transport import Remote
@@ -150,7 +150,7 @@ def plan_worker_slots(config: Config, roles: frozenset[str]) -> list[WorkerSlot]
     A role that runs alone has one process even if the configuration asks for none.
     """
     counts = {
-        "listen": config.receive.processes or usable_cores(),
+        "listen": plan_listeners(config.receive.processes),
         "persist": config.workers.persist,
         "forward": config.workers.forward if config.destinations else 0,
         "retain": int(config.retention.needs_remover),

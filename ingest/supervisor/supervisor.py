@@ -29,6 +29,7 @@ from ingest.checks import file_systems
 from ingest.clock import unix_ms
 from ingest.config.model import Config
 from ingest.config.reader import load_config
+from ingest.cores import read_cores
 from ingest.errors import BootError, IngestError
 from ingest.filesystem.calls import TRANSIENT_ERRNOS
 from ingest.filesystem.node_lock import share_workers_lock, take_node_lock
@@ -236,10 +237,25 @@ class Supervisor:
 
     def _start(self) -> None:
         self._generations.start()
+        if "listen" in self._roles:
+            self._log_planned_listeners()
         if self._roles == ALL_ROLES and not self._config.queue.url:
             self._queue = EmbeddedQueue(self._config.data_dir)
             self._queue.start()
         self._do_duties()
+
+    def _log_planned_listeners(self) -> None:
+        """Say how many listeners there will be, and what `[receive] processes = 0` went by."""
+        slots = self._generations.current.slots
+        cores = read_cores()
+        log.info(
+            "listeners_planned",
+            listeners=sum(slot.role == "listen" for slot in slots),
+            processes=self._config.receive.processes,
+            usable_cores=cores.usable,
+            affinity=cores.allowed,
+            quota=cores.quota,
+        )
 
     def _print_ready(self) -> None:
         """Print a line on standard output for people and scripts that wait for the start."""
