@@ -176,6 +176,7 @@ class QueueSettings(Section):
     """`[queue]`: the Redis that carries references or, with `carrier = "redis"`, data sets."""
 
     url: str = Field(default="", repr=False)
+    password_file: OptionalPath = None
     carrier: Literal["spool", "redis"] = "spool"
     carrier_max_bytes: Positive = 64 * 1024**2
     carrier_max_waiting: Positive = 32
@@ -200,6 +201,7 @@ class LedgerSettings(Section):
     """`[ledger]`: a URL of SQLAlchemy, empty for SQLite in data_dir; searchable attributes of studies."""
 
     url: Annotated[str, AfterValidator(_make_ledger_absolute)] = Field(default="", repr=False)
+    password_file: OptionalPath = None
     index: IndexLevel = "identifiers"
 
 

@@ -21,6 +21,7 @@ from ingest.config.faults import (
     remove_reported,
 )
 from ingest.config.model import Config
+from ingest.config.passwords import insert_passwords
 from ingest.config.source import REGULAR_FILE_REMEDY, ConfigSource, is_orthanc_file, is_regular_file
 from ingest.errors import ConfigError
 
@@ -69,7 +70,12 @@ def load_config(
     ]
     if faults or config is None:
         raise ConfigError([escape_unprintable(_format_fault(each, variables, source)) for each in faults])
-    return config
+    try:
+        return insert_passwords(config)
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            [f"{file}: a password file was replaced while it was read: {error}; try again"]
+        ) from None
 
 
 def read_source(file: Path, environ: Mapping[str, str]) -> ConfigSource:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from ingest.config import alert_rules, console_rules, retention_rules, route_rules
+from ingest.config import alert_rules, console_rules, passwords, retention_rules, route_rules
 from ingest.config.faults import Fault
 from ingest.config.model import TLS, Config, Destination
 from ingest.dicom.statuses import StatusPattern, means_stored_only
@@ -68,6 +68,7 @@ def check_rules(config: Config, names: SectionNames, roles: Collection[str]) -> 
     yield from _check_queue(config)
     yield from _check_store(config)
     yield from _check_ledger(config)
+    yield from passwords.check_password_files(config)
     yield from retention_rules.check_retention(config, roles)
     yield from _check_destinations(config, names)
     yield from route_rules.check_routes(config, names.destinations)

@@ -5,6 +5,7 @@ import re
 from typing import Any, Final
 
 from ingest.config.model import Config
+from ingest.config.passwords import remove_password
 
 MASK: Final = "***"
 
@@ -18,10 +19,11 @@ def config_to_values(config: Config) -> dict[str, Any]:
     values["node"]["data_dir"] = str(config.data_dir)
     values["receive"]["spool_dir"] = str(config.spool_dir)
     values["store"]["root"] = str(config.store_root)
-    values["queue"]["url"] = mask_url_password(config.queue.url)
+    for name, section in (("queue", config.queue), ("ledger", config.ledger)):
+        has_file = section.password_file is not None
+        values[name]["url"] = remove_password(section.url) if has_file else mask_url_password(section.url)
     if config.console is not None and config.console.oidc is None:
         del values["console"]["oidc"]  # TOML has no null
-    values["ledger"]["url"] = mask_url_password(config.ledger.url)
     for alert in values["alerts"]:
         alert["url"] = mask_url_path(alert["url"])
     return values
