@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     help="Also send a C-ECHO to every destination, and connect to the audit repository.",
 )
 @click.option("--ready", is_flag=True, help="Only ask whether the running node receives; for health checks.")
-def check(path: Path, connect: bool, ready: bool) -> None:
+@click.option("--live", is_flag=True, help="Only ask whether the supervisor lives; if not, restart it.")
+def check(path: Path, connect: bool, ready: bool, live: bool) -> None:
     """Check configuration, certificates, folders, queue and ledger.
 
     \b
@@ -34,12 +35,12 @@ def check(path: Path, connect: bool, ready: bool) -> None:
     the file itself cannot be used. Notes are no faults: the node can run with them.
 
     With --ready only reception is checked: the command exits with 0 if the node receives, otherwise with 1
-    and the reasons.
+    and the reasons. With --live it is the same for the supervisor, which nothing but a restart helps.
     """
-    if ready:
-        if connect:
-            raise click.UsageError("--ready and --connect exclude each other")
-        exit_with(_print_readiness(path))
+    if ready + live + connect > 1:
+        raise click.UsageError("--ready, --live and --connect exclude each other")
+    if ready or live:
+        exit_with(_print_health(path, is_ready_asked=ready))
     from ingest.checks.node import check_node
     from ingest.config.reader import read_notes
 
@@ -55,12 +56,14 @@ def check(path: Path, connect: bool, ready: bool) -> None:
     exit_with(FAILED if any(not fault.is_note for fault in faults) else 0)
 
 
-def _print_readiness(path: Path) -> int:
+def _print_health(path: Path, *, is_ready_asked: bool) -> int:
     from ingest.config.reader import load_config
-    from ingest.status.health import check_readiness
+    from ingest.status.health import check_liveness, check_readiness
 
-    health = check_readiness(load_config(path).run_dir)
-    click.echo("ready" if health.is_ok else "not ready: " + "; ".join(health.reasons))
+    run_dir = load_config(path).run_dir
+    health = check_readiness(run_dir) if is_ready_asked else check_liveness(run_dir)
+    word = "ready" if is_ready_asked else "live"
+    click.echo(word if health.is_ok else f"not {word}: " + "; ".join(health.reasons))
     return 0 if health.is_ok else FAILED
 
 

@@ -20,8 +20,8 @@ from tests.support.nodes import Node, eventually
 ROOT = Path(__file__).parents[2]
 
 
-def ask_ready(node: Node) -> "subprocess.CompletedProcess[str]":
-    command = [sys.executable, "-m", "ingest.cli", "check", "--ready", "-c", str(node.config_path)]
+def ask(node: Node, flag: str) -> "subprocess.CompletedProcess[str]":
+    command = [sys.executable, "-m", "ingest.cli", "check", flag, "-c", str(node.config_path)]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=60)
 
 
@@ -31,7 +31,7 @@ def test_readiness_begins_with_the_listeners_and_ends_at_once_with_term(
     node = make_node()
     run_dir = node.data / "run"
     assert not check_liveness(run_dir).is_ok
-    assert ask_ready(node).stdout.startswith("not ready: no node runs on")
+    assert ask(node, "--ready").stdout.startswith("not ready: no node runs on")
     node.start()
     assert node.process is not None
     health = check_readiness(run_dir)
@@ -39,7 +39,7 @@ def test_readiness_begins_with_the_listeners_and_ends_at_once_with_term(
     assert health.to_json()["roles"]["listen"] == {"running": 2, "wanted": 2}
     assert health.to_json(with_detail=False) == {"ok": True}
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    asked = ask_ready(node)
+    asked = ask(node, "--ready")
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     assert (asked.stdout, asked.returncode) == ("ready\n", 0)
     assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 0.6, (
@@ -53,11 +53,15 @@ def test_readiness_begins_with_the_listeners_and_ends_at_once_with_term(
         assert time.monotonic() - began < 2.0
         assert check_readiness(run_dir).reasons == ("the node is ending",)
         assert check_liveness(run_dir).is_ok, "it drains"
-        asked = ask_ready(node)
+        asked = ask(node, "--ready")
         assert (asked.stdout, asked.returncode) == ("not ready: the node is ending\n", 1)
+        asked = ask(node, "--live")
+        assert (asked.stdout, asked.returncode) == ("live\n", 0)
         caller.release()
     node.stop()
-    assert not check_liveness(run_dir).is_ok
+    asked = ask(node, "--live")
+    assert asked.stdout.startswith("not live: no node runs on")
+    assert asked.returncode == 1
 
 
 def test_a_node_whose_supervisor_or_listeners_hang_is_not_ready(make_node: Callable[..., Node]) -> None:
