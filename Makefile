@@ -87,6 +87,8 @@ lint: setup
 lock:
 	uv pip compile --universal --python-version 3.11 --no-emit-index-url --generate-hashes --no-header \
 	  pyproject.toml --group dev --output-file requirements.lock
+	uv pip compile --universal --python-version 3.11 --no-emit-index-url --generate-hashes --no-header --no-annotate \
+	  pyproject.toml --all-extras --constraint requirements.lock --output-file config/container/runtime.lock
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info ext/*.c ext/*.so
