@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 export PYTHONDONTWRITEBYTECODE :=
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: all setup demo run man test test-failed test-fast test-long coverage test-pythons bench bench-scale lint lock clean
+.PHONY: all setup demo run man docs test test-failed test-fast test-long coverage test-pythons bench bench-scale lint lock clean
 all: setup
 
 setup: $(VENV)/stamp
@@ -30,6 +30,12 @@ run: setup
 # Manual pages of all commands, in build/man; `man -l build/man/ingest-retry.1` shows one.
 man: setup
 	$(BIN)/python -m ingest.cli._man_pages build/man
+
+# The documentation site, in build/site; open build/site/index.html. Every warning is an error. Needs npm, for the
+# scripts that the site carries with it.
+docs: setup
+	npm ci --prefix config/docs --ignore-scripts --no-audit --no-fund
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet --config-file config/docs/mkdocs.yml
 
 # Tests wait about half of their time: three workers keep two cores busy. More make tests with deadlines fail.
 TEST_WORKERS ?= 3

@@ -1,5 +1,6 @@
-"""Links of README, CONTRIBUTING and docs/ lead to files and headings that exist."""
+"""Links of README, CONTRIBUTING and docs/ lead to files and headings; pages say what the code does."""
 
+import ast
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -113,3 +114,101 @@ def test_files_that_keep_an_invariant_carry_its_number() -> None:
         if not re.search(rf"INVARIANT {number}\b", (ROOT / file).read_text())
     ]
     assert missing == [], "mark the line that keeps the invariant with its number"
+
+
+INSTALLING = re.compile(r"install-.*|upgrade")
+"""Pages whose commands need a machine of their own: tests/install runs the steps, not the printed lines."""
+
+TASKS = sorted(
+    page
+    for folder in ("how-to", "tutorial")
+    for page in (ROOT / "docs" / folder).glob("*.md")
+    if not INSTALLING.fullmatch(page.stem)
+)
+NO_COMMANDS = {"toml", "json", "python", "lua", "mermaid", "text", "dockerfile", "yaml", "ini"}
+"""Languages of blocks that hold no commands."""
+
+
+@pytest.mark.parametrize("page", TASKS, ids=lambda page: page.stem)
+def test_commands_of_a_page_are_run_or_say_why_not(page: Path) -> None:
+    from tests.support.pages import SHELL, read_blocks
+
+    silent = [
+        block.text.splitlines()[0]
+        for block in read_blocks(page)
+        if block.language not in NO_COMMANDS | SHELL and not block.remark
+    ]
+    assert silent == [], "mark commands as ```sh or ```console, or say <!-- not run: why --> above the block"
+
+
+def test_pages_that_follow_from_the_code_are_as_the_code_has_them() -> None:
+    from tests.support import reference
+
+    old = [path.name for path, text in reference.pages().items() if path.read_text() != text]
+    assert old == [], f"write them anew: {reference.COMMAND}"
+
+
+def test_every_key_has_a_meaning() -> None:
+    rows = [
+        line for line in (ROOT / "docs/reference/configuration.md").read_text().splitlines() if "|  |" in line
+    ]
+    assert [row for row in rows if row.startswith("| `")] == []
+
+
+# --- log events
+
+LEVELS = {"warning", "error", "critical", "exception"}
+NAMED_ELSEWHERE = {"ingest/log.py", "workers/backoff.py"}
+"""Modules that log the events of their callers, and one of their own."""
+
+
+def logged_events() -> Iterator[tuple[str, str]]:
+    """Every event of level warning and above in the code, with its level."""
+    for base in ("ingest", "workers"):
+        for path in sorted((ROOT / base).rglob("*.py")):
+            if not {"workers", "ext"} & set(path.relative_to(ROOT).parts[1:]):
+                yield from _events_of(path)
+
+
+def _events_of(path: Path) -> Iterator[tuple[str, str]]:
+    tree = ast.parse(path.read_text())
+    # `write = log.warning if … else log.debug`
+    names = {
+        target.id: attribute.attr
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Assign)
+        for target in node.targets
+        if isinstance(target, ast.Name)
+        for attribute in ast.walk(node.value)
+        if isinstance(attribute, ast.Attribute) and attribute.attr in LEVELS
+    }
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.Call) or not node.args:
+            continue
+        if isinstance(node.func, ast.Attribute) and node.func.attr in LEVELS:
+            level, event = node.func.attr, node.args[0]
+        elif isinstance(node.func, ast.Name) and node.func.id in names:
+            level, event = names[node.func.id], node.args[0]
+        elif isinstance(node.func, ast.Name) and node.func.id == "Backoff":
+            level, event = "warning", node.args[1]
+        else:
+            continue
+        found = [each.value for each in ast.walk(event) if isinstance(each, ast.Constant)]
+        texts = [value for value in found if isinstance(value, str) and re.fullmatch("[a-z0-9_]+", value)]
+        assert texts or str(path.relative_to(ROOT)) in NAMED_ELSEWHERE, (
+            f"{path}:{node.lineno}: name the event"
+        )
+        yield from ((text, "error" if level == "exception" else level) for text in texts)
+
+
+def test_every_warning_and_error_of_the_code_is_in_the_reference() -> None:
+    rows = [
+        [cell.strip() for cell in line.split("|")[1:-1]]
+        for line in (ROOT / "docs/reference/log-events.md").read_text().splitlines()
+        if line.startswith("| `")
+    ]
+    described = {(row[0].strip("`"), level) for row in rows for level in row[1].split(", ")}
+    logged = {*logged_events(), ("library", "warning"), ("library", "error")}
+    assert sorted(logged - described) == [], "describe them in docs/reference/log-events.md"
+    assert sorted(described - logged) == [], "the code has no such event any more"
+    assert all(len(row) == 4 and row[2] and row[3] for row in rows)
