@@ -17,9 +17,11 @@ import tempfile
 import zlib
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
+
+from tests.support import open_databases
 
 if TYPE_CHECKING:
     from tests.support.nodes import Node
@@ -47,6 +49,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    open_databases.watch_connections()
     if config.option.fast:
         config.pluginmanager.register(NoProcesses())
 
@@ -68,6 +71,32 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def _keep(config: pytest.Config, items: list[pytest.Item], wanted: Callable[[pytest.Item], bool]) -> None:
     config.hook.pytest_deselected(items=[item for item in items if not wanted(item)])
     items[:] = [item for item in items if wanted(item)]
+
+
+OPENED_BEFORE = pytest.StashKey[int]()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    item.stash[OPENED_BEFORE] = open_databases.count_opened()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> None:
+    if call.excinfo is not None and OPENED_BEFORE in item.stash:
+        open_databases.excuse_opened_since(item.stash[OPENED_BEFORE])
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_teardown(item: pytest.Item) -> Generator[None, object, object]:
+    """Fail a test that leaves a connection of SQLite open. Otherwise the warning would fail a later test."""
+    result = yield
+    if isinstance(item, pytest.Function):
+        item.funcargs.clear()  # the values of fixtures that have ended
+    abandoned = open_databases.take_abandoned(item.stash[OPENED_BEFORE])
+    if abandoned:
+        pytest.fail("a connection was not closed:\n" + "\n".join(abandoned), pytrace=False)
+    return result
 
 
 class NoProcesses:
@@ -93,26 +122,6 @@ class NoProcesses:
     def _skip_test(self, event: str, _: object) -> None:
         if event in STARTS_A_PROCESS and self._test_runs:
             pytest.skip("it starts a process")
-
-
-@pytest.fixture(autouse=True)
-def _ledgers_are_closed(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Close the ledgers that a test opens itself; from Python 3.13 on an open one is a warning."""
-    module = sys.modules.get("ingest.ledger.ledger")
-    if module is None:
-        yield
-        return
-    opened: list[Any] = []
-    begin = module.Ledger.__init__
-
-    def opening(self: Any, *arguments: Any, **named: Any) -> None:
-        begin(self, *arguments, **named)
-        opened.append(self)
-
-    monkeypatch.setattr(module.Ledger, "__init__", opening)
-    yield
-    for ledger in opened:
-        ledger.close()
 
 
 @pytest.fixture(scope="session")

@@ -21,6 +21,7 @@ from sqlalchemy.exc import (
     StatementError,
 )
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+from sqlalchemy.pool import ConnectionPoolEntry
 
 from ingest.clock import unix_ms
 from ingest.config.serialization import mask_url_password
@@ -101,12 +102,28 @@ class Database:
             ) from error
         self.dialect = self._engine.dialect.name
         self._writer = self._engine.execution_options(ingest_writer=True)
+        self._disposals = 0
+        event.listen(self._engine, "connect", self._mark_connection)
+        event.listen(self._engine, "checkin", self._close_if_disposed)
         self._clock_ms, self._clock_until = 0, 0.0
         self._opened: tuple[int, int] | None = None
 
     def close(self) -> None:
-        """Close all connections."""
+        """Close all connections. One that another thread uses is closed when its transaction ends."""
+        self._disposals += 1
         self._engine.dispose()
+
+    def _mark_connection(self, _connection: object, record: ConnectionPoolEntry) -> None:
+        record.info["disposals"] = self._disposals
+
+    def _close_if_disposed(self, _connection: object, record: ConnectionPoolEntry) -> None:
+        """Close a connection that returns to a pool which nobody uses any more.
+
+        SQLAlchemy's `dispose` makes a new pool. A connection that was in use at that moment would otherwise
+        stay open in the old one until the collector finds it.
+        """
+        if record.info.get("disposals") != self._disposals:
+            record.invalidate()
 
     @contextlib.contextmanager
     def begin_read(self) -> Iterator[Connection]:
@@ -252,7 +269,7 @@ class Database:
             raise LedgerError(f"the ledger {self.name} is not there; {remedy}") from None
         found = (status.st_dev, status.st_ino)
         if self._opened not in {None, found}:
-            self._engine.dispose()
+            self.close()
         self._opened = found
 
     @property

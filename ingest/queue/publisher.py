@@ -150,10 +150,13 @@ class Publisher:
         with self._wake:
             self._closing = True
             self._wake.notify()
-        if self._thread is None:
-            return True
-        self._thread.join(seconds)
-        return not self._thread.is_alive()
+        if self._thread is not None:
+            self._thread.join(seconds)
+            if self._thread.is_alive():
+                return False
+        if self._ledger is not None:
+            self._ledger.close()
+        return True
 
     def _run(self) -> None:
         while True:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
+import sqlite3
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -168,20 +170,16 @@ def test_path_that_tries_to_leave_finds_nothing(admin: httpx.Client, path: str) 
 def test_store_key_that_leaves_the_store_is_not_opened(
     console_node: ConsoleNode, admin: httpx.Client
 ) -> None:
-    import sqlite3
-
     [number, *_] = find_ids(admin, console_node.study_uid)
-    with sqlite3.connect(console_node.node.data / "ledger.db") as ledger:
+    change = "UPDATE instances SET store_key = ? WHERE id = ?"
+    path = console_node.node.data / "ledger.db"
+    with contextlib.closing(sqlite3.connect(path, timeout=10, isolation_level=None)) as ledger:
         [[key]] = ledger.execute("SELECT store_key FROM instances WHERE id = ?", (number,))
-        ledger.execute(
-            "UPDATE instances SET store_key = '../../../../../../etc/passwd' WHERE id = ?", (number,)
-        )
-    try:
-        answer = admin.get(f"{API}/instances/{number}/file")
-    finally:
-        with sqlite3.connect(console_node.node.data / "ledger.db") as ledger:
-            ledger.execute("UPDATE instances SET store_key = ? WHERE id = ?", (key, number))
-        ledger.close()
+        ledger.execute(change, ("../../../../../../etc/passwd", number))
+        try:
+            answer = admin.get(f"{API}/instances/{number}/file")
+        finally:
+            ledger.execute(change, (key, number))
     assert answer.status_code == 503
     assert "root:" not in answer.text
 

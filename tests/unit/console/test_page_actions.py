@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import html
 import re
 import sqlite3
@@ -26,24 +27,23 @@ def read_states(console_node: ConsoleNode) -> Iterator[Read]:
     # To the archive one was delivered and one was dropped; the viewer refused both, with other answers.
     rows = [(ARCHIVE, "delivered", 0, ""), (ARCHIVE, "dropped", None, "moved")]
     rows += [(LEGACY, "dead", None, ""), (LEGACY, "dead", 0xA700, "")]
-    ledger = sqlite3.connect(path, timeout=10)
-    ids = [number for [number] in ledger.execute("SELECT id FROM instances ORDER BY id LIMIT 2")]
-    for number, (destination, state, status, error) in zip(ids * 2, rows, strict=True):
-        ledger.execute(
-            "INSERT INTO deliveries (instance_id, destination, state, attempts, next_at, last_status, "
-            "last_error, created_at, updated_at) VALUES (?, ?, ?, 1, 0, ?, ?, 1, 1)",
-            (number, destination, state, status, error),
-        )
-    ledger.commit()
+    with contextlib.closing(sqlite3.connect(path, timeout=10)) as ledger:
+        ids = [number for [number] in ledger.execute("SELECT id FROM instances ORDER BY id LIMIT 2")]
+        for number, (destination, state, status, error) in zip(ids * 2, rows, strict=True):
+            ledger.execute(
+                "INSERT INTO deliveries (instance_id, destination, state, attempts, next_at, last_status, "
+                "last_error, created_at, updated_at) VALUES (?, ?, ?, 1, 0, ?, ?, 1, 1)",
+                (number, destination, state, status, error),
+            )
+        ledger.commit()
 
-    def read(destination: str) -> list[str]:
-        query = "SELECT state FROM deliveries WHERE destination = ? ORDER BY instance_id"
-        return [state for [state] in ledger.execute(query, (destination,))]
+        def read(destination: str) -> list[str]:
+            query = "SELECT state FROM deliveries WHERE destination = ? ORDER BY instance_id"
+            return [state for [state] in ledger.execute(query, (destination,))]
 
-    yield read
-    ledger.execute("DELETE FROM deliveries WHERE destination IN (?, ?)", (ARCHIVE, LEGACY))
-    ledger.commit()
-    ledger.close()
+        yield read
+        ledger.execute("DELETE FROM deliveries WHERE destination IN (?, ?)", (ARCHIVE, LEGACY))
+        ledger.commit()
 
 
 def find_forms(browser: Browser, page: str, action: str, *wanted: str) -> list[dict[str, str]]:

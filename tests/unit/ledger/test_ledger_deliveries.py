@@ -1,5 +1,6 @@
 """Leases: who has a delivery in hand, for how long, and what comes of it."""
 
+import contextlib
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -212,15 +213,15 @@ def test_parallel_workers_lease_every_delivery_once(ledger: Ledger, url: str) ->
 
 
 def test_lease_reads_an_index_and_not_the_backlog(tmp_path: Path) -> None:
-    ledger = Ledger(f"sqlite:///{tmp_path}/ledger.db")
-    ledger.migrate()
-    with ledger.database.begin_read() as connection:
-        plan = connection.exec_driver_sql(
-            "EXPLAIN QUERY PLAN SELECT deliveries.id FROM deliveries "
-            "JOIN instances ON instances.id = deliveries.instance_id "
-            "WHERE destination = 'a' AND deliveries.state = 'waiting' AND next_at <= 5 "
-            "ORDER BY next_at, instance_id LIMIT 64"
-        ).fetchall()
+    with contextlib.closing(Ledger(f"sqlite:///{tmp_path}/ledger.db")) as ledger:
+        ledger.migrate()
+        with ledger.database.begin_read() as connection:
+            plan = connection.exec_driver_sql(
+                "EXPLAIN QUERY PLAN SELECT deliveries.id FROM deliveries "
+                "JOIN instances ON instances.id = deliveries.instance_id "
+                "WHERE destination = 'a' AND deliveries.state = 'waiting' AND next_at <= 5 "
+                "ORDER BY next_at, instance_id LIMIT 64"
+            ).fetchall()
     text = " ".join(str(step[-1]) for step in plan)
     assert "deliveries_due" in text
     assert "SCAN" not in text

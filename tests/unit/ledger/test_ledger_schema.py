@@ -1,8 +1,10 @@
 """The ledger's schema: made by migrations, once, by whoever comes first."""
 
+import contextlib
 import multiprocessing
 import os
 import sqlite3
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -34,6 +36,13 @@ def url(tmp_path: Path) -> str:
     return f"sqlite:///{tmp_path}/100% ledger/ledger.db"
 
 
+@pytest.fixture
+def ledger(url: str) -> Iterator[Ledger]:
+    """A ledger without tables."""
+    with contextlib.closing(Ledger(url)) as opened:
+        yield opened
+
+
 def _migrate(url: str, barrier: "multiprocessing.synchronize.Barrier") -> None:
     barrier.wait(30)
     ledger = Ledger(url)
@@ -46,8 +55,7 @@ def test_program_knows_the_newest_revision() -> None:
     assert head() == SCHEMA_VERSION
 
 
-def test_migrations_make_exactly_the_tables_that_the_program_uses(url: str) -> None:
-    ledger = Ledger(url)
+def test_migrations_make_exactly_the_tables_that_the_program_uses(ledger: Ledger) -> None:
     ledger.migrate()
     with ledger.database.begin_read() as connection:
         differences = compare_metadata(MigrationContext.configure(connection), metadata)
@@ -68,8 +76,7 @@ def test_several_processes_that_start_at_once_migrate_once(url: str) -> None:
     ledger.close()
 
 
-def test_migrating_again_changes_nothing(url: str) -> None:
-    ledger = Ledger(url)
+def test_migrating_again_changes_nothing(ledger: Ledger) -> None:
     ledger.migrate()
     ledger.instances.record([row(1)])
     ledger.migrate()
@@ -77,8 +84,7 @@ def test_migrating_again_changes_nothing(url: str) -> None:
     assert len(find_newest_instances(ledger)) == 1
 
 
-def test_other_schema_version_is_refused_and_both_are_named(url: str, tmp_path: Path) -> None:
-    ledger = Ledger(url)
+def test_other_schema_version_is_refused_and_both_are_named(ledger: Ledger) -> None:
     with pytest.raises(LedgerError, match=f"none.*{SCHEMA_VERSION}"):
         ledger.require_schema()
     ledger.migrate()
@@ -89,8 +95,7 @@ def test_other_schema_version_is_refused_and_both_are_named(url: str, tmp_path: 
             ask()
 
 
-def test_sqlite_commits_are_synced_and_its_log_is_ahead(url: str) -> None:
-    ledger = Ledger(url)
+def test_sqlite_commits_are_synced_and_its_log_is_ahead(ledger: Ledger) -> None:
     ledger.migrate()
     with ledger.database.begin_read() as connection:
         assert connection.exec_driver_sql("PRAGMA journal_mode").scalar() == "wal"
@@ -100,15 +105,14 @@ def test_sqlite_commits_are_synced_and_its_log_is_ahead(url: str) -> None:
 
 def test_locked_ledger_is_away_and_not_broken(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ingest.ledger.database.BUSY_MILLISECONDS", 20)
-    ledger = Ledger(url)
-    ledger.migrate()
-    other = sqlite3.connect(url.removeprefix("sqlite:///"), isolation_level=None)
-    other.execute("BEGIN IMMEDIATE")
-    with pytest.raises(LedgerError, match="locked"):
+    with contextlib.closing(Ledger(url)) as ledger:
+        ledger.migrate()
+        path = url.removeprefix("sqlite:///")
+        with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as other:
+            other.execute("BEGIN IMMEDIATE")
+            with pytest.raises(LedgerError, match="locked"):
+                ledger.instances.record([row(1)])
         ledger.instances.record([row(1)])
-    other.execute("ROLLBACK")
-    other.close()
-    ledger.instances.record([row(1)])
 
 
 def test_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
@@ -117,8 +121,7 @@ def test_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
         Ledger(f"sqlite:///{tmp_path}/file/ledger.db").migrate()
 
 
-def test_ledger_of_the_first_revision_keeps_its_rows_and_one_stored_object_a_uid(url: str) -> None:
-    ledger = Ledger(url)
+def test_ledger_of_the_first_revision_keeps_its_rows_and_one_stored_object_a_uid(ledger: Ledger) -> None:
     ledger.migrate()
     with ledger.database.begin_write() as connection:
         command.downgrade(configuration(connection), "0001")
@@ -136,7 +139,6 @@ def test_ledger_of_the_first_revision_keeps_its_rows_and_one_stored_object_a_uid
         ("b", "variant", ""),
         ("c", "stored", ""),
     ]
-    ledger.close()
 
 
 @pytest.mark.parametrize("dialect", ["sqlite", "postgresql"])

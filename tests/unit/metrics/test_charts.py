@@ -1,7 +1,9 @@
 """Samples of counters and gauges in the ledger, and the series that charts show."""
 
+import contextlib
 import os
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -20,13 +22,14 @@ NOW = 1_800_000_000_000
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
-def ledger(request: pytest.FixtureRequest, tmp_path: Path) -> Ledger:
+def ledger(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Ledger]:
     if request.param == "sqlite":
-        made = Ledger(f"sqlite:///{tmp_path / 'ledger.db'}")
+        url = f"sqlite:///{tmp_path / 'ledger.db'}"
     else:
-        made = Ledger(request.getfixturevalue("postgresql_url"))
-    made.migrate()
-    return made
+        url = request.getfixturevalue("postgresql_url")
+    with contextlib.closing(Ledger(url)) as made:
+        made.migrate()
+        yield made
 
 
 @pytest.fixture
@@ -119,13 +122,13 @@ def test_the_sampler_keeps_what_can_be_read(tmp_path: Path, config: Config) -> N
         file = BoardFile(board, config.run_dir, "node")
         file.write()
         signal.pause()
-    ledger = Ledger(with_url.ledger_url)
-    ledger.migrate()
-    eventually(lambda: read_boards(config.run_dir))
-    Sampler(with_url, ledger).take_sample()
-    os.kill(pid, 9)
-    os.waitpid(pid, 0)
-    (sample,) = ledger.samples.read_samples(find_sample_source(config), 0)
+    with contextlib.closing(Ledger(with_url.ledger_url)) as ledger:
+        ledger.migrate()
+        eventually(lambda: read_boards(config.run_dir))
+        Sampler(with_url, ledger).take_sample()
+        os.kill(pid, 9)
+        os.waitpid(pid, 0)
+        (sample,) = ledger.samples.read_samples(find_sample_source(config), 0)
     assert sample.content["received"] == 5
     assert sample.content["spool_entries"] == 0
     assert sample.content["free"]["data"] > 0

@@ -1,5 +1,6 @@
 """A scrape never hangs: what cannot be read in time is left out and counted, and nothing else is missing."""
 
+import contextlib
 import threading
 import time
 from collections.abc import Iterator
@@ -94,7 +95,8 @@ def test_the_ledger_part_reads_both_databases(
         peers=(PeerSettings(ae_title="CT1"),),
         destinations=(Destination(name="pacs", ae_title="PACS", host="localhost"),),
     )
-    Ledger(config.ledger_url).migrate()
+    with contextlib.closing(Ledger(config.ledger_url)) as ledger:
+        ledger.migrate()
     readers = PartReaders(config, [part for part in PARTS if part.name == "ledger"], deadline_seconds=30.0)
     found = {(sample.family.name, sample.labels): sample.value for sample in readers.read_parts()}
     assert found["ledger_bytes", ()] > 10_000

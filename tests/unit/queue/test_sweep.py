@@ -276,7 +276,8 @@ def test_a_sweep_puts_back_what_is_missing_and_removes_what_the_ledger_holds(
 
 def test_a_sweep_leaves_what_is_being_received_alone(settings: Config, own: Spool) -> None:
     entry = own.begin()
-    Ledger(settings.ledger_url).migrate()
+    with contextlib.closing(Ledger(settings.ledger_url)) as ledger:
+        ledger.migrate()
     assert sweep.sweep_spool(settings).partials_removed == 0
     assert os.listdir(own.slot.path / "partial") == [entry.name]
     own.discard(entry)
@@ -306,7 +307,8 @@ def test_a_sweep_without_a_queue_is_one_error_of_ours(tmp_path: Path) -> None:
 
 def test_the_command_says_what_it_did(settings: Config, own: Spool, tmp_path: Path) -> None:
     keep(own)
-    Ledger(settings.ledger_url).migrate()
+    with contextlib.closing(Ledger(settings.ledger_url)) as ledger:
+        ledger.migrate()
     path = tmp_path / "ingest.toml"
     path.write_text(f'[node]\ndata_dir = "."\n[queue]\nurl = "{settings.queue.url}"\n')
     result = CliRunner().invoke(main, ["sweep", "-c", str(path)])
