@@ -15,6 +15,7 @@ import structlog
 from ingest.clock import unix_ms
 from ingest.log import RateLimitedLog
 from ingest.queue.keys import GROUP, data_key, persisted_key, stream_key
+from ingest.queue.stream_writer import append_reference
 from ingest.spool.reference import Reference, parse_fields
 
 IDLE_MILLISECONDS: Final = 10_000
@@ -205,6 +206,23 @@ class StreamConsumer:
             )
         # A flushed Redis has no group. Then no entry is pending, and there is nothing to renew.
         pipeline.execute(raise_on_error=False)
+
+    def put_back(self, entries: Iterable[StreamEntry]) -> None:
+        """Append entries again that this consumer has not begun, so that the next reader gets them at once.
+
+        An entry that was delivered before stays pending, because its count tells an entry that kills its
+        workers from others. Any consumer may claim it after a while.
+        """
+        fresh = [entry for entry in entries if entry.deliveries == 1]
+        if not fresh:
+            return
+        # INVARIANT 2: the stream holds each reference at every moment, also if this process dies here.
+        pipeline = self._client.pipeline(transaction=True)
+        for entry in fresh:
+            append_reference(pipeline, entry)
+            pipeline.xack(entry.stream, GROUP, entry.id)
+            pipeline.xdel(entry.stream, entry.id)
+        pipeline.execute()
 
     # --- acknowledge
 

@@ -10,7 +10,8 @@ certificate that cannot be used changes nothing:
    contexts and share the listening sockets that both generations use.
 3. When all new listeners accept, the new generation comes into force. The old listeners get SIGHUP: they
    accept no more, and end after their last association. Workers get SIGTERM, finish their current work, and
-   are forked again with the new generation.
+   are forked again with the new generation. A persist worker begins no batch after SIGTERM. Instances that
+   arrive after the outcome is written are therefore routed by the new generation.
 4. If a new listener ends, or does not accept within `RELOAD_SECONDS`, the reload is refused. The old
    generation was accepting all the time.
 5. Old listeners may serve their associations for `[node] reload_drain_seconds`. At most two old

@@ -13,6 +13,7 @@ import pytest
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from ingest.config.model import Config
+from ingest.config.reader import load_config
 from ingest.errors import IngestError
 from ingest.supervisor import reload_client
 from ingest.tls.keys import pairs
@@ -60,6 +61,40 @@ def test_sound_configuration_is_taken_and_a_bad_pair_is_not(make_node: Callable[
     node.configure(tls=tls(node, "node"))
     assert reload(node).stdout == "reloaded: generation 3\n"
     assert status(node) == []
+
+
+def test_instances_that_arrive_after_a_reload_are_routed_by_the_new_rules(
+    make_node: Callable[..., Node],
+) -> None:
+    def routes(to: str) -> str:
+        remotes = "".join(
+            f'[[destinations]]\nname = "{name}"\nae_title = "X"\nhost = "127.0.0.1"\nport = 9\ntls = false\n'
+            for name in ("one", "two")
+        )
+        return f'{remotes}[[routes]]\nto = ["{to}"]'
+
+    def store(uid: str) -> str:
+        """Store an instance, and return the destination that it gets."""
+        with Caller.plain(node) as caller:
+            caller.associate()
+            assert caller.store(Made(sop=uid)).status == 0
+            caller.release()
+        query = (
+            "SELECT destination FROM deliveries JOIN instances ON instances.id = instance_id "
+            "WHERE sop_instance_uid = ?"
+        )
+        [[found]] = eventually(lambda: node.query(query, uid), 30, "a delivery")
+        return str(found)
+
+    node = make_node(workers="[workers]\npersist = 1\nforward = 1", routes=routes("one")).start()
+    assert store("1.9.0") == "one"
+    for number, to in enumerate(["two", "one", "two"], 1):
+        # The worker has persisted the last instance, and waits for the next one.
+        node.configure(routes=routes(to))
+        # Without the command, whose end takes as long as a worker waits.
+        reload_client.request_reload(load_config(node.config_path))
+        assert store(f"1.9.{number}") == to
+    assert node.spooled() == []
 
 
 def test_what_the_file_itself_says_wrong_is_named_before_the_node_is_asked(

@@ -110,7 +110,7 @@ class PersistWorker:
 
         Args:
             config: The configuration.
-            stop: Ends the loop after the current batch.
+            stop: Ends the loop after the current batch. Entries in no batch yet are put back.
             consumer: Name of this worker in the consumer group, the same again after a restart.
 
         Raises:
@@ -183,7 +183,10 @@ class PersistWorker:
                 self._acknowledge_entries()
 
     def _persist_next(self) -> None:
-        """Read entries and persist them. After a failure of a service, wait with backoff."""
+        """Read entries and persist them. After a failure of a service, wait with backoff.
+
+        No batch begins after the worker was asked to stop.
+        """
         try:
             self._clean_up_if_due()
             self._acknowledge_entries()
@@ -191,10 +194,14 @@ class PersistWorker:
             entries = self._read_entries()
             self._queue_backoff.reset()
             self._spool_backoff.reset()
-            for batch in split_into_batches(entries, self._limit_batch_size()):
-                self._persist_batch(batch)
+            batches = split_into_batches(entries, self._limit_batch_size())
+            for number, batch in enumerate(batches):
+                # The request to stop may have come while we waited for entries. After a reload these belong
+                # to the workers of the new configuration, because their routes are in force.
                 if self._stop.is_set():
+                    self._consumer.put_back([entry for left in batches[number:] for entry in left])
                     return
+                self._persist_batch(batch)
         except redis.RedisError as error:
             # INVARIANT 2: Redis is a hint. Start again with the entries that this consumer had claimed.
             self._reads_own = True

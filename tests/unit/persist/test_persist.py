@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from ingest.ledger import DeliveryState, InstanceState
+from ingest.queue.consumer import StreamConsumer, StreamEntry
 from ingest.queue.keys import GROUP, data_key
 from ingest.queue.wakeups import drain_key
 from ingest.spool.reference import Reference
@@ -17,7 +18,7 @@ from ingest.workers.store.filesystem import FileStore
 from tests.support.instances import CT, EXPLICIT, Made, element
 from tests.support.ledgers import delivery_states
 from tests.support.nodes import eventually
-from tests.support.persisting import Site
+from tests.support.persisting import Drainer, Site
 
 Sites = Callable[..., Site]
 
@@ -75,6 +76,36 @@ def test_instances_that_come_one_by_one_are_put_together(site: Site) -> None:
         worker.join(10)
     assert len(site.instances()) == 100
     assert batches() - before < 50
+
+
+class StoppedWhileReading(Drainer):
+    """A worker that is asked to stop while it waits for entries, as by a reload."""
+
+    def _read_entries(self) -> list[StreamEntry]:
+        entries = super()._read_entries()
+        self._stop.set()
+        return entries
+
+
+def test_worker_that_is_asked_to_stop_while_it_reads_leaves_the_entries_to_the_next_one(site: Site) -> None:
+    for number in range(3):
+        site.receive(Made(sop=f"1.9.{number}"))
+    site.work(kind=StoppedWhileReading)
+    assert site.instances() == []
+    assert (site.pending(), site.client.xlen(site.stream)) == (0, 3)
+    site.work("two")
+    assert sorted(row.sop_instance_uid for row in site.instances()) == ["1.9.0", "1.9.1", "1.9.2"]
+    assert site.settled()
+
+
+def test_entry_that_was_delivered_before_keeps_its_count_when_it_is_put_back(site: Site) -> None:
+    site.receive(Made())
+    consumer = StreamConsumer(site.client, "one", lambda: [site.stream])
+    assert [entry.deliveries for entry in consumer.read_new(10, 1)] == [1]
+    again = consumer.read_own(10)
+    consumer.put_back(again)
+    [pending] = site.client.xpending_range(site.stream, GROUP, "-", "+", 9)
+    assert (again[0].deliveries, pending["times_delivered"], site.client.xlen(site.stream)) == (2, 2, 1)
 
 
 def test_spool_and_store_on_two_file_systems(make_persist_site: Sites, second_file_system: Path) -> None:
