@@ -40,6 +40,7 @@ __all__ = [
     "UnknownAlertError",
     "UnknownDestinationError",
     "UnknownObjectError",
+    "UnknownUserError",
 ]
 
 
@@ -122,6 +123,10 @@ class UnknownObjectError(IngestError):
 
 class UnknownAlertError(IngestError):
     """The configuration has no alert of this name."""
+
+
+class UnknownUserError(IngestError):
+    """The console has no user or token of a name."""
 
 
 class NotQuarantinedError(IngestError):

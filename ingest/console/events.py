@@ -2,14 +2,18 @@
 
 import asyncio
 import contextlib
+import functools
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, Final
 
+from starlette.requests import Request
 from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
+from ingest.console.auth.login import is_principal_valid
 from ingest.console.problems import ProblemError
+from ingest.console.web import get_console, get_principal
 from ingest.log import RateLimitedLog, describe_defect
 
 PERIOD_SECONDS: Final = 1.0
@@ -113,6 +117,14 @@ class EventHub:
                 await self._changed.wait_for(lambda: self._number != seen or self._is_closed)
                 return self._number != seen
         return False
+
+
+def open_stream(request: Request, encode: Callable[[Any], bytes]) -> StreamingResponse:
+    """Return a stream of events for the principal of a request; see `EventHub.open_stream`."""
+    principal = get_principal(request)
+    return get_console(request).events.open_stream(
+        principal.name, functools.partial(is_principal_valid, request, principal), encode
+    )
 
 
 class _CountedResponse(StreamingResponse):

@@ -12,7 +12,7 @@ from starlette.types import Message, Receive, Scope, Send
 from ingest.console.auth.login import require_csrf_token
 from ingest.console.auth.roles import OPEN_TO_THIS_HOST, ROUTE_ROLES, Role
 from ingest.console.problems import ProblemError, answer_error, wants_html
-from ingest.console.web import Endpoint, get_console, get_principal
+from ingest.console.web import Endpoint, get_console, get_principal, is_live_request
 
 # Keep forms in memory, which `bound_body` bounds. A larger part would go to a file in /tmp, and it may be the
 # image of a patient.
@@ -50,7 +50,8 @@ class GuardedHandler:
             if principal.role is not Role.NOBODY:
                 cause = f"the role {principal.role.word} may not do this; it needs {self._role.word}"
                 raise ProblemError(403, cause, "ask an administrator of the console")
-            if self._endpoint.method == "GET" and wants_html(request):
+            # The script of a page would put the login page in the place of its list.
+            if self._endpoint.method == "GET" and wants_html(request) and not is_live_request(request):
                 return RedirectResponse(f"/login?next={quote(request.url.path)}", 303)
             remedy = "log in, or send a token as `Authorization: Bearer TOKEN`"
             raise ProblemError(401, "a login is needed", remedy, {"WWW-Authenticate": "Bearer"})

@@ -4,7 +4,7 @@ import asyncio
 import functools
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, ParamSpec, TypeVar
 
@@ -19,9 +19,18 @@ from ingest.console.auth.roles import Principal
 from ingest.console.auth.sessions import Sessions
 from ingest.console.auth.tokens import TokenFile
 from ingest.console.auth.users import UserFile
+from ingest.console.live.shared import Shared, SharedReadings, SpoolSearches
 from ingest.console.live.snapshot import SnapshotSource
 from ingest.console.problems import ProblemError
-from ingest.errors import ConfigError, IngestError, LedgerError, UnknownDestinationError, UnknownObjectError
+from ingest.errors import (
+    ConfigError,
+    IngestError,
+    LedgerError,
+    UnknownAlertError,
+    UnknownDestinationError,
+    UnknownObjectError,
+    UnknownUserError,
+)
 from ingest.supervisor.console_watch import ConsoleLink
 
 if TYPE_CHECKING:
@@ -48,6 +57,9 @@ LOGIN_THREADS: Final = 2
 
 LOGINS_WAITING_MAX: Final = 16
 """Logins that wait for one of these threads. Further ones are refused at once."""
+
+LIVE_HEADER: Final = "x-live"
+"""Header of requests that the script of a page sends by itself."""
 
 
 class WorkPool:
@@ -144,6 +156,8 @@ class Console:
         pages: Templates.
         snapshots: The node as all browsers see it.
         events: What browsers see live.
+        shared: What open pages read when they refresh themselves.
+        searches: What the spool had for them when a person looked.
         link: What supervisor and console tell each other.
     """
 
@@ -163,6 +177,8 @@ class Console:
     snapshots: SnapshotSource
     events: "EventHub"
     link: ConsoleLink
+    shared: SharedReadings = field(default_factory=SharedReadings)
+    searches: SpoolSearches = field(default_factory=SpoolSearches)
 
     @property
     def pools(self) -> tuple[WorkPool, ...]:
@@ -205,8 +221,13 @@ def get_principal(request: Request) -> Principal:
 
 
 def get_address(request: Request) -> str:
-    """Return the IP address that a request came from; behind a proxy, that of the proxy."""
+    """Return the IP address of the client; behind a proxy that is not trusted, that of the proxy."""
     return request.client.host if request.client else ""
+
+
+def is_live_request(request: Request) -> bool:
+    """Return whether the script of a page asks by itself, without a person."""
+    return LIVE_HEADER in request.headers
 
 
 async def run_blocking(request: Request, function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
@@ -224,11 +245,40 @@ async def run_for(
     """Run a function of ours in a thread of the pool, by default `Console.work`, within `seconds`.
 
     Raises:
+        ProblemError: As `run_blocking`. A page that refreshes itself may not do work of its own: there may be
+            many, and they never tire. It uses `read_shared`, whose cost has a bound.
+    """
+    if is_live_request(request):
+        raise ProblemError(400, "a page that refreshes itself may not ask for this", "load the page again")
+    return await run_bounded(get_console(request), seconds, function, pool)
+
+
+async def read_shared(
+    request: Request, version: str, function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs
+) -> Shared[T]:
+    """Run a function that reads what a page shows. Refreshes of the page share one reading.
+
+    The value must depend on path, query and the search of the session alone, because all viewers get it.
+    `version` is a word that changes with the content of the page.
+
+    Raises:
         ProblemError: As `run_blocking`.
     """
+    console, read = get_console(request), functools.partial(function, *args, **kwargs)
+    if not is_live_request(request):
+        return Shared(await run_for(request, DEADLINE_SECONDS, read), version)
+    session = get_principal(request).session if "q" in request.query_params else ""
+    key = (request.url.path, request.url.query, session)
+    return await console.shared.read(key, version, lambda: run_bounded(console, DEADLINE_SECONDS, read))
+
+
+async def run_bounded(
+    console: Console, seconds: float, function: Callable[[], T], pool: WorkPool | None = None
+) -> T:
+    """Run a function as `run_for` does, also for pages that refresh themselves: they share what it reads."""
     try:
-        return await (pool or get_console(request).work).run(seconds, function)
-    except (UnknownDestinationError, UnknownObjectError) as error:
+        return await (pool or console.work).run(seconds, function)
+    except (UnknownAlertError, UnknownDestinationError, UnknownObjectError, UnknownUserError) as error:
         raise ProblemError(404, str(error)) from error
     except ConfigError as error:
         raise ProblemError(422, "; ".join(error.faults), "correct the configuration") from error

@@ -1,5 +1,6 @@
 """Series for charts, made from the samples in the ledger (`ingest.ledger.samples`)."""
 
+import contextlib
 import socket
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -73,6 +74,12 @@ class Charts:
 def find_sample_source(config: Config) -> str:
     """Return the name under which the samples of this node stand in its ledger."""
     return f"{socket.gethostname()}:{config.data_dir}"
+
+
+def show_charts(config: Config, span: str = "hour") -> Charts:
+    """Return the series of the last hour or day; see `read_charts`."""
+    with contextlib.closing(Ledger(config.ledger_url)) as ledger:
+        return read_charts(config, ledger, span)
 
 
 def read_charts(config: Config, ledger: Ledger, span: str = "hour", now_ms: int | None = None) -> Charts:

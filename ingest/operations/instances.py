@@ -138,6 +138,12 @@ def list_instances(
         return ledger.index.find_instances(which, limit, before=before)
 
 
+def find_instance(config: Config, number: int) -> Instance | None:
+    """Return the instance of an id; None if there is none."""
+    with contextlib.closing(Ledger(config.ledger_url)) as ledger:
+        return ledger.instances.find_by_ids([number]).get(number)
+
+
 def name_quarantine_kind(row: Instance) -> str:
     """Return "refused" if the sender knows that the instance is not stored, otherwise "conflict"."""
     return "refused" if row.refused_status else "conflict"

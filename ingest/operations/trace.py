@@ -72,12 +72,13 @@ class Trace:
         }
 
 
-def trace(config: Config, wanted: str) -> Trace:
+def trace(config: Config, wanted: str, search: SpoolSearch | None = None) -> Trace:
     """Trace a study, a series, or the objects of a SOP instance UID.
 
     Args:
         config: The configuration.
         wanted: A study, series or SOP instance UID, or an accession number.
+        search: What an earlier search of the spool has found; None searches it now.
 
     Raises:
         UnknownObjectError: Neither ledger nor spool knows it.
@@ -86,9 +87,9 @@ def trace(config: Config, wanted: str) -> Trace:
     wanted = wanted.strip()
     with contextlib.closing(Ledger(config.ledger_url)) as ledger:
         ledger.require_schema()
+        # The spool first: an entry that is recorded between both looks is seen at least once.
+        search = search or find_waiting(config.spool_dir, wanted)
         kind, rows = _find_rows(ledger, wanted)
-        search = find_waiting(config.spool_dir, wanted)
-        # A worker may have recorded an entry between both looks.
         recorded = {row.spool_ref.partition(":")[2] for row in rows}
         waiting = tuple(each for each in search.found if each.location not in recorded)
         if not rows and not waiting:
@@ -177,6 +178,8 @@ def _list_notes(rows: Sequence[Instance], search: SpoolSearch) -> tuple[str, ...
         notes.append(f"only the first {INSTANCES_MAX} instances are traced")
     if not search.is_complete:
         notes.append("the spool has more entries than were looked at")
+    if search.found and not search.is_fresh:
+        notes.append("what waits in the spool is as of the last search; load the page again to search anew")
     return tuple(notes)
 
 

@@ -61,10 +61,12 @@ class SpoolSearch:
     Attributes:
         found: Entries that match, oldest first.
         is_complete: Whether every waiting entry was examined.
+        is_fresh: Whether the search was made just now.
     """
 
     found: tuple[WaitingInstance, ...]
     is_complete: bool
+    is_fresh: bool = True
 
 
 def find_waiting(spool_dir: Path, wanted: str) -> SpoolSearch:

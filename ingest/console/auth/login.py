@@ -26,6 +26,7 @@ from ingest.console.web import (
     get_address,
     get_console,
     get_principal,
+    is_live_request,
     run_blocking,
     run_for,
 )
@@ -41,8 +42,6 @@ OIDC_CALLBACK: Final = "/login/oidc/callback"
 
 CSRF_HEADER: Final = "x-csrf-token"
 CSRF_FIELD: Final = "csrf_token"
-LIVE_HEADER: Final = "x-live"
-"""Header of requests that the script of a page sends by itself."""
 
 
 def name_cookie(settings: ConsoleSettings, purpose: str = "session") -> str:
@@ -87,7 +86,7 @@ def find_principal(request: Request, *, is_activity: bool | None = None) -> Prin
         return NOBODY
     if is_activity is None:
         # A stream, and a list that a page reads again by itself, are no sign of a person.
-        is_activity = not request.url.path.endswith("/events") and LIVE_HEADER not in request.headers
+        is_activity = not request.url.path.endswith("/events") and not is_live_request(request)
     found = console.sessions.find(secret, is_activity=is_activity)
     if found is None:
         return NOBODY

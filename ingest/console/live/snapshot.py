@@ -16,6 +16,7 @@ from typing import Any, Final
 from ingest.config.model import Config
 from ingest.console.live.flow import FlowNode
 from ingest.console.live.senders import RATE_SECONDS, SenderRates
+from ingest.console.live.shared import BUSY_FACTOR
 from ingest.status.report import gather_status
 
 _HISTORY: Final = 64
@@ -93,8 +94,8 @@ class SnapshotSource:
         """Return a snapshot that is not older. If a thread takes one already, wait for it."""
         with self._lock:
             last = self._last
-            is_old = last is None or time.monotonic() - last.at > max(max_age_seconds, 3 * last.seconds)
-            if last is None or is_old or self._is_expired:
+            bound = 0.0 if last is None else max(max_age_seconds, BUSY_FACTOR * last.seconds)
+            if last is None or time.monotonic() - last.at > bound or self._is_expired:
                 self._is_expired = False
                 self._last = last = self._take()
             return last

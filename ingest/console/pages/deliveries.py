@@ -26,7 +26,7 @@ from ingest.console.pages.rendering import (
     sort_rows,
 )
 from ingest.console.problems import ProblemError
-from ingest.console.web import Endpoint, get_console, get_principal, run_blocking
+from ingest.console.web import Endpoint, get_console, get_principal, read_shared, run_blocking
 from ingest.ledger import DeliveryState, Ledger
 from ingest.ledger.delivery_admin import DeadGroup, DeliveryFilter
 from ingest.operations.deliveries import (
@@ -61,7 +61,8 @@ async def show_deliveries(request: Request) -> Response:
     config = get_console(request).config
     snapshot = await read_snapshot(request)
     order = read_order(request, _COLUMNS, "name")
-    groups = await run_blocking(request, _group_dead, config, snapshot)
+    shared = await read_shared(request, snapshot.versions["deliveries"], _group_dead, config, snapshot)
+    groups = shared.value
     return render(
         request,
         "deliveries.html",
@@ -71,7 +72,7 @@ async def show_deliveries(request: Request) -> Response:
         query=read_query(request, ("sort",)),
         dead=[(group, json.dumps([group.status, group.error], ensure_ascii=False)) for group in groups],
         dead_remark=_remark_on_groups(groups, snapshot.dead),
-        version=snapshot.versions["deliveries"],
+        version=shared.version,
     )
 
 
@@ -88,9 +89,15 @@ def _view_destinations(config: Config, snapshot: Snapshot) -> list[dict[str, Any
             "states": ledger["deliveries"].get(row["name"], {}),
             "paused": bool(row["paused_at_ms"]),
             "pause_note": ": ".join(part for part in (f"by {row['paused_by']}", row["pause_reason"]) if part),
+            "last_error_ms": _find_time(snapshot, row["last_error_seconds"]),
         }
         for row in ledger.get("destinations", ())
     ]
+
+
+def _find_time(snapshot: Snapshot, age_seconds: float | None) -> int:
+    """Return when something happened, in Unix milliseconds; 0 if it did not."""
+    return 0 if age_seconds is None else round((snapshot.status["time"] - age_seconds) * 1000)
 
 
 def _group_dead(config: Config, snapshot: Snapshot) -> list[DeadGroup]:
@@ -118,7 +125,9 @@ async def show_list(request: Request) -> Response:
     )
     before = read_number(query["before"])
     snapshot = await read_snapshot(request)
-    found = await run_blocking(request, list_deliveries, config, which, PAGE_ROWS, before)
+    version = snapshot.versions["deliveries"]
+    shared = await read_shared(request, version, list_deliveries, config, which, PAGE_ROWS, before)
+    found = shared.value
     return render(
         request,
         "delivery_list.html",
@@ -128,7 +137,7 @@ async def show_list(request: Request) -> Response:
         all_states=[state.value for state in DeliveryState],
         next_before=found[-1].delivery.id if len(found) == PAGE_ROWS else None,
         # A page of older rows stays as it is.
-        version="" if before else snapshot.versions["deliveries"],
+        version="" if before else shared.version,
     )
 
 

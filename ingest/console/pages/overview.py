@@ -1,27 +1,27 @@
 """The overview: alarms, the picture of the flow, charts, listeners, free space, and the live stream."""
 
-import contextlib
-import functools
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from ingest.config.model import Config
-from ingest.console.auth.login import is_principal_valid
+from ingest.console.events import open_stream
 from ingest.console.live import flow
 from ingest.console.live.parts import PartsEncoder
 from ingest.console.live.snapshot import Snapshot
 from ingest.console.pages.rendering import read_snapshot, render
 from ingest.console.problems import ProblemError
-from ingest.console.web import Endpoint, get_console, get_principal, run_blocking
-from ingest.ledger import Ledger
-from ingest.operations.charts import SPANS, Charts, Column, read_charts
+from ingest.console.web import Endpoint, get_console, read_shared
+from ingest.operations.charts import SPANS, Charts, Column, show_charts
 from ingest.status.verdict import MAX_QUEUE_SECONDS
 
 PARTS: Final = ("alarms", "vitals", "flow", "way", "disks")
 """Parts of the page that change while it is open; each has a template of its name in `parts/`."""
+
+CHARTS_SECONDS: Final = 10.0
+"""Viewers share the series of charts for this time; the monitor takes a sample every 20 s."""
 
 LOW_SHARE: Final = 0.1
 """A disk with less free space is marked, before anything is refused."""
@@ -140,13 +140,9 @@ async def read_chart_series(request: Request) -> Response:
     span = request.query_params.get("range", "hour")
     if span not in SPANS:
         raise ProblemError(422, "there is no such range", f"ask for one of {', '.join(SPANS)}")
-    charts = await run_blocking(request, _read_charts, get_console(request).config, span)
+    version = str(int(time.time() // CHARTS_SECONDS))
+    charts = (await read_shared(request, version, show_charts, get_console(request).config, span)).value
     return JSONResponse({"times": charts.times, **{key: _view_chart(charts, key) for key in _SERIES}})
-
-
-def _read_charts(config: Config, span: str) -> Charts:
-    with contextlib.closing(Ledger(config.ledger_url)) as ledger:
-        return read_charts(config, ledger, span)
 
 
 def _view_chart(charts: Charts, key: str) -> dict[str, Any]:
@@ -158,10 +154,8 @@ def _view_chart(charts: Charts, key: str) -> dict[str, Any]:
 
 async def stream_parts(request: Request) -> Response:
     """Stream the parts of a page that have changed. One snapshot serves all browsers."""
-    console, principal = get_console(request), get_principal(request)
-    encoder = PartsEncoder(PARTS if request.query_params.get("page") == "overview" else ())
-    return console.events.open_stream(
-        principal.name, functools.partial(is_principal_valid, request, principal), encoder.encode
+    return open_stream(
+        request, PartsEncoder(PARTS if request.query_params.get("page") == "overview" else ()).encode
     )
 
 

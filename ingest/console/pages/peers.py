@@ -10,8 +10,8 @@ from starlette.responses import Response
 
 from ingest.config.model import ANY_AE_TITLE, Config
 from ingest.console.pages.rendering import read_order, read_query, read_snapshot, render, sort_rows
-from ingest.console.web import Endpoint, get_console, run_blocking
-from ingest.operations.callers import Caller, list_callers, list_refusals
+from ingest.console.web import Endpoint, get_console, read_shared
+from ingest.operations.callers import Caller, RefusalGroup, list_callers, list_refusals
 from ingest.tls.expiry import THRESHOLDS
 
 SOON_DAYS: Final = THRESHOLDS[-1]
@@ -33,8 +33,8 @@ async def show_peers(request: Request) -> Response:
     config = get_console(request).config
     snapshot = await read_snapshot(request)
     order = read_order(request, _COLUMNS, "end")
-    callers = await run_blocking(request, list_callers, config)
-    refusals = await run_blocking(request, list_refusals, config)
+    shared = await read_shared(request, snapshot.versions["peers"], _read_callers, config)
+    callers, refusals = shared.value
     certificates = [_view_certificate(row) for row in snapshot.status["certificates"]]
     return render(
         request,
@@ -50,8 +50,12 @@ async def show_peers(request: Request) -> Response:
         sort=order,
         query=read_query(request, ("sort",)),
         soon_days=SOON_DAYS,
-        version=snapshot.versions["peers"],
+        version=shared.version,
     )
+
+
+def _read_callers(config: Config) -> tuple[list[Caller], list[RefusalGroup]]:
+    return list_callers(config), list_refusals(config)
 
 
 def _view_peers(config: Config) -> list[dict[str, Any]]:

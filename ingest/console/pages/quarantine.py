@@ -1,6 +1,5 @@
 """The quarantine: what is there and why, a comparison with the stored object, and decisions."""
 
-import contextlib
 import importlib
 from dataclasses import dataclass
 from typing import Final
@@ -9,7 +8,6 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from ingest.audit.recorder import Action
-from ingest.config.model import Config
 from ingest.console import audit
 from ingest.console.pages.rendering import (
     Question,
@@ -25,11 +23,18 @@ from ingest.console.pages.rendering import (
     require_number,
 )
 from ingest.console.problems import ProblemError
-from ingest.console.web import Endpoint, get_address, get_console, get_principal, run_blocking
-from ingest.ledger import Instance, InstanceState, Ledger
+from ingest.console.web import (
+    Endpoint,
+    get_address,
+    get_console,
+    get_principal,
+    read_shared,
+    run_blocking,
+)
+from ingest.ledger import InstanceState
 from ingest.ledger.index import InstanceFilter
 from ingest.operations.comparison import compare_quarantined
-from ingest.operations.instances import list_instances, name_quarantine_kind
+from ingest.operations.instances import find_instance, list_instances, name_quarantine_kind
 
 PAGE_ROWS: Final = 100
 NOTICES_MAX: Final = 3
@@ -96,7 +101,9 @@ async def show_quarantine(request: Request) -> Response:
     before = read_number(query["before"])
     which = InstanceFilter(states=(InstanceState.QUARANTINED,))
     snapshot = await read_snapshot(request)
-    found = await run_blocking(request, list_instances, config, which, PAGE_ROWS, before)
+    version = snapshot.versions["quarantine"]
+    shared = await read_shared(request, version, list_instances, config, which, PAGE_ROWS, before)
+    found = shared.value
     rows = [{"instance": one.instance, "kind": name_quarantine_kind(one.instance)} for one in found]
     return render(
         request,
@@ -105,7 +112,7 @@ async def show_quarantine(request: Request) -> Response:
         rows=rows,
         query=query,
         next_before=found[-1].instance.id if len(found) == PAGE_ROWS else None,
-        version="" if before else snapshot.versions["quarantine"],
+        version="" if before else shared.version,
     )
 
 
@@ -113,7 +120,9 @@ async def show_quarantined(request: Request) -> Response:
     """Show one instance in quarantine."""
     number = require_number(request.path_params["number"])
     config = get_console(request).config
-    row = await run_blocking(request, _find_row, config, number)
+    row = await run_blocking(request, find_instance, config, number)
+    if row is None:
+        raise ProblemError(404, f"there is no instance {number}", "go back to the quarantine")
     if row.state is not InstanceState.QUARANTINED:
         return go_back(f"/instances/{number}")
     comparison = await run_blocking(request, compare_quarantined, config, number)
@@ -126,14 +135,6 @@ async def show_quarantined(request: Request) -> Response:
         kind=name_quarantine_kind(row),
         comparison=comparison,
     )
-
-
-def _find_row(config: Config, number: int) -> Instance:
-    with contextlib.closing(Ledger(config.ledger_url)) as ledger:
-        row = ledger.instances.find_by_ids([number]).get(number)
-    if row is None:
-        raise ProblemError(404, f"there is no instance {number}", "go back to the quarantine")
-    return row
 
 
 async def release(request: Request) -> Response:

@@ -15,12 +15,20 @@ from starlette.responses import RedirectResponse, Response
 
 from ingest.audit.recorder import Action
 from ingest.console import audit
-from ingest.console.auth.login import LIVE_HEADER, find_next_page
+from ingest.console.auth.login import find_next_page
 from ingest.console.auth.roles import Role
 from ingest.console.formatting import FILTERS
 from ingest.console.live.snapshot import Snapshot
 from ingest.console.problems import ProblemError
-from ingest.console.web import get_address, get_console, get_principal, run_blocking
+from ingest.console.web import (
+    DEADLINE_SECONDS,
+    get_address,
+    get_console,
+    get_principal,
+    is_live_request,
+    run_blocking,
+    run_bounded,
+)
 
 PAGES: Final[Sequence[tuple[str, str, str, Role]]] = (
     ("overview", "/", "Overview", Role.VIEWER),
@@ -98,11 +106,6 @@ def describe_request(request: Request) -> dict[str, Any]:
     }
 
 
-def is_live_request(request: Request) -> bool:
-    """Return whether the script of a page asks by itself, without a person."""
-    return LIVE_HEADER in request.headers
-
-
 def render(request: Request, template: str, page: str, status_code: int = 200, **values: Any) -> Response:
     """Return a page from a template."""
     response: Response = get_console(request).pages.TemplateResponse(
@@ -124,8 +127,9 @@ def leave_notice(request: Request, text: str, kind: str = "ok") -> None:
 
 
 async def read_snapshot(request: Request, max_age_seconds: float = 2.0) -> Snapshot:
-    """Return a snapshot of the node that is not older."""
-    return await run_blocking(request, get_console(request).snapshots.read, max_age_seconds)
+    """Return a snapshot of the node that is not older. All pages share it."""
+    console = get_console(request)
+    return await run_bounded(console, DEADLINE_SECONDS, lambda: console.snapshots.read(max_age_seconds))
 
 
 # --- values of an address

@@ -1,8 +1,7 @@
 """Studies: search and list, one study with its series, one instance with all that happened to it."""
 
-import contextlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import date, datetime, timedelta
 from typing import Any, Final
 from urllib.parse import quote, urlencode
@@ -24,16 +23,25 @@ from ingest.console.pages.rendering import (
     require_number,
 )
 from ingest.console.problems import ProblemError
-from ingest.console.web import Endpoint, get_address, get_console, get_principal, run_blocking
+from ingest.console.web import (
+    Endpoint,
+    get_address,
+    get_console,
+    get_principal,
+    is_live_request,
+    read_shared,
+    run_blocking,
+)
 from ingest.dicom.uids import names_of
 from ingest.errors import UnknownObjectError
-from ingest.ledger import DeliveryState, Instance, InstanceState, Ledger
+from ingest.ledger import DeliveryState, Instance, InstanceState
 from ingest.ledger.delivery_admin import DeliveryFilter
 from ingest.ledger.index import FoundStudy, InstanceFilter, StudySort
 from ingest.operations.deliveries import ListedDelivery, list_deliveries
-from ingest.operations.instances import find_study, list_studies
+from ingest.operations.instances import StudyDetails, find_instance, find_study, list_studies
 from ingest.operations.trace import Trace, trace
 from ingest.operations.trace_events import TraceKind
+from ingest.operations.waiting import SpoolSearch, find_waiting
 
 PAGE_ROWS: Final = 50
 INSTANCE_ROWS: Final = 200
@@ -107,11 +115,12 @@ async def show_studies(request: Request) -> Response:
     search, order = _read_search(request), read_order(request, _ORDERS, "-received")
     after = _read_place(request)
     level = console.config.ledger.index
-    snapshot = await read_snapshot(request)
+    version = (await read_snapshot(request)).versions["studies"]
     found: list[FoundStudy] = []
     if not search.faults:
-        found = await run_blocking(
+        shared = await read_shared(
             request,
+            version,
             list_studies,
             console.config,
             search.which,
@@ -120,6 +129,7 @@ async def show_studies(request: Request) -> Response:
             ascending=not order.descending,
             after=after,
         )
+        found, version = shared.value, shared.version
     query = {name: value for name, value in request.query_params.items() if name != "after"}
     last = found[-1] if len(found) == PAGE_ROWS else None
     return render(
@@ -134,7 +144,7 @@ async def show_studies(request: Request) -> Response:
         sort=order,
         query=query,
         index_level=level,
-        version="" if after else snapshot.versions["studies"],
+        version="" if after else version,
         first_query=with_query(query) if after else "",
         next_query=with_query(query, after=f"{last.last_at}~{last.study_uid}") if last else "",
         is_searching=bool(search.values),
@@ -245,8 +255,11 @@ async def show_study(request: Request) -> Response:
     console = get_console(request)
     uid = request.path_params["uid"]
     before = read_number(read_query(request, ("before",))["before"])
-    snapshot = await read_snapshot(request)
-    details = await run_blocking(request, find_study, console.config, uid, INSTANCE_ROWS, before=before)
+    version = (await read_snapshot(request)).versions["studies"]
+    search = _find_search(request)
+    shared = await read_shared(request, version, _read_study, console.config, uid, before, search)
+    details, way = shared.value
+    _keep_search(request, way)
     if details is None:
         raise ProblemError(
             404, "the ledger has no such study", "search for it; its instances may have been removed"
@@ -259,23 +272,54 @@ async def show_study(request: Request) -> Response:
         "studies",
         study=details.study,
         destinations=details.deliveries,
-        way=await run_blocking(request, _trace, console.config, uid),
+        way=way.trace,
         kinds=_KINDS,
         series_list=[
             (series, [one for one in found if one.instance.series_uid == series.series_uid])
             for series in details.series
         ],
         next_url=f"?before={found[-1].instance.id}" if len(found) == INSTANCE_ROWS else "",
-        version="" if before else snapshot.versions["studies"],
+        version="" if before else shared.version,
     )
 
 
-def _trace(config: Config, uid: str) -> Trace | None:
-    """Return the trace of a study or an instance; None if it has just been removed."""
+@dataclass(frozen=True, slots=True)
+class Way:
+    """The trace of a study or an instance, and the search of the spool that it comes from.
+
+    Attributes:
+        trace: The trace; None if the rows have just been removed.
+        search: The search; None if there was none.
+    """
+
+    trace: Trace | None
+    search: SpoolSearch | None
+
+
+def _find_search(request: Request) -> SpoolSearch | None:
+    """Return the last search for a page that refreshes itself; None for a person, who gets a new one."""
+    return get_console(request).searches.find(request.url.path) if is_live_request(request) else None
+
+
+def _keep_search(request: Request, way: Way) -> None:
+    if way.search is not None and not is_live_request(request):
+        get_console(request).searches.keep(request.url.path, way.search)
+
+
+def _read_study(
+    config: Config, uid: str, before: int | None, search: SpoolSearch | None
+) -> tuple[StudyDetails | None, Way]:
+    details = find_study(config, uid, INSTANCE_ROWS, before=before)
+    return details, Way(None, None) if details is None else _read_way(config, uid, search)
+
+
+def _read_way(config: Config, uid: str, search: SpoolSearch | None) -> Way:
+    search = search or find_waiting(config.spool_dir, uid)
     try:
-        return trace(config, uid)
+        # The pages do not show its instances, which may be thousands.
+        return Way(replace(trace(config, uid, search), instances=(), waiting=()), search)
     except UnknownObjectError:
-        return None
+        return Way(None, search)
 
 
 # --- one instance
@@ -285,8 +329,14 @@ async def show_instance(request: Request) -> Response:
     """Show one instance."""
     console = get_console(request)
     number = require_number(request.path_params["number"])
-    snapshot = await read_snapshot(request)
-    row, deliveries = await run_blocking(request, _read_instance, console.config, number)
+    version = (await read_snapshot(request)).versions["studies"]
+    shared = await read_shared(
+        request, version, _read_instance, console.config, number, _find_search(request)
+    )
+    if shared.value is None:
+        raise ProblemError(404, f"there is no instance {number}", "search for its study")
+    row, deliveries, way = shared.value
+    _keep_search(request, way)
     await record_view(request, f"instance/{number}", row.study_uid)
     return render(
         request,
@@ -297,24 +347,26 @@ async def show_instance(request: Request) -> Response:
         study_url=f"/studies/{quote(row.study_uid)}",
         sop_class=_name_uid(row.sop_class_uid),
         transfer_syntax=_name_uid(row.transfer_syntax_uid),
-        way=await run_blocking(request, _trace, console.config, row.sop_instance_uid),
+        way=way.trace,
         kinds=_KINDS,
         may_download=(
             get_principal(request).role >= Role.OPERATOR
             and console.settings.download
             and row.state in {InstanceState.STORED, InstanceState.VARIANT, InstanceState.QUARANTINED}
         ),
-        version=snapshot.versions["studies"],
+        version=shared.version,
     )
 
 
-def _read_instance(config: Config, number: int) -> tuple[Instance, list[ListedDelivery]]:
-    with contextlib.closing(Ledger(config.ledger_url)) as ledger:
-        row = ledger.instances.find_by_ids([number]).get(number)
+def _read_instance(
+    config: Config, number: int, search: SpoolSearch | None
+) -> tuple[Instance, list[ListedDelivery], Way] | None:
+    row = find_instance(config, number)
     if row is None:
-        raise ProblemError(404, f"there is no instance {number}", "search for its study")
+        return None
     which = DeliveryFilter(study_uid=row.study_uid, sop_instance_uid=row.sop_instance_uid)
-    return row, list_deliveries(config, which, DELIVERY_ROWS, None)
+    deliveries = list_deliveries(config, which, DELIVERY_ROWS, None)
+    return row, deliveries, _read_way(config, row.sop_instance_uid, search)
 
 
 def _name_uid(uid: str) -> str:

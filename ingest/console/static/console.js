@@ -104,7 +104,9 @@ document.addEventListener("click", (event) => {
   }
 });
 document.addEventListener("htmx:responseError", (event) => {
-  showToast(`The console answered ${event.detail.xhr.status}. Reload the page.`, "fail");
+  const { status } = event.detail.xhr;
+  const cause = status === 401 ? "Your login has ended." : `The console answered ${status}.`;
+  showToast(`${cause} Load the page again.`, "fail");
 });
 document.addEventListener("htmx:sendError", () => showToast("The console cannot be reached.", "fail"));
 
@@ -194,12 +196,15 @@ function replacePart(name, html) {
 }
 
 function noteVersion(name, version) {
-  const before = live.seen.get(name);
   live.seen.set(name, version);
-  for (const list of all(`[data-live-list~="${CSS.escape(name)}"]`)) {
-    const shown = list.dataset.version;
-    if (before !== undefined ? before !== version : shown && shown !== version) refreshList(list);
-  }
+  for (const list of all(`[data-live-list="${CSS.escape(name)}"]`)) refreshIfOld(list);
+}
+
+// A list without a version stays as it is. All viewers share what the server reads, so a list may be a little
+// older than the version that was announced: it is asked for again until it is the same.
+function refreshIfOld(list) {
+  const { liveList, version } = list.dataset;
+  if (version && live.seen.has(liveList) && live.seen.get(liveList) !== version) refreshList(list);
 }
 
 function refreshList(list) {
@@ -238,7 +243,10 @@ document.addEventListener("htmx:beforeSwap", (event) => {
 const lastRefreshed = new Map();
 document.addEventListener("htmx:afterSettle", (event) => {
   const list = event.detail.elt;
-  if (list?.dataset?.liveList && lastRefreshed.has(list.id)) list.dataset.refreshed = lastRefreshed.get(list.id);
+  if (list?.dataset?.liveList && lastRefreshed.has(list.id)) {
+    list.dataset.refreshed = lastRefreshed.get(list.id);
+    refreshIfOld(list);
+  }
   refreshTimes();
 });
 

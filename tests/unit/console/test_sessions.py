@@ -174,7 +174,8 @@ def test_probes_are_answered_while_all_other_threads_hang(tmp_path: Path) -> Non
             for _ in range(pool._max)
         ]
         await asyncio.sleep(0)
-        scope = {"type": "http", "app": build_app(console)._app, "state": {"principal": NOBODY}}
+        state = {"principal": NOBODY}
+        scope = {"type": "http", "app": build_app(console)._app, "headers": [], "state": state}
         try:
             for show in (show_live, show_ready):
                 answer = await asyncio.wait_for(show(Request(scope)), 5)
