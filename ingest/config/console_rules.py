@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Collection, Iterator
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit
@@ -18,6 +19,7 @@ _WILDCARDS: Final = frozenset({"0.0.0.0", "::"})  # noqa: S104 - compared, not b
 def check_console(console: ConsoleSettings, folder: Path, tls_names: Collection[str]) -> Iterator[Fault]:
     """Yield every fault of the section; `folder` is that of the console's users."""
     yield from _check_public_url(console)
+    yield from _check_proxies(console)
     if console.tls and console.tls not in tls_names:
         known = f"one of {', '.join(sorted(tls_names))}" if tls_names else "an empty text for plain http"
         yield Fault("console.tls", f"there is no [tls.{console.tls}]", f"add that section, or write {known}")
@@ -58,6 +60,20 @@ def _check_public_url(console: ConsoleSettings) -> Iterator[Fault]:
             yield Fault(key, "is plain http, so passwords would travel in the clear", remedy)
     elif console.host in _WILDCARDS:
         yield Fault(key, f"is needed, because {console.host} is not the name of a host", remedy)
+
+
+def _check_proxies(console: ConsoleSettings) -> Iterator[Fault]:
+    for index, text in enumerate(console.trusted_proxies):
+        try:
+            ip_network(text)
+        except ValueError as error:
+            remedy = "write an address or a network, such as 10.1.2.3 or 10.1.0.0/16"
+            yield Fault(f"console.trusted_proxies[{index}]", str(error), remedy)
+    if console.trusted_proxies and not console.public_url:
+        cause = "is needed with trusted_proxies, because pages and cookies depend on it"
+        yield Fault(
+            "console.public_url", cause, "write the proxy's address, such as https://node.example.org"
+        )
 
 
 def _check_oidc(oidc: OIDCSettings, tls_names: Collection[str]) -> Iterator[Fault]:

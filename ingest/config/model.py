@@ -299,6 +299,7 @@ class ConsoleSettings(Section):
     port: Port = 8080
     tls: str = ""
     public_url: str = ""
+    trusted_proxies: tuple[str, ...] = ()
     session_minutes: Annotated[int, Field(ge=1, le=525_600)] = 480
     idle_minutes: Annotated[int, Field(ge=1, le=525_600)] = 30
     download: bool = True
@@ -312,7 +313,9 @@ class ConsoleSettings(Section):
             public = urlsplit(self.public_url).hostname
         except ValueError:
             return True  # a fault, which is reported for the key itself
-        return not is_loopback(self.host) or (public is not None and not is_loopback(public))
+        if self.trusted_proxies or not is_loopback(self.host):
+            return True
+        return public is not None and not is_loopback(public)
 
     @property
     def is_https(self) -> bool:
@@ -417,6 +420,7 @@ class TraceSettings(Section):
     """`[traces]`: the OpenTelemetry collector. Without the section there are no traces."""
 
     endpoint: Annotated[str, AfterValidator(_check_endpoint)]
+    tls: str = ""
     share: Annotated[float, Field(gt=0, le=1)] = 1.0
 
 

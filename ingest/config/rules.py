@@ -74,6 +74,7 @@ def check_rules(config: Config, names: SectionNames, roles: Collection[str]) -> 
     yield from route_rules.check_routes(config, names.destinations)
     yield from alert_rules.check_alerts(config, names.tls)
     yield from _check_audit(config, names)
+    yield from _check_traces(config, names)
     if config.console is not None:
         yield from console_rules.check_console(config.console, config.console_dir, names.tls)
     yield from _check_folders(config)
@@ -101,6 +102,18 @@ def _check_audit(config: Config, names: SectionNames) -> Iterator[Fault]:
     if config.audit.tls is False and not config.audit.allow_plain:
         remedy = "name a [tls.NAME], or set allow_plain = true to send them over UDP that anyone can read"
         yield Fault("audit.tls", "is false, and audit messages name patients", remedy)
+
+
+def _check_traces(config: Config, names: SectionNames) -> Iterator[Fault]:
+    tls = config.traces.tls if config.traces is not None else ""
+    if not tls:
+        return
+    if tls not in names.tls:
+        remedy = "add that section, or leave it empty for the authorities of the operating system"
+        yield Fault("traces.tls", f"there is no [tls.{tls}]", remedy)
+    elif (section := config.tls.get(tls)) is not None and not section.trusted:
+        remedy = f"name the authorities of the collector in [tls.{tls}] trusted"
+        yield Fault("traces.tls", f"[tls.{tls}] trusts nobody", remedy)
 
 
 def _check_tls_name(key: str, name: str | bool, names: SectionNames) -> Iterator[Fault]:

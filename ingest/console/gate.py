@@ -18,6 +18,7 @@ from ingest.config.model import ConsoleSettings, is_loopback
 from ingest.console.auth.login import find_principal
 from ingest.console.auth.roles import NOBODY
 from ingest.console.problems import ProblemError, answer_error
+from ingest.console.proxies import TrustedProxies
 from ingest.log import describe_defect
 
 SECURITY_HEADERS: Final = {
@@ -51,6 +52,7 @@ class Gate:
         """Wrap the router."""
         self._app = app
         self._settings = settings
+        self._proxies = TrustedProxies(settings.trusted_proxies)
         self._headers = [(name.encode(), value.encode()) for name, value in SECURITY_HEADERS.items()]
         if settings.is_https:
             self._headers.append((b"strict-transport-security", HSTS.encode()))
@@ -73,6 +75,7 @@ class Gate:
         # Starlette sets the application later. Errors of the gate itself need it too.
         scope["app"] = self._app
         scope.setdefault("state", {})["principal"] = NOBODY
+        self._proxies.restore_client(scope)
         request = Request(scope, receive)
         try:
             check_host(request, self._settings)
