@@ -189,33 +189,20 @@ def deliver(
     """
     if not everything and all(value is None for value in which.values()):
         raise click.UsageError("say which: --study, --calling, --since, …, or --all")
-    from ingest.ledger import Ledger
-    from ingest.operations import deliveries as operations
+    from ingest.operations.deliveries import backfill_to_json, deliver_instances
 
     config, meant = load_config(path), options.make_instance_filter(which)
-    operations.require_destinations(config, to)
-    with contextlib.closing(Ledger(config.ledger_url)) as ledger:
-        ledger.require_schema()
-        due = []
-        for name in dict.fromkeys(to):
-            with _show_progress(name) as report_progress:
-                counts = operations.create_deliveries(
-                    config,
-                    ledger,
-                    name,
-                    meant,
-                    again=again,
-                    dry_run=dry_run,
-                    report_progress=report_progress,
-                )
-            if counts.new + counts.again and not dry_run:
-                due.append(name)
-            if as_json:
-                print_line(json.dumps(operations.backfill_to_json(name, counts)))
-            else:
-                for line in _format_backfill(name, counts, dry_run=dry_run):
-                    print_line(line)
-        _note_queue_error(operations.send_at_once(config, ledger, due))
+    with _show_progress() as report_progress:
+        result = deliver_instances(
+            config, to, meant, again=again, dry_run=dry_run, report_progress=report_progress
+        )
+    for name, counts in result.counts.items():
+        if as_json:
+            print_line(json.dumps(backfill_to_json(name, counts)))
+        else:
+            for line in _format_backfill(name, counts, dry_run=dry_run):
+                print_line(line)
+    _note_queue_error(result.queue_error)
 
 
 def make_delivery_layout() -> "ListLayout[ListedDelivery]":
@@ -264,13 +251,13 @@ def _note_queue_error(error: str) -> None:
 
 
 @contextlib.contextmanager
-def _show_progress(name: str) -> Iterator[Callable[[float], None]]:
-    """Show the progress of one destination on standard error, while the context lasts."""
+def _show_progress() -> Iterator[Callable[[str, float], None]]:
+    """Show the progress of each destination on standard error, while the context lasts."""
     from rich.console import Console
     from rich.markup import escape
 
-    with Console(stderr=True).status(escape(f"{name}: searching")) as progress:
-        yield lambda part: progress.update(escape(f"{name}: {part:.0%} searched"))
+    with Console(stderr=True).status("searching") as progress:
+        yield lambda name, part: progress.update(escape(f"{name}: {part:.0%} searched"))
 
 
 def _format_backfill(name: str, counts: "BackfillCounts", *, dry_run: bool) -> Iterator[str]:

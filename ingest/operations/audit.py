@@ -97,8 +97,13 @@ def read_audit_status(config: Config) -> AuditStatus:
     )
 
 
-def send_test_message(config: Config) -> str:
+def send_test_message(config: Config, person: str = "", address: str = "") -> str:
     """Send a Security Alert (outcome 0, informative) that says it is a test, past the queue.
+
+    Args:
+        config: The configuration.
+        person: Name of the person; empty for that of the login on this host.
+        address: Address of the person; empty for this host.
 
     Returns:
         The repository, for people.
@@ -111,7 +116,10 @@ def send_test_message(config: Config) -> str:
     message = messages.build_security_alert(
         trail.source,
         unix_ms(),
-        [Participant(_name_person(), is_requestor=True, address=trail.hostname), trail.process()],
+        [
+            Participant(person or _name_person(), is_requestor=True, address=address or trail.hostname),
+            trail.process(),
+        ],
         alert=messages.RESTRICTED_FUNCTION,
         outcome=EventOutcome.SUCCESS,
         subject_type=messages.NODE_ID,

@@ -4,6 +4,7 @@ import contextlib
 import difflib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
+from functools import partial
 from typing import Any, Final
 
 import redis
@@ -190,7 +191,59 @@ def resume_destination(config: Config, destination: str) -> PauseResult:
     return PauseResult(before, after, notify_workers(config, [destination]) if before.is_paused else "")
 
 
-def create_deliveries(
+@dataclass(frozen=True, slots=True)
+class CreationResult:
+    """The result of `deliver_instances`.
+
+    Attributes:
+        counts: The numbers of deliveries, by destination.
+        queue_error: Why no worker could be notified; empty if all were.
+    """
+
+    counts: Mapping[str, BackfillCounts]
+    queue_error: str = ""
+
+
+def deliver_instances(
+    config: Config,
+    to: Iterable[str],
+    which: InstanceFilter,
+    *,
+    again: bool,
+    dry_run: bool,
+    report_progress: Callable[[str, float], None] = lambda _name, _part: None,
+) -> CreationResult:
+    """Create deliveries of stored instances to destinations, regardless of the routes, and notify workers.
+
+    If it is interrupted, a repetition creates the others.
+
+    Args:
+        config: The configuration.
+        to: Names of destinations.
+        which: The instances.
+        again: Whether to deliver delivered instances again.
+        dry_run: Whether only to count.
+        report_progress: Called with a destination and the part of it that is done, 0 to 1.
+
+    Raises:
+        UnknownDestinationError: The configuration has no destination of a name.
+        NotIndexedError: `[ledger] index` does not keep an attribute that is asked for.
+    """
+    names = list(dict.fromkeys(to))
+    require_destinations(config, names)
+    with contextlib.closing(Ledger(config.ledger_url)) as ledger:
+        ledger.require_schema()
+        counts = {
+            name: _create_deliveries(
+                config, ledger, name, which, again=again, dry_run=dry_run, report_progress=report_progress
+            )
+            for name in names
+        }
+        due = [] if dry_run else [name for name, each in counts.items() if each.new + each.again]
+        return CreationResult(counts, _send_at_once(config, ledger, due))
+
+
+def _create_deliveries(
     config: Config,
     ledger: Ledger,
     destination: str,
@@ -198,25 +251,17 @@ def create_deliveries(
     *,
     again: bool,
     dry_run: bool,
-    report_progress: Callable[[float], None],
+    report_progress: Callable[[str, float], None],
 ) -> BackfillCounts:
-    """Create deliveries of stored instances to one destination, regardless of the routes.
-
-    Args:
-        config: The configuration.
-        ledger: Its ledger.
-        destination: A name that the configuration has.
-        which: The instances.
-        again: Whether to deliver delivered instances again.
-        dry_run: Whether only to count.
-        report_progress: Called with the part that is done, 0 to 1.
-
-    Raises:
-        NotIndexedError: `[ledger] index` does not keep an attribute that is asked for.
-    """
     require_indexed(config, which)
+    report_progress(destination, 0.0)
     counts = ledger.backfill.create_deliveries(
-        destination, which, unix_ms(), again=again, dry_run=dry_run, progress=report_progress
+        destination,
+        which,
+        unix_ms(),
+        again=again,
+        dry_run=dry_run,
+        progress=partial(report_progress, destination),
     )
     if not dry_run:
         # A person has decided about the instances that were held back.
@@ -225,12 +270,12 @@ def create_deliveries(
 
 
 def backfill_to_json(destination: str, counts: BackfillCounts) -> dict[str, Any]:
-    """Return the counts of `create_deliveries` for JSON."""
+    """Return the counts of `deliver_instances` for JSON."""
     left = {state.value: count for state, count in sorted(counts.left.items())}
     return {"destination": destination, "new": counts.new, "again": counts.again, "left": left}
 
 
-def send_at_once(config: Config, ledger: Ledger, destinations: Iterable[str]) -> str:
+def _send_at_once(config: Config, ledger: Ledger, destinations: Iterable[str]) -> str:
     """Close the circuits of destinations and notify the workers.
 
     Returns:

@@ -90,6 +90,36 @@ def test_every_command_is_in_the_reference() -> None:
     assert [name for name in leaves(main, "ingest") if f"`{name}`" not in page] == []
 
 
+def test_every_command_has_a_route_of_the_api_or_a_reason_to_have_none() -> None:
+    import click
+
+    from ingest.cli import main
+    from ingest.console.auth.roles import ROUTE_ROLES
+
+    def leaves(command: click.Command, name: str) -> Iterator[str]:
+        if not isinstance(command, click.Group) or name in {"ingest certs", "ingest work"}:
+            yield name
+            return
+        if command.invoke_without_command:
+            yield name
+        for each in command.commands:
+            yield from leaves(command.commands[each], f"{name} {each}")
+
+    page = (ROOT / "docs/reference/api.md").read_text()
+    rows = dict(re.findall(r"^\| `(ingest [^`]*)` \| (.*) \|$", page, re.MULTILINE))
+    assert set(leaves(main, "ingest")) == rows.keys()
+    for command, cell in rows.items():
+        routes = [f"{method} {path}" for method, path in re.findall(r"`(GET|POST) (/\S*)`", cell)]
+        known = [each for each in routes if {each, each.replace(" /", " /api/v1/", 1)} & ROUTE_ROLES.keys()]
+        assert routes == known, command
+        assert routes or cell.startswith("none: "), command
+    listed = page[: page.index("## Commands and routes")]
+    described = {
+        f"{method} /api/v1{path}" for method, path in re.findall(r"`(GET|POST) (/[^`]*)`", listed)
+    } | {"GET /api/v1/openapi.json"}
+    assert {route for route in ROUTE_ROLES if "/api/v1/" in route} == described
+
+
 def test_functions_that_keep_invariants_exist() -> None:
     page = (ROOT / "docs/explanation/architecture.md").read_text()
     missing = []

@@ -8,10 +8,9 @@ from typing import Any, Final
 from ingest.audit.recorder import Action
 from ingest.console import audit
 from ingest.console.api import models
-from ingest.console.api.lists import make_delivery_filter
+from ingest.console.api.lists import F, make_delivery_filter, make_instance_filter
 from ingest.console.api.operation import Call, Operation
 from ingest.console.problems import ProblemError
-from ingest.ledger.delivery_admin import DeliveryFilter
 from ingest.ledger.records import DeliveryState
 from ingest.operations import deliveries
 
@@ -54,16 +53,15 @@ def record_action(
     )
 
 
-def _require_conditions(body: models.DeliveryRetry) -> DeliveryFilter:
-    which = make_delivery_filter(body)
-    if which == DeliveryFilter() and not body.everything:
+def _require_conditions(which: F, *, everything: bool) -> F:
+    if which == type(which)() and not everything:
         raise ProblemError(422, "there is no condition", "set conditions, or `everything` to true")
     return which
 
 
 def _describe_conditions(call: Call) -> str:
     """Name conditions for the log, without values that may name a patient or are free text."""
-    hidden = {"everything", "dry_run", "reason"}
+    hidden = {"everything", "dry_run", "reason", "to", "again"}
     given = call.body.model_dump(mode="json", exclude_defaults=True, exclude=hidden)
     plain = {name: audit.hide_typed_text(call.config, name, given[name]) for name in given if name in _PLAIN}
     return ", ".join(f"{name}={plain[name]}" if name in plain else name for name in given) or "all"
@@ -72,7 +70,7 @@ def _describe_conditions(call: Call) -> str:
 def retry(call: Call) -> dict[str, Any]:
     """Send deliveries again."""
     body: models.DeliveryRetry = call.body
-    which = _require_conditions(body)
+    which = _require_conditions(make_delivery_filter(body), everything=body.everything)
     # As `ingest retry`: what was delivered or dropped is sent again only if the request names its state.
     which = replace(which, states=which.states or (DeliveryState.DEAD,))
     result = deliveries.retry_deliveries(call.config, which, dry_run=body.dry_run)
@@ -91,12 +89,26 @@ def retry(call: Call) -> dict[str, Any]:
 def drop(call: Call) -> dict[str, Any]:
     """Give deliveries up."""
     body: models.DeliveryDrop = call.body
+    which = _require_conditions(make_delivery_filter(body), everything=body.everything)
     reason = f"{call.principal.name}: {body.reason}"
-    counts = deliveries.drop_deliveries(call.config, _require_conditions(body), reason, dry_run=body.dry_run)
+    counts = deliveries.drop_deliveries(call.config, which, reason, dry_run=body.dry_run)
     if not body.dry_run:
         given = _describe_conditions(call)
         record_action(call, Action.DROP, "deliveries", conditions=given, counts=counts, note=body.reason)
     return {"counts": dict(counts), "dry_run": body.dry_run}
+
+
+def create(call: Call) -> dict[str, Any]:
+    """Create deliveries of stored instances."""
+    body: models.DeliveryCreation = call.body
+    which = _require_conditions(make_instance_filter(body), everything=body.everything)
+    result = deliveries.deliver_instances(call.config, body.to, which, again=body.again, dry_run=body.dry_run)
+    items = [deliveries.backfill_to_json(name, counts) for name, counts in result.counts.items()]
+    if not body.dry_run:
+        created = {each["destination"]: each["new"] + each["again"] for each in items}
+        given = _describe_conditions(call)
+        record_action(call, Action.OTHER, "deliveries/create", conditions=given, counts=created)
+    return {"items": items, "dry_run": body.dry_run, "queue_error": result.queue_error}
 
 
 def pause(call: Call) -> dict[str, Any]:
@@ -138,6 +150,16 @@ def drop_quarantined(call: Call) -> Mapping[str, Any]:
 
 
 OPERATIONS: Final = (
+    Operation(
+        "POST",
+        "/deliveries",
+        "Deliver stored instances to destinations, whatever the routes say",
+        create,
+        models.CreatedDeliveries,
+        body=models.DeliveryCreation,
+        tag="deliveries",
+        seconds=ACTION_SECONDS,
+    ),
     Operation(
         "POST",
         "/deliveries/retry",

@@ -1,4 +1,4 @@
-"""Long jobs on the ledger: verify and rebuild. One runs at a time, in a thread of its own."""
+"""Long jobs on ledger and store. One runs at a time, in a thread of its own."""
 
 import importlib
 import threading
@@ -8,7 +8,7 @@ from typing import Any, Final, Literal
 
 from ingest.audit.recorder import Action
 from ingest.console.api import models
-from ingest.console.api.actions import record_action
+from ingest.console.api.actions import ACTION_SECONDS, record_action
 from ingest.console.api.operation import Call, Operation
 from ingest.console.problems import ProblemError
 from ingest.errors import IngestError
@@ -16,7 +16,11 @@ from ingest.threads import start_task
 
 REBUILD: Final = "ingest.workers.ledger_rebuild"
 REINDEX: Final = "ingest.workers.study_reindex"
+RETENTION: Final = "ingest.workers.retention.command"
 """Named as text: the console does not import workers."""
+
+PLANNED_MAX: Final = 1000
+"""Studies of a plan that one answer lists."""
 
 
 @dataclass(slots=True)
@@ -76,9 +80,11 @@ def _do_job(call: Call, body: models.Job, report_progress: Callable[[str], None]
     if body.kind == "reindex":
         reindex = importlib.import_module(REINDEX).reindex_studies
         return asdict(reindex(call.config, report_progress))
-    module = importlib.import_module(REBUILD)
+    module = importlib.import_module(RETENTION if body.kind == "retention" else REBUILD)
     result: Any
-    if body.kind == "rebuild":
+    if body.kind == "retention":
+        result = module.run_retention(call.config, accept_clock=body.accept_clock)
+    elif body.kind == "rebuild":
         result = module.rebuild_ledger(
             call.config, makes_deliveries=body.deliveries, report_progress=report_progress
         )
@@ -107,11 +113,27 @@ def show_job(_call: Call) -> dict[str, Any]:
     return _jobs.describe()
 
 
+def plan_retention(call: Call) -> dict[str, Any]:
+    """List what a retention run would remove."""
+    plan: dict[str, Any] = importlib.import_module(RETENTION).plan_retention(call.config).to_json()
+    counts = {f"{name}_count": len(plan[name]) for name in ("go", "held")}
+    return {**plan, **counts, **{name: plan[name][:PLANNED_MAX] for name in ("go", "held")}}
+
+
 OPERATIONS: Final = (
+    Operation(
+        "GET",
+        "/retention",
+        "List what a retention run would remove, and what it would keep for a destination",
+        plan_retention,
+        models.RetentionPlan,
+        tag="ledger",
+        seconds=ACTION_SECONDS,
+    ),
     Operation(
         "POST",
         "/ledger/jobs",
-        "Compare ledger and store, or create missing rows",
+        "Compare ledger and store, create missing rows, or apply the retention policy once",
         start_job,
         models.JobState,
         body=models.Job,

@@ -1,10 +1,9 @@
 """Operations of the API that list studies, instances, deliveries and the quarantine."""
 
-import contextlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from ingest.audit.recorder import Action
 from ingest.console import audit
@@ -12,54 +11,32 @@ from ingest.console.api import models
 from ingest.console.api.models import to_unix_ms
 from ingest.console.api.operation import Call, Operation
 from ingest.console.problems import ProblemError
-from ingest.ledger import Instance, Ledger
+from ingest.ledger import Instance
 from ingest.ledger.delivery_admin import DeliveryFilter
 from ingest.ledger.index import InstanceFilter
 from ingest.ledger.records import InstanceState
 from ingest.operations import deliveries, instances
 from ingest.operations.comparison import compare_quarantined
 
+F = TypeVar("F", InstanceFilter, DeliveryFilter)
+"""A filter of the ledger."""
 
-def make_instance_filter(body: models.InstanceSearch | models.StudySearch) -> InstanceFilter:
+
+def make_instance_filter(body: models.ObjectSearch) -> InstanceFilter:
     """Make the filter of a search."""
-    return InstanceFilter(
-        accession_number=body.accession_number,
-        patient_id=body.patient_id,
-        patient_name=body.patient_name,
-        date_from=body.date_from,
-        date_to=body.date_to,
-        modality=body.modality,
-        destination=body.destination,
-        delivery_states=body.delivery_states,
-        study_uid=body.study_uid,
-        series_uid=body.series_uid,
-        sop_instance_uid=body.sop_instance_uid,
-        states=body.states,
-        calling_ae=body.calling_ae,
-        since=to_unix_ms(body.since),
-        until=to_unix_ms(body.until),
-    )
+    return _make_filter(InstanceFilter, body, models.ObjectSearch)
 
 
 def make_delivery_filter(body: models.DeliveryConditions) -> DeliveryFilter:
     """Make the filter of a search for deliveries."""
-    return DeliveryFilter(
-        accession_number=body.accession_number,
-        patient_id=body.patient_id,
-        patient_name=body.patient_name,
-        date_from=body.date_from,
-        date_to=body.date_to,
-        modality=body.modality,
-        calling_ae=body.calling_ae,
-        destination=body.destination,
-        study_uid=body.study_uid,
-        series_uid=body.series_uid,
-        sop_instance_uid=body.sop_instance_uid,
-        states=body.states,
-        error=body.error,
-        since=to_unix_ms(body.since),
-        until=to_unix_ms(body.until),
-    )
+    return _make_filter(DeliveryFilter, body, models.DeliveryConditions)
+
+
+def _make_filter(kind: type[F], body: models.TimedConditions, conditions: type[models.TimedConditions]) -> F:
+    """Make a filter of the conditions of a request: their names are those of the filter."""
+    values = {name: getattr(body, name) for name in conditions.model_fields}
+    values |= {"since": to_unix_ms(body.since), "until": to_unix_ms(body.until)}
+    return kind(**values)
 
 
 def record_search(call: Call, subject: str) -> None:
@@ -134,8 +111,7 @@ def find_instance(call: Call, number: int) -> Instance:
     Raises:
         ProblemError: There is none.
     """
-    with contextlib.closing(Ledger(call.config.ledger_url)) as ledger:
-        row = ledger.instances.find_by_ids([number]).get(number)
+    row = instances.find_instance(call.config, number)
     if row is None:
         raise ProblemError(404, f"there is no instance {number}", "see `POST /api/v1/instances/search`")
     return row

@@ -64,23 +64,28 @@ class AttributeConditions(RequestModel):
     modality: Text | None = None
 
 
-class StudyConditions(AttributeConditions):
-    """Conditions for the study; `*` stands for any text and `?` for one character."""
+class TimedConditions(AttributeConditions):
+    """Conditions for objects and times; all of them must hold."""
 
-    destination: Text | None = Field(None, description="Instances have a delivery to it.")
-    delivery_states: tuple[DeliveryState, ...] = ()
-
-
-class InstanceSearch(StudyConditions):
-    """Conditions for instances; all of them must hold."""
-
+    destination: Text | None = Field(None, description="There is a delivery to it.")
     study_uid: UID | None = None
     series_uid: UID | None = None
     sop_instance_uid: UID | None = None
+    calling_ae: Text | None = Field(None, description="AE title of the sender.")
+    since: Moment | None = Field(None, description="Received or changed since then. Without an offset: UTC.")
+    until: Moment | None = Field(None, description="Received or changed before then.")
+
+
+class ObjectSearch(TimedConditions):
+    """Conditions for instances and studies; all of them must hold."""
+
     states: tuple[InstanceState, ...] = ()
-    calling_ae: Text | None = None
-    since: Moment | None = Field(None, description="Received since then. Without an offset: UTC.")
-    until: Moment | None = Field(None, description="Received before then.")
+    delivery_states: tuple[DeliveryState, ...] = ()
+
+
+class InstanceSearch(ObjectSearch):
+    """Conditions for instances, and the page."""
+
     limit: Limit = 100
     before: Id | None = Field(None, description="`next` of the previous page.")
 
@@ -92,33 +97,19 @@ class StudyPlace(RequestModel):
     study_uid: UID
 
 
-class StudySearch(StudyConditions):
-    """Conditions for studies; all of them must hold."""
+class StudySearch(ObjectSearch):
+    """Conditions for studies, and the page."""
 
-    study_uid: UID | None = None
-    series_uid: UID | None = None
-    sop_instance_uid: UID | None = None
-    states: tuple[InstanceState, ...] = ()
-    calling_ae: Text | None = None
-    since: Moment | None = None
-    until: Moment | None = None
     stable: bool | None = None
     limit: Limit = 100
     after: StudyPlace | None = Field(None, description="`next` of the previous page.")
 
 
-class DeliveryConditions(AttributeConditions):
+class DeliveryConditions(TimedConditions):
     """Conditions for deliveries; all of them must hold."""
 
-    destination: Text | None = None
-    study_uid: UID | None = None
-    series_uid: UID | None = None
-    sop_instance_uid: UID | None = None
     states: tuple[DeliveryState, ...] = ()
-    calling_ae: Text | None = None
     error: Text | None = Field(None, description="A part of the last error.")
-    since: Moment | None = Field(None, description="Changed since then.")
-    until: Moment | None = Field(None, description="Changed before then.")
 
 
 class DeliverySearch(DeliveryConditions):
@@ -139,6 +130,15 @@ class DeliveryDrop(DeliveryRetry):
     """Which deliveries to give up, and why."""
 
     reason: Annotated[Text, Field(min_length=1)] = Field(description="For other people.")
+
+
+class DeliveryCreation(ObjectSearch):
+    """Which stored instances to deliver, and to which destinations. Routes are not evaluated."""
+
+    to: Annotated[tuple[Text, ...], Field(min_length=1, max_length=100)]
+    everything: bool = Field(False, description="Needed if there is no condition.")
+    again: bool = Field(False, description="Also instances that are delivered there.")
+    dry_run: bool = False
 
 
 class Pause(RequestModel):
@@ -185,10 +185,49 @@ class Check(RequestModel):
 
 
 class Job(RequestModel):
-    """A job on the ledger."""
+    """A job on ledger and store."""
 
-    kind: Literal["verify", "verify-files", "rebuild", "reindex"]
+    kind: Literal["verify", "verify-files", "rebuild", "reindex", "retention"]
     deliveries: bool = Field(True, description="Rebuild: create deliveries as the routes say.")
+    accept_clock: bool = Field(False, description="Retention: accept the clock, although it jumped ahead.")
+
+
+class AlertTest(RequestModel):
+    """Which alert to test."""
+
+    name: Text | None = Field(None, description="Without it: all.")
+
+
+Password = Annotated[str, Field(min_length=1, max_length=1024), AfterValidator(_require_utf8)]
+UserRole = Literal["viewer", "operator", "admin"]
+
+
+class NewUser(RequestModel):
+    """A user to add."""
+
+    name: Annotated[Text, Field(min_length=1)]
+    role: UserRole = "viewer"
+    password: Password
+
+
+class NewPassword(RequestModel):
+    """A new password."""
+
+    password: Password
+
+
+class NewRole(RequestModel):
+    """A new role."""
+
+    role: UserRole
+
+
+class NewToken(RequestModel):
+    """A token to make."""
+
+    name: Annotated[Text, Field(min_length=1)]
+    role: Literal["metrics", "viewer", "operator", "admin"] = "viewer"
+    days: Annotated[int, Field(ge=1, le=36500)] | None = Field(None, description="Without it: no end.")
 
 
 # --- answers
@@ -323,6 +362,23 @@ class ChangedDeliveries(AnswerModel):
     counts: dict[str, int] = Field(description="By destination.")
     dry_run: bool
     queue_error: str = Field("", description="Why no worker could be notified; workers look by themselves.")
+
+
+class CreatedForDestination(AnswerModel):
+    """What was created for one destination, or would be."""
+
+    destination: str
+    new: int
+    again: int
+    left: dict[str, int] = Field(description="Deliveries that did not change, by state.")
+
+
+class CreatedDeliveries(AnswerModel):
+    """What was created, or would be."""
+
+    items: list[CreatedForDestination]
+    dry_run: bool
+    queue_error: str
 
 
 class Destination(AnswerModel):
@@ -485,6 +541,92 @@ class Alerts(AnswerModel):
     """Receivers of alerts."""
 
     items: list[dict[str, Any]]
+
+
+class TestedAlert(AnswerModel):
+    """The result of a test of one alert."""
+
+    alert: str
+    receiver: str
+    event_id: str
+    sent: bool
+    cause: str
+    remedy: str
+
+
+class TestedAlerts(AnswerModel):
+    """The results of a test of alerts."""
+
+    items: list[TestedAlert]
+
+
+class AuditStatus(AnswerModel):
+    """The queue of audit messages, as `ingest audit status --json`."""
+
+    repository: str
+    waiting: int
+    waiting_bytes: int
+    max_bytes: int
+    dropped: int
+    is_dropping: bool
+    sent: int
+    failing_since: str | None
+    error: str
+
+
+class AuditTest(AnswerModel):
+    """A test message that the audit repository took."""
+
+    repository: str
+
+
+class RetentionPlan(AnswerModel):
+    """What a retention run would remove, as `ingest retention --dry-run --json`."""
+
+    go: list[dict[str, Any]] = Field(description="Studies that it would remove; the first 1000.")
+    go_count: int
+    held: list[dict[str, Any]] = Field(description="Studies that a destination does not have yet.")
+    held_count: int
+    kept_bytes: int
+    left_bytes: int
+
+
+class User(AnswerModel):
+    """A user of the console."""
+
+    name: str
+    role: str
+
+
+class Users(AnswerModel):
+    """The users of the console."""
+
+    items: list[User]
+
+
+class Token(AnswerModel):
+    """A token, without its text."""
+
+    name: str
+    role: str
+    created_at: str | None
+    expires_at: str | None
+    is_expired: bool
+
+
+class Tokens(AnswerModel):
+    """The tokens of programs."""
+
+    items: list[Token]
+
+
+class MadeToken(AnswerModel):
+    """A new token. Its text is kept nowhere."""
+
+    name: str
+    role: str
+    expires_at: str | None
+    token: str
 
 
 class RouteResult(AnswerModel):

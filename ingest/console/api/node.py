@@ -1,6 +1,5 @@
 """Operations of the API about the node: status, certificates, routes, configuration, check, reload."""
 
-import contextlib
 from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any, Final
@@ -14,15 +13,17 @@ from ingest.console.api.lists import record_search
 from ingest.console.api.operation import Call, Operation
 from ingest.console.changes import compare_with_file
 from ingest.errors import ConfigError, IngestError
-from ingest.ledger import Ledger
-from ingest.operations.alerts import list_alerts
+from ingest.operations import charts
+from ingest.operations.alerts import list_alerts, send_test_events
+from ingest.operations.audit import read_audit_status, send_test_message
 from ingest.operations.callers import list_callers, list_refusals
-from ingest.operations.charts import read_charts
 from ingest.operations.trace import trace
 from ingest.status.report import gather_status
 from ingest.supervisor import reload_client
 
 CHECK_SECONDS: Final = 120.0
+SEND_SECONDS: Final = 120.0
+"""Deadline of test messages; each receiver has one of its own."""
 RELOAD_SECONDS: Final = reload_client.WAIT_SECONDS + 5
 
 
@@ -61,6 +62,27 @@ def show_alerts(call: Call) -> dict[str, Any]:
     return {"items": [each.to_json() for each in list_alerts(call.config)]}
 
 
+def test_alerts(call: Call) -> dict[str, Any]:
+    """Send a test event to one alert, or to all."""
+    body: models.AlertTest = call.body
+    results = send_test_events(call.config, body.name)
+    sent = {each.alert: each.is_sent for each in results}
+    record_action(call, Action.OTHER, "alerts/test", succeeded=all(sent.values()), sent=sent)
+    return {"items": [each.to_json() for each in results]}
+
+
+def show_audit(call: Call) -> dict[str, Any]:
+    """Show the queue of audit messages."""
+    return read_audit_status(call.config).to_json()
+
+
+def test_audit(call: Call) -> dict[str, Any]:
+    """Send a test message to the audit repository."""
+    repository = send_test_message(call.config, call.principal.name, call.address)
+    record_action(call, Action.OTHER, "audit/test")
+    return {"repository": repository}
+
+
 def show_trace(call: Call) -> dict[str, Any]:
     """Show what happened to a study or an instance, and what happens next."""
     record_search(call, "trace")
@@ -71,8 +93,7 @@ def show_trace(call: Call) -> dict[str, Any]:
 def show_charts(call: Call) -> dict[str, Any]:
     """Show what the monitor has sampled."""
     query: models.ChartQuery = call.query
-    with contextlib.closing(Ledger(call.config.ledger_url)) as ledger:
-        return read_charts(call.config, ledger, query.span).to_json()
+    return charts.show_charts(call.config, query.span).to_json()
 
 
 def list_routes(call: Call) -> dict[str, Any]:
@@ -159,6 +180,24 @@ OPERATIONS: Final = (
         models.Refusals,
     ),
     Operation("GET", "/alerts", "List receivers of alerts, and what is due", show_alerts, models.Alerts),
+    Operation(
+        "POST",
+        "/alerts/test",
+        "Send a test event at once",
+        test_alerts,
+        models.TestedAlerts,
+        body=models.AlertTest,
+        seconds=SEND_SECONDS,
+    ),
+    Operation("GET", "/audit", "Show the queue of audit messages", show_audit, models.AuditStatus),
+    Operation(
+        "POST",
+        "/audit/test",
+        "Send a test message to the audit repository",
+        test_audit,
+        models.AuditTest,
+        seconds=SEND_SECONDS,
+    ),
     Operation(
         "POST",
         "/trace",

@@ -7,11 +7,11 @@ from typing import Any, Final
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from ingest.console.api import actions, files, jobs, lists, node
+from ingest.console.api import access, actions, files, jobs, lists, node
 from ingest.console.api.openapi import describe_api
-from ingest.console.auth.login import is_principal_valid
+from ingest.console.events import open_stream
 from ingest.console.live.parts import format_event
-from ingest.console.web import Endpoint, get_console, get_principal
+from ingest.console.web import Endpoint
 
 PREFIX: Final = "/api/v1"
 
@@ -21,6 +21,7 @@ OPERATIONS: Final = (
     *actions.OPERATIONS,
     *files.OPERATIONS,
     *jobs.OPERATIONS,
+    *access.OPERATIONS,
 )
 """Every operation. `ingest.console.auth.roles` has the role of each."""
 
@@ -38,12 +39,7 @@ async def show_description(_request: Request) -> Response:
 
 async def stream_events(request: Request) -> Response:
     """Stream the status of the node as server-sent events."""
-    principal = get_principal(request)
-    return get_console(request).events.open_stream(
-        principal.name,
-        lambda: is_principal_valid(request, principal),
-        lambda news: format_event("status", news.snapshot.status),
-    )
+    return open_stream(request, lambda news: format_event("status", news.snapshot.status))
 
 
 ENDPOINTS: Final = (

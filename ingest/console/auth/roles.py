@@ -18,7 +18,7 @@ class Role(IntEnum):
     OPERATOR = 3
     """Also downloads files, retries, drops, pauses, resumes, and decides about the quarantine."""
     ADMIN = 4
-    """Also sees the configuration, and reloads it."""
+    """Also sees the configuration, reloads it, and gives access to people and programs."""
 
     @property
     def word(self) -> str:
@@ -104,6 +104,9 @@ ROUTE_ROLES: Final[Mapping[str, Role]] = {
     "GET /api/v1/callers": Role.VIEWER,
     "GET /api/v1/refusals": Role.VIEWER,
     "GET /api/v1/alerts": Role.VIEWER,
+    "POST /api/v1/alerts/test": Role.ADMIN,
+    "GET /api/v1/audit": Role.ADMIN,
+    "POST /api/v1/audit/test": Role.ADMIN,
     "POST /api/v1/trace": Role.VIEWER,
     "GET /api/v1/samples": Role.VIEWER,
     "POST /api/v1/studies/search": Role.VIEWER,
@@ -113,6 +116,7 @@ ROUTE_ROLES: Final[Mapping[str, Role]] = {
     "GET /api/v1/instances/{id}": Role.VIEWER,
     "GET /api/v1/instances/{id}/file": Role.OPERATOR,
     "POST /api/v1/deliveries/search": Role.VIEWER,
+    "POST /api/v1/deliveries": Role.OPERATOR,
     "POST /api/v1/deliveries/retry": Role.OPERATOR,
     "POST /api/v1/deliveries/drop": Role.OPERATOR,
     "POST /api/v1/quarantine/search": Role.VIEWER,
@@ -127,8 +131,17 @@ ROUTE_ROLES: Final[Mapping[str, Role]] = {
     "GET /api/v1/configuration/changes": Role.ADMIN,
     "POST /api/v1/check": Role.ADMIN,
     "POST /api/v1/reload": Role.ADMIN,
+    "GET /api/v1/retention": Role.ADMIN,
     "GET /api/v1/ledger/jobs": Role.ADMIN,
     "POST /api/v1/ledger/jobs": Role.ADMIN,
+    "GET /api/v1/users": Role.ADMIN,
+    "POST /api/v1/users": Role.ADMIN,
+    "POST /api/v1/users/{name}/password": Role.ADMIN,
+    "POST /api/v1/users/{name}/role": Role.ADMIN,
+    "POST /api/v1/users/{name}/remove": Role.ADMIN,
+    "GET /api/v1/tokens": Role.ADMIN,
+    "POST /api/v1/tokens": Role.ADMIN,
+    "POST /api/v1/tokens/{name}/remove": Role.ADMIN,
     "GET /metrics": Role.METRICS,
 }
 """The lowest role for each route, as "METHOD path". A route that is not listed cannot be added."""

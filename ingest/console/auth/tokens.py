@@ -17,7 +17,7 @@ from typing import Any, Final
 from ingest.clock import unix_ms
 from ingest.console.auth.roles import ROLES_BY_WORD, Principal, Role
 from ingest.console.files import find_version, lock_folder, read_json, write_json
-from ingest.errors import IngestError
+from ingest.errors import IngestError, UnknownUserError
 
 TOKENS: Final = "tokens.json"
 LOCAL_TOKEN: Final = "token"  # noqa: S105 - the name of a file
@@ -94,13 +94,13 @@ class TokenFile:
         """Remove a token. The next request with it is refused.
 
         Raises:
-            IngestError: There is none of this name.
+            UnknownUserError: There is none of this name.
         """
         with lock_folder(self._folder):
             tokens = list(self._read().values())
             if all(token.name != name for token in tokens):
                 known = ", ".join(sorted(token.name for token in tokens)) or "none"
-                raise IngestError(f"there is no token {name}; the tokens are: {known}")
+                raise UnknownUserError(f"there is no token {name}; the tokens are: {known}")
             self._write([token for token in tokens if token.name != name])
 
     def _read(self) -> dict[str, Token]:

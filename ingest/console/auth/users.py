@@ -7,6 +7,7 @@ password or role changes loses all sessions, because each session remembers the 
 import secrets
 import threading
 import unicodedata
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -17,7 +18,7 @@ from argon2.exceptions import Argon2Error, InvalidHashError
 from ingest.config.console_rules import USERS
 from ingest.console.auth.roles import USER_ROLES_BY_WORD, Role
 from ingest.console.files import find_version, lock_folder, read_json, write_json
-from ingest.errors import IngestError
+from ingest.errors import IngestError, UnknownUserError
 
 MIN_PASSWORD_LENGTH: Final = 12
 """NIST SP 800-63B-4 3.1.1.2 asks for 15 characters where a password is the only factor, OWASP for 8 to 15."""
@@ -81,8 +82,8 @@ class UserFile:
                 return None
         return user
 
-    def add_user(self, name: str, role: Role, password: str) -> None:
-        """Add a user.
+    def add_user(self, name: str, role: Role, password: str) -> User:
+        """Add a user, and return it.
 
         Raises:
             IngestError: There is one of this name, or the password is too short.
@@ -96,39 +97,61 @@ class UserFile:
                 raise IngestError(
                     f"there is a user {name}; `ingest console user passwd` changes the password"
                 )
-            self._write({**users, name: _make_user(name, role, password)})
+            user = _make_user(name, role, password)
+            self._write({**users, name: user})
+        return user
 
-    def change_user(self, name: str, *, role: Role | None = None, password: str | None = None) -> None:
+    def change_user(
+        self, name: str, *, role: Role | None = None, password: str | None = None, keeps_admin: bool = False
+    ) -> User:
         """Change role or password of a user, and end all sessions of the user.
 
+        Args:
+            name: Name of the user.
+            role: The new role; None keeps it.
+            password: The new password; None keeps it.
+            keeps_admin: Whether the last administrator must stay one.
+
         Raises:
-            IngestError: There is none of this name, or the password is too short.
+            UnknownUserError: There is none of this name.
+            IngestError: The password is too short, or it is the last administrator.
         """
         with lock_folder(self._folder):
             users = self._read()
             old = self._require(users, name)
+            if keeps_admin and role not in {None, Role.ADMIN}:
+                _require_other_admin(users, old)
             if password is not None:
                 new = _make_user(old.name, role or old.role, password)
             else:
                 new = User(old.name, role or old.role, old.password, secrets.token_hex(8))
             self._write({**users, old.name: new})
+        return new
 
-    def remove_user(self, name: str) -> None:
+    def remove_user(self, name: str, *, keeps_admin: bool = False) -> None:
         """Remove a user, and end all sessions of the user.
 
+        Args:
+            name: Name of the user.
+            keeps_admin: Whether the last administrator must stay.
+
         Raises:
-            IngestError: There is none of this name.
+            UnknownUserError: There is none of this name.
+            IngestError: It is the last administrator.
         """
         with lock_folder(self._folder):
             users = self._read()
             gone = self._require(users, name)
+            if keeps_admin:
+                _require_other_admin(users, gone)
             self._write({key: user for key, user in users.items() if key != gone.name})
 
     @staticmethod
     def _require(users: dict[str, User], name: str) -> User:
         user = users.get(normalize_name(name))
         if user is None:
-            raise IngestError(f"there is no user {name}; the users are: {', '.join(sorted(users)) or 'none'}")
+            known = ", ".join(sorted(users)) or "none"
+            raise UnknownUserError(f"there is no user {name}; the users are: {known}")
         return user
 
     def _read(self) -> dict[str, User]:
@@ -152,6 +175,15 @@ class UserFile:
             raise IngestError(
                 f"{self._path}: {error.strerror}; run the command as the user of the node"
             ) from None
+
+
+def _require_other_admin(users: Mapping[str, User], leaving: User) -> None:
+    others = [user for user in users.values() if user.role is Role.ADMIN and user.name != leaving.name]
+    if leaving.role is Role.ADMIN and not others:
+        raise IngestError(
+            f"{leaving.name} is the last administrator; make another one first, or use `ingest console user` "
+            "on the host"
+        )
 
 
 def normalize_name(name: str) -> str:
