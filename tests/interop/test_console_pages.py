@@ -349,6 +349,29 @@ def test_configuration_shows_what_a_reload_would_change_and_reloads(scene: Scene
     assert "The file says what is in force" in page.locator("main").inner_text()
 
 
+def test_charts_have_their_figures_as_a_table_for_keyboard_and_screen_reader(
+    scene: Scene, open_page: Any
+) -> None:
+    page = open_page("viewer")
+    page.goto(f"{scene.url}/")
+    figures = page.locator("details.figures:has([data-figures=backlog])")
+    figures.wait_for(timeout=50_000)  # the monitor takes a sample every 20 s, and the page asks as often
+    figures.locator("summary").focus()
+    page.keyboard.press("Enter")
+    table = figures.get_by_role("table", name="What waits, instances")
+    assert table.locator("thead th").all_inner_texts() == [
+        "Time",
+        "In the spool",
+        "In the queue",
+        "To deliver",
+    ]
+    times = table.locator("tbody th").all_inner_texts()
+    assert times == sorted(times, reverse=True)
+    assert all(re.fullmatch(r"\d\d:\d\d:\d\d", each) for each in times)
+    assert all(re.fullmatch(r"\d+(\.\d)?|–", each) for each in table.locator("td").all_inner_texts())
+    assert find_violations(page, require_axe()) == []
+
+
 def test_pages_work_without_javascript(scene: Scene, browser: Browser) -> None:
     context = open_context(browser, java_script_enabled=False)
     page = context.new_page()

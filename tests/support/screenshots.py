@@ -111,7 +111,8 @@ def _take(screenshot: Callable[..., bytes], path: Path, **options: object) -> No
         small = picture.convert("RGB")
         if small.width == 780:
             small = small.resize((small.width * 2 // 3, small.height * 2 // 3), Image.Resampling.LANCZOS)
-        small.quantize(256, kmeans=2, dither=Image.Dither.NONE).save(path, optimize=True)
+        # A palette by frequency would lose the colours of small marks, and show green as grey.
+        small.quantize(256, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE).save(path, optimize=True)
 
 
 if __name__ == "__main__":

@@ -77,6 +77,7 @@
       const hasValues = spec && spec.series.some((series) => series.values.some((value) => value !== null));
       empty.hidden = Boolean(hasValues);
       chart.element.hidden = !hasValues;
+      chart.element.parentElement.querySelector("details").hidden = !hasValues;
       if (!hasValues) continue;
       const data = [answer.times.slice(first), ...spec.series.map((series) => series.values.slice(first))];
       chart.plot = new uPlot(buildOptions(chart, spec), data, chart.element);
@@ -86,12 +87,48 @@
       });
       chart.element.setAttribute("aria-label", `${chart.element.dataset.title}, last ${range}. ${peaks.join(". ")}.`);
     }
+    for (const table of root.querySelectorAll("details[open] table")) fillTable(table);
   }
 
-  async function load() {
+  // The same figures as a table, newest first, for people who cannot use the picture.
+  function fillTable(table) {
+    const spec = answer?.[table.dataset.figures];
+    if (!spec) return;
+    const day = { weekday: "short", hour: "2-digit", minute: "2-digit", hourCycle: "h23" };
+    const clock = new Intl.DateTimeFormat([], range === "day" ? day : { ...day, weekday: undefined, second: "2-digit" });
+    const head = makeRow("th", "col", ["Time", ...spec.series.map((series) => series.label)]);
+    const rows = answer.times.map((at, index) => {
+      const values = spec.series.map((series) => series.values[index]);
+      if (values.every((value) => value === null)) return null;
+      const row = makeRow("td", "", values.map((value) => formatValue(value, spec.unit)));
+      row.prepend(makeCell("th", "row", clock.format(new Date(at * 1000))));
+      return row;
+    });
+    table.tHead.replaceChildren(head);
+    table.tBodies[0].replaceChildren(...rows.filter(Boolean).reverse());
+  }
+
+  function makeRow(kind, scope, texts) {
+    const row = document.createElement("tr");
+    row.append(...texts.map((text) => makeCell(kind, scope, text)));
+    return row;
+  }
+
+  function makeCell(kind, scope, text) {
+    const cell = document.createElement(kind);
+    if (scope) cell.scope = scope;
+    if (scope !== "row") cell.className = "number";
+    cell.textContent = text;
+    return cell;
+  }
+
+  async function load(isLive) {
     if (document.hidden) return;
     try {
-      const response = await fetch(`${root.dataset.charts}?range=${range}`, { credentials: "same-origin" });
+      // What a page asks by itself does not prolong the session.
+      const headers = isLive ? { "X-Live": "1" } : {};
+      const url = `${root.dataset.charts}?range=${range}`;
+      const response = await fetch(url, { credentials: "same-origin", headers });
       if (response.ok) {
         answer = await response.json();
         draw();
@@ -107,8 +144,11 @@
       for (const other of root.querySelectorAll("[data-range]")) {
         other.setAttribute("aria-pressed", String(other === button));
       }
-      load();
+      load(false);
     });
+  }
+  for (const details of root.querySelectorAll("details")) {
+    details.addEventListener("toggle", () => details.open && fillTable(details.querySelector("table")));
   }
   document.addEventListener("themechange", draw);
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", draw);
@@ -117,6 +157,6 @@
     clearTimeout(resized);
     resized = setTimeout(draw, 200);
   });
-  setInterval(load, REFRESH_MS);
-  load();
+  setInterval(() => load(true), REFRESH_MS);
+  load(false);
 })();
