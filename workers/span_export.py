@@ -31,8 +31,10 @@ import structlog
 from ingest import threads
 from ingest.clock import unix_ms
 from ingest.config.model import Config
+from ingest.errors import IngestError
+from ingest.events.trust import create_client_context
 from ingest.ledger import Delivery, DeliveryResult, DeliveryState, NewInstance
-from ingest.log import RateLimitedLog
+from ingest.log import RateLimitedLog, describe_defect
 from ingest.network.dialer import dial_host
 
 WAITING_MAX: Final = 4096
@@ -111,6 +113,7 @@ class SpanExporter:
         if settings is None:
             raise ValueError("the configuration has no [traces]")
         self._url = urlsplit(settings.endpoint)
+        self._tls = config.tls[settings.tls] if settings.tls else None
         self._limit = round(settings.share * 2**32)
         self._waiting: deque[Span] = deque(maxlen=WAITING_MAX)
         self._stop = threading.Event()
@@ -199,16 +202,20 @@ class SpanExporter:
             batch = [self._waiting.popleft() for _ in range(min(BATCH, len(self._waiting)))]
             try:
                 self._send(batch)
-            except Exception as error:  # even a defect here must not end a worker that images need
-                remedy = "see [traces] endpoint; images are not concerned"
+            except (OSError, http.client.HTTPException, IngestError) as error:
+                remedy = "see [traces] endpoint and tls; images are not concerned"
                 self._log.warning("spans_dropped", count=len(batch), error=str(error), remedy=remedy)
+                return
+            except Exception as error:  # even a defect here must not end a worker that images need
+                self._log.warning("spans_dropped", count=len(batch), **describe_defect(error))
                 return
 
     def _send(self, spans: Sequence[Span]) -> None:
         """Send spans in one request. A redirect is an error: it could lead anywhere.
 
         Raises:
-            OSError: The collector is away, or does not answer in time.
+            OSError: The collector is away, is not trusted, or does not answer in time.
+            ConfigError: A file of the [tls.NAME] cannot be used.
             HTTPException: It answers no HTTP, or refuses the request.
         """
         scope = {"scope": {"name": "dicom-ingest"}, "spans": [span.to_otlp() for span in spans]}
@@ -221,7 +228,7 @@ class SpanExporter:
         with contextlib.closing(http.client.HTTPConnection(host, port)) as connection:
             connection.sock = plain
             if is_https:
-                connection.sock = ssl.create_default_context().wrap_socket(plain, server_hostname=host)
+                connection.sock = self._create_context().wrap_socket(plain, server_hostname=host)
             path = self._url.path.rstrip("/") or "/v1/traces"
             headers = {"Content-Type": "application/json"}
             connection.request("POST", path, json.dumps(body).encode(), headers)
@@ -229,6 +236,10 @@ class SpanExporter:
             answer.read(65536)
             if answer.status // 100 != 2:
                 raise http.client.HTTPException(f"the collector answers {answer.status}")
+
+    def _create_context(self) -> ssl.SSLContext:
+        """Make a context for one connection, so that new certificates are taken over at once."""
+        return create_client_context(self._tls) if self._tls is not None else ssl.create_default_context()
 
 
 def make_exporter(config: Config, role: str) -> SpanExporter | None:

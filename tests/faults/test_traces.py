@@ -1,61 +1,15 @@
 """Traces of real nodes, received by an OTLP collector over HTTP; and a collector that is away."""
 
-import json
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
+from collections.abc import Callable
 
 from tests.faults.caller import Caller, new_uid
 from tests.faults.test_metrics import PLANTED, planted
+from tests.support.collectors import collecting
 from tests.support.instances import CT, EXPLICIT, Made
 from tests.support.nodes import Node, destination, eventually
 from tests.support.peers import PynetdicomRemote
 from tests.support.ports import free_port
-
-
-class Collector:
-    """What came to /v1/traces."""
-
-    def __init__(self, port: int) -> None:
-        self.port = port
-        self.bodies: list[bytes] = []
-        self.requests: list[tuple[str, str]] = []
-
-    @property
-    def spans(self) -> list[dict[str, Any]]:
-        found = []
-        for body in list(self.bodies):
-            for resource in json.loads(body)["resourceSpans"]:
-                names = {
-                    each["key"]: each["value"]["stringValue"] for each in resource["resource"]["attributes"]
-                }
-                for span in resource["scopeSpans"][0]["spans"]:
-                    values = {each["key"]: next(iter(each["value"].values())) for each in span["attributes"]}
-                    found.append(span | {"values": values, "role": names["dicom_ingest.role"]})
-        return found
-
-
-@contextmanager
-def collecting() -> Iterator[Collector]:
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            collector.requests.append((self.path, self.headers["Content-Type"]))
-            collector.bodies.append(self.rfile.read(int(self.headers["Content-Length"])))
-            self.send_response(200)
-            self.end_headers()
-            self.wfile.write(b"{}")
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        collector = Collector(server.server_address[1])
-        threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
-        yield collector
-        server.shutdown()
 
 
 def send(node: Node, uid: str) -> None:
