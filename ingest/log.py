@@ -4,11 +4,13 @@ An event is a snake_case name with fields (`log.info("association_accepted", cal
 titles may be fields.
 
 INVARIANT 9: patient data stays in the data sets. No field holds a value of a data set. Tracebacks show no
-local variables, because those may hold such a value.
+local variables, because those may hold such a value. They show the messages of our own errors and of the
+operating system, and no others: a database, a template or a parser may quote a value in its message.
 """
 
 import logging
 import os
+import sys
 import time
 import traceback
 from pathlib import Path
@@ -17,7 +19,7 @@ from typing import Final
 import structlog
 from structlog.typing import EventDict, Processor, WrappedLogger
 
-from ingest.errors import BootError
+from ingest.errors import BootError, IngestError
 from ingest.filesystem.calls import TRANSIENT_ERRNOS
 
 LEVELS: Final = {
@@ -28,6 +30,9 @@ LEVELS: Final = {
 }
 _FIRST: Final = ("timestamp", "level", "event", "role", "pid")
 _STDERR: Final = 2
+
+PLACES: Final = 4
+"""Lines of our code that the log shows of a defect, and the line of a library that failed."""
 
 
 class LogFile:
@@ -94,8 +99,36 @@ class LogFile:
 
 def describe_defect(error: BaseException) -> dict[str, str]:
     """Return type and place of an error for the log, without its message: it may hold values of patients."""
-    places = traceback.format_tb(error.__traceback__)[-4:]
-    return {"error": type(error).__name__, "traceback": "".join(places)}
+    frames = traceback.extract_tb(error.__traceback__)
+    # A library such as SQLAlchemy has many frames below the line of ours that called it.
+    ours = [frame for frame in frames if "site-packages" not in frame.filename][-PLACES:]
+    places = [*ours, *(frame for frame in frames[-1:] if frame not in ours)]
+    return {"error": type(error).__name__, "traceback": "".join(traceback.format_list(places))}
+
+
+def format_error(error: BaseException) -> str:
+    """Return the traceback of an error and its causes, without messages that may hold values of patients."""
+    parts: list[str] = []
+    seen: set[int] = set()
+    following: BaseException | None = error
+    while following is not None and id(following) not in seen:
+        current, following = following, _find_cause(following)
+        seen.add(id(current))
+        lines = traceback.format_tb(current.__traceback__)
+        parts.append(f"Traceback (most recent call last):\n{''.join(lines)}{_name_error(current)}")
+    return "\n\nwhich led to:\n\n".join(reversed(parts))
+
+
+def _find_cause(error: BaseException) -> BaseException | None:
+    if error.__cause__ is not None or error.__suppress_context__:
+        return error.__cause__
+    return error.__context__
+
+
+def _name_error(error: BaseException) -> str:
+    kind = type(error).__name__
+    # `UnicodeError` and others are no OSError, and quote what they could not read.
+    return f"{kind}: {error}" if isinstance(error, (IngestError, OSError)) else kind
 
 
 class RateLimitedLog:
@@ -182,8 +215,19 @@ def _common_processors() -> list[Processor]:
         structlog.processors.TimeStamper(fmt="iso", utc=True),
         _add_process,
         structlog.processors.StackInfoRenderer(),
-        structlog.processors.format_exc_info,
+        _format_exc_info,
     ]
+
+
+def _format_exc_info(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
+    """Replace `exc_info` by the text of its error."""
+    given = event.pop("exc_info", None)
+    if given is True:
+        given = sys.exc_info()
+    error = given[1] if isinstance(given, tuple) else given
+    if isinstance(error, BaseException):
+        event["exception"] = format_error(error)
+    return event
 
 
 def _add_process(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:

@@ -18,7 +18,7 @@ from ingest.audit.messages import EventKind, EventOutcome, Participant
 from ingest.audit.recorder import AuditTrail
 from ingest.clock import unix_ms
 from ingest.config.model import Config
-from ingest.log import RateLimitedLog
+from ingest.log import RateLimitedLog, describe_defect
 from ingest.threads import start_task
 
 FLUSH_SECONDS: Final = 0.5
@@ -117,7 +117,7 @@ class SecurityAlerts:
             try:
                 self._write(kind, count, first_at)
             except Exception as error:  # the thread goes on with the next one
-                _log.warning("audit_message_dropped", exc_info=error)
+                _log.warning("audit_message_dropped", **describe_defect(error))
 
     def _write(self, kind: _Kind, count: int, first_at: int) -> None:
         trail = self._trail

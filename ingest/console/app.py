@@ -3,11 +3,12 @@
 import asyncio
 import contextlib
 import importlib.metadata
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
 import jinja2
+import structlog
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -43,6 +44,7 @@ from ingest.console.web import (
     Endpoint,
     WorkPool,
 )
+from ingest.log import describe_defect
 from ingest.supervisor.console_watch import ConsoleLink
 
 TEMPLATES: Final = Path(__file__).parent / "templates"
@@ -54,6 +56,8 @@ BEAT_SECONDS: Final = 1.0
 
 STUCK_SECONDS: Final = 60.0
 """If all threads are busy and no work ends for this long, the heartbeat stops: the console is replaced."""
+
+log = structlog.get_logger()
 
 _VERSION: Final = importlib.metadata.version("dicom-ingest")
 
@@ -133,6 +137,7 @@ def list_endpoints() -> tuple[Endpoint, ...]:
 async def _run_tasks(app: Starlette) -> AsyncIterator[None]:
     """Run the console's own tasks while it serves."""
     console: Console = app.state.console
+    asyncio.get_running_loop().set_exception_handler(_log_loop_error)
     tasks = [
         asyncio.create_task(console.events.run()),
         asyncio.create_task(_beat(console)),
@@ -147,6 +152,13 @@ async def _run_tasks(app: Starlette) -> AsyncIterator[None]:
         console.sessions.save()
         for pool in console.pools:
             pool.close()
+
+
+def _log_loop_error(_loop: asyncio.AbstractEventLoop, context: Mapping[str, Any]) -> None:
+    """Log an error of a task or callback by its place: asyncio itself would print the values in it."""
+    error = context.get("exception")
+    place = describe_defect(error) if isinstance(error, BaseException) else {}
+    log.error("console_defect", route="event loop", **place)
 
 
 async def _beat(console: Console) -> None:

@@ -62,7 +62,9 @@ def _fits(value: Any, wanted: Any) -> bool:
 def assert_sound(node: Node) -> None:
     """Nothing in the log blames ourselves."""
     lines = [json.loads(line) for line in node.log.splitlines() if line.startswith("{")]
-    found = [event for event in lines if event["event"] in DEFECTS or "exception" in event]
+    found = [
+        event for event in lines if event["event"] in DEFECTS or {"exception", "traceback"} & event.keys()
+    ]
     assert not found, found
     assert "Traceback" not in node.log
 

@@ -10,7 +10,7 @@ import pytest
 import structlog
 
 from ingest.config.model import LogSettings
-from ingest.errors import BootError
+from ingest.errors import BootError, LedgerError
 from ingest.log import configure_logging, reopen_log, set_log_role
 
 log = structlog.get_logger()  # made before anything is configured, as in every module
@@ -80,16 +80,22 @@ def test_events_below_the_level_are_left_out(file):
 
 
 @pytest.mark.parametrize("form", ["json", "console"])
-def test_traceback_is_told_without_local_variables(file, form):
+def test_traceback_is_told_without_local_variables_and_messages_that_may_quote_them(file, form):
     configure(LogSettings(format=form, file=file))
-    patient = "DOE^JANE"
+    patient = "".join(("DOE", "^", "JANE"))
     try:
-        raise ValueError(f"{len(patient)} letters")
-    except ValueError:
+        try:
+            int(patient)
+        except ValueError as error:
+            raise LedgerError("the ledger is away") from error
+    except LedgerError:
         log.exception("failed")
+    logging.getLogger("library").error("it failed", exc_info=KeyError(patient))
     text = file.read_text()
-    assert "ValueError: 8 letters" in text
+    assert "LedgerError: the ledger is away" in text
     assert "test_traceback_is_told" in text
+    assert "ValueError" in text
+    assert "KeyError" in text
     assert patient not in text
 
 

@@ -19,7 +19,7 @@ from ingest.audit import AuditTrail
 from ingest.config.model import Config
 from ingest.errors import BootError, IngestError, LedgerError
 from ingest.ledger import Ledger
-from ingest.log import RateLimitedLog
+from ingest.log import RateLimitedLog, describe_defect
 from ingest.workers.monitor.alerts import AlertTask, name_owner
 from ingest.workers.monitor.audit_reporter import TransferReporter
 from ingest.workers.monitor.audit_sender import AuditSender
@@ -96,7 +96,7 @@ def run(config: Config, stop: threading.Event) -> None:
                 except IngestError as error:  # such as a ledger that is away: no defect, so no traceback
                     failures.warning("monitor_task_failed", task=name, error=str(error))
                 except Exception as error:  # INVARIANT 8: only a wrong configuration stops the node
-                    failures.warning("monitor_task_failed", task=name, exc_info=error)
+                    failures.warning("monitor_task_failed", task=name, **describe_defect(error))
                 due[name] = time.monotonic() + task.period_seconds, task
             # A signal handler sets the event. If it interrupted `Event.wait`, `Event.set` would wait for the
             # lock that the interrupted call holds. Short sleeps hold no lock.
@@ -106,7 +106,7 @@ def run(config: Config, stop: threading.Event) -> None:
                 if task.close is not None:
                     task.close()
             except Exception as error:  # the other tasks end too
-                failures.warning("monitor_task_failed", task=task.name, exc_info=error)
+                failures.warning("monitor_task_failed", task=task.name, **describe_defect(error))
 
 
 def main(config: Config, stop: threading.Event) -> int:
