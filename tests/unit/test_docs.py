@@ -155,7 +155,19 @@ TASKS = sorted(
     for page in (ROOT / "docs" / folder).glob("*.md")
     if not INSTALLING.fullmatch(page.stem)
 )
-NO_COMMANDS = {"toml", "json", "python", "lua", "mermaid", "text", "dockerfile", "yaml", "ini"}
+NO_COMMANDS = {
+    "toml",
+    "json",
+    "python",
+    "lua",
+    "mermaid",
+    "text",
+    "dockerfile",
+    "yaml",
+    "ini",
+    "nginx",
+    "haproxy",
+}
 """Languages of blocks that hold no commands."""
 
 
