@@ -92,7 +92,7 @@ lint: setup
 
 lock:
 	uv pip compile --universal --python-version 3.11 --no-emit-index-url --generate-hashes --no-header \
-	  pyproject.toml --group dev --output-file requirements.lock
+	  pyproject.toml --all-extras --group dev --output-file requirements.lock
 	uv pip compile --universal --python-version 3.11 --no-emit-index-url --generate-hashes --no-header --no-annotate \
 	  pyproject.toml --all-extras --constraint requirements.lock --output-file config/container/runtime.lock
 

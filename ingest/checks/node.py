@@ -23,11 +23,13 @@ from ingest.alarms import CONDITIONS
 from ingest.checks.file_systems import check_file_systems, find_existing_folder
 from ingest.checks.tls import check_tls, check_validity_now
 from ingest.checks.weak_settings import find_weak_settings
+from ingest.config.extra_rules import LEDGER_ROLES, check_extras
 from ingest.config.faults import Fault, FaultKind
 from ingest.config.model import Config
 from ingest.config.serialization import mask_url_password
 from ingest.cores import usable_cores
 from ingest.errors import ConfigError, IngestError
+from ingest.extras import find_extra
 from ingest.filesystem import node_lock
 from ingest.filesystem.folder_identity import read_ledger_mark
 from ingest.spool import store_capacity
@@ -39,6 +41,7 @@ PROBE_SECONDS = 5.0
 def check_node(config: Config) -> list[Fault]:
     """Return every fault, and notes on settings that may surprise, in the order of the file."""
     return [
+        *check_extras(config, {*LEDGER_ROLES, "console"}),
         *check_tls(config, datetime.now(UTC)),
         *_check_folders(config),
         *check_file_systems(config),
@@ -253,7 +256,8 @@ def _check_ledger(config: Config) -> Iterator[Fault]:
                 MALFORMED_REMEDY,
             )
     except ImportError as error:
-        yield Fault("ledger.url", f"its driver is missing: {error}", "pip install 'dicom-ingest[postgresql]'")
+        if find_extra(error.name) is None:  # otherwise `check_extras` reports it
+            yield Fault("ledger.url", f"its driver does not load: {error}", "install what it names")
     except sqlalchemy.exc.SQLAlchemyError as error:
         cause = str(error.__cause__ or error).strip().partition("\n")[0]
         if is_malformed(error.__cause__):

@@ -35,7 +35,7 @@ class CommandGroup(click.Group):
         return list(self.commands)
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Run a command. Exit with 2 for `ConfigError`, 3 for `BootError`, and 1 for other errors of ours."""
+        """Run a command, and turn errors of ours into exit codes. A missing extra is a bad configuration."""
         try:
             return super().invoke(ctx)
         except ConfigError as error:
@@ -47,6 +47,9 @@ class CommandGroup(click.Group):
         except IngestError as error:
             _print_errors([str(error)])
             ctx.exit(FAILED)
+        except ModuleNotFoundError as error:
+            _print_errors([_explain_missing_module(error)])
+            ctx.exit(BAD_CONFIGURATION)
         except OSError as error:
             if error.errno == errno.EPIPE:
                 raise  # click ends silently when the reader of a pipe has gone
@@ -57,6 +60,16 @@ class CommandGroup(click.Group):
 def _print_errors(lines: Sequence[str]) -> None:
     for line in lines:
         click.echo(f"{click.style('error', fg='red')} {line}", err=True)
+
+
+def _explain_missing_module(error: ModuleNotFoundError) -> str:
+    """Return what to install for a module of an extra. Raise the error for another one, which is a defect."""
+    from ingest.extras import explain_missing_extra, find_extra
+
+    extra = find_extra(error.name)
+    if extra is None:
+        raise error
+    return f"this command {'; '.join(explain_missing_extra(extra))}"
 
 
 def exit_with(code: int) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from ingest.config import alert_rules, console_rules, passwords, retention_rules, route_rules
+from ingest.config import alert_rules, console_rules, extra_rules, passwords, retention_rules, route_rules
 from ingest.config.faults import Fault
 from ingest.config.model import TLS, Config, Destination
 from ingest.dicom.statuses import StatusPattern, means_stored_only
@@ -78,6 +78,7 @@ def check_rules(config: Config, names: SectionNames, roles: Collection[str]) -> 
     if config.console is not None:
         yield from console_rules.check_console(config.console, config.console_dir, names.tls)
     yield from _check_folders(config)
+    yield from extra_rules.check_extras(config, roles)
 
 
 def _check_listeners(config: Config, names: SectionNames, roles: Collection[str]) -> Iterator[Fault]:

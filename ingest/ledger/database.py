@@ -26,6 +26,7 @@ from sqlalchemy.pool import ConnectionPoolEntry
 from ingest.clock import unix_ms
 from ingest.config.serialization import mask_url_password
 from ingest.errors import LedgerError
+from ingest.extras import explain_missing_extra, find_extra
 from ingest.ledger.schema import SCHEMA_VERSION
 from ingest.ledger.server_address import resolve_hosts
 
@@ -93,6 +94,9 @@ class Database:
             self.name = mask_url_password(url)
             self._engine = _engine(self._url)
         except (ArgumentError, NoSuchModuleError, ImportError) as error:
+            if isinstance(error, ImportError) and (extra := find_extra(error.name)) is not None:
+                cause, remedy = explain_missing_extra(extra)
+                raise LedgerError(f"[ledger] url {cause}; {remedy}") from error
             raise LedgerError(
                 f"[ledger] url cannot be used: {error}; see docs/reference/configuration.md"
             ) from error

@@ -1,0 +1,29 @@
+"""Rules about optional parts of the installation: a section may need an extra that is not installed."""
+
+from collections.abc import Collection, Iterator
+from typing import Final
+
+from ingest.config.faults import Fault
+from ingest.config.model import Config
+from ingest.extras import explain_missing_extra, find_missing_modules
+
+LEDGER_ROLES: Final = frozenset({"persist", "forward", "retain", "monitor", "console"})
+"""Roles that open the ledger. A host that only listens needs no driver for it."""
+
+_SCHEMES: Final = ("postgresql", "postgresql+psycopg")
+"""URLs of ledgers that the driver of the extra serves. Another driver is not ours to ask for."""
+
+
+def check_extras(config: Config, roles: Collection[str]) -> Iterator[Fault]:
+    """Yield a fault for each extra that the roles need with this configuration, and that is not installed."""
+    if config.console is not None and "console" in roles:
+        yield from _check_extra("console", "console", "or remove [console]")
+    scheme = config.ledger_url.partition(":")[0]
+    if scheme in _SCHEMES and not LEDGER_ROLES.isdisjoint(roles):
+        yield from _check_extra("ledger.url", "postgresql", "or leave the key empty for SQLite")
+
+
+def _check_extra(key: str, extra: str, alternative: str) -> Iterator[Fault]:
+    if find_missing_modules(extra):
+        cause, command = explain_missing_extra(extra)
+        yield Fault(key, cause, f"{command}, {alternative}")

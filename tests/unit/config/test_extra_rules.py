@@ -1,0 +1,64 @@
+"""A configuration that needs an extra which is not installed."""
+
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from ingest.cli import main
+from ingest.config.reader import load_config
+from ingest.errors import ConfigError
+
+CONSOLE = '[node]\ndata_dir = "var"\n[console]\nport = 8090\n'
+POSTGRESQL = '[node]\ndata_dir = "var"\n[ledger]\nurl = "postgresql+psycopg://u@localhost/d"\n'
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "ingest.toml"
+
+
+def faults(path: Path, text: str, *roles: str) -> list[str]:
+    path.write_text(text)
+    try:
+        load_config(path, roles=roles)
+    except ConfigError as error:
+        return list(error.faults)
+    return []
+
+
+def test_console_without_its_extra_is_a_fault_for_the_role_that_serves_it(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert faults(path, CONSOLE, "console") == []
+    monkeypatch.setitem(sys.modules, "starlette", None)
+    (fault,) = faults(path, CONSOLE, "persist", "console")
+    assert fault == (
+        "console: needs the extra `console`, which is not installed: no starlette; "
+        "pip install './dicom_ingest-….whl[console]', or remove [console]"
+    )
+    assert faults(path, CONSOLE, "persist") == []
+    assert faults(path, CONSOLE) == []
+
+
+def test_postgresql_without_its_extra_is_a_fault_for_roles_that_open_the_ledger(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "psycopg", None)
+    (fault,) = faults(path, POSTGRESQL, "persist")
+    assert fault.startswith("ledger.url: needs the extra `postgresql`")
+    assert faults(path, POSTGRESQL.replace("+psycopg", "+psycopg2"), "persist") == []
+
+
+def test_command_that_needs_an_extra_names_it(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path.write_text(POSTGRESQL)
+    monkeypatch.setitem(sys.modules, "psycopg", None)
+    listed = CliRunner().invoke(main, ["instances", "-c", str(path)])
+    assert listed.exit_code == 1
+    assert "[ledger] url needs the extra `postgresql`" in listed.output
+    monkeypatch.setitem(sys.modules, "argon2", None)
+    monkeypatch.delitem(sys.modules, "ingest.console.auth.users", raising=False)
+    listed = CliRunner().invoke(main, ["console", "user", "list", "-c", str(path)])
+    assert listed.exit_code == 2
+    assert "this command needs the extra `console`" in listed.output
