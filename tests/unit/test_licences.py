@@ -1,0 +1,35 @@
+"""The page of licences names every dependency, and none has the GPL."""
+
+import re
+from pathlib import Path
+
+from tests.support.licences import PAGE, list_dependencies
+
+VENDOR = Path(__file__).parents[2] / "ingest/console/static/vendor"
+
+_ROW = re.compile(r"^\| ([a-z0-9-]+) \| (.+) \|$", re.MULTILINE)
+
+
+def test_page_has_every_dependency_and_no_gpl() -> None:
+    licences = dict(_ROW.findall(PAGE.read_text()))
+    missing = set(list_dependencies()) - set(licences)
+    assert missing == set(), "run `make licences`"
+    strong = {
+        name
+        for name, licence in licences.items()
+        if re.search(r"\bA?GPL|(?<!Lesser )General Public", licence)
+    }
+    assert strong == set()
+    weak = {name for name, licence in licences.items() if re.search(r"LGPL|Lesser General", licence)}
+    assert weak == {"psycopg", "psycopg-binary"}
+    assert "UNKNOWN" not in licences.values()
+
+
+def test_page_names_the_vendored_files() -> None:
+    page = PAGE.read_text()
+    for row in re.findall(
+        r"^\| `([a-z]+)/.*\| (0BSD|MIT|OFL 1\.1),", (VENDOR / "README.md").read_text(), re.M
+    ):
+        folder, licence = row
+        assert licence in page
+        assert folder == "fonts" or folder in page.lower()
