@@ -5,7 +5,8 @@ BIN := $(VENV)/bin
 export PYTHONDONTWRITEBYTECODE :=
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: all setup demo run man docs test test-failed test-fast test-long coverage test-pythons bench bench-scale lint lock clean
+.PHONY: all setup demo run man docs dist test test-failed test-fast test-long test-install coverage test-pythons bench bench-scale \
+  screenshots licences lint lock clean
 all: setup
 
 setup: $(VENV)/stamp
@@ -37,17 +38,40 @@ docs: setup
 	npm ci --prefix config/docs --ignore-scripts --no-audit --no-fund
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet --config-file config/docs/mkdocs.yml
 
+# The sdist, and the wheel for this Python with the tag of the systems that it runs on. The OpenSSL of the system is
+# left out of the wheel, so that its security updates reach the node. No other library has to be put into it, so
+# auditwheel patches nothing. constraints.txt has the versions of all
+# dependencies that the tests ran with.
+DIST ?= dist
+dist: setup
+	rm -rf build/wheel
+	mkdir -p "$(DIST)"
+	rm -f "$(DIST)"/dicom_ingest-* "$(DIST)/constraints.txt" "$(DIST)/SHA256SUMS"
+	SOURCE_DATE_EPOCH=$$(git log -1 --format=%ct 2>/dev/null || date +%s) \
+	  $(BIN)/python -m build --outdir build/wheel .
+	$(BIN)/auditwheel repair --patcher none --exclude libssl.so.3 --exclude libcrypto.so.3 --wheel-dir "$(DIST)" \
+	  build/wheel/*.whl
+	cp build/wheel/*.tar.gz "$(DIST)"
+	sed -n 's/^\([^ #][^ ]*==.*\) \\$$/\1/p' config/container/runtime.lock >"$(DIST)/constraints.txt"
+	cd "$(DIST)" && sha256sum -- * >SHA256SUMS && cat SHA256SUMS
+
 # Tests wait about half of their time: three workers keep two cores busy. More make tests with deadlines fail.
 TEST_WORKERS ?= 3
 LONG ?=
 COVERED ?=
 
 test: setup
-	$(BIN)/python -m pytest -n $(TEST_WORKERS) --dist worksteal -m "not long"
+	$(BIN)/python -m pytest -n $(TEST_WORKERS) --dist worksteal -m "not long and not install"
 
 # The tests that failed in the last run of `make test`, one after another: a deadline may pass on a busy machine.
 test-failed: setup
-	$(BIN)/python -m pytest --last-failed --last-failed-no-failures none -m "not long"
+	$(BIN)/python -m pytest --last-failed --last-failed-no-failures none -m "not long and not install"
+
+# What is built, as users install it: the wheel in a fresh virtual environment, packages in chroots (as root, with
+# debootstrap). INGEST_DIST=dist takes what `make dist` has built; INSTALL names tests or folders.
+INSTALL ?= tests/install
+test-install: setup
+	$(BIN)/python -m pytest -m install $(INSTALL)
 
 # Only tests that start no process: no servers, no nodes, no programs.
 test-fast: setup
@@ -56,20 +80,20 @@ test-fast: setup
 # What only repeats, and each property with ten times the examples. LONG=--share-of-today runs the share that the
 # date chooses, as CI does with NIGHTLY=true.
 test-long: setup
-	EXAMPLES_FACTOR=10 $(BIN)/python -m pytest -n $(TEST_WORKERS) --dist worksteal -m "long or hypothesis" $(LONG)
+	EXAMPLES_FACTOR=10 $(BIN)/python -m pytest -n $(TEST_WORKERS) --dist worksteal -m "(long or hypothesis) and not install" $(LONG)
 
 # The unit tests and the demo with the Python and OpenSSL of other Debian suites; needs root and debootstrap. Testing
 # changes from day to day, so CI runs trixie only.
 PYTHONS ?= trixie testing
 test-pythons:
 	set -e; for suite in $(PYTHONS); do \
-	  tests/pythons.sh $$suite -q -n $(TEST_WORKERS) --dist worksteal -m "not long" tests/unit; done
+	  tests/pythons.sh $$suite -q -n $(TEST_WORKERS) --dist worksteal -m "not long and not install" tests/unit; done
 
 # Lines and branches of ingest that `make test` runs, in pytest and in every node that a test starts.
 # Apart from `make test`, because measuring costs 40% more CPU time. COVERED names tests or folders.
 coverage: setup
 	$(BIN)/python -m coverage erase
-	$(BIN)/python -m pytest -q -p pytest_cov -n $(TEST_WORKERS) --dist worksteal -m "not long" --cov $(COVERED)
+	$(BIN)/python -m pytest -q -p pytest_cov -n $(TEST_WORKERS) --dist worksteal -m "not long and not install" --cov $(COVERED)
 
 bench: setup
 	$(BIN)/python -m benchmarks
@@ -82,6 +106,10 @@ bench-scale: setup
 # The pictures of docs/images/console: a real node, real senders, Debian's Chromium.
 screenshots: setup
 	$(BIN)/python -m tests.support.screenshots docs/images/console
+
+# The licences of all dependencies, as pip-licenses finds them in the virtual environment.
+licences: setup
+	$(BIN)/python -m tests.support.licences docs/reference/licences.md
 
 lint: setup
 	$(BIN)/ruff format --check .

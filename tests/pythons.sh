@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Run the unit tests and the demo with the Python and the OpenSSL of another Debian release, in a chroot.
+# Run the unit tests, the demo, and the demo of an installed wheel with the Python and the OpenSSL of another Debian release, in a chroot.
 #
 #   tests/pythons.sh [RELEASE [PYTEST ARGUMENT...]]     RELEASE is a Debian code name, trixie by default
 #
@@ -51,6 +51,13 @@ openssl version
 make setup
 .venv/bin/python -m pytest -p no:cacheprovider "$@"
 make demo
+# The wheel, in a virtual environment that knows nothing of the sources and has no extra.
+.venv/bin/python -m pip wheel --quiet --no-deps --wheel-dir /tmp/wheels .
+python3 -m venv /tmp/venv
+/tmp/venv/bin/pip install --quiet /tmp/wheels/*.whl
+cd /tmp
+/tmp/venv/bin/ingest --version
+/tmp/venv/bin/ingest demo
 '
 [ "$#" -gt 0 ] || set -- tests/unit
 # Tests of programs that the chroot has not (jing, promtool) are skipped there, with CI=true too.

@@ -70,8 +70,24 @@ COMMANDS: Final = (
 """Every command, in the order in which `ingest --help` lists them."""
 
 
+def _print_version(context: click.Context, _: click.Parameter, is_wanted: bool) -> None:
+    if not is_wanted or context.resilient_parsing:
+        return
+    from ingest.cli._version import describe_version
+
+    click.echo("\n".join(describe_version()))
+    context.exit()
+
+
 @click.group(cls=CommandGroup, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(package_name="dicom-ingest", prog_name="ingest")
+@click.option(
+    "--version",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_print_version,
+    help="Show the version and what it was built from, and exit.",
+)
 def main() -> None:
     """Receive DICOM over TLS, store it durably, forward it over TLS.
 

@@ -7,31 +7,32 @@ import re
 import sys
 from collections.abc import Iterator
 from datetime import UTC, datetime
-from importlib.metadata import version
 from inspect import cleandoc
 from pathlib import Path
 from typing import Final
 
 import click
 
+from ingest.build_info import read_version
 from ingest.cli import main as ingest
 
 _EXAMPLES: Final = re.compile(r"\x08\n(.*?)(?=\n\.(?:PP|SH|TP))", re.DOTALL)
 """A paragraph that click must not wrap begins with a backspace."""
 
 
-def write_man_pages(folder: Path, date: datetime) -> list[Path]:
+def write_man_pages(folder: Path, date: datetime, version: str) -> list[Path]:
     """Write one page for each command into `folder`, and return their paths.
 
     Args:
         folder: Where the pages go; it is created.
         date: Date in the pages. A build that gives the date of its release can be repeated.
+        version: Version in the pages. A build has no installed distribution to ask.
     """
     folder.mkdir(parents=True, exist_ok=True)
     written = []
     for context in _walk(click.Context(ingest, info_name="ingest")):
         path = folder / f"{context.command_path.replace(' ', '-')}.1"
-        path.write_text(_make_page(context, date), "utf-8")
+        path.write_text(_make_page(context, date, version), "utf-8")
         written.append(path)
     return written
 
@@ -44,12 +45,12 @@ def _walk(context: click.Context) -> Iterator[click.Context]:
                 yield from _walk(click.Context(command, info_name=name, parent=context))
 
 
-def _make_page(context: click.Context, date: datetime) -> str:
+def _make_page(context: click.Context, date: datetime, version: str) -> str:
     from click_man.man import ManPage  # type: ignore[import-untyped]
 
     command = context.command
     page = ManPage(context.command_path)
-    page.version = version("dicom-ingest")
+    page.version = version
     page.date = f"{date:%Y-%m-%d}"
     page.short_help = _first_sentence(command)
     page.description = cleandoc(command.help or "")
@@ -66,5 +67,5 @@ def _first_sentence(command: click.Command) -> str:
 
 
 if __name__ == "__main__":
-    for each in write_man_pages(Path(sys.argv[1]), datetime.now(UTC)):
+    for each in write_man_pages(Path(sys.argv[1]), datetime.now(UTC), read_version()):
         click.echo(each)

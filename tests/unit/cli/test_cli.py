@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+import ingest
+from ingest.build_info import find_commit
 from ingest.cli import main
 from ingest.errors import BootError, ConfigError, IngestError
 from ingest.queue.sweep import SweepResult
@@ -133,8 +135,15 @@ def test_help_does_not_import_what_only_commands_need():
     assert done.stdout.splitlines()[-1] == "[]"
 
 
-def test_version(run):
-    assert run("--version").output.startswith("ingest, version ")
+def test_version_says_what_a_report_of_a_fault_needs(run):
+    first, *more = run("--version").output.splitlines()
+    assert first == f"ingest, version {ingest.__version__}"
+    said = dict(line.split(maxsplit=1) for line in more)
+    assert list(said) == ["commit", "Python", "OpenSSL", "extras"]
+    commit = find_commit()
+    assert commit is None or said["commit"] == f"{commit.name} of {commit.date}"
+    assert said["OpenSSL"].startswith("3.")
+    assert said["extras"] == "console, postgresql"
 
 
 @pytest.mark.parametrize(

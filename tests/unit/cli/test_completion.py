@@ -72,15 +72,15 @@ def test_each_script_is_read_by_its_shell(shell: str) -> None:
 
 
 def test_every_command_has_a_manual_page(tmp_path: Path) -> None:
-    pages = {
-        path.name: path.read_text() for path in write_man_pages(tmp_path, datetime(2026, 1, 31, tzinfo=UTC))
-    }
+    written = write_man_pages(tmp_path, datetime(2026, 1, 31, tzinfo=UTC), "1.2.3")
+    pages = {path.name: path.read_text() for path in written}
     assert {"ingest.1", "ingest-serve.1", "ingest-quarantine-retry.1", "ingest-certs-p12-make.1"} <= set(
         pages
     )
     assert not any("\b" in page for page in pages.values())
     retry = pages["ingest-retry.1"]
     assert "2026-01-31" in retry
+    assert "1.2.3" in retry
     assert ".nf\ningest retry -c ingest.toml --destination pacs\ningest retry" in retry
     for page in pages.values() if shutil.which("groff") else ():
         command = ["groff", "-man", "-ww", "-z", "-Tutf8", "-Kutf8"]
