@@ -33,9 +33,11 @@ def disable_core_dumps() -> None:
     """Keep the kernel from writing core dumps of this process and its children, because they hold keys.
 
     The limit is one byte, not zero. If `core_pattern` names a program, the kernel pipes a core into it even
-    with limit 0, but not with limit 1 (core(5)).
+    with limit 0, but not with limit 1 (core(5)). Where the limit is 0 already, it cannot be raised.
     """
-    resource.setrlimit(resource.RLIMIT_CORE, (1, 1))
+    hard = resource.getrlimit(resource.RLIMIT_CORE)[1]
+    limit = 0 if hard == 0 else 1
+    resource.setrlimit(resource.RLIMIT_CORE, (limit, limit))
 
 
 def set_process_name(name: str) -> None:
