@@ -8,11 +8,13 @@ local variables, because those may hold such a value. They show the messages of 
 operating system, and no others: a database, a template or a parser may quote a value in its message.
 """
 
+import contextlib
 import logging
 import os
 import sys
 import time
 import traceback
+from functools import partialmethod
 from pathlib import Path
 from typing import Final
 
@@ -34,6 +36,13 @@ _STDERR: Final = 2
 PLACES: Final = 4
 """Lines of our code that the log shows of a defect, and the line of a library that failed."""
 
+# sd-daemon(3): a line for the journal may begin with its priority.
+_DEBUG: Final = "<7>"
+_INFO: Final = "<6>"
+_WARNING: Final = "<4>"
+_ERROR: Final = "<3>"
+_CRITICAL: Final = "<2>"
+
 
 class LogFile:
     """Standard error or a file. One write(2) for each line keeps the lines of several processes apart.
@@ -45,6 +54,7 @@ class LogFile:
         self.role = "node"
         self._file: Path | None = None
         self._descriptor = _STDERR
+        self._is_stderr_journal = _leads_to_journal(_STDERR)
 
     def open(self, file: Path | None) -> None:
         """Write to `file` from now on; None is standard error. On failure nothing changes.
@@ -80,21 +90,36 @@ class LogFile:
         """
         self.open(self._file)
 
-    def msg(self, line: str) -> None:
-        """Write one line. A full disk or a closed pipe costs the line, never the node."""
-        data = memoryview(line.encode("utf-8", "backslashreplace") + b"\n")
+    def write(self, text: str, priority: str = _INFO) -> None:
+        """Write one event. A full disk or a closed pipe costs the event, never the node."""
+        if self._is_stderr_journal and self._descriptor == _STDERR:
+            # The journal takes each line of a traceback as an event of its own.
+            text = priority + text.replace("\n", f"\n{priority}")
+        data = memoryview(text.encode("utf-8", "backslashreplace") + b"\n")
         try:
             while data:
                 data = data[os.write(self._descriptor, data) :]
         except OSError:
             return
 
-    debug = info = warning = error = critical = exception = log = msg
+    msg = log = info = write
+    debug = partialmethod(write, priority=_DEBUG)
+    warning = partialmethod(write, priority=_WARNING)
+    error = exception = partialmethod(write, priority=_ERROR)
+    critical = partialmethod(write, priority=_CRITICAL)
 
     @property
     def is_terminal(self) -> bool:
         """Whether a terminal shows the log, so that colours are useful."""
         return os.isatty(self._descriptor)
+
+
+def _leads_to_journal(descriptor: int) -> bool:
+    """Return whether systemd connected this descriptor to the journal (systemd.exec(5), JOURNAL_STREAM)."""
+    with contextlib.suppress(OSError):
+        status = os.fstat(descriptor)
+        return os.environ.get("JOURNAL_STREAM") == f"{status.st_dev}:{status.st_ino}"
+    return False
 
 
 def describe_defect(error: BaseException) -> dict[str, str]:

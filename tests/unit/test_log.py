@@ -3,6 +3,8 @@
 import json
 import logging
 import os
+import subprocess
+import sys
 import threading
 import warnings
 
@@ -224,3 +226,30 @@ def test_lines_of_several_threads_do_not_mix(file):
     for thread in threads:
         thread.join()
     assert len(events(file)) == 200
+
+
+LOG_THREE_EVENTS = """
+import structlog
+from ingest.log import configure_logging
+configure_logging("debug", "console", None)
+log = structlog.get_logger()
+log.info("first")
+log.warning("second")
+try:
+    1 / 0
+except ZeroDivisionError:
+    log.exception("third")
+"""
+
+
+@pytest.mark.parametrize("is_journal", [True, False])
+def test_each_line_for_the_journal_begins_with_its_priority(file, is_journal):
+    with file.open("wb") as stream:
+        status = os.fstat(stream.fileno())
+        journal = f"{status.st_dev}:{status.st_ino + (not is_journal)}"
+        environ = {**os.environ, "JOURNAL_STREAM": journal, "NO_COLOR": "1"}
+        subprocess.run([sys.executable, "-c", LOG_THREE_EVENTS], stderr=stream, env=environ, check=True)
+    first, second, *third = file.read_text().splitlines()
+    assert ("first" in first, "second" in second, "third" in third[0], len(third) > 2) == (True,) * 4
+    assert first.startswith("<6>") == second.startswith("<4>") == is_journal
+    assert all(line.startswith("<3>") == is_journal for line in third), "also the lines of the traceback"
