@@ -39,10 +39,15 @@ class ServiceManager:
         now = time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000
         self._send("RELOADING=1", f"MONOTONIC_USEC={now}", "STATUS=reloading the configuration")
 
-    def report_stopping(self, status: str) -> None:
-        """Report that the node ends."""
+    def report_stopping(self, status: str, within_seconds: float) -> None:
+        """Report that the node ends, and how long that takes at most.
+
+        systemd kills what is left after TimeoutStopSec, or after this time if that is longer. A long drain
+        therefore needs no other setting in the unit.
+        """
         self._status = status
-        self._send("STOPPING=1", f"STATUS={status}")
+        extension = f"EXTEND_TIMEOUT_USEC={int(within_seconds * 1e6)}"
+        self._send("STOPPING=1", f"STATUS={status}", extension)
 
     def report_status(self, status: str) -> None:
         """Report the present state of the node, if it has changed."""

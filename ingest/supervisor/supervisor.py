@@ -54,7 +54,7 @@ from ingest.supervisor.children import GRACE_SECONDS, ChildProcess, Children
 from ingest.supervisor.console_watch import ROLE as CONSOLE
 from ingest.supervisor.console_watch import ConsoleWatch
 from ingest.supervisor.disk_reserve import DiskReserve
-from ingest.supervisor.embedded_queue import EmbeddedQueue
+from ingest.supervisor.embedded_queue import SHUTDOWN_SECONDS, EmbeddedQueue
 from ingest.supervisor.generation import ALL_ROLES, Generation, WorkerSlot
 from ingest.supervisor.process_meter import ProcessMeter
 from ingest.supervisor.reload import Generations
@@ -91,6 +91,9 @@ CONSOLE_WAITS_SECONDS: Final = 10.0
 
 UNREADABLE_AFTER: Final = 3
 """Deaths of the embedded queue in a row after which its files are probably unreadable."""
+
+END_SECONDS: Final = 4 * GRACE_SECONDS + SHUTDOWN_SECONDS
+"""Longest time between the end of a drain and the end of the node: workers, console and embedded queue."""
 
 FOLDER_MISSED: Final = 2
 """Looks in a row that find no data folder, or another one, before the node ends."""
@@ -482,8 +485,9 @@ class Supervisor:
             self._drain_until = 0.0
             return
         self._set_state(STOPPING)
-        self._manager.report_stopping("lets associations end")
-        self._drain_until = time.monotonic() + self._config.node.drain_seconds
+        drain_seconds = self._config.node.drain_seconds
+        self._manager.report_stopping("lets associations end", drain_seconds + END_SECONDS)
+        self._drain_until = time.monotonic() + drain_seconds
         self._console.link.set_draining()
         self._children.stop_role("listen")
         if "listen" not in self._roles:

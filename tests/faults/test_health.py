@@ -146,7 +146,9 @@ def test_the_service_manager_hears_of_start_reload_life_and_end(
     manager.wait_for("RELOADING=1")
     assert manager.wait_for("READY=1")[1].startswith("STATUS=configuration 2; "), "a refused reload ends too"
     node.process.terminate()
-    manager.wait_for("STOPPING=1")
+    _, _, extension = manager.wait_for("STOPPING=1")
+    drain_seconds = 10
+    assert int(extension.removeprefix("EXTEND_TIMEOUT_USEC=")) > drain_seconds * 1e6, "no drain is cut off"
     node.stop()
 
 
