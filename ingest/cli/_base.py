@@ -18,6 +18,9 @@ CANNOT_BOOT: Final = 3
 INTERRUPTED: Final = 130
 """128 and the number of SIGINT, as in shells."""
 
+INSTALLED_CONFIG: Final = Path("/etc/dicom-ingest/ingest.toml")
+"""Configuration of a node that runs as a service of this machine."""
+
 _F = TypeVar("_F", bound=Callable[..., Any])
 
 
@@ -83,12 +86,25 @@ def config_option(function: _F) -> _F:
         "-c",
         "--config",
         "path",
-        required=True,
         envvar="INGEST_CONFIG",
+        callback=_require_config,
         metavar="FILE",
         type=click.Path(path_type=Path),
-        help="Configuration: TOML, or Orthanc's JSON. Default: $INGEST_CONFIG.",
+        help=f"Configuration: TOML, or Orthanc's JSON. Default: $INGEST_CONFIG, or {INSTALLED_CONFIG}.",
     )(function)
+
+
+def _require_config(context: click.Context, option: click.Parameter, path: Path | None) -> Path | None:
+    if path is not None or context.resilient_parsing:
+        return path
+    try:
+        is_installed = INSTALLED_CONFIG.exists()
+    except PermissionError:
+        # This user may not enter its folder. To call the option missing would mislead.
+        is_installed = True
+    if not is_installed:
+        raise click.MissingParameter(ctx=context, param=option)
+    return INSTALLED_CONFIG
 
 
 def load_config(path: Path) -> "Config":

@@ -209,6 +209,14 @@ def test_configuration_is_required_or_taken_from_the_environment(run, file):
     assert run("config", "show", env={"INGEST_CONFIG": str(file)}).exit_code == 0
 
 
+def test_configuration_of_the_installed_node_is_the_default(run, file, tmp_path, monkeypatch):
+    monkeypatch.setattr("ingest.cli._base.INSTALLED_CONFIG", file)
+    assert run("config", "show").exit_code == 0
+    monkeypatch.setattr("ingest.cli._base.INSTALLED_CONFIG", tmp_path / "none.toml")
+    missing = run("config", "show")
+    assert (missing.exit_code, "--config" in missing.stderr) == (2, True)
+
+
 def test_check_exits_with_0_when_sound_and_1_on_faults(run, file):
     result = run("check", "-c", file)
     assert (result.exit_code, "sound" in result.output) == (0, True), result.output
