@@ -1,0 +1,88 @@
+"""The units of config/systemd, examined without installing them."""
+
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from ingest.config.model import NodeSettings
+
+CONFIG = Path(__file__).parents[2] / "config"
+UNITS = CONFIG / "systemd"
+
+MOST_EXPOSURE = 2.0
+
+
+def analyze(*arguments: object) -> str:
+    if shutil.which("systemd-analyze") is None:
+        reason = "systemd-analyze is missing; apt-get install systemd"
+        (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(reason)
+    command = ["systemd-analyze", *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=30)
+    assert done.returncode == 0, f"{done.stdout[-2000:]}\n{done.stderr}"
+    return done.stdout + done.stderr
+
+
+def settings(path: Path, section: str) -> dict[str, list[str]]:
+    """The settings of a section; a name that is set again keeps all its values."""
+    found: dict[str, list[str]] = {}
+    text = path.read_text().partition(f"[{section}]\n")[2].partition("\n[")[0]
+    for line in text.splitlines():
+        if line and not line.startswith("#"):
+            name, _, value = line.partition("=")
+            found.setdefault(name, []).append(value)
+    return found
+
+
+@pytest.fixture
+def installed(tmp_path: Path) -> Path:
+    """The units as on a host, with a program that exists."""
+    for unit in UNITS.glob("*.service"):
+        name = unit.name.replace("@.", "@persist.")
+        text = unit.read_text().replace("/opt/dicom-ingest/bin/ingest", "/bin/true")
+        (tmp_path / name).write_text(text)
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("unit", "drop_ins"),
+    [
+        ("dicom-ingest.service", ()),
+        ("dicom-ingest.service", ("port-104.conf", "storage.conf")),
+        ("dicom-ingest.service", ("listen-only.conf",)),
+        ("dicom-ingest-work@persist.service", ()),
+    ],
+)
+def test_units_are_sound_and_exposed_at_most_two_of_ten(
+    installed: Path, unit: str, drop_ins: tuple[str, ...]
+) -> None:
+    folder = installed / f"{unit}.d"
+    folder.mkdir()
+    for name in drop_ins:
+        text = (UNITS / name).read_text().replace("/opt/dicom-ingest/bin/ingest", "/bin/true")
+        (folder / name).write_text(text)
+    assert analyze("verify", "--man=no", installed / unit) == ""
+    report = analyze("security", "--offline=yes", f"--threshold={MOST_EXPOSURE * 10:.0f}", installed / unit)
+    exposure = re.search(r"exposure level for \S+: ([\d.]+)", report)
+    assert exposure is not None, report
+    assert 0 < float(exposure[1]) <= MOST_EXPOSURE
+
+
+def test_both_units_have_the_same_sandbox() -> None:
+    node, work = (
+        settings(UNITS / name, "Service") for name in ("dicom-ingest.service", "dicom-ingest-work@.service")
+    )
+    for unit in (node, work):
+        for own in ("ExecStart", "ExecReload", "TimeoutStartSec"):
+            unit.pop(own, None)
+    assert work == node
+
+
+def test_unit_waits_longer_than_the_drain_of_the_default_configuration() -> None:
+    from ingest.supervisor.supervisor import END_SECONDS
+
+    (seconds,) = settings(UNITS / "dicom-ingest.service", "Service")["TimeoutStopSec"]
+    assert float(seconds) >= NodeSettings().drain_seconds + END_SECONDS
