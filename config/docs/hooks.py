@@ -100,6 +100,8 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
     """Rewrite links that leave docs/ or start outside it, and lists for Python-Markdown."""
     markdown = widen_lists(markdown)
+    if page.is_homepage:
+        page.meta["hide"] = ["navigation"]
     source = Path(str(page.file.abs_src_path)) if page.file.abs_src_path else None
     if source is None:
         return markdown

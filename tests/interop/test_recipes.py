@@ -13,6 +13,7 @@ import pytest
 from ingest.dicom import dimse, uids, wire
 from ingest.ext.encode import encode_p_data
 from tests.interop.files import write_made
+from tests.support.pages import Walk, read_blocks, serving
 from tests.support.peers import require_program
 from tests.support.ports import free_port
 
@@ -109,6 +110,22 @@ def test_without_a_client_certificate(recipe: Recipe) -> None:
             'openssl req -x509 -nodes -newkey rsa:2048 -keyout x.key -out x.crt -subj "/CN=x"\n'
             f"! echoscu localhost {port} +tls x.key x.crt +cf node.crt"
         )
+
+
+def test_orthanc_with_certificates_in_both_directions(recipe: Recipe) -> None:
+    for program in ("Orthanc", "curl"):
+        require_program(program)
+    followed(recipe)
+    configuration, node, calls = read_blocks(PAGE, "Orthanc")
+    with Walk(recipe.folder) as walk:
+        walk.follow(configuration)
+        walk.follow(node)
+        with serving(walk.folder, node.file_name):
+            said = walk.follow(calls)
+    assert "answered in" in said
+    assert "1 of 1 stored" in said
+    assert '"InstancesCount" : 1' in said
+    assert '"FailedInstancesCount" : 0' in said
 
 
 def test_dcm4che_as_far_as_java_goes(recipe: Recipe) -> None:

@@ -31,6 +31,7 @@ _SERVE: Final = re.compile(r"^ingest serve -c (\S+)$", re.M)
 _PORTS: Final = re.compile(r"\b(104|2762|2763|4242|8042|8080|11112|11113)\b")
 
 _PRELUDE: Final = """
+trap 'kill $(jobs -p) 2> /dev/null || true' EXIT
 ingest() {
   local code=0
   command ingest "$@" || code=$?
