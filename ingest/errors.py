@@ -24,6 +24,8 @@ __all__ = [
     "IngestError",
     "LeaseLostError",
     "LedgerError",
+    "LedgerVersionError",
+    "NodeError",
     "NotQuarantinedError",
     "PathEscapesError",
     "PeerError",
@@ -41,6 +43,7 @@ __all__ = [
     "UnknownDestinationError",
     "UnknownObjectError",
     "UnknownUserError",
+    "UpgradeError",
 ]
 
 
@@ -65,6 +68,10 @@ class ConfigError(IngestError):
 
 class BootError(IngestError):
     """A process cannot start with this configuration, for example because a port is in use. Exit code 3."""
+
+
+class NodeError(IngestError):
+    """A node that a program has started does not become ready, or ended with an error."""
 
 
 class DemoError(IngestError):
@@ -103,7 +110,15 @@ class QueueError(IngestError):
 
 
 class LedgerError(IngestError):
-    """The ledger is away, or its schema version is unknown."""
+    """The ledger is away, or it has another schema version."""
+
+
+class LedgerVersionError(LedgerError):
+    """A newer program has migrated the ledger. This program must not use it."""
+
+
+class UpgradeError(IngestError):
+    """The upgrade would disturb a node that runs, or would not fit onto the disk. Nothing was changed."""
 
 
 # --- decisions of a person that the node refuses

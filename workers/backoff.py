@@ -7,7 +7,7 @@ from typing import Final, ParamSpec, TypeVar
 
 import structlog
 
-from ingest.errors import LedgerError, StoppedError, StoreAwayError
+from ingest.errors import BootError, LedgerError, LedgerVersionError, StoppedError, StoreAwayError
 
 LOG_AGAIN_SECONDS: Final = 60.0
 """Seconds between two log events about the same service."""
@@ -96,11 +96,14 @@ def retry_with_backoff(backoff: Backoff, call: Callable[P, T], *args: P.args, **
 
     Raises:
         StoppedError: The worker was asked to stop while it waited.
+        BootError: A newer program has migrated the ledger. To wait would not help.
     """
     while True:
         # INVARIANT 7: every wait has a deadline. The call and each pause end; only the attempts go on.
         try:
             result = call(*args, **keywords)
+        except LedgerVersionError as error:
+            raise BootError(str(error)) from error
         except (LedgerError, StoreAwayError) as error:
             # INVARIANT 8: only a wrong configuration stops the node.
             backoff.prepare_next_attempt(error)

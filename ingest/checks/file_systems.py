@@ -21,15 +21,11 @@ failing disk, or a mount that is away.
 import contextlib
 import errno
 import fcntl
-import json
 import mmap
 import os
-import select
 import shutil
-import signal
 import socket
 import tempfile
-import time
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -46,6 +42,7 @@ from ingest.filesystem.calls import (
     sync_folder_fd,
 )
 from ingest.filesystem.locks import try_lock
+from ingest.process import call_in_child
 from ingest.queue.client import SOCKET_PATH_BYTES
 
 NAME_BYTES: Final = 255
@@ -105,27 +102,9 @@ def check_file_systems_within(config: Config, roles: Collection[str], seconds: f
     A server that does not answer blocks every process that uses its mount, for hours (NFS, `hard`). It must
     not block the node: without a result within `seconds` there is a note, and the node starts.
     """
-    reader, writer = os.pipe2(os.O_CLOEXEC)
-    child = os.fork()
-    if child == 0:
-        try:
-            found = [asdict(fault) for fault in check_file_systems(config, roles)]
-            os.write(writer, json.dumps(found).encode())
-        finally:
-            os._exit(0)
-    os.close(writer)
-    data, deadline = b"", time.monotonic() + seconds
-    with os.fdopen(reader, "rb", buffering=0) as pipe:
-        while select.select([pipe], [], [], max(0.0, deadline - time.monotonic()))[0]:
-            piece = pipe.read(65536)
-            if not piece:
-                os.waitpid(child, 0)
-                found = json.loads(data or b"[]")
-                return [Fault(**{**each, "kind": FaultKind(each["kind"])}) for each in found]
-            data += piece
-    # If a call of the child does not return, the child stays until the mount answers.
-    os.kill(child, signal.SIGKILL)
-    os.waitpid(child, os.WNOHANG)
+    found = call_in_child(lambda: [asdict(fault) for fault in check_file_systems(config, roles)], seconds)
+    if found is not None:
+        return [Fault(**{**each, "kind": FaultKind(each["kind"])}) for each in found]
     cause = f"a folder of the node does not answer within {seconds:.0f} s, so its file system is not checked"
     return [Fault("node", cause, "check the mount of spool, store or data folder", kind=FaultKind.NOTE)]
 

@@ -22,6 +22,7 @@ from urllib.parse import urlsplit
 from ingest.alarms import CONDITIONS
 from ingest.checks.file_systems import check_file_systems, find_existing_folder
 from ingest.checks.tls import check_tls, check_validity_now
+from ingest.checks.versions import check_data_format, check_ledger_version
 from ingest.checks.weak_settings import find_weak_settings
 from ingest.config.extra_rules import LEDGER_ROLES, check_extras
 from ingest.config.faults import Fault, FaultKind
@@ -43,6 +44,7 @@ def check_node(config: Config) -> list[Fault]:
     return [
         *check_extras(config, {*LEDGER_ROLES, "console"}),
         *check_tls(config, datetime.now(UTC)),
+        *check_data_format(config),
         *_check_folders(config),
         *check_file_systems(config),
         *_check_store_capacity(config),
@@ -249,6 +251,8 @@ def _check_ledger(config: Config) -> Iterator[Fault]:
                 sqlalchemy.text("SELECT count(*) FROM sqlite_master" if is_sqlite else "SELECT 1")
             )
             damage = _find_damage(connection) if is_sqlite else ""
+            if not damage:
+                yield from check_ledger_version(connection, mask_url_password(config.ledger_url))
         if damage:
             yield Fault(
                 "ledger.url",

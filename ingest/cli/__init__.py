@@ -30,6 +30,7 @@ from ingest.cli import (
     send,
     status,
     trace,
+    upgrade,
 )
 from ingest.cli._base import CommandGroup
 
@@ -51,6 +52,7 @@ COMMANDS: Final = (
     retention.retention,
     deliveries.deliver,
     ledger.ledger,
+    upgrade.upgrade,
     deliveries.deliveries,
     deliveries.retry,
     deliveries.drop,

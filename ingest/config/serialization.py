@@ -1,7 +1,9 @@
 """The effective configuration as TOML or JSON, without its secrets."""
 
 import json
+import os
 import re
+from collections.abc import Mapping
 from typing import Any, Final
 
 from ingest.config.model import Config
@@ -52,12 +54,17 @@ def format_as_json(config: Config) -> str:
 
 def format_as_toml(config: Config) -> str:
     """Write the configuration as TOML. `load_config` reads it alike, except for masked passwords."""
+    return format_values_as_toml(config_to_values(config))
+
+
+def format_values_as_toml(values: Mapping[str, Any]) -> str:
+    """Write the sections of a configuration as TOML: tables, lists of tables, and `tls` with its names."""
     top: list[str] = []
     tables: list[str] = []
-    for name, section in config_to_values(config).items():
+    for name, section in values.items():
         if section is None:
             continue
-        if isinstance(section, list):
+        if isinstance(section, list | tuple):
             if not section:
                 top.append(f"{name} = []")
             tables += [_format_table(f"[[{name}]]", item) for item in section]
@@ -68,7 +75,7 @@ def format_as_toml(config: Config) -> str:
     return "\n\n".join(["\n".join(top), *tables] if top else tables) + "\n"
 
 
-def _format_table(head: str, values: dict[str, Any]) -> str:
+def _format_table(head: str, values: Mapping[str, Any]) -> str:
     lines = (f"{format_toml_key(name)} = {format_toml_value(value)}" for name, value in values.items())
     return "\n".join([head, *lines])
 
@@ -83,12 +90,14 @@ def format_toml_value(value: Any) -> str:
     """Write a value of TOML."""
     if value is None:
         return '""'  # the models read an empty path as None
-    if isinstance(value, list):
+    if isinstance(value, list | tuple):
         return f"[{', '.join(map(format_toml_value, value))}]"
-    if isinstance(value, dict):
+    if isinstance(value, Mapping):
         inner = ", ".join(
             f"{format_toml_key(key)} = {format_toml_value(item)}" for key, item in value.items()
         )
         return f"{{ {inner} }}" if inner else "{}"
+    if isinstance(value, os.PathLike):
+        value = os.fspath(value)
     # A JSON string, number or boolean is also one of TOML, except that TOML wants DEL escaped.
     return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")

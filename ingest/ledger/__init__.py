@@ -16,8 +16,8 @@ from ingest.ledger.records import (
     NewInstance,
     Outcome,
 )
-from ingest.ledger.schema import SCHEMA_VERSION
 from ingest.ledger.throughput import DestinationProgress
+from ingest.program import SCHEMA_VERSION
 
 __all__ = [
     "SCHEMA_VERSION",

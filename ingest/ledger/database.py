@@ -5,11 +5,13 @@ import fcntl
 import os
 import sqlite3
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 import sqlalchemy
+import structlog
 from sqlalchemy import Connection, Engine, event, make_url
 from sqlalchemy.exc import (
     ArgumentError,
@@ -25,10 +27,10 @@ from sqlalchemy.pool import ConnectionPoolEntry
 
 from ingest.clock import unix_ms
 from ingest.config.serialization import mask_url_password
-from ingest.errors import LedgerError
+from ingest.errors import LedgerError, LedgerVersionError
 from ingest.extras import explain_missing_extra, find_extra
-from ingest.ledger.schema import SCHEMA_VERSION
 from ingest.ledger.server_address import resolve_hosts
+from ingest.program import SCHEMA_VERSION, read_release
 
 BUSY_MILLISECONDS: Final = 10_000
 """How long a writer of SQLite waits for another writer."""
@@ -64,6 +66,10 @@ _DATABASE_BYTES: Final = sqlalchemy.text("SELECT pg_database_size(current_databa
 _MIGRATION_LOCK: Final = 0x1D1C0
 """Key of the advisory lock of PostgreSQL that a migrating process holds."""
 
+_LOCK_POLL_SECONDS: Final = 0.02
+
+_TABLE_LOCK_TIMEOUT: Final = sqlalchemy.text("SET LOCAL lock_timeout = '5s'")
+
 _SCHEMA_AWAY: Final = frozenset({"3F000", "42501", "42P01", "42703", "26000", "42P05"})
 """SQLSTATEs of programming errors that are not the fault of a statement.
 
@@ -73,6 +79,22 @@ statement, duplicate prepared statement.
 """
 
 
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class Migration:
+    """A migration that this process has done.
+
+    Attributes:
+        found: Schema version before; None for an empty ledger.
+        seconds: Its duration.
+    """
+
+    found: str | None
+    seconds: float
+
+
 class Database:
     """Opens the transactions of one ledger, for all of its parts.
 
@@ -80,11 +102,12 @@ class Database:
     LedgerError while the database is unavailable.
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, *, is_read_only: bool = False) -> None:
         """Prepare the engine; the first transaction connects.
 
         Args:
             url: An SQLAlchemy URL: `sqlite:////abs/path` or `postgresql+psycopg://…`.
+            is_read_only: Whether the database refuses every write over these connections.
 
         Raises:
             LedgerError: The URL is invalid, or its driver is not installed.
@@ -92,7 +115,7 @@ class Database:
         try:
             self._url = make_url(url)
             self.name = mask_url_password(url)
-            self._engine = _engine(self._url)
+            self._engine = _engine(self._url, is_read_only=is_read_only)
         except (ArgumentError, NoSuchModuleError, ImportError) as error:
             if isinstance(error, ImportError) and (extra := find_extra(error.name)) is not None:
                 cause, remedy = explain_missing_extra(extra)
@@ -228,34 +251,71 @@ class Database:
             return _version(connection)
 
     def require_schema(self) -> None:
-        """Raise LedgerError unless the ledger has the schema version of this program."""
-        self._require_version(self.read_schema_version())
-
-    def migrate(self) -> None:
-        """Bring the schema to the version of this program. One process migrates, and the others wait.
+        """Check that the ledger has the schema version of this program.
 
         Raises:
-            LedgerError: The database is unavailable, or this program does not know its version.
+            LedgerVersionError: A newer program has migrated the ledger.
+            LedgerError: The database is unavailable, or the ledger is older.
+        """
+        with self._errors():
+            is_missing = self._file is not None and not self._file.exists()
+        if is_missing:
+            raise _make_version_error(self.name, None, "")
+        with self.begin_read() as connection:
+            self.require_schema_within(connection)
+
+    def refuse_newer_schema(self) -> None:
+        """Raise LedgerVersionError if a newer program has migrated the ledger; nothing if it is away."""
+        try:
+            self.require_schema()
+        except LedgerVersionError:
+            raise
+        except LedgerError:
+            pass
+
+    def require_schema_within(self, connection: Connection) -> None:
+        """Check the schema version as `require_schema`, within a transaction."""
+        if error := find_version_error(connection, self.name):
+            raise error
+
+    def migrate(self, report_step: Callable[[str], None] | None = None) -> Migration | None:
+        """Bring the schema to the version of this program, all in one transaction.
+
+        One process of all hosts migrates. The others wait for its lock, and find the work done. If it is
+        killed, the database undoes everything, and the next one begins anew.
+
+        Args:
+            report_step: Called with the revision of each migration that was run, before the COMMIT.
+
+        Returns:
+            The migration; None if the ledger had this version already.
+
+        Raises:
+            LedgerVersionError: A newer program has migrated the ledger. Nothing was changed.
+            LedgerError: The database is unavailable, or another process migrates it for too long.
         """
         if self.read_schema_version() == SCHEMA_VERSION:
-            return
+            return None
+        started = time.monotonic()
         with self._migration_lock(), self._errors(), self._writer.begin() as connection:
             if self.dialect == "postgresql":
-                connection.execute(sqlalchemy.select(sqlalchemy.func.pg_advisory_xact_lock(_MIGRATION_LOCK)))
+                self._wait_for_advisory_lock(connection)
             found = _version(connection)
-            if found != SCHEMA_VERSION:
-                # alembic takes longer to import than everything else, so it is imported only for a migration.
-                from ingest.ledger.migrations import upgrade  # noqa: PLC0415 - see above
+            if found == SCHEMA_VERSION:
+                return None
+            # alembic takes longer to import than everything else, so it is imported only for a migration.
+            from ingest.ledger.migrations import upgrade  # noqa: PLC0415 - see above
 
-                if not upgrade(connection):
-                    self._require_version(found)
-
-    def _require_version(self, found: str | None) -> None:
-        if found != SCHEMA_VERSION:
-            raise LedgerError(
-                f"the ledger {self.name} has schema version {found or 'none'}, this program needs "
-                f"{SCHEMA_VERSION}; `ingest serve` migrates an older one, for a newer one use a newer program"
-            )
+            if not upgrade(connection, report_step):
+                raise _make_version_error(self.name, found, _find_newest_release(connection))
+        migration = Migration(found, time.monotonic() - started)
+        log.info(
+            "ledger_migrated",
+            found=found or "none",
+            schema_version=SCHEMA_VERSION,
+            seconds=round(migration.seconds, 1),
+        )
+        return migration
 
     def _require_file(self) -> None:
         """Check that the file of SQLite exists, and is the one that is open.
@@ -300,19 +360,37 @@ class Database:
             os.close(lock)
 
     def _wait_for_lock(self, lock: int) -> None:
-        deadline = time.monotonic() + MIGRATION_SECONDS
-        while True:
+        def try_lock() -> bool:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                if time.monotonic() > deadline:
-                    raise LedgerError(
-                        f"the ledger {self.name} has been migrated for {MIGRATION_SECONDS:.0f} s by "
-                        f"the process that holds {self._file}.lock; see what it waits for"
-                    ) from None
-                time.sleep(0.02)
-            else:
-                return
+                return False
+            return True
+
+        self._wait_until_locked(try_lock, f"{self._file}.lock")
+
+    def _wait_for_advisory_lock(self, connection: Connection) -> None:
+        """PostgreSQL: take a lock that ends with the transaction, or with a killed process.
+
+        `pg_advisory_xact_lock` would wait without an end (INVARIANT 7).
+        """
+        statement = sqlalchemy.select(sqlalchemy.func.pg_try_advisory_xact_lock(_MIGRATION_LOCK))
+        self._wait_until_locked(
+            lambda: bool(connection.execute(statement).scalar_one()),
+            f"the advisory lock {_MIGRATION_LOCK} (view pg_locks)",
+        )
+        # Changing a table waits for its readers, and later readers wait behind it. Give up soon, and retry.
+        connection.execute(_TABLE_LOCK_TIMEOUT)
+
+    def _wait_until_locked(self, try_lock: Callable[[], bool], lock: str) -> None:
+        deadline = time.monotonic() + MIGRATION_SECONDS
+        while not try_lock():
+            if time.monotonic() > deadline:
+                raise LedgerError(
+                    f"the ledger {self.name} has been migrated for {MIGRATION_SECONDS:.0f} s by the process "
+                    f"that holds {lock}; see what it waits for"
+                )
+            time.sleep(_LOCK_POLL_SECONDS)
 
     @contextlib.contextmanager
     def _errors(self) -> Iterator[None]:
@@ -370,6 +448,42 @@ def _blames_the_statement(error: StatementError) -> bool:
     return isinstance(error, IntegrityError | DataError)
 
 
+def find_version_error(connection: Connection, name: str) -> LedgerError | None:
+    """Return why this program must not use a ledger with its schema version; None if it may.
+
+    Args:
+        connection: Any connection to the database; nothing is written.
+        name: URL of the ledger, for the message.
+    """
+    found = _version(connection)
+    if found == SCHEMA_VERSION:
+        return None
+    return _make_version_error(name, found, _find_newest_release(connection))
+
+
+def _make_version_error(name: str, found: str | None, release: str) -> LedgerError:
+    """Describe a schema version that this program cannot use; one that it does not know is a newer one."""
+    ours = f"this program, dicom-ingest {read_release()}, needs {SCHEMA_VERSION}"
+    if found is not None and found > SCHEMA_VERSION:
+        by = f" of dicom-ingest {release}" if release else ""
+        return LedgerVersionError(
+            f"the ledger {name} has schema version {found}{by}, and {ours}; start the newer program, or "
+            "restore a backup from before the upgrade (docs/how-to/upgrade.md)"
+        )
+    return LedgerError(
+        f"the ledger {name} has schema version {found or 'none'}, and {ours}; `ingest serve` or "
+        "`ingest upgrade` migrates it"
+    )
+
+
+def _find_newest_release(connection: Connection) -> str:
+    """Return the release that uses the ledger with the newest schema version; empty if nothing tells."""
+    from ingest.ledger.hosts import read_hosts  # noqa: PLC0415 - hosts imports this module
+
+    notes = sorted(read_hosts(connection), key=lambda note: (note.schema_version, note.seen_at))
+    return notes[-1].release if notes and notes[-1].schema_version > SCHEMA_VERSION else ""
+
+
 def _version(connection: Connection) -> str | None:
     if not sqlalchemy.inspect(connection).has_table("alembic_version"):
         return None
@@ -393,12 +507,14 @@ def bound_statements(seconds: float) -> None:
     _statement_seconds = seconds
 
 
-def _engine(url: sqlalchemy.URL) -> Engine:
+def _engine(url: sqlalchemy.URL, *, is_read_only: bool) -> Engine:
     if url.get_backend_name() != "sqlite":
         waits = {key: value for key, value in _POSTGRESQL_WAITS.items() if key not in url.query}
         # The ping replaces a connection that died while it was idle. Otherwise a batch would fail.
         engine = sqlalchemy.create_engine(url, connect_args=waits, pool_pre_ping=True, hide_parameters=True)
         resolve_hosts(engine)
+        if is_read_only:
+            event.listen(engine, "connect", _forbid_postgresql_writes)
         if _statement_seconds:
             event.listen(engine, "connect", _bound_postgresql)
         return engine
@@ -406,6 +522,8 @@ def _engine(url: sqlalchemy.URL) -> Engine:
     # INVARIANT 9: the values of a failed statement must not reach a log.
     engine = sqlalchemy.create_engine(url, connect_args=timeout, hide_parameters=True)
     event.listen(engine, "connect", _prepare_sqlite)
+    if is_read_only:
+        event.listen(engine, "connect", _forbid_sqlite_writes)
     event.listen(engine, "begin", _begin_sqlite)
     if _statement_seconds:
         event.listen(engine, "begin", _bound_sqlite)
@@ -416,6 +534,16 @@ def _bound_postgresql(connection: Any, _record: object) -> None:
     with connection.cursor() as cursor:
         cursor.execute(f"SET statement_timeout = {int(_statement_seconds * 1000)}")
     connection.commit()
+
+
+def _forbid_postgresql_writes(connection: Any, _record: object) -> None:
+    with connection.cursor() as cursor:
+        cursor.execute("SET default_transaction_read_only = on")
+    connection.commit()
+
+
+def _forbid_sqlite_writes(connection: Any, _record: object) -> None:
+    connection.execute("PRAGMA query_only = ON").close()
 
 
 def _bound_sqlite(connection: Connection) -> None:

@@ -5,9 +5,10 @@ from ingest.ledger.attempts import Attempts
 from ingest.ledger.backfill import Backfill
 from ingest.ledger.callers import Callers
 from ingest.ledger.circuits import Circuits
-from ingest.ledger.database import Database
+from ingest.ledger.database import Database, Migration
 from ingest.ledger.deliveries import Deliveries
 from ingest.ledger.delivery_admin import DeliveryAdmin
+from ingest.ledger.hosts import Hosts
 from ingest.ledger.index import InstanceIndex
 from ingest.ledger.instances import Instances
 from ingest.ledger.outbox import Outbox
@@ -52,19 +53,21 @@ class Ledger:
         outbox: Events that wait until they are sent.
         alert_groups: Alarms that alerts have reported.
         peer_hours: When callers send.
+        hosts: Hosts that use this ledger, and their releases.
     """
 
-    def __init__(self, url: str, *, is_audited: bool = False) -> None:
+    def __init__(self, url: str, *, is_audited: bool = False, is_read_only: bool = False) -> None:
         """Prepare the parts; the first method that is called opens the database.
 
         Args:
             url: An SQLAlchemy URL: `sqlite:////abs/path` or `postgresql+psycopg://…`.
             is_audited: Whether transfers are noted for audit messages. Then a monitor has to run.
+            is_read_only: Whether the database refuses every write of this ledger.
 
         Raises:
             LedgerError: The URL is invalid, or its driver is not installed.
         """
-        self.database = Database(url)
+        self.database = Database(url, is_read_only=is_read_only)
         self.instances = Instances(self.database, is_audited=is_audited)
         self.deliveries = Deliveries(self.database, is_audited=is_audited)
         self.attempts = Attempts(self.database)
@@ -84,14 +87,15 @@ class Ledger:
         self.outbox = Outbox(self.database)
         self.alert_groups = AlertGroups(self.database)
         self.peer_hours = PeerHours(self.database)
+        self.hosts = Hosts(self.database)
 
     def close(self) -> None:
         """Close all connections."""
         self.database.close()
 
-    def migrate(self) -> None:
+    def migrate(self) -> Migration | None:
         """Bring the schema to the version of this program; see `Database.migrate`."""
-        self.database.migrate()
+        return self.database.migrate()
 
     def read_schema_version(self) -> str | None:
         """Return the schema version; None for an empty ledger."""

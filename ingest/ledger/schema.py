@@ -1,4 +1,7 @@
-"""The tables of the ledger in their newest version; times are integers in Unix milliseconds."""
+"""The tables of the ledger in their newest version; times are integers in Unix milliseconds.
+
+`ingest.program.SCHEMA_VERSION` is the migration in `ingest/ledger/migrations` that creates these tables.
+"""
 
 from typing import Final
 
@@ -16,9 +19,6 @@ from sqlalchemy import (
     false,
     text,
 )
-
-SCHEMA_VERSION: Final = "0018"
-"""The migration in `ingest/ledger/migrations` that creates the tables below."""
 
 # SQLite assigns row ids only to a primary key that is declared INTEGER.
 _Id = BigInteger().with_variant(Integer(), "sqlite")
@@ -416,4 +416,17 @@ peer_hours = Table(
     Column("ae_title", Text, primary_key=True),
     Column("hour", BigInteger, primary_key=True, autoincrement=False),
     Column("last_at", BigInteger, nullable=False),
+)
+
+# Hosts that use the ledger (`ingest.ledger.hosts`). Later programs read it too, so these columns never
+# change.
+hosts = Table(
+    "hosts",
+    metadata,
+    Column("host", Text, primary_key=True),
+    Column("data_dir", Text, primary_key=True),
+    Column("role", Text, primary_key=True),
+    Column("release", Text, nullable=False),
+    Column("schema_version", Text, nullable=False),
+    Column("seen_at", BigInteger, nullable=False),
 )

@@ -88,7 +88,7 @@ def list_deliveries(
         _require_known_destination(config, ledger, which)
         found = ledger.delivery_admin.find_deliveries(which, limit, before=before)
         circuits = ledger.circuits.read_circuits()
-    return [_explain_waiting(row, circuits.get(row.destination)) for row in found]
+    return [explain_waiting(row, circuits.get(row.destination)) for row in found]
 
 
 def retry_deliveries(config: Config, which: DeliveryFilter, *, dry_run: bool) -> RetryResult:
@@ -341,7 +341,8 @@ def _list_meant_destinations(config: Config, which: DeliveryFilter) -> set[str]:
     return {destination.name for destination in config.destinations} if names_nothing else set()
 
 
-def _explain_waiting(row: FoundDelivery, circuit: Circuit | None) -> ListedDelivery:
+def explain_waiting(row: FoundDelivery, circuit: Circuit | None) -> ListedDelivery:
+    """Say why a delivery waits, from the circuit of its destination."""
     if row.state not in {DeliveryState.WAITING, DeliveryState.RETRY}:
         return ListedDelivery(row, "", 0)
     if circuit is not None and circuit.is_left_alone(unix_ms()):

@@ -15,6 +15,7 @@ import structlog
 
 from ingest.config.model import Config
 from ingest.errors import IngestError
+from ingest.filesystem.data_format import require_data_format
 from ingest.log import RateLimitedLog
 from ingest.queue.client import connect
 from ingest.queue.keys import persisted_key, stream_key
@@ -145,10 +146,12 @@ def sweep_spool(config: Config) -> SweepResult:
     spool = read_spool_id(root)
     if spool is None:
         return result
+    require_data_format(config.data_dir)
     client = connect(config)
     try:
-        result.partials_removed = clear_dead_slots(root)
         with contextlib.closing(Ledger(config.ledger_url)) as ledger:
+            ledger.database.refuse_newer_schema()
+            result.partials_removed = clear_dead_slots(root)
             result.released = release_persisted(root, spool, client, ledger.spool_references)
             waiting = {each.name for slot in list_slots(root) for each in list_waiting(root, slot)}
             references = [f"{spool}:{name}" for name in waiting]

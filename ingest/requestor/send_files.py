@@ -15,7 +15,7 @@ from ingest.dicom import part10
 from ingest.dicom.dimse import Status
 from ingest.dicom.statuses import find_meaning
 from ingest.dicom.uids import is_valid_uid
-from ingest.errors import AssociationError, IngestError, PeerError, StoreError
+from ingest.errors import AssociationError, Cause, IngestError, PeerError, StoreError
 from ingest.ext.header import scan
 from ingest.requestor.store_scu import (
     Context,
@@ -78,6 +78,7 @@ class FileResult:
     Attributes:
         status: DIMSE status of the response; None without a response.
         error: Reason why the file is not stored, or remark of a warning; empty after a plain success.
+        cause: The failure of the association, if that is the reason and this side knows it.
     """
 
     path: Path
@@ -85,6 +86,7 @@ class FileResult:
     size: int = 0
     status: int | None = None
     error: str = ""
+    cause: Cause | None = None
 
     @property
     def is_stored(self) -> bool:
@@ -116,12 +118,14 @@ class SendSummary:
         skipped_files: Files in folders that are not to be stored, each with the reason.
         seconds: Duration of sending.
         is_interrupted: Whether Ctrl-C ended it early.
+        refusal: The last failure, if no association was ever established.
     """
 
     results: tuple[FileResult, ...]
     skipped_files: tuple[FileResult, ...]
     seconds: float
     is_interrupted: bool = False
+    refusal: AssociationError | None = None
 
     @property
     def stored_files(self) -> list[FileResult]:
@@ -184,7 +188,7 @@ def send_files(
         raise
     batch.fail_unsent_files()
     seconds = time.monotonic() - started
-    return SendSummary(tuple(batch.results), tuple(skipped), seconds, is_interrupted)
+    return SendSummary(tuple(batch.results), tuple(skipped), seconds, is_interrupted, batch.refusal)
 
 
 def find_files(paths: Sequence[Path]) -> tuple[list[SendableFile], list[FileResult], list[FileResult]]:
@@ -286,12 +290,15 @@ class _SendBatch:
         self.results: list[FileResult] = []
         self.stop = threading.Event()
         self.ended = threading.Event()
+        self.refusal: AssociationError | None = None
+        self._was_established = False
         self._running_jobs = 0
         self._remote = remote
         self._timeouts = timeouts
         self._on_progress = on_progress
         self._lock = threading.Lock()
         self._last_failure = "the remote could not be used"
+        self._last_cause: Cause | None = None
         self._files_total = len(found) + len(unusable)
         self._bytes_total = sum(file.size for file in found)
         self._bytes_done = 0
@@ -340,7 +347,7 @@ class _SendBatch:
         """
         for _, waiting in self._groups:
             while waiting:
-                self._add_failure(waiting.popleft(), self._last_failure)
+                self._add_failure(waiting.popleft(), self._last_failure, self._last_cause)
         with self._lock:
             for file in self._in_flight:
                 self._append(_failure(file, SENT_IN_PART))
@@ -359,7 +366,7 @@ class _SendBatch:
                     open_failures = 0
                 except AssociationError as error:
                     if not self.stop.is_set():
-                        self._last_failure = str(error)
+                        self._note_refusal(error)
                     open_failures += OPEN_FAILURES_MAX if error.permanent else 1
                     continue
                 breaks = 0 if self._send_next_file(association, waiting) else breaks + 1
@@ -369,12 +376,19 @@ class _SendBatch:
                 association.release()
 
     def _open_association(self, contexts: tuple[Context, ...]) -> StoreSCU:
-        return StoreSCU.open(
+        association = StoreSCU.open(
             self._remote,
             make_proposals(contexts),
             timeouts=self._timeouts,
             on_tick=self._raise_if_stopped,
         )
+        self._was_established, self.refusal = True, None
+        return association
+
+    def _note_refusal(self, error: AssociationError) -> None:
+        self._last_failure, self._last_cause = str(error), error.cause
+        if not self._was_established:
+            self.refusal = error
 
     def _send_next_file(self, association: StoreSCU, waiting: deque[SendableFile]) -> bool:
         """Send the next file if one is left. Returns False if the association broke."""
@@ -390,19 +404,19 @@ class _SendBatch:
             if self.stop.is_set():
                 self._add_failure(file, SENT_IN_PART)
                 return False
-            self._last_failure = str(error)
+            self._last_failure, self._last_cause = str(error), error.cause
             file.attempts += 1
             if file.attempts < ATTEMPTS_MAX:
                 with self._lock:
                     self._in_flight.remove(file)
                     waiting.append(file)
             else:
-                self._add_failure(file, str(error))
+                self._add_failure(file, str(error), error.cause)
             return False
         return True
 
-    def _add_failure(self, file: SendableFile, error: str) -> None:
-        self._add_result(_failure(file, error), file)
+    def _add_failure(self, file: SendableFile, error: str, cause: Cause | None = None) -> None:
+        self._add_result(_failure(file, error, cause), file)
 
     def _add_result(self, result: FileResult, file: SendableFile | None = None) -> None:
         with self._lock:
@@ -428,8 +442,8 @@ class _SendBatch:
             raise AssociationError("stopped")
 
 
-def _failure(file: SendableFile, error: str) -> FileResult:
-    return FileResult(file.path, file.sop_instance_uid, file.size, error=error)
+def _failure(file: SendableFile, error: str, cause: Cause | None = None) -> FileResult:
+    return FileResult(file.path, file.sop_instance_uid, file.size, error=error, cause=cause)
 
 
 def _store_file(association: StoreSCU, file: SendableFile) -> FileResult:

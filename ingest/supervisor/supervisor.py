@@ -26,12 +26,14 @@ from ingest.acceptor.scoreboard import Scoreboard
 from ingest.alarms import Severity, clear_alarm, raise_alarm
 from ingest.audit import record_application
 from ingest.checks import file_systems
+from ingest.checks.versions import require_versions
 from ingest.clock import unix_ms
 from ingest.config.model import Config
 from ingest.config.reader import load_config
 from ingest.cores import read_cores
 from ingest.errors import BootError, IngestError
 from ingest.filesystem.calls import TRANSIENT_ERRNOS
+from ingest.filesystem.data_format import write_data_format
 from ingest.filesystem.node_lock import share_workers_lock, take_node_lock
 from ingest.log import RateLimitedLog, configure_logging, reopen_log
 from ingest.metrics.board import (
@@ -198,9 +200,10 @@ class Supervisor:
 
     def _prepare_folders(self) -> None:
         config = self._config
-        # Examine the reserve first: on a full disk, giving it up makes room for what follows.
-        self._reserve.update()
         try:
+            require_versions(config, self._roles)
+            # Examine the reserve next: on a full disk, giving it up makes room for what follows.
+            self._reserve.update()
             for folder in (config.data_dir, config.run_dir):
                 folder.mkdir(parents=True, exist_ok=True, mode=0o750)
             self._folder = os.stat(config.run_dir)
@@ -210,12 +213,21 @@ class Supervisor:
                 self._children.board = Scoreboard.create(config.run_dir / "scoreboard")
             else:
                 self._lock = share_workers_lock(config.run_dir)
+            self._write_data_format()
             self._begin_metrics()
         except OSError as error:
             cause = f"[node] data_dir: {error.filename or config.run_dir} cannot be used: {error.strerror}"
             if error.errno in TRANSIENT_ERRNOS:
                 raise IngestError(f"{cause}; make room, or see to the disk") from error
             raise BootError(cause) from error
+
+    def _write_data_format(self) -> None:
+        """Write the version into the data folder. On a full or failing disk the next start tries again."""
+        try:
+            write_data_format(self._config.data_dir)
+        except OSError as error:
+            if error.errno not in TRANSIENT_ERRNOS:
+                raise
 
     def _begin_metrics(self) -> None:
         name = "node" if "listen" in self._roles else "-".join(sorted(self._roles))

@@ -43,6 +43,7 @@ class Node:
         folder: Holds `ingest.toml`, `var/` and `log`.
         sections: TOML text of further sections, or of those replaced.
         program: What Python runs as the command.
+        tree: The source tree whose code runs.
     """
 
     folder: Path
@@ -54,6 +55,7 @@ class Node:
     command: tuple[str, ...] = ("serve",)
     data_folder: Path | None = None
     program: tuple[str, ...] = ("-m", "ingest.cli")
+    tree: Path = Path(__file__).parents[2]
 
     @property
     def config_path(self) -> Path:
@@ -112,7 +114,7 @@ class Node:
                 stderr=log,
                 text=True,
                 cwd=self.folder,
-                env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "NO_COLOR": "1"},
+                env={**os.environ, "PYTHONPATH": str(self.tree), "NO_COLOR": "1"},
             )
 
     def start(self, **sections: str) -> "Node":

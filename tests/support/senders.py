@@ -27,6 +27,8 @@ def remote_of(node: Node) -> Remote:
 class Modality:
     """Sends on several associations until stopped; a lost one is made again.
 
+    With `retries` an instance without an answer is sent again, as a modality does.
+
     Attributes:
         acknowledged: SOP instance UID to data set, of what was answered with 0000H.
         sent: All UIDs whose sending had begun.
@@ -34,7 +36,14 @@ class Modality:
     """
 
     def __init__(
-        self, node: Node, folder: Path, *, associations: int = 4, size: int = 8192, pause: float = 0.0
+        self,
+        node: Node,
+        folder: Path,
+        *,
+        associations: int = 4,
+        size: int = 8192,
+        pause: float = 0.0,
+        retries: bool = False,
     ) -> None:
         self.acknowledged: dict[str, bytes] = {}
         self.sent: set[str] = set()
@@ -46,6 +55,8 @@ class Modality:
         self._stop = threading.Event()
         self._study = f"1.2.826.{time.time_ns()}"
         self._numbers = itertools.count(1)
+        self._retries = retries
+        self._unanswered: dict[int, int] = {}
         self._threads = [
             threading.Thread(target=self._run, args=(number,), daemon=True) for number in range(associations)
         ]
@@ -82,7 +93,9 @@ class Modality:
                     self._store(association, number)
 
     def _store(self, association: StoreSCU, thread: int) -> None:
-        number = next(self._numbers)
+        number = self._unanswered.get(thread) or next(self._numbers)
+        if self._retries:
+            self._unanswered[thread] = number
         uid = f"{self._study}.{number}"
         made = Made(
             sop=uid,
@@ -96,6 +109,7 @@ class Modality:
         answer = association.store_instance(
             path, 0, None, sop_class=CT, sop_instance=uid, transfer_syntax=EXPLICIT
         )
+        self._unanswered.pop(thread, None)
         if answer.status == 0:
             self.acknowledged[uid] = made.data_set
         else:

@@ -27,19 +27,26 @@ def postgresql_url() -> Iterator[str]:
         yield url
 
 
+@pytest.fixture
+def empty_postgresql_url(postgresql_url: str) -> Iterator[str]:
+    """The same server without tables; they are removed afterwards, because a test may leave odd ones."""
+    from ingest.ledger import Ledger
+
+    server = Ledger(postgresql_url)
+    for is_over in (False, True):
+        with server.database.begin_write() as connection:
+            connection.exec_driver_sql("DROP SCHEMA public CASCADE; CREATE SCHEMA public")
+        if not is_over:
+            yield postgresql_url
+    server.close()
+
+
 @pytest.fixture(params=["sqlite", "postgresql"])
 def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """The URL of a database without tables; the path of SQLite's has a space."""
     if request.param == "sqlite":
         return f"sqlite:///{tmp_path / 'a b' / 'ledger.db'}"
-    from ingest.ledger import Ledger
-
-    url: str = request.getfixturevalue("postgresql_url")
-    emptied = Ledger(url)
-    with emptied.database.begin_write() as connection:
-        connection.exec_driver_sql("DROP SCHEMA public CASCADE; CREATE SCHEMA public")
-    emptied.close()
-    return url
+    return str(request.getfixturevalue("empty_postgresql_url"))
 
 
 @pytest.fixture

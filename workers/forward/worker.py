@@ -45,6 +45,7 @@ from ingest.workers.forward.destination_slots import NO_EXPIRY, longest_hold_ms,
 from ingest.workers.forward.drain import DestinationDrain, ForwardResources
 from ingest.workers.forward.leases import LEASE_MS
 from ingest.workers.forward.rq_worker import WakeupConsumer
+from ingest.workers.host_recorder import HostRecorder
 from ingest.workers.span_export import make_exporter
 from ingest.workers.store.filesystem import FileStore
 
@@ -91,6 +92,7 @@ class ForwardWorker:
             self.ledger = Ledger(config.ledger_url, is_audited=config.records_transfers)
         except LedgerError as error:
             raise BootError(str(error)) from error
+        self.host = HostRecorder(config, self.ledger, "forward")
         self.client = connect(config, timeout=REDIS_SECONDS)
         self.wake_ups = WakeUps(self.client)
         self.resources = ForwardResources(
@@ -165,24 +167,35 @@ class LedgerWatch:
         self._ledger_backoff = Backoff(worker.stop, "ledger_away", "deliveries wait")
         self._without_job: set[str] = set()
         self._thread: threading.Thread | None = None
+        self._refusal: BootError | None = None
 
     def start(self) -> None:
         """Start the thread. It ends when the worker is asked to stop."""
         self._thread = threads.start_guarded("ledger-watch", self._run, self._worker.stop.is_set)
 
     def join(self) -> None:
-        """Wait until the thread has ended."""
+        """Wait until the thread has ended.
+
+        Raises:
+            BootError: A newer program has migrated the ledger, so this worker has stopped.
+        """
         if self._thread is not None:
             self._thread.join(2 * REDIS_SECONDS)
+        if self._refusal is not None:
+            raise self._refusal
 
     def _run(self) -> None:
         while True:
             try:
+                self._worker.host.record_if_due()
                 self._shorten_waits()
                 due = self._find_due_destinations()
                 self._ledger_backoff.reset()
                 self._wake_destinations([name for name in due if name in self._worker.destinations])
                 self._queue_backoff.reset()
+            except BootError as error:
+                self._refusal = error
+                self._worker.stop.set()
             except LedgerError as error:
                 self._ledger_backoff.wait_after(error)
             except redis.RedisError as error:

@@ -20,6 +20,7 @@ from ingest.config.model import Config
 from ingest.errors import BootError, IngestError, LedgerError
 from ingest.ledger import Ledger
 from ingest.log import RateLimitedLog, describe_defect
+from ingest.workers.host_recorder import HostRecorder
 from ingest.workers.monitor.alerts import AlertTask, name_owner
 from ingest.workers.monitor.audit_reporter import TransferReporter
 from ingest.workers.monitor.audit_sender import AuditSender
@@ -53,7 +54,8 @@ class MonitorTask:
 
 def plan_tasks(config: Config, ledger: Ledger) -> list[MonitorTask]:
     """Return the tasks that this configuration asks for."""
-    tasks: list[MonitorTask] = []
+    host = HostRecorder(config, ledger, "monitor")
+    tasks = [MonitorTask("host", 1.0, host.record_if_due)]
     if (trail := AuditTrail.open(config)) is not None:
         reporter, sender = TransferReporter(config, ledger, trail), AuditSender(config, trail)
         tasks.append(MonitorTask("audit_report", 1.0, reporter.run, reporter.close))
@@ -77,7 +79,7 @@ def run(config: Config, stop: threading.Event) -> None:
     """Run the tasks until `stop` is set. A task that has begun is finished first.
 
     Raises:
-        BootError: The configuration cannot be used.
+        BootError: The configuration cannot be used, or a newer program has migrated the ledger.
     """
     try:
         ledger = Ledger(config.ledger_url)
@@ -91,12 +93,7 @@ def run(config: Config, stop: threading.Event) -> None:
             for name, (due_at, task) in due.items():
                 if stop.is_set() or time.monotonic() < due_at:
                     continue
-                try:
-                    task.run()
-                except IngestError as error:  # such as a ledger that is away: no defect, so no traceback
-                    failures.warning("monitor_task_failed", task=name, error=str(error))
-                except Exception as error:  # INVARIANT 8: only a wrong configuration stops the node
-                    failures.warning("monitor_task_failed", task=name, **describe_defect(error))
+                _run_task(task, failures)
                 due[name] = time.monotonic() + task.period_seconds, task
             # A signal handler sets the event. If it interrupted `Event.wait`, `Event.set` would wait for the
             # lock that the interrupted call holds. Short sleeps hold no lock.
@@ -107,6 +104,17 @@ def run(config: Config, stop: threading.Event) -> None:
                     task.close()
             except Exception as error:  # the other tasks end too
                 failures.warning("monitor_task_failed", task=task.name, **describe_defect(error))
+
+
+def _run_task(task: MonitorTask, failures: RateLimitedLog) -> None:
+    try:
+        task.run()
+    except BootError:  # a newer program has migrated the ledger
+        raise
+    except IngestError as error:  # such as a ledger that is away: no defect, so no traceback
+        failures.warning("monitor_task_failed", task=task.name, error=str(error))
+    except Exception as error:  # INVARIANT 8: only a wrong configuration stops the node
+        failures.warning("monitor_task_failed", task=task.name, **describe_defect(error))
 
 
 def main(config: Config, stop: threading.Event) -> int:

@@ -44,6 +44,7 @@ from ingest.queue.wakeups import WakeUps
 from ingest.routing.node_router import NodeRouter
 from ingest.workers.backoff import Backoff, retry_with_backoff
 from ingest.workers.fault_attribution import is_our_fault, is_shortage
+from ingest.workers.host_recorder import HostRecorder
 from ingest.workers.persist.batch import BatchResult, PersistBatch
 from ingest.workers.persist.caller_recorder import CallerRecorder
 from ingest.workers.persist.claim_renewal import ClaimRenewal
@@ -147,6 +148,7 @@ class PersistWorker:
         self._agreement = StoreAgreement(config.store_root, config.run_dir, self._ledger)
         self._leftovers = SpoolLeftovers(config.spool_dir)
         self._callers = CallerRecorder(config.run_dir, self._ledger)
+        self._host = HostRecorder(config, self._ledger, "persist")
         self._unpersisted = UnpersistedAlarm(config.run_dir)
         self._batch_size = self._batch_max = CARRIED_BATCH if config.queue.carrier == "redis" else BATCH
         # Entries and destinations for the next `_acknowledge_entries`. A lost connection loses none of them.
@@ -419,6 +421,7 @@ class PersistWorker:
             self._quarantine.retry_removals()
             self._unpersisted.discard_entries(())
             self._callers.write_if_due()
+            self._host.record_if_due()
 
     def _reindex_if_due(self) -> None:
         """Read a few files of studies that the index does not have, while no other work waits."""

@@ -27,6 +27,7 @@ from ingest.ledger.retention import CHUNK, RemovableFile, StoredInstance, Stored
 from ingest.ledger.store_folders import STORE
 from ingest.spool import store_capacity
 from ingest.workers.backoff import Backoff, retry_with_backoff
+from ingest.workers.host_recorder import HostRecorder
 from ingest.workers.retention import clock
 from ingest.workers.retention.policy import (
     RetentionDecision,
@@ -374,7 +375,9 @@ def run(config: Config, stop: threading.Event) -> None:
     )
     with contextlib.closing(ledger), contextlib.suppress(StoppedError):
         retry_with_backoff(backoff, ledger.migrate)
+        host = HostRecorder(config, ledger, "retain")
         while not stop.is_set():
+            host.record_if_due()
             began = time.monotonic()
             try:
                 _publish_store_capacity(config, remover, stop)

@@ -8,6 +8,8 @@ down_revision = "0001"
 branch_labels = None
 depends_on = None
 
+COST = {"instances": 9.0}
+
 _HAS_FILE = sa.text("state not in ('replaced', 'removing', 'removed')")
 _HAD_FILE = sa.text("state <> 'replaced'")
 

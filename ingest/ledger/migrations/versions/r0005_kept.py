@@ -8,6 +8,8 @@ down_revision = "0004"
 branch_labels = None
 depends_on = None
 
+COST = {"instances": 3.0}
+
 _KEPT = sa.text("state || '' in ('stored', 'variant')")
 
 

@@ -8,6 +8,8 @@ down_revision = "0005"
 branch_labels = None
 depends_on = None
 
+COST = {"instances": 4.0}
+
 _STORED = sa.text("state = 'stored'")
 _VARIANT = sa.text("state = 'variant'")
 

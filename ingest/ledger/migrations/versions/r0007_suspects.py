@@ -8,6 +8,8 @@ down_revision = "0006"
 branch_labels = None
 depends_on = None
 
+COST = {"deliveries": 0.5}
+
 _SUSPECT = sa.text("suspect_since > 0")
 
 

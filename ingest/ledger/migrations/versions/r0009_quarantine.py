@@ -8,6 +8,8 @@ down_revision = "0008"
 branch_labels = None
 depends_on = None
 
+COST = {"instances": 1.0}
+
 _QUARANTINED = sa.text("state = 'quarantined'")
 # Before this revision only the note showed that an instance was refused.
 _REFUSED = sa.text(

@@ -8,6 +8,8 @@ down_revision = "0010"
 branch_labels = None
 depends_on = None
 
+COST = {"deliveries": 3.0}
+
 _SUSPECT = sa.text("suspect_since > 0")
 
 

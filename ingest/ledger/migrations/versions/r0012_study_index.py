@@ -8,6 +8,8 @@ down_revision = "0011"
 branch_labels = None
 depends_on = None
 
+COST = {"instances": 9.0}
+
 _SEARCH_TEXT = sa.Text().with_variant(sa.Text(collation="C"), "postgresql")
 
 # What older rows tell without their files. Attributes follow in the background (`ingest ledger reindex`).

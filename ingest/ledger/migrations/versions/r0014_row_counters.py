@@ -13,6 +13,8 @@ down_revision = "0013"
 branch_labels = None
 depends_on = None
 
+COST = {"instances": 0.5, "deliveries": 0.5}
+
 _EVENTS = ("insert", "update", "delete")
 _TABLES = {"instances": "''", "deliveries": "{row}.destination"}
 """Counted tables, and the SQL of the destination of a row."""
