@@ -6,7 +6,7 @@ export PYTHONDONTWRITEBYTECODE :=
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .PHONY: all setup demo run man docs dist test test-failed test-fast test-long test-install coverage test-pythons bench bench-scale \
-  screenshots licences lint lock clean
+  screenshots licences lint lock release clean
 all: setup
 
 setup: $(VENV)/stamp
@@ -117,6 +117,12 @@ lint: setup
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	PATH="$(CURDIR)/$(BIN):$$PATH" cython-lint ext
+
+# Check and build a release; nothing is changed. TAG=yes signs the hashes of what was built, and tags the commit. Nothing
+# is pushed.
+TAG ?=
+release: setup
+	$(BIN)/python .ci/release.py $(if $(filter yes,$(TAG)),--tag)
 
 lock:
 	uv pip compile --universal --python-version 3.11 --no-emit-index-url --generate-hashes --no-header \

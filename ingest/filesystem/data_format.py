@@ -17,9 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from ingest.build_info import read_version
 from ingest.errors import BootError
 from ingest.filesystem.calls import sync_folder_fd
-from ingest.program import DATA_FORMAT, read_release
+from ingest.program import DATA_FORMAT
 
 FILE_NAME: Final = "format.json"
 _FILE_MODE: Final = 0o640
@@ -54,7 +55,7 @@ def read_data_format(data_dir: Path) -> DataFormat | None:
     except (ValueError, KeyError, TypeError) as error:
         raise BootError(
             f"[node] data_dir: {path} does not name a format; restore it from a backup, or remove it if "
-            f"dicom-ingest {read_release()} or an older release used this folder last"
+            f"dicom-ingest {read_version()} or an older release used this folder last"
         ) from error
 
 
@@ -69,7 +70,7 @@ def require_data_format(data_dir: Path) -> DataFormat | None:
     if found is not None and found.format > DATA_FORMAT:
         raise BootError(
             f"[node] data_dir: {data_dir} has format {found.format} of dicom-ingest {found.program}, and "
-            f"this program, dicom-ingest {read_release()}, knows formats up to {DATA_FORMAT}; start the "
+            f"this program, dicom-ingest {read_version()}, knows formats up to {DATA_FORMAT}; start the "
             "newer program, or restore a backup from before the upgrade (docs/how-to/upgrade.md)"
         )
     return found
@@ -81,7 +82,7 @@ def write_data_format(data_dir: Path) -> None:
     Raises:
         OSError: The disk is full or failing. The next start tries again.
     """
-    wanted = DataFormat(DATA_FORMAT, read_release())
+    wanted = DataFormat(DATA_FORMAT, read_version())
     if read_data_format(data_dir) == wanted:
         return
     temporary = data_dir / f".{FILE_NAME}.{os.getpid()}"

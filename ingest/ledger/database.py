@@ -25,12 +25,13 @@ from sqlalchemy.exc import (
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.pool import ConnectionPoolEntry
 
+from ingest.build_info import read_version
 from ingest.clock import unix_ms
 from ingest.config.serialization import mask_url_password
 from ingest.errors import LedgerError, LedgerVersionError
 from ingest.extras import explain_missing_extra, find_extra
 from ingest.ledger.server_address import resolve_hosts
-from ingest.program import SCHEMA_VERSION, read_release
+from ingest.program import SCHEMA_VERSION
 
 BUSY_MILLISECONDS: Final = 10_000
 """How long a writer of SQLite waits for another writer."""
@@ -463,7 +464,7 @@ def find_version_error(connection: Connection, name: str) -> LedgerError | None:
 
 def _make_version_error(name: str, found: str | None, release: str) -> LedgerError:
     """Describe a schema version that this program cannot use; one that it does not know is a newer one."""
-    ours = f"this program, dicom-ingest {read_release()}, needs {SCHEMA_VERSION}"
+    ours = f"this program, dicom-ingest {read_version()}, needs {SCHEMA_VERSION}"
     if found is not None and found > SCHEMA_VERSION:
         by = f" of dicom-ingest {release}" if release else ""
         return LedgerVersionError(

@@ -12,9 +12,10 @@ from typing import Any, Final
 from sqlalchemy import Connection, bindparam, delete, inspect, select
 from sqlalchemy.dialects import postgresql, sqlite
 
+from ingest.build_info import read_version
 from ingest.ledger.database import Database
 from ingest.ledger.schema import hosts
-from ingest.program import SCHEMA_VERSION, read_release
+from ingest.program import SCHEMA_VERSION
 
 RUNNING_MS: Final = 150_000
 """A host that was seen since then probably runs: workers note it every minute."""
@@ -63,7 +64,7 @@ class Hosts:
             LedgerVersionError: A newer program has migrated the ledger.
         """
         now = self._database.unix_ms()
-        row = HostNote(host, data_dir, role, read_release(), SCHEMA_VERSION, now)
+        row = HostNote(host, data_dir, role, read_version(), SCHEMA_VERSION, now)
         values = {name: getattr(row, name) for name in HostNote.__dataclass_fields__}
         insert = _INSERT[self._database.dialect](hosts).values(values)
         changed = {name: insert.excluded[name] for name in values if name not in _KEY}

@@ -12,6 +12,7 @@ from typing import Any, Final
 
 import sqlalchemy
 
+from ingest.build_info import read_version
 from ingest.config.model import Config
 from ingest.errors import BootError, LedgerVersionError, UpgradeError
 from ingest.filesystem import node_lock
@@ -20,7 +21,7 @@ from ingest.ledger import SCHEMA_VERSION, Ledger
 from ingest.ledger.hosts import RUNNING_MS, HostNote
 from ingest.ledger.migrations import list_steps
 from ingest.operations.times import format_iso_time
-from ingest.program import DATA_FORMAT, read_release
+from ingest.program import DATA_FORMAT
 
 SPARE_BYTES: Final = 64 << 20
 """Room that every migration needs, however small the ledger is."""
@@ -141,7 +142,7 @@ def plan_upgrade(config: Config) -> UpgradePlan:
         LedgerError: The ledger is away.
         OSError: The data folder cannot be read.
     """
-    release, is_running = read_release(), _is_node_running(config)
+    release, is_running = read_version(), _is_node_running(config)
     with contextlib.closing(Ledger(config.ledger_url)) as ledger:
         name = ledger.database.name
         try:

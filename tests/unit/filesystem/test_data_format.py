@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from ingest.build_info import read_version
 from ingest.errors import BootError
 from ingest.filesystem.data_format import FILE_NAME, read_data_format, require_data_format, write_data_format
-from ingest.program import DATA_FORMAT, read_release
+from ingest.program import DATA_FORMAT
 
 
 def test_folder_without_a_version_gets_one_that_only_its_group_can_read(tmp_path: Path) -> None:
@@ -16,7 +17,7 @@ def test_folder_without_a_version_gets_one_that_only_its_group_can_read(tmp_path
     write_data_format(tmp_path)
     found = require_data_format(tmp_path)
     assert found is not None
-    assert (found.format, found.program) == (DATA_FORMAT, read_release())
+    assert (found.format, found.program) == (DATA_FORMAT, read_version())
     assert os.listdir(tmp_path) == [FILE_NAME]
     assert (tmp_path / FILE_NAME).stat().st_mode & 0o007 == 0
 
@@ -30,13 +31,13 @@ def test_version_is_written_once_and_again_by_another_release(tmp_path: Path) ->
     path.write_text(json.dumps({"format": DATA_FORMAT, "program": "0.0.1"}))
     write_data_format(tmp_path)
     assert read_data_format(tmp_path) is not None
-    assert json.loads(path.read_text())["program"] == read_release()
+    assert json.loads(path.read_text())["program"] == read_version()
 
 
 def test_newer_folder_is_refused_with_both_releases(tmp_path: Path) -> None:
     (tmp_path / FILE_NAME).write_text(json.dumps({"format": DATA_FORMAT + 1, "program": "99.1.0", "more": 1}))
     with pytest.raises(
-        BootError, match=rf"format {DATA_FORMAT + 1} of dicom-ingest 99\.1\.0.*{read_release()}"
+        BootError, match=rf"format {DATA_FORMAT + 1} of dicom-ingest 99\.1\.0.*{read_version()}"
     ):
         require_data_format(tmp_path)
 

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from ingest.build_info import read_version
 from ingest.errors import BootError, LedgerError, LedgerVersionError
 from ingest.ledger import SCHEMA_VERSION, Ledger, database
 from ingest.ledger.migrations import list_steps
-from ingest.program import read_release
 from ingest.workers.host_recorder import HostRecorder
 from tests.support.ledgers import find_newest_instances, row
 from tests.support.migrating import downgrade, finish, pretend_newer, read_line, start_migration
@@ -82,7 +82,7 @@ def test_newer_ledger_is_refused_with_both_releases_and_nothing_is_changed(url: 
     pretend_newer(ledger)
     for ask in (ledger.require_schema, ledger.migrate):
         with pytest.raises(
-            LedgerVersionError, match=rf"9999 of dicom-ingest 99\.1\.0.*{read_release()}.*restore"
+            LedgerVersionError, match=rf"9999 of dicom-ingest 99\.1\.0.*{read_version()}.*restore"
         ):
             ask()
     assert ledger.read_schema_version() == "9999"
@@ -94,7 +94,7 @@ def test_host_is_noted_and_a_worker_ends_when_a_newer_program_has_migrated(url: 
     recorder = HostRecorder(make_config(tmp_path), ledger, "persist")
     recorder.record_if_due()
     [note] = ledger.hosts.list_hosts()
-    assert (note.host, note.role, note.release) == (socket.gethostname(), "persist", read_release())
+    assert (note.host, note.role, note.release) == (socket.gethostname(), "persist", read_version())
     assert abs(note.seen_at - ledger.unix_ms()) < 10_000
 
     recorder.record_if_due()  # not due: nothing is asked

@@ -10,10 +10,11 @@ from pathlib import Path
 
 import pytest
 
+from ingest.build_info import read_version
 from ingest.errors import BootError
 from ingest.filesystem.data_format import FILE_NAME
 from ingest.ledger import Ledger
-from ingest.program import DATA_FORMAT, read_release
+from ingest.program import DATA_FORMAT
 from ingest.workers import host_recorder
 from ingest.workers.persist.worker import PersistWorker
 from tests.support.migrating import pretend_newer
@@ -55,7 +56,7 @@ def test_newer_ledger_stops_each_role_before_it_touches_anything(
 
     assert result.returncode == 3, result.stderr
     assert "schema version 9999 of dicom-ingest 99.1.0" in result.stderr
-    assert read_release() in result.stderr
+    assert read_version() in result.stderr
     assert "Traceback" not in result.stderr
     assert snapshot(node.data) == before
 
@@ -76,7 +77,7 @@ def test_newer_data_folder_stops_the_node_and_the_check_names_it(make_node: Call
 
 def test_started_node_writes_the_version_of_its_data_folder(node: Node) -> None:
     found = json.loads((node.data / FILE_NAME).read_text())
-    assert found == {"format": DATA_FORMAT, "program": read_release()}
+    assert found == {"format": DATA_FORMAT, "program": read_version()}
 
 
 def test_newer_ledger_in_postgresql_stops_the_node(
