@@ -12,6 +12,7 @@ import pytest
 if TYPE_CHECKING:
     from tests.install.artefacts import Dist, Venv
     from tests.install.chroots import Chroot
+    from tests.install.containerfile import Image
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -66,3 +67,11 @@ def make_chroot(make_base: Callable[[str], Chroot], tmp_path: Path) -> Iterator[
             return stack.enter_context(chroots.copied(make_base(release), tmp_path / f"{release}-root"))
 
         yield make
+
+
+@pytest.fixture(scope="session")
+def image(make_base: Callable[[str], Chroot], tmp_path_factory: pytest.TempPathFactory) -> Image:
+    """The container image, built once; tests may not change its root."""
+    from tests.install.image import build_image
+
+    return build_image(make_base, tmp_path_factory.mktemp("image"))

@@ -121,6 +121,13 @@ def test_the_image_has_the_packages_that_the_tests_run_with() -> None:
     assert not {"pytest", "mypy", "ruff"} & image.keys()
 
 
+def test_the_build_has_every_package_that_it_asks_for() -> None:
+    steps = "".join(step.text for step in parse((FOLDER / "Containerfile").read_text()))
+    names = re.search(r"wanted = /\^\(([\w|-]+)\)==/", steps)[1].split("|")
+    asked = tomllib.loads((ROOT / "pyproject.toml").read_text())["build-system"]["requires"]
+    assert sorted(names) == sorted(re.match(r"[\w.-]+", each)[0] for each in asked)
+
+
 @pytest.mark.parametrize("name", SERVICES)
 def test_a_service_runs_without_root_capabilities_and_a_writable_root(name: str) -> None:
     service = SERVICES[name]
