@@ -105,7 +105,9 @@ class QuarantineComparison:
         if self.fault:
             return f"Not compared: {self.fault}."
         count = len(self.differences)
-        return f"{count} attributes differ." if self.is_complete else f"The first {count} differences."
+        if not self.is_complete:
+            return f"The first {count} differences."
+        return "1 attribute differs." if count == 1 else f"{count} attributes differ."
 
     def to_json(self) -> dict[str, Any]:
         """Return the comparison for JSON."""

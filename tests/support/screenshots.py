@@ -22,6 +22,9 @@ MODES = {
 }
 """Pages of each mode; None for all."""
 
+FREQUENT = 128
+"""Colours of a palette that are the most frequent ones of the picture."""
+
 HEIGHTS = {"light": 2000, "dark": 2000, "phone": 1500}
 """Pixels of CSS; some pages are longer than a picture in a document should be."""
 
@@ -111,8 +114,20 @@ def _take(screenshot: Callable[..., bytes], path: Path, **options: object) -> No
         small = picture.convert("RGB")
         if small.width == 780:
             small = small.resize((small.width * 2 // 3, small.height * 2 // 3), Image.Resampling.LANCZOS)
-        # A palette by frequency would lose the colours of small marks, and show green as grey.
-        small.quantize(256, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE).save(path, optimize=True)
+        small.quantize(palette=_choose_palette(small), dither=Image.Dither.NONE).save(path, optimize=True)
+
+
+def _choose_palette(picture: Image.Image) -> Image.Image:
+    """Return 256 colours: the most frequent ones as they are, and others that are far from each other.
+
+    With frequent colours alone, small marks would lose theirs, such as green. Without them, areas get a tint.
+    """
+    found = sorted(picture.getcolors(1 << 24) or [], key=lambda each: -each[0])
+    frequent = [part for _, color in found[:FREQUENT] if isinstance(color, tuple) for part in color]
+    spread = picture.quantize(256 - FREQUENT, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
+    palette = Image.new("P", (1, 1))
+    palette.putpalette([*frequent, *(spread.getpalette() or [])][: 3 * 256])
+    return palette
 
 
 if __name__ == "__main__":
