@@ -13,11 +13,14 @@ setup: $(VENV)/stamp
 
 $(VENV)/packages: requirements.lock
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "dicom-ingest needs Python 3.11 or newer; set PYTHON=python3.11")'
+	@echo "Installing the pinned dependencies into $(VENV) …"
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --require-hashes -r requirements.lock
 	touch $@
 
 $(VENV)/stamp: $(VENV)/packages pyproject.toml setup.py $(wildcard ext/*.pyx ext/*.pxd)
+	@echo "Compiling the extensions: first to C, then with the C compiler …"
+	$(BIN)/python setup.py -q build_ext --inplace
 	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
 	touch $@
 

@@ -3,9 +3,13 @@
 Everything else is in pyproject.toml.
 """
 
+import multiprocessing
+import os
 import subprocess
 import sys
 import tempfile
+import threading
+import time
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -20,6 +24,10 @@ from distutils.command.install_data import install_data  # isort: skip - setupto
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from ingest.build_info import BUILD_MODULE, find_commit, format_build_module
+
+CORES = len(os.sched_getaffinity(0))
+UP_TO_DATE_SECONDS = 0.1
+"""Longest time that an extension takes if it is not compiled."""
 
 LINKS = {"ingest/ext": "../ext", "ingest/workers": "../workers"}
 """Folders of the package that are links; docs/decisions/0019 says why."""
@@ -80,7 +88,16 @@ def list_extensions() -> list[Extension]:
 
 
 class BuildExtensions(build_ext):
-    """Translates Cython to C and compiles it, once everything that this needs was found."""
+    """Translates Cython to C and compiles it, once everything that this needs was found.
+
+    Both steps use every core, and tell their progress.
+    """
+
+    def finalize_options(self) -> None:
+        """Compile one extension on each core, unless `-j` names another number."""
+        super().finalize_options()
+        if self.parallel is None:
+            self.parallel = CORES
 
     def run(self) -> None:
         """Remember whether the extensions stay in the checkout: the base class forgets it meanwhile."""
@@ -93,7 +110,19 @@ class BuildExtensions(build_ext):
         self._translate()
         if not self._stays_here:
             self._leave_out_paths()
+        self._counting, self._done = threading.Lock(), 0
         super().build_extensions()
+
+    def build_extension(self, ext: Extension) -> None:
+        """Build one extension, and name it with its time unless it is up to date."""
+        started = time.monotonic()
+        super().build_extension(ext)
+        seconds = time.monotonic() - started
+        with self._counting:
+            self._done += 1
+            if seconds > UP_TO_DATE_SECONDS:
+                progress = f"[{self._done:2}/{len(self.extensions)}]"
+                sys.stderr.write(f"{progress} Compiled {ext.name} in {seconds:.1f} s\n")
 
     def _require_tools(self) -> None:
         includes = [f"-I{folder}" for folder in self.compiler.include_dirs]
@@ -118,7 +147,10 @@ class BuildExtensions(build_ext):
             raise refuse(
                 "Cython is missing; pip install 'cython>=3.1', or build without --no-build-isolation"
             ) from None
-        translated = {each.name: each for each in cythonize(self.extensions, compiler_directives=DIRECTIVES)}
+        # Python 3.14 would start each process of Cython by running this file again.
+        multiprocessing.set_start_method("fork", force=True)
+        found = cythonize(self.extensions, compiler_directives=DIRECTIVES, nthreads=CORES)
+        translated = {each.name: each for each in found}
         for extension in self.extensions:
             extension.sources = translated[extension.name].sources
             extension.depends = translated[extension.name].depends
