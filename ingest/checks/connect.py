@@ -15,7 +15,7 @@ from ingest.errors import AssociationError, Cause, ConfigError, PeerError
 from ingest.requestor.audit_repository import connect_to_repository
 from ingest.requestor.remotes import build_remotes
 from ingest.requestor.store_scu import Remote, StoreSCU, Timeouts
-from ingest.tls.expiry import SOON
+from ingest.tls.expiry import SOON, URGENT
 from ingest.tls.identity import CertificateIdentity, read_identity
 
 MAX_PARALLEL: Final = 16
@@ -134,13 +134,15 @@ def _check_expiry(index: int, result: EchoAnswer | Fault) -> Iterator[Fault]:
     """Yield a note if the certificate of a destination ends soon."""
     if isinstance(result, EchoAnswer) and result.certificate is not None:
         end = result.certificate.not_after
-        if end <= datetime.now(UTC) + SOON:
+        left = end - datetime.now(UTC)
+        if left <= SOON:
             cause = f"{result.name}: its certificate ({result.certificate.subject}) ends on {end:%Y-%m-%d}"
+            is_urgent = left <= URGENT
             yield Fault(
                 f"destinations[{index}].tls",
-                cause,
-                "have the certificate of the remote replaced before",
-                kind=FaultKind.NOTE,
+                f"{cause}, within 24 hours" if is_urgent else cause,
+                f"have the certificate of the remote replaced {'now' if is_urgent else 'before'}",
+                kind=FaultKind.WARNING if is_urgent else FaultKind.NOTE,
             )
 
 

@@ -53,6 +53,9 @@ _MISSING_CALL_ERRORS: Final = (
 )
 """Errors of calls that a file system does not have. Every other error is temporary trouble."""
 
+_NO_SOCKET: Final = _MISSING_CALL_ERRORS | {errno.EIO}
+"""The same for the socket of a folder that has just taken files: exFAT in user space answers EIO."""
+
 ROLES: Final = frozenset({"listen", "persist", "forward", "retain", "monitor", "console"})
 
 _NETWORK_FILE_SYSTEMS: Final = frozenset({"nfs", "nfs4", "cifs", "smb3", "9p", "ceph", "afs", "fuse.sshfs"})
@@ -86,14 +89,14 @@ def check_file_systems(config: Config, roles: Collection[str] = ROLES) -> Iterat
     for key, path, calls in _list_folders(config, roles):
         there = find_existing_folder(path)
         mount = find_mount(there)
-        try:
-            missing_calls = list(probe_folder(there, calls))
-        except OSError:
-            continue  # full, failing or not writable: `check_node` reports that
-        for missing in missing_calls:
-            first_key = reported.setdefault((str(mount), missing.cause), key)
-            if first_key == key:
-                yield Fault(key, f"{path} is on {mount}: {missing.cause}", missing.remedy, kind=missing.kind)
+        # A full, failing or read-only disk ends the probe, and `check_node` reports that. The calls that were
+        # found missing before stay missing.
+        with contextlib.suppress(OSError):
+            for missing in probe_folder(there, calls):
+                first_key = reported.setdefault((str(mount), missing.cause), key)
+                if first_key == key:
+                    cause = f"{path} is on {mount}: {missing.cause}"
+                    yield Fault(key, cause, missing.remedy, kind=missing.kind)
 
 
 def check_file_systems_within(config: Config, roles: Collection[str], seconds: float) -> list[Fault]:
@@ -111,7 +114,8 @@ def check_file_systems_within(config: Config, roles: Collection[str], seconds: f
 
 def find_existing_folder(path: Path) -> Path:
     """Return a folder, or the nearest existing one above it."""
-    return next((folder for folder in (path, *path.parents) if folder.is_dir()), Path("/"))
+    # Not Path.is_dir: before Python 3.14 it raises PermissionError below a folder that may not be entered.
+    return next((folder for folder in (path, *path.parents) if os.path.isdir(folder)), Path("/"))
 
 
 def probe_folder(there: Path, calls: "tuple[Call, ...]") -> Iterator[MissingCall]:
@@ -156,9 +160,9 @@ def _list_folders(config: Config, roles: Collection[str]) -> Iterator[tuple[str,
         )
 
 
-def _describe_error(error: OSError) -> str:
-    """Return the name and text of an error. Raise it again if the file system has the call."""
-    if error.errno not in _MISSING_CALL_ERRORS:
+def _describe_error(error: OSError, missing: Collection[int] = _MISSING_CALL_ERRORS) -> str:
+    """Return the name and text of an error. Raise it again if it does not mean a missing call."""
+    if error.errno not in missing:
         raise error
     return f"{error.strerror} ({errno.errorcode.get(error.errno or 0, '?')})"
 
@@ -183,18 +187,28 @@ def _try_exclusive_name(folder: Path, fd: int) -> Iterator[MissingCall]:
     else:
         return
     (folder / "taken").touch()
-    with contextlib.suppress(FileExistsError):
-        try:
+    fault = _find_exclusive_rename_fault(fd)
+    if fault:
+        yield MissingCall(
+            f"it has no hard links ({answer}), and cannot rename without replacing ({fault})",
+            "name a folder on a file system with one of them, such as ext4, xfs, btrfs, zfs or NFS",
+        )
+
+
+def _find_exclusive_rename_fault(fd: int) -> str:
+    """Return why a file cannot be renamed without replacing another one; nothing if it can.
+
+    The kernel refuses a name that is taken before it asks the file system. Only the rename to a free name
+    shows whether the file system knows RENAME_NOREPLACE.
+    """
+    try:
+        with contextlib.suppress(FileExistsError):
             rename_exclusively("one", "taken", source_dir=fd, target_dir=fd)
-        except FileExistsError:
-            rename_exclusively("one", "free", source_dir=fd, target_dir=fd)
-            return
-        except OSError as error:
-            answer = f"{answer}, and renameat2 with RENAME_NOREPLACE: {_describe_error(error)}"
-    yield MissingCall(
-        f"it has no hard links ({answer}), and cannot rename without replacing",
-        "name a folder on a file system with one of them, such as ext4, xfs, btrfs, zfs or NFS",
-    )
+            return "RENAME_NOREPLACE has replaced a file"
+        rename_exclusively("one", "free", source_dir=fd, target_dir=fd)
+    except OSError as error:
+        return f"renameat2 with RENAME_NOREPLACE: {_describe_error(error)}"
+    return ""
 
 
 def _try_link(folder: Path, fd: int) -> Iterator[MissingCall]:
@@ -313,7 +327,7 @@ def _try_socket(folder: Path, fd: int) -> Iterator[MissingCall]:
         try:
             made.bind(path)
         except OSError as error:
-            answer = _describe_error(error)
+            answer = _describe_error(error, _NO_SOCKET)
             cause = f"it has no Unix sockets ({answer}); that of the embedded queue is in a runtime folder"
             yield MissingCall(
                 cause, "nothing has to be done; run commands as the user of the node", kind=FaultKind.NOTE

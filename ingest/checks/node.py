@@ -5,6 +5,7 @@ The checks change nothing: they create no folder, no table and no key in Redis.
 
 import contextlib
 import difflib
+import os
 import shutil
 import sqlite3
 import subprocess
@@ -20,7 +21,9 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from ingest.alarms import CONDITIONS
+from ingest.checks.access import check_access, is_folder_usable
 from ingest.checks.file_systems import check_file_systems, find_existing_folder
+from ingest.checks.listening import check_listening
 from ingest.checks.tls import check_tls, check_validity_now
 from ingest.checks.versions import check_data_format, check_ledger_version
 from ingest.checks.weak_settings import find_weak_settings
@@ -32,6 +35,7 @@ from ingest.cores import usable_cores
 from ingest.errors import ConfigError, IngestError
 from ingest.extras import find_extra
 from ingest.filesystem import node_lock
+from ingest.filesystem.barriers import find_barrier
 from ingest.filesystem.folder_identity import read_ledger_mark
 from ingest.spool import store_capacity
 
@@ -39,12 +43,19 @@ PROBE_SECONDS = 5.0
 """Deadline for Redis, the ledger, and the program of the embedded server."""
 
 
-def check_node(config: Config) -> list[Fault]:
-    """Return every fault, and notes on settings that may surprise, in the order of the file."""
+def check_node(config: Config, *, user: str = "") -> list[Fault]:
+    """Return every fault, and notes on settings that may surprise, in the order of the file.
+
+    Args:
+        config: The configuration.
+        user: Name of a user whose rights this process has taken; empty for the user that started it.
+    """
     return [
         *check_extras(config, {*LEDGER_ROLES, "console"}),
+        *check_listening(config, user=user),
         *check_tls(config, datetime.now(UTC)),
         *check_data_format(config),
+        *check_access(config),
         *_check_folders(config),
         *check_file_systems(config),
         *_check_store_capacity(config),
@@ -86,6 +97,8 @@ def _check_folders(config: Config) -> Iterator[Fault]:
 
 def _check_folder(key: str, path: Path, min_free: int) -> Iterator[Fault]:
     """Check that a folder, or the nearest existing one above it, can be written and has space."""
+    if find_barrier(path) is not None or not is_folder_usable(path):
+        return  # `check_access` has reported it
     there = find_existing_folder(path)
     try:
         with tempfile.TemporaryFile(dir=there):
@@ -235,7 +248,7 @@ def _check_ledger(config: Config) -> Iterator[Fault]:
     options: dict[str, object] = {}
     if url.get_backend_name() == "sqlite":
         file = Path(url.database or "")
-        if not file.exists():
+        if not os.path.exists(file):
             yield from _check_folder("ledger.url", file.parent, 0)
             return
         url = url.set(database=file.absolute().as_uri(), query={"mode": "ro", "uri": "true"})
@@ -334,13 +347,6 @@ def _check_flow(config: Config) -> Iterator[Fault]:
             if destination.associations > 1:
                 remedy = f"set workers.forward to {destination.associations + 1} or more"
                 yield Fault(f"destinations[{index}].associations", cause, remedy, kind=FaultKind.NOTE)
-    if not config.listeners:
-        yield Fault(
-            "listeners",
-            "there is no listener, so the node receives nothing",
-            "add a [[listeners]]",
-            kind=FaultKind.NOTE,
-        )
     cores = usable_cores()
     if config.receive.processes > 4 * cores:
         cause = f"{config.receive.processes} listeners share {cores} cores"

@@ -313,6 +313,9 @@ def _check_expiry(config: Config, section: str, now: datetime) -> Iterator[Fault
         if end <= now:
             kind = FaultKind.FAULT if each.is_needed or none_is_valid else FaultKind.NOTE
             yield Fault(key, f"{cause} ended on {end:%Y-%m-%d}", "replace it", kind=kind)
+        elif each.is_needed and end <= now + expiry.URGENT:
+            cause = f"{cause} ends on {end:%Y-%m-%d %H:%M} UTC, within 24 hours"
+            yield Fault(key, cause, "replace it now, then `ingest reload`", kind=FaultKind.WARNING)
         elif end <= now + expiry.SOON:
             yield Fault(key, f"{cause} ends on {end:%Y-%m-%d}", "replace it before", kind=FaultKind.NOTE)
 

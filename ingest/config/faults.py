@@ -48,6 +48,8 @@ class FaultKind(StrEnum):
 
     FAULT = "fault"
     """The node cannot run, or cannot do part of its work."""
+    WARNING = "warning"
+    """The node runs, and will soon not do its work, or not as the user that it should run as."""
     NOTE = "note"
     """The node runs, but the setting may surprise."""
 
@@ -70,8 +72,8 @@ class Fault:
 
     @property
     def is_note(self) -> bool:
-        """Whether the node can run with this fault."""
-        return self.kind is FaultKind.NOTE
+        """Whether the node can run with this fault: it is a note or a warning."""
+        return self.kind is not FaultKind.FAULT
 
     def __str__(self) -> str:
         return f"{self.key}: {self.explanation}"

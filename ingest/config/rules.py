@@ -19,6 +19,7 @@ from ingest.config.faults import Fault
 from ingest.config.model import TLS, Config, Destination
 from ingest.dicom.statuses import StatusPattern, means_stored_only
 from ingest.ext.tls_context import TLS_1_0, TLS_1_1, TLS_1_2, TLS_1_3, Context
+from ingest.filesystem.barriers import find_barrier
 
 TLS_VERSIONS = {
     "TLSv1": TLS_1_0,
@@ -319,7 +320,13 @@ def _check_folders(config: Config) -> Iterator[Fault]:
 
 def _check_file(key: str, path: Path, *, may_be_folder: bool = False) -> Iterator[Fault]:
     kind = _file_type(path)
-    if kind is None:
+    if kind is None and (barrier := find_barrier(path)) is not None:
+        yield Fault(
+            key,
+            f"{path} cannot be reached: this user may not enter {barrier}",
+            "let this user enter that folder, or move the file",
+        )
+    elif kind is None:
         yield Fault(
             key,
             f"{path} does not exist",

@@ -21,6 +21,7 @@ THRESHOLDS: Final = (1, 7, 30)
 """Days before the end at which a warning is due."""
 
 SOON: Final = timedelta(days=THRESHOLDS[-1])
+URGENT: Final = timedelta(days=THRESHOLDS[0])
 LOOK_SECONDS: Final = 60.0
 GONE: Final = timedelta(days=30)
 """An observed certificate that ended so long ago is forgotten: its holder no longer connects."""
@@ -130,7 +131,11 @@ def iterate_observed(config: Config) -> Iterator[ExpiringCertificate]:
     """Yield certificates that bound peers and destinations presented (`ingest.tls.observed_certificates`)."""
     callers = {peer.ae_title for peer in config.peers if peer.certificate or peer.issuer}
     known = {"peer": callers, "destination": {each.name for each in config.destinations}}
-    for path in sorted((config.run_dir / FOLDER).glob("*.json")):
+    try:
+        paths = sorted((config.run_dir / FOLDER).glob("*.json"))
+    except OSError:
+        return  # this user may not enter the folder, or its disk fails
+    for path in paths:
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
             told = json.loads(path.read_text())
             role, whose, end = told["role"], told["whose"], datetime.fromisoformat(told["not_after"])

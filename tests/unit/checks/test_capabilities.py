@@ -2,6 +2,8 @@
 
 import errno
 import fcntl
+import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -10,12 +12,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
 from ingest.checks import file_systems
+from ingest.cli import main
 from ingest.filesystem.calls import find_mount
 from tests.faults.caller import Caller, new_uid
 from tests.support.instances import Made
 from tests.support.nodes import Node, eventually
+from tests.support.peers import require_program
 from tests.support.pki import Material
 from tests.support.preloads import other_file_system
 from tests.support.spools import config
@@ -107,6 +112,49 @@ def test_a_mount_that_does_not_answer_keeps_no_node_from_starting(
     [fault] = file_systems.check_file_systems_within(config(tmp_path), file_systems.ROLES, 0.2)
     assert fault.is_note
     assert "does not answer" in fault.cause
+
+
+@pytest.fixture
+def exfat(tmp_path: Path) -> Iterator[Path]:
+    """A file system without hard links and RENAME_NOREPLACE: exFAT in user space, on a loop device."""
+    if not os.access("/dev/fuse", os.R_OK | os.W_OK):
+        pytest.skip("this machine has no FUSE")
+    make, mount = (require_program(name) for name in ("mkfs.exfat", "mount.exfat-fuse"))
+    image, folder = tmp_path / "image", tmp_path / "exfat"
+    folder.mkdir()
+    with image.open("wb") as file:
+        file.truncate(64 << 20)
+    subprocess.run([make, str(image)], check=True, capture_output=True)
+    attached = subprocess.run(["losetup", "--find", "--show", str(image)], capture_output=True, text=True)
+    if attached.returncode:
+        pytest.skip(f"this machine has no loop device: {attached.stderr.strip()}")
+    device = attached.stdout.strip()
+    try:
+        made = subprocess.run([mount, device, str(folder)], capture_output=True, text=True)
+        if made.returncode:
+            pytest.skip(f"no FUSE file system could be mounted: {made.stderr.strip()}")
+        yield folder
+        subprocess.run(["umount", str(folder)], check=True)
+    finally:
+        subprocess.run(["losetup", "--detach", device], check=True)
+
+
+def test_exfat_is_told_with_key_call_and_remedy(exfat: Path) -> None:
+    path = exfat.parent / "ingest.toml"
+    path.write_text(
+        f'[node]\ndata_dir = "{exfat}/var"\n[receive]\nmin_free_bytes = 0\n'
+        '[[listeners]]\nhost = "127.0.0.1"\nport = 0\ntls = false\n'
+    )
+    done = CliRunner().invoke(main, ["check", "-c", str(path), "--json"])
+    told = json.loads(done.stdout)
+    assert done.exit_code == 1
+    items = {(item["key"], item["kind"]): item for item in told["items"]}
+    fault = items["receive.spool_dir", "fault"]
+    assert f"mounted on {exfat}: it has no hard links" in fault["cause"]
+    assert "ext4" in fault["remedy"]
+    assert "so each instance is copied" in items["store.root", "note"]["cause"]
+    assert any("runtime folder" in item["cause"] for item in told["items"])
+    assert [*exfat.iterdir()] == []
 
 
 # --- nodes

@@ -6,10 +6,12 @@ import ssl
 from datetime import UTC, datetime, timedelta
 
 import pytest
+from click.testing import CliRunner
 from cryptography.hazmat.primitives import hashes
 
 from ingest.checks.node import check_node, list_start_notices
 from ingest.checks.weak_settings import find_weak_settings
+from ingest.cli import main
 from ingest.config.reader import load_config
 from ingest.config.serialization import format_as_toml, mask_url_password
 from ingest.tls.keys import pairs
@@ -88,6 +90,18 @@ def test_end_and_begin_of_the_own_certificate_are_told(config, site, start, days
     (fault,) = check_node(config())
     assert (fault.key, fault.is_note) == ("tls.node.certificate", note)
     assert words in fault.cause
+
+
+def test_own_certificate_that_ends_within_a_day_is_a_warning(config, site):
+    pair = pairs.issue_self_signed("localhost", key_type="ec", start=NOW - timedelta(days=1), days=1.9)
+    write(site, "node", pair)
+    (fault,) = check_node(config())
+    assert (fault.key, fault.kind) == ("tls.node.certificate", "warning")
+    assert "within 24 hours" in fault.cause
+    command = ["check", "-c", str(site / "ingest.toml")]
+    assert CliRunner().invoke(main, command).exit_code == 0
+    strict = CliRunner().invoke(main, [*command, "--strict"])
+    assert (strict.exit_code, strict.output.splitlines()[-1].endswith(": 1 warning")) == (1, True)
 
 
 def test_expired_trusted_certificate_is_a_note(config, site):
