@@ -2,12 +2,13 @@
 
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import click
+from click.core import ParameterSource
 
 if TYPE_CHECKING:
     from ingest.config.model import TLS
@@ -231,8 +232,22 @@ _FILE_OR_FOLDER = click.Path(exists=True, path_type=Path)
 _AE_TITLE: dict[str, Any] = {"show_default": True, "callback": _parse_ae_title, "metavar": "AE"}
 
 remote_options = combine(
-    click.argument("host"),
-    click.argument("port", type=click.IntRange(1, 65535)),
+    click.option(
+        "-c",
+        "--config",
+        "path",
+        envvar="INGEST_CONFIG",
+        metavar="FILE",
+        type=click.Path(path_type=Path),
+        help="Configuration with the destination of --to. Default: $INGEST_CONFIG.",
+    ),
+    click.option(
+        "--to",
+        "destination",
+        metavar="NAME",
+        shell_complete=complete_destination,
+        help="A destination of the configuration, with its TLS, AE titles and deadlines.",
+    ),
     click.option("-aec", "--called", default="ANY-SCP", help="AE title of the remote.", **_AE_TITLE),
     click.option("-aet", "--calling", default="INGEST", help="AE title of this side.", **_AE_TITLE),
     click.option("--tls", "use_tls", is_flag=True, help="Use TLS. Every other --tls option implies it."),
@@ -249,7 +264,66 @@ remote_options = combine(
     click.option("--tls-check-name", is_flag=True, help="Require HOST in the certificate of the remote."),
     click.option("--tls-no-verify", is_flag=True, help="Accept any certificate; for tests only."),
 )
-"""HOST, PORT, AE titles and TLS of a remote, named as in DCMTK's tools and as words."""
+"""A destination of a configuration; or AE titles and TLS of a remote, named as DCMTK names them."""
+
+_ADDRESS_OPTIONS: Final = ("called", "calling", "use_tls", "tls_")
+
+
+def parse_address(words: Sequence[str], missing: str) -> tuple[str, int, Sequence[str]]:
+    """Return HOST, PORT, and the words after them.
+
+    Args:
+        words: The arguments of the command.
+        missing: What the command needs.
+
+    Raises:
+        click.UsageError: A word is missing, or PORT is no port. Without `--to` also if `-c` was given.
+    """
+    context = click.get_current_context()
+    if context.get_parameter_source("path") is ParameterSource.COMMANDLINE:
+        raise click.UsageError("-c FILE needs the name of a destination in it: --to NAME")
+    if len(words) < 2:
+        raise click.UsageError(f"name {missing}, or a destination of a configuration: -c FILE --to NAME")
+    try:
+        port = int(words[1])
+    except ValueError:
+        port = 0
+    if not 1 <= port <= 65535:
+        raise click.BadParameter(
+            f"{words[1]!r} is no port; write a number from 1 to 65535", param_hint="PORT"
+        )
+    return words[0], port, words[2:]
+
+
+def require_only_destination(words: Sequence[str], path: Path | None) -> Path:
+    """Make sure that `--to` stands without HOST, PORT and options about a remote; return the configuration.
+
+    Args:
+        words: The arguments that could be HOST and PORT.
+        path: The file of `-c`.
+
+    Raises:
+        click.UsageError: The address of the remote is given twice, or no configuration is named.
+    """
+    context = click.get_current_context()
+    if words:
+        raise click.UsageError(f"{' '.join(words)} and --to exclude each other: name HOST PORT, or --to NAME")
+    given = [
+        parameter.opts[0]
+        for parameter in context.command.params
+        if parameter.name
+        and parameter.name.startswith(_ADDRESS_OPTIONS)
+        and context.get_parameter_source(parameter.name) is ParameterSource.COMMANDLINE
+    ]
+    if given:
+        raise click.UsageError(
+            f"--to takes AE titles and TLS from the configuration; leave {', '.join(given)} out"
+        )
+    if path is None:
+        raise click.UsageError(
+            "--to needs the configuration with the destination: -c FILE, or $INGEST_CONFIG"
+        )
+    return path
 
 
 def make_tls_settings(options: dict[str, Any]) -> "TLS | None":

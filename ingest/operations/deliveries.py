@@ -1,7 +1,6 @@
 """List, retry, drop and create deliveries."""
 
 import contextlib
-import difflib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
@@ -12,12 +11,12 @@ import redis
 from ingest.alarms import BOUNDED_ALARM, clear_alarm
 from ingest.clock import unix_ms
 from ingest.config.model import Config
-from ingest.errors import UnknownDestinationError
 from ingest.ledger import Circuit, DeliveryState, Ledger
 from ingest.ledger.backfill import BackfillCounts
 from ingest.ledger.delivery_admin import DeliveryFilter, FoundDelivery
 from ingest.ledger.index import InstanceFilter
 from ingest.ledger.row_values import clean_value
+from ingest.operations.destinations import require_destinations
 from ingest.operations.instances import require_indexed
 from ingest.operations.times import format_iso_time
 from ingest.queue.client import connect
@@ -305,23 +304,6 @@ def notify_workers(config: Config, destinations: Iterable[str]) -> str:
     finally:
         client.close()
     return ""
-
-
-def require_destinations(config: Config, names: Iterable[str]) -> None:
-    """Make sure that the configuration has destinations of these names.
-
-    Raises:
-        UnknownDestinationError: The configuration has no destination of a name.
-    """
-    known = [destination.name for destination in config.destinations]
-    for name in names:
-        if name not in known:
-            similar = difflib.get_close_matches(name, known, 1, 0.5)
-            question = f'did you mean "{similar[0]}"? ' if similar else ""
-            raise UnknownDestinationError(
-                f'there is no destination "{name}"; {question}'
-                f"the configuration has {', '.join(known) or 'none'}"
-            )
 
 
 def _require_known_destination(config: Config, ledger: Ledger, which: DeliveryFilter) -> None:

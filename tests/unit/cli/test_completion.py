@@ -59,6 +59,8 @@ def test_bash_completes_destinations_of_the_configuration(tmp_path: Path) -> Non
     config.write_text(NODE)
     assert complete("retry", "--destination", "", config=config) == ["pacs", "archive"]
     assert complete("deliver", "-c", str(config), "--to", "p") == ["pacs"]
+    assert complete("send", "-c", str(config), "--to", "a") == ["archive"]
+    assert complete("echo", "--to", "", config=config) == ["pacs", "archive"]
     config.write_text("[node")
     assert complete("retry", "--destination", "p", config=config) == []
 
