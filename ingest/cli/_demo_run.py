@@ -2,10 +2,15 @@
 
 Sender → TLS → node (spool, queue, store, ledger) → TLS → remote node. Everything is in one temporary folder.
 The demo removes the folder at the end. After a failure it keeps the folder and prints its path.
+
+With `--keep` both nodes run on until Ctrl-C, for a person who wants to look around. Each node has a session
+of its own: a terminal sends Ctrl-C and its own end to the demo alone, and the demo ends the nodes. If the
+demo is killed, the kernel ends them.
 """
 
 import contextlib
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -24,6 +29,7 @@ from rich.table import Table
 
 from ingest import threads
 from ingest.acceptor.header_check import SUCCESS, check_header
+from ingest.cli._demo_keep import choose_console, keep_running
 from ingest.config.model import TLS, Config, ReceiveSettings
 from ingest.config.reader import load_config
 from ingest.dicom.padding import has_odd_value
@@ -31,6 +37,7 @@ from ingest.dicom.part10 import read_file_meta
 from ingest.dicom.uids import DEFLATED
 from ingest.errors import DemoError, IngestError, LedgerError
 from ingest.ledger import Counts, DeliveryState, InstanceState, Ledger
+from ingest.process import prepare_parent_death_signal
 from ingest.requestor.send_files import SendableFile, SendSummary, find_files, send_files
 from ingest.requestor.transport import Remote
 from ingest.tls.contexts import build_client_context
@@ -81,12 +88,20 @@ class DemoNode:
     port: int
 
 
-def run_demo() -> int:
-    """Run the demo in the terminal, and return the exit code."""
-    console = Console()
-    folder = Path(tempfile.mkdtemp(prefix="dicom-ingest demo "))
+def run_demo(*, keep: bool = False) -> int:
+    """Run the demo in the terminal, and return the exit code.
+
+    Args:
+        keep: Let both nodes run until Ctrl-C, and say where to look.
+    """
+    console = Console(highlight=False)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:  # nohup ignores the end of the terminal
+            signal.signal(number, _interrupt)
+    # The name has spaces: no command of a node may stumble over them. With --keep a person types it.
+    folder = Path(tempfile.mkdtemp(prefix="dicom-ingest-demo-" if keep else "dicom-ingest demo "))
     try:
-        _send_through_nodes(console, folder)
+        _send_through_nodes(console, folder, keep=keep)
     except IngestError as error:
         console.print(f"[red]The demo failed:[/] {escape(str(error))}", soft_wrap=True)
         console.print(f"Its files are in {escape(str(folder))}", soft_wrap=True)
@@ -99,20 +114,31 @@ def run_demo() -> int:
     return 0
 
 
-def _send_through_nodes(console: Console, folder: Path) -> None:
+def _interrupt(*_: object) -> None:
+    """End the demo as Ctrl-C does: signals would otherwise leave the nodes and the folder."""
+    raise KeyboardInterrupt
+
+
+def _send_through_nodes(console: Console, folder: Path, *, keep: bool) -> None:
     console.print("Creating a demo PKI: three self-signed certificates that trust each other …")
     tls = _make_pki(folder / "pki")
     found = _find_demo_files()
     console.print(f"{len(found)} real DICOM files of pydicom, of {len({f.context for f in found})} kinds")
     with contextlib.ExitStack() as stack:
         remote = stack.enter_context(_run_node(folder, "remote", ""))
-        node = stack.enter_context(_run_node(folder, "node", DESTINATION.format(port=remote.port)))
+        more = DESTINATION.format(port=remote.port)
+        if keep:
+            more += choose_console()
+        node = stack.enter_context(_run_node(folder, "node", more))
         console.print(f"Two nodes accept TLS: INGEST on port {node.port}, REMOTE on port {remote.port}")
         started = time.monotonic()
         summary = _send_and_watch(console, node, remote, found, tls)
         seconds = time.monotonic() - started
         compared = _compare_store(found, node), _compare_store(found, remote)
-    _print_report(console, summary, found, compared, seconds)
+        _print_report(console, summary, found, compared, seconds)
+        if keep:
+            keep_running(console, folder, node, remote)
+            console.print("Stopping both nodes …")
 
 
 def _make_pki(folder: Path) -> TLS:
@@ -170,6 +196,8 @@ def _run_node(folder: Path, name: str, more: str) -> Iterator[DemoNode]:
             stdout=subprocess.PIPE,
             stderr=log,
             text=True,
+            start_new_session=True,
+            preexec_fn=prepare_parent_death_signal(signal.SIGTERM),  # noqa: PLW1509 - no threads here
         )
     try:
         port = _read_port(process, home / "log")
