@@ -20,6 +20,7 @@ from ingest.cli import (
     console,
     deliveries,
     demo,
+    init,
     instances,
     ledger,
     metrics,
@@ -35,6 +36,7 @@ from ingest.cli import (
 from ingest.cli._base import CommandGroup
 
 COMMANDS: Final = (
+    init.init,
     node.serve,
     node.listen,
     node.work,
@@ -95,6 +97,7 @@ def main() -> None:
 
     \b
     ingest demo                            try it: two nodes on this machine
+    ingest init DIR                        write a first configuration
     ingest check -c ingest.toml            check a configuration
     ingest serve -c ingest.toml            run a node
     ingest status -c ingest.toml           show what it does

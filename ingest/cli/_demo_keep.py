@@ -6,7 +6,6 @@ import shlex
 import socket
 import time
 from importlib.resources import files
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -16,6 +15,7 @@ from rich.console import Console
 from ingest.cli._program import name_program
 from ingest.config.model import ConsoleSettings
 from ingest.errors import DemoError
+from ingest.extras import find_missing_modules
 
 if TYPE_CHECKING:
     from ingest.cli._demo_run import DemoNode
@@ -49,7 +49,7 @@ port = {port}
 
 def choose_console() -> str:
     """Return the section of the node's console on a free port, or nothing if no console is installed."""
-    return CONSOLE.format(port=_choose_port(CONSOLE_PORT)) if find_spec("uvicorn") is not None else ""
+    return CONSOLE.format(port=_choose_port(CONSOLE_PORT)) if not find_missing_modules("console") else ""
 
 
 def keep_running(console: Console, folder: Path, node: "DemoNode", remote: "DemoNode") -> None:

@@ -48,7 +48,14 @@ def as_nobody(*capabilities: str) -> tuple[str, ...]:
 
 @contextlib.contextmanager
 def shared_folder() -> Iterator[Path]:
-    """A folder that every user can enter. pytest's own folders are for their owner alone."""
-    with tempfile.TemporaryDirectory() as folder:
-        os.chmod(folder, 0o755)
-        yield Path(folder)
+    """A folder that every user can enter, in whose files every user can read until the block ends.
+
+    pytest's own folders are for their owner alone, and other tests may have narrowed the umask.
+    """
+    before = os.umask(0o022)
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            os.chmod(folder, 0o755)
+            yield Path(folder)
+    finally:
+        os.umask(before)

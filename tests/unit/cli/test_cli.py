@@ -56,6 +56,7 @@ COMMANDS = (
         ["routes"],
         ["routes", "test"],
         ["demo"],
+        ["init"],
     ),
 )
 
@@ -119,7 +120,7 @@ def test_help_says_what_a_command_does(run, command):
 
 def test_commands_are_listed_in_the_order_of_use(run):
     listed = [line.split()[0] for line in run("--help").output.partition("Commands:\n")[2].splitlines()]
-    assert listed[:4] == ["serve", "listen", "work", "check"]
+    assert listed[:5] == ["init", "serve", "listen", "work", "check"]
 
 
 def test_help_does_not_import_what_only_commands_need():
