@@ -19,7 +19,7 @@ def serve(path: Path) -> None:
     """Run the whole node in the foreground.
 
     \b
-    ingest serve -c /etc/ingest/ingest.toml
+    ingest serve -c /etc/dicom-ingest/ingest.toml
 
     TERM and INT let associations end and stop the node; a second one stops it at once. HUP reloads the
     configuration and certificates. USR1 opens the log file again.

@@ -7,7 +7,7 @@ follow a remark with the names of models. options.md and api-routes.md are made 
 import re
 import types
 import typing
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
@@ -247,6 +247,8 @@ def made_api_routes() -> str:
     for path, methods in description["paths"].items():
         for method, route in methods.items():
             parts.append(_write_route(method.upper(), path, route, schemas))
+    parts.append("## Types\nValues that requests and answers have in common.\n")
+    parts += [_write_type(name, schemas[name]) for name in sorted(schemas)]
     return "\n".join(parts)
 
 
@@ -259,13 +261,28 @@ def _write_route(method: str, path: str, route: dict[str, Any], schemas: dict[st
     if (body := route.get("requestBody")) is not None:
         rows += _list_fields(body["content"], schemas, "body")
     if rows:
-        text += "Request:\n\n" + write_head("field", "in", "type", "meaning")
-        text += "".join(write_row(*row) for row in rows) + "\n"
+        text += "Request:\n\n" + _write_table(("field", "in", "type", "meaning"), rows) + "\n"
     found = _list_fields(route["responses"]["200"].get("content", {}), schemas, "")
     if found:
-        text += "Answer:\n\n" + write_head("field", "type", "meaning")
-        text += "".join(write_row(name, kind, meaning) for name, _, kind, meaning in found)
+        rows = [(name, kind, meaning) for name, _, kind, meaning in found]
+        text += "Answer:\n\n" + _write_table(("field", "type", "meaning"), rows)
     return text
+
+
+def _write_type(name: str, schema: dict[str, Any]) -> str:
+    text = f"### {name}\n{' '.join(schema.get('description', '').split())}\n\n"
+    if "properties" in schema:
+        rows = [
+            (f"`{key}`", _name_schema(field), _explain(field)) for key, field in schema["properties"].items()
+        ]
+        return text + _write_table(("field", "type", "meaning"), rows)
+    return text + f"One of {_name_schema(schema)}.\n"
+
+
+def _write_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Write a table, without its last column if that is empty."""
+    columns = len(head) if any(row[-1] for row in rows) else len(head) - 1
+    return write_head(*head[:columns]) + "".join(write_row(*row[:columns]) for row in rows)
 
 
 def _list_fields(
@@ -289,7 +306,8 @@ def _list_fields(
 
 def _name_schema(schema: dict[str, Any]) -> str:
     if "$ref" in schema:
-        return f"{schema['$ref'].rpartition('/')[2]}"
+        name = schema["$ref"].rpartition("/")[2]
+        return f"[{name}](#{name.lower()})"
     if "anyOf" in schema:
         return " or ".join(_name_schema(each) for each in schema["anyOf"])
     if "enum" in schema:
