@@ -58,6 +58,11 @@ dist: setup
 	sed -n 's/^\([^ #][^ ]*==.*\) \\$$/\1/p' config/container/runtime.lock >"$(DIST)/constraints.txt"
 	cd "$(DIST)" && sha256sum -- * >SHA256SUMS && cat SHA256SUMS
 
+# The Debian package for the release that this runs on, with Debian's own Python; docs/how-to/install-debian.md.
+.PHONY: deb
+deb:
+	/usr/bin/python3 config/debian/build.py
+
 # Tests wait about half of their time: three workers keep two cores busy. More make tests with deadlines fail.
 TEST_WORKERS ?= 3
 LONG ?=
@@ -71,7 +76,8 @@ test-failed: setup
 	$(BIN)/python -m pytest --last-failed --last-failed-no-failures none -m "not long and not install"
 
 # What is built, as users install it: the wheel in a fresh virtual environment, packages in chroots (as root, with
-# debootstrap). INGEST_DIST=dist takes what `make dist` has built; INSTALL names tests or folders.
+# debootstrap). INGEST_DIST=dist takes what `make dist` has built, INGEST_DEB a package of `make deb`; INSTALL names
+# tests or folders. DEBIAN=trixie builds and installs the package on another release.
 INSTALL ?= tests/install
 test-install: setup
 	$(BIN)/python -m pytest -m install $(INSTALL)

@@ -1,5 +1,6 @@
-"""The units of config/systemd, examined without installing them."""
+"""The units of config/systemd and the parts of the Debian package, examined without installing them."""
 
+import configparser
 import os
 import re
 import shutil
@@ -9,9 +10,12 @@ from pathlib import Path
 import pytest
 
 from ingest.config.model import NodeSettings
+from ingest.config.reader import load_config
+from tests.support.pki import Material
 
 CONFIG = Path(__file__).parents[2] / "config"
 UNITS = CONFIG / "systemd"
+DEBIAN = CONFIG / "debian"
 
 MOST_EXPOSURE = 2.0
 
@@ -86,3 +90,26 @@ def test_unit_waits_longer_than_the_drain_of_the_default_configuration() -> None
 
     (seconds,) = settings(UNITS / "dicom-ingest.service", "Service")["TimeoutStopSec"]
     assert float(seconds) >= NodeSettings().drain_seconds + END_SECONDS
+
+
+def test_packaged_configuration_and_unit_name_the_same_folders(tmp_path: Path, material: Material) -> None:
+    service = settings(UNITS / "dicom-ingest.service", "Service")
+    shutil.copytree(material.folder, tmp_path / "pki")
+    (tmp_path / "ingest.toml").write_text((DEBIAN / "ingest.toml").read_text())
+    config = load_config(tmp_path / "ingest.toml")
+    assert config.data_dir == Path("/var/lib") / service["StateDirectory"][0]
+    assert service["ExecStart"][0].endswith("--config /etc/dicom-ingest/ingest.toml")
+    assert [listener.tls for listener in config.listeners] == ["node"], "nothing is accepted without TLS"
+    assert config.console is None
+
+
+@pytest.mark.parametrize("name", ["postinst", "prerm", "postrm"])
+def test_maintainer_scripts_are_valid_shell(name: str) -> None:
+    done = subprocess.run(["sh", "-n", str(DEBIAN / name)], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_control_file_of_the_package_can_be_parsed() -> None:
+    parser = configparser.ConfigParser(interpolation=None)
+    parser.read_string("[control]\n" + (DEBIAN / "control").read_text())
+    assert parser["control"]["Package"] == "dicom-ingest"
