@@ -36,10 +36,10 @@ man: setup
 	$(BIN)/python -m ingest.cli._man_pages build/man
 
 # The documentation site, in build/site; open build/site/index.html. Every warning is an error. Needs npm, for the
-# scripts that the site carries with it.
+# scripts that the site carries with it. With --quiet MkDocs would not count its warnings.
 docs: setup
 	npm ci --prefix config/docs --ignore-scripts --no-audit --no-fund
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet --config-file config/docs/mkdocs.yml
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --config-file config/docs/mkdocs.yml
 
 # The sdist, and the wheel for this Python with the tag of the systems that it runs on. The OpenSSL of the system is
 # left out of the wheel, so that its security updates reach the node. No other library has to be put into it, so

@@ -226,7 +226,8 @@ def _site_path(target: Path) -> str:
 
 def _add_outside(path: Path, files: Files, config: MkDocsConfig) -> None:
     if not path.is_dir():
-        files.append(File.generated(config, _site_path(path), abs_src_path=str(path)))
+        if files.get_file_from_path(_site_path(path)) is None:
+            files.append(File.generated(config, _site_path(path), abs_src_path=str(path)))
         return
     names = sorted(each for each in path.iterdir() if each.is_file() and not each.name.startswith("."))
     for each in names:
