@@ -33,6 +33,9 @@ LEVELS: Final = {
 _FIRST: Final = ("timestamp", "level", "event", "role", "pid")
 _STDERR: Final = 2
 
+PROGRAM_FOLDERS: Final = (str(Path(__file__).parent), "ext/")
+"""Where the code of the program is: an installed one shares site-packages with its libraries."""
+
 PLACES: Final = 4
 """Lines of our code that the log shows of a defect, and the line of a library that failed."""
 
@@ -126,7 +129,7 @@ def describe_defect(error: BaseException) -> dict[str, str]:
     """Return type and place of an error for the log, without its message: it may hold values of patients."""
     frames = traceback.extract_tb(error.__traceback__)
     # A library such as SQLAlchemy has many frames below the line of ours that called it.
-    ours = [frame for frame in frames if "site-packages" not in frame.filename][-PLACES:]
+    ours = [frame for frame in frames if frame.filename.startswith(PROGRAM_FOLDERS)][-PLACES:]
     places = [*ours, *(frame for frame in frames[-1:] if frame not in ours)]
     return {"error": type(error).__name__, "traceback": "".join(traceback.format_list(places))}
 
