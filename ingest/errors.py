@@ -13,6 +13,7 @@ from enum import Enum
 from ingest.ext.errors import PeerError
 
 __all__ = [
+    "AddressAwayError",
     "AssociationError",
     "BootError",
     "Cause",
@@ -67,7 +68,11 @@ class ConfigError(IngestError):
 
 
 class BootError(IngestError):
-    """A process cannot start with this configuration, for example because a port is in use. Exit code 3."""
+    """A process cannot start with this configuration, such as one without a right. Exit code 3."""
+
+
+class AddressAwayError(BootError):
+    """An address or a port cannot be had now. A later start may succeed, so the exit code is 1."""
 
 
 class NodeError(IngestError):

@@ -8,13 +8,16 @@ from dataclasses import dataclass
 from typing import Final
 
 from ingest.config.model import Config
-from ingest.errors import BootError
+from ingest.errors import AddressAwayError, BootError, ResolverAwayError
 from ingest.ext.tls_context import Context
 from ingest.network.resolver import RESOLVER
 
 BACKLOG: Final = 1024
 LOOKUP_SECONDS: Final = 10.0
 """Deadline of the lookup of a listener's host name."""
+
+_PASSING: Final = frozenset({errno.EADDRINUSE, errno.EADDRNOTAVAIL})
+"""Errors that may end without a change of the configuration, such as an address that moves between hosts."""
 
 BIND_SECONDS: Final = 3.0
 """Time to wait for a port. The children of a node that was just killed hold it until they have ended."""
@@ -50,6 +53,7 @@ def bind_endpoints(
     If the kernel chose a port, that port and the configured one (0) both count as the same.
 
     Raises:
+        AddressAwayError: An address is not there yet, or another program has its port.
         BootError: An address cannot be bound.
     """
     reusable = list(existing)
@@ -90,7 +94,10 @@ def _listen(host: str, port: int) -> socket.socket:
     try:
         family, kind, protocol, _, address = RESOLVER.resolve(host, port, LOOKUP_SECONDS)[0]
     except OSError as error:
-        raise BootError(f"[[listeners]] host {host!r} is not an address of this machine: {error}") from error
+        kind_of_error = AddressAwayError if isinstance(error, ResolverAwayError) else BootError
+        raise kind_of_error(
+            f"[[listeners]] host {host!r} is not an address of this machine: {error}"
+        ) from error
     deadline = time.monotonic() + BIND_SECONDS
     while True:
         bound = socket.socket(family, kind, protocol)
@@ -104,7 +111,8 @@ def _listen(host: str, port: int) -> socket.socket:
             if error.errno == errno.EADDRINUSE and time.monotonic() < deadline:
                 time.sleep(0.05)
                 continue
-            raise BootError(
-                f"cannot listen on {host}:{port}: {error.strerror}; change [[listeners]] port"
+            kind_of_error = AddressAwayError if error.errno in _PASSING else BootError
+            raise kind_of_error(
+                f"cannot listen on {host}:{port}: {error.strerror}; change [[listeners]] host or port"
             ) from error
         return bound

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import click
 
-from ingest.errors import BootError, ConfigError, IngestError
+from ingest.errors import AddressAwayError, BootError, ConfigError, IngestError
 
 if TYPE_CHECKING:
     from ingest.config.model import Config
@@ -44,6 +44,9 @@ class CommandGroup(click.Group):
         except ConfigError as error:
             _print_errors(error.faults)
             ctx.exit(self.config_error_code)
+        except AddressAwayError as error:
+            _print_errors([str(error)])
+            ctx.exit(FAILED)
         except BootError as error:
             _print_errors([str(error)])
             ctx.exit(CANNOT_BOOT)

@@ -374,6 +374,18 @@ def test_port_104_needs_the_drop_in(machine: Machine) -> None:
     machine.run("systemctl", "restart", NODE)
 
 
+def test_node_starts_as_soon_as_a_port_is_free(machine: Machine, tmp_path: Path) -> None:
+    machine.run("systemctl", "stop", NODE)
+    holder = "import os, socket, time; s = socket.create_server(('', 2762))\nopen('/srv/taken', 'w')\n"
+    holder += "while os.path.exists('/srv/taken'): time.sleep(0.05)"
+    machine.start("python3", "-c", holder, log=tmp_path / "holder.log")
+    eventually(lambda: machine.path("/srv/taken").exists(), 10, "the port is taken")
+    assert machine.call("systemctl", "start", NODE).returncode != 0
+    assert machine.show(NODE, "ExecMainStatus") == "1"
+    machine.path("/srv/taken").unlink()
+    eventually(lambda: machine.show(NODE, "ActiveState") == "active", 20, "active")
+
+
 def test_role_of_several_hosts_runs_in_the_same_sandbox(machine: Machine) -> None:
     machine.run("systemctl", "start", "dicom-ingest-work@forward")
     assert machine.show("dicom-ingest-work@forward", "StatusText").startswith("configuration 1; ")
@@ -390,6 +402,8 @@ def test_role_of_several_hosts_runs_in_the_same_sandbox(machine: Machine) -> Non
 def test_upgrade_keeps_images_and_configuration_and_starts_the_node_again(
     machine: Machine, content: Path, tmp_path: Path
 ) -> None:
+    # It runs, but does not start at boot.
+    machine.run("systemctl", "disable", NODE)
     before = machine.show(NODE, "MainPID")
     configuration = machine.path(CONFIG).read_text()
     newer = tmp_path / "newer"
@@ -407,6 +421,14 @@ def test_upgrade_keeps_images_and_configuration_and_starts_the_node_again(
     assert count_stored(machine) == 4
     send(machine, "1.2.3.14")
     eventually(lambda: count_stored(machine) == 5, 20, "stored")
+
+
+def test_removal_that_is_aborted_starts_the_node_again(machine: Machine) -> None:
+    # These are the calls of dpkg if another package keeps the removal from going on.
+    machine.run("/var/lib/dpkg/info/dicom-ingest.prerm", "remove")
+    assert machine.show(NODE, "ActiveState") == "inactive"
+    machine.run("/var/lib/dpkg/info/dicom-ingest.postinst", "abort-remove", "in-favour", "other", "1")
+    assert machine.show(NODE, "ActiveState") == "active"
 
 
 def test_commands_of_root_leave_no_file_that_the_node_cannot_use(machine: Machine) -> None:
@@ -434,10 +456,29 @@ def test_removal_keeps_everything_and_a_purge_keeps_the_images(machine: Machine)
     assert not machine.path(f"/etc/systemd/system/multi-user.target.wants/{NODE}").is_symlink()
 
 
+def test_purge_takes_no_folder_for_empty_that_it_cannot_search(machine: Machine, content: Path) -> None:
+    images = list(machine.path(DATA).glob("store/**/*.dcm"))
+    assert images
+    machine.write("/srv/failing/find", "#!/bin/sh\necho 'find: Input/output error' >&2\nexit 1\n")
+    machine.path("/srv/failing/find").chmod(0o755)
+    shutil.copy(content / "DEBIAN/postrm", machine.path("/srv/postrm"))
+    path = "PATH=/srv/failing:/usr/sbin:/usr/bin:/sbin:/bin"
+    said = machine.run("env", path, "/srv/postrm", "purge")
+    assert "Input/output error" in said
+    assert f"{DATA} stays" in said
+    assert list(machine.path(DATA).glob("store/**/*.dcm")) == images
+
+
 def test_purge_removes_images_only_after_a_yes(machine: Machine) -> None:
     machine.run("dpkg", "--install", "/srv/newer.deb")
     assert machine.show(NODE, "ActiveState") == "inactive", "it was not running before"
     machine.write("/srv/answer", "dicom-ingest dicom-ingest/remove-images boolean true\n")
     machine.run("debconf-set-selections", "/srv/answer")
     machine.run("dpkg", "--purge", "dicom-ingest")
+    assert not machine.path(DATA).exists()
+
+
+def test_purge_removes_empty_folders_without_a_question(machine: Machine) -> None:
+    machine.path(f"{DATA}/store/1.2").mkdir(parents=True)
+    machine.run("/srv/postrm", "purge")
     assert not machine.path(DATA).exists()

@@ -13,6 +13,7 @@ import yaml
 
 from ingest.config.model import Config
 from ingest.config.reader import load_config
+from ingest.supervisor.supervisor import END_SECONDS
 from tests.install.containerfile import is_ignored, parse
 from tests.support.peers import require_program
 from tests.support.pki import Material
@@ -176,8 +177,7 @@ def test_secrets_are_files_and_everything_named_exists() -> None:
 def test_a_node_has_time_to_drain_before_it_is_killed(name: str, tmp_path: Path, material: Material) -> None:
     config = load_like_in_the_container(name, tmp_path, material)
     grace = float(SERVICES[name]["stop_grace_period"].removesuffix("s"))
-    # Listeners, then workers, then the console: each group has three seconds after the drain.
-    assert grace >= config.node.drain_seconds + 10
+    assert grace >= config.node.drain_seconds + END_SECONDS
 
 
 def test_the_configurations_fit_the_services(tmp_path: Path, material: Material) -> None:

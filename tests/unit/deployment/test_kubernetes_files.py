@@ -14,6 +14,7 @@ import pytest
 import yaml
 
 from ingest.config.reader import load_config
+from ingest.supervisor.supervisor import END_SECONDS
 from tests.support.pki import Material
 
 # A checkout whose packages are older than its lock has no such module. CI has.
@@ -170,13 +171,13 @@ def test_pods_have_probes_that_the_program_knows_and_volumes_that_exist(workload
 
 
 def test_a_node_has_time_to_drain_before_it_is_killed() -> None:
-    """preStop comes first, then drain_seconds, then three seconds for each group of processes."""
+    """preStop comes first, then drain_seconds, then the end of workers, console and queue."""
     pod = WORKLOADS[0]["spec"]["template"]["spec"]
     text = (FOLDER / "base/ingest.toml").read_text()
     drain = float(re.search(r"^drain_seconds = (\d+)$", text, re.MULTILINE)[1])
     (container,) = pod["containers"]
     pause = float(container["lifecycle"]["preStop"]["exec"]["command"][1])
-    assert pod["terminationGracePeriodSeconds"] >= pause + drain + 10
+    assert pod["terminationGracePeriodSeconds"] >= pause + drain + END_SECONDS
 
 
 def test_what_has_promised_keeps_its_own_volume() -> None:
