@@ -49,10 +49,13 @@ def read_data_format(data_dir: Path) -> DataFormat | None:
     path = data_dir / FILE_NAME
     try:
         found = json.loads(path.read_bytes())
-        return DataFormat(int(found["format"]), str(found["program"]))
+        number, program = found["format"], found["program"]
+        if type(number) is not int or number < 1:
+            raise ValueError(f"{number!r} is no number of a format")
+        return DataFormat(number, str(program))
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise BootError(
             f"[node] data_dir: {path} does not name a format; restore it from a backup, or remove it if "
             f"dicom-ingest {read_version()} or an older release used this folder last"

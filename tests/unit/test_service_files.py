@@ -109,6 +109,19 @@ def test_maintainer_scripts_are_valid_shell(name: str) -> None:
     assert (done.returncode, done.stderr) == (0, "")
 
 
+def test_purge_keeps_a_data_folder_that_cannot_be_searched(tmp_path: Path) -> None:
+    data, programs = tmp_path / "data", tmp_path / "bin"
+    data.mkdir()
+    programs.mkdir()
+    (programs / "find").write_text("#!/bin/sh\nexit 1\n")
+    (programs / "find").chmod(0o755)
+    functions = (DEBIAN / "postrm").read_text().partition("has_debconf=false")[0]
+    for path, expected in ((f"{programs}:{os.environ['PATH']}", "holds"), (os.environ["PATH"], "empty")):
+        script = f'{functions}\nif is_empty "{data}"; then echo empty; else echo holds; fi'
+        done = subprocess.run(["sh", "-c", script], env={"PATH": path}, capture_output=True, text=True)
+        assert done.stdout.strip() == expected
+
+
 def test_control_file_of_the_package_can_be_parsed() -> None:
     parser = configparser.ConfigParser(interpolation=None)
     parser.read_string("[control]\n" + (DEBIAN / "control").read_text())

@@ -42,7 +42,19 @@ def test_newer_folder_is_refused_with_both_releases(tmp_path: Path) -> None:
         require_data_format(tmp_path)
 
 
-@pytest.mark.parametrize("content", ["", "{}", "[]", '{"format": "x", "program": ""}', "\0"])
+@pytest.mark.parametrize(
+    "content",
+    [
+        "",
+        "{}",
+        "[]",
+        "\0",
+        *(
+            f'{{"format": {number}, "program": ""}}'
+            for number in ('"x"', "Infinity", "1.9", "true", "0", "-1")
+        ),
+    ],
+)
 def test_file_without_a_version_is_no_version(tmp_path: Path, content: str) -> None:
     (tmp_path / FILE_NAME).write_text(content)
     with pytest.raises(BootError, match=FILE_NAME):
