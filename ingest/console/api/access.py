@@ -46,7 +46,9 @@ def add_user(call: Call) -> dict[str, Any]:
     """Add a user."""
     body: models.NewUser = call.body
     with _recording(call, Action.CHANGE_USERS, "user", body.name, change=f"added as {body.role}"):
-        user = call.console.users.add_user(body.name, USER_ROLES_BY_WORD[body.role], body.password)
+        user = call.console.users.add_user(
+            body.name, USER_ROLES_BY_WORD[body.role], body.password, keeps_admin=_needs_admin(call)
+        )
     return _user_to_json(user)
 
 
@@ -78,7 +80,7 @@ def remove_user(call: Call) -> dict[str, Any]:
 
 
 def _needs_admin(call: Call) -> bool:
-    """Return whether the last administrator must stay: no OpenID provider names another one."""
+    """Return whether the users must have an administrator: no OpenID provider names another one."""
     return call.console.oidc is None
 
 

@@ -82,21 +82,33 @@ class UserFile:
                 return None
         return user
 
-    def add_user(self, name: str, role: Role, password: str) -> User:
+    def add_user(self, name: str, role: Role, password: str, *, keeps_admin: bool = False) -> User:
         """Add a user, and return it.
 
+        Args:
+            name: Name of the user. It stands in paths of the API, so it has no `/`.
+            role: The role.
+            password: The password.
+            keeps_admin: Whether the first user must be an administrator. With the first user, the token of a
+                console without users ends.
+
         Raises:
-            IngestError: There is one of this name, or the password is too short.
+            IngestError: There is one of this name, the password is too short, or the first user is no
+                administrator.
         """
         name = normalize_name(name)
-        if not name or len(name) > 64 or not name.isprintable() or ":" in name:
-            raise IngestError(f"{name!r} is no name of a user; use 1 to 64 printable characters without `:`")
+        if not name or len(name) > 64 or not name.isprintable() or set(":/") & set(name):
+            raise IngestError(
+                f"{name!r} is no name of a user; use 1 to 64 printable characters without `:` and `/`"
+            )
         with lock_folder(self._folder):
             users = self._read()
             if name in users:
                 raise IngestError(
                     f"there is a user {name}; `ingest console user passwd` changes the password"
                 )
+            if keeps_admin and not users and role is not Role.ADMIN:
+                raise IngestError("the first user has to be an administrator, because there is no other one")
             user = _make_user(name, role, password)
             self._write({**users, name: user})
         return user

@@ -222,6 +222,26 @@ def test_change_of_the_password_ends_the_sessions_of_that_user(console: ConsoleP
     assert again.get("/").status_code == 303
 
 
+def test_first_user_of_the_api_is_an_administrator(local_console: ConsoleProcess) -> None:
+    token = (local_console.config.console_dir / "token").read_text().strip()
+    headers = {"Authorization": f"Bearer {token}"}
+    with httpx.Client(base_url=local_console.url, headers=headers, trust_env=False) as client:
+        for role in ("viewer", "operator"):
+            user = {"name": "first", "role": role, "password": PASSWORD}
+            refused = client.post("/api/v1/users", json=user)
+            assert (refused.status_code, "administrator" in refused.json()["detail"]) == (409, True)
+        assert client.get("/api/v1/users").json() == {"items": []}, "the token still counts"
+
+
+def test_name_of_a_user_fits_into_a_path_of_the_api(tmp_path: Path) -> None:
+    from ingest.console.auth.roles import Role
+    from ingest.console.auth.users import UserFile
+    from ingest.errors import IngestError
+
+    with pytest.raises(IngestError, match="no name of a user"):
+        UserFile(tmp_path).add_user("a/b", Role.ADMIN, PASSWORD)
+
+
 def test_removed_and_expired_tokens_are_refused(console: ConsoleProcess) -> None:
     from ingest.clock import unix_ms
     from ingest.console.auth.roles import Role
