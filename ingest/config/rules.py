@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 
 from ingest.config import alert_rules, console_rules, extra_rules, passwords, retention_rules, route_rules
 from ingest.config.faults import Fault
-from ingest.config.model import TLS, Config, Destination
+from ingest.config.model import TLS, Config, ConsoleSettings, Destination, ListenerSettings
 from ingest.dicom.statuses import StatusPattern, means_stored_only
 from ingest.ext.tls_context import TLS_1_0, TLS_1_1, TLS_1_2, TLS_1_3, Context
 from ingest.filesystem.barriers import find_barrier
@@ -89,11 +89,21 @@ def _check_listeners(config: Config, names: SectionNames, roles: Collection[str]
         yield from _check_tls_name(f"listeners[{index}].tls", listener.tls, names)
         for other in range(index):
             first = config.listeners[other]
-            same_host = listener.host == first.host or {listener.host, first.host} & {"0.0.0.0", "::"}  # noqa: S104 - compared, not bound
-            if listener.port == first.port != 0 and same_host:
+            if _share_address(listener, first):
                 cause = f"{listener.host}:{listener.port} is the address of listeners[{other}] too"
                 yield Fault(f"listeners[{index}].port", cause, "give each listener its own port")
                 break
+    for index, listener in enumerate(config.listeners):
+        if config.console is not None and _share_address(config.console, listener):
+            cause = f"{config.console.host}:{config.console.port} is the address of listeners[{index}] too"
+            yield Fault("console.port", cause, "give the console a port of its own")
+            break
+
+
+def _share_address(one: ListenerSettings | ConsoleSettings, other: ListenerSettings) -> bool:
+    """Return whether only one of two could listen."""
+    hosts = {one.host, other.host}
+    return one.port == other.port != 0 and (len(hosts) == 1 or not hosts.isdisjoint({"0.0.0.0", "::"}))  # noqa: S104 - compared, not bound
 
 
 def _check_audit(config: Config, names: SectionNames) -> Iterator[Fault]:

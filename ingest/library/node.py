@@ -135,8 +135,9 @@ class Node:
             ConfigError: The configuration has faults.
             NodeError: The node ended, or is not ready in time. The message has the end of its log.
         """
-        if self._process is not None:
+        if self.is_running:
             return
+        self._forget_process()  # one that has ended by itself
         path = self._write_config()
         self._config = load_config(path, roles=("listen",))
         # A parent-death signal follows the thread that forks, so another thread must do without.

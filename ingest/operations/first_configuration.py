@@ -5,6 +5,7 @@ It has only what a new node needs, with a comment for each choice. config/ingest
 
 import os
 import re
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Final
 from pydantic import TypeAdapter, ValidationError
 
 from ingest.config.model import AETitle
+from ingest.config.reader import load_config
 from ingest.config.serialization import format_toml_value
 from ingest.errors import IngestError
 from ingest.tls.keys import pairs
@@ -109,6 +111,7 @@ def write_first_configuration(folder: Path, choices: FirstChoices) -> WrittenFil
     """Write a configuration, a key pair and a trust bundle. Nothing that exists is replaced.
 
     Raises:
+        ConfigError: No node could start with the choices. Nothing was written.
         IngestError: One of the files exists, or a name cannot be in a certificate.
         OSError: A file or folder cannot be written.
     """
@@ -121,16 +124,37 @@ def write_first_configuration(folder: Path, choices: FirstChoices) -> WrittenFil
     if existing:
         raise IngestError(f"{', '.join(existing)} exists, and nothing is replaced; name another folder")
     files.key.parent.mkdir(parents=True, exist_ok=True, mode=0o755)
+    # What a failure left would be in the way of the next attempt, because nothing is replaced.
+    with tempfile.TemporaryDirectory(prefix=".init-", dir=folder) as draft:
+        _write_draft(Path(draft), choices)
+        for path in (files.certificate, files.key, files.trusted, files.configuration):
+            (Path(draft) / path.relative_to(folder)).rename(path)
+    return files
+
+
+def _write_draft(folder: Path, choices: FirstChoices) -> None:
+    """Write all files, and read them as a node does.
+
+    Raises:
+        ConfigError: No node could start with the choices.
+        IngestError: A name cannot be in a certificate or a file.
+    """
+    (folder / _KEY).parent.mkdir()
     names = ["localhost", "127.0.0.1", "::1"]
     if choices.host not in _EVERY_ADDRESS:
         names.append(choices.host)
     made = pairs.create_pair(folder / _CERTIFICATE.with_suffix(""), choices.machine_name, san=names)
     # A node that trusts its own certificate can be tried out with it.
-    pairs.add_to_bundle(made.anchor, files.trusted)
-    with files.configuration.open("x", encoding="utf-8") as file:
+    pairs.add_to_bundle(made.anchor, folder / _TRUSTED)
+    try:
+        content = format_first_configuration(choices).encode()
+    except UnicodeEncodeError:
+        raise IngestError("a name has bytes that are no UTF-8; choose another one") from None
+    path = folder / "ingest.toml"
+    with path.open("xb") as file:
         os.fchmod(file.fileno(), 0o640)
-        file.write(format_first_configuration(choices))
-    return files
+        file.write(content)
+    load_config(path, environ={})
 
 
 def format_first_configuration(choices: FirstChoices) -> str:

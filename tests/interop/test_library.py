@@ -82,6 +82,16 @@ def test_killed_node_starts_again_with_what_it_has_acknowledged(tmp_path: Path) 
     assert (tmp_path / "var" / "store").is_dir(), "a folder of the caller stays"
 
 
+def test_node_that_has_died_by_itself_starts_again(tmp_path: Path) -> None:
+    with ingest.Node(folder=tmp_path) as node:
+        [supervisor] = psutil.Process().children()
+        supervisor.kill()
+        eventually(lambda: not node.is_running, 10, "the node has died")
+        node.start()
+        assert node.is_running
+        assert ingest.send(write_instances(tmp_path / "study", 1), node).failed == ()
+
+
 def test_node_of_a_configuration_with_tls_forwards_to_another_node(
     tmp_path: Path, material: Material
 ) -> None:

@@ -188,6 +188,30 @@ def test_without_a_terminal_it_does_not_ask(tmp_path: Path) -> None:
     assert load_config(tmp_path / "site" / "ingest.toml", environ={}).node.ae_title == "INGEST"
 
 
+@pytest.mark.parametrize(
+    ("options", "fault"),
+    [
+        (["--data-dir", ""], "data_dir: is empty"),
+        (["--data-dir", b"d\xff"], "no UTF-8"),
+        (["--name", "x" * 65], "common name"),
+        (["--host", "no such host"], "neither a host name nor an address"),
+        (["--port", "8080", "--console"], "console.port"),
+    ],
+)
+def test_choices_that_no_node_can_start_with_leave_no_file(
+    tmp_path: Path, options: list[str | bytes], fault: str
+) -> None:
+    done = subprocess.run(
+        ["ingest", "init", "site", "--yes", *options],
+        cwd=tmp_path, env=ENVIRON, capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    assert done.returncode in {1, 2}
+    assert fault in done.stderr + done.stdout
+    assert "Traceback" not in done.stderr
+    assert [path for path in tmp_path.rglob("*") if not path.is_dir()] == []
+    init(tmp_path, "site", "--yes", "--port", free_port(), "--no-console")
+
+
 def test_in_a_terminal_it_asks_for_what_no_option_says(tmp_path: Path) -> None:
     answers = ["BAD\\TITLE", "CT-NODE", "PACS@pacs.example.org:104", "n", ""]
     said = _talk(["ingest", "init", "site", "--port", str(free_port())], answers, tmp_path)

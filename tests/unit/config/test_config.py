@@ -128,6 +128,11 @@ BAD = [
         "listeners[1].port",
         "its own port",
     ),
+    (
+        '[[listeners]]\nport = 8080\ntls = false\n[console]\nhost = "127.0.0.1"\nport = 8080',
+        "console.port",
+        "is the address of listeners[0]",
+    ),
     ("[[listeners]]\n[tls.node]\ntrusted = ['t.crt']", "tls.node.certificate", "ingest certs new"),
     ("[tls]\ncertificate = 'a.crt'", "tls.certificate", "is not a table"),
     ("[tls.n]\ncertificate = 'a.crt'\ntrusted = ['t.crt']", "tls.n.private_key", "both"),
