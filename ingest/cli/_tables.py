@@ -8,6 +8,7 @@ length, so that `grep` and `awk` find whole values.
 import csv
 import json
 import sys
+import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -85,7 +86,7 @@ def lay_out_table(columns: Sequence[str], rows: Sequence[Sequence[str]], width: 
     widths = [max(map(cell_len, column)) for column in zip(columns, *cells, strict=True)]
     if width is None or sum(widths) + len(GAP) * (len(widths) - 1) <= width:
         return [_format_row(row, widths) for row in (columns, *cells)]
-    return _format_blocks(columns, cells)
+    return _format_blocks(columns, cells, width)
 
 
 def _format_row(row: Sequence[str], widths: Sequence[int]) -> str:
@@ -95,17 +96,34 @@ def _format_row(row: Sequence[str], widths: Sequence[int]) -> str:
     return GAP.join(padded).rstrip()
 
 
-def _format_blocks(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+def _format_blocks(columns: Sequence[str], rows: Sequence[Sequence[str]], width: int) -> list[str]:
     margin = max(map(len, columns))
+    indent = " " * (margin + 2 * len(GAP))
     lines = []
     for row in rows:
         is_first = True
         for name, cell in zip(columns, row, strict=True):
             if cell:
                 label = name.ljust(margin + (len(GAP) if is_first else 0))
-                lines.append(f"{'' if is_first else GAP}{label}{GAP}{cell}")
+                first, *rest = wrap_words(cell, max(width - len(indent), 1), indent="")
+                lines.append(f"{'' if is_first else GAP}{label}{GAP}{first}")
+                lines += (f"{indent}{part}" for part in rest)
                 is_first = False
     return lines
+
+
+def wrap_words(text: str, width: int | None, indent: str = GAP) -> list[str]:
+    """Break a line between words, with `indent` before each further line. A word stays whole at any width.
+
+    A line that fits, or that does not go to a terminal (no width), is returned as it is.
+    """
+    from rich.cells import cell_len
+
+    if width is None or cell_len(text) <= width:
+        return [text]
+    return textwrap.wrap(
+        text, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
+    )
 
 
 def print_list(

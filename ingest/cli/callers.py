@@ -8,7 +8,15 @@ import click
 
 from ingest.cli import _options as options
 from ingest.cli._base import config_option, load_config
-from ingest.cli._tables import ListLayout, format_local_time, print_line, print_list, print_table
+from ingest.cli._tables import (
+    ListLayout,
+    find_width,
+    format_local_time,
+    print_line,
+    print_list,
+    print_table,
+    wrap_words,
+)
 
 if TYPE_CHECKING:
     from ingest.operations.callers import Caller, RefusalGroup
@@ -97,7 +105,8 @@ def _print_refusals(found: "Sequence[RefusalGroup]") -> None:
         if number:
             print_line("")
         print_line(f"{group.refusal.text}: {group.count}")
-        print_line(f"remedy: {group.refusal.remedy}")
+        for line in wrap_words(f"remedy: {group.refusal.remedy}", find_width()):
+            print_line(line)
         print_table(("address", "caller", "count", "last", "certificate", "sha256"), list(_list_rows(group)))
 
 

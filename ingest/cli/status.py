@@ -53,6 +53,7 @@ def _print_status(config: "Config", *, as_json: bool, watch_seconds: float | Non
     from rich.console import Console
 
     from ingest.cli._status_page import lay_out_page
+    from ingest.cli._tables import wrap_words
     from ingest.status.report import gather_status
 
     console = Console(highlight=False, soft_wrap=True, emoji=False)
@@ -65,7 +66,10 @@ def _print_status(config: "Config", *, as_json: bool, watch_seconds: float | Non
         gc.enable()
         return _watch_status(config, now, watch_seconds, width)
     for line in lay_out_page(now, None, width):
-        console.print(line, style=_choose_style(line, now), markup=False)
+        style = _choose_style(line, now)
+        # The tables fit already. The verdict, which has a style, may be too long.
+        for part in wrap_words(line, width) if style else [line]:
+            console.print(part, style=style, markup=False)
     return int(now["exit_code"])
 
 

@@ -4,7 +4,7 @@ import io
 
 import pytest
 
-from ingest.cli._tables import escape_controls, format_local_time, lay_out_table, print_table
+from ingest.cli._tables import escape_controls, format_local_time, lay_out_table, print_table, wrap_words
 
 UID = "1.2.826.0.1.3680043.8.498." + "1234567890" * 3 + "12345678"
 
@@ -14,6 +14,17 @@ def test_identifiers_are_whole_however_narrow_the_terminal_is() -> None:
     for width in (None, 20, 80, 120, 200):
         text = "\n".join(lay_out_table(("id", "SOP instance", "from"), rows, width))
         assert all(row[1] in text for row in rows), width
+
+
+def test_a_sentence_breaks_between_words_below_itself() -> None:
+    problem = "archive: its circuit is open, 1 waits"
+    assert lay_out_table(("problem", "study"), [(problem, UID)], 40) == [
+        "problem    archive: its circuit is open,",
+        "           1 waits",
+        f"  study    {UID}",
+    ]
+    assert wrap_words(f"remedy: {UID} is late", 40) == ["remedy:", f"  {UID}", "  is late"]
+    assert wrap_words(problem * 9, None) == [problem * 9]
 
 
 def test_a_row_is_one_line_where_the_output_is_no_terminal() -> None:
