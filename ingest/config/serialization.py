@@ -65,9 +65,13 @@ def format_values_as_toml(values: Mapping[str, Any]) -> str:
         if section is None:
             continue
         if isinstance(section, list | tuple):
-            if not section:
-                top.append(f"{name} = []")
+            if not section or not all(isinstance(item, Mapping) for item in section):
+                top.append(f"{format_toml_key(name)} = {format_toml_value(section)}")
+                continue
             tables += [_format_table(f"[[{name}]]", item) for item in section]
+        elif not isinstance(section, Mapping):
+            # A fault, which the reader reports.
+            top.append(f"{format_toml_key(name)} = {format_toml_value(section)}")
         elif name == "tls":
             tables += [_format_table(f"[tls.{format_toml_key(key)}]", item) for key, item in section.items()]
         else:

@@ -374,7 +374,8 @@ def _complete(given: Mapping[str, Any]) -> dict[str, Any]:
     """Add what a mapping leaves out."""
     values = {name: deepcopy(section) for name, section in given.items() if section is not None}
     for name, defaults in _DEFAULTS.items():
-        values[name] = {**defaults, **values.get(name, {})}
+        section = values.get(name, {})
+        values[name] = {**defaults, **section} if isinstance(section, Mapping) else section
     if not values.get("listeners"):
         values["listeners"] = [_LISTENER]
     return values

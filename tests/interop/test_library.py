@@ -82,6 +82,12 @@ def test_killed_node_starts_again_with_what_it_has_acknowledged(tmp_path: Path) 
     assert (tmp_path / "var" / "store").is_dir(), "a folder of the caller stays"
 
 
+@pytest.mark.parametrize(("name", "section"), [("node", 5), ("receive", ["x"]), ("peers", 5), ("more", True)])
+def test_section_that_is_no_table_is_a_fault_of_the_configuration(name: str, section: object) -> None:
+    with pytest.raises(ingest.ConfigError, match=name), ingest.Node({name: section}):
+        pass
+
+
 def test_node_that_has_died_by_itself_starts_again(tmp_path: Path) -> None:
     with ingest.Node(folder=tmp_path) as node:
         [supervisor] = psutil.Process().children()
