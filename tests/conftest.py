@@ -17,7 +17,7 @@ import tempfile
 import zlib
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -122,6 +122,27 @@ class NoProcesses:
     def _skip_test(self, event: str, _: object) -> None:
         if event in STARTS_A_PROCESS and self._test_runs:
             pytest.skip("it starts a process")
+
+
+@pytest.fixture(autouse=True)
+def _ledgers_of_tests_are_closed(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Close the ledgers that the code of a test makes. The product has to close its own ones."""
+    module = sys.modules.get("ingest.ledger.ledger")
+    if module is None:
+        yield
+        return
+    made: list[Any] = []
+    begin = module.Ledger.__init__
+
+    def begin_and_note(self: Any, *arguments: Any, **named: Any) -> None:
+        begin(self, *arguments, **named)
+        if sys._getframe(1).f_globals.get("__name__", "").startswith("tests."):
+            made.append(self)
+
+    monkeypatch.setattr(module.Ledger, "__init__", begin_and_note)
+    yield
+    for ledger in made:
+        ledger.close()
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,7 @@
 """`ingest deliveries`, `retry` and `drop` on a real ledger, and with a real worker."""
 
 import json
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -23,8 +24,10 @@ def _quiet(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def site(tmp_path: Path, redis_server: Valkey) -> Forwarding:
-    return Forwarding(tmp_path / "var", redis_server)
+def site(tmp_path: Path, redis_server: Valkey) -> Iterator[Forwarding]:
+    made = Forwarding(tmp_path / "var", redis_server)
+    yield made
+    made.ledger.close()
 
 
 def ask(site: Forwarding, command: str, *arguments: str) -> Result:

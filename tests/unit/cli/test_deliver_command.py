@@ -1,6 +1,7 @@
 """`ingest deliver`, with a real worker and remote: what came before its route, what a remote has lost."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -19,8 +20,10 @@ def _quiet(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def site(tmp_path: Path, redis_server: Valkey) -> Forwarding:
-    return Forwarding(tmp_path / "var", redis_server)
+def site(tmp_path: Path, redis_server: Valkey) -> Iterator[Forwarding]:
+    made = Forwarding(tmp_path / "var", redis_server)
+    yield made
+    made.ledger.close()
 
 
 def test_images_that_came_before_their_route_are_delivered_and_again_if_the_remote_lost_them(

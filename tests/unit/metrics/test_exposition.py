@@ -96,6 +96,9 @@ def test_the_ledger_part_reads_both_databases(
         destinations=(Destination(name="pacs", ae_title="PACS", host="localhost"),),
     )
     with contextlib.closing(Ledger(config.ledger_url)) as ledger:
+        if database == "postgresql":
+            with ledger.database.begin_write() as connection:
+                connection.exec_driver_sql("DROP SCHEMA public CASCADE; CREATE SCHEMA public")
         ledger.migrate()
     readers = PartReaders(config, [part for part in PARTS if part.name == "ledger"], deadline_seconds=30.0)
     found = {(sample.family.name, sample.labels): sample.value for sample in readers.read_parts()}
