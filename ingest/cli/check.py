@@ -12,6 +12,7 @@ from ingest.cli import _options as options
 from ingest.cli._base import BAD_CONFIGURATION, FAILED, config_option, exit_with, load_config
 from ingest.cli._faults import print_fault
 from ingest.cli._tables import format_count
+from ingest.cli._user import become_user
 from ingest.errors import ConfigError, IngestError
 
 if TYPE_CHECKING:
@@ -78,7 +79,7 @@ def check(
             raise click.UsageError("--ready and --live go with neither --strict nor --user")
         exit_with(_print_health(path, is_ready_asked=ready, as_json=as_json))
     if user:
-        _become_user(user)
+        become_user(user)
     try:
         found = _examine(path, connect=connect, user=user or "")
     except ConfigError as error:
@@ -113,37 +114,6 @@ def _examine(path: Path, *, connect: bool, user: str) -> Findings:
     except IngestError:
         pid = 0
     return Findings(sorted(faults, key=lambda fault: [*FaultKind].index(fault.kind)), answers, pid)
-
-
-def _become_user(name: str) -> None:
-    """Take the rights of a user, as a service manager does before it starts a node.
-
-    Raises:
-        click.UsageError: There is no such user, or this user is not root.
-        IngestError: That user cannot read this program.
-    """
-    import os
-    import pwd
-
-    try:
-        user = pwd.getpwnam(name)
-    except KeyError:
-        raise click.UsageError(
-            f"there is no user {name}; --user takes the user that the node runs as"
-        ) from None
-    if os.geteuid() != 0:
-        raise click.UsageError(f"only root can check as another user: sudo ingest check --user {name}")
-    os.initgroups(name, user.pw_gid)
-    os.setgid(user.pw_gid)
-    os.setuid(user.pw_uid)
-    try:
-        import ingest.checks.node
-        import ingest.status.health  # noqa: F401 - what the check needs must be readable now
-    except (ImportError, OSError) as error:
-        place = Path(__file__).parents[1]
-        raise IngestError(
-            f"the user {name} cannot read the program in {place} ({error}); install it where every user can"
-        ) from None
 
 
 def _print_health(path: Path, *, is_ready_asked: bool, as_json: bool) -> int:

@@ -11,7 +11,7 @@ import click
 from ingest.cli._program import name_program
 
 if TYPE_CHECKING:
-    from ingest.operations.first_configuration import FirstChoices, FirstDestination, WrittenFiles
+    from ingest.operations.first_configuration import FirstChoices, FirstDestination, NodeUser, WrittenFiles
 
 DEFAULT_AE_TITLE: Final = "INGEST"
 DEFAULT_PORT: Final = 2762
@@ -50,25 +50,30 @@ _T = TypeVar("_T")
 @click.option(
     "--data-dir", default="var", show_default=True, help="Folder of spool, store and ledger, seen from DIR."
 )
+@click.option(
+    "--user", metavar="NAME", help="User that the node runs as; only root can name one. Default: this user."
+)
 @click.option("--yes", is_flag=True, help="Do not ask; take the defaults of options that are not given.")
-def init(folder: Path, yes: bool, **options: Any) -> None:
+def init(folder: Path, user: str | None, yes: bool, **options: Any) -> None:
     """Write the first configuration of a node into DIR.
 
     \b
     ingest init site
     ingest init site --yes --ae-title PACS1 --destination ARCHIVE@archive.example.org:2762
-    ingest init /etc/dicom-ingest --data-dir /var/lib/dicom-ingest
+    ingest init /etc/dicom-ingest --data-dir /var/lib/dicom-ingest --user dicom-ingest
 
     Writes ingest.toml with comments, a key pair and a list of trusted certificates. No file is replaced.
-    In a terminal the command asks for what no option says. Then it prints the next commands.
+    In a terminal the command asks for what no option says. Then it prints the next commands. The user of
+    --user owns the keys and the data folder, and can read the configuration.
     """
     from ingest.checks.listening import check_listening
     from ingest.config.reader import load_config
     from ingest.operations.first_configuration import write_first_configuration
 
+    node_user = _find_node_user(user) if user else None
     choices = _choose(options, is_asking=not yes and sys.stdin.isatty() and sys.stdout.isatty())
-    files = write_first_configuration(folder, choices)
-    click.echo("\n".join(_describe(files, choices)))
+    files = write_first_configuration(folder, choices, node_user)
+    click.echo("\n".join(_describe(files, choices, user)))
     faults = [*check_listening(load_config(files.configuration))]
     if faults:
         from rich.console import Console
@@ -78,6 +83,18 @@ def init(folder: Path, yes: bool, **options: Any) -> None:
         click.echo("\nOn this machine, the node could not start now:")
         for fault in faults:
             print_fault(Console(highlight=False, soft_wrap=True), fault)
+
+
+def _find_node_user(name: str) -> "NodeUser":
+    import os
+
+    from ingest.cli._user import find_user
+    from ingest.operations.first_configuration import NodeUser
+
+    found = find_user(name)
+    if os.geteuid() != 0:
+        raise click.UsageError("only root can give files to another user: run this command as root")
+    return NodeUser(found.pw_uid, found.pw_gid)
 
 
 def _choose(options: dict[str, Any], *, is_asking: bool) -> "FirstChoices":
@@ -152,11 +169,11 @@ def _parse_port(text: str) -> int:
     return int(text)
 
 
-def _describe(files: "WrittenFiles", choices: "FirstChoices") -> Iterator[str]:
+def _describe(files: "WrittenFiles", choices: "FirstChoices", user: str | None) -> Iterator[str]:
     meanings = {
         files.configuration: "the configuration, with comments",
         files.certificate: "the certificate of this node, for its peers",
-        files.key: "its private key; only this user can read it",
+        files.key: f"its private key; only {user or 'this user'} can read it",
         files.trusted: "the certificates that it trusts",
     }
     width = max(len(str(path)) for path in meanings)
@@ -164,7 +181,7 @@ def _describe(files: "WrittenFiles", choices: "FirstChoices") -> Iterator[str]:
     yield from (f"  {path!s:<{width}}  {meaning}" for path, meaning in meanings.items())
     yield ""
     yield "Next, the last one in a second terminal:"
-    yield from list_next_commands(files, choices)
+    yield from list_next_commands(files, choices, user)
     if choices.destination is not None:
         yield ""
         yield from _describe_destination(files, choices.destination)
@@ -173,15 +190,18 @@ def _describe(files: "WrittenFiles", choices: "FirstChoices") -> Iterator[str]:
         yield from ("", "The console, while the node runs:", f"  {command}")
 
 
-def list_next_commands(files: "WrittenFiles", choices: "FirstChoices") -> Iterator[str]:
+def list_next_commands(
+    files: "WrittenFiles", choices: "FirstChoices", user: str | None = None
+) -> Iterator[str]:
     """Yield the lines of three commands: check the configuration, run the node, and call it."""
     program, configuration = name_program(), shlex.quote(str(files.configuration))
     host = "localhost" if choices.host in {"0.0.0.0", "::"} else choices.host  # noqa: S104 - compared
     certificate, key, trusted = (
         shlex.quote(str(path)) for path in (files.certificate, files.key, files.trusted)
     )
-    yield f"  {program} check -c {configuration}"
-    yield f"  {program} serve -c {configuration}"
+    node = f"runuser -u {user} -- {program}" if user else program
+    yield f"  {node} check -c {configuration}"
+    yield f"  {node} serve -c {configuration}"
     yield f"  {program} echo {host} {choices.port} --tls-cert {certificate} \\"
     yield f"    --tls-key {key} --tls-trusted {trusted}"
 

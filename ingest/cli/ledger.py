@@ -13,6 +13,7 @@ import click
 from ingest.cli import _options as options
 from ingest.cli._base import CommandGroup, config_option, exit_with, load_config
 from ingest.cli._tables import print_line
+from ingest.cli._user import load_config_as_owner
 
 REBUILD: Final = "ingest.workers.ledger_rebuild"
 REINDEX: Final = "ingest.workers.study_reindex"
@@ -73,7 +74,7 @@ def rebuild(path: Path, *, no_deliveries: bool, as_json: bool) -> None:
     """
     with _show_progress() as report_progress:
         result = importlib.import_module(REBUILD).rebuild_ledger(
-            load_config(path), makes_deliveries=not no_deliveries, report_progress=report_progress
+            load_config_as_owner(path), makes_deliveries=not no_deliveries, report_progress=report_progress
         )
     if as_json:
         print_line(json.dumps(result.to_json()))
@@ -97,7 +98,7 @@ def reindex(path: Path, *, as_json: bool) -> None:
     interrupted, run it again: it finishes the rest. Exits with 1 if anything is left or unreadable.
     """
     with _show_progress() as report_progress:
-        result = importlib.import_module(REINDEX).reindex_studies(load_config(path), report_progress)
+        result = importlib.import_module(REINDEX).reindex_studies(load_config_as_owner(path), report_progress)
     if as_json:
         print_line(json.dumps(asdict(result)))
     else:

@@ -97,9 +97,10 @@ def sweep(path: Path) -> None:
 
     A running node sweeps by itself every few seconds.
     """
+    from ingest.cli._user import load_config_as_owner
     from ingest.queue.sweep import sweep_spool
 
-    result = sweep_spool(load_config(path))
+    result = sweep_spool(load_config_as_owner(path))
     click.echo(
         f"{result.waiting} waiting in the spool, {result.published} of them put back on the queue; "
         f"{result.released} already kept and removed; {result.partials_removed} partial files removed"

@@ -19,6 +19,7 @@ from ingest.cli._tables import (
     print_note,
     print_table,
 )
+from ingest.cli._user import load_config_as_owner
 
 if TYPE_CHECKING:
     from ingest.config.model import Config
@@ -108,7 +109,7 @@ def release(path: Path, ids: tuple[int, ...]) -> None:
     The instance that is stored under the same SOP Instance UID goes into quarantine instead. The released one
     is routed and delivered like a new instance. Exits with 1 if an id is unknown or cannot be released.
     """
-    _apply("release_instances", load_config(path), ids)
+    _apply("release_instances", load_config_as_owner(path), ids)
 
 
 @quarantine.command()
@@ -127,7 +128,7 @@ def retry(path: Path, ids: tuple[int, ...], everything: bool) -> None:
     """
     if bool(ids) == everything:
         raise click.UsageError("say which: ID…, or --all")
-    _apply("retry_instances", load_config(path), ids)
+    _apply("retry_instances", load_config_as_owner(path), ids)
 
 
 @quarantine.command()

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Final
 import click
 
 from ingest.cli import _options as options
-from ingest.cli._base import CANNOT_BOOT, FAILED, config_option, exit_with, load_config
+from ingest.cli._base import CANNOT_BOOT, FAILED, config_option, exit_with
 from ingest.cli._tables import print_line
+from ingest.cli._user import load_config_as_owner
 
 if TYPE_CHECKING:
     from ingest.operations.upgrade import PlannedStep, UpgradePlan
@@ -31,14 +32,15 @@ def upgrade(path: Path, *, only_checks: bool, force: bool, as_json: bool) -> Non
     ingest upgrade -c ingest.toml
 
     `ingest serve` does the same at its start, while it receives. This command does it alone, so that you see
-    how long it takes. Back up the ledger first: there is no way back without a backup.
+    how long it takes. Back up the ledger first: there is no way back without a backup. Root does it with the
+    rights of the owner of the data folder.
 
     Exits with 0 after an upgrade, 1 if it cannot be done now, 3 if a newer program has used the ledger or the
     data folder. With --check: 0 if there is nothing to do, 4 if an upgrade is needed, 1 and 3 as above.
     """
     from ingest.operations.upgrade import UpgradeVerdict, plan_upgrade, upgrade_node
 
-    config = load_config(path)
+    config = load_config_as_owner(path)
     if only_checks:
         plan = plan_upgrade(config)
         _print_plan(plan, as_json=as_json)

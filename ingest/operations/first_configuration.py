@@ -80,6 +80,14 @@ class WrittenFiles:
     trusted: Path
 
 
+@dataclass(frozen=True, slots=True)
+class NodeUser:
+    """The user that the node runs as, by its numbers."""
+
+    uid: int
+    gid: int
+
+
 def parse_ae_title(text: str) -> str:
     """Return an AE title.
 
@@ -107,8 +115,15 @@ def parse_destination(text: str, *, is_tls: bool = True) -> FirstDestination:
     return FirstDestination(parse_ae_title(found["ae"].strip()), host, int(found["port"]), is_tls)
 
 
-def write_first_configuration(folder: Path, choices: FirstChoices) -> WrittenFiles:
+def write_first_configuration(
+    folder: Path, choices: FirstChoices, user: NodeUser | None = None
+) -> WrittenFiles:
     """Write a configuration, a key pair and a trust bundle. Nothing that exists is replaced.
+
+    Args:
+        folder: Where to write.
+        choices: The choices of a person.
+        user: The user that can read the configuration, and that owns keys and data folder; None for this one.
 
     Raises:
         ConfigError: No node could start with the choices. Nothing was written.
@@ -123,12 +138,22 @@ def write_first_configuration(folder: Path, choices: FirstChoices) -> WrittenFil
     ]
     if existing:
         raise IngestError(f"{', '.join(existing)} exists, and nothing is replaced; name another folder")
-    files.key.parent.mkdir(parents=True, exist_ok=True, mode=0o755)
+    if user is not None:
+        _make_folder(folder, 0o750, 0, user.gid)
+    folder.mkdir(parents=True, exist_ok=True)
+    files.key.parent.mkdir(exist_ok=True, mode=0o700)
     # What a failure left would be in the way of the next attempt, because nothing is replaced.
-    with tempfile.TemporaryDirectory(prefix=".init-", dir=folder) as draft:
-        _write_draft(Path(draft), choices)
+    with tempfile.TemporaryDirectory(prefix=".init-", dir=folder) as name:
+        draft = Path(name)
+        _write_draft(draft, choices)
+        if user is not None:
+            os.chown(files.key.parent, user.uid, user.gid)
+            os.chown(draft / files.configuration.name, 0, user.gid)
+            for path in (_CERTIFICATE, _KEY, _TRUSTED):
+                os.chown(draft / path, user.uid, user.gid)
+            _make_folder(folder / choices.data_dir, 0o750, user.uid, user.gid)
         for path in (files.certificate, files.key, files.trusted, files.configuration):
-            (Path(draft) / path.relative_to(folder)).rename(path)
+            (draft / path.relative_to(folder)).rename(path)
     return files
 
 
@@ -155,6 +180,16 @@ def _write_draft(folder: Path, choices: FirstChoices) -> None:
         os.fchmod(file.fileno(), 0o640)
         file.write(content)
     load_config(path, environ={})
+
+
+def _make_folder(folder: Path, mode: int, uid: int, gid: int) -> None:
+    """Make a folder with this owner. One that exists stays as it is."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(mode=mode)
+    except FileExistsError:
+        return
+    os.chown(folder, uid, gid)
 
 
 def format_first_configuration(choices: FirstChoices) -> str:

@@ -116,13 +116,14 @@ def list_socket_paths(data_dir: Path) -> list[Path]:
     """List the paths where the embedded server of this data folder may listen, the best one first.
 
     The first choice is the data folder itself. Its path may be too long for a socket, or its file system may
-    have no Unix sockets (SMB, vfat). Then a private folder below a runtime folder is used, or below the
-    temporary folder. The temporary folder comes last, because a service may have a private one that commands
-    do not see. The result does not depend on environment variables: a service and a command have different
-    ones.
+    have no Unix sockets (SMB, vfat). Then a private folder below a runtime folder is used, such as the one
+    that systemd makes for the service, or below the temporary folder. The temporary folder comes last,
+    because a service may have a private one that commands do not see. The result does not depend on
+    environment variables: a service and a command have different ones.
     """
     name, user = hashlib.sha256(str(data_dir.resolve()).encode()).hexdigest()[:16], os.geteuid()
-    runtime = [Path(f"/run/user/{user}"), Path("/run"), Path(tempfile.gettempdir()), Path("/tmp")]  # noqa: S108 - `_private`
+    own = [Path("/run/dicom-ingest"), Path(f"/run/user/{user}"), Path("/run")]
+    runtime = [*own, Path(tempfile.gettempdir()), Path("/tmp")]  # noqa: S108 - `_private`
     below = Path(f"dicom-ingest-{user}") / name / "valkey.sock"
     usable = [folder for folder in runtime if os.access(folder, os.W_OK | os.X_OK)]
     paths = [data_dir.resolve() / "queue" / "valkey.sock", *(folder / below for folder in usable)]

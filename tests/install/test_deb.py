@@ -386,6 +386,22 @@ def test_node_starts_as_soon_as_a_port_is_free(machine: Machine, tmp_path: Path)
     eventually(lambda: machine.show(NODE, "ActiveState") == "active", 20, "active")
 
 
+def test_commands_reach_the_queue_of_a_node_whose_data_folder_can_hold_no_socket(machine: Machine) -> None:
+    configuration = machine.path(CONFIG)
+    text = configuration.read_text()
+    too_long = f"{DATA}/{'long' * 25}"
+    changed = re.sub(r'^data_dir = ".*"', f'data_dir = "{too_long}"', text, flags=re.MULTILINE)
+    assert changed != text
+    configuration.write_text(changed)
+    machine.run("systemctl", "restart", NODE)
+    assert "valkey.sock" in machine.run("find", "/run/dicom-ingest")
+    # In the private /tmp of the unit it would not be found.
+    eventually(lambda: ingest(machine, "status").returncode == 0, 30, "well")
+    configuration.write_text(text)
+    machine.run("systemctl", "restart", NODE)
+    machine.run("rm", "-r", too_long)
+
+
 def test_role_of_several_hosts_runs_in_the_same_sandbox(machine: Machine) -> None:
     machine.run("systemctl", "start", "dicom-ingest-work@forward")
     assert machine.show("dicom-ingest-work@forward", "StatusText").startswith("configuration 1; ")
@@ -433,8 +449,11 @@ def test_removal_that_is_aborted_starts_the_node_again(machine: Machine) -> None
 
 def test_commands_of_root_leave_no_file_that_the_node_cannot_use(machine: Machine) -> None:
     machine.run("systemctl", "stop", NODE)
-    for command in ("instances", "deliveries", "check"):
-        machine.run("ingest", command)
+    # Files that a node makes at its start: root must not make them in its place.
+    for name in ("format.json", "ledger.db.lock", "run"):
+        machine.run("rm", "-rf", f"{DATA}/{name}")
+    for command in ("upgrade", "upgrade --check", "instances", "deliveries", "check", "ledger rebuild"):
+        machine.run("ingest", *command.split())
     machine.call("ingest", "status")
     assert machine.run("find", DATA, "!", "-user", "dicom-ingest") == ""
     machine.run("systemctl", "start", NODE)

@@ -28,6 +28,7 @@ from ingest.operations.first_configuration import (
 from tests.support.peers import storescp
 from tests.support.pki import Material
 from tests.support.ports import free_port
+from tests.support.users import NOBODY, as_nobody, shared_folder, with_reachable_python
 
 ENVIRON = {
     **{name: value for name, value in os.environ.items() if name != "INGEST_CONFIG"},
@@ -111,8 +112,27 @@ def test_nothing_is_replaced(tmp_path: Path, existing: str) -> None:
 
 def test_key_is_for_its_owner_alone(tmp_path: Path) -> None:
     CliRunner().invoke(main, ["init", str(tmp_path / "site"), "--yes"])
+    assert (tmp_path / "site/pki").stat().st_mode & 0o777 == 0o700
     assert (tmp_path / "site/pki/node.key").stat().st_mode & 0o777 == 0o600
     assert (tmp_path / "site/ingest.toml").stat().st_mode & 0o007 == 0
+
+
+def test_user_of_the_service_can_use_what_root_has_written(tmp_path: Path) -> None:
+    as_user, before = as_nobody(), with_reachable_python()
+    with shared_folder() as folder:
+        options = ["--data-dir", folder / "data", "--user", "nobody", "--port", free_port(), "--no-console"]
+        command = [*before, sys.executable, "-m", "ingest.cli", "init", folder / "etc", "--yes", *options]
+        done = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=60)
+        assert done.returncode == 0, done.stdout + done.stderr
+        site = folder / "etc"
+        owners = {path: (path.stat().st_uid, oct(path.stat().st_mode & 0o777)) for path in site.rglob("*")}
+        assert owners[site / "ingest.toml"] == (0, "0o640"), "the node may not change its configuration"
+        assert owners[site / "pki"] == (NOBODY, "0o700")
+        assert owners[site / "pki/node.key"] == (NOBODY, "0o600")
+        command = [*as_user, sys.executable, "-m", "ingest.cli", "check", "-c", site / "ingest.toml"]
+        checked = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=60)
+        assert checked.returncode == 0, checked.stdout + checked.stderr
+        assert "sound" in checked.stdout
 
 
 def test_port_in_use_is_told_at_once(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from ingest.ledger import SCHEMA_VERSION, Ledger
 from ingest.operations import upgrade
 from tests.support.ledgers import find_newest_instances, row
 from tests.support.migrating import downgrade, pretend_newer
+from tests.support.users import NOBODY, shared_folder, with_reachable_python
 
 
 class Site:
@@ -139,3 +140,19 @@ def test_full_disk_is_named_before_the_migration(site: Site, monkeypatch: pytest
     assert refused.exit_code == 1
     assert "make room" in refused.output
     assert site.ledger.read_schema_version() == "0011"
+
+
+def test_root_leaves_no_file_that_the_user_of_the_node_cannot_use() -> None:
+    before = with_reachable_python()
+    with shared_folder() as folder:
+        (folder / "node.toml").write_text('[node]\ndata_dir = "var"\n')
+        data = folder / "var"
+        data.mkdir()
+        os.chown(data, NOBODY, NOBODY)
+        command = [*before, sys.executable, "-m", "ingest.cli", "upgrade", "-c", str(folder / "node.toml")]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+        assert done.returncode == 0, done.stderr
+        made = {path.name: path.stat() for path in data.iterdir()}
+        assert {"format.json", "ledger.db", "ledger.db.lock", "run"} <= set(made)
+        assert {(status.st_uid, status.st_gid) for status in made.values()} == {(NOBODY, NOBODY)}
+        assert {name for name, status in made.items() if status.st_mode & 0o007} == set()
