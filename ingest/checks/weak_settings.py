@@ -1,11 +1,16 @@
 """Notes on settings that weaken a node, whether or not its files can be used."""
 
 from collections.abc import Iterator
+from ipaddress import ip_network
+from typing import Final
 
 from ingest.config.faults import Fault, FaultKind
 from ingest.config.model import TLS, Config
 
 _UNCHECKED_REVOCATION = {"crl_missing": "no CRL", "crl_expired": "only a CRL past its nextUpdate"}
+
+_WIDEST_PROXIES: Final = {4: 24, 6: 64}
+"""Shortest prefix, for each version of IP, of a network that is likely to hold nothing but proxies."""
 
 
 def find_weak_settings(config: Config) -> list[Fault]:
@@ -19,6 +24,12 @@ def find_weak_settings(config: Config) -> list[Fault]:
             "audit messages, which name patients, leave over UDP: anyone on the way can read and drop them"
         )
         notes.append(Fault("audit.allow_plain", cause, "name a [tls.NAME] in audit.tls", FaultKind.NOTE))
+    for index, text in enumerate(config.console.trusted_proxies if config.console is not None else ()):
+        network = ip_network(text)
+        if network.prefixlen < _WIDEST_PROXIES[network.version]:
+            cause = f"{text} is wide: a client in it can pretend to have another address"
+            remedy = "name the addresses of the proxies alone"
+            notes.append(Fault(f"console.trusted_proxies[{index}]", cause, remedy, FaultKind.NOTE))
     for name, tls in config.tls.items():
         notes += _find_weak_tls(f"tls.{name}", tls)
     if config.tls or config.peers:

@@ -64,11 +64,15 @@ def _check_public_url(console: ConsoleSettings) -> Iterator[Fault]:
 
 def _check_proxies(console: ConsoleSettings) -> Iterator[Fault]:
     for index, text in enumerate(console.trusted_proxies):
+        key = f"console.trusted_proxies[{index}]"
         try:
-            ip_network(text)
+            network = ip_network(text)
         except ValueError as error:
-            remedy = "write an address or a network, such as 10.1.2.3 or 10.1.0.0/16"
-            yield Fault(f"console.trusted_proxies[{index}]", str(error), remedy)
+            yield Fault(key, str(error), "write an address or a network, such as 10.1.2.3 or 10.1.2.0/28")
+            continue
+        if network.prefixlen == 0:
+            cause = "has every address, so each client could pretend to have another address"
+            yield Fault(key, cause, "name the addresses of the proxies alone")
     if console.trusted_proxies and not console.public_url:
         cause = "is needed with trusted_proxies, because pages and cookies depend on it"
         yield Fault(

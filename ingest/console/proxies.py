@@ -3,6 +3,9 @@
 A proxy writes the address that it got the request from at the end of `X-Forwarded-For`, and so does each
 further proxy. A client may send this header too. Therefore only the part that trusted proxies have written
 counts: from the end back to the first address that is no trusted proxy. That is the client.
+
+If all addresses are those of trusted proxies, a client with such an address may have written each of them
+but the last: the proxy that the request comes from has written that one. So the last address counts.
 """
 
 from collections.abc import Iterable, Sequence
@@ -37,15 +40,14 @@ class TrustedProxies:
 
     def _find_client(self, hops: Sequence[str]) -> int:
         """Return the place of the client's address, counted from the end; 0 if no proxy has written one."""
-        depth = 0
-        for text in reversed(hops):
+        for depth, text in enumerate(reversed(hops), start=1):
             address = _parse_address(text)
             if address is None:
-                break  # no trusted proxy writes this: the client may have sent it, and all before it
-            depth += 1
+                # No trusted proxy writes this: the client may have sent it, and all before it.
+                return min(depth - 1, 1)
             if not self._is_trusted(address):
-                break
-        return depth
+                return depth
+        return min(len(hops), 1)
 
     def _is_trusted(self, address: IPv4Address | IPv6Address | None) -> bool:
         return address is not None and any(address in network for network in self._networks)

@@ -32,7 +32,9 @@ def restore(client: str, **headers: list[str] | str) -> tuple[str, str]:
         ("10.0.0.1", "203.0.113.9, 198.51.100.1", "198.51.100.1"),  # the first was sent by the client
         ("10.0.0.1", ["203.0.113.9", "198.51.100.1"], "198.51.100.1"),  # HAProxy adds a line
         ("10.0.0.1", "198.51.100.1, 10.0.0.2", "198.51.100.1"),  # two proxies
-        ("10.0.0.1", "10.0.0.3, 10.0.0.2", "10.0.0.3"),  # a person in the network of the proxies
+        ("10.0.0.1", "10.0.0.2", "10.0.0.2"),  # a person in the network of the proxies
+        ("10.0.0.1", "10.0.0.3, 10.0.0.2", "10.0.0.2"),  # who may have written the first
+        ("10.0.0.1", "10.0.0.4, unknown, 10.0.0.3, 10.0.0.2", "10.0.0.2"),
         ("10.0.0.1", "198.51.100.1, unknown", "10.0.0.1"),
         ("10.0.0.1", "198.51.100.1, unknown, 10.0.0.2", "10.0.0.2"),
         ("10.0.0.1", "", "10.0.0.1"),
@@ -73,6 +75,14 @@ def test_scheme_is_that_of_the_client(client: str, hops: str, schemes: str, sche
             r"console\.trusted_proxies\[0\]",
         ),
         ('public_url = "https://n.example"\ntrusted_proxies = ["proxy"]', r"console\.trusted_proxies\[0\]"),
+        (
+            'public_url = "https://n.example"\ntrusted_proxies = ["10.1.2.3", "0.0.0.0/0"]',
+            r"console\.trusted_proxies\[1\]: has every address",
+        ),
+        (
+            'public_url = "https://n.example"\ntrusted_proxies = ["::/0"]',
+            r"console\.trusted_proxies\[0\]: has every address",
+        ),
         ('trusted_proxies = ["127.0.0.1"]', r"console\.public_url: is needed with trusted_proxies"),
         (
             'public_url = "http://localhost"\ntrusted_proxies = ["127.0.0.1"]',
@@ -88,3 +98,20 @@ def test_proxies_need_networks_a_public_address_and_users(tmp_path: Path, text: 
     path.write_text(f"[console]\n{text}\n")
     with pytest.raises(ConfigError, match=key):
         load_config(path)
+
+
+@pytest.mark.parametrize(
+    ("networks", "is_noted"),
+    [
+        (("10.1.2.3", "10.1.2.0/24", "2001:db8::1", "2001:db8::/64"), False),
+        (("10.0.0.0/8",), True),
+        (("2001:db8::/32",), True),
+    ],
+)
+def test_a_wide_network_of_proxies_gets_a_note(networks: tuple[str, ...], is_noted: bool) -> None:
+    from ingest.checks.weak_settings import find_weak_settings
+    from ingest.config.model import Config, ConsoleSettings
+
+    console = ConsoleSettings(public_url="https://n.example", trusted_proxies=networks)
+    keys = [note.key for note in find_weak_settings(Config(console=console))]
+    assert ("console.trusted_proxies[0]" in keys) == is_noted, keys
