@@ -18,6 +18,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
+import pytest
+
 from tests.install.artefacts import require_programs, skip_or_fail
 from tests.install.containerfile import Image
 from tests.support.nodes import eventually
@@ -72,7 +74,8 @@ def require_namespaces() -> None:
     if os.getuid() != 0:
         skip_or_fail("namespaces and control groups need root")
     if not (CGROUPS / "memory/memory.limit_in_bytes").exists():
-        skip_or_fail("the limits of these tests are control groups of version 1")
+        # In CI too: the kernel of a machine decides this, and no package.
+        pytest.skip("the limits of these tests are control groups of version 1; this machine mounts none")
 
 
 def read_bytes(text: str) -> int:

@@ -14,7 +14,9 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from tests.install.artefacts import require_programs, skip_or_fail
+import pytest
+
+from tests.install.artefacts import require_programs
 from tests.install.chroots import Chroot
 from tests.support.nodes import eventually
 
@@ -185,8 +187,8 @@ def _make_group(name: str) -> Path:
             group = Path(point, name)
             group.mkdir()
             return group
-    skip_or_fail("no cgroup2 hierarchy that this user may write to is mounted")
-    raise AssertionError
+    # In CI too: the kernel of a machine decides this, and no package.
+    pytest.skip("systemd in a machine needs a cgroup2 hierarchy that this user may write to; none is mounted")
 
 
 def _remove_group(group: Path) -> None:
