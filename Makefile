@@ -43,20 +43,21 @@ docs: setup
 
 # The sdist, and the wheel for this Python with the tag of the systems that it runs on. The OpenSSL of the system is
 # left out of the wheel, so that its security updates reach the node. No other library has to be put into it, so
-# auditwheel patches nothing. constraints.txt has the versions of all
-# dependencies that the tests ran with.
+# auditwheel patches nothing. constraints.txt has the versions of all dependencies that the tests ran with. Folders in
+# DIST are no part of the release.
 DIST ?= dist
 dist: setup
 	rm -rf build/wheel
 	mkdir -p "$(DIST)"
-	rm -f "$(DIST)"/dicom_ingest-* "$(DIST)/constraints.txt" "$(DIST)/SHA256SUMS"
+	rm -f "$(DIST)"/dicom_ingest-* "$(DIST)"/dicom-ingest_*.deb "$(DIST)/constraints.txt" "$(DIST)"/SHA256SUMS*
 	SOURCE_DATE_EPOCH=$$(git log -1 --format=%ct 2>/dev/null || date +%s) \
 	  $(BIN)/python -m build --outdir build/wheel .
 	$(BIN)/auditwheel repair --patcher none --exclude libssl.so.3 --exclude libcrypto.so.3 --wheel-dir "$(DIST)" \
 	  build/wheel/*.whl
 	cp build/wheel/*.tar.gz "$(DIST)"
 	sed -n 's/^\([^ #][^ ]*==.*\) \\$$/\1/p' config/container/runtime.lock >"$(DIST)/constraints.txt"
-	cd "$(DIST)" && sha256sum -- * >SHA256SUMS && cat SHA256SUMS
+	cd "$(DIST)" && find . -maxdepth 1 -type f ! -name 'SHA256SUMS*' -printf '%P\0' | sort -z | xargs -0 sha256sum -- >SHA256SUMS && \
+	   cat SHA256SUMS
 
 # The Debian package for the release that this runs on, with Debian's own Python; docs/how-to/install-debian.md.
 .PHONY: deb

@@ -28,4 +28,6 @@ if [ ! -s /pki/prometheus/token ]; then
 fi
 cp /pki/node/trusted.crt /pki/prometheus/ca.crt
 chown -R 65534:65534 /pki/prometheus
-chown -R 10001:10001 "$data"
+# Not the whole folder: a node at work may have millions of files there, and they are its own.
+chown 10001:10001 "$data"
+chown -R 10001:10001 "$data/console"

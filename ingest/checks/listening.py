@@ -70,7 +70,7 @@ def check_listening(config: Config, *, user: str = "") -> Iterator[Fault]:
 def _describe_missing_listener(config: Config) -> Fault:
     if config.queue.url:
         cause = "there is no listener, so `ingest serve` does not start; `ingest work` does"
-        return Fault("listeners", cause, "add a [[listeners]] where instances arrive", kind=FaultKind.NOTE)
+        return Fault("listeners", cause, "add a [[listeners]] where instances arrive", kind=FaultKind.WARNING)
     return Fault("listeners", "there is no listener, so the node receives nothing", "add a [[listeners]]")
 
 

@@ -46,6 +46,7 @@ def upgrade(path: Path, *, only_checks: bool, force: bool, as_json: bool) -> Non
         _print_plan(plan, as_json=as_json)
         codes = {
             UpgradeVerdict.NOTHING: 0,
+            UpgradeVerdict.NEW: 0,
             UpgradeVerdict.NEEDED: NEEDED,
             UpgradeVerdict.BLOCKED: FAILED,
             UpgradeVerdict.REFUSED: CANNOT_BOOT,

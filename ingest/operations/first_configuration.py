@@ -92,7 +92,7 @@ def parse_ae_title(text: str) -> str:
     """Return an AE title.
 
     Raises:
-        ValueError: The text is none.
+        ValueError: The text is no AE title.
     """
     try:
         return str(TypeAdapter(AETitle).validate_python(text))
@@ -104,7 +104,7 @@ def parse_destination(text: str, *, is_tls: bool = True) -> FirstDestination:
     """Return the destination that AE@HOST:PORT names.
 
     Raises:
-        ValueError: The text names none.
+        ValueError: The text names no destination.
     """
     found = _REMOTE.fullmatch(text.strip())
     if found is None or not 1 <= int(found["port"]) <= 65535:

@@ -39,6 +39,7 @@ class UpgradeVerdict(Enum):
     """What an upgrade would do."""
 
     NOTHING = "nothing to do"
+    NEW = "a new ledger will be made"
     NEEDED = "an upgrade is needed"
     BLOCKED = "an upgrade is needed, and cannot be done now"
     REFUSED = "a newer program has used this ledger or this data folder"
@@ -108,6 +109,8 @@ class UpgradePlan:
         """What the upgrade would do. Running processes do not count: a plan is made before they stop."""
         if self.refusal:
             return UpgradeVerdict.REFUSED
+        if self.schema_version is None:
+            return UpgradeVerdict.NEW
         if not self.steps:
             return UpgradeVerdict.NOTHING
         return UpgradeVerdict.BLOCKED if self.is_room_missing else UpgradeVerdict.NEEDED
@@ -196,9 +199,10 @@ def upgrade_node(
     config.run_dir.mkdir(parents=True, exist_ok=True, mode=0o750)
     lock = node_lock.take_node_lock(config.run_dir)
     try:
-        write_data_format(config.data_dir)
         with contextlib.closing(Ledger(config.ledger_url)) as ledger:
             ledger.database.migrate(report_step)
+        # Last: an older program refuses a newer format, so a migration that fails must not leave one.
+        write_data_format(config.data_dir)
     finally:
         os.close(lock)
     return plan

@@ -60,8 +60,8 @@ def test_no_listener_is_a_fault_unless_other_hosts_could_listen(tmp_path: Path) 
     none = {"node": {"data_dir": str(tmp_path)}}
     [fault] = check_listening(Config.model_validate(none))
     assert (fault.key, fault.is_note) == ("listeners", False)
-    [note] = check_listening(Config.model_validate({**none, "queue": {"url": "redis://queue:6379"}}))
-    assert (note.key, note.is_note) == ("listeners", True)
+    [warning] = check_listening(Config.model_validate({**none, "queue": {"url": "redis://queue:6379"}}))
+    assert (warning.key, warning.kind) == ("listeners", "warning")
 
 
 # --- the command

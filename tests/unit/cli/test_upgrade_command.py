@@ -101,6 +101,21 @@ def test_newer_ledger_or_data_folder_is_refused_before_anything_is_touched(site:
     assert os.listdir(site.data) == [FILE_NAME]
 
 
+def test_check_without_a_ledger_says_that_one_will_be_made(tmp_path: Path) -> None:
+    path = tmp_path / "node.toml"
+    path.write_text(f'[node]\ndata_dir = "{tmp_path}"\n')
+    result = CliRunner().invoke(main, ["upgrade", "-c", str(path), "--check"])
+    assert (result.exit_code, result.output.splitlines()[-1]) == (0, "a new ledger will be made")
+
+
+def test_migration_that_fails_leaves_no_version_in_the_data_folder(site: Site) -> None:
+    with site.ledger.database.begin_write() as connection:
+        connection.exec_driver_sql("CREATE TABLE studies (id INTEGER)")  # revision 0012 makes it
+    assert site.run().exit_code != 0
+    assert site.ledger.read_schema_version() == "0011"
+    assert not (site.data / FILE_NAME).exists()
+
+
 @pytest.mark.parametrize("lock", ["take_node_lock", "share_workers_lock"])
 def test_running_node_or_worker_has_to_stop_first(site: Site, lock: str) -> None:
     run_dir = site.data / "run"

@@ -198,6 +198,19 @@ def test_the_configurations_fit_the_services(tmp_path: Path, material: Material)
     assert targets["static_configs"][0]["targets"] == [node.console.public_url.removeprefix("https://")]
 
 
+def test_keys_and_images_of_the_quick_starts_stay_out_of_git_and_of_the_image() -> None:
+    private = ("site/pki/node.key", "site/var/a.dcm", "config/container/images/a.dcm")
+    for name in private:
+        assert is_ignored(name, IGNORED), name
+        done = subprocess.run(["git", "check-ignore", "-q", name], cwd=ROOT, check=False)
+        assert done.returncode == 0 or not (ROOT / ".git").exists(), name
+
+
+def test_setup_does_not_walk_the_store() -> None:
+    script = (FOLDER / "setup.sh").read_text()
+    assert re.findall(r'chown -R \S+ "\$data(.*)"', script) == ["/console"]
+
+
 @pytest.mark.parametrize("name", ["make-secrets.sh", "setup.sh"])
 def test_the_scripts_are_sound_for_a_plain_shell(name: str) -> None:
     done = subprocess.run(["sh", "-n", FOLDER / name], capture_output=True, text=True, check=False)
