@@ -21,7 +21,7 @@ KEPT = re.compile(
     r"(x[0-9a-f]{40}|[0-9][0-9.]{0,63})\.dcm"
     r"|quarantine/[0-9A-Za-z._-]+\.dcm"
     r"|run/(callers|refusals)/\d+\.json|run/seen/[0-9a-f]{32}\.json|run/metrics/node"
-    r"|spool/(id|L\d+/lock)|run/[^/]+|queue/.*|ledger\.db(-wal|-shm|\.lock)?"
+    r"|spool/(id|L\d+/lock)|run/[^/]+|queue/.*|ledger\.db(-wal|-shm|\.lock)?|format\.json"
     r"|(store|quarantine)/\.incoming/.*"
 )
 """Every name that a node may give to a file of its data folder."""
