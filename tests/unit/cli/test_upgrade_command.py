@@ -52,8 +52,10 @@ def running_with_lock(function: str, run_dir: Path) -> Iterator[None]:
 
 
 @pytest.fixture
-def site(tmp_path: Path, url: str) -> Site:
-    return Site(tmp_path, url)
+def site(tmp_path: Path, url: str) -> Iterator[Site]:
+    made = Site(tmp_path, url)
+    with contextlib.closing(made.ledger):
+        yield made
 
 
 def test_check_says_what_would_be_done_and_changes_nothing(site: Site) -> None:

@@ -1,5 +1,6 @@
 """Migrations with several processes at once, on both databases, some of them killed in the midst."""
 
+import contextlib
 import socket
 from pathlib import Path
 
@@ -15,17 +16,16 @@ from tests.support.migrating import downgrade, finish, pretend_newer, read_line,
 from tests.support.spools import config as make_config
 
 
-def old_ledger(url: str, revision: str = "0011") -> Ledger:
-    """A ledger of an older schema version, with a few rows."""
-    ledger = Ledger(url)
-    ledger.migrate()
+def make_old(ledger: Ledger) -> None:
+    """Give a ledger an older schema version, and a few rows."""
     ledger.instances.record([row(number) for number in range(1, 50)])
-    downgrade(ledger, revision)
-    return ledger
+    downgrade(ledger, "0011")
 
 
-def test_one_of_several_processes_migrates_and_a_killed_one_leaves_nothing_behind(url: str) -> None:
-    ledger = old_ledger(url)
+def test_one_of_several_processes_migrates_and_a_killed_one_leaves_nothing_behind(
+    ledger: Ledger, url: str
+) -> None:
+    make_old(ledger)
     killed = start_migration(url, pause_after="0014")
     assert read_line(killed) == "in the midst"
     others = [start_migration(url) for _ in range(3)]
@@ -40,8 +40,8 @@ def test_one_of_several_processes_migrates_and_a_killed_one_leaves_nothing_behin
     assert ledger.count_rows().deliveries["pacs"] == {"waiting": 49}
 
 
-def test_migration_that_was_killed_alone_begins_anew(url: str) -> None:
-    ledger = old_ledger(url)
+def test_migration_that_was_killed_alone_begins_anew(ledger: Ledger, url: str) -> None:
+    make_old(ledger)
     killed = start_migration(url, pause_after=SCHEMA_VERSION)
     assert read_line(killed) == "in the midst"
     killed.kill()
@@ -53,9 +53,9 @@ def test_migration_that_was_killed_alone_begins_anew(url: str) -> None:
 
 
 def test_process_that_waits_too_long_for_a_migration_names_the_lock(
-    url: str, monkeypatch: pytest.MonkeyPatch
+    ledger: Ledger, url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    ledger = old_ledger(url)
+    make_old(ledger)
     monkeypatch.setattr(database, "MIGRATION_SECONDS", 0.2)
     other = start_migration(url, pause_after="0012")
     assert read_line(other) == "in the midst"
@@ -76,9 +76,7 @@ def test_steps_name_what_they_do_in_their_order() -> None:
     assert {table for step in list_steps("") for table in step.cost} == {"instances", "deliveries"}
 
 
-def test_newer_ledger_is_refused_with_both_releases_and_nothing_is_changed(url: str) -> None:
-    ledger = Ledger(url)
-    ledger.migrate()
+def test_newer_ledger_is_refused_with_both_releases_and_nothing_is_changed(ledger: Ledger) -> None:
     pretend_newer(ledger)
     for ask in (ledger.require_schema, ledger.migrate):
         with pytest.raises(
@@ -88,9 +86,9 @@ def test_newer_ledger_is_refused_with_both_releases_and_nothing_is_changed(url: 
     assert ledger.read_schema_version() == "9999"
 
 
-def test_host_is_noted_and_a_worker_ends_when_a_newer_program_has_migrated(url: str, tmp_path: Path) -> None:
-    ledger = Ledger(url)
-    ledger.migrate()
+def test_host_is_noted_and_a_worker_ends_when_a_newer_program_has_migrated(
+    ledger: Ledger, tmp_path: Path
+) -> None:
     recorder = HostRecorder(make_config(tmp_path), ledger, "persist")
     recorder.record_if_due()
     [note] = ledger.hosts.list_hosts()
@@ -104,10 +102,9 @@ def test_host_is_noted_and_a_worker_ends_when_a_newer_program_has_migrated(url: 
         HostRecorder(make_config(tmp_path), ledger, "persist").record_if_due()
 
 
+@pytest.mark.usefixtures("ledger")
 def test_read_only_ledger_refuses_every_write(url: str) -> None:
-    ledger = Ledger(url)
-    ledger.migrate()
-    reader = Ledger(url, is_read_only=True)
-    with pytest.raises(LedgerError, match=r"read-?only"):
-        reader.instances.record([row(1)])
-    assert find_newest_instances(reader) == []
+    with contextlib.closing(Ledger(url, is_read_only=True)) as reader:
+        with pytest.raises(LedgerError, match=r"read-?only"):
+            reader.instances.record([row(1)])
+        assert find_newest_instances(reader) == []

@@ -157,5 +157,7 @@ def _find_own_group(controller: str) -> Path | None:
     for line in Path("/proc/self/cgroup").read_text().splitlines():
         _, controllers, path = line.split(":", 2)
         if controller in controllers.split(","):
-            return Path("/sys/fs/cgroup") / controller / path.lstrip("/")
+            folder = Path("/sys/fs/cgroup") / controller / path.lstrip("/")
+            # In a chroot nothing may be mounted there.
+            return folder if (folder / "cgroup.procs").exists() else None
     return None
