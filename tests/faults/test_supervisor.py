@@ -110,11 +110,11 @@ def test_a_node_is_ready_within_seconds_and_works_from_a_folder_with_spaces(
     assert noise == [said], "a start and a stop are no reason for concern"
 
 
-def test_a_port_in_use_ends_the_start_with_3_and_is_named(make_node: Callable[..., Node]) -> None:
+def test_a_port_in_use_ends_the_start_with_1_and_is_named(make_node: Callable[..., Node]) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         node = make_node(listeners=f'[[listeners]]\nhost = "127.0.0.1"\nport = {port}\ntls = false')
-        said = refused(node, 3)
+        said = refused(node, 1)
     assert f"127.0.0.1:{port}" in said
     assert "Traceback" not in said
 

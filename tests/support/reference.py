@@ -208,8 +208,8 @@ def _write_command(name: str, command: click.Command) -> str:
     records = [
         record
         for parameter in command.get_params(context)
-        if (record := parameter.get_help_record(context)) is not None
-        and not record[0].startswith(("-h,", "-c,"))
+        if not {"--help", "-c"} & set(parameter.opts)
+        and (record := parameter.get_help_record(context)) is not None
     ]
     if records:
         text += write_head("option", "meaning")
