@@ -34,6 +34,7 @@ from ingest.ledger.store_agreement import ALARM, find_disagreement
 from ingest.ledger.store_folders import QUARANTINE, STORE
 from ingest.routing.node_router import NodeRouter
 from ingest.routing.router import RoutingDecision
+from ingest.workers.delivery_terms import make_terms
 from ingest.workers.store.filesystem import FileStore, SourceFile
 from ingest.workers.store.keys import STAGING, make_safe_name
 
@@ -323,6 +324,7 @@ class LedgerRebuild:
             if routing
             else "",
             destinations=destinations,
+            terms=make_terms(routing) if routing is not None and destinations else {},
             attributes=self._attribute_reader.read_attributes(header.attributes),
             **more,
         )

@@ -52,6 +52,7 @@ class Action(Enum):
     RELEASE = "release from quarantine"
     DROP_QUARANTINED = "drop from quarantine"
     RETRY = "retry deliveries"
+    RELEASE_DELIVERIES = "release held deliveries"
     DROP = "drop deliveries"
     PAUSE = "pause destination"
     RESUME = "resume destination"

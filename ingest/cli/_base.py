@@ -10,6 +10,8 @@ import click
 from ingest.errors import AddressAwayError, BootError, ConfigError, IngestError
 
 if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
+
     from ingest.config.model import Config
 
 FAILED: Final = 1
@@ -61,6 +63,38 @@ class CommandGroup(click.Group):
                 raise  # click ends silently when the reader of a pipe has gone
             _print_errors([f"{error.filename}: {error.strerror}" if error.filename else str(error)])
             ctx.exit(FAILED)
+
+
+class DefaultCommandGroup(CommandGroup):
+    """A group that runs one of its commands if none is named.
+
+    Attributes:
+        default_command: Name of that command. The help of the group shows its options.
+    """
+
+    default_command = "list"
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Put the default command in front of arguments that name no command."""
+        asks_for_help = bool(args) and set(args) <= set(ctx.help_option_names)
+        # The completion of a shell parses the words before the one that is typed: without any, it may be the
+        # name of a command.
+        is_named = bool(args) and args[0] in self.commands
+        if not asks_for_help and not is_named and (args or not ctx.resilient_parsing):
+            args = [self.default_command, *args]
+        return super().parse_args(ctx, args)
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the options of the default command, and the commands."""
+        click.Command.format_options(self.commands[self.default_command], ctx, formatter)
+        self.format_commands(ctx, formatter)
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> "list[CompletionItem]":
+        """Complete the names of commands, and the options of the default command."""
+        of_default = self.commands[self.default_command].shell_complete(ctx, incomplete)
+        own = super().shell_complete(ctx, incomplete)
+        known = {each.value for each in own}
+        return own + [each for each in of_default if each.value not in known]
 
 
 def _print_errors(lines: Sequence[str]) -> None:

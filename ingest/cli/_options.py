@@ -19,7 +19,7 @@ _F = TypeVar("_F", bound=Callable[..., Any])
 Decorator = Callable[[_F], _F]
 
 # The states of the ledger, repeated here so that --help needs no ledger. A test compares them.
-DELIVERY_STATES: Final = ("waiting", "sending", "delivered", "retry", "dead", "dropped")
+DELIVERY_STATES: Final = ("waiting", "sending", "delivered", "retry", "dead", "dropped", "held", "awaiting")
 INSTANCE_STATES: Final = ("stored", "variant", "quarantined", "replaced", "removing", "removed")
 _UNITS: Final = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ingest.cli import _options as options
-from ingest.cli._base import config_option, load_config
+from ingest.cli._base import DefaultCommandGroup, config_option, load_config
 from ingest.cli._tables import ListLayout, format_local_time, print_line, print_list, print_note
 
 if TYPE_CHECKING:
@@ -19,24 +19,60 @@ if TYPE_CHECKING:
     from ingest.operations.deliveries import ListedDelivery
 
 
-@click.command()
+@click.group(cls=DefaultCommandGroup, subcommand_metavar="[COMMAND]")
+def deliveries() -> None:
+    """List deliveries, or release held ones.
+
+    \b
+    ingest deliveries -c ingest.toml --destination pacs --state dead
+    ingest deliveries release -c ingest.toml --destination pacs
+
+    Without a command it lists.
+    """
+
+
+@deliveries.command("list")
 @config_option
 @options.delivery_filter_options
 @options.limit_option
 @options.before_option
 @options.list_format_options
-def deliveries(path: Path, limit: int, before: int | None, list_format: str | None, **which: Any) -> None:
+def list_(path: Path, limit: int, before: int | None, list_format: str | None, **which: Any) -> None:
     """List deliveries, the newest first.
 
     \b
     ingest deliveries -c ingest.toml --destination pacs --state dead
     ingest deliveries -c ingest.toml --since 2h --json
+
+    `ingest deliveries` alone lists too.
     """
     from ingest.operations.deliveries import list_deliveries
 
     found = list_deliveries(load_config(path), options.make_delivery_filter(which), limit, before)
     more = f"--before {found[-1].delivery.id}, or --limit" if len(found) == limit else ""
     print_list(found, list_format, make_delivery_layout(), more=more)
+
+
+@deliveries.command()
+@config_option
+@options.delivery_filter_options
+@click.option("--all", "everything", is_flag=True, help="Every held delivery.")
+@options.dry_run_option
+def release(path: Path, everything: bool, dry_run: bool, **which: Any) -> None:
+    """Send held deliveries: those of routes with `hold = true`.
+
+    \b
+    ingest deliveries release -c ingest.toml --study 1.2.840.1
+    ingest deliveries release -c ingest.toml --destination research --dry-run
+
+    Deliveries in other states do not change. Drop those that must not be sent: `ingest drop --state held`.
+    """
+    options.require_selection(which, everything=everything)
+    from ingest.operations.deliveries import release_deliveries
+
+    result = release_deliveries(load_config(path), options.make_delivery_filter(which), dry_run=dry_run)
+    _print_counts(result.counts, "would be released" if dry_run else "released")
+    _note_queue_error(result.queue_error)
 
 
 @click.command()
@@ -272,6 +308,8 @@ def _format_backfill(name: str, counts: "BackfillCounts", *, dry_run: bool) -> I
         DeliveryState.DROPPED: (
             f"dropped; `ingest retry --destination {name} --state dropped` sends them again"
         ),
+        DeliveryState.HELD: f"held; `ingest deliveries release --destination {name}` sends them",
+        DeliveryState.AWAITING: "awaiting the end of their series or study",
     }
     outcome = "would be delivered" if dry_run else "to be delivered"
     if counts.new or not counts.again + counts.left.total():

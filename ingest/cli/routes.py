@@ -75,5 +75,7 @@ def _format_lines(explanation: "RouteExplanation") -> Iterator[str]:
         for condition, values, holds in result.conditions:
             found = ", ".join(values) or "nothing"
             yield f"         {escape(condition.key)}: {escape(found)} {'holds' if holds else 'does not hold'}"
+    if routing.held:
+        yield f"  [yellow]held for {escape(', '.join(sorted(routing.held)))}[/yellow]: a person releases it"
     for remark in routing.exclusions:
         yield f"  [yellow]{escape(remark)}[/yellow]: it came from there; return = true in the route sends it"

@@ -270,6 +270,7 @@ class Route(Section):
     when: dict[str, Any] = Field(default_factory=dict)
     stop: bool = False
     default: bool = False
+    hold: bool = False
     # The key is called "return", which is a keyword of Python.
     sends_back: bool = Field(default=False, alias="return")
 

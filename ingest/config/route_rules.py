@@ -31,6 +31,9 @@ def check_routes(config: Config, destinations: Set[str]) -> Iterator[Fault]:
             except ConditionError as error:
                 yield Fault(f"{key}.when.{name}", str(error), error.remedy)
         yield from _check_destinations(f"{key}.to", route.to, destinations)
+        if route.hold and not route.to:
+            cause = "there is nothing to hold: it names no destination"
+            yield Fault(f"{key}.hold", cause, "name destinations in `to`, or remove it")
         if route.name and route.name in names:
             cause = f'"{route.name}" is the name of routes[{names[route.name]}] too'
             yield Fault(f"{key}.name", cause, "give each route its own name")

@@ -28,7 +28,7 @@ _KINDS: Final = {
         "sound",
         "success",
     ),
-    "info": ("waiting", "sending", "variant", "booting", "note", "growing"),
+    "info": ("waiting", "awaiting", "sending", "variant", "booting", "note", "growing"),
     "warn": (
         *("retry", "half-open", "paused", "degraded", "draining", "quarantined", "conflict", "warning"),
         *("ends soon", "held"),
@@ -36,7 +36,13 @@ _KINDS: Final = {
     "fail": ("dead", "open", "failing", "silent", "refused", "ended", "fault", "failed", "away", "revoked"),
 }
 _KIND_OF: Final = {state: kind for kind, states in _KINDS.items() for state in states}
-_ICONS: Final = {"retry": "retry", "paused": "pause", "dropped": "drop", "sending": "deliveries"}
+_ICONS: Final = {
+    "retry": "retry",
+    "paused": "pause",
+    "dropped": "drop",
+    "held": "pause",
+    "sending": "deliveries",
+}
 _KIND_ICONS: Final = {"ok": "ok", "warn": "warn", "fail": "fail", "info": "info"}
 
 _UNITS: Final = ((60.0, "s", 1), (3600.0, "min", 60), (172_800.0, "h", 3600), (math.inf, "days", 86_400))

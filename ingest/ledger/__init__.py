@@ -5,12 +5,15 @@ from ingest.ledger.instances import StoreKeys
 from ingest.ledger.ledger import Ledger
 from ingest.ledger.quarantine import ContentIdentity
 from ingest.ledger.records import (
+    PLAIN_TERMS,
+    UNRELEASED,
     Attempt,
     Counts,
     Delivery,
     DeliveryResult,
     DeliveryRow,
     DeliveryState,
+    DeliveryTerms,
     Instance,
     InstanceState,
     NewInstance,
@@ -20,7 +23,9 @@ from ingest.ledger.throughput import DestinationProgress
 from ingest.program import SCHEMA_VERSION
 
 __all__ = [
+    "PLAIN_TERMS",
     "SCHEMA_VERSION",
+    "UNRELEASED",
     "Attempt",
     "Circuit",
     "CircuitState",
@@ -30,6 +35,7 @@ __all__ = [
     "DeliveryResult",
     "DeliveryRow",
     "DeliveryState",
+    "DeliveryTerms",
     "DestinationProgress",
     "Instance",
     "InstanceState",

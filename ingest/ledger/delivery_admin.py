@@ -8,7 +8,7 @@ from sqlalchemy import ColumnElement, Connection, RowMapping, Select, and_, func
 
 from ingest.ledger.database import Database
 from ingest.ledger.index import list_destinations
-from ingest.ledger.records import DeliveryState
+from ingest.ledger.records import UNRELEASED, DeliveryState
 from ingest.ledger.row_counts import count_deliveries
 from ingest.ledger.schema import deliveries, instances, studies
 from ingest.ledger.study_filter import StudyFilter
@@ -221,7 +221,7 @@ class DeliveryAdmin:
     def drop_deliveries(
         self, which: DeliveryFilter, reason: str, unix_ms: int, *, dry_run: bool = False
     ) -> dict[str, int]:
-        """Drop open and dead deliveries; return their number as `requeue_deliveries` does."""
+        """Drop unfinished and dead deliveries; return their number as `requeue_deliveries` does."""
         values = {
             "state": DeliveryState.DROPPED.value,
             "next_at": 0,
@@ -229,8 +229,22 @@ class DeliveryAdmin:
             "last_error": reason,
             "updated_at": unix_ms,
         }
-        droppable = (DeliveryState.WAITING.value, DeliveryState.RETRY.value, DeliveryState.DEAD.value)
-        allowed = deliveries.c.state.in_(droppable)
+        droppable = (DeliveryState.WAITING, DeliveryState.RETRY, DeliveryState.DEAD, *UNRELEASED)
+        allowed = deliveries.c.state.in_([state.value for state in droppable])
+        return self._count(which, allowed) if dry_run else self._change(which, allowed, values)
+
+    def release_deliveries(
+        self, which: DeliveryFilter, unix_ms: int, *, dry_run: bool = False
+    ) -> dict[str, int]:
+        """Make held deliveries wait for a worker; return their number as `requeue_deliveries` does."""
+        values = {
+            "state": DeliveryState.WAITING.value,
+            "next_at": 0,
+            # The time until the delivery expires starts now: nobody could send it before.
+            "created_at": unix_ms,
+            "updated_at": unix_ms,
+        }
+        allowed = deliveries.c.state == DeliveryState.HELD.value
         return self._count(which, allowed) if dry_run else self._change(which, allowed, values)
 
     def _count(self, which: DeliveryFilter, allowed: ColumnElement[bool]) -> dict[str, int]:

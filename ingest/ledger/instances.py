@@ -10,6 +10,8 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 from ingest.ledger.database import Database
 from ingest.ledger.records import (
+    PLAIN_TERMS,
+    UNRELEASED,
     DeliveryState,
     Instance,
     InstanceColumns,
@@ -40,7 +42,7 @@ INSERT: Final = {
 INSERT_DELIVERIES: Final = insert(deliveries).values(
     instance_id=bindparam("instance_id"),
     destination=bindparam("destination"),
-    state=DeliveryState.WAITING.value,
+    state=bindparam("state"),
     attempts=0,
     next_at=0,
     created_at=bindparam("at"),
@@ -79,7 +81,9 @@ _COUNT_AGAIN: Final = (
     .where(instances.c.store_key == bindparam("key"), instances.c.state == InstanceState.QUARANTINED.value)
     .values(times=instances.c.times + 1)
 )
-_OPEN: Final = (DeliveryState.WAITING.value, DeliveryState.SENDING.value, DeliveryState.RETRY.value)
+_UNFINISHED: Final = tuple(
+    state.value for state in (DeliveryState.WAITING, DeliveryState.SENDING, DeliveryState.RETRY, *UNRELEASED)
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,7 +151,7 @@ class Instances:
                 connection, {row.sop_instance_uid for row in rows if row.state is InstanceState.VARIANT}
             )
             waiting = [
-                {"instance_id": number, "destination": destination, "at": row.stored_at}
+                encode_delivery(row, number, destination)
                 for row, number in zip(rows, new, strict=True)
                 if number is not None
                 for destination in row.destinations
@@ -272,6 +276,17 @@ def encode_columns(row: NewInstance) -> dict[str, Any]:
     return {name: clean_value(getattr(row, name)) for name in _COLUMNS}
 
 
+def encode_delivery(row: NewInstance, instance_id: int, destination: str) -> dict[str, Any]:
+    """Return the parameters of `INSERT_DELIVERIES` for a new delivery of an instance."""
+    terms = row.terms.get(destination, PLAIN_TERMS)
+    return {
+        "instance_id": instance_id,
+        "destination": destination,
+        "state": terms.state.value,
+        "at": row.stored_at,
+    }
+
+
 def _mark_replaced(connection: Connection, uids: Sequence[str], unix_ms: int, *, keep: Sequence[str]) -> None:
     old = (*_STORED, instances.c.spool_ref.not_in(bindparam("keep", expanding=True)))
     parameters = {"uids": [clean_value(uid) for uid in uids], "keep": list(keep)}
@@ -285,11 +300,12 @@ def drop_open_deliveries(
     unix_ms: int,
     parameters: Mapping[str, Any] | None = None,
 ) -> None:
-    """Drop the open deliveries of the instances that match the conditions `old`."""
+    """Drop the unfinished deliveries of the instances that match the conditions `old`."""
     connection.execute(
         update(deliveries)
         .where(
-            deliveries.c.instance_id.in_(select(instances.c.id).where(*old)), deliveries.c.state.in_(_OPEN)
+            deliveries.c.instance_id.in_(select(instances.c.id).where(*old)),
+            deliveries.c.state.in_(_UNFINISHED),
         )
         .values(
             state=DeliveryState.DROPPED.value,

@@ -12,6 +12,7 @@ from ingest.ledger.instances import (
     INSERT_DELIVERIES,
     drop_open_deliveries,
     encode_columns,
+    encode_delivery,
 )
 from ingest.ledger.records import Instance, InstanceState, NewInstance
 from ingest.ledger.row_values import clean_value
@@ -139,10 +140,7 @@ class Quarantine:
             its UID or its store key.
         """
         quarantined = (instances.c.id == number, instances.c.state == InstanceState.QUARANTINED.value)
-        waiting = [
-            {"instance_id": number, "destination": destination, "at": released.stored_at}
-            for destination in released.destinations
-        ]
+        waiting = [encode_delivery(released, number, destination) for destination in released.destinations]
         try:
             with self._database.begin_write() as connection:
                 changed = connection.execute(

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum, StrEnum
+from typing import Final
 
 from ingest.dicom.study_attributes import StudyAttributes
 
@@ -36,6 +37,14 @@ class DeliveryState(StrEnum):
     RETRY = "retry"
     DEAD = "dead"
     DROPPED = "dropped"
+    HELD = "held"
+    """A person releases it; until then no worker sends it."""
+    AWAITING = "awaiting"
+    """It waits for the end of its series or study; until then no worker sends it."""
+
+
+UNRELEASED: Final = (DeliveryState.HELD, DeliveryState.AWAITING)
+"""States of deliveries that no worker may lease yet. They keep their file, like all that are not finished."""
 
 
 class Outcome(Enum):
@@ -98,16 +107,32 @@ class InstanceColumns:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class DeliveryTerms:
+    """How a new delivery begins.
+
+    Attributes:
+        state: Its first state: WAITING, or one of `UNRELEASED`.
+    """
+
+    state: DeliveryState = DeliveryState.WAITING
+
+
+PLAIN_TERMS: Final = DeliveryTerms()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class NewInstance(InstanceColumns):
     """An instance to record.
 
     Attributes:
         destinations: Names of the destinations that get it.
+        terms: How its deliveries begin, by destination; `PLAIN_TERMS` for a destination that is missing.
         replaces: Whether it replaces the stored object of its SOP instance UID.
         attributes: What the study index learns from it; None if nothing was read.
     """
 
     destinations: tuple[str, ...] = ()
+    terms: Mapping[str, DeliveryTerms] = field(default_factory=dict)
     replaces: bool = False
     attributes: StudyAttributes | None = field(default=None, repr=False)
 

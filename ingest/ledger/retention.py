@@ -7,7 +7,7 @@ from typing import Any, Final
 from sqlalchemy import Connection, and_, bindparam, case, delete, exists, func, select, tuple_, update
 
 from ingest.ledger.database import Database
-from ingest.ledger.records import DeliveryState, InstanceState
+from ingest.ledger.records import UNRELEASED, DeliveryState, InstanceState
 from ingest.ledger.schema import KEPT, deliveries, instances
 from ingest.ledger.study_index import forget_studies
 
@@ -19,10 +19,11 @@ OWED: Final = (
     DeliveryState.SENDING.value,
     DeliveryState.RETRY.value,
     DeliveryState.DEAD.value,
+    *(state.value for state in UNRELEASED),
 )
 """Delivery states that keep a file in the store.
 
-A dead delivery waits for a person, who may want it sent again.
+A dead or held delivery waits for a person, who may want it sent.
 """
 
 

@@ -6,7 +6,7 @@ first. Each object has its own deliveries. These rules decide about them:
 
 - A destination that has accepted one object gets no other one.
 - While an earlier object waits for its first attempt or is being sent, the later ones wait.
-- An earlier object that is dead or waits for a retry keeps back no other.
+- An earlier object that is dead, held or awaiting, or waits for a retry, keeps back no other.
 
 The rules are applied when a delivery is leased and when its result is recorded. No order of events leaves a
 delivery
@@ -29,7 +29,7 @@ from typing import Any, Final
 
 from sqlalchemy import Connection, RowMapping, bindparam, exists, select, text, update
 
-from ingest.ledger.records import DeliveryState, InstanceState
+from ingest.ledger.records import UNRELEASED, DeliveryState, InstanceState
 from ingest.ledger.schema import deliveries, instances
 
 DEFER_MILLISECONDS: Final = 2_000
@@ -39,7 +39,9 @@ SLACK_MILLISECONDS: Final = 60_000
 """A variant that was stored longer than this before the first object does not belong to it."""
 
 _UNTRIED: Final = (DeliveryState.WAITING.value, DeliveryState.SENDING.value)
-_UNSETTLED: Final = (DeliveryState.WAITING.value, DeliveryState.RETRY.value, DeliveryState.DEAD.value)
+_UNSETTLED: Final = tuple(
+    state.value for state in (DeliveryState.WAITING, DeliveryState.RETRY, DeliveryState.DEAD, *UNRELEASED)
+)
 _variant: Final = instances.alias("variant")
 # With a literal SQLite uses the index of variants, which is nearly empty.
 _HAS_VARIANT: Final = exists().where(

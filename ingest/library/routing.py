@@ -56,12 +56,14 @@ class Routing:
     Attributes:
         destinations: Names of the destinations, in the order of the configuration.
         routes: Each route that was evaluated.
+        held: Destinations whose delivery a person releases (`hold = true` in a route).
         remarks: Why destinations were left out, such as the one that the instance came from.
     """
 
     destinations: tuple[str, ...]
     routes: tuple[RouteCheck, ...]
     remarks: tuple[str, ...]
+    held: tuple[str, ...] = ()
 
     @property
     def matching(self) -> tuple[str, ...]:
@@ -159,4 +161,5 @@ def _make_routing(decision: RoutingDecision) -> Routing:
             for result in decision.results
         ),
         decision.exclusions,
+        tuple(name for name in decision.destinations if name in decision.held),
     )

@@ -1,4 +1,4 @@
-"""List, retry, drop and create deliveries."""
+"""List, retry, release, drop and create deliveries."""
 
 import contextlib
 from collections.abc import Callable, Iterable, Mapping
@@ -116,6 +116,33 @@ def retry_deliveries(config: Config, which: DeliveryFilter, *, dry_run: bool) ->
         if name in destinations and circuit.is_left_alone(now)
     }
     return RetryResult(counts, was_open, "" if dry_run else notify_workers(config, destinations))
+
+
+@dataclass(frozen=True, slots=True)
+class ReleaseResult:
+    """The result of `release_deliveries`.
+
+    Attributes:
+        counts: The number of deliveries for each destination.
+        queue_error: Why no worker could be notified; empty if all were.
+    """
+
+    counts: Mapping[str, int]
+    queue_error: str = ""
+
+
+def release_deliveries(config: Config, which: DeliveryFilter, *, dry_run: bool) -> ReleaseResult:
+    """Let workers send held deliveries, and notify them. Circuits and pauses stay as they are.
+
+    Raises:
+        UnknownDestinationError: Neither the configuration nor the ledger knows the destination.
+        NotIndexedError: `[ledger] index` does not keep an attribute that is asked for.
+    """
+    require_indexed(config, which)
+    with contextlib.closing(Ledger(config.ledger_url)) as ledger:
+        _require_known_destination(config, ledger, which)
+        counts = ledger.delivery_admin.release_deliveries(which, unix_ms(), dry_run=dry_run)
+    return ReleaseResult(counts, "" if dry_run else notify_workers(config, counts))
 
 
 def drop_deliveries(
@@ -325,6 +352,10 @@ def _list_meant_destinations(config: Config, which: DeliveryFilter) -> set[str]:
 
 def explain_waiting(row: FoundDelivery, circuit: Circuit | None) -> ListedDelivery:
     """Say why a delivery waits, from the circuit of its destination."""
+    if row.state is DeliveryState.HELD:
+        return ListedDelivery(row, "its route holds it; `ingest deliveries release` sends it", 0)
+    if row.state is DeliveryState.AWAITING:
+        return ListedDelivery(row, "the end of its series or study", 0)
     if row.state not in {DeliveryState.WAITING, DeliveryState.RETRY}:
         return ListedDelivery(row, "", 0)
     if circuit is not None and circuit.is_left_alone(unix_ms()):

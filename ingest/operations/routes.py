@@ -32,6 +32,7 @@ class RouteExplanation:
             "destinations": list(routing.destinations),
             "routed": routing.routed,
             "kept_back": list(routing.exclusions),
+            "held_for": sorted(routing.held),
             "routes": [
                 {
                     "route": result.route,

@@ -77,6 +77,12 @@ def _explain_delivery(context: TraceContext, instance: Instance, row: DeliveryRo
     elif row.state is DeliveryState.DROPPED:
         remedy = f"`ingest retry --destination {name} --state dropped --study {instance.study_uid}`"
         yield NextStep(text="dropped: not sent", destination=name, remedy=remedy)
+    elif row.state is DeliveryState.HELD:
+        remedy = f"`ingest deliveries release --destination {name} --study {instance.study_uid}`"
+        text = "held by its route: sent when a person releases it"
+        yield NextStep(text=text, destination=name, remedy=remedy)
+    elif row.state is DeliveryState.AWAITING:
+        yield NextStep(text="awaits the end of its series or study", destination=name)
     elif row.state is DeliveryState.SENDING:
         if context.runs_workers:
             yield NextStep(

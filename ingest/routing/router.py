@@ -49,6 +49,7 @@ class RoutingDecision:
         routed: Value for the ledger: the names of the matching routes, or a remark that none matched.
         results: One for each route that was evaluated.
         return_allowed: Destinations that receive the instance even if it came from them (`return = true`).
+        held: Destinations whose deliveries a person releases (`hold = true`).
         exclusions: One remark for each group of destinations that was excluded.
     """
 
@@ -57,12 +58,14 @@ class RoutingDecision:
     results: tuple[RouteResult, ...]
     return_allowed: frozenset[str] = frozenset()
     exclusions: tuple[str, ...] = ()
+    held: frozenset[str] = frozenset()
 
     def exclude(self, names: Collection[str], remark: str) -> "RoutingDecision":
         """Return a copy without these destinations. The remark explains why, and is added to `routed`."""
         return replace(
             self,
             destinations=tuple(name for name in self.destinations if name not in names),
+            held=self.held.difference(names),
             routed=f"{self.routed}; {remark}",
             exclusions=(*self.exclusions, remark),
         )
@@ -100,6 +103,7 @@ class Router:
         # INVARIANT 10: decisions are pure
         destinations: dict[str, None] = {}
         return_allowed: set[str] = set()
+        held: set[str] = set()
         matching: list[str] = []
         results: list[RouteResult] = []
         for is_default in (False, True):
@@ -114,6 +118,8 @@ class Router:
                     matching.append(name)
                     destinations.update(dict.fromkeys(route.to))
                     return_allowed.update(route.to if route.sends_back else ())
+                    # One route that holds is enough: what was sent cannot be taken back.
+                    held.update(route.to if route.hold else ())
                     if route.stop:
                         break
         routed = ", ".join(matching)
@@ -121,7 +127,9 @@ class Router:
             routed = "no route took it" if self._routes else ""
         elif not destinations:
             routed = f"{routed}: forwarded nowhere on purpose"
-        return RoutingDecision(tuple(destinations), routed, tuple(results), frozenset(return_allowed))
+        return RoutingDecision(
+            tuple(destinations), routed, tuple(results), frozenset(return_allowed), held=frozenset(held)
+        )
 
 
 def _evaluate_route(name: str, conditions: Sequence[Condition], instance: InstanceHeader) -> RouteResult:

@@ -6,12 +6,12 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from ingest.config.model import TLS, Config, Destination, LedgerSettings, NodeSettings, QueueSettings
-from ingest.ledger import InstanceState, Ledger, NewInstance
+from ingest.ledger import DeliveryTerms, InstanceState, Ledger, NewInstance
 from ingest.ledger.records import DeliveryRow
 from ingest.queue.wakeups import send_wake_up
 from tests.support.instances import CT, Made
@@ -76,6 +76,7 @@ class Forwarding:
         to: Sequence[str] = ("pacs",),
         state: InstanceState = InstanceState.STORED,
         key: str = "",
+        terms: Mapping[str, DeliveryTerms] | None = None,
     ) -> list[Made]:
         """Have instances in store and ledger, to be delivered."""
         rows = []
@@ -103,6 +104,7 @@ class Forwarding:
                     received_at=now,
                     stored_at=now,
                     destinations=tuple(to),
+                    terms=terms or {},
                 )
             )
         self.ledger.instances.record(rows)

@@ -86,6 +86,17 @@ def retry(call: Call) -> dict[str, Any]:
     }
 
 
+def release_held(call: Call) -> dict[str, Any]:
+    """Send held deliveries."""
+    body: models.DeliveryRelease = call.body
+    which = _require_conditions(make_delivery_filter(body), everything=body.everything)
+    result = deliveries.release_deliveries(call.config, which, dry_run=body.dry_run)
+    if not body.dry_run:
+        given = _describe_conditions(call)
+        record_action(call, Action.RELEASE_DELIVERIES, "deliveries", conditions=given, counts=result.counts)
+    return {"counts": dict(result.counts), "dry_run": body.dry_run, "queue_error": result.queue_error}
+
+
 def drop(call: Call) -> dict[str, Any]:
     """Give deliveries up."""
     body: models.DeliveryDrop = call.body
@@ -167,6 +178,16 @@ OPERATIONS: Final = (
         retry,
         models.ChangedDeliveries,
         body=models.DeliveryRetry,
+        tag="deliveries",
+        seconds=ACTION_SECONDS,
+    ),
+    Operation(
+        "POST",
+        "/deliveries/release",
+        "Send held deliveries",
+        release_held,
+        models.ChangedDeliveries,
+        body=models.DeliveryRelease,
         tag="deliveries",
         seconds=ACTION_SECONDS,
     ),

@@ -126,6 +126,13 @@ class DeliveryRetry(DeliveryConditions):
     dry_run: bool = False
 
 
+class DeliveryRelease(DeliveryConditions):
+    """Which held deliveries to send. Deliveries in other states do not change."""
+
+    everything: bool = Field(False, description="Needed if there is no condition.")
+    dry_run: bool = False
+
+
 class DeliveryDrop(DeliveryRetry):
     """Which deliveries to give up, and why."""
 
@@ -643,6 +650,7 @@ class RouteTestResult(AnswerModel):
     destinations: list[str]
     routed: str
     kept_back: list[str]
+    held_for: list[str] = Field(description="Destinations whose deliveries a person releases.")
     routes: list[RouteResult]
 
 

@@ -33,6 +33,7 @@ from ingest.operations.deliveries import (
     drop_deliveries,
     list_deliveries,
     pause_destination,
+    release_deliveries,
     resume_destination,
     retry_deliveries,
 )
@@ -209,6 +210,37 @@ async def retry(request: Request) -> Response:
     return go_back(find_way_back(values, "/deliveries"))
 
 
+async def release(request: Request) -> Response:
+    """Ask, and then let workers send held deliveries."""
+    config = get_console(request).config
+    values, confirmed = await read_form(request, _FILTERS)
+    which = _read_filter(values)
+    if which == DeliveryFilter():
+        raise ProblemError(422, "no condition is named", "choose a destination or a study first")
+    if not confirmed:
+        planned = await run_blocking(request, release_deliveries, config, which, dry_run=True)
+        count = sum(planned.counts.values())
+        question = Question(
+            url="/deliveries/release",
+            values=values,
+            question=f"Release {_count(count)}?",
+            lines=("Their routes hold them. They are sent now, and cannot be taken back.",),
+            counts=planned.counts,
+            label="Release",
+            back=find_way_back(values, "/deliveries"),
+            possible=bool(count),
+        )
+        return ask(request, question, "deliveries")
+    async with _recording(request, "release", values):
+        result = await run_blocking(request, release_deliveries, config, which, dry_run=False)
+    count = sum(result.counts.values())
+    text = f"{_count(count)} {'is' if count == 1 else 'are'} released."
+    if result.queue_error:
+        text += " The queue is away; workers find them by themselves within seconds."
+    leave_notice(request, text)
+    return go_back(find_way_back(values, "/deliveries"))
+
+
 async def drop(request: Request) -> Response:
     """Ask, and then drop deliveries."""
     config = get_console(request).config
@@ -307,6 +339,7 @@ ENDPOINTS: Final = (
     Endpoint("GET", "/deliveries", show_deliveries),
     Endpoint("GET", "/deliveries/list", show_list),
     Endpoint("POST", "/deliveries/retry", retry),
+    Endpoint("POST", "/deliveries/release", release),
     Endpoint("POST", "/deliveries/drop", drop),
     Endpoint("POST", "/deliveries/pause", pause),
     Endpoint("POST", "/deliveries/resume", resume),

@@ -259,6 +259,7 @@ def go_back(path: str) -> Response:
 
 _ACTIONS: Final = {
     "retry": Action.RETRY,
+    "release": Action.RELEASE_DELIVERIES,
     "drop": Action.DROP,
     "pause": Action.PAUSE,
     "resume": Action.RESUME,

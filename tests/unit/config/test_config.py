@@ -284,6 +284,11 @@ BAD = [
         "no instance reaches it",
     ),
     (
+        DESTINATION + "[[routes]]\nto = []\nhold = true",
+        "routes[0].hold",
+        "there is nothing to hold",
+    ),
+    (
         DESTINATION + "[[routes]]\nname = 'a'\nto = []\n[[routes]]\nname = 'a'\nto = ['pacs']",
         "routes[1].name",
         "is the name of routes[0] too",

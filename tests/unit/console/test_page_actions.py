@@ -111,6 +111,32 @@ def test_button_of_a_reason_changes_the_deliveries_of_that_reason_only(
     assert unread.status_code == 422
 
 
+def test_held_deliveries_are_released_by_button_and_api_and_recorded(
+    console_node: ConsoleNode, read_states: Read
+) -> None:
+    path = console_node.node.data / "ledger.db"
+    with contextlib.closing(sqlite3.connect(path, timeout=10)) as ledger:
+        ledger.execute("UPDATE deliveries SET state = 'held' WHERE destination IN (?, ?)", (ARCHIVE, LEGACY))
+        ledger.commit()
+    browser = console_node.web.log_in("operator")
+    [form] = wait_for_forms(browser, "/deliveries/release", ARCHIVE)
+    assert "Release 2 deliveries?" in press(browser, "/deliveries/release", form)
+    assert read_states(ARCHIVE) == ["waiting", "waiting"]
+    assert browser.post("/deliveries/release", data={}).status_code == 422
+    assert browser.post("/api/v1/deliveries/release", json={}).status_code == 422
+    one = {"destination": LEGACY, "sop_instance_uid": console_node.sop_uids[0]}
+    assert browser.post("/api/v1/deliveries/release", json=one).json()["counts"] == {LEGACY: 1}
+    assert sorted(read_states(LEGACY)) == ["held", "waiting"]
+    [form] = find_forms(
+        browser, f"/deliveries/list?destination={LEGACY}&state=held", "/deliveries/release", LEGACY
+    )
+    press(browser, "/deliveries/release", form)
+    assert read_states(LEGACY) == ["waiting", "waiting"]
+    assert ("release held deliveries", True) in find_recorded(console_node, "deliveries")
+    refused = console_node.web.log_in("viewer").post("/api/v1/deliveries/release", json=one)
+    assert refused.status_code == 403
+
+
 def find_recorded(node: ConsoleNode, target: str) -> list[tuple[str, bool]]:
     events = node.node.events("console_action")
     return [(event["action"], event["succeeded"]) for event in events if event["target"] == target]

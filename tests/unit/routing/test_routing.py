@@ -199,3 +199,15 @@ def test_condition_that_is_not_understood_is_refused_with_a_remedy(key: str, val
     with pytest.raises(ConditionError, match=cause) as caught:
         parse_condition(key, value)
     assert caught.value.remedy
+
+
+def test_one_route_that_holds_is_enough_and_holds_only_its_own_destinations() -> None:
+    routes = [
+        Route(to=("pacs", "ai")),
+        Route(to=("pacs", "research"), when={"modality": "CT"}, hold=True),
+        Route(to=("ai",), when={"modality": "MR"}, hold=True),
+    ]
+    decision = Router(routes).route_instance(instance())
+    assert decision.destinations == ("pacs", "ai", "research")
+    assert decision.held == {"pacs", "research"}
+    assert decision.exclude(["pacs"], "not today").held == {"research"}
