@@ -19,6 +19,7 @@ cdef class DataSetEncoder:
     cdef int64_t offset             # file offset of the next byte to read
     cdef uint64_t left              # bytes of the data set that are not read yet
     cdef uint64_t padding           # padding bytes after the data set, 0 or 1
+    cdef bint is_last               # whether the data set ends with these bytes
     cdef bint is_last_sent
 
     cdef int read_between_headers(self, uint64_t length) noexcept nogil

@@ -111,11 +111,15 @@ cdef class DataSetEncoder:
         self.fd = -1
         self.is_last_sent = True
 
-    def start(self, int context_id, int fd, long long offset, long long length, bint pad=False):
+    def start(
+        self, int context_id, int fd, long long offset, long long length, bint pad=False, bint is_last=True
+    ):
         """Start to encode the `length` bytes at `offset` of `fd`. This ends a data set that is not finished.
 
         The caller owns `fd` and keeps it open until `fill` has returned the last PDU. With `pad`, a byte 00H
-        follows an odd `length`, as PS3.5 A.5 requires after a deflated stream.
+        follows an odd `length`, as PS3.5 A.5 requires after a deflated stream. Without `is_last`, these bytes
+        are a part of the data set that others follow: none of their fragments is marked as the last one, and
+        `length` must not be 0.
 
         Raises:
             ValueError: An argument is out of range.
@@ -123,6 +127,8 @@ cdef class DataSetEncoder:
         check_context_id(context_id)
         if fd < 0 or offset < 0 or length < 0 or length > 0x7FFFFFFFFFFFFFFF - offset:
             raise ValueError(f"{length} bytes at {offset} of descriptor {fd} is no part of a file")
+        if length == 0 and not is_last:
+            raise ValueError("a part without bytes needs no fragment")
         self.context_id = context_id
         self.fd = fd
         self.offset = offset
@@ -130,6 +136,7 @@ cdef class DataSetEncoder:
         # The padding byte goes into the last fragment. An odd data set leaves room there, because fragments
         # are even. Fragments of one byte leave none, so they are not padded; no real peer asks for them.
         self.padding = 1 if pad and length & 1 and self.fragment > 1 else 0
+        self.is_last = is_last
         self.is_last_sent = False
 
     def fill(self):
@@ -179,7 +186,7 @@ cdef class DataSetEncoder:
                 step = min(self.fragment, length - done - filled)
                 last = done + filled + step == self.left
                 padding = self.padding if last else 0
-                write_headers(at, self.context_id, step + padding, False, last)
+                write_headers(at, self.context_id, step + padding, False, last and self.is_last)
                 parts[count].iov_base = at + HEADERS_LENGTH
                 parts[count].iov_len = <size_t> step
                 at += HEADERS_LENGTH + step

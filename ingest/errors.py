@@ -33,6 +33,7 @@ __all__ = [
     "QueueError",
     "ResolverAwayError",
     "RetentionBusyError",
+    "RewriteError",
     "SendingError",
     "SpoolError",
     "SpoolMissingError",
@@ -108,6 +109,10 @@ class StoreAwayError(StoreError):
 
 class StoreMissingError(StoreAwayError):
     """The store that the ledger knows is not mounted. The node creates no other store in its place."""
+
+
+class RewriteError(StoreError):
+    """A data set cannot be changed as a destination asks for it. The message has no value of an attribute."""
 
 
 class QueueError(IngestError):

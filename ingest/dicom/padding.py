@@ -17,7 +17,7 @@ kinds of numbers change with it:
 import struct
 from array import array
 from bisect import bisect_left
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum, auto
 from functools import cache
@@ -82,24 +82,6 @@ def find_edits(
         PeerError: The odd value cannot be found, or its length field has no room.
     """
     return _Walk(read, length, transfer_syntax, on_tick).run()
-
-
-def edited_length(length: int, edits: Sequence[Edit]) -> int:
-    """Return the length of a data set after its edits."""
-    return length + sum(len(edit.bytes) - edit.removed for edit in edits)
-
-
-def apply_edits(read: Read, length: int, edits: Sequence[Edit]) -> Iterator[bytes]:
-    """Yield the edited data set in pieces of at most 64 KiB, none of them empty."""
-    at = 0
-    for edit in (*edits, Edit(length, 0, b"")):
-        while at < edit.at:
-            piece = read(at, min(_BLOCK, edit.at - at))
-            yield piece
-            at += len(piece)
-        if edit.bytes:
-            yield edit.bytes
-        at += edit.removed
 
 
 class _Kind(Enum):

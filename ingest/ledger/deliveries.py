@@ -63,6 +63,7 @@ _COLUMNS: Final = (
     instances.c.sop_class_uid,
     instances.c.sop_instance_uid,
     instances.c.transfer_syntax_uid,
+    instances.c.stored_at,
     IS_VARIED,
 )
 

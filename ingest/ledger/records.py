@@ -154,7 +154,7 @@ class Delivery:
         created_at: When the delivery was created.
         breaks: Number of associations that ended while this instance was being sent.
         suspect_since: Since when it is suspected of breaking them; 0 if it is no suspect.
-        store_key, size, data_set_offset: As in `InstanceColumns`.
+        store_key, size, data_set_offset, stored_at: As in `InstanceColumns`.
     """
 
     id: int
@@ -172,6 +172,7 @@ class Delivery:
     sop_class_uid: str
     sop_instance_uid: str
     transfer_syntax_uid: str
+    stored_at: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

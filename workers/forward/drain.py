@@ -5,7 +5,7 @@ import os
 import time
 import uuid
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -22,13 +22,24 @@ from ingest.errors import (
     LeaseLostError,
     LedgerError,
     PeerError,
+    RewriteError,
     StoreAwayError,
     StoreError,
 )
 from ingest.ledger import Delivery, Ledger
 from ingest.metrics import families
 from ingest.metrics.board import current_board
-from ingest.requestor.store_scu import Context, Remote, StoreSCU, Timeouts, make_proposals, plan_associations
+from ingest.outgoing.data_set import OutgoingDataSet
+from ingest.outgoing.plan import AS_STORED, OutgoingPlan, StoredDataSet
+from ingest.requestor.store_scu import (
+    Context,
+    Remote,
+    StoreSCU,
+    Timeouts,
+    make_proposals,
+    make_read_error,
+    plan_associations,
+)
 from ingest.tls.identity import read_identity
 from ingest.tls.observed_certificates import ObservedCertificates
 from ingest.workers.fault_attribution import is_shortage
@@ -43,6 +54,7 @@ from ingest.workers.forward.retry_policy import (
     Dead,
     DeathCause,
     FileUnusable,
+    NotRewritable,
     Outcome,
     Renegotiate,
     ResponseReceived,
@@ -96,6 +108,7 @@ class ForwardResources:
         slots: Number of workers that one destination may keep busy.
         security_alerts: Records remotes that fail authentication; None in tests.
         spans: Takes the spans of attempts; None without traces.
+        plans: Changes of data sets, by destination. A destination without a plan changes nothing.
         clock_steps: Steps of the wall clock since the worker started.
         recent_contexts: Contexts that were needed lately, by destination. They are proposed again, so one
             association serves more than one batch.
@@ -112,6 +125,7 @@ class ForwardResources:
     slots: int
     security_alerts: SecurityAlerts | None = None
     spans: SpanExporter | None = None
+    plans: Mapping[str, OutgoingPlan] = field(default_factory=dict)
     clock_steps: WallClockSteps = field(default_factory=WallClockSteps)
     recent_contexts: dict[str, tuple[Context, ...]] = field(default_factory=dict)
     doubted_contexts: dict[str, set[Context]] = field(default_factory=dict)
@@ -135,6 +149,7 @@ class DestinationDrain:
         self._destination = destination
         self._name = destination.name
         self._remote = remote
+        self._plan = resources.plans.get(destination.name, AS_STORED)
         self._policy = RetryPolicy.from_destination(destination)
         drain_name = f"{owner}-{uuid.uuid4().hex[:8]}"
         self._slots = min(destination.associations, resources.slots)
@@ -146,6 +161,7 @@ class DestinationDrain:
         self._association: StoreSCU | None = None
         self._in_flight: dict[int, Delivery] = {}
         self._sent_at: dict[int, float] = {}  # monotonic seconds, by message ID
+        self._notes: dict[int, str] = {}  # changes of data sets in flight, by delivery
         # Contexts to propose without any other: all of them, those still to be proposed, those refused so.
         self._sole_contexts: set[Context] = set()
         self._pending_sole_contexts: set[Context] = set()
@@ -297,7 +313,29 @@ class DestinationDrain:
         self._leases.note_start(row)
         began_at = time.monotonic()
         try:
-            message_id = association.send_instance(
+            message_id = self._send_file(association, row, fd)
+        except RewriteError as error:
+            self._forget_aborted(association)
+            return NotRewritable(str(error))
+        except AssociationError as error:
+            self._record_break(str(error), row)
+            return None
+        except StoreAwayError:
+            raise
+        except StoreError as error:
+            self._forget_aborted(association)
+            return FileUnusable(str(error))
+        finally:
+            os.close(fd)
+        self._in_flight[message_id] = row
+        self._sent_at[message_id] = began_at
+        return None
+
+    def _send_file(self, association: StoreSCU, row: Delivery, fd: int) -> int:
+        """Send the data set of a file, changed as the plan says, and return the message ID."""
+        data_set = self._make_data_set(row, fd) if self._plan.rewrites else None
+        if data_set is None:
+            return association.send_instance(
                 fd,
                 row.data_set_offset,
                 row.size - row.data_set_offset,
@@ -305,21 +343,28 @@ class DestinationDrain:
                 sop_instance=row.sop_instance_uid,
                 transfer_syntax=row.transfer_syntax_uid,
             )
-        except AssociationError as error:
-            self._record_break(str(error), row)
-            return None
-        except StoreAwayError:
-            raise
-        except StoreError as error:
-            if not association.is_established:
-                # We aborted in the midst of the data set. Deliveries in flight are released, and not counted.
-                self._in_flight = {}
-            return FileUnusable(str(error))
-        finally:
-            os.close(fd)
-        self._in_flight[message_id] = row
-        self._sent_at[message_id] = began_at
-        return None
+        self._notes[row.id] = data_set.note
+        return association.send_data_set(data_set)
+
+    def _make_data_set(self, row: Delivery, fd: int) -> OutgoingDataSet | None:
+        stored = StoredDataSet(
+            fd,
+            row.data_set_offset,
+            row.size - row.data_set_offset,
+            row.sop_class_uid,
+            row.sop_instance_uid,
+            row.transfer_syntax_uid,
+            row.stored_at,
+        )
+        try:
+            return self._plan.make_data_set(stored, self._tick)
+        except OSError as error:
+            raise make_read_error(row.sop_instance_uid, error) from error
+
+    def _forget_aborted(self, association: StoreSCU) -> None:
+        """After an abort of ours in the midst of a data set, release what is in flight without counting."""
+        if not association.is_established:
+            self._in_flight = {}
 
     def _postpone_for_store(self, association: StoreSCU, row: Delivery, error: StoreAwayError) -> None:
         """Pause the destination, because our store is away. No delivery and no remote is blamed for it.
@@ -330,8 +375,7 @@ class DestinationDrain:
         # INVARIANT 11: our faults quarantine no image
         log.warning("store_away", error=str(error), remedy="deliveries wait; see to the store's disk")
         self._hold = Hold(backoff_ms(1, self._policy, self._resources.rng))
-        if not association.is_established:
-            self._in_flight = {}
+        self._forget_aborted(association)
         if isinstance(error.__cause__, OSError) and not is_shortage(error):
             pause_ms = backoff_ms(UNREADABLE_PAUSE_ATTEMPTS, self._policy, self._resources.rng)
             self._leases.add_result(row, Retry(pause_ms, str(error), breaks=row.breaks, is_attempt=False))
@@ -361,7 +405,9 @@ class DestinationDrain:
         seconds = time.monotonic() - self._sent_at.pop(message_id)
         current_board().observe(families.SEND_SECONDS, seconds, self._name)
         is_renegotiated = _context_of(row) in self._sole_contexts
-        outcome = ResponseReceived(response.status, response.error_comment, is_renegotiated, _note_of(row))
+        outcome = ResponseReceived(
+            response.status, response.error_comment, is_renegotiated, self._note_of(row)
+        )
         self._apply_outcome(row, outcome, waiting)
         self._breaker.record_response()
 
@@ -414,6 +460,12 @@ class DestinationDrain:
         self._hold = self._breaker.record_break(
             reason, self._tick, is_suspect=is_suspect, others_wait=self._leases.has_untried_delivery()
         )
+
+    def _note_of(self, row: Delivery) -> str:
+        """Return the change of the data set during transmission, or an empty text."""
+        is_odd = has_odd_value(row.size - row.data_set_offset, row.transfer_syntax_uid)
+        padded = "its data set has an odd length, and was padded for this remote" if is_odd else ""
+        return "; ".join(filter(None, (self._notes.pop(row.id, ""), padded)))
 
     # --- association
 
@@ -514,13 +566,6 @@ class DestinationDrain:
             if not self._hold.milliseconds:
                 self._hold = self._breaker.find_pause()
         self._leases.write_and_renew()
-
-
-def _note_of(row: Delivery) -> str:
-    """Return the change of the data set during transmission, or an empty text."""
-    if has_odd_value(row.size - row.data_set_offset, row.transfer_syntax_uid):
-        return "its data set has an odd length, and was padded for this remote"
-    return ""
 
 
 def _context_of(row: Delivery) -> Context:

@@ -11,6 +11,7 @@ Only this module has the rules. `Deliveries.expire_overdue` applies AGE to an un
 | STATUS | after a response whose status no later attempt can change |
 | CONTEXT | if the remote refuses its presentation context, even when it is proposed alone |
 | FILE | if its file in the store is missing or damaged |
+| REWRITE | if its data set cannot be changed as the destination asks |
 | BREAKS | after it broke `INSTANCE_BREAKS_MAX` associations, while the remote accepts other instances |
 | ATTEMPTS | after `max_attempts`, or after `FEW_ATTEMPTS` if the remote cannot understand the instance |
 | AGE | at its first failure after `give_up_hours`, also if the remote cannot be reached (`find_expiry_ms`) |
@@ -52,6 +53,7 @@ class DeathCause(Enum):
     STATUS = "status"
     CONTEXT = "context"
     FILE = "file"
+    REWRITE = "rewrite"
     BREAKS = "breaks"
     ATTEMPTS = "attempts"
     AGE = "age"
@@ -112,7 +114,14 @@ class FileUnusable:
     reason: str
 
 
-Outcome = ResponseReceived | AssociationBroken | ContextNotAccepted | FileUnusable
+@dataclass(frozen=True, slots=True)
+class NotRewritable:
+    """The data set cannot be changed as the destination asks. The file in the store may be sound."""
+
+    reason: str
+
+
+Outcome = ResponseReceived | AssociationBroken | ContextNotAccepted | FileUnusable | NotRewritable
 
 
 # --- decisions
@@ -256,6 +265,8 @@ def decide_delivery(
             return Dead(DeathCause.CONTEXT, reason) if is_sole else Renegotiate()
         case FileUnusable(reason):
             return Dead(DeathCause.FILE, reason)
+        case NotRewritable(reason):
+            return Dead(DeathCause.REWRITE, reason)
 
 
 def _decide_response(

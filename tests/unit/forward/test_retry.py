@@ -16,6 +16,7 @@ from ingest.workers.forward.retry_policy import (
     Delivered,
     DeliveryDecision,
     FileUnusable,
+    NotRewritable,
     Outcome,
     Renegotiate,
     ResponseReceived,
@@ -106,10 +107,11 @@ def test_destination_says_which_statuses_are_tried_again_and_which_are_not() -> 
     [
         (ContextNotAccepted("no context", is_sole=True), DeathCause.CONTEXT),
         (FileUnusable("file is gone"), DeathCause.FILE),
+        (NotRewritable("its text has no character set"), DeathCause.REWRITE),
     ],
 )
 def test_what_no_attempt_can_mend_is_dead_at_once(
-    outcome: ContextNotAccepted | FileUnusable, cause: DeathCause
+    outcome: ContextNotAccepted | FileUnusable | NotRewritable, cause: DeathCause
 ) -> None:
     assert decide(outcome, 1) == Dead(cause, outcome.reason)
 
