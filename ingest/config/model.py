@@ -238,6 +238,7 @@ class Destination(Section):
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,64}$")]
     ae_title: AETitle
     calling_ae_title: OptionalAETitle = ""
+    pass_through: tuple[Literal["calling_ae", "called_ae"], ...] = ()
     host: Annotated[str, Field(min_length=1)]
     port: Annotated[int, Field(ge=1, le=65535)] = 2762
     tls: str | Literal[False] = "node"

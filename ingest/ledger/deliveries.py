@@ -64,6 +64,8 @@ _COLUMNS: Final = (
     instances.c.sop_instance_uid,
     instances.c.transfer_syntax_uid,
     instances.c.stored_at,
+    instances.c.calling_ae,
+    instances.c.called_ae,
     IS_VARIED,
 )
 

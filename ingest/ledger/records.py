@@ -155,6 +155,7 @@ class Delivery:
         breaks: Number of associations that ended while this instance was being sent.
         suspect_since: Since when it is suspected of breaking them; 0 if it is no suspect.
         store_key, size, data_set_offset, stored_at: As in `InstanceColumns`.
+        calling_ae, called_ae: Of the association that received the instance.
     """
 
     id: int
@@ -173,6 +174,8 @@ class Delivery:
     sop_instance_uid: str
     transfer_syntax_uid: str
     stored_at: int
+    calling_ae: str = ""
+    called_ae: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -189,6 +192,8 @@ class DeliveryResult:
         breaks, suspect_since: New values, as in `Delivery`.
         attempted: Whether it counts as an attempt.
         duration_ms: Time from the first byte of the attempt to its end; None if nothing was sent.
+        calling_ae, called_ae: AE titles of the association, for the audit trail; empty for the configured
+            ones.
     """
 
     id: int
@@ -202,6 +207,8 @@ class DeliveryResult:
     suspect_since: int = 0
     attempted: bool = True
     duration_ms: int | None = None
+    calling_ae: str = ""
+    called_ae: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

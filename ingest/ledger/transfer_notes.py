@@ -51,7 +51,8 @@ class TransferKey:
         is_failed: Whether the transfers failed: refused with a status, or dead.
         change: What it did to the instances that the receiver held: "C" for none, "R" for nothing, "U" for
             replaced ones.
-        calling_ae, called_ae, source: Of the association that received them, as in `instances`.
+        calling_ae, called_ae, source: Of the association that received them, as in `instances`. For sent
+            ones, the AE titles that were passed through from the sender; otherwise empty.
         destination: Name of the destination that they were sent to.
     """
 
@@ -139,21 +140,25 @@ def note_sent(
 ) -> None:
     """Note delivered and dead deliveries, within the transaction that records the results."""
     ended = {DeliveryState.DELIVERED, DeliveryState.DEAD}
-    ids = [result.id for result in results if result.state in ended]
-    if not ids:
-        return
+    by_titles: dict[tuple[str, str], list[int]] = {}
+    for result in results:
+        if result.state in ended:
+            by_titles.setdefault((result.calling_ae, result.called_ae), []).append(result.id)
     merged: dict[TransferKey, MergedTransfers] = {}
-    found = connection.execute(_FINISHED, {"ids": ids, "now": unix_ms})
-    for study_uid, sop_class_uid, state, count in found:
-        key = TransferKey(
-            direction=SENT,
-            study_uid=study_uid,
-            is_failed=state == DeliveryState.DEAD.value,
-            # PS3.15 Table A.5.3.7-1: a sender that does not know the contents of the receiver writes R.
-            change="R",
-            destination=destination,
-        )
-        merged.setdefault(key, MergedTransfers()).add({sop_class_uid: count}, unix_ms, unix_ms)
+    for (calling_ae, called_ae), ids in by_titles.items():
+        found = connection.execute(_FINISHED, {"ids": ids, "now": unix_ms})
+        for study_uid, sop_class_uid, state, count in found:
+            key = TransferKey(
+                direction=SENT,
+                study_uid=study_uid,
+                is_failed=state == DeliveryState.DEAD.value,
+                # PS3.15 Table A.5.3.7-1: a sender that does not know the contents of the receiver writes R.
+                change="R",
+                calling_ae=calling_ae,
+                called_ae=called_ae,
+                destination=destination,
+            )
+            merged.setdefault(key, MergedTransfers()).add({sop_class_uid: count}, unix_ms, unix_ms)
     _add_note(connection, merged)
 
 

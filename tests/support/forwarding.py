@@ -77,6 +77,8 @@ class Forwarding:
         state: InstanceState = InstanceState.STORED,
         key: str = "",
         terms: Mapping[str, DeliveryTerms] | None = None,
+        calling_ae: str = "CT1",
+        called_ae: str = "INGEST",
     ) -> list[Made]:
         """Have instances in store and ledger, to be delivered."""
         rows = []
@@ -96,8 +98,8 @@ class Forwarding:
                     store_key=name,
                     size=len(one.file),
                     data_set_offset=len(one.file) - len(one.data_set),
-                    calling_ae="CT1",
-                    called_ae="INGEST",
+                    calling_ae=calling_ae,
+                    called_ae=called_ae,
                     source="",
                     spool_ref=f"spool:{self.recorded}",
                     note="",

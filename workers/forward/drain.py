@@ -6,7 +6,7 @@ import time
 import uuid
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 import redis
@@ -60,9 +60,11 @@ from ingest.workers.forward.retry_policy import (
     ResponseReceived,
     Retry,
     RetryPolicy,
+    TitlesRefused,
     backoff_ms,
     decide_delivery,
 )
+from ingest.workers.forward.titles import TitleRule, Titles, describe_refused_titles, group_by_titles
 from ingest.workers.span_export import SpanExporter
 from ingest.workers.store.filesystem import FileStore
 
@@ -154,11 +156,22 @@ class DestinationDrain:
         drain_name = f"{owner}-{uuid.uuid4().hex[:8]}"
         self._slots = min(destination.associations, resources.slots)
         self._slot = DestinationSlot(resources.client, destination, self._slots, drain_name)
-        self._leases = Leases(resources.ledger, self._name, drain_name, self._slots, resources.spans)
+        self._titles = TitleRule.from_destination(destination, remote)
+        # Titles of senders that the remote refused during this drain, with the reason for a person.
+        self._refused_titles: dict[Titles, str] = {}
+        self._leases = Leases(
+            resources.ledger,
+            self._name,
+            drain_name,
+            self._slots,
+            spans=resources.spans,
+            titles=self._titles,
+        )
         self._breaker = CircuitBreaker(
             resources.ledger, destination, remote, resources.rng, resources.is_stopping
         )
         self._association: StoreSCU | None = None
+        self._association_titles = self._titles.own
         self._in_flight: dict[int, Delivery] = {}
         self._sent_at: dict[int, float] = {}  # monotonic seconds, by message ID
         self._notes: dict[int, str] = {}  # changes of data sets in flight, by delivery
@@ -201,7 +214,7 @@ class DestinationDrain:
         while not self._must_stop():
             rows = self._leases.lease_due_deliveries(careful=self._breaker.has_unanswered_break)
             if rows:
-                self._send_batch(deque(rows))
+                self._send_batch(deque(group_by_titles(rows, self._titles)))
                 self._leases.release_untried()
                 self._leases.write_results()
                 idle_since = time.monotonic()
@@ -281,7 +294,9 @@ class DestinationDrain:
                 continue
             association = self._association_for(row, waiting)
             if association is None:
-                return
+                if not self._postpone_refused_titles(row, waiting):
+                    return
+                continue
             try:
                 outcome = self._send_delivery(association, row)
             except StoreAwayError as error:
@@ -365,6 +380,17 @@ class DestinationDrain:
         """After an abort of ours in the midst of a data set, release what is in flight without counting."""
         if not association.is_established:
             self._in_flight = {}
+
+    def _postpone_refused_titles(self, row: Delivery, waiting: deque[Delivery]) -> bool:
+        """Return whether the remote refuses the AE titles of this sender, and postpone the delivery then.
+
+        Deliveries of other senders go on.
+        """
+        reason = self._refused_titles.get(self._titles.choose_titles(row))
+        if reason is not None:
+            self._apply_outcome(row, TitlesRefused(reason), waiting)
+            self._tick()
+        return reason is not None
 
     def _postpone_for_store(self, association: StoreSCU, row: Delivery, error: StoreAwayError) -> None:
         """Pause the destination, because our store is away. No delivery and no remote is blamed for it.
@@ -471,13 +497,16 @@ class DestinationDrain:
 
     def _association_for(self, row: Delivery, rest: deque[Delivery]) -> StoreSCU | None:
         """Return an association on which the context of `row` was proposed; None if none can be opened."""
-        context = _context_of(row)
+        context, titles = _context_of(row), self._titles.choose_titles(row)
+        if titles in self._refused_titles:
+            return None
         association = self._association
         is_sole = context in self._sole_contexts and context not in self._refused_contexts
         must_renegotiate = context in self._pending_sole_contexts
         self._pending_sole_contexts.discard(context)
         if association is not None:
             is_usable = association.check_established() and context in association.proposed
+            is_usable = is_usable and titles == self._association_titles
             if is_usable and not must_renegotiate and (not is_sole or len(association.proposed) == 1):
                 return association
             self._receive_all_responses(rest)
@@ -488,7 +517,8 @@ class DestinationDrain:
         if is_sole or context in self._doubted_contexts:
             return self._open_association((context,), row)
         recent = self._resources.recent_contexts.get(self._name, ())
-        needed = [context, *(_context_of(other) for other in rest), *recent]
+        others = (_context_of(other) for other in rest if self._titles.choose_titles(other) == titles)
+        needed = [context, *others, *recent]
         contexts = plan_associations([each for each in needed if each not in self._doubted_contexts])[0]
         self._resources.recent_contexts[self._name] = contexts
         return self._open_association(contexts, row)
@@ -508,12 +538,12 @@ class DestinationDrain:
             row: The delivery to send first.
             has_answered_echo: Whether the remote has answered a C-ECHO just now.
         """
-        destination = self._destination
+        destination, titles = self._destination, self._titles.choose_titles(row)
         if not has_answered_echo and _context_of(row) in self._doubted_contexts:
             has_answered_echo = self._breaker.answers_echo(self._tick)
         try:
             self._association = StoreSCU.open(
-                self._remote,
+                replace(self._remote, calling_ae=titles.calling, called_ae=titles.called),
                 make_proposals(contexts),
                 timeouts=Timeouts(destination.connect_seconds, destination.response_seconds),
                 async_operations=destination.async_operations,
@@ -521,6 +551,9 @@ class DestinationDrain:
                 on_tick=self._tick,
             )
         except AssociationError as error:
+            if self._titles.is_refusal(titles, error):
+                self._note_refused_titles(titles, error)
+                return None
             if error.cause in PROPOSAL_CAUSES:
                 self._resources.recent_contexts.pop(self._name, None)
                 self._doubted_contexts.update(contexts)
@@ -531,11 +564,25 @@ class DestinationDrain:
                     return self._open_association((_context_of(row),), row, has_answered_echo=True)
             self._record_failure(error)
             return None
+        self._association_titles = titles
         self._doubted_contexts.difference_update(contexts)
         self._breaker.record_association()
         self._count_association("opened")
         self._note_certificate(self._association.peer_certificate())
         return self._association
+
+    def _note_refused_titles(self, titles: Titles, error: AssociationError) -> None:
+        """Note that the remote refuses the AE titles of one sender. The circuit of the destination stays."""
+        self._refused_titles[titles] = describe_refused_titles(titles, self._titles.passed, str(error))
+        self._count_association("refused")
+        log.warning(
+            "titles_refused",
+            destination=self._name,
+            calling_ae=titles.calling,
+            called_ae=titles.called,
+            error=str(error),
+            remedy="add the AE title at the remote, or change pass_through of the destination",
+        )
 
     def _record_failure(self, error: AssociationError) -> None:
         """Record that no association was established. No instance is the cause, and no attempt is counted."""

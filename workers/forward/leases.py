@@ -16,6 +16,7 @@ from ingest.ledger import Delivery, DeliveryResult, DeliveryState, Ledger
 from ingest.metrics import families
 from ingest.metrics.board import current_board
 from ingest.workers.forward.retry_policy import Dead, Delivered, DeliveryDecision, Retry
+from ingest.workers.forward.titles import TitleRule
 from ingest.workers.span_export import SpanExporter
 
 BATCH: Final = 64
@@ -50,7 +51,14 @@ class Leases:
     """
 
     def __init__(
-        self, ledger: Ledger, destination: str, owner: str, workers: int, spans: SpanExporter | None = None
+        self,
+        ledger: Ledger,
+        destination: str,
+        owner: str,
+        workers: int,
+        *,
+        spans: SpanExporter | None = None,
+        titles: TitleRule | None = None,
     ) -> None:
         """Start without leases.
 
@@ -60,7 +68,9 @@ class Leases:
             owner: Unique name of this drain.
             workers: Number of workers that may drain the destination at a time.
             spans: Takes a span for each result; None without traces.
+            titles: Chooses the AE titles of each delivery; None for the configured ones.
         """
+        self._titles = titles
         self.rows: dict[int, Delivery] = {}
         self.is_blocked = False
         self.counts: Counter[DeliveryState] = Counter()
@@ -237,6 +247,8 @@ class Leases:
                     suspect_since = row.suspect_since or self._ledger.unix_ms()
             case Dead(_, remark, status, new_breaks):
                 state, next_at, breaks = DeliveryState.DEAD, 0, max(breaks, new_breaks)
+        titles = self._titles
+        calling_ae, called_ae = titles.choose_titles(row) if titles and titles.passed else ("", "")
         return DeliveryResult(
             id=row.id,
             owner=self._owner,
@@ -249,4 +261,6 @@ class Leases:
             suspect_since=suspect_since,
             attempted=is_attempt,
             duration_ms=None if started is None else round((time.monotonic() - started) * 1000),
+            calling_ae=calling_ae,
+            called_ae=called_ae,
         )

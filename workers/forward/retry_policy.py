@@ -35,6 +35,9 @@ INSTANCE_BREAKS_MAX: Final = 5
 FEW_ATTEMPTS: Final = 6
 """Attempts at an instance that the remote cannot understand (`Meaning.TRY_A_FEW_TIMES`)."""
 
+_LONGEST_PAUSE: Final = 32
+"""Number of attempts whose pause is `max_ms`."""
+
 PROPOSAL_CAUSES: Final = frozenset(
     {None, Cause.CLOSED, Cause.ABORTED, Cause.REJECTED, Cause.PROTOCOL_ERROR, Cause.NO_RESPONSE}
 )
@@ -121,7 +124,16 @@ class NotRewritable:
     reason: str
 
 
-Outcome = ResponseReceived | AssociationBroken | ContextNotAccepted | FileUnusable | NotRewritable
+@dataclass(frozen=True, slots=True)
+class TitlesRefused:
+    """The remote rejected the AE titles that were passed through from the sender."""
+
+    reason: str
+
+
+Outcome = (
+    ResponseReceived | AssociationBroken | ContextNotAccepted | FileUnusable | NotRewritable | TitlesRefused
+)
 
 
 # --- decisions
@@ -144,7 +156,8 @@ class Retry:
         reason: Text for a person.
         status: DIMSE status of the response; None without one.
         breaks: Number of associations that ended during this instance; 0 after a response.
-        is_attempt: Whether to count an attempt. A fault of our own disk does not count.
+        is_attempt: Whether to count an attempt. A fault of our own disk does not count, and neither does a
+            refused AE title.
     """
 
     after_ms: int
@@ -263,10 +276,23 @@ def decide_delivery(
             return _retry(retry, attempt, policy.max_attempts, age_ms, policy)
         case ContextNotAccepted(reason, is_sole):
             return Dead(DeathCause.CONTEXT, reason) if is_sole else Renegotiate()
-        case FileUnusable(reason):
-            return Dead(DeathCause.FILE, reason)
-        case NotRewritable(reason):
-            return Dead(DeathCause.REWRITE, reason)
+        case FileUnusable(reason) | NotRewritable(reason):
+            cause = DeathCause.FILE if isinstance(outcome, FileUnusable) else DeathCause.REWRITE
+            return Dead(cause, reason)
+        case TitlesRefused(reason):
+            return _decide_refused_titles(reason, age_ms, policy, rng)
+
+
+def _decide_refused_titles(
+    reason: str, age_ms: int, policy: RetryPolicy, rng: Callable[[], float]
+) -> Retry | Dead:
+    """Wait for a person, who has to change the list of the remote. Only the age ends the delivery.
+
+    As with a remote that refuses this node, the pause is the longest one and no attempt counts.
+    """
+    if age_ms >= policy.give_up_ms:
+        return Dead(DeathCause.AGE, policy.describe_expiry(reason))
+    return Retry(backoff_ms(_LONGEST_PAUSE, policy, rng), reason, is_attempt=False)
 
 
 def _decide_response(

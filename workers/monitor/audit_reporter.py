@@ -125,13 +125,14 @@ class TransferReporter:
         destination = self._destinations.get(key.destination)
         if destination is None:  # it was removed from the configuration meanwhile
             return self._trail.node(is_requestor=True), Participant(key.destination)
+        called_title = key.called_ae or destination.ae_title
         remote = Participant(
-            destination.ae_title,
-            ae_titles=(destination.ae_title,),
+            called_title,
+            ae_titles=(called_title,),
             name=destination.name,
             address=destination.host,
         )
-        own_title = destination.calling_ae_title or self._node_title
+        own_title = key.calling_ae or destination.calling_ae_title or self._node_title
         return self._trail.node(is_requestor=True, ae_title=own_title), remote
 
     def _describe_study(self, group: TransferGroup, *, with_classes: bool) -> StudyObject:
