@@ -27,6 +27,7 @@ from ingest.checks.listening import check_listening
 from ingest.checks.tls import check_tls, check_validity_now
 from ingest.checks.versions import check_data_format, check_ledger_version
 from ingest.checks.weak_settings import find_weak_settings
+from ingest.config.attribute_map import find_misfits
 from ingest.config.extra_rules import LEDGER_ROLES, check_extras
 from ingest.config.faults import Fault, FaultKind
 from ingest.config.model import Config
@@ -63,6 +64,7 @@ def check_node(config: Config, *, user: str = "") -> list[Fault]:
         *_check_ledger(config),
         *_check_store_agreement(config),
         *_check_alerts(config),
+        *_check_maps(config),
         *_check_flow(config),
         *find_weak_settings(config),
     ]
@@ -114,6 +116,14 @@ def _check_folder(key: str, path: Path, min_free: int) -> Iterator[Fault]:
     if free < min_free:
         cause = f"{there} has {free // 1024**2} MiB free, less than [receive] min_free_bytes"
         yield Fault(key, cause, "free space, or name a folder on a larger file system")
+
+
+def _check_maps(config: Config) -> Iterator[Fault]:
+    """Report wrong lines in the maps of destinations."""
+    for index, destination in enumerate(config.destinations):
+        if destination.map is not None:
+            for cause, remedy in find_misfits(destination.map):
+                yield Fault(f"destinations[{index}].map", cause, remedy)
 
 
 def _check_alerts(config: Config) -> Iterator[Fault]:

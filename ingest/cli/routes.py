@@ -11,7 +11,7 @@ from ingest.cli import _options as options
 from ingest.cli._base import FAILED, CommandGroup, config_option, exit_with, load_config
 
 if TYPE_CHECKING:
-    from ingest.operations.routes import RouteExplanation
+    from ingest.operations.routes import DestinationChanges, RouteExplanation
 
 
 @click.group(cls=CommandGroup)
@@ -41,7 +41,8 @@ def test(
     ingest routes test -c ingest.toml image.dcm --calling CT1
 
     Prints the values that the conditions compare, and destinations that are left out because the file came
-    from them. Nothing is stored or sent. Exits with 1 if a file cannot be read.
+    from them. For a destination that changes attributes it prints the values before (-) and after (+).
+    Nothing is stored or sent. Exits with 1 if a file cannot be read.
     """
     from ingest.operations.routes import explain_routes
 
@@ -79,3 +80,21 @@ def _format_lines(explanation: "RouteExplanation") -> Iterator[str]:
         yield f"  [yellow]held for {escape(', '.join(sorted(routing.held)))}[/yellow]: a person releases it"
     for remark in routing.exclusions:
         yield f"  [yellow]{escape(remark)}[/yellow]: it came from there; return = true in the route sends it"
+    for change in explanation.changes:
+        yield from _format_changes(change)
+
+
+def _format_changes(changed: "DestinationChanges") -> Iterator[str]:
+    """Write the changes for one destination as a diff."""
+    from rich.markup import escape
+
+    name = escape(changed.destination)
+    if changed.error:
+        yield f"  [red]not sent to {name}[/red]: {escape(changed.error)}"
+        return
+    yield f"  changed for {name}:" if changed.changes else f"  sent to {name} without a change"
+    for change in changed.changes:
+        if change.before is not None:
+            yield f"[red]       - {change.attribute}: {escape(change.before)}[/red]"
+        if change.after is not None:
+            yield f"[green]       + {change.attribute}: {escape(change.after)}[/green]"

@@ -256,6 +256,16 @@ class Destination(Section):
     give_up_hours: Annotated[float, Field(gt=0, le=1e6, allow_inf_nan=False)] = 168.0
     retry_statuses: tuple[str, ...] = ()
     dead_statuses: tuple[str, ...] = ()
+    set: dict[str, Any] = Field(default_factory=dict)
+    remove: tuple[str, ...] = ()
+    map: OptionalPath = None
+    map_unmatched: Literal["send", "dead"] = "send"
+    original_attributes: bool = True
+
+    @property
+    def changes_attributes(self) -> bool:
+        """Whether data sets are changed on their way to this destination."""
+        return bool(self.set or self.remove or self.map)
 
     @property
     def is_bound(self) -> bool:

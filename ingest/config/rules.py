@@ -14,7 +14,15 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from ingest.config import alert_rules, console_rules, extra_rules, passwords, retention_rules, route_rules
+from ingest.config import (
+    alert_rules,
+    change_rules,
+    console_rules,
+    extra_rules,
+    passwords,
+    retention_rules,
+    route_rules,
+)
 from ingest.config.faults import Fault
 from ingest.config.model import TLS, Config, ConsoleSettings, Destination, ListenerSettings
 from ingest.dicom.statuses import StatusPattern, means_stored_only
@@ -288,6 +296,10 @@ def _check_destinations(config: Config, names: SectionNames) -> Iterator[Fault]:
             cause = f"is longer than retry_max_seconds, {destination.retry_max_seconds:g}"
             yield Fault(f"{key}.retry_first_seconds", cause, "make it shorter, or retry_max_seconds longer")
         yield from _check_statuses(key, destination)
+        if destination.changes_attributes or destination.map_unmatched != "send":
+            yield from change_rules.check_changes(key, destination)
+        if destination.map is not None:
+            yield from _check_file(f"{key}.map", destination.map)
 
 
 def _check_statuses(key: str, destination: Destination) -> Iterator[Fault]:

@@ -36,15 +36,17 @@ DEPTH_MAX: Final = 64
 TICK_ELEMENTS: Final = 4096
 
 _BLOCK: Final = 1 << 16
-_UNDEFINED: Final = 0xFFFFFFFF
-_ITEM, _ITEM_END, _SEQUENCE_END = 0xFFFEE000, 0xFFFEE00D, 0xFFFEE0DD  # PS3.5 Tables 7.5-1 to 7.5-3
+UNDEFINED_LENGTH: Final = 0xFFFFFFFF
+ITEM, ITEM_END, SEQUENCE_END = 0xFFFEE000, 0xFFFEE00D, 0xFFFEE0DD  # PS3.5 Tables 7.5-1 to 7.5-3
 _EXTENDED_OFFSET_TABLE: Final = 0x7FE00001
 _ITEM_BYTES: Final = b"\xfe\xff\x00\xe0"
 # PS3.5 Table 7.1-2: the VRs with a length of 16 bits.
-_SHORT: Final = frozenset(b"AE AS AT CS DA DS DT FD FL IS LO LT PN SH SL SS ST TM UI UL US".split())
+SHORT_VRS: Final = frozenset(b"AE AS AT CS DA DS DT FD FL IS LO LT PN SH SL SS ST TM UI UL US".split())
 # PS3.5 6.2: the VRs that are padded with a space.
-_TEXT: Final = frozenset(b"AE AS CS DA DS DT IS LO LT PN SH ST TM UC UR UT".split())
-_IMPLICIT: Final = frozenset({uids.IMPLICIT_LITTLE_ENDIAN, "1.2.840.10008.1.20", "1.2.840.113619.5.2"})
+SPACE_PADDED_VRS: Final = frozenset(b"AE AS CS DA DS DT IS LO LT PN SH ST TM UC UR UT".split())
+IMPLICIT_SYNTAXES: Final = frozenset(
+    {uids.IMPLICIT_LITTLE_ENDIAN, "1.2.840.10008.1.20", "1.2.840.113619.5.2"}
+)
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -138,7 +140,7 @@ class _Walk:
         self._on_tick = on_tick
         self._order = ">" if transfer_syntax == uids.EXPLICIT_BIG_ENDIAN else "<"
         self._edits: list[Edit] = []
-        self._levels = [_Level(_Kind.ELEMENTS, length, True, transfer_syntax in _IMPLICIT)]
+        self._levels = [_Level(_Kind.ELEMENTS, length, True, transfer_syntax in IMPLICIT_SYNTAXES)]
         self._block, self._block_at = b"", 0
 
     def run(self) -> list[Edit]:
@@ -168,7 +170,7 @@ class _Walk:
             return self._rest(at, left)
         tag = self._tag(at)
         if tag >> 16 == 0xFFFE:
-            if tag == _ITEM_END and not level.defined:
+            if tag == ITEM_END and not level.defined:
                 self._leave()
             return at + 8  # readers skip any other item or delimiter here
         self._enter_group(level, tag >> 16)
@@ -178,7 +180,7 @@ class _Walk:
         vr, length_at, length_size, implicit = self._header(level, at, tag)
         length = self._number(length_at, length_size, implicit=implicit)
         value_at = length_at + length_size
-        if length == _UNDEFINED and length_size == 4:
+        if length == UNDEFINED_LENGTH and length_size == 4:
             is_sequence = implicit or vr in {b"SQ", b"UN"}
             kind = _Kind.ITEMS if is_sequence else _Kind.FRAGMENTS
             self._enter(_Level(kind, level.end, False, implicit or vr == b"UN"))
@@ -195,7 +197,7 @@ class _Walk:
         elif tag == _EXTENDED_OFFSET_TABLE:
             level.offsets = value_at, length
         if length & 1:
-            self._pad(level, end, b" " if vr in _TEXT else b"\0")
+            self._pad(level, end, b" " if vr in SPACE_PADDED_VRS else b"\0")
             self._lengthen(length_at, length_size, length + 1, self._order_of(implicit), tag)
         return end
 
@@ -210,15 +212,15 @@ class _Walk:
         tag = self._tag(at, implicit=level.implicit)
         length = self._number(at + 4, 4, implicit=level.implicit)
         value_at = at + 8
-        if tag == _SEQUENCE_END:
+        if tag == SEQUENCE_END:
             if not level.defined:
                 self._leave()
             return value_at
-        if tag != _ITEM:
+        if tag != ITEM:
             raise PeerError(f"({tag >> 16:04X},{tag & 0xFFFF:04X}) in a sequence, where an item has to be")
         if level.kind is _Kind.FRAGMENTS:
             return self._fragment(level, at, length)
-        defined = length != _UNDEFINED
+        defined = length != UNDEFINED_LENGTH
         if defined and value_at + length > level.end:
             raise PeerError("an item ends behind its sequence")
         end = value_at + length if defined else level.end
@@ -228,7 +230,7 @@ class _Walk:
 
     def _fragment(self, level: _Level, at: int, length: int) -> int:
         end = at + 8 + length
-        if length == _UNDEFINED or end > level.end:
+        if length == UNDEFINED_LENGTH or end > level.end:
             raise PeerError("a fragment ends behind its value")
         if not level.first:
             level.first, level.table = end, (at + 8, length)
@@ -236,7 +238,7 @@ class _Walk:
             level.odd.append(at - level.first)
         if length & 1:
             self._pad(level, end, b"\0")
-            self._lengthen(at + 4, 4, length + 1, "<", _ITEM)
+            self._lengthen(at + 4, 4, length + 1, "<", ITEM)
         return end
 
     def _rest(self, at: int, left: int) -> int:
@@ -253,8 +255,8 @@ class _Walk:
             # Some writers put Implicit VR elements into the items of an explicit data set.
             if not level.implicit and (len(self._levels) == 1 or self._order == ">"):
                 raise PeerError(f"({tag >> 16:04X},{tag & 0xFFFF:04X}) has no VR")
-            return _vr_of(tag), at + 4, 4, True
-        if vr in _SHORT:
+            return find_vr(tag), at + 4, 4, True
+        if vr in SHORT_VRS:
             return vr, at + 6, 2, False
         if level.end - at < 12:
             raise PeerError(f"({tag >> 16:04X},{tag & 0xFFFF:04X}) ends within its header")
@@ -275,7 +277,7 @@ class _Walk:
         if level.added:
             if level.defined:
                 grown = level.length + level.added
-                self._lengthen(level.length_at, level.length_size, grown, level.length_order, _ITEM)
+                self._lengthen(level.length_at, level.length_size, grown, level.length_order, ITEM)
             self._grow(outer, level.added)
 
     def _pad(self, level: _Level, at: int, padding: bytes) -> None:
@@ -301,7 +303,7 @@ class _Walk:
         return "<" if implicit else self._order
 
     def _lengthen(self, at: int, size: int, length: int, order: str, tag: int) -> None:
-        if length >= (_UNDEFINED if size == 4 else 1 << 16):
+        if length >= (UNDEFINED_LENGTH if size == 4 else 1 << 16):
             raise PeerError(f"({tag >> 16:04X},{tag & 0xFFFF:04X}) is odd, and its length can be no larger")
         self._edit(Edit(at, size, struct.pack(order + ("L" if size == 4 else "H"), length)))
 
@@ -352,6 +354,6 @@ def _dictionary() -> dict[int, bytes]:
     return registry.list_vrs()
 
 
-def _vr_of(tag: int) -> bytes:
+def find_vr(tag: int) -> bytes:
     """Return the VR of a tag in PS3.6; UN for an unknown tag."""
     return _dictionary().get(tag, b"UN")

@@ -70,3 +70,32 @@ def decode_text(raw: bytes, character_sets: Iterable[str], delimiters: set[int])
         ValueError: The bytes are not text of the character set.
     """
     return str(charset.decode_bytes(raw, charset.convert_encodings(list(character_sets)), delimiters))
+
+
+def encode_text(text: str, character_sets: Iterable[str]) -> bytes:
+    """Encode text without delimiters in the given Specific Character Sets.
+
+    Raises:
+        LookupError: A character set is not known.
+        ValueError: The character sets lack a character.
+    """
+    encodings = charset.convert_encodings(list(character_sets))
+    encoded = bytes(charset.encode_string(text, encodings))
+    if encodings[0] == charset.default_encoding and not encoded.partition(b"\x1b")[0].isascii():
+        # pydicom takes Latin-1 for the default repertoire, which has no character beyond ASCII (PS3.5
+        # 6.1.2.2). Only the other character sets remain for this text.
+        encoded = bytes(charset.encode_string(text, ["ascii", *encodings[1:]]))
+    return encoded
+
+
+def find_keyword(tag: int) -> str:
+    """Return the keyword of an attribute; an empty text for a private or unknown one."""
+    return str(datadict.keyword_for_tag(tag))
+
+
+def has_many_values(tag: int) -> bool:
+    """Return whether PS3.6 allows more than one value of an attribute."""
+    try:
+        return str(datadict.dictionary_VM(tag)) != "1"
+    except KeyError:
+        return True

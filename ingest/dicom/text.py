@@ -1,5 +1,6 @@
 """Text in a Specific Character Set (PS3.5 6.1)."""
 
+import re
 import warnings
 from typing import Final
 
@@ -31,3 +32,29 @@ def decode_text(raw: bytes, character_set: bytes, *, is_name: bool = False) -> s
             return registry.decode_text(raw, names, _NAME_DELIMITERS if is_name else _DELIMITERS)
         except (LookupError, UnicodeError, ValueError):
             return raw.decode("ascii", "replace")
+
+
+def encode_text(text: str, character_set: bytes, *, is_name: bool = False) -> bytes | None:
+    """Encode text in the Specific Character Set of a data set; None if that lacks a character.
+
+    Args:
+        text: The values, with a backslash between them.
+        character_set: Raw value of Specific Character Set (0008,0005).
+        is_name: Whether the text is a person name.
+    """
+    if text.isascii():
+        return text.encode("ascii")
+    from ingest.dicom import registry  # noqa: PLC0415 - as in `decode_text`
+
+    names = [name.strip(" \0") for name in character_set.decode("ascii", "replace").split("\\")]
+    delimiters = _NAME_DELIMITERS if is_name else _DELIMITERS
+    encoded = b""
+    with warnings.catch_warnings():
+        # pydicom replaces a character that it cannot encode, with a warning that contains the text
+        warnings.simplefilter("ignore")
+        try:
+            for piece in re.split(f"([{re.escape(bytes(delimiters).decode())}])", text):
+                encoded += piece.encode() if piece.isascii() else registry.encode_text(piece, names)
+        except (LookupError, UnicodeError, ValueError):
+            return None
+    return encoded if decode_text(encoded, character_set, is_name=is_name) == text else None

@@ -7,20 +7,45 @@ from pathlib import Path
 from typing import Any
 
 from ingest.config.model import Config
-from ingest.dicom.file_header import read_instance_header
+from ingest.dicom.file_header import InstanceHeader, read_instance_header
 from ingest.dicom.part10 import is_part10
-from ingest.errors import PeerError
+from ingest.errors import PeerError, RewriteError
+from ingest.outgoing.coercion import Coercion, ShownChange
+from ingest.outgoing.plan import OutgoingPlan, StoredDataSet
+from ingest.outgoing.plans import build_plans
 from ingest.routing.node_router import NodeRouter
 from ingest.routing.router import Router, RoutingDecision
 
 
 @dataclass(frozen=True, slots=True)
+class DestinationChanges:
+    """What changes in a data set on its way to a destination; an error if it cannot be changed."""
+
+    destination: str
+    changes: tuple[ShownChange, ...] = ()
+    error: str = ""
+
+    def to_json(self) -> dict[str, object]:
+        """Return the changes for JSON."""
+        changes = [
+            {"attribute": change.attribute, "before": change.before, "after": change.after}
+            for change in self.changes
+        ]
+        return {"destination": self.destination, "changes": changes, "error": self.error}
+
+
+@dataclass(frozen=True, slots=True)
 class RouteExplanation:
-    """The routing of one file; None with an error if the file cannot be read."""
+    """The routing of one file; None with an error if the file cannot be read.
+
+    Attributes:
+        changes: One for each of its destinations that changes it.
+    """
 
     path: Path
     routing: RoutingDecision | None = None
     error: str = ""
+    changes: tuple[DestinationChanges, ...] = ()
 
     def to_json(self) -> dict[str, object]:
         """Return the explanation for JSON."""
@@ -32,6 +57,7 @@ class RouteExplanation:
             "destinations": list(routing.destinations),
             "routed": routing.routed,
             "kept_back": list(routing.exclusions),
+            "changes": [each.to_json() for each in self.changes],
             "held_for": sorted(routing.held),
             "routes": [
                 {
@@ -62,15 +88,19 @@ def explain_routes(
         calling_ae: Calling AE title to assume; None takes that of the File Meta Information.
         called_ae: Called AE title to assume; None takes that of the File Meta Information.
         source: Address of the sender to assume; None takes that of the File Meta Information.
+
+    Raises:
+        ConfigError: The map of a destination cannot be used.
     """
     router = NodeRouter(config)
+    plans = build_plans(config)
     assumed = {
         "calling_ae": calling_ae,
         "called_ae": called_ae,
         "source": None if source is None else f"dicom://[{source}]:0",
     }
     changes = {name: value for name, value in assumed.items() if value is not None}
-    return [_explain_file(router, path, changes) for path in _find_files(paths)]
+    return [_explain_file(router, plans, path, changes) for path in _find_files(paths)]
 
 
 def _find_files(paths: Sequence[Path]) -> Iterator[Path]:
@@ -81,17 +111,45 @@ def _find_files(paths: Sequence[Path]) -> Iterator[Path]:
             yield path
 
 
-def _explain_file(router: Router, path: Path, changes: Mapping[str, Any]) -> RouteExplanation:
+def _explain_file(
+    router: Router, plans: Mapping[str, OutgoingPlan], path: Path, changes: Mapping[str, Any]
+) -> RouteExplanation:
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError as error:
         return RouteExplanation(path, error=f"cannot be opened: {error.strerror}")
     try:
-        header = read_instance_header(fd, os.fstat(fd).st_size, router.tags)
+        header = replace(read_instance_header(fd, os.fstat(fd).st_size, router.tags), **changes)
+        decision = router.route_instance(header)
+        planned = [(name, plans[name]) for name in decision.destinations if name in plans]
+        shown = [_show_changes(name, plan, fd, header) for name, plan in planned]
     except PeerError as error:
         return RouteExplanation(path, error=str(error))
     except OSError as error:
         return RouteExplanation(path, error=f"cannot be read: {error.strerror}")
     finally:
         os.close(fd)
-    return RouteExplanation(path, router.route_instance(replace(header, **changes)))
+    return RouteExplanation(path, decision, changes=tuple(each for each in shown if each is not None))
+
+
+def _show_changes(
+    name: str, plan: OutgoingPlan, fd: int, header: InstanceHeader
+) -> DestinationChanges | None:
+    """Return the changes of attributes for a destination; None if it asks for none."""
+    coercions = [each for each in plan.rewrites if isinstance(each, Coercion)]
+    if not coercions:
+        return None
+    offset = header.data_set_offset
+    stored = StoredDataSet(
+        fd,
+        offset,
+        header.size - offset,
+        header.sop_class_uid,
+        header.sop_instance_uid,
+        header.transfer_syntax_uid,
+        0,
+    )
+    try:
+        return DestinationChanges(name, tuple(coercions[0].show_changes(stored.as_outgoing())))
+    except RewriteError as error:
+        return DestinationChanges(name, error=str(error))

@@ -30,6 +30,17 @@ class StoredDataSet:
     transfer_syntax_uid: str
     stored_at: int
 
+    def as_outgoing(self) -> OutgoingDataSet:
+        """Return the data set to send without any change."""
+        return OutgoingDataSet(
+            self.sop_class_uid,
+            self.sop_instance_uid,
+            self.transfer_syntax_uid,
+            self.fd,
+            (FileRange(self.offset, self.length),),
+            self.length,
+        )
+
 
 class Rewrite(Protocol):
     """One kind of change."""
@@ -68,14 +79,7 @@ class OutgoingPlan:
         Raises:
             RewriteError, OSError: As `Rewrite.rewrite`.
         """
-        as_stored = data_set = OutgoingDataSet(
-            stored.sop_class_uid,
-            stored.sop_instance_uid,
-            stored.transfer_syntax_uid,
-            stored.fd,
-            (FileRange(stored.offset, stored.length),),
-            stored.length,
-        )
+        as_stored = data_set = stored.as_outgoing()
         for each in self.rewrites:
             data_set = each.rewrite(data_set, stored, on_tick)
         return None if data_set is as_stored else data_set

@@ -257,6 +257,8 @@ def _name_errors(fragments: Iterator[memoryview], sop_instance: str) -> Iterator
     """Pass PDUs on. Errors of the file get the name of the instance."""
     try:
         yield from fragments
+    except PeerError as error:
+        raise StoreError(f"{sop_instance}: its data set cannot be read: {error}") from error
     except OSError as error:
         raise make_read_error(sop_instance, error) from error
 

@@ -18,6 +18,8 @@ from ingest.config.model import Config
 from ingest.config.reader import load_config
 from ingest.cores import plan_listeners
 from ingest.errors import ConfigError
+from ingest.outgoing.plan import OutgoingPlan
+from ingest.outgoing.plans import build_plans
 from ingest.requestor.remotes import build_remotes
 from ingest.requestor.transport import Remote
 from ingest.tls.contexts import build_contexts
@@ -73,6 +75,7 @@ class Generation:
         endpoints: Listening sockets of the listeners, each with its TLS context.
         remotes: Destinations of the forward workers by name, each with its TLS context.
         terms: Validity of certificates, keys and CRLs.
+        plans: Changes of data sets for destinations of the forward workers, by name.
         slots: One for each process.
     """
 
@@ -81,6 +84,7 @@ class Generation:
     endpoints: tuple[Endpoint, ...] = ()
     remotes: Mapping[str, Remote] = field(default_factory=dict)
     terms: Sequence[Validity] = ()
+    plans: Mapping[str, OutgoingPlan] = field(default_factory=dict)
     slots: list[WorkerSlot] = field(default_factory=list)
 
 
@@ -91,7 +95,7 @@ def read_first_generation(config: Config, roles: frozenset[str]) -> Generation:
     nothing.
 
     Raises:
-        ConfigError: A certificate or key cannot be used.
+        ConfigError: A certificate, key or map cannot be used.
         BootError: An address cannot be bound.
     """
     return _make(Generation(0, config), config, list_validities(config, datetime.now(UTC)), roles)
@@ -106,7 +110,7 @@ def read_next_generation(old: Generation, path: Path, roles: frozenset[str]) -> 
         roles: Roles of this node.
 
     Raises:
-        ConfigError: The configuration, a certificate or a key cannot be used.
+        ConfigError: The configuration, a certificate, a key or a map cannot be used.
         BootError: An address cannot be bound.
     """
     config = load_config(path, roles=roles)
@@ -138,9 +142,10 @@ def _make(
 ) -> Generation:
     made = build_contexts(config, roles)
     destinations = build_remotes(config, made.calling) if "forward" in roles else {}
+    plans = build_plans(config) if "forward" in roles else {}
     endpoints = bind_endpoints(config, made.listening, old.endpoints) if "listen" in roles else ()
     return Generation(
-        old.number + 1, config, endpoints, destinations, new_terms, plan_worker_slots(config, roles)
+        old.number + 1, config, endpoints, destinations, new_terms, plans, plan_worker_slots(config, roles)
     )
 
 

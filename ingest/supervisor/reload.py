@@ -230,6 +230,8 @@ class Generations:
                 close_endpoints(each.endpoints, keep=endpoints)
         self._file_cache.close()
         self.current, self.coming = Generation(generation.number, generation.config), None
+        # INVARIANT 9: the maps of plans may name patients, so no other process keeps them
+        generation.plans = generation.plans if role == "forward" else {}
         generation.endpoints, generation.remotes = endpoints, remotes
         # OpenSSL overwrites the keys of a context when the context is freed. Most contexts were freed above,
         # with their last reference. The collector frees those that are part of a reference cycle.

@@ -447,7 +447,7 @@ class Supervisor:
         module, _, name = WORKERS[role].partition(":")
         main: Callable[..., int] = getattr(importlib.import_module(module), name)
         if role == "forward":
-            return main(config, threading.Event(), remotes)
+            return main(config, threading.Event(), remotes, generation.plans)
         if role == CONSOLE:
             return main(config, threading.Event(), self._path, self._console.link)
         return main(config, threading.Event())

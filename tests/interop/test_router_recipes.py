@@ -1,14 +1,18 @@
 """The recipes of a router in docs/how-to: nodes with the configuration of the page, and peers over TLS."""
 
+import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
+import pydicom
 import pytest
 
 from ingest.requestor.send_files import send_files
 from ingest.requestor.transport import Remote
 from ingest.tls.contexts import build_client_context
 from tests.interop.files import by_uid
+from tests.interop.orthanc import orthanc
 from tests.support.nodes import Node, eventually
 from tests.support.pages import DOCS, Walk, read_blocks
 from tests.support.peers import storescp
@@ -80,3 +84,62 @@ def test_held_images_are_sent_when_a_person_releases_them(
             uid for [uid] in node.query("SELECT sop_instance_uid FROM instances WHERE study_uid = ?", study)
         ]
     assert sorted(by_uid((tmp_path / "second").iterdir())) == sorted(sent)
+
+
+def test_attributes_are_changed_for_one_destination(
+    make_node: Callable[..., Node], material: Material, tmp_path: Path
+) -> None:
+    page, heading = "several-destinations", "Change attributes for one destination"
+    recipe = read_recipe(page, heading)
+    blocks = read_blocks(DOCS / "how-to" / f"{page}.md")
+    [lines] = [block.text for block in blocks if block.heading == heading and block.language == "text"]
+    address = 'host = "archive.region.example"\nport = 2762'
+    files = []
+    for number, patient_id in enumerate(("4711", "0815", "9999")):
+        study = replace(STUDIES[0], patient_id=patient_id, number=90 + number)
+        files += study.write(tmp_path / patient_id, only=1)
+    with (
+        orthanc(material, "remote") as archive,
+        storescp(tmp_path / "second", material.tls("remote"), "--promiscuous") as site,
+    ):
+        ours = f'host = "localhost"\nport = {archive.dicom_port}'
+        node = make_node()
+        (node.folder / "patients.csv").write_text(lines)
+        plain = write_destination("second-site", site)
+        routes = recipe.replace(address, ours).replace(
+            'to = ["regional"]', 'to = ["regional", "second-site"]'
+        )
+        node.start(destinations=plain + routes)
+        shutil.copy(files[0], node.folder / "sample.dcm")
+        with Walk(node.folder) as walk:
+            shown = walk.run("command ingest routes test -c ingest.toml sample.dcm")
+        assert "- PatientID: 4711" in shown
+        assert "+ PatientID: R-100234" in shown
+        send(node, material, files)
+        done = {("regional", "delivered"): 2, ("regional", "dead"): 1, ("second-site", "delivered"): 3}
+        eventually(lambda: count_by_destination(node) == done, 30, f"{count_by_destination(node)}")
+        found = archive.post("/tools/find", {"Level": "Patient", "Query": {}, "Expand": True})
+        tags = {each["MainDicomTags"]["PatientID"]: each["MainDicomTags"] for each in found}
+        assert tags.keys() == {"R-100234", "R-100235"}
+        assert tags["R-100235"]["PatientName"] == "Müller^Eva"
+        for path in archive.files(tmp_path / "archive").values():
+            arrived = pydicom.dcmread(path)
+            assert (arrived.InstitutionName, arrived.IssuerOfPatientID) == ("St Mary", "REGION")
+            [item] = arrived.OriginalAttributesSequence
+            assert item.ModifiedAttributesSequence[0].PatientID in {"4711", "0815"}
+        [[reason]] = node.query("SELECT last_error FROM deliveries WHERE state = 'dead'")
+        assert reason == "its attributes cannot be changed: no line of the map has its PatientID"
+
+        # The line is added, and the configuration reloaded.
+        (node.folder / "patients.csv").write_text(f"{lines.rstrip()}\n9999,R-100236\n")
+        with Walk(node.folder) as walk:
+            assert "patients.csv:4: has 2 cells" in walk.run("command ingest check -c ingest.toml || true")
+            assert "patients.csv:4" in walk.run("command ingest reload -c ingest.toml 2>&1 || true")
+            (node.folder / "patients.csv").write_text(f"{lines.rstrip()}\n9999,R-100236,\n")
+            walk.run("command ingest reload -c ingest.toml")
+            walk.run("command ingest retry -c ingest.toml --destination regional")
+        eventually(lambda: archive.count() == 3, 30, "the third image arrives")
+    sent = {uid: pydicom.dcmread(path) for uid, path in by_uid((tmp_path / "second").iterdir()).items()}
+    assert sorted(each.PatientID for each in sent.values()) == ["0815", "4711", "9999"]
+    assert "4711" not in node.log
+    assert "R-100234" not in node.log

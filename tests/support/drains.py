@@ -5,6 +5,7 @@ import threading
 from collections.abc import Iterator
 
 from ingest.clock import unix_ms
+from ingest.outgoing.plans import build_plans
 from ingest.queue.wakeups import hold_key
 from ingest.requestor.remotes import build_remotes
 from ingest.workers.forward.worker import ForwardWorker
@@ -15,7 +16,8 @@ from tests.support.nodes import eventually
 @contextlib.contextmanager
 def open_worker(forwarding: Forwarding, stop: threading.Event | None = None) -> Iterator[ForwardWorker]:
     config = forwarding.config
-    made = ForwardWorker(config, stop or threading.Event(), build_remotes(config), "forward-test")
+    remotes, plans = build_remotes(config), build_plans(config)
+    made = ForwardWorker(config, stop or threading.Event(), remotes, "forward-test", plans)
     try:
         yield made
     finally:

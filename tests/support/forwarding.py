@@ -22,8 +22,9 @@ from tests.support.servers import Valkey
 WORKER = (
     "import sys, threading; from ingest.config.model import Config; "
     "from ingest.requestor.remotes import build_remotes;"
+    "from ingest.outgoing.plans import build_plans;"
     "from ingest.workers.forward.worker import main; config = Config.model_validate_json(sys.stdin.read());"
-    "sys.exit(main(config, threading.Event(), build_remotes(config)))"
+    "sys.exit(main(config, threading.Event(), build_remotes(config), build_plans(config)))"
 )
 
 

@@ -43,7 +43,7 @@ def test_entry_points_of_workers_are_named_as_text_and_exist(entry: str) -> None
 def test_entry_points_take_what_the_supervisor_gives(role: str) -> None:
     module, _, name = supervisor.WORKERS[role].partition(":")
     taken = list(inspect.signature(getattr(importlib.import_module(module), name)).parameters)
-    more = {"forward": ["remotes"], "console": ["path", "link"]}
+    more = {"forward": ["remotes", "plans"], "console": ["path", "link"]}
     assert taken == ["config", "stop", *more.get(role, [])]
 
 

@@ -26,6 +26,7 @@ from ingest.config.model import Config
 from ingest.errors import BootError, IngestError, LedgerError, StoppedError
 from ingest.filesystem.locks import Owner
 from ingest.ledger import Ledger
+from ingest.outgoing.plan import OutgoingPlan
 from ingest.queue.client import connect, remove_foreign_keys
 from ingest.queue.wakeups import (
     JOB_WAITS,
@@ -70,7 +71,12 @@ class ForwardWorker:
     """The connections and drains of one forward worker. Created after the fork."""
 
     def __init__(
-        self, config: Config, stop: threading.Event, remotes: Mapping[str, Remote], name: str
+        self,
+        config: Config,
+        stop: threading.Event,
+        remotes: Mapping[str, Remote],
+        name: str,
+        plans: Mapping[str, OutgoingPlan] | None = None,
     ) -> None:
         """Prepare without waiting for any service.
 
@@ -79,6 +85,7 @@ class ForwardWorker:
             stop: Ends the worker after the instance in flight.
             remotes: Remotes of the destinations, by name.
             name: Unique name of the worker.
+            plans: Changes of data sets, by destination; None changes nothing.
 
         Raises:
             BootError: The URL of the ledger cannot be used.
@@ -106,6 +113,7 @@ class ForwardWorker:
             other_destinations=lambda name: [other for other in self.destinations if other != name],
             slots=count_slots(config),
             spans=make_exporter(config, "forward"),
+            plans=plans or {},
         )
 
     def redis_keys(self) -> dict[str, str]:
@@ -268,7 +276,12 @@ def _consume_wakeups(worker: ForwardWorker, config: Config) -> None:
                 return
 
 
-def run_forward_worker(config: Config, stop: threading.Event, remotes: Mapping[str, Remote]) -> None:
+def run_forward_worker(
+    config: Config,
+    stop: threading.Event,
+    remotes: Mapping[str, Remote],
+    plans: Mapping[str, OutgoingPlan],
+) -> None:
     """Forward in this process until `stop` is set. The instance in flight is sent first.
 
     Raises:
@@ -278,7 +291,7 @@ def run_forward_worker(config: Config, stop: threading.Event, remotes: Mapping[s
         # RQ would log every job, and once a second that Redis is away.
         logging.getLogger(name).setLevel(logging.CRITICAL)
     name = f"forward-{socket.gethostname()}-{os.getpid()}-{Owner.current()}"
-    worker = ForwardWorker(config, stop, remotes, name)
+    worker = ForwardWorker(config, stop, remotes, name, plans)
     try:
         with contextlib.suppress(StoppedError):
             retry_with_backoff(Backoff(stop, "ledger_away", "deliveries wait"), worker.ledger.migrate)
@@ -291,7 +304,12 @@ def run_forward_worker(config: Config, stop: threading.Event, remotes: Mapping[s
         worker.close()
 
 
-def main(config: Config, stop: threading.Event, remotes: Mapping[str, Remote]) -> int:
+def main(
+    config: Config,
+    stop: threading.Event,
+    remotes: Mapping[str, Remote],
+    plans: Mapping[str, OutgoingPlan],
+) -> int:
     """Run the child process of a forward worker, and return its exit code. SIGTERM and SIGINT stop it.
 
     Raises:
@@ -299,5 +317,5 @@ def main(config: Config, stop: threading.Event, remotes: Mapping[str, Remote]) -
     """
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
-    run_forward_worker(config, stop, remotes)
+    run_forward_worker(config, stop, remotes, plans)
     return 0

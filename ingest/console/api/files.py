@@ -24,7 +24,7 @@ from ingest.console.web import (
     get_principal,
     run_blocking,
 )
-from ingest.errors import PathEscapesError
+from ingest.errors import ConfigError, PathEscapesError
 from ingest.filesystem.beneath import open_beneath
 from ingest.ledger import Instance
 from ingest.ledger.records import InstanceState
@@ -130,7 +130,12 @@ def explain_instance(
 
 def _explain(console: Console, fd: int, assumed: models.RouteTest | models.AssumedCaller) -> RouteExplanation:
     path = Path(f"/proc/self/fd/{fd}")
-    [found] = explain_routes(console.config, [path], assumed.calling_ae, assumed.called_ae, assumed.source)
+    try:
+        [found] = explain_routes(
+            console.config, [path], assumed.calling_ae, assumed.called_ae, assumed.source
+        )
+    except ConfigError as error:  # the file of a map was changed since the start
+        return RouteExplanation(path, error=str(error))
     return found
 
 

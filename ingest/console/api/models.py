@@ -644,12 +644,29 @@ class RouteResult(AnswerModel):
     conditions: list[dict[str, Any]]
 
 
+class ChangedAttribute(AnswerModel):
+    """An attribute that changes on the way to a destination; null where there is none."""
+
+    attribute: str
+    before: str | None
+    after: str | None
+
+
+class DestinationChanges(AnswerModel):
+    """What changes on the way to a destination; an error if the data set cannot be changed."""
+
+    destination: str
+    changes: list[ChangedAttribute]
+    error: str
+
+
 class RouteTestResult(AnswerModel):
     """Which routes take an instance, and why."""
 
     destinations: list[str]
     routed: str
     kept_back: list[str]
+    changes: list[DestinationChanges]
     held_for: list[str] = Field(description="Destinations whose deliveries a person releases.")
     routes: list[RouteResult]
 

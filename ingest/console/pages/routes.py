@@ -22,7 +22,7 @@ async def show_routes(request: Request) -> Response:
 
 
 def _render(request: Request, config: Config, **values: Any) -> Response:
-    shown = {"explanation": None, "fault": "", "form": {}, **values}
+    shown = {"explanation": None, "changes": (), "fault": "", "form": {}, **values}
     return render(request, "routes.html", "routes", routes=_view_routes(config), **shown)
 
 
@@ -81,7 +81,9 @@ async def test_routes(request: Request) -> Response:
             fault = "Choose a file, or give a SOP Instance UID."
             return _render(request, console.config, fault=fault, form=values)
     fault = f"The file cannot be read: {explained.error}" if explained.routing is None else ""
-    return _render(request, console.config, explanation=explained.routing, fault=fault, form=values)
+    changes = [] if explained.routing is None else explained.changes
+    shown = {"explanation": explained.routing, "changes": changes, "fault": fault, "form": values}
+    return _render(request, console.config, **shown)
 
 
 def _find_stored(config: Config, uid: str) -> Instance | None:

@@ -71,6 +71,29 @@ def test_ae_titles_may_be_supposed(config: Path, tmp_path: Path) -> None:
     assert "calling_ae: MR1 does not hold" in output
 
 
+def test_changes_for_a_destination_are_shown_as_a_diff(config: Path, tmp_path: Path) -> None:
+    file = tmp_path / "a.dcm"
+    file.write_bytes(Made(sop="1.9.1").file)
+    changes = 'set = { PatientID = "[NEW]", InstitutionName = "" }\nremove = ["SeriesNumber"]\n'
+    config.write_text(CONFIG.replace("tls = false\n", f"tls = false\n{changes}"))
+    result = ask(config, file)
+    assert result.exit_code == 0, result.output
+    assert "changed for pacs:\n       + InstitutionName: \n       + PatientID: [NEW]\n" in result.output
+    [found] = json.loads(ask(config, file, "--json").output)
+    [changed] = found["changes"]
+    assert changed["changes"][1] == {"attribute": "PatientID", "before": None, "after": "[NEW]"}
+    (tmp_path / "map.csv").write_text("match:PatientID,PatientID\nA,B\n")
+    config.write_text(
+        CONFIG.replace("tls = false\n", 'tls = false\nmap = "map.csv"\nmap_unmatched = "dead"\n')
+    )
+    assert (
+        "not sent to pacs: its attributes cannot be changed: no line of the map" in ask(config, file).output
+    )
+    (tmp_path / "map.csv").write_text("match:PatientID,PatientID\nA\n")
+    result = ask(config, file)
+    assert result.exit_code != 0
+
+
 def test_file_that_cannot_be_read_is_named_and_the_rest_is_explained(config: Path, tmp_path: Path) -> None:
     good, bad = tmp_path / "good.dcm", tmp_path / "bad.dcm"
     good.write_bytes(Made(sop="1.9.1").file)
