@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Final
 
+from ingest.dicom.commitment import TRANSACTION_UID
 from ingest.dicom.dimse import Status
 from ingest.dicom.instance_header import (
     SOP_CLASS_UID,
@@ -12,6 +13,7 @@ from ingest.dicom.instance_header import (
     read_data_set_header,
     strip_uid_padding,
 )
+from ingest.dicom.uids import is_valid_uid
 
 TAGS: Final = (SOP_CLASS_UID, SOP_INSTANCE_UID)
 
@@ -75,6 +77,26 @@ def check_header(
             return StoreResult(Status.DATA_SET_MISMATCH, f"{name} differs between command and data set")
     if is_unreadable(header):
         return StoreResult(Status.CANNOT_UNDERSTAND, f"unreadable: {header.remarks[0]}"[:64])
+    return SUCCESS
+
+
+def check_commitment_header(fd: int, offset: int, length: int, transfer_syntax: str) -> StoreResult:
+    """Check that a request for storage commitment has a Transaction UID (PS3.4 Table J.3-1).
+
+    The references are read later, because thousands of them would hold up the other associations.
+
+    Args:
+        fd: Descriptor of the spool file.
+        offset: Position of the data set in the file.
+        length: Size of the data set in bytes.
+        transfer_syntax: Transfer syntax of the presentation context.
+
+    Raises:
+        OSError: The spool cannot be read.
+    """
+    header = read_data_set_header(fd, offset, length, transfer_syntax, (TRANSACTION_UID,), length)
+    if not is_valid_uid(header.uid(TRANSACTION_UID)):
+        return StoreResult(Status.INVALID_ARGUMENT, "the request has no Transaction UID")
     return SUCCESS
 
 

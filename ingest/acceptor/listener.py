@@ -454,6 +454,8 @@ class Listener:
             allow_store="store" in admission.allow,
             allow_echo="echo" in admission.allow,
             sop_classes=admission.sop_classes,
+            # A report needs a configured destination: an observed address is not trusted.
+            allow_commitment="store" in admission.allow and bool(admission.destination),
         )
         answer = negotiate(request, policy)
         if isinstance(answer, Rejected):

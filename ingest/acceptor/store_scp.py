@@ -1,9 +1,13 @@
-"""The Storage and Verification SCP of one association: C-STORE into the spool, C-ECHO, refusal of the rest.
+"""The SCP of one association: C-STORE and N-ACTION into the spool, C-ECHO, refusal of the rest.
 
 `ingest.ext.cstore_service` serves nearly all C-STOREs completely in C: sound request, sound data set,
 durable, response 0000H. It leaves all other cases to this module, which knows all of PS3.7 9.1.1 and PS3.4
 B.2. There is no network I/O here: events of the parser come in, and responses go out through the
 association.
+
+A request for storage commitment (N-ACTION, PS3.4 J) is received like an instance. Its data set becomes a
+spool entry whose File Meta names the SOP class of storage commitment, and is durable before the response.
+The persist worker writes it to the ledger.
 
 INVARIANT 1: durable before Success
     Only two functions send a response 0000H, and both run when the commit of the entry has ended:
@@ -30,13 +34,14 @@ from typing import Final, Protocol
 
 import structlog
 
-from ingest.acceptor.header_check import SUCCESS, StoreResult, check_header
+from ingest.acceptor.header_check import SUCCESS, StoreResult, check_commitment_header, check_header
 from ingest.acceptor.scoreboard import BYTES, FAILED, INSTANCES, Scoreboard
 from ingest.dicom import dimse
-from ingest.dicom.dimse import EchoRequest, OtherRequest, Status, StoreRequest
+from ingest.dicom.commitment import REQUEST_MAX_BYTES
+from ingest.dicom.dimse import ActionRequest, EchoRequest, OtherRequest, Status, StoreRequest
 from ingest.dicom.negotiate import AcceptedContext
 from ingest.dicom.part10 import FileMeta, encode_file_meta, split_file_meta
-from ingest.dicom.uids import VERIFICATION, is_valid_uid
+from ingest.dicom.uids import STORAGE_COMMITMENT, VERIFICATION, is_valid_uid
 from ingest.ext.channel import Channel
 from ingest.ext.cstore_codec import StoreContext
 from ingest.ext.cstore_service import CStoreOperation, CStoreOperations, CStoreService
@@ -129,7 +134,7 @@ class _Message:
         began_ns: Monotonic time of the request; once its data set is complete, the time of that.
     """
 
-    request: StoreRequest | OtherRequest | EchoRequest
+    request: StoreRequest | ActionRequest | OtherRequest | EchoRequest
     context_id: int
     transfer_syntax: str
     result: StoreResult
@@ -191,7 +196,8 @@ class StoreSCP:
                 *split_file_meta(self._make_file_meta(context.abstract_syntax, "", context.transfer_syntax)),
             )
             for context_id, context in contexts.items()
-            if context.abstract_syntax != VERIFICATION and is_valid_uid(context.abstract_syntax)
+            if context.abstract_syntax not in {VERIFICATION, STORAGE_COMMITMENT}
+            and is_valid_uid(context.abstract_syntax)
         ]
         self.operations = CStoreOperations(
             services.cstore_service,
@@ -231,18 +237,29 @@ class StoreSCP:
         if isinstance(request, OtherRequest) and not request.wants_response:
             return  # C-CANCEL-RQ: no operation here takes long enough to be cancelled
         if isinstance(request, StoreRequest):
-            self._begin_store(request, context_id, context)
+            self._begin_entry(request, context_id, context, self._check_store(request, context))
+            return
+        if isinstance(request, ActionRequest) and request.has_data_set:
+            self._begin_entry(request, context_id, context, self._check_action(request, context))
             return
         self.operations.add(request.message_id)
         message = _Message(request, context_id, context.transfer_syntax, SUCCESS)
+        if isinstance(request, ActionRequest):
+            message.result = self._check_action(request, context)
         if request.has_data_set:
             self._current = message
             self._parser.expect_data_set(context_id)
         else:
             self._answer(message)
 
-    def _begin_store(self, request: StoreRequest, context_id: int, context: AcceptedContext) -> None:
-        result = self._check_request(request, context)
+    def _begin_entry(
+        self,
+        request: StoreRequest | ActionRequest,
+        context_id: int,
+        context: AcceptedContext,
+        result: StoreResult,
+    ) -> None:
+        """Expect the data set of a request: into a new spool entry if the request is sound."""
         message = _Message(request, context_id, context.transfer_syntax, result)
         self.operations.add(request.message_id)
         self._current = message
@@ -280,7 +297,8 @@ class StoreSCP:
         message.result = self._check_data_set(message, message.entry, event)
         status = message.result.status
         is_partial = event.too_large or status == Status.OUT_OF_RESOURCES
-        if is_partial or (status and not self._services.keeps_refused):
+        is_action = isinstance(message.request, ActionRequest)
+        if is_partial or (status and (is_action or not self._services.keeps_refused)):
             self._services.spool.discard(message.entry)
             self._answer(message)
             return
@@ -305,11 +323,22 @@ class StoreSCP:
 
     # --- checks
 
-    def _check_request(self, request: StoreRequest, context: AcceptedContext) -> StoreResult:
+    def _check_store(self, request: StoreRequest, context: AcceptedContext) -> StoreResult:
         """Decide before the first byte of the data set whether to keep it."""
+        return self._check_request(request, dimse.find_store_fault(request, context.abstract_syntax))
+
+    def _check_action(self, request: ActionRequest, context: AcceptedContext) -> StoreResult:
+        """Decide likewise about a request for storage commitment."""
+        result = self._check_request(request, dimse.find_action_fault(request, context.abstract_syntax))
+        if result.status == Status.OUT_OF_RESOURCES:  # PS3.7 10.1.4.1.10 has another code for N-ACTION
+            return replace(result, status=Status.RESOURCE_LIMITATION)
+        return result
+
+    def _check_request(
+        self, request: StoreRequest | ActionRequest, fault: tuple[Status, str] | None
+    ) -> StoreResult:
         if self.operations.is_outstanding(request.message_id):
             return StoreResult(Status.DUPLICATE_INVOCATION, f"message {request.message_id} is outstanding")
-        fault = dimse.find_store_fault(request, context.abstract_syntax)
         if fault is not None:
             return StoreResult(*fault)
         full = self._owner.find_full_reason()
@@ -318,11 +347,13 @@ class StoreSCP:
         return SUCCESS
 
     def _check_data_set(self, message: _Message, entry: Entry, event: DataSet) -> StoreResult:
+        request = message.request
+        if isinstance(request, ActionRequest):
+            return self._check_commitment_request(message, entry, event)
         if event.too_large:
             return self._refuse_too_large(event.length)
         if event.errno:  # INVARIANT 6: a full disk is a DICOM status
             return self._report_failing_disk(f"errno {event.errno}")
-        request = message.request
         if not isinstance(request, StoreRequest):  # pragma: no cover - only C-STORE has an entry
             return message.result
         try:
@@ -337,6 +368,23 @@ class StoreSCP:
             )
         except OSError as error:  # INVARIANT 6: a full disk is a DICOM status
             return self._report_failing_disk(error.strerror or str(error))
+
+    def _check_commitment_request(self, message: _Message, entry: Entry, event: DataSet) -> StoreResult:
+        if event.too_large or event.length > REQUEST_MAX_BYTES:
+            return StoreResult(
+                Status.RESOURCE_LIMITATION,
+                f"{event.length} bytes, {REQUEST_MAX_BYTES} is the limit",
+                "send several requests",
+            )
+        try:
+            if event.errno:  # INVARIANT 6: a full disk is a DICOM status
+                raise OSError(event.errno, os.strerror(event.errno))
+            return check_commitment_header(
+                entry.fd, message.data_set_offset, event.length, message.transfer_syntax
+            )
+        except OSError as error:
+            result = self._report_failing_disk(error.strerror or str(error))
+            return replace(result, status=Status.RESOURCE_LIMITATION)
 
     def _refuse_too_large(self, size_bytes: int) -> StoreResult:
         """Refuse for good. After A700H a sender would try the same instance again for ever."""
@@ -366,6 +414,10 @@ class StoreSCP:
         services = self._services
         if error is not None:  # INVARIANT 6: a full disk is a DICOM status
             message.result = self._report_failing_disk(error.strerror or str(error))
+            if isinstance(message.request, ActionRequest):
+                message.result = replace(message.result, status=Status.RESOURCE_LIMITATION)
+        elif isinstance(message.request, ActionRequest):
+            pass  # no instance: nothing to count
         elif not message.result.status:
             services.board.add(services.row, INSTANCES)
             services.board.add(services.row, BYTES, size_bytes)
@@ -379,6 +431,9 @@ class StoreSCP:
 
     def _answer(self, message: _Message) -> None:
         request, result = message.request, message.result
+        if isinstance(request, ActionRequest):
+            self._answer_action(request, message.context_id, result)
+            return
         if result.status:
             self._services.board.add(self._services.row, FAILED)
             current_board().add(families.INSTANCES_REFUSED, _classify_status(result.status))
@@ -397,6 +452,21 @@ class StoreSCP:
         else:
             response = dimse.encode_unsupported_response(request)
         self._owner.respond(message.context_id, response)
+        self.operations.remove(request.message_id)
+
+    def _answer_action(self, request: ActionRequest, context_id: int, result: StoreResult) -> None:
+        calling_ae = self._file_meta.calling_ae
+        if result.status:
+            log.warning(
+                "commitment_request_refused",
+                calling_ae=calling_ae,
+                status=f"{result.status:04X}",
+                reason=result.comment,
+                **({"remedy": result.remedy} if result.remedy else {}),
+            )
+        else:
+            log.info("commitment_requested", calling_ae=calling_ae)
+        self._owner.respond(context_id, dimse.encode_action_response(request, result.status, result.comment))
         self.operations.remove(request.message_id)
 
     # --- called by the CStoreOperations

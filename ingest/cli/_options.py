@@ -21,6 +21,7 @@ Decorator = Callable[[_F], _F]
 # The states of the ledger, repeated here so that --help needs no ledger. A test compares them.
 DELIVERY_STATES: Final = ("waiting", "sending", "delivered", "retry", "dead", "dropped", "held", "awaiting")
 INSTANCE_STATES: Final = ("stored", "variant", "quarantined", "replaced", "removing", "removed")
+COMMITMENT_STATES: Final = ("waiting", "due", "reported", "failed")
 _UNITS: Final = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 
 

@@ -65,7 +65,8 @@ def retain(path: Path) -> None:
 def monitor(path: Path) -> None:
     """Run the periodic tasks of the node.
 
-    The tasks send alerts and audit messages, and record samples for the charts of the console.
+    The tasks send alerts and audit messages, judge requests for storage commitment, and record samples for
+    the charts of the console.
     """
     _run_roles(path, "monitor")
 

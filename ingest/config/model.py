@@ -165,6 +165,7 @@ class PeerSettings(Section):
     issuer: str = ""
     sop_classes: tuple[str, ...] = ("*",)
     allow: tuple[Literal["echo", "store"], ...] = ("echo", "store")
+    destination: str = ""
 
     @property
     def is_bound(self) -> bool:
@@ -282,8 +283,16 @@ class Route(Section):
     stop: bool = False
     default: bool = False
     hold: bool = False
+    committed: Annotated[str, Field(pattern=r"^(stored|delivered(:[A-Za-z0-9_.-]{1,64})?)$")] = "stored"
     # The key is called "return", which is a keyword of Python.
     sends_back: bool = Field(default=False, alias="return")
+
+
+class CommitmentSettings(Section):
+    """`[commitment]`: how long the node waits for what a request for storage commitment names."""
+
+    wait_seconds: Seconds = 600.0
+    give_up_hours: Annotated[float, Field(gt=0, le=1e6, allow_inf_nan=False)] = 168.0
 
 
 class OIDCSettings(Section):
@@ -459,6 +468,7 @@ class Config(Section):
     retention: RetentionSettings = RetentionSettings()
     destinations: tuple[Destination, ...] = ()
     routes: tuple[Route, ...] = ()
+    commitment: CommitmentSettings = CommitmentSettings()
     alerts: tuple[AlertSettings, ...] = ()
     console: ConsoleSettings | None = None
     audit: AuditSettings | None = None
@@ -501,7 +511,13 @@ class Config(Section):
     @property
     def needs_monitor(self) -> bool:
         """Whether a monitor has to run."""
-        return bool(self.alerts) or self.console is not None or self.audit is not None
+        is_watched = self.console is not None or self.audit is not None
+        return bool(self.alerts) or is_watched or self.takes_commitment_requests
+
+    @property
+    def takes_commitment_requests(self) -> bool:
+        """Whether a peer can ask for storage commitment: a report needs a destination."""
+        return any(peer.destination for peer in self.peers)
 
     @property
     def records_transfers(self) -> bool:

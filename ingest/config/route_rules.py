@@ -34,6 +34,10 @@ def check_routes(config: Config, destinations: Set[str]) -> Iterator[Fault]:
         if route.hold and not route.to:
             cause = "there is nothing to hold: it names no destination"
             yield Fault(f"{key}.hold", cause, "name destinations in `to`, or remove it")
+        awaited = route.committed.partition(":")[2]
+        if awaited and awaited not in route.to:
+            cause = f'the route does not send to "{awaited}"'
+            yield Fault(f"{key}.committed", cause, f"name a destination of {key}.to")
         if route.name and route.name in names:
             cause = f'"{route.name}" is the name of routes[{names[route.name]}] too'
             yield Fault(f"{key}.name", cause, "give each route its own name")

@@ -81,6 +81,7 @@ def check_rules(config: Config, names: SectionNames, roles: Collection[str]) -> 
     yield from retention_rules.check_retention(config, roles)
     yield from _check_destinations(config, names)
     yield from route_rules.check_routes(config, names.destinations)
+    yield from _check_peer_destinations(config, names)
     yield from alert_rules.check_alerts(config, names.tls)
     yield from _check_audit(config, names)
     yield from _check_traces(config, names)
@@ -300,6 +301,16 @@ def _check_destinations(config: Config, names: SectionNames) -> Iterator[Fault]:
             yield from change_rules.check_changes(key, destination)
         if destination.map is not None:
             yield from _check_file(f"{key}.map", destination.map)
+
+
+def _check_peer_destinations(config: Config, names: SectionNames) -> Iterator[Fault]:
+    for index, peer in enumerate(config.peers):
+        if peer.destination and peer.destination not in names.destinations:
+            all_known = ", ".join(sorted(names.destinations))
+            remedy = f"write one of {all_known}" if all_known else "add a [[destinations]] of that name"
+            yield Fault(
+                f"peers[{index}].destination", f'there is no destination "{peer.destination}"', remedy
+            )
 
 
 def _check_statuses(key: str, destination: Destination) -> Iterator[Fault]:

@@ -49,6 +49,8 @@ class PeerRule(Protocol):
     def sop_classes(self) -> tuple[str, ...]: ...
     @property
     def allow(self) -> Sequence[str]: ...
+    @property
+    def destination(self) -> str: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,11 +61,13 @@ class Admission:
         allow: Permitted operations: "echo", "store".
         sop_classes: Patterns of the SOP classes that it may store.
         bound_ae_title: AE title of the matching entry, maybe "*", if that entry requires a certificate.
+        destination: Destination that stands for the requestor; empty without one.
     """
 
     allow: frozenset[str]
     sop_classes: tuple[str, ...] = ("*",)
     bound_ae_title: str = ""
+    destination: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +125,7 @@ def admit(
             break
         if fault is None:
             bound_ae_title = peer.ae_title if is_bound(peer) else ""
-            return Admission(frozenset(peer.allow), peer.sop_classes, bound_ae_title)
+            return Admission(frozenset(peer.allow), peer.sop_classes, bound_ae_title, peer.destination)
         faults.append(fault)
         cause = fault_cause
     if not faults:
@@ -129,6 +133,16 @@ def admit(
         if similar:
             faults.append(f"it differs in capitals only from {similar[0].ae_title!r}, which is bound")
     return Refusal("; ".join(faults), CALLING_AE_NOT_RECOGNIZED, cause)
+
+
+def find_destination(calling_ae: str, peers: Sequence[PeerRule], *, ignore_case: bool = False) -> str:
+    """Return the destination that stands for a requestor; empty without one.
+
+    An entry "*" stands for AE titles without their own entry, as in `admit`.
+    """
+    named = [peer for peer in peers if is_same_title(peer.ae_title, calling_ae, ignore_case=ignore_case)]
+    entries = named or [peer for peer in peers if peer.ae_title == ANY_AE_TITLE]
+    return next((peer.destination for peer in entries if peer.destination), "")
 
 
 def is_bound(peer: PeerRule) -> bool:

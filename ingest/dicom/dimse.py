@@ -1,4 +1,4 @@
-"""DIMSE messages of Verification and Storage as values (PS3.7 9.1 and 9.3).
+"""DIMSE messages of Verification, Storage and Storage Commitment as values (PS3.7 9.1, 9.3 and 10.3).
 
 This module reads and writes requests, and writes responses. `ingest.dicom.responses` reads responses.
 """
@@ -8,7 +8,7 @@ from enum import IntEnum
 from functools import lru_cache
 from typing import Any, Final
 
-from ingest.dicom.uids import VERIFICATION, is_valid_uid
+from ingest.dicom.uids import STORAGE_COMMITMENT, STORAGE_COMMITMENT_INSTANCE, VERIFICATION, is_valid_uid
 from ingest.errors import PeerError
 from ingest.ext.command import decode_command, encode_command
 
@@ -16,11 +16,15 @@ from ingest.ext.command import decode_command, encode_command
 C_STORE_RQ, C_STORE_RSP = 0x0001, 0x8001
 C_ECHO_RQ, C_ECHO_RSP = 0x0030, 0x8030
 C_CANCEL_RQ = 0x0FFF
+N_EVENT_REPORT_RQ = 0x0100
+N_ACTION_RQ, N_ACTION_RSP = 0x0130, 0x8130
 _RESPONSE = 0x8000
 
 NO_DATA_SET = 0x0101
 """(0000,0800) Command Data Set Type, PS3.7 9.3. Any other value announces a data set."""
 _DATA_SET = 0x0001
+
+_REQUEST_COMMITMENT: Final = 1  # PS3.4 J.3.2.1.1: Action Type ID
 
 _COMMENT_LENGTH = 64  # PS3.5 6.2, VR LO
 _GROUP_LENGTH: Final = b"\0\0\0\0\4\0\0\0"  # (0000,0000), before its value of four bytes
@@ -36,11 +40,15 @@ class Status(IntEnum):
     SUCCESS = 0x0000
     PROCESSING_FAILURE = 0x0110
     DUPLICATE_SOP_INSTANCE = 0x0111
+    NO_SUCH_SOP_INSTANCE = 0x0112
+    INVALID_ARGUMENT = 0x0115
     INVALID_SOP_INSTANCE = 0x0117
     SOP_CLASS_NOT_SUPPORTED = 0x0122
+    NO_SUCH_ACTION = 0x0123
     NOT_AUTHORIZED = 0x0124
     DUPLICATE_INVOCATION = 0x0210
     UNRECOGNIZED_OPERATION = 0x0211
+    RESOURCE_LIMITATION = 0x0213
     OUT_OF_RESOURCES = 0xA700
     DATA_SET_MISMATCH = 0xA900
     CANNOT_UNDERSTAND = 0xC000
@@ -71,6 +79,21 @@ class EchoRequest:
 
 
 @dataclass(frozen=True, slots=True)
+class ActionRequest:
+    """N-ACTION-RQ (PS3.7 Table 10.3-7). UIDs are as received, and empty when missing.
+
+    Attributes:
+        action_type: (0000,1008) Action Type ID; None when missing.
+    """
+
+    message_id: int
+    sop_class_uid: str
+    sop_instance_uid: str
+    action_type: int | None
+    has_data_set: bool
+
+
+@dataclass(frozen=True, slots=True)
 class OtherRequest:
     """A request of an operation that the node does not offer. `message_id` of a C-CANCEL-RQ is its target."""
 
@@ -85,7 +108,7 @@ class OtherRequest:
         return self.command_field != C_CANCEL_RQ
 
 
-Request = StoreRequest | EchoRequest | OtherRequest
+Request = StoreRequest | EchoRequest | ActionRequest | OtherRequest
 
 
 def decode_request(data: bytes) -> Request:
@@ -118,6 +141,14 @@ def decode_request(data: bytes) -> Request:
         )
     if field == C_ECHO_RQ:
         return EchoRequest(message_id, has_data_set)
+    if field == N_ACTION_RQ:
+        return ActionRequest(
+            message_id,
+            _text(elements, "RequestedSOPClassUID"),
+            _text(elements, "RequestedSOPInstanceUID"),
+            _optional(elements, "ActionTypeID"),
+            has_data_set,
+        )
     sop_class = _text(elements, "AffectedSOPClassUID") or _text(elements, "RequestedSOPClassUID")
     return OtherRequest(field, message_id, has_data_set, sop_class)
 
@@ -130,8 +161,8 @@ def find_store_fault(request: StoreRequest, abstract_syntax: str) -> tuple[Statu
         abstract_syntax: Abstract syntax of the presentation context. It must equal the SOP class (PS3.7
             9.1.1.1.2).
     """
-    # Never store on a context for C-ECHO. Its requestor may not have the permission to store.
-    if request.sop_class_uid != abstract_syntax or abstract_syntax == VERIFICATION:
+    # Never store on a context of another service. Its requestor may not have the permission to store.
+    if request.sop_class_uid != abstract_syntax or abstract_syntax in {VERIFICATION, STORAGE_COMMITMENT}:
         return Status.SOP_CLASS_NOT_SUPPORTED, "SOP class is not that of the presentation context"
     if not is_valid_uid(request.sop_instance_uid):
         return Status.INVALID_SOP_INSTANCE, "Affected SOP Instance UID is no UID"
@@ -209,6 +240,42 @@ def encode_echo_response(request: EchoRequest, status: int = Status.SUCCESS) -> 
     return encode_command(_response(C_ECHO_RSP, request.message_id, status, VERIFICATION, ""))
 
 
+def encode_action_response(request: ActionRequest, status: int, comment: str = "") -> bytes:
+    """Encode an N-ACTION-RSP without a data set (PS3.7 Table 10.3-8).
+
+    Args:
+        request: The answered request. An invalid UID in it is left out.
+        status: (0000,0900).
+        comment: (0000,0902) Error Comment, cut to 64 characters. It must contain no patient data.
+    """
+    elements = _response(N_ACTION_RSP, request.message_id, status, request.sop_class_uid, comment)
+    if is_valid_uid(request.sop_instance_uid):
+        elements["AffectedSOPInstanceUID"] = request.sop_instance_uid
+    if request.action_type is not None and not status:
+        elements["ActionTypeID"] = request.action_type
+    return encode_command(elements)
+
+
+def encode_event_report_request(
+    message_id: int, sop_class_uid: str, sop_instance_uid: str, event_type: int
+) -> bytes:
+    """Encode an N-EVENT-REPORT-RQ that a data set follows (PS3.7 Table 10.3-1).
+
+    Raises:
+        ValueError: A value does not fit its representation.
+    """
+    return encode_command(
+        {
+            "AffectedSOPClassUID": sop_class_uid,
+            "CommandField": N_EVENT_REPORT_RQ,
+            "MessageID": message_id,
+            "CommandDataSetType": _DATA_SET,
+            "AffectedSOPInstanceUID": sop_instance_uid,
+            "EventTypeID": event_type,
+        }
+    )
+
+
 def encode_unsupported_response(
     request: OtherRequest, status: int = Status.UNRECOGNIZED_OPERATION, comment: str = ""
 ) -> bytes:
@@ -221,6 +288,26 @@ def encode_unsupported_response(
         raise ValueError("C-CANCEL-RQ has no response")
     field = request.command_field | _RESPONSE
     return encode_command(_response(field, request.message_id, status, request.sop_class_uid, comment))
+
+
+def find_action_fault(request: ActionRequest, abstract_syntax: str) -> tuple[Status, str] | None:
+    """Return status and Error Comment that refuse an N-ACTION-RQ before its data set; None if it is sound.
+
+    The only action is "Request Storage Commitment" (PS3.4 J.3.2): type 1 on the well-known SOP instance.
+
+    Args:
+        request: The request.
+        abstract_syntax: Abstract syntax of the presentation context.
+    """
+    if request.sop_class_uid != abstract_syntax or abstract_syntax != STORAGE_COMMITMENT:
+        return Status.SOP_CLASS_NOT_SUPPORTED, "SOP class is not that of the presentation context"
+    if request.sop_instance_uid != STORAGE_COMMITMENT_INSTANCE:
+        return Status.NO_SUCH_SOP_INSTANCE, f"Requested SOP Instance UID is not {STORAGE_COMMITMENT_INSTANCE}"
+    if request.action_type != _REQUEST_COMMITMENT:
+        return Status.NO_SUCH_ACTION, f"Action Type ID is not {_REQUEST_COMMITMENT}"
+    if not request.has_data_set:
+        return Status.INVALID_ARGUMENT, "the request has no data set"
+    return None
 
 
 @lru_cache(maxsize=_KINDS_MAX)

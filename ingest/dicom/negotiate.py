@@ -26,6 +26,7 @@ __all__ = ["Accepted", "AcceptedContext", "AcceptorPolicy", "Rejected", "local_l
 # PS3.8 Table 9-18, byte 7: result/reason
 ACCEPTANCE, ABSTRACT_SYNTAX_NOT_SUPPORTED, TRANSFER_SYNTAXES_NOT_SUPPORTED = 0, 3, 4
 
+_COMMITMENT_SYNTAXES = (uids.EXPLICIT_LITTLE_ENDIAN, uids.IMPLICIT_LITTLE_ENDIAN)
 _LAST_CHOICE = uids.DEFLATED | {uids.EXPLICIT_BIG_ENDIAN}
 
 
@@ -48,6 +49,7 @@ class AcceptorPolicy:
         node_sop_classes: Glob patterns of what any requestor may store.
         rejected_sop_classes: Glob patterns of what no requestor may store.
         ignore_ae_title_case: Whether AE titles that differ only in capitals are equal.
+        allow_commitment: Whether this requestor may ask for storage commitment (PS3.4 J).
     """
 
     ae_title: str
@@ -63,6 +65,7 @@ class AcceptorPolicy:
     node_sop_classes: tuple[str, ...] = ("*",)
     rejected_sop_classes: tuple[str, ...] = ()
     ignore_ae_title_case: bool = False
+    allow_commitment: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,10 +181,14 @@ class _Chooser:
 def _accept(request: AssociateRequest, policy: AcceptorPolicy) -> Accepted:
     # If a SOP class has several role selections, the first counts.
     roles = {role.sop_class_uid: role for role in reversed(request.roles)}
-    # A C-ECHO has no data set, so `transfer_syntaxes` does not apply to it.
-    echo, store = _Chooser(replace(policy, transfer_syntaxes=("*",))), _Chooser(policy)
+    # `transfer_syntaxes` is about stored data sets: C-ECHO has none, and N-ACTION one that is not stored.
+    choosers = {
+        uids.VERIFICATION: _Chooser(replace(policy, transfer_syntaxes=("*",))),
+        uids.STORAGE_COMMITMENT: _Chooser(replace(policy, transfer_syntaxes=_COMMITMENT_SYNTAXES)),
+    }
+    store = _Chooser(policy)
     results = tuple(
-        _decide(context, policy, roles, echo if context.abstract_syntax == uids.VERIFICATION else store)
+        _decide(context, policy, roles, choosers.get(context.abstract_syntax, store))
         for context in request.contexts
     )
     accepted = {
@@ -231,6 +238,8 @@ def _decide(
 def _serves(abstract_syntax: str, policy: AcceptorPolicy) -> bool:
     if abstract_syntax == uids.VERIFICATION:
         return policy.allow_echo
+    if abstract_syntax == uids.STORAGE_COMMITMENT:
+        return policy.allow_commitment
     return (
         policy.allow_store
         and _is_storage(abstract_syntax, policy)

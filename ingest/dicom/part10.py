@@ -28,7 +28,7 @@ _VERSION = b"\x02\x00\x01\x00OB\x00\x00\x02\x00\x00\x00\x00\x01"
 """(0002,0001) File Meta Information Version, 0001H."""
 
 _GROUP = b"\x02\x00"
-_LONG_VRS = frozenset(
+LONG_VRS = frozenset(
     {b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"SV", b"UC", b"UN", b"UR", b"UT", b"UV"}
 )
 """VRs with two reserved bytes and a 32-bit length (PS3.5 Table 7.1-1)."""
@@ -239,7 +239,7 @@ def _read_element(data: bytes, at: int) -> tuple[int, bytes, int] | None:
     if not (vr.isalpha() and vr.isupper()):
         raise PeerError(f"(0002,{element:04X}) is not in Explicit VR Little Endian")
     start = at + 8
-    if vr in _LONG_VRS:
+    if vr in LONG_VRS:
         if len(header) < 12:
             return None
         length, start = int.from_bytes(header[8:], "little"), at + 12

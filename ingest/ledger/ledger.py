@@ -5,6 +5,7 @@ from ingest.ledger.attempts import Attempts
 from ingest.ledger.backfill import Backfill
 from ingest.ledger.callers import Callers
 from ingest.ledger.circuits import Circuits
+from ingest.ledger.commitments import Commitments
 from ingest.ledger.database import Database, Migration
 from ingest.ledger.deliveries import Deliveries
 from ingest.ledger.delivery_admin import DeliveryAdmin
@@ -41,6 +42,7 @@ class Ledger:
         delivery_admin: Lists, requeues and drops deliveries for a person.
         backfill: Creates deliveries of instances that are stored already.
         circuits: One circuit for each destination.
+        commitments: Requests for storage commitment, and their reports.
         throughput: Backlog and rate of each destination.
         index: Lists instances and studies.
         reindexing: Studies whose attributes have to be read again.
@@ -75,6 +77,7 @@ class Ledger:
         self.delivery_admin = DeliveryAdmin(self.database)
         self.backfill = Backfill(self.database)
         self.circuits = Circuits(self.database)
+        self.commitments = Commitments(self.database)
         self.throughput = Throughput(self.database)
         self.index = InstanceIndex(self.database)
         self.reindexing = Reindexing(self.database)

@@ -387,6 +387,50 @@ outbox = Table(
     Index("outbox_open", "target", "id", sqlite_where=IS_OPEN_EVENT, postgresql_where=IS_OPEN_EVENT),
 )
 
+IS_OPEN_COMMITMENT: Final = text("state in ('waiting', 'due')")
+
+# Requests for storage commitment (PS3.4 Annex J), and what each of them references.
+commitments = Table(
+    "commitments",
+    metadata,
+    Column("id", _Id, primary_key=True),
+    Column("transaction_uid", Text, nullable=False),
+    Column("calling_ae", Text, nullable=False),
+    # The AE title that was asked. The report comes from it.
+    Column("called_ae", Text, nullable=False),
+    # Where the report goes; empty if the caller has no destination.
+    Column("destination", Text, nullable=False),
+    Column("spool_ref", Text, nullable=False),
+    Column("state", Text, nullable=False),
+    Column("requested_at", BigInteger, nullable=False),
+    # Time from which it is judged or reported next, or the end of a lease.
+    Column("next_at", BigInteger, nullable=False),
+    Column("attempts", Integer, nullable=False),
+    Column("last_error", Text, nullable=False),
+    Column("updated_at", BigInteger, nullable=False),
+    UniqueConstraint("spool_ref", name="commitments_spool_ref"),
+    # Open requests are few.
+    Index(
+        "commitments_open",
+        "state",
+        "destination",
+        "next_at",
+        sqlite_where=IS_OPEN_COMMITMENT,
+        postgresql_where=IS_OPEN_COMMITMENT,
+    ),
+)
+
+commitment_references = Table(
+    "commitment_references",
+    metadata,
+    Column("commitment_id", _Id, ForeignKey("commitments.id", ondelete="CASCADE"), primary_key=True),
+    Column("number", Integer, primary_key=True, autoincrement=False),
+    Column("sop_class_uid", Text, nullable=False),
+    Column("sop_instance_uid", Text, nullable=False),
+    # NULL: not judged yet. 0: committed. Otherwise the Failure Reason.
+    Column("outcome", Integer),
+)
+
 # The state of a subject that each alert has reported last (`ingest.ledger.alert_groups`).
 alert_groups = Table(
     "alert_groups",

@@ -1,6 +1,7 @@
 """Spool references: which entries the spool may release.
 
-The spool may release an entry if its reference has a row. A duplicate that is not kept has no row. With the
+The spool may release an entry if its reference has a row: of an instance, or of a request for storage
+commitment. A duplicate that is not kept has no row. With the
 carrier
 `redis` the listener removes its own copy of an entry, so the reference of such a duplicate is recorded here
 until then.
@@ -16,7 +17,7 @@ from sqlalchemy import BindParameter, Connection, bindparam, delete, select
 from sqlalchemy.dialects import postgresql, sqlite
 
 from ingest.ledger.database import Database
-from ingest.ledger.schema import duplicates, instances
+from ingest.ledger.schema import commitments, duplicates, instances
 
 CHUNK: Final = 500
 """Maximum number of references in one IN list."""
@@ -29,6 +30,7 @@ _REFS: Final[BindParameter[Any]] = bindparam("refs", expanding=True)
 _KNOWN: Final = (
     select(instances.c.spool_ref).where(instances.c.spool_ref.in_(_REFS)),
     select(duplicates.c.spool_ref).where(duplicates.c.spool_ref.in_(_REFS)),
+    select(commitments.c.spool_ref).where(commitments.c.spool_ref.in_(_REFS)),
 )
 _FORGET: Final = delete(duplicates).where(duplicates.c.spool_ref.in_(_REFS))
 

@@ -72,6 +72,7 @@ class RequestorAssociation:
         self._parser = PDUParser(bytearray(RECEIVE_BUFFER_BYTES), max_pdu_length=max_pdu_length)
         self._offered: dict[int, Context] = {}
         self._async_operations = 0
+        self._roles: tuple[wire.RoleSelection, ...] = ()
         self._context_ids: dict[Context, int] = {}
         self._operations = OutstandingRequests()
         self._failure: AssociationError | None = None
@@ -88,6 +89,7 @@ class RequestorAssociation:
         async_operations: int = 0,
         bytes_per_second: float = 0.0,
         on_tick: Callable[[], None] = ignore_tick,
+        roles: Sequence[wire.RoleSelection] = (),
     ) -> Self:
         """Connect, do the TLS handshake and negotiate an association.
 
@@ -101,6 +103,7 @@ class RequestorAssociation:
                 because some remotes drop the connection when they see the item.
             bytes_per_second: Limit of the sending rate; 0 means no limit.
             on_tick: Called at least twice a second during each wait and each send. An exception aborts.
+            roles: Proposed roles (PS3.7 D.3.3.4). Without one for a SOP class we are its SCU.
 
         Raises:
             AssociationError: No association was established. It is permanent after such an A-ASSOCIATE-RJ.
@@ -112,6 +115,7 @@ class RequestorAssociation:
         self = cls(remote, timeouts, max_pdu_length)
         self._offered = {2 * index + 1: context for index, context in enumerate(contexts)}
         self._async_operations = async_operations
+        self._roles = tuple(roles)
         self._dispatch(Event.ASSOCIATE_REQUEST, on_tick)
         self._transport.bytes_per_second = bytes_per_second
         with _AbortOnError(self):
@@ -254,6 +258,7 @@ class RequestorAssociation:
             ),
             max_pdu_length=self._max_pdu_length,
             async_operations=(self._async_operations, 1) if self._async_operations else None,
+            roles=self._roles,
         )
         self._send_pdus(wire.encode_associate_rq(request))
 

@@ -52,7 +52,7 @@ _MEANINGS: Final = {
     Status.INVALID_SOP_INSTANCE: "The Affected SOP Instance UID is not a valid UID.",
     Status.SOP_CLASS_NOT_SUPPORTED: "The Affected SOP Class UID differs from the presentation context.",
     Status.DUPLICATE_INVOCATION: "An operation with this Message ID still waits for its response.",
-    Status.UNRECOGNIZED_OPERATION: "The operation is neither C-STORE nor C-ECHO.",
+    Status.UNRECOGNIZED_OPERATION: "The operation is neither C-STORE, C-ECHO nor N-ACTION.",
     Status.OUT_OF_RESOURCES: "The disk or the store is full, or fails. A later attempt may succeed.",
     Status.DATA_SET_MISMATCH: "SOP Class or Instance UID of data set and command differ.",
     Status.CANNOT_UNDERSTAND: (
@@ -65,8 +65,12 @@ _NOT_SENT: Final = {
     Status.DUPLICATE_SOP_INSTANCE,
     Status.NOT_AUTHORIZED,
     Status.CANCEL,
+    Status.NO_SUCH_SOP_INSTANCE,
+    Status.INVALID_ARGUMENT,
+    Status.NO_SUCH_ACTION,
+    Status.RESOURCE_LIMITATION,
 }
-"""Statuses that only remotes send."""
+"""Statuses that do not answer a C-STORE here: only remotes send them, or they answer an N-ACTION."""
 
 
 def _statuses() -> str:

@@ -42,6 +42,7 @@ from ingest.requestor.transport import Remote
 from ingest.tls.observed_certificates import ObservedCertificates
 from ingest.workers.backoff import Backoff, retry_with_backoff
 from ingest.workers.forward.circuit import expedite_probe
+from ingest.workers.forward.commitment_reports import CommitmentReporter
 from ingest.workers.forward.destination_slots import NO_EXPIRY, longest_hold_ms, slot_key
 from ingest.workers.forward.drain import DestinationDrain, ForwardResources
 from ingest.workers.forward.leases import LEASE_MS
@@ -93,6 +94,7 @@ class ForwardWorker:
         self.stop = stop
         self.name = name
         self._started_ms = unix_ms()
+        self._give_up_ms = round(config.commitment.give_up_hours * 3_600_000)
         self.destinations = {destination.name: destination for destination in config.destinations}
         self.remotes = remotes
         try:
@@ -131,7 +133,11 @@ class ForwardWorker:
             log.warning("destination_unknown", destination=name)
             return
         try:
-            if DestinationDrain(self.resources, destination, self.remotes[name], self.name).run():
+            has_more = DestinationDrain(self.resources, destination, self.remotes[name], self.name).run()
+            CommitmentReporter(
+                self.resources, destination, self.remotes[name], self._give_up_ms
+            ).send_due_reports()
+            if has_more:
                 self.wake_ups.send(name)
         except (redis.RedisError, IngestError, OSError, MemoryError) as error:
             log.warning("drain_failed", destination=name, error=str(error))
@@ -217,9 +223,17 @@ class LedgerWatch:
                 return
 
     def _find_due_destinations(self) -> Sequence[str]:
-        """Return the destinations with due deliveries that no person has paused."""
+        """Return the destinations with due deliveries or reports that no person has paused."""
         ledger = self._worker.ledger
-        due = ledger.deliveries.find_due_destinations(ledger.unix_ms())
+        now = ledger.unix_ms()
+        due = [
+            *dict.fromkeys(
+                (
+                    *ledger.deliveries.find_due_destinations(now),
+                    *ledger.commitments.find_due_destinations(now),
+                )
+            )
+        ]
         circuits = ledger.circuits.read_circuits() if due else {}
         return [name for name in due if name not in circuits or not circuits[name].is_paused]
 

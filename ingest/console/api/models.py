@@ -544,6 +544,29 @@ class Refusals(AnswerModel):
     items: list[Refusal]
 
 
+class Commitment(AnswerModel):
+    """A request for storage commitment."""
+
+    transaction_uid: str
+    calling_ae: str
+    called_ae: str
+    destination: str
+    state: Literal["waiting", "due", "reported", "failed"]
+    references: int
+    failures: int
+    attempts: int
+    error: str
+    requested_at: datetime | None
+    next_at: datetime | None
+    updated_at: datetime | None
+
+
+class Commitments(AnswerModel):
+    """Requests for storage commitment."""
+
+    items: list[Commitment]
+
+
 class Alerts(AnswerModel):
     """Receivers of alerts."""
 

@@ -17,6 +17,7 @@ from ingest.operations import charts
 from ingest.operations.alerts import list_alerts, send_test_events
 from ingest.operations.audit import read_audit_status, send_test_message
 from ingest.operations.callers import list_callers, list_refusals
+from ingest.operations.commitment import commitment_to_json, list_commitments
 from ingest.operations.trace import trace
 from ingest.status.report import gather_status
 from ingest.supervisor import reload_client
@@ -55,6 +56,11 @@ def show_callers(call: Call) -> dict[str, Any]:
 def show_refusals(call: Call) -> dict[str, Any]:
     """List the refused callers by cause."""
     return {"items": [each.to_json() for each in list_refusals(call.config)]}
+
+
+def show_commitments(call: Call) -> dict[str, Any]:
+    """List the newest requests for storage commitment."""
+    return {"items": [commitment_to_json(each) for each in list_commitments(call.config)]}
 
 
 def show_alerts(call: Call) -> dict[str, Any]:
@@ -178,6 +184,13 @@ OPERATIONS: Final = (
         "List refused callers by cause, each cause with its remedy",
         show_refusals,
         models.Refusals,
+    ),
+    Operation(
+        "GET",
+        "/commitments",
+        "List the 100 newest requests for storage commitment, the newest first",
+        show_commitments,
+        models.Commitments,
     ),
     Operation("GET", "/alerts", "List receivers of alerts, and what is due", show_alerts, models.Alerts),
     Operation(

@@ -12,6 +12,7 @@ from ingest.cli._tables import ListLayout, print_list
 from ingest.cli.console import TOKEN_FIELDS, USER_FIELDS
 from ingest.operations.alerts import ALERT_FIELDS
 from ingest.operations.callers import CALLER_FIELDS, REFUSAL_FIELDS
+from ingest.operations.commitment import COMMITMENT_FIELDS
 from ingest.operations.deliveries import DELIVERY_FIELDS
 from ingest.operations.instances import INSTANCE_FIELDS, QUARANTINE_FIELDS, STUDY_FIELDS
 
@@ -39,6 +40,7 @@ def fields_of(heading: str) -> list[str]:
         ("ingest deliveries", DELIVERY_FIELDS),
         ("ingest alerts list", ALERT_FIELDS),
         ("ingest callers", CALLER_FIELDS),
+        ("ingest commitment list", COMMITMENT_FIELDS),
         ("ingest refusals", REFUSAL_FIELDS),
         ("ingest console user list", USER_FIELDS),
         ("ingest console token list", TOKEN_FIELDS),

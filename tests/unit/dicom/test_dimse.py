@@ -123,12 +123,12 @@ def test_other_operations_are_told_and_can_be_refused() -> None:
 
 def test_requested_sop_class_of_an_n_operation_is_told() -> None:
     elements = {
-        "CommandField": 0x0130,
+        "CommandField": 0x0110,
         "MessageID": 5,
         "CommandDataSetType": 0x0101,
         "RequestedSOPClassUID": "1.2.3",
     }
-    assert dimse.decode_request(encode_command(elements)) == OtherRequest(0x0130, 5, False, "1.2.3")
+    assert dimse.decode_request(encode_command(elements)) == OtherRequest(0x0110, 5, False, "1.2.3")
 
 
 def test_a_cancel_has_no_response() -> None:

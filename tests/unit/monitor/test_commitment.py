@@ -1,0 +1,82 @@
+"""When a referenced instance counts as committed: a table, and what must hold for all of it."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ingest.dicom.commitment import FailureReason, SOPReference
+from ingest.ledger.commitments import COMMITTED, Evidence
+from ingest.workers.monitor.commitment import CommitmentPolicy, judge_reference
+from tests.support.instances import CT
+
+POLICY = CommitmentPolicy({"all": "delivered", "one": "delivered:pacs"}, wait_ms=1000, give_up_ms=9000)
+ASKED = SOPReference(CT, "1.2.3")
+DONE, OPEN, LOST = "delivered", "retry", "dead"
+WAIT = None
+FAILED, MISSING, CONFLICT = (
+    FailureReason.PROCESSING_FAILURE,
+    FailureReason.NO_SUCH_INSTANCE,
+    FailureReason.CLASS_INSTANCE_CONFLICT,
+)
+
+
+def known(state: str = "stored", routed: str = "", sop_class: str = CT, **deliveries: str) -> Evidence:
+    return Evidence(state, sop_class, routed, deliveries)
+
+
+@pytest.mark.parametrize(
+    ("evidence", "age_ms", "result"),
+    [
+        ([], 0, WAIT),
+        ([], 1000, MISSING),
+        ([known("quarantined")], 0, WAIT),
+        ([known("quarantined")], 1000, FAILED),
+        ([known("removed")], 1000, MISSING),
+        ([known()], 0, COMMITTED),
+        ([known("variant"), known("replaced")], 0, COMMITTED),
+        ([known(sop_class="1.9")], 0, CONFLICT),
+        ([known(sop_class="1.9"), known()], 0, COMMITTED),
+        # A route of which nothing is said means "stored", however its deliveries are.
+        ([known(routed="other", pacs=LOST)], 0, COMMITTED),
+        ([known(routed="all", pacs=DONE, vna=DONE)], 0, COMMITTED),
+        ([known(routed="all", pacs=DONE, vna=OPEN)], 5000, WAIT),
+        ([known(routed="all", pacs=DONE, vna=OPEN)], 9000, FAILED),
+        ([known(routed="all", pacs=DONE, vna=LOST)], 0, FAILED),
+        ([known(routed="all")], 0, COMMITTED),
+        ([known(routed="one", pacs=DONE, vna=LOST)], 0, COMMITTED),
+        ([known(routed="one", pacs="dropped")], 0, FAILED),
+        ([known(routed="one", vna=DONE)], 0, WAIT),
+        ([known(routed="other, one; not sent back to vna", pacs=OPEN)], 0, WAIT),
+        # Two objects of one UID: both count.
+        ([known(routed="one", pacs=DONE), known(routed="one", pacs=OPEN)], 0, WAIT),
+        ([known(routed="one", pacs=LOST), known(routed="one", pacs=OPEN)], 0, FAILED),
+    ],
+)
+def test_table(evidence: list[Evidence], age_ms: int, result: int | None) -> None:
+    assert judge_reference(ASKED, evidence, POLICY, age_ms) == result
+
+
+objects = st.builds(
+    Evidence,
+    st.sampled_from(["stored", "variant", "quarantined", "replaced", "removing", "removed"]),
+    st.sampled_from([CT, "1.9"]),
+    st.sampled_from(["", "all", "one", "other", "all, one", "no route took it"]),
+    st.dictionaries(
+        st.sampled_from(["pacs", "vna"]), st.sampled_from(["waiting", "sending", DONE, OPEN, LOST, "dropped"])
+    ),
+)
+
+
+@given(st.lists(objects, max_size=4), st.integers(0, 20_000))
+def test_only_a_kept_instance_is_committed_and_nothing_waits_for_ever(
+    evidence: list[Evidence], age_ms: int
+) -> None:
+    result = judge_reference(ASKED, evidence, POLICY, age_ms)
+    kept = [one for one in evidence if one.state in {"stored", "variant"} and one.sop_class_uid == CT]
+    if result == COMMITTED:
+        assert kept
+        for one in kept:
+            if "all" in one.routed.split(", "):
+                assert set(one.deliveries.values()) <= {DONE}
+    if age_ms >= POLICY.give_up_ms:
+        assert result is not None

@@ -1,0 +1,150 @@
+"""Storage commitment: judge the instances of waiting requests from the rows of the ledger.
+
+`judge_reference` decides from values only. An instance that is still on its way is waited for, and not
+reported as missing.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import structlog
+
+from ingest.config.model import Config
+from ingest.dicom.commitment import FailureReason, SOPReference
+from ingest.ledger import DeliveryState, InstanceState, Ledger
+from ingest.ledger.commitments import COMMITTED, Commitment, CommitmentState, Evidence
+
+REQUESTS_AT_ONCE: Final = 16
+PAUSE_MIN_MS: Final = 1_000
+PAUSE_MAX_MS: Final = 60_000
+"""Bounds of the pause between two judgements of a request."""
+
+KEEP_MS: Final = 30 * 24 * 3_600_000
+"""How long requests that have ended can be listed."""
+
+CLEAN_UP_MS: Final = 3_600_000
+
+_KEPT: Final = frozenset({InstanceState.STORED.value, InstanceState.VARIANT.value})
+_LOST: Final = frozenset({DeliveryState.DEAD.value, DeliveryState.DROPPED.value})
+
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class CommitmentPolicy:
+    """What "committed" means.
+
+    Attributes:
+        means: `committed` of each route that says more than "stored", by the name of the route.
+        wait_ms: How long an instance that is not in the ledger is waited for.
+        give_up_ms: How long deliveries are waited for.
+    """
+
+    means: Mapping[str, str]
+    wait_ms: int
+    give_up_ms: int
+
+    @classmethod
+    def from_config(cls, config: Config) -> "CommitmentPolicy":
+        """Read `[commitment]` and the routes."""
+        return cls(
+            {
+                route.name or f"routes[{number}]": route.committed
+                for number, route in enumerate(config.routes)
+                if route.committed != "stored"
+            },
+            round(config.commitment.wait_seconds * 1000),
+            round(config.commitment.give_up_hours * 3_600_000),
+        )
+
+
+def judge_reference(
+    reference: SOPReference, evidence: Sequence[Evidence], policy: CommitmentPolicy, age_ms: int
+) -> int | None:
+    """Decide whether a referenced instance is committed (PS3.4 J.3.2.1.2).
+
+    Args:
+        reference: What the requestor names.
+        evidence: What the ledger has under that SOP Instance UID.
+        policy: What "committed" means.
+        age_ms: Time since the request.
+
+    Returns:
+        `COMMITTED`, a Failure Reason, or None to wait.
+    """
+    kept = [found for found in evidence if found.state in _KEPT]
+    if not kept:
+        if age_ms < policy.wait_ms:
+            return None
+        is_quarantined = any(found.state == InstanceState.QUARANTINED.value for found in evidence)
+        return FailureReason.PROCESSING_FAILURE if is_quarantined else FailureReason.NO_SUCH_INSTANCE
+    matching = [found for found in kept if found.sop_class_uid == reference.sop_class_uid]
+    if not matching:
+        return FailureReason.CLASS_INSTANCE_CONFLICT
+    return _combine([_judge_object(found, policy, age_ms) for found in matching])
+
+
+def _judge_object(found: Evidence, policy: CommitmentPolicy, age_ms: int) -> int | None:
+    routes = found.routed.partition(";")[0].split(", ")
+    meanings = {policy.means[name] for name in routes if name in policy.means}
+    states: list[str | None] = []
+    for meaning in meanings:
+        kind, _, name = meaning.partition(":")
+        if kind == "delivered":
+            states += [found.deliveries.get(name)] if name else list(found.deliveries.values())
+    if any(state in _LOST for state in states):
+        return FailureReason.PROCESSING_FAILURE
+    if all(state == DeliveryState.DELIVERED.value for state in states):
+        return COMMITTED
+    return FailureReason.PROCESSING_FAILURE if age_ms >= policy.give_up_ms else None
+
+
+def _combine(results: Sequence[int | None]) -> int | None:
+    """Several objects of one UID are committed if all are; a failure counts before a wait."""
+    failures = [result for result in results if result]
+    if failures:
+        return failures[0]
+    return None if None in results else COMMITTED
+
+
+class CommitmentJudge:
+    """The task of the monitor: judges requests whose time has come."""
+
+    def __init__(self, config: Config, ledger: Ledger) -> None:
+        self._policy = CommitmentPolicy.from_config(config)
+        self._destinations = {destination.name for destination in config.destinations}
+        self._ledger = ledger
+        self._clean_up_at = 0
+
+    def run(self) -> None:
+        """Judge what is due, and forget what ended long ago.
+
+        Raises:
+            LedgerError: The ledger is away.
+        """
+        now = self._ledger.unix_ms()
+        for request in self._ledger.commitments.find_judgeable(now, REQUESTS_AT_ONCE):
+            self._judge_request(request, now)
+        if now >= self._clean_up_at:
+            self._ledger.commitments.remove_ended(now - KEEP_MS)
+            self._clean_up_at = now + CLEAN_UP_MS
+
+    def _judge_request(self, request: Commitment, now: int) -> None:
+        age_ms = now - request.requested_at
+        found = self._ledger.commitments.read_evidence(request.id)
+        judged = {at: judge_reference(ref, known, self._policy, age_ms) for at, ref, known in found}
+        outcomes = {at: int(result) for at, result in judged.items() if result is not None}
+        state, next_at = CommitmentState.DUE, now
+        if len(outcomes) < len(found):
+            state = CommitmentState.WAITING
+            next_at = now + min(max(age_ms // 8, PAUSE_MIN_MS), PAUSE_MAX_MS)
+        elif request.destination not in self._destinations:
+            state = CommitmentState.FAILED
+            log.warning(
+                "commitment_unreportable",
+                calling_ae=request.calling_ae,
+                transaction=request.transaction_uid,
+                remedy="name a destination in its [[peers]] entry",
+            )
+        self._ledger.commitments.record_judgement(request.id, outcomes, state, next_at, now)
