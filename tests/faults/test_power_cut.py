@@ -32,6 +32,16 @@ class Disk:
     def unmount(self) -> None:
         subprocess.run(["umount", str(self.mount_point)], check=True)
 
+    def replace_image(self) -> None:
+        """Go on with a copy of the device.
+
+        A process in another mount name space may hold the file system that was shut down, and mounting the
+        same file again would give that one.
+        """
+        copy = self.image.with_suffix(".copy")
+        subprocess.run(["cp", "--sparse=always", str(self.image), str(copy)], check=True)
+        self.image = copy
+
     def cut(self) -> None:
         """Nothing that is not on the device now will ever be."""
         subprocess.run(["xfs_io", "-x", "-c", "shutdown", str(self.mount_point)], check=True)
@@ -71,6 +81,7 @@ def test_what_was_acknowledged_before_a_power_cut_is_whole_after_it(
     promised = dict(modality.acknowledged)
     assert len(promised) >= instances
     eventually(lambda: _unmounted(disk), 20, "no process uses the disk any more")
+    disk.replace_image()
     disk.mount()
     node.start()
     eventually(lambda: kept_whole(node, promised), 30, "all promised is in store and ledger")
@@ -95,6 +106,7 @@ def test_after_a_power_cut_with_page_cache_durability_nothing_is_stored_that_was
         modality.stop()
     promised = dict(modality.acknowledged)
     eventually(lambda: _unmounted(disk), 20, "no process uses the disk any more")
+    disk.replace_image()
     disk.mount()
     node.start()
     eventually(lambda: node.spooled() == [], 20, "the spool is empty")
