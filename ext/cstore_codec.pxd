@@ -6,6 +6,7 @@ cdef enum:
 cdef struct Request:
     int seen
     uint16_t message_id
+    uint16_t priority
     const uint8_t *sop_class
     size_t sop_class_length
     const uint8_t *sop_instance
@@ -22,6 +23,8 @@ cdef class StoreContext:
     cdef bytes lead                 # the three constant parts of a File Meta
     cdef bytes before
     cdef bytes after
+    cdef bytes after_high           # the same for Priority HIGH and LOW
+    cdef bytes after_low
 
     cdef bint accepts_request(self, const Request *request) noexcept
-    cdef bytes file_meta(self, bytes uid)
+    cdef bytes file_meta(self, bytes uid, uint16_t priority)

@@ -13,4 +13,6 @@ class StoreContext:
         lead: bytes,
         before: bytes,
         after: bytes,
+        after_high: bytes | None = None,
+        after_low: bytes | None = None,
     ) -> None: ...

@@ -17,6 +17,9 @@ cdef enum:
     C_STORE_RSP = 0x8001
     NO_DATA_SET = 0x0101        # (0000,0800), PS3.7 9.3
     SUCCESS = 0x0000            # (0000,0900), PS3.7 C.1
+    MEDIUM = 0x0000             # (0000,0700), PS3.7 Table 9.3-1
+    HIGH = 0x0001
+    LOW = 0x0002
 
 # Elements of PS3.7 Table 9.3-1 that were read from a command set.
 cdef enum Seen:
@@ -25,6 +28,7 @@ cdef enum Seen:
     MESSAGE_ID = 4
     DATA_SET_TYPE = 8
     SOP_INSTANCE = 16
+    PRIORITY = 32
     NEEDED = SOP_CLASS | FIELD | MESSAGE_ID | DATA_SET_TYPE | SOP_INSTANCE
 
 
@@ -79,6 +83,7 @@ cdef bint read_request(const uint8_t *at, size_t left, Request *request) noexcep
     Other elements are skipped, as in `ingest.dicom.dimse`, because the operation does not depend on them.
     """
     cdef uint32_t element, length
+    cdef uint16_t priority
     cdef int kind
     while left >= 8:
         if at[0] != 0 or at[1] != 0:                    # PS3.7 6.3.1, bytes 1-2: group
@@ -106,6 +111,13 @@ cdef bint read_request(const uint8_t *at, size_t left, Request *request) noexcep
             request.sop_instance = at
             request.sop_instance_length = unpadded(at, length)
         else:
+            if element == 0x0700:
+                # As in `ingest.dicom.dimse`: a value that is odd or contradicts another one counts as MEDIUM.
+                priority = <uint16_t> little_16(at) if length == 2 else MEDIUM
+                if request.seen & PRIORITY and priority != request.priority:
+                    priority = MEDIUM
+                request.priority = priority
+                request.seen |= PRIORITY
             at += length
             left -= length
             continue
@@ -145,11 +157,14 @@ cdef class StoreContext:
         lead: Bytes of a Part 10 file up to the value of (0002,0000).
         before: Elements of group 0002 before (0002,0003).
         after: Elements of group 0002 after (0002,0003).
+        after_high: The same for Priority HIGH. None: HIGH is as MEDIUM.
+        after_low: The same for Priority LOW.
     """
 
     def __cinit__(
         self, int context_id, str sop_class_uid not None, str transfer_syntax_uid not None,
-        bytes lead not None, bytes before not None, bytes after not None
+        bytes lead not None, bytes before not None, bytes after not None, bytes after_high=None,
+        bytes after_low=None
     ):
         if context_id < 1 or context_id > 255 or not context_id & 1:
             raise ValueError(f"{context_id} is not a presentation context ID (odd, 1 to 255)")
@@ -159,6 +174,8 @@ cdef class StoreContext:
             raise ValueError("a SOP class UID has at most 64 characters")
         self.coding = header.get_coding(transfer_syntax_uid)
         self.lead, self.before, self.after = lead, before, after
+        self.after_high = after if after_high is None else after_high
+        self.after_low = after if after_low is None else after_low
 
     cdef bint accepts_request(self, const Request *request) noexcept:
         """Tell whether a request has the SOP class of this context and a valid SOP instance UID."""
@@ -168,11 +185,14 @@ cdef class StoreContext:
             and is_uid(request.sop_instance, request.sop_instance_length)
         )
 
-    cdef bytes file_meta(self, bytes uid):
+    cdef bytes file_meta(self, bytes uid, uint16_t priority):
         """Encode the File Meta (PS3.10 7.1), as `ingest.dicom.part10.encode_file_meta` does."""
         cdef size_t value = <size_t> (PyBytes_GET_SIZE(uid) + 1) & ~<size_t> 1
         cdef size_t before = <size_t> PyBytes_GET_SIZE(self.before)
-        cdef size_t after = <size_t> PyBytes_GET_SIZE(self.after)
+        cdef bytes last = (
+            self.after_high if priority == HIGH else self.after_low if priority == LOW else self.after
+        )
+        cdef size_t after = <size_t> PyBytes_GET_SIZE(last)
         cdef size_t lead = <size_t> PyBytes_GET_SIZE(self.lead)
         cdef size_t group = before + 8 + value + after
         cdef bytes made = PyBytes_FromStringAndSize(NULL, <Py_ssize_t> (lead + 4 + group))
@@ -183,5 +203,5 @@ cdef class StoreContext:
         at = put_bytes(at, b"\x02\x00\x03\x00UI", 6)
         at = put_little(at, value, 2)
         at = put_uid(at, uid)
-        put_bytes(at, PyBytes_AS_STRING(self.after), after)
+        put_bytes(at, PyBytes_AS_STRING(last), after)
         return made

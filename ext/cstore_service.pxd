@@ -10,6 +10,7 @@ cdef class CStoreOperation(Entry):
     cdef CStoreOperations operations
     cdef StoreContext context
     cdef uint16_t _message_id
+    cdef uint16_t _priority
     cdef uint64_t size
     cdef int64_t began           # monotonic time of the request; then that of the end of its data set
     cdef bytes uid

@@ -45,6 +45,11 @@ cdef class CStoreOperation(Entry):
         return self.context.context_id
 
     @property
+    def priority(self):
+        """Priority (0000,0700) of the request."""
+        return self._priority
+
+    @property
     def began_ns(self):
         """Monotonic time of the request; once its data set is complete, the time of that."""
         return self.began
@@ -298,9 +303,10 @@ cdef class CStoreOperations(FastPath):
         operation.operations = self
         operation.context = context
         operation._message_id = request.message_id
+        operation._priority = request.priority
         operation.began = read_clock_ns()
         operation.uid = request.sop_instance[:request.sop_instance_length]
-        head = context.file_meta(operation.uid)
+        head = context.file_meta(operation.uid, request.priority)
         if self.service.small == 0 and self.service.committer.open(operation):
             return False
         self.current = operation            # on any later failure the association removes the file

@@ -324,7 +324,7 @@ class LedgerRebuild:
             if routing
             else "",
             destinations=destinations,
-            terms=make_terms(routing) if routing is not None and destinations else {},
+            terms=make_terms(routing, header.priority) if routing is not None and destinations else {},
             attributes=self._attribute_reader.read_attributes(header.attributes),
             **more,
         )

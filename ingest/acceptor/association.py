@@ -216,6 +216,7 @@ class Association:
             answer.contexts,
             limit,
             calling_label=calling,
+            allows_priority=answer.allows_priority,
         )
         self._channel.taker = self._scp.operations
         self._peer_max_pdu_length = answer.peer_max_pdu_length

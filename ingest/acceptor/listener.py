@@ -463,7 +463,9 @@ class Listener:
                 self.record_failure(address)
             return answer
         limit = self._claim_entry(calling_ae, connection)
-        return self._reject_for_limit(limit, calling_ae, address) if limit else answer
+        if limit:
+            return self._reject_for_limit(limit, calling_ae, address)
+        return replace(answer, allows_priority=admission.allows_priority)
 
     def _claim_entry(self, calling_ae: str, connection: Connection) -> str:
         """Count an association on the scoreboard; return the limit that it exceeds, or an empty string.

@@ -41,6 +41,7 @@ from ingest.dicom.commitment import REQUEST_MAX_BYTES
 from ingest.dicom.dimse import ActionRequest, EchoRequest, OtherRequest, Status, StoreRequest
 from ingest.dicom.negotiate import AcceptedContext
 from ingest.dicom.part10 import FileMeta, encode_file_meta, split_file_meta
+from ingest.dicom.priority import HIGH, LOW, MEDIUM, admit_requested
 from ingest.dicom.uids import STORAGE_COMMITMENT, VERIFICATION, is_valid_uid
 from ingest.ext.channel import Channel
 from ingest.ext.cstore_codec import StoreContext
@@ -147,6 +148,7 @@ class StoreSCP:
     """The DIMSE side of one association."""
 
     __slots__ = (
+        "_allows_priority",
         "_calling_label",
         "_contexts",
         "_current",
@@ -168,6 +170,7 @@ class StoreSCP:
         limit: int,
         *,
         calling_label: str = OTHER,
+        allows_priority: bool = False,
     ) -> None:
         """Serve an association that was accepted.
 
@@ -180,7 +183,9 @@ class StoreSCP:
             contexts: Accepted presentation contexts by ID.
             limit: Outstanding operations at which reading stops.
             calling_label: Calling AE title for the metrics.
+            allows_priority: Whether Priority HIGH counts.
         """
+        self._allows_priority = allows_priority
         self._calling_label = calling_label
         self._owner = owner
         self._parser = parser
@@ -194,6 +199,12 @@ class StoreSCP:
                 context.abstract_syntax,
                 context.transfer_syntax,
                 *split_file_meta(self._make_file_meta(context.abstract_syntax, "", context.transfer_syntax)),
+                *(
+                    split_file_meta(
+                        self._make_file_meta(context.abstract_syntax, "", context.transfer_syntax, priority)
+                    )[2]
+                    for priority in (HIGH, LOW)
+                ),
             )
             for context_id, context in contexts.items()
             if context.abstract_syntax not in {VERIFICATION, STORAGE_COMMITMENT}
@@ -266,8 +277,11 @@ class StoreSCP:
         if result.status:
             self._parser.expect_data_set(context_id)  # without an entry: drain it
             return
+        priority = request.priority if isinstance(request, StoreRequest) else MEDIUM
         head = encode_file_meta(
-            self._make_file_meta(request.sop_class_uid, request.sop_instance_uid, context.transfer_syntax)
+            self._make_file_meta(
+                request.sop_class_uid, request.sop_instance_uid, context.transfer_syntax, priority
+            )
         )
         try:
             message.entry = self._services.spool.begin()
@@ -489,9 +503,16 @@ class StoreSCP:
         """Continue an operation that the fast path (`CStoreOperations`) began."""
         context = self._contexts[operation.context_id]
         head = encode_file_meta(
-            self._make_file_meta(context.abstract_syntax, operation.sop_instance_uid, context.transfer_syntax)
+            self._make_file_meta(
+                context.abstract_syntax,
+                operation.sop_instance_uid,
+                context.transfer_syntax,
+                operation.priority,
+            )
         )
-        request = StoreRequest(operation.message_id, operation.sop_class_uid, operation.sop_instance_uid)
+        request = StoreRequest(
+            operation.message_id, operation.sop_class_uid, operation.sop_instance_uid, operation.priority
+        )
         return _Message(
             request,
             operation.context_id,
@@ -502,12 +523,15 @@ class StoreSCP:
             operation.began_ns,
         )
 
-    def _make_file_meta(self, sop_class: str, sop_instance: str, transfer_syntax: str) -> FileMeta:
+    def _make_file_meta(
+        self, sop_class: str, sop_instance: str, transfer_syntax: str, priority: int = MEDIUM
+    ) -> FileMeta:
         return replace(
             self._file_meta,
             sop_class_uid=sop_class,
             sop_instance_uid=sop_instance,
             transfer_syntax_uid=transfer_syntax,
+            priority=admit_requested(priority, allows_high=self._allows_priority),
         )
 
 

@@ -243,6 +243,7 @@ def deliver(
 
 def make_delivery_layout() -> "ListLayout[ListedDelivery]":
     """Return the layouts of `ingest deliveries`."""
+    from ingest.dicom.priority import Priority
     from ingest.operations.deliveries import DELIVERY_FIELDS
 
     def to_cells(one: "ListedDelivery") -> tuple[str, ...]:
@@ -250,6 +251,7 @@ def make_delivery_layout() -> "ListLayout[ListedDelivery]":
             str(one.delivery.id),
             one.delivery.destination,
             one.delivery.state.value,
+            Priority(one.delivery.priority).word,
             str(one.delivery.attempts),
             format_local_time(one.delivery.updated_at),
             format_local_time(one.next_attempt_ms),
@@ -262,7 +264,7 @@ def make_delivery_layout() -> "ListLayout[ListedDelivery]":
         fields=DELIVERY_FIELDS,
         to_record=lambda one: one.to_json(),
         columns=(
-            *("id", "destination", "state", "attempts", "changed", "next attempt"),
+            *("id", "destination", "state", "priority", "attempts", "changed", "next attempt"),
             *("SOP instance", "status", "error"),
         ),
         to_cells=to_cells,

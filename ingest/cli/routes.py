@@ -65,6 +65,8 @@ def _print_explanations(explained: "list[RouteExplanation]", *, as_json: bool) -
 def _format_lines(explanation: "RouteExplanation") -> Iterator[str]:
     from rich.markup import escape
 
+    from ingest.dicom.priority import MEDIUM, decide_priority
+
     path, routing = escape(str(explanation.path)), explanation.routing
     if routing is None:
         yield f"[red]{path}[/red]: {escape(explanation.error)}"
@@ -76,6 +78,10 @@ def _format_lines(explanation: "RouteExplanation") -> Iterator[str]:
         for condition, values, holds in result.conditions:
             found = ", ".join(values) or "nothing"
             yield f"         {escape(condition.key)}: {escape(found)} {'holds' if holds else 'does not hold'}"
+    for name in routing.destinations:
+        if name in routing.priorities:
+            priority = decide_priority(routing.priorities[name], MEDIUM).word
+            yield f"  {escape(name)}: {priority}, whatever its sender asked for"
     if routing.held:
         yield f"  [yellow]held for {escape(', '.join(sorted(routing.held)))}[/yellow]: a person releases it"
     for remark in routing.exclusions:

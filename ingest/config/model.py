@@ -166,6 +166,7 @@ class PeerSettings(Section):
     sop_classes: tuple[str, ...] = ("*",)
     allow: tuple[Literal["echo", "store"], ...] = ("echo", "store")
     destination: str = ""
+    allow_priority: bool = False
 
     @property
     def is_bound(self) -> bool:
@@ -284,6 +285,7 @@ class Route(Section):
     default: bool = False
     hold: bool = False
     committed: Annotated[str, Field(pattern=r"^(stored|delivered(:[A-Za-z0-9_.-]{1,64})?)$")] = "stored"
+    priority: Literal["", "urgent", "normal", "bulk"] = ""
     # The key is called "return", which is a keyword of Python.
     sends_back: bool = Field(default=False, alias="return")
 

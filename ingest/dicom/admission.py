@@ -51,6 +51,8 @@ class PeerRule(Protocol):
     def allow(self) -> Sequence[str]: ...
     @property
     def destination(self) -> str: ...
+    @property
+    def allow_priority(self) -> bool: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,12 +64,14 @@ class Admission:
         sop_classes: Patterns of the SOP classes that it may store.
         bound_ae_title: AE title of the matching entry, maybe "*", if that entry requires a certificate.
         destination: Destination that stands for the requestor; empty without one.
+        allows_priority: Whether Priority HIGH of the requestor counts.
     """
 
     allow: frozenset[str]
     sop_classes: tuple[str, ...] = ("*",)
     bound_ae_title: str = ""
     destination: str = ""
+    allows_priority: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +129,13 @@ def admit(
             break
         if fault is None:
             bound_ae_title = peer.ae_title if is_bound(peer) else ""
-            return Admission(frozenset(peer.allow), peer.sop_classes, bound_ae_title, peer.destination)
+            return Admission(
+                frozenset(peer.allow),
+                peer.sop_classes,
+                bound_ae_title,
+                peer.destination,
+                peer.allow_priority,
+            )
         faults.append(fault)
         cause = fault_cause
     if not faults:

@@ -16,6 +16,7 @@ from ingest.dicom.instance_header import (
     strip_uid_padding,
 )
 from ingest.dicom.part10 import read_file_meta
+from ingest.dicom.priority import MEDIUM
 from ingest.errors import PeerError
 
 HEADER_MAX_BYTES: Final = 64 << 20
@@ -35,6 +36,7 @@ class InstanceHeader:
         attributes: Raw values of the requested attributes that the data set has, by tag.
         receiver: The URI at which the instance was received, `dicom-tls://10.0.0.5:2762`.
         certificate: SHA-256 fingerprint, subject and alternative names of the sender's certificate.
+        priority: Priority of the C-STORE request, as far as the sender may set it; 0 is MEDIUM.
     """
 
     sop_instance_uid: str = ""
@@ -52,6 +54,7 @@ class InstanceHeader:
     attributes: Mapping[int, bytes] = field(default_factory=dict)
     receiver: str = ""
     certificate: tuple[str, ...] = ()
+    priority: int = MEDIUM
 
     @property
     def fingerprint(self) -> str:
@@ -118,6 +121,7 @@ def read_instance_header(
         attributes={tag: header.values[tag] for tag in (*tags, *further) if tag in header.values},
         receiver=meta.receiving_address or "",
         certificate=meta.certificate,
+        priority=meta.priority,
     )
 
 

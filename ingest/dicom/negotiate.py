@@ -85,12 +85,14 @@ class Accepted:
         contexts: Accepted contexts by ID.
         peer_max_pdu_length: Maximum length of a P-DATA-TF to the requestor, in bytes; 0 is unlimited.
         operations: Upper bound of the requestor's outstanding operations; 1 is synchronous.
+        allows_priority: Whether Priority HIGH of the requestor counts (`Admission`).
     """
 
     pdu: AssociateAccept
     contexts: dict[int, AcceptedContext]
     peer_max_pdu_length: int
     operations: int
+    allows_priority: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
+from ingest.dicom.priority import HIGH, LOW, MEDIUM
 from ingest.dicom.uids import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION
 from ingest.errors import PeerError
 
@@ -26,6 +27,9 @@ _CERTIFICATE_MAX = 2048
 
 _VERSION = b"\x02\x00\x01\x00OB\x00\x00\x02\x00\x00\x00\x00\x01"
 """(0002,0001) File Meta Information Version, 0001H."""
+
+_PRIORITY_LINES = {HIGH: b"priority:high", LOW: b"priority:low"}
+"""The last line of (0002,0102). No line of a certificate begins with this prefix."""
 
 _GROUP = b"\x02\x00"
 LONG_VRS = frozenset(
@@ -49,8 +53,8 @@ class FileMeta:
         source_address: (0002,0026), URI of the sender (`format_presentation_address`); None when unknown.
         receiving_address: (0002,0028), URI of the receiver; None when unknown.
         certificate: SHA-256 fingerprint, subject and alternative names of the caller certificate, in
-        (0002,0102)
-            Private Information under our own creator UID. Empty without one.
+            (0002,0102) Private Information under our own creator UID. Empty without one.
+        priority: Priority (0000,0700) of the request, in the same element; 0 is MEDIUM, and not written.
     """
 
     sop_class_uid: str
@@ -61,6 +65,7 @@ class FileMeta:
     source_address: str | None = None
     receiving_address: str | None = None
     certificate: tuple[str, ...] = ()
+    priority: int = MEDIUM
 
 
 def format_presentation_address(host: str, port: int, *, tls: bool) -> str:
@@ -121,7 +126,7 @@ def read_file_meta(fd: int) -> tuple[FileMeta, int]:
         _value(elements, 0x0018),
         _value(elements, 0x0026) or None,
         _value(elements, 0x0028) or None,
-        _certificate(elements),
+        *_private_information(elements),
     )
     if not meta.transfer_syntax_uid:
         raise PeerError("the File Meta names no transfer syntax")
@@ -161,14 +166,15 @@ def _provenance(meta: FileMeta) -> bytes:
         meta.source_address or "",
         meta.receiving_address or "",
         meta.certificate,
+        meta.priority,
     )
 
 
 @lru_cache(maxsize=1024)
-def _cached_provenance(
-    calling_ae: str, called_ae: str, source: str, receiving: str, certificate: tuple[str, ...]
+def _cached_provenance(  # noqa: PLR0917 - the arguments are the key of the cache
+    calling_ae: str, called_ae: str, source: str, receiving: str, certificate: tuple[str, ...], priority: int
 ) -> bytes:
-    """Encode everything from (0002,0012) on, which is constant for an association."""
+    """Encode everything from (0002,0012) on: constant for an association and a Priority."""
     parts = [
         _uid(0x0012, IMPLEMENTATION_CLASS_UID),
         _element(0x0013, b"SH", IMPLEMENTATION_VERSION.encode(), b" "),
@@ -181,10 +187,12 @@ def _cached_provenance(
     for element, address in ((0x0026, source), (0x0028, receiving)):
         if address:
             parts.append(_long_element(element, b"UR", address.encode("ascii", "replace")[:1024], b" "))
-    if certificate:
+    lines = [_certificate_value(certificate)] if certificate else []
+    lines += [_PRIORITY_LINES[priority]] if priority in _PRIORITY_LINES else []
+    if lines:
         # PS3.10 7.1: private information needs the UID of its creator.
         parts.append(_uid(0x0100, IMPLEMENTATION_CLASS_UID))
-        parts.append(_long_element(0x0102, b"OB", _certificate_value(certificate), b"\0"))
+        parts.append(_long_element(0x0102, b"OB", b"\n".join(lines), b"\0"))
     return b"".join(parts)
 
 
@@ -196,11 +204,20 @@ def _certificate_value(certificate: tuple[str, ...]) -> bytes:
     return b"\n".join(lines)
 
 
-def _certificate(elements: _Elements) -> tuple[str, ...]:
+def _private_information(elements: _Elements) -> tuple[tuple[str, ...], int]:
+    """Return the lines of the certificate, and the Priority."""
     if _value(elements, 0x0100) != IMPLEMENTATION_CLASS_UID:
-        return ()
-    lines = elements.get(0x0102, b"").rstrip(b"\0").decode("utf-8", "replace")
-    return tuple(lines.split("\n")) if lines else ()
+        return (), MEDIUM
+    value = elements.get(0x0102, b"").rstrip(b"\0")
+    rest, _, last = value.rpartition(b"\n")
+    for priority, line in _PRIORITY_LINES.items():
+        if last == line:
+            return _split_lines(rest), priority
+    return _split_lines(value), MEDIUM
+
+
+def _split_lines(value: bytes) -> tuple[str, ...]:
+    return tuple(value.decode("utf-8", "replace").split("\n")) if value else ()
 
 
 def _long_element(element: int, vr: bytes, value: bytes, pad: bytes) -> bytes:

@@ -11,7 +11,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from ingest.ledger.database import Database
 from ingest.ledger.index import InstanceFilter
 from ingest.ledger.records import DeliveryState, InstanceState
-from ingest.ledger.schema import deliveries, instances
+from ingest.ledger.schema import FIRST_DUE, deliveries, instances
 from ingest.ledger.variants import find_accepted
 
 CHUNK: Final = 1000
@@ -52,7 +52,7 @@ _AGAIN: Final = (
     .values(
         state=DeliveryState.WAITING.value,
         attempts=0,
-        next_at=0,
+        next_at=FIRST_DUE,
         breaks=0,
         suspect_since=0,
         last_status=None,

@@ -3,8 +3,8 @@
 INVARIANT 2: times, attempts and leases of deliveries are in the ledger. RQ and Redis only start work.
 
 In each of the states `waiting`, `retry` and `sending`, the column `next_at` holds the time from which a
-worker may
-lease the row. One index therefore serves all three states, however long the backlog is.
+worker may lease the row. One index therefore serves all three states, however long the backlog is. In the
+state `waiting` it holds the priority instead (`ingest.ledger.lease_order`).
 """
 
 from collections.abc import Collection, Sequence
@@ -12,6 +12,7 @@ from typing import Any, Final
 
 from sqlalchemy import (
     Connection,
+    RowMapping,
     Select,
     and_,
     bindparam,
@@ -25,12 +26,14 @@ from sqlalchemy import (
     update,
 )
 
+from ingest.dicom.priority import Priority
 from ingest.ledger.attempts import record_attempts
 from ingest.ledger.database import Database
+from ingest.ledger.lease_order import WAITING_RANGES, arrange_batch, find_first_due, find_time_ms
 from ingest.ledger.records import Delivery, DeliveryResult, DeliveryRow, DeliveryState
 from ingest.ledger.row_counts import count_deliveries
 from ingest.ledger.row_values import clean_value
-from ingest.ledger.schema import SUSPECT, deliveries, instances
+from ingest.ledger.schema import FIRST_DUE, SUSPECT, deliveries, instances
 from ingest.ledger.throughput import count_delivered
 from ingest.ledger.transfer_notes import note_sent
 from ingest.ledger.variants import IS_VARIED, drop_superseded, select_leasable
@@ -46,6 +49,9 @@ SUSPECTS_EXAMINED: Final = 64
 RETRIES_SHARE: Final = 8
 """One in this number of deliveries of a batch is a retry, even if many deliveries were never tried."""
 
+BEHIND_ROWS: Final = 8
+"""How many rows of each lower priority a lease examines behind a full window."""
+
 _OPEN: Final = (DeliveryState.WAITING.value, DeliveryState.RETRY.value, DeliveryState.SENDING.value)
 
 _COLUMNS: Final = (
@@ -56,6 +62,7 @@ _COLUMNS: Final = (
     deliveries.c.created_at,
     deliveries.c.breaks,
     deliveries.c.suspect_since,
+    deliveries.c.priority,
     instances.c.store_key,
     instances.c.size,
     instances.c.data_set_offset,
@@ -80,16 +87,39 @@ def _for_lease(query: Select[Any]) -> Select[Any]:
     )
 
 
-_DUE_AT_ALL: Final = (
+_IN_STATE: Final = (
     select(*_COLUMNS)
     .join(instances, instances.c.id == deliveries.c.instance_id)
     .where(
         deliveries.c.destination == bindparam("of"),
         deliveries.c.state == bindparam("in_state"),
-        deliveries.c.next_at <= bindparam("now"),
+        deliveries.c.suspect_since == 0,
     )
 )
-_DUE: Final = _for_lease(_DUE_AT_ALL.where(deliveries.c.suspect_since == 0))
+_DUE: Final = _for_lease(_IN_STATE.where(deliveries.c.next_at <= bindparam("now")))
+# Rows of lower priorities, and rows that wait for a time, behind a window that others fill.
+_BEHIND: Final = _for_lease(
+    _IN_STATE.where(deliveries.c.next_at >= bindparam("low"), deliveries.c.next_at <= bindparam("high"))
+)
+_FIRST_BEHIND: Final = (
+    select(deliveries.c.id)
+    .where(
+        deliveries.c.destination == bindparam("of"),
+        deliveries.c.state == DeliveryState.WAITING.value,
+        deliveries.c.next_at > bindparam("last"),
+        deliveries.c.next_at <= bindparam("now"),
+    )
+    .limit(1)
+)
+_FIRST_URGENT: Final = (
+    select(deliveries.c.id)
+    .where(
+        deliveries.c.destination == bindparam("of"),
+        deliveries.c.state == DeliveryState.WAITING.value,
+        deliveries.c.next_at == find_first_due(Priority.URGENT),
+    )
+    .limit(1)
+)
 _SUSPECTS: Final = _for_lease(
     select(*_COLUMNS)
     .join(instances, instances.c.id == deliveries.c.instance_id)
@@ -201,7 +231,7 @@ _RELEASE: Final = (
             (deliveries.c.suspect_since > 0, DeliveryState.RETRY.value), else_=DeliveryState.WAITING.value
         ),
         attempts=deliveries.c.attempts - 1,
-        next_at=0,
+        next_at=case((deliveries.c.suspect_since > 0, 0), else_=FIRST_DUE),
         lease_owner=null(),
         lease_until=null(),
     )
@@ -274,10 +304,16 @@ _NEXT_DUE: Final = union_all(
 )
 
 
-# Waiting deliveries were created in the order of their instances, and the index has that order: oldest first.
+# Waiting deliveries of one priority were created in the order of their instances, and the index has that
+# order: oldest first.
 _OLDEST_WAITING: Final = (
     select(deliveries.c.id, deliveries.c.created_at)
-    .where(deliveries.c.destination == bindparam("of"), deliveries.c.state == DeliveryState.WAITING.value)
+    .where(
+        deliveries.c.destination == bindparam("of"),
+        deliveries.c.state == DeliveryState.WAITING.value,
+        deliveries.c.next_at >= bindparam("low"),
+        deliveries.c.next_at <= bindparam("high"),
+    )
     .order_by(deliveries.c.next_at, deliveries.c.instance_id)
     .limit(bindparam("at_most"))
     .with_for_update(skip_locked=True)
@@ -352,9 +388,11 @@ class Deliveries:
                 instances may do the same.
 
         Returns:
-            Deliveries that were never tried, then retries, each in the order in which the instances were
-            recorded. `attempts` counts this attempt. A series of which another owner leases instances is left
-            out, because its order must be kept.
+            Urgent deliveries before normal ones, and these before bulk ones, as
+            `ingest.ledger.lease_order.arrange_batch` arranges them. Of one priority: deliveries that were
+            never tried, then retries, each in the order in which the instances were recorded. `attempts`
+            counts this attempt. A series of which another owner leases instances is left out, because its
+            order must be kept.
         """
         parameters = {"of": destination, "owner": owner, "now": unix_ms}
         with self._database.begin_write() as connection:
@@ -392,6 +430,11 @@ class Deliveries:
             rows.sort(key=lambda row: (row["breaks"], row["instance_id"]))
             found = _lease_rows(connection, rows[:1], parameters, unix_ms + lease_ms)
         return found[0] if found else None
+
+    def has_urgent(self, destination: str) -> bool:
+        """Return whether an urgent delivery waits."""
+        with self._database.begin_read() as connection:
+            return connection.execute(_FIRST_URGENT, {"of": destination}).first() is not None
 
     def find_next_suspect_ms(self, destination: str) -> int | None:
         """Return the time from which the first suspect may be tried again; None if there is no suspect."""
@@ -489,7 +532,8 @@ class Deliveries:
         """Return the time from which `lease_due` finds a delivery (0: now); None if no delivery is open."""
         with self._database.begin_read() as connection:
             times = connection.execute(_NEXT_DUE, {"of": destination}).scalars().all()
-        return min((time for time in times if time is not None), default=None)
+        first = min((time for time in times if time is not None), default=None)
+        return None if first is None else find_time_ms(first)
 
     def find_by_instance(self, instance_id: int) -> list[DeliveryRow]:
         """Return all deliveries of one instance."""
@@ -499,10 +543,7 @@ class Deliveries:
             .order_by(deliveries.c.destination)
         )
         with self._database.begin_read() as connection:
-            return [
-                DeliveryRow(**{**row, "state": DeliveryState(row["state"])})
-                for row in connection.execute(query).mappings()
-            ]
+            return [_to_row(row) for row in connection.execute(query).mappings()]
 
     def find_by_instances(self, ids: Collection[int]) -> dict[int, list[DeliveryRow]]:
         """Return the deliveries of several instances by the ids of these, sorted by destination."""
@@ -514,7 +555,7 @@ class Deliveries:
         found: dict[int, list[DeliveryRow]] = {}
         with self._database.begin_read() as connection:
             for row in connection.execute(query).mappings():
-                delivery = DeliveryRow(**{**row, "state": DeliveryState(row["state"])})
+                delivery = _to_row(row)
                 found.setdefault(delivery.instance_id, []).append(delivery)
         return found
 
@@ -532,12 +573,15 @@ class Deliveries:
     def expire_overdue(self, destination: str, before_ms: int, reason: str, unix_ms: int) -> int:
         """Declare deliveries dead that were created before a time and are not being sent; return how many.
 
-        One call declares at most `WINDOW` waiting rows and `WINDOW` retries dead, the oldest first.
+        One call declares at most `WINDOW` waiting rows of each priority and `WINDOW` retries dead, the oldest
+        first.
         """
         parameters = {"of": destination, "before": before_ms, "at_most": WINDOW}
         with self._database.begin_write() as connection:
-            waiting = connection.execute(_OLDEST_WAITING, parameters).all()
-            ids = [row.id for row in waiting if row.created_at < before_ms]
+            ids = []
+            for low, high in WAITING_RANGES:
+                waiting = connection.execute(_OLDEST_WAITING, {**parameters, "low": low, "high": high})
+                ids += [row.id for row in waiting if row.created_at < before_ms]
             ids += connection.execute(_OLD_RETRIES, parameters).scalars()
             if ids:
                 connection.execute(_EXPIRE, {"ids": ids, "error": reason, "now": unix_ms})
@@ -553,6 +597,9 @@ class Deliveries:
         found = {
             state: self._select_rows(connection, _DUE, state, window, parameters, busy) for state in _OPEN
         }
+        waiting = found[DeliveryState.WAITING.value]
+        if busy or len(waiting) >= window:
+            waiting += self._select_behind(connection, waiting, parameters, busy)
         # Rows with an ended lease belong to a worker that died. At the first time they keep their position,
         # later they count as retries.
         left = found[DeliveryState.SENDING.value]
@@ -561,15 +608,44 @@ class Deliveries:
         if careful and fresh:
             fresh = self._select_without_suspects(connection, window, parameters, busy) or fresh
         for rows in (fresh, again):
-            rows.sort(key=lambda row: int(row["instance_id"]))
+            rows.sort(key=lambda row: (int(row["priority"]), int(row["instance_id"])))
         if workers > 1:
             series = list(dict.fromkeys(row["series_uid"] for row in fresh + again))
             share = set(series[: -(-len(series) // workers)])
             fresh, again = ([row for row in rows if row["series_uid"] in share] for rows in (fresh, again))
-        # Retries get a share of the batch, so that a backlog cannot keep them back for ever.
-        room = limit - min(len(again), limit // RETRIES_SHARE)
-        batch = fresh[:room]
-        return batch + again[: limit - len(batch)]
+        priorities = {row["priority"] for row in fresh + again}
+        if len(priorities) < 2:
+            return _mix_retries(fresh, again, limit)
+        rows = []
+        for priority in sorted(priorities):
+            own = [[row for row in part if row["priority"] == priority] for part in (fresh, again)]
+            rows += _mix_retries(own[0], own[1], limit)
+        return arrange_batch(rows, limit, parameters["now"])
+
+    def _select_behind(
+        self,
+        connection: Connection,
+        window: list[dict[str, Any]],
+        parameters: dict[str, Any],
+        busy: set[str],
+    ) -> list[dict[str, Any]]:
+        """Select a few waiting rows behind a window: of lower priorities, and those that waited for a time.
+
+        A backlog of one priority without others costs one seek.
+        """
+        # Without a row, all of the window were of busy series. Then look at all priorities.
+        last = find_first_due(window[-1]["priority"] if window else Priority.URGENT) - (not window)
+        if connection.execute(_FIRST_BEHIND, {**parameters, "last": last}).first() is None:
+            return []
+        known = {row["id"] for row in window}
+        behind: list[dict[str, Any]] = []
+        for low, high in WAITING_RANGES:
+            if low > last:
+                bounds = {**parameters, "low": low, "high": min(high, parameters["now"])}
+                behind += self._select_rows(
+                    connection, _BEHIND, DeliveryState.WAITING.value, BEHIND_ROWS, bounds, busy
+                )
+        return [row for row in behind if row["id"] not in known]
 
     def _select_without_suspects(
         self, connection: Connection, window: int, parameters: dict[str, Any], busy: set[str]
@@ -591,6 +667,23 @@ class Deliveries:
         rows = connection.execute(query, {**parameters, "in_state": state, "at_most": at_most}).mappings()
         free = [row for row in rows if row["series_uid"] not in busy]
         return select_leasable(connection, parameters["of"], free, parameters["now"])
+
+
+def _mix_retries(
+    fresh: list[dict[str, Any]], again: list[dict[str, Any]], limit: int
+) -> list[dict[str, Any]]:
+    """Return rows that were never tried, then retries.
+
+    Retries get a share, so that a backlog cannot keep them back for ever.
+    """
+    room = limit - min(len(again), limit // RETRIES_SHARE)
+    batch = fresh[:room]
+    return batch + again[: limit - len(batch)]
+
+
+def _to_row(row: RowMapping) -> DeliveryRow:
+    values = {**row, "state": DeliveryState(row["state"]), "next_at": find_time_ms(row["next_at"])}
+    return DeliveryRow(**values)
 
 
 def _lease_rows(

@@ -6,11 +6,13 @@ from typing import Any, Final
 
 from sqlalchemy import ColumnElement, Connection, RowMapping, Select, and_, func, select, update
 
+from ingest.dicom.priority import Priority
 from ingest.ledger.database import Database
 from ingest.ledger.index import list_destinations
+from ingest.ledger.lease_order import find_time_ms
 from ingest.ledger.records import UNRELEASED, DeliveryState
 from ingest.ledger.row_counts import count_deliveries
-from ingest.ledger.schema import deliveries, instances, studies
+from ingest.ledger.schema import FIRST_DUE, deliveries, instances, studies
 from ingest.ledger.study_filter import StudyFilter
 
 CHUNK: Final = 1000
@@ -98,6 +100,7 @@ class FoundDelivery:
     sop_instance_uid: str
     series_uid: str
     study_uid: str
+    priority: int = Priority.NORMAL
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -137,7 +140,7 @@ class DeliveryAdmin:
             limit: Maximum number of deliveries.
             before: Only ids below this one; the last id of the previous page.
         """
-        own = ("id", "destination", "state", "attempts", "next_at", "last_status", "last_error")
+        own = ("id", "destination", "state", "attempts", "next_at", "last_status", "last_error", "priority")
         query = (
             select(
                 *(deliveries.c[name] for name in (*own, "created_at", "updated_at")),
@@ -152,7 +155,12 @@ class DeliveryAdmin:
                 rows += connection.execute(narrowed.limit(limit - len(rows))).mappings()
                 if len(rows) == limit:
                     break
-        return [FoundDelivery(**{**row, "state": DeliveryState(row["state"])}) for row in rows]
+        return [
+            FoundDelivery(
+                **{**row, "state": DeliveryState(row["state"]), "next_at": find_time_ms(row["next_at"])}
+            )
+            for row in rows
+        ]
 
     def group_dead(self, destinations: Collection[str], limit: int) -> list[DeadGroup]:
         """Group dead deliveries by their reason, the largest group of a destination first.
@@ -204,7 +212,7 @@ class DeliveryAdmin:
         values = {
             "state": DeliveryState.WAITING.value,
             "attempts": 0,
-            "next_at": 0,
+            "next_at": FIRST_DUE,
             "breaks": 0,
             "suspect_since": 0,
             "last_status": None,
@@ -239,7 +247,7 @@ class DeliveryAdmin:
         """Make held deliveries wait for a worker; return their number as `requeue_deliveries` does."""
         values = {
             "state": DeliveryState.WAITING.value,
-            "next_at": 0,
+            "next_at": FIRST_DUE,
             # The time until the delivery expires starts now: nobody could send it before.
             "created_at": unix_ms,
             "updated_at": unix_ms,

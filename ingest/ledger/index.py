@@ -18,7 +18,7 @@ from ingest.ledger.database import Database
 from ingest.ledger.instances import CHUNK, to_instance
 from ingest.ledger.records import DeliveryState, Instance, InstanceState
 from ingest.ledger.row_values import clean_value
-from ingest.ledger.schema import deliveries, instances, series, studies, study_senders
+from ingest.ledger.schema import TIMES, deliveries, instances, series, studies, study_senders
 from ingest.ledger.study_filter import StudyFilter
 
 _T = TypeVar("_T")
@@ -389,7 +389,7 @@ def _find_by_deliveries(
     while len(found) < limit:
         ids: set[int] = set()
         for destination, state in pairs:
-            for of_time in (deliveries.c.next_at == 0, deliveries.c.next_at > 0):
+            for of_time in TIMES:
                 query = _select_delivered(destination, state, of_time)
                 if before is not None:
                     query = query.where(deliveries.c.instance_id < before)
@@ -554,7 +554,7 @@ def _build_state_clause(connection: Connection, which: InstanceFilter) -> Column
 def _build_delivery_clause(connection: Connection, which: InstanceFilter) -> ColumnElement[bool]:
     ids: set[int] = set()
     for destination, state in _list_delivery_pairs(connection, which):
-        for of_time in (deliveries.c.next_at == 0, deliveries.c.next_at > 0):
+        for of_time in TIMES:
             query = _select_delivered(destination, state, of_time).limit(RARE_DELIVERIES + 1)
             ids.update(connection.execute(query).scalars())
     if len(ids) <= RARE_DELIVERIES:

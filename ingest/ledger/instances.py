@@ -9,6 +9,7 @@ from sqlalchemy import ColumnElement, Connection, RowMapping, bindparam, insert,
 from sqlalchemy.dialects import postgresql, sqlite
 
 from ingest.ledger.database import Database
+from ingest.ledger.lease_order import find_first_due
 from ingest.ledger.records import (
     PLAIN_TERMS,
     UNRELEASED,
@@ -44,9 +45,10 @@ INSERT_DELIVERIES: Final = insert(deliveries).values(
     destination=bindparam("destination"),
     state=bindparam("state"),
     attempts=0,
-    next_at=0,
+    next_at=bindparam("next_at"),
     created_at=bindparam("at"),
     updated_at=bindparam("at"),
+    priority=bindparam("priority"),
 )
 _BY_UID: Final = (
     select(instances).where(instances.c.sop_instance_uid == bindparam("uid")).order_by(instances.c.id)
@@ -284,6 +286,8 @@ def encode_delivery(row: NewInstance, instance_id: int, destination: str) -> dic
         "destination": destination,
         "state": terms.state.value,
         "at": row.stored_at,
+        "priority": terms.priority.value,
+        "next_at": find_first_due(terms.priority),
     }
 
 

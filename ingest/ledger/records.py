@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from enum import Enum, StrEnum
 from typing import Final
 
+from ingest.dicom.priority import Priority
 from ingest.dicom.study_attributes import StudyAttributes
 
 
@@ -112,9 +113,11 @@ class DeliveryTerms:
 
     Attributes:
         state: Its first state: WAITING, or one of `UNRELEASED`.
+        priority: Its priority.
     """
 
     state: DeliveryState = DeliveryState.WAITING
+    priority: Priority = Priority.NORMAL
 
 
 PLAIN_TERMS: Final = DeliveryTerms()
@@ -156,6 +159,7 @@ class Delivery:
         suspect_since: Since when it is suspected of breaking them; 0 if it is no suspect.
         store_key, size, data_set_offset, stored_at: As in `InstanceColumns`.
         calling_ae, called_ae: Of the association that received the instance.
+        priority: Its priority.
     """
 
     id: int
@@ -176,6 +180,7 @@ class Delivery:
     stored_at: int
     calling_ae: str = ""
     called_ae: str = ""
+    priority: int = Priority.NORMAL
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -230,6 +235,7 @@ class DeliveryRow:
     breaks: int
     suspect_since: int
     duration_ms: int | None = None
+    priority: int = Priority.NORMAL
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

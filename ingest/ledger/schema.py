@@ -107,7 +107,8 @@ deliveries = Table(
     Column("destination", Text, nullable=False),
     Column("state", Text, nullable=False),
     Column("attempts", Integer, nullable=False),
-    # When the row may be leased: 0 while waiting, the time of the next attempt, or the end of the lease.
+    # When the row may be leased: the time of the next attempt, or the end of the lease. A row that waits has
+    # 0, or -1 if it is urgent, or 1 if it is bulk (`ingest.ledger.lease_order`).
     Column("next_at", BigInteger, nullable=False),
     Column("lease_owner", Text),
     Column("lease_until", BigInteger),
@@ -120,6 +121,8 @@ deliveries = Table(
     Column("suspect_since", BigInteger, nullable=False, server_default="0"),
     # Time from the first byte of the last attempt to its end. NULL: nothing was sent yet.
     Column("duration_ms", Integer),
+    # 0 urgent, 1 normal, 2 bulk (`ingest.dicom.priority`).
+    Column("priority", Integer, nullable=False, server_default="1"),
     UniqueConstraint("instance_id", "destination", name="deliveries_instance_destination"),
     # A lease compares the first two columns and reads in the order of the next two, however long the backlog
     # is. With the last column it skips suspects without reading their rows.
@@ -134,6 +137,12 @@ deliveries = Table(
         postgresql_where=SUSPECT,
     ),
 )
+
+FIRST_DUE: Final = deliveries.c.priority - 1
+"""`next_at` of a row that waits (`ingest.ledger.lease_order.find_first_due`)."""
+
+TIMES: Final = (deliveries.c.next_at == -1, deliveries.c.next_at == 0, deliveries.c.next_at > 0)
+"""Ranges of `next_at`, of which the first two have their rows in the order of `instance_id`."""
 
 # Attempts that did not deliver. A delivery keeps its first and its last ones (`ingest.ledger.attempts`).
 attempts = Table(

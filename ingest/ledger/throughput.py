@@ -9,6 +9,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 from ingest.ledger.circuits import Circuit, read_circuits
 from ingest.ledger.database import Database
+from ingest.ledger.lease_order import WAITING_RANGES
 from ingest.ledger.records import DeliveryResult, DeliveryState
 from ingest.ledger.row_counts import count_deliveries
 from ingest.ledger.schema import deliveries, throughput
@@ -53,11 +54,16 @@ _RATES: Final = (
     .where(throughput.c.minute >= bindparam("since"))
     .group_by(throughput.c.destination)
 )
-# Waiting deliveries were created in the order of their instances, so the first row of the index is the
-# oldest.
+# Waiting deliveries of one priority were created in the order of their instances, so the first row of the
+# index is the oldest.
 _OLDEST_WAITING: Final = (
     select(deliveries.c.created_at)
-    .where(deliveries.c.destination == bindparam("of"), deliveries.c.state == DeliveryState.WAITING.value)
+    .where(
+        deliveries.c.destination == bindparam("of"),
+        deliveries.c.state == DeliveryState.WAITING.value,
+        deliveries.c.next_at >= bindparam("low"),
+        deliveries.c.next_at <= bindparam("high"),
+    )
     .order_by(deliveries.c.next_at, deliveries.c.instance_id)
     .limit(1)
 )
@@ -125,7 +131,9 @@ class Throughput:
 
 
 def _oldest(connection: Connection, destination: str) -> int | None:
-    times = (
-        connection.execute(query, {"of": destination}).scalar() for query in (_OLDEST_WAITING, _OLDEST_OTHER)
-    )
+    times = [
+        connection.execute(_OLDEST_WAITING, {"of": destination, "low": low, "high": high}).scalar()
+        for low, high in WAITING_RANGES
+    ]
+    times.append(connection.execute(_OLDEST_OTHER, {"of": destination}).scalar())
     return min((time for time in times if time is not None), default=None)

@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from ingest.config.model import Config
+from ingest.dicom.priority import Priority
 from ingest.ledger import DeliveryState, InstanceState
 from ingest.ledger.index import FoundInstance, FoundStudy
 from ingest.operations.deliveries import ListedDelivery
@@ -94,6 +95,7 @@ class DeliveryRecord:
         created_at, updated_at: When the delivery was created, and when it last changed.
         next_attempt_at: When it is tried next; None if it will not be tried.
         waits_for: Why a due delivery is not sent now, or empty.
+        priority: "urgent", "normal" or "bulk".
         sop_instance_uid, series_uid, study_uid: UIDs of the instance.
     """
 
@@ -107,6 +109,7 @@ class DeliveryRecord:
     updated_at: datetime
     next_attempt_at: datetime | None
     waits_for: str
+    priority: str
     sop_instance_uid: str
     series_uid: str
     study_uid: str
@@ -210,6 +213,7 @@ def make_delivery_record(listed: ListedDelivery) -> DeliveryRecord:
         updated_at=_make_time(row.updated_at),
         next_attempt_at=_make_time(listed.next_attempt_ms) if listed.next_attempt_ms else None,
         waits_for=listed.waits_for,
+        priority=Priority(row.priority).word,
         sop_instance_uid=row.sop_instance_uid,
         series_uid=row.series_uid,
         study_uid=row.study_uid,

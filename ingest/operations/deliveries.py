@@ -11,6 +11,7 @@ import redis
 from ingest.alarms import BOUNDED_ALARM, clear_alarm
 from ingest.clock import unix_ms
 from ingest.config.model import Config
+from ingest.dicom.priority import Priority
 from ingest.ledger import Circuit, DeliveryState, Ledger
 from ingest.ledger.backfill import BackfillCounts
 from ingest.ledger.delivery_admin import DeliveryFilter, FoundDelivery
@@ -53,6 +54,7 @@ class ListedDelivery:
         row = self.delivery
         values = asdict(row) | {name: format_iso_time(getattr(row, name)) for name in _TIMES}
         values["last_status"] = None if row.last_status is None else f"{row.last_status:04X}"
+        values["priority"] = Priority(row.priority).word
         values["waits_for"] = self.waits_for
         values["next_attempt_at"] = format_iso_time(self.next_attempt_ms)
         return values

@@ -9,6 +9,7 @@ from typing import Any
 from ingest.config.model import Config
 from ingest.dicom.file_header import InstanceHeader, read_instance_header
 from ingest.dicom.part10 import is_part10
+from ingest.dicom.priority import MEDIUM, decide_priority
 from ingest.errors import PeerError, RewriteError
 from ingest.outgoing.coercion import Coercion, ShownChange
 from ingest.outgoing.plan import OutgoingPlan, StoredDataSet
@@ -59,6 +60,9 @@ class RouteExplanation:
             "kept_back": list(routing.exclusions),
             "changes": [each.to_json() for each in self.changes],
             "held_for": sorted(routing.held),
+            "priorities": {
+                name: decide_priority(words, MEDIUM).word for name, words in routing.priorities.items()
+            },
             "routes": [
                 {
                     "route": result.route,

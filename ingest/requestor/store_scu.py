@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Final
 
 from ingest.dicom import dimse, padding, uids
+from ingest.dicom.priority import MEDIUM
 from ingest.dicom.responses import Response, SentRequest
 from ingest.errors import AssociationError, Cause, PeerError, StoreAwayError, StoreError
 from ingest.ext.encode import DataSetEncoder, encode_p_data
@@ -66,6 +67,7 @@ class StoreSCU(RequestorAssociation):
         sop_class: str,
         sop_instance: str,
         transfer_syntax: str,
+        priority: int = MEDIUM,
     ) -> int:
         """Send a C-STORE request with its data set (PS3.7 9.1.1), without waiting for the response.
 
@@ -76,6 +78,7 @@ class StoreSCU(RequestorAssociation):
             sop_class: SOP class UID of the instance.
             sop_instance: SOP instance UID of the instance.
             transfer_syntax: Transfer syntax UID of the data set.
+            priority: Priority (0000,0700) of the request.
 
         Returns:
             The message ID. `receive_response` returns it with the response.
@@ -101,18 +104,18 @@ class StoreSCU(RequestorAssociation):
                 padded = OutgoingDataSet(
                     sop_class, sop_instance, transfer_syntax, fd, parts.parts, parts.length
                 )
-                return self.send_data_set(padded)
+                return self.send_data_set(padded, priority)
             # A file may hold a deflate stream of odd length, but a fragment may not (PS3.5 A.5, PS3.8 E.1).
             # The encoder pads it with one zero byte.
             encoder = self._encoder_for_peer()
             encoder.start(context_id, fd, offset, length, transfer_syntax in uids.DEFLATED)
             fragments = _encoded_fragments(encoder, sop_instance)
-            return self._send_store_request(context_id, sop_class, sop_instance, length, fragments)
+            return self._send_store_request(context_id, sop_class, sop_instance, priority, length, fragments)
         finally:
             if fd is not source:
                 os.close(fd)
 
-    def send_data_set(self, data_set: OutgoingDataSet) -> int:
+    def send_data_set(self, data_set: OutgoingDataSet, priority: int = MEDIUM) -> int:
         """Send a C-STORE request with a data set in parts, as `send_instance` does with one of a file.
 
         Returns:
@@ -132,22 +135,24 @@ class StoreSCU(RequestorAssociation):
             context_id,
             data_set.sop_class_uid,
             data_set.sop_instance_uid,
+            priority,
             data_set.length,
             _name_errors(made.encode(data_set.parts), data_set.sop_instance_uid),
         )
 
-    def _send_store_request(
+    def _send_store_request(  # noqa: PLR0917 - one call for each kind of source
         self,
         context_id: int,
         sop_class: str,
         sop_instance: str,
+        priority: int,
         length: int | None,
         fragments: Iterator[memoryview],
     ) -> int:
         """Send a C-STORE request and these PDUs of its data set. A length of None is not known."""
         message_id = self._next_message_id()
         operation = SentRequest(message_id, context_id, dimse.C_STORE_RQ, sop_class, sop_instance)
-        command = dimse.encode_store_request(message_id, sop_class, sop_instance)
+        command = dimse.encode_store_request(message_id, sop_class, sop_instance, priority=priority)
         self._transport.limit_unsent_bytes(is_limited=length is None or length <= KERNEL_BUFFERS_BYTES)
         # Read the first fragment before the command set is sent. A missing or short file then raises
         # before the first byte of the request, and the association stays usable.

@@ -2,7 +2,7 @@
 
 import struct
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Final, NamedTuple
 
 from ingest.config.model import Route
@@ -50,6 +50,8 @@ class RoutingDecision:
         results: One for each route that was evaluated.
         return_allowed: Destinations that receive the instance even if it came from them (`return = true`).
         held: Destinations whose deliveries a person releases (`hold = true`).
+        priorities: Priorities of the routes that name a destination, by destination. Without one, that of the
+            C-STORE request counts.
         exclusions: One remark for each group of destinations that was excluded.
     """
 
@@ -59,6 +61,7 @@ class RoutingDecision:
     return_allowed: frozenset[str] = frozenset()
     exclusions: tuple[str, ...] = ()
     held: frozenset[str] = frozenset()
+    priorities: Mapping[str, frozenset[str]] = field(default_factory=dict)
 
     def exclude(self, names: Collection[str], remark: str) -> "RoutingDecision":
         """Return a copy without these destinations. The remark explains why, and is added to `routed`."""
@@ -104,6 +107,7 @@ class Router:
         destinations: dict[str, None] = {}
         return_allowed: set[str] = set()
         held: set[str] = set()
+        priorities: dict[str, frozenset[str]] = {}
         matching: list[str] = []
         results: list[RouteResult] = []
         for is_default in (False, True):
@@ -120,6 +124,8 @@ class Router:
                     return_allowed.update(route.to if route.sends_back else ())
                     # One route that holds is enough: what was sent cannot be taken back.
                     held.update(route.to if route.hold else ())
+                    for to in route.to if route.priority else ():
+                        priorities[to] = priorities.get(to, frozenset()) | {route.priority}
                     if route.stop:
                         break
         routed = ", ".join(matching)
@@ -128,7 +134,12 @@ class Router:
         elif not destinations:
             routed = f"{routed}: forwarded nowhere on purpose"
         return RoutingDecision(
-            tuple(destinations), routed, tuple(results), frozenset(return_allowed), held=frozenset(held)
+            tuple(destinations),
+            routed,
+            tuple(results),
+            frozenset(return_allowed),
+            held=frozenset(held),
+            priorities=priorities,
         )
 
 

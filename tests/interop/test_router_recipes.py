@@ -3,21 +3,26 @@
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
+from io import BytesIO
 from pathlib import Path
 
 import pydicom
 import pytest
+from pydicom import dcmread
+from pynetdicom import AE
 
 from ingest.requestor.send_files import send_files
 from ingest.requestor.transport import Remote
 from ingest.tls.contexts import build_client_context
 from tests.interop.files import by_uid
 from tests.interop.orthanc import orthanc
+from tests.support.instances import CT, EXPLICIT, Made
 from tests.support.nodes import Node, eventually
 from tests.support.pages import DOCS, Walk, read_blocks
-from tests.support.peers import storescp
+from tests.support.peers import PynetdicomRemote, storescp
 from tests.support.pki import Material
 from tests.support.scenes import STUDIES
+from tests.support.tls_peers import ssl_client_context
 
 
 def read_recipe(page: str, heading: str) -> str:
@@ -143,3 +148,38 @@ def test_attributes_are_changed_for_one_destination(
     assert sorted(each.PatientID for each in sent.values()) == ["0815", "4711", "9999"]
     assert "4711" not in node.log
     assert "R-100234" not in node.log
+
+
+def test_priority_of_a_sender_and_of_a_route_reaches_the_remote(
+    make_node: Callable[..., Node], material: Material
+) -> None:
+    """pynetdicom on both sides, with the peers and routes of the page."""
+    contexts = [(CT, [EXPLICIT])]
+    tls = material.tls("remote")
+    with PynetdicomRemote(contexts, tls) as archive, PynetdicomRemote(contexts, tls) as site:
+        node = make_node(
+            destinations=write_destination("archive", archive.port)
+            + write_destination("second-site", site.port),
+            routes=read_recipe("several-destinations", "Let urgent images go first"),
+        ).start()
+        for title in ("CT-ER", "CT2"):
+            ae = AE(title)
+            ae.add_requested_context(CT, EXPLICIT)
+            association = ae.associate(
+                "localhost",
+                node.tls_port,
+                ae_title="INGEST",
+                tls_args=(ssl_client_context(material.tls("peer")), "localhost"),
+            )
+            assert association.is_established
+            for priority in (0, 1, 2):
+                made = Made(sop=f"1.2.{len(title)}.{priority}", study=f"1.2.{len(title)}")
+                data_set = dcmread(BytesIO(made.file))
+                assert association.send_c_store(data_set, priority=priority).Status == 0
+            association.release()
+        eventually(lambda: node.deliveries() == {"delivered": 12}, 30, f"{node.deliveries()}")
+    # CT-ER may ask for HIGH. The route to the second site makes everything bulk.
+    assert {one.sop_instance: one.priority for one in archive.stored} == {
+        "1.2.5.0": 0, "1.2.5.1": 1, "1.2.5.2": 2, "1.2.3.0": 0, "1.2.3.1": 0, "1.2.3.2": 2
+    }  # fmt: skip
+    assert {one.priority for one in site.stored} == {2}

@@ -10,7 +10,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ingest.config.model import TLS, Config, Destination, LedgerSettings, NodeSettings, QueueSettings
+from ingest.config.model import (
+    TLS,
+    Config,
+    Destination,
+    LedgerSettings,
+    NodeSettings,
+    QueueSettings,
+    Route,
+)
 from ingest.ledger import DeliveryTerms, InstanceState, Ledger, NewInstance
 from ingest.ledger.records import DeliveryRow
 from ingest.queue.wakeups import send_wake_up
@@ -37,6 +45,7 @@ class Forwarding:
     tls: TLS | None = None
     destinations: list[Destination] = field(default_factory=list)
     recorded: int = 0
+    routes: tuple[Route, ...] = ()
 
     def __post_init__(self) -> None:
         (self.config.store_root / ".incoming").mkdir(parents=True)
@@ -51,6 +60,7 @@ class Forwarding:
             queue=QueueSettings(url=self.server.url),
             ledger=LedgerSettings(),
             destinations=tuple(self.destinations),
+            routes=self.routes,
         )
 
     def add(self, port: int, name: str = "pacs", **settings: object) -> Destination:

@@ -73,6 +73,7 @@ class Stored:
     sop_instance: str
     transfer_syntax: str
     data_set: bytes
+    priority: int = 0
 
 
 @dataclass
@@ -120,6 +121,7 @@ class PynetdicomRemote:
             str(request.AffectedSOPInstanceUID),
             str(event.context.transfer_syntax),
             request.DataSet.getvalue() if self.keep_data else b"",
+            int(request.Priority),
         )
         status = self.answer(stored)
         with self._lock:

@@ -172,12 +172,22 @@ class Site:
         contexts: dict[int, AcceptedContext] = ACCEPTED,
         windows: Windows | None = None,
         material: Material | None = None,
+        allows_priority: bool = False,
         **limits: int,
     ) -> Iterator[Association]:
         """An established association, with `material` in TLS; `fast` lets ext.store take what it can."""
         with line(material, windows=windows, **limits) as made:
             owner = Owner(made.channel)
-            scp = StoreSCP(owner, made.channel, made.parser, self.services, FILE_META, contexts, limit)
+            scp = StoreSCP(
+                owner,
+                made.channel,
+                made.parser,
+                self.services,
+                FILE_META,
+                contexts,
+                limit,
+                allows_priority=allows_priority,
+            )
             made.channel.taker = scp.operations
             scp.operations.receiving, scp.operations.answering = fast, True
             try:

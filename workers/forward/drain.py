@@ -16,6 +16,7 @@ from ingest.audit.alerts import SecurityAlerts
 from ingest.clock import WallClockSteps, unix_ms
 from ingest.config.model import Destination
 from ingest.dicom.padding import has_odd_value
+from ingest.dicom.priority import Priority, find_request_priority
 from ingest.errors import (
     AssociationError,
     Cause,
@@ -27,6 +28,7 @@ from ingest.errors import (
     StoreError,
 )
 from ingest.ledger import Delivery, Ledger
+from ingest.ledger.lease_order import AGED_PLACE
 from ingest.metrics import families
 from ingest.metrics.board import current_board
 from ingest.outgoing.data_set import OutgoingDataSet
@@ -78,6 +80,9 @@ BLOCKED_SECONDS: Final = 0.2
 OTHERS_SECONDS: Final = 0.1
 """Pause between two checks for wake-ups of other destinations."""
 
+URGENT_SECONDS: Final = 0.5
+"""Pause between two looks for urgent deliveries, while others are being sent."""
+
 UNREADABLE_PAUSE_ATTEMPTS: Final = 4
 """A file that the disk cannot read now waits as long as after this number of attempts."""
 
@@ -114,6 +119,7 @@ class ForwardResources:
         clock_steps: Steps of the wall clock since the worker started.
         recent_contexts: Contexts that were needed lately, by destination. They are proposed again, so one
             association serves more than one batch.
+        expects_urgent: Whether the configuration may make urgent deliveries.
         doubted_contexts: Contexts of proposals at which a remote ended the association, by destination.
     """
 
@@ -128,6 +134,7 @@ class ForwardResources:
     security_alerts: SecurityAlerts | None = None
     spans: SpanExporter | None = None
     plans: Mapping[str, OutgoingPlan] = field(default_factory=dict)
+    expects_urgent: bool = False
     clock_steps: WallClockSteps = field(default_factory=WallClockSteps)
     recent_contexts: dict[str, tuple[Context, ...]] = field(default_factory=dict)
     doubted_contexts: dict[str, set[Context]] = field(default_factory=dict)
@@ -186,7 +193,7 @@ class DestinationDrain:
         self._has_lost_slot = False
         self._started_at = time.monotonic()
         self._renew_slot_at = self._started_at + SLOT_RENEW_SECONDS
-        self._check_others_at = 0.0
+        self._check_others_at = self._check_urgent_at = 0.0
 
     def run(self) -> bool:
         """Drain the destination. Returns whether it has more due deliveries now.
@@ -288,8 +295,12 @@ class DestinationDrain:
 
     def _send_batch(self, waiting: deque[Delivery]) -> None:
         """Send leased deliveries. Those that are not tried stay leased."""
+        begun = 0
         while waiting and not self._is_broken and not self._must_stop():
+            if begun > AGED_PLACE and self._must_yield(waiting):
+                break
             row = waiting.popleft()
+            begun += 1
             if row.id not in self._leases.rows:
                 continue
             association = self._association_for(row, waiting)
@@ -308,6 +319,16 @@ class DestinationDrain:
                 self._receive_response(association, waiting)
             self._tick()
         self._receive_all_responses(waiting)
+
+    def _must_yield(self, waiting: deque[Delivery]) -> bool:
+        """Return whether the rest of a batch gives way to urgent deliveries, with which the next begins."""
+        now = time.monotonic()
+        if now < self._check_urgent_at or not self._resources.expects_urgent:
+            return False
+        if waiting[0].priority == Priority.URGENT:
+            return False
+        self._check_urgent_at = now + URGENT_SECONDS
+        return self._leases.has_urgent()
 
     def _send_delivery(self, association: StoreSCU, row: Delivery) -> Outcome | None:
         """Send one instance. Returns an outcome, or None if its response is still to come.
@@ -349,6 +370,7 @@ class DestinationDrain:
     def _send_file(self, association: StoreSCU, row: Delivery, fd: int) -> int:
         """Send the data set of a file, changed as the plan says, and return the message ID."""
         data_set = self._make_data_set(row, fd) if self._plan.rewrites else None
+        priority = find_request_priority(Priority(row.priority))
         if data_set is None:
             return association.send_instance(
                 fd,
@@ -357,9 +379,10 @@ class DestinationDrain:
                 sop_class=row.sop_class_uid,
                 sop_instance=row.sop_instance_uid,
                 transfer_syntax=row.transfer_syntax_uid,
+                priority=priority,
             )
         self._notes[row.id] = data_set.note
-        return association.send_data_set(data_set)
+        return association.send_data_set(data_set, priority)
 
     def _make_data_set(self, row: Delivery, fd: int) -> OutgoingDataSet | None:
         stored = StoredDataSet(

@@ -125,6 +125,13 @@ class Leases:
             return True
         return self._ledger.deliveries.has_untried(self._destination, self._ledger.unix_ms())
 
+    def has_urgent(self) -> bool:
+        """Return whether an urgent delivery waits; False while the ledger is away."""
+        try:
+            return self._ledger.deliveries.has_urgent(self._destination)
+        except LedgerError:
+            return False
+
     def note_start(self, row: Delivery) -> None:
         """Note that the first byte of a delivery is sent now."""
         self._started[row.id] = time.monotonic()

@@ -68,6 +68,12 @@ def count_slots(config: Config) -> int:
     return workers if len(config.destinations) < 2 else max(1, workers - 1)
 
 
+def expects_urgent(config: Config) -> bool:
+    """Return whether routes or peers may make urgent deliveries."""
+    of_routes = any(route.priority == "urgent" for route in config.routes)
+    return of_routes or any(peer.allow_priority for peer in config.peers)
+
+
 class ForwardWorker:
     """The connections and drains of one forward worker. Created after the fork."""
 
@@ -116,6 +122,7 @@ class ForwardWorker:
             slots=count_slots(config),
             spans=make_exporter(config, "forward"),
             plans=plans or {},
+            expects_urgent=expects_urgent(config),
         )
 
     def redis_keys(self) -> dict[str, str]:

@@ -515,7 +515,7 @@ class BatchStorage:
                 stored_at=unix_ms(),
                 routed=routing.routed if routing else "",
                 destinations=routing.destinations if routing else (),
-                terms=make_terms(routing) if routing else {},
+                terms=make_terms(routing, header.priority) if routing else {},
                 replaces=replaces,
                 copy_digest=copy_digest,
                 refused_status=refused_status,

@@ -267,7 +267,7 @@ class QuarantineDecisions:
             stored_at=now_ms,
             routed=routing.routed,
             destinations=routing.destinations,
-            terms=make_terms(routing),
+            terms=make_terms(routing, header.priority),
             attributes=self._attribute_reader.read_attributes(header.attributes),
         )
         return released if ledger.quarantine.release(row.id, released) else None

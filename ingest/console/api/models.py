@@ -316,6 +316,7 @@ class Delivery(AnswerModel):
     updated_at: str | None
     next_attempt_at: str | None
     waits_for: str
+    priority: str = Field(description="urgent, normal or bulk.")
 
 
 class Studies(AnswerModel):
@@ -691,6 +692,7 @@ class RouteTestResult(AnswerModel):
     kept_back: list[str]
     changes: list[DestinationChanges]
     held_for: list[str] = Field(description="Destinations whose deliveries a person releases.")
+    priorities: dict[str, str] = Field(description="Priorities that the routes give, by destination.")
     routes: list[RouteResult]
 
 

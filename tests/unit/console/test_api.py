@@ -63,6 +63,7 @@ def test_answers_hold_what_the_description_promises(console_node: ConsoleNode, a
         "/check": {"connect": True},
         "/trace": {"wanted": console_node.study_uid},
         "/deliveries": {"to": ["pacs"], "everything": True, "dry_run": True},
+        "/deliveries/release": {"destination": "pacs"},
     }
     # Tests of their own: what changes much, and what this node has no settings for.
     left_out = {"/reload", "/ledger/jobs", "/alerts/test", "/audit", "/audit/test"} | {

@@ -134,6 +134,18 @@ def test_certificate_with_hundreds_of_names_keeps_the_first_ones(opened: Opener)
     assert 40 < len(meta.certificate) < 100
 
 
+@pytest.mark.parametrize("certificate", [(), META.certificate])
+@pytest.mark.parametrize("priority", [0, 1, 2])
+def test_priority_is_kept_beside_the_certificate_and_medium_costs_no_byte(
+    priority: int, certificate: tuple[str, ...], opened: Opener
+) -> None:
+    plain = replace(META, certificate=certificate)
+    data = encode_file_meta(replace(plain, priority=priority))
+    meta, offset = read_file_meta(opened(data + ELEMENT))
+    assert (meta.priority, meta.certificate, offset) == (priority, certificate, len(data))
+    assert (data == encode_file_meta(plain)) is (priority == 0)
+
+
 def test_private_information_of_somebody_else_is_no_certificate(opened: Opener) -> None:
     ours = encode_file_meta(META)
     uid = uids.IMPLEMENTATION_CLASS_UID.encode()

@@ -211,3 +211,13 @@ def test_one_route_that_holds_is_enough_and_holds_only_its_own_destinations() ->
     assert decision.destinations == ("pacs", "ai", "research")
     assert decision.held == {"pacs", "research"}
     assert decision.exclude(["pacs"], "not today").held == {"research"}
+
+
+def test_priorities_of_the_routes_that_took_the_instance_are_kept_by_destination() -> None:
+    routes = [
+        Route(to=("pacs", "ai")),
+        Route(to=("pacs",), when={"modality": "CT"}, priority="bulk"),
+        Route(to=("pacs",), when={"modality": "C*"}, priority="urgent"),
+        Route(to=("ai",), when={"modality": "MR"}, priority="urgent"),
+    ]
+    assert Router(routes).route_instance(instance()).priorities == {"pacs": {"bulk", "urgent"}}

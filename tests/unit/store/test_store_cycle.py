@@ -10,6 +10,7 @@ import pytest
 
 from ingest.acceptor.store_scp import FullReason
 from ingest.dicom import dimse
+from ingest.dicom.part10 import read_file_meta
 from ingest.ext.channel import PAUSED
 from ingest.ext.cstore_codec import StoreContext
 from ingest.ext.cstore_service import CStoreService
@@ -316,6 +317,29 @@ def test_a_data_set_whose_uids_come_in_a_later_window_is_left_to_python(cached: 
         assert statuses(association) == [(1, 0)]
     ((_, content),) = cached.take_files()
     assert content.endswith(made.data_set)
+
+
+@pytest.mark.parametrize("allows_priority", [False, True])
+@pytest.mark.parametrize("fast", [False, True])
+def test_priority_of_a_request_is_in_its_file_and_high_only_if_the_peer_may_ask_for_it(
+    fast: bool, allows_priority: bool, cached: Site
+) -> None:
+    priority = b"\0\0\0\7\2\0\0\0"
+    with cached.association(fast=fast, allows_priority=allows_priority) as association:
+        for number, value in enumerate((0, 1, 2, 9)):
+            made = Made(sop=f"1.2.3.{number}")
+            association.store(dimse.encode_store_request(number, CT, made.sop, priority=value), made.data_set)
+        # A priority that contradicts itself counts as none.
+        made = Made(sop="1.2.3.4")
+        twice = dimse.encode_store_request(4, CT, made.sop, priority=2) + priority + b"\1\0"
+        association.store(twice, made.data_set)
+        assert len(statuses(association)) == 5
+        assert association.left == [] if fast else ["Command", "DataSet"] * 5
+    found = []
+    for path in cached.files():
+        with path.open("rb") as file:
+            found.append(read_file_meta(file.fileno())[0].priority)
+    assert found == [0, 1 if allows_priority else 0, 2, 0, 0]
 
 
 # --- what it is made of
