@@ -9,6 +9,7 @@ import click
 from ingest.cli import _options as options
 from ingest.cli._base import CommandGroup, config_option, load_config
 from ingest.cli._tables import ListLayout, format_local_time, print_line, print_list
+from ingest.cli._user import load_config_as_owner
 from ingest.errors import IngestError
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ def console(context: click.Context, path: Path | None) -> None:
         return
     if path is None:
         raise click.UsageError("name the configuration: -c FILE, or $INGEST_CONFIG")
-    _print_access(load_config(path))
+    _print_access(load_config_as_owner(path))
 
 
 def _print_access(config: "Config") -> None:
@@ -93,7 +94,7 @@ def add_user(path: Path, name: str, role: str) -> None:
     from ingest.console.auth.users import UserFile
     from ingest.operations.audit import recorded_change
 
-    config, password = load_config(path), _read_password()
+    config, password = load_config_as_owner(path), _read_password()
     with recorded_change(config, Action.CHANGE_USERS, f"user/{name}", f"added as {role}"):
         UserFile(config.console_dir).add_user(name, USER_ROLES_BY_WORD[role], password)
     print_line(f"{name}: added as {role}")
@@ -108,7 +109,7 @@ def change_password(path: Path, name: str) -> None:
     from ingest.console.auth.users import UserFile
     from ingest.operations.audit import recorded_change
 
-    config, password = load_config(path), _read_password()
+    config, password = load_config_as_owner(path), _read_password()
     with recorded_change(config, Action.CHANGE_USERS, f"user/{name}", "password"):
         UserFile(config.console_dir).change_user(name, password=password)
     print_line(f"{name}: the password is changed; all sessions have ended")
@@ -125,7 +126,7 @@ def change_role(path: Path, name: str, role: str) -> None:
     from ingest.console.auth.users import UserFile
     from ingest.operations.audit import recorded_change
 
-    config = load_config(path)
+    config = load_config_as_owner(path)
     with recorded_change(config, Action.CHANGE_ROLES, f"user/{name}", f"is {role}"):
         UserFile(config.console_dir).change_user(name, role=USER_ROLES_BY_WORD[role])
     print_line(f"{name}: is {role}; all sessions have ended")
@@ -140,7 +141,7 @@ def remove_user(path: Path, name: str) -> None:
     from ingest.console.auth.users import UserFile
     from ingest.operations.audit import recorded_change
 
-    config = load_config(path)
+    config = load_config_as_owner(path)
     with recorded_change(config, Action.CHANGE_USERS, f"user/{name}", "removed"):
         UserFile(config.console_dir).remove_user(name)
     print_line(f"{name}: removed; all sessions have ended")
@@ -186,7 +187,7 @@ def add_token(path: Path, name: str, role: str, days: int | None) -> None:
     from ingest.console.auth.tokens import TokenFile
     from ingest.operations.audit import recorded_change
 
-    config = load_config(path)
+    config = load_config_as_owner(path)
     expires_ms = unix_ms() + days * 86_400_000 if days else 0
     with recorded_change(config, Action.CHANGE_TOKENS, f"token/{name}", f"added as {role}"):
         text = TokenFile(config.console_dir).add_token(name, ROLES_BY_WORD[role], expires_ms)
@@ -202,7 +203,7 @@ def remove_token(path: Path, name: str) -> None:
     from ingest.console.auth.tokens import TokenFile
     from ingest.operations.audit import recorded_change
 
-    config = load_config(path)
+    config = load_config_as_owner(path)
     with recorded_change(config, Action.CHANGE_TOKENS, f"token/{name}", "removed"):
         TokenFile(config.console_dir).remove_token(name)
     print_line(f"{name}: removed")

@@ -1,5 +1,6 @@
 """`ingest init`: write the first configuration of a node."""
 
+import os
 import shlex
 import sys
 from collections.abc import Callable, Iterator
@@ -86,8 +87,6 @@ def init(folder: Path, user: str | None, yes: bool, **options: Any) -> None:
 
 
 def _find_node_user(name: str) -> "NodeUser":
-    import os
-
     from ingest.cli._user import find_user
     from ingest.operations.first_configuration import NodeUser
 
@@ -179,6 +178,10 @@ def _describe(files: "WrittenFiles", choices: "FirstChoices", user: str | None) 
     width = max(len(str(path)) for path in meanings)
     yield "Written:"
     yield from (f"  {path!s:<{width}}  {meaning}" for path, meaning in meanings.items())
+    if user is None and os.geteuid() == 0:
+        yield ""
+        yield "They belong to root. For a node that runs as another user, begin again in an"
+        yield "empty folder, with --user NAME."
     yield ""
     yield "Next, the last one in a second terminal:"
     yield from list_next_commands(files, choices, user)

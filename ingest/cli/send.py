@@ -276,8 +276,12 @@ def _print_summary(console: "Console", remote: "Remote", summary: "SendSummary")
     else:
         color = "red" if failed else "green"
         console.print(
-            f"[{color}]{stored} of {stored + failed} stored[/{color}] by {escape(str(remote))}: "
-            f"{decimal(summary.stored_bytes)} in {summary.seconds:.1f} s ({rate:.1f} MB/s)",
+            f"[{color}]{stored} of {stored + failed} stored[/{color}] by {escape(str(remote))}"
+            + (
+                f": {decimal(summary.stored_bytes)} in {summary.seconds:.1f} s ({rate:.1f} MB/s)"
+                if stored
+                else ""
+            ),
             soft_wrap=True,
         )
     _print_results(console, "[red]failed[/red]", summary.failed_files)

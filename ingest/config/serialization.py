@@ -72,7 +72,7 @@ def format_values_as_toml(values: Mapping[str, Any]) -> str:
         elif not isinstance(section, Mapping):
             # A fault, which the reader reports.
             top.append(f"{format_toml_key(name)} = {format_toml_value(section)}")
-        elif name == "tls":
+        elif name == "tls" and all(isinstance(item, Mapping) for item in section.values()):
             tables += [_format_table(f"[tls.{format_toml_key(key)}]", item) for key, item in section.items()]
         else:
             tables.append(_format_table(f"[{name}]", section))
