@@ -93,11 +93,13 @@ test-long: setup
 	EXAMPLES_FACTOR=10 $(BIN)/python -m pytest -n $(TEST_WORKERS) --dist worksteal -m "(long or hypothesis) and not install" $(LONG)
 
 # The unit tests and the demo with the Python and OpenSSL of other Debian suites; needs root and debootstrap. Testing
-# changes from day to day, and CI itself runs on Debian 12, so CI runs trixie only.
+# changes from day to day, and CI itself runs on Debian 12, so CI runs trixie only. PYTHONS_TESTS names tests; with
+# `--fast tests/unit` those that start no process.
 PYTHONS ?= bookworm trixie testing
+PYTHONS_TESTS ?= tests/unit
 test-pythons:
 	set -e; for suite in $(PYTHONS); do \
-	  tests/pythons.sh $$suite -q -n $(TEST_WORKERS) --dist worksteal -m "not long and not install" tests/unit; done
+	  tests/pythons.sh $$suite -q -n $(TEST_WORKERS) --dist worksteal -m "not long and not install" $(PYTHONS_TESTS); done
 
 # Lines and branches of ingest that `make test` runs, in pytest and in every node that a test starts.
 # Apart from `make test`, because measuring costs 40% more CPU time. COVERED names tests or folders.

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Run the unit tests, the demo, and the demo of an installed wheel with the Python and the OpenSSL of another Debian release, in a chroot.
+# Run the unit tests, the demo, and the demo of an installed wheel with the Python and the OpenSSL of another Debian
+# release, in a chroot that begins as a minimal installation.
 #
 #   tests/pythons.sh [RELEASE [PYTEST ARGUMENT...]]     RELEASE is a Debian code name, trixie by default
 #
@@ -11,10 +12,14 @@ cd "$(dirname "$0")/.."
 
 release=${1:-trixie}
 shift || true
+[ "$#" -gt 0 ] || set -- tests/unit
 system=$PWD/build/pythons/$release
 packages=python3,python3-venv,python3-dev,gcc,libc6-dev,make,git,libssl-dev,openssl,ca-certificates
-# Peers of the unit tests, and programs that they call.
-packages+=,dcmtk,orthanc,postgresql,redis-server,procps,strace,util-linux,e2fsprogs
+# Peers of the unit tests, and programs that they call. Tests that start no process need none.
+case " $* " in
+  *" --fast "*) ;;
+  *) packages+=,dcmtk,orthanc,postgresql,redis-server,procps,strace,util-linux,e2fsprogs ;;
+esac
 
 # With CI=true a missing program is a failure, as in the tests.
 skip() { echo "skipped: $1"; [ "${CI:-}" != true ]; exit; }
@@ -23,18 +28,15 @@ command -v unshare >/dev/null || skip "unshare is missing; apt-get install util-
 [ "$(id -u)" -eq 0 ] || skip "a chroot needs root; run this with sudo"
 
 if [ "$(cat "$system/complete" 2>/dev/null)" != "$packages" ]; then
-  mirror=$(apt-get indextargets --format '$(REPO_URI)' | grep -v security | sort -u | head -n 1)
+  echo "Making a Debian $release in $system …"
   rm -rf "$system"
   mkdir -p "$system"
-  debootstrap --variant=minbase --include="$packages" "$release" "$system" "$mirror"
+  debootstrap --variant=minbase --include="$packages" "$release" "$system" "$(python3 tests/install/network.py mirror)" \
+    >"$system.log" 2>&1 || { tail -n 40 "$system.log"; exit 1; }
   echo "$packages" >"$system/complete"
 fi
-
-# What lets this machine reach its package indexes; nothing of it is kept in the repository.
-cp /etc/resolv.conf "$system/etc/resolv.conf"
-cp -L /etc/ssl/certs/ca-certificates.crt "$system/etc/ssl/certs/ca-certificates.crt"
-mkdir -p "$system/src" "$system/root/.config/pip"
-if [ -e /etc/pip.conf ]; then cp /etc/pip.conf "$system/etc/pip.conf"; fi
+python3 tests/install/network.py open "$system"
+mkdir -p "$system/src"
 
 # Keep the virtual environment of an earlier run; everything else comes from this checkout. The extensions are built
 # anew: they lie among the sources, and go with them.
@@ -59,10 +61,13 @@ cd /tmp
 /tmp/venv/bin/ingest --version
 /tmp/venv/bin/ingest demo
 '
-[ "$#" -gt 0 ] || set -- tests/unit
 # Tests of programs that the chroot has not (jing, promtool) are skipped there, with CI=true too.
+# The settings of pip are in its pip.conf; variables may name files that only this machine has.
+mapfile -t variables < <(compgen -e | grep -E '^(PIP_|CI$|PYTHON|VIRTUAL_ENV|NODE_|SSL_CERT)' | sed 's/^/--unset=/')
 # shellcheck disable=SC2016
-exec env -u PIP_FIND_LINKS -u CI SYSTEM="$system" INSIDE="$inside" unshare --mount --propagation private --pid --fork --mount-proc="$system/proc" \
-  bash -c 'mount --rbind /dev "$SYSTEM/dev"
-           mount -t tmpfs -o mode=1777 tmpfs "$SYSTEM/tmp"
-           exec chroot "$SYSTEM" /usr/bin/env -u INSIDE HOME=/root LANG=C.UTF-8 bash -c "$INSIDE" pythons "$@"' pythons "$@"
+exec env "${variables[@]}" SYSTEM="$system" INSIDE="$inside" \
+  unshare --mount --propagation private --pid --fork --mount-proc="$system/proc" bash -c '
+    mount --rbind /dev "$SYSTEM/dev"
+    mount -t tmpfs -o mode=1777 tmpfs "$SYSTEM/tmp"
+    exec chroot "$SYSTEM" /usr/bin/env -u INSIDE HOME=/root LANG=C.UTF-8 bash -c "$INSIDE" pythons "$@"
+  ' pythons "$@"

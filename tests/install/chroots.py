@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.install.artefacts import require_programs, run, skip_or_fail
+from tests.install.network import find_mirror, list_proxies, open_network
 
 BASE_SECONDS = 600
 
@@ -52,6 +53,7 @@ class Chroot:
             "-c",
             _ENTER,
             "chroot",
+            *list_proxies(),
             *environ,
             *map(str, words),
         ]
@@ -94,25 +96,14 @@ def make_base(folder: Path, release: str) -> Chroot:
     require_programs("debootstrap", "unshare", "chroot")
     if os.getuid() != 0:
         skip_or_fail("a chroot needs root")
-    mirror = run(["apt-get", "indextargets", "--format", "$(REPO_URI)"]).split()
-    debian = sorted({uri for uri in mirror if uri.rstrip("/").endswith("/debian")})
-    if not debian:
-        skip_or_fail("apt of this machine names no mirror of Debian")
     options = ["--variant=minbase", f"--include={','.join(BASE_PACKAGES)}"]
-    run(["debootstrap", *options, release, folder, debian[0]], timeout=BASE_SECONDS)
-    _open_network(folder)
-    return Chroot(folder)
-
-
-def _open_network(root: Path) -> None:
-    """Let apt and pip inside reach what they reach outside. None of it is part of the repository."""
-    for path in ("/etc/resolv.conf", "/etc/pip.conf", "/etc/ssl/certs/ca-certificates.crt"):
-        if Path(path).is_file():
-            shutil.copy(path, root / path.lstrip("/"))
+    run(["debootstrap", *options, release, folder, find_mirror()], timeout=BASE_SECONDS)
+    open_network(folder)
     # No package may start its daemon: nothing would end it.
-    policy = root / "usr/sbin/policy-rc.d"
+    policy = folder / "usr/sbin/policy-rc.d"
     policy.write_text("#!/bin/sh\nexit 101\n")
     policy.chmod(0o755)
+    return Chroot(folder)
 
 
 @contextlib.contextmanager
