@@ -8,12 +8,15 @@ from __future__ import annotations
 import argparse
 import datetime
 import hashlib
+import io
 import os
 import re
 import shutil
 import subprocess
 import sys
+import tarfile
 import tomllib
+import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -142,6 +145,49 @@ def check_artefacts(folder: Path, version: str) -> None:
             raise ReleaseError(f"{folder}/{name} is of another version; remove it")
 
 
+def check_commits(folder: Path, root: Path) -> None:
+    """Check that each wheel, sdist and package was built from the commit that is checked out.
+
+    Raises:
+        ReleaseError: One was built from another commit, from changed files, or does not say.
+    """
+    head = run_git(root, "rev-parse", "HEAD").strip()
+    for path in list_artefacts(folder):
+        if path.suffix not in {".whl", ".gz", ".deb"}:
+            continue
+        found = re.search(r'^COMMIT = "([0-9a-f]{7,40})(-dirty)?"$', _read_build_info(path), re.MULTILINE)
+        if found is None:
+            raise ReleaseError(f"{path} does not say which commit it was built from; run make dist again")
+        if found[2] or not head.startswith(found[1]):
+            built = "".join(each or "" for each in found.groups())
+            raise ReleaseError(
+                f"{path} was built from {built}, and {head[:12]} is checked out; run make release again "
+                "(make deb for a package), test what it builds, then tag"
+            )
+
+
+def _read_build_info(path: Path) -> str:
+    """Return the module ingest/_build.py of an artefact; an empty text if it has none."""
+    ending = "ingest/_build.py"
+    if path.suffix == ".whl":
+        with zipfile.ZipFile(path) as wheel:
+            return wheel.read(ending).decode() if ending in wheel.namelist() else ""
+    content = path.read_bytes()
+    if path.suffix == ".deb":
+        if shutil.which("dpkg-deb") is None:
+            raise ReleaseError(
+                f"{path} cannot be read: dpkg-deb is missing; remove the package or use Debian"
+            )
+        command = ["dpkg-deb", "--fsys-tarfile", str(path)]
+        content = subprocess.run(command, capture_output=True, check=True).stdout
+    with tarfile.open(fileobj=io.BytesIO(content)) as archive:
+        for member in archive:
+            file = archive.extractfile(member) if member.name.endswith(f"/{ending}") else None
+            if file is not None:
+                return file.read().decode()
+    return ""
+
+
 def write_sums(folder: Path) -> str:
     """Write the SHA-256 of each artefact, in the form of sha256sum(1); return the text."""
     lines = [
@@ -181,6 +227,7 @@ def release(root: Path, folder: Path, *, tags: bool, today: datetime.date, build
         build()
     version = read_version(root)
     check_artefacts(folder, version)
+    check_commits(folder, root)
     print(write_sums(folder), end="")
     print("these must have passed on this commit:", *(f"  {test}" for test in TESTS), sep="\n")
     if not tags:

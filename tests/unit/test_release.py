@@ -2,11 +2,16 @@
 
 import datetime
 import importlib.util
+import io
 import subprocess
+import tarfile
+import zipfile
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+
+from ingest.build_info import Commit, format_build_module
 
 ROOT = Path(__file__).parents[2]
 TODAY = datetime.date(2026, 12, 1)
@@ -46,6 +51,34 @@ def tree(tmp_path: Path) -> Path:
     git(root, "add", ".")
     git(root, "commit", "-q", "-m", "release: 1.2.3")
     return root
+
+
+WHEEL = "dicom_ingest-1.2.3-cp311-cp311-linux_x86_64.whl"
+SDIST = "dicom_ingest-1.2.3.tar.gz"
+
+
+def build_artefacts(dist: Path, commit: str) -> None:
+    """Make an sdist and a wheel that have nothing but the module of `ingest.build_info`."""
+    dist.mkdir(exist_ok=True)
+    module = format_build_module(Commit(commit, "2026-12-01")).encode()
+    with zipfile.ZipFile(dist / WHEEL, "w") as wheel:
+        wheel.writestr("ingest/_build.py", module)
+    with tarfile.open(dist / SDIST, "w:gz") as sdist:
+        member = tarfile.TarInfo("dicom_ingest-1.2.3/ingest/_build.py")
+        member.size = len(module)
+        sdist.addfile(member, io.BytesIO(module))
+
+
+def build_package(dist: Path, commit: str) -> None:
+    """Make a Debian package with that module alone."""
+    root = dist.parent / "package"
+    module = root / "usr/lib/dicom-ingest/lib/python3.11/site-packages/ingest/_build.py"
+    module.parent.mkdir(parents=True)
+    module.write_text(format_build_module(Commit(commit, "2026-12-01")))
+    (root / "DEBIAN").mkdir()
+    fields = "Package: dicom-ingest\nVersion: 1.2.3\nArchitecture: all\nMaintainer: T <t@example.org>\n"
+    (root / "DEBIAN/control").write_text(f"{fields}Description: test\n")
+    subprocess.run(["dpkg-deb", "--build", root, dist / "dicom-ingest_1.2.3_all.deb"], check=True)
 
 
 def faults(program: ModuleType, tree: Path) -> dict[str, str]:
@@ -96,12 +129,9 @@ def test_dry_run_builds_and_lists_hashes_and_tags_nothing(
 ) -> None:
     dist = tmp_path / "dist"
 
-    def build() -> None:
-        dist.mkdir()
-        for name in ("dicom_ingest-1.2.3.tar.gz", "dicom_ingest-1.2.3-cp311-cp311-linux_x86_64.whl"):
-            (dist / name).write_bytes(name.encode())
+    head = git(tree, "rev-parse", "HEAD")[:12]
 
-    program.release(tree, dist, tags=False, today=TODAY, build=build)
+    program.release(tree, dist, tags=False, today=TODAY, build=lambda: build_artefacts(dist, head))
 
     printed = capsys.readouterr().out
     assert "dry run: nothing was tagged" in printed
@@ -127,6 +157,33 @@ def test_failed_check_builds_nothing_and_wrong_artefacts_are_no_release(
     (dist / "dicom_ingest-1.2.2.tar.gz").write_text("")
     with pytest.raises(program.ReleaseError, match="another version"):
         program.release(tree, dist, tags=False, today=TODAY, build=lambda: None)
+
+
+def test_artefacts_of_another_commit_are_not_tagged(program: ModuleType, tree: Path, tmp_path: Path) -> None:
+    # Given artefacts of a dry run, and a commit after it
+    dist = tmp_path / "dist"
+    built = git(tree, "rev-parse", "HEAD")[:12]
+    build_artefacts(dist, built)
+    git(tree, "commit", "-q", "--allow-empty", "-m", "late change")
+    head = git(tree, "rev-parse", "HEAD")[:12]
+
+    def tag() -> None:
+        program.release(tree, dist, tags=True, today=TODAY, build=lambda: pytest.fail("it was built"))
+
+    # Then there is no tag
+    with pytest.raises(program.ReleaseError, match=f"built from {built}, and {head} is checked out"):
+        tag()
+    # And none for artefacts of changed files, and of no known commit
+    for name, said in ((f"{head}-dirty", f"{head}-dirty"), ("unknown", "does not say")):
+        build_artefacts(dist, name)
+        with pytest.raises(program.ReleaseError, match=said):
+            tag()
+    # And none if only the package is older
+    build_artefacts(dist, head)
+    build_package(dist, built)
+    with pytest.raises(program.ReleaseError, match=r"\.deb was built from"):
+        tag()
+    assert git(tree, "tag").strip() == ""
 
 
 def test_changelog_of_this_project_can_be_read(program: ModuleType) -> None:
