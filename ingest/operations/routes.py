@@ -83,6 +83,8 @@ def explain_routes(
     calling_ae: str | None = None,
     called_ae: str | None = None,
     source: str | None = None,
+    *,
+    is_whole: bool = True,
 ) -> list[RouteExplanation]:
     """Explain the routing of files, and of all Part 10 files in folders.
 
@@ -92,6 +94,7 @@ def explain_routes(
         calling_ae: Calling AE title to assume; None takes that of the File Meta Information.
         called_ae: Called AE title to assume; None takes that of the File Meta Information.
         source: Address of the sender to assume; None takes that of the File Meta Information.
+        is_whole: Whether the files are complete. Otherwise their first parts are explained.
 
     Raises:
         ConfigError: The map of a destination cannot be used.
@@ -104,7 +107,7 @@ def explain_routes(
         "source": None if source is None else f"dicom://[{source}]:0",
     }
     changes = {name: value for name, value in assumed.items() if value is not None}
-    return [_explain_file(router, plans, path, changes) for path in _find_files(paths)]
+    return [_explain_file(router, plans, path, changes, is_whole=is_whole) for path in _find_files(paths)]
 
 
 def _find_files(paths: Sequence[Path]) -> Iterator[Path]:
@@ -116,7 +119,12 @@ def _find_files(paths: Sequence[Path]) -> Iterator[Path]:
 
 
 def _explain_file(
-    router: Router, plans: Mapping[str, OutgoingPlan], path: Path, changes: Mapping[str, Any]
+    router: Router,
+    plans: Mapping[str, OutgoingPlan],
+    path: Path,
+    changes: Mapping[str, Any],
+    *,
+    is_whole: bool,
 ) -> RouteExplanation:
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
@@ -126,7 +134,7 @@ def _explain_file(
         header = replace(read_instance_header(fd, os.fstat(fd).st_size, router.tags), **changes)
         decision = router.route_instance(header)
         planned = [(name, plans[name]) for name in decision.destinations if name in plans]
-        shown = [_show_changes(name, plan, fd, header) for name, plan in planned]
+        shown = [_show_changes(name, plan, fd, header, is_whole=is_whole) for name, plan in planned]
     except PeerError as error:
         return RouteExplanation(path, error=str(error))
     except OSError as error:
@@ -137,7 +145,7 @@ def _explain_file(
 
 
 def _show_changes(
-    name: str, plan: OutgoingPlan, fd: int, header: InstanceHeader
+    name: str, plan: OutgoingPlan, fd: int, header: InstanceHeader, *, is_whole: bool
 ) -> DestinationChanges | None:
     """Return the changes of attributes for a destination; None if it asks for none."""
     coercions = [each for each in plan.rewrites if isinstance(each, Coercion)]
@@ -154,6 +162,7 @@ def _show_changes(
         0,
     )
     try:
-        return DestinationChanges(name, tuple(coercions[0].show_changes(stored.as_outgoing())))
+        shown = coercions[0].show_changes(stored.as_outgoing(), is_whole=is_whole)
+        return DestinationChanges(name, tuple(shown))
     except RewriteError as error:
         return DestinationChanges(name, error=str(error))

@@ -85,14 +85,14 @@ class Coercion:
         except (PeerError, RewriteError, ValueError) as error:
             raise RewriteError(f"its attributes cannot be changed: {error}") from error
 
-    def show_changes(self, data_set: OutgoingDataSet) -> list[ShownChange]:
-        """Return the changes of a data set for people.
+    def show_changes(self, data_set: OutgoingDataSet, *, is_whole: bool = True) -> list[ShownChange]:
+        """Return the changes of a data set, or of its first part, for people.
 
         Raises:
             RewriteError: It cannot be changed.
         """
         try:
-            made = _DataSetRewrite(self._wanted, self._tags, data_set, lambda: None)
+            made = _DataSetRewrite(self._wanted, self._tags, data_set, lambda: None, is_whole=is_whole)
             changes = made.decide()
             made.compose(changes, 0)
         except (PeerError, RewriteError, ValueError) as error:
@@ -109,6 +109,8 @@ class _DataSetRewrite:
         tags: frozenset[int],
         data_set: OutgoingDataSet,
         on_tick: Callable[[], None],
+        *,
+        is_whole: bool = True,
     ) -> None:
         self._wanted = wanted
         self._data_set = data_set
@@ -118,7 +120,9 @@ class _DataSetRewrite:
         stored = FileParts(data_set.fd, data_set.parts)
         is_deflated = self._syntax in uids.DEFLATED
         self._source: _Source = InflatedData(stored, on_tick) if is_deflated else stored
-        self._elements = list_elements(self._source.read, self._source.length, self._syntax, on_tick)
+        self._elements = list_elements(
+            self._source.read, self._source.length, self._syntax, on_tick, is_whole=is_whole
+        )
         self._by_tag: dict[int, Element] = {}
         for element in self._elements:
             self._by_tag.setdefault(element.tag, element)

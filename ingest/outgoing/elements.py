@@ -86,7 +86,12 @@ class Encoding:
 
 
 def list_elements(
-    read: Read, length: int, transfer_syntax: str, on_tick: Callable[[], None] = lambda: None
+    read: Read,
+    length: int,
+    transfer_syntax: str,
+    on_tick: Callable[[], None] = lambda: None,
+    *,
+    is_whole: bool = True,
 ) -> list[Element]:
     """List the elements of the top level, in the order of the data set.
 
@@ -95,11 +100,19 @@ def list_elements(
         length: Length of the data set in bytes.
         transfer_syntax: UID of its transfer syntax; an inflated data set is Explicit VR Little Endian.
         on_tick: Called every few thousand elements.
+        is_whole: Whether the data set is complete. Otherwise the list ends where elements cannot be read.
 
     Raises:
         PeerError: The data set is not encoded in its transfer syntax.
     """
-    return _Walk(read, length, Encoding.of_syntax(transfer_syntax), on_tick).run()
+    walk = _Walk(read, length, Encoding.of_syntax(transfer_syntax), on_tick)
+    found: list[Element] = []
+    try:
+        walk.run(found)
+    except PeerError:
+        if is_whole or not found:
+            raise
+    return found
 
 
 class _Walk:
@@ -114,8 +127,8 @@ class _Walk:
         self._steps = 0
         self._block, self._block_at = b"", 0
 
-    def run(self) -> list[Element]:
-        found: list[Element] = []
+    def run(self, found: list[Element]) -> None:
+        """Add the elements of the top level to a list."""
         at = 0
         while self._length - at >= 8:
             element = self._element(at, self._implicit, 0)
@@ -127,7 +140,6 @@ class _Walk:
         # Some writers pad files with zeros. The padding of odd data sets removes them, if it is needed.
         if self._bytes(at, self._length - at).strip(b"\0"):
             raise PeerError(f"{self._length - at} bytes at its end are no data element")
-        return found
 
     def _element(self, at: int, implicit: bool, depth: int) -> Element:
         self._tick()

@@ -212,7 +212,9 @@ def running_node(folder: Path, material: Material) -> Iterator[ConsoleNode]:
     node.configure(
         console=f"[console]\nport = {port}",
         receive="[receive]\nprocesses = 1\nmin_free_bytes = 0",
-        destinations=destination("pacs", free_port(), tls=False, connect_seconds=1, retry_first_seconds=1),
+        destinations=destination(
+            "pacs", free_port(), tls=False, connect_seconds=1, retry_first_seconds=1
+        ).replace("[[routes]]", 'set = { StationName = "<b>NEW</b>" }\n[[routes]]'),
     )
     tokens = add_users(load_config(node.config_path))
     with cleaned(node):

@@ -128,11 +128,18 @@ def explain_instance(
         return _explain(console, file.fileno(), assumed)
 
 
-def _explain(console: Console, fd: int, assumed: models.RouteTest | models.AssumedCaller) -> RouteExplanation:
+def _explain(
+    console: Console, fd: int, assumed: models.RouteTest | models.AssumedCaller, *, is_whole: bool = True
+) -> RouteExplanation:
     path = Path(f"/proc/self/fd/{fd}")
     try:
         [found] = explain_routes(
-            console.config, [path], assumed.calling_ae, assumed.called_ae, assumed.source
+            console.config,
+            [path],
+            assumed.calling_ae,
+            assumed.called_ae,
+            assumed.source,
+            is_whole=is_whole,
         )
     except ConfigError as error:  # the file of a map was changed since the start
         return RouteExplanation(path, error=str(error))
@@ -162,7 +169,7 @@ def explain_upload(console: Console, content: bytes, assumed: models.AssumedCall
         view = memoryview(content)
         while view:
             view = view[os.write(fd, view) :]
-        return _explain(console, fd, assumed)
+        return _explain(console, fd, assumed, is_whole=False)
     finally:
         os.close(fd)
 

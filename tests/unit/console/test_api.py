@@ -245,6 +245,9 @@ def test_routes_are_explained_for_a_stored_and_for_a_sent_file(
     stored = admin.post(f"{API}/routes/test", json={"id": number}).json()
     sent = admin.post(f"{API}/routes/test-file", content=content, params={"calling_ae": "CT9"}).json()
     assert stored["destinations"] == sent["destinations"] == ["pacs"]
+    [changed] = stored["changes"]
+    assert (changed["destination"], changed["error"]) == ("pacs", "")
+    assert [(one["attribute"], one["after"]) for one in changed["changes"]] == [("StationName", "<b>NEW</b>")]
     assert admin.post(f"{API}/routes/test-file", content=b"no DICOM").status_code == 422
 
 

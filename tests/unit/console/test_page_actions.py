@@ -215,3 +215,6 @@ def test_routes_are_explained_for_a_file_and_for_a_stored_instance(console_node:
     assert "It goes to pacs" in answer.text
     stored = browser.post("/routes/test", data={"uid": console_node.sop_uids[0]})
     assert "It goes to pacs" in stored.text
+    for text in (answer.text, stored.text):
+        assert "Changes for pacs" in text
+        assert "<ins>&lt;b&gt;NEW&lt;/b&gt;</ins>" in text
