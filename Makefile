@@ -13,7 +13,7 @@ setup: $(VENV)/stamp
 
 $(VENV)/packages: requirements.lock
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "dicom-ingest needs Python 3.11 or newer; set PYTHON=python3.11")'
-	@echo "Installing the pinned dependencies into $(VENV) …"
+	@echo "Installing $$(grep -c '^[a-zA-Z].*==' requirements.lock) pinned packages into $(VENV); pip prints nothing for one or two minutes …"
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --require-hashes -r requirements.lock
 	touch $@
@@ -48,10 +48,11 @@ docs: setup
 DIST ?= dist
 dist: setup
 	rm -rf build/wheel
-	mkdir -p "$(DIST)"
+	mkdir -p "$(DIST)" build
+	@echo "Building sdist and wheel; build/dist.log has the details …"
 	rm -f "$(DIST)"/dicom_ingest-* "$(DIST)"/dicom-ingest_*.deb "$(DIST)/constraints.txt" "$(DIST)"/SHA256SUMS*
 	SOURCE_DATE_EPOCH=$$(git log -1 --format=%ct 2>/dev/null || date +%s) \
-	  $(BIN)/python -m build --outdir build/wheel .
+	  $(BIN)/python -m build --outdir build/wheel . >build/dist.log 2>&1 || { tail -n 60 build/dist.log; exit 1; }
 	$(BIN)/auditwheel repair --patcher none --exclude libssl.so.3 --exclude libcrypto.so.3 --wheel-dir "$(DIST)" \
 	  build/wheel/*.whl
 	cp build/wheel/*.tar.gz "$(DIST)"
