@@ -1,6 +1,8 @@
 """Data sets with odd values at DCMTK's storescp and at Orthanc, which abort what ends in an odd fragment."""
 
+import io
 import struct
+import subprocess
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,7 +17,7 @@ from tests.interop.files import by_uid, data_set
 from tests.interop.orthanc import orthanc
 from tests.support.forwarding import Forwarding
 from tests.support.instances import CT, IMPLICIT, Made
-from tests.support.peers import storescp
+from tests.support.peers import require_program, storescp
 from tests.support.pki import Material
 from tests.support.servers import Valkey
 
@@ -176,6 +178,38 @@ def test_orthanc_gets_odd_data_sets_padded(site: Forwarding, material: Material,
         pydicom.dcmread(arrived["1.2.3.5"]).RequestAttributesSequence[0].ScheduledProcedureStepDescription
         == "abc"
     )
+
+
+def test_storescp_gets_changed_attributes_in_each_encoding(
+    site: Forwarding, material: Material, tmp_path: Path
+) -> None:
+    made = [*(one for one, _ in PAIRS), *UNCHANGED]
+    with storescp(tmp_path / "arrived", material.tls("remote")) as port:
+        site.add(port, set={"PatientName": "New^Name", "PatientID": "N1"}, remove=("Modality",))
+        site.record(*made)
+        with site.worker():
+            site.wake()
+            site.wait({"delivered": len(made)}, 60)
+    arrived = by_uid((tmp_path / "arrived").iterdir())
+    assert arrived.keys() == {one.sop for one in made}
+    for path in arrived.values():
+        said = subprocess.run(
+            [require_program("dcmdump"), "-s", "+P", "0010,0010", "+P", "0010,0020", str(path)],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=True,
+        )
+        values = [line.split("[")[1].partition("]")[0] for line in said.stdout.splitlines()]
+        assert values == ["New^Name", "N1"]
+        # A data set with two odd values is sent as it is.
+        assert all(line.endswith(" is odd") for line in said.stderr.splitlines()), said.stderr
+    for _, right in PAIRS:
+        found = pydicom.dcmread(arrived[right.sop])
+        assert "Modality" not in found
+        whole = pydicom.dcmread(io.BytesIO(right.file))
+        assert found.get("PixelData") == whole.get("PixelData")
+        assert found.OriginalAttributesSequence[0].ModifiedAttributesSequence[0].PatientID == "ID"
 
 
 def test_send_pads_too(material: Material, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Attributes changed for one destination, by a forward worker and a remote over TLS."""
 
+import errno
 import io
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,7 +9,7 @@ import pydicom
 import pytest
 from pydicom.dataset import Dataset
 
-from tests.support.drains import drain_once, open_worker
+from tests.support.drains import drain_once, open_worker, wait_until_due
 from tests.support.forwarding import Forwarding
 from tests.support.instances import CT, EXPLICIT, Made, element
 from tests.support.peers import PynetdicomRemote
@@ -108,3 +109,21 @@ def test_a_damaged_file_is_dead_with_its_reason_and_the_next_one_is_sent(plain: 
         drain_once(plain)
     assert plain.states() == {"delivered": 1, "dead": 1}
     assert "its attributes cannot be changed: (FFFF,FFFF) has no VR" in str(plain.row(bad.sop).last_error)
+
+
+def test_a_failing_disk_blames_no_instance(plain: Forwarding, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> bytes:
+        raise OSError(errno.EIO, "Input/output error")
+
+    with PynetdicomRemote([(CT, [EXPLICIT])]) as remote:
+        plain.add(remote.port, set={"PatientID": "NEW"}, retry_first_seconds=0.01)
+        plain.record(Patient())
+        with monkeypatch.context() as patched:
+            patched.setattr("ingest.outgoing.data_set.read_range", fail)
+            drain_once(plain)
+        row = plain.row(Patient().sop)
+        assert (row.state.value, row.attempts) == ("retry", 0)
+        assert "its file cannot be read" in str(row.last_error)
+        wait_until_due(plain, [Patient().sop])
+        drain_once(plain)
+    assert plain.states() == {"delivered": 1}

@@ -1,5 +1,6 @@
 """Attributes changed on the way out: pydicom reads what was asked for, and the rest as it was stored."""
 
+import contextlib
 import importlib.util
 import io
 import os
@@ -8,7 +9,6 @@ import tracemalloc
 import warnings
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pydicom
@@ -44,7 +44,7 @@ def wanted(remove: tuple[str, ...] = (), *, keeps: bool = True, **values: object
     )
 
 
-@contextmanager
+@contextlib.contextmanager
 def stored_at(path: Path) -> Iterator[StoredDataSet]:
     fd = os.open(path, os.O_RDONLY)
     try:
@@ -439,3 +439,38 @@ def test_coercion_follows_other_changes_of_the_same_data_set(tmp_path: Path) -> 
         plain = Coercion(wanted(PatientID="N1")).rewrite(stored.as_outgoing(), stored)
         joined, expected = FileParts(stored.fd, made.parts), FileParts(stored.fd, plain.parts)
         assert joined.read(0, joined.length) == expected.read(0, expected.length)
+
+
+@examples(300)
+@given(
+    syntax=st.sampled_from([IMPLICIT, EXPLICIT, BIG, DEFLATED, JPEG]),
+    changed=st.lists(
+        st.tuples(st.integers(0, 10_000), st.binary(min_size=1, max_size=4)), min_size=1, max_size=4
+    ),
+    cut=st.integers(0, 400),
+    character_set=st.sampled_from(["ISO_IR 100", "\\ISO 2022 IR 87", "ISO_IR 192"]),
+)
+def test_hostile_bytes_are_changed_or_refused_and_nothing_else(
+    tmp_path_factory: pytest.TempPathFactory,
+    syntax: str,
+    changed: list[tuple[int, bytes]],
+    cut: int,
+    character_set: str,
+) -> None:
+    """INVARIANT 5: another exception would end the drain, and block the destination."""
+    path = make_file(
+        tmp_path_factory.mktemp("hostile") / "stored",
+        syntax,
+        SpecificCharacterSet=character_set.split("\\"),
+        OriginalAttributesSequence=Sequence([Dataset()]),
+    )
+    data = bytearray(path.read_bytes())
+    with stored_at(path) as stored:
+        offset = stored.offset
+    for at, value in changed:
+        place = offset + at % (len(data) - offset)
+        data[place : place + len(value)] = value
+    path.write_bytes(data[: len(data) - cut % (len(data) - offset)])
+    changes = wanted(("InstitutionName", "ReferencedPatientSequence", "0011,1001"), PatientName="Müller")
+    with contextlib.suppress(RewriteError):
+        rewrite(path, changes)
