@@ -8,6 +8,7 @@ import difflib
 import os
 import shutil
 import sqlite3
+import stat
 import subprocess
 import tempfile
 import time
@@ -119,11 +120,17 @@ def _check_folder(key: str, path: Path, min_free: int) -> Iterator[Fault]:
 
 
 def _check_maps(config: Config) -> Iterator[Fault]:
-    """Report wrong lines in the maps of destinations."""
+    """Report wrong lines in the maps of destinations, and maps that every user of this host can read."""
     for index, destination in enumerate(config.destinations):
-        if destination.map is not None:
-            for cause, remedy in find_misfits(destination.map):
-                yield Fault(f"destinations[{index}].map", cause, remedy)
+        path, key = destination.map, f"destinations[{index}].map"
+        if path is None:
+            continue
+        for cause, remedy in find_misfits(path):
+            yield Fault(key, cause, remedy)
+        with contextlib.suppress(OSError):
+            if path.stat().st_mode & stat.S_IROTH:
+                cause = f"{path} may name patients, and every user of this host can read it"
+                yield Fault(key, cause, f"chmod o-r {path}", kind=FaultKind.NOTE)
 
 
 def _check_alerts(config: Config) -> Iterator[Fault]:

@@ -9,7 +9,7 @@ import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import date
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any, Final
 
 from ingest.errors import ConditionError
@@ -84,6 +84,7 @@ _FORMS: Final[dict[str, tuple[str, Callable[[str], bool]]]] = {
 }
 
 
+@lru_cache(maxsize=1024)
 def parse_attribute(name: str) -> tuple[int, str]:
     """Return tag and VR of an attribute that may be changed: a keyword of PS3.6, or a tag "0010,0020".
 

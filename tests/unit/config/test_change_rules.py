@@ -139,5 +139,11 @@ def test_the_check_names_keys_and_lines(tmp_path: Path) -> None:
         "destinations[0].map",
     ]
     file.write_text(f'{head}map = "map.csv"\n')
-    faults = {fault.key: fault for fault in check_node(load_config(file))}
-    assert f"{tmp_path / 'map.csv'}:2: has 1 cells" in faults["destinations[0].map"].cause
+    (tmp_path / "map.csv").chmod(0o644)
+    found = [fault for fault in check_node(load_config(file)) if fault.key == "destinations[0].map"]
+    assert [fault.is_note for fault in found] == [False, True]
+    assert f"{tmp_path / 'map.csv'}:2: has 1 cells" in found[0].cause
+    assert "every user of this host can read it" in found[1].cause
+    (tmp_path / "map.csv").write_text("match:PatientID,PatientID\na,b\n")
+    (tmp_path / "map.csv").chmod(0o640)
+    assert not [fault for fault in check_node(load_config(file)) if fault.key == "destinations[0].map"]
