@@ -65,7 +65,7 @@ def check_node(config: Config, *, user: str = "") -> list[Fault]:
         *_check_ledger(config),
         *_check_store_agreement(config),
         *_check_alerts(config),
-        *_check_maps(config),
+        *_check_changes(config),
         *_check_flow(config),
         *find_weak_settings(config),
     ]
@@ -119,9 +119,13 @@ def _check_folder(key: str, path: Path, min_free: int) -> Iterator[Fault]:
         yield Fault(key, cause, "free space, or name a folder on a larger file system")
 
 
-def _check_maps(config: Config) -> Iterator[Fault]:
-    """Report wrong lines in the maps of destinations, and maps that every user of this host can read."""
+def _check_changes(config: Config) -> Iterator[Fault]:
+    """Report wrong lines in maps of destinations, and who may still see values that are changed."""
     for index, destination in enumerate(config.destinations):
+        if destination.remove and destination.original_attributes:
+            cause = "the Original Attributes Sequence still has the removed values"
+            remedy = "set original_attributes = false if they must not leave the node"
+            yield Fault(f"destinations[{index}].remove", cause, remedy, kind=FaultKind.NOTE)
         path, key = destination.map, f"destinations[{index}].map"
         if path is None:
             continue

@@ -147,3 +147,12 @@ def test_the_check_names_keys_and_lines(tmp_path: Path) -> None:
     (tmp_path / "map.csv").write_text("match:PatientID,PatientID\na,b\n")
     (tmp_path / "map.csv").chmod(0o640)
     assert not [fault for fault in check_node(load_config(file)) if fault.key == "destinations[0].map"]
+
+
+def test_a_note_says_that_removed_values_still_leave_the_node(tmp_path: Path) -> None:
+    file = tmp_path / "ingest.toml"
+    head = '[[destinations]]\nname = "pacs"\nae_title = "PACS"\nhost = "localhost"\ntls = false\n'
+    for keeps in (True, False):
+        file.write_text(f'{head}remove = ["PatientSex"]\noriginal_attributes = {str(keeps).lower()}\n')
+        found = [fault for fault in check_node(load_config(file)) if "destinations[0].remove" in fault.key]
+        assert [fault.is_note for fault in found] == [True] * keeps
