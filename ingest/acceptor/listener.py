@@ -271,6 +271,7 @@ class Listener:
         self.security_alerts = SecurityAlerts(config)
         self._refusals = CallerTally(config.run_dir, REFUSALS, services.row, unix_ms())
         self._callers = CallerTally(config.run_dir, CALLERS, services.row, unix_ms())
+        self._committing_destinations = {each.name for each in config.destinations if each.commitment}
         self._policy = AcceptorPolicy(
             ae_title=config.node.ae_title,
             check_called_ae=receive.check_called_ae,
@@ -456,6 +457,7 @@ class Listener:
             sop_classes=admission.sop_classes,
             # A report needs a configured destination: an observed address is not trusted.
             allow_commitment="store" in admission.allow and bool(admission.destination),
+            allow_commitment_reports=admission.destination in self._committing_destinations,
         )
         answer = negotiate(request, policy)
         if isinstance(answer, Rejected):

@@ -1,13 +1,13 @@
-"""The SCP of one association: C-STORE and N-ACTION into the spool, C-ECHO, refusal of the rest.
+"""The SCP of one association: C-STORE and messages of storage commitment into the spool, C-ECHO.
 
 `ingest.ext.cstore_service` serves nearly all C-STOREs completely in C: sound request, sound data set,
 durable, response 0000H. It leaves all other cases to this module, which knows all of PS3.7 9.1.1 and PS3.4
 B.2. There is no network I/O here: events of the parser come in, and responses go out through the
 association.
 
-A request for storage commitment (N-ACTION, PS3.4 J) is received like an instance. Its data set becomes a
-spool entry whose File Meta names the SOP class of storage commitment, and is durable before the response.
-The persist worker writes it to the ledger.
+Requests for storage commitment (N-ACTION, PS3.4 J) and reports of it (N-EVENT-REPORT) are received like an
+instance. Their data set becomes a spool entry whose File Meta names the SOP class of storage commitment, and
+is durable before the response. The persist worker writes it to the ledger.
 
 INVARIANT 1: durable before Success
     Only two functions send a response 0000H, and both run when the commit of the entry has ended:
@@ -37,8 +37,15 @@ import structlog
 from ingest.acceptor.header_check import SUCCESS, StoreResult, check_commitment_header, check_header
 from ingest.acceptor.scoreboard import BYTES, FAILED, INSTANCES, Scoreboard
 from ingest.dicom import dimse
-from ingest.dicom.commitment import REQUEST_MAX_BYTES
-from ingest.dicom.dimse import ActionRequest, EchoRequest, OtherRequest, Status, StoreRequest
+from ingest.dicom.commitment import REPORT_MARK, REQUEST_MAX_BYTES
+from ingest.dicom.dimse import (
+    ActionRequest,
+    EchoRequest,
+    EventReportRequest,
+    OtherRequest,
+    Status,
+    StoreRequest,
+)
 from ingest.dicom.negotiate import AcceptedContext
 from ingest.dicom.part10 import FileMeta, encode_file_meta, split_file_meta
 from ingest.dicom.priority import HIGH, LOW, MEDIUM, admit_requested
@@ -63,6 +70,9 @@ _STATUS_CLASSES: Final = {
     0xA9: "mismatch",
 }
 """Class of a failure by the first two digits of its status. All of Cxxx are one class."""
+
+CommitmentMessage = ActionRequest | EventReportRequest
+"""A request for storage commitment, or a report of it."""
 
 log = structlog.get_logger()
 
@@ -135,7 +145,7 @@ class _Message:
         began_ns: Monotonic time of the request; once its data set is complete, the time of that.
     """
 
-    request: StoreRequest | ActionRequest | OtherRequest | EchoRequest
+    request: StoreRequest | ActionRequest | EventReportRequest | OtherRequest | EchoRequest
     context_id: int
     transfer_syntax: str
     result: StoreResult
@@ -245,18 +255,20 @@ class StoreSCP:
                 f"presentation context {context_id} was not accepted", PeerError.INVALID_PARAMETER
             )
         request = dimse.decode_request(data)
+        if isinstance(request, CommitmentMessage) and context.abstract_syntax != STORAGE_COMMITMENT:
+            request = request.as_other
         if isinstance(request, OtherRequest) and not request.wants_response:
             return  # C-CANCEL-RQ: no operation here takes long enough to be cancelled
         if isinstance(request, StoreRequest):
             self._begin_entry(request, context_id, context, self._check_store(request, context))
             return
-        if isinstance(request, ActionRequest) and request.has_data_set:
-            self._begin_entry(request, context_id, context, self._check_action(request, context))
+        if isinstance(request, CommitmentMessage) and request.has_data_set:
+            self._begin_entry(request, context_id, context, self._check_commitment(request, context))
             return
         self.operations.add(request.message_id)
         message = _Message(request, context_id, context.transfer_syntax, SUCCESS)
-        if isinstance(request, ActionRequest):
-            message.result = self._check_action(request, context)
+        if isinstance(request, CommitmentMessage):
+            message.result = self._check_commitment(request, context)
         if request.has_data_set:
             self._current = message
             self._parser.expect_data_set(context_id)
@@ -265,7 +277,7 @@ class StoreSCP:
 
     def _begin_entry(
         self,
-        request: StoreRequest | ActionRequest,
+        request: StoreRequest | CommitmentMessage,
         context_id: int,
         context: AcceptedContext,
         result: StoreResult,
@@ -280,7 +292,10 @@ class StoreSCP:
         priority = request.priority if isinstance(request, StoreRequest) else MEDIUM
         head = encode_file_meta(
             self._make_file_meta(
-                request.sop_class_uid, request.sop_instance_uid, context.transfer_syntax, priority
+                request.sop_class_uid,
+                REPORT_MARK if isinstance(request, EventReportRequest) else request.sop_instance_uid,
+                context.transfer_syntax,
+                priority,
             )
         )
         try:
@@ -311,8 +326,8 @@ class StoreSCP:
         message.result = self._check_data_set(message, message.entry, event)
         status = message.result.status
         is_partial = event.too_large or status == Status.OUT_OF_RESOURCES
-        is_action = isinstance(message.request, ActionRequest)
-        if is_partial or (status and (is_action or not self._services.keeps_refused)):
+        is_instance = isinstance(message.request, StoreRequest)
+        if is_partial or (status and (not is_instance or not self._services.keeps_refused)):
             self._services.spool.discard(message.entry)
             self._answer(message)
             return
@@ -341,15 +356,19 @@ class StoreSCP:
         """Decide before the first byte of the data set whether to keep it."""
         return self._check_request(request, dimse.find_store_fault(request, context.abstract_syntax))
 
-    def _check_action(self, request: ActionRequest, context: AcceptedContext) -> StoreResult:
-        """Decide likewise about a request for storage commitment."""
-        result = self._check_request(request, dimse.find_action_fault(request, context.abstract_syntax))
-        if result.status == Status.OUT_OF_RESOURCES:  # PS3.7 10.1.4.1.10 has another code for N-ACTION
+    def _check_commitment(self, request: CommitmentMessage, context: AcceptedContext) -> StoreResult:
+        """Decide likewise about a message of storage commitment."""
+        if isinstance(request, ActionRequest):
+            fault = dimse.find_action_fault(request, context.abstract_syntax)
+        else:
+            fault = dimse.find_event_report_fault(request, context.abstract_syntax)
+        result = self._check_request(request, fault)
+        if result.status == Status.OUT_OF_RESOURCES:  # PS3.7 10.1 has another code for it
             return replace(result, status=Status.RESOURCE_LIMITATION)
         return result
 
     def _check_request(
-        self, request: StoreRequest | ActionRequest, fault: tuple[Status, str] | None
+        self, request: StoreRequest | CommitmentMessage, fault: tuple[Status, str] | None
     ) -> StoreResult:
         if self.operations.is_outstanding(request.message_id):
             return StoreResult(Status.DUPLICATE_INVOCATION, f"message {request.message_id} is outstanding")
@@ -362,8 +381,8 @@ class StoreSCP:
 
     def _check_data_set(self, message: _Message, entry: Entry, event: DataSet) -> StoreResult:
         request = message.request
-        if isinstance(request, ActionRequest):
-            return self._check_commitment_request(message, entry, event)
+        if isinstance(request, CommitmentMessage):
+            return self._check_commitment_data_set(message, entry, event)
         if event.too_large:
             return self._refuse_too_large(event.length)
         if event.errno:  # INVARIANT 6: a full disk is a DICOM status
@@ -383,7 +402,7 @@ class StoreSCP:
         except OSError as error:  # INVARIANT 6: a full disk is a DICOM status
             return self._report_failing_disk(error.strerror or str(error))
 
-    def _check_commitment_request(self, message: _Message, entry: Entry, event: DataSet) -> StoreResult:
+    def _check_commitment_data_set(self, message: _Message, entry: Entry, event: DataSet) -> StoreResult:
         if event.too_large or event.length > REQUEST_MAX_BYTES:
             return StoreResult(
                 Status.RESOURCE_LIMITATION,
@@ -428,9 +447,9 @@ class StoreSCP:
         services = self._services
         if error is not None:  # INVARIANT 6: a full disk is a DICOM status
             message.result = self._report_failing_disk(error.strerror or str(error))
-            if isinstance(message.request, ActionRequest):
+            if isinstance(message.request, CommitmentMessage):
                 message.result = replace(message.result, status=Status.RESOURCE_LIMITATION)
-        elif isinstance(message.request, ActionRequest):
+        elif isinstance(message.request, CommitmentMessage):
             pass  # no instance: nothing to count
         elif not message.result.status:
             services.board.add(services.row, INSTANCES)
@@ -445,8 +464,8 @@ class StoreSCP:
 
     def _answer(self, message: _Message) -> None:
         request, result = message.request, message.result
-        if isinstance(request, ActionRequest):
-            self._answer_action(request, message.context_id, result)
+        if isinstance(request, CommitmentMessage):
+            self._answer_commitment(request, message.context_id, result)
             return
         if result.status:
             self._services.board.add(self._services.row, FAILED)
@@ -468,19 +487,23 @@ class StoreSCP:
         self._owner.respond(message.context_id, response)
         self.operations.remove(request.message_id)
 
-    def _answer_action(self, request: ActionRequest, context_id: int, result: StoreResult) -> None:
-        calling_ae = self._file_meta.calling_ae
+    def _answer_commitment(self, request: CommitmentMessage, context_id: int, result: StoreResult) -> None:
+        calling_ae, is_action = self._file_meta.calling_ae, isinstance(request, ActionRequest)
         if result.status:
             log.warning(
-                "commitment_request_refused",
+                "commitment_message_refused",
                 calling_ae=calling_ae,
                 status=f"{result.status:04X}",
                 reason=result.comment,
                 **({"remedy": result.remedy} if result.remedy else {}),
             )
         else:
-            log.info("commitment_requested", calling_ae=calling_ae)
-        self._owner.respond(context_id, dimse.encode_action_response(request, result.status, result.comment))
+            log.info("commitment_requested" if is_action else "commitment_answered", calling_ae=calling_ae)
+        if isinstance(request, ActionRequest):
+            response = dimse.encode_action_response(request, result.status, result.comment)
+        else:
+            response = dimse.encode_event_report_response(request, result.status, result.comment)
+        self._owner.respond(context_id, response)
         self.operations.remove(request.message_id)
 
     # --- called by the CStoreOperations

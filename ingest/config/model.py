@@ -219,6 +219,7 @@ class RetentionSettings(Section):
     high_watermark: Fraction = 0.0
     low_watermark: Fraction = 0.0
     only_delivered: bool = True
+    only_committed: bool = False
     ledger_keep_days: Days = 0.0
     max_pass_share: Annotated[float, Field(gt=0, le=1)] = 0.1
     check_seconds: Seconds = 60.0
@@ -258,6 +259,8 @@ class Destination(Section):
     give_up_hours: Annotated[float, Field(gt=0, le=1e6, allow_inf_nan=False)] = 168.0
     retry_statuses: tuple[str, ...] = ()
     dead_statuses: tuple[str, ...] = ()
+    commitment: bool = False
+    commitment_seconds: Seconds = 3600.0
     set: dict[str, Any] = Field(default_factory=dict)
     remove: tuple[str, ...] = ()
     map: OptionalPath = None
@@ -284,7 +287,9 @@ class Route(Section):
     stop: bool = False
     default: bool = False
     hold: bool = False
-    committed: Annotated[str, Field(pattern=r"^(stored|delivered(:[A-Za-z0-9_.-]{1,64})?)$")] = "stored"
+    committed: Annotated[
+        str, Field(pattern=r"^(stored|delivered(:[A-Za-z0-9_.-]{1,64})?|committed:[A-Za-z0-9_.-]{1,64})$")
+    ] = "stored"
     priority: Literal["", "urgent", "normal", "bulk"] = ""
     # The key is called "return", which is a keyword of Python.
     sends_back: bool = Field(default=False, alias="return")

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Set
 from typing import Final
 
 from ingest.config.faults import Fault
-from ingest.config.model import Config
+from ingest.config.model import Config, Route
 from ingest.config.route_conditions import parse_condition
 from ingest.errors import ConditionError
 
@@ -23,6 +23,7 @@ def check_routes(config: Config, destinations: Set[str]) -> Iterator[Fault]:
     names: dict[str, int] = {}
     tags: set[int | None] = set()
     last_reached: int | None = None
+    committing = {each.name for each in config.destinations if each.commitment}
     for index, route in enumerate(config.routes):
         key = f"routes[{index}]"
         for name, value in route.when.items():
@@ -34,10 +35,7 @@ def check_routes(config: Config, destinations: Set[str]) -> Iterator[Fault]:
         if route.hold and not route.to:
             cause = "there is nothing to hold: it names no destination"
             yield Fault(f"{key}.hold", cause, "name destinations in `to`, or remove it")
-        awaited = route.committed.partition(":")[2]
-        if awaited and awaited not in route.to:
-            cause = f'the route does not send to "{awaited}"'
-            yield Fault(f"{key}.committed", cause, f"name a destination of {key}.to")
+        yield from _check_commitment(key, route, committing)
         if route.name and route.name in names:
             cause = f'"{route.name}" is the name of routes[{names[route.name]}] too'
             yield Fault(f"{key}.name", cause, "give each route its own name")
@@ -50,6 +48,16 @@ def check_routes(config: Config, destinations: Set[str]) -> Iterator[Fault]:
     if len(tags) > MAX_ATTRIBUTES:
         cause = f"their conditions read {len(tags)} different attributes"
         yield Fault("routes", cause, f"write conditions on {MAX_ATTRIBUTES} at most")
+
+
+def _check_commitment(key: str, route: Route, committing: Set[str]) -> Iterator[Fault]:
+    kind, _, awaited = route.committed.partition(":")
+    if awaited and awaited not in route.to:
+        cause = f'the route does not send to "{awaited}"'
+        yield Fault(f"{key}.committed", cause, f"name a destination of {key}.to")
+    elif kind == "committed" and awaited not in committing:
+        cause = f'"{awaited}" is not asked to commit'
+        yield Fault(f"{key}.committed", cause, "set commitment = true in its [[destinations]]")
 
 
 def _check_destinations(key: str, to: tuple[str, ...], known: Set[str]) -> Iterator[Fault]:

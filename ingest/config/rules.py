@@ -82,6 +82,7 @@ def check_rules(config: Config, names: SectionNames, roles: Collection[str]) -> 
     yield from _check_destinations(config, names)
     yield from route_rules.check_routes(config, names.destinations)
     yield from _check_peer_destinations(config, names)
+    yield from _check_commitment(config)
     yield from alert_rules.check_alerts(config, names.tls)
     yield from _check_audit(config, names)
     yield from _check_traces(config, names)
@@ -301,6 +302,15 @@ def _check_destinations(config: Config, names: SectionNames) -> Iterator[Fault]:
             yield from change_rules.check_changes(key, destination)
         if destination.map is not None:
             yield from _check_file(f"{key}.map", destination.map)
+
+
+def _check_commitment(config: Config) -> Iterator[Fault]:
+    reporting = {peer.destination for peer in config.peers}
+    for index, destination in enumerate(config.destinations):
+        if destination.commitment and destination.name not in reporting:
+            cause = "its reports would be refused: no [[peers]] entry stands for it"
+            remedy = f'add a [[peers]] with its AE title and destination = "{destination.name}"'
+            yield Fault(f"destinations[{index}].commitment", cause, remedy)
 
 
 def _check_peer_destinations(config: Config, names: SectionNames) -> Iterator[Fault]:

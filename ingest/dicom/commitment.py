@@ -8,7 +8,12 @@ from enum import IntEnum
 from typing import TYPE_CHECKING, Final
 
 from ingest.dicom.part10 import LONG_VRS
-from ingest.dicom.uids import EXPLICIT_LITTLE_ENDIAN, IMPLICIT_LITTLE_ENDIAN, is_valid_uid
+from ingest.dicom.uids import (
+    EXPLICIT_LITTLE_ENDIAN,
+    IMPLEMENTATION_CLASS_UID,
+    IMPLICIT_LITTLE_ENDIAN,
+    is_valid_uid,
+)
 from ingest.errors import PeerError
 
 if TYPE_CHECKING:
@@ -16,6 +21,8 @@ if TYPE_CHECKING:
 
 TRANSACTION_UID: Final = 0x00081195
 _REFERENCED_SOP_SEQUENCE: Final = 0x00081199
+_FAILED_SOP_SEQUENCE: Final = 0x00081198
+_FAILURE_REASON: Final = 0x00081197
 _REFERENCED_SOP_CLASS_UID: Final = 0x00081150
 _REFERENCED_SOP_INSTANCE_UID: Final = 0x00081155
 
@@ -29,6 +36,10 @@ _DEPTH_MAX: Final = 16
 
 REQUEST_MAX_BYTES: Final = 4 << 20
 """Upper bound of the data set of a request: tens of thousands of references."""
+
+
+REPORT_MARK: Final = f"{IMPLEMENTATION_CLASS_UID}.1"
+"""SOP Instance UID in the File Meta of a spool entry that holds a report, and no request."""
 
 
 class EventType(IntEnum):
@@ -68,11 +79,11 @@ class ReferenceOutcome:
 
     Attributes:
         reference: The instance.
-        failure: Why it is not committed; None if it is.
+        failure: (0008,1197) Failure Reason; None if it is committed.
     """
 
     reference: SOPReference
-    failure: FailureReason | None = None
+    failure: int | None = None
 
 
 def parse_request(data: bytes, transfer_syntax: str) -> CommitmentRequest:
@@ -85,34 +96,56 @@ def parse_request(data: bytes, transfer_syntax: str) -> CommitmentRequest:
     Raises:
         PeerError: It cannot be read, has no Transaction UID, or an item without UIDs.
     """
-    if transfer_syntax not in {IMPLICIT_LITTLE_ENDIAN, EXPLICIT_LITTLE_ENDIAN}:
-        raise PeerError("the request is in a transfer syntax that was not accepted")
-    reader = _Reader(data, is_implicit=transfer_syntax == IMPLICIT_LITTLE_ENDIAN)
-    transaction, references = "", dict[SOPReference, None]()
-    for tag, start, stop in reader.read_elements(0, len(data)):
-        if tag == TRANSACTION_UID:
-            transaction = reader.read_uid(start, stop)
-        elif tag == _REFERENCED_SOP_SEQUENCE:
-            for item in reader.read_items(start, stop):
-                references[_read_reference(reader, *item)] = None
-    if not is_valid_uid(transaction):
-        raise PeerError("the request has no Transaction UID")
+    transaction, references, _ = _parse(data, transfer_syntax)
     if not references:
         raise PeerError("the request references no instance")
     return CommitmentRequest(transaction, tuple(references))
 
 
-def _read_reference(reader: "_Reader", start: int, stop: int) -> SOPReference:
-    found = {
-        tag: reader.read_uid(begin, end)
-        for tag, begin, end in reader.read_elements(start, stop)
-        if tag in {_REFERENCED_SOP_CLASS_UID, _REFERENCED_SOP_INSTANCE_UID}
-    }
-    sop_class = found.get(_REFERENCED_SOP_CLASS_UID, "")
-    sop_instance = found.get(_REFERENCED_SOP_INSTANCE_UID, "")
-    if not (is_valid_uid(sop_class) and is_valid_uid(sop_instance)):
-        raise PeerError("an item of the Referenced SOP Sequence lacks a UID")
-    return SOPReference(sop_class, sop_instance)
+def parse_report(data: bytes, transfer_syntax: str) -> tuple[str, list[ReferenceOutcome]]:
+    """Parse the data set of a report: its Transaction UID, and what it says of each instance.
+
+    Raises:
+        PeerError: It cannot be read, has no Transaction UID, or an item without UIDs.
+    """
+    transaction, committed, failed = _parse(data, transfer_syntax)
+    outcomes = [ReferenceOutcome(reference) for reference in committed if reference not in failed]
+    return transaction, [*outcomes, *(ReferenceOutcome(one, reason) for one, reason in failed.items())]
+
+
+def _parse(data: bytes, transfer_syntax: str) -> tuple[str, dict[SOPReference, int], dict[SOPReference, int]]:
+    """Return Transaction UID, and the items of the Referenced and of the Failed SOP Sequence."""
+    if transfer_syntax not in {IMPLICIT_LITTLE_ENDIAN, EXPLICIT_LITTLE_ENDIAN}:
+        raise PeerError("the data set is in a transfer syntax that was not accepted")
+    reader = _Reader(data, is_implicit=transfer_syntax == IMPLICIT_LITTLE_ENDIAN)
+    transaction, found = "", {_REFERENCED_SOP_SEQUENCE: {}, _FAILED_SOP_SEQUENCE: {}}  # type: ignore[var-annotated]
+    for tag, start, stop in reader.read_elements(0, len(data)):
+        if tag == TRANSACTION_UID:
+            transaction = reader.read_uid(start, stop)
+        elif tag in found:
+            for item in reader.read_items(start, stop):
+                reference, reason = _read_reference(reader, *item)
+                found[tag][reference] = reason
+    if not is_valid_uid(transaction):
+        raise PeerError("the data set has no Transaction UID")
+    return transaction, found[_REFERENCED_SOP_SEQUENCE], found[_FAILED_SOP_SEQUENCE]
+
+
+def _read_reference(reader: "_Reader", start: int, stop: int) -> tuple[SOPReference, int]:
+    """Return an item and its Failure Reason; without one it is a processing failure."""
+    uids, reason = {}, int(FailureReason.PROCESSING_FAILURE)
+    for tag, begin, end in reader.read_elements(start, stop):
+        if tag in {_REFERENCED_SOP_CLASS_UID, _REFERENCED_SOP_INSTANCE_UID}:
+            uids[tag] = reader.read_uid(begin, end)
+        elif tag == _FAILURE_REASON and end - begin >= 2:
+            reason = reader.read_us(begin) or reason
+    sop_class, sop_instance = (
+        uids.get(_REFERENCED_SOP_CLASS_UID, ""),
+        uids.get(_REFERENCED_SOP_INSTANCE_UID, ""),
+    )
+    if not (sop_class and sop_instance):
+        raise PeerError("an item of a sequence lacks a UID")
+    return SOPReference(sop_class, sop_instance), reason
 
 
 class _Reader:
@@ -152,6 +185,10 @@ class _Reader:
         """Return a UID without padding; an invalid one is empty."""
         text = self._data[start:stop].rstrip(b"\0 ").decode("ascii", "replace")
         return text if is_valid_uid(text) else ""
+
+    def read_us(self, start: int) -> int:
+        """Return a number of two bytes."""
+        return int.from_bytes(self._data[start : start + 2], "little")
 
     def _read_head(self, at: int, stop: int) -> tuple[int, int, int]:
         """Return tag and length of the element at an offset, and where its value begins."""
@@ -226,6 +263,12 @@ def encode_report(transaction_uid: str, outcomes: Sequence[ReferenceOutcome], tr
     if committed:
         report.ReferencedSOPSequence = committed
     return _write(report, transfer_syntax)
+
+
+def encode_request(request: CommitmentRequest, transfer_syntax: str) -> bytes:
+    """Encode the data set of a request (PS3.4 Table J.3-1)."""
+    outcomes = [ReferenceOutcome(reference) for reference in request.references]
+    return encode_report(request.transaction_uid, outcomes, transfer_syntax)
 
 
 def event_type_of(outcomes: Sequence[ReferenceOutcome]) -> EventType:

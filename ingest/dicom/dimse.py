@@ -16,7 +16,7 @@ from ingest.ext.command import decode_command, encode_command
 C_STORE_RQ, C_STORE_RSP = 0x0001, 0x8001
 C_ECHO_RQ, C_ECHO_RSP = 0x0030, 0x8030
 C_CANCEL_RQ = 0x0FFF
-N_EVENT_REPORT_RQ = 0x0100
+N_EVENT_REPORT_RQ, N_EVENT_REPORT_RSP = 0x0100, 0x8100
 N_ACTION_RQ, N_ACTION_RSP = 0x0130, 0x8130
 _RESPONSE = 0x8000
 
@@ -25,6 +25,7 @@ NO_DATA_SET = 0x0101
 _DATA_SET = 0x0001
 
 _REQUEST_COMMITMENT: Final = 1  # PS3.4 J.3.2.1.1: Action Type ID
+_COMMITMENT_EVENTS: Final = (1, 2)  # PS3.4 J.3.3.1.1: Event Type ID
 
 _COMMENT_LENGTH = 64  # PS3.5 6.2, VR LO
 _GROUP_LENGTH: Final = b"\0\0\0\0\4\0\0\0"  # (0000,0000), before its value of four bytes
@@ -41,6 +42,7 @@ class Status(IntEnum):
     PROCESSING_FAILURE = 0x0110
     DUPLICATE_SOP_INSTANCE = 0x0111
     NO_SUCH_SOP_INSTANCE = 0x0112
+    NO_SUCH_EVENT_TYPE = 0x0113
     INVALID_ARGUMENT = 0x0115
     INVALID_SOP_INSTANCE = 0x0117
     SOP_CLASS_NOT_SUPPORTED = 0x0122
@@ -92,6 +94,31 @@ class ActionRequest:
     action_type: int | None
     has_data_set: bool
 
+    @property
+    def as_other(self) -> "OtherRequest":
+        """The same as a request that is not offered here."""
+        return OtherRequest(N_ACTION_RQ, self.message_id, self.has_data_set, self.sop_class_uid)
+
+
+@dataclass(frozen=True, slots=True)
+class EventReportRequest:
+    """N-EVENT-REPORT-RQ (PS3.7 Table 10.3-1). UIDs are as received, and empty when missing.
+
+    Attributes:
+        event_type: (0000,1002) Event Type ID; None when missing.
+    """
+
+    message_id: int
+    sop_class_uid: str
+    sop_instance_uid: str
+    event_type: int | None
+    has_data_set: bool
+
+    @property
+    def as_other(self) -> "OtherRequest":
+        """The same as a request that is not offered here."""
+        return OtherRequest(N_EVENT_REPORT_RQ, self.message_id, self.has_data_set, self.sop_class_uid)
+
 
 @dataclass(frozen=True, slots=True)
 class OtherRequest:
@@ -108,7 +135,7 @@ class OtherRequest:
         return self.command_field != C_CANCEL_RQ
 
 
-Request = StoreRequest | EchoRequest | ActionRequest | OtherRequest
+Request = StoreRequest | EchoRequest | ActionRequest | EventReportRequest | OtherRequest
 
 
 def decode_request(data: bytes) -> Request:
@@ -147,6 +174,14 @@ def decode_request(data: bytes) -> Request:
             _text(elements, "RequestedSOPClassUID"),
             _text(elements, "RequestedSOPInstanceUID"),
             _optional(elements, "ActionTypeID"),
+            has_data_set,
+        )
+    if field == N_EVENT_REPORT_RQ:
+        return EventReportRequest(
+            message_id,
+            _text(elements, "AffectedSOPClassUID"),
+            _text(elements, "AffectedSOPInstanceUID"),
+            _optional(elements, "EventTypeID"),
             has_data_set,
         )
     sop_class = _text(elements, "AffectedSOPClassUID") or _text(elements, "RequestedSOPClassUID")
@@ -256,6 +291,36 @@ def encode_action_response(request: ActionRequest, status: int, comment: str = "
     return encode_command(elements)
 
 
+def encode_action_request(
+    message_id: int, sop_class_uid: str, sop_instance_uid: str, action_type: int
+) -> bytes:
+    """Encode an N-ACTION-RQ that a data set follows (PS3.7 Table 10.3-7).
+
+    Raises:
+        ValueError: A value does not fit its representation.
+    """
+    return encode_command(
+        {
+            "RequestedSOPClassUID": sop_class_uid,
+            "CommandField": N_ACTION_RQ,
+            "MessageID": message_id,
+            "CommandDataSetType": _DATA_SET,
+            "RequestedSOPInstanceUID": sop_instance_uid,
+            "ActionTypeID": action_type,
+        }
+    )
+
+
+def encode_event_report_response(request: EventReportRequest, status: int, comment: str = "") -> bytes:
+    """Encode an N-EVENT-REPORT-RSP without a data set (PS3.7 Table 10.3-2). Arguments as for N-ACTION."""
+    elements = _response(N_EVENT_REPORT_RSP, request.message_id, status, request.sop_class_uid, comment)
+    if is_valid_uid(request.sop_instance_uid):
+        elements["AffectedSOPInstanceUID"] = request.sop_instance_uid
+    if request.event_type is not None and not status:
+        elements["EventTypeID"] = request.event_type
+    return encode_command(elements)
+
+
 def encode_event_report_request(
     message_id: int, sop_class_uid: str, sop_instance_uid: str, event_type: int
 ) -> bytes:
@@ -307,6 +372,19 @@ def find_action_fault(request: ActionRequest, abstract_syntax: str) -> tuple[Sta
         return Status.NO_SUCH_ACTION, f"Action Type ID is not {_REQUEST_COMMITMENT}"
     if not request.has_data_set:
         return Status.INVALID_ARGUMENT, "the request has no data set"
+    return None
+
+
+def find_event_report_fault(request: EventReportRequest, abstract_syntax: str) -> tuple[Status, str] | None:
+    """Return status and Error Comment that refuse an N-EVENT-REPORT-RQ; None if it is sound (PS3.4 J.3.3)."""
+    if request.sop_class_uid != abstract_syntax or abstract_syntax != STORAGE_COMMITMENT:
+        return Status.SOP_CLASS_NOT_SUPPORTED, "SOP class is not that of the presentation context"
+    if request.sop_instance_uid != STORAGE_COMMITMENT_INSTANCE:
+        return Status.NO_SUCH_SOP_INSTANCE, f"Affected SOP Instance UID is not {STORAGE_COMMITMENT_INSTANCE}"
+    if request.event_type not in _COMMITMENT_EVENTS:
+        return Status.NO_SUCH_EVENT_TYPE, "Event Type ID is neither 1 nor 2"
+    if not request.has_data_set:
+        return Status.INVALID_ARGUMENT, "the report has no data set"
     return None
 
 

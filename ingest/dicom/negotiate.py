@@ -50,6 +50,7 @@ class AcceptorPolicy:
         rejected_sop_classes: Glob patterns of what no requestor may store.
         ignore_ae_title_case: Whether AE titles that differ only in capitals are equal.
         allow_commitment: Whether this requestor may ask for storage commitment (PS3.4 J).
+        allow_commitment_reports: Whether it may report storage commitment to us, as the SCP of the class.
     """
 
     ae_title: str
@@ -66,6 +67,7 @@ class AcceptorPolicy:
     rejected_sop_classes: tuple[str, ...] = ()
     ignore_ae_title_case: bool = False
     allow_commitment: bool = False
+    allow_commitment_reports: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,11 +208,33 @@ def _accept(request: AssociateRequest, policy: AcceptorPolicy) -> Accepted:
         contexts=results,
         max_pdu_length=policy.max_pdu_length,
         async_operations=window,
-        # PS3.7 D.3.3.4: answer a proposal. The requestor may be SCU, never SCP, of what we accept.
-        roles=tuple(RoleSelection(uid, scu=True, scp=False) for uid in roles if uid in classes),
+        # PS3.7 D.3.3.4: answer a proposal.
+        roles=tuple(_answer_role(role, policy) for uid, role in roles.items() if uid in classes),
         title_fields=request.title_fields,
     )
     return Accepted(answer, accepted, request.max_pdu_length, window[0] if window else 1)
+
+
+def _answer_role(role: RoleSelection, policy: AcceptorPolicy) -> RoleSelection:
+    """Answer a proposed role: SCU of what we accept, or SCP that reports storage commitment."""
+    if role.sop_class_uid != uids.STORAGE_COMMITMENT:
+        return RoleSelection(role.sop_class_uid, scu=True, scp=False)
+    return RoleSelection(
+        role.sop_class_uid,
+        scu=role.scu and policy.allow_commitment,
+        scp=role.scp and policy.allow_commitment_reports,
+    )
+
+
+def _may_take_role(abstract_syntax: str, role: RoleSelection | None, policy: AcceptorPolicy) -> bool:
+    """Return whether the requestor has a role that we can serve. A requestor that proposes none is SCU."""
+    if abstract_syntax != uids.STORAGE_COMMITMENT:
+        # A requestor that wants to be SCP only (C-GET) cannot use our storage of this class.
+        return role is None or role.scu
+    if role is None:
+        return policy.allow_commitment
+    answer = _answer_role(role, policy)
+    return answer.scu or answer.scp
 
 
 def _operations(request: AssociateRequest, policy: AcceptorPolicy) -> tuple[int, int] | None:
@@ -228,8 +252,7 @@ def _decide(
     abstract = context.abstract_syntax
     unused = next(iter(context.transfer_syntaxes), uids.IMPLICIT_LITTLE_ENDIAN)
     role = roles.get(abstract)
-    if not _serves(abstract, policy) or (role is not None and not role.scu):
-        # A requestor that wants to be SCP only (C-GET) cannot use our storage of this class.
+    if not _serves(abstract, policy) or not _may_take_role(abstract, role, policy):
         return ContextResult(context.context_id, ABSTRACT_SYNTAX_NOT_SUPPORTED, unused)
     chosen = chooser.choose(context.transfer_syntaxes)
     if chosen is None:
@@ -241,7 +264,7 @@ def _serves(abstract_syntax: str, policy: AcceptorPolicy) -> bool:
     if abstract_syntax == uids.VERIFICATION:
         return policy.allow_echo
     if abstract_syntax == uids.STORAGE_COMMITMENT:
-        return policy.allow_commitment
+        return policy.allow_commitment or policy.allow_commitment_reports
     return (
         policy.allow_store
         and _is_storage(abstract_syntax, policy)

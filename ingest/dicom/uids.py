@@ -6,6 +6,7 @@
 # ruff: noqa: PLC0415 - the registry takes a quarter of a second to import
 
 import re
+import uuid
 from fnmatch import translate
 from functools import cache, lru_cache
 
@@ -107,3 +108,8 @@ def matches_any_pattern(uid: str, patterns: tuple[str, ...]) -> bool:
     """Return whether a pattern matches the UID, its keyword or its name."""
     match = compile_patterns(patterns).match
     return any(match(name) is not None for name in names_of(uid))
+
+
+def make_uid() -> str:
+    """Return a new UID, made from a random UUID (PS3.5 B.2)."""
+    return f"2.25.{uuid.uuid4().int}"

@@ -5,7 +5,7 @@ requestor. A worker leases it, sends it, and records the result. If the worker d
 and the report is sent again: at least once.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Final
@@ -13,7 +13,7 @@ from typing import Any, Final
 from sqlalchemy import bindparam, delete, exists, func, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
-from ingest.dicom.commitment import CommitmentRequest, FailureReason, ReferenceOutcome, SOPReference
+from ingest.dicom.commitment import CommitmentRequest, ReferenceOutcome, SOPReference
 from ingest.ledger.database import Database
 from ingest.ledger.schema import IS_OPEN_COMMITMENT, commitment_references, commitments, deliveries, instances
 
@@ -86,12 +86,14 @@ class Evidence:
         state: State of the instance.
         routed: Names of the routes that took it, as `instances.routed`.
         deliveries: State of each delivery, by destination.
+        committed: The destinations that have committed to keep it.
     """
 
     state: str
     sop_class_uid: str
     routed: str
     deliveries: Mapping[str, str]
+    committed: Set[str] = frozenset()
 
 
 _INSERT: Final = {"sqlite": sqlite.insert, "postgresql": postgresql.insert}
@@ -132,6 +134,7 @@ _EVIDENCE: Final = (
         instances.c.routed,
         deliveries.c.destination,
         deliveries.c.state.label("delivery_state"),
+        deliveries.c.commitment,
     )
     .join(instances, instances.c.sop_instance_uid == commitment_references.c.sop_instance_uid)
     .outerjoin(deliveries, deliveries.c.instance_id == instances.c.id)
@@ -241,12 +244,14 @@ class Commitments:
         with self._database.begin_read() as connection:
             references = connection.execute(_UNJUDGED, {"of": number}).all()
             found: dict[int, dict[int, Evidence]] = {}
-            for at, row_id, state, sop_class, routed, destination, delivery_state in connection.execute(
-                _EVIDENCE, {"of": number}
-            ):
-                known = found.setdefault(at, {}).setdefault(row_id, Evidence(state, sop_class, routed, {}))
-                if destination is not None:
-                    known.deliveries[destination] = delivery_state  # type: ignore[index]
+            for row in connection.execute(_EVIDENCE, {"of": number}):
+                known = found.setdefault(row.number, {}).setdefault(
+                    row.id, Evidence(row.state, row.sop_class_uid, row.routed, {}, set())
+                )
+                if row.destination is not None:
+                    known.deliveries[row.destination] = row.delivery_state  # type: ignore[index]
+                if row.commitment == "committed":
+                    known.committed.add(row.destination)  # type: ignore[attr-defined]
         return [
             (at, SOPReference(sop_class, sop_instance), list(found.get(at, {}).values()))
             for at, sop_class, sop_instance in references
@@ -296,9 +301,7 @@ class Commitments:
         """Return what was decided of each reference, in the order of the request."""
         with self._database.begin_read() as connection:
             return [
-                ReferenceOutcome(
-                    SOPReference(sop_class, sop_instance), FailureReason(outcome) if outcome else None
-                )
+                ReferenceOutcome(SOPReference(sop_class, sop_instance), outcome or None)
                 for sop_class, sop_instance, outcome in connection.execute(_OUTCOMES, {"of": number})
             ]
 

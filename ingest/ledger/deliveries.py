@@ -259,6 +259,15 @@ _FINISH: Final = (
 )
 
 
+# In the transaction that records them as delivered, so that none is forgotten.
+_WANT_COMMITMENT: Final = (
+    update(deliveries)
+    .where(
+        _IDS, deliveries.c.state == DeliveryState.DELIVERED.value, deliveries.c.updated_at == bindparam("now")
+    )
+    .values(commitment="wanted", commitment_request_id=null())
+)
+
 _AHEAD: Final = and_(
     deliveries.c.destination == bindparam("of"),
     deliveries.c.state == bindparam("in_state"),
@@ -487,6 +496,13 @@ class Deliveries:
             if self._is_audited:
                 note_sent(connection, results, destination, unix_ms)
             delivered = [result.id for result in results if result.state is DeliveryState.DELIVERED]
+            wanted = [
+                result.id
+                for result in results
+                if result.wants_commitment and result.state is DeliveryState.DELIVERED
+            ]
+            if wanted:
+                connection.execute(_WANT_COMMITMENT, {"ids": wanted, "now": unix_ms})
             if delivered:
                 drop_superseded(connection, destination, delivered, unix_ms)
             return written

@@ -5,6 +5,7 @@ from ingest.ledger.attempts import Attempts
 from ingest.ledger.backfill import Backfill
 from ingest.ledger.callers import Callers
 from ingest.ledger.circuits import Circuits
+from ingest.ledger.commitment_requests import CommitmentRequests
 from ingest.ledger.commitments import Commitments
 from ingest.ledger.database import Database, Migration
 from ingest.ledger.deliveries import Deliveries
@@ -43,6 +44,7 @@ class Ledger:
         backfill: Creates deliveries of instances that are stored already.
         circuits: One circuit for each destination.
         commitments: Requests for storage commitment, and their reports.
+        commitment_requests: What destinations are asked to commit.
         throughput: Backlog and rate of each destination.
         index: Lists instances and studies.
         reindexing: Studies whose attributes have to be read again.
@@ -78,6 +80,7 @@ class Ledger:
         self.backfill = Backfill(self.database)
         self.circuits = Circuits(self.database)
         self.commitments = Commitments(self.database)
+        self.commitment_requests = CommitmentRequests(self.database)
         self.throughput = Throughput(self.database)
         self.index = InstanceIndex(self.database)
         self.reindexing = Reindexing(self.database)

@@ -199,6 +199,7 @@ class DeliveryResult:
         duration_ms: Time from the first byte of the attempt to its end; None if nothing was sent.
         calling_ae, called_ae: AE titles of the association, for the audit trail; empty for the configured
             ones.
+        wants_commitment: Whether the destination is to be asked to commit, if `state` is DELIVERED.
     """
 
     id: int
@@ -214,6 +215,7 @@ class DeliveryResult:
     duration_ms: int | None = None
     calling_ae: str = ""
     called_ae: str = ""
+    wants_commitment: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -236,6 +238,8 @@ class DeliveryRow:
     suspect_since: int
     duration_ms: int | None = None
     priority: int = Priority.NORMAL
+    commitment: str = "none"
+    commitment_request_id: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -44,6 +44,8 @@ class StoredStudy:
         newest_at: When its last instance was stored, in Unix milliseconds.
         size: Bytes of its files.
         owed: Number of its instances with a delivery that is neither delivered nor dropped.
+        uncommitted: Number of its instances that a destination was or will be asked to commit, without a
+            report yet.
     """
 
     study_uid: str
@@ -51,6 +53,7 @@ class StoredStudy:
     instances: int
     size: int
     owed: int
+    uncommitted: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,6 +70,9 @@ class RemovableFile:
 _state: Final = instances.c.state.concat("")
 _IS_KEPT: Final = _state.in_((InstanceState.STORED.value, InstanceState.VARIANT.value))
 _IS_OWED: Final = exists().where(deliveries.c.instance_id == instances.c.id, deliveries.c.state.in_(OWED))
+_IS_UNCOMMITTED: Final = exists().where(
+    deliveries.c.instance_id == instances.c.id, deliveries.c.commitment.in_(("wanted", "asked"))
+)
 _SUM: Final = select(func.coalesce(func.sum(instances.c.size), 0)).where(KEPT)
 _OLDEST: Final = (
     select(instances.c.stored_at, instances.c.id, instances.c.study_uid)
@@ -85,6 +91,7 @@ _STUDIES: Final = (
         func.count().label("instances"),
         func.sum(instances.c.size).label("size"),
         func.sum(case((_IS_OWED, 1), else_=0)).label("owed"),
+        func.sum(case((_IS_UNCOMMITTED, 1), else_=0)).label("uncommitted"),
     )
     .where(instances.c.study_uid.in_(bindparam("uids", expanding=True)), _IS_KEPT)
     .group_by(instances.c.study_uid)
@@ -128,6 +135,7 @@ _MARK: Final = (
     .values(state=InstanceState.REMOVING.value)
     .returning(instances.c.id)
 )
+_MARK_COMMITTED: Final = _MARK.where(~_IS_UNCOMMITTED)
 _REMOVING: Final = (
     select(*_REMOVABLE_COLUMNS)
     .where(instances.c.state == InstanceState.REMOVING.value, instances.c.id > bindparam("after"))
@@ -180,11 +188,18 @@ class Retention:
         with self._database.begin_read() as connection:
             rows = connection.execute(_STUDIES, {"uids": list(uids)}).mappings()
             return [
-                StoredStudy(**{**row, "size": int(row["size"]), "owed": int(row["owed"])}) for row in rows
+                StoredStudy(**{**row, **{name: int(row[name]) for name in ("size", "owed", "uncommitted")}})
+                for row in rows
             ]
 
     def mark_removing(
-        self, studies: Iterable[StoredStudy], limit: int, unix_ms: int, *, only_delivered: bool
+        self,
+        studies: Iterable[StoredStudy],
+        limit: int,
+        unix_ms: int,
+        *,
+        only_delivered: bool,
+        only_committed: bool = False,
     ) -> list[RemovableFile]:
         """Mark the instances of studies as being removed, if they are still stored.
 
@@ -194,6 +209,7 @@ class Retention:
             unix_ms: Current time.
             only_delivered: Whether instances with an open or dead delivery stay. Otherwise these deliveries
                 are dropped.
+            only_committed: Whether instances stay while a destination has not answered whether it commits.
         """
         found: dict[int, RemovableFile] = {}
         with self._database.begin_write() as connection:
@@ -203,7 +219,13 @@ class Retention:
                 found.update({row["id"]: RemovableFile(**row) for row in rows})
                 if len(found) == limit:
                     break
-            marked = self._mark(connection, list(found), unix_ms, only_delivered=only_delivered)
+            marked = self._mark(
+                connection,
+                list(found),
+                unix_ms,
+                only_delivered=only_delivered,
+                only_committed=only_committed,
+            )
         return [file for file in found.values() if file.id in marked]
 
     def list_removing(self, limit: int, after: int = 0) -> list[RemovableFile]:
@@ -239,7 +261,13 @@ class Retention:
         return len(ids)
 
     def _mark(
-        self, connection: Connection, ids: list[int], unix_ms: int, *, only_delivered: bool
+        self,
+        connection: Connection,
+        ids: list[int],
+        unix_ms: int,
+        *,
+        only_delivered: bool,
+        only_committed: bool,
     ) -> set[Any]:
         if not ids:
             return set()
@@ -249,4 +277,5 @@ class Retention:
             connection.execute(_DROP, {"ids": ids, "now": unix_ms})
         elif self._database.dialect == "postgresql":
             connection.execute(_LOCK_DELIVERIES, {"ids": ids})
-        return set(connection.execute(_MARK, {"ids": ids}).scalars())
+        mark = _MARK_COMMITTED if only_committed else _MARK
+        return set(connection.execute(mark, {"ids": ids}).scalars())

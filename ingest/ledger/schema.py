@@ -99,6 +99,8 @@ instances = Table(
     ),
 )
 
+IS_COMMITMENT_OPEN: Final = text("commitment in ('wanted', 'asked')")
+
 deliveries = Table(
     "deliveries",
     metadata,
@@ -123,7 +125,20 @@ deliveries = Table(
     Column("duration_ms", Integer),
     # 0 urgent, 1 normal, 2 bulk (`ingest.dicom.priority`).
     Column("priority", Integer, nullable=False, server_default="1"),
+    # Storage commitment by the destination: none, wanted, asked, committed or failed.
+    Column("commitment", Text, nullable=False, server_default="none"),
+    # The request that asked for it last.
+    Column("commitment_request_id", BigInteger),
     UniqueConstraint("instance_id", "destination", name="deliveries_instance_destination"),
+    # Deliveries whose commitment is open are few.
+    Index(
+        "deliveries_commitment",
+        "destination",
+        "commitment",
+        "id",
+        sqlite_where=IS_COMMITMENT_OPEN,
+        postgresql_where=IS_COMMITMENT_OPEN,
+    ),
     # A lease compares the first two columns and reads in the order of the next two, however long the backlog
     # is. With the last column it skips suspects without reading their rows.
     Index("deliveries_due", "destination", "state", "next_at", "instance_id", "suspect_since"),
@@ -427,6 +442,25 @@ commitments = Table(
         sqlite_where=IS_OPEN_COMMITMENT,
         postgresql_where=IS_OPEN_COMMITMENT,
     ),
+)
+
+# What this node has asked its destinations for (`ingest.ledger.commitment_requests`).
+commitment_requests = Table(
+    "commitment_requests",
+    metadata,
+    Column("id", _Id, primary_key=True),
+    Column("transaction_uid", Text, nullable=False),
+    Column("destination", Text, nullable=False),
+    Column("state", Text, nullable=False),
+    Column("instances", Integer, nullable=False),
+    Column("failures", Integer, nullable=False),
+    Column("asked_at", BigInteger, nullable=False),
+    # The end of the wait for the report, or the time before which the destination is not asked again.
+    Column("next_at", BigInteger, nullable=False),
+    Column("last_error", Text, nullable=False),
+    Column("updated_at", BigInteger, nullable=False),
+    UniqueConstraint("transaction_uid", name="commitment_requests_transaction"),
+    Index("commitment_requests_destination", "destination", "id"),
 )
 
 commitment_references = Table(

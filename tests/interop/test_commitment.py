@@ -1,5 +1,7 @@
 """Storage commitment (PS3.4 J) asked by pynetdicom over TLS: the request, what counts, and the report."""
 
+import contextlib
+import sqlite3
 import ssl
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -9,7 +11,7 @@ from typing import Any
 import pytest
 from pydicom.dataset import Dataset
 from pydicom.uid import generate_uid
-from pynetdicom import AE, evt
+from pynetdicom import AE, build_role, evt
 from pynetdicom import sop_class as sop_classes
 
 from tests.support.instances import CT, EXPLICIT, IMPLICIT, Made
@@ -56,7 +58,8 @@ class Modality:
         ae = AE("CT1")
         ae.acse_timeout = ae.dimse_timeout = ae.network_timeout = 30
         ae.add_requested_context(CT, EXPLICIT)
-        ae.add_requested_context(StorageCommitmentPushModel)
+        if ask is not None:
+            ae.add_requested_context(StorageCommitmentPushModel)
         context: ssl.SSLContext = ssl_client_context(self.material.tls("peer"))
         association = ae.associate(
             "127.0.0.1", self.node.tls_port, ae_title="INGEST", tls_args=(context, "localhost")
@@ -213,3 +216,125 @@ def test_caller_without_a_destination_cannot_ask(modality: Modality, peers: str)
     )
     assert [context.abstract_syntax for context in association.accepted_contexts] == [CT]
     association.release()
+
+
+@dataclass
+class Archive:
+    """A destination that keeps what it gets, and reports its commitment over a new association."""
+
+    material: Material
+    node: Node
+    port: int = field(default_factory=free_port)
+    asked: list[Dataset] = field(default_factory=list)
+    stored: list[str] = field(default_factory=list)
+    refuse: int = SUCCESS
+    _server: Any = None
+
+    def __enter__(self) -> "Archive":
+        ae = AE("PACS")
+        ae.add_supported_context(CT, [EXPLICIT, IMPLICIT])
+        ae.add_supported_context(StorageCommitmentPushModel)
+        self._server = ae.start_server(
+            ("127.0.0.1", self.port),
+            block=False,
+            ssl_context=ssl_server_context(self.material.tls("remote")),
+            evt_handlers=[(evt.EVT_N_ACTION, self._take_request), (evt.EVT_C_STORE, self._store)],
+        )
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._server.shutdown()
+
+    def report(self, request: Dataset, failed: Sequence[str] = ()) -> int:
+        """Report over a new association; returns the status of the node."""
+        ae = AE("PACS")
+        ae.add_requested_context(StorageCommitmentPushModel)
+        role = build_role(StorageCommitmentPushModel, scp_role=True)
+        tls = ssl_client_context(self.material.tls("remote"))
+        association = ae.associate(
+            "127.0.0.1", self.node.tls_port, ae_title="INGEST", tls_args=(tls, "localhost"), ext_neg=[role]
+        )
+        assert association.is_established
+        answer = Dataset()
+        answer.TransactionUID = request.TransactionUID
+        good, bad = [], []
+        for item in request.ReferencedSOPSequence:
+            (bad if item.ReferencedSOPInstanceUID in failed else good).append(item)
+        for item in bad:
+            item.FailureReason = NO_SUCH_INSTANCE
+        answer.ReferencedSOPSequence, answer.FailedSOPSequence = good, bad
+        status, _ = association.send_n_event_report(
+            answer, 2 if bad else 1, StorageCommitmentPushModel, StorageCommitmentPushModelInstance
+        )
+        association.release()
+        return int(status.Status)
+
+    def _take_request(self, event: Any) -> tuple[int, None]:
+        if self.refuse == SUCCESS:
+            self.asked.append(event.action_information)
+        return self.refuse, None
+
+    def _store(self, event: Any) -> int:
+        self.stored.append(str(event.request.AffectedSOPInstanceUID))
+        return SUCCESS
+
+
+def commitments(node: Node) -> list[tuple[Any, ...]]:
+    return node.query(
+        "SELECT i.sop_instance_uid, d.state, d.commitment FROM deliveries d JOIN instances i"
+        " ON i.id = d.instance_id ORDER BY 1"
+    )
+
+
+def test_destination_is_asked_and_what_it_has_lost_is_sent_again(
+    modality: Modality, material: Material, tmp_path: Path
+) -> None:
+    """The request is refused first, the node is killed between request and report, and one is missing."""
+    with Archive(material, modality.node) as archive:
+        archive.refuse = 0x0213
+        modality.node.configure(
+            peers='[[peers]]\nae_title = "CT1"\n[[peers]]\nae_title = "PACS"\ndestination = "pacs"',
+            destinations=destination("pacs", archive.port, commitment=True, linger_seconds=0.1),
+        )
+        modality.node.start()
+        uids = ["1.2.3.1", "1.2.3.2"]
+        modality.send(tmp_path / "files", [Made(sop=uid) for uid in uids])
+        eventually(lambda: modality.node.events("commitment_not_asked"), 30, "a refusal")
+        assert {row[1:] for row in commitments(modality.node)} == {("delivered", "wanted")}
+        archive.refuse = SUCCESS
+        # What a person could not do: the pause of a minute is over.
+        with contextlib.closing(sqlite3.connect(modality.node.data / "ledger.db", timeout=20)) as ledger:
+            ledger.execute("UPDATE commitment_requests SET next_at = 0")
+            ledger.commit()
+        [request] = eventually(lambda: archive.asked, 30, "the request")
+        assert sorted(uids_of(request.ReferencedSOPSequence)) == uids
+        eventually(lambda: {row[2] for row in commitments(modality.node)} == {"asked"}, 10, "asked")
+        modality.node.kill()
+        modality.node.start()
+        assert archive.report(request, failed=["1.2.3.2"]) == SUCCESS
+        [_, again] = eventually(lambda: len(archive.asked) == 2 and archive.asked, 40, "the second request")
+        assert uids_of(again.ReferencedSOPSequence) == ["1.2.3.2"]
+        assert sorted(archive.stored) == ["1.2.3.1", "1.2.3.2", "1.2.3.2"]
+        assert archive.report(again) == SUCCESS
+        done = [(uid, "delivered", "committed") for uid in uids]
+        eventually(lambda: commitments(modality.node) == done, 20, "all committed")
+        # A report that comes twice, and one of nobody's request, change nothing.
+        again.TransactionUID = generate_uid()
+        assert archive.report(again, failed=["1.2.3.2"]) == SUCCESS
+        eventually(lambda: modality.node.events("commitment_report_unknown"), 20, "the stray report")
+        assert commitments(modality.node) == done
+
+
+def test_peer_that_is_no_destination_cannot_report(modality: Modality) -> None:
+    modality.node.start(peers='[[peers]]\nae_title = "PACS"')
+    ae = AE("PACS")
+    ae.add_requested_context(StorageCommitmentPushModel)
+    association = ae.associate(
+        "127.0.0.1",
+        modality.node.tls_port,
+        ae_title="INGEST",
+        tls_args=(ssl_client_context(modality.material.tls("remote")), "localhost"),
+        ext_neg=[build_role(StorageCommitmentPushModel, scp_role=True)],
+    )
+    assert association.accepted_contexts == []
+    association.abort()

@@ -66,6 +66,7 @@ _NOT_SENT: Final = {
     Status.NOT_AUTHORIZED,
     Status.CANCEL,
     Status.NO_SUCH_SOP_INSTANCE,
+    Status.NO_SUCH_EVENT_TYPE,
     Status.INVALID_ARGUMENT,
     Status.NO_SUCH_ACTION,
     Status.RESOURCE_LIMITATION,

@@ -15,7 +15,8 @@ from ingest.errors import AssociationError, StoppedError
 from ingest.ledger import Ledger
 from ingest.ledger.commitments import Commitment, CommitmentState
 from ingest.requestor.association import Timeouts
-from ingest.requestor.commitment_scp import PROPOSALS, ROLES, CommitmentSCP
+from ingest.requestor.commitment_association import PROPOSALS
+from ingest.requestor.commitment_scp import ROLES, CommitmentSCP
 from ingest.requestor.transport import Remote
 from ingest.workers.forward.drain import ForwardResources
 from ingest.workers.forward.retry_policy import RetryPolicy, backoff_ms

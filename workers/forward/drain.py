@@ -173,6 +173,7 @@ class DestinationDrain:
             self._slots,
             spans=resources.spans,
             titles=self._titles,
+            wants_commitment=destination.commitment,
         )
         self._breaker = CircuitBreaker(
             resources.ledger, destination, remote, resources.rng, resources.is_stopping

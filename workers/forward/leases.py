@@ -59,6 +59,7 @@ class Leases:
         *,
         spans: SpanExporter | None = None,
         titles: TitleRule | None = None,
+        wants_commitment: bool = False,
     ) -> None:
         """Start without leases.
 
@@ -69,8 +70,10 @@ class Leases:
             workers: Number of workers that may drain the destination at a time.
             spans: Takes a span for each result; None without traces.
             titles: Chooses the AE titles of each delivery; None for the configured ones.
+            wants_commitment: Whether the destination is asked to commit to what was delivered.
         """
         self._titles = titles
+        self._wants_commitment = wants_commitment
         self.rows: dict[int, Delivery] = {}
         self.is_blocked = False
         self.counts: Counter[DeliveryState] = Counter()
@@ -270,4 +273,5 @@ class Leases:
             duration_ms=None if started is None else round((time.monotonic() - started) * 1000),
             calling_ae=calling_ae,
             called_ae=called_ae,
+            wants_commitment=self._wants_commitment,
         )

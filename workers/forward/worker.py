@@ -42,6 +42,7 @@ from ingest.requestor.transport import Remote
 from ingest.tls.observed_certificates import ObservedCertificates
 from ingest.workers.backoff import Backoff, retry_with_backoff
 from ingest.workers.forward.circuit import expedite_probe
+from ingest.workers.forward.commitment_questions import CommitmentAsker
 from ingest.workers.forward.commitment_reports import CommitmentReporter
 from ingest.workers.forward.destination_slots import NO_EXPIRY, longest_hold_ms, slot_key
 from ingest.workers.forward.drain import DestinationDrain, ForwardResources
@@ -144,6 +145,8 @@ class ForwardWorker:
             CommitmentReporter(
                 self.resources, destination, self.remotes[name], self._give_up_ms
             ).send_due_reports()
+            if destination.commitment:
+                CommitmentAsker(self.resources, destination, self.remotes[name]).ask_for_delivered()
             if has_more:
                 self.wake_ups.send(name)
         except (redis.RedisError, IngestError, OSError, MemoryError) as error:
@@ -187,6 +190,7 @@ class LedgerWatch:
         self._queue_backoff = Backoff(worker.stop, "queue_away", "deliveries wait in the ledger")
         self._ledger_backoff = Backoff(worker.stop, "ledger_away", "deliveries wait")
         self._without_job: set[str] = set()
+        self._committing = [name for name, each in worker.destinations.items() if each.commitment]
         self._thread: threading.Thread | None = None
         self._refusal: BootError | None = None
 
@@ -238,6 +242,7 @@ class LedgerWatch:
                 (
                     *ledger.deliveries.find_due_destinations(now),
                     *ledger.commitments.find_due_destinations(now),
+                    *ledger.commitment_requests.find_wanting(self._committing, now),
                 )
             )
         ]

@@ -12,7 +12,7 @@ import structlog
 
 from ingest.config.model import Config
 from ingest.dicom.commitment import FailureReason, SOPReference
-from ingest.ledger import DeliveryState, InstanceState, Ledger
+from ingest.ledger import SCHEMA_VERSION, DeliveryState, InstanceState, Ledger
 from ingest.ledger.commitments import COMMITTED, Commitment, CommitmentState, Evidence
 
 REQUESTS_AT_ONCE: Final = 16
@@ -89,13 +89,14 @@ def _judge_object(found: Evidence, policy: CommitmentPolicy, age_ms: int) -> int
     routes = found.routed.partition(";")[0].split(", ")
     meanings = {policy.means[name] for name in routes if name in policy.means}
     states: list[str | None] = []
+    relayed: set[str] = set()
     for meaning in meanings:
         kind, _, name = meaning.partition(":")
-        if kind == "delivered":
-            states += [found.deliveries.get(name)] if name else list(found.deliveries.values())
+        states += [found.deliveries.get(name)] if name else list(found.deliveries.values())
+        relayed |= {name} if kind == "committed" else set()
     if any(state in _LOST for state in states):
         return FailureReason.PROCESSING_FAILURE
-    if all(state == DeliveryState.DELIVERED.value for state in states):
+    if all(state == DeliveryState.DELIVERED.value for state in states) and relayed <= found.committed:
         return COMMITTED
     return FailureReason.PROCESSING_FAILURE if age_ms >= policy.give_up_ms else None
 
@@ -116,6 +117,7 @@ class CommitmentJudge:
         self._destinations = {destination.name for destination in config.destinations}
         self._ledger = ledger
         self._clean_up_at = 0
+        self._is_migrated = False
 
     def run(self) -> None:
         """Judge what is due, and forget what ended long ago.
@@ -123,6 +125,11 @@ class CommitmentJudge:
         Raises:
             LedgerError: The ledger is away.
         """
+        if not self._is_migrated:
+            # At the first start another process may still create the tables.
+            if self._ledger.read_schema_version() != SCHEMA_VERSION:
+                return
+            self._is_migrated = True
         now = self._ledger.unix_ms()
         for request in self._ledger.commitments.find_judgeable(now, REQUESTS_AT_ONCE):
             self._judge_request(request, now)

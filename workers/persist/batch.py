@@ -33,7 +33,7 @@ from ingest.metrics import families
 from ingest.metrics.board import current_board
 from ingest.queue.consumer import StreamEntry
 from ingest.workers.fault_attribution import is_our_fault
-from ingest.workers.persist.commitment_requests import is_commitment_request, record_commitment_request
+from ingest.workers.persist.commitment_messages import is_commitment_message, record_commitment_message
 from ingest.workers.persist.context import PersistContext
 from ingest.workers.persist.isolated_reader import read_isolated
 from ingest.workers.persist.spool_entry import (
@@ -146,8 +146,8 @@ class PersistBatch:
             try:
                 entry = stack.enter_context(self._open_file(stream_entry))
                 entry.header = self._read_header(stack, entry)
-                if is_commitment_request(entry):
-                    record_commitment_request(self._context, entry)
+                if is_commitment_message(entry):
+                    record_commitment_message(self._context, entry)
                     self._release_spool_entry(stream_entry)
                     self.result.persisted.append(stream_entry)
                 else:

@@ -36,6 +36,7 @@ class RetentionGoal:
         excess_bytes: Bytes of the store beyond `max_bytes`.
         disk_excess_bytes: Bytes to free on the file system of the store.
         only_delivered: Whether a study stays that is owed to a destination.
+        only_committed: Whether a study stays while a destination has not answered whether it commits.
     """
 
     before_ms: int = 0
@@ -43,6 +44,7 @@ class RetentionGoal:
     excess_bytes: int = 0
     disk_excess_bytes: int = 0
     only_delivered: bool = True
+    only_committed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +123,8 @@ def plan_removals(studies: Iterable[StoredStudy], goal: RetentionGoal) -> Iterat
             reason = RetentionReason.DISK
         else:
             return
-        is_removable = not (goal.only_delivered and study.owed)
+        is_owed = goal.only_delivered and study.owed > 0
+        is_removable = not is_owed and not (goal.only_committed and study.uncommitted)
         if is_removable:
             freed += study.size
             aged += study.size if reason is RetentionReason.AGE else 0

@@ -172,6 +172,7 @@ class Remover:
             excess_bytes=max(0, stored_bytes - limits.max_bytes) if removes_for_size else 0,
             disk_excess_bytes=max(0, disk_excess - self._sum_refused_bytes()),
             only_delivered=limits.only_delivered,
+            only_committed=limits.only_committed,
         )
 
     def _sum_refused_bytes(self) -> int:
@@ -205,7 +206,11 @@ class Remover:
         while is_full and not self._stopping():
             with self._hold_removal_lock() as batch:
                 files = self._ledger.retention.mark_removing(
-                    studies, BATCH, self._now(), only_delivered=self._limits.only_delivered
+                    studies,
+                    BATCH,
+                    self._now(),
+                    only_delivered=self._limits.only_delivered,
+                    only_committed=self._limits.only_committed,
                 )
                 self._remove_files(batch, files)
             is_full = len(files) == BATCH

@@ -568,6 +568,25 @@ class Commitments(AnswerModel):
     items: list[Commitment]
 
 
+class SentCommitment(AnswerModel):
+    """A request for storage commitment to a destination."""
+
+    transaction_uid: str
+    destination: str
+    state: Literal["asked", "answered", "expired", "refused"]
+    instances: int
+    failures: int
+    error: str
+    asked_at: datetime | None
+    updated_at: datetime | None
+
+
+class SentCommitments(AnswerModel):
+    """Requests for storage commitment to destinations."""
+
+    items: list[SentCommitment]
+
+
 class Alerts(AnswerModel):
     """Receivers of alerts."""
 

@@ -17,7 +17,12 @@ from ingest.operations import charts
 from ingest.operations.alerts import list_alerts, send_test_events
 from ingest.operations.audit import read_audit_status, send_test_message
 from ingest.operations.callers import list_callers, list_refusals
-from ingest.operations.commitment import commitment_to_json, list_commitments
+from ingest.operations.commitment import (
+    commitment_to_json,
+    list_commitments,
+    list_sent_commitments,
+    sent_commitment_to_json,
+)
 from ingest.operations.trace import trace
 from ingest.status.report import gather_status
 from ingest.supervisor import reload_client
@@ -61,6 +66,11 @@ def show_refusals(call: Call) -> dict[str, Any]:
 def show_commitments(call: Call) -> dict[str, Any]:
     """List the newest requests for storage commitment."""
     return {"items": [commitment_to_json(each) for each in list_commitments(call.config)]}
+
+
+def show_sent_commitments(call: Call) -> dict[str, Any]:
+    """List the newest requests for storage commitment to destinations."""
+    return {"items": [sent_commitment_to_json(each) for each in list_sent_commitments(call.config)]}
 
 
 def show_alerts(call: Call) -> dict[str, Any]:
@@ -191,6 +201,13 @@ OPERATIONS: Final = (
         "List the 100 newest requests for storage commitment, the newest first",
         show_commitments,
         models.Commitments,
+    ),
+    Operation(
+        "GET",
+        "/commitments/sent",
+        "List the 100 newest requests for storage commitment to destinations, the newest first",
+        show_sent_commitments,
+        models.SentCommitments,
     ),
     Operation("GET", "/alerts", "List receivers of alerts, and what is due", show_alerts, models.Alerts),
     Operation(

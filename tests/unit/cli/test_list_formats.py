@@ -12,7 +12,7 @@ from ingest.cli._tables import ListLayout, print_list
 from ingest.cli.console import TOKEN_FIELDS, USER_FIELDS
 from ingest.operations.alerts import ALERT_FIELDS
 from ingest.operations.callers import CALLER_FIELDS, REFUSAL_FIELDS
-from ingest.operations.commitment import COMMITMENT_FIELDS
+from ingest.operations.commitment import COMMITMENT_FIELDS, SENT_FIELDS
 from ingest.operations.deliveries import DELIVERY_FIELDS
 from ingest.operations.instances import INSTANCE_FIELDS, QUARANTINE_FIELDS, STUDY_FIELDS
 
@@ -41,6 +41,7 @@ def fields_of(heading: str) -> list[str]:
         ("ingest alerts list", ALERT_FIELDS),
         ("ingest callers", CALLER_FIELDS),
         ("ingest commitment list", COMMITMENT_FIELDS),
+        ("ingest commitment sent", SENT_FIELDS),
         ("ingest refusals", REFUSAL_FIELDS),
         ("ingest console user list", USER_FIELDS),
         ("ingest console token list", TOKEN_FIELDS),

@@ -1,5 +1,7 @@
 """When a referenced instance counts as committed: a table, and what must hold for all of it."""
 
+from collections.abc import Sequence
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -9,7 +11,9 @@ from ingest.ledger.commitments import COMMITTED, Evidence
 from ingest.workers.monitor.commitment import CommitmentPolicy, judge_reference
 from tests.support.instances import CT
 
-POLICY = CommitmentPolicy({"all": "delivered", "one": "delivered:pacs"}, wait_ms=1000, give_up_ms=9000)
+POLICY = CommitmentPolicy(
+    {"all": "delivered", "one": "delivered:pacs", "relay": "committed:pacs"}, wait_ms=1000, give_up_ms=9000
+)
 ASKED = SOPReference(CT, "1.2.3")
 DONE, OPEN, LOST = "delivered", "retry", "dead"
 WAIT = None
@@ -20,8 +24,14 @@ FAILED, MISSING, CONFLICT = (
 )
 
 
-def known(state: str = "stored", routed: str = "", sop_class: str = CT, **deliveries: str) -> Evidence:
-    return Evidence(state, sop_class, routed, deliveries)
+def known(
+    state: str = "stored",
+    routed: str = "",
+    sop_class: str = CT,
+    committed: Sequence[str] = (),
+    **deliveries: str,
+) -> Evidence:
+    return Evidence(state, sop_class, routed, deliveries, frozenset(committed))
 
 
 @pytest.mark.parametrize(
@@ -47,6 +57,11 @@ def known(state: str = "stored", routed: str = "", sop_class: str = CT, **delive
         ([known(routed="one", pacs="dropped")], 0, FAILED),
         ([known(routed="one", vna=DONE)], 0, WAIT),
         ([known(routed="other, one; not sent back to vna", pacs=OPEN)], 0, WAIT),
+        ([known(routed="relay", pacs=DONE)], 0, WAIT),
+        ([known(routed="relay", pacs=OPEN, committed=("pacs",))], 0, WAIT),
+        ([known(routed="relay", pacs=DONE, committed=("vna",))], 9000, FAILED),
+        ([known(routed="relay", pacs=DONE, committed=("pacs",))], 0, COMMITTED),
+        ([known(routed="relay", pacs=LOST)], 0, FAILED),
         # Two objects of one UID: both count.
         ([known(routed="one", pacs=DONE), known(routed="one", pacs=OPEN)], 0, WAIT),
         ([known(routed="one", pacs=LOST), known(routed="one", pacs=OPEN)], 0, FAILED),
