@@ -135,7 +135,7 @@ def test_what_is_stored_is_committed_and_what_never_came_is_not(modality: Modali
     [failed] = report.FailedSOPSequence
     assert (failed.ReferencedSOPInstanceUID, failed.FailureReason) == ("1.2.3.9", NO_SUCH_INSTANCE)
     assert modality.node.stored().keys() == set(uids), "a request is no instance"
-    assert modality.node.query("SELECT state FROM commitments") == [("reported",)]
+    eventually(lambda: modality.node.query("SELECT state FROM commitments") == [("reported",)], 10, "its end")
     eventually(lambda: not modality.node.spooled(), 10, "the request has left the spool")
 
 

@@ -99,7 +99,7 @@ def test_kustomize_builds_valid_manifests(folder: str) -> None:
     if folder != "base":
         (node,) = [each for each in built if each["kind"] == "StatefulSet"]
         images = {each["image"] for each in list_containers(node)}
-        assert images == {"registry.example.org/dicom-ingest:0.1.0"}
+        assert images == {"registry.example.org/dicom-ingest:0.2.0"}
         assert {each["metadata"]["namespace"] for each in built} == {"radiology"}
         (policy,) = [
             each
