@@ -1,11 +1,13 @@
 """Consume the streams of spool references, as one consumer of the group of persist workers.
 
 Each entry is delivered to one consumer and stays pending there until it is acknowledged. The number of its
-deliveries distinguishes an entry that kills its worker from an entry that only waits for a disk.
+deliveries distinguishes an entry that kills its worker from an entry that only waits for a disk. Redis counts
+the first delivery. Each further one counts only when a worker begins with the entry (`begin_attempts`),
+because a worker may stop, or lose Redis, between reading an entry and beginning with it.
 """
 
 import time
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final, cast
 
@@ -37,7 +39,7 @@ class StreamEntry(Reference):
     Attributes:
         stream: Key of the stream.
         id: Id in the stream. It begins with the time of its XADD in Unix milliseconds.
-        deliveries: Number of deliveries, this one included.
+        deliveries: Number of attempts, the one that may begin now included.
     """
 
     stream: str
@@ -81,7 +83,7 @@ class StreamConsumer:
         self._streams: list[str] = []
         self._streams_until = 0.0
         self._own_after: dict[str, str] = {}
-        self._ageless_looks: dict[str, dict[bytes, int]] = {}
+        self._ageless_looks: dict[str, dict[str, int]] = {}
 
     def find_streams(self) -> list[str]:
         """Return the streams that exist, and make the group on each new one."""
@@ -116,37 +118,30 @@ class StreamConsumer:
         # INVARIANT 2: a restarted worker continues with its own entries at once.
         for stream in self.find_streams():
             after = self._own_after.get(stream, "0")
-            deliveries = self._count_deliveries(stream, f"({after}", "+", count)
-            if not deliveries:
+            counts = self._count_deliveries(stream, f"({after}", "+", count)
+            if not counts:
                 continue
-            alone = max(deliveries.values()) > 1
-            found = self._read_streams({stream: after}, 1 if alone else count, None)
-            self._own_after[stream] = next(reversed(deliveries)) if not alone else next(iter(deliveries))
+            if max(counts.values()) > 1:
+                counts = dict([next(iter(counts.items()))])
+            self._own_after[stream] = next(reversed(counts))
+            found = self._claim_entries(stream, counts)
             if found:
-                return self._add_deliveries(stream, found)
+                return found
         return []
 
     def claim_abandoned(self, count: int) -> list[StreamEntry]:
         """Claim entries whose consumer has not renewed its claim for a while."""
         # INVARIANT 2: other workers continue the work of a killed one within seconds.
         for stream in self.find_streams():
-            start = "0-0"
-            while True:
-                # One XAUTOCLAIM examines ten times `count` entries. Idle entries may stand behind busy ones.
-                answer = self._claim_idle(stream, start, count)
-                found = self._parse_entries(stream, answer[1])
-                if found:
-                    return self._add_deliveries(stream, found)
-                start = answer[0].decode()
-                if start == "0-0":
-                    break
-            found = self._claim_ageless(stream, count)
+            idle = self._count_deliveries(stream, "-", "+", count, idle_milliseconds=IDLE_MILLISECONDS)
+            found = self._claim_entries(stream, idle, idle_milliseconds=IDLE_MILLISECONDS)
+            found = found or self._claim_entries(stream, self._find_ageless(stream, count))
             if found:
-                return self._add_deliveries(stream, found)
+                return found
         return []
 
-    def _claim_ageless(self, stream: str, count: int) -> list[StreamEntry]:
-        """Claim entries whose delivery lies in the future, because the clock of Redis was set back.
+    def _find_ageless(self, stream: str, count: int) -> dict[str, int]:
+        """Find entries whose delivery lies in the future, because the clock of Redis was set back.
 
         Redis reports such an entry as delivered just now, each time, until the clock catches up. A consumer
         that works on an entry renews its claim every few seconds, so its entries show other times in between.
@@ -154,18 +149,18 @@ class StreamConsumer:
         pending = self._ask_group(
             stream, lambda: self._client.xpending_range(stream, GROUP, min="-", max="+", count=10 * count)
         )
-        ids = {row["message_id"] for row in pending if row["time_since_delivered"] == 0}
+        counts = {
+            row["message_id"].decode(): int(row["times_delivered"])
+            for row in pending
+            if row["time_since_delivered"] == 0
+        }
         before = self._ageless_looks.get(stream, {})
-        looks = {entry_id: before.get(entry_id, 0) + 1 for entry_id in ids}
+        looks = {entry_id: before.get(entry_id, 0) + 1 for entry_id in counts}
         stuck = [entry_id for entry_id, seen in looks.items() if seen >= AGELESS_LOOKS][:count]
         self._ageless_looks[stream] = {
             entry_id: seen for entry_id, seen in looks.items() if entry_id not in stuck
         }
-        if not stuck:
-            return []
-        return self._parse_entries(
-            stream, cast("list[Any]", self._client.xclaim(stream, GROUP, self._consumer, 0, stuck))
-        )
+        return {entry_id: counts[entry_id] for entry_id in stuck}
 
     def redeliver_orphans(self) -> None:
         """Have entries delivered again that the group counts as delivered and that no consumer has.
@@ -187,35 +182,36 @@ class StreamConsumer:
                 log.warning("stream_entries_rescued", stream=stream, entries=length - ours["pending"])
                 self._client.xgroup_setid(stream, GROUP, "0")
 
+    # --- work on entries
+
+    def begin_attempts(self, entries: Iterable[StreamEntry]) -> None:
+        """Count an attempt for each entry. Redis has counted that of a fresh entry when it was read."""
+        # INVARIANT 11: our faults quarantine no image. What no worker begins with counts against no entry.
+        self._set_counts({entry: entry.deliveries for entry in entries if entry.deliveries > 1})
+
     def renew_claims(self, entries: Iterable[StreamEntry], *, forgives: bool = False) -> None:
         """Renew the claim on entries that this consumer works on.
 
         Args:
             entries: The entries.
-            forgives: Whether to forget their earlier deliveries, because they failed without blame.
+            forgives: Whether to forget their earlier attempts, because they failed without blame.
         """
-        by_stream: dict[str, list[str]] = {}
-        for entry in entries:
-            by_stream.setdefault(entry.stream, []).append(entry.id)
-        pipeline = self._client.pipeline(transaction=False)
-        for stream, ids in by_stream.items():
-            # INVARIANT 11: our faults quarantine no image.
-            count = 1 if forgives else None
-            pipeline.xclaim(
-                stream, GROUP, self._consumer, 0, cast("list[Any]", ids), retrycount=count, justid=True
-            )
-        # A flushed Redis has no group. Then no entry is pending, and there is nothing to renew.
-        pipeline.execute(raise_on_error=False)
+        # INVARIANT 11: our faults quarantine no image.
+        self._set_counts(dict.fromkeys(entries, 1 if forgives else None))
 
     def put_back(self, entries: Iterable[StreamEntry]) -> None:
-        """Append entries again that this consumer has not begun, so that the next reader gets them at once.
+        """Give up entries that are not to be blamed, as if this consumer had never read them.
 
-        An entry that was delivered before stays pending, because its count tells an entry that kills its
-        workers from others. Any consumer may claim it after a while.
+        A fresh entry is appended again, so that the next reader gets it at once. An entry with earlier
+        attempts stays pending with their count, because the count tells an entry that kills its workers from
+        others. Any consumer may claim it after a while.
         """
-        fresh = [entry for entry in entries if entry.deliveries == 1]
-        if not fresh:
-            return
+        fresh, again = [], {}
+        for entry in entries:
+            if entry.deliveries == 1:
+                fresh.append(entry)
+            else:
+                again[entry] = entry.deliveries - 1
         # INVARIANT 2: the stream holds each reference at every moment, also if this process dies here.
         pipeline = self._client.pipeline(transaction=True)
         for entry in fresh:
@@ -223,6 +219,18 @@ class StreamConsumer:
             pipeline.xack(entry.stream, GROUP, entry.id)
             pipeline.xdel(entry.stream, entry.id)
         pipeline.execute()
+        self._set_counts(again)
+
+    def _set_counts(self, counts: Mapping[StreamEntry, int | None]) -> None:
+        """Renew the claim on entries, and set how often they were delivered; None keeps the number."""
+        by_command: dict[tuple[str, int | None], list[Any]] = {}
+        for entry, count in counts.items():
+            by_command.setdefault((entry.stream, count), []).append(entry.id)
+        pipeline = self._client.pipeline(transaction=False)
+        for (stream, count), ids in by_command.items():
+            pipeline.xclaim(stream, GROUP, self._consumer, 0, ids, retrycount=count, justid=True)
+        # A flushed Redis has no group. Then no entry is pending, and there is nothing to renew.
+        pipeline.execute(raise_on_error=False)
 
     # --- acknowledge
 
@@ -251,18 +259,33 @@ class StreamConsumer:
 
     # --- commands and answers
 
-    def _claim_idle(self, stream: str, start: str, count: int) -> list[Any]:
-        return cast(
-            "list[Any]",
-            self._ask_group(
-                stream,
-                lambda: self._client.xautoclaim(
-                    stream, GROUP, self._consumer, IDLE_MILLISECONDS, start_id=start, count=count
-                ),
-            ),
-        )
+    def _claim_entries(
+        self, stream: str, counts: Mapping[str, int], *, idle_milliseconds: int = 0
+    ) -> list[StreamEntry]:
+        """Claim pending entries, and read them. With JUSTID a claim leaves the number of deliveries as it is.
 
-    def _read_streams(self, wanted: dict[str, str], count: int, block: int | None) -> list[StreamEntry]:
+        Args:
+            stream: Key of the stream.
+            counts: Earlier deliveries of each entry by its id.
+            idle_milliseconds: Leave entries alone that a consumer has claimed since.
+        """
+        if not counts:
+            return []
+        claimed = cast(
+            "list[bytes]",
+            self._client.xclaim(stream, GROUP, self._consumer, idle_milliseconds, list(counts), justid=True),
+        )
+        pipeline = self._client.pipeline(transaction=False)
+        for entry_id in claimed:
+            pipeline.xrange(stream, min=entry_id, max=entry_id)
+        # An entry that was deleted while pending is not on the stream.
+        raw = [
+            (entry_id, found[0][1] if found else None)
+            for entry_id, found in zip(claimed, pipeline.execute(), strict=True)
+        ]
+        return [replace(entry, deliveries=counts[entry.id] + 1) for entry in self._parse_entries(stream, raw)]
+
+    def _read_streams(self, wanted: dict[str, str], count: int, block: int) -> list[StreamEntry]:
         try:
             answer = self._client.xreadgroup(
                 GROUP, self._consumer, cast("dict[Any, Any]", wanted), count=count, block=block
@@ -311,17 +334,24 @@ class StreamConsumer:
             return None
         return entry
 
-    def _add_deliveries(self, stream: str, entries: Sequence[StreamEntry]) -> list[StreamEntry]:
-        """Return the same entries with the number of their deliveries."""
-        counts = self._count_deliveries(stream, entries[0].id, entries[-1].id, 10 * len(entries))
-        return [replace(entry, deliveries=counts.get(entry.id, 1)) for entry in entries]
+    def _count_deliveries(
+        self, stream: str, first: str, last: str, count: int, *, idle_milliseconds: int | None = None
+    ) -> dict[str, int]:
+        """Return how often pending entries were delivered, by id, in the order of the stream.
 
-    def _count_deliveries(self, stream: str, first: str, last: str, count: int) -> dict[str, int]:
-        """Return how often our own pending entries were delivered, by id, in the order of the stream."""
+        Args:
+            stream: Key of the stream.
+            first: First id.
+            last: Last id.
+            count: Largest number of entries.
+            idle_milliseconds: Ask for entries of all consumers that were claimed that long ago. Otherwise
+                ask for our own.
+        """
+        consumer = self._consumer if idle_milliseconds is None else None
         pending = self._ask_group(
             stream,
             lambda: self._client.xpending_range(
-                stream, GROUP, min=first, max=last, count=count, consumername=self._consumer
+                stream, GROUP, min=first, max=last, count=count, consumername=consumer, idle=idle_milliseconds
             ),
         )
         return {row["message_id"].decode(): int(row["times_delivered"]) for row in pending}

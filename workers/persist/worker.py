@@ -155,6 +155,7 @@ class PersistWorker:
         self._persisted: list[StreamEntry] = []
         self._lost: list[StreamEntry] = []
         self._forgiven: list[StreamEntry] = []
+        self._put_back: list[StreamEntry] = []
         self._destinations: dict[str, None] = {}
         self._new_folder_ids: dict[str, str] = {}
         self._has_missing_alarm = True  # a worker that died may have left the alarm
@@ -262,6 +263,7 @@ class PersistWorker:
         result = batch.result
         alone: Sequence[StreamEntry] = ()
         try:
+            self._consumer.begin_attempts(entries)
             batch.persist(entries)
         except (redis.RedisError, StoppedError):
             self._forgiven += result.find_unresolved(entries)
@@ -269,15 +271,21 @@ class PersistWorker:
         except Exception as error:
             alone = self._handle_broken_batch(result.find_unresolved(entries), result, error)
         else:
+            # A batch that ends early, because the worker is to stop, has begun with fewer entries.
+            unbegun = result.find_unresolved(entries)
+            self._put_back += [entry for entry in unbegun if entry not in result.held_up]
             self._handle_result(result, is_full=len(entries) >= self._limit_batch_size())
         finally:
             self._claims.end_batch()
             self._collect_result(result)
-        self._acknowledge_entries()
-        for entry in alone:
-            self._persist_batch([entry])
-            if self._stop.is_set():
-                return
+        left = list(alone)
+        try:
+            self._acknowledge_entries()
+            while left and not self._stop.is_set():
+                self._persist_batch([left.pop(0)])
+        finally:
+            # Nothing shows that these entries broke their batch, because none of them was tried alone.
+            self._put_back += left
 
     def _handle_broken_batch(
         self, unresolved: Sequence[StreamEntry], result: BatchResult, error: Exception
@@ -344,6 +352,9 @@ class PersistWorker:
         if self._forgiven:
             self._consumer.renew_claims(self._forgiven, forgives=True)
             self._forgiven = []
+        if self._put_back:
+            self._consumer.put_back(self._put_back)
+            self._put_back = []
         for destination in list(self._destinations):
             self._wake_ups.send(destination)
             del self._destinations[destination]

@@ -13,6 +13,7 @@ from ingest.queue.consumer import StreamConsumer, StreamEntry
 from ingest.queue.keys import GROUP, data_key
 from ingest.queue.wakeups import drain_key
 from ingest.spool.reference import Reference
+from ingest.workers.persist.batch import PersistBatch
 from ingest.workers.persist.worker import PersistWorker
 from ingest.workers.store.filesystem import FileStore
 from tests.support.instances import CT, EXPLICIT, Made, element
@@ -98,14 +99,65 @@ def test_worker_that_is_asked_to_stop_while_it_reads_leaves_the_entries_to_the_n
     assert site.settled()
 
 
-def test_entry_that_was_delivered_before_keeps_its_count_when_it_is_put_back(site: Site) -> None:
-    site.receive(Made())
+def _read_new(site: Site) -> tuple[StreamConsumer, StreamEntry]:
     consumer = StreamConsumer(site.client, "one", lambda: [site.stream])
-    assert [entry.deliveries for entry in consumer.read_new(10, 1)] == [1]
-    again = consumer.read_own(10)
-    consumer.put_back(again)
+    site.receive(Made())
+    return consumer, consumer.read_new(10, 1)[-1]
+
+
+def _count_deliveries(site: Site) -> int:
     [pending] = site.client.xpending_range(site.stream, GROUP, "-", "+", 9)
-    assert (again[0].deliveries, pending["times_delivered"], site.client.xlen(site.stream)) == (2, 2, 1)
+    return int(pending["times_delivered"])
+
+
+def test_only_an_attempt_that_begins_counts_against_an_entry(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ingest.queue.consumer.IDLE_MILLISECONDS", 0)
+    consumer, _ = _read_new(site)
+    for _ in range(8):  # as often as a worker stops, or loses Redis, before it begins
+        consumer.restart_own()
+        [own] = consumer.read_own(10)
+        [abandoned] = consumer.claim_abandoned(10)
+        consumer.put_back([own])
+    assert (own, abandoned.deliveries, _count_deliveries(site)) == (abandoned, 2, 1)
+    consumer.begin_attempts([own])
+    consumer.restart_own()
+    assert (consumer.read_own(10)[0].deliveries, _count_deliveries(site)) == (3, 2)
+
+
+def test_entry_that_was_tried_before_keeps_its_count_when_it_is_put_back(site: Site) -> None:
+    consumer, first = _read_new(site)
+    [second] = consumer.read_own(10)
+    consumer.begin_attempts([second])
+    consumer.restart_own()
+    [third] = consumer.read_own(10)
+    consumer.begin_attempts([third])
+    assert [first.deliveries, second.deliveries, third.deliveries, _count_deliveries(site)] == [1, 2, 3, 3]
+    consumer.put_back([third])
+    assert (_count_deliveries(site), site.client.xlen(site.stream)) == (2, 1)
+
+
+def test_worker_that_stops_before_an_attempt_blames_no_entry_however_often(site: Site) -> None:
+    _read_new(site)
+    for _ in range(8):
+        site.work(kind=StoppedWhileReading)
+    assert _count_deliveries(site) == 1
+
+
+def test_batch_that_ends_early_blames_no_entry_that_it_left(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stopping(self: PersistBatch) -> bool:
+        self._context.stop.set()
+        return True
+
+    monkeypatch.setattr(PersistBatch, "_must_end_early", stopping)
+    site.receive(Made(sop="1.9.1"))
+    _read_new(site)
+    site.work()
+    assert len(site.instances()) == 1
+    assert _count_deliveries(site) == 1
 
 
 def test_spool_and_store_on_two_file_systems(make_persist_site: Sites, second_file_system: Path) -> None:
