@@ -59,8 +59,8 @@ class TokenFile:
         """Prepare; nothing is read yet."""
         self._folder = folder
         self._path = folder / TOKENS
-        self._read_from: tuple[int, int, int] | None = None
-        self._by_digest: dict[str, Token] = {}
+        # The version of the file that was read, and what it held.
+        self._kept: tuple[tuple[int, int, int] | None, dict[str, Token]] = (None, {})
 
     def list_tokens(self) -> list[Token]:
         """Return all tokens by name."""
@@ -104,13 +104,15 @@ class TokenFile:
             self._write([token for token in tokens if token.name != name])
 
     def _read(self) -> dict[str, Token]:
-        found = find_version(self._path)
+        found, (read_from, by_digest) = find_version(self._path), self._kept
         if found is None:
-            self._by_digest = {}
-        elif found != self._read_from:
-            self._by_digest = _parse_tokens(self._path, read_json(self._path))
-        self._read_from = found
-        return self._by_digest
+            by_digest = {}
+        elif found != read_from:
+            by_digest = _parse_tokens(self._path, read_json(self._path))
+        # One assignment, because other threads read: none of them may take the old tokens for those of the
+        # new file. A file that is replaced after `find_version` has another version, and is read again.
+        self._kept = (found, by_digest)
+        return by_digest
 
     def _write(self, tokens: list[Token]) -> None:
         content = {

@@ -56,8 +56,8 @@ class UserFile:
         """Prepare; nothing is read yet."""
         self._folder = folder
         self._path = folder / USERS
-        self._read_from: tuple[int, int, int] | None = None
-        self._users: dict[str, User] = {}
+        # The version of the file that was read, and what it held.
+        self._kept: tuple[tuple[int, int, int] | None, dict[str, User]] = (None, {})
         self._decoy = ""
 
     def list_users(self) -> list[User]:
@@ -168,13 +168,15 @@ class UserFile:
 
     def _read(self) -> dict[str, User]:
         """Return the users, read again if the file has changed."""
-        found = find_version(self._path)
+        found, (read_from, users) = find_version(self._path), self._kept
         if found is None:
-            self._users = {}
-        elif found != self._read_from:
-            self._users = _parse_users(self._path, read_json(self._path))
-        self._read_from = found
-        return self._users
+            users = {}
+        elif found != read_from:
+            users = _parse_users(self._path, read_json(self._path))
+        # One assignment, because other threads read: none of them may take the old users for those of the new
+        # file. A file that is replaced after `find_version` has another version, and is read again.
+        self._kept = (found, users)
+        return users
 
     def _write(self, users: dict[str, User]) -> None:
         content = {
