@@ -69,10 +69,16 @@ class SpoolSearch:
     is_fresh: bool = True
 
 
-def find_waiting(spool_dir: Path, wanted: str) -> SpoolSearch:
-    """Find the waiting entries with a SOP, series or study instance UID or an accession number."""
+def find_waiting(spool_dir: Path, wanted: str, *, seconds: float = SEARCH_SECONDS) -> SpoolSearch:
+    """Find the waiting entries with a SOP, series or study instance UID or an accession number.
+
+    Args:
+        spool_dir: The folder of the spool.
+        wanted: UID or accession number.
+        seconds: Longest duration of the search. What it has found until then is its result.
+    """
     found: list[WaitingInstance] = []
-    until, count = time.monotonic() + SEARCH_SECONDS, 0
+    until, count = time.monotonic() + seconds, 0
     for slot in inventory.list_slots(spool_dir):
         for location in inventory.list_waiting(spool_dir, slot):
             count += 1

@@ -46,6 +46,8 @@ from ingest.operations.waiting import SpoolSearch, find_waiting
 PAGE_ROWS: Final = 50
 INSTANCE_ROWS: Final = 200
 DELIVERY_ROWS: Final = 200
+SEARCH_SECONDS: Final = 0.3
+"""Longest search of the spool for a page, because a person waits for it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -314,7 +316,7 @@ def _read_study(
 
 
 def _read_way(config: Config, uid: str, search: SpoolSearch | None) -> Way:
-    search = search or find_waiting(config.spool_dir, uid)
+    search = search or find_waiting(config.spool_dir, uid, seconds=SEARCH_SECONDS)
     try:
         # The pages do not show its instances, which may be thousands.
         return Way(replace(trace(config, uid, search), instances=(), waiting=()), search)

@@ -7,6 +7,7 @@ import json
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ import pytest
 
 if TYPE_CHECKING:
     from tests.support.consoles import ConsoleNode
+    from tests.support.persisting import Site
 
 ROOT = Path(__file__).parents[3]
 TEMPLATES = ROOT / "ingest/console/templates"
@@ -191,6 +193,27 @@ def test_viewers_wait_for_one_reading_and_get_its_version_and_its_error() -> Non
 
     asyncio.run(view())
     assert count == 3
+
+
+def test_full_spool_does_not_hold_up_the_page_of_a_study(site: Site) -> None:
+    from ingest.console.pages.studies import _read_study
+    from tests.support.instances import Made
+
+    made = Made()
+    site.receive(made)
+    site.work()
+    first = site.config.spool_dir / site.spooled(made.file)
+    for number in range(10_000):
+        first.with_name(f"{number:032x}.dcm").hardlink_to(first)
+    began = time.monotonic()
+    details, way = _read_study(site.config, made.study, None, None)
+    assert time.monotonic() - began < 2
+    assert details is not None
+    assert way.trace is not None
+    assert way.search is not None
+    assert way.search.found
+    assert not way.search.is_complete
+    assert "the spool has more entries than were looked at" in way.trace.notes
 
 
 def test_last_search_of_the_spool_is_kept_for_refreshes_and_is_said_to_be_old() -> None:
