@@ -12,10 +12,13 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import httpx
 
     from tests.support.consoles import ConsoleNode
     from tests.support.nodes import Node
+    from tests.support.pki import Material
 
 API = "/api/v1"
 
@@ -323,6 +326,71 @@ def test_what_the_configuration_has_not_cannot_be_tested(admin: httpx.Client) ->
     for method, path in (("GET", "audit"), ("POST", "audit/test")):
         answer = admin.request(method, f"{API}/{path}")
         assert (answer.status_code, "no [audit]" in answer.text) == (422, True)
+
+
+def test_tests_of_alerts_and_audit_reach_their_receivers(tmp_path: Path, material: Material) -> None:
+    from tests.support import consoles
+    from tests.support.audit import Rsyslog, audit_section
+    from tests.support.nodes import eventually
+    from tests.support.receivers import mail_server, secret_file, server_context, web_server
+
+    with contextlib.ExitStack() as running:
+        web = running.enter_context(web_server(server_context(material)))
+        mail = running.enter_context(mail_server(None))
+        repository = Rsyslog(tmp_path / "rsyslog", material)
+        running.callback(repository.stop)
+        repository.start()
+        config, port = consoles.write_config(
+            tmp_path / "node",
+            more=f"""
+[tls.out]
+certificate = "{material.certificate("node")}"
+private_key = "{material.key("node")}"
+trusted = ["{material.trusted}"]
+[[alerts]]
+name = "hook"
+type = "webhook"
+url = "https://localhost:{web.port}/path-with-token"
+secret_file = "{secret_file(tmp_path)}"
+tls = "out"
+[[alerts]]
+name = "mail"
+type = "email"
+host = "localhost"
+port = {mail.port}
+security = "none"
+sender = "node@example.org"
+recipients = ["pacs@example.org"]
+{audit_section(repository.port, tls="out")}""",
+        )
+        token = consoles.add_users(config)["admin"]
+        console = running.enter_context(consoles.running_console(tmp_path / "node", port))
+        admin = console.call(token)
+
+        both = admin.post(f"{API}/alerts/test", json={})
+        assert [(each["alert"], each["sent"], each["cause"]) for each in both.json()["items"]] == [
+            ("hook", True, ""),
+            ("mail", True, ""),
+        ], both.text
+        assert both.json()["items"][0]["event_id"] == web.received[0].payload["id"]
+        assert len(mail.mails) == 1
+        one = admin.post(f"{API}/alerts/test", json={"name": "hook"})
+        assert [each["alert"] for each in one.json()["items"]] == ["hook"]
+        assert web.types() == ["test", "test"]
+        assert len(mail.mails) == 1
+        assert "path-with-token" not in both.text + one.text
+
+        sent = admin.post(f"{API}/audit/test")
+        assert sent.status_code == 200, sent.text
+        assert f"localhost:{repository.port}" in sent.json()["repository"]
+        [said] = eventually(lambda: repository.said)
+        assert (said.event, said.outcome, said.detail) == (
+            "Security Alert",
+            "0",
+            "this is a test of the audit trail",
+        )
+        assert len(said.requestors) == 1
+        assert "for-admin" in said.requestors[0], "the token's name"
 
 
 def test_users_are_added_changed_and_removed(console_node: ConsoleNode, admin: httpx.Client) -> None:
