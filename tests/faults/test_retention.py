@@ -168,6 +168,8 @@ def test_full_store_refuses_until_there_is_room_and_associations_live(
         watch.event("store_has_room")
         # Listeners look several times a second; this one is of the configuration before.
         eventually(lambda: status(caller) == 0, 10, "room on the running association")
+        # A listener that retires closes connections that have no association yet. Wait until it has done so.
+        eventually(lambda: list(watch.events("retiring")), 60, "the earlier listener retires")
         caller.release()
     eventually(lambda: _takes(node), 10, "room for new associations")
     eventually(lambda: len(kept(node)) == statuses.count(0), 30, "all stored, nothing removed")
