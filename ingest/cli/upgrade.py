@@ -115,7 +115,7 @@ def _format_needs(plan: "UpgradePlan") -> Iterator[str]:
 def _suggest_backup(plan: "UpgradePlan") -> str:
     if plan.ledger.startswith("sqlite"):
         file = plan.ledger.partition(":///")[2].partition("?")[0]
-        return f"sqlite3 {file} \".backup '{file}.{plan.schema_version}'\""
+        return f"sqlite3 {file} \"VACUUM INTO '{file}.{plan.schema_version}'\""
     return f"pg_dump --format custom --file ledger.{plan.schema_version}.dump DATABASE"
 
 

@@ -123,7 +123,8 @@ class Builder:
         context: Folder that COPY reads.
         folder: Holds the roots of the stages.
         find_base: Returns the root of a base image, which is copied.
-        run: Runs a command in a root: see `tests.install.chroots.run_in_root`.
+        run: Runs a command in a root: see `tests.install.image.run_in_root`.
+        given: Values of ARG, as `--build-arg` gives them.
     """
 
     def __init__(
@@ -133,6 +134,7 @@ class Builder:
         folder: Path,
         find_base: Callable[[str], Path],
         run: Callable[..., "subprocess.CompletedProcess[str]"],
+        given: Mapping[str, str],
     ) -> None:
         self._instructions = parse(containerfile.read_text())
         ignore = containerfile.with_name(f"{containerfile.name}.dockerignore").read_text().splitlines()
@@ -141,6 +143,7 @@ class Builder:
         self._folder = folder
         self._find_base = find_base
         self._run_in_root = run
+        self._given = given
         self._global: dict[str, str] = {}
         self._arguments: dict[str, str] = {}
         self._stages: dict[str, Image] = {}
@@ -167,7 +170,7 @@ class Builder:
 
     def _do_arg(self, text: str) -> None:
         name, _, value = text.partition("=")
-        (self._global if self._image is None else self._arguments)[name] = value
+        (self._global if self._image is None else self._arguments)[name] = self._given.get(name, value)
 
     def _do_from(self, text: str) -> None:
         words = substitute(text, self._global).split()

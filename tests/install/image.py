@@ -13,6 +13,9 @@ ROOT = Path(__file__).parents[2]
 CONTAINERFILE = ROOT / "config/container/Containerfile"
 STEP_SECONDS = 600
 
+ARGUMENTS = {"REVISION": "0123456789ab", "REVISION_DATE": "2026-11-30"}
+"""What the image is built with: see docs/how-to/install-containers.md."""
+
 
 def run_in_root(
     root: Path, command: list[str], *, environment: dict[str, str], folder: str, user: str
@@ -50,4 +53,4 @@ def build_image(make_base: Callable[[str], Chroot], folder: Path) -> Image:
             assert done.returncode == 0, done.stderr
         return base
 
-    return Builder(CONTAINERFILE, ROOT, folder / "stages", find_base, run_in_root).build()
+    return Builder(CONTAINERFILE, ROOT, folder / "stages", find_base, run_in_root, ARGUMENTS).build()

@@ -18,6 +18,7 @@ import pytest
 
 from tests.install.containerfile import Image
 from tests.install.containers import Container, Limits, Mount, removed
+from tests.install.image import ARGUMENTS
 from tests.support.nodes import Node, eventually
 from tests.support.senders import Modality, kept_whole, nothing_half_there
 
@@ -122,6 +123,7 @@ def test_the_image_holds_what_runs_and_nothing_to_build_with(image: Image) -> No
         "SIGTERM",
     )
     assert image.labels["org.opencontainers.image.version"]
+    assert image.labels["org.opencontainers.image.revision"] == ARGUMENTS["REVISION"]
 
 
 def test_a_container_without_a_configuration_says_what_to_mount(image: Image, tmp_path: Path) -> None:
@@ -149,6 +151,9 @@ def test_a_node_runs_without_root_on_a_read_only_root_and_loses_nothing_when_it_
         assert re.search(r"^CapBnd:\s+0+$", status, re.MULTILINE), status
         assert re.search(r"^NoNewPrivs:\s+1$", status, re.MULTILINE), status
     assert container.run("/usr/bin/touch", "/opt/dicom-ingest/changed").returncode != 0
+    # And the program knows the commit that it was built from
+    version = container.run("ingest", "--version").stdout
+    assert f"{ARGUMENTS['REVISION']} of {ARGUMENTS['REVISION_DATE']}" in version
     # And the quota decides how many listeners there are; the log and the status say so
     assert list(processes.values()).count("ingest-listen") == 1
     (planned,) = node.events("listeners_planned")
