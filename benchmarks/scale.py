@@ -1,23 +1,28 @@
 """A ledger of ten million instances: how long each list and page waits for it, and what recording costs.
 
 The rows are made by the database itself, in bulk. They look like those of a hospital: a hundred instances a
-study, two series, one destination that has nearly everything and one that waits for the newest. The triggers
-that count rows are off meanwhile, and the counters are made afterwards.
+study, two series, one destination that has nearly everything and one that waits for the newest. The oldest
+tenth has been removed from the store; its sender and its modality are gone. The triggers that count rows are
+off meanwhile, and the counters are made afterwards.
+
+`list_calls` makes the lists from the fields of their filters, so that no condition is left out.
 """
 
 import contextlib
+import itertools
 import statistics
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, get_args
 
 from sqlalchemy import make_url, text
 
 from ingest.ledger import DeliveryState, InstanceState, Ledger, NewInstance
-from ingest.ledger.delivery_admin import DeliveryFilter
-from ingest.ledger.index import InstanceFilter
+from ingest.ledger.delivery_filter import DeliveryFilter
+from ingest.ledger.instance_filter import InstanceFilter
+from ingest.ledger.study_lists import StudySort
 
 INSTANCES_PER_STUDY: Final = 100
 CHUNK: Final = 500_000
@@ -43,9 +48,12 @@ _NUMBERS: Final = {
     ),
 }
 _STATE: Final = (
-    "CASE WHEN i % 5000 = 0 THEN 'quarantined' WHEN i % 5000 = 1 THEN 'replaced' ELSE 'stored' END"
+    "CASE WHEN i <= :oldest THEN 'removed' WHEN i % 5000 = 0 THEN 'quarantined' "
+    "WHEN i % 5000 = 1 THEN 'replaced' ELSE 'stored' END"
 )
 _STUDY: Final = f"((i - 1) / {INSTANCES_PER_STUDY} + 1)"
+_SENDER: Final = f"CASE WHEN i <= :oldest THEN 'OLD' ELSE 'CT' || ({_STUDY} % 20) END"
+_STUDY_SENDER: Final = "CASE WHEN i <= :oldest THEN 'OLD' ELSE 'CT' || (i % 20) END"
 _ARRIVED: Final = f"({FIRST_MS} + i * {STEP_MS})"
 
 
@@ -112,28 +120,30 @@ def _make_empty_url(full: Ledger, url: str | None, folder: Path) -> str:
 
 def fill_ledger(ledger: Ledger, count: int, report_progress: Callable[[float], object]) -> None:
     """Fill an empty ledger with `count` instances, their studies, series and deliveries."""
-    dialect = ledger.database.dialect
-    numbers = _NUMBERS[dialect]
     with _without_triggers(ledger):
         for first in range(1, count + 1, CHUNK):
             last = min(first + CHUNK - 1, count)
             for statement in (_INSTANCES, _DELIVERED, _WAITING):
-                values = {"first": first, "last": last, "newest": count - count // 50}
-                with ledger.database.begin_write() as connection:
-                    used = {
-                        name: value for name, value in values.items() if f":{name}" in numbers + statement
-                    }
-                    target, _, query = statement.partition(" SELECT ")
-                    connection.execute(text(f"{target} {numbers}SELECT {query}"), used)
+                values = {"first": first, "last": last, "newest": count - count // 50, "oldest": count // 10}
+                _insert(ledger, statement, values)
             report_progress(last / count)
         studies = count // INSTANCES_PER_STUDY
         for statement in (_STUDIES, _SERIES, _SENDERS):
-            target, _, query = statement.partition(" SELECT ")
-            with ledger.database.begin_write() as connection:
-                connection.execute(text(f"{target} {numbers}SELECT {query}"), {"first": 1, "last": studies})
+            _insert(ledger, statement, {"first": 1, "last": studies, "oldest": studies // 10})
     _count_rows(ledger)
-    with ledger.database.open_session() as session:
-        session.execute(text("ANALYZE"))
+    if ledger.database.dialect == "postgresql":
+        # As its autovacuum does. The node lets SQLite plan without statistics.
+        with ledger.database.open_session() as session:
+            session.execute(text("ANALYZE"))
+
+
+def _insert(ledger: Ledger, statement: str, values: dict[str, int]) -> None:
+    target, _, query = statement.partition(" SELECT ")
+    whole = f"{target} {_NUMBERS[ledger.database.dialect]}SELECT {query}"
+    with ledger.database.begin_write() as connection:
+        connection.execute(
+            text(whole), {name: value for name, value in values.items() if f":{name}" in whole}
+        )
 
 
 def time_calls(calls: dict[str, Callable[[], Any]], report: Callable[[str], object]) -> list[Timing]:
@@ -147,7 +157,7 @@ def time_calls(calls: dict[str, Callable[[], Any]], report: Callable[[str], obje
             call()
             seconds.append(time.perf_counter() - begun)
         timing = Timing(name, statistics.median(seconds) * 1000, max(seconds) * 1000)
-        report(f"{timing.name:36}{timing.median_ms:9.1f} ms  at most {timing.slowest_ms:.1f} ms")
+        report(f"{timing.name:60}{timing.median_ms:9.1f} ms  at most {timing.slowest_ms:.1f} ms")
         timings.append(timing)
     return timings
 
@@ -234,7 +244,7 @@ _INSTANCES: Final = (
     "received_at, stored_at, routed, content_digest) "
     f"SELECT i, {_STATE}, '{ROOT}.' || {_STUDY} || '.1.' || i, '1.2.840.10008.5.1.4.1.1.2', "
     f"'{ROOT}.' || {_STUDY}, '{ROOT}.' || {_STUDY} || '.' || (i % 2 + 1), '1.2.840.10008.1.2.1', "
-    f"'{ROOT}.' || {_STUDY} || '/' || i || '.dcm', 525000, 400, 'CT' || ({_STUDY} % 20), 'INGEST', "
+    f"'{ROOT}.' || {_STUDY} || '/' || i || '.dcm', 525000, 400, {_SENDER}, 'INGEST', "
     f"'dicoms://192.0.2.7\\:4000', 's:' || i, '', {_ARRIVED}, {_ARRIVED} + 20, 'all', '' FROM numbers"
 )
 _DELIVERED: Final = (
@@ -242,8 +252,8 @@ _DELIVERED: Final = (
     "last_status, last_error) "
     f"SELECT i, 'pacs', CASE WHEN i % 2000 = 7 THEN 'dead' ELSE 'delivered' END, 1, 0, {_ARRIVED}, "
     f"{_ARRIVED} + 900, CASE WHEN i % 2000 = 7 THEN 43264 ELSE 0 END, "
-    "CASE WHEN i % 2000 = 7 THEN 'A900H: data set does not match SOP class' ELSE '' END FROM numbers "
-    f"WHERE {_STATE} = 'stored'"
+    "CASE WHEN i % 2000 = 7 THEN 'A900H: data set does not match SOP class' END FROM numbers "
+    f"WHERE {_STATE} IN ('stored', 'removed')"
 )
 _WAITING: Final = (
     "INSERT INTO deliveries (instance_id, destination, state, attempts, next_at, created_at, updated_at) "
@@ -259,7 +269,7 @@ _STUDIES: Final = (
     "institution_name, indexed_as) "
     f"SELECT '{ROOT}.' || i, {FIRST_MS} + {_OF_STUDY_FIRST} * {STEP_MS}, "
     f"{FIRST_MS} + {_OF_STUDY_LAST} * {STEP_MS}, {_OF_STUDY_FIRST}, {_OF_STUDY_LAST}, "
-    f"{FIRST_MS} + {_OF_STUDY_LAST} * {STEP_MS} + 20, 'CT' || (i % 20), "
+    f"{FIRST_MS} + {_OF_STUDY_LAST} * {STEP_MS} + 20, {_STUDY_SENDER}, "
     f"'P' || {_DIGITS.format('(i % 60000)')}, 'Family' || (i % 9000) || '^Given' || (i % 500), "
     f"'family' || (i % 9000) || '^given' || (i % 500), 'A' || {_DIGITS.format('i')}, "
     "'2026' || substr('0' || (i / 9000 + 1), length((i / 9000 + 1) || '')) || "
@@ -269,62 +279,139 @@ _STUDIES: Final = (
 _SERIES: Final = (
     "INSERT INTO series (study_uid, series_uid, modality, series_number, series_description) "
     f"SELECT '{ROOT}.' || i, '{ROOT}.' || i || '.' || j, "
-    "CASE WHEN i % 4 = 0 THEN 'MR' ELSE 'CT' END, j, 'axial' "
+    "CASE WHEN i <= :oldest THEN 'XA' WHEN i % 4 = 0 THEN 'MR' ELSE 'CT' END, j, 'axial' "
     "FROM numbers CROSS JOIN (SELECT 1 AS j UNION ALL SELECT 2) AS two"
 )
 _SENDERS: Final = (
-    f"INSERT INTO study_senders (study_uid, calling_ae) SELECT '{ROOT}.' || i, 'CT' || (i % 20) FROM numbers"
+    f"INSERT INTO study_senders (study_uid, calling_ae) SELECT '{ROOT}.' || i, {_STUDY_SENDER} FROM numbers"
 )
 
 
-def list_calls(ledger: Ledger, count: int, limit: int = 100) -> dict[str, Callable[[], Any]]:
-    """Return the lists and pages of command line and console, each with the filters that cost most."""
+def list_samples(count: int) -> dict[str, list[Any]]:
+    """Return values for each field of a filter: for many, few or old rows. The last one matches none."""
     studies = count // INSTANCES_PER_STUDY
-    now_ms = FIRST_MS + count * STEP_MS
+    now_ms, day_ms = FIRST_MS + count * STEP_MS, 24 * 3600 * 1000
     middle = f"{ROOT}.{studies // 2}"
-    index, admin = ledger.index, ledger.delivery_admin
-
-    def find_studies(**conditions: Any) -> Callable[[], Any]:
-        return lambda: index.find_studies(InstanceFilter(**conditions), limit, lately=now_ms - 60_000)
-
-    def find_instances(**conditions: Any) -> Callable[[], Any]:
-        return lambda: index.find_instances(InstanceFilter(**conditions), limit)
-
-    def find_deliveries(**conditions: Any) -> Callable[[], Any]:
-        return lambda: admin.find_deliveries(DeliveryFilter(**conditions), limit)
-
-    day = 24 * 3600 * 1000
+    nothing = "9.9.9"
     return {
-        "studies: newest": find_studies(),
-        "studies: accession number": find_studies(accession_number=f"A{studies // 2:07}"),
-        "studies: patient ID": find_studies(patient_id="P0000042"),
-        "studies: patient ID, wildcard": find_studies(patient_id="P00000*"),
-        "studies: patient name": find_studies(patient_name="family42^given*"),
-        "studies: date": find_studies(date_from="20260501", date_to="20260507"),
-        "studies: modality MR": find_studies(modality="MR"),
-        "studies: sender": find_studies(calling_ae="CT7"),
-        "studies: received on one old day": find_studies(since=FIRST_MS + day, until=FIRST_MS + 2 * day),
-        "studies: dead at pacs": find_studies(destination="pacs", delivery_states=(DeliveryState.DEAD,)),
-        "studies: delivered to pacs": find_studies(
-            destination="pacs", delivery_states=(DeliveryState.DELIVERED,)
-        ),
-        "studies: waiting at vna": find_studies(destination="vna", delivery_states=(DeliveryState.WAITING,)),
-        "study: its series": lambda: index.find_series(middle),
-        "instances: newest": find_instances(),
-        "instances: of a study": find_instances(study_uid=middle),
-        "instances: quarantined": find_instances(states=(InstanceState.QUARANTINED,)),
-        "instances: accession number": find_instances(accession_number=f"A{studies // 2:07}"),
-        "instances: sender of long ago": find_instances(calling_ae="CT7", until=FIRST_MS + 2 * day),
-        "deliveries: newest": find_deliveries(),
-        "deliveries: dead at pacs": find_deliveries(destination="pacs", states=(DeliveryState.DEAD,)),
-        "deliveries: waiting at vna": find_deliveries(destination="vna", states=(DeliveryState.WAITING,)),
-        "deliveries: delivered": find_deliveries(states=(DeliveryState.DELIVERED,)),
-        "deliveries: delivered to pacs": find_deliveries(
-            destination="pacs", states=(DeliveryState.DELIVERED,)
-        ),
-        "deliveries: dead, with a text": find_deliveries(states=(DeliveryState.DEAD,), error="A900H"),
-        "deliveries: of a study": find_deliveries(study_uid=middle),
+        "accession_number": [f"A{studies // 2:07}", f"A{studies // 2:07}"[:-2] + "*", "A*", nothing],
+        "patient_id": ["P0000042", "P00000*", "P*", "*7", nothing],
+        "patient_name": ["family42^given*", "fam*", nothing],
+        "date_from": ["20260901", "20000101", "20991231"],
+        "date_to": ["20260103", "20991231", "19000101"],
+        "modality": ["CT", "MR", "XA", nothing],
+        "study_uid": [middle, nothing],
+        "series_uid": [f"{middle}.1", nothing],
+        "sop_instance_uid": [f"{middle}.1.{studies // 2 * INSTANCES_PER_STUDY}", nothing],
+        "states": [(each,) for each in InstanceState] + [(InstanceState.STORED, InstanceState.QUARANTINED)],
+        "calling_ae": ["CT7", "OLD", nothing],
+        "since": [FIRST_MS, now_ms - 60_000, now_ms + day_ms],
+        "until": [FIRST_MS + 100 * STEP_MS, now_ms + day_ms, FIRST_MS],
+        "destination": ["pacs", "vna", nothing],
+        "delivery_states": [(each,) for each in DeliveryState]
+        + [(DeliveryState.DEAD, DeliveryState.WAITING)],
+        "error": ["A900H", nothing],
+        "reason": [(0xA900, "A900H: data set does not match SOP class"), (None, nothing)],
+    }
+
+
+def list_conditions(model: type, samples: dict[str, list[Any]]) -> Iterator[dict[str, Any]]:
+    """Yield no condition, and then one of each field of a filter with each of its values.
+
+    Raises:
+        KeyError: A field has no values. Add them to `list_samples`.
+    """
+    yield {}
+    for field in fields(model):
+        yield from ({field.name: value} for value in samples[field.name])
+
+
+def list_calls(
+    ledger: Ledger, count: int, limit: int = 100, *, orders_each: int = 10
+) -> dict[str, Callable[[], Any]]:
+    """Return the lists and pages of command line and console: each filter, and each order of studies.
+
+    Args:
+        ledger: A ledger that `fill_ledger` filled.
+        count: Its number of instances.
+        limit: Length of a list.
+        orders_each: In how many of the ten orders studies are listed for each filter.
+    """
+    samples = list_samples(count)
+    middle = samples["study_uid"][0]
+    now_ms = FIRST_MS + count * STEP_MS
+    return {
+        **dict(_list_instance_calls(ledger, samples, limit)),
+        **dict(_list_study_calls(ledger, samples, limit, now_ms - 60_000, orders_each)),
+        **dict(_list_delivery_calls(ledger, samples, limit)),
+        **dict(_list_retry_calls(ledger, samples, now_ms)),
+        "study: its series": lambda: ledger.study_lists.find_series(middle),
+        "study: its deliveries": lambda: ledger.study_lists.count_deliveries(middle),
+        "trace: accession number": lambda: ledger.study_lists.find_studies_by_accession("A0000007", 10),
         "status: progress of destinations": lambda: ledger.throughput.read_progress(now_ms),
         "status: counts": ledger.count_rows,
         "status: quarantine": ledger.quarantine.count_acknowledged,
     }
+
+
+_Calls = Iterator[tuple[str, Callable[[], Any]]]
+
+
+def _list_instance_calls(ledger: Ledger, samples: dict[str, list[Any]], limit: int) -> _Calls:
+    def make(title: str, conditions: dict[str, Any]) -> tuple[str, Callable[[], Any]]:
+        which = InstanceFilter(**conditions)
+        return _name(title, conditions), lambda: ledger.instance_lists.find_instances(which, limit)
+
+    for conditions in list_conditions(InstanceFilter, samples):
+        yield make("instances", conditions)
+        if "states" not in conditions:
+            yield make("quarantine", conditions | {"states": (InstanceState.QUARANTINED,)})
+
+
+def _list_study_calls(
+    ledger: Ledger, samples: dict[str, list[Any]], limit: int, lately: int, orders_each: int
+) -> _Calls:
+    def make(conditions: dict[str, Any], **order: Any) -> tuple[str, Callable[[], Any]]:
+        which = InstanceFilter(**conditions)
+        return _name("studies", conditions | order), lambda: ledger.study_lists.find_studies(
+            which, limit, lately=lately, **order
+        )
+
+    orders = itertools.cycle(itertools.product(get_args(StudySort), (False, True)))
+    for conditions in list_conditions(InstanceFilter, samples):
+        for sort, ascending in itertools.islice(orders, orders_each if conditions else 10):
+            yield make(conditions, sort=sort, ascending=ascending)
+    yield make({"since": FIRST_MS + 24 * 3600 * 1000, "until": FIRST_MS + 48 * 3600 * 1000})
+    yield make({"destination": "pacs", "delivery_states": (DeliveryState.DEAD,)})
+
+
+def _list_delivery_calls(ledger: Ledger, samples: dict[str, list[Any]], limit: int) -> _Calls:
+    def make(title: str, conditions: dict[str, Any]) -> tuple[str, Callable[[], Any]]:
+        which = DeliveryFilter(**conditions)
+        return _name(title, conditions), lambda: ledger.delivery_admin.find_deliveries(which, limit)
+
+    for conditions in list_conditions(DeliveryFilter, samples | {"states": samples["delivery_states"]}):
+        yield make("deliveries", conditions)
+        if "states" not in conditions:
+            yield make("dead", conditions | {"states": (DeliveryState.DEAD,)})
+            yield make("delivered", conditions | {"states": (DeliveryState.DELIVERED,)})
+
+
+def _list_retry_calls(ledger: Ledger, samples: dict[str, list[Any]], now_ms: int) -> _Calls:
+    """List calls that find nothing to send again, and so change nothing."""
+
+    def make(conditions: dict[str, Any]) -> tuple[str, Callable[[], Any]]:
+        which = DeliveryFilter(**conditions)
+        return _name("retry", conditions), lambda: ledger.delivery_admin.requeue_deliveries(which, now_ms)
+
+    for field in fields(DeliveryFilter):
+        if field.name != "states":
+            yield make({field.name: samples[field.name][-1]})
+
+
+def _name(title: str, conditions: dict[str, Any]) -> str:
+    return ", ".join([title, *(f"{field}={_describe(value)}" for field, value in conditions.items())])
+
+
+def _describe(value: object) -> str:
+    return "+".join(map(str, value)) if isinstance(value, tuple) else str(value)

@@ -93,7 +93,7 @@ def pytest_runtest_teardown(item: pytest.Item) -> Generator[None, object, object
     result = yield
     if isinstance(item, pytest.Function):
         item.funcargs.clear()  # the values of fixtures that have ended
-    abandoned = open_databases.take_abandoned(item.stash[OPENED_BEFORE])
+    abandoned = open_databases.take_abandoned(item.stash.get(OPENED_BEFORE, 0))
     if abandoned:
         pytest.fail("a connection was not closed:\n" + "\n".join(abandoned), pytrace=False)
     return result

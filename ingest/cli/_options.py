@@ -12,8 +12,8 @@ from click.core import ParameterSource
 
 if TYPE_CHECKING:
     from ingest.config.model import TLS
-    from ingest.ledger.delivery_admin import DeliveryFilter
-    from ingest.ledger.index import InstanceFilter
+    from ingest.ledger.delivery_filter import DeliveryFilter
+    from ingest.ledger.instance_filter import InstanceFilter
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 Decorator = Callable[[_F], _F]
@@ -119,7 +119,9 @@ until_option = click.option(
 limit_option = click.option(
     "--limit", type=click.IntRange(1), default=100, show_default=True, help="Number of rows."
 )
-before_option = click.option("--before", type=int, metavar="ID", help="Only smaller ids: the next page.")
+before_option = click.option(
+    "--before", type=int, metavar="ID", help="The last id of a page: show the next one."
+)
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 _FORMATS: Final = {
     "json": "Print JSON, one object a line.",
@@ -190,7 +192,7 @@ delivery_filter_options = combine(
 
 def make_delivery_filter(options: dict[str, Any]) -> "DeliveryFilter":
     """Make the filter that the options of `delivery_filter_options` describe."""
-    from ingest.ledger.delivery_admin import DeliveryFilter
+    from ingest.ledger.delivery_filter import DeliveryFilter
     from ingest.ledger.records import DeliveryState
 
     states = tuple(DeliveryState(state) for state in options["states"])
@@ -200,7 +202,7 @@ def make_delivery_filter(options: dict[str, Any]) -> "DeliveryFilter":
 def make_instance_filter(options: dict[str, Any]) -> "InstanceFilter":
     """Make the filter that the options of `instance_filter_options` and `--state` describe."""
     from ingest.ledger import DeliveryState, InstanceState
-    from ingest.ledger.index import InstanceFilter
+    from ingest.ledger.instance_filter import InstanceFilter
 
     states = dict.fromkeys(options.get("states", ()))
     return InstanceFilter(

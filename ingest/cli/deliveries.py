@@ -38,7 +38,7 @@ def deliveries() -> None:
 @options.before_option
 @options.list_format_options
 def list_(path: Path, limit: int, before: int | None, list_format: str | None, **which: Any) -> None:
-    """List deliveries, the newest first.
+    """List deliveries, those of the newest instances first.
 
     \b
     ingest deliveries -c ingest.toml --destination pacs --state dead

@@ -11,7 +11,8 @@ from ingest.cli._base import config_option, load_config
 from ingest.cli._tables import ListLayout, format_local_time, print_list
 
 if TYPE_CHECKING:
-    from ingest.ledger.index import FoundInstance, FoundStudy
+    from ingest.ledger.instance_lists import FoundInstance
+    from ingest.ledger.study_lists import FoundStudy
 
 
 @click.command()

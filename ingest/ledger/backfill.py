@@ -9,7 +9,7 @@ from sqlalchemy import Connection, RowMapping, Select, and_, bindparam, func, li
 from sqlalchemy.dialects import postgresql, sqlite
 
 from ingest.ledger.database import Database
-from ingest.ledger.index import InstanceFilter
+from ingest.ledger.instance_filter import InstanceFilter
 from ingest.ledger.records import DeliveryState, InstanceState
 from ingest.ledger.schema import FIRST_DUE, deliveries, instances
 from ingest.ledger.variants import find_accepted

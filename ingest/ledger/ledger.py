@@ -11,7 +11,7 @@ from ingest.ledger.database import Database, Migration
 from ingest.ledger.deliveries import Deliveries
 from ingest.ledger.delivery_admin import DeliveryAdmin
 from ingest.ledger.hosts import Hosts
-from ingest.ledger.index import InstanceIndex
+from ingest.ledger.instance_lists import InstanceLists
 from ingest.ledger.instances import Instances
 from ingest.ledger.outbox import Outbox
 from ingest.ledger.peer_hours import PeerHours
@@ -23,6 +23,7 @@ from ingest.ledger.retention import Retention
 from ingest.ledger.samples import Samples
 from ingest.ledger.spool_references import SpoolReferences
 from ingest.ledger.store_folders import StoreFolders
+from ingest.ledger.study_lists import StudyLists
 from ingest.ledger.throughput import Throughput
 from ingest.ledger.transfers import Transfers
 
@@ -46,7 +47,8 @@ class Ledger:
         commitments: Requests for storage commitment, and their reports.
         commitment_requests: What destinations are asked to commit.
         throughput: Backlog and rate of each destination.
-        index: Lists instances and studies.
+        instance_lists: Lists instances.
+        study_lists: Lists studies and their series.
         reindexing: Studies whose attributes have to be read again.
         quarantine: Decisions about quarantined instances.
         retention: Age and removal of stored instances.
@@ -82,7 +84,8 @@ class Ledger:
         self.commitments = Commitments(self.database)
         self.commitment_requests = CommitmentRequests(self.database)
         self.throughput = Throughput(self.database)
-        self.index = InstanceIndex(self.database)
+        self.instance_lists = InstanceLists(self.database)
+        self.study_lists = StudyLists(self.database)
         self.reindexing = Reindexing(self.database)
         self.quarantine = Quarantine(self.database)
         self.retention = Retention(self.database)

@@ -34,6 +34,7 @@ IS_VARIANT: Final = text("state = 'variant'")
 KEPT: Final = text("state || '' in ('stored', 'variant')")
 QUARANTINED: Final = text("state = 'quarantined'")
 SUSPECT: Final = text("suspect_since > 0")
+HAS_ERROR: Final = text("last_error <> ''")
 HAS_FILE: Final = text("state not in ('replaced', 'removing', 'removed')")
 
 instances = Table(
@@ -72,7 +73,8 @@ instances = Table(
     UniqueConstraint("spool_ref", name="instances_spool_ref"),
     Index("instances_sop_instance_uid", "sop_instance_uid"),
     Index("instances_study_uid", "study_uid"),
-    Index("instances_state", "state"),
+    # With the id, so that PostgreSQL too finds the newest of a state.
+    Index("instances_state", "state", "id"),
     # Finds the same content in quarantine, which is kept only once.
     Index("instances_quarantined", "content_digest", sqlite_where=QUARANTINED, postgresql_where=QUARANTINED),
     # If several workers store one UID, even under different studies, one of them is first. Each copy exists
@@ -151,13 +153,16 @@ deliveries = Table(
         sqlite_where=SUSPECT,
         postgresql_where=SUSPECT,
     ),
+    # What changed lately, and what failed with a text, among millions that were delivered at once.
+    Index("deliveries_updated", "updated_at"),
+    Index("deliveries_with_error", "instance_id", sqlite_where=HAS_ERROR, postgresql_where=HAS_ERROR),
 )
 
 FIRST_DUE: Final = deliveries.c.priority - 1
 """`next_at` of a row that waits (`ingest.ledger.lease_order.find_first_due`)."""
 
-TIMES: Final = (deliveries.c.next_at == -1, deliveries.c.next_at == 0, deliveries.c.next_at > 0)
-"""Ranges of `next_at`, of which the first two have their rows in the order of `instance_id`."""
+TIMES: Final = (*(deliveries.c.next_at == due for due in (-1, 0, 1)), deliveries.c.next_at > 1)
+"""Ranges of `next_at`. All but the last have their rows in the order of `instance_id`."""
 
 # Attempts that did not deliver. A delivery keeps its first and its last ones (`ingest.ledger.attempts`).
 attempts = Table(

@@ -9,8 +9,8 @@ from ingest.config.model import Config
 from ingest.config.reader import load_config
 from ingest.ledger import DeliveryState, InstanceState
 from ingest.ledger import Ledger as LedgerDatabase
-from ingest.ledger.delivery_admin import DeliveryFilter
-from ingest.ledger.index import InstanceFilter
+from ingest.ledger.delivery_filter import DeliveryFilter
+from ingest.ledger.instance_filter import InstanceFilter
 from ingest.library import records
 from ingest.library.records import DeliveryRecord, InstanceRecord, StudyRecord, TraceRecord
 from ingest.operations.deliveries import explain_waiting
@@ -100,7 +100,7 @@ class Ledger:
         )
         before: int | None = None
         while True:
-            page = self._database.index.find_instances(which, PAGE, before=before)
+            page = self._database.instance_lists.find_instances(which, PAGE, before=before)
             for found in page:
                 yield records.make_instance_record(self._config, found)
             if len(page) < PAGE:
@@ -143,7 +143,7 @@ class Ledger:
         after: tuple[int, str] | None = None
         while True:
             lately = self._database.unix_ms() - stable_ms
-            page = self._database.index.find_studies(which, PAGE, lately=lately, after=after)
+            page = self._database.study_lists.find_studies(which, PAGE, lately=lately, after=after)
             for found in page:
                 yield records.make_study_record(found)
             if len(page) < PAGE:

@@ -8,7 +8,8 @@ from pathlib import Path
 from ingest.config.model import Config
 from ingest.dicom.priority import Priority
 from ingest.ledger import DeliveryState, InstanceState
-from ingest.ledger.index import FoundInstance, FoundStudy
+from ingest.ledger.instance_lists import FoundInstance
+from ingest.ledger.study_lists import FoundStudy
 from ingest.operations.deliveries import ListedDelivery
 from ingest.operations.trace import Trace
 

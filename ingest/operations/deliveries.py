@@ -14,8 +14,9 @@ from ingest.config.model import Config
 from ingest.dicom.priority import Priority
 from ingest.ledger import Circuit, DeliveryState, Ledger
 from ingest.ledger.backfill import BackfillCounts
-from ingest.ledger.delivery_admin import DeliveryFilter, FoundDelivery
-from ingest.ledger.index import InstanceFilter
+from ingest.ledger.delivery_admin import FoundDelivery
+from ingest.ledger.delivery_filter import DeliveryFilter
+from ingest.ledger.instance_filter import InstanceFilter
 from ingest.ledger.row_values import clean_value
 from ingest.operations.destinations import require_destinations
 from ingest.operations.instances import require_indexed
@@ -78,7 +79,7 @@ class RetryResult:
 def list_deliveries(
     config: Config, which: DeliveryFilter, limit: int, before: int | None
 ) -> list[ListedDelivery]:
-    """Return deliveries, the newest first.
+    """Return deliveries, those of the newest instances first.
 
     Raises:
         UnknownDestinationError: Neither the configuration nor the ledger knows the destination.

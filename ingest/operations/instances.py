@@ -10,8 +10,10 @@ from ingest.clock import unix_ms
 from ingest.config.model import Config
 from ingest.errors import NotIndexedError
 from ingest.ledger import Instance, InstanceState, Ledger
-from ingest.ledger.index import FoundInstance, FoundSeries, FoundStudy, InstanceFilter, StudySort
+from ingest.ledger.instance_filter import InstanceFilter
+from ingest.ledger.instance_lists import FoundInstance
 from ingest.ledger.study_filter import StudyFilter
+from ingest.ledger.study_lists import FoundSeries, FoundStudy, StudySort
 from ingest.operations.times import format_iso_time
 
 STUDY_FIELDS: Final = tuple(field.name for field in fields(FoundStudy))
@@ -75,7 +77,7 @@ def list_studies(
     require_indexed(config, which)
     stable_since_ms = unix_ms() - config.node.stable_seconds * 1000
     with contextlib.closing(Ledger(config.ledger_url)) as ledger:
-        return ledger.index.find_studies(
+        return ledger.study_lists.find_studies(
             which,
             limit,
             lately=stable_since_ms,
@@ -102,9 +104,9 @@ def find_study(
     if not found:
         return None
     with contextlib.closing(Ledger(config.ledger_url)) as ledger:
-        series = ledger.index.find_series(study_uid)
-        instances = ledger.index.find_instances(which, limit, before=before)
-        return StudyDetails(found[0], series, instances, ledger.index.count_deliveries(study_uid))
+        series = ledger.study_lists.find_series(study_uid)
+        instances = ledger.instance_lists.find_instances(which, limit, before=before)
+        return StudyDetails(found[0], series, instances, ledger.study_lists.count_deliveries(study_uid))
 
 
 def require_indexed(config: Config, which: StudyFilter) -> None:
@@ -135,7 +137,7 @@ def list_instances(
     """
     require_indexed(config, which)
     with contextlib.closing(Ledger(config.ledger_url)) as ledger:
-        return ledger.index.find_instances(which, limit, before=before)
+        return ledger.instance_lists.find_instances(which, limit, before=before)
 
 
 def find_instance(config: Config, number: int) -> Instance | None:

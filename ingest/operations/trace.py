@@ -122,10 +122,10 @@ def _find_rows(ledger: Ledger, wanted: str) -> tuple[str, Sequence[Instance]]:
         return "instance", rows[:most]
     if rows := ledger.instances.find_by_study_uid(wanted, most):
         return "study", rows
-    of_studies = _find_rows_of_studies(ledger, ledger.index.find_studies_of_series(wanted, STUDIES_MAX))
+    of_studies = _find_rows_of_studies(ledger, ledger.study_lists.find_studies_of_series(wanted, STUDIES_MAX))
     if rows := [row for row in of_studies if row.series_uid == wanted]:
         return "series", rows
-    numbered = ledger.index.find_studies_by_accession(wanted, STUDIES_MAX) if wanted else []
+    numbered = ledger.study_lists.find_studies_by_accession(wanted, STUDIES_MAX) if wanted else []
     return "accession number", _find_rows_of_studies(ledger, numbered)
 
 

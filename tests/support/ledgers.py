@@ -6,7 +6,7 @@ from typing import Any
 
 from ingest.config.model import Config
 from ingest.ledger import DeliveryState, Instance, InstanceState, Ledger, NewInstance
-from ingest.ledger.index import InstanceFilter
+from ingest.ledger.instance_filter import InstanceFilter
 from tests.support.instances import CT, EXPLICIT
 
 
@@ -59,4 +59,4 @@ def find_newest_instances(
 ) -> list[Instance]:
     """Instances without their deliveries, the newest first."""
     which = InstanceFilter(states=() if state is None else (state,), study_uid=study_uid)
-    return [found.instance for found in ledger.index.find_instances(which, limit, before=before)]
+    return [found.instance for found in ledger.instance_lists.find_instances(which, limit, before=before)]

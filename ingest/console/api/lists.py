@@ -12,8 +12,8 @@ from ingest.console.api.models import to_unix_ms
 from ingest.console.api.operation import Call, Operation
 from ingest.console.problems import ProblemError
 from ingest.ledger import Instance
-from ingest.ledger.delivery_admin import DeliveryFilter
-from ingest.ledger.index import InstanceFilter
+from ingest.ledger.delivery_filter import DeliveryFilter
+from ingest.ledger.instance_filter import InstanceFilter
 from ingest.ledger.records import InstanceState
 from ingest.operations import deliveries, instances
 from ingest.operations.comparison import compare_quarantined
@@ -204,7 +204,7 @@ OPERATIONS: Final = (
     Operation(
         "POST",
         "/deliveries/search",
-        "List deliveries, the newest first",
+        "List deliveries, those of the newest instances first",
         search_deliveries,
         models.Deliveries,
         body=models.DeliverySearch,

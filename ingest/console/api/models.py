@@ -341,7 +341,7 @@ class QuarantinedInstances(AnswerModel):
 
 
 class Deliveries(AnswerModel):
-    """Deliveries, the newest first."""
+    """Deliveries, those of the newest instances first."""
 
     items: list[Delivery]
     next: int | None

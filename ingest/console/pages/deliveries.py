@@ -28,7 +28,8 @@ from ingest.console.pages.rendering import (
 from ingest.console.problems import ProblemError
 from ingest.console.web import Endpoint, get_console, get_principal, read_shared, run_blocking
 from ingest.ledger import DeliveryState, Ledger
-from ingest.ledger.delivery_admin import DeadGroup, DeliveryFilter
+from ingest.ledger.delivery_admin import DeadGroup
+from ingest.ledger.delivery_filter import DeliveryFilter
 from ingest.operations.deliveries import (
     drop_deliveries,
     list_deliveries,

@@ -32,7 +32,7 @@ from ingest.console.web import (
     run_blocking,
 )
 from ingest.ledger import InstanceState
-from ingest.ledger.index import InstanceFilter
+from ingest.ledger.instance_filter import InstanceFilter
 from ingest.operations.comparison import compare_quarantined
 from ingest.operations.instances import find_instance, list_instances, name_quarantine_kind
 

@@ -35,8 +35,9 @@ from ingest.console.web import (
 from ingest.dicom.uids import names_of
 from ingest.errors import UnknownObjectError
 from ingest.ledger import DeliveryState, Instance, InstanceState
-from ingest.ledger.delivery_admin import DeliveryFilter
-from ingest.ledger.index import FoundStudy, InstanceFilter, StudySort
+from ingest.ledger.delivery_filter import DeliveryFilter
+from ingest.ledger.instance_filter import InstanceFilter
+from ingest.ledger.study_lists import FoundStudy, StudySort
 from ingest.operations.deliveries import ListedDelivery, list_deliveries
 from ingest.operations.instances import StudyDetails, find_instance, find_study, list_studies
 from ingest.operations.trace import Trace, trace

@@ -13,7 +13,7 @@ from sqlalchemy import create_engine, text
 from ingest.cli import main
 from ingest.clock import unix_ms
 from ingest.ledger import DeliveryResult, DeliveryState, InstanceState, Ledger
-from ingest.ledger.delivery_admin import DeliveryFilter
+from ingest.ledger.delivery_filter import DeliveryFilter
 from ingest.workers.store.filesystem import FileStore
 from tests.support.ledgers import row
 

@@ -10,8 +10,8 @@ from sqlalchemy import update
 
 from ingest.cli import main
 from ingest.cli._options import INSTANCE_STATES
-from ingest.ledger import DeliveryResult, DeliveryState, InstanceState, Ledger, index
-from ingest.ledger.index import InstanceFilter
+from ingest.ledger import DeliveryResult, DeliveryState, InstanceState, Ledger, instance_lists
+from ingest.ledger.instance_filter import InstanceFilter
 from ingest.ledger.schema import studies
 from tests.support.instances import Made
 from tests.support.ledgers import row
@@ -75,12 +75,16 @@ def test_instances_are_found_by_what_is_known_of_them(ledger: Ledger) -> None:
         (InstanceFilter(until=50, states=(STORED,)), [1]),
         (InstanceFilter(study_uid="nobody's"), []),
     ):
-        assert [one.instance.id for one in ledger.index.find_instances(which)] == expected, which
-        assert [one.instance.id for one in ledger.index.find_instances(which, 2)] == expected[:2], which
+        assert [one.instance.id for one in ledger.instance_lists.find_instances(which)] == expected, which
+        assert [one.instance.id for one in ledger.instance_lists.find_instances(which, 2)] == expected[:2], (
+            which
+        )
         if expected:
-            rest = ledger.index.find_instances(which, before=expected[0])
+            rest = ledger.instance_lists.find_instances(which, before=expected[0])
             assert [one.instance.id for one in rest] == expected[1:], which
-    found = {one.instance.id: one.deliveries for one in ledger.index.find_instances(InstanceFilter())}
+    found = {
+        one.instance.id: one.deliveries for one in ledger.instance_lists.find_instances(InstanceFilter())
+    }
     assert found[1] == found[2] == {"pacs": DeliveryState.WAITING}
     assert found[3] == found[4] == {}
 
@@ -102,7 +106,7 @@ def test_studies_are_summed_the_newest_first(ledger: Ledger) -> None:
     ledger.deliveries.record_results(
         "ai", [DeliveryResult(id=leased.id, owner="w", state=DeliveryState.DEAD)], 100
     )
-    two, three, one, copied = ledger.index.find_studies(InstanceFilter())
+    two, three, one, copied = ledger.study_lists.find_studies(InstanceFilter())
     assert [copied.study_uid, two.study_uid, three.study_uid, one.study_uid] == ["4", "2", "3", "1"]
     assert (copied.instances, copied.copies, copied.size) == (1, 2, 3000)
     assert (one.instances, one.size, one.first_at, one.last_at) == (2, 2000, 10, 20)
@@ -118,8 +122,8 @@ def test_studies_are_summed_the_newest_first(ledger: Ledger) -> None:
         (InstanceFilter(since=35, until=45), ["3"]),
         (InstanceFilter(since=60), []),
     ):
-        assert [study.study_uid for study in ledger.index.find_studies(which)] == expected, which
-    assert [study.study_uid for study in ledger.index.find_studies(InstanceFilter(), 2)] == ["2", "3"]
+        assert [study.study_uid for study in ledger.study_lists.find_studies(which)] == expected, which
+    assert [study.study_uid for study in ledger.study_lists.find_studies(InstanceFilter(), 2)] == ["2", "3"]
 
 
 @pytest.mark.parametrize(
@@ -154,7 +158,7 @@ def test_studies_are_stable_that_got_nothing_for_long(
             row(5, study_uid="4", received_at=5, stored_at=900, state=QUARANTINED, destinations=()),
         ]
     )
-    found = ledger.index.find_studies(which, limit, lately=500, stable=stable)
+    found = ledger.study_lists.find_studies(which, limit, lately=500, stable=stable)
     assert [one.study_uid for one in found] == expected
     assert {one.study_uid: one.stable for one in found} == {uid: uid in {"2", "4"} for uid in expected}
 
@@ -175,7 +179,7 @@ def test_listing_reads_the_newest_first_without_sorting(
     opened = Ledger(f"sqlite:///{tmp_path}/ledger.db")
     opened.migrate()
     with opened.database.begin_read() as connection:
-        for query in index._select_by_state(which, None):
+        for query in instance_lists._select_by_state(which, which.build_clauses()):
             text = query.limit(5).compile(connection, compile_kwargs={"literal_binds": True})
             plan = connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {text}").all()
             said = " ".join(str(step) for step in plan)

@@ -12,7 +12,7 @@ from ingest.clock import unix_ms
 from ingest.config.model import Config, Destination, WorkerSettings
 from ingest.dicom import uids, wire
 from ingest.ledger import CircuitState
-from ingest.ledger.delivery_admin import DeliveryFilter
+from ingest.ledger.delivery_filter import DeliveryFilter
 from ingest.queue.wakeups import hold_key
 from ingest.workers.forward.worker import count_slots
 from tests.support.drains import drain_once

@@ -9,7 +9,7 @@ from ingest.cli import main
 from ingest.clock import unix_ms
 from ingest.config.model import TLS
 from ingest.ledger import UNRELEASED, DeliveryState, DeliveryTerms
-from ingest.ledger.delivery_admin import DeliveryFilter
+from ingest.ledger.delivery_filter import DeliveryFilter
 from ingest.operations.deliveries import release_deliveries
 from tests.support.forwarding import Forwarding
 from tests.support.instances import EXPLICIT, Made

@@ -8,7 +8,7 @@ import pytest
 from ingest.cli import main
 from ingest.config.model import TLS
 from ingest.errors import UnknownDestinationError
-from ingest.ledger.delivery_admin import DeliveryFilter
+from ingest.ledger.delivery_filter import DeliveryFilter
 from ingest.operations.deliveries import pause_destination, resume_destination, retry_deliveries
 from tests.support.drains import drain_once
 from tests.support.forwarding import Forwarding

@@ -9,7 +9,7 @@ from sqlalchemy import update
 from ingest.errors import LedgerError
 from ingest.ledger import DeliveryResult, DeliveryState, InstanceState, Ledger, backfill
 from ingest.ledger.backfill import BackfillCounts
-from ingest.ledger.index import InstanceFilter
+from ingest.ledger.instance_filter import InstanceFilter
 from ingest.ledger.schema import deliveries, instances
 from tests.support.ledgers import delivery_states, row
 from tests.support.nodes import eventually

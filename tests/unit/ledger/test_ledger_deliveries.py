@@ -9,7 +9,7 @@ import pytest
 from sqlalchemy import event
 
 from ingest.ledger import Delivery, DeliveryResult, DeliveryState, Ledger
-from ingest.ledger.delivery_admin import DeliveryFilter
+from ingest.ledger.delivery_filter import DeliveryFilter
 from tests.support.ledgers import row
 
 

@@ -6,8 +6,9 @@ import pytest
 from sqlalchemy import update
 
 from ingest.dicom.study_attributes import StudyAttributes, make_name_keys
-from ingest.ledger import DeliveryResult, DeliveryState, InstanceState, Ledger, delivery_admin
-from ingest.ledger.delivery_admin import CHUNK, DeliveryFilter
+from ingest.ledger import DeliveryResult, DeliveryState, InstanceState, Ledger, delivery_lists
+from ingest.ledger.delivery_admin import CHUNK
+from ingest.ledger.delivery_filter import DeliveryFilter
 from ingest.ledger.schema import deliveries
 from tests.support.ledgers import delivery_states, row
 
@@ -136,8 +137,7 @@ def test_more_than_one_transaction_holds_are_changed_all(ledger: Ledger) -> None
 def test_deliveries_are_found_and_sent_again_by_their_study(
     ledger: Ledger, conditions: dict[str, Any], expected: list[int], few: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(delivery_admin, "FEW", few)
-    monkeypatch.setattr(delivery_admin, "MANY", few)
+    monkeypatch.setattr(delivery_lists, "FEW", few)
     for number in range(1, 5):
         attributes = StudyAttributes(
             level="full",

@@ -9,11 +9,19 @@ from alembic import command
 from sqlalchemy import insert, inspect, text
 
 from ingest.dicom.study_attributes import StudyAttributeReader, StudyAttributes, make_name_keys
-from ingest.ledger import DeliveryResult, DeliveryState, InstanceState, Ledger
-from ingest.ledger import index as study_lists
-from ingest.ledger.index import InstanceFilter, StudySort
+from ingest.ledger import (
+    DeliveryResult,
+    DeliveryState,
+    InstanceState,
+    Ledger,
+    instance_lists,
+    newest_first,
+    study_lists,
+)
+from ingest.ledger.instance_filter import InstanceFilter
 from ingest.ledger.migrations import configuration
 from ingest.ledger.schema import series, studies, study_senders
+from ingest.ledger.study_lists import StudySort
 from tests.support.ledgers import row
 
 YAMADA = "Yamada^Tarou=山田^太郎=やまだ^たろう"
@@ -31,7 +39,7 @@ def read(values: dict[int, bytes], level: Any = "full") -> StudyAttributes:
 
 
 def uids(ledger: Ledger, **conditions: Any) -> list[str]:
-    return [one.study_uid for one in ledger.index.find_studies(InstanceFilter(**conditions))]
+    return [one.study_uid for one in ledger.study_lists.find_studies(InstanceFilter(**conditions))]
 
 
 # --- decoding
@@ -107,18 +115,18 @@ def test_level_decides_what_is_read() -> None:
 def test_newest_values_win_and_different_patients_are_said(ledger: Ledger) -> None:
     old = attributes(patient_id="P1", patient_name="Doe^John", accession_number="A1", modality="CT")
     ledger.instances.record([row(1, attributes=old), row(2, attributes=attributes(study_date="20260101"))])
-    [found] = ledger.index.find_studies(InstanceFilter())
+    [found] = ledger.study_lists.find_studies(InstanceFilter())
     assert (found.patient_id, found.accession_number, found.study_date) == ("P1", "A1", "20260101")
     assert not found.patients_differ
     new = attributes(patient_id="P2", accession_number="A2", modality="MR")
     ledger.instances.record([row(3, attributes=new, series_uid="1.9", calling_ae="MR1")])
-    [found] = ledger.index.find_studies(InstanceFilter())
+    [found] = ledger.study_lists.find_studies(InstanceFilter())
     assert (found.patient_id, found.patient_name, found.accession_number) == ("P2", "", "A2")
     assert (found.patients_differ, found.calling_ae, found.modalities) == (True, "MR1", ("CT", "MR"))
     assert uids(ledger, accession_number="A1") == []
     both = [attributes(patient_id="P3"), attributes(patient_id="P4")]
     ledger.instances.record([row(4 + n, study_uid="2", attributes=one) for n, one in enumerate(both)])
-    [found] = ledger.index.find_studies(InstanceFilter(study_uid="2"))
+    [found] = ledger.study_lists.find_studies(InstanceFilter(study_uid="2"))
     assert (found.patient_id, found.patients_differ) == ("P4", True)
 
 
@@ -127,7 +135,10 @@ def test_quarantined_instance_describes_only_a_new_study(ledger: Ledger) -> None
     ledger.instances.record([row(1, attributes=attributes(patient_id="P1", modality="CT"))])
     aside = {"state": InstanceState.QUARANTINED, "destinations": (), "attributes": wrong}
     ledger.instances.record([row(2, store_key="q1", **aside), row(3, study_uid="2", store_key="q2", **aside)])
-    first, second = ledger.index.find_studies(InstanceFilter(study_uid="1")), uids(ledger, patient_id="OTHER")
+    first, second = (
+        ledger.study_lists.find_studies(InstanceFilter(study_uid="1")),
+        uids(ledger, patient_id="OTHER"),
+    )
     assert (first[0].patient_id, first[0].modalities, first[0].patients_differ) == ("P1", ("CT",), False)
     assert second == ["2"]
     released = row(3, study_uid="2", attributes=attributes(patient_id="P2"))
@@ -242,7 +253,9 @@ def test_studies_and_instances_are_found_by_what_is_known(
     searched: Ledger, conditions: dict[str, Any], expected: str, rare: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(study_lists, "RARE", rare)
-    monkeypatch.setattr(study_lists, "FIRST_STUDIES", 2)
+    monkeypatch.setattr(study_lists, "RARE_ROWS", rare)
+    monkeypatch.setattr(newest_first, "FIRST_STUDIES", 2)
+    monkeypatch.setattr(instance_lists, "RARE_STATES", rare)
     leased = searched.deliveries.lease_due("pacs", "w", 10, 100, 1000)
     results = [
         DeliveryResult(id=one.id, owner="w", state=DeliveryState.DEAD)
@@ -253,11 +266,11 @@ def test_studies_and_instances_are_found_by_what_is_known(
     searched.deliveries.record_results("pacs", results, 200)
     which = InstanceFilter(**conditions)
     assert "".join(uids(searched, **conditions)) == expected
-    found = [one.instance.study_uid for one in searched.index.find_instances(which)]
+    found = [one.instance.study_uid for one in searched.instance_lists.find_instances(which)]
     assert "".join(found) == expected
     paged: list[str] = []
     before = None
-    while page := searched.index.find_instances(which, 1, before=before):
+    while page := searched.instance_lists.find_instances(which, 1, before=before):
         paged.append(page[0].instance.study_uid)
         before = page[0].instance.id
     assert paged == found
@@ -267,12 +280,12 @@ def test_studies_and_instances_are_found_by_what_is_known(
 @pytest.mark.parametrize("ascending", [False, True])
 def test_pages_follow_each_other_in_every_order(searched: Ledger, sort: StudySort, ascending: bool) -> None:
     how: Any = {"sort": sort, "ascending": ascending}
-    whole = [one.study_uid for one in searched.index.find_studies(InstanceFilter(), **how)]
+    whole = [one.study_uid for one in searched.study_lists.find_studies(InstanceFilter(), **how)]
     assert sorted(whole) == ["1", "2", "3", "4", "5"]
     assert (whole[0] == "5") is ((sort == "received") is not ascending)
     paged: list[str] = []
     after = None
-    while page := searched.index.find_studies(InstanceFilter(), 2, after=after, **how):
+    while page := searched.study_lists.find_studies(InstanceFilter(), 2, after=after, **how):
         paged += [one.study_uid for one in page]
         after = page[-1].last_at, page[-1].study_uid
     assert paged == whole
@@ -361,11 +374,11 @@ def test_ledger_without_an_index_gets_studies_from_its_rows(tmp_path: Path) -> N
                     f"INSERT INTO instances ({', '.join(values)}) VALUES ({marks})", tuple(values.values())
                 )
         ledger.migrate()
-        first, second = ledger.index.find_studies(InstanceFilter())
+        first, second = ledger.study_lists.find_studies(InstanceFilter())
         assert (first.study_uid, first.first_at, first.last_at, first.calling_ae) == ("1", 10, 30, "CT3")
         assert (second.study_uid, second.instances) == ("2", 1)
         assert uids(ledger, calling_ae="CT1") == ["1"]
-        assert [one.series_uid for one in ledger.index.find_series("1")] == ["1", "3"]
+        assert [one.series_uid for one in ledger.study_lists.find_series("1")] == ["1", "3"]
         assert ledger.reindexing.read_progress("none").left == 2
 
 
@@ -373,7 +386,7 @@ def test_rows_written_a_moment_ago_get_only_new_times(ledger: Ledger) -> None:
     one = attributes(patient_id="P1", accession_number="A1")
     for number, at in ((1, 20), (2, 30), (3, 10)):
         ledger.instances.record([row(number, attributes=one, received_at=at, stored_at=at + 5)])
-    [found] = ledger.index.find_studies(InstanceFilter(patient_id="P1"))
+    [found] = ledger.study_lists.find_studies(InstanceFilter(patient_id="P1"))
     assert (found.first_at, found.last_at, found.instances) == (10, 30, 3)
     with ledger.database.begin_read() as connection:
         stored = connection.execute(studies.select()).mappings().one()

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from ingest.ledger import DeliveryResult, DeliveryState, InstanceState, Ledger
-from ingest.ledger.delivery_admin import DeliveryFilter
+from ingest.ledger.delivery_filter import DeliveryFilter
 from ingest.ledger.variants import DEFER_MILLISECONDS, SLACK_MILLISECONDS
 from tests.support.instances import EXPLICIT, IMPLICIT
 from tests.support.ledgers import delivery_states, row

@@ -79,7 +79,7 @@ def kill_deliveries(ledger: Ledger) -> None:
 
 
 def revive_deliveries(ledger: Ledger) -> None:
-    from ingest.ledger.delivery_admin import DeliveryFilter
+    from ingest.ledger.delivery_filter import DeliveryFilter
 
     ledger.delivery_admin.drop_deliveries(DeliveryFilter(destination="pacs"), "test", 300, dry_run=False)
 

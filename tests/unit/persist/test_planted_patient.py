@@ -88,7 +88,7 @@ def test_planted_patient_is_in_no_log_queue_or_run_folder(either_ledger: Callabl
     site.receive(Planted(sop="1.9"), suffix=".C000")
     logged = run_worker(config, site.settled)
     with site.ledger() as ledger:
-        [found, *_] = ledger.index.find_studies(_filter(accession_number="PLANTEDACC"))
+        [found, *_] = ledger.study_lists.find_studies(_filter(accession_number="PLANTEDACC"))
         assert found.patient_name.startswith("PLANTEDNAME")
         with ledger.database.begin_write() as connection:
             # The next row cannot be written, and the database says why.
@@ -104,7 +104,7 @@ def test_planted_patient_is_in_no_log_queue_or_run_folder(either_ledger: Callabl
 
 
 def _filter(**conditions: Any) -> Any:
-    from ingest.ledger.index import InstanceFilter
+    from ingest.ledger.instance_filter import InstanceFilter
 
     return InstanceFilter(**conditions)
 

@@ -13,7 +13,7 @@ from sqlalchemy import select, update
 from ingest.cli import main
 from ingest.dicom.study_attributes import StudyAttributeReader
 from ingest.errors import StoreMissingError
-from ingest.ledger.index import InstanceFilter
+from ingest.ledger.instance_filter import InstanceFilter
 from ingest.ledger.schema import series, studies
 from ingest.workers.study_reindex import StudyReindexer, reindex_studies
 from tests.support.instances import Made, element
@@ -78,9 +78,9 @@ def test_persisted_instance_can_be_found_at_once(site: Site) -> None:
     with site.ledger() as ledger:
         for study in ("1.7", "1.8", "1.9"):
             which = InstanceFilter(accession_number=f"ACC{study}", patient_id="PID*", modality="CT")
-            [found] = ledger.index.find_studies(which)
+            [found] = ledger.study_lists.find_studies(which)
             assert (found.study_uid, found.study_date, found.patient_name) == (study, "20260131", "")
-            [of] = ledger.index.find_series(study)
+            [of] = ledger.study_lists.find_series(study)
             assert (of.series_number, of.modality, of.instances) == (7, "CT", 1)
 
 
@@ -97,7 +97,7 @@ def test_older_ledger_is_indexed_by_an_idle_worker(
         "1.8": ("ACC1.8", "", "identifiers"),
     }
     with site.ledger() as ledger:
-        assert [one.series_number for one in ledger.index.find_series("1.7")] == [7]
+        assert [one.series_number for one in ledger.study_lists.find_series("1.7")] == [7]
 
 
 def test_step_ends_in_time_and_goes_on_with_the_same_study(site: Site) -> None:
@@ -112,7 +112,7 @@ def test_step_ends_in_time_and_goes_on_with_the_same_study(site: Site) -> None:
             steps += 1
             assert columns(site)["1.7"][2] == "" or steps > 5
         assert steps > 5
-        assert len(ledger.index.find_series("1.7")) == 5
+        assert len(ledger.study_lists.find_series("1.7")) == 5
     assert columns(site)["1.7"][2] == "identifiers"
 
 
@@ -129,7 +129,7 @@ def test_other_level_adds_and_removes_attributes(site: Site) -> None:
         assert (progress.studies, progress.left, progress.unreadable) == (1, 0, 0)
         assert columns(site)["1.7"] == expected[level], level
         with site.ledger() as ledger:
-            [of] = ledger.index.find_series("1.7")
+            [of] = ledger.study_lists.find_series("1.7")
             assert (of.modality, of.series_number) == (("", None) if level == "none" else ("CT", 7))
 
 

@@ -11,7 +11,7 @@ from sqlalchemy import make_url
 
 from ingest.alarms import standing_alarms
 from ingest.ledger import DeliveryState, Instance, InstanceState, Ledger
-from ingest.ledger.index import InstanceFilter
+from ingest.ledger.instance_filter import InstanceFilter
 from ingest.ledger.migrations import configuration
 from ingest.operations.instances import list_instances, quarantined_to_json
 from ingest.status.report import gather_status

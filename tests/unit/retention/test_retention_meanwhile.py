@@ -17,7 +17,7 @@ from sqlalchemy import func, select, update
 from ingest.clock import unix_ms
 from ingest.filesystem.locks import try_lock
 from ingest.ledger import DeliveryState, InstanceState
-from ingest.ledger.delivery_admin import DeliveryFilter
+from ingest.ledger.delivery_filter import DeliveryFilter
 from ingest.ledger.retention import Retention
 from ingest.ledger.schema import deliveries, instances
 from ingest.workers.retention.policy import DAY_MS

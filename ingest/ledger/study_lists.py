@@ -1,41 +1,27 @@
-"""The instance index: lists instances and studies, the newest first.
+"""Lists of studies in several orders, with numbers of their instances and deliveries, and of their series."""
 
-Every list is read by a range of an index, however many rows the ledger has:
-
-- A condition that only a study knows selects studies first. An instance is never newer than the newest one of
-  its study, so the studies are read in the order of their newest instances until there are enough.
-- A condition about deliveries that matches few of them selects their instances first. If it matches many, the
-  newest ones are found soon.
-"""
-
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Final, Literal, TypeVar
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, Literal
 
 from sqlalchemy import ColumnElement, Connection, RowMapping, Select, and_, exists, func, or_, select, tuple_
 
 from ingest.ledger.database import Database
-from ingest.ledger.instances import CHUNK, to_instance
-from ingest.ledger.records import DeliveryState, Instance, InstanceState
+from ingest.ledger.instance_filter import InstanceFilter
+from ingest.ledger.newest_first import hide_from_indexes, list_pairs, select_delivered, split_chunks
+from ingest.ledger.records import DeliveryState, InstanceState
+from ingest.ledger.row_counts import count_instances
 from ingest.ledger.row_values import clean_value
-from ingest.ledger.schema import TIMES, deliveries, instances, series, studies, study_senders
-from ingest.ledger.study_filter import StudyFilter
-
-_T = TypeVar("_T")
+from ingest.ledger.schema import deliveries, instances, series, studies, study_senders
 
 RARE: Final = 1000
 """Rows of a condition that are read to find out whether it is rare."""
 
-RARE_DELIVERIES: Final = 20_000
-"""The same for deliveries. More are read, because each study has many."""
-
-FIRST_STUDIES: Final = 10
-"""Studies whose instances are read first. Each further read has twice as many."""
+RARE_ROWS: Final = 20_000
+"""The same for instances and deliveries. More are read, because each study has many."""
 
 StudySort = Literal["received", "date", "name", "patient_id", "accession"]
 
-# The concatenation keeps SQLite from the index of `state` when another index is far more selective.
-_state: Final = instances.c.state.concat("")
 _SORTED_BY: Final = {
     "date": studies.c.study_date,
     "name": studies.c.name_alphabetic,
@@ -46,85 +32,6 @@ STUDY_COLUMNS: Final = (
     *("patient_id", "issuer_of_patient_id", "patient_name", "accession_number"),
     *("study_date", "study_time", "study_description", "institution_name", "calling_ae", "patients_differ"),
 )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class InstanceFilter(StudyFilter):
-    """Conditions for instances; a condition that is None does not apply.
-
-    Attributes:
-        states: States of the instance.
-        calling_ae: AE title of the sender.
-        since, until: Time of arrival, in Unix milliseconds; `until` is excluded.
-        destination: Name of a destination that the instance has a delivery to.
-        delivery_states: States of that delivery, or of any delivery.
-    """
-
-    study_uid: str | None = None
-    series_uid: str | None = None
-    sop_instance_uid: str | None = None
-    states: Collection[InstanceState] = ()
-    calling_ae: str | None = None
-    since: int | None = None
-    until: int | None = None
-    destination: str | None = None
-    delivery_states: Collection[DeliveryState] = ()
-
-    @property
-    def asks_for_deliveries(self) -> bool:
-        """Whether there is a condition for deliveries."""
-        return self.destination is not None or bool(self.delivery_states)
-
-    @property
-    def asks_for_studies(self) -> bool:
-        """Whether a condition is found by the study index."""
-        others = (self.series_uid, self.calling_ae, self.since, self.until)
-        return self.needs_index or any(value is not None for value in others)
-
-    @property
-    def names_object(self) -> bool:
-        """Whether an index of `instances` has the few that match."""
-        return self.study_uid is not None or self.sop_instance_uid is not None
-
-    def build_clauses(self) -> list[ColumnElement[bool]]:
-        """Return all conditions except those on states, as SQL over `instances`."""
-        columns = instances.c
-        clauses = [
-            column == value
-            for column, value in (
-                (columns.study_uid, self.study_uid),
-                (columns.series_uid, self.series_uid),
-                (columns.sop_instance_uid, self.sop_instance_uid),
-                (columns.calling_ae, self.calling_ae),
-            )
-            if value is not None
-        ]
-        if self.since is not None:
-            clauses.append(columns.received_at >= self.since)
-        if self.until is not None:
-            clauses.append(columns.received_at < self.until)
-        if self.asks_for_deliveries:
-            clauses.append(
-                exists().where(deliveries.c.instance_id == columns.id, *self.build_delivery_clauses())
-            )
-        return clauses + self.build_membership_clauses()
-
-    def build_delivery_clauses(self) -> list[ColumnElement[bool]]:
-        """Return the conditions for deliveries as SQL over `deliveries`."""
-        clauses: list[ColumnElement[bool]] = []
-        if self.destination is not None:
-            clauses.append(deliveries.c.destination == self.destination)
-        if self.delivery_states:
-            clauses.append(deliveries.c.state.in_([state.value for state in self.delivery_states]))
-        return clauses
-
-
-@dataclass(frozen=True, slots=True)
-class FoundInstance:
-    """An instance and the states of its deliveries, by destination."""
-
-    instance: Instance
-    deliveries: Mapping[str, DeliveryState] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,40 +92,14 @@ class FoundSeries:
     states: Mapping[InstanceState, int]
 
 
-class InstanceIndex:
-    """Lists instances and studies.
+class StudyLists:
+    """Lists studies and their series.
 
     Every method is one transaction. It raises LedgerError while the database is unavailable.
     """
 
     def __init__(self, database: Database) -> None:
         self._database = database
-
-    def find_instances(
-        self, which: InstanceFilter, limit: int = 100, *, before: int | None = None
-    ) -> list[FoundInstance]:
-        """Return instances that match, the newest first.
-
-        Args:
-            which: The conditions.
-            limit: Maximum number of instances.
-            before: Only ids below this one; the last id of the previous page.
-        """
-        with self._database.begin_read() as connection:
-            if which.asks_for_studies and not which.names_object and _prefers_studies(which):
-                ids = _find_by_studies(connection, which, limit, before)
-            elif which.asks_for_deliveries and not which.names_object:
-                ids = _find_by_deliveries(connection, which, limit, before)
-            else:
-                ids = [
-                    number
-                    for query in _select_by_state(which, before)
-                    for number in connection.execute(query.limit(limit)).scalars()
-                ]
-            ids = sorted(ids, reverse=True)[:limit]
-            rows = _find_rows(connection, ids)
-            states = _find_delivery_states(connection, ids)
-        return [FoundInstance(rows[number], states.get(number, {})) for number in ids if number in rows]
 
     def find_studies(
         self,
@@ -256,7 +137,7 @@ class InstanceIndex:
             rows = {row["study_uid"]: row for row in connection.execute(query).mappings()}
             found = {
                 uid: study
-                for chunk in _chunks(list(rows))
+                for chunk in split_chunks(list(rows))
                 for uid, study in _summarize(connection, chunk, rows, lately)
             }
         return [found[uid] for uid in rows if uid in found]
@@ -321,138 +202,6 @@ class InstanceIndex:
             for destination, state, count in connection.execute(query):
                 found.setdefault(destination, {})[state] = count
         return found
-
-
-# --- instances
-
-
-def _select_by_state(which: InstanceFilter, before: int | None) -> Iterator[Select[Any]]:
-    """Yield one query for each state. An index has the newest rows of one state, but not those of several."""
-    query = select(instances.c.id).where(*which.build_clauses()).order_by(instances.c.id.desc())
-    if before is not None:
-        query = query.where(instances.c.id < before)
-    if not which.states:
-        yield query
-    elif which.study_uid is None and which.sop_instance_uid is None:
-        for state in which.states:
-            yield query.where(instances.c.state == state.value)
-    else:
-        yield query.where(_state.in_([state.value for state in which.states]))
-
-
-def _prefers_studies(which: InstanceFilter) -> bool:
-    """Whether studies are read first, and not deliveries or the instances of a state."""
-    return which.names_patient_or_order or not which.asks_for_deliveries
-
-
-def _find_by_studies(
-    connection: Connection, which: InstanceFilter, limit: int, before: int | None
-) -> list[int]:
-    """Return the ids of the newest matching instances, from the studies with the newest instances."""
-    clauses = build_study_clauses(connection, which)
-    conditions = which.build_clauses()
-    if which.states:
-        conditions.append(_state.in_([state.value for state in which.states]))
-    if before is not None:
-        clauses.append(studies.c.first_id < before)
-        conditions.append(instances.c.id < before)
-    # The sum keeps both databases from a walk through all instances in the order of their ids.
-    query = select(instances.c.id).where(*conditions).order_by((instances.c.id + 0).desc()).limit(limit)
-    newest = select(studies.c.study_uid, studies.c.last_id).where(*clauses).order_by(studies.c.last_id.desc())
-    found: list[int] = []
-    last: int | None = None
-    size = FIRST_STUDIES
-    while True:
-        page = connection.execute(
-            (newest if last is None else newest.where(studies.c.last_id < last)).limit(size)
-        ).all()
-        if page:
-            uids = [row.study_uid for row in page]
-            found += connection.execute(query.where(instances.c.study_uid.in_(uids))).scalars()
-            found = sorted(found, reverse=True)[:limit]
-            last = page[-1].last_id
-        if len(page) < size or (len(found) == limit and last is not None and found[-1] > last):
-            return found
-        size = min(2 * size, CHUNK)
-
-
-def _find_by_deliveries(
-    connection: Connection, which: InstanceFilter, limit: int, before: int | None
-) -> list[int]:
-    """Return the ids of the newest matching instances, from the deliveries that match."""
-    pairs = _list_delivery_pairs(connection, which)
-    conditions = which.build_clauses()
-    if which.states:
-        conditions.append(_state.in_([state.value for state in which.states]))
-    found: list[int] = []
-    size = max(min(limit, CHUNK), 100)
-    while len(found) < limit:
-        ids: set[int] = set()
-        for destination, state in pairs:
-            for of_time in TIMES:
-                query = _select_delivered(destination, state, of_time)
-                if before is not None:
-                    query = query.where(deliveries.c.instance_id < before)
-                ids.update(connection.execute(query.limit(size)).scalars())
-        newest = sorted(ids, reverse=True)[:size]
-        if not newest:
-            break
-        query = select(instances.c.id).where(instances.c.id.in_(newest), *conditions)
-        found += connection.execute(query).scalars()
-        before = newest[-1]
-    return sorted(found, reverse=True)[:limit]
-
-
-def _select_delivered(destination: str, state: DeliveryState, of_time: ColumnElement[bool]) -> Select[Any]:
-    """Select instance ids by the index of due deliveries, the newest first."""
-    columns = deliveries.c
-    return (
-        select(columns.instance_id)
-        .where(columns.destination == destination, columns.state == state.value, of_time)
-        .order_by(columns.instance_id.desc())
-    )
-
-
-def _list_delivery_pairs(connection: Connection, which: InstanceFilter) -> list[tuple[str, DeliveryState]]:
-    """Return the pairs of destination and state that a filter asks for. An index has those of each pair."""
-    names = [which.destination] if which.destination is not None else list_destinations(connection)
-    return [(name, state) for name in names for state in which.delivery_states or tuple(DeliveryState)]
-
-
-def list_destinations(connection: Connection) -> list[str]:
-    """Return the destinations that have deliveries. Each step reads one entry of an index."""
-    names: list[str] = []
-    query = select(func.min(deliveries.c.destination))
-    while name := connection.execute(
-        query.where(deliveries.c.destination > names[-1]) if names else query
-    ).scalar():
-        names.append(name)
-    return names
-
-
-def _find_rows(connection: Connection, ids: Sequence[int]) -> dict[int, Instance]:
-    return {
-        row["id"]: to_instance(row)
-        for chunk in _chunks(ids)
-        for row in connection.execute(select(instances).where(instances.c.id.in_(chunk))).mappings()
-    }
-
-
-def _find_delivery_states(connection: Connection, ids: Sequence[int]) -> dict[int, dict[str, DeliveryState]]:
-    columns = deliveries.c
-    found: dict[int, dict[str, DeliveryState]] = {}
-    for chunk in _chunks(ids):
-        query = (
-            select(columns.instance_id, columns.destination, columns.state)
-            .where(columns.instance_id.in_(chunk))
-            .order_by(columns.instance_id, columns.destination)
-        )
-        for number, destination, state in connection.execute(query):
-            found.setdefault(number, {})[destination] = DeliveryState(state)
-    return found
-
-
-# --- studies
 
 
 def select_studies(
@@ -541,42 +290,61 @@ def _build_time_clauses(which: InstanceFilter) -> list[ColumnElement[bool]]:
 
 
 def _build_state_clause(connection: Connection, which: InstanceFilter) -> ColumnElement[bool]:
-    common = exists().where(
-        instances.c.study_uid == studies.c.study_uid, _state.in_([state.value for state in which.states])
+    counts = count_instances(connection)
+    clauses = [instances.c.state == state.value for state in which.states]
+    if sum(counts.get(state, 0) for state in which.states) <= RARE_ROWS:
+        uids = {
+            uid
+            for clause in clauses
+            for uid in connection.execute(select(instances.c.study_uid).where(clause)).scalars()
+        }
+        return studies.c.study_uid.in_(uids)
+    queries = [select(instances.c.id).where(clause) for clause in clauses]
+    common = exists().where(instances.c.study_uid == studies.c.study_uid, *which.build_state_clauses())
+    return and_(_build_span_clause(connection, queries, instances.c.id), common)
+
+
+def _build_span_clause(
+    connection: Connection, queries: Sequence[Select[Any]], number: ColumnElement[int]
+) -> ColumnElement[bool]:
+    """Return the condition that studies have instances between the first and the last one of some queries.
+
+    Other studies need no closer look.
+    """
+    first, last = (
+        [connection.execute(query.order_by(None).order_by(order).limit(1)).scalar() for query in queries]
+        for order in (number.asc(), number.desc())
     )
-    parts = [
-        _choose(connection, select(instances.c.study_uid).where(instances.c.state == state.value), common)
-        for state in which.states
-    ]
-    return or_(*parts)
+    return and_(
+        studies.c.last_id >= min((each for each in first if each is not None), default=0),
+        studies.c.first_id <= max((each for each in last if each is not None), default=0),
+    )
 
 
 def _build_delivery_clause(connection: Connection, which: InstanceFilter) -> ColumnElement[bool]:
     ids: set[int] = set()
-    for destination, state in _list_delivery_pairs(connection, which):
-        for of_time in TIMES:
-            query = _select_delivered(destination, state, of_time).limit(RARE_DELIVERIES + 1)
-            ids.update(connection.execute(query).scalars())
-    if len(ids) <= RARE_DELIVERIES:
+    pairs = list_pairs(connection, which.destination, which.delivery_states)
+    queries = [query for pair in pairs for query in select_delivered(*pair)]
+    for query in queries:
+        ids.update(connection.execute(query.limit(RARE_ROWS + 1)).scalars())
+    if len(ids) <= RARE_ROWS:
         return studies.c.study_uid.in_(_find_study_uids(connection, list(ids)))
-    conditions = [deliveries.c.instance_id == instances.c.id, *which.build_delivery_clauses()]
-    if connection.dialect.name == "sqlite":
-        # The concatenations keep SQLite from reading all deliveries of the state again for each study.
-        conditions = [deliveries.c.instance_id == instances.c.id]
-        if which.destination is not None:
-            conditions.append(deliveries.c.destination.concat("") == which.destination)
-        if which.delivery_states:
-            states = [state.value for state in which.delivery_states]
-            conditions.append(deliveries.c.state.concat("").in_(states))
+    # Otherwise SQLite would read all deliveries of the state again for each study.
+    conditions: list[ColumnElement[bool]] = [deliveries.c.instance_id == instances.c.id]
+    if which.destination is not None:
+        column = hide_from_indexes(connection, deliveries.c.destination)
+        conditions.append(column == which.destination)
+    if which.delivery_states:
+        column = hide_from_indexes(connection, deliveries.c.state)
+        conditions.append(column.in_([state.value for state in which.delivery_states]))
     common = exists().where(instances.c.study_uid == studies.c.study_uid, *conditions)
-    # Studies that began later have no such delivery, and need no closer look.
-    return and_(studies.c.first_id <= max(ids), common)
+    return and_(_build_span_clause(connection, queries, deliveries.c.instance_id), common)
 
 
 def _find_study_uids(connection: Connection, ids: Sequence[int]) -> set[str]:
     return {
         uid
-        for chunk in _chunks(ids)
+        for chunk in split_chunks(ids)
         for uid in connection.execute(
             select(instances.c.study_uid).where(instances.c.id.in_(chunk)).distinct()
         ).scalars()
@@ -659,8 +427,3 @@ def _make_series(
         states={state: values[0] for state, values in states.items()},
         **{name: row[name] if row else "" for name in names},
     )
-
-
-def _chunks(values: Sequence[_T]) -> Iterator[Sequence[_T]]:
-    for start in range(0, len(values), CHUNK):
-        yield values[start : start + CHUNK]
