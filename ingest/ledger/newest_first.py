@@ -7,10 +7,23 @@ Every list of instances or deliveries has this order, so any index may lead to i
 - Pairs of a destination and a state: the index of due deliveries has the instances of each pair in order.
 """
 
+import json
 from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any, Final, TypeVar
 
-from sqlalchemy import ColumnElement, Connection, Integer, Row, Select, func, select
+from sqlalchemy import (
+    ARRAY,
+    ColumnElement,
+    CompoundSelect,
+    Connection,
+    Integer,
+    Row,
+    Select,
+    any_,
+    func,
+    literal,
+    select,
+)
 
 from ingest.ledger.instances import CHUNK
 from ingest.ledger.records import DeliveryState
@@ -102,7 +115,7 @@ def read_by_pairs(
 
 
 def select_delivered(destination: str, state: DeliveryState) -> Iterator[Select[Any]]:
-    """Select the instances of a pair by the index of due deliveries, the newest first, in the parts of `TIMES`."""
+    """Select the newest instances of a pair by the index of due deliveries, once for each of `TIMES`."""
     columns = deliveries.c
     query = (
         select(columns.instance_id)
@@ -130,6 +143,26 @@ def list_destinations(connection: Connection) -> list[str]:
     ).scalar():
         names.append(name)
     return names
+
+
+def read_if_few(
+    connection: Connection, query: Select[Any] | CompoundSelect[Any], most: int
+) -> list[Any] | None:
+    """Return the values of a query; None if there are more than `most`."""
+    # Without reading the values of many rows.
+    if connection.execute(query.offset(max(most, 0)).limit(1)).first() is not None:
+        return None
+    return list(connection.execute(query).scalars())
+
+
+def is_one_of(
+    connection: Connection, column: ColumnElement[_T], values: Collection[_T]
+) -> ColumnElement[bool]:
+    """Compare a column with many values, which are one parameter. A parameter for each takes long."""
+    if connection.dialect.name == "postgresql":
+        return column == any_(literal(list(values), ARRAY(column.type)))
+    listed = func.json_each(json.dumps(list(values))).table_valued("value")
+    return column.in_(select(listed.c.value))
 
 
 def hide_from_indexes(connection: Connection, column: ColumnElement[_T]) -> ColumnElement[_T]:

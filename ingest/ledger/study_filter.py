@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from sqlalchemy import Boolean, ColumnElement, and_, exists, or_, select, union
+from sqlalchemy import Boolean, ColumnElement, CompoundSelect, and_, exists, or_, select, union
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.functions import FunctionElement
 
@@ -36,6 +36,22 @@ def _compile_glob(element: Any, compiler: Any, **keywords: Any) -> str:
 def _compile_like(element: Any, compiler: Any, **keywords: Any) -> str:
     column, _, like = element.clauses
     return f"{compiler.process(column, **keywords)} LIKE {compiler.process(like, **keywords)}"
+
+
+class _Examined(FunctionElement[str]):
+    """A column whose value is compared for each row, because SQLite uses no index of it."""
+
+    inherit_cache = True
+
+
+@compiles(_Examined, "sqlite")
+def _compile_examined(element: Any, compiler: Any, **keywords: Any) -> str:
+    return f"+{compiler.process(element.clauses, **keywords)}"
+
+
+@compiles(_Examined, "postgresql")
+def _compile_column(element: Any, compiler: Any, **keywords: Any) -> str:
+    return str(compiler.process(element.clauses, **keywords))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,7 +85,10 @@ class StudyFilter:
         return self.names_patient_or_order or any(value is not None for value in dates)
 
     def build_attribute_clauses(self) -> list[ColumnElement[bool]]:
-        """Return the conditions as SQL over `studies`, without the modality."""
+        """Return the conditions as SQL over `studies`, without the modality.
+
+        No index is searched for a name in any of its groups: `select_named_studies` does so.
+        """
         clauses = []
         for column, pattern in (
             (studies.c.accession_number, self.accession_number),
@@ -83,6 +102,16 @@ class StudyFilter:
             clauses.append(studies.c.study_date >= (self.date_from or "0"))
             clauses.append(studies.c.study_date <= (self.date_to or "99999999"))
         return clauses
+
+    def select_named_studies(self) -> CompoundSelect[Any] | None:
+        """Select the UIDs of studies with the name in any of its groups; None without such a condition.
+
+        Each part of the union is a range of one index.
+        """
+        if self.patient_name is None or "=" in self.patient_name:
+            return None
+        name = normalize_name(self.patient_name)
+        return union(*(select(studies.c.study_uid).where(*_match_group(column, name)) for column in _NAMES))
 
     def build_study_clauses(self) -> list[ColumnElement[bool]]:
         """Return the conditions as SQL over `studies`."""
@@ -130,9 +159,7 @@ def _match_name(pattern: str) -> ColumnElement[bool]:
     """Match a name: each group that is given in its place, or one group in any place."""
     groups = [normalize_name(group) for group in pattern.split("=")]
     if len(groups) == 1:
-        # Each part of the union is a range of one index.
-        parts = [select(studies.c.study_uid).where(*_match_group(column, groups[0])) for column in _NAMES]
-        return studies.c.study_uid.in_(union(*parts))
+        return or_(*(and_(*_match_group(_examine(column), groups[0])) for column in _NAMES))
     return and_(
         *(
             clause
@@ -141,6 +168,12 @@ def _match_name(pattern: str) -> ColumnElement[bool]:
             for clause in _match_group(column, group)
         )
     )
+
+
+def _examine(column: ColumnElement[str]) -> ColumnElement[str]:
+    examined = _Examined(column)
+    examined.type = column.type
+    return examined
 
 
 def _match_group(column: ColumnElement[str], pattern: str) -> Sequence[ColumnElement[bool]]:

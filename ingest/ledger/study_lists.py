@@ -4,21 +4,43 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
-from sqlalchemy import ColumnElement, Connection, RowMapping, Select, and_, exists, func, or_, select, tuple_
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    RowMapping,
+    Select,
+    and_,
+    case,
+    exists,
+    func,
+    literal,
+    or_,
+    select,
+    tuple_,
+)
 
 from ingest.ledger.database import Database
 from ingest.ledger.instance_filter import InstanceFilter
-from ingest.ledger.newest_first import hide_from_indexes, list_pairs, select_delivered, split_chunks
+from ingest.ledger.newest_first import (
+    is_one_of,
+    list_pairs,
+    read_if_few,
+    select_delivered,
+    split_chunks,
+)
 from ingest.ledger.records import DeliveryState, InstanceState
 from ingest.ledger.row_counts import count_instances
 from ingest.ledger.row_values import clean_value
 from ingest.ledger.schema import deliveries, instances, series, studies, study_senders
 
-RARE: Final = 1000
-"""Rows of a condition that are read to find out whether it is rare."""
+RARE: Final = 20_000
+"""Studies of a condition that are named, and not examined in the order of the list."""
 
 RARE_ROWS: Final = 20_000
-"""The same for instances and deliveries. More are read, because each study has many."""
+"""The same for instances and deliveries, whose studies are named."""
+
+EXAMINED: Final = 32
+"""Deliveries that are examined before all instances of a study are."""
 
 StudySort = Literal["received", "date", "name", "patient_id", "accession"]
 
@@ -239,6 +261,11 @@ def build_study_clauses(connection: Connection, which: InstanceFilter) -> list[C
     """Return the conditions as SQL over `studies`: each one holds for an instance of the study."""
     clauses = which.build_attribute_clauses()
     of_study = studies.c.study_uid
+    named = which.select_named_studies()
+    if named is not None:
+        uids = read_if_few(connection, named, RARE)
+        if uids is not None:
+            clauses.append(is_one_of(connection, of_study, uids))
     if which.study_uid is not None:
         clauses.append(of_study == which.study_uid)
     if which.series_uid is not None:
@@ -268,8 +295,8 @@ def _choose(
     connection: Connection, matching: Select[Any], common: ColumnElement[bool]
 ) -> ColumnElement[bool]:
     """Return the condition that finds few studies by their UIDs, and many by examining each."""
-    uids = connection.execute(matching.limit(RARE + 1)).scalars().all()
-    return studies.c.study_uid.in_(set(uids)) if len(uids) <= RARE else common
+    uids = read_if_few(connection, matching, RARE)
+    return common if uids is None else is_one_of(connection, studies.c.study_uid, uids)
 
 
 def _build_time_clauses(which: InstanceFilter) -> list[ColumnElement[bool]]:
@@ -298,7 +325,7 @@ def _build_state_clause(connection: Connection, which: InstanceFilter) -> Column
             for clause in clauses
             for uid in connection.execute(select(instances.c.study_uid).where(clause)).scalars()
         }
-        return studies.c.study_uid.in_(uids)
+        return is_one_of(connection, studies.c.study_uid, uids)
     queries = [select(instances.c.id).where(clause) for clause in clauses]
     common = exists().where(instances.c.study_uid == studies.c.study_uid, *which.build_state_clauses())
     return and_(_build_span_clause(connection, queries, instances.c.id), common)
@@ -322,33 +349,67 @@ def _build_span_clause(
 
 
 def _build_delivery_clause(connection: Connection, which: InstanceFilter) -> ColumnElement[bool]:
-    ids: set[int] = set()
-    pairs = list_pairs(connection, which.destination, which.delivery_states)
-    queries = [query for pair in pairs for query in select_delivered(*pair)]
-    for query in queries:
-        ids.update(connection.execute(query.limit(RARE_ROWS + 1)).scalars())
-    if len(ids) <= RARE_ROWS:
-        return studies.c.study_uid.in_(_find_study_uids(connection, list(ids)))
-    # Otherwise SQLite would read all deliveries of the state again for each study.
-    conditions: list[ColumnElement[bool]] = [deliveries.c.instance_id == instances.c.id]
-    if which.destination is not None:
-        column = hide_from_indexes(connection, deliveries.c.destination)
-        conditions.append(column == which.destination)
-    if which.delivery_states:
-        column = hide_from_indexes(connection, deliveries.c.state)
-        conditions.append(column.in_([state.value for state in which.delivery_states]))
-    common = exists().where(instances.c.study_uid == studies.c.study_uid, *conditions)
-    return and_(_build_span_clause(connection, queries, deliveries.c.instance_id), common)
+    """Return the condition that a study has a delivery of one of the pairs.
+
+    The studies of few deliveries are named. If there are many, each study in the order of the list is
+    examined until there are enough.
+    """
+    rare: list[int] = []
+    clauses: list[ColumnElement[bool]] = []
+    for pair in list_pairs(connection, which.destination, which.delivery_states):
+        *at_once, later = select_delivered(*pair)
+        for query in (*at_once, later):
+            ids = read_if_few(connection, query, RARE_ROWS - len(rare))
+            if ids is None:
+                span = _build_span_clause(connection, [query], deliveries.c.instance_id)
+                common = _examine_instances(*pair) if query is later else _examine_newest(query, *pair)
+                clauses.append(and_(span, common))
+            else:
+                rare += ids
+    if rare or not clauses:
+        of_deliveries = select(instances.c.study_uid).where(is_one_of(connection, instances.c.id, rare))
+        uids = connection.execute(of_deliveries.distinct()).scalars().all()
+        clauses.append(is_one_of(connection, studies.c.study_uid, uids))
+    return or_(*clauses)
 
 
-def _find_study_uids(connection: Connection, ids: Sequence[int]) -> set[str]:
-    return {
-        uid
-        for chunk in split_chunks(ids)
-        for uid in connection.execute(
-            select(instances.c.study_uid).where(instances.c.id.in_(chunk)).distinct()
-        ).scalars()
-    }
+def _examine_newest(query: Select[Any], destination: str, state: DeliveryState) -> ColumnElement[bool]:
+    """Return whether a study has a delivery of a query, which reads one range of the index of due ones.
+
+    Deliveries between the first and the last instance of a study are its own, or those of a study that came
+    at the same time. The newest few of them decide for most studies. If all of those belong to other studies,
+    each instance of the study is examined.
+    """
+    between = deliveries.c.instance_id.between(studies.c.first_id, studies.c.last_id)
+    newest = query.where(between).limit(EXAMINED).correlate(studies).subquery()
+    # Counts the deliveries of other studies, and each one of this study as many.
+    weight = case((instances.c.study_uid == studies.c.study_uid, EXAMINED + 1), else_=1)
+    counted = (
+        select(func.coalesce(func.sum(weight), 0))
+        .select_from(newest.join(instances, instances.c.id == newest.c.instance_id))
+        .correlate(studies)
+        .scalar_subquery()
+    )
+    return or_(counted > EXAMINED, and_(counted == EXAMINED, _examine_instances(destination, state)))
+
+
+def _examine_instances(destination: str, state: DeliveryState) -> ColumnElement[bool]:
+    """Return whether an instance of a study has a delivery of a pair.
+
+    PostgreSQL would join EXISTS with all deliveries of the pair. It evaluates a scalar query for each study.
+    The concatenations keep both databases from reading all deliveries of the pair again for each study.
+    """
+    query = (
+        select(literal(1))
+        .select_from(instances.join(deliveries, deliveries.c.instance_id == instances.c.id))
+        .where(
+            instances.c.study_uid == studies.c.study_uid,
+            deliveries.c.destination.concat("") == destination,
+            deliveries.c.state.concat("") == state.value,
+        )
+        .limit(1)
+    )
+    return query.correlate(studies).scalar_subquery().is_not(None)
 
 
 def _summarize(

@@ -160,7 +160,9 @@ class Ledger:
         since: datetime | None = None,
         until: datetime | None = None,
     ) -> Iterator[DeliveryRecord]:
-        """Yield deliveries, the newest first. A condition that is None or empty does not apply.
+        """Yield deliveries, those of the newest instances first. A condition that is None does not apply.
+
+        Neither does an empty one.
 
         Args:
             destination: Name of the destination.

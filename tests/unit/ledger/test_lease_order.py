@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from ingest.clock import unix_ms
 from ingest.dicom.priority import Priority
 from ingest.ledger import DeliveryState, DeliveryTerms, Ledger
-from ingest.ledger.delivery_admin import DeliveryFilter
+from ingest.ledger.delivery_filter import DeliveryFilter
 from ingest.ledger.lease_order import AGED_MS, AGED_PLACE, AGED_SHARE, arrange_batch
 from tests.support.ledgers import row
 from tests.support.properties import examples

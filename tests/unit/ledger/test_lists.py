@@ -4,13 +4,13 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from sqlalchemy import select
+from sqlalchemy import select, update
 
 from benchmarks.scale import fill_ledger, list_conditions, list_samples
 from ingest.ledger import DeliveryState, Ledger, delivery_lists, instance_lists, newest_first, study_lists
 from ingest.ledger.delivery_filter import DeliveryFilter
 from ingest.ledger.instance_filter import InstanceFilter
-from ingest.ledger.schema import deliveries, instances
+from ingest.ledger.schema import deliveries, instances, studies
 
 INSTANCES = 1000
 SAMPLES = list_samples(INSTANCES)
@@ -71,4 +71,24 @@ def test_instances_are_found_by_each_condition_in_pages(filled: Ledger) -> None:
             found += [one.instance.id for one in page]
             if len(found) >= 3 * PAGE:
                 break
+        assert found == expected, conditions
+
+
+def test_studies_are_found_by_each_condition_while_they_overlap(
+    filled: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given studies that came at the same time, so that deliveries of others are between theirs.
+    monkeypatch.setattr(study_lists, "EXAMINED", 2)
+    with filled.database.begin_write() as connection:
+        connection.execute(
+            update(studies).values(first_id=studies.c.first_id - 300, last_id=studies.c.last_id + 300)
+        )
+    for conditions in list_conditions(InstanceFilter, SAMPLES):
+        which = InstanceFilter(**conditions)
+        with filled.database.begin_read() as connection:
+            clauses = [*which.build_clauses(), *which.build_state_clauses()]
+            matching = select(instances.c.study_uid).where(*clauses)
+            query = select(studies.c.study_uid).where(studies.c.study_uid.in_(matching))
+            expected = connection.execute(query.order_by(studies.c.last_at.desc())).scalars().all()
+        found = [one.study_uid for one in filled.study_lists.find_studies(which)]
         assert found == expected, conditions

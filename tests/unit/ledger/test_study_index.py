@@ -336,14 +336,16 @@ def _explain(connection: Any, query: Any) -> str:
 def test_filters_of_a_hundred_thousand_studies_are_ranges_of_an_index(ledger: Ledger) -> None:
     _fill(ledger)
     by_uid = "studies_pkey" if ledger.database.dialect == "postgresql" else "autoindex_studies"
+    # PostgreSQL chooses by its statistics.
+    by_uid_or_name = "studies_name_alphabetic" if ledger.database.dialect == "postgresql" else by_uid
     cases: list[tuple[dict[str, Any], str]] = [
         ({}, "studies_received"),
         ({"accession_number": "A77"}, "studies_accession_number"),
         ({"accession_number": "A777*"}, "studies_accession_number"),
         ({"patient_id": "P77"}, "studies_patient_id"),
         ({"patient_id": "P77*x"}, "studies_patient_id"),
-        ({"patient_name": "name77"}, "studies_name_alphabetic"),
-        ({"patient_name": "name77*"}, "studies_name_alphabetic"),
+        ({"patient_name": "name77"}, by_uid),
+        ({"patient_name": "name77*"}, by_uid_or_name),
         ({"date_from": "20050101", "date_to": "20050115"}, "studies_study_date"),
         ({"since": MANY - 50}, "studies_received"),
         ({"modality": "OT"}, by_uid),
