@@ -153,6 +153,15 @@ def material(tmp_path_factory: pytest.TempPathFactory) -> Material:
     return pki.make(tmp_path_factory.mktemp("pki"))
 
 
+@pytest.fixture(autouse=True)
+def umask() -> Iterator[None]:
+    """The umask that the tests began with: commands that run in this process may change it."""
+    old = os.umask(0)
+    os.umask(old)
+    yield
+    os.umask(old)
+
+
 @pytest.fixture
 def make_node(tmp_path: Path, material: Material) -> Iterator[Callable[..., Node]]:
     """Makes nodes that are not started yet; ends them after the test."""
