@@ -4,7 +4,7 @@ from collections.abc import Collection
 from dataclasses import dataclass, fields
 from typing import Final
 
-from sqlalchemy import Boolean, ColumnElement, Connection, func, literal_column
+from sqlalchemy import ColumnElement, Connection, func, literal_column
 
 from ingest.ledger.instance_filter import InstanceFilter
 from ingest.ledger.newest_first import hide_from_indexes
@@ -106,7 +106,7 @@ class DeliveryFilter(StudyFilter):
             clauses.append(func.coalesce(deliveries.c.last_error, "") == error)
         if self.asks_for_error:
             # Only with the same words do both databases use the index of deliveries with an error.
-            clauses.append(literal_column(HAS_ERROR.text, Boolean))
+            clauses.append(literal_column(HAS_ERROR.text))
         if self.since is not None:
             clauses.append(updated_at >= self.since)
         if self.until is not None:
