@@ -24,6 +24,7 @@ from tests.support.receivers import (
     server_context,
     web_server,
 )
+from tests.support.servers import Valkey, recorded_commands
 
 Nodes = Callable[..., Node]
 PLANTED = (b"PLANTED^NAME", b"PLANTED-ID", b"PLANTED-ACCESSION")
@@ -88,11 +89,23 @@ def mail_section(port: int, **keys: object) -> str:
     return "[[alerts]]\n" + "".join(f"{key} = {json.dumps(value)}\n" for key, value in values.items())
 
 
+@pytest.fixture
+def queue_commands(redis_server: Valkey) -> Iterator[Callable[[], bytes]]:
+    with recorded_commands(redis_server) as read:
+        yield read
+
+
 def test_destination_that_goes_and_comes_back_gives_one_mail_and_one_recovery(
-    make_node: Nodes, web: WebServer, mail: MailServer, tmp_path: Path
+    make_node: Nodes,
+    web: WebServer,
+    mail: MailServer,
+    redis_server: Valkey,
+    queue_commands: Callable[[], bytes],
+    tmp_path: Path,
 ) -> None:
     port = free_port()
     node = make_node(
+        queue=f'[queue]\nurl = "{redis_server.url}"',
         alerts=webhook_section(tmp_path, web.port) + mail_section(mail.port, alarms=["destination_*"]),
         destinations=destination("pacs", port, tls=False, retry_first_seconds=0.2, retry_max_seconds=1),
     ).start()
@@ -121,7 +134,14 @@ def test_destination_that_goes_and_comes_back_gives_one_mail_and_one_recovery(
     assert end["Subject"].startswith("[INGEST] OVER: pacs: its circuit is")
     assert end["In-Reply-To"] == begin["Message-ID"]
     told = json.dumps([one.payload for one in web.received]) + "".join(map(str, mail.mails))
-    assert not [value for value in PLANTED if value.decode() in told]
+    places = {"alerts": told.encode(), "log": node.log.encode(), "queue and jobs": queue_commands()}
+    assert b"deliveries_dead" in places["alerts"]
+    assert b"1.2.3.5" in places["log"]
+    assert b"rq:job:" in places["queue and jobs"]
+    assert b"pacs" in places["queue and jobs"]
+    assert {place: [value for value in PLANTED if value in said] for place, said in places.items()} == {
+        place: [] for place in places
+    }
     eventually(
         lambda: command(node, "alerts", "list", "--json").count('"waiting": 0') == 2, 60, "nothing waits"
     )

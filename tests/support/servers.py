@@ -3,12 +3,16 @@
 import contextlib
 import importlib.util
 import os
+import re
 import shutil
 import signal
+import socket
 import subprocess
 import tempfile
+import threading
 import time
-from collections.abc import Iterator
+import zlib
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -75,6 +79,32 @@ class Valkey:
             self.process.kill()
             self.process.wait()
             self.process = None
+
+
+@contextlib.contextmanager
+def recorded_commands(server: Valkey) -> Iterator[Callable[[], bytes]]:
+    """Record what clients send to a server; the function returns it, with the data of jobs unpacked."""
+    chunks: list[bytes] = []
+    with contextlib.closing(socket.socket(socket.AF_UNIX)) as monitor:
+        monitor.connect(f"{server.folder}/s")
+        monitor.sendall(b"MONITOR\r\n")
+        assert monitor.recv(5) == b"+OK\r\n"
+        reader = threading.Thread(target=lambda: chunks.extend(iter(lambda: monitor.recv(1 << 16), b"")))
+        reader.start()
+        try:
+            yield lambda: _unpack(b"".join(chunks))
+        finally:
+            monitor.shutdown(socket.SHUT_RDWR)
+            reader.join()
+
+
+def _unpack(said: bytes) -> bytes:
+    """Return commands that MONITOR wrote, and behind them what zlib packed into their arguments."""
+    packed = []
+    for quoted in re.findall(rb'"(x\\x9c(?:[^"\\]|\\.)*)"', said):
+        argument = quoted.decode("unicode_escape").encode("latin-1")
+        packed.append(zlib.decompress(argument))
+    return b"\n".join([said, *packed])
 
 
 def _answers(client: redis.Redis) -> bool:
