@@ -348,6 +348,8 @@ def list_calls(
         "study: its series": lambda: ledger.study_lists.find_series(middle),
         "study: its deliveries": lambda: ledger.study_lists.count_deliveries(middle),
         "trace: accession number": lambda: ledger.study_lists.find_studies_by_accession("A0000007", 10),
+        "deliveries: the dead by reason": lambda: ledger.delivery_admin.group_dead(("pacs", "vna"), 20_000),
+        "deliveries: their attempts": lambda: ledger.attempts.find_by_deliveries(range(count - limit, count)),
         "status: progress of destinations": lambda: ledger.throughput.read_progress(now_ms),
         "status: counts": ledger.count_rows,
         "status: quarantine": ledger.quarantine.count_acknowledged,
