@@ -38,14 +38,7 @@ from ingest.acceptor.header_check import SUCCESS, StoreResult, check_commitment_
 from ingest.acceptor.scoreboard import BYTES, FAILED, INSTANCES, Scoreboard
 from ingest.dicom import dimse
 from ingest.dicom.commitment import REPORT_MARK, REQUEST_MAX_BYTES
-from ingest.dicom.dimse import (
-    ActionRequest,
-    EchoRequest,
-    EventReportRequest,
-    OtherRequest,
-    Status,
-    StoreRequest,
-)
+from ingest.dicom.dimse import EchoRequest, NServiceRequest, OtherRequest, Status, StoreRequest
 from ingest.dicom.negotiate import AcceptedContext
 from ingest.dicom.part10 import FileMeta, encode_file_meta, split_file_meta
 from ingest.dicom.priority import HIGH, LOW, MEDIUM, admit_requested
@@ -70,9 +63,6 @@ _STATUS_CLASSES: Final = {
     0xA9: "mismatch",
 }
 """Class of a failure by the first two digits of its status. All of Cxxx are one class."""
-
-CommitmentMessage = ActionRequest | EventReportRequest
-"""A request for storage commitment, or a report of it."""
 
 log = structlog.get_logger()
 
@@ -145,7 +135,7 @@ class _Message:
         began_ns: Monotonic time of the request; once its data set is complete, the time of that.
     """
 
-    request: StoreRequest | ActionRequest | EventReportRequest | OtherRequest | EchoRequest
+    request: StoreRequest | NServiceRequest | OtherRequest | EchoRequest
     context_id: int
     transfer_syntax: str
     result: StoreResult
@@ -255,19 +245,19 @@ class StoreSCP:
                 f"presentation context {context_id} was not accepted", PeerError.INVALID_PARAMETER
             )
         request = dimse.decode_request(data)
-        if isinstance(request, CommitmentMessage) and context.abstract_syntax != STORAGE_COMMITMENT:
+        if isinstance(request, NServiceRequest) and context.abstract_syntax != STORAGE_COMMITMENT:
             request = request.as_other
         if isinstance(request, OtherRequest) and not request.wants_response:
             return  # C-CANCEL-RQ: no operation here takes long enough to be cancelled
         if isinstance(request, StoreRequest):
             self._begin_entry(request, context_id, context, self._check_store(request, context))
             return
-        if isinstance(request, CommitmentMessage) and request.has_data_set:
+        if isinstance(request, NServiceRequest) and request.has_data_set:
             self._begin_entry(request, context_id, context, self._check_commitment(request, context))
             return
         self.operations.add(request.message_id)
         message = _Message(request, context_id, context.transfer_syntax, SUCCESS)
-        if isinstance(request, CommitmentMessage):
+        if isinstance(request, NServiceRequest):
             message.result = self._check_commitment(request, context)
         if request.has_data_set:
             self._current = message
@@ -277,7 +267,7 @@ class StoreSCP:
 
     def _begin_entry(
         self,
-        request: StoreRequest | CommitmentMessage,
+        request: StoreRequest | NServiceRequest,
         context_id: int,
         context: AcceptedContext,
         result: StoreResult,
@@ -290,10 +280,11 @@ class StoreSCP:
             self._parser.expect_data_set(context_id)  # without an entry: drain it
             return
         priority = request.priority if isinstance(request, StoreRequest) else MEDIUM
+        is_report = isinstance(request, NServiceRequest) and request.is_event_report
         head = encode_file_meta(
             self._make_file_meta(
                 request.sop_class_uid,
-                REPORT_MARK if isinstance(request, EventReportRequest) else request.sop_instance_uid,
+                REPORT_MARK if is_report else request.sop_instance_uid,
                 context.transfer_syntax,
                 priority,
             )
@@ -356,19 +347,15 @@ class StoreSCP:
         """Decide before the first byte of the data set whether to keep it."""
         return self._check_request(request, dimse.find_store_fault(request, context.abstract_syntax))
 
-    def _check_commitment(self, request: CommitmentMessage, context: AcceptedContext) -> StoreResult:
+    def _check_commitment(self, request: NServiceRequest, context: AcceptedContext) -> StoreResult:
         """Decide likewise about a message of storage commitment."""
-        if isinstance(request, ActionRequest):
-            fault = dimse.find_action_fault(request, context.abstract_syntax)
-        else:
-            fault = dimse.find_event_report_fault(request, context.abstract_syntax)
-        result = self._check_request(request, fault)
+        result = self._check_request(request, dimse.find_commitment_fault(request, context.abstract_syntax))
         if result.status == Status.OUT_OF_RESOURCES:  # PS3.7 10.1 has another code for it
             return replace(result, status=Status.RESOURCE_LIMITATION)
         return result
 
     def _check_request(
-        self, request: StoreRequest | CommitmentMessage, fault: tuple[Status, str] | None
+        self, request: StoreRequest | NServiceRequest, fault: tuple[Status, str] | None
     ) -> StoreResult:
         if self.operations.is_outstanding(request.message_id):
             return StoreResult(Status.DUPLICATE_INVOCATION, f"message {request.message_id} is outstanding")
@@ -381,7 +368,7 @@ class StoreSCP:
 
     def _check_data_set(self, message: _Message, entry: Entry, event: DataSet) -> StoreResult:
         request = message.request
-        if isinstance(request, CommitmentMessage):
+        if isinstance(request, NServiceRequest):
             return self._check_commitment_data_set(message, entry, event)
         if event.too_large:
             return self._refuse_too_large(event.length)
@@ -447,9 +434,9 @@ class StoreSCP:
         services = self._services
         if error is not None:  # INVARIANT 6: a full disk is a DICOM status
             message.result = self._report_failing_disk(error.strerror or str(error))
-            if isinstance(message.request, CommitmentMessage):
+            if isinstance(message.request, NServiceRequest):
                 message.result = replace(message.result, status=Status.RESOURCE_LIMITATION)
-        elif isinstance(message.request, CommitmentMessage):
+        elif isinstance(message.request, NServiceRequest):
             pass  # no instance: nothing to count
         elif not message.result.status:
             services.board.add(services.row, INSTANCES)
@@ -464,7 +451,7 @@ class StoreSCP:
 
     def _answer(self, message: _Message) -> None:
         request, result = message.request, message.result
-        if isinstance(request, CommitmentMessage):
+        if isinstance(request, NServiceRequest):
             self._answer_commitment(request, message.context_id, result)
             return
         if result.status:
@@ -487,8 +474,8 @@ class StoreSCP:
         self._owner.respond(message.context_id, response)
         self.operations.remove(request.message_id)
 
-    def _answer_commitment(self, request: CommitmentMessage, context_id: int, result: StoreResult) -> None:
-        calling_ae, is_action = self._file_meta.calling_ae, isinstance(request, ActionRequest)
+    def _answer_commitment(self, request: NServiceRequest, context_id: int, result: StoreResult) -> None:
+        calling_ae = self._file_meta.calling_ae
         if result.status:
             log.warning(
                 "commitment_message_refused",
@@ -498,11 +485,9 @@ class StoreSCP:
                 **({"remedy": result.remedy} if result.remedy else {}),
             )
         else:
-            log.info("commitment_requested" if is_action else "commitment_answered", calling_ae=calling_ae)
-        if isinstance(request, ActionRequest):
-            response = dimse.encode_action_response(request, result.status, result.comment)
-        else:
-            response = dimse.encode_event_report_response(request, result.status, result.comment)
+            event = "commitment_answered" if request.is_event_report else "commitment_requested"
+            log.info(event, calling_ae=calling_ae)
+        response = dimse.encode_n_service_response(request, result.status, result.comment)
         self._owner.respond(context_id, response)
         self.operations.remove(request.message_id)
 

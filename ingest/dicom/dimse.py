@@ -20,6 +20,12 @@ N_EVENT_REPORT_RQ, N_EVENT_REPORT_RSP = 0x0100, 0x8100
 N_ACTION_RQ, N_ACTION_RSP = 0x0130, 0x8130
 _RESPONSE = 0x8000
 
+_N_SERVICES: Final = {
+    N_ACTION_RQ: ("Requested", "ActionTypeID"),
+    N_EVENT_REPORT_RQ: ("Affected", "EventTypeID"),
+}
+"""Keywords of the elements of a request: the beginning of those of its UIDs, and that of its type."""
+
 NO_DATA_SET = 0x0101
 """(0000,0800) Command Data Set Type, PS3.7 9.3. Any other value announces a data set."""
 _DATA_SET = 0x0001
@@ -81,43 +87,32 @@ class EchoRequest:
 
 
 @dataclass(frozen=True, slots=True)
-class ActionRequest:
-    """N-ACTION-RQ (PS3.7 Table 10.3-7). UIDs are as received, and empty when missing.
+class NServiceRequest:
+    """N-ACTION-RQ or N-EVENT-REPORT-RQ (PS3.7 Tables 10.3-7 and 10.3-1).
+
+    UIDs are as received, and empty when missing.
 
     Attributes:
-        action_type: (0000,1008) Action Type ID; None when missing.
+        command_field: N_ACTION_RQ or N_EVENT_REPORT_RQ.
+        type_id: (0000,1008) Action Type ID or (0000,1002) Event Type ID; None when missing.
     """
 
+    command_field: int
     message_id: int
     sop_class_uid: str
     sop_instance_uid: str
-    action_type: int | None
+    type_id: int | None
     has_data_set: bool
+
+    @property
+    def is_event_report(self) -> bool:
+        """Whether it is an N-EVENT-REPORT-RQ."""
+        return self.command_field == N_EVENT_REPORT_RQ
 
     @property
     def as_other(self) -> "OtherRequest":
         """The same as a request that is not offered here."""
-        return OtherRequest(N_ACTION_RQ, self.message_id, self.has_data_set, self.sop_class_uid)
-
-
-@dataclass(frozen=True, slots=True)
-class EventReportRequest:
-    """N-EVENT-REPORT-RQ (PS3.7 Table 10.3-1). UIDs are as received, and empty when missing.
-
-    Attributes:
-        event_type: (0000,1002) Event Type ID; None when missing.
-    """
-
-    message_id: int
-    sop_class_uid: str
-    sop_instance_uid: str
-    event_type: int | None
-    has_data_set: bool
-
-    @property
-    def as_other(self) -> "OtherRequest":
-        """The same as a request that is not offered here."""
-        return OtherRequest(N_EVENT_REPORT_RQ, self.message_id, self.has_data_set, self.sop_class_uid)
+        return OtherRequest(self.command_field, self.message_id, self.has_data_set, self.sop_class_uid)
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +130,7 @@ class OtherRequest:
         return self.command_field != C_CANCEL_RQ
 
 
-Request = StoreRequest | EchoRequest | ActionRequest | EventReportRequest | OtherRequest
+Request = StoreRequest | EchoRequest | NServiceRequest | OtherRequest
 
 
 def decode_request(data: bytes) -> Request:
@@ -168,20 +163,14 @@ def decode_request(data: bytes) -> Request:
         )
     if field == C_ECHO_RQ:
         return EchoRequest(message_id, has_data_set)
-    if field == N_ACTION_RQ:
-        return ActionRequest(
+    if field in _N_SERVICES:
+        kind, type_id = _N_SERVICES[field]
+        return NServiceRequest(
+            field,
             message_id,
-            _text(elements, "RequestedSOPClassUID"),
-            _text(elements, "RequestedSOPInstanceUID"),
-            _optional(elements, "ActionTypeID"),
-            has_data_set,
-        )
-    if field == N_EVENT_REPORT_RQ:
-        return EventReportRequest(
-            message_id,
-            _text(elements, "AffectedSOPClassUID"),
-            _text(elements, "AffectedSOPInstanceUID"),
-            _optional(elements, "EventTypeID"),
+            _text(elements, f"{kind}SOPClassUID"),
+            _text(elements, f"{kind}SOPInstanceUID"),
+            _optional(elements, type_id),
             has_data_set,
         )
     sop_class = _text(elements, "AffectedSOPClassUID") or _text(elements, "RequestedSOPClassUID")
@@ -275,70 +264,42 @@ def encode_echo_response(request: EchoRequest, status: int = Status.SUCCESS) -> 
     return encode_command(_response(C_ECHO_RSP, request.message_id, status, VERIFICATION, ""))
 
 
-def encode_action_response(request: ActionRequest, status: int, comment: str = "") -> bytes:
-    """Encode an N-ACTION-RSP without a data set (PS3.7 Table 10.3-8).
+def encode_n_service_request(
+    field: int, message_id: int, sop_class_uid: str, sop_instance_uid: str, type_id: int
+) -> bytes:
+    """Encode an N-ACTION-RQ or N-EVENT-REPORT-RQ that a data set follows (PS3.7 Tables 10.3-7 and 10.3-1).
+
+    Raises:
+        ValueError: A value does not fit its representation.
+    """
+    kind, keyword = _N_SERVICES[field]
+    return encode_command(
+        {
+            f"{kind}SOPClassUID": sop_class_uid,
+            "CommandField": field,
+            "MessageID": message_id,
+            "CommandDataSetType": _DATA_SET,
+            f"{kind}SOPInstanceUID": sop_instance_uid,
+            keyword: type_id,
+        }
+    )
+
+
+def encode_n_service_response(request: NServiceRequest, status: int, comment: str = "") -> bytes:
+    """Encode an N-ACTION-RSP or N-EVENT-REPORT-RSP without a data set (PS3.7 Tables 10.3-8 and 10.3-2).
 
     Args:
         request: The answered request. An invalid UID in it is left out.
         status: (0000,0900).
         comment: (0000,0902) Error Comment, cut to 64 characters. It must contain no patient data.
     """
-    elements = _response(N_ACTION_RSP, request.message_id, status, request.sop_class_uid, comment)
+    field = request.command_field | _RESPONSE
+    elements = _response(field, request.message_id, status, request.sop_class_uid, comment)
     if is_valid_uid(request.sop_instance_uid):
         elements["AffectedSOPInstanceUID"] = request.sop_instance_uid
-    if request.action_type is not None and not status:
-        elements["ActionTypeID"] = request.action_type
+    if request.type_id is not None and not status:
+        elements[_N_SERVICES[request.command_field][1]] = request.type_id
     return encode_command(elements)
-
-
-def encode_action_request(
-    message_id: int, sop_class_uid: str, sop_instance_uid: str, action_type: int
-) -> bytes:
-    """Encode an N-ACTION-RQ that a data set follows (PS3.7 Table 10.3-7).
-
-    Raises:
-        ValueError: A value does not fit its representation.
-    """
-    return encode_command(
-        {
-            "RequestedSOPClassUID": sop_class_uid,
-            "CommandField": N_ACTION_RQ,
-            "MessageID": message_id,
-            "CommandDataSetType": _DATA_SET,
-            "RequestedSOPInstanceUID": sop_instance_uid,
-            "ActionTypeID": action_type,
-        }
-    )
-
-
-def encode_event_report_response(request: EventReportRequest, status: int, comment: str = "") -> bytes:
-    """Encode an N-EVENT-REPORT-RSP without a data set (PS3.7 Table 10.3-2). Arguments as for N-ACTION."""
-    elements = _response(N_EVENT_REPORT_RSP, request.message_id, status, request.sop_class_uid, comment)
-    if is_valid_uid(request.sop_instance_uid):
-        elements["AffectedSOPInstanceUID"] = request.sop_instance_uid
-    if request.event_type is not None and not status:
-        elements["EventTypeID"] = request.event_type
-    return encode_command(elements)
-
-
-def encode_event_report_request(
-    message_id: int, sop_class_uid: str, sop_instance_uid: str, event_type: int
-) -> bytes:
-    """Encode an N-EVENT-REPORT-RQ that a data set follows (PS3.7 Table 10.3-1).
-
-    Raises:
-        ValueError: A value does not fit its representation.
-    """
-    return encode_command(
-        {
-            "AffectedSOPClassUID": sop_class_uid,
-            "CommandField": N_EVENT_REPORT_RQ,
-            "MessageID": message_id,
-            "CommandDataSetType": _DATA_SET,
-            "AffectedSOPInstanceUID": sop_instance_uid,
-            "EventTypeID": event_type,
-        }
-    )
 
 
 def encode_unsupported_response(
@@ -355,10 +316,11 @@ def encode_unsupported_response(
     return encode_command(_response(field, request.message_id, status, request.sop_class_uid, comment))
 
 
-def find_action_fault(request: ActionRequest, abstract_syntax: str) -> tuple[Status, str] | None:
-    """Return status and Error Comment that refuse an N-ACTION-RQ before its data set; None if it is sound.
+def find_commitment_fault(request: NServiceRequest, abstract_syntax: str) -> tuple[Status, str] | None:
+    """Return status and Error Comment that refuse a message before its data set; None if it is sound.
 
-    The only action is "Request Storage Commitment" (PS3.4 J.3.2): type 1 on the well-known SOP instance.
+    The only action is "Request Storage Commitment" (PS3.4 J.3.2). A report has one of two types (J.3.3). Both
+    are about the well-known SOP instance.
 
     Args:
         request: The request.
@@ -366,25 +328,16 @@ def find_action_fault(request: ActionRequest, abstract_syntax: str) -> tuple[Sta
     """
     if request.sop_class_uid != abstract_syntax or abstract_syntax != STORAGE_COMMITMENT:
         return Status.SOP_CLASS_NOT_SUPPORTED, "SOP class is not that of the presentation context"
+    kind, keyword = _N_SERVICES[request.command_field]
     if request.sop_instance_uid != STORAGE_COMMITMENT_INSTANCE:
-        return Status.NO_SUCH_SOP_INSTANCE, f"Requested SOP Instance UID is not {STORAGE_COMMITMENT_INSTANCE}"
-    if request.action_type != _REQUEST_COMMITMENT:
-        return Status.NO_SUCH_ACTION, f"Action Type ID is not {_REQUEST_COMMITMENT}"
+        said = f"{kind} SOP Instance UID is not {STORAGE_COMMITMENT_INSTANCE}"
+        return Status.NO_SUCH_SOP_INSTANCE, said
+    if request.is_event_report and request.type_id not in _COMMITMENT_EVENTS:
+        return Status.NO_SUCH_EVENT_TYPE, f"{keyword} is neither 1 nor 2"
+    if not request.is_event_report and request.type_id != _REQUEST_COMMITMENT:
+        return Status.NO_SUCH_ACTION, f"{keyword} is not {_REQUEST_COMMITMENT}"
     if not request.has_data_set:
-        return Status.INVALID_ARGUMENT, "the request has no data set"
-    return None
-
-
-def find_event_report_fault(request: EventReportRequest, abstract_syntax: str) -> tuple[Status, str] | None:
-    """Return status and Error Comment that refuse an N-EVENT-REPORT-RQ; None if it is sound (PS3.4 J.3.3)."""
-    if request.sop_class_uid != abstract_syntax or abstract_syntax != STORAGE_COMMITMENT:
-        return Status.SOP_CLASS_NOT_SUPPORTED, "SOP class is not that of the presentation context"
-    if request.sop_instance_uid != STORAGE_COMMITMENT_INSTANCE:
-        return Status.NO_SUCH_SOP_INSTANCE, f"Affected SOP Instance UID is not {STORAGE_COMMITMENT_INSTANCE}"
-    if request.event_type not in _COMMITMENT_EVENTS:
-        return Status.NO_SUCH_EVENT_TYPE, "Event Type ID is neither 1 nor 2"
-    if not request.has_data_set:
-        return Status.INVALID_ARGUMENT, "the report has no data set"
+        return Status.INVALID_ARGUMENT, "the message has no data set"
     return None
 
 

@@ -3,6 +3,7 @@
 import os
 from typing import Final
 
+from ingest.dicom.dimse import encode_n_service_request
 from ingest.dicom.responses import Response, SentRequest
 from ingest.dicom.uids import (
     EXPLICIT_LITTLE_ENDIAN,
@@ -34,12 +35,21 @@ class CommitmentAssociation(RequestorAssociation):
                 return context_id, syntax
         raise LookupError(f"{self.remote} accepted no context for storage commitment")
 
-    def send_message(self, context_id: int, command_field: int, command: bytes, data_set: bytes) -> Response:
+    def send_message(self, context_id: int, command_field: int, type_id: int, data_set: bytes) -> Response:
         """Send a message, and return the response with any status.
+
+        Args:
+            context_id: Presentation context ID.
+            command_field: N_ACTION_RQ or N_EVENT_REPORT_RQ.
+            type_id: Action Type ID or Event Type ID.
+            data_set: The encoded data set.
 
         Raises:
             AssociationError: The association ended.
         """
+        command = encode_n_service_request(
+            command_field, MESSAGE_ID, STORAGE_COMMITMENT, STORAGE_COMMITMENT_INSTANCE, type_id
+        )
         operation = SentRequest(
             MESSAGE_ID, context_id, command_field, STORAGE_COMMITMENT, STORAGE_COMMITMENT_INSTANCE
         )

@@ -7,8 +7,8 @@ from ingest.dicom import dimse
 from ingest.dicom.commitment import ReferenceOutcome, encode_report, event_type_of
 from ingest.dicom.pdus import RoleSelection
 from ingest.dicom.responses import Response
-from ingest.dicom.uids import STORAGE_COMMITMENT, STORAGE_COMMITMENT_INSTANCE
-from ingest.requestor.commitment_association import MESSAGE_ID, CommitmentAssociation
+from ingest.dicom.uids import STORAGE_COMMITMENT
+from ingest.requestor.commitment_association import CommitmentAssociation
 
 ROLES: Final = (RoleSelection(STORAGE_COMMITMENT, scu=False, scp=True),)
 """PS3.4 J.3.3.2: who reports over a new association is its requestor, and the SCP of the class."""
@@ -29,8 +29,5 @@ class CommitmentSCP(CommitmentAssociation):
             LookupError: The remote accepted no context for storage commitment.
         """
         context_id, syntax = self.find_context()
-        command = dimse.encode_event_report_request(
-            MESSAGE_ID, STORAGE_COMMITMENT, STORAGE_COMMITMENT_INSTANCE, event_type_of(outcomes)
-        )
         data_set = encode_report(transaction_uid, outcomes, syntax)
-        return self.send_message(context_id, dimse.N_EVENT_REPORT_RQ, command, data_set)
+        return self.send_message(context_id, dimse.N_EVENT_REPORT_RQ, event_type_of(outcomes), data_set)

@@ -3,8 +3,7 @@
 from ingest.dicom import dimse
 from ingest.dicom.commitment import CommitmentRequest, encode_request
 from ingest.dicom.responses import Response
-from ingest.dicom.uids import STORAGE_COMMITMENT, STORAGE_COMMITMENT_INSTANCE
-from ingest.requestor.commitment_association import MESSAGE_ID, CommitmentAssociation
+from ingest.requestor.commitment_association import CommitmentAssociation
 
 _REQUEST_COMMITMENT = 1  # PS3.4 J.3.2.1.1: Action Type ID
 
@@ -20,7 +19,5 @@ class CommitmentSCU(CommitmentAssociation):
             LookupError: The remote accepted no context for storage commitment.
         """
         context_id, syntax = self.find_context()
-        command = dimse.encode_action_request(
-            MESSAGE_ID, STORAGE_COMMITMENT, STORAGE_COMMITMENT_INSTANCE, _REQUEST_COMMITMENT
-        )
-        return self.send_message(context_id, dimse.N_ACTION_RQ, command, encode_request(request, syntax))
+        data_set = encode_request(request, syntax)
+        return self.send_message(context_id, dimse.N_ACTION_RQ, _REQUEST_COMMITMENT, data_set)

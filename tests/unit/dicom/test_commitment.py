@@ -12,9 +12,10 @@ from ingest.dicom.commitment import (
     SOPReference,
     encode_report,
     event_type_of,
+    parse_report,
     parse_request,
 )
-from ingest.dicom.dimse import ActionRequest, Status
+from ingest.dicom.dimse import N_ACTION_RQ, N_EVENT_REPORT_RQ, NServiceRequest, Status
 from ingest.dicom.negotiate import Accepted, AcceptorPolicy, negotiate
 from ingest.dicom.pdus import AssociateRequest, ProposedContext
 from ingest.dicom.uids import STORAGE_COMMITMENT, STORAGE_COMMITMENT_INSTANCE
@@ -56,6 +57,41 @@ def test_failures_stand_in_a_sequence_of_their_own() -> None:
     ]
 
 
+def test_report_in_the_encoding_of_dcm4chee_is_read() -> None:
+    """Implicit VR, sequences and items of undefined length, Retrieve AE Title beside each instance."""
+
+    def tag(group: int, number: int, value: bytes) -> bytes:
+        head = group.to_bytes(2, "little") + number.to_bytes(2, "little")
+        return head + len(value).to_bytes(4, "little") + value
+
+    def item(sop_class: bytes, sop_instance: bytes, *more: bytes) -> bytes:
+        uids = tag(0x0008, 0x1150, sop_class) + tag(0x0008, 0x1155, sop_instance)
+        body = tag(0x0008, 0x0054, b"DCM4CHEE") + uids + b"".join(more)
+        return bytes.fromhex("feff00e0ffffffff") + body + bytes.fromhex("feff0de000000000")
+
+    def sequence(number: int, *items: bytes) -> bytes:
+        head = b"\x08\0" + number.to_bytes(2, "little") + b"\xff" * 4
+        return head + b"".join(items) + bytes.fromhex("feffdde000000000")
+
+    ct = CT.encode() + b"\0" * (len(CT) & 1)
+    report = (
+        tag(0x0008, 0x0054, b"DCM4CHEE")
+        + tag(0x0008, 0x1195, b"2.25.31\0")
+        + sequence(0x1198, item(ct, b"1.2.4\0", tag(0x0008, 0x1197, b"\x12\x01")))
+        + sequence(0x1199, item(ct, b"1.2.3\0"), item(ct, b"1.2.5\0"))
+    )
+    assert parse_report(report, IMPLICIT) == (
+        "2.25.31",
+        [
+            ReferenceOutcome(SOPReference(CT, "1.2.3")),
+            ReferenceOutcome(SOPReference(CT, "1.2.5")),
+            ReferenceOutcome(SOPReference(CT, "1.2.4"), 0x0112),
+        ],
+    )
+    # It sends an empty sequence with a length of zero.
+    assert parse_report(tag(0x0008, 0x1195, b"2.25.31\0") + tag(0x0008, 0x1199, b""), IMPLICIT)[1] == []
+
+
 @example(b"")
 @example(element(0x0008, 0x1195, "UI", b"1.2.3"))
 @example(element(0x0008, 0x1195, "UI", b"../../x") + element(0x0008, 0x1199, "SQ", b""))
@@ -74,36 +110,48 @@ def test_cut_request_raises_the_same_error_at_every_byte() -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "status"),
+    ("field", "changes", "status"),
     [
-        ({}, None),
-        ({"sop_class_uid": CT}, Status.SOP_CLASS_NOT_SUPPORTED),
-        ({"sop_instance_uid": "1.2.3"}, Status.NO_SUCH_SOP_INSTANCE),
-        ({"action_type": 2}, Status.NO_SUCH_ACTION),
-        ({"action_type": None}, Status.NO_SUCH_ACTION),
-        ({"has_data_set": False}, Status.INVALID_ARGUMENT),
+        *(
+            (field, changes, status)
+            for field in (N_ACTION_RQ, N_EVENT_REPORT_RQ)
+            for changes, status in (
+                ({}, None),
+                ({"sop_class_uid": CT}, Status.SOP_CLASS_NOT_SUPPORTED),
+                ({"sop_instance_uid": "1.2.3"}, Status.NO_SUCH_SOP_INSTANCE),
+                ({"has_data_set": False}, Status.INVALID_ARGUMENT),
+            )
+        ),
+        (N_ACTION_RQ, {"type_id": 2}, Status.NO_SUCH_ACTION),
+        (N_ACTION_RQ, {"type_id": None}, Status.NO_SUCH_ACTION),
+        (N_EVENT_REPORT_RQ, {"type_id": 2}, None),
+        (N_EVENT_REPORT_RQ, {"type_id": 3}, Status.NO_SUCH_EVENT_TYPE),
+        (N_EVENT_REPORT_RQ, {"type_id": None}, Status.NO_SUCH_EVENT_TYPE),
     ],
 )
-def test_unsound_action_is_refused(changes: dict[str, object], status: Status | None) -> None:
+def test_unsound_message_is_refused(field: int, changes: dict[str, object], status: Status | None) -> None:
     sound: dict[str, object] = {
+        "command_field": field,
         "message_id": 7,
         "sop_class_uid": STORAGE_COMMITMENT,
         "sop_instance_uid": STORAGE_COMMITMENT_INSTANCE,
-        "action_type": 1,
+        "type_id": 1,
         "has_data_set": True,
     }
-    request = ActionRequest(**{**sound, **changes})  # type: ignore[arg-type]
-    fault = dimse.find_action_fault(request, STORAGE_COMMITMENT)
+    request = NServiceRequest(**{**sound, **changes})  # type: ignore[arg-type]
+    fault = dimse.find_commitment_fault(request, STORAGE_COMMITMENT)
     assert (fault[0] if fault else None) is status
+    kind, keyword = ("Requested", "ActionTypeID") if field == N_ACTION_RQ else ("Affected", "EventTypeID")
     elements = {
-        "RequestedSOPClassUID": request.sop_class_uid,
-        "CommandField": 0x0130,
+        f"{kind}SOPClassUID": request.sop_class_uid,
+        "CommandField": field,
         "MessageID": 7,
         "CommandDataSetType": 1 if request.has_data_set else 0x0101,
-        "RequestedSOPInstanceUID": request.sop_instance_uid,
-        **({} if request.action_type is None else {"ActionTypeID": request.action_type}),
+        f"{kind}SOPInstanceUID": request.sop_instance_uid,
+        **({} if request.type_id is None else {keyword: request.type_id}),
     }
     assert dimse.decode_request(encode_command(elements)) == request
+    assert dimse.find_commitment_fault(request, CT) is not None, "a context of another SOP class"
 
 
 def test_nothing_is_stored_on_a_context_of_commitment() -> None:
