@@ -4,16 +4,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from sqlalchemy import and_, bindparam, delete, select, update
-from sqlalchemy.dialects import postgresql, sqlite
 
-from ingest.ledger.database import Database
+from ingest.ledger.database import INSERT_BY_DIALECT, Database
 from ingest.ledger.outbox import NewEvent, insert_events
 from ingest.ledger.schema import alert_groups, leases
 
 Key = tuple[str, str, str]
 """Alert, scope and subject of a group."""
 
-_INSERT: Final = {"sqlite": sqlite.insert, "postgresql": postgresql.insert}
 _TAKE: Final = (
     update(leases)
     .where(
@@ -36,7 +34,7 @@ class AlertGroups:
 
     def take_lease(self, name: str, owner: str, unix_ms: int, lease_ms: int) -> bool:
         """Take or renew a lease that one owner holds at a time; return whether `owner` has it."""
-        insert: Any = _INSERT[self._database.dialect](leases)
+        insert: Any = INSERT_BY_DIALECT[self._database.dialect](leases)
         insert = insert.values(name=name, owner=owner, until=unix_ms + lease_ms).on_conflict_do_nothing()
         insert = insert.returning(leases.c.name)
         parameters = {"of": name, "me": owner, "now": unix_ms, "end": unix_ms + lease_ms}
@@ -70,7 +68,7 @@ class AlertGroups:
                     columns = (alert_groups.c[name] == value for name, value in key.items())
                     connection.execute(delete(alert_groups).where(and_(*columns)))
                     continue
-                insert: Any = _INSERT[self._database.dialect](alert_groups)
+                insert: Any = INSERT_BY_DIALECT[self._database.dialect](alert_groups)
                 insert = insert.values(**key, state=state, updated_at=unix_ms)
                 insert = insert.on_conflict_do_update(
                     index_elements=list(key), set_={"state": state, "updated_at": unix_ms}

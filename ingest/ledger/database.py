@@ -13,6 +13,7 @@ from typing import Any, Final
 import sqlalchemy
 import structlog
 from sqlalchemy import Connection, Engine, event, make_url
+from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import (
     ArgumentError,
     DataError,
@@ -54,6 +55,9 @@ _POSTGRESQL_WAITS: Final = {
 """Parameters of libpq. They end a connection to a server that vanished after about 20 s (INVARIANT 7).
 Parameters in the URL take precedence.
 """
+
+INSERT_BY_DIALECT: Final[dict[str, Any]] = {"sqlite": sqlite.insert, "postgresql": postgresql.insert}
+"""Constructors of INSERT statements with ON CONFLICT, by `Database.dialect`."""
 
 CLOCK_SECONDS: Final = 5.0
 """How long a reading of the server's clock is used."""

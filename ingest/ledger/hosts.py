@@ -7,13 +7,12 @@ later program can read it.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 from sqlalchemy import Connection, bindparam, delete, inspect, select
-from sqlalchemy.dialects import postgresql, sqlite
 
 from ingest.build_info import read_version
-from ingest.ledger.database import Database
+from ingest.ledger.database import INSERT_BY_DIALECT, Database
 from ingest.ledger.schema import hosts
 from ingest.program import SCHEMA_VERSION
 
@@ -23,7 +22,6 @@ RUNNING_MS: Final = 150_000
 KEPT_MS: Final = 90 * 86_400_000
 """Rows of hosts that were not seen for longer are deleted."""
 
-_INSERT: Final[dict[str, Any]] = {"sqlite": sqlite.insert, "postgresql": postgresql.insert}
 _KEY: Final = ("host", "data_dir", "role")
 
 
@@ -66,7 +64,7 @@ class Hosts:
         now = self._database.unix_ms()
         row = HostNote(host, data_dir, role, read_version(), SCHEMA_VERSION, now)
         values = {name: getattr(row, name) for name in HostNote.__dataclass_fields__}
-        insert = _INSERT[self._database.dialect](hosts).values(values)
+        insert = INSERT_BY_DIALECT[self._database.dialect](hosts).values(values)
         changed = {name: insert.excluded[name] for name in values if name not in _KEY}
         with self._database.begin_write() as connection:
             self._database.require_schema_within(connection)

@@ -11,9 +11,8 @@ from enum import StrEnum
 from typing import Any, Final
 
 from sqlalchemy import Connection, bindparam, delete, func, or_, select, update
-from sqlalchemy.dialects import postgresql, sqlite
 
-from ingest.ledger.database import Database
+from ingest.ledger.database import INSERT_BY_DIALECT, Database
 from ingest.ledger.schema import IS_OPEN_EVENT, outbox
 
 ERROR_MAX: Final = 500
@@ -66,7 +65,6 @@ class OutboxEvent:
     updated_at: int
 
 
-_INSERT: Final = {"sqlite": sqlite.insert, "postgresql": postgresql.insert}
 _IS_DUE: Final = or_(
     (outbox.c.state == EventState.WAITING.value) & (outbox.c.next_at <= bindparam("now")),
     # A lease that has ended, or one of an earlier process in our place: its owner cannot be sending now.
@@ -211,7 +209,7 @@ def insert_events(connection: Connection, events: Sequence[NewEvent]) -> None:
     If the reply to a COMMIT was lost, the caller inserts the same events again.
     """
     if events:
-        insert: Any = _INSERT[connection.dialect.name](outbox)
+        insert: Any = INSERT_BY_DIALECT[connection.dialect.name](outbox)
         connection.execute(
             insert.on_conflict_do_nothing(index_elements=["event_id"]),
             [

@@ -9,9 +9,8 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from sqlalchemy import Connection, bindparam, delete, func, select
-from sqlalchemy.dialects import postgresql, sqlite
 
-from ingest.ledger.database import Database
+from ingest.ledger.database import INSERT_BY_DIALECT, Database
 from ingest.ledger.schema import instances, peer_hours
 
 HOUR_MS: Final = 3_600_000
@@ -22,7 +21,6 @@ HourKey = tuple[str, int]
 _CURSOR: Final[HourKey] = ("", -1)
 """The row whose `last_at` is the last id that was read. No caller has an empty AE title."""
 
-_INSERT: Final = {"sqlite": sqlite.insert, "postgresql": postgresql.insert}
 _ROWS: Final = (
     select(instances.c.id, instances.c.calling_ae, instances.c.received_at)
     .where(instances.c.id > bindparam("after"))
@@ -84,7 +82,7 @@ class PeerHours:
         """Keep the last arrivals of some hours, and the last id that was read."""
         rows = {**hours, _CURSOR: last_id}
         values = [{"ae_title": key[0], "hour": key[1], "last_at": at} for key, at in sorted(rows.items())]
-        insert: Any = _INSERT[self._database.dialect](peer_hours)
+        insert: Any = INSERT_BY_DIALECT[self._database.dialect](peer_hours)
         insert = insert.on_conflict_do_update(
             index_elements=["ae_title", "hour"], set_={"last_at": insert.excluded.last_at}
         )

@@ -16,9 +16,9 @@ from itertools import groupby
 from typing import Any, Final
 
 from sqlalchemy import BindParameter, Connection, and_, bindparam, case, delete, exists, or_, select, update
-from sqlalchemy.dialects import postgresql, sqlite
 
 from ingest.dicom.study_attributes import StudyAttributes
+from ingest.ledger.database import INSERT_BY_DIALECT
 from ingest.ledger.records import InstanceState, NewInstance
 from ingest.ledger.row_values import clean_value
 from ingest.ledger.schema import instances, series, studies, study_senders
@@ -47,11 +47,10 @@ STUDY_COLUMNS: Final = (
     "institution_name",
 )
 SERIES_COLUMNS: Final = ("modality", "series_description", "station_name", "institution_name", "body_part")
-_INSERTS: Final[dict[str, Any]] = {"sqlite": sqlite.insert, "postgresql": postgresql.insert}
 
 
 def _upsert_studies(dialect: str, *, takes_attributes: bool) -> Any:
-    statement = _INSERTS[dialect](studies)
+    statement = INSERT_BY_DIALECT[dialect](studies)
     new, old = statement.excluded, studies.c
     changes: dict[str, Any] = {
         "first_at": case((new.first_at < old.first_at, new.first_at), else_=old.first_at),
@@ -86,7 +85,7 @@ def _upsert_studies(dialect: str, *, takes_attributes: bool) -> Any:
 
 
 def _upsert_series(dialect: str) -> Any:
-    statement = _INSERTS[dialect](series)
+    statement = INSERT_BY_DIALECT[dialect](series)
     new, old = statement.excluded, series.c
     changes: dict[str, Any] = {
         name: case((new[name] != "", new[name]), else_=old[name]) for name in SERIES_COLUMNS
@@ -102,18 +101,18 @@ def _upsert_series(dialect: str) -> Any:
 
 
 def _replace_series(dialect: str) -> Any:
-    statement = _INSERTS[dialect](series)
+    statement = INSERT_BY_DIALECT[dialect](series)
     changes = {name: statement.excluded[name] for name in (*SERIES_COLUMNS, "series_number")}
     return statement.on_conflict_do_update(index_elements=["study_uid", "series_uid"], set_=changes)
 
 
 _UPSERT_STUDIES: Final = {
     (dialect, takes): _upsert_studies(dialect, takes_attributes=takes)
-    for dialect in _INSERTS
+    for dialect in INSERT_BY_DIALECT
     for takes in (False, True)
 }
-_UPSERT_SERIES: Final = {dialect: _upsert_series(dialect) for dialect in _INSERTS}
-_ADD_SERIES: Final = {name: make(series).on_conflict_do_nothing() for name, make in _INSERTS.items()}
+_UPSERT_SERIES: Final = {dialect: _upsert_series(dialect) for dialect in INSERT_BY_DIALECT}
+_ADD_SERIES: Final = {name: make(series).on_conflict_do_nothing() for name, make in INSERT_BY_DIALECT.items()}
 _TIMES: Final = ("first_at", "last_at", "first_id", "last_id", "last_stored_at")
 
 
@@ -130,8 +129,10 @@ _TOUCH: Final = (
     .values(**{name: _limit(name) for name in _TIMES}, calling_ae=bindparam("new_calling_ae"))
 )
 _MISSING: Final = object()
-_REPLACE_SERIES: Final = {dialect: _replace_series(dialect) for dialect in _INSERTS}
-_ADD_SENDERS: Final = {name: make(study_senders).on_conflict_do_nothing() for name, make in _INSERTS.items()}
+_REPLACE_SERIES: Final = {dialect: _replace_series(dialect) for dialect in INSERT_BY_DIALECT}
+_ADD_SENDERS: Final = {
+    name: make(study_senders).on_conflict_do_nothing() for name, make in INSERT_BY_DIALECT.items()
+}
 _UIDS: Final[BindParameter[Any]] = bindparam("uids", expanding=True)
 _LOCK_STUDIES: Final = (
     select(studies.c.study_uid)

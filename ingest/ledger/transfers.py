@@ -18,9 +18,8 @@ from typing import Any, Final
 
 import structlog
 from sqlalchemy import BindParameter, Connection, bindparam, delete, func, insert, or_, select, update
-from sqlalchemy.dialects import postgresql, sqlite
 
-from ingest.ledger.database import Database
+from ingest.ledger.database import INSERT_BY_DIALECT, Database
 from ingest.ledger.records import NewInstance
 from ingest.ledger.schema import audit_groups, audit_lease, audit_notes, studies
 from ingest.ledger.transfer_notes import MergedTransfers, TransferKey, encode_json, note_received
@@ -30,7 +29,6 @@ NOTES_MERGED: Final = 500
 
 _IDS: Final[BindParameter[Any]] = bindparam("ids", expanding=True)
 _LEASE_ID: Final = 1
-_INSERT: Final = {"sqlite": sqlite.insert, "postgresql": postgresql.insert}
 _NOTES: Final = select(audit_notes.c.id, audit_notes.c.body).order_by(audit_notes.c.id).limit(NOTES_MERGED)
 
 log = structlog.get_logger()
@@ -98,7 +96,9 @@ class Transfers:
         )
         values = {"owner": owner, "until": until_ms}
         with self._database.begin_write() as connection:
-            insert_lease: Any = _INSERT[self._database.dialect](audit_lease).values(id=_LEASE_ID, **values)
+            insert_lease: Any = INSERT_BY_DIALECT[self._database.dialect](audit_lease).values(
+                id=_LEASE_ID, **values
+            )
             insert_lease = insert_lease.on_conflict_do_update(
                 index_elements=[audit_lease.c.id], set_=values, where=free
             )

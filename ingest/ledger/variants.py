@@ -1,26 +1,20 @@
 """Variants: a destination needs only one object of a SOP instance UID.
 
 A variant is another object of a SOP instance UID in another transfer syntax. Senders create one if a remote
-refuses the
-first. Each object has its own deliveries. These rules decide about them:
+refuses the first. Each object has its own deliveries. These rules decide about them:
 
 - A destination that has accepted one object gets no other one.
 - While an earlier object waits for its first attempt or is being sent, the later ones wait.
 - An earlier object that is dead, held or awaiting, or waits for a retry, keeps back no other.
 
 The rules are applied when a delivery is leased and when its result is recorded. No order of events leaves a
-delivery
-open for ever. The first object is never dropped when it is leased, only when its variant was delivered: a
-wrong guess
-would lose an image.
+delivery open for ever. The first object is never dropped when it is leased, only when its variant was
+delivered: a wrong guess would lose an image.
 
 An older variant may belong to an object that was replaced or removed. Then it is not the same image, and it
-was stored
-before the object that is first now. Two workers that store both objects at once may record them in either
-order, so
-the comparison allows for `SLACK_MILLISECONDS`. Further copies (`[store] duplicates = "keep-both"`) are
-instances of
-their own, and these rules do not apply to them.
+was stored before the object that is first now. Two workers that store both objects at once may record them in
+either order, so the comparison allows for `SLACK_MILLISECONDS`. Further copies (`[store] duplicates =
+"keep-both"`) are instances of their own, and these rules do not apply to them.
 """
 
 from collections.abc import Collection, Sequence
