@@ -8,6 +8,7 @@ from rich.filesize import decimal
 
 from ingest.cli._tables import escape_controls, format_count, format_local_time, lay_out_table
 from ingest.ledger import DeliveryState
+from ingest.ledger.throughput import COUNTED_MAX
 
 _DELIVERY_STATES: Final = tuple(state.value for state in DeliveryState)
 
@@ -184,7 +185,7 @@ def _list_destinations(now: Mapping[str, Any]) -> Rows:
             (
                 row["name"],
                 _name_circuit(row),
-                str(row["backlog"]),
+                _format_backlog(row),
                 "" if oldest is None else _format_age(oldest),
                 f"{row['delivered_per_second']:.1f}",
                 f"{row['mb_per_second']:.1f}",
@@ -192,6 +193,13 @@ def _list_destinations(now: Mapping[str, Any]) -> Rows:
             )
         )
     return found
+
+
+def _format_backlog(row: Mapping[str, Any]) -> str:
+    """Write a backlog with the waiting deliveries of other priorities than normal, as `12 (2 urgent)`."""
+    counts = ((row.get("waiting_urgent", 0), "urgent"), (row.get("waiting_bulk", 0), "bulk"))
+    words = [f"{count}{'+' * (count >= COUNTED_MAX)} {word}" for count, word in counts if count]
+    return f"{row['backlog']} ({', '.join(words)})" if words else str(row["backlog"])
 
 
 def _name_circuit(row: Mapping[str, Any]) -> str:

@@ -5,11 +5,11 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from sqlalchemy import Connection, bindparam, delete, func, select
-from sqlalchemy.dialects import postgresql, sqlite
 
+from ingest.dicom.priority import Priority
 from ingest.ledger.circuits import Circuit, read_circuits
-from ingest.ledger.database import Database
-from ingest.ledger.lease_order import WAITING_RANGES
+from ingest.ledger.database import INSERT_BY_DIALECT, Database
+from ingest.ledger.lease_order import WAITING_RANGES, find_first_due
 from ingest.ledger.records import DeliveryResult, DeliveryState
 from ingest.ledger.row_counts import count_deliveries
 from ingest.ledger.schema import deliveries, throughput
@@ -19,6 +19,9 @@ KEPT_MINUTES: Final = 60
 
 RATE_MINUTES: Final = 5
 """A rate covers this many whole minutes, and the current one."""
+
+COUNTED_MAX: Final = 1000
+"""Rows of one priority that are counted. Counting all of a long backlog would take too long for a status."""
 
 _MINUTE_MS: Final = 60_000
 
@@ -33,6 +36,7 @@ class DestinationProgress:
         delivered_per_second: Instances per second, over the last five whole minutes and the current one.
         bytes_per_second: Bytes of Part 10 files per second, likewise.
         circuit: The circuit; None if the destination never failed.
+        waiting_urgent, waiting_bulk: Waiting deliveries of these priorities, `COUNTED_MAX` at most.
     """
 
     destination: str
@@ -41,6 +45,8 @@ class DestinationProgress:
     delivered_per_second: float = 0.0
     bytes_per_second: float = 0.0
     circuit: Circuit | None = None
+    waiting_urgent: int = 0
+    waiting_bulk: int = 0
 
     @property
     def backlog(self) -> int:
@@ -67,11 +73,21 @@ _OLDEST_WAITING: Final = (
     .order_by(deliveries.c.next_at, deliveries.c.instance_id)
     .limit(1)
 )
+_FIRST_OF_PRIORITY: Final = (
+    select(deliveries.c.id)
+    .where(
+        deliveries.c.destination == bindparam("of"),
+        deliveries.c.state == DeliveryState.WAITING.value,
+        deliveries.c.next_at == bindparam("first_due"),
+    )
+    .limit(COUNTED_MAX)
+    .subquery()
+)
+_COUNT_OF_PRIORITY: Final = select(func.count()).select_from(_FIRST_OF_PRIORITY)
 _OLDEST_OTHER: Final = select(func.min(deliveries.c.created_at)).where(
     deliveries.c.destination == bindparam("of"),
     deliveries.c.state.in_((DeliveryState.SENDING.value, DeliveryState.RETRY.value)),
 )
-_INSERT: Final = {"sqlite": sqlite.insert, "postgresql": postgresql.insert}
 _FORGET: Final = delete(throughput).where(
     throughput.c.destination == bindparam("of"), throughput.c.minute < bindparam("before")
 )
@@ -86,7 +102,7 @@ def count_delivered(
         return
     minute = unix_ms // _MINUTE_MS
     values = {"destination": destination, "minute": minute, "delivered": len(sizes), "bytes": sum(sizes)}
-    insert: Any = _INSERT[dialect](throughput).values(**values)
+    insert: Any = INSERT_BY_DIALECT[dialect](throughput).values(**values)
     insert = insert.on_conflict_do_update(
         index_elements=[throughput.c.destination, throughput.c.minute],
         set_={
@@ -117,6 +133,8 @@ class Throughput:
             }
             circuits = read_circuits(connection)
             oldest = {name: _oldest(connection, name) for name in states}
+            urgent = {name: _count_waiting(connection, name, Priority.URGENT) for name in states}
+            bulk = {name: _count_waiting(connection, name, Priority.BULK) for name in states}
         return {
             name: DestinationProgress(
                 destination=name,
@@ -125,9 +143,16 @@ class Throughput:
                 delivered_per_second=rates.get(name, (0.0, 0.0))[0],
                 bytes_per_second=rates.get(name, (0.0, 0.0))[1],
                 circuit=circuits.get(name),
+                waiting_urgent=urgent.get(name, 0),
+                waiting_bulk=bulk.get(name, 0),
             )
             for name in sorted(states.keys() | circuits.keys())
         }
+
+
+def _count_waiting(connection: Connection, destination: str, priority: Priority) -> int:
+    parameters = {"of": destination, "first_due": find_first_due(priority)}
+    return int(connection.execute(_COUNT_OF_PRIORITY, parameters).scalar_one())
 
 
 def _oldest(connection: Connection, destination: str) -> int | None:

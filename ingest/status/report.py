@@ -258,6 +258,8 @@ def _describe_destination(progress: DestinationProgress, now_ms: int) -> dict[st
     return {
         "name": progress.destination,
         "backlog": progress.backlog,
+        "waiting_urgent": progress.waiting_urgent,
+        "waiting_bulk": progress.waiting_bulk,
         "oldest_seconds": None if progress.oldest_at is None else (now_ms - progress.oldest_at) / 1000,
         "delivered_per_second": round(progress.delivered_per_second, 3),
         "mb_per_second": round(progress.bytes_per_second / 1e6, 3),

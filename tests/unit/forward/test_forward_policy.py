@@ -11,7 +11,8 @@ import pytest
 from ingest.clock import unix_ms
 from ingest.config.model import Config, Destination, WorkerSettings
 from ingest.dicom import uids, wire
-from ingest.ledger import CircuitState
+from ingest.dicom.priority import Priority
+from ingest.ledger import CircuitState, DeliveryTerms
 from ingest.ledger.delivery_filter import DeliveryFilter
 from ingest.queue.wakeups import hold_key
 from ingest.workers.forward.worker import count_slots
@@ -314,6 +315,9 @@ def test_progress_tells_rate_backlog_age_and_circuit(plain: Forwarding) -> None:
         drain_once(plain)
     plain.add(free_port(), "away")
     plain.many(2, to=["away"])
+    urgent = {"away": DeliveryTerms(priority=Priority.URGENT)}
+    plain.record(Made(sop="1.2.99.1"), Made(sop="1.2.99.2"), to=["away"], terms=urgent)
+    plain.record(Made(sop="1.2.99.3"), to=["away"], terms={"away": DeliveryTerms(priority=Priority.BULK)})
     drain_once(plain, "away")
     now = unix_ms()
     progress = plain.ledger.throughput.read_progress(now)
@@ -321,7 +325,8 @@ def test_progress_tells_rate_backlog_age_and_circuit(plain: Forwarding) -> None:
     assert 5 / 360 <= pacs.delivered_per_second <= 5 / 300
     assert pacs.bytes_per_second >= pacs.delivered_per_second * 1000
     assert (pacs.backlog, pacs.oldest_at, pacs.circuit) == (0, None, None)
-    assert (away.backlog, away.delivered_per_second) == (2, 0)
+    assert (away.backlog, away.delivered_per_second) == (5, 0)
+    assert (away.waiting_urgent, away.waiting_bulk, pacs.waiting_urgent) == (2, 1, 0)
     assert away.circuit is not None
     assert away.circuit.failures == 1
     assert away.oldest_at is not None
