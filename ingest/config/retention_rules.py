@@ -25,6 +25,9 @@ def check_retention(config: Config, roles: Collection[str]) -> Iterator[Fault]:
     if section.refuses_when_full and not section.max_bytes:
         remedy = 'set max_bytes too, or at_max_bytes = "remove"'
         yield Fault("retention.at_max_bytes", 'is "refuse", but max_bytes sets no limit', remedy)
+    if section.only_committed and not section.only_delivered:
+        cause = "an instance that was not delivered cannot be committed, and would be removed"
+        yield Fault("retention.only_committed", cause, "set only_delivered = true too")
     if 0 < section.ledger_keep_days < section.keep_days:
         cause = f"{section.ledger_keep_days:g} is less than keep_days, {section.keep_days:g}"
         yield Fault("retention.ledger_keep_days", cause, "make it larger, or 0 to keep rows forever")

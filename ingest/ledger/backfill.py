@@ -57,6 +57,8 @@ _AGAIN: Final = (
         suspect_since=0,
         last_status=None,
         last_error=None,
+        commitment="none",
+        commitment_request_id=None,
         # The time until the delivery expires starts again, too.
         created_at=bindparam("now"),
         updated_at=bindparam("now"),

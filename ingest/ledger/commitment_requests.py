@@ -3,20 +3,31 @@
 `deliveries.commitment` is a second state of a delivery, so `delivered` keeps its meaning. A delivery to a
 destination that is asked becomes `wanted` in the transaction that records it as delivered. A request takes
 many of them; they are `asked` until its report comes or its time is over. Then they are `wanted` again.
+
+A report may come after its time, when a later request has asked for the same instances. What it commits
+counts for each instance that was delivered before its request. An archive that takes longer than
+`commitment_seconds` would never be believed otherwise. What a late report does not commit is asked again.
 """
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Final
 
-from sqlalchemy import bindparam, func, select, update
+from sqlalchemy import and_, bindparam, delete, func, or_, select, update
 
 from ingest.dicom.commitment import CommitmentRequest, ReferenceOutcome, SOPReference
 from ingest.ledger.commitments import ERROR_MAX
 from ingest.ledger.database import Database
 from ingest.ledger.records import DeliveryState
+from ingest.ledger.row_values import clean_value
 from ingest.ledger.schema import IS_COMMITMENT_OPEN, commitment_requests, deliveries, instances
+
+UNNAMED_PAUSE_MS: Final = 60_000
+"""Pause of a destination whose report left instances out, before they are asked again."""
+
+_CHUNK: Final = 500
+"""Maximum number of values of an IN list."""
 
 
 class DeliveryCommitment(StrEnum):
@@ -57,6 +68,23 @@ class SentCommitment:
     updated_at: int
 
 
+@dataclass(frozen=True, slots=True)
+class Uncommitted:
+    """What becomes of a delivery that its destination does not commit.
+
+    Attributes:
+        state: RETRY, or DEAD after too many attempts.
+        next_at: Time of the next attempt in Unix milliseconds.
+        error: Text for a person.
+    """
+
+    state: DeliveryState
+    next_at: int
+    error: str
+
+
+# The concatenation keeps SQLite from the index of all deliveries of a destination.
+_IS_DELIVERED: Final = deliveries.c.state.concat("") == DeliveryState.DELIVERED.value
 _WANTED: Final = (
     select(deliveries.c.id, instances.c.sop_class_uid, instances.c.sop_instance_uid)
     .join(instances, instances.c.id == deliveries.c.instance_id)
@@ -64,6 +92,7 @@ _WANTED: Final = (
         IS_COMMITMENT_OPEN,
         deliveries.c.destination == bindparam("of"),
         deliveries.c.commitment == DeliveryCommitment.WANTED.value,
+        _IS_DELIVERED,
     )
     .order_by(deliveries.c.id)
     .limit(bindparam("at_most"))
@@ -75,6 +104,7 @@ _FIRST_WANTED: Final = (
         IS_COMMITMENT_OPEN,
         deliveries.c.destination == bindparam("of"),
         deliveries.c.commitment == DeliveryCommitment.WANTED.value,
+        _IS_DELIVERED,
     )
     .limit(1)
 )
@@ -89,16 +119,52 @@ _OVERDUE: Final = select(commitment_requests.c.id).where(
     commitment_requests.c.state == RequestState.ASKED.value,
     commitment_requests.c.next_at <= bindparam("now"),
 )
-_ASKED_ROWS: Final = (
-    select(deliveries.c.id, instances.c.sop_class_uid, instances.c.sop_instance_uid)
+_NAMED_ROWS: Final = (
+    select(
+        deliveries.c.id,
+        deliveries.c.attempts,
+        deliveries.c.commitment,
+        deliveries.c.commitment_request_id,
+        instances.c.sop_class_uid,
+        instances.c.sop_instance_uid,
+    )
     .join(instances, instances.c.id == deliveries.c.instance_id)
     .where(
         IS_COMMITMENT_OPEN,
         deliveries.c.destination == bindparam("of"),
-        deliveries.c.commitment == DeliveryCommitment.ASKED.value,
-        deliveries.c.commitment_request_id == bindparam("request"),
+        instances.c.sop_instance_uid.in_(bindparam("uids", expanding=True)),
+        _IS_DELIVERED,
+        or_(
+            deliveries.c.commitment_request_id == bindparam("request"),
+            deliveries.c.updated_at <= bindparam("asked_at"),
+        ),
     )
 )
+_BY_ID: Final = deliveries.c.id.in_(bindparam("ids", expanding=True))
+_COMMIT: Final = (
+    update(deliveries)
+    .where(_BY_ID)
+    .values(commitment=DeliveryCommitment.COMMITTED.value, updated_at=bindparam("now"))
+)
+_FAIL: Final = (
+    update(deliveries)
+    .where(deliveries.c.id == bindparam("row"))
+    .values(
+        state=bindparam("to"),
+        next_at=bindparam("at"),
+        commitment=DeliveryCommitment.FAILED.value,
+        last_error=bindparam("error"),
+        updated_at=bindparam("now"),
+    )
+)
+_IS_ASKED: Final = and_(
+    IS_COMMITMENT_OPEN,
+    deliveries.c.destination == bindparam("of"),
+    deliveries.c.commitment == DeliveryCommitment.ASKED.value,
+    deliveries.c.commitment_request_id == bindparam("request"),
+)
+_FIRST_ASKED: Final = select(deliveries.c.id).where(_IS_ASKED).limit(1)
+_WANT_AGAIN: Final = update(deliveries).where(_IS_ASKED).values(commitment=DeliveryCommitment.WANTED.value)
 
 
 class CommitmentRequests:
@@ -143,7 +209,7 @@ class CommitmentRequests:
         with self._database.begin_write() as connection:
             for (number,) in connection.execute(_OVERDUE, {"of": destination, "now": unix_ms}).all():
                 _end(connection, number, RequestState.EXPIRED, unix_ms, error="no report came in time")
-                _want_again(connection, destination, number)
+                connection.execute(_WANT_AGAIN, {"of": destination, "request": number})
             last = connection.execute(_LAST, {"of": destination}).mappings().first()
             if last is not None and _is_held(last, unix_ms):
                 return None
@@ -167,7 +233,7 @@ class CommitmentRequests:
             ).scalar_one()
             connection.execute(
                 update(deliveries)
-                .where(deliveries.c.id.in_(bindparam("ids", expanding=True)))
+                .where(_BY_ID)
                 .values(commitment=DeliveryCommitment.ASKED.value, commitment_request_id=number),
                 {"ids": [row[0] for row in rows]},
             )
@@ -178,64 +244,68 @@ class CommitmentRequests:
         """Record that a request could not be sent. Its deliveries are wanted again, from `next_at` on."""
         with self._database.begin_write() as connection:
             _end(connection, number, RequestState.REFUSED, unix_ms, error=error, next_at=next_at)
-            _want_again(connection, destination, number)
+            connection.execute(_WANT_AGAIN, {"of": destination, "request": number})
 
     def record_report(
-        self, destination: str, transaction_uid: str, outcomes: Sequence[ReferenceOutcome], unix_ms: int
+        self,
+        destination: str,
+        transaction_uid: str,
+        outcomes: Sequence[ReferenceOutcome],
+        decide_uncommitted: Callable[[int, int], Uncommitted],
+        unix_ms: int,
     ) -> bool:
-        """Record a report of a destination. What it does not commit is sent again.
+        """Record a report of a destination. What it does not name is wanted again, after a pause.
 
-        What the report does not name is wanted again. A report that comes late, or twice, changes nothing.
+        A report that comes twice changes nothing.
+
+        Args:
+            destination: Name of the destination.
+            transaction_uid: Its Transaction UID.
+            outcomes: What it says.
+            decide_uncommitted: Decides about a delivery that is not committed, from the number of its
+                attempts and the Failure Reason.
+            unix_ms: Current time.
 
         Returns:
             Whether this node had asked that destination with this transaction.
         """
-        committed = {each.reference for each in outcomes if each.failure is None}
-        failed = {each.reference: each.failure for each in outcomes if each.failure is not None}
-        query = select(commitment_requests.c.id).where(
+        query = select(commitment_requests).where(
             commitment_requests.c.transaction_uid == transaction_uid,
             commitment_requests.c.destination == destination,
         )
+        said = {outcome.reference: outcome.failure for outcome in outcomes}
         with self._database.begin_write() as connection:
-            number = connection.execute(query).scalar()
-            if number is None:
+            request = connection.execute(query).mappings().first()
+            if request is None:
                 return False
-            rows = connection.execute(_ASKED_ROWS, {"of": destination, "request": number}).all()
+            parameters = {"of": destination, "request": request["id"], "asked_at": request["asked_at"]}
             good, bad = [], []
-            for row, sop_class, uid in rows:
-                reference = SOPReference(sop_class, uid)
-                if reference in failed:
-                    bad.append((row, failed[reference]))
-                elif reference in committed:
-                    good.append(row)
-            if good:
-                connection.execute(
-                    update(deliveries)
-                    .where(deliveries.c.id.in_(bindparam("ids", expanding=True)))
-                    .values(commitment=DeliveryCommitment.COMMITTED.value, updated_at=unix_ms),
-                    {"ids": good},
+            for row in _read_named(connection, parameters, said):
+                reason = said[SOPReference(row.sop_class_uid, row.sop_instance_uid)]
+                if reason is None:
+                    good.append(row.id)
+                elif (
+                    row.commitment_request_id == request["id"] and row.commitment == DeliveryCommitment.ASKED
+                ):
+                    bad.append((row.id, decide_uncommitted(row.attempts, reason)))
+            for ids in (good[at : at + _CHUNK] for at in range(0, len(good), _CHUNK)):
+                connection.execute(_COMMIT, {"ids": ids, "now": unix_ms})
+            for row, step in bad:
+                values = {"to": step.state.value, "at": step.next_at, "error": step.error, "now": unix_ms}
+                connection.execute(_FAIL, {"row": row, **values})
+            is_partial = connection.execute(_FIRST_ASKED, parameters).first() is not None
+            connection.execute(_WANT_AGAIN, parameters)
+            if request["state"] != RequestState.ANSWERED.value:
+                next_at = unix_ms + UNNAMED_PAUSE_MS if is_partial else 0
+                _end(
+                    connection,
+                    request["id"],
+                    RequestState.ANSWERED,
+                    unix_ms,
+                    error="the report left instances out" if is_partial else "",
+                    next_at=next_at,
+                    failures=len(bad),
                 )
-            if bad:
-                connection.execute(
-                    update(deliveries)
-                    .where(
-                        deliveries.c.id == bindparam("row"),
-                        deliveries.c.state == DeliveryState.DELIVERED.value,
-                    )
-                    .values(
-                        state=DeliveryState.RETRY.value,
-                        next_at=unix_ms,
-                        commitment=DeliveryCommitment.FAILED.value,
-                        last_error=bindparam("error"),
-                        updated_at=unix_ms,
-                    ),
-                    [
-                        {"row": row, "error": f"not committed by the destination ({reason:04X}H); sent again"}
-                        for row, reason in bad
-                    ],
-                )
-            _want_again(connection, destination, number)
-            _end(connection, number, RequestState.ANSWERED, unix_ms, failures=len(bad))
         return True
 
     def list_requests(self, limit: int) -> list[SentCommitment]:
@@ -246,6 +316,15 @@ class CommitmentRequests:
                 SentCommitment(**{**row, "state": RequestState(row["state"])})
                 for row in connection.execute(query).mappings()
             ]
+
+    def remove_ended(self, updated_before: int) -> int:
+        """Remove requests that ended long ago."""
+        ended = (
+            commitment_requests.c.state != RequestState.ASKED.value,
+            commitment_requests.c.updated_at < updated_before,
+        )
+        with self._database.begin_write() as connection:
+            return connection.execute(delete(commitment_requests).where(*ended)).rowcount
 
     def count_by_commitment(self, destination: str) -> dict[str, int]:
         """Return the number of deliveries of a destination whose commitment is open, by its state."""
@@ -259,20 +338,18 @@ class CommitmentRequests:
 
 
 def _is_held(last: Mapping[Any, Any], unix_ms: int) -> bool:
-    return bool(last["state"] == RequestState.REFUSED.value and last["next_at"] > unix_ms)
+    """Return whether the last request of a destination asks for a pause. One without a report does not."""
+    return bool(last["state"] != RequestState.ASKED.value and last["next_at"] > unix_ms)
 
 
-def _want_again(connection: Any, destination: str, number: int) -> None:
-    connection.execute(
-        update(deliveries)
-        .where(
-            IS_COMMITMENT_OPEN,
-            deliveries.c.destination == destination,
-            deliveries.c.commitment == DeliveryCommitment.ASKED.value,
-            deliveries.c.commitment_request_id == number,
-        )
-        .values(commitment=DeliveryCommitment.WANTED.value)
-    )
+def _read_named(
+    connection: Any, parameters: Mapping[str, Any], said: Collection[SOPReference]
+) -> Iterator[Any]:
+    """Yield the open deliveries that a report names."""
+    uids = sorted({reference.sop_instance_uid for reference in said})
+    for at in range(0, len(uids), _CHUNK):
+        rows = connection.execute(_NAMED_ROWS, {**parameters, "uids": uids[at : at + _CHUNK]}).all()
+        yield from (row for row in rows if SOPReference(row.sop_class_uid, row.sop_instance_uid) in said)
 
 
 def _end(
@@ -290,7 +367,7 @@ def _end(
         .where(commitment_requests.c.id == number)
         .values(
             state=state.value,
-            last_error=error[:ERROR_MAX],
+            last_error=clean_value(error[:ERROR_MAX]),
             next_at=next_at,
             failures=failures,
             updated_at=unix_ms,

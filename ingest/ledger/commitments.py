@@ -10,11 +10,12 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Final
 
-from sqlalchemy import bindparam, delete, exists, func, select, update
-from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy import and_, bindparam, delete, exists, func, select, update
 
 from ingest.dicom.commitment import CommitmentRequest, ReferenceOutcome, SOPReference
-from ingest.ledger.database import Database
+from ingest.ledger.database import INSERT_BY_DIALECT, Database
+from ingest.ledger.records import InstanceState
+from ingest.ledger.row_values import clean_value
 from ingest.ledger.schema import IS_OPEN_COMMITMENT, commitment_references, commitments, deliveries, instances
 
 ERROR_MAX: Final = 500
@@ -87,6 +88,7 @@ class Evidence:
         routed: Names of the routes that took it, as `instances.routed`.
         deliveries: State of each delivery, by destination.
         committed: The destinations that have committed to keep it.
+        is_set_aside: Whether the requestor sent it, was answered with Success, and it lies in quarantine.
     """
 
     state: str
@@ -94,9 +96,9 @@ class Evidence:
     routed: str
     deliveries: Mapping[str, str]
     committed: Set[str] = frozenset()
+    is_set_aside: bool = False
 
 
-_INSERT: Final = {"sqlite": sqlite.insert, "postgresql": postgresql.insert}
 _ROW: Final = (
     commitments.c.id,
     commitments.c.transaction_uid,
@@ -125,6 +127,11 @@ _UNJUDGED: Final = select(
     commitment_references.c.sop_class_uid,
     commitment_references.c.sop_instance_uid,
 ).where(commitment_references.c.commitment_id == bindparam("of"), commitment_references.c.outcome.is_(None))
+_IS_SET_ASIDE: Final = and_(
+    instances.c.state == InstanceState.QUARANTINED.value,
+    instances.c.refused_status == 0,
+    instances.c.calling_ae == commitments.c.calling_ae,
+)
 _EVIDENCE: Final = (
     select(
         commitment_references.c.number,
@@ -135,7 +142,9 @@ _EVIDENCE: Final = (
         deliveries.c.destination,
         deliveries.c.state.label("delivery_state"),
         deliveries.c.commitment,
+        _IS_SET_ASIDE.label("is_set_aside"),
     )
+    .join(commitments, commitments.c.id == commitment_references.c.commitment_id)
     .join(instances, instances.c.sop_instance_uid == commitment_references.c.sop_instance_uid)
     .outerjoin(deliveries, deliveries.c.instance_id == instances.c.id)
     .where(
@@ -159,7 +168,8 @@ _DUE: Final = (
         commitments.c.destination == bindparam("of"),
         commitments.c.next_at <= bindparam("now"),
     )
-    .order_by(commitments.c.next_at, commitments.c.id)
+    # The one that was tried most often: its pause is the longest, and all others wait as long.
+    .order_by(commitments.c.attempts.desc(), commitments.c.id)
     .limit(1)
     .with_for_update(skip_locked=True)
 )
@@ -199,11 +209,11 @@ class Commitments:
         Returns:
             Whether it is new.
         """
-        insert: Any = _INSERT[self._database.dialect](commitments)
+        insert: Any = INSERT_BY_DIALECT[self._database.dialect](commitments)
         row = {
             "transaction_uid": new.request.transaction_uid,
-            "calling_ae": new.calling_ae,
-            "called_ae": new.called_ae,
+            "calling_ae": clean_value(new.calling_ae),
+            "called_ae": clean_value(new.called_ae),
             "destination": new.destination,
             "spool_ref": new.spool_ref,
             "state": CommitmentState.FAILED.value if new.fault else CommitmentState.WAITING.value,
@@ -246,7 +256,15 @@ class Commitments:
             found: dict[int, dict[int, Evidence]] = {}
             for row in connection.execute(_EVIDENCE, {"of": number}):
                 known = found.setdefault(row.number, {}).setdefault(
-                    row.id, Evidence(row.state, row.sop_class_uid, row.routed, {}, set())
+                    row.id,
+                    Evidence(
+                        row.state,
+                        row.sop_class_uid,
+                        row.routed,
+                        {},
+                        set(),
+                        is_set_aside=bool(row.is_set_aside),
+                    ),
                 )
                 if row.destination is not None:
                     known.deliveries[row.destination] = row.delivery_state  # type: ignore[index]
@@ -288,7 +306,7 @@ class Commitments:
             return [str(name) for name in connection.execute(_DUE_DESTINATIONS, {"now": unix_ms}).scalars()]
 
     def lease_report(self, destination: str, unix_ms: int, lease_ms: int) -> Commitment | None:
-        """Lease the oldest due report of a destination. Its attempt counts from now on."""
+        """Lease the due report of a destination that was tried most often. The attempt counts from now on."""
         with self._database.begin_write() as connection:
             row = connection.execute(_DUE, {"of": destination, "now": unix_ms}).mappings().first()
             if row is None:
@@ -312,12 +330,23 @@ class Commitments:
         values = {
             "state": state.value,
             "next_at": next_at,
-            "last_error": error[:ERROR_MAX],
+            "last_error": clean_value(error[:ERROR_MAX]),
             "updated_at": unix_ms,
         }
         which = commitments.c.id == number, commitments.c.state == CommitmentState.DUE.value
         with self._database.begin_write() as connection:
             connection.execute(update(commitments).where(*which).values(**values))
+
+    def postpone_reports(self, destination: str, next_at: int, unix_ms: int) -> None:
+        """Let all reports of a destination wait, since it could not be reached for one of them."""
+        which = (
+            IS_OPEN_COMMITMENT,
+            commitments.c.state == CommitmentState.DUE.value,
+            commitments.c.destination == destination,
+            commitments.c.next_at < next_at,
+        )
+        with self._database.begin_write() as connection:
+            connection.execute(update(commitments).where(*which).values(next_at=next_at, updated_at=unix_ms))
 
     # --- list and clean up
 

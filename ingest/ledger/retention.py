@@ -44,8 +44,8 @@ class StoredStudy:
         newest_at: When its last instance was stored, in Unix milliseconds.
         size: Bytes of its files.
         owed: Number of its instances with a delivery that is neither delivered nor dropped.
-        uncommitted: Number of its instances that a destination was or will be asked to commit, without a
-            report yet.
+        uncommitted: Number of its instances that an awaited destination was or will be asked to commit,
+            without a report yet.
     """
 
     study_uid: str
@@ -71,7 +71,10 @@ _state: Final = instances.c.state.concat("")
 _IS_KEPT: Final = _state.in_((InstanceState.STORED.value, InstanceState.VARIANT.value))
 _IS_OWED: Final = exists().where(deliveries.c.instance_id == instances.c.id, deliveries.c.state.in_(OWED))
 _IS_UNCOMMITTED: Final = exists().where(
-    deliveries.c.instance_id == instances.c.id, deliveries.c.commitment.in_(("wanted", "asked"))
+    deliveries.c.instance_id == instances.c.id,
+    deliveries.c.commitment.in_(("wanted", "asked")),
+    # A destination that is not asked any more will never answer.
+    deliveries.c.destination.in_(bindparam("awaited", expanding=True)),
 )
 _SUM: Final = select(func.coalesce(func.sum(instances.c.size), 0)).where(KEPT)
 _OLDEST: Final = (
@@ -183,10 +186,15 @@ class Retention:
         with self._database.begin_read() as connection:
             return [StoredInstance(**row) for row in connection.execute(_OLDEST, position).mappings()]
 
-    def summarize_studies(self, uids: Collection[str]) -> list[StoredStudy]:
-        """Summarize these studies, `CHUNK` at most; a study without a stored instance is missing."""
+    def summarize_studies(self, uids: Collection[str], awaited: Collection[str] = ()) -> list[StoredStudy]:
+        """Summarize these studies, `CHUNK` at most; a study without a stored instance is missing.
+
+        Args:
+            uids: Study Instance UIDs.
+            awaited: The destinations whose commitment is waited for.
+        """
         with self._database.begin_read() as connection:
-            rows = connection.execute(_STUDIES, {"uids": list(uids)}).mappings()
+            rows = connection.execute(_STUDIES, {"uids": list(uids), "awaited": list(awaited)}).mappings()
             return [
                 StoredStudy(**{**row, **{name: int(row[name]) for name in ("size", "owed", "uncommitted")}})
                 for row in rows
@@ -199,7 +207,7 @@ class Retention:
         unix_ms: int,
         *,
         only_delivered: bool,
-        only_committed: bool = False,
+        awaited: Collection[str] = (),
     ) -> list[RemovableFile]:
         """Mark the instances of studies as being removed, if they are still stored.
 
@@ -209,7 +217,7 @@ class Retention:
             unix_ms: Current time.
             only_delivered: Whether instances with an open or dead delivery stay. Otherwise these deliveries
                 are dropped.
-            only_committed: Whether instances stay while a destination has not answered whether it commits.
+            awaited: Destinations. Instances stay while one of these has not answered whether it commits.
         """
         found: dict[int, RemovableFile] = {}
         with self._database.begin_write() as connection:
@@ -220,11 +228,7 @@ class Retention:
                 if len(found) == limit:
                     break
             marked = self._mark(
-                connection,
-                list(found),
-                unix_ms,
-                only_delivered=only_delivered,
-                only_committed=only_committed,
+                connection, list(found), unix_ms, only_delivered=only_delivered, awaited=awaited
             )
         return [file for file in found.values() if file.id in marked]
 
@@ -267,7 +271,7 @@ class Retention:
         unix_ms: int,
         *,
         only_delivered: bool,
-        only_committed: bool,
+        awaited: Collection[str],
     ) -> set[Any]:
         if not ids:
             return set()
@@ -277,5 +281,6 @@ class Retention:
             connection.execute(_DROP, {"ids": ids, "now": unix_ms})
         elif self._database.dialect == "postgresql":
             connection.execute(_LOCK_DELIVERIES, {"ids": ids})
-        mark = _MARK_COMMITTED if only_committed else _MARK
-        return set(connection.execute(mark, {"ids": ids}).scalars())
+        if not awaited:
+            return set(connection.execute(_MARK, {"ids": ids}).scalars())
+        return set(connection.execute(_MARK_COMMITTED, {"ids": ids, "awaited": list(awaited)}).scalars())

@@ -35,6 +35,7 @@ class Modality:
     reports: list[tuple[int, str, Dataset]] = field(default_factory=list)
     stored: list[str] = field(default_factory=list)
     store_status: int = SUCCESS
+    report_statuses: list[int] = field(default_factory=list)
     _server: Any = None
 
     def listen(self) -> None:
@@ -83,7 +84,7 @@ class Modality:
 
     def _report(self, event: Any) -> tuple[int, None]:
         self.reports.append((event.event_type, str(event.assoc.requestor.ae_title), event.event_information))
-        return SUCCESS, None
+        return self.report_statuses.pop() if self.report_statuses else SUCCESS, None
 
     def _store(self, event: Any) -> int:
         self.stored.append(str(event.request.AffectedSOPInstanceUID))
@@ -197,9 +198,40 @@ def test_bad_requests_are_refused_in_the_words_of_the_standard(modality: Modalit
     assert modality.ask(association, sound, action=2) == NO_SUCH_ACTION
     assert modality.ask(association, sound, instance="1.2.3.4") == NO_SUCH_INSTANCE
     assert modality.ask(association, nameless) == INVALID_ARGUMENT
+    # Items are read from the ledger's side, so an empty sequence is seen only there.
+    assert modality.ask(association, request_for([])) == SUCCESS
     assert modality.ask(association, sound) == SUCCESS, "the association lives"
     association.release()
-    eventually(lambda: modality.node.query("SELECT count(*) FROM commitments") == [(1,)], 20, "one request")
+    states = [("failed", "the request references no instance"), ("waiting", "")]
+    query = "SELECT state, last_error FROM commitments ORDER BY id"
+    eventually(lambda: modality.node.query(query) == states, 20, "two requests")
+
+
+def test_modality_that_hangs_up_and_refuses_its_report_gets_it_until_it_takes_it(
+    modality: Modality, tmp_path: Path
+) -> None:
+    """It names an instance twice, aborts right after its request, is away, and then refuses twice."""
+    configure(modality.node, modality)
+    modality.node.start()
+    modality.send(tmp_path / "files", [Made(sop="1.2.3.1")])
+    ae = AE("CT1")
+    ae.add_requested_context(StorageCommitmentPushModel)
+    tls = ssl_client_context(modality.material.tls("peer"))
+    for _ in range(3):
+        association = ae.associate(
+            "127.0.0.1", modality.node.tls_port, ae_title="INGEST", tls_args=(tls, "localhost")
+        )
+        assert modality.ask(association, request_for(["1.2.3.1", "1.2.3.1"])) == SUCCESS
+        association.abort()
+    away = eventually(lambda: modality.node.events("commitment_not_reported"), 30, "nobody is there")
+    assert away[0]["destination"] == "ct1"
+    modality.report_statuses = [0x0110, 0x0110]
+    modality.listen()
+    reports = eventually(lambda: len(modality.reports) >= 5 and modality.reports, 60, "all reports")
+    assert {(kind, *uids_of(report.ReferencedSOPSequence)) for kind, _, report in reports} == {(1, "1.2.3.1")}
+    assert len({report.TransactionUID for _, _, report in reports}) == 3
+    ended = [("reported",)] * 3
+    eventually(lambda: modality.node.query("SELECT state FROM commitments") == ended, 20, "their end")
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,9 @@
 The decisions are pure, and the ledger keeps their results. A failure of a destination as a whole, where no
 instance is the cause, belongs to `ingest.workers.forward.circuit`.
 
+An attempt that the remote accepted has failed too if the remote later does not commit to keep the instance
+(`decide_uncommitted`).
+
 Only this module has the rules. `Deliveries.expire_overdue` applies AGE to an unreachable destination.
 `ingest.dicom.statuses` has the meaning of each DIMSE status.
 
@@ -281,6 +284,24 @@ def decide_delivery(
             return Dead(cause, reason)
         case TitlesRefused(reason):
             return _decide_refused_titles(reason, age_ms, policy, rng)
+
+
+def decide_uncommitted(
+    failure_reason: int, attempt: int, policy: RetryPolicy, rng: Callable[[], float]
+) -> Retry | Dead:
+    """Decide what becomes of a delivered instance that the remote does not commit to keep (PS3.4 J).
+
+    Its age does not count, because the remote had accepted it.
+
+    Args:
+        failure_reason: (0008,1197) Failure Reason.
+        attempt: Number of attempts so far.
+        policy: Policy of the destination.
+        rng: Returns a number from 0 to 1, for the jitter.
+    """
+    # INVARIANT 10: decisions are pure
+    reason = f"not committed by the destination ({failure_reason:04X}H)"
+    return _retry(Retry(backoff_ms(attempt, policy, rng), reason), attempt, policy.max_attempts, 0, policy)
 
 
 def _decide_refused_titles(

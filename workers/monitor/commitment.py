@@ -25,6 +25,7 @@ KEEP_MS: Final = 30 * 24 * 3_600_000
 
 CLEAN_UP_MS: Final = 3_600_000
 
+_REMOVED: Final = frozenset({InstanceState.REMOVING.value, InstanceState.REMOVED.value})
 _KEPT: Final = frozenset({InstanceState.STORED.value, InstanceState.VARIANT.value})
 _LOST: Final = frozenset({DeliveryState.DEAD.value, DeliveryState.DROPPED.value})
 
@@ -38,7 +39,7 @@ class CommitmentPolicy:
     Attributes:
         means: `committed` of each route that says more than "stored", by the name of the route.
         wait_ms: How long an instance that is not in the ledger is waited for.
-        give_up_ms: How long deliveries are waited for.
+        give_up_ms: How long deliveries are waited for. Then a report is tried as long.
     """
 
     means: Mapping[str, str]
@@ -74,7 +75,11 @@ def judge_reference(
         `COMMITTED`, a Failure Reason, or None to wait.
     """
     kept = [found for found in evidence if found.state in _KEPT]
-    if not kept:
+    # An object in quarantine is not the one that is kept, and the requestor may mean it.
+    is_doubtful = any(found.is_set_aside for found in evidence)
+    if not kept and not is_doubtful and any(_is_kept_elsewhere(one, reference, policy) for one in evidence):
+        return COMMITTED
+    if not kept or is_doubtful:
         if age_ms < policy.wait_ms:
             return None
         is_quarantined = any(found.state == InstanceState.QUARANTINED.value for found in evidence)
@@ -85,8 +90,24 @@ def judge_reference(
     return _combine([_judge_object(found, policy, age_ms) for found in matching])
 
 
+def _is_kept_elsewhere(found: Evidence, reference: SOPReference, policy: CommitmentPolicy) -> bool:
+    """Return whether retention removed an object that other nodes hold, as each of its routes demands."""
+    routes = _list_routes(found)
+    return (
+        found.state in _REMOVED
+        and found.sop_class_uid == reference.sop_class_uid
+        and all(name in policy.means for name in routes)
+        and bool(found.deliveries)
+        and _judge_object(found, policy, 0) == COMMITTED
+    )
+
+
+def _list_routes(found: Evidence) -> list[str]:
+    return found.routed.partition(";")[0].split(", ")
+
+
 def _judge_object(found: Evidence, policy: CommitmentPolicy, age_ms: int) -> int | None:
-    routes = found.routed.partition(";")[0].split(", ")
+    routes = _list_routes(found)
     meanings = {policy.means[name] for name in routes if name in policy.means}
     states: list[str | None] = []
     relayed: set[str] = set()
@@ -135,6 +156,7 @@ class CommitmentJudge:
             self._judge_request(request, now)
         if now >= self._clean_up_at:
             self._ledger.commitments.remove_ended(now - KEEP_MS)
+            self._ledger.commitment_requests.remove_ended(now - KEEP_MS)
             self._clean_up_at = now + CLEAN_UP_MS
 
     def _judge_request(self, request: Commitment, now: int) -> None:

@@ -1,15 +1,21 @@
 """Messages of storage commitment that come through the spool: from the data set to rows of the ledger."""
 
 import os
+import random
+from collections.abc import Callable
 
 import structlog
 
 from ingest.clock import unix_ms
+from ingest.config.model import Destination
 from ingest.dicom.admission import find_destination
 from ingest.dicom.commitment import REPORT_MARK, CommitmentRequest, parse_report, parse_request
 from ingest.dicom.uids import STORAGE_COMMITMENT
 from ingest.errors import PeerError
+from ingest.ledger import DeliveryState
+from ingest.ledger.commitment_requests import Uncommitted
 from ingest.ledger.commitments import NewCommitment
+from ingest.workers.forward.retry_policy import Retry, RetryPolicy, decide_uncommitted
 from ingest.workers.persist.context import PersistContext
 from ingest.workers.persist.spool_entry import SpoolEntry
 
@@ -65,17 +71,36 @@ def _record_report(context: PersistContext, entry: SpoolEntry) -> None:
     except PeerError as error:
         log.warning("commitment_report_unusable", calling_ae=header.calling_ae, reason=str(error))
         return
-    destination = _find_destination(context, header.calling_ae)
-    is_ours = context.ask_ledger(
-        context.ledger.commitment_requests.record_report, destination, transaction, outcomes, unix_ms()
+    name = _find_destination(context, header.calling_ae)
+    now = unix_ms()
+    destination = next((each for each in context.config.destinations if each.name == name), None)
+    is_ours = destination is not None and context.ask_ledger(
+        context.ledger.commitment_requests.record_report,
+        name,
+        transaction,
+        outcomes,
+        _make_decision(destination, now),
+        now,
     )
     failures = sum(outcome.failure is not None for outcome in outcomes)
     if not is_ours:
         log.warning("commitment_report_unknown", calling_ae=header.calling_ae, transaction=transaction)
     elif failures:
-        log.warning("not_committed", destination=destination, transaction=transaction, instances=failures)
+        log.warning("not_committed", destination=name, transaction=transaction, instances=failures)
     else:
-        log.info("committed", destination=destination, transaction=transaction, instances=len(outcomes))
+        log.info("committed", destination=name, transaction=transaction, instances=len(outcomes))
+
+
+def _make_decision(destination: Destination, unix_ms: int) -> Callable[[int, int], Uncommitted]:
+    policy = RetryPolicy.from_destination(destination)
+
+    def decide(attempts: int, failure_reason: int) -> Uncommitted:
+        decision = decide_uncommitted(failure_reason, attempts, policy, random.random)
+        if isinstance(decision, Retry):
+            return Uncommitted(DeliveryState.RETRY, unix_ms + decision.after_ms, decision.reason)
+        return Uncommitted(DeliveryState.DEAD, 0, decision.reason)
+
+    return decide
 
 
 def _read_data_set(entry: SpoolEntry) -> bytes:

@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Final
 
 import structlog
@@ -103,6 +104,11 @@ class Remover:
             pass_share: Share of the stored bytes that one run may remove for their age; 0 is no limit.
         """
         self._limits = config.retention
+        self._awaited = [
+            destination.name
+            for destination in config.destinations
+            if destination.commitment and config.retention.only_committed
+        ]
         self._quarantine_dir = config.quarantine_dir
         self._ledger = ledger
         self._stopping = stopping
@@ -114,7 +120,8 @@ class Remover:
 
     def plan(self) -> Iterator[RetentionDecision]:
         """Decide about studies as they are now, the oldest first."""
-        studies = order_by_age(self._read_instances(), self._ledger.retention.summarize_studies)
+        summarize = partial(self._ledger.retention.summarize_studies, awaited=self._awaited)
+        studies = order_by_age(self._read_instances(), summarize)
         return plan_removals(studies, self._compute_goal())
 
     def describe_full_store(self) -> str:
@@ -210,7 +217,7 @@ class Remover:
                     BATCH,
                     self._now(),
                     only_delivered=self._limits.only_delivered,
-                    only_committed=self._limits.only_committed,
+                    awaited=self._awaited,
                 )
                 self._remove_files(batch, files)
             is_full = len(files) == BATCH

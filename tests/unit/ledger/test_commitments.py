@@ -56,6 +56,12 @@ def test_report_is_leased_by_one_and_tried_again_after_its_lease(ledger: Ledger)
     assert again is not None
     assert (again.id, again.attempts) == (1, 2)
     ledger.commitments.record_report(1, CommitmentState.REPORTED, "", 0, 1200)
+    # The one that was tried more often goes first, and the other waits as long if nobody was there.
+    ledger.commitments.postpone_reports("ct1", 1150, 1100)
+    assert ledger.commitments.lease_report("ct1", 1149, 1000) is None
+    second_again = ledger.commitments.lease_report("ct1", 1150, 1000)
+    assert second_again is not None
+    assert second_again.id == 2
     # The first worker comes late; its word changes nothing.
     ledger.commitments.record_report(1, CommitmentState.DUE, "late", 0, 1300)
     ledger.commitments.record_report(2, CommitmentState.DUE, "away", 5000, 1300)

@@ -29,9 +29,10 @@ def known(
     routed: str = "",
     sop_class: str = CT,
     committed: Sequence[str] = (),
+    set_aside: bool = False,
     **deliveries: str,
 ) -> Evidence:
-    return Evidence(state, sop_class, routed, deliveries, frozenset(committed))
+    return Evidence(state, sop_class, routed, deliveries, frozenset(committed), is_set_aside=set_aside)
 
 
 @pytest.mark.parametrize(
@@ -62,6 +63,19 @@ def known(
         ([known(routed="relay", pacs=DONE, committed=("vna",))], 9000, FAILED),
         ([known(routed="relay", pacs=DONE, committed=("pacs",))], 0, COMMITTED),
         ([known(routed="relay", pacs=LOST)], 0, FAILED),
+        # The requestor's own object lies in quarantine, and another one of that UID is kept.
+        ([known(), known("quarantined", set_aside=True)], 0, WAIT),
+        ([known(), known("quarantined", set_aside=True)], 1000, FAILED),
+        ([known(), known("quarantined")], 0, COMMITTED),
+        # Retention removed it: only what each of its routes demands of others can still commit it.
+        ([known("removed", routed="one", pacs=DONE)], 0, COMMITTED),
+        ([known("removed", routed="relay", pacs=DONE, committed=("pacs",))], 0, COMMITTED),
+        ([known("removed", routed="relay", pacs=DONE)], 1000, MISSING),
+        ([known("removed", routed="one", pacs="dropped")], 1000, MISSING),
+        ([known("removed", routed="one, other", pacs=DONE)], 1000, MISSING),
+        ([known("removed", routed="all")], 1000, MISSING),
+        ([known("removed", routed="one", sop_class="1.9", pacs=DONE)], 1000, MISSING),
+        ([known("removed", routed="one", pacs=DONE), known("quarantined", set_aside=True)], 1000, FAILED),
         # Two objects of one UID: both count.
         ([known(routed="one", pacs=DONE), known(routed="one", pacs=OPEN)], 0, WAIT),
         ([known(routed="one", pacs=LOST), known(routed="one", pacs=OPEN)], 0, FAILED),
@@ -79,17 +93,21 @@ objects = st.builds(
     st.dictionaries(
         st.sampled_from(["pacs", "vna"]), st.sampled_from(["waiting", "sending", DONE, OPEN, LOST, "dropped"])
     ),
+    st.frozensets(st.sampled_from(["pacs", "vna"])),
+    st.booleans(),
 )
 
 
 @given(st.lists(objects, max_size=4), st.integers(0, 20_000))
-def test_only_a_kept_instance_is_committed_and_nothing_waits_for_ever(
+def test_only_what_somebody_keeps_is_committed_and_nothing_waits_for_ever(
     evidence: list[Evidence], age_ms: int
 ) -> None:
     result = judge_reference(ASKED, evidence, POLICY, age_ms)
     kept = [one for one in evidence if one.state in {"stored", "variant"} and one.sop_class_uid == CT]
     if result == COMMITTED:
-        assert kept
+        assert not any(one.is_set_aside for one in evidence)
+        elsewhere = [one for one in evidence if one.state in {"removing", "removed"} and one.deliveries]
+        assert kept or any(one.routed in {"all", "one", "all, one"} for one in elsewhere)
         for one in kept:
             if "all" in one.routed.split(", "):
                 assert set(one.deliveries.values()) <= {DONE}
