@@ -247,10 +247,11 @@ def make_delivery_layout() -> "ListLayout[ListedDelivery]":
     from ingest.operations.deliveries import DELIVERY_FIELDS
 
     def to_cells(one: "ListedDelivery") -> tuple[str, ...]:
+        commitment = one.delivery.commitment
         return (
             str(one.delivery.id),
             one.delivery.destination,
-            one.delivery.state.value,
+            one.delivery.state.value + ("" if commitment == "none" else f", {commitment}"),
             Priority(one.delivery.priority).word,
             str(one.delivery.attempts),
             format_local_time(one.delivery.updated_at),

@@ -35,6 +35,7 @@ class FoundDelivery:
     series_uid: str
     study_uid: str
     priority: int = Priority.NORMAL
+    commitment: str = "none"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,6 +85,7 @@ class DeliveryAdmin:
             "last_status",
             "last_error",
             "priority",
+            "commitment",
         )
         columns = [deliveries.c[name] for name in (*own, "created_at", "updated_at")]
         columns += [instances.c[name] for name in ("sop_instance_uid", "series_uid", "study_uid")]
@@ -126,7 +128,7 @@ class DeliveryAdmin:
     def requeue_deliveries(
         self, which: DeliveryFilter, unix_ms: int, *, dry_run: bool = False
     ) -> dict[str, int]:
-        """Make deliveries wait as if they were new. Deliveries that wait or are being sent do not change.
+        """Make deliveries wait as if they were new. Those that wait, are sent or are held do not change.
 
         Args:
             which: The conditions.
@@ -147,12 +149,16 @@ class DeliveryAdmin:
             "suspect_since": 0,
             "last_status": None,
             "last_error": None,
+            # What was asked or promised was about the earlier delivery.
+            "commitment": "none",
+            "commitment_request_id": None,
             # The time until the delivery expires starts again, too.
             "created_at": unix_ms,
             "updated_at": unix_ms,
         }
-        # Deliveries that wait or are being sent need no change. Removed instances cannot be sent.
-        busy = (DeliveryState.WAITING.value, DeliveryState.SENDING.value)
+        # Deliveries that wait or are being sent need no change. Only `release_deliveries` releases held ones,
+        # since a person has to look at them first. Removed instances cannot be sent.
+        busy = [state.value for state in (DeliveryState.WAITING, DeliveryState.SENDING, *UNRELEASED)]
         # The concatenation keeps SQLite from reading all stored instances by the index of their state.
         is_kept = instances.c.state.concat("").in_(("stored", "variant"))
         allowed = deliveries.c.state.not_in(busy) & is_kept

@@ -1,7 +1,7 @@
 """List, retry, release, drop and create deliveries."""
 
 import contextlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from typing import Any, Final
@@ -85,9 +85,7 @@ def list_deliveries(
         UnknownDestinationError: Neither the configuration nor the ledger knows the destination.
         NotIndexedError: `[ledger] index` does not keep an attribute that is asked for.
     """
-    require_indexed(config, which)
-    with contextlib.closing(Ledger(config.ledger_url)) as ledger:
-        _require_known_destination(config, ledger, which)
+    with _open_ledger(config, which) as ledger:
         found = ledger.delivery_admin.find_deliveries(which, limit, before=before)
         circuits = ledger.circuits.read_circuits()
     return [explain_waiting(row, circuits.get(row.destination)) for row in found]
@@ -103,9 +101,7 @@ def retry_deliveries(config: Config, which: DeliveryFilter, *, dry_run: bool) ->
         UnknownDestinationError: Neither the configuration nor the ledger knows the destination.
         NotIndexedError: `[ledger] index` does not keep an attribute that is asked for.
     """
-    require_indexed(config, which)
-    with contextlib.closing(Ledger(config.ledger_url)) as ledger:
-        _require_known_destination(config, ledger, which)
+    with _open_ledger(config, which) as ledger:
         counts = ledger.delivery_admin.requeue_deliveries(which, unix_ms(), dry_run=dry_run)
         destinations = counts.keys() | _list_meant_destinations(config, which)
         if dry_run:
@@ -141,9 +137,7 @@ def release_deliveries(config: Config, which: DeliveryFilter, *, dry_run: bool) 
         UnknownDestinationError: Neither the configuration nor the ledger knows the destination.
         NotIndexedError: `[ledger] index` does not keep an attribute that is asked for.
     """
-    require_indexed(config, which)
-    with contextlib.closing(Ledger(config.ledger_url)) as ledger:
-        _require_known_destination(config, ledger, which)
+    with _open_ledger(config, which) as ledger:
         counts = ledger.delivery_admin.release_deliveries(which, unix_ms(), dry_run=dry_run)
     return ReleaseResult(counts, "" if dry_run else notify_workers(config, counts))
 
@@ -157,9 +151,7 @@ def drop_deliveries(
         UnknownDestinationError: Neither the configuration nor the ledger knows the destination.
         NotIndexedError: `[ledger] index` does not keep an attribute that is asked for.
     """
-    require_indexed(config, which)
-    with contextlib.closing(Ledger(config.ledger_url)) as ledger:
-        _require_known_destination(config, ledger, which)
+    with _open_ledger(config, which) as ledger:
         return ledger.delivery_admin.drop_deliveries(which, reason, unix_ms(), dry_run=dry_run)
 
 
@@ -202,8 +194,7 @@ def pause_destination(config: Config, destination: str, by: str, reason: str = "
     Raises:
         UnknownDestinationError: Neither the configuration nor the ledger knows the destination.
     """
-    with contextlib.closing(Ledger(config.ledger_url)) as ledger:
-        _require_known_destination(config, ledger, DeliveryFilter(destination=destination))
+    with _open_ledger(config, DeliveryFilter(destination=destination)) as ledger:
         before, after = ledger.circuits.pause(destination, clean_value(by), clean_value(reason), unix_ms())
     return PauseResult(before, after)
 
@@ -214,8 +205,7 @@ def resume_destination(config: Config, destination: str) -> PauseResult:
     Raises:
         UnknownDestinationError: Neither the configuration nor the ledger knows the destination.
     """
-    with contextlib.closing(Ledger(config.ledger_url)) as ledger:
-        _require_known_destination(config, ledger, DeliveryFilter(destination=destination))
+    with _open_ledger(config, DeliveryFilter(destination=destination)) as ledger:
         before, after = ledger.circuits.resume(destination)
     return PauseResult(before, after, notify_workers(config, [destination]) if before.is_paused else "")
 
@@ -334,6 +324,20 @@ def notify_workers(config: Config, destinations: Iterable[str]) -> str:
     finally:
         client.close()
     return ""
+
+
+@contextlib.contextmanager
+def _open_ledger(config: Config, which: DeliveryFilter) -> Iterator[Ledger]:
+    """Open the ledger for a filter that it can serve.
+
+    Raises:
+        UnknownDestinationError: Neither the configuration nor the ledger knows the destination.
+        NotIndexedError: `[ledger] index` does not keep an attribute that is asked for.
+    """
+    require_indexed(config, which)
+    with contextlib.closing(Ledger(config.ledger_url)) as ledger:
+        _require_known_destination(config, ledger, which)
+        yield ledger
 
 
 def _require_known_destination(config: Config, ledger: Ledger, which: DeliveryFilter) -> None:

@@ -6,7 +6,7 @@ from typing import Any, Final
 
 from ingest.audit.recorder import Action
 from ingest.clock import unix_ms
-from ingest.console.api import models
+from ingest.console.api import models, request_models
 from ingest.console.api.actions import record_action
 from ingest.console.api.operation import Call, Operation
 from ingest.console.auth.roles import ROLES_BY_WORD, USER_ROLES_BY_WORD
@@ -44,7 +44,7 @@ def _user_to_json(user: User) -> dict[str, Any]:
 
 def add_user(call: Call) -> dict[str, Any]:
     """Add a user."""
-    body: models.NewUser = call.body
+    body: request_models.NewUser = call.body
     with _recording(call, Action.CHANGE_USERS, "user", body.name, change=f"added as {body.role}"):
         user = call.console.users.add_user(
             body.name, USER_ROLES_BY_WORD[body.role], body.password, keeps_admin=_needs_admin(call)
@@ -54,7 +54,7 @@ def add_user(call: Call) -> dict[str, Any]:
 
 def change_password(call: Call) -> dict[str, Any]:
     """Change the password of a user."""
-    body: models.NewPassword = call.body
+    body: request_models.NewPassword = call.body
     name = call.path["name"]
     with _recording(call, Action.CHANGE_USERS, "user", name, change="password"):
         user = call.console.users.change_user(name, password=body.password)
@@ -63,7 +63,7 @@ def change_password(call: Call) -> dict[str, Any]:
 
 def change_role(call: Call) -> dict[str, Any]:
     """Change the role of a user."""
-    body: models.NewRole = call.body
+    body: request_models.NewRole = call.body
     name = call.path["name"]
     with _recording(call, Action.CHANGE_ROLES, "user", name, change=f"is {body.role}"):
         role = USER_ROLES_BY_WORD[body.role]
@@ -104,7 +104,7 @@ def _token_to_json(token: Token) -> dict[str, Any]:
 
 def add_token(call: Call) -> dict[str, Any]:
     """Make a token. Its text is in this answer only."""
-    body: models.NewToken = call.body
+    body: request_models.NewToken = call.body
     expires_ms = 0 if body.days is None else unix_ms() + body.days * DAY_MS
     with _recording(call, Action.CHANGE_TOKENS, "token", body.name, change=f"added as {body.role}"):
         text = call.console.tokens.add_token(body.name, ROLES_BY_WORD[body.role], expires_ms)
@@ -122,14 +122,16 @@ def remove_token(call: Call) -> dict[str, Any]:
 
 OPERATIONS: Final = (
     Operation("GET", "/users", "List the users and their roles", list_users, models.Users, tag="access"),
-    Operation("POST", "/users", "Add a user", add_user, models.User, body=models.NewUser, tag="access"),
+    Operation(
+        "POST", "/users", "Add a user", add_user, models.User, body=request_models.NewUser, tag="access"
+    ),
     Operation(
         "POST",
         "/users/{name}/password",
         "Change the password of a user, and end the sessions of the user",
         change_password,
         models.User,
-        body=models.NewPassword,
+        body=request_models.NewPassword,
         tag="access",
     ),
     Operation(
@@ -138,7 +140,7 @@ OPERATIONS: Final = (
         "Change the role of a user, and end the sessions of the user",
         change_role,
         models.User,
-        body=models.NewRole,
+        body=request_models.NewRole,
         tag="access",
     ),
     Operation(
@@ -158,7 +160,7 @@ OPERATIONS: Final = (
         "Make a token; only this answer has its text",
         add_token,
         models.MadeToken,
-        body=models.NewToken,
+        body=request_models.NewToken,
         tag="access",
     ),
     Operation("POST", "/tokens/{name}/remove", "Remove a token", remove_token, models.Tokens, tag="access"),

@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from ingest.audit.recorder import Action
 from ingest.console import audit
-from ingest.console.api import models
+from ingest.console.api import models, request_models
 from ingest.console.api.lists import F, make_delivery_filter, make_instance_filter
 from ingest.console.api.operation import Call, Operation
 from ingest.console.problems import ProblemError
@@ -69,7 +69,7 @@ def _describe_conditions(call: Call) -> str:
 
 def retry(call: Call) -> dict[str, Any]:
     """Send deliveries again."""
-    body: models.DeliveryRetry = call.body
+    body: request_models.DeliveryRetry = call.body
     which = _require_conditions(make_delivery_filter(body), everything=body.everything)
     # As `ingest retry`: what was delivered or dropped is sent again only if the request names its state.
     which = replace(which, states=which.states or (DeliveryState.DEAD,))
@@ -88,7 +88,7 @@ def retry(call: Call) -> dict[str, Any]:
 
 def release_held(call: Call) -> dict[str, Any]:
     """Send held deliveries."""
-    body: models.DeliveryRelease = call.body
+    body: request_models.DeliveryRelease = call.body
     which = _require_conditions(make_delivery_filter(body), everything=body.everything)
     result = deliveries.release_deliveries(call.config, which, dry_run=body.dry_run)
     if not body.dry_run:
@@ -99,7 +99,7 @@ def release_held(call: Call) -> dict[str, Any]:
 
 def drop(call: Call) -> dict[str, Any]:
     """Give deliveries up."""
-    body: models.DeliveryDrop = call.body
+    body: request_models.DeliveryDrop = call.body
     which = _require_conditions(make_delivery_filter(body), everything=body.everything)
     reason = f"{call.principal.name}: {body.reason}"
     counts = deliveries.drop_deliveries(call.config, which, reason, dry_run=body.dry_run)
@@ -111,7 +111,7 @@ def drop(call: Call) -> dict[str, Any]:
 
 def create(call: Call) -> dict[str, Any]:
     """Create deliveries of stored instances."""
-    body: models.DeliveryCreation = call.body
+    body: request_models.DeliveryCreation = call.body
     which = _require_conditions(make_instance_filter(body), everything=body.everything)
     result = deliveries.deliver_instances(call.config, body.to, which, again=body.again, dry_run=body.dry_run)
     items = [deliveries.backfill_to_json(name, counts) for name, counts in result.counts.items()]
@@ -139,7 +139,7 @@ def resume(call: Call) -> dict[str, Any]:
 
 
 def _decide(call: Call, function: str, action: Action) -> Mapping[str, Any]:
-    body: models.Ids = call.body
+    body: request_models.Ids = call.body
     results = getattr(importlib.import_module(QUARANTINE), function)(call.config, body.ids)
     audit.record_decisions(call.config, call.principal.name, call.address, action, results.results)
     return {"results": [each.to_json() for each in results.results], "queue_error": results.queue_error}
@@ -167,7 +167,7 @@ OPERATIONS: Final = (
         "Deliver stored instances to destinations, whatever the routes say",
         create,
         models.CreatedDeliveries,
-        body=models.DeliveryCreation,
+        body=request_models.DeliveryCreation,
         tag="deliveries",
         seconds=ACTION_SECONDS,
     ),
@@ -177,7 +177,7 @@ OPERATIONS: Final = (
         "Send deliveries again",
         retry,
         models.ChangedDeliveries,
-        body=models.DeliveryRetry,
+        body=request_models.DeliveryRetry,
         tag="deliveries",
         seconds=ACTION_SECONDS,
     ),
@@ -187,7 +187,7 @@ OPERATIONS: Final = (
         "Send held deliveries",
         release_held,
         models.ChangedDeliveries,
-        body=models.DeliveryRelease,
+        body=request_models.DeliveryRelease,
         tag="deliveries",
         seconds=ACTION_SECONDS,
     ),
@@ -197,7 +197,7 @@ OPERATIONS: Final = (
         "Give deliveries up",
         drop,
         models.ChangedDeliveries,
-        body=models.DeliveryDrop,
+        body=request_models.DeliveryDrop,
         tag="deliveries",
         seconds=ACTION_SECONDS,
     ),
@@ -207,7 +207,7 @@ OPERATIONS: Final = (
         "Let no worker send to a destination",
         pause,
         models.PausedDestination,
-        body=models.Pause,
+        body=request_models.Pause,
         tag="destinations",
     ),
     Operation(
@@ -224,7 +224,7 @@ OPERATIONS: Final = (
         "Store instances in place of the stored ones",
         release,
         models.Decisions,
-        body=models.Ids,
+        body=request_models.Ids,
         tag="quarantine",
         seconds=ACTION_SECONDS,
     ),
@@ -234,7 +234,7 @@ OPERATIONS: Final = (
         "Store acknowledged instances that could not be stored before",
         retry_quarantined,
         models.Decisions,
-        body=models.Ids,
+        body=request_models.Ids,
         tag="quarantine",
         seconds=ACTION_SECONDS,
     ),
@@ -244,7 +244,7 @@ OPERATIONS: Final = (
         "Remove instances for good",
         drop_quarantined,
         models.Decisions,
-        body=models.Ids,
+        body=request_models.Ids,
         tag="quarantine",
         seconds=ACTION_SECONDS,
     ),

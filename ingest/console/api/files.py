@@ -11,7 +11,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from ingest.audit.recorder import Action
-from ingest.console.api import models
+from ingest.console.api import models, request_models
 from ingest.console.api.actions import record_action
 from ingest.console.api.lists import find_instance, read_id
 from ingest.console.api.operation import Call, Operation, parse_model
@@ -115,13 +115,13 @@ async def _read_file(console: Console, file: FileIO, size: int) -> AsyncIterator
 
 def test_routes(call: Call) -> dict[str, Any]:
     """Explain which routes take a stored instance."""
-    body: models.RouteTest = call.body
+    body: request_models.RouteTest = call.body
     row = find_instance(call, body.id)
     return _to_answer(explain_instance(call.console, row, body))
 
 
 def explain_instance(
-    console: Console, row: Instance, assumed: models.RouteTest | models.AssumedCaller
+    console: Console, row: Instance, assumed: request_models.RouteTest | request_models.AssumedCaller
 ) -> RouteExplanation:
     """Explain which routes take the file of an instance."""
     with open_instance(console, row) as file:
@@ -129,7 +129,11 @@ def explain_instance(
 
 
 def _explain(
-    console: Console, fd: int, assumed: models.RouteTest | models.AssumedCaller, *, is_whole: bool = True
+    console: Console,
+    fd: int,
+    assumed: request_models.RouteTest | request_models.AssumedCaller,
+    *,
+    is_whole: bool = True,
 ) -> RouteExplanation:
     path = Path(f"/proc/self/fd/{fd}")
     try:
@@ -155,13 +159,15 @@ def _to_answer(found: RouteExplanation) -> dict[str, Any]:
 async def test_routes_with_file(request: Request) -> Response:
     """Explain which routes take an uploaded file. It is kept nowhere."""
     console = get_console(request)
-    assumed = parse_model(models.AssumedCaller, dict(request.query_params))
+    assumed = parse_model(request_models.AssumedCaller, dict(request.query_params))
     content = await request.body()
     found = await run_blocking(request, explain_upload, console, content, assumed)
     return JSONResponse(_to_answer(found))
 
 
-def explain_upload(console: Console, content: bytes, assumed: models.AssumedCaller) -> RouteExplanation:
+def explain_upload(
+    console: Console, content: bytes, assumed: request_models.AssumedCaller
+) -> RouteExplanation:
     """Explain which routes take a file that a person sent."""
     # In memory: the disk of a node may be full, and the file must not stay anywhere.
     fd = os.memfd_create("route-test", os.MFD_CLOEXEC)
@@ -181,7 +187,7 @@ OPERATIONS: Final = (
         "Explain which routes take a stored instance",
         test_routes,
         models.RouteTestResult,
-        body=models.RouteTest,
+        body=request_models.RouteTest,
         tag="routes",
     ),
 )

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Final, Literal
 
 from ingest.audit.recorder import Action
-from ingest.console.api import models
+from ingest.console.api import models, request_models
 from ingest.console.api.actions import ACTION_SECONDS, record_action
 from ingest.console.api.operation import Call, Operation
 from ingest.console.problems import ProblemError
@@ -39,7 +39,7 @@ class LedgerJobs:
         self._lock = threading.Lock()
         self._job = _Job()
 
-    def start(self, call: Call, body: models.Job) -> None:
+    def start(self, call: Call, body: request_models.Job) -> None:
         """Start a job.
 
         Raises:
@@ -51,7 +51,7 @@ class LedgerJobs:
             job = self._job = _Job(body.kind, "running")
         start_task("ledger-job", lambda: self._run(call, body, job))
 
-    def _run(self, call: Call, body: models.Job, job: _Job) -> None:
+    def _run(self, call: Call, body: request_models.Job, job: _Job) -> None:
         def report_progress(text: str) -> None:
             job.progress = text
 
@@ -76,7 +76,7 @@ class LedgerJobs:
         }
 
 
-def _do_job(call: Call, body: models.Job, report_progress: Callable[[str], None]) -> dict[str, Any]:
+def _do_job(call: Call, body: request_models.Job, report_progress: Callable[[str], None]) -> dict[str, Any]:
     if body.kind == "reindex":
         reindex = importlib.import_module(REINDEX).reindex_studies
         return asdict(reindex(call.config, report_progress))
@@ -102,7 +102,7 @@ _jobs: Final = LedgerJobs()
 
 def start_job(call: Call) -> dict[str, Any]:
     """Start a job on the ledger."""
-    body: models.Job = call.body
+    body: request_models.Job = call.body
     _jobs.start(call, body)
     record_action(call, Action.OTHER, f"ledger/{body.kind}")
     return _jobs.describe()
@@ -136,7 +136,7 @@ OPERATIONS: Final = (
         "Compare ledger and store, create missing rows, or apply the retention policy once",
         start_job,
         models.JobState,
-        body=models.Job,
+        body=request_models.Job,
         tag="ledger",
     ),
     Operation("GET", "/ledger/jobs", "Show the last job", show_job, models.JobState, tag="ledger"),

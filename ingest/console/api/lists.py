@@ -7,9 +7,9 @@ from typing import Any, Final, TypeVar
 
 from ingest.audit.recorder import Action
 from ingest.console import audit
-from ingest.console.api import models
-from ingest.console.api.models import to_unix_ms
+from ingest.console.api import models, request_models
 from ingest.console.api.operation import Call, Operation
+from ingest.console.api.request_models import to_unix_ms
 from ingest.console.problems import ProblemError
 from ingest.ledger import Instance
 from ingest.ledger.delivery_filter import DeliveryFilter
@@ -22,17 +22,19 @@ F = TypeVar("F", InstanceFilter, DeliveryFilter)
 """A filter of the ledger."""
 
 
-def make_instance_filter(body: models.ObjectSearch) -> InstanceFilter:
+def make_instance_filter(body: request_models.ObjectSearch) -> InstanceFilter:
     """Make the filter of a search."""
-    return _make_filter(InstanceFilter, body, models.ObjectSearch)
+    return _make_filter(InstanceFilter, body, request_models.ObjectSearch)
 
 
-def make_delivery_filter(body: models.DeliveryConditions) -> DeliveryFilter:
+def make_delivery_filter(body: request_models.DeliveryConditions) -> DeliveryFilter:
     """Make the filter of a search for deliveries."""
-    return _make_filter(DeliveryFilter, body, models.DeliveryConditions)
+    return _make_filter(DeliveryFilter, body, request_models.DeliveryConditions)
 
 
-def _make_filter(kind: type[F], body: models.TimedConditions, conditions: type[models.TimedConditions]) -> F:
+def _make_filter(
+    kind: type[F], body: request_models.TimedConditions, conditions: type[request_models.TimedConditions]
+) -> F:
     """Make a filter of the conditions of a request: their names are those of the filter."""
     values = {name: getattr(body, name) for name in conditions.model_fields}
     values |= {"since": to_unix_ms(body.since), "until": to_unix_ms(body.until)}
@@ -58,7 +60,7 @@ def _make_page(items: Sequence[dict[str, Any]], limit: int) -> dict[str, Any]:
 def search_studies(call: Call) -> dict[str, Any]:
     """List studies."""
     record_search(call, "studies")
-    body: models.StudySearch = call.body
+    body: request_models.StudySearch = call.body
     after = None if body.after is None else (body.after.last_ms, body.after.study_uid)
     found = instances.list_studies(
         call.config, make_instance_filter(body), body.limit, stable=body.stable, after=after
@@ -100,7 +102,7 @@ def list_series(call: Call) -> dict[str, Any]:
 def search_instances(call: Call) -> dict[str, Any]:
     """List instances."""
     record_search(call, "instances")
-    body: models.InstanceSearch = call.body
+    body: request_models.InstanceSearch = call.body
     found = instances.list_instances(call.config, make_instance_filter(body), body.limit, body.before)
     return _make_page([instances.instance_to_json(each) for each in found], body.limit)
 
@@ -133,7 +135,7 @@ def show_instance(call: Call) -> dict[str, Any]:
     """Show one instance with its deliveries."""
     row = find_instance(call, read_id(call))
     which = InstanceFilter(sop_instance_uid=row.sop_instance_uid)
-    for each in instances.list_instances(call.config, which, models.MAX_LIMIT, before=row.id + 1):
+    for each in instances.list_instances(call.config, which, request_models.MAX_LIMIT, before=row.id + 1):
         if each.instance.id == row.id:
             _record_view(call, f"instance/{row.id}", row.study_uid)
             return instances.instance_to_json(each)
@@ -143,7 +145,7 @@ def show_instance(call: Call) -> dict[str, Any]:
 def search_deliveries(call: Call) -> dict[str, Any]:
     """List deliveries."""
     record_search(call, "deliveries")
-    body: models.DeliverySearch = call.body
+    body: request_models.DeliverySearch = call.body
     found = deliveries.list_deliveries(call.config, make_delivery_filter(body), body.limit, body.before)
     return _make_page([each.to_json() for each in found], body.limit)
 
@@ -158,7 +160,7 @@ def compare(call: Call) -> dict[str, Any]:
 def search_quarantine(call: Call) -> dict[str, Any]:
     """List the quarantine."""
     record_search(call, "quarantine")
-    body: models.InstanceSearch = call.body
+    body: request_models.InstanceSearch = call.body
     body = body.model_copy(update={"states": (InstanceState.QUARANTINED,)})
     found = instances.list_instances(call.config, make_instance_filter(body), body.limit, body.before)
     rows = [instances.quarantined_to_json(each.instance, call.config.quarantine_dir) for each in found]
@@ -172,7 +174,7 @@ OPERATIONS: Final = (
         "List studies, the one with the newest instance first",
         search_studies,
         models.Studies,
-        body=models.StudySearch,
+        body=request_models.StudySearch,
         tag="studies",
     ),
     Operation("GET", "/studies/{study_uid}", "Show a study", show_study, models.Study, tag="studies"),
@@ -190,7 +192,7 @@ OPERATIONS: Final = (
         "List instances, the newest first",
         search_instances,
         models.Instances,
-        body=models.InstanceSearch,
+        body=request_models.InstanceSearch,
         tag="instances",
     ),
     Operation(
@@ -207,7 +209,7 @@ OPERATIONS: Final = (
         "List deliveries, those of the newest instances first",
         search_deliveries,
         models.Deliveries,
-        body=models.DeliverySearch,
+        body=request_models.DeliverySearch,
         tag="deliveries",
     ),
     Operation(
@@ -216,7 +218,7 @@ OPERATIONS: Final = (
         "List the quarantine, the newest first",
         search_quarantine,
         models.QuarantinedInstances,
-        body=models.InstanceSearch,
+        body=request_models.InstanceSearch,
         tag="quarantine",
     ),
     Operation(

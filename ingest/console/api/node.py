@@ -7,7 +7,7 @@ from typing import Any, Final
 from ingest.audit.recorder import Action
 from ingest.config.reader import load_config, read_notes
 from ingest.config.serialization import config_to_values
-from ingest.console.api import models
+from ingest.console.api import models, request_models
 from ingest.console.api.actions import record_action
 from ingest.console.api.lists import record_search
 from ingest.console.api.operation import Call, Operation
@@ -80,7 +80,7 @@ def show_alerts(call: Call) -> dict[str, Any]:
 
 def test_alerts(call: Call) -> dict[str, Any]:
     """Send a test event to one alert, or to all."""
-    body: models.AlertTest = call.body
+    body: request_models.AlertTest = call.body
     results = send_test_events(call.config, body.name)
     sent = {each.alert: each.is_sent for each in results}
     record_action(call, Action.OTHER, "alerts/test", succeeded=all(sent.values()), sent=sent)
@@ -102,13 +102,13 @@ def test_audit(call: Call) -> dict[str, Any]:
 def show_trace(call: Call) -> dict[str, Any]:
     """Show what happened to a study or an instance, and what happens next."""
     record_search(call, "trace")
-    body: models.TraceRequest = call.body
+    body: request_models.TraceRequest = call.body
     return trace(call.config, body.wanted).to_json()
 
 
 def show_charts(call: Call) -> dict[str, Any]:
     """Show what the monitor has sampled."""
-    query: models.ChartQuery = call.query
+    query: request_models.ChartQuery = call.query
     return charts.show_charts(call.config, query.span).to_json()
 
 
@@ -134,7 +134,7 @@ def check(call: Call) -> dict[str, Any]:
     from ingest.checks import connect as connections  # noqa: PLC0415
     from ingest.checks.node import check_node  # noqa: PLC0415
 
-    body: models.Check = call.body
+    body: request_models.Check = call.body
     try:
         config = load_config(call.console.path)
     except ConfigError as error:
@@ -216,7 +216,7 @@ OPERATIONS: Final = (
         "Send a test event at once",
         test_alerts,
         models.TestedAlerts,
-        body=models.AlertTest,
+        body=request_models.AlertTest,
         seconds=SEND_SECONDS,
     ),
     Operation("GET", "/audit", "Show the queue of audit messages", show_audit, models.AuditStatus),
@@ -234,7 +234,7 @@ OPERATIONS: Final = (
         "Show what happened to a study or an instance, and what happens next",
         show_trace,
         models.Trace,
-        body=models.TraceRequest,
+        body=request_models.TraceRequest,
         tag="studies",
     ),
     Operation(
@@ -243,7 +243,7 @@ OPERATIONS: Final = (
         "Show rates, waits and backlogs of the last hour or day",
         show_charts,
         models.Charts,
-        query=models.ChartQuery,
+        query=request_models.ChartQuery,
     ),
     Operation("GET", "/routes", "List the routes in their order", list_routes, models.Routes, tag="routes"),
     Operation(
@@ -268,7 +268,7 @@ OPERATIONS: Final = (
         "Check the configuration in its file, and what it names",
         check,
         models.Faults,
-        body=models.Check,
+        body=request_models.Check,
         tag="configuration",
         seconds=CHECK_SECONDS,
     ),

@@ -7,7 +7,7 @@ from typing import Any, Final
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
-from ingest.console.api import models
+from ingest.console.api import models, request_models
 from ingest.console.api.operation import Operation
 from ingest.console.auth.roles import ROUTE_ROLES
 
@@ -20,7 +20,7 @@ _JSON: Final = "application/json"
 def describe_api(operations: Iterable[Operation], prefix: str, version: str) -> dict[str, Any]:
     """Return the description as an object of OpenAPI 3.1."""
     known = list(operations)
-    used: dict[type[BaseModel], None] = {models.Problem: None, models.AssumedCaller: None}
+    used: dict[type[BaseModel], None] = {models.Problem: None, request_models.AssumedCaller: None}
     for each in known:
         used |= dict.fromkeys(model for model in (each.output, each.body, each.query) if model is not None)
     used[models.RouteTestResult] = None
@@ -112,7 +112,7 @@ def _describe_files(prefix: str, schemas: Mapping[type[BaseModel], Any]) -> dict
         "content": {"application/dicom": {"schema": {"type": "string", "format": "binary"}}},
     }
     upload = _frame("POST", f"{prefix}/routes/test-file", "Explain which routes take a file", "routes")
-    upload["parameters"] += _describe_query(models.AssumedCaller)
+    upload["parameters"] += _describe_query(request_models.AssumedCaller)
     upload["requestBody"] = {
         "required": True,
         "content": {"application/dicom": {"schema": {"type": "string", "format": "binary"}}},

@@ -10,7 +10,7 @@ from starlette.responses import Response
 
 from ingest.config.model import Config
 from ingest.console.api.files import UPLOAD_BYTES, UPLOAD_SECONDS, explain_instance, explain_upload
-from ingest.console.api.models import AssumedCaller
+from ingest.console.api.request_models import AssumedCaller
 from ingest.console.pages.rendering import recording, render
 from ingest.console.web import Endpoint, get_console, run_blocking
 from ingest.ledger import Instance, InstanceState, Ledger

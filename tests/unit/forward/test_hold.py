@@ -10,11 +10,17 @@ from ingest.clock import unix_ms
 from ingest.config.model import TLS
 from ingest.ledger import UNRELEASED, DeliveryState, DeliveryTerms
 from ingest.ledger.delivery_filter import DeliveryFilter
-from ingest.operations.deliveries import release_deliveries
+from ingest.operations.deliveries import (
+    pause_destination,
+    release_deliveries,
+    resume_destination,
+    retry_deliveries,
+)
+from tests.support.drains import drain_once
 from tests.support.forwarding import Forwarding
 from tests.support.instances import EXPLICIT, Made
 from tests.support.nodes import eventually
-from tests.support.peers import CT, PynetdicomRemote
+from tests.support.peers import CT, PynetdicomRemote, ScriptedPeer
 
 CONTEXTS = [(CT, [EXPLICIT])]
 HELD = {"pacs": DeliveryTerms(state=DeliveryState.HELD)}
@@ -42,6 +48,23 @@ def test_held_delivery_outlives_workers_and_redis_and_is_sent_after_its_release(
             forwarding.wait({"delivered": 6, "held": 5})
             assert release_deliveries(forwarding.config, which, dry_run=False).counts == {}
     assert sorted(one.sop_instance for one in scp.stored) == [*(f"1.2.3.{n}" for n in range(1, 6)), "1.2.5.1"]
+
+
+def test_release_during_a_pause_sends_nothing_before_its_end_and_a_retry_releases_nothing(
+    plain: Forwarding,
+) -> None:
+    with ScriptedPeer(lambda peer: (peer.accept(), peer.serve())[1]) as peer:
+        plain.add(peer.port)
+        plain.record(Made(sop="1.2.3.1"), terms=HELD)
+        everything = DeliveryFilter(states=(DeliveryState.HELD,))
+        assert retry_deliveries(plain.config, everything, dry_run=False).counts == {}
+        pause_destination(plain.config, "pacs", "ann", "upgrade")
+        assert release_deliveries(plain.config, everything, dry_run=False).counts == {"pacs": 1}
+        drain_once(plain)
+        assert plain.states() == {"waiting": 1}
+        resume_destination(plain.config, "pacs")
+        drain_once(plain)
+        assert plain.states() == {"delivered": 1}
 
 
 def test_time_until_a_held_delivery_expires_begins_with_its_release(plain: Forwarding) -> None:
