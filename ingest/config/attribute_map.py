@@ -98,6 +98,11 @@ class _MapReader:
                     self._add(line, f"has {len(cells)} cells, and the first line has {len(self._names)}")
                     continue
                 key = tuple(normalize_value(cells[column]) for column in self._matched.values())
+                if not any(key):
+                    # It would give one identity to all objects without one, and so mix up patients.
+                    self._add(
+                        line, "compares empty values only", "fill a cell to compare, or remove the line"
+                    )
                 if (first := first_lines.setdefault(key, line)) != line:
                     self._add(line, f"compares the same values as line {first}", "keep one of the two")
                 rows[key] = tuple(self._read_values(cells, line))

@@ -104,6 +104,7 @@ def test_map_is_read_with_any_separator_and_empty_cells_change_nothing(tmp_path:
         ("match:PixelData,PatientID\n", 1, "has no text to compare"),
         ("match:PatientID,PatientID,PatientID\n", 1, "twice"),
         ("match:PatientID,PatientID\na,b\nc\n", 3, "has 1 cells"),
+        ("match:PatientID,match:PatientName,PatientID\n, ,b\n", 2, "compares empty values only"),
         ("match:PatientID,PatientID\na,b\n\na ,c\n", 4, "the same values as line 2"),
         ("match:PatientID,PatientBirthDate\na,20260101\nb,Smith\n", 3, "VR DA does not allow"),
         ('match:PatientID,PatientID\na,"b\n', 2, "is no line of a CSV file"),
