@@ -275,6 +275,7 @@ class Listener:
         self._policy = AcceptorPolicy(
             ae_title=config.node.ae_title,
             check_called_ae=receive.check_called_ae,
+            other_ae_titles=receive.other_ae_titles,
             max_pdu_length=receive.max_pdu_length,
             transfer_syntaxes=receive.transfer_syntaxes,
             prefer_transfer_syntaxes=receive.prefer_transfer_syntaxes,

@@ -343,8 +343,10 @@ def _check_store_agreement(config: Config) -> Iterator[Fault]:
 def _check_flow(config: Config) -> Iterator[Fault]:
     """Report settings that are valid alone, but useless together."""
     routed = {name for route in config.routes for name in route.to}
+    # Reports of storage commitment need no route, and `@sender` names the destinations of peers.
+    used = routed | {peer.destination for peer in config.peers}
     for index, destination in enumerate(config.destinations):
-        if destination.name not in routed:
+        if destination.name not in used:
             cause = "no route names it"
             yield Fault(
                 f"destinations[{index}]",

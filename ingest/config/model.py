@@ -8,7 +8,7 @@ are reported together.
 import os
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo
@@ -138,6 +138,7 @@ class ReceiveSettings(Section):
     transfer_syntaxes: tuple[str, ...] = ("*",)
     prefer_transfer_syntaxes: tuple[str, ...] = ("1.2.840.10008.1.2.1", "1.2.840.10008.1.2")
     check_called_ae: bool = False
+    other_ae_titles: tuple[AETitle, ...] = ()
     ignore_ae_title_case: bool = False
     max_operations: Annotated[int, Field(ge=1, le=1024)] = 64
     handshake_seconds: Seconds = 10.0
@@ -276,6 +277,10 @@ class Destination(Section):
     def is_bound(self) -> bool:
         """Whether the remote must present a certain certificate."""
         return bool(self.certificate or self.issuer)
+
+
+SENDER: Final = "@sender"
+"""In `to` of a route: the destination that the `[[peers]]` entry of the sender names."""
 
 
 class Route(Section):

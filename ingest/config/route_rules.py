@@ -5,7 +5,7 @@ from collections.abc import Iterator, Set
 from typing import Final
 
 from ingest.config.faults import Fault
-from ingest.config.model import Config, Route
+from ingest.config.model import SENDER, Config, Route
 from ingest.config.route_conditions import parse_condition
 from ingest.errors import ConditionError
 
@@ -32,6 +32,11 @@ def check_routes(config: Config, destinations: Set[str]) -> Iterator[Fault]:
             except ConditionError as error:
                 yield Fault(f"{key}.when.{name}", str(error), error.remedy)
         yield from _check_destinations(f"{key}.to", route.to, destinations)
+        if SENDER in route.to and not any(peer.destination for peer in config.peers):
+            cause = f"no [[peers]] entry has a destination that {SENDER} could mean"
+            yield Fault(
+                f"{key}.to[{route.to.index(SENDER)}]", cause, "add destination to entries of [[peers]]"
+            )
         if route.hold and not route.to:
             cause = "there is nothing to hold: it names no destination"
             yield Fault(f"{key}.hold", cause, "name destinations in `to`, or remove it")
@@ -62,7 +67,7 @@ def _check_commitment(key: str, route: Route, committing: Set[str]) -> Iterator[
 
 def _check_destinations(key: str, to: tuple[str, ...], known: Set[str]) -> Iterator[Fault]:
     for name, count in Counter(to).items():
-        if name not in known:
+        if name not in known and name != SENDER:
             all_known = ", ".join(sorted(known))
             remedy = f"write one of {all_known}" if known else "add a [[destinations]] of that name"
             yield Fault(f"{key}[{to.index(name)}]", f'there is no destination "{name}"', remedy)

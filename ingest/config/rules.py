@@ -321,6 +321,25 @@ def _check_peer_destinations(config: Config, names: SectionNames) -> Iterator[Fa
             yield Fault(
                 f"peers[{index}].destination", f'there is no destination "{peer.destination}"', remedy
             )
+    yield from _check_same_titles(config)
+
+
+def _check_same_titles(config: Config) -> Iterator[Fault]:
+    """Yield entries of one AE title with several destinations.
+
+    A request for storage commitment is kept with its AE title only. Its report might go to the wrong place.
+    """
+    first: dict[str, int] = {}
+    for index, peer in enumerate(config.peers):
+        if not peer.destination:
+            continue
+        title = peer.ae_title.lower() if config.receive.ignore_ae_title_case else peer.ae_title
+        other = first.setdefault(title, index)
+        named = config.peers[other].destination
+        if named != peer.destination:
+            cause = f'peers[{other}] has the same AE title, and the destination "{named}"'
+            remedy = "name one destination in both, or give the callers different AE titles"
+            yield Fault(f"peers[{index}].destination", cause, remedy)
 
 
 def _check_statuses(key: str, destination: Destination) -> Iterator[Fault]:

@@ -37,6 +37,7 @@ class AcceptorPolicy:
     Attributes:
         ae_title: Our AE title.
         check_called_ae: Whether to reject a called AE title that is not ours.
+        other_ae_titles: Further AE titles of ours.
         max_pdu_length: Maximum length of a P-DATA-TF to us, in bytes; 0 is unlimited.
         transfer_syntaxes: UIDs or glob patterns. "*" alone means all that DICOM defines for data sets, now or
             later. A private one must be named, because its encoding is unknown.
@@ -68,6 +69,7 @@ class AcceptorPolicy:
     ignore_ae_title_case: bool = False
     allow_commitment: bool = False
     allow_commitment_reports: bool = False
+    other_ae_titles: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,10 +136,11 @@ def negotiate(request: AssociateRequest, policy: AcceptorPolicy) -> Accepted | R
     if not request.called_ae:  # PS3.8 Table 9-11: 16 spaces are no AE title
         cause = RejectionCause.CALLED_AE
         return Rejected(CALLED_AE_NOT_RECOGNIZED, "the called AE title is empty", cause=cause)
-    if policy.check_called_ae and not is_same_title(
-        policy.ae_title, request.called_ae, ignore_case=policy.ignore_ae_title_case
+    ours = (policy.ae_title, *policy.other_ae_titles)
+    if policy.check_called_ae and not any(
+        is_same_title(title, request.called_ae, ignore_case=policy.ignore_ae_title_case) for title in ours
     ):
-        called = f"called AE title {request.called_ae!r} is not ours, {policy.ae_title!r}"
+        called = f"called AE title {request.called_ae!r} is not ours, {' or '.join(map(repr, ours))}"
         return Rejected(CALLED_AE_NOT_RECOGNIZED, called, cause=RejectionCause.CALLED_AE)
     if not request.contexts:
         # PS3.8 Table 9-17: an A-ASSOCIATE-AC has at least one. Monitors test in this way whether we run.

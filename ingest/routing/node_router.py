@@ -6,6 +6,7 @@ from typing import Final
 import structlog
 
 from ingest.config.model import Config, Destination
+from ingest.dicom.admission import find_destination
 from ingest.dicom.file_header import InstanceHeader
 from ingest.network.resolver import RESOLVER
 from ingest.routing.origin import is_certified_as, is_sent_from, is_title_of
@@ -45,6 +46,8 @@ class NodeRouter(Router):
         super().__init__(config.routes)
         self._destinations = {destination.name: destination for destination in config.destinations}
         self._own_title = config.node.ae_title
+        self._peers = config.peers
+        self._ignores_case = config.receive.ignore_ae_title_case
         self._resolve = resolve or _resolve_host
         self._logged: set[tuple[str, str]] | None = set() if logs else None
 
@@ -59,6 +62,9 @@ class NodeRouter(Router):
         for name in origins:
             self._log_exclusion(instance, name)
         return decision.exclude(origins, f"{EXCLUSION_REMARK} {', '.join(origins)}") if origins else decision
+
+    def _find_sender(self, instance: InstanceHeader) -> str:
+        return find_destination(instance.calling_ae, self._peers, ignore_case=self._ignores_case)
 
     def _is_origin(self, name: str, instance: InstanceHeader) -> bool:
         """Return whether this destination sent the instance."""

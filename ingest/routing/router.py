@@ -5,7 +5,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final, NamedTuple
 
-from ingest.config.model import Route
+from ingest.config.model import SENDER, Route
 from ingest.config.route_conditions import Condition, matches_test, parse_condition, vr_of
 from ingest.dicom.file_header import InstanceHeader
 from ingest.dicom.text import SPECIFIC_CHARACTER_SET, decode_text
@@ -101,6 +101,19 @@ class Router:
             tags.add(SPECIFIC_CHARACTER_SET)
         self.tags: tuple[int, ...] = tuple(sorted(tags))
 
+    def _describe(self, matching: Sequence[str], *, is_forwarded: bool, is_unknown: bool) -> str:
+        """Return the names of the matching routes, with a remark."""
+        if not matching:
+            return "no route took it" if self._routes else ""
+        names = ", ".join(matching)
+        if is_unknown:
+            return f"{names}; no [[peers]] entry names a destination for its sender"
+        return names if is_forwarded else f"{names}: forwarded nowhere on purpose"
+
+    def _find_sender(self, instance: InstanceHeader) -> str:  # noqa: ARG002 - for `NodeRouter`
+        """Return the destination that stands for the sender; empty without one."""
+        return ""
+
     def route_instance(self, instance: InstanceHeader) -> RoutingDecision:
         """Decide the destinations of an instance. Default routes count only if no other route matches."""
         # INVARIANT 10: decisions are pure
@@ -110,6 +123,7 @@ class Router:
         priorities: dict[str, frozenset[str]] = {}
         matching: list[str] = []
         results: list[RouteResult] = []
+        is_unknown = False
         for is_default in (False, True):
             if is_default and matching:
                 break
@@ -120,27 +134,32 @@ class Router:
                 results.append(result)
                 if result.is_match:
                     matching.append(name)
-                    destinations.update(dict.fromkeys(route.to))
-                    return_allowed.update(route.to if route.sends_back else ())
+                    sender = self._find_sender(instance) if SENDER in route.to else ""
+                    names = _name_sender(route.to, sender)
+                    destinations.update(dict.fromkeys(names))
+                    return_allowed.update(names if route.sends_back else filter(None, (sender,)))
                     # One route that holds is enough: what was sent cannot be taken back.
-                    held.update(route.to if route.hold else ())
-                    for to in route.to if route.priority else ():
+                    held.update(names if route.hold else ())
+                    for to in names if route.priority else ():
                         priorities[to] = priorities.get(to, frozenset()) | {route.priority}
+                    is_unknown |= SENDER in route.to and not sender
                     if route.stop:
                         break
-        routed = ", ".join(matching)
-        if not matching:
-            routed = "no route took it" if self._routes else ""
-        elif not destinations:
-            routed = f"{routed}: forwarded nowhere on purpose"
+        is_forwarded = bool(destinations)
         return RoutingDecision(
             tuple(destinations),
-            routed,
+            self._describe(matching, is_forwarded=is_forwarded, is_unknown=is_unknown),
             tuple(results),
             frozenset(return_allowed),
             held=frozenset(held),
             priorities=priorities,
         )
+
+
+def _name_sender(to: Sequence[str], sender: str) -> tuple[str, ...]:
+    """Replace `@sender` by a destination; without one, leave it out."""
+    named = (sender if name == SENDER else name for name in to)
+    return tuple(name for name in named if name)
 
 
 def _evaluate_route(name: str, conditions: Sequence[Condition], instance: InstanceHeader) -> RouteResult:

@@ -104,7 +104,7 @@ def _rejections() -> str:
         ),
         (
             pdus.CALLED_AE_NOT_RECOGNIZED,
-            "no called AE title, or with `check_called_ae` another one than ours",
+            "no called AE title, or with `check_called_ae` none of ours",
         ),
         (pdus.APPLICATION_CONTEXT_NOT_SUPPORTED, "the application context is not DICOM's"),
         (pdus.PROTOCOL_VERSION_NOT_SUPPORTED, "bit 0 of the protocol version is not set"),

@@ -185,6 +185,19 @@ BAD = [
     ("[[peers]]\nae_title = 'A'\nhosts = ['10.1.0.5/16']", "peers[0].hosts[0]", "host bits"),
     ("[[peers]]\nae_title = 'A'\nhosts = ['10.1.0.0/16', 'ct1']", "peers[0].hosts[1]", "10.1.0.0/16"),
     ("[[peers]]\nhosts = []", "peers[0].ae_title", "missing"),
+    (
+        "".join(
+            f"[[destinations]]\nname = '{name}'\nae_title = 'A'\nhost = 'h'\ntls = false\n" for name in "ab"
+        )
+        + "".join(f"[[peers]]\nae_title = 'CT'\ndestination = '{name}'\n" for name in "aab"),
+        "peers[2].destination",
+        "peers[0] has the same AE title",
+    ),
+    (
+        "[retention]\nonly_committed = true\nonly_delivered = false",
+        "retention.only_committed",
+        "would be removed",
+    ),
     ("[[peers]]\nae_title = 'A'\nallow = ['find']", "peers[0].allow[0]", "'echo' or 'store'"),
     (
         "[[listeners]]\ntls = false\n[[peers]]\nae_title = 'A'\ncertificate = 'x'",

@@ -264,6 +264,8 @@ def test_called_ae_title_counts_only_when_it_is_to_be_checked() -> None:
     assert "OTHER" in answer.reason
     accepted(request((CT, (IMPLICIT,))), AcceptorPolicy("OTHER"))
     accepted(request((CT, (IMPLICIT,))), AcceptorPolicy("INGEST", check_called_ae=True))
+    several = AcceptorPolicy("OTHER", check_called_ae=True, other_ae_titles=("ONE", " INGEST "))
+    accepted(request((CT, (IMPLICIT,))), several)
     accepted(
         request((CT, (IMPLICIT,))), AcceptorPolicy("ingest", check_called_ae=True, ignore_ae_title_case=True)
     )

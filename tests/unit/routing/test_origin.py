@@ -127,3 +127,26 @@ def test_odd_values_match_nothing() -> None:
     assert not is_sent_from("nonsense", ("nonsense",))
     assert not is_certified_as((), HOST)
     assert not is_title_of("", "PACS", ())
+
+
+def test_sender_in_a_route_is_the_destination_of_its_peer_entry_and_no_address() -> None:
+    made = config(to=["ai", "@sender"], hold=True, priority="urgent")
+    peers = [{"ae_title": "PACS", "destination": "pacs"}, {"ae_title": "*"}]
+    made = Config.model_validate({**made.model_dump(by_alias=True), "peers": peers})
+    router = NodeRouter(made, lambda _: ADDRESSES)
+    back = router.route_instance(received())
+    assert (back.destinations, back.routed, back.return_allowed) == (("ai", "pacs"), "all", {"pacs"})
+    assert (back.held, back.priorities["pacs"]) == ({"ai", "pacs"}, {"urgent"})
+    # Its address is that of "pacs", but its entry names no destination. Nothing else is lost by that.
+    unknown = router.route_instance(received("CT1"))
+    assert (unknown.destinations, unknown.held) == (("ai",), {"ai"})
+    assert unknown.routed == "all; no [[peers]] entry names a destination for its sender"
+
+
+def test_sender_in_a_route_needs_a_peer_that_has_a_destination(tmp_path: Path) -> None:
+    path = tmp_path / "ingest.toml"
+    path.write_text(
+        f'[node]\ndata_dir = "{tmp_path}"\n[[peers]]\nae_title = "CT1"\n[[routes]]\nto = ["@sender"]\n'
+    )
+    with pytest.raises(ConfigError, match=r"routes\[0\]\.to\[0\].*no \[\[peers\]\] entry has a destination"):
+        load_config(path)
