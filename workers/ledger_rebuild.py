@@ -34,7 +34,7 @@ from ingest.ledger.store_agreement import ALARM, find_disagreement
 from ingest.ledger.store_folders import QUARANTINE, STORE
 from ingest.routing.node_router import NodeRouter
 from ingest.routing.router import RoutingDecision
-from ingest.workers.delivery_terms import make_terms
+from ingest.workers.delivery_terms import CompletionPolicy, make_completion_terms, make_terms
 from ingest.workers.store.filesystem import FileStore, SourceFile
 from ingest.workers.store.keys import STAGING, make_safe_name
 
@@ -227,6 +227,7 @@ class LedgerRebuild:
         self._report = report
         self._root = config.store_root if kind == STORE else config.quarantine_dir
         self._router = NodeRouter(config)
+        self._completion = CompletionPolicy.from_config(config)
         self._attribute_reader = StudyAttributeReader(config.ledger.index)
         self._makes_deliveries = makes_deliveries
         # Not prepared, because only its removal lock is used.
@@ -324,7 +325,10 @@ class LedgerRebuild:
             if routing
             else "",
             destinations=destinations,
-            terms=make_terms(routing, header.priority) if routing is not None and destinations else {},
+            terms=make_terms(routing, header) if routing is not None and destinations else {},
+            completion=make_completion_terms(self._completion, routing, header)
+            if routing is not None and destinations
+            else None,
             attributes=self._attribute_reader.read_attributes(header.attributes),
             **more,
         )

@@ -204,6 +204,7 @@ class Association:
             source_address=connection.uri,
             receiving_address=connection.receiver,
             certificate=identity.identifying_lines if identity else (),
+            association=self._listener.find_association_id(connection),
         )
         limit = answer.operations + SLACK_OPERATIONS
         calling = self._listener.find_calling_label(request.calling_ae)

@@ -104,6 +104,11 @@ class Connection:
         """Whether the socket is still open."""
         return not self._is_closed
 
+    @property
+    def progressed_ms(self) -> int:
+        """Monotonic time of the last progress of the peer, in milliseconds."""
+        return int(max(self._channel.progressed, self._owed_response_at) * 1000)
+
     # --- called by the event loop
 
     def handle_readable(self) -> None:

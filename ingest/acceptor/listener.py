@@ -19,6 +19,7 @@ from typing import Final
 import structlog
 
 from ingest.acceptor.accept_gate import PASS_SECONDS, AcceptGate
+from ingest.acceptor.association_id import find_id_range, make_association_id
 from ingest.acceptor.caller_tally import CALLERS, REFUSALS, CallerTally, TallyKey
 from ingest.acceptor.connection import Connection
 from ingest.acceptor.endpoints import Endpoint
@@ -267,6 +268,7 @@ class Listener:
         self._evictions = EventCounter()
         self._limit_rejections = EventCounter()
         self._entries: dict[Connection, int] = {}  # entries of the scoreboard's table of associations
+        self._association_ids = find_id_range(config.data_dir) if config.judges_completion else None
         self._observed = ObservedCertificates(config.run_dir)
         self.security_alerts = SecurityAlerts(config)
         self._refusals = CallerTally(config.run_dir, REFUSALS, services.row, unix_ms())
@@ -359,6 +361,11 @@ class Listener:
         entry = self._entries.pop(connection, None)
         if entry is not None:
             self.services.board.release_association(entry)
+
+    def find_association_id(self, connection: Connection) -> int:
+        """Return the id of the association of a connection; 0 if nothing asks for it."""
+        entry = self._entries.get(connection)
+        return self.services.board.find_association_id(entry) if entry is not None else 0
 
     def record_failure(self, address: str) -> None:
         """Count a connection of this address that came to no association, by the peer's fault or delay."""
@@ -487,6 +494,8 @@ class Listener:
             limit = f"[receive] max_associations_per_peer is {receive.associations_per_peer}"
         else:
             self._entries[connection] = entry
+            if self._association_ids is not None:
+                board.name_association(entry, make_association_id(self._association_ids))
             return ""
         if entry is not None:
             board.release_association(entry)
@@ -572,6 +581,10 @@ class Listener:
         board.set(row, HEARTBEAT, monotonic_ms())
         self.services.cstore_service.full = self.full_reason is not None
         self._write_tallies()
+        if self._association_ids is not None and self._entries:
+            board.note_progress(
+                {entry: connection.progressed_ms for connection, entry in self._entries.items()}
+            )
         for connection in list(self._connections):
             try:
                 connection.check_deadlines(now)

@@ -13,6 +13,8 @@ with the next heartbeat.
     word 1                      1 while nothing may be received, otherwise 0
     words 16 to 15 + 16 ROWS    the rows, 16 words each
     the following words         the associations: a count, and ENTRIES entries
+    the following words         the id of the association of each entry, or 0
+    the following words         the monotonic time in ms of its last progress
 """
 
 import contextlib
@@ -20,6 +22,7 @@ import mmap
 import os
 import sys
 import weakref
+from collections.abc import Mapping
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
@@ -29,13 +32,15 @@ from ingest.clock import monotonic_ms
 from ingest.ext import association_table
 from ingest.ext.association_table import CALLER_BITS
 
-MAGIC: Final = 0x494E474553543032  # "INGEST02"
+MAGIC: Final = 0x494E474553543033  # "INGEST03"
 ROWS: Final = 256
 _WORDS: Final = 16
 ENTRIES: Final = 32768
 """Upper bound of the associations of all listeners together, at one time."""
 _FIRST_ENTRY: Final = (ROWS + 1) * _WORDS
-_SIZE: Final = (_FIRST_ENTRY + 1 + ENTRIES) * 8
+_FIRST_ID: Final = _FIRST_ENTRY + 1 + ENTRIES
+_FIRST_PROGRESS: Final = _FIRST_ID + 1 + ENTRIES
+_SIZE: Final = (_FIRST_PROGRESS + 1 + ENTRIES) * 8
 
 _PAUSED: Final = 1
 
@@ -102,7 +107,9 @@ class Scoreboard:
         if file >= 0:
             weakref.finalize(self, os.close, file).atexit = False
         self._words = memoryview(memory).cast("Q")
-        self._entries = self._words[_FIRST_ENTRY:]
+        self._entries = self._words[_FIRST_ENTRY:_FIRST_ID]
+        self._ids = self._words[_FIRST_ID:_FIRST_PROGRESS]
+        self._progress = self._words[_FIRST_PROGRESS:]
 
     @classmethod
     def create(cls, path: Path) -> Self:
@@ -167,7 +174,33 @@ class Scoreboard:
     def release_association(self, entry: int) -> None:
         """Free an entry. Only the process that claimed it may call this."""
         self._entries[entry] = 0
+        self._ids[entry] = 0
         self._write_associations()
+
+    def name_association(self, entry: int, association: int) -> None:
+        """Give the association of an entry an id, by which its instances name it."""
+        self._progress[entry] = monotonic_ms()
+        self._ids[entry] = association
+        self._write_associations()
+
+    def find_association_id(self, entry: int) -> int:
+        """Return the id of the association of an entry; 0 if it has none."""
+        return self._ids[entry]
+
+    def note_progress(self, progress_ms: Mapping[int, int]) -> None:
+        """Note when associations made their last progress, in monotonic milliseconds, by entry."""
+        for entry, at_ms in progress_ms.items():
+            self._progress[entry] = at_ms
+        self._write_words(_FIRST_PROGRESS, self._count_used() + 1)
+
+    def list_open_associations(self) -> dict[int, int]:
+        """Return the milliseconds since the last progress of each association that has an id, by that id."""
+        now = monotonic_ms()
+        return {
+            self._ids[entry]: now - self._progress[entry]
+            for entry in range(1, self._count_used() + 1)
+            if self._entries[entry] and self._ids[entry]
+        }
 
     def count_associations(self, caller: int = 0) -> tuple[int, int]:
         """Return the associations of all listeners, draining ones included: (in total, of `caller`)."""
@@ -213,8 +246,13 @@ class Scoreboard:
     def _write_row(self, row: int) -> None:
         self._write_words((row + 1) * _WORDS, _WORDS)
 
+    def _count_used(self) -> int:
+        """Return the highest index of an entry that was ever in use."""
+        return min(self._entries[0], ENTRIES)
+
     def _write_associations(self) -> None:
-        self._write_words(_FIRST_ENTRY, min(self._entries[0], ENTRIES) + 1)
+        for first in (_FIRST_ENTRY, _FIRST_ID):
+            self._write_words(first, self._count_used() + 1)
 
     def _write_words(self, word: int, count: int) -> None:
         """Write some words to the file."""
@@ -245,6 +283,10 @@ class ScoreboardReader:
     def count_associations(self, caller: int = 0) -> tuple[int, int]:
         """As `Scoreboard.count_associations`."""
         return self._load().count_associations(caller)
+
+    def list_open_associations(self) -> dict[int, int]:
+        """As `Scoreboard.list_open_associations`."""
+        return self._load().list_open_associations()
 
     def list_listeners(self) -> list[ListenerStatus]:
         """As `Scoreboard.list_listeners`."""

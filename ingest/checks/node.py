@@ -340,6 +340,20 @@ def _check_store_agreement(config: Config) -> Iterator[Fault]:
             yield Fault("ledger.url", cause, store_agreement.REMEDY)
 
 
+def _check_completion(config: Config) -> Iterator[Fault]:
+    whole = {name for route in config.routes if route.on == "study" for name in route.to}
+    for index, destination in enumerate(config.destinations):
+        if destination.one_association_per_study and destination.name not in whole:
+            cause = "no route waits for whole studies, so a study may need several associations"
+            remedy = f'set on = "study" in the [[routes]] that name "{destination.name}"'
+            key = f"destinations[{index}].one_association_per_study"
+            yield Fault(key, cause, remedy, kind=FaultKind.NOTE)
+    for index, route in enumerate(config.routes):
+        if route.on != "instance" and route.hold:
+            cause = f"hold counts before it: a release does not wait for the {route.on}"
+            yield Fault(f"routes[{index}].on", cause, "remove one of the two", kind=FaultKind.NOTE)
+
+
 def _check_flow(config: Config) -> Iterator[Fault]:
     """Report settings that are valid alone, but useless together."""
     routed = {name for route in config.routes for name in route.to}
@@ -370,6 +384,7 @@ def _check_flow(config: Config) -> Iterator[Fault]:
             if destination.associations > 1:
                 remedy = f"set workers.forward to {destination.associations + 1} or more"
                 yield Fault(f"destinations[{index}].associations", cause, remedy, kind=FaultKind.NOTE)
+    yield from _check_completion(config)
     cores = usable_cores()
     if config.receive.processes > 4 * cores:
         cause = f"{config.receive.processes} listeners share {cores} cores"

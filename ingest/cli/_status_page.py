@@ -156,6 +156,11 @@ def _list_stages(now: Mapping[str, Any]) -> Rows:
             else f"away: {ledger['error']}",
         ),
     ]
+    if receiving := ledger.get("receiving"):
+        text = f"{format_count(receiving['studies'], 'study', 'studies')} not complete"
+        if receiving["overdue_seconds"] > 0:
+            text += f", the oldest held up for {receiving['overdue_seconds']:.0f} s"
+        found.append(("receiving", text))
     if now["store"]["full"]:
         found.append(("store", f"full, so the node refuses instances: {now['store']['full']}"))
     return found

@@ -82,6 +82,8 @@ def _format_lines(explanation: "RouteExplanation") -> Iterator[str]:
         if name in routing.priorities:
             priority = decide_priority(routing.priorities[name], MEDIUM).word
             yield f"  {escape(name)}: {priority}, whatever its sender asked for"
+        if name in routing.awaited and name not in routing.held:
+            yield f"  {escape(name)}: waits until its {routing.awaited[name]} is complete"
     if routing.held:
         yield f"  [yellow]held for {escape(', '.join(sorted(routing.held)))}[/yellow]: a person releases it"
     for remark in routing.exclusions:

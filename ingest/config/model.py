@@ -89,6 +89,8 @@ class NodeSettings(Section):
     drain_seconds: Seconds = 30.0
     reload_drain_seconds: Seconds = 600.0
     stable_seconds: Annotated[int, Field(ge=1, le=10**9)] = 60
+    complete_idle_seconds: Annotated[int, Field(ge=1, le=10**9)] = 60
+    record_completions: bool = False
 
 
 class ListenerSettings(Section):
@@ -260,6 +262,7 @@ class Destination(Section):
     give_up_hours: Annotated[float, Field(gt=0, le=1e6, allow_inf_nan=False)] = 168.0
     retry_statuses: tuple[str, ...] = ()
     dead_statuses: tuple[str, ...] = ()
+    one_association_per_study: bool = False
     commitment: bool = False
     commitment_seconds: Seconds = 3600.0
     set: dict[str, Any] = Field(default_factory=dict)
@@ -296,6 +299,8 @@ class Route(Section):
         str, Field(pattern=r"^(stored|delivered(:[A-Za-z0-9_.-]{1,64})?|committed:[A-Za-z0-9_.-]{1,64})$")
     ] = "stored"
     priority: Literal["", "urgent", "normal", "bulk"] = ""
+    on: Literal["instance", "series", "study"] = "instance"
+    stable_seconds: Annotated[int, Field(ge=0, le=10**9)] = 0
     # The key is called "return", which is a keyword of Python.
     sends_back: bool = Field(default=False, alias="return")
 
@@ -524,7 +529,18 @@ class Config(Section):
     def needs_monitor(self) -> bool:
         """Whether a monitor has to run."""
         is_watched = self.console is not None or self.audit is not None
-        return bool(self.alerts) or is_watched or self.takes_commitment_requests
+        has_rows = self.takes_commitment_requests or self.judges_completion
+        return bool(self.alerts) or is_watched or has_rows
+
+    @property
+    def judges_completion(self) -> bool:
+        """Whether the monitor judges when studies and series are complete."""
+        return self.node.record_completions or any(route.on != "instance" for route in self.routes)
+
+    @property
+    def judges_series(self) -> bool:
+        """Whether it judges series too."""
+        return any(route.on == "series" for route in self.routes)
 
     @property
     def takes_commitment_requests(self) -> bool:

@@ -40,6 +40,7 @@ def check_routes(config: Config, destinations: Set[str]) -> Iterator[Fault]:
         if route.hold and not route.to:
             cause = "there is nothing to hold: it names no destination"
             yield Fault(f"{key}.hold", cause, "name destinations in `to`, or remove it")
+        yield from _check_completion(key, route)
         yield from _check_commitment(key, route, committing)
         if route.name and route.name in names:
             cause = f'"{route.name}" is the name of routes[{names[route.name]}] too'
@@ -53,6 +54,14 @@ def check_routes(config: Config, destinations: Set[str]) -> Iterator[Fault]:
     if len(tags) > MAX_ATTRIBUTES:
         cause = f"their conditions read {len(tags)} different attributes"
         yield Fault("routes", cause, f"write conditions on {MAX_ATTRIBUTES} at most")
+
+
+def _check_completion(key: str, route: Route) -> Iterator[Fault]:
+    if route.on != "instance" and not route.to:
+        yield Fault(f"{key}.on", "nothing waits: it names no destination", "name destinations in `to`")
+    if route.stable_seconds and route.on == "instance":
+        cause = "the route does not wait for a series or study"
+        yield Fault(f"{key}.stable_seconds", cause, 'set on = "study" or "series", or remove it')
 
 
 def _check_commitment(key: str, route: Route, committing: Set[str]) -> Iterator[Fault]:

@@ -297,6 +297,9 @@ def _check_destinations(config: Config, names: SectionNames) -> Iterator[Fault]:
         if destination.retry_first_seconds > destination.retry_max_seconds:
             cause = f"is longer than retry_max_seconds, {destination.retry_max_seconds:g}"
             yield Fault(f"{key}.retry_first_seconds", cause, "make it shorter, or retry_max_seconds longer")
+        if destination.one_association_per_study and destination.associations > 1:
+            cause = "studies go one after the other, so that no two associations carry the same one"
+            yield Fault(f"{key}.associations", cause, "set it to 1, or remove one_association_per_study")
         yield from _check_statuses(key, destination)
         if destination.changes_attributes or destination.map_unmatched != "send":
             yield from change_rules.check_changes(key, destination)

@@ -37,6 +37,7 @@ class InstanceHeader:
         receiver: The URI at which the instance was received, `dicom-tls://10.0.0.5:2762`.
         certificate: SHA-256 fingerprint, subject and alternative names of the sender's certificate.
         priority: Priority of the C-STORE request, as far as the sender may set it; 0 is MEDIUM.
+        association: Id of the association that received it; 0 if it has none.
     """
 
     sop_instance_uid: str = ""
@@ -55,6 +56,7 @@ class InstanceHeader:
     receiver: str = ""
     certificate: tuple[str, ...] = ()
     priority: int = MEDIUM
+    association: int = 0
 
     @property
     def fingerprint(self) -> str:
@@ -122,6 +124,7 @@ def read_instance_header(
         receiver=meta.receiving_address or "",
         certificate=meta.certificate,
         priority=meta.priority,
+        association=meta.association,
     )
 
 

@@ -29,7 +29,10 @@ _VERSION = b"\x02\x00\x01\x00OB\x00\x00\x02\x00\x00\x00\x00\x01"
 """(0002,0001) File Meta Information Version, 0001H."""
 
 _PRIORITY_LINES = {HIGH: b"priority:high", LOW: b"priority:low"}
-"""The last line of (0002,0102). No line of a certificate begins with this prefix."""
+"""A line of (0002,0102) after those of the certificate. None of these begins with this prefix."""
+
+_ASSOCIATION_PREFIX = b"association:"
+"""Begin of the last line of (0002,0102): the id of the association, 16 hexadecimal digits."""
 
 _GROUP = b"\x02\x00"
 LONG_VRS = frozenset(
@@ -55,6 +58,7 @@ class FileMeta:
         certificate: SHA-256 fingerprint, subject and alternative names of the caller certificate, in
             (0002,0102) Private Information under our own creator UID. Empty without one.
         priority: Priority (0000,0700) of the request, in the same element; 0 is MEDIUM, and not written.
+        association: Id of the association, in the same element; 0 if it has none, and not written.
     """
 
     sop_class_uid: str
@@ -66,6 +70,7 @@ class FileMeta:
     receiving_address: str | None = None
     certificate: tuple[str, ...] = ()
     priority: int = MEDIUM
+    association: int = 0
 
 
 def format_presentation_address(host: str, port: int, *, tls: bool) -> str:
@@ -167,12 +172,19 @@ def _provenance(meta: FileMeta) -> bytes:
         meta.receiving_address or "",
         meta.certificate,
         meta.priority,
+        meta.association,
     )
 
 
 @lru_cache(maxsize=1024)
 def _cached_provenance(  # noqa: PLR0917 - the arguments are the key of the cache
-    calling_ae: str, called_ae: str, source: str, receiving: str, certificate: tuple[str, ...], priority: int
+    calling_ae: str,
+    called_ae: str,
+    source: str,
+    receiving: str,
+    certificate: tuple[str, ...],
+    priority: int,
+    association: int,
 ) -> bytes:
     """Encode everything from (0002,0012) on: constant for an association and a Priority."""
     parts = [
@@ -189,6 +201,7 @@ def _cached_provenance(  # noqa: PLR0917 - the arguments are the key of the cach
             parts.append(_long_element(element, b"UR", address.encode("ascii", "replace")[:1024], b" "))
     lines = [_certificate_value(certificate)] if certificate else []
     lines += [_PRIORITY_LINES[priority]] if priority in _PRIORITY_LINES else []
+    lines += [_ASSOCIATION_PREFIX + b"%016x" % association] if association else []
     if lines:
         # PS3.10 7.1: private information needs the UID of its creator.
         parts.append(_uid(0x0100, IMPLEMENTATION_CLASS_UID))
@@ -204,16 +217,28 @@ def _certificate_value(certificate: tuple[str, ...]) -> bytes:
     return b"\n".join(lines)
 
 
-def _private_information(elements: _Elements) -> tuple[tuple[str, ...], int]:
-    """Return the lines of the certificate, and the Priority."""
+def _private_information(elements: _Elements) -> tuple[tuple[str, ...], int, int]:
+    """Return the lines of the certificate, the Priority, and the id of the association."""
     if _value(elements, 0x0100) != IMPLEMENTATION_CLASS_UID:
-        return (), MEDIUM
-    value = elements.get(0x0102, b"").rstrip(b"\0")
+        return (), MEDIUM, 0
+    value, association = elements.get(0x0102, b"").rstrip(b"\0"), 0
     rest, _, last = value.rpartition(b"\n")
+    if last.startswith(_ASSOCIATION_PREFIX):
+        value, association = rest, _parse_association(last)
+        rest, _, last = value.rpartition(b"\n")
     for priority, line in _PRIORITY_LINES.items():
         if last == line:
-            return _split_lines(rest), priority
-    return _split_lines(value), MEDIUM
+            return _split_lines(rest), priority, association
+    return _split_lines(value), MEDIUM, association
+
+
+def _parse_association(line: bytes) -> int:
+    digits = line[len(_ASSOCIATION_PREFIX) :]
+    try:
+        number = int(digits, 16)
+    except ValueError:
+        return 0
+    return number if 0 < number < 1 << 63 else 0
 
 
 def _split_lines(value: bytes) -> tuple[str, ...]:

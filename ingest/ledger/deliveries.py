@@ -73,6 +73,7 @@ _COLUMNS: Final = (
     instances.c.stored_at,
     instances.c.calling_ae,
     instances.c.called_ae,
+    instances.c.study_uid,
     IS_VARIED,
 )
 
@@ -194,6 +195,38 @@ _BUSY_SERIES: Final = (
         deliveries.c.lease_owner != bindparam("owner"),
         # A suspect does not keep its position in the order, so later instances need not wait for it.
         deliveries.c.suspect_since == 0,
+    )
+)
+# What is due of one study. The concatenation keeps SQLite from reading the whole backlog of the destination.
+_OF_STUDY: Final = and_(
+    deliveries.c.instance_id.in_(select(instances.c.id).where(instances.c.study_uid == bindparam("study"))),
+    deliveries.c.destination == bindparam("of"),
+    deliveries.c.state.concat("") == bindparam("in_state"),
+    deliveries.c.next_at <= bindparam("now"),
+    deliveries.c.suspect_since == 0,
+)
+_DUE_OF_STUDY: Final = _for_lease(
+    select(*_COLUMNS).join(instances, instances.c.id == deliveries.c.instance_id).where(_OF_STUDY)
+)
+_CONTEXTS_OF_STUDY: Final = (
+    select(instances.c.sop_class_uid, instances.c.transfer_syntax_uid)
+    .distinct()
+    .join(deliveries, instances.c.id == deliveries.c.instance_id)
+    .where(
+        instances.c.study_uid == bindparam("study"),
+        deliveries.c.destination == bindparam("of"),
+        deliveries.c.state.concat("").in_(_OPEN),
+    )
+)
+_BUSY_STUDIES: Final = (
+    select(instances.c.study_uid)
+    .distinct()
+    .join(deliveries, instances.c.id == deliveries.c.instance_id)
+    .where(
+        deliveries.c.destination == bindparam("of"),
+        deliveries.c.state == DeliveryState.SENDING.value,
+        deliveries.c.next_at > bindparam("now"),
+        deliveries.c.lease_owner != bindparam("owner"),
     )
 )
 # PostgreSQL: of two workers that lease from one destination at once, neither would see the rows of the other.
@@ -407,6 +440,41 @@ class Deliveries:
         with self._database.begin_write() as connection:
             rows = self._select_due(connection, parameters, limit, workers, careful=careful)
             return _lease_rows(connection, rows, parameters, unix_ms + lease_ms)
+
+    def lease_study(  # noqa: PLR0917 - as lease_due
+        self, destination: str, owner: str, limit: int, unix_ms: int, lease_ms: int, study: str | None
+    ) -> list[Delivery]:
+        """Lease due deliveries of one study.
+
+        Args:
+            destination: As in `lease_due`.
+            owner: As in `lease_due`.
+            limit: As in `lease_due`.
+            unix_ms: As in `lease_due`.
+            lease_ms: As in `lease_due`.
+            study: The Study Instance UID; None for the study of the delivery that `lease_due` would send
+                first. A study of which another owner leases instances is left out.
+        """
+        parameters = {"of": destination, "owner": owner, "now": unix_ms}
+        with self._database.begin_write() as connection:
+            if study is None:
+                busy = set(connection.execute(_BUSY_STUDIES, parameters).scalars())
+                first = self._select_due(connection, parameters, WINDOW if busy else limit, 1, careful=False)
+                study = next((row["study_uid"] for row in first if row["study_uid"] not in busy), None)
+            if study is None:
+                return []
+            rows: list[dict[str, Any]] = []
+            of_study = {**parameters, "study": study}
+            for state in _OPEN:
+                rows += self._select_rows(connection, _DUE_OF_STUDY, state, limit, of_study, set())
+            rows.sort(key=lambda row: (int(row["priority"]), int(row["instance_id"])))
+            return _lease_rows(connection, rows[:limit], parameters, unix_ms + lease_ms)
+
+    def find_study_contexts(self, destination: str, study: str) -> list[tuple[str, str]]:
+        """Return the SOP classes, with their transfer syntaxes, of the open deliveries of a study."""
+        with self._database.begin_read() as connection:
+            found = connection.execute(_CONTEXTS_OF_STUDY, {"of": destination, "study": study})
+            return sorted((sop_class, syntax) for sop_class, syntax in found)
 
     def lease_suspect(
         self, destination: str, owner: str, unix_ms: int, lease_ms: int, patience_ms: int

@@ -10,6 +10,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 from ingest.ledger.database import Database
 from ingest.ledger.lease_order import find_first_due
+from ingest.ledger.reception_notes import note_receptions
 from ingest.ledger.records import (
     PLAIN_TERMS,
     UNRELEASED,
@@ -49,6 +50,7 @@ INSERT_DELIVERIES: Final = insert(deliveries).values(
     created_at=bindparam("at"),
     updated_at=bindparam("at"),
     priority=bindparam("priority"),
+    awaits=bindparam("awaits"),
 )
 _BY_UID: Final = (
     select(instances).where(instances.c.sop_instance_uid == bindparam("uid")).order_by(instances.c.id)
@@ -178,6 +180,12 @@ class Instances:
                 connection.execute(_COUNT_AGAIN, again)
             recorded = [(number, row) for row, number in zip(rows, new, strict=True) if number is not None]
             written = index_studies(connection, recorded, self._written)
+            taken = [
+                row
+                for row, number in zip(rows, new, strict=True)
+                if number is None and row.spool_ref not in known
+            ]
+            note_receptions(connection, [row for _, row in recorded], taken)
         self._written.add(written)
         return [
             Outcome.RECORDED
@@ -287,6 +295,7 @@ def encode_delivery(row: NewInstance, instance_id: int, destination: str) -> dic
         "state": terms.state.value,
         "at": row.stored_at,
         "priority": terms.priority.value,
+        "awaits": terms.awaits,
         "next_at": find_first_due(terms.priority),
     }
 

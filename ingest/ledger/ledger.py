@@ -16,6 +16,7 @@ from ingest.ledger.instances import Instances
 from ingest.ledger.outbox import Outbox
 from ingest.ledger.peer_hours import PeerHours
 from ingest.ledger.quarantine import Quarantine
+from ingest.ledger.receptions import Receptions
 from ingest.ledger.records import Counts
 from ingest.ledger.reindexing import Reindexing
 from ingest.ledger.removal_lock import RemovalLock
@@ -49,6 +50,7 @@ class Ledger:
         throughput: Backlog and rate of each destination.
         instance_lists: Lists instances.
         study_lists: Lists studies and their series.
+        receptions: Studies and series that are being received, and their completions.
         reindexing: Studies whose attributes have to be read again.
         quarantine: Decisions about quarantined instances.
         retention: Age and removal of stored instances.
@@ -86,6 +88,7 @@ class Ledger:
         self.throughput = Throughput(self.database)
         self.instance_lists = InstanceLists(self.database)
         self.study_lists = StudyLists(self.database)
+        self.receptions = Receptions(self.database)
         self.reindexing = Reindexing(self.database)
         self.quarantine = Quarantine(self.database)
         self.retention = Retention(self.database)

@@ -14,6 +14,7 @@ from ingest.ledger.instances import (
     encode_columns,
     encode_delivery,
 )
+from ingest.ledger.reception_notes import note_receptions
 from ingest.ledger.records import Instance, InstanceState, NewInstance
 from ingest.ledger.row_values import clean_value
 from ingest.ledger.schema import QUARANTINED, instances
@@ -158,6 +159,7 @@ class Quarantine:
                     connection.execute(INSERT_DELIVERIES, waiting)
                 if changed.rowcount:
                     index_studies(connection, [(number, released)])
+                    note_receptions(connection, [released])
                 return bool(changed.rowcount)
         except IntegrityError:
             # The ledger allows one stored row for each SOP instance UID, and one row for each file.

@@ -114,13 +114,32 @@ class DeliveryTerms:
     Attributes:
         state: Its first state: WAITING, or one of `UNRELEASED`.
         priority: Its priority.
+        awaits: What an AWAITING one waits for: "series" or "study"; otherwise empty.
     """
 
     state: DeliveryState = DeliveryState.WAITING
     priority: Priority = Priority.NORMAL
+    awaits: str = ""
 
 
 PLAIN_TERMS: Final = DeliveryTerms()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CompletionTerms:
+    """When the study and the series of an instance are complete.
+
+    Attributes:
+        association: Id of the association that carried it; 0 if it is not known.
+        default_ms: The time without an instance, unless a route has one.
+        study_ms: The longest time of the routes that wait for its study; 0 without one.
+        series_ms: The same for its series; None if no series is judged.
+    """
+
+    association: int = 0
+    default_ms: int
+    study_ms: int = 0
+    series_ms: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,12 +149,14 @@ class NewInstance(InstanceColumns):
     Attributes:
         destinations: Names of the destinations that get it.
         terms: How its deliveries begin, by destination; `PLAIN_TERMS` for a destination that is missing.
+        completion: When its study is complete; None if that is not judged.
         replaces: Whether it replaces the stored object of its SOP instance UID.
         attributes: What the study index learns from it; None if nothing was read.
     """
 
     destinations: tuple[str, ...] = ()
     terms: Mapping[str, DeliveryTerms] = field(default_factory=dict)
+    completion: CompletionTerms | None = None
     replaces: bool = False
     attributes: StudyAttributes | None = field(default=None, repr=False)
 
@@ -160,6 +181,7 @@ class Delivery:
         store_key, size, data_set_offset, stored_at: As in `InstanceColumns`.
         calling_ae, called_ae: Of the association that received the instance.
         priority: Its priority.
+        study_uid: Study of its instance.
     """
 
     id: int
@@ -181,6 +203,7 @@ class Delivery:
     calling_ae: str = ""
     called_ae: str = ""
     priority: int = Priority.NORMAL
+    study_uid: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -240,6 +263,7 @@ class DeliveryRow:
     priority: int = Priority.NORMAL
     commitment: str = "none"
     commitment_request_id: int | None = None
+    awaits: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -131,6 +131,8 @@ deliveries = Table(
     Column("commitment", Text, nullable=False, server_default="none"),
     # The request that asked for it last.
     Column("commitment_request_id", BigInteger),
+    # What an `awaiting` delivery waits for: "series" or "study".
+    Column("awaits", Text, nullable=False, server_default=""),
     UniqueConstraint("instance_id", "destination", name="deliveries_instance_destination"),
     # Deliveries whose commitment is open are few.
     Index(
@@ -477,6 +479,81 @@ commitment_references = Table(
     Column("sop_instance_uid", Text, nullable=False),
     # NULL: not judged yet. 0: committed. Otherwise the Failure Reason.
     Column("outcome", Integer),
+)
+
+IS_RECEIVING: Final = text("state = 'receiving'")
+
+# Studies, and series if a route waits for one, whose completion is judged (`ingest.ledger.receptions`). The
+# row of a study has no Series Instance UID.
+receptions = Table(
+    "receptions",
+    metadata,
+    Column("study_uid", Text, primary_key=True),
+    Column("series_uid", Text, primary_key=True),
+    # 1 until the first completion. An instance after a completion begins the next one.
+    Column("generation", Integer, nullable=False),
+    # receiving or complete.
+    Column("state", Text, nullable=False),
+    # When the first and the last instance of this generation were stored, and their number.
+    Column("first_at", BigInteger, nullable=False),
+    Column("last_at", BigInteger, nullable=False),
+    Column("instances", BigInteger, nullable=False),
+    # The longest time of the routes that wait; 0: that of `[node]`.
+    Column("stable_ms", BigInteger, nullable=False),
+    Column("due_at", BigInteger, nullable=False),
+    # Those that are not complete are few.
+    Index(
+        "receptions_due",
+        "due_at",
+        "study_uid",
+        "series_uid",
+        sqlite_where=IS_RECEIVING,
+        postgresql_where=IS_RECEIVING,
+    ),
+    Index("receptions_ended", "state", "last_at"),
+)
+
+# The study and the series that an association carried last, while the association is open.
+carriers = Table(
+    "carriers",
+    metadata,
+    Column("association", BigInteger, primary_key=True, autoincrement=False),
+    Column("study_uid", Text, nullable=False),
+    Column("series_uid", Text, nullable=False),
+    # Arrival of the last instance.
+    Column("at", BigInteger, nullable=False),
+    # When an instance was stored, or the monitor last saw progress.
+    Column("seen_at", BigInteger, nullable=False),
+    Index("carriers_study_uid", "study_uid", "series_uid"),
+)
+
+# One row for each completion of a study or series, and for each time that a complete one was reopened. The
+# ids grow in the order of the events.
+completions = Table(
+    "completions",
+    metadata,
+    Column("id", _Id, primary_key=True),
+    Column("study_uid", Text, nullable=False),
+    Column("series_uid", Text, nullable=False),
+    Column("generation", Integer, nullable=False),
+    # complete or reopened.
+    Column("event", Text, nullable=False),
+    Column("at", BigInteger, nullable=False),
+    Column("instances", BigInteger, nullable=False),
+    Column("first_at", BigInteger, nullable=False),
+    Column("last_at", BigInteger, nullable=False),
+    # INVARIANT 2: a completion that is judged twice has one row.
+    UniqueConstraint("study_uid", "series_uid", "generation", "event", name="completions_generation"),
+    Index("completions_at", "at"),
+)
+
+# Up to which time each spool is persisted: the arrival of its oldest entry, or the time of the look.
+spool_marks = Table(
+    "spool_marks",
+    metadata,
+    Column("spool", Text, primary_key=True),
+    Column("low_water", BigInteger, nullable=False),
+    Column("seen_at", BigInteger, nullable=False),
 )
 
 # The state of a subject that each alert has reported last (`ingest.ledger.alert_groups`).

@@ -28,6 +28,7 @@ from ingest.ledger.newest_first import (
     select_delivered,
     split_chunks,
 )
+from ingest.ledger.receptions import find_completion_states
 from ingest.ledger.records import DeliveryState, InstanceState
 from ingest.ledger.row_counts import count_instances
 from ingest.ledger.row_values import clean_value
@@ -74,6 +75,8 @@ class FoundStudy:
         calling_ae: Sender of the newest instance.
         modalities: Different modalities of its series.
         patients_differ: Whether instances of different patients came with this Study Instance UID.
+        completion: "receiving", "complete", or "reopened" by an instance after a completion; empty if its
+            completion is not judged.
     """
 
     study_uid: str
@@ -96,6 +99,7 @@ class FoundStudy:
     calling_ae: str = ""
     modalities: tuple[str, ...] = ()
     patients_differ: bool = False
+    completion: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -439,6 +443,7 @@ def _summarize(
     for uid, state, count in connection.execute(by_delivery):
         of_deliveries.setdefault(uid, {})[DeliveryState(state)] = count
     modalities = _find_modalities(connection, uids)
+    completion = find_completion_states(connection, uids)
     for uid, states in of_states.items():
         if not states:
             continue
@@ -457,6 +462,7 @@ def _summarize(
                 lately is None or row["last_stored_at"] < lately,
                 count - different,
                 modalities=modalities.get(uid, ()),
+                completion=completion.get(uid, ""),
                 **{name: row[name] for name in STUDY_COLUMNS},
             ),
         )

@@ -60,6 +60,9 @@ class RouteExplanation:
             "kept_back": list(routing.exclusions),
             "changes": [each.to_json() for each in self.changes],
             "held_for": sorted(routing.held),
+            "awaits": {
+                name: routing.awaited[name] for name in routing.destinations if name in routing.awaited
+            },
             "priorities": {
                 name: decide_priority(words, MEDIUM).word for name, words in routing.priorities.items()
             },

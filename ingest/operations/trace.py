@@ -27,6 +27,9 @@ from ingest.operations.waiting import SpoolSearch, WaitingInstance, find_waiting
 STUDIES_MAX: Final = 20
 """Studies of one accession number that a trace reads, the last received first."""
 
+EVENTS_MAX: Final = 1_000
+"""Completions of a study that a trace reads, the newest first."""
+
 INSTANCES_MAX: Final = 5_000
 """Instances of a study that a trace reads, the oldest first."""
 
@@ -98,6 +101,13 @@ def trace(config: Config, wanted: str, search: SpoolSearch | None = None) -> Tra
             kind = waiting[0].name_kind(wanted)
         notes = _list_notes(rows, search)
         traced = _read_deliveries(ledger, rows[:INSTANCES_MAX])
+        series = {row.series_uid for row in rows} | {""}
+        completions = [
+            event
+            for uid in dict.fromkeys(row.study_uid for row in rows)
+            for event in ledger.receptions.list_events(EVENTS_MAX, study_uid=uid)
+            if event.series_uid in series
+        ]
         circuits = ledger.circuits.read_circuits()
         certificates = ledger.callers.find_certificates(_list_fingerprints(rows, waiting))
     context = TraceContext(config, circuits, certificates, unix_ms())
@@ -108,7 +118,7 @@ def trace(config: Config, wanted: str, search: SpoolSearch | None = None) -> Tra
         study_uids=tuple(studies),
         instances=traced,
         waiting=waiting,
-        events=merge_events(make_events(context, traced, waiting)),
+        events=merge_events(make_events(context, traced, waiting, completions)),
         next_steps=merge_steps(make_steps(context, traced, waiting)),
         certificates=certificates,
         notes=notes,

@@ -14,6 +14,7 @@ from ingest.dicom.statuses import StatusPattern, StatusRules, name_status
 from ingest.filesystem import node_lock
 from ingest.ledger import Attempt, Circuit, DeliveryRow, DeliveryState, Instance, InstanceState
 from ingest.ledger.callers import CallerCertificate
+from ingest.ledger.receptions import CompletionEvent
 from ingest.operations.times import format_iso_time
 from ingest.operations.waiting import WaitingInstance
 
@@ -29,6 +30,9 @@ class TraceKind(StrEnum):
     QUARANTINED = "quarantined"
     REPLACED = "replaced"
     REMOVED = "removed"
+    COMPLETE = "complete"
+    """The study or the series was complete."""
+    REOPENED = "reopened"
     ROUTED = "routed"
     NOT_ROUTED = "not routed"
     REQUEUED = "requeued"
@@ -158,6 +162,7 @@ class TraceContext:
         self.circuits = circuits
         self.certificates = certificates
         self.now_ms = now_ms
+        self.judges_completion = config.judges_completion
         self.destinations = {each.name: each for each in config.destinations}
         self.runs_node = node_lock.is_node_running(config.run_dir)
         self.runs_workers = self.runs_node or node_lock.are_workers_running(config.run_dir)
@@ -181,13 +186,23 @@ def _read_rules(destination: Destination | None) -> StatusRules:
 
 
 def make_events(
-    context: TraceContext, traced: Iterable[TracedInstance], waiting: Iterable[WaitingInstance]
+    context: TraceContext,
+    traced: Iterable[TracedInstance],
+    waiting: Iterable[WaitingInstance],
+    completions: Iterable[CompletionEvent] = (),
 ) -> Iterator[TraceEvent]:
-    """Yield the events of instances, of their deliveries and of waiting spool entries."""
+    """Yield the events of instances, of their deliveries and studies, and of waiting spool entries."""
     for each in traced:
         yield from _make_instance_events(context, each)
         for delivery in each.deliveries:
             yield from _make_delivery_events(context, delivery)
+    for event in completions:
+        what = "series" if event.series_uid else "study"
+        number = f", for the {event.generation}. time" if event.generation > 1 else ""
+        text = f"the {what} was complete{number}: {event.instances} instances"
+        if event.event == TraceKind.REOPENED:
+            text = f"an instance came after the completion of the {what}"
+        yield TraceEvent(kind=TraceKind(event.event), at_ms=event.at, text=text)
     for entry in waiting:
         header = entry.header
         sender = _describe_sender(context, header.calling_ae, header.source, header.fingerprint)

@@ -82,7 +82,13 @@ def _explain_delivery(context: TraceContext, instance: Instance, row: DeliveryRo
         text = "held by its route: sent when a person releases it"
         yield NextStep(text=text, destination=name, remedy=remedy)
     elif row.state is DeliveryState.AWAITING:
-        yield NextStep(text="awaits the end of its series or study", destination=name)
+        what = row.awaits or "study"
+        if context.judges_completion:
+            yield NextStep(text=f"sent when its {what} is complete", destination=name)
+        else:
+            text = f"awaits its {what}, and no route waits for completions any more"
+            remedy = f"`ingest retry --destination {name} --state awaiting --study {instance.study_uid}`"
+            yield NextStep(text=text, destination=name, remedy=remedy)
     elif row.state is DeliveryState.SENDING:
         if context.runs_workers:
             yield NextStep(

@@ -14,6 +14,7 @@ from ingest.dicom.uids import EXPLICIT_BIG_ENDIAN, names_of
 # PS3.5 Table 6.2-1: binary numbers, text of a single value, text in the Specific Character Set.
 _BINARY: Final = {"US": "H", "SS": "h", "UL": "I", "SL": "i", "FL": "f", "FD": "d", "UV": "Q", "SV": "q"}
 _SINGLE_VALUE: Final = frozenset({"LT", "ST", "UT", "UR"})
+_LEVELS: Final = ("series", "study")  # the longer wait comes last
 _CHARACTER_TEXT: Final = frozenset({"LO", "LT", "PN", "SH", "ST", "UC", "UT"})
 
 
@@ -52,6 +53,9 @@ class RoutingDecision:
         held: Destinations whose deliveries a person releases (`hold = true`).
         priorities: Priorities of the routes that name a destination, by destination. Without one, that of the
             C-STORE request counts.
+        awaited: "series" or "study", by destination: deliveries wait until that is complete.
+        stable_seconds: The longest time of the matching routes that wait, by "series" or "study". A level
+            without one has that of the node.
         exclusions: One remark for each group of destinations that was excluded.
     """
 
@@ -62,6 +66,8 @@ class RoutingDecision:
     exclusions: tuple[str, ...] = ()
     held: frozenset[str] = frozenset()
     priorities: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    awaited: Mapping[str, str] = field(default_factory=dict)
+    stable_seconds: Mapping[str, int] = field(default_factory=dict)
 
     def exclude(self, names: Collection[str], remark: str) -> "RoutingDecision":
         """Return a copy without these destinations. The remark explains why, and is added to `routed`."""
@@ -122,6 +128,7 @@ class Router:
         held: set[str] = set()
         priorities: dict[str, frozenset[str]] = {}
         matching: list[str] = []
+        matching_routes: list[tuple[Route, Sequence[str]]] = []
         results: list[RouteResult] = []
         is_unknown = False
         for is_default in (False, True):
@@ -143,6 +150,7 @@ class Router:
                     for to in names if route.priority else ():
                         priorities[to] = priorities.get(to, frozenset()) | {route.priority}
                     is_unknown |= SENDER in route.to and not sender
+                    matching_routes.append((route, names))
                     if route.stop:
                         break
         is_forwarded = bool(destinations)
@@ -153,6 +161,8 @@ class Router:
             frozenset(return_allowed),
             held=frozenset(held),
             priorities=priorities,
+            awaited=_find_awaited(matching_routes),
+            stable_seconds=_find_stable_seconds(matching_routes),
         )
 
 
@@ -160,6 +170,17 @@ def _name_sender(to: Sequence[str], sender: str) -> tuple[str, ...]:
     """Replace `@sender` by a destination; without one, leave it out."""
     named = (sender if name == SENDER else name for name in to)
     return tuple(name for name in named if name)
+
+
+def _find_awaited(routes: Sequence[tuple[Route, Sequence[str]]]) -> dict[str, str]:
+    """Return "series" or "study" by destination. The longest wait counts: what was sent is not taken back."""
+    return {to: level for level in _LEVELS for route, names in routes if route.on == level for to in names}
+
+
+def _find_stable_seconds(routes: Sequence[tuple[Route, Sequence[str]]]) -> dict[str, int]:
+    """Return the longest time of the routes that wait, by what they wait for."""
+    times = {level: [route.stable_seconds for route, _ in routes if route.on == level] for level in _LEVELS}
+    return {level: max(seconds) for level, seconds in times.items() if any(seconds)}
 
 
 def _evaluate_route(name: str, conditions: Sequence[Condition], instance: InstanceHeader) -> RouteResult:

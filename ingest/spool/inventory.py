@@ -231,5 +231,30 @@ def find_received_ms(root: Path, location: Location) -> int | None:
             found = opened.read(location.offset, location.length)
             return found[0].received_ms if found is not None else None
         return None
-    # The name of a file begins with the time of its creation in nanoseconds (`Committer.open`).
-    return int(location.path.rpartition("/")[2].partition("-")[0].partition(".")[0], 16) // 1_000_000
+    return _read_name_ms(location.path.rpartition("/")[2])
+
+
+def find_oldest_received_ms(root: Path) -> int | None:
+    """Return when the oldest entry was received that still waits, in Unix milliseconds; None without one.
+
+    Raises:
+        OSError: The disk is failing.
+    """
+    times = []
+    for slot in list_slots(root):
+        # Names begin with the time of their creation, and sort by it.
+        first = min((entry.name for entry in _scan(root / slot / "ready")), default=None)
+        if first is not None:
+            times.append(_read_name_ms(first))
+        for name in segment.list_segments(root / slot):
+            records = segment.read_records(root / slot / segment.FOLDER / name)
+            waiting = [record.received_ms for record in records if not record.is_persisted]
+            if waiting:
+                times.append(min(waiting))
+                break  # later segments have later records
+    return min(times, default=None)
+
+
+def _read_name_ms(name: str) -> int:
+    # `Committer.open` names a file after the time of its creation in nanoseconds.
+    return int(name.partition("-")[0].partition(".")[0], 16) // 1_000_000

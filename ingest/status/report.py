@@ -232,6 +232,7 @@ def _gather_ledger(config: Config) -> dict[str, Any]:
                 "instances": {
                     state.value: count for state, count in ledger.instances.count_by_state().items()
                 },
+                "receiving": _describe_receptions(config, ledger, now),
                 "deliveries": {
                     name: {state.value: count for state, count in progress.states.items()}
                     for name, progress in sorted(known.items())
@@ -243,6 +244,16 @@ def _gather_ledger(config: Config) -> dict[str, Any]:
             }
     except IngestError as error:
         return {"reachable": False, "error": str(error)}
+
+
+def _describe_receptions(config: Config, ledger: Ledger, now_ms: int) -> dict[str, Any]:
+    """Return how many studies and series are not complete; nothing if that is not judged."""
+    if not config.judges_completion:
+        return {}
+    counts = ledger.receptions.count_receptions()
+    overdue = 0.0 if counts.due_at is None else max(0.0, (now_ms - counts.due_at) / 1000)
+    # An open association or an entry in the spool holds up the one that is overdue.
+    return {"studies": counts.studies, "series": counts.series, "overdue_seconds": round(overdue, 1)}
 
 
 def _explain_read_only(ledger: Ledger) -> str:

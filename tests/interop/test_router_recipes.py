@@ -19,7 +19,7 @@ from tests.interop.orthanc import orthanc
 from tests.support.instances import CT, EXPLICIT, Made
 from tests.support.nodes import Node, eventually
 from tests.support.pages import DOCS, Walk, read_blocks
-from tests.support.peers import PynetdicomRemote, storescp
+from tests.support.peers import PynetdicomRemote, Stored, storescp
 from tests.support.pki import Material
 from tests.support.scenes import STUDIES
 from tests.support.tls_peers import ssl_client_context
@@ -89,6 +89,46 @@ def test_held_images_are_sent_when_a_person_releases_them(
             uid for [uid] in node.query("SELECT sop_instance_uid FROM instances WHERE study_uid = ?", study)
         ]
     assert sorted(by_uid((tmp_path / "second").iterdir())) == sorted(sent)
+
+
+def test_each_study_goes_whole_and_over_an_association_of_its_own(
+    make_node: Callable[..., Node], material: Material, tmp_path: Path
+) -> None:
+    recipe = read_recipe("several-destinations", "One association per study")
+    studies = [f"1.2.40.{number}" for number in range(6)]
+    files = {}
+    for study in studies:
+        for number in range(30):
+            made = Made(sop=f"{study}.{number}", study=study, series=f"{study}.9{number % 2}")
+            files[made.sop] = tmp_path / f"{made.sop}.dcm"
+            files[made.sop].write_bytes(made.file)
+    address = 'host = "reading.hospital.example"\nport = 2762'
+    remote = PynetdicomRemote([(CT, [EXPLICIT])], material.tls("remote"))
+    began: dict[int, list[str]] = {}
+
+    def note(stored: Stored) -> int:
+        began.setdefault(remote.associations, []).append(stored.sop_instance)
+        return 0
+
+    remote.answer = note
+    with remote:
+        node = make_node().start(routes=recipe.replace(address, f'host = "localhost"\nport = {remote.port}'))
+        # Interleaved: each file is of another study than the one before it.
+        send(node, material, [files[f"{study}.{number}"] for number in range(30) for study in studies])
+        eventually(lambda: len(remote.stored) == len(files), 40, f"{len(remote.stored)} have arrived")
+        assert sorted(len(uids) for uids in began.values()) == [30] * 6
+        assert all(len({uid.rpartition(".")[0] for uid in uids}) == 1 for uids in began.values())
+        # A late image has an association of its own.
+        late = Made(sop="1.2.40.3.99", study="1.2.40.3", series="1.2.40.3.90")
+        (tmp_path / "late.dcm").write_bytes(late.file)
+        send(node, material, [tmp_path / "late.dcm"])
+        eventually(lambda: len(remote.stored) == len(files) + 1, 40, "the late image has arrived")
+        assert began[7] == ["1.2.40.3.99"]
+        with Walk(node.folder) as walk:
+            shown = walk.run("command ingest completed -c ingest.toml --study 1.2.40.3")
+            assert shown.count("complete") >= 2
+            assert "reopened" in shown
+            assert "1.2.40" not in walk.run("command ingest deliveries -c ingest.toml --state awaiting")
 
 
 def test_attributes_are_changed_for_one_destination(

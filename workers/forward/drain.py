@@ -174,12 +174,14 @@ class DestinationDrain:
             spans=resources.spans,
             titles=self._titles,
             wants_commitment=destination.commitment,
+            one_study=destination.one_association_per_study,
         )
         self._breaker = CircuitBreaker(
             resources.ledger, destination, remote, resources.rng, resources.is_stopping
         )
         self._association: StoreSCU | None = None
         self._association_titles = self._titles.own
+        self._association_study = ""
         self._in_flight: dict[int, Delivery] = {}
         self._sent_at: dict[int, float] = {}  # monotonic seconds, by message ID
         self._notes: dict[int, str] = {}  # changes of data sets in flight, by delivery
@@ -229,6 +231,8 @@ class DestinationDrain:
                 if self._is_broken and self._has_waiting_destination():
                     return
                 self._is_broken = False
+            elif self._has_study_ended():
+                self._release_association()
             elif not self._may_linger(idle_since):
                 return
             else:
@@ -236,9 +240,19 @@ class DestinationDrain:
                 self._tick()
 
     def _must_stop(self) -> bool:
-        is_slice_over = time.monotonic() - self._started_at > SLICE_SECONDS
+        # A slice ends between two studies if each has an association of its own.
+        is_slice_over = time.monotonic() - self._started_at > SLICE_SECONDS and self._leases.study is None
         is_held = self._hold.milliseconds > 0
         return is_slice_over or is_held or self._has_lost_slot or self._resources.is_stopping()
+
+    def _has_study_ended(self) -> bool:
+        """Whether the association was for one study, of which nothing is due any more."""
+        return self._destination.one_association_per_study and self._association is not None
+
+    def _release_association(self) -> None:
+        if self._association is not None:
+            self._association.release()
+            self._association = None
 
     def _may_linger(self, idle_since: float) -> bool:
         """Return whether to keep an idle association: up to `linger_seconds`, while no destination waits."""
@@ -325,6 +339,8 @@ class DestinationDrain:
         """Return whether the rest of a batch gives way to urgent deliveries, with which the next begins."""
         now = time.monotonic()
         if now < self._check_urgent_at or not self._resources.expects_urgent:
+            return False
+        if self._leases.study is not None:
             return False
         if waiting[0].priority == Priority.URGENT:
             return False
@@ -531,21 +547,30 @@ class DestinationDrain:
         if association is not None:
             is_usable = association.check_established() and context in association.proposed
             is_usable = is_usable and titles == self._association_titles
+            is_usable = is_usable and self._may_carry(row)
             if is_usable and not must_renegotiate and (not is_sole or len(association.proposed) == 1):
                 return association
             self._receive_all_responses(rest)
-            association.release()
-            self._association = None
+            self._release_association()
             if self._must_stop():
                 return None
         if is_sole or context in self._doubted_contexts:
             return self._open_association((context,), row)
         recent = self._resources.recent_contexts.get(self._name, ())
         others = (_context_of(other) for other in rest if self._titles.choose_titles(other) == titles)
+        if self._leases.study is not None:
+            # All contexts of the study, so that its last instance needs no other association.
+            recent = tuple(self._leases.find_study_contexts())
         needed = [context, *others, *recent]
         contexts = plan_associations([each for each in needed if each not in self._doubted_contexts])[0]
         self._resources.recent_contexts[self._name] = contexts
         return self._open_association(contexts, row)
+
+    def _may_carry(self, row: Delivery) -> bool:
+        """Whether the study of a delivery may go over the open association."""
+        if not self._destination.one_association_per_study:
+            return True
+        return row.study_uid == self._association_study
 
     def _open_association(
         self, contexts: tuple[Context, ...], row: Delivery, *, has_answered_echo: bool = False
@@ -589,6 +614,7 @@ class DestinationDrain:
             self._record_failure(error)
             return None
         self._association_titles = titles
+        self._association_study = row.study_uid
         self._doubted_contexts.difference_update(contexts)
         self._breaker.record_association()
         self._count_association("opened")

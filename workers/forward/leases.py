@@ -48,6 +48,7 @@ class Leases:
         rows: Leased deliveries without a result, by id.
         is_blocked: Whether deliveries were due, but all of series that other workers have leased.
         counts: Number of results by state.
+        study: With `one_study`, the study of which deliveries are leased now; None between two studies.
     """
 
     def __init__(
@@ -60,6 +61,7 @@ class Leases:
         spans: SpanExporter | None = None,
         titles: TitleRule | None = None,
         wants_commitment: bool = False,
+        one_study: bool = False,
     ) -> None:
         """Start without leases.
 
@@ -71,7 +73,10 @@ class Leases:
             spans: Takes a span for each result; None without traces.
             titles: Chooses the AE titles of each delivery; None for the configured ones.
             wants_commitment: Whether the destination is asked to commit to what was delivered.
+            one_study: Whether to lease deliveries of one study, until it has no due one any more.
         """
+        self._one_study = one_study
+        self.study: str | None = None
         self._titles = titles
         self._wants_commitment = wants_commitment
         self.rows: dict[int, Delivery] = {}
@@ -103,8 +108,11 @@ class Leases:
         """
         self.is_blocked = False
         if not self.has_due_delivery():
+            self.study = None
             return []
         now = time.monotonic()
+        if self._one_study:
+            return self._note_leased(self._lease_study(), now)
         rows = [] if careful else self._lease_overdue_suspect(now)
         rows = rows or self._ledger.deliveries.lease_due(
             self._destination,
@@ -115,7 +123,24 @@ class Leases:
             self._workers,
             careful=careful,
         )
-        rows = rows or self._lease_suspect()
+        return self._note_leased(rows or self._lease_suspect(), now)
+
+    def _lease_study(self) -> list[Delivery]:
+        """Lease more of the study. If it has nothing more, return nothing; the next call finds another."""
+        ledger, had_study = self._ledger, self.study is not None
+        rows = ledger.deliveries.lease_study(
+            self._destination, self._owner, BATCH, ledger.unix_ms(), LEASE_MS, self.study
+        )
+        self.study = rows[0].study_uid if rows else None
+        return rows if rows or had_study else self._lease_suspect()
+
+    def find_study_contexts(self) -> list[tuple[str, str]]:
+        """Return SOP classes and transfer syntaxes of the study that is leased now."""
+        if self.study is None:
+            return []
+        return self._ledger.deliveries.find_study_contexts(self._destination, self.study)
+
+    def _note_leased(self, rows: list[Delivery], now: float) -> list[Delivery]:
         self.rows = {row.id: row for row in rows}
         self._started.clear()
         self.is_blocked = not rows

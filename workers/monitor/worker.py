@@ -25,6 +25,7 @@ from ingest.workers.monitor.alerts import AlertTask, name_owner
 from ingest.workers.monitor.audit_reporter import TransferReporter
 from ingest.workers.monitor.audit_sender import AuditSender
 from ingest.workers.monitor.commitment import CommitmentJudge
+from ingest.workers.monitor.completion import CompletionJudge
 from ingest.workers.monitor.sampling import PERIOD_SECONDS, Sampler
 from ingest.workers.monitor.sender import EventSender
 
@@ -59,6 +60,8 @@ def plan_tasks(config: Config, ledger: Ledger) -> list[MonitorTask]:
     tasks = [MonitorTask("host", 1.0, host.record_if_due)]
     if config.takes_commitment_requests:
         tasks.append(MonitorTask("commitment", 1.0, CommitmentJudge(config, ledger).run))
+    if config.judges_completion:
+        tasks.append(MonitorTask("completion", 1.0, CompletionJudge(config, ledger).run))
     if (trail := AuditTrail.open(config)) is not None:
         reporter, sender = TransferReporter(config, ledger, trail), AuditSender(config, trail)
         tasks.append(MonitorTask("audit_report", 1.0, reporter.run, reporter.close))

@@ -12,6 +12,7 @@ from ingest.dicom.study_attributes import StudyAttributeReader
 from ingest.ledger import Ledger
 from ingest.routing.router import Router
 from ingest.workers.backoff import Backoff, retry_with_backoff
+from ingest.workers.delivery_terms import CompletionPolicy
 from ingest.workers.persist.caller_recorder import CallerRecorder
 from ingest.workers.persist.claim_renewal import ClaimRenewal
 from ingest.workers.persist.crash_marks import CrashMarks
@@ -40,6 +41,7 @@ class PersistContext:
         quarantine_limit: The limit on copies of refused instances.
         key_template: `[store] path`.
         router: `[[routes]]`.
+        completion: What decides when a study is complete; None if that is not judged.
         attribute_reader: Reads the attributes of the study index from headers.
         ledger: Records instances and deliveries.
         ledger_backoff: The failures of the ledger in a row.
@@ -59,6 +61,7 @@ class PersistContext:
     quarantine_limit: QuarantineLimit
     key_template: StoreKeyTemplate
     router: Router
+    completion: CompletionPolicy | None
     attribute_reader: StudyAttributeReader
     ledger: Ledger
     ledger_backoff: Backoff

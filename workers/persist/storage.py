@@ -18,7 +18,7 @@ from ingest.dicom.file_header import InstanceHeader
 from ingest.ledger import ContentIdentity, InstanceState, NewInstance, Outcome, StoreKeys
 from ingest.routing.router import RoutingDecision
 from ingest.spool.reference import Reference
-from ingest.workers.delivery_terms import make_terms
+from ingest.workers.delivery_terms import make_completion_terms, make_terms
 from ingest.workers.persist.compare import (
     compute_content_digest,
     have_same_bytes,
@@ -515,7 +515,10 @@ class BatchStorage:
                 stored_at=unix_ms(),
                 routed=routing.routed if routing else "",
                 destinations=routing.destinations if routing else (),
-                terms=make_terms(routing, header.priority) if routing else {},
+                terms=make_terms(routing, header) if routing else {},
+                completion=make_completion_terms(self._context.completion, routing, header)
+                if routing
+                else None,
                 replaces=replaces,
                 copy_digest=copy_digest,
                 refused_status=refused_status,

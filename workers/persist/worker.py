@@ -43,6 +43,7 @@ from ingest.queue.consumer import StreamConsumer, StreamEntry
 from ingest.queue.wakeups import WakeUps
 from ingest.routing.node_router import NodeRouter
 from ingest.workers.backoff import Backoff, retry_with_backoff
+from ingest.workers.delivery_terms import CompletionPolicy
 from ingest.workers.fault_attribution import is_our_fault, is_shortage
 from ingest.workers.host_recorder import HostRecorder
 from ingest.workers.persist.batch import BatchResult, PersistBatch
@@ -394,6 +395,7 @@ class PersistWorker:
             quarantine_limit=QuarantineLimit(config),
             key_template=self._key_template,
             router=self._router,
+            completion=CompletionPolicy.from_config(config),
             attribute_reader=StudyAttributeReader(config.ledger.index),
             ledger=self._ledger,
             ledger_backoff=self._ledger_backoff,

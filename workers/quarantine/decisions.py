@@ -21,7 +21,7 @@ from ingest.ledger.quarantine import GAVE_WAY
 from ingest.ledger.store_folders import QUARANTINE, STORE
 from ingest.routing.node_router import NodeRouter
 from ingest.spool.reference import Reference
-from ingest.workers.delivery_terms import make_terms
+from ingest.workers.delivery_terms import CompletionPolicy, make_completion_terms, make_terms
 from ingest.workers.persist.compare import have_same_bytes, open_stored_file
 from ingest.workers.persist.spool_entry import spool_ref
 from ingest.workers.store.filesystem import FileStore, SourceFile, StoreBatch
@@ -81,6 +81,7 @@ class QuarantineDecisions:
         self._quarantine = quarantine
         self._key_template = StoreKeyTemplate(config.store.path)
         self._router = NodeRouter(config)
+        self._completion = CompletionPolicy.from_config(config)
         self._attribute_reader = StudyAttributeReader(config.ledger.index)
 
     def release(self, number: int) -> tuple[str, ...]:
@@ -267,7 +268,8 @@ class QuarantineDecisions:
             stored_at=now_ms,
             routed=routing.routed,
             destinations=routing.destinations,
-            terms=make_terms(routing, header.priority),
+            terms=make_terms(routing, header),
+            completion=make_completion_terms(self._completion, routing, header),
             attributes=self._attribute_reader.read_attributes(header.attributes),
         )
         return released if ledger.quarantine.release(row.id, released) else None

@@ -38,6 +38,7 @@ class Study(AnswerModel):
     states: dict[str, int] = Field(description="Instances by state.")
     deliveries: dict[str, int] = Field(description="Deliveries by state.")
     stable: bool
+    completion: str = Field(description="receiving, complete or reopened; empty if it is not judged.")
     copies: int
     patient_id: str = Field(description="Empty if [ledger] index does not keep it, as the next ones.")
     patient_name: str
@@ -367,6 +368,26 @@ class SentCommitments(AnswerModel):
     items: list[SentCommitment]
 
 
+class Completion(AnswerModel):
+    """The completion of a study or series, or the instance that reopened it."""
+
+    id: int
+    study_uid: str
+    series_uid: str
+    generation: int
+    event: Literal["complete", "reopened"]
+    at: datetime
+    instances: int
+    first_stored_at: datetime
+    last_stored_at: datetime
+
+
+class Completions(AnswerModel):
+    """Completions of studies and series."""
+
+    items: list[Completion]
+
+
 class Alerts(AnswerModel):
     """Receivers of alerts."""
 
@@ -491,6 +512,7 @@ class RouteTestResult(AnswerModel):
     kept_back: list[str]
     changes: list[DestinationChanges]
     held_for: list[str] = Field(description="Destinations whose deliveries a person releases.")
+    awaits: dict[str, str] = Field(description="Destinations that wait for the series or study.")
     priorities: dict[str, str] = Field(description="Priorities that the routes give, by destination.")
     routes: list[RouteResult]
 

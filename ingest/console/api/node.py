@@ -23,6 +23,7 @@ from ingest.operations.commitment import (
     list_sent_commitments,
     sent_commitment_to_json,
 )
+from ingest.operations.completions import completion_to_json, list_completions
 from ingest.operations.trace import trace
 from ingest.status.report import gather_status
 from ingest.supervisor import reload_client
@@ -66,6 +67,11 @@ def show_refusals(call: Call) -> dict[str, Any]:
 def show_commitments(call: Call) -> dict[str, Any]:
     """List the newest requests for storage commitment."""
     return {"items": [commitment_to_json(each) for each in list_commitments(call.config)]}
+
+
+def show_completions(call: Call) -> dict[str, Any]:
+    """List the newest completions of studies and series."""
+    return {"items": [completion_to_json(each) for each in list_completions(call.config)]}
 
 
 def show_sent_commitments(call: Call) -> dict[str, Any]:
@@ -208,6 +214,13 @@ OPERATIONS: Final = (
         "List the 100 newest requests for storage commitment to destinations, the newest first",
         show_sent_commitments,
         models.SentCommitments,
+    ),
+    Operation(
+        "GET",
+        "/completions",
+        "List the 100 newest completions of studies and series, the newest first",
+        show_completions,
+        models.Completions,
     ),
     Operation("GET", "/alerts", "List receivers of alerts, and what is due", show_alerts, models.Alerts),
     Operation(

@@ -106,6 +106,7 @@ ROUTE_ROLES: Final[Mapping[str, Role]] = {
     "GET /api/v1/refusals": Role.VIEWER,
     "GET /api/v1/commitments": Role.VIEWER,
     "GET /api/v1/commitments/sent": Role.VIEWER,
+    "GET /api/v1/completions": Role.VIEWER,
     "GET /api/v1/alerts": Role.VIEWER,
     "POST /api/v1/alerts/test": Role.ADMIN,
     "GET /api/v1/audit": Role.ADMIN,
