@@ -14,7 +14,7 @@ release=${1:-trixie}
 shift || true
 [ "$#" -gt 0 ] || set -- tests/unit
 system=$PWD/build/pythons/$release
-packages=python3,python3-venv,python3-dev,gcc,libc6-dev,make,git,libssl-dev,openssl,ca-certificates
+packages=python3,python3-venv,python3-dev,gcc,libc6-dev,make,git,libssl-dev,openssl,ca-certificates,libpq5
 # Peers of the unit tests, and programs that they call. Tests that start no process need none.
 case " $* " in
   *" --fast "*) ;;

@@ -234,7 +234,6 @@ def _list_third_party(packages: Path) -> str:
 
 
 def _install_configuration(root: Path) -> None:
-    _copy(PARTS / "ingest.toml", root / "etc/dicom-ingest/ingest.toml")
     _copy(PARTS / "logrotate", root / "etc/logrotate.d/dicom-ingest")
     examples = root / "usr/share/dicom-ingest/systemd"
     for path in sorted(examples.iterdir()):

@@ -35,7 +35,7 @@ from ingest.config.model import Config
 from ingest.config.serialization import mask_url_password
 from ingest.cores import usable_cores
 from ingest.errors import ConfigError, IngestError
-from ingest.extras import find_extra
+from ingest.extras import explain_import_error
 from ingest.filesystem import node_lock
 from ingest.filesystem.barriers import find_barrier
 from ingest.filesystem.folder_identity import read_ledger_mark
@@ -294,7 +294,7 @@ def _check_ledger(config: Config) -> Iterator[Fault]:
                 MALFORMED_REMEDY,
             )
     except ImportError as error:
-        if find_extra(error.name) is None:  # otherwise `check_extras` reports it
+        if explain_import_error(error) is None:  # otherwise `check_extras` reports it
             yield Fault("ledger.url", f"its driver does not load: {error}", "install what it names")
     except sqlalchemy.exc.SQLAlchemyError as error:
         cause = str(error.__cause__ or error).strip().partition("\n")[0]

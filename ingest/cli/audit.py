@@ -9,6 +9,7 @@ import click
 from ingest.cli import _options as options
 from ingest.cli._base import FAILED, CommandGroup, config_option, exit_with, load_config
 from ingest.cli._tables import format_count, format_local_time, print_line
+from ingest.cli._user import load_config_as_owner
 
 if TYPE_CHECKING:
     from ingest.operations.audit import AuditStatus
@@ -54,7 +55,7 @@ def send_test(path: Path) -> None:
     """
     from ingest.operations.audit import send_test_message
 
-    print_line(f"sent to {send_test_message(load_config(path))}; look for it there")
+    print_line(f"sent to {send_test_message(load_config_as_owner(path))}; look for it there")
 
 
 def _print_status(found: "AuditStatus") -> None:

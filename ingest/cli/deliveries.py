@@ -12,6 +12,7 @@ import click
 from ingest.cli import _options as options
 from ingest.cli._base import DefaultCommandGroup, config_option, load_config
 from ingest.cli._tables import ListLayout, format_local_time, print_line, print_list, print_note
+from ingest.cli._user import load_config_as_owner
 
 if TYPE_CHECKING:
     from ingest.ledger import Circuit
@@ -70,7 +71,9 @@ def release(path: Path, everything: bool, dry_run: bool, **which: Any) -> None:
     options.require_selection(which, everything=everything)
     from ingest.operations.deliveries import release_deliveries
 
-    result = release_deliveries(load_config(path), options.make_delivery_filter(which), dry_run=dry_run)
+    result = release_deliveries(
+        load_config_as_owner(path), options.make_delivery_filter(which), dry_run=dry_run
+    )
     _print_counts(result.counts, "would be released" if dry_run else "released")
     _note_queue_error(result.queue_error)
 
@@ -94,7 +97,7 @@ def retry(path: Path, everything: bool, dry_run: bool, **which: Any) -> None:
     from ingest.operations.deliveries import retry_deliveries
 
     meant = options.make_delivery_filter({**which, "states": which["states"] or ("dead",)})
-    result = retry_deliveries(load_config(path), meant, dry_run=dry_run)
+    result = retry_deliveries(load_config_as_owner(path), meant, dry_run=dry_run)
     verb = "would be" if dry_run else "is"
     _print_counts(
         result.counts,
@@ -122,7 +125,7 @@ def drop(path: Path, everything: bool, reason: str, yes: bool, dry_run: bool, **
     options.require_selection(which, everything=everything)
     from ingest.operations.deliveries import drop_deliveries
 
-    meant, config = options.make_delivery_filter(which), load_config(path)
+    meant, config = options.make_delivery_filter(which), load_config_as_owner(path)
     if not yes and not dry_run:
         click.confirm("Drop these deliveries?", abort=True)
     counts = drop_deliveries(config, meant, reason, dry_run=dry_run)
@@ -147,11 +150,12 @@ def pause(path: Path, destination: str, reason: str, as_json: bool) -> None:
 
     from ingest.operations.deliveries import pause_destination
 
+    # Before root takes the rights of another user.
     try:
         by = getpass.getuser()
     except (KeyError, OSError):
         by = f"uid {os.getuid()}"
-    result = pause_destination(load_config(path), destination, by, reason)
+    result = pause_destination(load_config_as_owner(path), destination, by, reason)
     if as_json:
         print_line(json.dumps(result.to_json()))
     elif result.before.is_paused:
@@ -175,7 +179,7 @@ def resume(path: Path, destination: str, as_json: bool) -> None:
     """
     from ingest.operations.deliveries import resume_destination
 
-    result = resume_destination(load_config(path), destination)
+    result = resume_destination(load_config_as_owner(path), destination)
     if as_json:
         print_line(json.dumps(result.to_json()))
     elif result.before.is_paused:
@@ -227,7 +231,7 @@ def deliver(
         raise click.UsageError("say which: --study, --calling, --since, …, or --all")
     from ingest.operations.deliveries import backfill_to_json, deliver_instances
 
-    config, meant = load_config(path), options.make_instance_filter(which)
+    config, meant = load_config_as_owner(path), options.make_instance_filter(which)
     with _show_progress() as report_progress:
         result = deliver_instances(
             config, to, meant, again=again, dry_run=dry_run, report_progress=report_progress

@@ -142,7 +142,7 @@ def drop(path: Path, ids: tuple[int, ...], yes: bool) -> None:
     """
     from ingest.operations.instances import count_quarantined
 
-    config = load_config(path)
+    config = load_config_as_owner(path)
     count = 0 if yes else count_quarantined(config, ids)
     if count:
         files = format_count(count, "quarantined file")

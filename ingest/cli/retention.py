@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from ingest.cli import _options as options
-from ingest.cli._base import config_option, load_config
+from ingest.cli._base import config_option
 from ingest.cli._tables import format_count, format_local_time, print_line, print_table
+from ingest.cli._user import load_config_as_owner
 
 if TYPE_CHECKING:
     from ingest.config.model import Config
@@ -38,7 +39,7 @@ def retention(path: Path, dry_run: bool, as_json: bool, accept_clock: bool) -> N
     A running node does this by itself. Exits with 1 if another process is removing, or if the clock of this
     machine has jumped ahead.
     """
-    config, runs = load_config(path), importlib.import_module(RUNS)
+    config, runs = load_config_as_owner(path), importlib.import_module(RUNS)
     if dry_run:
         plan = runs.plan_retention(config)
         if as_json:

@@ -5,7 +5,12 @@ from typing import Final
 
 from ingest.config.faults import Fault
 from ingest.config.model import Config
-from ingest.extras import explain_missing_extra, find_missing_modules
+from ingest.extras import (
+    explain_missing_extra,
+    explain_missing_libpq,
+    find_missing_modules,
+    lacks_libpq,
+)
 
 LEDGER_ROLES: Final = frozenset({"persist", "forward", "retain", "monitor", "console"})
 """Roles that open the ledger. A host that only listens needs no driver for it."""
@@ -26,4 +31,8 @@ def check_extras(config: Config, roles: Collection[str]) -> Iterator[Fault]:
 def _check_extra(key: str, extra: str, alternative: str) -> Iterator[Fault]:
     if find_missing_modules(extra):
         cause, command = explain_missing_extra(extra)
-        yield Fault(key, cause, f"{command}, {alternative}")
+    elif extra == "postgresql" and lacks_libpq():
+        cause, command = explain_missing_libpq()
+    else:
+        return
+    yield Fault(key, cause, f"{command}, {alternative}")

@@ -30,7 +30,7 @@ from ingest.build_info import read_version
 from ingest.clock import unix_ms
 from ingest.config.serialization import mask_url_password
 from ingest.errors import LedgerError, LedgerVersionError
-from ingest.extras import explain_missing_extra, find_extra
+from ingest.extras import explain_import_error
 from ingest.ledger.server_address import resolve_hosts
 from ingest.program import SCHEMA_VERSION
 
@@ -122,9 +122,8 @@ class Database:
             self.name = mask_url_password(url)
             self._engine = _engine(self._url, is_read_only=is_read_only)
         except (ArgumentError, NoSuchModuleError, ImportError) as error:
-            if isinstance(error, ImportError) and (extra := find_extra(error.name)) is not None:
-                cause, remedy = explain_missing_extra(extra)
-                raise LedgerError(f"[ledger] url {cause}; {remedy}") from error
+            if isinstance(error, ImportError) and (explained := explain_import_error(error)):
+                raise LedgerError(f"[ledger] url {'; '.join(explained)}") from error
             raise LedgerError(
                 f"[ledger] url cannot be used: {error}; see docs/reference/configuration.md"
             ) from error

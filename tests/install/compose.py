@@ -62,7 +62,7 @@ class Project:
         self._here = file.parent
         self._folder = folder
         self._find_image = find_image
-        self._network = network
+        self.network = network
         self.containers: dict[str, Container] = {}
         self._namespaces = {
             name: network.add(name, is_connected=service.get("network_mode") != "none")

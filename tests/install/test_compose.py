@@ -15,8 +15,10 @@ from pydicom.data import get_testdata_file
 from tests.install.compose import Project
 from tests.install.containerfile import Image
 from tests.install.containers import Network
+from tests.install.engine import Engine
 from tests.install.image import ROOT
 from tests.support.nodes import eventually
+from tests.support.pages import read_blocks
 
 POSTGRESQL_ENTRYPOINT = r"""
 set -e
@@ -67,15 +69,16 @@ def project(image: Image, tmp_path: Path) -> Iterator[Project]:
 
 
 def test_an_image_goes_from_a_sender_to_the_node_to_its_remote_and_prometheus_sees_it(
-    project: Project,
+    project: Project, image: Image, tmp_path: Path
 ) -> None:
-    # Given every service, started in the order that the file says
-    project.up("node", "remote", "prometheus")
+    # Given every service, started by the commands of the page
+    start, send, *_ = read_blocks(ROOT / "docs/how-to/install-containers.md", "Run the whole set")
+    engine = Engine(image, tmp_path, project.network, project)
+    engine.follow(start.commands)
     node, remote = project.containers["node"], project.containers["remote"]
-    project._wait_for("remote", "service_healthy")
 
     # When the scanner of the file sends two images over mutual TLS
-    assert "2 of 2 stored by INGEST at node:2762" in project.run("scanner")
+    assert "2 of 2 stored by INGEST at node:2762" in engine.follow(send.commands)
 
     # Then the node has them in PostgreSQL, and the remote in its store
     def list_deliveries() -> list[dict[str, object]]:

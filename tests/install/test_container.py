@@ -17,15 +17,37 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.install.containerfile import Image
-from tests.install.containers import Container, Limits, Mount, removed
-from tests.install.image import ARGUMENTS
+from tests.install.containers import Container, Limits, Mount, Network, removed
+from tests.install.engine import Engine
+from tests.install.image import ARGUMENTS, ROOT
 from tests.support.nodes import Node, eventually
+from tests.support.pages import read_blocks
 from tests.support.senders import Modality, kept_whole, nothing_half_there
 
 if TYPE_CHECKING:
     from tests.support.pki import Material
 
 USER = 10001
+
+PAGE = ROOT / "docs/how-to/install-containers.md"
+
+LOG_IN = """
+import http.cookiejar, re, ssl, time, urllib.parse, urllib.request as u
+context = ssl._create_unverified_context()
+cookies = u.HTTPCookieProcessor(http.cookiejar.CookieJar())
+browser = u.build_opener(u.HTTPSHandler(context=context), cookies)
+for _ in range(100):
+    try:
+        login = browser.open("https://localhost:8443/login", timeout=10).read().decode()
+        break
+    except OSError:
+        time.sleep(0.2)
+(token,) = re.findall('name="csrf_token" value="([^"]+)"', login)
+form = {"user": "admin", "password": "long enough for a test", "csrf_token": token}
+browser.addheaders = [("Origin", "https://localhost:8443")]
+browser.open("https://localhost:8443/login", urllib.parse.urlencode(form).encode(), timeout=10)
+print(browser.open("https://localhost:8443/studies", timeout=10).read().decode())
+"""
 
 CONFIGURATION = """
 [node]
@@ -237,3 +259,33 @@ def test_the_health_check_fails_once_no_listener_receives(
         os.kill(supervisor, signal.SIGCONT)
     eventually(container.check_health, 30, "the health check passes again")
     assert container.stop(30) == 0
+
+
+def test_the_page_leads_from_the_image_to_the_first_image_in_the_console(
+    image: Image, tmp_path: Path
+) -> None:
+    """docs/how-to/install-containers.md, for one node: each command as it is printed."""
+    blocks = {heading: read_blocks(PAGE, heading) for heading in ("Run one node", "See the first image")}
+    with Network() as network, Engine(image, tmp_path, network) as engine:
+        # When somebody follows the page
+        said = "".join(engine.follow(block.commands) for block in blocks["Run one node"])
+        # Then the node runs, and only its user can read the key
+        assert "healthy" in said
+        keys = (tmp_path / "node/pki/node.key").stat()
+        assert (keys.st_uid, keys.st_mode & 0o077) == (USER, 0)
+        assert (tmp_path / "node/ingest.toml").stat().st_mode & 0o007 == 0
+        # And it takes an image
+        first, user, console, reload = blocks["See the first image"]
+        assert "1 of 1 stored" in engine.follow(first.commands)
+        # And the console shows it to a user who has logged in
+        engine.typed = "long enough for a test\n"
+        assert "added as admin" in engine.follow(user.commands)
+        path = tmp_path / "node/ingest.toml"
+        head, mark, _ = path.read_text().partition("# [console]")
+        assert mark
+        path.write_text(head + console.text)
+        assert "generation 2" in engine.follow(reload.commands)
+        page = engine.containers["dicom-ingest"].run("python3", "-c", LOG_IN)
+        assert page.returncode == 0, page.stderr
+        assert "1.3.6.1.4.1.5962.1.2.1.20040119072730.12322" in page.stdout
+        assert engine.containers["dicom-ingest"].stop(60) == 0

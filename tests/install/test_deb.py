@@ -19,6 +19,7 @@ import pytest
 from tests.install.artefacts import ROOT, Dist, require_programs, run
 from tests.support.instances import Made
 from tests.support.nodes import eventually
+from tests.support.pages import SHELL, read_blocks
 
 if TYPE_CHECKING:
     from tests.install.chroots import Chroot
@@ -45,13 +46,26 @@ processes = 1
 min_free_bytes = 0
 """
 
+PAGE = ROOT / "docs/how-to/install-debian.md"
+UPGRADE = ROOT / "docs/how-to/upgrade.md"
+PREAMBLE = r"""
+# There is no sudo in a minimal system, and root needs none.
+sudo() {
+  local code=0 command=("$@")
+  if [ "$1" = -u ]; then command=(runuser -u "$2" -- "${@:3}"); fi
+  "${command[@]}" || code=$?
+  # A node that a person should look at is no fault of the page.
+  if [ "$*" = "-u dicom-ingest ingest status" ] && [ "$code" = 1 ]; then return 0; fi
+  return "$code"
+}
+"""
+FIRST_IMAGE = "1.3.6.1.4.1.5962.1.1.1.1.1.20040119072730.12322"
+"""The SOP Instance UID of CT_small.dcm."""
+
 MORE = """
 [receive]
 processes = 2
 min_free_bytes = 0
-
-[console]
-port = 8080
 
 [[destinations]]
 name = "pacs"
@@ -122,12 +136,28 @@ def machine(
         # It may be lost with the machine: waits for the disk would take most of the time of this file.
         (chroot.root / "etc/dpkg/dpkg.cfg.d/unsafe-io").write_text("force-unsafe-io\n")
         chroot.apt_install("systemd", "systemd-sysv", "logrotate", "procps")
-        chroot.add(deb, "/srv/dicom-ingest.deb")
-        chroot.apt_install("/srv/dicom-ingest.deb")
+        chroot.add(deb, f"/srv/dist/{deb.name}")
+        # What a person answers, and what a small machine has in its settings.
+        answers = 'APT::Get::Assume-Yes "true";\nAPT::Install-Recommends "false";\n'
+        (chroot.root / "etc/apt/apt.conf.d/answers").write_text(answers)
+        (install,) = read_commands("Install")
+        chroot.run("bash", "-euc", f"{PREAMBLE}\ncd /srv\n{install}", timeout=600)
         # It kept daemons from starting in a system without a service manager.
         (chroot.root / "usr/sbin/policy-rc.d").unlink()
         with booted(chroot) as made:
+            # As an installed Debian has it, so that `hostname -f` has an answer.
+            made.write("/etc/hosts", f"127.0.0.1 localhost {made.run('hostname').strip()}\n")
             yield made
+
+
+def read_commands(heading: str) -> list[str]:
+    """Return the blocks of commands below a heading of the page."""
+    return [block.commands for block in read_blocks(PAGE, heading) if block.language in SHELL]
+
+
+def follow(machine: Machine, commands: str) -> str:
+    """Run commands of the page as they are printed."""
+    return machine.run("bash", "-euc", PREAMBLE + commands)
 
 
 def ingest(machine: Machine, *arguments: object) -> subprocess.CompletedProcess[str]:
@@ -193,7 +223,11 @@ def test_extensions_use_the_openssl_of_debian_and_programs_their_own_python(cont
     control = (content / "DEBIAN/control").read_text()
     depends = re.search(r"^Depends: (.*)$", control, re.MULTILINE)
     assert depends is not None
-    assert {"libssl3", "libc6", "adduser", "python3"} <= {each.split()[0] for each in depends[1].split(", ")}
+    assert {"libssl3", "libc6", "libpq5", "adduser", "python3"} <= {
+        each.split()[0] for each in depends[1].split(", ")
+    }
+    # Nothing brings a copy of OpenSSL, which the updates of Debian would not reach.
+    assert not [path for path in content.rglob("*.so*") if re.match(r"lib(ssl|crypto)\b", path.name)]
     version = run(["/usr/bin/python3", "-c", "import sys; print('3.%d' % sys.version_info[1])"]).strip()
     following = f"3.{int(version.partition('.')[2]) + 1}"
     assert f"python3 (>= {version}), python3 (<< {following}~)" in depends[1]
@@ -213,13 +247,13 @@ def test_installation_makes_user_and_folders_and_starts_nothing(machine: Machine
     assert machine.call("systemctl", "is-active", NODE).stdout.strip() == "inactive"
     assert machine.call("pgrep", "-u", "dicom-ingest").stdout == ""
     assert machine.run("getent", "passwd", "dicom-ingest").strip().endswith(f"{DATA}:/usr/sbin/nologin")
-    shown = machine.run("stat", "-c", "%a %U %G", DATA, "/etc/dicom-ingest", CONFIG, "/etc/dicom-ingest/pki")
+    shown = machine.run("stat", "-c", "%a %U %G", DATA, "/etc/dicom-ingest", "/etc/dicom-ingest/pki")
     assert shown.splitlines() == [
         "750 dicom-ingest dicom-ingest",
         "750 root dicom-ingest",
-        "640 root dicom-ingest",
         "750 dicom-ingest dicom-ingest",
     ]
+    assert not machine.path(CONFIG).exists()
     assert machine.run("ingest", "--version").startswith("ingest")
     assert machine.path("/usr/share/man/man1/ingest-serve.1.gz").is_file()
     assert "_ingest_completion" in machine.path("/usr/share/bash-completion/completions/ingest").read_text()
@@ -228,12 +262,14 @@ def test_installation_makes_user_and_folders_and_starts_nothing(machine: Machine
 def test_node_under_systemd_receives_stores_forwards_and_shows_itself(
     machine: Machine, tmp_path: Path
 ) -> None:
-    # Given the steps of README.Debian
+    # Given the first step of the page
+    initialize, check, start = read_commands("Configure and start")
+    follow(machine, initialize)
     pki = "/etc/dicom-ingest/pki"
-    made = ingest(
-        machine, "certs", "new", f"{pki}/node", "--name", "localhost", "--trust", f"{pki}/trusted.crt"
-    )
-    assert made.returncode == 0, made.stdout
+    assert machine.run("stat", "-c", "%a %U %G", CONFIG, f"{pki}/node.key").splitlines() == [
+        "640 root dicom-ingest",
+        "600 dicom-ingest dicom-ingest",
+    ]
     machine.run(
         "ingest", "certs", "new", "/srv/scanner", "--name", "scanner", "--trust", f"{pki}/trusted.crt"
     )
@@ -242,20 +278,24 @@ def test_node_under_systemd_receives_stores_forwards_and_shows_itself(
     # and an archive without a sandbox
     machine.write("/srv/pacs/ingest.toml", PEER)
     machine.start("ingest", "serve", "-c", "/srv/pacs/ingest.toml", log=tmp_path / "pacs.log")
-    checked = ingest(machine, "check")
-    assert checked.returncode == 0, checked.stdout
+    assert "sound" in follow(machine, check)
     # and a filter that kills. By default a call outside it fails, and nobody might notice.
     machine.write(f"{DROP_INS}/kill.conf", "[Service]\nSystemCallErrorNumber=kill\n")
     machine.run("systemctl", "daemon-reload")
-    # When the node starts
-    machine.run("systemctl", "enable", "--now", NODE)
+    # When the node starts as the page says
+    follow(machine, start)
     # Then it has reported that it is ready, because the start has ended
     assert machine.show(NODE, "StatusText").startswith("configuration 1; processes: ")
     assert machine.show(NODE, "WatchdogUSec") == "2min"
-    send(machine, "1.2.3.10")
+    # And it takes the first image, and names the console
+    first, console = read_commands("See the first image")
+    said = follow(machine, f"FILE=$(find /usr/lib/dicom-ingest -name CT_small.dcm)\n{first}\n{console}")
+    assert "1 of 1 stored" in said
+    assert "http://127.0.0.1:8080/" in said
+    assert "token: ingest_" in said
     eventually(lambda: count_stored(machine) == 1, 20, "stored")
     rows = ["runuser", "-u", "dicom-ingest", "--", "ingest", "deliveries", "--state", "delivered", "--json"]
-    eventually(lambda: "1.2.3.10" in machine.run(*rows), 30, "delivered")
+    eventually(lambda: FIRST_IMAGE in machine.run(*rows), 30, "delivered")
     ready = "import urllib.request as u; print(u.urlopen('http://localhost:8080/ready', timeout=5).status)"
     eventually(lambda: machine.call("python3", "-c", ready).stdout.strip() == "200", 30, "console")
     status = ingest(machine, "status")
@@ -429,6 +469,10 @@ def test_upgrade_keeps_images_and_configuration_and_starts_the_node_again(
     assert version is not None
     control.write_text(control.read_text().replace(version[0], f"{version[0]}.1"))
     run(["dpkg-deb", "--root-owner-group", "-Znone", "--build", newer, machine.path("/srv/newer.deb")])
+    # Beforehand the newer release says what it would do, as the page about upgrades shows.
+    unpacking = [block for block in read_blocks(UPGRADE, "Upgrade one host") if "dpkg -x" in block.text]
+    command = unpacking[0].text.replace("dicom-ingest_NEWER.deb", "/srv/newer.deb")
+    assert follow(machine, command).endswith("nothing to do\n")
     machine.run("dpkg", "--install", "/srv/newer.deb")
     assert machine.run("dpkg-query", "-W", "-f", "${Version}", "dicom-ingest") == f"{version[1]}.1"
     assert machine.show(NODE, "ActiveState") == "active"
@@ -447,15 +491,78 @@ def test_removal_that_is_aborted_starts_the_node_again(machine: Machine) -> None
     assert machine.show(NODE, "ActiveState") == "active"
 
 
+COMMANDS_OF_ROOT = {
+    "upgrade": "", "check": "", "status": "", "metrics": "", "sweep": "",
+    "studies": "", "instances": "", "trace": "1.2.3.12", "callers": "", "refusals": "",
+    "deliveries list": "", "deliveries release": "--all", "retry": "--state delivered --all",
+    "drop": "--all --yes", "pause": "pacs --reason test", "resume": "pacs",
+    "deliver": "--to pacs --all --again",
+    "quarantine list": "", "quarantine compare": "1", "quarantine release": "1", "quarantine retry": "--all",
+    "quarantine drop": "1 --yes", "commitment list": "", "commitment sent": "", "retention": "",
+    "ledger verify": "", "ledger rebuild": "", "ledger reindex": "",
+    "console user add": "root --role admin", "console user passwd": "root", "console user list": "",
+    "console user role": "root admin", "console user remove": "root",
+    "console token add": "root --role metrics", "console token list": "", "console token remove": "root",
+    "console": "", "alerts test": "", "alerts list": "", "audit status": "", "audit send-test": "",
+    "config show": "", "routes test": "/srv/image.dcm", "reload": "",
+}  # fmt: skip
+"""Every command that reads a configuration and ends by itself, with its arguments."""
+
+COMMANDS_WITHOUT_DATA = {
+    "init", "serve", "listen", "work", "send", "echo", "certs", "config import-orthanc", "demo", "completion",
+}  # fmt: skip
+"""Commands that touch no data folder, or run as the user of the node."""
+
+
+def list_commands() -> set[str]:
+    import click
+
+    from ingest.cli import main
+
+    def leaves(command: click.Command, name: str) -> Iterator[str]:
+        if not isinstance(command, click.Group):
+            yield name
+            return
+        if command.invoke_without_command and name:
+            yield name
+        for each in command.commands:
+            yield from leaves(command.commands[each], f"{name} {each}".strip())
+
+    return {name for name in leaves(main, "") if not {name, name.split()[0]} & COMMANDS_WITHOUT_DATA}
+
+
 def test_commands_of_root_leave_no_file_that_the_node_cannot_use(machine: Machine) -> None:
+    assert list_commands() == COMMANDS_OF_ROOT.keys()
+    # Given a stopped node with alerts and audit messages whose receivers are away
     machine.run("systemctl", "stop", NODE)
-    # Files that a node makes at its start: root must not make them in its place.
-    for name in ("format.json", "ledger.db.lock", "run"):
+    configuration = machine.path(CONFIG)
+    text = configuration.read_text()
+    away = '[[alerts]]\nname = "ward"\ntype = "webhook"\nurl = "https://localhost:9/"\n'
+    away += (
+        'secret_file = "/srv/secret"\n[audit]\nhost = "localhost"\nport = 9\n[retention]\nkeep_days = 30\n'
+    )
+    configuration.write_text(f"{text}\n{away}")
+    machine.write("/srv/secret", "secret\n")
+    machine.write("/srv/password", "long enough for a test\n")
+    machine.run("chown", "dicom-ingest:", "/srv/secret")
+    machine.run("chmod", "600", "/srv/secret")
+    # and without the files that it makes at its start: root must not make them in its place
+    for name in ("format.json", "ledger.db.lock", "run", "console"):
         machine.run("rm", "-rf", f"{DATA}/{name}")
-    for command in ("upgrade", "upgrade --check", "instances", "deliveries", "check", "ledger rebuild"):
-        machine.run("ingest", *command.split())
-    machine.call("ingest", "status")
-    assert machine.run("find", DATA, "!", "-user", "dicom-ingest") == ""
+    # When root runs every command
+    strange = {}
+    for name, arguments in COMMANDS_OF_ROOT.items():
+        line = f"ingest {name} {arguments} </srv/password"
+        said = machine.call("sh", "-c", line).stdout
+        assert "Traceback" not in said, f"{line}\n{said}"
+        assert "Usage:" not in said, f"{line}\n{said}"
+        if found := machine.run("find", DATA, "!", "-user", "dicom-ingest"):
+            strange[line] = found
+            machine.run("chown", "-R", "dicom-ingest:dicom-ingest", DATA)
+    # Then the node can use every file
+    assert strange == {}
+    configuration.write_text(text)
+    machine.run("rm", "-rf", f"{DATA}/console")
     machine.run("systemctl", "start", NODE)
 
 

@@ -1,7 +1,6 @@
 """docs/how-to/install-with-pip.md on a minimal Debian: its commands are run as they are printed."""
 
 import re
-import shlex
 import signal
 import subprocess
 from collections.abc import Callable, Iterator
@@ -11,6 +10,7 @@ from pathlib import Path
 from tests.install.artefacts import ROOT, Dist
 from tests.install.chroots import Chroot
 from tests.support.nodes import eventually
+from tests.support.pages import read_blocks
 from tests.support.ports import free_port
 
 PAGE = ROOT / "docs/how-to/install-with-pip.md"
@@ -22,14 +22,10 @@ PREAMBLE = "set -euxo pipefail\nsystemctl() { :; }\ncd /release\n"
 
 
 def read_commands(*headings: str) -> str:
-    """Return the commands of some sections of the page; "" is the text before the first one."""
-    parts = re.split(r"^## (.*)$", PAGE.read_text(), flags=re.MULTILINE)
-    sections = dict(zip(["", *parts[1::2]], parts[::2], strict=True))
-    blocks = [
-        block for heading in headings for block in re.findall(r"```\n(.*?)```", sections[heading], re.DOTALL)
-    ]
+    """Return the commands of some sections of the page."""
+    blocks = [block.commands for heading in headings for block in read_blocks(PAGE, heading)]
     assert blocks
-    return "\n".join(re.sub(r"^ +", "", block, flags=re.MULTILINE) for block in blocks)
+    return "\n".join(blocks)
 
 
 def run_commands(machine: Chroot, dist: Dist, text: str) -> str:
@@ -43,7 +39,11 @@ def running(machine: Chroot, port: int, log: Path) -> Iterator["subprocess.Popen
     command = f"exec runuser -u dicom-ingest -- /opt/dicom-ingest/bin/ingest serve -c {CONFIG}"
     with log.open("w") as stream:
         process = machine.start(
-            "bash", "-c", command, environ=[f"INGEST_LISTENERS__0__PORT={port}"], stderr=stream
+            "bash",
+            "-c",
+            command,
+            environ=[f"INGEST_LISTENERS__0__PORT={port}", f"INGEST_CONSOLE__PORT={free_port()}"],
+            stderr=stream,
         )
     try:
         assert process.stdout is not None
@@ -68,11 +68,12 @@ def test_page_leads_from_a_minimal_debian_to_a_stored_image(
     name = machine.run("hostname").strip()
     (machine.root / "etc/hosts").write_text(f"127.0.0.1 localhost {name}\n")
 
-    said = run_commands(machine, dist, read_commands("", "Install", "Configure"))
+    said = run_commands(machine, dist, read_commands("Install with pip", "Install", "Configure"))
     assert "compared byte for byte in the remote" in said
     assert f"{CONFIG}: sound" in said
-    started = read_commands("Start").splitlines()
-    run_commands(machine, dist, "\n".join(line for line in started if not line.startswith("ingest ")))
+    start, look = (block.commands for block in read_blocks(PAGE, "Start"))
+    # The node is not started by systemd here, and so its state is asked below.
+    run_commands(machine, dist, start.replace("ingest status", "true ingest status"))
     unit = (machine.root / "etc/systemd/system/dicom-ingest.service").read_text()
     assert "Type=notify" in unit
     data = machine.root / "var/lib/dicom-ingest"
@@ -80,16 +81,16 @@ def test_page_leads_from_a_minimal_debian_to_a_stored_image(
     assert (machine.root / PKI.lstrip("/") / "node.key").stat().st_mode & 0o077 == 0
 
     port = free_port()
-    keys = f"--tls-cert {PKI}/node.crt --tls-key {PKI}/node.key --tls-trusted {PKI}/trusted.crt"
     with running(machine, port, tmp_path / "log"):
-        image = "$(find /opt/dicom-ingest -name CT_small.dcm)"
-        sent = machine.run("bash", "-c", f"ingest send {shlex.quote(name)} {port} {image} {keys}")
-        assert "1 of 1 stored" in sent
+        found = "FILE=$(find /opt/dicom-ingest -name CT_small.dcm)\n"
+        said = run_commands(machine, dist, found + look.replace("2762", str(port)))
+        assert "1 of 1 stored" in said
+        assert "token: ingest_" in said
         listing = ("ingest", "instances", "-c", CONFIG, "--json")
         assert eventually(lambda: "1.3.6.1.4.1.5962" in machine.run(*listing), 60)
     assert list((data / "store").rglob("*.dcm"))
 
-    run_commands(machine, dist, read_commands("Update"))
+    run_commands(machine, dist, read_commands("Update", "Install without the internet"))
     assert "ingest, version" in machine.run("ingest", "--version")
     run_commands(machine, dist, read_commands("Remove"))
     assert not (machine.root / "opt/dicom-ingest").exists()

@@ -27,8 +27,8 @@ from tests.support.servers import postgresql, require_postgresql, valkey
 pytestmark = [pytest.mark.install, pytest.mark.timeout(600)]
 
 FIRST = "597a9476f0485706ea9137d9a2105bea6896d010"
-LAST = "fd30f69d026f953dab2872c6e339bf9641939ec0"
-"""The first release that sites run, and the last commit before schema version 0019."""
+LAST = "401dc58ef113c0ca6ab86f1e3b4f5f233252ce1c"
+"""The first release that sites run, and the last commit before packages and upgrades."""
 
 SCHEMAS = {FIRST: "0005", LAST: "0018"}
 

@@ -10,7 +10,7 @@ import sys
 import tarfile
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
@@ -69,8 +69,26 @@ def list_processes(parent: int) -> list[int]:
 
 
 def list_libraries(pid: int, name: str) -> set[str]:
+    """Return the files of a library that a process has loaded. Copies in wheels are named `libssl-6a9b88ec.so.3`."""
     maps = Path(f"/proc/{pid}/maps").read_text()
-    return {line.split()[-1] for line in maps.splitlines() if f"/{name}.so" in line}
+    files = {line.split()[-1] for line in maps.splitlines() if ".so" in line}
+    return {path for path in files if re.match(rf"{name}[-.]", Path(path).name)}
+
+
+def require_one_openssl(venv: Venv, pids: Iterable[int]) -> None:
+    """Check that no process has more than one libssl or libcrypto, and that it is the one of the system."""
+    of_python = venv.run(
+        "-c",
+        "import _ssl; print(*sorted({line.split()[-1] for line in open('/proc/self/maps')"
+        " if '/libssl.so' in line or '/libcrypto.so' in line}))",
+    ).split()
+    for pid in pids:
+        for name in ("libssl", "libcrypto"):
+            found = list_libraries(pid, name)
+            assert len(found) <= 1, found
+            assert not any(Path(path).is_relative_to(venv.folder) for path in found), found
+            if of_python:  # this Python has no OpenSSL of its own inside
+                assert found <= set(of_python)
 
 
 def test_demo_runs_from_the_wheel_alone(venv: Venv) -> None:
@@ -109,23 +127,12 @@ def test_manual_pages_and_example_files_are_installed(venv: Venv) -> None:
 
 def test_running_node_has_one_openssl_and_it_is_that_of_the_system(venv: Venv, tmp_path: Path) -> None:
     config = write_node(venv, tmp_path / "node")
-    libraries = venv.run(
-        "-c",
-        "import _ssl; print(*sorted({line.split()[-1] for line in open('/proc/self/maps')"
-        " if '/libssl.so' in line or '/libcrypto.so' in line}))",
-    ).split()
     with running(venv, config) as node:
         children = list_processes(node.pid)
         assert children
-        for pid in (node.pid, *children):
-            for name in ("libssl", "libcrypto"):
-                found = list_libraries(pid, name)
-                assert len(found) <= 1
-                if libraries:  # this Python has no OpenSSL of its own inside
-                    assert found <= set(libraries)
+        require_one_openssl(venv, (node.pid, *children))
         with_tls = [pid for pid in children if list_libraries(pid, "libssl")]
         assert with_tls, "no process has loaded the extensions"
-    assert not any(Path(path).is_relative_to(venv.folder) for path in libraries)
 
 
 def test_alert_by_webhook_and_metrics_need_no_extra(venv: Venv, tmp_path: Path) -> None:
@@ -185,17 +192,21 @@ def test_reload_to_a_missing_extra_is_refused_and_the_node_goes_on(venv: Venv, t
         assert venv.call("reload", "-c", config).returncode == 0
 
 
-def test_extras_bring_console_and_postgresql(dist: Dist, tmp_path: Path) -> None:
+def test_extras_bring_console_and_postgresql_and_no_other_openssl(dist: Dist, tmp_path: Path) -> None:
+    from tests.support.nodes import eventually
+    from tests.support.ports import free_port
+    from tests.support.servers import postgresql, require_postgresql
+
+    require_postgresql()
     venv = create_venv(tmp_path / "venv")
     venv.install(dist, "console", "postgresql")
     assert "extras   console, postgresql" in venv.call("--version").stdout
-    assert "psycopg" in venv.run("-c", "import psycopg; print(psycopg.__name__, psycopg.pq.version())")
-    from tests.support.ports import free_port
-
     port = free_port()
-    config = write_node(venv, tmp_path / "node", CONSOLE.replace("port = 0", f"port = {port}"))
-    assert venv.call("check", "-c", config).returncode == 0
-    with running(venv, config):
+    with postgresql() as url, contextlib.ExitStack() as stack:
+        sections = CONSOLE.replace("port = 0", f"port = {port}") + f'[ledger]\nurl = "{url}"\n'
+        config = write_node(venv, tmp_path / "node", sections)
+        assert venv.call("check", "-c", config).returncode == 0
+        node = stack.enter_context(running(venv, config))
         token = venv.call("console", "-c", config).stdout.split("token: ")[1].strip()
         request = urllib.request.Request(
             f"http://127.0.0.1:{port}/api/v1/status", headers={"Authorization": f"Bearer {token}"}
@@ -209,7 +220,14 @@ def test_extras_bring_console_and_postgresql(dist: Dist, tmp_path: Path) -> None
             except OSError:
                 assert time.monotonic() < deadline
                 time.sleep(0.2)
-    assert status
+        assert status
+
+        # Every process that uses the ledger has loaded libpq, which brings libssl.
+        def list_clients() -> list[int]:
+            return [pid for pid in list_processes(node.pid) if list_libraries(pid, "libpq")]
+
+        eventually(lambda: len(list_clients()) >= 3, 30, "persist, forward and console")
+        require_one_openssl(venv, (node.pid, *list_processes(node.pid)))
 
 
 def test_unpacked_sdist_knows_its_commit_and_makes_the_same_sdist(dist: Dist, tmp_path: Path) -> None:

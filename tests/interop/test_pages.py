@@ -1,5 +1,6 @@
 """The how-to pages of docs/: the commands of each run in their order, beside a running node."""
 
+import re
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,6 +16,10 @@ from tests.support.ports import free_port
 from tests.support.scenes import SOP_CLASSES, STUDIES
 
 ELSEWHERE = {
+    "install-containers.md": "tests/install/test_container.py and test_compose.py",
+    "install-debian.md": "tests/install/test_deb.py",
+    "install-kubernetes.md": "tests/unit/deployment/test_kubernetes_files.py",
+    "install-with-pip.md": "tests/install/test_pip_road.py",
     "tls.md": "tests/interop/test_recipes.py",
     "troubleshooting.md": "tests/interop/test_troubleshooting.py",
 }
@@ -25,6 +30,7 @@ PAGES = sorted(
     for page in (DOCS / "how-to").glob("*.md")
     if page.name not in ELSEWHERE and any(block.language in SHELL for block in read_blocks(page))
 )
+README = DOCS.parent / "README.md"
 EXPLICIT = "1.2.840.10008.1.2.1"
 
 
@@ -79,3 +85,20 @@ def test_commands_of_the_page_run_as_they_are_printed(site: Site, page: Path) ->
     with Walk(site.node.folder, site.ports) as walk:
         for block in blocks:
             walk.follow(block)
+
+
+def test_the_readme_leads_from_nothing_to_a_stored_image(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    blocks = [block for block in read_blocks(README, "Five minutes") if block.language in SHELL]
+    ports = {"2762": free_port(), "8080": free_port()}
+    monkeypatch.setenv("INGEST_LISTENERS__0__PORT", str(ports["2762"]))
+    monkeypatch.setenv("INGEST_CONSOLE__PORT", str(ports["8080"]))
+    STUDIES[0].write(tmp_path / "FOLDER", only=1)
+    with Walk(tmp_path, ports) as walk:
+        first, second = blocks
+        walk.follow(first)
+        said = walk.follow(second)
+        eventually(lambda: list((tmp_path / "site/var/store").rglob("*.dcm")), 20, "the image is stored")
+    assert re.search(r"\b(\d+) of \1 stored", said), said
+    assert "token: ingest_" in said

@@ -43,12 +43,12 @@ class Tutorial:
 def test_the_tutorial_works_as_it_is_printed(tmp_path: Path) -> None:
     tutorial = Tutorial(tmp_path)
     walk = tutorial.walk
-    assert "sound" in tutorial.run_until("check -c archive.toml")
-    with serving(tmp_path, "node.toml"):
-        with serving(tmp_path, "archive.toml"):
+    assert "sound" in tutorial.run_until("check -c archive/ingest.toml")
+    with serving(tmp_path, "node/ingest.toml"):
+        with serving(tmp_path, "archive/ingest.toml"):
             assert "answered in" in tutorial.run_until("--connect")
             assert "1 of 1 stored" in tutorial.run_until("ingest send")
-            show = "ingest instances -c node.toml"
+            show = "ingest instances -c node/ingest.toml"
             eventually(lambda: "archive delivered" in walk.run(show), 20, "delivered to the archive")
             assert tutorial.run_until("find").count(".dcm") == 2
             address, token = tutorial.run_until("ingest console").split()[:3:2]
@@ -58,6 +58,6 @@ def test_the_tutorial_works_as_it_is_printed(tmp_path: Path) -> None:
         assert "1 of 1 stored" in tutorial.run_until("ingest send")
         waiting = tutorial.commands.pop(0)
         eventually(lambda: "Connection refused" in walk.run(waiting), 20, "the reason of the wait")
-        with serving(tmp_path, "archive.toml"):
+        with serving(tmp_path, "archive/ingest.toml"):
             (show,) = tutorial.commands
             eventually(lambda: walk.run(show).count("delivered") == 2, 30, "the second delivery")

@@ -26,6 +26,16 @@ GROUPS: Final = {
 }
 """Headings of the page. A package stands below the first group that needs it."""
 
+NPM: Final = {
+    "config/docs": "npm: the documentation site",
+    "tests/interop/dcmjs": "npm: tests with dcmjs-dimse",
+    "tests/interop/axe": "npm: tests of accessibility",
+}
+"""Folders with a package-lock.json, and their headings."""
+
+UNNAMED: Final = {"khroma": "MIT", "memorystream": "MIT"}
+"""Licences that package-lock.json does not have. They are in the files of the packages."""
+
 TEXT: Final = """\
 # Licences
 
@@ -40,7 +50,8 @@ No dependency has the GPL. psycopg has the LGPL 3. A node with PostgreSQL import
 package that you can replace. The LGPL allows that to programs of any licence. A node with SQLite does
 without it.
 
-The system's OpenSSL (Apache 2.0), which the extensions are linked with, is not part of the wheel.
+The system's OpenSSL (Apache 2.0), which the extensions are linked with, is not part of the wheel. Neither is
+the system's libpq (PostgreSQL licence), which psycopg loads.
 """
 
 
@@ -78,6 +89,13 @@ def _follow(
             _follow(needed, group, found, seen)
 
 
+def list_npm_licences(folder: str) -> dict[str, str]:
+    """Return the licence of each npm package that a folder needs, directly or not."""
+    lock = json.loads((ROOT / folder / "package-lock.json").read_text())
+    packages = {path.rpartition("node_modules/")[2]: each for path, each in lock["packages"].items() if path}
+    return {name: each.get("license") or UNNAMED[name] for name, each in sorted(packages.items())}
+
+
 def normalize(name: str) -> str:
     """Return the name of a package as indexes compare it."""
     return re.sub(r"[-_.]+", "-", name).lower()
@@ -96,6 +114,10 @@ def write_page(path: Path) -> None:
     for group, heading in GROUPS.items():
         lines += [f"## {heading}", "| package | licence |", "|---|---|"]
         lines += [f"| {name} | {licences[name]} |" for name in groups if groups[name] == group]
+        lines.append("")
+    for folder, heading in NPM.items():
+        lines += [f"## {heading}", "| package | licence |", "|---|---|"]
+        lines += [f"| {name} | {licence} |" for name, licence in list_npm_licences(folder).items()]
         lines.append("")
     path.write_text("\n".join(lines).rstrip() + "\n")
 

@@ -108,7 +108,10 @@ class Walk:
     Attributes:
         folder: Where its commands run.
         ports: Printed port to the one that is used.
+        typed: The answers to what commands ask.
     """
+
+    typed = "y\n" * 20
 
     def __init__(self, folder: Path, ports: dict[str, int] | None = None) -> None:
         self.folder = folder
@@ -146,7 +149,7 @@ class Walk:
             ["bash", "-ec", _PRELUDE + commands],
             cwd=self.folder,
             env=self._environment,
-            input="y\n" * 20,
+            input=self.typed,
             capture_output=True,
             text=True,
             errors="replace",

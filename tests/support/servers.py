@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 import pytest
 import redis
 
+from ingest.extras import lacks_libpq
 from ingest.process import prepare_parent_death_signal
 from ingest.queue.server_program import find_server_program
 from tests.support.nodes import eventually
@@ -130,8 +131,8 @@ def valkey() -> Iterator[Valkey]:
 def require_postgresql() -> None:
     """Skip where there is no PostgreSQL, or no client for it; fail in CI."""
     reason = "" if _postgresql_program("initdb") else "PostgreSQL's initdb is not installed"
-    if importlib.util.find_spec("psycopg") is None:
-        reason = "psycopg is not installed"
+    if importlib.util.find_spec("psycopg") is None or lacks_libpq():
+        reason = "psycopg or libpq is not installed"
     if reason and os.environ.get("CI") == "true":
         pytest.fail(reason)
     if reason:

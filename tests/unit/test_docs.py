@@ -146,14 +146,11 @@ def test_files_that_keep_an_invariant_carry_its_number() -> None:
     assert missing == [], "mark the line that keeps the invariant with its number"
 
 
-INSTALLING = re.compile(r"install-.*|upgrade")
-"""Pages whose commands need a machine of their own: tests/install runs the steps, not the printed lines."""
-
 TASKS = sorted(
-    page
-    for folder in ("how-to", "tutorial")
-    for page in (ROOT / "docs" / folder).glob("*.md")
-    if not INSTALLING.fullmatch(page.stem)
+    [
+        ROOT / "README.md",
+        *(page for folder in ("how-to", "tutorial") for page in (ROOT / "docs" / folder).glob("*.md")),
+    ]
 )
 NO_COMMANDS = {
     "toml",

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.licences import PAGE, list_dependencies
+from tests.support.licences import NPM, PAGE, list_dependencies, list_npm_licences
 
 VENDOR = Path(__file__).parents[2] / "ingest/console/static/vendor"
 
-_ROW = re.compile(r"^\| ([a-z0-9-]+) \| (.+) \|$", re.MULTILINE)
+_ROW = re.compile(r"^\| ([\w./@-]+) \| (.+) \|$", re.MULTILINE)
 
 
 @pytest.mark.skipif(sys.version_info[:2] != (3, 11), reason="the page has what Python 3.11 needs")
@@ -25,8 +25,18 @@ def test_page_has_every_dependency_and_no_gpl() -> None:
     }
     assert strong == set()
     weak = {name for name, licence in licences.items() if re.search(r"LGPL|Lesser General", licence)}
-    assert weak == {"psycopg", "psycopg-binary"}
+    assert weak == {"psycopg"}
     assert "UNKNOWN" not in licences.values()
+
+
+@pytest.mark.parametrize("folder", NPM)
+def test_page_has_every_npm_package(folder: str) -> None:
+    page = PAGE.read_text()
+    _, _, below = page.partition(f"## {NPM[folder]}\n")
+    rows = dict(_ROW.findall(below.partition("\n## ")[0]))
+    assert {name: rows.get(name) for name in list_npm_licences(folder)} == list_npm_licences(folder), (
+        "run `make licences`"
+    )
 
 
 def test_page_names_the_vendored_files() -> None:

@@ -129,6 +129,17 @@ def test_the_build_has_every_package_that_it_asks_for() -> None:
     assert sorted(names) == sorted(re.match(r"[\w.-]+", each)[0] for each in asked)
 
 
+def test_compose_passes_the_commit_to_the_build() -> None:
+    arguments = SERVICES["setup"]["build"]["args"]
+    steps = parse((FOLDER / "Containerfile").read_text())
+    known = {step.text.partition("=")[0]: step.text.partition("=")[2] for step in steps if step.name == "ARG"}
+    for name, value in arguments.items():
+        assert value == f"${{{name}:-{known[name]}}}", (
+            "without the variable, the default of the Containerfile"
+        )
+    assert set(arguments) == {"REVISION", "REVISION_DATE"}
+
+
 @pytest.mark.parametrize("name", SERVICES)
 def test_a_service_runs_without_root_capabilities_and_a_writable_root(name: str) -> None:
     service = SERVICES[name]

@@ -15,6 +15,7 @@ import yaml
 
 from ingest.config.reader import load_config
 from ingest.supervisor.supervisor import END_SECONDS
+from tests.support.pages import DOCS, SHELL, Walk, read_blocks
 from tests.support.pki import Material
 
 # A checkout whose packages are older than its lock has no such module. CI has.
@@ -236,3 +237,23 @@ def test_the_configuration_can_be_used_by_both_kinds_of_pods(
         mounts = {each["mountPath"] for each in container["volumeMounts"]}
         assert str(config.store_root) in mounts
         assert config.listeners[0].port == find("Service", "dicom-ingest")["spec"]["ports"][0]["port"]
+
+
+def test_the_commands_of_the_page_make_every_file_of_the_secrets(tmp_path: Path) -> None:
+    blocks = read_blocks(DOCS / "how-to/install-kubernetes.md")
+    shutil.copytree(FOLDER, tmp_path / "config/kubernetes")
+    # The passwords of servers that a site has.
+    given = {"redis-password", "postgres-password"}
+    with Walk(tmp_path) as walk:
+        walk.typed = "long enough for a test\n"
+        for block in blocks:
+            if "kubectl" not in block.commands or shutil.which("kubectl"):
+                walk.follow(block)
+    asked = {
+        name
+        for block in blocks
+        if block.language not in SHELL
+        for name in re.findall(r"--from-file=(?:[\w.]+=)?(\S+)", block.text)
+    }
+    assert given < asked
+    assert [name for name in sorted(asked - given) if not (tmp_path / name).stat().st_size] == []

@@ -135,7 +135,7 @@ def test_nothing_to_record_is_no_transaction(tmp_path: Path) -> None:
 
 
 def test_ledger_that_is_away_is_named_without_its_password() -> None:
-    pytest.importorskip("psycopg")
+    pytest.importorskip("psycopg", exc_type=ImportError)
     away = Ledger("postgresql+psycopg://user:geheim@127.0.0.1:9/none?connect_timeout=2")
     with pytest.raises(LedgerError, match=r"127\.0\.0\.1:9") as raised:
         away.count_rows()
