@@ -1,8 +1,8 @@
 """The commands of docs/how-to/install-containers.md without an engine.
 
 bash expands each command as a shell would. A command `docker` is then done with the containers of this
-folder, with the options that it was given; an option that is not known here fails the test. All other commands
-run as they are.
+folder, with the options that it was given; an option that is not known here fails the test. All other
+commands run as they are.
 """
 
 import contextlib

@@ -69,7 +69,7 @@ def list_processes(parent: int) -> list[int]:
 
 
 def list_libraries(pid: int, name: str) -> set[str]:
-    """Return the files of a library that a process has loaded. Copies in wheels are named `libssl-6a9b88ec.so.3`."""
+    """Return the files of a library in a process. A copy in a wheel is named `libssl-6a9b88ec.so.3`."""
     maps = Path(f"/proc/{pid}/maps").read_text()
     files = {line.split()[-1] for line in maps.splitlines() if ".so" in line}
     return {path for path in files if re.match(rf"{name}[-.]", Path(path).name)}
