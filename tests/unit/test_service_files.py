@@ -10,12 +10,11 @@ from pathlib import Path
 import pytest
 
 from ingest.config.model import NodeSettings
-from ingest.config.reader import load_config
-from tests.support.pki import Material
 
 CONFIG = Path(__file__).parents[2] / "config"
 UNITS = CONFIG / "systemd"
 DEBIAN = CONFIG / "debian"
+DOCS = CONFIG.parent / "docs"
 
 MOST_EXPOSURE = 2.0
 
@@ -93,15 +92,15 @@ def test_unit_waits_longer_than_the_drain_of_the_default_configuration() -> None
     assert float(seconds) >= NodeSettings().drain_seconds + END_SECONDS
 
 
-def test_packaged_configuration_and_unit_name_the_same_folders(tmp_path: Path, material: Material) -> None:
+@pytest.mark.parametrize("page", ["install-debian", "install-with-pip"])
+def test_first_step_of_the_pages_and_the_unit_name_the_same_folders(page: str) -> None:
     service = settings(UNITS / "dicom-ingest.service", "Service")
-    shutil.copytree(material.folder, tmp_path / "pki")
-    (tmp_path / "ingest.toml").write_text((DEBIAN / "ingest.toml").read_text())
-    config = load_config(tmp_path / "ingest.toml")
-    assert config.data_dir == Path("/var/lib") / service["StateDirectory"][0]
-    assert service["ExecStart"][0].endswith("--config /etc/dicom-ingest/ingest.toml")
-    assert [listener.tls for listener in config.listeners] == ["node"], "nothing is accepted without TLS"
-    assert config.console is None
+    (line,) = re.findall(r"ingest init (.*)", (DOCS / f"how-to/{page}.md").read_text())
+    folder, *options = line.split()
+    given = dict(zip(options[::2], options[1::2], strict=False))
+    assert service["ExecStart"][0].endswith(f"--config {folder}/ingest.toml")
+    assert Path(given["--data-dir"]) == Path("/var/lib") / service["StateDirectory"][0]
+    assert given["--user"] == service["User"][0]
 
 
 @pytest.mark.parametrize("name", ["postinst", "prerm", "postrm"])
