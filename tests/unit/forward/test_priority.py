@@ -1,15 +1,21 @@
 """Urgent deliveries overtake others within an association, whatever happens to remote, workers and Redis."""
 
 import contextlib
+import threading
 import time
+from typing import Any
 
 from ingest.config.model import TLS, Route
 from ingest.dicom.priority import HIGH, LOW, MEDIUM, Priority
 from ingest.ledger import DeliveryTerms
+from ingest.ledger.lease_order import AGED_MS
+from ingest.workers.forward.drain import URGENT_SECONDS
+from ingest.workers.forward.leases import BATCH
+from tests.support.drains import open_worker
 from tests.support.forwarding import Forwarding
 from tests.support.instances import EXPLICIT, Made
 from tests.support.nodes import eventually
-from tests.support.peers import CT, PynetdicomRemote, Stored
+from tests.support.peers import CT, PynetdicomRemote, ScriptedPeer, Stored
 
 CONTEXTS = [(CT, [EXPLICIT])]
 URGENT_ROUTE = Route(to=("pacs",), priority="urgent")
@@ -78,3 +84,26 @@ def test_every_delivery_of_every_priority_ends_although_remote_worker_and_redis_
             forwarding.wait({"delivered": len(expected)}, 60)
             late = {one.sop_instance for one in scp.stored}
     assert early | late == expected
+
+
+def test_each_batch_sends_an_aged_delivery_however_many_urgent_ones_wait(plain: Forwarding) -> None:
+    """The remote takes longer for an instance than the pause between two looks for urgent deliveries."""
+    stop, sent = threading.Event(), []
+
+    def answer(command: dict[str, Any]) -> int:
+        sent.append(command["AffectedSOPInstanceUID"])
+        if len(sent) >= 3:
+            stop.set()
+        time.sleep(1.2 * URGENT_SECONDS)
+        return 0
+
+    with ScriptedPeer(lambda peer: (peer.accept(), peer.serve(answer))[1]) as peer:
+        plain.add(peer.port)
+        plain.routes = (URGENT_ROUTE,)
+        bulk = record(plain, "8", 1, Priority.BULK)
+        with plain.ledger.database.begin_write() as connection:
+            connection.exec_driver_sql(f"UPDATE deliveries SET created_at = created_at - {2 * AGED_MS}")
+        record(plain, "9", 2 * BATCH, Priority.URGENT)
+        with open_worker(plain, stop) as worker:
+            worker.drain_destination("pacs")
+    assert bulk <= set(sent[:3])

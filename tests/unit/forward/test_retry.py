@@ -3,6 +3,8 @@
 from dataclasses import replace
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from ingest.config.model import Destination
 from ingest.dicom.statuses import StatusPattern, StatusRules
@@ -24,6 +26,7 @@ from ingest.workers.forward.retry_policy import (
     RetryPolicy,
     backoff_ms,
     decide_delivery,
+    decide_uncommitted,
 )
 
 POLICY = RetryPolicy(first_ms=2_000, max_ms=300_000, max_attempts=20, give_up_ms=7_200_000)
@@ -188,3 +191,25 @@ def test_limits_come_from_the_destination() -> None:
         give_up_hours=0.5,
     )
     assert RetryPolicy.from_destination(destination) == RetryPolicy(500, 60_000, 3, 1_800_000)
+
+
+@pytest.mark.parametrize(
+    ("attempt", "expected"),
+    [
+        (1, Retry(2_000, "not committed by the destination (0112H)")),
+        (3, Retry(8_000, "not committed by the destination (0112H)")),
+        (19, Retry(300_000, "not committed by the destination (0112H)")),
+        (20, Dead(DeathCause.ATTEMPTS, "not committed by the destination (0112H) (attempt 20, the last)")),
+    ],
+)
+def test_uncommitted_instance_is_sent_again_with_growing_pauses_and_an_end(
+    attempt: int, expected: Retry | Dead
+) -> None:
+    assert decide_uncommitted(0x0112, attempt, POLICY, most) == expected
+
+
+@given(st.integers(0, 0xFFFF), st.integers(1, 1000), st.floats(0, 1))
+def test_uncommitted_instance_is_never_sent_again_at_once(reason: int, attempt: int, jitter: float) -> None:
+    decision = decide_uncommitted(reason, attempt, POLICY, lambda: jitter)
+    assert isinstance(decision, Dead) is (attempt >= POLICY.max_attempts)
+    assert isinstance(decision, Dead) or decision.after_ms >= POLICY.first_ms // 2

@@ -1,8 +1,13 @@
 """Requests for storage commitment on both databases: recorded once, judged, reported at least once."""
 
+from typing import Any
+
+import pytest
+
 from ingest.dicom.commitment import CommitmentRequest, FailureReason, SOPReference
 from ingest.ledger import Ledger
 from ingest.ledger.commitments import COMMITTED, CommitmentState, NewCommitment
+from ingest.ledger.records import InstanceState
 from tests.support.instances import CT
 from tests.support.ledgers import row
 
@@ -70,3 +75,34 @@ def test_report_is_leased_by_one_and_tried_again_after_its_lease(ledger: Ledger)
     assert ledger.commitments.remove_ended(1201) == 1
     [left] = ledger.commitments.list_requests(9)
     assert (left.id, left.last_error, left.references) == (2, "away", 2)
+
+
+def test_report_that_was_tried_most_often_goes_first(ledger: Ledger) -> None:
+    """The pause grows with the attempts of one report, and not with the number of reports."""
+    for number in (1, 2):
+        ask(ledger, f"s:{number}", f"1.9.{number}")
+        ledger.commitments.record_judgement(number, {}, CommitmentState.DUE, 100, 100)
+    order = []
+    for at, next_at in ((100, 300), (150, 160), (160, 300), (300, 400)):
+        leased = ledger.commitments.lease_report("ct1", at, 1000)
+        assert leased is not None
+        order.append((leased.id, leased.attempts))
+        ledger.commitments.record_report(leased.id, CommitmentState.DUE, "away", next_at, at)
+    assert order == [(1, 1), (2, 1), (2, 2), (2, 3)]
+
+
+@pytest.mark.parametrize(
+    ("changes", "is_set_aside"),
+    [({}, True), ({"calling_ae": "CT2"}, False), ({"refused_status": 0xA900}, False)],
+    ids=["the requestor's own", "of another sender", "refused, so its sender keeps it"],
+)
+def test_object_in_quarantine_counts_only_if_its_sender_believes_it_stored(
+    ledger: Ledger, changes: dict[str, Any], is_set_aside: bool
+) -> None:
+    ask(ledger)
+    aside = row(
+        1, spool_ref="s:8", store_key="q/1", state=InstanceState.QUARANTINED, destinations=(), **changes
+    )
+    ledger.instances.record([row(1, spool_ref="s:9"), aside])
+    [(_, _, known), _] = ledger.commitments.read_evidence(1)
+    assert {one.state: one.is_set_aside for one in known} == {"stored": False, "quarantined": is_set_aside}
