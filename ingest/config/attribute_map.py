@@ -99,7 +99,7 @@ class _MapReader:
                     continue
                 key = tuple(normalize_value(cells[column]) for column in self._matched.values())
                 if not any(key):
-                    # It would give one identity to all objects without one, and so mix up patients.
+                    # Such a line would give one identity to all objects without one, and mix up patients.
                     self._add(
                         line, "compares empty values only", "fill a cell to compare, or remove the line"
                     )

@@ -304,7 +304,7 @@ def _check_destinations(config: Config, names: SectionNames) -> Iterator[Fault]:
         if destination.changes_attributes or destination.map_unmatched != "send":
             yield from change_rules.check_changes(key, destination)
         if destination.map is not None:
-            yield from _check_file(f"{key}.map", destination.map)
+            yield from _check_file(f"{key}.map", destination.map, may_be_certificate=False)
 
 
 def _check_commitment(config: Config) -> Iterator[Fault]:
@@ -383,7 +383,9 @@ def _check_folders(config: Config) -> Iterator[Fault]:
             )
 
 
-def _check_file(key: str, path: Path, *, may_be_folder: bool = False) -> Iterator[Fault]:
+def _check_file(
+    key: str, path: Path, *, may_be_folder: bool = False, may_be_certificate: bool = True
+) -> Iterator[Fault]:
     kind = _file_type(path)
     if kind is None and (barrier := find_barrier(path)) is not None:
         yield Fault(
@@ -392,11 +394,8 @@ def _check_file(key: str, path: Path, *, may_be_folder: bool = False) -> Iterato
             "let this user enter that folder, or move the file",
         )
     elif kind is None:
-        yield Fault(
-            key,
-            f"{path} does not exist",
-            "create it (`ingest certs new` creates certificates), or correct the path",
-        )
+        hint = " (`ingest certs new` creates certificates)" if may_be_certificate else ""
+        yield Fault(key, f"{path} does not exist", f"create it{hint}, or correct the path")
     elif kind == stat.S_IFDIR and not may_be_folder:
         yield Fault(key, f"{path} is a folder", "name a file")
     elif not os.access(path, os.R_OK):

@@ -75,7 +75,7 @@ class CommitmentRequest:
 
 @dataclass(frozen=True, slots=True)
 class ReferenceOutcome:
-    """What a report says of one instance.
+    """The outcome of one instance in a report.
 
     Attributes:
         reference: The instance.

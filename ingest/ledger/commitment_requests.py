@@ -1,12 +1,13 @@
-"""What this node asks its destinations: whether they commit to keep what was delivered (PS3.4 Annex J).
+"""Requests of this node to its destinations to commit to delivered instances (PS3.4 Annex J).
 
 `deliveries.commitment` is a second state of a delivery, so `delivered` keeps its meaning. A delivery to a
 destination that is asked becomes `wanted` in the transaction that records it as delivered. A request takes
 many of them; they are `asked` until its report comes or its time is over. Then they are `wanted` again.
 
-A report may come after its time, when a later request has asked for the same instances. What it commits
-counts for each instance that was delivered before its request. An archive that takes longer than
-`commitment_seconds` would never be believed otherwise. What a late report does not commit is asked again.
+A report may come after its time, when a later request has asked for the same instances. Its commitments count
+for each instance that was delivered before its request. An archive that takes longer than
+`commitment_seconds` would never be believed otherwise. Failures in a late report change nothing, because the
+later request is still open.
 """
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -70,7 +71,7 @@ class SentCommitment:
 
 @dataclass(frozen=True, slots=True)
 class Uncommitted:
-    """What becomes of a delivery that its destination does not commit.
+    """The next state of a delivery that its destination does not commit.
 
     Attributes:
         state: RETRY, or DEAD after too many attempts.
@@ -254,7 +255,7 @@ class CommitmentRequests:
         decide_uncommitted: Callable[[int, int], Uncommitted],
         unix_ms: int,
     ) -> bool:
-        """Record a report of a destination. What it does not name is wanted again, after a pause.
+        """Record a report of a destination. Instances that it leaves out are wanted again, after a pause.
 
         A report that comes twice changes nothing.
 
@@ -309,7 +310,7 @@ class CommitmentRequests:
         return True
 
     def list_requests(self, limit: int) -> list[SentCommitment]:
-        """Return what was asked, the newest first."""
+        """Return requests, the newest first."""
         query = select(commitment_requests).order_by(commitment_requests.c.id.desc()).limit(limit)
         with self._database.begin_read() as connection:
             return [

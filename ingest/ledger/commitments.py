@@ -1,4 +1,4 @@
-"""Requests for storage commitment: what was asked, what is decided of each instance, and the report.
+"""Requests for storage commitment to this node: references, the decision about each, and the report.
 
 A request waits until each of its references is judged. Then a report is due at the destination of its
 requestor. A worker leases it, sends it, and records the result. If the worker dies in between, the lease ends
@@ -81,7 +81,7 @@ class Commitment:
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """What the ledger knows of one object with a referenced SOP Instance UID.
+    """Facts in the ledger about one object with a referenced SOP Instance UID.
 
     Attributes:
         state: State of the instance.

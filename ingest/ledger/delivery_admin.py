@@ -149,7 +149,7 @@ class DeliveryAdmin:
             "suspect_since": 0,
             "last_status": None,
             "last_error": None,
-            # What was asked or promised was about the earlier delivery.
+            # A request or a promise was about the earlier delivery.
             "commitment": "none",
             "commitment_request_id": None,
             # The time until the delivery expires starts again, too.

@@ -451,7 +451,7 @@ commitments = Table(
     ),
 )
 
-# What this node has asked its destinations for (`ingest.ledger.commitment_requests`).
+# Requests of this node to its destinations for storage commitment (`ingest.ledger.commitment_requests`).
 commitment_requests = Table(
     "commitment_requests",
     metadata,

@@ -23,7 +23,7 @@ _CHARACTER_TEXT: Final = frozenset({"LO", "LT", "PN", "SH", "ST", "UC", "UT"})
 
 @dataclass(frozen=True, slots=True)
 class WantedChanges:
-    """What a destination asks for.
+    """Changes of attributes that a destination asks for.
 
     Attributes:
         values: New values for each instance.

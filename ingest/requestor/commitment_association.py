@@ -1,4 +1,4 @@
-"""What requests for storage commitment and reports of it have in common: one message with a data set."""
+"""The association of one message of storage commitment: a request or a report, with its data set."""
 
 import os
 from typing import Final

@@ -11,7 +11,7 @@ from ingest.dicom.uids import STORAGE_COMMITMENT
 from ingest.requestor.commitment_association import CommitmentAssociation
 
 ROLES: Final = (RoleSelection(STORAGE_COMMITMENT, scu=False, scp=True),)
-"""PS3.4 J.3.3.2: who reports over a new association is its requestor, and the SCP of the class."""
+"""PS3.4 J.3.3.2: over a new association, its requestor reports as the SCP of the class."""
 
 
 class CommitmentSCP(CommitmentAssociation):

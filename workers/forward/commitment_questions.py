@@ -1,4 +1,4 @@
-"""Requests for storage commitment to destinations: what was delivered is asked for, and asked again."""
+"""Requests for storage commitment to destinations, for instances that were delivered to them."""
 
 from typing import Final
 
@@ -25,7 +25,7 @@ log = structlog.get_logger()
 
 
 class CommitmentAsker:
-    """Asks one destination to commit to what was delivered to it."""
+    """Asks one destination to commit to instances that were delivered to it."""
 
     def __init__(self, resources: ForwardResources, destination: Destination, remote: Remote) -> None:
         """Prepare without any I/O.
@@ -43,7 +43,7 @@ class CommitmentAsker:
         """Send requests until nothing is left to ask, one fails, or the worker has to stop.
 
         Raises:
-            LedgerError: The ledger is away. What was taken into a request is asked again after its time.
+            LedgerError: The ledger is away. Instances of an open request are asked for again after its time.
         """
         ledger, name = self._resources.ledger, self._destination.name
         while not self._resources.is_stopping():

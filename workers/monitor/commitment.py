@@ -34,7 +34,7 @@ log = structlog.get_logger()
 
 @dataclass(frozen=True, slots=True)
 class CommitmentPolicy:
-    """What "committed" means.
+    """The meaning of "committed".
 
     Attributes:
         means: `committed` of each route that says more than "stored", by the name of the route.
@@ -141,7 +141,7 @@ class CommitmentJudge:
         self._is_migrated = False
 
     def run(self) -> None:
-        """Judge what is due, and forget what ended long ago.
+        """Judge due requests, and remove requests that ended long ago.
 
         Raises:
             LedgerError: The ledger is away.

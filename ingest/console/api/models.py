@@ -1,4 +1,4 @@
-"""Models of the API: what answers hold. `ingest.console.api.request_models` has those of requests.
+"""Models of answers of the API. `ingest.console.api.request_models` has those of requests.
 
 Answers may get further fields within version 1; programs ignore fields that they do not know.
 """

@@ -1,4 +1,4 @@
-"""Models of the API: what requests may say."""
+"""Models of requests to the API."""
 
 from datetime import UTC, datetime
 from typing import Annotated, Literal
