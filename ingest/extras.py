@@ -4,6 +4,7 @@ pyproject.toml names the packages of each extra. A test compares the two. The ex
 library of the system, libpq, which pip does not install.
 """
 
+import sys
 from importlib.util import find_spec
 from typing import Final
 
@@ -19,6 +20,11 @@ EXTRAS: Final = {
         "uvicorn",
     ),
     "postgresql": ("psycopg",),
+    # pyjpegls has no wheel for Python 3.14. Where it was built from its source, it is used.
+    "transcode": (
+        *("gdcm", "numpy", "openjpeg", "rle"),
+        *(("jpeg_ls",) if sys.version_info < (3, 14) else ()),
+    ),
 }
 """Modules that each extra installs."""
 
@@ -51,9 +57,14 @@ def explain_missing_libpq() -> tuple[str, str]:
     return "needs libpq, the client library of PostgreSQL, which is not installed", "apt-get install libpq5"
 
 
-def explain_missing_extra(extra: str) -> tuple[str, str]:
-    """Return cause and remedy for an extra that something needs and that is not installed."""
-    missing = ", ".join(find_missing_modules(extra)) or "another module"
+def explain_missing_extra(extra: str, module: str = "another module") -> tuple[str, str]:
+    """Return cause and remedy for an extra that something needs and that is not installed.
+
+    Args:
+        extra: Name of the extra.
+        module: A module to name if those that this Python needs are installed.
+    """
+    missing = ", ".join(find_missing_modules(extra)) or module
     cause = f"needs the extra `{extra}`, which is not installed: no {missing}"
     return cause, f"pip install './dicom_ingest-….whl[{extra}]'"
 

@@ -35,7 +35,7 @@ from ingest.config.model import Config
 from ingest.config.serialization import mask_url_password
 from ingest.cores import usable_cores
 from ingest.errors import ConfigError, IngestError
-from ingest.extras import explain_import_error
+from ingest.extras import explain_import_error, explain_missing_extra, find_missing_modules
 from ingest.filesystem import node_lock
 from ingest.filesystem.barriers import find_barrier
 from ingest.filesystem.folder_identity import read_ledger_mark
@@ -126,6 +126,10 @@ def _check_changes(config: Config) -> Iterator[Fault]:
             cause = "the Original Attributes Sequence still has the removed values"
             remedy = "set original_attributes = false if they must not leave the node"
             yield Fault(f"destinations[{index}].remove", cause, remedy, kind=FaultKind.NOTE)
+        if destination.transcode != "never" and find_missing_modules("transcode"):
+            cause = "compressed images are sent as they are stored: the extra `transcode` is not installed"
+            remedy = explain_missing_extra("transcode")[1]
+            yield Fault(f"destinations[{index}].transcode", cause, remedy, kind=FaultKind.NOTE)
         path, key = destination.map, f"destinations[{index}].map"
         if path is None:
             continue

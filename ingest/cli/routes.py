@@ -41,7 +41,8 @@ def test(
     ingest routes test -c ingest.toml image.dcm --calling CT1
 
     Prints the values that the conditions compare, and destinations that are left out because the file came
-    from them. For a destination that changes attributes it prints the values before (-) and after (+).
+    from them. For a destination that changes attributes it prints the values before (-) and after (+), for
+    one with `transcode` the transfer syntaxes that it is offered. The first one that it accepts is used.
     Nothing is stored or sent. Exits with 1 if a file cannot be read.
     """
     from ingest.operations.routes import explain_routes
@@ -88,6 +89,15 @@ def _format_lines(explanation: "RouteExplanation") -> Iterator[str]:
         yield f"  [yellow]held for {escape(', '.join(sorted(routing.held)))}[/yellow]: a person releases it"
     for remark in routing.exclusions:
         yield f"  [yellow]{escape(remark)}[/yellow]: it came from there; return = true in the route sends it"
+    yield from _format_sent(explanation)
+
+
+def _format_sent(explanation: "RouteExplanation") -> Iterator[str]:
+    """Write what destinations get that is not as it is stored."""
+    from rich.markup import escape
+
+    for offer in explanation.offers:
+        yield f"  offered to {escape(offer.destination)}: {', or '.join(offer.transfer_syntaxes)}"
     for change in explanation.changes:
         yield from _format_changes(change)
 

@@ -200,6 +200,7 @@ class WorkerSettings(Section):
 
     persist: NotNegative = 1
     forward: NotNegative = 2
+    encoders: Annotated[int, Field(ge=1, le=64)] = 1
 
 
 class LedgerSettings(Section):
@@ -270,6 +271,8 @@ class Destination(Section):
     map: OptionalPath = None
     map_unmatched: Literal["send", "dead"] = "send"
     original_attributes: bool = True
+    transcode: Literal["never", "if-refused", "always"] = "never"
+    preferred_transfer_syntax: str = ""
 
     @property
     def changes_attributes(self) -> bool:

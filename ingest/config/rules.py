@@ -303,6 +303,7 @@ def _check_destinations(config: Config, names: SectionNames) -> Iterator[Fault]:
         yield from _check_statuses(key, destination)
         if destination.changes_attributes or destination.map_unmatched != "send":
             yield from change_rules.check_changes(key, destination)
+        yield from change_rules.check_transcoding(key, destination)
         if destination.map is not None:
             yield from _check_file(f"{key}.map", destination.map, may_be_certificate=False)
 

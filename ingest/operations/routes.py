@@ -10,6 +10,7 @@ from ingest.config.model import Config
 from ingest.dicom.file_header import InstanceHeader, read_instance_header
 from ingest.dicom.part10 import is_part10
 from ingest.dicom.priority import MEDIUM, decide_priority
+from ingest.dicom.transcoding import name_syntax
 from ingest.errors import PeerError, RewriteError
 from ingest.outgoing.coercion import Coercion, ShownChange
 from ingest.outgoing.plan import OutgoingPlan, StoredDataSet
@@ -36,17 +37,31 @@ class DestinationChanges:
 
 
 @dataclass(frozen=True, slots=True)
+class OfferedSyntaxes:
+    """Keywords of the transfer syntaxes that a destination is offered for a file, the best first."""
+
+    destination: str
+    transfer_syntaxes: tuple[str, ...]
+
+    def to_json(self) -> dict[str, object]:
+        """Return the offer for JSON."""
+        return {"destination": self.destination, "transfer_syntaxes": list(self.transfer_syntaxes)}
+
+
+@dataclass(frozen=True, slots=True)
 class RouteExplanation:
     """The routing of one file; None with an error if the file cannot be read.
 
     Attributes:
         changes: One for each of its destinations that changes it.
+        offers: One for each of its destinations that may get it in another transfer syntax.
     """
 
     path: Path
     routing: RoutingDecision | None = None
     error: str = ""
     changes: tuple[DestinationChanges, ...] = ()
+    offers: tuple[OfferedSyntaxes, ...] = ()
 
     def to_json(self) -> dict[str, object]:
         """Return the explanation for JSON."""
@@ -59,6 +74,7 @@ class RouteExplanation:
             "routed": routing.routed,
             "kept_back": list(routing.exclusions),
             "changes": [each.to_json() for each in self.changes],
+            "offers": [each.to_json() for each in self.offers],
             "held_for": sorted(routing.held),
             "awaits": {
                 name: routing.awaited[name] for name in routing.destinations if name in routing.awaited
@@ -144,7 +160,13 @@ def _explain_file(
         return RouteExplanation(path, error=f"cannot be read: {error.strerror}")
     finally:
         os.close(fd)
-    return RouteExplanation(path, decision, changes=tuple(each for each in shown if each is not None))
+    offers = [
+        OfferedSyntaxes(name, tuple(map(name_syntax, plan.list_offers(header.transfer_syntax_uid))))
+        for name, plan in planned
+        if plan.transcoding is not None
+    ]
+    changed = tuple(each for each in shown if each is not None)
+    return RouteExplanation(path, decision, changes=changed, offers=tuple(offers))
 
 
 def _show_changes(

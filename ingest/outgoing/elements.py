@@ -8,7 +8,7 @@ values of undefined length each item or fragment costs one.
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 from ingest.dicom import uids
 from ingest.dicom.padding import (
@@ -74,13 +74,26 @@ class Encoding:
         Raises:
             ValueError: The length field has no room.
         """
-        head = struct.pack(self.order + "HH", tag >> 16, tag & 0xFFFF)
-        is_short = bool(vr) and vr in SHORT_VRS and not self.is_implicit
-        if length >= (1 << 16 if is_short else UNDEFINED_LENGTH):
+        if length >= self.find_length_limit(vr):
             raise ValueError(f"{length} bytes do not fit into an element")
+        return self._encode(tag, vr, length)
+
+    def encode_undefined(self, tag: int, vr: bytes) -> bytes:
+        """Encode the header of an element or item of undefined length."""
+        return self._encode(tag, vr, UNDEFINED_LENGTH)
+
+    def find_length_limit(self, vr: bytes) -> int:
+        """Return the first length that does not fit into an element of this VR."""
+        return 1 << 16 if self._is_short(vr) else UNDEFINED_LENGTH
+
+    def _is_short(self, vr: bytes) -> bool:
+        return vr in SHORT_VRS and not self.is_implicit
+
+    def _encode(self, tag: int, vr: bytes, length: int) -> bytes:
+        head = struct.pack(self.order + "HH", tag >> 16, tag & 0xFFFF)
         if self.is_implicit or not vr:
             return head + struct.pack(self.order + "L", length)
-        if is_short:
+        if self._is_short(vr):
             return head + vr + struct.pack(self.order + "H", length)
         return head + vr + b"\0\0" + struct.pack(self.order + "L", length)
 
@@ -105,7 +118,7 @@ def list_elements(
     Raises:
         PeerError: The data set is not encoded in its transfer syntax.
     """
-    walk = _Walk(read, length, Encoding.of_syntax(transfer_syntax), on_tick)
+    walk = ElementWalk(read, length, Encoding.of_syntax(transfer_syntax), on_tick)
     found: list[Element] = []
     try:
         walk.run(found)
@@ -115,10 +128,29 @@ def list_elements(
     return found
 
 
-class _Walk:
-    """One walk through a data set."""
+class Header(NamedTuple):
+    """The header of a data element.
+
+    Attributes:
+        tag: Its tag; that of an item or a delimiter if its group is FFFEH.
+        vr: Its VR; that of PS3.6 in Implicit VR; empty for an item or a delimiter.
+        value_at: Position of its value.
+        length: Length of its value; None if it is undefined.
+        is_implicit: Whether it is in Implicit VR Little Endian.
+    """
+
+    tag: int
+    vr: bytes
+    value_at: int
+    length: int | None
+    is_implicit: bool
+
+
+class ElementReader:
+    """Reads headers of data elements and items at positions of a data set."""
 
     def __init__(self, read: Read, length: int, encoding: Encoding, on_tick: Callable[[], None]) -> None:
+        """Take a data set. Nothing is read yet."""
         self._read = read
         self._length = length
         self._order = encoding.order
@@ -127,38 +159,35 @@ class _Walk:
         self._steps = 0
         self._block, self._block_at = b"", 0
 
-    def run(self, found: list[Element]) -> None:
-        """Add the elements of the top level to a list."""
-        at = 0
-        while self._length - at >= 8:
-            element = self._element(at, self._implicit, 0)
-            if element.tag >> 16 != 0xFFFE:  # readers skip delimiters here, and so does padding
-                found.append(element)
-            if len(found) > ELEMENTS_MAX:
-                raise PeerError(f"it has more than {ELEMENTS_MAX} data elements")
-            at = element.end
-        # Some writers pad files with zeros. The padding of odd data sets removes them, if it is needed.
-        if self._bytes(at, self._length - at).strip(b"\0"):
-            raise PeerError(f"{self._length - at} bytes at its end are no data element")
+    def read_header(self, at: int, implicit: bool, depth: int) -> Header:
+        """Read the header of an element, whose value has to end within the data set.
 
-    def _element(self, at: int, implicit: bool, depth: int) -> Element:
+        Raises:
+            PeerError: There is none.
+            OSError: The file cannot be read.
+        """
         self._tick()
         tag = self._tag(at, implicit)
         if tag >> 16 == 0xFFFE:
-            return Element(tag, b"", at, at + 8, at + 8)
+            return Header(tag, b"", at + 8, 0, implicit)
         vr, length_at, length_size, implicit = self._header(at, tag, implicit, depth)
         length = self._number(length_at, length_size, implicit)
         value_at = length_at + length_size
         if length_size == 4 and length == UNDEFINED_LENGTH:
-            inner = implicit or vr == b"UN"  # PS3.5 6.2.2
-            if inner or vr == b"SQ":
-                end = self._skip_items(value_at, inner, depth + 1)
-            else:
-                end = self._skip_fragments(value_at)
-            return Element(tag, vr, at, value_at, end, is_undefined=True)
+            return Header(tag, vr, value_at, None, implicit)
         if value_at + length > self._length:
             raise PeerError(f"({tag >> 16:04X},{tag & 0xFFFF:04X}) ends behind the data set")
-        return Element(tag, vr, at, value_at, value_at + length)
+        return Header(tag, vr, value_at, length, implicit)
+
+    def read_item(self, at: int, implicit: bool) -> tuple[int, int]:
+        """Read tag and length of an item or a delimiter.
+
+        Raises:
+            PeerError: The data set ends within it.
+            OSError: The file cannot be read.
+        """
+        self._tick()
+        return self._tag(at, implicit), self._number(at + 4, 4, implicit)
 
     def _header(self, at: int, tag: int, implicit: bool, depth: int) -> tuple[bytes, int, int, bool]:
         """Return VR, position and size of the length field, and whether the element is in Implicit VR."""
@@ -169,52 +198,6 @@ class _Walk:
                 raise PeerError(f"({tag >> 16:04X},{tag & 0xFFFF:04X}) has no VR")
             return find_vr(tag), at + 4, 4, True
         return (vr, at + 6, 2, False) if vr in SHORT_VRS else (vr, at + 8, 4, False)
-
-    def _skip_items(self, at: int, implicit: bool, depth: int) -> int:
-        """Return the position behind a sequence of undefined length; its delimiter may be missing."""
-        if depth > DEPTH_MAX:
-            raise PeerError(f"it nests more than {DEPTH_MAX} sequences")
-        while at < self._length:
-            tag, length = self._item(at, implicit)
-            at += 8
-            if tag == SEQUENCE_END:
-                return at
-            if tag != ITEM:
-                raise PeerError(
-                    f"({tag >> 16:04X},{tag & 0xFFFF:04X}) in a sequence, where an item has to be"
-                )
-            at = self._skip_elements(at, implicit, depth) if length == UNDEFINED_LENGTH else at + length
-        return self._require_within(at)
-
-    def _skip_elements(self, at: int, implicit: bool, depth: int) -> int:
-        """Return the position behind an item of undefined length."""
-        while at < self._length:
-            element = self._element(at, implicit, depth)
-            at = element.end
-            if element.tag == ITEM_END:
-                return at
-        return at
-
-    def _skip_fragments(self, at: int) -> int:
-        """Return the position behind an encapsulated value (PS3.5 A.4)."""
-        while at < self._length:
-            tag, length = self._item(at, False)
-            at += 8
-            if tag == SEQUENCE_END:
-                return at
-            if tag != ITEM or length == UNDEFINED_LENGTH:
-                raise PeerError("an encapsulated value has something other than fragments")
-            at += length
-        return self._require_within(at)
-
-    def _require_within(self, at: int) -> int:
-        if at > self._length:
-            raise PeerError("an item ends behind the data set")
-        return at
-
-    def _item(self, at: int, implicit: bool) -> tuple[int, int]:
-        self._tick()
-        return self._tag(at, implicit), self._number(at + 4, 4, implicit)
 
     def _tick(self) -> None:
         self._steps += 1
@@ -237,3 +220,91 @@ class _Walk:
         if len(found) < count:
             raise PeerError("it ends within the header of an element")
         return found
+
+
+class ElementWalk(ElementReader):
+    """Steps over the elements of a data set."""
+
+    def run(self, found: list[Element]) -> None:
+        """Add the elements of the top level to a list."""
+        at = 0
+        while self._length - at >= 8:
+            element = self._element(at, self._implicit, 0)
+            if element.tag >> 16 != 0xFFFE:  # readers skip delimiters here, and so does padding
+                found.append(element)
+            if len(found) > ELEMENTS_MAX:
+                raise PeerError(f"it has more than {ELEMENTS_MAX} data elements")
+            at = element.end
+        self.require_padding(at)
+
+    def require_padding(self, at: int) -> None:
+        """Require that nothing but zeros follows. Some writers pad files with them.
+
+        Raises:
+            PeerError: There is something else.
+            OSError: The file cannot be read.
+        """
+        if self._bytes(at, self._length - at).strip(b"\0"):
+            raise PeerError(f"{self._length - at} bytes at its end are no data element")
+
+    def _element(self, at: int, implicit: bool, depth: int) -> Element:
+        head = self.read_header(at, implicit, depth)
+        if head.length is not None:
+            return Element(head.tag, head.vr, at, head.value_at, head.value_at + head.length)
+        return Element(
+            head.tag, head.vr, at, head.value_at, self.skip_undefined(head, depth), is_undefined=True
+        )
+
+    def skip_undefined(self, head: Header, depth: int) -> int:
+        """Return the position behind a value of undefined length, with its delimiter.
+
+        Raises:
+            PeerError: It is not encoded correctly.
+            OSError: The file cannot be read.
+        """
+        inner = head.is_implicit or head.vr == b"UN"  # PS3.5 6.2.2
+        if inner or head.vr == b"SQ":
+            return self._skip_items(head.value_at, inner, depth + 1)
+        return self._skip_fragments(head.value_at)
+
+    def _skip_items(self, at: int, implicit: bool, depth: int) -> int:
+        """Return the position behind a sequence of undefined length; its delimiter may be missing."""
+        if depth > DEPTH_MAX:
+            raise PeerError(f"it nests more than {DEPTH_MAX} sequences")
+        while at < self._length:
+            tag, length = self.read_item(at, implicit)
+            at += 8
+            if tag == SEQUENCE_END:
+                return at
+            if tag != ITEM:
+                raise PeerError(
+                    f"({tag >> 16:04X},{tag & 0xFFFF:04X}) in a sequence, where an item has to be"
+                )
+            at = self._skip_elements(at, implicit, depth) if length == UNDEFINED_LENGTH else at + length
+        return self._require_within(at)
+
+    def _skip_elements(self, at: int, implicit: bool, depth: int) -> int:
+        """Return the position behind an item of undefined length."""
+        while at < self._length:
+            element = self._element(at, implicit, depth)
+            at = element.end
+            if element.tag == ITEM_END:
+                return at
+        return at
+
+    def _skip_fragments(self, at: int) -> int:
+        """Return the position behind an encapsulated value (PS3.5 A.4)."""
+        while at < self._length:
+            tag, length = self.read_item(at, False)
+            at += 8
+            if tag == SEQUENCE_END:
+                return at
+            if tag != ITEM or length == UNDEFINED_LENGTH:
+                raise PeerError("an encapsulated value has something other than fragments")
+            at += length
+        return self._require_within(at)
+
+    def _require_within(self, at: int) -> int:
+        if at > self._length:
+            raise PeerError("an item ends behind the data set")
+        return at

@@ -1,14 +1,16 @@
 """The plan of a destination: which changes a data set goes through on its way there.
 
 A change is a `Rewrite`. It takes a data set and returns it changed, or returns the same object if there is
-nothing to change. The next change gets its result. A plan without changes costs a delivery nothing.
+nothing to change. The next change gets its result. Transcoding comes last, since it depends on what the
+remote accepts. A plan without changes costs a delivery nothing.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from ingest.outgoing.data_set import FileRange, OutgoingDataSet
+from ingest.outgoing.transcoding import Transcoding
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,14 +69,28 @@ class Rewrite(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class OutgoingPlan:
-    """The changes for one destination, in order."""
+    """The changes for one destination, in order; `transcoding` is None if it is never done."""
 
     rewrites: tuple[Rewrite, ...] = ()
+    transcoding: Transcoding | None = None
+
+    def list_offers(self, stored: str) -> tuple[str, ...]:
+        """List the transfer syntaxes to propose for instances stored in one, the best first."""
+        return (stored,) if self.transcoding is None else self.transcoding.list_offers(stored)
 
     def make_data_set(
-        self, stored: StoredDataSet, on_tick: Callable[[], None] = lambda: None
+        self,
+        stored: StoredDataSet,
+        on_tick: Callable[[], None] = lambda: None,
+        accepted: Sequence[str] = (),
     ) -> OutgoingDataSet | None:
         """Return the data set to send; None if it is sent as it is stored.
+
+        Args:
+            stored: The data set in the store.
+            on_tick: To be called at least twice a second.
+            accepted: Of `list_offers`, the transfer syntaxes that the remote accepted. Without any, the data
+                set keeps the one that it is stored in.
 
         Raises:
             RewriteError, OSError: As `Rewrite.rewrite`.
@@ -82,7 +98,14 @@ class OutgoingPlan:
         as_stored = data_set = stored.as_outgoing()
         for each in self.rewrites:
             data_set = each.rewrite(data_set, stored, on_tick)
+        if self.transcoding is not None and accepted:
+            data_set = self.transcoding.transcode(data_set, accepted, on_tick)
         return None if data_set is as_stored else data_set
+
+    def close(self) -> None:
+        """End the processes that changes have started."""
+        if self.transcoding is not None:
+            self.transcoding.close()
 
 
 AS_STORED = OutgoingPlan()

@@ -1,12 +1,16 @@
 """The plans of all destinations of a configuration."""
 
+from ingest.codecs.available import list_codecs
+from ingest.codecs.pool import CodecPool
 from ingest.config.attribute_map import read_attribute_map
 from ingest.config.attribute_values import parse_attribute, parse_new_value
 from ingest.config.model import Config, Destination
+from ingest.dicom.transcoding import TranscodeMode, TranscodingRule, find_target
 from ingest.errors import ConfigError
 from ingest.outgoing.attributes import WantedChanges
 from ingest.outgoing.coercion import Coercion
 from ingest.outgoing.plan import OutgoingPlan, Rewrite
+from ingest.outgoing.transcoding import Transcoding
 
 
 def build_plans(config: Config) -> dict[str, OutgoingPlan]:
@@ -17,14 +21,16 @@ def build_plans(config: Config) -> dict[str, OutgoingPlan]:
     """
     plans: dict[str, OutgoingPlan] = {}
     faults: list[str] = []
+    codecs = CodecPool(config.workers.encoders)
     for index, destination in enumerate(config.destinations):
         try:
             rewrites = _list_rewrites(config, destination)
         except ConfigError as error:
             faults += [f"destinations[{index}].map: {fault}" for fault in error.faults]
             continue
-        if rewrites:
-            plans[destination.name] = OutgoingPlan(rewrites)
+        transcoding = plan_transcoding(destination, codecs)
+        if rewrites or transcoding is not None:
+            plans[destination.name] = OutgoingPlan(rewrites, transcoding)
     if faults:
         raise ConfigError(faults)
     return plans
@@ -32,6 +38,15 @@ def build_plans(config: Config) -> dict[str, OutgoingPlan]:
 
 def _list_rewrites(config: Config, destination: Destination) -> tuple[Rewrite, ...]:
     return (Coercion(plan_changes(config, destination)),) if destination.changes_attributes else ()
+
+
+def plan_transcoding(destination: Destination, codecs: CodecPool) -> Transcoding | None:
+    """Return the transcoding that a destination asks for; None if it asks for none."""
+    mode = TranscodeMode(destination.transcode)
+    if mode is TranscodeMode.NEVER:
+        return None
+    preferred = find_target(destination.preferred_transfer_syntax) or ""
+    return Transcoding(TranscodingRule(mode, preferred, list_codecs()), codecs)
 
 
 def plan_changes(config: Config, destination: Destination) -> WantedChanges:

@@ -118,13 +118,26 @@ def test_wheel_is_tagged_and_brings_no_openssl(dist: Dist, wheel: dict[str, byte
 
 def test_metadata_names_the_extras_and_no_test_tool(wheel: dict[str, bytes]) -> None:
     text = next(content for name, content in wheel.items() if name.endswith(".dist-info/METADATA")).decode()
-    assert set(re.findall(r"^Provides-Extra: (\S+)$", text, re.MULTILINE)) == {"console", "postgresql"}
+    assert set(re.findall(r"^Provides-Extra: (\S+)$", text, re.MULTILINE)) == {
+        "console",
+        "postgresql",
+        "transcode",
+    }
     base = {
         line.partition(": ")[2].split(">")[0].split("[")[0]
         for line in text.splitlines()
         if line.startswith("Requires-Dist: ") and "extra ==" not in line
     }
-    assert not base & {"starlette", "uvicorn", "psycopg", "pytest", "cython", "click-man"}
+    assert not base & {
+        "starlette",
+        "uvicorn",
+        "psycopg",
+        "numpy",
+        "python-gdcm",
+        "pytest",
+        "cython",
+        "click-man",
+    }
     assert "License-Expression: MIT" in text
 
 

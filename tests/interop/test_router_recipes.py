@@ -1,6 +1,7 @@
 """The recipes of a router in docs/how-to: nodes with the configuration of the page, and peers over TLS."""
 
 import shutil
+import subprocess
 from collections.abc import Callable
 from dataclasses import replace
 from io import BytesIO
@@ -223,3 +224,36 @@ def test_priority_of_a_sender_and_of_a_route_reaches_the_remote(
         "1.2.5.0": 0, "1.2.5.1": 1, "1.2.5.2": 2, "1.2.3.0": 0, "1.2.3.1": 0, "1.2.3.2": 2
     }  # fmt: skip
     assert {one.priority for one in site.stored} == {2}
+
+
+def test_images_are_compressed_for_a_slow_line(
+    make_node: Callable[..., Node], material: Material, tmp_path: Path
+) -> None:
+    recipe = read_recipe("slow-sites", "Compress for the line")
+    folder = Path(pydicom.__file__).parent / "data/test_files"
+    names = "CT_small.dcm", "MR_small_RLE.dcm", "SC_rgb_small_odd.dcm", "JPEG-lossy.dcm", "reportsi.dcm"
+    files = [folder / name for name in names]
+    before = {pydicom.dcmread(path).SOPInstanceUID: path for path in files}
+    with storescp(tmp_path / "second", material.tls("remote"), "--promiscuous") as site:
+        ours = recipe.replace('host = "archive.second.example.org"', f'host = "localhost"\nport = {site}')
+        node = make_node().start(destinations="", routes=ours)
+        shutil.copy(files[0], node.folder / "sample.dcm")
+        with Walk(node.folder) as walk:
+            shown = walk.run("command ingest routes test -c ingest.toml sample.dcm")
+        assert "offered to second-site: JPEGLSLossless, or ExplicitVRLittleEndian, or" in shown
+        send(node, material, files)
+        done = {("second-site", "delivered"): len(files)}
+        eventually(lambda: count_by_destination(node) == done, 30, f"{count_by_destination(node)}")
+    arrived = by_uid((tmp_path / "second").iterdir())
+    assert arrived.keys() == before.keys()
+    for uid, path in before.items():
+        stored, sent = pydicom.dcmread(path), pydicom.dcmread(arrived[uid])
+        if path.name in {"JPEG-lossy.dcm", "reportsi.dcm"}:
+            assert sent.file_meta.TransferSyntaxUID == stored.file_meta.TransferSyntaxUID
+            assert sent.get("PixelData") == stored.get("PixelData")
+            continue
+        assert sent.file_meta.TransferSyntaxUID.keyword == "JPEGLSLossless"
+        decoded = tmp_path / "decoded.dcm"
+        subprocess.run(["dcmdjpls", arrived[uid], decoded], check=True, timeout=60)
+        wanted = stored.pixel_array
+        assert (pydicom.dcmread(decoded).pixel_array == wanted).all(), path.name

@@ -22,6 +22,7 @@ GROUPS: Final = {
     "node": "Every node",
     "console": "With the extra `console`",
     "postgresql": "With the extra `postgresql`",
+    "transcode": "With the extra `transcode`",
     "dev": "To build and test only",
 }
 """Headings of the page. A package stands below the first group that needs it."""

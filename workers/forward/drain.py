@@ -185,6 +185,7 @@ class DestinationDrain:
         self._in_flight: dict[int, Delivery] = {}
         self._sent_at: dict[int, float] = {}  # monotonic seconds, by message ID
         self._notes: dict[int, str] = {}  # changes of data sets in flight, by delivery
+        self._offers: dict[Context, tuple[Context, ...]] = {}  # by the context of the stored data set
         # Contexts to propose without any other: all of them, those still to be proposed, those refused so.
         self._sole_contexts: set[Context] = set()
         self._pending_sole_contexts: set[Context] = set()
@@ -353,10 +354,11 @@ class DestinationDrain:
         Raises:
             StoreAwayError: The store is away, or its disk fails.
         """
-        context = _context_of(row)
-        if association.accepted_context_id(*context) is None:
-            is_sole = context in self._refused_contexts or len(association.proposed) == 1
-            return ContextNotAccepted(f"no context accepted for {context[0]} in {context[1]}", is_sole)
+        offers = self._offers_of(_context_of(row))
+        accepted = [syntax for each, syntax in offers if association.accepted_context_id(each, syntax)]
+        if not accepted:
+            is_sole = _context_of(row) in self._refused_contexts or len(association.proposed) == len(offers)
+            return ContextNotAccepted(_describe_refusal(offers), is_sole)
         try:
             fd = self._open_store_file(row)
         except StoreAwayError:
@@ -366,7 +368,7 @@ class DestinationDrain:
         self._leases.note_start(row)
         began_at = time.monotonic()
         try:
-            message_id = self._send_file(association, row, fd)
+            message_id = self._send_file(association, row, fd, accepted)
         except RewriteError as error:
             self._forget_aborted(association)
             return NotRewritable(str(error))
@@ -384,9 +386,10 @@ class DestinationDrain:
         self._sent_at[message_id] = began_at
         return None
 
-    def _send_file(self, association: StoreSCU, row: Delivery, fd: int) -> int:
+    def _send_file(self, association: StoreSCU, row: Delivery, fd: int, accepted: Sequence[str]) -> int:
         """Send the data set of a file, changed as the plan says, and return the message ID."""
-        data_set = self._make_data_set(row, fd) if self._plan.rewrites else None
+        is_changed = bool(self._plan.rewrites) or accepted[0] != row.transfer_syntax_uid
+        data_set = self._make_data_set(row, fd, accepted) if is_changed else None
         priority = find_request_priority(Priority(row.priority))
         if data_set is None:
             return association.send_instance(
@@ -401,7 +404,7 @@ class DestinationDrain:
         self._notes[row.id] = data_set.note
         return association.send_data_set(data_set, priority)
 
-    def _make_data_set(self, row: Delivery, fd: int) -> OutgoingDataSet | None:
+    def _make_data_set(self, row: Delivery, fd: int, accepted: Sequence[str]) -> OutgoingDataSet | None:
         stored = StoredDataSet(
             fd,
             row.data_set_offset,
@@ -412,7 +415,7 @@ class DestinationDrain:
             row.stored_at,
         )
         try:
-            return self._plan.make_data_set(stored, self._tick)
+            return self._plan.make_data_set(stored, self._tick, accepted)
         except OSError as error:
             raise make_read_error(row.sop_instance_uid, error) from error
 
@@ -536,8 +539,9 @@ class DestinationDrain:
     # --- association
 
     def _association_for(self, row: Delivery, rest: deque[Delivery]) -> StoreSCU | None:
-        """Return an association on which the context of `row` was proposed; None if none can be opened."""
+        """Return an association that offers what `row` needs; None if none can be opened."""
         context, titles = _context_of(row), self._titles.choose_titles(row)
+        offers = self._offers_of(_context_of(row))
         if titles in self._refused_titles:
             return None
         association = self._association
@@ -545,23 +549,29 @@ class DestinationDrain:
         must_renegotiate = context in self._pending_sole_contexts
         self._pending_sole_contexts.discard(context)
         if association is not None:
-            is_usable = association.check_established() and context in association.proposed
+            is_usable = association.check_established() and association.proposed.issuperset(offers)
             is_usable = is_usable and titles == self._association_titles
             is_usable = is_usable and self._may_carry(row)
-            if is_usable and not must_renegotiate and (not is_sole or len(association.proposed) == 1):
+            is_alone = len(association.proposed) == len(offers)
+            if is_usable and not must_renegotiate and (not is_sole or is_alone):
                 return association
             self._receive_all_responses(rest)
             self._release_association()
             if self._must_stop():
                 return None
-        if is_sole or context in self._doubted_contexts:
-            return self._open_association((context,), row)
+        if is_sole or not self._doubted_contexts.isdisjoint(offers):
+            return self._open_association(offers, row)
         recent = self._resources.recent_contexts.get(self._name, ())
-        others = (_context_of(other) for other in rest if self._titles.choose_titles(other) == titles)
         if self._leases.study is not None:
             # All contexts of the study, so that its last instance needs no other association.
-            recent = tuple(self._leases.find_study_contexts())
-        needed = [context, *others, *recent]
+            of_study = self._leases.find_study_contexts()
+            recent = tuple(each for one in of_study for each in self._offers_of(one))
+        alike = (other for other in rest if self._titles.choose_titles(other) == titles)
+        needed = [
+            *offers,
+            *(each for other in alike for each in self._offers_of(_context_of(other))),
+            *recent,
+        ]
         contexts = plan_associations([each for each in needed if each not in self._doubted_contexts])[0]
         self._resources.recent_contexts[self._name] = contexts
         return self._open_association(contexts, row)
@@ -588,7 +598,8 @@ class DestinationDrain:
             has_answered_echo: Whether the remote has answered a C-ECHO just now.
         """
         destination, titles = self._destination, self._titles.choose_titles(row)
-        if not has_answered_echo and _context_of(row) in self._doubted_contexts:
+        offers = self._offers_of(_context_of(row))
+        if not has_answered_echo and not self._doubted_contexts.isdisjoint(offers):
             has_answered_echo = self._breaker.answers_echo(self._tick)
         try:
             self._association = StoreSCU.open(
@@ -610,7 +621,7 @@ class DestinationDrain:
                     self._record_break(f"{error} (at the proposal of {_context_of(row)[0]})", row)
                     return None
                 if self._breaker.answers_echo(self._tick):
-                    return self._open_association((_context_of(row),), row, has_answered_echo=True)
+                    return self._open_association(offers, row, has_answered_echo=True)
             self._record_failure(error)
             return None
         self._association_titles = titles
@@ -620,6 +631,15 @@ class DestinationDrain:
         self._count_association("opened")
         self._note_certificate(self._association.peer_certificate())
         return self._association
+
+    def _offers_of(self, stored: Context) -> tuple[Context, ...]:
+        """Return the contexts in which instances of a stored one can be sent, the best first."""
+        found = self._offers.get(stored)
+        if found is None:
+            sop_class, syntax = stored
+            found = tuple((sop_class, each) for each in self._plan.list_offers(syntax))
+            self._offers[stored] = found
+        return found
 
     def _note_refused_titles(self, titles: Titles, error: AssociationError) -> None:
         """Note that the remote refuses the AE titles of one sender. The circuit of the destination stays."""
@@ -667,3 +687,9 @@ class DestinationDrain:
 
 def _context_of(row: Delivery) -> Context:
     return row.sop_class_uid, row.transfer_syntax_uid
+
+
+def _describe_refusal(offers: Sequence[Context]) -> str:
+    """Say which transfer syntaxes a remote refuses."""
+    (sop_class, first), others = offers[0], [syntax for _, syntax in offers[1:]]
+    return f"no context accepted for {sop_class} in {' nor in '.join([first, *others])}"

@@ -177,6 +177,8 @@ class ForwardWorker:
             self.resources.spans.close()
         if self.resources.security_alerts is not None:
             self.resources.security_alerts.close()
+        for plan in self.resources.plans.values():
+            plan.close()
         self.ledger.close()
         self.client.close()
 

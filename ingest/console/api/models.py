@@ -504,6 +504,13 @@ class DestinationChanges(AnswerModel):
     error: str
 
 
+class OfferedSyntaxes(AnswerModel):
+    """Transfer syntaxes that a destination is offered. The first one that it accepts is used."""
+
+    destination: str
+    transfer_syntaxes: list[str]
+
+
 class RouteTestResult(AnswerModel):
     """Which routes take an instance, and why."""
 
@@ -511,6 +518,7 @@ class RouteTestResult(AnswerModel):
     routed: str
     kept_back: list[str]
     changes: list[DestinationChanges]
+    offers: list[OfferedSyntaxes] = Field(description="For destinations with `transcode`.")
     held_for: list[str] = Field(description="Destinations whose deliveries a person releases.")
     awaits: dict[str, str] = Field(description="Destinations that wait for the series or study.")
     priorities: dict[str, str] = Field(description="Priorities that the routes give, by destination.")

@@ -22,7 +22,7 @@ async def show_routes(request: Request) -> Response:
 
 
 def _render(request: Request, config: Config, **values: Any) -> Response:
-    shown = {"explanation": None, "changes": (), "fault": "", "form": {}, **values}
+    shown = {"explanation": None, "changes": (), "offers": (), "fault": "", "form": {}, **values}
     return render(request, "routes.html", "routes", routes=_view_routes(config), **shown)
 
 
@@ -82,7 +82,13 @@ async def test_routes(request: Request) -> Response:
             return _render(request, console.config, fault=fault, form=values)
     fault = f"The file cannot be read: {explained.error}" if explained.routing is None else ""
     changes = [] if explained.routing is None else explained.changes
-    shown = {"explanation": explained.routing, "changes": changes, "fault": fault, "form": values}
+    shown = {
+        "explanation": explained.routing,
+        "changes": changes,
+        "offers": explained.offers,
+        "fault": fault,
+        "form": values,
+    }
     return _render(request, console.config, **shown)
 
 

@@ -144,7 +144,7 @@ def test_version_says_what_a_report_of_a_fault_needs(run):
     commit = find_commit()
     assert commit is None or said["commit"] == f"{commit.name} of {commit.date}"
     assert said["OpenSSL"].startswith("3.")
-    assert said["extras"] == "console, postgresql"
+    assert said["extras"] == "console, postgresql, transcode"
 
 
 @pytest.mark.parametrize(

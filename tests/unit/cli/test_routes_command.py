@@ -94,6 +94,17 @@ def test_changes_for_a_destination_are_shown_as_a_diff(config: Path, tmp_path: P
     assert result.exit_code != 0
 
 
+def test_transfer_syntaxes_that_a_destination_is_offered_are_shown(config: Path, tmp_path: Path) -> None:
+    file = tmp_path / "a.dcm"
+    file.write_bytes(Made(sop="1.9.1").file)
+    keys = 'transcode = "always"\npreferred_transfer_syntax = "ImplicitVRLittleEndian"\n'
+    config.write_text(CONFIG.replace("tls = false\n", f"tls = false\n{keys}"))
+    offered = ["ImplicitVRLittleEndian", "ExplicitVRLittleEndian"]
+    assert f"  offered to pacs: {', or '.join(offered)}\n" in ask(config, file).output
+    [found] = json.loads(ask(config, file, "--json").output)
+    assert found["offers"] == [{"destination": "pacs", "transfer_syntaxes": offered}]
+
+
 def test_file_that_cannot_be_read_is_named_and_the_rest_is_explained(config: Path, tmp_path: Path) -> None:
     good, bad = tmp_path / "good.dcm", tmp_path / "bad.dcm"
     good.write_bytes(Made(sop="1.9.1").file)

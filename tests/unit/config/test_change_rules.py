@@ -157,3 +157,21 @@ def test_a_note_says_that_removed_values_still_leave_the_node(tmp_path: Path) ->
         file.write_text(f'{head}remove = ["PatientSex"]\noriginal_attributes = {str(keeps).lower()}\n')
         found = [fault for fault in check_node(load_config(file)) if "destinations[0].remove" in fault.key]
         assert [fault.is_note for fault in found] == [True] * keeps
+
+
+@pytest.mark.parametrize(
+    ("keys", "cause"),
+    [
+        ('transcode = "always"', 'is empty, and transcode is "always"'),
+        ('preferred_transfer_syntax = "ExplicitVRLittleEndian"', 'is set, and transcode is "never"'),
+        ('transcode = "if-refused"\npreferred_transfer_syntax = "JPEG"', '"JPEG" is no transfer syntax'),
+    ],
+)
+def test_a_wrong_choice_of_transfer_syntaxes_is_refused(tmp_path: Path, keys: str, cause: str) -> None:
+    file = tmp_path / "ingest.toml"
+    head = '[[destinations]]\nname = "pacs"\nae_title = "PACS"\nhost = "localhost"\ntls = false\n'
+    file.write_text(head + keys + "\n")
+    with pytest.raises(ConfigError) as refusal:
+        load_config(file)
+    [fault] = refusal.value.faults
+    assert fault.startswith(f"destinations[0].preferred_transfer_syntax: {cause}")
