@@ -311,7 +311,7 @@ class Association:
     def _abort_as_user(self, subject: object) -> None:  # AA-1
         self._end_scp()
         if self._scp is None:
-            self._listener.record_failure(self._connection.address)
+            self._listener.record_failure(self._connection)
         if isinstance(subject, PeerError):
             # Table 9-9 asks for source 0. Source 2 with a reason helps to find the fault.
             self._connection.send(wire.encode_abort(SERVICE_PROVIDER, subject.reason))

@@ -16,7 +16,10 @@ from typing import TYPE_CHECKING, Any, Final
 import structlog
 
 from ingest.acceptor.association import Association
+from ingest.acceptor.endpoints import Endpoint
+from ingest.acceptor.header_reader import HeaderReader
 from ingest.acceptor.refusals import (
+    NO_PROXY_HEADER,
     PLAIN_TO_TLS,
     TLS_TO_PLAIN,
     TOO_MANY_NEWCOMERS,
@@ -30,10 +33,10 @@ from ingest.ext.errors import PeerError
 from ingest.ext.event_loop import READABLE, WRITABLE
 from ingest.ext.pdu import Command, ControlPDU, DataSet, PDUParser
 from ingest.ext.tls_connection import BufferedConnection
-from ingest.ext.tls_context import Context
 from ingest.ext.tls_errors import NoCertificateError
 from ingest.metrics import families
 from ingest.metrics.board import current_board
+from ingest.network.proxy_header import HeaderFault, ProxyHeader
 from ingest.tls.identity import CertificateIdentity, read_identity
 from ingest.tls.rejection import REMEDIES, classify_failure, refused_certificate
 
@@ -54,14 +57,17 @@ class Connection:
     """Socket, TLS and deadlines of one peer.
 
     Attributes:
-        address: IP address of the peer.
+        endpoint: The listener that accepted it.
+        address: IP address of the peer. Behind a load balancer that of the sender, from the PROXY header on.
+        is_identified: Whether `address` is known to be that of the sender.
+        is_health_check: Whether a load balancer tests the port, by its PROXY header.
         uri: Address and port of the peer as a URI, for the File Meta Information.
         receiver: Our own address and port as a URI.
         identity: Identity of the peer's certificate; None without TLS or without a certificate.
         tls_version: Version of TLS; empty without TLS.
     """
 
-    def __init__(self, listener: "Listener", accepted: socket.socket, context: Context | None) -> None:
+    def __init__(self, listener: "Listener", accepted: socket.socket, endpoint: Endpoint) -> None:
         """Take over a socket that was accepted.
 
         Raises:
@@ -74,7 +80,7 @@ class Connection:
         self._listener = listener
         self._socket = accepted
         self._descriptor = accepted.fileno()
-        self._tls = BufferedConnection(context) if context is not None else None
+        self._tls = BufferedConnection(endpoint.context) if endpoint.context is not None else None
         self._parser = make_parser(listener)
         self._channel = Channel(self._descriptor, self._parser, listener.ciphertext, self)
         self._association = Association(self, listener, self._parser, self._channel)
@@ -85,6 +91,10 @@ class Connection:
         self._is_receive_scheduled = False
         self._closing_since: float | None = None
         self._opened_at = self._owed_response_at = listener.now()
+        self.endpoint = endpoint
+        self._header = HeaderReader() if endpoint.balancers else None
+        self.is_identified = self._header is None
+        self.is_health_check = False
         self.address = str(peer[0])
         is_tls = self._tls is not None
         self.uri = format_presentation_address(self.address, peer[1], tls=is_tls)
@@ -94,10 +104,15 @@ class Connection:
 
     def start(self) -> None:
         """Start to read."""
+        if self._header is None:
+            self._begin()
+        self.handle_notices()
+
+    def _begin(self) -> None:
+        """Begin with the bytes of the sender."""
         if self._tls is None:
             self._association.begin()
             self._channel.plain()
-        self.handle_notices()
 
     @property
     def is_open(self) -> bool:
@@ -112,11 +127,13 @@ class Connection:
     # --- called by the event loop
 
     def handle_readable(self) -> None:
-        """Continue the TLS handshake, or close a connection that ended while nothing was read from it."""
+        """Continue header or handshake, or close a connection that ended while nothing was read from it."""
         if self._is_closed:
             return
         if not self._events & READABLE:
             self.close_now()
+        elif self._header is not None:
+            self._read_header(self._header)
         elif self._tls is None or self._tls.established:
             self._receive()
         else:
@@ -127,6 +144,50 @@ class Connection:
             else:
                 if established:
                     self._receive()
+
+    # --- PROXY header
+
+    def _read_header(self, reader: HeaderReader) -> None:
+        """Read the PROXY header. The bytes after it stay in the socket, and the poller reports them again."""
+        try:
+            header = reader.read(self._socket, self._listener.ciphertext)
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError as error:
+            if reader.has_begun:
+                self._refuse_header(HeaderFault.MALFORMED.value)
+            else:
+                # A balancer that tests the port without a header has done nothing wrong.
+                log.debug("closed_before_handshake", address=self.address, error=str(error))
+                self.close_now()
+            return
+        except Exception as error:
+            self.handle_exception(error)
+            return
+        if isinstance(header, HeaderFault):
+            self._refuse_header(header.value)
+        elif header is not None:
+            self._take_header(header)
+
+    def _take_header(self, header: ProxyHeader) -> None:
+        self._header = None
+        self.is_health_check = header.is_local
+        if header.address:
+            self.address = header.address
+            self.uri = format_presentation_address(header.address, header.port, tls=self._tls is not None)
+        self.is_identified = True
+        if self._listener.admit_sender(self):
+            self._begin()
+
+    def _refuse_header(self, cause: str) -> None:
+        """Close the connection of a load balancer without a usable header. Its address is not to blame."""
+        current_board().add(families.CONNECTIONS_CLOSED, cause)
+        self._listener.count_refusal()
+        self._listener.count_refused_caller(self, refuse_connection(cause))
+        if self._listener.count_header_fault(self) == 1:
+            # One wrong setting of a balancer concerns every connection, and must not fill the log.
+            log.warning("proxy_header_refused", balancer=self.address, cause=cause, remedy=NO_PROXY_HEADER)
+        self.close_now()
 
     def _receive(self) -> None:
         self._is_receive_scheduled = False
@@ -218,7 +279,7 @@ class Connection:
             log.info("closed_before_handshake", address=self.address, error=error)
             current_board().add(families.TLS_FAILURES, "closed")
             self._listener.count_refused_caller(self, refuse_tls("closed"))
-            self._listener.record_failure(self.address)
+            self._listener.record_failure(self)
         self.close_now()
 
     def close_now(self) -> None:
@@ -254,23 +315,30 @@ class Connection:
         if self._closing_since is not None:
             if now - self._closing_since > receive.artim_seconds:
                 self.close_now()
-        elif self._tls is not None and not self._tls.established:
+        elif self._header is not None or (self._tls is not None and not self._tls.established):
             if now - self._opened_at > receive.handshake_seconds:
-                self._log_deadline("handshake_seconds")
-                current_board().add(families.TLS_FAILURES, "deadline")
-                self._listener.count_refused_caller(self, refuse_tls("deadline"))
-                self._listener.record_failure(self.address)
-                self.close_now()
+                self._end_late_handshake()
         elif association.artim_started_at is not None:
             if now - association.artim_started_at > receive.artim_seconds:
                 self._log_deadline("artim_seconds")
                 if association.state is State.AWAITING_ASSOCIATE_RQ:
-                    self._listener.record_failure(self.address)
+                    self._listener.record_failure(self)
                     self._listener.count_refused_caller(self, refuse_connection("deadline"))
                 association.handle_artim_expiry()
         elif self._is_idle(now):
             self._log_deadline("idle_seconds")
             association.release()
+
+    def _end_late_handshake(self) -> None:
+        """Close a connection whose PROXY header or TLS handshake is not complete in time."""
+        if self._header is not None:
+            self._refuse_header("proxy_deadline")
+            return
+        self._log_deadline("handshake_seconds")
+        current_board().add(families.TLS_FAILURES, "deadline")
+        self._listener.count_refused_caller(self, refuse_tls("deadline"))
+        self._listener.record_failure(self)
+        self.close_now()
 
     def _is_idle(self, now: float) -> bool:
         """Return whether the peer made no progress for too long, while we owed it no response."""
@@ -290,7 +358,7 @@ class Connection:
         )  # a peer that connects all the time must not fill the log
         write("newcomer_closed", address=self.address, count=count, remedy=TOO_MANY_NEWCOMERS)
         self._listener.count_refused_caller(self, refuse_connection("newcomers"))
-        self._listener.record_failure(self.address)
+        self._listener.record_failure(self)
         self.close_now()
 
     def abort(self) -> None:
@@ -361,7 +429,7 @@ class Connection:
             log.warning("tls_handshake_failed", **self._log_fields(), error=str(error))
             current_board().add(families.TLS_FAILURES, "unreadable_certificate")
             self._listener.count_refused_caller(self, refuse_tls("unreadable_certificate"))
-            self._listener.record_failure(self.address)
+            self._listener.record_failure(self)
             self._listener.count_refusal()
             self._listener.security_alerts.report(self.address, "", f"TLS handshake failed: {error}")
             self._channel.secure(tls)
@@ -409,7 +477,7 @@ class Connection:
             fields["remedy"] = PLAIN_TO_TLS
         log.warning("tls_failed" if established else "tls_handshake_failed", **self._log_fields(), **fields)
         if not established or self._association.state is State.AWAITING_ASSOCIATE_RQ:
-            self._listener.record_failure(self.address)
+            self._listener.record_failure(self)
         self._listener.count_refusal()
         if not established:
             self._listener.security_alerts.report(self.address, "", _describe_handshake_failure(fields))

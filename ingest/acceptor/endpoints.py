@@ -32,12 +32,15 @@ class Endpoint:
         port: Port as configured; 0 lets the kernel choose.
         socket: Listening socket, non-blocking.
         context: TLS context; None for plain DICOM.
+        balancers: Networks of the load balancers that write a PROXY header. All other addresses are closed
+            unread. Empty: senders connect themselves.
     """
 
     host: str
     port: int
     socket: socket.socket
     context: Context | None
+    balancers: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         host, port = self.socket.getsockname()[:2]
@@ -65,7 +68,8 @@ def bind_endpoints(
             if bound is None:
                 bound = _listen(item.host, item.port)
                 created.append(bound)
-            endpoints.append(Endpoint(item.host, item.port, bound, contexts[item.tls] if item.tls else None))
+            context = contexts[item.tls] if item.tls else None
+            endpoints.append(Endpoint(item.host, item.port, bound, context, item.proxy_protocol))
     except BaseException:
         for bound in created:
             bound.close()

@@ -30,7 +30,7 @@ from ingest.acceptor.pending_connections import (
     FailureLimit,
     find_client_network,
 )
-from ingest.acceptor.refusals import TOO_MANY_FAILURES, CallerRefusal, refuse_connection
+from ingest.acceptor.refusals import NOT_A_BALANCER, TOO_MANY_FAILURES, CallerRefusal, refuse_connection
 from ingest.acceptor.scoreboard import (
     ACCEPTING,
     ACTIVE,
@@ -51,7 +51,15 @@ from ingest.audit.alerts import SecurityAlerts
 from ingest.clock import monotonic_ms, unix_ms
 from ingest.config.model import Config
 from ingest.cores import plan_listeners
-from ingest.dicom.admission import ANY_AE_TITLE, PeerRule, Refusal, RejectionCause, admit, is_same_title
+from ingest.dicom.admission import (
+    ANY_AE_TITLE,
+    PeerRule,
+    Refusal,
+    RejectionCause,
+    admit,
+    is_address_in,
+    is_same_title,
+)
 from ingest.dicom.negotiate import Accepted, AcceptorPolicy, Rejected, local_limit_exceeded, negotiate
 from ingest.dicom.pdus import AssociateRequest
 from ingest.errors import BootError, SpoolError
@@ -264,6 +272,10 @@ class Listener:
         # descriptor until the peer closes them, so the same limits apply.
         self._pending: ConnectionLimit[Connection] = ConnectionLimit(total_max, network_max)
         self._closing: ConnectionLimit[Connection] = ConnectionLimit(total_max, network_max)
+        # Connections of load balancers without a complete PROXY header. The senders are not known yet, so
+        # the limit of one address cannot apply.
+        self._unidentified: ConnectionLimit[Connection] = ConnectionLimit(total_max, total_max)
+        self._header_faults = EventCounter()
         self._failures = FailureLimit(receive.max_failures_per_minute)
         self._evictions = EventCounter()
         self._limit_rejections = EventCounter()
@@ -335,9 +347,28 @@ class Listener:
         """Forget a connection that is closed."""
         self._connections.discard(connection)
         self._pending.remove(connection)
+        self._unidentified.remove(connection)
         self._closing.remove(connection)
         self._release_entry(connection)
         self._publish_counts()
+
+    def admit_sender(self, connection: Connection) -> bool:
+        """Apply the limits of an address to a sender that a PROXY header has named; False if it is refused.
+
+        A connection of the load balancer itself is never refused: the balancer would take this node out of
+        service.
+        """
+        self._unidentified.remove(connection)
+        if not connection.is_health_check and self._failures.is_refused(connection.address, self.now()):
+            self._count_closed(connection.address, "failures")
+            connection.close_now()
+            return False
+        self._add_pending(connection, self._pending)
+        return connection.is_open
+
+    def count_header_fault(self, connection: Connection) -> int:
+        """Return how many PROXY headers of a load balancer were refused in this minute, with this one."""
+        return self._header_faults.record(find_client_network(connection.address), self.now())[1]
 
     def begin_association(self, connection: Connection) -> None:
         """Note that the association of a connection was accepted."""
@@ -367,12 +398,17 @@ class Listener:
         entry = self._entries.get(connection)
         return self.services.board.find_association_id(entry) if entry is not None else 0
 
-    def record_failure(self, address: str) -> None:
-        """Count a connection of this address that came to no association, by the peer's fault or delay."""
-        if self._failures.record_failure(address, self.now()):
+    def record_failure(self, connection: Connection) -> None:
+        """Count a connection that came to no association, by the peer's fault or delay.
+
+        The address of a load balancer stands for all senders behind it, so it never counts.
+        """
+        if connection.is_health_check or not connection.is_identified:
+            return
+        if self._failures.record_failure(connection.address, self.now()):
             log.warning(
                 "address_refused",
-                address=find_client_network(address),
+                address=find_client_network(connection.address),
                 seconds=WINDOW_SECONDS,
                 remedy=TOO_MANY_FAILURES,
             )
@@ -453,7 +489,7 @@ class Listener:
         ignore_case = self.config.receive.ignore_ae_title_case
         admission = admit(calling_ae, address, self.config.peers, find_peer_fault, ignore_case=ignore_case)
         if isinstance(admission, Refusal):
-            self.record_failure(address)
+            self.record_failure(connection)
             self.security_alerts.report(address, calling_ae, f"association refused: {admission.reason}")
             return Rejected(admission.pdu, admission.reason, cause=admission.cause)
         if identity is not None and admission.bound_ae_title:
@@ -470,7 +506,7 @@ class Listener:
         answer = negotiate(request, policy)
         if isinstance(answer, Rejected):
             if answer.is_failure:
-                self.record_failure(address)
+                self.record_failure(connection)
             return answer
         limit = self._claim_entry(calling_ae, connection)
         if limit:
@@ -539,15 +575,11 @@ class Listener:
             log.error("accept_failed", error=error.strerror, remedy="raise the limit of open files")
             self._pause(endpoint, ACCEPT_PAUSE_SECONDS)
             return
-        if self._failures.is_refused(address[0], self.now()):
-            self.count_refusal()
-            current_board().add(families.CONNECTIONS_CLOSED, "failures")
-            network = find_client_network(address[0])
-            self._refusals.record(TallyKey(refuse_connection("failures"), network), unix_ms())
+        if not self._may_read(endpoint, address[0]):
             accepted.close()
             return
         try:
-            connection = Connection(self, accepted, endpoint.context)
+            connection = Connection(self, accepted, endpoint)
         except OSError as error:
             accepted.close()
             if error.errno not in {errno.ENOTCONN, errno.ECONNRESET, errno.EINVAL}:
@@ -555,21 +587,46 @@ class Listener:
             return
         self._connections.add(connection)
         current_board().add(families.CONNECTIONS)
-        stalled = self._pending.add(connection, connection.address)
+        self._add_pending(connection, self._pending if connection.is_identified else self._unidentified)
+        connection.start()
+
+    def _may_read(self, endpoint: Endpoint, address: str) -> bool:
+        """Return whether to read from a new connection; otherwise count why not."""
+        if not endpoint.balancers:
+            is_refused = self._failures.is_refused(address, self.now())
+            if is_refused:
+                self._count_closed(address, "failures")
+            return not is_refused
+        if is_address_in(endpoint.balancers, address):
+            return True
+        self._count_closed(address, "not_balancer")
+        if self._header_faults.record(find_client_network(address), self.now())[1] == 1:
+            log.warning("not_a_balancer", address=address, listener=str(endpoint), remedy=NOT_A_BALANCER)
+        return False
+
+    def _count_closed(self, address: str, cause: str) -> None:
+        """Count a connection that is closed unread."""
+        self.count_refusal()
+        current_board().add(families.CONNECTIONS_CLOSED, cause)
+        key = TallyKey(refuse_connection(cause), find_client_network(address))
+        self._refusals.record(key, unix_ms())
+
+    def _add_pending(self, connection: Connection, pending: ConnectionLimit[Connection]) -> None:
+        """Add a connection without an association, and close the one that has to make room for it."""
+        stalled = pending.add(connection, connection.address)
         if stalled is not None:
-            self._pending.remove(stalled)
+            pending.remove(stalled)
             current_board().add(families.CONNECTIONS_CLOSED, "newcomers")
             _, count = self._evictions.record(find_client_network(stalled.address), self.now())
             stalled.evict(count)
         self._publish_counts()  # before the accept gate compares them again
-        connection.start()
 
     # --- capacity and heartbeat
 
     def _publish_counts(self) -> None:
         board, row = self.services.board, self.services.row
         board.set(row, ACTIVE, len(self._connections) - len(self._closing))
-        board.set(row, PENDING, len(self._pending))
+        board.set(row, PENDING, len(self._pending) + len(self._unidentified))
 
     def _tick(self) -> None:
         board, row = self.services.board, self.services.row
@@ -649,7 +706,7 @@ class Listener:
             self.poller.unwatch(endpoint.socket.fileno())
             endpoint.socket.close()
         # Close pending connections. Their A-ASSOCIATE-RQ would be decided by the old configuration.
-        pending = list(self._pending)
+        pending = [*self._pending, *self._unidentified]
         for connection in pending:
             connection.close()
         count = len(pending)

@@ -9,6 +9,13 @@ from ingest.tls.rejection import REMEDIES
 
 PLAIN_TO_TLS: Final = "the peer speaks plain DICOM to a TLS port: enable TLS there, or use a plain listener"
 TLS_TO_PLAIN: Final = "the peer speaks TLS to a plain port: use a TLS listener, or disable TLS there"
+NOT_A_BALANCER: Final = (
+    "connect through the load balancer, or add the address to proxy_protocol of the listener"
+)
+NO_PROXY_HEADER: Final = (
+    "let the load balancer send the PROXY protocol (HAProxy: send-proxy-v2, nginx: proxy_protocol on), or "
+    "remove proxy_protocol of the listener"
+)
 TOO_MANY_FAILURES: Final = "fix the peer, or raise [receive] max_failures_per_minute"
 TOO_MANY_NEWCOMERS: Final = "raise [receive] max_newcomers"
 
@@ -71,6 +78,13 @@ _TEXTS: Final[dict[tuple[RefusalKind, str], tuple[str, str]]] = {
     (RefusalKind.CONNECTION, "newcomers"): (
         "too many connections without an association",
         TOO_MANY_NEWCOMERS,
+    ),
+    (RefusalKind.CONNECTION, "not_balancer"): ("it is no load balancer of the listener", NOT_A_BALANCER),
+    (RefusalKind.CONNECTION, "proxy_missing"): ("the PROXY header is missing", NO_PROXY_HEADER),
+    (RefusalKind.CONNECTION, "proxy_malformed"): ("the PROXY header is malformed", NO_PROXY_HEADER),
+    (RefusalKind.CONNECTION, "proxy_deadline"): (
+        "no PROXY header came in time ([receive] handshake_seconds)",
+        NO_PROXY_HEADER,
     ),
     (RefusalKind.CONNECTION, "tls_to_plain"): ("TLS to a plain port", TLS_TO_PLAIN),
     (RefusalKind.CONNECTION, "protocol"): (

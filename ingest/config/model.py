@@ -99,6 +99,7 @@ class ListenerSettings(Section):
     host: Annotated[str, Field(min_length=1)] = "0.0.0.0"  # noqa: S104 - a receiving node listens
     port: Port = 2762
     tls: str | Literal[False] = "node"
+    proxy_protocol: tuple[str, ...] = ()
 
 
 class TLS(Section):

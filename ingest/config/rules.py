@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 
 from ingest.config import (
     alert_rules,
+    balancer_rules,
     change_rules,
     console_rules,
     extra_rules,
@@ -80,6 +81,7 @@ def check_rules(config: Config, names: SectionNames, roles: Collection[str]) -> 
     yield from passwords.check_password_files(config)
     yield from retention_rules.check_retention(config, roles)
     yield from _check_destinations(config, names)
+    yield from balancer_rules.check_balanced_peers(config)
     yield from route_rules.check_routes(config, names.destinations)
     yield from _check_peer_destinations(config, names)
     yield from _check_commitment(config)
@@ -97,6 +99,7 @@ def _check_listeners(config: Config, names: SectionNames, roles: Collection[str]
         yield Fault("listeners", "there is no listener", "add a [[listeners]] with port and tls")
     for index, listener in enumerate(config.listeners):
         yield from _check_tls_name(f"listeners[{index}].tls", listener.tls, names)
+        yield from balancer_rules.check_balancers(f"listeners[{index}]", listener)
         for other in range(index):
             first = config.listeners[other]
             if _share_address(listener, first):

@@ -167,9 +167,14 @@ def is_same_title(configured: str, received: str, *, ignore_case: bool) -> bool:
 
 
 def _find_host_fault(calling_ae: str, address: str, peer: PeerRule) -> str | None:
-    if peer.hosts and not any(_contains(host, address) for host in peer.hosts):
+    if peer.hosts and not is_address_in(peer.hosts, address):
         return f"AE title {calling_ae!r} may not call from {address}, only from {', '.join(peer.hosts)}"
     return None
+
+
+def is_address_in(hosts: Sequence[str], address: str) -> bool:
+    """Return whether one of these addresses and networks contains an address."""
+    return any(_contains(host, address) for host in hosts)
 
 
 def _contains(host: str, address: str) -> bool:

@@ -96,7 +96,18 @@ REJECTION_REASON: Final = Choice(
         "draining",
     ),
 )
-CLOSING_REASON: Final = Choice("reason", (OTHER, "failures", "newcomers"))
+CLOSING_REASON: Final = Choice(
+    "reason",
+    (
+        OTHER,
+        "failures",
+        "newcomers",
+        "not_balancer",
+        "proxy_missing",
+        "proxy_malformed",
+        "proxy_deadline",
+    ),
+)
 TLS_CAUSE: Final = Choice(
     "cause",
     (
@@ -129,8 +140,9 @@ CONNECTIONS: Final = Family("connections", Kind.COUNTER, "TCP connections that l
 CONNECTIONS_CLOSED: Final = Family(
     "connections_closed",
     Kind.COUNTER,
-    "Connections that listeners closed to protect themselves: too many failures of the address, or too many "
-    "connections without an association.",
+    "Connections that listeners closed to protect themselves: too many failures of the address, too many "
+    "connections without an association, an address that is no load balancer of the listener, or a faulty "
+    "PROXY header.",
     (CLOSING_REASON,),
 )
 TLS_HANDSHAKES: Final = Family("tls_handshakes", Kind.COUNTER, "Completed TLS handshakes of listeners.")

@@ -214,6 +214,16 @@ class Node:
         return sorted(self.spool.glob("L*/partial/*"))
 
 
+def count_refusals(node: Node) -> dict[str, int]:
+    """Refused connections by cause and network, as far as they are written down."""
+    counts: dict[str, int] = {}
+    for path in (node.data / "run" / "refusals").glob("*.json"):
+        for entry in json.loads(path.read_text()):
+            key = f"{entry['refusal']['cause']} {entry['network']}"
+            counts[key] = counts.get(key, 0) + entry["count"]
+    return counts
+
+
 def destination(name: str, port: int, *, tls: bool = True, **keys: object) -> str:
     """`[[destinations]]` and a route to it, as TOML."""
     more = "".join(f"{key} = {json.dumps(value)}\n" for key, value in keys.items())
