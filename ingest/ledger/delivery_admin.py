@@ -158,7 +158,7 @@ class DeliveryAdmin:
         }
         # Deliveries that wait or are being sent need no change. Only `release_deliveries` releases held ones,
         # since a person has to look at them first. Removed instances cannot be sent.
-        busy = [state.value for state in (DeliveryState.WAITING, DeliveryState.SENDING, *UNRELEASED)]
+        busy = [state.value for state in (DeliveryState.WAITING, DeliveryState.SENDING, DeliveryState.HELD)]
         # The concatenation keeps SQLite from reading all stored instances by the index of their state.
         is_kept = instances.c.state.concat("").in_(("stored", "variant"))
         allowed = deliveries.c.state.not_in(busy) & is_kept

@@ -2,12 +2,18 @@
 
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Final
 
 from ingest.ledger import Circuit, CircuitState, DeliveryRow, DeliveryState, Instance, InstanceState
+from ingest.ledger.commitment_requests import DeliveryCommitment
 from ingest.operations.times import format_iso_time
 from ingest.operations.trace_events import TraceContext, TracedInstance
 from ingest.operations.waiting import WaitingInstance
+
+_COMMITMENT_STEPS: Final = {
+    DeliveryCommitment.WANTED.value: "delivered: the destination will be asked to commit to keep it",
+    DeliveryCommitment.ASKED.value: "delivered: the destination was asked to commit, and has not reported",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,6 +105,8 @@ def _explain_delivery(context: TraceContext, instance: Instance, row: DeliveryRo
             yield NextStep(text=text, destination=name, remedy="`ingest serve`")
     elif row.state is not DeliveryState.DELIVERED:
         yield _explain_open(context, row)
+    elif row.commitment in _COMMITMENT_STEPS:
+        yield NextStep(text=_COMMITMENT_STEPS[row.commitment], destination=name)
 
 
 def _explain_open(context: TraceContext, row: DeliveryRow) -> NextStep:

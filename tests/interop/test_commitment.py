@@ -318,6 +318,12 @@ def commitments(node: Node) -> list[tuple[Any, ...]]:
     )
 
 
+def trace(node: Node, uid: str) -> str:
+    """The output of `ingest trace`."""
+    process = node.launch("trace", uid)
+    return process.communicate(timeout=30)[0]
+
+
 def test_destination_is_asked_and_what_it_has_lost_is_sent_again(
     modality: Modality, material: Material, tmp_path: Path
 ) -> None:
@@ -333,6 +339,7 @@ def test_destination_is_asked_and_what_it_has_lost_is_sent_again(
         modality.send(tmp_path / "files", [Made(sop=uid) for uid in uids])
         eventually(lambda: modality.node.events("commitment_not_asked"), 30, "a refusal")
         assert {row[1:] for row in commitments(modality.node)} == {("delivered", "wanted")}
+        assert "will be asked to commit" in trace(modality.node, uids[0])
         archive.refuse = SUCCESS
         # What a person could not do: the pause of a minute is over.
         with contextlib.closing(sqlite3.connect(modality.node.data / "ledger.db", timeout=20)) as ledger:
@@ -341,6 +348,7 @@ def test_destination_is_asked_and_what_it_has_lost_is_sent_again(
         [request] = eventually(lambda: archive.asked, 30, "the request")
         assert sorted(uids_of(request.ReferencedSOPSequence)) == uids
         eventually(lambda: {row[2] for row in commitments(modality.node)} == {"asked"}, 10, "asked")
+        assert "was asked to commit" in trace(modality.node, uids[0])
         modality.node.kill()
         modality.node.start()
         assert archive.report(request, failed=["1.2.3.2"]) == SUCCESS

@@ -67,6 +67,14 @@ def test_release_during_a_pause_sends_nothing_before_its_end_and_a_retry_release
         assert plain.states() == {"delivered": 1}
 
 
+def test_retry_sends_a_delivery_that_awaits_its_study(plain: Forwarding) -> None:
+    plain.add(1)
+    plain.record(Made(sop="1.2.3.1"), terms={"pacs": DeliveryTerms(state=DeliveryState.AWAITING)})
+    which = DeliveryFilter(states=(DeliveryState.AWAITING,))
+    assert retry_deliveries(plain.config, which, dry_run=False).counts == {"pacs": 1}
+    assert plain.states() == {"waiting": 1}
+
+
 def test_time_until_a_held_delivery_expires_begins_with_its_release(plain: Forwarding) -> None:
     plain.add(1, give_up_hours=0.001)
     plain.record(Made(sop="1.2.3.1"), terms=HELD)
