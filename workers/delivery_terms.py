@@ -32,7 +32,7 @@ class CompletionPolicy:
 
 def make_terms(routing: RoutingDecision, header: InstanceHeader) -> Mapping[str, DeliveryTerms]:
     """Return the terms of the deliveries that do not begin as plain ones, by destination."""
-    is_plain = not routing.held and not routing.priorities and not routing.awaited
+    is_plain = not (routing.held or routing.priorities or routing.awaited or routing.hours)
     if is_plain and header.priority == MEDIUM:
         return {}
     terms = {name: _make_delivery_terms(name, routing, header) for name in routing.destinations}
@@ -49,7 +49,8 @@ def _make_delivery_terms(name: str, routing: RoutingDecision, header: InstanceHe
         # A person decides. The release does not wait for anything else.
         state, awaits = DeliveryState.HELD, ""
     priority = decide_priority(routing.priorities.get(name, ()), header.priority)
-    return DeliveryTerms(state=state, priority=priority, awaits=awaits)
+    hours = routing.hours.get(name, "")
+    return DeliveryTerms(state=state, priority=priority, awaits=awaits, hours=hours)
 
 
 def make_completion_terms(

@@ -210,6 +210,8 @@ def _format_backlog(row: Mapping[str, Any]) -> str:
 def _name_circuit(row: Mapping[str, Any]) -> str:
     if row["paused_at_ms"]:
         return f"paused by {row['paused_by']}"
+    if row["opens_at_ms"] and row["circuit"] == "closed":
+        return f"outside its hours, until {format_local_time(row['opens_at_ms'])}"
     return "open: the remote refuses this node" if row["refuses"] else str(row["circuit"])
 
 

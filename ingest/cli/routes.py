@@ -85,6 +85,7 @@ def _format_lines(explanation: "RouteExplanation") -> Iterator[str]:
             yield f"  {escape(name)}: {priority}, whatever its sender asked for"
         if name in routing.awaited and name not in routing.held:
             yield f"  {escape(name)}: waits until its {routing.awaited[name]} is complete"
+    yield from (f"  {escape(name)}: only in the hours {escape(each)}" for name, each in routing.hours.items())
     if routing.held:
         yield f"  [yellow]held for {escape(', '.join(sorted(routing.held)))}[/yellow]: a person releases it"
     for remark in routing.exclusions:

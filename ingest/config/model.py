@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo
 
+from ingest.config.hours import find_opening_ms, is_open, parse_hours
 from ingest.dicom.study_attributes import IndexLevel
 
 
@@ -240,6 +241,13 @@ class RetentionSettings(Section):
         return self.at_max_bytes == "refuse"
 
 
+class BandwidthSettings(Section):
+    """One entry of `bandwidth_by_hours` of `[[destinations]]`: the limit in some hours."""
+
+    hours: Annotated[str, Field(min_length=1)]
+    mb_per_s: Annotated[float, Field(ge=0, le=1e6, allow_inf_nan=False)]
+
+
 class Destination(Section):
     """One of `[[destinations]]`: a remote node to which instances are forwarded."""
 
@@ -258,6 +266,9 @@ class Destination(Section):
     linger_seconds: Annotated[float, Field(ge=0, le=1e9, allow_inf_nan=False)] = 1.0
     async_operations: Annotated[int, Field(ge=0, le=1024)] = 0
     bandwidth_mb_per_s: Annotated[float, Field(ge=0, le=1e6, allow_inf_nan=False)] = 0.0
+    bandwidth_by_hours: tuple[BandwidthSettings, ...] = ()
+    hours: str = ""
+    time_zone: str = ""
     retry_first_seconds: Seconds = 2.0
     retry_max_seconds: Seconds = 300.0
     max_attempts: Positive = 20
@@ -285,6 +296,19 @@ class Destination(Section):
         """Whether the remote must present a certain certificate."""
         return bool(self.certificate or self.issuer)
 
+    def find_opening_ms(self, unix_ms: int) -> int:
+        """Return from when on it may be sent to: `unix_ms` itself within its hours."""
+        if not self.hours:
+            return unix_ms
+        return find_opening_ms(parse_hours(self.hours, self.time_zone), unix_ms)
+
+    def find_bandwidth_mb_per_s(self, unix_ms: int) -> float:
+        """Return the limit for all associations together at a time; 0 means no limit."""
+        for each in self.bandwidth_by_hours:
+            if is_open(parse_hours(each.hours, self.time_zone), unix_ms):
+                return each.mb_per_s
+        return self.bandwidth_mb_per_s
+
 
 SENDER: Final = "@sender"
 """In `to` of a route: the destination that the `[[peers]]` entry of the sender names."""
@@ -305,6 +329,8 @@ class Route(Section):
     priority: Literal["", "urgent", "normal", "bulk"] = ""
     on: Literal["instance", "series", "study"] = "instance"
     stable_seconds: Annotated[int, Field(ge=0, le=10**9)] = 0
+    hours: str = ""
+    time_zone: str = ""
     # The key is called "return", which is a keyword of Python.
     sends_back: bool = Field(default=False, alias="return")
 

@@ -4,11 +4,14 @@ from collections import Counter
 from collections.abc import Iterator, Set
 from typing import Final
 
+from ingest.clock import unix_ms
 from ingest.config.faults import Fault
-from ingest.config.model import SENDER, Config, Route
+from ingest.config.hours import Hours, find_longest_closure_ms, have_common_time, load_zone, parse_hours
+from ingest.config.model import SENDER, Config, Destination, Route
 from ingest.config.route_conditions import parse_condition
 from ingest.errors import ConditionError
 
+_ALWAYS: Final = "00:00-24:00"
 MAX_ATTRIBUTES: Final = 56
 """The header scanner reads 80 tags at a time: also the UIDs and the attributes of the study index."""
 
@@ -37,6 +40,8 @@ def check_routes(config: Config, destinations: Set[str]) -> Iterator[Fault]:
             yield Fault(
                 f"{key}.to[{route.to.index(SENDER)}]", cause, "add destination to entries of [[peers]]"
             )
+        yield from _check_hours(key, route.hours, route.time_zone)
+        yield from _check_common_time(key, route, config)
         if route.hold and not route.to:
             cause = "there is nothing to hold: it names no destination"
             yield Fault(f"{key}.hold", cause, "name destinations in `to`, or remove it")
@@ -72,6 +77,61 @@ def _check_commitment(key: str, route: Route, committing: Set[str]) -> Iterator[
     elif kind == "committed" and awaited not in committing:
         cause = f'"{awaited}" is not asked to commit'
         yield Fault(f"{key}.committed", cause, "set commitment = true in its [[destinations]]")
+
+
+def _check_hours(key: str, hours: str, time_zone: str) -> Iterator[Fault]:
+    """Yield the faults of `hours` and `time_zone` of a section."""
+    if time_zone:
+        try:
+            load_zone(time_zone)
+        except ValueError as error:
+            remedy = "write a name such as Europe/Vienna; the names are those of the package tzdata"
+            yield Fault(f"{key}.time_zone", str(error), remedy)
+            return
+    if hours:
+        try:
+            parse_hours(hours, time_zone)
+        except ValueError as error:
+            remedy = 'write windows such as "22:00-06:00" or "mon-fri 22:00-06:00, sat-sun 00:00-24:00"'
+            yield Fault(f"{key}.hours", str(error), remedy)
+
+
+def check_destination_hours(key: str, destination: Destination) -> Iterator[Fault]:
+    """Yield the faults of the hours of a destination, and of its bandwidth by hours."""
+    faults = list(_check_hours(key, destination.hours, destination.time_zone))
+    yield from faults
+    if destination.hours and not faults:
+        hours = parse_hours(destination.hours, destination.time_zone)
+        yield from _check_closure(f"{key}.hours", hours, destination)
+    for number, each in enumerate(destination.bandwidth_by_hours if not faults else ()):
+        yield from _check_hours(f"{key}.bandwidth_by_hours[{number}]", each.hours, destination.time_zone)
+
+
+def _check_closure(key: str, hours: Hours, destination: Destination) -> Iterator[Fault]:
+    """Yield a fault if deliveries may reach the age at which they are given up before their hours begin."""
+    closed_hours = find_longest_closure_ms(hours, unix_ms()) / 3_600_000
+    if closed_hours >= destination.give_up_hours:
+        cause = (
+            f'leave out {closed_hours:g} hours at a time, and "{destination.name}" gives deliveries up after '
+            f"{destination.give_up_hours:g}"
+        )
+        yield Fault(key, cause, "make give_up_hours of the destination longer")
+
+
+def _check_common_time(key: str, route: Route, config: Config) -> Iterator[Fault]:
+    """Yield a fault for hours of a route in which a destination is never sent to."""
+    for destination in config.destinations:
+        if not route.hours or destination.name not in route.to:
+            continue
+        try:
+            own = parse_hours(route.hours, route.time_zone)
+            theirs = parse_hours(destination.hours or _ALWAYS, destination.time_zone)
+        except ValueError:
+            continue  # a fault of its own
+        yield from _check_closure(f"{key}.hours", own, destination)
+        if not have_common_time(own, theirs, unix_ms()):
+            cause = f'"{destination.name}" is never sent to in these hours: its own are {destination.hours}'
+            yield Fault(f"{key}.hours", cause, "give both a common time")
 
 
 def _check_destinations(key: str, to: tuple[str, ...], known: Set[str]) -> Iterator[Fault]:

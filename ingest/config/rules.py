@@ -304,6 +304,7 @@ def _check_destinations(config: Config, names: SectionNames) -> Iterator[Fault]:
             cause = "studies go one after the other, so that no two associations carry the same one"
             yield Fault(f"{key}.associations", cause, "set it to 1, or remove one_association_per_study")
         yield from _check_statuses(key, destination)
+        yield from route_rules.check_destination_hours(key, destination)
         if destination.changes_attributes or destination.map_unmatched != "send":
             yield from change_rules.check_changes(key, destination)
         yield from change_rules.check_transcoding(key, destination)

@@ -53,6 +53,7 @@ _AGAIN: Final = (
         state=DeliveryState.WAITING.value,
         attempts=0,
         next_at=FIRST_DUE,
+        hours="",
         breaks=0,
         suspect_since=0,
         last_status=None,

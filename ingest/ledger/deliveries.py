@@ -7,7 +7,7 @@ worker may lease the row. One index therefore serves all three states, however l
 state `waiting` it holds the priority instead (`ingest.ledger.lease_order`).
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any, Final
 
 from sqlalchemy import (
@@ -29,7 +29,13 @@ from sqlalchemy import (
 from ingest.dicom.priority import Priority
 from ingest.ledger.attempts import record_attempts
 from ingest.ledger.database import Database
-from ingest.ledger.lease_order import WAITING_RANGES, arrange_batch, find_first_due, find_time_ms
+from ingest.ledger.lease_order import (
+    WAITING_RANGES,
+    arrange_batch,
+    find_first_due,
+    find_time_ms,
+    find_wait_ms,
+)
 from ingest.ledger.records import Delivery, DeliveryResult, DeliveryRow, DeliveryState
 from ingest.ledger.row_counts import count_deliveries
 from ingest.ledger.row_values import clean_value
@@ -49,6 +55,9 @@ SUSPECTS_EXAMINED: Final = 64
 RETRIES_SHARE: Final = 8
 """One in this number of deliveries of a batch is a retry, even if many deliveries were never tried."""
 
+CLOSED_WINDOW: Final = 4096
+"""How many due rows a lease examines to let those outside their hours wait."""
+
 BEHIND_ROWS: Final = 8
 """How many rows of each lower priority a lease examines behind a full window."""
 
@@ -63,6 +72,7 @@ _COLUMNS: Final = (
     deliveries.c.breaks,
     deliveries.c.suspect_since,
     deliveries.c.priority,
+    deliveries.c.hours,
     instances.c.store_key,
     instances.c.size,
     instances.c.data_set_offset,
@@ -301,6 +311,38 @@ _WANT_COMMITMENT: Final = (
     .values(commitment="wanted", commitment_request_id=null())
 )
 
+# Deliveries outside the hours of their routes wait for these: those at hand, and many of the same hours.
+_DEFERRED: Final = {
+    # A suspect stays a suspect. The others leave `retry`, of which `shorten_waits` examines each long wait.
+    "state": case(
+        (deliveries.c.suspect_since > 0, DeliveryState.RETRY.value), else_=DeliveryState.WAITING.value
+    ),
+    "next_at": bindparam("opening") + FIRST_DUE,
+    "lease_owner": null(),
+    "lease_until": null(),
+}
+_DEFER: Final = update(deliveries).where(_IDS).values(_DEFERRED)
+_DUE_IN_STATE: Final = and_(
+    deliveries.c.destination == bindparam("of"),
+    deliveries.c.state == bindparam("in_state"),
+    deliveries.c.next_at <= bindparam("now"),
+)
+_closed_window: Final = (
+    select(deliveries.c.id, deliveries.c.hours)
+    .where(_DUE_IN_STATE)
+    .order_by(deliveries.c.next_at, deliveries.c.instance_id)
+    .limit(CLOSED_WINDOW)
+    .subquery("closed")
+)
+_DEFER_WINDOW: Final = (
+    update(deliveries)
+    .where(
+        deliveries.c.id.in_(select(_closed_window.c.id).where(_closed_window.c.hours == bindparam("closed"))),
+        # PostgreSQL compares again after a wait: a person may have dropped or held the row meanwhile.
+        _DUE_IN_STATE,
+    )
+    .values(_DEFERRED)
+)
 _AHEAD: Final = and_(
     deliveries.c.destination == bindparam("of"),
     deliveries.c.state == bindparam("in_state"),
@@ -308,6 +350,17 @@ _AHEAD: Final = and_(
 )
 _FIRST_AHEAD: Final = select(deliveries.c.id).where(_AHEAD).limit(1)
 _BOUND: Final = update(deliveries).where(_AHEAD).values(next_at=bindparam("latest"))
+_BOUND_HOURS: Final = _BOUND.where(deliveries.c.hours == bindparam("of_hours"))
+_HOURS_AHEAD: Final = (
+    select(deliveries.c.hours, func.max(deliveries.c.next_at)).where(_AHEAD).group_by(deliveries.c.hours)
+)
+# One seek, however many rows wait for hours.
+_LAST_AHEAD: Final = (
+    select(deliveries.c.hours, deliveries.c.next_at)
+    .where(_AHEAD)
+    .order_by(deliveries.c.next_at.desc())
+    .limit(1)
+)
 
 
 def _destinations() -> Any:
@@ -596,16 +649,15 @@ class Deliveries:
         Returns:
             How many waits were shortened.
         """
-        bounds = (
-            {"of": destination, "in_state": DeliveryState.SENDING.value, "latest": unix_ms + lease_ms},
-            {"of": destination, "in_state": DeliveryState.RETRY.value, "latest": unix_ms + retry_ms},
-        )
+        lease = {"of": destination, "in_state": DeliveryState.SENDING.value, "latest": unix_ms + lease_ms}
         with self._database.begin_read() as connection:
-            ahead = [bound for bound in bounds if connection.execute(_FIRST_AHEAD, bound).first() is not None]
-        if not ahead:
+            has_leases = connection.execute(_FIRST_AHEAD, lease).first() is not None
+            bounds = list(_find_long_waits(connection, destination, unix_ms, retry_ms))
+        if not has_leases and not bounds:
             return 0
         with self._database.begin_write() as connection:
-            return sum(connection.execute(_BOUND, bound).rowcount for bound in ahead)
+            count = connection.execute(_BOUND, lease).rowcount if has_leases else 0
+            return count + sum(connection.execute(_BOUND_HOURS, bound).rowcount for bound in bounds)
 
     def find_due_destinations(self, unix_ms: int) -> list[str]:
         """Return the names of destinations for which `lease_due` would find a delivery."""
@@ -750,7 +802,45 @@ class Deliveries:
     ) -> list[dict[str, Any]]:
         rows = connection.execute(query, {**parameters, "in_state": state, "at_most": at_most}).mappings()
         free = [row for row in rows if row["series_uid"] not in busy]
-        return select_leasable(connection, parameters["of"], free, parameters["now"])
+        leasable = select_leasable(connection, parameters["of"], free, parameters["now"])
+        return _defer_closed(connection, leasable, state, parameters)
+
+
+def _find_long_waits(
+    connection: Connection, destination: str, unix_ms: int, retry_ms: int
+) -> Iterator[dict[str, Any]]:
+    """Yield states and hours with rows that wait beyond a pause and beyond the next opening of their hours.
+
+    Of the rows that wait for hours, only those with the last time are examined. The rows of other hours wait
+    for a shorter time.
+    """
+    for query, state, latest in (
+        (_HOURS_AHEAD, DeliveryState.RETRY, unix_ms + retry_ms),
+        (_LAST_AHEAD, DeliveryState.WAITING, unix_ms),
+    ):
+        given = {"of": destination, "in_state": state.value}
+        for hours, next_at in connection.execute(query, {**given, "latest": latest}).all():
+            until = max(latest, find_first_due(Priority.BULK, find_wait_ms(hours, unix_ms)))
+            if next_at > until:
+                yield {**given, "latest": until, "of_hours": hours}
+
+
+def _defer_closed(
+    connection: Connection, rows: list[dict[str, Any]], state: str, parameters: dict[str, Any]
+) -> list[dict[str, Any]]:
+    """Let rows outside the hours of their routes wait for these, and return the others."""
+    if not any(row["hours"] for row in rows):
+        return rows
+    now = parameters["now"]
+    waits = {hours: find_wait_ms(hours, now) for hours in {row["hours"] for row in rows}}
+    closed = {hours: opening for hours, opening in waits.items() if opening}
+    for hours, opening in closed.items():
+        ids = [row["id"] for row in rows if row["hours"] == hours]
+        connection.execute(_DEFER, {"ids": ids, "opening": opening})
+        if state in {DeliveryState.WAITING.value, DeliveryState.RETRY.value}:
+            given = {"of": parameters["of"], "in_state": state, "now": now}
+            connection.execute(_DEFER_WINDOW, {**given, "closed": hours, "opening": opening})
+    return [row for row in rows if row["hours"] not in closed]
 
 
 def _mix_retries(

@@ -36,6 +36,7 @@ class FoundDelivery:
     study_uid: str
     priority: int = Priority.NORMAL
     commitment: str = "none"
+    hours: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,6 +87,7 @@ class DeliveryAdmin:
             "last_error",
             "priority",
             "commitment",
+            "hours",
         )
         columns = [deliveries.c[name] for name in (*own, "created_at", "updated_at")]
         columns += [instances.c[name] for name in ("sop_instance_uid", "series_uid", "study_uid")]

@@ -9,7 +9,7 @@ from sqlalchemy import ColumnElement, Connection, RowMapping, bindparam, insert,
 from sqlalchemy.dialects import postgresql, sqlite
 
 from ingest.ledger.database import Database
-from ingest.ledger.lease_order import find_first_due
+from ingest.ledger.lease_order import find_first_due, find_wait_ms
 from ingest.ledger.reception_notes import note_receptions
 from ingest.ledger.records import (
     PLAIN_TERMS,
@@ -51,6 +51,7 @@ INSERT_DELIVERIES: Final = insert(deliveries).values(
     updated_at=bindparam("at"),
     priority=bindparam("priority"),
     awaits=bindparam("awaits"),
+    hours=bindparam("hours"),
 )
 _BY_UID: Final = (
     select(instances).where(instances.c.sop_instance_uid == bindparam("uid")).order_by(instances.c.id)
@@ -296,7 +297,8 @@ def encode_delivery(row: NewInstance, instance_id: int, destination: str) -> dic
         "at": row.stored_at,
         "priority": terms.priority.value,
         "awaits": terms.awaits,
-        "next_at": find_first_due(terms.priority),
+        "next_at": find_first_due(terms.priority, find_wait_ms(terms.hours, row.stored_at)),
+        "hours": terms.hours,
     }
 
 

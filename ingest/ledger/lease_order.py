@@ -13,6 +13,7 @@ Therefore each batch sends at least one aged row, and every row is sent at some 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final, TypeVar
 
+from ingest.config.hours import find_delivery_opening_ms
 from ingest.dicom.priority import Priority
 
 AGED_SHARE: Final = 8
@@ -36,9 +37,21 @@ WAITING_RANGES: Final = (
 R = TypeVar("R", bound=Mapping[str, Any])
 
 
-def find_first_due(priority: Priority) -> int:
-    """Return `next_at` of a row that waits. `ingest.ledger.schema.FIRST_DUE` is the same in SQL."""
-    return priority - 1
+def find_first_due(priority: Priority, opening_ms: int = 0) -> int:
+    """Return `next_at` of a row that waits. `ingest.ledger.schema.FIRST_DUE` is the same in SQL.
+
+    Args:
+        priority: Its priority.
+        opening_ms: When its hours begin; 0 if it need not wait for them. Rows that wait for the same time are
+            also ordered by their priority.
+    """
+    return opening_ms + priority - 1
+
+
+def find_wait_ms(hours: str, unix_ms: int) -> int:
+    """Return when the hours of a delivery begin; 0 if it may be sent now."""
+    opening_ms = find_delivery_opening_ms(hours, unix_ms)
+    return opening_ms if opening_ms > unix_ms else 0
 
 
 def find_time_ms(next_at: int) -> int:

@@ -115,11 +115,13 @@ class DeliveryTerms:
         state: Its first state: WAITING, or one of `UNRELEASED`.
         priority: Its priority.
         awaits: What an AWAITING one waits for: "series" or "study"; otherwise empty.
+        hours: Hours of its routes (`ingest.config.hours`); empty for any time.
     """
 
     state: DeliveryState = DeliveryState.WAITING
     priority: Priority = Priority.NORMAL
     awaits: str = ""
+    hours: str = ""
 
 
 PLAIN_TERMS: Final = DeliveryTerms()
@@ -180,7 +182,7 @@ class Delivery:
         suspect_since: Since when it is suspected of breaking them; 0 if it is no suspect.
         store_key, size, data_set_offset, stored_at: As in `InstanceColumns`.
         calling_ae, called_ae: Of the association that received the instance.
-        priority: Its priority.
+        priority, hours: As in `DeliveryTerms`.
         study_uid: Study of its instance.
     """
 
@@ -204,6 +206,7 @@ class Delivery:
     called_ae: str = ""
     priority: int = Priority.NORMAL
     study_uid: str = ""
+    hours: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -264,6 +267,7 @@ class DeliveryRow:
     commitment: str = "none"
     commitment_request_id: int | None = None
     awaits: str = ""
+    hours: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

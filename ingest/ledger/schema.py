@@ -133,6 +133,8 @@ deliveries = Table(
     Column("commitment_request_id", BigInteger),
     # What an `awaiting` delivery waits for: "series" or "study".
     Column("awaits", Text, nullable=False, server_default=""),
+    # Hours of the routes in which it may be sent (`ingest.config.hours`); empty: at any time.
+    Column("hours", Text, nullable=False, server_default=""),
     UniqueConstraint("instance_id", "destination", name="deliveries_instance_destination"),
     # Deliveries whose commitment is open are few.
     Index(

@@ -13,7 +13,7 @@ from ingest.ledger.delivery_filter import DeliveryFilter
 from ingest.ledger.instance_filter import InstanceFilter
 from ingest.library import records
 from ingest.library.records import DeliveryRecord, InstanceRecord, StudyRecord, TraceRecord
-from ingest.operations.deliveries import explain_waiting
+from ingest.operations.deliveries import explain_waiting, find_openings
 from ingest.operations.instances import require_indexed
 from ingest.operations.trace import trace
 
@@ -184,8 +184,11 @@ class Ledger:
         while True:
             page = self._database.delivery_admin.find_deliveries(which, PAGE, before=before)
             circuits = self._database.circuits.read_circuits() if page else {}
+            openings = find_openings(self._config)
             for row in page:
-                yield records.make_delivery_record(explain_waiting(row, circuits.get(row.destination)))
+                name = row.destination
+                explained = explain_waiting(row, circuits.get(name), openings.get(name, 0))
+                yield records.make_delivery_record(explained)
             if len(page) < PAGE:
                 return
             before = page[-1].id

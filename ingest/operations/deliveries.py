@@ -88,7 +88,17 @@ def list_deliveries(
     with _open_ledger(config, which) as ledger:
         found = ledger.delivery_admin.find_deliveries(which, limit, before=before)
         circuits = ledger.circuits.read_circuits()
-    return [explain_waiting(row, circuits.get(row.destination)) for row in found]
+    openings = find_openings(config)
+    return [
+        explain_waiting(row, circuits.get(row.destination), openings.get(row.destination, 0)) for row in found
+    ]
+
+
+def find_openings(config: Config) -> dict[str, int]:
+    """Return when the hours of destinations begin; one that may be sent to now is missing."""
+    now = unix_ms()
+    openings = {each.name: each.find_opening_ms(now) for each in config.destinations}
+    return {name: opening for name, opening in openings.items() if opening > now}
 
 
 def retry_deliveries(config: Config, which: DeliveryFilter, *, dry_run: bool) -> RetryResult:
@@ -357,8 +367,14 @@ def _list_meant_destinations(config: Config, which: DeliveryFilter) -> set[str]:
     return {destination.name for destination in config.destinations} if names_nothing else set()
 
 
-def explain_waiting(row: FoundDelivery, circuit: Circuit | None) -> ListedDelivery:
-    """Say why a delivery waits, from the circuit of its destination."""
+def explain_waiting(row: FoundDelivery, circuit: Circuit | None, opening_ms: int = 0) -> ListedDelivery:
+    """Say why a delivery waits.
+
+    Args:
+        row: The delivery.
+        circuit: Circuit of its destination; None if it never failed.
+        opening_ms: When the hours of its destination begin; 0 if it may be sent to now.
+    """
     if row.state is DeliveryState.HELD:
         return ListedDelivery(row, "its route holds it; `ingest deliveries release` sends it", 0)
     if row.state is DeliveryState.AWAITING:
@@ -367,4 +383,9 @@ def explain_waiting(row: FoundDelivery, circuit: Circuit | None) -> ListedDelive
         return ListedDelivery(row, "", 0)
     if circuit is not None and circuit.is_left_alone(unix_ms()):
         return ListedDelivery(row, circuit.reason, max(row.next_at, circuit.probe_at))
-    return ListedDelivery(row, "", row.next_at)
+    waits_for = ""
+    if opening_ms > row.next_at:
+        waits_for = "the hours of its destination"
+    elif row.hours and row.state is DeliveryState.WAITING and row.next_at > unix_ms():
+        waits_for = f"the hours of its route: {row.hours}"
+    return ListedDelivery(row, waits_for, max(opening_ms, row.next_at))

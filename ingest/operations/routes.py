@@ -79,6 +79,7 @@ class RouteExplanation:
             "awaits": {
                 name: routing.awaited[name] for name in routing.destinations if name in routing.awaited
             },
+            "hours": dict(routing.hours),
             "priorities": {
                 name: decide_priority(words, MEDIUM).word for name, words in routing.priorities.items()
             },

@@ -123,6 +123,10 @@ class RequestorAssociation:
             self._process_pdu(self._receive_pdu(time.monotonic() + timeouts.response_seconds))
         return self
 
+    def limit_rate(self, bytes_per_second: float) -> None:
+        """Change the limit of the sending rate; 0 means no limit."""
+        self._transport.bytes_per_second = bytes_per_second
+
     @property
     def is_established(self) -> bool:
         """Whether the association can carry another operation (Sta6)."""

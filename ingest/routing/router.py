@@ -5,6 +5,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final, NamedTuple
 
+from ingest.config.hours import format_hours, join_hours
 from ingest.config.model import SENDER, Route
 from ingest.config.route_conditions import Condition, matches_test, parse_condition, vr_of
 from ingest.dicom.file_header import InstanceHeader
@@ -56,6 +57,7 @@ class RoutingDecision:
         awaited: "series" or "study", by destination: deliveries wait until that is complete.
         stable_seconds: The longest time of the matching routes that wait, by "series" or "study". A level
             without one has that of the node.
+        hours: Hours of deliveries, by destination (`ingest.config.hours`), without those that have any time.
         exclusions: One remark for each group of destinations that was excluded.
     """
 
@@ -68,6 +70,7 @@ class RoutingDecision:
     priorities: Mapping[str, frozenset[str]] = field(default_factory=dict)
     awaited: Mapping[str, str] = field(default_factory=dict)
     stable_seconds: Mapping[str, int] = field(default_factory=dict)
+    hours: Mapping[str, str] = field(default_factory=dict)
 
     def exclude(self, names: Collection[str], remark: str) -> "RoutingDecision":
         """Return a copy without these destinations. The remark explains why, and is added to `routed`."""
@@ -125,8 +128,6 @@ class Router:
         # INVARIANT 10: decisions are pure
         destinations: dict[str, None] = {}
         return_allowed: set[str] = set()
-        held: set[str] = set()
-        priorities: dict[str, frozenset[str]] = {}
         matching: list[str] = []
         matching_routes: list[tuple[Route, Sequence[str]]] = []
         results: list[RouteResult] = []
@@ -145,10 +146,6 @@ class Router:
                     names = _name_sender(route.to, sender)
                     destinations.update(dict.fromkeys(names))
                     return_allowed.update(names if route.sends_back else filter(None, (sender,)))
-                    # One route that holds is enough: what was sent cannot be taken back.
-                    held.update(names if route.hold else ())
-                    for to in names if route.priority else ():
-                        priorities[to] = priorities.get(to, frozenset()) | {route.priority}
                     is_unknown |= SENDER in route.to and not sender
                     matching_routes.append((route, names))
                     if route.stop:
@@ -159,10 +156,12 @@ class Router:
             self._describe(matching, is_forwarded=is_forwarded, is_unknown=is_unknown),
             tuple(results),
             frozenset(return_allowed),
-            held=frozenset(held),
-            priorities=priorities,
+            # One route that holds is enough: what was sent cannot be taken back.
+            held=frozenset(to for route, names in matching_routes if route.hold for to in names),
+            priorities=_collect_priorities(matching_routes),
             awaited=_find_awaited(matching_routes),
             stable_seconds=_find_stable_seconds(matching_routes),
+            hours=_collect_hours(matching_routes),
         )
 
 
@@ -181,6 +180,25 @@ def _find_stable_seconds(routes: Sequence[tuple[Route, Sequence[str]]]) -> dict[
     """Return the longest time of the routes that wait, by what they wait for."""
     times = {level: [route.stable_seconds for route, _ in routes if route.on == level] for level in _LEVELS}
     return {level: max(seconds) for level, seconds in times.items() if any(seconds)}
+
+
+def _collect_priorities(taking: Sequence[tuple[Route, Sequence[str]]]) -> dict[str, frozenset[str]]:
+    priorities: dict[str, frozenset[str]] = {}
+    for route, names in taking:
+        for to in names if route.priority else ():
+            priorities[to] = priorities.get(to, frozenset()) | {route.priority}
+    return priorities
+
+
+def _collect_hours(taking: Sequence[tuple[Route, Sequence[str]]]) -> dict[str, str]:
+    """Return the hours of each destination that only routes with hours name."""
+    if not any(route.hours for route, _ in taking):
+        return {}
+    texts: dict[str, list[str]] = {}
+    for route, names in taking:
+        for to in names:
+            texts.setdefault(to, []).append(format_hours(route.hours, route.time_zone) if route.hours else "")
+    return {to: joined for to, each in texts.items() if (joined := join_hours(each))}
 
 
 def _evaluate_route(name: str, conditions: Sequence[Condition], instance: InstanceHeader) -> RouteResult:

@@ -226,6 +226,11 @@ def _gather_ledger(config: Config) -> dict[str, Any]:
             known = ledger.throughput.read_progress(now)
             for destination in config.destinations:
                 known.setdefault(destination.name, DestinationProgress(destination=destination.name))
+            openings = {
+                each.name: opening
+                for each in config.destinations
+                if (opening := each.find_opening_ms(now)) > now
+            }
             return {
                 "reachable": True,
                 "read_only": _explain_read_only(ledger),
@@ -239,7 +244,8 @@ def _gather_ledger(config: Config) -> dict[str, Any]:
                     if progress.states
                 },
                 "destinations": [
-                    _describe_destination(progress, now) for _, progress in sorted(known.items())
+                    _describe_destination(progress, now, openings.get(name, 0))
+                    for name, progress in sorted(known.items())
                 ],
             }
     except IngestError as error:
@@ -264,7 +270,7 @@ def _explain_read_only(ledger: Ledger) -> str:
     return ""
 
 
-def _describe_destination(progress: DestinationProgress, now_ms: int) -> dict[str, Any]:
+def _describe_destination(progress: DestinationProgress, now_ms: int, opens_at_ms: int) -> dict[str, Any]:
     circuit = progress.circuit
     return {
         "name": progress.destination,
@@ -279,6 +285,8 @@ def _describe_destination(progress: DestinationProgress, now_ms: int) -> dict[st
         "failures": circuit.failures if circuit else 0,
         "opened_at_ms": circuit.opened_at if circuit else 0,
         "next_probe_seconds": max(0.0, (circuit.probe_at - now_ms) / 1000) if circuit else 0.0,
+        # When its hours begin; 0 within them.
+        "opens_at_ms": opens_at_ms,
         "paused_at_ms": circuit.paused_at if circuit else 0,
         "paused_by": circuit.paused_by if circuit else "",
         "pause_reason": circuit.pause_reason if circuit else "",

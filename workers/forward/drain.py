@@ -28,7 +28,7 @@ from ingest.errors import (
     StoreError,
 )
 from ingest.ledger import Delivery, Ledger
-from ingest.ledger.lease_order import AGED_PLACE
+from ingest.ledger.lease_order import AGED_PLACE, find_wait_ms
 from ingest.metrics import families
 from ingest.metrics.board import current_board
 from ingest.outgoing.data_set import OutgoingDataSet
@@ -45,7 +45,7 @@ from ingest.requestor.store_scu import (
 from ingest.tls.identity import read_identity
 from ingest.tls.observed_certificates import ObservedCertificates
 from ingest.workers.fault_attribution import is_shortage
-from ingest.workers.forward.breaker import CircuitBreaker, Hold
+from ingest.workers.forward.breaker import PAUSE_LOOK_MS, CircuitBreaker, Hold
 from ingest.workers.forward.circuit import FailureKind
 from ingest.workers.forward.destination_slots import DestinationSlot
 from ingest.workers.forward.leases import Leases
@@ -209,7 +209,9 @@ class DestinationDrain:
         if not self._slot.acquire():
             return False
         try:
-            self._hold = self._breaker.request_permission(self._tick)
+            self._hold = self._find_closed()
+            if not self._hold.milliseconds:
+                self._hold = self._breaker.request_permission(self._tick)
             self._send_due_deliveries()
         except LeaseLostError:
             log.warning("leases_lost", destination=self._name, remedy="somebody else will take them")
@@ -219,6 +221,18 @@ class DestinationDrain:
         if self._hold.milliseconds or self._leases.is_blocked or self._resources.is_stopping():
             return False
         return self._leases.has_due_delivery()
+
+    def _find_closed(self) -> Hold:
+        """Return a hold outside the hours of the destination."""
+        if not self._destination.hours:
+            return Hold(0)
+        now_ms = self._resources.ledger.unix_ms()
+        opening_ms = self._destination.find_opening_ms(now_ms)
+        return Hold(min(opening_ms - now_ms, PAUSE_LOOK_MS))
+
+    def _is_closed_for(self, row: Delivery) -> bool:
+        """Return whether a leased delivery must not begin: the hours of its routes have ended meanwhile."""
+        return bool(row.hours) and find_wait_ms(row.hours, self._resources.ledger.unix_ms()) > 0
 
     def _send_due_deliveries(self) -> None:
         idle_since = time.monotonic()
@@ -243,6 +257,8 @@ class DestinationDrain:
     def _must_stop(self) -> bool:
         # A slice ends between two studies if each has an association of its own.
         is_slice_over = time.monotonic() - self._started_at > SLICE_SECONDS and self._leases.study is None
+        if not self._hold.milliseconds:
+            self._hold = self._find_closed()
         is_held = self._hold.milliseconds > 0
         return is_slice_over or is_held or self._has_lost_slot or self._resources.is_stopping()
 
@@ -317,8 +333,8 @@ class DestinationDrain:
                 break
             row = waiting.popleft()
             begun += 1
-            if row.id not in self._leases.rows:
-                continue
+            if row.id not in self._leases.rows or self._is_closed_for(row):
+                continue  # lost, or its hours have ended: it is given back
             association = self._association_for(row, waiting)
             if association is None:
                 if not self._postpone_refused_titles(row, waiting):
@@ -607,7 +623,7 @@ class DestinationDrain:
                 make_proposals(contexts),
                 timeouts=Timeouts(destination.connect_seconds, destination.response_seconds),
                 async_operations=destination.async_operations,
-                bytes_per_second=destination.bandwidth_mb_per_s * 1e6 / self._slots,
+                bytes_per_second=self._find_rate(),
                 on_tick=self._tick,
             )
         except AssociationError as error:
@@ -654,6 +670,10 @@ class DestinationDrain:
             remedy="add the AE title at the remote, or change pass_through of the destination",
         )
 
+    def _find_rate(self) -> float:
+        """Return the limit of one association in bytes per second; 0 means no limit."""
+        return self._destination.find_bandwidth_mb_per_s(self._resources.ledger.unix_ms()) * 1e6 / self._slots
+
     def _record_failure(self, error: AssociationError) -> None:
         """Record that no association was established. No instance is the cause, and no attempt is counted."""
         alerts = self._resources.security_alerts
@@ -682,6 +702,8 @@ class DestinationDrain:
                 self._has_lost_slot = not self._slot.renew()
             if not self._hold.milliseconds:
                 self._hold = self._breaker.find_pause()
+            if self._association is not None and self._destination.bandwidth_by_hours:
+                self._association.limit_rate(self._find_rate())
         self._leases.write_and_renew()
 
 

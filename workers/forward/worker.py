@@ -236,13 +236,21 @@ class LedgerWatch:
                 return
 
     def _find_due_destinations(self) -> Sequence[str]:
-        """Return the destinations with due deliveries or reports that no person has paused."""
+        """Return the destinations with due deliveries or reports that no person has paused.
+
+        Hours are for deliveries only.
+        """
         ledger = self._worker.ledger
         now = ledger.unix_ms()
+        known = self._worker.destinations
         due = [
             *dict.fromkeys(
                 (
-                    *ledger.deliveries.find_due_destinations(now),
+                    *(
+                        name
+                        for name in ledger.deliveries.find_due_destinations(now)
+                        if name not in known or known[name].find_opening_ms(now) <= now
+                    ),
                     *ledger.commitments.find_due_destinations(now),
                     *ledger.commitment_requests.find_wanting(self._committing, now),
                 )

@@ -178,6 +178,7 @@ class Destination(AnswerModel):
     oldest_seconds: float | None
     delivered_per_second: float
     circuit: str
+    opens_at_ms: int = Field(description="When its hours begin, in Unix milliseconds; 0 within them.")
     last_error: str
 
 
@@ -521,6 +522,7 @@ class RouteTestResult(AnswerModel):
     offers: list[OfferedSyntaxes] = Field(description="For destinations with `transcode`.")
     held_for: list[str] = Field(description="Destinations whose deliveries a person releases.")
     awaits: dict[str, str] = Field(description="Destinations that wait for the series or study.")
+    hours: dict[str, str] = Field(description="Hours of deliveries, by destination; others have any time.")
     priorities: dict[str, str] = Field(description="Priorities that the routes give, by destination.")
     routes: list[RouteResult]
 

@@ -307,6 +307,23 @@ BAD = [
         "is the name of routes[0] too",
     ),
     ("[[routes]]\nwhen = {}", "routes[0].to", "missing"),
+    (DESTINATION + "hours = '22-6'", "destinations[0].hours", "'22-6' is no window of hours"),
+    (DESTINATION + "time_zone = 'Mars'", "destinations[0].time_zone", "'Mars' is no time zone"),
+    (
+        DESTINATION + "bandwidth_by_hours = [{ hours = 'x', mb_per_s = 1 }]",
+        "destinations[0].bandwidth_by_hours[0].hours",
+        "'x' is no window",
+    ),
+    (
+        DESTINATION + "hours = 'sun 06:00-07:00'\ngive_up_hours = 100",
+        "destinations[0].hours",
+        "leave out 167 hours at a time",
+    ),
+    (
+        DESTINATION + "hours = '08:00-12:00'\n[[routes]]\nto = ['pacs']\nhours = '13:00-14:00'",
+        "routes[0].hours",
+        "is never sent to in these hours",
+    ),
     ("[audit]\nhost = 'h'\ntls = false", "audit.tls", "name patients"),
     ("[traces]\nendpoint = 'http://collector:4318'", "traces.endpoint", "plain http"),
     ("[traces]\nendpoint = 'collector:4318'", "traces.endpoint", "no URL"),
