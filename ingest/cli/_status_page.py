@@ -212,6 +212,8 @@ def _name_circuit(row: Mapping[str, Any]) -> str:
         return f"paused by {row['paused_by']}"
     if row["opens_at_ms"] and row["circuit"] == "closed":
         return f"outside its hours, until {format_local_time(row['opens_at_ms'])}"
+    if row["next_attempt_at_ms"] and row["circuit"] == "closed":
+        return f"closed; next attempt {format_local_time(row['next_attempt_at_ms'])}"
     return "open: the remote refuses this node" if row["refuses"] else str(row["circuit"])
 
 

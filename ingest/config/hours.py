@@ -11,7 +11,7 @@ a window begins at the first and ends at the second.
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from functools import lru_cache
@@ -27,6 +27,8 @@ _LOCAL_ZONE: Final = Path("/etc/localtime")
 _DAY_MINUTES: Final = 24 * 60
 _SEARCHED_DAYS: Final = 15
 """Some window of a week begins within these days, even if the clock skips one of them."""
+
+_COMMON_SEARCHES: Final = 64
 
 _WINDOW: Final = re.compile(
     r"(?:(?P<first>[a-z]{3})(?:-(?P<last>[a-z]{3}))? )?"
@@ -226,3 +228,19 @@ def find_delivery_opening_ms(text: str, unix_ms: int) -> int:
     except ValueError:
         return unix_ms
     return min(find_opening_ms(each, unix_ms) for each in hours)
+
+
+def find_common_opening_ms(text: str, find_other_ms: Callable[[int], int], unix_ms: int) -> int:
+    """Return the first time from `unix_ms` on that is in the hours of a delivery and of its destination.
+
+    Args:
+        text: Hours of the delivery.
+        find_other_ms: Returns the first time from a time on at which the destination may be sent to.
+        unix_ms: From when on. Hours without a common time in many windows give the time of the last one.
+    """
+    for _ in range(_COMMON_SEARCHES):
+        opening_ms = find_other_ms(find_delivery_opening_ms(text, unix_ms))
+        if opening_ms == unix_ms:
+            break
+        unix_ms = opening_ms
+    return unix_ms

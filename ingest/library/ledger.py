@@ -13,7 +13,7 @@ from ingest.ledger.delivery_filter import DeliveryFilter
 from ingest.ledger.instance_filter import InstanceFilter
 from ingest.library import records
 from ingest.library.records import DeliveryRecord, InstanceRecord, StudyRecord, TraceRecord
-from ingest.operations.deliveries import explain_waiting, find_openings
+from ingest.operations.deliveries import explain_waiting
 from ingest.operations.instances import require_indexed
 from ingest.operations.trace import trace
 
@@ -184,10 +184,10 @@ class Ledger:
         while True:
             page = self._database.delivery_admin.find_deliveries(which, PAGE, before=before)
             circuits = self._database.circuits.read_circuits() if page else {}
-            openings = find_openings(self._config)
+            known = {each.name: each for each in self._config.destinations}
             for row in page:
                 name = row.destination
-                explained = explain_waiting(row, circuits.get(name), openings.get(name, 0))
+                explained = explain_waiting(row, circuits.get(name), known.get(name))
                 yield records.make_delivery_record(explained)
             if len(page) < PAGE:
                 return

@@ -10,7 +10,8 @@ import redis
 
 from ingest.alarms import BOUNDED_ALARM, clear_alarm
 from ingest.clock import unix_ms
-from ingest.config.model import Config
+from ingest.config.hours import find_common_opening_ms, find_delivery_opening_ms
+from ingest.config.model import Config, Destination
 from ingest.dicom.priority import Priority
 from ingest.ledger import Circuit, DeliveryState, Ledger
 from ingest.ledger.backfill import BackfillCounts
@@ -88,17 +89,8 @@ def list_deliveries(
     with _open_ledger(config, which) as ledger:
         found = ledger.delivery_admin.find_deliveries(which, limit, before=before)
         circuits = ledger.circuits.read_circuits()
-    openings = find_openings(config)
-    return [
-        explain_waiting(row, circuits.get(row.destination), openings.get(row.destination, 0)) for row in found
-    ]
-
-
-def find_openings(config: Config) -> dict[str, int]:
-    """Return when the hours of destinations begin; one that may be sent to now is missing."""
-    now = unix_ms()
-    openings = {each.name: each.find_opening_ms(now) for each in config.destinations}
-    return {name: opening for name, opening in openings.items() if opening > now}
+    known = {each.name: each for each in config.destinations}
+    return [explain_waiting(row, circuits.get(row.destination), known.get(row.destination)) for row in found]
 
 
 def retry_deliveries(config: Config, which: DeliveryFilter, *, dry_run: bool) -> RetryResult:
@@ -367,13 +359,15 @@ def _list_meant_destinations(config: Config, which: DeliveryFilter) -> set[str]:
     return {destination.name for destination in config.destinations} if names_nothing else set()
 
 
-def explain_waiting(row: FoundDelivery, circuit: Circuit | None, opening_ms: int = 0) -> ListedDelivery:
+def explain_waiting(
+    row: FoundDelivery, circuit: Circuit | None, destination: Destination | None
+) -> ListedDelivery:
     """Say why a delivery waits.
 
     Args:
         row: The delivery.
         circuit: Circuit of its destination; None if it never failed.
-        opening_ms: When the hours of its destination begin; 0 if it may be sent to now.
+        destination: Its destination; None if the configuration has it no more.
     """
     if row.state is DeliveryState.HELD:
         return ListedDelivery(row, "its route holds it; `ingest deliveries release` sends it", 0)
@@ -381,11 +375,21 @@ def explain_waiting(row: FoundDelivery, circuit: Circuit | None, opening_ms: int
         return ListedDelivery(row, "the end of its series or study", 0)
     if row.state not in {DeliveryState.WAITING, DeliveryState.RETRY}:
         return ListedDelivery(row, "", 0)
-    if circuit is not None and circuit.is_left_alone(unix_ms()):
+    now_ms = unix_ms()
+    if circuit is not None and circuit.is_left_alone(now_ms):
         return ListedDelivery(row, circuit.reason, max(row.next_at, circuit.probe_at))
-    waits_for = ""
-    if opening_ms > row.next_at:
-        waits_for = "the hours of its destination"
-    elif row.hours and row.state is DeliveryState.WAITING and row.next_at > unix_ms():
-        waits_for = f"the hours of its route: {row.hours}"
-    return ListedDelivery(row, waits_for, max(opening_ms, row.next_at))
+    hours = _list_hours(row, destination, now_ms)
+    if not hours or destination is None:
+        return ListedDelivery(row, "", row.next_at)
+    opening_ms = find_common_opening_ms(row.hours, destination.find_opening_ms, max(row.next_at, now_ms))
+    return ListedDelivery(row, " and ".join(hours), opening_ms)
+
+
+def _list_hours(row: FoundDelivery, destination: Destination | None, now_ms: int) -> list[str]:
+    """Return which hours keep a delivery waiting now."""
+    found = []
+    if find_delivery_opening_ms(row.hours, now_ms) > now_ms:
+        found.append(f"the hours of its route: {row.hours}")
+    if destination is not None and destination.find_opening_ms(now_ms) > now_ms:
+        found.append("the hours of its destination")
+    return found

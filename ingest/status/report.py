@@ -6,11 +6,11 @@ If a part cannot be read, the status says so, and still has the other parts.
 import contextlib
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Final, cast
+from typing import Any, Final, NamedTuple, cast
 
 import redis
 
@@ -23,7 +23,7 @@ from ingest.config.model import Config
 from ingest.cores import read_cores
 from ingest.errors import IngestError, SpoolError
 from ingest.filesystem import node_lock
-from ingest.ledger import CircuitState, DestinationProgress, Ledger, store_agreement
+from ingest.ledger import CircuitState, DeliveryState, DestinationProgress, Ledger, store_agreement
 from ingest.queue.client import connect
 from ingest.queue.keys import GROUP, stream_key
 from ingest.spool import inventory, store_capacity
@@ -34,6 +34,16 @@ from ingest.status.verdict import judge_health
 from ingest.supervisor import reload_client
 
 _LISTENER_STATES: Final = {ACCEPTING: ListenerState.ACCEPTING, DRAINING: ListenerState.DRAINING}
+
+
+class Wait(NamedTuple):
+    """Times in Unix milliseconds for which a destination waits; 0 without any."""
+
+    opens_at_ms: int = 0
+    next_attempt_at_ms: int = 0
+
+
+NO_WAIT: Final = Wait()
 
 
 def gather_status(config: Config) -> dict[str, Any]:
@@ -226,11 +236,7 @@ def _gather_ledger(config: Config) -> dict[str, Any]:
             known = ledger.throughput.read_progress(now)
             for destination in config.destinations:
                 known.setdefault(destination.name, DestinationProgress(destination=destination.name))
-            openings = {
-                each.name: opening
-                for each in config.destinations
-                if (opening := each.find_opening_ms(now)) > now
-            }
+            waits = _find_waits(config, ledger, known, now)
             return {
                 "reachable": True,
                 "read_only": _explain_read_only(ledger),
@@ -244,7 +250,7 @@ def _gather_ledger(config: Config) -> dict[str, Any]:
                     if progress.states
                 },
                 "destinations": [
-                    _describe_destination(progress, now, openings.get(name, 0))
+                    _describe_destination(progress, now, waits.get(name, NO_WAIT))
                     for name, progress in sorted(known.items())
                 ],
             }
@@ -270,7 +276,27 @@ def _explain_read_only(ledger: Ledger) -> str:
     return ""
 
 
-def _describe_destination(progress: DestinationProgress, now_ms: int, opens_at_ms: int) -> dict[str, Any]:
+def _find_waits(
+    config: Config, ledger: Ledger, known: Mapping[str, DestinationProgress], now_ms: int
+) -> dict[str, Wait]:
+    """Find when destinations are sent to next, if not now."""
+    waits = {}
+    for destination in config.destinations:
+        progress = known[destination.name]
+        opens_at = destination.find_opening_ms(now_ms)
+        due_at = 0
+        if progress.backlog and not progress.states.get(DeliveryState.SENDING):
+            due_at = ledger.deliveries.find_next_due_ms(destination.name) or 0
+        probe_at = progress.circuit.probe_at if progress.circuit else 0
+        next_at = max(opens_at, due_at, probe_at) if progress.backlog else now_ms
+        waits[destination.name] = Wait(
+            opens_at if opens_at > now_ms else 0,
+            destination.find_opening_ms(next_at) if next_at > now_ms else 0,
+        )
+    return waits
+
+
+def _describe_destination(progress: DestinationProgress, now_ms: int, wait: Wait) -> dict[str, Any]:
     circuit = progress.circuit
     return {
         "name": progress.destination,
@@ -286,7 +312,9 @@ def _describe_destination(progress: DestinationProgress, now_ms: int, opens_at_m
         "opened_at_ms": circuit.opened_at if circuit else 0,
         "next_probe_seconds": max(0.0, (circuit.probe_at - now_ms) / 1000) if circuit else 0.0,
         # When its hours begin; 0 within them.
-        "opens_at_ms": opens_at_ms,
+        "opens_at_ms": wait.opens_at_ms,
+        # When its first delivery is tried; 0 if one may be tried now, and without deliveries.
+        "next_attempt_at_ms": wait.next_attempt_at_ms,
         "paused_at_ms": circuit.paused_at if circuit else 0,
         "paused_by": circuit.paused_by if circuit else "",
         "pause_reason": circuit.pause_reason if circuit else "",

@@ -95,6 +95,7 @@ class Delivery(AnswerModel):
     next_attempt_at: str | None
     waits_for: str
     priority: str = Field(description="urgent, normal or bulk.")
+    hours: str = Field(description="Hours of its routes; empty: any time.")
     commitment: str = Field(
         description="Storage commitment by the destination: none, wanted, asked, committed or failed."
     )
@@ -178,6 +179,7 @@ class Destination(AnswerModel):
     oldest_seconds: float | None
     delivered_per_second: float
     circuit: str
+    next_attempt_at_ms: int = Field(description="When its next delivery is tried; 0 if one may be tried now.")
     opens_at_ms: int = Field(description="When its hours begin, in Unix milliseconds; 0 within them.")
     last_error: str
 
