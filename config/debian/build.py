@@ -54,15 +54,25 @@ def main(arguments: Sequence[str] | None = None) -> None:
     work, root = options.work, options.work / "root"
     shutil.rmtree(work, ignore_errors=True)
     root.mkdir(parents=True)
+    _report("Installing the tools of the build …")
     tools = _make_tools(work / "tools")
+    if options.wheel is None:
+        _report("Compiling the extensions; this takes a minute or two …")
     wheel = options.wheel or _build_wheel(tools, work / "wheel")
+    _report("Installing the node and its dependencies …")
     _install(tools, wheel, root)
     _install_documents(root)
     _install_configuration(root)
     (root / "DEBIAN").mkdir()
     _write_control(root, work)
+    _report("Packing …")
     options.output.mkdir(parents=True, exist_ok=True)
     print(_pack(root, options.output))  # noqa: T201
+
+
+def _report(step: str) -> None:
+    """Say what takes time. Standard output is for the path of the package."""
+    print(step, file=sys.stderr, flush=True)  # noqa: T201
 
 
 def _run(*command: str | Path, cwd: Path = SOURCE, **environment: str) -> str:
