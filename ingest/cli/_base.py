@@ -124,14 +124,15 @@ def config_option(function: _F) -> _F:
         "--config",
         "path",
         envvar="INGEST_CONFIG",
-        callback=_require_config,
+        callback=require_config,
         metavar="FILE",
         type=click.Path(path_type=Path),
         help=f"Configuration: TOML, or Orthanc's JSON. Default: $INGEST_CONFIG, or {INSTALLED_CONFIG}.",
     )(function)
 
 
-def _require_config(context: click.Context, option: click.Parameter, path: Path | None) -> Path | None:
+def require_config(context: click.Context, option: click.Parameter, path: Path | None) -> Path | None:
+    """Return the named configuration, otherwise that of the installed node. Raise if there is none."""
     if path is not None or context.resilient_parsing:
         return path
     try:

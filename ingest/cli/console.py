@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 import click
 
 from ingest.cli import _options as options
-from ingest.cli._base import CommandGroup, config_option, load_config
+from ingest.cli._base import INSTALLED_CONFIG, CommandGroup, config_option, load_config, require_config
 from ingest.cli._tables import ListLayout, format_local_time, print_line, print_list
 from ingest.cli._user import load_config_as_owner
 from ingest.errors import IngestError
@@ -36,7 +36,7 @@ _MEANINGS: Final = "viewer sees; operator also retries, drops and downloads; adm
     envvar="INGEST_CONFIG",
     metavar="FILE",
     type=click.Path(path_type=Path),
-    help="Configuration: TOML, or Orthanc's JSON. Default: $INGEST_CONFIG.",
+    help=f"Configuration: TOML, or Orthanc's JSON. Default: $INGEST_CONFIG, or {INSTALLED_CONFIG}.",
 )
 @click.pass_context
 def console(context: click.Context, path: Path | None) -> None:
@@ -51,9 +51,11 @@ def console(context: click.Context, path: Path | None) -> None:
     """
     if context.invoked_subcommand is not None:
         return
-    if path is None:
-        raise click.UsageError("name the configuration: -c FILE, or $INGEST_CONFIG")
-    _print_access(load_config_as_owner(path))
+    # Not as a callback of the option: every command below has one of its own.
+    (option,) = (each for each in context.command.params if each.name == "path")
+    found = require_config(context, option, path)
+    if found is not None:
+        _print_access(load_config_as_owner(found))
 
 
 def _print_access(config: "Config") -> None:

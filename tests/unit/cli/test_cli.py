@@ -213,9 +213,11 @@ def test_configuration_is_required_or_taken_from_the_environment(run, file):
 def test_configuration_of_the_installed_node_is_the_default(run, file, tmp_path, monkeypatch):
     monkeypatch.setattr("ingest.cli._base.INSTALLED_CONFIG", file)
     assert run("config", "show").exit_code == 0
+    assert "has no [console]" in run("console").stderr
     monkeypatch.setattr("ingest.cli._base.INSTALLED_CONFIG", tmp_path / "none.toml")
-    missing = run("config", "show")
-    assert (missing.exit_code, "--config" in missing.stderr) == (2, True)
+    for command in ("config show", "console"):
+        missing = run(*command.split())
+        assert (missing.exit_code, "--config" in missing.stderr) == (2, True)
 
 
 def test_check_exits_with_0_when_sound_and_1_on_faults(run, file):
