@@ -139,6 +139,16 @@ def have_common_time(one: Hours, other: Hours, unix_ms: int) -> bool:
     )
 
 
+def find_open_since_ms(hours: Hours, unix_ms: int) -> int:
+    """Return since when a window has been open without a break: `unix_ms` itself if none is open."""
+    since = unix_ms
+    today = _to_local(unix_ms, hours.zone).date()
+    for begin, end in sorted(_list_intervals(hours, today), reverse=True):
+        if begin < since <= end and (end > since or since < unix_ms):
+            since = begin
+    return since
+
+
 def find_longest_closure_ms(hours: Hours, unix_ms: int) -> int:
     """Return the longest time without an open window in the coming two weeks."""
     today = _to_local(unix_ms, hours.zone).date()

@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo
 
-from ingest.config.hours import find_opening_ms, is_open, parse_hours
+from ingest.config.hours import find_open_since_ms, find_opening_ms, is_open, parse_hours
 from ingest.dicom.study_attributes import IndexLevel
 
 
@@ -301,6 +301,10 @@ class Destination(Section):
         if not self.hours:
             return unix_ms
         return find_opening_ms(parse_hours(self.hours, self.time_zone), unix_ms)
+
+    def find_open_since_ms(self, unix_ms: int) -> int:
+        """Return since when it may be sent to; 0 if it may at any time."""
+        return find_open_since_ms(parse_hours(self.hours, self.time_zone), unix_ms) if self.hours else 0
 
     def find_bandwidth_mb_per_s(self, unix_ms: int) -> float:
         """Return the limit for all associations together at a time; 0 means no limit."""

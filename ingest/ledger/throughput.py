@@ -9,7 +9,7 @@ from sqlalchemy import Connection, bindparam, delete, func, select
 from ingest.dicom.priority import Priority
 from ingest.ledger.circuits import Circuit, read_circuits
 from ingest.ledger.database import INSERT_BY_DIALECT, Database
-from ingest.ledger.lease_order import WAITING_RANGES, find_first_due
+from ingest.ledger.lease_order import WAITING_RANGES, find_first_due, find_time_ms
 from ingest.ledger.records import DeliveryResult, DeliveryState
 from ingest.ledger.row_counts import count_deliveries
 from ingest.ledger.schema import deliveries, throughput
@@ -33,6 +33,7 @@ class DestinationProgress:
     Attributes:
         states: Number of deliveries by state; a state without rows is missing.
         oldest_at: When the oldest open delivery was created, in Unix milliseconds; None without an open one.
+        oldest_due_at: Since when, by the hours of its route, the first open delivery may be sent, or None.
         delivered_per_second: Instances per second, over the last five whole minutes and the current one.
         bytes_per_second: Bytes of Part 10 files per second, likewise.
         circuit: The circuit; None if the destination never failed.
@@ -42,6 +43,7 @@ class DestinationProgress:
     destination: str
     states: dict[DeliveryState, int] = field(default_factory=dict)
     oldest_at: int | None = None
+    oldest_due_at: int | None = None
     delivered_per_second: float = 0.0
     bytes_per_second: float = 0.0
     circuit: Circuit | None = None
@@ -63,7 +65,7 @@ _RATES: Final = (
 # Waiting deliveries of one priority were created in the order of their instances, so the first row of the
 # index is the oldest.
 _OLDEST_WAITING: Final = (
-    select(deliveries.c.created_at)
+    select(deliveries.c.created_at, deliveries.c.next_at)
     .where(
         deliveries.c.destination == bindparam("of"),
         deliveries.c.state == DeliveryState.WAITING.value,
@@ -132,14 +134,15 @@ class Throughput:
                 for name, delivered, size in connection.execute(_RATES, {"since": minute - RATE_MINUTES})
             }
             circuits = read_circuits(connection)
-            oldest = {name: _oldest(connection, name) for name in states}
+            oldest = {name: _find_oldest(connection, name, unix_ms) for name in states}
             urgent = {name: _count_waiting(connection, name, Priority.URGENT) for name in states}
             bulk = {name: _count_waiting(connection, name, Priority.BULK) for name in states}
         return {
             name: DestinationProgress(
                 destination=name,
                 states=states.get(name, {}),
-                oldest_at=oldest.get(name),
+                oldest_at=oldest.get(name, (None, None))[0],
+                oldest_due_at=oldest.get(name, (None, None))[1],
                 delivered_per_second=rates.get(name, (0.0, 0.0))[0],
                 bytes_per_second=rates.get(name, (0.0, 0.0))[1],
                 circuit=circuits.get(name),
@@ -155,10 +158,18 @@ def _count_waiting(connection: Connection, destination: str, priority: Priority)
     return int(connection.execute(_COUNT_OF_PRIORITY, parameters).scalar_one())
 
 
-def _oldest(connection: Connection, destination: str) -> int | None:
-    times = [
-        connection.execute(_OLDEST_WAITING, {"of": destination, "low": low, "high": high}).scalar()
-        for low, high in WAITING_RANGES
-    ]
-    times.append(connection.execute(_OLDEST_OTHER, {"of": destination}).scalar())
-    return min((time for time in times if time is not None), default=None)
+def _find_oldest(connection: Connection, destination: str, unix_ms: int) -> tuple[int | None, int | None]:
+    """Return when the oldest open delivery was created, and since when the first one may be sent."""
+    created, due = [], []
+    for low, high in WAITING_RANGES:
+        row = connection.execute(_OLDEST_WAITING, {"of": destination, "low": low, "high": high}).first()
+        if row is not None:
+            created.append(row.created_at)
+            # A row that waited for its hours has a time in `next_at`.
+            due.append(find_time_ms(row.next_at) or row.created_at)
+    other = connection.execute(_OLDEST_OTHER, {"of": destination}).scalar()
+    if other is not None:
+        created.append(other)
+        due.append(other)
+    due = [time for time in due if time <= unix_ms]
+    return min(created, default=None), min(due, default=None)

@@ -41,6 +41,7 @@ class Wait(NamedTuple):
 
     opens_at_ms: int = 0
     next_attempt_at_ms: int = 0
+    open_since_ms: int = 0
 
 
 NO_WAIT: Final = Wait()
@@ -292,8 +293,15 @@ def _find_waits(
         waits[destination.name] = Wait(
             opens_at if opens_at > now_ms else 0,
             destination.find_opening_ms(next_at) if next_at > now_ms else 0,
+            destination.find_open_since_ms(now_ms),
         )
     return waits
+
+
+def _measure_due_seconds(progress: DestinationProgress, now_ms: int, wait: Wait) -> float | None:
+    if progress.oldest_due_at is None or wait.opens_at_ms:
+        return None
+    return (now_ms - max(progress.oldest_due_at, wait.open_since_ms)) / 1000
 
 
 def _describe_destination(progress: DestinationProgress, now_ms: int, wait: Wait) -> dict[str, Any]:
@@ -304,6 +312,8 @@ def _describe_destination(progress: DestinationProgress, now_ms: int, wait: Wait
         "waiting_urgent": progress.waiting_urgent,
         "waiting_bulk": progress.waiting_bulk,
         "oldest_seconds": None if progress.oldest_at is None else (now_ms - progress.oldest_at) / 1000,
+        # The same since it may be sent, by the hours of its route and of the destination.
+        "oldest_due_seconds": _measure_due_seconds(progress, now_ms, wait),
         "delivered_per_second": round(progress.delivered_per_second, 3),
         "mb_per_second": round(progress.bytes_per_second / 1e6, 3),
         "circuit": circuit.state.value if circuit else CircuitState.CLOSED.value,

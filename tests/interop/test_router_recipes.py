@@ -24,6 +24,7 @@ from tests.support.peers import PynetdicomRemote, Stored, storescp
 from tests.support.pki import Material
 from tests.support.scenes import STUDIES
 from tests.support.tls_peers import ssl_client_context
+from tests.support.zones import ZONE, wall_clock
 
 
 def read_recipe(page: str, heading: str) -> str:
@@ -224,6 +225,46 @@ def test_priority_of_a_sender_and_of_a_route_reaches_the_remote(
         "1.2.5.0": 0, "1.2.5.1": 1, "1.2.5.2": 2, "1.2.3.0": 0, "1.2.3.1": 0, "1.2.3.2": 2
     }  # fmt: skip
     assert {one.priority for one in site.stored} == {2}
+
+
+def test_images_go_to_a_slow_site_at_night_and_reports_at_once(
+    make_node: Callable[..., Node], material: Material, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heading = "At night"
+    recipe = read_recipe("slow-sites", heading)
+    commands = [
+        block.commands
+        for block in read_blocks(DOCS / "how-to" / "slow-sites.md")
+        if block.heading == heading and block.language == "sh"
+    ]
+    folder = Path(pydicom.__file__).parent / "data/test_files"
+    report = folder / "reportsi.dcm"
+    images = [folder / name for name in ("CT_small.dcm", "MR_small.dcm", "SC_rgb_small_odd.dcm")]
+    zones = tmp_path / "zones"
+    with storescp(tmp_path / "second", material.tls("remote"), "--promiscuous") as site:
+        ours = recipe.replace('host = "archive.second.example.org"', f'host = "localhost"\nport = {site}')
+        with wall_clock(zones, monkeypatch, 12, 0):
+            node = make_node().start(destinations="", routes=ours.replace("Europe/Vienna", ZONE))
+            send(node, material, [report, *images])
+            by_day = {("second-site", "delivered"): 1, ("second-site", "waiting"): 3}
+            eventually(lambda: count_by_destination(node) == by_day, 30, f"{count_by_destination(node)}")
+            with Walk(node.folder) as walk:
+                listed, status = (
+                    walk.run(f"command {each}", frozenset({0, 1, 2}))
+                    for each in commands[0].strip().splitlines()
+                )
+            assert listed.count(f"the hours of its route: 22:00-06:00 {ZONE}") == 3
+            assert "closed; next attempt" in status
+            node.kill()
+            node.start()
+            assert count_by_destination(node) == by_day
+            node.kill()
+        assert by_uid((tmp_path / "second").iterdir()).keys() == by_uid([report]).keys()
+        with wall_clock(zones, monkeypatch, 22, 0):
+            node.start()
+            by_night = {("second-site", "delivered"): 4}
+            eventually(lambda: count_by_destination(node) == by_night, 30, f"{count_by_destination(node)}")
+    assert by_uid((tmp_path / "second").iterdir()).keys() == by_uid([report, *images]).keys()
 
 
 def test_images_are_compressed_for_a_slow_line(

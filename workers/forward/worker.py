@@ -267,7 +267,10 @@ class LedgerWatch:
             count = ledger.deliveries.shorten_waits(name, ledger.unix_ms(), LEASE_MS, longest_ms)
             if count:
                 log.warning(
-                    "waits_bounded", destination=name, deliveries=count, cause="the clock was set back"
+                    "waits_bounded",
+                    destination=name,
+                    deliveries=count,
+                    cause="the clock was set back, or a time zone has changed",
                 )
 
     def _wake_destinations(self, due: Sequence[str]) -> None:

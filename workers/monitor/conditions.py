@@ -121,9 +121,10 @@ def get_delay_ms(alert: AlertSettings, alarm: Alarm) -> int:
 
 def _find_late_deliveries(minutes: float, now: Mapping[str, Any], at_ms: int) -> Iterator[Alarm]:
     for row in now["ledger"].get("destinations", ()):
-        oldest_seconds = row["oldest_seconds"]
-        if oldest_seconds is None or oldest_seconds < minutes * 60 or row["opens_at_ms"]:
-            continue  # outside its hours a destination has to wait
+        # A delivery is late only within its hours.
+        oldest_seconds = row["oldest_due_seconds"]
+        if oldest_seconds is None or oldest_seconds < minutes * 60:
+            continue
         name = row["name"]
         cause = f"{name}: {row['backlog']} wait, the oldest for {oldest_seconds / 60:.0f} minutes"
         remedy = f"see `ingest deliveries --destination {name} --state waiting --state retry`"

@@ -177,6 +177,7 @@ class Destination(AnswerModel):
     name: str
     backlog: int
     oldest_seconds: float | None
+    oldest_due_seconds: float | None = Field(description="The same, counted within its hours only.")
     delivered_per_second: float
     circuit: str
     next_attempt_at_ms: int = Field(description="When its next delivery is tried; 0 if one may be tried now.")

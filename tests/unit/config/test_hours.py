@@ -13,6 +13,7 @@ from ingest.config.hours import (
     Hours,
     find_delivery_opening_ms,
     find_longest_closure_ms,
+    find_open_since_ms,
     find_opening_ms,
     format_hours,
     have_common_time,
@@ -198,3 +199,12 @@ def test_hours_of_a_route_and_its_destination_need_a_common_time() -> None:
     assert find_longest_closure_ms(night, now) == 16 * 60 * MINUTE_MS
     assert find_longest_closure_ms(parse_hours("sun 06:00-07:00", "UTC"), now) == 167 * 60 * MINUTE_MS
     assert find_longest_closure_ms(parse_hours("00:00-24:00", VIENNA), now) == 0
+
+
+def test_time_since_which_a_window_is_open() -> None:
+    night = parse_hours("22:00-06:00", VIENNA)
+    assert find_open_since_ms(night, at("2026-06-11T05:00")) == at("2026-06-10T22:00")
+    assert find_open_since_ms(night, at("2026-06-10T22:00")) == at("2026-06-10T22:00")
+    assert find_open_since_ms(night, at("2026-06-11T07:00")) == at("2026-06-11T07:00")
+    joined = parse_hours("22:00-24:00, 00:00-06:00", VIENNA)
+    assert find_open_since_ms(joined, at("2026-06-11T05:00")) == at("2026-06-10T22:00")

@@ -22,9 +22,9 @@ NOW: dict[str, Any] = {
     ],
     "ledger": {
         "destinations": [
-            {"name": "pacs", "oldest_seconds": 7260.0, "backlog": 4, "paused_at_ms": 0},
-            {"name": "ris", "oldest_seconds": 60.0, "backlog": 1, "paused_at_ms": 9},
-            {"name": "idle", "oldest_seconds": None, "backlog": 0, "paused_at_ms": 0},
+            {"name": "pacs", "oldest_due_seconds": 7260.0, "backlog": 4, "paused_at_ms": 0},
+            {"name": "ris", "oldest_due_seconds": 60.0, "backlog": 1, "paused_at_ms": 9},
+            {"name": "idle", "oldest_due_seconds": None, "backlog": 0, "paused_at_ms": 0},
         ],
         "instances": {"stored": 7, "quarantined": 2},
     },
