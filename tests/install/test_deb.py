@@ -498,7 +498,7 @@ COMMANDS_OF_ROOT = {
     "drop": "--all --yes", "pause": "pacs --reason test", "resume": "pacs",
     "deliver": "--to pacs --all --again",
     "quarantine list": "", "quarantine compare": "1", "quarantine release": "1", "quarantine retry": "--all",
-    "quarantine drop": "1 --yes", "commitment list": "", "commitment sent": "", "retention": "",
+    "quarantine drop": "1 --yes", "commitment list": "", "completed": "", "commitment sent": "", "retention": "",
     "ledger verify": "", "ledger rebuild": "", "ledger reindex": "",
     "console user add": "root --role admin", "console user passwd": "root", "console user list": "",
     "console user role": "root admin", "console user remove": "root",
