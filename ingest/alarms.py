@@ -56,6 +56,7 @@ EFFECTS: Final[Mapping[str, str]] = {
     "audit_away": "Audit messages wait. Receiving and forwarding go on.",
     "audit_queue_full": "Audit messages are lost. Receiving and forwarding go on.",
     "alerts_unsent": "People do not hear of alarms by this way.",
+    "webhooks_unsent": "A receiver does not hear of events. They wait, and are sent later.",
 }
 """What each condition means for the images, for messages to people."""
 

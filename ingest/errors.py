@@ -45,6 +45,7 @@ __all__ = [
     "UnknownDestinationError",
     "UnknownObjectError",
     "UnknownUserError",
+    "UnknownWebhookError",
     "UpgradeError",
 ]
 
@@ -148,6 +149,10 @@ class UnknownObjectError(IngestError):
 
 class UnknownAlertError(IngestError):
     """The configuration has no alert of this name."""
+
+
+class UnknownWebhookError(IngestError):
+    """The configuration has no webhook of this name."""
 
 
 class UnknownUserError(IngestError):

@@ -65,6 +65,7 @@ def check_node(config: Config, *, user: str = "") -> list[Fault]:
         *_check_ledger(config),
         *_check_store_agreement(config),
         *_check_alerts(config),
+        *_check_webhooks(config),
         *_check_changes(config),
         *_check_flow(config),
         *find_weak_settings(config),
@@ -163,6 +164,22 @@ def _check_alerts(config: Config) -> Iterator[Fault]:
                     f"did you mean {similar[0]}?" if similar else "docs/reference/alerts.md has all names"
                 )
                 yield Fault(f"{key}.alarms[{number}]", cause, remedy, kind=FaultKind.NOTE)
+
+
+def _check_webhooks(config: Config) -> Iterator[Fault]:
+    """Report files that the sender of webhooks cannot use."""
+    if not config.webhooks:
+        return
+    from ingest.events.secret_files import read_secret  # noqa: PLC0415 - most nodes have no webhooks
+    from ingest.events.trust import create_client_context  # noqa: PLC0415
+
+    for index, webhook in enumerate(config.webhooks):
+        key = f"webhooks[{index}]"
+        if webhook.secret_file is not None:
+            yield from _collect_faults(f"{key}.secret_file", partial(read_secret, webhook.secret_file))
+        if webhook.needs_tls and webhook.tls in config.tls:
+            trust = partial(create_client_context, config.tls[webhook.tls])
+            yield from _collect_faults(f"{key}.tls", trust)
 
 
 def _collect_faults(key: str, use: Callable[[], object]) -> Iterator[Fault]:

@@ -34,6 +34,7 @@ from ingest.cli import (
     status,
     trace,
     upgrade,
+    webhooks,
 )
 from ingest.cli._base import CommandGroup
 
@@ -47,6 +48,7 @@ COMMANDS: Final = (
     metrics.metrics,
     console.console,
     alerts.alerts,
+    webhooks.webhooks,
     instances.studies,
     instances.instances,
     completed.completed,

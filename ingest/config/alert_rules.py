@@ -1,14 +1,14 @@
-"""Rules of `[[alerts]]`: keys that a type of alert needs, addresses, and files with secrets."""
+"""Rules of `[[alerts]]` and `[[webhooks]]`: addresses, files with secrets, and keys that a type needs."""
 
 import re
 import stat
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Final
 from urllib.parse import SplitResult, urlsplit
 
 from ingest.config.faults import Fault
-from ingest.config.model import AlertSettings, Config, is_loopback
+from ingest.config.model import AlertSettings, Config, WebhookSettings, is_loopback
 
 _ADDRESS: Final = re.compile(r"[A-Za-z0-9.!#$%&'*+/=?^_`{|}~-]{1,64}@[A-Za-z0-9.-]{1,253}")
 _PATTERN: Final = re.compile(r"[a-z0-9_*?]{1,64}")
@@ -25,13 +25,9 @@ def check_alerts(config: Config, tls_sections: Collection[str]) -> Iterator[Faul
         config: A configuration whose types are valid.
         tls_sections: Names of all `[tls.NAME]` sections, including those with faults.
     """
-    first: dict[str, int] = {}
+    yield from _check_names("alerts", config.alerts)
     for index, alert in enumerate(config.alerts):
         key = f"alerts[{index}]"
-        if alert.name in first:
-            cause = f'"{alert.name}" is the name of alerts[{first[alert.name]}] too'
-            yield Fault(f"{key}.name", cause, "give each alert its own name")
-        first.setdefault(alert.name, index)
         yield from _check_selection(key, alert, config)
         yield from _check_other_keys(key, alert)
         yield from (_check_webhook if alert.type == "webhook" else _check_email)(key, alert)
@@ -39,6 +35,18 @@ def check_alerts(config: Config, tls_sections: Collection[str]) -> Iterator[Faul
         if alert.console_url and not _is_web_address(alert.console_url):
             remedy = "write https://HOST/, the address at which people open the console"
             yield Fault(f"{key}.console_url", "is not the address of a page", remedy)
+
+
+def check_webhooks(config: Config, tls_sections: Collection[str]) -> Iterator[Fault]:
+    """Yield every fault of `[[webhooks]]`. The arguments are those of `check_alerts`."""
+    yield from _check_names("webhooks", config.webhooks)
+    for index, webhook in enumerate(config.webhooks):
+        key = f"webhooks[{index}]"
+        if not webhook.events:
+            yield Fault(f"{key}.events", "is empty, so nothing is sent", 'write events, as ["delivery.dead"]')
+        yield from _check_destinations(key, webhook, config)
+        yield from _check_webhook(key, webhook)
+        yield from _check_trust(key, webhook, config, tls_sections)
 
 
 def find_open_secret(path: Path) -> str:
@@ -52,6 +60,15 @@ def find_open_secret(path: Path) -> str:
     )
 
 
+def _check_names(section: str, receivers: Sequence[AlertSettings | WebhookSettings]) -> Iterator[Fault]:
+    first: dict[str, int] = {}
+    for index, receiver in enumerate(receivers):
+        if receiver.name in first:
+            cause = f'"{receiver.name}" is the name of {section}[{first[receiver.name]}] too'
+            yield Fault(f"{section}[{index}].name", cause, "give each one its own name")
+        first.setdefault(receiver.name, index)
+
+
 def _check_selection(key: str, alert: AlertSettings, config: Config) -> Iterator[Fault]:
     if not alert.alarms:
         yield Fault(f"{key}.alarms", "is empty, so nothing is told", 'write ["*"] for all alarms')
@@ -59,11 +76,7 @@ def _check_selection(key: str, alert: AlertSettings, config: Config) -> Iterator
         if not _PATTERN.fullmatch(pattern):
             remedy = 'write a condition of docs/reference/alerts.md, or a pattern such as "disk_*"'
             yield Fault(f"{key}.alarms[{number}]", f'"{pattern}" cannot be the name of an alarm', remedy)
-    known = {destination.name for destination in config.destinations}
-    for number, name in enumerate(alert.destinations):
-        if name not in known and not set("*?[") & set(name):
-            remedy = f"write one of {', '.join(sorted(known)) or 'the destinations'}, or a pattern"
-            yield Fault(f"{key}.destinations[{number}]", f'there is no destination "{name}"', remedy)
+    yield from _check_destinations(key, alert, config)
     for number, peer in enumerate(alert.silent_peers):
         here = f"{key}.silent_peers[{number}]"
         if not peer.days:
@@ -73,6 +86,16 @@ def _check_selection(key: str, alert: AlertSettings, config: Config) -> Iterator
             yield Fault(f"{here}.end_hour", cause, "make it later; 24 is midnight")
 
 
+def _check_destinations(
+    key: str, receiver: AlertSettings | WebhookSettings, config: Config
+) -> Iterator[Fault]:
+    known = {destination.name for destination in config.destinations}
+    for number, name in enumerate(receiver.destinations):
+        if name not in known and not set("*?[") & set(name):
+            remedy = f"write one of {', '.join(sorted(known)) or 'the destinations'}, or a pattern"
+            yield Fault(f"{key}.destinations[{number}]", f'there is no destination "{name}"', remedy)
+
+
 def _check_other_keys(key: str, alert: AlertSettings) -> Iterator[Fault]:
     other, names = ("email", _EMAIL_KEYS) if alert.type == "webhook" else ("webhook", _WEBHOOK_KEYS)
     for name in names:
@@ -80,7 +103,7 @@ def _check_other_keys(key: str, alert: AlertSettings) -> Iterator[Fault]:
             yield Fault(f"{key}.{name}", f'belongs to type = "{other}"', "remove it, or change type")
 
 
-def _check_webhook(key: str, alert: AlertSettings) -> Iterator[Fault]:
+def _check_webhook(key: str, alert: AlertSettings | WebhookSettings) -> Iterator[Fault]:
     if not alert.url:
         yield Fault(f"{key}.url", "is missing", "write https://HOST/PATH")
     elif not _is_web_address(alert.url):
@@ -137,7 +160,7 @@ def _check_secret(key: str, path: Path | None, *, is_needed: bool) -> Iterator[F
 
 
 def _check_trust(
-    key: str, alert: AlertSettings, config: Config, tls_sections: Collection[str]
+    key: str, alert: AlertSettings | WebhookSettings, config: Config, tls_sections: Collection[str]
 ) -> Iterator[Fault]:
     if not alert.needs_tls:
         return

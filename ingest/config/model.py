@@ -474,6 +474,27 @@ class AlertSettings(Section):
         return self.security != "none" if self.type == "email" else self.url.startswith("https:")
 
 
+EventName = Literal["instance.stored", "instance.quarantined", "delivery.delivered", "delivery.dead"]
+
+
+class WebhookSettings(Section):
+    """One of `[[webhooks]]`: which events are posted to which address."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,64}$")]
+    url: str = ""
+    secret_file: OptionalPath = None
+    tls: str = "node"
+    events: tuple[EventName, ...]
+    destinations: tuple[str, ...] = ("*",)
+    give_up_hours: Annotated[float, Field(gt=0, le=1e6)] = 168.0
+    timeout_seconds: Annotated[float, Field(gt=0, le=120)] = 20.0
+
+    @property
+    def needs_tls(self) -> bool:
+        """Whether a `[tls.NAME]` section verifies the server."""
+        return self.url.startswith("https:")
+
+
 def _check_endpoint(value: str) -> str:
     """Accept https to any host, and plain http to this host alone.
 
@@ -521,6 +542,7 @@ class Config(Section):
     routes: tuple[Route, ...] = ()
     commitment: CommitmentSettings = CommitmentSettings()
     alerts: tuple[AlertSettings, ...] = ()
+    webhooks: tuple[WebhookSettings, ...] = ()
     console: ConsoleSettings | None = None
     audit: AuditSettings | None = None
     traces: TraceSettings | None = None
@@ -564,7 +586,7 @@ class Config(Section):
         """Whether a monitor has to run."""
         is_watched = self.console is not None or self.audit is not None
         has_rows = self.takes_commitment_requests or self.judges_completion
-        return bool(self.alerts) or is_watched or has_rows
+        return bool(self.alerts or self.webhooks) or is_watched or has_rows
 
     @property
     def judges_completion(self) -> bool:

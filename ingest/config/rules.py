@@ -86,6 +86,7 @@ def check_rules(config: Config, names: SectionNames, roles: Collection[str]) -> 
     yield from _check_peer_destinations(config, names)
     yield from _check_commitment(config)
     yield from alert_rules.check_alerts(config, names.tls)
+    yield from alert_rules.check_webhooks(config, names.tls)
     yield from _check_audit(config, names)
     yield from _check_traces(config, names)
     if config.console is not None:

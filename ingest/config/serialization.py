@@ -26,8 +26,8 @@ def config_to_values(config: Config) -> dict[str, Any]:
         values[name]["url"] = remove_password(section.url) if has_file else mask_url_password(section.url)
     if config.console is not None and config.console.oidc is None:
         del values["console"]["oidc"]  # TOML has no null
-    for alert in values["alerts"]:
-        alert["url"] = mask_url_path(alert["url"])
+    for receiver in (*values["alerts"], *values["webhooks"]):
+        receiver["url"] = mask_url_path(receiver["url"])
     return values
 
 

@@ -30,6 +30,7 @@ from ingest.errors import (
     UnknownDestinationError,
     UnknownObjectError,
     UnknownUserError,
+    UnknownWebhookError,
 )
 from ingest.supervisor.console_watch import ConsoleLink
 
@@ -278,7 +279,13 @@ async def run_bounded(
     """Run a function as `run_for` does, also for pages that refresh themselves: they share what it reads."""
     try:
         return await (pool or console.work).run(seconds, function)
-    except (UnknownAlertError, UnknownDestinationError, UnknownObjectError, UnknownUserError) as error:
+    except (
+        UnknownAlertError,
+        UnknownDestinationError,
+        UnknownObjectError,
+        UnknownUserError,
+        UnknownWebhookError,
+    ) as error:
         raise ProblemError(404, str(error)) from error
     except ConfigError as error:
         raise ProblemError(422, "; ".join(error.faults), "correct the configuration") from error

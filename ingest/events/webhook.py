@@ -48,6 +48,7 @@ class Webhook:
         tls: The section that verifies the server; None for plain http on this machine.
         section: NAME of the section, for messages.
         seconds: Deadline for everything.
+        content_type: Media type of the payload.
     """
 
     url: str
@@ -55,6 +56,7 @@ class Webhook:
     tls: TLS | None
     section: str
     seconds: float
+    content_type: str = "application/json"
 
     def post(self, body: bytes, event_id: str) -> None:
         """Send an event.
@@ -77,7 +79,7 @@ class Webhook:
         deadline = time.monotonic() + self.seconds
         timestamp = str(int(time.time()))
         headers: list[tuple[bytes | str, bytes | str]] = [
-            ("Content-Type", "application/json"),
+            ("Content-Type", self.content_type),
             ("User-Agent", f"dicom-ingest/{version('dicom-ingest')}"),
             ("Idempotency-Key", event_id),
             ("X-Ingest-Event", event_id),

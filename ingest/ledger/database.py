@@ -298,7 +298,7 @@ class Database:
             LedgerVersionError: A newer program has migrated the ledger. Nothing was changed.
             LedgerError: The database is unavailable, or another process migrates it for too long.
         """
-        if self.read_schema_version() == SCHEMA_VERSION:
+        if self._has_this_schema():
             return None
         started = time.monotonic()
         with self._migration_lock(), self._errors(), self._writer.begin() as connection:
@@ -320,6 +320,16 @@ class Database:
             seconds=round(migration.seconds, 1),
         )
         return migration
+
+    def _has_this_schema(self) -> bool:
+        try:
+            return self.read_schema_version() == SCHEMA_VERSION
+        except LedgerError:
+            # A new SQLite database is locked while another process changes it to WAL mode, and no timeout
+            # applies to that. Behind the migration lock it is not, and other errors happen again.
+            if self._file is None:
+                raise
+            return False
 
     def _require_file(self) -> None:
         """Check that the file of SQLite exists, and is the one that is open.

@@ -27,6 +27,7 @@ from sqlalchemy import (
 )
 
 from ingest.dicom.priority import Priority
+from ingest.ledger.announcements import Announcer
 from ingest.ledger.attempts import record_attempts
 from ingest.ledger.database import Database
 from ingest.ledger.lease_order import (
@@ -452,8 +453,11 @@ class Deliveries:
     Every method is one transaction. It raises LedgerError while the database is unavailable.
     """
 
-    def __init__(self, database: Database, *, is_audited: bool = False) -> None:
+    def __init__(
+        self, database: Database, *, is_audited: bool = False, announcer: Announcer | None = None
+    ) -> None:
         self._database = database
+        self._announcer = announcer
         self._is_audited = is_audited
 
     def lease_due(  # noqa: PLR0917 - each is a number of its own
@@ -616,6 +620,9 @@ class Deliveries:
             written = connection.execute(_FINISH, parameters).rowcount
             if self._is_audited:
                 note_sent(connection, results, destination, unix_ms)
+            if self._announcer is not None:
+                ids = [result.id for result in results]
+                self._announcer.announce_deliveries(connection, ids, destination, unix_ms)
             delivered = [result.id for result in results if result.state is DeliveryState.DELIVERED]
             wanted = [
                 result.id
@@ -721,6 +728,8 @@ class Deliveries:
             ids += connection.execute(_OLD_RETRIES, parameters).scalars()
             if ids:
                 connection.execute(_EXPIRE, {"ids": ids, "error": reason, "now": unix_ms})
+                if self._announcer is not None:
+                    self._announcer.announce_deliveries(connection, ids, destination, unix_ms)
         return len(ids)
 
     def _select_due(

@@ -8,6 +8,7 @@ from typing import Any, Final
 from sqlalchemy import ColumnElement, Connection, RowMapping, bindparam, insert, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
+from ingest.ledger.announcements import Announcer
 from ingest.ledger.database import Database
 from ingest.ledger.lease_order import find_first_due, find_wait_ms
 from ingest.ledger.reception_notes import note_receptions
@@ -118,8 +119,11 @@ class Instances:
     unavailable.
     """
 
-    def __init__(self, database: Database, *, is_audited: bool = False) -> None:
+    def __init__(
+        self, database: Database, *, is_audited: bool = False, announcer: Announcer | None = None
+    ) -> None:
         self._database = database
+        self._announcer = announcer
         self._written = WrittenStudies()
         self._is_audited = is_audited
 
@@ -165,10 +169,11 @@ class Instances:
             ]
             if waiting:
                 connection.execute(INSERT_DELIVERIES, waiting)
+            recorded = [(number, row) for row, number in zip(rows, new, strict=True) if number is not None]
             if self._is_audited:
-                note_received(
-                    connection, [row for row, number in zip(rows, new, strict=True) if number is not None]
-                )
+                note_received(connection, [row for _, row in recorded])
+            if self._announcer is not None:
+                self._announcer.announce_instances(connection, [row for _, row in recorded])
             known = find_recorded_refs(
                 connection, [row.spool_ref for row, number in zip(rows, new, strict=True) if number is None]
             )
@@ -179,7 +184,6 @@ class Instances:
             ]
             if again:
                 connection.execute(_COUNT_AGAIN, again)
-            recorded = [(number, row) for row, number in zip(rows, new, strict=True) if number is not None]
             written = index_studies(connection, recorded, self._written)
             taken = [
                 row

@@ -1,6 +1,7 @@
 """The ledger of one node: its parts, which share one database."""
 
 from ingest.ledger.alert_groups import AlertGroups
+from ingest.ledger.announcements import Announcer
 from ingest.ledger.attempts import Attempts
 from ingest.ledger.backfill import Backfill
 from ingest.ledger.callers import Callers
@@ -64,20 +65,28 @@ class Ledger:
         hosts: Hosts that use this ledger, and their releases.
     """
 
-    def __init__(self, url: str, *, is_audited: bool = False, is_read_only: bool = False) -> None:
+    def __init__(
+        self,
+        url: str,
+        *,
+        is_audited: bool = False,
+        announcer: Announcer | None = None,
+        is_read_only: bool = False,
+    ) -> None:
         """Prepare the parts; the first method that is called opens the database.
 
         Args:
             url: An SQLAlchemy URL: `sqlite:////abs/path` or `postgresql+psycopg://…`.
             is_audited: Whether transfers are noted for audit messages. Then a monitor has to run.
+            announcer: Makes events for webhooks; None makes none.
             is_read_only: Whether the database refuses every write of this ledger.
 
         Raises:
             LedgerError: The URL is invalid, or its driver is not installed.
         """
         self.database = Database(url, is_read_only=is_read_only)
-        self.instances = Instances(self.database, is_audited=is_audited)
-        self.deliveries = Deliveries(self.database, is_audited=is_audited)
+        self.instances = Instances(self.database, is_audited=is_audited, announcer=announcer)
+        self.deliveries = Deliveries(self.database, is_audited=is_audited, announcer=announcer)
         self.attempts = Attempts(self.database)
         self.callers = Callers(self.database)
         self.delivery_admin = DeliveryAdmin(self.database)
@@ -90,7 +99,7 @@ class Ledger:
         self.study_lists = StudyLists(self.database)
         self.receptions = Receptions(self.database)
         self.reindexing = Reindexing(self.database)
-        self.quarantine = Quarantine(self.database)
+        self.quarantine = Quarantine(self.database, announcer=announcer)
         self.retention = Retention(self.database)
         self.samples = Samples(self.database)
         self.spool_references = SpoolReferences(self.database)

@@ -6,6 +6,7 @@ from typing import Final, NamedTuple
 from sqlalchemy import bindparam, func, select, update
 from sqlalchemy.exc import IntegrityError
 
+from ingest.ledger.announcements import Announcer
 from ingest.ledger.database import Database
 from ingest.ledger.instances import (
     INSERT,
@@ -64,8 +65,9 @@ class Quarantine:
     Every method is one transaction. It raises LedgerError while the database is unavailable.
     """
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, *, announcer: Announcer | None = None) -> None:
         self._database = database
+        self._announcer = announcer
 
     def find_store_keys(self, same: ContentIdentity) -> list[str]:
         """Return the keys of the same instance in quarantine.
@@ -160,6 +162,8 @@ class Quarantine:
                 if changed.rowcount:
                     index_studies(connection, [(number, released)])
                     note_receptions(connection, [released])
+                    if self._announcer is not None:
+                        self._announcer.announce_instances(connection, [released])
                 return bool(changed.rowcount)
         except IntegrityError:
             # The ledger allows one stored row for each SOP instance UID, and one row for each file.

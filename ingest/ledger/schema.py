@@ -397,8 +397,9 @@ samples = Table(
 )
 
 IS_OPEN_EVENT: Final = text("state in ('waiting', 'sending')")
+IS_DEAD_EVENT: Final = text("state = 'dead'")
 
-# Events to send: alerts (`ingest.ledger.outbox`).
+# Events to send: alerts and webhooks (`ingest.ledger.outbox`).
 outbox = Table(
     "outbox",
     metadata,
@@ -415,9 +416,18 @@ outbox = Table(
     Column("last_error", Text, nullable=False),
     Column("created_at", BigInteger, nullable=False),
     Column("updated_at", BigInteger, nullable=False),
+    # Whether its receiver refuses this event alone. Then it does not hold up the others.
+    Column("is_refused", Boolean, nullable=False, server_default=false()),
     UniqueConstraint("event_id", name="outbox_event_id"),
-    # Open events are few.
-    Index("outbox_open", "target", "id", sqlite_where=IS_OPEN_EVENT, postgresql_where=IS_OPEN_EVENT),
+    Index(
+        "outbox_open",
+        "target",
+        "is_refused",
+        "id",
+        sqlite_where=IS_OPEN_EVENT,
+        postgresql_where=IS_OPEN_EVENT,
+    ),
+    Index("outbox_dead", "target", "id", sqlite_where=IS_DEAD_EVENT, postgresql_where=IS_DEAD_EVENT),
 )
 
 IS_OPEN_COMMITMENT: Final = text("state in ('waiting', 'due')")

@@ -10,7 +10,7 @@ from ingest.clock import unix_ms
 from ingest.config.model import AlertSettings, Config
 from ingest.errors import SendingError, UnknownAlertError
 from ingest.events.event import Announcement, EventType, create_event_id, describe_event, target_of
-from ingest.events.sending import send_to_alert
+from ingest.events.sending import send_event
 from ingest.ledger import Ledger
 from ingest.ledger.outbox import OutboxEvent
 from ingest.operations.times import format_iso_time
@@ -142,7 +142,7 @@ def _send_test_event(config: Config, alert: AlertSettings) -> AlertTest:
     )
     receiver = name_receiver(alert)
     try:
-        send_to_alert(config, alert, describe_event(config, alert, told))
+        send_event(config, alert, describe_event(config, alert, told))
     except SendingError as error:
         return AlertTest(alert.name, receiver, event_id, error.cause, error.remedy)
     return AlertTest(alert.name, receiver, event_id)

@@ -26,6 +26,7 @@ from ingest.config.model import Config
 from ingest.errors import BootError, IngestError, LedgerError, StoppedError
 from ingest.filesystem.locks import Owner
 from ingest.ledger import Ledger
+from ingest.ledger.announcements import build_announcer
 from ingest.outgoing.plan import OutgoingPlan
 from ingest.queue.client import connect, remove_foreign_keys
 from ingest.queue.wakeups import (
@@ -105,7 +106,9 @@ class ForwardWorker:
         self.destinations = {destination.name: destination for destination in config.destinations}
         self.remotes = remotes
         try:
-            self.ledger = Ledger(config.ledger_url, is_audited=config.records_transfers)
+            self.ledger = Ledger(
+                config.ledger_url, is_audited=config.records_transfers, announcer=build_announcer(config)
+            )
         except LedgerError as error:
             raise BootError(str(error)) from error
         self.host = HostRecorder(config, self.ledger, "forward")

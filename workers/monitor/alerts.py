@@ -51,6 +51,7 @@ _COST_FACTOR: Final = 20
 _MAX_PAUSE_SECONDS: Final = 60.0
 _SILENCE_SECONDS: Final = 30.0
 _CLEAN_SECONDS: Final = 3600.0
+_UNSENT_SECONDS: Final = 10.0
 _KEEP_EVENTS_MS: Final = 30 * 86_400_000
 _KEEP_GROUPS_MS: Final = 7 * 86_400_000
 
@@ -86,7 +87,7 @@ class AlertTask:
         self._first_seen: dict[str, int] = {}
         self._started_ms = unix_ms()
         self._lease_until = 0.0
-        self._silence_at = self._clean_at = self._look_at = 0.0
+        self._silence_at = self._clean_at = self._look_at = self._unsent_at = 0.0
 
     def run(self) -> None:
         """Look at the node once, unless another monitor of this data folder works or looking is expensive."""
@@ -109,7 +110,6 @@ class AlertTask:
                 self._tell(alert, scope, alarms, at_ms)
         self._record(at_ms)
         self._sender.start_due()
-        self._clean(at_ms)
         pause = (time.monotonic() - began) * _COST_FACTOR
         self._look_at = time.monotonic() + min(pause, _MAX_PAUSE_SECONDS)
 
@@ -117,6 +117,10 @@ class AlertTask:
         """Send events that are due. Two monitors of one data folder would send the same ones."""
         if self._hold_lock():
             self._sender.start_due()
+            self._clean(self._read_clock())
+            if not self._config.alerts and time.monotonic() >= self._unsent_at:
+                self._unsent_at = time.monotonic() + _UNSENT_SECONDS
+                write_watched_alarms(self._config.run_dir, self._sender.list_unsent_alarms())
 
     def close(self) -> None:
         """End the sender, and then let another monitor work."""
@@ -182,7 +186,7 @@ class AlertTask:
             for alarms in found.values()
             for alarm in alarms
             if alarm.condition in conditions.WATCHED
-        }
+        } | {alarm.name: alarm for alarm in self._sender.list_unsent_alarms()}
         write_watched_alarms(self._config.run_dir, list(watched.values()))
 
     def _read_clock(self) -> int:
@@ -284,7 +288,9 @@ class AlertTask:
     def _clean(self, at_ms: int) -> None:
         if time.monotonic() < self._clean_at:
             return
-        give_up_hours = max(alert.give_up_hours for alert in self._config.alerts)
+        hours = [alert.give_up_hours for alert in self._config.alerts]
+        hours += [webhook.give_up_hours for webhook in self._config.webhooks]
+        give_up_hours = max(hours)
         with contextlib.suppress(LedgerError):
             self._ledger.outbox.expire(at_ms - round(give_up_hours * 3_600_000), at_ms)
             self._ledger.outbox.remove_ended(at_ms - _KEEP_EVENTS_MS)

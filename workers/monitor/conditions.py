@@ -16,6 +16,7 @@ QUARANTINE_NOT_EMPTY: Final = "quarantine_not_empty"
 DISK_NEARLY_FULL: Final = "disk_nearly_full"
 PEER_SILENT: Final = "peer_silent"
 ALERTS_UNSENT: Final = "alerts_unsent"
+WEBHOOKS_UNSENT: Final = "webhooks_unsent"
 
 WATCHED: Final = frozenset(
     {
@@ -24,6 +25,7 @@ WATCHED: Final = frozenset(
         DISK_NEARLY_FULL,
         PEER_SILENT,
         ALERTS_UNSENT,
+        WEBHOOKS_UNSENT,
         verdict.CERTIFICATE_EXPIRING,
     }
 )
@@ -56,11 +58,11 @@ def find_alarms(
         alert: The alert.
         now: The status of the node.
         silent: Callers that are silent by the settings of this alert.
-        unsent: Alerts whose events cannot be sent.
+        unsent: Alarms of alerts and webhooks whose events cannot be sent.
     """
     problems = map(Alarm.from_json, now["problems"])
     found = {one.name: one for one in problems if one.condition not in WATCHED | _REWORDED}
-    others = [alarm for alarm in unsent if alarm.subject != alert.name]
+    others = [alarm for alarm in unsent if alarm.name != f"{ALERTS_UNSENT}.{alert.name}"]
     for alarm in (*find_watched(alert, now), *_find_paused(now), *silent, *others):
         found.setdefault(alarm.name, alarm)
     names = {row["name"] for row in now["ledger"].get("destinations", ())}

@@ -18,13 +18,14 @@ import structlog
 from ingest import threads
 from ingest.alarms import Alarm
 from ingest.clock import unix_ms
-from ingest.config.model import AlertSettings, Config
+from ingest.config.model import AlertSettings, Config, WebhookSettings
 from ingest.errors import LedgerError, SendingError
 from ingest.events.event import target_of
-from ingest.events.sending import send_to_alert
+from ingest.events.sending import Receiver, send_event
 from ingest.ledger import Ledger
+from ingest.ledger.announcements import target_of as target_of_webhook
 from ingest.ledger.outbox import NewEvent, OutboxEvent
-from ingest.workers.monitor.conditions import ALERTS_UNSENT
+from ingest.workers.monitor.conditions import ALERTS_UNSENT, WEBHOOKS_UNSENT
 
 FIRST_PAUSE_SECONDS: Final = 5.0
 MAX_PAUSE_SECONDS: Final = 900.0
@@ -32,6 +33,9 @@ LEASE_MARGIN_SECONDS: Final = 60.0
 """Time from the deadline of an attempt until another host may send the event."""
 
 ATTEMPTS_UNTIL_ALARM: Final = 3
+REFUSED_MAX: Final = 5
+"""Attempts after which an event that its webhook refuses becomes a dead letter."""
+
 _RECORD_SECONDS: Final = 30.0
 _STOP_SECONDS: Final = 3.0
 
@@ -52,7 +56,7 @@ class EventSender:
         ledger: Ledger,
         owner: str,
         *,
-        send: Callable[[Config, AlertSettings, str], None] = send_to_alert,
+        send: Callable[[Config, Receiver, str], None] = send_event,
     ) -> None:
         """Prepare.
 
@@ -67,7 +71,8 @@ class EventSender:
         self._ledger = ledger
         self._owner = owner
         self._send = send
-        self._alerts = {target_of(alert): alert for alert in config.alerts}
+        self._receivers: dict[str, Receiver] = {target_of(alert): alert for alert in config.alerts}
+        self._receivers |= {target_of_webhook(webhook): webhook for webhook in config.webhooks}
         self._stop = threading.Event()
         self._threads: dict[str, threading.Thread] = {}
         self._lock = threading.Lock()
@@ -79,12 +84,13 @@ class EventSender:
     def start_due(self) -> None:
         """Start a thread for each target that has events to send and no thread."""
         try:
-            due = set(self._ledger.outbox.list_due_targets(self._owner, self._ledger.unix_ms()))
+            now = self._ledger.unix_ms()
+            due = set(self._ledger.outbox.list_due_targets(self._receivers, self._owner, now))
         except LedgerError:
             due = set()
         with self._lock:
             due |= {event.target for event in self._unrecorded.values()}
-        for target in due & self._alerts.keys():
+        for target in due & self._receivers.keys():
             thread = self._threads.get(target)
             if thread is None or not thread.is_alive():
                 name = f"send-{target}"
@@ -105,7 +111,7 @@ class EventSender:
             return event_id in self._sent_unrecorded
 
     def list_unsent_alarms(self) -> list[Alarm]:
-        """Return an alarm for each alert whose events cannot be sent."""
+        """Return an alarm for each alert or webhook whose events cannot be sent."""
         with self._lock:
             return list(self._failing.values())
 
@@ -118,36 +124,42 @@ class EventSender:
 
     def _drain(self, target: str) -> None:
         """Thread body: send events of one target until none is due or one fails."""
-        alert = self._alerts[target]
+        receiver = self._receivers[target]
         for event in self._list_unrecorded(target):
-            if not self._send_unrecorded(alert, event):
+            if not self._send_unrecorded(receiver, event):
                 return
-        lease_ms = round((alert.timeout_seconds + LEASE_MARGIN_SECONDS) * 1000)
+        lease_ms = round((receiver.timeout_seconds + LEASE_MARGIN_SECONDS) * 1000)
         while not self._stop.is_set():
             try:
                 now = self._ledger.unix_ms()
                 leased = self._ledger.outbox.lease_next(target, self._owner, now, lease_ms)
             except LedgerError:
                 return
-            if leased is None or not self._send_leased(alert, leased):
+            if leased is None or not self._send_leased(receiver, leased):
                 return
 
-    def _send_leased(self, alert: AlertSettings, event: OutboxEvent) -> bool:
+    def _send_leased(self, receiver: Receiver, event: OutboxEvent) -> bool:
         """Send one event and record the result; return whether the next event may be sent now."""
         try:
-            self._send(self._config, alert, event.payload)
+            self._send(self._config, receiver, event.payload)
         except SendingError as error:
-            self._note_failure(alert, error, event.attempts)
-            self._record_failure(alert, event, error)
+            self._note_failure(receiver, error, event.attempts)
+            self._record_failure(receiver, event, error)
             return not error.blames_target
-        self._note_success(alert, event.event_id)
-        return self._record(lambda: self._ledger.outbox.record_sent(event, self._ledger.unix_ms()))
+        self._note_success(receiver, event.event_id)
+        # One event for each instance would fill the ledger.
+        keeps = isinstance(receiver, AlertSettings)
+        return self._record(
+            lambda: self._ledger.outbox.record_sent(event, self._ledger.unix_ms(), keeps=keeps)
+        )
 
-    def _record_failure(self, alert: AlertSettings, event: OutboxEvent, error: SendingError) -> None:
+    def _record_failure(self, receiver: Receiver, event: OutboxEvent, error: SendingError) -> None:
         def record() -> None:
             now = self._ledger.unix_ms()
             next_at = now + round(get_pause_seconds(event.attempts) * 1000)
-            if now - event.created_at > alert.give_up_hours * 3_600_000:
+            is_late = now - event.created_at > receiver.give_up_hours * 3_600_000
+            is_refused = isinstance(receiver, WebhookSettings) and not error.blames_target
+            if is_late or (is_refused and event.attempts >= REFUSED_MAX):
                 log.error("event_given_up", target=event.target, event_id=event.event_id, error=str(error))
                 next_at = 0
             self._ledger.outbox.record_failure(
@@ -176,12 +188,12 @@ class EventSender:
         with self._lock:
             return [event for event in self._unrecorded.values() if event.target == target]
 
-    def _send_unrecorded(self, alert: AlertSettings, event: NewEvent) -> bool:
+    def _send_unrecorded(self, receiver: Receiver, event: NewEvent) -> bool:
         try:
-            self._send(self._config, alert, event.payload)
+            self._send(self._config, receiver, event.payload)
         except SendingError as error:
             attempts = self._attempts[event.target] = self._attempts.get(event.target, 0) + 1
-            self._note_failure(alert, error, attempts)
+            self._note_failure(receiver, error, attempts)
             if error.blames_target:
                 # The thread keeps its place during the pause, so no other one tries meanwhile.
                 self._stop.wait(get_pause_seconds(attempts))
@@ -190,22 +202,28 @@ class EventSender:
         with self._lock:
             self._sent_unrecorded.add(event.event_id)
             self._unrecorded.pop(event.event_id, None)
-        self._note_success(alert, event.event_id)
+        self._note_success(receiver, event.event_id)
         return True
 
-    def _note_failure(self, alert: AlertSettings, error: SendingError, attempts: int) -> None:
-        log.warning("event_not_sent", alert=alert.name, attempts=attempts, error=str(error))
+    def _note_failure(self, receiver: Receiver, error: SendingError, attempts: int) -> None:
+        is_alert = isinstance(receiver, AlertSettings)
+        kind, condition = ("alert", ALERTS_UNSENT) if is_alert else ("webhook", WEBHOOKS_UNSENT)
+        log.warning("event_not_sent", attempts=attempts, error=str(error), **{kind: receiver.name})
         if attempts < ATTEMPTS_UNTIL_ALARM:
             return
-        cause = f"the alert {alert.name} cannot be sent: {error.cause}"
-        remedy = f"{error.remedy}; `ingest alerts test {alert.name}` tries at once"
+        name = f"{condition}.{receiver.name}"
+        cause = f"the {kind} {receiver.name} cannot be sent: {error.cause}"
+        remedy = f"{error.remedy}; `ingest {kind}s test {receiver.name}` tries at once"
         with self._lock:
-            since_ms = self._failing[alert.name].since_ms if alert.name in self._failing else unix_ms()
-            self._failing[alert.name] = Alarm(
-                f"{ALERTS_UNSENT}.{alert.name}", cause, remedy, since_ms=since_ms
-            )
+            since_ms = self._failing[name].since_ms if name in self._failing else unix_ms()
+            self._failing[name] = Alarm(name, cause, remedy, since_ms=since_ms)
 
-    def _note_success(self, alert: AlertSettings, event_id: str) -> None:
-        log.info("event_sent", alert=alert.name, event_id=event_id)
+    def _note_success(self, receiver: Receiver, event_id: str) -> None:
+        if isinstance(receiver, AlertSettings):
+            log.info("event_sent", alert=receiver.name, event_id=event_id)
+            name = f"{ALERTS_UNSENT}.{receiver.name}"
+        else:
+            log.debug("event_sent", webhook=receiver.name, event_id=event_id)
+            name = f"{WEBHOOKS_UNSENT}.{receiver.name}"
         with self._lock:
-            self._failing.pop(alert.name, None)
+            self._failing.pop(name, None)

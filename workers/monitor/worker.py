@@ -73,12 +73,13 @@ def plan_tasks(config: Config, ledger: Ledger) -> list[MonitorTask]:
 
 
 def _plan_alerts(config: Config, ledger: Ledger) -> Iterator[MonitorTask]:
-    if config.alerts:
+    if config.alerts or config.webhooks:
         owner = name_owner(config)
         sender = EventSender(config, ledger, owner)
         alerts = AlertTask(config, ledger, sender, owner)
-        yield MonitorTask("alerts", 2.0, alerts.run, alerts.close)
-        yield MonitorTask("events", 1.0, alerts.send_due)
+        if config.alerts:
+            yield MonitorTask("alerts", 2.0, alerts.run)
+        yield MonitorTask("events", 1.0, alerts.send_due, alerts.close)
 
 
 def run(config: Config, stop: threading.Event) -> None:

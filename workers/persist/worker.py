@@ -37,6 +37,7 @@ from ingest.errors import (
     StoreMissingError,
 )
 from ingest.ledger import Ledger
+from ingest.ledger.announcements import build_announcer
 from ingest.ledger.store_folders import QUARANTINE, STORE
 from ingest.queue.client import connect, remove_foreign_keys
 from ingest.queue.consumer import StreamConsumer, StreamEntry
@@ -143,7 +144,9 @@ class PersistWorker:
         try:
             self._key_template = StoreKeyTemplate(config.store.path)
             self._router = NodeRouter(config, logs=True)
-            self._ledger = Ledger(config.ledger_url, is_audited=config.records_transfers)
+            self._ledger = Ledger(
+                config.ledger_url, is_audited=config.records_transfers, announcer=build_announcer(config)
+            )
         except (StoreError, LedgerError) as error:
             raise BootError(str(error)) from error
         self._agreement = StoreAgreement(config.store_root, config.run_dir, self._ledger)

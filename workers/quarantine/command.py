@@ -12,6 +12,7 @@ from ingest.alarms import QUARANTINE_FULL, clear_alarm
 from ingest.config.model import Config
 from ingest.errors import NotQuarantinedError
 from ingest.ledger import Ledger
+from ingest.ledger.announcements import build_announcer
 from ingest.operations.deliveries import notify_workers
 from ingest.workers.quarantine.decisions import QuarantineDecisions, open_quarantine
 
@@ -128,9 +129,13 @@ def drop_instances(
     return results
 
 
+def _open_ledger(config: Config) -> Ledger:
+    return Ledger(config.ledger_url, announcer=build_announcer(config))
+
+
 def _clear_alarm_if_below_limit(config: Config) -> None:
     """Clear the alarm of a full quarantine, if the quarantine may take refused copies again."""
-    with contextlib.closing(Ledger(config.ledger_url)) as ledger:
+    with contextlib.closing(_open_ledger(config)) as ledger:
         limit = config.receive.quarantine_max_bytes
         if not limit or ledger.quarantine.sum_refused_bytes() < limit:
             clear_alarm(config.run_dir, QUARANTINE_FULL)
@@ -144,7 +149,7 @@ def _apply_to_each(
 ) -> DecisionResults:
     """Apply a decision to each instance. A failure does not stop the others."""
     results: list[DecisionResult] = []
-    with contextlib.closing(Ledger(config.ledger_url)) as ledger:
+    with contextlib.closing(_open_ledger(config)) as ledger:
         ledger.require_schema()
         with open_quarantine(config, ledger) as decisions:
             for number in dict.fromkeys(find_ids(ledger)):

@@ -415,6 +415,67 @@ class TestedAlerts(AnswerModel):
     items: list[TestedAlert]
 
 
+class Webhook(AnswerModel):
+    """A webhook, as `ingest webhooks list --json`."""
+
+    webhook: str
+    receiver: str
+    events: list[str]
+    waiting: int
+    oldest_at: datetime | None
+    dead: int
+    last_error: str
+
+
+class Webhooks(AnswerModel):
+    """Webhooks."""
+
+    items: list[Webhook]
+
+
+class WebhookEvent(AnswerModel):
+    """An event of a webhook, as `ingest webhooks events --json`."""
+
+    event_id: str
+    webhook: str
+    type: str
+    subject: str
+    state: Literal["waiting", "sending", "dead"]
+    attempts: int
+    created_at: datetime | None
+    updated_at: datetime | None
+    last_error: str
+
+
+class WebhookEvents(AnswerModel):
+    """Events of webhooks."""
+
+    items: list[WebhookEvent]
+
+
+class TestedWebhook(AnswerModel):
+    """The result of a test of one webhook."""
+
+    webhook: str
+    receiver: str
+    event_id: str
+    sent: bool
+    cause: str
+    remedy: str
+
+
+class TestedWebhooks(AnswerModel):
+    """The results of a test of webhooks."""
+
+    items: list[TestedWebhook]
+
+
+class Replayed(AnswerModel):
+    """Events that wait again."""
+
+    replayed: int
+
+
 class AuditStatus(AnswerModel):
     """The queue of audit messages, as `ingest audit status --json`."""
 

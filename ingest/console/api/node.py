@@ -13,7 +13,7 @@ from ingest.console.api.lists import record_search
 from ingest.console.api.operation import Call, Operation
 from ingest.console.changes import compare_with_file
 from ingest.errors import ConfigError, IngestError
-from ingest.operations import charts
+from ingest.operations import charts, webhooks
 from ingest.operations.alerts import list_alerts, send_test_events
 from ingest.operations.audit import read_audit_status, send_test_message
 from ingest.operations.callers import list_callers, list_refusals
@@ -30,6 +30,7 @@ from ingest.supervisor import reload_client
 
 CHECK_SECONDS: Final = 120.0
 SEND_SECONDS: Final = 120.0
+EVENTS_MAX: Final = 1000
 """Deadline of test messages; each receiver has one of its own."""
 RELOAD_SECONDS: Final = reload_client.WAIT_SECONDS + 5
 
@@ -91,6 +92,34 @@ def test_alerts(call: Call) -> dict[str, Any]:
     sent = {each.alert: each.is_sent for each in results}
     record_action(call, Action.OTHER, "alerts/test", succeeded=all(sent.values()), sent=sent)
     return {"items": [each.to_json() for each in results]}
+
+
+def show_webhooks(call: Call) -> dict[str, Any]:
+    """List the webhooks with the number of events that wait or were given up."""
+    return {"items": [each.to_json() for each in webhooks.list_webhooks(call.config)]}
+
+
+def show_webhook_events(call: Call) -> dict[str, Any]:
+    """List the newest events of webhooks that wait or were given up."""
+    found = webhooks.list_webhook_events(call.config, None, (), EVENTS_MAX)
+    return {"items": [each.to_json() for each in found]}
+
+
+def test_webhooks(call: Call) -> dict[str, Any]:
+    """Send a test event to one webhook, or to all."""
+    body: request_models.WebhookTest = call.body
+    results = webhooks.send_test_events(call.config, body.name)
+    sent = {each.webhook: each.is_sent for each in results}
+    record_action(call, Action.OTHER, "webhooks/test", succeeded=all(sent.values()), sent=sent)
+    return {"items": [each.to_json() for each in results]}
+
+
+def replay_webhook(call: Call) -> dict[str, Any]:
+    """Send events of a webhook again that were given up."""
+    body: request_models.WebhookReplay = call.body
+    count = webhooks.replay_dead_events(call.config, body.name, body.event_ids)
+    record_action(call, Action.OTHER, f"webhooks/{body.name}/replay", replayed=count)
+    return {"replayed": count}
 
 
 def show_audit(call: Call) -> dict[str, Any]:
@@ -231,6 +260,31 @@ OPERATIONS: Final = (
         models.TestedAlerts,
         body=request_models.AlertTest,
         seconds=SEND_SECONDS,
+    ),
+    Operation("GET", "/webhooks", "List webhooks, and what is due", show_webhooks, models.Webhooks),
+    Operation(
+        "GET",
+        "/webhooks/events",
+        "List the 1000 newest events of webhooks that wait or were given up, the newest first",
+        show_webhook_events,
+        models.WebhookEvents,
+    ),
+    Operation(
+        "POST",
+        "/webhooks/test",
+        "Send a test event at once",
+        test_webhooks,
+        models.TestedWebhooks,
+        body=request_models.WebhookTest,
+        seconds=SEND_SECONDS,
+    ),
+    Operation(
+        "POST",
+        "/webhooks/replay",
+        "Send events again that were given up",
+        replay_webhook,
+        models.Replayed,
+        body=request_models.WebhookReplay,
     ),
     Operation("GET", "/audit", "Show the queue of audit messages", show_audit, models.AuditStatus),
     Operation(

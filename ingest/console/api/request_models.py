@@ -196,6 +196,19 @@ class AlertTest(RequestModel):
     name: Text | None = Field(None, description="Without it: all.")
 
 
+class WebhookTest(RequestModel):
+    """Which webhook to test."""
+
+    name: Text | None = Field(None, description="Without it: all.")
+
+
+class WebhookReplay(RequestModel):
+    """Which events that were given up are sent again."""
+
+    name: Text = Field(description="The webhook.")
+    event_ids: list[Text] | None = Field(None, description="Without it: all.", max_length=1000)
+
+
 Password = Annotated[str, Field(min_length=1, max_length=1024), AfterValidator(_require_utf8)]
 UserRole = Literal["viewer", "operator", "admin"]
 

@@ -470,7 +470,9 @@ def test_shipped_configuration_holds_every_key_with_its_default():
     compare(model.ConsoleSettings, data["console"], "console")
     compare(model.AuditSettings, data["audit"], "audit")
     compare(model.TraceSettings, data["traces"], "traces")
-    for name, kind in (lists | {"routes": model.Route, "alerts": model.AlertSettings}).items():
+    for name, kind in (
+        lists | {"routes": model.Route, "alerts": model.AlertSettings, "webhooks": model.WebhookSettings}
+    ).items():
         compare(kind, data[name][0], name) if name != "peers" else None
     for name in ("node", "receive", "queue", "store", "workers", "ledger", "retention", "log"):
         compare(type(getattr(Config(), name)), data[name], name)

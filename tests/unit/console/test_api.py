@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from tests.support.pki import Material
 
 API = "/api/v1"
+WEBHOOK_CALLS = {"/webhooks/test", "/webhooks/replay"}
 
 
 @pytest.fixture
@@ -69,7 +70,7 @@ def test_answers_hold_what_the_description_promises(console_node: ConsoleNode, a
         "/deliveries/release": {"destination": "pacs"},
     }
     # Tests of their own: what changes much, and what this node has no settings for.
-    left_out = {"/reload", "/ledger/jobs", "/alerts/test", "/audit", "/audit/test"} | {
+    left_out = {"/reload", "/ledger/jobs", "/alerts/test", "/audit", "/audit/test", *WEBHOOK_CALLS} | {
         each.path for each in OPERATIONS if each.path.startswith("/quarantine/") and each.tag == "quarantine"
     }
     left_out -= {"/quarantine/search"}
@@ -328,7 +329,10 @@ def test_what_the_configuration_has_not_cannot_be_tested(admin: httpx.Client) ->
         assert (answer.status_code, "no [audit]" in answer.text) == (422, True)
 
 
-def test_tests_of_alerts_and_audit_reach_their_receivers(tmp_path: Path, material: Material) -> None:
+def test_tests_of_alerts_webhooks_and_audit_reach_their_receivers(tmp_path: Path, material: Material) -> None:
+    from ingest.config.reader import load_config
+    from ingest.ledger import Ledger
+    from ingest.ledger.outbox import NewEvent
     from tests.support import consoles
     from tests.support.audit import Rsyslog, audit_section
     from tests.support.nodes import eventually
@@ -361,6 +365,12 @@ port = {mail.port}
 security = "none"
 sender = "node@example.org"
 recipients = ["pacs@example.org"]
+[[webhooks]]
+name = "ris"
+url = "https://localhost:{web.port}/path-with-token"
+secret_file = "{secret_file(tmp_path)}"
+events = ["instance.stored"]
+tls = "out"
 {audit_section(repository.port, tls="out")}""",
         )
         token = consoles.add_users(config)["admin"]
@@ -378,7 +388,21 @@ recipients = ["pacs@example.org"]
         assert [each["alert"] for each in one.json()["items"]] == ["hook"]
         assert web.types() == ["test", "test"]
         assert len(mail.mails) == 1
-        assert "path-with-token" not in both.text + one.text
+        hooked = admin.post(f"{API}/webhooks/test", json={})
+        assert [(each["webhook"], each["sent"]) for each in hooked.json()["items"]] == [("ris", True)]
+        assert web.received[-1].payload["type"] == "dicom_ingest.test"
+        assert "path-with-token" not in both.text + one.text + hooked.text
+
+        opened = Ledger(load_config(config).ledger_url)
+        opened.migrate()
+        opened.alert_groups.record({}, [NewEvent("id-1", "webhooks.ris", '{"type": "x"}', 1)], 1)
+        opened.outbox.expire(2, 2)
+        opened.close()
+        assert admin.get(f"{API}/webhooks").json()["items"][0]["dead"] == 1
+        assert admin.get(f"{API}/webhooks/events").json()["items"][0]["event_id"] == "id-1"
+        replay = {"name": "ris", "event_ids": ["id-1", "id-2"]}
+        assert admin.post(f"{API}/webhooks/replay", json=replay).json() == {"replayed": 1}
+        assert admin.post(f"{API}/webhooks/replay", json={"name": "rsi"}).status_code == 404
 
         sent = admin.post(f"{API}/audit/test")
         assert sent.status_code == 200, sent.text

@@ -9,7 +9,7 @@ from ingest.alarms import Alarm
 from ingest.config.model import Config
 from ingest.errors import SendingError
 from ingest.events.event import Announcement, EventType, describe_event
-from ingest.events.sending import send_to_alert
+from ingest.events.sending import send_event
 from tests.support.receivers import (
     PASSWORD,
     USER,
@@ -46,7 +46,7 @@ def send(material):
     def send(port, told=None, tls=None, **changes):
         alert = mail_alert(port, **changes)
         config = Config(tls={"node": tls or trusting(material)})
-        send_to_alert(config, alert, told or payload(alert))
+        send_event(config, alert, told or payload(alert))
 
     return send
 

@@ -9,7 +9,7 @@ import pytest
 from ingest.config.model import Config
 from ingest.errors import SendingError
 from ingest.events.event import Announcement, EventType, describe_event
-from ingest.events.sending import send_to_alert
+from ingest.events.sending import send_event
 from tests.support.receivers import server_context, trusting, web_server, webhook
 
 
@@ -25,7 +25,7 @@ def send(tmp_path, material):
     def send(port, *, host="localhost", scheme="https", tls=None, **changes):
         alert = webhook(tmp_path, f"{scheme}://{host}:{port}/events", **changes)
         config = Config(tls={"node": tls or trusting(material)})
-        send_to_alert(config, alert, payload(alert))
+        send_event(config, alert, payload(alert))
 
     return send
 
@@ -183,7 +183,7 @@ def test_secret_that_others_may_read_is_not_used(server, tmp_path, material):
     alert = webhook(tmp_path, f"https://localhost:{server.port}/")
     (tmp_path / "secret").chmod(0o644)
     with pytest.raises(SendingError, match="mode 0644"):
-        send_to_alert(Config(tls={"node": trusting(material)}), alert, payload(alert))
+        send_event(Config(tls={"node": trusting(material)}), alert, payload(alert))
     assert server.received == []
 
 

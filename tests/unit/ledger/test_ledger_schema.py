@@ -1,10 +1,13 @@
 """The ledger's schema: made by migrations, once, by whoever comes first."""
 
 import contextlib
+import fcntl
 import multiprocessing
 import os
 import sqlite3
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -168,3 +171,20 @@ def test_ledger_without_copies_keeps_its_rows_and_takes_copies(
     taken = row(5, sop_instance_uid="1.2.1", copy_digest="b", store_key="other")
     assert ledger.instances.record([second, taken]) == [Outcome.RECORDED, Outcome.TAKEN]
     ledger.close()
+
+
+def test_migration_waits_for_a_process_that_has_just_made_the_database(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.db"
+    with open(f"{path}.lock", "w") as lock, contextlib.closing(sqlite3.connect(path)) as maker:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        maker.execute("CREATE TABLE first (one)")
+        maker.execute("BEGIN EXCLUSIVE")  # as the change to WAL mode
+        ledger = Ledger(f"sqlite:///{path}")
+        with ThreadPoolExecutor() as pool:
+            migration = pool.submit(ledger.migrate)
+            time.sleep(0.5)
+            maker.rollback()
+            lock.close()
+            assert migration.result(30) is not None
+        ledger.require_schema()
+        ledger.close()

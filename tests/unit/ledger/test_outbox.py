@@ -37,10 +37,10 @@ def test_states_and_events_are_recorded_together_and_once(ledger):
 
 def test_lease_excludes_others_until_it_ends_or_its_owner_starts_again(ledger):
     ledger.alert_groups.record({}, [event(1)], 5)
-    assert ledger.outbox.list_due_targets("one", 100) == ["alerts.a"]
+    assert ledger.outbox.list_due_targets(["alerts.a"], "one", 100) == ["alerts.a"]
     assert lease(ledger).attempts == 1
     assert lease(ledger, "two") is None
-    assert ledger.outbox.list_due_targets("two", 100) == []
+    assert ledger.outbox.list_due_targets(["alerts.a"], "two", 100) == []
     assert lease(ledger, "one").attempts == 2  # its earlier process is dead
     taken = lease(ledger, "two", 100 + LEASE)
     assert (taken.attempts, taken.event_id) == (3, "id-1")
