@@ -28,14 +28,19 @@ def of_study(text: str) -> str:
 
 
 @pytest.mark.parametrize(
-    ("studies", "instances", "rounds"),
+    ("studies", "instances", "rounds", "pause"),
     [
-        pytest.param(60, 20, 8, marks=pytest.mark.slow),
-        pytest.param(1000, 100, 60, marks=pytest.mark.long),
+        pytest.param(60, 20, 8, 0.06, marks=pytest.mark.slow),
+        pytest.param(1000, 100, 60, 0.02, marks=(pytest.mark.long, pytest.mark.timeout(1500))),
     ],
 )
 def test_each_of_many_interleaved_studies_is_complete_once_after_its_last_instance(
-    studies: int, instances: int, rounds: int, make_node: Callable[..., Node], tmp_path: Path
+    studies: int,
+    instances: int,
+    rounds: int,
+    pause: float,
+    make_node: Callable[..., Node],
+    tmp_path: Path,
 ) -> None:
     order = interleave(studies, instances, seed=studies)
     node = make_node(
@@ -44,7 +49,7 @@ def test_each_of_many_interleaved_studies_is_complete_once_after_its_last_instan
         workers="[workers]\npersist = 2\nforward = 1",
     ).start()
     killed = []
-    with InterleavedSenders(node, tmp_path / "senders", order, pause=0.06) as senders:
+    with InterleavedSenders(node, tmp_path / "senders", order, pause=pause) as senders:
         killed += list(kill_in_turn(node, senders, rounds))
         senders.until(1)
     assert len(killed) == rounds

@@ -67,7 +67,7 @@ class InterleavedSenders:
         for thread in self._threads:
             thread.join(60)
 
-    def until(self, share: float, seconds: float = 120.0) -> None:
+    def until(self, share: float, seconds: float = 300.0) -> None:
         """Wait until this share of all instances is acknowledged."""
         goal = int(share * self._count)
         eventually(lambda: len(self.acknowledged) >= goal, seconds, f"{goal} of {self._count} acknowledged")
