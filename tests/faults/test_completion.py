@@ -145,8 +145,10 @@ def test_nothing_completes_while_its_spool_has_older_instances(
     worker.suspend()
     with InterleavedSenders(node, tmp_path / "senders", order[20:], senders=2) as senders:
         senders.until(1)
+    # The monitor has seen that no association is open.
+    eventually(lambda: node.query("SELECT * FROM carriers") == [])
     began = time.monotonic()
-    while time.monotonic() < began + 3:
+    while time.monotonic() < began + 4:
         assert node.query(EVENTS) == []
         time.sleep(0.1)
     worker.resume()
