@@ -174,14 +174,17 @@ class Scoreboard:
     def release_association(self, entry: int) -> None:
         """Free an entry. Only the process that claimed it may call this."""
         self._entries[entry] = 0
-        self._ids[entry] = 0
+        if self._ids[entry]:
+            self._ids[entry] = 0
+            self._write_words(_FIRST_ID + entry, 1)
         self._write_associations()
 
     def name_association(self, entry: int, association: int) -> None:
         """Give the association of an entry an id, by which its instances name it."""
         self._progress[entry] = monotonic_ms()
         self._ids[entry] = association
-        self._write_associations()
+        for first in (_FIRST_PROGRESS, _FIRST_ID):
+            self._write_words(first + entry, 1)
 
     def find_association_id(self, entry: int) -> int:
         """Return the id of the association of an entry; 0 if it has none."""
@@ -251,8 +254,7 @@ class Scoreboard:
         return min(self._entries[0], ENTRIES)
 
     def _write_associations(self) -> None:
-        for first in (_FIRST_ENTRY, _FIRST_ID):
-            self._write_words(first, self._count_used() + 1)
+        self._write_words(_FIRST_ENTRY, self._count_used() + 1)
 
     def _write_words(self, word: int, count: int) -> None:
         """Write some words to the file."""
