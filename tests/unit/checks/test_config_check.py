@@ -375,3 +375,22 @@ def test_audit_messages_over_udp_are_noted():
     plain = Config.model_validate({"audit": {"host": "arr", "tls": False, "allow_plain": True}})
     assert [note.key for note in find_weak_settings(plain)] == ["audit.allow_plain"]
     assert find_weak_settings(Config.model_validate({"audit": {"host": "arr"}})) == []
+
+
+def test_settings_of_completion_that_do_not_fit_together_are_notes(config):
+    destinations = """
+        [[destinations]]
+        name = "pacs"
+        ae_title = "PACS"
+        host = "localhost"
+        port = 104
+        tls = false
+        one_association_per_study = true
+        [[routes]]
+        to = ["pacs"]
+    """
+    key = "destinations[0].one_association_per_study"
+    assert (key, True) in told(check_node(config(destinations)))
+    notes = told(check_node(config(f'{destinations}\non = "study"')))
+    assert key not in {name for name, _ in notes}
+    assert ("routes[0].on", True) in told(check_node(config(f'{destinations}\non = "study"\nhold = true')))

@@ -107,6 +107,8 @@ BAD = [
     ("[node]\ndrain_seconds = nan", "node.drain_seconds", ""),
     ("[node]\ndrain_seconds = 0", "node.drain_seconds", "> 0"),
     ("[node]\nstable_seconds = 0", "node.stable_seconds", "≥ 1"),
+    ('[[routes]]\nto = []\non = "study"', "routes[0].on", "nothing waits"),
+    ("[[routes]]\nto = []\nstable_seconds = 5", "routes[0].stable_seconds", "does not wait"),
     ("[node]\nstable_seconds = 1.5", "node.stable_seconds", ""),
     ('[retention]\nat_max_bytes = "stop"', "retention.at_max_bytes", "refuse"),
     ("node = 1", "node", "is not a table"),

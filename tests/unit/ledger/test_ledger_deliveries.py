@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 from sqlalchemy import event
 
-from ingest.ledger import Delivery, DeliveryResult, DeliveryState, Ledger
+from ingest.dicom.priority import Priority
+from ingest.ledger import Delivery, DeliveryResult, DeliveryState, DeliveryTerms, Ledger
 from ingest.ledger.delivery_filter import DeliveryFilter
+from tests.support.instances import CT, EXPLICIT
 from tests.support.ledgers import row
 
 
@@ -286,3 +288,27 @@ def test_of_a_series_that_somebody_has_in_hand_nobody_else_leases(ledger: Ledger
     assert [delivery.sop_instance_uid for delivery in late] == [f"1.2.{number}" for number in range(9 + 1)][
         :9
     ]
+
+
+def test_study_is_leased_alone_and_its_next_lease_goes_on_with_it(ledger: Ledger) -> None:
+    # Two studies, interleaved, and one urgent delivery of the second.
+    ledger.instances.record(
+        [row(number, study_uid=f"1.{number % 2}", series_uid=f"1.{number % 2}.9") for number in range(2, 12)]
+    )
+    urgent = {"pacs": DeliveryTerms(priority=Priority.URGENT)}
+    ledger.instances.record([row(13, study_uid="1.1", series_uid="1.1.9", sop_class_uid="1.9", terms=urgent)])
+    deliveries = ledger.deliveries
+
+    def lease(owner: str, study: str | None, now: int = 1000) -> list[str]:
+        found = deliveries.lease_study("pacs", owner, 3, now, 500, study)
+        assert len({one.study_uid for one in found}) <= 1
+        return [one.sop_instance_uid for one in found]
+
+    assert set(deliveries.find_study_contexts("pacs", "1.1")) == {(CT, EXPLICIT), ("1.9", EXPLICIT)}
+    assert lease("me", None) == ["1.2.13", "1.2.3", "1.2.5"], "the study of the first one that is due"
+    assert lease("me", "1.1") == ["1.2.7", "1.2.9", "1.2.11"]
+    assert lease("me", "1.1") == []
+    # Another worker takes another study, and never a part of ours.
+    assert lease("you", None) == ["1.2.2", "1.2.4", "1.2.6"]
+    assert lease("third", None) == []
+    assert len(lease("third", None, now=1500)) == 3, "the leases have ended"
