@@ -1,6 +1,5 @@
 """Codecs that are installed. Nothing is imported, because only the codec process may import them."""
 
-from functools import cache
 from importlib.util import find_spec
 from typing import Final
 
@@ -14,7 +13,6 @@ MODULES: Final = {
 """For each compressed transfer syntax the module of the extra `transcode` that has its codec."""
 
 
-@cache
 def list_codecs() -> frozenset[str]:
     """Return the UIDs of the compressed transfer syntaxes whose codecs are installed."""
     if find_spec("numpy") is None:

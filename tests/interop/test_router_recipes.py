@@ -273,7 +273,7 @@ def test_images_are_compressed_for_a_slow_line(
 ) -> None:
     recipe = read_recipe("slow-sites", "Compress for the line")
     folder = Path(pydicom.__file__).parent / "data/test_files"
-    names = "CT_small.dcm", "MR_small_RLE.dcm", "SC_rgb_small_odd.dcm", "JPEG-lossy.dcm", "reportsi.dcm"
+    names = "CT_small.dcm", "MR_small_RLE.dcm", "JPEG-lossy.dcm", "reportsi.dcm"
     files = [folder / name for name in names]
     before = {pydicom.dcmread(path).SOPInstanceUID: path for path in files}
     with storescp(tmp_path / "second", material.tls("remote"), "--promiscuous") as site:
@@ -297,5 +297,5 @@ def test_images_are_compressed_for_a_slow_line(
         assert sent.file_meta.TransferSyntaxUID.keyword == "JPEGLSLossless"
         decoded = tmp_path / "decoded.dcm"
         subprocess.run(["dcmdjpls", arrived[uid], decoded], check=True, timeout=60)
-        wanted = stored.pixel_array
-        assert (pydicom.dcmread(decoded).pixel_array == wanted).all(), path.name
+        native = pydicom.dcmread(folder / path.name.replace("_RLE", ""))
+        assert pydicom.dcmread(decoded).PixelData == native.PixelData, path.name

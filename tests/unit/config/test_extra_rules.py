@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+from ingest.checks.node import check_node
 from ingest.cli import main
 from ingest.config.reader import load_config
 from ingest.errors import ConfigError
@@ -50,6 +51,25 @@ def test_postgresql_without_its_extra_is_a_fault_for_roles_that_open_the_ledger(
     (fault,) = faults(path, POSTGRESQL, "persist")
     assert fault.startswith("ledger.url: needs the extra `postgresql`")
     assert faults(path, POSTGRESQL.replace("+psycopg", "+psycopg2"), "persist") == []
+
+
+def test_compression_without_its_codec_is_a_fault_for_the_role_that_sends(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    head = '[node]\ndata_dir = "var"\n[[destinations]]\nname = "far"\nae_title = "FAR"\n'
+    wanted = head + 'host = "h"\ntls = false\n' + 'transcode = "always"\npreferred_transfer_syntax = "{}"\n'
+    assert faults(path, wanted.format("JPEG2000Lossless"), "forward") == []
+    monkeypatch.setitem(sys.modules, "openjpeg", None)
+    (fault,) = faults(path, wanted.format("JPEG2000Lossless"), "forward")
+    assert fault == (
+        "destinations[0].preferred_transfer_syntax: needs the extra `transcode`, which is not installed: "
+        "no openjpeg; pip install './dicom_ingest-….whl[transcode]', "
+        "or name a transfer syntax without compression"
+    )
+    assert faults(path, wanted.format("JPEG2000Lossless"), "persist") == []
+    assert faults(path, wanted.format("JPEGLSLossless"), "forward") == []
+    found = [each for each in check_node(load_config(path)) if each.key == "destinations[0].transcode"]
+    assert [each.is_note for each in found] == [True]
 
 
 def test_extra_whose_library_the_system_lacks_is_a_fault_with_the_package_to_install(path: Path) -> None:

@@ -1,17 +1,23 @@
 """Transfer syntaxes that a remote is offered, and the data sets that it gets, over TLS."""
 
 import io
+from dataclasses import dataclass, replace
+from pathlib import Path
 
+import jpeg_ls
 import pydicom
 import pytest
 from pydicom.dataset import Dataset
+from pydicom.encaps import generate_frames
 
+from ingest.dicom.part10 import read_file_meta
 from tests.support.drains import drain_once
 from tests.support.forwarding import Forwarding
 from tests.support.instances import CT, EXPLICIT, IMPLICIT, Made
 from tests.support.peers import PynetdicomRemote, Stored
 
 JPEG = "1.2.840.10008.1.2.4.50"
+JPEG_LS = "1.2.840.10008.1.2.4.80"
 BIG = "1.2.840.10008.1.2.2"
 
 
@@ -92,3 +98,55 @@ def test_a_data_set_that_cannot_be_encoded_is_dead_with_its_reason(forwarding: F
         "the remote refuses ExplicitVRLittleEndian, and the data set cannot be transcoded: "
     )
     assert "(FFFF,FFFF) has no VR" in said
+
+
+def decode_jpeg_ls(stored: Stored) -> bytes:
+    """The pixels of the only frame."""
+    [frame] = generate_frames(read(stored).PixelData, number_of_frames=1)
+    return bytes(jpeg_ls.decode_pixel_data(frame)[0])
+
+
+@dataclass(frozen=True)
+class Shipped:
+    """A file of pydicom, as `Forwarding.record` takes it."""
+
+    file: bytes
+    data_set: bytes
+    sop: str
+    syntax: str
+    study: str = "1.2.3"
+    series: str = "1.2.3.1"
+
+    @classmethod
+    def read(cls, name: str, sop: str) -> "Shipped":
+        path = Path(pydicom.__file__).parent / "data/test_files" / name
+        with path.open("rb") as file:
+            meta, offset = read_file_meta(file.fileno())
+        data = path.read_bytes()
+        return cls(data, data[offset:], sop, meta.transfer_syntax_uid)
+
+
+def test_pixels_are_compressed_and_a_frame_that_no_codec_takes_costs_its_delivery_alone(
+    forwarding: Forwarding,
+) -> None:
+    plain, rle = Shipped.read("CT_small.dcm", "1.2.3.1"), Shipped.read("MR_small_RLE.dcm", "1.2.3.2")
+    at = rle.data_set.index(b"\xe0\x7f\x10\0OB") + 40  # within the RLE header of the only frame
+    broken = replace(
+        rle,
+        sop="1.2.3.3",
+        file=rle.file[: at - len(rle.data_set)] + b"\xff" * 24 + rle.file[at - len(rle.data_set) + 24 :],
+    )
+    with PynetdicomRemote([(CT, [JPEG_LS, EXPLICIT])], forwarding.tls) as remote:
+        forwarding.add(remote.port, transcode="always", preferred_transfer_syntax="JPEGLSLossless")
+        forwarding.record(broken, rle, plain)
+        drain_once(forwarding)
+    assert forwarding.states() == {"delivered": 2, "dead": 1}
+    assert remote.associations == 1
+    assert {stored.transfer_syntax for stored in remote.stored} == {JPEG_LS}
+    said = str(forwarding.row(broken.sop).last_error)
+    assert said.startswith("the remote refuses RLELossless, and the data set cannot be transcoded: its codec")
+    assert forwarding.row(plain.sop).last_error == "sent in JPEGLSLossless"
+    for stored in remote.stored:
+        name = {plain.sop: "CT_small.dcm", rle.sop: "MR_small.dcm"}[stored.sop_instance]
+        wanted = pydicom.dcmread(Path(pydicom.__file__).parent / "data/test_files" / name)
+        assert decode_jpeg_ls(stored) == wanted.PixelData
