@@ -242,8 +242,9 @@ def find_oldest_received_ms(root: Path) -> int | None:
     """
     times = []
     for slot in list_slots(root):
-        # Names begin with the time of their creation, and sort by it.
-        first = min((entry.name for entry in _scan(root / slot / "ready")), default=None)
+        # Names begin with the time of their creation, and sort by it. Other files are none of ours.
+        names = (entry.name for entry in _scan(root / slot / "ready"))
+        first = min((name for name in names if READY_PATH.fullmatch(f"{slot}/ready/{name}")), default=None)
         if first is not None:
             times.append(_read_name_ms(first))
         for name in segment.list_segments(root / slot):
