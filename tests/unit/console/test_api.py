@@ -330,7 +330,6 @@ def test_what_the_configuration_has_not_cannot_be_tested(admin: httpx.Client) ->
 
 
 def test_tests_of_alerts_webhooks_and_audit_reach_their_receivers(tmp_path: Path, material: Material) -> None:
-    from ingest.config.reader import load_config
     from ingest.ledger import Ledger
     from ingest.ledger.outbox import NewEvent
     from tests.support import consoles
@@ -393,7 +392,7 @@ tls = "out"
         assert web.received[-1].payload["type"] == "dicom_ingest.test"
         assert "path-with-token" not in both.text + one.text + hooked.text
 
-        opened = Ledger(load_config(config).ledger_url)
+        opened = Ledger(config.ledger_url)
         opened.migrate()
         opened.alert_groups.record({}, [NewEvent("id-1", "webhooks.ris", '{"type": "x"}', 1)], 1)
         opened.outbox.expire(2, 2)
