@@ -474,7 +474,9 @@ class AlertSettings(Section):
         return self.security != "none" if self.type == "email" else self.url.startswith("https:")
 
 
-EventName = Literal["instance.stored", "instance.quarantined", "delivery.delivered", "delivery.dead"]
+EventName = Literal[
+    "instance.stored", "instance.quarantined", "study.complete", "delivery.delivered", "delivery.dead"
+]
 
 
 class WebhookSettings(Section):
@@ -591,7 +593,8 @@ class Config(Section):
     @property
     def judges_completion(self) -> bool:
         """Whether the monitor judges when studies and series are complete."""
-        return self.node.record_completions or any(route.on != "instance" for route in self.routes)
+        is_told = any("study.complete" in webhook.events for webhook in self.webhooks)
+        return self.node.record_completions or is_told or any(route.on != "instance" for route in self.routes)
 
     @property
     def judges_series(self) -> bool:

@@ -36,6 +36,7 @@ class EventKind(StrEnum):
 
     INSTANCE_STORED = "instance.stored"
     INSTANCE_QUARANTINED = "instance.quarantined"
+    STUDY_COMPLETE = "study.complete"
     DELIVERY_DELIVERED = "delivery.delivered"
     DELIVERY_DEAD = "delivery.dead"
     TEST = "test"
@@ -129,7 +130,7 @@ class Announcer:
             }
             if row.refused_status:
                 data["status"] = format_status(row.refused_status)
-            events += self._make(kind, data, row.stored_at, None)
+            events += self._make(kind, data, row.stored_at, None, subject=data["sop_instance_uid"])
         insert_events(connection, events)
 
     def announce_deliveries(
@@ -161,16 +162,41 @@ class Announcer:
                 # INVARIANT 9: the error text may repeat what the remote said of the patient.
                 "status": None if row["last_status"] is None else format_status(row["last_status"]),
             }
-            events += self._make(_OF_DELIVERIES[row["state"]], data, unix_ms, destination)
+            kind, subject = _OF_DELIVERIES[row["state"]], row["sop_instance_uid"]
+            events += self._make(kind, data, unix_ms, destination, subject=subject)
         insert_events(connection, events)
+
+    def announce_completion(self, connection: Connection, completion: Mapping[str, Any]) -> None:
+        """Insert the event of a complete study, within the transaction that completes it.
+
+        Args:
+            connection: The transaction.
+            completion: The new row of `completions`.
+        """
+        if completion["series_uid"] or not self._is_wanted(EventKind.STUDY_COMPLETE, None):
+            return
+        data = {
+            "study_uid": completion["study_uid"],
+            "generation": completion["generation"],
+            "instances": completion["instances"],
+            "first_at": format_time(completion["first_at"]),
+            "last_at": format_time(completion["last_at"]),
+        }
+        kind, subject = EventKind.STUDY_COMPLETE, data["study_uid"]
+        insert_events(connection, self._make(kind, data, completion["at"], None, subject=subject))
 
     def _is_wanted(self, kind: EventKind, destination: str | None) -> bool:
         return any(each.wants(kind, destination) for each in self._subscriptions)
 
     def _make(
-        self, kind: EventKind, data: Mapping[str, Any], unix_ms: int, destination: str | None
+        self,
+        kind: EventKind,
+        data: Mapping[str, Any],
+        unix_ms: int,
+        destination: str | None,
+        *,
+        subject: str,
     ) -> list[NewEvent]:
-        subject = str(data["sop_instance_uid"])
         return [
             make_event(each.target, kind, self._source, data, subject=subject, unix_ms=unix_ms)
             for each in self._subscriptions

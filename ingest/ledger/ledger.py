@@ -97,7 +97,7 @@ class Ledger:
         self.throughput = Throughput(self.database)
         self.instance_lists = InstanceLists(self.database)
         self.study_lists = StudyLists(self.database)
-        self.receptions = Receptions(self.database)
+        self.receptions = Receptions(self.database, announcer=announcer)
         self.reindexing = Reindexing(self.database)
         self.quarantine = Quarantine(self.database, announcer=announcer)
         self.retention = Retention(self.database)

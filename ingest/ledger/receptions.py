@@ -9,6 +9,7 @@ from typing import Final
 
 from sqlalchemy import Connection, bindparam, delete, func, or_, select, tuple_, update
 
+from ingest.ledger.announcements import Announcer
 from ingest.ledger.database import INSERT_BY_DIALECT, Database
 from ingest.ledger.reception_notes import COMPLETE, RECEIVING, REOPENED
 from ingest.ledger.records import DeliveryState
@@ -187,8 +188,9 @@ class Receptions:
     unavailable.
     """
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, *, announcer: Announcer | None = None) -> None:
         self._database = database
+        self._announcer = announcer
 
     # --- judge
 
@@ -243,6 +245,8 @@ class Receptions:
                 return False
             connection.execute(completions.insert(), event)
             connection.execute(release, {**key, "now": unix_ms})
+            if self._announcer is not None:
+                self._announcer.announce_completion(connection, event)
         return True
 
     # --- associations

@@ -19,6 +19,7 @@ from ingest.audit import AuditTrail
 from ingest.config.model import Config
 from ingest.errors import BootError, IngestError, LedgerError
 from ingest.ledger import Ledger
+from ingest.ledger.announcements import build_announcer
 from ingest.log import RateLimitedLog, describe_defect
 from ingest.workers.host_recorder import HostRecorder
 from ingest.workers.monitor.alerts import AlertTask, name_owner
@@ -89,7 +90,7 @@ def run(config: Config, stop: threading.Event) -> None:
         BootError: The configuration cannot be used, or a newer program has migrated the ledger.
     """
     try:
-        ledger = Ledger(config.ledger_url)
+        ledger = Ledger(config.ledger_url, announcer=build_announcer(config))
     except LedgerError as error:
         raise BootError(str(error)) from error
     failures = RateLimitedLog()

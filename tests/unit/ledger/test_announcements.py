@@ -10,7 +10,7 @@ from ingest.errors import LedgerError
 from ingest.ledger import DeliveryState, InstanceState, Ledger
 from ingest.ledger.announcements import Announcer, EventKind, Subscription
 from ingest.ledger.outbox import EventState
-from ingest.ledger.records import DeliveryResult
+from ingest.ledger.records import CompletionTerms, DeliveryResult
 from tests.support.ledgers import row
 
 ALL = frozenset(EventKind) - {EventKind.TEST}
@@ -122,6 +122,18 @@ def test_released_instance_makes_an_event(announced: Ledger) -> None:
     [quarantined] = announced.instances.find_by_sop_instance_uid("1.2.1")
     assert announced.quarantine.release(quarantined.id, row(1, store_key="1/1/released.dcm"))
     assert kinds(announced)[1:] == [("instance.stored", "1.2.1")]
+
+
+def test_complete_study_makes_one_event_for_each_generation(announced: Ledger) -> None:
+    terms = CompletionTerms(association=0, study_ms=50, series_ms=50, default_ms=50)
+    for number in (1, 2):
+        announced.instances.record([row(number, completion=terms, stored_at=20 * number)])
+        found = announced.receptions.find_due(10_000, 10)
+        assert [announced.receptions.complete(each, 500) for each in found] == [True, True]  # and the series
+        assert not announced.receptions.complete(found[0], 500)
+    complete = [each for each in told(announced) if each["type"] == "dicom_ingest.study.complete"]
+    assert [(each["subject"], each["data"]["generation"]) for each in complete] == [("1", 1), ("1", 2)]
+    assert complete[0]["data"]["instances"] == 1
 
 
 def test_dead_events_wait_again_after_a_replay(announced: Ledger) -> None:
