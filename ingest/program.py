@@ -2,7 +2,7 @@
 
 from typing import Final
 
-SCHEMA_VERSION: Final = "0026"
+SCHEMA_VERSION: Final = "0027"
 """The newest migration of `ingest/ledger/migrations`, which creates the tables of `ingest.ledger.schema`.
 
 It stands here, because the supervisor compares it and must not load SQLAlchemy.

@@ -105,7 +105,21 @@ def check_connections(config: Config) -> tuple[list[EchoAnswer], list[Fault]]:
     """Connect to every destination and to the audit repository; return the answers, and faults with notes."""
     results = check_destinations(config)
     answers = [result for result in results if isinstance(result, EchoAnswer)]
-    return answers, list_faults(results) + check_repository(config)
+    return answers, [*list_faults(results), *_check_groups(config, answers), *check_repository(config)]
+
+
+def _check_groups(config: Config, answers: Sequence[EchoAnswer]) -> Iterator[Fault]:
+    """Say what groups can do while some of their members do not answer."""
+    reached = {answer.name for answer in answers}
+    for index, group in enumerate(config.groups):
+        there = [name for name in group.members if name in reached]
+        key = f"groups[{index}].members"
+        if not there:
+            yield Fault(key, f"{group.name}: no member answers", "see the faults of its members")
+        elif len(there) < len(group.members):
+            cause = f"{group.name}: of {len(group.members)} members only {', '.join(there)} answers"
+            remedy = "new studies go there; see the faults of the others"
+            yield Fault(key, cause, remedy, kind=FaultKind.NOTE)
 
 
 def check_repository(config: Config) -> list[Fault]:

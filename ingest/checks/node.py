@@ -12,7 +12,7 @@ import stat
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from datetime import UTC, datetime
 from fnmatch import fnmatchcase
 from functools import partial
@@ -363,6 +363,7 @@ def _check_store_agreement(config: Config) -> Iterator[Fault]:
 
 def _check_completion(config: Config) -> Iterator[Fault]:
     whole = {name for route in config.routes if route.on == "study" for name in route.to}
+    whole |= {member for group in config.groups if group.name in whole for member in group.members}
     for index, destination in enumerate(config.destinations):
         if destination.one_association_per_study and destination.name not in whole:
             cause = "no route waits for whole studies, so a study may need several associations"
@@ -375,9 +376,21 @@ def _check_completion(config: Config) -> Iterator[Fault]:
             yield Fault(f"routes[{index}].on", cause, "remove one of the two", kind=FaultKind.NOTE)
 
 
+def _check_group_use(config: Config, routed: Collection[str]) -> Iterator[Fault]:
+    for index, group in enumerate(config.groups):
+        if group.name not in routed:
+            remedy = "name it in a [[routes]] to forward to it"
+            yield Fault(f"groups[{index}]", "no route names it", remedy, kind=FaultKind.NOTE)
+        if len(group.members) == 1:
+            cause = "has one member, so there is nothing to choose"
+            yield Fault(f"groups[{index}].members", cause, "name another one", kind=FaultKind.NOTE)
+
+
 def _check_flow(config: Config) -> Iterator[Fault]:
     """Report settings that are valid alone, but useless together."""
     routed = {name for route in config.routes for name in route.to}
+    yield from _check_group_use(config, routed)
+    routed |= {member for group in config.groups if group.name in routed for member in group.members}
     # Reports of storage commitment need no route, and `@sender` names the destinations of peers.
     used = routed | {peer.destination for peer in config.peers}
     for index, destination in enumerate(config.destinations):

@@ -103,7 +103,7 @@ def complete_destination(context: click.Context, _parameter: click.Parameter, in
         config = load_config(Path(path))
     except (IngestError, OSError):
         return []
-    return [each.name for each in config.destinations if each.name.startswith(incomplete)]
+    return [name for name in config.target_names if name.startswith(incomplete)]
 
 
 study_option = click.option("--study", "study_uid", metavar="UID", help="Study Instance UID.")

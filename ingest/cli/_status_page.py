@@ -188,7 +188,7 @@ def _list_destinations(now: Mapping[str, Any]) -> Rows:
         oldest, error_age = row["oldest_seconds"], row["last_error_seconds"]
         found.append(
             (
-                row["name"],
+                _name_destination(row),
                 _name_circuit(row),
                 _format_backlog(row),
                 "" if oldest is None else _format_age(oldest),
@@ -205,6 +205,11 @@ def _format_backlog(row: Mapping[str, Any]) -> str:
     counts = ((row.get("waiting_urgent", 0), "urgent"), (row.get("waiting_bulk", 0), "bulk"))
     words = [f"{count}{'+' * (count >= COUNTED_MAX)} {word}" for count, word in counts if count]
     return f"{row['backlog']} ({', '.join(words)})" if words else str(row["backlog"])
+
+
+def _name_destination(row: Mapping[str, Any]) -> str:
+    members = ", ".join(row["members"])
+    return f"{row['name']} ({row['policy']}: {members})" if members else str(row["name"])
 
 
 def _name_circuit(row: Mapping[str, Any]) -> str:

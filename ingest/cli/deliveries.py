@@ -254,7 +254,7 @@ def make_delivery_layout() -> "ListLayout[ListedDelivery]":
         commitment = one.delivery.commitment
         return (
             str(one.delivery.id),
-            one.delivery.destination,
+            " → ".join(filter(None, (one.delivery.destination, one.delivery.member))),
             one.delivery.state.value + ("" if commitment == "none" else f", {commitment}"),
             Priority(one.delivery.priority).word,
             str(one.delivery.attempts),

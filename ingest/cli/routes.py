@@ -12,6 +12,7 @@ from ingest.cli._base import FAILED, CommandGroup, config_option, exit_with, loa
 
 if TYPE_CHECKING:
     from ingest.operations.routes import DestinationChanges, RouteExplanation
+    from ingest.routing.router import RoutingDecision
 
 
 @click.group(cls=CommandGroup)
@@ -66,8 +67,6 @@ def _print_explanations(explained: "list[RouteExplanation]", *, as_json: bool) -
 def _format_lines(explanation: "RouteExplanation") -> Iterator[str]:
     from rich.markup import escape
 
-    from ingest.dicom.priority import MEDIUM, decide_priority
-
     path, routing = escape(str(explanation.path)), explanation.routing
     if routing is None:
         yield f"[red]{path}[/red]: {escape(explanation.error)}"
@@ -79,12 +78,9 @@ def _format_lines(explanation: "RouteExplanation") -> Iterator[str]:
         for condition, values, holds in result.conditions:
             found = ", ".join(values) or "nothing"
             yield f"         {escape(condition.key)}: {escape(found)} {'holds' if holds else 'does not hold'}"
-    for name in routing.destinations:
-        if name in routing.priorities:
-            priority = decide_priority(routing.priorities[name], MEDIUM).word
-            yield f"  {escape(name)}: {priority}, whatever its sender asked for"
-        if name in routing.awaited and name not in routing.held:
-            yield f"  {escape(name)}: waits until its {routing.awaited[name]} is complete"
+    for group in explanation.groups:
+        yield f"  {escape(group.group)}: {escape(group.text)}"
+    yield from _format_terms(routing)
     yield from (f"  {escape(name)}: only in the hours {escape(each)}" for name, each in routing.hours.items())
     if routing.held:
         yield f"  [yellow]held for {escape(', '.join(sorted(routing.held)))}[/yellow]: a person releases it"
@@ -101,6 +97,20 @@ def _format_sent(explanation: "RouteExplanation") -> Iterator[str]:
         yield f"  offered to {escape(offer.destination)}: {', or '.join(offer.transfer_syntaxes)}"
     for change in explanation.changes:
         yield from _format_changes(change)
+
+
+def _format_terms(routing: "RoutingDecision") -> Iterator[str]:
+    """Write how the deliveries begin that do not begin as plain ones."""
+    from rich.markup import escape
+
+    from ingest.dicom.priority import MEDIUM, decide_priority
+
+    for name in routing.destinations:
+        if name in routing.priorities:
+            priority = decide_priority(routing.priorities[name], MEDIUM).word
+            yield f"  {escape(name)}: {priority}, whatever its sender asked for"
+        if name in routing.awaited and name not in routing.held:
+            yield f"  {escape(name)}: waits until its {routing.awaited[name]} is complete"
 
 
 def _format_changes(changed: "DestinationChanges") -> Iterator[str]:

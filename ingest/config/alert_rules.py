@@ -89,7 +89,7 @@ def _check_selection(key: str, alert: AlertSettings, config: Config) -> Iterator
 def _check_destinations(
     key: str, receiver: AlertSettings | WebhookSettings, config: Config
 ) -> Iterator[Fault]:
-    known = {destination.name for destination in config.destinations}
+    known = set(config.target_names)
     for number, name in enumerate(receiver.destinations):
         if name not in known and not set("*?[") & set(name):
             remedy = f"write one of {', '.join(sorted(known)) or 'the destinations'}, or a pattern"

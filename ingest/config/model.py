@@ -318,6 +318,17 @@ SENDER: Final = "@sender"
 """In `to` of a route: the destination that the `[[peers]]` entry of the sender names."""
 
 
+class Group(Section):
+    """One of `[[groups]]`: destinations of which one gets each study."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,64}$")]
+    members: tuple[str, ...]
+    policy: Literal["fail-over", "round-robin", "sticky"] = "fail-over"
+    sticky_by: Literal["study", "patient"] = "study"
+    weights: dict[str, Annotated[int, Field(ge=1, le=100)]] = Field(default_factory=dict)
+    study_in_progress: Literal["move", "wait"] = "wait"
+
+
 class Route(Section):
     """One of `[[routes]]`: conditions on an instance, and the destinations that get it."""
 
@@ -541,6 +552,7 @@ class Config(Section):
     ledger: LedgerSettings = LedgerSettings()
     retention: RetentionSettings = RetentionSettings()
     destinations: tuple[Destination, ...] = ()
+    groups: tuple[Group, ...] = ()
     routes: tuple[Route, ...] = ()
     commitment: CommitmentSettings = CommitmentSettings()
     alerts: tuple[AlertSettings, ...] = ()
@@ -574,6 +586,15 @@ class Config(Section):
     def console_dir(self) -> Path:
         """`data_dir/console`: users, tokens and sessions of the console."""
         return self.data_dir / "console"
+
+    @property
+    def target_names(self) -> tuple[str, ...]:
+        """The names that a route may give: destinations, then groups."""
+        return (*(each.name for each in self.destinations), *(each.name for each in self.groups))
+
+    def list_groups_of(self, destination: str) -> tuple[str, ...]:
+        """Return the names of the groups of which a destination is a member."""
+        return tuple(group.name for group in self.groups if destination in group.members)
 
     @property
     def instance_limit(self) -> tuple[str, int]:

@@ -21,12 +21,14 @@ def check_routes(config: Config, destinations: Set[str]) -> Iterator[Fault]:
 
     Args:
         config: A configuration whose types are valid.
-        destinations: The names that the file gives to destinations.
+        destinations: The names that the file gives to destinations and groups.
     """
     names: dict[str, int] = {}
     tags: set[int | None] = set()
     last_reached: int | None = None
     committing = {each.name for each in config.destinations if each.commitment}
+    committing |= {each.name for each in config.groups if committing.issuperset(each.members)}
+    members = {each.name: each.members for each in config.groups}
     for index, route in enumerate(config.routes):
         key = f"routes[{index}]"
         for name, value in route.when.items():
@@ -46,7 +48,8 @@ def check_routes(config: Config, destinations: Set[str]) -> Iterator[Fault]:
             cause = "there is nothing to hold: it names no destination"
             yield Fault(f"{key}.hold", cause, "name destinations in `to`, or remove it")
         yield from _check_completion(key, route)
-        yield from _check_commitment(key, route, committing)
+        reached = {*route.to, *(member for name in route.to for member in members.get(name, ()))}
+        yield from _check_commitment(key, route, reached, committing)
         if route.name and route.name in names:
             cause = f'"{route.name}" is the name of routes[{names[route.name]}] too'
             yield Fault(f"{key}.name", cause, "give each route its own name")
@@ -69,14 +72,16 @@ def _check_completion(key: str, route: Route) -> Iterator[Fault]:
         yield Fault(f"{key}.stable_seconds", cause, 'set on = "study" or "series", or remove it')
 
 
-def _check_commitment(key: str, route: Route, committing: Set[str]) -> Iterator[Fault]:
+def _check_commitment(key: str, route: Route, reached: Set[str], committing: Set[str]) -> Iterator[Fault]:
     kind, _, awaited = route.committed.partition(":")
-    if awaited and awaited not in route.to:
+    if awaited and awaited not in reached:
         cause = f'the route does not send to "{awaited}"'
-        yield Fault(f"{key}.committed", cause, f"name a destination of {key}.to")
+        remedy = f"name a destination or group of {key}.to, or a member of such a group"
+        yield Fault(f"{key}.committed", cause, remedy)
     elif kind == "committed" and awaited not in committing:
         cause = f'"{awaited}" is not asked to commit'
-        yield Fault(f"{key}.committed", cause, "set commitment = true in its [[destinations]]")
+        remedy = "set commitment = true in its [[destinations]]; of a group, in those of all members"
+        yield Fault(f"{key}.committed", cause, remedy)
 
 
 def _check_hours(key: str, hours: str, time_zone: str) -> Iterator[Fault]:
@@ -139,6 +144,6 @@ def _check_destinations(key: str, to: tuple[str, ...], known: Set[str]) -> Itera
         if name not in known and name != SENDER:
             all_known = ", ".join(sorted(known))
             remedy = f"write one of {all_known}" if known else "add a [[destinations]] of that name"
-            yield Fault(f"{key}[{to.index(name)}]", f'there is no destination "{name}"', remedy)
+            yield Fault(f"{key}[{to.index(name)}]", f'there is no destination or group "{name}"', remedy)
         elif count > 1:
             yield Fault(key, f'names "{name}" {count} times', "name it once")

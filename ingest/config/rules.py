@@ -20,6 +20,7 @@ from ingest.config import (
     change_rules,
     console_rules,
     extra_rules,
+    group_rules,
     passwords,
     retention_rules,
     route_rules,
@@ -49,17 +50,23 @@ class SectionNames:
 
     tls: frozenset[str]
     destinations: frozenset[str]
+    groups: frozenset[str] = frozenset()
 
     @classmethod
     def of_tables(cls, tables: Mapping[str, Any]) -> "SectionNames":
         """Collect the names from the tables of a file."""
-        sections, destinations = tables.get("tls", {}), tables.get("destinations", [])
+        sections = tables.get("tls", {})
         return cls(
             frozenset(sections) if isinstance(sections, dict) else frozenset(),
-            frozenset(str(d["name"]) for d in destinations if isinstance(d, dict) and "name" in d)
-            if isinstance(destinations, list)
-            else frozenset(),
+            _collect_names(tables.get("destinations", [])),
+            _collect_names(tables.get("groups", [])),
         )
+
+
+def _collect_names(entries: Any) -> frozenset[str]:
+    if not isinstance(entries, list):
+        return frozenset()
+    return frozenset(str(each["name"]) for each in entries if isinstance(each, dict) and "name" in each)
 
 
 def check_rules(config: Config, names: SectionNames, roles: Collection[str]) -> Iterator[Fault]:
@@ -82,7 +89,8 @@ def check_rules(config: Config, names: SectionNames, roles: Collection[str]) -> 
     yield from retention_rules.check_retention(config, roles)
     yield from _check_destinations(config, names)
     yield from balancer_rules.check_balanced_peers(config)
-    yield from route_rules.check_routes(config, names.destinations)
+    yield from group_rules.check_groups(config, names.destinations)
+    yield from route_rules.check_routes(config, names.destinations | names.groups)
     yield from _check_peer_destinations(config, names)
     yield from _check_commitment(config)
     yield from alert_rules.check_alerts(config, names.tls)

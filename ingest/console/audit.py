@@ -58,7 +58,7 @@ def hide_typed_text(config: Config, name: str, value: Any) -> Any:
     if name.endswith("_uid"):
         return value if is_valid_uid(str(value)) else "other"
     if name == "destination":
-        return value if value in {each.name for each in config.destinations} else "other"
+        return value if value in config.target_names else "other"
     return value
 
 

@@ -1,6 +1,6 @@
 """Circuits: whether workers may send to a destination. One circuit serves all workers."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
 from typing import Final
@@ -72,6 +72,39 @@ class Circuit:
             return f"paused by {self.paused_by}" + (f": {self.pause_reason}" if self.pause_reason else "")
         what = "it refuses us" if self.permanent else f"circuit {self.state.value}"
         return f"{what}: {self.last_error}" if self.last_error else what
+
+
+def combine_circuits(group: str, members: Sequence[str], known: Mapping[str, Circuit]) -> Circuit | None:
+    """Return the circuit of a group: open while no member can be sent to. Its pause is its own.
+
+    Args:
+        group: Name of the group.
+        members: Names of its members.
+        known: Circuits by name. A destination without one never failed.
+
+    Returns:
+        None if neither the group nor a member has a circuit that says more than closed.
+    """
+    own, of_members = known.get(group), [known.get(name) for name in members]
+    down = [
+        each
+        for each in of_members
+        if each is not None and (each.is_paused or each.state is not CircuitState.CLOSED)
+    ]
+    if not down or len(down) < len(members):
+        return own
+    base = own or Circuit(destination=group)
+    last = max(down, key=lambda each: each.last_error_at)
+    is_open = any(each.state is not CircuitState.CLOSED for each in down)
+    return replace(
+        base,
+        state=CircuitState.OPEN,
+        failures=max(each.failures for each in down),
+        opened_at=max(each.opened_at or each.paused_at for each in down),
+        probe_at=min((each.probe_at for each in down if not each.is_paused), default=0),
+        last_error=last.last_error if is_open else "all members are paused",
+        last_error_at=last.last_error_at,
+    )
 
 
 _ONE: Final = select(circuits).where(circuits.c.destination == bindparam("of"))

@@ -13,6 +13,7 @@ later request is still open.
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from types import MappingProxyType
 from typing import Any, Final
 
 from sqlalchemy import and_, bindparam, delete, func, or_, select, update
@@ -86,12 +87,17 @@ class Uncommitted:
 
 # The concatenation keeps SQLite from the index of all deliveries of a destination.
 _IS_DELIVERED: Final = deliveries.c.state.concat("") == DeliveryState.DELIVERED.value
+# Deliveries to a destination, also as a member of groups. `names` are the destination and its groups.
+_IS_SENT_TO: Final = and_(
+    deliveries.c.destination.in_(bindparam("names", expanding=True)),
+    or_(deliveries.c.destination == bindparam("of"), deliveries.c.member == bindparam("of")),
+)
 _WANTED: Final = (
     select(deliveries.c.id, instances.c.sop_class_uid, instances.c.sop_instance_uid)
     .join(instances, instances.c.id == deliveries.c.instance_id)
     .where(
         IS_COMMITMENT_OPEN,
-        deliveries.c.destination == bindparam("of"),
+        _IS_SENT_TO,
         deliveries.c.commitment == DeliveryCommitment.WANTED.value,
         _IS_DELIVERED,
     )
@@ -103,7 +109,7 @@ _FIRST_WANTED: Final = (
     select(deliveries.c.id)
     .where(
         IS_COMMITMENT_OPEN,
-        deliveries.c.destination == bindparam("of"),
+        _IS_SENT_TO,
         deliveries.c.commitment == DeliveryCommitment.WANTED.value,
         _IS_DELIVERED,
     )
@@ -132,7 +138,7 @@ _NAMED_ROWS: Final = (
     .join(instances, instances.c.id == deliveries.c.instance_id)
     .where(
         IS_COMMITMENT_OPEN,
-        deliveries.c.destination == bindparam("of"),
+        _IS_SENT_TO,
         instances.c.sop_instance_uid.in_(bindparam("uids", expanding=True)),
         _IS_DELIVERED,
         or_(
@@ -160,7 +166,7 @@ _FAIL: Final = (
 )
 _IS_ASKED: Final = and_(
     IS_COMMITMENT_OPEN,
-    deliveries.c.destination == bindparam("of"),
+    _IS_SENT_TO,
     deliveries.c.commitment == DeliveryCommitment.ASKED.value,
     deliveries.c.commitment_request_id == bindparam("request"),
 )
@@ -178,23 +184,40 @@ class CommitmentRequests:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    def find_wanting(self, destinations: Collection[str], unix_ms: int) -> list[str]:
-        """Return those destinations that have to be asked now."""
+    def find_wanting(
+        self,
+        destinations: Collection[str],
+        unix_ms: int,
+        groups: Mapping[str, Collection[str]] = MappingProxyType({}),
+    ) -> list[str]:
+        """Return those destinations that have to be asked now.
+
+        Args:
+            destinations: Names of destinations that are asked.
+            unix_ms: Current time.
+            groups: Names of the groups of which a destination is a member, by its name.
+        """
         found = []
         with self._database.begin_read() as connection:
             for name in destinations:
                 if connection.execute(_OVERDUE, {"of": name, "now": unix_ms}).first() is not None:
                     found.append(name)
                     continue
-                if connection.execute(_FIRST_WANTED, {"of": name}).first() is None:
+                if connection.execute(_FIRST_WANTED, _sent_to(name, groups.get(name, ()))).first() is None:
                     continue
                 last = connection.execute(_LAST, {"of": name}).mappings().first()
                 if last is None or not _is_held(last, unix_ms):
                     found.append(name)
         return found
 
-    def begin_request(
-        self, destination: str, transaction_uid: str, limit: int, deadline_ms: int, unix_ms: int
+    def begin_request(  # noqa: PLR0917 - each is a value of its own
+        self,
+        destination: str,
+        transaction_uid: str,
+        limit: int,
+        deadline_ms: int,
+        unix_ms: int,
+        groups: Collection[str] = (),
     ) -> tuple[int, CommitmentRequest] | None:
         """Take wanted deliveries of a destination into a new request. None if there is nothing to ask now.
 
@@ -206,15 +229,16 @@ class CommitmentRequests:
             limit: Maximum number of instances.
             deadline_ms: Time at which the wait for the report ends.
             unix_ms: Current time.
+            groups: Names of the groups of which the destination is a member.
         """
         with self._database.begin_write() as connection:
             for (number,) in connection.execute(_OVERDUE, {"of": destination, "now": unix_ms}).all():
                 _end(connection, number, RequestState.EXPIRED, unix_ms, error="no report came in time")
-                connection.execute(_WANT_AGAIN, {"of": destination, "request": number})
+                connection.execute(_WANT_AGAIN, {**_sent_to(destination, groups), "request": number})
             last = connection.execute(_LAST, {"of": destination}).mappings().first()
             if last is not None and _is_held(last, unix_ms):
                 return None
-            rows = connection.execute(_WANTED, {"of": destination, "at_most": limit}).all()
+            rows = connection.execute(_WANTED, {**_sent_to(destination, groups), "at_most": limit}).all()
             if not rows:
                 return None
             number = connection.execute(
@@ -241,19 +265,28 @@ class CommitmentRequests:
         references = dict.fromkeys(SOPReference(sop_class, uid) for _, sop_class, uid in rows)
         return number, CommitmentRequest(transaction_uid, tuple(references))
 
-    def record_refusal(self, destination: str, number: int, error: str, next_at: int, unix_ms: int) -> None:
+    def record_refusal(  # noqa: PLR0917 - as begin_request
+        self,
+        destination: str,
+        number: int,
+        error: str,
+        next_at: int,
+        unix_ms: int,
+        groups: Collection[str] = (),
+    ) -> None:
         """Record that a request could not be sent. Its deliveries are wanted again, from `next_at` on."""
         with self._database.begin_write() as connection:
             _end(connection, number, RequestState.REFUSED, unix_ms, error=error, next_at=next_at)
-            connection.execute(_WANT_AGAIN, {"of": destination, "request": number})
+            connection.execute(_WANT_AGAIN, {**_sent_to(destination, groups), "request": number})
 
-    def record_report(
+    def record_report(  # noqa: PLR0917 - as begin_request
         self,
         destination: str,
         transaction_uid: str,
         outcomes: Sequence[ReferenceOutcome],
         decide_uncommitted: Callable[[int, int], Uncommitted],
         unix_ms: int,
+        groups: Collection[str] = (),
     ) -> bool:
         """Record a report of a destination. Instances that it leaves out are wanted again, after a pause.
 
@@ -266,6 +299,7 @@ class CommitmentRequests:
             decide_uncommitted: Decides about a delivery that is not committed, from the number of its
                 attempts and the Failure Reason.
             unix_ms: Current time.
+            groups: Names of the groups of which the destination is a member.
 
         Returns:
             Whether this node had asked that destination with this transaction.
@@ -279,7 +313,8 @@ class CommitmentRequests:
             request = connection.execute(query).mappings().first()
             if request is None:
                 return False
-            parameters = {"of": destination, "request": request["id"], "asked_at": request["asked_at"]}
+            parameters = _sent_to(destination, groups)
+            parameters |= {"request": request["id"], "asked_at": request["asked_at"]}
             good, bad = [], []
             for row in _read_named(connection, parameters, said):
                 reason = said[SOPReference(row.sop_class_uid, row.sop_instance_uid)]
@@ -341,6 +376,10 @@ class CommitmentRequests:
 def _is_held(last: Mapping[Any, Any], unix_ms: int) -> bool:
     """Return whether the last request of a destination asks for a pause. One without a report does not."""
     return bool(last["state"] != RequestState.ASKED.value and last["next_at"] > unix_ms)
+
+
+def _sent_to(destination: str, groups: Collection[str]) -> dict[str, Any]:
+    return {"of": destination, "names": [destination, *groups]}
 
 
 def _read_named(

@@ -6,7 +6,7 @@ and the report is sent again: at least once.
 """
 
 from collections.abc import Mapping, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Final
 
@@ -86,9 +86,10 @@ class Evidence:
     Attributes:
         state: State of the instance.
         routed: Names of the routes that took it, as `instances.routed`.
-        deliveries: State of each delivery, by destination.
-        committed: The destinations that have committed to keep it.
+        deliveries: State of each delivery, by destination or group.
+        committed: The destinations and groups that have committed to keep it.
         is_set_aside: Whether the requestor sent it, was answered with Success, and it lies in quarantine.
+        members: State of each delivery that a member of a group got or gets, by the member.
     """
 
     state: str
@@ -97,6 +98,7 @@ class Evidence:
     deliveries: Mapping[str, str]
     committed: Set[str] = frozenset()
     is_set_aside: bool = False
+    members: Mapping[str, str] = field(default_factory=dict)
 
 
 _ROW: Final = (
@@ -143,6 +145,7 @@ _EVIDENCE: Final = (
         deliveries.c.state.label("delivery_state"),
         deliveries.c.commitment,
         _IS_SET_ASIDE.label("is_set_aside"),
+        deliveries.c.member,
     )
     .join(commitments, commitments.c.id == commitment_references.c.commitment_id)
     .join(instances, instances.c.sop_instance_uid == commitment_references.c.sop_instance_uid)
@@ -264,12 +267,15 @@ class Commitments:
                         {},
                         set(),
                         is_set_aside=bool(row.is_set_aside),
+                        members={},
                     ),
                 )
                 if row.destination is not None:
                     known.deliveries[row.destination] = row.delivery_state  # type: ignore[index]
+                if row.member:
+                    known.members[row.member] = row.delivery_state  # type: ignore[index]
                 if row.commitment == "committed":
-                    known.committed.add(row.destination)  # type: ignore[attr-defined]
+                    known.committed.update((row.destination, row.member))  # type: ignore[attr-defined]
         return [
             (at, SOPReference(sop_class, sop_instance), list(found.get(at, {}).values()))
             for at, sop_class, sop_instance in references

@@ -30,9 +30,10 @@ from ingest.dicom.priority import Priority
 from ingest.ledger.announcements import Announcer
 from ingest.ledger.attempts import record_attempts
 from ingest.ledger.database import Database
+from ingest.ledger.group_leases import GroupMember, MemberRows, RowSearch
 from ingest.ledger.lease_order import (
     WAITING_RANGES,
-    arrange_batch,
+    arrange_due,
     find_first_due,
     find_time_ms,
     find_wait_ms,
@@ -52,9 +53,6 @@ CAREFUL_WINDOW: Final = 8192
 """How many due rows a careful lease examines to find series without a suspect."""
 
 SUSPECTS_EXAMINED: Final = 64
-
-RETRIES_SHARE: Final = 8
-"""One in this number of deliveries of a batch is a retry, even if many deliveries were never tried."""
 
 CLOSED_WINDOW: Final = 4096
 """How many due rows a lease examines to let those outside their hours wait."""
@@ -112,6 +110,12 @@ _DUE: Final = _for_lease(_IN_STATE.where(deliveries.c.next_at <= bindparam("now"
 # Rows of lower priorities, and rows that wait for a time, behind a window that others fill.
 _BEHIND: Final = _for_lease(
     _IN_STATE.where(deliveries.c.next_at >= bindparam("low"), deliveries.c.next_at <= bindparam("high"))
+)
+_FOUND: Final = (
+    select(*_COLUMNS)
+    .join(instances, instances.c.id == deliveries.c.instance_id)
+    .where(deliveries.c.id.in_(bindparam("ids", expanding=True)))
+    .with_for_update(skip_locked=True, of=deliveries)
 )
 _FIRST_BEHIND: Final = (
     select(deliveries.c.id)
@@ -260,6 +264,7 @@ _LEASE: Final = (
         updated_at=bindparam("now"),
     )
 )
+_LEASE_FOR_MEMBER: Final = _LEASE.values(member=bindparam("for_member"))
 _RENEW: Final = (
     update(deliveries)
     .where(_LEASED_BY_OWNER)
@@ -403,7 +408,8 @@ _NEXT_DUE: Final = union_all(
 # Waiting deliveries of one priority were created in the order of their instances, and the index has that
 # order: oldest first.
 _OLDEST_WAITING: Final = (
-    select(deliveries.c.id, deliveries.c.created_at)
+    select(deliveries.c.id, deliveries.c.created_at, instances.c.study_uid)
+    .join(instances, instances.c.id == deliveries.c.instance_id)
     .where(
         deliveries.c.destination == bindparam("of"),
         deliveries.c.state == DeliveryState.WAITING.value,
@@ -412,17 +418,18 @@ _OLDEST_WAITING: Final = (
     )
     .order_by(deliveries.c.next_at, deliveries.c.instance_id)
     .limit(bindparam("at_most"))
-    .with_for_update(skip_locked=True)
+    .with_for_update(skip_locked=True, of=deliveries)
 )
 _OLD_RETRIES: Final = (
-    select(deliveries.c.id)
+    select(deliveries.c.id, instances.c.study_uid)
+    .join(instances, instances.c.id == deliveries.c.instance_id)
     .where(
         deliveries.c.destination == bindparam("of"),
         deliveries.c.state == DeliveryState.RETRY.value,
         deliveries.c.created_at < bindparam("before"),
     )
     .limit(bindparam("at_most"))
-    .with_for_update(skip_locked=True)
+    .with_for_update(skip_locked=True, of=deliveries)
 )
 _DELIVERED_SINCE: Final = (
     select(deliveries.c.destination, func.count())
@@ -459,6 +466,7 @@ class Deliveries:
         self._database = database
         self._announcer = announcer
         self._is_audited = is_audited
+        self._search = RowSearch()
 
     def lease_due(  # noqa: PLR0917 - each is a number of its own
         self,
@@ -470,13 +478,14 @@ class Deliveries:
         workers: int = 1,
         *,
         careful: bool = False,
+        group: GroupMember | None = None,
     ) -> list[Delivery]:
         """Lease due deliveries: waiting ones, retries whose time has come, and those whose lease has ended.
 
         Suspects are left to `lease_suspect`.
 
         Args:
-            destination: Name of the destination.
+            destination: Name of the destination or group.
             owner: Name of the leasing worker, unique for each run.
             limit: Maximum number of deliveries.
             unix_ms: Current time.
@@ -485,6 +494,8 @@ class Deliveries:
                 others.
             careful: Whether series with a suspect come last. One instance broke an association, and similar
                 instances may do the same.
+            group: The group that `destination` names, and the member that leases: only studies that go to
+                that member. None for a destination.
 
         Returns:
             Urgent deliveries before normal ones, and these before bulk ones, as
@@ -495,11 +506,18 @@ class Deliveries:
         """
         parameters = {"of": destination, "owner": owner, "now": unix_ms}
         with self._database.begin_write() as connection:
-            rows = self._select_due(connection, parameters, limit, workers, careful=careful)
-            return _lease_rows(connection, rows, parameters, unix_ms + lease_ms)
+            rows = self._select_due(connection, parameters, limit, workers, careful=careful, group=group)
+            return _lease_rows(connection, rows, parameters, unix_ms + lease_ms, group)
 
     def lease_study(  # noqa: PLR0917 - as lease_due
-        self, destination: str, owner: str, limit: int, unix_ms: int, lease_ms: int, study: str | None
+        self,
+        destination: str,
+        owner: str,
+        limit: int,
+        unix_ms: int,
+        lease_ms: int,
+        study: str | None,
+        group: GroupMember | None = None,
     ) -> list[Delivery]:
         """Lease due deliveries of one study.
 
@@ -511,21 +529,26 @@ class Deliveries:
             lease_ms: As in `lease_due`.
             study: The Study Instance UID; None for the study of the delivery that `lease_due` would send
                 first. A study of which another owner leases instances is left out.
+            group: As in `lease_due`.
         """
         parameters = {"of": destination, "owner": owner, "now": unix_ms}
         with self._database.begin_write() as connection:
             if study is None:
                 busy = set(connection.execute(_BUSY_STUDIES, parameters).scalars())
-                first = self._select_due(connection, parameters, WINDOW if busy else limit, 1, careful=False)
+                window = WINDOW if busy else limit
+                first = self._select_due(connection, parameters, window, 1, careful=False, group=group)
                 study = next((row["study_uid"] for row in first if row["study_uid"] not in busy), None)
             if study is None:
                 return []
             rows: list[dict[str, Any]] = []
             of_study = {**parameters, "study": study}
+            if group is not None and self._database.dialect == "postgresql":
+                connection.execute(_LOCK_DESTINATION, {"of": destination})
+            mine = None if group is None else MemberRows(connection, group, unix_ms)
             for state in _OPEN:
-                rows += self._select_rows(connection, _DUE_OF_STUDY, state, limit, of_study, set())
+                rows += self._select_rows(connection, _DUE_OF_STUDY, state, limit, of_study, set(), mine)
             rows.sort(key=lambda row: (int(row["priority"]), int(row["instance_id"])))
-            return _lease_rows(connection, rows[:limit], parameters, unix_ms + lease_ms)
+            return _lease_rows(connection, rows[:limit], parameters, unix_ms + lease_ms, group)
 
     def find_study_contexts(self, destination: str, study: str) -> list[tuple[str, str]]:
         """Return the SOP classes, with their transfer syntaxes, of the open deliveries of a study."""
@@ -533,8 +556,14 @@ class Deliveries:
             found = connection.execute(_CONTEXTS_OF_STUDY, {"of": destination, "study": study})
             return sorted((sop_class, syntax) for sop_class, syntax in found)
 
-    def lease_suspect(
-        self, destination: str, owner: str, unix_ms: int, lease_ms: int, patience_ms: int
+    def lease_suspect(  # noqa: PLR0917 - as lease_due
+        self,
+        destination: str,
+        owner: str,
+        unix_ms: int,
+        lease_ms: int,
+        patience_ms: int,
+        group: GroupMember | None = None,
     ) -> Delivery | None:
         """Lease one suspect, an instance that may break associations, whose time has come.
 
@@ -549,6 +578,7 @@ class Deliveries:
             lease_ms: Time in which no other worker can lease it.
             patience_ms: How long the suspect waits after its time while other instances are being sent. A
                 remote that it brings down would interrupt those too.
+            group: As for `lease_due`.
         """
         parameters = {"of": destination, "owner": owner, "now": unix_ms}
         with self._database.begin_write() as connection:
@@ -558,11 +588,12 @@ class Deliveries:
                 return None
             are_busy = connection.execute(_LEASED_BY_OTHERS, parameters).first() is not None
             by = unix_ms - patience_ms if are_busy else unix_ms
+            mine = None if group is None else MemberRows(connection, group, unix_ms)
             rows = self._select_rows(
-                connection, _SUSPECTS, "", SUSPECTS_EXAMINED, {**parameters, "now": by}, set()
+                connection, _SUSPECTS, "", SUSPECTS_EXAMINED, {**parameters, "now": by}, set(), mine
             )
             rows.sort(key=lambda row: (row["breaks"], row["instance_id"]))
-            found = _lease_rows(connection, rows[:1], parameters, unix_ms + lease_ms)
+            found = _lease_rows(connection, rows[:1], parameters, unix_ms + lease_ms, group)
         return found[0] if found else None
 
     def has_urgent(self, destination: str) -> bool:
@@ -588,13 +619,16 @@ class Deliveries:
         with self._database.begin_write() as connection:
             return set(connection.execute(_RENEW, parameters).scalars())
 
-    def record_results(self, destination: str, results: Sequence[DeliveryResult], unix_ms: int) -> int:
+    def record_results(
+        self, destination: str, results: Sequence[DeliveryResult], unix_ms: int, member: str = ""
+    ) -> int:
         """Record how attempts ended, in one transaction; return how many of them their owner still held.
 
         Args:
-            destination: Name of the destination.
+            destination: Name of the destination or group.
             results: How the attempts ended.
             unix_ms: Current time.
+            member: If `destination` is a group: the member that the instances were sent to.
         """
         if not results:
             return 0
@@ -619,7 +653,7 @@ class Deliveries:
             record_attempts(connection, results, unix_ms)
             written = connection.execute(_FINISH, parameters).rowcount
             if self._is_audited:
-                note_sent(connection, results, destination, unix_ms)
+                note_sent(connection, results, member or destination, unix_ms)
             if self._announcer is not None:
                 ids = [result.id for result in results]
                 self._announcer.announce_deliveries(connection, ids, destination, unix_ms)
@@ -713,19 +747,31 @@ class Deliveries:
         with self._database.begin_read() as connection:
             return count_deliveries(connection)
 
-    def expire_overdue(self, destination: str, before_ms: int, reason: str, unix_ms: int) -> int:
+    def expire_overdue(
+        self,
+        destination: str,
+        before_ms: int,
+        reason: str,
+        unix_ms: int,
+        group: GroupMember | None = None,
+    ) -> int:
         """Declare deliveries dead that were created before a time and are not being sent; return how many.
 
         One call declares at most `WINDOW` waiting rows of each priority and `WINDOW` retries dead, the oldest
-        first.
+        first. With a group only those of studies that go to its member, which cannot be reached.
         """
         parameters = {"of": destination, "before": before_ms, "at_most": WINDOW}
         with self._database.begin_write() as connection:
-            ids = []
+            if group is not None and self._database.dialect == "postgresql":
+                connection.execute(_LOCK_DESTINATION, {"of": destination})
+            found: list[RowMapping] = []
             for low, high in WAITING_RANGES:
                 waiting = connection.execute(_OLDEST_WAITING, {**parameters, "low": low, "high": high})
-                ids += [row.id for row in waiting if row.created_at < before_ms]
-            ids += connection.execute(_OLD_RETRIES, parameters).scalars()
+                found += [row for row in waiting.mappings() if row["created_at"] < before_ms]
+            found += connection.execute(_OLD_RETRIES, parameters).mappings()
+            if group is not None:
+                found = MemberRows(connection, group, unix_ms).keep(found)
+            ids = [row["id"] for row in found]
             if ids:
                 connection.execute(_EXPIRE, {"ids": ids, "error": reason, "now": unix_ms})
                 if self._announcer is not None:
@@ -733,39 +779,56 @@ class Deliveries:
         return len(ids)
 
     def _select_due(
-        self, connection: Connection, parameters: dict[str, Any], limit: int, workers: int, *, careful: bool
+        self,
+        connection: Connection,
+        parameters: dict[str, Any],
+        limit: int,
+        workers: int,
+        *,
+        careful: bool,
+        group: GroupMember | None,
     ) -> list[dict[str, Any]]:
         if self._database.dialect == "postgresql":
             connection.execute(_LOCK_DESTINATION, {"of": parameters["of"]})
+        mine = None if group is None else MemberRows(connection, group, parameters["now"])
         busy = set(connection.execute(_BUSY_SERIES, parameters).scalars())
         window = WINDOW if busy or workers > 1 else limit
         found = {
-            state: self._select_rows(connection, _DUE, state, window, parameters, busy) for state in _OPEN
+            state: self._select_rows(connection, _DUE, state, window, parameters, busy, mine)
+            for state in _OPEN
         }
+        if group is not None and mine is not None and not any(found.values()):
+            found |= self._search_rows(connection, group, mine, parameters, limit, busy)
         waiting = found[DeliveryState.WAITING.value]
         if busy or len(waiting) >= window:
-            waiting += self._select_behind(connection, waiting, parameters, busy)
+            waiting += self._select_behind(connection, waiting, parameters, busy, mine)
         # Rows with an ended lease belong to a worker that died. At the first time they keep their position,
         # later they count as retries.
         left = found[DeliveryState.SENDING.value]
         fresh = found[DeliveryState.WAITING.value] + [row for row in left if row["attempts"] == 1]
         again = found[DeliveryState.RETRY.value] + [row for row in left if row["attempts"] > 1]
         if careful and fresh:
-            fresh = self._select_without_suspects(connection, window, parameters, busy) or fresh
-        for rows in (fresh, again):
-            rows.sort(key=lambda row: (int(row["priority"]), int(row["instance_id"])))
-        if workers > 1:
-            series = list(dict.fromkeys(row["series_uid"] for row in fresh + again))
-            share = set(series[: -(-len(series) // workers)])
-            fresh, again = ([row for row in rows if row["series_uid"] in share] for rows in (fresh, again))
-        priorities = {row["priority"] for row in fresh + again}
-        if len(priorities) < 2:
-            return _mix_retries(fresh, again, limit)
-        rows = []
-        for priority in sorted(priorities):
-            own = [[row for row in part if row["priority"] == priority] for part in (fresh, again)]
-            rows += _mix_retries(own[0], own[1], limit)
-        return arrange_batch(rows, limit, parameters["now"])
+            fresh = self._select_without_suspects(connection, window, parameters, busy, mine) or fresh
+        return arrange_due(fresh, again, limit, workers, parameters["now"])
+
+    def _search_rows(  # noqa: PLR0917 - as lease_due
+        self,
+        connection: Connection,
+        group: GroupMember,
+        mine: MemberRows,
+        parameters: dict[str, Any],
+        limit: int,
+        busy: set[str],
+    ) -> dict[str, list[dict[str, Any]]]:
+        """Search rows of a member behind those of the other members."""
+        now = parameters["now"]
+        found = {}
+        for state in (DeliveryState.WAITING.value, DeliveryState.RETRY.value):
+            ids = self._search.find_ids(connection, group, mine, state, limit, now, busy)
+            rows = connection.execute(_FOUND, {"ids": ids}).mappings().all() if ids else []
+            leasable = select_leasable(connection, parameters["of"], rows, now)
+            found[state] = _defer_closed(connection, leasable, state, parameters)
+        return found
 
     def _select_behind(
         self,
@@ -773,6 +836,7 @@ class Deliveries:
         window: list[dict[str, Any]],
         parameters: dict[str, Any],
         busy: set[str],
+        mine: MemberRows | None,
     ) -> list[dict[str, Any]]:
         """Select a few waiting rows behind a window: of lower priorities, and those that waited for a time.
 
@@ -788,16 +852,21 @@ class Deliveries:
             if low > last:
                 bounds = {**parameters, "low": low, "high": min(high, parameters["now"])}
                 behind += self._select_rows(
-                    connection, _BEHIND, DeliveryState.WAITING.value, BEHIND_ROWS, bounds, busy
+                    connection, _BEHIND, DeliveryState.WAITING.value, BEHIND_ROWS, bounds, busy, mine
                 )
         return [row for row in behind if row["id"] not in known]
 
     def _select_without_suspects(
-        self, connection: Connection, window: int, parameters: dict[str, Any], busy: set[str]
+        self,
+        connection: Connection,
+        window: int,
+        parameters: dict[str, Any],
+        busy: set[str],
+        mine: MemberRows | None,
     ) -> list[dict[str, Any]]:
         """Select waiting deliveries of series without a suspect."""
         return self._select_rows(
-            connection, _DUE_WITHOUT_SUSPECTS, DeliveryState.WAITING.value, window, parameters, busy
+            connection, _DUE_WITHOUT_SUSPECTS, DeliveryState.WAITING.value, window, parameters, busy, mine
         )
 
     @staticmethod
@@ -808,9 +877,12 @@ class Deliveries:
         at_most: int,
         parameters: dict[str, Any],
         busy: set[str],
+        mine: MemberRows | None,
     ) -> list[dict[str, Any]]:
         rows = connection.execute(query, {**parameters, "in_state": state, "at_most": at_most}).mappings()
         free = [row for row in rows if row["series_uid"] not in busy]
+        if mine is not None:
+            free = mine.keep(free)
         leasable = select_leasable(connection, parameters["of"], free, parameters["now"])
         return _defer_closed(connection, leasable, state, parameters)
 
@@ -852,29 +924,26 @@ def _defer_closed(
     return [row for row in rows if row["hours"] not in closed]
 
 
-def _mix_retries(
-    fresh: list[dict[str, Any]], again: list[dict[str, Any]], limit: int
-) -> list[dict[str, Any]]:
-    """Return rows that were never tried, then retries.
-
-    Retries get a share, so that a backlog cannot keep them back for ever.
-    """
-    room = limit - min(len(again), limit // RETRIES_SHARE)
-    batch = fresh[:room]
-    return batch + again[: limit - len(batch)]
-
-
 def _to_row(row: RowMapping) -> DeliveryRow:
     values = {**row, "state": DeliveryState(row["state"]), "next_at": find_time_ms(row["next_at"])}
     return DeliveryRow(**values)
 
 
 def _lease_rows(
-    connection: Connection, rows: list[dict[str, Any]], parameters: dict[str, Any], until: int
+    connection: Connection,
+    rows: list[dict[str, Any]],
+    parameters: dict[str, Any],
+    until: int,
+    group: GroupMember | None,
 ) -> list[Delivery]:
     """Lease these rows within the transaction that selected them."""
-    if rows:
-        connection.execute(_LEASE, {**parameters, "ids": [row["id"] for row in rows], "until": until})
+    values = {**parameters, "ids": [row["id"] for row in rows], "until": until}
+    if rows and group is None:
+        connection.execute(_LEASE, values)
+    elif rows and group is not None:
+        connection.execute(_LEASE_FOR_MEMBER, {**values, "for_member": group.name})
+        for row in rows:
+            row["member"] = group.name
     for row in rows:
         del row[IS_VARIED.name]
         row.update(attempts=row["attempts"] + 1, lease_until=until)

@@ -37,6 +37,7 @@ class FoundDelivery:
     priority: int = Priority.NORMAL
     commitment: str = "none"
     hours: str = ""
+    member: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,6 +89,7 @@ class DeliveryAdmin:
             "priority",
             "commitment",
             "hours",
+            "member",
         )
         columns = [deliveries.c[name] for name in (*own, "created_at", "updated_at")]
         columns += [instances.c[name] for name in ("sop_instance_uid", "series_uid", "study_uid")]

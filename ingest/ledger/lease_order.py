@@ -19,6 +19,9 @@ from ingest.dicom.priority import Priority
 AGED_SHARE: Final = 8
 """One in this number of places of a batch is for aged rows."""
 
+RETRIES_SHARE: Final = 8
+"""One in this number of deliveries of a batch is a retry, even if many deliveries were never tried."""
+
 AGED_PLACE: Final = 1
 """The first place of an aged row, counted from 0."""
 
@@ -57,6 +60,44 @@ def find_wait_ms(hours: str, unix_ms: int) -> int:
 def find_time_ms(next_at: int) -> int:
     """Return the time in `next_at`; 0 if it holds a priority, so that the row is due at once."""
     return next_at if next_at > LAST_FIRST_DUE else 0
+
+
+def arrange_due(fresh: Sequence[R], again: Sequence[R], limit: int, workers: int, unix_ms: int) -> list[R]:
+    """Choose the rows of a batch among due ones.
+
+    Args:
+        fresh: Rows that were never tried.
+        again: Retries.
+        limit: Maximum number of rows.
+        workers: How many workers lease from the destination. Some series are left for the others.
+        unix_ms: Current time.
+    """
+    fresh, again = (
+        sorted(rows, key=lambda row: (int(row["priority"]), int(row["instance_id"])))
+        for rows in (fresh, again)
+    )
+    if workers > 1:
+        series = list(dict.fromkeys(row["series_uid"] for row in fresh + again))
+        share = set(series[: -(-len(series) // workers)])
+        fresh, again = ([row for row in rows if row["series_uid"] in share] for rows in (fresh, again))
+    priorities = {row["priority"] for row in fresh + again}
+    if len(priorities) < 2:
+        return _mix_retries(fresh, again, limit)
+    rows: list[R] = []
+    for priority in sorted(priorities):
+        own = [[row for row in part if row["priority"] == priority] for part in (fresh, again)]
+        rows += _mix_retries(own[0], own[1], limit)
+    return arrange_batch(rows, limit, unix_ms)
+
+
+def _mix_retries(fresh: Sequence[R], again: Sequence[R], limit: int) -> list[R]:
+    """Return rows that were never tried, then retries.
+
+    Retries get a share, so that a backlog cannot keep them back for ever.
+    """
+    room = limit - min(len(again), limit // RETRIES_SHARE)
+    batch = fresh[:room]
+    return [*batch, *again[: limit - len(batch)]]
 
 
 def arrange_batch(rows: Sequence[R], limit: int, unix_ms: int) -> list[R]:

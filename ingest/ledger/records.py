@@ -184,6 +184,7 @@ class Delivery:
         calling_ae, called_ae: Of the association that received the instance.
         priority, hours: As in `DeliveryTerms`.
         study_uid: Study of its instance.
+        member: If `destination` is a group: the member that gets it. Otherwise empty.
     """
 
     id: int
@@ -207,6 +208,7 @@ class Delivery:
     priority: int = Priority.NORMAL
     study_uid: str = ""
     hours: str = ""
+    member: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -268,6 +270,7 @@ class DeliveryRow:
     commitment_request_id: int | None = None
     awaits: str = ""
     hours: str = ""
+    member: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -135,6 +135,8 @@ deliveries = Table(
     Column("awaits", Text, nullable=False, server_default=""),
     # Hours of the routes in which it may be sent (`ingest.config.hours`); empty: at any time.
     Column("hours", Text, nullable=False, server_default=""),
+    # If `destination` is a group: the member that it was leased for last.
+    Column("member", Text, nullable=False, server_default=""),
     UniqueConstraint("instance_id", "destination", name="deliveries_instance_destination"),
     # Deliveries whose commitment is open are few.
     Index(
@@ -334,6 +336,20 @@ circuits = Table(
     Column("paused_at", BigInteger, nullable=False, server_default="0"),
     Column("paused_by", Text, nullable=False, server_default=""),
     Column("pause_reason", Text, nullable=False, server_default=""),
+)
+
+# The member of each group that a study goes to (`ingest.ledger.group_leases`).
+group_studies = Table(
+    "group_studies",
+    metadata,
+    Column("study_uid", Text, primary_key=True),
+    Column("group_name", Text, primary_key=True),
+    Column("member", Text, nullable=False),
+    # Number of the choice, for groups that choose in turn.
+    Column("turn", BigInteger, nullable=False),
+    # Whether the member is known to have something of the study.
+    Column("is_begun", Boolean, nullable=False),
+    Index("group_studies_turn", "group_name", "turn"),
 )
 
 # Deliveries of each of the last minutes, from which rates are computed.

@@ -21,7 +21,7 @@ from ingest.dicom.study_attributes import StudyAttributes
 from ingest.ledger.database import INSERT_BY_DIALECT
 from ingest.ledger.records import InstanceState, NewInstance
 from ingest.ledger.row_values import clean_value
-from ingest.ledger.schema import instances, series, studies, study_senders
+from ingest.ledger.schema import group_studies, instances, series, studies, study_senders
 
 SERIES_UID_MAX: Final = 128
 """A longer Series Instance UID is none (PS3.5 9.1: 64 characters), and PostgreSQL could not index it."""
@@ -150,6 +150,10 @@ _FORGET: Final = (
     delete(study_senders).where(
         study_senders.c.study_uid.in_(_UIDS),
         ~exists().where(instances.c.study_uid == study_senders.c.study_uid),
+    ),
+    delete(group_studies).where(
+        group_studies.c.study_uid.in_(_UIDS),
+        ~exists().where(instances.c.study_uid == group_studies.c.study_uid),
     ),
     delete(studies).where(
         studies.c.study_uid.in_(_UIDS), ~exists().where(instances.c.study_uid == studies.c.study_uid)

@@ -98,6 +98,7 @@ class DeliveryRecord:
         waits_for: Why a due delivery is not sent now, or empty.
         priority: "urgent", "normal" or "bulk".
         sop_instance_uid, series_uid, study_uid: UIDs of the instance.
+        member: If the destination is a group: the member that it was sent to last. Otherwise empty.
     """
 
     id: int
@@ -114,6 +115,7 @@ class DeliveryRecord:
     sop_instance_uid: str
     series_uid: str
     study_uid: str
+    member: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -218,6 +220,7 @@ def make_delivery_record(listed: ListedDelivery) -> DeliveryRecord:
         sop_instance_uid=row.sop_instance_uid,
         series_uid=row.series_uid,
         study_uid=row.study_uid,
+        member=row.member,
     )
 
 

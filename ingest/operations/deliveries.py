@@ -15,6 +15,7 @@ from ingest.config.model import Config, Destination
 from ingest.dicom.priority import Priority
 from ingest.ledger import Circuit, DeliveryState, Ledger
 from ingest.ledger.backfill import BackfillCounts
+from ingest.ledger.circuits import combine_circuits
 from ingest.ledger.delivery_admin import FoundDelivery
 from ingest.ledger.delivery_filter import DeliveryFilter
 from ingest.ledger.instance_filter import InstanceFilter
@@ -89,6 +90,7 @@ def list_deliveries(
     with _open_ledger(config, which) as ledger:
         found = ledger.delivery_admin.find_deliveries(which, limit, before=before)
         circuits = ledger.circuits.read_circuits()
+    circuits |= combine_all_circuits(config, circuits)
     known = {each.name: each for each in config.destinations}
     return [explain_waiting(row, circuits.get(row.destination), known.get(row.destination)) for row in found]
 
@@ -105,7 +107,7 @@ def retry_deliveries(config: Config, which: DeliveryFilter, *, dry_run: bool) ->
     """
     with _open_ledger(config, which) as ledger:
         counts = ledger.delivery_admin.requeue_deliveries(which, unix_ms(), dry_run=dry_run)
-        destinations = counts.keys() | _list_meant_destinations(config, which)
+        destinations = _add_members(config, counts.keys() | _list_meant_destinations(config, which))
         if dry_run:
             circuits = ledger.circuits.read_circuits()
         else:
@@ -302,7 +304,7 @@ def _send_at_once(config: Config, ledger: Ledger, destinations: Iterable[str]) -
     Returns:
         Why no worker could be notified; empty if all were.
     """
-    names = list(destinations)
+    names = sorted(_add_members(config, destinations))
     for name in names:
         ledger.circuits.close_circuit(name)
     return notify_workers(config, names)
@@ -345,18 +347,30 @@ def _open_ledger(config: Config, which: DeliveryFilter) -> Iterator[Ledger]:
 def _require_known_destination(config: Config, ledger: Ledger, which: DeliveryFilter) -> None:
     """Accept also a destination that the configuration had once: the ledger keeps its deliveries."""
     name = which.destination
-    if name is None or name in {destination.name for destination in config.destinations}:
+    if name is None or name in config.target_names:
         return
     if not ledger.delivery_admin.find_deliveries(DeliveryFilter(destination=name), 1):
         require_destinations(config, [name])
 
 
 def _list_meant_destinations(config: Config, which: DeliveryFilter) -> set[str]:
-    """Return the destination that a person named; all of them if the filter names nothing at all."""
+    """Return the destination or group that a person named; all of them if the filter names nothing at all."""
     if which.destination:
         return {which.destination}
     names_nothing = replace(which, states=()) == DeliveryFilter()
-    return {destination.name for destination in config.destinations} if names_nothing else set()
+    return set(config.target_names) if names_nothing else set()
+
+
+def _add_members(config: Config, names: Iterable[str]) -> set[str]:
+    """Add the members of groups: their circuits keep the deliveries of the group."""
+    found = set(names)
+    return found.union(*(group.members for group in config.groups if group.name in found))
+
+
+def combine_all_circuits(config: Config, circuits: Mapping[str, Circuit]) -> dict[str, Circuit]:
+    """Return the circuits of the groups of a configuration, without those that say no more than closed."""
+    combined = {group.name: combine_circuits(group.name, group.members, circuits) for group in config.groups}
+    return {name: circuit for name, circuit in combined.items() if circuit is not None}
 
 
 def explain_waiting(
@@ -379,9 +393,11 @@ def explain_waiting(
     if circuit is not None and circuit.is_left_alone(now_ms):
         return ListedDelivery(row, circuit.reason, max(row.next_at, circuit.probe_at))
     hours = _list_hours(row, destination, now_ms)
-    if not hours or destination is None:
+    if not hours:
         return ListedDelivery(row, "", row.next_at)
-    opening_ms = find_common_opening_ms(row.hours, destination.find_opening_ms, max(row.next_at, now_ms))
+    # The members of a group have hours of their own, and another one may be open.
+    find_opening_ms = (lambda at_ms: at_ms) if destination is None else destination.find_opening_ms
+    opening_ms = find_common_opening_ms(row.hours, find_opening_ms, max(row.next_at, now_ms))
     return ListedDelivery(row, " and ".join(hours), opening_ms)
 
 

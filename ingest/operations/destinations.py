@@ -8,12 +8,12 @@ from ingest.errors import UnknownDestinationError
 
 
 def require_destinations(config: Config, names: Iterable[str]) -> None:
-    """Make sure that the configuration has destinations of these names.
+    """Make sure that the configuration has destinations or groups of these names.
 
     Raises:
-        UnknownDestinationError: The configuration has no destination of a name.
+        UnknownDestinationError: The configuration has no destination or group of a name.
     """
-    known = [destination.name for destination in config.destinations]
+    known = config.target_names
     for name in names:
         if name not in known:
             similar = difflib.get_close_matches(name, known, 1, 0.5)

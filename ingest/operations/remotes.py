@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from ingest.config.model import Config, Destination
+from ingest.errors import UnknownDestinationError
 from ingest.operations.destinations import require_destinations
 from ingest.requestor.remotes import build_remotes
 from ingest.requestor.store_scu import Remote, Timeouts
@@ -32,6 +33,9 @@ def find_remote(config: Config, name: str) -> FoundRemote:
         ConfigError: A TLS file of this destination cannot be used. Others do not matter.
         UnknownDestinationError: The configuration has no such destination. The message lists the known ones.
     """
+    members = next((each.members for each in config.groups if each.name == name), ())
+    if members:
+        raise UnknownDestinationError(f'"{name}" is a group; name one of its members: {", ".join(members)}')
     require_destinations(config, [name])
     index, destination = next(
         (index, each) for index, each in enumerate(config.destinations) if each.name == name

@@ -6,12 +6,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ingest.config.model import Config
+from ingest.config.model import Config, Group
 from ingest.dicom.file_header import InstanceHeader, read_instance_header
 from ingest.dicom.part10 import is_part10
 from ingest.dicom.priority import MEDIUM, decide_priority
 from ingest.dicom.transcoding import name_syntax
 from ingest.errors import PeerError, RewriteError
+from ingest.ledger.group_choice import make_group_terms, order_members
 from ingest.outgoing.coercion import Coercion, ShownChange
 from ingest.outgoing.plan import OutgoingPlan, StoredDataSet
 from ingest.outgoing.plans import build_plans
@@ -49,12 +50,40 @@ class OfferedSyntaxes:
 
 
 @dataclass(frozen=True, slots=True)
+class ExplainedGroup:
+    """A group that an instance goes to.
+
+    Attributes:
+        members: Its members. With fail-over, and with sticky by study, the first one that is available gets
+            the study.
+    """
+
+    group: str
+    policy: str
+    members: tuple[str, ...]
+
+    @property
+    def text(self) -> str:
+        """How the group chooses, for people."""
+        names = ", ".join(self.members)
+        return {
+            "fail-over": f"the first of {names} that is available",
+            "round-robin": f"each study to one of {names}, in turn",
+        }.get(self.policy, f"always the same of {names}, while it is available")
+
+    def to_json(self) -> dict[str, object]:
+        """Return the group for JSON."""
+        return {"group": self.group, "policy": self.policy, "members": list(self.members)}
+
+
+@dataclass(frozen=True, slots=True)
 class RouteExplanation:
     """The routing of one file; None with an error if the file cannot be read.
 
     Attributes:
-        changes: One for each of its destinations that changes it.
+        changes: One for each of its destinations that changes it, and for such members of its groups.
         offers: One for each of its destinations that may get it in another transfer syntax.
+        groups: The groups among its destinations.
     """
 
     path: Path
@@ -62,6 +91,7 @@ class RouteExplanation:
     error: str = ""
     changes: tuple[DestinationChanges, ...] = ()
     offers: tuple[OfferedSyntaxes, ...] = ()
+    groups: tuple[ExplainedGroup, ...] = ()
 
     def to_json(self) -> dict[str, object]:
         """Return the explanation for JSON."""
@@ -75,6 +105,7 @@ class RouteExplanation:
             "kept_back": list(routing.exclusions),
             "changes": [each.to_json() for each in self.changes],
             "offers": [each.to_json() for each in self.offers],
+            "groups": [each.to_json() for each in self.groups],
             "held_for": sorted(routing.held),
             "awaits": {
                 name: routing.awaited[name] for name in routing.destinations if name in routing.awaited
@@ -127,7 +158,10 @@ def explain_routes(
         "source": None if source is None else f"dicom://[{source}]:0",
     }
     changes = {name: value for name, value in assumed.items() if value is not None}
-    return [_explain_file(router, plans, path, changes, is_whole=is_whole) for path in _find_files(paths)]
+    groups = {group.name: group for group in config.groups}
+    return [
+        _explain_file(router, plans, groups, path, changes, is_whole=is_whole) for path in _find_files(paths)
+    ]
 
 
 def _find_files(paths: Sequence[Path]) -> Iterator[Path]:
@@ -141,6 +175,7 @@ def _find_files(paths: Sequence[Path]) -> Iterator[Path]:
 def _explain_file(
     router: Router,
     plans: Mapping[str, OutgoingPlan],
+    groups: Mapping[str, Group],
     path: Path,
     changes: Mapping[str, Any],
     *,
@@ -153,7 +188,13 @@ def _explain_file(
     try:
         header = replace(read_instance_header(fd, os.fstat(fd).st_size, router.tags), **changes)
         decision = router.route_instance(header)
-        planned = [(name, plans[name]) for name in decision.destinations if name in plans]
+        named = [groups[name] for name in decision.destinations if name in groups]
+        reached = dict.fromkeys(
+            member
+            for name in decision.destinations
+            for member in (groups[name].members if name in groups else (name,))
+        )
+        planned = [(name, plans[name]) for name in reached if name in plans]
         shown = [_show_changes(name, plan, fd, header, is_whole=is_whole) for name, plan in planned]
     except PeerError as error:
         return RouteExplanation(path, error=str(error))
@@ -167,7 +208,20 @@ def _explain_file(
         if plan.transcoding is not None
     ]
     changed = tuple(each for each in shown if each is not None)
-    return RouteExplanation(path, decision, changes=changed, offers=tuple(offers))
+    return RouteExplanation(
+        path,
+        decision,
+        changes=changed,
+        offers=tuple(offers),
+        groups=tuple(_explain_group(group, header.study_uid) for group in named),
+    )
+
+
+def _explain_group(group: Group, study_uid: str) -> ExplainedGroup:
+    # The ledger knows whose turn it is, and the patient of a study.
+    is_known = group.policy == "fail-over" or (group.policy == "sticky" and group.sticky_by == "study")
+    members = order_members(make_group_terms(group), study_uid, 0) if is_known else group.members
+    return ExplainedGroup(group.name, group.policy, tuple(members))
 
 
 def _show_changes(

@@ -12,6 +12,7 @@ from ingest.errors import UnknownObjectError
 from ingest.ledger import DeliveryRow, Instance, Ledger
 from ingest.ledger.callers import CallerCertificate
 from ingest.ledger.instances import CHUNK
+from ingest.operations.deliveries import combine_all_circuits
 from ingest.operations.times import format_iso_time
 from ingest.operations.trace_events import (
     TraceContext,
@@ -109,6 +110,7 @@ def trace(config: Config, wanted: str, search: SpoolSearch | None = None) -> Tra
             if event.series_uid in series
         ]
         circuits = ledger.circuits.read_circuits()
+        circuits |= combine_all_circuits(config, circuits)
         certificates = ledger.callers.find_certificates(_list_fingerprints(rows, waiting))
     context = TraceContext(config, circuits, certificates, unix_ms())
     studies = {row.study_uid: None for row in rows} | {each.header.study_uid: None for each in waiting}

@@ -104,6 +104,7 @@ class TracedDelivery:
         return {
             "id": row.id,
             "destination": row.destination,
+            "member": row.member,
             "state": row.state.value,
             "attempts": row.attempts,
             "next_at": format_iso_time(row.next_at),
@@ -164,6 +165,7 @@ class TraceContext:
         self.now_ms = now_ms
         self.judges_completion = config.judges_completion
         self.destinations = {each.name: each for each in config.destinations}
+        self.groups = {each.name for each in config.groups}
         self.runs_node = node_lock.is_node_running(config.run_dir)
         self.runs_workers = self.runs_node or node_lock.are_workers_running(config.run_dir)
         self._rules: dict[str, StatusRules] = {}
@@ -281,7 +283,7 @@ def _make_delivery_events(context: TraceContext, traced: TracedDelivery) -> Iter
         yield TraceEvent(
             kind=TraceKind.DEAD if attempt.state is DeliveryState.DEAD else TraceKind.ATTEMPT,
             at_ms=attempt.ended_at,
-            text=_describe_answer(context, row.destination, attempt.status, attempt.error),
+            text=_describe_answer(context, row.member or row.destination, attempt.status, attempt.error),
             destination=row.destination,
             duration_ms=attempt.duration_ms,
         )
@@ -298,7 +300,7 @@ def _make_delivery_events(context: TraceContext, traced: TracedDelivery) -> Iter
         yield TraceEvent(
             kind=end,
             at_ms=row.updated_at,
-            text=_describe_answer(context, row.destination, row.last_status, row.last_error or ""),
+            text=_describe_end(context, row),
             destination=row.destination,
             duration_ms=row.duration_ms,
         )
@@ -309,6 +311,12 @@ _END_KINDS: Final = {
     DeliveryState.DEAD: TraceKind.DEAD,
     DeliveryState.DROPPED: TraceKind.DROPPED,
 }
+
+
+def _describe_end(context: TraceContext, row: DeliveryRow) -> str:
+    answer = _describe_answer(context, row.member or row.destination, row.last_status, row.last_error or "")
+    member = f"by its member {row.member}" if row.member and row.state is DeliveryState.DELIVERED else ""
+    return "; ".join(filter(None, (member, answer)))
 
 
 def _describe_answer(context: TraceContext, destination: str, status: int | None, error: str) -> str:

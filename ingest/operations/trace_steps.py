@@ -113,7 +113,7 @@ def _explain_open(context: TraceContext, row: DeliveryRow) -> NextStep:
     """Explain what a delivery in the state `waiting` or `retry` waits for."""
     name, circuit = row.destination, context.circuits.get(row.destination)
     step = NextStep(text="due: waits for a forward worker", destination=name)
-    if name not in context.destinations:
+    if name not in context.destinations and name not in context.groups:
         remedy = f"add [[destinations]] {name} and run `ingest reload`, or `ingest drop --destination {name}`"
         return replace(step, text="waits: the configuration has no such destination", remedy=remedy)
     if circuit is not None and circuit.is_paused:

@@ -45,6 +45,7 @@ class NodeRouter(Router):
         """
         super().__init__(config.routes)
         self._destinations = {destination.name: destination for destination in config.destinations}
+        self._members = {group.name: group.members for group in config.groups}
         self._own_title = config.node.ae_title
         self._peers = config.peers
         self._ignores_case = config.receive.ignore_ae_title_case
@@ -67,7 +68,12 @@ class NodeRouter(Router):
         return find_destination(instance.calling_ae, self._peers, ignore_case=self._ignores_case)
 
     def _is_origin(self, name: str, instance: InstanceHeader) -> bool:
-        """Return whether this destination sent the instance."""
+        """Return whether this destination sent the instance; of a group, whether a member did.
+
+        A group wants each instance at one of its members, and that member has it.
+        """
+        if name in self._members:
+            return any(self._is_origin(member, instance) for member in self._members[name])
         destination = self._destinations.get(name)
         if destination is None:
             return False

@@ -31,6 +31,7 @@ from ingest.queue.keys import GROUP, stream_key
 from ingest.spool import inventory
 from ingest.spool.spool import read_spool_id
 from ingest.status.health import check_readiness
+from ingest.status.report import combine_group_circuits
 
 CERTIFICATES_MAX: Final = 200
 """Limit on certificates with a separate metric: those that end first."""
@@ -201,8 +202,9 @@ def _read_ledger(config: Config) -> Iterator[GatheredSample]:
         for state in InstanceState:
             yield GatheredSample(LEDGER_INSTANCES, counts.get(state, 0), (state.value,))
         known = ledger.throughput.read_progress(unix_ms())
+        known |= combine_group_circuits(config, known)
         # Destinations that left the configuration may still have dead deliveries, and somebody must see them.
-        for name in dict.fromkeys([*(each.name for each in config.destinations), *known]):
+        for name in dict.fromkeys([*config.target_names, *known]):
             progress = known.get(name)
             states = progress.states if progress is not None else {}
             for delivery_state in DeliveryState:

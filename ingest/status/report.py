@@ -7,7 +7,7 @@ import contextlib
 import os
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Final, NamedTuple, cast
@@ -19,11 +19,12 @@ from ingest.acceptor.scoreboard import ACCEPTING, DRAINING, ListenerStatus, Scor
 from ingest.alarms import Alarm, read_watched_alarms, standing_alarms
 from ingest.checks.weak_settings import find_weak_settings
 from ingest.clock import unix_ms
-from ingest.config.model import Config
+from ingest.config.model import Config, Group
 from ingest.cores import read_cores
 from ingest.errors import IngestError, SpoolError
 from ingest.filesystem import node_lock
 from ingest.ledger import CircuitState, DeliveryState, DestinationProgress, Ledger, store_agreement
+from ingest.ledger.circuits import combine_circuits
 from ingest.queue.client import connect
 from ingest.queue.keys import GROUP, stream_key
 from ingest.spool import inventory, store_capacity
@@ -235,8 +236,10 @@ def _gather_ledger(config: Config) -> dict[str, Any]:
         with contextlib.closing(Ledger(config.ledger_url)) as ledger:
             now = unix_ms()
             known = ledger.throughput.read_progress(now)
-            for destination in config.destinations:
-                known.setdefault(destination.name, DestinationProgress(destination=destination.name))
+            for name in config.target_names:
+                known.setdefault(name, DestinationProgress(destination=name))
+            known |= combine_group_circuits(config, known)
+            groups = {group.name: group for group in config.groups}
             waits = _find_waits(config, ledger, known, now)
             return {
                 "reachable": True,
@@ -251,7 +254,7 @@ def _gather_ledger(config: Config) -> dict[str, Any]:
                     if progress.states
                 },
                 "destinations": [
-                    _describe_destination(progress, now, waits.get(name, NO_WAIT))
+                    _describe_destination(progress, now, waits.get(name, NO_WAIT), groups.get(name))
                     for name, progress in sorted(known.items())
                 ],
             }
@@ -275,6 +278,20 @@ def _explain_read_only(ledger: Ledger) -> str:
     except IngestError as error:
         return str(error)
     return ""
+
+
+def combine_group_circuits(
+    config: Config, known: Mapping[str, DestinationProgress]
+) -> dict[str, DestinationProgress]:
+    """Return the progress of groups with the circuits that follow from those of their members."""
+    circuits = {name: each.circuit for name, each in known.items() if each.circuit is not None}
+    return {
+        group.name: replace(
+            known.get(group.name, DestinationProgress(destination=group.name)),
+            circuit=combine_circuits(group.name, group.members, circuits),
+        )
+        for group in config.groups
+    }
 
 
 def _find_waits(
@@ -304,10 +321,14 @@ def _measure_due_seconds(progress: DestinationProgress, now_ms: int, wait: Wait)
     return (now_ms - max(progress.oldest_due_at, wait.open_since_ms)) / 1000
 
 
-def _describe_destination(progress: DestinationProgress, now_ms: int, wait: Wait) -> dict[str, Any]:
+def _describe_destination(
+    progress: DestinationProgress, now_ms: int, wait: Wait, group: Group | None
+) -> dict[str, Any]:
     circuit = progress.circuit
     return {
         "name": progress.destination,
+        "policy": group.policy if group else "",
+        "members": list(group.members) if group else [],
         "backlog": progress.backlog,
         "waiting_urgent": progress.waiting_urgent,
         "waiting_bulk": progress.waiting_bulk,

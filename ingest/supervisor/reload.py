@@ -243,7 +243,7 @@ def _name_series(config: Config) -> None:
     """Name peers and destinations on the metrics board, before their children are forked."""
     titles = [peer.ae_title.strip(" ") for peer in config.peers if peer.ae_title != ANY_AE_TITLE]
     current_board().add_names(CALLING_AE, titles)
-    current_board().add_names(DESTINATION, [destination.name for destination in config.destinations])
+    current_board().add_names(DESTINATION, config.target_names)
 
 
 def _configure_logging(config: Config) -> None:

@@ -1,5 +1,6 @@
 """The recipes of a router in docs/how-to: nodes with the configuration of the page, and peers over TLS."""
 
+import json
 import shutil
 import subprocess
 from collections.abc import Callable
@@ -299,3 +300,46 @@ def test_images_are_compressed_for_a_slow_line(
         subprocess.run(["dcmdjpls", arrived[uid], decoded], check=True, timeout=60)
         native = pydicom.dcmread(folder / path.name.replace("_RLE", ""))
         assert pydicom.dcmread(decoded).PixelData == native.PixelData, path.name
+
+        wanted = stored.pixel_array
+        assert (pydicom.dcmread(decoded).pixel_array == wanted).all(), path.name
+
+
+def test_second_archive_stands_in_for_the_first(
+    make_node: Callable[..., Node], material: Material, tmp_path: Path, studies: list[list[Path]]
+) -> None:
+    first, second = studies
+    both = len(first) + len(second)
+    # The blocks of commands stand between the paragraphs of the recipe.
+    recipe = read_recipe("several-destinations", "One of two archives")
+    with storescp(tmp_path / "b", material.tls("remote"), "--promiscuous") as port_b:
+        with storescp(tmp_path / "a", material.tls("remote"), "--promiscuous") as port_a:
+            for letter, port in (("a", port_a), ("b", port_b)):
+                address = f'host = "{letter}.archive.example.org"\nport = 2762'
+                assert address in recipe
+                quick = "retry_first_seconds = 0.2\nretry_max_seconds = 1"
+                recipe = recipe.replace(address, f'host = "localhost"\nport = {port}\n{quick}')
+            node = make_node(destinations=recipe, workers="[workers]\nforward = 2").start()
+            shutil.copy(first[0], node.folder / "sample.dcm")
+            send(node, material, first)
+            done = {("archive", "delivered"): len(first)}
+            eventually(lambda: count_by_destination(node) == done, 30, f"{count_by_destination(node)}")
+            with Walk(node.folder) as walk:
+                shown = walk.run("command ingest routes test -c ingest.toml sample.dcm")
+                assert "archive: the first of archive-a, archive-b that is available" in shown
+        with Walk(node.folder) as walk:
+            found = walk.run("command ingest check -c ingest.toml --connect || true")
+            assert "archive: of 2 members only archive-b answers" in found
+        send(node, material, second)
+        done = {("archive", "delivered"): both}
+        eventually(lambda: count_by_destination(node) == done, 40, f"{count_by_destination(node)}")
+        with Walk(node.folder) as walk:
+            status = walk.run("command ingest status -c ingest.toml || true")
+            assert "archive (fail-over: archive-a, archive-b)" in " ".join(status.split())
+            walk.run("command ingest pause -c ingest.toml archive-a --reason upgraded")
+            walk.run("command ingest resume -c ingest.toml archive-a")
+            listed = walk.run("command ingest deliveries -c ingest.toml --destination archive --json")
+    members = {each["member"] for each in json.loads(listed)}
+    assert members == {"archive-a", "archive-b"}
+    for folder, expected in (("a", first), ("b", second)):
+        assert by_uid((tmp_path / folder).iterdir()).keys() == by_uid(expected).keys()

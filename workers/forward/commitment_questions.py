@@ -46,12 +46,15 @@ class CommitmentAsker:
             LedgerError: The ledger is away. Instances of an open request are asked for again after its time.
         """
         ledger, name = self._resources.ledger, self._destination.name
+        groups = [terms.name for terms in self._resources.groups.get(name, ())]
         while not self._resources.is_stopping():
             now = ledger.unix_ms()
             if ledger.circuits.read_circuit(name).is_left_alone(now):
                 return
             deadline = now + round(self._destination.commitment_seconds * 1000)
-            begun = ledger.commitment_requests.begin_request(name, make_uid(), INSTANCES_MAX, deadline, now)
+            begun = ledger.commitment_requests.begin_request(
+                name, make_uid(), INSTANCES_MAX, deadline, now, groups
+            )
             if begun is None:
                 return
             number, request = begun
@@ -59,7 +62,7 @@ class CommitmentAsker:
             if fault:
                 now = ledger.unix_ms()
                 next_at = now + round(REFUSED_SECONDS * 1000)
-                ledger.commitment_requests.record_refusal(name, number, fault, next_at, now)
+                ledger.commitment_requests.record_refusal(name, number, fault, next_at, now, groups)
                 log.warning("commitment_not_asked", destination=name, error=fault)
                 return
             log.info("commitment_asked", destination=name, instances=len(request.references))

@@ -5,7 +5,7 @@ import os
 import time
 import uuid
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final
 
@@ -28,6 +28,8 @@ from ingest.errors import (
     StoreError,
 )
 from ingest.ledger import Delivery, Ledger
+from ingest.ledger.group_choice import GroupTerms
+from ingest.ledger.group_leases import GroupMember
 from ingest.ledger.lease_order import AGED_PLACE, find_wait_ms
 from ingest.metrics import families
 from ingest.metrics.board import current_board
@@ -115,6 +117,8 @@ class ForwardResources:
         slots: Number of workers that one destination may keep busy.
         security_alerts: Records remotes that fail authentication; None in tests.
         spans: Takes the spans of attempts; None without traces.
+        groups: The groups that a destination is a member of, by its name.
+        find_closed: Returns those of several destinations whose hours are over.
         plans: Changes of data sets, by destination. A destination without a plan changes nothing.
         clock_steps: Steps of the wall clock since the worker started.
         recent_contexts: Contexts that were needed lately, by destination. They are proposed again, so one
@@ -133,6 +137,8 @@ class ForwardResources:
     slots: int
     security_alerts: SecurityAlerts | None = None
     spans: SpanExporter | None = None
+    groups: Mapping[str, Sequence[GroupTerms]] = field(default_factory=dict)
+    find_closed: Callable[[Collection[str], int], frozenset[str]] = lambda _names, _ms: frozenset()
     plans: Mapping[str, OutgoingPlan] = field(default_factory=dict)
     expects_urgent: bool = False
     clock_steps: WallClockSteps = field(default_factory=WallClockSteps)
@@ -141,7 +147,11 @@ class ForwardResources:
 
 
 class DestinationDrain:
-    """One drain of one destination by one worker."""
+    """One drain of one destination by one worker.
+
+    The drain leases deliveries of the destination and of the groups that it is a member of, a batch of each
+    in turn. All of them go over its associations.
+    """
 
     def __init__(
         self, resources: ForwardResources, destination: Destination, remote: Remote, owner: str
@@ -166,16 +176,23 @@ class DestinationDrain:
         self._titles = TitleRule.from_destination(destination, remote)
         # Titles of senders that the remote refused during this drain, with the reason for a person.
         self._refused_titles: dict[Titles, str] = {}
-        self._leases = Leases(
-            resources.ledger,
-            self._name,
-            drain_name,
-            self._slots,
-            spans=resources.spans,
-            titles=self._titles,
-            wants_commitment=destination.commitment,
-            one_study=destination.one_association_per_study,
+        groups = (GroupMember(terms, self._name) for terms in resources.groups.get(self._name, ()))
+        self._sources = deque(
+            Leases(
+                resources.ledger,
+                self._name if group is None else group.terms.name,
+                drain_name,
+                self._slots,
+                spans=resources.spans,
+                titles=self._titles,
+                wants_commitment=destination.commitment,
+                one_study=destination.one_association_per_study,
+                group=group,
+                find_closed=resources.find_closed,
+            )
+            for group in (None, *groups)
         )
+        self._leases = self._sources[0]
         self._breaker = CircuitBreaker(
             resources.ledger, destination, remote, resources.rng, resources.is_stopping
         )
@@ -218,9 +235,9 @@ class DestinationDrain:
         finally:
             self._finish()
         # Other workers continue with the series that they have leased. `LedgerWatch` finds the rest.
-        if self._hold.milliseconds or self._leases.is_blocked or self._resources.is_stopping():
+        if self._hold.milliseconds or self._resources.is_stopping():
             return False
-        return self._leases.has_due_delivery()
+        return any(not source.is_blocked and source.has_due_delivery() for source in self._sources)
 
     def _find_closed(self) -> Hold:
         """Return a hold outside the hours of the destination."""
@@ -237,7 +254,7 @@ class DestinationDrain:
     def _send_due_deliveries(self) -> None:
         idle_since = time.monotonic()
         while not self._must_stop():
-            rows = self._leases.lease_due_deliveries(careful=self._breaker.has_unanswered_break)
+            rows = self._lease_batch()
             if rows:
                 self._send_batch(deque(group_by_titles(rows, self._titles)))
                 self._leases.release_untried()
@@ -251,8 +268,21 @@ class DestinationDrain:
             elif not self._may_linger(idle_since):
                 return
             else:
-                time.sleep(BLOCKED_SECONDS if self._leases.is_blocked else POLL_SECONDS)
+                is_blocked = any(source.is_blocked for source in self._sources)
+                time.sleep(BLOCKED_SECONDS if is_blocked else POLL_SECONDS)
                 self._tick()
+
+    def _lease_batch(self) -> list[Delivery]:
+        """Lease a batch of the destination or of one of its groups, each in turn, but a study to its end."""
+        if self._leases.study is not None:
+            return self._leases.lease_due_deliveries(careful=self._breaker.has_unanswered_break)
+        for _ in range(len(self._sources)):
+            self._leases = self._sources[0]
+            self._sources.rotate(-1)
+            rows = self._leases.lease_due_deliveries(careful=self._breaker.has_unanswered_break)
+            if rows:
+                return rows
+        return []
 
     def _must_stop(self) -> bool:
         # A slice ends between two studies if each has an association of its own.
@@ -290,7 +320,8 @@ class DestinationDrain:
             return False
 
     def _finish(self) -> None:
-        self._leases.close()
+        for source in self._sources:
+            source.close()
         if self._association is not None and self._in_flight:
             self._association.abort()
         elif self._association is not None:
@@ -304,19 +335,20 @@ class DestinationDrain:
                 self._slot.release()
         except redis.RedisError:
             log.debug("place_not_given_back", destination=self._name)  # The slot expires by itself.
-        counts = {state.value: count for state, count in self._leases.counts.items()}
-        if counts:
-            seconds = round(time.monotonic() - self._started_at, 3)
-            log.info("drained", destination=self._name, seconds=seconds, **counts)
+        seconds = round(time.monotonic() - self._started_at, 3)
+        for source in self._sources:
+            counts = {state.value: count for state, count in source.counts.items()}
+            group = {} if source.name == self._name else {"group": source.name}
+            if counts:
+                log.info("drained", destination=self._name, **group, seconds=seconds, **counts)
 
     def _expire_old_deliveries(self) -> None:
         """Let deliveries to an unreachable destination die of their age, although they were not tried now."""
-        ledger = self._resources.ledger
         reason = self._policy.describe_expiry(self._hold.unreachable)
         try:
-            now_ms = ledger.unix_ms()
+            now_ms = self._resources.ledger.unix_ms()
             before_ms = self._policy.find_expiry_ms(now_ms, self._resources.clock_steps.forward_ms())
-            count = ledger.deliveries.expire_overdue(self._name, before_ms, reason, now_ms)
+            count = sum(source.expire_overdue(before_ms, reason) for source in self._sources)
         except LedgerError as error:
             log.warning("ledger_away", error=str(error))  # The next failure expires them.
             return
@@ -362,7 +394,7 @@ class DestinationDrain:
         if waiting[0].priority == Priority.URGENT:
             return False
         self._check_urgent_at = now + URGENT_SECONDS
-        return self._leases.has_urgent()
+        return any(source.has_urgent() for source in self._sources)
 
     def _send_delivery(self, association: StoreSCU, row: Delivery) -> Outcome | None:
         """Send one instance. Returns an outcome, or None if its response is still to come.
@@ -543,8 +575,11 @@ class DestinationDrain:
         # Among several deliveries any may be the cause. A single one that has done so before is the cause.
         is_suspect = len(lost) == 1 and lost[0].breaks > 0
         self._hold = self._breaker.record_break(
-            reason, self._tick, is_suspect=is_suspect, others_wait=self._leases.has_untried_delivery()
+            reason, self._tick, is_suspect=is_suspect, others_wait=self._has_untried_delivery()
         )
+
+    def _has_untried_delivery(self) -> bool:
+        return any(source.has_untried_delivery() for source in self._sources)
 
     def _note_of(self, row: Delivery) -> str:
         """Return the change of the data set during transmission, or an empty text."""

@@ -6,6 +6,8 @@ dies expire by themselves.
 
 import time
 from collections import Counter
+from collections.abc import Callable, Collection
+from dataclasses import replace
 from typing import Final
 
 import structlog
@@ -13,6 +15,7 @@ import structlog
 from ingest.clock import unix_ms
 from ingest.errors import LeaseLostError, LedgerError
 from ingest.ledger import Delivery, DeliveryResult, DeliveryState, Ledger
+from ingest.ledger.group_leases import GroupMember
 from ingest.metrics import families
 from ingest.metrics.board import current_board
 from ingest.workers.forward.retry_policy import Dead, Delivered, DeliveryDecision, Retry
@@ -45,6 +48,7 @@ class Leases:
     A *suspect* is a delivery during which an association has broken. It is sent alone, and after all others.
 
     Attributes:
+        name: Name of the destination or group.
         rows: Leased deliveries without a result, by id.
         is_blocked: Whether deliveries were due, but all of series that other workers have leased.
         counts: Number of results by state.
@@ -62,19 +66,25 @@ class Leases:
         titles: TitleRule | None = None,
         wants_commitment: bool = False,
         one_study: bool = False,
+        group: GroupMember | None = None,
+        find_closed: Callable[[Collection[str], int], frozenset[str]] = lambda _names, _ms: frozenset(),
     ) -> None:
         """Start without leases.
 
         Args:
             ledger: The ledger.
-            destination: Name of the destination.
+            destination: Name of the destination or group that the deliveries have.
             owner: Unique name of this drain.
             workers: Number of workers that may drain the destination at a time.
             spans: Takes a span for each result; None without traces.
             titles: Chooses the AE titles of each delivery; None for the configured ones.
             wants_commitment: Whether the destination is asked to commit to what was delivered.
             one_study: Whether to lease deliveries of one study, until it has no due one any more.
+            group: The group and the member that the drain sends to; None for a destination.
+            find_closed: Returns those of several destinations whose hours are over.
         """
+        self._find_closed = find_closed
+        self._group = group
         self._one_study = one_study
         self.study: str | None = None
         self._titles = titles
@@ -83,7 +93,7 @@ class Leases:
         self.is_blocked = False
         self.counts: Counter[DeliveryState] = Counter()
         self._ledger = ledger
-        self._destination = destination
+        self.name = destination
         self._owner = owner
         self._workers = workers
         self._results: list[DeliveryResult] = []
@@ -94,7 +104,7 @@ class Leases:
 
     def has_due_delivery(self) -> bool:
         """Return whether a delivery is due now. Raises LedgerError while the ledger is away."""
-        due_ms = self._ledger.deliveries.find_next_due_ms(self._destination)
+        due_ms = self._ledger.deliveries.find_next_due_ms(self.name)
         return due_ms is not None and due_ms <= self._ledger.unix_ms()
 
     def lease_due_deliveries(self, *, careful: bool) -> list[Delivery]:
@@ -115,13 +125,14 @@ class Leases:
             return self._note_leased(self._lease_study(), now)
         rows = [] if careful else self._lease_overdue_suspect(now)
         rows = rows or self._ledger.deliveries.lease_due(
-            self._destination,
+            self.name,
             self._owner,
             BATCH,
             self._ledger.unix_ms(),
             LEASE_MS,
             self._workers,
             careful=careful,
+            group=self._group_now(),
         )
         return self._note_leased(rows or self._lease_suspect(), now)
 
@@ -129,7 +140,7 @@ class Leases:
         """Lease more of the study. If it has nothing more, return nothing; the next call finds another."""
         ledger, had_study = self._ledger, self.study is not None
         rows = ledger.deliveries.lease_study(
-            self._destination, self._owner, BATCH, ledger.unix_ms(), LEASE_MS, self.study
+            self.name, self._owner, BATCH, ledger.unix_ms(), LEASE_MS, self.study, self._group_now()
         )
         self.study = rows[0].study_uid if rows else None
         return rows if rows or had_study else self._lease_suspect()
@@ -138,7 +149,7 @@ class Leases:
         """Return SOP classes and transfer syntaxes of the study that is leased now."""
         if self.study is None:
             return []
-        return self._ledger.deliveries.find_study_contexts(self._destination, self.study)
+        return self._ledger.deliveries.find_study_contexts(self.name, self.study)
 
     def _note_leased(self, rows: list[Delivery], now: float) -> list[Delivery]:
         self.rows = {row.id: row for row in rows}
@@ -147,16 +158,30 @@ class Leases:
         self._note_renewal(now)
         return rows
 
+    def _group_now(self) -> GroupMember | None:
+        """Return the group with the members whose hours are over now."""
+        if self._group is None:
+            return None
+        terms = self._group.terms
+        closed = self._find_closed(terms.members, self._ledger.unix_ms())
+        return replace(self._group, terms=replace(terms, closed=closed))
+
+    def expire_overdue(self, before_ms: int, reason: str) -> int:
+        """Let deliveries that are too old die, and return how many. Raises LedgerError while it is away."""
+        return self._ledger.deliveries.expire_overdue(
+            self.name, before_ms, reason, self._ledger.unix_ms(), self._group_now()
+        )
+
     def has_untried_delivery(self) -> bool:
         """Return whether a due delivery was never tried. Raises LedgerError while the ledger is away."""
         if any(row.attempts == 1 for row in self.rows.values()):
             return True
-        return self._ledger.deliveries.has_untried(self._destination, self._ledger.unix_ms())
+        return self._ledger.deliveries.has_untried(self.name, self._ledger.unix_ms())
 
     def has_urgent(self) -> bool:
         """Return whether an urgent delivery waits; False while the ledger is away."""
         try:
-            return self._ledger.deliveries.has_urgent(self._destination)
+            return self._ledger.deliveries.has_urgent(self.name)
         except LedgerError:
             return False
 
@@ -178,14 +203,19 @@ class Leases:
         if isinstance(decision, Dead):
             # INVARIANT 9: an error comment may contain patient data. The ledger keeps it, the log does not.
             said = decision.reason if decision.status is None else f"answered {decision.status:04X}H"
+            member = {} if self._group is None else {"member": self._group.name}
             log.warning(
-                "delivery_dead", destination=self._destination, sop_instance=row.sop_instance_uid, reason=said
+                "delivery_dead",
+                destination=self.name,
+                **member,
+                sop_instance=row.sop_instance_uid,
+                reason=said,
             )
 
     def _count_result(self, row: Delivery, result: DeliveryResult) -> None:
         if self._spans is not None:
             self._spans.add_attempt(row, result, result.duration_ms)
-        board, name = current_board(), self._destination
+        board, name = current_board(), self.name
         board.add(families.DELIVERY_RESULTS, name, result.state)
         if result.state is DeliveryState.DELIVERED:
             board.add(families.DELIVERED_BYTES, name, value=row.size)
@@ -210,7 +240,8 @@ class Leases:
     def write_results(self) -> None:
         """Write all results in one transaction. Raises LedgerError while the ledger is away, keeping them."""
         if self._results:
-            self._ledger.deliveries.record_results(self._destination, self._results, self._ledger.unix_ms())
+            member = "" if self._group is None else self._group.name
+            self._ledger.deliveries.record_results(self.name, self._results, self._ledger.unix_ms(), member)
             self._results = []
 
     def release_untried(self) -> None:
@@ -241,14 +272,14 @@ class Leases:
         if now < self._check_suspect_at:
             return []
         self._check_suspect_at = now + SUSPECT_CHECK_SECONDS
-        due_ms = self._ledger.deliveries.find_next_suspect_ms(self._destination)
+        due_ms = self._ledger.deliveries.find_next_suspect_ms(self.name)
         if due_ms is None or due_ms > self._ledger.unix_ms() - OVERDUE_MS:
             return []
         return self._lease_suspect()
 
     def _lease_suspect(self) -> list[Delivery]:
         found = self._ledger.deliveries.lease_suspect(
-            self._destination, self._owner, self._ledger.unix_ms(), LEASE_MS, SUSPECT_MS
+            self.name, self._owner, self._ledger.unix_ms(), LEASE_MS, SUSPECT_MS, self._group_now()
         )
         return [found] if found is not None else []
 

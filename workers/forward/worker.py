@@ -13,7 +13,7 @@ import random
 import signal
 import socket
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Final
 
 import redis
@@ -25,8 +25,9 @@ from ingest.clock import unix_ms
 from ingest.config.model import Config
 from ingest.errors import BootError, IngestError, LedgerError, StoppedError
 from ingest.filesystem.locks import Owner
-from ingest.ledger import Ledger
+from ingest.ledger import Circuit, Ledger
 from ingest.ledger.announcements import build_announcer
+from ingest.ledger.group_choice import make_group_terms
 from ingest.outgoing.plan import OutgoingPlan
 from ingest.queue.client import connect, remove_foreign_keys
 from ingest.queue.wakeups import (
@@ -42,11 +43,12 @@ from ingest.queue.wakeups import (
 from ingest.requestor.transport import Remote
 from ingest.tls.observed_certificates import ObservedCertificates
 from ingest.workers.backoff import Backoff, retry_with_backoff
-from ingest.workers.forward.circuit import expedite_probe
+from ingest.workers.forward.circuit import PermittedAction, expedite_probe, find_permitted_action
 from ingest.workers.forward.commitment_questions import CommitmentAsker
 from ingest.workers.forward.commitment_reports import CommitmentReporter
 from ingest.workers.forward.destination_slots import NO_EXPIRY, longest_hold_ms, slot_key
 from ingest.workers.forward.drain import DestinationDrain, ForwardResources
+from ingest.workers.forward.groups import find_next_members
 from ingest.workers.forward.leases import LEASE_MS
 from ingest.workers.forward.rq_worker import WakeupConsumer
 from ingest.workers.host_recorder import HostRecorder
@@ -104,6 +106,7 @@ class ForwardWorker:
         self._started_ms = unix_ms()
         self._give_up_ms = round(config.commitment.give_up_hours * 3_600_000)
         self.destinations = {destination.name: destination for destination in config.destinations}
+        self.groups = {group.name: make_group_terms(group) for group in config.groups}
         self.remotes = remotes
         try:
             self.ledger = Ledger(
@@ -122,9 +125,14 @@ class ForwardWorker:
             client=self.client,
             is_stopping=stop.is_set,
             rng=random.Random().random,  # noqa: S311 - jitter
-            other_destinations=lambda name: [other for other in self.destinations if other != name],
+            other_destinations=self._list_others,
             slots=count_slots(config),
             spans=make_exporter(config, "forward"),
+            groups={
+                name: [each for each in self.groups.values() if name in each.members]
+                for name in self.destinations
+            },
+            find_closed=self._find_closed,
             plans=plans or {},
             expects_urgent=expects_urgent(config),
         )
@@ -135,10 +143,33 @@ class ForwardWorker:
         for name, destination in self.destinations.items():
             keys |= {drain_key(name): "string", hold_key(name): "string"}
             keys |= {slot_key(name, number): "string" for number in range(destination.associations)}
-        return keys
+        return keys | {drain_key(name): "string" for name in self.groups}
+
+    def _find_closed(self, names: Collection[str], unix_ms: int) -> frozenset[str]:
+        """Return those destinations whose hours are over."""
+        return frozenset(name for name in names if self.destinations[name].find_opening_ms(unix_ms) > unix_ms)
+
+    def _list_others(self, name: str) -> list[str]:
+        """Return the other destinations, and the groups that a destination is no member of."""
+        groups = [group.name for group in self.groups.values() if name not in group.members]
+        return [*(other for other in self.destinations if other != name), *groups]
+
+    def wake_members(self, name: str) -> None:
+        """Wake the members of a group that a delivery of it may go to now. `LedgerWatch` wakes all others."""
+        try:
+            self.client.delete(drain_key(name))
+            circuits = self.ledger.circuits.read_circuits()
+            closed = self._find_closed(self.groups[name].members, self.ledger.unix_ms())
+            for member in find_next_members(self.groups[name], circuits, closed):
+                self.wake_ups.send(member)
+        except (redis.RedisError, LedgerError) as error:
+            log.warning("group_not_woken", group=name, error=str(error))
 
     def drain_destination(self, name: str) -> None:
         """Drain a destination, and wake it again if more is due. `LedgerWatch` retries after a failure."""
+        if name in self.groups:
+            self.wake_members(name)
+            return
         destination = self.destinations.get(name)
         if destination is None:
             log.warning("destination_unknown", destination=name)
@@ -221,7 +252,7 @@ class LedgerWatch:
                 self._shorten_waits()
                 due = self._find_due_destinations()
                 self._ledger_backoff.reset()
-                self._wake_destinations([name for name in due if name in self._worker.destinations])
+                self._wake_destinations(due)
                 self._queue_backoff.reset()
             except BootError as error:
                 self._refusal = error
@@ -243,30 +274,50 @@ class LedgerWatch:
 
         Hours are for deliveries only.
         """
-        ledger = self._worker.ledger
+        ledger, groups = self._worker.ledger, self._worker.groups
         now = ledger.unix_ms()
+        sending = ledger.deliveries.find_due_destinations(now)
+        others = (
+            *ledger.commitments.find_due_destinations(now),
+            *ledger.commitment_requests.find_wanting(
+                self._committing, now, {name: self._groups_of(name) for name in self._committing}
+            ),
+        )
+        circuits = ledger.circuits.read_circuits() if sending or others or groups else {}
+        paused = {name for name, circuit in circuits.items() if circuit.is_paused}
+        if groups:
+            sending = [*self._add_members([name for name in sending if name not in paused], circuits, now)]
         known = self._worker.destinations
-        due = [
-            *dict.fromkeys(
-                (
-                    *(
-                        name
-                        for name in ledger.deliveries.find_due_destinations(now)
-                        if name not in known or known[name].find_opening_ms(now) <= now
-                    ),
-                    *ledger.commitments.find_due_destinations(now),
-                    *ledger.commitment_requests.find_wanting(self._committing, now),
-                )
-            )
-        ]
-        circuits = ledger.circuits.read_circuits() if due else {}
-        return [name for name in due if name not in circuits or not circuits[name].is_paused]
+        due = (name for name in sending if name in known and known[name].find_opening_ms(now) <= now)
+        return [name for name in dict.fromkeys((*due, *others)) if name in known and name not in paused]
+
+    def _add_members(
+        self, sending: Sequence[str], circuits: Mapping[str, Circuit], unix_ms: int
+    ) -> Iterator[str]:
+        """Add the members of groups with due deliveries.
+
+        A member is also due for a probe, although its group sends to another member meanwhile.
+        """
+        yield from sending
+        for terms in self._worker.groups.values():
+            for member in terms.members:
+                action = find_permitted_action(circuits.get(member, Circuit(destination=member)), unix_ms)
+                if terms.name in sending or action is PermittedAction.PROBE:
+                    yield member
+
+    def _groups_of(self, name: str) -> list[str]:
+        return [terms.name for terms in self._worker.resources.groups.get(name, ())]
 
     def _shorten_waits(self) -> None:
         """Shorten waits that are longer than any that we begin: the clock was set back."""
         ledger = self._worker.ledger
-        for name, destination in self._worker.destinations.items():
-            longest_ms = round(destination.retry_max_seconds * 1000)
+        longest = {name: each.retry_max_seconds for name, each in self._worker.destinations.items()}
+        longest |= {
+            name: max(longest[member] for member in terms.members)
+            for name, terms in self._worker.groups.items()
+        }
+        for name, seconds in longest.items():
+            longest_ms = round(seconds * 1000)
             count = ledger.deliveries.shorten_waits(name, ledger.unix_ms(), LEASE_MS, longest_ms)
             if count:
                 log.warning(
@@ -307,7 +358,7 @@ def _consume_wakeups(worker: ForwardWorker, config: Config) -> None:
             # RQ refuses a registered name, and a consumer that lost Redis is still registered.
             name = f"{worker.name}-{number}" if number else worker.name
             try:
-                consumer = WakeupConsumer(name, client, worker.stop, worker.destinations)
+                consumer = WakeupConsumer(name, client, worker.stop, {**worker.destinations, **worker.groups})
                 consumer.run(worker.drain_destination, backoff.reset)
             except (redis.RedisError, OSError, ValueError) as error:
                 if worker.stop.is_set():

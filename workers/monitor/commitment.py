@@ -5,7 +5,7 @@ reported as missing.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 import structlog
@@ -40,11 +40,13 @@ class CommitmentPolicy:
         means: `committed` of each route that says more than "stored", by the name of the route.
         wait_ms: How long an instance that is not in the ledger is waited for.
         give_up_ms: How long deliveries are waited for. Then a report is tried as long.
+        groups: Names of the groups of each destination that is a member of any.
     """
 
     means: Mapping[str, str]
     wait_ms: int
     give_up_ms: int
+    groups: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
     @classmethod
     def from_config(cls, config: Config) -> "CommitmentPolicy":
@@ -57,6 +59,7 @@ class CommitmentPolicy:
             },
             round(config.commitment.wait_seconds * 1000),
             round(config.commitment.give_up_hours * 3_600_000),
+            {each.name: config.list_groups_of(each.name) for each in config.destinations},
         )
 
 
@@ -113,13 +116,24 @@ def _judge_object(found: Evidence, policy: CommitmentPolicy, age_ms: int) -> int
     relayed: set[str] = set()
     for meaning in meanings:
         kind, _, name = meaning.partition(":")
-        states += [found.deliveries.get(name)] if name else list(found.deliveries.values())
+        states += [_find_state(found, policy, name)] if name else list(found.deliveries.values())
         relayed |= {name} if kind == "committed" else set()
     if any(state in _LOST for state in states):
         return FailureReason.PROCESSING_FAILURE
     if all(state == DeliveryState.DELIVERED.value for state in states) and relayed <= found.committed:
         return COMMITTED
     return FailureReason.PROCESSING_FAILURE if age_ms >= policy.give_up_ms else None
+
+
+def _find_state(found: Evidence, policy: CommitmentPolicy, name: str) -> str | None:
+    """Return the state of the delivery to a destination, a group or a member; None without a delivery.
+
+    What another member of a group has is lost for this one.
+    """
+    state = found.deliveries.get(name) or found.members.get(name)
+    ends = {found.deliveries.get(group) for group in policy.groups.get(name, ())}
+    is_elsewhere = state is None and DeliveryState.DELIVERED.value in ends
+    return DeliveryState.DROPPED.value if is_elsewhere else state
 
 
 def _combine(results: Sequence[int | None]) -> int | None:

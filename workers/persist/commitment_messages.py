@@ -81,6 +81,7 @@ def _record_report(context: PersistContext, entry: SpoolEntry) -> None:
         outcomes,
         _make_decision(destination, now),
         now,
+        context.config.list_groups_of(name),
     )
     failures = sum(outcome.failure is not None for outcome in outcomes)
     if not is_ours:

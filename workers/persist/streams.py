@@ -59,4 +59,4 @@ class SpoolStreams:
         """Return the keys in Redis that persist workers use, with the type of each."""
         types = {**RQ_KEYS, SPOOLS_KEY: "set", **dict.fromkeys(self._found, "stream")}
         types |= {persisted_key(stream.removeprefix(stream_key(""))): "list" for stream in self._found}
-        return types | {drain_key(destination.name): "string" for destination in self._config.destinations}
+        return types | {drain_key(name): "string" for name in self._config.target_names}

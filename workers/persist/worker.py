@@ -368,8 +368,7 @@ class PersistWorker:
     def _prepare_stores(self, stack: contextlib.ExitStack) -> None:
         config = self._config
         retry_with_backoff(self._ledger_backoff, self._ledger.migrate)
-        names = [destination.name for destination in config.destinations]
-        clear_alarms_of_others(config.run_dir, BOUNDED_ALARM, names)
+        clear_alarms_of_others(config.run_dir, BOUNDED_ALARM, config.target_names)
         is_durable = config.receive.durability == "fsync"
         progress = self._claims.renew_if_due
         self._store = FileStore(

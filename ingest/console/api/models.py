@@ -99,6 +99,7 @@ class Delivery(AnswerModel):
     commitment: str = Field(
         description="Storage commitment by the destination: none, wanted, asked, committed or failed."
     )
+    member: str = Field(description="If the destination is a group: the member that it was sent to last.")
 
 
 class Studies(AnswerModel):
@@ -172,9 +173,11 @@ class CreatedDeliveries(AnswerModel):
 
 
 class Destination(AnswerModel):
-    """A destination with its circuit and its backlog."""
+    """A destination or a group with its circuit and its backlog."""
 
     name: str
+    policy: str = Field(description="Of a group; empty for a destination.")
+    members: list[str] = Field(description="Of a group.")
     backlog: int
     oldest_seconds: float | None
     oldest_due_seconds: float | None = Field(description="The same, counted within its hours only.")
@@ -576,6 +579,14 @@ class OfferedSyntaxes(AnswerModel):
     transfer_syntaxes: list[str]
 
 
+class ExplainedGroup(AnswerModel):
+    """A group that an instance goes to."""
+
+    group: str
+    policy: str
+    members: list[str]
+
+
 class RouteTestResult(AnswerModel):
     """Which routes take an instance, and why."""
 
@@ -584,6 +595,7 @@ class RouteTestResult(AnswerModel):
     kept_back: list[str]
     changes: list[DestinationChanges]
     offers: list[OfferedSyntaxes] = Field(description="For destinations with `transcode`.")
+    groups: list[ExplainedGroup]
     held_for: list[str] = Field(description="Destinations whose deliveries a person releases.")
     awaits: dict[str, str] = Field(description="Destinations that wait for the series or study.")
     hours: dict[str, str] = Field(description="Hours of deliveries, by destination; others have any time.")

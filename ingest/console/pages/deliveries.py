@@ -84,6 +84,7 @@ def _view_destinations(config: Config, snapshot: Snapshot) -> list[dict[str, Any
         each.name: f"{each.ae_title} {each.host}:{each.port}{' TLS' if each.tls else ''}"
         for each in config.destinations
     }
+    addresses |= {each.name: f"{each.policy}: {', '.join(each.members)}" for each in config.groups}
     return [
         {
             **row,

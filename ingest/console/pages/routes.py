@@ -22,7 +22,15 @@ async def show_routes(request: Request) -> Response:
 
 
 def _render(request: Request, config: Config, **values: Any) -> Response:
-    shown = {"explanation": None, "changes": (), "offers": (), "fault": "", "form": {}, **values}
+    shown = {
+        "explanation": None,
+        "changes": (),
+        "offers": (),
+        "groups": (),
+        "fault": "",
+        "form": {},
+        **values,
+    }
     return render(request, "routes.html", "routes", routes=_view_routes(config), **shown)
 
 
@@ -82,14 +90,16 @@ async def test_routes(request: Request) -> Response:
             return _render(request, console.config, fault=fault, form=values)
     fault = f"The file cannot be read: {explained.error}" if explained.routing is None else ""
     changes = [] if explained.routing is None else explained.changes
-    shown = {
-        "explanation": explained.routing,
-        "changes": changes,
-        "offers": explained.offers,
-        "fault": fault,
-        "form": values,
-    }
-    return _render(request, console.config, **shown)
+    return _render(
+        request,
+        console.config,
+        explanation=explained.routing,
+        changes=changes,
+        offers=explained.offers,
+        groups=explained.groups,
+        fault=fault,
+        form=values,
+    )
 
 
 def _find_stored(config: Config, uid: str) -> Instance | None:

@@ -473,7 +473,13 @@ def test_shipped_configuration_holds_every_key_with_its_default():
     compare(model.AuditSettings, data["audit"], "audit")
     compare(model.TraceSettings, data["traces"], "traces")
     for name, kind in (
-        lists | {"routes": model.Route, "alerts": model.AlertSettings, "webhooks": model.WebhookSettings}
+        lists
+        | {
+            "groups": model.Group,
+            "routes": model.Route,
+            "alerts": model.AlertSettings,
+            "webhooks": model.WebhookSettings,
+        }
     ).items():
         compare(kind, data[name][0], name) if name != "peers" else None
     for name in ("node", "receive", "queue", "store", "workers", "ledger", "retention", "log"):
