@@ -29,6 +29,8 @@ from tests.interop.files import storable
 from tests.unit.outgoing.test_coercion import stored_at
 from tests.unit.outgoing.test_transcoding import EXPLICIT, encode, make_file, syntax_of, write
 
+pytest.importorskip("jpeg_ls", reason="pyjpegls has no wheel for this Python")
+
 JPEG_LS, JPEG_2000, RLE = ENCODED
 DECODERS = {
     JPEG_LS: ["dcmdjpls"],
