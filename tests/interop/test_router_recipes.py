@@ -340,7 +340,7 @@ def test_second_archive_stands_in_for_the_first(
             walk.run("command ingest pause -c ingest.toml archive-a --reason upgraded")
             walk.run("command ingest resume -c ingest.toml archive-a")
             listed = walk.run("command ingest deliveries -c ingest.toml --destination archive --json")
-    members = {each["member"] for each in json.loads(listed)}
+    members = {json.loads(line)["member"] for line in listed.splitlines()}
     assert members == {"archive-a", "archive-b"}
     for folder, expected in (("a", first), ("b", second)):
         assert by_uid((tmp_path / folder).iterdir()).keys() == by_uid(expected).keys()

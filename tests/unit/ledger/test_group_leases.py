@@ -241,3 +241,22 @@ def test_forgotten_study_leaves_no_choice_behind(ledger: Ledger) -> None:
     assert count_choices() == 1
     assert ledger.retention.delete_removed_rows(unix_ms()) == 1
     assert count_choices() == 0
+
+
+def test_member_that_commits_is_asked_for_what_it_got_of_a_group(ledger: Ledger) -> None:
+    terms = make_terms(ROUND_ROBIN)
+    record(ledger, 2, 1)
+    for member in "ab":
+        [leased] = lease(ledger, terms, member)
+        result = DeliveryResult(
+            id=leased.id, owner=member, state=DeliveryState.DELIVERED, size=1, wants_commitment=True
+        )
+        ledger.deliveries.record_results("archive", [result], 1500, member)
+    requests = ledger.commitment_requests
+    assert requests.find_wanting(["a"], 2000) == []
+    assert requests.find_wanting(["a"], 2000, {"a": ["archive"]}) == ["a"]
+    begun = requests.begin_request("a", "1.9", 10, 9000, 2000, ["archive"])
+    assert begun is not None
+    assert [each.sop_instance_uid for each in begun[1].references] == ["1.2.0"]
+    assert requests.begin_request("a", "1.10", 10, 9000, 2001, ["archive"]) is None
+    assert requests.find_wanting(["b"], 2001, {"b": ["archive"]}) == ["b"]

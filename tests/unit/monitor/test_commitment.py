@@ -113,3 +113,23 @@ def test_only_what_somebody_keeps_is_committed_and_nothing_waits_for_ever(
                 assert set(one.deliveries.values()) <= {DONE}
     if age_ms >= POLICY.give_up_ms:
         assert result is not None
+
+
+@pytest.mark.parametrize(
+    ("name", "state", "members", "result"),
+    [
+        ("archive", DONE, {"a": DONE}, COMMITTED),
+        ("a", DONE, {"a": DONE}, COMMITTED),
+        # Another member has it, so this one never gets it.
+        ("b", DONE, {"a": DONE}, FAILED),
+        ("b", OPEN, {"a": OPEN}, WAIT),
+        ("a", LOST, {"a": LOST}, FAILED),
+    ],
+)
+def test_delivered_to_a_group_or_to_its_member(
+    name: str, state: str, members: dict[str, str], result: int | None
+) -> None:
+    groups = {"a": ("archive",), "b": ("archive",)}
+    policy = CommitmentPolicy({"one": f"delivered:{name}"}, 1000, 9000, groups)
+    evidence = Evidence("stored", CT, "one", {"archive": state}, members=members)
+    assert judge_reference(ASKED, [evidence], policy, 0) == result
