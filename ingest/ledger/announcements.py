@@ -56,6 +56,7 @@ _IDS: Final[BindParameter[Any]] = bindparam("ids", expanding=True)
 _ENDED: Final = (
     select(
         deliveries.c.state,
+        deliveries.c.member,
         deliveries.c.attempts,
         deliveries.c.last_status,
         instances.c.study_uid,
@@ -152,6 +153,7 @@ class Announcer:
         for row in found.mappings():
             data = {
                 "destination": destination,
+                "member": row["member"],
                 "study_uid": row["study_uid"],
                 "series_uid": row["series_uid"],
                 "sop_instance_uid": row["sop_instance_uid"],

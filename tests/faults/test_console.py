@@ -59,6 +59,20 @@ def test_killed_console_comes_back_and_reception_does_not_notice(make_node: Call
     assert node.stop() == 0
 
 
+def test_console_that_stands_still_delays_neither_reception_nor_the_end(
+    make_node: Callable[..., Node],
+) -> None:
+    port = free_port()
+    node = make_node(console=f"[console]\nport = {port}").start()
+    eventually(lambda: answers(port) == 200, 30)
+    [console] = [child.pid for child in node.children("ingest-console")]
+    os.kill(console, signal.SIGSTOP)
+    uids = send_hostile_study(node, "1.2.826.0.1.3680043.9.8", 3)
+    eventually(lambda: len(list(node.store.rglob("*.dcm"))) == len(uids), 20, "instances in the store")
+    assert Path(f"/proc/{console}/stat").read_text().split()[2] == "T"
+    assert node.stop() == 0
+
+
 def test_port_in_use_is_an_alarm_and_ends_with_it(make_node: Callable[..., Node]) -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
