@@ -299,6 +299,7 @@ def _check_ledger(config: Config) -> Iterator[Fault]:
 
 def _check_destinations(config: Config, names: SectionNames) -> Iterator[Fault]:
     first: dict[str, int] = {}
+    members = {name for group in config.groups for name in group.members}
     for index, destination in enumerate(config.destinations):
         key = f"destinations[{index}]"
         if destination.name in first:
@@ -312,6 +313,10 @@ def _check_destinations(config: Config, names: SectionNames) -> Iterator[Fault]:
         if destination.one_association_per_study and destination.associations > 1:
             cause = "studies go one after the other, so that no two associations carry the same one"
             yield Fault(f"{key}.associations", cause, "set it to 1, or remove one_association_per_study")
+        if destination.one_association_per_study and destination.name in members:
+            cause = "a member of a group cannot have it: the group chooses the deliveries of an association"
+            remedy = "remove it, or name the destination in routes instead of its group"
+            yield Fault(f"{key}.one_association_per_study", cause, remedy)
         yield from _check_statuses(key, destination)
         yield from route_rules.check_destination_hours(key, destination)
         if destination.changes_attributes or destination.map_unmatched != "send":
